@@ -1,6 +1,6 @@
-"""The gradients of `reference.moe` in float64 NumPy, slow and obvious: `reference.backward`.
+"""The gradients of `reference.moe` in float64 NumPy (`reference.backward`), slow and obvious.
 
-For dy = dL/dy of any loss L, with the names of `reference.py` and d for the derivative of L:
+They are for dy = dL/dy of any loss L. Names are those of `reference.py`; dz is the derivative of L by z:
 
     dw[t,j]  = <dy[t], f_e(x[t])>, e = ids[t,j]                        0 for a choice not taken
     df_e     = w[t,j] dy[t]                                            of the tokens t that chose e at j
@@ -9,8 +9,8 @@ For dy = dL/dy of any loss L, with the names of `reference.py` and d for the der
     dx[t]    = sum over j of (du up^T + dg gate^T), and the router's, the shared expert's and identity experts' parts
     ds       = dw times the derivatives of the weights, + dlogits; drouter = x^T ds, dx += ds router^T
 
-The choice of experts has no derivative, and neither has what decides it alone (select_bias). A bound passes gradients
-of values that are at it or within it. "sparsemixer": which experts are close counts as given.
+The choice of experts has no derivative, and neither has an array that only decides the choice (select_bias). A limit
+passes gradients of values up to and at the limit. For "sparsemixer" the set of close experts counts as constant.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def gated_slopes(cfg: MoEConfig, g: Floats, u: Floats) -> tuple[Floats, Floats, 
 
 
 class Expert(NamedTuple):
-    """The gradients of one expert on some rows. dx: [M, H]; arrays: by name, as the expert's own."""
+    """The gradients of one expert on some rows. dx: [M, H]. arrays: by the names of the expert's arrays."""
 
     y: Floats
     dx: Floats
@@ -86,7 +86,7 @@ class Expert(NamedTuple):
 
 
 def expert(cfg: MoEConfig, x: Floats, dy: Floats, one: Arrays) -> Expert:
-    """x, dy: [M, H]; one: up, down, and gate and biases where there are, of one expert."""
+    """The gradients of one expert. x, dy: [M, H]. one: the expert's up, down, and gate and biases if it has them."""
     up, down = one["up"], one["down"]
     u = x @ up + one.get("up_bias", 0.0)
     dh, arrays = dy @ down.T, {}
@@ -103,7 +103,7 @@ def expert(cfg: MoEConfig, x: Floats, dy: Floats, one: Arrays) -> Expert:
     return Expert(h @ down + one.get("down_bias", 0.0), dx, {name: arrays[name] for name in one})
 
 
-# ---- the router: for each score, the derivative by the scores of the k weights
+# ---- the router: for each kind of score, the derivative of the k weights by the scores
 
 
 def _scattered(values: Floats, ids: Ints, columns: int) -> Floats:
@@ -117,7 +117,7 @@ def by_softmax(p: Floats, dp: Floats) -> Floats:
 
 
 def _by_shares(values: Floats, dw: Floats, renormalize: bool) -> Floats:
-    """From the derivative by the weights to that by the values that they are, or are shares of."""
+    """The derivative by values, from that by the weights, which are the values, or their shares if renormalized."""
     if not renormalize:
         return dw
     total = values.sum(axis=1, keepdims=True) + config.LEAST_SUM
@@ -149,7 +149,7 @@ def sigmoid_scores(scores: Floats, ids: Ints, renormalize: bool, dw: Floats) -> 
 
 def sqrtsoftplus_values(scores: Floats, d: Floats) -> Floats:
     roots = parts.sqrtsoftplus(scores)
-    far = scores < parts.FAR  # there the derivative of e^(s / 2)
+    far = scores < parts.FAR  # there the derivative is that of e^(s / 2)
     return d * np.where(far, 0.5 * roots, sigmoid(scores) / np.where(far, 1.0, 2 * roots))
 
 
@@ -174,14 +174,14 @@ def sparsemixer_scores(scores: Floats, ids: Ints, renormalize: bool, dw: Floats)
 SCORES: dict[str, Callable[[Floats, Ints, bool, Floats], Floats]] = {
     name: globals()[f"{name}_scores"] for name in config.SCORES
 }
-# by score, from the derivative by `parts.VALUES` of all experts to that by their scores
+# by kind of score: the derivative by all experts' scores, from that by their `parts.VALUES`
 VALUES: dict[str, Callable[[Floats, Floats], Floats]] = {name: globals()[f"{name}_values"] for name in config.BIASED}
 
 
 def by_logits(cfg: MoEConfig, logits: ArrayLike, ids: ArrayLike, dw: ArrayLike) -> Floats:
-    """The gradient by the logits [S, columns] (biased scores) from dw [S, k], that by the combine weights.
+    """The gradient by the logits [S, columns] (biased scores), from the gradient dw [S, k] by the combine weights.
 
-    ids: [S, k], as chosen: those beyond the capacity too, with dw 0 there.
+    ids: [S, k], as chosen, with choices beyond the capacity; dw is 0 for those.
     """
     scores, scaled = np.asarray(logits, np.float64), np.asarray(dw, np.float64) * cfg.router.scale
     return SCORES[cfg.router.score](scores, np.asarray(ids, np.int64), cfg.router.renormalize, scaled)
@@ -218,15 +218,15 @@ def backward(
     router_x : array [S, H] or None, default None
         What the router reads instead of x.
     dlogits : array [S, columns] or None, default None
-        A loss's gradient by the router's logits, which is added to theirs.
+        The gradient of a further loss by the router's logits, which is added to theirs.
     **arrays : array
         The layer's arrays, as `reference.moe` takes them.
 
     Returns
     -------
     dict of str to array, float64
-        By "x", and by each array, under its name and of its shape; routed from outside, also by "weights"; with
-        router_x, also by "router_x". select_bias has no gradient.
+        "x" and each array's name -> the gradient by it, of its shape. Also "weights" if ids and weights were given, and
+        "router_x" if it was given. select_bias has no gradient.
 
     Raises
     ------
@@ -291,7 +291,7 @@ def expert_names(cfg: MoEConfig) -> list[str]:
 
 
 def without_capacity(cfg: MoEConfig) -> MoEConfig:
-    """`cfg` without a capacity: its ids name choices beyond it too."""
+    """`cfg` without a capacity, so that ids also name choices beyond it."""
     return replace(cfg, router=replace(cfg.router, capacity=None, capacity_factor=None))
 
 

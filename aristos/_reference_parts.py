@@ -15,7 +15,7 @@ from .errors import InputError
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-FAR = -40.0  # below it, 1 + e^x is 1 in float64
+FAR = -40.0  # below this x, 1 + e^x is 1 in float64
 erf = np.vectorize(math.erf, otypes=[np.float64])
 
 
@@ -33,12 +33,12 @@ def gelu_tanh(x: Floats) -> Floats:
 
 
 def silu(x: Floats) -> Floats:
-    """x sigmoid(x); sigmoid through tanh, because exp(-x) overflows for large negative x."""
+    """x sigmoid(x). The sigmoid is computed by tanh, because exp(-x) overflows for large negative x."""
     return x * 0.5 * (1.0 + np.tanh(0.5 * x))
 
 
 def swiglu_oai(x: Floats) -> Floats:
-    """x sigmoid(1.702 x): applied to the gate's product in gpt-oss."""
+    """x sigmoid(1.702 x), which gpt-oss applies to the gate's product."""
     return x * 0.5 * (1.0 + np.tanh(0.5 * 1.702 * x))
 
 
@@ -67,15 +67,15 @@ def softmax(scores: Floats) -> Floats:
 
 
 def softmax_weights(scores: Floats, ids: Ints, renormalize: bool) -> Floats:
-    """The softmax over all experts, at the experts `ids`; scores [S, E], ids [S, k] -> [S, k].
+    """[S, k]: the softmax over all experts, at the experts `ids` [S, k]. scores: [S, E].
 
-    Divided by their sum they are the softmax over the k, which keeps the digits of small ones.
+    If renormalized, it is computed as the softmax over the k, which keeps the digits of small weights.
     """
     return softmax_topk_weights(scores, ids, True) if renormalize else at(softmax(scores), ids)
 
 
 def softmax_topk_weights(scores: Floats, ids: Ints, renormalize: bool) -> Floats:
-    """The softmax over the experts `ids` alone; its sum is one in any case."""
+    """The softmax over only the experts `ids`. Its sum is one, renormalized or not."""
     return softmax(at(scores, ids))
 
 
@@ -84,13 +84,13 @@ def at(values: Floats, ids: Ints) -> Floats:
 
 
 def sigmoid(x: Floats) -> Floats:
-    """1 / (1 + e^-x), or e^x / (1 + e^x) below zero: it keeps its digits however small it is."""
+    """1 / (1 + e^-x). Below zero it is computed as e^x / (1 + e^x), which keeps digits of small values."""
     power = np.exp(-np.abs(x))
     return np.where(x < 0, power, 1.0) / (1.0 + power)
 
 
 def sqrtsoftplus(x: Floats) -> Floats:
-    """sqrt(log(1 + e^x)); far below zero that is e^(x / 2), which has bits where e^x has none."""
+    """sqrt(log(1 + e^x)). Far below zero it is computed as e^(x / 2), because e^x is zero there."""
     return np.where(x < FAR, np.exp(0.5 * np.minimum(x, 0.0)), np.sqrt(np.logaddexp(0.0, np.maximum(x, FAR))))
 
 
@@ -108,7 +108,7 @@ def sqrtsoftplus_weights(scores: Floats, ids: Ints, renormalize: bool) -> Floats
 
 
 def sparsemixer_weights(scores: Floats, ids: Ints, renormalize: bool) -> Floats:
-    """For each choice, its share of the softmax over those of the rest that are close to it; see `Router`."""
+    """For each choice, its share of the softmax over the remaining experts that are close to it; see `Router`."""
     rest, found = scores.copy(), np.zeros(ids.shape)
     for j in range(ids.shape[1]):
         best = np.take_along_axis(scores, ids[:, j : j + 1], axis=1)
@@ -122,12 +122,12 @@ def sparsemixer_weights(scores: Floats, ids: Ints, renormalize: bool) -> Floats:
 SCORES: dict[str, Callable[[Floats, Ints, bool], Floats]] = {
     name: globals()[f"{name}_weights"] for name in config.SCORES
 }
-# by score, the weights of all experts before the choice: what a bias for choosing and `losses.sequence` take
+# by kind of score: weights of all experts before the choice, which a bias for choosing and `losses.sequence` use
 VALUES: dict[str, Callable[[Floats], Floats]] = {name: globals()[name] for name in config.BIASED}
 
 
 def in_kept_groups(cfg: MoEConfig, values: Floats) -> NDArray[np.bool_]:
-    """values: [S, E] -> [S, E], whether an expert lies in one of its token's best groups; ties: the lowest group."""
+    """[S, E]: whether an expert is in one of its token's best groups. Ties: the lowest group. values: [S, E]."""
     groups = values.reshape(len(values), cfg.router.groups, cfg.columns // cfg.router.groups)
     order = np.sort(groups, axis=2)[:, :, ::-1]
     best = order[:, :, 0] if cfg.router.group_score == "max" else order[:, :, 0] + order[:, :, 1]
@@ -138,7 +138,7 @@ def in_kept_groups(cfg: MoEConfig, values: Floats) -> NDArray[np.bool_]:
 
 
 def within_capacity(cfg: MoEConfig, ids: Ints) -> Ints:
-    """ids [S, k] of one rank's tokens, with -1 for choices beyond an expert's capacity; see `Router`."""
+    """ids [S, k] of one rank's tokens, with -1 in place of choices beyond an expert's capacity; see `Router`."""
     factor, capacity = cfg.router.capacity_factor, cfg.router.capacity
     if factor is not None:
         capacity = math.ceil(factor * len(ids) * cfg.top_k / cfg.experts)
@@ -168,9 +168,9 @@ def route(
 ) -> tuple[Ints, Floats]:
     """The router's choices for the tokens of one rank, in float64.
 
-    The k experts are chosen by score, not by softmax, which may round two different scores to one probability; with a
-    bias for choosing they are chosen by weight plus bias. Equal values go to the lowest id. Columns: E and the identity
-    experts.
+    The k experts are chosen by score, not by softmax, which may round two different scores to one probability. With a
+    bias for choosing they are chosen by weight plus bias. Of equal values the lowest id wins. Columns are the E
+    experts, then the identity experts.
 
     Parameters
     ----------
@@ -200,7 +200,9 @@ def route(
     scores = scores_of(cfg, x, router, router_bias)
     if not np.isfinite(scores).all():
         token = int(np.argmin(np.isfinite(scores).all(axis=1)))
-        raise InputError(f"router scores must be finite, got {scores[token].tolist()} for token {token}")
+        raise InputError(
+            f"router scores must be finite, got {scores[token].tolist()} for token {token}: check x and router"
+        )
     values = scores
     if select_bias is not None or (cfg.router.groups and cfg.router.group_score == "sum_top2"):
         if cfg.router.score not in VALUES:

@@ -17,8 +17,10 @@ from .weight_types import PACKED_ROWS, WeightType, packed
 
 
 class ActivationRule(NamedTuple):
-    """code: the activation's number in kernels. gate_only: whether the layer must be gated. shift: a number added to
-    the product that the gate multiplies.
+    """An activation. code: its number in kernels. gate_only: whether the layer must be gated.
+
+    shift: a number that is added
+    to the product that the gate multiplies.
     """
 
     code: int
@@ -39,8 +41,10 @@ Activation = Literal["relu", "gelu", "gelu_tanh", "silu", "swiglu_oai", "relu2"]
 
 
 class ScoreRule(NamedTuple):
-    """code: the score's number in kernels. valued: whether it gives each expert a value, so that groups and a bias for
-    choosing can be compared. jumps: whether weights jump where two scores are close, so that rounding can move them.
+    """A kind of score. code: its number in kernels.
+
+    valued: whether it gives each expert a value, so that groups and a bias
+    for choosing can be compared. jumps: whether weights jump if two scores are close, so that rounding can move them.
     """
 
     code: int
@@ -63,20 +67,23 @@ ValuedScore = Literal["softmax", "sigmoid", "sqrtsoftplus"]
 GROUP_SCORES: dict[str, int] = {"max": 0, "sum_top2": 1}  # a group's score is its best expert's, or its best two's sum
 GroupScore = Literal["max", "sum_top2"]
 WEIGHTS_ON: tuple[str, ...] = ("output", "input")
-MOST_GROUPS = 63  # a set of groups is a word
+MOST_GROUPS = 63  # most groups: a set of groups is one word
 SPARSEMIXER_WIDTH = 0.02  # twice the jitter of Phi-3.5-MoE
-LEAST_SUM = 1e-20  # added to the sum of k weights that are divided by it, as in DeepSeek-V3's code
+LEAST_SUM = 1e-20  # added to the sum of k weights before they are divided by it, as in DeepSeek-V3's code
 PRECISIONS: tuple[str, ...] = ("highest", "high")
 BACKENDS: tuple[str, ...] = ("cpu", "cuda")
 MOVES: tuple[str, ...] = ("auto", "tokens", "experts")  # what crosses between the ranks of a node
-MOST_EXPERTS = 1 << 20  # experts of a layer, and ranks: tables have an entry for each
-MOST_THREADS = 4096  # workers of a rank
-LARGEST = (1 << 40) - 1  # the largest size: products of sizes fit 64 bits
-OVERDUE = 10  # absent_timeout is this many times timeout, unless it is given
+MOST_EXPERTS = 1 << 20  # most experts of a layer, and most ranks: tables have an entry for each
+MOST_THREADS = 4096  # most workers of a rank
+LARGEST = (1 << 40) - 1  # the largest size, so that products of sizes fit 64 bits
+OVERDUE = 10  # absent_timeout is by default this many times timeout
 
 
 def whole(name: str, value: object, most: int = LARGEST, wanted: str = "a positive int below 2**40") -> int:
-    """`value` as an int; raises InputError unless it is an integer of Python or NumPy in 1..most. wanted: its text."""
+    """`value` as an int. Raises InputError unless it is an integer of Python or NumPy in 1..most.
+
+    wanted: for the message.
+    """
     number = int(value) if isinstance(value, int | np.integer) and not isinstance(value, bool) else 0
     if not 1 <= number <= most:
         raise InputError(f"{name} must be {wanted}, got {quoted(value)}")
@@ -84,7 +91,7 @@ def whole(name: str, value: object, most: int = LARGEST, wanted: str = "a positi
 
 
 def real(value: object) -> float:
-    """`value`, a number of Python or NumPy, as a float; NaN for anything else, infinity for one that is too large."""
+    """`value`, a number of Python or NumPy, as a float: NaN if it is anything else, infinity if it is too large."""
     if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
         return math.nan
     try:
@@ -107,7 +114,7 @@ def _one_of(name: str, value: object, choices: Iterable[str]) -> str:
 
 
 def _normalize(options: object, **values: object) -> None:
-    """Set fields of a frozen dataclass: equal options have equal text, which ranks compare."""
+    """Set fields of a frozen dataclass, so that equal options have equal text, which ranks compare."""
     for name, value in values.items():
         object.__setattr__(options, name, value)
 
@@ -142,28 +149,31 @@ class Router:
         - "softmax_topk": the softmax over the k largest s (gpt-oss, Granite).
         - "sigmoid": 1 / (1 + e^-s) at the k largest (DeepSeek-V3).
         - "sqrtsoftplus": sqrt(log(1 + e^s)) at the k largest (DeepSeek-V4).
-        - "sparsemixer": for the best, then for the best of the rest, and so on: its share of the softmax over those of
-          the rest that are at most 0.02 max(abs(s_i), best) below it (Phi-3.5-MoE, arXiv:2409.12136).
+        - "sparsemixer": each choice is the best of the experts that earlier choices left. Its weight is its share of
+          the softmax over those of them that are at most 0.02 max(abs(s_i), best) below it (Phi-3.5-MoE,
+          arXiv:2409.12136).
     renormalize : bool, default True
         Divide the k weights by their sum plus 1e-20. It has no effect with "softmax_topk", whose weights sum to one,
         and with "sparsemixer".
     scale : float, default 1.0
         A factor on every combine weight.
     groups : int, default 0
-        The experts are this many groups of equal size, at most 63. 0: no groups.
+        How many groups of equal size the experts form, at most 63. 0: no groups.
     topk_groups : int, default 0
-        With groups, how many of the best ones experts are chosen from.
+        With groups, from how many of the best groups experts are chosen.
     group_score : str, default "max"
-        What groups are compared by: "max", their largest weight (DeepSeek-V2), or "sum_top2", the sum of their two
-        largest (DeepSeek-V3).
+        The value by which groups are compared: "max", their largest weight (DeepSeek-V2), or "sum_top2", the sum of
+        their two largest weights (DeepSeek-V3).
     capacity_factor : float or None, default None
-        A rank sends at most ceil(capacity_factor * S * k / E) of its S tokens to an expert: first choices come before
-        second ones, and tokens in their order. `Routing.dropped` has the number of choices that were dropped; their ids
-        are -1. None: no limit.
+        A rank sends at most ceil(capacity_factor * S * k / E) of its S tokens to an expert. First choices count before
+        second ones, and tokens in order. `Routing.dropped` is the number of choices that were dropped; their ids are
+        -1. None: no limit.
     weight_on : str, default "output"
-        "input", for k = 1: an expert gets the weighted token, and its output counts once (Llama 4).
+        "output": an expert's output is multiplied by the weight. "input", for k = 1: the expert gets the token times
+        the weight, and its output is not weighted (Llama 4).
     capacity : int or None, default None
-        The same limit as a number of choices (`expert_capacity` of Switch Transformers); one of the two at most.
+        The same limit as a number of choices (`expert_capacity` of Switch Transformers). At most one of `capacity` and
+        `capacity_factor` may be given.
 
     Raises
     ------
@@ -258,24 +268,24 @@ class MoEConfig:
     router : Router, default Router()
         How experts are chosen.
     precision : str, default "highest"
-        "high" allows products of float32 by three products of bfloat16, with 16 significant bits of rows, hidden
-        activations and weights: outputs within 2e-5 of the largest one. Only CPUs with AMX gain by it and do so; all
-        others compute as with "highest".
+        "high" allows products of float32 to be made of three products of bfloat16, with 16 significant bits of rows,
+        hidden activations and weights. Errors of outputs are within 2e-5 of the largest output. Only CPUs with AMX do
+        this, because only they gain by it; all others compute as with "highest".
     identity_experts : int, default 0
         How many identity experts there are. Ids from `experts` up name them, and they return the token itself
         (LongCat); the router has a column for each of them.
     shared_ffn : int, default 0
-        The width of the shared expert, which every rank has and every token passes; 0: none. Several shared experts are
-        one of their summed width. Activation, gate, limit and biases are as the experts'. Its output is added to those
-        of the chosen experts.
+        The width of the shared expert, which every rank has and every token passes; 0: none. Several shared experts
+        count as one of their summed width. Activation, gate, limit and biases are as for the experts. Its output is
+        added to the outputs of the chosen experts.
     shared_sigmoid : bool, default False
         The shared expert's output is multiplied by sigmoid(x·w) for a vector w (Qwen2-MoE).
     limit_after : bool, default False
-        With limit, act(g) is clamped and not g (Step-3.7).
+        With limit, act(g) is clamped instead of g (Step-3.7).
     weight_dtype : str, WeightType or None, default None
-        The type of experts' matrices that stay packed: "fp8", "int8", "int4", "mxfp4", or one that `aristos.packed`
-        makes. Packed weights are for CPUs, with rows of float32 or bfloat16, and are not trained. None: matrices have
-        the rows' type.
+        The type in which experts' matrices stay packed: "fp8", "int8", "int4", "mxfp4", or a type that `aristos.packed`
+        makes. Packed weights need CPUs and rows of float32 or bfloat16, and cannot be trained. None: matrices have the
+        rows' type.
 
     Raises
     ------
@@ -310,12 +320,12 @@ class MoEConfig:
 
     @property
     def packed(self) -> WeightType | None:
-        """`weight_dtype` as a type; None: experts' matrices have the rows' type."""
+        """`weight_dtype` as a WeightType; None if experts' matrices have the rows' type."""
         return self.weight_dtype if isinstance(self.weight_dtype, WeightType) else None
 
     @property
     def columns(self) -> int:
-        """Columns of the router: experts and identity experts."""
+        """How many columns the router has: experts, then identity experts."""
         return self.experts + self.identity_experts
 
     def __post_init__(self) -> None:
@@ -347,7 +357,7 @@ class MoEConfig:
         self._check_router()
 
     def _check_flags(self) -> None:
-        """Raise InputError for a flag whose subject is missing."""
+        """Raise InputError for a flag about something that the layer does not have."""
         _normalize(
             self,
             shared_sigmoid=boolean("shared_sigmoid", self.shared_sigmoid),
@@ -359,7 +369,7 @@ class MoEConfig:
             raise InputError("limit_after=True requires a limit, got limit=None")
 
     def _check_packed(self) -> None:
-        """Turn the name of a type of packed weights into it. Raises InputError for one that this layer cannot have."""
+        """Replace the name of a type of packed weights by the type. Raises InputError for a type that does not fit."""
         if self.weight_dtype is None:
             return
         kind = self.weight_dtype
@@ -382,7 +392,7 @@ class MoEConfig:
         """Raise InputError for a router that this layer cannot have."""
         router, k = self.router, self.top_k
         if router.weight_on == "input" and k != 1:
-            raise InputError(f"weight_on='input' requires top_k=1, got top_k={k}: weigh the outputs instead")
+            raise InputError(f"weight_on='input' requires top_k=1, got top_k={k}: use weight_on='output'")
         if self.identity_experts:
             for name, value in (
                 ("groups", router.groups),
@@ -391,7 +401,7 @@ class MoEConfig:
                 ("weight_on='input'", router.weight_on == "input"),
             ):
                 if value:
-                    raise InputError(f"identity_experts={self.identity_experts} cannot be combined with {name}")
+                    raise InputError(f"identity_experts must be 0 with {name}, got {self.identity_experts}")
         if router.groups:
             self._check_groups(router.groups, router.topk_groups)
 

@@ -1,4 +1,7 @@
-"""An error class for each failure that a user can act on; all derive from `AristosError` and are names of `aristos`."""
+"""An error class for each failure that a user can act on.
+
+All derive from `AristosError`, and `aristos` exports them.
+"""
 
 from kernel_cache import errors
 
@@ -6,7 +9,7 @@ from kernel_cache import errors
 class AristosError(Exception):
     """Base class of the errors that Aristos raises on purpose."""
 
-    on_all_ranks = True  # where a collective raises it, every rank raises
+    on_all_ranks = True  # if a collective raises it on one rank, every rank raises
 
 
 class InputError(AristosError, errors.InputError, ValueError):
@@ -50,11 +53,11 @@ class WaitTimeout(AristosError, TimeoutError):
 class PoisonedError(AristosError):
     """Another rank failed during a call and notified this one; the engine is unusable."""
 
-    on_all_ranks = False  # each rank leaves for itself
+    on_all_ranks = False  # ranks raise it independently of each other
 
 
 class CorruptionError(AristosError):
-    """Another rank's word has a value that no rank writes: shared memory was damaged; the engine is unusable."""
+    """A word of another rank has a value that no rank writes, so shared memory was damaged; the engine is unusable."""
 
 
 class EnvironmentProblem(AristosError, errors.EnvironmentProblem):

@@ -1,12 +1,12 @@
 """Losses on a call's routing: they keep experts evenly loaded and router scores small.
 
-Each takes the `Routing` of a call with `return_routing=True` and returns (loss, dlogits): the loss over all ranks of
-`comm`, the same float on each, and its gradient by this rank's logits, float32 of their shape. Loads are counts and
-have no gradient. With comm, calls are collective; None is this process alone. E: columns of the logits; T: tokens of
-all ranks; p: the softmax of the logits. Sums over tokens are in fixed point with 52 bits of the largest term, and so
-exact after that rounding: loss and gradient have the same bits however the tokens are shared among ranks, except for
-`gshard`, whose groups are the ranks. They are plain NumPy, know no layer, and do not add themselves to anything.
-`bias_step` balances loads without a loss.
+Each function takes the `Routing` of a call with `return_routing=True` and returns (loss, dlogits): the loss over all
+ranks of `comm`, the same float on each, and its gradient by this rank's logits, float32 of their shape. Loads are
+counts and have no gradient. With comm, calls are collective; None is this process alone. E: columns of the logits; T:
+tokens of all ranks; p: the softmax of the logits. Terms of sums over tokens are rounded to fixed point, with 52 bits of
+the largest term, and then added exactly. So loss and gradient have the same bits however the tokens are shared among
+ranks, except for `gshard`, whose groups are the ranks. The functions are plain NumPy and know no layer: to use a loss,
+add it and its gradient yourself. `bias_step` balances loads without a loss.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .errors import AristosError, InputError, PeerInputError
 from .routing import Routing
 
 FIXED = 52  # bits of a fixed-point term
-HALF = 26  # the bits in a term's low part: sums of 2^37 terms fit 64 bits
+HALF = 26  # bits of a term's low part, so that sums of 2^37 terms fit 64 bits
 Floats = np.ndarray
 Result = tuple[float, np.ndarray]
 
@@ -236,8 +236,8 @@ def z(routing: Routing, coefficient: float, comm: Any = None) -> Result:
 def bias_step(select_bias: ArrayLike, counts: ArrayLike, rate: float, comm: Any = None) -> np.ndarray:
     """A router's select_bias after one step towards even loads: no loss, no gradient.
 
-    An expert's bias goes up by `rate` where it got fewer choices than the mean, down where it got more. With comm,
-    collective.
+    An expert's bias goes up by `rate` if it got fewer choices than the mean, and down if it got more. With comm the
+    call is collective.
 
     Parameters
     ----------
@@ -253,7 +253,7 @@ def bias_step(select_bias: ArrayLike, counts: ArrayLike, rate: float, comm: Any 
     Returns
     -------
     array [E], float32
-        The same on all ranks: `load_router(layer, select_bias=...)` takes it.
+        The new bias, equal on all ranks, for `load_router(layer, select_bias=...)`.
 
     Raises
     ------
@@ -287,7 +287,7 @@ def bias_step(select_bias: ArrayLike, counts: ArrayLike, rate: float, comm: Any 
 
 
 def _agree(problem: AristosError | None, comm: Any) -> None:
-    """Raise on every rank where one cannot go on."""
+    """Raise on every rank if one has a problem."""
     if comm is not None:
         for rank, text in enumerate(comm.allgather(None if problem is None else str(problem))):
             if text is not None and problem is None:
@@ -297,16 +297,18 @@ def _agree(problem: AristosError | None, comm: Any) -> None:
 
 
 def _meet(routing: Routing, comm: Any, problem: AristosError | None = None) -> Floats:
-    """The logits as [S, E] float64; raises on every rank where one cannot compute the loss."""
+    """The logits as [S, E] float64. Raises on every rank if one cannot compute the loss."""
     if problem is None and routing.logits is None:
-        problem = InputError("the routing has no logits: the call brought its ids, and no router computed scores")
+        problem = InputError(
+            "a loss needs the logits of the routing, got none: the call brought its ids, so no router computed scores"
+        )
     _agree(problem, comm)
     assert routing.logits is not None
     return np.asarray(routing.logits, np.float64).reshape(-1, routing.logits.shape[-1])
 
 
 def _choices(routing: Routing) -> np.ndarray:
-    """[S, k] ids, with those beyond the capacity."""
+    """[S, k] the chosen ids, with choices beyond the capacity."""
     return routing.chosen.reshape(-1, routing.chosen.shape[-1])
 
 
@@ -323,7 +325,7 @@ def _ends(routing: Routing, score: Any, lengths: Sequence[int] | None) -> np.nda
         return np.arange(each, count + 1, each) if count else np.zeros(0, np.int64)
     try:
         given = np.asarray(lengths)
-    except ValueError:  # lists of different lengths: refused below
+    except ValueError:  # lists of different lengths are refused below
         given = np.empty((0, 0), np.int64)
     if len(shape) != 2 or given.ndim != 1 or given.dtype.kind not in "iu" or (given < 1).any() or given.sum() != count:
         raise InputError(f"lengths must be positive ints of sum {count} for logits [S, E], got {lengths!r}")
@@ -343,13 +345,13 @@ def _sum(values: Floats, comm: Any) -> Floats:
 
 
 def _fixed_sum(values: Floats, comm: Any) -> Floats:
-    """values: [n, m] -> [m] float64, the sum over the rows of all ranks; equal bits for any share of them.
+    """[m] float64: the sum of the rows of all ranks, values [n, m], with equal bits however ranks share the rows.
 
-    Every term is rounded to 2^-52 of the largest one of all, up to a factor of two; whole numbers are then added.
+    Every term is rounded to 2^-52 of the largest term, up to a factor of two; then whole numbers are added.
     """
     largest = float(np.abs(values).max(initial=0.0))
     if comm is not None:
-        largest = float(np.max(comm.allgather(largest)))  # NaN, if one is
+        largest = float(np.max(comm.allgather(largest)))  # NaN if any rank's is
     if not 0.0 < largest < np.inf:
         return np.full(values.shape[1], largest)
     shift = FIXED - int(np.frexp(largest)[1])

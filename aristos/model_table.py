@@ -1,7 +1,7 @@
 """Published MoE models: sizes, router, experts and source of each, and whether Aristos has all of it.
 
-Sources: a page of a config.json, a script, or "transformers": the defaults of that directory in transformers 5.24.0.
-"unchecked" stands in a source where a size was not read there. 0 layers: not known.
+A source is the page of a config.json, a script, or "transformers", which means the defaults of that directory in
+transformers 5.24.0. "unchecked" in a source means that a size was not read there. 0 layers: not known.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-ATTENTION = 4  # times hidden^2 parameters of a layer's attention: four square matrices
+ATTENTION = 4  # a layer's attention has this many times hidden^2 parameters: four square matrices
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Model:
     lacking : str, default ""
         What Aristos does not have; empty if it has everything.
     outside : bool, default False
-        Whether the layer runs with ids and weights from outside all the same.
+        Whether the layer nevertheless runs if the caller brings ids and weights.
     """
 
     hidden: int
@@ -69,12 +69,12 @@ class Model:
 
     @property
     def expert(self) -> int:
-        """Parameters of one expert of one layer."""
+        """How many parameters one expert of one layer has."""
         return self._feed_forward(self.ffn)
 
     @property
     def dense(self) -> int:
-        """Parameters outside the routed experts, embeddings and routers left out."""
+        """How many parameters are outside the routed experts, without embeddings and routers."""
         plain = (self.layers - self.moe_layers) * self._feed_forward(self.dense_ffn)
         return ATTENTION * self.hidden**2 * self.layers + self.moe_layers * self._feed_forward(self.shared) + plain
 
@@ -110,7 +110,7 @@ def _row(
     lacking: str = "",
     outside: bool = False,
 ) -> Model:
-    """shape: hidden, ffn, experts, top_k, MoE layers, layers."""
+    """A row of the table. shape: hidden, ffn, experts, top_k, MoE layers, layers."""
     return Model(*shape, gated, source, shared, dense, family, router, options, lacking, outside)
 
 

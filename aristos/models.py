@@ -1,8 +1,8 @@
-"""Presets to measure (`PRESETS`), of published models (`MODELS`, the table in model_table.py) and five more shapes.
+"""Presets to measure (`PRESETS`): shapes of published models (`MODELS`, see model_table.py), and five more.
 
 A preset keeps a model's number of experts, top-k, activation and routing rule, and divides its widths by `scale`,
-so that the ratio of tokens to experts stays real on a laptop. Where the layer lacks something of a model,
-`note` names it. `reduced` makes a layer of any model of the table at a fraction of its width.
+so that the ratio of tokens to experts is realistic on a laptop. If the layer lacks something of a model, `note` names
+it. `reduced` makes a layer of any model of the table at a fraction of its width.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def _compared(tokens: int, hidden: int, ffn: int, experts: int, top_k: int, sour
 
 
 def _published(name: str, scale: int, note: str = "") -> Preset:
-    """The preset of a model of the table, with few and with many tokens; without its shared expert and capacity."""
+    """The preset of a model of the table, for few and for many tokens, without the shared expert and the capacity."""
     m = MODELS[name]
     kept = {key: value for key, value in m.options.items() if key in ("activation", "bias", "limit")}
     return Preset(
@@ -125,7 +125,7 @@ def listing() -> str:
 
 
 def matching(experts: int, top_k: int) -> str | None:
-    """The preset to name the model of a trace by.
+    """The name of the preset for the model of a trace.
 
     Parameters
     ----------
@@ -145,7 +145,7 @@ def matching(experts: int, top_k: int) -> str | None:
 
 @dataclass(frozen=True)
 class Shape:
-    """A configuration to measure. As text it has no dtype: only what ran has one.
+    """A configuration to measure. Its text has no dtype, which only a run has.
 
     Attributes
     ----------
@@ -293,7 +293,7 @@ def reduced(name: str, scale: int = 16, **given: Any) -> MoEConfig:
         raise InputError(f"name must be one of {', '.join(MODELS)}, got {name!r}")
     m, divisor = MODELS[name], whole("scale", scale)
     if not m.buildable:
-        raise InputError(f"{name} cannot be made: {m.lacking}")
+        raise InputError(f"name must be a model that Aristos can run, got {name}: {m.lacking}")
     options: dict[str, Any] = {
         "hidden": max(1, m.hidden // divisor),
         "ffn": max(1, m.ffn // divisor),
@@ -309,7 +309,7 @@ def reduced(name: str, scale: int = 16, **given: Any) -> MoEConfig:
 
 
 def with_max_tokens(cfg: MoEConfig, tokens: int) -> MoEConfig:
-    """A configuration with room for a number of tokens.
+    """A configuration with space for a number of tokens.
 
     Parameters
     ----------

@@ -39,13 +39,13 @@ class Placement:
     held : list of W ints
         The number of experts of each rank.
     slots : int
-        Their sum.
+        The number of copies of all experts, the sum of `held`.
     start : array [W + 1], int64
         The first slot of each rank, then `slots`.
     slot_of : array [E], int64
         The slot of each expert's first copy.
     version : int
-        A fingerprint of all this, equal on all ranks in every call.
+        A fingerprint of the placement. It must be equal on all ranks in every call.
 
     Raises
     ------
@@ -95,7 +95,7 @@ class Placement:
     def _checked(ranks: Any, experts: int, world: int) -> np.ndarray:
         try:
             array = np.asarray(ranks)
-        except Exception as error:  # an object's own conversion may raise anything
+        except Exception as error:  # the conversion of a user's object may raise anything
             raise InputError(f"placement must be a sequence of {experts} ranks: {str(error)[:200]}") from error
         if array.shape != (experts,) or array.dtype.kind not in "iu":
             raise InputError(
@@ -186,7 +186,7 @@ class Placement:
 
 
 class Plan(ABC):
-    """EP groups of the ranks, and a placement in each: what a layer reads of an `aristos.planner.Plan`.
+    """EP groups of the ranks, and a placement in each group: what a layer reads from an `aristos.planner.Plan`.
 
     groups: the ranks of each group, ascending. placement: for each group, {expert: the ranks that hold it}.
     """
@@ -204,7 +204,7 @@ class Plan(ABC):
 
     @property
     def experts(self) -> int:
-        """The number of experts: every group holds them all."""
+        """The number of experts, all of which every group holds."""
         return len(self.placement[0])
 
 

@@ -1,4 +1,4 @@
-"""Matrices of codes and scales: what packed weights mean, and how plain ones become them."""
+"""Matrices of codes and scales: what packed weights mean, and how plain weights are converted to them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from .errors import InputError
 from .weight_types import FORMATS, SCALES, WeightType
 
-FP4 = FORMATS["mxfp4"].values()  # by code
+FP4 = FORMATS["mxfp4"].values()  # the value of each code
 # codes that are no numbers, by format
 NAN = {name: np.flatnonzero(np.isnan(f.values())).tolist() if f.floats else [] for name, f in FORMATS.items()}
 
@@ -25,16 +25,16 @@ class Quantised:
     type : WeightType
         See `aristos.packed`.
     codes : array [K, N], uint8
-        Of int8 and int4 an unsigned number, of fp8 its bits (e4m3), of mxfp4 a code of e2m1.
+        For int8 and int4 unsigned numbers, for fp8 the bits (e4m3), for mxfp4 codes of e2m1.
     scales : array [groups, N], or [groups, ceil(N / 128)] of fp8 in blocks
-        Scales of groups of k, of the type's `scale`.
+        Scales of groups of k, in the type that `type.scale` names.
     zeros : array [groups, N], uint8, or None, default None
-        Zero points, where the type has them. None: 128 is int8's zero, 8 int4's.
+        Zero points, if the type has them. None: the zero point is 128 for int8, 8 for int4.
 
     Raises
     ------
     InputError
-        Other shapes or types, codes out of range, and scales that are zero, infinite or NaN.
+        A wrong shape or type, codes out of range, or scales that are zero, infinite or NaN.
     """
 
     type: WeightType
@@ -48,7 +48,9 @@ class Quantised:
         (depth, columns), kind = self.codes.shape, self.type
         groups = kind.groups(depth)
         if kind.columns == 1 and kind.group and depth % kind.group:
-            raise InputError(f"{kind.name} has groups of {kind.group} k, which do not divide the {depth} rows of codes")
+            raise InputError(
+                f"codes of {kind.name} must have a multiple of {kind.group} rows, the group of k, got {depth}"
+            )
         self._check("scales", self.scales, SCALES[str(kind.scale)], (groups, -(-columns // kind.columns)))
         scales = self.scales.astype(np.float32)
         if not np.isfinite(scales).all() or not scales.all():
@@ -56,7 +58,7 @@ class Quantised:
             raise InputError(f"scales must be finite and not zero, got {scales[tuple(at)]} at {at}")
         beyond = np.abs(scales) > np.finfo(np.float32).max / kind.form.largest
         if beyond.any():
-            raise InputError(f"scales times codes must be within float32, got a scale of {scales[beyond][0]} of {kind}")
+            raise InputError(f"scales times codes must fit float32, got a scale of {scales[beyond][0]} of {kind}")
         if (self.zeros is not None) != kind.zeros:
             raise InputError(f"zeros must {'be given' if kind.zeros else 'be None'} for {kind}")
         if self.zeros is not None:
@@ -86,7 +88,7 @@ class Quantised:
         return self.type.nbytes(*self.shape)
 
     def values(self) -> np.ndarray:
-        """[K, N] float32: codes less zero points, without their scales; exact in bfloat16 too."""
+        """[K, N] float32: codes minus zero points, without scales. bfloat16 holds them exactly too."""
         return values_of(self.type, self.codes, self._each(self.zeros))
 
     def dequantised(self, dtype: Any = np.float64) -> np.ndarray:
@@ -116,7 +118,7 @@ class Quantised:
         Returns
         -------
         array [2], float64
-            The sum of the squares of the differences, and of the matrix.
+            The sum of squares of the differences, and the sum of squares of the matrix.
         """
         whole = np.asarray(weight, np.float32)
         apart = (self.dequantised(np.float32) - whole).ravel()
@@ -124,7 +126,7 @@ class Quantised:
         return np.array([np.dot(apart, apart), np.dot(flat, flat)], np.float64)
 
     def _each(self, groups: Any) -> Any:
-        """[groups, N] -> [K, N]: for each k what its group has."""
+        """[K, N]: for each k the entry of its group, of [groups, N]."""
         if groups is None:
             return None
         depth = self.codes.shape[0]
@@ -132,14 +134,14 @@ class Quantised:
 
 
 def values_of(kind: WeightType, codes: np.ndarray, zeros: np.ndarray | None = None) -> np.ndarray:
-    """float32 of codes less zero points, both of the same shape, without scales."""
+    """Codes minus zero points as float32, without scales. Both have the same shape."""
     if kind.form.floats is not None:
         return codes.view(kind.form.floats).astype(np.float32)
     return codes.astype(np.float32) - np.float32(1 << (kind.bits - 1) if zeros is None else zeros)
 
 
 def quantise(weight: np.ndarray, kind: WeightType) -> Quantised:
-    """Codes of a plain matrix, with scales from the largest value of each group.
+    """Convert a plain matrix to codes, with scales from the largest value of each group.
 
     Codes are those nearest to weight / scale, after the scale was rounded up to its type.
 
@@ -148,7 +150,7 @@ def quantise(weight: np.ndarray, kind: WeightType) -> Quantised:
     weight : array [K, N], float32, bfloat16 or float16
         K inputs by N outputs.
     kind : WeightType
-        What to make: a type that `aristos.packed` returns.
+        The type of the result, as `aristos.packed` returns it.
 
     Returns
     -------
@@ -158,7 +160,7 @@ def quantise(weight: np.ndarray, kind: WeightType) -> Quantised:
     Raises
     ------
     InputError
-        Another shape, groups that do not divide K, or values that are not finite.
+        No matrix, groups that do not divide K, or values that are not finite.
 
     Examples
     --------
@@ -179,7 +181,7 @@ def quantise(weight: np.ndarray, kind: WeightType) -> Quantised:
     depth, columns = whole.shape
     rows = kind.group or depth
     if kind.columns == 1 and depth % rows:
-        raise InputError(f"{kind.name} has groups of {rows} k, which do not divide the {depth} rows of a weight")
+        raise InputError(f"a weight for {kind.name} must have a multiple of {rows} rows, the group of k, got {depth}")
     groups, blocks = kind.groups(depth), -(-columns // kind.columns)
     padded = np.zeros((groups * rows, blocks * kind.columns), np.float32)
     padded[:depth, :columns] = whole
@@ -202,7 +204,7 @@ def quantise(weight: np.ndarray, kind: WeightType) -> Quantised:
 
 
 def _scales(kind: WeightType, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """Scales of groups whose values are within low..high, of their type; that of a group of zeros is one."""
+    """Scales, in their type, of groups whose values lie in low..high. A group of zeros has the scale one."""
     largest = np.maximum(-low, high)
     if kind.scale == "e8m0":
         exponent = np.frexp(largest)[1] - np.frexp(kind.form.largest)[1]  # section 6.3 of OCP Microscaling Formats 1.0
@@ -218,10 +220,10 @@ def _scales(kind: WeightType, low: np.ndarray, high: np.ndarray) -> np.ndarray:
         largest == 0, np.float32(1), np.maximum(scales, np.float32(ml_dtypes.finfo(stored).smallest_normal))
     )
     found = wanted.astype(stored)
-    below = found.astype(np.float32) < wanted  # the largest value would be beyond the last code
+    below = found.astype(np.float32) < wanted  # with such a scale the largest value would exceed the last code
     return np.where(below, np.nextafter(found, stored(np.inf)), found) if below.any() else found
 
 
 def _first(found: np.ndarray) -> list[int]:
-    """Where the first true element of an array is."""
+    """The index of the first true element of an array."""
     return [int(i) for i in np.argwhere(found)[0]]

@@ -1,7 +1,7 @@
-"""The layer in float64 NumPy, slow and obvious: every other implementation is checked against it.
+"""The layer in float64 NumPy, slow and obvious. Every other implementation is checked against it.
 
-A definition, not an implementation: one loop over experts, one over choices, no blocking, no parallelism, no
-float32. It is not fast, shares no code with the implementations, and does not run across ranks.
+It is a definition: one loop over experts, one over choices, without blocking, parallelism or float32. It is not fast,
+shares no code with the implementations, and does not run across ranks.
 
     s     = x Wr + router_bias                                         scores, [S, E]
     h_e   = act(x up_e + up_bias_e)                                    ungated
@@ -15,8 +15,8 @@ float32. It is not fast, shares no code with the implementations, and does not r
 
 `backward` has the gradients (`_reference_backward.py`).
 
-Scores are float64 here and float32 in the layer, so two experts closer than float32 rounding may change
-places. A check of the arithmetic alone passes the layer's own `ids` and `weights`.
+Scores are float64 here and float32 in the layer, so two experts whose scores are closer than float32 rounding may
+change places. To check only the arithmetic, pass the layer's own `ids` and `weights`.
 """
 
 from __future__ import annotations
@@ -191,7 +191,7 @@ def shared_expert(
 
 
 def _plain(cfg: MoEConfig) -> MoEConfig:
-    """`cfg` with one expert and no shared one."""
+    """`cfg` with one expert, and without a shared one."""
     one = {"experts": 1, "top_k": 1, "identity_experts": 0, "shared_ffn": 0, "shared_sigmoid": False}
     return replace(cfg, router=config.Router(), **one)  # type: ignore[arg-type]
 
@@ -229,7 +229,7 @@ def moe(
     gate : array [E, H, F] or None, default None
         The gate's projections, with cfg.gated.
     router : array [H, columns] or None, default None
-        The router's weights. It routes where ids and weights are not given.
+        The router's weights. They are used if ids and weights are not given.
     router_bias : array [columns] or None, default None
         Added to the scores. None: zeros.
     select_bias : array [columns] or None, default None
@@ -257,7 +257,7 @@ def moe(
     Raises
     ------
     InputError
-        A shape that does not fit, an id out of range, an array that is missing or not wanted, or no routing at all.
+        A shape that does not fit, an id out of range, an array that is missing or not wanted, or no router and no ids.
 
     Examples
     --------
@@ -281,7 +281,9 @@ def moe(
         chosen = route(cfg, by, router, router_bias, select_bias)
         ids, weights = (each.reshape(*lead, cfg.top_k) for each in chosen)
     if ids is None or weights is None:
-        raise InputError("give router, or ids and weights together")
+        raise InputError(
+            "router, or ids and weights together, must be given, got neither or only one of ids and weights"
+        )
     choices, w = np.asarray(ids), np.asarray(weights, dtype=np.float64)
     if choices.ndim == 0 or choices.shape[:-1] != lead or (choices.size and choices.dtype.kind not in "iu"):
         raise InputError(f"ids must be integers of shape {[*lead, 'n']}, got {choices.dtype} {list(choices.shape)}")
@@ -298,7 +300,7 @@ def moe(
         tokens = np.nonzero((choices == e).any(axis=1))[0]
         if len(tokens) == 0:
             continue
-        factors = (np.where(choices == e, w, 0.0)).sum(axis=1)[tokens, None]  # their weights for that expert
+        factors = (np.where(choices == e, w, 0.0)).sum(axis=1)[tokens, None]  # the tokens' weights for that expert
         if cfg.router.weight_on == "input":
             y[tokens] += expert(cfg, factors * rows[tokens], e, **tensors, **biases)
         else:
@@ -312,7 +314,7 @@ def moe(
 
 
 def weights(cfg: MoEConfig, seed: int = 0) -> dict[str, NDArray[np.float32]]:
-    """Random weights of a layer, equal for equal arguments: keyword arguments of `moe` and `MoE.load`.
+    """Random weights of a layer, as keyword arguments of `moe` and `MoE.load`. Equal arguments give equal weights.
 
     Projections have standard deviation 1/sqrt(rows of the matrix), so that outputs stay near the size of the inputs.
 
@@ -321,13 +323,14 @@ def weights(cfg: MoEConfig, seed: int = 0) -> dict[str, NDArray[np.float32]]:
     cfg : MoEConfig
         The layer.
     seed : int, default 0
-        Of NumPy's generator.
+        The seed of NumPy's generator.
 
     Returns
     -------
     dict of str to array, float32
-        router, up, down; gate with cfg.gated; up_bias, down_bias (and gate_bias) with cfg.bias; with cfg.shared_ffn the
-        shared expert's, named shared_up and so on, without the axis E; shared_sigmoid with cfg.shared_sigmoid.
+        router, up, down; gate with cfg.gated; up_bias, down_bias (and gate_bias) with cfg.bias. With cfg.shared_ffn the
+        same arrays of the shared expert, named shared_up and so on, without the axis E. With cfg.shared_sigmoid,
+        shared_sigmoid.
     """
     rng = np.random.default_rng(seed)
     H, F, E = cfg.hidden, cfg.ffn, cfg.experts
@@ -356,20 +359,20 @@ def weights(cfg: MoEConfig, seed: int = 0) -> dict[str, NDArray[np.float32]]:
 
 
 def error(y: ArrayLike, ref: ArrayLike) -> float:
-    """The project's one relative error: max abs(y - ref) / max abs(ref), over all entries, in float64.
+    """The relative error that the whole project uses: max abs(y - ref) / max abs(ref), over all entries, in float64.
 
     Parameters
     ----------
     y : array
-        What is checked.
+        The array that is checked.
     ref : array
-        What it should be, of the same shape.
+        The right values, of the same shape.
 
     Returns
     -------
     float
-        0.0 for empty arrays; the absolute error if ref is all zero; infinite if y or ref is not finite, so that a NaN
-        exceeds every bound.
+        The error. 0.0 for empty arrays; the absolute error if ref is all zero; infinite if y or ref is not finite, so
+        that a NaN exceeds every bound.
 
     Raises
     ------

@@ -1,11 +1,12 @@
-"""Sums over ranks whose bits do not depend on how many ranks there are.
+"""Sums over ranks with bits that do not depend on the number of ranks.
 
-A batch is cut into *pieces*, the same on any number of ranks; each rank has whole pieces, and the ranks' pieces follow
-one another in rank order. Pieces are added by one binary tree over all of them: piece 2i and piece 2i + 1 first, then
-these pairs two by two, and so on; what has no partner waits, and is added last, from the right. A rank adds what it
-can alone: one array is left to send if it has 2^n pieces and the number of its first piece is a multiple of 2^n.
+A batch is cut into *pieces*, which are the same on any number of ranks. Each rank has whole pieces, and the ranks'
+pieces follow one another in rank order. One binary tree adds all pieces: first piece 2i and piece 2i + 1, then these
+pairs two by two, and so on. A sum without a partner waits; such sums are added last, from the right. A rank adds what
+it can alone. If it has 2^n pieces, and the number of its first piece is a multiple of 2^n, it has one array left to
+send.
 
-If each rank summed its pieces first, the result would be rounded differently on each number of ranks, in any order.
+If each rank simply summed its pieces first, other numbers of ranks would round the result differently.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class Node(NamedTuple):
 
 
 def _push(stack: list[Node], node: Node) -> None:
-    """Add a node at the end, and every sum that it completes."""
+    """Append a node, and replace pairs that it completes by their sums."""
     while stack and stack[-1].size == node.size and node.first % 2:
         left = stack.pop()
         node = Node(left.first // 2, 2 * node.size, left.value + node.value)
@@ -37,9 +38,9 @@ def _push(stack: list[Node], node: Node) -> None:
 
 
 def partial_sums(first: int, pieces: Iterable[np.ndarray]) -> list[Node]:
-    """The largest sums of the tree that lie within these pieces, of which `first` is the number of the first.
+    """The largest sums of the tree that lie within these pieces. first: the number of the first piece.
 
-    Each piece is freed when it is summed: no more memory than that of the sums is needed.
+    Each piece is freed when it is summed, so only the sums need memory.
     """
     stack: list[Node] = []
     for number, piece in enumerate(pieces):
@@ -48,7 +49,7 @@ def partial_sums(first: int, pieces: Iterable[np.ndarray]) -> list[Node]:
 
 
 def _total(nodes: Sequence[Node]) -> np.ndarray:
-    """The sum of all pieces; nodes: in order, without gaps."""
+    """The sum of all pieces. nodes: in order, without gaps."""
     stack: list[Node] = []
     for node in nodes:
         _push(stack, node)
@@ -59,7 +60,7 @@ def _total(nodes: Sequence[Node]) -> np.ndarray:
 
 
 def reproducible_sum(comm: Any, pieces: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
-    """The sum over the pieces of all ranks, equal bits for any number of ranks that share the same pieces. Collective.
+    """The sum over the pieces of all ranks. Any number of ranks that share the same pieces gets equal bits. Collective.
 
     Each rank sends and receives about twice the bytes of the sum.
 
@@ -78,9 +79,9 @@ def reproducible_sum(comm: Any, pieces: Sequence[np.ndarray] | np.ndarray) -> np
     Raises
     ------
     InputError
-        This rank's pieces are of another type or of several shapes, or no rank has a piece.
+        This rank's pieces have a wrong type or several shapes, or no rank has a piece.
     PeerInputError
-        Another rank's pieces are.
+        Another rank raised InputError.
     MismatchError
         Ranks have pieces of different types or shapes.
 
@@ -132,7 +133,7 @@ def _checked(pieces: Any) -> list[np.ndarray]:
 def total(comm: Any, nodes: list[Node], dtype: np.dtype, size: int) -> np.ndarray:
     """The sum over all ranks' nodes, of `size` entries each. Collective. nodes: `partial_sums` of this rank's pieces.
 
-    Every rank adds one part of the columns of all nodes, then all ranks exchange the sums.
+    Every rank adds one part of the columns of all nodes; then all ranks exchange the sums.
     """
     world = 1 if comm is None else comm.Get_size()
     if world == 1:

@@ -1,4 +1,4 @@
-"""What the router of a call has decided, for its caller."""
+"""What the router of a call has decided, for the caller."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Routing:
-    """The routing of one call on one rank. The arrays are the caller's: later calls do not change them, nor read them.
+    """The routing of one call on one rank. Its arrays belong to the caller: later calls neither change nor read them.
 
     Columns are the router's: experts, then identity experts.
 
@@ -37,7 +37,7 @@ class Routing:
     chosen: np.ndarray
 
     def copy(self) -> Routing:
-        """The same in arrays of its own."""
+        """A copy with new arrays."""
         logits = None if self.logits is None else self.logits.copy()
         arrays = (self.ids.copy(), self.weights.copy(), logits, self.counts.copy())
         return Routing(*arrays, self.dropped, self.chosen.copy())

@@ -1,6 +1,6 @@
-"""The row types: what an element of a row is in memory, on the wire and in products. Everything else reads this table.
+"""The row types: what an element of a row is in memory, on the wire and in products. Other modules read this table.
 
-Rows of every type travel as bytes, `nbytes` an element, so a transport knows no types.
+Rows of every type travel as bytes, `nbytes` for each element, so transports know no types.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import numpy as np
 class RowType:
     """One choice of `MoEConfig.dtype`.
 
-    name: of the choice. array: the type of elements of users' arrays. kind: the name of its arithmetic in GPU kernels.
-    error: what products may add to a result, relative to the largest one, against float64 on the same rounded inputs.
-    cpu: whether CPU kernels have it. trained: whether `train=True` does. packed: whether kernels of packed weights do.
+    name: the value of the option. array: the type of elements of users' arrays. kind: the name of its arithmetic in GPU
+    kernels. error: the largest error of a result, relative to the largest result, against float64 on the same rounded
+    inputs. cpu, trained, packed: whether CPU kernels, `train=True`, and kernels of packed weights have the type.
     """
 
     name: str
@@ -36,7 +36,7 @@ class RowType:
 
     @property
     def stored(self) -> str:
-        """The name of the arrays' type, as NumPy and ml_dtypes say it."""
+        """The name of the arrays' type in NumPy and ml_dtypes."""
         return np.dtype(self.array).name
 
     @property
@@ -51,7 +51,7 @@ class RowType:
 
     @property
     def overflow(self) -> float:
-        """The least number that is infinite once it is rounded to the nearest of this type."""
+        """The least number that becomes infinite when it is rounded to this type."""
         facts = ml_dtypes.finfo(self.array)
         return self.largest + 2.0 ** (facts.maxexp - 1 - facts.nmant - 1)
 
@@ -68,5 +68,5 @@ ROW_TYPES = {
 ON_CPUS = {name: each for name, each in ROW_TYPES.items() if each.cpu}
 KINDS = {name: each.kind for name, each in ROW_TYPES.items()}  # names of arithmetic on GPUs, by `MoEConfig.dtype`
 BY_KIND = {each.kind: each for each in ROW_TYPES.values()}
-# by name, types with fewer bits than float32; weights may be arrays of them, or uint16 with their bits
+# types with fewer bits than float32, by name; weights may be arrays of these, or uint16 with their bits
 ROUNDED = {name: each for name, each in ROW_TYPES.items() if each.rounds}

@@ -1,9 +1,9 @@
 """Optimizers of `MoE(..., train=True)`: AdamW, and SGD with momentum.
 
 A rank has the states of its own experts, of the router, of the shared expert, and of a model's other arrays (`dense`).
-All but the experts' states are equal on all ranks, and stay so.
+All states but the experts' are always equal on all ranks.
 
-All arithmetic on an entry is float32, element by element, so that weights have the same bits on any number of ranks.
+All arithmetic is float32, element by element, so weights have the same bits on any number of ranks.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from .config import real
 from .errors import InputError, OpenCallError
 from .trainable import AdamScales, MomentumScales, Trainable, TrainedLayer
 
-EXPERTS = ("up", "gate", "down", "up_bias", "gate_bias", "down_bias")  # arrays with this rank's experts in front
+EXPERTS = ("up", "gate", "down", "up_bias", "gate_bias", "down_bias")  # arrays whose first axis is this rank's experts
 Arrays = dict[str, np.ndarray]
-SMALLEST, LARGEST = 2.0**-126, 2.0**127  # the range of a positive option: the steps compute in float32
-LONGEST = 200  # characters of a dense array's name
+SMALLEST, LARGEST = 2.0**-126, 2.0**127  # the range of positive options, because steps compute in float32
+LONGEST = 200  # most characters of a dense array's name
 
 
 class Optimizer:
@@ -33,18 +33,18 @@ class Optimizer:
     Parameters
     ----------
     moe : MoE
-        The layers to train, made with train=True, all loaded. An optimizer needs its attribute `training` alone, see
+        The layers to train, made with train=True, all loaded. The optimizer only uses its attribute `training`, see
         `aristos.trainable.Trainable`.
     lr : float
         Learning rate, at least 0 and below 2**127.
     weight_decay : float
         Each step multiplies matrices by 1 - lr * weight_decay; vectors (biases) stay. At least 0 and below 2**127.
     clip : float or None
-        The largest global norm of the gradients: above it a step scales all of them, those of `dense` included, so that
-        their norm is `clip`. None: no limit.
+        The largest global norm of the gradients. If it is exceeded, a step scales all gradients, those of `dense`
+        included, so that their norm is `clip`. None: no limit.
     dense : dict of str to array, or None
         A model's arrays outside the MoE layers, by name: writable float32, of any shape, equal on all ranks. `step`
-        changes them in place. None: none.
+        changes them in place. None: there are none.
 
     Attributes
     ----------
@@ -60,7 +60,7 @@ class Optimizer:
     Raises
     ------
     InputError
-        An option out of its range, or a dense array of another type or without a name to be saved under.
+        An option out of its range, or a dense array of a wrong type or with a name under which it cannot be saved.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Optimizer:
         self.check_dense()
 
     def dense_arrays(self) -> Arrays:
-        """The dense arrays, and their states as `name.state`: the names under which they are saved."""
+        """The dense arrays by name, and their states by `name.state`; `save` uses these names."""
         states = {f"{name}.{key}": array for name, each in self.dense_states.items() for key, array in each.items()}
         return self.dense | states
 
@@ -90,17 +90,19 @@ class Optimizer:
         Raises
         ------
         InputError
-            Two arrays or states with one name to be saved under, a name that is empty, long or not printable, an array
-            that is no writable float32 array, or other names than when the optimizer was made.
+            Two arrays or states that would be saved under one name; a name that is empty, too long or not printable; an
+            array that is not writable float32; or other names than when the optimizer was made.
         """
         self._check_arrays()
         if self.dense.keys() != self.dense_states.keys():
             odd = sorted(map(str, self.dense.keys() ^ self.dense_states.keys()))
-            raise InputError(f"dense must have the names that it had when the optimizer was made; these differ: {odd}")
+            raise InputError(f"dense must have the same names as when the optimizer was made; these differ: {odd}")
         owners: dict[str, str] = {}
         for name, state in self.dense_states.items():
             if not isinstance(name, str) or not 0 < len(name) <= LONGEST or not name.isprintable():
-                raise InputError(f"names of dense arrays have 1 to {LONGEST} printable characters, got {quoted(name)}")
+                raise InputError(
+                    f"names of dense arrays must have 1 to {LONGEST} printable characters, got {quoted(name)}"
+                )
             for full in (name, *(f"{name}.{key}" for key in state)):
                 if owners.setdefault(full, name) != name:
                     raise InputError(
@@ -126,7 +128,7 @@ class Optimizer:
             raise InputError(f"clip must be None or a positive number below 2**127, got {quoted(self.clip)}")
 
     def new_state(self, master: np.ndarray) -> Arrays:
-        """The states of one array by name, at the start.
+        """The initial states of one array, by name.
 
         Parameters
         ----------
@@ -150,23 +152,23 @@ class Optimizer:
         gradient : array, float32
             Its gradient, of the same shape.
         state : dict of str to array
-            Its states, as `new_state` makes them.
+            Its states, which `new_state` made.
         factor : float
-            What to multiply the gradient by: below 1 where `clip` limits the norm.
+            The factor of the gradient: below 1 if `clip` limits the norm.
         """
         raise NotImplementedError
 
     def step(self, dense_gradients: Arrays | None = None) -> float:
         """Reduce the gradients, change the weights and pack them. Collective.
 
-        If it is interrupted while it changes weights, this rank refuses its calls, `params`, `step` and `save` until
-        `moe.restore` of both.
+        If it is interrupted while it changes weights, this rank refuses calls of the layers, `params`, `step` and
+        `save`, until `moe.restore` has restored both weights and states.
 
         Parameters
         ----------
         dense_gradients : dict of str to array, or None, default None
-            The gradient of each array of `dense`, by its name: float32 of its shape, summed over the ranks and equal on
-            all of them (`aristos.reproducible_sum`).
+            The gradient of each array of `dense`, by its name: float32, of the array's shape, summed over the ranks and
+            equal on all of them (`aristos.reproducible_sum`).
 
         Returns
         -------
@@ -176,8 +178,8 @@ class Optimizer:
         Raises
         ------
         InputError
-            On every rank, a gradient that is not finite; on the rank that has it, an option or a gradient of `dense`
-            that does not fit, or weights or states that are half changed. No weight has changed.
+            A gradient is not finite (raised on every rank); or on this rank an option or a gradient of `dense` does not
+            fit, or weights or states are half changed. No weight has changed.
         PeerInputError
             Another rank raised InputError. No weight has changed.
         OpenCallError
@@ -203,7 +205,7 @@ class Optimizer:
         return norm
 
     def _parts(self, layer: int) -> Iterator[tuple[np.ndarray, np.ndarray, Arrays]]:
-        """(master, gradient, state) of each array of a layer; an expert's arrays are items of their own."""
+        """(master, gradient, state) of each array of a layer. Each expert's arrays are separate items."""
         gradients, masters = self.training.grads(layer), self.training.params(layer)
         for name, state in self.states[layer].items():
             for i in range(len(masters[name])) if name in EXPERTS else [...]:
@@ -224,7 +226,7 @@ class Optimizer:
             )
 
     def _refused(self, gradients: Arrays) -> InputError | None:
-        """What is wrong with the options, the gradients of dense arrays, or the weights."""
+        """The error for wrong options, gradients of dense arrays or weights; None if all are right."""
         try:
             self.check_options()
             self.training.refuse_half_changed()
@@ -244,13 +246,13 @@ class Optimizer:
     def norm(self, dense_gradients: Arrays | None = None) -> float:
         """The norm of all gradients after `reduce_grads`: the square root of the sum of their squares. Collective.
 
-        Squares are added in float64 for each layer, array and expert; then these sums in order of layer, name and id,
-        those of dense arrays last. So it has the same bits on any number of ranks.
+        Squares are added in float64 for each layer, array and expert. Then these sums are added in order of layer, name
+        and id, and those of dense arrays last. So the norm has the same bits on any number of ranks.
 
         Parameters
         ----------
         dense_gradients : dict of str to array, or None, default None
-            As for `step`.
+            See `step`.
 
         Returns
         -------
@@ -277,7 +279,7 @@ class Optimizer:
         return math.sqrt(sum(named.values()))
 
     def _squares(self) -> Iterator[tuple[tuple[int, str, int], float]]:
-        """((layer, name, expert or -1), sum of squares) of every array on this rank."""
+        """((layer, name, expert or -1), sum of squares), for every array on this rank."""
         held = self.training.mine
         keys, parts = [], []
         for layer in range(self.training.layers):
@@ -288,7 +290,7 @@ class Optimizer:
         return zip(keys, self.training.everywhere(self.training.updates.square_sum, parts))
 
     def keeps(self, master: np.ndarray) -> float:
-        """The factor of weight decay for each entry of an array: matrices shrink, vectors stay.
+        """The factor of weight decay for the entries of an array: matrices shrink, vectors do not.
 
         Parameters
         ----------
@@ -315,9 +317,9 @@ class Adam(Optimizer):
     lr : float, default 1e-3
         Learning rate.
     betas : (float, float), default (0.9, 0.999)
-        b1 and b2, each at least 0 and below 1: what the means of gradients and of their squares keep in a step.
+        b1 and b2, each at least 0 and below 1: how much the means of gradients and of their squares keep in a step.
     eps : float, default 1e-8
-        Added to the root, at least 2**-126.
+        Added to the square root. At least 2**-126.
     weight_decay : float, default 0.0
         Each step multiplies matrices by 1 - lr * weight_decay; vectors (biases) stay.
     clip : float or None, default None
@@ -330,7 +332,7 @@ class Adam(Optimizer):
     Raises
     ------
     InputError
-        An option out of its range, or a dense array of another type or without a name to be saved under.
+        An option out of its range, or a dense array of a wrong type or with a name under which it cannot be saved.
 
     Source
     ------
@@ -403,7 +405,7 @@ class SGD(Optimizer):
     lr : float
         Learning rate.
     momentum : float, default 0.0
-        What v keeps of its value in a step. An optimizer made with 0 has no v, and its momentum must stay 0.
+        How much v keeps of its value in a step. An optimizer that was made with 0 has no v, so momentum must stay 0.
     weight_decay : float, default 0.0
         Each step multiplies matrices by 1 - lr * weight_decay; vectors (biases) stay.
     clip : float or None, default None
@@ -416,7 +418,7 @@ class SGD(Optimizer):
     Raises
     ------
     InputError
-        An option out of its range, or a dense array of another type or without a name to be saved under.
+        An option out of its range, or a dense array of a wrong type or with a name under which it cannot be saved.
     """
 
     def __init__(

@@ -55,7 +55,7 @@ class Steps(Protocol):
 
 
 class Trainable(Protocol):
-    """What an optimizer changes weights by: `MoE.training`. What is not said here is as in `MoE`.
+    """The interface by which an optimizer changes weights: `MoE.training`. Methods without a text here are as in `MoE`.
 
     Attributes
     ----------
@@ -107,7 +107,7 @@ class Trainable(Protocol):
         ...
 
     def changing(self) -> AbstractContextManager[None]:
-        """A block in which weights change. If it is interrupted, this rank refuses its weights until `restore`."""
+        """A block in which weights change. If the block is interrupted, this rank refuses calls until `restore`."""
         ...
 
     def everywhere(self, run: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:

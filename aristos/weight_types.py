@@ -11,7 +11,7 @@ import numpy as np
 from .errors import InputError
 from .row_types import ON_CPUS, ROW_TYPES, RowType
 
-PACKED_ROWS = tuple(name for name, row in ON_CPUS.items() if row.packed)  # that packed weights may have
+PACKED_ROWS = tuple(name for name, row in ON_CPUS.items() if row.packed)  # types of rows that packed weights may have
 SCALES: dict[str, Any] = {name: row.array for name, row in ON_CPUS.items()} | {"e8m0": ml_dtypes.float8_e8m0fnu}
 
 
@@ -22,7 +22,7 @@ class WeightType:
     Parameters
     ----------
     name : str
-        The format of the codes, a name of `FORMATS`; of elements, that of a row type.
+        For codes, their format, a name in `FORMATS`; for elements, the name of a row type.
     bits : int
         Bits of one element or code.
     scale : str or None, default None
@@ -32,8 +32,8 @@ class WeightType:
     columns : int, default 1
         How many columns share a scale.
     zeros : bool, default False
-        Whether each group of a column has a zero point, a number of `bits` bits. Otherwise the codes of integers have
-        the middle of their range as their zero.
+        Whether each group of a column has a zero point, a number of `bits` bits. Otherwise the middle of the range is
+        the zero of integer codes.
 
     Raises
     ------
@@ -115,8 +115,11 @@ class WeightType:
 
 
 class Format(NamedTuple):
-    """A format of codes. groups, scales: sizes and types that kernels have, the default first. columns: that share a
-    scale of a group. zeros: whether it may have zero points. floats: the type of codes that are floats, None: integers.
+    """A format of codes. groups, scales: group sizes and types of scales that kernels have, the default first.
+
+    columns: how
+    many share a scale of a group. zeros: whether it may have zero points. floats: the type of codes that are floats;
+    None for integers.
     """
 
     bits: int
@@ -128,11 +131,11 @@ class Format(NamedTuple):
 
     @property
     def largest(self) -> float:
-        """The largest number of a code, less any zero point."""
+        """The largest number that a code stands for, without its zero point."""
         return (1 << self.bits) - 1 if self.floats is None else float(ml_dtypes.finfo(self.floats).max)
 
     def values(self) -> np.ndarray:
-        """[2**bits] float32: the number of each code of floats."""
+        """[2**bits] float32: the number that each code of floats stands for."""
         return np.arange(1 << self.bits).astype(np.uint8).view(self.floats).astype(np.float32)
 
 
@@ -146,12 +149,12 @@ FORMATS = {
 
 
 def plain(row: RowType) -> WeightType:
-    """Weights that are elements of a row type, without scales."""
+    """The weight type whose weights are elements of a row type, without scales."""
     return WeightType(row.name, 8 * row.nbytes)
 
 
 WEIGHT_TYPES = {name: plain(row) for name, row in ROW_TYPES.items()}
-# float32 as sums of two bfloat16, for `precision="high"`
+# weights of float32 as sums of two bfloat16, for `precision="high"`
 SPLIT = WeightType("float32 in two", 32)
 
 
@@ -163,10 +166,10 @@ def packed(name: str, *, group: int | None = None, scale: str | None = None, zer
     name : str
         "fp8" (e4m3), "int8", "int4" or "mxfp4".
     group : int or None, default None
-        How many k share a scale, 0: all of a column. A group of fp8 has 128 columns too, as in DeepSeek-V3. None: the
-        first of the format's in `FORMATS`.
+        How many k share a scale; 0: all of a column. A group of fp8 also has 128 columns, as in DeepSeek-V3. None: the
+        first group that `FORMATS` has for the format.
     scale : str or None, default None
-        The type of scales. None: the first of the format's in `FORMATS`.
+        The type of scales. None: the first type that `FORMATS` has for the format.
     zeros : bool, default False
         Whether groups of integers have zero points.
 

@@ -1,6 +1,6 @@
-"""Compiled kernels on disk, and what else Aristos and ptxsim share to compile: docs/architecture.md.
+"""Compiled kernels on disk, and other code that Aristos and ptxsim share in order to compile; see docs/architecture.md.
 
-It imports neither of them, nor MPI. Importing this package does no work.
+This package imports neither of the two, nor MPI. Importing it does no work.
 """
 
 from pathlib import Path

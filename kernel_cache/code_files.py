@@ -1,8 +1,8 @@
-"""Numba's cache of compiled functions, in private files that are hashed (`private.py`).
+"""Numba's cache of compiled functions, kept in private files with hashes (`private.py`).
 
-Numba keeps an index, a pickle, for each function and a file for each signature. It reads them unchecked, wherever they
-lie. Here the index and the code are read only if this user alone could have written them and if they are whole; a
-damaged file counts as missing. A locator gives the folder.
+For each function Numba keeps an index, which is a pickle, and a file for each signature. It reads them unchecked,
+wherever they lie. Here index and code are read only if this user alone could have written them, and if they are whole.
+A damaged file counts as missing. A locator gives the folder.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from . import private
 
 
 class Locator(caching.UserProvidedCacheLocator):
-    """Where a function's code is kept; classes derived from it say in which folder, and of which sources.
+    """Says where a function's code is kept. Derived classes say in which folder, and from which sources.
 
     function: the Python function. source: the path of its file.
     """
@@ -31,7 +31,7 @@ class Locator(caching.UserProvidedCacheLocator):
         self._py_file, self._lineno = source, function.__code__.co_firstlineno
 
     def ensure_cache_path(self) -> None:
-        """Make the folder; EnvironmentProblem if others can write to it."""
+        """Make the folder. Raises EnvironmentProblem if others can write to it."""
         private.make(Path(self.get_cache_path()))
 
 
@@ -50,7 +50,10 @@ class FunctionCache(caching.FunctionCache):
         self.enable()
 
     def save_overload(self, signature: Any, data: Any) -> None:
-        """Keep compiled code. If that fails, as on a full disk, this process goes on, and the next one compiles too."""
+        """Keep compiled code.
+
+        If that fails, as on a full disk, this process continues, and the next one compiles again.
+        """
         try:
             super().save_overload(signature, data)
         except OSError as error:
@@ -60,9 +63,9 @@ class FunctionCache(caching.FunctionCache):
 
 
 class Parts(caching.CompileResultCacheImpl):
-    """How a compiled function becomes bytes and again a function: as in Numba, but the locator is given."""
+    """Converts a compiled function to bytes and back, as Numba does, but with a given locator."""
 
-    suffix = ""  # no suffix in its files' names
+    suffix = ""  # file names have no suffix
 
     def __init__(self, function: Callable[..., Any], locator: Locator) -> None:
         self._lineno, self._locator = function.__code__.co_firstlineno, locator
@@ -74,7 +77,7 @@ class _Files(caching.IndexDataCacheFile):
     """The index and the code of one function."""
 
     def save(self, key: Any, data: Any) -> None:
-        """Keep code, and only then name its file in the index: the index never names another signature's code."""
+        """Keep code, then name its file in the index, so that the index never names another signature's code."""
         overloads = self._load_index()
         taken = set(overloads.values())
         name = overloads.get(key) or next(n for n in map(self._data_name, itertools.count(1)) if n not in taken)

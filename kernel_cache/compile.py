@@ -1,13 +1,13 @@
-"""Compile with Numba, and keep compiled code on disk.
+"""Compiles with Numba, and keeps compiled code on disk.
 
 `jit` marks a function; nothing is compiled, and no file is touched, before its first call. Compiled code is cached in
 `$ARISTOS_CACHE` (default `$XDG_CACHE_HOME/aristos` or `~/.cache/aristos`, or a temporary folder if that cannot be
-used). It must be this user's alone (`private.py`), and its files are hashed (`code_files.py`). A subfolder is named by
-the versions of Python, Numba, llvmlite and NumPy and the CPU's features. In it, each module has a folder named by a
-hash of the sources that its compiled code reads (`sources.py`) and of what else their packages depend on
-(`packages.py`), such as the ISA: Numba's own cache notices neither edits in other files nor another ISA at the same
-path. Equal sources share compiled code: a clone, an install and a job's copy. Of the processes of a node that run equal
-sources, one compiles at a time. Not a general build system.
+used). Only this user may have access to it (`private.py`), and its files have hashes (`code_files.py`). A subfolder is
+named by the versions of Python, Numba, llvmlite and NumPy and the CPU's features. In it, each module has a folder named
+by a hash of the sources that its compiled code reads (`sources.py`), and of what else their packages depend on
+(`packages.py`), such as the ISA. Numba's own cache does not notice edits in other files, or another ISA at the same
+path. Equal sources share compiled code, for example a clone, an install and a job's copy. Of the processes of a node
+that run equal sources, one compiles at a time. This is not a general build system.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from numba.core.typing.templates import make_concrete_template
 from . import code_files, linked_code, packages, private, sources
 from .errors import EnvironmentProblem, environment_problem
 
-COMPILE_SECONDS = 900  # time limit of a wait for another process; compiling everything takes far less
+COMPILE_SECONDS = 900  # limit of the wait for another process; compiling everything takes far less
 FIRST_SECONDS, NEXT_SECONDS = 1.0, 10.0  # from the start to the first progress report, and between reports
 STARTED = time.time()
 config: Any = _config  # Numba creates its options at run time; type checkers do not know them
@@ -50,7 +50,7 @@ _place = ""  # where this process runs, for reports: " on rank 1"
 
 
 def wanted() -> Path:
-    """The cache folder that the environment names, of all versions. Links above it are followed."""
+    """The cache folder of all versions, as the environment names it. Links above it are followed."""
     home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     place = Path(os.environ.get("ARISTOS_CACHE") or os.path.join(home, "aristos"))
     return place.parent.resolve() / place.name
@@ -58,9 +58,9 @@ def wanted() -> Path:
 
 @cache
 def cache_folder() -> Path:
-    """The folder of code compiled by these versions for this CPU; made if it is missing.
+    """The folder of code that these versions compile for this CPU. It is made if it is missing.
 
-    Warns if it is not in the folder that was asked for, or if that one is refused because others could have written it.
+    Warns if the folder that was asked for cannot be used, or is refused because others could have written to it.
     """
     key = hashlib.sha256(versions().encode()).hexdigest()[:16]
     temporary = Path(tempfile.gettempdir()).resolve()
@@ -69,7 +69,7 @@ def cache_folder() -> Path:
             private.make(place)
             private.make(place / key)
             with tempfile.TemporaryFile(dir=place / key) as probe:
-                probe.write(bytes(1 << 20))  # an index and a few functions: fails if the disk is full
+                probe.write(bytes(1 << 20))  # as large as an index and a few functions: fails if the disk is full
                 probe.flush()
             return place / key
         except EnvironmentProblem as refused:
@@ -96,8 +96,8 @@ def versions() -> str:
 def source_key(source: Path) -> str:
     """Hash of the sources that a module's compiled code reads, lowerings of the primitives included.
 
-    If a source was edited after this process started, the process may run the old one; then the key is unique to this
-    process.
+    If a source was edited after this process started, the process may run the old source; then the key is unique to
+    this process.
     """
     read = _read(source)
     key = sources.digest(read)
@@ -108,8 +108,10 @@ def source_key(source: Path) -> str:
 
 @cache
 def code_key(source: Path) -> str:
-    """Hash of all that a module's machine code depends on, besides versions and CPU: `source_key`, and what the
-    packages of those sources have registered."""
+    """Hash of everything that a module's machine code depends on, without versions and CPU.
+
+    That is `source_key`, and what the packages of those sources have registered.
+    """
     parts = [(package.name, package.parts()) for package in packages.containing(_read(source))]
     return hashlib.sha256(repr((source_key(source), parts)).encode()).hexdigest()[:16]
 
@@ -153,7 +155,7 @@ def module_folder(function: Callable[..., Any]) -> Path:
 
 
 class Locator(code_files.Locator):
-    """Names a module's cache folder by what its code depends on, not by its path and its file's time."""
+    """Names a module's cache folder by what its code depends on, instead of its path and its file's time."""
 
     def __init__(self, function: Callable[..., Any], source: str) -> None:
         super().__init__(function, source)
@@ -167,9 +169,9 @@ class Locator(code_files.Locator):
 
 
 class LazyCache(caching.NullCache):
-    """A function's cache, which touches no file before the function is first loaded or compiled.
+    """A function's cache. It touches no file before the function is first loaded or compiled.
 
-    kind: of its code, machine code or LLVM code.
+    kind: whether the code is machine code or LLVM code.
     """
 
     def __init__(self, function: Callable[..., Any], kind: type[code_files.FunctionCache]) -> None:
@@ -189,15 +191,15 @@ class LazyCache(caching.NullCache):
     def save_overload(self, signature: Any, compiled: Any) -> None:
         """Keep compiled code, one process at a time.
 
-        Numba reads a function's index, adds a file to it and writes it. Two processes that do so at once may take the
-        same file for two signatures, and one signature then has the code of the other.
+        Numba reads a function's index, adds a file to it and writes it. Two processes that do so at the same time may
+        use one file for two signatures; then one signature gets the code of the other.
         """
         with _locked(Path(self.cache_path) / "writing.lock"):
             self._kept.save_overload(signature, compiled)
 
 
 def jit(function: Callable[..., Any]) -> Any:
-    """Like `numba.njit(nogil=True, cache=True)`, in the kernel cache; the function itself under NUMBA_DISABLE_JIT=1."""
+    """Like `numba.njit(nogil=True, cache=True)`, in the kernel cache. NUMBA_DISABLE_JIT=1: the function itself."""
     if config.DISABLE_JIT:
         return function
     compiled = Compiled.of(
@@ -208,14 +210,17 @@ def jit(function: Callable[..., Any]) -> Any:
 
 
 def inner(function: Callable[..., Any]) -> Any:
-    """Like `jit`, for a function that only compiled functions call: it is compiled into each of them, not cached."""
+    """Like `jit`, for a function that only compiled functions call.
+
+    It is compiled into each of them, and not cached.
+    """
     return function if config.DISABLE_JIT else Compiled.of(function, caching.NullCache(), caching.NullCache())
 
 
 class Compiled(CPUDispatcher):
     """A compiled function. Python calls its machine code; compiled callers link its LLVM code.
 
-    Calls with different constants share its code, which Numba would compile for each one.
+    Calls with different constants share the code. Numba itself would compile it for each constant.
     """
 
     linked: dict[tuple[Any, ...], linked_code.Linked]  # by the types of the arguments
@@ -226,14 +231,14 @@ class Compiled(CPUDispatcher):
 
     @classmethod
     def of(cls, function: Callable[..., Any], cache: caching.NullCache, linked_cache: caching.NullCache) -> Any:
-        """A compiled function, with the caches of its machine code and of its LLVM code."""
+        """Make a compiled function from the caches of its machine code and of its LLVM code."""
         made: Any = numba.njit(nogil=True, error_model="numpy")(function)
         made.__class__ = cls
         made._cache, made.linked_cache, made.linked = cache, linked_cache, {}
         return made
 
     def compile(self, sig: Any) -> Any:
-        """Load machine code from the cache or compile it; returns what Python calls."""
+        """Load machine code from the cache, or compile it. Returns what Python calls."""
         known = len(self.overloads)
         found = super().compile(sig)
         if len(self.overloads) > known:
@@ -242,7 +247,7 @@ class Compiled(CPUDispatcher):
         return found
 
     def get_call_template(self, args: Any, kws: Any) -> Any:
-        """What Numba asks for a call in compiled code: the signatures that the function has LLVM code for."""
+        """Answer Numba about a call in compiled code: the signatures for which the function has LLVM code."""
         named = {name: types.unliteral(each) for name, each in kws.items()}
         signature, args = self._compiler.fold_argument_types(tuple(types.unliteral(each) for each in args), named)
         self.link(tuple(args))
@@ -285,7 +290,7 @@ def entry(function: Callable[..., Any], signature: Any, locator: type[code_files
     """Compile a function alone, for a C signature; `.address` is its address in this process.
 
     Code that calls it by address neither inlines nor links it, and so stays small. locator: determines the folder and
-    the key of its code.
+    the key of the function's code.
     """
     options = {"nopython": True, "error_model": "numpy"}
     made: Any = CFunc(function, sigutils.normalize_signature(signature), locals={}, options=options)
@@ -297,26 +302,26 @@ def entry(function: Callable[..., Any], signature: Any, locator: type[code_files
 
 @contextlib.contextmanager
 def compiling(quiet: bool = False) -> Iterator[None]:
-    """While inside, no other process of this node compiles equal sources; reports on stderr if it takes long."""
+    """A block in which no other process of this node compiles equal sources. Reports on stderr if it takes long."""
     with _compile_lock(), _progress(quiet):
         yield
 
 
 def report_as(rank: int) -> None:
-    """Name this process in its reports of compilation: each rank counts its own functions."""
+    """Name this process in its reports of compilation, because each rank counts its own functions."""
     global _place
     _place = _place or f" on rank {rank}"
 
 
 def compiled_here() -> int:
-    """The number of functions that this process has compiled, not loaded from the cache."""
-    return sum(sum(f._cache_misses.values()) for f in _registered)  # not by `stats`, which reads all sources
+    """How many functions this process has compiled. Functions loaded from the cache do not count."""
+    return sum(sum(f._cache_misses.values()) for f in _registered)  # `stats` would read all sources
 
 
 def _compile_lock() -> contextlib.AbstractContextManager[None]:
-    """A lock by which one process compiles at a time among those that run equal sources; the others then load its code.
+    """A lock that lets one process compile at a time, of those that run equal sources. The others then load its code.
 
-    A process with other sources does not wait: it needs other code.
+    A process with other sources does not wait, because it needs other code.
     """
     text = sources.digest(frozenset(_all_files()))
     return _locked(cache_folder() / f"compiling-{text[:16]}.lock")
@@ -324,7 +329,7 @@ def _compile_lock() -> contextlib.AbstractContextManager[None]:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """While inside, no other process of this node is in a block with the same path."""
+    """A block in which no other process of this node is in a block with the same path."""
     import filelock
 
     try:
@@ -333,10 +338,10 @@ def _locked(path: Path) -> Iterator[None]:
         lock.acquire()
     except filelock.Timeout:
         raise environment_problem(
-            f"another process has held {path} for {COMPILE_SECONDS} s: if none is compiling, remove that file, or set"
+            f"another process has held {path} for {COMPILE_SECONDS} s: if no process compiles, remove that file, or set"
             " ARISTOS_CACHE to another folder"
         ) from None
-    except (NotImplementedError, OSError):  # no flock here: processes compile and write concurrently
+    except (NotImplementedError, OSError):  # without flock, processes compile and write concurrently
         yield
         return
     try:
@@ -346,7 +351,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def warm_up(entries: list[tuple[Any, tuple[Any, ...]]], *, quiet: bool = False) -> int:
-    """Compile or load functions for the given argument types; report on stderr while it takes long.
+    """Compile or load functions for the given argument types. Reports on stderr if it takes long.
 
     entries: (compiled function, its signature as a tuple of Numba types). Returns the number of functions that this
     process compiled.
@@ -380,7 +385,7 @@ def _compile(function: Any, signature: tuple[Any, ...]) -> None:
 
 @contextlib.contextmanager
 def _progress(quiet: bool) -> Iterator[None]:
-    """Report on stderr, from the first second on, the number of compiled functions and the time taken, if any is."""
+    """A block that reports on stderr, if functions are compiled, how many, and the time. It starts after a second."""
     done = threading.Event()
     start = time.monotonic()
 
@@ -389,7 +394,7 @@ def _progress(quiet: bool) -> Iterator[None]:
         wait = FIRST_SECONDS
         while not done.wait(wait):
             if not compiled_here():
-                continue  # they are being loaded
+                continue  # functions are only loaded so far
             ready = sum(bool(f.overloads or f.linked) for f in _registered)
             text = f"{ready} functions in {time.monotonic() - start:.0f} s"
             print(f"aristos: compiling kernels{_place}, {text}{note}", file=sys.stderr, flush=True)

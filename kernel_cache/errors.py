@@ -1,4 +1,4 @@
-"""The errors that shared code raises, as classes that a package may replace by its own, derived from these."""
+"""The errors that shared code raises. A package may replace the classes by its own, derived from these."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _raised: tuple[type[InputError], type[EnvironmentProblem]] = (InputError, Enviro
 
 
 def raise_as(input_error: type[InputError], environment_problem: type[EnvironmentProblem]) -> None:
-    """From now on shared code raises these classes, in the whole process."""
+    """Let shared code raise these classes from now on, in the whole process."""
     global _raised
     _raised = input_error, environment_problem
 
@@ -30,12 +30,12 @@ def input_error(message: str) -> InputError:
 
 
 def environment_problem(message: str) -> EnvironmentProblem:
-    """The error to raise for what the machine or its packages cannot do."""
+    """The error to raise if the machine or its packages cannot do something."""
     return _raised[1](message)
 
 
 def quoted(value: object, most: int = 200) -> str:
-    """A value in a message: its representation, cut; Python has none of integers above 4,300 digits."""
+    """A value for a message: its representation, cut. Python has none for integers of more than 4,300 digits."""
     try:
         text = repr(value)
     except Exception:  # a caller's object may raise anything

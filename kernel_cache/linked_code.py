@@ -1,12 +1,12 @@
 """The LLVM code of compiled functions, which compiled callers link.
 
-Numba makes machine code and a Python wrapper of every function that compiled code calls, although the callers link the
-function's LLVM code and use neither. `Linked` has the LLVM code alone (docs/decisions.md, 61).
+For every function that compiled code calls, Numba makes machine code and a Python wrapper, although the callers link
+the function's LLVM code and use neither. `Linked` has only the LLVM code (docs/decisions.md, 61).
 
-Numba offers no public way, so these private parts of it are used here: the class `JITCodeLibrary` with what PRIVATE
-names, its attributes `_final_module`, `_finalized` and `_reload_init`, `compile_extra` and `Flags` of its compiler,
-`lookup_environment`, and `targetdescr`, `targetctx` and `typingctx` of a dispatcher. pyproject.toml bounds Numba to the
-versions with which the tests have run.
+Numba has no public interface for this, so these private parts of it are used: the class `JITCodeLibrary` with the
+methods in PRIVATE, its attributes `_final_module`, `_finalized` and `_reload_init`, `compile_extra` and `Flags` of its
+compiler, `lookup_environment`, and `targetdescr`, `targetctx` and `typingctx` of a dispatcher. pyproject.toml limits
+Numba to the versions with which the tests have run.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ LACKS = "this Numba, {version}, lacks {what}, which the kernels' compiler uses: 
 
 
 def check(library: type) -> None:
-    """Raises EnvironmentProblem if Numba's class lacks a method of PRIVATE."""
+    """Raise EnvironmentProblem if Numba's class lacks a method of PRIVATE."""
     if lacking := [name for name in PRIVATE if not hasattr(library, name)]:
         what = f"{library.__name__}.{lacking[0]}"
         raise environment_problem(LACKS.format(version=numba.__version__, what=what, tested=TESTED))
@@ -63,11 +63,12 @@ class Library(JITCodeLibrary):
 class Linked:
     """A function's LLVM code for one list of argument types. Numba finds the function's code by this object."""
 
-    lifted = ()  # Numba's cache asks for it
+    lifted = ()  # Numba's cache reads this
 
     def __init__(self, context: Any, library: Library, fndesc: Any, signature: Any, environments: list[Any]) -> None:
         self.library, self.fndesc, self.signature = library, fndesc, signature
-        self.environments = environments  # its own, and those of the functions that it calls: they are linked with it
+        # of this function, and of the functions that it calls, which are linked with it
+        self.environments = environments
         context.insert_user_function(self, fndesc, [library])
 
     @property
@@ -96,7 +97,7 @@ def environments(library: Any) -> list[Any]:
 
 
 def set_environments(library: Any) -> None:
-    """Let the machine code of a library that was just compiled find them. Numba sets those of one that was loaded."""
+    """Set the environments of a library that was just compiled. Numba itself sets those of a loaded library."""
     for each in environments(library):
         library.codegen.set_env(each.env_name, each)
 
@@ -109,7 +110,7 @@ class Cache(code_files.FunctionCache):
 
 
 class _Parts(code_files.Parts):
-    """How a function's LLVM code becomes bytes and again LLVM code."""
+    """Converts a function's LLVM code to bytes and back."""
 
     suffix = ".linked"
 

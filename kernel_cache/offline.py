@@ -1,6 +1,6 @@
-"""Numba-CUDA's compiler without a driver: a kernel and its argument types to PTX, for a GPU that need not be present.
+"""Numba-CUDA's compiler without a driver. It compiles a kernel and its argument types to PTX, without a GPU.
 
-While it compiles, it replaces only the query for the current device. Importing this module does not import Numba-CUDA.
+During compilation only the query for the current device is replaced. Importing this module does not import Numba-CUDA.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from .errors import input_error
 
 
 def capability(arch: str) -> tuple[Any, ...]:
-    """sm_90 -> (9, 0); sm_90a -> (9, 0, 'a')."""
+    """The compute capability of an architecture: (9, 0) for sm_90, (9, 0, 'a') for sm_90a."""
     match = re.fullmatch(r"sm_(\d+)(\d)([af]?)", arch)
     if match is None:
         raise input_error(f"arch must look like 'sm_90', got {arch!r}")
@@ -26,7 +26,7 @@ def capability(arch: str) -> tuple[Any, ...]:
 
 @contextlib.contextmanager
 def driverless(cc: tuple[Any, ...]) -> Iterator[None]:
-    """While inside, Numba-CUDA's compiler finds a current device of this compute capability."""
+    """A block in which Numba-CUDA's compiler finds a current device of this compute capability."""
     compiler: Any = import_module("numba.cuda.compiler")
     dispatcher: Any = import_module("numba.cuda.dispatcher")
     device = SimpleNamespace(
@@ -41,7 +41,7 @@ def driverless(cc: tuple[Any, ...]) -> Iterator[None]:
 
 
 def compiled(kernel: Any, types_: tuple[Any, ...], cc: tuple[Any, ...]) -> tuple[Any, list[str]]:
-    """Compile a `cuda.jit` kernel for argument types: (Numba's library, its PTX texts). cc: (9, 0), or (9, 0, 'a')."""
+    """Compile a `cuda.jit` kernel for argument types. Returns (Numba's library, its PTX texts). cc: such as (9, 0)."""
     compiler: Any = import_module("numba.cuda.compiler")
     lock: Any = import_module("numba.cuda.core.compiler_lock").global_compiler_lock
     options = getattr(kernel, "targetoptions", {})
@@ -67,10 +67,10 @@ def compiled(kernel: Any, types_: tuple[Any, ...], cc: tuple[Any, ...]) -> tuple
 
 
 def with_lines(compile_: Callable[[bool], Any]) -> Any:
-    """The result of `compile_` with line information, so that reports name source lines; without it if that fails.
+    """The result of `compile_` with line information, so that reports name source lines, or without it if that fails.
 
-    numba-cuda 0.30 cannot describe arguments that are empty tuples, and NVVM rejects its debug information of some
-    kernels' variables. Reports then name lines of the PTX text.
+    numba-cuda 0.30 cannot describe arguments that are empty tuples, and NVVM rejects its debug information for
+    variables of some kernels. Without line information reports name lines of the PTX text.
     """
     nvvm_error: Any = import_module("numba.cuda.cudadrv.nvvm").nvvmError
     try:
@@ -80,8 +80,8 @@ def with_lines(compile_: Callable[[bool], Any]) -> Any:
 
 
 def entry_of(ptx: str, name: str) -> str:
-    """The name of the only kernel in a PTX text; raises InputError if there is none or several."""
+    """The name of the only kernel in a PTX text. Raises InputError if there is none, or several."""
     entries = re.findall(r"\.entry\s+([\w$]+)", ptx)
     if len(entries) != 1:
-        raise input_error(f"expected one kernel in the PTX of {name}, found {entries}")
+        raise input_error(f"the PTX of {name} must have one kernel, got {entries}")
     return entries[0]

@@ -1,8 +1,8 @@
-"""The packages whose functions are compiled and kept: where each lies, and what its code depends on beside its sources.
+"""The packages whose functions are compiled and kept: where each lies, and what its code depends on besides sources.
 
 A package registers itself when it is imported, before any of its functions is compiled. Keys of the cache then follow
-imports from one registered package into another (`sources.py`); an import of any other package is passed over. Imports
-no Numba.
+imports from one registered package into another (`sources.py`). They do not follow imports of other packages. This
+module does not import Numba.
 """
 
 from __future__ import annotations
@@ -13,8 +13,11 @@ from typing import Any, NamedTuple
 
 
 class Package(NamedTuple):
-    """root: its folder. parts: returns what its compiled code depends on beside sources, versions and the CPU: what its
-    modules were made with when they were imported, equal at every call."""
+    """A package. root: its folder.
+
+    parts: a function whose result the package's compiled code depends on, besides sources, versions and the CPU. The
+    result describes how the modules were made when they were imported, so it is the same at every call.
+    """
 
     name: str
     root: Path
@@ -22,11 +25,11 @@ class Package(NamedTuple):
 
 
 _registered: dict[str, Package] = {}
-passed_over: set[str] = set()  # first names of absolute imports that keys do not follow
+passed_over: set[str] = set()  # packages, by their first names, whose imports keys do not follow
 
 
 def register(name: str, root: Path, parts: Callable[[], Any] = lambda: None) -> None:
-    """Register a package; see `Package`. Modules below root that register lowerings with Numba are found by themselves.
+    """Register a package, see `Package`. Modules below root that register lowerings with Numba are found automatically.
 
     Raises ValueError if a key was computed that should have followed an import of it.
     """
@@ -49,7 +52,7 @@ def containing(files: Iterable[Path]) -> list[Package]:
 
 
 def root_of(name: str) -> Path | None:
-    """The folder of a registered package; None, and a note of the name, for any other."""
+    """The folder of a registered package. For another one None, and its name is kept in `passed_over`."""
     if name not in _registered:
         passed_over.add(name)
         return None

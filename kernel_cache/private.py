@@ -1,13 +1,13 @@
-"""Folders and files that code is loaded from: this user's own, out of reach of everybody else.
+"""Folders and files from which code is loaded. Only this user may own them, and nobody else may be able to change them.
 
 The kernel cache holds pickles and machine code, so a user who can write to it can run code as its owner. A folder is
 private if it belongs to this user, is no link, is closed to others, and lies where nobody else can replace it: every
 folder above belongs to this user or to root, and others can write to it only if it is sticky, like /tmp. Folders are
-checked every time that a file below is read or written. A file begins with a hash of the rest, so that one left
-incomplete by a full disk, or damaged since, is never loaded.
+checked every time that a file below is read or written. A file begins with a hash of the rest, so that a file that a
+full disk left incomplete, or that was damaged later, is never loaded.
 
-ARISTOS_CACHE_SHARED=1 switches the checks of owners and modes off, for a cache that a group shares. Every member of
-the group can then run code as every other one. Not a defence against root, nor against other processes of this user.
+ARISTOS_CACHE_SHARED=1 switches the checks of owners and modes off, for a cache that a group shares. Every member of the
+group can then run code as every other member. Nothing here protects against root, or other processes of this user.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from .errors import environment_problem
 
 SETTING = "ARISTOS_CACHE_SHARED"
 REMEDY = (
-    f"remove it, or export ARISTOS_CACHE=/a/folder/that/you/alone/can/write; {SETTING}=1 accepts it, and with it the"
+    f"remove it, or export ARISTOS_CACHE=/a/folder/that/you/alone/can/write; {SETTING}=1 accepts the folder, and so"
+    " also the"
     " code of everybody who can write there"
 )
 OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
@@ -37,7 +38,7 @@ def shared() -> bool:
 
 
 def problem(folder: Path) -> str:
-    """Why a folder is not private: the folder, and what is wrong with it; empty if it is private."""
+    """A text that names a folder and why it is not private; empty if it is private."""
     try:
         return _of_folder(folder) or ("" if shared() else next(filter(None, map(_of_parent, folder.parents)), ""))
     except OSError as error:
@@ -45,20 +46,20 @@ def problem(folder: Path) -> str:
 
 
 def check(folder: Path) -> None:
-    """Raises EnvironmentProblem, which has the remedy, for a folder that is not private."""
+    """Raise EnvironmentProblem, with the remedy, if a folder is not private."""
     if wrong := problem(folder):
         raise environment_problem(f"kernels are not loaded from {wrong}: {REMEDY}")
 
 
 def make(folder: Path) -> None:
-    """Make a private folder and the missing ones above it; close one of this user that others can only read.
+    """Make a private folder, and missing ones above it. If others can only read this user's folder, close it to them.
 
-    Raises EnvironmentProblem if it is not private, OSError if it cannot be made.
+    Raises EnvironmentProblem if the folder is not private, and OSError if it cannot be made.
     """
     if not folder.parent.exists():
         make(folder.parent)
     with contextlib.suppress(FileExistsError):
-        folder.mkdir(mode=0o700)  # a umask can only take away
+        folder.mkdir(mode=0o700)  # a umask can only remove permissions
         if shared():
             folder.chmod(stat.S_IMODE(folder.parent.stat().st_mode) & 0o777)
     found = folder.lstat()
@@ -69,7 +70,7 @@ def make(folder: Path) -> None:
 
 
 def read(path: Path) -> bytes | None:
-    """What `write` was given; None, with a warning, if the file is damaged.
+    """Read the data that `write` got. Returns None, with a warning, if the file is damaged.
 
     Raises FileNotFoundError, and EnvironmentProblem if others may have written the file.
     """
@@ -82,7 +83,7 @@ def read(path: Path) -> bytes | None:
 
 
 def whole(path: Path, content: bytes) -> bytes | None:
-    """What a file's content holds behind its hash; None, with a warning, if the two do not fit."""
+    """The data behind the hash in a file's content. None, with a warning, if the hash does not fit."""
     digest, _, rest = content.partition(b"\n")
     if hashlib.sha256(rest).hexdigest().encode() != digest:
         warnings.warn(f"{path} is damaged: the kernel is compiled again", stacklevel=4)
@@ -91,12 +92,12 @@ def whole(path: Path, content: bytes) -> bytes | None:
 
 
 def hashed(data: bytes) -> bytes:
-    """The content of a file that `whole` reads."""
+    """The content of a file with this data, for `whole`."""
     return hashlib.sha256(data).hexdigest().encode() + b"\n" + data
 
 
 def write(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all, in a private folder that is made if it is missing."""
+    """Write a file whole or not at all, in a private folder. The folder is made if it is missing."""
     make(path.parent)
     number, name = tempfile.mkstemp(dir=path.parent)
     try:
@@ -110,7 +111,7 @@ def write(path: Path, data: bytes) -> None:
 
 
 def file_mode(folder: Path) -> int:
-    """The mode of files in a folder: 0600 in a private one; in a shared one, what the folder's mode gives."""
+    """The mode of files in a folder: 0600 in a private one; in a shared one it follows the folder's mode."""
     return stat.S_IMODE(folder.stat().st_mode) & 0o666
 
 
@@ -152,7 +153,10 @@ def _of_file(path: Path, found: os.stat_result) -> str:
 
 @cache
 def _roots() -> frozenset[int]:
-    """User ids that stand for root. In a user namespace, such as a container's, files of users outside have another."""
+    """User ids that count as root.
+
+    In a user namespace, such as a container's, files of users outside have another id.
+    """
     ids = {0}
     with contextlib.suppress(OSError, ValueError, IndexError):
         if int(Path("/proc/self/uid_map").read_text().split()[2]) < 2**32 - 1:

@@ -1,7 +1,7 @@
-"""Reads files that may come from anywhere: regular files alone, of bounded size.
+"""Reads files that may come from anywhere. Only regular files of bounded size are read.
 
-A reader of a pipe waits for its writer, perhaps for ever; a device such as /dev/zero has no end. A link counts as what
-it leads to.
+A reader of a pipe waits for its writer, perhaps for ever. A device such as /dev/zero has no end. A link counts as the
+file that it points to.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _KINDS = {
 
 
 def opened(path: str | Path, most: int | None = None) -> BinaryIO:
-    """The file, open for reading. most: bytes that it may have. Raises OSError, also for what is no regular file."""
+    """The file, open for reading. most: the bytes that it may have. Raises OSError, also if it is no regular file."""
     number = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     try:
         found = os.fstat(number)
@@ -37,7 +37,7 @@ def opened(path: str | Path, most: int | None = None) -> BinaryIO:
 
 
 def refuse_others(path: str | Path) -> None:
-    """Raise OSError if `path` is there and is not a regular file: a writer may have to wait there, or cannot seek."""
+    """Raise OSError if `path` exists and is no regular file: a writer might have to wait, or could not seek."""
     with contextlib.suppress(FileNotFoundError):
         _refuse(path, os.stat(path))
 
@@ -51,16 +51,16 @@ def _refuse(path: str | Path, found: os.stat_result) -> None:
 
 
 def read(path: str | Path, most: int = JSON) -> bytes:
-    """What the file holds. Raises OSError, also if it has more than `most` bytes or is no regular file."""
+    """The content of the file. Raises OSError, also if it has more than `most` bytes or is no regular file."""
     with opened(path, most) as file:
-        found = file.read(most + 1)  # a file may grow, and those of /proc have the size 0
+        found = file.read(most + 1)  # not trusting the size: a file may grow, and files of /proc have the size 0
     if len(found) > most:
         raise _too_large(path, "it has more", most)
     return found
 
 
 def text(path: str | Path, most: int = JSON) -> str:
-    """What the file holds, as UTF-8. Raises OSError as `read` does, and UnicodeDecodeError, which is a ValueError."""
+    """The content of the file as UTF-8 text. Raises OSError as `read` does, and UnicodeDecodeError, a ValueError."""
     return read(path, most).decode("utf-8")
 
 

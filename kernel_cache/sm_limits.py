@@ -1,6 +1,6 @@
-"""Limits of a streaming multiprocessor by architecture, and how many blocks of a kernel it holds at once.
+"""Limits of a streaming multiprocessor (SM) by architecture, and how many blocks of a kernel it holds at once.
 
-Numbers: the CUDA programming guide's table of technical specifications.
+The numbers are from the table of technical specifications in the CUDA programming guide.
 """
 
 from __future__ import annotations
@@ -47,22 +47,22 @@ def limits_of_name(arch: str) -> Limits:
 
 
 def limits_of(cc: tuple[Any, ...]) -> Limits:
-    """The limits of a compute capability, or of the nearest one below that is known."""
+    """The limits of a compute capability. If it is not known, those of the nearest known one below it."""
     known = [key for key in ARCHITECTURES if key <= cc[:2]]
     if not known:
-        raise input_error(f"compute capability {cc} is below the lowest that is known, {min(ARCHITECTURES)}")
+        raise input_error(f"the compute capability must be at least {min(ARCHITECTURES)}, got {cc}")
     return ARCHITECTURES[max(known)]
 
 
 def resident(limits: Limits, threads: int, shared: int, registers: int) -> int:
-    """How many blocks of a kernel one SM holds at once; raises InputError if one block is too large.
+    """How many blocks of a kernel one SM holds at once. Raises InputError if one block is too large.
 
     threads: of a block. shared: bytes of a block. registers: of a thread.
     """
     if not 1 <= threads <= limits.block_threads:
         raise input_error(f"a block must have 1 to {limits.block_threads} threads, got {threads}")
     if shared > limits.shared_block:
-        raise input_error(f"a block can have {limits.shared_block} bytes of shared memory, got {shared}")
+        raise input_error(f"a block must have at most {limits.shared_block} bytes of shared memory, got {shared}")
     warps = -(-threads // WARP)
     each = -(-registers * WARP // 256) * 256 * warps
     by_registers = max(limits.registers // each, 1)

@@ -1,11 +1,11 @@
-"""Find the source files that a module's compiled code reads, on which the key of a kernel cache must depend.
+"""Finds the source files that a module's compiled code reads. The key of a kernel cache must depend on them.
 
 Compiled code holds the functions and constants of its own module and of the modules that it imports. So its sources are
 the module's file and, transitively, the files of the same package and of registered ones (`packages.py`) that it
 imports. Imports are read from the syntax tree; nothing is imported or run.
 
-Not followed: imports for type checkers only (`if TYPE_CHECKING`), `import_module`, the `__init__.py` of a folder on
-the way to a module, and imports inside a function, unless that function defines others, which may be compiled.
+These are not followed: imports for type checkers only (`if TYPE_CHECKING`), `import_module`, the `__init__.py` of a
+folder on the way to a module, and imports inside a function, unless it defines other functions, which may be compiled.
 """
 
 from __future__ import annotations

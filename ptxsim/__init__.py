@@ -1,7 +1,7 @@
 """A PTX machine: compiled Numba kernels run on the CPU, with a checker and counters (docs/ptxsim.md).
 
-It needs no GPU, no driver, no MPI and nothing of Aristos. Importing this module does no work: its names are loaded when
-first used.
+The package needs no GPU, no driver, no MPI and nothing of Aristos. An import of this module does no work: names are
+loaded when they are first used.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ FAULT = -1
 
 @jit
 def register(x, warp, row, lane):
-    """The value of a register in one lane; warp: the address of its table."""
+    """The value of a register in one lane. warp: the address of the warp's table."""
     return np.uint64(get(get(warp, s.W_REGS), row * 32 + lane))
 
 
@@ -50,9 +50,9 @@ def set_register(x, warp, row, lane, value):
 
 @jit
 def locate(x, warp, thread, block, lane, space, address, size, write, pc):
-    """(address in this process, place, space) of an access; FAULT, after a report, if it is not allowed.
+    """(address in this process, place, space) of an access, or FAULT, after a report, if the access is not allowed.
 
-    place: offset in the space; for global memory the offset in the machine's memory. Parameters cannot be written.
+    place: offset in the space; for global memory, offset in the machine's memory. Parameters cannot be written.
     """
     if space == isa.GENERIC:
         if isa.SHARED_WINDOW <= address < isa.SHARED_WINDOW + isa.WINDOW:
@@ -128,7 +128,7 @@ def warp_slot(x, warp):
 
 @jit
 def shadow_of(x, block, space, place):
-    """(init flags of a place, bytes of an item, first cell of its memory, its offset there, address for reports)."""
+    """(init flags of a place, bytes of an item, first cell of the place's memory, offset in it, report's address)."""
     if space == isa.SHARED:
         grain = get(get(x, s.LAUNCHES) + get(block, s.B_LAUNCH) * s.L_FIELDS * 8, s.L_GRANULE)
         return get(block, s.B_INIT) + place, grain, get(block, s.B_SHADOW), place, place
@@ -140,7 +140,7 @@ def shadow_of(x, block, space, place):
 
 @unit
 def check(x, warp, thread, block, space, place, size, how, write, reads, pc):
-    """Check an access in bounds: initialised bytes, pending copies and races."""
+    """Check an access that is in bounds for uninitialised bytes, pending copies and races."""
     gid = get(thread, s.T_GID)
     slot = warp_slot(x, warp)
     init, grain, cells, first, address = shadow_of(x, block, space, place)
@@ -178,7 +178,8 @@ def check(x, warp, thread, block, space, place, size, how, write, reads, pc):
 
 @jit
 def location_of(block, space, place):
-    """The number of a location in all memories: of global memory its offset, of shared memory with its block."""
+    """The number of a location among all memories: its offset in global memory, or made of block and offset in shared
+    memory."""
     if space == isa.SHARED:
         return 1 << 61 | get(block, s.B_GID) << 20 | place
     return place
@@ -191,7 +192,7 @@ def thread_of(x, warp, lane):
 
 
 class Access(NamedTuple):
-    """An instruction ld or st. how: as `check` takes it. items: address of the rows of its values' registers."""
+    """An instruction ld or st. how: the argument of `check`. items: address of the rows of its values' registers."""
 
     type_: int
     size: int
@@ -218,7 +219,7 @@ def access_at(x, line):
 
 @jit
 def locate_lane(x, warp, thread, block, lane, access, write, pc):
-    """What `locate` returns for the address of a lane, which is noted for `count_access`; -1 there for a fault."""
+    """The result of `locate` for a lane's address. The address is noted for `count_access`, or -1 for a fault."""
     address = np.int64(register(x, warp, access.base, lane)) + access.offset
     found = locate(x, warp, thread, block, lane, access.space, address, access.size * access.values, write, pc)
     put(get(x, s.SCRATCH), lane, -1 if found[0] == FAULT else address)
@@ -227,7 +228,7 @@ def locate_lane(x, warp, thread, block, lane, access, write, pc):
 
 @unit
 def loads(x, warp, block, line, pc, mask):
-    """ld of the lanes in mask; line: the address of the instruction's row."""
+    """Run ld for the lanes in mask. line: the address of the instruction's row."""
     access = access_at(x, line)
     type_, size, count, _, _, order, scope, space, items, how = access
     signed = type_ & 0xF0 == isa.S
@@ -263,7 +264,7 @@ def loads(x, warp, block, line, pc, mask):
 
 @unit
 def stores(x, warp, block, line, pc, mask):
-    """st of the lanes in mask."""
+    """Run st for the lanes in mask."""
     access = access_at(x, line)
     type_, size, count, _, _, order, scope, _, items, how = access
     checked = get(x, s.CHECK) != 0
@@ -296,7 +297,7 @@ def stores(x, warp, block, line, pc, mask):
 
 @jit
 def float_add(x, a, b, type_, flush):
-    """The sum of an atomic add of floats, as bits; flush: subnormal float32 numbers become zeros."""
+    """The sum of an atomic add of floats, as bits. flush: whether subnormal float32 numbers become zeros."""
     if type_ == isa.F32:
         if flush:
             a, b = np.uint64(flush32(np.int64(a))), np.uint64(flush32(np.int64(b)))
@@ -320,7 +321,7 @@ def half_add(x, a, b, form):
 
 @jit
 def combined(x, kind, type_, old, b, c, flush):
-    """The new value of an atomic operation; kind: add exch cas min max inc dec and or xor, from 0."""
+    """The new value of an atomic operation. kind: its number, from 0 on: add exch cas min max inc dec and or xor."""
     floats = type_ & 0xF0 == isa.F or type_ & 0xF0 in (isa.BF16 & 0xF0, isa.F16X2 & 0xF0, isa.BF16X2 & 0xF0)
     if kind == 0:
         if floats:
@@ -350,7 +351,7 @@ def combined(x, kind, type_, old, b, c, flush):
 
 @unit
 def atomics(x, warp, block, line, pc, mask):
-    """atom and red of the lanes in mask, one lane after the other."""
+    """Run atom and red for the lanes in mask, one lane after the other."""
     type_, flags, base = get(line, isa.TYPE), get(line, isa.FLAGS), get(line, isa.A)
     size, kind_of = type_ & 15, get(line, isa.TYPE2)
     order, scope, space = flags & 15, (flags >> isa.SCOPE_SHIFT) & 3, (flags >> isa.SPACE_SHIFT) & 7
@@ -375,7 +376,7 @@ def atomics(x, warp, block, line, pc, mask):
         b = cut(register(x, warp, get(line, isa.B), lane), type_)
         c = cut(register(x, warp, get(line, isa.C), lane), type_)
         old = load(host, size)
-        flush = kind == isa.GLOBAL  # hardware flushes subnormals in global memory, not in shared
+        flush = kind == isa.GLOBAL  # hardware flushes subnormals in global memory, but not in shared memory
         value = combined(x, kind_of, type_, old, b, c, flush)
         if checked and kind != isa.LOCAL:
             at = location_of(block, kind, place)

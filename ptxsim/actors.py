@@ -13,7 +13,7 @@ SCOPES = {"cta": isa.CTA, "gpu": isa.GPU, "sys": isa.SYS}
 
 
 def check_order(core: Core, order: str, scope: str) -> None:
-    """Raises InputError outside an actor's turn, or for an unknown order or scope."""
+    """Raise InputError outside an actor's turn, or if order or scope is unknown."""
     if core.acting < 0:
         raise InputError("load and store are for actors; outside a run use copy_to_host and copy_to_device")
     if order not in ORDERS or scope not in SCOPES:
@@ -25,9 +25,9 @@ def check_order(core: Core, order: str, scope: str) -> None:
 def access(
     core: Core, place: int, size: int, cell: int, order: str, scope: str, write: bool, bits: int
 ) -> tuple[int, bool]:
-    """One access of the acting actor: (the old bits, whether it races with a device's access).
+    """Make one access of the acting actor. Returns (the old bits, whether the access races with a device's access).
 
-    place: offset in the machine's memory. size: bytes. cell: address of the checker's cell. bits: what is written.
+    place: offset in the machine's memory. size: bytes. cell: address of the checker's cell. bits: the value to write.
     """
     core.reserve()
     slot = int(core.x[s.WARP_SLOTS]) - 1

@@ -1,4 +1,4 @@
-"""The machine's memory: one buffer for all devices and the host, allocations with gaps between them, checker cells."""
+"""The machine's memory: one buffer for all devices and the host, allocations with gaps between, and checker cells."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from . import state as s
 from .errors import InputError, MemoryProblem
 
 PAGE = 1 << s.PAGE_SHIFT
-GAP = 2 * PAGE  # least bytes between allocations, which no access may touch
+GAP = 2 * PAGE  # the fewest bytes between allocations, which no access may touch
 MOST_BYTES = 1 << 36
 LEAST_BYTES = 1 << 30
 CELL_BYTES = s.CELL_WORDS * 8
 SHADOW_BYTES = MOST_BYTES // 4 * CELL_BYTES  # space for the cells of 4-byte items
-BELOW = 1 << 20  # bytes below the memory whose addresses are still named by the first array
+BELOW = 1 << 20  # reports name addresses in so many bytes below the memory by the first array
 QUARANTINE_BYTES = 1 << 28  # freed memory that is not reused yet, so that accesses to it are reported
-LARGE_BYTES = 1 << 28  # an allocation with more bytes of cells checks that the computer has enough memory
+LARGE_BYTES = 1 << 28  # for more bytes of cells than this, an allocation checks that the computer has enough memory
 NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
 
 
@@ -35,7 +35,7 @@ class Allocation:
     number: int
     start: int
     size: int
-    device: int  # -1: host memory, mapped by all devices
+    device: int  # -1 for host memory, which all devices map
     name: str
     freed: bool = False
     dtype: Any = None
@@ -44,9 +44,12 @@ class Allocation:
 
 
 class Reserved:
-    """bytes: [size] uint8 of zeros that take no memory until they are touched; fewer if the system refuses `size`.
+    """Reserved address space.
 
-    It never moves, so the host may hold pointers into it (mapped and managed arrays).
+    bytes: [size] uint8 of zeros, which take no memory until they are touched; fewer if the system
+    refuses `size`.
+
+    The space never moves, so the host may hold pointers into it (mapped and managed arrays).
     """
 
     def __init__(self, size: int):
@@ -64,7 +67,7 @@ class Reserved:
         self.bytes = np.frombuffer(self.map, np.uint8)
 
     def clear(self, start: int, end: int) -> None:
-        """Set bytes to zero; whole pages are returned to the system."""
+        """Set bytes to zero. Whole pages are returned to the system."""
         first, last = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE, end // mmap.PAGESIZE * mmap.PAGESIZE
         if first >= last:
             self.bytes[start:end] = 0
@@ -75,13 +78,13 @@ class Reserved:
 
 
 class FreeRuns:
-    """The free runs of a range of numbers; a run is taken from the lowest one that is long enough."""
+    """The free runs in a range of numbers. A run is taken from the lowest free run that is long enough."""
 
     def __init__(self, start: int, end: int):
         self.free = [(start, end)]
 
     def take(self, length: int) -> int:
-        """Take a run of this length; returns its start, or -1 if none is free."""
+        """Take a run of this length. Returns its start, or -1 if none is free."""
         for number, (start, end) in enumerate(self.free):
             if end - start >= length:
                 self.free[number : number + 1] = [(start + length, end)] if end - start > length else []
@@ -101,12 +104,12 @@ class FreeRuns:
 
 
 def span(size: int) -> int:
-    """Bytes of an allocation with the gap after it."""
+    """Bytes of an allocation, including the gap after it."""
     return -(-(max(size, 1) + GAP) // GAP) * GAP
 
 
 def available() -> int:
-    """Bytes of the computer's memory that are available; all of it if the system does not report that."""
+    """Bytes of the computer's memory that are available, or of its whole memory if the system does not report this."""
     try:
         with open("/proc/meminfo", encoding="ascii") as lines:
             return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
@@ -117,8 +120,8 @@ def available() -> int:
 class Memory:
     """The memory of a machine and the tables about it.
 
-    data: [bytes] uint8. init: for each byte 1 if it is written, 2 if a copy under way will write it. pages: the number
-    of the allocation that each 256 bytes belong to. shadow: the cells of the checker.
+    data: [bytes] uint8. init: for each byte 1 if it is written, 2 if a copy under way will write it. pages: for each
+    256 bytes the number of their allocation. shadow: the cells of the checker.
     """
 
     def __init__(self, x: np.ndarray, checked: bool):
@@ -173,7 +176,7 @@ class Memory:
         return allocation
 
     def free(self, allocation: Allocation) -> None:
-        """Free an allocation; raises InputError the second time. Its memory is reused later."""
+        """Free an allocation. Its memory is reused later. Raises InputError if it was freed before."""
         if allocation.freed:
             raise InputError(f"{allocation.name or 'the array'} was freed before")
         allocation.freed = True
@@ -203,9 +206,10 @@ class Memory:
         return self.data[allocation.start : allocation.start + allocation.size]
 
     def at(self, address: int) -> Allocation | None:
-        """The allocation that holds an address, or the one whose first or last byte is nearest to it, also if freed.
+        """The allocation that holds an address, or the one whose first or last byte is nearest, even if it was freed.
 
-        None if there is none, and for addresses outside the machine's memory and not close below it.
+        The result is None if there is no allocation, and for addresses that lie neither in the machine's memory nor
+        close below it.
         """
         place = address - isa.GLOBAL_START
         if not -BELOW <= place < len(self.data):

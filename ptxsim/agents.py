@@ -1,13 +1,14 @@
-"""Accesses of asynchronous work: bulk copies and wgmma use the asynchronous proxy, and belong to no thread.
+"""Accesses of asynchronous work, that is of bulk copies and wgmma. These use the asynchronous proxy, and no thread.
 
 An agent stands for such work in the checker. It has a number like a thread's, with its kind in the bits of
-`clocks.AGENTS`, and a clock. The bulk copies that one mbarrier counts are one agent; its clock is the barrier's phase.
-The copies of a thread's bulk groups, and the wgmmas of a warp, are others; their clocks are the groups. A thread that
-waits for the phase or the group joins the agent's clock into its own, so all of that work, and no more, happened
-before it.
+`clocks.AGENTS`, and a clock. The bulk copies that one mbarrier counts are one agent, whose clock is the barrier's
+phase. The copies of a thread's bulk groups, and the wgmmas of a warp, are other agents, whose clocks are the groups. A
+thread that waits for the phase or the group joins the agent's clock into its own. So exactly that work happened before
+the thread's next accesses.
 
-After generic accesses to the same memory a fence.proxy.async is needed (the PTX ISA on proxies). What a fence covers is
-kept in the vector clocks too, under keys with a bit of `PROXY`, so it spreads wherever the clocks do.
+After generic accesses, such work on the same memory first needs a fence.proxy.async (the PTX ISA on proxies). The
+vector clocks also hold the moments that fences cover, under keys with a bit of `PROXY`, so these spread with the
+clocks.
 """
 
 from __future__ import annotations
@@ -42,20 +43,20 @@ from .units import unit
 from .watch import GID_MASK, coherent, noncoherent, report
 
 OF_BARRIER, OF_WARPGROUP, GROUP_READS, GROUP_WRITES = 1, 2, 3, 4  # kinds of agents
-PROXY = 1 << 58  # for all memory; twice that for shared, four times for global memory alone
+PROXY = 1 << 58  # bit for all memory; the next bit is for shared, the one after for global memory alone
 HOST_BIT = 1 << 41
 KNOWN_BYTES = 0x0101010101010101
 
 
 @jit
 def agent_number(kind, gid):
-    """The number of an agent. gid: a thread's number; an mbarrier's index may take the place of the thread's."""
+    """The number of an agent. gid: a thread's number, or a number with an mbarrier's index in place of the thread's."""
     return gid | kind << AGENT_SHIFT
 
 
 @jit
 def as_agent(x, number, clock, vc):
-    """Set the agent of the accesses that follow; its work begins after everything in a vector clock."""
+    """Set the agent of the accesses that follow. Its work begins after all moments in a vector clock."""
     agent = get(x, s.AGENT)
     put(agent, s.T_GID, number)
     put(agent, s.T_CLOCK, clock)
@@ -64,7 +65,7 @@ def as_agent(x, number, clock, vc):
 
 @jit
 def learnt(x, vc, number, clock):
-    """A vector clock joined with an agent's work up to a clock."""
+    """A vector clock that also covers an agent's work up to a clock."""
     key = (number >> 10) << SUB_BITS | (number & 1023)
     return vc if lookup(x, vc, key) >= clock else join(x, vc, single(x, key, clock))
 
@@ -87,9 +88,9 @@ def shown(x, vc, space, gid, clock):
 
 @unit
 def proxy_fence(x, warp, block, which, mask):
-    """fence.proxy.async of the lanes of mask; which: 0 for all memory, 1 for shared, 2 for global memory.
+    """Run fence.proxy.async for the lanes of mask. which: 0 for all memory, 1 for shared, 2 for global memory.
 
-    The fence of a whole warp is one entry of its clock, so joining the clocks of many threads stays cheap.
+    The fence of a whole warp is one entry of its clock, so that joins of many threads' clocks are cheap.
     """
     slot = warp_slot(x, warp)
     whole = mask == get(warp, s.W_EXISTS)
@@ -117,7 +118,7 @@ def proxy_fence(x, warp, block, which, mask):
 
 @jit
 def of_warp(x, warp, block, clock):
-    """A vector clock of all lanes of a warp up to a clock, and of the block up to its last barrier."""
+    """A vector clock that covers all lanes of a warp up to a clock, and the block up to its last barrier."""
     key = get(block, s.B_GID) << SUB_BITS
     vc = single(x, key | WARP_KEY | get(warp, s.W_INDEX), clock)
     floor = get(block, s.B_FLOOR)
@@ -128,7 +129,7 @@ def of_warp(x, warp, block, clock):
 def fenced(x, vc, known, block, which):
     """A thread's clock after a fence: `known`, and all of `vc` as visible to the asynchronous proxy.
 
-    Entries of the block's threads that the entry of its last barrier covers are left out.
+    Entries of the block's threads are left out if the entry of the block's last barrier covers them.
     """
     pool, top = get(x, s.CLOCKS), get(x, s.CLOCKS_TOP)
     mine, floor = get(block, s.B_GID), get(block, s.B_FLOOR)
@@ -163,7 +164,10 @@ def fenced(x, vc, known, block, which):
 # ---- accesses ----
 @jit
 def before(x, agent, gid, clock):
-    """Whether an access happened before the agent's work began. Pieces of one agent's work are not ordered."""
+    """Whether an access happened before the agent's work began.
+
+    Accesses of one agent have no order among themselves.
+    """
     if earlier_run(x, gid) or in_clock(x, get(agent, s.T_VC), gid, clock):
         return True
     return earlier_launch(x, gid, get(agent, s.T_GID))
@@ -171,7 +175,7 @@ def before(x, agent, gid, clock):
 
 @jit
 def examine(x, thread, agent, origin, when, space, address, size, write, pc):
-    """Report an earlier access (two words of a cell) that races with the agent's, or that needs a fence in between."""
+    """Report an earlier access (two words of a cell) that races with the agent's, or that needs a fence after it."""
     gid, clock = origin & GID_MASK, when & 0xFFFFFFFF
     other_pc = (origin >> s.GID_BITS) & 0x3FFFFF
     mine = get(thread, s.T_GID)
@@ -185,7 +189,7 @@ def examine(x, thread, agent, origin, when, space, address, size, write, pc):
 
 @jit
 def check_written(x, thread, space, init, address, size, write, pc):
-    """Report bytes that nothing has written, or that a pending copy will write; mark those of a write as pending."""
+    """Report bytes that were not written, or that a pending copy will write. Mark the bytes of a write as pending."""
     fresh, pending = np.int64(-1), np.int64(-1)
     for i in range(0, size, 8):
         if load64(init + i) != np.uint64(KNOWN_BYTES):
@@ -207,9 +211,9 @@ def check_written(x, thread, space, init, address, size, write, pc):
 
 @unit
 def agent_access(x, thread, block, space, place, size, write, pc):
-    """Check and record an access of the agent of `as_agent`, in bounds and of a multiple of 16 bytes.
+    """Check and record an access by the agent of `as_agent`. The access is in bounds and a multiple of 16 bytes.
 
-    thread: the one that started the work, for reports. Written bytes count as pending until `landed`.
+    thread: the thread that started the work, for reports. Written bytes count as pending until `landed`.
     """
     init, grain, cells, first, address = shadow_of(x, block, space, place)
     check_written(x, thread, space, init, address, size, write, pc)
@@ -217,13 +221,13 @@ def agent_access(x, thread, block, space, place, size, write, pc):
     origin = get(agent, s.T_GID) | pc << s.GID_BITS
     when = get(agent, s.T_CLOCK) | ((1 << grain) - 1) << 32
     w, w_when, r, r_when, q, q_when = np.int64(0), np.int64(0), np.int64(0), np.int64(0), np.int64(0), np.int64(0)
-    old_r, old_q = False, False  # did the reads r and q happen before the agent's work?
+    old_r, old_q = False, False  # whether the reads r and q happened before the agent's work
     cell = cells + first // grain * s.CELL_WORDS * 8
     for k in range(size // grain):
         at = address + k * grain
         if write and space == isa.GLOBAL:
             coherent(x, origin & GID_MASK, cell, (1 << grain) - 1, True, 0, at, pc)
-        if get(cell, 0) != 0 and (get(cell, 0) != w or get(cell, 1) != w_when):  # else the same as in the cell before
+        if get(cell, 0) != 0 and (get(cell, 0) != w or get(cell, 1) != w_when):  # else equal to the previous cell's
             w, w_when = get(cell, 0), get(cell, 1)
             examine(x, thread, agent, w, w_when, space, at, size, write, pc)
         if get(cell, 2) != 0 and (get(cell, 2) != r or get(cell, 3) != r_when):
@@ -236,7 +240,7 @@ def agent_access(x, thread, block, space, place, size, write, pc):
             old_q = before(x, agent, q & GID_MASK, q_when & 0xFFFFFFFF)
             if write:
                 examine(x, thread, agent, q, q_when, space, at, size, write, pc)
-        place_in = np.int64(0)  # the cell's first word to set: of its write, or of one of its two reads; -1 none
+        place_in = np.int64(0)  # the cell's first word to set, for its write or one of its two reads; -1: none
         if write:
             put(cell, 2, 0)
             put(cell, 4, 0)
@@ -259,7 +263,7 @@ def agent_access(x, thread, block, space, place, size, write, pc):
 
 @jit
 def landed(x, init, location, size):
-    """A copy's bytes have arrived: mark them as written, and let no reader find older values."""
+    """Mark the bytes of a copy that arrived as written, and let no reader find older values."""
     for i in range(size):
         store8(init + i, np.uint64(1))
     for i in range(0, size, 8):

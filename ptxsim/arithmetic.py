@@ -1,4 +1,4 @@
-"""Arithmetic of a warp: applies the one-lane functions of integer, floating and convert to each lane."""
+"""Arithmetic of a warp, which applies the one-lane functions of integer, floating and convert to each lane."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FULL = 0xFFFFFFFF
 
 @unit
 def calculate_integers(x, regs, line, op, mask):
-    """Integer, logic and selecting instructions, lane by lane."""
+    """Run an integer, logic or selecting instruction, lane by lane."""
     type_, flags, imm, type2 = get(line, isa.TYPE), get(line, isa.FLAGS), get(line, isa.IMM), get(line, isa.TYPE2)
     ra, rb, rc = regs + get(line, isa.A) * 256, regs + get(line, isa.B) * 256, regs + get(line, isa.C) * 256
     d = regs + get(line, isa.D) * 256
@@ -48,7 +48,7 @@ def calculate_integers(x, regs, line, op, mask):
 
 @unit
 def calculate_floats(x, regs, line, op, mask):
-    """Floating-point instructions, lane by lane."""
+    """Run a floating-point instruction, lane by lane."""
     type_, flags, imm = get(line, isa.TYPE), get(line, isa.FLAGS), get(line, isa.IMM)
     ra, rb, rc = regs + get(line, isa.A) * 256, regs + get(line, isa.B) * 256, regs + get(line, isa.C) * 256
     d = regs + get(line, isa.D) * 256
@@ -61,7 +61,7 @@ def calculate_floats(x, regs, line, op, mask):
 
 @unit
 def calculate_conversions(x, regs, line, op, mask):
-    """cvt, lane by lane."""
+    """Run cvt, lane by lane."""
     type_, flags, type2 = get(line, isa.TYPE), get(line, isa.FLAGS), get(line, isa.TYPE2)
     ra, rb, d = regs + get(line, isa.A) * 256, regs + get(line, isa.B) * 256, regs + get(line, isa.D) * 256
     for lane in range(32):
@@ -76,7 +76,10 @@ def calculate_conversions(x, regs, line, op, mask):
 
 @jit
 def quick(op, type_, flags, imm, ra, rb, rc, d):
-    """The most frequent integer instructions of a whole warp, in loops that the compiler unrolls; 0 for others."""
+    """Run one of the most frequent integer instructions for a whole warp, in loops that the compiler unrolls.
+
+    Returns 0 for
+    other instructions."""
     size = type_ & 15
     keep = ~np.uint64(0) >> np.uint64(64 - size * 8)
     if op == isa.ADD and not flags & isa.SAT:

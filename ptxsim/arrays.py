@@ -14,10 +14,10 @@ from .runner import Runner
 
 
 class DeviceArray:
-    """An array in a device's memory, or in mapped host memory (device -1); kernels of every device may use it.
+    """An array in a device's memory, or in mapped host memory (device -1). Kernels of every device may use it.
 
-    shape, dtype, strides, size, ndim, nbytes, reshape, ravel, view, T: as of NumPy arrays. ptr: its address on the
-    machine. alloc_size, split: as of Numba-CUDA's arrays.
+    shape, dtype, strides, size, ndim, nbytes, reshape, ravel, view, T: as in NumPy's arrays. ptr: the array's address
+    on the machine. alloc_size, split: as in Numba-CUDA's arrays.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class DeviceArray:
 
     @property
     def ptr(self) -> int:
-        """Its address, as kernels use it."""
+        """The array's address that kernels use."""
         return isa.GLOBAL_START + self.allocation.start + self.offset
 
     @property
@@ -54,7 +54,7 @@ class DeviceArray:
 
     @property
     def alloc_size(self) -> int:
-        """Bytes of all elements, by the name that Numba-CUDA uses."""
+        """Bytes of all elements, under the name that Numba-CUDA uses."""
         return self.nbytes
 
     def __len__(self) -> int:
@@ -68,7 +68,7 @@ class DeviceArray:
 
     @property
     def _numba_type_(self) -> Any:
-        """Its Numba type, for kernels launched as k[grid, block](...)."""
+        """The array's Numba type, for kernels launched as k[grid, block](...)."""
         return kernels.type_of(self)
 
     @property
@@ -89,7 +89,7 @@ class DeviceArray:
         return np.ndarray(self.shape, self.dtype, data, self.offset, self.strides)
 
     def copy_to_host(self, ary: np.ndarray | None = None, stream: Any = 0) -> np.ndarray:
-        """A copy in a new NumPy array or in `ary`, after everything launched has run."""
+        """Copy to a new NumPy array or to `ary`, after everything launched has run."""
         self.machine.finish()
         if ary is None:
             return self._view().copy()
@@ -105,7 +105,7 @@ class DeviceArray:
         self._written(...)
 
     def free(self) -> None:
-        """Free the memory; the checker reports kernels that touch it later."""
+        """Free the memory. The checker reports kernels that touch it later."""
         with self.machine.lock:
             self.machine.memory.free(self.allocation)
 
@@ -158,7 +158,7 @@ class DeviceArray:
         return [self[at : at + section] for at in range(0, self.size, section)]
 
     def load(self, index: Any, order: str = "acquire", scope: str = "sys") -> Any:
-        """One element, as the thread of the acting actor reads it (see Machine.actor).
+        """One element, read by the thread of the acting actor (see Machine.actor).
 
         order: weak, relaxed, acquire or release. scope: cta, gpu or sys.
         """
@@ -166,7 +166,7 @@ class DeviceArray:
         return np.array([bits], np.uint64).view(np.uint8)[: self.dtype.itemsize].view(self.dtype)[0]
 
     def store(self, index: Any, value: Any, order: str = "release", scope: str = "sys") -> None:
-        """Set one element, as the thread of the acting actor; order, scope: as of `load`."""
+        """Set one element by the thread of the acting actor. order, scope: see `load`."""
         raw = np.array([value], self.dtype).tobytes()
         self._access(index, order, scope, True, int.from_bytes(raw, "little"))
 

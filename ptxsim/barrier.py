@@ -17,7 +17,7 @@ from .watch import report
 
 @jit
 def wake(x, warp):
-    """Add a warp to those that can run, if it can."""
+    """Add a warp to the list of warps that can run, if it can run."""
     if get(warp, s.W_READY) < 0 and get(warp, s.W_LIVE) & ~get(warp, s.W_WAIT) != 0:
         n = get(x, s.READY_COUNT)
         put(get(x, s.READY), n, warp_slot(x, warp))
@@ -27,7 +27,7 @@ def wake(x, warp):
 
 @jit
 def rest(x, warp):
-    """Remove a warp from those that can run."""
+    """Remove a warp from the list of warps that can run."""
     at = get(warp, s.W_READY)
     if at < 0:
         return
@@ -47,7 +47,10 @@ def barrier_of(x, block, number):
 
 @unit
 def arrive(x, warp, block, line, pc, mask):
-    """bar and barrier for the lanes of mask, whose T_PC is already the next instruction; mark the lanes that wait."""
+    """Run bar and barrier for the lanes of mask, whose T_PC is already the next instruction.
+
+    Mark the lanes that wait.
+    """
     op, flags = get(line, isa.OP), get(line, isa.FLAGS)
     for lane in range(32):
         if not (mask >> lane) & 1:
@@ -99,10 +102,10 @@ def split(x, warp, pc, mask):
 
 @jit
 def pass_by(x, warp, line, pc, mask):
-    """Mark the lanes that go on with other work while lanes of their warp arrive at a whole block's aligned barrier.
+    """Mark lanes that go on with other work while other lanes of their warp arrive at a whole block's aligned barrier.
 
-    A marked lane that ends without arriving is reported. Lanes that have ended do not count: the barrier waits only
-    for threads that have not (the PTX ISA on `barrier` and `exit`).
+    A marked lane that ends without arriving is reported. Lanes that have ended do not count, because the barrier waits
+    only for threads that have not ended (the PTX ISA on `barrier` and `exit`).
     """
     for lane in range(32):
         thread = thread_of(x, warp, lane)
@@ -119,7 +122,7 @@ def pass_by(x, warp, line, pc, mask):
 
 @jit
 def has_work(x, pc):
-    """Does a lane at pc touch memory or other lanes before it ends or branches?"""
+    """Whether a lane at pc touches memory or other lanes before it ends or branches."""
     for _ in range(256):
         line = get(x, s.CODE) + pc * isa.COLUMNS * 8
         op = get(line, isa.OP)
@@ -198,7 +201,7 @@ def settle(x, block, number):
 
 @unit
 def arrive_grid(x, warp, block, mask):
-    """A grid-wide barrier: lanes wait until every thread of the launch has arrived."""
+    """Let lanes wait at a grid-wide barrier until every thread of the launch has arrived."""
     launch = get(x, s.LAUNCHES) + get(block, s.B_LAUNCH) * s.L_FIELDS * 8
     n = np.int64(0)
     for lane in range(32):
@@ -215,8 +218,8 @@ def arrive_grid(x, warp, block, mask):
 def settle_grid(x, launch):
     """Release a grid-wide barrier's threads if every block of the launch has arrived.
 
-    As in CUDA's runtime, thread 0 of a block arrives for it once all threads of the block that have not ended have
-    arrived. If a block, or its thread 0, has ended, the others wait for ever.
+    As in CUDA's runtime, thread 0 of a block arrives for the block once all threads of the block that have not ended
+    have arrived. If a block, or its thread 0, has ended, the other blocks wait for ever.
     """
     if get(launch, s.L_AT_GRID) == 0:
         return 0
@@ -261,7 +264,7 @@ def settle_grid(x, launch):
 
 @jit
 def grid_clock(x, number):
-    """One vector clock that covers all threads of a launch: the present of each, and what each has seen."""
+    """One vector clock that covers every thread of a launch: its present moment, and all moments that it knows of."""
     vc = np.int64(0)
     launch = get(x, s.LAUNCHES) + number * s.L_FIELDS * 8
     blocks, first = get(launch, s.L_BLOCKS), get(launch, s.L_FIRST_GID)

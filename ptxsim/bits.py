@@ -1,6 +1,6 @@
-"""LLVM operations for Numba: bits as numbers and back, memory by address, fused multiply-add.
+"""LLVM operations for Numba: conversions of bits to numbers and back, memory by address, fused multiply-add.
 
-Addresses are not checked here; callers have checked them.
+The functions do not check addresses, because callers have checked them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Blocks: started on an SM when there is space, and removed when their threads have ended."""
+"""The start of blocks, when an SM has space, and their removal, when their threads have ended."""
 
 from __future__ import annotations
 
@@ -176,7 +176,7 @@ def admit(x, number):
 
 @unit
 def remove_ended(x):
-    """Free the slots of blocks that ended; after the last block of a launch the device's next launch begins."""
+    """Free the slots of blocks that ended. After the last block of a launch, begin the device's next launch."""
     put(x, s.DEAD, 0)
     for i in range(get(x, s.BLOCK_SLOTS)):
         block = get(x, s.BLOCKS) + i * s.B_FIELDS * 8
@@ -205,7 +205,7 @@ def remove_ended(x):
 
 @jit
 def begin_next(x, device, launch):
-    """Begin the next launch of a device; everything of the one before happened before it."""
+    """Begin the next launch of a device. Everything in the previous launch happened before it."""
     number = get(launch, s.L_NUMBER)
     put(device, s.D_CURRENT, -1)
     for k in range(number + 1, get(x, s.LAUNCH_COUNT)):

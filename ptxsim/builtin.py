@@ -8,7 +8,7 @@ from .rows import FRAME
 
 
 def lower_builtin(low: Lowering, name: str, places: list[int], returns: int) -> None:
-    """Emit a call of a built-in function; places: the offsets of its results and arguments in the frame."""
+    """Emit a call of a built-in function. places: the offsets of its results and arguments in the frame."""
 
     def argument(index: int) -> int:
         row = low.new_row()

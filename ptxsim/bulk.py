@@ -1,7 +1,7 @@
 """cp.async.bulk: copies of many bytes between global and shared memory by the asynchronous proxy.
 
-A copy is checked when it starts and carried out later, at a point that the seed chooses. A load then counts its bytes
-on its mbarrier. A store is carried out at the latest when its group is waited for. Until then the target counts as
+A copy is checked when it starts and carried out later, at a time that the seed chooses. A load then counts its bytes on
+its mbarrier. A store is carried out at the latest when a thread waits for its group. Until then the target counts as
 pending. Source: the PTX ISA, "cp.async.bulk".
 """
 
@@ -33,12 +33,12 @@ from .mbarrier import expect, live, pending, row_of, settle_phase
 from .units import unit
 from .watch import ATOMIC, STRONG, draw, report
 
-BAD_SIZE, NOT_DONE = 8, 9  # in MISUSE reports, after mbarrier.py's
+BAD_SIZE, NOT_DONE = 8, 9  # details of MISUSE reports, after those of mbarrier.py
 
 
 @jit
 def locate_all(x, warp, thread, block, lane, space, address, size, write, pc):
-    """(address in this process, place) of `size` bytes; FAULT, after a report, if any of them is out of bounds."""
+    """(address in this process, place) of `size` bytes, or FAULT, after a report, if any of them is out of bounds."""
     first, start = np.int64(FAULT), np.int64(0)
     for k in range(0, size, 16):
         host, place, _ = locate(x, warp, thread, block, lane, space, address + k, 16, write, pc)
@@ -51,7 +51,7 @@ def locate_all(x, warp, thread, block, lane, space, address, size, write, pc):
 
 @unit
 def bulk(x, warp, block, line, pc, op, mask):
-    """cp.async.bulk and its groups for the lanes of mask."""
+    """Run cp.async.bulk and the instructions on its groups for the lanes of mask."""
     for lane in range(32):
         if not (mask >> lane) & 1:
             continue
@@ -67,7 +67,7 @@ def bulk(x, warp, block, line, pc, op, mask):
 
 @jit
 def start(x, warp, thread, block, line, lane, op, pc):
-    """Start one lane's copy; IMM, TYPE and TYPE2 hold the offsets of its addresses."""
+    """Start one lane's copy. IMM, TYPE and TYPE2 hold the offsets of its addresses."""
     size = np.int64(register(x, warp, get(line, isa.C), lane)) & 0xFFFFFFFF
     to = np.int64(register(x, warp, get(line, isa.A), lane)) + get(line, isa.IMM)
     source = np.int64(register(x, warp, get(line, isa.B), lane)) + get(line, isa.TYPE)
@@ -135,7 +135,7 @@ def count_bytes(x, pc, address, size):
 # ---- landing ----
 @jit
 def take_out(x, at):
-    """Remove a row of the table of pending work; the last row takes its place."""
+    """Remove a row of the table of pending work, and move the last row to its place."""
     last = get(x, s.PENDING_COUNT) - 1
     for field in range(s.P_FIELDS):
         put(get(x, s.PENDING) + at * s.P_FIELDS * 8, field, get(get(x, s.PENDING) + last * s.P_FIELDS * 8, field))
@@ -144,7 +144,7 @@ def take_out(x, at):
 
 @unit
 def land(x, at):
-    """Carry out pending work, by its index in the table."""
+    """Carry out the pending work at an index of the table."""
     row = get(x, s.PENDING) + at * s.P_FIELDS * 8
     kind, block, thread = get(row, s.P_KIND), get(row, s.P_BLOCK), get(row, s.P_THREAD)
     to, source, size, pc = get(row, s.P_TO), get(row, s.P_FROM), get(row, s.P_SIZE), get(row, s.P_PC)
@@ -176,7 +176,7 @@ def land(x, at):
 
 @jit
 def copies_arrive(x, block, thread, index):
-    """The arrival of cp.async.mbarrier.arrive: finish the thread's cp.async and release them with its work so far."""
+    """Run the arrival of cp.async.mbarrier.arrive: finish the thread's cp.async, and release them and its work."""
     slot = (thread - get(x, s.THREADS)) // (s.T_FIELDS * 8) // 32
     warp = get(x, s.WARPS) + slot * s.W_FIELDS * 8
     if get(thread, s.T_COPIES):
@@ -191,14 +191,17 @@ def copies_arrive(x, block, thread, index):
 
 @jit
 def land_some(x):
-    """Carry out one random piece of pending work, or 64 if the table is more than half full."""
+    """Carry out one random row of the pending work, or 64 rows if the table is more than half full."""
     for _ in range(64 if get(x, s.PENDING_COUNT) > s.P_MOST // 2 else 1):
         land(x, draw(x) % get(x, s.PENDING_COUNT))
 
 
 @jit
 def wait_groups(x, thread, before, reads):
-    """cp.async.bulk.wait_group: complete the thread's groups below `before`; reads: their reads alone."""
+    """Run cp.async.bulk.wait_group: complete the thread's groups below `before`.
+
+    reads: whether to wait only for reads.
+    """
     at = get(x, s.PENDING_COUNT) - 1
     while at >= 0:
         row = get(x, s.PENDING) + at * s.P_FIELDS * 8
@@ -214,7 +217,7 @@ def wait_groups(x, thread, before, reads):
 
 @jit
 def abandon(x, block, stopped):
-    """A block has ended: report its copies that are still pending."""
+    """Report the copies that are still pending of a block that has ended."""
     at = get(x, s.PENDING_COUNT) - 1
     while at >= 0:
         row = get(x, s.PENDING) + at * s.P_FIELDS * 8
@@ -232,7 +235,7 @@ def abandon(x, block, stopped):
 # ---- fences ----
 @unit
 def fence_of_proxies(x, warp, block, line, op, mask):
-    """fence.proxy.async, and fence.mbarrier_init for the mbarriers that the thread initialised."""
+    """Run fence.proxy.async, or fence.mbarrier_init for the mbarriers that the thread initialised."""
     if op == isa.PROXYFENCE:
         return proxy_fence(x, warp, block, get(line, isa.IMM), mask)
     for lane in range(32):

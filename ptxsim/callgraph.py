@@ -9,14 +9,14 @@ import numpy as np
 from . import isa
 from .program import FunctionInfo
 
-# opcodes with a list of operands
+# opcodes that have a list of operands
 LISTS = {isa.LD, isa.ST, isa.PACK, isa.UNPACK, isa.MMA, isa.LDMATRIX, isa.STMATRIX, isa.WGMMA}
 # for a lane of a program with recursion: depth of calls, bytes of frames, recursive calls whose registers are saved
 RECURSIVE_DEPTH, RECURSIVE_FRAMES, RECURSIVE_SAVED = 400, 32768, 100
 
 
 def mark_recursive(functions: dict[str, FunctionInfo], code: list[list[int]]) -> None:
-    """Mark the functions that can be active twice in one lane; calls of them save their registers."""
+    """Mark the functions that can be active twice in one lane. Calls of these save their registers."""
     repeated = cyclic({name: info.calls for name, info in functions.items()} | {"*": callees(functions, "*")})
     for name, info in functions.items():
         info.recursive = name in repeated
@@ -29,12 +29,12 @@ def mark_recursive(functions: dict[str, FunctionInfo], code: list[list[int]]) ->
 
 
 def cyclic(graph: Mapping[str, Iterable[str]]) -> set[str]:
-    """The nodes from which a path leads back to themselves: those of a strongly connected component with an edge.
+    """The nodes with a path back to themselves, that is nodes in strongly connected components that have an edge.
 
     R. Tarjan, "Depth-first search and linear graph algorithms", SIAM J. Comput. 1 (1972), without recursion.
     """
     number: dict[str, int] = {}  # in order of discovery
-    lowest: dict[str, int] = {}  # number that a node reaches within its component
+    lowest: dict[str, int] = {}  # the lowest number that a node reaches within its component
     open_nodes: list[str] = []
     found: set[str] = set()
     for root in graph:
@@ -62,12 +62,13 @@ def cyclic(graph: Mapping[str, Iterable[str]]) -> set[str]:
                     del open_nodes[at:]
                     if len(component) > 1 or name in graph[name]:
                         found.update(component)
-                    lowest.update(dict.fromkeys(component, len(graph) + 1))  # closed: later nodes do not reach it
+                    # the component is closed, so later nodes do not reach it
+                    lowest.update(dict.fromkeys(component, len(graph) + 1))
     return found
 
 
 def callees(functions: dict[str, FunctionInfo], name: str) -> set[str]:
-    """The functions that a function may call; through a register ("*"), any that is not an entry."""
+    """The functions that a function may call. A call through a register ("*") may call all that are no entries."""
     calls = {"*"} if name == "*" else functions[name].calls
     if "*" not in calls:
         return calls
@@ -80,7 +81,7 @@ def longest(functions: dict[str, FunctionInfo]) -> tuple[int, int, int]:
         widest = max(f.end_row - f.first_row for f in functions.values() if f.recursive)
         return RECURSIVE_DEPTH, RECURSIVE_FRAMES, RECURSIVE_SAVED * max(widest, 1)
 
-    deepest: dict[str, tuple[int, int]] = {}  # by function: depth of calls and bytes of frames, its own included
+    deepest: dict[str, tuple[int, int]] = {}  # by function: depth of calls and bytes of frames, including its own
     todo = [name for name, f in functions.items() if f.entry]
     while todo:
         called = callees(functions, todo[-1])
@@ -99,7 +100,8 @@ def longest(functions: dict[str, FunctionInfo]) -> tuple[int, int, int]:
 def registers(code: np.ndarray, operands: list[int], functions: dict[str, FunctionInfo]) -> int:
     """An estimate of a thread's registers: the most values alive at once, in 32-bit words, rounded up to 8.
 
-    Lifetimes follow the order of the code. ptxas decides on hardware; here it only sets how many blocks are resident.
+    Lifetimes follow the order of the code. On hardware ptxas decides; on the machine the estimate only determines how
+    many blocks are resident.
     """
     first: dict[int, int] = {}
     last: dict[int, int] = {}

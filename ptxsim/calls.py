@@ -28,7 +28,7 @@ def stack_of(x, thread):
 
 @unit
 def call(x, warp, block, line, pc, lane, target, first, end):
-    """One lane's call: copies parameters into the callee's frame and pushes the way back on the lane's stack."""
+    """Call a function in one lane: copy parameters into the callee's frame, and push the way back on the stack."""
     thread = thread_of(x, warp, lane)
     depth = get(thread, s.T_DEPTH)
     launch = get(x, s.LAUNCHES) + get(block, s.B_LAUNCH) * s.L_FIELDS * 8
@@ -68,7 +68,7 @@ def call(x, warp, block, line, pc, lane, target, first, end):
 
 @unit
 def return_call(x, warp, lane):
-    """One lane's return: copies results into the caller's frame and pops the stack."""
+    """Return in one lane: copy results into the caller's frame, and pop the stack."""
     thread = thread_of(x, warp, lane)
     depth = get(thread, s.T_DEPTH) - 1
     stack = stack_of(x, thread)
@@ -96,7 +96,7 @@ def return_call(x, warp, lane):
 # ---- the end of threads and grids ----
 @unit
 def end_lanes(x, warp, block, mask):
-    """End threads: their copies land, and barriers no longer wait for them."""
+    """End threads. Their copies land, and barriers no longer wait for them."""
     n = np.int64(0)
     for lane in range(32):
         if (mask >> lane) & 1:
@@ -128,7 +128,7 @@ def end_lanes(x, warp, block, mask):
 
 @unit
 def stop_launch(x, block):
-    """trap: end the whole grid."""
+    """Run trap, which ends the whole grid."""
     number = get(block, s.B_LAUNCH)
     launch = get(x, s.LAUNCHES) + number * s.L_FIELDS * 8
     put(launch, s.L_STOPPED, 1)

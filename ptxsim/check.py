@@ -1,7 +1,7 @@
-"""Run the kernels of a file with the checker: a Python script, CUDA C++ or PTX.
+"""Run the kernels of a Python script, or of a file of CUDA C++ or PTX, with the checker.
 
-A script launches its kernels itself. For CUDA C++ and PTX the launches are given as text (launch_text.py); CUDA C++ is
-compiled by NVRTC, which needs no driver and compiles kernels alone, no host code.
+A script launches its kernels itself. For CUDA C++ and PTX the launches are given as text (launch_text.py). NVRTC
+compiles CUDA C++; it needs no driver, and compiles only kernels, no host code.
 """
 
 from __future__ import annotations
@@ -30,11 +30,12 @@ NO_LAUNCH = (
 
 
 def check(file: str, args: list[str], launches: list[str], seeds: int, github: bool, **options: Any) -> int:
-    """Run a file's kernels with `seeds` seeds and print the reports: 1 if there are any, or a script fails, else 0.
+    """Run a file's kernels with `seeds` seeds and print the reports.
 
-    args: of a script; further files for CUDA C++ and PTX. launches: as text, instead of those in the files' comments.
-    github: print reports as annotations of GitHub Actions. options: of `Machine`. Raises InputError if nothing ran,
-    for a missing file or a wrong launch, EnvironmentProblem without NVRTC or numba-cuda.
+    Returns 1 if there are any or a script fails, else 0. args: of a script; further files for CUDA C++ and PTX.
+    launches: as text, instead of those in the files' comments. github: print reports as annotations of GitHub Actions.
+    options: of `Machine`. Raises InputError if nothing ran, for a missing file or a wrong launch, EnvironmentProblem
+    without NVRTC or numba-cuda.
     """
     files = [Path(file)] if file.endswith(".py") else [Path(name) for name in (file, *args)]
     for path in files:
@@ -60,12 +61,12 @@ def check(file: str, args: list[str], launches: list[str], seeds: int, github: b
 
 
 def same(one: Report, other: Report) -> bool:
-    """Do two runs' reports name one fault?"""
+    """Whether the reports of two runs name the same fault."""
     return (one.kind, one.file, one.line, one.other_line) == (other.kind, other.file, other.line, other.other_line)
 
 
 def annotation(report: Report) -> str:
-    """A report as GitHub Actions shows it beside the line of the file."""
+    """A report in the form that GitHub Actions shows beside the line of the file."""
     text = f"{report.kernel}, block {report.block}, thread {report.thread}: {report.message}"
     text = text.replace("%", "%25").replace("\n", "%0A")
     return f"::error file={report.file},line={report.line},title={report.kind}::{text}"
@@ -119,14 +120,14 @@ def run(path: Path, texts: list[str], machine: Machine) -> list[Report]:
 
 
 def shown(file: str, path: Path) -> str:
-    """A file of a report as the user names it: `path`, or relative to the current folder."""
+    """The name of a report's file for the user: `path`, or the name relative to the current folder."""
     if not file or Path(file).resolve() == path.resolve():
         return str(path)
     return os.path.relpath(file) if Path(file).is_relative_to(Path.cwd()) else file
 
 
 def values_of(launch: LaunchText, arguments: launch_text.Arguments, names: list[str]) -> list[Any]:
-    """The arguments of a launch; names: of the kernel's parameters, for arrays without a name."""
+    """The arguments of a launch. names: those of the kernel's parameters, for arrays without a name."""
     values = []
     for number, text in enumerate(launch.arguments):
         name = names[number] if len(names) == len(launch.arguments) else f"arg{number + 1}"
@@ -135,7 +136,7 @@ def values_of(launch: LaunchText, arguments: launch_text.Arguments, names: list[
 
 
 def entry_of(program: Program, kernel: str) -> str:
-    """The name in PTX of a kernel, which may be mangled as C++ does. Raises InputError if there is none, or several."""
+    """The name of a kernel in PTX, which C++ may have mangled. Raises InputError if there is none, or several."""
     entries = [name for name, info in program.functions.items() if info.entry]
     mangled = re.compile(rf"_Z\w*?{len(kernel)}{re.escape(kernel)}(?![a-z]\w*\d)")
     found = [name for name in entries if name == kernel] or [name for name in entries if mangled.match(name)]
@@ -147,7 +148,7 @@ def entry_of(program: Program, kernel: str) -> str:
 
 
 def parameter_names(source: str, kernel: str) -> list[str]:
-    """The names of a kernel's parameters in CUDA C++, as far as they are plain; [] if it is not found."""
+    """The names of a kernel's parameters in CUDA C++ as far as they are plain; [] if the kernel is not found."""
     name = re.escape(kernel.partition("<")[0].rpartition("::")[2])
     heads = (piece.partition("__global__")[2] for piece in re.split("[;{}]", source))
     form = re.compile(rf"\b{name}\s*\(([^(){{}}]*)\)")
@@ -157,7 +158,7 @@ def parameter_names(source: str, kernel: str) -> list[str]:
 
 
 def last_word(parameter: str) -> str:
-    """`x` of `const float x[]`; empty if there is none."""
+    """The name `x` in `const float x[]`; empty if there is none."""
     text = parameter.rstrip()
     if text.endswith("]") and (inside := text[:-1].rstrip()).endswith("["):
         text = inside[:-1].rstrip()

@@ -1,9 +1,9 @@
-"""Vector clocks: which moments of other threads happened before a thread's own.
+"""Vector clocks, which say which moments of other threads happened before a thread's present moment.
 
-A vector clock is a sorted list of (key, clock) in one pool, immutable once made; 0 is the empty one. A key names a
-thread, a warp or a whole block (all its threads up to that clock), or a memory location (the oldest write that the
-clock's owner may still read). Two things are kept elsewhere: inside a block the floor, which each full barrier raises,
-and between the lanes of a warp the table KNOWN.
+A vector clock is a sorted list of (key, clock) in one pool, which never changes once it is made; 0 is the empty one. A
+key names a thread, a warp or a whole block (all its threads up to that clock), or a memory location (the oldest write
+that the clock's owner may still read). Two orders are kept elsewhere: inside a block by the floor, which each full
+barrier raises, and between the lanes of a warp by the table KNOWN.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from .bits import get, put
 LOCATION = 1 << 62
 SUB_BITS = 12
 WARP_KEY, BLOCK_KEY = 0x800, 0xFFF
-AGENT_SHIFT = 38  # in a thread's number: the kind of agent (agents.py), 0 for a thread
+AGENT_SHIFT = 38  # where a thread's number has the kind of agent (agents.py), 0 for a thread
 AGENTS = 7 << AGENT_SHIFT
-HOST = 1 << 31  # in a block's number: of the actors; the other bits are the first number of their run
+HOST = 1 << 31  # bit of a block's number that marks actors; the other bits are the first number of their run
 
 
 @jit
 def lookup(x, vc, key):
-    """The clock of a key; -1 if there is none."""
+    """The clock of a key, or -1 if there is none."""
     if vc == 0:
         return np.int64(-1)
     pool = get(x, s.CLOCKS)
@@ -56,7 +56,10 @@ def single(x, key, clock):
 
 @jit
 def closed(x, vc, count):
-    """Finish a vector clock or a map whose entries are written at the top of the pool; 0 if it has none."""
+    """Finish a vector clock or a map whose entries are written at the top of the pool.
+
+    Returns 0 if it has no entries.
+    """
     if count == 0:
         return np.int64(0)
     pool = get(x, s.CLOCKS)
@@ -69,7 +72,7 @@ def closed(x, vc, count):
 
 @jit
 def join(x, a, b):
-    """The entry-wise maximum of two vector clocks; one of the two if it is equal to that."""
+    """The entry-wise maximum of two vector clocks, which may be one of the two."""
     if b == 0 or a == b:
         return a
     if a == 0:
@@ -103,7 +106,7 @@ def join(x, a, b):
 
 @jit
 def in_clock(x, vc, gid, clock):
-    """Does a vector clock cover a thread's moment, by an entry of the thread, its warp or its block?"""
+    """Whether a vector clock covers a thread's moment, by an entry of the thread, its warp or its block."""
     if vc == 0:
         return False
     block = (gid >> 10) << SUB_BITS
@@ -116,7 +119,7 @@ def in_clock(x, vc, gid, clock):
 
 @jit
 def earlier_run(x, gid):
-    """Did a thread, agent or actor take part in an earlier run?"""
+    """Whether a thread, agent or actor took part in an earlier run."""
     return ((gid & ~AGENTS) >> 10) & ~HOST < get(x, s.RUN_FLOOR)
 
 
@@ -143,7 +146,7 @@ def device_of(x, gid):
 
 @jit
 def earlier_launch(x, gid, mine):
-    """Did a thread belong to an earlier launch on the device of thread `mine`?"""
+    """Whether a thread belonged to an earlier launch on the device of thread `mine`."""
     number = launch_of(x, mine)
     if number < 0:
         return False
@@ -160,14 +163,14 @@ def earlier_launch(x, gid, mine):
 
 @jit
 def same_launch(x, a, b):
-    """Do two threads, or the work that they started, belong to one launch?"""
+    """Whether two threads, or the work that they started, belong to one launch."""
     number = launch_of(x, a)
     return number >= 0 and number == launch_of(x, b)
 
 
 @jit
 def before_launch(x, mine, gid, clock):
-    """Did a moment (gid, clock) happen before the launch of thread `mine` began?"""
+    """Whether a moment (gid, clock) happened before the launch of thread `mine` began."""
     if earlier_run(x, gid) or earlier_launch(x, gid, mine):
         return True
     launch = get(x, s.LAUNCHES) + launch_of(x, mine) * s.L_FIELDS * 8
@@ -176,7 +179,7 @@ def before_launch(x, mine, gid, clock):
 
 @jit
 def launch_over(x, mine, gid):
-    """Is the launch of thread `gid` over, as seen by thread or actor `mine`, which may be of another launch?"""
+    """Whether the launch of thread `gid` is over for thread or actor `mine`, which may belong to another launch."""
     if earlier_run(x, gid) or earlier_launch(x, gid, mine):
         return True
     return get(get(x, s.LAUNCHES) + launch_of(x, gid) * s.L_FIELDS * 8, s.L_STATE) == s.FINISHED
@@ -184,9 +187,9 @@ def launch_over(x, mine, gid):
 
 @jit
 def happened(x, thread, block, warp, gid, clock):
-    """Did a thread's moment (gid, clock) happen before the present moment of `thread`?
+    """Whether a thread's moment (gid, clock) happened before the present moment of `thread`.
 
-    thread, block: addresses of their tables (block 0: the host); warp: the number of the warp's slot.
+    thread, block: addresses of the tables (block 0: the host). warp: the number of the warp's slot.
     """
     mine = get(thread, s.T_GID)
     if gid == mine or earlier_run(x, gid):
@@ -205,7 +208,10 @@ def happened(x, thread, block, warp, gid, clock):
 
 @jit
 def publish(x, thread, block, warp):
-    """A vector clock of everything that happened before now, the thread's own moment included; advances its clock."""
+    """A vector clock of everything that happened before now, including the thread's present moment.
+
+    Advances its clock.
+    """
     mine = get(thread, s.T_GID)
     key = (mine >> 10) << SUB_BITS
     clock = get(thread, s.T_CLOCK)
@@ -247,7 +253,10 @@ def advance(thread, block):
 
 @jit
 def includes(x, scope, mine, other):
-    """Does a scope of thread `mine` include thread `other`? 0 cta: its block; 1 gpu: its device; 2 sys: all."""
+    """Whether a scope of thread `mine` includes thread `other`.
+
+    Scope 0 is cta, its block; 1 gpu, its device; 2 sys, all.
+    """
     if scope == 2 or mine >> 10 == other >> 10:
         return True
     if scope == 0:
@@ -257,7 +266,7 @@ def includes(x, scope, mine, other):
 
 @jit
 def forward(x, old, vc, new_top):
-    """(new place, new top) of a vector clock moved to the new pool; its old place then holds the new one."""
+    """(new place, new top) of a vector clock moved to the new pool. Its old place then holds the new place."""
     if vc == 0:
         return np.int64(0), new_top
     if get(old, 2 * vc + 1) < 0:
@@ -286,7 +295,7 @@ def history_slot(x, location):
 
 @jit
 def remembered(x, key, sequence):
-    """Does the history still hold a write that a location's entry would forbid its owner to read?"""
+    """Whether the history still holds a write that a location's entry forbids the clock's owner to read."""
     slot = history_slot(x, key & ~LOCATION)
     count = get(slot, s.H_COUNT)
     if count == 0 or get(slot, s.H_ADDRESS) != key & ~LOCATION:

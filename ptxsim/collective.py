@@ -1,7 +1,7 @@
 """Instructions that lanes of a warp execute together: shuffles, votes, matches, reductions, rows of matrices.
 
-The lanes that a mask names wait for each other, also at different places of the program. Values are read when all
-have arrived.
+The lanes that a mask names wait for each other, even at different places of the program. Values are read when all
+lanes have arrived.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def run_collective(x, warp, block, op, mask):
 
 @jit
 def shuffle(x, warp, mask):
-    """shfl: up, down, bfly and idx, by the immediate."""
+    """Run shfl: up, down, bfly or idx, by the immediate."""
     values = get(x, s.SCRATCH)
     for lane in range(32):
         if (mask >> lane) & 1:
@@ -115,7 +115,7 @@ def shuffle(x, warp, mask):
 
 @jit
 def vote(x, warp, mask):
-    """vote: all, any, uni and ballot, by the immediate."""
+    """Run vote: all, any, uni or ballot, by the immediate."""
     ballot = np.int64(0)
     for lane in range(32):
         if (mask >> lane) & 1:
@@ -139,7 +139,7 @@ def vote(x, warp, mask):
 
 @jit
 def match(x, warp, mask):
-    """match: the lanes with the same value; any or, with immediate 1, all."""
+    """Run match, which finds the lanes with the same value: any, or with immediate 1, all."""
     values = get(x, s.SCRATCH)
     for lane in range(32):
         if (mask >> lane) & 1:
@@ -161,7 +161,7 @@ def match(x, warp, mask):
 
 @jit
 def reduce(x, warp, mask):
-    """redux: one result for the lanes of mask."""
+    """Run redux, with one result for the lanes of mask."""
     total, first = np.int64(0), True
     for lane in range(32):
         if not (mask >> lane) & 1:
@@ -200,7 +200,7 @@ def reduce(x, warp, mask):
 
 @jit
 def meet(x, warp, block, mask):
-    """bar.warp.sync: what each lane of mask did so far happens before what any of them does next."""
+    """Run bar.warp.sync: all past actions of each lane of mask happen before the next actions of all of them."""
     slot = warp_slot(x, warp)
     known = get(x, s.KNOWN) + slot * 1024 * 8
     vc, sv = np.int64(0), np.int64(0)
@@ -234,7 +234,7 @@ def meet(x, warp, block, mask):
 
 @unit
 def matrices(x, warp, block, op, mask):
-    """ldmatrix and stmatrix: 8x8 matrices of 16-bit elements, their rows at the lanes' addresses."""
+    """Run ldmatrix and stmatrix, on 8x8 matrices of 16-bit elements whose rows are at the lanes' addresses."""
     first = np.int64(0)
     while not (mask >> first) & 1:
         first += 1
@@ -246,7 +246,7 @@ def matrices(x, warp, block, op, mask):
     writes = op == isa.STMATRIX
     where = get(x, s.SCRATCH)
     slot = warp_slot(x, warp)
-    for lane in range(32):  # first, because a result may overwrite an address
+    for lane in range(32):  # before the results are written, because a result may overwrite an address
         put(where, lane, np.int64(register(x, warp, base, lane)) + offset if lane < 8 * count else -1)
     for matrix in range(count):
         for row in range(8):
@@ -256,7 +256,7 @@ def matrices(x, warp, block, op, mask):
             host, place, kind = locate(x, warp, thread, block, source, isa.SHARED, address, 16, writes, pc)
             for pair in range(4):
                 lane = row * 4 + pair
-                if flipped:  # element (row, column) of memory is (column, row) of the matrix
+                if flipped:  # then element (row, column) in memory is (column, row) of the matrix
                     for half in range(2):
                         column = 2 * pair + half
                         holder, part = column * 4 + row // 2, row & 1
@@ -316,7 +316,7 @@ def put16(x, warp, thread, block, slot, host, place, column, value, pc):
 
 @jit
 def transpose(x, warp, mask):
-    """movmatrix: transpose the 8x8 matrix of 16-bit elements in the lanes' registers."""
+    """Run movmatrix, which transposes the 8x8 matrix of 16-bit elements in the lanes' registers."""
     values = get(x, s.SCRATCH)
     for lane in range(32):
         line = line_of(x, thread_of(x, warp, lane))

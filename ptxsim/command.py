@@ -1,6 +1,7 @@
 """`ptxsim check FILE`, `ptxsim profile SCRIPT.py`: run CUDA kernels on the PTX machine, with its checker.
 
-`check` prints the reports, of a Python script or of CUDA C++ or PTX; `profile` also the counters of a script's kernels.
+`check` prints the reports of a Python script, or of CUDA C++ or PTX. `profile` also prints the counters of a script's
+kernels.
 Exit codes: 0 no reports, 1 reports or a failed script, 2 usage, 3 numba-cuda or NVRTC is missing, 130 Ctrl-C. Without
 reports `profile` returns the script's own exit code.
 """
@@ -85,7 +86,7 @@ def at_least(least: int) -> Callable[[str], int]:
 
 
 def main(argv: list[str] | None = None, prog: str = "ptxsim") -> int:
-    """Run the command in `argv`; returns its exit code. prog: the name that messages give the program."""
+    """Run the command in `argv`. Returns its exit code. prog: the name that messages give the program."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # names may have characters that the terminal lacks
@@ -108,8 +109,9 @@ def main(argv: list[str] | None = None, prog: str = "ptxsim") -> int:
             code = profile(asked.script, asked.args, asked.json, check=not asked.no_check, **machine)
         sys.stdout.flush()
         return code
-    except BrokenPipeError:  # nobody reads any more, as after `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # otherwise Python reports an error when it flushes stdout at exit
+    except BrokenPipeError:  # the reader of stdout has ended, such as `| head`
+        # because Python would report an error when it flushes stdout at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 128 + signal.SIGPIPE
     except KeyboardInterrupt:
         return INTERRUPTED

@@ -1,4 +1,4 @@
-"""cvt: between integers and floats of every width, with PTX's roundings and saturation."""
+"""cvt, between integers and floats of every width, with PTX's roundings and saturation."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def form_of(type_):
 
 @jit
 def is_float(type_):
-    """Is a type one of single floats?"""
+    """Whether a type is one of single floats."""
     return type_ & 0xF0 == isa.F or type_ == isa.BF16 or type_ == isa.TF32
 
 
@@ -71,7 +71,7 @@ def to_whole(x, mode):
 
 @jit
 def float_to_int(x, type_, source, mode):
-    """x rounded and clamped to an integer type; NaN gives 0, or the top bit where one of the types has 64 bits."""
+    """x rounded and clamped to an integer type. NaN gives 0, or the top bit if one of the types has 64 bits."""
     size = type_ & 15
     bits = size * 8
     signed = type_ & 0xF0 == isa.S
@@ -91,7 +91,7 @@ def float_to_int(x, type_, source, mode):
 
 @jit
 def quarter4(x, relu):
-    """x as e4m3: rounded to nearest even, at most 448, NaN 0x7f."""
+    """x as e4m3, rounded to nearest even, at most 448. NaN becomes 0x7f."""
     if x != x:
         return 0x7F
     negative = math.copysign(1.0, x) < 0.0
@@ -113,7 +113,7 @@ def quarter4(x, relu):
 
 @jit
 def quarter5(machine, x, relu):
-    """x as e5m2: rounded to nearest even, at most 57344, NaN 0x7f."""
+    """x as e5m2, rounded to nearest even, at most 57344. NaN becomes 0x7f."""
     if x != x:
         return 0x7F
     negative = math.copysign(1.0, x) < 0.0
@@ -173,7 +173,7 @@ def narrow(machine, x, type_, flags):
 
 @jit
 def convert(machine, to, source, flags, ra):
-    """cvt.to.source of one lane."""
+    """The result of cvt.to.source in one lane."""
     if is_float(source):
         bits = ra
         if flags & isa.FTZ and source == isa.F32:
@@ -196,7 +196,7 @@ def convert(machine, to, source, flags, ra):
     if is_float(to):
         bits = np.int64(int_bits(value, source & 0xF0 != isa.S, form_of(to), flags & isa.ROUND))
         if flags & isa.SAT:
-            above = value > 1 or (value < 0 and source & 0xF0 != isa.S)  # an unsigned number over 2**63
+            above = value > 1 or (value < 0 and source & 0xF0 != isa.S)  # the latter is an unsigned number over 2**63
             bits = finish(machine, bits, to, flags, 2.0 if above else np.float64(value))
         return np.uint64(bits)
     if flags & isa.SAT:
@@ -214,7 +214,7 @@ def filled(bits, type_):
 def saturate(value, to, source):
     """An integer clamped to another integer type's range."""
     size = to & 15
-    beyond = source & 0xF0 != isa.S and value < 0  # an unsigned number over 2**63
+    beyond = source & 0xF0 != isa.S and value < 0  # then the value is an unsigned number over 2**63
     if to & 0xF0 == isa.S:
         high = np.int64((np.uint64(1) << np.uint64(size * 8 - 1)) - np.uint64(1))
         if beyond or value > high:
@@ -233,7 +233,7 @@ def saturate(value, to, source):
 
 @jit
 def convert_pair(machine, to, source, flags, ra, rb):
-    """cvt to two packed numbers, a the high and b the low one, or from two packed 8-bit floats."""
+    """The result of cvt to two packed numbers, a the high and b the low one, or from two packed 8-bit floats."""
     if source == isa.E4M3X2 or source == isa.E5M2X2:
         result = np.int64(0)
         for i in range(2):
@@ -245,7 +245,7 @@ def convert_pair(machine, to, source, flags, ra, rb):
         return np.uint64(result)
     if source == isa.F32:
         high, low = value_of(ra, isa.F32), value_of(rb, isa.F32)
-    else:  # f16x2 to 8 bits
+    else:  # from f16x2 to 8 bits
         high, low = widen((np.int64(ra) >> 16) & 0xFFFF, HALF), widen(np.int64(ra) & 0xFFFF, HALF)
     relu = flags & isa.RELU != 0
     if to == isa.E4M3X2:

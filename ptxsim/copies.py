@@ -1,4 +1,4 @@
-"""cp.async: a copy is checked when it starts and carried out when it is waited for."""
+"""cp.async. A copy is checked when it starts, and carried out when a thread waits for it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .watch import wrote
 
 @unit
 def start_copy(x, warp, block, line, pc, mask):
-    """cp.async: check the copy and queue it; until it is waited for, its target must not be touched."""
+    """Run cp.async: check the copy and queue it. Until a thread has waited for it, its target must not be touched."""
     size, offset = get(line, isa.TYPE), get(line, isa.IMM)
     where = get(x, s.SCRATCH)
     for lane in range(32):
@@ -75,7 +75,7 @@ def copy_row(x, thread, n):
 
 @unit
 def finish_copies(x, warp, thread, block, before, most):
-    """Carry out at most `most` copies of groups below `before`; the rows of the others move up."""
+    """Carry out at most `most` copies of groups below `before`. The rows of the others move up."""
     n, kept, done = get(thread, s.T_COPIES), np.int64(0), np.int64(0)
     shared = get(block, s.B_SHARED)
     for k in range(n):
@@ -83,7 +83,7 @@ def finish_copies(x, warp, thread, block, before, most):
         if get(row, s.C_GROUP) < before and done < most:
             done += 1
             to, source = get(row, s.C_TO), get(row, s.C_FROM)
-            if get(x, s.CHECK):  # readers must not find older values
+            if get(x, s.CHECK):  # so that readers do not find older values
                 for i in range(0, get(row, s.C_SIZE), 4):
                     value = np.uint64(0)
                     for j in range(min(4, get(row, s.C_READ) - i)):

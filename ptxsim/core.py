@@ -1,6 +1,6 @@
-"""What a machine is made of: the tables that the compiled interpreter reads, memory, programs, launches and reports.
+"""The parts of a machine: the tables that the compiled interpreter reads, memory, programs, launches and reports.
 
-It runs nothing (runner.py) and offers users nothing (machine.py).
+Other modules run launches (runner.py) and have the interface for users (machine.py).
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from .launches import Launch
 from .loader import Loader
 from .units import addresses, python_function
 
-FIRST_CLOCKS = 1 << 18  # entries of the pool of vector clocks at first; it grows
-FIRST_SYNC = 1 << 14  # rows of the table of locations that publish, at first
-MOST_PRINTS = 4096  # lines that kernels may print before the host takes them
-PATIENCE = 50_000_000  # warp instructions without any change before a run is given up as a livelock
+FIRST_CLOCKS = 1 << 18  # entries of the first pool of vector clocks, which grows
+FIRST_SYNC = 1 << 14  # rows of the first table of locations that publish, which grows
+MOST_PRINTS = 4096  # the most lines that kernels may print before the host takes them
+PATIENCE = 50_000_000  # after so many warp instructions without any change, a run counts as a livelock
 
 
 class Core:
@@ -31,20 +31,20 @@ class Core:
 
     def __init__(self, device_count: int, sm_count: int, cc: tuple[Any, ...], seed: int, check: bool):
         self.device_count, self.sm_count, self.cc, self.check = device_count, sm_count, cc, check
-        self.lock = threading.RLock()  # memory and code may not grow while another thread runs kernels
+        self.lock = threading.RLock()  # held so that memory and code do not grow while another thread runs kernels
         self.limits = limits.limits_of(cc)
         units = addresses()
         self.x = np.zeros(s.X_FIELDS + s.UNITS, np.int64)
         self.x[s.X_FIELDS : s.X_FIELDS + len(units)] = units
         self.memory = Memory(self.x, check)
         self.loader = Loader(self.x, self.memory)
-        self.queue: list[Launch] = []  # launched, not run yet
+        self.queue: list[Launch] = []  # launches that have not run yet
         self.running: list[Launch] = []
         self.done: list[Launch] = []
         self.reports: list[Report] = []
-        self.first_report = 0  # where the reports of the run under way begin
-        self.output: list[str] = []  # what kernels printed
-        self.acting = -1  # the number of the actor whose turn it is
+        self.first_report = 0  # index of the first report of the run under way
+        self.output: list[str] = []  # lines that kernels printed
+        self.acting = -1  # the number of the actor whose turn it is; -1 outside turns
         self.changed = False  # whether the actors changed memory in their last turn
         self.next_gid = 1  # the number of the next block
         self.kept: list[np.ndarray] = []  # tables that the running launches point to
@@ -67,7 +67,7 @@ class Core:
         self.table("pending", (s.P_MOST, s.P_FIELDS), s.PENDING)
 
     def table(self, name: str, shape: tuple[Any, ...], field: int, dtype: Any = np.int64) -> np.ndarray:
-        """A new table of zeros, kept by name; its address goes into a field of x."""
+        """Make a table of zeros, keep it under a name, and write its address into a field of x."""
         made = np.zeros(shape, dtype)
         self.tables[name] = made
         self.x[field] = made.ctypes.data
@@ -75,11 +75,11 @@ class Core:
 
     # ---- the tables of the checker grow ----
     def clocks_needed(self) -> int:
-        """Entries of vector clocks that one instruction of a warp may add."""
+        """How many entries of vector clocks one instruction of a warp may add."""
         return 65536 + int(self.x[s.CLOCK_SPACE]) * int(self.x[s.MAX_CLOCKS])
 
     def reserve(self) -> None:
-        """Make space in the checker's tables for what one access of an actor may add."""
+        """Make space in the checker's tables for the entries that one access of an actor may add."""
         if not self.check:
             return
         x = self.x

@@ -1,4 +1,4 @@
-"""Counters of what ran, by source line, as a table or as JSON."""
+"""Counters of the instructions that ran, by source line, as a table or as JSON."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def class_of(op: int) -> str:
 class Profile:
     """Counters of everything that ran; docs/ptxsim.md defines each counter.
 
-    lines: one dict a source line. total: sums over lines. opcodes: sums by opcode, for opcodes that move data.
+    lines: one dict for each source line. total: sums over lines. opcodes: sums by opcode, for opcodes that move data.
     """
 
     def __init__(self, loader: Loader):
@@ -64,7 +64,7 @@ class Profile:
         self.total = total(self.lines)
 
     def line(self, number: int, file: str = "") -> dict[str, Any]:
-        """The counters of a source line; zeros if it did not run. file: the end of its path."""
+        """The counters of a source line; zeros if the line did not run. file: the end of the file's path."""
         for row in self.lines:
             if row["line"] == number and row["file"].endswith(file):
                 return row
@@ -139,7 +139,7 @@ def add(row: dict[str, Any], code: Any, counts: Any) -> None:
 
 
 def finished(row: dict[str, Any]) -> dict[str, Any]:
-    """The row, with its quotients added."""
+    """The row with its quotients added."""
     row["lanes_per_instruction"] = row["lanes"] / row["instructions"] if row["instructions"] else 0.0
     row["sectors_per_request"] = row["sectors"] / row["global_requests"] if row["global_requests"] else 0.0
     row["bytes_efficiency"] = row["bytes_used"] / (32 * row["sectors"]) if row["sectors"] else 1.0

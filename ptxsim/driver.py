@@ -1,8 +1,9 @@
 """The CUDA driver's functions that Numba-CUDA calls, for a machine: memory, contexts, streams, events, modules.
 
-While a machine is in use, Numba's `driver` object finds its functions here, so Numba's own arrays, streams, records,
-ufuncs and caches work unchanged. Functions take and return what Numba's wrapper of cuda.bindings does: the value
-without the status; a failure raises Numba's CudaAPIError. Names and meanings: the CUDA driver API reference.
+While a machine is in use, Numba's `driver` object finds its functions in this module, so that Numba's own arrays,
+streams, records, ufuncs and caches work unchanged. Functions take and return the same as Numba's wrapper of
+cuda.bindings: the value without the status. A failure raises Numba's CudaAPIError. For names and meanings see the CUDA
+driver API reference.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from .arrays import granule_of
 from .errors import own
 from .machine import Machine
 
-FREE_BYTES, TOTAL_BYTES = 1 << 34, 1 << 35  # what cuMemGetInfo returns
+FREE_BYTES, TOTAL_BYTES = 1 << 34, 1 << 35  # results of cuMemGetInfo
 VERSION = 12090  # the driver's version: CUDA 12.9
 
 
@@ -38,13 +39,13 @@ def failure(name: str, call: str, why: str = "") -> Exception:
 
 
 class Driver:
-    """The driver of one machine: its methods named cu... stand for the driver's functions."""
+    """The driver of one machine. Its methods named cu... stand for the driver's functions."""
 
     def __init__(self, machine: Machine):
         from numba.cuda.cudadrv.driver import binding
 
         self.machine, self.binding, self.pid = machine, binding, os.getpid()
-        self.devices: dict[int, Any] = {}  # Numba's objects, by number
+        self.devices: dict[int, Any] = {}  # Numba's device objects, by number
         self.managers: list[Any] = []
         self.stacks = threading.local()  # each thread's stack of contexts
         self.modules: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
@@ -58,7 +59,7 @@ class Driver:
 
     # ---- memory ----
     def allocate(self, size: int, device: int, initialised: bool) -> Allocation:
-        """Memory on a device, or in host memory for device -1."""
+        """Allocate memory on a device, or in host memory for device -1."""
         dtype, shape = getattr(self.hints, "of", None) or (np.dtype(np.uint8), (size,))
         with self.machine.lock:
             allocation = self.machine.memory.allocate(size, device, granule_of(dtype), "", initialised)
@@ -97,7 +98,7 @@ class Driver:
         return self.host_address(self.allocate(size, -1, True))
 
     def cuMemFreeHost(self, address: int) -> None:
-        """Does nothing: host memory lives as long as the machine, because NumPy views may outlive this call."""
+        """Do nothing. Host memory lives as long as the machine, because NumPy views may outlive this call."""
 
     def cuMemHostRegister(self, address: int, size: int, flags: int) -> None:
         self.registered[int(address)] = self.allocate(size, -1, True), size
@@ -114,7 +115,7 @@ class Driver:
         return self.binding.CUdeviceptr(self.device_address(int(address)))
 
     def device_address(self, address: int) -> int:
-        """The device address of host memory that the machine allocated; raises CudaAPIError for other memory."""
+        """The device address of host memory that the machine allocated. Raises CudaAPIError for other memory."""
         place = address - int(self.machine.memory.data.ctypes.data)
         if not 0 <= place < len(self.machine.memory.data):
             raise failure("CUDA_ERROR_INVALID_VALUE", "cuMemHostGetDevicePointer", "the memory is not mapped")
@@ -245,7 +246,7 @@ class Driver:
         return int(int(device) != int(peer))
 
     def cuCtxEnablePeerAccess(self, context: Any, flags: int) -> None:
-        """Does nothing: devices of a machine always see each other's memory."""
+        """Do nothing, because devices of a machine always see each other's memory."""
 
     def cuDeviceGetAttribute(self, code: Any, device: int) -> int:
         name = code.name.removeprefix("CU_DEVICE_ATTRIBUTE_")
@@ -282,7 +283,7 @@ class Driver:
         pass
 
     def cuStreamAddCallback(self, stream: Any, callback: Any, data: int, flags: int) -> None:
-        """Run everything launched, then the callback in a thread of its own, as CUDA does."""
+        """Run everything launched, then the callback in another thread, as CUDA does."""
         from numba.cuda.cudadrv.driver import Stream
 
         self.machine.finish()
@@ -307,7 +308,7 @@ class Driver:
         self.machine.finish()
 
     def cuEventElapsedTime(self, start: Any, end: Any) -> float:
-        """Milliseconds on this computer; no estimate of a GPU's time."""
+        """Milliseconds on this computer, which are no estimate of a GPU's time."""
         if int(start) not in self.events or int(end) not in self.events:
             raise failure("CUDA_ERROR_INVALID_HANDLE", "cuEventElapsedTime", "an event was not recorded")
         return (self.events[int(end)] - self.events[int(start)]) * 1e3
@@ -328,10 +329,10 @@ class Driver:
         self.modules.pop(int(handle), None)
 
     def cuKernelSetAttribute(self, attribute: Any, value: int, kernel: Any, device: Any) -> None:
-        """Ignored: caches are not modelled."""
+        """Do nothing, because caches are not modelled."""
 
     def cuKernelSetCacheConfig(self, kernel: Any, config: Any, device: Any) -> None:
-        """Ignored: caches are not modelled."""
+        """Do nothing, because caches are not modelled."""
 
     def cuOccupancyMaxActiveBlocksPerMultiprocessor(self, handle: Any, threads: int, dynamic: int) -> int:
         function = self.functions[int(handle)]
@@ -340,7 +341,7 @@ class Driver:
 
 
 def pointer_class(binding: Any) -> Any:
-    """CUdeviceptr with its machine: Numba frees late, when another machine may be in use."""
+    """CUdeviceptr with its machine, because Numba frees late, when another machine may be in use."""
 
     class Pointer(binding.CUdeviceptr):
         machine: Any = None
@@ -369,7 +370,7 @@ class MachineDevice:
 
     @property
     def context(self) -> Any:
-        """The device's context: an object with its handle."""
+        """The device's context, an object with its handle."""
         handle = self.driver.context(self.device_id)
         return type("Context", (), {"handle": handle, "_handle": handle})()
 

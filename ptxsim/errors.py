@@ -1,4 +1,4 @@
-"""The machine's errors, for each failure that a user can act on; all derive from `PtxsimError`."""
+"""The machine's errors, one for each kind of failure that a user can act on. All derive from `PtxsimError`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class ClosedError(PtxsimError):
 
 @contextlib.contextmanager
 def own() -> Iterator[None]:
-    """While inside, an error that shared code raises for a user is raised as the machine's."""
+    """While inside, errors that shared code raises for a user become errors of the machine."""
     try:
         yield
     except PtxsimError:

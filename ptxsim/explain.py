@@ -1,4 +1,4 @@
-"""Turns the interpreter's records into reports, and explains where the threads of a stuck machine wait."""
+"""Reports made of the interpreter's records, and explanations of where the threads of a stuck machine wait."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .launches import Launch
 from .shared_arrays import name_shared
 
 AGENTS = clocks.AGENTS >> 10  # bits of a block number that mark asynchronous work
-MISUSES = {  # by the numbers in mbarrier.py, bulk.py and warpgroup.py
+MISUSES = {  # messages by the numbers in mbarrier.py, bulk.py and warpgroup.py
     mbarrier.NOT_SHARED: "an mbarrier lies in shared memory, this address does not",
     mbarrier.NO_BARRIER: "no mbarrier was initialised here, or it was invalidated",
     mbarrier.OVERWRITTEN: "something was written over the mbarrier",
@@ -33,7 +33,7 @@ MISUSES = {  # by the numbers in mbarrier.py, bulk.py and warpgroup.py
 
 
 def place(machine: Core, gid_block: int) -> tuple[Launch | None, int]:
-    """(launch, index of the block in it) of a block number; (None, 0) if it is unknown."""
+    """(launch, index of the block in it) of a block number; (None, 0) if the number is unknown."""
     for launch in [*machine.running, *machine.done]:
         if launch.first <= gid_block < launch.first + launch.blocks:
             return launch, gid_block - launch.first
@@ -72,7 +72,7 @@ def name_address(machine: Core, launch: Launch | None, space: int, address: int)
 
 
 def explain(machine: Core, row: Any) -> list[Report]:
-    """The reports of one record; a race gives one for each of its two lines."""
+    """The reports of one record. A race gives one report for each of its two lines."""
     kind, pc = int(row[s.R_KIND]), int(row[s.R_PC])
     launch, index = place(machine, int(row[s.R_BLOCK]))
     if launch is None:
@@ -120,7 +120,7 @@ def explain(machine: Core, row: Any) -> list[Report]:
 
 
 def outside(machine: Core, row: Any) -> str:
-    """Why an access is out of bounds: beyond an array, or a write to what cannot be written."""
+    """Why an access is out of bounds: it is beyond an array, or writes to memory that cannot be written."""
     space, number = int(row[s.R_SPACE]), int(row[s.R_DETAIL])
     constant = space == isa.GLOBAL and number > 0 and machine.memory.table[number, s.A_STATE] == s.CONSTANT
     if row[s.R_WRITE] and (space == isa.PARAM or constant):
@@ -129,7 +129,8 @@ def outside(machine: Core, row: Any) -> str:
 
 
 def writes(machine: Core, row: Any, launch: Launch) -> tuple[str, int]:
-    """(who writes what a load of this launch reads, as the end of a sentence; the store's line, 0 for an actor)."""
+    """(the writer of the value that a load of this launch reads, as the end of a sentence; the store's line, 0 for an
+    actor)."""
     gid = int(row[s.R_OTHER_GID]) & ~clocks.AGENTS
     if gid >> 10 & clocks.HOST:
         return "the host writes", 0
@@ -172,9 +173,9 @@ def races(
     thread: tuple[Any, ...],
     where: str,
 ) -> list[Report]:
-    """The reports of a race, one for each of its two source lines."""
+    """The two reports of a race, one for each of its source lines."""
     other_gid = int(row[s.R_OTHER_GID])
-    work = other_gid >> 10 & AGENTS != 0  # the other access is one of asynchronous work, not of a thread
+    work = other_gid >> 10 & AGENTS != 0  # whether asynchronous work, not a thread, made the other access
     other_gid &= ~clocks.AGENTS
     verb = "writes" if row[s.R_WRITE] else "reads"
     if other_gid >> 10 & clocks.HOST:
@@ -206,7 +207,10 @@ SPIN = "spin here, and nothing that they read changes any more"
 
 
 def stuck(machine: Core, launches: list[Launch], spinning: bool, runs: str = SPIN) -> list[Report]:
-    """One report for each place where threads wait: a diverged barrier or a deadlock. runs: text for running ones."""
+    """One report for each place where threads wait, of a diverged barrier or a deadlock.
+
+    runs: text for threads that run.
+    """
     warps, threads, blocks = (machine.tables[name] for name in ("warps", "threads", "blocks"))
     places: dict[tuple[int, int], list[tuple[int, int]]] = {}
     mixed: dict[int, set[int]] = {}
@@ -255,7 +259,7 @@ def stuck(machine: Core, launches: list[Launch], spinning: bool, runs: str = SPI
 
 
 def missing_blocks(machine: Core, launches: list[Launch], launch: Launch) -> str:
-    """How many blocks of a launch will never reach the grid's barrier, as the end of a message; '' if none."""
+    """The end of a message: how many blocks of a launch will never reach the grid's barrier; '' if none."""
     number = next(i for i, one in enumerate(launches) if one is launch)
     blocks, warps = machine.tables["blocks"], machine.tables["warps"]
     live = blocks[(blocks[:, s.B_LAUNCH] == number) & (blocks[:, s.B_LIVE] > 0)]
@@ -265,7 +269,10 @@ def missing_blocks(machine: Core, launches: list[Launch], launch: Launch) -> str
 
 
 def waiting(number: int, actor: Any) -> Report:
-    """The report of an actor that still waits when nothing changes any more; with its line if it is a generator."""
+    """The report of an actor that still waits when nothing changes any more.
+
+    It has a line if the actor is a generator.
+    """
     frame = getattr(actor, "gi_frame", None)
     file, line = (frame.f_code.co_filename, frame.f_lineno) if frame is not None else ("", 0)
     name = getattr(actor, "__name__", type(actor).__name__)

@@ -14,9 +14,9 @@ class Report:
     """One finding.
 
     kind: race, out_of_bounds, misaligned, uninitialised, use_after_free, barrier_divergence, missing_wait, deadlock,
-    trap, missing_fence, misuse or not_coherent. line: in the source file, or in the PTX text if it has no line
-    information. block, thread: (x, y, z). address: as array[index], or ''. other_line: of the other access of a race,
-    or of the store that not_coherent is about, else 0.
+    trap, missing_fence, misuse or not_coherent. line: the line in the source file, or in the PTX text if that has no
+    line information. block, thread: (x, y, z). address: array[index], or ''. other_line: the line of a race's other
+    access, or of the store that not_coherent is about, else 0.
     """
 
     kind: str
@@ -36,7 +36,7 @@ class Report:
 
 
 def lines(reports: Iterable[Report], form: Callable[[Report], str] = str) -> list[str]:
-    """Reports as lines of text: one for all those of a kernel's line that are of a kind and about one array."""
+    """Reports as lines of text. Reports of one kind, about one line of a kernel and one array, share a line."""
     groups: dict[tuple[Any, ...], list[Report]] = {}
     for report in reports:
         about = report.address.rpartition("[")[0] or report.message
@@ -53,7 +53,7 @@ def total(count: int) -> str:
 
 
 class KernelFault(PtxsimError):
-    """A strict machine's first report; `report` holds it."""
+    """The error that a strict machine raises for its first report, which is in `report`."""
 
     def __init__(self, report: Report):
         super().__init__(str(report))

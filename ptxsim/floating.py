@@ -1,4 +1,4 @@
-"""The floating-point instructions of one lane: float32 and float64 by the CPU, the rest by exact rounding.
+"""The floating-point instructions of one lane. The CPU computes float32 and float64, exact rounding all others.
 
 NaN results of 32 and 16 bits are PTX's canonical NaN. Approximations (.approx) are the float64 function rounded once,
 which is within every error bound of the PTX ISA.
@@ -21,13 +21,13 @@ NAN32 = 0x7FFFFFFF
 
 @jit
 def flush32(bits):
-    """A subnormal float32 becomes a zero of its sign."""
+    """The bits of a float32, or if it is subnormal, of a zero with its sign."""
     return bits & 0x80000000 if bits & 0x7F800000 == 0 else bits
 
 
 @jit
 def flush16(bits, form):
-    """A subnormal float16 or bfloat16 becomes a zero of its sign."""
+    """The bits of a float16 or bfloat16, or if it is subnormal, of a zero with its sign."""
     return bits & 0x8000 if bits & (0x7C00 if form == HALF else 0x7F80) == 0 else bits
 
 
@@ -41,7 +41,7 @@ def ordered(a, b):
 
 @jit
 def float_compare(op, a, b):
-    """Compare by op: eq ne lt le gt ge, their unordered forms equ ... geu, num and nan."""
+    """Compare two floats by op: eq ne lt le gt ge, their unordered forms equ ... geu, num or nan."""
     order = ordered(a, b)
     if op == 16:
         return order != 2
@@ -66,7 +66,10 @@ def float_compare(op, a, b):
 
 @jit
 def test_property(kind, bits, exponent, fraction):
-    """testp: finite, infinite, number, notanumber, normal, subnormal. exponent: 0 for 0, 2 for all ones, else 1."""
+    """The result of testp: finite, infinite, number, notanumber, normal or subnormal.
+
+    exponent: 0 for 0, 2 for all ones,
+    else 1."""
     if kind == 0:
         return exponent != 2
     if kind == 1:
@@ -82,7 +85,7 @@ def test_property(kind, bits, exponent, fraction):
 
 @jit
 def least_most(op, a, b, flags):
-    """min or max of float64 numbers that hold narrower values: a NaN loses unless .NaN; -0 < +0."""
+    """min or max of float64 numbers that hold narrower values. A NaN is ignored except with .NaN; -0 < +0."""
     if a != a or b != b:
         if flags & isa.NAN or (a != a and b != b):
             return math.nan
@@ -140,7 +143,7 @@ def approximate(op, a):
 
 @jit
 def single(x, op, flags, imm, ra, rb, rc):
-    """A float32 instruction; operands and result are bits."""
+    """The result of a float32 instruction. Operands and result are bits."""
     ia, ib, ic = np.int64(ra) & 0xFFFFFFFF, np.int64(rb) & 0xFFFFFFFF, np.int64(rc) & 0xFFFFFFFF
     if flags & isa.FTZ:
         ia, ib, ic = flush32(ia), flush32(ib), flush32(ic)
@@ -153,7 +156,7 @@ def single(x, op, flags, imm, ra, rb, rc):
     if op == isa.FTESTP:
         e = (ia >> 23) & 0xFF
         return np.uint64(test_property(imm, ia, 2 if e == 0xFF else (1 if e else 0), ia & 0x7FFFFF))
-    if op == isa.FSLCT:  # the bits of a or b, by the sign of c
+    if op == isa.FSLCT:  # selects the bits of a or b by the sign of c
         return ra & np.uint64(0xFFFFFFFF) if f32_of(np.uint32(ic)) >= np.float32(0) else rb & np.uint64(0xFFFFFFFF)
     a, b, c = f32_of(np.uint32(ia)), f32_of(np.uint32(ib)), f32_of(np.uint32(ic))
     if op == isa.FSETP or op == isa.FSET:
@@ -206,7 +209,7 @@ def single(x, op, flags, imm, ra, rb, rc):
 
 @jit
 def double(x, op, flags, imm, ra, rb, rc):
-    """A float64 instruction; operands and result are bits."""
+    """The result of a float64 instruction. Operands and result are bits."""
     top = np.uint64(1) << np.uint64(63)
     if op == isa.FABS:
         return ra & ~top
@@ -244,7 +247,7 @@ def double(x, op, flags, imm, ra, rb, rc):
             if flags & isa.FTZ and abs(a) < 2.2250738585072014e-308:  # rcp.approx.ftz.f64, rsqrt.approx.ftz.f64
                 a = math.copysign(0.0, a)
             z = approximate(op, a)
-            if flags & isa.APPROX and flags & isa.FTZ:  # only the high word
+            if flags & isa.APPROX and flags & isa.FTZ:  # these use only the high word
                 if abs(z) < 2.2250738585072014e-308:
                     z = math.copysign(0.0, z)
                 z = f64_of(u64_of(z) & ~np.uint64(0xFFFFFFFF)) if math.isfinite(z) else z
@@ -257,7 +260,7 @@ def double(x, op, flags, imm, ra, rb, rc):
 
 @jit
 def short(x, op, form, flags, imm, ia, ib, ic):
-    """A float16 or bfloat16 instruction; operands and result are bits in int64."""
+    """The result of a float16 or bfloat16 instruction. Operands and result are bits in int64."""
     top = 0x8000
     if flags & isa.FTZ:
         ia, ib, ic = flush16(ia, form), flush16(ib, form), flush16(ic, form)
@@ -291,7 +294,7 @@ def short(x, op, form, flags, imm, ia, ib, ic):
 
 @jit
 def floating(x, op, type_, flags, imm, ra, rb, rc):
-    """The result of a floating-point instruction as uint64; predicates are 0 or 1.
+    """The result of a floating-point instruction as uint64. Predicates are 0 or 1.
 
     Comparisons of two packed numbers give bit 0 and bit 1.
     """

@@ -17,7 +17,7 @@ from .program import Program
 
 
 class MachineModule:
-    """A loaded module; gives access to its kernels and variables (Numba's error codes, for example)."""
+    """A loaded module, with access to its kernels and variables (Numba's error codes, for example)."""
 
     def __init__(self, driver: Driver, program: Program, setup: Any, teardown: Any):
         self.driver, self.program, self.setups = driver, program, setup
@@ -34,7 +34,7 @@ class MachineModule:
         self.initialized = True
 
     def variable(self, name: str) -> tuple[int, int]:
-        """(address, bytes) of a variable on the current device; raises CudaAPIError for an unknown name."""
+        """(address, bytes) of a variable on the current device. Raises CudaAPIError for an unknown name."""
         if name not in self.program.variables:
             raise failure("CUDA_ERROR_NOT_FOUND", "cuLibraryGetGlobal", f"no variable {name}")
         machine = self.driver.machine
@@ -43,13 +43,13 @@ class MachineModule:
         return address, self.program.variables[name].size
 
     def get_function(self, name: str) -> MachineFunction:
-        """A kernel of the module; raises CudaAPIError for an unknown name."""
+        """A kernel of the module. Raises CudaAPIError for an unknown name."""
         if name not in self.program.functions:
             raise failure("CUDA_ERROR_NOT_FOUND", "cuLibraryGetKernel", f"no kernel {name}")
         return MachineFunction(self, name, name)
 
     def get_global_symbol(self, name: str) -> tuple[Any, int]:
-        """(pointer, bytes) of a variable, as Numba's module returns it."""
+        """(pointer, bytes) of a variable, in the form that Numba's module returns."""
         from numba.cuda.cudadrv import devices, driver
 
         address, size = self.variable(name)
@@ -63,17 +63,17 @@ def run_all(callbacks: Any, value: Any) -> None:
 
 
 def load_library(driver: Driver, library: Any) -> MachineFunction:
-    """Load a library that Numba compiled, with everything it links; returns its kernel."""
+    """Load a library that Numba compiled, with everything that it links. Returns its kernel."""
     program = driver.machine.load(linking.linked_ptx(library, driver.machine.cc))
     program.ir = library.llvm_strs
     module = MachineModule(driver, program, library._setup_functions, library._teardown_functions)
     devices = importlib.import_module("numba.cuda.cudadrv.devices")
-    devices.get_context().modules[module.handle] = module  # until the context is reset, as with CUDA
+    devices.get_context().modules[module.handle] = module  # kept until the context is reset, as with CUDA
     return MachineFunction(module, library._entry_name, library.name, library._max_registers)
 
 
 class MachineLinker:
-    """The linker of Numba's runtime: CUDA C++ sources to the PTX of one module."""
+    """The linker of Numba's runtime, from CUDA C++ sources to the PTX of one module."""
 
     def __init__(self, *, cc: tuple[Any, ...], **_: Any):
         self.cc, self.texts = cc, list[str]()
@@ -90,7 +90,7 @@ class MachineLinker:
 class MachineFunction:
     """A kernel of a module.
 
-    attrs: registers (an estimate), bytes of shared, local and constant memory, most threads of a block.
+    attrs: registers (an estimate), bytes of shared, local and constant memory, the most threads of a block.
     """
 
     def __init__(self, module: MachineModule, name: str, title: str, most_registers: int | None = None):
@@ -121,12 +121,12 @@ class MachineFunction:
         """Ignored: caches are not modelled."""
 
     def set_shared_memory_carveout(self, carveout: Any) -> None:
-        """Raises ValueError as CUDA does; otherwise ignored, because caches are not modelled."""
+        """Raise ValueError for the same values as CUDA. Otherwise do nothing, because caches are not modelled."""
         if not -1 <= int(carveout) <= 100:
             raise ValueError("Carveout must be between -1 and 100")
 
     def launch(self, config: Any, arguments: tuple[Any, ...], names: dict[int, str]) -> None:
-        """Queue the kernel; names: of arrays by their addresses, for reports."""
+        """Queue the kernel. names: those of arrays by their addresses, for reports."""
         machine = self.driver.machine
         for address, name in names.items():
             allocation = machine.memory.at(address)
@@ -153,14 +153,14 @@ class MachineFunction:
 
 
 def launch_error(error: InputError) -> Exception:
-    """The exception for a refused launch: cuda.core's CUDAError, and an InputError as well."""
+    """The exception for a refused launch, which is both cuda.core's CUDAError and an InputError."""
     from cuda.core._utils.cuda_utils import CUDAError
 
     return type("LaunchError", (CUDAError, InputError), {})(f"CUDA_ERROR_INVALID_VALUE: {error}")
 
 
 def number(value: Any) -> Any:
-    """An argument that Numba prepared (int, bool, ctypes), as `kernels.pack` takes it."""
+    """An argument that Numba prepared (int, bool, ctypes), in the form that `kernels.pack` takes."""
     if isinstance(value, ctypes._SimpleCData):
         return bytes(value)
     if isinstance(value, (bool, int, np.integer)):

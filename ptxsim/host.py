@@ -1,4 +1,4 @@
-"""Accesses of Python actors, compiled: threads of the host, on the same vector clocks as the devices' threads."""
+"""Compiled accesses of Python actors, which are threads of the host with the same vector clocks as devices' threads."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from .watch import SIZE_SHIFT, STRONG, coherent, log2, race, read, sync_entry, w
 
 @unit
 def host_access(x, thread, warp, place, size, cell, order, scope, write, value):
-    """One access of the host; returns the old value. The first word of the scratch table is 1 if the access races."""
+    """Make one access of the host. Returns the old value.
+
+    The first word of the scratch table is 1 if the access races.
+    """
     host = get(x, s.MEMORY) + place
     scratch = get(x, s.SCRATCH)
     put(scratch, 0, 0)
@@ -40,5 +43,5 @@ def host_access(x, thread, warp, place, size, cell, order, scope, write, value):
 
 @unit
 def host_entry(x, location):
-    """The row of a location in the sync table; made if it is missing."""
+    """The row of a location in the sync table, which is made if it is missing."""
     return sync_entry(x, location, True)

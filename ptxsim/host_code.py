@@ -1,6 +1,6 @@
-"""Removes the host's part of a file of CUDA C++, which NVRTC does not compile: functions that launch or allocate.
+"""Removal of the host's functions, such as those that launch or allocate, from CUDA C++: NVRTC does not compile them.
 
-It knows no C++: it finds functions outside classes by their braces. What stays is compiled as device code.
+The module does not parse C++. It finds functions outside classes by their braces. The rest is compiled as device code.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-# what is not code: comments, strings, characters, preprocessor lines; an unclosed comment reaches the file's end
+# text that is no code: comments, strings, characters, preprocessor lines; an unclosed comment reaches the file's end
 NO_CODE = re.compile(
     r"""//[^\n]*|/\*.*?(?:\*/|\Z)|"(?:\\.|[^"\\\n])*"?|'(?:\\.|[^'\\\n])'|^[ \t]*\#(?:\\\n|[^\n])*""", re.S | re.M
 )
@@ -21,7 +21,7 @@ INCLUDE = re.compile(r"^[ \t]*#[ \t]*include[ \t]*<([^>\n]+)>", re.M)
 
 
 def without_host_code(source: str) -> str:
-    """The source with blanks in place of the host's functions; its line numbers stay."""
+    """The source with blanks in place of the host's functions, so that line numbers do not change."""
     code = NO_CODE.sub(lambda found: blank(found[0]), source)
     at = start = kept = 0
     parts = []
@@ -47,7 +47,7 @@ def blank(text: str) -> str:
 
 
 def closing(code: str, at: int) -> int:
-    """The place after the brace that closes the one at `at`; the end of the code if none does."""
+    """The place after the brace that closes the brace at `at`, or the end of the code if none does."""
     depth = 0
     for found in BRACE.finditer(code, at):
         depth += 1 if found[0] == "{" else -1
@@ -57,7 +57,7 @@ def closing(code: str, at: int) -> int:
 
 
 def missing_headers(source: str, folders: list[str]) -> list[str]:
-    """Headers in angle brackets that are in none of the folders, so most likely the host's: vector, stdio.h."""
+    """Headers in angle brackets that are in none of the folders, and so most likely for the host, such as vector."""
     return [
         name for name in dict.fromkeys(INCLUDE.findall(source)) if not any((Path(f) / name).exists() for f in folders)
     ]

@@ -1,6 +1,6 @@
 """The integer, logic and move instructions of one lane.
 
-Operands are 64-bit patterns, first cut to the instruction's width and sign-extended if its type is signed.
+Operands are 64-bit patterns, which are first cut to the instruction's width, and sign-extended if its type is signed.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def leading(x, width):
 
 @jit
 def compare(op, a, b, signed):
-    """Compare two int64 by op: eq, ne, lt, le, gt, ge, or unsigned lo, ls, hi, hs."""
+    """Compare two int64 by op: eq, ne, lt, le, gt, ge, or the unsigned lo, ls, hi, hs."""
     if op == 0:
         return a == b
     if op == 1:
@@ -112,7 +112,10 @@ def clamp(x, type_):
 
 @jit
 def permute(a, b, selector, mode):
-    """prmt: bytes of b:a selected by nibbles; mode 0: the selector's, 1 to 6: f4e, b4e, rc8, ecl, ecr, rc16."""
+    """The result of prmt: bytes of b:a selected by nibbles.
+
+    mode: 0 takes nibbles of the selector, 1 to 6 are f4e, b4e, rc8,
+    ecl, ecr, rc16."""
     source = np.uint64(np.uint64(a) & np.uint64(0xFFFFFFFF)) | (np.uint64(b) << np.uint64(32))
     result = 0
     k = selector & 3
@@ -139,7 +142,7 @@ def permute(a, b, selector, mode):
 
 @jit
 def find_nth(mask, base, offset):
-    """fns: the offset-th set bit of mask from base on; 0xffffffff if there is none."""
+    """The result of fns: the offset-th set bit of mask from base on; 0xffffffff if there is none."""
     if offset == 0:
         return base if (mask >> (base & 31)) & 1 else 0xFFFFFFFF
     step = 1 if offset > 0 else -1
@@ -155,7 +158,7 @@ def find_nth(mask, base, offset):
 
 @jit
 def dot(a, b, c, flags, half, signed_a, signed_b):
-    """dp4a, dp2a (half: the low or, with HIGH, the high two bytes of b)."""
+    """The result of dp4a or dp2a. half: whether it is dp2a, with the low, or for HIGH the high, two bytes of b."""
     total = c
     if half:
         for i in range(2):
@@ -175,7 +178,7 @@ def dot(a, b, c, flags, half, signed_a, signed_b):
 
 @jit
 def halves(op, type_, flags, a, b):
-    """add, min, max of two 16-bit numbers each."""
+    """The result of add, min or max of two 16-bit numbers each."""
     result = 0
     signed = type_ == isa.S16X2
     for i in range(2):
@@ -198,7 +201,7 @@ def halves(op, type_, flags, a, b):
 
 @jit
 def integer(op, type_, type2, flags, imm, ra, rb, rc, re):
-    """The result of an integer instruction as uint64; predicates are 0 or 1."""
+    """The result of an integer instruction as uint64. Predicates are 0 or 1."""
     size = type_ & 15
     bits = size * 8
     signed = type_ & 0xF0 == isa.S
@@ -388,7 +391,7 @@ def integer(op, type_, type2, flags, imm, ra, rb, rc, re):
 
 @jit
 def carry(op, type_, flags, ra, rb, rc, flag):
-    """add/sub/mad with carry: (result, carry out). `flag`: the carry in, used where CARRY_IN is set."""
+    """(result, carry out) of add, sub or mad with carry. flag: the carry in, used if CARRY_IN is set."""
     size = type_ & 15
     signed = type_ & 0xF0 == isa.S
     into = np.uint64(flag) if flags & isa.CARRY_IN else np.uint64(0)

@@ -1,4 +1,4 @@
-"""The interpreter: chooses warps by the seed and executes their instructions."""
+"""The interpreter, which chooses warps by the seed and executes their instructions."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .units import unit
 from .warpgroup import touch
 from .watch import draw, fence, report
 
-REPEATS = 48  # how often a warp must come back to the same state to count as spinning
+REPEATS = 48  # how often a warp must return to the same state to count as spinning
 QUIET = 50_000  # instructions without any change before the interpreter looks for spinning warps
 
 
@@ -39,7 +39,7 @@ def popcount32(m):
 
 @unit
 def move(x, warp, line, op, mask):
-    """Packs and unpacks vectors of registers, and reads clocks."""
+    """Pack or unpack a vector of registers, or read a clock."""
     regs = get(warp, s.W_REGS)
     type_, part, count = get(line, isa.TYPE), get(line, isa.IMM), get(line, isa.COUNT)
     items = get(x, s.OPERANDS) + get(line, isa.LIST) * 8
@@ -67,7 +67,10 @@ def move(x, warp, line, op, mask):
 # ---- one instruction ----
 @jit
 def step(x, warp, block):
-    """Execute one instruction of the chosen lanes; 0 if another warp must run next or this one has nothing to run."""
+    """Execute one instruction of the chosen lanes.
+
+    Returns 0 if another warp must run next or this one has nothing to run.
+    """
     pc, mask = get(warp, s.W_PC), get(warp, s.W_MASK)
     line = get(x, s.CODE) + pc * isa.COLUMNS * 8
     op = get(line, isa.OP)
@@ -90,7 +93,7 @@ def step(x, warp, block):
     elif op >= 500 and op < 600:
         if memory(x, warp, block, line, pc, op, act):
             after(x, warp, mask, pc + 1)
-            return 0  # back to the loop, which makes space for clocks
+            return 0  # so that the loop makes space for clocks
     elif op < 400:
         move(x, warp, line, op, act)
     elif op == isa.BRA:
@@ -108,7 +111,7 @@ def step(x, warp, block):
 
 @unit
 def memory(x, warp, block, line, pc, op, act):
-    """A memory instruction of the lanes in act; 1 if the loop must run before the next one."""
+    """Run a memory instruction for the lanes in act. Returns 1 if the loop must run before the next instruction."""
     if act == 0:
         return 0
     if op == isa.LD:
@@ -150,7 +153,7 @@ def memory(x, warp, block, line, pc, op, act):
 
 @unit
 def special(x, warp, block, line, pc, op, mask, act):
-    """Calls, ends, barriers, waits and collective instructions: those that set the lanes' next instructions."""
+    """Run an instruction that sets the lanes' next instructions: call, end, barrier, wait or collective instruction."""
     store_pc(x, warp, mask, pc + 1)
     if act == 0:
         return select(x, warp)
@@ -206,7 +209,7 @@ def special(x, warp, block, line, pc, op, mask, act):
     elif op == isa.NANOSLEEP:
         put(warp, s.W_SPINS, get(warp, s.W_SPINS) + 6)
         select(x, warp)
-        return 0  # other warps first
+        return 0  # so that other warps run first
     elif op >= isa.MBINIT and op < isa.SHFL:
         if op >= isa.PROXYFENCE:
             if op == isa.INITFENCE or get(x, s.CHECK):
@@ -214,7 +217,7 @@ def special(x, warp, block, line, pc, op, mask, act):
         else:
             mbarrier(x, warp, block, line, pc, op, act)
         select(x, warp)
-        return 0  # other warps first
+        return 0  # so that other warps run first
     elif op == isa.ACTIVEMASK:
         for lane in range(32):
             if (act >> lane) & 1:
@@ -228,13 +231,13 @@ def special(x, warp, block, line, pc, op, mask, act):
         gather(x, warp, block, line, pc, act)
         if op >= isa.WGMMA:
             select(x, warp)
-            return 0  # other warps first
+            return 0  # so that other warps run first
     return select(x, warp)
 
 
 @unit
 def printf(x, warp, block, line, pc, lane):
-    """Record a format and its arguments; the host prints them."""
+    """Record a format and its arguments, which the host prints later."""
     n = get(x, s.PRINTS_COUNT)
     thread = thread_of(x, warp, lane)
     row = get(x, s.PRINTS) + n * 80 * 8
@@ -257,7 +260,7 @@ def printf(x, warp, block, line, pc, lane):
 # ---- spinning ----
 @unit
 def spinning(x, warp, block, pc):
-    """Count a warp as spinning if it returns to the same state; called when nothing has changed for long."""
+    """Count a warp as spinning if it returns to the same state. Called when nothing has changed for long."""
     launch = get(x, s.LAUNCHES) + get(block, s.B_LAUNCH) * s.L_FIELDS * 8
     h = np.uint64(1469598103934665603) ^ np.uint64(pc)
     prime = np.uint64(1099511628211)
@@ -275,7 +278,7 @@ def spinning(x, warp, block, pc):
         return 0
     put(warp, s.W_HASH_AGE, get(warp, s.W_HASH_AGE) + 1)
     age = get(warp, s.W_HASH_AGE)
-    if age & (age - 1) == 0:  # compare with ever older states, to find long cycles too
+    if age & (age - 1) == 0:  # compares with older and older states, to find long cycles too
         put(warp, s.W_HASH, value)
     return 0
 
@@ -283,13 +286,13 @@ def spinning(x, warp, block, pc):
 # ---- the loop ----
 @jit
 def clocks_full(x):
-    """Is the pool of vector clocks too full for one more instruction of a warp?"""
+    """Whether the pool of vector clocks is too full for one more instruction of a warp."""
     return get(x, s.CLOCKS_CAP) - get(x, s.CLOCKS_TOP) < 65536 + get(x, s.CLOCK_SPACE) * get(x, s.MAX_CLOCKS)
 
 
 @unit
 def run(x, budget):
-    """Run up to `budget` warp instructions; returns the reason for stopping (state.BUDGET ...)."""
+    """Run up to `budget` warp instructions. Returns the reason for stopping (state.BUDGET ...)."""
     for number in range(get(x, s.DEVICE_COUNT)):
         admit(x, number)
     until = get(x, s.STEP) + budget
@@ -361,7 +364,7 @@ def burst(x, warp, block, count):
 
 @jit
 def calm(x):
-    """Something changed: no warp counts as spinning any more."""
+    """Count no warp as spinning any more, because something changed."""
     put(x, s.SUSPECT, 0)
     put(x, s.SPINNING, 0)
     for i in range(get(x, s.WARP_SLOTS)):

@@ -1,6 +1,6 @@
 """Numbers of opcodes, types, spaces, flags and columns, for lowering and the compiled interpreter.
 
-Numba reads these as constants. A column is a place in an instruction's row of the code.
+Numba reads these numbers as constants. A column is a place in an instruction's row of the code.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ GENERIC, GLOBAL, SHARED, LOCAL, CONST, PARAM = range(6)
 SHARED_WINDOW = 0x0100_0000_0000  # the first generic address of a block's shared memory
 LOCAL_WINDOW = 0x0200_0000_0000
 PARAM_WINDOW = 0x0300_0000_0000  # the first generic address of the parameters of a run's launches
-WINDOW = 0x0100_0000_0000  # bytes
+WINDOW = 0x0100_0000_0000  # bytes of each window
 GLOBAL_START = 0x7F00_0000_0000
 FUNCTION_START = 0x0400_0000_0000  # "addresses" of functions
 
 # ---- flags ----
-RN, RZ, RM, RP, RNA = 0, 1, 2, 3, 4  # rounding, the low 3 bits
+RN, RZ, RM, RP, RNA = 0, 1, 2, 3, 4  # the rounding, in the low 3 bits
 ROUND = 7
 FTZ, SAT, INTEGER, HIGH, WIDE, APPROX, CARRY_IN, CARRY_OUT = 8, 16, 32, 64, 128, 256, 512, 1024
 NAN, XORSIGN, RELU, FINITE = 2048, 4096, 8192, 16384
 # order and scope of a memory operation
 WEAK, VOLATILE, RELAXED, ACQUIRE, RELEASE, ACQ_REL, SC = range(7)
 CTA, GPU, SYS = range(3)
-ORDER_SHIFT, SCOPE_SHIFT, SPACE_SHIFT = 0, 4, 8  # in FLAGS of memory operations
-NOT_COHERENT = 1 << 12  # there too: ld.nc and ldu
+ORDER_SHIFT, SCOPE_SHIFT, SPACE_SHIFT = 0, 4, 8  # places in FLAGS of memory operations
+NOT_COHERENT = 1 << 12  # bit of the same FLAGS for ld.nc and ldu
 
 # ---- opcodes, a hundred a group ----
-# The interpreter compares numbers, so the end of a group is taken. Insert a new opcode before the name given here:
+# The interpreter compares numbers of groups, so a new opcode must not be last. Insert it before the name given here:
 # integer, logic, moves; ADDC and those after it use the carry
 (
     ADD, SUB, MUL, MULHI, MULWIDE, MAD, MADHI, MADWIDE, SAD, DIV, REM, ABS, NEG, MIN, MAX, AND, OR, XOR, NOT,

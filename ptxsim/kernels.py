@@ -1,6 +1,6 @@
-"""From a `cuda.jit` kernel and its arguments to PTX and the bytes of its parameters, without a driver.
+"""PTX and the bytes of parameters of a `cuda.jit` kernel, made without a driver.
 
-Numba-CUDA's own compiler does it, through kernel_cache/offline.py.
+Numba-CUDA's own compiler makes the PTX, through kernel_cache/offline.py.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _compiled: Any = weakref.WeakKeyDictionary()  # dispatcher -> {(types, compute c
 
 
 def numba_cuda() -> Any:
-    """numba.cuda of the numba-cuda package; raises EnvironmentProblem if it is missing or cannot work."""
+    """numba.cuda of the numba-cuda package. Raises EnvironmentProblem if it is missing or cannot work."""
     try:
         import numba_cuda  # noqa: F401
         from numba import config, cuda
@@ -45,7 +45,7 @@ def part(name: str) -> Any:
 
 
 def type_of(value: Any) -> Any:
-    """The Numba type of a kernel argument; a device array of the machine has the type of an array."""
+    """The Numba type of a kernel argument. A device array of the machine has the type of an array."""
     types, numpy_support = part("types"), part("np.numpy_support")
     typeof, purpose = part("typing.typeof").typeof, part("typing.typeof").Purpose.argument
 
@@ -66,7 +66,7 @@ def type_of(value: Any) -> Any:
 
 @dataclass
 class Compiled:
-    """A compiled kernel: its PTX, the name of its entry, the types it was declared with, Numba's library."""
+    """A compiled kernel: its PTX, the name of its entry, the types that it was declared with, and Numba's library."""
 
     ptx: str
     entry: str
@@ -75,7 +75,7 @@ class Compiled:
 
 
 def compiled(kernel: Any, types_: tuple[Any, ...], cc: tuple[Any, ...]) -> Compiled:
-    """A kernel compiled for argument types and a compute capability; compiled once."""
+    """A kernel compiled for argument types and a compute capability. It is compiled only once."""
     known = _compiled.setdefault(kernel, {})
     if (types_, cc) not in known:
         numba_cuda()
@@ -90,14 +90,14 @@ def compiled(kernel: Any, types_: tuple[Any, ...], cc: tuple[Any, ...]) -> Compi
 
 
 def declared_types(kernel: Any, types_: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The signature that a kernel was declared with, else the arguments' own types.
+    """The signature that a kernel was declared with, or without one, the arguments' own types.
 
     Raises InputError if no declared signature takes the arguments.
     """
     sigs = [sig for sig in (getattr(kernel, "overloads", None) or {}) if len(sig) == len(types_)]
     if types_ in sigs or getattr(kernel, "_can_compile", True):
         return types_
-    if len(sigs) == 1:  # as Numba does: a kernel's only signature is taken unchecked
+    if len(sigs) == 1:  # like Numba, take a kernel's only signature unchecked
         return sigs[0]
     context = part("descriptor").cuda_target.typing_context
     for sig in sigs:
@@ -130,11 +130,11 @@ def flatten(type_: Any, value: Any, found: list[Any]) -> None:
     elif isinstance(type_, (types.Integer, types.Boolean, types.CPointer)):
         found.append(int(value))
     else:
-        raise InputError(f"a kernel argument of type {type_} is not supported")
+        raise InputError(f"a kernel's argument must be a number, an array or a tuple of these, got type {type_}")
 
 
 def fits(number: Any, param: Any) -> None:
-    """Raises InputError unless the number fits the parameter."""
+    """Raise InputError unless the number fits the parameter."""
     wanted = f"parameter {param.name} is a .{param.type} of {param.size} bytes"
     if isinstance(number, (bytes, np.void)):
         return
@@ -149,7 +149,7 @@ def fits(number: Any, param: Any) -> None:
 
 
 def pack(numbers: list[Any], params: list[Any]) -> bytes:
-    """The bytes of a kernel's parameters; numbers: ints, floats, or bytes for structures."""
+    """The bytes of a kernel's parameters. numbers: ints, floats, or bytes for structures."""
     if len(numbers) != len(params):
         raise InputError(f"the kernel has {len(params)} parameters, got {len(numbers)}")
     data = b""

@@ -1,7 +1,7 @@
-"""The lanes of a warp: which run next, which part at a branch, and which wait for each other.
+"""The lanes of a warp: which run next, which diverge at a branch, and which wait for each other.
 
-Lanes at the same instruction run it together. Where lanes diverge, those furthest behind run first, so that they meet
-the others. Lanes that spin are set aside after a while and others run, for which they may be waiting.
+Lanes at the same instruction run it together. If lanes diverge, those furthest behind run first, so that they meet the
+others. Lanes that spin stop after a while, and others run for which they may be waiting.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ TIRED, PATIENT, STRETCH = (
     12,
     4096,
     400,
-)  # polls or instructions of some lanes before others run, for a stretch
+)  # after so many polls or instructions of some lanes others run, for so many instructions
 
 
 @jit
@@ -36,7 +36,7 @@ def store_pc(x, warp, mask, pc):
 
 @unit
 def select(x, warp):
-    """Choose the lanes that run next, by each lane's T_PC; 0 if none can run."""
+    """Choose the lanes that run next, by each lane's T_PC. Returns 0 if none can run."""
     free = get(warp, s.W_LIVE) & ~get(warp, s.W_WAIT)
     if free == 0:
         put(warp, s.W_MASK, 0)
@@ -96,7 +96,7 @@ def guarded(x, warp, line, mask):
 
 @jit
 def branch(x, warp, line, pc, mask, taken):
-    """Send the lanes of `taken` to the target and the others on; 1 if the warp diverges."""
+    """Send the lanes of `taken` to the target and the others on. Returns 1 if the warp diverges."""
     target = get(line, isa.IMM)
     if taken == mask:
         put(warp, s.W_PC, target)
@@ -114,7 +114,7 @@ def branch(x, warp, line, pc, mask, taken):
 
 @jit
 def after(x, warp, mask, pc):
-    """Go on at pc; a diverged warp chooses its lanes again."""
+    """Go on at pc. A diverged warp chooses its lanes again."""
     if get(warp, s.W_DIVERGED):
         store_pc(x, warp, mask, pc)
         put(warp, s.W_AGE, get(warp, s.W_AGE) + 1)
@@ -136,7 +136,7 @@ def wanted(x, warp, line, lane):
 
 @unit
 def gather(x, warp, block, line, pc, mask):
-    """A collective instruction for the lanes of mask (T_PC = pc): execute it, or let the lanes wait for others."""
+    """Execute a collective instruction for the lanes of mask (T_PC = pc), or let these lanes wait for others."""
     same, first = True, np.int64(-1)
     for lane in range(32):
         if (mask >> lane) & 1:

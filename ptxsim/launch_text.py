@@ -1,15 +1,17 @@
-"""Launches as text: `add<<<8, 128>>>(a:float32[1000]=seed:1, float32[1000], 1000)`, as in CUDA C++ but for arrays.
+"""Launches as text, such as `add<<<8, 128>>>(a:float32[1000]=seed:1, float32[1000], 1000)`.
+
+The form is that of CUDA C++, except for arrays.
 
 grid and block are a number or (x, y, z); a third number is the bytes of dynamic shared memory. An argument is
 
     5, 0x10, 2.5, true     a number
-    float32[32, 64]        an array that nothing has written, as cudaMalloc gives it; types are NumPy's
+    float32[32, 64]        an uninitialised array, like one of cudaMalloc; types are NumPy's
     float32[1000]=0        an array filled with a number
     float32[1000]=range    0, 1, 2, ...
     float32[1000]=seed:7   random numbers: in [0, 1) for floats, any bits for integers
     int32[99]=seed:7<10    random integers in [0, 10)
     data.npy               the array in a file, beside the file with the kernel
-    NAME:ARRAY             any of these arrays with a name, for reports, and for later launches
+    NAME:ARRAY             any of these arrays with a name, for reports and later launches
     NAME                   the array of that name of an earlier launch
 
 In a file of CUDA C++ or PTX a launch is a comment of one line: `// simt: add<<<8, 128>>>(...)`.
@@ -31,8 +33,8 @@ from kernel_cache import regular
 from .errors import InputError
 
 COMMENT, MARK = "//", "simt:"
-MOST_BYTES = 1 << 32  # an array has no more bytes
-# Raised by NumPy for files that are damaged or of another kind.
+MOST_BYTES = 1 << 32  # the most bytes of an array
+# Errors that NumPy raises for files that are damaged or of another kind.
 BROKEN = (
     OSError,
     ValueError,
@@ -57,7 +59,7 @@ FORM = (
 
 @dataclass(frozen=True)
 class LaunchText:
-    """A launch before its kernel is known. arguments: the text of each. shared: bytes of dynamic shared memory."""
+    """A launch whose kernel is not known yet. arguments: the text of each. shared: bytes of dynamic shared memory."""
 
     text: str
     kernel: str
@@ -78,7 +80,7 @@ def in_comments(source: str) -> list[str]:
 
 
 def read(text: str) -> LaunchText:
-    """A launch of its text; raises InputError for another form."""
+    """The launch that a text describes. Raises InputError for a text of another form."""
     found = LAUNCH.fullmatch(text.strip())
     if found is None:
         raise InputError(f"{FORM}, got {text!r}")
@@ -90,7 +92,7 @@ def read(text: str) -> LaunchText:
 
 
 def size(part: str, text: str) -> tuple[int, ...]:
-    """A number, or (x, y, z), also as dim3(x, y, z)."""
+    """The size that a text describes: a number, (x, y, z) or dim3(x, y, z)."""
     inside = part.removeprefix("dim3").strip()
     if inside[:1] == "(" and inside[-1:] == ")":
         inside = inside[1:-1].strip().removesuffix(",")
@@ -101,7 +103,7 @@ def size(part: str, text: str) -> tuple[int, ...]:
 
 
 def pieces(text: str) -> list[str]:
-    """The parts between commas that are in no brackets."""
+    """The parts of a text between commas, except for commas in brackets."""
     parts, depth, start = [], 0, 0
     for at, letter in enumerate(text):
         depth += (letter in "([{") - (letter in ")]}")
@@ -113,9 +115,9 @@ def pieces(text: str) -> list[str]:
 
 
 class Arguments:
-    """Makes the arguments of launches on a device; `named`: the arrays that have a name so far.
+    """The arguments of launches on a device. named: the arrays that have a name so far.
 
-    folder: of the files that arguments name.
+    folder: the folder of the files that arguments name.
     """
 
     def __init__(self, device: Any, folder: Path):
@@ -123,7 +125,10 @@ class Arguments:
         self.named: dict[str, Any] = {}
 
     def make(self, text: str, name: str) -> Any:
-        """A number or an array of the device; name: of an array without a name of its own. Raises InputError."""
+        """A number or an array of the device. name: that of an array to which the text gives no name.
+
+        Raises InputError.
+        """
         found = NAMED.fullmatch(text)
         if found:
             made = 0 if NAMED.fullmatch(found[2]) else self.make(found[2], found[1])
@@ -145,7 +150,8 @@ class Arguments:
         try:
             with regular.opened(self.folder / text):
                 pass
-            return np.lib.format.open_memmap(self.folder / text, mode="r")  # compares the header with the file's size
+            # it compares the header with the file's size
+            return np.lib.format.open_memmap(self.folder / text, mode="r")
         except BROKEN as error:
             raise InputError(f"cannot read the argument {text}: {error}") from error
 
@@ -179,7 +185,7 @@ def filled(text: str, sizes: tuple[int, ...], dtype: np.dtype, fill: str) -> np.
 
 
 def drawn(sizes: tuple[int, ...], dtype: np.dtype, seed: int, below: int) -> np.ndarray:
-    """Random numbers: in [0, below) if that is not 0, else any integers, or floats in [0, 1)."""
+    """Random numbers: in [0, below) if `below` is not 0, else any integers, or floats in [0, 1)."""
     random = np.random.default_rng(seed)
     if below:
         return random.integers(below, size=sizes).astype(dtype)
@@ -191,7 +197,7 @@ def drawn(sizes: tuple[int, ...], dtype: np.dtype, seed: int, below: int) -> np.
 
 
 def number(text: str) -> int | float:
-    """A number of C or Python."""
+    """The number that a text in the form of C or Python describes."""
     try:
         if text in ("true", "false"):
             return int(text == "true")

@@ -19,9 +19,9 @@ MOST = {"grid": (2**31 - 1, 65535, 65535), "block": (1024, 1024, 64)}  # the CUD
 class Launch:
     """One launch of a kernel.
 
-    params: the bytes of its parameters. dynamic: bytes of dynamic shared memory. per_sm: blocks that can be resident on
-    an SM. first: the number of its first block; base: the place of its program in the joined code; both are set when it
-    runs. after: callbacks for its end.
+    params: the bytes of its parameters. dynamic: bytes of dynamic shared memory. per_sm: how many blocks can be
+    resident on an SM. first: the number of its first block. base: the place of its program in the joined code. Both are
+    set when the launch runs. after: callbacks for the end of the launch.
     """
 
     device: int

@@ -1,4 +1,4 @@
-"""Joins the PTX of a kernel with what it is linked with: PTX files, and CUDA C++ sources compiled by NVRTC."""
+"""Linking of a kernel's PTX with PTX files, and with CUDA C++ sources compiled by NVRTC."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ REFUSED = "the kernel links {what}: the machine links only PTX and CUDA C++ sour
 
 
 def linked_ptx(library: Any, cc: tuple[Any, ...]) -> str:
-    """The PTX of a library that Numba compiled, with everything it links.
+    """The PTX of a library that Numba compiled, with everything that it links.
 
     Raises InputError for anything that is neither PTX nor CUDA C++.
     """
@@ -24,7 +24,7 @@ def linked_ptx(library: Any, cc: tuple[Any, ...]) -> str:
 
 
 def joined(texts: list[str]) -> str:
-    """One module of several, with malloc and free added if a module declares them."""
+    """One module made of several, with malloc and free added if a module declares them."""
     text = "\n".join([texts[0], *(HEADER.sub("", text) for text in texts[1:])])
     return text + heap_for(text)
 

@@ -1,4 +1,4 @@
-"""Loads programs on a machine: joins their code into one table, places variables, fills in addresses."""
+"""Loading of programs on a machine, which joins their code into one table, places variables, and fills in addresses."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .parser import parse
 from .program import Program
 from .syntax import Variable
 
-_programs: dict[str, Program] = {}  # by the hash of their text: machines share them
+_programs: dict[str, Program] = {}  # by the hash of their text, shared by all machines
 MOST_PROGRAMS = 256
 JUMPS = (isa.BRA, isa.CALL)
 
@@ -26,12 +26,15 @@ def key_of(text: str) -> str:
 
 
 class Loader:
-    """code: [instructions, 16] of all programs loaded; operands: their lists; counts: [instructions, N_FIELDS]."""
+    """The loaded programs. code: [instructions, 16] of all of them. operands: their lists.
+
+    counts: [instructions, N_FIELDS].
+    """
 
     def __init__(self, x: np.ndarray, memory: Memory):
         self.x, self.memory = x, memory
         self.programs: list[Program] = []
-        self.bases: list[tuple[int, int]] = []  # where each program's code and its operands begin
+        self.bases: list[tuple[int, int]] = []  # the beginnings of each program's code and operands
         self.code = np.zeros((0, isa.COLUMNS), np.int64)
         self.operands = np.zeros(0, np.int64)
         self.counts = np.zeros((0, s.N_FIELDS), np.int64)
@@ -41,7 +44,7 @@ class Loader:
         self.addresses: dict[tuple[int, int, str], int] = {}  # (program, device, variable)
 
     def program(self, text: str) -> Program:
-        """The program of PTX text; a text is lowered and loaded once."""
+        """The program of PTX text. A text is lowered and loaded only once."""
         key = key_of(text)
         program = _programs.get(key)
         if program is None:
@@ -90,7 +93,7 @@ class Loader:
     def publish(self) -> None:
         """Write the addresses of the tables into x, at the start of a run."""
         x = self.x
-        self.seen[:] = 0  # a finding is reported once a run
+        self.seen[:] = 0  # because a finding is reported once a run
         table = [len(self.functions)]
         for function in self.functions:
             table += function
@@ -100,7 +103,7 @@ class Loader:
         x[s.FUNCTIONS] = self.function_table.ctypes.data
 
     def address(self, program: Program, device: int, name: str) -> int:
-        """The address of a module's variable on a device; the first call places and initialises it."""
+        """The address of a module's variable on a device. The first call places and initialises the variable."""
         number = self.number(program)
         key = (number, device, name)
         if key not in self.addresses:
@@ -116,7 +119,7 @@ class Loader:
         return self.addresses[key]
 
     def initial(self, program: Program, device: int, variable: Variable) -> list[bytes]:
-        """The bytes of a variable's elements, with the addresses that it names."""
+        """The bytes of a variable's elements. Names in its initialiser become addresses."""
         parts = []
         for value in variable.values:
             if isinstance(value, tuple):
@@ -145,7 +148,7 @@ class Loader:
         return table.view(np.int64)
 
     def where(self, pc: int) -> tuple[Program, int]:
-        """(program, index in it) of an instruction of the joined code."""
+        """(program, index in that program) of an instruction of the joined code."""
         for program, (base, _) in zip(reversed(self.programs), reversed(self.bases)):
             if pc >= base:
                 return program, pc - base

@@ -1,7 +1,7 @@
-"""From parsed PTX to a program: one row of numbers an instruction, operands as rows of the register file.
+"""Lowering of parsed PTX to a program: one row of numbers for each instruction, with rows of registers as operands.
 
-An instruction that PTX has and the machine lacks is an error here, before anything runs. What each opcode becomes is
-in decode/.
+An instruction that PTX has and the machine lacks raises an error here, before anything runs. The modules of decode/
+lower each opcode.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from .lowering import Lowering
 from .program import FunctionInfo, Program, layout
 from .syntax import Function, Instruction, Label, Module, PTXError, Scope, Variable
 
-MOST_LOCAL = 512 * 1024  # bytes of a thread, as of the CUDA programming guide
+MOST_LOCAL = 512 * 1024  # bytes of a thread: the CUDA programming guide's limit
 
 
 def lower(module: Module) -> Program:
-    """The program of a module; raises PTXError naming the opcode and the line."""
+    """The program of a module. Raises PTXError, which names the opcode and the line."""
     return ModuleLowering(module).program()
 
 
 class ModuleLowering(Lowering):
-    """Walks a module's functions and scopes; decode/ emits their instructions."""
+    """A walk over a module's functions and scopes, for which decode/ emits the instructions."""
 
     def program(self) -> Program:
         """Lower all functions and put the program together."""
         self.place_shared(self.module.variables)
         bodies = [f for f in self.module.functions.values() if f.body is not None]
-        # callees first: lanes at lower instructions run first, so they meet again after a call
+        # callees come first, because lanes at lower instructions run first, so that lanes meet again after a call
         for function in sorted(bodies, key=lambda f: f.entry):
             self.function(function)
         for at, name, line in self.call_fixups:
@@ -82,7 +82,7 @@ class ModuleLowering(Lowering):
                 continue
             align = max(variable.align, 1)
             self.shared_bytes = -(-self.shared_bytes // align) * align
-            if self.shared:  # a gap behind each variable, so that an index too far is detected
+            if self.shared:  # a gap after each variable, so that an index beyond its end is detected
                 self.shared_bytes = -(-(self.shared_bytes + 16) // 128) * 128
             self.shared[variable.name] = self.shared_bytes
             self.shared_sizes[variable.name] = variable.size
@@ -160,7 +160,9 @@ class ModuleLowering(Lowering):
         for item in scope.items:
             if isinstance(item, Label):
                 if item.name in mine:
-                    raise PTXError(f"PTX line {item.line}: label {item.name} stands here a second time")
+                    raise PTXError(
+                        f"PTX line {item.line}: label {item.name} must be defined once, but this is the second time"
+                    )
                 mine[item.name] = len(self.code)
             elif isinstance(item, Scope):
                 self.scope(item, labels)

@@ -1,7 +1,7 @@
-"""The tools of decode/: look up names, turn operands into rows, append instructions.
+"""The tools of decode/ that look up names, make rows of operands, and append instructions.
 
-Immediates, addresses of variables and special registers that a thread cannot change are rows too, filled when a block
-starts; so every operand is read in the same way.
+Immediates, addresses of variables and special registers that a thread cannot change are rows too, which are filled when
+a block starts. So every operand is read in the same way.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from .rows import CLOCKS, CONSTANT_REGISTERS, FRAME, ONE, PARAMS, SPECIAL, TRASH
 from .syntax import Address, Instruction, Module, Name, Number, PTXError, Scope, Variable
 
 MASK64 = (1 << 64) - 1
-CONTINUES = 2  # in NEGATE: part of the instruction before, not counted again
+CONTINUES = 2  # in NEGATE: this row is part of the previous instruction and is not counted again
 
 
 class Lowering:
     """A module on its way to a program.
 
-    code, texts: rows and texts of the instructions so far. operands: lists of instructions. rows: how many rows of
-    registers there are. scopes, names: the open scopes and the names found in them. fixups: branches whose labels are
-    still unknown. current: the function; instruction: the one that is decoded.
+    code, texts: rows and texts of the instructions so far. operands: lists of operands of instructions. rows: number of
+    rows of registers. scopes, names: the open scopes and the names found in them. fixups: branches whose labels are
+    still unknown. current: the function being lowered. instruction: the instruction being decoded.
     """
 
     def __init__(self, module: Module):
@@ -72,7 +72,7 @@ class Lowering:
         return self.constant_rows[value]
 
     def symbol(self, name: str, offset: int = 0) -> int:
-        """The row of the address of a variable, or with @ of a function."""
+        """The row of the address of a variable, or if the name begins with @, of a function."""
         key = (name, offset)
         if key not in self.symbol_rows:
             self.symbol_rows[key] = self.new_row()
@@ -84,7 +84,7 @@ class Lowering:
         return PTXError(f"PTX line {self.instruction.line}: {self.instruction.text}: {what}")
 
     def find(self, name: str) -> Any:
-        """What a name stands for here: ('row', row, type), ('local' or 'param', offset, bytes), Variable, or None."""
+        """The meaning of a name here: ('row', row, type), ('local' or 'param', offset, bytes), Variable, or None."""
         for known, scope in zip(reversed(self.names), reversed(self.scopes)):
             if name in known:
                 return known[name]
@@ -104,7 +104,7 @@ class Lowering:
         return found[2] if isinstance(found, tuple) and found[0] == "row" else ""
 
     def row(self, operand: Any, type_: int = isa.B64, write: bool = False) -> int:
-        """The row of an operand, read as a type; write: it is a result."""
+        """The row of an operand, read as a type. write: whether the operand is a result."""
         if write and (not isinstance(operand, Name) or operand.negated):
             raise self.fail("the result must go to a register")
         if isinstance(operand, Number):
@@ -139,7 +139,7 @@ class Lowering:
         return self.address_row(Address(Name(name), 0))
 
     def address_row(self, address: Address) -> int:
-        """A row that holds an address: of a variable in its space, or of a function."""
+        """A row that holds the address of a variable in its space, or of a function."""
         assert address.base is not None
         name = address.base.text
         found = self.find(name)
@@ -190,7 +190,10 @@ class Lowering:
     def emit(self, op: int, type_: int = 0, type2: int = 0, d: int = TRASH, a: int = ZERO, b: int = ZERO, c: int = ZERO,
              e: int = ZERO, imm: int = 0, flags: int = 0, d2: int = TRASH, items: list[int] | None = None,
              guarded: bool = True) -> int:  # fmt: skip
-        """Append an instruction and return its index; rows, numbers and flags as in isa.py, items: its list."""
+        """Append an instruction and return its index. Rows, numbers and flags are as in isa.py.
+
+        items: the instruction's list.
+        """
         ins = self.instruction
         assert ins is not None
         guard, negate = -1, 0
@@ -216,7 +219,7 @@ class Lowering:
         return len(self.code) - 1
 
     def keep_guard(self) -> None:
-        """Guard the rest of this instruction by the present value of its guard, whatever the instruction writes."""
+        """Guard the rest of this instruction by the guard's present value, even if the instruction overwrites it."""
         ins = self.instruction
         assert ins is not None
         if ins.guard is not None:

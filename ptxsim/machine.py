@@ -1,4 +1,4 @@
-"""The machine as its users see it: devices, arrays and launches."""
+"""The machine's interface for users: devices, arrays and launches."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .launches import Launch, three
 from .program import Program
 from .runner import Runner
 
-LIMIT = 100_000_000_000  # warp instructions of one run: a day or so
+LIMIT = 100_000_000_000  # the most warp instructions of one run, which take about a day
 MOST_LIMIT = 1 << 60
 
 
@@ -34,26 +34,26 @@ class SimulatedGpu:
         return self.machine.new_array(self.number, np.asarray(values), None, None, name)
 
     def empty(self, shape: Any, dtype: Any = np.float64, name: str = "", strides: Any = None) -> DeviceArray:
-        """An uninitialised array; strides in bytes."""
+        """An uninitialised array. strides: in bytes."""
         return self.machine.new_array(self.number, None, shape, dtype, name, strides)
 
     def launch(self, kernel: Any, grid: Any, block: Any, *args: Any, shared: int = 0, entry: str | None = None) -> None:
         """Queue a kernel: a `cuda.jit` function, or PTX text and `entry`.
 
-        args: arrays of the machine, NumPy arrays (copied to the device, and back after the run), numbers, tuples; for
-        PTX text one for each parameter, where arrays stand for their addresses. shared: bytes of dynamic shared memory.
-        It runs at the next Machine.run, after earlier launches on this device.
+        args: arrays of the machine, NumPy arrays (copied to the device, and back after the run), numbers, tuples. For
+        PTX text there is one for each parameter, and arrays stand for their addresses. shared: bytes of dynamic shared
+        memory. The kernel runs at the next Machine.run, after earlier launches on this device.
         """
         self.machine.launch(self.number, kernel, grid, block, args, shared, entry)
 
 
 class Machine(Runner):
-    """GPUs simulated on the CPU: they run compiled PTX.
+    """GPUs that are simulated on the CPU and run compiled PTX.
 
-    devices: how many. sm_count: streaming multiprocessors of each. arch: the target of compiled kernels. seed: of the
-    schedule; the same seed repeats a run. check: report races and other errors, and let stores become visible late
-    where PTX permits it. strict: raise KernelFault at the first report. limit: warp instructions after which a run is
-    given up. `profile()` has the counters of all kernels that ran. Example: docs/ptxsim.md.
+    devices: number of GPUs. sm_count: streaming multiprocessors of each. arch: the target of compiled kernels. seed:
+    that of the schedule; the same seed repeats a run. check: whether to report races and other errors, and to let
+    stores become visible late if PTX permits it. strict: whether to raise KernelFault at the first report. limit: the
+    most warp instructions of a run. `profile()` has the counters of all kernels that ran. Example: docs/ptxsim.md.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Machine(Runner):
         self.arch, self.seed = arch, int(seed)
 
     def device(self, number: int = 0) -> SimulatedGpu:
-        """A device by its number; raises InputError if the machine does not have it."""
+        """A device by its number. Raises InputError if the machine does not have it."""
         if not isinstance(number, (int, np.integer)) or not 0 <= number < len(self.devices):
             raise InputError(f"the machine has devices 0 to {len(self.devices) - 1}, got {number!r}")
         return self.devices[number]
@@ -84,7 +84,10 @@ class Machine(Runner):
     def new_array(
         self, device: int, values: np.ndarray | None, shape: Any, dtype: Any, name: str, strides: Any = None
     ) -> DeviceArray:
-        """An array on a device, in host memory for device -1; a copy of `values`, or uninitialised without them."""
+        """An array on a device, or in host memory for device -1.
+
+        It is a copy of `values`, or uninitialised without them.
+        """
         if values is not None:
             shape, dtype = values.shape, values.dtype
             order = "F" if values.flags.f_contiguous and not values.flags.c_contiguous else "C"
@@ -119,7 +122,7 @@ class Machine(Runner):
     def launch(
         self, device: int, kernel: Any, grid: Any, block: Any, args: tuple[Any, ...], shared: int, entry: str | None
     ) -> None:
-        """Queue a kernel on a device; see SimulatedGpu.launch."""
+        """Queue a kernel on a device, see SimulatedGpu.launch."""
         names: list[str] = []
         after: list[Callable[[], None]] = []
         if isinstance(kernel, str):
@@ -166,8 +169,9 @@ class Machine(Runner):
     ) -> None:
         """Queue a kernel of a loaded program.
 
-        title: its name in reports. numbers: its parameters, as of `kernels.pack`. shared: dynamic bytes of a block.
-        after: callbacks for its end. Raises InputError for a launch that no device could hold.
+        title: the kernel's name in reports. numbers: its parameters, as `kernels.pack` takes them. shared: bytes of a
+        block's dynamic shared memory. after: a function called when the kernel has ended. Raises InputError for a
+        launch that no device could hold.
         """
         info = program.functions[entry]
         if not isinstance(shared, (int, np.integer)) or shared < 0:
@@ -194,7 +198,7 @@ class Machine(Runner):
             self.queue.append(one)
 
     def _converted(self, kernel: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        """The arguments as the kernel's extensions convert them; wrappers such as numba-cuda's ArgHint stay."""
+        """The arguments after conversion by the kernel's extensions. Wrappers such as numba-cuda's ArgHint are kept."""
         extensions = getattr(kernel, "extensions", None)
         if not extensions:
             return args
@@ -207,7 +211,10 @@ class Machine(Runner):
         return tuple(changed)
 
     def _own(self, device: int, args: tuple[Any, ...], after: list[Callable[[], None]]) -> tuple[Any, ...]:
-        """The arguments with NumPy arrays as arrays of the device; `after` gets callbacks that copy them back."""
+        """The arguments with NumPy arrays replaced by arrays of the device.
+
+        `after` gets callbacks that copy these back.
+        """
         own = []
         for value in args:
             back = forth = True
@@ -234,17 +241,17 @@ class Machine(Runner):
         return tuple(own)
 
     def holds(self, array: DeviceArray) -> None:
-        """Raises InputError unless the array is this machine's and not freed."""
+        """Raise InputError unless the array is this machine's and not freed."""
         if array.machine is not self:
             raise InputError("the array is another machine's: make it with this machine's device(n).array")
         if array.allocation.freed:
             raise InputError(f"the array {array.allocation.name} was freed")
 
     def close(self) -> None:
-        """Drop the interpreter's tables, queued launches (they never run) and the record of those that ran.
+        """Drop the interpreter's tables, queued launches (which never run) and the record of those that ran.
 
-        Afterwards new arrays, launches, runs and reads and writes of arrays raise ClosedError. The machine's address
-        space is unmapped when the machine and its arrays are collected. `reports` and `profile()` stay.
+        Afterwards new arrays, launches, runs, and reads and writes of arrays raise ClosedError. The machine's address
+        space is unmapped when the machine and its arrays are collected. `reports` and `profile()` can still be used.
         """
         self.tables.clear()
         self.queue, self.done = [], []
@@ -252,14 +259,14 @@ class Machine(Runner):
 
 
 def whole(name: str, value: Any, most: int) -> int:
-    """`value` as an int; raises InputError unless it is an integer of Python or NumPy in 1..most."""
+    """`value` as an int. Raises InputError unless it is an integer of Python or NumPy in 1..most."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not 1 <= value <= most:
         raise InputError(f"{name} must be an int in 1..{most}, got {value!r}")
     return int(value)
 
 
 def closed(*_: Any, **__: Any) -> Any:
-    """Stands for the methods of a closed machine."""
+    """A stand-in for the methods of a closed machine."""
     raise ClosedError("the machine was closed")
 
 

@@ -1,6 +1,7 @@
-"""mma.sync: exact products, sums in the accumulator's type; each element is one chain in k order starting from C.
+"""mma.sync, with exact products and sums in the accumulator's type.
 
-Tensor cores add several products at once and truncate their low bits, so the last bits of a GPU's results differ.
+Each element is one chain of additions in the order of k, which starts from C. Tensor cores add several products at once
+and truncate their low bits, so the last bits of a GPU's results differ.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from .units import unit
 
 @jit
 def shape_of(kind):
-    """(m, n, k, bits of an element of A and B, registers of A, of B, of C) by kind: see decode.SHAPES."""
+    """(m, n, k, bits of an element of A and B, registers of A, of B, of C) of a kind, see decode.SHAPES."""
     if kind == 0:
         return 16, 8, 8, 32, 4, 2, 4
     if kind == 1:
@@ -39,7 +40,7 @@ def shape_of(kind):
 
 @jit
 def a_place(m, k, bits, row, column):
-    """(lane, register, element in it) of A[row, column]: registers step by 8 rows, then by half of k."""
+    """(lane, register, element in the register) of A[row, column]. Registers step by 8 rows, then by half of k."""
     per = max(32 // bits, 1)
     width = 4 * per  # columns that a register covers
     lane = (row & 7) * 4 + (column % width) // per
@@ -49,7 +50,7 @@ def a_place(m, k, bits, row, column):
 
 @jit
 def b_place(bits, row, column):
-    """(lane, register, element in it) of B[row, column]."""
+    """(lane, register, element in the register) of B[row, column]."""
     per = max(32 // bits, 1)
     width = 4 * per
     return column * 4 + (row % width) // per, row // width, row % per
@@ -57,7 +58,7 @@ def b_place(bits, row, column):
 
 @unit
 def multiply(x, warp, line):
-    """mma.sync of a whole warp."""
+    """Run mma.sync for a whole warp."""
     kind, half, flags = get(line, isa.IMM), get(line, isa.TYPE), get(line, isa.FLAGS)
     m, n, depth, bits, count_a, count_b, count_c = shape_of(kind)
     items = get(x, s.OPERANDS) + get(line, isa.LIST) * 8
@@ -119,7 +120,7 @@ def element(raw, part, kind, unsigned):
 
 @jit
 def chain(x, a, b, row, column, depth, kind, half, flags, raw):
-    """D[row, column]: C and the products, added one by one."""
+    """D[row, column], that is C and the products, added one by one."""
     if kind == 9:
         total = f64_of(np.uint64(raw))
         for k in range(depth):

@@ -1,9 +1,9 @@
-"""mbarrier: objects in shared memory that count arrivals and bytes of copies, phase by phase.
+"""mbarriers, objects in shared memory that count arrivals and bytes of copies, phase by phase.
 
 A phase ends when all expected arrivals and all expected bytes have arrived. Arrivals release the work before them to
 the threads that observe the end of the phase. `try_wait` suspends its lanes. As on hardware, it may also return false
-early: by chance, if the checker is on, and whenever no other lane can run. PATIENT_ANSWERS of the latter without any
-change are a deadlock.
+early: at random if the checker is on, and whenever no other lane can run. If the latter happens PATIENT_ANSWERS times
+without any change, this is a deadlock.
 
 The object's 8 bytes hold its state, so that a store over them is detected. Source: the PTX ISA, "mbarrier".
 """
@@ -23,9 +23,9 @@ from .clocks import join, publish
 from .units import unit
 from .watch import ATOMIC, STRONG, draw, report
 
-MOST_COUNT = (1 << 20) - 1  # the highest count of arrivals, and of bytes
-EXPECTS, PARITY, TRIES, NOT_COUNTED = 1, 2, 4, 8  # in TYPE2 of the instructions
-PATIENT_ANSWERS = 3  # times that waits return false without any change
+MOST_COUNT = (1 << 20) - 1  # the highest count of arrivals, and the highest count of bytes
+EXPECTS, PARITY, TRIES, NOT_COUNTED = 1, 2, 4, 8  # bits in TYPE2 of the instructions
+PATIENT_ANSWERS = 3  # how often waits return false without any change before this is a deadlock
 # details of MISUSE reports; explain.py has the messages
 NOT_SHARED, NO_BARRIER, OVERWRITTEN, AGAIN, BAD_COUNT, TOO_MANY, BEYOND, BAD_BYTES = range(8)
 
@@ -38,7 +38,7 @@ def row_of(x, block, index):
 
 @jit
 def find(x, block, place):
-    """The index of the mbarrier at a place of shared memory; -1 if there never was one."""
+    """The index of the mbarrier at a place of shared memory, or -1 if there never was one."""
     for index in range(get(block, s.B_MBARRIERS)):
         if get(row_of(x, block, index), s.MB_PLACE) == place:
             return np.int64(index)
@@ -47,14 +47,14 @@ def find(x, block, place):
 
 @jit
 def word(row):
-    """The 8 bytes of an mbarrier: parity of the phase, expected and pending arrivals, bytes."""
+    """The 8 bytes of an mbarrier: parity of the phase, expected and pending arrivals, and bytes."""
     parity, expected = get(row, s.MB_PHASE) & 1, get(row, s.MB_EXPECTED)
     return parity << 63 | expected << 42 | get(row, s.MB_PENDING) << 21 | (get(row, s.MB_TX) & 0x1FFFFF)
 
 
 @jit
 def keep(block, row):
-    """Store the 8 bytes."""
+    """Store the 8 bytes of an mbarrier."""
     store64(get(block, s.B_SHARED) + get(row, s.MB_PLACE), np.uint64(word(row)))
 
 
@@ -66,7 +66,7 @@ def wrong(x, thread, place, what, pc):
 
 @jit
 def live(x, thread, block, place, pc):
-    """The index of the mbarrier at a place; -1, after a report, if there is none."""
+    """The index of the mbarrier at a place, or -1, after a report, if there is none."""
     index = find(x, block, place)
     if index < 0 or not get(row_of(x, block, index), s.MB_LIVE):
         wrong(x, thread, place, NO_BARRIER, pc)
@@ -80,7 +80,7 @@ def live(x, thread, block, place, pc):
 
 @unit
 def mbarrier(x, warp, block, line, pc, op, mask):
-    """The mbarrier instructions and cp.async.mbarrier.arrive, for the lanes of mask one after the other."""
+    """Run an mbarrier instruction or cp.async.mbarrier.arrive for the lanes of mask, one after the other."""
     space = (get(line, isa.FLAGS) >> isa.SPACE_SHIFT) & 7
     writes = op == isa.MBINIT or op == isa.MBINVAL
     how = 0 if writes else STRONG | ATOMIC
@@ -118,7 +118,7 @@ def mbarrier(x, warp, block, line, pc, op, mask):
 
 @jit
 def initialise(x, warp, thread, block, line, lane, place, pc):
-    """mbarrier.init."""
+    """Run mbarrier.init."""
     count = np.int64(register(x, warp, get(line, isa.B), lane)) & 0xFFFFFFFF
     if count < 1 or count > MOST_COUNT:
         wrong(x, thread, place, BAD_COUNT, pc)
@@ -153,7 +153,7 @@ def initialise(x, warp, thread, block, line, lane, place, pc):
 
 @jit
 def arrive(x, warp, thread, block, line, lane, op, row, index, pc):
-    """mbarrier.arrive, expect_tx, and both in one."""
+    """Run mbarrier.arrive, expect_tx, or both in one."""
     place = get(row, s.MB_PLACE)
     if op == isa.MBARRIVE:
         set_register(x, warp, get(line, isa.D), lane, np.uint64(word(row)))
@@ -175,7 +175,7 @@ def arrive(x, warp, thread, block, line, lane, op, row, index, pc):
 
 @jit
 def expect(x, thread, row, size, pc):
-    """Add to the bytes that the phase waits for; negative for bytes that have been copied."""
+    """Add to the number of bytes that the phase waits for. The size is negative for bytes that have been copied."""
     total = get(row, s.MB_TX) + size
     if size > MOST_COUNT or not -MOST_COUNT <= total <= MOST_COUNT:
         wrong(x, thread, get(row, s.MB_PLACE), BAD_BYTES, pc)
@@ -207,7 +207,7 @@ def settle_phase(x, block, row, index):
 
 @jit
 def go_on(x, warp, thread, lane, row):
-    """Release a lane that waits; row: its mbarrier, whose phase has ended, or 0 for a timeout."""
+    """Release a lane that waits. row: its mbarrier, whose phase has ended, or 0 for a timeout."""
     line = get(x, s.CODE) + get(thread, s.T_RESULT) * isa.COLUMNS * 8
     set_register(x, warp, get(line, isa.D), lane, np.uint64(row != 0))
     if row != 0:
@@ -219,7 +219,7 @@ def go_on(x, warp, thread, lane, row):
 
 @jit
 def take_in(x, thread, line, row):
-    """The acquire of a successful wait. Most lanes have equal clocks before it, so the last result is kept."""
+    """Run the acquire of a successful wait. The last result is kept, because most lanes have equal clocks before it."""
     if not get(x, s.CHECK):
         return
     if get(line, isa.FLAGS) & 15 == isa.RELAXED:
@@ -233,7 +233,7 @@ def take_in(x, thread, line, row):
 
 @jit
 def wait(x, warp, thread, line, lane, row, index, pc, waits):
-    """test_wait and try_wait, by the state that an arrival returned or by the parity of a phase."""
+    """Run test_wait or try_wait, by the state that an arrival returned or by the parity of a phase."""
     asked = np.int64(register(x, warp, get(line, isa.B), lane))
     parity = asked & 1 if get(line, isa.TYPE2) & PARITY else (asked >> 63) & 1
     if parity != get(row, s.MB_PHASE) & 1:
@@ -251,7 +251,10 @@ def wait(x, warp, thread, line, lane, row, index, pc, waits):
 
 @unit
 def time_out(x):
-    """No other lane can run: let all waits return false. Returns their number, 0 if that has not helped before."""
+    """Let all waits return false, because no other lane can run.
+
+    Returns their number, or 0 if this did not help before.
+    """
     if get(x, s.TIMED_AT) != get(x, s.PROGRESS):
         put(x, s.TIMED_AT, get(x, s.PROGRESS))
         put(x, s.TIMES, 0)
@@ -273,7 +276,7 @@ def time_out(x):
 
 @jit
 def arrive_after_copies(x, thread, block, line, row, index, pc):
-    """cp.async.mbarrier.arrive: an arrival when the thread's copies are done; .noinc: init has counted it."""
+    """Run cp.async.mbarrier.arrive, an arrival when the thread's copies are done. With .noinc, init has counted it."""
     if not get(line, isa.TYPE2) & NOT_COUNTED:
         if get(row, s.MB_PENDING) == MOST_COUNT:
             wrong(x, thread, get(row, s.MB_PLACE), BAD_COUNT, pc)
@@ -285,7 +288,10 @@ def arrive_after_copies(x, thread, block, line, row, index, pc):
 
 @jit
 def pending(x, kind, block, thread, to, source, size, index, group, pc):
-    """Add a row to the table of pending work, which bulk.py carries out. The interpreter's loop keeps space for it."""
+    """Add a row to the table of pending work, which bulk.py carries out.
+
+    The interpreter's loop ensures that there is space.
+    """
     n = get(x, s.PENDING_COUNT)
     row = get(x, s.PENDING) + n * s.P_FIELDS * 8
     put(row, s.P_KIND, kind)

@@ -1,4 +1,4 @@
-"""CUDA C++ compiled to PTX by NVRTC, which needs no driver: sources that a kernel links, and files to check."""
+"""Compilation of CUDA C++ to PTX by NVRTC, without a driver, for sources that a kernel links and files to check."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ HOST_CODE = (
     "Functions of the host that launch, allocate or print are left out. Put other host code, such as global objects, "
     "between '#ifndef __CUDACC_RTC__' and '#endif'"
 )
-# headers of the host in place of which libcu++'s of that name are read
+# headers of the host that are replaced by those of libcu++ with that name
 LIBCU = {
     "stdint.h": "cstdint",
     "cstdint": "cstdint",
@@ -70,8 +70,8 @@ def compiled_source(text: str, name: str, cc: tuple[Any, ...]) -> str:
 def compiled_kernels(text: str, name: str, cc: tuple[Any, ...], wanted: tuple[str, ...]) -> tuple[str, dict[str, str]]:
     """(PTX of a file of CUDA C++ with line information, the name in it of each wanted kernel).
 
-    The host's functions are left out, and headers in angle brackets that are not found are empty. wanted: names in C++,
-    such as `add` or `add<float>`. Raises as `compiled_source`.
+    The host's functions are left out, and headers in angle brackets that are not found count as empty. wanted: names in
+    C++, such as `add` or `add<float>`. Raises the same errors as `compiled_source`.
     """
     nvrtc = loaded()
     folder = str(Path(name).resolve().parent)
@@ -80,12 +80,12 @@ def compiled_kernels(text: str, name: str, cc: tuple[Any, ...], wanted: tuple[st
 
 
 def loaded() -> Any:
-    """The module of NVRTC; raises EnvironmentProblem if it or its library is missing."""
+    """The module of NVRTC. Raises EnvironmentProblem if the module or its library is missing."""
     try:
         from cuda.bindings import nvrtc
 
         nvrtc.nvrtcVersion()
-    except (ImportError, RuntimeError) as error:  # no module, or no library behind it
+    except (ImportError, RuntimeError) as error:  # the module or its library is missing
         raise EnvironmentProblem(ABSENT.format(why=str(error).partition("\n")[0])) from error
     return nvrtc
 
@@ -93,7 +93,10 @@ def loaded() -> Any:
 def compiled(
     nvrtc: Any, text: str, what: str, name: str, cc: tuple[Any, ...], options: list[str], wanted: tuple[str, ...]
 ) -> tuple[str, dict[str, str]]:
-    """As `compiled_kernels`; what: the source, for messages. options: besides the target, the standard, includes."""
+    """The same as `compiled_kernels`. what: the source, for messages.
+
+    options: those besides target, standard and includes.
+    """
     major = answer(nvrtc, nvrtc.nvrtcVersion(), what)[0]
     folders = include_folders(major)
     missing = missing_headers(text, folders) if wanted else []
@@ -134,7 +137,7 @@ def compiled(
 
 
 def header_text(header: str) -> str:
-    """What stands for a header of the host: libcu++'s of that name, limits of types, or nothing."""
+    """The replacement of a header of the host: libcu++'s header of that name, limits of types, or nothing."""
     if header in MACROS:
         return f"#ifndef FLT_MAX{LIMITS}#endif\n"
     if header not in LIBCU:
@@ -144,7 +147,7 @@ def header_text(header: str) -> str:
 
 
 def answer(nvrtc: Any, values: tuple[Any, ...], what: str) -> tuple[Any, ...]:
-    """The results of an NVRTC call without its status; raises InputError if it failed."""
+    """The results of an NVRTC call without its status. Raises InputError if the call failed."""
     if values[0] != nvrtc.nvrtcResult.NVRTC_SUCCESS:
         raise InputError(f"{what} cannot be compiled: {values[0].name}")
     return values[1:]

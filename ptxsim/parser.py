@@ -1,6 +1,7 @@
-"""Reads PTX text into functions, variables and instructions.
+"""A parser of PTX text, which reads functions, variables and instructions.
 
-It reads what Numba, NVVM and inline assembly write. It knows no opcode (decode/ does) and runs nothing.
+It reads the PTX that Numba, NVVM and inline assembly write. It does not know the opcodes, which are in decode/, and
+runs nothing.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ SIZES = {"pred": 1, "b8": 1, "u8": 1, "s8": 1, "b16": 2, "u16": 2, "s16": 2, "f1
 MOST_NESTED = 100
 OPENING, CLOSING = ("{", "(", "["), ("}", ")", "]")
 MOST_ALIGN = 1 << 16
-MOST_DIGITS = 80  # a number has no more digits; 64 bits have 20, or 64 in binary
+MOST_DIGITS = 80  # the most digits of a number; 64 bits have 20, or 64 in binary
 LINKAGE = (".visible", ".extern", ".weak", ".common", ".noreturn")
 SPACES = (".global", ".const", ".shared", ".local", ".param")
 LIMITS = (
@@ -67,7 +68,7 @@ class Token:
 
 
 def tokens(text: str) -> Iterator[Token]:
-    """The tokens of PTX text, without comments; raises PTXError for anything else."""
+    """The tokens of PTX text without comments. Raises PTXError for anything else."""
     line, position = 1, 0
     while position < len(text):
         match = TOKEN.match(text, position)
@@ -80,7 +81,7 @@ def tokens(text: str) -> Iterator[Token]:
 
 
 def nesting(read: list[Token]) -> None:
-    """Raise PTXError for brackets in brackets too deep for recursive descent."""
+    """Raise PTXError if brackets are nested too deep for recursive descent."""
     depth = 0
     for token in read:
         if token.text in OPENING:
@@ -88,16 +89,16 @@ def nesting(read: list[Token]) -> None:
         elif token.text in CLOSING:
             depth = max(0, depth - 1)
         if depth > MOST_NESTED:
-            raise PTXError(f"PTX line {token.line}: braces nested more than {MOST_NESTED} deep")
+            raise PTXError(f"PTX line {token.line}: braces must be nested at most {MOST_NESTED} deep")
 
 
 def parse(text: str) -> Module:
-    """The module that PTX text describes; raises PTXError naming the line."""
+    """The module that PTX text describes. Raises PTXError, which names the line."""
     return Parser(text).module()
 
 
 class Parser:
-    """Reads one module by recursive descent; at: the index of the next token."""
+    """The recursive descent that reads one module. at: the index of the next token."""
 
     def __init__(self, text: str):
         self.tokens = [*tokens(text.rstrip("\0")), Token("", text.count("\n") + 1)]
@@ -109,7 +110,7 @@ class Parser:
 
     # ---- tokens ----
     def peek(self, ahead: int = 0) -> str:
-        """The text of a token ahead; '' at the end."""
+        """The text of a token ahead, or '' at the end."""
         return self.tokens[min(self.at + ahead, len(self.tokens) - 1)].text
 
     @property
@@ -118,7 +119,7 @@ class Parser:
         return self.tokens[min(self.at, len(self.tokens) - 1)].line
 
     def next(self) -> str:
-        """Take the next token; '' at the end, but only once."""
+        """Take the next token. At the end this returns '', but only once."""
         text = self.peek()
         if self.at >= len(self.tokens):
             raise PTXError(f"PTX line {self.line}: the text ends within a declaration or an instruction")
@@ -126,20 +127,20 @@ class Parser:
         return text
 
     def expect(self, wanted: str) -> None:
-        """Take a token that must be this one."""
+        """Take the next token, which must be `wanted`."""
         line, got = self.line, self.next()
         if got != wanted:
             raise PTXError(f"PTX line {line}: expected {wanted!r}, got {got!r}")
 
     def accept(self, wanted: str) -> bool:
-        """Take the next token if it is this one."""
+        """Take the next token if it is `wanted`."""
         if self.peek() == wanted:
             self.at += 1
             return True
         return False
 
     def integer(self) -> int:
-        """Take an integer, with its sign."""
+        """Take an integer with its sign."""
         negative = self.accept("-")
         line = self.line
         value = self.number(self.next(), line)
@@ -168,7 +169,7 @@ class Parser:
 
     # ---- module ----
     def module(self) -> Module:
-        """Read everything."""
+        """Read the whole module."""
         while self.peek():
             word = self.peek()
             if word in (".version", ".address_size"):
@@ -217,7 +218,7 @@ class Parser:
             self.next()
 
     def loc(self) -> None:
-        """Read .loc: the source line of the instructions that follow."""
+        """Read .loc, the source line of the instructions that follow."""
         self.next()
         number, row = self.integer(), self.integer()
         self.integer()  # the column
@@ -264,7 +265,7 @@ class Parser:
                 self.defined.add(name)
 
     def function(self) -> str:
-        """Read a function; returns its name if it has a body, else ''."""
+        """Read a function. Returns its name if it has a body, else ''."""
         line = self.line
         entry = self.next() == ".entry"
         while self.peek() in LINKAGE:
@@ -317,7 +318,7 @@ class Parser:
         return found
 
     def variable(self, space: str, line: int, like: Variable | None = None) -> Variable:
-        """Read one variable; like: the first of its declaration."""
+        """Read one variable. like: the first variable of its declaration."""
         align, vector, kind = 0, 1, ""
         while self.peek().startswith("."):
             word = self.next()
@@ -341,7 +342,7 @@ class Parser:
         if like is not None and not kind:
             kind, vector, align = like.type, like.vector, like.align
         if not kind:
-            raise PTXError(f"PTX line {line}: a variable without a type")
+            raise PTXError(f"PTX line {line}: a variable must have a type")
         name = self.next()
         count = 1
         while self.accept("["):
@@ -392,12 +393,12 @@ class Parser:
         """Read `{ ... }`."""
         self.expect("{")
         if depth > MOST_NESTED:
-            raise PTXError(f"PTX line {self.line}: braces nested more than {MOST_NESTED} deep")
+            raise PTXError(f"PTX line {self.line}: braces must be nested at most {MOST_NESTED} deep")
         scope = Scope()
         while not self.accept("}"):
             word = self.peek()
             if not word:
-                raise PTXError(f"PTX line {self.line}: a body without its closing brace")
+                raise PTXError(f"PTX line {self.line}: a body must end with a closing brace")
             if word == "{":
                 scope.items.append(self.scope(depth + 1))
             elif word == ".reg":

@@ -1,7 +1,7 @@
-"""pytest plugin: the fixture `simt_machine`, and --simt for tests that launch kernels as k[grid, block](...).
+"""A pytest plugin with the fixture `simt_machine`, and --simt for tests that launch kernels as k[grid, block](...).
 
-It is loaded by `pytest -p ptxsim.plugin`, or `pytest_plugins = ["ptxsim.plugin"]` in a conftest.py. With --simt, or
-PTXSIM=1 in the environment, each test runs on a machine of its own, and fails if the machine reports anything.
+Load the plugin by `pytest -p ptxsim.plugin`, or by `pytest_plugins = ["ptxsim.plugin"]` in a conftest.py. With --simt,
+or PTXSIM=1 in the environment, each test runs on a new machine, and fails if the machine reports anything.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ def pytest_addoption(parser: Any) -> None:
 
 
 def pytest_configure(config: Any) -> None:
-    """Use a machine from the start if it is asked for."""
+    """Use a machine from the start if option or environment ask for it."""
     if config.getoption("--simt") or os.environ.get("PTXSIM", "0") not in ("", "0"):
         from .switch import enable
 
-        enable()  # signatures declared at import need a device
+        enable()  # because signatures declared at import need a device
         config.pluginmanager.register(EveryTest(), "ptxsim-every-test")
 
 

@@ -1,4 +1,4 @@
-"""Lays out the tables of a run's launches, with slots for the blocks that can be resident."""
+"""The layout of the tables of a run's launches, with slots for the blocks that can be resident."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def prepare(core: Core, launches: list[Launch]) -> None:
         wanted[launch.device] = max(wanted[launch.device], min(launch.blocks, launch.per_sm * core.sm_count))
     slots = sum(wanted)
     per_block = max((-(-launch.threads // 32) for launch in launches), default=1)
-    warp_slots = slots * per_block + 1  # the last is the host's actors'
+    warp_slots = slots * per_block + 1  # the last one is for the host's actors
     rows = max((launch.program.rows for launch in launches), default=1)
     local = -(-max((launch.program.local_bytes for launch in launches), default=0) // 16) * 16 + 16
     depth = max((launch.program.depth for launch in launches), default=1)
@@ -64,13 +64,13 @@ def prepare(core: Core, launches: list[Launch]) -> None:
             slot += 1
     x[s.PENDING_COUNT] = x[s.TIMES] = 0
     x[s.READY_COUNT] = x[s.DEAD] = x[s.STOP] = x[s.SUSPECT] = x[s.SPINNING] = 0
-    if core.check:  # everything before this run is over, and the host may have written anything since
+    if core.check:  # everything before this run is over, and the host may have written since then
         core.tables["history"][:, s.H_COUNT] = 0
         core.tables["sync"][:] = 0
         x[s.SYNC_USED], x[s.SC_SYSTEM], x[s.CLOCKS_TOP] = 0, 0, 1
     x[s.PROGRESS], x[s.PATIENCE] = x[s.STEP], core.patience
     x[s.RUN_FLOOR], x[s.DEVICE_COUNT] = core.next_gid, core.device_count
-    core.next_gid += 1  # the first number of a run is the host's
+    core.next_gid += 1  # because the first number of a run is for the host
     lay_out_queues(core, launches)
     core.loader.publish()
 

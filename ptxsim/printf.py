@@ -25,7 +25,7 @@ def text_at(memory: Memory, address: int) -> str:
 
 
 def formatted(memory: Memory, row: Any) -> str:
-    """The text of one recorded printf; row: format, thread, instruction, then 64 words of arguments."""
+    """The text of one recorded printf. row: format, thread, instruction, then 64 words of arguments."""
     data = row[3:67].tobytes()
     at = 0
 

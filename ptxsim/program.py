@@ -1,4 +1,4 @@
-"""A lowered module: one line of numbers for each instruction, and the facts that launches and reports need."""
+"""A lowered module: a row of numbers for each instruction, and facts that launches and reports need."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class FunctionInfo:
     formals: list[tuple[int, int]] = field(default_factory=list)  # (offset, bytes) of returns, then parameters
     calls: set[str] = field(default_factory=set)
     recursive: bool = False
-    registers: int = 0  # what a thread needs on hardware, estimated
+    registers: int = 0  # how many registers a thread needs on hardware, estimated
     limits: dict[str, list[int]] = field(default_factory=dict)
     params: list[Variable] = field(default_factory=list)
 
@@ -32,9 +32,9 @@ class FunctionInfo:
 class Program:
     """A module ready to run.
 
-    code: [instructions, 16] int64; operands: int64, the operand lists of instructions; rows: rows of registers;
-    constants: row -> value; relocations: (row, symbol, offset) of rows that hold an address; lines: (file, line) by
-    number.
+    code: [instructions, 16] int64. operands: int64, the operand lists of instructions. rows: number of rows of
+    registers. constants: row -> value. relocations: (row, symbol, offset) of rows that hold an address. lines: (file,
+    line) by number.
     """
 
     code: np.ndarray
@@ -50,19 +50,19 @@ class Program:
     shared_bytes: int
     granule: int  # bytes of the smallest access, for the checker's shared memory
     texts: list[str]  # one for each instruction, for reports
-    indirect: bool  # some call goes through a register
+    indirect: bool  # whether some call goes through a register
     formats: dict[int, str] = field(default_factory=dict)
     local_bytes: int = 0
-    depth: int = 1  # of the longest chain of calls
-    save_rows: int = 0  # rows of registers that recursive calls save, at most
-    ir: list[str] = field(default_factory=list)  # LLVM's text of what Numba compiled: kernel and callees
-    described: dict[str, Any] | None = None  # its shared arrays, by shared_arrays.py
+    depth: int = 1  # depth of the longest chain of calls
+    save_rows: int = 0  # the most rows of registers that recursive calls save
+    ir: list[str] = field(default_factory=list)  # LLVM's text of the kernel and callees that Numba compiled
+    described: dict[str, Any] | None = None  # the program's shared arrays, found by shared_arrays.py
 
 
 def layout(variables: list[Variable], returns: int) -> tuple[list[tuple[int, int]], int]:
-    """((offset, bytes) in the frame of each return and parameter, bytes of all); the same for callers and callees.
+    """((offset, bytes) in the frame of each return and parameter, bytes of all), equal for callers and callees.
 
-    Parameters come first, so their places agree if one side alone declares a result, as Numba does for C functions.
+    Parameters come first, so that their places agree if only one side declares a result, as Numba does for C functions.
     """
     places, offset = [(0, 0)] * len(variables), 0
     for index in (*range(returns, len(variables)), *range(returns)):

@@ -1,12 +1,13 @@
-"""What a write publishes, and which readers may take it: the release patterns that precede a read of it.
+"""The moments that a write publishes, and which readers may take them. The moments are of release patterns before it.
 
-Source: the PTX ISA, 8.8 to 8.9.4. A release pattern and an acquire pattern synchronise if two things hold. The read
-observes the write, directly or through atomic operations that each read the one before; each such pair must be morally
-strong, so a link is broken where a scope excludes the other thread. And the first operation of the release pattern and
-the last one of the acquire pattern include each other's threads, whichever threads wrote in between. So what an atomic
-operation publishes keeps the releases of several threads apart by their readers: a map from a group of readers to a
-vector clock. It lies in the pool of vector clocks, and is immutable; 0 is the empty one. A block's clock has every
-release of its threads, a device's those of at least gpu scope of its threads, the system's those of system scope.
+Source: the PTX ISA, 8.8 to 8.9.4. A release pattern and an acquire pattern synchronise under two conditions. First, the
+read observes the write, directly or through a chain of atomic operations, each of which reads the previous one. Each
+pair in the chain must be morally strong, so the chain breaks if a scope excludes the other thread. Second, the first
+operation of the release pattern and the last one of the acquire pattern include each other's threads, no matter which
+threads wrote in between. Therefore an atomic operation publishes releases of several threads separately for groups of
+readers, by a map from a group to a vector clock. The map lies in the pool of vector clocks and never changes; 0 is the
+empty map. A block's clock has every release of its threads, a device's clock those of at least gpu scope of its
+threads, and the system's clock those of system scope.
 """
 
 from __future__ import annotations
@@ -21,18 +22,18 @@ from .bits import get, put
 from .clocks import closed, device_of, forward, includes, join, publish
 from .units import unit
 
-DEVICE, SYSTEM = 1 << 40, 1 << 41  # groups; a block's group is its number
+DEVICE, SYSTEM = 1 << 40, 1 << 41  # bits of groups; a block's group is its number
 
 
 @jit
 def device_group(x, gid):
-    """The group of the threads of a thread's device; of the host for a host's."""
+    """The group of the threads of a thread's device, or of the host's threads."""
     return DEVICE | (device_of(x, gid) + 1)
 
 
 @jit
 def clock_for(x, published, group):
-    """The clock that a map has for a group of readers; 0 if there is none."""
+    """The clock that a map has for a group of readers, or 0 if there is none."""
     if published == 0:
         return np.int64(0)
     pool = get(x, s.CLOCKS)
@@ -44,16 +45,16 @@ def clock_for(x, published, group):
 
 @jit
 def linked(x, writer, scope, reader, my_scope):
-    """May a strong read observe a strong write: do their scopes include each other's threads?"""
+    """Whether a strong read may observe a strong write, which it may if their scopes include each other's threads."""
     return includes(x, scope, writer, reader) and includes(x, my_scope, reader, writer)
 
 
 @jit
 def released(x, thread, block, warp, location, order, scope):
-    """(clock for its block, for its device, for the system) that a strong write of a thread releases itself.
+    """(clock for its block, for its device, for the system) that a thread's strong write itself releases.
 
-    A release operation releases this moment; other strong writes what the thread's fences released, or its last release
-    operation, if that was on the same location.
+    A release operation releases this moment. Other strong writes release the moments of the thread's fences, or of its
+    last release operation if that was on the same location.
     """
     r0, r1, r2 = get(thread, s.T_RELEASE0), get(thread, s.T_RELEASE1), get(thread, s.T_RELEASE2)
     if order >= isa.RELEASE:
@@ -72,8 +73,8 @@ def released(x, thread, block, warp, location, order, scope):
 
 @jit
 def published(x, gid, r0, r1, r2, observed):
-    """The map of a write: what its thread releases, and what it observed; r0, r1, r2: as of `released`."""
-    if r0 == 0:  # then r1 and r2 are 0 too
+    """The map of a write: clocks that its thread releases, and clocks observed. r0, r1, r2: results of `released`."""
+    if r0 == 0:  # in this case r1 and r2 are 0 too
         return observed
     own, device = gid >> 10, device_group(x, gid)
     r0 = join(x, clock_for(x, observed, own), r0)
@@ -92,7 +93,7 @@ def published(x, gid, r0, r1, r2, observed):
 
 @jit
 def append(pool, top, n, group, vc):
-    """Add an entry to the map that is being made at `top`, unless its clock is empty; returns the number of entries."""
+    """Add an entry to the map that is being made at `top`, unless its clock is empty. Returns the number of entries."""
     if vc == 0:
         return n
     put(pool, 2 * (top + 1 + n), group)
@@ -102,7 +103,7 @@ def append(pool, top, n, group, vc):
 
 @jit
 def take(x, thread, found, field, reach):
-    """Join what a map has for a thread's block, device or the system (reach 0, 1, 2) into one of its clocks."""
+    """Join a map's clock for a thread's block, device or the system (reach 0, 1, 2) into one of the thread's clocks."""
     if reach == 0:
         group = get(thread, s.T_GID) >> 10
     elif reach == 1:
@@ -114,10 +115,10 @@ def take(x, thread, found, field, reach):
 
 @jit
 def acquire(x, thread, location, found, scope, writer, order, my_scope):
-    """The acquire of a strong read: now for an acquire operation, for a relaxed read at the next fence.
+    """Run the acquire of a strong read, now for an acquire operation, or at the next fence for a relaxed read.
 
     found, scope, writer: the map, the scope and the thread of the write that was read. An acquire operation also takes
-    what the thread's last relaxed read took, if that was of the same location.
+    the clocks of the thread's last relaxed read if that was of the same location.
     """
     now = order >= isa.ACQUIRE and order != isa.RELEASE
     if now and get(thread, s.T_READ_AT) == location + 1:
@@ -135,7 +136,7 @@ def acquire(x, thread, location, found, scope, writer, order, my_scope):
 
 @jit
 def forward_map(x, old, found, new_top):
-    """(new place, new top) of a map moved with its clocks to the new pool; its old place then holds the new one."""
+    """(new place, new top) of a map moved with its clocks to the new pool. Its old place then holds the new place."""
     if found == 0:
         return np.int64(0), new_top
     if get(old, 2 * found + 1) < 0:

@@ -1,4 +1,4 @@
-"""Counts memory requests: 32-byte sectors of global memory, wavefronts of shared memory's 32 banks."""
+"""Counts of memory requests, by 32-byte sectors of global memory and wavefronts of shared memory's 32 banks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from .units import unit
 
 @unit
 def count_access(x, warp, line, pc, mask, space, width, write):
-    """Count a request; the lanes' addresses are in the scratch table, -1 for none. width: bytes of a lane."""
+    """Count a request. The lanes' addresses are in the scratch table, -1 for lanes without one.
+
+    width: bytes of a lane.
+    """
     where = get(x, s.SCRATCH)
     counts = get(x, s.COUNTS) + pc * s.N_FIELDS * 8
     if space == isa.GLOBAL:
@@ -59,9 +62,10 @@ def distinct(x, mask, width, shift):
 
 @jit
 def wavefronts(where, mask, width):
-    """(wavefronts, the least possible) of a shared request; one wavefront is 128 bytes from 32 different banks.
+    """(wavefronts, the fewest possible) of a shared request. One wavefront is 128 bytes from 32 different banks.
 
-    Accesses of 8 bytes are served by half warps, of 16 bytes by quarters. Lanes that read the same word share it.
+    Accesses of 8 bytes are served by half warps, and those of 16 bytes by quarters. Lanes that read the same word share
+    it.
     """
     step = 32 if width <= 4 else (16 if width == 8 else 8)
     words = np.int64(max(width // 4, 1))

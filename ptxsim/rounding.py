@@ -1,7 +1,7 @@
 """Exact rounding of a sum of two float64 numbers to any of PTX's formats, in any rounding mode.
 
-Results in another rounding mode or a narrower format than the CPU's are computed with integers. The value is
-(hi + lo) times a power of two, where lo is the rounding error of hi; only its sign counts.
+Results in another rounding mode or a narrower format than the CPU's are computed with integers. The value is (hi + lo)
+times a power of two, where lo is the rounding error of hi. Only the sign of lo counts.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ HALF, BFLOAT, SINGLE, DOUBLE, TENSOR, QUARTER5 = range(6)
 
 @jit
 def precision(form):
-    """Bits of the significand, the hidden one included."""
+    """Bits of the significand, including the hidden bit."""
     return (11, 8, 24, 53, 11, 3)[form]
 
 
@@ -65,7 +65,7 @@ def two_sum(a, b):
 
 @jit
 def scaled(x):
-    """x as (m, e): m in [0.5, 1), x = m * 2**e; zero, infinity and NaN with e = 0."""
+    """x as (m, e) with m in [0.5, 1) and x = m * 2**e. Zero, infinity and NaN have e = 0."""
     if x == 0.0 or not math.isfinite(x):
         return x, 0
     return math.frexp(x)
@@ -73,7 +73,7 @@ def scaled(x):
 
 @jit
 def overflow_bits(negative, form, mode):
-    """The bits of a value beyond the largest: infinity or the largest number."""
+    """The bits of a value beyond the largest number, that is infinity or the largest number."""
     p, w = precision(form), exponent_bits(form)
     infinity = ((1 << w) - 1) << (p - 1)
     away = mode == isa.RN or mode == isa.RNA or (mode == isa.RP and not negative) or (mode == isa.RM and negative)
@@ -83,7 +83,7 @@ def overflow_bits(negative, form, mode):
 
 @jit
 def round_pair(hi, lo, shift, form, mode):
-    """(hi + lo) * 2**shift as the bits of a format, int64; the sign bit of a float64 makes them negative."""
+    """(hi + lo) * 2**shift as the bits of a format, int64, which are negative if the sign bit of a float64 is set."""
     p, w = precision(form), exponent_bits(form)
     sign = 1 << (p - 1 + w)
     if hi != hi:
@@ -127,7 +127,7 @@ def round_pair(hi, lo, shift, form, mode):
     elif quantum - least(form) + 1 >= (1 << w) - 1:
         return overflow_bits(negative, form, mode)
     else:
-        if quantum - least(form) + 1 >= (1 << w) - 1:  # before it is shifted beyond 64 bits
+        if quantum - least(form) + 1 >= (1 << w) - 1:  # before the exponent is shifted beyond 64 bits
             return overflow_bits(negative, form, mode)
         bits = ((quantum - least(form) + 1) << (p - 1)) + (kept - top)
         if bits >= ((1 << w) - 1) << (p - 1):
@@ -152,7 +152,7 @@ def widen(bits, form):
 
 @jit
 def signed_zero_sum(a, b, mode):
-    """An exact zero of a + b: its sign by the rounding mode."""
+    """An exact zero of a + b, whose sign depends on the rounding mode."""
     if a == 0.0 and b == 0.0 and u64_of(a) >> 63 == u64_of(b) >> 63:
         return a
     return -0.0 if mode == isa.RM else 0.0
@@ -177,7 +177,7 @@ def fma_bits(a, b, c, form, mode):
     if c == 0.0:
         return round_pair(product, lost, shift, form, mode)
     mc, ec = math.frexp(c)
-    if ec - shift > 300:  # the product only decides on which side of c the sum lies
+    if ec - shift > 300:  # then the product only decides on which side of c the sum lies
         return round_pair(mc, product, ec, form, mode)
     if ec - shift < -300:
         if lost != 0.0:
@@ -229,7 +229,7 @@ def sqrt_bits(a, form, mode):
 
 @jit
 def int_bits(value, unsigned, form, mode):
-    """A 64-bit integer, rounded once to a format; value: int64, or uint64 bits if `unsigned`."""
+    """A 64-bit integer, rounded once to a format. value: int64, or uint64 bits if `unsigned`."""
     if unsigned and value < 0:
         low = value & 0x7FFFFFFF
         top = (value >> 31) & 0x1FFFFFFFF
@@ -242,7 +242,7 @@ def int_bits(value, unsigned, form, mode):
 
 @unit
 def exact(x, op, ia, ib, ic, form, mode):
-    """add, sub, mul, fma, div, rcp or sqrt of float64 bits, rounded once to a format; FABS: only rounding."""
+    """add, sub, mul, fma, div, rcp or sqrt of float64 bits, rounded once to a format. FABS only rounds."""
     a, b = f64_of(np.uint64(ia)), f64_of(np.uint64(ib))
     if op == isa.FADD:
         return fma_bits(a, 1.0, b, form, mode)

@@ -1,6 +1,6 @@
-"""Rows of the register file that every program has: special registers, and where frames and parameters begin.
+"""Rows of the register file that every program has: special registers, and the beginnings of frames and parameters.
 
-Numba reads their numbers as constants; a block's start fills them (blocks.py).
+Numba reads the rows' numbers as constants. The start of a block fills the rows (blocks.py).
 """
 
 from __future__ import annotations

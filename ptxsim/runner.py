@@ -1,4 +1,4 @@
-"""Runs the queued launches: the interpreter and the actors in turns; their records become reports and output."""
+"""A run of the queued launches, with interpreter and actors in turns. Records become reports and output."""
 
 from __future__ import annotations
 
@@ -20,11 +20,14 @@ from .units import python_function
 BUDGET = 400_000  # warp instructions between two checks for Ctrl-C
 MOST_ACTORS = 31
 ACTOR_STEPS = 400  # warp instructions between two turns of the actors
-ACTOR_PATIENCE = 5000  # turns without any change before waiting actors count as stuck
+ACTOR_PATIENCE = 5000  # after so many turns without any change, waiting actors count as stuck
 
 
 class Runner(Core):
-    """Runs the queued launches. limit: warp instructions of one run. strict: raise KernelFault at the first report."""
+    """The machine's part that runs queued launches. limit: the most warp instructions of one run.
+
+    strict: whether to raise
+    KernelFault at the first report."""
 
     def __init__(self, *args: Any, strict: bool, limit: int):
         super().__init__(*args)
@@ -41,15 +44,15 @@ class Runner(Core):
         self.actors[len(self.actors)] = iter(function(*args))
 
     def finish(self) -> None:
-        """Run what was launched and has not run yet; does nothing in an actor's turn."""
+        """Run the launches that have not run yet. In an actor's turn, do nothing."""
         with self.lock:
             if self.queue and self.acting < 0:
                 self.run()
 
     def run(self, strict: bool | None = None) -> list[Report]:
-        """Run everything launched, concurrently, to its end or to a deadlock; returns the reports of this run.
+        """Run everything launched, concurrently, to its end or to a deadlock. Returns the reports of this run.
 
-        strict: raise KernelFault at the first report; by default as the machine was made.
+        strict: whether to raise KernelFault at the first report; by default the machine's setting.
         """
         with self.lock:
             return self._run(self.strict if strict is None else strict)
@@ -70,7 +73,7 @@ class Runner(Core):
             for launch in launches:
                 for action in launch.after:
                     action()
-                launch.after = []  # callbacks hold the arguments
+                launch.after = []  # because callbacks hold the arguments
         found = self.reports[first:]
         if self.x[s.STRICT] and found:
             raise KernelFault(found[0])
@@ -106,7 +109,7 @@ class Runner(Core):
                 return
 
     def _turn(self) -> bool:
-        """Let every actor go on once; True if one of them changed memory or ended."""
+        """Let every actor go on once. Returns True if one of them changed memory or ended."""
         self.changed = False
         for number, actor in list(self.actors.items()):
             self.acting = number
@@ -133,11 +136,11 @@ class Runner(Core):
             self.x[s.PRINTS_COUNT] = 0
 
     def profile(self) -> Profile:
-        """Counters of everything that ran so far, by source line."""
+        """Counters of all kernels that ran so far, by source line."""
         return Profile(self.loader)
 
     def host_race(self, where: str, write: bool) -> None:
-        """Report an actor's access to `where` that races with a device's, once a run."""
+        """Report an actor's access to `where` that races with a device's access, once a run."""
         verb = "writes" if write else "reads"
         message = f"the host {verb} {where}, with nothing that orders it after a device's access"
         report = Report("race", "host", "", 0, (0, 0, 0), (self.acting, 0, 0), message, where, device=-1)

@@ -1,7 +1,8 @@
 """Names, element sizes and shapes of shared arrays, for reports.
 
-PTX has only `_cudapy_smem_1` and bytes. Numba's IR of the kernel has the number of elements, and the source line of
-each array; the source there has its name and shape. What cannot be found is left out: the symbol, a flat index, bytes.
+PTX has only names such as `_cudapy_smem_1` and bytes. Numba's IR of the kernel has the number of elements and the
+source line of each array. The source at that line has the array's name and shape. If a fact cannot be found, reports
+have the symbol, a flat index, or bytes instead.
 """
 
 from __future__ import annotations
@@ -27,7 +28,10 @@ SIZES = {"half": 2, "float": 4, "double": 8, "i8": 1, "i16": 2, "i32": 4, "i64":
 
 @dataclass(frozen=True)
 class SharedArray:
-    """name: in the source, else the symbol. itemsize: bytes; 0: unknown. shape: () if unknown. size: bytes."""
+    """A shared array. name: that in the source, else the symbol. itemsize: bytes, 0 if unknown.
+
+    shape: () if unknown. size:
+    bytes."""
 
     name: str
     start: int
@@ -36,7 +40,7 @@ class SharedArray:
     shape: tuple[int, ...] = ()
 
     def element(self, address: int) -> str:
-        """An address as array[index]; as a byte if the elements are unknown."""
+        """An address as array[index], or as a byte if the elements are unknown."""
         offset = address - self.start
         if not self.itemsize:
             return f"{self.name}[byte {offset}]"
@@ -47,7 +51,7 @@ class SharedArray:
 
 
 def name_shared(launch: Launch | None, address: int) -> str:
-    """An address in a block's shared memory as array[index]; one between two arrays by the nearer."""
+    """An address in a block's shared memory as array[index]. If it is between two arrays, the nearer one is named."""
     if launch is not None:
         found = arrays(launch)
         nearest = min(found, key=lambda a: max(a.start - address, address - a.start - a.size + 1, 0), default=None)
@@ -72,15 +76,15 @@ def arrays(launch: Launch) -> list[SharedArray]:
 
 
 def plain(symbol: str) -> str:
-    """The name in the source of a shared variable of PTX or CUDA C++."""
-    if "/" in symbol:  # kernel/name/number: one that PTX declares in a function
+    """The source's name of a shared variable of PTX or CUDA C++."""
+    if "/" in symbol:  # the form kernel/name/number of variables that PTX declares in a function
         return symbol.split("/")[-2]
     mangled = re.finditer(r"E(?=(\d+)([A-Za-z_]\w*)$)", symbol) if symbol.startswith("_ZZ") else ()
     return next((one[2] for one in mangled if len(one[2]) == int(one[1])), symbol)
 
 
 def described(program: Program) -> dict[str, tuple[int, int, str, tuple[int, ...]]]:
-    """symbol -> (elements, 0 for dynamic; bytes of one, 0 if unknown; name; shape) of a program that Numba compiled."""
+    """symbol -> (number of elements, 0 for dynamic; bytes of one, 0 if unknown; name; shape) of Numba's program."""
     if program.described is None:
         program.described = {}
         for text in program.ir:
@@ -93,7 +97,7 @@ def described(program: Program) -> dict[str, tuple[int, int, str, tuple[int, ...
 
 
 def source_of(nodes: dict[str, str], number: str) -> tuple[str, int]:
-    """(file, line) of a location among the debug information of a module; ("", 0) if it is not there."""
+    """(file, line) of a location in the debug information of a module; ("", 0) if the location is not there."""
     line = re.search(r"\bline: (\d+)", nodes.get(number, ""))
     scope = re.search(r"scope: !(\d+)", nodes.get(number, ""))
     file = re.search(r"file: !(\d+)", nodes.get(scope[1], "")) if scope else None
@@ -104,7 +108,7 @@ def source_of(nodes: dict[str, str], number: str) -> tuple[str, int]:
 
 
 def declared(file: str, line: int, count: int) -> tuple[str, tuple[int, ...]]:
-    """(name, shape) that the source gives at a line, as `name = cuda.shared.array(shape, ...)`; else "" and ()."""
+    """(name, shape) of `name = cuda.shared.array(shape, ...)` at a line of the source; else "" and ()."""
     try:
         tree = ast.parse("".join(linecache.getlines(file)))
     except (SyntaxError, ValueError, RecursionError):
@@ -130,7 +134,7 @@ def declared(file: str, line: int, count: int) -> tuple[str, tuple[int, ...]]:
 
 
 def constants(tree: ast.AST) -> dict[str, int]:
-    """The names that a source assigns once, and to a whole number."""
+    """The names to which a source assigns once, and assigns a whole number."""
     values: dict[str, list[Any]] = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
@@ -141,7 +145,7 @@ def constants(tree: ast.AST) -> dict[str, int]:
 
 
 def sizes(shape: ast.expr, known: dict[str, int]) -> list[int]:
-    """The dimensions of a shape as it is written; 0 for one that is no number."""
+    """The dimensions of a shape in the source; 0 for each that is no number."""
     items = shape.elts if isinstance(shape, (ast.Tuple, ast.List)) else [shape]
     found = [item.value if isinstance(item, ast.Constant) else known.get(getattr(item, "id", ""), 0) for item in items]
     return [n if isinstance(n, int) and n > 0 else 0 for n in found]

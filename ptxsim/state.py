@@ -1,7 +1,7 @@
 """The tables of the compiled interpreter, and the fields of their rows.
 
-The whole state is reached from one address, so that compiled functions take only a few integers: `x` is a table of
-int64 whose fields are numbers and the addresses of the other tables. core.py owns the arrays behind the addresses.
+The whole state is reached from one address, so that compiled functions take only a few integers. `x` is a table of
+int64 whose fields are numbers and the addresses of the other tables. core.py owns the arrays at these addresses.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from __future__ import annotations
     MAX_CLOCKS, DEVICE_COUNT, BURST, PATIENCE, DEAD, BARRIERS, COPIES, START_TIME, FUNCTIONS, AGENT, PENDING,
     PENDING_COUNT, MBARRIERS, FLIGHT, TIMED_AT, TIMES, CLOCK_SPACE, PARAMETERS,
 ) = range(75)  # fmt: skip
-X_FIELDS = 96  # then the addresses of the compiled units (units.py)
+X_FIELDS = 96  # followed by the addresses of the compiled units (units.py)
 UNITS = 64
 
 # ---- a warp ----
@@ -25,13 +25,14 @@ UNITS = 64
 W_FIELDS = 20
 
 # ---- a thread (lane of a warp slot) ----
-# RELEASE0 to 2: what its fences of at least scope cta, gpu, sys released; PENDING0 to 2: what its relaxed reads took
-# from its block, its device, the system. OWN: its last release operation; READ: its last relaxed read that took some
+# RELEASE0 to 2: clocks that its fences of at least scope cta, gpu, sys released. PENDING0 to 2: clocks that its relaxed
+# reads took from its block, its device, the system. OWN: its last release operation. READ: its last relaxed read that
+# took a clock
 (T_PC, T_GID, T_CLOCK, T_VC, T_SV, T_RELEASE0, T_RELEASE1, T_RELEASE2, T_PENDING0, T_PENDING1, T_PENDING2, T_DEPTH,
  T_WAIT, T_BARRIER, T_GROUP, T_COPIES, T_SAVED, T_TID, T_RESULT, T_EXPECT, T_PASSED, T_BULK, T_OWN_AT, T_OWN_VC,
  T_OWN_SCOPE, T_READ_AT, T_READ_MAP) = range(27)  # fmt: skip
 T_FIELDS = 28
-# what a thread waits for
+# the things that a thread may wait for
 RUNS, AT_BARRIER, AT_WARP, AT_GRID, AT_MBARRIER = range(5)
 
 # ---- a block ----
@@ -42,9 +43,9 @@ B_FIELDS = 24
 (Q_ARRIVED, Q_EXPECTED, Q_VC, Q_POPC, Q_PARTIAL) = range(5)
 Q_FIELDS = 5
 BARRIERS_PER_BLOCK = 16
-# an mbarrier: PLACE in shared memory, number of the PHASE, counts; VC, DONE: what its arrivals published so far, and up
-# to the end of the last phase; GID, CLOCK: thread and moment of its initialisation; FENCED: a fence has made that
-# visible to asynchronous copies; OLD, NEW: the clock of the last thread that waited, before and after its wait
+# an mbarrier: PLACE in shared memory, number of the PHASE, counts. VC, DONE: the clocks that its arrivals published so
+# far, and up to the end of the last phase. GID, CLOCK: thread and moment of its initialisation. FENCED: whether a fence
+# has made that visible to asynchronous copies. OLD, NEW: the clock of the last thread that waited, before and after
 (MB_PLACE, MB_LIVE, MB_PHASE, MB_EXPECTED, MB_PENDING, MB_TX, MB_VC, MB_DONE, MB_GID, MB_CLOCK, MB_FENCED, MB_OLD,
  MB_NEW) = range(13)  # fmt: skip
 MB_FIELDS, MB_MOST = 13, 128
@@ -123,15 +124,15 @@ MAX_REPORTS = 4096
 N_FIELDS = 11
 
 # ---- the history of a location: recent writes that a thread may not have seen yet ----
-# MAP: what the write publishes (published.py); SCOPE, GID: of the write itself
+# MAP: the clocks that the write publishes (published.py). SCOPE, GID: those of the write itself
 (H_ADDRESS, H_SIZE, H_COUNT, H_BASE, H_BASE_MAP, H_BASE_SCOPE, H_BASE_GID) = range(7)
-H_MESSAGES = 8  # then messages of
+H_MESSAGES = 8  # followed by messages with the fields
 (M_VALUE, M_GID, M_CLOCK, M_MAP, M_SCOPE, M_SEQUENCE, M_ATOMIC) = range(7)
 M_FIELDS, M_MOST = 7, 4
 H_FIELDS = H_MESSAGES + M_FIELDS * M_MOST
 HISTORY_SLOTS = 4096
 
-# ---- what the last write of a location publishes ----
+# ---- the clocks that the last write of a location publishes ----
 (S_KEY, S_MAP, S_SCOPE, S_GID) = range(4)
 S_FIELDS = 4
 
@@ -144,9 +145,10 @@ C_FIELDS, C_MOST = 6, 32
 P_FIELDS, P_MOST = 9, 4096
 P_LOAD, P_STORE, P_ARRIVE = range(3)
 
-# ---- a register that wgmma may use: 0 touched since the last wgmma.fence, 1 not, else the wgmma that uses it ----
+# ---- a register that wgmma may use: 0 touched since the last wgmma.fence, 1 untouched, else the wgmma that uses it
+# ----
 CLEAN, ACCUMULATOR, FRAGMENT = 1, 2, 3
-F_SHAPE, F_GROUP = 2, 8  # the bits where a use's shape and group begin
+F_SHAPE, F_GROUP = 2, 8  # the first bits of a use's shape and group
 
 # ---- reasons for the interpreter to stop ----
 BUDGET, ALL_DONE, STUCK, CLOCKS_FULL, STOPPED, LIVELOCK, PRINTS_FULL, SYNC_FULL = range(8)

@@ -1,8 +1,8 @@
-"""Route ordinary Numba-CUDA code to a machine: `k[grid, block](...)`, `cuda.to_device`, and the rest.
+"""A switch by which ordinary Numba-CUDA code runs on a machine: `k[grid, block](...)`, `cuda.to_device`, and the rest.
 
-`use(machine)` replaces Numba-CUDA's launches, and the CUDA driver's functions that it calls by those of driver.py.
-plugin.py does so for each test of pytest. Everything else of Numba-CUDA (compiler, dispatcher, arrays, ufuncs,
-error codes) stays its own.
+`use(machine)` replaces Numba-CUDA's launches, and replaces the CUDA driver's functions that it calls by those of
+driver.py. plugin.py does so for each test of pytest. Everything else of Numba-CUDA (compiler, dispatcher, arrays,
+ufuncs, error codes) is not replaced.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from .machine import Machine
 _drivers: list[Driver] = []
 _replaced: dict[tuple[Any, str], Any] = {}
 _missing = object()
-# Names of the current launch's arguments: `of` by address, `hosts` by id of NumPy arrays, in their order.
+# Names of the current launch's arguments: `of` by address, `hosts` by id of NumPy arrays, in the order of arguments.
 _names = threading.local()
 
 
 def current() -> Machine:
-    """The machine in use; raises InputError if there is none."""
+    """The machine in use. Raises InputError if there is none."""
     return _driver().machine
 
 
@@ -44,7 +44,7 @@ def _driver() -> Driver:
 
 
 def _function_of(name: str) -> Any:
-    """A driver function of the machine in use; like CUDA's, it fails in a forked child."""
+    """A driver function of the machine in use. Like CUDA's function, it fails in a forked child."""
 
     def call(*args: Any) -> Any:
         mine = _driver()
@@ -56,7 +56,7 @@ def _function_of(name: str) -> Any:
 
 
 class CoreStream:
-    """A stream with the interface of cuda.core's: a handle."""
+    """A stream with the interface of cuda.core's stream, which is a handle."""
 
     def __init__(self, handle: Any = 0):
         self.handle = handle
@@ -74,7 +74,7 @@ def _launch(stream: Any, config: Any, kernel: MachineFunction, *arguments: Any) 
 
 
 def _named_launch(original: Any) -> Any:
-    """_Kernel.launch that keeps the arguments' names while it runs."""
+    """A _Kernel.launch that keeps the arguments' names while it runs."""
 
     def launch(self: Any, args: Any, *rest: Any, **options: Any) -> None:
         _names.of, _names.hosts = {}, {}
@@ -130,7 +130,7 @@ def _managers(self: Any) -> list[Any]:
 
 
 def _with_lines(original: Any) -> Any:
-    """_Kernel.__init__ that requests line information, which reports need."""
+    """A _Kernel.__init__ that requests line information, which reports need."""
 
     def init(self: Any, *args: Any, **options: Any) -> None:
         if options.get("debug") or options.get("lineinfo"):
@@ -142,7 +142,8 @@ def _with_lines(original: Any) -> Any:
 
 
 def _hinted(original: Any) -> Any:
-    """DeviceNDArrayBase.__init__ that passes dtype and shape to the allocation: the checker has a cell an item."""
+    """A DeviceNDArrayBase.__init__ that passes dtype and shape to the allocation, because the checker has a cell for
+    each item."""
 
     def init(self: Any, shape: Any, strides: Any, dtype: Any, stream: Any = 0, gpu_data: Any = None) -> None:
         mine = _driver()
@@ -156,7 +157,7 @@ def _hinted(original: Any) -> Any:
 
 
 def _held(obj: Any) -> None:
-    """Raises InputError for a Numba array, or a view of one, that another machine allocated.
+    """Raise InputError for a Numba array, or a view of one, that another machine allocated.
 
     Addresses begin at the same number on every machine, so nothing else would show the mistake.
     """
@@ -169,7 +170,10 @@ def _held(obj: Any) -> None:
 
 
 def _own_pointer(original: Any) -> property:
-    """DeviceNDArrayBase.device_ctypes_pointer, which copies, fills and records read, with the check of `_held`."""
+    """A DeviceNDArrayBase.device_ctypes_pointer with the check of `_held`.
+
+    Copies, fills and records read this pointer.
+    """
 
     def pointer(self: Any) -> Any:
         _held(self)
@@ -179,7 +183,7 @@ def _own_pointer(original: Any) -> property:
 
 
 def _memory_view(obj: Any, stream: Any = 0, copy: bool = True, user_explicit: bool = False) -> tuple[Any, bool]:
-    """_to_strided_memory_view: (a kernel argument as memory of the machine, whether it was copied there)."""
+    """_to_strided_memory_view, which returns (a kernel argument as memory of the machine, whether it was copied)."""
     from numba.cuda.cudadrv import devicearray, driver
 
     kind = getattr(obj, "simt_type", None)
@@ -188,7 +192,7 @@ def _memory_view(obj: Any, stream: Any = 0, copy: bool = True, user_explicit: bo
         return _shim(obj, obj.ptr), False
     interface = getattr(obj, "__cuda_array_interface__", None)
     if driver.is_device_memory(obj):
-        _held(obj)  # also if Numba has cached the view
+        _held(obj)  # checked even if Numba has cached the view
         return obj._strided_memory_view_shim, False
     if interface is not None:
         from numba.cuda import api
@@ -210,7 +214,7 @@ def _memory_view(obj: Any, stream: Any = 0, copy: bool = True, user_explicit: bo
 
 
 def _warn_of_copy() -> None:
-    """Numba's warning about implicit copies, unless it is switched off."""
+    """Give Numba's warning about implicit copies, unless it is switched off."""
     config, errors = kernels.part("core.config"), kernels.part("core.errors")
     if config.CUDA_WARN_ON_IMPLICIT_COPY and not config.DISABLE_PERFORMANCE_WARNINGS:
         message = "Host array used in CUDA kernel will incur copy overhead to/from device."
@@ -239,7 +243,7 @@ def _host_view(obj: Any, *, stream_ptr: Any) -> Any:
 
 
 def _managed(original: Any) -> Any:
-    """ManagedMemory.__init__ that also keeps the host's address of the bytes, which differs from the device's."""
+    """A ManagedMemory.__init__ that also keeps the host's address of the bytes, which differs from the device's."""
 
     def init(self: Any, *args: Any, **options: Any) -> None:
         original(self, *args, **options)
@@ -251,7 +255,7 @@ def _managed(original: Any) -> Any:
 
 
 def _module(self: Any, image: Any, setup: Any = None, teardown: Any = None) -> MachineModule:
-    """Context.create_module_image, for PTX."""
+    """A Context.create_module_image for PTX."""
     if not isinstance(image, str):
         raise InputError(f"the machine loads only PTX modules, got {type(image).__name__}")
     return MachineModule(_driver(), _driver().machine.load(image), setup, teardown)
@@ -303,7 +307,7 @@ LATE = ("cuMemFree", "cuMemFreeHost", "cuMemHostUnregister", "cuEventDestroy", "
 
 
 def _freed(name: str) -> Any:
-    """A driver function that frees; Numba may call it after the machine is no longer in use."""
+    """A driver function that frees. Numba may call it when the machine is no longer in use."""
 
     def free(value: Any) -> None:
         from numba.cuda.cudadrv import driver
@@ -354,7 +358,7 @@ def _changed() -> None:
 def use(machine: Machine) -> Iterator[Machine]:
     """While inside, `@cuda.jit` kernels launched as k[grid, block](...) run on this machine.
 
-    Launches with NumPy arrays run at once, those with device arrays at the next synchronize or copy, or at the end.
+    Launches with NumPy arrays run at once. Those with device arrays run at the next synchronize or copy, or at the end.
     """
     _enter(machine)
     try:
@@ -365,7 +369,7 @@ def use(machine: Machine) -> Iterator[Machine]:
 
 
 def enable(**options: Any) -> Machine:
-    """Use a new machine for all launches from now on, and return it; options: as of `Machine`."""
+    """Use a new machine for all launches from now on, and return it. options: those of `Machine`."""
     machine = Machine(**options)
     _enter(machine)
     return machine

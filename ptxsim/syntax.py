@@ -9,7 +9,7 @@ from .errors import InputError
 
 
 class PTXError(InputError):
-    """PTX text that cannot be read or that the machine does not support; the message names the line."""
+    """The error for PTX text that cannot be read or that the machine does not support. The message names the line."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Number:
 
 @dataclass(frozen=True)
 class Name:
-    """A register, label, variable or function; negated: `!p`."""
+    """A register, label, variable or function. negated: whether it is written as `!p`."""
 
     text: str
     negated: bool = False
@@ -37,7 +37,7 @@ class Vector:
 
 @dataclass(frozen=True)
 class Address:
-    """`[base+offset]`; base None: an absolute address."""
+    """`[base+offset]`. If base is None, the address is absolute."""
 
     base: Name | None
     offset: int
@@ -60,14 +60,14 @@ class Arguments:
 
 @dataclass
 class Instruction:
-    """One instruction; mods: what follows the opcode, without dots."""
+    """One instruction. mods: the modifiers after the opcode, without dots."""
 
     opcode: str
     mods: list[str]
     operands: list[Any]
     guard: Name | None
-    line: int  # its line of the PTX text
-    source: tuple[int, int] = (0, 0)  # (number of the file, line) of `.loc`; for inlined code those of its own source
+    line: int  # the instruction's line of the PTX text
+    source: tuple[int, int] = (0, 0)  # (number of the file, line) of `.loc`; for inlined code, those of its own source
 
     @property
     def text(self) -> str:
@@ -83,8 +83,8 @@ class Variable:
     space: str
     type: str
     align: int
-    size: int  # bytes; 0: an unsized array (dynamic shared memory)
-    values: list[Any] = field(default_factory=list)  # ints, or (symbol, offset)
+    size: int  # bytes, 0 for an unsized array (dynamic shared memory)
+    values: list[Any] = field(default_factory=list)  # ints, or (symbol, offset) for addresses
     element: int = 1
     vector: int = 1
 
@@ -99,7 +99,7 @@ class Label:
 
 @dataclass
 class Scope:
-    """`{ ... }`: a block with its own names."""
+    """`{ ... }`, a block with its own names."""
 
     items: list[Any] = field(default_factory=list)
     registers: dict[str, str] = field(default_factory=dict)  # name -> type
@@ -110,7 +110,7 @@ class Scope:
 
 @dataclass
 class Function:
-    """A function or kernel; body: None if it is only declared."""
+    """A function or kernel. body: None if it is only declared."""
 
     name: str
     entry: bool
@@ -123,7 +123,7 @@ class Function:
 
 @dataclass
 class Module:
-    """The contents of a PTX text; files: by their numbers in .loc."""
+    """The contents of a PTX text. files: by their numbers in .loc."""
 
     functions: dict[str, Function] = field(default_factory=dict)
     variables: dict[str, Variable] = field(default_factory=dict)

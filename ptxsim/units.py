@@ -1,11 +1,11 @@
 """Compiled functions that call each other by address.
 
-Numba optimises a function's callees again with every caller, level by level, so compiling the whole interpreter would
-take many minutes. A unit is compiled alone. A call of a unit reads its address from the machine's table `x`, the first
-argument. All arguments and results are int64.
+Numba optimises a function's callees again with every caller, level by level, so that compiling the whole interpreter
+would take many minutes. A unit is compiled alone. A call of a unit reads the unit's address from the machine's table
+`x`, the first argument. All arguments and results are int64.
 
 A unit's place in the table is that of its name in the sorted list of names, so it does not depend on the order of
-imports. Callers contain it as a constant: every module with units must be imported before the first is compiled.
+imports. Callers contain the place as a constant, so every module with units must be imported before a unit is compiled.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from kernel_cache import compile as compiler
 from . import state as s
 
 _units: dict[str, Callable[..., Any]] = {}  # by name, every function marked with `unit`
-_compiled: dict[str, Any] = {}  # by name, in sorted order; complete or empty
+_compiled: dict[str, Any] = {}  # by name, in sorted order; either all units or none
 _lock = threading.Lock()
 _I64 = ir.IntType(64)
 
@@ -39,23 +39,26 @@ def names() -> list[str]:
 
 
 class Locator(code_files.Locator):
-    """Keeps a unit by its name; it is compiled again when a file that its module imports changes, or the names do."""
+    """The place of a unit in the cache, by its name.
+
+    A unit is compiled again when a file that its module imports, or the
+    list of names, changes."""
 
     def get_cache_path(self) -> str:
-        """One folder for each state of the sources, so that two checkouts do not overwrite each other's."""
+        """One folder for each state of the sources, so that two checkouts do not overwrite each other's units."""
         key = hashlib.sha256(self.get_source_stamp().encode()).hexdigest()[:16]
         return str(compiler.cache_folder() / "ptxsim" / key)
 
     def get_source_stamp(self) -> str:
-        """Hash of the files that the unit is compiled from and of the names of all units."""
+        """A hash of the files that the unit is compiled from and of the names of all units."""
         files = sources.files(Path(self._py_file))
         return hashlib.sha256((sources.digest(files) + repr(names())).encode()).hexdigest()
 
 
 def unit(function: Callable[..., Any]) -> Any:
-    """Make a function a unit; the result can only be called from compiled code.
+    """Make a function a unit. Only compiled code can call the result.
 
-    Raises ValueError for a second unit of the same name, or after the first one was compiled.
+    Raises ValueError for a second unit of the same name, or if a unit was compiled already.
     """
     name = function.__name__
     if name in _units:
@@ -85,7 +88,7 @@ def unit(function: Callable[..., Any]) -> Any:
 
 
 def addresses() -> np.ndarray:
-    """[units] int64: the address of each unit; the first call compiles them or loads them from the cache."""
+    """[units] int64: the address of each unit. The first call compiles the units or loads them from the cache."""
     with _lock:
         if not _compiled:
             if len(_units) > s.UNITS:

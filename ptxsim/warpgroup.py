@@ -1,9 +1,10 @@
-"""wgmma: a warp's part of a warpgroup's product, 16 rows of A by all of B, and the registers that it uses.
+"""wgmma: a warp's part of a warpgroup's product, that is 16 rows of A by all of B, and the registers that it uses.
 
-A part is computed when it is issued and counts as pending until its group is waited for. An agent whose clock is the
-group reads its operands in shared memory, so writing them before the wait is a race. Its registers are marked, and an
-instruction that touches a marked register is reported. Numbers are as mma.sync's: exact products, one chain of float32
-sums in k order, starting from D. Source: the PTX ISA, "Asynchronous Warpgroup Level Matrix Instructions".
+A part is computed when it is issued, and counts as pending until a thread waits for its group. An agent whose clock is
+the group reads the operands in shared memory, so a write to them before the wait is a race. The part's registers are
+marked, and an instruction that touches a marked register is reported. The arithmetic is that of mma.sync: exact
+products, and one chain of float32 sums in the order of k, which starts from D. Source: the PTX ISA, "Asynchronous
+Warpgroup Level Matrix Instructions".
 """
 
 from __future__ import annotations
@@ -24,17 +25,17 @@ from .units import unit
 from .watch import report
 
 FULL = 0xFFFFFFFF
-NEGATES_A, NEGATES_B, TRANSPOSES_A, TRANSPOSES_B, FROM_REGISTERS = 1, 2, 4, 8, 16  # in FLAGS of wgmma.mma_async
-TF32 = 0  # kinds of elements, as matrix.element's
+NEGATES_A, NEGATES_B, TRANSPOSES_A, TRANSPOSES_B, FROM_REGISTERS = 1, 2, 4, 8, 16  # bits in FLAGS of wgmma.mma_async
+TF32 = 0  # kind of elements, as in matrix.element
 NO_SWIZZLE, SWIZZLE_128, SWIZZLE_64 = 0, 1, 2  # modes of a descriptor; 3: 32 bytes
-NOT_WHOLE, APART, BASE_OFFSET, NOT_ALIGNED = 10, 11, 12, 13  # in MISUSE reports, after bulk.py's
-CONSTANT = -1  # in the table FLIGHT: a row that no instruction writes
+NOT_WHOLE, APART, BASE_OFFSET, NOT_ALIGNED = 10, 11, 12, 13  # details of MISUSE reports, after those of bulk.py
+CONSTANT = -1  # entry of the table FLIGHT for a row that no instruction writes
 FIXED_ROWS = len(SPECIAL)
 
 
 @unit
 def warpgroup(x, warp, block, op, mask):
-    """A wgmma instruction of a warp whose lanes have all arrived."""
+    """Run a wgmma instruction of a warp whose lanes have all arrived."""
     thread = thread_of(x, warp, 0)
     pc = get(thread, s.T_PC)
     line = get(x, s.CODE) + pc * isa.COLUMNS * 8
@@ -72,7 +73,7 @@ def rows_of(x):
 
 @jit
 def watch_registers(x, warp, number, launch):
-    """Set up the marks of a warp that begins a kernel with wgmma: no register is ordered by a fence yet."""
+    """Set up the marks of a warp that begins a kernel with wgmma, where no fence has ordered a register yet."""
     flight = get(x, s.FLIGHT) + number * get(x, s.REGISTERS_PER_WARP) // 32 * 8
     for row in range(rows_of(x)):
         put(flight, row, 0)
@@ -84,7 +85,7 @@ def watch_registers(x, warp, number, launch):
 
 @jit
 def settle_registers(x, warp, done):
-    """A fence (done = 0) orders the registers touched before it; a wait frees those of groups below `done`."""
+    """Order the registers touched before a fence (done = 0), or after a wait free those of groups below `done`."""
     flight = get(warp, s.W_FLIGHT)
     if flight == 0:
         return
@@ -96,7 +97,7 @@ def settle_registers(x, warp, done):
 
 @jit
 def take_registers(x, warp, items, results, fragments, shape, pc):
-    """Mark the registers of a product; report those touched since the last fence, or in another use."""
+    """Mark the registers of a product. Report those touched since the last fence, or in another use."""
     flight = get(warp, s.W_FLIGHT)
     if flight == 0:
         return
@@ -116,7 +117,7 @@ def take_registers(x, warp, items, results, fragments, shape, pc):
 
 @jit
 def touch_row(x, warp, flight, row, pc, write):
-    """Report a register that a wgmma uses; afterwards it needs a fence."""
+    """Report a register that a wgmma uses. Afterwards the register needs a fence."""
     if row < FIXED_ROWS or row >= rows_of(x):
         return
     state = get(flight, row)
@@ -128,7 +129,7 @@ def touch_row(x, warp, flight, row, pc, write):
 
 @unit
 def touch(x, warp, line, op, pc):
-    """Check the registers that an instruction touches: no wgmma may use them, and they need a fence afterwards.
+    """Check that no wgmma uses the registers that an instruction touches. Afterwards these need a fence.
 
     A `mov` between registers only renames a value for the assembler, so the mark moves with the value.
     """
@@ -139,7 +140,7 @@ def touch(x, warp, line, op, pc):
         source, target = get(line, isa.A), get(line, isa.D)
         state = get(flight, source)
         if state == CONSTANT or source < FIXED_ROWS:
-            state = get(flight, 0)  # a constant: ordered by any fence before it
+            state = get(flight, 0)  # for a constant, which any earlier fence orders
         if get(flight, target) > s.CLEAN and state <= s.CLEAN:
             touch_row(x, warp, flight, target, pc, 1)
         put(flight, target, state)
@@ -157,7 +158,7 @@ def touch(x, warp, line, op, pc):
 # ---- operands in shared memory ----
 @jit
 def swizzled(at, mode):
-    """A swizzled address: the bits of its 16-byte part are mixed with those of its 128-byte line."""
+    """A swizzled address, in which the bits of the 16-byte part are mixed with those of the 128-byte line."""
     if mode == NO_SWIZZLE:
         return at
     bits = 7 if mode == SWIZZLE_128 else (3 if mode == SWIZZLE_64 else 1)
@@ -166,7 +167,7 @@ def swizzled(at, mode):
 
 @jit
 def part_at(descriptor, transposed, line, step):
-    """The address of 16 bytes of an operand: row `line`, part `step` of k; transposed: part `line`, row `step` of k.
+    """The address of 16 bytes of an operand: row `line`, part `step` of k; if transposed, part `line`, row `step` of k.
 
     The descriptor has two strides in bytes: between groups of 8 rows (bits 32 to 45), and between swizzle patterns
     (bits 16 to 29). See the PTX ISA on canonical layouts.
@@ -189,7 +190,7 @@ def part_at(descriptor, transposed, line, step):
 
 @jit
 def described(x, warp, row, thread, pc):
-    """The matrix descriptor in a register; reports lanes that differ and unsupported descriptors."""
+    """The matrix descriptor in a register. Reports lanes that differ, and descriptors that are not supported."""
     descriptor = np.int64(register(x, warp, row, 0))
     gid = get(thread, s.T_GID)
     for lane in range(1, 32):
@@ -236,7 +237,7 @@ def product(x, warp, block, line, pc):
     depth = 8 if kind == TF32 else 16
     items = get(x, s.OPERANDS) + get(line, isa.LIST) * 8
     regs = get(warp, s.W_REGS)
-    thread = thread_of(x, warp, 31)  # not the lane that elect.sync chooses, whose clock may cover more than the others'
+    thread = thread_of(x, warp, 31)  # not elect.sync's lane, whose clock may cover more than those of other lanes
     if get(x, s.CHECK):
         gid = get(thread_of(x, warp, 0), s.T_GID)
         vc = publish(x, thread, block, warp_slot(x, warp))

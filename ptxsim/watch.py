@@ -1,10 +1,10 @@
-"""The checker: races of an access, and which of several writes a read returns.
+"""The checker, which finds races of an access, and chooses which of several writes a read returns.
 
-The history of a location holds its last few writes. A read returns a random one of them, but none older than a write
-that happened before the read (by the vector clocks), that its thread has already read, or that a sequentially
-consistent fence ordered before it. A strong write may be placed, at random, before writes that nothing orders with it:
-all threads see the writes of a location in one order, which need not be the order of execution. Together this yields
-the outcomes that PTX permits for stores that become visible late, and no others.
+The history of a location holds its last few writes. A read returns a random one of them, but none that is older than a
+write that happened before the read (by the vector clocks), that its thread has already read, or that a sequentially
+consistent fence ordered before the read. A strong write may be placed, at random, before writes that have no order with
+it: all threads see the writes of a location in one order, which need not be the order of execution. Together this gives
+exactly the outcomes that PTX permits for stores that become visible late.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ from .clocks import (
 from .published import acquire, linked, published, released
 from .units import unit
 
-STRONG, ATOMIC = 1, 8  # flags of an access; its scope lies between them, its log2 of bytes from SIZE_SHIFT on
+STRONG, ATOMIC = 1, 8  # flags of an access; the bits between have its scope, those from SIZE_SHIFT its log2 of bytes
 SIZE_SHIFT = 4
-NOT_COHERENT = 1 << 6  # above its size: a load by ld.global.nc or ldu
-SEQUENCE_STEP = 1 << 16  # between the numbers of two writes, for writes that are placed before the last one
+NOT_COHERENT = 1 << 6  # flag, above the size, of a load by ld.global.nc or ldu
+SEQUENCE_STEP = 1 << 16  # distance of the numbers of two writes, to leave numbers for writes placed in between
 GID_MASK = (1 << s.GID_BITS) - 1
 
 
 @jit
 def draw(x):
-    """The next random number: 62 bits (xorshift64*)."""
+    """The next random number of 62 bits (xorshift64*)."""
     r = np.uint64(get(x, s.RNG))
     r ^= r >> np.uint64(12)
     r ^= r << np.uint64(25)
@@ -83,16 +83,16 @@ def report(x, kind, pc, gid, address, space, size, other_pc, other_gid, detail, 
 # ---- races ----
 @jit
 def log2(size):
-    """The logarithm of 1, 2, 4 or 8 bytes."""
+    """The base-2 logarithm of 1, 2, 4 or 8."""
     return (size >> 1) - (size >> 3)
 
 
 @jit
 def conflicts(x, thread, block, warp, origin, when, mask, how):
-    """Whether an earlier access (two words of a cell) and this one race.
+    """Whether an earlier access (two words of a cell) and this access race.
 
-    They do not if they are morally strong: both strong, of the same bytes, with scopes that include each other's
-    threads.
+    They do not race if they are morally strong, that is if both are strong, are of the same bytes, and have scopes that
+    include each other's threads.
     """
     if origin == 0:
         return False
@@ -109,16 +109,16 @@ def conflicts(x, thread, block, warp, origin, when, mask, how):
 
 @jit
 def noncoherent(cell, k):
-    """Whether the access in two words of a cell is a load by ld.global.nc or ldu."""
+    """Whether the access that two words of a cell describe is a load by ld.global.nc or ldu."""
     return (get(cell, k + 1) >> 40) & NOT_COHERENT != 0
 
 
 @unit
 def coherent(x, gid, cell, mask, write, how, address, pc):
-    """Report a load by ld.global.nc or ldu of what is written while its kernel runs; call it before `race`.
+    """Report a load by ld.global.nc or ldu of memory that is written while its kernel runs. Call it before `race`.
 
-    The access to a cell of global memory is such a load, or a write by a thread, agent or actor. The report is at the
-    load, whichever comes first.
+    The access to a cell of global memory is such a load, or a write by a thread, agent or actor. The report names the
+    load even if the write comes later.
     """
     if not write:
         w, when = get(cell, 0), get(cell, 1)
@@ -138,10 +138,10 @@ def coherent(x, gid, cell, mask, write, how, address, pc):
 
 @unit
 def race(x, thread, block, warp, cell, mask, how, write, pc):
-    """Check an access to a cell and record it; returns the first word of the access it races with, or 0.
+    """Check an access to a cell and record it. Returns the first word of the access that it races with, or 0.
 
-    Of the loads by ld.global.nc of a launch one stays in the first place for readers, since every store of the launch
-    is at fault with it.
+    One of a launch's loads by ld.global.nc is kept in the first place for readers, because every store of the launch is
+    an error with it.
     """
     gid = get(thread, s.T_GID)
     origin = gid | pc << s.GID_BITS
@@ -189,7 +189,7 @@ def race(x, thread, block, warp, cell, mask, how, write, pc):
 # ---- acquire and release ----
 @jit
 def sync_entry(x, location, make):
-    """The row of a location in the sync table; 0 if there is none and `make` is false."""
+    """The row of a location in the sync table, or 0 if there is none and `make` is false."""
     cap = get(x, s.SYNC_CAP)
     h = np.int64((np.uint64(location) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(20)) & (cap - 1)
     while True:
@@ -209,7 +209,7 @@ def sync_entry(x, location, make):
 
 @jit
 def acquire_last(x, thread, location, order, scope):
-    """The acquire of a strong read of the last write of a location."""
+    """Run the acquire of a strong read of the last write of a location."""
     found, writer_scope, writer = np.int64(0), np.int64(0), np.int64(0)
     entry = sync_entry(x, location, False)
     if entry != 0:
@@ -219,15 +219,15 @@ def acquire_last(x, thread, location, order, scope):
 
 @unit
 def fence(x, thread, block, warp, order, scope):
-    """fence and membar: join the clocks of earlier relaxed reads; later relaxed writes publish this moment.
+    """Run fence or membar: join the clocks of earlier relaxed reads. Later relaxed writes publish this moment.
 
-    A fence of a wide scope still counts after a later one of a narrower scope.
+    A fence of a wide scope still counts after a later fence of a narrower scope.
     """
     for d in range(3):
         if d <= scope:
             put(thread, s.T_VC, join(x, get(thread, s.T_VC), get(thread, s.T_PENDING0 + d)))
             put(thread, s.T_PENDING0 + d, 0)
-    if scope > 0:  # it has taken what an acquire operation would, and maps are large
+    if scope > 0:  # because the fence took what an acquire operation would take, and maps are large
         put(thread, s.T_READ_AT, 0)
         put(thread, s.T_READ_MAP, 0)
     now = publish(x, thread, block, warp)
@@ -255,7 +255,7 @@ def fence(x, thread, block, warp, order, scope):
 
 @jit
 def device_row(x, gid):
-    """The table of a thread's device; 0 for the host."""
+    """The table of a thread's device, or 0 for the host."""
     from_launch = np.int64(-1)
     block = gid >> 10
     for number in range(get(x, s.LAUNCH_COUNT) - 1, -1, -1):
@@ -272,7 +272,7 @@ def device_row(x, gid):
 # ---- reads and writes ----
 @unit
 def read(x, thread, block, warp, location, host, size, order, scope):
-    """The value that a load returns; an acquire joins the clock that the write published."""
+    """The value that a load returns. An acquire joins the clock that the write published."""
     value = np.int64(load(host, size))
     slot = history_slot(x, location)
     count = get(slot, s.H_COUNT)
@@ -316,16 +316,16 @@ def read(x, thread, block, warp, location, host, size, order, scope):
 
 @unit
 def read_latest(x, thread, location, order, scope):
-    """The acquire of an atomic operation, which always reads the last write."""
+    """Run the acquire of an atomic operation, which always reads the last write."""
     acquire_last(x, thread, location, order, scope)
     return 0
 
 
 @unit
 def wrote(x, thread, block, warp, location, size, old, value, order, scope, atomic):
-    """Record a write: what it publishes, and the value before it, which others may still read.
+    """Record a write: the clocks that it publishes, and the previous value, which others may still read.
 
-    Returns 1 if it was placed before an earlier write, whose value memory then keeps.
+    Returns 1 if the write was placed before an earlier write, whose value memory then keeps.
     """
     gid = get(thread, s.T_GID)
     entry, shown = np.int64(0), np.int64(0)
@@ -387,7 +387,7 @@ def wrote(x, thread, block, warp, location, size, old, value, order, scope, atom
 
 @jit
 def between(slot, at):
-    """A number for a write just before message `at`; that message's own if no number is free."""
+    """A number for a write just before message `at`, or that message's own number if none is free."""
     last = get(slot + (s.H_MESSAGES + at * s.M_FIELDS) * 8, s.M_SEQUENCE)
     first = last - SEQUENCE_STEP
     if at > 0:
@@ -398,10 +398,10 @@ def between(slot, at):
 
 @jit
 def before_others(x, thread, block, warp, location, slot, count):
-    """The index of a strong write among the messages of its location: at random before some that are not ordered first.
+    """The index of a strong write among the messages of its location: random, before messages not ordered before it.
 
-    Never before a message that happened before it, that its thread wrote or read, that a fence ordered before it, or
-    that is an atomic operation, which must directly follow the write that it read.
+    The write is never placed before a message that happened before it, that its thread wrote or read, that a fence
+    ordered before it, or that is an atomic operation, which must directly follow the write that it read.
     """
     key = LOCATION | location
     floor = np.int64(-2)
@@ -425,7 +425,10 @@ def before_others(x, thread, block, warp, location, slot, count):
 
 @jit
 def saw_latest(x, thread, location, size):
-    """After an atomic operation that wrote nothing: its thread has read the last write, so it reads no older one."""
+    """Note, after an atomic operation that wrote nothing, that its thread has read the last write.
+
+    The thread then reads no older one.
+    """
     slot = history_slot(x, location)
     count = get(slot, s.H_COUNT)
     if count != 0 and get(slot, s.H_ADDRESS) == location and get(slot, s.H_SIZE) == size:

@@ -1,4 +1,4 @@
-"""Microbenchmarks that users run: `mpirun -n 2 python -m aristos.bench [SUITE ...]`. Importing this does nothing.
+"""Microbenchmarks that users run: `mpirun -n 2 python -m aristos.bench [SUITE ...]`. An import runs nothing.
 
 Scripts that compare Aristos with outside peers are in `bench/`, beside the package.
 """

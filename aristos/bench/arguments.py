@@ -65,7 +65,7 @@ def bandwidths(text: str) -> tuple[float, ...]:
 
 
 def _units_of_all(text: str) -> list[str]:
-    """The parts of a list; a part without a unit has the unit of the next one that has any."""
+    """The parts of a list. A part without a unit gets the unit of the next part that has one."""
     parts: list[str] = []
     unit = ""
     for part in reversed(text.split(",")):
@@ -87,7 +87,7 @@ def _with_unit(text: str, units: dict[str, float]) -> float:
 latencies.__name__ = "list of times"
 bandwidths.__name__ = "list of rates"
 amount.__name__ = "float"
-positive.__name__ = "int"  # argparse names the type of what it cannot convert
+positive.__name__ = "int"  # argparse's message has this name if it cannot convert a text
 not_negative.__name__ = "int"
 seconds.__name__ = "float"
 counts.__name__ = "list of int"

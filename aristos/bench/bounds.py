@@ -1,4 +1,4 @@
-"""Upper bounds measured in the same run: peak arithmetic, read bandwidth, and the experts alone.
+"""Upper bounds that are measured in the same run: peak arithmetic, read bandwidth, and the experts alone.
 
 A share of a bound is meaningful only if both were measured in the same state of the machine. So bounds are measured on
 all ranks at once, between the layer's calls, and never taken from data sheets.
@@ -20,21 +20,21 @@ from .world import World
 
 
 def peak(world: World, threads: int, seconds: float = 0.3) -> float:
-    """GFLOP/s of this rank: multiply-adds in registers, on all workers of all ranks at once. Collective."""
+    """GFLOP/s of this rank for multiply-adds in registers, on all workers of all ranks at once. Collective."""
     from ..kernels import fma_peak
 
     return _together(world, threads, fma_peak, seconds)
 
 
 def micro_kernel(world: World, threads: int, seconds: float = 0.3) -> float:
-    """GFLOP/s of this rank: the micro-kernel on operands in its caches, on all workers at once. Collective."""
+    """GFLOP/s of this rank for the micro-kernel on operands in its caches, on all workers at once. Collective."""
     from ..kernels import gemm_peak
 
     return _together(world, threads, gemm_peak, seconds)
 
 
 def _together(world: World, threads: int, rate: Callable[[float], float], seconds: float) -> float:
-    """The sum of the workers' rates."""
+    """The sum of the workers' rates while all work at once."""
     rates = [0.0] * threads
 
     def worker(i: int) -> None:
@@ -51,7 +51,7 @@ def _together(world: World, threads: int, rate: Callable[[float], float], second
 
 
 def read_bandwidth(seconds: float = 0.3, nbytes: int = 256 << 20) -> float:
-    """Bytes per second that one core reads from memory: the best of several BLAS dot products over `nbytes`."""
+    """Bytes per second that one core reads from memory, the best of several BLAS dot products over `nbytes`."""
     values = np.ones(nbytes // 4, np.float32)
     best, end = 0.0, time.perf_counter() + seconds
     while best == 0.0 or time.perf_counter() < end:
@@ -68,10 +68,11 @@ def weight_bandwidth(world: World, threads: int, seconds: float = 0.2) -> float:
 
 
 class ExpertPhase:
-    """The arithmetic of a call's experts on this rank, by the layer's own kernels, weights and workers, in one
-    compiled loop: the phase `experts` of the bulk schedule, on rows that are all here. No routing, copies or waits.
+    """The arithmetic of a call's experts on this rank, by the layer's own kernels, weights and workers, in one compiled
+    loop. This is the phase `experts` of the bulk schedule on local rows, without routing, copies or waits.
 
-    moe: a loaded layer on CPUs, idle when this is called. rows: [E] rows of each expert, from all ranks together.
+    moe: a loaded layer on CPUs that is idle when the phase is called. rows: [E] rows of each expert, from all ranks
+    together.
     """
 
     def __init__(self, work: Workload, moe: Any, rows: NDArray[np.int64]) -> None:
@@ -92,5 +93,5 @@ class ExpertPhase:
         self._bulk.run_experts(self._job, self._order, self._ends, self._received, self._results)
 
     def close(self) -> None:
-        """End its threads."""
+        """End the threads of the phase."""
         self._bulk.close()

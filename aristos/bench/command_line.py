@@ -1,6 +1,6 @@
-"""The command line of `python -m aristos.bench`: parsed on every rank, errors printed by one.
+"""The command line of `python -m aristos.bench`. Every rank parses it, and one prints errors.
 
-Does not start MPI, so `--help` and usage errors are quick.
+The module does not start MPI, so `--help` and usage errors are quick.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def _listing(backend: Backend) -> str:
 
 
 def parse(argv: list[str], prog: str = "python -m aristos.bench") -> Options:
-    """Options of `argv`. Raises UsageError for what cannot be run, SystemExit(0) after --help."""
+    """The options in `argv`. Raises UsageError for options that cannot be run, SystemExit(0) after --help."""
     asked = vars(make_parser(prog).parse_args(argv))
     known = suites.known(asked["backend"])
     for name in asked["suites"]:
@@ -151,7 +151,7 @@ def _check(options: Options) -> None:
 
 
 def _check_cuda(options: Options) -> None:
-    """Raise UsageError for options of the CPU backend alone."""
+    """Raise UsageError for options that only the CPU backend has."""
     for flag, given, reason in (
         ("--schedule bulk", options.schedule == "bulk", "GPUs run the fused schedule"),
         ("--threads", options.threads is not None, "on CUDA the grid size comes from occupancy"),

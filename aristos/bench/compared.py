@@ -1,8 +1,8 @@
-"""Two runs of results files compared: the medians of the times that both have, their ratio, and which facts differ.
+"""The comparison of two runs of results files: medians of the times that both have, their ratio, and facts that differ.
 
-A time is that of the slowest rank; of pairs of ranks, the median over pairs of each pair's. The spread of a ratio comes
-from drawing the samples of both runs again, DRAWS times: it shows how sure the medians are, not how much the machine
-changed between the runs. Nothing is measured here.
+A time is that of the slowest rank; for pairs of ranks, it is the median over pairs of each pair's median. The spread of
+a ratio comes from drawing the samples of both runs again, DRAWS times. It shows how certain the medians are, not how
+much the machine changed between the runs. This module measures nothing.
 """
 
 from __future__ import annotations
@@ -22,19 +22,22 @@ from .pairs import bytes_text
 SAMPLES = ("iteration", "turn", "pass", "step", "repeat", "round", "call", "sample", "put")  # dimensions of repetition
 PAIR = ("origin", "target")
 DRAWS, LOW, HIGH = 400, 0.05, 0.95
-EQUAL = "-"  # the spread of the ratio includes 1
-# facts of a run that differ between any two
+EQUAL = "-"  # shown if the spread of the ratio includes 1
+# facts that differ between any two runs
 OWN = ("started_utc", "load_average", "load_average_end", "command", "suite_seconds", "finished", "interrupted",
        "options.out", "options.json", "options.timeline", "options.seconds", "schema", "gpu_uuid")  # fmt: skip
-FIRST = ("commit", "isa", "cpu", "mpi_library", "ranks")  # are named first
+FIRST = ("commit", "isa", "cpu", "mpi_library", "ranks")  # facts that are named first
 
-SENTENCE = "5 %, 95 %: of the ratio, with samples drawn again from each run; load that changed between is not in it"
+SENTENCE = "5 %, 95 %: of the ratio, with samples drawn again from each run; changes of load between runs not included"
 Key = tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Times of one row. values: [group, sample] seconds, NaN where none was taken; a group is a pair of ranks."""
+    """Times of one row. values: [group, sample] seconds, NaN for samples that were not taken.
+
+    A group is a pair of ranks.
+    """
 
     values: NDArray[np.float64]
 
@@ -51,7 +54,7 @@ class Samples:
 
 
 def timed(table: Table) -> dict[str, Variable]:
-    """The variables of a table that are compared: seconds over a dimension of repetition; if there are none, all
+    """The variables of a table to compare: those in seconds over a dimension of repetition; if there are none, all in
     seconds."""
     seconds = {name: each for name, each in table.variables.items() if each.units == "s" and each.values.size}
     sampled = {name: each for name, each in seconds.items() if set(each.dims) & set(SAMPLES)}
@@ -63,7 +66,7 @@ def rows(table: Table, variable: Variable) -> Iterator[tuple[Key, Samples]]:
     dims, values = list(variable.dims), np.asarray(variable.values, float)
     if "rank" in dims:
         at = dims.index("rank")
-        values = values.max(axis=at)  # NaN where a rank has none: not run
+        values = values.max(axis=at)  # NaN if a rank has no time, because then the sample was not run
         del dims[at]
     groups = PAIR if set(PAIR) <= set(dims) else ()
     samples = [name for name in dims if name in SAMPLES]
@@ -102,7 +105,7 @@ def compare(first: Run, second: Run) -> tuple[list[Sheet], list[str]]:
     Raises InputError if nothing can be compared.
     """
     if first.name == second.name:
-        raise InputError(f"a run is compared with another one, got {first.name} twice")
+        raise InputError(f"a comparison needs two different runs, got {first.name} twice")
     others = {table.name: table for table in second.tables}
     sheets, refused = [], []
     for table in first.tables:
@@ -122,7 +125,7 @@ def compare(first: Run, second: Run) -> tuple[list[Sheet], list[str]]:
 
 
 def different_work(one: Table, other: Table) -> str:
-    """Why the times of two tables of a name are of different work, as text; '' if they are not."""
+    """A text that says why the times of two tables with one name are of different work; '' if the work is the same."""
     for name in ("shape", "trace"):
         values = [str(table.attributes.get(name, "none")) for table in (one, other)]
         if values[0] != values[1]:
@@ -139,7 +142,7 @@ def _sheet(one: Table, other: Table) -> Sheet | None:
         found += [
             (text + named(key, one), mine, others[key])
             for key, mine in rows(one, timed(one)[name])
-            if key in others and mine.median > 0 and others[key].median > 0  # a wait may take no time at all
+            if key in others and mine.median > 0 and others[key].median > 0  # because a wait may take no time
         ]
     if not found:
         return None
@@ -172,7 +175,7 @@ def _sheet(one: Table, other: Table) -> Sheet | None:
 
 
 def differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
-    """Facts that differ: name -> both values as text; instruction set, commit, CPU and MPI before others."""
+    """Both values, as text, of each fact that differs, by name; those of FIRST come first."""
 
     def own(name: str) -> bool:
         return any(name == each or name.startswith(f"{each}.") for each in OWN)
@@ -186,7 +189,7 @@ def differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, 
 
 
 def facts(first: Run, second: Run) -> list[str]:
-    """The facts of the runs and of their common tables that differ, a line each."""
+    """A line for each fact of the runs and of their common tables that differs."""
     of_runs = differing(first.attributes, second.attributes)
     lines = [f"{name}: {mine} | {theirs}" for name, (mine, theirs) in of_runs.items()]
     others = {table.name: table for table in second.tables}

@@ -1,7 +1,7 @@
 """The input and the output of a suite.
 
 `Context` holds the ranks, the options, a time budget and a callback for progress. `Result` holds raw times for the
-file and sheets for the reader. Nothing here prints.
+file and sheets for the reader. This module prints nothing.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .routing import Trace
 from .world import World
 
 VERDICTS = {True: "ok", False: "FAILED"}
-WRONG_RIVAL = "wrong rival"  # the mark of a rival's row: its time is not compared, and the suite has not failed
+WRONG_RIVAL = "wrong rival"  # mark of a rival's row whose time is not compared; the suite has not failed by it
 
 
 def counted(n: int, noun: str) -> str:
@@ -31,8 +31,10 @@ def counted(n: int, noun: str) -> str:
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a sheet. keys: name a value of the record, unit included; a column of several values has a key for
-    each, with spaces between. form: a format specification.
+    """A column of a sheet.
+
+    keys: the names of the column's values in a record, units included, with spaces between them.
+    form: a format specification.
     """
 
     keys: str
@@ -43,7 +45,7 @@ class Column:
         return " ".join(self._text(record.get(key)) for key in self.keys.split())
 
     def words(self, record: dict[str, Any]) -> bool:
-        """Whether the column has words, not numbers."""
+        """Whether the column has words instead of numbers."""
         return any(isinstance(record.get(key), str) for key in self.keys.split())
 
     def _text(self, value: Any) -> str:
@@ -63,13 +65,16 @@ class Sheet:
 
     @property
     def ok(self) -> bool:
-        """Whether every record of this package's own has passed its check."""
+        """Whether every record that is not a rival's has passed its check."""
         return all(record["check"] in (VERDICTS[True], WRONG_RIVAL) for record in self.records)
 
 
 @dataclass
 class Result:
-    """A suite's outcome. ok: every output passed its check. ran: the kernels that ran, none if nothing is computed."""
+    """A suite's outcome. ok: whether every output passed its check.
+
+    ran: the kernels that ran, None if the suite computes
+    nothing."""
 
     ok: bool
     sheets: list[Sheet] = field(default_factory=list)
@@ -77,8 +82,10 @@ class Result:
     ran: list[Ran] = field(default_factory=list)
 
     def name_kernels(self, isa: str) -> None:
-        """Add what ran to the title of each sheet and to each table's attributes; the suite has failed if that is not
-        what it was asked for. isa: of this process, for suites that compute nothing."""
+        """Add the names of the kernels that ran to each sheet's title and to each table's attributes.
+
+        If other kernels ran
+        than were asked for, the suite has failed. isa: that of this process, for suites that compute nothing."""
         kernels = {name: list(dict.fromkeys(getattr(each, name) for each in self.ran)) for name in ("kind", "isa")}
         named = {"isa": ", ".join(kernels["isa"]) or isa}
         text = ", ".join([*kernels["kind"], named["isa"]])
@@ -95,7 +102,7 @@ class Result:
 
 @dataclass
 class Context:
-    """One suite's input. budget: seconds that it may take. report(text, share): shows progress, share in 0..1."""
+    """One suite's input. budget: the seconds that it may take. report(text, share): shows progress, share in 0..1."""
 
     world: World
     options: Options
@@ -105,7 +112,7 @@ class Context:
     started: float = field(default_factory=time.monotonic)
 
     def shape(self) -> Shape:
-        """The layer's shape by the options; a trace, if there is one, sets experts and top-k."""
+        """The layer's shape according to the options. A trace, if there is one, sets experts and top-k."""
         o = self.options
         experts, top_k, preset = o.experts, o.top_k, o.preset or DEFAULT
         if self.trace is not None:

@@ -1,10 +1,10 @@
-"""Whether timed calls had their cores: how long this process's threads were ready to run, but had no core.
+"""Whether timed calls had their cores, measured by how long threads of this process were ready but had no core.
 
-Linux counts that time for every thread (/proc/self/task/*/schedstat). Where it does not, the calling thread's
-processor time is compared with the wall time if the thread was switched out against its will (getrusage). A thread
-that sleeps loses nothing. One that polls gives its core to any other that wants it, and that counts. Time that a
-hypervisor takes is not seen; so calls are also compared with those of the same row that ran earlier or later: in
-ROUNDS rounds whose medians must not differ by more than SPREAD.
+Linux counts that time for every thread (/proc/self/task/*/schedstat). If it does not, the calling thread's processor
+time is compared with the wall time, provided that the thread was switched out against its will (getrusage). A thread
+that sleeps loses no time. A thread that polls gives its core to any other thread that wants it, and this counts. The
+counts do not include time that a hypervisor takes. So calls are also compared with earlier and later calls of the same
+row, in ROUNDS rounds whose medians must not differ by more than SPREAD.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 ENOUGH = 0.9  # the share of a core: a call in which a rank had less counts as disturbed
-FEW = 0.25  # the share of the calls: if more are disturbed, repeated ones would be disturbed too
+FEW = 0.25  # the share of the calls: if more are disturbed, repeated calls would be disturbed too
 MANY = 0.05  # the share of the calls: a row of a table is marked if more are disturbed, since its p95 is then disturbed
-WORKS = 0.25  # the share of the calls' time: a thread that wanted a core for less is not counted
+WORKS = 0.25  # the share of the calls' time: a thread that wanted a core for less time is not counted
 ROUNDS = 3  # parts of a row's calls, in the order in which they ran
 SPREAD = 0.2  # the share of the median round: a row is marked if its rounds' medians lie farther apart
 CORE_SHARE = "share of its core that the rank had in the call"
@@ -34,7 +34,10 @@ SENTENCE = (
 
 
 class Guard:
-    """Watches the calls of the thread that makes it. For each call: `arm`, `begin`, call, `end`. At last `shares`."""
+    """A watch on the calls of the thread that makes it. For each call: `arm`, `begin`, call, `end`.
+
+    At last `shares`.
+    """
 
     def __init__(self) -> None:
         me = threading.get_native_id()
@@ -48,7 +51,7 @@ class Guard:
         self._start = (0.0, 0.0)
 
     def arm(self) -> None:
-        """Read the other threads' counts: slower than `begin`, so before the barrier."""
+        """Read the counts of the other threads. Call it before the barrier, because it is slower than `begin`."""
         self._before = [_read(file) for file in self._others]
 
     def begin(self) -> None:
@@ -68,8 +71,10 @@ class Guard:
         self._seconds.append(seconds)
 
     def shares(self) -> NDArray[np.float64]:
-        """The share of a core in each call [calls], 1 if none was delayed: the calling thread's, or that of the most
-        delayed of the threads that worked. Ends the watch."""
+        """The share of a core that the most delayed thread of those that worked had in each call [calls].
+
+        Ends the watch.
+        """
         for file in [self._main, *self._others]:
             if file is not None:
                 os.close(file)
@@ -89,7 +94,7 @@ def _opened(task: int) -> int | None:
 
 
 def _read(file: int) -> tuple[float, float]:
-    """(seconds a thread ran, seconds it was ready without a core); zeros if it has ended."""
+    """(seconds that a thread ran, seconds that it was ready without a core); zeros if the thread has ended."""
     with contextlib.suppress(OSError, ValueError):
         ran, lost, _ = os.pread(file, 80, 0).split()
         return int(ran) * 1e-9, int(lost) * 1e-9
@@ -103,10 +108,10 @@ def _rusage() -> tuple[float, float]:
 
 
 def mark(core: NDArray[np.float64] | None, *times: NDArray[np.float64]) -> dict[str, Any]:
-    """What a record says of its calls: {"disturbed": text}, or nothing if few lacked a core and rounds agree.
+    """The mark of a record: {"disturbed": text}, or {} if few calls lacked a core and the rounds agree.
 
-    core: [world, iterations] share of a core that each rank had, or None. times: [world, iterations] seconds, of each
-    kind of call in the record.
+    core: [world, iterations] share of a core that each rank had, or None. times: [world, iterations] seconds, one array
+    for each kind of call in the record.
     """
     if core is not None and core.size and np.mean(core.min(axis=0) < ENOUGH) > MANY:
         mean = core.mean(axis=1)
@@ -116,9 +121,9 @@ def mark(core: NDArray[np.float64] | None, *times: NDArray[np.float64]) -> dict[
 
 
 def spread(times: NDArray[np.float64]) -> float:
-    """How far the medians of ROUNDS rounds of calls lie apart, over the median one; 0 for fewer calls than rounds.
+    """The range of the medians of ROUNDS rounds of calls, over the middle one; 0 for fewer calls than rounds.
 
-    times: [world, iterations] seconds, NaN where a call was not run; the slowest rank counts.
+    times: [world, iterations] seconds, NaN for calls that were not run. The slowest rank counts.
     """
     slowest = times.max(axis=0)
     slowest = slowest[np.isfinite(slowest)]
@@ -129,7 +134,7 @@ def spread(times: NDArray[np.float64]) -> float:
 
 
 def doubtful(times: NDArray[np.float64], core: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Which rows of a table `mark` marks, for pictures. times, core: [..., rank, iteration], NaN where not run."""
+    """Which rows of a table `mark` marks, for pictures. times, core: [..., rank, iteration], NaN for calls not run."""
     found = np.zeros(times.shape[:-2], bool)
     for place in np.ndindex(found.shape):
         ran = np.isfinite(times[place]).all(axis=0)
@@ -138,7 +143,10 @@ def doubtful(times: NDArray[np.float64], core: NDArray[np.float64]) -> NDArray[n
 
 
 def mark_pairs(core: NDArray[np.float64], pairs: NDArray[np.bool_]) -> dict[str, Any]:
-    """`mark` of samples of pairs [origin, target]. core: [origin, target, end] share of a core."""
+    """The mark, as `mark` returns it, of samples of pairs [origin, target].
+
+    core: [origin, target, end] share of a core.
+    """
     shares = np.where(pairs[..., None], core, 1.0)
     origin, target, end = np.unravel_index(np.nanargmin(shares), shares.shape)
     least = float(shares[origin, target, end])
@@ -146,7 +154,7 @@ def mark_pairs(core: NDArray[np.float64], pairs: NDArray[np.bool_]) -> dict[str,
 
 
 def crowded(hosts: Sequence[str], masks: Sequence[frozenset[int]]) -> str:
-    """A line if some host has more ranks than cores that they may use, else an empty text."""
+    """A line of text if some host has more ranks than cores that they may use, else an empty text."""
     for host in dict.fromkeys(hosts):
         here = [mask for each, mask in zip(hosts, masks) if each == host]
         cores = len(frozenset().union(*here))

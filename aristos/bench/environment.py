@@ -1,7 +1,7 @@
-"""Facts needed to repeat a run, as plain values: versions, MPI library, CPU, binding, command line, commit.
+"""Plain facts that are needed to repeat a run: versions, MPI library, CPU, binding, command line, commit.
 
-Also limits BLAS to as many threads as a rank has workers, for a fair comparison. User names and whole environments are
-never recorded.
+The module also limits BLAS to as many threads as a rank has workers, for a fair comparison. User names and whole
+environments are never recorded.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _SET_THREADS = ("openblas_set_num_threads", "MKL_Set_Num_Threads", "bli_thread_s
 
 
 def cpu() -> str:
-    """The processor's name by /proc/cpuinfo."""
+    """The processor's name from /proc/cpuinfo."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.lower().startswith(("model name", "hardware")):
@@ -36,9 +36,9 @@ def cpu() -> str:
 
 
 def commit() -> str:
-    """The commit of the source tree, or the one that an installed package was built from; '' if it is not known.
+    """The commit of the source tree, or the commit that an installed package was built from; '' if it is not known.
 
-    A '+' at the end: there were local changes.
+    A '+' at the end means that there were local changes.
     """
     package = Path(__file__).resolve().parents[1]
     words = ["git", "-C", str(package), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"]
@@ -60,9 +60,9 @@ def mpi_library() -> str:
 
 
 def hold_blas(threads: int) -> str:
-    """Limit NumPy's BLAS to `threads` threads; returns what was set, in words.
+    """Limit NumPy's BLAS to `threads` threads. Returns a text that says what was set.
 
-    Setting environment variables would come too late: NumPy was imported before the options were read.
+    Environment variables would be set too late, because NumPy was imported before the options were read.
     """
     try:
         maps = Path("/proc/self/maps").read_text().splitlines()
@@ -84,7 +84,7 @@ def hold_blas(threads: int) -> str:
 
 
 def facts(world: World, argv: list[str], seed: int) -> dict[str, Any]:
-    """Attributes of a run; lists have one entry per rank. Collective."""
+    """Attributes of a run, whose lists have one entry per rank. Collective."""
     from ..transport import choice
 
     started = launch_environment.started_as()

@@ -1,7 +1,7 @@
-"""The alpha-beta model of a link: t(n) = alpha + beta n, in two segments, fitted by relative least squares.
+"""The alpha-beta model of a link, t(n) = alpha + beta n in two segments, fitted by relative least squares.
 
-Small messages cost start-up and large ones bandwidth; caches and protocols change both at some size between. The
-residuals are relative, because sizes span six decades.
+The time of small messages is mostly start-up, that of large ones mostly bytes over bandwidth. Caches and protocols
+change both at some size in between. The residuals are relative, because sizes span six decades.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-POINTS = 3  # fewest sizes in a segment
-SPAN = 100  # last size over first; with a smaller span of small sizes, a slope is noise
-LARGE = 4096  # bytes; above, bytes cost more than start-up on any link
-POOR = 0.3  # relative residual
+POINTS = 3  # the fewest sizes in a segment
+SPAN = 100  # the least ratio of the last size to the first one; if small sizes span less, their slope is noise
+LARGE = 4096  # bytes; in larger messages, bytes take more time than start-up on any link
+POOR = 0.3  # a fit with a larger relative residual gets a warning
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Segment:
 
     @property
     def resolved(self) -> bool:
-        """Whether the slope is a bandwidth: bytes at least double the time, over a sufficient range of sizes."""
+        """Whether the slope is a bandwidth: over a sufficient range of sizes, bytes at least double the time."""
         grows = self.beta * (self.last - self.first) >= self.alpha + self.beta * self.first
         return self.beta > 0 and grows and (self.last >= SPAN * self.first or self.first >= LARGE)
 
@@ -55,7 +55,7 @@ class Fit:
         return f"relative residual {self.residual:.1%}" + (" (poor fit)" if self.residual > POOR else "")
 
     def __call__(self, sizes: ArrayLike) -> NDArray[np.float64]:
-        """Seconds for sizes in bytes; sizes between the segments belong to the second one."""
+        """Seconds for sizes in bytes. Sizes between the segments belong to the second one."""
         n = np.asarray(sizes, dtype=np.float64)
         low, high = self.segments[0], self.segments[-1]
         return np.where(n <= low.last, low.alpha + low.beta * n, high.alpha + high.beta * n)
@@ -65,7 +65,7 @@ def _line(n: NDArray[np.float64], t: NDArray[np.float64]) -> tuple[float, float,
     """(alpha, beta, sum of squared relative residuals); alpha, beta >= 0."""
     rows = np.stack([1 / t, n / t], axis=1)
     (alpha, beta), *_ = np.linalg.lstsq(rows, np.ones_like(t), rcond=None)
-    if beta < 0:  # flat within noise
+    if beta < 0:  # the line is flat except for noise
         alpha, beta = (1 / t).sum() / (1 / t**2).sum(), 0.0
     elif alpha < 0:
         alpha, beta = 0.0, (n / t).sum() / ((n / t) ** 2).sum()
@@ -73,7 +73,7 @@ def _line(n: NDArray[np.float64], t: NDArray[np.float64]) -> tuple[float, float,
 
 
 def alpha_beta(sizes: ArrayLike, seconds: ArrayLike) -> Fit:
-    """Fit two segments and the size that separates them; one segment if there are too few sizes.
+    """Fit two segments and the size that separates them, or one segment if there are too few sizes.
 
     sizes: [N] bytes, ascending; seconds: [N], positive.
     """

@@ -1,9 +1,9 @@
-"""Floors of the CUDA kernels on published GPUs: the least time that FLOPs and bytes permit. Nothing here is measured.
+"""Floors of the CUDA kernels on published GPUs, that is the least times that FLOPs and bytes permit.
 
-A kernel takes at least as long as the GPU's arithmetic units, its memory (HBM) and its link each need. Its floor is the
-largest of the three at the data sheet's rates, as if they overlapped perfectly. Launches, latencies, activations,
-biases and padding of tiles are left out: they only add time. Rows are spread evenly over experts, and experts over
-GPUs. Caches are cold; MEANING says what a warm cache can save.
+This module measures nothing. A kernel takes at least as long as the GPU's arithmetic units, its memory (HBM) and its
+link each need. The kernel's floor is the largest of these three times at the data sheet's rates, as if they overlapped
+perfectly. Launches, latencies, activations, biases and padding of tiles are left out, because they only add time. Rows
+are spread evenly over experts, and experts over GPUs. Caches are cold; MEANING says what a warm cache can save.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ..row_types import BY_KIND
 from .arguments import counts
 
 BYTES = {kind: row.nbytes for kind, row in BY_KIND.items()}  # bytes of an element of rows and weights, by arithmetic
-FLOAT, WORD = 4, 8  # bytes: a router element or combine weight; an id or position
+FLOAT, WORD = 4, 8  # bytes of a router element or combine weight, and of an id or position
 COMPARED = ("a", "b", "c", "d", "e")
 
 
@@ -27,7 +27,7 @@ class DataSheet:
     """A GPU's data sheet: peak FLOP/s by arithmetic (dense, without structured sparsity), memory bytes/s, and bytes/s
     of all its NVLinks in one direction. l2: bytes.
 
-    topology/defaults.py has the rates that such GPUs reach in practice; a floor must not rest on them.
+    topology/defaults.py has the rates that such GPUs reach in practice. A floor must not depend on those.
     """
 
     name: str
@@ -60,9 +60,10 @@ GPUS = (
 
 @dataclass(frozen=True)
 class GpuCall:
-    """One call of a layer on one of `gpus` equal GPUs, which has `tokens` tokens and computes as many rows as it sends.
+    """One call of a layer on one of `gpus` equal GPUs.
 
-    kind: the arithmetic of the experts, a key of BYTES. The router is float32 without tensor cores for every kind.
+    The GPU has `tokens` tokens and computes as many rows as it sends. kind: the arithmetic of the experts, a key of
+    BYTES. The router is float32 without tensor cores for every kind.
     Raises InputError for an unknown kind or a count of GPUs that is not in 1..experts.
     """
 
@@ -88,22 +89,22 @@ class GpuCall:
 
     @property
     def rows(self) -> int:
-        """Rows that a GPU's tokens send, and that its experts receive."""
+        """How many rows a GPU's tokens send. Its experts receive as many."""
         return self.tokens * self.top_k
 
     @property
     def remote(self) -> float:
-        """Rows that go to other GPUs, and as many that come from them."""
+        """How many rows go to other GPUs. As many come from them."""
         return self.rows * (self.gpus - 1) / self.gpus
 
     @property
     def own(self) -> float:
-        """Own rows that a GPU reads in place: the choices of a token share one row of x."""
+        """How many own rows a GPU reads in place, where the choices of a token share one row of x."""
         return min(self.tokens, self.rows - self.remote)
 
     @property
     def active(self) -> float:
-        """Experts of a GPU that have rows: only their weights are read."""
+        """How many experts of a GPU have rows. Only the weights of these are read."""
         return min(self.experts, self.rows * self.gpus) / self.gpus
 
     @property
@@ -113,14 +114,16 @@ class GpuCall:
 
     @property
     def first(self) -> int:
-        """Weight matrices of the first GEMM."""
+        """Number of weight matrices of the first GEMM."""
         return 2 if self.gated else 1
 
 
 @dataclass(frozen=True)
 class KernelWork:
-    """Work of a kernel. products: FLOPs in the experts' arithmetic. plain: FLOPs in float32. memory: bytes read and
-    written. link: bytes sent; as many arrive, in the other direction."""
+    """A kernel's work. products: FLOPs in the experts' arithmetic. plain: FLOPs in float32.
+
+    memory: bytes read and written.
+    link: bytes sent; as many arrive in the other direction."""
 
     products: float = 0
     plain: float = 0
@@ -129,24 +132,24 @@ class KernelWork:
 
 
 def route(call: GpuCall) -> KernelWork:
-    """Scores of S tokens, k ids and k weights: x and the router read, ids and weights written."""
+    """The work of routing S tokens to k experts each: x and the router are read, ids and weights are written."""
     read = call.tokens * call.row + FLOAT * call.hidden * call.experts
     return KernelWork(plain=2 * call.tokens * call.hidden * call.experts, memory=read + (WORD + FLOAT) * call.rows)
 
 
 def place(call: GpuCall) -> KernelWork:
-    """The packed order: ids read, a token and a position for each row written."""
+    """The work of the packed order: ids are read, and a token and a position for each row are written."""
     return KernelWork(memory=3 * WORD * call.rows)
 
 
 def dispatch(call: GpuCall) -> KernelWork:
-    """Rows to other GPUs: each token's row read once and sent once for every choice, arriving rows written."""
+    """The work of dispatch: each token's row is read once and sent once for every choice; arriving rows are written."""
     arrive = call.remote * call.row
     return KernelWork(memory=min(call.tokens, call.remote) * call.row + arrive, link=arrive)
 
 
 def up(call: GpuCall) -> KernelWork:
-    """The first GEMM, gate included: rows and weights read, h [rows, F] written."""
+    """The work of the first GEMM, gate included: rows and weights are read, h [rows, F] is written."""
     read = (call.own + call.remote) * call.row + call.active * call.first * call.weight
     return KernelWork(
         products=2 * call.rows * call.hidden * call.ffn * call.first,
@@ -155,18 +158,18 @@ def up(call: GpuCall) -> KernelWork:
 
 
 def down(call: GpuCall) -> KernelWork:
-    """The second GEMM: h and weights read, output rows written."""
+    """The work of the second GEMM: h and weights are read, output rows are written."""
     read = call.rows * call.ffn * BYTES[call.kind] + call.active * call.weight
     return KernelWork(products=2 * call.rows * call.hidden * call.ffn, memory=read + call.rows * call.row)
 
 
 def returns(call: GpuCall) -> KernelWork:
-    """Output rows back to their sources, as a separate copy: rows read, returned rows written."""
+    """The work of the return of output rows as a separate copy: rows are read, returned rows are written."""
     return KernelWork(memory=2 * call.remote * call.row, link=call.remote * call.row)
 
 
 def combine(call: GpuCall) -> KernelWork:
-    """y[t] = sum of w[t, j] times return row j, in float32: rows, weights and positions read, y written."""
+    """The work of combine in float32: rows, weights and positions are read, y is written."""
     memory = (call.rows + call.tokens) * call.row + (FLOAT + WORD) * call.rows
     return KernelWork(plain=2 * call.rows * call.hidden, memory=memory)
 
@@ -183,8 +186,10 @@ KERNELS = {
 
 
 def layer(call: GpuCall) -> KernelWork:
-    """The whole call, all overlapped: arithmetic of all kernels; rows out and outputs back over the link; of memory
-    only the bytes that no schedule can keep on the chip: x, router and active experts' weights read once, y written.
+    """The work of the whole call with everything overlapped.
+
+    It has the arithmetic of all kernels, and rows out and outputs back over the link. From memory it has only the
+    bytes that no schedule can keep on the chip: x, router and active experts' weights are read once, and y is written.
     """
     parts = [kernel(call) for kernel in KERNELS.values()]
     weights = call.active * (call.first + 1) * call.weight
@@ -197,7 +202,7 @@ def layer(call: GpuCall) -> KernelWork:
 
 
 def floor(gpu: DataSheet, kind: str, work: KernelWork) -> tuple[float, str]:
-    """(microseconds, the term that binds: compute, memory or link). Tensor cores and float32 units work in parallel."""
+    """(microseconds, the largest term: compute, memory or link). Tensor cores and float32 units work in parallel."""
     if kind == "f32":
         compute = (work.products + work.plain) / gpu.f32
     else:
@@ -208,12 +213,12 @@ def floor(gpu: DataSheet, kind: str, work: KernelWork) -> tuple[float, str]:
 
 
 def chain(gpu: DataSheet, call: GpuCall) -> float:
-    """Microseconds of an unfused layer: all kernels one after another, each through memory."""
+    """Microseconds of an unfused layer that runs all kernels one after another, each through memory."""
     return sum(floor(gpu, call.kind, kernel(call))[0] for kernel in KERNELS.values())
 
 
 def calls(preset: str, kind: str, gpus: int) -> list[GpuCall]:
-    """A call of the preset's published shape for each of its token counts."""
+    """Calls of the preset's published shape, one for each of its token counts."""
     p = PRESETS[preset]
     return [GpuCall(tokens, p.hidden, p.ffn, p.experts, p.top_k, p.gated, kind, gpus) for tokens in p.tokens]
 
@@ -241,7 +246,7 @@ def _cell(gpu: DataSheet, kind: str, work: KernelWork) -> str:
 
 
 def table(presets: Iterable[str], kind: str, gpus: int) -> str:
-    """Markdown: microseconds of every kernel by shape and GPU, and the term that binds: c, m or l."""
+    """Markdown with the microseconds of every kernel by shape and GPU, and the largest term: c, m or l."""
     names = [name for name in KERNELS if gpus > 1 or name not in ("dispatch", "return")]
     lines = [
         f"| tokens/H/F/E/k | GPU | {' | '.join(names)} | chain | layer |",
@@ -258,7 +263,7 @@ def table(presets: Iterable[str], kind: str, gpus: int) -> str:
 
 
 def gpus_table() -> str:
-    """Markdown: the rates of the data sheets."""
+    """Markdown with the rates of the data sheets."""
     lines = [
         "| GPU | SMs | bf16 and f16, TFLOP/s | tf32 | f32 | memory, GB/s | NVLink, GB/s one way | L2, MB | source |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
@@ -273,7 +278,7 @@ def gpus_table() -> str:
 def page(
     presets: Sequence[str] = COMPARED, kinds: Sequence[str] = ("bf16", "f32"), gpus: Sequence[int] = (1, 8)
 ) -> str:
-    """All tables, with their meaning, as Markdown."""
+    """Markdown with all tables and their meaning."""
     parts = [
         MEANING,
         gpus_table(),
@@ -286,7 +291,7 @@ def page(
 
 
 def main(argv: list[str], prog: str = "python -m aristos.bench floors") -> int:
-    """Print the tables; returns the exit code. Needs neither MPI nor a GPU, and writes no file."""
+    """Print the tables. Returns the exit code. Needs neither MPI nor a GPU, and writes no file."""
     parser = launch_environment.OneRankParser(prog=prog, description=__doc__)
     parser.add_argument(
         "presets", nargs="*", metavar="PRESET", help=f"published shapes (default: {' '.join(COMPARED)})"

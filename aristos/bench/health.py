@@ -1,4 +1,4 @@
-"""What a process holds: memory, open files, threads, mapped shared memory; and whether that grows."""
+"""The resources of a process (memory, open files, threads, mapped shared memory), and whether they grow."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-# growth in the second half of a run that allocators, caches and MPI's pools explain
+# the most growth in the second half of a run that allocators, caches and MPI's pools explain
 SLACK = {"memory_mib": 64.0, "files": 8.0, "threads": 4.0, "shared": 2.0}
 
 
 @dataclass(frozen=True)
 class Sample:
-    """What this process holds now. memory_mib: resident; shared: how many files it maps as shared memory."""
+    """The resources of this process at one time. memory_mib: resident memory. shared: number of files mapped as shared
+    memory."""
 
     seconds: float
     memory_mib: float
@@ -34,9 +35,9 @@ def sample(seconds: float) -> Sample:
 
 
 def growth(samples: list[Sample]) -> dict[str, float]:
-    """By how much each figure grows over the second half of the samples, by a fitted line; {} for fewer than 8.
+    """How much each figure grows over the second half of the samples, by a fitted line; {} for fewer than 8 samples.
 
-    The first half fills caches, so it does not count.
+    The first half does not count, because it fills caches.
     """
     late = samples[len(samples) // 2 :]
     if len(samples) < 8:
@@ -46,7 +47,7 @@ def growth(samples: list[Sample]) -> dict[str, float]:
 
 
 def leaks(samples: list[Sample]) -> list[str]:
-    """The figures that grow by more than SLACK, in words."""
+    """A text for each figure that grows by more than SLACK."""
     return [
         f"{name} grows by {grown:.1f} in the second half, allowed are {SLACK[name]:g}"
         for name, grown in growth(samples).items()
@@ -55,6 +56,6 @@ def leaks(samples: list[Sample]) -> list[str]:
 
 
 def _slope(at: NDArray[np.float64], values: NDArray[np.float64]) -> float:
-    """The rise of the least-squares line from the first time to the last."""
+    """The rise of the least-squares line from the first time to the last one."""
     spread = at - at.mean()
     return float(spread @ (values - values.mean()) / (spread @ spread) * (at[-1] - at[0])) if spread.any() else 0.0

@@ -1,10 +1,10 @@
-"""Measured links between ranks, and each rank's rate and memory: the file that the planner reads.
+"""Measurement of links between ranks, and of each rank's rate and memory, for the file that the planner reads.
 
-One-sided puts in two ranges of sizes; alpha + beta n is fitted to each range by relative least squares. Pairs meet in
-the rounds of a tournament, in which each rank has one partner: quietly, with one pair of a node at a time, and then
-with all pairs of a round at once, which gives the contended figure. Every link that is much slower than its class is
-measured a second time, and each size keeps its shorter time. The link is a fault if it is still much slower then.
-Links between GPUs are not measured: they come from the table.
+One-sided puts are timed in two ranges of sizes, and alpha + beta n is fitted to each range by relative least squares.
+Pairs meet in the rounds of a tournament, in which each rank has one partner. They are measured twice: quietly, with one
+pair of a node at a time, and then with all pairs of a round at once, which gives the contended figure. Every link that
+is much slower than its class is measured a second time, and each size keeps its shorter time. If the link is still much
+slower then, this is a fault. Links between GPUs are not measured; their figures come from the table.
 """
 
 from __future__ import annotations
@@ -36,21 +36,21 @@ SMALL = (
     64,
     256,
     1024,
-)  # bytes; for start-up. Between the ranges store buffers and protocols bend the curve
-LARGE = (64 << 10, 256 << 10, 1 << 20, 4 << 20)  # bytes; for bandwidth
+)  # bytes, for start-up. Between the two ranges store buffers and protocols bend the curve
+LARGE = (64 << 10, 256 << 10, 1 << 20, 4 << 20)  # bytes, for bandwidth
 SIZES = SMALL + LARGE
-SAMPLES = 100  # at most, of each size
-QUANTILE = 0.25  # the quantile of the samples that counts: other load on the machine only adds time
+SAMPLES = 100  # the most samples of each size
+QUANTILE = 0.25  # the quantile of the samples that counts, because other load on the machine only adds time
 RATE_SECONDS = 0.4
 ROWS, HIDDEN, FFN = 192, 512, 1024  # sizes of the expert whose rate is measured
 Times = NDArray[np.float64]  # [origin, target, size] seconds, NaN if not measured
 Rounds = list[list[tuple[int, int]]]
-Slower = list[tuple[int, int, float]]  # (origin, target, time over the median of its class)
+Slower = list[tuple[int, int, float]]  # (origin, target, time over the median of the link's class)
 
 
 @dataclass(frozen=True)
 class RankPlace:
-    """Where a rank runs. node: index into the topology's nodes; label: of its GPU, '' for cores."""
+    """The place of a rank. node: index into the topology's nodes. label: that of the rank's GPU, '' for cores."""
 
     node: int
     label: str
@@ -63,7 +63,7 @@ class RankPlace:
 
 
 def survey(world: World) -> tuple[Topology, list[RankPlace]]:
-    """(topology of all ranks' nodes, where each rank runs). Collective."""
+    """(topology of all ranks' nodes, place of each rank). Collective."""
     mine = discover(network=world.lead)
     topology = join(world.allgather(mine))
     node = mine.nodes[mine.here or 0]
@@ -77,7 +77,7 @@ def survey(world: World) -> tuple[Topology, list[RankPlace]]:
 
 
 def quiet(rounds: Rounds, node_of: Sequence[int]) -> Rounds:
-    """The same pairs in rounds in which a node is in at most one pair; a pair between two nodes is in both."""
+    """The same pairs in rounds with at most one pair for each node; a pair of two nodes counts for both."""
     found: Rounds = []
     for pairs in rounds:
         parts: list[tuple[set[int], list[tuple[int, int]]]] = []
@@ -94,7 +94,10 @@ def quiet(rounds: Rounds, node_of: Sequence[int]) -> Rounds:
 
 
 def measure(world: World, topology: Topology, ranks: list[RankPlace], seconds: float) -> Links:
-    """Measure links, rates and memory. seconds: about how long puts take. Collective; equal on every rank."""
+    """Measure links, rates and memory. The result is equal on every rank. seconds: about how long puts take.
+
+    Collective.
+    """
     begun = time.monotonic()
     n = world.size
     classes = [[Link("self") if a is b else link_class(topology, a.end, b.end) for b in ranks] for a in ranks]
@@ -116,7 +119,8 @@ def measure(world: World, topology: Topology, ranks: list[RankPlace], seconds: f
     with Pairs(world, slot_bytes(world, SIZES[-1])) as pairs:
         sizes = [size for size in SIZES if size <= pairs.capacity]
         everything = [[p for p in row if ours[p]] for row in schedule(n, n)]
-        hosts_of = [where.index(each) for each in where]  # virtual nodes of one machine disturb each other too
+        # by machine, because virtual nodes of one disturb each other too
+        hosts_of = [where.index(each) for each in where]
         alone = quiet(everything, hosts_of)
         times = _times(pairs, alone, sizes, 0.6 * seconds)
         suspects = world.bcast(_suspects(texts, _span(times, sizes, LARGE), crowded))
@@ -160,13 +164,13 @@ def _times(pairs: Pairs, rounds: Rounds, sizes: list[int], seconds: float) -> Ti
 
 
 def _samples(side: Side, sizes: list[int], seconds: float) -> list[NDArray[np.int64]]:
-    """Nanoseconds of puts of each size: PROBE samples, and more if they fit into `seconds` per size."""
+    """Nanoseconds of puts of each size: PROBE samples, and more samples if they fit into `seconds` per size."""
     taken, fits = [], []
     for size in sizes:
         begun = time.perf_counter()
         taken.append(cell(side, size, 1, PROBE))
         fits.append(int(seconds * PROBE / max(time.perf_counter() - begun, 1e-7)) - PROBE)
-    for j, more in enumerate(side.agree(fits)):  # one message for all sizes: it costs more than most puts
+    for j, more in enumerate(side.agree(fits)):  # one message for all sizes, because it takes longer than most puts
         if more >= PROBE:
             taken[j] = np.concatenate([taken[j], cell(side, sizes[j], 1, min(SAMPLES, more))])
     cell(side, sizes[-1], 1, 1)  # the put whose bytes are checked
@@ -174,7 +178,7 @@ def _samples(side: Side, sizes: list[int], seconds: float) -> list[NDArray[np.in
 
 
 def _fits(times: Times, sizes: list[int], wanted: Sequence[int]) -> dict[tuple[int, int], fit.Fit]:
-    """The fit of each measured pair, (origin, target) -> fit, over the wanted sizes."""
+    """The fit of each measured pair over the wanted sizes, (origin, target) -> fit."""
     at = [j for j, size in enumerate(sizes) if size in wanted]
     found = {}
     for a, b in np.argwhere(~np.isnan(times[:, :, at]).any(axis=2)):
@@ -203,7 +207,7 @@ def _residual(times: Times, sizes: list[int]) -> Rows:
 
 
 def _mixed(measured: Span, table: Span, ours: NDArray[np.bool_]) -> Span:
-    """Measured values for the pairs in `ours`, those of the table for the rest."""
+    """Measured values for the pairs in `ours`, and values of the table for all others."""
 
     def rows(one: Rows, other: Rows) -> Rows:
         n = len(one)
@@ -213,7 +217,7 @@ def _mixed(measured: Span, table: Span, ours: NDArray[np.bool_]) -> Span:
 
 
 def _crowded(world: World, where: Sequence[object]) -> set[int]:
-    """Ranks of machines with more ranks than cores: the cores of a pair are not fixed there."""
+    """The ranks of machines with more ranks than cores, where the cores of a pair are not fixed."""
     found: set[int] = set()
     for each in dict.fromkeys(where):
         ranks = [r for r, at in enumerate(where) if at == each]
@@ -223,7 +227,7 @@ def _crowded(world: World, where: Sequence[object]) -> set[int]:
 
 
 def _suspects(classes: list[list[str]], span: Span, crowded: set[int]) -> Slower:
-    """Links much slower than their class, those of crowded ranks left out."""
+    """Links that are much slower than their class, without those of crowded ranks."""
     return [(a, b, times) for a, b, times in slow(classes, span) if not {a, b} & crowded]
 
 
@@ -234,7 +238,10 @@ def _only(rounds: Rounds, suspects: Slower) -> Rounds:
 
 
 def _still_slow(suspects: Slower, after: Slower) -> Slower:
-    """Those of `after` that were measured twice. Others can be new in it: shorter times shift a class's median."""
+    """Those of `after` that were measured twice.
+
+    It may also have others, because shorter times shift a class's median.
+    """
     twice = {(a, b) for a, b, _ in suspects}
     return [each for each in after if each[:2] in twice]
 
@@ -278,7 +285,7 @@ def _devices(world: World, ranks: list[RankPlace], rates: list[float | None]) ->
 
 
 def _rates(world: World, ranks: list[RankPlace]) -> list[float | None]:
-    """GFLOP/s of the expert kernel on each rank's cores, all ranks at once; None for a GPU. Collective."""
+    """GFLOP/s of the expert kernel on each rank's cores while all ranks run it; None for a GPU. Collective."""
     from ..kernels import Packed
 
     mine = ranks[world.rank]
@@ -290,7 +297,7 @@ def _rates(world: World, ranks: list[RankPlace]) -> list[float | None]:
     experts = [Packed(*weights) for _ in range(threads)]
     outs = [np.empty_like(x) for _ in range(threads)]
     for expert, out in zip(experts, outs):
-        expert(x, out=out)  # compiled before the clock starts
+        expert(x, out=out)  # compiles it before the clock starts
     calls = [0] * threads
 
     def work(i: int) -> None:
@@ -320,5 +327,5 @@ def compile_expert() -> None:
 
 
 def seats(topology: Topology, ranks: list[RankPlace]) -> list[str]:
-    """The place of each rank as text, part of the cache's key: it distinguishes sets of ranks on the same hosts."""
+    """The place of each rank as text. As part of the cache's key it distinguishes sets of ranks on the same hosts."""
     return [f"{topology.nodes[r.node].name} {r.label} {cpusets.show(r.cpus)}" for r in ranks]

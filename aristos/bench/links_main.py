@@ -1,7 +1,7 @@
-"""`aristos topo --measure`: measure the job's links, or take them from the cache or the table; show and write them.
+"""`aristos topo --measure`: measure the job's links, or take them from cache or table, then show and write them.
 
 Exit codes: 0 success, 3 an unsuitable environment or a file that cannot be written, 130 Ctrl-C. A faulty link is
-reported and is no failure: the planner avoids it.
+reported but is no failure, because the planner avoids it.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from . import environment, world
 from .main import ENVIRONMENT, OK, WRONG, interrupted, leave
 
 PROG = "aristos topo"
-SECONDS = 6.0  # seconds of puts; synchronisation and start-up are extra
+SECONDS = 6.0  # seconds of puts, without synchronisation and start-up
 
 
 def run_links(asked: Namespace, smi: str | None) -> int:
-    """Run the command; returns its exit code. smi: text of another machine's `nvidia-smi topo -m`: then its links are
+    """Run the command. Returns its exit code. smi: text of another machine's `nvidia-smi topo -m`, whose links are then
     looked up in the table."""
     if smi is not None:
         from ..topology import from_text
@@ -76,7 +76,7 @@ def _stamped(links: Links) -> Links:
 
 
 def _links(ranks: world.World, again: bool) -> Links:
-    """Links of this job: from the cache of its hosts, else measured. Collective."""
+    """Links of this job, from the cache for its hosts, else measured. Collective."""
     if ranks.size == 1:
         from ..topology import discover
 
@@ -93,7 +93,7 @@ def _links(ranks: world.World, again: bool) -> Links:
         return replace(known, notes=[*known.notes, note])
     if ranks.lead:
         print(f"{PROG}: measuring {ranks.size} ranks", file=sys.stderr, flush=True)
-    for turn in (ranks.lead, not ranks.lead):  # one rank compiles, the others load
+    for turn in (ranks.lead, not ranks.lead):  # one rank compiles, then the others load
         if turn:
             oneside.compile_for_puts()
             links.compile_expert()
@@ -103,7 +103,7 @@ def _links(ranks: world.World, again: bool) -> Links:
     found = _stamped(links.measure(ranks, topology, seats, SECONDS))
     if ranks.lead:
         try:
-            private.make(path.parent.parent)  # compiled code is kept there as well
+            private.make(path.parent.parent)  # the folder that also keeps compiled code
             private.make(path.parent)
             file.save(found, path)
         except (OSError, EnvironmentProblem) as why:
@@ -134,7 +134,7 @@ def _finish(links: Links, asked: Namespace) -> int:
 
 
 def _by_class(links: Links) -> list[str]:
-    """A line per class: medians over its ordered pairs, and the slowest pair."""
+    """A line for each class with medians over its ordered pairs, and with the slowest pair."""
     pairs: dict[str, list[tuple[int, int]]] = {}
     for a, row in enumerate(links.classes):
         for b, name in enumerate(row):

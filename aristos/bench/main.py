@@ -1,4 +1,4 @@
-"""`python -m aristos.bench`: the same program on every rank, from the command line to the exit code.
+"""`python -m aristos.bench`, the same program on every rank, from the command line to the exit code.
 
 Exit codes: 0 every output was right, 1 a wrong result, 2 a usage error, 3 an unsuitable environment or a rank that
 stopped, 130 Ctrl-C. Any other exception prints its traceback with the rank and ends the job.
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 def main(argv: list[str] | None = None, prog: str = "python -m aristos.bench") -> int:
-    """Run the suites that `argv` names; returns the exit code, the same on every rank."""
+    """Run the suites that `argv` names. Returns the exit code, the same on every rank."""
     words = sys.argv[1:] if argv is None else argv
     if words[:1] == ["floors"]:  # arithmetic only: no ranks, no file
         return floors.main(words[1:], f"{prog} floors")
@@ -58,9 +58,9 @@ def main(argv: list[str] | None = None, prog: str = "python -m aristos.bench") -
     except (EnvironmentProblem, ResultsError) as why:
         return leave(ranks, f"{prog}: {why}", ENVIRONMENT)
     except (WaitTimeout, PoisonedError) as why:
-        state = getattr(why, "__notes__", [])  # where this rank's call stands
+        state = getattr(why, "__notes__", [])  # how far this rank's call came
         leave(ranks, "\n".join([f"{prog}: {why}", *state]), ENVIRONMENT)
-        return ranks.abort(ENVIRONMENT)  # the layer would end the job as well, with a code of its own
+        return ranks.abort(ENVIRONMENT)  # otherwise the layer would end the job, with another code
     except KeyboardInterrupt:
         return interrupted(ranks, prog)
     except BaseException as why:
@@ -73,7 +73,7 @@ def main(argv: list[str] | None = None, prog: str = "python -m aristos.bench") -
 
 @contextlib.contextmanager
 def _handling(*handlers: tuple[int, Any]) -> Iterator[None]:
-    """While inside, these handlers are in place: pairs (signal, handler). Only the main thread can set any."""
+    """While inside, the given handlers are set: pairs (signal, handler). Only the main thread can set handlers."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -86,8 +86,8 @@ def _handling(*handlers: tuple[int, Any]) -> Iterator[None]:
 
 
 def leave(ranks: world.World, message: str, code: int) -> int:
-    """Exit after an error of one rank or of all. If all ranks failed, rank 0 prints each message once; else the job
-    is aborted. Returns `code`."""
+    """Exit after an error of one rank or of all ranks. If all failed, rank 0 prints each message once. Else the job is
+    aborted. Returns `code`."""
     messages = ranks.agree_on_exit(message)
     if messages is None:
         print(f"[rank {ranks.rank}] {message}", file=sys.stderr, flush=True)
@@ -99,8 +99,8 @@ def leave(ranks: world.World, message: str, code: int) -> int:
 
 
 def interrupted(ranks: world.World, prog: str) -> int:
-    """Exit after Ctrl-C or SIGTERM on one rank or on all; waits INTERRUPTED_SECONDS, so that rank 0 can note it."""
-    # A launcher passes on what the terminal has sent already.
+    """Exit after Ctrl-C or SIGTERM on one rank or on all. Waits INTERRUPTED_SECONDS, so that rank 0 can note it."""
+    # A launcher passes on a signal that the terminal has sent already.
     with _handling((signal.SIGINT, signal.SIG_IGN), (signal.SIGTERM, signal.SIG_IGN)):
         if ranks.lead:
             print(f"{prog}: interrupted", file=sys.stderr, flush=True)
@@ -121,7 +121,7 @@ def chosen(asked: Options, ranks: int) -> list[Suite]:
 
 
 def run_bench(asked: Options, ranks: world.World, argv: list[str]) -> int:
-    """Run the suites, show and write their results; returns the exit code."""
+    """Run the suites, show and write their results. Returns the exit code."""
     todo = chosen(asked, ranks.size)
     if ranks.lead and sys.stdout is None:
         raise EnvironmentProblem("stdout is closed: if no tables are wanted, redirect it to /dev/null")
@@ -144,7 +144,7 @@ def run_bench(asked: Options, ranks: world.World, argv: list[str]) -> int:
     if reporter is not None:
         reporter.head(facts, f"{shape} ({'; '.join(filter(None, [shape.source, shape.note]))})")
     if gpu is None and any(suite.kernels for suite in todo):
-        workload.compile_all(ranks)  # before the clock starts: compilation would use up the budget
+        workload.compile_all(ranks)  # before the clock starts, because compilation would use up the budget
     for suite in todo:
         if suite.prepare is not None:
             suite.prepare(ranks)
@@ -209,7 +209,7 @@ def _measure(suite: Suite, context: Context, reporter: Reporter | None, gpu: Ben
 
 
 def _mark(result: Result) -> None:
-    """Say below a sheet, and in the tables of its suite, that calls were disturbed."""
+    """Note below a sheet, and in the tables of its suite, that calls were disturbed."""
     for sheet in result.sheets:
         if any("disturbed" in record for record in sheet.records):
             sheet.notes.append(disturbance.SENTENCE)
@@ -220,9 +220,9 @@ def _mark(result: Result) -> None:
 
 
 def _append(asked: Options, kept: file.Run | None, result: Result | None = None) -> str | None:
-    """Write the run's attributes, and the tables of a suite that has ended, to the results file; returns its path.
+    """Write the run's attributes, and the tables of a suite that has ended, to the results file. Returns its path.
 
-    kept: None where this rank writes no file.
+    kept: None if this rank writes no file.
     """
     if kept is None:
         return None
@@ -238,7 +238,7 @@ def _finish(
     ok: bool,
     out: str | None,
 ) -> None:
-    """Rank 0 prints the outcome and the path of the file."""
+    """Print the outcome and the path of the file, on rank 0."""
     if reporter is None:
         return
     if asked.json:

@@ -1,9 +1,9 @@
-"""Timing collective calls: a barrier before each, a clock on every rank, the slowest rank's time reported.
+"""Timing of collective calls, with a barrier before each and a clock on every rank; the slowest rank's time counts.
 
 Calls that are compared take turns, iteration by iteration, so that other load on the machine affects all of them
-alike. Ranks are never averaged, and outliers are kept, but for calls that were disturbed (`disturbance.py`): they are
-repeated if they are few, up to REPEATS times. A call that exceeds the world's limit ends the job. Outputs are checked
-elsewhere (`workload.py`).
+alike. Ranks are never averaged, and outliers are kept. Only calls that were disturbed (`disturbance.py`) are repeated,
+if they are few, up to REPEATS times. A call that exceeds the world's limit ends the job. Another module checks outputs
+(`workload.py`).
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from .world import World
 
 Seconds = NDArray[np.float64]
 
-FEWEST = 4  # timed iterations, even if time is short
+FEWEST = 4  # the fewest timed iterations, even if time is short
 MOST = 2000
-REPEATS = 3  # how often a disturbed call is repeated
+REPEATS = 3  # how often a disturbed call is repeated at most
 
 
 @contextlib.contextmanager
 def no_gc() -> Iterator[None]:
-    """Turn Python's garbage collector off: its pauses would be measured too."""
+    """Turn Python's garbage collector off, because its pauses would be measured too."""
     was = gc.isenabled()
     gc.collect()
     gc.disable()
@@ -42,14 +42,16 @@ def no_gc() -> Iterator[None]:
 
 
 def rotated(names: Sequence[str], turn: int) -> list[str]:
-    """The order of the calls in turn number `turn`: each turn starts one name later, so no call is always the first."""
+    """The order of calls in turn number `turn`. Each turn starts one name later, so no call is always the first."""
     first = turn % len(names)
     return [*names[first:], *names[:first]]
 
 
 class Times(dict[str, Seconds]):
-    """Seconds of every call on this rank: name -> [iterations]. core: name -> [world, iterations], the share of its
-    core that each rank had in the call."""
+    """Seconds of every call on this rank, name -> [iterations].
+
+    core: name -> [world, iterations], the share of a core that
+    each rank had in the call."""
 
     def __init__(self, names: Sequence[str], world: int, iterations: int) -> None:
         super().__init__({name: np.empty(iterations) for name in names})
@@ -70,8 +72,8 @@ def in_turns(
 ) -> Times:
     """Seconds of every call on this rank, and the shares of cores of all ranks. Collective.
 
-    after(name, i, seconds): runs after each call, untimed; again for a repeated call. turn: number of the first
-    iteration's turn, see `rotated`.
+    after(name, i, seconds): runs after each call, also after a repeated one, and is not timed. turn: number of the
+    first iteration's turn, see `rotated`.
     """
     todo = [(name, i) for i in range(iterations) for name in rotated(list(calls), turn + i)]
     return in_order(world, calls, todo, after)
@@ -83,7 +85,7 @@ def in_order(
     todo: Sequence[tuple[str, int]],
     after: Callable[[str, int, float], None] | None = None,
 ) -> Times:
-    """`in_turns` in a given order, (name, iteration) of each call. Collective."""
+    """The same as `in_turns`, in a given order: (name, iteration) of each call. Collective."""
     times = Times(list(calls), world.size, len(todo) // len(calls))
     fewest = max(1, int(FEW * len(todo)))
     with no_gc():
@@ -123,7 +125,7 @@ def _once(
 
 
 def placed(values: list[Any], i: int) -> None:
-    """Move the value that the call of iteration i appended to place i: a repeated call has appended another."""
+    """Move the last value to place i. The call of iteration i appended it, perhaps as the value of a repeated call."""
     if len(values) > i + 1:
         values[i] = values.pop()
 
@@ -131,10 +133,10 @@ def placed(values: list[Any], i: int) -> None:
 def iterations(
     world: World, calls: dict[str, Callable[[], object]], seconds: float, *, warmup: int, asked: int | None
 ) -> int:
-    """Warm up, then return how many iterations of all calls fit `seconds`: the same number on every rank. Collective.
+    """Warm up, then return how many iterations of all calls fit `seconds`, the same number on every rank. Collective.
 
-    warmup: untimed iterations; fewer are run if they would take a quarter of the time. asked: the user's --iters; if
-    given, it is returned.
+    warmup: untimed iterations; fewer are run if they would take a quarter of the time. asked: the user's --iters, which
+    is returned if given.
     """
     start = time.perf_counter()
     one = spent = 0.0
@@ -152,10 +154,10 @@ def gathered(world: World, times: Seconds) -> Seconds:
 
 
 def padded(arrays: Sequence[Any]) -> Seconds:
-    """One array made of many that differ in the length of their last axis; shorter ones end in NaN.
+    """One array made of many arrays that differ in the length of their last axis; shorter ones end in NaN.
 
-    arrays: arrays of equal shape [..., n] but for n, or nested sequences of them; None stands for all NaN. At least one
-    must be an array. [[a, b], [c, None]] -> [2, 2, ..., longest].
+    arrays: arrays of shape [..., n], equal except for n, or nested sequences of them. None stands for an array of NaN.
+    At least one must be an array. [[a, b], [c, None]] -> [2, 2, ..., longest].
     """
     found = list(_leaves(arrays))
     shape = (*found[0].shape[:-1], max(each.shape[-1] for each in found))
@@ -191,7 +193,7 @@ class Statistics:
 
     @classmethod
     def of(cls, times: Seconds) -> Statistics:
-        """times: [world, iterations] seconds, or [iterations] of one clock."""
+        """The statistics of times: [world, iterations] seconds, or [iterations] seconds of one clock."""
         slowest = times.max(axis=0) if times.ndim == 2 else times
         median, p95, p99 = np.quantile(slowest, [0.5, 0.95, 0.99])
         return cls(float(median), float(p95), float(p99), float(slowest.min()), slowest.size)

@@ -1,7 +1,7 @@
-"""Compiled loops of the microbenchmarks: puts, signals and waits on shared windows, without the engine.
+"""Compiled loops of the microbenchmarks, with puts, signals and waits on shared windows, but without the engine.
 
-Their times are a lower bound for the engine's. Every wait is bounded by a deadline, past which a function returns 0.
-The suites check whole payloads, with NumPy.
+The loops' times are a lower bound for the engine's. Every wait is bounded by a deadline, past which a function returns
+0. The suites check whole payloads with NumPy.
 """
 
 from numba import types
@@ -17,7 +17,7 @@ SPINS = 512  # idle polls before a waiter yields its core
 
 @jit
 def await_word(addr, value, deadline):
-    """Wait until the word is at least `value`; 1, or 0 when `deadline` (ns on mem.clock) passed."""
+    """Wait until the word is at least `value`. Returns 1, or 0 if `deadline` (ns on mem.clock) has passed."""
     polls = 0
     while mem.load_acquire(addr) < value:
         mem.pause()
@@ -33,8 +33,8 @@ def await_word(addr, value, deadline):
 def put_origin(slots, stride, source, nbytes, puts, flag, ack, scratch, base, samples, deadline, out):
     """Time `samples` times `puts` puts and a quiet. slots: address of the first slot at the target.
 
-    Before each sample the target has read the slots, so their lines are in its cache, as an owner's are. flag: word at
-    the target; ack: word of this rank; scratch: any word of this rank. out: [samples] ns.
+    Before each sample the target has read the slots, so that their lines are in its cache, as in an owner's. flag: word
+    at the target. ack: word of this rank. scratch: any word of this rank. out: [samples] ns.
     """
     for s in range(samples):
         if await_word(ack, base + s, deadline) == 0:
@@ -42,7 +42,7 @@ def put_origin(slots, stride, source, nbytes, puts, flag, ack, scratch, base, sa
         start = mem.clock()
         for p in range(puts):
             mem.copy_row(slots + p * stride, source, nbytes)
-        mem.fetch_add(scratch, 0)  # quiet: an atomic waits until all stores before it are visible
+        mem.fetch_add(scratch, 0)  # the quiet: an atomic waits until all stores before it are visible
         out[s] = mem.clock() - start
         mem.store_release(flag, base + s + 1)
     return await_word(ack, base + samples, deadline)
@@ -50,7 +50,10 @@ def put_origin(slots, stride, source, nbytes, puts, flag, ack, scratch, base, sa
 
 @jit
 def put_target(slots, stride, nbytes, puts, flag, ack, base, samples, deadline, out):
-    """The target's side of `put_origin`: reads every line of the slots after each sample. out: [1] sum of the words."""
+    """The target's side of `put_origin`, which reads every line of the slots after each sample.
+
+    out: [1] sum of the words.
+    """
     total = 0
     for s in range(samples):
         if await_word(flag, base + s + 1, deadline) == 0:
@@ -65,9 +68,9 @@ def put_target(slots, stride, nbytes, puts, flag, ack, base, samples, deadline, 
 
 @jit
 def ping(there, here, source, nbytes, flag_there, flag_here, base, repeats, samples, deadline, out):
-    """`samples` times `repeats` round trips of a payload and a signal. out: [samples] ns for all repeats.
+    """Make `samples` times `repeats` round trips of a payload and a signal. out: [samples] ns for all repeats.
 
-    The first word of the payload is the number of the round trip; returns -1 if a wrong number came back.
+    The first word of the payload is the number of the round trip. Returns -1 if a wrong number came back.
     """
     turn = base
     for s in range(samples):
@@ -88,7 +91,7 @@ def ping(there, here, source, nbytes, flag_there, flag_here, base, repeats, samp
 
 @jit
 def pong(there, here, nbytes, flag_there, flag_here, base, turns, deadline):
-    """Return the payload that arrives at `here`, `turns` times."""
+    """Send the payload that arrives at `here` back, `turns` times."""
     for turn in range(base + 1, base + turns + 1):
         if await_word(flag_here, turn, deadline) == 0:
             return 0
@@ -100,7 +103,7 @@ def pong(there, here, nbytes, flag_there, flag_here, base, turns, deadline):
 
 @jit
 def stream_send(ring, slots, stride, payload, nbytes, tail, credit, base, count, deadline):
-    """Send `count` messages through a ring of `slots`; the first word of message i holds i."""
+    """Send `count` messages through a ring of `slots`. The first word of message i holds i."""
     freed = base
     for i in range(base, base + count):
         if i - freed >= slots:
@@ -131,11 +134,11 @@ def stream_receive(ring, slots, stride, tail, credit, base, count, deadline, out
 
 @jit
 def all_to_all(rank, bases, flags, data, source, send_at, send_bytes, land_at, epoch, deadline):
-    """One-sided all-to-all: a put and a signal to every rank from rank + 1 on, then a wait for every rank's signal.
+    """A one-sided all-to-all: a put and a signal to every rank from rank + 1 on, then a wait for every rank's signal.
 
-    bases: [W] window addresses. flags, data: offsets in every window of the W flag lines and of the blocks; the caller
-    alternates `data` with the epoch. send_at, send_bytes: [W] range of `source` for each rank; land_at: [W] offset of
-    this rank's block in the data of each rank.
+    bases: [W] window addresses. flags, data: offsets, in every window, of the W flag lines and of the blocks; the
+    caller alternates `data` with the epoch. send_at, send_bytes: [W] range of `source` for each rank. land_at: [W]
+    offset of this rank's block in the data of each rank.
     """
     world = bases.size
     for d in range(1, world + 1):
@@ -164,7 +167,7 @@ def compile_for_exchange() -> None:
 
 
 def entry(function):
-    """(function, argument types) for `warm_up`: arrays by name, int64 for the rest."""
+    """(function, argument types) for `warm_up`. Arguments with the names of arrays are arrays, all others int64."""
     arrays = ("out", "bases", "shift", "send_at", "send_bytes", "land_at")
     code = getattr(function, "py_func", function).__code__
     names = code.co_varnames[: code.co_argcount]

@@ -1,9 +1,9 @@
-"""Compiled loops of the microbenchmarks over transport rma: those of `oneside.py`, by MPI puts between nodes.
+"""Compiled loops of the microbenchmarks over transport rma: the loops of `oneside.py` with MPI puts between nodes.
 
-A signal is a word {value, complement} that is put after a flush; a waiting rank makes progress. `at` and `*_at` are
-offsets in the peer's MPI window, `here` and `*_here` addresses in this rank's own; coded: address of the 16 bytes that
-a word is put from. Nothing else may use the wire meanwhile. Every wait is bounded by a deadline, past which a function
-returns 0.
+A signal is a word {value, complement} that is put after a flush. A waiting rank makes progress. `at` and `*_at` are
+offsets in the peer's MPI window. `here` and `*_here` are addresses in this rank's MPI window. coded: address of the 16
+bytes that a word is put from. Nothing else may use the wire while a loop runs. Every wait is bounded by a deadline,
+past which a function returns 0.
 """
 
 from kernel_cache.compile import jit, warm_up
@@ -17,7 +17,7 @@ from .oneside import entry
 SPINS = 64  # idle polls before a waiter yields its core
 CODED_WORD = 16
 ROUND = 4000  # dependent multiply-adds between two calls for progress
-BATCH = 64  # most messages of a stream before a flush
+BATCH = 64  # the most messages of a stream before a flush
 
 
 @jit
@@ -29,7 +29,7 @@ def read_word(addr):
 
 @jit
 def await_coded(wire, addr, value, deadline):
-    """Make progress until the word is at least `value`; 1, or 0 when `deadline` (ns on mem.clock) passed."""
+    """Make progress until the word is at least `value`. Returns 1, or 0 if `deadline` (ns on mem.clock) has passed."""
     polls = 0
     while value > 0 and read_word(addr) < value:
         mpi.progress(wire)
@@ -43,7 +43,7 @@ def await_coded(wire, addr, value, deadline):
 
 @jit
 def put_word(wire, peer, at, coded, value):
-    """Signal: flush earlier puts, then put the word."""
+    """Send a signal: flush earlier puts, then put the word."""
     mpi.flush(wire, peer)
     mem.store(coded, value)
     mem.store(coded + 8, ~value)
@@ -71,7 +71,7 @@ def put_origin(
 
 @jit
 def put_target(wire, peer, flag_here, ack_at, coded, base, samples, deadline):
-    """The target's side of `put_origin`: makes progress, and signals when a sample has arrived."""
+    """The target's side of `put_origin`, which makes progress, and signals when a sample has arrived."""
     for s in range(samples):
         if await_coded(wire, flag_here, base + s + 1, deadline) == 0:
             return 0
@@ -97,9 +97,9 @@ def ping(
     deadline,
     out,
 ):
-    """`samples` times `repeats` round trips of a payload, a flush and a signal. out: [samples] ns for all repeats.
+    """Make `samples` times `repeats` round trips of a payload, a flush and a signal. out: [samples] ns for all repeats.
 
-    The first word of the payload is the number of the round trip; returns -1 if a wrong number came back.
+    The first word of the payload is the number of the round trip. Returns -1 if a wrong number came back.
     """
     turn = base
     for s in range(samples):
@@ -121,7 +121,7 @@ def ping(
 
 @jit
 def pong(wire, peer, slots_at, slots_here, nbytes, answered_at, asked_here, coded, base, turns, deadline):
-    """Return the payload that arrives, `turns` times."""
+    """Send the payload that arrives back, `turns` times."""
     for turn in range(base + 1, base + turns + 1):
         if await_coded(wire, asked_here, turn, deadline) == 0:
             return 0
@@ -134,9 +134,9 @@ def pong(wire, peer, slots_at, slots_here, nbytes, answered_at, asked_here, code
 
 @jit
 def stream_send(wire, peer, ring_at, slots, stride, source, nbytes, tail_at, credit_here, coded, base, count, deadline):
-    """Send `count` messages through a ring of `slots`, up to BATCH per flush and tail; message i holds i.
+    """Send `count` messages through a ring of `slots`, up to BATCH for each flush and tail. Message i holds i.
 
-    source: as long as the ring, since bytes must not change while they are put.
+    source: memory as long as the ring, because bytes must not change while they are put.
     """
     sent, freed, end = base, base, base + count
     while sent < end:
@@ -165,7 +165,7 @@ def stream_receive(wire, peer, ring_here, slots, stride, tail_here, credit_at, c
             return 0
         landed = read_word(tail_here)
         if landed <= seen:
-            continue  # the next tail is being written over this one
+            continue  # because the next tail is being written over this one
         for i in range(seen, landed):
             total += mem.load(ring_here + (i % slots) * stride)
         seen = landed
@@ -179,7 +179,7 @@ def stream_receive(wire, peer, ring_here, slots, stride, tail_here, credit_at, c
 def all_to_all(
     wire, rank, bases, shift, here, coded, flags, data, source, send_at, send_bytes, land_at, epoch, deadline
 ):
-    """`oneside.all_to_all` over nodes: stores to rank p if bases[p] is not 0, else MPI puts.
+    """`oneside.all_to_all` over nodes, with stores to rank p if bases[p] is not 0, else with MPI puts.
 
     bases: [W] window addresses of local ranks, 0 for remote ones. shift: [W] start of the MPI windows. here: address of
     this rank's MPI window. coded: [W] words to put from. Flags of remote ranks are {value, complement}, at the same
@@ -217,7 +217,7 @@ def all_to_all(
 def compute(wire, span, out):
     """Compute on one core for `span` ns, with progress in between unless `wire` is 0. out: [3] ns, rounds, value.
 
-    It lasts a time, not a number of rounds, so that the target still computes while puts to it are timed.
+    The time is given instead of a number of rounds, so that the target still computes while puts to it are timed.
     """
     start = mem.clock()
     x, rounds, elapsed = 1.0, 0, 0
@@ -233,7 +233,10 @@ def compute(wire, span, out):
 
 @jit
 def put_for(wire, peer, slots_at, source, nbytes, delay, span, deadline, out):
-    """Wait `delay` ns, then put and flush for `span` ns, at least once; returns the number. out: [n] ns each."""
+    """Wait `delay` ns, then put and flush for `span` ns, at least once. Returns the number of puts.
+
+    out: [n] ns of each.
+    """
     begin = mem.clock()
     while mem.clock() - begin < delay:
         mem.pause()

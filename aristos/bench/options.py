@@ -1,4 +1,4 @@
-"""The options of a run as plain values, and what follows from them alone. Parses nothing."""
+"""The options of a run as plain values, and facts that follow from them alone. The module parses nothing."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from dataclasses import dataclass
 from . import world
 from .registry import Backend
 
-ALL_SECONDS = 110.0  # seconds of the default suites: with start-up and oracle they take two minutes
+ALL_SECONDS = 110.0  # seconds of the default suites, which with start-up and oracle take two minutes
 SUITE_SECONDS = 25.0  # seconds of each suite named on the command line
 
 
 class UsageError(Exception):
-    """A command line that cannot be run; exit code 2."""
+    """The error for a command line that cannot be run; exit code 2."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """The user's options. None: the preset or the machine decides."""
+    """The user's options. If one is None, the preset or the machine decides."""
 
     suites: tuple[str, ...] = ()
     preset: str | None = None
@@ -60,10 +60,10 @@ class Options:
 
     @property
     def limit(self) -> float:
-        """Seconds that a rank may wait for others: far more than they can spend measuring."""
+        """Seconds that a rank may wait for others, far more than their measurements can take."""
         return max(world.LIMIT, 10.0 * max(self.budget, float(self.iters or 0)))
 
 
 def is_file(routing: str | None) -> bool:
-    """Whether `--routing` names a trace, not a generator."""
+    """Whether `--routing` names a trace instead of a generator."""
     return routing is not None and routing not in ("router", "uniform", "zipf", "one")

@@ -1,8 +1,8 @@
-"""Ranks measured in pairs: the rounds, the transport of each pair, and the layout of words and slots in the windows.
+"""Measurements of ranks in pairs: the rounds, each pair's transport, and the layout of words and slots in the windows.
 
-Ranks of one node store into each other's window (shm); MPI puts go to other nodes (rma). A round has as many pairs at
-once as there are cores for both ends; the other ranks sleep. Counters of a pair only grow, so nothing is reset between
-measurements. The loops that measure are in `oneside.py` and `oneside_rma.py`.
+Ranks of one node store into each other's window (shm). MPI puts go to other nodes (rma). A round has as many pairs at
+once as there are cores for both ends; the other ranks sleep. Counters of a pair only grow, so they need no reset
+between measurements. The loops that measure are in `oneside.py` and `oneside_rma.py`.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from ..results import Table
 from .disturbance import ENOUGH, FEW, Guard
 from .world import World
 
-FLAG, ACK, PING, PONG, TAIL, CREDIT, WORDS = range(7)  # words that a peer writes, each in a cache line of its own
+FLAG, ACK, PING, PONG, TAIL, CREDIT, WORDS = range(7)  # words that a peer writes, each in another cache line
 TIMEOUT = 60  # seconds that a compiled wait, or the wait for the wire, may take
-PROBE = 3  # first samples, from which the number of all is estimated
+PROBE = 3  # number of first samples, from which the number of all samples is estimated
 Bytes = NDArray[np.uint8]
 
 
@@ -42,7 +42,7 @@ def read_bytes(address: int, nbytes: int) -> Bytes:
 
 
 def slot_bytes(world: World, most: int) -> int:
-    """Bytes of slots per rank: `most`, or less, so that all ranks use at most a quarter of the free shared memory.
+    """Bytes of slots per rank: `most`, or so few that all ranks use at most a quarter of the free shared memory.
     Collective."""
     from ..transport.capacity import free_shared_memory
 
@@ -54,7 +54,7 @@ def slot_bytes(world: World, most: int) -> int:
 
 
 def schedule(ranks: int, lanes: int) -> list[list[tuple[int, int]]]:
-    """Every ordered pair once, in rounds of at most `lanes` pairs that share no rank: a round-robin tournament."""
+    """A round-robin tournament: every ordered pair once, in rounds of at most `lanes` pairs that share no rank."""
     seats = list(range(ranks + ranks % 2))
     rounds = []
     for _ in range(len(seats) - 1):
@@ -67,7 +67,7 @@ def schedule(ranks: int, lanes: int) -> list[list[tuple[int, int]]]:
 
 
 def take_wire(address: int, seconds: float) -> None:
-    """Take the lock of a wire. Raises WaitTimeout if another thread keeps it for `seconds`."""
+    """Take the lock of a wire. Raises WaitTimeout if another thread keeps the lock for `seconds`."""
     end = time.monotonic() + seconds
     while not wire.try_lock(address):
         if time.monotonic() > end:
@@ -94,7 +94,7 @@ class Side:
 
     @property
     def remote(self) -> bool:
-        """Whether the two are on different nodes."""
+        """Whether the two ranks are on different nodes."""
         return self.peer not in self.pairs.base
 
     @property
@@ -103,13 +103,18 @@ class Side:
         return self.pairs.coded.ctypes.data
 
     def word(self, owner: int, kind: int) -> int:
-        """Address of a word in the window of `owner`, one of the two ranks, that the other one writes; for a remote
-        peer's window, its offset for MPI puts."""
+        """Address of a word in the window of `owner`, one of the two ranks, that the other rank writes.
+
+        If that window is a
+        remote peer's, the word's offset for MPI puts."""
         writer = self.peer if owner == self.rank else self.rank
         return self._window(owner) + (writer * WORDS + kind) * LINE
 
     def slots(self, owner: int) -> int:
-        """Start of the slots of `owner`, as for `word`. All its peers share them: it is in one pair at a time."""
+        """Start of the slots of `owner`, given as by `word`.
+
+        All peers share the slots, because a rank is in one pair at a time.
+        """
         return self._window(owner) + self.pairs.head
 
     def _window(self, owner: int) -> int:
@@ -124,13 +129,16 @@ class Side:
         return read_bytes(start, nbytes)
 
     def payload(self, nbytes: int) -> Bytes:
-        """The bytes that the origin of this pair sends at this size; both sides can compute them."""
+        """The bytes that the origin of this pair sends at this size, which both sides can compute."""
         rng = np.random.default_rng([self.origin, self.target, nbytes])
         return rng.integers(0, 256, max(8, nbytes), np.uint8)
 
     def advance(self, kind: int, steps: int) -> int:
-        """The value of the ordered pair's counter before it grows by `steps`, equal on both sides. Its words must
-        belong to one direction: one kind for words that the origin writes, another for the target's."""
+        """The value of the ordered pair's counter before it grows by `steps`, equal on both sides.
+
+        A counter's words must
+        belong to one direction: words that the origin writes have one kind, words that the target writes another
+        kind."""
         key = (self.origin, self.target, kind)
         base = self.pairs.counters[key]
         self.pairs.counters[key] += steps
@@ -144,7 +152,7 @@ class Side:
         return self._same(value, from_origin=True, what="what to measure next")
 
     def verdict(self, check: Callable[[], bool]) -> bool:
-        """The result of the target's check, on both sides; the origin waits for it before it writes again.
+        """The result of the target's check, on both sides. The origin waits for it before it writes again.
 
         Raises WaitTimeout.
         """
@@ -152,7 +160,7 @@ class Side:
         return bool(self._same(right, from_origin=False, what="whether the bytes of a put were right"))
 
     def _same(self, value: Any, from_origin: bool, what: str) -> Any:
-        """The origin's or the target's value, on both sides."""
+        """The value of origin or target, on both sides."""
         world = self.pairs.world
         if self.first == from_origin:
             world.send(value, self.peer, what)
@@ -160,15 +168,18 @@ class Side:
         return world.receive(self.peer, what)
 
     def bounded(self, done: int) -> None:
-        """Raise WaitTimeout if a compiled loop returned 0: its wait has run out."""
+        """Raise WaitTimeout if a compiled loop returned 0, which means that its wait has run out."""
         if not done:
             raise WaitTimeout(f"rank {self.rank} waited {TIMEOUT} s for a signal of rank {self.peer}; none came")
 
     def samples(
         self, run: Callable[[int], Any], seconds: float, most: int, asked: int | None
     ) -> tuple[Any, tuple[float, float]]:
-        """(result of `run(n)`, shares of their cores that origin and target had). `run` takes n samples on both sides:
-        `asked`, or as many as fit `seconds`, at most `most`. Disturbed samples are taken again, see `Pairs.repeats`."""
+        """(result of `run(n)`, shares of their cores that origin and target had).
+
+        `run` takes n samples on both sides, where n
+        is `asked`, or as many as fit `seconds`, at most `most`. Disturbed samples are taken again, see
+        `Pairs.repeats`."""
         start = time.perf_counter()
         run(PROBE)
         fits = int(seconds * PROBE / max(time.perf_counter() - start, 1e-7))
@@ -191,8 +202,8 @@ class Pairs:
     """Windows for local and remote peers: words for every peer, then `capacity` bytes of slots. Collective; a context
     manager.
 
-    ranks_per_node: pretend nodes of this many ranks, whatever the run does. base: rank -> address of its shared window,
-    for the ranks of this node. rma: the window that ranks of other nodes put into, or None.
+    ranks_per_node: pretend nodes of this many ranks, even if the run does not. base: rank -> address of its shared
+    window, for the ranks of this node. rma: the window that ranks of other nodes put into, or None.
     """
 
     def __init__(self, world: World, capacity: int, ranks_per_node: int | None = None) -> None:
@@ -209,13 +220,14 @@ class Pairs:
         self.coded = aligned((2,), np.int64)
         if self.rma is not None:
             self.group.watch_calls(self.rma.calling)
-            take_wire(self.wire, TIMEOUT)  # for as long as the windows live: the loops make progress themselves
+            # kept until the windows are closed, because the loops make progress themselves
+            take_wire(self.wire, TIMEOUT)
         self.counters: dict[tuple[int, int, int], int] = defaultdict(int)
-        self.taken = self.disturbed = 0  # samples of which this rank was the origin
+        self.taken = self.disturbed = 0  # numbers of samples of which this rank was the origin
         self.rounds = schedule(world.size, max(1, world.cores(world.hosts[0]) // 2))
 
     def repeats(self, disturbed: bool) -> bool:
-        """Whether this rank, an origin, takes samples again that were disturbed: if few of all so far were."""
+        """Whether this rank, as origin, repeats disturbed samples: only if few of all samples so far were disturbed."""
         self.taken += 1
         self.disturbed += disturbed
         return disturbed and self.disturbed <= max(1, FEW * self.taken)
@@ -226,7 +238,7 @@ class Pairs:
         return self.rma.wire if self.rma is not None else 0
 
     def transports(self) -> dict[str, np.ndarray]:
-        """Which ordered pairs use each transport: name -> [W, W] bool."""
+        """Which ordered pairs use each transport, name -> [W, W] bool."""
         from ..transport import choice
 
         return choice.masks(self.group.nodes)
@@ -243,7 +255,7 @@ class Pairs:
             self.group.free()
 
     def sides(self) -> Iterator[tuple[int, Side | None]]:
-        """For each round, (its number, this rank's side of a pair or None). Collective; ranks without a pair sleep."""
+        """(number, this rank's side of a pair or None) of each round. Collective; ranks without a pair sleep."""
         for number, pairs in enumerate(self.rounds):
             side = None
             for origin, target in pairs:
@@ -255,8 +267,8 @@ class Pairs:
 
 
 def medians(times: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """([pair, size] each pair's median, [size] the median over pairs) of times [pair, size, sample], NaN where a sample
-    was not taken. Tables and pictures show these; a rate is the bytes over such a time, never a median of rates."""
+    """([pair, size] each pair's median, [size] the median over pairs) of times [pair, size, sample], NaN for samples
+    not taken. Tables and pictures show these. A rate is the bytes over such a time, never a median of rates."""
     each = np.nanmedian(times, axis=-1)
     return each, np.median(each, axis=0)
 
@@ -270,5 +282,5 @@ def add_transports(table: Table, transports: dict[str, np.ndarray]) -> None:
 
 
 def deadline() -> int:
-    """The time on `memory.clock`, in ns, at which a compiled wait started now gives up."""
+    """The time on `memory.clock`, in ns, at which a compiled wait that starts now gives up."""
     return time.monotonic_ns() + TIMEOUT * 10**9

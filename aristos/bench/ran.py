@@ -1,6 +1,6 @@
-"""What ran: element type, precision and ISA, read from arrays and kernels after they ran, never from options.
+"""Element type, precision and ISA of the kernels that ran, read from arrays and kernels afterwards, never from options.
 
-Tables and the results file say these. If they are not what the suite was asked for, the suite has failed.
+Tables and the results file contain these facts. If they differ from the options, the suite has failed.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Ran:
-    """dtype: of rows and weights, all of them if they differ. precision: of the products. isa: of the kernels; on a
-    GPU its architecture. asked: the dtype and precision that the suite was to measure."""
+    """Facts of the kernels that ran. dtype: type of rows and weights, or all types if they differ.
+
+    precision: that of the
+    products. isa: that of the kernels; on a GPU its architecture. asked: the dtype and precision of the options."""
 
     dtype: str
     precision: str
@@ -28,7 +30,7 @@ class Ran:
 
     @property
     def kind(self) -> str:
-        """`bfloat16`, or `float32 high`."""
+        """The kind as text, such as `bfloat16` or `float32 high`."""
         return self.dtype if self.precision == "highest" else f"{self.dtype} {self.precision}"
 
     def __str__(self) -> str:
@@ -36,14 +38,14 @@ class Ran:
 
     @property
     def wrong(self) -> str:
-        """A sentence if another element type ran, or a coarser precision, than was asked for; else an empty text."""
+        """A sentence if another element type, or a coarser precision, ran than was asked for; else an empty text."""
         if self.dtype == self.asked[0] and self.precision in ("highest", self.asked[1]):
             return ""
         return f"FAILED: {' '.join(self.asked)} was asked for, {self.dtype} {self.precision} ran"
 
 
 def of_kernels(element: Any, arrays: Iterable[Any], isa: str, cfg: MoEConfig) -> Ran:
-    """What CPU kernels ran. element: the `ElementType` of the packed weights. arrays: rows read and written."""
+    """The facts of CPU kernels. element: the `ElementType` of the packed weights. arrays: rows read and written."""
     from ..kernels.cpu.convert import SPLIT
 
     dtypes = dict.fromkeys([element.name, *(each.dtype.name for each in arrays)])
@@ -51,17 +53,17 @@ def of_kernels(element: Any, arrays: Iterable[Any], isa: str, cfg: MoEConfig) ->
 
 
 def of_layer(moe: Any, arrays: Iterable[Any], cfg: MoEConfig) -> Ran:
-    """What a layer on CPUs ran. arrays: rows of a call, read and written."""
+    """The facts of a layer on CPUs. arrays: rows of a call, read and written."""
     return of_kernels(moe._backend._element, arrays, moe.isa, cfg)
 
 
 def of_gpu(gpu: BenchGpu, kind: str, arrays: Iterable[Any], cfg: MoEConfig) -> Ran:
-    """What kernels on a GPU ran. kind: their arithmetic. arrays: rows read and written; bfloat16 as bits."""
+    """The facts of kernels on a GPU. kind: their arithmetic. arrays: rows read and written, bfloat16 as bits."""
     row = BY_KIND[kind]
     others = {each.dtype.name for each in arrays if each.dtype.itemsize != row.nbytes}
     return Ran(" and ".join([row.name, *sorted(others)]), "highest", gpu.device.arch, (cfg.dtype, cfg.precision))
 
 
 def of_gpu_layer(gpu: BenchGpu, moe: Any, arrays: Iterable[Any], cfg: MoEConfig) -> Ran:
-    """What a layer on a GPU ran. arrays: rows of a call, read and written."""
+    """The facts of a layer on a GPU. arrays: rows of a call, read and written."""
     return of_gpu(gpu, moe._backend._kind, arrays, cfg)

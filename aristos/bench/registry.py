@@ -1,7 +1,7 @@
-"""The declarations of suites: a decorator for each backend, and what has been declared so far.
+"""The declarations of suites: a decorator for each backend, and all suites declared so far.
 
-A suite is a function marked with `@suite` (run on CPUs) or `@gpu_suite` (run on GPUs). Its module is imported by
-`suites.known`, which finds it by its place in the folder `suites/`. There is no list of names anywhere.
+A suite is a function marked with `@suite` (run on CPUs) or `@gpu_suite` (run on GPUs). `suites.known` imports every
+module in the folder `suites/`, so no list of names is needed.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ Run = Callable[..., Any]  # (Context) -> Result on CPUs, (Context, BenchGpu) -> 
 
 @dataclass(frozen=True)
 class Suite:
-    """What a suite declares.
+    """The declaration of a suite.
 
-    order: suites run by ascending order. ranks: fewest ranks that the suite needs. share: its part of the time of a run
-    of several suites. default: whether a run that names no suite includes it. kernels: whether it needs the layer's
-    compiled CPU kernels. prepare: called with the ranks before the clock starts, to compile what the suite alone needs.
+    order: suites run by ascending order. ranks: the fewest ranks that the suite needs. share: its part of the time of a
+    run of several suites. default: whether a run that names no suite includes it. kernels: whether it needs the layer's
+    compiled CPU kernels. prepare: a function called with the ranks before the clock starts, which compiles the code
+    that only this suite needs.
     """
 
     name: str

@@ -1,6 +1,7 @@
-"""A ring all-reduce over links of a set latency and bandwidth: 2 (k-1) turns, each a message of one k-th.
+"""A ring all-reduce over links of a set latency and bandwidth, in 2 (k-1) turns of messages of one k-th.
 
-It runs what T_rho of Equation 1 predicts: a reduce-scatter, then an all-gather. For speed use MPI's own.
+It is the algorithm whose time T_rho of Equation 1 predicts: a reduce-scatter, then an all-gather. For speed use the
+all-reduce of MPI.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ from numpy.typing import NDArray
 from ..errors import WaitTimeout
 
 MIB = 1 << 20
-SECONDS = 60.0  # limit of one message
+SECONDS = 60.0  # time limit of one message
 
 
 def allreduce(comm: Any, values: NDArray[np.float32], alpha_us: float, beta_us_per_mib: float) -> None:
-    """Sum `values` over comm, in place. alpha_us, beta_us_per_mib: of this rank's link to the next. Collective.
+    """Sum `values` over comm, in place. alpha_us, beta_us_per_mib: those of this rank's link to the next. Collective.
 
     Raises WaitTimeout if a message of a neighbour does not arrive.
     """

@@ -1,4 +1,4 @@
-"""Routings for benchmarks: generated ones of a known skew, and recorded ones from a file.
+"""Routings for benchmarks: generated routings of a known skew, and recorded routings from a file.
 
 Generators return `ids [S, k]` int64, distinct within a token, and `weights [S, k]` float32 that sum to one. A trace
 without expert ids is an error that lists the keys of the file.
@@ -19,9 +19,9 @@ Ids = NDArray[np.int64]
 Weights = NDArray[np.float32]
 
 GENERATORS = ("uniform", "zipf", "one")
-MOST_COUNTED = 100_000  # tokens that are made of recorded counts
+MOST_COUNTED = 100_000  # the most tokens that are made of recorded counts
 LARGEST_ID = 65535
-ZIPF = 1.2  # exponent
+ZIPF = 1.2  # default exponent of `zipf`
 
 
 def _drawn(rng: np.random.Generator, tokens: int, top_k: int, log_weights: NDArray[np.float64]) -> Ids:
@@ -42,12 +42,15 @@ def uniform(rng: np.random.Generator, tokens: int, experts: int, top_k: int) -> 
 
 
 def zipf(rng: np.random.Generator, tokens: int, experts: int, top_k: int, exponent: float = ZIPF) -> Ids:
-    """ids [tokens, k], expert e with odds 1 / (e + 1)^exponent: rank 0 is the busiest under a contiguous placement."""
+    """ids [tokens, k], expert e with odds 1 / (e + 1)^exponent. With a contiguous placement, rank 0 is the busiest."""
     return _drawn(rng, tokens, top_k, -exponent * np.log(np.arange(1, experts + 1)))
 
 
 def one(rng: np.random.Generator, tokens: int, experts: int, top_k: int, local: int) -> Ids:
-    """ids [tokens, k], all of the first `local` experts, which rank 0 holds; choices beyond them are -1: not taken."""
+    """ids [tokens, k], all of the first `local` experts, which rank 0 holds.
+
+    Further choices are -1, that is not taken.
+    """
     ids = np.full((tokens, top_k), -1, np.int64)
     taken = min(top_k, local)
     ids[:, :taken] = _drawn(rng, tokens, taken, np.zeros(local))
@@ -55,7 +58,10 @@ def one(rng: np.random.Generator, tokens: int, experts: int, top_k: int, local: 
 
 
 def generate(name: str, rng: np.random.Generator, tokens: int, experts: int, top_k: int, local: int) -> Ids:
-    """ids [tokens, top_k] by the generator called `name`; local: experts of rank 0. Raises InputError for others."""
+    """ids [tokens, top_k] by the generator called `name`. local: experts of rank 0.
+
+    Raises InputError for other names.
+    """
     if name == "uniform":
         return uniform(rng, tokens, experts, top_k)
     if name == "zipf":
@@ -67,7 +73,7 @@ def generate(name: str, rng: np.random.Generator, tokens: int, experts: int, top
 
 @dataclass(frozen=True)
 class Trace:
-    """A recorded routing. ids: [T, L, k] as in the file; weights: [T, L, k] float32; lengths: [N] of sequences."""
+    """A recorded routing. ids: [T, L, k] as in the file. weights: [T, L, k] float32. lengths: [N] of sequences."""
 
     path: str
     ids: NDArray[np.integer]
@@ -88,17 +94,19 @@ class Trace:
         return self.ids.shape[2]
 
     def at(self, tokens: NDArray[np.integer], layer: int) -> tuple[Ids, Weights]:
-        """Routing of some tokens in one layer: ids [S, k] and weights [S, k]."""
+        """The routing of some tokens in one layer: ids [S, k] and weights [S, k]."""
         return self.ids[tokens, layer].astype(np.int64), np.ascontiguousarray(self.weights[tokens, layer])
 
     def prefill(self, rank: int, world: int, tokens: int, batch: int) -> NDArray[np.int64]:
-        """Indices [tokens] of the tokens of `rank` in prefill batch number `batch`: consecutive ones of the trace,
+        """Indices [tokens] of the tokens of `rank` in prefill batch number `batch`.
+
+        They are consecutive tokens of the trace,
         which holds whole sequences one after another. At its end the trace starts again."""
         start = (batch * world + rank) * tokens
         return (start + np.arange(tokens)) % len(self.ids)
 
     def decode(self, rank: int, world: int, step: int) -> NDArray[np.int64]:
-        """Indices of the tokens of `rank` in decode step `step`: one of each of its sequences that has not ended.
+        """Indices of the tokens of `rank` in decode step `step`: one token of each of its sequences that has not ended.
 
         Sequence n belongs to rank n mod world.
         """
@@ -109,9 +117,9 @@ class Trace:
 
 
 def load(path: str) -> Trace:
-    """Read a trace: `expert_ids` [tokens, layers, k], and where present `gate_weight` or `gate_weight_1e4` of that
-    shape and `seq_lens`. A file may hold the `counts` [sequences, layers, experts] of the sequences' choices and their
-    `tokens` [sequences] instead. Raises InputError for any other file."""
+    """Read a trace: `expert_ids` [tokens, layers, k], and if present `gate_weight` or `gate_weight_1e4` of that shape
+    and `seq_lens`. Instead a file may hold the `counts` [sequences, layers, experts] of the sequences' choices and
+    their `tokens` [sequences]. Raises InputError for any other file."""
     arrays = npz.load(path, "the routing trace")
     if "expert_ids" not in arrays and {"counts", "tokens"} <= set(arrays):
         arrays = _of_counts(path, arrays["counts"], arrays["tokens"])
@@ -120,10 +128,13 @@ def load(path: str) -> Trace:
 
 
 def _of_counts(path: str, counts: NDArray[Any], tokens: NDArray[Any]) -> dict[str, NDArray[Any]]:
-    """A trace in which the sequences have exactly these counts; only the first MOST_COUNTED tokens' whole sequences.
+    """A trace in which the sequences have exactly these counts.
 
-    Which token of a sequence chose an expert is unknown: a sequence's choices, sorted by expert in a drawn order, are
-    dealt to its tokens in turn, so that no token has an expert twice.
+    It ends with the last whole sequence within MOST_COUNTED
+    tokens.
+
+    It is unknown which token of a sequence chose an expert. So the choices of a sequence, sorted by expert in a drawn
+    order, are dealt to its tokens in turn, by which no token has an expert twice.
     """
     integers = np.issubdtype(counts.dtype, np.integer) and np.issubdtype(tokens.dtype, np.integer)
     if not integers or counts.ndim != 3 or tokens.shape != counts.shape[:1] or counts.size == 0 or tokens.min() < 1:
@@ -177,7 +188,7 @@ def _checked_weights(path: str, arrays: dict[str, NDArray[Any]], ids: NDArray[np
         raise InputError(
             f"{path}: {key} must be numbers in the shape of expert_ids {ids.shape}, got {given.dtype} {given.shape}"
         )
-    with np.errstate(over="ignore"):  # infinities are an error below
+    with np.errstate(over="ignore"):  # infinities raise an error below
         weights = given.astype(np.float32) * np.float32(1e-4 if key == "gate_weight_1e4" else 1)
     if not np.isfinite(weights).all():
         raise InputError(f"{path}: {key} must be finite in float32, got {given[~np.isfinite(weights)][0]}")
@@ -190,13 +201,13 @@ def _checked_lengths(path: str, arrays: dict[str, NDArray[Any]], tokens: int) ->
         raise InputError(f"{path}: seq_lens must be integers [sequences], got {lengths.dtype} {list(lengths.shape)}")
     if (lengths < 0).any():
         raise InputError(f"{path}: seq_lens must be at least 0, got {lengths.min()}")
-    total = sum(lengths.tolist())  # Python integers: a sum that wraps around could be right by chance
+    total = sum(lengths.tolist())  # Python integers, because a sum that wraps around could be right by chance
     if total != tokens:
         raise InputError(f"{path}: seq_lens must sum to {tokens} tokens, got {total}")
     return lengths.astype(np.int64)
 
 
 def busiest_over_mean(rows: NDArray[np.integer]) -> float:
-    """Rows of the busiest rank over the mean of all ranks; 1 is perfect balance. rows: [W]."""
+    """Rows of the busiest rank over the mean of all ranks; 1 means perfect balance. rows: [W]."""
     mean = rows.mean()
     return float(rows.max() / mean) if mean else 1.0

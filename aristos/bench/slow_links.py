@@ -1,11 +1,11 @@
-"""Links slowed on purpose: each peer's link gets a latency and a bandwidth, below all code that puts.
+"""Links that are slowed on purpose: each peer's link gets a latency and a bandwidth, below all code that puts.
 
-The wire's words hold the addresses of the MPI functions that it calls. A `SlowLinks` replaces three of them: a put
-first waits as long as its bytes take on the link, a flush waits for the link's latency, and then the real function
+The wire's words hold the addresses of the MPI functions that the wire calls. A `SlowLinks` replaces three of them: a
+put first waits as long as its bytes take on the link, a flush waits for the link's latency, and then the real function
 runs. So a put and its flush take alpha + beta * bytes, the model that `bench put` and `aristos topo --measure` fit. A
-waiting thread sleeps and may wake late; the excess is subtracted from the waits that follow, until `taken` is called.
-So the waits together are never shorter than was set, and hardly longer. The links of a rank are used one at a time,
-since a put holds the wire's lock. Only the wire is slowed: neither stores within a node nor MPI's own messages.
+waiting thread sleeps and may wake late. The excess is subtracted from the waits that follow, until `taken` is called.
+So the sum of the waits is never less than was set, and hardly more. The links of a rank are used one at a time, because
+a put holds the wire's lock. Only the wire is slowed; stores within a node and MPI's own messages are not.
 """
 
 from __future__ import annotations
@@ -28,17 +28,18 @@ from ..primitives.buffers import aligned
 from .pairs import take_wire
 
 MIB = 1 << 20
-LONG_NS = 100_000  # a longer wait is one usleep
-LOCK_SECONDS = 30.0  # limit of the wait for the wire's lock
-# Words: the real functions and window, usleep, excess of earlier waits in ns; then PER_PEER words for each peer.
+LONG_NS = 100_000  # a wait longer than this is one usleep
+LOCK_SECONDS = 30.0  # time limit of the wait for the wire's lock
+# Words: the real functions and window, usleep, and the excess of earlier waits in ns; then PER_PEER words for each
+# peer.
 PUT, FLUSH, SYNC, WINDOW, SLEEP, EXCESS, PEERS = range(7)
-LATENCY, PER_MIB, WAITED, BYTES, PUTS, FLUSHES, PER_PEER = range(7)  # ns, ns per MiB; ns waited and counts since reset
+LATENCY, PER_MIB, WAITED, BYTES, PUTS, FLUSHES, PER_PEER = range(7)  # ns, ns per MiB; ns waited, counts since a reset
 CALLED = int32(*[int64] * 8)
 
 
 @jit
 def pass_time(slow, row, nanoseconds):
-    """Sleep for `nanoseconds` less the excess of earlier waits; add the time to a peer's row."""
+    """Sleep for `nanoseconds` minus the excess of earlier waits, and add the time to a peer's row."""
     begun = mem.clock()
     now, until = begun, begun + nanoseconds - mem.load(slow + 8 * EXCESS)
     while now < until:
@@ -79,7 +80,7 @@ def same_sync(slow):
 
 @cache
 def _functions() -> tuple[Any, Any, Any]:
-    """The three as C functions of eight integers; they live as long as the process."""
+    """The three functions as C functions of eight integers, which live as long as the process."""
     eight, word = (int64,) * 8, (int64,)
     warm_up([(slow_put, eight), (slow_flush, word * 2), (same_sync, word)])
 
@@ -97,10 +98,10 @@ def _functions() -> tuple[Any, Any, Any]:
 
 
 class SlowLinks:
-    """A context manager that slows the wire at an address. Not collective: it slows this rank's own puts.
+    """A context manager that slows the wire at an address. It is not collective, and slows only this rank's puts.
 
-    alpha_us, beta_us_per_mib: [world] of this rank's link to each rank of the wire's communicator, 0 for itself. Leave
-    the block before the window is closed. Raises WaitTimeout if the wire stays in use.
+    alpha_us, beta_us_per_mib: [world] those of this rank's link to each rank of the wire's communicator, 0 for itself.
+    Leave the block before the window is closed. Raises WaitTimeout if another thread does not release the wire.
     """
 
     def __init__(self, wire: int, alpha_us: Sequence[float], beta_us_per_mib: Sequence[float]) -> None:
@@ -131,7 +132,10 @@ class SlowLinks:
         mpi.unlock(self._wire)
 
     def taken(self) -> tuple[float, int, int, int]:
-        """(seconds waited, bytes put, puts, flushes) since the last call of this. Use it between calls of the layer."""
+        """(seconds waited, bytes put, puts, flushes) since the last call of `taken`.
+
+        Use it between calls of the layer.
+        """
         waited, *counts = self._rows[:, [WAITED, BYTES, PUTS, FLUSHES]].sum(0).tolist()
         self._rows[:, WAITED:] = 0
         self._words[EXCESS] = 0

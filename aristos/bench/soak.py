@@ -1,10 +1,10 @@
-"""`aristos soak`: random layers and calls for a long time, each checked; memory, files and threads must not grow.
+"""`aristos soak`: random layers and calls for a long time. Each is checked; memory, files and threads must not grow.
 
 All ranks draw the same objects from one seed: shape, router, element type, placement with or without copies, schedule,
 `moves`, pretended nodes, workers, layers, training. Each object makes some calls with random tokens and routing, and
-loads other weights between them; each rank checks its outputs against `aristos.reference`, and after backward calls its
-gradients by x. Then the object is closed. A failing call names the seed and the object's number; `--first N` starts at
-that object again. The instruction set is that of the process: ARISTOS_ISA changes it.
+loads other weights between them. Each rank checks its outputs against `aristos.reference`, and after backward calls its
+gradients by x. Then the object is closed. If a call fails, the error names the seed and the object's number; `--first
+N` starts at that object again. The instruction set is that of the process, which ARISTOS_ISA changes.
 """
 
 from __future__ import annotations
@@ -25,15 +25,18 @@ from . import health
 from .world import World
 
 PROJECTIONS = ("up", "gate", "down")
-LONG_WAIT = 1e-3  # seconds
-SMALL = 0.2  # the share of what is added up: few sums that are all smaller are what cancellation left, and as inexact
+LONG_WAIT = 1e-3  # seconds; longer waits for a peer are counted as long
+SMALL = 0.2  # sums smaller than this share of their terms are the inexact remainders of cancellation
 SAVES: tuple[Literal["nothing", "rows", "hidden"], ...] = ("nothing", "rows", "hidden")
-KINK = 1e-5  # inputs of an activation are about 1; their float32 sums differ from float64 ones by less
-SAMPLE_EVERY = 1.0  # seconds, or after an object
+KINK = 1e-5  # inputs of an activation are about 1; their float32 sums differ from float64 sums by less than this
+SAMPLE_EVERY = 1.0  # the least seconds between two samples, which are taken after an object
 
 
 class SoakError(Exception):
-    """A wrong result of a call. No AristosError: this rank alone sees it, and the others must not wait for it."""
+    """A wrong result of a call.
+
+    It is no AristosError, because only this rank sees it, and the others must not wait for it.
+    """
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ class Drawn:
 
 @dataclass
 class Counts:
-    """What a rank has done so far."""
+    """The counts of what a rank has done so far."""
 
     objects: int = 0
     calls: int = 0
@@ -60,12 +63,12 @@ class Counts:
     loads: int = 0
     rows: int = 0
     long_waits: int = 0
-    worst: float = 0.0  # error over tolerance
+    worst: float = 0.0  # the largest error over its tolerance
     samples: list[health.Sample] = field(default_factory=list)
 
 
 def draw(seed: int, number: int, world: int, largest: int) -> Drawn:
-    """Object `number` of a seed, for `world` ranks. largest: most of hidden, ffn and shared_ffn."""
+    """Object `number` of a seed, for `world` ranks. largest: the most that hidden, ffn and shared_ffn may be."""
     rng = np.random.default_rng([seed, number])
 
     def pick(*of: Any) -> Any:
@@ -126,7 +129,7 @@ def soak(
 ) -> Counts:
     """Run objects, from number `first` on, while rank 0's `go_on(number)` is true. Collective.
 
-    Raises SoakError for a wrong result, and whatever a call raises, with the object named.
+    Raises SoakError for a wrong result, and the errors that calls raise, all with a note that names the object.
     """
     counts, number, begun, sampled = Counts(), first, time.monotonic(), 0.0
     while world.bcast(go_on(number) if world.lead else None):
@@ -147,7 +150,7 @@ def soak(
 
 
 def _one(world: World, seed: int, drawn: Drawn, counts: Counts) -> None:
-    """Make an object, call it, close it."""
+    """Make an object, call it, and close it."""
     cfg, common = drawn.cfg, np.random.default_rng([seed, drawn.number, 1])
     own = np.random.default_rng([seed, drawn.number, 2, world.rank])
     loaded: list[dict[str, np.ndarray]] = []
@@ -171,7 +174,7 @@ def _load(moe: MoE, layer: int, cfg: MoEConfig, rng: np.random.Generator) -> dic
 
 
 def _rounded(cfg: MoEConfig, weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Weights as forward and backward calls use them: projections rounded to the layer's type, the rest as loaded."""
+    """Weights that forward and backward calls use: projections rounded to the layer's type, all others as loaded."""
     kind = ON_CPUS[cfg.dtype].array
     return {
         name: array.astype(kind).astype(np.float32) if name.split("_")[-1] in PROJECTIONS else array
@@ -189,7 +192,10 @@ def _call(
     backward: bool,
     counts: Counts,
 ) -> None:
-    """Make a call, and with `backward` its backward call, and check both. outside: ids and weights are given."""
+    """Make a call, and with `backward` its backward call, and check both.
+
+    outside: whether ids and weights are given.
+    """
     tokens = int(rng.choice([0, 1, cfg.max_tokens, int(rng.integers(cfg.max_tokens + 1))]))
     x = rng.standard_normal((tokens, cfg.hidden), np.float32).astype(ON_CPUS[cfg.dtype].array)
     given: dict[str, Any] = {}
@@ -227,9 +233,9 @@ def _call(
 def largest_terms(
     cfg: MoEConfig, experts: dict[str, np.ndarray], x: np.ndarray, ids: np.ndarray, weights: np.ndarray
 ) -> float:
-    """How large a token's sum is where its terms do not cancel: the most of all tokens, at least 1.
+    """The largest size of a token's sum if its terms did not cancel, over all tokens; at least 1.
 
-    An expert's output counts as a sum of terms of random signs, one for each hidden activation. experts: arrays as
+    An expert's output counts as a sum of terms of random signs, one term for each hidden activation. experts: arrays as
     `load` takes them, without a router. x: [S, H] float32. ids, weights: [S, k].
     """
     sums = np.ones(len(x))
@@ -250,7 +256,7 @@ def hidden(cfg: MoEConfig, weights: dict[str, np.ndarray], x: np.ndarray, e: int
 
 
 def near_kink(cfg: MoEConfig, weights: dict[str, np.ndarray], x: np.ndarray, ids: np.ndarray) -> np.ndarray:
-    """[S] bool: tokens with an input of relu so near to 0 that rounding decides about its derivative.
+    """[S] bool: whether a token has an input of relu so near to 0 that rounding decides about its derivative.
 
     weights: as `load` takes them. x: [S, H] float32. ids: [S, k].
     """
@@ -267,13 +273,13 @@ def near_kink(cfg: MoEConfig, weights: dict[str, np.ndarray], x: np.ndarray, ids
 
 
 def product(weights: dict[str, np.ndarray], name: str, x: np.ndarray, e: Any) -> np.ndarray:
-    """[S, F] float64: rows times a projection of expert e, and its bias if it has one. e: ... for the shared expert."""
+    """[S, F] float64: rows times a projection of expert e, plus its bias if any. e is ... for the shared expert."""
     bias = weights.get(f"{name}_bias")
     return np.asarray(x.astype(np.float64) @ weights[name][e] + (0 if bias is None else bias[e]))
 
 
 def _check(what: str, cfg: MoEConfig, usual: float, found: np.ndarray, truth: np.ndarray, counts: Counts) -> None:
-    """Raise SoakError if a result is further from the truth than its type explains. usual: see `largest_terms`."""
+    """Raise SoakError if a result differs from the truth by more than its type explains. usual: see `largest_terms`."""
     if not found.size:
         return
     size = max(float(np.abs(truth).max()), SMALL * usual)

@@ -1,7 +1,7 @@
-"""The output of rank 0: tables for people, one JSON document for programs, a progress bar on terminals.
+"""The output of rank 0: tables for readers, one JSON document for programs, and a progress bar on terminals.
 
-Tables go to stdout and progress to stderr, so that either can be redirected. Without a terminal, under a launcher and
-with NO_COLOR both are plain text.
+Tables go to stdout and progress to stderr, so that either can be redirected. Both are plain text without a terminal,
+under a launcher, and with NO_COLOR.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from .context import Column, Result, Sheet, counted
 
 DISTURBED = Column("disturbed", "disturbed")
 LETTERS = "H: width of a token, F: width inside an expert, E: experts over all ranks, k: experts of a token"
-WIDE = 120  # characters of a table; columns of a wider one have one space between them
-NOTE = 116  # characters of a line of notes
-WIDTH = 200  # characters of a line; narrower terminals wrap lines, so no digits are lost
+WIDE = 120  # characters of a table; a wider table has one space between its columns
+NOTE = 116  # the most characters of a line of notes
+WIDTH = 200  # the most characters of a line; narrower terminals wrap lines, so no digits are lost
 
 
 class Reporter:
-    """Prints results. quiet: print the JSON document and nothing else."""
+    """A printer of results. quiet: whether to print only the JSON document."""
 
     def __init__(self, quiet: bool) -> None:
         from rich.console import Console

@@ -1,4 +1,4 @@
-"""Timed puts of one pair of ranks, which the suite `put` and the measurement of links make."""
+"""Timed puts of one pair of ranks, for the suite `put` and for the measurement of links."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from .pairs import ACK, FLAG, Side, deadline
 
 
 def cell(side: Side, size: int, flight: int, samples: int) -> np.ndarray:
-    """Take samples, on both sides; returns nanoseconds at the origin, undefined values at the target."""
+    """Take samples, on both sides. Returns nanoseconds at the origin, and undefined values at the target."""
     from . import oneside, oneside_rma
 
     base = side.advance(FLAG, samples)

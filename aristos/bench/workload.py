@@ -1,7 +1,7 @@
 """An MoE layer with random weights and tokens, and the float64 oracle that checks its outputs.
 
-Each expert's weights are drawn from a seed of their own, so that a rank stores only its experts and the oracle can
-generate any other when a token needs it.
+Each expert's weights are drawn from another seed, so that a rank stores only its experts, and the oracle can generate
+any other expert when a token needs it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ..weight_types import WEIGHT_TYPES
 from . import routing
 from .world import World
 
-# against float64; 16-bit types round weights, hidden activations and outputs, tf32 rounds factors
+# tolerances against float64: 16-bit types round weights, hidden activations and outputs, tf32 rounds factors
 HIGH = 2e-5  # the tolerance of precision="high"
 NEAR_TIE = 1e-4  # closer scores may be ordered differently in float32 and float64
 
@@ -30,8 +30,10 @@ Array = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Call:
-    """Arguments of one call on this rank. x: [S, H], float32 or as `Workload.typed` makes it; ids, weights: [S, k], or
-    None if the layer is to route."""
+    """Arguments of one call on this rank. x: [S, H], float32 or as `Workload.typed` makes it.
+
+    ids, weights: [S, k], or None
+    if the layer is to route."""
 
     x: Array
     ids: routing.Ids | None = None
@@ -39,7 +41,7 @@ class Call:
 
 
 class Workload:
-    """One layer. placement: [E] rank of every expert, the contiguous default."""
+    """One layer. placement: [E] the rank of every expert, which is the contiguous default."""
 
     def __init__(self, world: World, cfg: MoEConfig, seed: int) -> None:
         self.world, self.cfg, self.seed = world, cfg, seed
@@ -47,7 +49,7 @@ class Workload:
         self.local = np.flatnonzero(self.placement == world.rank)
         self.router = self._rng(0).standard_normal((cfg.hidden, cfg.experts), np.float32)
         self.router *= np.float32(cfg.hidden**-0.5)
-        self.router = self._rounded(self.router)  # published routers have the rows' type
+        self.router = self._rounded(self.router)  # because published routers have the type of rows
         self.single = replace(cfg, experts=1, top_k=1)
 
     def _rng(self, *key: int) -> np.random.Generator:
@@ -60,7 +62,7 @@ class Workload:
         return made
 
     def weights(self) -> dict[str, Array]:
-        """This rank's experts, stacked [L, ...]; arrays of length 0 if it has none."""
+        """The weights of this rank's experts, stacked [L, ...]; arrays of length 0 if it has none."""
         if not len(self.local):
             return {name: w[:0] for name, w in self.expert(0).items()}
         first = self.expert(int(self.local[0]))
@@ -78,7 +80,7 @@ class Workload:
         backend: Any = "cpu",
         moves: Any = "auto",
     ) -> Any:
-        """A loaded `aristos.MoE`. moves: of the fused schedule; with bulk, tokens move."""
+        """A loaded `aristos.MoE`. moves: that of the fused schedule; with bulk, tokens move."""
         import aristos
 
         moe = aristos.MoE(
@@ -97,8 +99,10 @@ class Workload:
         return moe
 
     def tokens(self, count: int, *key: int, settle: bool = False) -> Array:
-        """x: [count, H] float32, values of the layer's dtype. settle: draw tokens again whose routing is a near tie, so
-        that the float64 oracle and the layer's float32 router must agree."""
+        """x: [count, H] float32, with values of the layer's dtype.
+
+        settle: whether to draw tokens again whose routing is a near
+        tie, so that the float64 oracle and the layer's float32 router must agree."""
         rng = self._rng(2, self.world.rank, *key)
         x = self._rounded(rng.standard_normal((count, self.cfg.hidden), np.float32))
         k = self.cfg.top_k
@@ -115,7 +119,7 @@ class Workload:
         return x.astype(ROW_TYPES[self.cfg.dtype].array).astype(np.float32)
 
     def typed(self, call: Call) -> Call:
-        """The call with x in the layer's dtype, as a layer on CPUs takes it."""
+        """The same call with x in the layer's dtype, as a layer on CPUs takes it."""
         return replace(call, x=call.x.astype(ROW_TYPES[self.cfg.dtype].array))
 
     def call(self, count: int, how: str, *key: int) -> Call:
@@ -128,7 +132,10 @@ class Workload:
         return Call(self.tokens(count, *key), ids, routing.combine_weights(rng, ids))
 
     def recorded(self, trace: routing.Trace, tokens: NDArray[np.int64], layer: int) -> Call:
-        """A call with the trace's ids and weights of these tokens [S] in one layer. InputError: too few experts."""
+        """A call with the trace's ids and weights of these tokens [S] in one layer.
+
+        Raises InputError if there are too few
+        experts."""
         if trace.experts > self.cfg.experts:
             raise InputError(f"experts must be at least {trace.experts}, as in {trace.path}, got {self.cfg.experts}")
         return Call(self.tokens(len(tokens), layer), *trace.at(tokens, layer))
@@ -140,15 +147,15 @@ class Workload:
         return reference.route(self.cfg, call.x, self.router)
 
     def rows(self, ids: routing.Ids) -> NDArray[np.int64]:
-        """Rows per expert [E] over all ranks. ids: of this rank's call. Collective."""
+        """Rows per expert [E] over all ranks. ids: those of this rank's call. Collective."""
         return self.counts(ids).sum(axis=0)
 
     def counts(self, ids: routing.Ids) -> NDArray[np.int64]:
-        """Rows [W, E] of each rank for each expert. ids: of this rank's call. Collective."""
+        """Rows [W, E] of each rank for each expert. ids: those of this rank's call. Collective."""
         return np.array(self.world.allgather(np.bincount(ids[ids >= 0], minlength=self.cfg.experts)), np.int64)
 
     def oracle(self, call: Call) -> NDArray[np.float64]:
-        """y: [S, H] float64 for this rank's tokens."""
+        """The right outputs y [S, H], float64, of this rank's tokens."""
         ids, weights = self.routed(call)
         y = np.zeros(call.x.shape)
         for e in np.unique(ids[ids >= 0]):
@@ -177,7 +184,7 @@ class Workload:
 
 
 def compile_all(world: World) -> None:
-    """Compile or load the kernels of layers of both schedules; shows progress if that takes long. Collective."""
+    """Compile or load the kernels of layers of both schedules. Shows progress if that takes long. Collective."""
     work = Workload(world, MoEConfig(hidden=64, ffn=64, experts=world.size, top_k=1, max_tokens=8), seed=0)
     for schedule in ("bulk", "fused"):
         layer = work.layer(schedule, threads=1)
@@ -186,7 +193,7 @@ def compile_all(world: World) -> None:
 
 
 def execute(moe: Any, call: Call, out: Array | None = None, return_stats: bool = False) -> Any:
-    """Run the call; returns y [S, H], or (y, stats) if return_stats."""
+    """Run the call. Returns y [S, H], or (y, stats) if return_stats."""
     if call.ids is None:
         return moe(call.x, out=out, return_stats=return_stats)
     return moe(call.x, ids=call.ids, weights=call.weights, out=out, return_stats=return_stats)

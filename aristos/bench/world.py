@@ -1,7 +1,7 @@
-"""The ranks of a benchmark: a thin layer over COMM_WORLD that also works without any MPI library.
+"""The ranks of a benchmark, as a thin layer over COMM_WORLD that also works without any MPI library.
 
 It adds a barrier whose waiters sleep, so that idle ranks leave the cores to those being measured, and an agreement on
-exit with a time limit. Every wait is bounded. Data that is timed does not travel through it.
+exit with a time limit. Every wait is bounded. Timed data does not travel through this layer.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from ..errors import WaitTimeout
 from ..host import mpi_world
 from ..host.nodes import Nodes
 
-LIMIT = 300.0  # seconds that a rank may wait for others; the first run compiles
-GONE = 3  # exit code if others do not come in time
+LIMIT = 300.0  # seconds that a rank may wait for others, so long because the first run compiles
+GONE = 3  # exit code if other ranks do not come in time
 
 
 class World:
-    """comm: an mpi4py communicator, or None for one process without MPI. ranks_per_node: pretend such nodes.
+    """The ranks. comm: an mpi4py communicator, or None for one process without MPI. ranks_per_node: pretend such nodes.
 
-    limit: seconds that a rank may wait for others outside a layer's calls, which have a limit of their own. Then a
+    limit: seconds that a rank may wait for others outside a layer's calls, which have another limit. After that a
     barrier raises WaitTimeout, and a blocking MPI call ends the job. waits: options of layers, with `--timeout`.
     """
 
@@ -49,7 +49,8 @@ class World:
             self._until_all_are_in = until_all_are_in
             self._watchdog = Watchdog(lambda why: end_job(comm, GONE, why), f"rank {self.rank}")
             with self.bounded("MPI_Comm_dup"):
-                self._exit = comm.Dup()  # for the exit alone: a failed rank cannot know the others' present collective
+                # for the exit alone, because a failed rank cannot know the others' present collective
+                self._exit = comm.Dup()
                 self.nodes, node = Nodes.shared(comm, ranks_per_node)
                 node.Free()
         names = self.allgather((socket.gethostname(), frozenset(os.sched_getaffinity(0))))
@@ -73,11 +74,11 @@ class World:
         return len(frozenset().union(*(m for h, m in zip(self.hosts, self.masks) if h == host)))
 
     def barrier(self) -> None:
-        """Wait for all ranks, polling; unlike in a blocking MPI call, Python can handle signals meanwhile."""
+        """Wait for all ranks by polling, so that Python can handle signals, unlike in a blocking MPI call."""
         self._meet(os.sched_yield)
 
     def sleepy_barrier(self, pause: float = 0.0005) -> None:
-        """Wait for all ranks, sleeping between polls."""
+        """Wait for all ranks, and sleep between polls."""
         self._meet(lambda: time.sleep(pause))
 
     def _meet(self, between: Callable[[], object]) -> None:
@@ -85,7 +86,7 @@ class World:
             self._poll(self._until_all_are_in(self.comm), "the other ranks", between)
 
     def _poll(self, polls: Iterable[object], what: str, between: Callable[[], object]) -> None:
-        """Run `polls`, which end when what was awaited is there. Raises WaitTimeout past the limit."""
+        """Run `polls` until they end. Raises WaitTimeout past the limit. what: the awaited event, for the message."""
         end = time.monotonic() + self._limit
         for _ in polls:
             if time.monotonic() > end:
@@ -93,7 +94,7 @@ class World:
             between()
 
     def bounded(self, call: str) -> contextlib.AbstractContextManager[None]:
-        """A block of blocking MPI calls that ends the job when it exceeds the limit: some rank has stopped."""
+        """A block of blocking MPI calls that ends the job past the limit, because then some rank has stopped."""
         if self.comm is None:
             return contextlib.nullcontext()
         return self._watchdog.watch(f"the other ranks ({call})", self._limit)
@@ -153,7 +154,10 @@ class World:
         return all(self.allgather(bool(value)))
 
     def agree_on_exit(self, message: str, seconds: float = 2.0) -> list[str] | None:
-        """All ranks' messages if all ranks call this within `seconds`, else None: not all ranks have failed."""
+        """The messages of all ranks if all call this within `seconds`.
+
+        Else None, because then not all ranks have failed.
+        """
         if self._exit is None:
             return [message]
         end = time.monotonic() + seconds
@@ -165,9 +169,9 @@ class World:
             return self._exit.allgather(message)
 
     def abort(self, code: int) -> int:
-        """End the whole job with `code`; with one rank, return `code`.
+        """End the whole job with `code`. With one rank, return `code`.
 
-        MPI_Abort would leave the library's shared memory behind, and one rank has no others to end.
+        One rank has no others to end, and MPI_Abort would leave the library's shared memory behind.
         """
         if self.comm is not None and self.size > 1:
             from ..transport.group import end_job

@@ -1,4 +1,4 @@
-"""What a checkpoint and its layers compare: one directory on all ranks, configurations, and the shapes of arrays."""
+"""Comparisons of checkpoints and layers: one directory on all ranks, configurations, and shapes of arrays."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 from ..config import MoEConfig
 from ..errors import MismatchError, PeerInputError
 from ..layer.arguments import usable_limits
-from .pieces import LATE, WEIGHTS
 from .recipe import Block
+from .stored_arrays import LATE, WEIGHTS
 
 
 def agree(comm: Any, timeout: float, path: Any, problem: Exception | None, options: str) -> None:
-    """Raise `problem` here and PeerInputError on the other ranks, MismatchError where `options` differ. Collective."""
+    """Raise `problem` here and PeerInputError on other ranks; MismatchError if `options` differ. Collective."""
     from ..substrate.attach import attach
 
     runtime = attach(comm, usable_limits(timeout))
@@ -58,11 +58,11 @@ def shapes_of(cfg: MoEConfig, block: Block) -> dict[str, tuple[int, ...]]:
 
 
 def without_capacity(cfg: MoEConfig) -> MoEConfig:
-    """`cfg` without its capacity. No weight depends on it, so a caller may use another one."""
+    """`cfg` without its capacity. Weights do not depend on the capacity, so a caller may use another one."""
     return replace(cfg, router=replace(cfg.router, capacity=None, capacity_factor=None))
 
 
 def difference(one: MoEConfig, other: MoEConfig) -> str:
-    """The first options in which two configurations differ."""
+    """A clause that names the first options in which two configurations differ."""
     names = [name for name, value in vars(one).items() if value != getattr(other, name)]
     return ", ".join(f"{name} {getattr(one, name)} and {getattr(other, name)}" for name in names[:3])

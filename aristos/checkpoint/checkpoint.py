@@ -23,10 +23,10 @@ from . import encoder_decoder_families, methods, sigmoid_families, softmax_famil
 from .agreement import agree, difference, shapes_of, without_capacity
 from .directory import Directory
 from .options import Options
-from .pieces import LATE, TABLE, LayerReader, Piece, packed_ways
 from .progress import Progress
 from .recipe import FAMILIES, REFUSED, Block, Family
 from .safetensors import shown
+from .stored_arrays import LATE, TABLE, LayerReader, StoredArray, packed_ways
 from .tables import TokenTable
 
 RECIPES = (
@@ -34,51 +34,51 @@ RECIPES = (
     topk_families,
     sigmoid_families,
     encoder_decoder_families,
-)  # they register themselves when imported
+)  # recipes register themselves when they are imported
 # INNER: options that hold the options of a model inside another. OUTSIDE: beginnings of names of tensors that are in no
 # layer of the text model
 INNER = ("text_config", "thinker_config", "llm_config", "language_config")
 OUTSIDE = ("mtp.", "model.mtp", "mtp_", "model.visual.", "visual.", "vision", "model.vision", "audio", "model.audio")
-MOST_EXPERTS = 1 << 16  # experts of a layer: four times the most that was published
+MOST_EXPERTS = 1 << 16  # most experts of a layer: four times the most that was published
 EXPERT = ("up", "gate", "down", "up_bias", "gate_bias", "down_bias")
 BIASES = ("router_bias", "select_bias")  # the biases of a router
 AS_DTYPE = "declares quantised inputs of linear layers; here they have the layer's dtype"
 
 
 class Checkpoint:
-    """A model directory: config.json and safetensors files, memory-mapped. Nothing but config.json is read at first.
+    """A model directory: config.json and safetensors files, memory-mapped. Opening it reads only config.json.
 
     Parameters
     ----------
     path : path
         The directory.
     comm : communicator or None, default None
-        An mpi4py communicator: then opening is collective, and if one rank cannot open the directory, all ranks raise
-        at once instead of waiting for that rank in MoE. None: this process alone.
+        An mpi4py communicator. With it opening is collective: if one rank cannot open the directory, all ranks raise at
+        once, instead of waiting for that rank when they make an MoE. None: this process alone.
     timeout : float, default 120.0
-        Seconds that the other ranks may take to open it.
+        Seconds that the other ranks may take to open the directory.
 
     Attributes
     ----------
     path : Path
         The directory.
     model_type : str
-        Of the model that has experts, such as a text model inside another.
+        The type of the model that has experts, for example of a text model inside another model.
     layers : tuple of int
-        Numbers of the model's MoE layers that have tensors here, in order. Decoder layers of an encoder-decoder model
-        are numbered after the encoder's.
+        Numbers of the model's MoE layers that have tensors in the directory, in order. In an encoder-decoder model the
+        decoder's layers are numbered after the encoder's.
     missing : tuple of int
-        Numbers of layers that config.json promises and that have no tensors.
+        Numbers of layers that config.json names, but that have no tensors.
     quantisation : str
         The method by which weights are quantised, or "".
 
     Raises
     ------
     CheckpointError
-        The directory cannot be read, or it has a model_type or an option that Aristos does not know: the error names
-        it, nothing is guessed.
+        The directory cannot be read, or it has a model_type or an option that Aristos does not know. The error names
+        it; nothing is guessed.
     InputError
-        `path` or `comm` is of another type.
+        `path` or `comm` has a wrong type.
     PeerInputError
         With comm, another rank cannot open it.
     MismatchError
@@ -111,7 +111,7 @@ class Checkpoint:
 
     def _open(self, path: str | os.PathLike[str]) -> None:
         if not isinstance(path, str | os.PathLike):
-            raise InputError(f"path must be that of a model directory, got {path!r}")
+            raise InputError(f"path must be the path of a model directory, got {path!r}")
         self.path = Path(path)
         self._directory = Directory(self.path)
         self._where = self.path / "config.json"
@@ -121,7 +121,9 @@ class Checkpoint:
         self._blocks: dict[int, Block] = family.build(options)
         options.refuse_unknown(self.model_type)
         if not self._blocks:
-            raise CheckpointError(f"{self._where}: its options say that no layer of this {self.model_type} is MoE")
+            raise CheckpointError(
+                f"{self._where}: at least one layer of a {self.model_type} must be MoE, but its options say none"
+            )
         self._quantised = methods.options({**self._directory.config, **self._config}, str(self._where))
         self.quantisation = self._quantised.method
         if form := self._quantised.form:
@@ -139,14 +141,14 @@ class Checkpoint:
             config = inner
             kind = config.get("model_type") or f"{outer}_text"
         if not isinstance(kind, str):
-            raise CheckpointError(f"{self._where} has no model_type: it does not say which model this is")
+            raise CheckpointError(f"{self._where} must have a model_type, which says what model this is, got none")
         return kind, config
 
     def _family(self) -> Family:
         if why := REFUSED.get(self.model_type):
             raise CheckpointError(
-                f"{self._where}: model_type {shown(self.model_type)} is not supported: {why}. Bring ids and weights to"
-                " each call of MoE, and its weights to MoE.load_expert"
+                f"{self._where}: model_type {shown(self.model_type)} is not supported: {why}. Pass its weights to"
+                " MoE.load_expert yourself, and ids and weights to each call of MoE"
             )
         if self.model_type not in FAMILIES:
             raise CheckpointError(
@@ -163,11 +165,14 @@ class Checkpoint:
 
     @cached_property
     def missing(self) -> tuple[int, ...]:
-        """Empty, too, if no tensor of any layer is there or the files cannot be listed: `check` says why."""
-        stacks: dict[str, set[str]] = {}  # the beginning of a layer's names -> tensors below it
+        """Numbers of layers without tensors.
+
+        Empty if no layer has tensors or files cannot be listed; `check` says why.
+        """
+        stacks: dict[str, set[str]] = {}  # the beginning of a layer's names -> its tensors
         for block in self._blocks.values():
             probes = stacks.setdefault(block.layer, set())
-            probes |= {piece.probe for part in block.parts for way in part for piece in way.values()}
+            probes |= {stored.probe for part in block.parts for way in part for stored in way.values()}
         try:
             there = {layer: self._directory.numbers(layer, probes, OUTSIDE) for layer, probes in stacks.items()}
         except CheckpointError:
@@ -181,7 +186,8 @@ class Checkpoint:
     def _block(self, number: Any) -> Block:
         if isinstance(number, bool) or not isinstance(number, int | np.integer) or int(number) not in self._blocks:
             raise InputError(
-                f"number must be of Checkpoint.layers, the model's MoE layers {sorted(self._blocks)}, got {number!r}"
+                f"number must be one of Checkpoint.layers, the model's MoE layers {sorted(self._blocks)}, got"
+                f" {number!r}"
             )
         return self._blocks[int(number)]
 
@@ -213,7 +219,7 @@ class Checkpoint:
         return ""
 
     def note(self, number: int) -> str:
-        """How a layer differs from the model's own code, or what its calls need.
+        """A note on a layer: how it differs from the model's own code, or what its calls need.
 
         Parameters
         ----------
@@ -236,7 +242,7 @@ class Checkpoint:
         return note
 
     def weight_type(self, number: int) -> WeightType | None:
-        """The type of the experts' weights in a layer as they are stored. Reads headers alone.
+        """The type in which the weights of a layer's experts are stored. Reads only headers.
 
         Parameters
         ----------
@@ -246,7 +252,7 @@ class Checkpoint:
         Returns
         -------
         WeightType or None
-            None where weights are elements.
+            None if weights are elements.
 
         Raises
         ------
@@ -279,8 +285,8 @@ class Checkpoint:
         precision : str, default "highest"
             See `MoEConfig`.
         weight_dtype : WeightType, str or None, default None
-            See `MoEConfig`. "file": the experts' weights stay packed as they are stored, see `weight_type`; otherwise
-            quantised ones are expanded first.
+            See `MoEConfig`. "file": the experts' weights stay packed as they are stored, see `weight_type`. With any
+            other value, weights that are packed in the file are expanded first.
 
         Returns
         -------
@@ -292,7 +298,7 @@ class Checkpoint:
         CheckpointError
             Aristos cannot run the layer; with "file", also what `weight_type` raises.
         InputError
-            A value that MoEConfig refuses, or a layer that the model has not.
+            A value that MoEConfig refuses, or a layer that the model does not have.
         """
         if why := self._block(number).problem:
             raise CheckpointError(f"{self._where}: layer {number} of this {self.model_type} is not supported: {why}")
@@ -308,9 +314,13 @@ class Checkpoint:
         try:
             cfg = MoEConfig(**{**options, "router": Router(**options["router"])})
         except InputError as error:
-            raise CheckpointError(f"{self._where}: layer {number} cannot be made by its options: {error}") from error
+            raise CheckpointError(
+                f"{self._where}: the options of layer {number} do not fit MoEConfig: {error}"
+            ) from error
         if cfg.columns > MOST_EXPERTS:
-            raise CheckpointError(f"{self._where}: layer {number} has {cfg.columns} experts, more than {MOST_EXPERTS}")
+            raise CheckpointError(
+                f"{self._where}: layer {number} must have at most {MOST_EXPERTS} experts, got {cfg.columns}"
+            )
         return replace(cfg, **given)
 
     def configs(
@@ -337,7 +347,7 @@ class Checkpoint:
         Returns
         -------
         list of MoEConfig
-            In the order of `layers`.
+            Configurations in the order of `layers`.
 
         Raises
         ------
@@ -386,7 +396,7 @@ class Checkpoint:
         for number, other in zip(self.layers, found):
             if other != found[0]:
                 what = f"layers {self.layers[0]} and {number} differ ({difference(found[0], other)})"
-                raise CheckpointError(f"{self._where}: {what}: use configs()")
+                raise CheckpointError(f"{self._where}: {what}: use configs() instead of config()")
         return found[0]
 
     # ------------------------------------------------------------ tensors
@@ -405,7 +415,7 @@ class Checkpoint:
 
     def _find_prefix(self, number: int, block: Block) -> str:
         below = block.layer.format(n=number if block.own is None else block.own)
-        probes = {piece.probe for part in block.parts[:2] for way in part for piece in way.values()}
+        probes = {stored.probe for part in block.parts[:2] for way in part for stored in way.values()}
         ends = re.compile(r"(?:^|.*?\.)(?=" + re.escape(below) + "(?:" + "|".join(map(re.escape, probes)) + r")$)")
         found = {match[0] for name in self._directory.where if (match := ends.match(name))}
         found = {prefix for prefix in found if not prefix.startswith(OUTSIDE)}
@@ -418,21 +428,23 @@ class Checkpoint:
         return found.pop()
 
     def _reader(self, number: int) -> LayerReader:
-        """The layer's arrays, found in the directory."""
+        """A reader of the layer's arrays, as the directory stores them."""
         block = self._block(number)
         cfg = self.layer_config(number)
         prefix = self._prefix(number, block)
         shapes = shapes_of(cfg, block)
-        pieces: dict[str, Piece] = {}
+        stored_arrays: dict[str, StoredArray] = {}
         for part in block.parts:
-            pieces |= self._choose(prefix, part, shapes, cfg.experts - block.late)
-        return LayerReader(self._directory, prefix, pieces, shapes, cfg.experts, block.late, self._quantised)
+            stored_arrays |= self._choose(prefix, part, shapes, cfg.experts - block.late)
+        return LayerReader(self._directory, prefix, stored_arrays, shapes, cfg.experts, block.late, self._quantised)
 
-    def _choose(self, prefix: str, part: Any, shapes: Mapping[str, tuple[int, ...]], experts: int) -> dict[str, Piece]:
-        """The alternative of a part whose tensors the directory has."""
-        there = [way for way in part if all(prefix + piece.probe in self._directory for piece in way.values())]
+    def _choose(
+        self, prefix: str, part: Any, shapes: Mapping[str, tuple[int, ...]], experts: int
+    ) -> dict[str, StoredArray]:
+        """The alternative of a part for which the directory has the tensors."""
+        there = [way for way in part if all(prefix + stored.probe in self._directory for stored in way.values())]
         if not there:
-            tried = sorted({shown(prefix + piece.probe) for way in part for piece in way.values()})
+            tried = sorted({shown(prefix + stored.probe) for way in part for stored in way.values()})
             raise CheckpointError(
                 f"{self.path} has none of the tensors {', '.join(tried[:6])}{', ...' if len(tried) > 6 else ''},"
                 f" which a {self.model_type} must have: is the download complete?"
@@ -440,24 +452,26 @@ class Checkpoint:
         if len(there) == 1:
             return there[0]
         fitting = [way for way in there if self._fits(prefix, way, shapes, experts)]
-        names = [{piece.probe for piece in way.values()} for way in fitting]
+        names = [{stored.probe for stored in way.values()} for way in fitting]
         if len(fitting) > 1 and names[0] == names[1]:
             raise CheckpointError(
-                f"{self.path}: tensor {shown(prefix + min(names[0]))} may be stored [in, out] or [out, in], its"
+                f"{self.path}: tensor {shown(prefix + min(names[0]))} may be stored [in, out] or [out, in], because its"
                 " shape fits both: read it yourself and pass it to MoE.load_expert"
             )
         return (fitting or there)[0]
 
-    def _fits(self, prefix: str, way: Mapping[str, Piece], shapes: Mapping[str, tuple[int, ...]], experts: int) -> bool:
+    def _fits(
+        self, prefix: str, way: Mapping[str, StoredArray], shapes: Mapping[str, tuple[int, ...]], experts: int
+    ) -> bool:
         return all(
-            piece.form
+            stored.form
             or array == TABLE
-            or self._directory.entry(prefix + piece.probe).shape == piece.shape(shapes[array], experts)
-            for array, piece in way.items()
+            or self._directory.entry(prefix + stored.probe).shape == stored.shape(shapes[array], experts)
+            for array, stored in way.items()
         )
 
     def check(self, number: int) -> None:
-        """Check that a layer is there in the shapes of config.json, with no other tensors. Reads headers alone.
+        """Check that a layer's tensors exist, in the shapes of config.json, and no others. Reads only headers.
 
         Parameters
         ----------
@@ -486,11 +500,13 @@ class Checkpoint:
         what = f"{self._directory.file(name).path}: tensor {shown(name)}"
         if "shared" in name and not self._block(number).options.get("shared_ffn"):
             raise CheckpointError(
-                f"{what} is of a shared expert, but {self._where} says that layer {number} has none: does it lack the"
-                " option with the number or width of shared experts, such as n_shared_experts?"
+                f"{what} belongs to a shared expert, but {self._where} says that layer {number} has none: add the"
+                " missing"
+                " option with the number or width of shared experts, such as n_shared_experts"
             )
         raise CheckpointError(
-            f"{what} is not known for a {self.model_type}: what it changes is not known, so nothing is guessed"
+            f"{what} is not known for a {self.model_type}, so its effect is not known: read the layer yourself and pass"
+            " its weights to MoE.load_expert"
         )
 
     # ------------------------------------------------------------ loading
@@ -498,10 +514,10 @@ class Checkpoint:
     def load(self, moe: Any, *, layer: int, number: int) -> None:
         """Load a layer of the model into a layer of an MoE: this rank's experts, the router, shared parts.
 
-        Collective over the ranks of `moe`. Values are read expert by expert, so memory beside the packed weights is one
-        expert's. A rank that has to read for long shows its progress on stderr. If a rank raises, calls of the layer
-        are refused on all ranks until it is loaded again. If config.json declares quantised inputs, rank 0 warns at the
-        first load that they have the layer's dtype here.
+        Collective over the ranks of `moe`. Values are read expert by expert, so only one expert's memory is needed in
+        addition to the packed weights. A rank that reads for long shows its progress on stderr. If a rank raises, calls
+        of the layer are refused on all ranks until it is loaded again. If config.json declares quantised inputs, rank 0
+        warns at the first load that inputs have the layer's dtype in Aristos.
 
         Parameters
         ----------
@@ -517,7 +533,7 @@ class Checkpoint:
         CheckpointError
             Damaged or missing tensors, or a configuration that is not this layer's.
         InputError
-            A layer that the model or `moe` has not, or arrays that do not fit.
+            A layer that the model or `moe` does not have, or arrays that do not fit.
         PeerInputError
             Another rank raised one of these.
         """
@@ -525,7 +541,7 @@ class Checkpoint:
             self._load(moe, layer, number)
 
     def _load(self, moe: Any, layer: int, number: int) -> None:
-        moe.unload(layer)  # on every rank, whichever fails: no call may mix old parts and new ones
+        moe.unload(layer)  # on every rank, even if only one fails: no call may mix old and new parts
         cfg = moe.layer_config(layer)
         wanted = self.layer_config(
             number, max_tokens=cfg.max_tokens, dtype=cfg.dtype, precision=cfg.precision, weight_dtype=cfg.packed
@@ -537,8 +553,8 @@ class Checkpoint:
             )
         reader = self._checked(number)
         self._load_experts(moe, layer, number, reader)
-        if TABLE not in reader.pieces:  # with a router, a call without ids would choose by scores
-            biases: dict[str, Any] = {name: reader.read_finite(name) for name in BIASES if name in reader.pieces}
+        if TABLE not in reader.stored_arrays:  # with a router, a call without ids would choose by scores
+            biases: dict[str, Any] = {name: reader.read_finite(name) for name in BIASES if name in reader.stored_arrays}
             block = self._block(number)
             if block.late:  # above all values that sigmoid and bias give the others
                 bias = np.asarray(biases["select_bias"], np.float32)
@@ -576,7 +592,7 @@ class Checkpoint:
             self._warned = True
             warn(f"{self._where} {AS_DTYPE}")
         mine, packed = moe.placement.mine(moe.rank), moe.layer_config(layer).packed
-        arrays = [name for name in EXPERT if name in reader.pieces]
+        arrays = [name for name in EXPERT if name in reader.stored_arrays]
         stored = packed is not None and packed == reader.weight_type
         with self._progress.load(f"rank {moe.rank}: layer {number} of {self.path.name}", len(mine)):
             for e in mine:
@@ -588,7 +604,7 @@ class Checkpoint:
                     reader.release(name, e)
 
     def route(self, number: int, x: Any, tokens: Any) -> tuple[np.ndarray, np.ndarray]:
-        """The choices of a layer that chooses by a table of token ids, for a call. Local.
+        """The ids and weights for a call of a layer that chooses experts by a table of token ids. Not collective.
 
         Parameters
         ----------
@@ -609,15 +625,18 @@ class Checkpoint:
         Raises
         ------
         InputError
-            A layer with a router that chooses by scores, or arguments that do not fit.
+            The layer has a router that chooses by scores, or arguments do not fit.
         CheckpointError
             The table is damaged or missing.
         """
         self._block(number)
         if number not in self._tables:
             reader = self._checked(number)
-            if TABLE not in reader.pieces:
-                raise InputError(f"layer {number} has a router that chooses by scores: call MoE without ids")
+            if TABLE not in reader.stored_arrays:
+                raise InputError(
+                    f"route needs a layer that chooses by a table, got {number}, which has a router: call MoE without"
+                    " ids"
+                )
             self._tables[number] = TokenTable(reader, self.layer_config(number))
         return self._tables[number].route(x, tokens)
 
@@ -627,7 +646,7 @@ class Checkpoint:
 
     @property
     def options(self) -> Mapping[str, Any]:
-        """What config.json says of the model that has the experts."""
+        """The options in config.json of the model that has the experts."""
         return self._config
 
     @property
@@ -641,7 +660,7 @@ class Checkpoint:
         Parameters
         ----------
         name : str
-            The tensor's name there.
+            The tensor's name in the directory.
 
         Returns
         -------
@@ -661,7 +680,7 @@ class Checkpoint:
         Returns
         -------
         array
-            A read-only view, read when its values are used.
+            A read-only view. Values are read from disk when they are used.
 
         Raises
         ------
@@ -691,14 +710,14 @@ class Checkpoint:
             The model has no MoE layer of this number.
         """
         reader, cfg = self._checked(number), self.layer_config(number)
-        for name in reader.pieces:
+        for name in reader.stored_arrays:
             if name.startswith(LATE) or name == "expert_scale":
                 raise CheckpointError(f"{self.path}: experts of a {self.model_type} have {name} beside their weights")
-        pieces = [reader.pieces[name] for name in EXPERT if name in reader.pieces]
-        return {reader.prefix + tensor for piece in pieces for tensor in piece.tensors(cfg.experts)}
+        stored_arrays = [reader.stored_arrays[name] for name in EXPERT if name in reader.stored_arrays]
+        return {reader.prefix + tensor for stored in stored_arrays for tensor in stored.tensors(cfg.experts)}
 
     def arrays(self, number: int, expert: int, *, packed: bool = False) -> dict[str, Any]:
-        """One expert's arrays by name, in nn.Linear's order, read when used.
+        """One expert's arrays by name, in nn.Linear's order. Values are read from disk when they are used.
 
         Parameters
         ----------
@@ -719,10 +738,10 @@ class Checkpoint:
         CheckpointError
             What `check` raises; or, with `packed`, the file's weights are not packed.
         InputError
-            A layer or an expert that the model has not.
+            A layer or an expert that the model does not have.
         """
         reader, cfg = self._checked(number), self.layer_config(number)
         if isinstance(expert, bool) or not isinstance(expert, int | np.integer) or not 0 <= expert < cfg.experts:
             raise InputError(f"expert must be an int in 0..{cfg.experts - 1}, got {expert!r}")
-        names = [name for name in EXPERT if name in reader.pieces]
+        names = [name for name in EXPERT if name in reader.stored_arrays]
         return reader.as_stored(names, int(expert)) if packed else reader.expert(names, int(expert))

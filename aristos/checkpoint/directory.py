@@ -1,7 +1,7 @@
 """A model directory: config.json, and the tensors of one or more safetensors files by name.
 
-`model.safetensors` alone, or shards with `model.safetensors.index.json`. A shard's header is read when one of its
-tensors is asked for.
+There is either one file `model.safetensors`, or there are shards with `model.safetensors.index.json`. A shard's header
+is read when one of its tensors is asked for.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SHARD = re.compile(r"model-(\d{5})-of-(\d{5})\.safetensors")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file. Raises CheckpointError, also if a name comes twice."""
+    """The JSON object in a file. Raises CheckpointError, also if a name comes twice."""
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
@@ -50,17 +50,19 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 class Directory:
-    """The tensors of a model directory. Raises CheckpointError naming file, tensor and remedy."""
+    """The tensors of a model directory. Raises CheckpointError with file, tensor and remedy."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        if not os.path.isdir(path):  # False for a name that is too long, too
-            raise CheckpointError(f"{path} must be a model directory with config.json and *.safetensors")
+        if not os.path.isdir(path):  # also False for a name that is too long
+            raise CheckpointError(
+                f"{path} must be a model directory with config.json and *.safetensors, but is no directory"
+            )
         self._files: dict[str, SafetensorsFile] = {}
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """What config.json holds."""
+        """The object in config.json."""
         return read_json(self.path / "config.json")
 
     @cached_property
@@ -80,7 +82,7 @@ class Directory:
         return self._unindexed(shards)
 
     def _indexed(self) -> dict[str, str]:
-        """The file of every tensor, from the index; these files must exist, in this directory."""
+        """The file of every tensor, from the index. The files must exist in this directory."""
         path = self.path / INDEX
         listed = read_json(path).get("weight_map")
         if not isinstance(listed, dict) or not all(isinstance(file, str) for file in listed.values()):
@@ -88,7 +90,7 @@ class Directory:
         for file in sorted(set(listed.values())):
             if Path(file).name != file or "\0" in file or not file.endswith(".safetensors"):
                 raise CheckpointError(f"{path} names {shown(file)}, which is no safetensors file of this directory")
-            if not os.path.isfile(self.path / file):  # False for a name that is too long, too
+            if not os.path.isfile(self.path / file):  # also False for a name that is too long
                 tensor = next(name for name, its in listed.items() if its == file)
                 raise CheckpointError(
                     f"{path} says that tensor {shown(tensor)} lies in {shown(file)}, which is missing: download it too"
@@ -96,7 +98,7 @@ class Directory:
         return listed
 
     def _unindexed(self, shards: list[str]) -> dict[str, str]:
-        """The file of every tensor, from the shards' headers; no shard may be missing, no tensor may come twice."""
+        """The file of every tensor, from the shards' headers. No shard may be missing, and no tensor may come twice."""
         total = int(SHARD.fullmatch(shards[0])[2])  # type: ignore[index]
         wanted = [f"model-{i:05d}-of-{total:05d}.safetensors" for i in range(1, min(total, 99999) + 1)]
         missing = sorted(set(wanted) - set(shards))
@@ -127,7 +129,10 @@ class Directory:
         return names[bisect_left(names, prefix) : bisect_left(names, prefix + "\U0010ffff")]
 
     def numbers(self, layer: str, below: Iterable[str], outside: tuple[str, ...]) -> set[int]:
-        """The n of tensors named PREFIX + layer.format(n=n) + one of `below`, with no PREFIX that begins `outside`."""
+        """The n of tensors named PREFIX + layer.format(n=n) + one of `below`.
+
+        PREFIX must not begin with one of `outside`.
+        """
         number = re.escape(layer).replace(re.escape("{n}"), "([0-9]{1,9})")
         name = re.compile(rf"(?:^|.*?\.){number}(?:{'|'.join(map(re.escape, sorted(below)))})$")
         found = (name.match(each) for each in self.where if not each.startswith(outside))
@@ -151,7 +156,7 @@ class Directory:
         return file
 
     def array(self, name: str) -> np.ndarray:
-        """A read-only view of a tensor's values; nothing is read until they are used."""
+        """A read-only view of a tensor's values. Nothing is read until they are used."""
         return self.file(name).array(name)
 
     def release(self, name: str, array: np.ndarray) -> None:

@@ -1,6 +1,6 @@
-"""Recipes of encoder-decoder models. Each names its code in transformers 5.24.
+"""Recipes of encoder-decoder models. Each recipe names the model's code in transformers 5.24.
 
-Decoder layers are numbered after the encoder's.
+The decoder's layers are numbered after the encoder's.
 """
 
 from __future__ import annotations
@@ -8,8 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 from .options import Options
-from .pieces import Piece
 from .recipe import ACTIVATIONS, Block, family, named
+from .stored_arrays import StoredArray
 
 
 @family(
@@ -43,8 +43,11 @@ def switch(o: Options) -> dict[int, Block]:
     }
     options["router"]["capacity"] = o.size("expert_capacity")
     note = "the capacity counts the tokens of a rank's call; the model's own code counts those of a sequence"
-    pieces = {"up": Piece("mlp.experts.expert_{e}.wi.weight"), "down": Piece("mlp.experts.expert_{e}.wo.weight")}
-    parts = [(pieces,), named("router", "mlp.router.classifier.weight")]
+    stored_arrays = {
+        "up": StoredArray("mlp.experts.expert_{e}.wi.weight"),
+        "down": StoredArray("mlp.experts.expert_{e}.wo.weight"),
+    }
+    parts = [(stored_arrays,), named("router", "mlp.router.classifier.weight")]
     if bias:
         parts.append(named("router_bias", "mlp.router.classifier.bias"))
     encoder = o.depth("num_layers")
@@ -77,21 +80,24 @@ def switch(o: Options) -> dict[int, Block]:
 def nllb(o: Options) -> dict[int, Block]:
     """models/nllb_moe: the two best experts, renormalised, times 1 - moe_token_dropout; ungated, with biases.
 
-    Its own block in transformers 5.24 sends all rows to experts 0 and 1; its router and its experts are right.
+    In transformers 5.24 the model's block sends all rows to experts 0 and 1; its router and its experts are right.
     """
     o.only(second_expert_policy="all", router_dtype="float32")
-    o.ignore("router_ignore_padding_tokens", "expert_capacity")  # the capacity of training
+    o.ignore("router_ignore_padding_tokens", "expert_capacity")  # they concern the capacity in training
     o.ignore("batch_prioritized_routing", "normalize_router_prob_before_dropping")  # without drops they do nothing
     if o.number("moe_eval_capacity_token_fraction") < 1:
         o.refuse("moe_eval_capacity_token_fraction must be at least 1: Aristos renormalises before it drops a choice")
     dropout = o.number("moe_token_dropout")
     if dropout >= 1:
         o.refuse(f"moe_token_dropout must be below 1, got {dropout:g}")
-    pieces = {
-        array: Piece(f"ffn.experts.expert_{{e}}.{name}.weight") for array, name in (("up", "fc1"), ("down", "fc2"))
+    stored_arrays = {
+        array: StoredArray(f"ffn.experts.expert_{{e}}.{name}.weight")
+        for array, name in (("up", "fc1"), ("down", "fc2"))
     }
-    pieces |= {f"{array}_bias": Piece(piece.name.replace("weight", "bias")) for array, piece in pieces.items()}
-    parts = [(pieces,), named("router", "ffn.router.classifier.weight")]
+    stored_arrays |= {
+        f"{array}_bias": StoredArray(stored.name.replace("weight", "bias")) for array, stored in stored_arrays.items()
+    }
+    parts = [(stored_arrays,), named("router", "ffn.router.classifier.weight")]
     if o.flag("router_bias"):
         parts.append(named("router_bias", "ffn.router.classifier.bias"))
     blocks, first = {}, 0

@@ -1,4 +1,4 @@
-"""Where one expert's matrix lies among a model's tensors, and codes from the words that hold several of them."""
+"""Where one expert's matrix lies among a model's tensors, and how codes are unpacked from words."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from .safetensors import shown
 
 @dataclass(frozen=True)
 class Matrix:
-    """Where one expert's matrix lies. name: its tensor's, or the one that a form's tensors stand for.
+    """Where one expert's matrix lies. name: of its tensor, or of the tensor that a form's tensors replace.
 
-    shape: (out, in) of the tensor, without the expert's axis. in_out: it is stored [in, out]. expert: its number
-    in a stacked tensor. outputs: those that are the matrix.
+    shape: (out, in) of the tensor, without the expert's axis. in_out: whether it is stored [in, out]. expert: the
+    expert's number in a stacked tensor. outputs: which of the tensor's outputs are the matrix's.
     """
 
     directory: Directory
@@ -32,7 +32,7 @@ class Matrix:
     outputs: slice = field(default_factory=lambda: slice(None))
 
     def part(self, suffix: str) -> str:
-        """The name of one of a form's tensors; "": of the one that it replaces."""
+        """The name of one of a form's tensors. suffix "": of the tensor that the form replaces."""
         return named(self.name, suffix)
 
     def has(self, suffix: str) -> bool:
@@ -40,7 +40,7 @@ class Matrix:
         return self.part(suffix) in self.directory
 
     def array(self, suffix: str) -> np.ndarray:
-        """A tensor's values, of this expert."""
+        """This expert's values in a tensor."""
         found = self.directory.array(self.part(suffix))
         return found if self.expert is None else found[self.expert]
 
@@ -50,7 +50,7 @@ class Matrix:
         raise CheckpointError(f"{self.directory.file(name).path}: tensor {shown(name)} {why}: {remedy}")
 
     def expect(self, suffix: str, shape: tuple[int, ...], *dtypes: str) -> str:
-        """The dtype of a tensor, which must have this shape and one of these dtypes."""
+        """The dtype of a tensor. Raises unless it has this shape, and one of these dtypes."""
         entry = self.directory.entry(self.part(suffix))
         if entry.shape != shape:
             self.refuse(suffix, f"must have shape {list(shape)}, as config.json says, got {list(entry.shape)}")
@@ -64,26 +64,26 @@ class Matrix:
         return self.shape[1 if self.in_out else 0]
 
     def groups(self, suffix: str, size: int) -> int:
-        """Groups of `size` k, 0 for all."""
+        """How many groups of `size` k there are; size 0: all k are one group."""
         depth = self.shape[1]
         if size and depth % size:
-            self.refuse(suffix, f"has groups of {size} k, which do not divide its {depth}")
+            self.refuse(suffix, f"must have a multiple of {size} k, the size of a group, got {depth}")
         return depth // size if size else 1
 
     def words(self, suffix: str, codes: int, bits: int) -> int:
-        """How many words of 32 bits hold so many codes. The codes must fill the last one."""
+        """How many words of 32 bits hold `codes` codes. The codes must fill the last word."""
         if codes * bits % 32:
             self.refuse(suffix, f"cannot hold {codes} codes of {bits} bits in whole words of 32 bits")
         return codes * bits // 32
 
 
 def named(name: str, suffix: str) -> str:
-    """The name of a tensor that replaces `name`, or lies beside it."""
+    """The name of the tensor with this suffix that replaces tensor `name`, or lies beside it."""
     return (name.removesuffix("weight") if suffix and suffix[0] != "_" else name) + suffix
 
 
 def nibbles(stored: np.ndarray) -> np.ndarray:
-    """[..., n] uint8 -> [..., 2 n]: codes of four bits, the low one first."""
+    """[..., 2 n] codes of four bits from [..., n] uint8, the low one first."""
     found = np.empty((*stored.shape, 2), np.uint8)
     np.bitwise_and(stored, 15, out=found[..., 0])
     np.right_shift(stored, 4, out=found[..., 1])
@@ -91,11 +91,11 @@ def nibbles(stored: np.ndarray) -> np.ndarray:
 
 
 def unpacked(words: np.ndarray, bits: int) -> np.ndarray:
-    """[..., n] int32 -> [..., 32 n / bits] uint8: codes, the one in the lowest bits first."""
+    """[..., 32 n / bits] uint8 codes from [..., n] int32, the code in the lowest bits first."""
     stored = np.ascontiguousarray(words).view(np.uint8)
     return stored if bits == 8 else nibbles(stored)
 
 
 def unpacked_down(words: np.ndarray, bits: int) -> np.ndarray:
-    """[n, columns] int32 -> [32 n / bits, columns] uint8: codes of each column, the lowest bits' first."""
+    """[32 n / bits, columns] uint8 codes of each column from [n, columns] int32, the lowest bits first."""
     return unpacked(words.T, bits).T

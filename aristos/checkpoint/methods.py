@@ -1,7 +1,8 @@
-"""What quantization_config says: the methods of quantisation that are read, and what each declares of its tensors.
+"""Reads quantization_config: the methods of quantisation that Aristos reads, and what each declares of its tensors.
 
-Sources: the modules that pack and unpack in AutoGPTQ (nn_modules/qlinear), GPTQModel, AutoAWQ (modules/linear/gemm.py)
-and compressed-tensors (compressors); quantization_config of published DeepSeek-V3, gpt-oss, Qwen3 and Kimi K2.
+The sources are the modules that pack and unpack in AutoGPTQ (nn_modules/qlinear), GPTQModel, AutoAWQ
+(modules/linear/gemm.py) and compressed-tensors (compressors), and quantization_config of the published DeepSeek-V3,
+gpt-oss, Qwen3 and Kimi K2.
 """
 
 from __future__ import annotations
@@ -18,17 +19,17 @@ BLOCK = (128, 128)
 OTHER_FILES = "take the model's unquantised files"
 COMPRESSED = ("pack-quantized", "float-quantized", "int-quantized", "naive-quantized", "mxfp4-pack-quantized")
 STRATEGIES = ("channel", "tensor", "block", "group")
-GPTQ_OFFSETS = {"gptq": 1, "gptq_v2": 0}  # what is added to stored zero points, by checkpoint_format
+GPTQ_OFFSETS = {"gptq": 1, "gptq_v2": 0}  # by checkpoint_format, what must be added to stored zero points
 
 
 @dataclass(frozen=True)
 class Options:
-    """What quantization_config says. method: quant_method, or "". form: of the tensors that replace NAME.weight, "" if
-    it stays: see `packed.FORMS`. block: rows and columns that share a scale of fp8.
+    """The content of a quantization_config. method: quant_method, or "". form: the form of the tensors that replace
+    NAME.weight, see `packed.FORMS`; "" if it stays. block: how many rows and columns share a scale of fp8.
 
-    bits, groups: of integers; groups are the sizes that are declared, 0 is a column. zeros: whether zero points may
-    differ from the middle of the range. offset: what is added to stored zero points. act_order: whether groups may
-    follow another order than k. activations: whether inputs of the layers are declared as quantised, too.
+    bits, groups: of integers; groups are the declared sizes, 0 is a whole column. zeros: whether zero points may differ
+    from the middle of the range. offset: what must be added to stored zero points. act_order: whether groups may have
+    another order than k. activations: whether inputs of the layers are declared as quantised too.
     """
 
     method: str = ""
@@ -65,7 +66,7 @@ class Declared:
         return value
 
     def group(self, bits: int) -> int:
-        """Codes of a column that share a scale; 0: all."""
+        """How many codes of a column share a scale; 0: all."""
         size = self.one_of("group_size", (-1, *sorted(FORMATS[f"int{bits}"].groups)), -1)
         return max(size, 0)
 
@@ -83,7 +84,7 @@ def _mxfp4(d: Declared) -> Options:
 
 def _bitsandbytes(d: Declared) -> Options:
     if d.found.get("load_in_8bit") is not True:
-        raise CheckpointError(f"{d.where}: of bitsandbytes, Aristos reads load_in_8bit alone: take unquantised files")
+        raise CheckpointError(f"{d.where}: of bitsandbytes, Aristos reads only load_in_8bit: take unquantised files")
     return Options()
 
 
@@ -112,7 +113,10 @@ def _awq(d: Declared) -> Options:
 
 
 def _compressed(d: Declared) -> Options:
-    """Bits and zero points are read from the tensors: each group of layers has its own."""
+    """The options of compressed-tensors.
+
+    Bits and zero points are read from tensors, because groups of layers differ.
+    """
     if d.found.get("format") != "mixed-precision":
         d.one_of("format", (*COMPRESSED, "dense"), "naive-quantized")
     declared = d.found.get("config_groups")
@@ -130,7 +134,7 @@ def _compressed(d: Declared) -> Options:
 
 
 def _weights(d: Declared) -> int:
-    """The size of groups that one object of config_groups says, 0 for other strategies."""
+    """The size of groups in one object of config_groups; 0 for other strategies."""
     bits, of = d.one_of("num_bits", (4, 8), 8), d.one_of("type", ("int", "float"), "int")
     symmetric = d.one_of("symmetric", (True, False), True)
     strategy = d.one_of("strategy", STRATEGIES, "channel")

@@ -1,7 +1,7 @@
-"""The options of a config.json as a recipe reads them. What a recipe has not read must not change arithmetic.
+"""The options of a config.json, as a recipe reads them. An option that it does not read must not change arithmetic.
 
-Every key that a recipe reads is noted. `refuse_unknown` then refuses a key that is left and whose name says that it
-concerns experts, routing or activations: an option that is not understood is never guessed.
+Every key that a recipe reads is noted. `refuse_unknown` then refuses a remaining key if its name says that it concerns
+experts, routing or activations, because the meaning of an option is never guessed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ CONCERNS = re.compile(
     r"moe|expert|rout|gate|gating|top_?k|scor|swiglu|(?:^|_)act(?:_|$|ivation)|capacity|jitter|shared|clamp|limit|latent|zero|mlp"
     r"|dense|sparse|ffn|feed_forward|intermediate|bias|renorm|norm_topk|correction|identity|group|quant"
 )
-# options of training, of layers that predict further tokens, and of how the model's own code runs, not of an MoE layer
+# options that do not concern an MoE layer: of training, of predicting further tokens, of how the model's code runs
 NO_EFFECT = r"aux_loss|z_loss|loss|output_router_logits|mtp|nextn|initializer|init_|dropout|parallel|use_grouped_mm"
 # options of attention, embeddings, vision, other layers and generation
 ELSEWHERE = re.compile(
@@ -29,10 +29,10 @@ ELSEWHERE = re.compile(
     r"|auto_map|pad_|use_cache|gradient|problem|label|chunk_size|pretraining|head_|lm_head|norm_eps|ep_size"
     r"|time_step|rescale_prenorm|quantization_config|compression_config|embed|" + NO_EFFECT
 )
-OF_EXPERTS = re.compile("moe|expert|rout")  # a name with one of these concerns the layer, whatever else it holds
+OF_EXPERTS = re.compile("moe|expert|rout")  # a name with one of these always concerns the layer
 HARMLESS = re.compile(NO_EFFECT)
 
-MOST = 1 << 20  # the largest size: a file must not cause large allocations
+MOST = 1 << 20  # the largest size, so that a file cannot cause large allocations
 MOST_LAYERS = 1 << 12
 
 
@@ -43,7 +43,7 @@ def concerns(key: str) -> bool:
 
 
 class Options:
-    """A config.json's object for one recipe. where: the file, for messages. defaults: the family's."""
+    """An object of config.json, for one recipe. where: the file, for messages. defaults: the family's defaults."""
 
     def __init__(self, config: Mapping[str, Any], where: Path, defaults: Mapping[str, Any]) -> None:
         self.config, self.where, self.defaults = config, where, defaults
@@ -54,7 +54,7 @@ class Options:
         raise CheckpointError(f"{self.where}: {why}")
 
     def get(self, *keys: str) -> Any:
-        """The value of an option that has several names, else the family's default; None if there is none.
+        """The value of an option that may have several names, or the family's default; None if there is neither.
 
         A null counts as absent. Raises CheckpointError if two of the names have different values.
         """
@@ -71,7 +71,10 @@ class Options:
         return None
 
     def first(self, *keys: str) -> str:
-        """The first of these keys that is there and not null, else the first key. Their values may differ."""
+        """The first of these keys that exists and is not null; if there is none, the first key.
+
+        Their values may differ.
+        """
         self.read.update(keys)
         return next((key for key in keys if self.config.get(key) is not None), keys[0])
 
@@ -87,7 +90,7 @@ class Options:
         return value
 
     def size(self, *keys: str) -> int:
-        """A positive int under one of these keys."""
+        """A positive int that one of these keys has."""
         return self._number(keys, (int,), 1, MOST)
 
     def depth(self, key: str) -> int:
@@ -95,11 +98,11 @@ class Options:
         return self._number((key,), (int,), 1, MOST_LAYERS)
 
     def count(self, *keys: str) -> int:
-        """An int from 0 up; 0 where it is not there."""
+        """An int from 0 up; 0 if no key exists."""
         return 0 if self.get(*keys) is None else self._number(keys, (int,), 0, MOST)
 
     def optional_count(self, *keys: str) -> int:
-        """An int from 0 up; 0 where it is null in the file, whatever the family's default."""
+        """An int from 0 up; 0 if it is null in the file, whatever the family's default."""
         self.read.update(keys)
         named = [key for key in keys if key in self.config]
         return 0 if named and all(self.config[key] is None for key in named) else self.count(*keys)
@@ -109,7 +112,7 @@ class Options:
         return float(self._number(keys, (int, float), 0.0))
 
     def flag(self, key: str) -> bool:
-        """A boolean; False where it is not there."""
+        """A boolean; False if the key does not exist."""
         value = self.get(key)
         if value is not None and not isinstance(value, bool):
             self.refuse(f"{key} must be true or false, got {shown(value)}")
@@ -119,18 +122,18 @@ class Options:
         """The entry of `allowed` for the word under this key."""
         value = self.get(key)
         if not isinstance(value, str) or value not in allowed:
-            self.refuse(f"{key} is {shown(value)}; Aristos has {', '.join(allowed)} for this model")
+            self.refuse(f"{key} must be one of {', '.join(allowed)} for this model, got {shown(value)}")
         return allowed[value]
 
     def only(self, **wanted: Any) -> None:
-        """Refuse options that differ from these; an absent option is accepted."""
+        """Refuse options that differ from these values. An absent option is accepted."""
         for key, value in wanted.items():
             got = self.get(key)
             if got is not None and got != value:
-                self.refuse(f"{key} is {shown(got)}; for this model Aristos has {key}={value!r} alone")
+                self.refuse(f"{key} must be {value!r} for this model, got {shown(got)}")
 
     def numbers(self, key: str) -> list[int] | None:
-        """A list of ints; None where it is not there."""
+        """A list of ints; None if the key does not exist."""
         value = self.get(key)
         if value is None:
             return None
@@ -139,7 +142,7 @@ class Options:
         return value
 
     def flags(self, key: str) -> list[bool] | None:
-        """A list of booleans, or of 0 and 1; None where it is not there."""
+        """A list of booleans, or of 0 and 1; None if the key does not exist."""
         value = self.get(key)
         if value is None:
             return None
@@ -148,15 +151,15 @@ class Options:
         return [bool(n) for n in value]
 
     def ignore(self, *keys: str) -> None:
-        """These options have no effect on the layer."""
+        """Note that these options have no effect on the layer."""
         self.read.update(keys)
 
     def refuse_unknown(self, model: str) -> None:
-        """Raise for a key that may change the layer and that the recipe has not read."""
+        """Raise CheckpointError for a key that may change the layer, but that the recipe has not read."""
         for key, value in self.config.items():
             if key in self.read or value is None or not concerns(key):
                 continue
             self.refuse(
-                f"option {shown(key)} (here {shown(value)}) is not known for {model}: what it changes is not known, so"
-                " nothing is guessed. Read the weights yourself and pass them to MoE.load_expert, load_router"
+                f"option {shown(key)} (here {shown(value)}) is not known for {model}, so its effect is not known: read"
+                " the weights yourself and pass them to MoE.load_expert, load_router"
             )

@@ -1,6 +1,6 @@
-"""One expert's matrix as codes and scales, straight from a model's tensors: see `Quantised`. Nothing is expanded.
+"""One expert's matrix as codes and scales (`Quantised`), directly from a model's tensors. Nothing is expanded.
 
-`FORMS` has the tensors of each form, which replace NAME.weight, a tensor [out, in]:
+`FORMS` lists the tensors of each form. They replace NAME.weight, a tensor [out, in]:
 gptq: qweight [in / c, out] int32, c codes along `in` in a word, the lowest bits first; qzeros [groups, out / c], along
 `out`, less one in the format's first version; scales [groups, out]; g_idx [in], the group of each k.
 awq: qweight [in, out / 8] int32 and qzeros [groups, out / 8], whose nibbles are columns 0 2 4 6 1 3 5 7; scales.
@@ -9,7 +9,7 @@ fp4, two a byte; weight_scale [out, groups]; weight_zero_point [out / c, groups]
 int8 as they are.
 mxfp4 (gpt-oss): NAME_blocks [E, out, in / 32, 16] and NAME_scales [E, out, in / 32].
 fp4 (DeepSeek-V4): weight [out, in / 2] int8, two codes a byte, the low one first, and scale [out, in / 32].
-A tensor of fp8 or int8 stays NAME.weight, with scales beside it: see `quantised`.
+A tensor of fp8 or int8 keeps the name NAME.weight, and has scales beside it: see `quantised`.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ EXPONENTS = ("U8", "F8_E8M0")
 NARROW = {"F8_E4M3": "fp8", "I8": "int8"}
 MX_GROUP = 32
 AWQ_COLUMNS = [0, 2, 4, 6, 1, 3, 5, 7]  # the column of each of a word's nibbles, the lowest first
-EXPAND = "load it without weight_dtype, which expands it"
+EXPAND = "load the layer without weight_dtype, which expands its weights"
 
 Parts = tuple[np.ndarray, np.ndarray, np.ndarray | None]  # codes [K, N], scales, zeros
 
 
 class Form(NamedTuple):
-    """tensors: that replace NAME.weight, by the ends of their names. beside: that may be there.
+    """A form. tensors: ends of names of the tensors that replace NAME.weight. beside: of tensors that may exist too.
 
-    kind: the weight type, from headers. parts: what the tensors hold of the matrix's outputs.
+    kind: a function of the weight type, from headers. parts: a function of codes, scales and zeros of the outputs.
     """
 
     tensors: tuple[str, ...]
@@ -85,7 +85,7 @@ def _gptq_parts(m: Matrix, kind: WeightType) -> Parts:
 
 
 def _check_order(m: Matrix, suffix: str, kind: WeightType) -> None:
-    """Raise CheckpointError unless groups follow k."""
+    """Raise CheckpointError unless groups are in the order of k."""
     if not m.has(suffix):
         return
     depth, found = m.shape[1], m.array(suffix)
@@ -113,7 +113,7 @@ def _awq_parts(m: Matrix, kind: WeightType) -> Parts:
 
 
 def _awq_columns(words: np.ndarray) -> np.ndarray:
-    """[n, N / 8] int32 -> [n, N] uint8."""
+    """[n, N] uint8 from [n, N / 8] int32."""
     stored = unpacked(words, 4).reshape(*words.shape, 8)
     found = np.empty_like(stored)
     found[..., AWQ_COLUMNS] = stored
@@ -150,7 +150,7 @@ def _packed_kind(m: Matrix) -> WeightType:
 
 
 def _group(m: Matrix, suffix: str) -> int:
-    """The size of groups that the columns of a tensor of scales show; 0: one for a column."""
+    """The size of groups, from the number of columns of a tensor of scales; 0: a column is one group."""
     shape, depth = m.directory.entry(m.part(suffix)).shape, m.shape[1]
     groups = shape[-1] if len(shape) == 2 else 1
     fits = [size for size in m.options.groups or (0,) if groups == (depth // size if size else 1)]
@@ -222,7 +222,7 @@ def _scaled_kind(m: Matrix) -> WeightType:
     whole = math.prod(shape) == 1
     by_row = shape in ((m.rows,), (m.rows, 1)) and not scales.endswith("_inv")
     name = NARROW[entry.dtype]
-    scale = "float32" if scales.endswith("SCB") else quantised.SCALES[stored.dtype]  # which is divided by 127
+    scale = "float32" if scales.endswith("SCB") else quantised.SCALES[stored.dtype]  # SCB is divided by 127
     if scales.endswith("_inv") or (name == "fp8" and not by_row and not whole):
         half = m.outputs.start or m.outputs.stop or 0
         if name != "fp8" or m.options.block != BLOCK or half % BLOCK[1] or (m.outputs.step or 1) != 1:
@@ -276,7 +276,7 @@ FORMS: dict[str, Form] = {
 
 
 def scales_of(m: Matrix) -> str:
-    """The name of the tensor with the scales of a matrix."""
+    """The name of the tensor that has the scales of a matrix."""
     if not m.form:
         return quantised.scale_name(m.directory, m.name, m.options.method)
     return m.part(FORMS[m.form].tensors[-1])
@@ -287,7 +287,7 @@ def _first(m: Matrix) -> str:
 
 
 def in_groups(directory: Directory, name: str) -> bool:
-    """Whether a tensor of int8 has zero points, or several scales for a row."""
+    """Whether a tensor of int8 has zero points, or several scales for each row."""
     if directory.entry(name).dtype != "I8" or name + "_scale" not in directory:
         return False
     scales = directory.entry(name + "_scale").shape
@@ -295,14 +295,14 @@ def in_groups(directory: Directory, name: str) -> bool:
 
 
 def check(m: Matrix) -> set[str]:
-    """The tensors of a matrix; raises CheckpointError unless their headers fit it."""
+    """The tensors of a matrix. Raises CheckpointError unless their headers fit it."""
     form = FORMS[m.form]
     form.kind(m)
     return {m.part(each) for each in (*form.tensors, *form.beside) if m.has(each)}
 
 
 def kind_of(m: Matrix) -> WeightType | None:
-    """The weight type of a matrix, None where it is elements. Raises CheckpointError for headers that do not fit."""
+    """The weight type of a matrix; None for elements. Raises CheckpointError for headers that do not fit."""
     if not m.form and m.directory.entry(m.name).dtype in quantised.ELEMENTS:
         return None
     if not m.form and m.directory.entry(m.name).dtype not in NARROW:
@@ -311,7 +311,7 @@ def kind_of(m: Matrix) -> WeightType | None:
 
 
 def read(m: Matrix, kind: WeightType) -> Quantised:
-    """The matrix [in, out]. Raises CheckpointError where it is of another type, and for values that do not fit."""
+    """The matrix [in, out]. Raises CheckpointError if it has another type, or for values that do not fit."""
     if (found := kind_of(m)) != kind:
         m.refuse(_first(m), f"is {found or 'plain'}, but others of the layer are {kind}", EXPAND)
     codes, scales, zeros = FORMS[m.form].parts(m, kind)
@@ -332,5 +332,5 @@ def read(m: Matrix, kind: WeightType) -> Quantised:
 
 
 def expanded(m: Matrix) -> np.ndarray:
-    """[in, out] float32: the weights of a matrix that is packed."""
+    """[in, out] float32: the expanded weights of a packed matrix."""
     return read(m, FORMS[m.form].kind(m)).dequantised(np.float32)

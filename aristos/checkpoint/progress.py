@@ -1,4 +1,4 @@
-"""Progress of long loads, on stderr: one line that is written over on a terminal, a line now and then elsewhere."""
+"""Progress of long loads, on stderr. A terminal has one line that changes; other outputs get a line now and then."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from contextlib import contextmanager
 
 from ..host import launch_environment
 
-PATIENCE = 2.0  # seconds of reading before anything is shown
-PERIODS = {True: 0.2, False: 10.0}  # seconds between lines: on a terminal, elsewhere
+PATIENCE = 2.0  # seconds of reading before progress is shown
+PERIODS = {True: 0.2, False: 10.0}  # seconds between lines; True: on a terminal
 
 
 class Progress:
-    """Counts experts and bytes over all loads of a checkpoint."""
+    """Counts experts and bytes, over all loads of a checkpoint."""
 
     def __init__(self) -> None:
         self._bytes, self._seconds = 0, 0.0
@@ -24,7 +24,7 @@ class Progress:
 
     @contextmanager
     def load(self, what: str, experts: int) -> Iterator[None]:
-        """A load of `experts` experts; when it ends or fails, the line on a terminal is cleared."""
+        """A block that loads `experts` experts. When it ends or fails, the line on a terminal is cleared."""
         self._what, self._experts, self._done, self._since = what, experts, 0, time.monotonic()
         try:
             yield
@@ -35,7 +35,7 @@ class Progress:
             self._width = 0
 
     def step(self, size: int) -> None:
-        """One expert of `size` bytes was read."""
+        """Count an expert of `size` bytes as read."""
         self._done += 1
         self._bytes += size
         spent = self._seconds + time.monotonic() - self._since

@@ -1,9 +1,10 @@
-"""Quantised weights as float32: fp8 and int8 with scales, mxfp4. Scales must be finite and not zero.
+"""Expands quantised weights to float32: fp8 and int8 with scales, mxfp4. Scales must be finite and not zero.
 
-fp8 by blocks (DeepSeek-V3): value = q * NAME_scale_inv of its block of 128x128; blocks at the edge are partial. The
-scales of NAME.weight may be NAME.scale (DeepSeek-V4).
+fp8 by blocks (DeepSeek-V3): value = q * NAME_scale_inv of its block of 128x128; blocks at the edge are partial. Scales
+may also be named NAME.scale instead of NAME.weight_scale_inv (DeepSeek-V4).
 fp8 or int8 by rows or whole (compressed-tensors): value = q * NAME_scale. int8 by rows (bitsandbytes): q * SCB / 127.
-mxfp4 (gpt-oss): NAME_blocks has two codes a byte, low nibble first; NAME_scales has an exponent for 32 values.
+mxfp4 (gpt-oss): NAME_blocks has two codes in each byte, the low nibble first; NAME_scales has an exponent for each 32
+values.
 """
 
 from __future__ import annotations
@@ -18,21 +19,21 @@ from .directory import Directory
 from .methods import Options
 from .safetensors import shown
 
-ELEMENTS = ("F32", "BF16", "F16")  # dtypes whose values are weights as they are
+ELEMENTS = ("F32", "BF16", "F16")  # dtypes whose values are the weights
 MX_BLOCK = 32
-MX_PAIRS = np.stack([np.tile(FP4, 16), np.repeat(FP4, 16)], axis=1)  # by byte: low nibble, high nibble
+MX_PAIRS = np.stack([np.tile(FP4, 16), np.repeat(FP4, 16)], axis=1)  # for each byte the values of low and high nibble
 MX_BIAS = 127  # the bias of a scale's exponent
-MX_ROWS = 16  # that are looked up at once
-MX_UNSAFE = 253  # from this byte of a scale on, a product with the largest value, 6, is beyond float32
+MX_ROWS = 16  # rows that are looked up at once
+MX_UNSAFE = 253  # with a scale of this byte or more, a product with the largest value, 6, exceeds float32
 LARGEST = float(np.finfo(np.float32).max)
 NARROW = {"F8_E4M3": 448, "F8_E5M2": 57344, "I8": 128}  # the largest finite value of each
 OTHER_FILES = "download this file again, or take the model's unquantised files"
-# by dtype of scales in files, their type once weights are packed
+# by the dtype of scales in files, the type of scales of packed weights
 SCALES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F8_E8M0": "float32"}
 
 
 def scale_name(directory: Directory, name: str, method: str) -> str:
-    """The tensor with the scales of a quantised one. Raises CheckpointError where there is none."""
+    """The tensor that has the scales of a quantised one. Raises CheckpointError if there is none."""
     if method == "bitsandbytes":
         candidates = [name.removesuffix("weight") + "SCB"]
     else:
@@ -48,7 +49,7 @@ def scale_name(directory: Directory, name: str, method: str) -> str:
 
 
 def check_scales(directory: Directory, name: str, asked: Options) -> set[str]:
-    """The tensors beside a quantised one that it needs; raises CheckpointError unless they fit it."""
+    """The further tensors that a quantised one needs. Raises CheckpointError unless they fit it."""
     entry = directory.entry(name)
     if entry.dtype not in NARROW:
         raise CheckpointError(
@@ -117,7 +118,7 @@ def values(directory: Directory, name: str, whole: np.ndarray, rows: Any, asked:
 
 
 def usable(directory: Directory, name: str, scale: np.ndarray, zero: bool = False) -> np.ndarray:
-    """`scale`; raises CheckpointError where a value is NaN or infinite, or 0 unless `zero` allows it."""
+    """`scale`. Raises CheckpointError if a value is NaN or infinite, or is 0 although not `zero`."""
     wrong = ~np.isfinite(scale) | ((scale == 0) & (not zero))
     if wrong.any():
         at = np.unravel_index(int(np.argmax(wrong)), scale.shape)
@@ -129,7 +130,7 @@ def usable(directory: Directory, name: str, scale: np.ndarray, zero: bool = Fals
 
 
 def _refuse_infinite(directory: Directory, name: str, product: np.ndarray, counted: Any = True) -> None:
-    """Raise CheckpointError if a value of tensor `name` times its scale is beyond float32. counted: values to check."""
+    """Raise CheckpointError if a value of tensor `name`, times its scale, exceeds float32. counted: values to check."""
     beyond = ~np.isfinite(product) & counted
     if beyond.any():
         at = [int(i) for i in np.unravel_index(int(np.argmax(beyond)), product.shape)]
@@ -142,15 +143,15 @@ def _refuse_infinite(directory: Directory, name: str, product: np.ndarray, count
 def mxfp4(directory: Directory, blocks: str, scales: str, expert: int) -> np.ndarray:
     """[out, in] float32 of one expert.
 
-    A scale is E8M0: 2^(byte - 127), and 255 is NaN (OCP Microscaling Formats 1.0, section 5.4.1). Values of E2M1 reach
-    6, so with bytes from 253 up a product may be beyond float32; such a file is refused.
+    A scale is E8M0: 2^(byte - 127), and 255 is NaN (OCP Microscaling Formats 1.0, section 5.4.1). Values of E2M1 go up
+    to 6, so with bytes from 253 up a product may exceed float32. Such a file is refused.
     """
     codes = directory.array(blocks)[expert].view(np.uint8)  # [out, in / 32, 16]
     exponent = directory.array(scales)[expert].view(np.uint8).astype(np.int32)  # [out, in / 32]
     if (exponent == 255).any():
         usable(directory, scales, np.where(exponent == 255, np.float32(np.nan), np.float32(1)))
     found = np.empty((*codes.shape, 2), np.float32)
-    for i in range(0, len(codes), MX_ROWS):  # take makes wide integers of the codes
+    for i in range(0, len(codes), MX_ROWS):  # few rows at a time, because `take` widens the codes
         np.take(MX_PAIRS, codes[i : i + MX_ROWS], axis=0, out=found[i : i + MX_ROWS], mode="clip")
     grouped = found.reshape(*exponent.shape, MX_BLOCK)
     with np.errstate(over="ignore"):  # refused below

@@ -1,4 +1,4 @@
-"""What a family's recipe says of one MoE layer, the tables that recipes are made of, and the registry of families."""
+"""What a family's recipe returns for an MoE layer, functions that recipes share, and the registry of families."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .options import Options
-from .pieces import Part, Piece
 from .safetensors import shown
+from .stored_arrays import Part, StoredArray
 
 ACTIVATIONS = {
     "silu": "silu",
@@ -27,23 +27,24 @@ LAYERS = "layers.{n}."
 class Block:
     """One MoE layer. options: of MoEConfig, without max_tokens, dtype and precision; "router" holds Router's options.
 
-    parts: the layer's arrays, each with alternatives. scopes: what every tensor of the block begins with, below
-    `layer`, which has the layer's own number for {n}. problem: why Aristos cannot run this layer; empty if it can.
-    note: how the layer differs from the model's own code, or what a call needs. shared_factor: a power of two that
-    the shared expert's output is multiplied by. router_factor: of the router, where the parts have "router_scale".
-    late: how many of the experts, the last ones, have tensors of their own ("late_up" and so on) and are always chosen.
+    parts: the layer's arrays, each with alternatives. layer: the beginning of the layer's names, with the layer's
+    number for {n}. scopes: what names of all tensors of the block begin with, after `layer`. problem: why Aristos
+    cannot run this layer; empty if it can. note: how the layer differs from the model's own code, or what a call needs.
+    shared_factor: a power of two by which the shared expert's output is multiplied. router_factor: a factor of the
+    router, if the parts have "router_scale". late: how many of the last experts have separate tensors ("late_up" and so
+    on) and are always chosen.
 
-    Beside the layer's own arrays, parts may have "table" [V, k], the experts of each token id, which replaces choosing
-    by scores; "expert_scale" [E] or [1], which multiplies an expert's output; "router_scale" [H], which multiplies the
-    input of the router, and "router_norm" [H], which has multiplied that of the layer.
+    Parts may have further arrays: "table" [V, k], the experts of each token id, which replaces choosing by scores;
+    "expert_scale" [E] or [1], by which an expert's output is multiplied; "router_scale" [H], by which the router's
+    input is multiplied, and "router_norm" [H], by which the layer's input was multiplied before.
     """
 
     options: Mapping[str, Any]
     parts: tuple[Part, ...]
     scopes: tuple[str, ...] = ("mlp.",)
     layer: str = LAYERS
-    unused: tuple[str, ...] = ()  # tensors that may be there and that no value of the layer depends on
-    own: int | None = None  # the number in names, where the model numbers several stacks from 0
+    unused: tuple[str, ...] = ()  # tensors that may exist, but on which no value of the layer depends
+    own: int | None = None  # the layer's number in names, if the model numbers several stacks from 0
     problem: str = ""
     note: str = ""
     shared_factor: float = 1.0
@@ -56,14 +57,14 @@ Build = Callable[[Options], dict[int, Block]]
 
 @dataclass(frozen=True)
 class Family:
-    """The recipe of one or more values of model_type. defaults: of options that config.json may leave out."""
+    """The recipe of one or more values of model_type. defaults: values of options that config.json may leave out."""
 
     build: Build
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
 
 FAMILIES: dict[str, Family] = {}
-# by model_type: what a layer of these models needs and the MoE layer does not have
+# by model_type: what a layer of such a model needs, but the MoE layer does not have
 REFUSED = {
     "doge": "product keys choose among thousands of experts of one neuron each",
     "zaya": "its router is a network with a state from the layer before, and may skip the layer",
@@ -72,7 +73,7 @@ REFUSED = {
 
 
 def family(*names: str, **defaults: Any) -> Callable[[Build], Build]:
-    """Register a recipe for these values of model_type."""
+    """Decorate a recipe: register it for these values of model_type."""
 
     def register(build: Build) -> Build:
         for name in names:
@@ -97,8 +98,9 @@ def by_step(o: Options) -> list[int]:
 
 
 def after_dense(o: Options, key: str = "first_k_dense_replace") -> list[int]:
-    """The layers that mlp_layer_types does not call dense; without it those from the first that is not dense, and of
-    these each moe_layer_freq-th.
+    """The layers that mlp_layer_types does not call dense.
+
+    Without that option: of the layers after the dense first ones, each moe_layer_freq-th.
     """
     kinds = o.get("mlp_layer_types")
     freq = o.get("moe_layer_freq")
@@ -116,7 +118,10 @@ def after_dense(o: Options, key: str = "first_k_dense_replace") -> list[int]:
 
 
 def kinds_of_layers(o: Options, *known: str) -> list[str]:
-    """mlp_layer_types: a word of `known` for each layer. Further entries are of layers that predict further tokens."""
+    """mlp_layer_types, a word of `known` for each layer.
+
+    Further entries belong to layers that predict further tokens.
+    """
     kinds, count = o.get("mlp_layer_types"), len(layers(o))
     if not isinstance(kinds, list) or len(kinds) < count or not all(kind in known for kind in kinds):
         o.refuse(f"mlp_layer_types must say {' or '.join(known)} for each of {count} layers, got {shown(kinds)}")
@@ -128,14 +133,16 @@ def kinds_of_layers(o: Options, *known: str) -> list[str]:
 
 def each(
     base: str, gate: str = "gate_proj", up: str = "up_proj", down: str = "down_proj", form: str = ""
-) -> dict[str, Piece]:
-    """A tensor for every expert and projection, in nn.Linear's order, or those of a form of `packed.FORMS`."""
+) -> dict[str, StoredArray]:
+    """A tensor for each expert and projection, in nn.Linear's order, or the tensors of a form in `packed.FORMS`."""
     names = {"gate": gate, "up": up, "down": down}
-    return {array: Piece(f"{base}experts.{{e}}.{name}.weight", form=form) for array, name in names.items() if name}
+    return {
+        array: StoredArray(f"{base}experts.{{e}}.{name}.weight", form=form) for array, name in names.items() if name
+    }
 
 
-def w123(base: str, form: str = "") -> dict[str, Piece]:
-    """Mixtral's names."""
+def w123(base: str, form: str = "") -> dict[str, StoredArray]:
+    """The same as `each`, with Mixtral's names."""
     return each(base, "w1", "w3", "w2", form)
 
 
@@ -145,44 +152,44 @@ def fused(
     narrow: str = "experts.down_proj",
     in_out: bool = False,
     interleaved: bool = False,
-) -> dict[str, Piece]:
-    """Stacked experts with gate and up in one tensor: halves, gate first, or alternating outputs."""
+) -> dict[str, StoredArray]:
+    """Stacked experts with gate and up in one tensor, as halves (gate first), or as alternating outputs."""
     gate, up = ("even", "odd") if interleaved else ("first", "second")
     return {
-        "gate": Piece(base + wide, stacked=True, outputs=gate, in_out=in_out),
-        "up": Piece(base + wide, stacked=True, outputs=up, in_out=in_out),
-        "down": Piece(base + narrow, stacked=True, in_out=in_out),
+        "gate": StoredArray(base + wide, stacked=True, outputs=gate, in_out=in_out),
+        "up": StoredArray(base + wide, stacked=True, outputs=up, in_out=in_out),
+        "down": StoredArray(base + narrow, stacked=True, in_out=in_out),
     }
 
 
 def experts(*bases: str) -> Part:
-    """The usual ways to store gated experts, below any of the bases."""
+    """The usual ways to store gated experts, with names that begin with one of the bases."""
     return tuple(way(base) for base in bases for way in (each, w123, fused))
 
 
 def named(array: str, *names: str, **how: Any) -> Part:
-    """One array under the first of these names that is there."""
-    return tuple({array: Piece(name, **how)} for name in names)
+    """One array, stored under the first of these names that exists."""
+    return tuple({array: StoredArray(name, **how)} for name in names)
 
 
 def shared(*bases: str) -> Part:
     """A shared expert: three linear layers, or gate and up fused."""
-    parts: list[dict[str, Piece]] = []
+    parts: list[dict[str, StoredArray]] = []
     for base in bases:
         for gate, up, down in (("gate_proj", "up_proj", "down_proj"), ("w1", "w3", "w2")):
             parts.append(
                 {
-                    "shared_gate": Piece(f"{base}{gate}.weight"),
-                    "shared_up": Piece(f"{base}{up}.weight"),
-                    "shared_down": Piece(f"{base}{down}.weight"),
+                    "shared_gate": StoredArray(f"{base}{gate}.weight"),
+                    "shared_up": StoredArray(f"{base}{up}.weight"),
+                    "shared_down": StoredArray(f"{base}{down}.weight"),
                 }
             )
         for wide, down in (("gate_up_proj", "down_proj"), ("input_linear", "output_linear")):
             parts.append(
                 {
-                    "shared_gate": Piece(f"{base}{wide}.weight", outputs="first"),
-                    "shared_up": Piece(f"{base}{wide}.weight", outputs="second"),
-                    "shared_down": Piece(f"{base}{down}.weight"),
+                    "shared_gate": StoredArray(f"{base}{wide}.weight", outputs="first"),
+                    "shared_up": StoredArray(f"{base}{wide}.weight", outputs="second"),
+                    "shared_down": StoredArray(f"{base}{down}.weight"),
                 }
             )
     return tuple(parts)
@@ -205,10 +212,10 @@ def gated(o: Options, ffn: int, experts: int, top_k: int, act: str = "hidden_act
 
 
 def groups(o: Options, kind: str, count: str = "n_group", kept: str = "topk_group") -> dict[str, Any]:
-    """Options of a router that first chooses groups of experts; none where all experts are one group."""
+    """Options of a router that first chooses groups of experts; none if all experts are one group."""
     for key in (count, kept):
         if key in o.config and o.config[key] is None and o.defaults.get(key, 1) != 1:
-            o.refuse(f"{key} is null, the model's default is {o.defaults[key]}: give the number that is meant")
+            o.refuse(f"{key} must be a number, because the model's default is {o.defaults[key]}, got null")
     many = o.count(count)
     if many <= 1:
         o.ignore(kept)

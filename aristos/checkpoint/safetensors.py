@@ -1,8 +1,8 @@
-"""One safetensors file: its header, which is checked against the file's size before any tensor is read.
+"""Reads one safetensors file. Its header is checked against the file's size before any tensor is read.
 
 A file is a u64 header length (little-endian), a JSON header, and data. The header gives for each tensor its dtype, its
-shape and the offsets of its bytes behind the header. `__metadata__` is no tensor. The file is memory-mapped: values are
-read from disk when they are used.
+shape, and the offsets of its bytes from the header's end. `__metadata__` is no tensor. The file is memory-mapped, so
+values are read from disk when they are used.
 Source: https://github.com/huggingface/safetensors, README.md, "Format".
 """
 
@@ -24,10 +24,10 @@ from kernel_cache import regular
 
 from ..errors import CheckpointError
 
-LENGTH = 8  # bytes of the header's length
-MOST_HEADER = 100_000_000  # bytes; the format's own limit
+LENGTH = 8  # bytes that hold the header's length
+MOST_HEADER = 100_000_000  # most bytes of a header: the format's own limit
 MOST_AXES = 32
-MOST_SIZE = 1 << 48  # the largest axis; its products with a count of bytes are Python's
+MOST_SIZE = 1 << 48  # the largest axis; products with a count of bytes are Python's ints
 METADATA = "__metadata__"
 COPY = "download or copy this file again"
 
@@ -38,18 +38,18 @@ DTYPES: dict[str, Any] = {
     "F32": np.float32, "F64": np.float64, "C64": np.complex64, "F8_E4M3": ml_dtypes.float8_e4m3fn,
     "F8_E5M2": ml_dtypes.float8_e5m2, "F8_E8M0": ml_dtypes.float8_e8m0fnu,
 }  # fmt: skip
-PACKED_BITS = {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6}  # several values share bytes: sizes are checked, values not read
+PACKED_BITS = {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6}  # types that share bytes: sizes are checked, values are not read
 
 
 def shown(name: Any) -> str:
-    """A name from a file, quoted for a message: no control characters, at most 120 characters."""
+    """A name from a file, quoted for a message, without control characters, and of at most 120 characters."""
     text = ascii(name)
     return text if len(text) <= 120 else text[:100] + "...'"
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A tensor's line of the header. start, end: of its bytes behind the header."""
+    """A tensor's line of the header. start, end: of its bytes, counted from the header's end."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -58,7 +58,7 @@ class Entry:
 
 
 class SafetensorsFile:
-    """A memory-mapped safetensors file. entries: by name. Raises CheckpointError naming file, tensor and remedy."""
+    """A memory-mapped safetensors file. entries: by name. Raises CheckpointError with file, tensor and remedy."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -82,12 +82,12 @@ class SafetensorsFile:
         count = (entry.end - entry.start) // dtype.itemsize
         if not count:
             return np.zeros(entry.shape, dtype)
-        # bytes first: the format does not promise that a tensor is aligned to its items
+        # as bytes first, because the format does not promise that a tensor is aligned to its items
         raw = np.frombuffer(self._map, np.uint8, entry.end - entry.start, self._data + entry.start)
         return raw.view(dtype).reshape(entry.shape)
 
     def release(self, array: np.ndarray) -> None:
-        """Drop the pages of a contiguous view from this process; using the view again maps them again."""
+        """Drop the pages of a contiguous view from this process. If the view is used again, they are mapped again."""
         start = array.__array_interface__["data"][0] - self._address
         first = start // mmap.PAGESIZE * mmap.PAGESIZE
         if array.nbytes:
@@ -100,7 +100,7 @@ class SafetensorsFile:
         raise CheckpointError(f"{self.path}:{tensor} {why}: {remedy}")
 
     def _header(self, file: Any, size: int) -> tuple[dict[str, Entry], int]:
-        """(entries, position of the data)."""
+        """(the entries of the header, the position of the data)."""
         if size < LENGTH:
             self._wrong(f"the file has {size} bytes, too few for a safetensors file")
         length = struct.unpack("<Q", file.read(LENGTH))[0]
@@ -110,7 +110,7 @@ class SafetensorsFile:
             )
         text = file.read(length)
         if len(text) != length:
-            self._wrong("the file is shorter than a moment ago")
+            self._wrong("the file became shorter while it was read")
         try:
             header = json.loads(text.decode("utf-8"), object_pairs_hook=self._once, parse_constant=self._constant)
         except CheckpointError:
@@ -127,7 +127,7 @@ class SafetensorsFile:
         return entries, LENGTH + length
 
     def _once(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        """An object of JSON whose names are all different."""
+        """A dict of a JSON object's pairs. Raises if a name comes twice."""
         found = dict(pairs)
         if len(found) < len(pairs):
             self._wrong("is named twice in the header", named_twice(pairs))
@@ -157,13 +157,13 @@ class SafetensorsFile:
         return Entry(dtype, tuple(shape), start, end)
 
     def _check_order(self, entries: dict[str, Entry], data: int) -> None:
-        """Raise CheckpointError unless the tensors cover the data without holes or overlap, as the format demands."""
+        """Raise CheckpointError unless the tensors cover the data without holes or overlaps, as the format demands."""
         at, before = 0, None
         for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].end)):
             if entry.start < at:
                 self._wrong(f"overlaps {shown(before)}", name)
             if entry.start > at:
-                self._wrong(f"begins at byte {entry.start}, but what comes before it ends at {at}", name)
+                self._wrong(f"begins at byte {entry.start}, but the tensor before it ends at {at}", name)
             at, before = entry.end, name
         if at != data:
             self._wrong(f"the tensors have {at} bytes, the file holds {data} behind its header")
@@ -183,7 +183,7 @@ def save(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
         header[name] = {"dtype": words[array.dtype], "shape": list(array.shape), "data_offsets": [at, end]}
         at = end
     text = json.dumps(header).encode()
-    text += b" " * (-len(text) % LENGTH)  # so that the data is aligned
+    text += b" " * (-len(text) % LENGTH)  # aligns the data
     with open(path, "wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for array in tensors.values():
@@ -191,7 +191,7 @@ def save(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
 
 
 def named_twice(pairs: Iterable[tuple[str, Any]]) -> str:
-    """The first name that comes a second time."""
+    """The first name that comes twice."""
     seen: set[str] = set()
     return next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
 

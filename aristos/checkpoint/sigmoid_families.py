@@ -1,4 +1,4 @@
-"""Recipes of models whose router takes a sigmoid or sqrt(softplus). Each names its code in transformers 5.24."""
+"""Recipes of models whose router uses a sigmoid or sqrt(softplus). Each names the model's code in transformers 5.24."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import math
 from typing import Any
 
 from .options import MOST_LAYERS, Options
-from .pieces import Part, Piece
 from .recipe import (
     ACTIVATIONS,
     Block,
@@ -24,13 +23,15 @@ from .recipe import (
     w123,
 )
 from .safetensors import shown
+from .stored_arrays import Part, StoredArray
 
 MLP = ("mlp.",)
 CORRECTION = "gate.e_score_correction_bias"
 TABLE = "its experts are chosen by a table of token ids: give each call the ids and weights of Checkpoint.route"
 LATE_NOTE = (
-    "the last {late} experts are the model's shared ones, which every token uses: give them a copy on every rank by"
-    " placement=, or the ranks that hold them have most of the work"
+    "the last {late} experts are the model's shared ones, which every token uses: use placement= to give every rank a"
+    " copy"
+    " of them, or the ranks that hold them have most of the work"
 )
 DEEP: dict[str, Any] = {"hidden_act": "silu", "routed_scaling_factor": 1.0, "norm_topk_prob": True}
 V3: dict[str, Any] = {**DEEP, "routed_scaling_factor": 2.5, "n_group": 8, "topk_group": 4}
@@ -52,7 +53,7 @@ def corrected(
     bias: tuple[str, ...] = ("mlp." + CORRECTION,),
 ) -> Block:
     """DeepSeek-V3's router: sigmoid, chosen with a bias, of the best groups; weights without it, scaled."""
-    if o.get("scoring_func") not in (None, "sigmoid", "noaux_tc"):  # dots.llm1 gives the method's name
+    if o.get("scoring_func") not in (None, "sigmoid", "noaux_tc"):  # dots.llm1 has the method's name here
         o.only(scoring_func="sigmoid")
     o.only(topk_method="noaux_tc", mlp_bias=False, moe_router_use_sigmoid=True)
     o.ignore("intermediate_size", "aux_loss_alpha", "seq_aux")
@@ -81,7 +82,7 @@ def deepseek_v3(o: Options) -> dict[int, Block]:
     """models/deepseek_v3, glm4_moe, dots1, deepseek_v32, glm4_moe_lite, glm_moe_dsa; Kimi K2 has DeepSeek-V3's code."""
     block = corrected(o)
     if o.get("first_k_dense_replace") is None and o.get("mlp_layer_types") is None:
-        o.refuse("it has neither first_k_dense_replace nor mlp_layer_types: which layers are MoE is not said")
+        o.refuse("it must have first_k_dense_replace or mlp_layer_types, which say what layers are MoE, got neither")
     return dict.fromkeys(after_dense(o), block)
 
 
@@ -207,7 +208,7 @@ def afmoe(o: Options) -> dict[int, Block]:
 
 @family("lfm2_moe", num_dense_layers=2, norm_topk_prob=True, routed_scaling_factor=1.0, use_expert_bias=True)
 def lfm2_moe(o: Options) -> dict[int, Block]:
-    """models/lfm2_moe: sigmoid, chosen with a bias, over the sum (there + 1e-6), scaled; always silu."""
+    """models/lfm2_moe: sigmoid, chosen with a bias, divided by the sum (plus 1e-6 in its code), scaled; always silu."""
     o.only(hidden_act="silu")
     base = "feed_forward."
     silu = Options({**o.config, "hidden_act": "silu"}, o.where, o.defaults)
@@ -282,7 +283,7 @@ def step3p7(o: Options) -> dict[int, Block]:
         **how,
     )
     options["shared_ffn"] = o.size("share_expert_dim", "share_expert_dims")
-    stacked = {array: Piece(f"moe.{array}_proj.weight", stacked=True) for array in ("gate", "up", "down")}
+    stacked = {array: StoredArray(f"moe.{array}_proj.weight", stacked=True) for array in ("gate", "up", "down")}
     parts = (
         (*experts(*MLP), stacked),
         named("router", "moe.gate.weight", "mlp.gate.weight"),
@@ -302,13 +303,13 @@ def step3p7(o: Options) -> dict[int, Block]:
         if routed is not None:
             chosen |= {"limit": routed, "limit_after": True}
         if beside != routed:
-            problem = f"the shared expert's limit ({beside}) is another than the experts' ({routed})"
+            problem = f"the shared expert's limit ({beside}) differs from the experts' ({routed})"
         blocks[i] = Block(chosen, parts, ("mlp.", "moe.", "share_expert."), problem=problem)
     return blocks
 
 
 def _listed(o: Options, key: str) -> set[int] | None:
-    """Numbers of layers, as a list or, in published files, as words: "3,4,5"; None where it is not there."""
+    """Numbers of layers, as a list or, in published files, as a text "3,4,5"; None if the key does not exist."""
     value = o.get(key)
     if not isinstance(value, str):
         return None if value is None else set(o.numbers(key) or [])
@@ -319,7 +320,7 @@ def _listed(o: Options, key: str) -> set[int] | None:
 
 
 def _limits(o: Options, key: str) -> list[float | None]:
-    """The limit of every layer, None where the file has null or 0; empty if the option is not there."""
+    """The limit of every layer, None for null or 0; empty if the option does not exist."""
     value, count = o.get(key), len(layers(o))
     if value is None:
         return []
@@ -396,7 +397,9 @@ def nemotron_h(o: Options) -> dict[int, Block]:
     if isinstance(kinds, str):
         kinds = ["moe" if letter == "E" else "other" for letter in kinds]
     if not isinstance(kinds, list):
-        o.refuse("it has neither layers_block_type nor hybrid_override_pattern: which layers are MoE is not said")
+        o.refuse(
+            "it must have layers_block_type or hybrid_override_pattern, which say what layers are MoE, got neither"
+        )
     count = o.depth("num_hidden_layers") if o.get("num_hidden_layers") else min(len(kinds), MOST_LAYERS)
     options = {
         "hidden": o.size("hidden_size"),
@@ -414,8 +417,8 @@ def nemotron_h(o: Options) -> dict[int, Block]:
         },
     }
     base = "mixer."
-    stacked = {array: Piece(f"{base}experts.{array}_proj", stacked=True) for array in ("up", "down")}
-    both = {f"shared_{array}": Piece(f"{base}shared_experts.{array}_proj.weight") for array in ("up", "down")}
+    stacked = {array: StoredArray(f"{base}experts.{array}_proj", stacked=True) for array in ("up", "down")}
+    both = {f"shared_{array}": StoredArray(f"{base}shared_experts.{array}_proj.weight") for array in ("up", "down")}
     parts = (
         (each(base, gate=""), stacked),
         named("router", base + "gate.weight"),
@@ -430,20 +433,22 @@ def nemotron_h(o: Options) -> dict[int, Block]:
 def inkling(o: Options) -> dict[int, Block]:
     """models/inkling: sigmoid, chosen with a bias; the weights of routed and shared experts are divided by one sum.
 
-    So the shared experts are the last experts here, which a bias makes every token choose. In published files gate and
-    up alternate.
+    So here the shared experts are the last experts, and a bias makes every token choose them. In published files gate
+    and up alternate.
     """
     o.only(shared_expert_sink=True)
-    o.ignore("intermediate_size", "rms_norm_eps_moe_gate")  # the first is of dense layers, the second of nothing
+    o.ignore("intermediate_size", "rms_norm_eps_moe_gate")  # the first concerns dense layers, the second nothing
     late = o.size("n_shared_experts")
     how: dict[str, Any] = {"score": "sigmoid", "renormalize": True, "scale": o.number("route_scale")}
     sizes = o.size("moe_intermediate_size"), o.size("n_routed_experts") + late, o.size("num_experts_per_tok") + late
     both = {
-        "late_gate": Piece("mlp.shared_experts.shared_w13_weight", stacked=True, outputs="even"),
-        "late_up": Piece("mlp.shared_experts.shared_w13_weight", stacked=True, outputs="odd"),
-        "late_down": Piece("mlp.shared_experts.shared_w2_weight", stacked=True),
+        "late_gate": StoredArray("mlp.shared_experts.shared_w13_weight", stacked=True, outputs="even"),
+        "late_up": StoredArray("mlp.shared_experts.shared_w13_weight", stacked=True, outputs="odd"),
+        "late_down": StoredArray("mlp.shared_experts.shared_w2_weight", stacked=True),
     }
-    apart = {f"late_{name}": Piece(f"mlp.shared_experts.{name}_proj", stacked=True) for name in ("gate", "up", "down")}
+    apart = {
+        f"late_{name}": StoredArray(f"mlp.shared_experts.{name}_proj", stacked=True) for name in ("gate", "up", "down")
+    }
     parts = (
         (fused("mlp."), fused("mlp.", "experts.w13_weight", "experts.w2_weight", interleaved=True)),
         (apart, both),

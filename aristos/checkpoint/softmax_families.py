@@ -1,4 +1,4 @@
-"""Recipes of models whose router takes a softmax. Each names the model's own code in transformers 5.24."""
+"""Recipes of models whose router uses a softmax. Each names the model's own code in transformers 5.24."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import Any
 
 from .options import MOST, Options, concerns
-from .pieces import Piece
 from .recipe import (
     ACTIVATIONS,
     Block,
@@ -23,6 +22,7 @@ from .recipe import (
     shared,
 )
 from .safetensors import shown
+from .stored_arrays import StoredArray
 
 MLP = ("mlp.",)
 SPARSE = ("block_sparse_moe.", "mlp.")
@@ -31,7 +31,7 @@ SPARSE = ("block_sparse_moe.", "mlp.")
 @family("mixtral", hidden_act="silu")
 def mixtral(o: Options) -> dict[int, Block]:
     """models/mixtral: softmax, k best, renormalised."""
-    o.ignore("router_jitter_noise")  # in training alone
+    o.ignore("router_jitter_noise")  # used only in training
     sizes = o.size("intermediate_size"), o.size("num_local_experts", "num_experts"), o.size("num_experts_per_tok")
     parts = (experts(*SPARSE), named("router", *(base + "gate.weight" for base in SPARSE)))
     block = Block(gated(o, *sizes, score="softmax", renormalize=True), parts, SPARSE)
@@ -43,7 +43,7 @@ def minimax(o: Options) -> dict[int, Block]:
     """models/minimax (MiniMax-Text-01): as Mixtral; the attention's factors are the decoder's."""
     o.ignore("mlp_alpha_factor", "mlp_beta_factor")
     o.only(shared_intermediate_size=0)
-    o.ignore("shared_moe_mode")  # an option of a shared expert, of which there is none
+    o.ignore("shared_moe_mode")  # concerns a shared expert, which the model does not have
     return mixtral(o)
 
 
@@ -51,13 +51,15 @@ def minimax(o: Options) -> dict[int, Block]:
 def arctic(o: Options) -> dict[int, Block]:
     """Snowflake Arctic (vllm-project/vllm models/arctic.py): as Mixtral in every moe_layer_frequency-th layer.
 
-    The dense residual MLP reads another norm, and lies outside the layer.
+    The dense residual MLP reads another norm, so it is outside of the layer.
     """
     o.only(moe_token_dropping=False)
     o.ignore("moe_train_capacity_factor", "moe_eval_capacity_factor", "moe_min_capacity")  # options of drops
     o.ignore("use_residual", "enable_expert_tensor_parallelism")
     if o.size("num_experts_per_tok") < 2:
-        o.refuse("num_experts_per_tok must be at least 2: published code differs on the weight of a single expert")
+        o.refuse(
+            "num_experts_per_tok must be at least 2, because published code differs on a single expert's weight, got 1"
+        )
     step = o.size("moe_layer_frequency")
     return {i: block for i, block in mixtral(o).items() if (i + 1) % step == 0}
 
@@ -224,11 +226,11 @@ def dbrx(o: Options) -> dict[int, Block]:
     act = f.get("ffn_act_fn")
     name = act.get("name") if isinstance(act, dict) else None
     if not isinstance(name, str) or name not in ACTIVATIONS or set(act) != {"name"}:
-        o.refuse(f"ffn_act_fn is {shown(act)}; Aristos has a name of {', '.join(ACTIVATIONS)} alone")
+        o.refuse(f"ffn_act_fn must have only a name of {', '.join(ACTIVATIONS)}, got {shown(act)}")
     f.ignore("moe_normalize_expert_weights")
-    norm = inner.get("moe_normalize_expert_weights", 1)  # null is none
+    norm = inner.get("moe_normalize_expert_weights", 1)  # null: not normalised
     if norm not in (None, 1):
-        o.refuse(f"moe_normalize_expert_weights is {shown(norm)}; Aristos has null and 1")
+        o.refuse(f"moe_normalize_expert_weights must be null or 1, got {shown(norm)}")
     f.ignore("moe_jitter_eps", "moe_loss_weight", "hidden_size", "uniform_expert_assignment")
     f.only(uniform_expert_assignment=False)
     options = {
@@ -243,9 +245,9 @@ def dbrx(o: Options) -> dict[int, Block]:
     f.refuse_unknown("dbrx")
     base = "ffn.experts.mlp."
     flat = {
-        "gate": Piece(base + "w1", flat=True),
-        "up": Piece(base + "v1", flat=True),
-        "down": Piece(base + "w2", flat=True, in_out=True),
+        "gate": StoredArray(base + "w1", flat=True),
+        "up": StoredArray(base + "v1", flat=True),
+        "down": StoredArray(base + "w2", flat=True, in_out=True),
     }
     block = Block(options, ((flat,), named("router", "ffn.router.layer.weight")), ("ffn.",), "blocks.{n}.")
     return dict.fromkeys(layers(o, "n_layers"), block)
@@ -278,7 +280,10 @@ def ernie(o: Options) -> dict[int, Block]:
     o.only(use_bias=False, moe_gate="topk", moe_use_aux_free=True)
     o.ignore("intermediate_size", "moe_group", "moe_capacity")
     if o.number("moe_norm_min") > 1e-6:
-        o.refuse(f"moe_norm_min is {o.number('moe_norm_min')}; Aristos has no least sum of weights")
+        o.refuse(
+            "moe_norm_min must be at most 1e-6, because Aristos has no least sum of weights, got"
+            f" {o.number('moe_norm_min')}"
+        )
     ffn = o.size("moe_intermediate_size")
     options = gated(
         o,
@@ -312,7 +317,7 @@ def hunyuan(o: Options) -> dict[int, Block]:
     o.only(mlp_bias=False, moe_drop_tokens=False, use_mixed_mlp_moe=True)
     beside = o.get("num_shared_expert", "num_shared_experts")
     if beside is not None and any(n != 1 for n in (beside if isinstance(beside, list) else [beside])):
-        o.refuse(f"num_shared_expert is {shown(beside)}; Aristos has 1 for this model")
+        o.refuse(f"num_shared_expert must be 1 for this model, got {shown(beside)}")
     o.ignore("dense_list", "moe_layer_num_skipped", "moe_random_routing_dropped_token", "group_limited_greedy")
     o.only(group_limited_greedy=False, norm_topk_prob=True, routed_scaling_factor=1.0)
     o.only(moe_layer_num_skipped=0)
@@ -367,14 +372,16 @@ def longcat(o: Options) -> dict[int, Block]:
 def gemma4(o: Options) -> dict[int, Block]:
     """models/gemma4: softmax, k best, renormalised, times a scale of the expert, which goes to its down projection.
 
-    The router and the experts read two norms of one tensor, which differ in their weights alone: the quotient of the
-    weights goes to the router, so that both read the experts' input (pre_feedforward_layernorm_2).
+    Router and experts read two norms of one tensor, which differ only in their weights. The router is multiplied by the
+    quotient of the weights, so that both read the experts' input (pre_feedforward_layernorm_2).
     """
     o.ignore("intermediate_size", "use_double_wide_mlp", "num_kv_shared_layers")  # the dense block, attention
     own = o.get("per_layer_config")
     for layer in own.values() if isinstance(own, dict) else ():
         if not isinstance(layer, dict) or any(map(concerns, layer)):
-            o.refuse(f"per_layer_config is {shown(own)}; for this model Aristos has one configuration for all layers")
+            o.refuse(
+                f"per_layer_config must be left out: Aristos has one configuration for all layers, got {shown(own)}"
+            )
     if not o.flag("enable_moe_block"):
         return {}
     options = gated(

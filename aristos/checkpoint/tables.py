@@ -1,6 +1,6 @@
-"""Layers that choose experts by a table of token ids: ids and weights for a call, in NumPy.
+"""Computes ids and weights for calls of layers that choose experts by a table of token ids, in NumPy.
 
-DeepSeek-V4's first layers have a table [V, k]: token id -> its experts. Their weights are those of the router's scores
+DeepSeek-V4's first layers have a table [V, k] of experts by token id. The weights come from the router's scores
 (models/deepseek_v4 of transformers 5.24, DeepseekV4HashRouter).
 """
 
@@ -15,17 +15,17 @@ from ..config import MoEConfig
 from ..errors import CheckpointError, InputError
 from ..primitives import arrays
 from ..row_types import ON_CPUS
-from .pieces import TABLE, LayerReader
 from .safetensors import shown
+from .stored_arrays import TABLE, LayerReader
 
 ROWS = tuple(ON_CPUS)  # dtypes of x
 
 
 class TokenTable:
-    """The table and the router of one layer. Raises CheckpointError for a table that does not fit the layer."""
+    """The table and the router of one layer. Raises CheckpointError if the table does not fit the layer."""
 
     def __init__(self, reader: LayerReader, cfg: MoEConfig) -> None:
-        name = reader.prefix + reader.pieces[TABLE].name
+        name = reader.prefix + reader.stored_arrays[TABLE].name
         self._where = f"{reader.directory.file(name).path}: tensor {shown(name)}"
         self._table = reader.directory.array(name)
         if self._table.ndim != 2 or self._table.shape[1] != cfg.top_k or self._table.dtype.kind not in "iu":

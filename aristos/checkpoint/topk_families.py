@@ -1,12 +1,12 @@
-"""Recipes of models that take a softmax over the k best logits. Each names its code in transformers 5.24."""
+"""Recipes of models that use a softmax over the k best logits. Each names the model's code in transformers 5.24."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from .options import Options
-from .pieces import Piece
 from .recipe import Block, after_dense, experts, family, fused, gated, layers, named, shared
+from .stored_arrays import StoredArray
 
 MLP = ("mlp.",)
 
@@ -15,20 +15,20 @@ MLP = ("mlp.",)
 def gpt_oss(o: Options) -> dict[int, Block]:
     """models/gpt_oss: biases everywhere; gate and up alternate, or are halves in models/openai_privacy_filter."""
     o.only(swiglu_alpha=1.702, experts_per_token=o.get("num_experts_per_tok"))
-    o.ignore("hidden_act")  # it says silu, but the experts' activation is another
+    o.ignore("hidden_act")  # it is silu in files, but the experts have another activation
     halves = o.config.get("model_type") == "openai_privacy_filter"
     base = "mlp.experts."
     plain = fused("mlp.", in_out=True, interleaved=not halves)
     packed = {
-        "gate": Piece(base + "gate_up_proj", stacked=True, outputs="even", form="mxfp4"),
-        "up": Piece(base + "gate_up_proj", stacked=True, outputs="odd", form="mxfp4"),
-        "down": Piece(base + "down_proj", stacked=True, form="mxfp4"),
+        "gate": StoredArray(base + "gate_up_proj", stacked=True, outputs="even", form="mxfp4"),
+        "up": StoredArray(base + "gate_up_proj", stacked=True, outputs="odd", form="mxfp4"),
+        "down": StoredArray(base + "down_proj", stacked=True, form="mxfp4"),
     }
     first, second = ("first", "second") if halves else ("even", "odd")
     biases = {
-        "gate_bias": Piece(base + "gate_up_proj_bias", stacked=True, outputs=first),
-        "up_bias": Piece(base + "gate_up_proj_bias", stacked=True, outputs=second),
-        "down_bias": Piece(base + "down_proj_bias", stacked=True),
+        "gate_bias": StoredArray(base + "gate_up_proj_bias", stacked=True, outputs=first),
+        "up_bias": StoredArray(base + "gate_up_proj_bias", stacked=True, outputs=second),
+        "down_bias": StoredArray(base + "down_proj_bias", stacked=True),
     }
     options = {
         "hidden": o.size("hidden_size"),
@@ -69,7 +69,7 @@ def granitemoe(o: Options) -> dict[int, Block]:
 @family("granitemoehybrid", hidden_act="silu", shared_intermediate_size=1024)
 @family("granitemoeshared", "granitemoe_swa", hidden_act="silu")
 def granitemoeshared(o: Options) -> dict[int, Block]:
-    """models/granitemoeshared, granitemoehybrid, _swa: the decoder adds shared_mlp; it is part of the layer here."""
+    """models/granitemoeshared, granitemoehybrid, _swa: the decoder adds shared_mlp, which is part of the layer here."""
     block, width = granite(o), o.count("shared_intermediate_size")
     parts = (*block.parts, shared("shared_mlp.")) if width else block.parts
     options = {**block.options, "shared_ffn": width}
@@ -78,7 +78,10 @@ def granitemoeshared(o: Options) -> dict[int, Block]:
 
 @family("jetmoe", activation_function="silu")
 def jetmoe(o: Options) -> dict[int, Block]:
-    """models/jetmoe: as Granite, and a bias of the output, which is every expert's here: the weights sum to one."""
+    """models/jetmoe: as Granite, with a bias of the output.
+
+    Here every expert has it, because the weights sum to one.
+    """
     ffn = o.size(o.first("ffn_hidden_size", "intermediate_size"))
     sizes = ffn, o.size("moe_num_experts", "num_local_experts")
     top_k = o.size("moe_top_k", "num_experts_per_tok")

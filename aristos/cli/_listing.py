@@ -1,4 +1,4 @@
-"""Text of the commands for a terminal: lists and sentences of at most WIDTH columns, and names near a wrong one."""
+"""Texts of commands for a terminal: lists and sentences of at most WIDTH columns, and names like a wrong one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ WIDTH = 120
 
 
 def wrapped(text: str) -> str:
-    """Each line of the text in lines of at most WIDTH columns; what was too long goes on below, indented."""
+    """The text with lines of at most WIDTH columns. A longer line continues on the next one, indented."""
     return "\n".join(
         line
         if len(line) <= WIDTH
@@ -20,7 +20,7 @@ def wrapped(text: str) -> str:
 
 
 def listed(known: Mapping[str, str]) -> str:
-    """Names and what each means, a name a line; a long meaning goes on below its beginning."""
+    """A line for each name, with its meaning. A long meaning continues on the next line, below its beginning."""
     wide = max(map(len, known)) + 4
     return "\n".join(
         textwrap.fill(
@@ -31,6 +31,6 @@ def listed(known: Mapping[str, str]) -> str:
 
 
 def unknown(name: str, known: Iterable[str], lists: str) -> str:
-    """What an error says of a name that is not known: the names near it, and the command that lists all."""
+    """The text of an error for an unknown name: similar names, and the command that lists all."""
     near = ", ".join(difflib.get_close_matches(name, list(known), 3, 0.5))
     return f"{name!r} is not known{near and f' (near it: {near})'}; {lists} lists all names"

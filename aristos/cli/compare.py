@@ -1,5 +1,6 @@
-"""`aristos compare FIRST.h5 SECOND.h5`: medians of two runs, their ratio, and the facts that differ; pictures of both
-side by side. One file: its last two runs.
+"""`aristos compare FIRST.h5 SECOND.h5`: compares two runs, or with one file its last two runs.
+
+It prints medians, their ratio, and the facts that differ, and draws pictures of both runs side by side.
 
 Exit codes. 0: fine. 2: wrong usage, or runs that cannot be compared. 3: a file is missing or damaged.
 """
@@ -53,7 +54,7 @@ def main(argv: list[str]) -> int:
             try:
                 for path in plots.draw_both((first, second), folder):
                     print(path)
-            except EnvironmentProblem as why:  # the tables are what was asked for
+            except EnvironmentProblem as why:  # pictures are optional: the tables were printed
                 print(f"aristos compare: no pictures: {why}", file=sys.stderr)
     except InputError as why:
         print(f"aristos compare: {why}", file=sys.stderr)

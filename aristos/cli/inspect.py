@@ -61,7 +61,7 @@ def main(argv: list[str]) -> int:
 
 
 def examine(asked: argparse.Namespace) -> dict[str, Any]:
-    """The report: layers, configurations, bytes. problems: layer -> why it cannot be loaded."""
+    """The report as a dict: layers, configurations, bytes. Its `problems` say why a layer cannot be loaded."""
     from ..checkpoint import Checkpoint
     from ..errors import AristosError
 
@@ -130,7 +130,7 @@ def weights(configs: dict[int, Any], packed: dict[int, Any], ranks: list[int] | 
 
 
 def memory(kinds: dict[Any, list[int]], ranks: list[int] | None) -> dict[int, int]:
-    """Bytes of the rank that needs most, by the number of ranks: one set of windows, and the weights of all layers."""
+    """By the number of ranks, bytes of the rank that needs most: one set of windows, and all layers' weights."""
     from ..layer.moe import MoE
 
     if not kinds:
@@ -145,7 +145,7 @@ def memory(kinds: dict[Any, list[int]], ranks: list[int] | None) -> dict[int, in
 
 
 def chosen(cfg: Any) -> str:
-    """A configuration as a call that makes it, without the fields that have their defaults; top_k is always said."""
+    """A configuration as the call that makes it, without fields that have their defaults. top_k is always there."""
     words = []
     for field in fields(cfg):
         value = getattr(cfg, field.name)
@@ -186,12 +186,12 @@ def lines(found: dict[str, Any], asked: argparse.Namespace) -> list[str]:
 
 
 def gib(sizes: Iterable[int]) -> str:
-    """Cells of the table."""
+    """Cells of the table, in GiB."""
     return " ".join(f"{size / 2**30:9.3f}" for size in sizes)
 
 
 def grouped(texts: dict[int, str]) -> dict[str, list[int]]:
-    """Text -> the layers that have it."""
+    """For each text, the layers that have it."""
     groups: dict[str, list[int]] = {}
     for number, text in texts.items():
         groups.setdefault(text, []).append(number)

@@ -1,6 +1,7 @@
-"""`aristos models [NAME]`: the table of published models: sizes, router, whether they run here, and sources.
+"""`aristos models [NAME]`: the table of published models, with sizes, router, whether they run here, and sources.
 
-Of a model directory it prints what `aristos inspect` does. Exit codes: 0 printed, 2 usage; of a directory, as there.
+For a model directory it prints what `aristos inspect` prints, and returns its exit code. Other exit codes: 0 printed,
+2 usage.
 """
 
 from __future__ import annotations
@@ -104,7 +105,7 @@ def router(m: Model) -> str:
 
 
 def lines(chosen: dict[str, Model]) -> list[str]:
-    """The table, a line a model: what fits a terminal. `record` has the recipe and the source too."""
+    """The table, with a line for each model, as far as it fits a terminal. `record` also has recipe and source."""
     head = ("model", "H", "F", "E", "k", "shared", "layers", "router", "here")
     rows = [
         (

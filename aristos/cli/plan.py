@@ -29,7 +29,7 @@ SUMMARY = "plan the expert-parallel groups: aristos plan PROBLEM.json"
 INFEASIBLE, USAGE, ENVIRONMENT, INTERRUPTED = 1, 2, 3, 130
 TOKENS = 4096
 DISCOVER_SECONDS = 300
-DISCOVER_RANKS = 8  # at most as many ranks measure cores
+DISCOVER_RANKS = 8  # most ranks that measure cores
 
 
 def options(argv: list[str]) -> argparse.Namespace:
@@ -98,7 +98,7 @@ def main(argv: list[str]) -> int:
     try:
         asked = options(argv)
         if not launch_environment.prints():
-            return 0  # one rank of the job plans
+            return 0  # only one rank of the job plans
         return run(asked)
     except BrokenPipeError:  # | head
         return launch_environment.unread()

@@ -1,5 +1,6 @@
-"""`aristos plot FILE.h5`: pictures of a run in a results file, written next to it. `aristos plot FILE.json ...`: one
-picture of timelines, one below the other.
+"""`aristos plot FILE.h5` draws pictures of a run in a results file, beside the file.
+
+`aristos plot FILE.json ...` draws one picture of timelines, one below the other.
 
 Exit codes: 0 fine, 2 usage, 3 the environment: a package or file is missing.
 """

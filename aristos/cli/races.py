@@ -1,11 +1,11 @@
-"""`aristos races`: record what compiled code does in a real job, and look for accesses that nothing orders.
+"""`aristos races`: records what compiled code does in a real job, and looks for accesses that nothing orders.
 
     mpirun -n 2 aristos races                       # all cases that two ranks can make
     mpirun -n 3 aristos races --case mixed          # one of them
     mpirun -n 2 aristos races --planted all         # deliberate bugs in the compiled steps: each must be found
 
-Exit codes: 0 nothing found, 1 a race was found (with --planted: one was not found), 2 usage, 3 the environment, or the
-log was too short, 141 nobody read the report to its end.
+Exit codes: 0 nothing found, 1 a race was found (with --planted: a bug was not found), 2 usage, 3 the environment, or
+the log was too short, 141 the reader of the report ended early.
 """
 
 from __future__ import annotations

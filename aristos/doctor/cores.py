@@ -1,4 +1,4 @@
-"""Checks of cores: whether each rank has enough of its own."""
+"""Checks of cores: whether each rank has enough cores of its own."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ AUTOGROUPS = Path("/proc/sys/kernel/sched_autogroup_enabled")
 
 @dataclass(frozen=True)
 class RankCores:
-    """A rank's place: its node, the cores it may use, and the number that the machine has online."""
+    """A rank's place: its node, the cores that it may use, and how many cores the machine has online."""
 
     node: int
     cores: frozenset[int]
@@ -29,7 +29,7 @@ def of_rank(node: int) -> RankCores:
 
 
 def remedy(library: Library | None, env: Mapping[str, str], cores: int) -> str:
-    """The option with which this launcher gives each rank `cores` cores of its own."""
+    """Advice: the option with which this launcher gives each rank `cores` cores of its own."""
     started = launch_environment.started_as(env)
     if started is not None and started[0] == "srun":
         return (
@@ -40,7 +40,7 @@ def remedy(library: Library | None, env: Mapping[str, str], cores: int) -> str:
 
 
 def binding(seats: list[RankCores], library: Library | None, env: Mapping[str, str]) -> Finding:
-    """Whether each rank of a node has cores of its own, or all share enough cores equally. seats: [ranks]."""
+    """Whether each rank of a node has its own cores, or all ranks share enough cores equally. seats: [ranks]."""
     name = "cores"
     single, crowded, overlapping = [], [], []
     share = 1
@@ -77,10 +77,10 @@ def binding(seats: list[RankCores], library: Library | None, env: Mapping[str, s
 
 
 def scheduler(seats: list[RankCores], autogroups: bool) -> Finding:
-    """Whether Linux schedules each rank as a group of its own while ranks share cores. seats: [ranks].
+    """Whether Linux schedules each rank as a separate group while ranks share cores. seats: [ranks].
 
-    Linux 6.18 was seen to keep a group off a core for minutes while another group on that core had one thread that
-    yields, as MPI does in its collectives, and one that sleeps for a millisecond or less at a time.
+    Linux 6.18 kept a group off a core for minutes, while another group on that core had one thread that yields, as MPI
+    does in its collectives, and one that sleeps for a millisecond or less at a time.
     """
     name = "scheduler"
     nodes = dict.fromkeys(s.node for s in seats)
@@ -92,7 +92,10 @@ def scheduler(seats: list[RankCores], autogroups: bool) -> Finding:
 
 
 def autogroups() -> bool:
-    """Whether Linux's scheduler treats every session as a group; launchers start a session a rank. See sched(7)."""
+    """Whether Linux's scheduler treats every session as a group. Launchers start a session for each rank.
+
+    See sched(7).
+    """
     try:
         return AUTOGROUPS.read_text().strip() == "1"
     except OSError:
@@ -110,7 +113,7 @@ def _usual(seats: list[RankCores]) -> str:
 
 
 def listed(cores: frozenset[int]) -> str:
-    """`core 1`, `cores 0-3, 8`."""
+    """Cores as a text: `core 1`, `cores 0-3, 8`."""
     numbers = named(cores).removeprefix("ranks ").removeprefix("rank ")
     return f"core {numbers}" if len(cores) == 1 else f"cores {numbers}"
 
@@ -125,7 +128,7 @@ def quota() -> float | None:
 
 
 def granted(cores: int, limit: float | None, env: Mapping[str, str]) -> Finding:
-    """Whether the container limits a rank to less than the `cores` it may run on. limit: in cores."""
+    """Whether the container limits a rank to less time than `cores` cores have. limit: in cores."""
     name = "core limits"
     if limit is not None and limit < cores - 0.5:
         text = f"the container grants {limit:g} cores' worth of time, {cores} are visible: threads will be throttled"
@@ -138,7 +141,10 @@ def granted(cores: int, limit: float | None, env: Mapping[str, str]) -> Finding:
 
 
 def torch_threads(env: Mapping[str, str], installed: bool) -> Finding:
-    """How torch's threads wait after their work, on cores that a layer's workers need. installed: whether torch is."""
+    """How torch's threads wait after their work, on cores that a layer's workers need.
+
+    installed: whether torch is there.
+    """
     name = "torch's threads"
     if not installed:
         return ok(name, "torch is not installed")

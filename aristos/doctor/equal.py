@@ -1,4 +1,4 @@
-"""Checks that ranks are alike: one line for each property that should be equal, naming the ranks that differ."""
+"""Checks that ranks are alike. Each property that should be equal has a line, which names the ranks that differ."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ RULES = (  # property, whether a difference is a failure, what to do
 
 
 def equal(facts: list[dict[str, str]]) -> list[Finding]:
-    """Compare the ranks. facts: one dictionary a rank, with a text for each property of RULES; '' if unknown."""
+    """Compare the ranks. facts: for each rank a dict with a text for each property of RULES; '' if unknown."""
     return [compared(name, [each.get(name, "") for each in facts], bad, remedy) for name, bad, remedy in RULES]
 
 
 def compared(name: str, values: list[str], bad: bool, remedy: str) -> Finding:
-    """Report the ranks whose value differs from the most frequent one; among equally frequent ones the first counts."""
+    """Report the ranks whose value differs from the most frequent value (the first of equally frequent ones)."""
     rule, _ = Counter(values).most_common(1)[0]
     others = [rank for rank, value in enumerate(values) if value != rule]
     title = f"same {name}"

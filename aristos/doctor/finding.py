@@ -1,4 +1,4 @@
-"""Findings: the state, a sentence, what to do; and how the findings of many ranks are merged."""
+"""Findings: a state, a sentence, and what to do. Also merges the findings of many ranks."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ class Finding:
 
 
 def ok(name: str, text: str, **values: Any) -> Finding:
-    """A check that found nothing wrong."""
+    """The finding of a check that found nothing wrong."""
     return Finding(name, "ok", text, values=values)
 
 
 def warn(name: str, text: str, remedy: str, **values: Any) -> Finding:
-    """A check that found something that works badly."""
+    """The finding of a check for something that works badly."""
     return Finding(name, "warn", text, remedy, values)
 
 
 def fail(name: str, text: str, remedy: str, **values: Any) -> Finding:
-    """A check that found something that does not work."""
+    """The finding of a check for something that does not work."""
     return Finding(name, "fail", text, remedy, values)
 
 
 def guarded(name: str, check: Callable[[], T]) -> T | Finding:
-    """The result of a check, or of reading facts. An exception becomes a failed finding, so that other checks run."""
+    """Run a check, or read facts. An exception becomes a failed finding, so that other checks still run."""
     try:
         return check()
     except ImportError as error:
@@ -69,6 +69,6 @@ def merged(of_ranks: Iterable[tuple[int, list[Finding]]], whole: int) -> list[Fi
 
 
 def named(ranks: Iterable[int]) -> str:
-    """`rank 1`, `ranks 0-3, 8`."""
+    """Ranks as a text: `rank 1`, `ranks 0-3, 8`."""
     numbers = sorted(set(ranks))
     return ("rank " if len(numbers) == 1 else "ranks ") + ranges(numbers, ", ")

@@ -1,6 +1,6 @@
-"""The GPUs that a process sees: through the kernel, NVML or nvidia-smi, and the driver. `gpus.py` judges them.
+"""The GPUs that a process sees by the kernel, NVML or nvidia-smi, and the driver. `gpus.py` judges them.
 
-The driver is called through ctypes, so no package is needed, and no context is created on a GPU.
+The driver is called by ctypes. So no package is needed, and no context is created on a GPU.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ CAPABILITY = (75, 76)  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR
 
 @dataclass(frozen=True)
 class DriverAnswer:
-    """libcuda's answers. error: the name of its error, or ''. version: of CUDA that it supports.
+    """libcuda's answers. error: the name of its error, or ''. version: the CUDA version that it supports.
 
-    uuids: of visible GPUs in CUDA's order. blocked: ordered pairs of their ordinals without peer access. archs: the
-    architectures of these GPUs, such as sm_90.
+    uuids: of the visible GPUs, in CUDA's order. blocked: ordered pairs of these GPUs without peer access, by ordinal.
+    archs: the architectures of these GPUs, such as sm_90.
     """
 
     error: str = ""
@@ -42,8 +42,8 @@ class DriverAnswer:
 class NodeGpus:
     """The GPUs of a node as its first rank sees them. driver: None without libcuda. devices: from NVML or nvidia-smi.
 
-    bus: PCI addresses of the machine's GPUs, hidden ones too. files: number of files /dev/nvidia0, 1, ... caps: whether
-    there is /dev/nvidia-caps, which MIG slices need.
+    bus: PCI addresses of all GPUs of the machine, even hidden ones. files: how many files /dev/nvidia0, 1, ... there
+    are. caps: whether /dev/nvidia-caps exists, which MIG slices need.
     """
 
     driver: DriverAnswer | None
@@ -55,7 +55,7 @@ class NodeGpus:
 
 @dataclass(frozen=True)
 class RankGpus:
-    """The GPUs as one rank sees them. space: its PID namespace. pipes: the folder of its MPS daemon, '' without one.
+    """The GPUs as one rank sees them. space: the rank's PID namespace. pipes: the folder of its MPS daemon, or ''.
 
     visible: CUDA_VISIBLE_DEVICES.
     """
@@ -77,7 +77,7 @@ def load_driver() -> Any | None:
 def of_node(
     root: Path = Path("/"), ask: Ask = commands.ask, load: Callable[[], Any] = nvml.load, cuda: Any | None = None
 ) -> NodeGpus:
-    """This machine's GPUs. root, ask, load, cuda: sources of files, commands' output, NVML and libcuda."""
+    """This machine's GPUs. root, ask, load, cuda: where to get files, commands' output, NVML and libcuda."""
     node, _ = node_here("", root, ask, load)
     files = sum(path.name[6:].isdigit() for path in (root / "dev").glob("nvidia*"))
     caps = any((root / "dev/nvidia-caps").glob("*"))
@@ -96,7 +96,7 @@ def of_rank(env: Mapping[str, str], cuda: Any | None, root: Path = Path("/")) ->
 
 
 def ask_driver(cuda: Any | None) -> DriverAnswer | None:
-    """Ask a loaded libcuda; None without one."""
+    """Ask a loaded libcuda. Returns None without one."""
     if cuda is None:
         return None
     number, count = ctypes.c_int(), ctypes.c_int()

@@ -22,13 +22,13 @@ from .gpu_facts import PIPES, DriverAnswer, NodeGpus, RankGpus
 IPC = "srun --gpus-per-node=N --gpu-bind=none ..., and each rank takes the GPU of its SLURM_LOCALID"
 GIVE = "docker run --gpus all, podman run --device nvidia.com/gpu=all, apptainer exec --nv; in a job, ask for GPUs"
 PACKAGES = ("numba-cuda", "numpy", "cuda-bindings", "cuda-core")
-FACTS = "GPU facts"  # name of the finding if they cannot be read
+FACTS = "GPU facts"  # name of the finding for facts that cannot be read
 NO_GPU = "no GPU: ranks compute on their cores"
 NOT_NEEDED = "not needed: there is no GPU"
 
 
 def driver(node: NodeGpus) -> Finding:
-    """Whether the driver answers if there are GPUs."""
+    """Whether the driver answers, on a machine with GPUs."""
     name, on_bus = "GPU driver", len(node.bus) or len(node.devices)
     found = node.driver
     if found is not None and not found.error:
@@ -53,7 +53,7 @@ def driver(node: NodeGpus) -> Finding:
 
 
 def puts(node: NodeGpus, limit: float) -> Finding:
-    """Whether MPI puts rows to other nodes from GPU memory, or the host copies them first.
+    """Whether MPI puts rows to other nodes directly from GPU memory, or the host copies them first.
 
     limit: seconds that other ranks wait for this check.
     """
@@ -91,7 +91,7 @@ def gpus(node: NodeGpus, env: Mapping[str, str], ranks: int) -> Finding:
 
 
 def _wrong(node: NodeGpus, env: Mapping[str, str], ranks: int) -> list[tuple[str, str]]:
-    """(problem, remedy), the likeliest cause first."""
+    """Pairs (problem, remedy), the most likely cause first."""
     found = [(fault.text, fault.remedy) for fault in visible(env, node.devices)[1]]
     option = slurm_job.hides_gpus(env)
     if ranks > 1:
@@ -113,12 +113,12 @@ def _wrong(node: NodeGpus, env: Mapping[str, str], ranks: int) -> list[tuple[str
 def _job(env: Mapping[str, str]) -> slurm_job.SlurmJob | None:
     try:
         return slurm_job.read(env)
-    except TopologyError:  # another finding reports it
+    except TopologyError:  # another finding reports this error
         return None
 
 
 def together(facts: Sequence[RankGpus | Finding], nodes: Nodes) -> list[Finding]:
-    """The checks that compare ranks. facts: [ranks], a failed finding for a rank that could not read its own."""
+    """The checks that compare ranks. facts: [ranks], with a failed finding for a rank that could not read its facts."""
     failed = {rank: each for rank, each in enumerate(facts) if isinstance(each, Finding)}
     if failed:
         first = failed[min(failed)]
@@ -144,7 +144,7 @@ def peers(facts: Sequence[RankGpus], nodes: Nodes) -> Finding:
         for peer in nodes.local(rank):
             pairs += 1
             hidden_here = uuids_of[peer] not in (mine.driver.uuids if mine.driver else ())
-            if hidden_here and mine.visible is None:  # IPC opens one that only CUDA_VISIBLE_DEVICES hides
+            if hidden_here and mine.visible is None:  # IPC can open a GPU that only CUDA_VISIBLE_DEVICES hides
                 why = f"the GPU of rank {peer} ({uuids_of[peer]}) is hidden from rank {rank} by the system"
                 return warn(name, f"{why}: CUDA IPC between them fails", IPC)
             if facts[peer].space != mine.space:
@@ -188,7 +188,7 @@ def _ranks(uuids_of: Sequence[str], uuid: str) -> list[int]:
 
 
 def seats(facts: Sequence[RankGpus], nodes: Nodes) -> list[str]:
-    """[ranks] the UUID of each rank's GPU: the visible one with its number on the node; '' if it sees none."""
+    """[ranks] the UUID of each rank's GPU, the visible GPU with the rank's number on the node; '' if it sees none."""
     uuids_of = []
     for rank, mine in enumerate(facts):
         uuids = mine.driver.uuids if mine.driver else ()

@@ -19,7 +19,7 @@ def numba(env: Mapping[str, str]) -> Finding:
     text = ", ".join(f"{package} {version}" for package, version in versions().items())
     try:
         import numba  # noqa: F401
-    except Exception as why:  # Numba raises ImportError and SystemError for a NumPy that is too new or too old
+    except Exception as why:  # for a NumPy that is too new or too old Numba raises ImportError or SystemError
         return fail(name, f"cannot be imported: {why} ({text})", "pip install -U numba numpy, together in one command")
     if env.get("NUMBA_DISABLE_JIT", "0") != "0":
         remedy = "unset NUMBA_DISABLE_JIT: plain Python runs the protocol for tests, not a layer"
@@ -28,7 +28,7 @@ def numba(env: Mapping[str, str]) -> Finding:
 
 
 def isa() -> str:
-    """The instruction set that kernels of this process use. Layers whose bits depend on it agree on one."""
+    """The instruction set that this process's kernels use. Ranks of layers whose bits depend on it agree on one."""
     from ..primitives.isa import chosen
 
     return chosen()
@@ -43,7 +43,7 @@ def instructions() -> Finding:
 
 
 def suited(kind: str, cpu: str, machine: str, best: str) -> Finding:
-    """Whether the kernels use the best instructions of this CPU, and those that its kind of machine usually has."""
+    """Whether kernels use this CPU's best instructions, and whether it has those that such machines usually have."""
     name = "instructions"
     values = {"isa": kind, "cpu": cpu}
     if kind == "generic" and machine == "x86_64":
@@ -55,7 +55,7 @@ def suited(kind: str, cpu: str, machine: str, best: str) -> Finding:
 
 
 def folder() -> Path:
-    """Where compiled kernels are kept, without the warning if it is not the wanted folder."""
+    """The folder where compiled kernels are kept. Does not warn if it is not the wanted one."""
     from kernel_cache.compile import cache_folder
 
     with warnings.catch_warnings():

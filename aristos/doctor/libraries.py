@@ -1,4 +1,4 @@
-"""Checks of MPI: exactly one library, and a launcher, an mpirun and a thread level that fit it."""
+"""Checks of MPI: whether there is exactly one library, and whether launcher, mpirun and thread level fit it."""
 
 from __future__ import annotations
 
@@ -42,7 +42,10 @@ def wheels() -> list[str]:
 
 
 def loaded_modules(env: Mapping[str, str], own: list[Path]) -> list[str]:
-    """Signs of an MPI outside the Python environment, as `VARIABLE=value`. own: the environment's `lib` folders."""
+    """Variables that show an MPI outside the Python environment, as `VARIABLE=value`.
+
+    own: the environment's `lib` folders.
+    """
 
     def foreign(folder: str) -> bool:
         return not any(Path(folder).is_relative_to(lib.parent) for lib in own)
@@ -86,8 +89,8 @@ def one_mpi(mapped: list[str], installed: list[str], modules: list[str]) -> Find
 def mpirun(found: Library | None, path: str | None, answer: str, beside: str, launched: bool) -> Finding:
     """Whether `mpirun` on PATH belongs to the library in use.
 
-    path: of mpirun; answer: output of its --version; beside: path of the library's own mpirun, or ''; launched: whether
-    a launcher started this process, so that a wrong mpirun does no harm now.
+    path: of mpirun. answer: the output of its --version. beside: path of the library's own mpirun, or ''. launched:
+    whether a launcher started this process, so that a wrong mpirun does no harm now.
     """
     name = "mpirun"
     use = f"use {beside}" if beside else "use the mpirun of the library's own package or module"

@@ -1,4 +1,4 @@
-"""The order of the checks: first those without MPI, because starting it may end the process; then all ranks.
+"""Runs the checks. Those without MPI come first, because starting MPI may end the process; then come all ranks.
 
 Exit codes: 0 no check failed, 3 a check failed or rank 0 could not write the report, 130 Ctrl-C.
 """
@@ -25,7 +25,7 @@ Check = tuple[str, Callable[[], Finding]]
 
 
 def run_doctor(as_json: bool, limit: float) -> int:
-    """Run all checks; the exit code. limit: seconds for one MPI call."""
+    """Run all checks. Returns the exit code. limit: seconds for one MPI call."""
     prints = launch_environment.prints()
     report = ReportWriter(as_json, silent=not prints)
     found = mpi_library.find()
@@ -38,7 +38,7 @@ def run_doctor(as_json: bool, limit: float) -> int:
     met = libraries.launcher(None if ranks.comm is None else ranks.size, os.environ, found)
     report.add(met)
     if ranks.rank == 0 and not prints:
-        return OK  # MPI does not see the job: task 0 reports that, and fails
+        return OK  # MPI does not see the job, which task 0 reports as a failure
     _each(ranks, report, limit)
     if met.state == "ok":
         _together(ranks, report, found)
@@ -49,7 +49,7 @@ def run_doctor(as_json: bool, limit: float) -> int:
 
 
 def _start(ranks: Ranks, found: Library | None) -> Finding:
-    """Start MPI, unless it would end the process; the finding about the library."""
+    """Start MPI, unless that would end the process. Returns the finding about the library."""
     if launch_environment.stranger(library=found) is None:
         try:
             ranks.start()

@@ -1,4 +1,4 @@
-"""The report of rank 0: a line for each finding at once, with the remedy below; or one JSON object at the end."""
+"""Writes rank 0's report: each finding at once on a line, with the remedy below, or one JSON object at the end."""
 
 from __future__ import annotations
 
@@ -14,11 +14,14 @@ from .finding import WORSE, Finding
 
 COLOURS = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 INDENT = 24  # columns of a finding's state and name
-UNWRAPPED = 10_000  # columns if the output is no terminal: lines stay whole
+UNWRAPPED = 10_000  # columns of an output that is no terminal, so that lines stay whole
 
 
 class ReportWriter:
-    """silent: another rank prints. as_json: print only the object at the end. broken: why nothing can be written."""
+    """Writes the report. silent: another rank prints. as_json: print only the object at the end.
+
+    broken: why it cannot.
+    """
 
     def __init__(self, as_json: bool = False, silent: bool = False) -> None:
         from rich.console import Console
@@ -37,7 +40,7 @@ class ReportWriter:
                 self._write(partial(self._show, each))
 
     def _write(self, write: Callable[[], object]) -> None:
-        """Write, unless that has failed before. The checks go on, because other ranks take part in them."""
+        """Write, unless writing has failed before. The checks continue, because other ranks take part in them."""
         if self._silent or self.broken:
             return
         try:
@@ -65,12 +68,12 @@ class ReportWriter:
         return max((each.state for each in self.findings), key=WORSE.index, default="ok")
 
     def note(self, text: str) -> None:
-        """A line that is not part of the JSON form."""
+        """Print a line that the JSON form does not have."""
         if not self._json:
             self._write(lambda: self._console.print(text, markup=False, soft_wrap=True))
 
     def end(self) -> None:
-        """Print the summary or the object; on stderr, why that failed."""
+        """Print the summary or the object. If that failed, say why on stderr."""
         if self._json:
             whole = {
                 "aristos": __version__,

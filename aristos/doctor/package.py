@@ -1,4 +1,4 @@
-"""Which copy of Aristos each way of starting loads: in a clone beside an installation they may differ."""
+"""Checks which copy of Aristos each way of starting loads. With a clone beside an installation these may differ."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def here() -> Finding:
 
 
 def interpreter(script: str | None) -> str | None:
-    """The Python that a console script starts, by its first line; None if there is no such script."""
+    """The Python in the first line of a console script; None if there is no such script."""
     if script is None:
         return None
     with open(script, "rb") as file:
@@ -34,7 +34,7 @@ def interpreter(script: str | None) -> str | None:
 
 
 def folder(python: str, *options: str) -> str:
-    """The folder of the package that `python OPTIONS` finds, started in the current folder; empty if there is none."""
+    """The folder of the package that `python OPTIONS` finds in the current folder; empty if it finds none."""
     words = [python, *options, "-c", FIND]
     found = subprocess.run(words, capture_output=True, text=True, timeout=SECONDS, check=False).stdout.strip()
     return str(Path(found).resolve().parent) if found else ""

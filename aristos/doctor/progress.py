@@ -36,7 +36,7 @@ class PutTimes:
 
 
 def pair(nodes: Nodes) -> tuple[int, int]:
-    """Rank 0 and a rank of another node, or of its own if there is one node."""
+    """Rank 0, and a rank of another node, or of the same node if there is only one."""
     return 0, (nodes.remote(0) or nodes.local(0))[0]
 
 
@@ -71,7 +71,7 @@ def progress(ranks: Ranks, multiple: bool) -> Finding:
 
 
 def compiled() -> None:
-    """Compile or load what the measurement calls. A rank that began it alone would wait for one that failed here."""
+    """Compile or load what the measurement calls, before it begins: a rank alone in it would wait for ever."""
     from numba import int64
 
     from kernel_cache.compile import warm_up
@@ -99,13 +99,13 @@ def _between(ranks: Ranks, comm: Any) -> tuple[float, float]:
 
 
 def _once(comm: Any, window: Any, helped: bool) -> float:
-    """Seconds of put and flush at the origin. At the target 0: it computes, with or without its progress thread."""
+    """Seconds of put and flush at the origin. The target computes, with or without progress thread, and returns 0."""
     from ..primitives import wire
 
     comm.Barrier()
     if comm.rank == 1:
         if not helped:
-            _take(window.wire)  # in_call(True) is not enough: the progress thread replaces workers that do not call MPI
+            _take(window.wire)  # in_call(True) alone would not do: the progress thread acts if workers do not call MPI
         _compute(COMPUTE)
         if not helped:
             wire.unlock(window.wire)

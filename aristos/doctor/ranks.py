@@ -1,7 +1,7 @@
-"""The ranks of the job: starting and ending MPI, and a few collectives, each with a time limit.
+"""The ranks of the job: starts and ends MPI, and makes a few collectives, each with a time limit.
 
-mpi4py holds Python's lock while it starts and ends MPI, so no Python thread could watch it; here both are called
-through ctypes, which releases the lock. A call that takes too long ends the report and the job.
+mpi4py holds Python's lock while it starts and ends MPI, so no Python thread could watch that. Here both are called by
+ctypes, which releases the lock. A call that takes too long ends the report and the job.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Ranks:
                 self._start(MPI)
             self._mine = True
         comm = MPI.COMM_WORLD
-        comm.Set_errhandler(MPI.ERRORS_RETURN)  # mpi4py makes exceptions of them
+        comm.Set_errhandler(MPI.ERRORS_RETURN)  # so that mpi4py raises errors as exceptions
         self.rank, self.size = comm.Get_rank(), comm.Get_size()
         with self.bounded("the other ranks (MPI_Comm_split_type)"):
             self.nodes, self.node = Nodes.shared(comm)
@@ -83,12 +83,12 @@ class Ranks:
             return [value]
         with self.bounded(f"the other ranks ({what})"):
             request = self.comm.Ibarrier()
-            while not request.Test():  # sleeping: another rank may be measuring, or running a slow command
+            while not request.Test():  # sleeps between polls: another rank may be measuring, or running a slow command
                 time.sleep(0.001)
             return self.comm.allgather(value)
 
     def prepare(self, step: Callable[[], object], what: str) -> list[str]:
-        """Run a step on every rank; the error of each, or ''. The limit does not run while a rank is busy with it.
+        """Run a step on every rank. Returns each rank's error, or ''. The limit does not count the time of the step.
 
         The step calls no MPI. It may compile, or wait for a process that does, for minutes.
         """

@@ -44,13 +44,13 @@ def shared(total: int, free: int, needed: int, layer: str, ranks: int) -> Findin
 
 
 def shared_here(ranks: int, per_node: int) -> Finding:
-    """`shared` for this node. ranks: of the job; per_node: of this node."""
+    """The finding of `shared` for this node. ranks: of the job. per_node: of this node."""
     try:
         info = os.statvfs(SHM)
     except OSError as why:
         return warn(SHM, f"cannot be examined: {why}", "ranks of one node share memory there: mount a tmpfs on it")
     if ranks == 1:
-        ranks = per_node = 2  # the next step for a user
+        ranks = per_node = 2  # a user's next step is a job of two ranks
     needed, layer = need(ranks, per_node)
     return shared(info.f_blocks * info.f_frsize, info.f_bavail * info.f_frsize, needed, layer, per_node)
 

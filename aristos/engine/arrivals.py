@@ -1,7 +1,7 @@
-"""Readers of what peers write: announcements, tile records, return records, poison.
+"""Functions that read what peers write: announcements, tile records, return records, poison.
 
-Those that change tables run under the rank's lock. They change this rank's tables alone; credit and return records for
-peers go out through `returns.py`.
+Functions that change tables run under the rank's lock. They change only this rank's tables; `returns.py` sends credit
+and return records to peers.
 """
 
 from kernel_cache.compile import jit
@@ -38,14 +38,14 @@ def read_announcement(job, st, source):
         and mem.load(words.announced_tape(a)) == job[words.TAPE]
     )
     placed = mem.load(words.announced_placement(a)) == job[words.PLACEMENT]
-    if status == codes.OK and not same:  # a refusal counts, whatever else differs
+    if status == codes.OK and not same:  # a refusal is recorded even if other fields differ
         status = codes.MISMATCH
     elif status == codes.OK and not placed:
         status = codes.MISPLACED
     st[words.peer_status(job, source)] = status
     st[words.version_of(job, source)] = mem.load(words.announced_version(a))
     st[words.exchanges(job, source)] = mem.load(words.announced_mode(a)) == codes.MODE_DISPATCH
-    # a rank that forgot to load its weights computes nothing, nor does one that refused its tape: it has no store
+    # a rank without loaded weights computes nothing, nor does one that refused its tape, because it has no store
     able = job[words.LOADED] != 0 or not computes(job)
     able = same and placed and able and store.admit(job, st, source, rows)
     st[words.verdict(job, source)] = codes.SERVE if able else codes.SKIP
@@ -60,7 +60,7 @@ def read_announcement(job, st, source):
         tape.admit(job, st, source, rows)
         end = st[words.read_rows(job, source)]
         if once != 0:
-            end += rows  # bundles mix experts: the last bundle may hold rows of each
+            end += rows  # bundles mix experts, so the last bundle may hold rows of every expert
         left = rows
         for expert in range(job[words.HELD]):
             count = mem.load(words.announced_count(a, expert))
@@ -81,9 +81,9 @@ def read_announcement(job, st, source):
 
 @jit
 def admit_staying(job, st, owner):
-    """Admit the rows that stay here for experts of `owner`: it has announced this epoch, so it loads no weights.
+    """Admit the rows that stay here for experts of `owner`. It has announced this epoch, so it loads no weights now.
 
-    They run even if `owner` makes another call or refuses its input; the call has no result then.
+    The rows run even if `owner` makes another call or refuses its input, although the call has no result then.
     """
     me = job[words.RANK]
     for expert in range(job[words.HELD], job[words.COMPUTED]):
@@ -96,7 +96,7 @@ def admit_staying(job, st, owner):
 def read_record(job, st, source):
     """Read the next tile record of `source`; False if it does not fit.
 
-    Its rows become pending, or go back uncomputed from a skipped source.
+    Its rows become pending. If the source is skipped, they go back uncomputed.
     """
     tile = st[words.read_tiles(job, source)]
     a = record_from(job, st, source, tile)
@@ -119,7 +119,7 @@ def read_record(job, st, source):
     i = words.source_expert(job, source, expert)
     if st[words.pending_at(job, i)] == 0:
         st[words.front_at(job, i)] = tile
-    else:  # tiles of one expert are not consecutive where they come in bundles: chain them
+    else:  # in bundles the tiles of one expert are not consecutive, so they are chained
         before = words.landed(job, source, st[words.latest_at(job, i)])
         st[words.landed_next(before)] = tile
     st[words.latest_at(job, i)] = tile
@@ -137,7 +137,7 @@ def read_returns(job, st, worker, owner):
     seen = st[words.seen_tiles(job, owner)]
     tail = mem.arrived(word_from(job, st, owner, words.RETURN_TAIL))
     due = returns_due(job, st, owner)
-    # an owner may be in the second phase of an exchange already: that record is read in this rank's second phase
+    # an owner may already be in the second phase of an exchange; this rank reads that record in its own second phase
     if not bounds.within(st, owner, bounds.RETURN_TAIL, tail, seen, seen + due + 1):
         return False
     tail = min(tail, seen + min(due, words.BACK_MOST - st[words.command_backs(c)]))
@@ -148,7 +148,7 @@ def read_returns(job, st, worker, owner):
         if not bounds.returned(job, st, owner, rows, packed, status, kept):
             return False
         note_back(st, c, packed, rows)
-        if rows != 0:  # not of a tile that an exchange sent, which may have ended before this call
+        if rows != 0:  # 0: the record of an exchange's tile, perhaps of one that ended before this call
             tape.note(job, owner, kept)
         if status != codes.OK:
             st[words.peer_status(job, owner)] = status
@@ -158,14 +158,14 @@ def read_returns(job, st, worker, owner):
 
 @jit
 def absorb(job, st, worker):
-    """Read what has arrived from all peers; True if anything had."""
+    """Read what has arrived from all peers; True if anything has."""
     me, world = job[words.RANK], job[words.WORLD]
     anything = False
     for i in range(1, world):
         p = (me + i) % world
         if st[words.verdict(job, p)] == codes.UNANNOUNCED and read_announcement(job, st, p):
             anything = True
-        # rows of the next call may have landed too: read no more than this call's announcement covers
+        # rows of the next call may have landed too, so read no more than this call's announcement covers
         if st[words.rows_left(job, p)] > 0:
             tail = mem.arrived(word_from(job, st, p, words.TAIL))
             fits = bounds.tail(job, st, p, tail)
@@ -194,7 +194,10 @@ def read_poison(job, st, peer):
 
 @jit
 def awaited(job, st):
-    """The peer that this rank waits for: a source that owes its announcement or rows, else an owner; else this rank."""
+    """The peer that this rank waits for: first a source that owes its announcement or rows, then an owner.
+
+    Else itself.
+    """
     me, world = job[words.RANK], job[words.WORLD]
     for i in range(1, world):
         p = (me + i) % world
@@ -217,7 +220,7 @@ def standing(job, st):
     acquire(job, OUTSIDE)
     peer = job[words.RANK]
     announced, left, read, seen, sent = 0, 0, 0, 0, 0
-    if st[words.PHASE] >= codes.PHASE_RUN:  # before it a worker may be filling the tables
+    if st[words.PHASE] >= codes.PHASE_RUN:  # earlier, a worker may still be filling the tables
         peer = awaited(job, st)
         announced, left = st[words.verdict(job, peer)], st[words.rows_left(job, peer)]
         read, seen = st[words.read_tiles(job, peer)], st[words.seen_tiles(job, peer)]

@@ -1,8 +1,8 @@
 """Checks of what peers write, before a step uses it as an index, an address or a number of rows.
 
 A value that no rank writes means that shared memory was damaged: by a stray write of the program, by another program,
-or by hardware. The rank that reads it fails and says which word it was, instead of reading or writing outside of its
-tables. A wrong value within the bounds cannot be distinguished from a right one.
+or by hardware. The rank that reads it fails and names the word, instead of reading or writing outside of its tables. A
+wrong value within the bounds cannot be distinguished from a right one.
 
 The bounds follow from the protocol. A rank is at most one call ahead of another. A sender never has more rows or tiles
 under way than the ring has rows. So its counts exceed what this rank has given back by at most a ring.
@@ -13,7 +13,7 @@ from kernel_cache.compile import inlined, jit
 from ..primitives import taped
 from . import codes, words
 
-# codes of the words that are checked, 0: none. `NAMES` has what messages call them
+# codes of the words that are checked, 0: none. `NAMES` has their names in messages
 (
     NOTHING,
     ANNOUNCED,
@@ -72,7 +72,7 @@ KEPT_MOST = taped.X | taped.HIDDEN
 
 @jit
 def within(st, peer, word, value, least, most):
-    """Whether `value`, which `peer` wrote as `word`, is one of least..most. If not, this rank fails.
+    """Whether `value`, which `peer` wrote as `word`, lies in least..most. If not, this rank fails.
 
     Several workers may fail at once, outside the lock. Then the words BAD_... may hold values of different workers.
     """
@@ -90,7 +90,7 @@ def within(st, peer, word, value, least, most):
 
 @jit
 def announcement(job, st, source, rows, status, first, tokens, once):
-    """Whether an announcement of `source` may say this."""
+    """Whether an announcement of `source` may have these values."""
     most = job[words.MAX_ROWS]
     return (
         within(st, source, ANNOUNCED_STATUS, status, 0, STATUS_MOST)
@@ -103,14 +103,14 @@ def announcement(job, st, source, rows, status, first, tokens, once):
 
 @jit
 def tail(job, st, source, tiles):
-    """Whether `source` can have sent `tiles` tiles. Each takes a row of the ring until it is free again."""
+    """Whether `source` can have sent `tiles` tiles. Each takes at least one row of the ring until that row is freed."""
     most = st[words.free_tiles(job, source)] + job[words.RING_ROWS]
     return within(st, source, TAIL, tiles, st[words.read_tiles(job, source)], most)
 
 
 @jit
 def record(job, st, source, expert, rows, packed, bundle):
-    """Whether the next tile record of `source` may say this: rows that have been announced, and space in the ring."""
+    """Whether the next tile record of `source` may have these values: its rows are announced, the ring has space."""
     ring, announced = job[words.RING_ROWS], st[words.rows_from(job, source)]
     space = ring - st[words.read_rows(job, source)] + st[words.freed_rows(job, source)]
     first = st[words.first_packed(job, source)]
@@ -120,7 +120,7 @@ def record(job, st, source, expert, rows, packed, bundle):
         and within(st, source, RECORD_BUNDLE, bundle, 0, ring)
     ):
         return False
-    if st[words.verdict(job, source)] == codes.SKIP:  # the record is another call's, with other experts
+    if st[words.verdict(job, source)] == codes.SKIP:  # the record belongs to another call, with other experts
         return True
     if not within(st, source, RECORD_EXPERT, expert, 0, job[words.HELD] - 1):
         return False
@@ -136,13 +136,13 @@ def credit(job, st, owner, rows):
 
 @jit
 def returned(job, st, owner, rows, packed, status, kept):
-    """Whether a return record of `owner` may say this: rows that it has of this rank."""
+    """Whether a return record of `owner` may have these values: it names rows that `owner` has from this rank."""
     first, end = job[words.slot_start(job, owner)], job[words.slot_start(job, owner + 1)]
     low, high = st[words.offset(job, first)], st[words.offset(job, end)]
     return (
         within(st, owner, RETURNED_STATUS, status, 0, STATUS_MOST)
         and within(st, owner, RETURNED_ROWS, rows, 0, job[words.MAX_ROWS])
-        # a record without rows belongs to an exchange, which may have ended: the bounds of this call do not hold for it
+        # a record without rows belongs to an exchange, perhaps an earlier one, so this call's bounds do not apply to it
         and (rows == 0 or within(st, owner, RETURNED_PACKED, packed, low, high - rows))
         and within(st, owner, RETURNED_KEPT, kept, 0, KEPT_MOST)
     )

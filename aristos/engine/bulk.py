@@ -1,6 +1,7 @@
-"""The bulk-synchronous schedule's compiled parts: route, pack, copy, run the experts, combine.
+"""The compiled parts of the bulk-synchronous schedule: route, pack, copy, run the experts, combine.
 
-The same kernels and the same packed order as the fused schedule, so the same bits; no windows, no records, no credit.
+Kernels and packed order are those of the fused schedule, so the bits are equal. There are no windows, records or
+credit.
 """
 
 from kernel_cache.compile import jit
@@ -30,7 +31,7 @@ def route(job, st, worker):
 
 @jit
 def pack(job, st):
-    """Make the packed order and the tables of blocks; returns rows. No token of a refused input is packed."""
+    """Make the packed order and the tables of blocks. Returns the number of rows, 0 for a refused input."""
     tokens = job[words.TOKENS] if st[words.STATUS] == codes.OK else 0
     rows = packing.sort(job, st, tokens)
     packing.set_blocks(job, st, tokens)
@@ -40,9 +41,9 @@ def pack(job, st):
 
 @jit
 def copy_out(job, st, rows, target):
-    """Copy rows in packed order to `target`, RETURN_STRIDE apart."""
+    """Copy rows in packed order to `target`, each RETURN_STRIDE bytes after the one before."""
     start = mem.clock()
-    shared, end = rows, rows  # packed rows of the shared expert, whose tokens are never weighted
+    shared, end = rows, rows  # packed rows of the shared expert; its tokens are never multiplied by weights
     if job[words.SHARED] != 0:
         slot = job[words.slot_of(job, job[words.EXPERTS])]
         shared, end = st[words.offset(job, slot)], st[words.offset(job, slot + 1)]
@@ -59,9 +60,9 @@ def copy_out(job, st, rows, target):
 def run_experts(job, st, worker, order, ends, received, results, next_row):
     """Claim runs of rows, expert by expert, until none is left.
 
-    order: [rows] int64, received rows sorted by expert. ends: [held] where each expert's rows end in it. received,
-    results: addresses of the rows in the order of arrival. next_row: [1] int64, the first row of `order` that is not
-    claimed.
+    order: [rows] int64, received rows sorted by expert. ends: [held] where each expert's rows end in `order`. received,
+    results: addresses of received rows and of their outputs, in the order of arrival. next_row: [1] int64, the first
+    entry of `order` that is not claimed.
     """
     c = words.command(job, worker)
     while True:
@@ -90,7 +91,7 @@ def run_experts(job, st, worker, order, ends, received, results, next_row):
 
 @jit
 def all_back(job, st):
-    """All rows are back: queue every block to combine."""
+    """Queue every block to be combined, because all rows are back."""
     tokens = job[words.TOKENS] if st[words.STATUS] == codes.OK else 0
     blocks = (tokens + words.TOKEN_BLOCK - 1) // words.TOKEN_BLOCK
     for b in range(blocks):

@@ -1,13 +1,13 @@
-"""Step `dispatch` in bundles of tiles. Each token crosses once, however many of its experts the owner holds.
+"""Step `dispatch` in bundles of tiles: each token crosses once to an owner, however many of its experts are there.
 
-Tokens always cross once to a remote owner. To a local owner they do if the source has announced it for this call
-(`packing.crosses_once`).
+Tokens always cross once to a remote owner. To a local owner they do so only if the source has announced it for this
+call (`packing.crosses_once`).
 
 A bundle covers those of the tokens t0..t1 that have a (token, choice) pair for the owner. It holds three things: a row
 of each such token, once; an index entry for each pair, in the order of experts, then tokens, with the place of the
-pair's row; a record for each tile. A bundle takes as many ring rows as it has pairs, and its rows fill the first of
-them. So one credit, counted in pairs, bounds the ring, the index and a remote owner's staged outputs. Steps write the
-bundle into a local owner's ring, or into the outbox, from which `outbox.py` puts it.
+pair's row; a record for each tile. A bundle takes as many ring rows as it has pairs; the rows that cross fill the first
+of these. So one credit, counted in pairs, bounds the ring, the index and a remote owner's staged outputs. Steps write
+the bundle into a local owner's ring, or into the outbox, from which `outbox.py` puts it.
 """
 
 from kernel_cache.compile import jit
@@ -53,7 +53,7 @@ def next_token(job, st, owner):
 
 @jit
 def end_token(job, st, owner, first, most):
-    """The end of a bundle that begins at token `first`: as many tokens as have at most `most` pairs, at least one."""
+    """The end of a bundle that begins at token `first`: it takes at least one token, and at most `most` pairs."""
     low, high = first + 1, job[words.TOKENS]  # the pairs before token `low` fit, or the bundle has one token
     while low < high:
         middle = (low + high + 1) // 2
@@ -66,7 +66,7 @@ def end_token(job, st, owner, first, most):
 
 @jit
 def claim(job, st, worker, owner, under_way):
-    """Claim the next bundle for `owner` if there is credit for it. (Decide, under the lock.)"""
+    """Claim the next bundle for `owner`, if there is credit. (Decide, under the lock.)"""
     ring = job[words.RING_ROWS]
     sent = st[words.sent_rows(job, owner)]
     freed = mem.arrived(word_from(job, st, owner, words.CREDIT))
@@ -97,7 +97,7 @@ def claim(job, st, worker, owner, under_way):
 
 @jit
 def write_records(job, st, owner, rows):
-    """Write a record for every tile of the bundle; returns how many. The last one has `rows`, the rows that crossed."""
+    """Write a record for every tile of the bundle; returns how many. The last record says that `rows` rows crossed."""
     tile = st[words.sent_tiles(job, owner)]
     most = min(job[words.TILE], job[words.RING_ROWS])
     start = job[words.slot_start(job, owner)]
@@ -151,7 +151,7 @@ def execute(job, st, worker):
 
 @jit
 def publish(job, st, worker):
-    """The bundle is written. (Under the lock.)"""
+    """Publish the written bundle. (Under the lock.)"""
     c = words.command(job, worker)
     owner, tiles, pairs = st[words.command_owner(c)], st[words.command_tiles(c)], st[words.command_rows(c)]
     for slot in range(job[words.slot_start(job, owner)], job[words.slot_start(job, owner + 1)]):

@@ -16,16 +16,16 @@ WORD = "word"  # int64
 BITS = "float32"  # the bits of a float32 in a word; the kernel reads the float32
 SCRATCH = "scratch"  # address of BLOCK_BYTES for the words of the call, then of the kernel's own memory
 EXPERT = "expert"  # an address for each of WEIGHTS
-TRANSPOSED = "transposed"  # an address for each of TRANSPOSED_WEIGHTS; in calls that cross in no block
-GRADIENTS = "gradients"  # a tuple of addresses in the order of WEIGHTS; likewise
+TRANSPOSED = "transposed"  # an address for each of TRANSPOSED_WEIGHTS; only in calls that cross in no block
+GRADIENTS = "gradients"  # a tuple of addresses in the order of WEIGHTS; only in calls that cross in no block
 
 
 @dataclass(frozen=True)
 class Argument:
-    """An argument of a call. dtype: one of the above.
+    """An argument of a call. dtype: one of the constants above.
 
-    word: of the job, which a step hands on; "": the step computes the argument. last: no line places it, so it stands
-    last, and a caller without a job may leave it out, for 0.
+    word: the word of the job that a step passes on; "": the step computes the argument. last: the call's lines do not
+    place the argument, so it comes last, and a caller without a job may leave it out: then it is 0.
     """
 
     name: str
@@ -38,10 +38,10 @@ class Argument:
 
 @dataclass(frozen=True)
 class Call:
-    """A call of a kernel. result: what it returns, "" for nothing.
+    """A call of a kernel. result: what it returns, "" if it returns nothing.
 
-    step: steps call it by name; kernel: it has a kernel of its own, else a lowering calls another one. A call that is
-    neither takes its record as it is, and crosses in no block.
+    step: whether steps call it by name. kernel: whether it has its own kernel; if not, a lowering calls another one. A
+    call with neither gets its record directly, and crosses in no block.
     """
 
     name: str
@@ -53,14 +53,14 @@ class Call:
 
     @property
     def record(self) -> str:
-        """The name of its record of arguments."""
+        """The name of the call's record of arguments."""
         return self.name.title().replace("_", "")
 
 
 def _arguments(rows: str) -> tuple[Argument, ...]:
-    """Arguments, one a line: name | unit | meaning | dtype, the last one only where it is not `word`.
+    """Arguments, one on each line: name | unit | meaning | dtype. dtype is left out if it is `word`.
 
-    A name alone places an argument that schema.py declares, as a word of the job with `calls`.
+    A line with a name alone places an argument that schema.py declares, as a word of the job with `calls`.
     """
     found = []
     for row in rows.strip().splitlines():
@@ -71,7 +71,10 @@ def _arguments(rows: str) -> tuple[Argument, ...]:
 
 
 def _with_words(call: Call) -> Call:
-    """The call with the arguments that schema.py declares. Raises ValueError if a name alone is none of them."""
+    """The call with the arguments that schema.py declares.
+
+    Raises ValueError for a name alone that it does not declare.
+    """
     given = {}
     for word in JOB_SCALARS:
         for name, argument in word.arguments:
@@ -152,7 +155,7 @@ CALLS = [_with_words(call) for call in (
         columns | columns | to compute
         scratch | address | `run_bytes` of kernels/cpu/entries.py | scratch
         wire
-        kept | address | as of `expert_rows`
+        kept | address | entries of primitives/taped.py: see `expert_rows`
     """)),
     Call("down_columns", "Compute some output columns of a column-split run.", _arguments("""
         rows | rows | of the run
@@ -189,7 +192,7 @@ CALLS = [_with_words(call) for call in (
         column
         weights | address | float32 that are written
         pitch | columns | from one of them to the next
-        scratch | address | as of `route_block` | scratch
+        scratch | address | `route_bytes` of kernels/cpu/tokens.py | scratch
     """), result="False if a product is not finite"),
     Call("backward_rows", "Compute rows [dy | x] of one expert backwards; a row is [dy] if x is kept.", _arguments("""
         rows | rows | that are computed
@@ -210,7 +213,7 @@ CALLS = [_with_words(call) for call in (
         weight | address | of a float32
         x | address | of the row
         hidden
-        scratch | address | as of `combine_token` | scratch
+        scratch | address | `combine_bytes` of kernels/cpu/tokens.py | scratch
     """), kernel=False),
     Call("expert_blocks", "Compute rows of one expert backwards, and the gradients of its weights.", _arguments("""
         rows | rows | any number

@@ -4,29 +4,28 @@
 PHASE_ROUTE, PHASE_PACKING, PHASE_RUN, PHASE_DONE = range(4)
 
 # kinds of commands. IDLE: nothing to do now. SETTLE: only own rows to count. SIZED: an exchange's rows are known.
-# LIST and SHARE belong to column-split runs. POST is no command: the timeline has it for time at the wire
+# LIST and SHARE belong to column-split runs. POST is not a command: the timeline uses it for time at the wire
 IDLE, ROUTE, PACK, DISPATCH, EXPERT, COMBINE, FINISH, FAIL, SIZED, SHARE, BUNDLE, POST, SETTLE, LIST = range(14)
 
 # phases of a column-split run: hidden activations, outputs
 RUN_UP, RUN_DOWN = range(2)
 
-# what a source's announcement led to. UNANNOUNCED: none is read. SERVE: its rows are computed. SKIP: they are not, and
-# go back as empty returns
+# what a source's announcement led to. UNANNOUNCED: none was read yet. SERVE: its rows are computed. SKIP: its rows are
+# not computed, and go back as empty returns
 UNANNOUNCED, SERVE, SKIP = range(3)
 
-# modes: which kind of call this is: a layer's, an exchange's (and its phase), a layer's backward call. Announced with
-# each call
+# modes, announced with each call: a layer's call, an exchange's (by phase), or a layer's backward call
 MODE_LAYER, MODE_DISPATCH, MODE_COMBINE, MODE_BACKWARD = range(4)
 
-# statuses that a rank announces. REFUSED: its input. MISMATCH: it made another call than the reader. MISPLACED: it has
-# another placement. NOT_LOADED + n: part n of the layer's weights is missing, see layer/weights.py
+# statuses that a rank announces. REFUSED: it refuses its input. MISMATCH: it made another call than the reader.
+# MISPLACED: it has another placement. NOT_LOADED + n: part n of the layer's weights is missing, see layer/weights.py
 OK, REFUSED, NOT_FINITE, BAD_IDS, MISMATCH, MISPLACED, NOT_LOADED = range(7)
 
-# causes of a failure, in the poison word (poison.py). Never 0, which is a word without poison. OUT_OF_BOUNDS: a peer's
-# word has a value that no rank writes (bounds.py)
+# causes of a failure, in the poison word (poison.py). No cause is 0, because a poison word of 0 means no failure.
+# OUT_OF_BOUNDS: a peer's word has a value that no rank writes (bounds.py)
 CAUSE_TIMEOUT, CAUSE_INTERRUPT, CAUSE_ERROR, CAUSE_OUT_OF_BOUNDS = range(1, 5)
 
 # results of the compiled loop
 RAN, PAUSED, POISONED, ALL_ANNOUNCED = range(4)
 
-UNSTAGED = -(1 << 63)  # in a return record: its rows are not staged. A small negative number could be a pair's
+UNSTAGED = -(1 << 63)  # in a return record: its rows are not staged. Small negative numbers can name pairs

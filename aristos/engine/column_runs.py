@@ -1,12 +1,13 @@
 """Column-split runs: workers share a run of an expert by columns, so that few rows use every core or every block.
 
-A run has a *number*: of a command behind those of the workers, and of hidden activations. It is claimed under the
-rank's lock; the claimer lists its rows and opens it. Then it has `UP_SHARES` shares of the hidden activations and, when
-all of these are done, `DOWN_SHARES` of the outputs. Shares are taken and counted without the lock: `next`, `limit` and
-`done` of a number count them as long as the engine lives. A worker takes a share by moving `next` on with
-compare_exchange while it is below `limit`. A number is never used twice, so no share of one run passes for a share of
-another. `base` is the run's first share: it is written before `limit` and stays until all shares are done. No sum is
-split between workers, so the bits do not depend on which worker takes which share.
+A run has a *number*. It says which command (after those of the workers) and which memory for hidden activations the run
+uses. A worker claims the run under the rank's lock, lists its rows and opens it. Then workers take the `UP_SHARES`
+shares of the hidden activations and, when all of these are done, the `DOWN_SHARES` shares of the outputs. They take and
+count shares without the lock: `next`, `limit` and `done` of a number count them as long as the engine lives. A worker
+takes a share by advancing `next` with compare_exchange while it is below `limit`. Counts are never used twice, so no
+share of one run can be taken for a share of another. `base` is the run's first share: it is written before `limit`, and
+kept until all shares are done. No sum is split between workers, so the bits do not depend on which worker takes which
+share.
 """
 
 from kernel_cache.compile import jit
@@ -17,8 +18,8 @@ from . import call_records, codes, tape, words
 from .layout import state_word
 
 COLUMNS = 96  # a share's columns on CPUs: a multiple of every panel width, and a divisor of a chunk of F
-MOST_ROWS = 24  # a column-split run on CPUs has no more rows
-SHARES_PER_TRY = 8  # about as many shares are taken by a rank's workers for each try of a worker at the lock
+MOST_ROWS = 24  # most rows of a column-split run on CPUs
+SHARES_PER_TRY = 8  # about how many shares a rank's workers take between two tries of a worker at the lock
 
 
 def shares(columns: int) -> int:
@@ -34,7 +35,7 @@ def hidden(job, number):
 
 @jit
 def free_number(job, st):
-    """A number that no run has, -1 if there is none. (Under the lock.)"""
+    """A number that no run uses; -1 if there is none. (Under the lock.)"""
     if st[words.RUNS_TAKEN] == job[words.RUNS]:
         return -1
     for number in range(job[words.RUNS]):
@@ -45,9 +46,9 @@ def free_number(job, st):
 
 @jit
 def wanted(job, rows, active):
-    """Whether these rows are split by columns: if they are few, and fewer experts than workers have rows.
+    """Whether these rows are split by columns. They are if they are few, and fewer experts than workers have rows.
 
-    Never in a call with scalars: no single worker ends such a run, so none could write the scalars that go back.
+    In a call with scalars they never are: no single worker ends such a run, so none could write the scalars back.
     """
     if job[words.MODE] != codes.MODE_LAYER or job[words.SCALARS] != 0:
         return False
@@ -57,14 +58,14 @@ def wanted(job, rows, active):
 
 @jit
 def run_rows(job, rows):
-    """Rows of the next run, where `rows` rows are cut into runs of nearly equal size."""
+    """How many rows the next run has if `rows` rows are cut into runs of nearly equal size."""
     runs = (rows + job[words.SPLIT_ROWS] - 1) // job[words.SPLIT_ROWS]
     return (rows + runs - 1) // runs
 
 
 @jit
 def claim(job, st, worker, number):
-    """Take the number for a run whose command is filled; this worker will list its rows. (Decide, under the lock.)"""
+    """Reserve `number` for a run with a filled command. This worker will list its rows. (Decide, under the lock.)"""
     st[words.run_taken(words.run(job, number))] = 1
     st[words.RUNS_TAKEN] += 1
     c, run = words.command(job, worker), words.run_command(job, number)
@@ -76,7 +77,7 @@ def claim(job, st, worker, number):
 
 @jit
 def list_hidden(job, st, number):
-    """List the addresses of a run's rows of hidden activations. By all threads of the claimer together."""
+    """List the addresses of a run's rows of hidden activations. All threads of the claiming worker do this together."""
     c = words.run_command(job, number)
     for i in range(mem.thread(), st[words.command_rows(c)], mem.threads()):
         st[words.hidden_list(job, c) + i] = hidden(job, number) + job[words.RUN_PITCH] * i
@@ -84,16 +85,16 @@ def list_hidden(job, st, number):
 
 @jit
 def open_phase(job, run, limit):
-    """Shares below `limit` may be taken."""
+    """Let workers take shares below `limit`."""
     mem.store_release(state_word(job, words.run_limit(run)), limit)
-    mem.fetch_add(state_word(job, words.RUNS_OPENED), 1)  # after the limit: a worker that reads this count reads it too
+    mem.fetch_add(state_word(job, words.RUNS_OPENED), 1)  # after the limit: who reads this count also reads the limit
 
 
 @jit
 def open_run(job, st, number):
-    """The rows are listed: shares of the first phase may be taken."""
+    """Let workers take shares of the first phase, because the rows are listed."""
     run = words.run(job, number)
-    base = mem.load_acquire(state_word(job, words.run_limit(run)))  # every share of earlier runs is done
+    base = mem.load_acquire(state_word(job, words.run_limit(run)))  # all shares of earlier runs lie below it
     st[words.run_base(run)] = base
     open_phase(job, run, base + up_shares(job, st[words.command_expert(words.run_command(job, number))]))
 
@@ -106,7 +107,7 @@ def take_from(job, st, worker, number):
     share = mem.load_acquire(state_word(job, words.run_next(run)))
     while share < limit:
         if mem.compare_exchange(state_word(job, words.run_next(run)), share, share + 1):
-            share -= st[words.run_base(run)]  # the base of this share's run, which cannot end before the share
+            share -= st[words.run_base(run)]  # base belongs to this share's run, which cannot end before the share
             c, whole = words.command(job, worker), words.run_command(job, number)
             up = up_shares(job, st[words.command_expert(whole)])
             phase = codes.RUN_UP if share < up else codes.RUN_DOWN
@@ -123,14 +124,14 @@ def take_from(job, st, worker, number):
 
 @jit
 def share_first(job, st, worker):
-    """Whether this worker may take a share before it tries the lock: never if workers are few; many take turns."""
+    """Whether this worker may take a share before it tries the lock. Few workers never do; many take turns."""
     c = words.command(job, worker)
     return (st[words.command_shares(c)] + worker) % (1 + job[words.WORKERS] // SHARES_PER_TRY) != 0
 
 
 @jit
 def take_share(job, st, worker):
-    """Take a share of any run, preferably of this worker's last one; False if there is none. Without the lock."""
+    """Take a share of any run, if possible of this worker's last one; False if there is none. Without the lock."""
     c = words.command(job, worker)
     opened = mem.load_acquire(state_word(job, words.RUNS_OPENED))
     if st[words.command_opened(c)] == opened:
@@ -231,12 +232,12 @@ def execute(job, st, worker):
 
 @jit
 def share_done(job, st, number):
-    """Count a share; True if it was the run's last: the caller then finishes the run and frees its number."""
+    """Count a share as done. True if it was the run's last: then the caller finishes the run and frees its number."""
     run = words.run(job, number)
     up = up_shares(job, st[words.command_expert(words.run_command(job, number))])
     base, down = st[words.run_base(run)], job[words.DOWN_SHARES]
     done = mem.fetch_add(state_word(job, words.run_done(run)), 1) + 1 - base
-    if done == up:  # the release orders the whole first phase before shares of the second
+    if done == up:  # the release puts all work of the first phase before shares of the second
         open_phase(job, run, base + up + down)
     return done == up + down
 

@@ -1,4 +1,7 @@
-"""Step `combine`: tokens whose rows have all come back become output. Sums: choices in order, float32, rounded once."""
+"""Step `combine`: adds up the rows of tokens whose rows are all back, in the order of choices, in float32.
+
+The sum is rounded once.
+"""
 
 from kernel_cache.compile import jit
 
@@ -10,7 +13,7 @@ from .layout import row_back, state_word
 
 @jit
 def claim(job, st, worker):
-    """Claim a block of tokens that waits for no row; False if there is none. (Decide, under the lock.)"""
+    """Claim a block of tokens whose rows are all back; False if there is none. (Decide, under the lock.)"""
     ready = mem.load_acquire(state_word(job, words.ready(job, st[words.READY_NEXT])))
     if ready == 0:
         return False
@@ -25,9 +28,9 @@ def claim(job, st, worker):
 
 @jit
 def list_rows(job, st, worker):
-    """List the addresses of the claimed tokens' rows, k a token; 0 for a choice not taken. By all threads together.
+    """List the addresses of the claimed tokens' rows, k for each token; 0 for a choice not taken. By all threads.
 
-    The row of an identity expert is the token.
+    An identity expert's row is the token itself.
     """
     c = words.command(job, worker)
     k, rows = job[words.TOP_K], words.row_list(c)
@@ -62,5 +65,5 @@ def execute(job, st, worker):
 
 @jit
 def publish(job, st, worker):
-    """The block is combined. (Under the lock.)"""
+    """Publish the combined block. (Under the lock.)"""
     st[words.BLOCKS_LEFT] -= 1

@@ -24,7 +24,7 @@ def slot_at(job, st, owner, packed):
 
 @jit
 def claim(job, st, worker):
-    """Claim the next tile that has credit, or a bundle where tokens cross once; owners take turns.
+    """Claim the next tile that has credit, or the next bundle if tokens cross once. Owners take turns.
 
     Returns the kind of command. (Decide, under the lock.)
     """
@@ -63,7 +63,7 @@ def claim(job, st, worker):
 
 @jit
 def execute(job, st, worker):
-    """Put the rows into the ring. The owner reads them once the tail has moved on."""
+    """Put the rows into the ring. The owner reads them when the tail has advanced."""
     c = words.command(job, worker)
     owner, packed, rows = st[words.command_owner(c)], st[words.command_packed(c)], st[words.command_rows(c)]
     ring, nbytes = job[words.RING_ROWS], tape.bytes_to(job, owner)
@@ -82,7 +82,7 @@ def execute(job, st, worker):
 
 @jit
 def publish(job, st, worker):
-    """Write the record, then the tail; the owner may be visited again. (Under the lock.)"""
+    """Write the record, then the tail. Then a worker may visit the owner again. (Under the lock.)"""
     c = words.command(job, worker)
     owner, rows = st[words.command_owner(c)], st[words.command_rows(c)]
     tile = st[words.sent_tiles(job, owner)]

@@ -1,8 +1,8 @@
-"""The protocol without experts: rows are copied out when they land, and go back with one record a source.
+"""The protocol without experts: rows are copied out when they land, and go back with one record for each source.
 
-An exchange is one call in two phases. In the first, dispatch, `expert` commands copy rows instead of computing
-(experts.py), and each tile is returned empty, which frees its slots. In the second, combine, a source's rows, which are
-contiguous in its packed order, go back with a single record.
+An exchange is one call in two phases. In the first, dispatch, `expert` commands copy rows instead of computing them
+(experts.py). Each tile is returned empty, which frees its slots. In the second, combine, a source's rows go back with a
+single record, because they are contiguous in its packed order.
 """
 
 from kernel_cache.compile import jit
@@ -16,7 +16,7 @@ from .returns import count_back, post_return
 
 @jit
 def count(job, st, expert, source):
-    """Announced rows of a held expert from a source."""
+    """How many rows a source announced for a held expert."""
     slot = words.offset(job, job[words.slot_start(job, job[words.RANK])] + expert)
     if source == job[words.RANK]:
         return st[slot + 1] - st[slot]
@@ -27,7 +27,7 @@ def count(job, st, expert, source):
 
 @jit
 def set_targets(job, st, counts):
-    """Give every row its place: by expert, source, packed row. counts: [held, W] int64, filled in. Returns rows."""
+    """Give every row its place, ordered by expert, source, packed row. Fills counts [held, W] int64. Returns rows."""
     rows = 0
     for expert in range(job[words.HELD]):
         for source in range(job[words.WORLD]):
@@ -54,10 +54,11 @@ def put_back(job, st, source, packed, rows, n):
 
 @jit
 def give_back(job, st, counts, source, out, status):
-    """Put the rows of `out` (in the order of `set_targets`, ROW_BYTES apart) that are of `source` into its return rows.
+    """Put the rows that came from `source` into its return rows. out: all rows, as `set_targets` ordered them.
 
-    Every source gets one record with this rank's status, also a source without rows here. out 0: this rank refuses and
-    copies nothing. Serves one source, so that Python can handle a signal before the next.
+    Rows of `out` lie ROW_BYTES apart. out is 0 if this rank refuses: then nothing is copied. Every source gets one
+    record with this rank's status, even without rows here. A call serves one source, so that Python can handle a signal
+    before the next.
     """
     packed = st[words.first_packed(job, source)]
     first = packed
@@ -67,7 +68,7 @@ def give_back(job, st, counts, source, out, status):
             mem.yield_core()
     for expert in range(job[words.HELD]):
         n = counts[expert, source]
-        row = st[words.target(job, source, expert)] - n  # since the rows were copied, `target` is behind the last
+        row = st[words.target(job, source, expert)] - n  # copying the rows has moved `target` past the last one
         if out != 0 and remote:
             put_back(job, st, source, packed, out + job[words.ROW_BYTES] * row, n)
         elif out != 0:
@@ -86,7 +87,7 @@ def give_back(job, st, counts, source, out, status):
 
 @jit
 def expect_back(job, st):
-    """Open the second phase: every owner owes one more record."""
+    """Open the second phase, in which every owner owes one more record."""
     st[words.PHASE] = codes.PHASE_RUN
     for p in range(job[words.WORLD]):
         if p != job[words.RANK]:

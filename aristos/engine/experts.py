@@ -1,8 +1,8 @@
 """Step `expert`: landed rows of one expert, from several sources, become one run of the expert kernel.
 
-This file decides which expert runs on how many rows. Rows of peers come before own rows, because peers wait. Few
-rows wait a little for announced ones if that saves a second reading of the weights; many are cut into runs for several
-workers.
+This file decides which expert runs on how many rows. Rows of peers come before own rows, because peers wait. A run of
+few rows waits a little for announced ones, if that saves a second reading of the weights. Many rows are cut into runs
+for several workers.
 """
 
 from kernel_cache.compile import jit
@@ -18,7 +18,7 @@ GROUP = 6  # rows that the micro-kernel computes together
 
 @jit
 def more_can_land(job, st, expert):
-    """Are there announced rows of `expert` that can land before this rank frees any?"""
+    """Whether there are announced rows of `expert` that can land before this rank frees any."""
     if st[words.expert_coming(job, expert)] == 0:
         return False
     for source in range(job[words.WORLD]):
@@ -33,7 +33,7 @@ def more_can_land(job, st, expert):
 
 @jit
 def choose(job, st):
-    """(expert to run or -1, number of experts that have rows)."""
+    """(expert to run, or -1; how many experts have rows)."""
     computed = job[words.COMPUTED]
     remote, own, early, active = -1, -1, -1, 0
     for i in range(computed):
@@ -59,7 +59,7 @@ def choose(job, st):
 
 @jit
 def batch_rows(job, rows, active):
-    """Rows of the next run of `rows` pending ones: nearly equal runs of whole groups. active: experts with rows."""
+    """How many of `rows` pending rows the next run takes: runs are nearly equal. active: how many experts have rows."""
     batches = (rows + job[words.RUN_ROWS] - 1) // job[words.RUN_ROWS]
     share = (job[words.WORKERS] + active - 1) // active
     batches = max(batches, min(share, (rows + 2 * GROUP - 1) // (2 * GROUP)))
@@ -69,7 +69,7 @@ def batch_rows(job, rows, active):
 
 @jit
 def output_row(job, st, source, i, rows, packed):
-    """Address of the first output of `rows` rows: in the source's return rows, or in the exchange's output."""
+    """Address of the first output of `rows` rows, in the source's return rows or in the exchange's output."""
     if job[words.MODE] != codes.MODE_DISPATCH:
         return return_row(job, st, source, packed)
     target = st[words.target_at(job, i)]
@@ -79,7 +79,7 @@ def output_row(job, st, source, i, rows, packed):
 
 @jit
 def take_own(job, st, c, expert, most):
-    """Add up to `most` own rows, which are read in place from x; returns how many."""
+    """Add up to `most` own rows, which are read in place from x. Returns how many."""
     me = job[words.RANK]
     i = words.source_expert(job, me, expert)
     rows = min(most, st[words.pending_at(job, i)])
@@ -95,7 +95,10 @@ def take_own(job, st, c, expert, most):
 
 @jit
 def take_tile(job, st, c, source, expert, most):
-    """Add up to `most` rows of the front tile of `source` for `expert`, read in place from the ring; returns rows."""
+    """Add up to `most` rows of the front tile of `source` for `expert`, read in place from the ring.
+
+    Returns how many.
+    """
     i = words.source_expert(job, source, expert)
     tile, taken = st[words.front_at(job, i)], st[words.taken_at(job, i)]
     r = words.landed(job, source, tile)
@@ -127,11 +130,14 @@ def add_part(job, st, c, source, where, rows, first, y):
 
 @jit
 def list_rows(job, st, c):
-    """List the addresses of a command's rows and outputs, from its parts. By all threads of the worker together."""
+    """List the addresses of a command's rows and outputs, from its parts.
+
+    All threads of the worker do this together.
+    """
     step = job[words.ROW_BYTES] if job[words.MODE] == codes.MODE_DISPATCH else job[words.RETURN_STRIDE]
     have = words.row_list(c)
     own, own_step = job[words.X], job[words.X_STRIDE]
-    if st[words.command_expert(c)] + 1 == job[words.SHARED]:  # its tokens are never weighted
+    if st[words.command_expert(c)] + 1 == job[words.SHARED]:  # the shared expert's tokens are never weighted
         own, own_step = job[words.INPUT], job[words.INPUT_STRIDE]
     for i in range(st[words.command_parts(c)]):
         part = words.part(job, c, i)
@@ -142,10 +148,10 @@ def list_rows(job, st, c):
         for j in range(mem.thread(), rows, mem.threads()):
             if source == job[words.RANK]:
                 x = own + own_step * st[words.token(job, first + j)]
-            elif once:  # first + j is a pair: the index has its row
+            elif once:  # first + j is the number of a pair, whose row the index names
                 place = scalars.place_of(mem.load(index_from(job, st, source, first + j)))
                 bounds.within(st, source, bounds.PLACE, place, 0, job[words.RING_ROWS] - 1)
-                x = ring_row_from(job, st, source, place)  # a row of the ring, whatever the place
+                x = ring_row_from(job, st, source, place)  # always a row of the ring, even if the place is damaged
             else:
                 x = ring_row_from(job, st, source, first + j)
             st[have + j] = x
@@ -155,7 +161,7 @@ def list_rows(job, st, c):
 
 @jit
 def gather(job, st, c, expert, target):
-    """Fill a command with up to `target` pending rows of `expert`, those of peers first."""
+    """Fill a command with up to `target` pending rows of `expert`, rows of peers first."""
     me, world = job[words.RANK], job[words.WORLD]
     st[words.command_kind(c)] = codes.EXPERT
     st[words.command_expert(c)] = expert
@@ -175,10 +181,11 @@ def gather(job, st, c, expert, target):
 def claim(job, st, worker):
     """Claim rows of one expert, or a share of a run; returns the kind of command, IDLE if none should run now.
 
-    A new column-split run comes before shares: its rows are listed while other workers have shares. (Under the lock.)
+    A new column-split run is claimed before shares, so that its rows are listed while other workers still have shares.
+    (Under the lock.)
     """
     if job[words.MODE] == codes.MODE_DISPATCH and st[words.TARGETS_SET] == 0:
-        return codes.IDLE  # places of rows are known once every announcement is read
+        return codes.IDLE  # the places of rows are only known when every announcement is read
     expert, active = choose(job, st)
     rows = st[words.expert_pending(job, expert)] if expert >= 0 else 0
     split = rows > 0 and column_runs.wanted(job, rows, active)
@@ -199,7 +206,7 @@ def claim(job, st, worker):
 
 @jit
 def execute(job, st, worker):
-    """Run the expert on the claimed rows. Outputs go straight into the sources' return rows."""
+    """Run the expert on the claimed rows. Outputs go directly into the sources' return rows."""
     c = words.command(job, worker)
     list_rows(job, st, c)
     if job[words.SCALARS] != 0:
@@ -214,7 +221,7 @@ def execute(job, st, worker):
 
 @jit
 def keep(job, st, c):
-    """In a call with a tape: list what is kept of the listed rows; a forward call copies rows there."""
+    """In a call with a tape, list where the listed rows are kept. A forward call also copies rows there."""
     if job[words.TAPED] != 0:
         tape.list_places(job, st, c)
         if job[words.MODE] == codes.MODE_LAYER:
@@ -260,7 +267,7 @@ def compute(job, st, worker):
 
 @jit
 def finish(job, st, worker, c):
-    """The rows of a command are computed: return and free complete tiles; `worker` notes own rows as a record `back`.
+    """Return and free complete tiles of a command whose rows are computed. `worker` notes own rows in a record `back`.
 
     (Under the lock.)
     """
@@ -279,13 +286,13 @@ def finish(job, st, worker, c):
 
 @jit
 def publish(job, st, worker):
-    """The claimed rows are computed. (Under the lock.)"""
+    """Publish the claimed rows, which are computed. (Under the lock.)"""
     finish(job, st, worker, words.command(job, worker))
 
 
 @jit
 def list_run(job, st, worker):
-    """List the rows of the column-split run that this worker has claimed. By all its threads together."""
+    """List the rows of the column-split run that this worker has claimed. All its threads do this together."""
     number = st[words.command_run(words.command(job, worker))]
     list_rows(job, st, words.run_command(job, number))
     keep(job, st, words.run_command(job, number))
@@ -294,7 +301,7 @@ def list_run(job, st, worker):
 
 @jit
 def publish_run(job, st, worker):
-    """All shares of a run are done: finish it and free its number. (Under the lock.)"""
+    """Finish a run whose shares are all done, and free its number. (Under the lock.)"""
     number = st[words.command_run(words.command(job, worker))]
     finish(job, st, worker, words.run_command(job, number))
     column_runs.free(job, st, number)

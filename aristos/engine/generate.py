@@ -1,7 +1,7 @@
 """Writes what is made from `schema.py` and `call_schema.py`: python -m aristos.engine.generate.
 
-From the first the tables of docs/protocol.md, from the second both sides of each call of a kernel, what of it a job
-gives (from both), and the job of the router kernels. `words.py` makes the words themselves.
+`schema.py` gives the tables of docs/protocol.md. `call_schema.py` gives both sides of each call of a kernel, and the
+job of the router kernels. Both together give the arguments that come from a job. `words.py` makes the words themselves.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def tables() -> str:
 
 
 def protocol(text: str) -> str:
-    """docs/protocol.md with its tables as the schema has them."""
+    """The text of docs/protocol.md, with the schema's tables in it."""
     head, rest = text.split(BEGIN)
     return f"{head}{BEGIN}\n\n{tables()}\n{END}{rest.split(END)[1]}"
 

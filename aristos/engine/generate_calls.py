@@ -1,4 +1,4 @@
-"""What is written from `call_schema.py`: both sides of calls, and the job of the router kernels. See `generate.py`."""
+"""Texts generated from `call_schema.py`: both sides of calls, and the job of the router kernels. See `generate.py`."""
 
 from __future__ import annotations
 
@@ -80,12 +80,12 @@ ABSENT = (  # words whose 0 says that there is nothing
 
 
 def new_job(**values: int) -> np.ndarray:
-    """A job with all of its words but those of a call. Raises TypeError unless `values` names all of LASTING."""
+    """A job with all words but those of a call. Raises TypeError unless `values` names all of LASTING."""
     return _filled(LASTING, values)
 
 
 def whole_job(**values: int) -> np.ndarray:
-    """A job with all of its words, for kernels launched without `begin`; those of ABSENT may be left out, for 0.
+    """A job with all words, for kernels launched without `begin`. Words of ABSENT may be left out: they are 0.
 
     Raises TypeError unless `values` has the others.
     """
@@ -203,7 +203,7 @@ def _at(call: schema.Call) -> str:
 
 
 def _table(name: str, arrays: tuple[schema.Argument, ...], first: int) -> str:
-    """What reads some of the words that a backward call's `weights` points at. first: the number of the first word."""
+    """The text of a function that reads words to which a backward call's `weights` points, from number `first` on."""
     lines = "".join(f"        {each.name}=mem.load(weights + {WORD * (first + i)}),\n" for i, each in enumerate(arrays))
     record = name.title().replace("_", "")
     text = f'\n\n@inlined\ndef {name}_at(weights):\n    """Read the {record} of an expert of a backward call."""\n'

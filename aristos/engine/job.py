@@ -1,9 +1,9 @@
-"""The builder of jobs: the CPU and CUDA substrates, the proxy and the schedule explorer all fill jobs here.
+"""Functions that fill jobs, for the CPU and CUDA substrates, the proxy and the schedule explorer.
 
-A job is filled part by part, as schema.py has the parts. Some last from call to call: `engine` (all calls of a
-runtime), `tile` (the kernel that runs it), `object` (a layer or an exchange), `weights`, `kind` (which calls of the
-object), `events`, `tape`, `backward`, `landing` (where rows of an exchange go). `start` and `call` are filled for each
-call. A part is filled whole and once; where it changes, `renew` comes first. `check` looks at a job before its call.
+A job is filled part by part; schema.py lists the parts. Some last from call to call: `engine` (all calls of a runtime),
+`tile` (the kernel that runs the job), `object` (a layer or an exchange), `weights`, `kind` (which calls of the object),
+`events`, `tape`, `backward`, `landing` (where rows of an exchange go). `start` and `call` are filled for each call. A
+part is filled as a whole, and once. To fill it again, call `renew` first. `check` checks a job before its call.
 """
 
 from __future__ import annotations
@@ -27,13 +27,17 @@ OF_CALL = sum(bit for (_, part), bit in BITS.items() if part in schema.OF_CALL)
 
 
 def size(experts: int, world: int, foreign: int = 0) -> int:
-    """Words of a job. foreign: experts of local peers that it may compute. Without experts a job only reaches peers."""
+    """How many words a job has. foreign: experts of local peers that it may compute. experts: 0 to only reach peers."""
     return words.JOB_WORDS + experts + world + 1 + words.FOREIGN_WORDS * foreign
 
 
 @dataclass(frozen=True)
 class Part:
-    """A part on a substrate. places: its words by keyword; indices, in_order: its words, and their values, in order."""
+    """A part of a job on a substrate.
+
+    places: the indices of its words, by keyword. indices: the same, in order. in_order: takes the words' values from
+    keywords, in the same order.
+    """
 
     places: dict[str, int]
     bit: int
@@ -43,13 +47,13 @@ class Part:
 
 @cache
 def bits_of(substrate: str, *parts: str) -> int:
-    """The bits of parts in a job's word FILLED."""
+    """The bit of each part in a job's word FILLED."""
     return sum(BITS[substrate, part] for part in parts)
 
 
 @cache
 def part_of(part: str, substrate: str) -> Part:
-    """A part of a job. A region's offsets are in none: its layout writes them."""
+    """A part of a job. No part has the offsets in a region: the region's layout writes them."""
     found = [w for w in (*schema.JOB_SCALARS, *schema.JOB_CHECKS) if w.part == part]
     names = [w.name for w in found if w.substrate in (schema.ALL, substrate) and not w.name.startswith("P_")]
     places = {name.lower(): getattr(words, name) for name in names}
@@ -60,11 +64,11 @@ def part_of(part: str, substrate: str) -> Part:
 def fill(job: Any, part: str, substrate: str, **values: int) -> None:
     """Write a part. Raises TypeError unless `values` names all words that the part has on this substrate.
 
-    Raises RuntimeError where the part is filled already, or a part was filled for the other substrate.
+    Raises RuntimeError if the part is filled already, or if a part was filled for the other substrate.
     """
     this = part_of(part, substrate)
     try:
-        ordered = this.in_order(values)  # every call fills here: this finds a missing word in less time than sets do
+        ordered = this.in_order(values)  # every call runs this: it finds a missing word faster than sets do
         complete = len(values) == len(this.places)
     except KeyError:
         complete = False
@@ -73,7 +77,7 @@ def fill(job: Any, part: str, substrate: str, **values: int) -> None:
         raise TypeError(f"part {part!r} of a job for {substrate}: missing {missing}, unknown {unknown}")
     _count(job, this, part, substrate)
     if type(job) is np.ndarray:
-        job[this.indices] = ordered  # half the time of one by one
+        job[this.indices] = ordered  # takes half the time of writing one by one
     else:
         update(job, **values)
 
@@ -84,7 +88,7 @@ def fill_some(job: Any, part: str, substrate: str, **values: int) -> None:
 
 
 def fill_again(job: Any, part: str, substrate: str, **values: int) -> None:
-    """Write some words of a part; the others are those of its last filling. Raises as `fill` does."""
+    """Write some words of a part; the others keep the values of its last filling. Raises as `fill` does."""
     this = part_of(part, substrate)
     _count(job, this, part, substrate)
     for name, value in values.items():
@@ -101,9 +105,9 @@ def _count(job: Any, this: Part, part: str, substrate: str) -> None:
     """Count a part as filled. Raises RuntimeError if it is filled, or a part for the other substrate."""
     filled = _filled(job)
     if filled & this.bit:
-        raise RuntimeError(f"part {part!r} of a job is filled twice: renew() it where it changes")
+        raise RuntimeError(f"part {part!r} of a job is filled twice: call renew() before it changes")
     if filled & ~ALL_OF[substrate]:
-        raise RuntimeError(f"part {part!r} is filled for {substrate}, other parts of the job are not")
+        raise RuntimeError(f"part {part!r} is filled for {substrate}, but other parts of the job for another substrate")
     job[words.FILLED] = filled | this.bit
 
 
@@ -125,7 +129,8 @@ def renew_call(job: Any) -> None:
 def check(job: Any, substrate: str, layout: int, later: Sequence[str] = ()) -> None:
     """Raise RuntimeError unless a job is filled: all parts, for this substrate and this layout of windows and tables.
 
-    later: parts that are filled elsewhere. The parts of the call are then used up: the next call fills them again.
+    later: parts that are filled elsewhere. After the check the parts of the call count as used, so the next call must
+    fill them again.
     """
     filled = _filled(job) | bits_of(substrate, *later)
     if filled != ALL_OF[substrate]:
@@ -150,7 +155,7 @@ def update(job: Any, **values: int) -> None:
 
 
 def fill_layout(job: Any, shape: EngineShape, tables: StateLayout) -> None:
-    """Write where everything lies: rings, regions and the tables of the state."""
+    """Write where rings, regions and the tables of the state lie."""
     PairLayout.of(shape).fill(job)
     tables.fill(job)
     update(job, **_of_shape(shape))
@@ -175,8 +180,8 @@ def _of_shape(shape: EngineShape) -> dict[str, int]:
 def fill_placement(job: Any, slot_of: Any, start: Any, foreign: Sequence[tuple[int, int]] = ()) -> None:
     """Write the tables of a job. slot_of: [experts], start: [world + 1]; see schema.JOB_TABLES.
 
-    foreign: (slot, rank that holds it) of each expert of a local peer that this rank may compute, in the order of
-    slots. The weights fill in their addresses.
+    foreign: (slot, rank that holds it), for each expert of a local peer that this rank may compute, in the order of
+    slots. The object that holds the weights writes their addresses.
     """
     first = words.JOB_WORDS
     middle = first + len(slot_of)

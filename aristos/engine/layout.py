@@ -1,7 +1,8 @@
-"""Where everything lies: the windows a rank exposes, and the tables of its state. Sizes by formula; nothing grows.
+"""Where everything lies in the windows that a rank exposes, and in its state. Formulas give all sizes; nothing grows.
 
-A peer is *local* if it can store into this rank's memory (transport shm or ipc), *remote* if MPI must put. A rank has a
-window for its local peers and one for its remote peers. Each holds return rows, then a region for each peer:
+A peer is *local* if it can store into this rank's memory (transport shm or ipc), and *remote* if MPI must put for it. A
+rank has one window for its local peers and one for its remote peers. Each holds return rows, then a region for each
+peer:
 
     return_rows[N]                     outputs of own tokens, as wide as the call's rows; written by the experts' owners
     region[p]                          written by p alone
@@ -14,10 +15,11 @@ A region with a ring of R rows. Each part begins on a line of 64 bytes, so that 
     return_records[R + 1]              return records
     ring[R]                            rows, `stride` bytes each
     index[R]                           for each pair the place of its row, and its scalar, see scalars.py
-    coded[7], remote regions only      the words once more as MPI puts them, {value, complement}
+    coded[7], remote regions only      copies of the words in the form that MPI puts, {value, complement}
 
-For each remote peer a rank also keeps an *outbox* laid out like a region, from which MPI puts, the words that have
-arrived, and R staged output rows. A GPU may keep the rows of both in its own memory (tables `out_ring`, `staged`).
+For each remote peer a rank also keeps three things: an *outbox*, from which MPI puts, laid out like a region; the words
+that have arrived; and R staged output rows. A GPU may keep the outbox's ring and the staged rows in its own memory
+(tables `out_ring`, `staged`).
 """
 
 from __future__ import annotations
@@ -35,8 +37,8 @@ WORD = 8
 RECORD_BYTES = WORD * words.RECORD_WORDS
 RETURN_RECORD_BYTES = WORD * words.RETURNED_WORDS
 CODED_BYTES = -(-WORD * words.CODED_WORDS * words.LINE_WORDS // LINE) * LINE
-RING_BUDGET = 64 << 20  # default bytes of ring a rank exposes, over all its sources
-LEAST_RING = 64  # rows of a pair's ring, even where RING_BUDGET has fewer; a call with fewer rows has a smaller ring
+RING_BUDGET = 64 << 20  # default bytes of all rings that a rank exposes
+LEAST_RING = 64  # least rows of a pair's ring, even beyond RING_BUDGET; smaller only if calls have fewer rows
 
 
 def lines(nbytes: int) -> int:
@@ -46,7 +48,7 @@ def lines(nbytes: int) -> int:
 
 @dataclass(frozen=True)
 class EngineShape:
-    """The sizes of an engine: the largest that its users need."""
+    """The sizes of an engine, each the largest that one of its users needs."""
 
     world: int
     ring_rows: int
@@ -60,7 +62,7 @@ class EngineShape:
     return_bytes: int = 0  # size of the return rows; 0: return_rows * stride
 
     def union(self, other: EngineShape) -> EngineShape:
-        """The smallest shape that serves both."""
+        """The smallest shape that is large enough for both."""
         both = EngineShape(
             self.world,
             *(
@@ -68,10 +70,10 @@ class EngineShape:
                 for n in ("ring_rows", "stride", "return_rows", "max_held", "top_k", "experts", "max_tokens", "foreign")
             ),
         )
-        nbytes = max(self.returns, other.returns)  # one user may need the most rows, another the widest
-        # RING_BUDGET has space for fewer rows if they are wide; a ring must hold all rows of a token, for a bundle
+        nbytes = max(self.returns, other.returns)  # one user may need more rows, and the other wider ones
+        # wide rows leave fewer in RING_BUDGET, but a ring must hold all rows of a token, for a bundle
         rows = min(both.ring_rows, max(both.top_k, ring_rows(both.world, both.stride, both.ring_rows)))
-        plain = nbytes == both.return_rows * both.stride  # written as 0, so that equal shapes compare equal
+        plain = nbytes == both.return_rows * both.stride  # stored as 0, so that equal shapes compare equal
         return replace(both, ring_rows=rows, return_bytes=0 if plain else nbytes)
 
     @property
@@ -81,13 +83,13 @@ class EngineShape:
 
     @property
     def ring_records(self) -> int:
-        """Records of a pair's ring: tiles sent and not seen returned, and one more for an exchange's last record."""
+        """How many records a pair's ring has: one for each tile sent and not seen returned, and one for an exchange."""
         return self.ring_rows + 1
 
 
 @dataclass(frozen=True)
 class PairLayout:
-    """Byte offsets in the region that one rank writes at another; the words come first."""
+    """Byte offsets in the region that one rank writes in another's window. The words come first."""
 
     announce: int
     announce_step: int
@@ -128,7 +130,7 @@ class PairLayout:
 
 
 def return_stride(row_bytes: int, scalars: int) -> int:
-    """Bytes between return rows of `row_bytes`; scalars: whether each has one beside it."""
+    """Bytes between return rows of `row_bytes` bytes. scalars: whether each has a scalar beside it."""
     return lines(row_bytes + WORD * scalars)
 
 
@@ -154,7 +156,7 @@ def remote_bytes(s: EngineShape, nodes: Nodes, rank: int) -> int:
 
 
 def outbox_bytes(s: EngineShape) -> int:
-    """Bytes a rank keeps beside its windows for one remote peer: outbox, arrived words, staged output rows."""
+    """Bytes that a rank keeps outside its windows for each remote peer: outbox, arrived words, staged output rows."""
     return PairLayout.of(s).remote_bytes + LINE + CODED_BYTES + s.ring_rows * s.stride
 
 
@@ -164,13 +166,16 @@ def rank_bytes(s: EngineShape, nodes: Nodes, rank: int = 0) -> int:
 
 
 def ring_rows(world: int, stride: int, most: int) -> int:
-    """Default ring rows: all that one source can send in a call, within RING_BUDGET bytes for all sources."""
+    """Default rows of a ring: as many as one source can send in a call, within RING_BUDGET bytes for all sources."""
     affordable = max(LEAST_RING, RING_BUDGET // (max(1, world - 1) * stride))
     return max(1, min(most, affordable))
 
 
 class StateLayout:
-    """Where each table of the state starts, and how long the state is, in words. runs: column-split runs at once."""
+    """Where each table of the state starts, and the length of the state, in words.
+
+    runs: most column-split runs at once.
+    """
 
     def __init__(self, s: EngineShape, workers: int, batch: int, runs: int = 1) -> None:
         dimensions = schema.sizes(
@@ -208,7 +213,10 @@ class StateLayout:
 
 @jit
 def state_word(job, i):
-    """Address of a word of the state. Words shared without the rank's lock are used by address, atomically."""
+    """Address of a word of the state.
+
+    Words that are shared without the rank's lock are accessed atomically, by address.
+    """
     return job[words.STATE] + WORD * i
 
 
@@ -276,7 +284,7 @@ def ring_row_to(job, st, owner, row):
 
 @jit
 def bundle_row_to(job, st, owner, row):
-    """Address of row number `row` of a bundle: in a local owner's ring, else in the outbox, from which it is put."""
+    """Address of row number `row` of a bundle: in a local owner's ring, or in the outbox, from which it is put."""
     return st[words.out_ring(job, owner)] + job[words.STRIDE] * (row % job[words.RING_ROWS])
 
 
@@ -312,7 +320,7 @@ def staged_row(job, st, source, pair):
 
 @jit
 def row_back(job, st, packed):
-    """Address where the output of a packed row comes back to: local and remote owners write different windows."""
+    """Address where the output of a packed row arrives. Local and remote owners write different windows."""
     owner = job[words.RANK]
     if job[words.REMOTE] != 0 and packed < st[words.offset(job, job[words.slot_start(job, job[words.WORLD])])]:
         low, high = 0, job[words.WORLD]

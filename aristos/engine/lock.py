@@ -1,23 +1,26 @@
-"""The rank's lock: it guards the state. Steps hold it for microseconds, and never while they copy or compute."""
+"""The rank's lock, which guards the state. Steps hold it for microseconds, and never while they copy or compute."""
 
 from kernel_cache.compile import jit
 
 from ..primitives import memory as mem
 from . import words
 
-OUTSIDE = -1  # a holder that runs no step: the host's thread, the wire, worker 0 between steps
-NAPS = 6400  # tries after which the holder must have lost its core to another rank, see `substrate/idle.py`
+OUTSIDE = -1  # names a holder that runs no step: the host's thread, the wire, worker 0 between steps
+NAPS = 6400  # tries after which the holder has surely lost its core to another rank, see `substrate/idle.py`
 
 
 @jit
 def lock(job, holder):
-    """Try to take the rank's lock; True if it was free. holder: 1 + worker or OUTSIDE, named where a call hangs."""
+    """Try to take the rank's lock; True if it was free.
+
+    holder: 1 + worker, or OUTSIDE; the message of a hang names it.
+    """
     return mem.compare_exchange(job[words.LOCK], 0, holder)
 
 
 @jit
 def acquire(job, holder):
-    """Take the rank's lock. Its holder may have lost its core, so do not spin for long."""
+    """Take the rank's lock. The holder may have lost its core, so this does not spin for long."""
     tries = 0
     while not lock(job, holder):
         tries += 1
@@ -32,5 +35,5 @@ def acquire(job, holder):
 
 @jit
 def unlock(job):
-    """Give the rank's lock back."""
+    """Release the rank's lock."""
     mem.store_release(job[words.LOCK], 0)

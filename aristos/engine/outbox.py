@@ -1,10 +1,10 @@
-"""What goes to remote peers and comes from them: puts, a flush, and only then the words.
+"""Traffic with remote peers: puts, then a flush, and only then the words.
 
-Steps write for a remote peer as for a local one, but into its outbox. The holder of the wire's lock puts all that has
-become ready as one batch, so that a fence is paid per batch and not per tile. A batch is opened (its data is put) and
-closed later (flush, then the words). A flush costs nothing if the batch had time to land; right after the puts it waits
-until the peer's processor calls MPI. A word is put as {value, complement}; one that arrives is accepted when the two
-agree, and published to the workers by a release store. Other modules decide what is sent.
+Steps write for a remote peer as they do for a local one, but into its outbox. The holder of the wire's lock puts all
+that has become ready as one batch, so that a fence is paid for each batch, not for each tile. A batch is opened (its
+data is put) and later closed (flush, then the words). A flush costs nothing if the batch had time to land. Right after
+the puts it waits until the peer's processor calls MPI. A word is put as {value, complement}. An arriving word is
+accepted when the two agree, and then published to the workers by a release store. Other modules decide what is sent.
 """
 
 from kernel_cache.compile import jit
@@ -17,23 +17,23 @@ from .lock import OUTSIDE, acquire, unlock
 
 SERVE_NS = 100_000  # least time between two services of the wire while workers have work
 BATCH_NS = 1_000_000  # while there is work, returned rows wait until the last batch is this old
-BATCH_ROWS = 256  # while there is work, credit alone opens a batch when it is more rows than this
-CLOSE_NS = 150_000  # a worker that has work flushes a batch after this time, and the time that its bytes take
-LINK_BYTES_PER_NS = 2  # assumed link bandwidth, for that time
-HEARTBEAT_NS = 20_000_000  # interval of heartbeats to every peer; to remote ones only while this rank is idle
-BUSY_HEARTBEAT_NS = 200_000_000  # interval of those to remote peers while there is work: its batches carry them too
+BATCH_ROWS = 256  # while there is work, credit alone opens a batch only for more rows than this
+CLOSE_NS = 150_000  # a worker that has work flushes a batch after this time plus the transfer time of its bytes
+LINK_BYTES_PER_NS = 2  # assumed bandwidth of the link, for the transfer time
+HEARTBEAT_NS = 20_000_000  # interval of heartbeats to local peers, and to remote ones while this rank is idle
+BUSY_HEARTBEAT_NS = 200_000_000  # interval of heartbeats to remote peers while there is work: batches carry them too
 
 
 @jit
 def all_posted(job, st):
-    """Whether all that remote peers are owed is put. The thread that puts records it in a word for each peer.
+    """Whether everything that remote peers must get is put. The thread that puts keeps a word for each peer.
 
-    The word is the sum of tiles put, tiles returned and the epoch announced. None of them can be ahead of what this
-    rank has done, so the sums agree only if all three do.
+    The word is the sum of tiles put, tiles returned and the epoch announced. No summand can be ahead of what this rank
+    has done, so the sums agree only if all three summands do.
     """
     for p in range(job[words.WORLD]):
         if st[words.remote(job, p)] != 0:
-            # sent tiles count too: an exchange's first phase ends without their returns
+            # sent tiles count too, because an exchange's first phase ends before their returns
             owed = st[words.sent_tiles(job, p)] + st[words.returned(job, p)] + job[words.EPOCH]
             if mem.load_acquire(word_from(job, st, p, words.POSTED)) != owed:
                 return False
@@ -42,14 +42,14 @@ def all_posted(job, st):
 
 @jit
 def read_words(job, st, peer):
-    """Publish the words of a remote peer that have arrived whole; True if one is new. (Holding the wire's lock.)"""
+    """Publish a remote peer's words that have arrived whole; True if one is new. (Holding the wire's lock.)"""
     anything = False
     for word in range(words.LINE_WORDS):
         a = words.coded_word(st[words.region_from(job, peer)] + job[words.P_CODED], word)
         value = mem.load(words.coded_value(a))
         here = word_from(job, st, peer, word)
         if mem.load(words.coded_complement(a)) == ~value and value != mem.load(here):
-            mpi.sync(job[words.WIRE])  # after it, the data that the word covers is visible
+            mpi.sync(job[words.WIRE])  # makes the data that the word covers visible
             mem.store_release(here, value)
             anything = True
     return anything
@@ -68,7 +68,7 @@ def receive(job, st):
 
 @jit
 def announcing(job, st):
-    """Whether the announcement of this epoch is still to be put to a peer."""
+    """Whether the announcement of this epoch must still be put to a peer."""
     acquire(job, OUTSIDE)
     late = False
     if st[words.PHASE] >= codes.PHASE_RUN:
@@ -86,9 +86,9 @@ def opens(job, st, peer, idle, now):
         if st[words.PHASE] < codes.PHASE_RUN:
             return False
         unsent = st[words.cursor(job, peer)] < st[words.offset(job, job[words.slot_start(job, peer + 1)])]
-        return idle or staged > 0 or not unsent  # the announcement waits for the first bundle
+        return idle or staged > 0 or not unsent  # the announcement waits for the first bundle, if there is one
     if st[words.verdict(job, peer)] == codes.UNANNOUNCED:
-        return False  # it may be in user code, where a flush waits for its progress thread
+        return False  # the peer may be in user code, where a flush waits for its progress thread
     tiles = st[words.returned(job, peer)] - st[words.put_returned(job, peer)]
     credit = st[words.freed_rows(job, peer)] - st[words.put_credit(job, peer)]
     age = now - st[words.put_time(job, peer)]
@@ -109,7 +109,7 @@ def closes(job, st, peer, idle, now):
 
 @jit
 def put_ring(job, st, peer, part, first, end, places, width):
-    """Put entries first..end of one of an outbox's rings, `width` bytes each; returns bytes."""
+    """Put entries first..end of one of an outbox's rings, `width` bytes each. Returns how many bytes."""
     return put_from(job, st, peer, st[words.region_to(job, peer)] + part, part, first, end, places, width)
 
 
@@ -129,7 +129,7 @@ def put_from(job, st, peer, here, part, first, end, places, width):
 
 @jit
 def put_bundles(job, st, peer, tiles, rows):
-    """Put rows, index and records of the bundles up to tile `tiles`, pair `rows`; returns bytes."""
+    """Put rows, index and records of the bundles up to tile `tiles` and pair `rows`. Returns how many bytes."""
     ring = job[words.RING_ROWS]
     tile, pair = st[words.put_tiles(job, peer)], st[words.put_rows(job, peer)]
     nbytes = put_ring(job, st, peer, job[words.P_INDEX], pair, rows, ring, WORD)
@@ -140,7 +140,7 @@ def put_bundles(job, st, peer, tiles, rows):
         pair += mem.load(words.record_rows(a))
         tile += 1
         crossed = mem.load(words.record_bundle(a))
-        if crossed != 0:  # the bundle's last tile
+        if crossed != 0:  # this tile is the bundle's last
             here, end = st[words.out_ring(job, peer)], bundle + crossed
             nbytes += put_from(job, st, peer, here, job[words.P_RING], bundle, end, ring, job[words.STRIDE])
             bundle = pair
@@ -149,7 +149,7 @@ def put_bundles(job, st, peer, tiles, rows):
 
 @jit
 def put_returns(job, st, peer, tiles):
-    """Put output rows and records of the tiles returned to a remote source, up to `tiles`; returns bytes."""
+    """Put output rows and records of the tiles returned to a remote source, up to `tiles`. Returns how many bytes."""
     ring, width = job[words.RING_ROWS], job[words.RETURN_STRIDE]
     first = st[words.put_returned(job, peer)]
     nbytes = put_ring(
@@ -163,7 +163,7 @@ def put_returns(job, st, peer, tiles):
         tile += 1
         if pair == codes.UNSTAGED:
             continue
-        while tile < tiles:  # tiles that are consecutive at both ends go as one put
+        while tile < tiles:  # one put takes all tiles that are consecutive here and at the source
             a = return_record_to(job, st, peer, tile)
             if mem.load(words.returned_packed(a)) != packed + rows or mem.load(words.returned_staged(a)) != pair + rows:
                 break
@@ -224,7 +224,7 @@ def open_batch(job, st, peer):
 @jit
 def close_batch(job, st, peer):
     """Flush what was put to a remote peer, then put the words that cover it. (Holding the wire's lock.)"""
-    mpi.flush(job[words.WIRE], peer)  # also the words of the batch before: now their buffer may be written again
+    mpi.flush(job[words.WIRE], peer)  # flushes the earlier batch's words too: their buffer may be written again
     tiles, returned = st[words.open_tiles(job, peer)], st[words.open_returned(job, peer)]
     credit = st[words.open_credit(job, peer)]
     acquire(job, OUTSIDE)
@@ -256,7 +256,7 @@ def charge(job, st, worker, nbytes, nanoseconds):
 
 @jit
 def count_put(st, table, nbytes, nanoseconds):
-    """Count a put in its size class: up to 256 bytes, 1 KiB, 4 KiB, ... 16 MiB, more."""
+    """Count a put in its size class: up to 256 bytes, 1 KiB, 4 KiB, ... 16 MiB, or more."""
     size, limit = 0, 256
     while nbytes > limit and size < words.SIZE_CLASSES - 1:
         size, limit = size + 1, limit * 4
@@ -268,7 +268,7 @@ def count_put(st, table, nbytes, nanoseconds):
 
 @jit
 def serve(job, st, worker, peer, idle):
-    """Close the batch of a remote peer and open the next, if it is time. True if data went.
+    """Close the batch of a remote peer and open the next, if it is time. True if data was put.
 
     An idle worker also closes the batch that it has just opened.
     """
@@ -277,7 +277,7 @@ def serve(job, st, worker, peer, idle):
     for _ in range(2):
         if st[words.open(job, peer)] != 0 and closes(job, st, peer, idle, now):
             close_batch(job, st, peer)
-            if st[words.open_bytes(job, peer)] != 0:  # else words alone: credit, or a heartbeat
+            if st[words.open_bytes(job, peer)] != 0:  # 0: only words are put, credit or a heartbeat
                 moved = True
                 charge(job, st, worker, st[words.open_bytes(job, peer)], mem.clock() - st[words.put_time(job, peer)])
         if st[words.open(job, peer)] == 0:
@@ -292,7 +292,7 @@ def serve(job, st, worker, peer, idle):
 
 @jit
 def serve_wire(job, st, worker, idle):
-    """Serve the wire unless another worker does: receive words, serve every remote peer. True if data came or went."""
+    """Receive words and serve every remote peer, unless another worker does so now. True if data came or was put."""
     wire = job[words.WIRE]
     if not idle and mem.clock() - mem.load(wire + 8 * mpi.SERVED) < SERVE_NS and not announcing(job, st):
         return False
@@ -310,9 +310,9 @@ def serve_wire(job, st, worker, idle):
 
 @jit
 def put_poison_words(job, st):
-    """Put the poison word to every remote peer, without a flush: a peer that does not answer must not stop this rank.
+    """Put the poison word to every remote peer, without a flush, because a peer that does not answer must not block.
 
-    The poison word has a place of its own, where no other put of words lands. (Holding the wire's lock.)
+    No other put of words lands in the place of the poison word. (Holding the wire's lock.)
     """
     for p in range(job[words.WORLD]):
         if st[words.remote(job, p)] != 0:

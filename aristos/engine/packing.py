@@ -1,4 +1,4 @@
-"""Step `pack`: routing becomes packed rows, the call's tables are set, and every rank gets its announcement.
+"""Step `pack`: sorts the routed pairs into packed rows, sets the call's tables, and announces the call to every rank.
 
 The packed order is a stable counting sort of the (token, choice) pairs by *slot*: the copies of experts ordered by
 (rank that holds them, id). So all rows for one rank, and among them all rows for one expert, are contiguous.
@@ -13,14 +13,14 @@ from .layout import WORD, announcement_to, word_to
 
 @jit
 def tile_rows(rows, most):
-    """Rows of the next tile, where `rows` rows are cut into nearly equal tiles of at most `most` rows."""
+    """How many rows the next tile has if `rows` rows are cut into nearly equal tiles of at most `most` rows."""
     tiles = (rows + most - 1) // most
     return (rows + tiles - 1) // tiles
 
 
 @jit
 def begin(job, st):
-    """Open a call, before any worker runs. By all threads of one worker."""
+    """Open a call before any worker runs. All threads of one worker do this."""
     thread, threads = mem.thread(), mem.threads()
     if thread == 0:
         st[words.PHASE] = codes.PHASE_ROUTE
@@ -47,7 +47,7 @@ def begin(job, st):
 
 @jit
 def drop(job, st, tokens, ids):
-    """Mark the choices beyond the capacity: first choices count before second ones, tokens in order. Clears `count`."""
+    """Mark choices beyond the capacity. First choices count before second ones, and tokens in order. Clears `count`."""
     count, slot_of = words.count(job, 0), words.slot_of(job, 0)
     for j in range(job[words.CHOICES]):
         for i in range(j, tokens * job[words.TOP_K], job[words.TOP_K]):
@@ -62,11 +62,11 @@ def drop(job, st, tokens, ids):
 
 @jit
 def sort(job, st, tokens):
-    """Counting sort of tokens * k choices: offset [slots + 1], token [rows], position [tokens, k].
+    """Sort tokens * k choices by counting. Sets offset [slots + 1], token [rows], position [tokens, k].
 
-    A choice that is not taken, one beyond the capacity and one of an identity expert have the position -1. Rows that
-    stay lie behind the rows of all slots and are not counted in their slot, so that they are not announced. Returns
-    offset[slots], the number of rows that do not stay.
+    The position is -1 for a choice that is not taken, beyond the capacity, or of an identity expert. Rows that stay lie
+    behind the rows of all slots. Their slots do not count them, so they are not announced. Returns offset[slots], the
+    number of rows that do not stay.
     """
     slots, k = job[words.slot_start(job, job[words.WORLD])], job[words.TOP_K]
     count, offset = words.count(job, 0), words.offset(job, 0)
@@ -109,7 +109,7 @@ def sort(job, st, tokens):
 
 @jit
 def set_blocks(job, st, tokens):
-    """Count the rows that each block of tokens waits for, and queue the blocks that wait for none."""
+    """Count the rows for which each block of tokens waits, and queue the blocks that wait for none."""
     k, position = job[words.TOP_K], words.position(job, 0)
     blocks = (tokens + words.TOKEN_BLOCK - 1) // words.TOKEN_BLOCK
     for b in range(mem.thread(), blocks, mem.threads()):
@@ -134,10 +134,10 @@ def set_blocks(job, st, tokens):
 
 @jit
 def crosses_once(job, st, p):
-    """1 if each token of this call crosses to rank `p` once, in bundles with an index; 0 if it sends a row a pair.
+    """1 if each token of this call crosses to rank `p` once, in bundles with an index; 0 if each pair has its own row.
 
-    Tokens always cross once to a remote rank. To a local rank they do only where it pays: the rows for it make several
-    bundles (ONCE_ROWS), and are at least ONCE_SHARE percent of the call's tokens, so that rows must repeat.
+    Tokens always cross once to a remote rank. To a local rank they do only where that saves time: if its rows make
+    several bundles (ONCE_ROWS), and are at least ONCE_SHARE percent of the call's tokens, so that some must repeat.
     """
     if st[words.remote(job, p)] != 0:
         return 1
@@ -147,7 +147,7 @@ def crosses_once(job, st, p):
 
 @jit
 def set_streams(job, st):
-    """Set the streams of the call: cursors at the first row for each rank, own rows pending, no announcement read."""
+    """Set the streams of the call. Cursors stand at the first row for each rank; own rows are pending."""
     me, world, local = job[words.RANK], job[words.WORLD], job[words.HELD]
     offset, start = words.offset(job, 0), words.slot_start(job, 0)
     for p in range(mem.thread(), world, mem.threads()):
@@ -166,7 +166,8 @@ def set_streams(job, st):
     for slot in range(mem.thread(), job[start + world], mem.threads()):
         st[words.slot_from(job, slot)] = st[offset + slot]
     mem.block_barrier()
-    for expert in range(local + mem.thread(), job[words.COMPUTED], mem.threads()):  # until their holders announce
+    # they wait for their holders' announcements
+    for expert in range(local + mem.thread(), job[words.COMPUTED], mem.threads()):
         i = words.source_expert(job, me, expert)
         st[words.taken_at(job, i)] = 0
         st[words.pending_at(job, i)] = 0
@@ -204,11 +205,11 @@ def set_streams(job, st):
 def write_announcement(job, st, p):
     """Write the announcement for rank `p`: rows for each of its experts, zeros included.
 
-    The announcement of epoch e overwrites that of epoch e - 2 without waiting, because `p` has read that one. This
-    rank is in call e, so its call e - 1 has ended, and a call ends only when every announcement of it is read
-    (`steps.finished`). So this rank has read what `p` announced for e - 1. Before `p` announced it, `p` had ended its
-    call e - 2 and read every announcement of that call, this rank's too. The acquire of `p`'s ANNOUNCED orders those
-    reads before this write.
+    The announcement of epoch e overwrites that of epoch e - 2 without waiting, because `p` has read that one. Here is
+    why. This rank is in call e, so its call e - 1 has ended. A call ends only when all its announcements are read
+    (`steps.finished`), so this rank has read the announcement of `p` for e - 1. `p` made that after its call e - 2 had
+    ended, and so after it had read every announcement of that call, this rank's too. The acquire of `p`'s ANNOUNCED
+    orders those reads before this write.
     """
     offset, first = words.offset(job, 0), job[words.slot_start(job, p)]
     a = announcement_to(job, st, p, job[words.EPOCH])
@@ -249,7 +250,7 @@ def announce(job, st):
 
 @jit
 def open_streams(job, st, tokens):
-    """Once the packed order is known: set the call's tables and announce. By all threads of one worker."""
+    """Set the call's tables and announce it, when the packed order is known. All threads of one worker do this."""
     set_blocks(job, st, tokens)
     set_streams(job, st)
     mem.block_barrier()
@@ -258,7 +259,7 @@ def open_streams(job, st, tokens):
 
 @jit
 def execute(job, st):
-    """Pack. A rank that refused its input packs no token and serves the others."""
+    """Pack the tokens. A rank that refused its input packs none, and only serves the others."""
     tokens = job[words.TOKENS] if st[words.STATUS] == codes.OK else 0
     sort(job, st, tokens)
     open_streams(job, st, tokens)

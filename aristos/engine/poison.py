@@ -1,8 +1,8 @@
-"""The poison word: the epoch, origin and cause of a failure in one word, so that no reader sees a part of it."""
+"""The poison word. It holds a failure's epoch, origin and cause, so no reader can see only a part of these."""
 
 from kernel_cache.compile import inlined
 
-ORIGIN_BITS, CAUSE_BITS = 20, 4  # the epoch lies above
+ORIGIN_BITS, CAUSE_BITS = 20, 4  # the epoch has the bits above these
 
 
 @inlined

@@ -1,15 +1,16 @@
-"""The proxy: the thread that calls MPI for a rank whose workers are on a GPU. It sees their call in mapped memory.
+"""The proxy: the thread that calls MPI for a rank whose workers are on a GPU. It follows their call in mapped memory.
 
-Steps on the GPU write for a remote peer into its outbox, in mapped host memory, and release its words there. The proxy
-reads those words as a peer would and counts what they cover; then `outbox.serve_wire` puts it as for a CPU's workers.
-What arrives is copied to the GPU, and then its words are published to the GPU through mapped memory. Both ways are
-the same: read words, count records, put what they cover, flush, publish words.
+Steps on the GPU write for a remote peer into its outbox, in mapped host memory, and release the peer's words there. The
+proxy reads those words as a peer would, and counts the tiles and rows that they cover. `outbox.serve_wire` then puts
+these as it does for a CPU's workers. Arriving data is copied to the GPU, and then its words are published to the GPU
+through mapped memory. So both directions are alike: read words, count records, put what they cover, flush, publish
+words.
 
 So the proxy has two pairs of a job and a state. (job, st) serves remote peers as `outbox.py` does, with host addresses.
-(gpu, gs) serves the GPU as if it were a peer: `region_to` is a remote peer's region in the MPI window, `put_region` its
-place on the GPU, `staged` and `put_return_rows` the same for return rows, `line_from` the words that were accepted,
-`coded` those that the GPU reads. Put and flush of its wire are a copy to the GPU and the wait for it. The proxy decides
-nothing of what is sent, and takes no lock but the wire's.
+(gpu, gs) serves the GPU as if it were a peer. There, `region_to` is a remote peer's region in the MPI window, and
+`put_region` its place on the GPU; `staged` and `put_return_rows` are the same for return rows; `line_from` has the
+words that were accepted, and `coded` those that the GPU reads. Put and flush of its wire are a copy to the GPU and the
+wait for that copy. The proxy does not decide what is sent, and takes no lock but the wire's.
 """
 
 from kernel_cache.compile import jit
@@ -23,7 +24,10 @@ from .outbox import all_posted, put_bundles, put_poison_words, put_ring, receive
 
 @jit
 def count(job, st, peer, line):
-    """Count the tiles, rows and returned tiles that a line of words covers; the rows by the tiles' records."""
+    """Count the tiles, rows and returned tiles that a line of words covers.
+
+    Rows are counted from the tiles' records.
+    """
     tail = mem.load_acquire(line + WORD * words.TAIL)
     for tile in range(st[words.sent_tiles(job, peer)], tail):
         st[words.sent_rows(job, peer)] += mem.load(words.record_rows(record_to(job, st, peer, tile)))
@@ -48,7 +52,7 @@ def refresh(job, st, gpu):
     for p in range(job[words.WORLD]):
         if st[words.remote(job, p)] != 0:
             epoch = mem.load_acquire(word_to(job, st, p, words.ANNOUNCED))
-            if epoch > job[words.EPOCH]:  # peers are announced to in turn, after all announcements are written
+            if epoch > job[words.EPOCH]:  # the GPU writes all announcements before it announces to the first peer
                 words.fill_start(job, epoch)
                 a = announcement_to(job, st, p, epoch)
                 row = mem.load(words.announced_row_bytes(a)) + WORD * mem.load(words.announced_scalars(a))
@@ -64,7 +68,10 @@ def refresh(job, st, gpu):
 
 @jit
 def between_calls(job, st):
-    """Is no call under way, and all put? Then remote peers need no heartbeat, and MPI only progress."""
+    """Whether no call is under way and everything is put.
+
+    Then remote peers need no heartbeat, and MPI only progress.
+    """
     if job[words.EPOCH] == 0:
         return True
     for p in range(job[words.WORLD]):
@@ -77,7 +84,7 @@ def between_calls(job, st):
 
 @jit
 def failed(job, st):
-    """Has the GPU's engine poisoned all remote peers? It writes one word after another."""
+    """Whether the GPU's engine has poisoned all remote peers. It writes their words one after another."""
     for p in range(job[words.WORLD]):
         if st[words.remote(job, p)] != 0 and mem.load_acquire(word_to(job, st, p, words.POISON)) == 0:
             return False
@@ -95,27 +102,30 @@ def gpu_word(gpu, gs, peer, word):
 
 @jit
 def new_poison(gpu, gs, peer):
-    """Has poison of a remote peer arrived that the GPU lacks? Poison is never cleared, so any thread may write it."""
+    """Whether a remote peer's poison has arrived that the GPU lacks.
+
+    Poison is never cleared: any thread may write it.
+    """
     poisoned = mem.load(word_from(gpu, gs, peer, words.POISON)) != 0
     return poisoned and mem.load_acquire(gpu_word(gpu, gs, peer, words.POISON)) == 0
 
 
 @jit
 def put_return_rows(gpu, gs, peer, tiles):
-    """Copy records and rows that a remote owner has returned, up to `tiles`, to where they are combined."""
+    """Copy a remote owner's returned records and rows, up to tile `tiles`, to where the GPU combines them."""
     first, width = gs[words.put_returned(gpu, peer)], gpu[words.RETURN_STRIDE]
     put_ring(gpu, gs, peer, gpu[words.P_RETURN_RECORDS], first, tiles, gpu[words.RING_RECORDS], RETURN_RECORD_BYTES)
     for tile in range(first, tiles):
         a = return_record_to(gpu, gs, peer, tile)
         rows, at = mem.load(words.returned_rows(a)), width * mem.load(words.returned_packed(a))
-        if mem.load(words.returned_staged(a)) != codes.UNSTAGED:  # else it comes without rows
+        if mem.load(words.returned_staged(a)) != codes.UNSTAGED:  # UNSTAGED: the record came without rows
             there, here = gs[words.put_return_rows(gpu, peer)] + at, gs[words.staged(gpu, peer)] + at
             mpi.put(gpu[words.WIRE], peer, there, here, width * rows)
 
 
 @jit
 def fetch(gpu, gs, peer):
-    """Begin to copy what new words of a remote peer cover; True if one is new."""
+    """Begin to copy the data that new words of a remote peer cover; True if a word is new."""
     new = new_poison(gpu, gs, peer)
     for word in range(words.POISON + 1, words.LINE_WORDS + 1):
         new = new or mem.load(word_from(gpu, gs, peer, word)) != mem.load(gpu_word(gpu, gs, peer, word))
@@ -124,7 +134,7 @@ def fetch(gpu, gs, peer):
     epoch = mem.load(word_from(gpu, gs, peer, words.ANNOUNCED))
     known = mem.load(gpu_word(gpu, gs, peer, words.ANNOUNCED))
     step = gpu[words.P_ANNOUNCE_STEP]
-    for e in range(max(known + 1, epoch - 1), epoch + 1):  # a peer without rows from here may be a call ahead
+    for e in range(max(known + 1, epoch - 1), epoch + 1):  # a peer that got no rows from here may be one call ahead
         at = gpu[words.P_ANNOUNCE] + step * (e % 2)
         there, here = gs[words.put_region(gpu, peer)] + at, gs[words.region_to(gpu, peer)] + at
         mpi.put(gpu[words.WIRE], peer, there, here, step)
@@ -172,7 +182,10 @@ def deliver(gpu, gs):
 
 @jit
 def serve_both(job, st, gpu, gs):
-    """Serve both directions once. Returns how much moved; -1 if a copy or this rank's engine failed: the proxy ends."""
+    """Serve both directions once.
+
+    Returns how much moved; -1 if a copy or this rank's engine failed: then the proxy ends.
+    """
     refresh(job, st, gpu)
     moved = 0
     if between_calls(job, st):
@@ -189,7 +202,7 @@ def serve_both(job, st, gpu, gs):
 
 @jit
 def put_poison(job, st):
-    """Put the poison that is written for remote peers. False if the wire is taken: try again."""
+    """Put the poison that is written for remote peers. False if another thread holds the wire: try again."""
     if not mpi.try_lock(job[words.WIRE]):
         return False
     put_poison_words(job, st)
@@ -200,7 +213,7 @@ def put_poison(job, st):
 
 @jit
 def poison(job, st, gpu, gs, word):
-    """The proxy fails: write poison for remote peers, and for the GPU as if each of them had written it."""
+    """Fail: write poison for remote peers, and for the GPU as if each remote peer had written it."""
     for p in range(job[words.WORLD]):
         if st[words.remote(job, p)] != 0:
             if mem.load_acquire(word_to(job, st, p, words.POISON)) == 0:

@@ -1,4 +1,4 @@
-"""Step `return`: computed rows get a record at their source, ring rows become credit, rows that came back are counted.
+"""Step `return`: reports computed rows to their source, frees ring rows as credit, and counts rows that came back.
 
 The expert kernel has written the output rows themselves into the source's return rows. The source counts them, and
 combines a block of tokens once it waits for no row.
@@ -13,9 +13,10 @@ from .layout import RETURN_RECORD_BYTES, WORD, return_record_to, state_word, wor
 
 @jit
 def post_return(job, st, source, packed, rows, status, staged):
-    """Report that packed rows packed..packed+rows are in the return rows of `source`: record, then tail.
+    """Report that rows packed..packed+rows are in the return rows of `source`, by a record and then the tail.
 
-    staged: for a remote source the pair whose staged row is the first of them; UNSTAGED if they are there already.
+    staged: for a remote source, the pair whose staged row is the first of these rows; UNSTAGED if they are there
+    already.
     """
     tile = st[words.returned(job, source)]
     a = return_record_to(job, st, source, tile)
@@ -32,13 +33,13 @@ def post_return(job, st, source, packed, rows, status, staged):
 
 @jit
 def returns_due(job, st, owner):
-    """Return records that `owner` owes: one for every tile, and one for every exchange that was combined."""
+    """How many return records `owner` owes: one for every tile, and one for every exchange that was combined."""
     return st[words.sent_tiles(job, owner)] + st[words.extra(job, owner)] - st[words.seen_tiles(job, owner)]
 
 
 @jit
 def free_rows(job, st, source):
-    """Give credit for ring rows in ring order, up to the first block that still has a reader."""
+    """Give credit for ring rows, in ring order, up to the first tile that still has a reader."""
     tile, rows = st[words.free_tiles(job, source)], 0
     free, freed = tile, 0
     while tile < st[words.read_tiles(job, source)]:
@@ -57,23 +58,23 @@ def free_rows(job, st, source):
 
 @jit
 def finish_record(job, st, source, tile, rows):
-    """`rows` rows of a tile are computed, or skipped; once that holds for all its rows, the tile is returned."""
+    """Count `rows` rows of a tile as computed or skipped. When all its rows are, return the tile."""
     r = words.landed(job, source, tile)
     st[words.landed_left(r)] -= rows
     st[words.OWED] -= rows
     if st[words.landed_left(r)] == 0:
-        back = 0 if st[words.exchanges(job, source)] else st[words.landed_rows(r)]  # an exchange's rows follow later
+        back = 0 if st[words.exchanges(job, source)] else st[words.landed_rows(r)]  # an exchange returns its rows later
         staged = st[words.landed_row(r)] if st[words.verdict(job, source)] == codes.SERVE else codes.UNSTAGED
         post_return(job, st, source, st[words.landed_packed(r)], back, codes.OK, staged)
         free_rows(job, st, source)
 
 
-# ---- own rows that came back: noted under the lock, counted outside it
+# ---- own rows that came back. They are noted under the lock, and counted outside it
 
 
 @jit
 def note_back(st, c, packed, rows):
-    """Note in a worker's command, which has space, that own packed rows packed..packed+rows came back."""
+    """Note in a worker's command that own packed rows packed..packed+rows came back. The command must have space."""
     if rows == 0:
         return
     back = words.back(c, st[words.command_backs(c)])
@@ -84,10 +85,10 @@ def note_back(st, c, packed, rows):
 
 @jit
 def count_back(job, st, packed, rows):
-    """Count own packed rows as back: all threads of a worker together. Blocks that miss no row are queued to combine.
+    """Count own packed rows as back, and queue blocks that now have all their rows.
 
-    The atomic count orders all rows of a block before its last one, and the release of `ready` orders them before the
-    worker that combines the block.
+    By all threads of a worker together. The atomic count orders all rows of a block before its last one, and the
+    release of `ready` orders them before the worker that combines the block.
     """
     for p in range(packed + mem.thread(), packed + rows, mem.threads()):
         b = st[words.token(job, p)] // words.TOKEN_BLOCK
@@ -98,10 +99,13 @@ def count_back(job, st, packed, rows):
 
 @jit
 def settle(job, st, worker):
-    """Count what this worker has noted, after it has decided and published. By all its threads, outside the lock."""
+    """Count the rows that this worker has noted, after it decided and published.
+
+    By all its threads, outside the lock.
+    """
     c = words.command(job, worker)
     backs = st[words.command_backs(c)]
-    mem.block_barrier()  # none is added before all threads have read their number
+    mem.block_barrier()  # no record is added before all threads have read how many there are
     if backs == 0:
         return
     for i in range(backs):

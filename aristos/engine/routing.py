@@ -1,4 +1,4 @@
-"""Step `route`: choose experts and weights for a block of tokens, or check those that the user gave."""
+"""Step `route`: chooses experts and weights for a block of tokens, or checks those that the user gave."""
 
 from kernel_cache.compile import jit
 
@@ -25,7 +25,7 @@ def claim(job, st, worker):
 
 @jit
 def execute(job, st, worker):
-    """Route the claimed block, or check its ids and weights; the command gets the status."""
+    """Route the claimed block, or check its ids and weights. The status is written into the command."""
     c = words.command(job, worker)
     first, count = st[words.command_first(c)], st[words.command_rows(c)]
     scratch = job[words.SCRATCH] + job[words.SCRATCH_STEP] * worker
@@ -42,7 +42,7 @@ def execute(job, st, worker):
 
 @jit
 def _route(job, first, count, scratch):
-    """Scores, top-k and weights of tokens first..first+count into ids [S, k] int64 and weights [S, k] float32."""
+    """Score tokens first..first+count. Write their choices to ids [S, k] int64 and weights [S, k] float32."""
     pitch, columns, logits = job[words.TOP_K], job[words.EXPERTS], job[words.LOGITS]
     if logits != 0:
         logits += 4 * columns * first
@@ -63,7 +63,7 @@ def _route(job, first, count, scratch):
 
 @jit
 def _share(job, first, count, scratch):
-    """The last choice of every token is the shared expert; its weight is 1, or the logistic function of a score."""
+    """Make the shared expert the last choice of every token. Its weight is 1, or the logistic function of a score."""
     pitch = job[words.TOP_K]
     ids = mem.words(job[words.IDS] + 8 * pitch * first, pitch * count)
     weights = mem.floats(job[words.WEIGHTS] + 4 * pitch * first, pitch * count)
@@ -86,7 +86,7 @@ def _share(job, first, count, scratch):
 
 @jit
 def _weigh_tokens(job, first, count, scratch):
-    """Each token, times the weight of its choice, becomes the row that travels; its output then has the weight 1."""
+    """Multiply each token by the weight of its choice, which makes the row that travels. The weight then becomes 1."""
     pitch = job[words.TOP_K]
     ids = mem.words(job[words.IDS] + 8 * pitch * first, pitch * count)
     weights = mem.floats(job[words.WEIGHTS] + 4 * pitch * first, pitch * count)
@@ -104,7 +104,7 @@ def _weigh_tokens(job, first, count, scratch):
 
 @jit
 def _check(job, first, count):
-    """Status of given routing: ids in -1..E-1, none twice in a token; weights of the choices taken finite."""
+    """The status of given routing: ids must be -1..E-1, none twice in a token, weights of choices taken finite."""
     k, pitch, experts = job[words.CHOICES], job[words.TOP_K], job[words.EXPERTS]
     ids = mem.words(job[words.IDS] + 8 * pitch * first, pitch * count)
     weights = mem.floats(job[words.WEIGHTS] + 4 * pitch * first, pitch * count)
@@ -123,7 +123,7 @@ def _check(job, first, count):
 
 @jit
 def publish(job, st, worker):
-    """Count the block as routed; the worst status of any block is the rank's. (Under the lock.)"""
+    """Count the block as routed. The worst status of all blocks becomes the rank's. (Under the lock.)"""
     c = words.command(job, worker)
     st[words.ROUTE_DONE] += st[words.command_rows(c)]
     st[words.STATUS] = max(st[words.STATUS], st[words.command_status(c)])

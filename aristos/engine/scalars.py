@@ -1,10 +1,10 @@
 """Scalars: 32 bits that travel beside the row of each (token, choice) pair, out to its owner and back.
 
-A call has them if its job's SCALARS is set. Outward a scalar is the upper half of its pair's entry in the index, whose
-lower half is the place of the pair's row in the ring. Back it is the last word of the return row's slot. Both are
-written with the row, by the row's writer, and covered by the same record and tail; so they need no order of their own,
-and no line has two writers. The engine does not interpret scalars: a kernel finds those that came in the command's
-list of scalars, and writes those that go back there.
+A call has scalars if its job's SCALARS is set. On the way out a scalar is the upper half of its pair's entry in the
+index; the lower half is the place of the pair's row in the ring. On the way back it is the last word of the return
+row's slot. The row's writer writes both with the row, and the same record and tail cover them. So they need no further
+order, and no line has two writers. The engine does not interpret scalars. A kernel reads those that came from the
+command's list of scalars, and writes into it those that go back.
 """
 
 from kernel_cache.compile import jit
@@ -36,7 +36,7 @@ def scalar_of(entry):
 
 @jit
 def of_pair(job, pair):
-    """The scalar that goes out with own (token, choice) pair number token * k + choice; 0 if none travels."""
+    """The scalar that goes out with this rank's pair number token * k + choice; 0 in a call without scalars."""
     return mem.load(job[words.SCALARS_OUT] + WORD * pair) & HALF if job[words.SCALARS] != 0 else 0
 
 
@@ -51,7 +51,7 @@ def of_packed(job, st, packed):
 
 @jit
 def list_out(job, st, c):
-    """List the scalars that came with a command's rows. By all threads of the worker together."""
+    """List the scalars that came with a command's rows. All threads of the worker do this together."""
     have = words.scalar_list(job, c)
     for i in range(st[words.command_parts(c)]):
         part = words.part(job, c, i)
@@ -72,7 +72,7 @@ def back_at(job, row):
 
 @jit
 def put_back(job, st, c):
-    """Write the listed scalars beside a command's output rows. By all threads of the worker together."""
+    """Write the listed scalars beside a command's output rows. All threads of the worker do this together."""
     outputs, have = words.output_list(job, c), words.scalar_list(job, c)
     for i in range(mem.thread(), st[words.command_rows(c)], mem.threads()):
         mem.store(back_at(job, st[outputs + i]), st[have + i])
@@ -80,9 +80,9 @@ def put_back(job, st, c):
 
 @jit
 def take_back(job, st, c):
-    """Keep the scalars that came back for a combine command's tokens, in the order of pairs; 0 for a pair without row.
+    """Store the scalars that came back for a combine command's tokens, in the order of pairs; 0 for pairs without rows.
 
-    By all threads of the worker together.
+    All threads of the worker do this together.
     """
     rows, first = words.row_list(c), job[words.TOP_K] * st[words.command_first(c)]
     for i in range(mem.thread(), job[words.TOP_K] * st[words.command_rows(c)], mem.threads()):

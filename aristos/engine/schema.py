@@ -1,9 +1,10 @@
-"""Every word that the engine's parts share: its name, meaning, unit, shape, single writer and substrate.
+"""Every word that parts of the engine share: its name, meaning, unit, shape, single writer and substrate.
 
-A *job* is the int64 array of what is constant during a call: shapes, addresses, and where each table of the state
-starts. The *state* is one int64 array a rank, shared by its workers: counters that live from call to call, and the
-tables of the open call. A *region* is what one rank writes in another's window. `words.py` makes names and
-functions from this file, `python -m aristos.engine.generate` the tables of docs/protocol.md. Nothing is compiled here.
+A *job* is an int64 array of values that are constant during a call: shapes, addresses, and where each table of the
+state starts. The *state* is one int64 array of each rank, which its workers share. It has counters that last from call
+to call, and the tables of the open call. A *region* is what one rank writes in another's window. `words.py` makes names
+and functions from this file, `python -m aristos.engine.generate` the tables of docs/protocol.md. Nothing is compiled
+here.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ class Word:
 
 @dataclass(frozen=True)
 class StateTable:
-    """A table of the state. shape: names of DIMENSIONS; its start is the job's word `T_` + its name."""
+    """A table of the state. shape: names of DIMENSIONS. The job's word `T_` + its name says where it starts."""
 
     name: str
     shape: tuple[str, ...]
@@ -76,7 +77,7 @@ class StateTable:
 
 @dataclass(frozen=True)
 class Field:
-    """A word of a record. kinds: the commands that have it, where several words share a place."""
+    """A word of a record. kinds: if several words share a place, the commands that have this one."""
 
     name: str
     offset: int
@@ -87,7 +88,7 @@ class Field:
 
 @dataclass(frozen=True)
 class Record:
-    """A record of words. step: between two words, 8 for records at an address and 1 for those in the state."""
+    """A record of words. step: from word to word, 8 for records at an address, 1 for records in the state."""
 
     name: str
     words: int
@@ -98,7 +99,7 @@ class Record:
 
 
 def _words(part: str, rows: str) -> list[Word]:
-    """Words of a job, one a line: name | unit | meaning | substrate | calls; the last two only where they say more."""
+    """Words of a job, one on each line: name | unit | meaning | substrate | calls. The last two may be left out."""
     found = []
     for row in rows.strip().splitlines():
         name, unit, meaning, *more = (cell.strip() for cell in row.split("|"))
@@ -116,9 +117,9 @@ JOB_SCALARS: list[Word] = [
         """
         HELD | experts | experts that this rank holds
         COMPUTED | experts | that this rank may compute: those held, then those of local peers that it can read
-        STAY_ROWS | rows | from so many rows on, those for a foreign expert stay, see staying.py | cpu
+        STAY_ROWS | rows | least rows for a foreign expert that stay, see staying.py | cpu
         READING_ROWS | rows | whose arithmetic takes as long as reading the weights of their expert | cpu
-        BUSIEST_DECIDES | flag | the busiest rank's work decides, too, whether rows stay | cpu
+        BUSIEST_DECIDES | flag | the busiest rank's work also decides whether rows stay | cpu
         """,
     ),
     *_words(
@@ -162,7 +163,7 @@ JOB_SCALARS: list[Word] = [
         SCORE | | which score, and groups of experts, see `rule` in kernels/common/scores.py | cpu | route_block
         RENORMALIZE | flag | the k weights of a token are divided by their sum | cpu | route_block
         SCALE | float32 bits | factor of the weights | cpu | route_block
-        ON_INPUT | flag | tokens are weighted, not outputs: X is the engine's own buffer | cpu
+        ON_INPUT | flag | tokens are weighted, not outputs, so X is the engine's own buffer | cpu
         SCALARS | flag | 32 bits travel beside the row of each pair, out and back, see scalars.py | cpu
         ACTIVATION | | which activation, and its limit | all | expert_rows up_columns backward_rows
         """,
@@ -185,19 +186,19 @@ JOB_SCALARS: list[Word] = [
         """
         TILE | rows | most rows of a tile
         BATCH | rows | most rows of a run
-        RUN_ROWS | rows | more rows of an expert are cut into several runs
-        MERGE_ROWS | rows | a run with fewer waits for announced rows
+        RUN_ROWS | rows | most rows of a run; more rows of an expert are cut into several
+        MERGE_ROWS | rows | a run with fewer rows waits for announced ones
         """,
     ),
     *_words(
         ENGINE,
         """
-        MERGE_POLLS | polls | idle polls that it waits
+        MERGE_POLLS | polls | idle polls for which such a run waits
         PAUSE_NS | ns | after which compiled code returns to Python | cpu
         REMOTE | ranks | peers on other nodes
         BUNDLE_PAIRS | pairs | most (token, choice) pairs of a bundle
         ONCE_ROWS | rows | least rows for a local owner to which tokens cross once, see packing.py; 0: never | cpu
-        ONCE_SHARE | percent | the least rows for that, over the tokens of the call | cpu
+        ONCE_SHARE | percent | the least rows for crossing once, over the tokens of the call | cpu
         """,
     ),
     *_words(
@@ -213,20 +214,20 @@ JOB_SCALARS: list[Word] = [
         RUNS | runs | column-split runs at once
         SPLIT_ROWS | rows | most rows of a column-split run
         UP_SHARES | shares | of the first phase of a column-split run
-        DOWN_SHARES | shares | of its second phase
-        SHARED_SHARES | shares | of the first phase, for the shared expert
+        DOWN_SHARES | shares | of the second phase
+        SHARED_SHARES | shares | of the first phase of a run of the shared expert
         ALL_SPLIT | flag | every run is column-split, not only those with few rows
         """,
     ),
     *_words(
         CALL,
         """
-        X | address | rows that travel: those of INPUT, or these weighted
-        X_STRIDE | bytes | between them
+        X | address | rows that travel: the rows of INPUT, or these times their weights
+        X_STRIDE | bytes | between rows of X
         INPUT | address | rows of the tokens, as the user gave them
-        INPUT_STRIDE | bytes | between them | all | weigh_shared.x_stride
+        INPUT_STRIDE | bytes | between rows of INPUT | all | weigh_shared.x_stride
         ROUTER_X | address | rows that the router reads | cpu
-        ROUTER_X_STRIDE | bytes | between them | cpu | route_block.x_stride
+        ROUTER_X_STRIDE | bytes | between rows of ROUTER_X | cpu | route_block.x_stride
         CAPACITY | choices | most of an expert by this rank, 0: no limit | cpu
         LOGITS | address | where router scores are kept, [tokens, experts] float32, 0: nowhere | cpu
         KEPT_WEIGHTS | address | where weights of tokens are kept, [tokens, top_k] float32, 0: nowhere | cpu
@@ -236,7 +237,7 @@ JOB_SCALARS: list[Word] = [
         BACKWARD,
         """
         SCALARS_OUT | address | [tokens, top_k] words whose lower halves travel with the rows | cpu
-        SCALARS_BACK | address | [tokens, top_k] words: where the scalars go that come back | cpu
+        SCALARS_BACK | address | [tokens, top_k] words that get the scalars that come back | cpu
         """,
     ),
     *_words(
@@ -252,8 +253,8 @@ JOB_SCALARS: list[Word] = [
         """
         TAPE | | of a backward call: number of the tape, and of its pieces; 0 in other calls
         STORE | address | where this rank keeps the rows that it computes, see store.py, 0: nowhere
-        STORE_STEP | bytes | between its places
-        STORE_ROWS | rows | places of the store
+        STORE_STEP | bytes | between places of the store
+        STORE_ROWS | rows | for which the store has places
         """,
     ),
     *_words(
@@ -262,7 +263,7 @@ JOB_SCALARS: list[Word] = [
         TAPED | address | a record `taped` for each rank, see tape.py, 0: the call has no tape
         SAVE | | of a forward call: what is kept of a row if it fits, see primitives/taped.py
         TAPE_AT | address | start of the memory where this rank may keep rows
-        TAPE_END | address | its end
+        TAPE_END | address | end of that memory
         TAPE_X | bytes | of a kept row
         TAPE_HIDDEN | bytes | of kept hidden activations
         """,
@@ -280,8 +281,8 @@ JOB_SCALARS: list[Word] = [
         ROUTER_BIAS | address | [experts] float32, added to scores, 0: none | cpu | route_block
         SELECT_BIAS | address | [experts] float32, added to weights for choosing alone, 0: none | cpu | route_block
         SHARED_UP | address | the shared expert's up projection
-        SHARED_GATE | address | its gate projection, 0: none | cpu
-        SHARED_DOWN | address | its down projection
+        SHARED_GATE | address | the shared expert's gate projection, 0: none | cpu
+        SHARED_DOWN | address | the shared expert's down projection
         SHARED_UP_BIAS | address | 0: none
         SHARED_GATE_BIAS | address | 0: none | cpu
         SHARED_DOWN_BIAS | address | 0: none
@@ -297,9 +298,9 @@ JOB_SCALARS: list[Word] = [
         GATED | flag | experts have a gate projection, packed with the up projection | cuda
         DOWN_BIAS | address | 0: none on CPUs; CUDA has zeros
         UP_STEP | bytes | between the up projections of two experts
-        DOWN_STEP | bytes | between the down projections
+        DOWN_STEP | bytes | between the down projections of two experts
         UP_BIAS_STEP | bytes | between the biases of two experts' up projections
-        DOWN_BIAS_STEP | bytes | between those of the down projections
+        DOWN_BIAS_STEP | bytes | between the biases of two experts' down projections
         """,
     ),
     *_words(ENGINE, "SCRATCH | address | hidden activations: of each worker, then of column-split runs"),
@@ -321,14 +322,14 @@ JOB_SCALARS: list[Word] = [
         STATE | address | the state
         ABORT | address | of a word in host memory: 0, or the cause for which the host ends the call | cuda
         MIRROR | address | of what remote peers have put, in host memory that kernels read | cuda
-        MIRROR_BYTES | bytes | of it, 0 without remote peers | cuda
+        MIRROR_BYTES | bytes | of the mirror, 0 without remote peers | cuda
         """,
     ),
     *_words(
         TILE,
         """
         RUN_STEP | bytes | between the hidden activations of two column-split runs
-        RUN_PITCH | bytes | between rows of them
+        RUN_PITCH | bytes | between rows of hidden activations of a run
         """,
     ),
     *_words(
@@ -336,22 +337,22 @@ JOB_SCALARS: list[Word] = [
         """
         P_ANNOUNCE | bytes | from a region's start to its announcements
         P_ANNOUNCE_STEP | bytes | between the two announcements
-        P_RECORDS | bytes | to its tile records
-        P_RETURN_RECORDS | bytes | to its return records
-        P_RING | bytes | to its ring
-        P_INDEX | bytes | to its index
-        P_CODED | bytes | to its coded words, remote regions only
+        P_RECORDS | bytes | from a region's start to its tile records
+        P_RETURN_RECORDS | bytes | from a region's start to its return records
+        P_RING | bytes | from a region's start to its ring
+        P_INDEX | bytes | from a region's start to its index
+        P_CODED | bytes | from a region's start to its coded words, remote regions only
         """,
     ),
 ]
 JOB_TABLES = [
     Word("SLOT_OF", "for each expert the slot that this rank sends to", "slot", HOST, OBJECT),
     Word("SLOT_START", "for each rank its first slot; then the number of slots", "slot", HOST, OBJECT),
-    Word("FOREIGN", "for each expert of a local peer that this rank may compute a record `foreign`", "", HOST, OBJECT),
+    Word("FOREIGN", "a record `foreign` for each expert of a local peer that this rank may compute", "", HOST, OBJECT),
 ]
 # words that the host alone uses, see job.py
 JOB_CHECKS = [
-    Word("FILLED", "parts that are filled, a bit each"),
+    Word("FILLED", "a bit for each part that is filled"),
     Word("LAYOUT", "version of the runtime's windows and tables that the part `engine` describes", "", HOST, ENGINE),
 ]
 COMMAND_STEP = Word("T_COMMAND_STEP", "words of a command", "words", HOST, ENGINE)
@@ -372,10 +373,10 @@ STATE_WORDS = [
     Word("PROGRESS", "commands published, as long as the engine lives", "commands", LOCK),
     Word("FAILED", "0, or the cause of the failure", "cause", FAILS),
     Word("BAD_WORD", "0, or which word of a peer is out of its bounds, see bounds.py", "", FAILS),
-    Word("BAD_PEER", "the peer that wrote it", "rank", FAILS),
+    Word("BAD_PEER", "the peer that wrote that word", "rank", FAILS),
     Word("BAD_VALUE", "its value", "", FAILS),
-    Word("BAD_LEAST", "the least that it may be", "", FAILS),
-    Word("BAD_MOST", "the most that it may be", "", FAILS),
+    Word("BAD_LEAST", "the least value that the word may have", "", FAILS),
+    Word("BAD_MOST", "the largest value that the word may have", "", FAILS),
     Word("IDLE_SWEEPS", "decisions in a row that found nothing", "polls", LOCK),
     Word("HEARTBEAT", "when the last heartbeat was sent", "ns", "worker 0"),
     Word("UNSENT", "rows for peers that are not sent", "rows", LOCK),
@@ -392,10 +393,10 @@ STATE_WORDS = [
     Word(
         "WAIT_SINCE", "when the awaited rank last made progress, see timeout_check.py", "ns", "worker 0", substrate=CUDA
     ),
-    Word("WAIT_OWN_PROGRESS", "this rank's PROGRESS then", "commands", "worker 0", substrate=CUDA),
+    Word("WAIT_OWN_PROGRESS", "this rank's PROGRESS at WAIT_SINCE", "commands", "worker 0", substrate=CUDA),
     Word("WAIT_PEER", "the awaited rank", "rank", "worker 0", substrate=CUDA),
-    Word("WAIT_EPOCH", "the AT_EPOCH that it had published then", "call", "worker 0", substrate=CUDA),
-    Word("WAIT_PROGRESS", "the AT_PROGRESS that it had published then", "commands", "worker 0", substrate=CUDA),
+    Word("WAIT_EPOCH", "the AT_EPOCH of the awaited rank at WAIT_SINCE", "call", "worker 0", substrate=CUDA),
+    Word("WAIT_PROGRESS", "the AT_PROGRESS of the awaited rank at WAIT_SINCE", "commands", "worker 0", substrate=CUDA),
     Word("IN_FLIGHT", "a call has begun and not all of its workers have left", "flag", "by atomics", substrate=CUDA),
     Word(
         "UNBEGUN",
@@ -409,7 +410,7 @@ STATE_WORDS = [
 ]
 
 TOKEN_BLOCK = 32  # tokens that one route or combine command takes
-BACK_MOST = 16  # most records `back` of a command: a decision adds as many as fit, the command's end adds one
+BACK_MOST = 16  # most records `back` of a command: a decision adds as many as fit, and the command's end adds one
 # lists of BATCH words in a command: rows; outputs; hidden activations of a column-split run, or places in the store;
 # scalars; places on the tape
 LISTS = 5
@@ -441,8 +442,8 @@ TABLES = [
     StateTable("return_rows", PEER, "where outputs for a local peer go", "address", HOST),
     StateTable("rows_back", PEER, "where an owner's outputs come back to", "address", HOST),
     StateTable("remote", PEER, "the peer is on another node", "flag", HOST),
-    StateTable("put_region", PEER, "of a remote peer's window: what this rank writes", "bytes", HOST),
-    StateTable("put_return_rows", PEER, "of a remote peer's window: its return rows", "bytes", HOST),
+    StateTable("put_region", PEER, "where this rank's region lies in a remote peer's window", "bytes", HOST),
+    StateTable("put_return_rows", PEER, "where the return rows lie in a remote peer's window", "bytes", HOST),
     StateTable("staged", PEER, "output rows that wait to be put to a remote source", "address", HOST),
     StateTable("out_ring", PEER, "ring rows of a bundle: at a local owner, or waiting to be put", "address", HOST),
     StateTable(
@@ -470,11 +471,11 @@ TABLES = [
     StateTable("open_bytes", PEER, "bytes of the open batch", "bytes", WIRE),
     StateTable("returned", PEER, "tiles returned to a source", "tiles"),
     StateTable("landed", ("world", "records", "landed_words"), "tiles that have landed and were read"),
-    StateTable("count", SLOT, "pairs of each slot; while they are sorted, where its next pair goes", "rows", PACK),
+    StateTable("count", SLOT, "pairs of each slot; during the sort, where the slot's next pair goes", "rows", PACK),
     StateTable("slot_from", SLOT, "first packed row of a slot that is in no bundle yet", "packed row"),
-    StateTable("slot_to", SLOT, "end of its packed rows in the claimed bundle", "packed row"),
-    StateTable("slot_pair", SLOT, "number of its first pair in the bundle", "pair"),
-    StateTable("offset", ("copies_and_end",), "first packed row of each slot; then their number", "packed row", PACK),
+    StateTable("slot_to", SLOT, "end of a slot's packed rows in the claimed bundle", "packed row"),
+    StateTable("slot_pair", SLOT, "number of a slot's first pair in the claimed bundle", "pair"),
+    StateTable("offset", ("copies_and_end",), "first packed row of each slot; then how many rows", "packed row", PACK),
     StateTable("token", ("rows",), "token of a packed row", "token", PACK),
     StateTable("position", ("rows",), "packed row of a (token, choice) pair, -1: none", "packed row", PACK),
     StateTable("cursor", PEER, "first packed row for an owner that is not sent", "packed row"),
@@ -485,7 +486,7 @@ TABLES = [
     StateTable("rows_left", PEER, "announced rows of a source whose records are not read", "rows"),
     StateTable("first_packed", PEER, "first packed row of a source's rows for this rank", "packed row"),
     StateTable("tokens_of", PEER, "1 + tokens of a rank in the last call that it announced, 0: none", "tokens"),
-    StateTable("version_of", PEER, "version of a rank's weights of this call's layer; they need not agree", "changes"),
+    StateTable("version_of", PEER, "version of a rank's weights of this call's layer; ranks may differ", "changes"),
     StateTable("exchanges", PEER, "the source announced an exchange", "flag"),
     StateTable("store_at", PEER, "place in the store of a source's first row", "row"),
     StateTable("peer_status", PEER, "status that a peer announced or returned", "status"),
@@ -497,10 +498,10 @@ TABLES = [
     StateTable("source_end", SOURCE_EXPERT, "read_rows when all announced rows have landed", "rows"),
     StateTable("target", SOURCE_EXPERT, "next row of an exchange's output", "row"),
     StateTable("expert_pending", COMPUTED, "landed rows of all sources that are not claimed", "rows"),
-    StateTable("expert_remote", COMPUTED, "those of them that are not own rows", "rows"),
+    StateTable("expert_remote", COMPUTED, "landed rows that are not claimed, without own rows", "rows"),
     StateTable("expert_coming", COMPUTED, "announced rows that have not landed", "rows"),
     StateTable("staying", COMPUTED, "own rows for an expert of a local peer that are computed here", "rows", PACK),
-    StateTable("in_place", SLOT, "rows for the slot are computed where they are", "flag", PACK),
+    StateTable("in_place", SLOT, "rows for the slot are computed in place", "flag", PACK),
     StateTable("work", PEER, "work that a local rank is expected to have, see staying.py", "", PACK),
     StateTable("block_left", ("blocks",), "rows that a block of tokens waits for", "rows", ATOMIC),
     StateTable("ready", ("blocks",), "queue of blocks to combine: 1 + block", "block", ATOMIC),
@@ -519,7 +520,7 @@ TABLES = [
 LINE_WORDS = [
     Word("POISON", "0, or the failure: epoch, origin, cause; see poison.py", "", "the source"),
     Word("AT_EPOCH", "epoch that the rank is in, for its peers' timeouts", "call", "the source"),
-    Word("AT_PROGRESS", "its PROGRESS there; -1: outside a call", "commands", "the source"),
+    Word("AT_PROGRESS", "the rank's PROGRESS in that epoch; -1: outside a call", "commands", "the source"),
     Word("ANNOUNCED", "last epoch announced", "call", "the source"),
     Word("TAIL", "tiles put into the peer's ring", "tiles", "the source"),
     Word("CREDIT", "rows freed of what the peer put here", "rows", "the source"),
@@ -539,7 +540,7 @@ def _fields(*rows: tuple[Any, ...]) -> tuple[Field, ...]:
 ANNOUNCE_WORDS = 14
 _ARGUMENTS = (
     Field("kind", 0, "what the worker does, see codes.py", "kind"),
-    Field("subject", 1, "first argument, whichever it is", "", "all"),
+    Field("subject", 1, "the first argument of any kind", "", "all"),
     Field("first", 1, "first token", "token", "ROUTE, COMBINE"),
     Field("owner", 1, "rank the rows go to", "rank", "DISPATCH, BUNDLE"),
     Field("expert", 1, "held expert", "expert", "EXPERT, LIST, SHARE"),
@@ -576,22 +577,22 @@ RECORDS = [
     Record("record", 4, 8, "a tile record", "the source", _fields(
         ("expert", "expert among those of the owner", "expert"), ("rows", "rows of the tile", "rows"),
         ("packed", "first packed row", "packed row"),
-        ("bundle", "rows in the ring of the bundle that ends here, 0: it goes on", "rows"))),
+        ("bundle", "rows in the ring of the bundle that ends here, 0: the bundle goes on", "rows"))),
     Record("returned", 5, 8, "a return record", "the owner", _fields(
         ("packed", "first packed row", "packed row"), ("rows", "rows that came back", "rows"),
-        ("status", "OK, or why there are none", "status"),
+        ("status", "OK, or why no rows came back", "status"),
         ("staged", "pair whose staged row is the first, or `codes.UNSTAGED`", "pair"),
         ("kept", "what the owner keeps of the source's rows, see primitives/taped.py"))),
     Record("taped", 3, 8, "a tape's part of one rank", LOCK, _fields(
-        ("at", "place of its first row here", "address"), ("kept", "what is kept here of its rows"),
-        ("there", "what it keeps of this rank's rows"))),
+        ("at", "place of the rank's first row here", "address"), ("kept", "what this rank keeps of its rows"),
+        ("there", "what the rank keeps of this rank's rows"))),
     Record("landed", 6, 1, "a tile that has landed and was read, as its owner records it", LOCK, _fields(
         ("row", "number of its first ring row", "row"), ("rows", "rows of the tile", "rows"),
         ("packed", "first packed row", "packed row"), ("left", "rows that are not computed", "rows"),
-        ("last", "ring rows of the bundle that ends here, 0: it goes on", "rows"),
+        ("last", "ring rows of the bundle that ends here, 0: the bundle goes on", "rows"),
         ("next", "next tile of the same expert", "tile"))),
     Record("foreign", 8, 1, "an expert of a local peer, of those that this rank may compute", HOST, _fields(
-        ("slot", "its slot", "slot"), ("owner", "rank that holds it", "rank"),
+        ("slot", "the expert's slot", "slot"), ("owner", "rank that holds it", "rank"),
         ("up", "up projection", "address"), ("gate", "gate projection, 0: none", "address"),
         ("down", "down projection", "address"), ("up_bias", "0: none", "address"),
         ("gate_bias", "0: none", "address"), ("down_bias", "0: none", "address"))),
@@ -600,8 +601,8 @@ RECORDS = [
         ("packed", "first packed row", "packed row"), ("rows", "rows", "rows"))),
     Record("part", 5, 1, "a part of a run: rows of one source", OWN, _fields(
         ("source", "rank the rows come from", "rank"),
-        ("where", "number of their tile; of own rows the first packed row", "tile"), ("rows", "rows", "rows"),
-        ("first", "number of the first in the source's stream; of own rows packed row", "row"),
+        ("where", "number of the rows' tile; for own rows the first packed row", "tile"), ("rows", "rows", "rows"),
+        ("first", "number of the first row in the source's stream; for own rows the packed row", "row"),
         ("output", "where the first output goes", "address"))),
     Record("run", 32, 1, "a column-split run; three of its words are atomic, each on a line of its own", ATOMIC, (
         Field("next", 0, "next share to take, as long as the engine lives", "shares"),
@@ -655,7 +656,7 @@ COUNTERS = [
     Word("N_EXPERT", "running experts", "ns", OWN),
     Word("N_COMBINE", "combining", "ns", OWN),
     Word("N_IDLE", "idle", "ns", OWN),
-    Word("N_PACK", "packing and all else", "ns", OWN),
+    Word("N_PACK", "packing, and all else", "ns", OWN),
     Word("N_EVENTS", "events kept", "events", OWN),
     Word("N_WIRE", "at the wire", "ns", OWN),
     Word("N_PUBLISH", "publishing, with waits for the lock, where kernels count it", "ns", OWN, substrate=CUDA),
@@ -666,12 +667,12 @@ COUNTERS = [
 N_REMOTE_PUTS = len(COUNTERS) - 1 + record("puts").words * SIZE_CLASSES  # puts by MPI follow, by size class
 COUNTER_WORDS = -(-(N_REMOTE_PUTS + record("puts").words * SIZE_CLASSES) // 8) * 8  # whole lines
 
-# ---- indices that neither the fields of a record nor the shape of a table give
+# ---- indices that do not follow from the fields of a record or the shape of a table
 
 
 @dataclass(frozen=True)
 class Index:
-    """A generated function: its arguments and the expression it returns, in the names of words.py."""
+    """A generated function: its arguments, and the expression that it returns, in the names of words.py."""
 
     name: str
     arguments: str
@@ -704,12 +705,12 @@ INDICES = [
     Index("hidden_list", "job, command", "command + COMMAND_LISTS + 2 * job[BATCH]",
           "List of a command: addresses of rows of hidden activations."),
     Index("place_list", "job, command", "command + COMMAND_LISTS + 2 * job[BATCH]",
-          "List of a command with a store: addresses of its rows there."),
+          "List of a command with a store: addresses of its rows in the store."),
     Index("scalar_list", "job, command", "command + COMMAND_LISTS + 3 * job[BATCH]",
-          "List of a command: scalars that came with its rows, then those that go back."),
+          "List of a command: scalars that came with its rows; later those that go back."),
     Index("tape_list", "job, command", "command + COMMAND_LISTS + 4 * job[BATCH]",
-          "List of a command with a tape: places of its rows there, see primitives/taped.py."),
-    Index("taped", "job, peer", "job[TAPED] + 8 * TAPED_WORDS * peer", "A tape's record of a rank."),
+          "List of a command with a tape: places of its rows on the tape, see primitives/taped.py."),
+    Index("taped", "job, peer", "job[TAPED] + 8 * TAPED_WORDS * peer", "Record of a rank in the table of a tape."),
     Index("part", "job, command, i", "command + COMMAND_LISTS + LISTS * job[BATCH] + PART_WORDS * i",
           "Part i of a command."),
     Index("counter", "job, worker, name", "job[T_COUNTERS] + COUNTER_WORDS * worker + name", "Counter of a worker."),

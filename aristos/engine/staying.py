@@ -1,18 +1,18 @@
-"""Which rows of this rank's tokens stay here: rows for experts of local peers whose weights this rank can read.
+"""Decides which rows of this rank's tokens stay here, among rows for experts of local peers that this rank can read.
 
-A row that travels is written and read in the ring, and its output in the return rows. A row that stays is not copied,
-but its expert's weights are read once more. So there are two reasons to stay:
+A row that travels is written to the ring and read there, and its output likewise in the return rows. A row that stays
+is not copied, but its expert's weights are read once more. So there are two reasons for a row to stay:
 
-- An expert has many rows here (STAY_ROWS): their copies would cost more than the reading. This reason counts only if
-  the busiest rank of the node then has no more work than when all rows travel.
-- The rows take work from the busiest rank of the node, more than the reading costs (READING_ROWS). It counts only
-  if the busiest rank has more work than chance explains (`uneven`).
+- The expert has many rows here (STAY_ROWS), so their copies would cost more than the reading. This counts only if the
+  busiest rank of the node then has no more work than if all rows travel.
+- The rows relieve the busiest rank of the node of more work than the reading costs (READING_ROWS). This counts only if
+  the busiest rank has more work than chance explains (`uneven`).
 
-Work is arithmetic, copies and readings; the unit is such that a row's arithmetic takes 2 STAY_ROWS. Reading an expert
-takes as long as the arithmetic of READING_ROWS rows, and as long as the copies of STAY_ROWS rows. So a row's copies
-take 2 READING_ROWS units; its source makes half of them, and its owner the other half.
+Work is arithmetic, copies and readings. In its unit a row's arithmetic takes 2 STAY_ROWS. Reading an expert takes as
+long as the arithmetic of READING_ROWS rows, and as long as the copies of STAY_ROWS rows. So a row's copies take
+2 READING_ROWS units; its source makes half of them, and its owner the other half.
 
-No rank knows how the others route this call. Each expects its peers to route as it does, with as many tokens as they
+No rank knows how the others route this call. Each assumes that its peers route as it does, with as many tokens as they
 announced last.
 """
 
@@ -27,8 +27,8 @@ from . import words
 def choose(job, st, tokens):
     """Decide which rows stay: set `staying` of each foreign expert, and subtract these rows from `count` of its slot.
 
-    tokens: this rank's number. Without BUSIEST_DECIDES the first reason counts alone, whatever work ranks then have.
-    Else no row of a call with fewer than READING_ROWS rows stays.
+    tokens: how many this rank has. Without BUSIEST_DECIDES only the first reason counts, whatever work ranks then have.
+    With it, no row stays in a call with fewer than READING_ROWS rows.
     """
     clear(job, st)
     if job[words.BUSIEST_DECIDES] == 0:
@@ -53,7 +53,7 @@ def choose(job, st, tokens):
 
 @jit
 def clear(job, st):
-    """Mark no slot but that of this rank's shared expert, whose rows every rank computes for its own tokens."""
+    """Mark only the slot of this rank's shared expert: every rank computes its own tokens' rows for it."""
     for s in range(job[words.slot_start(job, job[words.WORLD])]):
         st[words.in_place(job, s)] = 0
     if job[words.SHARED] != 0:
@@ -62,15 +62,15 @@ def clear(job, st):
 
 @jit
 def shared_slot(job):
-    """The slot of this rank's shared expert. SHARED is 1 + its number among the held experts."""
+    """The slot of this rank's shared expert; SHARED is 1 + the expert's number among the held ones."""
     return job[words.slot_start(job, job[words.RANK])] + job[words.SHARED] - 1
 
 
 @jit
 def mark_many(job, st):
-    """Mark each slot of a local rank whose rows here are STAY_ROWS or more: copying them costs more than reading.
+    """Mark each slot of a local rank with STAY_ROWS or more rows here, because copying those costs more than reading.
 
-    Returns whether there is any.
+    Returns whether any slot was marked.
     """
     found = False
     for p in range(job[words.WORLD]):
@@ -99,7 +99,7 @@ def is_local(job, st, p):
 
 @jit
 def tokens_at(job, st, tokens, p):
-    """Tokens that rank `p` is expected to have: as many as it announced last, or as this rank if it announced none."""
+    """How many tokens rank `p` is expected to have: as many as it announced last, or else as many as this rank has."""
     if p == job[words.RANK] or st[words.tokens_of(job, p)] == 0:
         return tokens
     return st[words.tokens_of(job, p)] - 1
@@ -107,7 +107,7 @@ def tokens_at(job, st, tokens, p):
 
 @jit
 def rows_at(job, st, tokens, slot, p):
-    """Rows that rank `p` has for a slot, if it routes as this rank does."""
+    """How many rows rank `p` has for a slot, if it routes as this rank does."""
     return st[words.count(job, slot)] * tokens_at(job, st, tokens, p) // max(1, tokens)
 
 
@@ -119,7 +119,7 @@ def arithmetic(job):
 
 @jit
 def copies(job):
-    """Work of a row's copies at its source, and again at its owner."""
+    """Work of a row's copies at its source; the owner has as much."""
     return job[words.READING_ROWS]
 
 
@@ -142,13 +142,13 @@ def set_work(job, st, tokens):
             for p in range(world):
                 if job[words.SHARED] == 0 or s != shared_slot(job):
                     add_work(job, st, rows_at(job, st, tokens, s, p), p, owner, st[words.in_place(job, s)])
-                elif is_local(job, st, p):  # computes it with its own weights
+                elif is_local(job, st, p):  # rank p computes the slot with its own weights
                     st[words.work(job, p)] += rows_at(job, st, tokens, s, p) * arithmetic(job)
 
 
 @jit
 def add_work(job, st, rows, p, owner, stay):
-    """Add to `work` what `rows` rows of rank `p` for an expert of `owner` give local ranks to do. stay: flag."""
+    """Add to `work` of local ranks what `rows` rows of rank `p` for an expert of `owner` take. stay: if they stay."""
     if p == owner:
         st[words.work(job, owner)] += rows * arithmetic(job)
     elif stay == 0 or not is_local(job, st, p):
@@ -171,10 +171,10 @@ def busiest(job, st):
 
 @jit
 def uneven(job, st):
-    """Whether the busiest rank has more work over the mean than chance gives it: three standard deviations.
+    """Whether the busiest rank's work exceeds the mean by more than chance explains, three standard deviations.
 
-    Of n rows that all ranks' experts are equally likely to get, one of w ranks gets a share of 1 / w. The deviation of
-    this share is sqrt((w - 1) / n) / w.
+    If all experts are equally likely to get each of n rows, one of w ranks gets a share of 1 / w. The standard
+    deviation of this share is sqrt((w - 1) / n) / w.
     """
     whole, ranks = 0, 0
     for p in range(job[words.WORLD]):
@@ -198,13 +198,13 @@ def work_after(job, st, tokens, slot, owner):
 
 @jit
 def more_work(job, rows):
-    """Work that a rank has more if `rows` rows of an expert stay on it than if they travel."""
+    """How much more work a rank has if `rows` rows of an expert stay on it than if they travel."""
     return rows * (arithmetic(job) - copies(job)) + reading(job) if rows > 0 else 0
 
 
 @jit
 def balance(job, st, tokens):
-    """Mark the slot of the busiest rank whose rows relieve it most by staying; False if none is worth a reading."""
+    """Mark the busiest rank's slot whose rows relieve it most by staying; False if no slot is worth a reading."""
     owner = busiest(job, st)
     least, best = st[words.work(job, owner)] - reading(job), -1
     for s in range(job[words.slot_start(job, owner)], job[words.slot_start(job, owner + 1)]):

@@ -1,6 +1,7 @@
-"""The steps of a worker: decide what to do next, do it, publish that it was done.
+"""The steps of a worker: decide what to do next, execute it, publish that it is done.
 
-`decide` and `publish` run under the rank's lock and take microseconds; `execute` runs outside it, on what was claimed.
+`decide` and `publish` run under the rank's lock and take microseconds. `execute` runs outside the lock, on what was
+claimed.
 """
 
 from kernel_cache.compile import jit
@@ -12,14 +13,14 @@ from .lock import acquire, lock, unlock
 from .poison import poison_word
 from .returns import returns_due
 
-POISON_SWEEPS = 32  # decisions in a row that found nothing, for each check of the peers' poison
+POISON_SWEEPS = 32  # the peers' poison is checked once in so many consecutive decisions that found nothing
 
 
 @jit
 def finished(job, st):
     """A call ends when own tokens are combined, every announcement is read, and all announced rows are returned."""
     combined = st[words.BLOCKS_LEFT] == 0 or job[words.MODE] == codes.MODE_DISPATCH
-    if job[words.MODE] == codes.MODE_COMBINE:  # every owner reports whether it refused, with rows or without
+    if job[words.MODE] == codes.MODE_COMBINE:  # every owner reports whether it refused, even one without rows
         for p in range(job[words.WORLD]):
             combined = combined and (p == job[words.RANK] or returns_due(job, st, p) == 0)
     served = combined and st[words.UNREAD] == 0 and st[words.OWED] == 0 and st[words.UNSENT] == 0
@@ -28,7 +29,10 @@ def finished(job, st):
 
 @jit
 def next_command(job, st, worker):
-    """Claim this worker's next command; returns its kind. Peers come before own tokens, because they wait."""
+    """Claim this worker's next command; returns its kind.
+
+    Work for peers comes before own tokens, because peers wait.
+    """
     if st[words.FAILED] != 0:
         return codes.FAIL
     if st[words.PHASE] == codes.PHASE_ROUTE:
@@ -67,7 +71,7 @@ def next_command(job, st, worker):
             return codes.FAIL
     c = words.command(job, worker)
     if st[words.command_kind(c)] != codes.IDLE:
-        st[words.command_peer(c)] = arrivals.awaited(job, st)  # the idle time that begins now is charged to it
+        st[words.command_peer(c)] = arrivals.awaited(job, st)  # this peer is charged the idle time that begins now
     return codes.IDLE
 
 
@@ -79,7 +83,7 @@ def decide(job, st, worker):
     workers try the lock in turns (`column_runs.share_first`), and one that gets it serves peers, tokens and new runs.
     A failed rank opens no more runs, so its workers soon have no shares and see the failure under the lock.
 
-    SETTLE asks only for `returns.settle`, which follows every decision; then the worker decides again.
+    SETTLE means only that `returns.settle` is due, which follows every decision; then the worker decides again.
     """
     c = words.command(job, worker)
     if column_runs.share_first(job, st, worker) and column_runs.take_share(job, st, worker):
@@ -117,7 +121,7 @@ def execute(job, st, worker, kind):
 
 @jit
 def publish(job, st, worker, kind, counted=False):
-    """Publish that the command is done. counted: add the wait for the lock to the worker's counter N_LOCK."""
+    """Publish that the command is done. counted: whether to add the wait for the lock to the counter N_LOCK."""
     if kind in (codes.LIST, codes.SHARE):
         number = st[words.command_run(words.command(job, worker))]
         if kind == codes.LIST:
@@ -150,7 +154,7 @@ def publish(job, st, worker, kind, counted=False):
 
 @jit
 def heartbeat(job, st, progress):
-    """Publish the epoch and the progress to every peer, for its timeout. progress: PROGRESS, or -1 outside a call."""
+    """Publish the epoch and the progress to every peer, for the peer's timeout. progress: -1 outside a call."""
     me, world = job[words.RANK], job[words.WORLD]
     for p in range(world):
         if p != me:
@@ -160,7 +164,7 @@ def heartbeat(job, st, progress):
 
 @jit
 def end(job, st):
-    """The call has ended here: this rank no longer reads weights of local peers, which may load others."""
+    """Publish that the call has ended here: peers may change their weights, because this rank no longer reads them."""
     heartbeat(job, st, -1)
     for p in range(job[words.WORLD]):
         if p != job[words.RANK] and st[words.remote(job, p)] == 0:
@@ -169,7 +173,7 @@ def end(job, st):
 
 @jit
 def poison(job, st, origin, cause):
-    """Notify every peer, once, that this epoch has failed; the engine is unusable after."""
+    """Notify every peer, once, that this epoch has failed. The engine is unusable afterwards."""
     me, world = job[words.RANK], job[words.WORLD]
     st[words.FAILED] = cause
     word = poison_word(job[words.EPOCH], origin, cause)

@@ -1,10 +1,9 @@
-"""The store: where an owner keeps the rows that it computes, in an order that does not depend on when they arrive.
+"""The store, where an owner keeps the rows that it computes. Their order does not depend on when they arrive.
 
-Backward calls have a store: the job's STORE is set. When the owner reads a source's announcement, it gives the source
-as many consecutive places as the source has rows for it; the rows lie there in the source's packed order. So the rows
-of an expert, source by source, are in global token order. The kernel copies each row that it computes to its place, so
-no ring row is held for the store, and nothing waits for a row of it. The kernel may keep more in a row's place; the
-engine does not read it.
+A call has a store if its job's STORE is set; backward calls do. When the owner reads a source's announcement, it
+reserves consecutive places for the source's rows, in the source's packed order. So the rows of an expert, source by
+source, are in global token order. The kernel copies each row that it computes to its place, so the store holds up no
+ring row, and nothing waits for one of its rows. The kernel may keep more in a row's place; the engine does not read it.
 """
 
 from kernel_cache.compile import jit
@@ -15,13 +14,13 @@ from . import codes, exchange, tape, words
 
 @jit
 def computes(job):
-    """Whether experts of a layer compute in this call, forward or backward; in an exchange none does."""
+    """Whether experts of a layer compute in this call: True in forward and backward calls, False in an exchange."""
     return job[words.MODE] == codes.MODE_LAYER or job[words.MODE] == codes.MODE_BACKWARD
 
 
 @jit
 def admit(job, st, source, rows):
-    """Give a source places for `rows` rows; False if the store has too few left. True in a call without a store.
+    """Reserve places for `rows` rows of a source; False if the store has too few. True in a call without a store.
 
     (Under the lock.)
     """
@@ -36,7 +35,7 @@ def admit(job, st, source, rows):
 
 @jit
 def list_places(job, st, c):
-    """List the addresses of the places of a command's rows. By all threads of the worker together."""
+    """List the addresses of the places of a command's rows. All threads of the worker do this together."""
     have = words.place_list(job, c)
     for i in range(st[words.command_parts(c)]):
         part = words.part(job, c, i)
@@ -49,7 +48,7 @@ def list_places(job, st, c):
 
 @jit
 def count_rows(job, st, counts):
-    """Fill counts [W, held] int64: the rows of each source for each held expert. After a call, before the next."""
+    """Fill counts [W, held] int64 with the rows of each source for each held expert. Use it between two calls."""
     for source in range(job[words.WORLD]):
         for expert in range(job[words.HELD]):
             counts[source, expert] = exchange.count(job, st, expert, source)

@@ -1,10 +1,10 @@
-"""The tape of a forward call on an owner: what it keeps of the rows that it computes, for the backward call.
+"""The tape of a forward call on an owner: what the owner keeps of the rows that it computes, for the backward call.
 
-A call has a tape if its job's TAPED is set: a record for each rank, in memory that the tape's caller holds until the
-backward call. When the owner reads a source's announcement, it takes places for the source's rows from its reserve: for
-what SAVE asks, for less if that does not fit, or none. Its return records say what it keeps. In the backward call
-the source sends a row [dy] where its owner keeps x, [dy | x] elsewhere. The places of a source's rows have the order of
-its packed rows. Of own rows only hidden activations are kept: the caller has its x.
+A call has a tape if its job's TAPED is set. It points to a record for each rank, in memory that the caller holds until
+the backward call. When the owner reads a source's announcement, it takes places for the source's rows from its reserve:
+for all that SAVE asks, for less if that does not fit, or for nothing. Its return records say what it keeps. In the
+backward call the source sends rows [dy] to an owner that keeps x, and rows [dy | x] to others. The places of a source's
+rows are in the order of its packed rows. Of own rows only hidden activations are kept, because the caller has their x.
 """
 
 from kernel_cache.compile import jit
@@ -16,17 +16,17 @@ from . import codes, words
 
 @jit
 def step(job, kept):
-    """Bytes between the places of two rows. kept: what is kept of each, see primitives/taped.py."""
+    """Bytes between the places of two rows. kept: what is kept of each row, see primitives/taped.py."""
     nbytes = job[words.TAPE_HIDDEN] if kept & taped.HIDDEN else 0
     return nbytes + (job[words.TAPE_X] if kept & taped.X else 0)
 
 
 @jit
 def admit(job, st, source, rows):
-    """In a forward call with a tape: decide what is kept of a source's rows, and give them places. (Under the lock.)
+    """In a forward call with a tape, decide what is kept of a source's rows, and reserve places. (Under the lock.)
 
-    Of 0 rows nothing is kept, because no return record would report it. `rows` is negative if this rank's own routing
-    was refused, so that nothing is packed.
+    For 0 rows nothing is kept, because no return record would report it. `rows` is negative if this rank's own routing
+    was refused: then nothing is packed.
     """
     if job[words.MODE] != codes.MODE_LAYER or job[words.TAPED] == 0 or rows <= 0:
         return
@@ -47,14 +47,14 @@ def kept_of(job, source):
 
 @jit
 def note(job, owner, kept):
-    """In a forward call with a tape: note what an owner keeps of this rank's rows. (Under the lock.)"""
+    """In a forward call with a tape, note what an owner keeps of this rank's rows. (Under the lock.)"""
     if job[words.MODE] == codes.MODE_LAYER and job[words.TAPED] != 0:
         mem.store(words.taped_there(words.taped(job, owner)), kept)
 
 
 @jit
 def bytes_to(job, owner):
-    """Bytes of a row that goes to an owner: in a backward call the half without x, if the owner keeps it."""
+    """Bytes of a row that goes to an owner; half as many in a backward call if the owner keeps x."""
     if job[words.MODE] != codes.MODE_BACKWARD or job[words.TAPED] == 0:
         return job[words.ROW_BYTES]
     there = mem.load(words.taped_there(words.taped(job, owner)))
@@ -81,7 +81,7 @@ def number(job, st, part):
 
 @jit
 def list_places(job, st, c):
-    """List what is kept of a command's rows, and where. By all threads of the worker together."""
+    """List what is kept of a command's rows, and where. All threads of the worker do this together."""
     have = words.tape_list(job, c)
     shared = st[words.command_expert(c)] + 1 == job[words.SHARED]
     for i in range(st[words.command_parts(c)]):
@@ -97,7 +97,7 @@ def list_places(job, st, c):
 
 @jit
 def keep_rows(job, st, c):
-    """Copy a command's rows to their places, where they are kept. By all threads of the worker together."""
+    """Copy a command's rows to their places, if rows are kept. All threads of the worker do this together."""
     rows, places = words.row_list(c), words.tape_list(job, c)
     for i in range(mem.warp(), st[words.command_rows(c)], mem.warps()):
         entry = st[places + i]
@@ -108,5 +108,5 @@ def keep_rows(job, st, c):
 
 @jit
 def list_of(job, st, c):
-    """Address of the list of a command's places on the tape, 0 if its call has none."""
+    """Address of the list of a command's places on the tape; 0 if its call has no tape."""
     return st.ctypes.data + 8 * words.tape_list(job, c) if job[words.TAPED] != 0 else 0

@@ -1,7 +1,7 @@
 """Timeout check for device code, which cannot call back into Python.
 
-A peer inside this call may go without progress for `timeout`, a peer still in user code for `absent_timeout`. What was
-last seen of the peer stays in the state, for the error message.
+A peer inside this call may make no progress for `timeout`; a peer still in user code, for `absent_timeout`. The state
+keeps what was last seen of the peer, for the error message.
 """
 
 from kernel_cache.compile import jit
@@ -13,7 +13,7 @@ from .layout import word_from
 
 @jit
 def overdue(job, st, now):
-    """Has the awaited rank made no progress for too long? Called by one worker from time to time while it waits."""
+    """Whether the awaited rank has made no progress for too long. One worker calls this now and then while it waits."""
     peer, own_progress, _ = arrivals.standing(job, st)
     epoch, progress = job[words.EPOCH], 0
     if peer != job[words.RANK]:

@@ -1,4 +1,4 @@
-"""A case: the sizes of an engine and every rank's calls, drawn from a seed within the options given."""
+"""A case: the sizes of an engine and the calls of every rank, drawn from a seed within the options given."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ STARTS = (
     -3,
     -20,
 )  # first values of counters; -3 is 2**64 - 3
-# how one rank's call differs: it refuses its input, calls another layer, uses another object, refuses the second phase.
-# Half of the drawn calls of another layer are of the same layer with another placement
+# how one rank's call differs: it refuses its input, calls another layer, uses another object, or refuses the second
+# phase. Half of the drawn calls of another layer call the same layer with another placement instead
 KINDS = ("refused", "layer", "object", "combine")
-GPU_KINDS = ("refused", "layer")  # kinds of calls of layers on GPUs, which have no exchanges
+GPU_KINDS = ("refused", "layer")  # kinds of calls on GPUs, where layers have no exchanges
 HOW = ("gpu", "host", "copy")  # what fails: the kernel, the host's calling thread, or copies to the GPU
 Ids = tuple[tuple[int, ...], ...]
 
@@ -35,30 +35,33 @@ Ids = tuple[tuple[int, ...], ...]
 class Call:
     """One call of one rank. ids: [S][k], -1 where a choice is not taken.
 
-    layer, refuses, exchange, misplaced may differ between ranks, which breaks the call: its outputs mean nothing.
+    If layer, refuses, exchange or misplaced differ between ranks, the call is broken and its outputs mean nothing.
     """
 
     ids: Ids
     layer: int = 0
     refuses: bool = False
-    exchange: bool = False  # in two phases
-    refuses_combine: bool = False  # in the second phase
+    exchange: bool = False  # the call is an exchange, in two phases
+    refuses_combine: bool = False  # the rank refuses its input in the second phase
     broken: bool = False
-    ends_early: bool = False  # an exchange that fails in its first phase has no second
+    ends_early: bool = False  # the exchange fails in its first phase, so it has no second
     misplaced: bool = False  # the rank believes in another placement
-    other_tape: bool = False  # in a backward call the rank has another tape than the others
+    other_tape: bool = False  # in a backward call the rank has a tape that differs from the others' tapes
 
 
 @dataclass(frozen=True)
 class RankFault:
-    """A rank fails. epoch, slice: in which call and when. dies: steps until its process ends, -1 if it lives on."""
+    """A rank's failure. epoch, slice: the call and the slice in which it fails.
+
+    dies: steps until its process ends, -1 if
+    the process lives on."""
 
     rank: int
     epoch: int
     slice: int
     raises: bool = True
     dies: int = -1
-    how: str = "gpu"  # where ranks are on GPUs: see HOW
+    how: str = "gpu"  # what fails if ranks are on GPUs: see HOW
 
 
 @dataclass(frozen=True)
@@ -74,20 +77,20 @@ class Case:
     runs: int = 1  # column-split runs at once
     all_split: bool = False  # every run is column-split, as on GPUs
     tile: int = 2
-    run: int = 4  # most rows of a run
-    group: int = 6  # a run's rows are a multiple of this: 1 cuts tiles in two
+    run: int = 4  # the most rows of a run
+    group: int = 6  # the number of a run's rows is a multiple of this; 1 cuts tiles in two
     merge: int = 0
-    stay: int = 0  # STAY_ROWS: from so many rows on, those for a foreign expert stay, 0: all travel
-    busiest_decides: bool = False  # BUSIEST_DECIDES: as long as the busiest rank has no more work
+    stay: int = 0  # STAY_ROWS: so many rows or more for a foreign expert stay at their rank; 0: all travel
+    busiest_decides: bool = False  # BUSIEST_DECIDES: they stay only if the busiest rank gets no more work by that
     scalars: bool = False  # every second call has a scalar beside each row
     backward: bool = False  # every second call of a layer is a backward call
-    save: int = 0  # what forward calls ask to be kept for the backward calls after them, see primitives/taped.py
-    reserve: int = 0  # words of a rank's reserve for that
+    save: int = 0  # which arrays forward calls ask to keep for their backward calls, see primitives/taped.py
+    reserve: int = 0  # words that a rank reserves for these arrays
     words: int = 1  # words of a row
     node_of: tuple[int, ...] = (0, 0)
-    bundle: int = 9  # most pairs of a bundle
-    once: int = 0  # ONCE_ROWS: least rows for a local owner to which tokens cross once, 0: never
-    once_share: int = 0  # ONCE_SHARE: percent, the least rows for that over a call's tokens
+    bundle: int = 9  # the most pairs of a bundle
+    once: int = 0  # ONCE_ROWS: tokens cross once to a local owner that gets at least so many rows; 0: never
+    once_share: int = 0  # ONCE_SHARE: and only if those rows are at least this percentage of the call's tokens
     start: int = 0  # where counters begin
     proxy: bool = False  # ranks are on GPUs: a proxy calls MPI, workers do not
     attention: bool = False  # puts land only at ranks that call into MPI
@@ -128,7 +131,10 @@ class Case:
         return bool(self.save and rounds) and not any(call.broken or call.exchange for call in rounds[-1])
 
     def computes(self, source: int, owner: int, rows: int) -> int:
-        """The rank that computes `rows` rows of one expert of `owner`; if either may, the source."""
+        """The rank that computes `rows` rows of one expert of `owner`.
+
+        If source and owner both may, it is the source.
+        """
         stays = self.stay and (self.busiest_decides or rows >= self.stay) and owner in self.nodes.local(source)
         return source if stays else owner
 
@@ -167,14 +173,14 @@ class Case:
 
 @dataclass(frozen=True)
 class Asked:
-    """The options given for a case; None: drawn from the seed."""
+    """The options given for a case. Options that are None are drawn from the seed."""
 
     ranks: int = 2
     rows: int | None = 4
     calls: int | None = 2
     transport: str = "shm"
     faults: bool | None = None
-    plain: bool = False  # only layers, without refusals
+    plain: bool = False  # only calls of layers, without refusals
     kind: str | None = None  # the kind of every call: see KINDS
     fixed: tuple[tuple[str, Any], ...] = ()  # fields of the case that are not drawn
 
@@ -224,7 +230,7 @@ def draw(seed: int, asked: Asked) -> Case:
     case = replace(case, stay=random.Random(f"{seed} experts in place").choice((0, 0, 0, 1, 2)))
     case = replace(case, busiest_decides=case.stay > 0 and random.Random(f"{seed} balanced").random() < 0.67)
     more_scalars = random.Random(f"{seed} scalars")
-    if more_scalars.random() < 0.3:  # sometimes a row fills its lines, and a scalar needs another
+    if more_scalars.random() < 0.3:  # sometimes a row fills its lines, so that a scalar needs another line
         case = replace(case, scalars=True, words=more_scalars.choice((case.words, case.words, LINE // WORD)))
     more_backward = random.Random(f"{seed} backward")
     if more_backward.random() < 0.3 and not case.proxy:  # a GPU has no backward call
@@ -233,7 +239,7 @@ def draw(seed: int, asked: Asked) -> Case:
     if case.backward:
         case = replace(case, save=tapes.choice((0, 1, 3, 3)), reserve=tapes.choice((0, 3, 7, 20, 1000)))
     once = random.Random(f"{seed} once")
-    if not case.proxy:  # GPUs never do it within a node
+    if not case.proxy:  # on GPUs tokens never cross once within a node
         case = replace(case, once=once.choice((0, 0, 1, 2, 3)), once_share=once.choice((0, 0, 100, 150)))
     case = replace(case, **dict(asked.fixed))
     if case.backward:
@@ -249,7 +255,7 @@ def draw(seed: int, asked: Asked) -> Case:
     if faulty and world > 1:
         fault = _fault(case, rng)
         case = replace(case, fault=replace(fault, how=more.choice(HOW)) if case.proxy and fault.raises else fault)
-    # a rank that loads weights waits for its peers without reading poison
+    # while a rank waits for its peers before it loads weights, it reads no poison
     return replace(case, stay=0) if case.proxy or case.fault is not None else case
 
 
@@ -291,7 +297,7 @@ def _round(case: Case, rng: random.Random, asked: Asked) -> tuple[Call, ...]:
 
 
 def _other_tapes(case: Case, epoch: int, made: tuple[Call, ...], asked: Asked, rng: random.Random) -> tuple[Call, ...]:
-    """The calls of a round; sometimes one rank has another tape in a backward call."""
+    """The calls of a round. Sometimes one rank has another tape in a backward call."""
     fine = case.is_backward(epoch) and not any(call.broken or call.exchange for call in made)
     if not fine or (asked.kind != "tape" and rng.random() < 0.8):
         return made
@@ -300,7 +306,7 @@ def _other_tapes(case: Case, epoch: int, made: tuple[Call, ...], asked: Asked, r
 
 
 def of_tapes(case: Case, rounds: list[tuple[Call, ...]]) -> list[tuple[Call, ...]]:
-    """The rounds, where a backward call after a forward call that worked has its layer and its ids."""
+    """The rounds, changed so that a backward call after a forward call that worked has that call's layer and ids."""
     made: list[tuple[Call, ...]] = []
     for epoch, each in enumerate(rounds, 1):
         if case.is_backward(epoch) and case.tape_of(made):
@@ -315,7 +321,7 @@ def of_tapes(case: Case, rounds: list[tuple[Call, ...]]) -> list[tuple[Call, ...
 
 
 def _ids(case: Case, rng: random.Random, style: str, hot: int) -> Ids:
-    """[S][k] ids of one rank's call: any, all of one expert, some not taken, or none."""
+    """[S][k] ids of one rank's call: of any experts, all of one expert, some not taken, or none."""
     count = rng.choice((case.max_tokens, case.max_tokens, rng.randint(0, case.max_tokens), 0))
     rows = []
     for _ in range(count):

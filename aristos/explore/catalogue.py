@@ -1,4 +1,4 @@
-"""All deliberate bugs by name: files of the repository's tests, which register them when they are imported."""
+"""All deliberate bugs by name. They are in files of the repository's tests, which register them when imported."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .running_step import BUGS
 
 @cache
 def load() -> dict[str, Mutation]:
-    """All mutations by name. Raises EnvironmentProblem if the package is not that of a clone."""
+    """All mutations by name. Raises EnvironmentProblem if this package is not part of a clone of the repository."""
     spec = spec_from_file_location("aristos_bugs", BUGS / "__init__.py", submodule_search_locations=[str(BUGS)])
     if spec is None or not BUGS.is_dir():
         raise EnvironmentProblem(

@@ -1,4 +1,4 @@
-"""Checks of a run beside races: nothing lost, nothing twice, nothing early, nothing unbounded."""
+"""Checks of a run beside those for races: no row is lost, doubled or early, and nothing grows without bound."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Checks:
     # ---- while it runs
 
     def word(self, me: int, peer: int, word: int, old: int, new: int) -> None:
-        """Rank `me` has released a word for `peer`."""
+        """Check a word that rank `me` has released for `peer`."""
         cluster = self.cluster
         mine = cluster.ranks[me]
         if new < old and word not in (words.AT_PROGRESS, words.POISON):
@@ -41,20 +41,20 @@ class Checks:
                 raise Unbounded(f"rank {peer} owes rank {me} {due} tiles, more than there are ring rows")
 
     def count(self, weights: int, row: list[int], share: int) -> None:
-        """A share of a row's expert (-1: all of it) is computed."""
+        """Count one computation of a row by an expert, or of one share of it (-1: the whole row)."""
         key = weights, tuple(row), share
         self.runs[key] += 1
         if self.runs[key] > 1:
             raise WrongResult(f"rank {self.cluster.memory.rank} computes row {row} twice")
 
     def epoch(self, opening: Rank) -> None:
-        """No rank is more than one call ahead of another."""
+        """Check that no rank is more than one call ahead of another."""
         least = min(r.epoch for r in self.cluster.ranks if r.stage != "gone")
         if opening.epoch > least + 1:
             raise WrongResult(f"rank {opening.me} opens call {opening.epoch} while a rank is in call {least}")
 
     def closed(self, rank: Rank) -> None:
-        """A call has ended on `rank`: all rows for its experts are computed, all its tokens combined."""
+        """Check that a call which ended on `rank` computed all rows for its experts and combined all its tokens."""
         call = rank.call
         if call.broken:
             return
@@ -77,10 +77,13 @@ class Checks:
                                 " is computed"
                             )
 
-    # ---- when no actor can go on, and at the end
+    # ---- checks when no actor can go on, and at the end
 
     def after_a_failure(self, held: set[int]) -> None:
-        """Once a rank has failed and poisoned its peers, no rank may keep waiting. held: ranks inside a call of MPI."""
+        """Check that no rank keeps waiting after a rank has failed and poisoned its peers.
+
+        held: ranks inside a call of MPI.
+        """
         ranks = self.cluster.ranks
         failed = [r for r in ranks if r.stage in ("failed", "notified")]
         waiting = [r for r in ranks if r.stage == "notified" or (r.stage == "work" and r.me not in held)]
@@ -90,7 +93,7 @@ class Checks:
             )
 
     def poison_read(self, rank: Rank, forwarder: int, epoch: int, origin: int, cause: int) -> None:
-        """`rank` has read poison from `forwarder`: it must name a failed rank, its cause, and `forwarder`'s call."""
+        """Check that poison which `rank` read from `forwarder` names a failed rank, its cause and the right call."""
         ranks = self.cluster.ranks
         known = 0 <= origin < len(ranks) and ranks[origin].lost
         if not known or (epoch, origin) not in ranks[forwarder].poisons:
@@ -103,7 +106,7 @@ class Checks:
             raise WrongResult(f"rank {rank.me} reads that rank {origin} failed for cause {cause}, but it was {why}")
 
     def at_end(self) -> None:
-        """The result of every call that ended normally equals the reference."""
+        """Check that the result of every call that ended normally equals the reference."""
         for rank in self.cluster.ranks:
             if self.cluster.case.fault is None and len(rank.outputs) != len(rank.calls):
                 raise WrongResult(f"rank {rank.me} ends after {len(rank.outputs)} of {len(rank.calls)} calls")

@@ -1,8 +1,9 @@
-"""Vector clocks: what each actor knows of the others, and which accesses nothing orders.
+"""Vector clocks: they say what each actor knows of the others, and which accesses are not ordered.
 
-An acquire joins the clock of the release that it reads. Two conflicting accesses of two actors, one of them plain, are
-a race unless the later actor knows of the earlier access. The values read do not matter. Subclasses know which actor
-acts, and the names of actors and addresses: `memory_model.py` under a scheduler, `compiled/checker.py` from a log.
+An actor that acquires a word joins the clock of the release that it reads. Two conflicting accesses of two actors, one
+of them plain, are a race unless the later actor knows of the earlier access. The values read do not matter. Subclasses
+know which actor acts, and the names of actors and addresses: `memory_model.py` has them from a scheduler,
+`compiled/checker.py` from a log.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ Clock = tuple[int, ...]
 
 
 class Release(NamedTuple):
-    """A value of an atomic word: its writer, the writer's clock, and when."""
+    """A value of an atomic word, with its writer, the writer's clock, and the time of the release."""
 
     value: int
     clock: Clock
@@ -29,7 +30,7 @@ class Clocks(ABC):
 
     def __init__(self) -> None:
         self.clocks: list[Clock] = []
-        self.writes: dict[int, tuple[int, int]] = {}  # plain: actor, its clock
+        self.writes: dict[int, tuple[int, int]] = {}  # plain writes: actor, its clock
         self.reads: dict[int, tuple[tuple[int, int], ...]] = {}
         self.released: dict[int, Release] = {}
         self.acquired: dict[int, dict[int, int]] = {}  # atomic words: actor that acquired them -> its time then
@@ -53,13 +54,13 @@ class Clocks(ABC):
         self.clocks = [tuple(int(a == b) for b in range(actors)) for a in range(actors)]
 
     def tick(self) -> None:
-        """Later actions of this actor come after what it has published."""
+        """Advance this actor's clock: its later actions come after those that it has published."""
         me = self.me
         mine = self.clocks[me]
         self.clocks[me] = (*mine[:me], mine[me] + 1, *mine[me + 1 :])
 
     def join(self, clock: Clock) -> None:
-        """This actor knows of all that a clock knows of."""
+        """Let this actor know of everything that a clock knows of."""
         me = self.me
         self.clocks[me] = tuple(map(max, self.clocks[me], clock))
 
@@ -77,7 +78,7 @@ class Clocks(ABC):
             raise Race(f"{self.actor(me)} reads {self.name(at)} unordered while {self.actor(atomic.actor)} releases it")
 
     def note_read(self, at: int) -> None:
-        """This actor has read a word."""
+        """Note that this actor has read a word."""
         me = self.me
         mine = self.clocks[me]
         readers = self.reads.get(at, ())
@@ -99,7 +100,7 @@ class Clocks(ABC):
                 raise Race(f"{self.actor(me)} writes {self.name(at)} plainly while {self.actor(reader)} may acquire it")
 
     def note_write(self, at: int) -> None:
-        """This actor has written a word plainly."""
+        """Note that this actor has written a word plainly."""
         me = self.me
         self.writes[at] = me, self.clocks[me][me]
         self.reads.pop(at, None)
@@ -127,7 +128,8 @@ class Clocks(ABC):
             self.acquired.setdefault(at, {})[me] = self.clocks[me][me]
 
     def note_release(self, at: int, value: int) -> Release:
-        """This actor has released a word. What it does later is not part of the release: `tick` follows."""
+        """Note that this actor has released a word. `tick` must follow, because its later actions are not part of the
+        release."""
         me = self.me
         mine = self.clocks[me]
         release = self.released[at] = Release(value, mine, me, mine[me])

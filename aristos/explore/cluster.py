@@ -1,6 +1,6 @@
-"""The cluster of a run: every rank's memory and actors beneath the engine's steps, and the checks of both.
+"""The cluster of a run: the memory and actors of every rank, which the engine's steps use, and the checks of both.
 
-It takes the place of `substrate.runtime` and MPI, and does nothing that they do not do.
+The cluster replaces `substrate.runtime` and MPI, and does nothing that these do not do.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from .scheduler import Actor, Scheduler, Strategy
 from .violation import Aborted, Livelock
 
 PROGRESS_NS = 1_000 * wire.PROGRESS_US
-TOKEN_BLOCK = 2  # tokens of a route or combine command: several commands a call
-ROUNDS_OF_TIME = 60  # how often time may pass because no actor can go on
-PASSING = 130  # seconds that pass each time: more than a timeout
-LATEST = 2 * OVERDUE * PASSING  # seconds after which every wait for a lost rank has ended; they pass in half a run
+TOKEN_BLOCK = 2  # tokens of a route or combine command, so few that a call has several commands
+ROUNDS_OF_TIME = 60  # how often time may be moved on because no actor can go on
+PASSING = 130  # seconds by which time then moves on, more than a timeout
+LATEST = 2 * OVERDUE * PASSING  # seconds in which every wait for a lost rank ends; half a run takes so long
 BLIND = 50  # poison-checking idle polls that an actor may make before it counts as stuck
-PATIENT = 4_000  # visible operations allowed for each row and rank, and as many again for each call
+PATIENT = 4_000  # visible operations allowed for each row and rank, and the same number again for each call
 
 
 def waits(memory: Memory, actor: Actor) -> str:
@@ -48,7 +48,7 @@ def waits(memory: Memory, actor: Actor) -> str:
 
 
 class Cluster:
-    """A case, ready to run once. pause_ns: after which a rank's steps come back to its program."""
+    """A case, ready to run once. pause_ns: time after which a rank's steps return to its program."""
 
     pause_ns = 3_000_000
 
@@ -67,12 +67,12 @@ class Cluster:
         self.memory.delays = case.delays
         self.memory.states = [rank.st for rank in self.ranks]
         self.memory.released_at = self.released
-        self.seconds = 0  # passed because no actor could go on
+        self.seconds = 0  # by how much time was moved on because no actor could go on
         self._passed = 0
         self._lost: int | None = None  # the step at which a rank was found lost
         self.sched.stuck = self.time_passes
         self.sched.describe = self.describe
-        if case.workers == 1:  # no other actor takes a rank's lock
+        if case.workers == 1:  # then no other actor takes a rank's lock
             self.memory.local = {private(r, LOCK) for r in range(case.ranks)}
         for rank in self.ranks:
             self.memory.local |= rank.alone
@@ -100,7 +100,7 @@ class Cluster:
 
     @contextmanager
     def patched(self) -> Iterator[None]:
-        """Inside, the engine's steps use this cluster."""
+        """While inside, the engine's steps use this cluster."""
         ranks = self.ranks
 
         def expert_rows(kernels: int, call: arithmetic.ExpertRows) -> None:
@@ -146,20 +146,20 @@ class Cluster:
             yield
 
     def decide(self, step: Callable[..., int]) -> Callable[..., int]:
-        """Step `decide`, and a note of the state that it decided from."""
+        """Run step `decide`, and note the state that it decided from."""
 
         def decide(job: Any, st: Any, worker: int) -> int:
             kind, me = step(job, st, worker), self.sched.me
             if kind != codes.IDLE:
-                me.locked_out = None  # it took a share without the lock
-            elif self.case.workers > 1:  # the lock kept it out: it has read nothing
+                me.locked_out = None  # the worker took a share without the lock
+            elif self.case.workers > 1:  # the lock kept the worker out, so it has read nothing
                 me.print = self.rank.fingerprint() if me.locked_out is None else None
             return kind
 
         return decide
 
     def by_wire(self, name: str) -> Callable[..., None]:
-        """A function of `wire`, from the network or from the copies to a GPU."""
+        """A function of `wire`: that of the network, or that of the copies to a GPU."""
 
         def call(address: int, *args: int) -> None:
             getattr(self.copies if address & (AREA - 1) == COPIES else self.network, name)(address, *args)
@@ -169,9 +169,9 @@ class Cluster:
     # ---- events beside the steps
 
     def call(self, function: int, *_: int) -> int:
-        """The only C function called here is usleep, by a progress thread: it has nothing to do for a while."""
+        """Replace calls of C functions. The only one is usleep, by which a progress thread waits for a while."""
         rank = self.memory.rank
-        if self.case.proxy:  # it makes progress where the proxy has made none for long
+        if self.case.proxy:  # the progress thread makes progress if the proxy has made none for long
             self.memory.now += PROGRESS_NS
         wanted = self.case.proxy or not self.memory.value.get(private(rank, WIRE, 8 * wire.IN_CALL), 0)
         if wanted and self.network.wants(rank):
@@ -181,7 +181,10 @@ class Cluster:
         return 0
 
     def idle(self) -> None:
-        """A worker has nothing to do. Its merge wait, and the polls until it checks for poison, pass at once."""
+        """Let a worker wait that has nothing to do.
+
+        Its merge wait, and its polls before a check for poison, pass at once.
+        """
         actor = self.sched.me
         rank = self.ranks[actor.rank]
         st = rank.st
@@ -207,14 +210,14 @@ class Cluster:
         self.memory.idle()
 
     def rest(self) -> None:
-        """A proxy found nothing to do."""
+        """Let a proxy wait that found nothing to do."""
         if self.network.wants(self.memory.rank):
             self.sched.switch("idle")
         else:
             self.memory.idle()
 
     def look(self, rank: Rank) -> int:
-        """Mark the state that workers decide from as changed; workers that wait poll again."""
+        """Mark the state that workers decide from as changed, so that workers that wait poll again."""
         now = rank.fingerprint()
         if rank.print != now:
             rank.print = now
@@ -237,7 +240,10 @@ class Cluster:
         self.checks.word(me, peer, place.offset // 8, old, new)
 
     def monotonic(self) -> float:
-        """Seconds of the run. Once a rank is lost they pass while others go on, too: heartbeats must not hide it."""
+        """Seconds of the run.
+
+        Once a rank is lost, time also moves on while others go on, so that heartbeats do not hide the
+        loss."""
         if self._lost is None and any(rank.lost for rank in self.ranks):
             self._lost = self.sched.steps
         if self._lost is None:
@@ -245,7 +251,7 @@ class Cluster:
         return self.seconds + 2 * LATEST * (self.sched.steps - self._lost) / self.sched.bound
 
     def time_passes(self) -> bool:
-        """No actor can go on: if ranks may have failed, timeouts run out."""
+        """Move time on because no actor can go on. If ranks may have failed, timeouts then run out."""
         fault = self.case.fault
         lost = any(rank.lost for rank in self.ranks)
         if fault is None or not lost or self._passed >= ROUNDS_OF_TIME:
@@ -253,7 +259,8 @@ class Cluster:
         self._passed += 1
         self.seconds += PASSING
         alive = [a for a in self.sched.actors if not a.done and a.flushing >= 0]
-        held = {a.rank for a in alive if self.ranks[a.flushing].stage == "gone"}  # inside MPI: its watchdog acts
+        # ranks inside MPI, whose watchdogs act
+        held = {a.rank for a in alive if self.ranks[a.flushing].stage == "gone"}
         self.checks.after_a_failure(held)
         if held:
             raise Aborted
@@ -264,7 +271,7 @@ class Cluster:
         return bool(cut)
 
     def doom(self, rank: int, steps: int) -> None:
-        """Kill a rank some steps from now."""
+        """Have a rank killed some steps from now."""
         self.sched.later[self.sched.steps + steps + 1] = lambda: self.kill(rank)
 
     def kill(self, rank: int) -> None:
@@ -275,9 +282,9 @@ class Cluster:
         self.ranks[rank].stage = "gone"
 
     def describe(self) -> str:
-        """What every actor waits for, for people."""
+        """Say for readers what every actor waits for."""
         lines = []
-        before, self.sched.current = self.sched.current, None  # no actor reads these tables
+        before, self.sched.current = self.sched.current, None  # so that no actor counts as a reader of these tables
         for rank in self.ranks:
             st, job = rank.st, rank.job
             names = ("PHASE", "UNREAD", "OWED", "UNSENT", "BLOCKS_LEFT")

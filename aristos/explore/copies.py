@@ -1,9 +1,9 @@
-"""Copies from a rank's MPI window to its GPU's mirror of it: traffic beside the network's, over a wire of its own.
+"""Copies from a rank's MPI window to the window's mirror on its GPU, over a wire that is not the network's.
 
-The copies are as weak as possible. A copy is cut into words. They are read from the window late and land in any order,
-also before words of earlier copies. A flush waits for the copies of one peer. (A CUDA stream copies in order and waits
-for all.) Until the flush nothing may be put where a copy reads, and no block may read where it writes. network.py
-checks both. Copies that fail leave an error in the wire and copy nothing.
+The copies promise as little as possible. A copy is cut into words, which are read from the window late and land in any
+order, even before words of earlier copies. A flush waits for the copies of one peer. (A real CUDA stream copies in
+order and waits for all.) Until the flush nothing may be put where a copy reads, and no block may read where a copy
+writes. network.py checks both. Copies that fail leave an error in the wire and copy nothing.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ FAILED = 719  # the error that a failing copy leaves in the wire: CUDA's "launch
 
 
 class Copies(SimulatedNetwork):
-    """All copies under way; the network knows their words too."""
+    """All copies under way. The network knows their words too."""
 
     def __init__(self, network: SimulatedNetwork) -> None:
         super().__init__(network.memory)
@@ -28,7 +28,7 @@ class Copies(SimulatedNetwork):
         self.broken: set[int] = set()  # ranks whose copies fail
 
     def add_actor(self) -> None:
-        """Land words, as an actor of its own."""
+        """Add the actor that lands words."""
         super().add_actor()
         assert self.actor is not None
         self.actor.name = "copies"

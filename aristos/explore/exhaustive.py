@@ -1,11 +1,11 @@
 """All schedules of a small case: a search over states, depth first, with sleep sets.
 
-An actor's stretch of work is deterministic: it is rebuilt from the rank's private memory where the stretch began and
-the values read since. So a state is that memory and these values, the windows, and what is known of the order of
-accesses. A state that was seen is not entered again. Of two operations that commute one order is tried (sleep sets,
-with Godefroid's rule for states that are reached again). Clocks enter a state only where some actor may not yet know of
-the access that they stand for. Time stands still, loads see the latest value, a rank has one worker (on a GPU also a
-proxy), no rank fails.
+An actor's stretch of work is deterministic. The search rebuilds it from the rank's private memory at the beginning of
+the stretch and from the values read since. So a state consists of that memory, these values, the windows, and the known
+order of accesses. A state seen before is not entered again. If two operations commute, one order is tried (sleep sets,
+with Godefroid's rule for states that are reached again). A state contains clocks only for accesses that some actor may
+not know of yet. In this search time stands still, loads see the latest value, a rank has one worker (on a GPU also a
+proxy), and no rank fails.
 Source: P. Godefroid, Partial-Order Methods for the Verification of Concurrent Systems, LNCS 1032 (1996), chapter 5.
 """
 
@@ -32,7 +32,7 @@ from .stretches import Stretches
 from .violation import Deadlock, Violation
 
 Key = bytes
-OFTEN = 1000  # moves between two reports
+OFTEN = 1000  # number of moves between two reports
 FLAT = 2  # a marshal version that writes equal values as equal bytes
 
 
@@ -67,7 +67,7 @@ class SearchResult:
 
     states: int
     moves: int
-    ends: int  # states in which all calls have ended
+    ends: int  # number of states in which all calls have ended
     seconds: float
     complete: bool
     violation: Violation | None = None
@@ -88,7 +88,10 @@ class StateSearch:
         self.sched.bound = 1 << 60
 
     def run(self, seconds: float, report: Callable[[str], None] = lambda done: None) -> SearchResult:
-        """Search until every state is seen, a bug is found, or `seconds` are over. report: called with the progress."""
+        """Search until every state is seen, a bug is found, or `seconds` are over.
+
+        report: a function that is called with the
+        progress."""
         started = time.monotonic()
         self.sched._main = getcurrent()
         path: list[PathState] = []
@@ -184,8 +187,8 @@ class StateSearch:
             going = self._segment(actor)
 
     def _segment(self, actor: Actor) -> bool:
-        """A stretch of an actor's work."""
-        with suppress(Slice):  # a proxy found nothing to do
+        """Run a stretch of an actor's work."""
+        with suppress(Slice):  # raised if a proxy finds nothing to do
             return actor.segment()
         return True
 
@@ -214,8 +217,8 @@ class StateSearch:
     def key(self) -> Key:
         """A hash of the state that the cluster is in.
 
-        Of a clock only one thing matters: which accesses it covers, among those that some actor may not yet know of.
-        Later comparisons use nothing else. So each of its times counts as the number of such accesses up to it.
+        Later comparisons use only which accesses a clock covers, among those that some actor may not know of yet. So
+        the hash has, instead of each of a clock's times, the number of such accesses up to that time.
         """
         memory, cluster = self.memory, self.cluster
         known = tuple(map(min, zip(*memory.clocks)))
@@ -249,7 +252,7 @@ class StateSearch:
             [covers(clock) for clock in memory.clocks],
             sorted((at, covers(put.clock)) for at, put in self.network.halves.items() if covers(put.clock) != nothing),
             sorted((a, covers(clock)) for a, clock in self.network.learned.items()),
-            sorted((at, covers(piece.put.clock)) for at, piece in self.network.moving.items()),
+            sorted((at, covers(word.put.clock)) for at, word in self.network.moving.items()),
             sorted(memory.returned.items()),
             sorted(memory.full),
             sorted((w, list(row), s, n) for (w, row, s), n in cluster.checks.runs.items()),

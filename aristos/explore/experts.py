@@ -1,8 +1,8 @@
 """Experts and the combination of their outputs as integer hashes, and the reference that a run must equal exactly.
 
-An expert's output depends on the row, the expert and the weights' version, and on nothing else. A combined token
-depends on the outputs, their weights and their order. Each hash has two phases, as an expert has, so that workers can
-share it by columns.
+An expert's output depends only on the row, the expert and the weights' version. A combined token depends on the
+outputs, their weights and their order. Like an expert, each hash has two phases, so that workers can share it by
+columns.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ VERSION = 20  # lower bits of a stand-in weight address are the slot's number
 
 
 def row_of(rank: int, epoch: int, token: int, words: int) -> list[int]:
-    """x of a token: a row unlike any other of the run."""
+    """The row x of a token, unlike any other row of the run."""
     return [((epoch * 64 + rank) * 4096 + token) * 16 + i + 1 for i in range(words)]
 
 
 def wide_row(row: Sequence[int], x: Sequence[int]) -> list[int]:
-    """What travels in a backward call, [dy | x]. x: the row of the forward call, if its tape keeps rows."""
+    """The row [dy | x] that travels in a backward call. x: the row of the forward call, if the tape keeps rows."""
     return [*row, *(x or [word ^ 5 for word in row])]
 
 
@@ -37,12 +37,12 @@ def weights_version(rank: int, epoch: int) -> int:
 
 
 def scalar(rank: int, epoch: int, token: int, choice: int) -> int:
-    """The scalar that travels with a pair: any 32 bits."""
+    """The scalar that travels with a pair; it may be any 32 bits."""
     return (((epoch * 64 + rank) * 4096 + token) * 16 + choice) * 2654435761 % (1 << 32)
 
 
 def scalar_back(weights: int, row: Sequence[int], scalar: int) -> int:
-    """The scalar that comes back for a row and the one that came with it."""
+    """The scalar that comes back for a row and for the scalar that came with it."""
     return (activation(weights, row, 0) + 31 * scalar) % (1 << 32)
 
 
@@ -52,7 +52,7 @@ def activation(weights: int, row: Sequence[int], share: int) -> int:
 
 
 def output(activations: Sequence[int], word: int) -> int:
-    """One word of the expert's output for them."""
+    """One word of the expert's output for these hidden activations."""
     return (sum((i + 2) * a for i, a in enumerate(activations)) + word) % PRIME
 
 

@@ -40,7 +40,7 @@ class Frozen:
         )
 
     def restore(self, cluster: Stretches) -> None:
-        """Restore the cluster; its actors must be rebuilt afterwards."""
+        """Restore the cluster, whose actors must be rebuilt afterwards."""
         memory = cluster.memory
         for name, kept in zip(DICTS, self.dicts):
             setattr(memory, name, kept.copy())

@@ -1,7 +1,7 @@
-"""One rank on a GPU, and its proxy: the host's thread that calls MPI for it and copies to it what arrives.
+"""One rank on a GPU, and its proxy: the host's thread that calls MPI for the GPU and copies arrived data to it.
 
 Workers are the GPU's blocks: they run the steps that a CPU's workers run, over the addresses that a GPU has, and call
-no MPI. The proxy is `engine.proxy`, turned as `substrate.cuda.proxy_thread` turns it. Stands in the place of
+no MPI. The proxy runs `engine.proxy` in turns, like `substrate.cuda.proxy_thread`. This module replaces
 `substrate.cuda.runtime`, `proxy_thread.py` and the persistent kernel's loop.
 """
 
@@ -27,7 +27,7 @@ class GpuRank(Rank):
     worker = "block"
 
     def __init__(self, cluster: Surroundings[Rank], me: int) -> None:
-        self.host_cause = 0  # the cause, where the host has found that this rank failed
+        self.host_cause = 0  # the cause if the host has found that this rank failed
         super().__init__(cluster, me)
         self.remote = cluster.case.nodes.remote(me)
         self.alone = {private(me, LOCK, LINE), private(me, LOCK, 2 * LINE)}
@@ -46,7 +46,7 @@ class GpuRank(Rank):
     # ---- as the substrate fills it
 
     def _fill_places(self) -> None:
-        """As `CudaRuntime._allocate` does."""
+        """Fill the places of memory as `CudaRuntime._allocate` does."""
         sides = places.fill_gpu(self.case.shape, self.case.nodes, self.me, self.st, self.tables.starts)
         self.sides = tuple(array.tolist() for array in (sides.job, sides.st, sides.device_job, sides.device_st))
 
@@ -84,12 +84,12 @@ class GpuRank(Rank):
         return cs[words.region_to(gpu, peer)]
 
     def _tend(self, yes: bool) -> None:
-        """The proxy makes MPI progress, in calls and between them."""
+        """Do nothing: the proxy makes MPI progress, in calls and between them."""
 
     # ---- the host's threads
 
     def turn(self) -> bool:
-        """The proxy: a turn of `proxy_thread.serve`; where that returns, the rest of `ProxyThread.run`."""
+        """Run the proxy for one turn of `proxy_thread.serve`. If that returns, run the rest of `ProxyThread.run`."""
         job, st, gpu, cs = self.sides
         cluster = self.cluster
         moved = proxy.serve_both(job, st, gpu, cs)
@@ -104,7 +104,10 @@ class GpuRank(Rank):
         return False
 
     def _host_fails(self, cause: int) -> None:
-        """As `ProxyThread.poison`: blocks read and forward it; a kernel to notify them might not become resident."""
+        """Poison as `ProxyThread.poison` does.
+
+        Blocks read and forward the poison; no kernel is launched to notify them,
+        because it might not become resident."""
         job, st, gpu, cs = self.sides
         self.host_cause = cause
         if self.stage == "work":
@@ -119,7 +122,7 @@ class GpuRank(Rank):
 
     @property
     def poisons(self) -> set[tuple[int, int]]:
-        """The host may know less of a call than the GPU does."""
+        """The (epoch, origin) that poison may name, although the host may know less of a call than the GPU does."""
         mine = {(self.epoch - 1, self.me), (self.epoch, self.me)} if self.host_cause else set()
         return super().poisons | mine
 
@@ -141,14 +144,14 @@ class GpuRank(Rank):
         if fault.how == "copy":
             self.cluster.copies.broken.add(self.me)
             return
-        reach, me = self.cluster.memory.reach, self.cluster.memory.me  # this actor is the host's thread for a moment
+        reach, me = self.cluster.memory.reach, self.cluster.memory.me  # for a moment this actor is the host's thread
         assert reach is not None
         reach.hosts.add(me)
         self._host_fails(codes.CAUSE_INTERRUPT)
         reach.hosts.remove(me)
 
     def _close(self) -> None:
-        """A kernel may end once all that it owes remote peers is put; one word reports that."""
+        """End the kernel if everything that it owes remote peers is put, which one word reports."""
         super()._close()
         job, st, _, _ = self.sides
         for p in self.remote:
@@ -168,13 +171,13 @@ class GpuRank(Rank):
     def _work(self) -> None:
         notified = self.stage == "notified"
         super()._work()
-        if notified and self.stage == "close":  # the kernel has ended; the host raises nevertheless
+        if notified and self.stage == "close":  # the host raises although the kernel has ended
             self.cause = self.host_cause
             steps.poison(self.job, self.st, self.me, self.cause)
             self.stage = "failed"
 
     def _put_poison_words(self) -> None:
-        """The proxy puts poison to remote peers."""
+        """Put poison to remote peers, by the proxy."""
 
     def _forwarder(self, peer: int) -> int:
         return self.me if self.host_cause else peer

@@ -1,10 +1,10 @@
-"""The network of the search over states: data lands only when that makes a difference.
+"""The network of the search over states, in which data lands only when that makes a difference.
 
 Data that is put and not flushed may not be read, and its source may not be written (network.py checks both). So the
-moment when it lands makes no difference: it lands with the flush. A word under way has landed or not when its target
-polls it; the search tries both. It lands with its flush at the latest. A torn word is refused like one that has not
-arrived (network.py tests that), so both halves land together here. Words that only a timeout reads are not put at
-all. Which rank is inside MPI is not modelled.
+moment when the data lands makes no difference, and here it lands with the flush. A coded word, too, lands with its
+flush at the latest; until then it may or may not have landed when its target polls it, and the search tries both.
+Readers refuse a torn word like a word that has not arrived (network.py tests that), so both halves land together here.
+Words that only a timeout reads are not put at all. Which rank is inside MPI is not modelled.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from collections.abc import Callable
 
 from ..engine import words
 from .copies import Copies
-from .network import Piece, Put, SimulatedNetwork
+from .network import Put, PutWord, SimulatedNetwork
 from .places import put_target
 from .regions import CODED, WORD
 from .scheduler import FLUSH, LAND, POLL
 
 ORDERED = (words.ANNOUNCED, words.TAIL, words.CREDIT, words.RETURN_TAIL)
-DICTS = ("flying", "moving", "sources", "halves", "learned")  # all of its state; values are never changed in place
+DICTS = ("flying", "moving", "sources", "halves", "learned")  # the whole state; values are never changed in place
 
 
 class Landing(SimulatedNetwork):
-    """`moving` holds only the words under way, by the address of their first half."""
+    """The network of a search. `moving` holds only coded words under way, by the address of their first half."""
 
-    again: Callable[[], bool]  # whether the actor is being rebuilt: it repeats its operations and does not wait
+    again: Callable[[], bool]  # whether the actor is being rebuilt, and so repeats its operations without waits
 
     def put(self, address: int, peer: int, at: int, source: int, nbytes: int) -> None:
         memory = self.memory
@@ -35,54 +35,54 @@ class Landing(SimulatedNetwork):
         if memory.story is not None:
             memory.note(f"put {nbytes // WORD} words", put_target(peer, at), 0, 0)
         for offset in range(0, nbytes, WORD):
-            piece = Piece(put, put_target(peer, at) + offset, source + offset)
-            place = memory.regions.place(piece.target)
+            put_word = PutWord(put, put_target(peer, at) + offset, source + offset)
+            place = memory.regions.place(put_word.target)
             if place.kind == CODED and place.offset // (2 * WORD) not in ORDERED:
                 continue
-            self._send(piece)
+            self._send(put_word)
         memory.tick()
 
-    def _go(self, piece: Piece) -> None:
+    def _go(self, put_word: PutWord) -> None:
         memory = self.memory
-        new = memory.value.get(piece.source, 0) != memory.value.get(piece.target, 0)
-        if new and self._coded(piece.target) and piece.target % (2 * WORD) == 0:
-            self.moving[piece.target] = piece
-            memory.changed(piece.target)
+        new = memory.value.get(put_word.source, 0) != memory.value.get(put_word.target, 0)
+        if new and self._coded(put_word.target) and put_word.target % (2 * WORD) == 0:
+            self.moving[put_word.target] = put_word
+            memory.changed(put_word.target)
 
     def _coded(self, at: int) -> bool:
         return self.memory.regions.place(at).kind == CODED
 
     def flush(self, address: int, peer: int) -> None:
         """Land everything under way."""
-        if self.under_way(peer) and not self.again():  # else no actor sees it
+        if self.under_way(peer) and not self.again():  # else no other actor sees a difference
             self.sched.switch(FLUSH, address)
         self.settle(address, peer)
 
     def settle(self, address: int, peer: int) -> None:
         self.check_caller(address)
         rank = self.memory.rank
-        for piece in [p for p in self.flying.values() if p.put.origin == rank and p.put.peer == peer]:
-            if piece.target in self.moving:
-                self._land_word(piece)
-            elif not self._coded(piece.target):
-                self.memory.value[piece.target] = self.memory.value.get(piece.source, 0)
+        for put_word in [p for p in self.flying.values() if p.put.origin == rank and p.put.peer == peer]:
+            if put_word.target in self.moving:
+                self._land_word(put_word)
+            elif not self._coded(put_word.target):
+                self.memory.value[put_word.target] = self.memory.value.get(put_word.source, 0)
         self._settle(address, peer)
 
     def under_way(self, peer: int) -> bool:
-        """Whether a word of this rank is under way to there."""
+        """Whether a word of this rank is under way to `peer`."""
         rank = self.memory.rank
         return any(p.put.origin == rank and p.put.peer == peer for p in self.moving.values())
 
     def progress(self, address: int) -> None:
         self.check_caller(address)
 
-    def _land_word(self, piece: Piece) -> None:
-        memory, at = self.memory, piece.target
+    def _land_word(self, put_word: PutWord) -> None:
+        memory, at = self.memory, put_word.target
         del self.moving[at]
         old = memory.value.get(at, 0)
         for half in (0, WORD):
-            memory.value[at + half] = memory.value.get(piece.source + half, 0)
-            self.halves[at + half] = piece.put
+            memory.value[at + half] = memory.value.get(put_word.source + half, 0)
+            self.halves[at + half] = put_word.put
         if memory.story is not None:
             memory.note(LAND, at, old, memory.value[at])
         memory.changed(at)
@@ -102,9 +102,9 @@ class Landing(SimulatedNetwork):
 
 
 class LandingCopies(Copies):
-    """Copies that land with their flush: no actor reads them sooner or writes what they read."""
+    """Copies that land with their flush: before it, no actor reads the copied data or writes its source."""
 
-    def _go(self, piece: Piece) -> None:
+    def _go(self, put_word: PutWord) -> None:
         pass
 
     def flush(self, address: int, peer: int) -> None:
@@ -113,7 +113,7 @@ class LandingCopies(Copies):
     def settle(self, address: int, peer: int) -> None:
         self.check_caller(address)
         value = self.memory.value
-        for piece in self.flying.values():
-            if piece.put.wire == address and piece.put.peer == peer:
-                value[piece.target] = value.get(piece.source, 0)
+        for put_word in self.flying.values():
+            if put_word.put.wire == address and put_word.put.peer == peer:
+                value[put_word.target] = value.get(put_word.source, 0)
         self._settle(address, peer)

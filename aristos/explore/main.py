@@ -1,8 +1,8 @@
-"""`aristos explore`: run schedules until one shows a bug, or all of those asked for have run.
+"""`aristos explore`: run schedules until one shows a bug, or until as many have run as the options ask for.
 
 Schedule number n of a run with seed s is drawn from s + n alone, so that `--seed` (s + n) `--schedules 1` replays it.
-Exit codes: 0 nothing found, 1 a bug found (with --mutation: one was not found), 3 an exhaustive search ran out of time,
-130 Ctrl-C. Progress goes to stderr.
+Exit codes: 0 nothing found, 1 a bug found (with --mutation: a deliberate bug not found), 3 an exhaustive search ran out
+of time, 130 Ctrl-C. Progress goes to stderr.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Sweep:
     steps: int
     seconds: float
     failure: FailedSchedule | None
-    interrupted: bool = False  # by Ctrl-C
+    interrupted: bool = False  # whether Ctrl-C ended it
 
 
 class Clock:
@@ -69,7 +69,7 @@ class Clock:
 
 
 def say(line: str) -> None:
-    """Print a line of progress to stderr; stdout has the results only."""
+    """Print a line of progress to stderr, because stdout has only the results."""
     print(f"aristos explore: {line}", file=sys.stderr, flush=True)
 
 
@@ -108,7 +108,7 @@ def explore(
 
 
 def report(sweep: Sweep, options: Any) -> int:
-    """Print the outcome; returns the exit code."""
+    """Print the outcome. Returns the exit code."""
     failure = sweep.failure
     found: dict[str, Any] = {
         "schedules": sweep.schedules,
@@ -142,13 +142,13 @@ def report(sweep: Sweep, options: Any) -> int:
 
 
 def within(own: cases.Asked, options: Any) -> cases.Asked:
-    """The cases in which a bug can show, with the command line's options on top."""
+    """The cases in which a bug can show. The command line's options override those of the bug."""
     given = {name: getattr(options, name) for name in options.given}
     return replace(own, fixed=tuple(item for item in own.fixed if item[0] not in given), **given)
 
 
 def mutate(options: Any) -> int:
-    """Search for each deliberate bug asked for in schedules of its own; returns the exit code."""
+    """Search for each deliberate bug that the options name, each in separate schedules. Returns the exit code."""
     names = list(catalogue.load()) if options.mutation == "all" else [options.mutation]
     results = []
     for name in names:
@@ -161,7 +161,7 @@ def mutate(options: Any) -> int:
                 options.schedules,
                 options.seed,
                 options.seconds or FOREVER,
-                passed_over=(Crash,),  # a schedule in which a bug only crashes a step shows nothing about the protocol
+                passed_over=(Crash,),  # if a bug only crashes a step, the schedule shows nothing about the protocol
             )
             if sweep.interrupted:
                 raise KeyboardInterrupt
@@ -179,7 +179,7 @@ def mutate(options: Any) -> int:
 
 
 def search(options: Any) -> int:
-    """Search all schedules of the small cases, with a bug if one is given; stops at the first that fails."""
+    """Search all schedules of the small cases, with a bug if one is given. Stops at the first case that fails."""
     bug = catalogue.load()[options.mutation].applied() if options.mutation else contextlib.nullcontext()
     done: list[dict[str, Any]] = []
     found: dict[str, Any] | None = None
@@ -229,25 +229,25 @@ def search(options: Any) -> int:
 
 
 def shorten(failure: FailedSchedule) -> shrink.Short:
-    """The failing schedule, shortened."""
+    """Shorten a failing schedule."""
     say(f"schedule {failure.seed} fails: {type(failure.violation).__name__}; it is being shortened")
     return shrink.shrink(failure.case, failure.decisions, failure.violation, failure.steps)
 
 
 def show(failure: FailedSchedule, shorter: shrink.Short) -> None:
-    """Print a failing schedule for people."""
+    """Print a failing schedule for readers."""
     again = f"the same options with --seed {failure.seed} --schedules 1 run it again"
     print(f"schedule {failure.seed} ({again}), shortened in {shorter.seconds:.1f} s")
     tell(type(shorter.violation).__name__, str(shorter.violation), shorter.case.describe(), shorter.story)
 
 
 def tell(what: str, message: str, case: str, story: str) -> None:
-    """Print a case, its story, and at the end what was violated: people read a story from its end."""
+    """Print a case, its story, and then the violation. The violation is last because readers begin at the end."""
     print(f"{case}\n{story}\n{what}: {message}")
 
 
 def run_explorer(options: Any) -> int:
-    """The options of the command line."""
+    """Run `aristos explore` with the options of the command line."""
     if options.strategy == "exhaustive":
         return search(options)
     if options.mutation is not None:

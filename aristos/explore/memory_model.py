@@ -1,8 +1,8 @@
-"""Memory that watches: the value of each word, which actor wrote and read it when, and what each actor knows of others.
+"""Memory whose accesses are checked: each word's value, its accesses by actors, and what each actor knows of others.
 
-Plain data is checked by vector clocks: two conflicting accesses that nothing orders are a race, whatever was read, in
-any schedule in which both happen. Atomics are switch points. A load may see an older value than the latest one, unless
-something that its actor knows of rules that out. The functions here replace `primitives.memory`.
+Plain data is checked by vector clocks: two conflicting accesses without an order are a race, whatever value was read,
+in any schedule in which both happen. Atomics are switch points. A load may see an older value than the latest one,
+unless its actor knows of an event that rules this out. The functions of this module replace `primitives.memory`.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from .state import State
 from .violation import OutOfBounds, RingError, SecondWriter, WrongResult
 
 PRIVATE_BITS = PRIVATE << PART_BITS
-CHECKED_AREAS = (SCRATCH, STORE_AREA, TAPE, TAPED)  # shared by workers
+CHECKED_AREAS = (SCRATCH, STORE_AREA, TAPE, TAPED)  # areas that workers share
 FREE_AREAS = [area for area in range(len(AREAS)) if area not in (STATE, *CHECKED_AREAS)]
 CHANGE = "waits for a change"
-JUMPS = (1_000, 20_000, 200_000, 5_000_000, 250_000_000)  # ns by which time moves on: one is longer than any wait
-OLD = 3  # how far back a load may see
+JUMPS = (1_000, 20_000, 200_000, 5_000_000, 250_000_000)  # ns by which time moves on; the last exceeds every wait
+OLD = 3  # how many values back a load may see
 
 
 class Network(Protocol):
-    """What the memory asks of a `network.SimulatedNetwork`: words under way, and checks of accesses to them."""
+    """The part of `network.SimulatedNetwork` that the memory uses: words under way, and checks of accesses to them."""
 
     @property
     def flying(self) -> Mapping[int, Any]: ...
@@ -66,16 +66,16 @@ class Memory(Clocks):
         self.regions, self.sched = regions, sched
         self.end = FIRST + SPAN * regions.shape.world  # the end of all addresses
         self.network: Network
-        self.reach: Reach | None = None  # where ranks are on GPUs
-        self.states: list[State] = []  # the state of each rank, as mem.load at its address sees it
+        self.reach: Reach | None = None  # given if ranks are on GPUs
+        self.states: list[State] = []  # the state of each rank, which mem.load at its address reads
         self.value: dict[int, int] = {}
         self.skips_same: set[int] = set()  # actors whose releases of an unchanged value are ignored
         self.history: dict[int, list[Release]] = {}  # only where loads may see old values
-        self.oldest: dict[tuple[int, int], int] = {}  # (actor, word): the oldest it may still see
-        self.returned: dict[int, int] = {}  # return rows written in this call -> rank
-        self.full: set[int] = set()  # ring words that are put and not freed
-        self.local: set[int] = set()  # words that only one actor uses: no switch points
-        self.holders: dict[int, int] = {}  # which actor holds a lock
+        self.oldest: dict[tuple[int, int], int] = {}  # (actor, word): the oldest value that the actor may still see
+        self.returned: dict[int, int] = {}  # words of return rows written in this call -> the writing rank
+        self.full: set[int] = set()  # words of ring rows that are put and not freed
+        self.local: set[int] = set()  # words that only one actor uses, so that their accesses are no switch points
+        self.holders: dict[int, int] = {}  # the actor that holds each lock
         self.delays = False
         self.now = 0
         self.story: list[Event] | None = None
@@ -118,7 +118,7 @@ class Memory(Clocks):
         return self.value.get(at, 0)
 
     def check_write(self, at: int) -> None:
-        """Raise unless this actor may write here now, by a store or a put."""
+        """Raise unless this actor may write at this address now, by a store or a put."""
         place = self.regions.place(at)
         if place.kind == RETURNS:
             before = self.returned.get(at)
@@ -135,7 +135,7 @@ class Memory(Clocks):
         super().check_write(at)
 
     def own(self, at: int) -> None:
-        """Raise unless this rank is the word's one writer."""
+        """Raise unless this rank is the only one that may write the word."""
         place = self.regions.place(at)
         if place.kind == OUT_OF_BOUNDS:
             raise OutOfBounds(f"{self.actor(self.me)} writes {self.name(at)}")
@@ -174,7 +174,7 @@ class Memory(Clocks):
             self.note("store", at, self.value.get(at, 0), value)
         self.value[at] = value
         self.note_write(at)
-        if self.released.pop(at, None) is not None:  # a word that an actor may wait for
+        if self.released.pop(at, None) is not None:  # an actor may wait for this word
             self.changed(at)
 
     def fresh_return(self, at: int) -> int:
@@ -196,12 +196,12 @@ class Memory(Clocks):
         return None
 
     def latest(self, at: int) -> int:
-        """The word's latest value, whether or not an actor may see it."""
+        """The word's latest value, even if an actor may not see it yet."""
         word = self.state_of(at)
         return self.value.get(at, 0) if word is None else list.__getitem__(*word)
 
     def forget_order(self, at: int) -> None:
-        """A word of a state is written plainly: forget what was released there."""
+        """Forget the releases of a word of a state, which is written plainly."""
         self.released.pop(at, None)
         if self.history.pop(at, None) is not None:
             for actor in range(len(self.clocks)):
@@ -227,7 +227,7 @@ class Memory(Clocks):
         return value
 
     def _visible(self, at: int, me: int) -> Release:
-        """One of the latest values, none older than those the actor knows of or has seen."""
+        """One of the latest values, but none older than those that the actor knows of or has seen."""
         history, mine = self.history[at], self.clocks[me]
         last = len(history) - 1
         low = max(self.oldest.get((me, at), 0), last - OLD)
@@ -307,12 +307,12 @@ class Memory(Clocks):
             self.sched.switch(UPDATE, at)
         held, me = self.latest(at), self.me
         self._check_acquire(at, "exchanges")
-        if at in self.history:  # it has read the latest
+        if at in self.history:  # then the actor has read the latest value
             self.oldest[me, at] = len(self.history[at]) - 1
         if held != expected:
             if at >> AREA_BITS & AREA_MASK == LOCK:
                 self.sched.me.locked_out = at, held
-            else:  # no actor that has other work waits for it
+            else:  # no actor that has other work waits for this word
                 self.sched.me.seen[at] = held
             return False
         before = self.released.get(at)
@@ -345,7 +345,7 @@ class Memory(Clocks):
     # ---- other functions that steps call
 
     def idle(self) -> None:
-        """An actor has nothing to do: wait until a word changes that it has read since its last wait."""
+        """Let an actor that has nothing to do wait until a word changes that it has read since its last wait."""
         actor = self.sched.me
         stale = any(self.latest(at) != value for at, value in actor.seen.items())
         if stale or (actor.sweeping and self.network.wants(actor.rank)):
@@ -355,7 +355,7 @@ class Memory(Clocks):
         actor.seen.clear()
 
     def wait_for_lock(self) -> None:
-        """An actor has met a lock that another holds: wait for that word alone, in the middle of its step."""
+        """Let an actor that met another's lock wait for that word alone, in the middle of its step."""
         actor = self.sched.me
         assert actor.locked_out is not None
         (at, held), actor.locked_out = actor.locked_out, None
@@ -367,7 +367,7 @@ class Memory(Clocks):
         actor.seen = before
 
     def clock(self) -> int:
-        """Time moves on by steps of very different length, so that any timed wait may end now or not."""
+        """Move time on by a step. Steps differ so much in length that any timed wait may end now or not."""
         jump = self.sched.strategy.choose(len(JUMPS), "time") if self.sched.current is not None else 0
         self.now += JUMPS[jump]
         return self.now
@@ -376,7 +376,7 @@ class Memory(Clocks):
         return [self.value.get(at + WORD * i, 0) for i in range(n)]
 
     def floats(self, at: int, n: int) -> list[int]:
-        """Weights, four bytes each as the engine counts; here integers."""
+        """Combine weights. The engine counts four bytes for each; here they are integers."""
         return [self.value.get(at + 4 * i, 0) for i in range(n)]
 
     def functions(self) -> dict[str, Any]:
@@ -400,7 +400,7 @@ class Memory(Clocks):
         self.story.append(Event(self.sched.steps, self.sched.me.name, where_from(), what, at, old, new))
 
     def free_rows(self, owner: int, source: int, first: int, end: int, ring: int) -> None:
-        """`owner` has given credit for the ring rows first..end of `source`."""
+        """Note that `owner` has given credit for the ring rows first..end of `source`."""
         for row in range(first, end):
             words = self.regions.ring_slot(owner, source, row % ring)
             self.full.difference_update(words)
@@ -408,6 +408,6 @@ class Memory(Clocks):
                 self.full.difference_update(map(self.regions.mirrored, words))
 
     def forget_returns(self, rank: int) -> None:
-        """A call of `rank` begins: its return rows will be written again."""
+        """Note that a call of `rank` begins, in which its return rows are written again."""
         for at in [at for at in self.returned if self.regions.place(at).rank == rank]:
             del self.returned[at]

@@ -1,6 +1,6 @@
-"""What a deliberate bug is. Each replaces functions below or beside the steps; the engine has no flags for them.
+"""The class of deliberate bugs. Each replaces functions below or beside the steps; the engine has no flags for bugs.
 
-A mutation is applied before a schedule and taken away after it. It can show in the cases that `asked` describes.
+A mutation is applied before a schedule and removed after it. It can show in the cases that `asked` describes.
 `catalogue.py` has all mutations by name.
 """
 
@@ -16,9 +16,9 @@ from . import places
 from .cases import Asked
 from .replaced import replaced
 
-LOTS = 1 << 62  # so much credit that no row waits for any
+LOTS = 1 << 62  # so much credit that no row waits for credit
 ONE_BY_ONE = (("tile", 1), ("run", 2), ("max_tokens", 6))  # sizes: each row is a tile
-NOWHERE = places.private(0, places.GATE, 1 << 20)  # a word that no actor reads
+NOWHERE = places.private(0, places.GATE, 1 << 20)  # the address of a word that no actor reads
 Put = Callable[[Any, str, Any], None]
 
 
@@ -33,7 +33,7 @@ class Mutation:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """While inside, the functions are replaced."""
+        """While inside, the bug's functions replace the right ones."""
         names: dict[tuple[Any, str], Any] = {}
         self.put(lambda module, name, value: names.update({(module, name): value}))
         with replaced(names):
@@ -41,7 +41,7 @@ class Mutation:
 
 
 class Instead:
-    """`aristos.primitives.memory`, or another module, with some functions replaced, for one module."""
+    """A stand-in for `aristos.primitives.memory` or another module, with some functions replaced, for one module."""
 
     def __init__(self, module: Any = memory, /, **functions: Any) -> None:
         vars(self).update(functions)
@@ -52,7 +52,7 @@ class Instead:
 
 
 def releases_first() -> Instead:
-    """`aristos.primitives.memory` in which what an actor stores comes after its next release."""
+    """A stand-in for `aristos.primitives.memory` that makes an actor's stores after the actor's next release."""
     late: dict[int, list[tuple[int, int]]] = {}
 
     def mine() -> list[tuple[int, int]]:
@@ -68,7 +68,7 @@ def releases_first() -> Instead:
     )
 
 
-REGISTERED: dict[str, Mutation] = {}  # by the modules of the catalogue, as they are imported
+REGISTERED: dict[str, Mutation] = {}  # filled by the modules of the catalogue when they are imported
 
 
 def mutation(name: str, **asked: Any) -> Callable[[Callable[[Put], None]], Callable[[Put], None]]:

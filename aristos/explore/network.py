@@ -1,9 +1,10 @@
-"""MPI's one-sided calls between the ranks, as weak as the standard allows.
+"""MPI's one-sided calls between the ranks, with no more guarantees than the standard gives.
 
-A put is cut into words. Each is read from its source late and lands in any order, also before words that were put
-earlier. A flush waits for all that are left. Until then the source must not be written, nor the target read or put
-again. Only a coded word may be read while it is being put, by the holder of the wire's lock. It may then read as
-anything; once both its halves have landed, everything put before it is known to have landed.
+A put is cut into words. Each is read from its source late and lands in any order, even before words that were put
+earlier. A flush waits for all words that have not landed. Until then the source must not be written, and the target
+must be neither read nor put again. Only a coded word may be read while it is being put, by the holder of the wire's
+lock. The value read may then be anything. Once both halves of a coded word have landed, everything put before that
+word is known to have landed.
 Source of the semantics: MPI 4.1, chapter 12.
 """
 
@@ -19,13 +20,13 @@ from .regions import CODED, WORD
 from .scheduler import FLUSH, LAND, POLL, PUT, Actor
 from .violation import Race, Unbounded, WrongSide
 
-GARBAGE = 1000  # added to a torn word: more than any word grows at once, and small, so that a loop up to it ends
-MOST_WORDS = 3200  # unflushed at once, by one rank to another
+GARBAGE = 1000  # added to a torn word; more than any word grows at once, yet so small that a loop up to it ends
+MOST_WORDS = 3200  # the most words unflushed at once from one rank to another
 
 
 @dataclass(frozen=True)
 class Put:
-    """One call of MPI_Put: its origin, and what its actor knew of others."""
+    """One call of MPI_Put: its origin, and the clock of its actor."""
 
     wire: int
     number: int
@@ -36,8 +37,8 @@ class Put:
 
 
 @dataclass(frozen=True)
-class Piece:
-    """A word under way, or landed and not flushed."""
+class PutWord:
+    """One word of a put until the put is flushed: its target, and the place of its value."""
 
     put: Put
     target: int
@@ -47,7 +48,7 @@ class Piece:
 class SimulatedNetwork:
     """All puts that are not flushed.
 
-    attention: words land at a rank only after it, or its progress thread, has called into MPI since the put.
+    attention: whether words land at a rank only after it, or its progress thread, has called into MPI since the put.
     """
 
     def __init__(self, memory: Memory, attention: bool = False) -> None:
@@ -55,16 +56,16 @@ class SimulatedNetwork:
         self.attention = attention
         memory.network = self
         self.count = 0
-        self.flying: dict[int, Piece] = {}  # not flushed, by target
-        self.moving: dict[int, Piece] = {}  # those of them that may land
-        self.waiting: dict[int, Piece] = {}  # those that land once the target calls into MPI
-        self.sources: dict[int, int] = {}  # how many pieces are read from a word
-        self.halves: dict[int, Put] = {}  # what landed last in each half of a coded word
-        self.learned: dict[int, Clock] = {}  # by actor: what coded words let it know since its last sync
+        self.flying: dict[int, PutWord] = {}  # words that are not flushed, by target
+        self.moving: dict[int, PutWord] = {}  # those of `flying` that may land
+        self.waiting: dict[int, PutWord] = {}  # those of `flying` that land once the target calls into MPI
+        self.sources: dict[int, int] = {}  # for each word in which words under way have their value, how many do
+        self.halves: dict[int, Put] = {}  # the put that landed last in each half of a coded word
+        self.learned: dict[int, Clock] = {}  # by actor: the clock that coded words gave it since its last sync
         self.actor: Actor | None = None
 
     def add_actor(self) -> None:
-        """Land words, as an actor of its own."""
+        """Add the actor that lands words."""
         self.actor = self.sched.add("network", -1, self.segment, daemon=True)
         self.actor.enabled = False
 
@@ -81,7 +82,7 @@ class SimulatedNetwork:
         if memory.story is not None:
             memory.note(f"put {nbytes // WORD} words", self.target(peer, at), 0, 0)
         for offset in range(0, nbytes, WORD):
-            self._send(Piece(put, self.target(peer, at) + offset, source + offset))
+            self._send(PutWord(put, self.target(peer, at) + offset, source + offset))
         if sum(p.put.wire == address and p.put.peer == peer for p in self.flying.values()) > MOST_WORDS:
             raise Unbounded(f"rank {memory.rank} has too many words under way to rank {peer}")
         memory.tick()
@@ -90,25 +91,25 @@ class SimulatedNetwork:
         """The address of the first word that a put to `peer` writes."""
         return put_target(peer, at)
 
-    def _send(self, piece: Piece) -> None:
-        memory, coded = self.memory, self.memory.regions.place(piece.target).kind == CODED
+    def _send(self, put_word: PutWord) -> None:
+        memory, coded = self.memory, self.memory.regions.place(put_word.target).kind == CODED
         if coded:
-            memory.own(piece.target)
+            memory.own(put_word.target)
         else:
-            memory.check_write(piece.target)
-        self.check_write(piece.target)  # two unflushed puts of one word could land reversed
-        if piece.source >= FIRST:
-            memory.load(piece.source)
-            self.sources[piece.source] = self.sources.get(piece.source, 0) + 1
-        self.flying[piece.target] = piece
-        self._go(piece)
+            memory.check_write(put_word.target)
+        self.check_write(put_word.target)  # two unflushed puts of one word could land reversed
+        if put_word.source >= FIRST:
+            memory.load(put_word.source)
+            self.sources[put_word.source] = self.sources.get(put_word.source, 0) + 1
+        self.flying[put_word.target] = put_word
+        self._go(put_word)
 
-    def _go(self, piece: Piece) -> None:
-        """Send a piece; with attention it waits for its target to call into MPI."""
-        busy = self.attention and not any(a.rank == piece.put.peer and a.flushing >= 0 for a in self.sched.actors)
-        (self.waiting if busy else self.moving)[piece.target] = piece
+    def _go(self, put_word: PutWord) -> None:
+        """Send a word. With attention, the word waits until its target calls into MPI."""
+        busy = self.attention and not any(a.rank == put_word.put.peer and a.flushing >= 0 for a in self.sched.actors)
+        (self.waiting if busy else self.moving)[put_word.target] = put_word
         if busy:
-            self._attract(piece.put.peer)
+            self._attract(put_word.put.peer)
         else:
             self._wake()
 
@@ -120,14 +121,14 @@ class SimulatedNetwork:
 
     def wants(self, rank: int) -> bool:
         """Whether words wait for a rank to call into MPI."""
-        return any(piece.put.peer == rank for piece in self.waiting.values())
+        return any(put_word.put.peer == rank for put_word in self.waiting.values())
 
     def _wake(self) -> None:
         if self.actor is not None:
             self.actor.enabled = bool(self.moving)
 
     def flush(self, address: int, peer: int) -> None:
-        """Wait until all puts of this rank to `peer` have landed; its later actions come after them."""
+        """Wait until all puts of this rank to `peer` have landed. Its later actions come after them."""
         memory = self.memory
         self.check_caller(address)
         self.sched.switch(FLUSH, address)
@@ -146,33 +147,33 @@ class SimulatedNetwork:
         return -1 - rank
 
     def _settle(self, address: int, peer: int) -> None:
-        """All puts to `peer` by a wire have landed; their sources may be written again."""
+        """Note that all puts to `peer` by a wire have landed, so that their sources may be written again."""
         memory = self.memory
         memory.tick()
         me, mine = memory.me, memory.clocks[memory.me]
-        for piece in [p for p in self.flying.values() if p.put.wire == address and p.put.peer == peer]:
-            del self.flying[piece.target]
-            self._release_source(piece)
-            if self.memory.regions.place(piece.target).kind != CODED:
-                memory.writes[piece.target] = me, mine[me]
-                memory.reads.pop(piece.target, None)
+        for put_word in [p for p in self.flying.values() if p.put.wire == address and p.put.peer == peer]:
+            del self.flying[put_word.target]
+            self._release_source(put_word)
+            if self.memory.regions.place(put_word.target).kind != CODED:
+                memory.writes[put_word.target] = me, mine[me]
+                memory.reads.pop(put_word.target, None)
 
-    def _release_source(self, piece: Piece) -> None:
-        """A piece's source may be written again: it was read before this actor's later actions."""
+    def _release_source(self, put_word: PutWord) -> None:
+        """Allow writes to a word's source again, because it was read before this actor's later actions."""
         memory = self.memory
-        if piece.source < FIRST:
+        if put_word.source < FIRST:
             return
-        left = self.sources[piece.source] - 1
+        left = self.sources[put_word.source] - 1
         if left:
-            self.sources[piece.source] = left
+            self.sources[put_word.source] = left
         else:
-            del self.sources[piece.source]
+            del self.sources[put_word.source]
         me = memory.me
-        readers = memory.reads.get(piece.source, ())
-        memory.reads[piece.source] = (*(r for r in readers if r[0] != me), (me, memory.clocks[me][me]))
+        readers = memory.reads.get(put_word.source, ())
+        memory.reads[put_word.source] = (*(r for r in readers if r[0] != me), (me, memory.clocks[me][me]))
 
     def sync(self, address: int) -> None:
-        """Make visible to this actor what the coded words stand for."""
+        """Let this actor know of the puts that the coded words it read stand for."""
         self.check_caller(address)
         if (clock := self.learned.pop(self.memory.me, None)) is not None:
             self.memory.join(clock)
@@ -184,51 +185,51 @@ class SimulatedNetwork:
         self._attend(self.memory.rank)
 
     def _attend(self, rank: int) -> None:
-        """A rank is inside MPI: earlier puts to it may land."""
-        for target, piece in list(self.waiting.items()):
-            if piece.put.peer == rank:
+        """Let earlier puts to a rank land, because the rank is inside MPI."""
+        for target, put_word in list(self.waiting.items()):
+            if put_word.put.peer == rank:
                 self.moving[target] = self.waiting.pop(target)
         self._wake()
 
     # ---- how words travel
 
     def segment(self) -> bool:
-        """The network's work: some words land."""
+        """Do the network's work: land some words."""
         choose = self.sched.strategy.choose
-        pieces = list(self.moving.values())
-        if not pieces:
+        put_words = list(self.moving.values())
+        if not put_words:
             assert self.actor is not None
             self.actor.enabled = False
             self.sched.switch(LAND)
             return True
-        first = pieces[choose(len(pieces), "piece")]
-        some = choose(3, "pieces")
+        first = put_words[choose(len(put_words), "word")]
+        some = choose(3, "words")
         if some == 1:
             self.land(first)
         else:
-            for piece in pieces:
-                if some == 0 or piece.put is first.put:
-                    self.land(piece)
+            for put_word in put_words:
+                if some == 0 or put_word.put is first.put:
+                    self.land(put_word)
         self._wake()
         self.sched.switch(LAND)
         return True
 
-    def land(self, piece: Piece) -> None:
+    def land(self, put_word: PutWord) -> None:
         memory = self.memory
-        del self.moving[piece.target]
-        old = memory.value.get(piece.target, 0)
-        new = memory.value.get(piece.source, 0)
-        memory.value[piece.target] = new
-        coded = memory.regions.place(piece.target).kind == CODED
-        if coded and new != old:  # a word put again unchanged gives no reader anything new
-            self.halves[piece.target] = piece.put
+        del self.moving[put_word.target]
+        old = memory.value.get(put_word.target, 0)
+        new = memory.value.get(put_word.source, 0)
+        memory.value[put_word.target] = new
+        coded = memory.regions.place(put_word.target).kind == CODED
+        if coded and new != old:  # a word put again unchanged gives readers nothing new
+            self.halves[put_word.target] = put_word.put
             if memory.story is not None:
-                memory.note("lands", piece.target, old, new)
-        memory.changed(piece.target)
-        if not any(p.put.origin == piece.put.origin for p in self.moving.values()):
-            memory.changed(self.key(piece.put.origin))  # actors that flush
+                memory.note("lands", put_word.target, old, new)
+        memory.changed(put_word.target)
+        if not any(p.put.origin == put_word.put.origin for p in self.moving.values()):
+            memory.changed(self.key(put_word.put.origin))  # wakes actors that flush
 
-    # ---- accesses meanwhile
+    # ---- accesses while words are under way
 
     def check_caller(self, address: int) -> None:
         """Raise unless the actor that calls MPI holds its rank's wire lock."""
@@ -244,10 +245,10 @@ class SimulatedNetwork:
             )
 
     def check_read(self, at: int) -> None:
-        piece = self.flying.get(at)
-        if piece is not None:
+        put_word = self.flying.get(at)
+        if put_word is not None:
             name = self.memory.name(at)
-            raise Race(f"{self.sched.me.name} reads {name}, which rank {piece.put.origin} put and has not flushed")
+            raise Race(f"{self.sched.me.name} reads {name}, which rank {put_word.put.origin} put and has not flushed")
 
     def check_write(self, at: int) -> None:
         if self.sources.get(at):
@@ -256,8 +257,8 @@ class SimulatedNetwork:
             raise Race(f"{self.sched.me.name} writes {self.memory.name(at)}, which was put and is not flushed")
 
     def read_coded(self, at: int) -> int:
-        """Half of a word as it reads now. Reading both halves lets the actor know of the older put of the two: halves
-        that agree come from one put, or from two puts of equal values. The next sync makes that visible.
+        """The present value of half of a coded word. An actor that reads both halves knows, after its next sync, of the
+        older put of the two: halves that agree come from one put, or from two puts of equal values.
         """
         memory = self.memory
         self.check_caller(private(memory.rank, WIRE))
@@ -267,11 +268,11 @@ class SimulatedNetwork:
             self._learn(min(self.halves[at], self.halves[other], key=lambda put: put.number))
         if at in self.moving or at in self.waiting:
             value += GARBAGE * self.sched.strategy.choose(2, "torn")
-        self.sched.me.seen[at] = value  # the value read: garbage makes it poll again, even where the same value lands
+        self.sched.me.seen[at] = value  # garbage, too: then the actor polls again, even if an equal value lands
         return value
 
     def _learn(self, put: Put) -> None:
-        """An actor has read a word: it may know all that the origin knew at the put."""
+        """Let an actor that has read a word know all that the origin knew at the put."""
         me = self.memory.me
         before = self.learned.get(me)
         self.learned[me] = put.clock if before is None else tuple(map(max, before, put.clock))

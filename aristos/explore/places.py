@@ -1,10 +1,10 @@
-"""Addresses as numbers: where the windows and the private memory of every rank lie. No byte is stored here.
+"""Addresses as numbers, for the windows and the private memory of every rank. This module stores no bytes.
 
-Rank r has the numbers from FIRST + r * SPAN on: its window for local peers, its window for remote peers, its outboxes,
-its private memory, and experts that local peers read. On a GPU it also has the mirror of the remote window and the
-words that its proxy has accepted.
+Rank r has the numbers from FIRST + r * SPAN on, for its window for local peers, its window for remote peers, its
+outboxes, its private memory, and experts that local peers read. On a GPU it also has numbers for the mirror of the
+remote window and for the words that its proxy has accepted.
 The package's own code fills the tables of addresses (`substrate.windows.EngineMemory` and
-`substrate.cuda.outboxes.DeviceMemory`). It gets a group without MPI.
+`substrate.cuda.outboxes.DeviceMemory`), for which it gets a group without MPI.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ..substrate.cuda.outboxes import DeviceMemory, Sides
 from ..substrate.windows import EngineMemory
 
 FIRST = 1 << 60
-SPAN = 1 << 40  # between two ranks
+SPAN = 1 << 40  # the distance between the numbers of two ranks
 PART_BITS = 37
 PART = 1 << PART_BITS
 LOCAL, REMOTE, OUTBOX, MIRROR, ACCEPTED, HOME = range(6)  # parts of a rank; HOME: experts that local peers read
@@ -33,7 +33,7 @@ AREA_MASK = PART // AREA - 1
 (
     STATE, LOCK, WIRE, X, Y, IDS, WEIGHTS, SCRATCH, LANDED, OUT, GATE, SCALARS_OUT, SCALARS_BACK, STORE, TAPE, TAPED,
 ) = range(16)  # fmt: skip
-COPIES = 1 << 20  # how far behind a rank's wire its wire to its GPU lies
+COPIES = 1 << 20  # the distance from a rank's wire to its wire for copies to its GPU
 
 
 def address(rank: int, part: int, offset: int = 0) -> int:
@@ -53,7 +53,7 @@ def where(at: int) -> tuple[int, int, int]:
 
 
 def shift(rank: int) -> int:
-    """Bytes from the start of a rank's MPI window to its remote window. They differ between ranks."""
+    """Bytes from the start of a rank's MPI window to its remote window. The number differs between ranks."""
     return 8 * (rank % 7)
 
 
@@ -84,7 +84,7 @@ class _Group:
 
 
 def fill(shape: EngineShape, nodes: Nodes, rank: int, state: Any, starts: dict[int, int], wire: int = 1) -> list[int]:
-    """Write a rank's addresses into its state; returns the bytes of its local window, remote window and outboxes."""
+    """Write a rank's addresses into its state. Returns the bytes of its local window, remote window and outboxes."""
     group = _Group(nodes, rank, wire)
     memory = EngineMemory(group, shape)  # type: ignore[arg-type]
     outboxes = memory._outbox.size
@@ -94,15 +94,15 @@ def fill(shape: EngineShape, nodes: Nodes, rank: int, state: Any, starts: dict[i
 
 
 def _at(number: int) -> Any:
-    """An array that has an address and no bytes."""
+    """An array with an address but without bytes."""
     return SimpleNamespace(ctypes=SimpleNamespace(data=number))
 
 
 class _Device:
-    """The part of a GPU that `DeviceMemory` needs. This GPU does not map the MPI window."""
+    """The part of a GPU that `DeviceMemory` needs, for a GPU that does not map the MPI window."""
 
     def __init__(self, rank: int) -> None:
-        self.parts = [address(rank, part) for part in (OUTBOX, MIRROR)]  # in the order in which they are made
+        self.parts = [address(rank, part) for part in (OUTBOX, MIRROR)]  # in the order in which DeviceMemory makes them
 
     def host(self, nbytes: int) -> tuple[Any, int]:
         at = self.parts.pop(0)
@@ -113,7 +113,7 @@ class _Device:
 
 
 def fill_gpu(shape: EngineShape, nodes: Nodes, rank: int, state: Any, starts: dict[int, int]) -> Sides:
-    """Write a rank's addresses into its state as its GPU has them; returns the sides of its proxy."""
+    """Write the addresses that a rank's GPU has into the rank's state. Returns the sides of its proxy."""
     group: Any = _Group(nodes, rank, private(rank, WIRE))
     memory = DeviceMemory(group, shape, group.local_window, _Device(rank))
     memory._accepted = _at(address(rank, ACCEPTED))

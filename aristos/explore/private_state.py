@@ -7,7 +7,7 @@ from typing import Any
 
 from .rank import Rank
 
-PLAIN = ("epoch", "version", "stage", "call", "slices", "left", "counts")  # fields never changed in place
+PLAIN = ("epoch", "version", "stage", "call", "slices", "left", "counts")  # fields that are never changed in place
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Host:
 
 @dataclass(frozen=True)
 class Private:
-    """State that only one rank reads and writes, without its proxy's."""
+    """State that only one rank reads and writes, without the state of its proxy."""
 
     st: list[int]
     job: list[int]

@@ -1,4 +1,4 @@
-"""One rank: its job and state as the substrate fills them, the stages of its calls, and hashes instead of kernels.
+"""One rank: its job and state, filled as by the substrate, the stages of its calls, and hashes instead of kernels.
 
 A stage is the part of `CpuRuntime.run_call`, of `Exchange` or of a worker's thread between two points where no step is
 under way.
@@ -31,17 +31,17 @@ from .surroundings import Surroundings
 from .violation import OutOfBounds, WrongResult
 from .watched_state import Watched
 
-BATCH = 6  # most rows of a run, column-split or not
-MERGE_POLLS = 3  # idle polls for which few rows wait for more
+BATCH = 6  # the most rows of a run, column-split or not
+MERGE_POLLS = 3  # number of idle polls during which few rows wait for more
 TIMEOUT = 120.0
-GATE_OPEN, GATE_DONE = 0, 8  # words between the calling thread and its workers: the call they may join, calls left
-GATE_HALF = 16  # the last exchange whose first phase has ended here, for ranks that meet between the phases
+GATE_OPEN, GATE_DONE = 0, 8  # words between the calling thread and workers: the call open to them, how often they left
+GATE_HALF = 16  # word with the last exchange whose first phase ended on this rank, if ranks meet between the phases
 
 
 class Rank:
     """One rank of a cluster."""
 
-    worker = "worker"  # in names of actors
+    worker = "worker"  # the word for a worker in names of actors
     sides: tuple[list[int], ...] = ()  # jobs and states that its proxy works with, if it has one
 
     def __init__(self, cluster: Surroundings[Rank], me: int) -> None:
@@ -61,7 +61,7 @@ class Rank:
         self.epoch = 0
         self.version = 0  # the version of its weights
         self.stage = "open"
-        self.cause, self.origin = 0, me  # why it has failed, and the rank that failed first
+        self.cause, self.origin = 0, me  # why this rank has failed, and the rank that failed first
         self.joined = [0] * case.workers  # the last call that each worker has joined
         self.call = Call(())
         self.output: dict[int, list[int]] = {}
@@ -106,13 +106,13 @@ class Rank:
     # ---- as the substrate fills it
 
     def _fill_places(self) -> None:
-        """As `CpuRuntime._allocate` does."""
+        """Fill the places of memory as `CpuRuntime._allocate` does."""
         places.fill(
             self.case.shape, self.case.nodes, self.me, self.st, self.tables.starts, private(self.me, places.WIRE)
         )
 
     def _fill_job(self) -> None:
-        """As `CpuRuntime.fill` and `Collective._new_job` do."""
+        """Fill the job as `CpuRuntime.fill` and `Collective._new_job` do."""
         job, case, me, cluster = self.job, self.case, self.me, self.cluster
         hidden, ffn = experts.columns_of(case.words)
         remote = len(case.nodes.remote(me))
@@ -155,7 +155,7 @@ class Rank:
             self.cluster.memory.value[home] = 0
 
     def _fill_counters(self) -> None:
-        """An engine with a long past: every counter at the same value on both sides."""
+        """Let every counter begin at the case's value on both sides, as after many calls."""
         start, st, job = self.case.start, self.st, self.job
         if not start:
             return
@@ -178,7 +178,7 @@ class Rank:
                     value[coded], value[coded + WORD] = start, ~start
 
     def _put_into(self, peer: int) -> int:
-        """Where the region begins that a remote peer puts into."""
+        """The address of the region that a remote peer puts into."""
         return self.table(words.T_REGION_FROM, peer)
 
     def table(self, table: int, peer: int) -> int:
@@ -192,7 +192,7 @@ class Rank:
         return hash(tuple(st))
 
     def looked_everywhere(self, actor: Actor) -> bool:
-        """Whether the actor's last poll checked for poison too, which not every poll does."""
+        """Whether the actor's last poll also checked for poison, which not every poll does."""
         return self.st[words.IDLE_SWEEPS] > MERGE_POLLS and all(at in actor.seen for at in self.poison_words)
 
     # ---- rows and weights
@@ -231,7 +231,7 @@ class Rank:
     # ---- instead of kernels
 
     def _at(self, weights: int) -> int:
-        """The stand-in address of the weights that lie at an address of a local peer: they have the version there."""
+        """The stand-in address of weights at an address of a local peer. Their version is the one stored there."""
         if weights < places.FIRST:
             return weights
         _, _, offset = places.where(weights)
@@ -264,9 +264,10 @@ class Rank:
             self.cluster.memory.store(at, experts.activation(weights, row, share))
 
     def _from_tape(self, at: int, entry: int, weights: int) -> list[int]:
-        """A row of a backward call, whose x is where the entry says. What is kept of it must be that of the row.
+        """A row of a backward call, whose x lies where the entry says.
 
-        Not where this rank alone calls another layer than that of the forward call: such a call has no result.
+        Hidden activations kept must be those of the row. They are not checked if this rank alone calls another layer
+        than in the forward call, because such a call has no result.
         """
         kept, place, mem, width = taped.kept_of(entry), taped.place_of(entry), self.cluster.memory, self.case.words
         if not kept & taped.X:
@@ -337,7 +338,7 @@ class Rank:
     # ---- the stages of a call, by the calling thread
 
     def step(self) -> bool:
-        """Run the next stage; False when there is none."""
+        """Run the next stage. Returns False if there is none."""
         if self.stage == "open":
             if self.epoch == len(self.calls):
                 self.stage = "out"
@@ -375,13 +376,17 @@ class Rank:
         cluster.memory.forget_returns(me)
         packing.begin(job, self.st)
         within = self._loads_within()
-        self._tend(not within)  # meanwhile the thread of a started call makes MPI progress, here the progress thread
+        # here the progress thread does what the thread of a started call does: make MPI progress
+        self._tend(not within)
         if job[words.WORKERS] > 1:
             memory.store_release(private(me, places.GATE, GATE_OPEN), self.epoch)
         self.stage = "load" if within else "work"
 
     def _fill_call(self, call: Call, backward: bool, count: int) -> None:
-        """As `CpuBackend` and `FusedBackward` do, of objects that differ from call to call."""
+        """Fill the call's words as `CpuBackend` and `FusedBackward` do.
+
+        The calling object may differ from call to call.
+        """
         job, me, width = self.job, self.me, WORD * self.case.words
         jobs.renew_call(job)
         jobs.renew(job, schema.KIND, schema.WEIGHTS, schema.TAPE, schema.BACKWARD)
@@ -431,9 +436,10 @@ class Rank:
         )
 
     def _loads_within(self) -> bool:
-        """Whether it loads for its next call while the open one runs, which is an exchange: an object without weights.
+        """Whether the rank loads weights for its next call while an exchange runs, whose object has no weights.
 
-        Not where one rank makes another call: its rows that stay read weights while they change, without a result.
+        It does not if one rank makes another call instead: that rank's rows that stay would read weights while they
+        change.
         """
         if not self.case.stay or not self.call.exchange or self.call.broken or self.epoch == len(self.calls):
             return False
@@ -441,7 +447,7 @@ class Rank:
         return not following.exchange and following.layer != self.version
 
     def _open_store(self, call: Call, backward: bool) -> None:
-        """As `FusedBackward` does: places for the rows that this rank's experts got in the forward call of the tape."""
+        """Make places, as `FusedBackward` does, for the rows that this rank's experts got in the forward call."""
         job, rows = self.job, 0
         if backward and not call.refuses:
             taken = [e for rank in self.cluster.ranks for ids in rank.calls[self.epoch - 1].ids for e in ids if e >= 0]
@@ -456,11 +462,11 @@ class Rank:
             store_step=WORD * (2 * self.case.words + 1),
             scalars_out=private(self.me, places.SCALARS_OUT),
             scalars_back=private(self.me, places.SCALARS_BACK),
-            backward_weights=0,  # so that an address there is an expert's number times the step
+            backward_weights=0,  # so that an address of weights is an expert's number times the step
         )
 
     def _open_tape(self, call: Call, backward: bool) -> None:
-        """As `MoE.forward` and `FusedBackward` do: an empty table before a forward call, the same one after it."""
+        """Open a tape as `MoE.forward` and `FusedBackward` do: a backward call gets the table of its forward call."""
         job, case, me = self.job, self.case, self.me
         has = self._has_tape(self.epoch) if backward else bool(case.save) and not call.exchange
         jobs.fill(
@@ -478,21 +484,21 @@ class Rank:
             self.cluster.memory.value[private(me, places.TAPED, WORD * word)] = 0
 
     def load_weights(self, version: int) -> None:
-        """As `MoE.load` does where local peers read weights in place."""
+        """Load weights as `MoE.load` does if local peers read weights in place."""
         self.await_readers()
         for slot in range(self.placement.start[self.me], self.placement.start[self.me + 1]):
             memory.store(places.address(self.me, places.HOME, WORD * int(slot)), version)
         self.version = version
 
     def await_readers(self) -> None:
-        """As `CpuRuntime.await_readers`: every local peer has ended the last call that has ended here."""
+        """Wait, like `CpuRuntime.await_readers`, until every local peer has ended the last call that has ended here."""
         last = self.epoch - (self.stage == "load")
         for peer in self.case.nodes.local(self.me):
             while memory.load_acquire(word_from(self.job, self.st, peer, words.ENDED)) < last:
                 memory.yield_core()
 
     def _tend(self, yes: bool) -> None:
-        """As `CpuRuntime.progressing`: whether the progress thread makes MPI progress."""
+        """Set whether the progress thread makes MPI progress, like `CpuRuntime.progressing`."""
         if self.job[words.REMOTE]:
             memory.store_release(self.job[words.WIRE] + WORD * wire.IN_CALL, int(yes))
             self._wake_progress_thread()
@@ -528,7 +534,7 @@ class Rank:
                 self._halfway()
 
     def _slice(self, worker: int) -> int:
-        """Run steps for a while; returns the loop's result."""
+        """Run steps for a while. Returns the loop's result."""
         actor = self.cluster.sched.me
         actor.sweeping = True
         try:
@@ -539,7 +545,7 @@ class Rank:
             actor.sweeping = False
 
     def _gather(self) -> None:
-        """As `Workers.gather`: wait until every worker has left the call."""
+        """Wait until every worker has left the call, like `Workers.gather`."""
         if self.job[words.WORKERS] == 1:
             return
         done = private(self.me, places.GATE, GATE_DONE)
@@ -549,7 +555,7 @@ class Rank:
         self.left = left
 
     def _halfway(self) -> None:
-        """As `Exchange.combine`, after `Exchange.dispatch`, with hashes for the user's experts."""
+        """Begin the second phase of an exchange, like `Exchange.combine`, with hashes instead of the user's experts."""
         call, job, st, me, value = self.call, self.job, self.st, self.me, self.cluster.memory.value
         if call.ends_early:
             self._check_statuses(True)
@@ -582,14 +588,14 @@ class Rank:
         self.stage = "work"
 
     def _meet(self) -> None:
-        """Wait for the others' first phases, like a user who calls a collective between the phases."""
+        """Wait for the first phases of the other ranks, like a user who calls a collective between the phases."""
         memory.store_release(private(self.me, places.GATE, GATE_HALF), self.epoch)
         for p in range(self.case.ranks):
             while memory.load_acquire(private(p, places.GATE, GATE_HALF)) < self.epoch:
                 memory.yield_core()
 
     def _check_statuses(self, broken: bool) -> None:
-        """The statuses that the other ranks announced are known by now, and no later ones."""
+        """Check that the statuses which the other ranks announced are known now, and no later ones."""
         start = self.job[words.T_PEER_STATUS]
         statuses = self.st[start : start + self.case.ranks]
         if not self.call.refuses and not self.call.refuses_combine and any(statuses) != broken:
@@ -613,7 +619,7 @@ class Rank:
         self.stage = "open"
 
     def _check_scalars(self) -> None:
-        """Each pair's scalar came back as its expert makes it from the row and from the one that went out."""
+        """Check that each pair's scalar came back as its expert makes it from the row and from the scalar sent."""
         if not self.job[words.SCALARS] or self.call.broken:
             return
         for t, ids in enumerate(self.call.ids):
@@ -628,7 +634,7 @@ class Rank:
                     )
 
     def _check_store(self) -> None:
-        """The rows of each expert lie in its store in global token order, each with its scalar."""
+        """Check that the rows of each expert lie in its store in global token order, each with its scalar."""
         job, epoch = self.job, self.epoch
         if job[words.MODE] != codes.MODE_BACKWARD or self.call.broken:
             return
@@ -656,17 +662,17 @@ class Rank:
 
     @property
     def lost(self) -> bool:
-        """Whether the rank has failed or its process is gone."""
+        """Whether the rank has failed or its process has ended."""
         return self.stage in ("failing", "failed", "gone")
 
     @property
     def poisons(self) -> set[tuple[int, int]]:
-        """(epoch, origin) that its poison may name."""
+        """The (epoch, origin) that this rank's poison may name."""
         return {(self.epoch, self.origin)}
 
     @property
     def causes(self) -> set[int]:
-        """The causes that its poison may name."""
+        """The causes that this rank's poison may name."""
         return {self.cause}
 
     def _fails_now(self) -> bool:
@@ -674,7 +680,7 @@ class Rank:
         return fault is not None and (fault.rank, fault.epoch) == (self.me, self.epoch) and self.slices > fault.slice
 
     def _fault(self) -> None:
-        """The rank fails or is killed, as the case says."""
+        """Fail or kill the rank if the case says so."""
         fault = self.case.fault
         assert fault is not None
         if fault.dies >= 0:
@@ -686,7 +692,7 @@ class Rank:
                 self.cluster.sched.switch("die")
 
     def _check_patience(self) -> None:
-        """As `CpuRuntime.go_on`, with the same class."""
+        """Check timeouts as `CpuRuntime.go_on` does, with the same class."""
         if self.patience is None:
             job: Any = self.job
             self.patience = Patience(self.me, self.epoch, job, self.st, Limits.of(TIMEOUT))  # type: ignore[arg-type]
@@ -696,9 +702,9 @@ class Rank:
             self._fail(codes.CAUSE_TIMEOUT, self.me)
 
     def _read_poison(self) -> tuple[int, int]:
-        """As `CpuRuntime._raise_poison`: the first cause, and the rank that failed first.
+        """Read the first cause and the rank that failed first, like `CpuRuntime._raise_poison`.
 
-        No rank writes a word out of its bounds here.
+        In the explorer no rank writes a word out of its bounds.
         """
         if self.st[words.BAD_WORD] != 0:
             raise OutOfBounds(str(bad_word(self.me, self.epoch, self.st)))  # type: ignore[arg-type]
@@ -710,11 +716,11 @@ class Rank:
         return cause, origin
 
     def _forwarder(self, peer: int) -> int:
-        """The rank that wrote the poison found here from a peer."""
+        """The rank that wrote the poison that this rank found from a peer."""
         return peer
 
     def _fail(self, cause: int, origin: int) -> None:
-        """As `CpuRuntime._notify_peers`."""
+        """Fail and notify the peers, like `CpuRuntime._notify_peers`."""
         job, st = self.job, self.st
         self.stage, self.cause, self.origin = "failing", cause, origin
         steps.poison(job, st, origin, cause)
@@ -736,7 +742,7 @@ class Rank:
     # ---- the other threads of the rank
 
     def help(self, worker: int) -> bool:
-        """A worker beside the calling thread: parked until a call opens, then part of it."""
+        """Run a worker beside the calling thread: it is parked until a call opens, and then takes part in the call."""
         opened = memory.load_acquire(private(self.me, places.GATE, GATE_OPEN))
         if opened <= self.joined[worker]:
             memory.yield_core()
@@ -749,7 +755,7 @@ class Rank:
         return True
 
     def run_progress_thread(self) -> bool:
-        """The progress thread."""
+        """Run the progress thread."""
         wire.run_progress_thread(private(self.me, places.WIRE))
         return False
 

@@ -1,8 +1,8 @@
-"""Which memory an actor can reach where ranks are on GPUs.
+"""Which memory an actor can reach if ranks are on GPUs.
 
-A block reaches the local windows, the mirror and the outboxes, which lie in mapped memory; it never calls MPI. A proxy
-reaches the MPI window, the words it has accepted, and the outboxes, where it writes only its own words. Only copies
-write a mirror.
+A block reaches the local windows, the mirror and the outboxes, which lie in mapped memory. It never calls MPI. A proxy
+reaches the MPI window, the words that it has accepted, and the outboxes, in which it writes only its own words. Only
+copies write a mirror.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from .regions import WORD, Regions
 from .violation import WrongSide
 
 OF_BLOCKS, OF_HOSTS = (LOCAL, OUTBOX, MIRROR, PRIVATE), (REMOTE, OUTBOX, ACCEPTED, PRIVATE)
-WRITTEN_BY_HOSTS = ("arrived words", "coded words to put")  # words of an outbox
+WRITTEN_BY_HOSTS = ("arrived words", "coded words to put")  # parts of an outbox that only proxies write
 
 
 class Reach:
-    """Rules where ranks are on GPUs. hosts: the numbers of actors that are host threads; others are blocks."""
+    """The rules if ranks are on GPUs. hosts: the numbers of actors that are host threads; the others are blocks."""
 
     def __init__(self, regions: Regions) -> None:
         self.regions = regions
@@ -35,7 +35,8 @@ class Reach:
         if place.part in (LOCAL, PRIVATE):
             allowed = not host or place.part == PRIVATE
         elif place.part == OUTBOX:
-            poison = place.region == "words" and place.offset == WORD * words.POISON  # the poison words of both sides
+            # both sides may write poison words
+            poison = place.region == "words" and place.offset == WORD * words.POISON
             allowed = host == (place.region in WRITTEN_BY_HOSTS) or poison
         else:
             allowed = host and place.part == ACCEPTED

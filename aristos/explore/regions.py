@@ -22,12 +22,12 @@ class Place:
     """Where an address lies. kind: its rules. writer: the rank that may write there, -1 if it changes between calls."""
 
     kind: int
-    rank: int  # that owns the memory
+    rank: int  # the rank that owns the memory
     part: int
     region: str
     writer: int
-    offset: int  # in the region
-    peer: int = -1  # in an outbox: the rank it is for
+    offset: int  # bytes from the region's beginning
+    peer: int = -1  # of an outbox: the rank that its data is for
 
 
 class Regions:
@@ -90,7 +90,7 @@ class Regions:
         return part <= ACCEPTED or (part == PRIVATE and offset < AREA * len(AREAS))
 
     def _part(self, rank: int, part: int) -> tuple[int, list[int], int, int]:
-        """Where a part's regions begin, their ranks, bytes of one region, bytes of all."""
+        """A part's regions: their beginnings, their ranks, the bytes of one region, and the bytes of all."""
         if (rank, part) not in self._parts:
             local, remote = self.nodes.local(rank), self.nodes.remote(rank)
             self._parts |= {
@@ -107,7 +107,7 @@ class Regions:
         return self._parts[rank, part]
 
     def _beside(self, offset: int) -> tuple[str, int]:
-        """The memory beside an outbox: arrived words, coded words to put, staged rows."""
+        """The name and offset of memory beside an outbox: arrived words, coded words to put, or staged rows."""
         at = self.layout.remote_bytes
         if offset < at + 64:
             return "arrived words", at
@@ -125,11 +125,11 @@ class Regions:
         return range(at, at + self.shape.stride, WORD)
 
     def mirrored(self, at: int) -> int:
-        """The address in the GPU's mirror of a byte of the rank's remote window."""
+        """The address, in the GPU's mirror, of a byte of the rank's remote window."""
         return at + address(0, MIRROR) - address(0, REMOTE)
 
     def name(self, at: int) -> str:
-        """The name of an address, for people."""
+        """The name of an address, for messages."""
         p = self.place(at)
         if p.kind == OUT_OF_BOUNDS:
             return f"address {at:#x}, where nothing lies"

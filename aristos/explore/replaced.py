@@ -1,4 +1,4 @@
-"""Replace names of modules and objects for a while: how the explorer gets beneath the steps."""
+"""Replace names of modules and objects for a while, so that steps call functions of the explorer."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 @contextmanager
 def replaced(names: dict[tuple[Any, str], Any]) -> Iterator[None]:
-    """Inside, each (owner, name) is replaced by its value."""
+    """While inside, each (owner, name) has the given value."""
     before = {(owner, name): getattr(owner, name) for owner, name in names}
     for (owner, name), value in names.items():
         setattr(owner, name, value)

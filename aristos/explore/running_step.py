@@ -1,4 +1,4 @@
-"""Which of the engine's functions an actor is in: read from the interpreter's frames."""
+"""Which of the engine's functions an actor is in, according to the interpreter's frames."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-BUGS = Path(__file__).parents[2] / "tests" / "explore" / "bugs"  # deliberate ones, which a clone has
+BUGS = Path(__file__).parents[2] / "tests" / "explore" / "bugs"  # deliberate bugs, which only a clone has
 _ROOMS = (
     "engine/",
     "explore/rank.py",

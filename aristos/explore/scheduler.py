@@ -1,8 +1,8 @@
-"""Actors run one at a time, from one visible operation to the next, in an order that a strategy decides.
+"""A scheduler that runs actors one at a time, from one visible operation to the next, as a strategy decides.
 
 An actor is a greenlet. It stops before each operation that another actor could see (an atomic, a put, a flush, a poll)
-and when it has nothing to do. The strategy decides everything that a schedule leaves open, as small numbers: a list of
-them replays a run. The scheduler does not know what the actors do.
+and when it has nothing to do. The strategy decides everything else by small numbers, whose list can replay the run. The
+scheduler does not know what the actors do.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ ANYWHERE = -1  # an operation whose place does not matter
 
 
 class Slice(Exception):
-    """A worker's slice of time is over: its loop returns."""
+    """Raised when a worker's slice of time is over, so that its loop returns."""
 
 
 class Strategy(Protocol):
-    """Decides what a schedule leaves open. 0 is always the choice that changes least."""
+    """All decisions of a schedule. 0 is always the choice that changes least."""
 
     def pick(self, options: list[Actor]) -> int:
-        """The actor that runs next. options[0] ran last, if it still can."""
+        """The actor that runs next. options[0] is the one that ran last, if that can still run."""
 
     def choose(self, count: int, what: str) -> int:
         """One of `count` possible outcomes."""
@@ -38,16 +38,16 @@ class Actor:
     def __init__(self, number: int, name: str, rank: int, segment: Callable[[], bool], daemon: bool = False) -> None:
         self.number, self.name, self.rank, self.segment, self.daemon = number, name, rank, segment, daemon
         self.enabled, self.done = True, False
-        self.op, self.at = GO, ANYWHERE  # what it will do next
-        self.seen: dict[int, int] = {}  # the words read in this poll, and their values
-        self.locked_out: tuple[int, int] | None = None  # a lock that another holds, and what it held
-        self.fresh = True  # its next operation is the first of a stretch (exhaustive.py)
-        self.sweeping = False  # it polls for work
+        self.op, self.at = GO, ANYWHERE  # the next operation and its place
+        self.seen: dict[int, int] = {}  # values of the words read in this poll
+        self.locked_out: tuple[int, int] | None = None  # a lock that another actor holds, and the value in it
+        self.fresh = True  # whether its next operation is the first of a stretch (exhaustive.py)
+        self.sweeping = False  # whether it polls for work
         self.blind = 0  # polls since it last checked for poison
-        self.cut = False  # its slice of time is over
-        self.print: int | None = 0  # hash of the state it decided from; None: its rank's lock kept it out
+        self.cut = False  # whether its slice of time is over
+        self.print: int | None = 0  # hash of the state it decided from; None if its rank's lock kept it out
         self.why = "starts"
-        self.flushing = -1  # the rank that it flushes its puts to
+        self.flushing = -1  # the rank to which it flushes its puts
         self.greenlet: greenlet | None = None
 
     def body(self) -> None:
@@ -63,9 +63,9 @@ class Scheduler:
         self.actors: list[Actor] = []
         self.current: Actor | None = None
         self.steps = 0
-        self.most = bound + 1  # steps that are of interest
-        self.later: dict[int, Callable[[], None]] = {}  # step -> what happens before it
-        self.stuck: Callable[[], bool] = lambda: False  # no actor can go on: returns True if it changed that
+        self.most = bound + 1  # the most steps that are of interest
+        self.later: dict[int, Callable[[], None]] = {}  # step -> function called before it
+        self.stuck: Callable[[], bool] = lambda: False  # called if no actor can go on; returns True if it changed that
         self.describe: Callable[[], str] = lambda: ""
         self._main = getcurrent()
 
@@ -83,15 +83,16 @@ class Scheduler:
     # ---- called by actors
 
     def switch(self, op: str, at: int = ANYWHERE) -> None:
-        """Called before an operation that others can see: another actor may go first."""
+        """Let another actor go first. Called before an operation that others can see."""
         me = self.current
         if me is None:
-            return  # the cluster is being built
+            return  # the cluster is still being built
         me.op, me.at = op, at
         self._main.switch()
 
     def wait(self, why: str, *, cut: bool = False) -> None:
-        """Stop until another actor wakes this one. cut: or, by an exception, until its slice of time is over."""
+        """Stop until another actor wakes this one. cut: whether the end of its slice of time also ends the wait, by an
+        exception."""
         me = self.me
         me.enabled, me.why, me.op, me.at = False, why, GO, ANYWHERE
         self._main.switch()
@@ -129,7 +130,7 @@ class Scheduler:
         if last is not None and last.enabled:
             options.insert(0, last)
         if not options:
-            if not self._open():  # the last one was killed
+            if not self._open():  # the last open actor was killed
                 return None
             if self.stuck():
                 return self._next()
@@ -137,7 +138,7 @@ class Scheduler:
         return options[self.strategy.pick(options)] if len(options) > 1 else options[0]
 
     def step(self, actor: Actor) -> None:
-        """Let an actor do its next operation and run on to the one after."""
+        """Let an actor do its next operation and run on to the following one."""
         self.steps += 1
         if self.steps > self.most:
             raise TooLong(f"more than {self.most} steps")

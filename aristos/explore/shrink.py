@@ -1,7 +1,7 @@
-"""Shorten a failing schedule: fewer decisions that differ from 0, the choice that changes least.
+"""Shorten a failing schedule to fewer decisions that differ from 0, the choice that changes least.
 
-The decisions of a run are a list of small numbers (scheduler.py). Setting some to 0 gives another schedule of the same
-case; one that still fails in the same way is kept. Delta debugging: Zeller, Hildebrandt, IEEE TSE 28 (2002).
+The decisions of a run are a list of small numbers (scheduler.py). If some are set to 0, this is another schedule of the
+same case. It is kept if it still fails in the same way. Delta debugging: Zeller, Hildebrandt, IEEE TSE 28 (2002).
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from .step_limit import every_step_ends
 from .strategies import Replay
 from .violation import Violation
 
-SECONDS = 20.0  # limit for shrinking
-IN_VAIN = 24  # trials without a shorter schedule, one after the other, after which none is expected
+SECONDS = 20.0  # time limit for shrinking
+IN_VAIN = 24  # after so many trials in a row without a shorter schedule, none is expected
 
 
 @dataclass(frozen=True)
 class Short:
-    """A failing schedule, its case, what it violates, its story, and the seconds that shrinking took."""
+    """A failing schedule, its case, its violation, its story, and the seconds that shrinking took."""
 
     case: Case
     decisions: list[int]
@@ -32,7 +32,7 @@ class Short:
 
 
 def attempt(case: Case, decisions: list[int], most: int, with_story: bool = False) -> tuple[Violation | None, str]:
-    """Run a schedule, at most `most` steps of it: its violation, and its story if asked for."""
+    """Run at most `most` steps of a schedule. Returns its violation, and its story if `with_story`."""
     cluster = Cluster(case, Replay(decisions))
     cluster.sched.most = most
     if with_story:
@@ -46,7 +46,7 @@ def attempt(case: Case, decisions: list[int], most: int, with_story: bool = Fals
 
 
 def shrink(case: Case, decisions: list[int], violation: Violation, steps: int) -> Short:
-    """The shortest schedule found. steps: of the schedule; a trial with more is no shorter."""
+    """The shortest schedule found. steps: those of the schedule; a trial with more steps is no shorter."""
     began = time.monotonic()
     kind = type(violation)
     in_vain = 0
@@ -77,7 +77,7 @@ def shrink(case: Case, decisions: list[int], violation: Violation, steps: int) -
 
 
 def _trim(decisions: list[int]) -> list[int]:
-    """Drop the zeros at the end: a replay chooses 0 there anyway."""
+    """Drop the zeros at the end, because a replay chooses 0 there anyway."""
     end = len(decisions)
     while end and decisions[end - 1] == 0:
         end -= 1

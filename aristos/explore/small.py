@@ -1,7 +1,7 @@
-"""Small cases for exhaustive search: two ranks of one worker, two experts, top-1, tiny rings, few routings.
+"""Small cases for exhaustive search, with two ranks of one worker, two experts, top-1, tiny rings and few routings.
 
-Each routing makes the ranks meet in another way: rows both ways at once, all to one rank, all to one and then all to
-the other, none and then all, and ranks that have no tokens in a call.
+In each routing the ranks meet in another way: rows go both ways at once, all to one rank, all to one rank and then all
+to the other, or none and then all; or ranks have no tokens in a call.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from ..primitives import taped
 from . import experts
 from .cases import Call, Case, of_tapes
 
-# name -> the expert of token t of a rank in call n; -1: no such token
+# name -> function that gives the expert of token t of a rank in call n; -1: no such token
 ROUTINGS: dict[str, Callable[[int, int, int], int]] = {
     "all to one": lambda rank, n, t: 1,
     "in turns": lambda rank, n, t: 1 - n % 2,
@@ -34,12 +34,13 @@ def small(
     backward: bool = False,
     once: bool = False,
 ) -> Case:
-    """A case by name; `tokens` of each rank that has any. With experts in place, ranks load weights before calls; of
-    four or more the one before the last is an exchange, in which they load for the last one.
+    """A case by name, with `tokens` tokens on each rank that has any. With experts in place, ranks load weights before
+    calls. If there are four calls or more, the one before the last is an exchange, in which ranks load weights for the
+    last call.
 
     once: each rank has two experts, and a token chooses both of them, so that it crosses once. In every second call of
-    a rank a token chooses one expert; the two ranks do so in different calls. backward: every second call, with tapes
-    that have space for the hidden activations of one row.
+    a rank a token chooses one expert; the two ranks do so in different calls. backward: every second call is a backward
+    call; tapes have space for the hidden activations of one row.
     """
     expert = ROUTINGS[routing]
 

@@ -1,4 +1,4 @@
-"""A rank's state: a list that steps use like the array that it is in the substrate."""
+"""A rank's state, which is an array in the substrate and here a list that steps use in the same way."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 class State(list[Any]):
-    """A list with an address, like an array. times: words that count time; no decision depends on them."""
+    """A list with an address, like an array. times: words that count time, on which no decision depends."""
 
     shared = False
     times = range(0)
@@ -17,9 +17,9 @@ class State(list[Any]):
         self.ctypes = SimpleNamespace(data=at)
 
     def touch(self, i: int, writes: bool) -> None:
-        """An atomic access."""
+        """Note an atomic access."""
 
-    # ---- by its address
+    # ---- accesses by address
 
     def load(self, i: int) -> int:
         value: int = list.__getitem__(self, i)
@@ -29,7 +29,7 @@ class State(list[Any]):
         list.__setitem__(self, i, value)
 
     def add(self, i: int, value: int) -> int:
-        """Add atomically; returns the old value."""
+        """Add atomically. Returns the old value."""
         old = State.load(self, i)
         State.store(self, i, old + value)
         return old

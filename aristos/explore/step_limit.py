@@ -1,4 +1,4 @@
-"""Bound the time of one step: a step that loops without visible operations is not ended by a bound of steps."""
+"""A limit on the time of one step, because a step that loops without visible operations takes no further step."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ SECONDS = 20.0  # processor time that one step may take
 
 @contextmanager
 def every_step_ends(sched: Scheduler, count: Callable[[], int] | None = None) -> Iterator[None]:
-    """Inside, a step that does not end is a Livelock. count: the progress, where that is not the scheduler's
-    steps. Main thread only."""
+    """While inside, a step that does not end raises Livelock. count: a function that counts progress, if not by the
+    scheduler's steps. Only for the main thread."""
     before = -1
 
     def look(*_: Any) -> None:

@@ -1,4 +1,4 @@
-"""The story of a run, for people: actor, step, function, word, and its value before and after."""
+"""The story of a run for readers: step, actor, function, and word with its value before and after."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from .memory_model import Event, Memory
 
 
 def text(memory: Memory, last: int = 60) -> str:
-    """The last events, a line each."""
+    """The last events, one on each line."""
     events = memory.story or []
     lines = [f"... {len(events) - last} events before"] if len(events) > last else []
     return "\n".join(lines + [_line(memory, event) for event in events[-last:]])

@@ -1,8 +1,8 @@
-"""Which actor runs next: random walks, PCT, and a list of decisions that replays a run.
+"""Strategies that decide which actor runs next: random walks, PCT, and a list of decisions that replays a run.
 
 PCT: Burckhardt, Kothari, Musuvathi, Nagarakatte, "A randomized scheduler with probabilistic guarantees of finding
-bugs", ASPLOS 2010. Actors have random priorities; the highest one that can runs. At d - 1 random steps the running
-actor falls below all others.
+bugs", ASPLOS 2010. Actors have random priorities; of those that can run, the one with the highest priority runs. At
+d - 1 random steps the running actor's priority falls below all others.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ import random
 from .cases import Case
 from .scheduler import Actor, Strategy
 
-CHANGES = 4  # most changes of priority in a run
-FAIR = 500  # after this many steps the running actor falls too: waiting ranks send heartbeats without end
+CHANGES = 4  # the most changes of priority in a run
+FAIR = 500  # after so many steps the running actor's priority falls, too: waiting ranks send heartbeats without end
 LOCAL_STEPS, REMOTE_STEPS, GPU_STEPS = (
     60,
     350,
     600,
-)  # steps of a rank's call, about; the changes fall within the sum over all calls
+)  # about how many steps a rank's call takes; priorities change within the sum over all calls
 
 
 class Recorded:
-    """Records the decisions of another strategy."""
+    """A strategy that records the decisions of another one."""
 
     def __init__(self, inner: Strategy) -> None:
         self.inner = inner
@@ -40,7 +40,7 @@ class Recorded:
 
 
 class Replay:
-    """Takes decisions from a list; 0 where it ends or is not possible."""
+    """A strategy that takes decisions from a list. It decides 0 if the list has ended or its decision is impossible."""
 
     def __init__(self, decisions: list[int]) -> None:
         self.decisions, self.at = decisions, 0
@@ -58,19 +58,19 @@ class Replay:
 
 
 class _Chance:
-    """Choices other than the next actor: mostly the one that changes least."""
+    """All choices except that of the next actor: mostly the choice that changes least."""
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed ^ 0x5EED)
         self.rare = self.random.choice((0.05, 0.2, 0.5))
 
     def choose(self, count: int, what: str) -> int:
-        chance = 0.5 if what in ("piece", "pieces", "torn") else self.rare
+        chance = 0.5 if what in ("word", "words", "torn") else self.rare
         return self.random.randrange(count) if self.random.random() < chance else 0
 
 
 class RandomWalk(_Chance):
-    """Any actor may run, some much more often than others."""
+    """A strategy by which any actor may run, but some much more often than others."""
 
     def __init__(self, seed: int) -> None:
         super().__init__(seed)
@@ -91,7 +91,7 @@ class RandomWalk(_Chance):
 
 
 class PCT(_Chance):
-    """Priorities that change at a few random steps."""
+    """A strategy by priorities that change at a few random steps."""
 
     def __init__(self, seed: int, length: int) -> None:
         super().__init__(seed)
@@ -121,7 +121,7 @@ def length(case: Case) -> int:
 
 
 def make(name: str, seed: int, length: int) -> Strategy:
-    """A strategy by name; every fourth schedule of "pct" is a random walk, for what needs many changes."""
+    """A strategy by name. Every fourth schedule of "pct" is a random walk, for bugs that need many changes."""
     if name == "random" or (name == "pct" and seed % 4 == 3):
         return RandomWalk(seed)
     return PCT(seed, length)

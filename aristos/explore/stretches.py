@@ -1,7 +1,7 @@
-"""A cluster whose actors can be rebuilt: it keeps the values each has read since its stretch of work began.
+"""A cluster whose actors can be rebuilt from the values that each has read since its stretch of work began.
 
-A stretch is one command, or an idle poll. It depends only on what the memory functions return. So running it again from
-the rank's private memory, with these values and without effects, brings the actor back.
+A stretch is one command, or an idle poll. It depends only on the values that the memory functions return. So if it runs
+again from the rank's private memory, with these values and without effects, the actor is where it was.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ Log = list[Any]
 
 
 class Stretches(Cluster):
-    """A cluster with one worker a rank, and on GPUs its proxy; a turn of the proxy is a stretch."""
+    """A cluster with one worker a rank, and on GPUs one proxy a rank, whose turns are stretches."""
 
     pause_ns = -1
 
     def __init__(self, case: Case, strategy: Strategy) -> None:
         super().__init__(case, strategy)
-        self.memory.keeps_acquired = False  # it would be part of every state
-        self.replaying = -1  # recorded values that an actor being rebuilt has used; -1: none is being rebuilt
+        self.memory.keeps_acquired = False  # because it would be part of every state
+        self.replaying = -1  # how many recorded values an actor being rebuilt has used; -1 if none is being rebuilt
         self.stretches: list[tuple[Private | Host, bytes, Log]] = [
             (Private.of(self.ranks[actor.rank]), b"", []) for actor in self.sched.actors
         ]  # the stretches of each actor
-        if self.memory.reach is not None:  # proxies release all words of a line: the changed ones order enough
+        if self.memory.reach is not None:  # proxies release all words of a line, but the changed ones give enough order
             self.memory.skips_same = self.memory.reach.hosts
         for rank in self.ranks:
             for p in range(case.ranks):
@@ -62,12 +62,12 @@ class Stretches(Cluster):
         return network
 
     def share_network(self) -> None:
-        """The network and the copies know of each other's words under way."""
+        """Let the network and the copies know of each other's words under way."""
         if self.case.proxy:
             self.copies.flying, self.copies.sources = self.network.flying, self.network.sources
 
     def _take_for_local(self, rank: Rank, peer: int) -> None:
-        """Mark words that no other actor reads in such a search as local: no other actor runs at an access to them."""
+        """Mark words that no other actor reads in this search as local: their accesses are no switch points."""
         job, st, local = rank.job, rank.st, self.memory.local
         remote = st[words.remote(job, peer)] != 0
         if self.case.proxy:  # no rank fails, and no rank reads heartbeats
@@ -79,13 +79,13 @@ class Stretches(Cluster):
             word_to(job, st, peer, w)
             for w in (range(words.LINE_WORDS) if remote else (words.AT_EPOCH, words.AT_PROGRESS))
         }
-        if remote:  # an outbox, what has arrived, and the lock of the wire
+        if remote:  # then also the outbox, the arrived words, and the lock of the wire
             local |= {word_from(job, st, peer, w) for w in (*range(words.LINE_WORDS), words.POSTED)}
             local |= {job[words.WIRE] + WORD * w for w in range(wire.STATUS)}
 
     @contextmanager
     def recorded(self) -> Iterator[None]:
-        """Inside, record what steps read, or give it to them again."""
+        """While inside, record the values that steps read, or give them these values again."""
         mem, network = self.memory, self.network
         operations = (
             "load",
@@ -114,7 +114,7 @@ class Stretches(Cluster):
     def _tended(self, real: Callable[..., bool]) -> Callable[..., bool]:
         def tend_wire(*args: Any) -> bool:
             if real(*args):
-                raise Slice  # something was sent or received: the next poll is a stretch of its own
+                raise Slice  # something was sent or received, so the next poll is another stretch
             return False
 
         return tend_wire
@@ -122,7 +122,7 @@ class Stretches(Cluster):
     def _recorded(self, real: Callable[..., Any]) -> Callable[..., Any]:
         def recorded(*args: Any) -> Any:
             if real.__name__ in ("load_acquire", "store_release") and self.memory.state_of(args[0]):
-                return real(*args)  # its own, which is saved and restored
+                return real(*args)  # private memory, which is saved and restored
             log = self.stretches[self.sched.me.number][2]
             if self.replaying >= 0:
                 value = log[self.replaying]
@@ -135,7 +135,7 @@ class Stretches(Cluster):
         return recorded
 
     def idle(self) -> None:
-        """An idle poll: its stretch ends, and the actor waits for a word that it has read."""
+        """End the stretch of an idle poll, and let the actor wait for a word that it has read."""
         actor = self.sched.me
         value = self.memory.value
         if actor.fresh:
@@ -148,7 +148,7 @@ class Stretches(Cluster):
         self.idle()
 
     def mark(self, actor: Actor) -> None:
-        """A stretch begins."""
+        """Begin a stretch."""
         rank = self.ranks[actor.rank]
         if actor.daemon:
             host = Host.of(rank)
@@ -174,19 +174,19 @@ class Stretches(Cluster):
 
     @staticmethod
     def _known(host: Host) -> list[list[int]]:
-        """The state from which a proxy continues, without its statistics."""
+        """The state from which a proxy continues, without statistics."""
         job, st, gpu, cs = host.sides
         counters = range(job[words.T_COUNTERS], job[words.T_COUNTERS] + words.COUNTER_WORDS)
         return [job, [0 if i in counters else word for i, word in enumerate(st)], gpu, cs]
 
     def replay(self, actor: Actor) -> None:
-        """Run the actor's stretch again, up to where it was."""
+        """Run the actor's stretch again, up to the place where the actor was."""
         start, _, log = self.stretches[actor.number]
         start.restore(self.ranks[actor.rank])
         self.replaying = 0 if log else -1
 
     def summary(self, actor: Actor) -> tuple[Any, ...]:
-        """Where an actor is."""
+        """A hashable description of where an actor is."""
         if actor.done:
             return ()
         _, digest, log = self.stretches[actor.number]

@@ -1,4 +1,4 @@
-"""What a rank uses of the cluster that it is in. R: the class of ranks."""
+"""The parts of a cluster that its ranks use. R: the class of ranks."""
 
 from __future__ import annotations
 

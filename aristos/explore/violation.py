@@ -1,4 +1,4 @@
-"""The findings of an exploration."""
+"""The errors that an exploration can find."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ class Violation(Exception):
 
 
 class Race(Violation):
-    """Two accesses to one word that nothing orders."""
+    """Two accesses to one word have no order."""
 
 
 class SecondWriter(Violation):
@@ -16,11 +16,11 @@ class SecondWriter(Violation):
 
 
 class WrongSide(Violation):
-    """A GPU's block touches memory that only the host reaches, or a host thread memory that only the GPU reaches."""
+    """A GPU's block touches memory that only the host reaches, or a host thread the GPU's memory."""
 
 
 class OutOfBounds(Violation):
-    """An access where nothing lies: by an address that was never written, or past the end of a window."""
+    """An access is outside all memory: its address was never written, or lies past the end of a window."""
 
 
 class RingError(Violation):
@@ -28,15 +28,15 @@ class RingError(Violation):
 
 
 class Deadlock(Violation):
-    """No actor can go on, and calls are open."""
+    """No actor can go on although calls are open."""
 
 
 class Livelock(Violation):
-    """The actors keep running, and calls do not end."""
+    """The actors keep running, but calls do not end."""
 
 
 class TooLong(Violation):
-    """A schedule takes more steps than the one that it should shorten: it ends here and shows nothing."""
+    """A schedule takes more steps than the one that it should shorten, so it is ended and shows nothing."""
 
 
 class WrongResult(Violation):
@@ -48,7 +48,7 @@ class Unbounded(Violation):
 
 
 class Aborted(Exception):
-    """The watchdog has ended the job, as it should."""
+    """The watchdog has ended the job, which is right."""
 
 
 class Crash(Violation):

@@ -1,8 +1,8 @@
-"""A rank's state that its workers share under the rank's lock: the accesses are checked.
+"""A rank's state, which its workers share under the rank's lock, with checks of all accesses.
 
-Two steps race if both access a word of the state, one of them writes it, and nothing orders the two: as in a window
-(memory_model.py). Words that steps touch by address are atomics: they order other accesses and do not race with each
-other. Accesses of the explorer itself are not checked.
+As in a window (memory_model.py), two steps race if both access a word of the state, one of them writes it, and the two
+accesses have no order. Accesses by address are atomics: they order other accesses and do not race with each other.
+Accesses by the explorer itself are not checked.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from .state import State
 from .violation import Race
 
 PACKAGE = Path(__file__).parent.parent
-STEPS = tuple(f"{PACKAGE / room}{os.sep}" for room in ("engine", "substrate"))  # whose accesses count
-UNORDERED = (words.FAILED,)  # a flag set once, without the lock; a late reader fails late
+STEPS = tuple(f"{PACKAGE / room}{os.sep}" for room in ("engine", "substrate"))  # code whose accesses are checked
+UNORDERED = (words.FAILED,)  # a flag set once without the lock; a late reader just fails later
 
 
 class Watched(State):
@@ -94,7 +94,7 @@ class Watched(State):
         self.writes[i] = me, mine[me], step
 
     def _step(self, i: Any) -> str:
-        """The step function that makes this access; empty if the access does not count."""
+        """The step function that makes this access; empty if the access is not checked."""
         actor = self.memory.sched.current
         if actor is None or actor.rank != self.rank or isinstance(i, slice) or i in UNORDERED:
             return ""

@@ -1,8 +1,8 @@
-"""How the launcher started this process, by its environment variables, and whether MPI agrees.
+"""How the launcher started this process, according to environment variables, and whether MPI agrees.
 
-If the `mpirun` of one MPI library starts programs linked to another, or `srun` lacks the right `--mpi=`, N copies run
-that each see a world of one rank. A benchmark would then print N wrong tables; Aristos exits with code 3 instead. This
-module repairs nothing and starts no ranks.
+If the `mpirun` of one MPI library starts programs linked to another, or `srun` lacks the right `--mpi=`, N processes
+run that each see a world of one rank. A benchmark would then print N wrong tables; Aristos exits with code 3 instead.
+This module repairs nothing and starts no ranks.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .mpi_facts import WORLD, under_srun
 from .mpi_library import Library
 from .slurm_variables import in_step
 
-# how OpenMP's threads wait for work; its library reads them when it is loaded
+# variables that say how OpenMP's threads wait for work; OpenMP's library reads them when it is loaded
 OPENMP_WAITS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 
 
@@ -49,9 +49,9 @@ def prints() -> bool:
 
 
 def complain(message: str, code: int, here: bool | None = None) -> int:
-    """Print an error that all ranks have, on one of them; returns `code`, the exit code of all.
+    """Print an error that all ranks have, on one of them. Returns `code`, the exit code of all.
 
-    here: whether this is the one, where ranks know their numbers.
+    here: whether this rank prints it, if ranks know their numbers.
     """
     if prints() if here is None else here:
         print(message, file=sys.stderr, flush=True)
@@ -59,15 +59,16 @@ def complain(message: str, code: int, here: bool | None = None) -> int:
 
 
 def on_terminal(stream: TextIO | None) -> bool:
-    """Whether a person reads the stream on a terminal that may get escape codes: lines that change, bold text.
+    """Whether the stream is a terminal that a person reads and that may get escape codes (changing lines, bold text).
 
-    Not under a launcher, because Open MPI's gives its ranks a terminal whatever its own output is; not with NO_COLOR.
+    False under a launcher, because Open MPI's gives its ranks a terminal whatever its own output is. False with
+    NO_COLOR.
     """
     return stream is not None and stream.isatty() and started_as() is None and not os.environ.get("NO_COLOR")
 
 
 def unread() -> int:
-    """Replace a stdout whose reader has gone, as after `| head`; returns the exit code for SIGPIPE."""
+    """Replace a stdout whose reader has ended, as after `| head`. Returns the exit code for SIGPIPE."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # otherwise Python reports an error when it flushes stdout at exit
     return 128 + signal.SIGPIPE
 
@@ -83,7 +84,7 @@ class OneRankParser(argparse.ArgumentParser):
 def stranger(env: Mapping[str, str] | None = None, library: Library | None = None) -> str | None:
     """Explain a launcher/MPI mismatch that would abort MPI_Init, with the fix; None if there is none.
 
-    The mpich wheel aborts where the launcher offers PMIx, which it does not speak.
+    The mpich wheel aborts if the launcher offers PMIx, which it does not support.
     """
     env = os.environ if env is None else env
     started = started_as(env)
@@ -91,13 +92,13 @@ def stranger(env: Mapping[str, str] | None = None, library: Library | None = Non
     if started is None or "PMIX_RANK" not in env or library is None or library.kind != "MPICH" or not library.wheel:
         return None
     launcher, tasks, _ = started
-    return f"{launcher} started {tasks} tasks by PMIx, which pip's mpich does not speak: {_cure(launcher, library)}"
+    return f"{launcher} started {tasks} tasks by PMIx, which pip's mpich does not support: {_cure(launcher, library)}"
 
 
 def mismatch(world: int, env: Mapping[str, str] | None = None, library: Library | None = None) -> str | None:
     """Explain why COMM_WORLD has `world` ranks instead of the launcher's tasks, with the fix; None if they agree.
 
-    library: the MPI library in use; found if not given.
+    library: the MPI library in use; None: it is searched.
     """
     started = started_as(env)
     if started is None or started[1] == world:
@@ -112,5 +113,5 @@ def _cure(launcher: str, library: Library | None) -> str:
         where = f", {library}" if library is not None else ""
         return f"use the mpirun that belongs to the MPI library mpi4py loads{where}"
     if library is None or library.pmi is None:
-        return "try --mpi=pmi2 or --mpi=pmix (`srun --mpi=list` shows what there is; MPICH and Intel MPI want pmi2)"
+        return "try --mpi=pmi2 or --mpi=pmix (`srun --mpi=list` shows the types; MPICH and Intel MPI need pmi2)"
     return f"try --mpi={library.pmi} (mpi4py loads {library})"

@@ -1,8 +1,8 @@
-"""How much memory the limits of control groups leave to this process: those of containers, Slurm and systemd.
+"""How much memory the control groups of containers, Slurm and systemd leave to this process.
 
-A process lies in a group of a hierarchy, and the limit of each group above binds it too. Version 2 has one hierarchy
-for everything, version 1 one for memory; a machine may mount both. The kernel's documents: cgroup-v2.rst, and
-cgroup-v1/memory.rst. What cannot be read or understood counts as no limit.
+A process is in a group of a hierarchy, and the limits of all groups above that one bind it too. Version 2 has one
+hierarchy for everything, version 1 has one for memory; a machine may mount both. The kernel's documents are
+cgroup-v2.rst and cgroup-v1/memory.rst. A limit that cannot be read or understood counts as none.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from pathlib import Path, PurePosixPath
 from kernel_cache import regular
 from kernel_cache.texts import whole
 
-MOST = 16 << 20  # bytes of one file; hosts of many containers have thousands of mounts
-LONGEST, MOUNTS = 4096, 64  # characters of a path; mounts of hierarchies that are read
-ESCAPE = re.compile(r"\\([0-7]{3})")  # a blank in a path of mountinfo is \040
+MOST = 16 << 20  # most bytes of one file: hosts of many containers have thousands of mounts
+LONGEST, MOUNTS = 4096, 64  # most characters of a path; most mounts of hierarchies that are read
+ESCAPE = re.compile(r"\\([0-7]{3})")  # mountinfo writes a blank in a path as \040
 
 
 @dataclass(frozen=True)
@@ -37,13 +37,13 @@ V2 = Files("memory.max", "memory.current", ("inactive_file", "active_file"))
 
 
 def room(root: Path = Path("/")) -> int | None:
-    """Bytes that every group around this process leaves; None without a limit. root: of /proc and the mounts."""
+    """Bytes that all groups around this process leave; None without a limit. root: where /proc and the mounts are."""
     rooms = (_of_group(group, files) for files, group in _groups(root))
     return min((n for n in rooms if n is not None), default=None)
 
 
 def _groups(root: Path) -> Iterator[tuple[Files, Path]]:
-    """The folder of every group that this process lies in, with the names of its files."""
+    """The folder of each group that this process is in, with the names of its files."""
     mine = dict(_own(root))
     mounts = [mount for mount in islice(_mounts(root), MOUNTS) if mount[0] in mine]
     for files, top, point in mounts:
@@ -53,13 +53,13 @@ def _groups(root: Path) -> Iterator[tuple[Files, Path]]:
         elif any(files == other and mine[files].is_relative_to(its) for other, its, _ in mounts):
             continue
         else:
-            inside = PurePosixPath()  # a namespace hides where this process lies: the mounted group alone is known
+            inside = PurePosixPath()  # a namespace hides the group of this process, so only the mounted group is known
         for part in (inside, *inside.parents):
             yield files, root / point / part
 
 
 def _own(root: Path) -> Iterator[tuple[Files, PurePosixPath]]:
-    """This process's group in each hierarchy that limits memory: lines `4:memory:/slurm/job_7`, `0::/slurm/job_7`."""
+    """This process's group in each hierarchy that limits memory, from lines like `4:memory:/slurm/job_7`."""
     for line in _text(root / "proc/self/cgroup").splitlines():
         number, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")

@@ -1,6 +1,6 @@
-"""The differences between MPI libraries and their launchers, in one table: names, marks, packages, flags.
+"""One table of the differences between MPI libraries and their launchers: names, marks, packages, flags.
 
-To add a library, add it here, its known trouble to `workarounds.py`, and its launcher's arguments to
+To add a library, add its row here, its known problems to `workarounds.py`, and its launcher's arguments to
 `launcher/commands.py` if they differ. `mpi_library.py` finds the library in use.
 """
 
@@ -25,11 +25,11 @@ class MpiFacts:
     wheel: str = ""
     banners: tuple[str, ...] = ()
     binding: str = (
-        "mpirun -bind-to core:{cores} ..., or without -bind-to: Aristos shares a node's cores among its ranks"
+        "use mpirun -bind-to core:{cores} ..., or leave -bind-to out: Aristos shares a node's cores among its ranks"
     )
 
 
-# In the order in which marks are searched: Intel's and Cray's files have MPICH's mark too.
+# In the order in which marks are searched, because Intel's and Cray's files have MPICH's mark too.
 MPIS = (
     MpiFacts(
         "Intel MPI",
@@ -46,7 +46,7 @@ MPIS = (
         "pmix",
         "openmpi",
         ("Open MPI", "prte"),
-        "mpirun --map-by slot:PE={cores} --bind-to core ... (its default is one core a rank), or --bind-to none",
+        "use mpirun --map-by slot:PE={cores} --bind-to core ... (by default a rank has one core), or --bind-to none",
     ),
     MpiFacts("MPICH", b"MPICH Version", "pmi2", "mpich", ("HYDRA",)),
 )
@@ -66,8 +66,8 @@ LOCAL = (  # this rank's number on its node, ranks of the node
     ("MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
     (slurm_variables.LOCAL_RANK, ""),
 )
-MPIRUN_STARTED = frozenset({"MPI_LOCALNRANKS", "OMPI_COMM_WORLD_SIZE"})  # one of them is set under any mpirun
-# Prefixes of all variables that mpiexec and srun set for a task. A process that should be alone must not inherit them.
+MPIRUN_STARTED = frozenset({"MPI_LOCALNRANKS", "OMPI_COMM_WORLD_SIZE"})  # every mpirun sets one of them
+# Prefixes of all variables that mpiexec and srun set for a task. A process that runs alone must not inherit them.
 PREFIXES = (
     "PMI_", "PMI2_", "PMIX_", "PRTE_", "OMPI_COMM_WORLD_", "OMPI_UNIVERSE_", "OMPI_NUM_APP_", "OMPI_APP_CTX_",
     "OMPI_FIRST_RANKS", "OMPI_MCA_ess", "OMPI_MCA_orte_", "OMPI_MCA_pmix", "I_MPI_PMI_LIBRARY", "HYDRA_", "HYDI_",

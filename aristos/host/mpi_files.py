@@ -1,4 +1,4 @@
-"""The files of MPI libraries in /dev/shm, and the ones that killed jobs left there."""
+"""The files of MPI libraries in /dev/shm, and which of them killed jobs have left there."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from .mpi_facts import SHARED_FILES
 SHM = "/dev/shm"
 NAMES = re.compile(SHARED_FILES)
 KEPT = re.compile("mpich_shm_[^/]*")
-YOUNG = 60.0  # seconds: a job that is starting may not have mapped its file yet
+YOUNG = 60.0  # age in seconds below which a job that is starting may not have mapped its file yet
 
 
 def leftovers(folder: str = SHM, young: float = YOUNG) -> list[tuple[str, int]]:
-    """(path, bytes) of this user's MPI files that no process uses. young: seconds; younger files are left out."""
+    """(path, bytes) of this user's MPI files that no process uses. young: files younger than this are left out."""
     found = {}
     now = time.time()
     try:
@@ -39,12 +39,12 @@ def leftovers(folder: str = SHM, young: float = YOUNG) -> list[tuple[str, int]]:
 
 
 def forget_names(maps: str = "/proc/self/maps", folder: str = SHM) -> int:
-    """Remove the names, in `folder`, of MPICH's files that this process has mapped; returns how many.
+    """Remove the names in `folder` of MPICH's files that this process has mapped. Returns how many.
 
     Their memory stays until the last process unmaps it.
 
-    MPICH keeps the name until MPI_Finalize, so that a killed job leaves the file. Call it when all ranks of this
-    machine have left MPI_Init: they have mapped the file then.
+    MPICH keeps the name until MPI_Finalize, so a killed job would leave the file. Call this when all ranks of this
+    machine have left MPI_Init, because they have then mapped the file.
     """
     removed = 0
     with contextlib.suppress(OSError):
@@ -56,14 +56,15 @@ def forget_names(maps: str = "/proc/self/maps", folder: str = SHM) -> int:
             with contextlib.suppress(OSError, ValueError):
                 about = os.stat(words[5], follow_symlinks=False)
                 device = f"{os.major(about.st_dev):02x}:{os.minor(about.st_dev):02x}"
-                if [device, str(about.st_ino)] == words[3:5]:  # the mapped file itself, not a later job's of this name
+                # the mapped file itself, not a later job's file of this name
+                if [device, str(about.st_ino)] == words[3:5]:
                     os.unlink(words[5])
                     removed += 1
     return removed
 
 
 def in_use(paths: set[str]) -> set[str]:
-    """The `paths` that a process of this machine has mapped or open, as far as this user may see."""
+    """Those of `paths` that a process of this machine has mapped or open, as far as this user may see."""
     used = set()
     for process in Path("/proc").iterdir():
         if whole(process.name) is None:

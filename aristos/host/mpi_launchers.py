@@ -1,4 +1,4 @@
-"""What the programs that start ranks say: the version of an mpirun, and the types that this srun has for --mpi=."""
+"""Asks the programs that start ranks: the version of an mpirun, and the types that this srun has for --mpi=."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Find the MPI library that mpi4py will load, without loading it: its kind, its file, and whether pip installed it.
+"""Finds the MPI library that mpi4py will load, without loading it: its kind, its file, and whether pip installed it.
 
-mpi4py's wheels choose a library when `mpi4py.MPI` is imported; this module follows their rule (MPI4PY_LIBMPI, then the
-environments' `lib` folders, then the system's search path). Does not import mpi4py, and so does not start MPI.
+mpi4py's wheels choose a library when `mpi4py.MPI` is imported. This module follows their rule: MPI4PY_LIBMPI, then the
+environments' `lib` folders, then the system's search path. It does not import mpi4py, and so does not start MPI.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Library:
 
 
 def find(env: Mapping[str, str] | None = None) -> Library | None:
-    """The library that mpi4py will load; None if there is none, or no mpi4py."""
+    """The library that mpi4py will load; None if there is no library, or no mpi4py."""
     env = os.environ if env is None else env
     spec = importlib.util.find_spec("mpi4py")  # finds the package without running any of it
     if spec is None or not spec.submodule_search_locations:
@@ -58,7 +58,7 @@ def find(env: Mapping[str, str] | None = None) -> Library | None:
 
 
 def linked(extension: Path, env: Mapping[str, str]) -> Library:
-    """The library of an mpi4py that was linked to one: the file that it names, found as the dynamic loader would."""
+    """The library of an mpi4py that was linked to it. The file is found as the dynamic loader would find it."""
     named = dict.fromkeys(re.findall(rb"\0(libmpi[\w-]*\.so[\d.]*)", extension.read_bytes()))
     for name in (n.decode() for n in named):
         for folder in (*map(str, prefixes()), *search_path(env)):
@@ -99,7 +99,7 @@ def prefixes() -> list[Path]:
 
 
 def search_path(env: Mapping[str, str]) -> list[str]:
-    """The paths where the dynamic loader searches a bare name: LD_LIBRARY_PATH, its cache, its folders."""
+    """The paths where the dynamic loader searches for a bare name: LD_LIBRARY_PATH, its cache, its folders."""
     folders = [folder for folder in env.get("LD_LIBRARY_PATH", "").split(":") if folder]
     try:
         cached = re.findall(rb"(/[^\0\s]*)/libmpi\.so[\d.]*\0", Path("/etc/ld.so.cache").read_bytes())
@@ -121,7 +121,10 @@ def identify(path: Path) -> Library | None:
 
 
 def loaded(function: str) -> ctypes.CDLL | None:
-    """The MPI library in this process that has this function, None if there is none. Never loads a second copy."""
+    """The MPI library in this process that has this function; None if there is none.
+
+    It is never loaded a second time.
+    """
     for path in mapped():
         library = ctypes.CDLL(path, mode=ctypes.DEFAULT_MODE | os.RTLD_NOLOAD)
         if hasattr(library, function):

@@ -1,4 +1,4 @@
-"""COMM_WORLD of the tasks that a launcher has started, or a sentence that says why MPI does not see them."""
+"""COMM_WORLD of the tasks that a launcher has started, or an error that says why MPI does not see them."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from . import launch_environment, workarounds
 
 
 def prepare() -> None:
-    """Set the variables that this launcher's tasks need before MPI starts; nothing where MPI has started already."""
+    """Set the variables that this launcher's tasks need before MPI starts. Does nothing if MPI has started already."""
     started = launch_environment.started_as()
     if started is not None and started[1] > 1 and not _has_started():
         workarounds.apply()
 
 
 def connect() -> Any:
-    """COMM_WORLD, or None if no launcher has started several tasks and there is no MPI library. MPI starts here.
+    """Start MPI and return COMM_WORLD. None if no launcher has started several tasks and there is no MPI library.
 
-    Raises EnvironmentProblem if a launcher started several tasks that MPI does not see as one job.
+    Raises EnvironmentProblem if a launcher started several tasks, but MPI does not see them as one job.
     """
     started = launch_environment.started_as()
     strange = None if _has_started() else launch_environment.stranger()

@@ -1,4 +1,4 @@
-"""Which ranks share a node: ranks store into the memory of local peers, and reach remote peers by MPI."""
+"""Which ranks share a node. Ranks store into the memory of local peers, and reach remote peers by MPI."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Nodes:
 
         rank = comm.Get_rank()
         node = comm.Split_type(MPI.COMM_TYPE_SHARED, key=rank)
-        # Also without ranks_per_node: it is collective, and other ranks may have been given another value.
+        # This is done even without ranks_per_node: it is collective, and other ranks may have another value.
         own = node.Split(rank // (ranks_per_node or comm.Get_size()), key=rank)
         node.Free()
         return cls(tuple(comm.allgather(own.bcast(rank)))), own

@@ -1,4 +1,4 @@
-"""Processes of this machine, as the ranks of a job name them to each other: whether one has ended or is stopped."""
+"""Processes of this machine: the form in which ranks name them to each other, and whether one has ended or stopped."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ENDED = "has ended"
 class Process:
     """A process. place: its machine, and its namespaces of processes and of time. started: when, in ticks since boot.
 
-    place or started is empty if unknown. The kernel uses process ids again, so the start counts too; it is measured in
+    place or started is empty if unknown. The kernel reuses process ids, so the start must match too. It is measured in
     the process's namespace of time.
     """
 
@@ -27,20 +27,21 @@ class Process:
         return cls(_place(), os.getpid(), _stat(os.getpid())[1])
 
     def seen_here(self) -> bool:
-        """Whether this process sees it run, by its id.
+        """Whether this process sees, by the id, that the other one runs.
 
-        /proc may hide processes (hidepid=2), and copies of a virtual machine may name themselves alike.
+        /proc may hide processes (hidepid=2), and copies of a virtual machine may have the same names.
         """
         return self._of_this_place() and _stat(self.pid)[1] == self.started
 
     def _of_this_place(self) -> bool:
-        """Whether it is of the machine and the namespaces of this process."""
+        """Whether its machine and namespaces are those of this process."""
         return bool(self.place and self.started) and self.place == _place()
 
     def trouble(self) -> str:
-        """Why it does not run, as a clause: it has ended, or is stopped. Empty if it runs, or is of another place.
+        """A clause that says why it does not run: it has ended, or is stopped.
 
-        Ask only of a process that was `seen_here`, or that /proc does not hide.
+        Empty if it runs, or is of another place. Ask only of a process that was `seen_here`, or that /proc does not
+        hide.
         """
         if not self._of_this_place():
             return ""
@@ -53,8 +54,8 @@ class Process:
 
 
 def _stat(pid: int) -> tuple[str, str]:
-    """(state, start) of a process: state X if there is none, both empty if unknown."""
-    try:  # bytes: the name of a process need not be valid text
+    """(state, start) of a process. The state is X if there is no such process; both are empty if unknown."""
+    try:  # read as bytes, because the name of a process need not be valid text
         fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
         return fields[0].decode(), fields[19].decode()
     except (FileNotFoundError, ProcessLookupError):
@@ -64,7 +65,7 @@ def _stat(pid: int) -> tuple[str, str]:
 
 
 def _place() -> str:
-    """A text, equal in processes that see each other by id; empty if unknown, or /proc is of another namespace."""
+    """A text that is equal in processes that see each other's ids; empty if unknown or /proc is another namespace's."""
     try:
         if os.readlink("/proc/self") != str(os.getpid()):
             return ""

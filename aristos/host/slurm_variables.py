@@ -1,7 +1,7 @@
 """Slurm's variables of one process: its job, step, node and task.
 
-`topology/slurm_job.py` reads the nodes and tasks of the whole job. A step is started by `srun`; a batch script or an
-salloc shell is in a job, but in no step.
+`topology/slurm_job.py` reads the nodes and tasks of the whole job. `srun` starts a step. A batch script or an salloc
+shell is in a job, but in no step.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ NODE_NAME = "SLURMD_NODENAME"
 STEP_TASKS = "SLURM_STEP_NUM_TASKS"
 TASKS = "SLURM_NTASKS"
 TASK = "SLURM_PROCID"
-RECORDED = ("SLURM_JOB_NUM_NODES", TASKS, "SLURM_CPUS_PER_TASK", "SLURM_CPU_BIND", "SLURM_TOPOLOGY_ADDR")  # in results
+# variables that are kept in results
+RECORDED = ("SLURM_JOB_NUM_NODES", TASKS, "SLURM_CPUS_PER_TASK", "SLURM_CPU_BIND", "SLURM_TOPOLOGY_ADDR")
 
 
 def job_id(env: Mapping[str, str]) -> str:
@@ -52,7 +53,7 @@ def wanted_tasks(env: Mapping[str, str]) -> int:
 
 
 def mpi_type(env: Mapping[str, str]) -> str:
-    """Inside a step: the --mpi= it was started with. Outside: the default of the user or the site. '' if unknown."""
+    """Inside a step, its --mpi=; outside of one, the default of the user or the site. '' if unknown."""
     return env.get("SLURM_MPI_TYPE", "")
 
 

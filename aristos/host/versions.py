@@ -1,4 +1,4 @@
-"""Versions of Aristos, Python and the packages they depend on, without importing any of them."""
+"""Versions of Aristos, of Python, and of the packages that Aristos depends on. None of them is imported."""
 
 from __future__ import annotations
 

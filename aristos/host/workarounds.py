@@ -1,9 +1,10 @@
-"""Known problems of the MPI wheels, worked around by environment variables before MPI starts.
+"""Known problems of the MPI wheels, and the environment variables that avoid them if they are set before MPI starts.
 
-`workarounds` returns the variables that a process needs; `apply` sets them. Aristos's commands call `apply`, since they
-start MPI themselves. `import aristos` does not: the user's program starts MPI, and `aristos doctor` prints the exports
-for its job script. A variable that the user has set is kept. A site's own MPI is left alone if only the wheels have the
-problem. This file holds the reasons; templates, recipes and tests that set the same variables refer to it.
+`workarounds` returns the variables that a process needs; `apply` sets them. Aristos's commands call `apply`, because
+they start MPI themselves. `import aristos` does not call it, because the user's program starts MPI; `aristos doctor`
+prints the exports for a job script. A variable that the user has set is kept. No variable is set for a site's own MPI
+if only the wheels have the problem. This file states the reasons; templates, recipes and tests that set the same
+variables refer to it.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ class Workaround(NamedTuple):
 class HostFacts:
     """Facts of a machine that decide which workarounds it needs.
 
-    host: its name. rdma: whether it has an RDMA network. libpmix: the system's PMIx library, '' if none. shared: the
-    folder for files of shared memory.
+    host: the machine's name. rdma: whether it has an RDMA network. libpmix: the system's PMIx library, '' if none.
+    shared: the folder for files of shared memory.
     """
 
     host: str
@@ -46,7 +47,7 @@ class HostFacts:
     shared: str = "/dev/shm"
 
 
-_set: list[Workaround] = []  # set by apply() in this process
+_set: list[Workaround] = []  # what apply() has set in this process
 
 
 def this_machine(env: Mapping[str, str]) -> HostFacts:
@@ -96,7 +97,10 @@ def _open_mpi(env: Mapping[str, str], library: Library, machine: HostFacts) -> l
     node = slurm_variables.node_name(env)
     if under_srun(env) and node and node.split(".")[0] != machine.host.split(".")[0]:
         folder = f"{machine.shared}/aristos-{os.getuid()}-{slurm_variables.job_id(env) or '0'}-{node}"
-        why = f"node {node} is host {machine.host}: several nodes may share it, and would mix up their shared memory"
+        why = (
+            f"node {node} is host {machine.host}: several nodes may share the host, and would mix up their shared"
+            " memory"
+        )
         found.append(Workaround(SM_FOLDER, folder, why))
     return found
 
@@ -109,7 +113,7 @@ def _intel(env: Mapping[str, str], library: Library, machine: HostFacts) -> list
 
 
 def apply(library: Library | None = None) -> list[Workaround]:
-    """Set the variables that this process needs, before MPI starts; returns all that it has set so far."""
+    """Set the variables that this process needs, before MPI starts. Returns all that were set so far."""
     library = library or mpi_library.find()
     for each in workarounds(os.environ, library, this_machine(os.environ)):
         if each.name == SM_FOLDER and not _private(Path(each.value)):
@@ -125,7 +129,7 @@ def applied() -> list[Workaround]:
 
 
 def _private(folder: Path) -> bool:
-    """Make the folder if it is missing; whether it belongs to this user alone."""
+    """Make the folder if it is missing. Returns whether it belongs to this user alone."""
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
         return folder.lstat().st_uid == os.getuid() and folder.is_dir() and not folder.is_symlink()

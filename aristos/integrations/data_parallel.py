@@ -1,4 +1,4 @@
-"""torch's DistributedDataParallel, which is refused on ranks: it would average experts that only one rank has."""
+"""Refuses torch's DistributedDataParallel on ranks, because it would average experts that only one rank has."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .options import NAME, communicator
 
 
 def parts_experts(module: Any, layers: type[Any]) -> bool:
-    """Whether ranks have, or will have, parts of the experts of a module or of one within it. layers: `Experts`."""
+    """Whether ranks share, or will share, the experts of a module or of one within it. layers: the class `Experts`."""
     for each in module.modules():
         if isinstance(each, layers):
             if each.moe.world > 1:
@@ -24,13 +24,13 @@ def parts_experts(module: Any, layers: type[Any]) -> bool:
 
 
 def _refusing(init: Callable[..., None], layers: type[Any]) -> Callable[..., None]:
-    """DistributedDataParallel's making; it refuses models whose experts lie on several ranks."""
+    """Wrap DistributedDataParallel.__init__: it refuses models whose experts lie on several ranks."""
 
     @wraps(init)
     def whole(self: Any, module: Any, *args: Any, **given: Any) -> None:
         if parts_experts(module, layers):
             raise InputError(
-                "DistributedDataParallel, which Trainer uses on ranks too, would average the gradients of different"
+                "DistributedDataParallel, which Trainer also uses on ranks, would average the gradients of different"
                 " ranks' experts: leave it out, and call average_dense_grads(model) after each loss.backward()"
             )
         init(self, module, *args, **given)
@@ -39,6 +39,6 @@ def _refusing(init: Callable[..., None], layers: type[Any]) -> Callable[..., Non
 
 
 def register(layers: type[Any]) -> None:
-    """Refuse it from now on. layers: `Experts`."""
+    """Refuse DistributedDataParallel from now on. layers: the class `Experts`."""
     kind: Any = DistributedDataParallel
     kind.__init__ = _refusing(kind.__init__, layers)

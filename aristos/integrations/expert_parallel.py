@@ -1,7 +1,7 @@
 """transformers' own expert parallelism with Aristos: `DistributedConfig(..., ep_size=2, ep_implementation="aristos")`.
 
-transformers parts the experts and reads each rank's own; Aristos moves rows between the ranks and computes. It is there
-from transformers 5.23 on.
+transformers splits the experts and reads each rank's own; Aristos moves rows between the ranks and computes them. This
+exists from transformers 5.23 on.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ..errors import InputError
 from ..layer.arguments import DEFAULT_TIMEOUT, usable_limits
 from . import experts_module, fallback
 from .fp8 import packed_experts
-from .masters import PartedMasters
+from .masters import ShardedMasters
 from .options import communicator, current
 from .process_groups import communicator_of, set_variables
 from .same_tokens import Part, SharedRows, Whole
@@ -28,10 +28,10 @@ from .training import HELD, held
 
 
 class AristosEP(EPImplementation):
-    """An experts module of which each rank has contiguous experts. Made and called by transformers, on all ranks.
+    """An experts module of which each rank has consecutive experts. transformers makes and calls it on all ranks.
 
-    Ranks of a tensor parallel group have the same tokens: each takes a part of them, and gets the others' outputs.
-    Gradients of experts are sums over all ranks' tokens, which transformers divides by the number of batches.
+    Ranks of a tensor parallel group have the same tokens: each computes a part of them, and gets the others' outputs.
+    Gradients of experts are sums over all ranks' tokens; transformers divides them by the number of batches.
     """
 
     def __init__(self, experts: Any, ep_mesh: Any, tp_mesh: Any) -> None:
@@ -65,9 +65,9 @@ class AristosEP(EPImplementation):
         return rows.whole(layer.computed(rows.part(hidden_states), ids, rows.part(top_k_weights), calls))
 
     def _layer(self, top_k: int, dtype: torch.dtype) -> Experts:
-        """The layer of this module, made when first asked for. Collective.
+        """The layer of this module, which is made at the first call. Collective.
 
-        torch's memory is then given back, unless the layer trains: torch's parameters stay its masters.
+        Then torch's memory is released, unless the layer trains: in that case torch's parameters stay its masters.
         """
         experts = held(self._module)
         if experts is None:
@@ -75,7 +75,7 @@ class AristosEP(EPImplementation):
             whole = self.num_local_experts * self.ep_mesh.size()
             cfg = experts_module.configuration(self._module, gate, top_k, dtype, packed, experts=whole)
             train = experts_module.trains(self._module, packed)
-            masters = experts_module.masters(self._module, gate, PartedMasters) if train else None
+            masters = experts_module.masters(self._module, gate, ShardedMasters) if train else None
             experts = made = Experts(cfg, self._comm, train=train, masters=masters, **current().layer)
             if not train:
                 weights = {} if packed is not None else experts_module.weights(self._module, gate)
@@ -88,10 +88,10 @@ class AristosEP(EPImplementation):
 
 
 def _release(module: Any) -> None:
-    """Give back the memory of the module's matrices. Their shapes stay, so that transformers still knows the model.
+    """Release the memory of the module's matrices. Their shapes stay, so that transformers still knows the model.
 
-    Within a call the module's parameters are this rank's local tensors; when it ends, transformers makes shards again
-    of those that were replaced.
+    Within a call the module's parameters are this rank's local tensors. When the call ends, transformers makes shards
+    again of parameters that were replaced.
     """
     if hasattr(module, "_get_fsdp_state"):
         _leave_fsdp(module._get_fsdp_state())
@@ -103,9 +103,9 @@ def _release(module: Any) -> None:
 
 
 def _leave_fsdp(state: Any) -> None:
-    """Take a module's parameters out of FSDP, which holds two copies and would make one again in each call.
+    """Remove a module's parameters from FSDP, which holds two copies, and would make one again in each call.
 
-    Its groups of parameters are held by the state, and by the hooks that they have registered.
+    The state holds FSDP's groups of parameters, and so do the hooks that they have registered.
     """
     for group in state._fsdp_param_groups:
         hooks = [
@@ -119,7 +119,7 @@ def _leave_fsdp(state: Any) -> None:
 
 
 def _checked(config: Any) -> None:
-    """Refuse what Aristos cannot do before a process group is made."""
+    """Raise for what Aristos cannot do, before a process group is made."""
     if config.efsdp_size > 1:
         raise InputError(
             f"fsdp_size {config.fsdp_size} times tp_size {config.tp_size} over ep_size {config.ep_size} is"

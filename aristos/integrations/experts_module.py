@@ -1,8 +1,8 @@
-"""What an experts module of transformers computes, found by asking its own gate: a configuration, and its weights.
+"""Finds what an experts module of transformers computes, by calling its gate: a configuration, and its weights.
 
 `@use_experts_implementation` gives a class `is_transposed`, `is_concatenated`, `has_gate`, `has_bias` and a gate
-between its two projections. The gate is called on numbers that tell all activations and limits of
-`aristos.MoEConfig` apart, whatever its class is named.
+between its two projections. The gate is called with numbers that distinguish all activations and limits of
+`aristos.MoEConfig`. The name of the class does not matter.
 """
 
 from __future__ import annotations
@@ -24,15 +24,18 @@ from .torch import ROWS
 from .training import SOURCE
 
 LIMITS = ("limit", "swiglu_limit")  # attributes that hold the limit of a gate
-MATRICES = ("gate_up_proj", "up_proj", "down_proj")  # parameters that may be there
-FAR = (30.0, 100.0, 300.0)  # values of gates that reach limits which have another name
-CLOSE = 1e-5  # relative to a value, or to 1
-ELSEWHERE = "_aristos_elsewhere"  # a module's attribute: torch does not have all its experts
-CHOICE = "_experts_implementation"  # a property of configurations; object's own way to it takes half the time
+MATRICES = ("gate_up_proj", "up_proj", "down_proj")  # parameters that a module may have
+FAR = (30.0, 100.0, 300.0)  # gate values that exceed limits whose attribute has another name
+CLOSE = 1e-5  # largest difference, relative to a value or to 1
+ELSEWHERE = "_aristos_elsewhere"  # a module's attribute that says that torch does not have all its experts
+CHOICE = "_experts_implementation"  # a property of configurations; object.__getattribute__ reads it in half the time
 
 
 class Gate(NamedTuple):
-    """activation, gated, limit: as in MoEConfig. interleaved: gate and up alternate in their projection."""
+    """A gate. activation, gated, limit: as in MoEConfig.
+
+    interleaved: whether gate and up alternate in their projection.
+    """
 
     activation: Any
     gated: bool
@@ -41,10 +44,10 @@ class Gate(NamedTuple):
 
 
 def gate_of(module: Any) -> Gate:
-    """The gate of an experts module. Raises InputError, naming the class, if Aristos has no such gate."""
+    """The gate of an experts module. Raises InputError, with the class, if Aristos has no such gate."""
     name = type(module).__name__
     if module.has_post_expert_norm:
-        raise InputError(f"{name} normalises each expert's output, which Aristos does not")
+        raise InputError(f"{name} normalises each expert's output, which Aristos does not do")
     beyond = {1.5 * limit for _, limit in _candidates(module) if limit is not None}
     far = torch.tensor([*FAR, *sorted(beyond)], device="cpu")
     side = torch.cat([-far, torch.linspace(-12.0, 12.0, 49, device="cpu"), far])
@@ -58,7 +61,7 @@ def gate_of(module: Any) -> Gate:
             try:
                 found = module._apply_gate(asked) if module.has_gate else module.act_fn(asked)
             except Exception as error:
-                raise InputError(f"{name}: its gate cannot be asked ({type(error).__name__}: {error})") from error
+                raise InputError(f"{name}: calling its gate fails ({type(error).__name__}: {error})") from error
             values = np.asarray(found.double().reshape(-1))
             for activation, limit in _candidates(module):
                 wanted = gated(activation, limit, left, right)
@@ -76,10 +79,10 @@ def _candidates(module: Any) -> list[tuple[str, float | None]]:
 
 
 def configuration(module: Any, gate: Gate, top_k: int, dtype: torch.dtype, source: Any, **others: Any) -> MoEConfig:
-    """The configuration of a module's layer, with the `options` that hold now; rows have `dtype`.
+    """The configuration of a module's layer, with the present `options`. Rows have `dtype`.
 
-    source: what has packed weights in a `weight_type`, or None; the layer keeps it unless options name another. others:
-    fields in place of the module's.
+    source: an object that has packed weights of a `weight_type`, or None; the layer keeps this type unless options name
+    another. others: fields that replace the module's.
     """
     options = {"max_tokens": current().max_tokens, **current().config}
     if source is not None and options.get("weight_dtype") is None:
@@ -102,7 +105,7 @@ def configuration(module: Any, gate: Gate, top_k: int, dtype: torch.dtype, sourc
 
 
 def weights(module: Any, gate: Gate) -> dict[str, Any]:
-    """The module's weights as `MoE.load` takes them; views, no copies."""
+    """The module's weights as `MoE.load` takes them. They are views, not copies."""
     first = "gate_up" if gate.gated else "up"
     found = {
         first: getattr(module, f"{first}_proj").detach(),
@@ -118,13 +121,13 @@ def weights(module: Any, gate: Gate) -> dict[str, Any]:
 
 
 def asked_to_train(module: Any) -> bool:
-    """Whether a layer that is made now has gradients: as `options` says, else as the module does."""
+    """Whether a layer that is made now has gradients: as `options` says, or else as the module says."""
     asked = current().train
     return bool(module.training) if asked is None else asked
 
 
 def trains(module: Any, source: Any) -> bool:
-    """`asked_to_train`. Raises InputError if that is true of a module with a source of packed or absent experts."""
+    """The answer of `asked_to_train`. Raises InputError if it is True, but the experts are packed or not in torch."""
     train = asked_to_train(module)
     if train and source is not None:
         raise InputError(
@@ -143,7 +146,7 @@ def masters(module: Any, gate: Gate, kind: type[Masters] = Masters) -> Masters:
 
 
 def keep(module: Any, masters: Masters, mine: list[int]) -> None:
-    """Cut parameters of all experts to those of this rank; an optimizer that has them sees it."""
+    """Cut parameters of all experts to those of this rank, in place, so that an optimizer sees the same objects."""
     cut = False
     for parameter in masters.parameters.values():
         if len(mine) < len(parameter):
@@ -155,7 +158,7 @@ def keep(module: Any, masters: Masters, mine: list[int]) -> None:
 
 
 def release(module: Any) -> None:
-    """Give the memory of the module's matrices back. Their shapes stay, so that transformers still knows the model."""
+    """Release the memory of the module's matrices. Their shapes stay, so that transformers still knows the model."""
     for name in MATRICES:
         parameter = getattr(module, name, None)
         if parameter is not None:
@@ -166,9 +169,9 @@ def release(module: Any) -> None:
 
 
 def refuse_others(module: Any) -> None:
-    """From now on a call by another implementation raises InputError: torch does not have all experts.
+    """Let calls by another implementation raise InputError from now on, because torch does not have all experts.
 
-    Its class looks for it, and calls Aristos itself: a hook of the module costs each call 20 us, the interface 10.
+    The module's class checks this, and calls Aristos itself: a hook would cost each call 20 us, and the interface 10.
     """
     vars(module)[ELSEWHERE] = True
     kind = type(module)
@@ -177,7 +180,7 @@ def refuse_others(module: Any) -> None:
 
 
 def _refusing(forward: Callable[..., Any], ours: Callable[..., Any]) -> Callable[..., Any]:
-    """The forward of a class of which some modules are those of `refuse_others`."""
+    """The forward of a class with modules that were passed to `refuse_others`."""
 
     @wraps(forward)
     def whole(self: Any, *args: Any, **given: Any) -> Any:
@@ -195,7 +198,7 @@ def _refusing(forward: Callable[..., Any], ours: Callable[..., Any]) -> Callable
 
 
 def refuse_saving(module: Any) -> None:
-    """From now on a state dict of the module raises InputError: torch does not have its experts."""
+    """Let a state dict of the module raise InputError from now on, because torch does not have its experts."""
     module.register_state_dict_pre_hook(_refuse_saving)
 
 

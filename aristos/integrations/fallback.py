@@ -1,4 +1,4 @@
-"""Experts that Aristos does not compute: refused by name, or left to transformers by `options(fallback=...)`."""
+"""Experts that Aristos does not compute: they are refused, or left to transformers by `options(fallback=...)`."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ try:
 except ImportError:  # an older transformers
     ALL_FP8_EXPERTS_FUNCTIONS = {}
 
-OWN = "eager"  # the implementation that is a class's own code
-_said: set[str] = set()  # classes
+OWN = "eager"  # the name of a class's own code as an implementation
+_said: set[str] = set()  # classes for which a warning was given
 
 
 def left_to(module: Any) -> Callable[..., Any] | None:
-    """What computes a module whose class Aristos refuses, said once a class; None: Aristos computes it.
+    """The implementation for a module whose class Aristos refuses; None if Aristos computes it. Warns once for a class.
 
-    Raises InputError with the class and the reason where no fallback is set.
+    Raises InputError with the class and the reason if no fallback is set.
     """
     if "_aristos_left_to" not in vars(module):
         found, fallback = None, current().fallback
@@ -59,9 +59,9 @@ def _theirs(module: Any, name: str) -> Callable[..., Any]:
 
 
 def check(model: Any) -> None:
-    """Raise InputError for experts of classes that nobody but transformers computes, unless a fallback is set.
+    """Raise InputError for classes of experts that only transformers can compute, unless a fallback is set.
 
-    transformers takes "aristos" for them, and never calls it.
+    For these transformers accepts "aristos", but never calls it.
     """
     for name in closed(model):
         why = f"{name}: transformers lets nobody else compute these experts, so Aristos would never be called"
@@ -71,7 +71,7 @@ def check(model: Any) -> None:
 
 
 def closed(model: Any) -> list[str]:
-    """Names of the classes of experts in a model that take no other implementation."""
+    """Names of the classes of experts in a model that no other implementation can compute."""
     found: dict[str, None] = {}
     inside = None
     for path, module in model.named_modules():
@@ -88,7 +88,7 @@ def closed(model: Any) -> list[str]:
 
 
 def _say(kind: str, text: str) -> None:
-    """Warn once of a class."""
+    """Warn once for each class."""
     if kind not in _said:
         _said.add(kind)
         warnings.warn(text, stacklevel=4)

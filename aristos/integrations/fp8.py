@@ -1,4 +1,4 @@
-"""FP8 experts modules of transformers: codes and scales of blocks go to a layer as they are, matrix by matrix."""
+"""FP8 experts modules of transformers. A layer gets their codes and scales of blocks unchanged, matrix by matrix."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ BLOCK = 128  # outputs and inputs that share a scale
 
 @dataclass(frozen=True)
 class PackedExperts:
-    """The packed weights of an experts module, of all experts or of this rank's."""
+    """The packed weights of an experts module, which has all experts or only this rank's."""
 
     module: Any
 
     @property
     def weight_type(self) -> WeightType:
-        """Their type: a scale for a block, or one for a matrix."""
+        """The weights' type, with a scale for each block, or one for each matrix."""
         return packed("fp8", group=0 if self.module.block_size is None else BLOCK, scale="float32")
 
     def load(self, moe: MoE) -> None:
-        """Give a layer this rank's experts. They are expanded only if the layer has another weight type."""
+        """Load this rank's experts into a layer. They are expanded only if the layer has another weight type."""
         mine = moe.placement.mine(moe.rank)
         first = 0 if len(self.module.down_proj) == moe.cfg.experts else mine[0]
         for expert in mine:
@@ -50,7 +50,7 @@ class PackedExperts:
             yield "up", self._matrix(module.up_proj[expert], module.up_proj_scale_inv[expert])
 
     def _matrix(self, codes: torch.Tensor, scales: torch.Tensor) -> Quantised:
-        """codes: [out, in] of e4m3. scales: [blocks of out, blocks of in], or one."""
+        """A matrix. codes: [out, in] of e4m3. scales: [blocks of out, blocks of in], or one."""
         values = codes.detach().view(torch.uint8).numpy().T
         factors = scales.detach().float().numpy().T
         if self.module.block_size is None:
@@ -65,9 +65,11 @@ def packed_experts(module: Any) -> PackedExperts | None:
         return None
     name, block = type(module).__name__, module.block_size
     if down.dtype != torch.float8_e4m3fn:
-        raise InputError(f"{name}: packed weights must be of torch.float8_e4m3fn, got {down.dtype}")
+        raise InputError(f"{name}: packed weights must have dtype torch.float8_e4m3fn, got {down.dtype}")
     if block is not None and list(block) != [BLOCK, BLOCK]:
-        raise InputError(f"{name}: scales must be of blocks of {[BLOCK, BLOCK]} or of matrices, got {list(block)}")
+        raise InputError(
+            f"{name}: a scale must belong to a block of {[BLOCK, BLOCK]} or to a matrix, got {list(block)}"
+        )
     if block is not None and module.has_gate and down.shape[2] % BLOCK:
         raise InputError(f"{name}: with {down.shape[2]} hidden columns a block of {BLOCK} has outputs of gate and up")
     return PackedExperts(module)

@@ -1,4 +1,4 @@
-"""Calls of a layer in torch's graph: the tapes of each, found again by a number among the tensors that torch saves."""
+"""Calls of a layer in torch's graph. Each call's tapes are found by a number in a tensor that torch saves."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..layer.training import Tape
 
 
 class Graph:
-    """The tapes of one call, of its chunks in order. used: whether torch has gone back through it."""
+    """The tapes of one call, one for each chunk, in order. used: whether torch has run its backward pass."""
 
     def __init__(self) -> None:
         self.tapes: list[Tape] = []
@@ -22,12 +22,12 @@ class Graph:
 
 
 class Graphs:
-    """The calls of a layer that torch may go back through.
+    """The calls of a layer for which torch may still run the backward pass.
 
-    Each has a number, in a tensor that torch saves for the way back. Where torch frees that tensor, the tapes are no
-    longer needed: it has dropped the graph, or it saves nothing because it will make the call again (gradient
-    checkpointing), and then finds the number of the later call. torch may free it within any other call, so the tapes
-    wait for `discard`, which is called between calls.
+    Each call has a number, in a tensor that torch saves for the backward pass. When torch frees that tensor, the tapes
+    are no longer needed: torch has dropped the graph, or it saves nothing because it will make the call again (gradient
+    checkpointing) and will then find the number of that later call. torch may free the tensor within any other call, so
+    the tapes wait for `discard`, which is called between calls.
     """
 
     def __init__(self) -> None:
@@ -41,14 +41,15 @@ class Graphs:
         number = np.array([self._made])
         weakref.finalize(number, self._freed.append, self._made).atexit = False
         graph = self._open[self._made] = Graph()
-        return graph, torch.from_numpy(number)  # the memory of `number`, which lives as long as torch needs it
+        return graph, torch.from_numpy(number)  # uses the memory of `number`, which lives as long as torch needs it
 
     def of(self, number: torch.Tensor) -> Graph:
-        """The graph of a number. Raises InputError where torch has saved a copy of it."""
+        """The graph with a number. Raises InputError if torch has saved a copy of the tensor."""
         graph = self._open.get(int(number))
         if graph is None:
             raise InputError(
-                "the tapes of this graph are discarded, because hooks of saved tensors keep copies: use hooks that keep"
+                "the tapes of this graph were discarded, because hooks of saved tensors keep copies: use hooks that"
+                " keep"
                 " tensors themselves, or gradient checkpointing"
             )
         return graph
@@ -60,7 +61,7 @@ class Graphs:
                 tape.discard()
 
     def discard_all(self) -> None:
-        """Discard all tapes: torch refuses to go back through their graphs, or has dropped them."""
+        """Discard all tapes. torch refuses the backward pass of their graphs, or has dropped these."""
         for graph in self._open.values():
             for tape in graph.tapes:
                 tape.discard()

@@ -1,7 +1,8 @@
-"""Ranks that use models at their own pace: one that has finished takes part without tokens until all have.
+"""Lets ranks use models at their own pace. A rank that has finished takes part without tokens until all have.
 
-Before each layer's calls the ranks agree on the layer, the first that any rank is at, and on the number of calls. A
-rank at a later layer or at the end of its block takes part, and makes that layer too if it has not done so.
+Before each layer's calls the ranks agree on two things: on the layer, which is the first that any rank is at, and on
+the number of calls. A rank at a later layer, or at the end of its block, takes part. It makes the layer first, if it
+must.
 """
 
 from __future__ import annotations
@@ -18,14 +19,15 @@ from ..substrate.attach import attach
 from ..substrate.runtime import Runtime
 from ..transport.limits import Limits
 
-NONE = -1  # instead of a layer, from a rank at the end of its block
+NONE = -1  # in place of a layer: the rank is at the end of its block
 DTYPES = tuple(ON_CPUS)
 WHAT = "the other ranks' next layer"
 
 
 class Offer(NamedTuple):
-    """layer: number of an experts module in the models. calls: that this rank needs. top_k, dtype: of its layer. grad:
-    whether it has gradients.
+    """What a rank wants to call. layer: number of an experts module in the models. calls: how many the rank needs.
+
+    top_k, dtype: of the layer. grad: whether the calls have gradients.
     """
 
     layer: int
@@ -36,9 +38,9 @@ class Offer(NamedTuple):
 
 
 class Guard:
-    """The agreements of the ranks of a runtime. modules: the experts modules of the models, alike on all ranks.
+    """The agreements of the ranks of a runtime. modules: the experts modules of the models, equal on all ranks.
 
-    take_part: makes the calls that other ranks need of a module, without tokens.
+    take_part: a function that makes the calls of a module that other ranks need, without tokens.
     """
 
     def __init__(self, runtime: Runtime, modules: list[Any], take_part: Callable[[Any, Offer], None]) -> None:
@@ -47,7 +49,7 @@ class Guard:
         self._modules = modules
 
     def covers(self, module: Any) -> bool:
-        """Whether the module is one of these models."""
+        """Whether the module belongs to one of these models."""
         return id(module) in self._numbers
 
     def agree(self, module: Any, calls: int, top_k: int, dtype: str, grad: bool) -> int:
@@ -61,7 +63,7 @@ class Guard:
     def _next(self, mine: Offer | None) -> Offer | None:
         """What the ranks do now; None if all are at the end of their blocks. mine: None if this rank is at its end.
 
-        Raises MismatchError for calls with gradients where a rank is elsewhere.
+        Raises MismatchError for calls with gradients if a rank is at another layer.
         """
         words = np.full(len(Offer._fields), NONE)
         if mine is not None:
@@ -91,14 +93,14 @@ class Guard:
         return first._replace(calls=max(offer.calls for offer in found.values() if offer.layer == first.layer))
 
     def finish(self) -> None:
-        """Take part in what other ranks do until all are here."""
+        """Take part in what other ranks do, until all are at the end of their blocks."""
         while (found := self._next(None)) is not None:
             self._take_part(self._modules[found.layer], found)
 
 
 @contextmanager
 def guarded(comm: Any, limits: Limits, modules: list[Any], take_part: Callable[[Any, Offer], None]) -> Iterator[Guard]:
-    """A block of a rank with its guard; at its end it waits for the others. Collective.
+    """A block of this rank, with its guard. At its end the rank waits for the others. Collective.
 
     An exception on one rank ends the others' blocks with PoisonedError, which names it.
     """

@@ -1,4 +1,7 @@
-"""torch's parameters as the masters of a trained layer: what has changed is packed, and gradients take their forms."""
+"""torch's parameters as the masters of a trained layer.
+
+Changed ones are packed; gradients get the parameters' forms.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ _alive: weakref.WeakSet[Masters] = weakref.WeakSet()
 
 
 def _stepped(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-    """After a step of any optimizer: fused ones change parameters without torch counting it."""
+    """React to a step of any optimizer, because fused ones change parameters without torch counting it."""
     if not _alive:
         return
     theirs = {id(each) for group in optimizer.param_groups for each in group["params"] if each.grad is not None}
@@ -36,9 +39,9 @@ def _stepped(optimizer: torch.optim.Optimizer, *_: Any) -> None:
 
 @cache
 def _say_apart() -> None:
-    """Warn once."""
+    """Warn once that gradients outside the experts were not averaged."""
     warnings.warn(
-        "an optimizer's step has taken gradients outside the experts that are of this rank's tokens alone: call"
+        "an optimizer's step has used gradients outside the experts that come from this rank's tokens alone: call"
         " average_dense_grads(model) before each optimizer.step()",
         stacklevel=4,
     )
@@ -50,25 +53,25 @@ register_optimizer_step_post_hook(_stepped)
 class Masters:
     """Parameters of this rank's experts, as their module has them now.
 
-    names: transformers' ones: gate_up_proj [n, 2F, H] or up_proj [n, F, H], down_proj [n, H, F], with _bias those of
-    biases; transposed: the last two axes are the other way around. interleaved: see `MoE.load`.
+    names: those of transformers: gate_up_proj [n, 2F, H] or up_proj [n, F, H], down_proj [n, H, F], and with _bias the
+    biases. transposed: whether the last two axes are swapped. interleaved: see `MoE.load`.
     """
 
     def __init__(self, module: torch.nn.Module, names: Sequence[str], transposed: bool, interleaved: bool) -> None:
         self.transposed, self.interleaved = transposed, interleaved
         self._module, self._names = module, tuple(names)
         self._given = False  # whether the layer has weights
-        self._packed: list[Any] | None = None  # what identifies the parameters that it has
+        self._packed: list[Any] | None = None  # what identifies the parameters that the layer has
         self.apart = False  # whether ranks have gradients outside the experts that they have not averaged
         _alive.add(self)
 
     @property
     def parameters(self) -> dict[str, torch.nn.Parameter]:
-        """They may be others after `load_state_dict(assign=True)` or an assignment."""
+        """The module's present parameters. `load_state_dict(assign=True)` or an assignment may replace them."""
         return {name: getattr(self._module, name) for name in self._names}
 
     def views(self, tensors: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Parts of tensors in the order and forms of the parameters, by the names and in the forms of `MoE.params`."""
+        """Views of tensors that are like the parameters, by the names and in the forms of `MoE.params`."""
         found = {}
         for name, tensor in zip(self._names, tensors, strict=True):
             ending = BIAS if name.endswith(BIAS) else ""
@@ -85,7 +88,7 @@ class Masters:
         return found
 
     def changed(self) -> None:
-        """Pack the parameters before the next call, whatever torch says of them."""
+        """Pack the parameters before the next call, even if torch has not counted a change."""
         self._packed = None
 
     @property
@@ -116,14 +119,14 @@ class Masters:
         return as_numpy(view)
 
     def take(self, moe: MoE) -> None:
-        """Write what the layer has loaded into the parameters."""
+        """Write the weights that the layer has loaded into the parameters."""
         masters = moe.params(0)
         for name, view in self.views(list(self.parameters.values())).items():
             view.copy_(torch.from_numpy(masters[name]))
         self._given, self._packed = True, self._versions()
 
     def gradients(self, moe: MoE, parameters: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """`moe.grads` times a share, in the order, forms and types of the parameters."""
+        """The gradients of `moe.grads` times a share, in the order, forms and types of the parameters."""
         made = [torch.empty_like(each) for each in parameters]
         sums, share = moe.grads(0), self.share(moe)
         for name, view in self.views(made).items():
@@ -132,34 +135,34 @@ class Masters:
         return made
 
     def share(self, moe: MoE) -> float:
-        """What gradients of all ranks' tokens are multiplied by: the loss is the mean of the ranks' losses."""
+        """The factor of gradients of all ranks' tokens, because the loss is the mean of the ranks' losses."""
         return 1 / moe.world
 
     def _versions(self) -> list[Any] | None:
         return [(id(each), each._version, each.data_ptr(), each.dtype) for each in self.parameters.values()]
 
 
-class PartedMasters(Masters):
-    """Parameters that transformers has parted: other tensors in each call, made of those that an optimizer has.
+class ShardedMasters(Masters):
+    """Parameters of which transformers gives this rank a shard: each call has new tensors, made of the optimizer's.
 
-    What torch counts of the latter, before each call, shows whether values must be compared: that takes 2 to 50 times
-    as long as a call. transformers divides their gradients itself.
+    Before each call, torch's counts of changes to the optimizer's tensors show whether values must be compared. To
+    compare them takes 2 to 50 times as long as a call. transformers divides their gradients itself.
     """
 
     def __init__(self, module: torch.nn.Module, names: Sequence[str], transposed: bool, interleaved: bool) -> None:
         super().__init__(module, names, transposed, interleaved)
-        self._now: list[Any] | None = None  # as `_packed`, of the call that begins
+        self._now: list[Any] | None = None  # the same as `_packed`, for the call that begins
         module.register_forward_pre_hook(self._begin)
 
     def _begin(self, module: Any, _: Any) -> None:
         if hasattr(module, "_get_fsdp_state"):
             groups = module._get_fsdp_state()._fsdp_param_groups
-            parted = [each.sharded_param for group in groups for each in group.fsdp_params]
+            shards = [each.sharded_param for group in groups for each in group.fsdp_params]
         else:
-            parted = list(self.parameters.values())
-        local = [getattr(each, "_local_tensor", each) for each in parted]
+            shards = list(self.parameters.values())
+        local = [getattr(each, "_local_tensor", each) for each in shards]
         self._now = [  # torch counts changes by a DTensor's operations in itself, and other ones in its local tensor
-            (id(each), each._version, mine._version, mine.data_ptr()) for each, mine in zip(parted, local, strict=True)
+            (id(each), each._version, mine._version, mine.data_ptr()) for each, mine in zip(shards, local, strict=True)
         ]
 
     def stale(self, moe: MoE) -> bool:
@@ -177,31 +180,31 @@ class PartedMasters(Masters):
         return False
 
     def _versions(self) -> list[Any] | None:
-        """The parameters' versions in this call; None where its module was not called by its name."""
+        """The parameters' versions in this call; None if its module was not called by its name."""
         found, self._now = self._now, None
         return found
 
     def array(self, view: torch.Tensor) -> np.ndarray:
-        """A copy: FSDP frees memory that it gives a call, and torch refuses to free what an array has shared."""
+        """A copy of a part. FSDP frees the memory of a call, and torch refuses to free memory that an array shares."""
         return as_numpy(view.clone())
 
     def share(self, moe: MoE) -> float:
-        """What gradients of all ranks' tokens are multiplied by."""
+        """The factor of gradients of all ranks' tokens: 1, because transformers divides them."""
         return 1.0
 
 
 def refuse_sharded(module: torch.nn.Module) -> None:
-    """Raise InputError for a module whose parameters FSDP has cut, and copies into others without torch counting it."""
+    """Raise InputError if FSDP has cut a module's parameters: torch does not count FSDP's copies of them."""
     if vars(module).get("_is_fsdp_managed_module"):
         raise InputError(
-            f"{type(module).__name__}: FSDP has cut its experts, which Aristos parts itself: leave FSDP out, or give"
+            f"{type(module).__name__}: FSDP has cut its experts, which Aristos splits itself: leave FSDP out, or give"
             " transformers' from_pretrained"
             ' distributed_config=DistributedConfig(fsdp_size=N, ep_size=N, ep_implementation="aristos")'
         )
 
 
 def as_numpy(tensor: torch.Tensor) -> np.ndarray:
-    """A tensor on the CPU as an array of the same memory; NumPy has no bfloat16 of its own."""
+    """A tensor on the CPU as an array of the same memory; bfloat16 becomes that of ml_dtypes."""
     if tensor.requires_grad:
         tensor = tensor.detach()
     if tensor.dtype == torch.bfloat16:

@@ -1,4 +1,4 @@
-"""What layers of models of transformers are made with: `options`, and the communicator that they share."""
+"""The options with which layers of transformers' models are made, and the communicator that they share."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ from ..host import launch_environment, mpi_world
 from ..layer.moe import MoE
 
 NAME = "aristos"  # the implementation of experts
-OURS = ("self", "cfg", "comm", "layers", "backend", "train")  # arguments of MoE that no option sets
+OURS = ("self", "cfg", "comm", "layers", "backend", "train")  # arguments of MoE that users cannot set here
 
 
 @dataclass
 class Options:
-    """max_tokens: rows of a call; more are computed in several. comm: an mpi4py communicator; None: all ranks that a
-    launcher has started. train: whether layers have gradients; None: those of modules in training mode. layer: further
-    arguments of `Experts`, such as threads and moves. config: of `MoEConfig`. fallback: the implementation of
-    transformers that computes what Aristos refuses; None: it stays refused.
+    """The options of `options`.
+
+    max_tokens: most rows of a call; more are computed in several calls. comm: an mpi4py communicator; None: all ranks
+    that a launcher has started. train: whether layers have gradients; None: those of modules in training mode. layer:
+    further arguments of `Experts`, such as threads and moves. config: arguments of `MoEConfig`. fallback: the
+    implementation of transformers that computes what Aristos refuses; None: an error.
     """
 
     max_tokens: int = 1024
@@ -43,23 +45,23 @@ def options(
     fallback: str | None = None,
     **layer: Any,
 ) -> None:
-    """Set what layers of models are made with from now on; what is left out gets its default again.
+    """Set the options with which layers of models are made from now on. An option that is left out gets its default.
 
     Parameters
     ----------
     max_tokens : int, default 1024
-        The most rows of a call; more are computed in several.
+        The most rows of a call; more are computed in several calls.
     comm : communicator or None, default None
         An mpi4py communicator, whose ranks share the experts. None: all ranks that a launcher has started.
     train : bool or None, default None
-        Whether layers have gradients. None: those that are made after `model.train()`.
+        Whether layers have gradients. None: layers that are made after `model.train()` have them.
     weight_dtype : str, WeightType or None, default None
         As in `aristos.MoEConfig`.
     precision : str, default "highest"
         As in `aristos.MoEConfig`.
     fallback : str or None, default None
-        The implementation of transformers, such as "grouped_mm", for classes that Aristos refuses; a warning says so
-        once a class. None: they stay refused.
+        The implementation of transformers, such as "grouped_mm", for classes that Aristos refuses. A warning names each
+        class once. None: such classes raise an error.
     **layer : object
         Further arguments of `aristos.MoE`, such as threads, moves, schedule and timeout.
 
@@ -72,7 +74,9 @@ def options(
     known = [name for name in inspect.signature(MoE.__init__).parameters if name not in OURS]
     for name in layer:
         if name not in known:
-            raise InputError(f"options has no {name}; further ones are those of aristos.MoE: {', '.join(known)}")
+            raise InputError(
+                f"options must get its own arguments or those of aristos.MoE ({', '.join(known)}), got {name}"
+            )
     if type(max_tokens) is not int or max_tokens < 1:
         raise InputError(f"max_tokens must be an int of at least 1, got {max_tokens!r}")
     config = {"weight_dtype": weight_dtype, "precision": precision}
@@ -80,7 +84,7 @@ def options(
 
 
 def current() -> Options:
-    """The options that hold now."""
+    """The present options."""
     return _options
 
 
@@ -91,6 +95,6 @@ def communicator() -> Any:
 
 
 def world() -> Any:
-    """MPI's world if a launcher has started several tasks, else None. Raises EnvironmentProblem if MPI sees others."""
+    """MPI's world if a launcher has started several tasks, else None. Raises EnvironmentProblem if MPI disagrees."""
     started = launch_environment.started_as()
     return None if started is None or started[1] == 1 else mpi_world.connect()

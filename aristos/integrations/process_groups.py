@@ -1,4 +1,4 @@
-"""torch.distributed beside MPI: its variables from MPI's ranks, and communicators of its process groups."""
+"""torch.distributed beside MPI: sets its variables from MPI's ranks, and makes communicators of its process groups."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from ..substrate.attach import attach
 from ..transport.limits import Limits
 
 LOOPBACK = "127.0.0.1"
-_comms: dict[tuple[int, ...], Any] = {}  # by the ranks of the whole job
+_comms: dict[tuple[int, ...], Any] = {}  # communicators, by their ranks in the whole job
 
 
 def set_variables(comm: Any, limits: Limits) -> None:
-    """Set those of RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT that are missing. Collective.
+    """Set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT, if they are missing. Collective.
 
-    A rank of torch.distributed is then that of comm. The master is rank 0: at the loopback address where all ranks
-    share a node, else by the name of its host.
+    Then ranks of torch.distributed are those of comm. The master is rank 0. Its address is loopback if all ranks share
+    a node, or else the name of its host.
     """
     check_comm(comm)
     runtime = attach(comm, limits)
@@ -51,7 +51,7 @@ def _free_port() -> int:
 def communicator_of(group: Any) -> Any:
     """The mpi4py communicator of the ranks of a process group, in its order; None for a group of one. Collective.
 
-    Raises EnvironmentProblem where processes of torch.distributed are no ranks of one MPI job.
+    Raises EnvironmentProblem if processes of torch.distributed are not ranks of one MPI job.
     """
     size = torch.distributed.get_world_size(group)
     if size == 1:

@@ -19,19 +19,19 @@ class LayerReport:
     kind : str
         Its class.
     experts : int
-        Experts that this rank holds.
+        How many experts this rank holds.
     nbytes : int
         Bytes of their packed weights.
     ranks : int
-        Ranks that share the layer's experts.
+        How many ranks share the layer's experts.
     isa : str
         The instruction set of this rank's kernels.
     threads : int
         Workers of this rank.
     calls : int
-        Calls of this rank.
+        How many calls this rank has made.
     tokens : int
-        Tokens of this rank.
+        How many tokens this rank had.
     idle : float
         The share of its workers' time without work.
     """
@@ -50,7 +50,7 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class Report:
-    """What the modules of experts of a model have on this rank; `print` it.
+    """What the modules of experts of a model have and have done on this rank. `print` shows it.
 
     Attributes
     ----------

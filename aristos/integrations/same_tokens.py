@@ -1,4 +1,4 @@
-"""Ranks of a tensor parallel group have the same tokens: each computes a part of the rows, and gets the others."""
+"""Ranks of a tensor parallel group have the same tokens: each computes a part of the rows, and gets the rest."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .masters import as_numpy
 
 
 class SharedRows:
-    """`count` rows, which the ranks of a communicator share out evenly, in rank order. group: bounds their waits."""
+    """`count` rows that the ranks of a communicator share evenly, in rank order. group: bounds the ranks' waits."""
 
     def __init__(self, comm: Any, group: Group, count: int) -> None:
         ranks, rank = comm.Get_size(), comm.Get_rank()
@@ -23,11 +23,11 @@ class SharedRows:
         self.most = -(-count // ranks)  # the most tokens of a rank
 
     def part(self, whole: torch.Tensor) -> torch.Tensor:
-        """This rank's rows of what all have."""
+        """This rank's part of rows that all ranks have."""
         return whole[self._mine]
 
     def whole(self, mine: torch.Tensor) -> torch.Tensor:
-        """All ranks' rows. Collective."""
+        """The rows of all ranks, from each rank's part. Collective."""
         from mpi4py import MPI
 
         mine = mine.contiguous()
@@ -45,7 +45,7 @@ def _bytes(tensor: torch.Tensor) -> np.ndarray:
 
 
 class Part(torch.autograd.Function):
-    """`SharedRows.part`; the gradient has the rows of all ranks."""
+    """`SharedRows.part` with a gradient, which has the rows of all ranks."""
 
     @staticmethod
     def forward(ctx: Any, rows: SharedRows, whole: torch.Tensor) -> torch.Tensor:
@@ -58,7 +58,7 @@ class Part(torch.autograd.Function):
 
 
 class Whole(torch.autograd.Function):
-    """`SharedRows.whole`; all ranks have the same gradient, of which each takes its rows."""
+    """`SharedRows.whole` with a gradient. All ranks have the same gradient; each takes its own rows."""
 
     @staticmethod
     def forward(ctx: Any, rows: SharedRows, mine: torch.Tensor) -> torch.Tensor:

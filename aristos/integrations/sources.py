@@ -1,4 +1,4 @@
-"""Models of transformers without experts in torch: layers read them from the model's directory, each rank its own."""
+"""Models of transformers without experts in torch. Layers read each rank's experts from the model's directory."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ class Source:
     number: int
 
     def __reduce_ex__(self, _: Any) -> Any:
-        raise InputError("a model that torch does not have the experts of is not copied: open its directory again")
+        raise InputError("a model whose experts are not in torch cannot be copied: open its directory again")
 
     @property
     def weight_type(self) -> WeightType | None:
-        """The type of packed experts, None where they are elements."""
+        """The type of packed experts; None if they are elements."""
         return self.checkpoint.weight_type(self.number)
 
     def load(self, moe: MoE) -> None:
@@ -47,7 +47,7 @@ class Source:
 def model_without_experts(
     path: str | os.PathLike[str], comm: Any, dtype: torch.dtype | str | None, more: dict[str, Any]
 ) -> Any:
-    """A causal language model; each experts module has a `Source`, and parameters that take no memory. Collective."""
+    """A causal language model. Its experts modules have a `Source`, and parameters without memory. Collective."""
     from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
     if more.pop("experts_implementation", NAME) != NAME:
@@ -57,7 +57,7 @@ def model_without_experts(
     config = copy.deepcopy(more.pop("config", None)) or AutoConfig.from_pretrained(path)
     for each in (config, config.get_text_config()):
         if hasattr(each, "quantization_config"):
-            del each.quantization_config  # experts are read by Aristos; the rest must not be quantised
+            del each.quantization_config  # Aristos reads the experts; the rest must not be quantised
     dtype = asked or getattr(config, "dtype", None) or torch.float32
     with torch.device("meta"):
         shell = AutoModelForCausalLM.from_config(config)
@@ -81,7 +81,7 @@ def model_without_experts(
 
 
 def _type_of(asked: torch.dtype | str | None) -> torch.dtype | None:
-    """The type that transformers' own from_pretrained takes these values for; None: that of config.json."""
+    """The type that transformers' own from_pretrained understands by a value; None: the type in config.json."""
     if asked is None or asked == "auto":
         return None
     found = getattr(torch, asked, None) if isinstance(asked, str) else asked
@@ -93,12 +93,12 @@ def _type_of(asked: torch.dtype | str | None) -> torch.dtype | None:
 def _number(name: str) -> int:
     found = NUMBER.search(f".{name}")
     if found is None:
-        raise CheckpointError(f"the experts module {name} has no number of a layer in its name")
+        raise CheckpointError(f"the name of an experts module must have the number of its layer, got {name}")
     return int(found[1])
 
 
 def _dense(checkpoint: Checkpoint, experts: Iterable[str]) -> dict[str, torch.Tensor]:
-    """The tensors of a directory but the experts', mapped from its files."""
+    """The tensors of a directory without the experts', mapped from its files."""
     from safetensors import safe_open
 
     left_out = set(experts)

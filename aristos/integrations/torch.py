@@ -19,16 +19,16 @@ from .masters import Masters, as_numpy
 
 ROWS = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 
-CALLS = threading.RLock()  # held by the thread that calls a layer: layers share an engine
+CALLS = threading.RLock()  # the thread that calls a layer holds it, because layers share an engine
 
 
 class Experts(torch.nn.Module):
-    """y = experts(x, ids, weights), of any number of tokens on each rank of a communicator. Collective.
+    """y = experts(x, ids, weights), for any number of tokens on each rank of a communicator. Collective.
 
     With train=True this rank's experts are torch's parameters, by transformers' names: gate_up_proj [n, 2F, H] (up_proj
-    [n, F, H] without a gate), down_proj [n, H, F], and with _bias theirs. The layer takes them again before the first
-    call after they have changed; after a write through `.data`, call `changed`. Their gradients are those of the mean
-    of all ranks' losses.
+    [n, F, H] without a gate), down_proj [n, H, F], and their biases with _bias. After they have changed, the layer
+    reads them again before the next call; after a write through `.data`, call `changed`. Their gradients are those of
+    the mean of all ranks' losses.
 
     Parameters
     ----------
@@ -37,11 +37,11 @@ class Experts(torch.nn.Module):
     comm : communicator or None, default None
         An mpi4py communicator. None: one process.
     threads : int or None, default None
-        Workers of this rank. None: without comm, torch's number; with it as `aristos.MoE` chooses.
+        Workers of this rank. None: torch's number of threads without comm; with comm, as `aristos.MoE` chooses.
     train : bool, default False
         Whether the experts are parameters and calls have gradients.
     masters : Masters or None, default None
-        The parameters of another module in place of own ones.
+        The parameters of another module, which are used instead of new ones.
     **options : object
         Further arguments of `aristos.MoE`.
 
@@ -85,7 +85,7 @@ class Experts(torch.nn.Module):
             self._masters = masters or self._own_masters()
 
     def _own_masters(self) -> Masters:
-        """Parameters drawn as torch.nn.Linear draws its own, in float32, equal for an expert on any number of ranks."""
+        """New parameters, drawn in float32 as torch.nn.Linear does. An expert's are equal on any number of ranks."""
         cfg, mine = self.cfg, self.moe.placement.mine(self.moe.rank)
         first, wide = ("gate_up", 2 * cfg.ffn) if cfg.gated else ("up", cfg.ffn)
         every = {f"{first}_proj": (wide, cfg.hidden), "down_proj": (cfg.hidden, cfg.ffn)}
@@ -119,7 +119,7 @@ class Experts(torch.nn.Module):
         Raises
         ------
         InputError, OpenCallError, ClosedError
-            As of `aristos.MoE.load`.
+            What `aristos.MoE.load` raises.
         """
         self._graphs.discard_all()
         self.moe.load(0, **weights)
@@ -127,7 +127,7 @@ class Experts(torch.nn.Module):
             self._masters.take(self.moe)
 
     def load_together(self, load: Callable[[], None]) -> None:
-        """Load weights; where one rank cannot, every rank raises, and the layer is closed. Collective.
+        """Load weights. If one rank cannot, every rank raises, and the layer is closed. Collective.
 
         Parameters
         ----------
@@ -137,7 +137,7 @@ class Experts(torch.nn.Module):
         Raises
         ------
         PeerInputError
-            It raised on another rank. What it raises here goes on.
+            `load` raised on another rank. If it raises on this rank, that exception is raised.
         """
         try:
             with self.moe.together("the experts of a layer"):
@@ -151,12 +151,12 @@ class Experts(torch.nn.Module):
         return {} if self._masters is None else self._masters.parameters
 
     def averaged(self) -> None:
-        """Ranks have averaged their gradients outside the experts."""
+        """Note that ranks have averaged their gradients outside the experts."""
         if self._masters is not None:
             self._masters.apart = False
 
     def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *rest: Any) -> None:
-        """Load a state dict: from arrays that hold all experts this rank takes those of its own."""
+        """Load a state dict. From arrays of all experts this rank takes its own."""
         mine = self.moe.placement.mine(self.moe.rank)
         for name in self.named_masters():
             value = state.get(prefix + name)
@@ -165,7 +165,10 @@ class Experts(torch.nn.Module):
         super()._load_from_state_dict(state, prefix, *rest)
 
     def changed(self) -> None:
-        """The parameters were written through `.data`, which torch does not count: take them before the next call."""
+        """Read the parameters again before the next call.
+
+        Needed after a write through `.data`, which torch does not count.
+        """
         if self._masters is not None:
             self._masters.changed()
 
@@ -175,7 +178,7 @@ class Experts(torch.nn.Module):
     ) -> torch.Tensor:
         """The experts' weighted outputs, added for each token. Collective.
 
-        More than cfg.max_tokens tokens are computed in several calls, as many on every rank.
+        More than cfg.max_tokens tokens are computed in several calls, equally many on every rank.
 
         Parameters
         ----------
@@ -196,7 +199,7 @@ class Experts(torch.nn.Module):
         Raises
         ------
         InputError
-            Tensors that do not fit, or not on the CPU; or a gradient is asked for, and train is not True.
+            Tensors do not fit, or are not on the CPU; or a gradient is asked for without train=True.
         PeerInputError
             Another rank refused its input.
         """
@@ -205,17 +208,19 @@ class Experts(torch.nn.Module):
     def computed(
         self, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, calls: int | None = None
     ) -> torch.Tensor:
-        """`forward`, for callers that torch does not compile."""
+        """What `forward` computes, for callers that torch does not compile."""
         with CALLS:
             return self._computed(x, ids, weights, calls)
 
     def _computed(self, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, calls: int | None) -> torch.Tensor:
         if not (x.is_cpu and ids.is_cpu and weights.is_cpu):
             device = next(each.device for each in (x, ids, weights) if not each.is_cpu)
-            raise InputError(f"a tensor is on {device}, and Aristos computes on CPUs here: device_map='cpu'")
+            raise InputError(
+                f"tensors must be on the CPU, because Aristos computes there, got {device}: use device_map='cpu'"
+            )
         if x.dtype != self._dtype:
             raise InputError(
-                f"x must be of {self._dtype}, of which the layer was made, got {x.dtype} (transformers: give a model"
+                f"x must be of {self._dtype}, for which the layer was made, got {x.dtype} (transformers: give a model"
                 " its dtype before its first call)"
             )
         rows, ids, of_choices = _table(x), _table(ids), _table(weights)
@@ -223,7 +228,9 @@ class Experts(torch.nn.Module):
         if calls is None:
             calls = needed if self.moe.world == 1 else self._agreed(needed)
         elif calls < needed:
-            raise InputError(f"{calls} calls hold {calls * self.cfg.max_tokens} tokens, got {rows.shape[0]}")
+            raise InputError(
+                f"x must have at most {calls * self.cfg.max_tokens} tokens in {calls} calls, got {rows.shape[0]}"
+            )
         self._graphs.discard()
         if self._masters is not None:
             self._take_parameters(self._masters)
@@ -232,13 +239,13 @@ class Experts(torch.nn.Module):
             y = self._untaped(rows, ids, of_choices, calls)
         elif self._masters is None:
             raise InputError(
-                "a gradient is asked for, and the layer was made without train=True: call under torch.no_grad(), or"
+                "a gradient is asked for, but the layer was made without train=True: call under torch.no_grad(), or"
                 " make it with train=True (transformers: open the model again, and call model.train() before its first"
                 " call)"
             )
         else:
             y = TapedCall.apply(self, ids, calls, rows, of_choices, *self._masters.parameters.values())
-            self._graphs.discard()  # this call's own, if torch saves nothing
+            self._graphs.discard()  # discards this call's own tapes, if torch saves nothing
         return y if x.dim() == 2 else y.reshape(x.shape)
 
     def taping(self, x: torch.Tensor, weights: torch.Tensor) -> bool:
@@ -249,7 +256,7 @@ class Experts(torch.nn.Module):
 
     def _take_parameters(self, masters: Masters) -> None:
         if masters.stale(self.moe):
-            self._graphs.discard_all()  # torch refuses to go back through graphs of other weights
+            self._graphs.discard_all()  # torch refuses the backward pass of graphs with other weights
             masters.give(self.moe)
 
     def _untaped(self, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, calls: int) -> torch.Tensor:
@@ -270,7 +277,7 @@ class Experts(torch.nn.Module):
     def taped(
         self, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, calls: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(y, the number of its graph for `backward`) of a call with gradients. x: [S, H], contiguous or not."""
+        """(y, the number of the graph for `backward`) of a call with gradients. x: [S, H], contiguous or not."""
         x, weights = x.contiguous(), weights.float()
         y, (graph, number) = torch.empty_like(x), self._graphs.new()
         out = as_numpy(y)
@@ -288,7 +295,7 @@ class Experts(torch.nn.Module):
             graph = self._graphs.of(number)
             if graph.used:
                 raise InputError(
-                    "a graph is gone back through once: leave retain_graph=True out, or call the layer again"
+                    "a call of the layer allows one backward pass: leave retain_graph=True out, or call the layer again"
                 )
             graph.used = True
             dy = dy.to(self._dtype).contiguous()
@@ -305,11 +312,11 @@ class Experts(torch.nn.Module):
         return [slice(call * most, (call + 1) * most) for call in range(calls)]
 
     def calls_for(self, tokens: int) -> int:
-        """Calls that this rank needs for its tokens."""
+        """How many calls this rank needs for its tokens."""
         return -(-tokens // self.cfg.max_tokens)
 
     def _agreed(self, mine: int) -> int:
-        """As many calls as the rank with most tokens needs."""
+        """How many calls the rank with most tokens needs."""
         return int(self.moe.runtime.group.exchange(np.array([mine]), "the number of calls for their tokens").max())
 
     def idle(self, calls: int) -> None:
@@ -320,7 +327,7 @@ class Experts(torch.nn.Module):
             self(x, ids, ids.float(), calls)
 
     def close(self) -> None:
-        """Release the layer; collective, and harmless when repeated."""
+        """Release the layer. Collective, and harmless when repeated."""
         self.moe.close()
 
 

@@ -1,7 +1,7 @@
-"""A model that ranks train together: gradients outside its experts, the norm of all, and its weights in one place.
+"""Functions for a model that ranks train together: gradients outside the experts, the norm, and all weights on a rank.
 
 Each rank has all parameters outside the experts, and its own experts. The gradients of experts are complete after the
-backward pass; the others are those of this rank's tokens.
+backward pass. The other gradients then come from this rank's tokens only.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from .masters import as_numpy
 from .torch import Experts
 
 HELD = "_aristos"  # a module's attribute that holds its layer
-CLOSED = "_aristos_closed"  # that says that the layer was closed, and torch does not have its experts
-SOURCE = "_aristos_source"  # that holds what reads its experts, where torch never had them
-ALIKE = "_aristos_alike"  # a model's attribute: ranks have compared their parameters outside the experts
-BUCKET = 1 << 22  # numbers that are added at a time
-COMPARED = 1 << 10  # values of each parameter that are compared before each step
+CLOSED = "_aristos_closed"  # a module's attribute that says that its layer was closed, and its experts are not in torch
+SOURCE = "_aristos_source"  # a module's attribute that holds the reader of its experts, if torch never had them
+ALIKE = "_aristos_alike"  # a model's attribute that says that ranks have compared parameters outside the experts
+BUCKET = 1 << 22  # how many numbers are added at a time
+COMPARED = 1 << 10  # how many values of each parameter are compared before each step
 
 
 def held(module: torch.nn.Module) -> Experts | None:
-    """The layer of an experts module, None if it is not made yet. Raises InputError after `close`."""
+    """The layer of an experts module; None if it is not made yet. Raises InputError after `close`."""
     if vars(module).get(CLOSED):
-        raise InputError(f"{type(module).__name__}: its layer was closed, with its experts: open the model again")
+        raise InputError(f"{type(module).__name__}: its layer and its experts were closed: open the model again")
     return vars(module).get(HELD)
 
 
@@ -43,10 +43,10 @@ def layers_of(model: torch.nn.Module) -> dict[str, Experts]:
 
 
 def average_dense_grads(model: torch.nn.Module) -> None:
-    """Replace the gradients outside the experts by their means over all ranks, of equal bits on each. Collective.
+    """Replace the gradients outside the experts by their means over all ranks, with equal bits on each. Collective.
 
-    A parameter without a gradient on one rank counts as zero there; one without on any keeps None. The first call
-    compares all values of parameters, and later ones the first of each.
+    A rank without a gradient of a parameter counts as zero; if no rank has one, it stays None. The first call compares
+    all values of parameters between ranks; later calls compare the first values of each.
 
     Parameters
     ----------
@@ -56,9 +56,9 @@ def average_dense_grads(model: torch.nn.Module) -> None:
     Raises
     ------
     InputError
-        The model has no layer yet, or transformers has parted it.
+        The model has no layer yet, or transformers has split it among ranks.
     MismatchError
-        Ranks have other parameters, or other values of one.
+        Ranks have different parameters, or different values of one.
     """
     group = _group_of(model)
     dense = {name: each for name, each in _dense(model).items() if each.requires_grad}
@@ -97,7 +97,7 @@ def average_dense_grads(model: torch.nn.Module) -> None:
 def clip_grad_norm_(model: torch.nn.Module, max_norm: float) -> torch.Tensor:
     """Scale all gradients so that their norm over the whole model is at most `max_norm`. Collective.
 
-    After `average_dense_grads`: torch's own function knows this rank's experts alone.
+    Call it after `average_dense_grads`. torch's own function knows only this rank's experts.
 
     Parameters
     ----------
@@ -114,7 +114,7 @@ def clip_grad_norm_(model: torch.nn.Module, max_norm: float) -> torch.Tensor:
     Raises
     ------
     InputError
-        The model has no layer yet, or transformers has parted it.
+        The model has no layer yet, or transformers has split it among ranks.
     """
     group = _group_of(model)
     experts = [each for layer in layers_of(model).values() for each in layer.named_masters().values()]
@@ -137,7 +137,7 @@ def clip_grad_norm_(model: torch.nn.Module, max_norm: float) -> torch.Tensor:
 def whole_state_dict(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """The model's tensors with the experts of all ranks. Collective.
 
-    For `model.save_pretrained(directory, state_dict=...)`.
+    It is meant for `model.save_pretrained(directory, state_dict=...)`.
 
     Parameters
     ----------
@@ -152,12 +152,15 @@ def whole_state_dict(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     Raises
     ------
     InputError
-        The model has no layer yet, a layer does not train, or transformers has parted the model.
+        The model has no layer yet, a layer does not train, or transformers has split the model among ranks.
     """
     group = _group_of(model)
     for name, layer in layers_of(model).items():
         if not layer.named_masters():
-            raise InputError(f"the layer of {name} does not train, so torch does not have its experts")
+            raise InputError(
+                f"the layer of {name} does not train, so torch does not have its experts: call model.train() before"
+                " the model's first call"
+            )
     state = dict(model.state_dict()) if group.rank == 0 else {}
     if group.comm is None:
         return state
@@ -172,7 +175,7 @@ def whole_state_dict(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _gathered(group: Group, mine: torch.Tensor, owners: list[list[int]]) -> torch.Tensor:
-    """[E, ...] on rank 0 of the ranks' [n, ...]; owners: the experts of each rank."""
+    """On rank 0, [E, ...] from all ranks' [n, ...]. owners: the experts of each rank."""
     if group.rank > 0:
         for one in mine:
             group.comm.Send(as_numpy(one).view(np.uint8), 0)
@@ -186,7 +189,7 @@ def _gathered(group: Group, mine: torch.Tensor, owners: list[list[int]]) -> torc
 
 
 def refuse_parts(model: torch.nn.Module) -> None:
-    """Raise InputError if this rank's parameters are those of a part of the experts."""
+    """Raise InputError if this rank has the parameters of only a part of the experts."""
     for name, layer in layers_of(model).items():
         if layer.moe.world > 1 and layer.named_masters():
             raise InputError(
@@ -208,7 +211,7 @@ def _why(first: bool) -> str:
 
 
 def _digest(parameter: torch.Tensor, whole: bool) -> str:
-    """A hash of all values' bytes, or of those of the first values."""
+    """A hash of the bytes of all values, or of the first values."""
     flat = parameter.detach().reshape(-1)
     values = as_numpy(flat if whole else flat[:COMPARED])
     return hashlib.blake2b(values.tobytes(), digest_size=16).hexdigest()
@@ -220,8 +223,8 @@ def _group_of(model: torch.nn.Module) -> Group:
         raise InputError("the model has no layers yet: they are made at its first call")
     if any(hasattr(each, "full_tensor") for layer in layers.values() for each in layer.named_masters().values()):
         raise InputError(
-            "transformers has parted this model: it averages gradients itself, torch.nn.utils.clip_grad_norm_ clips"
-            " them, and model.save_pretrained saves it"
+            "transformers has split this model among ranks: it averages gradients itself. Clip them with"
+            " torch.nn.utils.clip_grad_norm_, and save the model with model.save_pretrained"
         )
     return next(iter(layers.values())).moe.everyone
 

@@ -1,11 +1,12 @@
-"""Models of Hugging Face transformers with Aristos's experts: importing this module registers "aristos".
+"""Models of Hugging Face transformers with Aristos's experts. Importing this module registers "aristos".
 
     import aristos.integrations.transformers
     model = AutoModelForCausalLM.from_pretrained(path, experts_implementation="aristos")
 
-In one process, or on the ranks of `aristos run -n 2 -- python program.py`: there each rank has prompts of its own, and
-an equal part of every layer's experts. A layer is made at its first call, on all ranks together. `generate` waits for
-all ranks at its end; around other uses put `together`. Layers made after `model.train()` have gradients.
+This works in one process, and on the ranks of `aristos run -n 2 -- python program.py`. Each rank then has its own
+prompts, and an equal part of every layer's experts. A layer is made at its first call, on all ranks together.
+`generate` waits for all ranks at its end; put other uses into a block of `together`. Layers made after `model.train()`
+have gradients.
 """
 
 from __future__ import annotations
@@ -68,7 +69,10 @@ __all__ = [
 
 
 def _layer_of(module: Any, top_k: int, dtype: torch.dtype) -> Experts:
-    """The layer of an experts module, made when first asked for; the module's memory is then given back. Collective."""
+    """The layer of an experts module. It is made at the first call; then the module's memory is released.
+
+    Collective.
+    """
     experts = held(module)
     if experts is None:
         if module._is_expert_parallel:
@@ -106,7 +110,7 @@ def _refuse_adapter(module: Any) -> None:
 def experts_forward(
     self: Any, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
 ) -> torch.Tensor:
-    """What transformers calls for each layer's experts: y [S, H] of this rank's S tokens. Collective."""
+    """y [S, H] of this rank's S tokens. transformers calls this for each layer's experts. Collective."""
     if torch.compiler.is_compiling():
         return _untraced_forward(self, hidden_states, top_k_index, top_k_weights)
     made: Experts | None = self.__dict__.get(HELD)
@@ -118,7 +122,7 @@ def experts_forward(
 def _forward(
     self: Any, made: Experts | None, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
 ) -> torch.Tensor:
-    """`experts_forward` of a layer that is not made yet, or is used at each rank's own pace."""
+    """What `experts_forward` returns, for a layer that is not made yet, or that ranks use at their own pace."""
     if made is None and (theirs := fallback.left_to(self)) is not None:
         left: torch.Tensor = theirs(self, hidden_states, top_k_index, top_k_weights)
         return left
@@ -131,7 +135,7 @@ def _forward(
         and hidden_states.requires_grad
     ):
         raise InputError(
-            f"{type(self).__name__}: a gradient is asked for, and the model does not train: call it under"
+            f"{type(self).__name__}: a gradient is asked for, but the model does not train: call it under"
             " torch.no_grad(), or call model.train() first"
         )
     top_k, dtype, calls = top_k_index.shape[-1], hidden_states.dtype, None
@@ -148,19 +152,19 @@ _untraced_forward = torch.compiler.disable(experts_forward)  # used only while t
 
 
 def _take_part(module: Any, offer: Offer) -> None:
-    """Make another rank's calls of a layer, without tokens."""
+    """Take part, without tokens, in another rank's calls of a layer."""
     _layer_of(module, offer.top_k, getattr(torch, offer.dtype)).idle(offer.calls)
 
 
 @contextmanager
 def together(*models: Any) -> Iterator[int]:
-    """A block in which each rank uses the models at its own pace, with prompts of its own or none. Collective.
+    """A block in which each rank uses the models at its own pace, with its own prompts or none. Collective.
 
     If ranks are at different layers, the first of these in the order of the models runs first. Ranks that are at later
     layers or at the end of their block take part in its calls without tokens. A block ends when all ranks are at its
     end. `model.generate` is such a block.
-    An exception on one rank ends the others' blocks with PoisonedError, which names it. Calls with gradients are made
-    by all ranks alike.
+    An exception on one rank ends the others' blocks with PoisonedError, which names it. Calls with gradients must be
+    the same on all ranks.
 
     Parameters
     ----------
@@ -206,7 +210,7 @@ def together(*models: Any) -> Iterator[int]:
 def from_pretrained(path: str | os.PathLike[str], *, dtype: torch.dtype | str | None = None, **more: Any) -> Any:
     """A causal language model from a directory. The layers read its experts from there, torch does not. Collective.
 
-    Each rank reads its own experts when it makes a layer; packed ones stay packed, unless `options` name another
+    Each rank reads its own experts when it makes a layer. Packed experts stay packed, unless `options` set another
     weight_dtype.
 
     Parameters
@@ -240,7 +244,7 @@ def from_pretrained(path: str | os.PathLike[str], *, dtype: torch.dtype | str | 
 
 
 def changed(model: Any) -> None:
-    """Take the experts' parameters again: they were written through `.data`, which torch does not count.
+    """Read the experts' parameters again. Needed after a write through `.data`, which torch does not count.
 
     Parameters
     ----------
@@ -252,7 +256,7 @@ def changed(model: Any) -> None:
 
 
 def close(model: Any) -> None:
-    """Release the layers of a model. Collective. Then the model has no experts, and its calls are refused.
+    """Release the layers of a model. Collective. Afterwards the model has no experts, and its calls are refused.
 
     Parameters
     ----------
@@ -279,7 +283,7 @@ def _guarded_generate(generate: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def experts_modules(model: Any) -> list[Any]:
-    """The experts modules of a model that transformers lets others compute, in order."""
+    """The experts modules of a model, in order, if transformers lets other implementations compute them."""
     return [module for module in model.modules() if hasattr(module, "is_concatenated")]
 
 

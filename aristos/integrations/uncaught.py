@@ -1,6 +1,6 @@
-"""A program of several ranks ends as a whole where one of them raises an exception that nobody catches.
+"""Ends a program of several ranks as a whole if one of them raises an exception that nobody catches.
 
-The other ranks may wait for it, and MPI for them: without this the job would last as long as the longest wait.
+The other ranks may wait for that rank, and MPI for them. Without this the job would last as long as the longest wait.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ..transport.group import ABORTED, end_job
 
 
 def end_together() -> None:
-    """From now on an uncaught exception ends the job, after its traceback; nothing for a task that is alone."""
+    """Let an uncaught exception end the job from now on, after its traceback. Does nothing for a single task."""
     started = launch_environment.started_as()
     if started is None or started[1] == 1 or hasattr(sys.excepthook, "ends_job"):
         return
@@ -25,7 +25,7 @@ def end_together() -> None:
     @wraps(show)
     def whole(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         show(kind, error, trace)
-        if not issubclass(kind, PoisonedError):  # another rank is to blame, and shows its own traceback
+        if not issubclass(kind, PoisonedError):  # else another rank has failed, and shows its own traceback
             atexit.register(_end, error)  # at exit: torch.distributed's hook prints the traceback after this hook
 
     vars(whole)["ends_job"] = True
@@ -34,7 +34,7 @@ def end_together() -> None:
 
 def _end(error: BaseException) -> None:
     if "mpi4py.MPI" not in sys.modules:
-        return  # launchers end a job of which a task fails before MPI has started
+        return  # launchers end the job if a task fails before MPI has started
     from mpi4py import MPI
 
     if MPI.Is_initialized() and not MPI.Is_finalized() and MPI.COMM_WORLD.Get_size() > 1:

@@ -22,20 +22,20 @@ from .cpu.elements import ELEMENTS, ElementType, element_type
 from .cpu.kernel_call import KernelCall
 from .cpu.target import ISA
 
-RUN = 192  # rows of one run of the kernel
-NARROW_RUN = 128  # rows of a product of 16-bit elements, whose copy stays in the L2 cache: 4 to 25 % faster than 192
+RUN = 192  # most rows of one run of the kernel
+NARROW_RUN = 128  # most rows of a run of 16-bit elements: their copy stays in the L2 cache, 4 to 25 % faster than 192
 
 
 def entries_of(element: ElementType) -> Any:
-    """The module `entries` with the kernels of an element type, for this process's ISA."""
+    """The module `entries` that has the kernels of an element type, for this process's ISA."""
     return module("entries", ISA, element.format)
 
 
 class Matrix:
     """Weights packed for the micro-kernel: Matrix(w)(x) is x w, with float32 sums.
 
-    weight: [K, N] float32, bfloat16 (ml_dtypes) or float16. precision: of float32, as in `MoEConfig`. transposed: x is
-    multiplied by the transpose. Not thread-safe: use one object per thread.
+    weight: [K, N] float32, bfloat16 (ml_dtypes) or float16. precision: of float32 products, as in `MoEConfig`.
+    transposed: whether x is multiplied by the transpose. Not thread-safe: use one object per thread.
     """
 
     def __init__(self, weight: np.ndarray, *, precision: str = "highest", transposed: bool = False) -> None:
@@ -76,9 +76,10 @@ class Packed:
     """One expert with its weights packed: y = act(x up + up_bias) [* (x gate + gate_bias)] down + down_bias.
 
     up, gate: [H, F] float32, bfloat16 (ml_dtypes) or float16; down: [F, H]; biases: [F], [F], [H] float32. With a gate,
-    the activation is applied to the gate projection, and `limit` bounds both projections. limit; precision, of float32:
-    see MoEConfig. weight_dtype: matrices become codes of this type, see `aristos.packed`; or they are `Quantised`, and
-    `dtype` is that of rows, float32 or bfloat16. Not thread-safe: use one object per thread.
+    the activation is applied to the gate projection, and `limit` bounds both projections. limit, and precision of
+    float32 products: see MoEConfig. weight_dtype: the type of codes that matrices become, see `aristos.packed`.
+    Matrices may also be `Quantised`; then `dtype` is the type of rows, float32 or bfloat16. Not thread-safe: use one
+    object per thread.
     """
 
     def __init__(
@@ -105,7 +106,7 @@ class Packed:
         if 0 in up.shape:
             raise InputError(f"up must have at least one row and one column, got {list(up.shape)}")
         if gate is None and gate_bias is not None:
-            raise InputError("gate_bias came without gate")
+            raise InputError("gate_bias needs gate, got gate_bias alone: give both, or leave gate_bias out")
         parts: list[np.ndarray | None] = [element.pack(up)]
         parts.append(None if gate is None else element.pack(_another("gate", gate, up.shape, element)))
         parts.append(element.pack(_another("down", down, up.shape[::-1], element)))
@@ -163,10 +164,10 @@ def ffn(
 def _weight(
     name: str, value: Any, precision: str, weight: WeightType | None = None, dtype: str | None = None
 ) -> tuple[Any, ElementType]:
-    """A matrix of any element type or of codes, and the element type of an expert with it."""
+    """(a checked matrix of any element type or of codes, the element type of an expert that has it)."""
     if isinstance(value, Quantised):
         if dtype not in PACKED_ROWS:
-            raise InputError(f"dtype must be that of rows, {' or '.join(PACKED_ROWS)}, got {dtype!r}")
+            raise InputError(f"dtype must be the type of rows, {' or '.join(PACKED_ROWS)}, got {dtype!r}")
         return value, element_type(dtype, weight=value.type)
     array = np.asarray(value)
     dtype = str(array.dtype.name)
@@ -179,7 +180,7 @@ def _weight(
 
 
 def _another(name: str, value: Any, shape: tuple[int, ...], element: ElementType) -> Any:
-    """Another matrix of an expert, checked."""
+    """Check another matrix of an expert, which must have the type of the first."""
     if not isinstance(value, Quantised):
         return _matrix(name, value, shape, element.name)
     if value.type != element.weight or value.shape != shape:
@@ -190,7 +191,7 @@ def _another(name: str, value: Any, shape: tuple[int, ...], element: ElementType
 
 
 def _together(parts: list[np.ndarray | None]) -> list[np.ndarray | None]:
-    """Arrays of bytes, copied into one: alone they are too small for huge pages."""
+    """Copy arrays of bytes into one, because each alone is too small for huge pages."""
     sizes = [0 if part is None else -(-part.nbytes // LINE) * LINE for part in parts]
     memory, first = on_huge_pages(sum(sizes)), 0
     found: list[np.ndarray | None] = []
@@ -205,7 +206,7 @@ def _together(parts: list[np.ndarray | None]) -> list[np.ndarray | None]:
 def _rows(
     x: Any, out: np.ndarray | None, width: int, columns: int, element: ElementType
 ) -> tuple[np.ndarray, np.ndarray]:
-    """x [M, width] and `out` [M, columns], checked: (rows to read, rows to write, with space for whole vectors)."""
+    """Check x [M, width] and `out` [M, columns]. Returns (rows to read, rows to write with space for whole vectors)."""
     x = _matrix("x", x, (np.shape(x)[0] if np.ndim(x) else 0, width), element.name)
     if out is not None:
         check_out(out, (len(x), columns), x.dtype, x, contiguous=False)
@@ -217,7 +218,7 @@ def _rows(
 
 
 def _result(y: np.ndarray, out: np.ndarray | None, columns: int) -> np.ndarray:
-    """The columns of y that are outputs, copied into `out` if y is not that array."""
+    """The columns of y that are outputs. They are copied into `out` if y is another array."""
     if out is None:
         return y[:, :columns]
     if y is not out:

@@ -1,10 +1,10 @@
 """The CPU kernels of any instruction set that this process may use, and of any format of packed weights.
 
-An ISA decides constants of the modules in `kernels/cpu`: vectors, register blocks, products, rounding; a format of
-packed weights decides products too. Constants are built into compiled code, so each pair needs modules of its own. They
-come from the same files: `aristos.kernels.cpu` is made for the process's ISA and plain weights, and a package such as
-`aristos.kernels.cpu_avx2` or `aristos.kernels.cpu_avx2_int4` for others. Numba and its cache keep their code apart by
-these names.
+An ISA decides constants of the modules in `kernels/cpu`: vectors, register blocks, products, rounding. A format of
+packed weights decides products too. Compiled code contains the constants, so each pair of ISA and format needs its own
+modules. All are made from the same files: `aristos.kernels.cpu` for the process's ISA and plain weights, and packages
+such as `aristos.kernels.cpu_avx2` or `aristos.kernels.cpu_avx2_int4` for other pairs. Numba and its cache distinguish
+their code by these names.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ PACKAGE = f"{__package__}.cpu"
 
 
 def module(name: str, isa: str, form: str = "") -> Any:
-    """The module `kernels/cpu/<name>.py`, made for an ISA and a format of packed weights, "" for plain ones."""
+    """The module `kernels/cpu/<name>.py`, made for an ISA and a format of packed weights; form "" for plain weights."""
     if not form and isa == import_module(f"{PACKAGE}.target").ISA:
         return import_module(f"{PACKAGE}.{name}")
     made_for = f"{isa}_{form}" if form else isa

@@ -1,7 +1,7 @@
-"""The command that starts the job: the MPI library's own mpiexec, or srun in an allocation, with its options.
+"""Makes the command that starts the job: the MPI library's own mpiexec, or srun in an allocation, with options.
 
-Launchers do not bind: each rank takes its seat itself (`take_seat.py`), in the same way under every MPI and Slurm.
-Slurm must not hide GPUs, because CUDA IPC needs to see the peers' GPUs.
+Launchers do not bind ranks. Each rank takes its seat itself (`take_seat.py`), in the same way under every MPI and
+Slurm. Slurm must not hide GPUs, because CUDA IPC must see the peers' GPUs.
 """
 
 from __future__ import annotations
@@ -27,7 +27,10 @@ THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 @dataclass(frozen=True)
 class Command:
-    """words: the command line. set: variables added to its environment, with reasons. nodes: how many take part."""
+    """The command. words: its command line. set: variables for its environment, with reasons.
+
+    nodes: how many take part.
+    """
 
     words: list[str]
     set: list[Workaround] = field(default_factory=list)
@@ -38,7 +41,7 @@ class Command:
 
 
 def allocation(env: Mapping[str, str]) -> int:
-    """Number of nodes of the Slurm allocation of this process, 0 outside one. Raises TopologyError."""
+    """How many nodes this process's Slurm allocation has; 0 outside one. Raises TopologyError."""
     job = slurm_job.read(env)
     return max(1, len(job.job_nodes)) if job is not None and slurm_variables.job_id(env) else 0
 
@@ -53,9 +56,9 @@ def check_not_inside_a_job(started: tuple[str, int, int] | None) -> None:
 
 
 def find_program(words: list[str]) -> list[str]:
-    """The program's command line; `python` becomes this Python. Raises InputError if there is no such program."""
+    """The program's command line, in which `python` becomes this Python. Raises InputError for an unknown program."""
     if not words:
-        raise InputError("no program to run: aristos run -n 8 -- python model.py")
+        raise InputError("a program to run must follow --, got none: aristos run -n 8 -- python model.py")
     name, *rest = words
     if name in ("python", "python3"):
         return [sys.executable, *rest]
@@ -63,12 +66,15 @@ def find_program(words: list[str]) -> list[str]:
     if path is None:
         if Path(name).is_file() and name.endswith(".py"):
             raise InputError(f"{name} is not a program: aristos run ... -- python {' '.join(words)}")
-        raise InputError(f"no program {name!r}: neither on PATH nor an executable file here")
+        raise InputError(f"the program must be on PATH or an executable file here, got {name!r}")
     return [path, *rest]
 
 
 def usual(env: Mapping[str, str]) -> list[Workaround]:
-    """Variables for every job, unless set: threads of BLAS and torch would compete with the workers for cores."""
+    """Variables for every job, unless they are set.
+
+    Otherwise threads of BLAS and torch compete with workers for cores.
+    """
     why = "else BLAS starts a thread a core in every rank, which take the cores from the layer's workers"
     found = [Workaround(name, "1", why) for name in THREADS if name not in env]
     if not any(name in env for name in launch_environment.OPENMP_WAITS):
@@ -96,18 +102,18 @@ def by_srun(
         "--gpu-bind=none",
     ]
     if per_node > cpus_per_node(env):
-        words.append("--overcommit")  # else srun refuses; `main.short` warns of it
+        words.append("--overcommit")  # otherwise srun refuses; `main.short` warns about this
     return Command([*words, *program], usual(env), nodes)
 
 
 def cpus_per_node(env: Mapping[str, str]) -> float:
-    """Processors of the allocation on its smallest node; infinite if unknown. Raises TopologyError."""
+    """How many processors the allocation has on its smallest node; infinite if unknown. Raises TopologyError."""
     counts = slurm_variables.cpus_per_node(env)
     return min(slurm_job.counts(counts)) if counts else math.inf
 
 
 def pmi_for(library: Library | None, types: list[str]) -> str:
-    """The value of srun's --mpi. types: those it supports. Raises EnvironmentProblem if none fits."""
+    """The value for srun's --mpi. types: those that srun supports. Raises EnvironmentProblem if none fits."""
     wanted = library.pmi if library is not None else None
     if wanted is None:
         raise EnvironmentProblem(
@@ -126,7 +132,7 @@ def pmi_for(library: Library | None, types: list[str]) -> str:
 def by_mpirun(
     ranks: int, per_node: int, nodes: int, program: list[str], library: Library | None, env: Mapping[str, str]
 ) -> Command:
-    """mpiexec of the library that mpi4py loads. nodes: 1, or those of the allocation, which mpiexec finds itself."""
+    """mpiexec of the library that mpi4py loads. nodes: 1, or the allocation's number, which mpiexec finds itself."""
     words = [find_mpiexec(library), "-n", str(ranks)]
     kind = library.kind if library is not None else ""
     found = usual(env)
@@ -143,7 +149,7 @@ def by_mpirun(
         # It may count fewer slots than cores, for example in a container; `seats` checks the cores.
         words += ["--map-by", f"ppr:{per_node}:node:OVERSUBSCRIBE", "--bind-to", "none"]
         if os.geteuid() == 0:
-            words.append("--allow-run-as-root")  # else it refuses to run as root
+            words.append("--allow-run-as-root")  # otherwise Open MPI refuses to run as root
         for name in (PLAN, JOB, RESTART, *(each.name for each in found)) if nodes > 1 else ():
             words += ["-x", name]  # other nodes get only these variables
     elif nodes > 1:
@@ -171,7 +177,7 @@ def find_mpiexec(library: Library | None) -> str:
         return own
     path = shutil.which("mpiexec") or shutil.which("mpirun")
     if path is None:
-        raise EnvironmentProblem(f"no mpiexec on PATH for {library}: load the module that it comes from")
+        raise EnvironmentProblem(f"{library} needs its mpiexec on PATH, which has none: load the library's module")
     kind = mpi_facts.of_banner(mpi_launchers.mpirun_version(path))
     if kind not in (library.kind.removeprefix("Cray "), mpi_facts.UNKNOWN):
         raise EnvironmentProblem(
@@ -182,6 +188,6 @@ def find_mpiexec(library: Library | None) -> str:
 
 
 def seated(program: list[str], smt: bool, clean: bool, per_numa: bool = False) -> list[str]:
-    """The program's command line behind the step that takes a rank's seat."""
+    """The program's command line, after the command that takes a rank's seat."""
     options = [*["--smt"] * smt, *["--clean"] * clean, *["--per-numa"] * per_numa]
     return [sys.executable, "-m", SEAT, *options, "--", *program]

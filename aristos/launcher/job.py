@@ -1,8 +1,8 @@
-"""A running job: its launcher as a child process, signals passed on, and a clean-up after it.
+"""Runs a job: its launcher is a child process, signals are passed on, and what stays is cleaned up.
 
 A job may leave processes (a killed launcher's ranks, ranks that ignore SIGTERM) and files in /dev/shm. Its processes
-are found by an environment variable that only this job has, and ended. Files that appeared while it ran and that no
-process uses are named, or removed on request. Only this node is seen to: on others Slurm or the MPI's daemons end the
+are found by an environment variable that only this job has, and ended. Files that appeared while it ran, and that no
+process uses, are named, or removed on request. This concerns only this node: on others Slurm or MPI's daemons end the
 tasks.
 """
 
@@ -34,9 +34,9 @@ GONE = 5.0  # seconds for the job's processes to end after the launcher; then SI
 class Job:
     """A launcher's process, and how signals reach its ranks. words[0] is its program.
 
-    Open MPI's launcher kills its ranks a quarter of a second after any ending signal, so the ranks get such signals
-    from here. srun kills its tasks when it receives an ending signal, so scancel sends these to the tasks, by the name
-    of the job step.
+    Open MPI's launcher kills its ranks a quarter of a second after any ending signal, so this class sends such signals
+    to the ranks itself. srun kills its tasks when it gets an ending signal, so scancel sends these to the tasks, by the
+    name of the job step.
     """
 
     def __init__(self, words: list[str], env: Mapping[str, str]) -> None:
@@ -44,13 +44,14 @@ class Job:
         self.step = f"aristos-{self.mark}" if Path(words[0]).name == "srun" else ""
         self.signals: list[int] = []
         words = [words[0], f"--job-name={self.step}", *words[1:]] if self.step else words
-        # A session of its own: a terminal's Ctrl-C reaches this process alone, which passes it on once.
+        # The launcher gets a new session, so that a terminal's Ctrl-C reaches only this process, which passes it on
+        # once.
         self.child = subprocess.Popen(
             words, env={**env, JOB: self.mark}, start_new_session=True, preexec_fn=self._end_with_parent
         )
 
     def _end_with_parent(self) -> None:
-        """Called in the child, so that it ends with the parent.
+        """Let the child end with its parent. The child calls this.
 
         srun ends its tasks when it gets SIGTERM; mpiexec's daemons end their ranks when mpiexec dies.
         """
@@ -66,7 +67,7 @@ class Job:
             os.killpg(self.child.pid, how)
 
     def wait(self) -> int:
-        """The launcher's exit code. Signals are passed on meanwhile; after an ending one SIGTERM and SIGKILL follow."""
+        """Wait for the launcher's exit code, and pass signals on. After an ending signal SIGTERM and SIGKILL follow."""
         passed, firmer, last = 0, [(PATIENCE, signal.SIGTERM), (FIRMER, signal.SIGKILL)], None
         while True:
             while passed < len(self.signals):
@@ -84,14 +85,14 @@ class Job:
 
     @property
     def ended_by(self) -> int:
-        """The first ending signal that this process received, else 0."""
+        """The first ending signal that this process received; 0 if there was none."""
         return next((how for how in self.signals if how in ENDING), 0)
 
 
 def run_job(words: list[str], env: Mapping[str, str], clean: bool) -> tuple[int, bool]:
-    """Start the launcher, wait for it, end what stays. clean: remove the files that it leaves.
+    """Start the launcher, wait for it, and end processes that stay. clean: whether to remove files that it leaves.
 
-    Returns (its exit code, or 128 + the signal that ended it or this process; whether this process got the signal).
+    Returns (exit code, whether a signal to this process ended the job). A signal gives the code 128 + its number.
     """
     before = set(os.listdir(SHM)) if os.path.isdir(SHM) else set()
     received: list[int] = []

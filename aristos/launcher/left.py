@@ -1,7 +1,7 @@
-"""MPI's files in /dev/shm that ended jobs have left: named, and removed only if the user asks for it.
+"""Names MPI's files in /dev/shm that ended jobs have left, and removes them if the user asks for it.
 
-That no process here uses a file does not mean that none does: a container may share /dev/shm and have processes that
-are not seen here.
+A file that no process here uses may still be in use: a container may share /dev/shm, and have processes that are not
+seen here.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ NAMED = 8  # most files that a line names
 
 
 def handle(remove: bool, before: Collection[str] | None = None, folder: str = SHM) -> None:
-    """Remove the files that ended jobs have left, or name them; on stderr, in a line.
+    """Remove the files that ended jobs have left, or name them. Says so on stderr, in a line.
 
-    before: names of files that were there before the job that has just ended; None: no job has, and files that a job
-    may be about to map are left out.
+    before: names of files that existed before the job that has just ended. None: no job has ended; then files that a
+    job may be about to map are left out.
     """
     found = leftovers(folder, YOUNG if before is None else 0.0)
     paths = [path for path, _ in found if before is None or Path(path).name not in before]

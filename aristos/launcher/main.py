@@ -1,4 +1,4 @@
-"""`aristos run`: from its options to commands, a table of seats, and the job's exit code."""
+"""`aristos run`: turns options into commands and a table of seats, and runs the job."""
 
 from __future__ import annotations
 
@@ -15,18 +15,20 @@ from .commands import Command
 from .seats import Seat, default_ranks, numa_cores, numa_note, numa_seats, seats, table
 from .this_node import ThisNode, find, read
 
-MOST = 4096  # ranks of a node: several times the hardware threads of the largest node
+MOST = 4096  # most ranks of a node: several times the hardware threads of the largest node
 
 
 def launch(asked: Namespace, program: list[str]) -> int:
-    """Start the job, or show its command; the exit code. Raises AristosError before anything is started."""
+    """Start the job, or show its command. Returns the exit code. Raises AristosError before anything is started."""
     env = dict(os.environ)
     if asked.nvidia_smi and not asked.dry_run:
-        raise InputError("--nvidia-smi FILE describes another machine, so it goes with --dry-run alone")
+        raise InputError("--nvidia-smi FILE describes another machine, so it needs --dry-run: add --dry-run")
     if asked.restart_ranks and not asked.restarts:
-        raise InputError("--restart-ranks says how many ranks a restart has, so it goes with --restarts")
+        raise InputError("--restart-ranks says how many ranks a restart has, so it needs --restarts: add --restarts N")
     if asked.per and asked.nvidia_smi:
-        raise InputError("nvidia-smi does not list NUMA domains, so --per numa does not go with --nvidia-smi")
+        raise InputError(
+            "nvidia-smi does not list NUMA domains, so --per numa excludes --nvidia-smi: leave one of them out"
+        )
     commands.check_not_inside_a_job(launch_environment.started_as(env))
     words = commands.seated(commands.find_program(program), asked.smt, asked.clean, bool(asked.per))
     machine = read(asked.nvidia_smi) if asked.nvidia_smi else find(env)
@@ -88,15 +90,15 @@ def _seats(asked: Namespace, machine: ThisNode, ranks: int) -> list[Seat]:
 
 
 def _ranks(machine: ThisNode, nodes: int, env: dict[str, str], per: str | None = None, smt: bool = False) -> int:
-    """Ranks if -n is missing: those that sbatch or salloc was asked for, else the default of the nodes.
+    """How many ranks to start without -n: as many as sbatch or salloc was asked for, or else the nodes' default.
 
-    per: "numa": one for each NUMA domain, however many tasks were asked for.
+    per: "numa" for one rank for each NUMA domain, however many tasks were asked for.
     """
     wanted = slurm_variables.wanted_tasks(env)
     if nodes and wanted and not per:
         return wanted
     if machine.outside:
-        raise InputError("this is not one of the job's nodes, so their devices are unknown: give -n RANKS")
+        raise InputError("this machine is none of the job's nodes, whose devices are therefore unknown: give -n RANKS")
     if per:
         return len(numa_cores(machine.node, smt)) * max(1, nodes)
     return default_ranks(machine.node, machine.devices) * max(1, nodes)
@@ -109,7 +111,7 @@ def short(per_node: int, env: dict[str, str], with_srun: bool) -> list[str]:
         return []
     return [
         f"oversubscribed: the allocation has {cpus} processors for {per_node} ranks of a node: salloc or sbatch"
-        f" --ntasks-per-node={per_node} gives one each"
+        f" --ntasks-per-node={per_node} gives each rank one"
     ]
 
 

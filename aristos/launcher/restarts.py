@@ -1,8 +1,8 @@
-"""`aristos run --restarts N`: a job that is lost starts again, from whatever its program has saved.
+"""`aristos run --restarts N`: starts a lost job again. The program continues from what it has saved.
 
-The variable ARISTOS_RESTART holds the number of the start: 0, then 1 for the first restart. Every exit code but 0
-counts as a loss, also the program's own, since ranks that lose a peer end by an error. A job that a signal to
-`aristos run` ended is not started again.
+The variable ARISTOS_RESTART holds the number of the start: 0 at first, 1 for the first restart. Every exit code but 0
+counts as a loss, even the program's own, because ranks that lose a peer end by an error. If a signal to `aristos run`
+ended the job, it is not started again.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from .take_seat import RESTART
 
 
 def ranks_of(asked: Namespace, ranks: int) -> list[int]:
-    """Ranks of the first start and of each restart; the last of --restart-ranks holds for all that follow."""
+    """How many ranks the first start and each restart have. The last number of --restart-ranks holds for later ones."""
     later = asked.restart_ranks or [ranks]
     return [ranks, *(later[min(i, len(later) - 1)] for i in range(asked.restarts))]
 
 
 def run_starts(starts: Sequence[tuple[int, list[str], dict[str, str]]], clean: bool) -> int:
-    """Make the starts in turn until a job ends with 0, or by a signal to this process; returns the last exit code.
+    """Make one start after another until a job ends with 0, or by a signal to this process. Returns the last exit code.
 
     starts: (ranks, launcher's command, environment) of the first start and of each restart. clean: see `job.run_job`.
     """

@@ -1,7 +1,7 @@
-"""Seats of a node: for each local rank its device, the cores close to the device, and the closest NIC.
+"""Computes the seats of a node: for each local rank a device, the cores close to it, and the closest NIC.
 
-Computed from a `topology.Node` alone: the machine is not read and nothing is bound. Cores follow from where the GPU is
-attached, so nodes that number GPUs and NUMA domains differently need no special case.
+Seats are computed only from a `topology.Node`: the machine is not read, and nothing is bound. Cores follow from where
+the GPU is attached, so nodes that number GPUs and NUMA domains differently need no special case.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ Cores = list[frozenset[int]]
 
 @dataclass(frozen=True)
 class Seat:
-    """The seat of one local rank. cpus: to bind to; empty if unknown: do not bind.
+    """The seat of one local rank. cpus: those to bind to; empty if they are unknown, and then nothing is bound.
 
-    sharing: number of ranks that have some of these cores (1: only this one); numa: their domain, None if several.
-    device: the GPU's index in nvidia-smi; order: its number in CUDA; mig: the UUID of the rank's slice, '' for all.
+    sharing: how many ranks have some of these cores (1: only this one). numa: the cores' domain, None if several.
+    device: the GPU's index in nvidia-smi. order: its number in CUDA. mig: the UUID of the rank's slice, '' for the GPU.
     """
 
     local: int
@@ -40,15 +40,15 @@ class Seat:
 
 
 def default_ranks(node: Node, devices: Sequence[VisibleDevice]) -> int:
-    """Default number of ranks of a node: one a GPU, or else one a NUMA domain with usable cores."""
+    """Default number of ranks of a node: one for each GPU, or else one for each NUMA domain with usable cores."""
     return len(devices) or len(_domains(node, _cores(node, smt=False))) or 1
 
 
 def seats(node: Node, ranks: int, devices: Sequence[VisibleDevice], smt: bool = False) -> list[Seat]:
-    """Seats of `ranks` local ranks.
+    """The seats of `ranks` local ranks.
 
-    devices: the GPUs, or slices of them, that may be used, in CUDA's order. smt: bind to every hardware thread of a
-    core, not to one.
+    devices: the GPUs, or their slices, that may be used, in CUDA's order. smt: whether to bind to all hardware threads
+    of a core, instead of one.
     """
     cores = _cores(node, smt)
     chosen = [devices[r % len(devices)] for r in range(ranks)] if devices else []
@@ -94,14 +94,15 @@ def numa_cores(node: Node, smt: bool = False) -> dict[int, Cores]:
 
 
 def numa_seats(node: Node, ranks: int, smt: bool = False) -> list[Seat]:
-    """Seats of ranks with all usable cores of a NUMA domain each, and no GPU; fewer ranks than domains are spread.
+    """Seats of ranks that each have all usable cores of a NUMA domain, and no GPU. Fewer ranks than domains are spread.
 
-    Raises EnvironmentProblem if the domains are not known, InputError if there are fewer than ranks.
+    Raises EnvironmentProblem if the domains are unknown, and InputError if there are fewer domains than ranks.
     """
     cores = numa_cores(node, smt)
     if ranks > len(cores):
         raise InputError(
-            f"--per numa starts one rank a NUMA domain: {ranks} ranks were asked of {node.name or 'this machine'}, and"
+            f"--per numa starts one rank for each NUMA domain: {ranks} ranks were asked of"
+            f" {node.name or 'this machine'}, and"
             f" {len(cores)} of its domains have CPUs that this process may use ({cpusets.show(node.allowed)} of"
             f" {_listed(node)}): at most -n {len(cores)} a node, or leave out --per"
         )
@@ -116,7 +117,7 @@ def numa_note(node: Node, found: list[Seat]) -> str:
     left = [n for n in node.numa if n.index not in {seat.numa for seat in found}]
     out = [f"{n.index} ({_reason(node, n.cpus)})" for n in left]
     without = f"; domains without a rank: {', '.join(out)}" if out else ""
-    return f"one rank a NUMA domain; each binds itself when it starts, the launcher binds none of them{without}"
+    return f"one rank for each NUMA domain; each rank binds itself when it starts, the launcher binds none{without}"
 
 
 def _reason(node: Node, cpus: frozenset[int]) -> str:
@@ -127,12 +128,12 @@ def _reason(node: Node, cpus: frozenset[int]) -> str:
 
 
 def _listed(node: Node) -> str:
-    """The NUMA domains in words."""
+    """A text that lists the NUMA domains."""
     return ", ".join(f"domain {n.index}: {cpusets.show(n.cpus) or 'none'}" for n in node.numa)
 
 
 def _cores(node: Node, smt: bool) -> Cores:
-    """Each usable core, as the set of hardware threads to bind to."""
+    """The usable cores, each as the set of hardware threads to bind to."""
     usable = [core & node.allowed for core in node.cores] if node.cores else [frozenset({c}) for c in node.allowed]
     kept = sorted((core for core in usable if core), key=min)
     return kept if smt else [frozenset({min(core)}) for core in kept]
@@ -150,9 +151,9 @@ def _by_number(node: Node, cores: Cores) -> dict[int, Cores]:
 
 
 def _close_cores(node: Node, device: Gpu, cores: Cores) -> Cores:
-    """The usable cores close to a device: by sysfs, else its NUMA domain, else nvidia-smi's list; else all.
+    """The usable cores close to a device, by the first of sysfs, its NUMA domain, nvidia-smi's list; else all.
 
-    nvidia-smi cuts its list short on some machines, so the domain's own list is preferred.
+    nvidia-smi cuts its list short on some machines, so the list of the domain is preferred.
     """
     domain = next((n.cpus for n in node.numa if n.index == device.numa), None)
     printed = device.cpus_from is not None and device.cpus_from != "sysfs"
@@ -160,7 +161,7 @@ def _close_cores(node: Node, device: Gpu, cores: Cores) -> Cores:
     for cpus in order:
         if not cpus:
             continue
-        if not cores and not node.complete:  # a machine known from nvidia-smi's text alone
+        if not cores and not node.complete:  # the machine is known only from nvidia-smi's text
             return _as_linux_counts(cpus)
         close = [core for core in cores if core & cpus]
         if close:
@@ -169,7 +170,7 @@ def _close_cores(node: Node, device: Gpu, cores: Cores) -> Cores:
 
 
 def _as_linux_counts(cpus: frozenset[int]) -> Cores:
-    """A core for each CPU of a list whose cores are unknown: in 0-15,64-79 the second half are second threads."""
+    """A core for each CPU of a list without known cores. In a list such as 0-15,64-79 the second half is left out."""
     halves = cpusets.show(cpus).split(",")
     first, second = (cpusets.parse(halves[0]), cpusets.parse(halves[-1])) if len(halves) == 2 else (cpus, cpus)
     kept = first if len(first) == len(second) else cpus
@@ -196,9 +197,9 @@ def _by_domain(domains: list[Cores], ranks: int) -> list[Cores]:
 
 
 def _divide(wanted: list[Cores]) -> list[frozenset[int]]:
-    """[ranks] the CPUs of each rank: cores of its own from those it may use, neighbouring ones if several are possible.
+    """[ranks] the CPUs of each rank: its own cores, of those that it may use, and neighbouring ones if possible.
 
-    If some ranks may use fewer cores than there are ranks, all of them share these cores.
+    If a group of ranks may use fewer cores than it has ranks, all of them share these cores.
     """
     cpus: list[frozenset[int]] = [frozenset()] * len(wanted)
     for group in _groups(wanted):
@@ -230,7 +231,7 @@ def _groups(wanted: list[Cores]) -> list[list[int]]:
 
 
 def _fewest_first(wanted: list[Cores], pool: Cores) -> list[Cores]:
-    """Give each core to the rank with the fewest so far. A rank that gets none shares all cores that it may use."""
+    """Give each core to the rank that has the fewest so far. A rank without one shares all cores that it may use."""
     taken: list[Cores] = [[] for _ in wanted]
     for core in sorted(pool, key=lambda c: (sum(c in each for each in wanted), min(c))):
         able = [i for i, each in enumerate(wanted) if core in each]
@@ -245,13 +246,13 @@ def _closest_nics(node: Node, device: Gpu) -> list[str]:
 
 
 def _nics_of_domain(node: Node, cpus: frozenset[int]) -> list[str]:
-    """The NICs of these CPUs' NUMA domain; none leaves the choice to MPI."""
+    """The NICs of these CPUs' NUMA domain. If there are none, MPI chooses."""
     numa = node.domain(cpus)
     return [nic.name for nic in node.nics if numa is not None and nic.numa == numa]
 
 
 def _spread(wanted: list[list[str]]) -> list[str]:
-    """[ranks] of each rank's possible NICs the one with the fewest ranks so far; '' if it has none."""
+    """[ranks] for each rank, the one of its possible NICs that has the fewest ranks so far; '' if it has none."""
     used: dict[str, int] = {}
     found = []
     for names in wanted:

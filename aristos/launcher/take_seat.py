@@ -1,9 +1,9 @@
-"""`python -m aristos.launcher.take_seat -- PROGRAM ...`: one rank takes its seat on its node and becomes the program.
+"""`python -m aristos.launcher.take_seat -- PROGRAM ...`: takes a rank's seat on its node, then becomes the program.
 
-It finds its local rank, binds itself to the cores of that seat, sets the variables for its device, its NIC and its MPI,
-and is replaced by the program, with the same process id. So the binding is the same under every MPI and Slurm, and fits
-each node, not only the one where the job was started. All threads of the rank inherit the binding, and its memory
-follows them: Linux takes a page from the NUMA domain of the thread that writes it first.
+The process finds its local rank, binds itself to the cores of that seat, and sets the variables for its device, its NIC
+and its MPI. Then the program replaces it, with the same process id. So the binding is the same under every MPI and
+Slurm, and fits each node, not only the one where the job was started. All threads of the rank inherit the binding. The
+rank's memory follows them, because Linux takes a page from the NUMA domain of the thread that writes it first.
 
 A rank sees all GPUs of its node, because CUDA IPC cannot open hidden ones. ARISTOS_DEVICE is its own GPU's number in
 CUDA's order.
@@ -35,7 +35,7 @@ from .this_node import find
 PLAN = "ARISTOS_SEATS"  # the seats of the node that started the job, so that its ranks need not discover it again
 DEVICE, LOCAL = "ARISTOS_DEVICE", "ARISTOS_LOCAL_RANK"
 JOB = "ARISTOS_JOB"  # marks every process of a job
-RESTART = "ARISTOS_RESTART"  # number of this start of the job: above 0 after a loss
+RESTART = "ARISTOS_RESTART"  # number of this start of the job; above 0 after a loss
 
 
 class NoRank(Exception):
@@ -57,7 +57,7 @@ def local_rank(env: Mapping[str, str]) -> tuple[int, int]:
 
 
 def slurm_tasks(env: Mapping[str, str]) -> int:
-    """Number of the step's tasks on this node."""
+    """How many tasks the step has on this node."""
     least = (whole(env.get(slurm_variables.LOCAL_RANK, "")) or 0) + 1
     try:
         counted = slurm_job.counts(slurm_variables.tasks_per_node(env))
@@ -68,20 +68,20 @@ def slurm_tasks(env: Mapping[str, str]) -> int:
 
 
 def to_json(found: list[Seat]) -> str:
-    """The seats of this node, for its ranks."""
+    """The seats of this node as JSON, for its ranks."""
     rows = [[cpusets.show(s.cpus), s.numa, s.device, s.order, s.device_name, s.mig, s.nic, s.sharing] for s in found]
     return json.dumps([platform.node(), rows], separators=(",", ":"))
 
 
 def from_json(text: str, size: int) -> list[Seat]:
-    """The seats, if they are of this node and for `size` ranks; else none."""
+    """The seats in the text, if they are for this node and `size` ranks; else none."""
     try:
         host, rows = json.loads(text) if text else ("", [])
         if host != platform.node() or len(rows) != size:
             return []
         return [Seat(i, cpusets.parse(row[0]), *row[1:]) for i, row in enumerate(rows)]
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
-        return []  # not what `to_json` wrote
+        return []  # the text is not from `to_json`
 
 
 def environment(seat: Seat, env: Mapping[str, str], root: Path = Path("/sys")) -> dict[str, str]:
@@ -93,7 +93,7 @@ def environment(seat: Seat, env: Mapping[str, str], root: Path = Path("/sys")) -
         found[DEVICE] = str(seat.order)
         found["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # nvidia-smi's order; CUDA's default order puts the fastest first
     port = active_port(seat.nic, root)
-    if port:  # for Open MPI and MPICH over UCX; other libraries choose themselves
+    if port:  # used by Open MPI and MPICH over UCX; other libraries choose themselves
         found["UCX_NET_DEVICES"] = f"{seat.nic}:{port}"
     return {name: value for name, value in found.items() if name in (LOCAL, DEVICE, VISIBLE) or name not in env}
 
@@ -110,9 +110,9 @@ def active_port(nic: str, root: Path = Path("/sys")) -> int:
 
 
 def bind(cpus: frozenset[int], whole_seat: bool = False) -> None:
-    """Bind this process to those of `cpus` that it may use; if there are none, change nothing.
+    """Bind this process to those of `cpus` that it may use. If there are none, nothing changes.
 
-    whole_seat: raise EnvironmentProblem unless it may use them all.
+    whole_seat: whether to raise EnvironmentProblem unless it may use all of them.
     """
     allowed = os.sched_getaffinity(0)
     if whole_seat and not cpus <= allowed:
@@ -155,7 +155,7 @@ def main(argv: list[str]) -> int:
         # This rank is killed when its launcher dies. Under srun Slurm ends it.
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
     elif rank == 0:
-        left.handle("--clean" in options)  # elsewhere `aristos run` has done it
+        left.handle("--clean" in options)  # on the starting node `aristos run` does this
     workarounds.apply(mpi_library.find())
     os.environ.update(environment(seat, os.environ))
     try:

@@ -1,4 +1,4 @@
-"""The node whose seats are given out, and its GPUs that the job may use."""
+"""The node whose seats are assigned, and those of its GPUs that the job may use."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..topology.visible import VARIABLE, VisibleDevice, visible
 
 @dataclass(frozen=True)
 class ThisNode:
-    """devices: CUDA's devices in its order. outside: there is a Slurm job, and this is not one of its nodes."""
+    """This node. devices: in CUDA's order. outside: whether there is a Slurm job, and this is none of its nodes."""
 
     node: Node
     devices: tuple[VisibleDevice, ...]
@@ -27,7 +27,7 @@ def find(env: Mapping[str, str]) -> ThisNode:
 
 
 def read(smi: str | Path) -> ThisNode:
-    """The node described by a file with the output of `nvidia-smi topo -m`; - is stdin.
+    """The node that a file with the output of `nvidia-smi topo -m` describes; - is stdin.
 
     Raises TopologyError, InputError, OSError.
     """

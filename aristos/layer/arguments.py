@@ -18,7 +18,7 @@ DEFAULT_TIMEOUT = DEFAULT.timeout  # seconds
 
 
 class CallArguments(NamedTuple):
-    """The arguments of a call of `MoE` as the caller passed them, but for the layer."""
+    """The arguments of a call of `MoE` as the caller passed them, without `layer`."""
 
     x: Any
     ids: Any = None
@@ -30,9 +30,9 @@ class CallArguments(NamedTuple):
 
 
 def form_of(given: CallArguments) -> tuple[Any, ...] | None:
-    """Types, shapes and strides of a call's arrays; None if it asks for more or its arrays are not NumPy's.
+    """Types, shapes and strides of a call's arrays; None if the call has other options, or arrays that are not NumPy's.
 
-    A call of the same form as one whose arrays were used as they are needs no other check than that of addresses.
+    If an earlier call of the same form had its arrays used without a copy, only addresses must be checked.
     """
     x, ids, weights, out, stream, router_x, return_routing = given
     if stream is not None or router_x is not None or return_routing is not False:
@@ -56,12 +56,12 @@ def form_of(given: CallArguments) -> tuple[Any, ...] | None:
 
 
 def choices(cfg: MoEConfig) -> int:
-    """Experts that compute a token: those that it chooses, and the shared one."""
+    """How many experts compute a token: those that the router chooses, and the shared one."""
     return cfg.top_k + bool(cfg.shared_ffn)
 
 
 def on_input(cfg: MoEConfig) -> bool:
-    """Whether experts get weighted tokens."""
+    """Whether tokens are multiplied by their weights before the experts, not after."""
     return cfg.router.weight_on == "input"
 
 
@@ -90,7 +90,7 @@ def check_common(threads: Any, timeout: Any, ranks_per_node: Any = None, absent_
 
 
 def usable_limits(timeout: Any, absent_timeout: Any = None) -> Limits:
-    """The limits, or the default ones if they are invalid: the ranks must meet before they can refuse them together."""
+    """The limits; the default ones if they are invalid, so that the ranks can meet and refuse them together."""
     try:
         check_common(None, timeout, absent_timeout=absent_timeout)
     except InputError:
@@ -99,7 +99,7 @@ def usable_limits(timeout: Any, absent_timeout: Any = None) -> Limits:
 
 
 def usable_nodes(ranks_per_node: Any) -> int | None:
-    """`ranks_per_node`, or None if it is invalid, for the same reason."""
+    """`ranks_per_node`; None if it is invalid, so that the ranks can meet and refuse it together."""
     try:
         check_common(None, DEFAULT_TIMEOUT, ranks_per_node)
     except InputError:
@@ -108,8 +108,11 @@ def usable_nodes(ranks_per_node: Any) -> int | None:
 
 
 def check_comm(comm: Any) -> None:
-    """Raise InputError unless `comm` is None or an mpi4py intracommunicator, EnvironmentProblem if the launcher started
-    several tasks of which each is a world of its own: every one would compute the whole layer alone."""
+    """Raise InputError unless `comm` is None or an mpi4py intracommunicator.
+
+    Raises EnvironmentProblem if the launcher started several tasks, but MPI gives each a world of its own: each task
+    would compute the whole layer alone.
+    """
     if comm is None:
         return
     from mpi4py import MPI
@@ -126,7 +129,9 @@ def check_comm(comm: Any) -> None:
 def routed_outside(ids: Any, weights: Any, layer: int, has_router: bool) -> bool:
     """Whether a call brings its own routing. Raises InputError for ids without weights, or for no routing at all."""
     if (ids is None) != (weights is None):
-        raise InputError("ids and weights come together: give both, or neither and a router")
+        raise InputError(
+            "ids and weights must be given together, got one of them: give both, or neither in a layer with a router"
+        )
     if ids is None and not has_router:
         raise NotLoaded(f"layer {layer} was loaded without a router: give ids and weights", ROUTER)
     return ids is not None
@@ -157,7 +162,10 @@ def _in_order(array: np.ndarray, dtype: Any, copy: bool) -> np.ndarray:
 
 
 def not_finite(weights: np.ndarray, taken: np.ndarray) -> str | None:
-    """Which token has a weight of a choice taken that is NaN or infinite; None if none. Both: [S, k]."""
+    """A message that names the first token with a weight of NaN or infinity; None if there is none.
+
+    weights: [S, k]. taken: [S, k], the choices that count.
+    """
     bad = (~np.isfinite(weights) & taken).any(1)
     if not bad.any():
         return None

@@ -32,10 +32,10 @@ COMMON = ("experts", "hidden", "top_k", "dtype", "max_tokens", "precision", "wei
 
 @dataclass(frozen=True)
 class Settings:
-    """Checked options of an object. cfgs: of each layer. limits: of waits. sms: most SMs of a GPU, None for all.
+    """Checked options of an object. cfgs: one for each layer. limits: of waits. sms: most SMs of a GPU, None for all.
 
-    moves: what crosses between ranks of a node, see `MoE`. train: keep what training needs. copied: ids of
-    experts that several ranks hold, of all groups, if they are trained.
+    moves: what crosses between ranks of a node, see `MoE`. train: whether the layers can be trained. copied: if they
+    can, ids of the experts that several ranks hold, in any group.
     """
 
     cfgs: tuple[MoEConfig, ...]
@@ -54,8 +54,8 @@ class Settings:
 class Trainer(Protocol):
     """What training needs of a backend whose layers it trains.
 
-    keeps_rows: whether owners can keep rows of forward calls. taping: where they keep those of the next call; an error:
-    why that call is refused.
+    keeps_rows: whether owners can keep rows of forward calls. taping: where they keep those of the next call, or the
+    error for which the next call is refused.
     """
 
     taping: Taping | InputError | None
@@ -64,19 +64,19 @@ class Trainer(Protocol):
     def keeps_rows(self) -> bool: ...
 
     def kept_up_to(self) -> int:
-        """The address up to which the last call has filled the tape that it was given."""
+        """The address up to which the last call filled its tape."""
         ...
 
     def shared_weights(self, layer: int, count: int) -> np.ndarray:
-        """[count] weights of the shared expert's outputs in the last call, which was of this layer; ones without it."""
+        """[count] weights of the shared expert's outputs in the last call, of `layer`; ones without shared_sigmoid."""
         ...
 
     def received(self, layer: int) -> int:
-        """Rows of all ranks that this rank's own experts computed in the last call, which was of this layer."""
+        """How many rows this rank's own experts computed in the last call, of `layer`."""
         ...
 
     def backward_calls(self, number: int) -> BackwardCalls:
-        """What makes backward calls. number: of this rank, among those of all groups of a plan."""
+        """The object that makes backward calls. number: this rank's number among the ranks of all groups of a plan."""
         ...
 
     def updates(self) -> Updates:
@@ -87,7 +87,8 @@ class Trainer(Protocol):
 class Backend(ABC):
     """One layer object's execution on CPUs or on a GPU. weights: packed, an entry a layer, None before `load`.
 
-    cfgs: of each layer. cfg: of the first one, for what is equal in all: see `COMMON`. name: as in `MoE(backend=...)`.
+    cfgs: one for each layer. cfg: the first of them, for what is equal in all: see `COMMON`. name: as in
+    `MoE(backend=...)`.
     reads_peers: whether a rank can compute with the experts of local peers, see `moves` of `MoE`. trains: whether a
     layer can be made with train=True.
     """
@@ -103,7 +104,7 @@ class Backend(ABC):
         self.clear_totals()
 
     def clear_totals(self) -> None:
-        """Forget what calls of this rank have counted."""
+        """Set the totals of this rank's calls to zero."""
         self.totals = Totals(self.settings.layers, self.cfg.experts)
 
     # ------------------------------------------------------------ before the layer joins its runtime
@@ -123,8 +124,8 @@ class Backend(ABC):
     def packed_bytes(cfg: MoEConfig, count: int, copied: int | None) -> int:
         """Bytes of a layer's packed weights with `count` experts, all biases and a router.
 
-        copied: how many of the experts other ranks hold too, if the layer is trained: masters and gradients are then
-        included; None: it is not.
+        copied: None if the layer is not trained. Else masters and gradients are included, and `copied` is the
+        number of experts that other ranks hold too.
         """
 
     # ------------------------------------------------------------ weights
@@ -167,14 +168,14 @@ class Backend(ABC):
             self._changed(layer)
 
     def _changed(self, layer: int) -> None:
-        """The layer's weights are others now: later calls announce another version."""
+        """Count a change of the layer's weights: later calls announce a new version."""
         self._versions[layer] += 1
         self.weights[layer].version = self._versions[layer]
         self.loaded(layer)
 
     @abstractmethod
     def loaded(self, layer: int) -> None:
-        """The layer's weights have changed: fill its jobs again."""
+        """Fill a layer's jobs again, because its weights have changed."""
 
     # ------------------------------------------------------------ calls: new_call, take or refuse, run, result
 
@@ -199,7 +200,7 @@ class Backend(ABC):
 
     @abstractmethod
     def result(self, call: Any, seconds: float, return_stats: bool) -> Any:
-        """The output, or a tuple of it and what else the caller wants; raises what this rank or a peer refused.
+        """The output, or a tuple of it and what else the caller wants. Raises the error if this rank or a peer refused.
 
         Closes the call.
         """
@@ -239,7 +240,7 @@ class Backend(ABC):
     # ------------------------------------------------------------ end
 
     def close(self) -> None:
-        """Release what this object allocated; the runtime is still there."""
+        """Release what this object allocated, while the runtime still exists."""
         self.weights = []
 
 

@@ -1,4 +1,4 @@
-"""Backward calls with `schedule="bulk"`, on CPUs; and what fused ones (`fused_backward.py`) have in common with them.
+"""Backward calls with `schedule="bulk"`, on CPUs; and what they share with fused ones (`fused_backward.py`).
 
 Rows travel by collective all-to-alls. A source sends each (token, choice) pair of another rank's expert as one row
 [x | dy | combine weight], in its packed order. The owner computes expert by expert, the rows of an expert in global
@@ -34,12 +34,12 @@ SPARE = LINE // FLOAT  # float32 behind a row of dx: the first of them is the gr
 
 @dataclass(frozen=True)
 class Saved:
-    """What a forward call keeps for its backward call, of its S tokens: float32 but for x and ids.
+    """What a forward call of S tokens keeps for its backward call. All arrays but x and ids are float32.
 
-    x: [S, H] of the layer's dtype. ids: [S, k] int64, -1 for choices that were not taken. chosen: [S, k], those beyond
-    the capacity too. weights: [S, k]. logits: [S, columns], None if the call brought its ids. shared: [S], weights of
-    the shared expert's outputs. received: how many rows of all ranks this rank's experts computed. taped: [W, 3] int64,
-    what owners keep of their rows, see `tapes.Taping`; None: nothing.
+    x: [S, H] of the layer's dtype. ids: [S, k] int64, -1 for choices that were not taken. chosen: [S, k], ids, with
+    those beyond the capacity. weights: [S, k]. logits: [S, columns], None if the call brought its ids.
+    shared: [S], weights of the shared expert's outputs. received: how many rows this rank's experts computed. taped:
+    [W, TAPED_WORDS] int64, which rows are kept for the backward call, see `tapes.Taping`; None: none.
     """
 
     x: np.ndarray
@@ -60,7 +60,7 @@ def experts_module(dtype: str, isa: str) -> Any:
 class Kernels:
     """The kernels of an instruction set, on arrays.
 
-    expert: those of experts for the layer's dtype. tokens: those of tokens.
+    expert: the module for rows of experts, in the layer's dtype. tokens: the module for tokens.
     """
 
     def __init__(self, isa: str, dtype: str) -> None:
@@ -69,9 +69,9 @@ class Kernels:
         self._kept = threading.local()
 
     def prepare(self, cfgs: Sequence[MoEConfig], blocks: bool) -> None:
-        """Load or compile what backward calls of layers use. Within a call the other ranks would wait for it.
+        """Load or compile what backward calls of layers use, before a call: within one, the other ranks would wait.
 
-        blocks: whether their experts run by `run_expert`.
+        blocks: whether `run_expert` computes their experts.
         """
         from numba import typeof, types
 
@@ -95,7 +95,7 @@ class Kernels:
         warm_up(wanted)
 
     def scratch(self, name: str, nbytes: int) -> int:
-        """Address of memory that this thread keeps for later calls: new pages in each would take a fifth of it."""
+        """Address of memory that this thread keeps. New pages in each call would take a fifth of the call's time."""
         found = getattr(self._kept, name, None)
         if found is None or found.size < nbytes:
             found = aligned((nbytes,), np.uint8)
@@ -153,7 +153,7 @@ class Kernels:
         return y
 
     def add_outer(self, x: np.ndarray, b: np.ndarray, out: np.ndarray | None, sums: np.ndarray | None) -> None:
-        """out += x^T b for x [S, K] and b [S, N]; sums += the sum of b's rows, unless sums is None."""
+        """out += x^T b for x [S, K] and b [S, N]. Unless sums is None, sums += the sum of b's rows."""
         assert out is not None
         scratch = self.scratch("scratch", self.tokens.outer_sums_bytes(max(x.shape[1], b.shape[1])))
         from_x, from_b = addresses(x), addresses(b)
@@ -175,9 +175,9 @@ def addresses(array: np.ndarray) -> np.ndarray:
 
 
 class BackwardCalls:
-    """Makes the backward calls of one layer object on this rank. number: of the rank, among those of all groups."""
+    """Makes the backward calls of one layer object on this rank. number: the rank's, among the ranks of all groups."""
 
-    blocks = True  # its experts run by `Kernels.run_expert`
+    blocks = True  # `Kernels.run_expert` computes the experts
 
     def __init__(self, member: Membership, isa: str, number: int, cfgs: Sequence[MoEConfig]) -> None:
         self.member, self.kernels, self.number = member, Kernels(isa, cfgs[0].dtype), number
@@ -207,8 +207,9 @@ class BackwardCalls:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Returns (dx [S, H], gradients of the combine weights [S, k]); adds to the gradients of weights. Collective.
 
-        number: of the tape. dy: [S, H] of the layer's dtype; dlogits: [S, columns] or None, float32; both without gaps.
-        Raises PeerInputError or MismatchError; no gradient has changed then.
+            number: the tape's. dy: [S, H] of the layer's dtype. dlogits: [S, columns] float32, or None. Both are
+            contiguous.
+        If this raises PeerInputError or MismatchError, no gradient has changed.
         """
         self._meet(None, (layer, number, pieces))
         cfg, runtime = self.cfgs[layer], self.member.runtime
@@ -217,7 +218,7 @@ class BackwardCalls:
             order, to_dx, sums, owned = self._experts(cfg, weights, tokens)
             tokens.add_experts(order, to_dx, sums)
             dx = self._finish(weights, tokens, dlogits, pieces)
-            del owned  # rows of dx that have been read by their addresses
+            del owned  # the rows of dx were read by their addresses until here
         return dx, tokens.dw
 
     def _meet(self, problem: AristosError | None, name: Any) -> None:
@@ -232,14 +233,15 @@ class BackwardCalls:
         for rank, (_, theirs) in enumerate(reports):
             if theirs != name:
                 raise MismatchError(
-                    f"backward must get the tape of the same forward call and as many pieces on all ranks: rank {rank}"
+                    "backward must get the tape of the same forward call and equally many pieces on all ranks: rank"
+                    f" {rank}"
                     f" has (layer, tape, pieces) {theirs}, rank {group.rank} {name}"
                 )
 
     def _finish(self, weights: TrainedWeights, tokens: _Tokens, dlogits: np.ndarray | None, pieces: int) -> np.ndarray:
         """Add the parts of the shared expert and of the router to that of the experts; returns dx [S, H].
 
-        This ends the call's additions to the gradients.
+        After this the call adds nothing more to the gradients.
         """
         if tokens.cfg.shared_ffn:
             tokens.add_shared()
@@ -256,7 +258,7 @@ class BackwardCalls:
     def _experts(
         self, cfg: MoEConfig, weights: TrainedWeights, tokens: _Tokens
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, Any]:
-        """(pair of each packed row, address of its dx, gradient of its combine weight, what holds these rows)."""
+        """(pair of each packed row, address of its dx, gradient of its combine weight, arrays that hold these rows)."""
         member, H, x, dy = self.member, cfg.hidden, tokens.rows, tokens.dy
         me, world, places = member.rank, member.world, member.placement
         ids = tokens.saved.ids.reshape(-1)
@@ -276,7 +278,7 @@ class BackwardCalls:
         out[away, :H], out[away, H:-1], out[away, -1] = x[token[away]], dy[token[away]], factor[away]
         from_each = came.sum(axis=1)
         rows = self._alltoallv(out, sent, from_each)
-        here = slice(int(from_each[:me].sum()), int(from_each[: me + 1].sum()))  # this rank's own, of rows that came
+        here = slice(int(from_each[:me].sum()), int(from_each[: me + 1].sum()))  # this rank's rows among those received
         x_at, w = addresses(rows), rows[:, -1].copy()
         dy_at = x_at + FLOAT * H
         x_at[here], dy_at[here], w[here] = addresses(x)[token[mine]], addresses(dy)[token[mine]], factor[mine]
@@ -324,7 +326,7 @@ class BackwardCalls:
         return list(self._pool.map(run, items))
 
     def _exchange(self, values: list[np.ndarray]) -> list[np.ndarray]:
-        """Send values[p] to rank p; returns what came, by source."""
+        """Send values[p] to rank p; returns the values received, by source."""
         group = self.member.runtime.group
         if group.comm is None:
             return values
@@ -332,9 +334,9 @@ class BackwardCalls:
             return list(group.comm.alltoall(values))
 
     def _alltoallv(self, out: np.ndarray, sent: np.ndarray, came: np.ndarray) -> np.ndarray:
-        """Send rows of `out`, sent[p] of them to rank p in order; returns the rows that came, ordered by source.
+        """Send rows of `out` in order, sent[p] of them to rank p; returns the rows received, ordered by source.
 
-        Rows of this rank for itself are not copied: their places in the result are not written.
+        Rows from this rank to itself are not copied, so their places in the result are not written.
         """
         group, width = self.member.runtime.group, out.shape[1]
         into = aligned((int(came.sum()), width))
@@ -371,7 +373,7 @@ class _Tokens:
         each = len(dy) // pieces
         self.pieces = [slice(each * i, each * (i + 1)) for i in range(len(self.common))]
         self._terms: list[tuple[np.ndarray, np.ndarray]] = []  # addresses and factors, [S, n] each
-        self._kept: list[np.ndarray] = []  # arrays behind the addresses
+        self._kept: list[np.ndarray] = []  # the arrays that the addresses point into
 
     @cached_property
     def x(self) -> np.ndarray:
@@ -404,7 +406,7 @@ class _Tokens:
         at = np.zeros(self.dw.size, np.int64)
         at[pairs] = to_dx
         factors = (at != 0).astype(np.float32)
-        if on_input(self.cfg):  # y = f(w x): both gradients come from that by w x
+        if on_input(self.cfg):  # y = f(w x): both gradients follow from dL/d(w x)
             sums = self.kernels.dots(to_dx, addresses(self.x)[pairs], self.cfg.hidden)
             factors *= self.saved.weights.reshape(-1)
         self.dw.reshape(-1)[pairs] = sums
@@ -415,9 +417,9 @@ class _Tokens:
         self._terms.append((rows, by))
 
     def add_combined(self, dx: np.ndarray, back: np.ndarray) -> None:
-        """Take dx [S, H], sums over the choices of each token, and back [S, k], gradients of the combine weights."""
+        """Take dx [S, H], summed over each token's choices, and back [S, k], gradients of the combine weights."""
         taken, factors = (self.saved.ids >= 0) & (self.saved.ids < self.cfg.experts), np.ones(len(dx), np.float32)
-        if on_input(self.cfg):  # one choice a token: see `add_experts`
+        if on_input(self.cfg):  # each token has one choice: see `add_experts`
             back = self.kernels.dots(addresses(dx), addresses(self.x), self.cfg.hidden)[:, None]
             factors = np.ascontiguousarray(self.saved.weights[:, 0])
         np.copyto(self.dw, back, where=taken)

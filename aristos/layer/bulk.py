@@ -1,7 +1,7 @@
-"""`schedule="bulk"`: the layer the GShard way. Count exchange, Alltoallv, experts, Alltoallv, combine.
+"""`schedule="bulk"`: a layer as GShard computes it. Count exchange, Alltoallv, experts, Alltoallv, combine.
 
-The baseline of every comparison, and a second check of every result: it shares the kernels with the fused schedule, and
-none of its protocol.
+It is the baseline of every comparison. It also checks every result, because it shares the fused schedule's kernels, but
+nothing of its protocol.
 """
 
 from __future__ import annotations
@@ -49,11 +49,14 @@ class Bulk:
         )
 
     def run(self, job: np.ndarray) -> None:
-        """Run an entered call to its end; collective. The watchdog bounds waits for a rank in a fused call."""
+        """Run an entered call to its end; collective.
+
+        The watchdog bounds the wait for a rank that is in a fused call.
+        """
         runtime = self.runtime
         with runtime.failing(job):
             runtime.open_job(job)
-            jobs.update(job, remote=0)  # all rows return to this rank's own window
+            jobs.update(job, remote=0)  # all outputs come back into this rank's own window
             packing.begin(job, runtime.state)
             self._phases(job, runtime.state)
             steps.end(job, runtime.state)
@@ -87,7 +90,7 @@ class Bulk:
     def run_experts(
         self, job: np.ndarray, order: np.ndarray, ends: np.ndarray, received: np.ndarray, results: np.ndarray
     ) -> None:
-        """Run this rank's experts on rows, RETURN_STRIDE apart, on every worker.
+        """Run this rank's experts on rows, on every worker. Rows lie RETURN_STRIDE bytes apart.
 
         order, ends: see `run_experts` in engine/bulk.py.
         """
@@ -96,7 +99,7 @@ class Bulk:
         self._everywhere(job, step.run_experts, job, self.runtime.state, order, ends, *at, first)
 
     def _everywhere(self, job: np.ndarray, function: Any, j: np.ndarray, st: np.ndarray, *rest: Any) -> None:
-        """Run a function, whose workers claim parts of its work, on every worker."""
+        """Run a function on every worker; each claims parts of the work."""
         workers = int(job[words.WORKERS])
         if workers == 1:
             function(j, st, 0, *rest)
@@ -131,11 +134,11 @@ class Bulk:
             self._blocking(job, st, "Alltoall of counts", lambda comm: comm.Alltoall(sent, received), each)
         alike = received[:, :status] == sent[me, :status]
         same, same_call = alike.all(1), alike[:, :placement].all(1)
-        statuses = received[:, status]  # a refusal counts, whatever else differs
+        statuses = received[:, status]  # a refusal is raised even if the calls differ too
         wrong = np.where(same_call, codes.MISPLACED, codes.MISMATCH)
         st[job[words.T_PEER_STATUS] :][:world] = np.where(same | (statuses != codes.OK), statuses, wrong)
         st[job[words.T_VERSION_OF] :][:world] = received[:, version]
-        if not same.all():  # no rank can run rows of another layer: exchange none, then all raise
+        if not same.all():  # no rank can run another layer's rows: none are exchanged, then all ranks raise
             st[job[words.T_ROWS_TO] :][:world] = 0
             st[job[words.T_OFFSET] :][: int(start[world]) + 1] = 0
             return np.zeros((world, local), np.int64)
@@ -143,7 +146,10 @@ class Bulk:
 
     @staticmethod
     def _by_expert(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(order of received rows by expert, end of each expert in it); rows are received source by source."""
+        """(received rows ordered by expert, the end of each expert in that order).
+
+        Rows are received source by source.
+        """
         world, local = counts.shape
         expert_of = np.repeat(np.tile(np.arange(local), world), counts.reshape(-1))
         return np.argsort(expert_of, kind="stable").astype(np.int64), np.cumsum(counts.sum(0)).astype(np.int64)
@@ -170,11 +176,11 @@ class Bulk:
             row.Free()
 
     def at_once(self, call: Callable[[Any], object], nbytes: np.ndarray) -> None:
-        """Make an MPI collective in which this rank sends nbytes[p] bytes to rank p: `collective` unless replaced."""
+        """Make an MPI collective that sends nbytes[p] bytes to rank p. A subclass may replace this."""
         call(self.runtime.group.comm)
 
     def _blocking(self, job: Any, st: Any, what: str, call: Any, nbytes: np.ndarray) -> None:
-        """Make a blocking MPI call under the watchdog; its time counts as idle, because no tile can run meanwhile."""
+        """Make a blocking MPI call under the watchdog. Its time counts as idle, because no tile can run meanwhile."""
         started = time.perf_counter_ns()
         with self.runtime.group.bounded(f"the other ranks ({what})", self.timeout):
             self.collective(call, nbytes)

@@ -1,4 +1,4 @@
-"""What `MoE` and `Exchange` share: membership in a runtime, the constants of a job, and what peers have refused."""
+"""What `MoE` and `Exchange` share: membership in a runtime, new jobs, and errors for what peers refused."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from ..engine import codes, schema, words
 from ..engine import job as jobs
 from ..engine.layout import LINE, EngineShape, lines, return_stride, ring_rows
 from ..errors import AristosError, ClosedError, InputError, MismatchError, NotLoaded, OpenCallError, PeerInputError
+from ..kernels.common import activations
 from ..placement import Placement
 from ..primitives.buffers import FLOAT, aligned
 from ..row_types import ROW_TYPES
@@ -23,7 +24,7 @@ from ..substrate.attach import attach
 from ..substrate.runtime import OPEN_CALL, Runtime
 from ..transport.group import Group
 from ..transport.limits import Limits
-from .arguments import check_comm, usable_nodes
+from .arguments import check_comm, choices, usable_nodes
 from .differences import Fields, differences
 from .weights import part_name
 
@@ -31,7 +32,7 @@ _WHY = {codes.NOT_FINITE: "scores or weights that are not finite", codes.BAD_IDS
 
 
 def why(status: int) -> str:
-    """What a rank has refused, by the status that it announced."""
+    """Why a rank refused its input, by the status that it announced."""
     if status >= codes.NOT_LOADED:
         return f"it has not loaded {part_name(status - codes.NOT_LOADED)} of this layer"
     return _WHY.get(status, "its own error says why")
@@ -58,12 +59,12 @@ def shape_of(
     """The engine's capacity that a layer or an exchange needs. shared: with a shared expert, which every rank holds.
 
     A token's row for the shared expert stays on its rank. foreign: most experts of local peers that a rank computes.
-    train: backward calls send rows [dy | x], and rows of dx, float32, come back, each with a scalar.
+    train: with backward calls, which send rows [dy | x] and get rows of dx in float32, each with a scalar.
     """
     stride, back_stride = lines(ROW_TYPES[dtype].nbytes * (2 if train else 1) * hidden), 0
     if train:
         back_stride = return_stride(FLOAT * hidden, 1)
-        stride = max(stride, back_stride)  # rows that wait to be put back take as much as rows of a ring
+        stride = max(stride, back_stride)  # staged rows use slots of the same size as rows of a ring
     most_held = max(placement.held)
     most = max_tokens * min(top_k, max(1, most_held))
     return_rows = max_tokens * (top_k + shared)
@@ -83,14 +84,14 @@ def shape_of(
 
 
 def widths(*layers: MoEConfig) -> dict[str, Any]:
-    """The keywords of `shape_of` for layers, which differ in nothing but `shared`."""
+    """The keywords of `shape_of` for layers; of those, layers of an object differ in `shared` alone."""
     common = {name: getattr(layers[0], name) for name in ("hidden", "experts", "top_k", "max_tokens", "dtype")}
     return common | {"shared": any(cfg.shared_ffn for cfg in layers)}
 
 
 @dataclass(frozen=True)
 class Needs:
-    """Private memory that an object's calls need. workers: a rank's default number of workers; 0: one a core."""
+    """Private memory that an object's calls need. workers: a rank's default number of workers; 0: one for each core."""
 
     scratch_bytes: int = 0  # for each worker
     shared_bytes: int = 0  # for all workers of a rank
@@ -120,8 +121,8 @@ class Membership:
     """One object's membership in the runtime of its communicator. Collective, in the same order on all ranks.
 
     kind: what the object is, for messages. everyone: the group of all ranks of this object; if it is trained with a
-    plan, of all groups of the plan. After `join`: placement, mine (ids of this rank's experts in slot order), threads,
-    number (of this object).
+    plan, the ranks of all groups of the plan. `join` adds placement, mine (ids of this rank's experts in slot order),
+    threads, and number (the object's).
     """
 
     placement: Placement
@@ -141,7 +142,10 @@ class Membership:
 
     @contextmanager
     def making(self) -> Iterator[None]:
-        """A block that makes the object, with `join`. It ends when every rank has, or every rank raises."""
+        """A block that makes the object, with `join`.
+
+        It ends when every rank has made its own, or every rank raises.
+        """
         try:
             yield
             self.runtime.group.meet("the other ranks to make a layer")
@@ -160,7 +164,7 @@ class Membership:
         runtime = self.runtime
         runtime.end_dropped_call()
         runtime.refuse_unusable()
-        if problem is None and runtime.open:  # perhaps on this rank alone: the others must not wait for it
+        if problem is None and runtime.open:  # kept, not raised: on other ranks no call may be open
             problem = OpenCallError(OPEN_CALL)
         first = runtime.group.ranks_per_node
         if problem is None and first != self.nodes:
@@ -223,8 +227,31 @@ class Membership:
         )
         return job
 
+    def new_layer_job(
+        self, substrate: str, cfg: MoEConfig, foreign: Sequence[tuple[int, int]] = (), **values: int
+    ) -> np.ndarray:
+        """`new_job` for forward calls of a layer. values: the words of the part that `cfg` does not give."""
+        return self.new_job(
+            substrate,
+            foreign=foreign,
+            some=False,
+            hidden=cfg.hidden,
+            ffn=cfg.ffn,
+            experts=cfg.columns,
+            top_k=choices(cfg),
+            choices=cfg.top_k,
+            shared=len(self.mine) + 1 if cfg.shared_ffn else 0,
+            shared_ffn=cfg.shared_ffn,
+            identity=cfg.identity_experts,
+            activation=activations.word(cfg.activation, cfg.limit, cfg.limit_after),
+            **values,
+        )
+
     def agree(self, problem: Exception | None, what: str) -> None:
-        """Raise `problem` here, and PeerInputError on the other ranks. Collective. what: its subject, for messages."""
+        """Raise `problem` here, and PeerInputError on the other ranks. Collective.
+
+        what: its subject, for the message.
+        """
         self.alive().refuse_open()
         agreed(self.everyone, problem, what)
 
@@ -240,7 +267,7 @@ class Membership:
             if status == codes.MISMATCH:
                 raise MismatchError(
                     f"rank {rank} made another call than rank {self.rank}: layer, object, top_k or width differ;"
-                    " calls are collective and come in the same order on every rank"
+                    " make the same calls in the same order on every rank"
                 )
             if status == codes.MISPLACED:
                 raise MismatchError(
@@ -270,9 +297,9 @@ def agreed(group: Group, problem: Exception | None, what: str) -> None:
 
 
 def agreed_alike(group: Group, problem: Exception | None, what: str, alike: Fields, unlike: str) -> None:
-    """`agreed`, and that `alike`, texts by name, are those of rank 0. Collective.
+    """Call `agreed`, then compare `alike`, texts by name, with those of rank 0. Collective.
 
-    Where they are not, raises MismatchError on all ranks, which begins with `unlike` and says which differ.
+    If texts differ, all ranks raise MismatchError. Its message begins with `unlike` and names the texts that differ.
     """
     reported = group.allgather((_text(problem), alike), what)
     _raise_first(problem, [error for error, _ in reported], what)
@@ -298,7 +325,7 @@ def _raise_first(problem: Exception | None, reported: list[str | None], what: st
 
 
 class Collective:
-    """Base of `MoE` and `Exchange`: an object with a membership, which `close` or a `with` block ends."""
+    """Base of `MoE` and `Exchange`: an object that is a member of a runtime until `close` or a `with` block ends."""
 
     def __init__(self, member: Membership) -> None:
         self._member = member
@@ -306,7 +333,7 @@ class Collective:
 
     @cached_property
     def placement(self) -> Placement:
-        """Which ranks hold which expert: a copy, so that changes to it do not change the engine's."""
+        """Which ranks hold which expert. This is a copy: changes to it do not change the engine's placement."""
         return deepcopy(self._member.placement)
 
     @property
@@ -326,7 +353,7 @@ class Collective:
     def together(self, what: str) -> Iterator[None]:
         """A block of work that each rank does alone, such as reading a file: if it fails on one, all raise. Collective.
 
-        With train=True and a plan, the ranks of all its groups are meant.
+        With train=True and a plan, the ranks of all groups of the plan take part.
 
         Parameters
         ----------
@@ -364,7 +391,10 @@ class Collective:
         return self
 
     def __exit__(self, kind: Any, value: Any, trace: Any) -> None:
-        """Close. Before that, an exception that the other ranks do not share poisons them. None is suppressed."""
+        """Close. If this rank alone leaves the block by an exception, poison the others first.
+
+        Suppresses no exception.
+        """
         unshared = kind is not None and not issubclass(kind, AristosError)
         if kind is SystemExit and getattr(value, "code", value) in (None, 0):
             unshared = False  # a successful exit happens on every rank

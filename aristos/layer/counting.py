@@ -1,4 +1,4 @@
-"""What a call has counted in its state, read in compiled code: a layer of few tokens takes as long as a few lines of
+"""What a call has counted in its state. Compiled code reads it: a call of few tokens is as short as a few lines of
 Python."""
 
 import numpy as np
@@ -11,7 +11,7 @@ from ..kernels import cpu as _lowerings  # noqa: F401  registers what the primit
 
 @jit
 def rows_of(job, st, expert):
-    """Rows that this rank's tokens had for an expert in the call that has just ended."""
+    """How many rows for an expert this rank's tokens had in the call that has just ended."""
     slot, offset, held = job[job[words.SLOT_OF] + expert], job[words.T_OFFSET], job[words.HELD]
     rows = st[offset + slot + 1] - st[offset + slot]
     for foreign in range(job[words.COMPUTED] - held):
@@ -22,7 +22,7 @@ def rows_of(job, st, expert):
 
 @jit
 def shared_rows(job, st):
-    """Rows of the shared expert in the call that has just ended; they never leave the rank."""
+    """How many rows the shared expert had in the call that has just ended. They never leave the rank."""
     if job[words.SHARED] == 0:
         return 0
     slot = job[job[words.SLOT_OF] + job[words.EXPERTS]]
@@ -46,7 +46,7 @@ def add_call(job, st, first, counted, by_expert):
 
 
 def dropped_rows(job: np.ndarray, state: np.ndarray, rows: int) -> int:
-    """Choices beyond the capacity. rows: of all experts."""
+    """How many choices were beyond the capacity. rows: of all experts together."""
     capacity = job.item(words.CAPACITY)
     if capacity == 0 or state.item(words.STATUS) != codes.OK:
         return 0

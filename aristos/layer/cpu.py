@@ -37,7 +37,7 @@ from .trained_weights import TrainedWeights, training_bytes
 from .updates import Updates
 from .weights import LayerWeights, expert_bytes, packed_bytes
 
-COPIES = 4  # readings and writings of a row that travels: of the ring row and of the return row, once each
+COPIES = 4  # how often a row that travels is read or written: ring row and return row, each written and read once
 EVENT_KINDS = {
     codes.IDLE: "wait",
     codes.ROUTE: "route",
@@ -56,14 +56,14 @@ OF_EXPERTS = (codes.EXPERT, codes.SHARE, codes.LIST)  # kinds whose events name 
 def depends_on_isa(cfg: MoEConfig, train: bool) -> bool:
     """Whether a layer's ranks must have one instruction set in common.
 
-    The bits of its outputs depend on it, except in float32: there a sum is one chain of fused multiply-adds in k order
-    on every ISA. Training adds up gradients over ranks, in rows rounded up to its vectors.
+    The bits of outputs depend on the instruction set, except in float32: there a sum is one chain of fused
+    multiply-adds in k order on every ISA. Training adds gradients over ranks, in rows padded to the ISA's vectors.
     """
     return cfg.dtype != "float32" or cfg.precision != "highest" or train
 
 
 def isa_of(cfg: MoEConfig, runtime: Runtime | None, train: bool) -> str:
-    """The instruction set of a layer's kernels on this rank; without a runtime, on a process alone."""
+    """The instruction set of a layer's kernels on this rank. Without a runtime: on a single process."""
     if depends_on_isa(cfg, train) and isinstance(runtime, CpuRuntime):
         return runtime.isa
     return isa.chosen()
@@ -92,7 +92,7 @@ class CpuBackend(Backend):
         self._jobs = CpuJobs(self._runtime, member, self.cfgs, kernels, self.weights, settings.moves)
         self._arguments = CpuArguments(self.cfgs, self._jobs, self._element.nbytes, self.weights)
         self._recorded = 0  # the layer of the last call
-        self.taping: Taping | InputError | None = None  # what the next call tapes; an error: why that call is refused
+        self.taping: Taping | InputError | None = None  # what the next call tapes, or why it is refused
         self._home = self._open_home(settings, member)
         if self._home is not None:
             self._jobs.foreign = foreign_slots(member.placement, member.runtime.group.nodes, member.rank)
@@ -179,7 +179,7 @@ class CpuBackend(Backend):
     def load(self, layer: int, given: GivenLayer) -> None:
         if self._home is None:
             super().load(layer, given)
-        else:  # in place, after all arrays were checked; if it fails half-way, calls are refused
+        else:  # all arrays are checked: pack in place; if this fails half-way, calls are refused
             self.unload(layer)
             self.load_part(layer, lambda weights: weights.take_layer(given))
 

@@ -34,8 +34,8 @@ from .tapes import Taping, row_bytes
 class CpuCall:
     """One call between its checks and its result.
 
-    x, router_x: [S, H]; ids, weights: [..., k], or None for the router's. logits: [S, columns] and kept: [S, k'], where
-    the router writes logits and combine weights if the caller wants the routing.
+    x, router_x: [S, H]. ids, weights: [..., k]; None: the router chooses. If the caller wants the routing, the router
+    writes its logits into logits [S, columns], and combine weights into kept [S, k'].
     """
 
     layer: int = 0
@@ -52,9 +52,10 @@ class CpuCall:
 
 
 class CpuArguments:
-    """Takes the arguments of calls of one object. nbytes: of a row's element. weights: the backend's, an entry a layer.
+    """Takes the arguments of calls of one object. nbytes: of a row's element.
 
-    It holds the arrays that the engine writes ids, weights and weighted rows into.
+    weights: the backend's, one for each layer. This object has the arrays into which the engine writes ids, weights and
+    weighted rows.
     """
 
     def __init__(self, cfgs: tuple[MoEConfig, ...], jobs: CpuJobs, nbytes: int, weights: list[Any]) -> None:
@@ -130,7 +131,9 @@ class CpuArguments:
         if router_x is None:
             return
         if call.ids is not None:
-            raise InputError("router_x needs the layer's router: give either router_x, or ids and weights")
+            raise InputError(
+                "router_x applies only to calls that use the layer's router: give either router_x, or ids and weights"
+            )
         call.router_x, lead = arrays.rows("router_x", router_x, self._cfg.hidden, self._cfg.dtype)
         if lead != call.lead:
             wanted, got = [*call.lead, self._cfg.hidden], [*lead, self._cfg.hidden]
@@ -172,7 +175,7 @@ class CpuArguments:
 
     def _fill_tape(self, job: np.ndarray, cfg: MoEConfig, taping: Taping | None) -> None:
         if taping is None:
-            if job[words.TAPED] != 0:  # by an earlier call
+            if job[words.TAPED] != 0:  # an earlier call kept a tape
                 jobs.renew(job, schema.TAPE)
                 jobs.leave_out(job, schema.CPU, schema.TAPE)
             return
@@ -197,7 +200,7 @@ class CpuArguments:
         self._fill_tape(job, self._cfgs[call.layer], None)
 
     def _routing(self, call: CpuCall, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """The arrays of ids and weights that the engine reads: the caller's, or those that it may write."""
+        """The ids and weights that the engine reads: the caller's arrays, or this object's, which the router writes."""
         cfg = self._cfgs[call.layer]
         if call.ids is not None and call.weights is not None:
             if not cfg.shared_ffn and not on_input(cfg):
@@ -213,7 +216,7 @@ class CpuArguments:
         return ids[:, : cfg.top_k], weights[:, : cfg.top_k]
 
     def shared_weights(self, layer: int, count: int) -> np.ndarray:
-        """Weights of the shared expert's outputs in the last call, of `count` tokens."""
+        """Weights of the shared expert's outputs in the last call, which had `count` tokens."""
         cfg, pitch = self._cfgs[layer], choices(self._cfgs[layer])
         if not cfg.shared_ffn:
             return np.ones(count, np.float32)

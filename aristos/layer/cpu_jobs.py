@@ -9,9 +9,9 @@ import numpy as np
 from ..config import MoEConfig
 from ..engine import codes, schema
 from ..engine import job as jobs
-from ..kernels.common import activations, scores
+from ..kernels.common import scores
 from ..substrate.cpu.runtime import CpuRuntime
-from .arguments import choices, on_input
+from .arguments import on_input
 from .collective import Membership
 
 
@@ -24,10 +24,10 @@ class CpuKernels(NamedTuple):
 
 
 class CpuJobs:
-    """Jobs of an object's layers, filled again when weights or the runtime's windows have changed.
+    """Jobs of an object's layers. They are filled again when weights or the runtime's windows have changed.
 
-    weights: the backend's, an entry a layer. foreign: (slot, owner) of experts of local peers. stay_rows, reading_rows:
-    words of the job, the first for each layer. events: where the timeline is written, or None.
+    weights: the backend's, one for each layer. foreign: (slot, owner) of experts of local peers. stay_rows: the job's
+    word, for each layer; reading_rows: the job's word. events: where the timeline is written, or None.
     """
 
     def __init__(
@@ -53,28 +53,18 @@ class CpuJobs:
         runtime, cfg = self._runtime, self._cfgs[layer]
         job = self.made[layer]
         if job is None:
-            job = self._member.new_job(
+            job = self._member.new_layer_job(
                 schema.CPU,
-                hidden=cfg.hidden,
-                ffn=cfg.ffn,
-                experts=cfg.columns,
-                top_k=choices(cfg),
-                choices=cfg.top_k,
-                shared=len(self._member.mine) + 1 if cfg.shared_ffn else 0,
-                shared_ffn=cfg.shared_ffn,
-                identity=cfg.identity_experts,
+                cfg,
+                self.foreign,
                 on_input=on_input(cfg),
-                foreign=self.foreign,
                 stay_rows=self.stay_rows[layer],
                 reading_rows=self.reading_rows,
                 busiest_decides=self._busiest_decides,
                 scalars=0,
                 row_bytes=self._kernels.element.nbytes * cfg.hidden,
                 kernels=self._kernels.handle,
-                score=scores.rule(cfg.router),
-                renormalize=cfg.router.renormalize,
-                scale=int(np.float32(cfg.router.scale).view(np.int32)),
-                activation=activations.word(cfg.activation, cfg.limit, cfg.limit_after),
+                **scores.job_words(cfg.router),
             )
             self.made[layer] = job
             jobs.fill(job, schema.KIND, schema.CPU, layer=layer, mode=codes.MODE_LAYER)

@@ -1,4 +1,4 @@
-"""What a call on CPU cores has found: its routing, or why the engine has refused this rank's input."""
+"""After a call on CPU cores: its routing, or the reason why the engine refused this rank's input."""
 
 from __future__ import annotations
 
@@ -31,10 +31,12 @@ def own_problem(call: CpuCall, status: int, cfg: MoEConfig) -> str:
     if call.weights is not None and call.ids is not None:
         given = call.weights.reshape(-1, cfg.top_k)
         problem = not_finite(given, call.ids.reshape(given.shape) >= 0)
-        return problem or "x times shared_sigmoid must be finite, got NaN or infinity: look for it in both"
+        return problem or (
+            "x times shared_sigmoid must be finite, got NaN or infinity: check both arrays for NaN and for large values"
+        )
     assert call.x is not None
     name, rows = ("x", call.x) if call.router_x is None else ("router_x", call.router_x)
     at = finite.first(rows)
     if at is not None:
         return f"{name} must be finite, got {float(rows[at])} in token {at[0]}, column {at[1]}"
-    return f"router scores must be finite, got NaN or infinity: {name} is finite, its products are not"
+    return f"router scores must be finite, got NaN or infinity: {name} is finite, but too large for its products"

@@ -49,9 +49,10 @@ class CudaBackend(Backend):
         self._jobs = LayerJobs(settings, member, self._runtime, self.weights)
         self._arguments = DeviceArguments(self._runtime, self.cfgs, self._jobs, self.weights)
         self._runtime.prepare(self._jobs.tiles)
-        self._last: tuple[int, int] | None = None  # key of the last call's job
+        self._last: tuple[int, int] | None = None  # key of the last call's job in LayerJobs.host
         self._started = 0.0  # when the last call started
-        self._queued = self._runtime.device.event(timed=False)  # what other streams have queued before a call
+        # recorded after what other streams have queued before a call
+        self._queued = self._runtime.device.event(timed=False)
         self._counted = False  # whether kernels count in calls
         self._in_flight = InFlight(self._runtime.device)
 
@@ -64,8 +65,8 @@ class CudaBackend(Backend):
         nbytes = BYTES[KINDS[cfg.dtype]] * cfg.hidden
         if nbytes % device_arrays.LINE:
             raise InputError(
-                f"hidden must make rows of whole {device_arrays.LINE} bytes on a GPU, got hidden={cfg.hidden}"
-                f" with dtype={cfg.dtype!r}: {nbytes} bytes"
+                f"on a GPU the bytes of a row must be a multiple of {device_arrays.LINE}, got {nbytes} from"
+                f" hidden={cfg.hidden} and dtype={cfg.dtype!r}: choose another hidden"
             )
         if schedule != "fused":
             raise InputError(f"backend='cuda' has only schedule='fused', got {schedule!r}")
@@ -104,7 +105,7 @@ class CudaBackend(Backend):
     # ------------------------------------------------------------ calls
 
     def _tile(self, tokens: int) -> Tile:
-        """The tile for an expert's rows if the other ranks bring as many tokens."""
+        """The tile for an expert's rows, assuming that the other ranks bring equally many tokens."""
         rows = tokens * self.member.world * self.cfg.top_k / self.cfg.experts
         return persistent.layer_tile(self._kind, rows, self._runtime.device.target)
 
@@ -118,7 +119,7 @@ class CudaBackend(Backend):
         if stream is None:
             call.after = call.before
         capturing = gpu.capturing(call.stream)
-        if capturing:  # first: a copy from the host, or an allocation for it, would end the capture
+        if capturing:  # checked first: a copy from the host, or an allocation for it, would end the capture
             self._begin_captured(call)
             self._refuse_host_arrays(given)
             self._runtime.refuse_branch(call.stream)
@@ -129,7 +130,10 @@ class CudaBackend(Backend):
             self._jobs.keep_logits()
         if capturing:
             if not self._jobs.current(call.layer):
-                raise InputError("make a call outside the capture first: another layer has changed this one's memory")
+                raise InputError(
+                    "a captured call needs jobs of the current memory, and another layer has changed it: make a call"
+                    " outside the capture first"
+                )
             call.before, call.after = [], []  # a capture holds no other stream's work
 
     def _begin_captured(self, call: DeviceCall) -> None:
@@ -143,9 +147,11 @@ class CudaBackend(Backend):
 
     @staticmethod
     def _refuse_host_arrays(given: CallArguments) -> None:
-        """Raise InputError for a call that cannot be captured in a graph."""
+        """Raise InputError for a call that cannot be captured in a graph, because it copies to or from the host."""
         if given.return_routing:
-            raise InputError("return_routing cannot be captured in a graph: it copies to the host")
+            raise InputError(
+                "return_routing cannot be captured in a graph, because it copies to the host: leave it out"
+            )
         for name in ("x", "out", "ids", "weights", "router_x"):
             value = getattr(given, name)
             if value is not None and not device_arrays.is_on_device(value):
@@ -267,7 +273,9 @@ class CudaBackend(Backend):
             return explain_ids(chosen, self.cfgs[call.layer].columns)
         assert call.host_weights is not None
         problem = not_finite(call.host_weights.reshape(chosen.shape), chosen >= 0)
-        return problem or "x times shared_sigmoid must be finite, got NaN or infinity: look for it in both"
+        return problem or (
+            "x times shared_sigmoid must be finite, got NaN or infinity: check both arrays for NaN and for large values"
+        )
 
     def synchronize(self) -> None:
         runtime = self._runtime
@@ -278,7 +286,7 @@ class CudaBackend(Backend):
         self._raise_status(call)
 
     def timeline(self, on: bool, events: int) -> None:
-        """Let kernels count; they keep no events."""
+        """Use kernels that count. They keep no events."""
         if on and not self._counted:
             self._runtime.idle()  # before kernels are loaded
             self._runtime.prepare(self._jobs.tiles, counted=True)

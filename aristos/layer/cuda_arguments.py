@@ -24,11 +24,11 @@ from .cuda_jobs import LayerJobs
 class DeviceCall:
     """One call between its checks and its result: addresses on the GPU, and the host's arrays.
 
-    router_x: rows that the router reads, 0: those of x. ids, weights: what the engine reads, with the shared expert's
-    column, of `pitch` columns; given_ids, given_weights: the routing from outside, or 0. wants_routing: the routing is
+    router_x: rows that the router reads, 0: those of x. ids, weights: what the engine reads, with `pitch` columns, one
+    of them the shared expert's. given_ids, given_weights: the caller's routing, or 0. wants_routing: the routing is
     copied to the host, so the call ends before its result is returned. waits: the result is a host array, so the call
-    ends before it is returned. stream: that it is queued on. before: streams that it waits for; after: streams that
-    wait for it. keeps: arrays that must stay alive. unordered: nothing else keeps them so until the call has ended.
+    ends before it is returned. stream: where the call is queued. before: streams that it waits for; after: streams that
+    wait for it. keeps: arrays that must stay alive. unordered: only `keeps` keeps them alive until the call has ended.
     captured: its wait for earlier calls is in a graph. nowhere: the graph cannot hold a call, so nothing is queued.
     """
 
@@ -67,7 +67,7 @@ class DeviceCall:
 
 
 class DeviceArguments:
-    """Takes the arguments of calls of one object. weights: the backend's, an entry a layer."""
+    """Takes the arguments of calls of one object. weights: the backend's, one for each layer."""
 
     def __init__(self, runtime: CudaRuntime, cfgs: tuple[MoEConfig, ...], jobs: LayerJobs, weights: list[Any]) -> None:
         self._runtime, self._cfgs, self._cfg, self._jobs, self._weights = runtime, cfgs, cfgs[0], jobs, weights
@@ -86,7 +86,9 @@ class DeviceArguments:
         if router_x is None:
             return
         if call.routed:
-            raise InputError("router_x needs the layer's router: give either router_x, or ids and weights")
+            raise InputError(
+                "router_x applies only to calls that use the layer's router: give either router_x, or ids and weights"
+            )
         by = DeviceCall(self._kind, stream=call.stream)
         lead = self._take_x(by, router_x, "router_x")
         if lead != call.lead:
@@ -141,7 +143,7 @@ class DeviceArguments:
                 self._jobs.buffer("given ids", 8 * pairs),
                 self._jobs.buffer("given", 4 * pairs),
             )
-        if not cfg.shared_ffn and not on_input(cfg):  # then the engine reads them in place
+        if not cfg.shared_ffn and not on_input(cfg):  # the engine reads the caller's ids and weights in place
             call.ids, call.weights = call.given_ids, call.given_weights
 
     def _take_y(self, call: DeviceCall, x: Any, out: Any, lead: tuple[int, ...]) -> None:
@@ -185,5 +187,8 @@ def _empty(x: Any, shape: tuple[int, ...], dtype: str) -> Any:
         return x.new_empty(shape)
     cupy = sys.modules.get("cupy")
     if cupy is None or dtype == "bfloat16":
-        raise InputError("give out=, an array in GPU memory: CuPy is not in use, or has no such dtype")
+        raise InputError(
+            "the call cannot make its output, because CuPy is not imported or has no such dtype: give out=, an array"
+            " in GPU memory"
+        )
     return cupy.empty(shape, ROW_TYPES[dtype].stored)

@@ -1,4 +1,4 @@
-"""What kernels of a layer on a GPU are given: the jobs of the engine and of the router, and memory that calls share."""
+"""What kernels of a layer on a GPU get: the jobs of the engine and of the router, and memory that calls share."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from ..config import MoEConfig
 from ..engine import codes, schema, words
 from ..engine import job as jobs
 from ..errors import EnvironmentProblem
-from ..kernels.common import activations
-from ..kernels.common.scores import rule
+from ..kernels.common import scores
 from ..kernels.cuda import router, router_job
 from ..kernels.cuda.tile import BYTES, Tile
 from ..row_types import KINDS
@@ -23,16 +22,16 @@ from .collective import Membership
 
 
 def blocks_of(cfg: MoEConfig, runtime: CudaRuntime, sms: int | None) -> dict[int, int]:
-    """Blocks of the persistent kernel that a rank launches, by the rows of its tile."""
+    """How many blocks of the persistent kernel a rank launches, by the rows of the kernel's tile."""
     tiles = persistent.layer_tiles(KINDS[cfg.dtype], runtime.device.target)
     return {tile.m: runtime.blocks.resident(tile, sms) for tile in tiles}
 
 
 class LayerJobs:
-    """Jobs on the GPU of one object's layers, for each tile. weights: the backend's, an entry a layer.
+    """Jobs on the GPU of one object's layers, for each tile. weights: the backend's, one for each layer.
 
-    tiles: of the persistent kernels. blocks: that a rank launches, by the rows of a tile. host: the engine's jobs as
-    they were copied, by (layer, rows of the tile).
+    tiles: those of the persistent kernels. blocks: how many a rank launches, by the rows of a tile. host: the engine's
+    jobs as they were copied, by (layer, rows of the tile).
     """
 
     def __init__(self, settings: Settings, member: Membership, runtime: CudaRuntime, weights: list[Any]) -> None:
@@ -45,7 +44,7 @@ class LayerJobs:
         self.host: dict[tuple[int, int], np.ndarray] = {}
         self._jobs: dict[tuple[int, int], tuple[int, int]] = {}  # (layer, tile rows) -> addresses on the GPU
         self._filled = [-1] * settings.layers  # the runtime's version that a layer's jobs were filled for
-        self._keeps_logits = False  # until a call wants its routing, the router writes none
+        self._keeps_logits = False  # the router writes logits only after a call has wanted its routing
         self._buffers: dict[str, int] = {}  # name -> address of this object's memory on the GPU
 
     def refuse_counted(self) -> None:
@@ -67,7 +66,7 @@ class LayerJobs:
         self.routing_buffers()
 
     def current(self, layer: int) -> bool:
-        """Whether the layer's jobs fit the runtime's memory."""
+        """Whether the layer's jobs were filled for the runtime's present memory."""
         return self._filled[layer] == self._runtime.version
 
     def keep_logits(self) -> None:
@@ -95,9 +94,7 @@ class LayerJobs:
             top_k=choices(cfg),
             choices=cfg.top_k,
             logits=self.logits() if self._keeps_logits else 0,
-            score=rule(cfg.router),
-            renormalize=cfg.router.renormalize,
-            scale=int(np.float32(cfg.router.scale).view(np.int32)),
+            **scores.job_words(cfg.router),
             slots=self.slots(layer),
             slot_of=slot_of,
             offset=state(starts[words.T_OFFSET]),
@@ -119,7 +116,7 @@ class LayerJobs:
         return router.scratch_bytes(cfg.max_tokens, cfg.columns, self.slots(layer), limited)
 
     def kept_weights(self) -> int:
-        """Address of the combine weights, where tokens are weighted and not outputs: [max_tokens] float32."""
+        """Address of the combine weights if tokens are weighted before the experts: [max_tokens] float32."""
         return self.buffer("kept weights", 4 * self._cfgs[0].max_tokens)
 
     def buffer(self, name: str, nbytes: int) -> int:
@@ -139,18 +136,10 @@ class LayerJobs:
         key = (layer, tile.m)
         if key not in self._jobs:
             cfg = self._cfgs[layer]
-            job = self._member.new_job(
+            job = self._member.new_layer_job(
                 schema.CUDA,
-                hidden=cfg.hidden,
-                ffn=cfg.ffn,
-                experts=cfg.columns,
-                top_k=choices(cfg),
-                choices=cfg.top_k,
-                shared=len(self._member.mine) + 1 if cfg.shared_ffn else 0,
-                shared_ffn=cfg.shared_ffn,
-                identity=cfg.identity_experts,
+                cfg,
                 row_bytes=BYTES[self._kind] * cfg.hidden,
-                activation=activations.word(cfg.activation, cfg.limit, cfg.limit_after),
                 timeout_ns=timeout_ns(self._limits.timeout),
                 absent_ns=timeout_ns(self._limits.absent),
             )

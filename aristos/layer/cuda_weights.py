@@ -33,7 +33,7 @@ class DeviceWeights(PackedLayer):
         self._steps: dict[str, int] = {}
         self.router: int | None = None
         self.select_bias = self.shared_sigmoid = 0
-        self._routers: Arrays = {}  # on the host: a bias may come after the router
+        self._routers: Arrays = {}  # the router's arrays on the host: a bias may be loaded after the matrix
         self.nbytes = 0
 
     def _pack_expert(self, i: int, arrays: Arrays) -> None:
@@ -66,7 +66,7 @@ class DeviceWeights(PackedLayer):
             self.select_bias = self._at["select_bias"]
 
     def _side(self, arrays: Arrays, side: str) -> np.ndarray:
-        """[K, N] of a product; the gate's columns are interleaved with those of `up`."""
+        """The matrix [K, N] of a product. If gated, the columns of gate and `up` are interleaved."""
         weight = arrays[side].astype(np.float32, copy=False)
         if side != "up" or not self.gated:
             return weight
@@ -109,7 +109,7 @@ class DeviceWeights(PackedLayer):
 def packed_bytes(cfg: MoEConfig, count: int) -> int:
     """Bytes of `DeviceWeights` with `count` experts, the shared one, and a router with all biases that it may have.
 
-    Biases of experts take memory in every configuration.
+    Experts have memory for biases even without cfg.bias.
     """
     shared = _expert_bytes(cfg, cfg.shared_ffn) if cfg.shared_ffn else 0
     shared += _product_bytes(cfg.hidden, 1, "f32") if cfg.shared_sigmoid else 0
@@ -124,7 +124,7 @@ def _expert_bytes(cfg: MoEConfig, ffn: int) -> int:
 
 
 def _product_bytes(k: int, n: int, kind: str) -> int:
-    """Bytes of a packed [K, N] and its bias of float32."""
+    """Bytes of a packed matrix [K, N] and its float32 bias."""
     return _up(n, COLUMNS) * (_up(WEIGHT_TYPES[BY_KIND[kind].name].nbytes(k, 1), CHUNK) + FLOAT)
 
 

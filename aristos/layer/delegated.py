@@ -1,4 +1,4 @@
-"""Methods that an object has because a part that it holds has them."""
+"""Methods of an object that call the same method of a part that it holds."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ R = TypeVar("R")
 def delegated(part: str, method: Callable[Concatenate[Any, P], R]) -> Callable[Concatenate[Any, P], R]:
     """`method` of a part as a method of the object, with its signature and docstring.
 
-    part: the attribute that holds the part; None in it: the layer was made without train=True.
+    part: the attribute that holds the part. It holds None if the layer was made without train=True.
     """
 
     @wraps(method)

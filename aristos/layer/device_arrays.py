@@ -12,7 +12,7 @@ from ..errors import InputError
 from ..row_types import ROW_TYPES
 from .streams import LEGACY
 
-LINE = 16  # bytes: alignment of rows
+LINE = 16  # bytes that rows are aligned to
 CUDA = (2, 13)  # DLPack's numbers of devices: CUDA, CUDA managed memory
 CODES = {"i": 0, "u": 1, "f": 2}  # DLPack's numbers of types; 4 is bfloat16
 
@@ -22,7 +22,7 @@ BITS = ("bfloat16", "uint16", "void16")  # CuPy and NumPy have no bfloat16 and p
 
 @dataclass(frozen=True)
 class DeviceRows:
-    """An array in GPU memory. dtype: its type's name, as float32 or int64; strides: in bytes."""
+    """An array in GPU memory. dtype: the name of its type, such as float32; strides: in bytes."""
 
     address: int
     shape: tuple[int, ...]
@@ -50,7 +50,7 @@ def is_on_device(value: Any) -> bool:
 def on_device(name: str, value: Any, stream: int = 0) -> DeviceRows | None:
     """An array in GPU memory; None for host arrays. Raises InputError for an array that cannot be read.
 
-    stream: that of the call, which an exporter of DLPack makes wait for its own.
+    stream: the call's. An exporter of DLPack makes it wait for the exporter's own work.
     """
     if isinstance(value, np.ndarray):
         return None
@@ -75,11 +75,11 @@ def _interface(name: str, value: Any) -> DeviceRows:
         ) from error
     stream = interface.get("stream")
     problem = "a mask" if interface.get("mask") is not None else ""
-    problem = problem or ("bytes in foreign byte order" if not dtype.isnative else "")
+    problem = problem or ("the other byte order" if not dtype.isnative else "")
     problem = problem or (f"{len(strides)} strides" if len(strides) != len(shape) else "")
     problem = problem or ("stream 0, which the interface forbids" if stream == 0 else "")
     if problem:
-        raise InputError(f"{name} cannot be read with {problem}: shape {list(shape)}, typestr {text!r}")
+        raise InputError(f"{name} cannot be read, because it has {problem}: shape {list(shape)}, typestr {text!r}")
     _check_shape(name, shape)
     return DeviceRows(int(address or 0), shape, strides, dtype.name, value, bool(read_only))
 
@@ -122,8 +122,8 @@ class _Tensor(ctypes.Structure):
 
 def _dlpack(name: str, value: Any, stream: int) -> DeviceRows:
     try:
-        # if the exporter's work is on another stream, ours waits for it; on the same stream there is no wait, so that
-        # the call can be captured in a graph
+        # If the exporter's work is on another stream, the call's stream waits for it. If it is on the same one, there
+        # is no wait, so the call can be captured in a graph.
         capsule = value.__dlpack__(stream=stream or LEGACY)
         pointer = ctypes.pythonapi.PyCapsule_GetPointer
         pointer.restype, pointer.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
@@ -152,9 +152,9 @@ def _dlpack(name: str, value: Any, stream: int) -> DeviceRows:
 
 
 def _walked(array: DeviceRows, axes: int) -> list[tuple[int, int, int]]:
-    """(length, stride, stride of a contiguous array) of the first axes that are longer than 1.
+    """(length, stride, stride in a contiguous array) of each of the leading axes that is longer than 1.
 
-    Strides of the other axes mean nothing, and exporters put anything there.
+    Exporters may give any stride to an axis of length 1.
     """
     size = 1 if not array.shape else _size(array.dtype)
     triples = zip(array.shape[:axes], array.strides, contiguous(array.shape, size))
@@ -166,7 +166,10 @@ def _size(dtype: str) -> int:
 
 
 def rows(name: str, array: DeviceRows, width: int, dtype: str) -> tuple[tuple[int, ...], int]:
-    """(leading shape, bytes between rows) of [..., width]; raises InputError unless rows can be read in place."""
+    """(leading shape, bytes between rows) of an array [..., width].
+
+    Raises InputError unless it can be read in place.
+    """
     wanted = ROW_TYPES[dtype].stored
     if array.dtype != wanted and not (wanted == "bfloat16" and array.dtype in BITS):
         raise InputError(f"{name} must have dtype {wanted}, got {array.dtype}: cast it yourself, none is done silently")
@@ -193,7 +196,7 @@ def rows(name: str, array: DeviceRows, width: int, dtype: str) -> tuple[tuple[in
 
 
 def whole(name: str, array: DeviceRows, shape: tuple[int, ...], dtype: str) -> int:
-    """The address of a contiguous array of exactly this shape and dtype; raises InputError."""
+    """The address of `array`; raises InputError unless it is contiguous and has this shape and dtype."""
     plain = all(stride == packed for _, stride, packed in _walked(array, len(array.shape))) or 0 in shape
     if array.dtype != dtype or array.shape != shape or not plain:
         raise InputError(

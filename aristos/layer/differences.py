@@ -1,4 +1,4 @@
-"""What differs between two configurations: their fields by name, and a sentence about those that are not equal."""
+"""What differs between two configurations: their fields by name, and a clause that names those that are not equal."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SHOWN = 5  # differences in a message
 
 
 def fields_of(cfg: Any, prefix: str = "") -> dict[str, str]:
-    """The fields of a dataclass as text, by name; those of a dataclass in it as router.score."""
+    """The fields of a dataclass as text, by name. Fields of a nested dataclass have names such as router.score."""
     found: dict[str, str] = {}
     for field in fields(cfg):
         value = getattr(cfg, field.name)
@@ -23,7 +23,7 @@ def fields_of(cfg: Any, prefix: str = "") -> dict[str, str]:
 
 
 def fields_of_layers(cfgs: Sequence[MoEConfig]) -> dict[str, str]:
-    """The fields of the layers of an object; of those after the first only where layers differ."""
+    """The fields of an object's layers: all of the first layer, and of later ones those that differ from it."""
     found = fields_of(cfgs[0]) | {"layers": str(len(cfgs))}
     if any(cfg != cfgs[0] for cfg in cfgs):
         for number, cfg in enumerate(cfgs[1:], 1):
@@ -32,9 +32,9 @@ def fields_of_layers(cfgs: Sequence[MoEConfig]) -> dict[str, str]:
 
 
 def differences(first: Fields, second: Fields, one: str, other: str) -> str:
-    """The fields that differ, as a clause; empty if none does. one, other: who has them, such as "rank 0".
+    """The fields that differ, as a clause; empty if none does. one, other: names of the two sides, such as "rank 0".
 
-    Fields that only one has are named if all others are equal.
+    Fields that only one side has are named only if all others are equal.
     """
     names = [name for name in first if name in second and first[name] != second[name]]
     names = names or sorted(first.keys() ^ second.keys())

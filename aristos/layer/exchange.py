@@ -31,8 +31,8 @@ from .collective import Collective, Membership, Needs, Request
 class Handle:
     """The result of a dispatch.
 
-    Rows are ordered by expert, source and the source's packed order: the loop over `experts` and `counts` is in the
-    example of `Exchange`.
+    Rows are ordered by expert, then by source, then by the source's packed order. The example of `Exchange` loops over
+    `experts` and `counts`.
 
     Attributes
     ----------
@@ -98,7 +98,7 @@ class Exchange(Collective):
     MemoryProblem
         Windows do not fit.
     EnvironmentProblem
-        The launcher started several tasks and each is a world of its own, or MPI cannot do what is needed.
+        The launcher started several tasks, but MPI gives each a world of its own; or MPI lacks what is needed.
     WaitTimeout, PoisonedError
         A rank did not come in time, or failed.
     """
@@ -232,12 +232,12 @@ class Exchange(Collective):
             raise
         counts.flags.writeable = False
         experts = tuple(self._member.mine)
-        self._taken = self._ids.reshape(-1, self.top_k) >= 0  # a copy: the caller may change ids from here on
+        self._taken = self._ids.reshape(-1, self.top_k) >= 0  # copied now: the caller may change ids later
         self._open = Handle(counts[: len(experts)], experts, len(landed), self._lead, runtime.epoch)
         return landed, self._open
 
     def _prepare(self, x: Any, ids: Any) -> Exception | None:
-        """Fill the job. A refusal is returned, not raised, because the other ranks have entered the call."""
+        """Fill the job. Returns an error instead of raising it, because the other ranks have entered the call."""
         runtime, job = self._alive(), self._job
         try:
             jobs.renew_call(job)
@@ -258,7 +258,10 @@ class Exchange(Collective):
         return None
 
     def _fill(self, mode: int, y: np.ndarray | None = None, weights: np.ndarray | None = None) -> None:
-        """Write what calls of this kind need into the job; without weights, rows that come back have the weight 1."""
+        """Write what calls of this kind need into the job.
+
+        Without weights, each row that comes back has the weight 1.
+        """
         job, x = self._job, self._x
         jobs.renew(job, schema.KIND, schema.CALL)
         jobs.fill(job, schema.KIND, schema.CPU, layer=0, mode=mode)
@@ -277,7 +280,7 @@ class Exchange(Collective):
         )
 
     def _fill_refused(self) -> None:
-        """Write a call without tokens, which announces a refusal, into the job."""
+        """Write a call without tokens into the job. The call announces that this rank refuses."""
         jobs.renew(self._job, schema.KIND, schema.CALL)
         jobs.fill(self._job, schema.KIND, schema.CPU, layer=0, mode=codes.MODE_DISPATCH)
         jobs.fill_some(self._job, schema.CALL, schema.CPU, status_in=codes.REFUSED, routed=1)
@@ -306,7 +309,7 @@ class Exchange(Collective):
         out : array [rows, H], float32
             The outputs, in the order of the dispatched rows.
         handle : Handle
-            Of the dispatch that is open.
+            What the open dispatch returned.
         weights : array [..., k], floats
             The factors of each token's rows, finite where a choice is taken.
 
@@ -318,7 +321,7 @@ class Exchange(Collective):
         Raises
         ------
         InputError
-            Arrays that do not fit, or weights that are not finite. It ends the call.
+            Arrays that do not fit, or weights that are not finite. The call has ended.
         PeerInputError
             Another rank refused its input.
         MismatchError
@@ -356,7 +359,7 @@ class Exchange(Collective):
         return y
 
     def _return(self, handle: Handle, back: Any, scale: Any, y: Any) -> None:
-        """Run the second phase and close the call. back None: this rank refuses, and the others are notified."""
+        """Run the second phase and close the call. back: None if this rank refuses; then the others are notified."""
         runtime, job = self._alive(), self._job
         counts = np.ascontiguousarray(handle.counts).reshape(-1, self.world)
         self._open = None
@@ -372,7 +375,7 @@ class Exchange(Collective):
         runtime.open = False
 
     def close(self) -> None:
-        """Release everything; collective. A dispatch without its combine is refused on the other ranks."""
+        """Release everything; collective. If a dispatch is open, its combine raises on the other ranks."""
         if self._open is not None and self._member.joined and self._member.runtime.broken is None:
             self._return(self._open, None, None, None)
         super().close()

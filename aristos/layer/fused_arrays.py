@@ -1,4 +1,4 @@
-"""Arrays that hold gate and up together, as model files and other engines store them: views of both parts."""
+"""Views of gate and up in arrays that hold both, as model files and other engines store them."""
 
 from __future__ import annotations
 
@@ -15,22 +15,24 @@ NAMES = ("gate_up", "gate_up_bias", "w13", "w2")
 def separated(given: dict[str, Any], fused: dict[str, Any], interleaved: Any, layout: Any) -> dict[str, Any]:
     """`given` with gate, up and their biases in place of `fused`, which has a value or None for each of NAMES.
 
-    w13, w2: gate_up and down by the names of vLLM, whose layout is "out_in". interleaved: gate and up alternate, the
-    gate first; else the first half is the gate. Raises InputError for arrays that are given twice or cannot be parted.
+    w13, w2: vLLM's names of gate_up and down, in layout "out_in". interleaved: gate and up alternate, the gate first;
+    else the first half is the gate. Raises InputError for arrays that are given twice or cannot be split.
     """
     alternate = boolean("interleaved", interleaved)
     found = {name: value for name, value in fused.items() if value is not None}
     if not found:
         if alternate:
-            raise InputError("interleaved=True applies only to gate_up= and w13=")
+            raise InputError("interleaved=True applies only to gate_up= and w13=, and load got neither: leave it out")
         return given
     if layout != "out_in" and {"w13", "w2"} & set(found):
-        raise InputError(f"w13= and w2= hold outputs before inputs: pass layout='out_in', got layout={layout!r}")
+        raise InputError(
+            f"w13= and w2= need layout='out_in', because they hold outputs before inputs, got layout={layout!r}"
+        )
     result = dict(given)
 
     def put(name: str, value: Any, source: str) -> None:
         if result[name] is not None:
-            raise InputError(f"load got {name}= and {source}=, which holds it: pass one of them")
+            raise InputError(f"load got {name}= and also {source}=, which contains {name}: pass one of them")
         result[name] = value
 
     if "w2" in found:
@@ -45,9 +47,9 @@ def separated(given: dict[str, Any], fused: dict[str, Any], interleaved: Any, la
 
 
 def _parts(name: str, value: Any, dims: int, outputs: int, alternate: bool) -> tuple[Any, Any]:
-    """(gate, up) of an array with `dims` dimensions behind the experts', or of a list of an array for each expert.
+    """(gate, up) of an array with `dims` dimensions after the experts', or of a list with an array for each expert.
 
-    outputs: the dimension to part, counted with that of the experts.
+    outputs: the dimension to split, counted with that of the experts.
     """
     if isinstance(value, list | tuple):
         each = [(None, None) if one is None else _part(name, one, dims, outputs - 1, alternate) for one in value]
@@ -57,11 +59,11 @@ def _parts(name: str, value: Any, dims: int, outputs: int, alternate: bool) -> t
 
 def _part(name: str, value: Any, dims: int, outputs: int, alternate: bool) -> tuple[Any, Any]:
     if isinstance(value, Quantised):
-        raise InputError(f"{name} must be arrays, got codes: pass gate= and up= of their own")
+        raise InputError(f"{name} must be arrays, got packed weights: pass gate= and up= instead")
     array = arrays.view(name, value)
     if array.ndim != dims or array.shape[outputs] % 2:
         raise InputError(
-            f"{name} must have {dims} dimensions, dimension {outputs} twice as long as ffn, got {list(array.shape)}"
+            f"{name} must have {dims} dimensions, and dimension {outputs} must be 2 * ffn, got {list(array.shape)}"
         )
     whole: list[Any] = [slice(None)] * array.ndim
     half = array.shape[outputs] // 2

@@ -21,7 +21,7 @@ Arrays = dict[str, Any]  # arrays, or `Quantised` matrices
 
 
 def expert_names(cfg: MoEConfig) -> tuple[set[str], set[str]]:
-    """Names of the arrays that an expert of `cfg` must have, and of those that it may have."""
+    """(names of the arrays that an expert of `cfg` must have, names of those that it may have)."""
     wanted = {"up", "down"} | ({"gate"} if cfg.gated else set())
     return wanted, {f"{name}_bias" for name in wanted} if cfg.bias else set()
 
@@ -52,7 +52,7 @@ def shapes(cfg: MoEConfig, layout: str) -> dict[str, tuple[int, ...]]:
 
 
 def checked_array(name: str, value: Any, bits: str | None) -> np.ndarray:
-    """`value` as an array of one of the types that weights may have; bits: the type that uint16 holds, or None."""
+    """`value` as an array of a type that weights may have. bits: the type whose bits uint16 holds, or None."""
     array = arrays.view(name, value)
     if array.dtype == np.uint16 and bits is not None:
         array = array.view(ROUNDED[bits].array)
@@ -62,7 +62,7 @@ def checked_array(name: str, value: Any, bits: str | None) -> np.ndarray:
 
 
 class Given:
-    """What the calls that load weights have in common: configuration, layout and the type behind uint16.
+    """What the calls that load weights share: configuration, layout, and the type whose bits uint16 holds.
 
     call: the method's name, for messages. Raises InputError for an unknown layout or type.
     """
@@ -76,9 +76,9 @@ class Given:
         self.out_in = layout == "out_in"
 
     def present(self, given: dict[str, Any], prefix: str = "") -> list[str]:
-        """Names of the arrays of an expert that were given. Raises InputError for a missing or a superfluous one.
+        """Names of the given arrays of an expert. Raises InputError for a missing or a superfluous one.
 
-        prefix: of their names in messages.
+        prefix: put before names in messages.
         """
         cfg, (wanted, biases) = self.cfg, expert_names(self.cfg)
         for name in sorted(wanted):
@@ -92,7 +92,7 @@ class Given:
         return [name for name in sorted(wanted | biases) if given[name] is not None]
 
     def one(self, name: str, value: Any, shape: tuple[int, ...]) -> Any:
-        """An array of exactly this shape, its inputs before its outputs."""
+        """`value` as an array with inputs before outputs; raises InputError unless it has this shape."""
         if isinstance(value, Quantised):
             return self.codes(name, value)
         array = checked_array(name, value, self.bits)
@@ -103,20 +103,20 @@ class Given:
         return self.inputs_first(array)
 
     def codes(self, name: str, value: Quantised) -> Quantised:
-        """A matrix of codes of this layer's type, its inputs before its outputs whatever the layout."""
+        """`value`, packed weights of this layer's type, with inputs before outputs whatever the layout."""
         wanted = shapes(self.cfg, "in_out")[name.partition("[")[0]]
         if value.type != self.cfg.packed or value.shape != wanted:
             asked = self.cfg.packed or f"arrays of {self.cfg.dtype}"
             raise InputError(
-                f"{name} must be {list(wanted)} of {asked}, which the configuration has, got {list(value.shape)} of"
+                f"{name} must be {list(wanted)} of {asked}, as the configuration says, got {list(value.shape)} of"
                 f" {value.type}"
             )
         return value
 
     def check_values(self, name: str, kind: str, array: Any) -> None:
-        """Raise InputError for NaN, infinity, or what is infinite in the type that the array is rounded to.
+        """Raise InputError for NaN, infinity, or a value that rounding to the array's type would make infinite.
 
-        name: for the message. kind: of the array, such as "up".
+        name: the array's, in the message. kind: which array it is, such as "up".
         """
         if isinstance(array, Quantised):
             return
@@ -137,17 +137,20 @@ class Given:
         return _in_words(LAYOUTS[1 - LAYOUTS.index(self.layout)])
 
     def expert(self, given: dict[str, Any]) -> Arrays:
-        """The arrays of one expert."""
+        """The checked arrays of one expert, by name."""
         wanted = shapes(self.cfg, self.layout)
         return {name: self.one(name, given[name], wanted[name]) for name in self.present(given)}
 
     def shared(self, given: dict[str, Any]) -> Arrays:
-        """The arrays of a layer's shared expert. given: those of SHARED, None for absent ones."""
+        """The checked arrays of a layer's shared expert.
+
+        given: an entry for each of SHARED, None for an absent array.
+        """
         cfg = self.cfg
         if not cfg.shared_ffn:
             for name in SHARED:
                 if given[name] is not None:
-                    raise InputError(f"{self.call} got {name}=, but the configuration has shared_ffn=0")
+                    raise InputError(f"{self.call} got {name}=, but the configuration has shared_ffn=0: leave it out")
             return {}
         found = self.present({name: given[f"shared_{name}"] for name in PROJECTIONS}, "shared_")
         if cfg.shared_sigmoid != (given["shared_sigmoid"] is not None):
@@ -158,7 +161,7 @@ class Given:
         return {name: self.one(name, given[name], wanted[name]) for name in names}
 
     def router(self, given: dict[str, Any]) -> Arrays:
-        """The arrays of a layer's router that were given, of ROUTERS."""
+        """The checked arrays of a layer's router. given: an entry for each of ROUTERS, None for an absent array."""
         wanted = shapes(self.cfg, self.layout)
         found = {name: self.one(name, given[name], wanted[name]) for name in ROUTERS if given[name] is not None}
         score = self.cfg.router.score
@@ -170,7 +173,7 @@ class Given:
 class GivenLayer(Given):
     """A whole layer as `MoE.load` takes it. mine: ids of this rank's experts.
 
-    Raises InputError naming the array that does not fit, and the layout= or local= that it would fit.
+    Raises InputError with the name of an array that does not fit, and with the layout= or local= that it would fit.
     """
 
     def __init__(
@@ -184,7 +187,7 @@ class GivenLayer(Given):
         self.routers = self.router(given)
         self.shared_expert = self.shared(given)
         if self.routers and "router" not in self.routers:
-            raise InputError(f"load got {next(iter(self.routers))}= without router=")
+            raise InputError(f"load got {next(iter(self.routers))}= without router=: pass router= too")
         for name, stack in self._arrays.items():
             for e in self.experts:
                 self.check_values(f"{name}[{e}]", name, stack[e])
@@ -195,7 +198,7 @@ class GivenLayer(Given):
         return {name: self.inputs_first(stack[e]) for name, stack in self._arrays.items()}
 
     def _stack(self, name: str, value: Any) -> Any:
-        """[E, ...] array, or a list of E arrays, of which those that this rank does not hold may be None."""
+        """A checked array [E, ...], or list of E arrays, where experts that this rank does not hold may be None."""
         shape = self._shape(name, self.local, self.layout)
         if isinstance(value, list | tuple):
             return self._parts(name, value, shape)
@@ -225,7 +228,7 @@ class GivenLayer(Given):
         return (self._count if local else self.cfg.experts, *shapes(self.cfg, layout)[name])
 
     def _hint(self, name: str, got: tuple[int, ...]) -> str:
-        """The arguments of `load` that an array of shape `got` would fit; empty if there are none."""
+        """The end of a message: the arguments of `load` with which shape `got` would fit; empty if there are none."""
         local, layout = self.local, LAYOUTS[1 - LAYOUTS.index(self.layout)]
         for wanted in ((local, layout), (not local, self.layout), (not local, layout)):
             if got == self._shape(name, *wanted):

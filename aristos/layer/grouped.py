@@ -18,8 +18,9 @@ from .options import Options
 class PlanGroup:
     """This rank's group of a plan; without a plan, all ranks. Collective.
 
-    comm: the communicator of the group; it is freed by `leave`. placement: of the experts in the group, as `Placement`
-    takes it. number: of the group. whole: the communicator of all groups; None without a plan. Raises as `_split` does.
+    comm: the communicator of the group, which `leave` frees. placement: of the experts in the group, as `Placement`
+    takes it. number: the group's. whole: the communicator of all groups; None without a plan. Raises what `_split`
+    raises.
     """
 
     def __init__(self, comm: Any, options: Options) -> None:
@@ -27,7 +28,9 @@ class PlanGroup:
         self._options = options
         if options.plan is not None:
             if comm is None:
-                raise InputError("plan needs comm, with a rank for each of its devices")
+                raise InputError(
+                    "plan needs comm=, an mpi4py communicator with a rank for each device of the plan, got None"
+                )
             check_comm(comm)
             self.whole = comm
             self.comm, self.placement, self.number = _split(
@@ -38,7 +41,7 @@ class PlanGroup:
     def making(self) -> Iterator[None]:
         """A block that makes a layer of the group. If it fails, the group's communicator is freed.
 
-        If the layer trains, it fails in all groups if it fails in one.
+        If the layer trains and the block fails in one group, it fails in all groups.
         """
         options, train = self._options, self._options.train is True
         try:
@@ -61,9 +64,9 @@ def _split(
 ) -> tuple[Any, list[list[int]], int]:
     """(communicator of this rank's group, ranks in it of each expert, the group's number). Collective over comm.
 
-    comm: an mpi4py communicator with a rank for each of the plan's devices, rank i being device i. Raises InputError or
-    MismatchError on every rank. That holds also if a rank makes a layer without a plan, because that layer compares
-    configurations on the same runtime.
+    comm: an mpi4py communicator with a rank for each of the plan's devices; rank i is device i. Raises InputError or
+    MismatchError on every rank, even if one makes a layer without a plan, because such a layer compares configurations
+    on the same runtime.
     """
     rank, world = comm.Get_rank(), comm.Get_size()
     problem, mine = None, ""
@@ -74,9 +77,9 @@ def _split(
         if placement is not None:
             problem = "give plan or placement, not both: the plan has one"
         elif plan.ranks != world:
-            problem = f"plan is for {plan.ranks} devices, and there are {world} ranks"
+            problem = f"plan must have a device for each of the {world} ranks, got a plan for {plan.ranks} devices"
         elif experts is not None and plan.experts != experts:
-            problem = f"plan places {plan.experts} experts, and cfg has {experts}"
+            problem = f"plan must place the {experts} experts of cfg, got a plan for {plan.experts} experts"
     whole = attach(comm, limits, ranks_per_node)
     try:
         whole.refuse_open()

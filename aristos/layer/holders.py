@@ -1,8 +1,8 @@
 """The ranks that share gradients: holders of an expert's copies, and all ranks of all groups of a plan.
 
-Each holder of an expert has the gradients from the rows that came to it alone. So the gradients of an expert with
-copies are the sum over its holders. It is taken in one fixed order, by the tree of `aristos.reproducible_sum`, with a
-piece for each holder in rank order. All holders get the same bits.
+Each holder of an expert has gradients only from the rows that came to it. So the gradients of an expert with copies are
+the sum over its holders. The tree of `aristos.reproducible_sum` adds them in one fixed order, with a piece for each
+holder in rank order, so all holders get the same bits.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ..transport.group import Group
 from ..transport.limits import Limits
 from .trained_weights import TrainedWeights
 
-AT_ONCE = 4 << 20  # bytes of gradients that are added at once: few, so that they stay in caches and need no new pages
+AT_ONCE = 4 << 20  # bytes of gradients that are added at once: few enough to stay in caches and need no new pages
 
 if TYPE_CHECKING:
     from ..substrate.runtime import Runtime
@@ -34,10 +34,10 @@ def holders_of(places: Placement, plan: Plan | None) -> list[list[int]]:
 
 
 class Holders:
-    """All ranks that train a layer together, and communicators of those that hold the same experts. Collective.
+    """All ranks that train a layer together, and a communicator for each set of holders. Collective.
 
     own: the runtime of this rank's group. comm: the communicator of all groups of a plan, None without a plan. holders:
-    see `holders_of`. isa: the instruction set of this rank's group. Raises MismatchError if another group has another.
+    see `holders_of`. isa: the instruction set of this rank's group. Raises MismatchError if groups have different ones.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Holders:
         self._sets = [(ranks, experts[ranks], self._comm_of(ranks)) for ranks in sorted(experts)]
 
     def _comm_of(self, ranks: tuple[int, ...]) -> Any:
-        """A communicator of `ranks`; all of them call this, in the same order."""
+        """A communicator of `ranks`. All of them call this, in the same order."""
         comm = self.group.comm
         whole = comm.Get_group()
         part = whole.Incl(ranks)
@@ -103,7 +103,7 @@ class Holders:
                 weights.add_whole(part, whole)
 
     def close(self, failed: bool) -> None:
-        """Free the communicators; collective. failed: ranks may be lost, and nothing waits for them."""
+        """Free the communicators; collective. failed: whether ranks may be lost; then nothing waits for them."""
         for _, _, comm in self._sets:
             if not failed:
                 comm.Free()

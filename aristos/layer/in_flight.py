@@ -1,7 +1,7 @@
-"""Arrays of calls that have not ended on their streams: kept alive until they have.
+"""Keeps arrays of calls alive until the calls have ended on their streams.
 
-A library may give the memory of an array that its user has dropped to a later array. On the library's current stream
-that is ordered after the call; on another stream, or for JAX, nothing orders it.
+When a user drops an array, its library may give the memory to a later array. On the library's current stream that later
+use is ordered after the call. On another stream, and for JAX, it is not.
 """
 
 from __future__ import annotations
@@ -11,21 +11,21 @@ from typing import Any
 
 
 class InFlight:
-    """Keeps objects until what was queued on a stream before them is done. device: a `CudaDevice`, or its like."""
+    """Keeps objects until earlier work of a stream is done. device: a `CudaDevice`, or an object like it."""
 
     def __init__(self, device: Any) -> None:
         self._device = device
         self._held: deque[tuple[int, tuple[Any, ...]]] = deque()
-        self._events: list[int] = []  # recorded before, and free again
+        self._events: list[int] = []  # events that can be recorded again
 
     def keep(self, objects: tuple[Any, ...], stream: int) -> None:
-        """Keep objects until all work that is in the stream now is done."""
+        """Keep objects until all work that the stream has now is done."""
         event = self._events.pop() if self._events else self._device.event(timed=False)
         self._device.record(event, stream)
         self._held.append((event, objects))
 
     def drop_ended(self) -> None:
-        """Drop what calls that have ended read and wrote. Waits for nothing."""
+        """Drop the objects of calls that have ended. Does not wait."""
         while self._held and self._device.passed(self._held[0][0]):
             self._events.append(self._held.popleft()[0])
 

@@ -21,7 +21,7 @@ Bits = Literal["bfloat16", "float16"]
 class LoadedWeights:
     """The weights of an object's layers, as a user loads them. The backend packs them.
 
-    half_changed: a step or a restore writes weights now, or was interrupted while it did.
+    half_changed: whether a step or a restore writes weights now, or was interrupted while it did.
     """
 
     def __init__(self, backend: Backend, member: Membership, calls: OpenCalls) -> None:
@@ -60,14 +60,14 @@ class LoadedWeights:
     ) -> None:
         """Take the weights of one layer; they are packed, so later changes to the arrays are not seen. Not collective.
 
-        Each array is float32, bfloat16 (ml_dtypes) or float16, memory-mapped or not. Weights are rounded to cfg.dtype;
-        router and biases become float32. Instead of an array with E in front, a list of E arrays; those of experts that
-        this rank does not hold may be None. It clears what this rank adds to `summary`; the other calls that load keep
-        it.
+        Each array is float32, bfloat16 (ml_dtypes) or float16, and may be memory-mapped. Weights are rounded to
+        cfg.dtype; router and biases become float32. In place of an array [E, ...] a list of E arrays may be given, with
+        None for experts that this rank does not hold. `load` clears what this rank adds to `summary`; the other calls
+        that load weights do not.
 
-        After an error the layer keeps the weights it had. If packing itself fails, it keeps them too, or its calls are
-        refused on all ranks: experts that local peers read have one place. Another object's call may be open, also
-        where local peers read experts in place (`moves`): the load waits until they have ended the call before that.
+        After an error the layer keeps the weights it had. If packing itself fails, it keeps them too, unless local
+        peers read its experts in place (`moves`): then its calls are refused on all ranks. Another object's call may be
+        open. Where local peers read experts in place, `load` waits until they have ended the call before that one.
 
         Parameters
         ----------
@@ -104,7 +104,7 @@ class LoadedWeights:
         shared_down_bias : array [H] or None, default None
             With cfg.bias.
         shared_sigmoid : array [H] or None, default None
-            The vector of the shared expert's sigmoid, with cfg.shared_sigmoid.
+            With cfg.shared_sigmoid, the shared expert's output is weighted by the sigmoid of x times this vector.
         gate_up : array [E, H, 2F], or [E, 2F, H] of "out_in", or None, default None
             gate and up in one array, the gate's columns first, or interleaved with up's.
         gate_up_bias : array [E, 2F] or None, default None
@@ -116,7 +116,7 @@ class LoadedWeights:
         interleaved : bool, default False
             Whether the columns of gate and up alternate in gate_up.
         local : bool, default False
-            Arrays have this rank's experts alone, in the order of their ids (`placement.mine(rank)`).
+            Whether arrays have only this rank's experts, in the order of their ids (`placement.mine(rank)`).
         layout : str, default "in_out"
             The order of matrices' axes. "out_in": nn.Linear's, up, gate [E, F, H], down [E, H, F], router [columns, H].
         bits : str or None, default None
@@ -157,7 +157,7 @@ class LoadedWeights:
         self._backend.clear_totals()
 
     def holds(self, expert: int) -> bool:
-        """Whether this rank holds an expert: `load_expert` ignores all others, so their arrays need not be read.
+        """Whether this rank holds an expert. `load_expert` ignores other experts, so their arrays need not be read.
 
         Parameters
         ----------
@@ -279,7 +279,7 @@ class LoadedWeights:
         down_bias : array [H] or None, default None
             With cfg.bias.
         sigmoid : array [H] or None, default None
-            The vector of its sigmoid, with cfg.shared_sigmoid.
+            With cfg.shared_sigmoid, its output is weighted by the sigmoid of x times this vector.
         layout : str, default "in_out"
             The order of matrices' axes, see `load`.
         bits : str or None, default None
@@ -318,7 +318,7 @@ class LoadedWeights:
         layout: Layout = "in_out",
         bits: Bits | None = None,
     ) -> None:
-        """Take a layer's router, on every rank; what is None stays as it was. Not collective.
+        """Take a layer's router, on every rank. An array that is None stays as it was. Not collective.
 
         After an error the layer keeps the router it had.
 
@@ -350,16 +350,16 @@ class LoadedWeights:
         given = Given("load_router", self._backend.cfgs[layer], layout, bits)
         arrays = given.router({"router": router, "router_bias": router_bias, "select_bias": select_bias})
         if not arrays:
-            raise InputError("load_router needs router=, router_bias= or select_bias=")
+            raise InputError("load_router needs router=, router_bias= or select_bias=, got none of them")
         self._backend.load_part(int(layer), lambda weights: weights.take_router(arrays))
 
     def unload(self, layer: int) -> None:
         """Forget a layer's weights. Not collective.
 
-        Calls of it are refused on all ranks until all parts have been loaded again.
+        Calls of the layer are refused on all ranks until all parts have been loaded again.
 
-        Before a layer is loaded again part by part, so that no call mixes old and new parts if that fails half-way.
-        Memory stays.
+        Call this before you load a layer again part by part: then no call mixes old and new parts if that fails
+        half-way. Memory stays allocated.
 
         Parameters
         ----------

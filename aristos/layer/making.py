@@ -1,4 +1,4 @@
-"""The making of a layer object: its options are checked on each rank before the object joins its ranks' runtime."""
+"""How a layer object is made: each rank checks its options, then the object joins the runtime of its ranks."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .tapes import Reserve, checked_bytes
 
 @dataclass(frozen=True)
 class Checked:
-    """Options that this rank accepts. holders: see `holders_of`. reserve: of tapes, with train=True."""
+    """Options that this rank accepts. holders: see `holders_of`. reserve: bytes of tapes, with train=True."""
 
     settings: Settings
     request: Request
@@ -46,7 +46,7 @@ def join(options: Options, placement: Any, kind: type[Backend], member: Membersh
 
 
 def checked(options: Options, placement: Any, kind: type[Backend], member: Membership) -> Checked:
-    """Raises InputError for an option that this rank refuses."""
+    """The checked options. Raises InputError for an option that this rank refuses."""
     cfgs = checked_options(options.cfg, options.layers, options.schedule, options.backend)
     for cfg in dict.fromkeys(cfgs):
         kind.check(cfg, options.schedule, options.threads, options.sms)

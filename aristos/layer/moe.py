@@ -1,4 +1,4 @@
-"""The layer a user calls. It checks options, joins the ranks' runtime, and hands each call to its backend."""
+"""The layer that a user calls. It checks options, joins the ranks' runtime, and gives each call to its backend."""
 
 from __future__ import annotations
 
@@ -39,16 +39,16 @@ class MoE(Collective):
     Parameters
     ----------
     cfg : MoEConfig, or sequence of MoEConfig
-        The configuration, equal on all ranks; or, without `layers`, that of each layer. Those are equal but for ffn,
-        router, shared expert and what an expert is (activation, gated, limit, bias).
+        The configuration, equal on all ranks. A sequence, without `layers`: the configuration of each layer. They may
+        differ in ffn, router, shared expert, activation, gated, limit and bias only.
     comm : communicator or None, default None
         An mpi4py communicator. None: one process without MPI.
     layers : int, default 1
-        Layers with weights of their own that share windows, workers and threads.
+        The number of layers. They have separate weights, and share windows, workers and threads.
     schedule : str, default "fused"
         "fused": one-sided, tile by tile. "bulk": count exchange, Alltoallv, experts, Alltoallv, the baseline.
     threads : int or None, default None
-        Workers a rank. None: the cores that this rank may use, divided by the number of ranks that share them.
+        Workers of each rank. None: the cores that this rank may use, divided by the number of ranks that share them.
     placement : sequence of E entries, array [E], or None, default None
         For each expert the rank that holds it, or a list of the ranks that hold copies. None: contiguous.
     timeout : float, default 120.0
@@ -60,27 +60,27 @@ class MoE(Collective):
         Treat every group of this many consecutive ranks as a node, although MPI sees larger nodes: transport shm is
         used within a node, rma between nodes. None: nodes as MPI sees them.
     plan : Plan or None, default None
-        An `aristos.planner.Plan` for the communicator, rank i being device i: the layer then lives in this rank's
-        group, `group` is its number, `comm` its communicator and `rank` the rank there.
+        An `aristos.planner.Plan` for the communicator; rank i is device i. The layer is then one of this rank's group:
+        `group` is the group's number, `comm` its communicator, and `rank` the rank in it.
     backend : str or None, default None
         Where the layer runs: "cpu", which None means too, or "cuda". CUDA is experimental: never run on a GPU.
     sms : int or None, default None
         With backend="cuda", the most SMs of its GPU that this layer may use, so that layers on other communicators or
         kernels of the program run beside it. None: all.
     moves : str, default "auto"
-        What crosses between the ranks of a node, on CPUs; the bits of the outputs are the same. The attribute `moves`
-        is what holds.
+        What crosses between the ranks of a node, on CPUs. The bits of outputs do not depend on it. The attribute
+        `moves` says what the layer does.
 
         - "tokens": rows travel to the ranks that hold their experts.
         - "experts": a rank computes its own rows, and reads the experts of local peers where they lie.
-        - "auto": a rank computes the rows of an expert itself if they cost more to copy than its weights to read, or if
-          that relieves the busiest rank of the node; other rows travel.
+        - "auto": a rank computes rows for an expert of a local peer itself if copying the rows costs more than reading
+          the weights, or if that relieves the busiest rank of the node; other rows travel.
     train : bool, default False
-        Keep float32 weights and gradients, for `forward`, `backward`, `update`; on CPUs, with rows of float32 or
-        bfloat16.
+        Keep float32 weights and gradients, for `forward`, `backward` and `update`. Requires CPUs, and rows of float32
+        or bfloat16.
     tape_bytes : int or None, default None
-        With train=True, bytes of this rank in which tapes keep rows of forward calls, see `forward`. None: max_tokens *
-        top_k rows of each layer, in whole cache lines, or 0 on one rank.
+        With train=True, how many bytes this rank has for rows that tapes keep, see `forward`. None: enough for
+        max_tokens * top_k rows of each layer, each in whole cache lines; 0 on one rank.
 
     Attributes
     ----------
@@ -104,7 +104,7 @@ class MoE(Collective):
     MemoryProblem
         Windows do not fit.
     EnvironmentProblem
-        The launcher started several tasks and each is a world of its own, or the backend or MPI cannot do what is
+        The launcher started several tasks, but MPI gives each a world of its own; or the backend or MPI lacks what is
         needed.
     WaitTimeout, PoisonedError
         A rank did not come in time, or failed.
@@ -158,7 +158,7 @@ class MoE(Collective):
                     self._hold_training(options, made.holders, made.reserve)
 
     def _hold(self, backend: Backend) -> None:
-        """Take the parts of every layer object. The layer has joined its runtime."""
+        """Set the parts that every layer object has. The layer has joined its runtime."""
         settings = backend.settings
         self.cfg, self.schedule, self.layers = settings.cfgs[0], settings.schedule, settings.layers
         self._backend, self._calls = backend, OpenCalls(self._member, self.layers)
@@ -168,7 +168,7 @@ class MoE(Collective):
         self._saved: SavedWeights | None = None
 
     def _hold_training(self, options: Options, holders: list[list[int]], reserve: Reserve) -> None:
-        """Take the parts of an object that is trained. holders: see `holders_of`."""
+        """Set the parts of an object that is trained. holders: see `holders_of`."""
         runtime, whole = self._member.runtime, self._part.whole
         everyone = Holders(runtime, whole, options.limits, options.nodes, holders, self.isa)
         self._training = Training(self._backend, self._member, self._weights, self._calls, everyone, reserve)
@@ -200,17 +200,18 @@ class MoE(Collective):
         train: bool = False,
         tape_bytes: int | None = None,
     ) -> int:
-        """Bytes that the rank that needs most allocates for this layer on `world` ranks: windows and packed weights.
+        """Bytes of windows and packed weights on `world` ranks, on the rank that needs most.
 
-        Windows: rings (a source's rows of one call, at most 64 MiB over all sources or 64 rows each), return rows
-        (max_tokens * top_k, and max_tokens more for a shared expert) and words; neither skew nor `layers` changes them.
-        With several nodes there is a second window, and for each rank of another node an outbox and a ring of staged
-        outputs. Weights: of `layers` layers, the experts of the rank that holds most of them, with biases, and a router
-        a layer, padded as the kernels read them.
+        A window holds rings (for each source its rows of one call, but at most 64 MiB over all sources, or 64 rows each
+        if that is more), return rows (max_tokens * top_k, and max_tokens more for a shared expert) and words. Neither
+        skew nor `layers` changes its size. With several nodes there is a second window, and for each rank of another
+        node an outbox and a ring of staged outputs. Weights are those of `layers` layers, padded as the kernels read
+        them: the experts, with biases, of the rank that holds most, and a router for each layer.
 
-        Not included: up to 2 MiB and 4 KiB a rank where ranks share weights in huge pages (`moves`); the arrays given
-        to `load` and to calls; ids and weights of max_tokens tokens, and with weights on the input their rows; tables
-        that grow with the workers; with train=True, what tapes hold of their own tokens, and buffers of backward calls.
+        Not included are: up to 2 MiB and 4 KiB of each rank where ranks share weights in huge pages (`moves`); arrays
+        given to `load` and to calls; ids and weights of max_tokens tokens, and their rows if weights are applied to the
+        input; tables that grow with the workers; with train=True, the tokens of this rank's tapes, and buffers of
+        backward calls.
 
         Parameters
         ----------
@@ -225,13 +226,13 @@ class MoE(Collective):
         layers : int, default 1
             As the layer is made with.
         threads : int or None, default None
-            Include the scratch of this many workers: prepared rows, hidden activations and sums of a run, and of one
-            column-split run. None: of none.
+            Include scratch memory of this many workers: prepared rows, hidden activations and sums of a run for each,
+            and of one column-split run. None: include none.
         backend : str or None, default None
-            "cpu", which None means too, or "cuda": then weights, the first window and a copy of the second lie in GPU
-            memory, and hidden activations are not included.
+            "cpu", which None means too, or "cuda". With "cuda", weights, the first window and a copy of the second lie
+            in GPU memory, and hidden activations are not included.
         train : bool, default False
-            Include masters, gradients (of experts with copies twice) and projections packed transposed.
+            Include masters, gradients (twice for experts with copies) and projections packed transposed.
         tape_bytes : int or None, default None
             As the layer is made with; included with train=True.
 
@@ -281,7 +282,7 @@ class MoE(Collective):
     ) -> Any:
         """y = sum over a token's experts of weight * expert(x). Collective, in the same order on every rank.
 
-        After an InputError, and after what other ranks then raise, the layer stays usable.
+        After an InputError, and the PeerInputError that other ranks then raise, the layer stays usable.
 
         Parameters
         ----------
@@ -294,13 +295,14 @@ class MoE(Collective):
         layer : int, default 0
             The layer to call.
         out : array [..., H] of cfg.dtype, or None, default None
-            Where to write y: contiguous, not overlapping x. None: a new array.
+            Where to write y. It must be contiguous and not overlap x. None: a new array.
         return_stats : bool, default False
             Return a `CallStats` too.
         stream : stream, int or None, default None
-            With backend="cuda", the stream that the call is queued on, of any library or as CUDA's number: only its
-            later work sees the result. None: the current one of the arrays' library, x's first; then every library's
-            later work does. The call waits for what the libraries have queued before in either case.
+            With backend="cuda", the stream that the call is queued on: any library's, or CUDA's number of one. Only
+            later work of this stream sees the result. None: the current stream of the arrays' library (x's library
+            first); then later work of every library sees the result. In either case the call waits for what the
+            libraries have queued before.
         router_x : array [..., H] of cfg.dtype, or None, default None
             What the router reads instead of x.
         return_routing : bool, default False
@@ -314,8 +316,8 @@ class MoE(Collective):
         Raises
         ------
         InputError
-            Arrays that do not fit, more than max_tokens tokens, ids out of range or repeated in a token, values that
-            are not finite.
+            Arrays that do not fit, more than max_tokens tokens, ids out of range or repeated in a token, or router
+            scores or weights that are not finite.
         NotLoaded
             This rank has not loaded a part of the layer's weights.
         PeerInputError
@@ -347,14 +349,14 @@ class MoE(Collective):
     ) -> PendingCall:
         """Begin the same call in the background and return at once. Collective.
 
-        Until `wait()` of the returned object, x and out must not be touched, no other call may be made on the
-        communicator, and this object loads nothing; other objects may load. If the returned object is dropped, so is
-        the result, and the next call waits.
+        Until you call `wait()` of the returned object, do not touch x and out, make no other call on the communicator,
+        and load nothing into this object (other objects may load). If you drop the returned object, you drop the
+        result too, and the next call waits until this one has ended.
 
         Parameters
         ----------
         x : array [..., H] of cfg.dtype
-            As for a call, and so are the others.
+            This rank's tokens; all parameters are as for a call.
         ids : array [..., k], integers, or None, default None
             Choices from outside.
         weights : array [..., k], floats, or None, default None
@@ -395,7 +397,10 @@ class MoE(Collective):
         return pending
 
     def _enter(self, given: CallArguments, layer: Any, copy: bool = False) -> Any:
-        """Open a call and check its arguments; a refusal is kept for the result, because the other ranks enter too."""
+        """Open a call and check its arguments.
+
+        An error is raised by the call's result: the other ranks enter the call.
+        """
         runtime, backend = self._member.alive(), self._backend
         runtime.enter(self._member.number)
         call = backend.new_call()
@@ -415,14 +420,14 @@ class MoE(Collective):
         return call
 
     def synchronize(self) -> None:
-        """Wait for the last call and raise what calls since the last `synchronize` have refused. Not collective.
+        """Wait for the last call. Raise the first error of calls since the last `synchronize`. Not collective.
 
-        For calls with arrays in GPU memory; other calls have ended when they return.
+        Only calls with arrays in GPU memory need it: other calls have ended when they return.
 
         Raises
         ------
         InputError, PeerInputError, MismatchError
-            What calls have refused, see `MoE.__call__`.
+            A call has refused its arguments, see `MoE.__call__`.
         OpenCallError
             A call that `start` began has not been waited for.
         ClosedError
@@ -443,10 +448,10 @@ class MoE(Collective):
 
     @property
     def moves(self) -> str:
-        """What crosses between the ranks of a node: as asked, or "tokens" where rows always travel; equal on all ranks.
+        """What crosses between the ranks of a node: as asked, or "tokens" if rows always travel. Equal on all ranks.
 
-        They do with schedule="bulk", with train=True and on CUDA; where the ranks share no memory for weights, see
-        `aristos doctor`; and where no rank sends to experts of local peers, as with one rank a node.
+        Rows always travel with schedule="bulk", with train=True and on CUDA; if the ranks share no memory for weights,
+        see `aristos doctor`; and if no rank sends rows to experts of local peers, as with one rank on each node.
         """
         return self._backend.moves
 
@@ -455,9 +460,10 @@ class MoE(Collective):
     def summary(self) -> Summary:
         """Totals over all ranks and calls of this object: messages by size, times, waits by peer. Collective.
 
-        Also, for each layer, what packed weights lost of plain arrays given to `load`. Messages within a node are the
-        puts of dispatched rows, not the outputs, which the kernel stores itself; those between nodes are batches, see
-        `MessageClass`. With backend="cuda", calls with return_stats=True are counted, and no others.
+        For each layer it also has the relative error of packed weights against plain arrays given to `load`. Messages
+        within a node are puts of dispatched rows; outputs are not counted, because the kernel stores them itself.
+        Messages between nodes are batches, see `MessageClass`. With backend="cuda" only calls with return_stats=True
+        are counted.
 
         Raises
         ------
@@ -535,8 +541,8 @@ class MoE(Collective):
     ) -> tuple[np.ndarray, Tape]:
         """The same call as `moe(x, ids, weights, layer)`, with a tape for `backward`. Collective.
 
-        The tape holds a copy of x and the routing, on this rank: S (H + 3 k + columns) numbers. `tape.routing` is the
-        call's `Routing`, a copy made at its first use.
+        The tape holds a copy of x and of the routing on this rank: S (H + 3 k + columns) numbers. `tape.routing` is the
+        call's `Routing`, copied when it is first used.
 
         Parameters
         ----------
@@ -549,11 +555,11 @@ class MoE(Collective):
         layer : int, default 0
             The layer to call.
         save : str, default "rows"
-            What this rank keeps of the rows that its experts compute; the bits of the gradients are the same. "rows": x
-            of other ranks' rows, which the backward call then need not copy again. "hidden": also the products with up
-            and gate, which it then need not compute again. "nothing": neither. A rank keeps less of a source's rows if
-            they do not fit into the largest free part of its `tape_bytes`; `tape.kept` says, for each rank, what it
-            keeps of this rank's rows.
+            What this rank keeps of the rows that its experts compute. The bits of the gradients do not depend on it.
+            "rows": x of other ranks' rows, so that the backward call need not copy it again. "hidden": also the
+            products with up and gate, so that it need not compute them again. "nothing": neither. A rank keeps less of
+            a source's rows if they do not fit into the largest free part of its `tape_bytes`; `tape.kept` says what
+            each rank keeps of this rank's rows.
 
         Returns
         -------
@@ -565,7 +571,7 @@ class MoE(Collective):
         Raises
         ------
         InputError
-            As of a call; or an unknown `save`, or a layer made without train=True.
+            What a call raises; or an unknown `save`, or a layer made without train=True.
         NotLoaded
             This rank has not loaded a part of the layer's weights.
         PeerInputError
@@ -595,10 +601,13 @@ class MoE(Collective):
 
     @property
     def training(self) -> Training:
-        """What an optimizer holds of this object. Raises InputError without train=True, ClosedError after `close`."""
+        """The part of this object that an optimizer uses.
+
+        Raises InputError without train=True, ClosedError after `close`.
+        """
         self._member.alive()
         if self._training is None:
-            raise InputError("training requires a layer made with train=True")
+            raise InputError("training requires a layer made with train=True, got train=False")
         return self._training
 
     @property
@@ -613,7 +622,7 @@ class MoE(Collective):
 
     @property
     def tape_bytes_taken(self) -> int:
-        """Bytes of this rank's `tape_bytes` that open tapes hold."""
+        """How many of this rank's `tape_bytes` open tapes hold."""
         return 0 if self._training is None else self._training.tape_bytes_taken
 
     # ------------------------------------------------------------ end

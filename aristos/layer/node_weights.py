@@ -1,7 +1,7 @@
-"""Experts in place: packed weights that all ranks of a node can read, and which of them a rank may compute.
+"""Packed weights that all ranks of a node can read, and which local peers' experts a rank may compute in place.
 
-Every rank has the experts of all layers of an object in its part of a `NodeMemory`; all parts are laid out by one rule,
-so that a rank knows where its local peers have theirs.
+Each rank stores the experts of all layers of an object in its part of a `NodeMemory`. One rule lays out all parts, so a
+rank knows where the experts of its local peers lie.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ..transport.memfd import NodeMemory
 
 
 def foreign_slots(placement: Placement, nodes: Nodes, rank: int) -> list[tuple[int, int]]:
-    """(slot, rank that holds it) of the copies of experts that local peers hold and this rank sends to, by slot."""
+    """(slot, rank that holds it), by slot, of the copies on local peers to which this rank would send rows."""
     used = set(placement.slots_for(rank).tolist())
     start = placement.start.tolist()
     return [(slot, p) for p in nodes.local(rank) for slot in range(start[p], start[p + 1]) if slot in used]
@@ -40,7 +40,7 @@ class NodeWeights:
 
     @staticmethod
     def nbytes(layers: list[dict[str, int]], held: int) -> int:
-        """Bytes of the part of a rank that holds so many experts."""
+        """Bytes of the part of a rank that holds `held` experts."""
         return sum(lines(held * each) for layer in layers for each in layer.values())
 
     @classmethod
@@ -49,14 +49,14 @@ class NodeWeights:
     ) -> NodeWeights:
         """Reserve memory for all layers, on all ranks or on none; collective.
 
-        isa: the instruction set that experts are packed for. small_pages: take it without huge pages too.
+        isa: the instruction set that experts are packed for. small_pages: whether memory without huge pages will do.
         """
         memory = NodeMemory(group, cls.nbytes(layers, held[group.rank]), f"kernels for {isa}", small_pages)
         return cls(memory, layers, held, group.rank)
 
     @property
     def problem(self) -> str:
-        """Why there is no such memory; empty if there is."""
+        """Why the memory could not be reserved; empty if it was."""
         return self._memory.problem
 
     def _offset(self, rank: int, layer: int, name: str) -> int:
@@ -75,7 +75,7 @@ class NodeWeights:
         return self._memory.own[start : start + held * each].reshape(held, each)
 
     def prepare(self, layer: int) -> None:
-        """This rank will write its experts of a layer."""
+        """Prepare this rank's memory for its experts of a layer, which it will write."""
         held = self._held[self._rank]
         start = self.nbytes(self._layers[:layer], held)
         self._memory.prepare(start, self.nbytes([self._layers[layer]], held))
@@ -94,5 +94,5 @@ class NodeWeights:
                 job[getattr(words, f"foreign_{name}")(record)] = at
 
     def close(self) -> None:
-        """Let go of the memory."""
+        """Release the memory."""
         self._memory.close()

@@ -1,4 +1,4 @@
-"""`save` and `restore` of a trained layer object: what is saved, and that all ranks agree about it first."""
+"""`save` and `restore` of a trained layer object: what is saved. All ranks agree on it first."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from .saved_files import COMMON, DENSE, Recorded
 from .training import Training
 
 Extra = dict[str, Any]
-MOST_EXTRA, DEEPEST = 1 << 20, 20  # bytes of `extra` as JSON, and how deep its lists and dicts may lie in each other
+MOST_EXTRA, DEEPEST = 1 << 20, 20  # most bytes of `extra` as JSON; how deep its lists and dicts may be nested
 
 
 class _Found(NamedTuple):
@@ -39,7 +39,7 @@ class _Found(NamedTuple):
 class SavedWeights:
     """The weights of a layer object that is trained, on disk.
 
-    saves: ids of saves that it has made or restored, so that it may replace them.
+    saves: ids of saves that this object has made or restored, and may therefore replace.
     """
 
     def __init__(self, training: Training, backend: Backend, calls: OpenCalls) -> None:
@@ -52,9 +52,9 @@ class SavedWeights:
     ) -> None:
         """Write the masters of all layers, and an optimizer's states, into a directory. Collective.
 
-        A crash at any moment leaves what was saved before, or what is saved now: see `layer/saving.py`. All ranks need
-        the same file system. A save that this object has neither made nor restored is not replaced. After an error,
-        what was saved before is still there.
+        A crash at any moment leaves the earlier save or the new one, whole: see `layer/saving.py`. After an error the
+        earlier save is still there. All ranks need the same file system. A save that this object has neither made nor
+        restored is not replaced.
 
         Parameters
         ----------
@@ -63,9 +63,9 @@ class SavedWeights:
         optimizer : Optimizer or None, default None
             An optimizer of this object, whose states and dense arrays are saved too.
         extra : JSON value or None, default None
-            What else a program needs to go on, such as {"step": 12}: None, booleans, finite numbers, texts, lists and
-            dicts with texts as keys, all of Python's own types, at most 1 MiB as JSON and equal on all ranks. `restore`
-            returns it.
+            What else a program needs to continue, such as {"step": 12}; `restore` returns it. It holds None, booleans,
+            finite numbers, texts, lists, and dicts with texts as keys, all of Python's own types. It must have at most
+            1 MiB as JSON, and be equal on all ranks.
 
         Raises
         ------
@@ -135,8 +135,8 @@ class SavedWeights:
     def restore(self, directory: str | os.PathLike[str], optimizer: Optimizer | None = None) -> Extra:
         """Take the masters that `save` wrote, on any number of ranks, and an optimizer's states. Collective.
 
-        All layers must be loaded before, with arrays of the same names. After an error, nothing has changed on any
-        rank.
+        All layers must have been loaded before, with arrays of the same names. If an error is raised, nothing has
+        changed on any rank.
 
         Parameters
         ----------
@@ -176,7 +176,10 @@ class SavedWeights:
             check_layers(directory, about.layers, saving.described(self._backend.cfgs))
             kind, saved = type(optimizer).__name__, None if about.optimizer is None else about.optimizer[0]
             if optimizer is not None and saved != kind:
-                raise CheckpointError(f"{directory} holds the states of {saved}, not of {kind}")
+                raise CheckpointError(
+                    f"{directory} must hold the states of the given optimizer, {kind}, got those of {saved}: give"
+                    " restore() an optimizer of the kind that was saved, or none"
+                )
             return about, {"save": about.id} | self._described(optimizer, steps=False)
 
         about = self._agree("restore", look)
@@ -217,7 +220,10 @@ class SavedWeights:
         return _Found(parts, {} if optimizer is None else arrays_of(DENSE, optimizer.dense_arrays(), rest=False))
 
     def _agree(self, what: str, look: Callable[[], tuple[Any, Fields]]) -> Any:
-        """What `look` finds on this rank; raises on every rank if it fails on one, or if the texts beside it differ."""
+        """What `look` returns on this rank.
+
+        Raises on every rank if it fails on one, or if ranks return different texts.
+        """
         problem: AristosError | None = None
         found, alike = None, cast(Fields, {})
         try:
@@ -232,7 +238,10 @@ class SavedWeights:
         return self._agree(what, lambda: (work(), {}))
 
     def _described(self, optimizer: Optimizer | None, steps: bool = True) -> dict[str, str]:
-        """What of an optimizer is equal on all ranks. Raises InputError for one that cannot be saved or restored."""
+        """What must be equal on all ranks of an optimizer.
+
+        Raises InputError for one that cannot be saved or restored.
+        """
         if optimizer is None:
             return {"optimizer": "None"}
         if getattr(optimizer, "training", None) is not self._training:
@@ -245,7 +254,9 @@ class SavedWeights:
                 for key, array in state.items():
                     right = isinstance(key, str) and isinstance(array, np.ndarray) and array.dtype == np.float32
                     if not right or array.shape[:1] != masters[name].shape[:1]:
-                        raise InputError(f"states must be float32 arrays of as many rows as weights, not {name}.{key}")
+                        raise InputError(
+                            f"the optimizer's state {name}.{key} must be a float32 array with as many rows as {name}"
+                        )
         found = {
             "optimizer": type(optimizer).__name__,
             "states": str([{name: sorted(state) for name, state in each.items()} for each in optimizer.states]),
@@ -254,7 +265,7 @@ class SavedWeights:
         return found | {"steps": str(optimizer.steps)} if steps else found
 
     def parts(self, layer: int, optimizer: Optimizer | None) -> dict[int, Arrays]:
-        """Views of all that is saved of a layer: id of an expert, or COMMON -> arrays by name."""
+        """Views of all arrays of a layer that are saved: id of an expert, or COMMON -> arrays by name."""
         weights = self._training.weights(layer)
         found: dict[int, Arrays] = {expert: {} for expert in (*weights.mine, COMMON)}
         arrays = dict(weights.masters)
@@ -288,7 +299,7 @@ def _refusal(what: str, error: Exception) -> AristosError:
 def check_layers(directory: Any, saved: Sequence[Fields], here: Sequence[Fields]) -> None:
     """Raise CheckpointError unless the saved layers are those of this object."""
     if len(saved) != len(here):
-        raise CheckpointError(f"{directory} holds {len(saved)} layers, and this object has {len(here)}")
+        raise CheckpointError(f"{directory} must hold {len(here)} layers as this object does, got {len(saved)}")
     odd = [layer for layer, each in enumerate(here) if saved[layer] != each]
     if odd:
         unlike = differences(saved[odd[0]], here[odd[0]], "it", "this object")
@@ -297,7 +308,7 @@ def check_layers(directory: Any, saved: Sequence[Fields], here: Sequence[Fields]
 
 
 def _json(extra: Any) -> str:
-    """`extra` as JSON. Raises InputError for what JSON would not give back."""
+    """`extra` as JSON. Raises InputError for a value that JSON would not return unchanged."""
     if extra is None:
         extra = {}
     if type(extra) is not dict:
@@ -314,7 +325,7 @@ def _json(extra: Any) -> str:
 
 def _check_extra(value: Any, where: str, depth: int) -> None:
     if depth > DEEPEST:
-        raise InputError(f"{where[:100]}... lies too deep: at most {DEEPEST} lists and dicts may lie in each other")
+        raise InputError(f"{where[:100]}... is nested too deep: lists and dicts may be nested {DEEPEST} deep")
     if type(value) is dict:
         for key, each in value.items():
             if type(key) is not str:

@@ -20,7 +20,7 @@ Schedule = Literal["fused", "bulk"]
 
 @dataclass(frozen=True)
 class Options:
-    """Options of a layer object as the caller passed them, see `MoE`: nothing is checked."""
+    """Options of a layer object as the caller passed them, unchecked; see `MoE`."""
 
     cfg: Any
     layers: Any
@@ -37,7 +37,7 @@ class Options:
     train: Any
     tape_bytes: Any
 
-    # ------------------------------------------------------------ what holds until the ranks have met
+    # ------------------------------------------------------------ what is used until the ranks have met
 
     @property
     def limits(self) -> Limits:
@@ -57,7 +57,7 @@ class Options:
 
     @property
     def experts(self) -> int | None:
-        """The number of experts, if the first configuration says it."""
+        """The number of experts, if the first configuration has it."""
         first = self.cfg[0] if isinstance(self.cfg, list | tuple) and self.cfg else self.cfg
         return getattr(first, "experts", None)
 
@@ -72,12 +72,12 @@ def backend_class(name: str) -> type[Backend]:
 
 
 def check_moves(moves: Any, kind: type[Backend], schedule: Any) -> None:
-    """Raise InputError unless `moves` can be had with this backend and schedule."""
+    """Raise InputError unless this backend and schedule can do `moves`."""
     if not isinstance(moves, str) or moves not in MOVES:
         raise InputError(f"moves must be one of {', '.join(MOVES)}, got {moves!r}")
     if moves == "experts" and (not kind.reads_peers or schedule == "bulk"):
         what = "schedule='bulk'" if kind.reads_peers else f"backend={kind.name!r}"
-        raise InputError(f"moves='experts' is for CPUs and the fused schedule: with {what} tokens always travel")
+        raise InputError(f"moves='experts' needs backend='cpu' and schedule='fused', got {what}: leave moves out")
 
 
 def check_training(cfg: MoEConfig, kind: type[Backend], moves: str) -> None:
@@ -93,7 +93,7 @@ def check_training(cfg: MoEConfig, kind: type[Backend], moves: str) -> None:
     if cfg.packed is not None:
         raise InputError(f"train=True requires plain weights, got weight_dtype={cfg.packed.name!r}: leave it out")
     if moves == "experts":
-        raise InputError("train=True requires rows that travel, got moves='experts': leave moves out")
+        raise InputError("train=True requires moves='tokens' or 'auto', got moves='experts': leave moves out")
 
 
 def checked_options(cfg: Any, layers: Any, schedule: Any, backend: Any) -> tuple[MoEConfig, ...]:

@@ -1,4 +1,4 @@
-"""A call that runs in the background, the handle that its caller waits on, and which calls of an object are open."""
+"""The handle of a call that runs in the background, and which calls of an object are open."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class PendingCall:
     done : queue
         Gets (seconds, error) when the call ends.
     result : callable
-        Makes the call's result of its seconds.
+        Makes the call's result from its seconds.
     """
 
     def __init__(self, runtime: Runtime, done: Any, result: Callable[[float], Any]) -> None:
@@ -43,7 +43,7 @@ class PendingCall:
     def wait(self) -> Any:
         """Wait until the call has ended, and return its result.
 
-        It raises what the call raised, and so also the errors of `MoE.__call__`.
+        It also raises the error that the call has met, see `MoE.__call__`.
 
         Returns
         -------
@@ -58,16 +58,18 @@ class PendingCall:
             The layer was closed.
         """
         if self._abandoned:
-            raise ClosedError("this layer was closed, and with it the call that start() began")
+            raise ClosedError(
+                "this layer was closed, so the call that start() began has no result: wait() before close()"
+            )
         if self._done is None:
-            raise InputError("wait() was called twice on one started call")
+            raise InputError("wait() may be called once for each started call, got a second wait()")
         seconds, error = self._take()
         if error is not None:
             raise error
         return self._result(seconds)
 
     def abandon(self) -> None:
-        """Wait until the call has ended and drop its result: the layer closes."""
+        """Wait until the call has ended and drop its result, because the layer closes."""
         self._take()
         self._abandoned = True
 
@@ -88,7 +90,7 @@ def _end(done: Any) -> tuple[float, BaseException | None]:
 
 
 class OpenCalls:
-    """The open calls of one object: a started call that nobody has waited for, and tapes that `backward` waits for.
+    """The open calls of one object: a started call without its `wait`, and tapes without their `backward`.
 
     layers: of the object. tapes: the layer of each open tape, by its number.
     """
@@ -99,7 +101,7 @@ class OpenCalls:
         self.tapes: dict[int, int] = {}
 
     def begin(self, call: PendingCall) -> None:
-        """A call was started."""
+        """Record that a call was started."""
         self._started = weakref.ref(call)
 
     def started(self) -> PendingCall | None:
@@ -110,7 +112,7 @@ class OpenCalls:
     def settled(self) -> Runtime:
         """The runtime; raises OpenCallError while a started call of this object is open."""
         if self.started() is not None:
-            raise OpenCallError("a call of this layer was started: wait() for it first")
+            raise OpenCallError("a call that start() began is open: wait() for it first")
         runtime = self._member.alive()
         runtime.end_dropped_call()
         return runtime
@@ -119,7 +121,7 @@ class OpenCalls:
         """Raise unless the weights of a layer may change: no call of this object is open, and no tape of the layer."""
         runtime = self.settled()
         if runtime.open and runtime.caller == self._member.number:
-            raise OpenCallError(f"a call of this layer has not returned: {what} comes before or after it")
+            raise OpenCallError(f"a call of this layer has not returned: call {what} before or after it")
         check_layer(layer, self._layers)
         self.refuse_tapes(int(layer), what)
 

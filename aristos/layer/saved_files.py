@@ -20,7 +20,7 @@ from ..primitives import atomic_file, npz
 from .differences import differences
 from .given import Arrays
 
-COMMON, DENSE = -1, "dense.npz"  # COMMON: instead of an expert's id, router and shared expert
+COMMON, DENSE = -1, "dense.npz"  # COMMON stands in place of an expert's id for router and shared expert
 _BYTES = 32  # bytes of a digest
 _TOO_MANY = {errno.EMFILE, errno.ENFILE}
 
@@ -33,7 +33,7 @@ class Recorded(NamedTuple):
 
 
 def name_of(layer: int, expert: int) -> str:
-    """The name of the file of an expert's arrays; with COMMON, of those of router and shared expert."""
+    """The name of the file that has an expert's arrays, or with COMMON those of router and shared expert."""
     return f"layer-{layer}-{'common' if expert == COMMON else f'expert-{expert}'}.npz"
 
 
@@ -43,13 +43,13 @@ def digest_of(content: bytes) -> str:
 
 
 def cannot(path: Path, what: str, error: OSError) -> CheckpointError:
-    """The error for a file that the system does not let this process read or write, which need not be damaged."""
+    """The error for a file that the system does not let this process read or write. It need not be damaged."""
     advice = ": close files, or allow more (ulimit -n)" if error.errno in _TOO_MANY else ""
     return CheckpointError(f"{path} cannot be {what}: {error.strerror or error}{advice}")
 
 
 class _Recording:
-    """A file that is written from its beginning to its end, and its digest."""
+    """A file that is written from beginning to end, and the digest of what was written."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file, self.hash, self.size = file, hashlib.blake2b(digest_size=_BYTES), 0
@@ -64,7 +64,7 @@ class _Recording:
 
 
 def write_arrays(path: Path, arrays: Arrays) -> Recorded:
-    """Write and sync a file of arrays. Raises CheckpointError; then there is no file."""
+    """Write and sync a file of arrays. If this raises CheckpointError, there is no file."""
     try:
         with open(path, "wb") as file:
             recording = _Recording(file)
@@ -104,7 +104,9 @@ def read_arrays(path: Path, wanted: dict[str, tuple[int, ...]], rest: bool, reco
     except OSError as error:
         raise cannot(path, "read", error) from error
     except MemoryError:
-        raise CheckpointError(f"{path} cannot be read: it does not fit into memory") from None
+        raise CheckpointError(
+            f"{path} cannot be read: it does not fit into memory: free some, or use more ranks"
+        ) from None
     except npz.BROKEN as error:
         raise CheckpointError(f"{path} is damaged: {str(error)[:400] or type(error).__name__}") from error
     found = {name: array for name, array in arrays.items() if name in wanted or not rest}
@@ -121,5 +123,5 @@ def _check(path: Path, file: Any, recorded: Recorded) -> None:
     if size == recorded.size:
         found = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=_BYTES)).hexdigest()
     if found != recorded.digest:
-        what = "other bytes than were saved" if size == recorded.size else f"{size} bytes, not {recorded.size}"
+        what = "other content than was saved" if size == recorded.size else f"{size} bytes, not {recorded.size}"
         raise CheckpointError(f"{path} is damaged, or is another save's file: it has {what}")

@@ -1,20 +1,21 @@
-"""The directory of saved layers: the old state or the new one, never a half; nothing is removed but what was saved.
+"""The directory of saved layers. At any moment it holds one whole save; saving removes only files of saves.
 
-`dir/saved.json`, the manifest, names the folder of what was saved last, and has a digest of each file in it and of
+`dir/saved.json`, the manifest, names the folder of the last save. It has a digest of each file in the folder, and of
 itself. For each layer the folder has one file for each expert, which the first rank that holds the expert writes, and
 one for router and shared expert, which rank 0 writes. A file is NumPy's npz: arrays by `load`'s names, the optimizer's
 states as `name.state`. Rank 0 also writes a file of the optimizer's dense arrays and their states. A save removes the
-folders of unfinished saves that have ended, makes a new folder, syncs it, replaces saved.json, and only then removes
-the folder that was named before, and those of saves that cannot end any more. All ranks need the same file system. Not
-a format for other programs.
+folders that ended saves have left unfinished, makes a new folder, syncs it and replaces saved.json. Only then it
+removes the folder that saved.json named before, and those of saves that can no longer be completed. All ranks need the
+same file system. The format is not meant for other programs.
 
 Each save has an id. An object may replace a save only if it has made or restored it. The first file in a folder is
-`folder.json`, which names the folder and its writer; the folder gets its name only then. So a folder that a save left
-unfinished is known, and so is a copy, whose name is another: copies, and files that no save writes, stay.
+`folder.json`, which names the folder and its writer; the folder gets its name only then. So a save can recognise a
+folder that another save left unfinished, and a copy of a folder, which has another name. Copies, and files that no save
+writes, stay.
 
-Savers take turns by the lock of saved.json, so of two that would replace one save the second is refused. On a file
-system whose locks do not reach other hosts both may succeed. saved.json then names the later one, which is whole: a
-save does not remove the folder of another one that would replace the same save.
+Savers take turns by the lock of saved.json. If two would replace the same save, the second is refused. On a file system
+whose locks do not reach other hosts both may succeed. Then saved.json names the later one, which is whole, because a
+save does not remove the folder of another save that would replace the same one.
 """
 
 from __future__ import annotations
@@ -43,11 +44,12 @@ from .saved_files import Recorded, cannot, digest_of
 MANIFEST, MARK, SCHEMA, FIRST = "saved.json", "folder.json", "aristos-training/2", "aristos-training/1"
 FOLDER = re.compile(r"saved-[0-9]{1,18}")
 WRITTEN = re.compile(r"(layer-[0-9]+-(common|expert-[0-9]+)|dense)\.npz")
-MOST_BYTES = 64 << 20  # the size of a manifest with half a million files
-LARGEST = 10**18 - 1  # number of a folder
-ASIDE = re.compile(r"\.saved-aside-[0-9a-f]{32}")  # a folder that has no name yet, or none any more: the lock holder's
+MOST_BYTES = 64 << 20  # most bytes of a manifest: enough for half a million files
+LARGEST = 10**18 - 1  # largest number of a folder
+# a folder before it gets its name or before it is removed; only the holder of the lock has such folders
+ASIDE = re.compile(r"\.saved-aside-[0-9a-f]{32}")
 RUNNING: set[str] = set()  # ids of saves that this process has begun, and that have not ended
-LOCK_SECONDS = 60.0  # at most, for removing another save's older folders
+LOCK_SECONDS = 60.0  # most seconds to wait for the lock when older folders of another save are removed
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ class Begun(NamedTuple):
 
 
 def described(cfgs: Sequence[MoEConfig]) -> list[dict[str, str]]:
-    """Layers as a manifest names them. Without max_tokens: fewer ranks may restore them, with more tokens each."""
+    """Layers as a manifest describes them. max_tokens is left out: fewer ranks, with more tokens each, may restore."""
     found = [fields_of(cfg) for cfg in cfgs]
     for each in found:
         del each["max_tokens"]
@@ -175,7 +177,7 @@ def _optimizer(found: dict[str, Any]) -> tuple[str, int] | None:
 
 
 def canonical(about: Mapping[str, Any]) -> bytes:
-    """The bytes of which a manifest has the digest."""
+    """The bytes of a manifest over which its digest is computed."""
     return json.dumps(about, sort_keys=True).encode()
 
 
@@ -183,7 +185,7 @@ def canonical(about: Mapping[str, Any]) -> bytes:
 
 
 def lock_seconds(absent: float) -> float:
-    """How long to wait for the lock, so that the error comes before other ranks give up, after `absent` seconds."""
+    """Seconds to wait for the lock. Other ranks give up after `absent` seconds; the error must come before that."""
     return min(LOCK_SECONDS, absent / 2)
 
 
@@ -207,8 +209,9 @@ def begin(directory: Path, known: Collection[str], seconds: float = LOCK_SECONDS
         before = _manifest(directory)
         if before is not None and before.id not in known:
             raise CheckpointError(
-                f"{directory} holds a save that this object has neither made nor restored, and would replace: restore()"
-                f" it first to go on from it, or save elsewhere; to give that save up, remove {directory / MANIFEST}"
+                f"{directory} holds a save that this object has neither made nor restored, so it does not replace it:"
+                " restore()"
+                f" it first to continue from it, save elsewhere, or remove {directory / MANIFEST} to give that save up"
             )
         after, last = "", 0
         _remove_asides(directory)
@@ -221,7 +224,7 @@ def begin(directory: Path, known: Collection[str], seconds: float = LOCK_SECONDS
 
 
 def _made(directory: Path, last: int, after: str) -> Begun:
-    """Make a folder that has its mark from the moment it has its name: the first free one after `last`, or of all."""
+    """Make a folder; it gets its mark before its name. The name is the first free one after `last`, or after all."""
     numbers = chain(range(last + 1, LARGEST + 1), range(1, last + 1))
     folder = next(name for name in map("saved-{}".format, numbers) if not os.path.lexists(directory / name))
     begun = Begun(folder, uuid.uuid4().hex, after)
@@ -242,7 +245,7 @@ def _made(directory: Path, last: int, after: str) -> Begun:
 
 
 def check_place(directory: Path, begun: Begun) -> None:
-    """Raise CheckpointError on a rank that does not see the folder that rank 0 has made."""
+    """Raise CheckpointError if this rank does not see the folder that rank 0 has made."""
     if _read_mark(directory / begun.folder).get("id") != begun.id:
         raise CheckpointError(
             f"{directory / begun.folder} is not the folder that rank 0 has made for this save: all ranks need the same"
@@ -251,7 +254,7 @@ def check_place(directory: Path, begun: Begun) -> None:
 
 
 def undo(directory: Path, begun: Begun, seconds: float = LOCK_SECONDS) -> None:
-    """Remove the folder of a save that has failed, on rank 0, unless saved.json names it already or cannot be read."""
+    """Remove the folder of a failed save, on rank 0. It stays if saved.json names it already, or cannot be read."""
     with contextlib.suppress(CheckpointError, OSError), _alone(directory, seconds):
         named = _manifest(directory)
         if named is None or named.folder != begun.folder:
@@ -259,7 +262,7 @@ def undo(directory: Path, begun: Begun, seconds: float = LOCK_SECONDS) -> None:
 
 
 def finish(directory: Path, begun: Begun, about: Mapping[str, Any], seconds: float = LOCK_SECONDS) -> None:
-    """Replace saved.json by one that names a complete folder, on rank 0, then remove older folders of saves.
+    """On rank 0, replace saved.json by one that names a complete folder, then remove older folders of saves.
 
     about: layers, optimizer, extra and files. Raises CheckpointError if saved.json has changed since `begin`.
     """
@@ -270,7 +273,7 @@ def finish(directory: Path, begun: Begun, about: Mapping[str, Any], seconds: flo
     text = json.dumps(content | {"digest": digest_of(canonical(content))}, indent=1).encode()
     if len(text) > MOST_BYTES:
         raise CheckpointError(
-            f"{directory / MANIFEST} would have {len(text)} bytes, more than {MOST_BYTES}: too many files"
+            f"{directory / MANIFEST} must have at most {MOST_BYTES} bytes, got {len(text)}: too many files"
         )
     old: list[Path] = []
 
@@ -284,14 +287,14 @@ def finish(directory: Path, begun: Begun, about: Mapping[str, Any], seconds: flo
             _discard(folder)
         for folder in _marked(directory):
             if folder.name != begun.folder and _read_mark(folder).get("after") not in (begun.id, begun.after):
-                _discard(folder)  # left by a save that cannot end any more
+                _discard(folder)  # left by a save that can no longer be completed
 
 
 def _replaced(directory: Path, begun: Begun) -> list[Path]:
-    """The folder that saved.json names, if any. Raises CheckpointError if another save has come between."""
+    """The folder that saved.json names, if any. Raises CheckpointError if another save was made meanwhile."""
     before = _manifest(directory)
     if (before.id if before is not None else "") != begun.after:
-        raise CheckpointError(f"another object has saved into {directory} meanwhile: its save stays")
+        raise CheckpointError(f"another object has saved into {directory} meanwhile: its save stays; save elsewhere")
     if _read_mark(directory / begun.folder).get("id") != begun.id:
         raise CheckpointError(f"{directory / begun.folder / MARK} was removed or changed meanwhile: save again")
     return [] if before is None else [directory / before.folder]
@@ -308,7 +311,7 @@ def _marked(directory: Path) -> list[Path]:
 
 
 def _read_mark(folder: Path) -> dict[str, Any]:
-    """What a save wrote first into its folder; empty for any other folder, copies included."""
+    """The mark that a save wrote first into its folder; empty for other folders, and for copies."""
     if not FOLDER.fullmatch(folder.name) or folder.is_symlink():
         return {}
     try:
@@ -320,14 +323,14 @@ def _read_mark(folder: Path) -> dict[str, Any]:
 
 
 def _ended(folder: Path) -> bool:
-    """Whether the save that made a folder is known to have ended: in this process, or with its own."""
+    """Whether the save that made a folder has surely ended: in this process, or because its own process ended."""
     try:
         mark = _read_mark(folder)
         writer = Process(**mark["writer"])
         if writer == Process.here():
             return mark["id"] not in RUNNING
-        # /proc may hide other users' processes. In a copy of a virtual machine a writer of another copy may seem to
-        # have ended: then that save is refused.
+        # /proc may hide other users' processes. In a copy of a virtual machine, a writer in another copy may seem to
+        # have ended; that save is then refused.
         shown = (folder / MARK).stat().st_uid == os.geteuid()
         return type(writer.pid) is int and shown and writer.trouble() == ENDED
     except (OSError, KeyError, TypeError, ValueError):
@@ -335,13 +338,13 @@ def _ended(folder: Path) -> bool:
 
 
 def _discard_of(directory: Path, begun: Begun) -> None:
-    """Remove the folder of a save, unless it is another save's by now."""
+    """Remove the folder of a save, unless another save has it by now."""
     if _read_mark(directory / begun.folder).get("id") == begun.id:
         _discard(directory / begun.folder)
 
 
 def _discard(folder: Path) -> None:
-    """Remove the files of a save, and the folder unless something else is in it."""
+    """Remove the files of a save, and its folder if nothing else is in it."""
     with contextlib.suppress(OSError):
         if folder.is_symlink():
             return
@@ -356,19 +359,19 @@ def _discard(folder: Path) -> None:
 
 
 def _aside(directory: Path, number: str) -> Path:
-    """A name that nothing has: what cannot be removed blocks no later save."""
+    """A name that nothing has yet, so that a folder that cannot be removed does not block a later save."""
     return directory / f".saved-aside-{number}"
 
 
 def _remove_asides(directory: Path) -> None:
-    """Remove what earlier saves have left aside."""
+    """Remove folders that earlier saves renamed and could not remove."""
     for folder in directory.glob(".saved-aside-*"):
         if ASIDE.fullmatch(folder.name) and not folder.is_symlink():
             _remove(folder)
 
 
 def _remove(aside: Path) -> None:
-    """Remove a folder that has only files of a save, or nothing."""
+    """Remove a folder if it has only files of a save, or nothing."""
     with contextlib.suppress(OSError):
         names = os.listdir(aside)
         if all(WRITTEN.fullmatch(name) or name == MARK for name in names):

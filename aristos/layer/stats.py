@@ -16,9 +16,9 @@ from .counting import add_call, dropped_rows
 class CallStats:
     """One call on one rank. Seconds are sums over its workers, except `call_seconds`.
 
-    A shared expert's rows are in no count of rows or bytes. On a GPU, whose workers are blocks, only idle_seconds is
-    measured and the other sums over workers are zero: reading the clock around every command costs time. After
-    `timeline(True)` all are measured there.
+    Counts of rows and bytes leave out a shared expert's rows. On a GPU, whose workers are blocks, only idle_seconds is
+    measured, because reading the clock around every command costs time. The other sums over workers are zero there
+    before `timeline(True)`.
 
     Attributes
     ----------
@@ -41,11 +41,11 @@ class CallStats:
     rows_to_peer : tuple of W ints
         Rows of this rank's tokens for the experts of each rank, own rank included.
     tiles_to_peer : tuple of W ints
-        The tiles that they made.
+        Tiles in which those rows were sent.
     logical_bytes_to_peer : tuple of W ints
-        Bytes of those rows: of every routed (token, choice) pair on its way to an expert.
+        Bytes of those rows, one for each routed (token, choice) pair.
     moved_bytes_to_peer : tuple of W ints
-        Bytes that crossed between ranks.
+        Bytes that crossed from this rank to each rank.
     rows_from_peer : tuple of W ints
         Rows of each rank's tokens for this rank's experts.
     call_seconds : float
@@ -62,25 +62,25 @@ class CallStats:
         Serving peers on other nodes (puts, flushes, arrived words) between two commands. A worker that serves them
         because it has no command is idle.
     wait_seconds : float
-        Idle because of a peer.
+        Idle time in which a worker waited for a peer.
     wait_seconds_by_peer : tuple of W floats
-        The same for each peer.
+        `wait_seconds` for each peer.
     idle_seconds : float
-        Without a runnable tile for any reason.
+        Time without a runnable tile, for any reason.
     expert_rows : tuple of E ints
         Rows of this rank's tokens for each expert.
     kept_rows_to_peer : tuple of W ints
-        Those of rows_to_peer that stayed: they were computed here, with that local peer's weights, and are in no rank's
+        The part of rows_to_peer that stayed: rows computed here, with that local peer's weights. No rank counts them in
         rows_from_peer.
     dropped_rows : int
         Choices beyond the capacity.
     not_finite : int or None
-        In float16, how many of this rank's tokens have an infinite or NaN output: a value that exceeds 65504, in a
-        hidden activation too, becomes infinite. None in other types, and where the output lies in GPU memory.
+        In float16, how many of this rank's tokens have an infinite or NaN output: a value above 65504, also of a hidden
+        activation, becomes infinite. None for other types, and for outputs in GPU memory.
     publish_seconds : float
-        On a GPU, workers that publish results of steps.
+        On a GPU, seconds in which workers publish results of steps.
     lock_seconds : float
-        On a GPU, workers that wait for the rank's lock to do so.
+        On a GPU, seconds in which workers wait for the rank's lock in order to publish.
     polls : int
         Idle polls of workers.
     """
@@ -117,14 +117,14 @@ class CallStats:
 
     @property
     def balance(self) -> float:
-        """Rows of the expert that gets most from this rank, over the mean: 1 if all get the same number, or no row."""
+        """Most rows that an expert gets from this rank, divided by the mean: 1 if all get equally many, or none."""
         return float(_balance(np.array(self.expert_rows)))
 
     @property
     def other_seconds(self) -> float:
-        """The engine's own time: what workers spend neither in kernels, nor at the wire, nor idle.
+        """The engine's own time: seconds that workers spend neither in kernels, nor at the wire, nor idle.
 
-        Kernels route, dispatch, compute and combine.
+        The kernels' seconds are those of routing, dispatch, compute and combine.
         """
         inside = self.route_seconds + self.dispatch_seconds + self.compute_seconds + self.combine_seconds
         return self.call_seconds * self.workers - inside - self.wire_seconds - self.idle_seconds
@@ -134,8 +134,8 @@ class CallStats:
 class MessageClass:
     """Puts of one transport in one class of sizes, and the sum of their seconds.
 
-    A worker that has other work flushes late on purpose, so that more becomes ready for the next batch: seconds,
-    latency and bandwidth of rma describe batches, not the network (`python -m aristos.bench put` measures that).
+    A worker with other work flushes late on purpose, so that the next batch gets larger. So seconds, latency and
+    bandwidth of rma describe batches, not the network. `python -m aristos.bench put` measures the network.
 
     Attributes
     ----------
@@ -195,8 +195,8 @@ class Summary:
     dropped_rows : int
         Choices beyond the capacity.
     weight_errors : array [layers], float64
-        Of packed weights that were given as plain arrays: the root of the squares of what they lost over those of the
-        arrays; 0 where there are none.
+        The relative error of packed weights that were given as plain arrays, in the root of sums of squares; 0 for
+        layers without such weights.
     """
 
     calls: int
@@ -213,7 +213,7 @@ class Summary:
 
     @property
     def balance(self) -> np.ndarray:
-        """[layers] of each layer, rows of the expert that has got most, over the mean: 1 if all have got the same."""
+        """[layers] for each layer, most rows of an expert divided by the mean: 1 if all experts got equally many."""
         return _balance(self.expert_rows)
 
     def __str__(self) -> str:
@@ -241,26 +241,26 @@ class Summary:
 
 
 def _balance(rows: np.ndarray) -> np.ndarray:
-    """rows: [..., E] -> [...], the largest over the mean; 1 where there are none."""
+    """rows: [..., E] -> [...], the largest number divided by the mean; 1 if all are zero."""
     mean = rows.mean(axis=-1)
     return np.divide(rows.max(axis=-1), mean, out=np.ones_like(mean, np.float64), where=mean > 0)
 
 
 def kept_rows(job: np.ndarray, state: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(slot, rank that holds it, own rows computed here) of each expert of a local peer that this rank may compute."""
+    """(slot, rank that holds it, own rows computed here), for each local peer's expert that this rank may compute."""
     held, computed = int(job[words.HELD]), int(job[words.COMPUTED])
     records = job[job[words.FOREIGN] :][: words.FOREIGN_WORDS * (computed - held)].reshape(-1, words.FOREIGN_WORDS)
     return records[:, 0], records[:, 1], state[words.staying(job, held) :][: computed - held]
 
 
 def kept_by_peer(job: np.ndarray, state: np.ndarray) -> tuple[int, ...]:
-    """For each rank the rows for its experts that were computed here in the call that has just ended."""
+    """For each rank, how many rows for its experts were computed here in the call that has just ended."""
     _, owners, rows = kept_rows(job, state)
     return tuple(int(n) for n in np.bincount(owners, rows, int(job[words.WORLD])))
 
 
 def not_finite(y: np.ndarray | None) -> int | None:
-    """How many rows of float16 are not all finite; None for other arrays. What an expert makes infinite stays so."""
+    """How many float16 rows have a value that is not finite; None for other types. Later steps keep such values."""
     if y is None or y.dtype != np.float16:
         return None
     exponents = y.reshape(-1, y.shape[-1]).view(np.uint16) & np.uint16(0x7C00)
@@ -335,7 +335,7 @@ class Totals:
 
     def add(self, job: np.ndarray, state: np.ndarray, tables: Tables, seconds: float) -> None:
         """Add the call that has just ended."""
-        if self._tables is not tables:  # the engine has grown: keep the counts of its former layout
+        if self._tables is not tables:  # the engine has grown: keep the counts of its earlier layout
             if self.words is not None:
                 self._old.append(self._plain())
             self._tables = tables

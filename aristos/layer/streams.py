@@ -1,7 +1,7 @@
-"""CUDA streams of a call: the one it is queued on, and those of the libraries whose arrays it uses.
+"""CUDA streams of a call: the stream that the call is queued on, and those of the libraries whose arrays it uses.
 
-A library queues work on a current stream of its own. A call is ordered there like the library's own functions: it reads
-what was queued before it, and what is queued after it sees the result.
+Each library queues work on its current stream. A call is ordered there like the library's own functions: it sees the
+results of work queued before it, and work queued after it sees its result.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 from ..errors import InputError
 
-LEGACY = 1  # the legacy default stream, as both array protocols number it: 0 would be ambiguous there
+LEGACY = 1  # the number of the legacy default stream in both array protocols, where 0 would be ambiguous
 
 
 def handle(stream: Any) -> int:
@@ -38,9 +38,9 @@ def handle(stream: Any) -> int:
 def current(value: Any) -> int | None:
     """The current stream of the library that an array belongs to.
 
-    PyTorch's and CuPy's; for an array with `__cuda_array_interface__`, such as Numba's, the stream that it names; else
-    CuPy's if CuPy is in use, else the legacy default, 0. None for a host array, and for JAX, whose streams are its own:
-    DLPack orders its arrays, and `out` is another library's.
+    For PyTorch's and CuPy's arrays their library's; for an array with `__cuda_array_interface__`, such as Numba's, the
+    stream that it names; otherwise CuPy's if CuPy is imported, or else the legacy default, 0. None for a host array.
+    None for JAX too, which hides its streams: DLPack orders its arrays, and `out` belongs to another library.
     """
     library = type(value).__module__.partition(".")[0]
     module = sys.modules.get(library)
@@ -52,7 +52,7 @@ def current(value: Any) -> int | None:
             return None
         return int(module.cuda.current_stream(found).cuda_stream)
     if library == "cupy" and module is not None:
-        with value.device:  # else the stream would be of the thread's current GPU, which may be another one
+        with value.device:  # otherwise CuPy would return the stream of the thread's current GPU
             return int(module.cuda.get_current_stream().ptr)
     interface = getattr(value, "__cuda_array_interface__", None)
     if not isinstance(interface, dict):
@@ -66,7 +66,7 @@ def current(value: Any) -> int | None:
 def choose(given: Any, arrays: tuple[Any, ...], own: int) -> tuple[int, list[int]]:
     """(the stream of a call, the other current streams of its arrays).
 
-    given: the caller's choice, or None: then it is the first array's. own: for a call without any.
+    given: the caller's stream; None: the first array's is used. own: the stream of a call without any.
     """
     found = [stream for stream in map(current, arrays) if stream is not None]
     chosen = handle(given) if given is not None else found[0] if found else own
@@ -76,7 +76,7 @@ def choose(given: Any, arrays: tuple[Any, ...], own: int) -> tuple[int, list[int
 def unordered(given: Any, arrays: tuple[Any, ...]) -> bool:
     """Whether a library might give away an array's memory while a call still uses it.
 
-    A library orders the next use of its memory on its current stream alone, and JAX on streams of its own.
+    A library orders the next use of its memory only on its current stream; JAX, only on its hidden streams.
     """
     if given is not None:
         return True

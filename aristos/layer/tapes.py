@@ -1,4 +1,4 @@
-"""The reserve of a rank: what it keeps of rows for tapes, the bytes of a row, and the memory."""
+"""The reserve of a rank: its memory for rows that tapes keep, and how many bytes a row takes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def row_bytes(cfg: MoEConfig) -> int:
 
 
 def place_bytes(cfg: MoEConfig, save: str) -> int:
-    """Bytes of all that a tape has of another rank's row. save: what it keeps, a name of SAVES."""
+    """Bytes that a tape needs for another rank's row. save: what it keeps, a name in SAVES."""
     kept = SAVES[save]
     return (row_bytes(cfg) if kept & taped.X else 0) + (hidden_bytes(cfg.ffn, cfg.gated) if kept & taped.HIDDEN else 0)
 
@@ -38,9 +38,9 @@ def default_bytes(cfgs: Sequence[MoEConfig], world: int) -> int:
 
 @dataclass(frozen=True)
 class Taping:
-    """What is given to a forward call that keeps a tape. table: [W, TAPED_WORDS] int64, a record `taped` of each rank.
+    """What a forward call gets that keeps a tape. table: [W, TAPED_WORDS] int64, a record `taped` for each rank.
 
-    save: what is to be kept, see `primitives.taped`. first, end: addresses of the part of the reserve that it may use.
+    save: what to keep, see `primitives.taped`. first, end: addresses of the part of the reserve that the call may use.
     """
 
     table: np.ndarray
@@ -50,14 +50,14 @@ class Taping:
 
 
 class Reserve:
-    """Memory of this rank's tapes, of a fixed size. A call is offered the largest free part and keeps what it used."""
+    """Memory of fixed size for this rank's tapes. A call is offered the largest free part, and keeps what it used."""
 
     def __init__(self, nbytes: int) -> None:
         self.nbytes = nbytes // LINE * LINE
         try:
             self._memory = aligned((self.nbytes,), np.uint8)
         except MemoryError:
-            raise InputError(f"tape_bytes={nbytes} cannot be allocated: fewer bytes, or save='nothing'") from None
+            raise InputError(f"tape_bytes={nbytes} cannot be allocated: give fewer, or 0") from None
         self._taken: list[tuple[int, int]] = []  # first byte and end of each tape's part, in order
 
     @property
@@ -74,7 +74,7 @@ class Reserve:
         return Taping(np.zeros((world, words.TAPED_WORDS), np.int64), save, base - first, base + end)
 
     def take_part(self, taping: Taping, used: int) -> tuple[int, int]:
-        """Keep what was offered from its start to address `used`; returns that part, for `free`."""
+        """Keep the offered part up to address `used`. Returns the kept part, for `free`."""
         base = int(self._memory.ctypes.data)
         part = taping.first - base, used - base
         if part[0] < part[1]:
@@ -88,9 +88,9 @@ class Reserve:
 
 
 def kept_names(table: np.ndarray, rank: int) -> list[str]:
-    """What each rank keeps of this rank's rows, from a call's `Taping.table`: "nothing" also if it got none of them.
+    """What each rank keeps of this rank's rows, from a call's `Taping.table`; "nothing" also for a rank that got none.
 
-    For this rank itself at least "rows": the tape has a copy of x.
+    This rank itself has at least "rows", because the tape has a copy of x.
     """
     names = {kept: name for name, kept in SAVES.items()}
     there = table[:, FIELDS["there"]].copy()

@@ -1,9 +1,9 @@
-"""Events of a call as a file for ui.perfetto.dev or chrome://tracing.
+"""Events of a call, and their file for ui.perfetto.dev or chrome://tracing.
 
 In the trace event format a rank is a process and a worker a thread. Each step is a complete event ("X"); an instant
-("i") marks the return of an expert's rows (to another node: that they are ready to be put). Times are microseconds
-since the first event on any rank. "wire" is time in MPI between nodes, drawn inside a "wait" if the worker had nothing
-else to do.
+("i") marks the return of an expert's rows; for rows of another node, the moment when they are ready to be put. Times
+are microseconds since the first event on any rank. "wire" is time in MPI between nodes. It is drawn inside a "wait" if
+the worker had nothing else to do.
 """
 
 from __future__ import annotations
@@ -22,28 +22,29 @@ from .backend import Backend, Event
 from .collective import Membership
 from .pending import OpenCalls
 
-_TITLE = {"dispatch": "dispatch to rank", "expert": "expert", "wait": "wait for rank"}  # before an event's fifth field
+# text before an event's fifth field
+_TITLE = {"dispatch": "dispatch to rank", "expert": "expert", "wait": "wait for rank"}
 Ranks = Sequence[tuple[int, Sequence[Event]]]  # (workers, events) of every rank
 
 
 class Timeline:
-    """What the workers of a layer object do in its calls, where they record it."""
+    """Events of the workers of a layer object, recorded in its calls."""
 
     def __init__(self, backend: Backend, member: Membership, calls: OpenCalls) -> None:
         self._backend, self._member, self._calls = backend, member, calls
 
     def timeline(self, on: bool, events: int = 100_000) -> None:
-        """Record what every worker does in later calls.
+        """Record the events of every worker in later calls.
 
-        With backend="cuda" no events are kept: later calls take a little longer, and their stats have the seconds and
-        idle polls of workers.
+        With backend="cuda" no events are kept. Instead the stats of later calls have all seconds and idle polls of
+        workers, and the calls take a little longer.
 
         Parameters
         ----------
         on : bool
-            False ends it.
+            Whether to record; False ends recording.
         events : int, default 100000
-            The most events of a worker and call; later ones are dropped.
+            The most events that a worker records in a call; later ones are dropped.
 
         Raises
         ------
@@ -61,12 +62,12 @@ class Timeline:
         self._backend.timeline(on, events)
 
     def events(self) -> list[Event]:
-        """What workers did in the last call, in seconds on CLOCK_MONOTONIC.
+        """Events of the last call. Times are seconds on CLOCK_MONOTONIC.
 
-        An event is (worker, kind, start, end, peer or expert, rows). An expert is named by its id, also one of a local
-        peer that is computed in place; the shared expert by the first number that is no id. Other numbers are of ranks,
-        and of tokens where a worker routes or combines. A worker's events do not overlap, except that it serves the
-        wire while it waits: such a "wire" event lies within a "wait".
+        An event is (worker, kind, start, end, peer or expert, rows). An expert has its id, also if it is a local peer's
+        and computed in place; the shared expert has the first number that is no id. Where a worker routes or
+        combines, the fifth entry is a token; in other events it is a rank. A worker's events do not overlap, but a
+        "wire" event lies within a "wait" if the worker serves the wire while it waits.
 
         Returns
         -------
@@ -90,16 +91,16 @@ class Timeline:
         path : path
             The file.
         facts : mapping or None, default None
-            JSON values about the call, `otherData` of the file.
+            JSON values about the call, for `otherData` of the file.
 
         Raises
         ------
         InputError
-            No rank has events: `timeline(True)` comes before the call.
+            No rank has events: call `timeline(True)` before the call of the layer.
         ResultsError
             Rank 0 cannot write the file.
         PeerInputError
-            The same, on the other ranks.
+            Another rank raised one of these.
         MismatchError
             Another rank makes another collective call.
         OpenCallError
@@ -124,7 +125,7 @@ class Timeline:
 
 
 def _write(path: str | os.PathLike[str], ranks: Ranks, hosts: Sequence[str], facts: Mapping[str, Any]) -> None:
-    """Replace the file. hosts: of every rank. facts: plain values about the call, `otherData` of the file."""
+    """Replace the file. hosts: the name of each rank's host. facts: JSON values about the call, for `otherData`."""
     document = {"traceEvents": trace_events(ranks, hosts), "displayTimeUnit": "ns", "otherData": dict(facts)}
     write_text(Path(path), json.dumps(document))
 
@@ -143,7 +144,7 @@ def trace_events(ranks: Ranks, hosts: Sequence[str]) -> list[dict[str, Any]]:
             begin, stop = (start - origin) * 1e6, (end - origin) * 1e6
             found.append({"name": _title(kind, which, rank), "ph": "X", "ts": begin, "dur": stop - begin, **place})
             if kind == "expert":
-                # Output rows are written directly to their return rows.
+                # outputs are written directly into their return rows
                 found.append({"name": "return", "ph": "i", "s": "t", "ts": stop, **place, "cat": "return"})
     return found
 

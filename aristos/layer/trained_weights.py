@@ -20,19 +20,19 @@ from .weights import LayerWeights
 
 PROJECTIONS = ("up", "gate", "down")
 FLOATS = LINE // FLOAT
-Addresses = tuple[ExpertWeights, TransposedWeights, tuple[int, ...]]  # the last: of gradients, as ExpertWeights
+Addresses = tuple[ExpertWeights, TransposedWeights, tuple[int, ...]]  # the last are gradients, ordered as ExpertWeights
 
 
 class TrainedWeights(LayerWeights):
-    """Weights of a layer that is trained, packed as the forward and the backward call read them.
+    """Weights of a layer that is trained: masters, packed copies for forward and backward calls, and gradients.
 
     masters: float32 arrays by `load`'s names; those of experts are [this rank's experts, ...]. transposed: projections
-    packed transposed, in the element type of rows. sums: gradients of this rank's experts, rows rounded up to vectors.
+    packed transposed, in the element type of rows. sums: gradients of this rank's experts, rows padded to vectors.
     common: gradients of router and shared expert, one after the other. pending: for each backward call since the last
-    `reduce_grads`, sums of common gradients over this rank's pieces. pieces: their number in each of these calls.
+    `reduce_grads`, sums of common gradients over this rank's pieces. pieces: how many pieces each of these calls had.
     copied: ids of experts that other ranks hold too. partial: their gradients from the rows that came to this rank,
-    until `reduce_grads` adds them over all holders. cleared: for each expert whether its gradients are zero, whatever
-    `sums` holds: the next backward call writes them without reading them. half_changed: a backward call adds to the
+    until `reduce_grads` adds them over all holders. cleared: for each expert, whether its gradients are zero although
+    `sums` holds old values; the next backward call overwrites those. half_changed: whether a backward call adds to the
     gradients now, or was interrupted while it did.
     """
 
@@ -63,7 +63,7 @@ class TrainedWeights(LayerWeights):
         self._columns = {name: each[-1] for name, each in every.items()}
 
     def _zeros(self, shape: tuple[int, ...]) -> np.ndarray:
-        """An array whose rows are rounded up to vectors."""
+        """Zeros of this shape, but with rows padded to vectors."""
         made = aligned((*shape[:-1], self._float32.padded(shape[-1])))
         made[:] = 0
         return made
@@ -97,7 +97,7 @@ class TrainedWeights(LayerWeights):
         self._pack_common()
 
     def _pack_common(self) -> None:
-        """Pack router and shared expert, whichever are loaded, and make space for their gradients."""
+        """Pack router and shared expert, if they are loaded, and make space for their gradients."""
         super().take_router({name: self.masters[name] for name in ROUTERS if name in self.masters})
         if "router" in self.masters:
             self.router_transposed = self._float32.pack(self.masters["router"], True)
@@ -128,7 +128,7 @@ class TrainedWeights(LayerWeights):
         return made
 
     def part(self, common: np.ndarray, name: str) -> np.ndarray | None:
-        """One gradient in an array of common gradients, rows rounded up; None if the layer has no such array."""
+        """One gradient in an array of common gradients, its rows padded; None if the layer has no such array."""
         if name not in self.places:
             return None
         first, shape = self.places[name]
@@ -141,7 +141,7 @@ class TrainedWeights(LayerWeights):
         """
         for name, array in arrays.items():
             if name not in self.masters:
-                raise InputError(f"update got {name}=, and the layer has {', '.join(self.masters)}")
+                raise InputError(f"update must get names of the layer's arrays, {', '.join(self.masters)}, got {name}=")
             new, wanted = np.asarray(array), list(self.masters[name].shape)
             if new.dtype != np.float32 or list(new.shape) != wanted:
                 raise InputError(f"{name} must be float32 of shape {wanted}, got {new.dtype} {list(new.shape)}")
@@ -153,7 +153,10 @@ class TrainedWeights(LayerWeights):
     # ------------------------------------------------------------ gradients
 
     def gradients(self) -> Arrays:
-        """Views by name, of the masters' shapes. Raises InputError while they hold only a part of a backward call."""
+        """Views by name, in the masters' shapes.
+
+        Raises InputError if a backward call was interrupted while it added.
+        """
         if self.half_changed:
             raise InputError(
                 "the gradients are half changed, because a backward call was interrupted while it added to them:"
@@ -169,7 +172,7 @@ class TrainedWeights(LayerWeights):
         return found
 
     def clear_gradients(self) -> None:
-        """Set all gradients to zero, and forget those that were not reduced. Zeros of experts are not written yet."""
+        """Set all gradients to zero, also those that were not reduced. For experts the zeros are written later."""
         self.cleared[:] = True
         for total in self.partial.values():
             total[:] = 0
@@ -184,11 +187,11 @@ class TrainedWeights(LayerWeights):
         self.cleared[:] = False
 
     def adds(self, i: int) -> bool:
-        """Whether a backward call adds to the gradients of this rank's expert number i, or else writes them."""
+        """Whether a backward call adds to the gradients of this rank's expert number i. False: it writes them."""
         return self.mine[i] in self._copied_at or not self.cleared[i]
 
     def added(self, rows: np.ndarray) -> None:
-        """After a backward call, write the zeros of cleared gradients that it did not. rows: [experts] of the call."""
+        """After a backward call, write the zeros of experts that had no rows. rows: [experts] of the call."""
         alone = np.array([expert not in self._copied_at for expert in self.mine], bool)
         self.cleared[alone & (rows > 0)] = False
         self.write_zeros()
@@ -210,7 +213,7 @@ class TrainedWeights(LayerWeights):
                 at += into.size
 
     def expert(self, i: int) -> Addresses:
-        """Addresses of an expert's packed arrays, of those packed transposed, and of its gradients; 0: absent."""
+        """Addresses of an expert's packed arrays, of its transposed ones, and of its gradients; 0 for absent arrays."""
         names = ExpertWeights._fields
         part = self._copied_at.get(self.mine[i])
         sums, to = (self.sums, i) if part is None else (self.partial, part)
@@ -225,7 +228,7 @@ class TrainedWeights(LayerWeights):
         return ExpertWeights(*packed), TransposedWeights(*transposed), added
 
     def shared(self, common: np.ndarray) -> Addresses:
-        """`expert` of the shared expert, whose gradients lie in `common`."""
+        """The same addresses for the shared expert, whose gradients lie in `common`."""
         names, projections = (
             [f"shared_{name}" for name in record._fields] for record in (ExpertWeights, TransposedWeights)
         )
@@ -239,20 +242,20 @@ class TrainedWeights(LayerWeights):
 
 
 def narrowed(array: np.ndarray, cfg: MoEConfig) -> np.ndarray:
-    """float32 without gaps, rounded to the layer's dtype."""
+    """`array` as contiguous rows of the layer's dtype, rounded."""
     return array if cfg.dtype == "float32" else narrow(BFLOAT16, array).view(ml_dtypes.bfloat16)
 
 
 def widened(array: np.ndarray) -> np.ndarray:
-    """Rows of a layer's dtype as float32, without gaps."""
+    """Rows of a layer's dtype as contiguous float32."""
     return np.ascontiguousarray(array, np.float32)
 
 
 def training_bytes(cfg: MoEConfig, count: int, copied: int) -> int:
     """Bytes of `TrainedWeights` that `weights.packed_bytes` leaves out. count: experts; copied: those with copies.
 
-    They are masters without select_bias, projections packed for the backward call, and gradients. Not included are the
-    common gradients that wait for `reduce_grads`.
+    These are masters without select_bias, projections packed for the backward call, and gradients. Common gradients
+    that wait for `reduce_grads` are not included.
     """
     float32, every = element_type("float32"), shapes(cfg, "in_out")
     wanted, biases = expert_names(cfg)

@@ -33,7 +33,7 @@ class Tape:
     Parameters
     ----------
     owner : Training
-        Made it, and takes it back.
+        The part of the layer object that made the tape.
     layer : int
         The layer that was called.
     number : int
@@ -43,7 +43,7 @@ class Tape:
     saved : Saved
         x, the routing, and what ranks keep of the call's rows.
     routing : Routing
-        The engine's arrays of the routing.
+        The routing, in the engine's arrays.
     part : (int, int)
         What the tape holds of this rank's reserve: its first byte and its end.
 
@@ -70,27 +70,27 @@ class Tape:
 
     @cached_property
     def routing(self) -> Routing:
-        """The routing of the call, in arrays of the caller's: `backward` reads others."""
+        """The routing of the call, in arrays that the caller may change: `backward` does not read them."""
         return self._read.copy()
 
     def discard(self) -> None:
-        """Drop the tape without a backward call; on every rank. A second time it does nothing."""
+        """Drop the tape without a backward call. Call this on every rank. A second call does nothing."""
         if self._saved is not None:
             self._saved = None
             self._owner.tape_closed(self)
 
     def take(self, owner: Training) -> Saved:
         if self._owner is not owner:
-            raise InputError("tape comes from another layer object: give it to that one's backward")
+            raise InputError("tape comes from another layer object: give it to that object's backward")
         if self._saved is None:
             raise InputError(f"tape of layer {self.layer} was used or discarded: a forward call gives a new one")
         return self._saved
 
 
 class Training:
-    """What a layer object made with train=True has beside its weights: tapes, backward calls, gradients, masters.
+    """What a layer object has in addition with train=True: tapes, backward calls, gradients, masters.
 
-    An optimizer holds it. layers: of the object. mine: ids of this rank's experts. updates: compiled steps of
+    An optimizer uses it. layers: how many the object has. mine: ids of this rank's experts. updates: compiled steps of
     optimizers.
     """
 
@@ -103,7 +103,7 @@ class Training:
         holders: Holders,
         reserve: Reserve,
     ) -> None:
-        """The layer has joined its runtime. holders, reserve: closed with this object."""
+        """Call this after the layer has joined its runtime. holders, reserve: `close` closes them too."""
         self._backend, self._member, self._weights, self._open_calls = backend, member, weights, calls
         self._holders, self._reserve = holders, reserve
         self._trainer, self.layers, self.mine = backend.trainer(), backend.settings.layers, member.mine
@@ -128,7 +128,7 @@ class Training:
 
     @contextmanager
     def changing(self) -> Iterator[None]:
-        """A block in which weights change. If it is interrupted, this rank refuses its weights until `restore`."""
+        """A block in which weights change. If the block is interrupted, this rank refuses calls until `restore`."""
         self._weights.half_changed = True
         yield
         self._weights.half_changed = False
@@ -148,11 +148,11 @@ class Training:
 
     @property
     def tape_bytes_taken(self) -> int:
-        """Bytes of this rank's `tape_bytes` that open tapes hold."""
+        """How many of this rank's `tape_bytes` open tapes hold."""
         return self._reserve.taken
 
     def saves(self, expert: int) -> bool:
-        """Whether this rank saves an expert: it is the first of those that hold it."""
+        """Whether this rank saves an expert, because it is the first that holds it."""
         return self._holders.first(expert)
 
     def weights(self, layer: Any) -> TrainedWeights:
@@ -165,7 +165,7 @@ class Training:
 
     @contextmanager
     def taping(self, layer: Any, save: Any) -> Iterator[Taping | None]:
-        """A block with one forward call, which keeps rows for a tape. Gives what it may keep them in; None: nothing.
+        """A block with one forward call that keeps a tape. Yields where the call may keep rows; None: nowhere.
 
         A wrong `save` is refused in the call, because the other ranks enter it.
         """
@@ -183,7 +183,7 @@ class Training:
             trainer.taping = None
 
     def new_tape(self, x: Any, layer: int, routing: Routing, taping: Taping | None) -> Tape:
-        """The tape of the last call, made in a block of `taping`. x: its rows. routing: what it returned."""
+        """The tape of the last call, which was made in a block of `taping`. x: the call's rows. routing: its result."""
         trainer = self._trainer
         part = (0, 0) if taping is None else self._reserve.take_part(taping, trainer.kept_up_to())
         cfg = self._backend.cfgs[layer]
@@ -209,7 +209,7 @@ class Training:
         return ["nothing"] * member.world if saved.taped is None else kept_names(saved.taped, member.rank)
 
     def tape_closed(self, tape: Tape) -> None:
-        """A tape was used or discarded: give its part of the reserve back."""
+        """Free a tape's part of the reserve, because the tape was used or discarded."""
         self._open_calls.tapes.pop(tape.number, None)
         self._reserve.free(tape.part)
 
@@ -218,19 +218,19 @@ class Training:
     def backward(self, dy: Any, tape: Tape, dlogits: Any = None, pieces: int = 1) -> Any:
         """dx = dL/dx from dy = dL/dy, and dL/dw added to `grads`. Collective: equal tapes in equal order on all ranks.
 
-        Gradients of router and shared expert come with `reduce_grads`. After InputError, and after what other ranks
-        then raise, no gradient has changed.
+        `reduce_grads` adds the gradients of router and shared expert. After an InputError, and the PeerInputError that
+        other ranks then raise, no gradient has changed.
 
         Parameters
         ----------
         dy : array [..., H] of cfg.dtype
             dL/dy, of the shape of y.
         tape : Tape
-            Of a forward call of this object, used once.
+            What a forward call of this object returned. It can be used once.
         dlogits : array [..., columns], float32, or None, default None
-            A loss's gradient by the router's logits, which is added to theirs.
+            The gradient of a further loss with respect to the router's logits; it is added to theirs.
         pieces : int, default 1
-            How many equal pieces this rank's tokens are cut into, see `reduce_grads`.
+            Into how many equal pieces this rank's tokens are cut, see `reduce_grads`.
 
         Returns
         -------
@@ -258,13 +258,16 @@ class Training:
         problem: AristosError | None = None
         try:
             if not isinstance(tape, Tape):
-                raise InputError(f"tape must be what forward gave, got {type(tape).__name__}")
+                raise InputError(f"tape must be what forward returned, got {type(tape).__name__}")
             saved = tape.take(self)
             cfg, weights = self._backend.cfgs[tape.layer], self.weights(tape.layer)
             rows = self._given("dy", dy, tape.lead, cfg.hidden, cfg.dtype)
             extra = None if dlogits is None else self._given("dlogits", dlogits, tape.lead, cfg.columns)
             if extra is not None and saved.logits is None:
-                raise InputError("dlogits must be None for a call that brought its ids: no router computed scores")
+                raise InputError(
+                    "dlogits must be None for a call that brought its ids, because no router computed scores, got an"
+                    " array"
+                )
             parts = whole("pieces", pieces)
             if len(rows) % parts:
                 raise InputError(f"pieces must divide the {len(rows)} tokens of the call, got {pieces!r}")
@@ -298,14 +301,14 @@ class Training:
         Returns
         -------
         dict of str to array, float32
-            Views: of this rank's experts [n, ...] in the order of `placement.mine(rank)`, of router and shared expert
-            as `load` takes them.
+            Views. Those of this rank's experts are [n, ...] in the order of `placement.mine(rank)`; those of router and
+            shared expert have the shapes that `load` takes.
 
         Raises
         ------
         InputError
-            There is no such layer, it was made without train=True, or a backward call was interrupted while it added to
-            them, until `zero_grads`.
+            There is no such layer, it was made without train=True, or a backward call was interrupted while it added
+            to the gradients (`zero_grads` repairs them).
         NotLoaded
             The layer has no weights.
         ClosedError
@@ -314,7 +317,7 @@ class Training:
         return self.weights(layer).gradients()
 
     def params(self, layer: int = 0) -> dict[str, np.ndarray]:
-        """The float32 masters of a layer by `load`'s names, ordered as `grads`. After writing to them, call `update`.
+        """The float32 masters of a layer by `load`'s names, ordered as `grads`. Call `update` after writing to them.
 
         Parameters
         ----------
@@ -330,7 +333,7 @@ class Training:
         ------
         InputError
             There is no such layer, it was made without train=True, or an optimizer's step was interrupted while it
-            changed them, until `restore`.
+            changed the masters (`restore` repairs them).
         NotLoaded
             The layer has no weights.
         ClosedError
@@ -342,8 +345,8 @@ class Training:
     def zero_grads(self) -> None:
         """Set the gradients of all loaded layers to zero. Not collective.
 
-        The gradients of experts are overwritten by the next backward call of the layer, or set to zero by `grads`:
-        until then views that `grads` gave before show the old values.
+        For experts the zeros are written later: by the next backward call of the layer, or by `grads`. Until then
+        views that `grads` returned before show the old values.
 
         Raises
         ------
@@ -359,11 +362,10 @@ class Training:
     def reduce_grads(self) -> None:
         """Add the gradients of router and shared expert over all ranks, so that all have the same. Collective.
 
-        Those of each backward call are added piece by piece, by the tree of `aristos.reproducible_sum` over the pieces
-        of all ranks. If the pieces are equal parts of the call's tokens of all ranks, in rank order, their sum has the
-        same bits on any number of ranks. Gradients of experts with copies are added over the ranks that hold them, in
-        rank order by the same tree; those of other experts are complete already. With a plan, the ranks of all its
-        groups are meant.
+        The tree of `aristos.reproducible_sum` adds the gradients of each backward call over the pieces of all ranks. If
+        the pieces are equal parts of the call's tokens of all ranks, in rank order, the sum has the same bits on any
+        number of ranks. Gradients of experts with copies are added over the ranks that hold them, in rank order by the
+        same tree; those of other experts are complete already. With a plan, all ranks are those of all its groups.
 
         Raises
         ------
@@ -395,17 +397,17 @@ class Training:
             weights.pending, weights.pieces = [], []
 
     def update(self, /, layer: int = 0, **arrays: np.ndarray) -> None:
-        """Take new values of masters, if any, and pack the layer's weights again. Not collective; keeps `summary`.
+        """Take new values of masters, if any are given, and pack the layer's weights again. Not collective.
 
-        After an error nothing has changed.
+        `summary` keeps its counts. If an error is raised, nothing has changed.
 
         Parameters
         ----------
         layer : int, default 0
             The layer.
         **arrays : array
-            New values by `load`'s names, in the shapes of `params`. Without arrays, what was written into `params` is
-            packed.
+            New values by `load`'s names, in the shapes of `params`. Without arrays, the layer's weights are packed from
+            the present values in `params`.
 
         Raises
         ------

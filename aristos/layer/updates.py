@@ -31,15 +31,15 @@ class Updates:
     def adam(
         self, master: np.ndarray, gradient: np.ndarray, mean: np.ndarray, square: np.ndarray, scales: AdamScales
     ) -> None:
-        """A step of Adam: change master, mean and square, of one shape."""
+        """A step of Adam. It changes master, mean and square, of equal shapes."""
         self._run(self._kernel.adam_rows, gradient, [master, mean, square], scales)
 
     def momentum(self, master: np.ndarray, gradient: np.ndarray, velocity: np.ndarray, scales: MomentumScales) -> None:
-        """A step with momentum: change master and velocity, of one shape."""
+        """A step with momentum. It changes master and velocity, of equal shapes."""
         self._run(self._kernel.momentum_rows, gradient, [master, velocity], scales)
 
     def square_sum(self, array: np.ndarray) -> float:
-        """The sum of the squares of its entries."""
+        """The sum of the squares of the array's entries."""
         array = _even(array)
         rows, n, pitch = _extent(array)
         return float(self._kernel.square_sum(rows, n, array.ctypes.data, pitch))
@@ -62,7 +62,7 @@ def _even(array: np.ndarray) -> np.ndarray:
 
 
 def _extent(array: np.ndarray) -> tuple[int, int, int]:
-    """(rows, entries of a row, bytes from row to row); an array of other than two dimensions is one row."""
+    """(rows, entries of a row, bytes from row to row). An array that has not two dimensions counts as one row."""
     if array.ndim == 2:
         return *array.shape, array.strides[0]
     return 1, array.size, 0

@@ -1,4 +1,4 @@
-"""A layer's weights as the CPU kernels read them: this rank's experts, each packed as it comes, and the router."""
+"""A layer's weights as the CPU kernels read them: the router, and this rank's experts, packed when they are loaded."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def part_name(part: int) -> str:
 
 
 class PackedLayer:
-    """What the weights of both backends have in common: which parts have come. mine: ids of this rank's experts."""
+    """What the weights of both backends share: which parts are loaded. mine: ids of this rank's experts."""
 
     router: object = None  # None before it is loaded
     version = 0  # how often this rank's weights of the layer have changed
@@ -42,32 +42,32 @@ class PackedLayer:
 
     @property
     def squares(self) -> np.ndarray:
-        """[2]: of what packed weights lost of arrays, and of the arrays: see `Quantised.squares`."""
+        """[2]: sums of squares of packed weights' errors, and of the arrays they come from; see `Quantised.squares`."""
         return np.zeros(2)
 
     @property
     def complete(self) -> bool:
-        """Whether every expert of this rank, and the shared one, has come."""
+        """Whether every expert of this rank, and the shared expert, is loaded."""
         return bool(self._has.all()) and self._has_shared
 
     def take_expert(self, i: int, arrays: Arrays) -> None:
-        """Pack this rank's expert number i; it replaces the one that was there, and is missing if that fails."""
+        """Pack this rank's expert number i over the earlier one. If that fails, the expert is missing."""
         self._has[i] = False
         self._pack_expert(i, arrays)
         self._has[i] = True
 
     def take_shared(self, arrays: Arrays) -> None:
-        """Pack the shared expert; it is missing if that fails."""
+        """Pack the shared expert. If that fails, it is missing."""
         self._has_shared = False
         self._pack_shared(arrays)
         self._has_shared = True
 
     def take_router(self, arrays: Arrays) -> None:
-        """Pack the arrays of the router that came; the others stay."""
+        """Pack the given arrays of the router; the others stay."""
         raise NotImplementedError
 
     def forget(self) -> None:
-        """Count every part as missing; memory for the experts stays."""
+        """Count every part as missing. Memory for the experts stays allocated."""
         self._has[:] = False
         self._has_shared = self.cfg.shared_ffn == 0
         self._forget_router()
@@ -94,7 +94,7 @@ class PackedLayer:
         """Free memory that is not Python's."""
 
     def check(self, layer: int) -> None:
-        """Raise NotLoaded if an expert of this rank, or the shared one, has not come."""
+        """Raise NotLoaded if an expert of this rank, or the shared expert, is missing."""
         missing = [e for e, has in zip(self.mine, self._has) if not has]
         if missing:
             named = ", ".join(map(str, missing[:8])) + (f" and {len(missing) - 8} more" if len(missing) > 8 else "")
@@ -116,10 +116,10 @@ def expert_bytes(element: ElementType, cfg: MoEConfig) -> dict[str, int]:
 class LayerWeights(PackedLayer):
     """One layer's weights for the CPU kernels: this rank's experts in slot order, and the router.
 
-    Memory for all of them is reserved at once; an expert that comes is packed array by array. Only then are its pages
-    written first, by this rank, so Linux takes them from the rank's NUMA domain. float32: the element type of routers,
-    for the instruction set that `element` is for. home: where experts lie that local peers may read, and the layer's
-    number there.
+    Memory for all experts is reserved at once; each expert is packed into it, array by array, when it is loaded. This
+    rank writes the pages first, so Linux takes them from the rank's NUMA domain. float32: the element type of routers,
+    for the instruction set of `element`. home: memory for experts that local peers may read, and the layer's number
+    there.
     """
 
     def __init__(
@@ -206,7 +206,7 @@ class LayerWeights(PackedLayer):
 
 
 def packed_bytes(cfg: MoEConfig, count: int) -> int:
-    """Bytes of `LayerWeights` with `count` experts and the shared one, all biases of theirs, and a router."""
+    """Bytes of `LayerWeights` with `count` experts and the shared expert, all their biases, and a router."""
     float32 = element_type("float32")
     shared = _expert_bytes(cfg, cfg.shared_ffn) if cfg.shared_ffn else 0
     shared += float32.packed_bytes(cfg.hidden, 1) if cfg.shared_sigmoid else 0

@@ -1,7 +1,8 @@
 """Which devices form which expert-parallel groups, and which devices hold which experts: Equations 1 and 2.
 
 `solve(problem)` returns a `Plan`: the groups, every term, a lower bound that no partition beats, and the placement. A
-problem comes from a file, from `published.build`, or is a `Problem`. The planner measures nothing and starts no ranks.
+`Problem` is read from a file, made by `published.build`, or constructed by the caller. The planner measures nothing
+and starts no ranks.
 """
 
 from .cost import ALLREDUCES, Cost, evaluate

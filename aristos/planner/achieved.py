@@ -1,13 +1,13 @@
 """The step that a plan's groups and placement give, with tokens sent as the layer sends them.
 
-Equation 1 divides the work of a group by rate, and sends every device of it the same share. A placement holds whole
-experts: of an expert's c copies, each source uses number (its place in the group mod c). So a stage takes
+Equation 1 divides the work of a group by rate, and sends every device of the group the same share. But a placement
+holds whole experts: of an expert's c copies, each source uses number (its place in the group mod c). So a stage takes
 
     pi = work * max over devices of (load / rate)
     C_i = crossings * sum over j of alpha_ij + beta_ij * payload * (i's rows that j computes + j's that i does) / 2
 
 with loads and rows as shares of a device's rows. Half of the crossings carry rows out, half carry outputs back. Every
-rank is sent an announcement, so every alpha counts. Searches nothing.
+alpha counts, because every rank is sent an announcement. This module searches nothing.
 """
 
 from __future__ import annotations
@@ -27,7 +27,10 @@ BLOCK = 1 << 22  # entries of an array examined at once
 
 @dataclass(frozen=True)
 class Achieved:
-    """step_us: of kappa stages and the all-reduce. pi_us, comm_us: [groups], comm of the device with the largest."""
+    """The times that a placement gives. step_us: of kappa stages and the all-reduce.
+
+    pi_us, comm_us: [groups]; comm_us is
+    that of the group's device with the largest."""
 
     step_us: float
     pi_us: NDArray[np.float64]
@@ -35,7 +38,8 @@ class Achieved:
 
 
 def achieve(problem: Problem, groups: Groups, allreduce_us: float, grows: bool) -> Achieved:
-    """The step of these groups with the placement that `place` returns. grows: `work_conserving`."""
+    """The step of these groups with the placement that `place` returns. grows: whether the objective is
+    `work_conserving`."""
     group_of = labels(problem.n, groups)
     alphas, _ = partners(problem, group_of, np.bincount(group_of))
     pi, comm = np.zeros(len(groups)), np.zeros(len(groups))
@@ -59,7 +63,7 @@ def achieve(problem: Problem, groups: Groups, allreduce_us: float, grows: bool) 
 
 
 def _shares(problem: Problem, held: list[list[int]]) -> dict[tuple[int, ...], float]:
-    """The share of all rows whose experts have these owners."""
+    """The share of all rows that goes to experts with each list of owners."""
     loads = problem.loads
     share = np.ones(problem.experts) if loads is None or not loads.any() else loads
     found: dict[tuple[int, ...], float] = {}

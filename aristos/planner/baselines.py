@@ -1,6 +1,6 @@
-"""The baselines, than which a plan must never be worse: one group, one group a node, and the greedy merge of 2024.
+"""The baselines that a plan must never be worse than: one group, one group a node, and the greedy merge of 2024.
 
-Each function returns groups. Groups that do not fit have infinite cost.
+Each function returns groups. Groups that do not fit into the memory have infinite cost.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from .problem import Problem
 from .terms import link_us
 
 NAMES = ("one group", "one group a node", "2024 greedy")
-GREEDY_MOST = 256  # devices; `all_baselines` skips the greedy above, because its time is cubic
+GREEDY_MOST = 256  # devices; `all_baselines` skips the greedy merge above this, because its time is cubic
 
 
 def one_group(problem: Problem) -> list[list[int]]:
@@ -28,9 +28,9 @@ def link_key(problem: Problem) -> np.ndarray:
 def node_of(problem: Problem) -> np.ndarray:
     """[n] each device's node.
 
-    In the compressed form a node is a lowest switch. Otherwise names decide if all are a node's name, letters or
-    punctuation, and a last number ("n0d3", "a:1"); else a node is a set of devices connected by links faster than the
-    largest relative gap between links.
+    In the compressed form a node is a lowest switch. Otherwise the names decide if each consists of a node's name, then
+    letters or punctuation, then a last number ("n0d3", "a:1"). Else links are sorted by time and divided at the largest
+    relative gap; a node is then a set of devices connected by the faster links.
     """
     if problem.tree is not None:
         bottom = (problem.tree.up >= 0).sum(0) - 1
@@ -76,7 +76,7 @@ def components(linked: np.ndarray) -> np.ndarray:
 
 
 def groups_of(labels: np.ndarray) -> list[list[int]]:
-    """Groups from labels, each ascending, in order of their first devices."""
+    """Groups from labels; the devices of each ascend, and the groups are in the order of their first devices."""
     first = {int(label): i for i, label in reversed(list(enumerate(labels)))}
     members: dict[int, list[int]] = {label: [] for label in sorted(first, key=first.__getitem__)}
     for i, label in enumerate(labels):
@@ -91,8 +91,8 @@ def per_node(problem: Problem) -> list[list[int]]:
 
 def greedy(problem: Problem, objective: str | None = None) -> list[list[int]]:
     """The merge of 2024: visit links ascending by alpha + beta * payload, and merge the groups of both ends if neither
-    can hold all experts, or if a stage of the merged group takes no longer than the longer of the two. Then each group
-    that cannot hold the experts joins the group where F rises least.
+    can hold all experts, or if the merged group's stage takes no longer than the longer of the two stages. Then each
+    group that cannot hold the experts joins the group with which F rises least.
     """
     objective = objective or problem.objective
     n, kappa = problem.n, problem.kappa
@@ -119,7 +119,7 @@ def greedy(problem: Problem, objective: str | None = None) -> list[list[int]]:
 
 
 def _join_leftovers(problem: Problem, groups: list[list[int]], objective: str) -> list[list[int]]:
-    """Join each group that cannot hold all experts to the group where F rises least."""
+    """Join each group that cannot hold all experts to the group with which F rises least."""
     while len(groups) > 1:
         short = [g for g in groups if problem.memory[g].sum() < problem.experts]
         if not short:
@@ -133,7 +133,7 @@ def _join_leftovers(problem: Problem, groups: list[list[int]], objective: str) -
 
 
 def _padded(problem: Problem, groups: list[list[int]], objective: str) -> float:
-    """F without the check of memory: leftovers are compared before all have joined."""
+    """F without the check of memory, because leftovers are compared before all of them have joined a group."""
     cost = evaluate(problem, groups, objective)
     return cost.kappa * float((cost.pi_us + cost.comm_us).max()) + cost.allreduce_us
 
@@ -141,7 +141,10 @@ def _padded(problem: Problem, groups: list[list[int]], objective: str) -> float:
 def all_baselines(
     problem: Problem, objective: str | None = None, allreduce: str = "any"
 ) -> dict[str, tuple[list[list[int]], Cost]]:
-    """Groups and cost of each baseline by name; the greedy only up to GREEDY_MOST devices in matrices."""
+    """Groups and cost of each baseline by name.
+
+    The greedy merge is left out for the compressed form and above GREEDY_MOST
+    devices."""
     made = {NAMES[0]: one_group(problem), NAMES[1]: per_node(problem)}
     if problem.n <= GREEDY_MOST and problem.tree is None:
         made[NAMES[2]] = greedy(problem, objective)

@@ -11,11 +11,11 @@ how many of them have c devices in v's child u. Every partition obeys
     sum over t in u of x[t, v, s] = sum over c of c z[v, u, s, c]       z = 0 where part of u exceeds the same
     sum over c of z[v, u, s, c] <= y[v, s]                    sum over u, c of z[v, u, s, c] >= 2 y[v, s]
 
-with y and the sums over s of z whole. comm and part come from `reach.py`. The fourth line: a group's rates suffice for
-pi within the time that communication leaves of b. The least sum of y is k(b), which falls as b grows, and T_rho grows
-with k. So F < f is impossible if for every k the longest stage allowed, (f - T_rho(k)) / kappa, needs more than k
-groups. The bound is the largest such f that bisection finds. The solver is HiGHS; its own bound is used, not its
-solution, so a time limit can weaken the bound but not falsify it.
+where y and the sums over s of z are whole numbers. comm and part come from `reach.py`. The fourth line says that a
+group's rates suffice for pi within the time that communication leaves of b. The least sum of y is k(b), which falls as
+b grows, and T_rho grows with k. So F < f is impossible if for every k the longest stage allowed, (f - T_rho(k)) /
+kappa, needs more than k groups. The bound is the largest such f that bisection finds. The solver is HiGHS. Its own
+bound is used instead of its solution, so a time limit can weaken the bound but not falsify it.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ TIGHT = 1e-3  # relative width at which bisection ends
 ROUNDING = 1e-6  # error of the solver in a count of groups
 FINEST = 1e-6  # least coefficient, in a row's unit
 SLACK = 1e-7  # relative, added to stages: solvers have tolerances
-CALL_SECONDS = {False: 20.0, True: 6.0}  # time limit of one programme, by whether counts are whole
+CALL_SECONDS = {False: 20.0, True: 6.0}  # time limit of one programme; the key says whether counts are whole
 
 
 @dataclass(frozen=True)
 class Kind:
-    """Devices that the programme does not distinguish. number: over the whole cluster."""
+    """Devices that the programme does not distinguish. number: how many the whole cluster has."""
 
     number: int
     rate: float
@@ -57,9 +57,11 @@ class Kind:
 
 @dataclass(frozen=True)
 class Part:
-    """How groups of a place may lie in its children of one kind. place: the child's index. number: such children in one
-    place. low, high: [counts] range of devices in a child that a column covers. cost: [bins, counts] us, lower bound.
-    memory, rate: [counts] the most that this count of devices has.
+    """How groups of a place may lie in its children of one kind. place: the child's index.
+
+    number: how many such children
+    one place has. low, high: [counts] range of devices in a child that a column covers. cost: [bins, counts] lower
+    bound in us. memory, rate: [counts] the most that this count of devices has.
     """
 
     place: int
@@ -73,9 +75,11 @@ class Part:
 
 @dataclass(frozen=True)
 class EqualCells:
-    """A cell, or all equal cells. number: of such cells. size: devices in one. low, high: [bins] range of group sizes.
-    fastest: [bins] the sum of rates of the `high` fastest devices; quickest: [bins] the mean of the `low` fastest.
-    comm: by kind, [bins] us, lower bound. parts: its children by kind; none if no finer structure is known.
+    """A cell, or all equal cells. number: how many there are. size: devices in one.
+
+    low, high: [bins] range of group sizes.
+    fastest: [bins] the sum of rates of the `high` fastest devices. quickest: [bins] the mean rate of the `low` fastest.
+    comm: by kind, [bins] lower bound in us. parts: the cell's children by kind; none if no finer structure is known.
     """
 
     number: int
@@ -90,7 +94,7 @@ class EqualCells:
 
 @dataclass
 class Programme:
-    """k(b) for one problem, as a linear relaxation or with whole counts."""
+    """The programme that computes k(b) for one problem, as a linear relaxation or with whole counts."""
 
     problem: Problem
     grows: bool
@@ -111,7 +115,7 @@ class Programme:
 
     def _build(self, b: float) -> _Model:
         model = _Model()
-        uses: list[list[tuple[int, float]]] = [[] for _ in self.kinds]  # how many of each kind's devices, by groups
+        uses: list[list[tuple[int, float]]] = [[] for _ in self.kinds]  # how many devices of each kind the groups use
         for place in self.places:
             sums: list[dict[int, list[tuple[int, float]]]] = [{} for _ in place.parts]
             for s in range(len(place.low)):
@@ -125,10 +129,10 @@ class Programme:
         return model
 
     def _add_groups(self, model: _Model, b: float, place: EqualCells, s: int, uses, sums) -> None:
-        """Add the groups of one bin of sizes of a place, if there can be any."""
+        """Add a place's groups whose sizes lie in one bin, if there can be any."""
         p, low, high = self.problem, float(place.low[s]), float(place.high[s])
         least_pi = pi_us(p.layer_cost, 1, place.quickest[s] if self.grows else place.fastest[s], self.grows)
-        spare = {}  # a device's rate beyond its part of the rates that pi needs
+        spare = {}  # by kind: a device's rate beyond its part of the rates that pi needs
         for t, comm in place.comm.items():
             left = b - comm[s]
             if left >= least_pi:
@@ -158,7 +162,7 @@ class Programme:
     def _add_parts(
         self, model: _Model, most: float, place: EqualCells, s: int, count: int, x: dict[int, int], sums
     ) -> None:
-        """Add how those groups lie in the children of their place."""
+        """Add the columns that say how those groups lie in the children of their place."""
         every = []
         for part, by_count in zip(place.parts, sums):
             child = self.places[part.place]
@@ -188,11 +192,11 @@ class Programme:
 
 
 def balanced(spare: dict[int, float], size: float) -> dict[int, float]:
-    """Spare rates by kind, in units of the largest lack, so that the solver's tolerances are small in comparison.
+    """Spare rates by kind in units of the largest lack. In these units the solver's tolerances are small.
 
-    A device that lacks more than all others of a group of `size` can spare is left out, since no group can hold it. A
-    device that can spare more than all others can lack counts as sparing exactly what they can lack; a sum that was not
-    negative stays so. Values smaller than FINEST are rounded up.
+    A device that lacks more than all others of a group of `size` can spare is left out, because no group can hold it. A
+    device that can spare more than all others can lack counts as if it spared exactly what they can lack; a sum that
+    was not negative stays so. Values smaller than FINEST are rounded up.
     """
     most = (size - 1) * max(0.0, *spare.values()) if spare else 0.0
     kept = {t: each for t, each in spare.items() if each >= -most}
@@ -205,9 +209,9 @@ def balanced(spare: dict[int, float], size: float) -> dict[int, float]:
 
 @cache
 def solver() -> Any:
-    """The HiGHS module. Some versions print a banner on stdout, where a command's JSON goes: it is discarded here.
+    """The HiGHS module. Some versions print a banner on stdout, where a command's JSON goes; the banner is discarded.
 
-    Raises EnvironmentProblem if it is not installed.
+    Raises EnvironmentProblem if HiGHS is not installed.
     """
     try:
         import highspy
@@ -295,11 +299,11 @@ def lower_bound(
     high: float,
     until: float,
 ) -> float:
-    """The largest f found in low..high such that no partition costs less.
+    """The largest number f found in low..high such that no partition costs less than f.
 
-    fewest(b, k, enough): lower bound on the number of groups with stages of at most b us, `enough` if none exist; need
-    not be sharp at or below k. reduce_us(k): T_rho, growing with k. most: groups that memory allows. low: a known
-    bound. high: F of a partition.
+    fewest(b, k, enough): lower bound on the number of groups with stages of at most b us, or `enough` if no such groups
+    exist; it need not be sharp at or below k. reduce_us(k): T_rho, which grows with k. most: the most groups that
+    memory allows. low: a known bound. high: F of a partition.
     """
     if high <= low or kappa <= 0:
         return min(low, high)
@@ -327,5 +331,5 @@ def impossible(
         need = fewest(b, k, most + 1)
         if need <= k:
             return False
-        k = need  # fewer groups are impossible with such stages; check the stages that `need` groups leave time for
+        k = need  # such stages need at least `need` groups: check the longest stages that so many groups leave time for
     return True

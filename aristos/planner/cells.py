@@ -1,7 +1,7 @@
 """Cells: nested sets of devices with faster links to each other than to the rest, such as nodes, switches and pods.
 
-They are found from links alone: single linkage, cut where the next link is much slower. Any nested family gives valid
-bounds; a good one gives sharp bounds.
+Cells are found from links alone, by single linkage that is cut where the next link is much slower. Any nested family
+of cells gives valid bounds; a good one gives sharp bounds.
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ STEP = 1.02  # a level begins where link costs rise by this ratio
 
 @dataclass
 class Cell:
-    """members: ascending devices. children: cells that partition them, or none if no finer structure is known."""
+    """A set of devices. members: the devices, ascending.
+
+    children: cells that partition them, or none if no finer structure
+    is known."""
 
     members: NDArray[np.int64]
     children: list[Cell] = field(default_factory=list)
@@ -31,7 +34,7 @@ class Cell:
 
 
 def single_linkage(key: NDArray[np.float64]) -> list[tuple[float, int, int]]:
-    """Links (height, a, b) of a minimum spanning tree, ascending. key: [n, n]"""
+    """Links (height, a, b) of a minimum spanning tree, in ascending order of height. key: [n, n] the links' heights."""
     n = len(key)
     nearest, by = key[0].copy(), np.zeros(n, np.int64)
     out = np.ones(n, bool)

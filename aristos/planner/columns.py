@@ -1,13 +1,13 @@
 """Set partitioning by columns: a sharper lower bound, and groups, for problems of few devices and little structure.
 
-Let every stage take at most b us, and let each device have a price. If no such group is worth more than v, then k
-groups, which hold every device once, are worth at most k v. So there are at least (sum of prices) / v groups, for any
-prices. The best prices are the duals of a linear programme over the groups found so far (`master.py`); the group that
-is worth most at these prices is the next column (`pricing.py`). The set of groups is relaxed, never restricted. Groups
-are classed by their cell, their size s, and c: the fewest devices that they have in a lowest cell they touch. Some
-device of such a group pays at least a number that `reach.py` computes, and what this leaves of b requires a sum of
-rates. Memory and rates are counted in units, rounded up. Columns whose real stages are short enough are combined to
-partitions.
+Let every stage take at most b us, and let each device have a price. A group is worth the sum of its devices' prices. If
+no group with such a stage is worth more than v, then k groups that hold every device once are worth at most k v. So
+there are at least (sum of prices) / v groups, for any prices. The best prices are the duals of a linear programme over
+the groups found so far (`master.py`). The group that is worth most at these prices is the next column (`pricing.py`).
+The set of groups is relaxed, never restricted. Groups are classed by their cell, by their size s, and by c, the fewest
+devices that they have in a lowest cell that they touch. `reach.py` computes a time that some device of such a group
+pays at least for its links. The rest of b then requires a least sum of rates. Memory and rates are counted in units,
+rounded up. Columns whose real stages are short enough are combined to partitions.
 """
 
 from __future__ import annotations
@@ -33,27 +33,28 @@ Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]
 MOST = 96  # devices
 LISTED = 10  # most devices of a lowest cell whose groups are listed one by one
-EACH_MOST = 8  # devices in every cell touched; larger numbers are one class
-STATES = 120_000  # limit of one size's dynamic programme; coarser units keep it
+EACH_MOST = 8  # the most devices in every cell touched that have a class of their own; larger numbers are one class
+STATES = 120_000  # the most states of one size's dynamic programme; units are made coarser until it has no more
 UNITS = 64  # the most units of memory
 TIGHT = 1e-3  # relative width at which bisection ends
 STEP = 1.15  # a level of cells begins where link costs rise by this ratio; less would split noisy nodes
 SMOOTH = 0.5  # weight of the best prices so far in the next ones
 DEAR = 4.0  # cost of leaving a device out, in groups
 WHOLE_SECONDS = 4.0  # time limit of one search for a partition of whole columns
-WHOLE_MOST = 800  # columns of one search: with many thousands the solver overruns its time limit
+WHOLE_MOST = 800  # the most columns of one search: with many thousands the solver overruns its time limit
 KINDS, PARTS = 8, 32  # units are the KINDS largest values, divided by 1..PARTS
-LITTLE = 1e-3  # the share of the sum of values that a unit may add more by rounding than the best unit
-UP, DOWN = 1e-9, 1e-6  # errors, in units, of values and of sums in their last bits (sums of under 1000 values)
-PARTITIONS = 4  # searches in a row: fewer groups allow longer stages
+LITTLE = 1e-3  # how much more a unit may add by rounding than the best unit does, as a share of the sum of values
+UP, DOWN = 1e-9, 1e-6  # rounding errors of values and of sums of under 1000 values, in units
+PARTITIONS = 4  # searches in a row: each finds fewer groups, which allow longer stages
 
 
 @dataclass(frozen=True)
 class _Class:
     """Groups in one cell, with at least `each` devices in every lowest cell that they touch.
 
-    members: devices, lowest cell by lowest cell. last: True for the last of each. comm: [sizes + 1] us, lower bound on
-    max C of a group with exactly `each` in some cell. fastest: [sizes + 1] sums of the largest rates.
+    members: devices, lowest cell by lowest cell. last: True for the last device of each lowest cell. comm: [sizes + 1]
+    lower bound in us on max C of a group with exactly `each` devices in some cell. fastest: [sizes + 1] sums of the
+    largest rates.
     """
 
     members: Counts
@@ -65,7 +66,10 @@ class _Class:
 
 @dataclass
 class _Column:
-    """stage: us, the shortest that the relaxation allows. real: us of the real stage, infinite if it does not fit."""
+    """What is known of a group. stage: the shortest stage that the relaxation allows, us.
+
+    real: the real stage, us; infinite
+    if the group cannot hold all experts."""
 
     members: tuple[int, ...]
     stage: float
@@ -73,12 +77,12 @@ class _Column:
 
 
 class Columns:
-    """One problem's columns. offer: takes groups, and returns F of the best so far."""
+    """One problem's columns. offer: a function that takes groups and returns F of the best so far."""
 
     def __init__(self, problem: Problem, grows: bool, offer: Callable[[list[list[int]]], float], until: float) -> None:
         self.problem, self.grows, self.offer, self.until = problem, grows, offer, until
         self.columns: dict[tuple[int, ...], _Column] = {}
-        self._prices: Floats | None = None  # with the best bound so far
+        self._prices: Floats | None = None  # those that gave the best bound so far
         self._classes: list[_Class] = []
         self._listed: list[tuple[NDArray[np.bool_], Floats]] = []  # groups inside lowest cells and their stages
         for cell in find(problem, STEP).walk():
@@ -103,7 +107,8 @@ class Columns:
         rows = [np.searchsorted(m, each) for each in lowest]
         own = [np.full((n + 1, len(each) + 1), np.inf) for each in lowest]
         alpha, beta = p.alpha_us[np.ix_(m, m)], p.beta_us_per_mib[np.ix_(m, m)]
-        split = np.full(n + 1, np.inf)  # from the children alone: the smallest part has at most half of the devices
+        # bound from the children alone: the smallest part has at most half of the devices
+        split = np.full(n + 1, np.inf)
         comm, parts = reach(p, cell)
         for s in range(2, n + 1):
             w = terms.comm_us(p.crossings, alpha, beta, terms.share_mib(p.payload_mib, s))
@@ -140,7 +145,7 @@ class Columns:
             self._add(np.array(sorted(group)), math.inf)
 
     def _add(self, group: Counts, stage: float) -> bool:
-        """Add a column; whether it is new, or allowed for shorter stages than before."""
+        """Add a column. Returns whether it is new, or allowed for shorter stages than before."""
         key = tuple(int(i) for i in group)
         had = self.columns.get(key)
         if had is None:
@@ -153,7 +158,10 @@ class Columns:
         return False
 
     def close(self, reduce_us: Callable[[int], float], most: int, low: float, high: float) -> float:
-        """Bisect between a bound and F of the best groups. Returns the raised bound; offers better groups."""
+        """Bisect between a bound and F of the best groups.
+
+        Returns the raised bound; offers better groups on the way.
+        """
         p, end = self.problem, high
         while end - low > TIGHT * end and time.monotonic() < self.until:
             middle = (low + end) / 2
@@ -170,7 +178,7 @@ class Columns:
     def fewest(self, b: float, k: int, enough: int) -> int:
         """Lower bound on the number of groups if stages take at most b us; `enough` if no such partition exists.
 
-        It stops early if the best provable bound is not above k.
+        The search stops early if the best provable bound is not above k.
         """
         b *= 1 + SLACK
         tables = [table for each in self._classes if (table := self._table(each, b)) is not None]

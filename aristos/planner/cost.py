@@ -174,7 +174,7 @@ def evaluate(problem: Problem, groups: Groups, objective: str | None = None, all
     Raises
     ------
     InputError
-        The groups are no partition of the devices, or an unknown `objective` or `allreduce`.
+        The groups are no partition of the devices, or `objective` or `allreduce` is unknown.
 
     Source
     ------
@@ -186,7 +186,7 @@ def evaluate(problem: Problem, groups: Groups, objective: str | None = None, all
 
 
 def price(problem: Problem, group_of: NDArray[np.int64], k: int, objective: str, allreduce: str) -> Cost:
-    """`evaluate` for labels 0..k-1 that need no check. group_of: [n]"""
+    """`evaluate` for labels 0..k-1 that need no check. group_of: [n] each device's label."""
     size = np.bincount(group_of, minlength=k)
     rates = np.bincount(group_of, problem.rate, minlength=k)
     pi = terms.pi_us(problem.layer_cost, size, rates, objective == "work_conserving")
@@ -225,7 +225,7 @@ def partners(
 def _longest(
     times: NDArray[np.float64], group_of: NDArray[np.int64], k: int
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """[k] the largest of each group, and the first device that has it."""
+    """[k] the largest time of each group, and the first device that has it."""
     order = np.lexsort((np.arange(len(times)), -times, group_of))
     first = np.searchsorted(group_of[order], np.arange(k))
     return times[order[first]], order[first]

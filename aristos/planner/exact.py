@@ -1,9 +1,9 @@
 """The best partition of a small problem, by dynamic programming over all: F* = min over k of kappa B_k + T(k).
 
-B_k is the shortest that the longest stage can be in a partition into exactly k groups. With `crossing`, the
-all-reduce's link depends on the partition. Take pairs from slow to fast: the slowest crossing pair is one of the n - 1
-pairs that join two components, and all slower pairs are inside groups. Each of these pairs gives a problem of its own,
-with merged devices.
+B_k is the least time of the longest stage over all partitions into exactly k groups. With `crossing`, the all-reduce's
+link depends on the partition. Take the pairs of devices from slow to fast links, and join the devices of each: n - 1
+pairs join two components. The slowest crossing pair is one of these, and all slower pairs are inside groups. Each of
+these pairs gives a problem of its own, with merged devices.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SLACK = 1e-9  # relative, added to the incumbent: sums of floats differ in their
 
 
 def solve(problem: Problem, objective: str, allreduce: str, incumbent: list[list[int]]) -> list[list[int]]:
-    """Groups of an optimal partition. incumbent: any partition; partitions that cannot beat it are skipped."""
+    """Groups of an optimal partition. incumbent: any partition; others that cannot beat it are skipped."""
     stage = subsets.stages(
         problem.alpha_us,
         problem.beta_us_per_mib,
@@ -45,7 +45,7 @@ def solve(problem: Problem, objective: str, allreduce: str, incumbent: list[list
 
 
 def variants(problem: Problem, allreduce: str) -> Iterator[tuple[tuple[int, int] | None, list[int]]]:
-    """(slowest pair, bit masks of devices that stay together): problems of which one contains the best partition.
+    """(slowest pair, bit masks of devices that stay together): problems, one of which contains the best partition.
 
     The pair is None for one group of all devices.
     """
@@ -68,7 +68,7 @@ def variants(problem: Problem, allreduce: str) -> Iterator[tuple[tuple[int, int]
 
 
 def pairs_from_slow(problem: Problem) -> Iterator[tuple[int, int]]:
-    """All pairs i < j from the slowest link of the all-reduce on; equal ones by (i, j)."""
+    """All pairs i < j, the slowest link of the all-reduce first; equal ones are in the order of (i, j)."""
     row, column = np.triu_indices(problem.n, 1)
     key = slowness(problem.alpha_us[row, column], problem.beta_us_per_mib[row, column], problem.gradient_mib)
     for at in np.argsort(-key, kind="stable"):
@@ -83,7 +83,8 @@ def _best(
     incumbent_us: float,
     apart: bool,
 ) -> tuple[list[list[int]] | None, float]:
-    """The best partition that keeps components together, and its F. apart: the pair's ends are in different groups."""
+    """The best partition that keeps components together, and its F. apart: whether the pair's ends must be in different
+    groups."""
     items = len(components)
     devices = np.zeros(1 << items, np.int64)
     for bit, mask in enumerate(components):

@@ -1,7 +1,7 @@
-"""What a machine brings to a published model's problem: rates, links, and memory in experts; and why nothing fits.
+"""A machine's part of a published model's problem: rates, links, and memory in experts; and why nothing fits.
 
-A machine is a file of `aristos topo --measure`, or a cluster file: nested switches as in a problem's `cluster`, whose
-devices have `tflops` and `memory_gb` instead of `rate` and `memory`:
+A machine is a file of `aristos topo --measure`, or a cluster file. A cluster file has nested switches as in a problem's
+`cluster`, but its devices have `tflops` and `memory_gb` instead of `rate` and `memory`:
 
     {"alpha_us": 15, "beta_us_per_mib": 47.7, "children": [
        {"count": 4, "alpha_us": 3, "beta_us_per_mib": 4.5, "children": [{"count": 4, "tflops": 312, "memory_gb": 80}]}]}
@@ -23,8 +23,8 @@ from .values import ProblemError, count, number, read_json
 
 @dataclass(frozen=True)
 class Need:
-    """What a model's parameters take on a device. expert, dense: bytes of one expert in all layers, and of everything
-    outside the experts. each: bytes a parameter. inference: whether nothing is trained."""
+    """The memory that a model's parameters take on a device. expert: bytes of one expert in all layers. dense: bytes of
+    everything outside the experts. each: bytes a parameter. inference: whether nothing is trained."""
 
     experts: int
     expert: int
@@ -35,7 +35,7 @@ class Need:
 
 @dataclass(frozen=True)
 class Devices:
-    """`number` devices with as many bytes for parameters each. name: of the first."""
+    """`number` devices with `capacity` bytes for parameters each. name: that of the first device."""
 
     number: int
     capacity: int
@@ -43,7 +43,7 @@ class Devices:
 
 
 def load(path: str | Path) -> dict[str, Any]:
-    """A cluster file. Raises ProblemError if it is none, OSError if it cannot be read."""
+    """Read a cluster file. Raises ProblemError if the file is none, OSError if it cannot be read."""
     try:
         return _cluster(read_json(path, "cluster"))
     except ProblemError as why:
@@ -61,7 +61,7 @@ def _cluster(data: Any) -> dict[str, Any]:
 
 
 def _leaves(node: Any, where: str, times: int) -> Iterator[tuple[str, int, dict[str, Any]]]:
-    """(field, how many in the cluster, leaf) of every kind of device. Raises ProblemError for a wrong one."""
+    """(field, how many the cluster has, leaf) of every kind of device. Raises ProblemError for a wrong field."""
     if not isinstance(node, dict):
         raise ProblemError(where, f"must be an object, got {type(node).__name__}")
     times *= count(f"{where}.count", node.get("count", 1), 1)
@@ -106,7 +106,7 @@ def fields(machine: Links | dict[str, Any], need: Need) -> dict[str, Any]:
 
 
 def _counted(node: dict[str, Any], need: Need) -> dict[str, Any]:
-    """The same cluster with rates in MFLOP a us, which are TFLOP/s, and memory in experts."""
+    """The same cluster with rates in MFLOP a us, which equal TFLOP/s, and memory in experts."""
     if "children" in node:
         return {**node, "children": [_counted(child, need) for child in node["children"]]}
     fits = fitting(need, int(node["memory_gb"] * 1e9 * SHARE))
@@ -114,12 +114,12 @@ def _counted(node: dict[str, Any], need: Need) -> dict[str, Any]:
 
 
 def fitting(need: Need, capacity: int) -> int:
-    """How many experts a device holds in `capacity` bytes of parameters, beside what is outside the experts."""
+    """How many experts a device holds in `capacity` bytes beside the parameters outside the experts."""
     return min(need.experts, max(0, capacity - need.dense) // need.expert)
 
 
 def check(need: Need, devices: list[Devices]) -> None:
-    """Raise Infeasible, with what would fit, unless all devices hold the dense parameters and together the experts."""
+    """Raise Infeasible, with what would fit, unless each device holds the dense parameters and all hold the experts."""
     short = [d for d in devices if d.capacity < need.dense]
     held = sum(d.number * fitting(need, d.capacity) for d in devices if d.capacity >= need.dense)
     missing = max(0, need.experts - held)
@@ -146,7 +146,7 @@ def check(need: Need, devices: list[Devices]) -> None:
 
 
 def remedy(need: Need, devices: list[Devices], n: int) -> str:
-    """What would fit: larger devices, more of the same, fewer bytes a parameter, or inference."""
+    """What would fit, to end a message: larger devices, more of the same, fewer bytes a parameter, or inference."""
     each = -(-need.experts // n)
     least = math.ceil((need.dense + each * need.expert) / SHARE / 1e9)
     ways = [f"{n} devices of at least {least} GB"]

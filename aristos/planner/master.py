@@ -1,5 +1,7 @@
-"""The least number of known groups that hold each device once: a linear programme whose duals are prices of devices,
-and the same with whole counts, whose solutions are partitions. Costs of groups are not used here.
+"""The least number of known groups that hold each device once.
+
+This is a linear programme whose duals are prices of devices. The same programme with whole counts has partitions as
+solutions. Costs of groups are not used here.
 """
 
 from __future__ import annotations
@@ -14,12 +16,15 @@ from .bounds import solver
 
 Group = tuple[int, ...]
 DEAREST = 1e4  # limit of the cost of leaving a device out, in groups
-USED = 1e-6  # a column counts as used from here on
+USED = 1e-6  # a column counts as used from this value on
 
 
 @dataclass(frozen=True)
 class Solved:
-    """value: groups plus the cost of devices left out. prices: [devices] duals. whole: no device is left out."""
+    """A solution. value: groups plus the cost of devices left out. prices: [devices] duals.
+
+    whole: whether no device is left
+    out."""
 
     value: float
     prices: NDArray[np.float64]
@@ -27,7 +32,7 @@ class Solved:
 
 
 class Master:
-    """n devices and groups of them. dear: cost of leaving a device out, in groups; None: not allowed."""
+    """n devices and groups of them. dear: cost of leaving a device out, in groups; None: no device may be left out."""
 
     def __init__(self, n: int, groups: list[Group], dear: float | None) -> None:
         self.n, self.dear = n, dear
@@ -62,7 +67,7 @@ class Master:
             )
 
     def dearer(self) -> bool:
-        """Raise the cost of leaving devices out; False if it is at its limit."""
+        """Raise the cost of leaving devices out. Returns False if that cost is at its limit."""
         assert self.dear is not None
         self.dear *= 8
         for i in range(self.n):
@@ -70,7 +75,7 @@ class Master:
         return self.dear <= DEAREST
 
     def solve(self, until: float) -> Solved | None:
-        """The linear programme's solution; None if time is up. until: of time.monotonic."""
+        """The linear programme's solution; None if time is up. until: deadline, of time.monotonic."""
         self._limit(until - time.monotonic())
         self._highs.run()
         if self._highs.getModelStatus() != self._module.HighsModelStatus.kOptimal:
@@ -95,5 +100,5 @@ class Master:
         return found if sorted(i for g in found for i in g) == list(range(self.n)) else None
 
     def _limit(self, seconds: float) -> None:
-        """Set a time limit from now on: HiGHS counts from the creation of the object."""
+        """Set a time limit that starts now, although HiGHS counts from the creation of the object."""
         self._highs.setOptionValue("time_limit", self._highs.getRunTime() + max(0.05, seconds))

@@ -10,12 +10,13 @@ from .terms import allreduce_us, comm_us, pi_us, share_mib
 
 INFINITE = np.inf
 SHARPNESS = 12.0  # exponent of a mean that stands for the longest stage, so that shortening any long stage counts
-SHORT_OF_MEMORY = 4.0  # penalty on a stage: a constant part, and as much for a whole set of experts that does not fit
+# penalty on a stage: once as a constant, and once more times the share of experts that do not fit
+SHORT_OF_MEMORY = 4.0
 
 
 @jit
 def chain(distance):
-    """Average linkage by nearest-neighbour chains. distance: [n, n], overwritten. Returns [n - 1, 2] merged clusters.
+    """Average linkage by nearest-neighbour chains. Returns [n - 1, 2] merged clusters. distance: [n, n], overwritten.
 
     Cluster c is device c at first; a merged cluster keeps the lower number.
     """
@@ -59,10 +60,11 @@ def chain(distance):
 
 @jit
 def cuts(best, starts, begin, end, order, alpha, beta, rate, memory, experts, work, grows, crossings, payload):
-    """Best cuts of the first begin..end - 1 devices of an order into groups of neighbours, given the cuts of fewer.
+    """Best cuts of an order's first begin..end - 1 devices into groups of neighbours, given the cuts of fewer devices.
 
-    best, starts: [most + 1, n + 1], written: the longest stage of k groups that cover the first b devices, and where
-    the last group begins. Before the first call best is infinite, except best[0, 0] = 0.
+    best and starts, both [most + 1, n + 1], are written: best[k, b] is the longest stage of k groups that cover the
+    first b devices, and starts[k, b] is where the last of them begins. Before the first call best is infinite, except
+    best[0, 0] = 0.
     """
     n, most = len(order), len(best) - 1
     alphas, betas = np.zeros(n), np.zeros(n)
@@ -113,7 +115,10 @@ def _blend(stage, size, groups):
 
 @jit
 def _reduce(where, k, link, pairs, alpha, beta, gradient):
-    """T_rho over the given link, or if link[0] < 0 over the first of `pairs` that crosses groups; -1: no gradient."""
+    """T_rho over the given link, or if link[0] < 0 over the first of `pairs` that crosses groups.
+
+    gradient: MiB, -1 if there
+    is none."""
     if k <= 1 or gradient < 0:
         return 0.0
     i, j = link[0], link[1]
@@ -127,7 +132,7 @@ def _reduce(where, k, link, pairs, alpha, beta, gradient):
 
 @jit
 def _stage(g, leaving, coming, list_of, size, alphas, betas, alpha, beta, rate, memory, total, held, numbers):
-    """The stage of group g without device `leaving` and with `coming` (-1: none), penalised if memory is short.
+    """The stage of group g without device `leaving` and with device `coming` (-1: none); larger if memory is short.
 
     alphas, betas: [n, groups] sums of alpha and beta from a device to a group's members.
     """
@@ -166,10 +171,10 @@ def _stage(g, leaving, coming, list_of, size, alphas, betas, alpha, beta, rate, 
 def anneal(
     where, groups, alpha, beta, rate, memory, numbers, link, pairs, gradient, kappa, nearest, steps, hot, cold, seed
 ):
-    """Anneal: move and swap devices, cooling from hot to cold (shares of F). Returns ([n] best feasible labels, F).
+    """Move and swap devices while cooling from hot to cold (shares of F). Returns ([n] best feasible labels, F).
 
-    where: [n] first labels, below `groups`; groups may be empty. numbers: experts, layer_cost, 1 if pi grows with the
-    group, crossings, payload. nearest: [n, q] the devices with the fastest links to each.
+    where: [n] the labels to start from, all below `groups`; groups may be empty. numbers: experts, layer_cost, 1 if pi
+    grows with the group, crossings, payload. nearest: [n, q] the devices with the fastest links to each device.
     """
     n = len(where)
     np.random.seed(seed)
@@ -203,13 +208,13 @@ def anneal(
         heat = now * hot * (cold / hot) ** (step / steps)
         i = np.random.randint(n)
         slow = int(np.argmax(stage))
-        if np.random.random() < 0.5 and size[slow] > 0:  # empty if all stages take no time
+        if np.random.random() < 0.5 and size[slow] > 0:  # group `slow` is empty if all stages take no time
             i = list_of[slow, np.random.randint(size[slow])]
         g = where[i]
         other = -1
         h = g
         kind = np.random.random()
-        if kind < 0.45:  # to the group of a device with a fast link
+        if kind < 0.45:  # move to the group of a device with a fast link
             h = where[nearest[i, np.random.randint(nearest.shape[1])]]
         elif kind < 0.6:
             h = np.random.randint(groups)
@@ -259,7 +264,7 @@ def anneal(
 
 @jit
 def _carry(i, g, h, list_of, place, size, alphas, betas, alpha, beta, rate, memory, total, held):
-    """Move device i from g to h in all tables."""
+    """Move device i from group g to group h in all tables."""
     last = list_of[g, size[g] - 1]
     list_of[g, place[i]] = last
     place[last] = place[i]

@@ -1,8 +1,8 @@
-"""Per layer: does moving tokens to experts take fewer bytes than moving experts' weights to tokens?
+"""Whether moving tokens to experts takes fewer bytes in a layer than moving experts' weights to tokens.
 
 Moving tokens sends each token to the devices of its k experts and returns the outputs. Moving weights (Janus, SIGCOMM
-2023) fetches every expert that a device lacks, once for all its tokens. Both are bytes that a device sends and receives
-in one forward call; the answer depends on the batch, not on the network.
+2023) fetches every expert that a device lacks once for all its tokens. The numbers compared are bytes that a device
+sends and receives in one forward call. Which is less depends on the batch, not on the network.
 """
 
 from __future__ import annotations
@@ -12,7 +12,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Moving:
-    """token_bytes, weight_bytes: of one device and layer, forward. move: "tokens" or "weights", whichever is less."""
+    """The comparison. token_bytes, weight_bytes: of one device and layer in one forward call.
+
+    move: "tokens" or "weights",
+    whichever takes fewer bytes."""
 
     token_bytes: float
     weight_bytes: float
@@ -27,9 +30,9 @@ def compare(
 ) -> Moving:
     """Bytes of both ways for one device of a group of `group` devices that share the experts evenly.
 
-    tokens: of a device in a call. With even routing a choice is remote with probability 1 - 1/group; a token is sent
-    once for each of its choices, and each output returns. An expert has 2 (gated: 3) matrices of hidden x ffn; experts
-    that no token of the device chose are not fetched.
+    tokens: how many a device has in a call. With even routing a choice is remote with probability 1 - 1/group. A token
+    is sent once for each of its choices, and each output returns. An expert has 2 (gated: 3) matrices of hidden x ffn.
+    Experts that no token of the device chose are not fetched.
     """
     remote = 1 - 1 / group
     token_bytes = 2.0 * tokens * top_k * remote * hidden * itemsize

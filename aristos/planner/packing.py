@@ -1,7 +1,8 @@
 """Groups of a cluster in compressed form: pack devices into groups of one size, subtree by subtree, for many sizes.
 
-A subtree with at least as many devices as a group is split into groups of nearly equal size, by its children if they
-are large enough; smaller subtrees are combined with their siblings. Equal subtrees are packed once. Links are not used.
+A subtree with at least as many devices as a group is split into groups of nearly equal size; if its children are large
+enough, each child is split instead. Smaller subtrees are combined with their siblings. Equal subtrees are packed once.
+Links are not used.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ TRIES = 160  # sizes
 
 
 def pack(problem: Problem, tree: Tree, size: int) -> Pattern:
-    """Groups of about `size` devices that hold all experts; infeasible only if all devices together are."""
+    """Groups of about `size` devices, each able to hold all experts; if even all devices together cannot, one group."""
     known: dict[int, tuple[Pattern, Pattern]] = {}
     experts = problem.experts
 
@@ -27,7 +28,7 @@ def pack(problem: Problem, tree: Tree, size: int) -> Pattern:
         return bool(memory[group].sum() >= experts)
 
     def inside(node: Switch | Leaf, memory: np.ndarray) -> tuple[Pattern, Pattern]:
-        """(groups, units left over) of a subtree with these memories of devices."""
+        """(groups, units left over) of a subtree whose devices have these memories."""
         if isinstance(node, Leaf):
             return [], [np.zeros(1, np.int64)]
         if id(node) in known:
@@ -44,7 +45,7 @@ def pack(problem: Problem, tree: Tree, size: int) -> Pattern:
         return known[id(node)]
 
     def _close(done: Pattern, waiting: Pattern, memory: np.ndarray) -> tuple[Pattern, Pattern]:
-        """Make groups of a subtree's units, if there are enough."""
+        """Make groups of a subtree's units if there are enough of them."""
         total = sum(len(u) for u in waiting)
         together = np.concatenate(waiting) if waiting else np.zeros(0, np.int64)
         if total < max(1, size * 0.75) or not fits(together, memory):
@@ -66,7 +67,10 @@ def pack(problem: Problem, tree: Tree, size: int) -> Pattern:
 
 
 def _deal(units: Pattern, k: int) -> Pattern:
-    """Neighbouring units in k groups of nearly equal numbers of devices; units are cut only if there are too few."""
+    """Put neighbouring units into k groups with nearly equal numbers of devices.
+
+    Cuts units only if they are too few.
+    """
     if len(units) < k:
         return [np.array(part) for part in np.array_split(np.concatenate(units), k)]
     ends = np.cumsum([len(u) for u in units])

@@ -12,17 +12,17 @@ from ..errors import EnvironmentProblem
 from .baselines import groups_of, node_of
 from .plan import Plan
 
-MOST_DEVICES = 4096  # more squares would be too small to see
+MOST_DEVICES = 4096  # the squares of more devices would be too small to see
 
 
 def check() -> None:
-    """Raise EnvironmentProblem if nothing can be drawn here."""
+    """Raise EnvironmentProblem if Matplotlib is missing, so that nothing can be drawn."""
     if importlib.util.find_spec("matplotlib") is None:
         raise EnvironmentProblem("Matplotlib is not installed: pip install 'aristos[plot]'")
 
 
 def draw(plan: Plan, path: str) -> None:
-    """Write a picture in the format of the file's name. Raises EnvironmentProblem, OSError, ValueError."""
+    """Write a picture to `path`, whose ending decides the format. Raises EnvironmentProblem, OSError, ValueError."""
     regular.refuse_others(path)
     check()
     import matplotlib

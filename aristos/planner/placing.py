@@ -1,9 +1,9 @@
-"""Which devices of a group hold which experts: by rate and memory, and by expert loads if they are known.
+"""Which devices of a group hold which experts, by rate, memory, and expert loads if they are known.
 
-The time of a stage on a device is its load over its rate; placing makes the longest time in a group short. Experts of
-equal load have equally many copies, the number with which that time is shortest. With loads, experts are given to
-devices from heavy to light, then moved and swapped; hot experts have copies. The load of a copy is the one that the
-layer gives it: of c copies, each source uses number (its own number mod c).
+A device's time in a stage is its load over its rate; placing makes the longest time in a group short. Experts of equal
+load all have the same number of copies, the one with which that longest time is shortest. If loads are known, experts
+are given to devices from heavy to light, then moved and swapped, and hot experts have copies. A copy has the load that
+the layer gives it: of c copies, each source uses number (its own number mod c).
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from .problem import Problem
 from .replicas import held_loads, replicate
 
-MOST_COPIES = 1 << 18  # copies of all experts of one group
-TRIES = 24  # numbers of copies tried
+MOST_COPIES = 1 << 18  # the most copies of all experts of one group together
+TRIES = 24  # the most numbers of copies tried
 SMALL = 1e-12  # relative: sums differ in their last bits
 
 
@@ -37,8 +37,8 @@ def places(problem: Problem, group: NDArray[np.int64]) -> list[list[int]]:
 def alike(experts: int, rate: np.ndarray, memory: np.ndarray) -> list[list[int]]:
     """`places` for experts of equal load.
 
-    Copies are made if there are more devices than experts: then every device with memory holds an expert or a copy,
-    unless a slow device would make the stage longer.
+    Copies are made if there are more devices than experts. Then every device with memory holds an expert or a copy,
+    except slow devices that would make the stage longer.
     """
     loads, n = np.ones(experts), len(rate)
 
@@ -51,7 +51,8 @@ def alike(experts: int, rate: np.ndarray, memory: np.ndarray) -> list[list[int]]
         held = shares(copies * experts, rate, np.minimum(memory, experts))
         found: list[list[int]] = [[] for _ in range(experts)]
         for at, d in enumerate(np.repeat(np.arange(n), held)):
-            found[at % experts].append(int(d))  # a device holds at most `experts` in a row: no two are the same
+            # a device holds at most `experts` in a row, so no two of them are the same
+            found[at % experts].append(int(d))
         if (mine := longest(found)) < value * (1 - SMALL):
             best, value = found, mine
     idle = np.flatnonzero((np.bincount([d for each in best for d in each], minlength=n) == 0) & (memory > 0))
@@ -65,7 +66,7 @@ def alike(experts: int, rate: np.ndarray, memory: np.ndarray) -> list[list[int]]
 
 
 def numbers(experts: int, memory: np.ndarray) -> list[int]:
-    """The numbers of copies of every expert to try: one, the most that fit, and numbers that divide the sources."""
+    """Numbers of copies of every expert to try: one, the most that fit, and those that divide the number of sources."""
     n = len(memory)
     if (memory > 0).sum() <= experts:
         return [1]
@@ -75,7 +76,7 @@ def numbers(experts: int, memory: np.ndarray) -> list[int]:
 
 
 def shares(experts: int, rate: np.ndarray, memory: np.ndarray) -> np.ndarray:
-    """[devices] how many experts of equal weight each holds; no other split has a smaller maximum of held / rate."""
+    """[devices] number of equally heavy experts on each device; no other split has a smaller maximum of held / rate."""
     held = np.zeros(len(rate), np.int64)
     queue = [(1 / r, d) for d, r in enumerate(rate) if memory[d] > 0]
     heapq.heapify(queue)

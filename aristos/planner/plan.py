@@ -1,4 +1,4 @@
-"""A plan: the groups, their cost term by term, the largest distance from the optimum, and the bottleneck."""
+"""A plan: the groups, each term of their cost, the most by which they may miss the optimum, and the bottleneck."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from .problem import Problem
 
 @dataclass(frozen=True)
 class Plan(placement.Plan):
-    """The result of `solve`: the groups, their cost term by term, and how far from the optimum they may be.
+    """The result of `solve`: the groups, each term of their cost, and the most by which they may miss the optimum.
 
-    `MoE(..., plan=plan)` makes a layer of it, rank i being device i.
+    `MoE(..., plan=plan)` makes a layer with these groups and this placement; rank i is then device i.
 
     Attributes
     ----------
@@ -28,9 +28,9 @@ class Plan(placement.Plan):
     objective : str
         "work_conserving" or "literal".
     allreduce : str
-        "any" or "crossing": whose slowest link the all-reduce uses.
+        "any" or "crossing": the pairs whose slowest link the all-reduce uses.
     groups : list of list of int
-        Device indices, ascending; groups in the order of their first devices.
+        Device indices, ascending. The groups are in the order of their first devices.
     cost : Cost
         The terms of the groups.
     lower_bound_us : float
@@ -61,20 +61,20 @@ class Plan(placement.Plan):
 
     @cached_property
     def placement(self) -> list[dict[int, list[int]]]:
-        """[groups] {expert: devices that hold it}."""
+        """{expert: devices that hold it} of each group."""
         return [place(self.problem, group) for group in self.groups]
 
     @cached_property
     def achieved(self) -> Achieved:
-        """The step that the groups and the placement give: whole experts, and tokens sent as the layer sends them."""
+        """The step that groups and placement give, with whole experts and with tokens sent as the layer sends them."""
         return achieve(self.problem, self.groups, self.cost.allreduce_us, self.objective == "work_conserving")
 
     @property
     def bottleneck(self) -> dict[str, Any]:
         """{group, device, term}: the largest of the step's terms, and the device responsible.
 
-        term: `pi` (the device is the group's slowest), `comm` (the one with the largest C) or `allreduce` (an end of
-        the slowest link).
+        term: `pi` (the device is the group's slowest), `comm` (the device has the group's largest C) or `allreduce`
+        (the device is an end of the slowest link).
         """
         cost = self.cost
         g = cost.slowest
@@ -113,7 +113,10 @@ class Plan(placement.Plan):
 
 
 def infeasible_json(missing: int) -> dict[str, Any]:
-    """The object that `aristos plan --json` prints if no partition fits. missing: experts."""
+    """The object that `aristos plan --json` prints if no partition fits.
+
+    missing: experts for which memory is missing.
+    """
     keys = (
         "objective_us",
         "achieved_us",
@@ -129,5 +132,5 @@ def infeasible_json(missing: int) -> dict[str, Any]:
 
 
 def ordered(groups: list[list[int]]) -> list[list[int]]:
-    """The same groups, each ascending, in order of first devices."""
+    """The same groups, with ascending devices, in the order of their first devices."""
     return sorted(sorted(int(i) for i in members) for members in groups)

@@ -1,4 +1,4 @@
-"""The group that is worth most at given prices of devices: dynamic programming over devices, compiled."""
+"""The group that is worth most at given prices of devices, found by compiled dynamic programming over devices."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ NOTHING = -np.inf
 
 @jit
 def price(worth, memory, speed, last, each, least_memory, need):
-    """The most valuable group of each size: ([sizes + 1] its worth, [sizes + 1, devices] whether a device is in it).
+    """The most valuable group of each size: ([sizes + 1] worth, [sizes + 1, devices] whether a device is in the group).
 
     worth: [devices]. memory, speed: [devices] in whole units. last: [devices] True for the last device of its cell.
-    each: least number of devices of a group in every cell it touches. least_memory: units that a group needs. need:
-    [sizes + 1] units of speed that a group of this size needs, -1 if there may be none. Worth is -inf if there is none.
+    each: the fewest devices that a group may have in a cell that it touches. least_memory: units that a group needs.
+    need: [sizes + 1] units of speed that a group of this size needs, -1 if groups of this size are not allowed. A size
+    without a group has worth -inf.
     """
     n, most, top = len(worth), len(need) - 1, need.max()
     best = np.full((each + 1, most + 1, least_memory + 1, top + 1), NOTHING)
     best[0, 0, 0, 0] = 0.0
     took = np.zeros((n, each + 1, most + 1, least_memory + 1, top + 1), np.bool_)
     for i in range(n - 1, -1, -1):
-        if last[i]:  # no later device is in its cell
+        if last[i]:  # no later device is in the cell of device i
             best[1:each] = NOTHING
             best[each] = best[0]
         m, r, w = memory[i], speed[i], worth[i]

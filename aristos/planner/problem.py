@@ -1,4 +1,4 @@
-"""The planning problem: devices, links and one MoE layer's costs; and its form in a file.
+"""The planning problem, that is devices, links and one MoE layer's costs, and its form in a file.
 
 Each error about a file names the field. This module knows no solver.
 """
@@ -21,7 +21,7 @@ from .tree import Tree
 from .values import IDLE, LARGEST, ProblemError, count, number, read_json
 
 OBJECTIVES = ("work_conserving", "literal")
-MOST_EXPERTS = 1 << 16  # fewer than a layer may have (config.py): Python code visits each, for every group of devices
+MOST_EXPERTS = 1 << 16  # fewer than a layer may have (config.py): for every group, Python code visits each expert
 Matrix = NDArray[np.float64]
 
 
@@ -31,7 +31,7 @@ class Infeasible(InputError):
     Attributes
     ----------
     missing : int
-        Experts for which memory is missing, over all devices.
+        How many experts the memory of all devices together lacks.
     """
 
     def __init__(self, missing: int, text: str) -> None:
@@ -77,7 +77,7 @@ class Problem:
     gradient_mib : float or None
         MiB that the groups all-reduce. None: they all-reduce nothing (inference).
     rate : array [n], float64
-        Cost units per us of each device; next to nothing for a device without memory, since it computes nothing.
+        Cost units per us of each device. A device without memory computes nothing; its rate is nearly 0.
     memory : array [n], int64
         Experts that fit into each device.
     alpha_us : array [n, n], float64
@@ -125,11 +125,11 @@ class Problem:
 
     @property
     def kappa(self) -> float:
-        """MoE stages each device runs in a step."""
+        """The MoE stages that each device runs in a step."""
         return self.stages / self.n
 
     def device(self, i: int) -> str:
-        """A device in a message: its index, and its name if it has one.
+        """How a message shows a device: by its index, and by its name if it has one.
 
         Parameters
         ----------
@@ -144,7 +144,7 @@ class Problem:
         return f"device {i} ({self.names[i]})" if self.names and self.names[i] else f"device {i}"
 
     def check_feasible(self) -> None:
-        """Refuse a problem that no partition fits.
+        """Raise an error if the devices' memory is too small for any partition.
 
         Raises
         ------
@@ -161,7 +161,10 @@ class Problem:
 
 
 def _matrix(name: str, value: Any, n: int) -> Matrix:
-    """[n, n], symmetric, finite, not negative, zero diagonal; else ProblemError for the first wrong entry."""
+    """Check that a matrix is [n, n], symmetric, finite and not negative, with a zero diagonal.
+
+    Raises ProblemError for the
+    first wrong entry."""
     if not isinstance(value, list):
         raise ProblemError(name, f"must be {n} lists of {n} numbers, got {type(value).__name__}")
     if len(value) != n:
@@ -213,7 +216,7 @@ def _devices(value: Any) -> list[Device]:
 
 
 def scalars(data: dict[str, Any]) -> dict[str, Any]:
-    """Check the fields that both forms of a file share; keyword arguments of a Problem."""
+    """Check the fields that both forms of a file share. Returns them as keyword arguments of a Problem."""
     for key in ("experts", "layer_cost", "payload_mib", "crossings", "stages", "gradient_mib"):
         if key not in data:
             raise ProblemError(key, "is missing")
@@ -238,7 +241,7 @@ def scalars(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def _machine(data: dict[str, Any]) -> str:
-    """The option of `aristos plan` that takes the file, if it has a machine and no model; else ""."""
+    """The option of `aristos plan` that takes this file if it describes a machine and no model; else ""."""
     if "classes" in data and "hosts" in data:  # a file of `aristos topo --measure`
         return "--topology"
     return "--cluster" if "children" in data or list(data) == ["cluster"] else ""
@@ -250,7 +253,7 @@ def parse(data: Any) -> Problem:
     Parameters
     ----------
     data : object
-        What `json.loads` made of a problem's text.
+        The object that `json.loads` made of a problem's text.
 
     Returns
     -------
@@ -303,7 +306,7 @@ def load(path: str | Path) -> Problem:
     ProblemError
         The file holds no problem; the message names file and field.
     OSError
-        It cannot be read.
+        The file cannot be read.
     """
     try:
         return parse(read_json(path, "problem"))

@@ -1,8 +1,8 @@
-"""Problems of published models on measured machines: shapes and links become the numbers of Equation 1.
+"""Problems of published models on measured machines: the numbers of Equation 1 from shapes and links.
 
-A step is one of training (forward, and backward twice as long) or of inference (forward, no gradients). Links, rates
-and memory come from a file of `aristos topo --measure`, schema `aristos-links/1`, or from a cluster file. No machine is
-guessed.
+A step is one of training (forward, and backward that takes twice as long) or of inference (forward, no gradients).
+Links, rates and memory come from a file of `aristos topo --measure`, schema `aristos-links/1`, or from a cluster file.
+Nothing about a machine is guessed.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ STATE = 16  # bytes a parameter in training: weight and gradient in bfloat16; ma
 def build(
     model: Model, tokens: int, machine: Links | dict[str, Any], inference: bool = False, each: float | None = None
 ) -> Problem:
-    """The problem of a model on a machine. tokens: of each device in a layer. machine: measured links, or a cluster of
-    `machine.load`. each: bytes a parameter, default STATE in training and ITEM in inference.
+    """The problem of a model on a machine. tokens: how many each device has in a layer. machine: measured links, or a
+    cluster that `machine.load` read. each: bytes a parameter, by default STATE in training and ITEM in inference.
 
-    Costs are MFLOP, rates MFLOP a us. Raises InputError if a figure is missing in the links, Infeasible if a device
-    lacks memory for the parameters outside the experts, which every device holds, or all devices for the experts.
+    Costs are in MFLOP, rates in MFLOP a us. Raises InputError if the links lack a figure. Raises Infeasible if a device
+    lacks memory for the parameters outside the experts, which every device holds, or if all devices together lack
+    memory for the experts.
     """
     tokens = count("tokens", tokens, 1)
     each = (ITEM if inference else STATE) if each is None else each
@@ -48,5 +49,5 @@ def build(
 
 
 def moving(model: Model, tokens: int, group: int) -> Moving:
-    """Whether tokens or weights have fewer bytes to move in a group of `group` devices."""
+    """The bytes to move in a group of `group` devices, by tokens and by weights."""
     return compare(tokens, model.hidden, model.ffn, model.experts, model.top_k, model.gated, group, ITEM)

@@ -3,10 +3,10 @@
 For groups of s devices that lie in a cell, but in none of its children, and hold all experts:
 
 - comm[i, s] is at most the largest C of any such group with device i. The device pays for s - 1 partners in the cell,
-  so at least for the cheapest ones. The bound also uses that the group has enough memory (a Lagrangian multiplier
-  prices what is missing), and that some partner is in another child.
+  so at least for the s - 1 cheapest ones. The bound also uses that the group has enough memory (a Lagrangian multiplier
+  prices the missing memory), and that some partner is in another child.
 - part[u][s, c] is at most the largest C of any such group with c devices in child u: the c-th smallest of what each
-  device of u pays for c - 1 partners in u and s - c outside. If u has children and c devices need at least n of them,
+  device of u pays for c - 1 partners in u and s - c outside. If u has children and c devices lie in at least n of them,
   some child has between 1 and c / n of the devices.
 
 `bounds.py` adds rates, and joins groups to partitions.
@@ -25,7 +25,7 @@ from .problem import Problem
 from .terms import comm_us, share_mib
 
 Floats = NDArray[np.float64]
-PRICES = 2.0 ** np.arange(-4, 5)  # prices of missing memory; 1: a typical link's C over a typical memory
+PRICES = 2.0 ** np.arange(-4, 5)  # prices of missing memory, in units of a typical link's C over a typical memory
 
 
 def programme(problem: Problem, grows: bool) -> Programme:
@@ -84,17 +84,20 @@ def reach(problem: Problem, cell: Cell) -> tuple[Floats, list[Floats]]:
 
 
 def _by_partners(w: Floats, memory: Floats, s: int, experts: int) -> Floats:
-    """[n] the least sum of w to s - 1 partners with enough memory; infinite if there are none. w: [n, n]"""
+    """[n] the least sum of w over s - 1 partners with enough memory; infinite if there are no such partners.
+
+    w: [n, n]
+    """
     n = len(w)
     off = ~np.eye(n, dtype=bool)
     others = w[off].reshape(n, n - 1)
     best = _least(others, s - 1)
     ranked = np.sort(memory)[::-1]
     top = np.concatenate([[0.0], np.cumsum(ranked)])
-    # the s - 1 largest of the others: if a device is among the largest itself, the next one replaces it
+    # the s - 1 largest of the others: a device that is among the largest itself is replaced by the next one
     among = memory >= ranked[min(s - 1, n - 1)]
     held = np.where(among, top[min(s, n)], top[s - 1] + memory)
-    if memory.min() * s < experts:  # some groups of this size do not fit
+    if memory.min() * s < experts:  # some groups of this size cannot hold all experts
         of_others = np.broadcast_to(memory, (n, n))[off].reshape(n, n - 1)
         scale = max(w.mean(), 1e-300) / max(memory.mean(), 1e-300)
         for price in PRICES * scale:
@@ -115,7 +118,7 @@ def _least(w: Floats, count: int) -> Floats:
 def by_parts(w: Floats, row: NDArray[np.int64], s: int) -> Floats:
     """[devices, counts] the least C of each device of a child, if c devices of the group are in that child.
 
-    Infinite unless 1 <= c < s. row: places of the child's devices in w.
+    The result is infinite unless 1 <= c < s. row: places of the child's devices in w.
     """
     n, size = len(w), len(row)
     others = np.ones(n, bool)
@@ -133,7 +136,7 @@ def by_parts(w: Floats, row: NDArray[np.int64], s: int) -> Floats:
 
 
 def _nested(w: Floats, members: NDArray[np.int64], u: Cell, s: int) -> Floats:
-    """[c] lower bound on max C if c devices of u are in a group of s, from u's own children; 0 if it has none."""
+    """[c] lower bound, from u's children, on max C if c devices of u are in a group of s; 0 if u has no children."""
     size = len(u.members)
     found = np.zeros(size + 1)
     if not u.children:

@@ -1,8 +1,9 @@
-"""Lower bound on the all-reduce among k groups: the bound's second term.
+"""Lower bound on the all-reduce among k groups, the second term of the bound on F.
 
-With `any` it is exact: the slowest link of all. With `crossing` it depends on the groups. Take pairs from slow to fast:
-the slowest crossing pair is always one of the n - 1 pairs that join two components. All slower pairs lie inside groups,
-and a group that contains a component pays for its links.
+With `any` the bound is exact, because the all-reduce uses the slowest link of all. With `crossing` the link depends on
+the groups. Take the pairs of devices from slow to fast links, and join the devices of each: the slowest crossing pair
+is always one of the n - 1 pairs that join two components. All slower pairs lie inside groups, and a group that contains
+a component pays for that component's links.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from .cells import single_linkage
 from .cost import allreduce_us, link_of, slowest_link
 from .problem import Problem
 
-PRICED_MOST = 256  # most devices with which components are priced
+PRICED_MOST = 256  # with more devices, components are not priced
 
 
 def least_reduce(problem: Problem, allreduce: str, objective: str, incumbent_us: float) -> Callable[[int], float]:
@@ -28,7 +29,7 @@ def least_reduce(problem: Problem, allreduce: str, objective: str, incumbent_us:
         links = [link_of(problem, *slowest)]
     elif problem.tree is not None:
         meeting = np.array([s.size > s.children[0][1].size for s in problem.tree.switches])
-        real = problem.tree.links[meeting]  # at a switch with one child no two devices meet
+        real = problem.tree.links[meeting]  # a switch with one child is left out: no two devices meet there
         key = terms.slowness(real[:, 0], real[:, 1], problem.gradient_mib)
         links = [(a, b) for a, b in np.unique(real[key >= key[0]], axis=0)]  # the topmost of them always crosses
     else:
@@ -37,7 +38,7 @@ def least_reduce(problem: Problem, allreduce: str, objective: str, incumbent_us:
 
 
 def _links(problem: Problem, objective: str, incumbent_us: float) -> list[tuple[float, float]]:
-    """Links that may be the slowest crossing link of a partition better than the incumbent."""
+    """Links that may be the slowest crossing link of a partition that is better than the incumbent."""
     p = problem
     joins = single_linkage(-terms.slowness(p.alpha_us, p.beta_us_per_mib, p.gradient_mib))
     label = np.arange(p.n)

@@ -1,9 +1,10 @@
-"""Placing experts by their loads, with copies of hot ones where memory is left.
+"""Placing experts by their loads, with copies of hot experts where memory is left.
 
-Copies of an expert have nearly equal shares of its load: each source rank uses one, by its number. The next copy goes
-to the expert with the largest load per copy. Copies are given from heavy to light, each to the device that would end
-first with it; then they are moved and swapped while that shortens the time of the slowest device. TRIES numbers of
-copies are tried, up to what memory allows. `eplb` is DeepSeek's load balancer, from its description: the baseline.
+Copies of an expert have nearly equal shares of its load: each source rank uses one copy, which its number selects. The
+next copy is always one of the expert with the largest load per copy. Copies are given to devices from heavy to light,
+each to the device that would end first with it. Then they are moved and swapped while that shortens the time of the
+slowest device. TRIES numbers of copies are tried, up to what memory allows. The baseline `eplb` is DeepSeek's load
+balancer, written from its description.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]
 Placement = list[list[int]]  # each expert's devices, ascending
-PASSES = 400  # moves and swaps at most
-TRIES = 12  # numbers of copies tried
+PASSES = 400  # the most moves and swaps
+TRIES = 12  # the most numbers of copies tried
 
 
 def longest(placement: Placement, loads: Floats, rate: Floats, sources: int | None = None) -> float:
@@ -24,8 +25,10 @@ def longest(placement: Placement, loads: Floats, rate: Floats, sources: int | No
 
 
 def held_loads(placement: Placement, loads: Floats, devices: int, sources: int | None = None) -> Floats:
-    """[devices] load of each device. sources: ranks with equally many tokens, of which each uses copy (its number mod
-    copies); None: copies have equal shares."""
+    """[devices] load of each device.
+
+    sources: the number of source ranks, which have equally many tokens; each uses copy
+    (its number mod copies). None: copies have equal shares."""
     found = np.zeros(devices)
     for expert, places in enumerate(placement):
         c = len(places)
@@ -39,7 +42,7 @@ def replicate(
 ) -> Placement:
     """Devices of each expert. loads: [experts]. rate, memory: [devices]; memory must hold all experts.
 
-    most: limit of copies over all experts; default: what memory allows. sources: see `held_loads`.
+    most: the most copies of all experts together; by default as many as memory allows. sources: see `held_loads`.
     """
     experts, devices = len(loads), len(rate)
     space = np.minimum(memory, experts)
@@ -60,7 +63,10 @@ def replicate(
 
 
 def copies_of(loads: Floats, total: int, most: int) -> Counts:
-    """[experts] number of copies, `total` in all; the next goes to the largest load per copy. most: of one expert."""
+    """[experts] number of copies, `total` in all.
+
+    The next copy is always one of the expert with the largest load per copy.
+    most: the most copies of one expert."""
     copies = np.ones(len(loads), np.int64)
     share = loads.astype(np.float64).copy()
     for _ in range(total - len(loads)):
@@ -71,7 +77,10 @@ def copies_of(loads: Floats, total: int, most: int) -> Counts:
 
 
 def _pack(loads: Floats, copies: Counts, rate: Floats, space: Counts) -> Placement | None:
-    """Give copies to devices, no two of one expert to the same device; None if a copy finds no device."""
+    """Give copies to devices, but never two of one expert to the same device.
+
+    Returns None if a copy finds no device.
+    """
     share = loads / copies
     held: list[set[int]] = [set() for _ in rate]
     load = np.zeros(len(rate))
@@ -92,7 +101,7 @@ def _pack(loads: Floats, copies: Counts, rate: Floats, space: Counts) -> Placeme
 
 
 def _improve(held: list[set[int]], load: Floats, share: Floats, rate: Floats, space: Counts) -> None:
-    """Move or swap single copies of the slowest device while both devices then end earlier than it did."""
+    """Move or swap single copies of the slowest device while both devices then end earlier than it did before."""
     for _ in range(PASSES):
         time = load / rate
         slow = int(np.argmax(time))
@@ -128,8 +137,9 @@ def _improve(held: list[set[int]], load: Floats, share: Floats, rate: Floats, sp
 def eplb(loads: Floats, devices: int, slots: int) -> Placement:
     """DeepSeek's global balancing: `slots` copies, as many on every device.
 
-    The next copy goes to the expert with the largest load per copy; then, from heavy to light, each copy goes to the
-    least loaded device with a free slot, even if it holds a copy of that expert. slots: a multiple of devices.
+    The next copy is always one of the expert with the largest load per copy. Then, from heavy to light, each copy goes
+    to the least loaded device with a free slot, even if that device holds a copy of that expert. slots: a multiple of
+    devices.
     """
     copies = copies_of(loads, slots, slots)
     share = np.repeat(loads / copies, copies)

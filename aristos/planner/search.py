@@ -1,8 +1,8 @@
 """Good groups for problems too large to enumerate partitions: cuts of an order, then moves at the bottleneck.
 
 Clustering by links puts devices in an order in which nodes, switches and pods are contiguous. Dynamic programming finds
-the best cuts of such an order into k groups, for every k. Annealing then moves and swaps single devices, half of the
-time those of the group with the longest stage. Nothing is proved here.
+the best cuts of such an order into k groups, for every k. Annealing then moves and swaps single devices; half of its
+steps take a device of the group with the longest stage. The search proves no bound.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from .exact import pairs_from_slow
 from .problem import Problem
 
 Groups = list[list[int]]
-NEAREST = 8  # devices with the fastest links to a device: it moves to their groups
-STEPS = 1_500_000  # steps of one annealing; with over 32 devices times 32 / devices
+NEAREST = 8  # how many devices with the fastest links to a device are considered: it moves to their groups
+STEPS = 1_500_000  # steps of one annealing; with more than 32 devices, this times 32 / devices
 ROUNDS = 12  # rounds of annealing, from the best cuts for different k and from the best groups so far
-PIECES = 10  # pieces of one annealing; the clock is checked after each
+PIECES = 10  # parts of one annealing; the clock is checked after each
 HOT, COLD = 0.03, 0.0002  # temperatures as shares of F
 CUT_WORK = 20_000_000  # steps between checks of the clock
-CUT_MOST = 2048  # devices; no cuts above, because the work is cubic
+CUT_MOST = 2048  # devices; with more, no cuts are computed, because the work is cubic
 
 
 class GroupSearch:
@@ -43,7 +43,7 @@ class GroupSearch:
             self._pairs = np.array(list(pairs_from_slow(problem)), np.int64).reshape(-1, 2)
 
     def offer(self, groups: Groups) -> float:
-        """Keep groups if they are the best so far; returns their F."""
+        """Keep groups if they are the best so far. Returns their F."""
         cost = evaluate(self.problem, groups, self.objective, self.allreduce)
         k = len(groups)
         if cost.objective_us < self.starts.get(k, (np.inf, []))[0]:
@@ -82,7 +82,7 @@ class GroupSearch:
                 self.offer(groups)
 
     def _cuts(self, order: np.ndarray, until: float) -> tuple[np.ndarray, np.ndarray] | None:
-        """([most + 1] longest stage by number of groups, [most + 1, n + 1] where groups begin); None if time is up."""
+        """([most + 1] longest stage by number of groups, [most + 1, n + 1] first devices), or None if time is up."""
         p = self.problem
         best, starts = np.full((self.most + 1, p.n + 1), np.inf), np.zeros((self.most + 1, p.n + 1), np.int64)
         best[0, 0] = 0.0
@@ -126,7 +126,10 @@ class GroupSearch:
                     return
 
     def _round_starts(self) -> Iterator[Groups]:
-        """The groups that each round starts from: twice the best of a number of groups not tried yet, then the best."""
+        """The groups that each round starts from.
+
+        Of three rounds, two start from the best partition into a number of groups
+        not tried yet, and one from the best of all."""
         tried: set[int] = set()
         for number in range(ROUNDS):
             left = sorted((value, k) for k, (value, _) in self.starts.items() if k not in tried and np.isfinite(value))
@@ -138,10 +141,10 @@ class GroupSearch:
 
 
 def pieces(n: int, most: int) -> Iterator[tuple[int, int]]:
-    """Ranges that cover 1..n, of at most CUT_WORK steps: device i takes i * (i + most) steps."""
+    """Ranges of at most CUT_WORK steps that cover 1..n, where device i takes i * (i + most) steps."""
     begin = 1
     while begin <= n:
-        limit = 2 * begin  # the largest `end`, so that no device takes more steps than this one
+        limit = 2 * begin  # `end` is at most this, so a device takes at most limit * (limit + most) steps
         end = begin + min(begin, max(1, CUT_WORK // (limit * (limit + most))))
         yield begin, min(end, n + 1)
         begin = end

@@ -21,9 +21,9 @@ from .values import number
 
 TIMELY = 0.93  # the share of the deadline after which no solver is started
 CLOSE = 1e-4  # gap at which the search ends
-CELLS_MOST = 160  # most devices that the bound treats one by one; above, equal cells are one
+CELLS_MOST = 160  # most devices that the bound treats one by one; with more, equal cells are treated as one
 PACKED = 0.7  # the share of the time after which packing ends
-PLAIN, ANNEALED, PARTITIONED = 0.2, 0.4, 0.8  # shares of the time: ends of the first bound, annealing and columns
+PLAIN, ANNEALED, PARTITIONED = 0.2, 0.4, 0.8  # shares of the time at which the first bound, annealing and columns end
 NUMBERS_SECONDS = 15.0  # limit of the integer programmes before the search
 
 
@@ -60,9 +60,9 @@ def solve(
     Infeasible
         No partition fits.
     InputError
-        An unknown `objective` or `allreduce`, or a deadline that is no positive number.
+        `objective` or `allreduce` is unknown, or the deadline is no positive number.
     EnvironmentProblem
-        Many devices need HiGHS (`highspy`), and it is not installed.
+        The problem has so many devices that it needs HiGHS (`highspy`), which is not installed.
 
     Examples
     --------
@@ -95,12 +95,12 @@ def solve(
         groups = ordered(exact.solve(problem, objective, allreduce, best))
         cost = evaluate(problem, groups, objective, allreduce)
         return Plan(problem, objective, allreduce, groups, cost, cost.objective_us, "exact: all subsets")
-    solver()  # before the search
+    solver()  # raises before the search if HiGHS is missing
     return _Large(problem, objective, allreduce, started, until, seed).solve(best, name)
 
 
 class _Large:
-    """A problem too large for the exact solver: searches improve the plan, programmes raise the bound."""
+    """A problem too large for the exact solver. Searches improve its plan, and programmes raise its bound."""
 
     def __init__(
         self, problem: Problem, objective: str, allreduce: str, started: float, until: float, seed: int
@@ -140,7 +140,7 @@ class _Large:
         return self.started + share * (self.until - self.started)
 
     def _partition(self, search: GroupSearch, until: float) -> None:
-        """Raise the bound by columns, and offer the groups they find to the search."""
+        """Raise the bound by columns, and offer the groups that the columns give to the search."""
         p, high = self.problem, search.best_us
         if p.n > columns.MOST or p.kappa <= 0 or self.low >= high * (1 - CLOSE) or time.monotonic() > until:
             return
@@ -162,7 +162,7 @@ class _Large:
         return Plan(self.problem, self.objective, self.allreduce, groups, cost, low, f"{method}; bound by {self.by}")
 
     def _tree(self) -> tuple[Problem, np.ndarray]:
-        """(the problem in compressed form, [n] the original device at each place)."""
+        """(the problem in compressed form, [n] the original device at each place of that form)."""
         if self._cluster is None:
             p = self.problem
             if p.tree is not None:
@@ -177,7 +177,7 @@ class _Large:
         return self._cluster
 
     def _pack(self) -> list[list[int]] | None:
-        """Packed groups of a large problem; None if a search by devices is better."""
+        """Packed groups of a large problem, or None if a search by devices is better."""
         if self.problem.n <= CELLS_MOST and self.problem.tree is None:
             return None
         alike, order = self._tree()
@@ -186,7 +186,7 @@ class _Large:
         return [sorted(int(order[i]) for i in g) for g in groups]
 
     def sharpen(self, high: float, until: float) -> None:
-        """Raise the lower bound, by a linear programme, then with whole counts."""
+        """Raise the lower bound by a linear programme, then by the same programme with whole counts."""
         p, grows = self.problem, self.objective == "work_conserving"
         if self.low >= high * (1 - CLOSE) or time.monotonic() > until:
             return

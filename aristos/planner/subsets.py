@@ -13,7 +13,7 @@ INFINITE = np.inf
 
 @jit
 def stages(alpha, beta, rate, memory, experts, work, grows, crossings, payload):
-    """[2**n] pi + max C of every set of devices, us; infinite if it cannot hold all experts.
+    """[2**n] pi + max C of every set of devices, us; infinite for a set that cannot hold all experts.
 
     alpha, beta: [n, n]. rate: [n]. memory: [n] int64. work: layer_cost. grows: whether pi grows with the set.
     """
@@ -46,7 +46,7 @@ def stages(alpha, beta, rate, memory, experts, work, grows, crossings, payload):
 def bottlenecks(stage, items, most, cap):
     """[2**items, most + 1] the longest stage of the best partition of each set of items into exactly k groups.
 
-    stage: [2**items] of every set. Sets with a stage above cap are not used.
+    stage: [2**items] the stage of every set. Sets with a stage above cap are not used.
     """
     best = np.full((1 << items, most + 1), INFINITE)
     best[0, 0] = 0.0
@@ -70,7 +70,7 @@ def bottlenecks(stage, items, most, cap):
 
 @jit
 def trace(stage, best, items, k):
-    """[k] the groups, as sets, of a partition of all items that reaches best[-1, k]."""
+    """[k] the groups, as bit masks, of a partition of all items that reaches best[-1, k]."""
     groups = np.zeros(k, np.int64)
     whole = (1 << items) - 1
     for left_groups in range(k, 0, -1):

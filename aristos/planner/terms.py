@@ -1,11 +1,11 @@
 """The terms of Equation 1, each written once. Costs, searches, the exact solver and the bounds all call these.
 
-They take numbers or NumPy arrays in Python, and numbers in compiled loops. What a change here must keep, because the
-bounds rely on it:
+They take numbers or NumPy arrays in Python, and numbers in compiled loops. The bounds rely on the following, which a
+change here must keep:
 
 - `pi_us` grows with the size and falls with the rates. `rates_for` and `rate_each` are its inverses: change all three.
-- `comm_us` is linear in alpha and beta, so that a device's C is the sum over its partners, taken before or after. It
-  falls with the size of the group only through `share_mib`.
+- `comm_us` is linear in alpha and beta, so that a device's C is the sum over its partners, whether alphas and betas
+  are summed or the times are. It falls with the size of the group only through `share_mib`.
 - A stage is pi + max C: `bounds`, `columns` and `reducing` subtract C from a stage's limit.
 """
 
@@ -20,47 +20,50 @@ term = register_jitable(error_model="numpy")
 
 @term
 def pi_us(layer_cost: Any, size: Any, rates: Any, grows: bool) -> Any:
-    """Compute time of a stage of `size` devices with this sum of rates. grows: `work_conserving`, not `literal`."""
+    """Compute time of a stage of `size` devices with this sum of rates.
+
+    grows: whether the objective is `work_conserving`
+    rather than `literal`."""
     return (size if grows else 1) * layer_cost / rates
 
 
 @term
 def rates_for(layer_cost: Any, size: Any, limit_us: Any, grows: bool) -> Any:
-    """The sum of rates with which pi is limit_us > 0."""
+    """The sum of rates with which pi equals limit_us, which must be positive."""
     return (size if grows else 1) * layer_cost / limit_us
 
 
 @term
 def rate_each(layer_cost: Any, size: Any, limit_us: Any, grows: bool) -> Any:
-    """`rates_for`, divided among the devices."""
+    """The result of `rates_for` divided by the number of devices."""
     return layer_cost / limit_us / (1 if grows else size)
 
 
 @term
 def share_mib(payload_mib: Any, size: Any) -> Any:
-    """What a device of a group sends each partner in one crossing."""
+    """The MiB that a device of a group sends each partner in one crossing."""
     return payload_mib / size
 
 
 @term
 def link_us(alpha: Any, beta: Any, mib: Any) -> Any:
-    """One message over a link; or over several, from their sums of alpha and of beta."""
+    """The time of one message over a link; or over several links, from their sums of alpha and of beta."""
     return alpha + beta * mib
 
 
 @term
 def comm_us(crossings: Any, alpha: Any, beta: Any, share: Any) -> Any:
-    """C of a device, from sums of alpha and beta over its partners; or one partner's part of it."""
+    """C of a device from sums of alpha and beta over its partners; or one partner's part of C from its own."""
     return crossings * link_us(alpha, beta, share)
 
 
 @term
 def allreduce_us(k: Any, alpha: Any, beta: Any, gradient_mib: Any) -> Any:
-    """T_rho among k groups over a link; 0 if there is nothing to reduce (None)."""
+    """T_rho among k groups over a link; 0 if gradient_mib is None, because then nothing is reduced."""
     return 0.0 if gradient_mib is None else 2.0 * (k - 1) * (alpha + beta * gradient_mib / k)
 
 
 @term
 def slowness(alpha: Any, beta: Any, gradient_mib: Any) -> Any:
-    """What makes a link the slowest of T_rho: the time of one message between two groups."""
+    """The time of one message of T_rho between two groups. The link with the largest is the slowest."""
     return link_us(alpha, beta, 0.0 if gradient_mib is None else gradient_mib / 2)

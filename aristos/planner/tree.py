@@ -3,8 +3,8 @@
     {"alpha_us": 15, "beta_us_per_mib": 47.7, "children": [
         {"count": 128, "alpha_us": 3, "beta_us_per_mib": 11.7, "children": [{"count": 8, "rate": 1.0, "memory": 26}]}]}
 
-Devices are numbered in the order of that text, each copy of a child after the previous one. A slow node is a switch
-with links of its own. Equal subtrees are one object, and nothing here is n x n.
+Devices are numbered in the order of that text, each copy of a child after the previous copy. A node that is slower than
+the others is a switch with links of its own. Equal subtrees are one object, and no array is n x n.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .terms import slowness
 from .values import IDLE, ProblemError, count, number
 
 MAX_DEVICES = 1_000_000
-MAX_LEVELS = 16  # levels of switches
+MAX_LEVELS = 16  # the most levels of switches
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,10 @@ class Leaf:
 
 @dataclass(frozen=True)
 class Switch:
-    """children: (count, subtree). alpha_us, beta_us_per_mib: of the link between devices of different children."""
+    """A switch. children: (count, subtree).
+
+    alpha_us, beta_us_per_mib: of the link between devices of different children.
+    """
 
     alpha_us: float
     beta_us_per_mib: float
@@ -42,18 +45,18 @@ class Switch:
 
     @cached_property
     def size(self) -> int:
-        """Number of devices below."""
+        """Number of devices below the switch."""
         return sum(times * child.size for times, child in self.children)
 
     def each(self) -> list[Switch | Leaf]:
-        """Every child; copies are repeated."""
+        """Every child; a child with copies comes once for each copy."""
         return [child for times, child in self.children for _ in range(times)]
 
 
 @dataclass(frozen=True, eq=False)
 class Tree:
-    """The cluster under one root. up: [levels, n] the number of the device's switch on that level, -1 below its lowest;
-    switches: the Switch of each number; first: its first device. rate, memory: [n]."""
+    """The cluster under one root. up: [levels, n] the number of the device's switch on that level, -1 below its lowest
+    switch. switches: the Switch of each number. first: the first device of each switch. rate, memory: [n]."""
 
     root: Switch
     up: NDArray[np.int64]
@@ -92,7 +95,7 @@ class Tree:
         return np.array([[s.alpha_us, s.beta_us_per_mib] for s in self.switches])
 
     def partners(self, group_of: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """[n] sums of alpha and of beta over a device's partners in its group."""
+        """[n] sums of alpha and of beta over each device's partners in its group."""
         n = len(group_of)
         alphas, betas = np.zeros(n), np.zeros(n)
         below = np.ones(n)
@@ -126,7 +129,7 @@ class Tree:
         switch, start = self.switches[s], int(self.first[s])
         child = switch.children[0][1].size
         if switch.size == child:
-            return None  # one child: no pair meets here
+            return None  # the switch has one child, so no pair meets here
         if group_of is None:
             return start, start + child
         groups = group_of[start : start + switch.size]
@@ -149,7 +152,7 @@ class Tree:
         return self.links[self.up[level, i]]
 
     def betas(self, a: NDArray[np.int64], b: NDArray[np.int64]) -> NDArray[np.float64]:
-        """beta between each device of `a` and the one of `b` at the same place; they must differ."""
+        """beta between each device of `a` and the device of `b` at the same place; the two must differ."""
         found = np.zeros(a.shape)
         for level in self.up:
             same = (level[a] == level[b]) & (level[a] >= 0)
@@ -179,7 +182,8 @@ class TreeBuilder:
     """Builds trees in which equal subtrees are one object."""
 
     known: dict[Any, Any] = field(default_factory=dict)
-    serial: dict[int, int] = field(default_factory=dict)  # by id: an order that is the same in every run
+    # number of each subtree by its id: the same order in every run
+    serial: dict[int, int] = field(default_factory=dict)
 
     def leaf(self, rate: float, memory: int) -> Leaf:
         rate = rate if memory else rate * IDLE
@@ -202,7 +206,7 @@ class TreeBuilder:
 
 
 def parse(data: Any) -> Tree:
-    """The tree from the JSON under `cluster`. Raises ProblemError, which names the wrong field."""
+    """Build the tree from the JSON under `cluster`. Raises ProblemError, which names the wrong field."""
     builder = TreeBuilder()
     root = _parse(data, "cluster", builder, 0)
     if isinstance(root, Leaf):

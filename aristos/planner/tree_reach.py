@@ -1,8 +1,9 @@
 """The bound's programme for a cluster in compressed form: equal cells are one place, and sizes are grouped in bins.
 
-The least that a device pays follows from counts: it has as many partners as possible below its own switches, the rest
-below the common switch. And c devices in a child whose children have at most q devices lie in at least c / q of these,
-so one of them has at most c divided by their number. A bin of sizes low..high pays what its cheapest size could.
+Counts give the least time that a device pays: it then has as many partners as possible below its own switches, and the
+rest below the common switch. Further, c devices in a child whose own children have at most q devices each lie in at
+least c / q of those, so one of those has at most c divided by their number. A bin of sizes low..high pays as little as
+its cheapest size could.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ EXACT_COUNTS, COUNT_STEP = 32, 1.2
 
 
 def bins(most: int, exact: int, step: float) -> tuple[Counts, Counts]:
-    """(lowest, highest) of ranges that cover 1..most: single numbers first, then wider and wider ranges."""
+    """(lowest, highest) of ranges that cover 1..most: first single numbers, then wider and wider ranges."""
     low = [*range(1, min(exact, most) + 1)]
     while low[-1] < most:
         low.append(min(most, max(low[-1] + 1, int(low[-1] * step))))
@@ -33,7 +34,7 @@ def bins(most: int, exact: int, step: float) -> tuple[Counts, Counts]:
 
 @dataclass(frozen=True)
 class _Chain:
-    """Sizes of the switches above a device, from the lowest up, and the links of each."""
+    """The switches above a device from the lowest up: their sizes and links."""
 
     sizes: tuple[int, ...]
     links: tuple[tuple[float, float], ...]
@@ -41,11 +42,11 @@ class _Chain:
 
     @property
     def alpha(self) -> float:
-        """The least alpha of a partner, 0 if there are none."""
+        """The least alpha of a partner, 0 if the device has no partners."""
         return min((a for size, (a, _) in zip(self.sizes, self.links) if size > 1), default=0.0)
 
     def least(self, partners: NDArray[Any], share: Floats) -> Floats:
-        """C for this many cheapest partners, us, lower bound. share: MiB to each."""
+        """Lower bound in us on C for this many cheapest partners. share: MiB to each partner."""
         total = np.zeros(np.broadcast(partners, share).shape)
         before = 1
         alpha = beta = np.inf  # the least of this level and those above: lower levels never cost more
@@ -70,7 +71,10 @@ def programme(problem: Problem, grows: bool) -> Programme:
     crossings, payload, experts = problem.crossings, problem.payload_mib, problem.experts
 
     def visit(switch: Switch, number: int, above: tuple[tuple[Switch, int], ...]) -> tuple[int, list[int]]:
-        """Add the places of a switch, of which there are `number`, and of those below; its place and its kinds."""
+        """Add the places of a switch, which the cluster has `number` times, and of the switches below it.
+
+        Returns the switch's
+        place and its kinds."""
         line = (*above, (switch, len(above)))
         inside: dict[int, tuple[int, Switch | Leaf]] = {}
         for times, child in switch.children:
@@ -101,11 +105,12 @@ def programme(problem: Problem, grows: bool) -> Programme:
         comm, made = {}, []
         owner = {t: child.size for _, child, _, below in parts for t in below}
         for t in mine:
-            own = owner.get(t, 1)  # devices of its child
+            own = owner.get(t, 1)  # how many devices the child of kind t has
             if parts and len(leaves) == 0 and len(parts) == 1 and parts[0][2] == 1:
-                comm[t] = np.full(len(low), np.inf)  # one child: every group here is inside it
+                # the switch has one child, and every group here is inside that child
+                comm[t] = np.full(len(low), np.inf)
                 continue
-            spans = 0 if not parts else 1  # least number of partners outside its own child
+            spans = 0 if not parts else 1  # the fewest partners that lie outside the device's own child
             inner = np.minimum(own - 1 if parts else switch.size - 1, np.maximum(low - 1 - spans, 0))
             outer = low - 1 - inner
             exact = (low == high) | (inner == own - 1)

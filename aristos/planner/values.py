@@ -11,12 +11,12 @@ from kernel_cache.errors import quoted
 
 from ..errors import InputError
 
-LARGEST, SMALLEST = 1e30, 1e-30  # limits of numbers, and of positive ones: products of a few stay finite
-IDLE = 1e-12  # a device without memory for an expert computes nothing: its rate counts as this share of the slowest's
+LARGEST, SMALLEST = 1e30, 1e-30  # limits of numbers and of positive numbers: products of a few of them stay finite
+IDLE = 1e-12  # the rate of a device without memory for an expert, which computes nothing, as a share of the slowest's
 
 
 class ProblemError(InputError):
-    """A problem's field has the wrong value or shape.
+    """The error if a problem's field has the wrong value or shape.
 
     Attributes
     ----------
@@ -29,14 +29,15 @@ class ProblemError(InputError):
         self.field = field
 
     def of(self, path: str | Path) -> ProblemError:
-        """This error, of a file that it names."""
+        """The same error with the file's name in its message."""
         found = ProblemError(self.field, "")
         found.args = (f"{path}: {self}",)
         return found
 
 
 def read_json(path: str | Path, what: str) -> Any:
-    """The JSON of a file. what: it has. Raises ProblemError if it is none, OSError if it cannot be read."""
+    """Read a file's JSON. what: what the file should contain. Raises ProblemError if it is no JSON, OSError if the file
+    cannot be read."""
     text = b""
     try:
         text = regular.read(path)
@@ -46,7 +47,7 @@ def read_json(path: str | Path, what: str) -> Any:
 
 
 def number(where: str, value: Any, *, positive: bool = False) -> float:
-    """The value as a number from 0 (positive: SMALLEST) to LARGEST. Raises ProblemError."""
+    """The value as a number from 0 (if `positive`: from SMALLEST) to LARGEST. Raises ProblemError if it is none."""
     want = f"a number from {SMALLEST:g} to {LARGEST:g}" if positive else f"a number from 0 to {LARGEST:g}"
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ProblemError(where, f"must be {want}, got {quoted(value)}")
@@ -58,7 +59,7 @@ def number(where: str, value: Any, *, positive: bool = False) -> float:
 
 
 def count(where: str, value: Any, least: int = 0) -> int:
-    """The value as an integer of at least `least` and under 2**48. Raises ProblemError."""
+    """The value as an integer of at least `least` and under 2**48. Raises ProblemError if it is none."""
     whole = isinstance(value, float) and value.is_integer()
     if isinstance(value, bool) or not (isinstance(value, int) or whole) or not least <= value < 1 << 48:
         raise ProblemError(where, f"must be an integer of at least {least} and under 2**48, got {quoted(value)}")

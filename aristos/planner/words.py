@@ -1,4 +1,4 @@
-"""A plan as text: a table of groups, the terms, the bottleneck, and what would shorten the step."""
+"""A plan as text: a table of groups, the terms, the bottleneck, and changes that would shorten the step."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from .placing import places
 from .plan import Plan
 from .terms import comm_us, share_mib
 
-EQUAL = 1e-9  # relative: sums differ in their last bits
-MOST_GROUPS = 24  # lines of the table: the longest stages if there are more groups
+EQUAL = 1e-9  # relative difference up to which times count as equal, because sums differ in their last bits
+MOST_GROUPS = 24  # the most lines of the table; if there are more groups, those with the longest stages
 
 
 def seconds_text(us: float) -> str:
@@ -50,7 +50,7 @@ def report(plan: Plan, seconds: float) -> str:
 
 
 def held(plan: Plan, group: int) -> str:
-    """How many experts and copies each device of a group holds: one number, or the least and the most."""
+    """The number of experts and copies that each device of a group holds: one number, or the least and the most."""
     members = np.array(plan.groups[group])
     found = np.bincount([d for each in places(plan.problem, members) for d in each], minlength=len(members))
     least, most = int(found.min()), int(found.max())
@@ -58,7 +58,7 @@ def held(plan: Plan, group: int) -> str:
 
 
 def whole_experts(plan: Plan) -> str:
-    """The step that the placement gives, and why it is not the objective; and what an expert takes."""
+    """The step that the placement gives, why it differs from the objective, and the memory that an expert takes."""
     mine, cost, problem = plan.achieved, plan.cost, plan.problem
     text = f"with whole experts, and tokens sent as the layer sends them: {seconds_text(mine.step_us)}"
     more = mine.step_us - plan.objective_us
@@ -75,7 +75,7 @@ def whole_experts(plan: Plan) -> str:
 
 
 def explain(plan: Plan) -> str:
-    """The bottleneck's device and term, and what would shorten the step."""
+    """The bottleneck's device and term, and a change that would shorten the step."""
     found = plan.bottleneck
     term, device, group = found["term"], found["device"], found["group"]
     name, cost, problem = plan.problem.device(device), plan.cost, plan.problem
@@ -134,5 +134,5 @@ def _twice_the_links(plan: Plan, group: int) -> str:
 
 
 def _then(plan: Plan, slowest: int) -> str:
-    """The group that would then be the slowest, if it is another."""
+    """The group that would then be the slowest, if that is another one."""
     return f"; group {slowest} would then be the slowest" if slowest != plan.cost.slowest else ""

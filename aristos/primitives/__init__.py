@@ -1,1 +1,1 @@
-"""What compiled code is made of: memory, wire and buffers by name."""
+"""The operations that compiled code uses by name: memory, wire and buffers; and facts and files that need no more."""

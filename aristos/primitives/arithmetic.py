@@ -38,7 +38,7 @@ class RouteBlock(NamedTuple):
 
     tokens: int  # tokens: of the block
     x: int  # address: rows that the router reads
-    x_stride: int  # bytes: between them
+    x_stride: int  # bytes: between rows of ROUTER_X
     hidden: int  # columns: width of a row
     router: int  # address: packed router weights, float32, 0: none
     experts: int  # experts: that have a score
@@ -84,7 +84,7 @@ class UpColumns(NamedTuple):
     columns: int  # columns: to compute
     scratch: int  # address: `run_bytes` of kernels/cpu/entries.py
     wire: int  # address: the wire to remote peers, 0: none; see primitives/wire.py
-    kept: int  # address: as of `expert_rows`
+    kept: int  # address: entries of primitives/taped.py: see `expert_rows`
 
 
 class DownColumns(NamedTuple):
@@ -129,12 +129,12 @@ class WeighShared(NamedTuple):
 
     tokens: int  # tokens: of the block
     x: int  # address: rows of the tokens
-    x_stride: int  # bytes: between them
+    x_stride: int  # bytes: between rows of INPUT
     hidden: int  # columns: width of a row
     column: int  # address: packed column w: the shared output is weighted by sigmoid(x w), 0: by 1
     weights: int  # address: float32 that are written
     pitch: int  # columns: from one of them to the next
-    scratch: int  # address: as of `route_block`
+    scratch: int  # address: `route_bytes` of kernels/cpu/tokens.py
 
 
 class BackwardRows(NamedTuple):
@@ -161,7 +161,7 @@ class WeighRow(NamedTuple):
     weight: int  # address: of a float32
     x: int  # address: of the row
     hidden: int  # columns: width of a row
-    scratch: int  # address: as of `combine_token`
+    scratch: int  # address: `combine_bytes` of kernels/cpu/tokens.py
 
 
 class ExpertBlocks(NamedTuple):

@@ -1,4 +1,4 @@
-"""A user's arrays as NumPy views, without a copy where the memory layout allows, or an InputError."""
+"""A user's arrays as NumPy views, without a copy if the memory layout allows. Raises InputError for other objects."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _address_of, _buffer_of = ctypes.addressof, ctypes.c_char.from_buffer
 
 
 def view(name: str, value: Any) -> np.ndarray:
-    """`value` as a NumPy array: NumPy itself, `__array_interface__`, or DLPack on the CPU."""
+    """`value` as a NumPy array. It may be one, or have `__array_interface__`, or DLPack on the CPU."""
     if isinstance(value, np.ma.MaskedArray):
         raise InputError(f"{name} must be a plain array, got a masked one: pass {name}.filled(...)")
     if isinstance(value, np.ndarray):
@@ -34,7 +34,7 @@ def view(name: str, value: Any) -> np.ndarray:
 
 
 def _bfloat16(value: Any) -> np.ndarray:
-    """A bfloat16 array of PyTorch or JAX as one of ml_dtypes: NumPy's DLPack has no bfloat16."""
+    """A bfloat16 array of PyTorch or JAX as an array of ml_dtypes, because NumPy's DLPack has no bfloat16."""
     import ml_dtypes
 
     if str(value.dtype) == "torch.bfloat16":
@@ -43,16 +43,19 @@ def _bfloat16(value: Any) -> np.ndarray:
 
 
 def address(array: np.ndarray) -> int:
-    """Where an array lies; of one that is contiguous and writable in a third of the time of `array.ctypes.data`."""
-    buffer: Any = array.view(np.uint16) if array.dtype.kind == "V" else array  # there is none of bfloat16
+    """The address of an array.
+
+    For a contiguous and writable one it takes a third of the time of `array.ctypes.data`.
+    """
+    buffer: Any = array.view(np.uint16) if array.dtype.kind == "V" else array  # bfloat16 has no buffer
     try:
         return _address_of(_buffer_of(buffer))
-    except (TypeError, ValueError):  # it is read-only or has steps
+    except (TypeError, ValueError):  # the array is read-only or has steps
         return array.ctypes.data
 
 
 def wrong_dtype(name: str, got: np.dtype, wanted: Any) -> InputError:
-    """The error for an array of the wrong dtype; for uint16 bits of bfloat16 it shows the conversion."""
+    """The error for an array of the wrong dtype. For uint16, which may be bits of bfloat16, it shows the conversion."""
     advice = "cast it yourself, arrays are never cast silently"
     if got.name in ("uint16", "void16"):
         cast = "" if "bfloat16" in str(wanted) else f".astype({str(wanted)!r})"
@@ -61,13 +64,16 @@ def wrong_dtype(name: str, got: np.dtype, wanted: Any) -> InputError:
 
 
 def is_type(array: np.ndarray, dtype: str) -> bool:
-    """Whether an array has the dtype of this name, in this machine's byte order. "bfloat16" is that of ml_dtypes."""
+    """Whether an array has the dtype of this name, in this machine's byte order. "bfloat16" means that of ml_dtypes."""
     return _native(array.dtype) == dtype
 
 
 @lru_cache(64)
 def _native(dtype: np.dtype) -> str:
-    """The name of a dtype in this machine's byte order, else "": NumPy takes microseconds to make a name."""
+    """The name of a dtype in this machine's byte order, else "".
+
+    It is kept, because NumPy makes a name in microseconds.
+    """
     return dtype.name if dtype.isnative else ""
 
 
@@ -86,7 +92,7 @@ def rows(name: str, value: Any, width: int, dtype: str) -> tuple[np.ndarray, tup
 
 
 def weight(name: str, value: Any, shape: tuple[int, ...], *dtypes: str) -> np.ndarray:
-    """A weight array as a NumPy array of exactly this shape and one of these dtypes. Its values are not checked."""
+    """A weight array as a NumPy array. It must have this shape, and one of the dtypes; its values are not checked."""
     array = view(name, value)
     if not any(is_type(array, dtype) for dtype in dtypes):
         raise wrong_dtype(name, array.dtype, " or ".join(dtypes))
@@ -101,6 +107,6 @@ def check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype, *inputs: Any, c
         got = f"{out.dtype} {list(out.shape)}" if isinstance(out, np.ndarray) else type(out).__name__
         raise InputError(f"out must be a {dtype} array of shape {list(shape)}, got {got}")
     if (contiguous and not out.flags.c_contiguous) or not out.flags.writeable or not out.flags.aligned:
-        raise InputError(f"out must be {'contiguous, ' if contiguous else ''}aligned and writable")
+        raise InputError(f"out must be {'contiguous, ' if contiguous else ''}aligned and writable: pass a new array")
     if any(value is not None and np.may_share_memory(out, value) for value in inputs):
         raise InputError("out must not overlap x, ids or weights: they are still read while outputs are written")

@@ -1,4 +1,4 @@
-"""New files beside others, whole or not there. Nobody can guess their names, and so plant a link there."""
+"""Makes new files beside others, whole or not at all. Nobody can guess their names and put a link there."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def beside(target: Path, prefix: str = "") -> Iterator[Path]:
-    """A new, empty file in the target's folder, to be renamed over the target; removed at the end if it was not.
+    """A block with a new, empty file in the target's folder, to be renamed over the target.
 
-    prefix: of its name; by default a dot and the target's name. Raises OSError.
+    Else it is removed at the end. prefix: of the new file's name; by default a dot and the target's name. Raises
+    OSError.
     """
     path = target.parent / f"{prefix or f'.{target.name}.'}{secrets.token_hex(8)}.aside"
     os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666))
@@ -24,7 +25,7 @@ def beside(target: Path, prefix: str = "") -> Iterator[Path]:
 
 
 def write_text(target: Path, text: str) -> None:
-    """Write a file whole, or leave the one that was there. Raises OSError."""
+    """Write a file whole. If that fails, the old file stays. Raises OSError."""
     with beside(target) as path:
         path.write_text(text, encoding="utf-8")
         path.replace(target)

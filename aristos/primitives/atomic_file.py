@@ -1,7 +1,7 @@
-"""Change a file so that neither a crash nor a second writer loses its content.
+"""Changes a file so that neither a crash nor a second writer loses its content.
 
-The changed content goes to a new file, which is synced and renamed over the original; writers take turns by a lock
-file beside it. Readers need no lock: they see the file before or after. The file's format is the caller's.
+The changed content is written to a new file, which is synced and renamed over the original. Writers take turns by a
+lock file beside it. Readers need no lock, because they see the file before or after. The caller decides the format.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ _NO_FLOCK = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.
 
 @contextlib.contextmanager
 def locked(target: Path, seconds: float) -> Iterator[None]:
-    """Hold the file's lock: flock, which ends with its holder; where flock is not supported, the existence of a file.
+    """A block that holds the file's lock: flock, which ends with its holder, or the existence of a file without flock.
 
-    Raises ResultsError naming the lock file if another writer holds it for longer than `seconds`.
+    Raises ResultsError, which names the lock file, if another writer holds it for longer than `seconds`.
     """
     import filelock
 
@@ -43,12 +43,12 @@ def locked(target: Path, seconds: float) -> Iterator[None]:
         except (NotImplementedError, OSError) as error:
             if isinstance(error, filelock.Timeout) or getattr(error, "errno", errno.ENOSYS) not in _NO_FLOCK:
                 raise
-            # Under another name, because the refused flock may leave its file.
+            # The lock has another name, because the refused flock may leave its file.
             lock = filelock.SoftFileLock(f"{target}.softlock")
             lock.acquire(timeout=seconds)
     except filelock.Timeout:
         raise ResultsError(
-            f"{target}: another writer held {lock.lock_file} for {seconds:g} s; if none runs, remove that file"
+            f"{target}: another writer held {lock.lock_file} for {seconds:g} s; if no writer runs, remove that file"
         ) from None
     try:
         yield
@@ -59,7 +59,7 @@ def locked(target: Path, seconds: float) -> Iterator[None]:
 def try_writing(target: Path, folder: Path) -> None:
     """Make and remove a file in `folder`; raises ResultsError naming `target` if that fails.
 
-    Permission bits are not enough: root passes them all, and a file system may be read-only or full.
+    Permission bits do not decide this: root passes them all, and a file system may be read-only or full.
     """
     try:
         with tempfile.NamedTemporaryFile(dir=folder, prefix=f".{target.name[:100]}."):
@@ -69,10 +69,10 @@ def try_writing(target: Path, folder: Path) -> None:
 
 
 def rewrite(target: Path, change: Callable[[bytes | None], bytes]) -> None:
-    """Replace the file's content by `change(content)`, None if there is no file; the caller holds the lock.
+    """Replace the file's content by `change(content)`; content is None if there is no file. The caller holds the lock.
 
-    An exception of `change` leaves the original untouched. If the original changed meanwhile, the change is repeated on
-    its new content: flock does not always reach writers on other hosts. Raises ResultsError if the disk is full.
+    An exception of `change` leaves the original untouched. If the original changed meanwhile (flock does not always
+    reach writers on other hosts), the change is repeated on its new content. Raises ResultsError if the disk is full.
     """
     _remove_leftovers(target)
     while not _once(target, change):
@@ -80,7 +80,7 @@ def rewrite(target: Path, change: Callable[[bytes | None], bytes]) -> None:
 
 
 def _once(target: Path, change: Callable[[bytes | None], bytes]) -> bool:
-    """One try of `rewrite`; False if the original changed meanwhile."""
+    """Try `rewrite` once; False if the original changed meanwhile."""
     before = _identity(target)
     content = change(None if before is None else _content(target))
     with _full_disk_named(target, len(content)), beside(target, f"{_prefix(target)}{os.getpid()}.") as aside:
@@ -102,20 +102,20 @@ def _content(target: Path) -> bytes:
 
 @contextlib.contextmanager
 def _full_disk_named(target: Path, needed: int) -> Iterator[None]:
-    """If the disk or a quota is full, raise ResultsError with the bytes that are needed and free."""
+    """A block that raises ResultsError, with the bytes needed and free, if the disk or a quota is full."""
     try:
         yield
     except OSError as error:
         if error.errno not in FULL:
             raise
         raise ResultsError(
-            f"{target} cannot be written: {os.strerror(error.errno)}: {space(target.parent, needed)}; what the file"
-            " held is still there"
+            f"{target} cannot be written: {os.strerror(error.errno)}: {space(target.parent, needed)}; the file's old"
+            " content is still there"
         ) from None
 
 
 def space(folder: Path, needed: int) -> str:
-    """How many bytes are needed in a folder and how many are free there, as a clause."""
+    """A clause that says how many bytes are needed in a folder, and how many are free there."""
     disk = os.statvfs(folder)
     return f"{needed} bytes are needed in {folder}, {disk.f_bavail * disk.f_frsize} are free"
 
@@ -125,7 +125,7 @@ def _prefix(target: Path) -> str:
 
 
 def _remove_leftovers(target: Path) -> None:
-    """Remove copies left by writers of this host that are gone."""
+    """Remove copies that writers of this host, which have ended, have left."""
     prefix = _prefix(target)
     for file in target.parent.iterdir():
         if file.name.startswith(prefix) and file.name.endswith(".aside"):
@@ -135,7 +135,7 @@ def _remove_leftovers(target: Path) -> None:
 
 
 def _identity(path: Path) -> tuple[int, int, int] | None:
-    """What changes whenever the file does; None if there is no file."""
+    """A value that changes whenever the file does; None if there is no file."""
     try:
         stat = path.stat()
     except FileNotFoundError:

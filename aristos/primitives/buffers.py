@@ -11,7 +11,7 @@ LINE = 64  # bytes of a cache line
 
 
 def aligned(shape: tuple[int, ...], dtype: Any = np.float32) -> np.ndarray:
-    """An uninitialised array that starts on a cache line."""
+    """A new array that starts on a cache line. Its entries are not set."""
     nbytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
     raw = np.empty(nbytes + LINE, np.uint8)
     start = -raw.ctypes.data % LINE

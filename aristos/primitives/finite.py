@@ -1,7 +1,7 @@
 """Finds NaN, infinity and values that a narrower type cannot hold, in arrays of float32, bfloat16 and float16.
 
-The magnitudes of such numbers are ordered as their bits are, and NaN and infinity lie above all others. So two passes
-over integers suffice, without a copy: one finds the largest positive number, one the largest negative one.
+The magnitudes of such numbers have the order of their bits, and NaN and infinity lie above all others. So two passes
+over integers are enough, without a copy: one finds the largest positive number, the other the largest negative one.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _INTEGERS = {2: (np.int16, np.uint16), 4: (np.int32, np.uint32)}
 
 
 def first(array: np.ndarray, dtype: str = "float32") -> tuple[int, ...] | None:
-    """The index of the first entry that is NaN or infinite, or would be so in `dtype`; None if there is none.
+    """The index of the first entry that is NaN or infinite, or becomes infinite in `dtype`; None if there is none.
 
     array: of float32, bfloat16 or float16, in any strides.
     """
@@ -28,7 +28,7 @@ def first(array: np.ndarray, dtype: str = "float32") -> tuple[int, ...] | None:
 
 
 def problem(name: str, array: np.ndarray, dtype: str = "float32") -> str | None:
-    """What is wrong with the entry that `first` finds, in a sentence; None if there is none. name: of the array."""
+    """A sentence about the entry that `first` finds; None if there is none. name: the array's, for the sentence."""
     index = first(array, dtype)
     if index is None:
         return None
@@ -40,7 +40,7 @@ def problem(name: str, array: np.ndarray, dtype: str = "float32") -> str | None:
 
 
 def _most(given: np.dtype, dtype: str) -> int:
-    """The bits of the largest number of type `given` that is finite in `dtype`, rounded to the nearest."""
+    """The bits of the largest number of type `given` that stays finite when it is rounded to `dtype`."""
     limit = min(float(ml_dtypes.finfo(given).max), ROW_TYPES[dtype].overflow)
     bits = int(np.array(limit, given).view(_INTEGERS[given.itemsize][1]))
     tie = float(np.array(limit, given)) >= ROW_TYPES[dtype].overflow  # half-way rounds to infinity

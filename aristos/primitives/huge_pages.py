@@ -1,4 +1,4 @@
-"""Memory on huge pages, from which a stream of reads is far faster than from small ones."""
+"""Memory on huge pages. A stream of reads is far faster from these than from small pages."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ HUGE = 2 << 20  # bytes of a huge page
 
 
 def on_huge_pages(nbytes: int) -> np.ndarray:
-    """[nbytes] uint8 zeros that start at a multiple of HUGE. Linux is asked for the huge pages that they fill.
+    """[nbytes] uint8 zeros that start at a multiple of HUGE. Linux is asked to back them by huge pages.
 
     NumPy asks for them too, but only for arrays from 4 MiB on.
     """
@@ -19,6 +19,6 @@ def on_huge_pages(nbytes: int) -> np.ndarray:
     raw = np.frombuffer(memory, np.uint8)
     start = -raw.ctypes.data % HUGE
     if (full := nbytes // HUGE * HUGE) and hasattr(mmap, "MADV_HUGEPAGE"):
-        with contextlib.suppress(OSError):  # a kernel without them
+        with contextlib.suppress(OSError):  # Linux may have no huge pages
             memory.madvise(mmap.MADV_HUGEPAGE, start, full)
     return raw[start : start + nbytes]

@@ -1,7 +1,7 @@
 """Which instruction set the CPU kernels use: the best that this process may use, or the one that ARISTOS_ISA names.
 
-float32 has the same bits on every set with fused multiply-adds; other element types have their own on each, and ranks
-that compute with them agree on one set.
+float32 gives the same bits on every set with fused multiply-adds. The bits of other element types differ between sets,
+so ranks that compute with these agree on one set.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from numba.core import config as _config
 
 from ..errors import EnvironmentProblem
 
-NEEDS: dict[str, tuple[str, ...]] = {  # features, as LLVM names them; the best set first
+NEEDS: dict[str, tuple[str, ...]] = {  # for each set its features, by LLVM's names; the best set first
     "amx": ("avx512f", "avx512vl", "amx-tile", "amx-bf16"),
     "avx512bf16": ("avx512f", "avx512vl", "avx512bf16"),
     "avx512": ("avx512f", "avx512vl"),
@@ -31,7 +31,7 @@ ARCH_PRCTL, REQUEST_PERMISSION, TILE_DATA = 158, 0x1023, 18  # a system call of 
 
 
 def target() -> tuple[str, dict[str, bool]]:
-    """The CPU that Numba compiles for, and its features: this one, or that of NUMBA_CPU_NAME and NUMBA_CPU_FEATURES."""
+    """The CPU for which Numba compiles, and its features: this CPU, or NUMBA_CPU_NAME and NUMBA_CPU_FEATURES."""
     cpu, features = getattr(_config, "CPU_NAME", None), getattr(_config, "CPU_FEATURES", None)
     if features is not None:
         known = {word[1:]: word[0] == "+" for word in features.split(",") if word}
@@ -41,9 +41,9 @@ def target() -> tuple[str, dict[str, bool]]:
 
 
 def available(cpu: str, features: Mapping[str, bool]) -> list[str]:
-    """The instruction sets of a CPU, the best first. Permission to use tiles is another question."""
+    """The instruction sets of a CPU, the best first. This does not say whether Linux permits the use of tiles."""
     has = [isa for isa, needs in NEEDS.items() if all(features.get(name) for name in needs)]
-    if "avx512bf16" in has and not cpu.startswith("znver"):  # Intel's dot products have half the rate of float32
+    if "avx512bf16" in has and not cpu.startswith("znver"):  # Intel's dot products are half as fast as float32
         has.remove("avx512bf16")
         has.insert(has.index("avx512") + 1, "avx512bf16")
     return has
@@ -51,13 +51,13 @@ def available(cpu: str, features: Mapping[str, bool]) -> list[str]:
 
 @cache
 def tiles_refused() -> str:
-    """Why Linux does not let this process use AMX tiles; '' if it does. Asks for the permission.
+    """Ask for the permission to use AMX tiles. Returns why Linux refuses it; '' if it does not.
 
-    The permission is the process's: threads and forks have it, a program started by exec asks again. A signal stack
-    that is too small for tiles blocks it.
+    The process has the permission: its threads and forks have it too, but a program started by exec must ask again.
+    Linux refuses if a signal stack is too small for tiles.
     """
     if platform.system() != "Linux" or platform.machine() != "x86_64":
-        return f"AMX needs Linux on x86-64, not {platform.system()} on {platform.machine()}"
+        return f"AMX needs Linux on x86-64, got {platform.system()} on {platform.machine()}"
     library = ctypes.CDLL(None, use_errno=True)
     if library.syscall(ARCH_PRCTL, REQUEST_PERMISSION, TILE_DATA) != 0:
         return f"Linux refused the permission to use AMX tiles: {os.strerror(ctypes.get_errno())}"
@@ -65,7 +65,7 @@ def tiles_refused() -> str:
 
 
 def choose(has: list[str], wanted: str | None, refused: str) -> str:
-    """The best of the instruction sets `has`, or `wanted`. refused: why tiles may not be used, or ''.
+    """The best of the instruction sets `has`, or `wanted` if it is given. refused: why tiles may not be used, or ''.
 
     Raises EnvironmentProblem if `wanted` cannot be used.
     """
@@ -82,8 +82,9 @@ def choose(has: list[str], wanted: str | None, refused: str) -> str:
 
 @cache
 def usable() -> tuple[str, ...]:
-    """The instruction sets that this process may use, the best first: none is better than the one that ARISTOS_ISA
-    names. As plain Python, kernels run for any.
+    """The instruction sets that this process may use, the best first. ARISTOS_ISA names the best of them, if it is set.
+
+    Kernels that run as plain Python may use any.
     """
     wanted = os.environ.get("ARISTOS_ISA")
     has = available(*target())
@@ -101,7 +102,7 @@ def chosen() -> str:
 
 
 class Offer(NamedTuple):
-    """What a rank brings to the choice of one instruction set: `usable`, and whether ARISTOS_ISA names the first."""
+    """A rank's offer for the choice of one instruction set: `usable`, and whether ARISTOS_ISA names its first set."""
 
     sets: tuple[str, ...]
     forced: bool
@@ -113,9 +114,10 @@ def offer() -> Offer:
 
 
 def agreed(offers: list[Offer]) -> str:
-    """The best instruction set that all ranks have: the same for any order of the ranks.
+    """The best instruction set that all ranks have. It does not depend on the order of the ranks.
 
-    The best one is the first in the ranks' lists on average. One that ARISTOS_ISA names on a rank comes before others.
+    The best set is the one whose mean place in the ranks' lists is the first. A set that ARISTOS_ISA names on a rank
+    comes before others.
     """
     common = [isa for isa in NEEDS if all(isa in offer.sets for offer in offers)]
     named = [isa for isa in common if any(offer.forced and offer.sets[0] == isa for offer in offers)]
@@ -123,7 +125,7 @@ def agreed(offers: list[Offer]) -> str:
 
 
 def passed_over(isa: str, offers: list[Offer]) -> str:
-    """Which ranks have a better instruction set than the agreed one, as text; '' if none has."""
+    """A text that says which ranks have a better instruction set than the agreed one; '' if none has."""
     better: dict[str, list[int]] = {}
     for rank, offer in enumerate(offers):
         if offer.sets[0] != isa:

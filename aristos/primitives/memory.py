@@ -1,9 +1,9 @@
 """Shared-memory operations: their names, and their meaning in plain Python.
 
-The engine accesses memory that other workers or ranks use through these functions only, by address (an int64). Each
-has three lowerings: the body below (tests and the schedule explorer run it uncompiled or replace it), LLVM on CPUs
-(`kernels/cpu/llvm.py`), PTX on GPUs. They bind by name when the engine is compiled: never pass one as an argument.
-Words are 8 bytes, aligned, and hold signed 64-bit integers.
+Only through these functions does the engine access memory that other workers or ranks use, by address (an int64). Each
+function has three forms: the body below, which tests and the schedule explorer run uncompiled or replace; LLVM on CPUs
+(`kernels/cpu/llvm.py`); PTX on GPUs. The forms bind by name when the engine is compiled, so never pass a function as an
+argument. Words are 8 bytes, aligned, and hold signed 64-bit integers.
 """
 
 import ctypes
@@ -18,17 +18,17 @@ def _word(addr):
 
 
 def load(addr):
-    """Read a word, unordered: for memory that only this worker may write now."""
+    """Read a word, unordered. Only this worker may write the word now."""
     return _word(addr).value
 
 
 def store(addr, value):
-    """Write a word, unordered: a later `store_release` publishes it."""
+    """Write a word, unordered. A later `store_release` publishes it."""
     _word(addr).value = value
 
 
 def load_acquire(addr):
-    """Read a word that another worker or rank releases; afterwards all that it wrote before the release is visible."""
+    """Read a word that another worker or rank releases. Then everything it wrote before the release is visible."""
     return _word(addr).value
 
 
@@ -38,15 +38,15 @@ def store_release(addr, value):
 
 
 def notify(word, value, nbytes):
-    """Publish a word that the steps of another rank poll: `store_release`. nbytes: of the data that it announces.
+    """Publish a word that the steps of another rank poll, by `store_release`. nbytes: of the data that it announces.
 
-    No ordinary lowering reads `nbytes`; one that emulates a network delays the word by it.
+    Only a lowering that emulates a network reads `nbytes`: it delays the word accordingly.
     """
     store_release(word, value)
 
 
 def arrived(word):
-    """Poll a word that another rank's `notify` writes: `load_acquire`."""
+    """Poll a word that another rank's `notify` writes, by `load_acquire`."""
     return load_acquire(word)
 
 
@@ -68,21 +68,21 @@ def compare_exchange(addr, expected, value):
 
 
 def copy_row(dst, src, nbytes):
-    """Copy `nbytes` opaque bytes; source and target must not overlap."""
+    """Copy `nbytes` opaque bytes. Source and target must not overlap."""
     ctypes.memmove(int(dst), int(src), int(nbytes))
 
 
 def call(function, a, b, c, d, e, f, g, h):
-    """Call the C function at an address with up to eight integer arguments; returns its int result."""
+    """Call the C function at an address with up to eight integer arguments. Returns its int result."""
     return ctypes.CFUNCTYPE(ctypes.c_int, *[ctypes.c_int64] * 8)(int(function))(*map(int, (a, b, c, d, e, f, g, h)))
 
 
 def pause():
-    """Hint to the core that this is a spin loop."""
+    """Tell the core that this is a spin loop."""
 
 
 def yield_core():
-    """Yield this core to another thread or rank; returns at once if none is ready."""
+    """Yield this core to another thread or rank. Returns at once if none is ready."""
     os.sched_yield()
 
 
@@ -97,7 +97,7 @@ def clock():
 
 
 def thread():
-    """This thread's number among the `threads` that execute a step together: one on a CPU, a block's on a GPU."""
+    """This thread's number among the `threads` that execute a step together: 1 thread on a CPU, a block's on a GPU."""
     return 0
 
 
@@ -107,7 +107,7 @@ def threads():
 
 
 def warp():
-    """This warp's number among the `warps` of those threads; all threads of a warp call `copy_row` together."""
+    """This warp's number among the `warps` that execute a step. All threads of a warp call `copy_row` together."""
     return 0
 
 
@@ -122,7 +122,7 @@ def lane():
 
 
 def block_barrier():
-    """Wait for the other threads that execute this step; afterwards all that they have written is visible."""
+    """Wait for the other threads that execute this step. Then everything that they have written is visible."""
 
 
 def floats(addr, n):

@@ -1,7 +1,8 @@
 """Reads the arrays of an .npz file as numpy.savez writes it. The file may come from anywhere.
 
-NumPy allocates what a header declares before it reads the data, and evaluates the header as a Python literal. Here each
-member's header is compared with the member's size first, and the sizes of all with the file's. No pickles.
+NumPy allocates what a header declares before it reads the data, and evaluates the header as a Python literal. Here the
+header of each member is first compared with the member's size, and the sum of sizes with the file's. Pickles are
+refused.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from kernel_cache import regular
 
 from ..errors import InputError
 
-SHARE, SPARE = 16, 64 << 20  # most data: SHARE times the file's size, since it may be compressed, plus SPARE
-MOST = 4 << 30  # bytes of a file that `load` reads, and of its arrays
-KINDS = "biufSU"  # other arrays, such as times, are left out
+SHARE, SPARE = 16, 64 << 20  # arrays may have SHARE times the bytes of the file, which may be compressed, plus SPARE
+MOST = 4 << 30  # most bytes of a file that `load` reads, and of its arrays
+KINDS = "biufSU"  # kinds of arrays that are read; others, such as times, are left out
 _HEADERS: dict[tuple[int, int], Any] = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 # Raised by numpy, zipfile and zlib for files that are truncated, damaged, encrypted or of another kind.
 BROKEN = (
@@ -43,9 +44,9 @@ BROKEN = (
 
 
 def load(path: str, what: str) -> dict[str, NDArray[Any]]:
-    """The arrays of a file by name, MOST bytes at most. what: names the file in errors.
+    """The arrays of a file by name, at most MOST bytes. what: names the file in errors.
 
-    Raises InputError if it cannot be read.
+    Raises InputError if the file cannot be read.
     """
     try:
         with regular.opened(path, MOST) as raw:
@@ -55,9 +56,12 @@ def load(path: str, what: str) -> dict[str, NDArray[Any]]:
 
 
 def read(raw: BinaryIO, most: int | None = None) -> dict[str, NDArray[Any]]:
-    """The arrays of an open file by name. most: bytes of all arrays, whatever SHARE allows. Raises one of BROKEN."""
+    """The arrays of an open file by name. most: limit of the bytes of all arrays, beside SHARE.
+
+    Raises one of BROKEN.
+    """
     raw.seek(0)
-    if raw.read(4) not in (b"PK\3\4", b"PK\5\6"):  # zipfile also takes archives with something before them
+    if raw.read(4) not in (b"PK\3\4", b"PK\5\6"):  # zipfile also accepts archives with something before them
         raise ValueError("not an .npz file, as numpy.savez writes it")
     left = SHARE * raw.seek(0, 2) + SPARE
     if most is not None:
@@ -69,7 +73,7 @@ def read(raw: BinaryIO, most: int | None = None) -> dict[str, NDArray[Any]]:
                 raise ValueError(f"{member.filename} is compressed in a way that numpy does not write")
             left -= member.file_size
             if left < 0:
-                raise ValueError(f"its arrays have far more bytes than the file, or than {MOST}")
+                raise ValueError(f"its arrays have far more bytes than the file, or more than {MOST}")
             array = _member(archive, member)
             if array is not None:
                 found[member.filename.removesuffix(".npy")] = array

@@ -1,27 +1,27 @@
-"""An entry of a command's list of places on the tape: where a row's place is, and what is kept there.
+"""Entries of a command's list of places on the tape. An entry says where a row's place is, and what is kept there.
 
-A place starts on a cache line, so the lower bits of its address are free: they say what is kept there.
+A place starts on a cache line, so the lower bits of its address are free to say what is kept there.
 """
 
 from kernel_cache.compile import jit
 
-X, HIDDEN = 1, 2  # bits: the row itself; its products with the up and the gate projection
-BITS = 7  # bits of an entry below its address: the low ones say what is kept
+X, HIDDEN = 1, 2  # bits of what is kept: the row itself; its products with the up and the gate projection
+BITS = 7  # the bits of an entry below the address
 
 
 @jit
 def entry(place, kept):
-    """An entry: the address of a row's place, and what is kept there."""
+    """The entry for the address of a row's place, and what is kept there."""
     return place | kept
 
 
 @jit
 def place_of(entry):
-    """The address of the place: first what HIDDEN stands for, then the row."""
+    """The address of an entry's place. What HIDDEN stands for comes first there, then the row."""
     return entry & ~BITS
 
 
 @jit
 def kept_of(entry):
-    """What is kept there."""
+    """What is kept at an entry's place: bits X, HIDDEN."""
     return entry & BITS

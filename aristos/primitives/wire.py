@@ -1,6 +1,6 @@
-"""The wire: MPI's one-sided calls from compiled code, through the function pointers of the MPI library in use.
+"""The wire: MPI's one-sided calls from compiled code, by function pointers of the MPI library in use.
 
-A wire is a few int64 words at an address: function addresses, handles, a lock, and the rank that MPI is waiting for.
+A wire is a few int64 words at an address: function addresses, handles, a lock, and the rank for which MPI waits.
 Only the thread that holds the lock calls MPI. `engine/outbox.py` decides what is sent.
 Semantics: MPI 4.1, chapter 12 (passive target, Win_flush, Win_sync; separate puts are unordered).
 """
@@ -23,15 +23,15 @@ from . import memory as mem
     ANY_TAG,  # handles and constants
     FLAG,  # MPI_Iprobe writes its result here
     LAST,  # when progress was last made, ns on CLOCK_MONOTONIC
-    SERVED,  # when a worker last served the wire, ns
+    SERVED,  # when a worker last served the wire, in ns
     PEER,
-    SINCE,  # 1 + the peer of the MPI call in progress, or 0, and when it began: read by the watchdog
+    SINCE,  # 1 + the peer of the MPI call in progress, or 0, and when it began: for the watchdog
     IN_CALL,  # nonzero while workers make progress themselves
     STOP,  # nonzero: the progress thread ends
-    ERROR,  # MPI_Iprobe's error code: the watchdog then ends the job; an error of the window ends it at once
-    STATUS,  # 16 words for an MPI_Status; then UNDER_WAY
+    ERROR,  # MPI_Iprobe's error code, for which the watchdog ends the job; an error of the window ends it at once
+    STATUS,  # 16 words for an MPI_Status; then comes UNDER_WAY
 ) = range(20)
-UNDER_WAY = STATUS + 16  # one word per rank: nonzero while puts to it are not flushed
+UNDER_WAY = STATUS + 16  # a word for each rank, nonzero while puts to it are not flushed
 
 
 def words(world):
@@ -39,10 +39,10 @@ def words(world):
     return UNDER_WAY + world
 
 
-TEND_NS = 50_000  # within a layer call workers make progress at this interval
-PROGRESS_US = 1000  # outside layer calls the progress thread does, at this one
+TEND_NS = 50_000  # interval at which workers make progress within a layer call
+PROGRESS_US = 1000  # interval at which the progress thread makes progress outside of layer calls
 ALONE_NS = 5_000_000  # within a layer call the progress thread acts if no worker has made progress for this long
-MOST_BYTES = 1 << 30  # the most bytes of one MPI_Put: MPI counts in ints
+MOST_BYTES = 1 << 30  # most bytes of one MPI_Put, because MPI counts in ints
 
 
 @jit
@@ -68,7 +68,7 @@ def begin(wire, peer):
 def put(wire, peer, at, source, nbytes):
     """Put `nbytes` from address `source` to byte `at` of the window of `peer`. The caller holds the lock.
 
-    It may never return: over TCP, MPICH retries for ever to connect to a peer that has ended.
+    This may never return: over TCP, MPICH tries for ever to connect to a peer that has ended.
     """
     byte = mem.load(wire + 8 * BYTE)
     window = mem.load(wire + 8 * WINDOW)
@@ -84,7 +84,7 @@ def put(wire, peer, at, source, nbytes):
 def flush(wire, peer):
     """Wait until all puts to `peer` have landed. The watchdog bounds the wait.
 
-    Over libfabric MPICH counts all puts of a window together, so the wait includes puts to other ranks.
+    Over libfabric MPICH counts all puts of a window together, so this also waits for puts to other ranks.
     """
     begin(wire, peer)
     mem.call(mem.load(wire + 8 * FLUSH), peer, mem.load(wire + 8 * WINDOW), 0, 0, 0, 0, 0, 0)
@@ -94,7 +94,7 @@ def flush(wire, peer):
 
 @jit
 def sync(wire):
-    """Make data visible that landed before the words just read. The caller holds the lock."""
+    """Make visible what landed before the words that were just read. The caller holds the lock."""
     mem.call(mem.load(wire + 8 * SYNC), mem.load(wire + 8 * WINDOW), 0, 0, 0, 0, 0, 0, 0)
 
 
@@ -120,7 +120,7 @@ def progress(wire):
 
 @jit
 def tend(wire):
-    """Make progress if no thread has for TEND_NS; kernels call it between panels. wire: its address, 0 for none."""
+    """Make progress if no thread has done so for TEND_NS. Kernels call this between panels. wire: 0 for none."""
     if wire == 0 or mem.clock() - mem.load(wire + 8 * LAST) < TEND_NS:
         return
     if try_lock(wire):
@@ -130,7 +130,7 @@ def tend(wire):
 
 @jit
 def run_progress_thread(wire):
-    """The progress thread. Until STOP it makes progress: outside calls every PROGRESS_US, inside if no worker does."""
+    """Make progress until STOP, as progress thread: every PROGRESS_US outside of calls; within, if no worker does."""
     while mem.load_acquire(wire + 8 * STOP) == 0:
         mem.call(mem.load(wire + 8 * SLEEP), PROGRESS_US, 0, 0, 0, 0, 0, 0, 0)
         alone = mem.load_acquire(wire + 8 * IN_CALL) == 0 or mem.clock() - mem.load(wire + 8 * LAST) > ALONE_NS

@@ -1,5 +1,6 @@
-"""Results of benchmarks: runs of tables, appended to an HDF5 file that no crash and no second writer damages."""
+"""Results of benchmarks: runs of tables. They are appended to an HDF5 file, which no crash or second writer damages."""
 
-from .hdf5 import LOCK_SECONDS, SCHEMA, Results, Run, Table, Variable, append, check, load
+from .hdf5 import LOCK_SECONDS, SCHEMA, append, check, load
+from .tables import Results, Run, Table, Variable
 
 __all__ = ["LOCK_SECONDS", "SCHEMA", "Results", "Run", "Table", "Variable", "append", "check", "load"]

@@ -1,9 +1,9 @@
 """Reads the parts of an HDF5 file that may come from anywhere, and refuses what a results file never holds.
 
-Refused: links that lead elsewhere, data kept in other files or assembled from them, names that cannot be shown, and
-files larger than MOST_FILE, and more data than SHARE times the file's size and SPARE, or than MOST_DATA. Sizes are
-checked before memory is taken. Every function raises ValueError or what h5py raises. `trial` shields from errors inside
-the HDF5 library, which a damaged file can make crash or loop.
+These are refused: links that lead elsewhere, data kept in other files or assembled from them, names that cannot be
+shown, files larger than MOST_FILE, and data of more bytes than SHARE times the file's size plus SPARE, or than
+MOST_DATA. Sizes are checked before memory is allocated. Every function raises ValueError, or what h5py raises. `trial`
+protects against errors inside the HDF5 library, because a damaged file can make it crash or loop.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ import numpy as np
 
 from kernel_cache.texts import plain
 
-SHARE, SPARE = 64, 64 << 20  # most data: SHARE times the size of the file, which is compressed, and SPARE bytes
-MOST_FILE, MOST_DATA = 1 << 30, 4 << 30  # bytes, whatever the other limits allow
-SECONDS = 10.0  # for a trial, and one more for each 16 MiB of the file
+SHARE, SPARE = 64, 64 << 20  # data may have SHARE times the bytes of the compressed file, plus SPARE bytes
+MOST_FILE, MOST_DATA = 1 << 30, 4 << 30  # most bytes of a file, and of its data, whatever the other limits allow
+SECONDS = 10.0  # limit of a trial; one second more for each 16 MiB of the file
 CODE = """
 import resource, sys
 from aristos.results import hdf5
@@ -50,7 +50,10 @@ class Budget:
         return cls(_most(path.stat().st_size))
 
     def take(self, name: str, nbytes: int) -> None:
-        """Take `nbytes` from what is left. Raises ValueError if that is less; name: of the data, for the message."""
+        """Take `nbytes` from the bytes left. Raises ValueError if fewer are left.
+
+        name: of the data, for the message.
+        """
         if nbytes > self.left:
             raise ValueError(f"{name} declares {nbytes} bytes, far more than the file holds")
         self.left -= nbytes
@@ -62,7 +65,7 @@ def _most(size: int) -> int:
 
 
 def trial(path: Path) -> str:
-    """Read the file in another process first, in bounded time and memory; its error, or an empty text."""
+    """Read the file in another process first, in bounded time and memory. Returns its error, or an empty text."""
     size = path.stat().st_size
     seconds = SECONDS + size / (16 << 20)
     package = Path(__file__).parents[2]
@@ -90,7 +93,7 @@ def members(group: h5py.Group) -> Iterator[tuple[str, Any]]:
 
 
 def values(data: h5py.Dataset, budget: Budget) -> np.ndarray:
-    """The array of a dataset: numbers, or text as NumPy's."""
+    """The array of a dataset: numbers, or text of NumPy's type."""
     name = data.name or "?"
     if not isinstance(data, h5py.Dataset):
         raise ValueError(f"{name} must be a dataset")
@@ -128,7 +131,7 @@ def attributes(place: h5py.Group | h5py.Dataset, budget: Budget) -> dict[str, An
 
 
 def dimensions(data: h5py.Dataset) -> tuple[str, ...]:
-    """The names of the dimension scales of each axis: the first one's."""
+    """For each axis, the name of its first dimension scale."""
     if not isinstance(data, h5py.Dataset):
         raise ValueError(f"{data.name} must be a dataset")
     if not data.ndim:
@@ -143,7 +146,7 @@ def dimensions(data: h5py.Dataset) -> tuple[str, ...]:
 
 
 def _declared(name: str, shape: tuple[int, ...] | None, dtype: np.dtype, budget: Budget) -> None:
-    """Take what an array needs in memory; ValueError for elements that are neither numbers nor text."""
+    """Take the bytes that an array needs. Raises ValueError for elements that are neither numbers nor text."""
     if shape is None:
         raise ValueError(f"{name} is empty")
     text = h5py.check_string_dtype(dtype)

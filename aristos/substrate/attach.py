@@ -20,7 +20,7 @@ _numbers = itertools.count()
 
 
 def attach(comm: Any, limits: Limits, ranks_per_node: int | None = None, backend: str = "cpu") -> Runtime:
-    """The runtime of a communicator and backend, made on first use; collective. Every `attach` needs one `release`."""
+    """The runtime of a communicator and backend, made on first use. Collective. Every `attach` needs one `release`."""
     if comm is None:
         warn_if_launched()
     key = (_key(comm), backend)
@@ -33,7 +33,10 @@ def attach(comm: Any, limits: Limits, ranks_per_node: int | None = None, backend
 
 
 def standing() -> str:
-    """What every engine of this process does, in words: for a program that hangs. From any thread, within seconds."""
+    """A text about what every engine of this process does, for a program that hangs.
+
+    Any thread may ask; takes seconds.
+    """
     found = [f"{backend}: {runtime.standing()}" for (_, backend), runtime in list(_runtimes.items())]
     return "\n".join(found) or "no layer is made in this process"
 
@@ -43,7 +46,8 @@ def _new_runtime(group: Group, backend: str) -> Runtime:
         for rank, theirs in enumerate(group.allgather(backend, "their backends")):
             if theirs != backend:
                 raise MismatchError(
-                    f"rank {group.rank} has backend {backend!r} and rank {rank} has {theirs!r}: pass backend= on all"
+                    f"rank {group.rank} has backend {backend!r} and rank {rank} has {theirs!r}: pass the same backend="
+                    " on all ranks"
                 )
         group.keep_job()
         if group.world > 1:
@@ -55,7 +59,7 @@ def _new_runtime(group: Group, backend: str) -> Runtime:
 
 
 def _runtime_class(group: Group, backend: str) -> type[Runtime]:
-    """The class of a backend's runtimes; where a rank lacks a package that it needs, every rank raises."""
+    """The class of a backend's runtimes. If a rank lacks a package for it, every rank raises."""
     if backend == "cpu":
         return CpuRuntime
     problem: EnvironmentProblem | None = None
@@ -73,7 +77,7 @@ def _runtime_class(group: Group, backend: str) -> type[Runtime]:
 
 
 def _key(comm: Any) -> int:
-    """A number for a communicator that no other one gets while it lives."""
+    """A number of a communicator, which no other communicator has while this one lives."""
     global _keyval
     if comm is None:
         return -1

@@ -9,7 +9,7 @@ from typing import Any
 
 
 class Background:
-    """One thread that runs calls in order and keeps what each returned or raised."""
+    """One thread that runs calls in order, and keeps the result or error of each."""
 
     def __init__(self) -> None:
         self._calls: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -25,7 +25,7 @@ class Background:
                 done.put((None, error))
 
     def submit(self, call: Callable[[], Any]) -> queue.SimpleQueue[Any]:
-        """Run `call` on the thread; the queue gets (result, error)."""
+        """Run `call` on the thread. The returned queue gets (result, error)."""
         done: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._calls.put((call, done))
         return done

@@ -1,4 +1,4 @@
-"""The counters in a rank's state: those of its workers, and tables with an entry for each peer."""
+"""The counters in a rank's state: counters of workers, and tables with an entry for each peer."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ..engine import words
 
 
 class Tables:
-    """Finds counters in the counting part of a state: its words from `first` on, of one call or added up over many."""
+    """Finds counters in the words of a state from `first` on, which count one call, or are sums over many calls."""
 
     def __init__(self, starts: dict[int, int], workers: int, world: int) -> None:
         self.first = starts[words.T_COUNTERS]
@@ -20,7 +20,7 @@ class Tables:
         return counted[: self.workers * words.COUNTER_WORDS].reshape(self.workers, -1).sum(0)
 
     def peers(self, counted: np.ndarray, name: int) -> np.ndarray:
-        """[W] of one of the tables by peer."""
+        """[W] one of the tables by peer, by its name."""
         return counted[self._starts[name] :][: self.world]
 
     def wait(self, counted: np.ndarray, rank: int) -> np.ndarray:

@@ -1,7 +1,7 @@
-"""How an engine fails: the limit of a wait, the errors and their messages, and the one path that notifies every rank.
+"""How an engine fails: limits of waits, errors and their messages, and the one path that notifies every rank.
 
-A rank's first error decides: it becomes the reason why the engine is unusable, peers are notified once, and the job
-ends when the process exits.
+The first error of a rank is the reason why the engine is unusable. Peers are notified of it once, and the job ends when
+the process exits.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def cause_of(error: BaseException) -> int:
 
 
 def _also(known: str) -> str:
-    """What else is known, as the end of a message."""
+    """The end of a message: what else is known."""
     return f"; {known}" if known else ""
 
 
@@ -63,19 +63,19 @@ def poisoned(
 
 
 def out_of_bounds(rank: int, epoch: int, peer: int, word: int, value: int, least: int, most: int) -> CorruptionError:
-    """The error of a rank that has read a word of `peer` with a value that no rank writes. word: see `bounds.NAMES`."""
+    """The error of a rank that has read, in a word of `peer`, a value that no rank writes. word: see `bounds.NAMES`."""
     wanted = f"{least} to {most}" if least < most else f"{least}"
     return CorruptionError(
-        f"rank {rank} in epoch {epoch}: of rank {peer}, {bounds.NAMES[word]} is {value}, where {wanted} was expected;"
-        " memory that the ranks share was damaged, by a stray write or by hardware: look at what else writes there,"
-        " start again from the last checkpoint, and see docs/reliability.md"
+        f"rank {rank} in epoch {epoch} expected {wanted} from rank {peer} as {bounds.NAMES[word]}, got {value}: a stray"
+        " write or the hardware has damaged memory that the ranks share. Find out what else writes there, start again"
+        " from the last checkpoint, and see docs/reliability.md"
     )
 
 
 def damaged_poison(rank: int, world: int, epoch: int, peer: int, origin: int, cause: int) -> CorruptionError | None:
-    """The error of a rank that has read poison with a cause or an origin that no rank writes, else None.
+    """The error for poison with a cause or an origin that no rank writes; None if both are possible.
 
-    The rule of `bounds.poison`, for poison that the host reads.
+    This is the rule of `bounds.poison`, for poison that the host reads.
     """
     least, most, last = bounds.poison_limits(world)
     if not least <= cause <= most:
@@ -86,7 +86,7 @@ def damaged_poison(rank: int, world: int, epoch: int, peer: int, origin: int, ca
 
 
 def bad_word(rank: int, epoch: int, state: np.ndarray) -> CorruptionError:
-    """`out_of_bounds` of the word that a step has found, see `bounds.within`."""
+    """The error of `out_of_bounds` for the word that a step has found, see `bounds.within`."""
     found = (words.BAD_PEER, words.BAD_WORD, words.BAD_VALUE, words.BAD_LEAST, words.BAD_MOST)
     return out_of_bounds(rank, epoch, *(int(state[word]) for word in found))
 
@@ -102,9 +102,9 @@ def wait_message(
     seen: tuple[int, int],
     gone: bool = False,
 ) -> str:
-    """The message of a wait that has ended without what was awaited. gone: the peer's process has ended.
+    """The message of a wait that was given up. gone: whether the peer's process has ended.
 
-    waited: how long, and the limit, as text. name: the parameter that sets the limit. owed: what the peer still owes,
+    waited: a text of how long, and the limit. name: the parameter that sets the limit. owed: what the peer still owes,
     see `arrivals.standing`. seen: the (epoch, progress) that the peer published last.
     """
     if peer == rank:
@@ -125,7 +125,7 @@ def wait_message(
 
 
 class Failure:
-    """The state of failure of one engine. reason: why it is unusable, or None."""
+    """Whether and why one engine has failed. reason: why it is unusable, or None."""
 
     def __init__(self, group: Group) -> None:
         self._group = group
@@ -135,9 +135,9 @@ class Failure:
     def record(self, error: BaseException, why: str, notify: Callable[[int, int], None], shared: bool = False) -> None:
         """Keep the first error and notify peers of it, once.
 
-        why: what happened, for the last words of a job that ends because of it. notify: called with (origin, cause) of
-        the poison. shared: other ranks have the error too, so that the job need not end. The user's thread and that of
-        `start` may both call this; the second waits until peers have been notified.
+        why: what happened, for the last words of the job if it ends for this reason. notify: called with (origin,
+        cause) of the poison. shared: whether the other ranks have the error too, so that the job need not end. The
+        user's thread and the thread of `start` may both call this; the second one waits until peers have been notified.
         """
         with self._lock:
             if self.reason is not None:
@@ -148,9 +148,10 @@ class Failure:
             notify(getattr(error, "origin", self._group.rank), cause_of(error))
 
     def cannot_make(self, error: BaseException, part: bool = False) -> None:
-        """This rank leaves a collective that makes an object: unless every rank does, those that wait in it raise.
+        """Leave a collective that makes an object. Ranks that wait in the collective raise, unless every rank leaves.
 
-        part: an error that every rank of one group of a plan has leaves the other groups waiting.
+        part: whether the group is one of several of a plan. Then an error that all its ranks share still leaves the
+        other groups waiting.
         """
         shared = getattr(error, "on_all_ranks", False)
         if part or not shared:
@@ -160,8 +161,8 @@ class Failure:
 class Patience:
     """Bounds the waits in a call whose steps the host runs: raises WaitTimeout if the awaited rank makes no progress.
 
-    A peer inside the call may stand still for `timeout` seconds. A peer in user code causes a warning after that time,
-    and the error after `absent_timeout`. `engine.timeout_check` has the same rule for a kernel. A peer whose
+    A peer inside the call may make no progress for `timeout` seconds. A peer in user code causes a warning after that
+    time, and the error after `absent_timeout`. `engine.timeout_check` has the same rule for a kernel. A peer whose
     process has ended is given up after ENDED_SECONDS.
     """
 
@@ -175,7 +176,7 @@ class Patience:
         known: Callable[[], str] = str,
         ended: Callable[[int], bool] = lambda peer: False,
     ) -> None:
-        """known, ended: what this rank sees of ranks that do not run, see Group.lost and Group.has_ended."""
+        """known, ended: functions that say which ranks do not run, see Group.lost and Group.has_ended."""
         self.known, self.ended, self.gone = known, ended, False
         self.rank, self.epoch, self.job, self.state, self.limits = rank, epoch, job, state, limits
         self.seen: Any = None
@@ -193,7 +194,7 @@ class Patience:
             self.seen, self.since, self.warned, self.gone = seen, now, False, False
             return
         waited = now - self.since
-        # what a peer has written before it ended is read in the slice that follows
+        # the next slice still reads what a peer wrote before it ended
         gone, self.gone = self.gone, waited >= ENDED_SECONDS and self.ended(peer)
         if waited < min(self.limits) and not gone:
             return
@@ -222,7 +223,7 @@ class Patience:
             warn(
                 f"rank {self.rank} has waited {waited:.3g} s for rank {peer}, which has not"
                 f" {'combined' if combining else 'made its call'} in epoch {self.epoch} yet;"
-                f" it gives up after {self.limits.absent:g} s ({ABSENT})"
+                f" rank {self.rank} gives up after {self.limits.absent:g} s ({ABSENT})"
             )
 
     def _published(self, peer: int) -> tuple[int, int]:

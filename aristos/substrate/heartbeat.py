@@ -1,4 +1,4 @@
-"""The heartbeat that a rank's peers watch: its epoch and its progress, published at intervals by worker 0."""
+"""The heartbeat that a rank's peers watch. Worker 0 publishes the rank's epoch and progress at intervals."""
 
 from kernel_cache.compile import jit
 
@@ -9,7 +9,7 @@ from ..engine.outbox import HEARTBEAT_NS
 
 @jit
 def publish_progress(job, st, now):
-    """Publish {epoch, progress} to every peer, at most once in HEARTBEAT_NS. now: ns. By worker 0 alone."""
+    """Publish {epoch, progress} to every peer, at most once in HEARTBEAT_NS. now: ns. Only worker 0 calls this."""
     if now - st[words.HEARTBEAT] > HEARTBEAT_NS:
         st[words.HEARTBEAT] = now
         acquire(job, OUTSIDE)

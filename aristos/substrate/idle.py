@@ -5,7 +5,8 @@ from kernel_cache.compile import jit
 from ..engine import words
 from ..primitives import memory as mem
 
-# (idle polls until a thread yields its core, until it sleeps): where it has the core to itself, and where it shares it
+# (idle polls before a thread yields its core, idle polls before it sleeps), if it has the core alone, and if it shares
+# it
 ALONE, CROWDED = (2000, 50_000), (4, 100)
 
 
@@ -13,8 +14,8 @@ ALONE, CROWDED = (2000, 50_000), (4, 100)
 def rest(job, polls):
     """Pause after `polls` consecutive idle polls: a spin, a yield, or a sleep.
 
-    Where ranks share cores, the sleep comes soon: a yield reaches only threads of the same scheduling group, and
-    launchers give each rank a session, which is a group. A rank that only yields can keep the core from the rank it
+    If ranks share cores, the sleep comes soon. A yield reaches only threads of the same scheduling group, and launchers
+    give each rank a session, which is a group. So a rank that only yields could keep the core from the rank that it
     waits for.
     """
     if polls < job[words.SPINS]:

@@ -1,8 +1,8 @@
-"""The engine of one communicator, as far as it is the same on CPUs and GPUs.
+"""The engine of one communicator: the part that CPUs and GPUs share.
 
 All layers and objects on a communicator share one runtime: its windows, its state, and the one open call. It grows to
-the largest of its users while no call is open, and ends with the last of them. `cpu/runtime.py` and `cuda/runtime.py`
-add the workers.
+the size that its largest user needs, while no call is open, and ends with its last user. `cpu/runtime.py` and
+`cuda/runtime.py` add the workers.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ from .failure import Failure, damaged_poison
 from .windows import EngineMemory
 
 OPEN_CALL = (
-    "a call is open on this communicator: wait() for what start() gave, or combine() what was dispatched, before the"
-    " next one"
+    "a call is open on this communicator: wait() for what start() returned, or combine() what was dispatched, before"
+    " the"
+    " next call"
 )
 BUNDLE_PAIRS = 512  # most (token, choice) pairs of a bundle
 
@@ -36,8 +37,8 @@ BUNDLE_PAIRS = 512  # most (token, choice) pairs of a bundle
 class Runtime(ABC):
     """The engine of one communicator. forget: called once, when the last user has left.
 
-    users: objects that hold it. open: whether a call is open. epoch: of the last call. caller: the number of the object
-    that made it. threads: workers.
+    users: how many objects use it. open: whether a call is open. epoch: of the last call. caller: the number of the
+    object that made the last call. threads: how many workers there are.
     version: counts allocations; a job that was filled for an earlier version must be filled again.
     """
 
@@ -66,13 +67,13 @@ class Runtime(ABC):
 
     @abstractmethod
     def require(self, shape: EngineShape, scratch: int, shared: int, threads: int) -> None:
-        """Provide for `shape`, `scratch` bytes a worker, `shared` bytes for all of them, and `threads` workers.
+        """Provide for `shape`, `threads` workers, `scratch` bytes for each worker, and `shared` bytes for all workers.
 
         Collective, while no call is open.
         """
 
     def grown(self, shape: EngineShape, threads: int) -> tuple[EngineShape, int, bool]:
-        """(shape, workers) that serve all users and the new one, and whether any rank has less; collective."""
+        """(shape and workers that serve all users and the new one, whether any rank has less). Collective."""
         self.refuse_open()
         workers = max(threads, self.threads)
         if self.shape is not None:
@@ -81,7 +82,7 @@ class Runtime(ABC):
         return shape, workers, any(self.group.allgather(more, "the size of the engine"))
 
     def _adopt(self, memory: EngineMemory, tables: StateLayout, state: np.ndarray, workers: int) -> None:
-        """Use new windows and a new state from here on; counters start again."""
+        """Use new windows and a new state from now on. Counters start again."""
         self._memory, self.layout, self.shape = memory, memory.layout, memory.shape
         self.tables, self.state, self.threads = tables, state, workers
         self.counted = Tables(tables.starts, workers, self.group.world)
@@ -94,7 +95,10 @@ class Runtime(ABC):
         return 0 if self._memory is None else self._memory.nbytes
 
     def number_object(self) -> int:
-        """A number for an object on this communicator; collective order makes it the same on every rank."""
+        """A number for an object on this communicator.
+
+        Ranks make objects in one order, so the number is equal on all.
+        """
         self.objects += 1
         return self.objects
 
@@ -107,7 +111,7 @@ class Runtime(ABC):
 
     @abstractmethod
     def fill(self, job: np.ndarray) -> None:
-        """Write into a job what every call on this runtime has in common."""
+        """Write into a job what is the same for every call on this runtime."""
 
     def fill_engine(self, job: np.ndarray, substrate: str, **values: int) -> None:
         """Write a job's part `engine`: what all substrates share, and `values`."""
@@ -128,7 +132,7 @@ class Runtime(ABC):
         )
 
     def _blank_job(self) -> np.ndarray:
-        """A job without a layer, for what concerns the engine alone."""
+        """A job without a layer, for work that concerns only the engine."""
         job = np.zeros(jobs.size(0, 0), np.int64)
         self.fill(job)
         jobs.update(job, epoch=self.epoch)
@@ -140,11 +144,14 @@ class Runtime(ABC):
         """Raise ClosedError if a call has failed, or in a fork."""
         if os.getpid() != self._pid:
             raise ClosedError(
-                f"this layer was made in process {self._pid}, and this is a fork of it, without its threads:"
+                f"this layer was made in process {self._pid}, and this process is a fork of that one, without its"
+                " threads:"
                 " make layers after forking, or start processes with spawn"
             )
         if self.broken is not None:
-            raise ClosedError(f"an earlier call failed ({self.broken}), so this engine is unusable: make a new layer")
+            raise ClosedError(
+                f"this engine is unusable, because an earlier call failed ({self.broken}): make a new layer"
+            )
 
     def refuse_open(self) -> None:
         """Raise unless the engine is free for a collective step: no call open, none failed, not a fork's copy."""
@@ -154,11 +161,11 @@ class Runtime(ABC):
             raise OpenCallError(OPEN_CALL)
 
     def drop_call(self, end: Callable[[], object]) -> None:
-        """The handle of the open call is gone; end: waits until the call has ended."""
+        """Note that the handle of the open call was dropped. end: a function that waits until the call has ended."""
         self._dropped = end
 
     def end_dropped_call(self) -> None:
-        """Wait until a call whose handle is gone has ended, and close it."""
+        """Wait until a call whose handle was dropped has ended, and close it."""
         if self._dropped is not None and os.getpid() == self._pid:
             self._dropped()
             self._dropped, self.open = None, False
@@ -189,7 +196,7 @@ class Runtime(ABC):
 
     @contextlib.contextmanager
     def failing(self, job: np.ndarray) -> Iterator[None]:
-        """An exception in the block leaves no rank and no worker waiting; the engine is unusable after."""
+        """A block in which an exception leaves no rank and no worker waiting. Then the engine is unusable."""
         self.watch(job)
         try:
             yield
@@ -198,24 +205,24 @@ class Runtime(ABC):
             raise
 
     def watch(self, job: np.ndarray) -> None:
-        """The job of the call that is about to run, for `standing`."""
-        if job.size and job[words.SLOT_START] != 0:  # it is of a layer, not of the engine alone
+        """Keep the job of the call that is about to run, for `standing`."""
+        if job.size and job[words.SLOT_START] != 0:  # 0: a job of the engine alone, without a layer
             self.running = job
 
     def fail_call(self, job: np.ndarray, error: BaseException) -> None:
-        """An exception has ended a call: see `failing`."""
+        """Fail, because an exception has ended a call: see `failing`."""
         if isinstance(error, WaitTimeout):
             error.add_note(self.standing())
         self._fail(job, error, "its last call failed")
 
     def give_up(self, error: BaseException) -> None:
-        """This rank leaves because of an exception in user code: peers are notified at once."""
+        """Notify peers at once that this rank leaves because of an exception in user code."""
         if self.broken is None and self.group.world > 1 and not self._is_foreign():
             ours = isinstance(error, AristosError)
             self._fail(self._blank_job(), error, "it cannot go on" if ours else "its program raised outside of a call")
 
     def cannot_make(self, error: BaseException, part: bool = False) -> None:
-        """An object cannot be made here, see `Failure.cannot_make`."""
+        """Fail, because an object cannot be made here, see `Failure.cannot_make`."""
         if not self._is_foreign():
             self.failure.cannot_make(error, part)
 
@@ -224,7 +231,10 @@ class Runtime(ABC):
         self.open = False
 
     def standing(self) -> str:
-        """Where the last call stands on this rank, in words, see standing.py. From any thread; never raises."""
+        """A text about where the last call stands on this rank, see standing.py.
+
+        Any thread may ask; it never raises.
+        """
         me = f"rank {self.group.rank} of {self.group.world}"
         if self.running is None:
             return f"{me}: no call yet"
@@ -235,16 +245,16 @@ class Runtime(ABC):
 
     @abstractmethod
     def _standing(self, job: np.ndarray) -> str:
-        """`standing.describe` of this rank's state. job: of the last call."""
+        """The text of `standing.describe` for this rank's state. job: of the last call."""
 
     @abstractmethod
     def _notify_peers(self, job: np.ndarray, error: BaseException, origin: int, cause: int) -> None:
-        """Poison the engine of every peer, unless that has been done where the error arose."""
+        """Poison the engine of every peer, unless this was done where the error arose."""
 
     # ------------------------------------------------------------ the end
 
     def release(self) -> None:
-        """One user less; the last one frees everything. Collective."""
+        """Remove a user. The last one frees everything. Collective."""
         self.users -= 1
         if self.users or self._is_foreign():
             return
@@ -273,7 +283,7 @@ class Runtime(ABC):
         return bool(MPI.Is_finalized())
 
     def _at_exit(self) -> None:
-        """The program ends without close(): ranks that make a call without this one are notified."""
+        """Notify ranks that make a call without this one, because the program ends without close()."""
         if self.users and not self.open:
             self.users, failed = 1, self.broken is not None
             self.release()
@@ -281,7 +291,7 @@ class Runtime(ABC):
                 self.group.abort_now()
 
     def _all_leave(self) -> bool:
-        """Wait until every rank has released the engine; False if one has failed, or makes a call instead."""
+        """Wait until every rank has released the engine. False if one has failed, or makes a call instead."""
         if self.layout is None or self.group.world == 1:
             return True
         job = self._blank_job()
@@ -297,7 +307,7 @@ class Runtime(ABC):
         return True
 
     def _all_stay(self, job: np.ndarray, peers: list[int]) -> bool:
-        """Whether no peer has failed or makes a call while this rank closes; gives up if one makes a call."""
+        """Whether no peer has failed, and none makes a call while this rank closes. Gives up if one makes a call."""
         for p in peers:
             if poison := self._read_word(job, p, words.POISON):
                 _, origin, cause = failure_of(poison)

@@ -1,7 +1,7 @@
-"""An engine's state in words: where a call stands on this rank, and what it waits for.
+"""A text about an engine's state: where a call stands on this rank, and what it waits for.
 
-For the error of a wait that ran out, and for a report of a hang: `attach.standing()` describes every engine of
-the process, from any thread.
+It is used in the error of a wait that was given up, and in reports of hangs. `attach.standing()` describes every engine
+of the process; any thread may call it.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ PHASES = {
 }
 PRODUCTS = {codes.RUN_UP: "first product", codes.RUN_DOWN: "second product"}
 
-Line = Callable[[int, int], int]  # (peer, word) -> what the peer wrote last into the word of its line
+Line = Callable[[int, int], int]  # (peer, word) -> the value that the peer last wrote into the word of its line
 
 
 def describe(job: np.ndarray, state: np.ndarray, lock: int, line: Line) -> str:
-    """Lines of text. job: with the engine's part and EPOCH. lock: the value of the rank's lock."""
+    """The lines of the text. job: has the engine's part and EPOCH. lock: the value of the rank's lock."""
     me, world, epoch = (int(job[word]) for word in (words.RANK, words.WORLD, words.EPOCH))
     phase = PHASES.get(int(state[words.PHASE]), f"unknown phase {state[words.PHASE]}")
     found = [f"rank {me} of {world}, epoch {epoch}: {phase}, {state[words.PROGRESS]} commands published; {_held(lock)}"]
@@ -55,7 +55,7 @@ def _held(lock: int) -> str:
 
 
 def _peer(job: np.ndarray, state: np.ndarray, line: Line, peer: int) -> list[str]:
-    """What is expected of a peer, what it has written, and what it still gets."""
+    """Lines about a peer: what is expected of it, what it has written, and what it still gets."""
 
     def of(table: Callable[..., int]) -> int:
         return int(state[table(job, peer)])
@@ -82,14 +82,14 @@ def _peer(job: np.ndarray, state: np.ndarray, line: Line, peer: int) -> list[str
     sent, freed = of(words.sent_rows), line(peer, words.CREDIT)
     back, due = line(peer, words.RETURN_TAIL) - of(words.seen_tiles), int(returns_due(job, state, peer))
     found.append(
-        f"{max(0, end - first)} rows are to be sent, {sent - freed} of {job[words.RING_ROWS]} ring rows are in use;"
-        f" {due} sent tiles are to come back, {back} of them have landed"
+        f"{max(0, end - first)} rows must still be sent, {sent - freed} of {job[words.RING_ROWS]} ring rows are in use;"
+        f" {due} sent tiles must come back, {back} of them have landed"
     )
     return found
 
 
 def _workers(job: np.ndarray, state: np.ndarray) -> list[str]:
-    """What workers do, those together that do the same."""
+    """Lines about what workers do. Workers that do the same share a line."""
     doing: dict[str, list[int]] = {}
     for worker in range(job[words.WORKERS]):
         doing.setdefault(_command(job, state, worker), []).append(worker)
@@ -122,7 +122,7 @@ def _command(job: np.ndarray, state: np.ndarray, worker: int) -> str:
 
 
 def _runs(job: np.ndarray, state: np.ndarray) -> list[str]:
-    """Column-split runs that are not done."""
+    """Lines about column-split runs that are not done."""
     found = []
     for slot in range(job[words.RUNS]):
         run, c = words.run(job, slot), words.run_command(job, slot)

@@ -46,9 +46,9 @@ def _zeros(nbytes: int) -> np.ndarray:
 class EngineMemory:
     """The windows and outboxes that an `EngineShape` needs on this rank; collective.
 
-    window: makes the window for local peers from its bytes; by default that of the CPU backend. outboxes: makes the
-    memory of the outboxes from its bytes, uint8 zeros. remote: the remote peers. wire: address of the wire to them, 0
-    if there are none.
+    window: a function of a number of bytes that makes the window for local peers; by default the CPU backend's.
+    outboxes: a function of a number of bytes that makes memory for the outboxes, uint8 zeros. remote: the remote peers.
+    wire: address of the wire to them, 0 if there are none.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class EngineMemory:
 
     @property
     def calling(self) -> Calling | None:
-        """The function that reports which peer MPI is called for; None without remote peers."""
+        """The function that says for which peer MPI is called now; None without remote peers."""
         return None if self._remote is None else self._remote.calling
 
     def in_call(self, yes: bool) -> None:

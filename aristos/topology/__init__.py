@@ -1,6 +1,6 @@
 """`discover()` returns one `Topology` of machine, links and network, read from NVML or nvidia-smi, sysfs and Slurm.
 
-Importing this imports no NumPy, MPI or driver.
+An import of this package imports no NumPy, MPI or driver.
 """
 
 from .discover import discover, from_text, join

@@ -1,4 +1,4 @@
-"""Running a command with a time limit, and its output."""
+"""Commands that run with a time limit, and their output."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Sequence
 
-LIMIT = 20.0  # seconds; nvidia-smi takes several if the driver must be loaded first
+LIMIT = 20.0  # seconds; nvidia-smi takes several seconds if the driver must be loaded first
 Ask = Callable[[Sequence[str]], "CommandOutput | None"]
 
 
@@ -18,7 +18,7 @@ class CommandOutput(str):
 
 
 def ask(words: Sequence[str]) -> CommandOutput | None:
-    """Run the command; None if there is no such command or it takes longer than LIMIT."""
+    """Run the command. Returns None if there is no such command or it takes longer than LIMIT."""
     if shutil.which(words[0]) is None:
         return None
     try:

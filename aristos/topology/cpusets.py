@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from kernel_cache.texts import ranges, whole
 
-MOST = 1 << 16  # CPUs of a list; Linux itself ends at 8192
+MOST = 1 << 16  # the most CPUs of a list; Linux itself allows 8192
 
 
 def parse(text: str) -> frozenset[int]:

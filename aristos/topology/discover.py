@@ -1,4 +1,4 @@
-"""Discovery: this machine and its job, from all sources.
+"""Discovery of this machine and its job, from all sources.
 
 GPUs: NVML, else nvidia-smi's matrix, else the kernel's PCI list. CPUs close to a GPU: sysfs, else nvidia-smi's column.
 Nodes: the ranks' host names if given, else Slurm's variables. Network: scontrol, else topology.conf or topology.yaml,
@@ -36,22 +36,22 @@ def discover(
 ) -> Topology:
     """This machine and the nodes of its job.
 
-    What cannot be read is unknown, or one of `Topology.faults`.
+    Facts that cannot be read are unknown, or one of `Topology.faults` says why.
 
     Parameters
     ----------
     hosts : sequence of str, or None, default None
         The host name of each rank, if the ranks are known. None: the nodes of Slurm's job, else this machine.
     network : bool, default True
-        Ask Slurm's controller for the network; one rank is enough, `join` gives it to all.
+        Whether to ask Slurm's controller for the network. One rank is enough, because `join` gives the network to all.
     env : mapping of str to str, or None, default None
-        The variables to read. None: this process's.
+        The variables to read. None: those of this process.
     root : path, default Path("/")
-        Where the kernel's files and Slurm's lie, for tests.
+        The folder that holds the files of the kernel and of Slurm, for tests.
     ask : callable, default ask
-        Runs a command and returns its output, for tests.
+        A function that runs a command and returns its output, for tests.
     library : callable, default load
-        Loads NVML, for tests.
+        A function that loads NVML, for tests.
 
     Returns
     -------
@@ -78,7 +78,7 @@ def discover(
 
 
 def _nodes(job: SlurmJob | None, hosts: Sequence[str] | None, name: str) -> tuple[list[str], list[int | None]]:
-    """(names of the nodes, tasks on each): from the ranks, else from Slurm, else this node."""
+    """(names of the nodes, tasks on each), from the ranks, else from Slurm, else for this node alone."""
     if hosts:
         names = list(dict.fromkeys([*hosts, name]))
         return names, [list(hosts).count(each) for each in names]
@@ -126,7 +126,10 @@ def _by_nvml(library: Callable[[], Any]) -> Found | None:
 
 
 def _by_smi(ask: Ask) -> Found | None:
-    """From nvidia-smi's matrix alone, since its other commands ask NVML too. If it prints an error, that is a fault."""
+    """Read nvidia-smi's matrix alone, because its other commands also ask NVML.
+
+    If it prints an error, that is a fault.
+    """
     shown = ask(("nvidia-smi", "topo", "-m"))
     if shown is None:
         return None
@@ -138,7 +141,7 @@ def _by_smi(ask: Ask) -> Found | None:
 
 
 def _by_kernel(root: Path) -> Found:
-    """A fault if there are GPUs on the PCI bus but no driver."""
+    """Return a fault if there are GPUs on the PCI bus but no driver."""
     addresses = pci.gpus(root)
     if not addresses:
         return Node(""), []
@@ -159,7 +162,7 @@ def _same(name: str, root: Path) -> Nic | None:
 
 
 def network_of(job: SlurmJob | None, ask: Ask, env: Mapping[str, str], root: Path) -> tuple[Network, list[Fault]]:
-    """The network of the job's cluster, and faults if it should be known but is not."""
+    """The network of the job's cluster, and faults if the network should be known but is not."""
     if job is None:
         return Network(), []
     why = None
@@ -193,9 +196,9 @@ def from_text(smi: str | None, network: str | None) -> Topology:
     Parameters
     ----------
     smi : str or None
-        What `nvidia-smi topo -m` printed. None: no node.
+        The output of `nvidia-smi topo -m`. None: no node.
     network : str or None
-        What `scontrol show topology` printed, or a topology.conf or topology.yaml. None: no network.
+        The output of `scontrol show topology`, or a topology.conf or topology.yaml. None: no network.
 
     Returns
     -------
@@ -216,22 +219,22 @@ def from_text(smi: str | None, network: str | None) -> Topology:
 
 
 def join(parts: Sequence[Topology]) -> Topology:
-    """Join the ranks' topologies: every node as its ranks see it, each fault once.
+    """Join the ranks' topologies to one that has every node as its ranks see it, and each fault once.
 
     Parameters
     ----------
     parts : sequence of Topology
-        What `discover` returned on each rank, in the ranks' order.
+        The topologies that `discover` returned on the ranks, in the order of ranks.
 
     Returns
     -------
     Topology
-        All nodes. `here` is the first rank's node, and `ranks` has each rank's.
+        All nodes. `here` is the first rank's node, and `ranks` has the node of each rank.
 
     Raises
     ------
     ValueError
-        A part that `discover` has not made: it does not know its own node.
+        A part was not made by `discover`, so it does not know its own node.
     """
     seen: dict[str, Node] = {}
     for part in parts:

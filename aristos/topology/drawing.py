@@ -20,7 +20,7 @@ FORMATS = (".png", ".svg", ".pdf")
 # Colours for colour-blind readers too (Okabe and Ito), from fast to slow links.
 OF = {"NV": "#009E73", "PIX": "#56B4E9", "PXB": "#0072B2", "PHB": "#F0E442", "NODE": "#E69F00", "SYS": "#D55E00"}
 PALE, INK, GREY = "#f4f4f4", "#222222", "#888888"
-LABELLED = 20  # rows of a matrix, up to which its cells have text
+LABELLED = 20  # the most rows of a matrix whose cells have text
 
 
 def draw(topology: Topology, path: Path) -> None:
@@ -91,7 +91,7 @@ def _rank(link: Link | None) -> tuple[int, int]:
 
 
 def _machine(axis: Any, node: Node) -> None:
-    """GPUs in a row, NICs below, a frame for each NUMA domain, NVLinks as arcs, PCI bridges as lines."""
+    """Draw GPUs in a row, NICs below, a frame for each NUMA domain, NVLinks as arcs, and PCI bridges as lines."""
     from matplotlib.patches import FancyBboxPatch
 
     place: dict[str, tuple[float, float]] = {}
@@ -140,7 +140,7 @@ def _machine(axis: Any, node: Node) -> None:
 
 
 def _cores(axis: Any, node: Node, title: str, x: float, width: float) -> None:
-    """A box for each core with its CPUs, filled if this process may run on it."""
+    """Draw a box for each core with its CPUs, filled if this process may run on the core."""
     from matplotlib.patches import Rectangle
 
     index = int(title.split(":")[0].removeprefix("NUMA "))
@@ -159,7 +159,7 @@ def _cores(axis: Any, node: Node, title: str, x: float, width: float) -> None:
 
 
 def _lines(axis: Any, node: Node, place: dict[str, tuple[float, float]], most: int) -> None:
-    """NVLinks and PCI bridges of GPUs; slower classes are shown in the matrix alone."""
+    """Draw NVLinks and PCI bridges of GPUs. Only the matrix shows slower classes."""
     from matplotlib.patches import FancyArrowPatch
 
     labels = list(place)
@@ -194,7 +194,7 @@ def _width(link: Link, most: int) -> float:
 
 
 def _matrix(axis: Any, node: Node) -> None:
-    """The classes as colours, with text in the cells of small matrices."""
+    """Draw the classes as colours, with text in the cells of small matrices."""
     from matplotlib.colors import to_rgb
 
     labels = [d.label for d in node.devices] + [nic.label for nic in node.nics]

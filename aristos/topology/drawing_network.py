@@ -1,4 +1,4 @@
-"""The network panel of a topology's picture: switches or blocks from the top down, nodes by name at the bottom."""
+"""The network panel of a topology's picture: switches or blocks from the top down, and nodes by name at the bottom."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from .hostlist import fold
 from .model import Topology
 from .sysfs import natural
 
-NAMED = 24  # boxes of a level, up to which they show names
+NAMED = 24  # the most boxes of a level that show names
 BLUE, GREY, INK = "#0072B2", "#888888", "#222222"
 
 
 def draw_network(axis: Any, topology: Topology) -> None:
-    """Switches above their children, a line for each link, and one box for the nodes of a leaf switch."""
+    """Draw switches above their children, a line for each link, and one box for the nodes of a leaf switch."""
     network = topology.network
     children: dict[str, list[str]] = {}
     for name, above in network.parents.items():
@@ -57,7 +57,7 @@ def _level(switch: str, inner: dict[str, list[str]], level: dict[str, int]) -> i
 
 
 def _path(switch: str, parents: Any) -> list[list[str | int]]:
-    """Sort key: names from the top down, so that children of one switch are neighbours."""
+    """A sort key of names from the top down, by which children of one switch are neighbours."""
     path = [switch]
     while parents.get(path[-1]):
         path.append(parents[path[-1]][0])

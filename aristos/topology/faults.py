@@ -27,25 +27,28 @@ BRIDGES = (  # words in the names of GPUs whose NVLinks need a bridge
     "L20",
     "T4",
 )
-BRIDGE = (1, 2, 4, 12)  # NVLinks of a bridge between two GPUs; a third GPU then has none
-BOARD = 8  # GPUs of a board, on which all have the same number of NVLinks
+BRIDGE = (1, 2, 4, 12)  # possible numbers of NVLinks of a bridge between two GPUs; a third GPU then has none
+BOARD = 8  # GPUs of a board whose GPUs all have the same number of NVLinks
 
 
 def worse(matrix: Matrix) -> tuple[dict[tuple[str, str], Link], list[Fault]]:
-    """(class of each pair, a fault for each pair whose directions differ). Of two classes the slower one counts."""
+    """(class of each pair, a fault for each pair whose directions differ).
+
+    If two classes differ, the slower one counts.
+    """
     links, faults = {}, []
     for at, a in enumerate(matrix.labels):
         for b in matrix.labels[at + 1 :]:
             there, back = Link.parse(matrix.cells[a, b]), Link.parse(matrix.cells[b, a])
             links[a, b] = links[b, a] = max(there, back, key=lambda link: link.rank)
             if there != back:
-                text = f"asymmetric: {a} to {b} is {there}, {b} to {a} is {back}; taken as {links[a, b]}"
+                text = f"asymmetric: {a} to {b} is {there}, {b} to {a} is {back}; both count as {links[a, b]}"
                 faults.append(Fault(text, f"compare nvidia-smi nvlink -s for both; {RESET}"))
     return links, faults
 
 
 def fewer(gpus: Sequence[str], links: Mapping[tuple[str, str], Link]) -> list[Fault]:
-    """GPUs and pairs with fewer NVLinks than their siblings have.
+    """A fault for each GPU or pair that has fewer NVLinks than its siblings have.
 
     In a cube mesh of V100s some pairs have half as many NVLinks as others. So a pair that has at most half of the
     largest number is no fault.
@@ -82,13 +85,13 @@ def fewer(gpus: Sequence[str], links: Mapping[tuple[str, str], Link]) -> list[Fa
 
 
 def dark(wires: Sequence[Wires]) -> list[Fault]:
-    """Inactive links, and GPUs with fewer links than their siblings of the same name."""
+    """Faults for inactive links, and for GPUs with fewer links than their siblings of the same name."""
     faults = []
     for each in wires:
         name = f"GPU{each.index}"
         bridged = any(word in (each.name or "").upper().replace("-", " ").split() for word in BRIDGES)
         if each.up and not each.active:
-            if not bridged:  # a GPU without a bridge has no link to be active
+            if not bridged:  # a GPU without a bridge has no links that could be active
                 text = f"{name} ({each.name}): all NVLinks are inactive"
                 remedy = "start the fabric manager (systemctl status nvidia-fabricmanager), with the driver's version"
                 faults.append(Fault(text, remedy))
@@ -106,9 +109,11 @@ def dark(wires: Sequence[Wires]) -> list[Fault]:
 
 
 def fabric(states: Mapping[str, tuple[str, str]]) -> list[Fault]:
-    """GPUs whose NVLink fabric is not ready. states: label -> (state, status) in nvidia-smi's words; N/A: no fabric.
+    """A fault for each GPU whose NVLink fabric is not ready.
 
-    Such a GPU looks healthy and its links are up, but no peer reaches its memory.
+    states: label -> (state, status) in nvidia-smi's words; N/A means that there is no fabric.
+
+    A GPU whose fabric is not ready looks healthy and its links are up, but no peer reaches its memory.
     """
     bad = {
         label: f"{state}, {status}"
@@ -120,7 +125,7 @@ def fabric(states: Mapping[str, tuple[str, str]]) -> list[Fault]:
 
 
 def cut_lists(devices: Sequence[Gpu]) -> list[Fault]:
-    """CPU lists that nvidia-smi has cut short: four or more numbers without a range."""
+    """A fault if nvidia-smi has cut lists of CPUs short: such lists have four or more numbers without a range."""
     cut = [d.label for d in devices if d.cpus_from == "nvidia-smi" and d.printed and _looks_cut(d.printed.cpus or "")]
     if not cut:
         return []
@@ -136,9 +141,9 @@ def _looks_cut(cpus: str) -> bool:
 
 
 def hidden(job: SlurmJob | None, devices: Sequence[Gpu], on_bus: Sequence[str]) -> list[Fault]:
-    """GPUs of the job that a cgroup hides from this process, so that CUDA IPC between ranks fails.
+    """A fault if a cgroup hides GPUs of the job from this process, so that CUDA IPC between ranks fails.
 
-    on_bus: PCI addresses of all GPUs of the machine; the kernel lists hidden ones too.
+    on_bus: PCI addresses of all GPUs of the machine, because the kernel also lists hidden ones.
     """
     if job is None:
         return []
@@ -158,7 +163,7 @@ def hidden(job: SlurmJob | None, devices: Sequence[Gpu], on_bus: Sequence[str]) 
 
 
 def mixed(nodes: Sequence[Node]) -> list[Fault]:
-    """Nodes of one job whose GPUs differ in number or kind."""
+    """A fault if the GPUs of a job's nodes differ in number or kind."""
     kinds: dict[tuple[str, ...], list[str]] = {}
     for node in nodes:
         kinds.setdefault(tuple(str(d.name) for d in node.devices), []).append(node.name)

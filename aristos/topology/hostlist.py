@@ -1,4 +1,4 @@
-"""Slurm's expressions for node names, n[1-3,05]-ib[0-1],login: expanded in Slurm's order."""
+"""Slurm's expressions for node names, such as n[1-3,05]-ib[0-1],login, expanded in Slurm's order."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from kernel_cache.texts import plain, runs, shown
 
 from ..errors import TopologyError
 
-MOST = 1 << 17  # names of one expression; Slurm itself takes 65536 a range
+MOST = 1 << 17  # the most names of one expression; Slurm itself takes 65536 for one range
 MOST_BRACKETS = 8
-LONGEST = 255  # characters of a name outside brackets
+LONGEST = 255  # the most characters of a name outside brackets
 _RANGE = re.compile(r"([0-9]{1,18})(?:-([0-9]{1,18}))?")
 
 
@@ -79,7 +79,7 @@ def _numbers(inside: str, text: str) -> list[str]:
 
 
 def _too_many(text: str) -> TopologyError:
-    return TopologyError(f"more than {MOST} nodes in {_quoted(text)}")
+    return TopologyError(f"expected at most {MOST} nodes, got more in {_quoted(text)}")
 
 
 def _quoted(text: str) -> str:

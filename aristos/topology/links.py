@@ -43,16 +43,17 @@ from ..primitives import aside
 
 SCHEMA = "aristos-links/1"
 MIB = 1 << 20
-SLOW = 2.0  # times the median of its class: a slower link is measured twice, and is a fault if it stays slower
+SLOW = 2.0  # a link whose time exceeds the class's median so many times is measured twice; if still slow, a fault
 SHARE = 0.9  # the share of a device's memory that parameters may take
-LARGEST = 1e30  # the most FLOP and bytes, so that products stay finite
-PAYLOAD = MIB  # bytes of the put by which links of a class are compared
+LARGEST = 1e30  # the most FLOP or bytes, so that products are finite
+PAYLOAD = MIB  # bytes of the put whose times compare links of a class
 Rows = list[list[float | None]]
 
 
 @dataclass(frozen=True)
 class Span:
-    """Time alpha + beta * MiB over a range of sizes. [n, n], a row an origin; microseconds, microseconds a MiB."""
+    """Times alpha + beta * MiB over a range of sizes, in microseconds. alpha, beta: [n, n], a row for each origin;
+    microseconds, and microseconds a MiB."""
 
     alpha_us: Rows
     beta_us_per_mib: Rows
@@ -60,7 +61,7 @@ class Span:
 
 @dataclass(frozen=True)
 class RankDevice:
-    """A rank's device. label: GPU0, or '' for cores. rate_from, memory_from: sources."""
+    """A rank's device. label: GPU0, or '' for cores. rate_from, memory_from: the sources of rate and memory."""
 
     name: str
     label: str = ""
@@ -73,7 +74,7 @@ class RankDevice:
 
 @dataclass(frozen=True)
 class Links:
-    """The file's fields; see the module's docstring. origin: the field `from`."""
+    """The file's fields, which the module's docstring explains. origin: the field `from`."""
 
     hosts: list[str]
     devices: list[RankDevice]
@@ -107,7 +108,7 @@ class Links:
 
 
 def symmetric(rows: Rows) -> Rows:
-    """The slower of both directions, or the known one; zeros on the diagonal."""
+    """For each pair, the time of the slower direction, or of the only known one. Zeros on the diagonal."""
     n = len(rows)
 
     def slower(a: int, b: int) -> float | None:
@@ -123,7 +124,7 @@ def save(links: Links, path: Path) -> None:
 
 
 def load(path: Path) -> Links:
-    """Read the file. Raises InputError, which names the wrong field, and OSError."""
+    """Read the file. Raises OSError, or InputError that names the wrong field."""
     try:
         found = json.loads(regular.text(path))
     except (ValueError, RecursionError) as why:
@@ -135,7 +136,7 @@ def load(path: Path) -> Links:
 
 
 def from_json(found: Any) -> Links:
-    """Links from parsed JSON. Raises InputError."""
+    """Links from parsed JSON. Raises InputError that names the wrong field."""
     if not isinstance(found, Mapping) or found.get("schema") != SCHEMA:
         got = found.get("schema") if isinstance(found, Mapping) else type(found).__name__
         raise InputError(f"schema must be {SCHEMA!r}, got {got!r}: `aristos topo --measure` writes such a file")
@@ -217,7 +218,7 @@ def _rows(name: str, rows: Any, n: int, kind: type) -> list[list[Any]]:
 
 
 def put_us(span: Span, a: int, b: int, nbytes: int) -> float | None:
-    """Microseconds of a put from rank a to rank b; None if unknown."""
+    """Microseconds of a put from rank a to rank b, or None if unknown."""
     alpha, beta = span.alpha_us[a][b], span.beta_us_per_mib[a][b]
     return None if alpha is None or beta is None else alpha + beta * nbytes / MIB
 
@@ -240,8 +241,9 @@ def slow(classes: Sequence[Sequence[str]], span: Span, times: float = SLOW) -> l
 def problem(links: Links, expert_bytes: int, other_bytes: int = 0) -> dict[str, Any]:
     """The fields of the planner's problem that depend on the machine: devices, alpha_us, beta_us_per_mib.
 
-    rate: MFLOP a microsecond, so that costs are in MFLOP. memory: experts of `expert_bytes` in SHARE of a device's
-    memory minus `other_bytes`. Raises InputError if a rate, a memory or a link is unknown.
+    The rate is in MFLOP a microsecond, so that costs are in MFLOP. The memory is the number of experts of
+    `expert_bytes` that fit into SHARE of a device's memory minus `other_bytes`. Raises InputError if a rate, a memory
+    or a link is unknown.
     """
     devices = []
     for i, each in enumerate(links.devices):
@@ -260,9 +262,9 @@ def problem(links: Links, expert_bytes: int, other_bytes: int = 0) -> dict[str, 
 
 
 def cache_path(hosts: Sequence[str], seats: Sequence[str], library: str, env: Mapping[str, str]) -> Path:
-    """Cache file of the links of a job with these hosts. seats: of each rank; library: version of MPI."""
+    """The cache file for the links of a job with these hosts. seats: the seat of each rank. library: MPI's version."""
     home = env.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     place = Path(env.get("ARISTOS_CACHE") or os.path.join(home, "aristos"))
-    folder = place.parent.resolve() / place.name  # as for compiled code: links above it are followed
+    folder = place.parent.resolve() / place.name  # links above the folder are followed, as for compiled code
     key = json.dumps([SCHEMA, list(hosts), list(seats), library])
     return folder / "links" / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"

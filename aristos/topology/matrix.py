@@ -1,7 +1,8 @@
 """`nvidia-smi topo -m`: the matrix of link classes, with the driver's tabs or with spaces in their place.
 
-The rows' labels must equal the columns', and each row must have one cell for each column with X on the diagonal. Any
-other text is an error that quotes the line: a matrix is never read in part. Text may stand before and behind it.
+The rows' labels must equal the columns' labels, and each row must have one cell for each column with X on the diagonal.
+Any other text is an error that quotes the line, so that a matrix is never read in part. Other text may be before and
+after the matrix.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ P2P = ("OK", "CNS", "GNS", "TNS", "NS", "DR", "U")  # cells of topo -p2p
 NONE = "N/A"
 _NUMBERS = re.compile(r"[0-9]{1,18}(?:-[0-9]{1,18})?(?:,[0-9]{1,18}(?:-[0-9]{1,18})?)*")
 _HEADING = re.compile(r"(GPU0(?:\s+[\w.-]{1,64})*?)(\s+CPU Affinity)?(\s+NUMA Affinity)?(\s+GPU NUMA ID)?")
-_COLOUR = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\[[0-9;]{0,5}m")  # copying may lose the escape character
+_COLOUR = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\[[0-9;]{0,5}m")  # a copied text may lack the escape character
 _ERROR = re.compile(
     r"has failed|failed to|mismatch|no devices were found|unable to|not found|could ?n[o']t|insufficient|error", re.I
 )
@@ -29,17 +30,17 @@ LEGEND = (
     ("NODE = Connection traversing PCIe as well as", "within a NUMA node"),
     ("SYS = Connection traversing PCIe as well as", "QPI/UPI)"),
 )
-FIELDS = {0: (), 1: (0,), 2: (0, 1), 3: (0, 1, 3)}  # headings -> places of their cells between the tabs after the links
-LONGEST = 10_000  # characters of a line; 100 columns have 1000
-MOST_HEADINGS = 16  # lines that name columns but have no rows below
+FIELDS = {0: (), 1: (0,), 2: (0, 1), 3: (0, 1, 3)}  # number of headings -> their cells' places among tabs after links
+LONGEST = 10_000  # the most characters of a line; 100 columns have 1000
+MOST_HEADINGS = 16  # the most lines that name columns but have no rows below
 Affinity = tuple[str | None, str | None, str | None]  # CPUs, NUMA domain, the GPU's own NUMA domain
 
 
 @dataclass(frozen=True)
 class Matrix:
-    """labels: of the columns; cells: [row, column] as printed; nics: label -> device name of each NIC.
+    """A matrix. labels: those of the columns. cells: [row, column] as printed. nics: label -> device name of each NIC.
 
-    cpus, numa, gpu_numa: of each GPU, as printed; None for N/A and for an empty cell.
+    cpus, numa, gpu_numa: the cells of each GPU as printed; None for N/A and for an empty cell.
     """
 
     labels: tuple[str, ...]
@@ -59,12 +60,12 @@ def is_gpu(label: str) -> bool:
 
 
 def clean(text: str) -> list[str]:
-    """Lines without colours."""
+    """The text's lines without codes of colours."""
     return _COLOUR.sub("", text).replace("\r\n", "\n").split("\n")
 
 
 def parse(text: str) -> Matrix:
-    """The first matrix in the text. Raises TopologyError if there is none, or it is incomplete."""
+    """The first matrix in the text. Raises TopologyError if there is none, or if the matrix is incomplete."""
     lines = clean(text)
     start, labels, columns = _first(lines)
     rows = lines[start + 1 : start + 1 + len(labels)]
@@ -80,16 +81,16 @@ def parse(text: str) -> Matrix:
 
 
 def _first(lines: list[str]) -> tuple[int, tuple[str, ...], int]:
-    """(index of the first line that names columns and has rows below, their labels, how many columns follow them)."""
+    """(index of the first line that names columns and has rows below, their labels, number of columns after them)."""
     first_error: TopologyError | None = None
     headings = (at for at, line in enumerate(lines) if _is_heading(line.split()))
     for at in itertools.islice(headings, MOST_HEADINGS):
         below = lines[at + 1].split() if at + 1 < len(lines) else []
-        if any(word in P2P for word in below[1:]):  # the right matrix may follow
+        if any(word in P2P for word in below[1:]):  # another matrix, which the right one may follow
             error = f"this is `nvidia-smi topo -p2p`, give the output of `nvidia-smi topo -m`: {_shown(lines[at + 1])}"
         elif not _is_row(below):
             after = next((text for text in lines[at + 1 :] if text.strip()), "the end of the text")
-            error = f"no row below the columns {_shown(lines[at])} but {_shown(after)}"
+            error = f"expected a row below the columns {_shown(lines[at])}, got {_shown(after)}"
         else:
             return at, *_columns(lines[at])
         first_error = first_error or TopologyError(error)
@@ -108,7 +109,7 @@ def _columns(line: str) -> tuple[tuple[str, ...], int]:
         if numbers != list(range(len(numbers))):
             raise TopologyError(f"{kind}s must be numbered from 0 without gaps, got {_shown(line)}")
     if len(set(labels)) < len(labels):
-        raise TopologyError(f"a column's name appears twice in {_shown(line)}")
+        raise TopologyError(f"each column must have another name, but one appears twice in {_shown(line)}")
     return labels, sum(tail)
 
 
@@ -120,7 +121,7 @@ def _nothing(lines: list[str]) -> TopologyError:
 
 
 def complaint(command: str, text: str) -> TopologyError:
-    """The error for text that is not the command's output; it quotes the line that looks like an error message."""
+    """The error for text that is not the command's output. It quotes the line that looks like an error message."""
     found = [line.strip() for line in clean(text) if line.strip()]
     if not found:
         return TopologyError(f"expected the output of `{command}`, got nothing: did the command run?")
@@ -133,17 +134,17 @@ def _is_heading(words: list[str]) -> bool:
 
 
 def _is_row(words: list[str]) -> bool:
-    """Whether these are a GPU's label and a cell."""
+    """Whether these words are a GPU's label and a cell."""
     return len(words) > 1 and is_gpu(words[0]) and (LINK.fullmatch(words[1]) is not None or words[1] in P2P)
 
 
 def _shown(line: str) -> str:
-    """A line in messages."""
+    """A line as messages show it."""
     return repr(" ".join(line.split())[:300])
 
 
 def _links(rows: Sequence[str], at: int, labels: Sequence[str]) -> list[str]:
-    """The cells of row `at`, one for each column, with X in its own."""
+    """The cells of row `at`, one for each column, with X in the row's own column."""
     words = rows[at].split() if at < len(rows) else []
     if not words or words[0] != labels[at]:
         stopped = _shown(rows[at]) if words else "'the end of the text'"
@@ -164,7 +165,10 @@ def _links(rows: Sequence[str], at: int, labels: Sequence[str]) -> list[str]:
 
 
 def _is_rest(word: str) -> bool:
-    """Whether it is N/A or an ascending list of CPUs, as the driver prints it. Others have lost or gained a digit."""
+    """Whether a word is N/A or an ascending list of CPUs, as the driver prints it.
+
+    Other lists have lost or gained digits.
+    """
     if word == NONE:
         return True
     if not _NUMBERS.fullmatch(word):
@@ -177,7 +181,7 @@ def _is_rest(word: str) -> bool:
 
 
 def _affinities(labels: Sequence[str], rows: Sequence[str], columns: int) -> dict[str, Affinity]:
-    """GPU -> its affinities. columns: number of their headings, 0 to 3."""
+    """GPU -> its affinities. columns: how many headings the affinities have, 0 to 3."""
     found: dict[str, Affinity] = {}
     whole_rows: dict[str, bool] = {}
     for label, row in zip(labels, rows):
@@ -187,55 +191,61 @@ def _affinities(labels: Sequence[str], rows: Sequence[str], columns: int) -> dic
             whole_rows[row] = any(rest) or row.count("\t") >= len(labels) + columns
         elif any(cell not in ("", NONE) for cell in rest):
             raise TopologyError(f"expected no cells after the links of {label}: {_shown(row)}")
-    if columns < 3 and len(set(whole_rows.values())) > 1:  # GPU NUMA ID is N/A at least
+    if columns < 3 and len(set(whole_rows.values())) > 1:  # a third column would contain at least N/A
         cut = next(row for row, is_whole in whole_rows.items() if not is_whole)
-        raise TopologyError(f"other rows have cells after the links, this one has none, so it is cut: {_shown(cut)}")
+        raise TopologyError(
+            f"this row was cut: other rows have cells after the links, this one has none: {_shown(cut)}"
+        )
     return found
 
 
 def _rest(row: str, links: int, columns: int) -> list[str]:
-    """The cells after the links, "" for an empty one: which one is empty, the tabs say."""
+    """The cells after the links, "" for an empty one. The tabs say which one is empty."""
     words = row.split()[1 + links :]
     if len(words) == columns:
         return words
     fields = [cell.strip() for cell in row.strip(" ").split("\t")][1 + links :]
     cells = [fields[at] for at in FIELDS[columns] if at < len(fields)] if words else [""] * columns
     if "\t" not in row.strip() and words == [NONE]:
-        cells = ["", "", NONE][-columns:]  # WSL shows the last cell alone, without tabs
+        cells = ["", "", NONE][-columns:]  # WSL shows only the last cell, without tabs
     if len(cells) != columns or [cell for cell in cells if cell] != words:
-        raise TopologyError(f"{len(words)} cells after the links under {columns} headings: {_shown(row)}")
+        raise TopologyError(f"expected {columns} cells after the links, got {len(words)}: {_shown(row)}")
     return cells
 
 
 def _affinity(rest: list[str], row: str) -> Affinity:
     cpus, numa, gpu_numa = [*(None if cell in ("", NONE) else cell for cell in rest), None, None, None][:3]
     if len(rest) == 3 and not rest[2]:
-        raise TopologyError(f"the row ends before GPU NUMA ID, which is N/A at least: {_shown(row)}")
+        raise TopologyError(f"the row was cut: it must end with a GPU NUMA ID, a number or N/A: {_shown(row)}")
     if gpu_numa is not None and whole(gpu_numa) is None:
         raise TopologyError(f"GPU NUMA ID must be a number or N/A, got {gpu_numa!r} in {_shown(row)}")
     return cpus, numa, gpu_numa
 
 
 def _uncut_links(labels: Sequence[str], cells: Mapping[tuple[str, str], str], rows: Sequence[str]) -> None:
-    """Raise if a line ends with NV1 and the other direction is NV18: the line was cut."""
+    """Raise if a line was cut, as when it ends with NV1 and the other direction is NV18."""
     for label, row in zip(labels, rows):
         here, there = cells[label, labels[-1]], cells[labels[-1], label]
         if here != there and there.startswith(here) and row.rstrip().endswith(here):
-            raise TopologyError(f"{_shown(row)} ends with {here} where {labels[-1]}'s row has {there}: the line is cut")
+            raise TopologyError(
+                f"{_shown(row)} was cut: it ends with {here}, but {labels[-1]}'s row has {there} for this pair"
+            )
 
 
 def _uncut_lists(labels: Sequence[str], rows: Sequence[str], found: Mapping[str, Affinity]) -> None:
-    """Raise if a row's list of CPUs is the start of another row's and overlaps with it: the line was cut."""
+    """Raise if a line was cut: its list of CPUs is then the start of another row's list and overlaps with it."""
     lists = {cpus for cpus, _, _ in found.values() if cpus is not None}
     for label, row in zip(labels, rows):
         cpus = found[label][0] if label in found else None
         for other in lists if cpus is not None else ():
             if other != cpus and other.startswith(cpus or "") and cpusets.parse(other) & cpusets.parse(cpus or ""):
-                raise TopologyError(f"CPUs {cpus} here, {other} in another row, so this one is cut: {_shown(row)}")
+                raise TopologyError(
+                    f"this row was cut: its CPUs are {cpus}, those of another row {other}: {_shown(row)}"
+                )
 
 
 def _ended(lines: list[str], last: str) -> None:
-    """Raise if the text was cropped: rows without columns, or a legend without its end."""
+    """Raise if the text was cropped, so that it has rows without columns, or a legend without its end."""
     after = next((line for line in lines if line.strip()), "")
     words = after.split()
     if len(words) > 1 and re.fullmatch(r"[A-Za-z]\w*", words[0]) and LINK.fullmatch(words[1]):
@@ -244,11 +254,11 @@ def _ended(lines: list[str], last: str) -> None:
     for begins, ends in LEGEND:
         if begins in joined and ends not in joined:
             cut = next((line for line in lines if begins[:4] in line), after)
-            raise TopologyError(f"the legend is cut, so the matrix is too: {_shown(cut)}")
+            raise TopologyError(f"the text was cut, because its legend is incomplete: {_shown(cut)}")
 
 
 def _legend(lines: list[str], labels: tuple[str, ...]) -> dict[str, str]:
-    """NIC label -> device, from the legend, or without one the label."""
+    """NIC label -> device, from the legend. Without a legend, the label stands for the device."""
     nics = [label for label in labels if not is_gpu(label)]
     numbered = [label for label in nics if re.fullmatch(r"NIC[0-9]+", label)]
     named: dict[str, str] = {}
@@ -267,7 +277,7 @@ def _legend(lines: list[str], labels: tuple[str, ...]) -> dict[str, str]:
 
 
 def _whole_names(named: Mapping[str, str]) -> None:
-    """Raise if a name appears twice or is the start of another one: mlx5_1 and mlx5_ were cut."""
+    """Raise if names were cut, so that a name appears twice or is the start of another one, such as mlx5_ of mlx5_1."""
     shapes = {label: re.sub(r"\d+", "0", name) for label, name in named.items()}
     for label, name in named.items():
         twice = [other for other in named if other != label and named[other] == name]

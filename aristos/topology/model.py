@@ -1,7 +1,7 @@
-"""The topology's data: nodes, devices, NICs, NUMA domains, the class of every link, faults.
+"""The data of a topology: nodes, devices, NICs, NUMA domains, the class of every link, and faults.
 
-Frozen dataclasses without NumPy, MPI or a driver, so that they can be pickled, sent between ranks and compared. Each
-source of facts has a file of its own.
+The classes are frozen dataclasses without NumPy, MPI or a driver, so that objects can be pickled, sent between ranks
+and compared. Other modules read the facts, one module for each source.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from .network import Network
 
-# From fast to slow. A link's class is the highest level on the path between its ends.
+# The classes from fast to slow. A link's class is the highest level on the path between its ends.
 KINDS = ("self", "NV", "PIX", "PXB", "PHB", "NODE", "SYS", "NET")
 _CELL = re.compile(r"NV(\d+)|X|self|PIX|PXB|PHB|NODE|SYS|SOC|NET(\d*)")
 
@@ -24,13 +24,13 @@ class Link:
     Attributes
     ----------
     kind : str
-        One of `KINDS`, from fast to slow. "self": the same device; "NV": bonded NVLinks; "PIX", "PXB": one PCIe bridge,
-        several; "PHB": a PCIe host bridge (the CPU); "NODE": between host bridges of a NUMA domain; "SYS": between NUMA
-        domains; "NET": between nodes.
+        One of `KINDS`, from fast to slow. "self": the same device; "NV": bonded NVLinks; "PIX": one PCIe bridge; "PXB":
+        several PCIe bridges; "PHB": a PCIe host bridge (the CPU); "NODE": between host bridges of a NUMA domain; "SYS":
+        between NUMA domains; "NET": between nodes.
     count : int
-        NVLinks of "NV", switches of "NET"; 0: unknown.
+        The number of NVLinks of "NV", or of switches of "NET"; 0: unknown.
     printed : str
-        "SOC", if the driver printed this old word for SYS; else empty. It is not compared.
+        "SOC" if the driver printed this old word for SYS, else empty. Comparisons ignore it.
     """
 
     kind: str
@@ -44,7 +44,8 @@ class Link:
         Parameters
         ----------
         text : str
-            Such as "NV4", "PIX" or "NET3"; "SOC" is "SYS" in drivers up to 2017, "X" is "self".
+            The cell, such as "NV4", "PIX" or "NET3". "SOC" is the word for "SYS" in drivers up to 2017, "X" the word
+            for "self".
 
         Returns
         -------
@@ -54,7 +55,7 @@ class Link:
         Raises
         ------
         ValueError
-            Another text.
+            The text is no link.
 
         Examples
         --------
@@ -78,7 +79,7 @@ class Link:
 
     @property
     def rank(self) -> tuple[int, int]:
-        """Sort key from fast to slow: more NVLinks are faster, more switches slower."""
+        """A sort key from fast to slow: a link with more NVLinks is faster, one with more switches slower."""
         return KINDS.index(self.kind), -self.count if self.kind == "NV" else self.count
 
 
@@ -92,11 +93,11 @@ class Mig:
     Attributes
     ----------
     index : int
-        Its number on the GPU.
+        The slice's number on the GPU.
     uuid : str
         As NVML and nvidia-smi print it.
     name : str
-        Its profile, such as 3g.40gb.
+        The slice's profile, such as 3g.40gb.
     """
 
     index: int
@@ -115,34 +116,34 @@ class Printed:
 
 @dataclass(frozen=True)
 class Gpu:
-    """A GPU. What is None is unknown.
+    """A GPU. A fact that is None is unknown.
 
     Attributes
     ----------
     index : int
-        nvidia-smi's and NVML's number, in PCI order, not CUDA_VISIBLE_DEVICES'.
+        The number that nvidia-smi and NVML give the GPU, in PCI order. CUDA_VISIBLE_DEVICES has no effect on it.
     name : str or None
-        Of the product.
+        The product's name.
     uuid : str or None
         As NVML and nvidia-smi print it.
     pci : str or None
-        domain:bus:device.function in lower case.
+        The PCI address, domain:bus:device.function in lower case.
     memory : int or None
         Bytes.
     numa : int or None
         The NUMA domain of the CPUs that are close to it.
     cpus : frozenset of int, or None
-        Those CPUs.
+        The CPUs that are close to the GPU.
     cpus_from : str or None
-        Where `cpus` comes from: sysfs, or nvidia-smi, which may cut the list.
+        The source of `cpus`: sysfs, or nvidia-smi, which may cut the list.
     gpu_numa : int or None
         The domain of the GPU's own memory (Grace).
     nvlinks : int or None
-        Active NVLinks.
+        The number of active NVLinks.
     mig : tuple of Mig
-        Its slices.
+        The GPU's slices.
     printed : Printed or None
-        Its cells of `nvidia-smi topo -m`, where they were read.
+        The GPU's cells of `nvidia-smi topo -m`, if they were read.
     """
 
     index: int
@@ -165,7 +166,7 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Wires:
-    """The NVLinks of a GPU. up: whether each is active."""
+    """The NVLinks of a GPU. up: whether each link is active."""
 
     index: int
     name: str | None
@@ -187,13 +188,13 @@ class Nic:
     Attributes
     ----------
     label : str
-        As nvidia-smi's column names it.
+        The name that nvidia-smi's column has for the adapter.
     name : str
-        The kernel's, such as mlx5_0.
+        The kernel's name, such as mlx5_0.
     pci : str or None
-        domain:bus:device.function in lower case; None: unknown.
+        The PCI address, domain:bus:device.function in lower case; None: unknown.
     numa : int or None
-        Its NUMA domain; None: unknown.
+        The adapter's NUMA domain; None: unknown.
     """
 
     label: str
@@ -209,13 +210,13 @@ class Numa:
     Attributes
     ----------
     index : int
-        Its id.
+        The domain's id.
     cpus : frozenset of int
-        Its CPUs, allowed or not.
+        The domain's CPUs, whether this process may use them or not.
     memory : int or None
         Bytes; None: unknown.
     distance : mapping of int to int
-        To each domain by its id, 10 to itself.
+        The distance to each domain by that domain's id; 10 to itself.
     """
 
     index: int
@@ -231,11 +232,11 @@ class Cache:
     Attributes
     ----------
     level : int
-        1 for L1, and so on.
+        The level: 1 for L1, and so on.
     size : int
         Bytes.
     cpus : frozenset of int
-        The CPUs.
+        The CPUs that share the cache.
     """
 
     level: int
@@ -250,29 +251,29 @@ class Node:
     Attributes
     ----------
     name : str
-        Its host name.
+        The node's host name.
     devices : tuple of Gpu
-        Its GPUs.
+        The node's GPUs.
     nics : tuple of Nic
-        Its network adapters.
+        The node's network adapters.
     numa : tuple of Numa
-        Its NUMA domains.
+        The node's NUMA domains.
     caches : tuple of Cache
-        Its data and unified caches.
+        The node's data and unified caches.
     cores : tuple of frozenset of int
         The threads (CPUs) of each core.
     cpus : frozenset of int
-        CPUs that are online.
+        The CPUs that are online.
     allowed : frozenset of int
-        Those that this process, or the job, may use.
+        The CPUs that this process, or the job, may use.
     memory : int or None
         Bytes; None: unknown.
     links : mapping of (str, str) to Link
         The class of each pair of labels, in both orders.
     tasks : int or None
-        How many the scheduler starts here; None: unknown.
+        The number of tasks that the scheduler starts on this node; None: unknown.
     complete : bool
-        Whether the node itself was examined; else only some facts are known.
+        Whether the node itself was examined. If not, only some facts are known.
     """
 
     name: str
@@ -304,7 +305,7 @@ class Node:
         Raises
         ------
         KeyError
-            The node has none of this number.
+            The node has no GPU with this number.
         """
         for device in self.devices:
             if device.index == index:
@@ -327,7 +328,7 @@ class Node:
         return SELF if a == b else self.links.get((a, b))
 
     def nics_by_distance(self, device: str) -> tuple[Nic, ...]:
-        """The node's NICs, the closest to a device first; those of unknown distance last.
+        """The node's NICs, from the closest to a device to the farthest. NICs of unknown distance are last.
 
         Parameters
         ----------
@@ -354,7 +355,7 @@ class Node:
         Returns
         -------
         int or None
-            The domain's id; None if they span several or it is unknown.
+            The domain's id; None if the CPUs span several domains or their domain is unknown.
         """
         wanted = frozenset(cpus)
         return next((n.index for n in self.numa if wanted and wanted <= n.cpus), None)
@@ -370,7 +371,7 @@ class Node:
         Returns
         -------
         Link
-            "SYS" if they span NUMA domains, else "NODE", also with unknown domains.
+            "SYS" if the CPUs span NUMA domains, else "NODE", also if the domains are unknown.
         """
         together = frozenset(a) | frozenset(b)
         return NODE if not self.numa or self.domain(together) is not None else SYS
@@ -385,9 +386,9 @@ class Fault:
     text : str
         The observation.
     remedy : str
-        What to change.
+        A change that removes the fault.
     node : str or None
-        The node's name, where there are several.
+        The node's name if there are several nodes.
     """
 
     text: str
@@ -399,7 +400,7 @@ class Fault:
 
 
 def _short(name: str) -> str:
-    """A host's name without its domain; addresses have none."""
+    """A host's name without its domain. An address is not changed, because it has no domain."""
     return name if re.fullmatch(r"[\d.]+", name) else name.split(".")[0]
 
 
@@ -412,11 +413,11 @@ class Topology:
     nodes : tuple of Node
         The machines.
     network : Network
-        What joins them.
+        The network between the nodes.
     faults : tuple of Fault
-        What is wrong.
+        The faults found.
     here : int or None
-        The index in `nodes` of the machine this runs on; None: none of them.
+        The index in `nodes` of the machine that this process runs on; None if it runs on none of them.
     ranks : tuple of int
         The index in `nodes` of each rank's node; empty if unknown.
     """
@@ -428,12 +429,12 @@ class Topology:
     ranks: tuple[int, ...] = ()
 
     def node(self, name: str) -> Node:
-        """The node of a name.
+        """The node with a name.
 
         Parameters
         ----------
         name : str
-            With or without its domain.
+            The node's name, with or without its domain.
 
         Returns
         -------
@@ -443,7 +444,7 @@ class Topology:
         Raises
         ------
         KeyError
-            There is none.
+            There is no node with this name.
         """
         for known in (lambda text: text, _short):
             for node in self.nodes:
@@ -457,12 +458,12 @@ class Topology:
         Parameters
         ----------
         a, b : (int, str)
-            The index in `nodes` and the label there.
+            The index of the node in `nodes`, and the label on that node.
 
         Returns
         -------
         Link or None
-            The class, between nodes "NET" with the number of switches on the way; None if it is unknown.
+            The class, or None if it is unknown. Between nodes it is "NET" with the number of switches on the way.
         """
         if a[0] != b[0]:
             return self.between(a[0], b[0])
@@ -474,7 +475,7 @@ class Topology:
         Parameters
         ----------
         a, b : int
-            Indices in `nodes`.
+            Indices of the nodes in `nodes`.
 
         Returns
         -------

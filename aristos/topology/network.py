@@ -12,7 +12,7 @@ from functools import cached_property
 class Network:
     """The network between nodes, as Slurm describes it.
 
-    A block or a torus is a switch; its parents are the bigger blocks that contain it.
+    Blocks and tori count as switches. The parents of a block are the bigger blocks that contain it.
 
     Attributes
     ----------
@@ -23,7 +23,7 @@ class Network:
     nodes : frozenset of str
         The nodes' names.
     rings : tuple of tuples of str
-        Each ring's nodes in order.
+        The nodes of each ring, in order.
     """
 
     kind: str = "unknown"
@@ -33,7 +33,7 @@ class Network:
 
     @cached_property
     def _neighbours(self) -> dict[tuple[bool, str], list[tuple[bool, str]]]:
-        """The graph of switches and nodes; a switch and a node may have the same name."""
+        """The graph of switches and nodes, in which a switch and a node may have the same name."""
         graph: dict[tuple[bool, str], list[tuple[bool, str]]] = {}
         for name, above in self.parents.items():
             below = (name in self.nodes, name)
@@ -45,8 +45,8 @@ class Network:
     def distance(self, a: str, b: str) -> int | None:
         """The number of switches that a message between two nodes passes.
 
-        1 on a leaf switch, 3 over a spine; 1 inside a block, 3 inside the next bigger one. On a ring: the links of the
-        shorter way.
+        The number is 1 on a leaf switch and 3 over a spine; 1 inside a block and 3 inside the next bigger block. On a
+        ring it is the number of links of the shorter way.
 
         Parameters
         ----------
@@ -56,8 +56,8 @@ class Network:
         Returns
         -------
         int or None
-            0 from a node to itself. None if no path is known, and in a torus: Slurm's files do not contain the nodes'
-            places.
+            0 from a node to itself. None if no path is known. None in a torus, because Slurm's files do not contain the
+            places of its nodes.
         """
         if a == b:
             return 0
@@ -70,7 +70,7 @@ class Network:
         return self.reach(a).get(b)
 
     def reach(self, start: str) -> dict[str, int]:
-        """The number of switches on the shortest way from a node to every other that can be reached.
+        """The number of switches on the shortest way from a node to every other node that can be reached.
 
         Parameters
         ----------
@@ -80,7 +80,7 @@ class Network:
         Returns
         -------
         dict of str to int
-            Node -> number of switches.
+            The number of switches by node.
         """
         found, seen = {start: 0}, {(True, start)}
         queue = deque([((True, start), 0)])
@@ -91,7 +91,7 @@ class Network:
                     continue
                 seen.add(each)
                 if each[0]:
-                    found[each[1]] = passed  # no further: nodes do not forward
+                    found[each[1]] = passed  # the way ends here, because nodes do not forward
                 else:
                     queue.append((each, passed + 1))
         return found

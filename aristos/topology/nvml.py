@@ -17,11 +17,11 @@ from .model import Gpu, Link, Mig, Wires
 LIBRARY = "libnvidia-ml.so.1"
 OK = 0
 MOST_LINKS = 36  # NVML_NVLINK_MAX_LINKS
-NO_NUMA = 2**32 - 1  # -1
+NO_NUMA = 2**32 - 1  # -1 as an unsigned number
 SM_CLOCK, MEMORY_CLOCK = 1, 2  # nvmlClockType_t
 GPU_SENSOR = 0  # NVML_TEMPERATURE_GPU
 SWITCH = 2  # NVML_NVLINK_DEVICE_TYPE_SWITCH
-LEVELS = {0: "PIX", 10: "PIX", 20: "PXB", 30: "PHB", 40: "NODE", 50: "SYS"}  # nvmlGpuTopologyLevel_t; 0: one board
+LEVELS = {0: "PIX", 10: "PIX", 20: "PXB", 30: "PHB", 40: "NODE", 50: "SYS"}  # nvmlGpuTopologyLevel_t; 0: same board
 
 
 class PciInfo(ctypes.Structure):
@@ -50,13 +50,13 @@ class Fabric(ctypes.Structure):
 
 
 _BUS = re.compile(r"(?:([0-9A-Fa-f]{1,8}):)?([0-9A-Fa-f]{2}):([0-9A-Fa-f]{2})\.([0-7])")
-STATES = ("N/A", "Not Started", "In Progress", "Completed")  # nvmlGpuFabricState_t, as nvidia-smi words them
+STATES = ("N/A", "Not Started", "In Progress", "Completed")  # nvidia-smi's words for nvmlGpuFabricState_t
 Ends = list[tuple[int | None, str | None]]
 Found = tuple[tuple[Gpu, ...], dict[tuple[str, str], Link], tuple[Wires, ...], dict[str, tuple[str, str]]]
 
 
 def load() -> Any | None:
-    """The library; None if it cannot be loaded."""
+    """Load the library. Returns None if it cannot be loaded."""
     try:
         return ctypes.CDLL(LIBRARY)
     except OSError:
@@ -66,7 +66,7 @@ def load() -> Any | None:
 def read(library: Any) -> Found | None:
     """(GPUs, class of each pair in both orders, NVLinks of each GPU, (state, status) of each GPU's fabric).
 
-    None if the driver does not answer.
+    Returns None if the driver does not answer.
     """
     with _started(library) as started:
         if not started:
@@ -91,7 +91,7 @@ def read(library: Any) -> Found | None:
 
 
 def state(library: Any, uuid: str) -> dict[str, Any]:
-    """Facts that a GPU's times depend on, as far as known: driver version, clocks in MHz, power limit in W.
+    """Known facts that a GPU's times depend on: driver version, clocks in MHz, power limit in W.
 
     uuid: 'GPU-...', as in CUDA.
     """
@@ -112,10 +112,10 @@ def state(library: Any, uuid: str) -> dict[str, Any]:
 
 
 def samples(library: Any, uuid: str) -> Iterator[dict[str, Any]]:
-    """What a GPU does when each item is asked for, as far as known: MHz, W, degrees, reasons of throttling.
+    """Samples of a GPU's state, one each time the next item is taken: MHz, W, degrees, reasons of throttling.
 
-    throttled: the bits nvmlClocksEventReason*. uuid: 'GPU-...', as in CUDA. Ends at once if the driver knows no such
-    GPU.
+    A sample has only the known facts. throttled: the bits nvmlClocksEventReason*. uuid: such as 'GPU-...', as in CUDA.
+    There are no samples if the driver knows no such GPU.
     """
     with _started(library) as started:
         handle = ctypes.c_void_p()
@@ -150,7 +150,7 @@ def _started(library: Any) -> Iterator[bool]:
 
 
 def _ask(library: Any, name: str, *arguments: Any) -> bool:
-    """Call a function that older drivers may lack; whether it succeeded."""
+    """Call a function that older drivers may lack. Returns whether it succeeded."""
     try:
         return getattr(library, name)(*arguments) == OK
     except AttributeError:
@@ -176,7 +176,7 @@ def _handles(library: Any) -> Iterator[tuple[int, ctypes.c_void_p]]:
 
 
 def bus_id(text: str) -> str | None:
-    """'00000000:41:00.0' -> '0000:41:00.0', as sysfs names the device; else None."""
+    """'00000000:41:00.0' -> '0000:41:00.0', the device's name in sysfs. Other texts give None."""
     found = _BUS.fullmatch(text.strip())
     return f"{int(found[1] or '0', 16):04x}:{found[2]}:{found[3]}.{found[4]}".lower() if found else None
 
@@ -218,7 +218,7 @@ def _wires(library: Any, handle: ctypes.c_void_p) -> tuple[list[bool], Ends]:
     for link in range(MOST_LINKS):
         active = _number(library, "nvmlDeviceGetNvLinkState", handle, ctypes.c_uint(link))
         if active is None:
-            break  # no such link
+            break  # the GPU has no link of this number
         states.append(active != 0)
         if active:
             kind = _number(library, "nvmlDeviceGetNvLinkRemoteDeviceType", handle, ctypes.c_uint(link))
@@ -227,7 +227,7 @@ def _wires(library: Any, handle: ctypes.c_void_p) -> tuple[list[bool], Ends]:
 
 
 def _nvlinks(one: Ends, other: Ends, a: str | None, b: str | None) -> Link | None:
-    """NVLinks between two GPUs: direct ones, or through switches the smaller of their numbers."""
+    """The number of NVLinks between two GPUs: the direct ones, or through switches the smaller of the GPUs' numbers."""
     switched = min(sum(kind == SWITCH for kind, _ in ends) for ends in (one, other))
     direct = min(sum(end == b and b is not None for _, end in one), sum(end == a and a is not None for _, end in other))
     return Link("NV", switched or direct) if switched or direct else None

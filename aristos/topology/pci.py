@@ -13,7 +13,7 @@ from .model import NODE, SYS, Link, Nic
 from .sysfs import cpus_in, natural, read
 
 NVIDIA = "0x10de"
-DISPLAY = "0x03"  # the class of VGA and 3D controllers
+DISPLAY = "0x03"  # the beginning of the class of VGA and 3D controllers
 HOST = re.compile(r"pci[0-9a-f]{4,8}:[0-9a-f]{2}")
 ADDRESS = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
 
@@ -32,14 +32,14 @@ def gpus(root: Path) -> tuple[str, ...]:
 
 
 def affinity(root: Path, address: str) -> tuple[frozenset[int] | None, int | None]:
-    """(CPUs close to a device, its NUMA domain); None if unknown."""
+    """(CPUs close to a device, its NUMA domain), each None if unknown."""
     at = folder(root, address)
     cpus, numa = cpus_in(at / "local_cpulist"), read(at / "numa_node")
     return cpus or None, whole(numa)
 
 
 def nics(root: Path) -> tuple[Nic, ...]:
-    """Adapters with RDMA: InfiniBand, RoCE and Slingshot; numbered by name, as in nvidia-smi."""
+    """Adapters with RDMA (InfiniBand, RoCE and Slingshot), numbered in the order of names like those of nvidia-smi."""
     found = []
     for kind in ("infiniband", "cxi"):
         for at in (root / "sys/class" / kind).glob("*"):
@@ -51,7 +51,7 @@ def nics(root: Path) -> tuple[Nic, ...]:
 
 
 def path(root: Path, address: str) -> tuple[str, ...]:
-    """The bridges above a device, from the host bridge down to the device; empty if sysfs lacks it."""
+    """The bridges above a device, from the host bridge down to the device; empty if sysfs lacks the device."""
     real = os.path.realpath(folder(root, address)).split("/")
     start = next((at for at, part in enumerate(real) if HOST.fullmatch(part)), None)
     inside = () if start is None else tuple(part for part in real[start:] if ADDRESS.fullmatch(part))
@@ -59,10 +59,10 @@ def path(root: Path, address: str) -> tuple[str, ...]:
 
 
 def link(root: Path, a: str, b: str) -> Link | None:
-    """The class of two devices by the bridges between them; None if sysfs lacks one.
+    """The class of two devices by the bridges between them; None if sysfs lacks one of the devices.
 
-    A switch is an upstream bridge with one downstream bridge for each device, so two devices of one switch are at most
-    two steps below their common bridge: PIX.
+    A switch is an upstream bridge with one downstream bridge for each device. So two devices of one switch are at most
+    two steps below their common bridge, which is class PIX.
     """
     one, other = path(root, a), path(root, b)
     if not one or not other:

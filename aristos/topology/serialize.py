@@ -1,4 +1,4 @@
-"""A topology as JSON and as a text table. The JSON of a machine read from a file has its cells as printed."""
+"""A topology as JSON and as a text table. If a machine was read from a file, its JSON has the cells as printed."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ from . import cpusets
 from .hostlist import fold
 from .model import Gpu, Node, Topology
 
-MATRIX = 256  # nodes, up to which the matrix of distances is written
-WIDE = 100  # columns; rows of NICs are left out of a wider matrix
+MATRIX = 256  # the most nodes for which the matrix of distances is written
+WIDE = 100  # the most columns of a matrix that has rows of NICs
 
 
 def as_json(topology: Topology, file: bool) -> dict[str, Any]:
-    """The object that `aristos topo --json` prints. file: read from texts, so only their facts are included."""
+    """The object that `aristos topo --json` prints.
+
+    file: whether the topology was read from texts; then only facts from
+    these texts are included."""
     node = topology.nodes[topology.here] if topology.here is not None and topology.nodes else None
     found: dict[str, Any] = {
         "gpus": [_gpu(device, file) for device in node.devices] if node else [],
@@ -70,7 +73,7 @@ def _node(node: Node) -> dict[str, Any]:
 
 
 def _network(topology: Topology) -> dict[str, Any]:
-    """The nodes, the parents of each, and the switches between two: a row for each node, null if no path is known."""
+    """The nodes, the parents of each, and a matrix of the switches between two nodes, null if no path is known."""
     nodes = [node for node in topology.nodes if node.name]
     names = [node.name for node in nodes]
     network = topology.network
@@ -151,7 +154,7 @@ def _matrix(node: Node) -> list[str]:
     for a in labels:
         rows.append([a, *("X" if a == b else str(node.link(a, b) or "?") for b in labels)])
     lines = aligned(rows)
-    if len(lines[0]) > WIDE:  # links between NICs matter least
+    if len(lines[0]) > WIDE:  # leave out links between NICs, which matter least
         rows = [row for at, row in enumerate(rows) if at <= len(node.devices)]
         lines = aligned(rows)
     return ["", *lines]

@@ -1,9 +1,9 @@
-"""The Slurm job of this process, from SLURM_* variables: its nodes, the tasks on each, its GPUs.
+"""The Slurm job of this process, from SLURM_* variables: its nodes, the tasks on each, and its GPUs.
 
-Inside a step some variables change their meaning: in `srun --overlap -N1` SLURM_NNODES and SLURM_JOB_NODELIST are the
-step's, while SLURM_NODELIST stays the job's. So the step's nodes are read from SLURM_STEP_NODELIST, and the job's from
-the longer one of the other two.
-Variables of this process alone are in `host/slurm_variables.py`.
+Inside a step some variables change their meaning: in `srun --overlap -N1`, SLURM_NNODES and SLURM_JOB_NODELIST describe
+the step, but SLURM_NODELIST still describes the job. So the nodes of the step are read from SLURM_STEP_NODELIST, and
+the nodes of the job from the longer one of SLURM_JOB_NODELIST and SLURM_NODELIST.
+The module `host/slurm_variables.py` reads variables of this process alone.
 """
 
 from __future__ import annotations
@@ -19,18 +19,19 @@ from ..host import slurm_variables
 from .hostlist import MOST, expand
 
 NODES = ("JOB_NODELIST", "NODELIST", "STEP_NODELIST", "HET_SIZE")
-OTHERS = ("JOB_ID", "JOBID", "JOB_GPUS", "STEP_GPUS")  # these may be the only ones in a container
+OTHERS = ("JOB_ID", "JOBID", "JOB_GPUS", "STEP_GPUS")  # in a container these may be the only variables
 _COUNT = re.compile(r"([0-9]{1,9})(?:\(x([0-9]{1,9})\))?")
-MOST_GROUPS = 128  # parts of a heterogeneous job that Slurm allows
+MOST_GROUPS = 128  # the most parts of a heterogeneous job that Slurm allows
 
 
 @dataclass(frozen=True)
 class SlurmJob:
-    """nodes: of this step, or of the job outside a step; tasks: on each node, None if unknown.
+    """A job. nodes: those of this step, or outside a step those of the job. tasks: how many each node has, None if
+    unknown.
 
-    job_nodes: of the whole job; gpus: Slurm's numbers of the job's GPUs on this node, None if unknown; hides_gpus: the
-    option that hides other tasks' GPUs from each task, '' if none does; address: SLURM_TOPOLOGY_ADDR and its pattern.
-    In containers most variables may be missing; then nodes may be empty.
+    job_nodes: those of the whole job. gpus: Slurm's numbers of the job's GPUs on this node, None if unknown.
+    hides_gpus: the option that hides other tasks' GPUs from each task, '' if none does. address: SLURM_TOPOLOGY_ADDR
+    and its pattern. In containers most variables may be missing; then nodes may be empty.
     """
 
     id: str
@@ -53,13 +54,13 @@ def counts(text: str) -> list[int]:
             raise TopologyError(f"expected tasks per node like 4(x2),3, got {text[:200]!r}")
         times = int(match[2] or 1)
         if len(found) + times > MOST:
-            raise TopologyError(f"more than {MOST} nodes in {text[:200]!r}")
+            raise TopologyError(f"expected at most {MOST} nodes, got more in {text[:200]!r}")
         found += [int(match[1])] * times
     return found
 
 
 def read(env: Mapping[str, str]) -> SlurmJob | None:
-    """The job of this process; None outside Slurm. Raises TopologyError if a variable cannot be read."""
+    """The job of this process, or None outside Slurm. Raises TopologyError if a variable cannot be read."""
     groups = _groups(env)
     lists = [env.get(f"SLURM_{name}", "") for name in NODES[:2]]
     step = env.get("SLURM_STEP_NODELIST", "") if env.get("SLURM_STEP_ID", "0").isdecimal() else ""
@@ -104,7 +105,7 @@ def _tasks(env: Mapping[str, str], nodes: int, step: bool) -> tuple[int, ...] | 
             found = counts(env[name])
             if len(found) == nodes:
                 return tuple(found)
-            if len(set(found)) == 1:  # the variable is of the whole job, the step on a part of its nodes
+            if len(set(found)) == 1:  # the variable describes the whole job, the step has a part of its nodes
                 return tuple(found[:1] * nodes)
     each = whole(env.get("SLURM_NTASKS_PER_NODE", ""))
     total = whole(env.get("SLURM_STEP_NUM_TASKS" if step else "SLURM_NTASKS", env.get("SLURM_NTASKS", "")))
@@ -123,7 +124,7 @@ def _gpus(env: Mapping[str, str]) -> tuple[str, ...] | None:
 
 
 def hides_gpus(env: Mapping[str, str]) -> str:
-    """The option with which Slurm hides other tasks' GPUs from each task, '' if none does."""
+    """The option by which Slurm hides other tasks' GPUs from each task, '' if none does."""
     if env.get("SLURM_GPUS_PER_TASK") or "gpu" in env.get("SLURM_TRES_PER_TASK", ""):
         return "--gpus-per-task"
     bind = env.get("SLURM_GPU_BIND") or env.get("SLURM_STEP_GPU_BIND") or env.get("SLURM_TRES_BIND", "")

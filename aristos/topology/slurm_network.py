@@ -27,8 +27,9 @@ NAMES = {
 def parse(text: str, topology: str | None = None) -> Network:
     """A network from the text of a file or of scontrol. Raises TopologyError for any other line.
 
-    topology: which one, if the text has several. In a topology.yaml it is a name, and None is the cluster's default. In
-    a topology.conf it is a kind (Slurm itself reads the lines of its TopologyPlugin), and None is the tree.
+    topology: the topology to read if the text has several. For a topology.yaml this is a name, and None means the
+    cluster's default. For a topology.conf this is a kind (Slurm itself reads the lines of its TopologyPlugin), and None
+    means the tree.
     """
     lines = _logical(text)
     if any(re.match(r"-\s|---|\w+:$", line) for line in lines[:1]):
@@ -41,20 +42,20 @@ def parse(text: str, topology: str | None = None) -> Network:
     if not by_kind:
         raise complaint("scontrol show topology", text)
     if topology is not None and topology not in by_kind:
-        raise TopologyError(f"no {topology} here, but {' and '.join(sorted(by_kind))}")
+        raise TopologyError(f"expected a topology of kind {topology}, got {' and '.join(sorted(by_kind))}")
     kind = topology or next(kind for kind in READERS if kind in by_kind)
     return READERS[kind](by_kind[kind])
 
 
 def _logical(text: str) -> list[str]:
-    """Lines without comments and blank lines; a backslash joins the next line without a space, as in Slurm."""
+    """Lines without comments and blank lines. As in Slurm, a backslash joins the next line without a space."""
     joined = re.sub(r"\\[ \t]*\n", "", text.removeprefix("\ufeff").replace("\r\n", "\n"))
     lines = (line.split("#")[0].strip() for line in joined.split("\n"))
-    return [line for line in lines if line and not line.startswith(".")]  # macros of a manual page start with a dot
+    return [line for line in lines if line and not line.startswith(".")]  # leaves out macros of a manual page
 
 
 def _entry(line: str) -> dict[str, str]:
-    """Keys in lower case -> values."""
+    """A line's values by its keys in lower case."""
     if line.lower().startswith("include "):
         raise TopologyError(
             f"{line[:200]!r} is not followed: insert that file here, or give the output of `scontrol show topology`"
@@ -69,16 +70,17 @@ def _entry(line: str) -> dict[str, str]:
 
 
 class Parents(dict[str, dict[str, None]]):
-    """A name -> the switches above it, in order."""
+    """The switches above each name, in order."""
 
     links = 0
 
     def put(self, parents: Sequence[str], names: Sequence[str]) -> None:
-        """Put names below each of some switches. Raises TopologyError for more links than a cluster has."""
+        """Put names below each of some switches. Raises TopologyError if there are more links than a cluster has."""
         self.links += len(parents) * max(1, len(names))
         if self.links > MOST_LINKS:
             raise TopologyError(
-                f"more than {MOST_LINKS} links between switches and nodes, the last below {parents[-1]!r}"
+                f"expected at most {MOST_LINKS} links between switches and nodes, got more, the last below"
+                f" {parents[-1]!r}"
             )
         for name in names:
             self.setdefault(name, {}).update(dict.fromkeys(parents))
@@ -89,7 +91,10 @@ def _network(kind: str, parents: Mapping[str, Iterable[str]], nodes: Iterable[st
 
 
 def _tree(entries: Sequence[Mapping[str, str]]) -> Network:
-    """A tree. `scontrol` also lists the nodes below a spine: only a switch without child switches has own nodes."""
+    """The network of a tree.
+
+    Only switches without child switches have nodes, although `scontrol` also lists the nodes below
+    a spine."""
     switches, hosts = Parents(), Parents()
     for entry in entries:
         children, nodes = expand(entry.get("switches", "")), expand(entry.get("nodes", ""))
@@ -99,7 +104,7 @@ def _tree(entries: Sequence[Mapping[str, str]]) -> Network:
             hosts.put(names, nodes)
     both = set(switches) & set(hosts)
     if both:
-        raise TopologyError(f"{sorted(both)[0]!r} is a switch and a node, so the tree is ambiguous")
+        raise TopologyError(f"switches and nodes must have different names, but {sorted(both)[0]!r} is both")
     _acyclic(switches)
     return _network("tree", switches | hosts, hosts)
 
@@ -108,7 +113,8 @@ def _acyclic(parents: Mapping[str, Iterable[str]]) -> None:
     """Raise TopologyError if a switch is above itself."""
     done: set[str] = set()
     for start in parents:
-        path = {start: iter(parents[start])}  # in order, with the switches above that are still to be seen
+        # the switches on the way, each with those above it that were not visited yet
+        path = {start: iter(parents[start])}
         while path:
             name = next(reversed(path))
             above = next(path[name], None)
@@ -122,7 +128,7 @@ def _acyclic(parents: Mapping[str, Iterable[str]]) -> None:
 
 
 def _block(entries: Sequence[Mapping[str, str]]) -> Network:
-    """Blocks, and the bigger blocks of consecutive ones: as scontrol prints them, or by BlockSizes."""
+    """The network of blocks and of the bigger blocks that contain consecutive ones, as printed or by BlockSizes."""
     parents = Parents()
     blocks: list[str] = []
     members: dict[str, int] = {}
@@ -142,7 +148,7 @@ def _block(entries: Sequence[Mapping[str, str]]) -> Network:
     hosts_seen = set(parents)
     if not bigger:
         bigger = _aggregated(blocks, sizes or [min(members.values(), default=1) or 1])
-    above: dict[str, str] = {}  # block -> the biggest block so far that contains it
+    above: dict[str, str] = {}  # the biggest block so far that contains each block
     for name, parts in sorted(bigger, key=lambda each: len(each[1])):
         label = f"{name} " if name in hosts_seen or name in members else name
         for part in parts:
@@ -160,7 +166,7 @@ def _sizes(text: str) -> list[int]:
 
 
 def _aggregated(blocks: Sequence[str], sizes: Sequence[int]) -> list[tuple[str, list[str]]]:
-    """Slurm's bigger blocks: for each size after the first, runs of size/first blocks in order."""
+    """The bigger blocks that Slurm makes: for each size after the first, runs of size/first blocks in order."""
     found = []
     for size in sizes[1:]:
         count = max(1, size // sizes[0])
@@ -194,7 +200,8 @@ def _yaml(text: str, topology: str | None) -> Network:
     except ImportError:
         raise TopologyError("topology.yaml needs PyYAML: pip install 'aristos[topo]'") from None
 
-    loader = getattr(yaml, "CBaseLoader", yaml.BaseLoader)  # all scalars are text: no dates, no numbers, no objects
+    # reads all scalars as text, not as dates, numbers or objects
+    loader = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
     try:
         _unfolded(yaml.parse(text, Loader=loader))
         found = yaml.load(text, Loader=loader)
@@ -219,7 +226,7 @@ def _yaml(text: str, topology: str | None) -> Network:
 
 
 def _unfolded(events: Iterable[Any]) -> None:
-    """Raise TopologyError for aliases, by which a short text can stand for an endless one, and for deep nesting."""
+    """Raise TopologyError for deep nesting, and for aliases: with them a short text can stand for an endless one."""
     import yaml
 
     depth = 0
@@ -228,7 +235,7 @@ def _unfolded(events: Iterable[Any]) -> None:
         if isinstance(event, yaml.AliasEvent):
             raise TopologyError(f"topology.yaml must have no aliases, got *{event.anchor}: write the text out")
         if depth > MOST_DEPTH:
-            raise TopologyError(f"topology.yaml is nested more than {MOST_DEPTH} levels deep")
+            raise TopologyError(f"topology.yaml must have at most {MOST_DEPTH} levels of nesting, got more")
 
 
 def _chosen(listed: Sequence[Mapping[str, Any]], topology: str | None) -> Mapping[str, Any]:
@@ -255,7 +262,7 @@ _LINES = {"tree": "switchname", "block": "blockname", "ring": "ringname", "torus
 
 
 def _of_yaml(kind: str, body: Any, name: str) -> Network:
-    """A network of a topology.yaml, by way of the equivalent lines of a topology.conf."""
+    """The network of a topology.yaml, made from the equivalent lines of a topology.conf."""
     if kind == "flat":
         return Network("flat")
     many, one, children = _YAML[kind]
@@ -284,16 +291,17 @@ def _value(found: Mapping[str, Any], key: str) -> str:
 
 
 def from_addresses(addresses: Iterable[tuple[str, str]]) -> Network:
-    """A network from SLURM_TOPOLOGY_ADDR and its _PATTERN of each node, e.g. ('spine.leaf1.n3', 'switch.switch.node').
+    """A network from each node's SLURM_TOPOLOGY_ADDR and its _PATTERN, e.g. ('spine.leaf1.n3', 'switch.switch.node').
 
-    A level may be several switches ('s[1-2].leaf.n3') or empty; without a pattern the last component is the node.
+    A level may consist of several switches ('s[1-2].leaf.n3') or be empty. Without a pattern the last component is the
+    node.
     """
     parents = Parents()
     nodes, kinds = [], set()
     for address, pattern in addresses:
         levels = split(address, ".")
         depth = len(pattern.split(".")) if pattern else len(levels)
-        levels = [*levels[: depth - 1], ".".join(levels[depth - 1 :])]  # a node's name may have dots
+        levels = [*levels[: depth - 1], ".".join(levels[depth - 1 :])]  # because a node's name may have dots
         kinds.add("block" if pattern.startswith("block") else "tree")
         nodes.append(levels[-1])
         for above, below in itertools.pairwise(expand(level) for level in levels if level):

@@ -1,4 +1,4 @@
-"""This machine in Linux's /sys: CPUs, cores, caches, NUMA domains, memory. Only files are read."""
+"""Facts of this machine from Linux's /sys: CPUs, cores, caches, NUMA domains, memory. The module only reads files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from . import cpusets
 from .model import Cache, Node, Numa
 
 SYS = Path("/sys")
-MOST = 1 << 20  # bytes of one file
+MOST = 1 << 20  # the most bytes of one file
 
 
 def read(path: Path) -> str:
@@ -26,12 +26,12 @@ def read(path: Path) -> str:
 
 
 def natural(name: str) -> list[str | int]:
-    """Sort key that puts n2 before n10."""
+    """A sort key that puts n2 before n10."""
     return [number if (number := whole(part)) is not None else part for part in re.split(r"([0-9]{1,18})", name)]
 
 
 def cpus_in(path: Path) -> frozenset[int]:
-    """A file's list of CPUs; empty if there is no such file, or it has no such list."""
+    """A file's list of CPUs; empty if there is no such file, or if it holds no such list."""
     try:
         return cpusets.parse(read(path))
     except ValueError:
@@ -39,9 +39,9 @@ def cpus_in(path: Path) -> frozenset[int]:
 
 
 def node(name: str | None = None, root: Path = SYS, allowed: frozenset[int] | None = None) -> Node:
-    """This machine without its devices. root: of /sys; /proc is beside it.
+    """This machine without its devices. root: the folder /sys; /proc is beside it.
 
-    allowed: CPUs this process may use; default: from the kernel.
+    allowed: the CPUs that this process may use; by default those that the kernel allows.
     """
     allowed = frozenset(os.sched_getaffinity(0)) if allowed is None else allowed
     cpus = cpus_in(root / "devices/system/cpu/online") or allowed
@@ -59,7 +59,7 @@ def node(name: str | None = None, root: Path = SYS, allowed: frozenset[int] | No
 
 
 def numa(root: Path = SYS) -> tuple[Numa, ...]:
-    """The NUMA domains, including those of GPU memory, without CPUs; empty if the kernel lists none."""
+    """The NUMA domains, including those of GPU memory, which have no CPUs; empty if the kernel lists none."""
     listed = ((whole(path.name[4:]), path) for path in (root / "devices/system/node").glob("node[0-9]*"))
     folders = {number: path for number, path in listed if number is not None}
     found = []
@@ -67,14 +67,14 @@ def numa(root: Path = SYS) -> tuple[Numa, ...]:
         at = folders[index]
         size = re.search(r"MemTotal:\s*([0-9]{1,15}) kB", read(at / "meminfo"))
         distances = [n for word in read(at / "distance").split() if (n := whole(word)) is not None]
-        # the file has one number for each domain online, in order
+        # the file has one number for each domain that is online, in order
         distance = dict(zip(sorted(folders), distances)) if len(distances) == len(folders) else {}
         found.append(Numa(index, cpus_in(at / "cpulist"), int(size[1]) * 1024 if size else None, distance))
     return tuple(found)
 
 
 def caches(root: Path, cpus: frozenset[int]) -> tuple[Cache, ...]:
-    """Each data or unified cache once."""
+    """All data and unified caches, each once."""
     found: dict[tuple[int, frozenset[int]], Cache] = {}
     for cpu in sorted(cpus):
         for at in sorted((root / f"devices/system/cpu/cpu{cpu}/cache").glob("index[0-9]*")):
@@ -87,7 +87,7 @@ def caches(root: Path, cpus: frozenset[int]) -> tuple[Cache, ...]:
 
 
 def cores(root: Path, cpus: frozenset[int]) -> tuple[frozenset[int], ...]:
-    """The online hardware threads of each core; one CPU a core if the kernel does not list them."""
+    """The hardware threads of each core that are online; one CPU for each core if the kernel does not list them."""
     found: dict[frozenset[int], None] = {}
     for cpu in sorted(cpus):
         at = root / f"devices/system/cpu/cpu{cpu}/topology"

@@ -10,11 +10,11 @@ from .links import MIB, Links, RankDevice, Rows, Span
 from .model import Gpu, Link, Node, Topology
 from .visible import VisibleDevice
 
-US_PER_MIB = MIB / 1e3  # us per MiB at one GB/s
+US_PER_MIB = MIB / 1e3  # microseconds for a MiB at one GB/s
 
 
 def place(node: Node, device: Gpu | None, cpus: frozenset[int] = frozenset()) -> RankDevice:
-    """A rank's device with its facts from topology and table; cores if device is None."""
+    """A rank's device with its facts from topology and table. If device is None, the rank has cores."""
     if device is None:
         return RankDevice("cores", cpus=cpusets.show(cpus))
     known = defaults.device(device.name or "")
@@ -43,7 +43,7 @@ def link_class(topology: Topology, a: tuple[int, str, frozenset[int]], b: tuple[
 
 
 def from_table(classes: Sequence[Sequence[Link]], devices: Sequence[RankDevice], hosts: Sequence[str]) -> Links:
-    """Every link with the figures of its class. classes: [n, n]. devices, hosts: [n]."""
+    """Links, each with the figures of its class. classes: [n, n]. devices, hosts: [n]."""
     n = len(hosts)
     alpha: Rows = [[None] * n for _ in range(n)]
     beta: Rows = [[None] * n for _ in range(n)]
@@ -69,7 +69,7 @@ def from_table(classes: Sequence[Sequence[Link]], devices: Sequence[RankDevice],
 
 
 def of_machine(topology: Topology, devices: Sequence[VisibleDevice]) -> Links:
-    """The table's links of all GPUs of a job, as if its nodes were like this one. devices: of this node."""
+    """The table's links of all GPUs of a job, as if all its nodes were like this one. devices: those of this node."""
     at = topology.here or 0
     node = topology.nodes[at]
     nodes = [i for i, each in enumerate(topology.nodes) if each.tasks != 0] or [at]

@@ -1,4 +1,4 @@
-"""Reads saved output of commands, in any usual encoding."""
+"""Reading of saved outputs of commands, in any usual encoding."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from ..errors import InputError
 
 
 def read(name: str | Path) -> str:
-    """A file's text; - is stdin. Raises OSError, and InputError if stdin is closed or `name` is a pipe."""
+    """A file's text; the name - means stdin. Raises OSError, and InputError if stdin is closed or `name` is a pipe."""
     if name != "-":
-        if Path(name).is_fifo():  # as <(command) of a shell is
+        if Path(name).is_fifo():  # such as <(command) of a shell
             raise InputError(f"{name} is a pipe: give - in its place, and send its text to stdin")
         return decoded(regular.read(name))
     if sys.stdin is None:
@@ -22,7 +22,7 @@ def read(name: str | Path) -> str:
 
 
 def decoded(data: bytes) -> str:
-    """Decode UTF-8, or UTF-16 as written by PowerShell's >; other bytes become the replacement character."""
+    """Decode UTF-8, or UTF-16 as PowerShell's > writes it. Other bytes become the replacement character."""
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
         return data.decode("utf-16", errors="replace")
     return data.decode("utf-8-sig", errors="replace")

@@ -1,7 +1,7 @@
-"""CUDA_VISIBLE_DEVICES: the GPUs, or MIG slices, that a program sees, and their order.
+"""CUDA_VISIBLE_DEVICES, which says which GPUs or MIG slices a program sees, and in which order.
 
-Its entries may be numbers, the start of a UUID, or MIG names. They are resolved to the devices of NVML and nvidia-smi,
-which always count all GPUs: CUDA's device 0 may be their GPU3.
+The variable's entries may be numbers, the start of a UUID, or MIG names. This module finds the devices of NVML and
+nvidia-smi for them. These always count all GPUs, so CUDA's device 0 may be their GPU3.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from .model import Fault, Gpu, Mig
 
 VARIABLE, ORDER = "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"
-COUNT = "numbers count the GPUs that this process may use, from 0, so after a cgroup has hidden some"
+COUNT = "numbers count the GPUs that this process may use, from 0, without those that a cgroup hides"
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class VisibleDevice:
 
 
 def visible(env: Mapping[str, str], devices: Sequence[Gpu]) -> tuple[tuple[VisibleDevice, ...], list[Fault]]:
-    """(CUDA's devices in order, faults of the variable). As in CUDA, the first invalid entry ends the list."""
+    """(CUDA's devices in order, faults of the variable). The first invalid entry ends the list, as in CUDA."""
     text = env.get(VARIABLE)
     faults = _order(env, devices)
     if text is None:
@@ -34,7 +34,7 @@ def visible(env: Mapping[str, str], devices: Sequence[Gpu]) -> tuple[tuple[Visib
     for entry in (part.strip() for part in text.split(",")):
         found = _resolve(entry, devices)
         if isinstance(found, str):
-            if text.strip() not in ("", "-1", "NoDevFiles", "none", "void"):  # usual values for: no GPU
+            if text.strip() not in ("", "-1", "NoDevFiles", "none", "void"):  # these usual values mean no GPU
                 faults.append(
                     Fault(f"{VARIABLE}={text}: {entry!r} {found}; CUDA ignores it and all entries after it", COUNT)
                 )
@@ -47,7 +47,7 @@ def visible(env: Mapping[str, str], devices: Sequence[Gpu]) -> tuple[tuple[Visib
 
 
 def _order(env: Mapping[str, str], devices: Sequence[Gpu]) -> list[Fault]:
-    """A fault if GPUs differ: CUDA counts the fastest first, NVML in PCI order."""
+    """A fault if GPUs differ, because CUDA counts from the fastest on, but NVML in PCI order."""
     names = {d.name for d in devices}
     numbers = re.fullmatch(r"[\d, ]*", env.get(VARIABLE, ""))
     if len(names) < 2 or env.get(ORDER) == "PCI_BUS_ID" or not numbers:
@@ -57,7 +57,7 @@ def _order(env: Mapping[str, str], devices: Sequence[Gpu]) -> list[Fault]:
 
 
 def _resolve(entry: str, devices: Sequence[Gpu]) -> VisibleDevice | str:
-    """The device of an entry, or why there is none."""
+    """The device of an entry, or a text that says why there is none."""
     if re.fullmatch(r"[0-9]{1,9}", entry):
         by_number = {d.index: d for d in devices}
         if int(entry) not in by_number:
@@ -75,7 +75,7 @@ def _resolve(entry: str, devices: Sequence[Gpu]) -> VisibleDevice | str:
 
 
 def _slice(entry: str, devices: Sequence[Gpu]) -> VisibleDevice | str:
-    """By the slice's UUID, or for drivers before 470 MIG-GPU-<uuid>/<gpu instance>/<compute instance>."""
+    """The slice of an entry: its UUID, or for drivers before 470 MIG-GPU-<uuid>/<gpu instance>/<compute instance>."""
     for device in devices:
         for mig in device.mig:
             if mig.uuid.lower() == entry.lower():

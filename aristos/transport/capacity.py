@@ -1,4 +1,4 @@
-"""Whether every machine has the memory that its ranks need: checked before allocation, with one answer on all ranks.
+"""Checks, before allocation, that every machine has the memory that its ranks need. All ranks get the same answer.
 
 Writing to shared memory that does not fit ends in SIGBUS. If one rank raised alone, it would leave the others in a
 collective call. Nothing is allocated here.
@@ -37,7 +37,7 @@ def free_memory() -> int | None:
 
 
 def machine() -> tuple[str, str]:
-    """(boot id, host name): differs between machines, and between a container with its own host name and its host."""
+    """(boot id, host name). It differs between machines, and between a host and a container with its own host name."""
     boot = ""
     with contextlib.suppress(OSError):
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -48,8 +48,8 @@ def machine() -> tuple[str, str]:
 class Need:
     """What a rank will allocate, in bytes, and what is free on its machine (None: unknown)."""
 
-    local: int  # window for local peers
-    remote: int  # window for remote peers; MPI allocates it as shared memory too where ranks share a machine
+    local: int  # bytes of the window for local peers
+    remote: int  # bytes of the window for remote peers: also shared memory, if ranks share a machine
     private: int
     machine: tuple[str, str]
     free: int | None

@@ -1,6 +1,6 @@
 """Which transport carries the puts between two ranks: one table, and the functions that read it.
 
-A new transport is a file with a window class, and a row here, before the row that it replaces.
+A new transport needs a file with a window class, and a row here, before the row that it replaces.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ HOST, DEVICE = "host", "device"
 class Transport:
     """A transport. between: SELF, LOCAL or REMOTE. memory: where the window lies, HOST or DEVICE.
 
-    open: makes a window (comm, bytes, device); collective in comm. device: None for HOST.
+    open: a function of (comm, bytes, device) that makes a window; collective in comm. device is None for HOST.
     """
 
     name: str
@@ -44,14 +44,14 @@ TRANSPORTS = (
 
 
 def choose(between: str, memory: str = HOST) -> Transport:
-    """The first transport of the table that serves these ranks with windows in this memory."""
+    """The first transport in the table that serves such ranks, with windows in such memory."""
     return next(t for t in TRANSPORTS if (t.between, t.memory) == (between, memory))
 
 
 def masks(nodes: Nodes, memory: str = HOST) -> dict[str, np.ndarray]:
-    """name -> [W, W] bool: the ordered pairs of different ranks that each transport in use serves.
+    """For each transport in use, name -> [W, W] bool: the ordered pairs of different ranks that it serves.
 
-    memory: where windows for local peers lie; those for remote peers lie in host memory.
+    memory: where windows for local peers lie. Windows for remote peers lie in host memory.
     """
     node = np.array(nodes.node_of)
     same = node[:, None] == node[None, :]
@@ -63,5 +63,5 @@ def masks(nodes: Nodes, memory: str = HOST) -> dict[str, np.ndarray]:
 
 
 def names(nodes: Nodes, memory: str = HOST) -> tuple[str, ...]:
-    """The transports in use between different ranks; `self` where there is only one rank."""
+    """The transports in use between different ranks; `self` if there is only one rank."""
     return tuple(masks(nodes, memory)) or (choose(SELF, memory).name,)

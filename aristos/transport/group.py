@@ -1,4 +1,4 @@
-"""The ranks of an EP group, and the few blocking MPI calls that Aristos makes: each is bounded by a watchdog."""
+"""The ranks of an EP group, and the few blocking MPI calls that Aristos makes. A watchdog bounds each of them."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ from .watchdog import NAMED, Calling, Watchdog
 from .window import Window
 
 ABORTED = 86  # exit code of a job that ends itself
-ABORT_SECONDS = 3  # for last words and MPI_Abort; then SIGALRM ends this process, and the launcher its job
-DRAIN_SECONDS = 0.2  # for the launcher's pipes
-MOST_TEXT = 2000  # characters of an error that other ranks get
+ABORT_SECONDS = 3  # limit of last words and MPI_Abort; then SIGALRM ends this process, and the launcher the job
+DRAIN_SECONDS = 0.2  # time that the launcher gets to read its pipes
+MOST_TEXT = 2000  # most characters of an error that other ranks get
 MEETING_POLLS = 99  # polls of a barrier before it sleeps
-EXCHANGE_POLLS = 5000  # some milliseconds: ranks in step need less
+EXCHANGE_POLLS = 5000  # polls of an exchange before it sleeps, some milliseconds: ranks in step need less
 CLOSES, EXCHANGES, MEETS = "closes", "exchanges words", "meets"  # kinds of meetings
 KINDS = (CLOSES, EXCHANGES, MEETS)
-MOST_WORDS, TEXT_WORDS = 5, 12  # of an exchange, and of what a rank meets for
+MOST_WORDS, TEXT_WORDS = 5, 12  # most words that an exchange carries; words that hold the text of a meeting's reason
 FAILED = 1  # tag of the message by which a rank that cannot enter a collective says why
 
 
 def end_job(comm: Any, code: int, last_words: str = "") -> None:
-    """Print the last words, then MPI_Abort; bounded as a whole.
+    """Print the last words, then call MPI_Abort. Both together have a time limit.
 
-    The launcher gets time to forward the output: some lose what is in their pipes.
+    The launcher gets time to forward the output, because some launchers lose what is in their pipes.
     """
     # A full pipe may block the output for ever. MPICH's MPI_Abort may wait for ever for a lock that a thread in MPI
     # holds, and mpi4py keeps the GIL meanwhile.
@@ -50,7 +50,7 @@ def end_job(comm: Any, code: int, last_words: str = "") -> None:
     signal.setitimer(signal.ITIMER_REAL, ABORT_SECONDS + DRAIN_SECONDS)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
     if last_words:
-        with contextlib.suppress(Exception):  # no one may read the output any more
+        with contextlib.suppress(Exception):  # perhaps nobody reads the output any more
             print(last_words, file=sys.stderr)
     for stream in (sys.stderr, sys.stdout):
         with contextlib.suppress(Exception):
@@ -71,19 +71,19 @@ def until_all_are_in(comm: Any) -> Iterator[None]:
 
 
 def world_size() -> int:
-    """Ranks of the whole job."""
+    """The number of ranks of the whole job."""
     from mpi4py import MPI
 
     return int(MPI.COMM_WORLD.Get_size())
 
 
 NOTHING = np.empty(0, np.int64)  # words of a meeting without an exchange
-_aborts: dict[Group, Callable[[], None]] = {}  # what ends the job when this process exits, by the group that failed
-_job: dict[int, Process] = {}  # processes of this machine, by rank of the whole job, as groups have exchanged them
+_aborts: dict[Group, Callable[[], None]] = {}  # for each failed group, what ends the job when this process exits
+_job: dict[int, Process] = {}  # processes of this machine, by rank of the whole job; groups exchange them
 
 
 def _ranks_of_job(members: Any) -> list[int]:
-    """The ranks that the ranks of an MPI group have in the whole job; below 0 if it is another job's."""
+    """For each rank of an MPI group, its rank in the whole job; below 0 if it belongs to another job."""
     from mpi4py import MPI
 
     job = MPI.COMM_WORLD.Get_group()
@@ -94,12 +94,12 @@ def _ranks_of_job(members: Any) -> list[int]:
 
 
 def _in_short(error: BaseException) -> str:
-    """An error as a clause."""
+    """An error's text, shortened to a clause of a message."""
     return f"{type(error).__name__}: {error}"[:MOST_TEXT]
 
 
 def _clause(lost: dict[int, str]) -> str:
-    """That ranks have ended or are stopped, as a clause. lost: rank -> which it is."""
+    """A clause that says which ranks have ended or are stopped. lost: rank -> "has ended" or "is stopped"."""
     return ", ".join([f"rank {rank} {trouble}" for rank, trouble in lost.items()][:NAMED])
 
 
@@ -115,7 +115,7 @@ class Group:
         self.node: Any = None
         self.rank, self.world = 0, 1
         self.nodes = Nodes.of(1)
-        self._processes: dict[int, Process] = {}  # the processes of ranks of this machine
+        self._processes: dict[int, Process] = {}  # the processes of this machine, by rank
         if comm is None:
             return
         self.rank, self.world = comm.Get_rank(), comm.Get_size()
@@ -124,8 +124,8 @@ class Group:
         self._watchdog.suspects, self._watchdog.ended = self.suspects, self.ended
         self._pending: Any = None  # the arrays of the last exchange
         self.failed = False  # whether a rank of the group has sent FAILED
-        self._sent: list[Any] = []  # those messages, which MPI still reads
-        self._refused = False  # whether a rank has said that it cannot form the group: then every rank raises
+        self._sent: list[Any] = []  # this rank's messages with the tag FAILED: MPI may still read them
+        self._refused = False  # whether a rank cannot form the group: then every rank raises
         try:
             self._form(comm)
         except BaseException as error:
@@ -140,7 +140,7 @@ class Group:
         self.meet("the other ranks to make a layer", comm)
         process, problem = None, self._watchdog.problem
         try:
-            if self.world == world_size():  # so all ranks of this machine have left MPI_Init
+            if self.world == world_size():  # then all ranks of this machine have left MPI_Init
                 mpi_files.forget_names()
             process = Process.here()
         except Exception as error:
@@ -171,7 +171,7 @@ class Group:
 
     @contextlib.contextmanager
     def together(self, what: str) -> Iterator[None]:
-        """Meet, then bound a blocking MPI collective in the block: no rank is in it while another one has failed."""
+        """Meet, then bound the blocking MPI collective in the block. No rank enters it if another has failed."""
         self.meet(what)
         with self.bounded(what):
             yield
@@ -188,15 +188,15 @@ class Group:
     def meet(self, what: str, comm: Any = None) -> None:
         """Wait for all ranks before a blocking MPI collective, which Ctrl-C cannot interrupt.
 
-        A late rank may be in user code, or compile: past the timeout there is a warning, and past absent_timeout the
-        job ends. comm: the user's communicator, before the group has its own.
+        A late rank may be in user code, or may compile. After the timeout there is a warning; after absent_timeout the
+        job ends. comm: the user's communicator, as long as the group has none of its own.
         """
         self._wait(self.until_all_come(what, comm), what)
 
     def exchange(self, words: np.ndarray, what: str) -> np.ndarray:
         """[W, n]: every rank's words, [n] int64, in rank order. Cheaper than `allgather`: one collective, no pickle.
 
-        n is at most 5. It waits for late ranks as `meet` does.
+        n is at most MOST_WORDS. Late ranks are waited for as in `meet`.
         """
         if self.comm is None:
             return words[None]
@@ -205,47 +205,47 @@ class Group:
         return found
 
     def _wait(self, waiting: Iterator[None], what: str) -> None:
-        """Run a wait for ranks that may be in user code, with a warning past the timeout."""
+        """Run a wait for ranks that may be in user code. It warns after the timeout."""
         start, warned = time.monotonic(), False
         for _ in waiting:
             waited = time.monotonic() - start
             if waited > self.limits.timeout and not warned:
                 warned = True
                 warn(
-                    f"rank {self.rank} has waited {waited:.3g} s for {what}: one is still in user code, or compiles;"
-                    f" it gives up after {self.limits.absent:g} s ({ABSENT})"
+                    f"rank {self.rank} has waited {waited:.3g} s for {what}: a rank is still in user code, or compiles;"
+                    f" rank {self.rank} gives up after {self.limits.absent:g} s ({ABSENT})"
                 )
 
     def until_all_come(self, what: str, comm: Any = None, kind: str = MEETS) -> Iterator[None]:
-        """Yields now and then until every rank has come here, absent_timeout at most. kind: one of KINDS.
+        """Yields now and then until every rank has come here, but at most for absent_timeout. kind: one of KINDS.
 
-        Raises MismatchError where another rank meets for another reason.
+        Raises MismatchError if another rank meets for another reason.
         """
         comm = comm or self.comm
         if comm is not None:
             yield from self._met(kind, NOTHING, what, comm, MEETING_POLLS)
 
     def _met(self, kind: str, words: np.ndarray, what: str, comm: Any, polls: int) -> Iterator[None]:
-        """Exchange kind, words and reason with all ranks; all meetings are the same collective, so that any two meet.
+        """Exchange kind, words and reason with all ranks. All meetings are the same collective, so that any two match.
 
-        MPI would take one rank's barrier for the half of another rank's exchange.
+        With different collectives MPI would match one rank's barrier with a part of another rank's exchange.
         """
         mine = np.zeros(1 + MOST_WORDS + TEXT_WORDS, np.int64)
         mine[0], mine[1 : 1 + words.size] = KINDS.index(kind), words
         text = what.encode()[: 8 * TEXT_WORDS]
         mine[1 + MOST_WORDS :].view(np.uint8)[: len(text)] = np.frombuffer(text, np.uint8)
         found = np.zeros((comm.Get_size(), mine.size), np.int64)
-        self._pending = mine, found  # MPI may still write there after an exception
+        self._pending = mine, found  # kept alive, because MPI may still write there after an exception
         yield from self._polled(lambda: comm.Iallgather(mine, found), what, comm, polls)
         for rank in np.flatnonzero(found[:, 0] != mine[0]).tolist():
             theirs = found[rank, 1 + MOST_WORDS :].tobytes().rstrip(b"\0").decode(errors="replace")
             raise MismatchError(
                 f"rank {self.rank} waits for {what}, and rank {rank} for {theirs}: one of them has made other calls, or"
-                " fewer: all ranks call the same layers equally often, and then close them or end"
+                " fewer; all ranks must call the same layers equally often before they close them or end"
             )
 
     def _polled(self, start: Callable[[], Any], what: str, comm: Any, polls: int) -> Iterator[None]:
-        """A non-blocking collective as an iterator, absent_timeout at most. polls: before it sleeps between them."""
+        """Poll a non-blocking collective, at most for absent_timeout. polls: how many before it sleeps between them."""
         with self._watchdog.watch(what, self.limits.absent, ABSENT):
             for tries, _ in enumerate(until_done(start())):
                 yield
@@ -260,31 +260,31 @@ class Group:
                     raise self._lost_to(*comm.recv(tag=FAILED))
 
     def cores(self) -> tuple[int, int]:
-        """(cores it may use divided by the ranks that share them, at least 1; ranks that share each core)."""
+        """(cores that this rank may use divided by the ranks that share them, at least 1; ranks that share a core)."""
         mine = frozenset(os.sched_getaffinity(0))
         masks = self.allgather((os.uname().nodename, mine), "core masks")
         sharing = sum(1 for host, mask in masks if host == os.uname().nodename and mask & mine)
         return max(1, len(mine) // sharing), -(-sharing // len(mine))
 
     def _lost(self) -> dict[int, str]:
-        """rank -> "has ended" or "is stopped", for the ranks of this machine of which this one can see that."""
+        """rank -> "has ended" or "is stopped", for such ranks of this machine, if this process can see it."""
         found = {rank: process.trouble() for rank, process in self._processes.items()}
         return {rank: trouble for rank, trouble in found.items() if trouble}
 
     def ended(self) -> set[int]:
-        """The ranks of this machine that have ended, as far as this one can see."""
+        """The ranks of this machine that have ended, as far as this process can see."""
         return {rank for rank, trouble in self._lost().items() if trouble == ENDED}
 
     def has_ended(self, rank: int) -> bool:
-        """Whether a rank of this machine has ended; False where this one cannot see it."""
+        """Whether a rank of this machine has ended; False if this process cannot see it."""
         return rank in self._processes and self._processes[rank].trouble() == ENDED
 
     def lost(self) -> str:
-        """The ranks of this machine that have ended or are stopped, as far as this one can see: a clause, or empty."""
+        """A clause that names ranks of this machine that have ended or are stopped; empty if none is seen."""
         return _clause(self._lost())
 
     def suspects(self) -> str:
-        """`lost`, with advice."""
+        """The clause of `lost`, with advice; empty if none is seen."""
         lost = self._lost()
         return f"{_clause(lost)}: see the output of rank {min(lost)}" if lost else ""
 
@@ -306,26 +306,32 @@ class Group:
             return transport.open(self.node, nbytes, device)
 
     def remote_window(self, nbytes: int) -> RmaWindow:
-        """A window of `nbytes` that ranks of other nodes put into; collective."""
+        """A window of `nbytes` into which ranks of other nodes put; collective."""
         with self.together("the other ranks to allocate windows"):
             return choose(REMOTE).open(self.comm, nbytes, None)
 
     def watch_calls(self, calling: Calling | None) -> None:
-        """End the job if a put or a flush takes longer than the timeout; calling: see RmaWindow.calling."""
+        """From now on, end the job if a put or a flush takes longer than the timeout.
+
+        calling: see RmaWindow.calling.
+        """
         if self.comm is not None:
             self._watchdog.calls(calling, lambda: self.limits.timeout)
 
     # ------------------------------------------------------------ the end
 
     def fail(self, error: BaseException) -> None:
-        """This rank enters no collective any more: those that wait for it in one, now or later, raise PoisonedError."""
+        """Enter no collective any more.
+
+        Ranks that wait for this one in a collective, now or later, raise PoisonedError.
+        """
         if self.comm is not None and not self.failed:
             self.failed = True
             why = self.rank, _in_short(error)
             self._sent = [self.comm.isend(why, rank, FAILED) for rank in range(self.world) if rank != self.rank]
 
     def _lost_to(self, rank: int, why: str) -> PoisonedError:
-        """The error of a rank that waits for one which has failed."""
+        """The error that this rank raises when it waits for `rank`, which has failed."""
         return PoisonedError(
             f"rank {self.rank}: rank {rank} gave up before the ranks had met, because of {why};"
             f" see the output of rank {rank}"
@@ -334,7 +340,7 @@ class Group:
     def abort_at_exit(self, why: str, comm: Any = None) -> None:
         """End the job when this process exits: after a failure, a peer may never reach MPI_Finalize.
 
-        why: a clause. comm: the user's communicator, before the group has its own.
+        why: a clause. comm: the user's communicator, as long as the group has none of its own.
         """
         comm = self.comm or comm
         if comm is None or self in _aborts:
@@ -343,19 +349,19 @@ class Group:
 
         def abort() -> None:
             if os.getpid() != pid:
-                return  # the exit of a fork's child must not end its parent's job
+                return  # a forked child must not end the job of its parent
             end_job(comm, ABORTED, f"aristos: rank {rank} ends the job, because {why}")
 
         _aborts[self] = abort
         atexit.register(abort)
 
     def abort_now(self) -> None:
-        """Do at once what `abort_at_exit` has registered. For exit handlers: what they register would never run."""
+        """Run now what `abort_at_exit` has registered. Exit handlers call this: what they register would never run."""
         if self in _aborts:
             _aborts[self]()
 
     def keep_job(self) -> None:
-        """All ranks have met: undo `abort_at_exit` of each group whose ranks are all among them."""
+        """Undo `abort_at_exit` for each group within this one, because all ranks of this group have met."""
         for group in [failed for failed in _aborts if failed._is_within(self)]:
             atexit.unregister(_aborts.pop(group))
 

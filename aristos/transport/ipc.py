@@ -1,6 +1,6 @@
 """Transport `ipc`: CUDA IPC between the ranks of a node. A put is a store into a peer's memory.
 
-Stages no copies: where a rank's GPU cannot reach a peer's, every rank raises an error with advice.
+It stages no copies: if a rank's GPU cannot reach a peer's, every rank raises an error with advice.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ from typing import Any
 from ..errors import EnvironmentProblem
 from .shm import check_one_node
 
-GRAIN = 2 << 20  # bytes: the driver shares whole blocks of this size, with all that lies in them
+GRAIN = 2 << 20  # bytes of the blocks that the driver shares whole, with everything that lies in them
 
 SHOW_ALL = (
-    "give every rank all GPUs of the node, each uses the one of its local rank: srun --gpus-per-node=N"
-    " --gpu-bind=none (neither --gpus-per-task nor another --gpu-bind), no CUDA_VISIBLE_DEVICES of its own, containers"
-    " with --gpus all or --nv"
+    "let every rank see all GPUs of the node (each uses the GPU of its local rank): srun --gpus-per-node=N"
+    " --gpu-bind=none, without --gpus-per-task or another --gpu-bind; the same CUDA_VISIBLE_DEVICES on all ranks;"
+    " containers with --gpus all or --nv"
 )
 NO_PATH = (
-    "nvidia-smi topo -p2p r shows which pairs can; use GPUs joined by NVLink or under one PCIe root, without MIG,"
-    " with the IOMMU off or passing through (iommu=pt) and PCIe ACS off"
+    "`nvidia-smi topo -p2p r` shows which pairs of GPUs can; use GPUs that NVLink or one PCIe root connects, without"
+    " MIG, with the IOMMU off or passing through (iommu=pt), and with PCIe ACS off"
 )
 
 
 @dataclass(frozen=True)
 class _Seat:
-    """A rank's GPU, for the other ranks. visible: CUDA_VISIBLE_DEVICES there."""
+    """What other ranks must know of a rank's GPU. visible: the rank's CUDA_VISIBLE_DEVICES."""
 
     host: str
     uuid: str
@@ -43,11 +43,11 @@ class _Seat:
 
 
 class IpcWindow:
-    """`nbytes` of device memory a rank, that every rank of `comm` can load and store from its GPU. Collective.
+    """`nbytes` of device memory on each rank, which every rank of `comm` can load and store from its GPU. Collective.
 
     comm: ranks of one node; several may share a GPU. device: a `CudaDevice` of aristos.substrate.cuda. base: address of
-    every rank's part on this rank's GPU, in rank order. The memory starts as zeros. Raises EnvironmentProblem on all
-    ranks where one fails, and leaves nothing open.
+    every rank's part on this rank's GPU, in rank order. The memory starts as zeros. If one rank fails, all ranks raise
+    EnvironmentProblem, and nothing stays open.
     """
 
     def __init__(self, comm: Any, device: Any, nbytes: int) -> None:
@@ -67,7 +67,10 @@ class IpcWindow:
             raise
 
     def _on_all(self, step: Callable[[], Any]) -> list[Any]:
-        """Every rank's result of a step; where it failed, all ranks raise the error of the lowest rank that failed."""
+        """Every rank's result of a step.
+
+        If it fails anywhere, all ranks raise the error of the lowest rank that failed.
+        """
         made, failed = None, None
         try:
             made = step()
@@ -124,15 +127,15 @@ class IpcWindow:
 
 
 def _reach(rank: int, device: Any, seats: list[_Seat]) -> None:
-    """Raise EnvironmentProblem for the first peer whose memory this rank's GPU certainly cannot load and store.
+    """Raise EnvironmentProblem for the first peer whose memory this rank's GPU surely cannot load and store.
 
-    Of a GPU that is hidden from this process that is not known until its memory is opened.
+    For a GPU that is hidden from this process this is only known when its memory is opened.
     """
     mine = seats[rank]
     for peer, seat in enumerate(seats):
         whose = f"transport ipc: rank {rank} ({mine}) cannot reach the memory of rank {peer} ({seat})"
         if seat.uuid == mine.uuid:
             continue
-        ordinal = device.ordinal_of(seat.uuid)  # None: CUDA_VISIBLE_DEVICES hides it, and IPC may open it all the same
+        ordinal = device.ordinal_of(seat.uuid)  # None: CUDA_VISIBLE_DEVICES hides it; IPC may still open its memory
         if ordinal is not None and not device.can_access(ordinal):
             raise EnvironmentProblem(f"{whose}: the driver has no path between the two GPUs: {NO_PATH}")

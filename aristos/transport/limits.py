@@ -10,8 +10,10 @@ TIMEOUT, ABSENT = "timeout", "absent_timeout"
 
 
 class Limits(NamedTuple):
-    """Seconds. timeout: for a rank in the same call that makes no progress, and for MPI calls that all ranks have
-    reached. absent: for a rank that is still in user code or compiles.
+    """Limits of waits in seconds.
+
+    timeout: for a rank in the same call without progress, and for MPI calls that all ranks
+    have reached. absent: for a rank that is still in user code or compiles.
     """
 
     timeout: float = 120.0
@@ -19,11 +21,11 @@ class Limits(NamedTuple):
 
     @classmethod
     def of(cls, timeout: float, absent: float | None = None) -> Limits:
-        """absent: None for OVERDUE times the timeout."""
+        """Limits from the values of a user. absent: None for OVERDUE times the timeout."""
         return cls(timeout, OVERDUE * timeout if absent is None else absent)
 
     def union(self, other: Limits) -> Limits:
-        """The larger of each limit."""
+        """Limits of which each is the larger of the two."""
         return Limits(max(self.timeout, other.timeout), max(self.absent, other.absent))
 
 

@@ -1,13 +1,14 @@
 """Anonymous shared memory of the ranks of a node (memfd): each rank writes its own part, and its local peers read it.
 
-Linux takes a page from the NUMA domain of the rank that first reads or writes it. So peers read nothing of a part but
-its token before the part's own rank has written it.
+Linux takes a page from the NUMA domain of the rank that first reads or writes it. So until the rank that owns a part
+has written it, peers read only the part's token.
 
-No name in a file system and no limit of /dev/shm. The kernel frees the memory with the last process that maps it, also
-after a kill. Peers open it by /proc, and check a token: a process number may mean another process in another namespace.
+The memory has no name in a file system, and the limit of /dev/shm does not apply. The kernel frees it with the last
+process that maps it, also after a kill. Peers open it by /proc. They check a token, because in another namespace the
+process number may mean another process.
 
-A rank asks for huge pages where it writes (MADV_COLLAPSE, Linux 6.1), because most machines give shared memory none by
-themselves (/sys/kernel/mm/transparent_hugepage/shmem_enabled), and reading a stream of weights is slower without.
+A rank asks for huge pages where it writes (MADV_COLLAPSE, Linux 6.1): most machines do not give them to shared memory
+unasked (/sys/kernel/mm/transparent_hugepage/shmem_enabled), and streams of weights are read slower without them.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import numpy as np
 from ..primitives.huge_pages import HUGE
 from .group import Group
 
-HEAD = mmap.PAGESIZE  # bytes before a part's own: the token
+HEAD = mmap.PAGESIZE  # bytes at the start of a part, which hold the token
 TOKEN = 16
 MAP_FIXED, MAP_NORESERVE, MADV_COLLAPSE = 0x10, 0x4000, 25
 NO_HUGE_PAGES = "no huge pages for shared memory (MADV_COLLAPSE needs Linux 6.1)"
@@ -40,9 +41,9 @@ def _libc() -> Any:
 
 
 class SharedMap:
-    """All of a memfd, mapped at a multiple of HUGE, so that huge pages fit. address: where it lies.
+    """A whole memfd, mapped at a multiple of HUGE, so that huge pages fit. address: where it is mapped.
 
-    It stays mapped until neither this object nor an array of it is in use.
+    The memory stays mapped until neither this object nor an array of it is in use.
     """
 
     def __init__(self, fd: int, writable: bool) -> None:
@@ -60,7 +61,7 @@ class SharedMap:
     def collapse(self, start: int, nbytes: int) -> bool:
         """Back these bytes, and their neighbours in the same pages, by huge pages; False if the machine has none.
 
-        A huge page comes only where a page is: one byte of each is written, with the value that it has.
+        Linux makes huge pages only from existing pages, so one byte of each is written with the value that it has.
         """
         first, end = start // HUGE * HUGE, min(self.nbytes, -(-(start + nbytes) // HUGE) * HUGE)
         self.array[first:end:HUGE] |= 0
@@ -81,14 +82,14 @@ def lacking() -> str:
 
 
 class NodeMemory:
-    """`nbytes` of memory a rank that its local peers can read. Collective over all ranks of the group.
+    """`nbytes` of memory on each rank, which its local peers can read. Collective over all ranks of the group.
 
-    own: this rank's part, zeros. base: address of the part of each rank of this node in this process. problem: why a
-    rank has none, after which no rank has any; else empty.
+    own: this rank's part, zeros. base: for each rank of this node, the address of its part in this process. problem: if
+    a rank could not get its memory, the reason, and no rank has any; else empty.
     """
 
     def __init__(self, group: Group, nbytes: int, alike: str, small_pages: bool = False) -> None:
-        """alike: what must be equal on the ranks of a node, as text. small_pages: take it without huge pages too."""
+        """alike: a text that must be equal on the ranks of a node. small_pages: whether small pages will do."""
         self.base: dict[int, int] = {}
         self.own = np.zeros(0, np.uint8)
         self._maps: list[SharedMap] = []
@@ -120,11 +121,11 @@ class NodeMemory:
         """Map a peer's part; returns why that failed, or an empty text."""
         try:
             theirs = os.open(f"/proc/{pid}/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        except OSError as error:  # elsewhere the number may be a pipe: opening it must not wait for a writer
+        except OSError as error:  # in another namespace the number may be a pipe: do not wait for its writer
             return f"the shared memory of rank {rank} cannot be opened: {error}"
         try:
             if not os.fstat(theirs).st_size:
-                return f"/proc/{pid} is not rank {rank}: it has another process namespace"
+                return f"/proc/{pid} is not rank {rank}: the ranks have different process namespaces"
             self._map(theirs, rank, False)
         except OSError as error:
             return f"the shared memory of rank {rank} cannot be mapped: {error}"
@@ -137,14 +138,14 @@ class NodeMemory:
         self.base[rank] = self._maps[-1].address + HEAD
 
     def prepare(self, start: int, nbytes: int) -> None:
-        """This rank will write these bytes of its part: give them huge pages, if the machine has any."""
+        """Give these bytes of this rank's part huge pages, if the machine has any. This rank will write them."""
         self._maps[0].collapse(HEAD + start, nbytes)
 
     def close(self) -> None:
-        """Release the memory; it is unmapped when no array uses it any more."""
+        """Release the memory. It is unmapped when no array uses it any more."""
         self._maps, self.base, self.own = [], {}, np.zeros(0, np.uint8)
 
 
 def first_problem(problems: list[str]) -> str:
-    """The first that is not empty, with its rank."""
+    """The first problem that is not empty, with its rank."""
     return next((f"rank {rank}: {problem}" for rank, problem in enumerate(problems) if problem), "")

@@ -16,17 +16,17 @@ from ..host.mpi_library import loaded, mapped
 from ..primitives import wire
 from ..primitives.buffers import LINE, aligned
 
-STOP_SECONDS = 5.0  # that an ending process waits for its progress thread
+STOP_SECONDS = 5.0  # how long a process that ends waits for its progress thread
 
 
 def mpi_library() -> ctypes.CDLL:
-    """The MPI library that mpi4py has loaded; never a second copy."""
+    """The MPI library that mpi4py has loaded. It is never loaded a second time."""
     library = loaded("MPI_Put")
     if library is not None:
         return library
     raise EnvironmentProblem(
         "transport rma finds no MPI library with MPI_Put in this process"
-        f" (mapped: {', '.join(mapped()) or 'none'}): is MPI linked statically into mpi4py?"
+        f" (mapped: {', '.join(mapped()) or 'none'}): use an mpi4py that is not linked statically with MPI"
     )
 
 
@@ -45,7 +45,7 @@ def _handle(thing: Any) -> int:
 
 
 class RmaWindow:
-    """`nbytes` of memory a rank, that every rank of `comm` can put into. Collective.
+    """`nbytes` of memory on each rank, into which every rank of `comm` can put. Collective.
 
     base: address of this rank's part, on a cache line; shift: [world] bytes from the start of each rank's MPI window to
     that line. wire: address of the words through which compiled code calls MPI. The memory starts as zeros.
@@ -56,8 +56,8 @@ class RmaWindow:
 
         if MPI.Query_thread() < MPI.THREAD_MULTIPLE:
             raise EnvironmentProblem(
-                "transport rma calls MPI from several threads: initialise it with MPI_THREAD_MULTIPLE"
-                " (mpi4py does unless mpi4py.rc.thread_level says otherwise)"
+                "transport rma calls MPI from several threads, so MPI must be initialised with MPI_THREAD_MULTIPLE"
+                " (mpi4py does so unless mpi4py.rc.thread_level says otherwise)"
             )
         self.nbytes = nbytes
         self._window: Any = MPI.Win.Allocate(nbytes + LINE, 1, comm=comm)
@@ -77,7 +77,7 @@ class RmaWindow:
         self.start("aristos-progress", wire.run_progress_thread, self.wire)
         self._pid = os.getpid()
         self._key = MPI.Comm.Create_keyval(delete_fn=lambda *_: self.stop())
-        MPI.COMM_SELF.Set_attr(self._key, self)  # deleted first in MPI_Finalize: after it, no thread may call MPI
+        MPI.COMM_SELF.Set_attr(self._key, self)  # MPI_Finalize deletes it first: later no thread may call MPI
         atexit.register(self._forget)
 
     def _connect(self, comm: Any) -> np.ndarray:
@@ -99,7 +99,7 @@ class RmaWindow:
         return words
 
     def start(self, name: str, target: Callable[..., None], *args: Any) -> None:
-        """Start a thread that may call MPI over this window until the word STOP of the wire is set."""
+        """Start a thread that may make MPI calls on this window until the word STOP of the wire is set."""
         self._threads.append(threading.Thread(target=target, args=args, name=name, daemon=True))
         self._threads[-1].start()
 
@@ -122,7 +122,7 @@ class RmaWindow:
         return peer, int(self._words[wire.SINCE]), others
 
     def stop(self) -> None:
-        """End the threads; does not wait for an MPI call that does not return."""
+        """End the threads. Does not wait for an MPI call that does not return."""
         self._words[wire.STOP] = 1
         for thread in self._threads:
             thread.join(STOP_SECONDS)

@@ -18,13 +18,13 @@ def check_one_node(comm: Any, transport: str) -> None:
     node.Free()
     if here != comm.size:
         raise EnvironmentProblem(
-            f"transport {transport} needs all {comm.size} ranks on one node,"
+            f"transport {transport} needs all {comm.size} ranks on one node, and"
             f" this rank shares its node with {here - 1} others"
         )
 
 
 class ShmWindow:
-    """`nbytes` of memory a rank, that every rank of `comm` can load and store. Collective.
+    """`nbytes` of memory on each rank, which every rank of `comm` can load and store. Collective.
 
     base: address of every rank's part in this process, on a cache line. The memory starts as zeros.
     """

@@ -8,9 +8,9 @@ import warnings
 
 
 def warn(text: str) -> None:
-    """Warn as the caller's caller. If a filter or a hook raises instead (`-W error`), print the text."""
+    """Warn at the line of the caller's caller. If a filter or a hook raises instead (`-W error`), print the text."""
     try:
         warnings.warn(text, stacklevel=3)
     except Exception:
-        with contextlib.suppress(Exception):  # no one may read the output any more
+        with contextlib.suppress(Exception):  # perhaps nobody reads the output any more
             print(f"aristos: {text}", file=sys.stderr, flush=True)

@@ -15,8 +15,8 @@ Calling = Callable[[], tuple[int, int, list[int]]]
 UNKNOWN = "a rank is missing or in another collective call, or the network fails: see the output of all ranks"
 NAMED = 8  # most ranks that a message names
 POLL = 0.25  # seconds
-ENDED_SECONDS = 1.0  # how long a wait lasts before its rank is given up because its process has ended
-ENDED_POLLS = 4  # polls in a row that must find it ended: its last words may still be under way, or not read yet
+ENDED_SECONDS = 1.0  # least seconds of a wait before a rank whose process has ended is given up
+ENDED_POLLS = 4  # consecutive polls that must find the process ended: its last words may not be read yet
 
 
 class _EndedPeer:
@@ -36,26 +36,27 @@ class _EndedPeer:
 
 
 class Watchdog:
-    """Bounds blocking MPI calls: past the limit it calls `abort`, and soon after an awaited rank of this machine ended.
+    """Bounds blocking MPI calls. It calls `abort` past the limit, or soon after an awaited rank of this machine ended.
 
-    abort: gets the job's last words: which rank waits for what. name: of this rank, for messages.
+    abort: a function of the job's last words, which say which rank waits for what. name: this rank's, for messages.
     """
 
     def __init__(self, abort: Callable[[str], object], name: str) -> None:
         self._abort, self._name = abort, name
-        self.suspects: Callable[[], str] = str  # what is known of ranks that do not run, as a clause
+        self.suspects: Callable[[], str] = str  # returns a clause about ranks that do not run, or an empty text
         self.ended: Callable[[], set[int]] = set  # ranks that are known to have ended
         self._collective, self._put = _EndedPeer(), _EndedPeer()
-        self._wait: tuple[str, float, float, str] | None = None  # what, since, limit, its name
+        self._wait: tuple[str, float, float, str] | None = None  # what is awaited, since when, the limit, its name
         self._calls: tuple[Calling, Callable[[], float]] | None = None
         self._thread: threading.Thread | None = None
-        self.problem: Exception | None = None  # why the thread cannot be started; then waits call `check`
+        self.problem: Exception | None = None  # the error if the thread cannot be started; then waits call `check`
         self._end = threading.Event()
 
     @contextlib.contextmanager
     def watch(self, what: str, limit: float, name: str = "") -> Iterator[None]:
-        """Bound the MPI calls in the block to `limit` seconds. what: what is awaited. name: of the parameter that sets
-        the limit, if one does. Both are for the message.
+        """Bound the MPI calls in the block to `limit` seconds.
+
+        what: what is awaited. name: the parameter that sets the limit, if any. Both are for the message.
         """
         self._start()
         outer, self._wait = self._wait, (what, time.monotonic(), limit, name)
@@ -65,7 +66,7 @@ class Watchdog:
             self._wait = outer
 
     def calls(self, calling: Calling | None, limit: Callable[[], float]) -> None:
-        """Bound puts and flushes, which compiled code makes; calling: see RmaWindow.calling."""
+        """Bound the puts and flushes that compiled code makes. calling: see RmaWindow.calling."""
         self._calls = None if calling is None else (calling, limit)
         if calling is not None:
             self._start()
@@ -76,7 +77,7 @@ class Watchdog:
         thread = threading.Thread(target=self._run, name="aristos-watchdog", daemon=True)
         try:
             thread.start()
-        except (RuntimeError, MemoryError) as error:  # a limit of threads: the ranks meet first, and then all raise
+        except (RuntimeError, MemoryError) as error:  # no more threads: raised on all ranks after they have met
             self.problem = error
         else:
             self._thread, self.problem = thread, None
@@ -92,7 +93,7 @@ class Watchdog:
             self.check()
 
     def check(self) -> None:
-        """Give up what has been awaited for too long."""
+        """Give up waits that have lasted too long."""
         wait = self._wait
         if wait is not None:
             what, since, limit, name = wait

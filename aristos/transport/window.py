@@ -13,7 +13,7 @@ class Window(Protocol):
     """Memory that each rank of a group exposes."""
 
     base: list[int]  # address of every rank's part in this process
-    nbytes: int  # bytes a rank
+    nbytes: int  # bytes of each rank's part
 
     def close(self) -> None:
         """Free the memory; collective."""

@@ -85,10 +85,11 @@ def _too_old(driver: str, cuda: int) -> EnvironmentProblem:
 
 
 def check(facts: dict[str, Any], ours: bool = False) -> None:
-    """Raise EnvironmentProblem for an old driver, a GPU that the kernels are not for, a slice, or one in use.
+    """Raise EnvironmentProblem for an old driver, or a GPU that the kernels are not for, that is a slice, or in use.
 
-    facts: as of `facts`; under MIG the UUID is that of a slice, which nvidia-smi does not list as a GPU: then all are
-    judged. Without nvidia-smi only the first two are known. ours: this job uses it by now, so that use is no reason.
+    facts: what `facts` returns. Under MIG its UUID is that of a slice, which nvidia-smi does not list as a GPU: then
+    all GPUs are judged. Without nvidia-smi only the driver and the kind of GPU are known. ours: this job uses the GPU
+    itself, so use is no reason.
     """
     cuda, speaks, arch = _cuda_of_packages(), facts["cuda_driver"], facts["gpu_arch"].removeprefix("sm_")
     if _leading(speaks) < cuda:

@@ -1,4 +1,4 @@
-"""Decodes each PTX opcode: reads its modifiers one by one, and raises an error for anything unknown.
+"""The decoding of each PTX opcode, which reads modifiers one by one, and raises an error for anything unknown.
 
 A handler takes the lowering and a `Mods`. It must take every modifier, which `Mods.done` checks.
 """
@@ -80,7 +80,7 @@ HANDLERS: dict[str, Callable[[Any, Mods], None]] = {
 
 
 def decode(low: Lowering, ins: Instruction) -> None:
-    """Emit the instruction's rows; raises PTXError if the opcode or a modifier is unknown."""
+    """Emit the instruction's rows. Raises PTXError if the opcode or a modifier is unknown."""
     handler = HANDLERS.get(ins.opcode)
     if handler is None:
         raise low.fail(f"opcode {ins.opcode!r} is not known to the machine")

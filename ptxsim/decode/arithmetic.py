@@ -11,7 +11,7 @@ from .mods import DIRECTED, INTEGERS, WIDE_FLOATS, Mods, check_type, float_flags
 
 
 def carrying(op: int, count: int) -> Callable[..., Any]:
-    """addc, subc, madc, and add, sub, mad with .cc; into: the carry is an input too."""
+    """addc, subc, madc, and add, sub, mad with .cc. into: whether the carry is also an input."""
 
     def handler(low: Lowering, m: Mods, into: bool) -> None:
         high = m.take_one("hi")
@@ -31,7 +31,7 @@ add_carry, sub_carry, mad_carry = carrying(isa.ADDC, 2), carrying(isa.SUBC, 2), 
 
 
 def arithmetic(integer: int, floating: int, packed: int = -1) -> Callable[..., Any]:
-    """add, sub, min, max: two operands of any type."""
+    """add, sub, min, max, with two operands of any type."""
 
     def handler(low: Lowering, m: Mods) -> None:
         if "cc" in m.left:
@@ -127,7 +127,7 @@ def multiply_add(low: Lowering, m: Mods) -> None:
 
 
 def multiply24(op: int, high: int, count: int) -> Callable[..., Any]:
-    """mul24 and mad24, of `count` operands."""
+    """mul24 and mad24, with `count` operands."""
 
     def handler(low: Lowering, m: Mods) -> None:
         code = m.choose({"lo": op, "hi": high})
@@ -173,7 +173,7 @@ def unary(integer: int, floating: int) -> Callable[..., Any]:
 
 
 def function(op: int, types: tuple[int, ...] = (isa.F32,), exact: bool = False) -> Callable[..., Any]:
-    """rcp, sqrt, rsqrt, sin, cos, lg2, ex2, tanh; types: those of .approx; exact: rounded forms exist too."""
+    """rcp, sqrt, rsqrt, sin, cos, lg2, ex2, tanh. types: those of .approx. exact: whether rounded forms exist too."""
 
     def handler(low: Lowering, m: Mods) -> None:
         approx = m.take_one("approx") is not None

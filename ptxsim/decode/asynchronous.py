@@ -85,7 +85,7 @@ def mbarrier(low: Lowering, m: Mods) -> None:
         return
     how = m.flag("parity", PARITY) | (TRIES if kind == "try_wait" else 0)
     flags = flags_of(m, ("acquire", "relaxed"), isa.ACQUIRE)
-    m.done(3, 4 if kind == "try_wait" else 3)  # the fourth is a hint for the time to wait
+    m.done(3, 4 if kind == "try_wait" else 3)  # the fourth operand is a hint for the time to wait
     row, offset, _ = low.memory(m.operands[1])
     asked = m.row(2, isa.B32 if how & PARITY else isa.B64)
     low.emit(isa.MBWAIT, isa.B64, how, d=m.dest(isa.PREDICATE), a=row, b=asked, imm=offset, flags=flags)
@@ -142,7 +142,7 @@ OTHER_PROXIES = ("alias", "async::generic", "tensormap::generic")
 
 
 def fence_proxy(low: Lowering, m: Mods) -> None:
-    """fence.proxy: between the generic and the asynchronous proxy; the machine has no other proxies."""
+    """fence.proxy between the generic and the asynchronous proxy. The machine has no other proxies."""
     if not m.take_one("async"):
         if not m.left or m.left[0] not in OTHER_PROXIES:
             raise m.fail(f"the proxy is one of .async, .{', .'.join(OTHER_PROXIES)}")
@@ -166,7 +166,7 @@ def fence_init(low: Lowering, m: Mods) -> None:
     low.emit(isa.INITFENCE)
 
 
-WGMMA_KINDS = {("tf32", 8): 0, ("f16", 16): 2, ("bf16", 16): 4}  # as matrix.element's
+WGMMA_KINDS = {("tf32", 8): 0, ("f16", 16): 2, ("bf16", 16): 4}  # kinds of matrix.element
 
 
 def warpgroup(low: Lowering, m: Mods) -> None:

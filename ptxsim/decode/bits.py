@@ -12,7 +12,7 @@ from .mods import WORDS, Mods, check_type
 
 
 def plain(op: int, count: int, types: tuple[int, ...], wide: tuple[int, ...] = ()) -> Callable[..., Any]:
-    """An integer instruction of `count` operands; wide: those that always have 32 bits."""
+    """An integer instruction with `count` operands. wide: the operands that always have 32 bits."""
 
     def handler(low: Lowering, m: Mods) -> None:
         (type_,) = m.types()

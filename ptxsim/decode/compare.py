@@ -9,7 +9,7 @@ from .mods import INTEGERS, WIDE_FLOATS, Mods, check_type, flush, is_float
 
 
 def comparison(m: Mods, type_: int) -> int:
-    """The comparison of setp or set; raises if the type does not have it."""
+    """The comparison of setp or set. Raises PTXError if the type does not have it."""
     test = m.choose(isa.COMPARE)
     if is_float(type_):
         allowed = [*range(6), *range(10, 18)]
@@ -49,13 +49,13 @@ def compare(low: Lowering, m: Mods) -> None:
         low.emit(isa.NOT, isa.PREDICATE, d=other, a=truth)
     code = {None: isa.MOV, "and": isa.AND, "or": isa.OR, "xor": isa.XOR}[joined]
     low.emit(code, isa.PREDICATE, d=result, a=truth, b=extra)
-    if second is not None:  # before the first result is written, which may be an operand
+    if second is not None:  # emitted before the first result is written, which may be an operand
         low.emit(code, isa.PREDICATE, d=m.result(second, isa.PREDICATE), a=other, b=extra)
     low.emit(isa.MOV, isa.PREDICATE, d=m.result(first, isa.PREDICATE), a=result)
 
 
 def compare_set(low: Lowering, m: Mods) -> None:
-    """set: like setp, with -1 or 1.0 for true."""
+    """set, which is like setp with -1 or 1.0 for true."""
     to, type_ = m.types(2)
     test = comparison(m, type_)
     joined = m.take_one("and", "or", "xor")
@@ -72,7 +72,7 @@ def compare_set(low: Lowering, m: Mods) -> None:
     low.emit(isa.FSETP if is_float(type_) else isa.SETP, type_, d=tmp, a=a, b=b, imm=test, flags=flags)
     if joined:
         extra = m.row(3)
-        if packed:  # for both halves
+        if packed:  # the comparison of both halves
             pair = low.new_row()
             low.emit(isa.SELP, isa.B32, d=pair, a=low.constant(3), b=low.constant(0), c=extra)
             extra = pair

@@ -40,7 +40,7 @@ def leave(op: int) -> Callable[..., Any]:
 
 
 def call(low: Lowering, m: Mods) -> None:
-    """call, of a name or through a register."""
+    """call, by a name or through a register."""
     m.take_one("uni")
     m.done(1, 4)
     operands = list(m.operands)
@@ -57,7 +57,7 @@ def call(low: Lowering, m: Mods) -> None:
 
 
 def call_function(low: Lowering, returns: tuple[Any, ...], target: Name, arguments: tuple[Any, ...]) -> None:
-    """Emit a call, with the places of arguments and results in the caller's and the callee's frame."""
+    """Emit a call with the places of arguments and results in the frames of caller and callee."""
     assert low.instruction is not None
     assert low.current is not None
     mine = []
@@ -71,7 +71,7 @@ def call_function(low: Lowering, returns: tuple[Any, ...], target: Name, argumen
     for (here, size), (there, _) in zip(mine, theirs):
         items += [here, there, size]
     name = low.module.aliases.get(target.text, target.text)
-    if low.find(target.text) is not None:  # through a register
+    if low.find(target.text) is not None:  # a call through a register
         low.indirect = True
         low.current.calls.add("*")
         low.emit(isa.CALLI, a=low.row(target), items=items, imm=-1)

@@ -35,7 +35,10 @@ def move(low: Lowering, m: Mods) -> None:
 
 
 def to_address(low: Lowering, m: Mods) -> None:
-    """cvta: generic addresses of shared and local memory lie in a window; others are the same in every space."""
+    """cvta.
+
+    Generic addresses of shared and local memory lie in a window; other addresses are the same in every space.
+    """
     back = m.take_one("to")
     space = m.choose(SPACES)
     (type_,) = m.types()
@@ -99,7 +102,7 @@ def convert_quarters(low: Lowering, m: Mods, to: int, source: int) -> None:
 
 
 def convert_pack(low: Lowering, m: Mods) -> None:
-    """cvt.pack.sat: two saturated integers, packed below the third operand's bits."""
+    """cvt.pack.sat, which packs two saturated integers below the third operand's bits."""
     if not m.take_one("sat"):
         raise m.fail("needs .sat")
     names = m.left

@@ -23,7 +23,7 @@ CACHE = ("ca", "cg", "cs", "lu", "cv", "wb", "wt", "nc", "unified")
 
 
 def order_scope(m: Mods, orders: tuple[str, ...], default: int, scope: int | None = None) -> tuple[int, int]:
-    """(order, scope). orders: the allowed ones. scope: the default, None if a strong order must name one."""
+    """(order, scope). orders: the allowed ones. scope: the default scope, None if a strong order must name one."""
     if m.take_one("mmio") and "relaxed" not in m.left:
         raise m.fail("modifier .mmio needs .relaxed")
     name = m.take_one(*ORDERS)
@@ -38,7 +38,7 @@ def order_scope(m: Mods, orders: tuple[str, ...], default: int, scope: int | Non
 
 
 def cache_hints(m: Mods) -> bool:
-    """Take the hints for caches; True if the last operand is a cache policy."""
+    """Take the hints for caches. Returns True if the last operand is a cache policy."""
     policy = False
     for name in list(m.left):
         if name in CACHE or name.startswith(("L1::", "L2::")):
@@ -48,7 +48,7 @@ def cache_hints(m: Mods) -> bool:
 
 
 def place(low: Lowering, m: Mods, operand: Any, space: int) -> tuple[int, int, int]:
-    """(row, offset, space) of a memory operand; .param variables of functions are in local memory."""
+    """(row, offset, space) of a memory operand. .param variables of functions are in local memory."""
     row, offset, kind = low.memory(operand)
     if kind == "local" or (space == isa.PARAM and kind != "param" and low.current and not low.current.entry):
         space = isa.LOCAL
@@ -146,7 +146,7 @@ def fence(low: Lowering, m: Mods) -> None:
 
 
 def copy_async(low: Lowering, m: Mods) -> None:
-    """cp.async, whose `.async` has been taken."""
+    """cp.async, whose modifier `.async` has been taken already."""
     if m.take_one("commit_group"):
         m.done(0)
         low.emit(isa.CPCOMMIT)
@@ -174,8 +174,8 @@ def copy_async(low: Lowering, m: Mods) -> None:
         source = total
     read = low.constant(size.value)
     if len(m.operands) > 3 and not (policy and len(m.operands) == 4):
-        read = m.row(3)  # a size, or a predicate
-        if low.kind(m.operands[3]) == "pred":  # if true, the source is not read
+        read = m.row(3)  # the size read, or a predicate
+        if low.kind(m.operands[3]) == "pred":  # if the predicate is true, the source is not read
             read, ignore = low.new_row(), read
             low.emit(isa.SELP, isa.B32, d=read, a=low.constant(0), b=low.constant(size.value), c=ignore)
     low.granule = min(low.granule, 4)
@@ -183,5 +183,5 @@ def copy_async(low: Lowering, m: Mods) -> None:
 
 
 def policy_of(low: Lowering, m: Mods) -> None:
-    """createpolicy: the result is 0, because caches are not modelled."""
+    """createpolicy, whose result is 0, because caches are not modelled."""
     low.emit(isa.MOV, isa.B64, d=m.dest(isa.B64), a=low.constant(0))

@@ -1,4 +1,4 @@
-"""The modifiers of an instruction: taken one by one until none is left."""
+"""The modifiers of an instruction, taken one by one until none is left."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ SPACES = {
 
 
 class Mods:
-    """The modifiers of an instruction; left: those not taken yet."""
+    """The modifiers of an instruction. left: those not taken yet."""
 
     def __init__(self, low: Lowering, ins: Instruction):
         self.low, self.ins, self.left = low, ins, list(ins.mods)
         self.operands = ins.operands
 
     def take_one(self, *names: str) -> str | None:
-        """Take the first of these modifiers that is left; None if there is none."""
+        """Take the first of the given modifiers that is left. Returns None if none is left."""
         for name in names:
             if name in self.left:
                 self.left.remove(name)
@@ -38,11 +38,11 @@ class Mods:
         return None
 
     def flag(self, name: str, value: int) -> int:
-        """Take a modifier: `value` if it is there, else 0."""
+        """Take a modifier. Returns `value` if it is there, else 0."""
         return value if self.take_one(name) else 0
 
     def choose(self, table: dict[str, int], default: int | None = None) -> int:
-        """Take one of a table's modifiers; raises if there is none and no default."""
+        """Take one of a table's modifiers. Raises PTXError if there is none and no default."""
         name = self.take_one(*table)
         if name is None:
             if default is None:
@@ -61,7 +61,7 @@ class Mods:
         return [isa.TYPES[name] for name in picked]
 
     def done(self, least: int, most: int | None = None) -> None:
-        """Raises if a modifier is left or the number of operands is wrong."""
+        """Raise PTXError if a modifier is left or the number of operands is wrong."""
         if self.left:
             raise self.fail(f"modifier .{self.left[0]} is not supported here")
         if not least <= len(self.operands) <= (least if most is None else most):
@@ -72,14 +72,14 @@ class Mods:
         return self.low.fail(what)
 
     def row(self, index: int, type_: int | None = None) -> int:
-        """The row of an operand; type_: the instruction's type, which the register must fit."""
+        """The row of an operand. type_: the instruction's type, which the register must fit."""
         operand = self.operands[index]
         if type_ is not None:
             self.fits(operand, type_)
         return self.low.row(operand, isa.B64 if type_ is None else type_)
 
     def fits(self, operand: Any, type_: int) -> None:
-        """Raises for a register of another size or kind than the type, as ptxas does (the PTX ISA on operand types)."""
+        """Raise PTXError if a register's size or kind is not the type's, like ptxas (the PTX ISA on operand types)."""
         whole = type_ & 0xF0 in (isa.U, isa.S)
         if isinstance(operand, Number) and operand.kind != "i" and whole:
             raise self.fail("a float cannot be an operand of an integer type")
@@ -91,13 +91,13 @@ class Mods:
             raise self.fail(f"register {operand.text} of type .{kind} does not fit the instruction's type")
 
     def dest(self, type_: int) -> int:
-        """The row of the first operand, the result."""
+        """The row of the first operand, which is the result."""
         return self.result(self.operands[0], type_)
 
     def result(self, operand: Any, type_: int, wider: bool = False) -> int:
-        """The row of a register for a result; raises for another size or kind, as ptxas does.
+        """The row of a register for a result. Raises PTXError if its size or kind is wrong, like ptxas.
 
-        wider: the register may be wider if the type is not a float (the PTX ISA on operand sizes: ld and cvt).
+        wider: whether the register may be wider if the type is not a float (the PTX ISA on operand sizes: ld and cvt).
         """
         kind = self.low.kind(operand)
         if kind:
@@ -109,17 +109,17 @@ class Mods:
 
 
 def other_kind(kind: str, type_: int) -> bool:
-    """Is one of register and type a float and the other an integer?"""
+    """Whether one of register and type is a float and the other an integer."""
     return (type_ & 0xF0 in (isa.U, isa.S) and kind[0] == "f") or (type_ & 0xF0 == isa.F and kind[0] in "us")
 
 
 def is_float(type_: int) -> bool:
-    """Is a type one of floats, packed ones included?"""
+    """Whether a type is one of floats, including packed floats."""
     return type_ & 0xF0 == isa.F or type_ in (isa.BF16, isa.F16X2, isa.BF16X2)
 
 
 def groups(m: Mods) -> int:
-    """The only operand of a wait: how many groups of asynchronous work may still be pending."""
+    """The only operand of a wait, that is how many groups of asynchronous work may still be pending."""
     count = m.operands[0]
     if not isinstance(count, Number) or count.kind != "i" or not 0 <= count.value < 1 << 32:
         raise m.fail("the number of groups must be an immediate of 32 bits, not negative")
@@ -127,7 +127,7 @@ def groups(m: Mods) -> int:
 
 
 def check_type(m: Mods, type_: int, allowed: tuple[int, ...]) -> None:
-    """Raises unless the type is allowed."""
+    """Raise PTXError unless the type is allowed."""
     if type_ not in allowed:
         raise m.fail("the instruction does not take this type")
 
@@ -146,7 +146,7 @@ def flush(m: Mods, type_: int) -> int:
 
 
 def float_flags(m: Mods, type_: int, needed: bool = False) -> int:
-    """Rounding, .ftz and .sat of add, sub, mul, fma; needed: the rounding has no default."""
+    """Rounding, .ftz and .sat of add, sub, mul, fma. needed: whether the rounding has no default."""
     table = DIRECTED if type_ in WIDE_FLOATS else NEAREST
     flags = m.choose(table, None if needed else isa.RN) | flush(m, type_)
     return flags | (m.flag("sat", isa.SAT) if type_ in (isa.F32, isa.F16, isa.F16X2) else 0)

@@ -138,7 +138,7 @@ def sleep(low: Lowering, m: Mods) -> None:
 
 
 SHAPES = {
-    # (shape, type of A and B) -> (kind, numbers of registers of A, B and C); D has as many as C
+    # (shape, type of A and B) -> (kind, numbers of registers of A, B and C); D has as many registers as C
     ("m16n8k8", "tf32"): (0, 4, 2, 4),
     ("m16n8k4", "tf32"): (1, 2, 1, 4),
     ("m16n8k16", "f16"): (2, 4, 2, 4),

@@ -1,7 +1,7 @@
-"""`python -m ptxsim.suite [--out FOLDER] [module ...]`: numba-cuda's installed tests on the machine.
+"""`python -m ptxsim.suite [--out FOLDER] [module ...]` runs numba-cuda's installed tests on the machine.
 
-Writes FOLDER/results.jsonl (one line for each test) and FOLDER/table.md, and prints the counts. A module is a name
-such as cudapy.test_atomics; without any, all of cudapy, doc_examples, cudadrv and nrt run.
+It writes FOLDER/results.jsonl (one line for each test) and FOLDER/table.md, and prints the counts. A module is a name
+such as cudapy.test_atomics. Without modules, all of cudapy, doc_examples, cudadrv and nrt run.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import os
 if os.environ.get("PTXSIM_SUITE_CHILD"):
     import ptxsim
     ptxsim.enable()
-"""  # for tests that start Python processes: these get a machine too
+"""  # for tests that start Python processes, so that these get a machine too
 TOGETHER = 10  # modules in one process, whose start takes some seconds
 
 
@@ -47,7 +47,7 @@ def modules() -> list[str]:
 
 
 def run_modules(names: list[str], output: Path, seconds: float, limit: float, select: str = "") -> str:
-    """Run modules in one process; appends to `output`. Returns an error of the whole process, or ''."""
+    """Run modules in one process, which appends to `output`. Returns an error of the whole process, or ''."""
     environment = {
         **os.environ,
         "PTXSIM_SUITE_OUTPUT": str(output),
@@ -78,7 +78,7 @@ def run_modules(names: list[str], output: Path, seconds: float, limit: float, se
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the modules and write the table; 0 if at least 80 % of the tests that count agree."""
+    """Run the modules and write the table. Returns 0 if at least 80 % of the tests that count agree."""
     parser = argparse.ArgumentParser(prog="python -m ptxsim.suite", description=__doc__)
     parser.add_argument("modules", nargs="*", help="such as cudapy.test_atomics; all, if none is named")
     parser.add_argument("--out", type=Path, default=Path("results/ptxsim-suite"), help="folder of what is written")
@@ -94,7 +94,7 @@ def main(arguments: list[str] | None = None) -> int:
         group = names[at : at + TOGETHER]
         if run_modules(
             group, output, MODULE_SECONDS, given.seconds
-        ):  # a crash also ends the other modules of the process
+        ):  # run each module again alone, because a crash also ends the other modules of the process
             for name in group:
                 wrong = run_modules([name], output, MODULE_SECONDS, given.seconds)
                 if wrong:

@@ -1,8 +1,8 @@
-"""pytest plugin: runs each test on a machine of its own and records its outcome as one JSON line.
+"""A pytest plugin that runs each test on a new machine and records its outcome as one JSON line.
 
-outcome: agrees (passed, kernels ran), no_kernel (passed, none ran), skipped (by the test itself), differs, refused (the
-machine rejected something), driver (the test needs a CUDA driver or a tool of the toolkit), time (the limit), expected
-(numba-cuda marks it as failing). libraries: what its kernels link besides libdevice.
+outcome: agrees (passed, kernels ran), no_kernel (passed, no kernel ran), skipped (by the test itself), differs, refused
+(the machine rejected something), driver (the test needs a CUDA driver or a tool of the toolkit), time (the time limit),
+expected (numba-cuda marks it as failing). libraries: those that its kernels link besides libdevice.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ DRIVER_FRAMES = re.compile(r"/cuda/(core|bindings|pathfinder)/|cuda[./](core|bin
 
 
 class TimeLimit(BaseException):
-    """A BaseException, because tests catch any Exception."""
+    """The time limit of a test has passed. It is a BaseException, because tests catch any Exception."""
 
 
 class Recorder:
-    """Writes the outcomes; holds what the current test has done so far."""
+    """The writer of outcomes, which also notes what the current test has done so far."""
 
     def __init__(self) -> None:
         self.file = open(os.environ[OUTPUT], "a", encoding="utf-8", buffering=1)  # noqa: SIM115
@@ -134,7 +134,7 @@ _recorder: list[Recorder] = []
 def pytest_configure(config: Any) -> None:
     """Use a machine from the start, and open the file of outcomes."""
     os.environ["PTXSIM_SUITE_CHILD"] = "1"
-    enable(devices=2)  # signatures declared at import need a device
+    enable(devices=2)  # because signatures declared at import need a device
     _recorder.append(Recorder())
 
 
@@ -154,7 +154,7 @@ def pytest_pycollect_makemodule(module_path: Any, parent: Any) -> Any:
 
 def pytest_collect_directory(path: Any, parent: Any) -> Any:
     """Collect folders without importing them as packages."""
-    return pytest.Dir.from_parent(parent, path=path)  # a Package would be imported by its path
+    return pytest.Dir.from_parent(parent, path=path)  # because a Package would be imported by its path
 
 
 @pytest.fixture(scope="class")
@@ -184,11 +184,11 @@ def pytest_runtest_protocol(item: Any) -> Iterator[None]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: Any) -> Iterator[None]:
-    """Run a test on a machine of its own."""
+    """Run a test on a new machine."""
     recorder = _recorder[0]
     machine = Machine(devices=2)
     recorder.running = True
-    signal.setitimer(signal.ITIMER_PROF, recorder.seconds, 0.5)  # repeatedly: subtests catch it
+    signal.setitimer(signal.ITIMER_PROF, recorder.seconds, 0.5)  # again and again, because subtests catch the exception
     signal.setitimer(signal.ITIMER_REAL, WAITING * recorder.seconds, 5)
     try:
         with use(machine):

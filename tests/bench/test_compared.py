@@ -82,7 +82,7 @@ def test_facts_that_differ_are_named_with_both_values():
 @pytest.mark.parametrize(
     ("second", "said"),
     [
-        (run("a", layer()), "a run is compared with another one, got a twice"),
+        (run("a", layer()), "a comparison needs two different runs, got a twice"),
         (run("b", Table("put")), "the tables of the first run are layer, of the second put"),
         (run("b"), "of the second no table"),
         (run("b", layer(shape="H 16 F 8")), "layer: the shape differs, 'H 8 F 8' and 'H 16 F 8'"),

@@ -125,5 +125,5 @@ def test_without_a_gpu_the_command_says_so(tmp_path):
     words = [sys.executable, str(ROOT / "bench" / "gpu_report.py"), "--out", str(tmp_path / "r")]
     done = subprocess.run(words, capture_output=True, text=True, timeout=120)
     assert done.returncode == 3
-    assert "no GPU to report on: cuInit: NVIDIA's driver (libcuda.so.1) is not here" in done.stderr.splitlines()[-1]
+    assert "no GPU to report on: cuInit: NVIDIA's driver (libcuda.so.1) is missing" in done.stderr.splitlines()[-1]
     assert not list(tmp_path.iterdir())

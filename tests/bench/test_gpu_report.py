@@ -348,7 +348,7 @@ def test_ctrl_c_leaves_parts_that_are_named(report, monkeypatch, tmp_path, at):
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
 def test_a_signal_that_ends_programs_leaves_what_ctrl_c_leaves(report, tmp_path, name):
-    """As of a scheduler, of `timeout`, or of a terminal that is gone. The part does not go on."""
+    """A scheduler, `timeout` or a closed terminal sends such a signal. The part does not go on."""
     mark = tmp_path / "late"
     hit = f"""import os, signal, time; os.kill(os.getppid(), signal.{name}); time.sleep(3)
 open({str(mark)!r}, "w")"""

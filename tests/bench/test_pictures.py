@@ -84,7 +84,7 @@ RANKS = {"rank": range(2), "iteration": range(3)}
 
 
 def test_the_picture_of_overlap_marks_every_disturbed_point_and_no_other():
-    """One whose rounds differ, as of three bulk calls of which two were slow; one whose rank lacked its core."""
+    """A point is disturbed if its rounds differ (two of three bulk calls were slow), or a rank lacked its core."""
     dims = {
         "case": ["A", "E"],
         "alpha": [2e-6, 5e-5],

@@ -92,7 +92,7 @@ def test_tensors_that_do_not_fit_are_refused_by_name(tmp_path, change, words):
 def test_numbers_of_layers_and_experts_are_checked(tmp_path):
     checkpoint = aristos.Checkpoint(write(tmp_path, OLMOE, olmoe()))
     for number in (2, -1, True, "1"):
-        with pytest.raises(InputError, match=r"number must be of Checkpoint\.layers"):
+        with pytest.raises(InputError, match=r"number must be one of Checkpoint\.layers"):
             checkpoint.check(number)
     with pytest.raises(InputError, match="expert must be an int"):
         checkpoint.arrays(0, E)
@@ -188,7 +188,7 @@ def test_ranks_open_a_directory_or_refuse_it_together(comm, tmp_path):
     other = write(tmp_path / "other", {**OLMOE, "norm_topk_prob": False}, olmoe())
     with pytest.raises(MismatchError, match=r"ranks 0 and 2 have different config\.json"):
         aristos.Checkpoint(other if comm.rank == 2 else good, comm)
-    with pytest.raises((InputError, PeerInputError), match="path must be that of a model directory, got 3"):
+    with pytest.raises((InputError, PeerInputError), match="path must be the path of a model directory, got 3"):
         aristos.Checkpoint(3 if comm.rank == 0 else good, comm)
 
 

@@ -113,7 +113,7 @@ def test_launchers_other_than_srun():
     got = libraries.launcher(1, {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "0"}, MPICH)
     assert got.text.startswith("Open MPI's mpirun started 4 tasks but MPI sees 1: use the mpirun that belongs")
     env = {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "0", "PMIX_RANK": "0"}
-    assert "by PMIx, which pip's mpich does not speak" in libraries.launcher(None, env, MPICH).text
+    assert "by PMIx, which pip's mpich does not support" in libraries.launcher(None, env, MPICH).text
     assert libraries.launcher(2, env, OPEN).state == "ok"
     assert "cannot meet without an MPI library" in libraries.launcher(None, env, None).text
 

@@ -126,7 +126,7 @@ def failed(found, word, value):
     assert step(found) == codes.FAIL
     error = bad_word(0, EPOCH, st)
     assert isinstance(error, CorruptionError)
-    assert str(error).startswith(f"rank 0 in epoch {EPOCH}: of rank 1, {bounds.NAMES[word]} is {value}, where ")
+    assert f" from rank 1 as {bounds.NAMES[word]}, got {value}: " in str(error)
 
 
 def test_right_words_are_read():

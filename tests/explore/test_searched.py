@@ -29,7 +29,7 @@ class Noted(StateSearch):
     def _enter(self, path: list[PathState], sleep: set[Move]) -> None:
         key, ends, depth = self.key(), self.ends, len(path)
         self.before.setdefault(key, set()).update({self._keys[id(path[-1])]} if path else ())
-        moving = {piece.put.origin for piece in self.network.moving.values()}
+        moving = {word.put.origin for word in self.network.moving.values()}
         if any(a.enabled and a.op == FLUSH and a.rank not in moving for a in self.sched.actors):
             self.flush_of_nothing.add(key)
         super()._enter(path, sleep)

@@ -81,7 +81,7 @@ def test_more_than_48_kb_of_shared_memory(own):
     own.copy_in(source, np.arange(WORDS))
     own.launch(loaded, 1, REVERSE.shared_bytes, source, target)
     np.testing.assert_array_equal(read(own, target, WORDS), np.arange(WORDS)[::-1])
-    with pytest.raises(EnvironmentProblem, match=r"reverse needs .* bytes of shared memory a block"):
+    with pytest.raises(EnvironmentProblem, match=r"reverse needs .* bytes of shared memory in each block"):
         own.resident(loaded, 1 << 20)
     own.free(source)
     own.free(target)

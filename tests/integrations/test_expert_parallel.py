@@ -21,8 +21,8 @@ VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 @contextlib.contextmanager
-def parted(comm, folder, kind: str, **sizes):
-    """(module, eager model, model whose experts transformers has parted); the process group ends with the block."""
+def split_among_ranks(comm, folder, kind: str, **sizes):
+    """(module, eager model, model whose experts transformers has split); the process group ends with the block."""
     from transformers.distributed import DistributedConfig
 
     ours, folder = on_ranks(comm, folder, kind)
@@ -60,7 +60,7 @@ def copies(model) -> int:
     ("kind", "sizes"), [("qwen3_moe", {"tp_size": 2}), ("qwen3_moe", {"fsdp_size": 2}), ("gpt_oss", {"tp_size": 2})]
 )
 def test_a_mesh_of_two_ranks(comm, tmp_path, kind, sizes):
-    with parted(comm, tmp_path, kind, **sizes, ep_size=2) as (_, theirs, model):
+    with split_among_ranks(comm, tmp_path, kind, **sizes, ep_size=2) as (_, theirs, model):
         rank = comm.rank if "fsdp_size" in sizes else 0  # ranks of a tensor parallel group have the same tokens
         for count in (1, 9 + 6 * rank):
             ids = torch.randint(0, 128, (2, count), generator=torch.Generator().manual_seed(rank))
@@ -78,7 +78,7 @@ def test_a_mesh_of_two_ranks(comm, tmp_path, kind, sizes):
 @pytest.mark.ranks(2, timeout=120)
 @pytest.mark.parametrize("sizes", [{"tp_size": 2}, {"fsdp_size": 2}])
 def test_a_mesh_of_two_ranks_trains_as_one_process(comm, tmp_path, sizes):
-    with parted(comm, tmp_path, "qwen3_moe", **sizes, ep_size=2) as (ours, theirs, model):
+    with split_among_ranks(comm, tmp_path, "qwen3_moe", **sizes, ep_size=2) as (ours, theirs, model):
         batches = [batch(rank) for rank in range(sizes.get("fsdp_size", 1))]
         wanted = steps(theirs.train(), batches)
         found = steps(model.train(), [batches[comm.rank % len(batches)]])
@@ -87,7 +87,7 @@ def test_a_mesh_of_two_ranks_trains_as_one_process(comm, tmp_path, sizes):
         for (name, one), other in zip(model.named_parameters(), theirs.parameters(), strict=True):
             whole = one.full_tensor() if hasattr(one, "full_tensor") else one
             assert relative(whole, other) < 1e-5, name
-        with pytest.raises(InputError, match=r"transformers has parted this model: .*save_pretrained saves it"):
+        with pytest.raises(InputError, match=r"transformers has split this model among ranks: .*save_pretrained"):
             ours.whole_state_dict(model)
 
 
@@ -95,7 +95,7 @@ def test_a_mesh_of_two_ranks_trains_as_one_process(comm, tmp_path, sizes):
 @pytest.mark.parametrize("sizes", [{"tp_size": 2}, {"fsdp_size": 2}])
 def test_values_are_compared_after_changes_alone(comm, tmp_path, sizes):
     """torch does not count what an optimizer's foreach functions change, nor writes through `.data`."""
-    with parted(comm, tmp_path, "qwen3_moe", **sizes, ep_size=2) as (ours, _, model):
+    with split_among_ranks(comm, tmp_path, "qwen3_moe", **sizes, ep_size=2) as (ours, _, model):
         ids = batch(0)[0]
         theirs = [each for module in experts_of(model.train()) for each in module.parameters()]
         optimizer = torch.optim.AdamW(theirs, lr=0.1, foreach=True)  # it takes no tensors beside torch's DTensors

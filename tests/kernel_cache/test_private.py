@@ -116,7 +116,7 @@ def test_a_folder_that_others_can_only_read_is_closed(tmp_path):
 
 def test_a_shared_cache_is_an_explicit_setting(folder, monkeypatch):
     folder.parent.parent.chmod(0o770)
-    with pytest.raises(EnvironmentProblem, match="ARISTOS_CACHE_SHARED=1 accepts it"):
+    with pytest.raises(EnvironmentProblem, match="ARISTOS_CACHE_SHARED=1 accepts the folder"):
         private.make(folder)
     monkeypatch.setenv(private.SETTING, "1")
     private.make(folder.parent.parent / "new" / "module")

@@ -187,7 +187,7 @@ def test_a_format_has_modules_of_its_own():
 def test_an_expert_of_codes_needs_one_type_and_the_rows():
     kind = packed("int4")
     up, down = (quantise(np.ones(shape, np.float32), kind) for shape in ((128, 256), (256, 128)))
-    with pytest.raises(InputError, match="dtype must be that of rows, float32 or bfloat16, got None"):
+    with pytest.raises(InputError, match="dtype must be the type of rows, float32 or bfloat16, got None"):
         Packed(up, down)
     other = quantise(np.ones((256, 128), np.float32), packed("int4", group=64))
     with pytest.raises(InputError, match=r"down must be int4 .* for 128 k with shape .* got int4 .* for 64 k"):

@@ -294,7 +294,7 @@ def test_another_mpis_mpiexec_is_an_error(monkeypatch, tmp_path):
         commands.find_mpiexec(Library("MPICH", "/nowhere/lib/libmpi.so.12"))
     assert commands.find_mpiexec(Library("Open MPI", "/nowhere/lib/libmpi.so.40")) == str(fake)
     monkeypatch.setenv("PATH", "")
-    with pytest.raises(EnvironmentProblem, match="no mpiexec"):
+    with pytest.raises(EnvironmentProblem, match="needs its mpiexec on PATH"):
         commands.find_mpiexec(Library("MPICH", "/nowhere/lib/libmpi.so.12"))
 
 
@@ -346,15 +346,15 @@ def aristos_run(*words: object, timeout: float = 60, **more: str) -> subprocess.
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        (["-n", "2"], 2, "no program to run"),
-        (["-n", "2", "--"], 2, "no program to run"),
+        (["-n", "2"], 2, "a program to run must follow --, got none"),
+        (["-n", "2", "--"], 2, "a program to run must follow --, got none"),
         (["-n", "0", "--", "true"], 2, "at least 1"),
         (["-n", "999999999", "--dry-run", "--", "true"], 2, "at most 4096 ranks of a node"),
-        (["-n", "2", "--", "no-such-program"], 2, "no program 'no-such-program'"),
+        (["-n", "2", "--", "no-such-program"], 2, "got 'no-such-program'"),
         (["-n", "2", "python", "x.py"], 2, "put -- before the program: aristos run -n 2 -- python x.py"),
         (["-n", "2", "python", "x.py", "--lr", "1"], 2, "aristos run -n 2 -- python x.py --lr 1"),
         (["-n", "2", "--no-such", "--", "true"], 2, "unrecognized arguments: --no-such\n"),
-        (["-n", "2", "--restart-ranks", "1", "--", "true"], 2, "goes with --restarts"),
+        (["-n", "2", "--restart-ranks", "1", "--", "true"], 2, "needs --restarts"),
         (["-n", "2", "--restarts", "1", "--restart-ranks", "2,0", "--", "true"], 2, "at least 1"),
         (["--launcher", "srun", "-n", "2", "--", "true"], 3, "needs an allocation"),
         (["--nvidia-smi", "x", "--", "true"], 2, "--dry-run"),

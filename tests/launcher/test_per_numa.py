@@ -144,7 +144,7 @@ def test_the_launcher_binds_none_and_each_rank_binds_itself(monkeypatch, tmp_pat
     assert made.env.get("I_MPI_PIN") == ("0" if kind == "Intel MPI" else None)
     passed = take_seat.from_json(made.env[take_seat.PLAN], 4)
     assert [cpusets.show(seat.cpus) for seat in passed] == ["0-1", "2-3", "4-5", "6-7"]
-    assert "each binds itself when it starts, the launcher binds none of them" in made.notes[-1]
+    assert "each rank binds itself when it starts, the launcher binds none" in made.notes[-1]
 
 
 def test_a_login_node_says_nothing_about_the_jobs_nodes(monkeypatch, tmp_path):
@@ -157,7 +157,7 @@ def test_a_login_node_says_nothing_about_the_jobs_nodes(monkeypatch, tmp_path):
 
 def test_nvidia_smi_lists_no_domains(capsys):
     assert run.main(["--per", "numa", "--dry-run", "--nvidia-smi", "FILE", "--", "true"]) == 2
-    assert "does not go with --nvidia-smi" in capsys.readouterr().err
+    assert "--per numa excludes --nvidia-smi" in capsys.readouterr().err
 
 
 # ---- the ranks
@@ -176,7 +176,7 @@ def take(monkeypatch, node: Node, ranks: int, mask: frozenset[int]) -> int:
 
 def test_another_node_with_fewer_domains(monkeypatch, tmp_path, capsys):
     assert take(monkeypatch, two_sockets(tmp_path, "0-3"), 4, frozenset(range(4))) == 3
-    assert "local rank 0: --per numa starts one rank a NUMA domain: 4 ranks" in capsys.readouterr().err
+    assert "local rank 0: --per numa starts one rank for each NUMA domain: 4 ranks" in capsys.readouterr().err
 
 
 def test_a_rank_that_may_not_use_its_whole_domain(monkeypatch, tmp_path, capsys):

@@ -146,7 +146,7 @@ def test_published_routers_and_identity_experts():
                 assert given[0].tobytes() == y.tobytes()
                 assert given[1].logits is None
                 assert np.array_equal(given[1].ids, ids)
-                with pytest.raises(InputError, match="router_x needs the layer's router"):
+                with pytest.raises(InputError, match="router_x applies only to calls that use the layer's router"):
                     moe(x, found.ids, found.weights, router_x=by)
 
     on_ranks(2, body, gpus=2, blocks=2)
@@ -278,7 +278,7 @@ def test_options_that_gpus_do_not_have_are_refused():
                 aristos.MoE(CFG, comm, backend="cuda", **options)
         with pytest.raises(InputError, match="backend='cuda' needs plain weights, got weight_dtype='fp8': leave it"):
             aristos.MoE(replace(CFG, weight_dtype="fp8"), comm, backend="cuda")
-        with pytest.raises(InputError, match="rows of whole 16 bytes on a GPU, got hidden=30"):
+        with pytest.raises(InputError, match="a row must be a multiple of 16, got 120 from hidden=30"):
             aristos.MoE(replace(CFG, hidden=30), comm, backend="cuda")
         with pytest.raises(InputError, match="backend='cpu' computes in float32, bfloat16, float16, got dtype='tf32'"):
             aristos.MoE(replace(CFG, dtype="tf32"), comm, backend="cpu")

@@ -186,7 +186,7 @@ def test_calls_in_parallel_branches_of_a_graph_are_refused_where_ranks_could_dif
             user(driver, "cuEventRecord", forked, a)
             user(driver, "cuStreamWaitEvent", b, forked, 0)
             moe(pairs[0][0], out=pairs[0][1])
-            with pytest.raises(InputError, match="calls in parallel branches of a graph have no order"):
+            with pytest.raises(InputError, match="calls must not be in parallel branches of a graph"):
                 moe(pairs[1][0], out=pairs[1][1])
             user(driver, "cuEventRecord", joined, b)
             user(driver, "cuStreamWaitEvent", a, joined, 0)
@@ -419,7 +419,7 @@ def test_a_hang_of_two_ranks_names_the_lock_the_run_and_the_tiles(monkeypatch):
         given, out = pair(gpu, x)
         moe(given, out=out)
         if rank == 1:
-            words_of(runtime, gpu, r"\n  rank 0: 0 rows are to be sent, [1-9]")
+            words_of(runtime, gpu, r"\n  rank 0: 0 rows must still be sent, [1-9]")
             sent.set()
             assert held.wait(100)
         else:
@@ -447,7 +447,7 @@ def test_a_hang_of_two_ranks_names_the_lock_the_run_and_the_tiles(monkeypatch):
     for line in (
         r"^rank 1 of 2, epoch 2: running, ",
         r"^  rank 0: \d+ of \d+ announced rows are missing; \d+ tiles are read of \d+ that have landed$",
-        r"^  rank 0: 0 rows are to be sent, [1-9]\d* of \d+ ring rows are in use; [1-9]\d* sent tiles are to come back",
+        r"^  rank 0: 0 rows must still be sent, [1-9]\d* of \d+ ring rows are in use; [1-9]\d* sent tiles must come",
     ):
         assert re.search(line, waits, re.M), waits
 
@@ -465,7 +465,7 @@ def test_a_damaged_word_ends_the_call_on_both_gpus():
                 runtime.read_all()
                 at = int(word_from(runtime._blank_job(), runtime.state, 0, words.CREDIT))
                 runtime.device.copy_in(at, np.array([1 << 40]))
-                with pytest.raises(CorruptionError, match=rf"^rank 1 in epoch 2: of rank 0, its credit is {1 << 40}, "):
+                with pytest.raises(CorruptionError, match=rf"^rank 1 in epoch 2 .* its credit, got {1 << 40}"):
                     moe(x)
             else:
                 damaged = "rank 0: rank 1 gave up in epoch 2 because a word that it read was damaged"

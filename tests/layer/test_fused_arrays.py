@@ -50,14 +50,14 @@ def test_gate_and_up_in_one_array(interleaved):
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        ({"w13": joined("", 2, False)}, "pass layout='out_in', got layout='in_out'"),
-        ({"gate_up": joined("", 2, False), "up": W["up"]}, "load got up= and gate_up=, which holds it"),
+        ({"w13": joined("", 2, False)}, "need layout='out_in', .* got layout='in_out'"),
+        ({"gate_up": joined("", 2, False), "up": W["up"]}, "load got up= and also gate_up=, which contains up"),
         ({"gate_up": joined("", 2, False)[0]}, r"gate_up must have 3 dimensions, .* got \[24, 80\]"),
-        ({"gate_up": W["gate"][..., :39]}, r"dimension 2 twice as long as ffn, got \[4, 24, 39\]"),
+        ({"gate_up": W["gate"][..., :39]}, r"dimension 2 must be 2 \* ffn, got \[4, 24, 39\]"),
         ({"gate_up": W["gate"], "gate_up_bias": joined("_bias", 1, False)}, r"gate must have shape \[4, 24, 40\], got"),
         ({"gate": W["gate"], "up": W["up"], "interleaved": True}, "interleaved=True applies only to gate_up= and w13="),
         ({"gate_up": joined("", 2, False), "interleaved": 1}, "interleaved must be True or False"),
-        ({"gate_up": [quantise(W["gate"][0], aristos.packed("int8"))] * 4}, "gate_up must be arrays, got codes"),
+        ({"gate_up": [quantise(W["gate"][0], aristos.packed("int8"))] * 4}, "must be arrays, got packed"),
     ],
 )
 def test_arrays_that_cannot_be_parted_are_refused(weights, message):

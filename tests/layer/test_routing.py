@@ -293,8 +293,11 @@ def test_what_makes_no_sense_is_refused():
         ({"router": Router(groups=8, topk_groups=4, group_score="sum_top2")}, "requires groups of two experts, got 1"),
         ({"router": Router(weight_on="input")}, "weight_on='input' requires top_k=1, got top_k=3"),
         ({"identity_experts": -1}, "identity_experts must be 0 or a positive int"),
-        ({"identity_experts": 2, "router": two}, "identity_experts=2 cannot be combined with groups"),
-        ({"identity_experts": 2, "router": Router(capacity_factor=1.0)}, "cannot be combined with capacity_factor"),
+        ({"identity_experts": 2, "router": two}, "identity_experts must be 0 with groups, got 2"),
+        (
+            {"identity_experts": 2, "router": Router(capacity_factor=1.0)},
+            "identity_experts must be 0 with capacity_factor, got 2",
+        ),
         ({"top_k": 9}, r"top_k must be at most experts \(8\), got 9"),
         ({"top_k": 11, "identity_experts": 2}, r"top_k must be at most experts \+ identity_experts \(10\), got 11"),
     ):
@@ -327,7 +330,7 @@ def test_calls_that_make_no_sense_are_refused_on_every_rank(comm):
         moe.load(**W)
         y = moe(x)
         for wrong, words in (
-            ({"router_x": x, **call}, "router_x needs the layer's router"),
+            ({"router_x": x, **call}, "router_x applies only to calls that use the layer's router"),
             ({"router_x": x[:5]}, r"router_x must have the shape of x \[9, 40\], got \[5, 40\]"),
             ({"router_x": x.astype("f8")}, "router_x must have dtype float32, got float64"),
             ({"return_routing": "yes"}, "return_routing must be True or False, got 'yes'"),

@@ -162,7 +162,7 @@ def test_an_object_replaces_no_save_that_it_has_neither_made_nor_restored(moe, t
     with MoE(CFG, threads=1, train=True) as other:
         other.load(**W)
         up(other, 2.0)
-        with pytest.raises(CheckpointError, match=r"neither made nor restored.*: restore\(\) it first .* or save else"):
+        with pytest.raises(CheckpointError, match=r"neither made nor restored.*: restore\(\) it first .* save else"):
             other.save(tmp_path)
         assert names(tmp_path) == ["saved-1", "saved.json"]
         other.restore(tmp_path)  # as a program does that goes on
@@ -222,9 +222,10 @@ def test_two_that_replace_one_save_at_the_same_moment_leave_a_whole_one(tmp_path
     kept = saving.read_manifest(tmp_path)
     assert kept.id == begun[0].id
     assert names(tmp_path / kept.folder) == [saving.MARK]
-    assert said == {0: "saved", 1: f"another object has saved into {tmp_path} meanwhile: its save stays"} | (
-        {} if locks else {1: "saved"}
-    )
+    assert said == {
+        0: "saved",
+        1: f"another object has saved into {tmp_path} meanwhile: its save stays; save elsewhere",
+    } | ({} if locks else {1: "saved"})
 
 
 def test_a_save_whose_mark_was_removed_is_refused(tmp_path):
@@ -243,7 +244,7 @@ def test_a_saver_that_another_one_holds_up_names_the_lock(moe, tmp_path, monkeyp
     monkeypatch.setattr(saving, "LOCK_SECONDS", 0.1)
     with (
         saving.atomic_file.locked(tmp_path / "saved.json", 1.0),
-        pytest.raises(CheckpointError, match=r"another writer held .*saved\.json\.lock for 0\.1 s; if none runs"),
+        pytest.raises(CheckpointError, match=r"another writer held .*saved\.json\.lock for 0\.1 s; if no writer runs"),
     ):
         moe.save(tmp_path)
     moe.save(tmp_path)
@@ -256,7 +257,9 @@ def test_a_saver_gives_up_the_lock_before_other_ranks_give_the_saver_up(tmp_path
         moe.save(tmp_path)
         with (
             saving.atomic_file.locked(tmp_path / "saved.json", 1.0),
-            pytest.raises(CheckpointError, match=r"another writer held .*saved\.json\.lock for 0\.1 s; if none runs"),
+            pytest.raises(
+                CheckpointError, match=r"another writer held .*saved\.json\.lock for 0\.1 s; if no writer runs"
+            ),
         ):
             moe.save(tmp_path)
         moe.save(tmp_path)
@@ -362,7 +365,8 @@ def test_a_changed_manifest_and_files_of_others_are_refused_before_anything_chan
     contents = [path.read_bytes() for path in (one, other)]
     one.write_bytes(contents[1]), other.write_bytes(contents[0])
     with pytest.raises(
-        CheckpointError, match=r"expert-0.npz is damaged, or is another save's file: it has other bytes"
+        CheckpointError,
+        match=r"expert-0.npz is damaged, or is another save's file: it has other content than was saved",
     ):
         moe.restore(tmp_path, optimizer)
     one.write_bytes(contents[0]), other.write_bytes(contents[1] + b"\0")
@@ -531,14 +535,14 @@ def test_names_and_values_that_would_be_lost_are_refused(moe, tmp_path):
             {"norm": one, "norm.mean": one},
             "dense arrays norm and norm.mean would both be saved as norm.mean: rename one",
         ),
-        ({0: one}, "names of dense arrays have 1 to 200 printable characters, got 0"),
+        ({0: one}, "names of dense arrays must have 1 to 200 printable characters, got 0"),
         ({"a\0": one}, "printable"),
     ):
         with pytest.raises(InputError, match=said):
             Adam(moe, dense=dense)  # type: ignore[arg-type]
     optimizer = Adam(moe, dense={"norm": one})
     optimizer.dense["new"] = one
-    with pytest.raises(InputError, match=r"dense must have the names that .* was made; these differ: \['new'\]"):
+    with pytest.raises(InputError, match=r"dense must have the same names .* was made; these differ: \['new'\]"):
         moe.save(tmp_path, optimizer)
     deep: Any = {}
     for _ in range(30):
@@ -556,7 +560,7 @@ def test_names_and_values_that_would_be_lost_are_refused(moe, tmp_path):
         ({"a": signal.SIGINT}, r"extra\['a'\] must be"),
         ({"a": "x" * (1 << 20)}, "extra must have at most 1048576 bytes as JSON, got 1048585"),
         ({"a": 10**5000}, "extra cannot be saved"),
-        (deep, "lies too deep"),
+        (deep, "is nested too deep"),
     ):
         with pytest.raises(InputError, match=said):
             moe.save(tmp_path, None, extra)

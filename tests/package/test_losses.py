@@ -119,7 +119,7 @@ def test_no_tokens_and_no_logits():
     for name in NAMES:
         loss, back = getattr(losses, name)(made(0, 0), 1.0)
         assert (loss, back.shape) == (0.0, (0, EXPERTS))
-        with pytest.raises(InputError, match="the routing has no logits: the call brought its ids"):
+        with pytest.raises(InputError, match="needs the logits of the routing, got none: the call brought"):
             getattr(losses, name)(replace(made(3, 0), logits=None), 1.0)
     for lengths in ([1, 1], [4, -1], [1.0, 2.0], [[3]], [[1], [1, 1]]):
         with pytest.raises(InputError, match="lengths must be positive ints of sum 3"):
@@ -149,7 +149,7 @@ def test_losses_over_ranks(comm, world):
         if name in ("switch", "z"):
             whole = getattr(losses, name)(alone, 0.3)[1]
             assert np.abs(back - whole[first : first + len(back)]).max(initial=0) < 1e-7
-        with pytest.raises(PeerInputError if comm.rank else InputError, match="no logits"):
+        with pytest.raises(PeerInputError if comm.rank else InputError, match="needs the logits of the routing"):
             getattr(losses, name)(mine if comm.rank else replace(mine, logits=None), 0.3, comm)
 
 

@@ -88,6 +88,6 @@ def test_a_trace_has_a_largest_size(tmp_path, monkeypatch):
     np.savez(tmp_path / "t.npz", a=np.zeros(1000))
     np.savez_compressed(tmp_path / "c.npz", a=np.zeros(1000))
     monkeypatch.setattr(npz, "MOST", 4000)  # the first has 8,000 bytes, the second so many once it is expanded
-    for name, message in (("t.npz", "must have at most 4000 bytes"), ("c.npz", "or than 4000")):
+    for name, message in (("t.npz", "must have at most 4000 bytes"), ("c.npz", "or more than 4000")):
         with pytest.raises(InputError, match=message):
             npz.load(str(tmp_path / name), "the trace")

@@ -362,7 +362,7 @@ def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
     path = tmp_path / "r.h5"
     results.append(path, example_run("a"))
     monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device")))
-    words = r"r\.h5 cannot be written: No space left on device: [1-9]\d+ bytes are needed in .*, \d+ are free; what"
+    words = r"r\.h5 cannot be written: No space left on device: [1-9]\d+ bytes are needed in .*, \d+ are free; the"
     with pytest.raises(ResultsError, match=words):
         results.append(path, example_run("b"))
     assert list(hdf5.read(path)) == ["a"]
@@ -454,7 +454,7 @@ def test_stale_locks(tmp_path, monkeypatch):
     (tmp_path / "r.h5.softlock").write_text(f"{int(gone.stdout)}\n{socket.gethostname()}\n")
     results.append(path, example_run("b"), lock_seconds=20)
     (tmp_path / "r.h5.softlock").write_text("4711\nanother-host\n")
-    with pytest.raises(ResultsError, match=r"r\.h5\.softlock for 0\.5 s; if none runs, remove that file"):
+    with pytest.raises(ResultsError, match=r"r\.h5\.softlock for 0\.5 s; if no writer runs, remove that file"):
         results.append(path, example_run("c"), lock_seconds=0.5)
     assert list(hdf5.read(path)) == ["a", "b"]
 

@@ -38,7 +38,7 @@ def probe(monkeypatch):
     [
         ("dies", r"MPI crashed \((Segmentation fault|Bus error|Aborted)\)"),
         ("waits", "MPI waits for the kernel that runs on the GPU"),
-        ("elsewhere", "MPI puts 4194304 bytes from the GPU, and other bytes arrive"),
+        ("elsewhere", "MPI puts 4194304 bytes from the GPU, but other values arrive"),
         ("refuses", "RuntimeError: MPI_ERR_BUFFER"),
         ("silent", "exit code 1: no MPI here"),
     ],

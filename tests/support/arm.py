@@ -1,4 +1,4 @@
-"""Micro-kernels as assembly for Arm, on any machine."""
+"""Assembly of micro-kernels for Arm, made on any machine."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from llvmlite import binding, ir
 
 
 class Nothing:
-    """In place of Numba's context, which a micro-kernel asks for its empty result."""
+    """A stand-in for Numba's context, of which a micro-kernel requests its empty result."""
 
     def get_dummy_value(self) -> None:
         return None
 
 
 def arm_assembly(kernel: Any, count: int, cpu: str, features: str) -> str:
-    """What LLVM makes of a micro-kernel with `count` arguments for an AArch64 CPU, on any machine."""
+    """LLVM's assembly of a micro-kernel with `count` arguments for an AArch64 CPU, made on any machine."""
     binding.initialize_all_targets()
     binding.initialize_all_asmprinters()
     _, emit = kernel._defn(None, *[None] * count)

@@ -1,4 +1,4 @@
-"""The main thread inside a C call that runs no Python handler of signals, as inside a CUDA driver's call."""
+"""A main thread in a C call, like one of the CUDA driver, in which no Python handler of signals runs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 
 LIBC = ctypes.CDLL(None)
-CONTENDED = 2  # glibc's word of a mutex that a thread waits for
+CONTENDED = 2  # glibc's value of a mutex that a thread waits for
 
 
 class Blocked:
@@ -32,7 +32,7 @@ class Blocked:
 
 
 def blocked(body: Callable[[], object]) -> None:
-    """Run `body` on another thread, once this one waits in C."""
+    """Run `body` on another thread when this thread waits in C."""
     wait = Blocked()
 
     def run() -> None:

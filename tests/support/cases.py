@@ -1,7 +1,7 @@
-"""What the layer's tests share: random inputs and routings, the one-process result to equal bit for bit, and jobs.
+"""Parts that the layer's tests share: random inputs and routings, the one-process result to equal exactly, and jobs.
 
-A *job* is a script of its own under `mpiexec`, for what the `ranks` marker cannot hold: ranks that are killed, stopped,
-interrupted, or that end the job on purpose. A job does not judge: it returns the output of every rank.
+A *job* is a separate script under `mpiexec`, for tests that the `ranks` marker cannot run, because ranks are killed,
+stopped or interrupted, or end the job on purpose. A job does not judge results: it returns the output of every rank.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ ROOT = Path(__file__).resolve().parents[2]
 SKEWS = ("router", "uniform", "one", "none", "some", "zipf")
 
 
-PATIENCE = 25.0  # seconds of a wait's timeout here: well under a test's limit, so a hanging wait reports its error
+PATIENCE = 25.0  # seconds of a wait's timeout, much less than a test's limit, so that a hanging wait reports its error
 
 
 class MoE(aristos.MoE):
-    """A layer whose `with` does not wait for the other ranks when the test inside has failed on this one."""
+    """A layer whose `with` block does not wait for other ranks if the test in it has failed on this rank."""
 
     def __init__(self, *args: Any, timeout: float = PATIENCE, **options: Any) -> None:
         super().__init__(*args, timeout=timeout, **options)
@@ -48,7 +48,7 @@ class MoE(aristos.MoE):
 
 
 class Exchange(aristos.Exchange):
-    """An exchange whose `with` does not wait for the other ranks when the test inside has failed on this one."""
+    """An exchange whose `with` block does not wait for other ranks if the test in it has failed on this rank."""
 
     def __init__(self, *args: Any, timeout: float = PATIENCE, **options: Any) -> None:
         super().__init__(*args, timeout=timeout, **options)
@@ -59,18 +59,18 @@ class Exchange(aristos.Exchange):
 
 
 def tokens(cfg: aristos.MoEConfig, count: int, seed: int) -> np.ndarray:
-    """x: [count, H] float32, equal for equal (H, seed) row by row whatever the count."""
+    """x: [count, H] float32. Rows with equal (H, seed) are equal for every count."""
     return np.random.default_rng(seed).standard_normal((count, cfg.hidden), dtype=np.float32)
 
 
 def routing(cfg: aristos.MoEConfig, count: int, skew: str, seed: int) -> dict[str, Any]:
-    """A call's arguments beside x: none for "router", else ids [count, k] without repeats and weights [count, k]."""
+    """A call's arguments except x: none for "router", else ids [count, k] without repeats and weights [count, k]."""
     if skew == "router":
         return {}
     rng = np.random.default_rng(seed)
     k, experts = cfg.top_k, cfg.experts
     share = np.ones(experts) if skew != "zipf" else 1.0 / np.arange(1, experts + 1) ** 2
-    # exponential races: k different experts a token, each with its share
+    # exponential races give k different experts for each token, each expert with its share
     ids = np.argsort(rng.exponential(size=(count, experts)) / share, axis=1)[:, :k].astype(np.int64)
     if skew == "one":
         ids[:] = -1
@@ -83,7 +83,7 @@ def routing(cfg: aristos.MoEConfig, count: int, skew: str, seed: int) -> dict[st
 
 
 def expected(cfg: aristos.MoEConfig, w: dict[str, Any], x: np.ndarray, call: dict[str, Any]) -> np.ndarray:
-    """The float64 reference of a call; routed from outside, so that no near tie of float32 scores is judged."""
+    """The float64 reference of a call. Its routing is given, so that near ties of float32 scores do not matter."""
     if not call:
         ids, weights = reference.route(cfg, x, w["router"])
         call = {"ids": ids, "weights": weights}
@@ -91,7 +91,7 @@ def expected(cfg: aristos.MoEConfig, w: dict[str, Any], x: np.ndarray, call: dic
 
 
 def near_ties(cfg: aristos.MoEConfig, w: dict[str, Any], x: np.ndarray) -> np.ndarray:
-    """[S] bool: tokens whose k-th and next scores are too close for float32 to tell apart surely."""
+    """[S] bool: whether a token's k-th and next scores are so close that float32 may order them differently."""
     scores = np.sort(x.astype(np.float64) @ w["router"].astype(np.float64), axis=1)[:, ::-1]
     if cfg.top_k == cfg.experts:
         return np.zeros(len(x), bool)
@@ -99,7 +99,7 @@ def near_ties(cfg: aristos.MoEConfig, w: dict[str, Any], x: np.ndarray) -> np.nd
 
 
 def check(cfg: aristos.MoEConfig, w: dict[str, Any], x: np.ndarray, call: dict[str, Any], y: np.ndarray) -> None:
-    """Check y to 1e-5 of the output's largest entry (if all of it cancels: to the rounding of the inputs)."""
+    """Check y to 1e-5 of the output's largest entry, or if all terms cancel, to the rounding of the inputs."""
     assert y.shape == x.shape
     assert y.dtype == np.float32
     ref = expected(cfg, w, x, call)
@@ -114,7 +114,7 @@ def check(cfg: aristos.MoEConfig, w: dict[str, Any], x: np.ndarray, call: dict[s
 
 
 def same(a: np.ndarray, b: np.ndarray) -> bool:
-    """Equal bit for bit."""
+    """Whether two arrays are equal bit for bit."""
     return a.shape == b.shape and a.dtype == b.dtype and a.tobytes() == b.tobytes()
 
 
@@ -125,7 +125,7 @@ def digest(a: np.ndarray) -> str:
 
 @contextlib.contextmanager
 def alone(cfg: aristos.MoEConfig, *weights: dict[str, Any], **options: Any) -> Iterator[MoE]:
-    """The same layers in one process without MPI: what every other way to compute must equal."""
+    """The same layers in one process without MPI, which every other way to compute must equal."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="comm=None in one of")
         moe = MoE(cfg, layers=len(weights), **options)
@@ -137,7 +137,7 @@ def alone(cfg: aristos.MoEConfig, *weights: dict[str, Any], **options: Any) -> I
 
 @contextlib.contextmanager
 def rings_of(rows: int | None) -> Iterator[None]:
-    """Layers made inside get rings of so many rows; None leaves them as they are. On all ranks alike."""
+    """While inside, new layers get rings of so many rows; None changes nothing. Call it on all ranks alike."""
     if rows is None:
         yield
         return
@@ -198,7 +198,7 @@ def say(*words): print(">", *words, flush=True)
 
 @dataclass(frozen=True)
 class Job:
-    """How a job ended: mpiexec's exit code (None: it was killed at its limit), seconds, and each rank's output."""
+    """The end of a job: mpiexec's exit code (None if it was killed at its limit), seconds, and each rank's output."""
 
     code: int | None
     seconds: float
@@ -210,7 +210,7 @@ class Job:
 
 
 def clean_environment() -> dict[str, str]:
-    """The environment of a process that is no rank of this one's launch."""
+    """The environment for a process that is no rank of this process's launch."""
     env = rank_environment(Path())
     del env[FLAG]
     env.pop("HYDI_CONTROL_FD", None)
@@ -219,7 +219,10 @@ def clean_environment() -> dict[str, str]:
 
 @functools.cache
 def start_compiling() -> subprocess.Popen[str]:
-    """A process that fills the cache of compiled code; tests that need none of it can run meanwhile."""
+    """Start a process that fills the cache of compiled code.
+
+    Tests that need no compiled code can run at the same time.
+    """
     command = [sys.executable, "-c", USE_EVERYTHING.replace("COMM", "None") + USE_MORE]
     return subprocess.Popen(
         command, cwd=ROOT, env=clean_environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -273,7 +276,7 @@ for options, dtype in ({"train": True}, "float32"), ({}, "bfloat16"):
 def run_job(
     folder: Path, ranks: int, body: str, timeout: float = 60.0, launcher: tuple[str, ...] = (), **env: str
 ) -> Job:
-    """Run `body` under mpiexec in `folder`; it sees what HEAD imports: rank, world, comm, say, aristos, np and more.
+    """Run `body` under mpiexec in `folder`. It can use the names of HEAD: rank, world, comm, say, aristos, np and more.
 
     launcher: more words for mpiexec.
     """

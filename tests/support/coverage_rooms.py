@@ -1,9 +1,9 @@
-"""`make coverage`: lines run by the uncompiled tests, room by room, and public functions that no test reaches.
+"""`make coverage`: lines that the uncompiled tests run, room by room, and public functions that no test reaches.
 
-Calls by compiled tests, by tests on ranks and on the PTX machine are not traced. So a function counts as reached if one
-of its lines ran; if its name stands in a file of tests/; if it is named in a function that is reached, or outside all
-functions, as in a table; or if a decorator with arguments lists it, as suites and deliberate bugs are listed. What
-remains is dead, untested, or a method that another package calls. No threshold is set.
+Calls by compiled tests, by tests on ranks and on the PTX machine are not traced. So a function counts as reached in
+four cases: one of its lines ran; its name is in a file of tests/; its name is in a function that is reached, or outside
+all functions, as in a table; or a decorator with arguments lists it, as for suites and deliberate bugs. All other
+functions are dead, untested, or methods that another package calls. No threshold is set.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PACKAGES = ("aristos", "kernel_cache", "ptxsim")
 
 @dataclass(frozen=True)
 class Function:
-    """A function or method. name: with its classes'. ran: whether one of its lines ran."""
+    """A function or method. name: its name after those of its classes. ran: whether one of its lines ran."""
 
     place: str
     name: str
@@ -52,7 +52,7 @@ def functions(tree: ast.AST, place: str, ran: set[int], prefix: str = "") -> Ite
 
 
 def names_in(node: ast.AST, inside: bool) -> Iterator[str]:
-    """Names that a piece of code uses; without those inside functions unless `inside`."""
+    """Names that a piece of code uses, without those in functions unless `inside`."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.Name):
             yield child.id

@@ -1,4 +1,4 @@
-"""Two small kernels as the catalogue describes its own: one stores a word a thread, one needs much shared memory."""
+"""Two small kernels for tests: each thread of one stores a word, and the other one needs much shared memory."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from aristos.kernels.cuda.catalogue import Kernel
 from aristos.kernels.cuda.compiler import cuda, types
 from aristos.primitives import memory as mem
 
-WORDS = 8192  # 64 KB: more than a launch may have unless it asks
+WORDS = 8192  # 64 KB, more than a launch may have unless it requests more
 
 
 @cuda.jit
@@ -18,7 +18,7 @@ def fill(address, count, value):
 
 @cuda.jit
 def reverse(source, target):
-    """target[i] = source[WORDS - 1 - i], words, by way of the block's shared memory."""
+    """target[i] = source[WORDS - 1 - i], in words, through the block's shared memory."""
     shared = cuda.shared.array(0, types.int64)
     for i in range(cuda.threadIdx.x, WORDS, cuda.blockDim.x):
         shared[i] = mem.load(source + 8 * i)

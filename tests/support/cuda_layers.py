@@ -1,6 +1,6 @@
-"""Whole layers on the PTX machine: each rank a device, the router kernels and the persistent kernel launched on it.
+"""Whole layers on the PTX machine, where each rank is a device that runs the router kernels and the persistent kernel.
 
-Jobs are filled here by hand, so that kernels are tested without the host's code.
+This module fills the jobs itself, so that kernels are tested without the host's code.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from aristos.engine import job as builder
 from aristos.engine.layout import StateLayout, lines, local_bytes
 from aristos.host.nodes import Nodes
 from aristos.kernels.common import activations
-from aristos.kernels.common.scores import rule
+from aristos.kernels.common.scores import job_words
 from aristos.kernels.cuda import catalogue, router_job
 from aristos.kernels.cuda import router as r
 from aristos.kernels.cuda.gemm import TILES
@@ -33,7 +33,7 @@ from aristos.substrate.standing import describe
 from aristos.substrate.windows import EngineMemory
 from ptxsim import isa
 
-MOST_ROWS = 256  # of a tile
+MOST_ROWS = 256  # the most rows of a tile
 SMALL = MoEConfig(hidden=32, ffn=48, experts=4, top_k=2, activation="silu", gated=True, bias=True, max_tokens=32)
 
 
@@ -41,9 +41,9 @@ SMALL = MoEConfig(hidden=32, ffn=48, experts=4, top_k=2, activation="silu", gate
 class Layers:
     """Ranks of one machine and a layer on them.
 
-    tokens: of each rank. grid: blocks a rank. ring: rows of a ring, None for the default. tile: None for the first of
-    TILES[kind]. timeout: nanoseconds. limit: warp instructions of a run, after which it counts as stuck. given: (ids,
-    weights) of each rank, None where the router chooses. counted: kernels keep their counters.
+    tokens: number on each rank. grid: blocks of each rank. ring: rows of a ring, None for the default. tile: None for
+    the first of TILES[kind]. timeout: nanoseconds. limit: warp instructions after which a run counts as stuck. given:
+    (ids, weights) of each rank, None if the router chooses. counted: whether kernels keep their counters.
     """
 
     cfg: MoEConfig = SMALL
@@ -88,7 +88,7 @@ class Layers:
         return Rank(self, me)
 
     def run(self, calls: int = 1, ranks: Any = None) -> list[np.ndarray]:
-        """y of every rank, float32, after `calls` calls of all ranks, or of some; the machine must report nothing."""
+        """y of every rank, float32, after `calls` calls of all ranks, or of some. The machine must report nothing."""
         for rank in self.ranks if ranks is None else ranks:
             for _ in range(calls):
                 rank.launch()
@@ -97,7 +97,7 @@ class Layers:
         return [widen(rank.y.copy_to_host(), self.kind) for rank in self.ranks]
 
     def expected(self) -> list[np.ndarray]:
-        """The float64 reference, with weights rounded as the kernels read them."""
+        """The float64 reference with the rounded weights that the kernels read."""
         rounded = {
             name: widen(narrow(value, self.kind), self.kind) if name in ("up", "down", "gate") else value
             for name, value in self.weights.items()
@@ -134,7 +134,7 @@ class Rank:
         self.job, self.routing = self.device.array(job), self.device.array(self._routing(count))
 
     def standing(self, state: np.ndarray) -> str:
-        """`standing.describe` of a state of this rank."""
+        """The text of `standing.describe` for a state of this rank."""
         job, memory = self.job.copy_to_host(), self.layers.machine.memory
 
         def line(peer: int, word: int) -> int:
@@ -234,7 +234,7 @@ class Rank:
         """The router's job."""
         layers, cfg = self.layers, self.layers.cfg
         slots = layers.held.slots
-        router, starts = cfg.router, layers.tables.starts
+        starts = layers.tables.starts
         scratch = self.device.empty(r.scratch_bytes(max(1, count), cfg.experts, slots) // 4, np.int32)
         self.kept.append(scratch)
 
@@ -243,8 +243,8 @@ class Rank:
 
         return router_job.new_job(
             hidden=cfg.hidden, router=self.put(r.pack_router(layers.weights["router"])), experts=cfg.experts,
-            top_k=cfg.top_k, choices=cfg.top_k, score=rule(router), renormalize=router.renormalize,
-            scale=int(np.float32(router.scale).view(np.int32)), slot_of=self.put(layers.held.slots_for(self.me)),
+            top_k=cfg.top_k, choices=cfg.top_k, **job_words(cfg.router),
+            slot_of=self.put(layers.held.slots_for(self.me)),
             slots=slots, offset=state(starts[words.T_OFFSET]), token=state(starts[words.T_TOKEN]),
             position=state(starts[words.T_POSITION]), logits=0, select_bias=0, shared_sigmoid=0, weighted=0,
             kept_weights=0, status=state(words.STATUS), unbegun=state(words.UNBEGUN), scratch=scratch.ptr,
@@ -285,6 +285,6 @@ class Rank:
         self._start(kernel, layers.grid, tile.threads, tile.shared_bytes, self.job.ptr, self.state.ptr)
 
     def _start(self, kernel: catalogue.Kernel, grid: int, threads: int, shared: int, *args: int) -> None:
-        """Queue a shipped kernel. Its PTX comes from the disk: other tests compile the same."""
+        """Queue a shipped kernel. Its PTX is kept on disk, because other tests compile the same kernel."""
         text, entry = ptx(kernel, self.layers.machine.arch)
         self.device.launch(text, grid, threads, *args, shared=shared, entry=entry)

@@ -1,9 +1,9 @@
 """Layers over several nodes on the PTX machine: local ranks store into each other's memory, proxies serve remote ones.
 
-A proxy is an actor that runs the engine's own functions in plain Python. Its accesses to the machine's
-memory are ordered and checked there. The MPI windows are host memory that only actors use; the network delivers words
-late, one by one, in any order until a flush. Fails as MPI may: on a read of a word that was put and is not flushed, and
-on a write to a word that is still being put.
+A proxy is an actor that runs the engine's own functions in plain Python. The machine orders and checks the proxy's
+accesses to its memory. The MPI windows are host memory that only actors use. Until a flush the network delivers words
+late, one by one, in any order. Where MPI may give wrong results, an assertion fails: on a read of a word that was put
+and is not flushed, and on a write to a word that is still being put.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from aristos.engine.layout import CODED_BYTES, PairLayout, lines
 from aristos.host.nodes import Nodes
 from aristos.substrate.cuda.outboxes import DeviceMemory
 
-HOST = 1 << 58  # start of host memory: addresses are only numbers
-SPAN = 1 << 40  # of a rank
+HOST = 1 << 58  # start of host memory, whose addresses are only numbers
+SPAN = 1 << 40  # size of a rank's part
 MACHINE_END = 1 << 52
 WORD = 8
 WINDOW, BUFFERS = 0, SPAN // 2
-GAP = 24  # most turns of the machine between two of a proxy
-LONG = 2_000  # idle turns in a row that count as a hang
+GAP = 24  # the most turns of the machine between two turns of a proxy
+LONG = 2_000  # so many idle turns in a row count as a hang
 
 
 class Host:
@@ -36,8 +36,8 @@ class Host:
 
     def __init__(self, machine: Any, seed: int) -> None:
         self.machine, self.rng = machine, np.random.default_rng(seed)
-        self.arrays: list[Any] = []  # of the machine, that actors may use
-        self.on_devices: list[Any] = []  # those that only copies and puts reach
+        self.arrays: list[Any] = []  # arrays of the machine that actors may use
+        self.on_devices: list[Any] = []  # arrays that only copies and puts reach
         self.values: dict[int, int] = {}
         self.flying: dict[int, tuple[int, int, bool]] = {}  # target -> (source, origin's wire, landed)
         self.sources: dict[int, int] = {}
@@ -132,7 +132,7 @@ class Host:
             self._move(mine[i])
 
     def under_way(self, wire: int) -> bool:
-        """Has this wire words that are not delivered yet?"""
+        """Whether this wire has words that are not delivered yet."""
         return any(which == wire and not landed for _, which, landed in self.flying.values())
 
     def flush(self, wire: int, peer: int) -> None:
@@ -199,7 +199,7 @@ class NodeRank(Rank):
         }
 
     def proxy(self, epoch: int) -> Iterator[None]:
-        """The actor, until this rank's call `epoch` has ended and everything is put."""
+        """The actor of a proxy, which ends when this rank's call `epoch` has ended and everything is put."""
         engine = plain("engine.proxy")
         sides = self.sides
         idle = 0
@@ -220,7 +220,7 @@ class NodeRank(Rank):
                 at = [self.layers.host.load(at, "acquire") for at in self._epochs()]
                 if min(at) == epoch:
                     break
-        while self.layers.host.under_way(self.memory.wire):  # the last words are delivered without it
+        while self.layers.host.under_way(self.memory.wire):  # the last words are delivered without the proxy
             self.layers.host.land(self.memory.wire)
             yield
 
@@ -231,9 +231,9 @@ class NodeRank(Rank):
 
 @dataclass
 class NodeLayers(Layers):
-    """As Layers, on nodes of `per_node` ranks each.
+    """Layers on nodes of `per_node` ranks each.
 
-    bundle: most pairs of a bundle for a remote owner. rows_on_device: MPI puts from device memory.
+    bundle: the most pairs of a bundle for a remote owner. rows_on_device: whether MPI puts from device memory.
     """
 
     per_node: int = 2

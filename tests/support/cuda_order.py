@@ -1,8 +1,8 @@
-"""Rows of several blocks that one block publishes to a peer, as the engine does it: a litmus test and a stress test.
+"""Rows of several blocks that one block publishes to a peer, as in the engine, for a litmus test and a stress test.
 
-Blocks store rows into a peer's memory and hand over at gpu scope, by the rank's lock; the block that takes over
+Blocks store rows into a peer's memory, and hand over to another block at gpu scope by the rank's lock. That block
 releases one word to the peer at system scope. By cumulativity the word covers the rows of all blocks (PTX ISA, "Release
-and Acquire Patterns", "Causality Order"). Waits are bounded by `limit` nanoseconds and counted at `late`.
+and Acquire Patterns", "Causality Order"). Waits end after `limit` nanoseconds and are then counted at `late`.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from aristos.kernels.cuda.compiler import cuda, types
 from aristos.kernels.cuda.put_signal import arrived
 from aristos.primitives import memory as mem
 
-STEP = 1 << 20  # between the values of two rounds
+STEP = 1 << 20  # difference of the values of two rounds
 ACROSS = ptx.store_release_sys
 
 
 def writing(release: Any) -> Any:
-    """The source's kernel; release: how the publishing block sets the peer's word."""
+    """The source's kernel. release: how the publishing block sets the peer's word."""
 
     @cuda.jit
     def write_rows(source, target, word, back, count, row_bytes, rounds, limit, late):

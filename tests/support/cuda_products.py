@@ -1,4 +1,4 @@
-"""Products on the PTX machine: rows, weights and biases to outputs through the shipped kernels; and their float64."""
+"""Products of rows, weights and biases by the shipped kernels on the PTX machine, and their float64 references."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Product:
         x = narrow(self.x, self.kind)
         m, n = len(x), self.up.shape[1]
         order = np.arange(m) if order is None else order
-        step = 16 // x.itemsize  # rows start on 16 bytes, and have space for whole groups of 16
+        step = 16 // x.itemsize  # rows start at multiples of 16 bytes, and have space for whole groups of 16
         wide = np.full((m, -(-x.shape[1] // step) * step), 1, x.dtype)  # values after a row must not count
         wide[:, : x.shape[1]] = x
         packed, bias = self.weights()
@@ -84,7 +84,7 @@ class Product:
         return d_y.copy_to_host()[:, :n], machine.profile()
 
     def reference(self):
-        """float64 of what the arithmetic sees: operands rounded, sums not."""
+        """The float64 product of the operands after rounding, with sums that are not rounded."""
 
         def rounded(values):
             return widen(narrow(values, self.kind), self.kind).astype(np.float64)

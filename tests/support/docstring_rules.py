@@ -1,4 +1,4 @@
-"""What the docstring of a public function, method or class must have. A rule returns what is wrong, as texts."""
+"""Rules for the docstring of a public function, method or class. A rule returns texts about what is wrong."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SIMPLE = bool | int | float | str | tuple | None  # defaults that a docstring re
 
 
 class Public(NamedTuple):
-    """A function, a method or a class, and the class that it is a method of."""
+    """A function, a method or a class. For a method, also its class."""
 
     name: str
     found: Any
@@ -35,14 +35,14 @@ class Public(NamedTuple):
 
     @property
     def function(self) -> Any:
-        """The function of a static or class method or of a property; a class is itself."""
+        """The function of a static or class method or of a property; for a class, the class itself."""
         if isinstance(self.found, property):
             return self.found.fget
         return getattr(self.found, "func" if isinstance(self.found, cached_property) else "__func__", self.found)
 
     @property
     def parameters(self) -> dict[str, inspect.Parameter]:
-        if getattr(self.found, "_is_protocol", False):  # nothing makes an object of it
+        if getattr(self.found, "_is_protocol", False):  # a protocol has no objects of its own
             return {}
         taken = inspect.signature(self.function).parameters
         return {name: each for name, each in taken.items() if name not in ("self", "cls")}
@@ -53,12 +53,12 @@ class Public(NamedTuple):
 
 
 def of_page() -> list[Public]:
-    """All that docs/api.md describes, but for errors."""
+    """Everything that docs/api.md describes, except errors."""
     return [each for names in api.PARTS.values() for name in names for each in of(name, api.find(name))]
 
 
 def of(name: str, found: Any) -> Iterator[Public]:
-    """An object by its name, with a module's public names, or with a class's public members."""
+    """An object by its name, together with a module's public names or a class's public members."""
     if inspect.ismodule(found):
         for each in api.public(found):
             yield from of(f"{name}.{each}", getattr(found, each))
@@ -98,7 +98,7 @@ def defaults_are_those_of_the_signature(public: Public) -> list[str]:
 
 
 def errors_are_named(public: Public) -> list[str]:
-    """The errors that the source shows stand under Raises, or a base of each; those of a property in its text."""
+    """Each error that the source can raise, or a base of it, is under Raises, or for a property, in its text."""
     if inspect.isclass(public.found):
         makers = [vars(public.found)[name] for name in ("__init__", "__post_init__") if name in vars(public.found)]
         shown = {error for maker in makers for error in raised(maker, public.found)}
@@ -118,7 +118,7 @@ def _errors() -> list[type[AristosError]]:
 
 
 def what_comes_back_is_described(public: Public) -> list[str]:
-    """A function with parameters says under Returns or Yields what comes back."""
+    """A function with parameters describes its result under Returns or Yields."""
     if not inspect.isfunction(public.function) or not public.parameters:
         return []
     if inspect.signature(public.function).return_annotation in ("None", inspect.Signature.empty):

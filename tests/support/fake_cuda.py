@@ -1,9 +1,9 @@
-"""A stand-in for the CUDA driver and its GPUs, called like cuda.bindings, that keeps CUDA's rules.
+"""A stand-in for the CUDA driver and its GPUs, which is called like cuda.bindings and checks CUDA's rules.
 
-Streams, events, captures and graphs: fake_streams.py. Kernels, resident on the PTX machine: fake_kernels.py. Stricter
-than a driver: work is done only when it is waited for, calls need a current context, and what CUDA leaves undefined is
-a violation. On a computer without a driver, every call first goes to cuda.bindings' own function, which checks the
-arguments and then finds no library. DA, PG: see fake_streams.py.
+fake_streams.py has streams, events, captures and graphs. fake_kernels.py has kernels, which are resident on the PTX
+machine. The stand-in is stricter than a driver: work is done only when a thread waits for it, calls need a current
+context, and behaviour that CUDA leaves undefined is a violation. On a computer without a driver, every call first goes
+to cuda.bindings' own function, which checks the arguments and then finds no library. DA, PG: see fake_streams.py.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from kernel_cache import sm_limits as limits
 from kernel_cache.offline import capability
 
 REAL: Any = importlib.import_module("cuda.bindings.driver")
-KERNEL_REGISTERS, KERNEL_STATIC = 32, 1024  # of images that no catalogue.Kernel stands behind
-FOREIGN = 1 << 50  # a GPU's address of host memory that was registered: no kernel here can use it
+KERNEL_REGISTERS, KERNEL_STATIC = 32, 1024  # of images that are not made of a catalogue.Kernel
+FOREIGN = 1 << 50  # a GPU's address of registered host memory, which no kernel of the stand-in can use
 
 
 @functools.cache
 def no_driver() -> bool:
-    """Is there no driver on this computer?"""
+    """Whether there is no driver on this computer."""
     try:
         REAL.cuInit(0)
     except RuntimeError:
@@ -44,7 +44,7 @@ def no_driver() -> bool:
 
 @dataclass
 class Gpu:
-    """reaches: numbers of the GPUs whose memory it can load and store."""
+    """A GPU. reaches: numbers of the GPUs whose memory it can load and store."""
 
     uuid: bytes
     name: str = "NVIDIA Made-up"
@@ -61,7 +61,7 @@ class Allocation:
     gpu: int
     start: int
     nbytes: int
-    open: int = 0  # mappings in other processes
+    open: int = 0  # number of mappings in other processes
     freed: bool = False
     arena: Any = None
 
@@ -73,7 +73,8 @@ class Allocation:
 class Machine:
     """GPUs that all reach each other. log: (process, function) of successful calls. violations: undefined behaviour.
 
-    eager: how likely work that nobody waits for goes on in a turn. seconds: after which a wait has failed.
+    eager: the probability that work for which no thread waits goes on in a turn. seconds: time after which a wait has
+    failed.
     """
 
     def __init__(self, gpus: int = 2, eager: float = 0.0, seed: int = 0, seconds: float = 60.0, **of_each: Any) -> None:
@@ -84,14 +85,14 @@ class Machine:
         self.allocations: dict[bytes, Allocation] = {}
         self.log: list[tuple[int, str]] = []
         self.violations: list[str] = []
-        self.numbers = itertools.count(3)  # of streams: 1 and 2 have meanings of their own
+        self.numbers = itertools.count(3)  # numbers of streams; 1 and 2 have special meanings
         self.work: list[Op] = []
         self.resident: dict[tuple[int, str], int] = {}  # (process, kernel) -> launches that reside on GPUs now
         self.most: dict[tuple[int, str], int] = {}  # the same: most of them at once
         self.eager, self.random, self.seconds = eager, random.Random(seed), seconds
 
     def resides(self, process: int, kernel: str, change: int) -> None:
-        """A launch starts (1) or ends (-1)."""
+        """Note that a launch starts (1) or ends (-1)."""
         key = process, kernel
         self.resident[key] = self.resident.get(key, 0) + change
         self.most[key] = max(self.most.get(key, 0), self.resident[key])
@@ -101,8 +102,8 @@ class Machine:
 
 
 class Process:
-    """One process's state; visible: numbers of the machine's GPUs, in the order of its ordinals (CUDA_VISIBLE_DEVICES).
-    permitted: those that the system lets it use at all, as a cgroup does. namespace: of its process ids."""
+    """One process's state. visible: numbers of the machine's GPUs, in the order of its ordinals (CUDA_VISIBLE_DEVICES).
+    permitted: the GPUs that the system lets it use at all, as by a cgroup. namespace: that of its process ids."""
 
     def __init__(
         self, machine: Machine, visible: list[int] | None = None, permitted: list[int] | None = None, namespace: int = 0
@@ -111,7 +112,7 @@ class Process:
         self.visible = list(range(len(machine.gpus))) if visible is None else visible
         self.permitted = list(range(len(machine.gpus))) if permitted is None else permitted
         self.number = next(machine.numbers)
-        self.lock = threading.RLock()  # of the driver
+        self.lock = threading.RLock()  # the driver's lock
         self.started = False
         self.of_thread = threading.local()
         self.maps: dict[int, tuple[Allocation, int]] = {}  # a GPU's address here -> (allocation, place in the arena)
@@ -143,7 +144,10 @@ class Process:
 
 
 class Driver(Streams):
-    """The module. process: of the calling thread, or the first one. fail: function -> the error of all its calls."""
+    """The module. process: that of the calling thread, or the first one.
+
+    fail: function -> the error of all its calls.
+    """
 
     real = REAL
     # These may hold the driver's lock while they wait for all work of the context: PG, "Implicit Synchronization" and
@@ -159,7 +163,8 @@ class Driver(Streams):
             "cuModuleLoadData",
         }
     )
-    WAITS = frozenset({"cuStreamSynchronize", "cuEventSynchronize", "cuCtxSynchronize"})  # without the lock
+    # calls that wait without the lock
+    WAITS = frozenset({"cuStreamSynchronize", "cuEventSynchronize", "cuCtxSynchronize"})
 
     def __init__(self, process: Process) -> None:
         self.first = process
@@ -182,7 +187,7 @@ class Driver(Streams):
         def call(*arguments: Any) -> tuple[Any, ...]:
             p = self.process
             if self.check:
-                with contextlib.suppress(RuntimeError):  # no library
+                with contextlib.suppress(RuntimeError):  # raised because there is no library
                     getattr(REAL, name)(*arguments)
             try:
                 if name in self.fail:
@@ -203,7 +208,7 @@ class Driver(Streams):
 
     @contextlib.contextmanager
     def locked(self, p: Process, name: str) -> Any:
-        """The driver's lock, which every call takes and only a wait does without."""
+        """The driver's lock, which every call takes except waits."""
         if not p.lock.acquire(timeout=2 * p.machine.seconds):
             p.machine.violations.append(f"process {p.number}: {name} waits for the driver's lock for ever")
             raise Failure("CUDA_ERROR_UNKNOWN")
@@ -272,7 +277,7 @@ class Driver(Streams):
 
     # ---- memory ----
     def cuMemGetInfo(self) -> tuple[Any, ...]:
-        """A function with several results, as those of captures in fake_streams.py."""
+        """The call, which has several results, like those of captures in fake_streams.py."""
         p = self.process
         whole = p.machine.gpus[self.gpu(p)].memory
         return REAL.CUresult.CUDA_SUCCESS, whole - p.machine.used(self.gpu(p)), whole

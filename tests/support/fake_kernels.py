@@ -1,9 +1,9 @@
-"""Kernels of the fake driver: they run on the PTX machine, in turns, and stay resident until they end.
+"""Kernels of the fake driver, which run on the PTX machine in turns, and are resident until they end.
 
-Each launch has a machine of its own; all machines share one memory, which the fake driver hands out. There is no
-checker, because it would not see the other machines' writes. SMs are a budget: a launch gets room for as many blocks as
-fit beside the kernels that are resident, and starts once one block fits. PG, "Hardware Multithreading": blocks reside
-on an SM while its registers, shared memory and threads last.
+Each launch has its own machine. All machines share one memory, which the fake driver allocates. There is no checker,
+because it would not see the other machines' writes. SMs are a budget: a launch gets room for as many blocks as fit
+beside the kernels that are resident, and starts when at least one block fits. PG, "Hardware Multithreading": blocks
+reside on an SM as long as its registers, shared memory and threads suffice.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _known: dict[bytes, Any] = {}  # image -> catalogue.Kernel
 
 
 def build(kernel: Any, arch: str) -> Built:
-    """In place of kernels.cuda.build.build: an image that stands for the kernel."""
+    """A replacement of kernels.cuda.build.build, which returns an image that stands for the kernel."""
     image = ELF + f" {kernel.name} {id(kernel.function)}".encode()
     _known[image] = kernel
     return Built(kernel.name, image)
@@ -100,7 +100,7 @@ class Arena:
 
 
 class Memory:
-    """In place of a machine's address space: the arena's bytes. clear: as of `Reserved`."""
+    """A stand-in for a machine's address space, with the arena's bytes. clear: as in `Reserved`."""
 
     def __init__(self, arena: Arena) -> None:
         self.bytes = arena.bytes
@@ -110,7 +110,7 @@ class Memory:
 
 
 class Sms:
-    """The SMs of a GPU: what resident blocks leave of each."""
+    """The SMs of a GPU, with the resources that resident blocks leave free on each."""
 
     def __init__(self, count: int, of_each: limits.Limits) -> None:
         self.free = [
@@ -121,7 +121,7 @@ class Sms:
         ]
 
     def take(self, blocks: int, threads: int, shared: int, registers: int) -> list[tuple[Any, Any]]:
-        """Room for at most `blocks` blocks, spread over the SMs; what `give` takes back."""
+        """Take room for at most `blocks` blocks, spread over the SMs. Returns an object for `give`."""
         warps = -(-threads // limits.WARP)
         need = SimpleNamespace(
             threads=warps * limits.WARP,
@@ -147,7 +147,7 @@ class Sms:
 
 
 class Resident:
-    """A launch of a catalogue.Kernel: `turn` lets it go on, and returns True once it has ended."""
+    """A launch of a catalogue.Kernel. `turn` lets it go on, and returns True when it has ended."""
 
     def __init__(
         self,

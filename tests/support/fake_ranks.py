@@ -1,4 +1,4 @@
-"""Ranks that are threads, each a process of the fake driver (fake_cuda.py), for the layer's own host code."""
+"""Ranks as threads, each of which is a process of the fake driver (fake_cuda.py), to run the layer's own host code."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def installed(driver: fake_cuda.Driver) -> Iterator[None]:
 
 
 def threads_of_ranks(driver: fake_cuda.Driver) -> SimpleNamespace:
-    """In the place of `threading`: a thread belongs to the process of the thread that makes it."""
+    """A replacement of `threading`, by which a thread belongs to the process of the thread that makes it."""
 
     class OfRank(threading.Thread):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -63,7 +63,7 @@ def on_driver(
     first_here: bool = False,
     **of_machine: Any,
 ) -> list[Any]:
-    """Run body(comm, rank, driver) on `world` ranks; returns their results, raises the first error.
+    """Run body(comm, rank, driver) on `world` ranks. Returns their results, or raises the first error.
 
     visible: for each rank the numbers of the GPUs that it sees. first_here: see `as_threads`. of_machine: see
     `fake_cuda.Machine`. Fails where a rank has done what CUDA leaves undefined.

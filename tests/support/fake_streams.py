@@ -1,8 +1,9 @@
 """Streams, events, captures and graphs of the fake driver, by the rules of CUDA.
 
-DA: CUDA Driver API reference; PG: CUDA C++ programming guide. Each rule names the section that states it. Work is a
-graph of operations; nothing runs before a host function waits or asks. A wait runs what it waits for; other work that
-is ready runs too, or stays, as the machine's random numbers decide: an order that nothing enforces is not kept.
+DA means CUDA Driver API reference, PG means CUDA C++ programming guide. Each rule names the section that states it.
+Work is a graph of operations, and nothing runs before a host function waits or queries. A wait runs the work that it
+waits for. Random numbers decide whether other work that is ready runs too, so an order that no rule enforces is not
+kept.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ EXTERNAL = 1  # CU_EVENT_WAIT_EXTERNAL, CU_EVENT_RECORD_EXTERNAL
 
 
 class Failure(Exception):
-    """A function's error; its text is the driver's name of it."""
+    """A function's error, whose text is the driver's name for it."""
 
 
 @dataclass(eq=False)
 class Op:
-    """A piece of work on a GPU. turn: called until it returns True. needs: what must be done before it starts."""
+    """A piece of work on a GPU. turn: called until it returns True. needs: work that must be done before it starts."""
 
     turn: Callable[[], bool]
     needs: list[Op]
@@ -53,7 +54,8 @@ class Node:
 
 @dataclass(eq=False)
 class Event:
-    """op: the work that it captured outside a capture; node, capture: inside one. time: milliseconds."""
+    """An event. op: the work that it recorded outside a capture. node, capture: those that it recorded in one. time:
+    milliseconds."""
 
     op: Op | None = None
     nodes: list[Node] = field(default_factory=list)
@@ -78,7 +80,7 @@ class Capture:
 
 @dataclass(eq=False)
 class Stream:
-    """gpu: of its context. last: the work queued last. tail: the same while it captures."""
+    """A stream. gpu: that of its context. last: the work queued last. tail: the same while it captures."""
 
     gpu: int
     blocking: bool
@@ -166,7 +168,7 @@ class Streams:
         return moved
 
     def wait(self, p: Any, ops: list[Op], why: str) -> None:
-        """Run until these are done. Other threads may call the driver meanwhile."""
+        """Run until the given work is done. Other threads may call the driver at the same time."""
         until = time.monotonic() + p.machine.seconds
         while True:
             with p.machine.lock:
@@ -197,7 +199,7 @@ class Streams:
         return found
 
     def blocking(self, p: Any, gpu: int) -> list[Stream]:
-        """The streams that wait for the legacy default stream, and it for them."""
+        """The streams that wait for the legacy default stream, and for which it waits."""
         found = [stream for stream in (*p.streams.values(), *p.own.values()) if stream.blocking]
         return [stream for stream in found if stream.gpu == gpu]
 

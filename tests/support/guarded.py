@@ -1,4 +1,4 @@
-"""Arrays beside pages that nothing may touch: a read or write beyond such an array ends the process."""
+"""Arrays next to protected pages, so that a read or write beyond such an array ends the process."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _libc = ctypes.CDLL(None, use_errno=True)
 class Arrays:
     """The arrays of one call.
 
-    side: "end", where a page that nothing may touch begins, is where arrays end; "start": where such a page ends,
-    arrays start; "far": the same memory without such pages.
+    side: with "end" arrays end where a protected page begins. With "start" arrays begin where a protected page ends.
+    "far" gives the same memory without such pages.
     """
 
     def __init__(self, side: str) -> None:
@@ -74,6 +74,6 @@ class Arrays:
         return int(self.empty(name, (nbytes,), np.uint8, LINE).ctypes.data)
 
     def check(self) -> None:
-        """Nothing has written beside an array."""
+        """Check that no byte beside an array was written."""
         for name, beside in self._beside:
             assert (beside == FILL).all(), f"bytes beside {name} were written"

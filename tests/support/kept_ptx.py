@@ -1,8 +1,8 @@
-"""PTX of the shipped kernels and the machine's programs of it, kept on disk: processes share them.
+"""PTX of the shipped kernels, and the machine's programs of it, kept on disk so that processes share them.
 
-The PTX machine compiles a kernel in every process that launches it, which takes half a minute for those of a layer, and
-reads its text in three seconds. Numba takes nearly all of that time, and NVVM the rest: so Numba's LLVM IR of a kernel
-is kept too, and the NVVMs of both toolkits compile it.
+Without this the PTX machine would compile a kernel in every process that launches it, which takes half a minute for the
+kernels of a layer, and would take three seconds to read its text. Numba takes nearly all of the half minute, and NVVM
+the rest. So Numba's LLVM IR of a kernel is kept too, and the NVVMs of both toolkits compile it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""A test must not leave work for the end of the process: a layer that nobody closed, or one whose call has failed.
+"""A check that tests leave no work for the process's end, such as a layer not closed, or one whose call has failed.
 
-Such a layer's exit hook prints, or even ends the job, long after the test. This pytest plugin records the exit hooks
-that the package registers while tests run, and fails a run that leaves some behind.
+The exit hook of such a layer prints, or even ends the job, long after the test. This pytest plugin records the exit
+hooks that the package registers while tests run, and fails a run that leaves any.
 """
 
 from __future__ import annotations

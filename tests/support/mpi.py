@@ -1,11 +1,11 @@
 """Tests in other processes: `@pytest.mark.ranks(n, timeout=120, isolated=False)` and `@pytest.mark.uncompiled`.
 
-The pytest that a person starts (the *outer* one) never runs the body of a test marked `ranks`. It moves these tests
-behind the others, sorts them by number of ranks, and starts one `mpiexec` for all of the same number: rank_job.py.
-Every rank is an *inner* pytest, which runs one test after another when the outer one asks for it: rank_main.py. There
-the fixture `comm` is COMM_WORLD. Each test has its own time limit and its own report. A test that fails or hangs ends
-its job, and the tests after it get a new one. A test marked `isolated=True` has a job to itself: for tests that abort,
-kill ranks, close files of the process, or test this harness.
+The pytest that a user starts (the *outer* pytest) never runs the body of a test marked `ranks`. It moves these tests
+after the others, sorts them by number of ranks, and starts one `mpiexec` for all tests of the same number
+(rank_job.py). Every rank is an *inner* pytest, which runs one test after another at the request of the outer pytest
+(rank_main.py). In the inner pytest the fixture `comm` is COMM_WORLD. Each test has its own time limit and its own
+report. A test that fails or hangs ends its job, and the tests after it get a new one. A test marked `isolated=True` has
+its own job; this is for tests that abort, kill ranks, close files of the process, or test this harness.
 
 The tests of a file marked `uncompiled` run in the same way in one process without MPI, where Numba compiles nothing:
 Numba decides that when it is imported.

@@ -1,6 +1,6 @@
-"""What the planner's tests share: problems drawn at random, and the definition of F written down once more.
+"""Parts that the planner's tests share: random problems, and an independent computation of F.
 
-`price` and `best` use nothing of the package: only lists, loops and the formulas.
+`price` and `best` use nothing of the package, only lists, loops and the formulas.
 """
 
 from __future__ import annotations

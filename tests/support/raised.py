@@ -1,9 +1,9 @@
-"""Which errors of the package a function can raise, read from its source and from that of what it calls.
+"""Which errors of the package a function can raise, according to its source and that of the functions it calls.
 
-Calls are followed where their target is known without running anything: functions and classes by the names of the
-function's module, methods of `self` and `super()`, and of attributes of `self` whose class an `__init__` states. Other
-calls (of arguments, of what calls return) are not, so more errors may come than are found. An error that an `except`
-around the call catches is not counted.
+Calls are followed if their target is known without running code: functions and classes by the names of the function's
+module, methods of `self` and `super()`, and methods of attributes of `self` whose class an `__init__` states. Other
+calls (of arguments, or of results of calls) are not followed, so a function may raise more errors than are found. An
+error that an `except` around the call catches is not counted.
 """
 
 from __future__ import annotations

@@ -22,8 +22,8 @@ from typing import Any, NoReturn
 import pytest
 from mpi import FLAG, find_mpiexec, rank_environment
 
-START = 300.0  # seconds in which the ranks must have imported the tests
-END = 60.0  # seconds in which the ranks must have ended after the last test
+START = 300.0  # seconds within which the ranks must have imported the tests
+END = 60.0  # seconds within which the ranks must have ended after the last test
 GRACE = 1.0  # seconds that a failed rank gives the others to fail by themselves and report why
 POLL = 0.005
 SHOWN = 20_000  # characters shown of each failing rank
@@ -31,7 +31,7 @@ READY, LAST = "ready", "end"  # beside numbers of tests: the ranks have collecte
 
 
 def die_with_parent() -> None:
-    """In the launcher's process: it gets SIGTERM when pytest is killed, and ends its ranks."""
+    """Let the launcher's process, which runs this, get SIGTERM when pytest is killed, so that it ends its ranks."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 

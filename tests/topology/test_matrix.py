@@ -212,7 +212,7 @@ def test_affinities_are_found_by_tab_stops(cells, cpus, numa, own):
     if len(cells.split()) == 3:
         assert facts(matrix.parse(spaces)) == facts(read)
     else:
-        with pytest.raises(TopologyError, match="cells after the links under 3 headings"):
+        with pytest.raises(TopologyError, match="expected 3 cells after the links, got"):
             matrix.parse(spaces)
 
 
@@ -225,7 +225,10 @@ def test_a_cgroup_leaves_cpus_of_some_gpus_empty():
         read = matrix.parse(text)
         assert (dict(read.cpus), dict(read.numa)) == ({"GPU0": "0", "GPU1": None}, {"GPU0": "0", "GPU1": "1"})
     assert matrix.parse(two.replace("\t\t1\n", "\t\t\n")).numa == {"GPU0": "0", "GPU1": None}
-    for text, what in ((two.replace("\t\t1\n", "\n"), "cut"), (two.expandtabs(), "1 cells after the links under 2")):
+    for text, what in (
+        (two.replace("\t\t1\n", "\n"), "cut"),
+        (two.expandtabs(), "expected 2 cells after the links, got 1"),
+    ):
         with pytest.raises(TopologyError, match=what):
             matrix.parse(text)
 
@@ -276,14 +279,14 @@ TWO = "\tGPU0\tGPU1\tCPU Affinity\n"
         (TWO + "GPU0\t X \tSYS\t7-0\nGPU1\tSYS\t X \t0-7\n", "7-0"),
         (TWO + "GPU0\t X \tSYS\t32-63,6-127\nGPU1\tSYS\t X \t0-7\n", "32-63,6-127"),
         (TWO + "GPU0\t X \tSYS\t0,2,48,10\nGPU1\tSYS\t X \t0-7\n", "0,2,48,10"),
-        (TWO + "GPU0\t X \tSYS\t0-7\t0\nGPU1\tSYS\t X \t0-7\t0\n", "2 cells after the links"),
+        (TWO + "GPU0\t X \tSYS\t0-7\t0\nGPU1\tSYS\t X \t0-7\t0\n", "cells after the links, got 2"),
         ("\tGPU0\tGPU2\nGPU0\t X \tSYS\nGPU2\tSYS\t X \n", "without gaps"),
         ("GPU0\t X \tSYS\nGPU1\tSYS\t X \n", "is missing above 'GPU0"),
         ("\tGPU0\tGPU1\nGPU0\tX\tOK\nGPU1\tOK\tX\n", "topo -p2p"),
-        (TWO + "GPU0\t X \tSYS\t0-15\nGPU1\tSYS\t X \t0-1", "is cut"),
+        (TWO + "GPU0\t X \tSYS\t0-15\nGPU1\tSYS\t X \t0-1", "was cut"),
         ("\tGPU0\tGPU1\nGPU0\t X \tNV12\nGPU1\tNV12\t X \nGPU2\tSYS\tSYS\n", "another row follows: 'GPU2"),
         ("\tNIC\tGPU0\tGPU1\nGPU0\tNV12\t X \nGPU1\t X \tNV1", "GPU0"),
-        (WHOLE.replace("within a NUMA node", "wi"), "the legend is cut"),
+        (WHOLE.replace("within a NUMA node", "wi"), "its legend is incomplete"),
     ],
 )
 def test_a_wrong_text_is_an_error_with_the_line(text, quoted):

@@ -97,7 +97,7 @@ def test_an_asymmetric_matrix_counts_as_the_worse_direction():
     assert node.links["GPU0", "GPU2"] == node.links["GPU2", "GPU0"] == Link("SYS")
     assert node.links["GPU0", "GPU1"] == Link("NV", 6)
     texts = [fault.text for fault in seen]
-    assert texts[0].startswith("asymmetric: GPU0 to GPU2 is NV6, GPU2 to GPU0 is SYS; taken as SYS")
+    assert texts[0].startswith("asymmetric: GPU0 to GPU2 is NV6, GPU2 to GPU0 is SYS; both count as SYS")
     assert any("GPU2 has no NVLink" in text for text in texts)
     assert all(fault.remedy for fault in seen)
 

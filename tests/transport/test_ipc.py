@@ -171,7 +171,7 @@ def test_gpus_without_a_path(monkeypatch):
     assert len({str(error) for error in found}) == 1
     assert "rank 1 (" in str(found[0])
     assert "cannot reach the memory of rank 2 (" in str(found[0])
-    assert "no path between the two GPUs: nvidia-smi topo -p2p r" in str(found[0])
+    assert "no path between the two GPUs: `nvidia-smi topo -p2p r` shows" in str(found[0])
 
 
 def test_different_orders_of_the_same_gpus(monkeypatch):
@@ -238,7 +238,7 @@ def test_a_failing_close_does_not_block_the_others(monkeypatch):
 def test_ranks_of_two_nodes(monkeypatch):
     found = Job(Machine(gpus=4), [None] * 4, monkeypatch, nodes=2).run(exchange)
     assert {str(error) for error in found} == {
-        "transport ipc needs all 4 ranks on one node, this rank shares its node with 1 others"
+        "transport ipc needs all 4 ranks on one node, and this rank shares its node with 1 others"
     }
 
 

@@ -479,6 +479,6 @@ except KeyboardInterrupt:
     )
     assert job.code not in (None, 0)
     assert "rank 0 has waited 0.5" in job.lines(0)[0]
-    late = "one is still in user code, or compiles; it gives up after 5 s (absent_timeout)"
+    late = "a rank is still in user code, or compiles; rank 0 gives up after 5 s (absent_timeout)"
     assert f"for the other ranks to make a layer: {late}" in job.out[0]
     assert float(job.lines(0)[1]) < 2.5

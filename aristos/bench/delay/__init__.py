@@ -1,5 +1,5 @@
-"""A network between the ranks of a node, emulated: a word that a rank sets becomes visible to its reader later.
+"""An emulated network between the ranks of a node: its readers see a word later than a rank sets it.
 
-`words` is the lowering of `memory.notify` and `memory.arrived` that delays words, `steps` the engine's steps compiled
-with that lowering, `network` the emulated network of a runtime. Ordinary steps have no part of it.
+`words` is the lowering of `memory.notify` and `memory.arrived` that delays words. `steps` has the engine's steps
+compiled with that lowering, and `network` the emulated network of a runtime. Ordinary steps contain nothing of this.
 """

@@ -1,9 +1,9 @@
-"""The emulated network of a runtime whose ranks are on one node: a link for each ordered pair of them.
+"""The emulated network of a runtime whose ranks are on one node, with a link for each ordered pair of ranks.
 
 While the network is in use, fused calls run the steps of `steps.py`. For a collective of the bulk schedule each rank
-publishes when it entered and how many bytes it sends to each other rank; after the real collective it waits until its
-last bytes are due. The real copying takes place in that time, while a fused worker copies rows itself: the emulation
-favours bulk.
+publishes when it entered and how many bytes it sends to each other rank. After the real collective it waits until its
+last bytes are due. The real copying takes place in that time, whereas in a fused call a worker copies rows itself. So
+the emulation favours bulk.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from ...transport.shm import ShmWindow
 from . import steps, words
 from .words import LINE, WORD
 
-TURNS = 8  # collectives whose entries are kept: a rank is never this many ahead of another
+TURNS = 8  # collectives whose entries are kept; a rank is never so many collectives ahead of another
 TURN, TIME, BYTES = 0, 1, 2  # words of an entry
-COPIED, COPIES, ROW = 1 << 20, 20, 4096  # how the copy rate is measured: bytes of a copy, copies, bytes of a row
-NAP_NS = 200_000  # a wait longer than this sleeps
+COPIED, COPIES, ROW = 1 << 20, 20, 4096  # for the copy rate: bytes of a copy, number of copies, bytes of a row
+NAP_NS = 200_000  # a rank sleeps in waits longer than this
 LIMIT_NS = 60 * 10**9  # the longest wait for another rank
 
 
@@ -36,7 +36,7 @@ LIMIT_NS = 60 * 10**9  # the longest wait for another rank
 def enter(entries, nbytes, me, turn):
     """Publish that this rank enters collective number `turn`.
 
-    entries: [W] addresses of its entries for each rank; nbytes: [W] bytes that it sends to each rank.
+    entries: [W] addresses of this rank's entries for each rank. nbytes: [W] bytes that it sends to each rank.
     """
     now = mem.clock()
     for p in range(len(entries)):
@@ -49,9 +49,9 @@ def enter(entries, nbytes, me, turn):
 
 @jit
 def leave(entries, links, free, me, turn, limit):
-    """Wait until what all ranks send in collective number `turn` is due; False after `limit` ns.
+    """Wait until the bytes of all ranks in collective number `turn` are due. Returns False after `limit` ns.
 
-    entries, links: [W] addresses, from each rank to this one; free: [W] when each link becomes free, in ns.
+    entries, links: [W] addresses of those from each rank to this one. free: [W] when each link becomes free, in ns.
     """
     begun = mem.clock()
     last = begun
@@ -83,7 +83,7 @@ def leave(entries, links, free, me, turn, limit):
 
 @jit
 def pings(to, back, nbytes, base, rounds, first):
-    """Round trips of a word with `nbytes`: one in which the two ranks meet, then `rounds` that are timed.
+    """Make round trips of a word with `nbytes`: one in which the two ranks meet, then `rounds` that are timed.
 
     Returns the ns of these, or -1 after LIMIT_NS. Words are numbered from base + 1. first: whether this rank begins.
     """
@@ -204,7 +204,10 @@ class Network:
         self.runtime.group.meet("the other ranks to set links")
 
     def collective(self, call: Callable[[Any], object], nbytes: np.ndarray) -> None:
-        """Make an MPI collective over the links: `Bulk.collective`. nbytes: [W] that this rank sends to each rank."""
+        """Make an MPI collective over the links, as `Bulk.collective`.
+
+        nbytes: [W] bytes that this rank sends to each rank.
+        """
         self._turn += 1
         enter(self._to, nbytes, self.rank, self._turn)
         self.bulk.at_once(call, nbytes)
@@ -212,7 +215,7 @@ class Network:
             raise WaitTimeout(f"rank {self.rank}: a rank did not enter a collective within {LIMIT_NS / 1e9:g} s")
 
     def copy_rate(self) -> float:
-        """GB/s at which this rank copies rows to a peer, all ranks at once; the fastest of three tries."""
+        """GB/s at which this rank copies rows to a peer while all ranks do; the fastest of three tries."""
         target = self._ping_line(self.rank, self._peers[0]) + LINE
         source = np.ones(COPIED, np.uint8)
         taken = []
@@ -222,9 +225,9 @@ class Network:
         return COPIED / min(taken[1:])
 
     def ping(self, nbytes: int, rounds: int) -> float:
-        """Seconds that a word with `nbytes` takes from rank 0 to rank 1 or back: half the mean of round trips.
+        """Seconds that a word with `nbytes` takes from rank 0 to rank 1 or back, that is half the mean of round trips.
 
-        0 on other ranks. Within a `with` block.
+        Other ranks return 0. Call it within a `with` block.
         """
         taken = 0.0
         self._meet()

@@ -1,6 +1,6 @@
-"""The engine's steps compiled with the lowering of `words.py`: modules of their own, made from the same files.
+"""The engine's steps compiled with the lowering of `words.py`, as separate modules made from the same files.
 
-Numba and its cache keep their code apart by the names of the modules, as those of another instruction set
+Numba and its cache keep the code apart by the modules' names, as they do for another instruction set
 (`kernels/by_isa.py`).
 """
 
@@ -20,7 +20,7 @@ ENGINE, SUBSTRATE = "aristos.engine", "aristos.substrate.cpu"
 
 
 def _package(name: str) -> str:
-    """A package beside another one, which has its files."""
+    """A package with the files of another one beside it."""
     made = ModuleType(name + SUFFIX)
     made.__path__ = import_module(name).__path__
     return sys.modules.setdefault(made.__name__, made).__name__
@@ -28,7 +28,7 @@ def _package(name: str) -> str:
 
 @cache
 def loop() -> Any:
-    """The module `substrate/cpu/loop.py`, made for delayed words."""
+    """The copy of the module `substrate/cpu/loop.py` that delays words."""
     delayed = ModuleType(memory.__name__ + SUFFIX)
     vars(delayed).update({k: v for k, v in vars(memory).items() if not k.startswith("__")})
     vars(delayed).update(notify=words.notify, arrived=words.arrived)

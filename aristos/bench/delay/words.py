@@ -1,17 +1,17 @@
 """A lowering of `notify` and `arrived` in which a word arrives as late as on a link of a set latency and bandwidth.
 
-Each ordered pair of ranks has a *link* in shared memory, which its source writes. A notified word is queued there with
-the time at which it is due:
+Each ordered pair of ranks has a *link* in shared memory, which the source rank writes. A notified word is queued there
+with the time at which it is due:
 
     free = max(now, free) + bytes / rate          due = free + alpha
 
-A reader takes what is due, in order, and does not see the rest. No thread copies or sleeps: a notified word costs its
-source one reading of the clock, and its reader one for each poll while something is queued. Data lie in place at once,
-but no step reads data before the word that announces it. One due time beside each word would not do instead of a queue:
-words are cumulative, so each new value would replace the due times of the earlier ones.
+A reader takes the words that are due, in order, and does not see the others. No thread copies or sleeps: a notified
+word costs its source one reading of the clock, and its reader one for each poll while words are queued. Data is in
+place at once, but no step reads data before the word that announces it. A queue is needed, because words are
+cumulative: with one due time beside each word, a new value would replace the due times of earlier values.
 
-Words of lines that are not in the table are ordinary. The table is private to a process; compiled code finds it by a
-symbol, because an address would be kept in the kernel cache.
+Words of lines that are not in the table are ordinary. The table is private to a process. Compiled code finds it by a
+symbol, because the kernel cache would keep an address.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ WORD, LINE, LINE_WORDS = 8, 64, 8
 MIB = 1 << 20
 MOST_LINES = 256
 
-HEAD = 8  # words of the table before the entries of its lines; the first is their number
+HEAD = 8  # words of the table before the entries of its lines; the first word is the number of lines
 # words of a line's entry: address where it is written, where it is read, the links out and in, each word's last value
 TO, FROM, OUT, IN, SEEN = 0, 1, 2, 3, 4
 ENTRY_WORDS = SEEN + LINE_WORDS
@@ -39,8 +39,8 @@ TABLE[:] = 0
 
 # words of a link, each on a line of its own: latency, ns per MiB, entries of a queue, when the link becomes free in ns
 ALPHA, PER_MIB, CAPACITY, FREE = 0, 8, 16, 24
-QUEUES = 32  # then, for each word of a line, its queue
-COUNTS = 2 * LINE_WORDS  # words of a queue before its entries: a line with the count of puts, one with that of takes
+QUEUES = 32  # offset of the queues, one for each word of a line
+COUNTS = 2 * LINE_WORDS  # words of a queue before its entries: a line with the count of puts, a line with that of takes
 VALUE, DUE, QUEUED_WORDS = 0, 1, 2  # words of an entry
 
 SYMBOL = "aristos_delayed_words"
@@ -48,7 +48,7 @@ binding.add_symbol(SYMBOL, TABLE.ctypes.data)
 
 
 def empty(link: int) -> None:
-    """Discard all that is queued on a link; called by its reader."""
+    """Discard all words that are queued on a link. Only the link's reader may call this."""
     for which in range(LINE_WORDS):
         queue = _queue(link, which)
         mem.store(queue + LINE, mem.load_acquire(queue))
@@ -70,7 +70,7 @@ def _table(typingctx):
 
 @jit
 def _entry(word, side):
-    """Address of the entry of the line that has a word, 0 if none has it. side: TO or FROM."""
+    """Address of the entry for the line that contains a word, 0 if the table has no such line. side: TO or FROM."""
     table: int = _table()  # type: ignore[call-arg]
     for i in range(mem.load(table)):
         entry = table + WORD * (HEAD + ENTRY_WORDS * i)
@@ -81,7 +81,7 @@ def _entry(word, side):
 
 @jit
 def _queue(link, which):
-    """A word's queue: its count of puts, on the next line its count of takes, then the entries."""
+    """Address of a word's queue: its count of puts, on the next line its count of takes, then the entries."""
     return link + WORD * (QUEUES + which * (COUNTS + QUEUED_WORDS * mem.load(link + WORD * CAPACITY)))
 
 
@@ -93,7 +93,7 @@ def due_after(free, now, nbytes, per_mib):
 
 @jit
 def delayed_notify(word, value, nbytes):
-    """`notify` as compiled: queue the word if its line is in the table."""
+    """The compiled form of `notify`: queue the word if its line is in the table."""
     mem.store_release(word, value)
     entry = _entry(word, TO)
     if entry == 0:
@@ -111,7 +111,7 @@ def delayed_notify(word, value, nbytes):
 
 @jit
 def delayed_arrived(word):
-    """`arrived` as compiled: take what is due of the word's queue, and return the last value taken."""
+    """The compiled form of `arrived`: take the due values of the word's queue, and return the last value taken."""
     entry = _entry(word, FROM)
     if entry == 0:
         return mem.load_acquire(word)
@@ -133,11 +133,11 @@ def delayed_arrived(word):
 
 
 def notify(word, value, nbytes):
-    """`memory.notify`, later."""
+    """`memory.notify` with a delay."""
 
 
 def arrived(word):
-    """`memory.arrived`, later."""
+    """`memory.arrived` with a delay."""
 
 
 overload(notify)(lambda word, value, nbytes: lambda word, value, nbytes: delayed_notify(word, value, nbytes))

@@ -1,1 +1,1 @@
-"""Shared parts of the suites on GPUs: a GPU timed by CUDA events, calls of a layer on it, and rivals."""
+"""Parts that the suites on GPUs share: a GPU timed by CUDA events, calls of a layer on it, and rivals."""

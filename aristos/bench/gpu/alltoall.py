@@ -1,8 +1,8 @@
-"""All-to-alls of bytes between the GPUs of ranks, as the fused layer's rivals move rows: by NCCL, or by MPI.
+"""All-to-alls of bytes between the GPUs of ranks, by NCCL or by MPI, for the fused layer's rivals.
 
-Both move `sends[p]` bytes to each rank p and `gets[p]` bytes from it. NCCL's is queued on the stream, and so may be
-captured in a graph. MPI's goes through pinned memory of the hosts, because few MPI libraries that people have take GPU
-memory; it waits for the stream.
+Both move `sends[p]` bytes to each rank p and `gets[p]` bytes from it. The one by NCCL is queued on the stream, and so
+may be captured in a graph. The one by MPI goes through pinned memory of the hosts, because few installed MPI libraries
+take GPU memory; it waits for the stream.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from .libraries import Library
 
 Bytes = NDArray[np.int64]  # [W], of each rank
 INT8 = 0  # ncclDataType_t
-START_SECONDS = 60.0  # that NCCL may take to start; it waits without end for a rank that failed
+START_SECONDS = 60.0  # time that NCCL may take to start; it waits without end for a rank that failed
 LATE = "ncclCommInitRank has not returned"
 
 
 def starts(counts: Bytes) -> Bytes:
-    """Where each rank's part begins if all lie side by side."""
+    """The beginning of each rank's part if all parts lie side by side."""
     return np.cumsum(counts) - counts
 
 
@@ -36,15 +36,15 @@ class UniqueId(ctypes.Structure):
 
 
 def library() -> Library:
-    """NCCL; raises EnvironmentProblem if there is none."""
+    """Load NCCL. Raises EnvironmentProblem if there is none."""
     return Library("NCCL", ("libnccl.so.2",), "ncclResult_t")
 
 
 class Nccl:
     """NCCL's communicator of all ranks. used: library, version and path. Collective.
 
-    Raises EnvironmentProblem on every rank if one has no NCCL or cannot start it within START_SECONDS, or two share a
-    GPU, which NCCL refuses.
+    Raises EnvironmentProblem on every rank if a rank has no NCCL or cannot start it within START_SECONDS, or if two
+    ranks share a GPU, which NCCL refuses.
     """
 
     name, captured = "NCCL", True
@@ -66,13 +66,19 @@ class Nccl:
         self._agree(self._started(UniqueId.from_buffer_copy(world.bcast(bytes(key)))))
 
     def _agree(self, why: str) -> None:
-        """Raise EnvironmentProblem on every rank if one has a reason: of several, not that it waited. Collective."""
+        """Raise EnvironmentProblem on every rank if a rank has a reason.
+
+        If several have one, a reason other than a wait is
+        raised. Collective."""
         reasons = enumerate(self.gpu.world.allgather(why))
         if found := sorted((f"rank {rank}: {why}" for rank, why in reasons if why), key=lambda each: LATE in each):
             raise EnvironmentProblem(found[0])
 
     def _started(self, key: UniqueId) -> str:
-        """Start NCCL in another thread, which is left where it does not return; why it has not started, or ''."""
+        """Start NCCL in another thread, which is abandoned if it does not return.
+
+        Returns why NCCL has not started, or ''.
+        """
         world, outcome = self.gpu.world, [f"{LATE} after {START_SECONDS:g} s: another rank failed, or is not reached"]
 
         def start() -> None:
@@ -98,7 +104,7 @@ class Nccl:
             self._nccl.call(name, *arguments)
 
     def __call__(self, to: int, source: int, sends: Bytes, gets: Bytes) -> None:
-        """Queue it. to, source: addresses of the parts of all ranks, side by side."""
+        """Queue the all-to-all. to, source: addresses of the parts of all ranks, side by side."""
         rest = self._comm, ctypes.c_void_p(self.gpu.stream)
         self._call("ncclGroupStart")
         for name, start, counts in (("ncclSend", source, sends), ("ncclRecv", to, gets)):
@@ -114,7 +120,7 @@ class Nccl:
 
 
 class Staged:
-    """MPI_Alltoallv through pinned memory of the hosts. most: of the bytes that a rank sends or gets."""
+    """MPI_Alltoallv through pinned memory of the hosts. most: the most bytes that a rank sends or gets."""
 
     name, captured = "MPI, staged", False
 
@@ -123,7 +129,7 @@ class Staged:
         self._host = [gpu.device.host(most)[0] for _ in range(2)]
 
     def __call__(self, to: int, source: int, sends: Bytes, gets: Bytes) -> None:
-        """Move the bytes; waits for the stream before and after MPI. Arguments as those of `Nccl`. Collective."""
+        """Move the bytes, with a wait for the stream before and after MPI. Arguments as those of `Nccl`. Collective."""
         from mpi4py import MPI
 
         device, stream = self.gpu.device, self.gpu.stream

@@ -1,6 +1,6 @@
-"""A layer's call on a GPU: tokens and routing are made on the host, copied to the GPU, and checked against float64.
+"""A layer's call on a GPU, whose inputs are made on the host and whose outputs are checked against float64.
 
-Every suite on GPUs runs a `Played`: the call, queued launch by launch or captured in a CUDA graph.
+Every suite on GPUs runs a `Played`, that is a call that is queued launch by launch or captured in a CUDA graph.
 """
 
 from __future__ import annotations
@@ -22,14 +22,17 @@ CHECKED = 64  # tokens per call that the oracle computes
 
 
 def rounded(values: np.ndarray, kind: str) -> np.ndarray:
-    """Values rounded to a kind's rows, as float32; rows of tf32 are float32, only factors are rounded."""
+    """Values rounded to a kind's rows, as float32. Rows of tf32 are float32, because it rounds only factors."""
     from ...kernels.cuda.pack import narrow, widen
 
     return widen(narrow(values, kind), kind) if BY_KIND[kind].rounds else values
 
 
 def settled(work: Workload, count: int, kind: str) -> np.ndarray:
-    """x: [count, H] float32, rounded to a kind. No scores are nearly tied, so float32 and float64 route alike."""
+    """x: [count, H] float32, rounded to a kind.
+
+    Its scores have no near ties, so that float32 and float64 route alike.
+    """
     x = rounded(work.tokens(count, count), kind)
     rng, k = np.random.default_rng(work.world.rank), work.cfg.top_k
     while count and k < work.cfg.experts:
@@ -42,12 +45,12 @@ def settled(work: Workload, count: int, kind: str) -> np.ndarray:
 
 
 def held(work: Workload, call: Call) -> Call:
-    """The call with x rounded to the type of rows on the GPU."""
+    """The same call with x rounded to the type of rows on the GPU."""
     return replace(call, x=rounded(call.x, KINDS[work.cfg.dtype]))
 
 
 def routed_call(ctx: Context, work: Workload, count: int, usual: str = "router") -> Call:
-    """A call of `count` tokens on this rank, routed as --routing says, or else as `usual` says."""
+    """A call of `count` tokens on this rank, routed as --routing says, or without that option as `usual` says."""
     if ctx.trace is not None:
         where = ctx.trace.prefill(ctx.world.rank, ctx.world.size, count, 0)
         return held(work, work.recorded(ctx.trace, where, ctx.trace.layers // 2))
@@ -71,7 +74,7 @@ class Played:
 
     counts: [W, E] rows of each rank for each expert; rows: [E] their sums over ranks.
 
-    most: number of tokens to check. truth: [tokens, H] the oracle's outputs of these, if already known.
+    most: number of tokens to check. truth: [tokens, H] the oracle's outputs of these tokens, if already known.
     """
 
     def __init__(
@@ -92,7 +95,7 @@ class Played:
 
     @property
     def ran(self) -> Ran:
-        """The kernels of the call."""
+        """The kernels that ran in the call."""
         return of_gpu_layer(self.gpu, self.moe, (self.x, self.y), self.work.cfg)
 
     def __call__(self) -> None:
@@ -100,7 +103,10 @@ class Played:
         self.moe(self.x, out=self.y, **self.routing)
 
     def graph(self) -> Callable[[], None]:
-        """A function that launches the call as a graph; captured after a plain call, which allocates. Collective."""
+        """A function that launches the call as a graph, which is captured after a plain call that allocates.
+
+        Collective.
+        """
         gpu = self.gpu
         with gpu.here():
             self()
@@ -108,8 +114,10 @@ class Played:
             return partial(gpu.device.replay, gpu.device.graph(gpu.stream, self), gpu.stream)
 
     def error(self, call: Callable[[], object] | None = None, out: GpuArray | None = None) -> float:
-        """The largest error on any rank after `call`, which writes to `out`; by default this call. The outputs are
-        cleared before. Collective."""
+        """The largest error on any rank after `call`, by default this call, which writes to `out`.
+
+        The outputs are cleared
+        before. Collective."""
         gpu, out = self.gpu, out or self.y
         if out.nbytes:
             gpu.device.clear(out.at, out.nbytes, gpu.stream)

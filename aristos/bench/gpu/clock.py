@@ -1,7 +1,7 @@
 """A benchmark's GPU: a stream, events, arrays, facts, and calls that take turns.
 
 Before each timed call a buffer larger than any L2 cache is cleared on the same stream. So caches are cold, and the host
-queues the call while the GPU is busy: events then measure the GPU's time, not the host's.
+queues the call while the GPU is busy. Therefore events measure the GPU's time, not the host's.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ..measure import Seconds, no_gc, rotated
 from ..world import World
 
 FLUSH = 256 << 20  # bytes; more than the L2 cache of any GPU
-FEWEST, MOST = 5, 200  # timed turns
+FEWEST, MOST = 5, 200  # limits on the number of timed turns
 # types of arrays, by kind; those that NumPy itself does not have are bits
 TYPES = {
     kind: np.dtype(row.array if np.dtype(row.array).kind == "f" else f"u{row.nbytes}").str
@@ -28,7 +28,7 @@ TYPES = {
 
 
 class GpuArray:
-    """An array on a GPU. kind: of the arithmetic, or a NumPy type string. at: its address."""
+    """An array on a GPU. kind: the kind of arithmetic, or a NumPy type string. at: the array's address."""
 
     def __init__(self, gpu: BenchGpu, shape: tuple[int, ...], kind: str) -> None:
         self.gpu, self.shape, self.kind, self.dtype = gpu, shape, kind, np.dtype(TYPES.get(kind, kind))
@@ -36,7 +36,7 @@ class GpuArray:
         self.at = gpu.allocate(max(1, self.nbytes))
 
     def put(self, values: np.ndarray) -> GpuArray:
-        """Copy values of the host in; returns the array."""
+        """Copy values of the host into the array. Returns the array."""
         self.gpu.device.copy_in(self.at, np.ascontiguousarray(values, self.dtype), self.gpu.stream)
         return self
 
@@ -96,7 +96,7 @@ class BenchGpu:
             yield
 
     def seconds(self, call: Callable[[], object], cold: bool = True) -> float:
-        """Seconds of one call, by events. cold: clear the caches before."""
+        """Seconds of one call, by events. cold: whether to clear the caches before."""
         before, after = self.events
         if cold:
             self.device.clear(self._flush, FLUSH, self.stream)
@@ -113,9 +113,9 @@ class BenchGpu:
         asked: int | None,
         after: Callable[[str, int], None] | None = None,
     ) -> dict[Any, Seconds]:
-        """Seconds of every call: name -> [turns]; `asked` turns, or as many as fit `seconds`. Collective.
+        """Seconds of every call, name -> [turns], in `asked` turns or as many as fit `seconds`. Collective.
 
-        after(name, turn): runs after each call, untimed; turn is -1 during warm-up.
+        after(name, turn): runs after each call and is not timed. turn is -1 during warm-up.
         """
         world, names = self.world, list(calls)
         start = time.perf_counter()
@@ -140,7 +140,7 @@ class BenchGpu:
         return times
 
     def facts(self) -> dict[str, Any]:
-        """Attributes of a run: the GPU, the driver, present and maximal clocks."""
+        """Attributes of a run: the GPU, the driver, and the present and maximal clocks."""
         from ...topology import nvml
 
         device, library = self.device, nvml.load()
@@ -163,6 +163,6 @@ class BenchGpu:
 
 
 def ratios(ours: Seconds, theirs: Seconds) -> tuple[float, float, float]:
-    """theirs / ours, turn by turn: (median, 5 %, 95 %). ours, theirs: [turns] seconds."""
+    """(median, 5 %, 95 %) of theirs / ours, turn by turn. ours, theirs: [turns] seconds."""
     low, middle, high = np.quantile(theirs / ours, [0.05, 0.5, 0.95])
     return float(middle), float(low), float(high)

@@ -1,6 +1,6 @@
-"""cuBLAS's matrix product, the rival of this package's. Not part of the layer.
+"""cuBLAS's matrix product, the rival of this package's product. It is not part of the layer.
 
-Called by ctypes, because CuPy forbids cuBLAS while a graph is captured.
+The module calls cuBLAS by ctypes, because CuPy forbids cuBLAS while a graph is captured.
 """
 
 from __future__ import annotations
@@ -11,19 +11,19 @@ from typing import Any
 from ...errors import EnvironmentProblem
 from .libraries import Library
 
-WORKSPACE = 32 << 20  # bytes; cuBLAS would allocate its own within a capture
+WORKSPACE = 32 << 20  # bytes; without a workspace, cuBLAS would allocate one within a capture
 OP_N, OP_T, DEFAULT = 0, 1, -1
 DATA = {"f32": 0, "tf32": 0, "f16": 2, "bf16": 14}  # cudaDataType_t
 COMPUTE = {"f32": 68, "tf32": 77, "f16": 68, "bf16": 68}  # cublasComputeType_t: 32F, 32F_FAST_TF32
 PROPERTIES = (0, 1, 2)  # libraryPropertyType: major, minor, patch level
 
 
-# by the driver's version of CUDA, best first
+# libraries by the driver's version of CUDA, best first
 NAMES: dict[str, tuple[str, ...]] = {"12": ("libcublas.so.12",), "": ("libcublas.so.13", "libcublas.so.12")}
 
 
 def library(driver: str = "") -> Library:
-    """The newest cuBLAS that this driver ('13.0') can run; raises EnvironmentProblem if there is none."""
+    """The newest cuBLAS that this driver ('13.0') can run. Raises EnvironmentProblem if there is none."""
     return Library("cuBLAS", NAMES.get(driver.partition(".")[0], NAMES[""]), "cublasStatus_t")
 
 
@@ -53,7 +53,7 @@ class Cublas:
 
     def product(self, kind: str, m: int, n: int, k: int, a: int, lda: int, b: int, ldb: int, c: int, ldc: int) -> None:
         """C[m, n] = A[m, k] B[n, k]^T, all row-major. a, b, c: addresses; lda, ldb, ldc: elements between rows."""
-        # cuBLAS is column-major: it computes C^T = B A^T
+        # cuBLAS is column-major, so it computes C^T = B A^T
         data, number = ctypes.c_int(DATA[kind]), ctypes.c_int
         self._call(
             "cublasGemmEx", self._handle, number(OP_T), number(OP_N), number(n), number(m), number(k),

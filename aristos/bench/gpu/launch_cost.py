@@ -1,4 +1,4 @@
-"""The host's cost of a launch: of a layer's call, of its graph, and of an empty kernel.
+"""The time that a launch takes the host: of a layer's call, of its graph, and of an empty kernel.
 
     call                  MoE(x, out=y): the host's checks and four launches
     call, graph           the same call, captured once and replayed
@@ -26,7 +26,7 @@ from ..measure import no_gc, padded, rotated
 from .clock import FEWEST, BenchGpu
 
 CALL, CALL_GRAPH, EMPTY, EMPTY_GRAPH = "call", "call, graph", "empty kernel", "empty kernel, graph"
-MOST = 200  # turns
+MOST = 200  # the most turns
 
 COLUMNS = (
     Column("tokens", "tokens\n/rank", "d"),
@@ -54,7 +54,7 @@ class Launches:
     def __init__(self, gpu: BenchGpu, call: Callable[[], object], graph: Callable[[], object]) -> None:
         self.gpu = gpu
         empty = partial(gpu.launch, NOTHING, 1, 0, 0, 0)
-        empty()  # loads the kernel
+        empty()  # the first launch loads the kernel
         gpu.device.synchronize(gpu.stream)
         empty_graph = partial(gpu.device.replay, gpu.device.graph(gpu.stream, empty), gpu.stream)
         self.calls: dict[str, Callable[[], object]] = {
@@ -73,7 +73,7 @@ class Launches:
         return queued, time.perf_counter() - start
 
     def measure(self, seconds: float, asked: int | None) -> dict[str, np.ndarray]:
-        """name -> [2, turns] seconds, queued and done; `asked` turns, or as many as fit `seconds`. Collective."""
+        """name -> [2, turns] seconds, queued and done, in `asked` turns or as many as fit `seconds`. Collective."""
         world, names = self.gpu.world, list(self.calls)
         with no_gc(), self.gpu.here():
             start = time.perf_counter()
@@ -91,7 +91,7 @@ class Launches:
 
 
 def sheet(gpu: BenchGpu, done: list[tuple[int, dict[str, np.ndarray], bool]]) -> Sheet:
-    """The table for the reader. done: (tokens, times, whether the outputs were right afterwards)."""
+    """The table for the reader. done: tuples of tokens, times, and whether the outputs were right afterwards."""
     shown = Sheet(f"launching on {gpu.device.name}, by the host's clock", COLUMNS)
     for tokens, found, right in done:
         for name, times in found.items():

@@ -1,7 +1,7 @@
-"""NVIDIA's libraries that the rivals call by ctypes: the copy in use, its path, and failed calls as errors.
+"""NVIDIA's libraries, which the rivals call by ctypes: the copy in use, its path, and failed calls as errors.
 
-A library that this process has loaded already is used again, so that PyTorch or CuPy and a suite share one copy. Then
-come wheels (`nvidia/*/lib`, and `torch/lib`, where PyTorch brings its own), then the loader's path.
+A library that this process has loaded already is used again, so that PyTorch or CuPy and a suite share one copy. Else
+the module looks in wheels (`nvidia/*/lib`, and `torch/lib` if PyTorch has its own copy), then in the loader's path.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ FOLDERS = ("nvidia/*/lib", "torch/lib")  # below an entry of sys.path
 
 
 def loaded(name: str, maps: Path = Path("/proc/self/maps")) -> str:
-    """The path of a library that this process has loaded, by its file name; '' if it has not."""
+    """The path of a library that this process has loaded, by its file name; '' if it is not loaded."""
     try:
         lines = maps.read_text().splitlines()
     except OSError:
@@ -27,7 +27,7 @@ def loaded(name: str, maps: Path = Path("/proc/self/maps")) -> str:
 
 
 def candidates(names: tuple[str, ...]) -> Iterator[str]:
-    """Paths and names to try, best first. names: file names, best first."""
+    """Paths and names to try, the best first. names: file names, the best first."""
     yield from filter(None, map(loaded, names))
     for name in names:
         for entry in filter(None, sys.path):
@@ -36,9 +36,9 @@ def candidates(names: tuple[str, ...]) -> Iterator[str]:
 
 
 class Library:
-    """One of these libraries. noun: what it is called. status: the type of its functions' results.
+    """One of these libraries. noun: its name in messages. status: the type of its functions' results.
 
-    path: of the file in use. Raises EnvironmentProblem if none can be loaded.
+    path: that of the file in use. Raises EnvironmentProblem if none can be loaded.
     """
 
     def __init__(self, noun: str, names: tuple[str, ...], status: str) -> None:

@@ -1,6 +1,6 @@
-"""Pairs of GPUs of a node for `put` and `signal`: rank 0 and each other rank, one pair after another.
+"""Pairs of GPUs of a node for `put` and `signal`: rank 0 with each other rank, one pair after another.
 
-Both ranks of a pair have memory that the other's GPU stores into, by CUDA IPC. The other ranks wait.
+Both ranks of a pair have memory that the GPU of the other one stores into, by CUDA IPC. All other ranks wait.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from .clock import BenchGpu
 
 
 def link_names(world: Any) -> list[str]:
-    """For each rank the class of the link from rank 0, as `aristos topo` names it. Collective."""
+    """The class of the link from rank 0 to each rank, as `aristos topo` names it. Collective."""
     from ...topology.table import link_class
 
     topology, places = survey(world)
@@ -26,9 +26,12 @@ def link_names(world: Any) -> list[str]:
 
 @dataclass
 class Pair:
-    """This rank's place in a pair. peer: the rank that is not 0. side: 0 or 1; None: this rank waits. link: its class.
+    """This rank's place in a pair. peer: the rank that is not 0. side: 0 or 1, or None if this rank waits.
 
-    own, theirs: addresses of this rank's memory and of the other's, on this GPU.
+    link: the class
+    of the pair's link.
+
+    own, theirs: addresses of this rank's memory and of the other rank's memory, on this GPU.
     """
 
     peer: int
@@ -39,7 +42,7 @@ class Pair:
 
 
 def pairs(gpu: BenchGpu, nbytes: int) -> Iterator[Pair]:
-    """Every pair in turn, with `nbytes` of memory a rank, which start as zeros. Collective; a node alone."""
+    """Every pair in turn, with `nbytes` of zeroed memory on each rank. Collective; for ranks of one node."""
     world = gpu.world
     window = IpcWindow(world.comm, gpu.device, nbytes)
     try:

@@ -1,9 +1,10 @@
 """The rival of `layer` and `replay` on a GPU: `torch_layer.py` on the benchmark's stream, in CUDA graphs.
 
-One rank: a chain in one graph. Several: with NCCL's all-to-all in one graph, and with MPI's between three graphs. Where
-products can be grouped or looped over, both are captured and the faster one that is right is kept; the row says which.
-Activation and combine are compiled by `torch.compile`, or are PyTorch's own kernels where that fails. No kernel is this
-package's. A step that fails on one rank is left out on all.
+On one rank, the rival is a chain in one graph. On several ranks there are two chains: with NCCL's all-to-all in one
+graph, and with MPI's all-to-all between three graphs. If products can be grouped or looped over, both ways are captured
+and the faster one that is right is kept; the row says which. `torch.compile` compiles activation and combine; if it
+fails, PyTorch's own kernels run. The rival runs no kernel of this package. A step that fails on one rank is left out on
+all.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ T = TypeVar("T")
 
 
 def said(error: Exception) -> str:
-    """PyTorch's error in one line; an EnvironmentProblem as it is."""
+    """PyTorch's error in one line, or the text of an EnvironmentProblem."""
     if isinstance(error, EnvironmentProblem):
         return str(error)
     return " ".join([f"PyTorch failed with {type(error).__name__}:", *str(error).splitlines()[:1]])
@@ -45,7 +46,7 @@ def said(error: Exception) -> str:
 
 @dataclass(frozen=True)
 class Chain:
-    """A rival's call. out: what it writes. used: how it computes."""
+    """A rival's call. out: the array that it writes. used: a text that says how it computes."""
 
     call: Call
     out: GpuArray
@@ -53,7 +54,7 @@ class Chain:
 
 
 class _Memory:
-    """An array of the GPU as PyTorch reads it: bfloat16 as integers, which it then views as bfloat16."""
+    """An array of the GPU for PyTorch to read. bfloat16 is given as integers, of which PyTorch makes a view."""
 
     def __init__(self, array: GpuArray) -> None:
         typestr = "<i2" if array.kind == "bf16" else array.dtype.str
@@ -63,7 +64,7 @@ class _Memory:
 class TorchGpu:
     """PyTorch on the GPU and the stream of a benchmark. Raises EnvironmentProblem if it cannot use them.
 
-    used: its version and cuBLAS's. uncompiled: why functions are not compiled, or ''.
+    used: the versions of PyTorch and cuBLAS. uncompiled: why functions are not compiled, or ''.
     """
 
     def __init__(self, gpu: BenchGpu) -> None:
@@ -90,7 +91,7 @@ class TorchGpu:
         self.used = f"PyTorch {torch.__version__} ({torch.__path__[0]}), {blas}"
 
     def ways(self, cfg: MoEConfig) -> tuple[str, ...]:
-        """The ways to multiply of a layer."""
+        """The ways in which a layer's products can be computed."""
         return torch_layer.ways(self.torch, cfg, self._capability())
 
     def why_ungrouped(self, cfg: MoEConfig) -> str:
@@ -111,7 +112,7 @@ class TorchGpu:
         return found.view(self.torch.bfloat16) if array.kind == "bf16" else found
 
     def fuse(self, function: Callable[..., Any], otherwise: Callable[..., Any]) -> Callable[..., Any]:
-        """The function compiled into one kernel; `otherwise`, from the first failure to compile on."""
+        """The function compiled into one kernel, or after the first failure to compile, `otherwise`."""
         compiled, works = self.torch.compile(function, fullgraph=True), True
 
         def run(*arguments: Any) -> Any:
@@ -119,17 +120,17 @@ class TorchGpu:
             if works:
                 try:
                     return compiled(*arguments)
-                except Exception as error:  # the compiler has errors of many kinds
+                except Exception as error:  # the compiler raises errors of many kinds
                     works, self.uncompiled = False, said(error)
             return otherwise(*arguments)
 
         return run
 
     def graph(self, call: Call) -> Call:
-        """The call, which has run before, captured in a CUDA graph."""
+        """A call, which has run before, captured in a CUDA graph."""
         cuda = self.torch.cuda
         graph, pool = cuda.CUDAGraph(), self._pool
-        self._pool = cuda.graph_pool_handle()  # if the capture fails, which may leave the pool unusable
+        self._pool = cuda.graph_pool_handle()  # a new one, because a failed capture may leave the pool unusable
         with cuda.graph(graph, pool=pool, stream=self.stream, capture_error_mode="thread_local"):
             call()
         self._pool = pool
@@ -142,9 +143,9 @@ class TorchGpu:
 
 
 class Rival:
-    """What makes the unfused chains of a layer, of which `part` is this rank's. Collective.
+    """A maker of the unfused chains of a layer. part: this rank's part of them. Collective.
 
-    notes: what it uses, and why a chain is missing.
+    notes: sentences about what the chains use, and why a chain is missing.
     """
 
     def __init__(self, gpu: BenchGpu, work: Workload, place: TorchGpu, part: torch_layer.Part) -> None:
@@ -159,7 +160,7 @@ class Rival:
             self.notes.append(nccl.used if nccl is not None else why)
 
     def chains(self, played: Played) -> dict[str, Chain]:
-        """The chains of a call, by name, without those that fail; `notes` says why. Collective."""
+        """The chains of a call by name, without those that fail, for which `notes` has the reasons. Collective."""
         found = {}
         for name, exchange in self.exchanges.items():
             made = self._chain(name, played, exchange)
@@ -168,9 +169,12 @@ class Rival:
         return found
 
     def _chain(self, name: str, played: Played, exchange: Nccl | None) -> Chain | None:
-        """The fastest way to multiply of those that are right, or of all if none is; None if all fail. Collective."""
+        """The chain with the fastest right way to multiply; the fastest of all if none is right; None if all fail.
+
+        Collective.
+        """
         gpu, work, place = self.gpu, self.work, self.place
-        found: list[tuple[bool, float, Chain]] = []  # whether it is wrong, seconds
+        found: list[tuple[bool, float, Chain]] = []  # whether the chain is wrong, its seconds, the chain
         untimed = f"no time of {played.count} tokens"
         try:
             out, via = self._together(partial(self._prepared, played, exchange))
@@ -200,7 +204,7 @@ class Rival:
             self.notes.append(text)
 
     def _prepared(self, played: Played, exchange: Nccl | None) -> tuple[GpuArray, Nccl | Staged | None]:
-        """(what a chain writes, what moves its rows between ranks)."""
+        """(the array that a chain writes, the all-to-all that moves its rows between ranks)."""
         work, out = self.work, GpuArray(self.gpu, played.y.shape, played.kind)
         if work.world.size == 1 or exchange is not None:
             return out, exchange
@@ -209,19 +213,19 @@ class Rival:
         return out, staged
 
     def _together(self, step: Callable[[], T]) -> T:
-        """What a step returns. Raises EnvironmentProblem on every rank if it fails on one. Collective."""
+        """The result of a step. Raises EnvironmentProblem on every rank if the step fails on one. Collective."""
         done: list[T] = []
         why = "it failed on another rank"
         try:
             done.append(step())
         except FAILURES as error:
-            why = said(error)  # its frames, which hold tensors, are freed
+            why = said(error)  # only the text is kept, because the error's frames hold tensors
         if self.work.world.every(bool(done)):
             return done[0]
         raise EnvironmentProblem(why)
 
     def _graphs(self, played: Played, way: str, out: GpuArray, exchange: Nccl | Staged | None) -> tuple[Call, str]:
-        """(a function that runs the chain, how it is captured)."""
+        """(a function that runs the chain, a text that says how the chain is captured)."""
         gpu, work, place = self.gpu, self.work, self.place
 
         def made() -> torch_layer.Chain:
@@ -233,7 +237,7 @@ class Rival:
             return torch_layer.RankChain(self._part, way, x, y, *of, given)
 
         chain = self._together(made)
-        for step in chain.steps:  # loads and compiles kernels, and NCCL connects ranks
+        for step in chain.steps:  # this loads and compiles kernels, and lets NCCL connect ranks
             self._together(step)
         self._together(lambda: gpu.device.synchronize(gpu.stream))
         if exchange is None or exchange.captured:
@@ -249,14 +253,14 @@ class Rival:
         return run, "three graphs"
 
     def close(self) -> None:
-        """Free what moves rows between ranks: the chains cannot run again. Collective."""
+        """Free the all-to-alls between ranks, after which the chains cannot run again. Collective."""
         for each in (*self.exchanges.values(), *self._staged):
             if each is not None:
                 each.close()
 
 
 def rival_or_why(gpu: BenchGpu, work: Workload, weights: dict[str, Any]) -> tuple[Rival | None, list[str]]:
-    """(what makes the chains, notes on it), or (None, why there are none). weights: this rank's, on the host.
+    """(a maker of chains, notes on it), or (None, why there are none). weights: those of this rank, on the host.
     Collective."""
     place, part, why = None, None, "no rival: another rank cannot make one"
     try:

@@ -1,8 +1,9 @@
-"""The unfused layer in PyTorch, the fused layer's rival: gate, top-k, sort, grouped products, combine.
+"""The unfused layer in PyTorch, which is the fused layer's rival: gate, top-k, sort, grouped products, combine.
 
-What frameworks do without kernels of their own: the gate is a product with float32 scores; the choices are sorted by
-expert; rows are gathered in that order; the first product of all experts (gate and up side by side), the activation,
-the second product; each token's outputs are summed by index. Runs on CPUs too, where its arithmetic is tested.
+The steps are those of frameworks without own kernels. The gate is a product with float32 scores. The choices are sorted
+by expert, and rows are gathered in that order. Then come the first product of all experts (gate and up side by side),
+the activation, and the second product. Each token's outputs are summed by index. The module also runs on CPUs, where
+its arithmetic is tested.
 
 Products, in `WAYS`:
     grouped     one `torch.nn.functional.grouped_mm`; the host knows nothing of the routing
@@ -26,21 +27,24 @@ from ...errors import EnvironmentProblem
 from ...row_types import ROW_TYPES
 
 WAYS = GROUPED, LOOP = "grouped", "loop"
-ALIGNED = 16  # bytes of which the rows of a grouped product are multiples
-BLACKWELL = (2, 13)  # the first PyTorch whose grouped product runs there
+ALIGNED = 16  # bytes; the rows of a grouped product must be multiples of it
+BLACKWELL = (2, 13)  # the first version of PyTorch whose grouped product runs on Blackwell
 
-# takes a function of tensors, and one that does the same: returns the first compiled into one kernel, or the second
+# takes two equivalent functions of tensors; returns the first one compiled into one kernel, or else the second one
 Fuse = Callable[[Callable[..., Any], Callable[..., Any]], Callable[..., Any]]
 
 
 def imported() -> Any:
-    """PyTorch; raises ImportError. It compiles in this process: its pool of processes does not suit ranks of MPI."""
+    """Import PyTorch, set to compile in this process: its pool of processes does not suit ranks of MPI.
+
+    Raises ImportError.
+    """
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
     return importlib.import_module("torch")
 
 
 def refuse_unless_known(what: str, name: str, known: Iterable[str]) -> None:
-    """Raise EnvironmentProblem if the chain lacks a layer's score or activation, which is `what`."""
+    """Raise EnvironmentProblem if the chain lacks a layer's score or activation. what: which of the two."""
     if name not in known:
         has = ", ".join(known)
         raise EnvironmentProblem(f"no PyTorch chain: {__name__} has no {what} {name!r}, only {has}: add it there")
@@ -52,14 +56,15 @@ def dtype_of(torch: Any, cfg: MoEConfig) -> Any:
 
 
 def ways(torch: Any, cfg: MoEConfig, capability: tuple[int, int]) -> tuple[str, ...]:
-    """The ways that run on a GPU without a wait of the host, which a capture forbids. capability: (9, 0) of an H100."""
+    """The ways that run on a GPU without a wait of the host, which a capture forbids. capability: such as (9, 0)."""
     return (LOOP,) if why_ungrouped(torch, cfg, capability) else WAYS
 
 
 def why_ungrouped(torch: Any, cfg: MoEConfig, capability: tuple[int, int]) -> str:
-    """Why there is no grouped product; '' if there is.
+    """Why there is no grouped product; '' if there is one.
 
-    PyTorch's grouped kernels are for bfloat16 on Hopper and, later, Blackwell; elsewhere it loops and asks the GPU.
+    PyTorch's grouped kernels are for bfloat16 on Hopper and, in later versions, Blackwell. In other cases PyTorch loops
+    and waits for the GPU.
     """
     version = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
     if not hasattr(torch, "_grouped_mm") and not hasattr(torch.nn.functional, "grouped_mm"):
@@ -73,7 +78,7 @@ def why_ungrouped(torch: Any, cfg: MoEConfig, capability: tuple[int, int]) -> st
 
 @contextlib.contextmanager
 def tf32(torch: Any, allowed: bool) -> Any:
-    """In the block, float32 products may round their factors to tf32."""
+    """While inside, float32 products may round their factors to tf32 if `allowed`."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if allowed else "highest")
     try:
@@ -95,7 +100,7 @@ class Gate:
         self.narrow: Any = None
         narrow = self.matrix.to(dtype_of(torch, cfg))
         if ROW_TYPES[cfg.dtype].rounds and torch.equal(narrow.float(), self.matrix):
-            with contextlib.suppress(RuntimeError, TypeError):  # on CPUs, and before PyTorch 2.8
+            with contextlib.suppress(RuntimeError, TypeError):  # raised on CPUs, and before PyTorch 2.8
                 torch.mm(narrow.t(), narrow, out_dtype=torch.float32)
                 self.narrow = narrow
 
@@ -107,7 +112,7 @@ class Gate:
             return self.torch.mm(x.float(), self.matrix)
 
 
-# by score, a function of PyTorch and of scores [S, E]: the weights of all experts before the choice
+# by score: a function of PyTorch and of scores [S, E] that returns the weights of all experts before the choice
 VALUES: dict[str, Callable[[Any, Any], Any]] = {
     "softmax": lambda torch, scores: scores.softmax(-1),
     "sigmoid": lambda torch, scores: scores.sigmoid(),
@@ -136,7 +141,7 @@ def choose(torch: Any, router: Router, scores: Any, k: int) -> tuple[Any, Any]:
 
 
 class Order:
-    """The sort of `count` tokens' choices by expert; a choice not taken (-1) comes last."""
+    """The sort of `count` tokens' choices by expert. Choices not taken (-1) come last."""
 
     def __init__(self, torch: Any, cfg: MoEConfig, count: int, device: Any) -> None:
         self.torch, self.cfg = torch, cfg
@@ -145,8 +150,8 @@ class Order:
         self.rows = torch.arange(count * cfg.top_k, device=device)
 
     def __call__(self, ids: Any, some_missing: bool = False) -> tuple[Any, Any, Any, Any]:
-        """ids: [S, k] -> (of each packed row its choice [S k] and its expert [S k]; the end of each expert's rows [E]
-        int32; the packed row of each choice [S, k]). some_missing: whether ids may be -1."""
+        """ids: [S, k] -> (choice of each packed row [S k], its expert [S k], end of each expert's rows [E] int32,
+        packed row of each choice [S, k]). some_missing: whether ids may be -1."""
         torch, experts = self.torch, self.cfg.experts
         keys = (ids.masked_fill(ids < 0, experts) if some_missing else ids).reshape(-1).to(self.key)
         keys, order = keys.sort(stable=True)
@@ -156,7 +161,7 @@ class Order:
 
 
 def activation(torch: Any, cfg: MoEConfig) -> Callable[[Any], Any]:
-    """The function of h, [M, F] or [M, 2 F] of gate and up, that returns the hidden rows [M, F].
+    """The function that returns the hidden rows [M, F] from h, which is [M, F], or [M, 2 F] of gate and up.
 
     Raises EnvironmentProblem for an activation that it does not know.
     """
@@ -197,14 +202,14 @@ def biased(function: Callable[[Any], Any]) -> Callable[[Any, Any, Any], Any]:
 
 
 class Experts:
-    """The experts of a rank. weights: `up` and more as `MoE.load` takes them, [L, ...]."""
+    """The experts of a rank. weights: `up` and the other arrays that `MoE.load` takes, [L, ...]."""
 
     def __init__(self, torch: Any, cfg: MoEConfig, weights: dict[str, Any], device: Any, fuse: Fuse) -> None:
         self.torch, self.cfg = torch, cfg
         dtype = dtype_of(torch, cfg)
 
         def side_by_side(names: Iterable[str], axis: int) -> Any:
-            """[L, outputs, inputs] of matrices, or [L + 1, outputs] of biases and zeros."""
+            """Arrays side by side: matrices [L, outputs, inputs], or biases [L + 1, outputs] with zeros at the end."""
             parts = [torch.from_numpy(weights[name]).to(device) for name in names if name in weights]
             if not parts:
                 return None
@@ -221,8 +226,10 @@ class Experts:
         self._activate, self._add = fuse(act, act), fuse(add, add)
 
     def __call__(self, way: str, rows: Any, expert: Any, ends: Any, known: NDArray[np.int64]) -> Any:
-        """Outputs of rows [M, H] in order of experts. way: one of `WAYS`; expert: [M] of each row, L for none;
-        ends: [L] int32; known: [L], the numbers of rows as the host knows them."""
+        """Outputs of rows [M, H] in order of experts. way: one of `WAYS`.
+
+        expert: [M] the expert of each row, L for none.
+        ends: [L] int32. known: [L] the numbers of rows that the host knows."""
         with tf32(self.torch, self.cfg.dtype == "tf32"):
             h = self._product(way, rows, self.first, ends, known)
             bias = () if self.first_bias is None else (self.first_bias, expert.long())
@@ -245,23 +252,23 @@ class Experts:
 
 
 def combine(rows: Any, position: Any, weights: Any, y: Any) -> None:
-    """y[t] = sum over j of weights[t, j] rows[position[t, j]], to be compiled into one kernel."""
+    """y[t] = sum over j of weights[t, j] rows[position[t, j]], written so that it can be compiled into one kernel."""
     y.copy_((rows[position].float() * weights.unsqueeze(-1)).sum(1))
 
 
 def combine_by_bag(torch: Any, rows: Any, position: Any, weights: Any, y: Any) -> None:
-    """The same by one of PyTorch's own kernels, which takes weights of the rows' type."""
+    """The same sum by one of PyTorch's own kernels, which takes weights of the rows' type."""
     bag = torch.nn.functional.embedding_bag
     y.copy_(bag(position, rows, mode="sum", per_sample_weights=weights.to(rows.dtype)))
 
 
 def unfused(function: Callable[..., Any], otherwise: Callable[..., Any]) -> Callable[..., Any]:
-    """`Fuse` where nothing can be compiled."""
+    """A `Fuse` that compiles nothing."""
     return otherwise
 
 
 class Part:
-    """What the chains of a layer share on one rank: PyTorch, the gate, the experts, the weighted sums."""
+    """The parts that the chains of a layer share on one rank: PyTorch, the gate, the experts, the weighted sums."""
 
     def __init__(
         self,
@@ -279,12 +286,13 @@ class Part:
 
 
 class Chain:
-    """The steps of a layer's call on this rank: `pack`, `compute`, `combine`; called, all of them.
+    """The steps of a layer's call on this rank: `pack`, `compute`, `combine`. A call of the chain runs all of them.
 
-    A step leaves its tensor under a name of its own: a captured one fills it again, and the next step reads it.
+    Each step leaves its tensor under another name: a captured step fills the same tensor again, and the next step reads
+    it.
 
-    x, y: [S, H] tensors. rows: [E] this rank's rows of each expert, as the host knows them. given: ids and weights
-    [S, k] from outside, or none: the chain routes.
+    x, y: [S, H] tensors. rows: [E] this rank's rows of each expert, which the host knows. given: ids and weights [S, k]
+    from outside, or None if the chain routes.
     """
 
     def __init__(self, part: Part, way: str, x: Any, y: Any, rows: NDArray[np.int64], given: Any = ()) -> None:
@@ -302,7 +310,7 @@ class Chain:
         if cfg.router.weight_on == "input":
             self.packed = (self.packed * weights.reshape(-1)[order].unsqueeze(1)).to(self.x.dtype)
             weights = torch.ones_like(weights)
-        if self.some_missing:  # a row that exists, times nothing
+        if self.some_missing:  # choices not taken get an existing row with weight 0
             position, weights = position.masked_fill(ids < 0, 0), weights.masked_fill(ids < 0, 0)
         self.position, self.weights = position, weights
 
@@ -336,8 +344,8 @@ Exchange = Callable[[int, int, Any, Any], None]  # to, source, sends, gets: an a
 class RankChain(Chain):
     """A chain on one of several ranks: rows travel to the experts' ranks, and outputs come back.
 
-    counts: [W, E] rows of each rank for each expert, known to the host as in a framework after its exchange of counts.
-    placement: [E] the rank of each expert, ascending. Other arguments as those of `Chain`.
+    counts: [W, E] rows of each rank for each expert. The host knows them, like a framework after its exchange of
+    counts. placement: [E] the rank of each expert, ascending. The other arguments are those of `Chain`.
     """
 
     def __init__(
@@ -354,7 +362,7 @@ class RankChain(Chain):
     ) -> None:
         super().__init__(part, way, x, y, counts[me], given)
         torch, mine = part.torch, placement == me
-        taken = counts[:, mine]  # rows land by rank, and a rank's by expert
+        taken = counts[:, mine]  # rows land in the order of ranks, and those of a rank in the order of experts
         expert = np.repeat(np.arange(taken.size), taken.reshape(-1)) % max(1, taken.shape[1])
         by_expert = np.argsort(expert, kind="stable")
         self.exchange, self.known = exchange, taken.sum(axis=0)
@@ -374,13 +382,13 @@ class RankChain(Chain):
         self.exchange(self.landed.data_ptr(), self.packed.data_ptr(), self.sends, self.gets)
 
     def compute(self) -> None:
-        """The experts on the rows that have landed; their outputs in the order of arrival."""
+        """Run the experts on the rows that have landed. The outputs are in the order of arrival."""
         rows = self.landed.index_select(0, self.by_expert)
         out = self.part.experts(self.way, rows, self.landed_expert, self.landed_ends, self.known)
         self.out = out.index_select(0, self.by_rank)
 
     def return_rows(self) -> None:
-        """Move outputs back."""
+        """Move the outputs back to the tokens' ranks."""
         self.exchange(self.back.data_ptr(), self.out.data_ptr(), self.gets, self.sends)
 
     def combine(self) -> None:

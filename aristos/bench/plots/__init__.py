@@ -1,8 +1,8 @@
-"""Pictures of a results file; each module draws the tables of one suite or more. Matplotlib is imported only to draw.
+"""Pictures of a results file. Each module draws the tables of one suite or more. Matplotlib is imported only to draw.
 
-A picture is a function of a `results.Table` that returns a figure; the `PICTURES` of a module names those of each
-table. A table without one, or of another program, is drawn by its dimensions (`any_table.py`). Pictures show the data
-of the file alone: nothing is smoothed, and outliers stay.
+A picture is made by a function of a `results.Table` that returns a figure. The `PICTURES` of a module names the
+pictures of each table. A table without a picture, or of another program, is drawn by its dimensions (`any_table.py`).
+Pictures show only the data of the file: nothing is smoothed, and outliers are not removed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Picture = Callable[[Table], Any]
 
 
 def pictures() -> dict[str, list[tuple[str, Picture]]]:
-    """Table name -> (file name, function) of its pictures: the `PICTURES` of every module of this folder."""
+    """Table name -> (file name, function) of its pictures, from the `PICTURES` of every module of this folder."""
     found: dict[str, list[tuple[str, Picture]]] = {}
     for module in pkgutil.iter_modules(__path__):
         found |= getattr(importlib.import_module(f"{__name__}.{module.name}"), "PICTURES", {})
@@ -32,9 +32,9 @@ def pictures() -> dict[str, list[tuple[str, Picture]]]:
 
 
 def draw(file: str, folder: Path, *, run: str | None = None, form: str = "png") -> list[Path]:
-    """Draw the pictures of one run, the last one by default, into `folder`; returns their paths.
+    """Draw the pictures of one run, by default the last one, into `folder`. Returns their paths.
 
-    Raises InputError if no run has that name or it has nothing to draw, EnvironmentProblem if Matplotlib is not
+    Raises InputError if no run has that name or if it has nothing to draw, EnvironmentProblem if Matplotlib is not
     installed.
     """
     found = _choose(file, run)
@@ -61,7 +61,7 @@ def draw(file: str, folder: Path, *, run: str | None = None, form: str = "png") 
 
 
 def draw_both(runs: tuple[Run, Run], folder: Path) -> list[Path]:
-    """Draw the pictures that two runs have in common side by side, on equal scales; returns their paths.
+    """Draw the pictures that two runs have in common, side by side on equal scales. Returns their paths.
 
     Raises EnvironmentProblem if Matplotlib is not installed.
     """
@@ -92,7 +92,7 @@ def draw_both(runs: tuple[Run, Run], folder: Path) -> list[Path]:
 
 
 def draw_timelines(files: list[str], target: Path) -> Path:
-    """Draw files of `bench --timeline` or `MoE.write_timeline` as one picture; returns its path. Raises as `draw`."""
+    """Draw files of `bench --timeline` or `MoE.write_timeline` as one picture. Returns its path. Raises like `draw`."""
     pyplot = _pyplot()
     from .style import STYLE
     from .timeline import timelines
@@ -105,7 +105,7 @@ def draw_timelines(files: list[str], target: Path) -> Path:
 
 
 def _pyplot() -> Any:
-    """Matplotlib's pyplot, drawing to files alone."""
+    """Matplotlib's pyplot, set to draw only to files."""
     try:
         import matplotlib
     except ImportError:
@@ -118,7 +118,7 @@ def _pyplot() -> Any:
 
 @contextlib.contextmanager
 def _described(pyplot: Any, what: str) -> Iterator[None]:
-    """Turn errors about data that cannot be drawn, of a table of another version or program, into a ResultsError.
+    """Turn errors about data that cannot be drawn, because another version or program wrote it, into a ResultsError.
 
     Closes all figures.
     """
@@ -133,8 +133,10 @@ def _described(pyplot: Any, what: str) -> Iterator[None]:
 
 
 def _figures(table: Table) -> dict[str, Any]:
-    """File name -> figure of each picture of a table; of a table that has none, or lacks what they show, the one by its
-    dimensions."""
+    """File name -> figure of each picture of a table.
+
+    If the table has none, or lacks data that they show, the picture by
+    its dimensions."""
     from matplotlib import pyplot
 
     from . import any_table
@@ -152,8 +154,10 @@ def _figures(table: Table) -> dict[str, Any]:
 
 
 def two(files: list[str], names: list[str]) -> tuple[Run, Run]:
-    """Two runs: the last of each of two files, or the last two of one; or those of these names. InputError: there are
-    none."""
+    """Two runs: the last of each of two files, or the last two of one file, or the runs with these names.
+
+    Raises InputError
+    if there are none."""
     if names or len(files) == 2:
         first, second = (_choose(file, name) for file, name in zip((files[0], files[-1]), names or (None, None)))
         return first, second

@@ -1,7 +1,7 @@
-"""The picture of a table without one of its own: each variable over one dimension, a line for each other coordinate.
+"""The picture of a table that has no other: each variable over one dimension, with a line for each other coordinate.
 
-The dimension is the first that is numbers, else the first of all. Points are medians over repetitions; of times the
-slowest rank's. Bands reach from the 5th to the 95th percentile.
+The dimension is the first one that has numbers, else the first of all. Points are medians over repetitions; times are
+those of the slowest rank. Bands reach from the 5th to the 95th percentile.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def drawable(table: Table) -> list[str]:
 
 
 def along(table: Table, dims: tuple[str, ...]) -> str:
-    """The dimension of the x axis: numbers that are no repetition, else what is first."""
+    """The dimension of the x axis: the first one with numbers that is no repetition, else the first of all."""
     kept = [name for name in dims if name not in (*SAMPLES, "rank")]
     numbers = [name for name in kept if table.dims[name].values.dtype.kind in "iuf"]
     return [*numbers, *kept, *dims][0]
@@ -55,7 +55,7 @@ def lines(table: Table, name: str) -> tuple[str, list[tuple[str, np.ndarray]]]:
 
 
 def any_table(table: Table) -> Any:
-    """A panel for each variable."""
+    """Draw a panel for each variable."""
     from matplotlib import pyplot
 
     names = drawable(table)

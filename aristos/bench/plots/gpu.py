@@ -1,4 +1,4 @@
-"""Pictures of `--backend cuda`: put, signal, gemm and layer, each beside its rivals.
+"""Pictures of runs with `--backend cuda`: put, signal, gemm and layer, each beside its rivals.
 
 Points are medians over turns; bands reach from the 5th to the 95th percentile.
 """
@@ -18,7 +18,7 @@ COLORS, MARKS = (BLUE, ORANGE, GREEN, RED, GREY), "os^Dv"
 
 
 def _line(axis: Any, x: ArrayLike, values: np.ndarray, name: str, number: int = 0) -> None:
-    """Median and band over x. values: [x, turn], NaN where a turn was not run, or its outputs were wrong."""
+    """Draw median and band over x. values: [x, turn], NaN if a turn was not run or its outputs were wrong."""
     there = ~np.isnan(values).all(axis=-1)
     if not there.any():
         return
@@ -37,7 +37,7 @@ def _counts(axis: Any, counts: np.ndarray, label: str) -> None:
 
 
 def put(table: Table) -> Any:
-    """GB/s by the size of rows, a panel for each way, beside the driver's copy."""
+    """GB/s by the size of rows beside the driver's copy, with a panel for each way."""
     from matplotlib import pyplot
 
     ways, sizes = table.dims["way"].values, table.dims["row_bytes"].values
@@ -66,7 +66,7 @@ def signal(table: Table) -> Any:
 
 
 def gemm(table: Table) -> Any:
-    """TFLOP/s by rows and, if cuBLAS was there, its time over ours."""
+    """TFLOP/s by rows and, if cuBLAS was measured, its time over ours."""
     from matplotlib import pyplot
 
     rows, names = table.dims["rows"].values, table.dims["kernel"].values

@@ -1,6 +1,7 @@
-"""Texts from a file as Matplotlib can draw them, and whether a table is small enough to be drawn.
+"""Changes of a file's texts so that Matplotlib can draw them, and a check that a table is small enough to be drawn.
 
-Matplotlib reads a text between two "$" as a formula, fails at half a surrogate, and lays out a long text for minutes.
+Matplotlib reads a text between two "$" as a formula, fails at half a surrogate, and takes minutes to lay out a long
+text.
 """
 
 from __future__ import annotations
@@ -14,23 +15,23 @@ from kernel_cache.texts import shown
 
 from ...errors import ResultsError
 from ...results import Run, Table
-from ...results.hdf5 import Variable
+from ...results.tables import Variable
 from ..compared import SAMPLES
 
-MOST = 200  # characters of a text
+MOST = 200  # the most characters of a text
 PANELS = ("case", "pattern", "tokens", "way", "what")  # dimensions with a panel for each point
 MOST_PANELS, MOST_POINTS = 64, 4096
 UNLABELLED = (*SAMPLES, "save", "segment")  # dimensions without marks or labels
 
 
 def label(text: str) -> str:
-    """The text, cut, with characters that cannot be shown escaped, and each "$" as itself."""
+    """The text cut to MOST characters; those that cannot be shown are escaped, and each "$" is shown as itself."""
     cut = text if len(text) <= MOST else f"{text[: MOST - 3]}..."
     return shown(cut).replace("$", r"\$")
 
 
 def drawable(run: Run, file: str) -> Run:
-    """The run with texts that can be drawn. Raises ResultsError for a table with more points than a picture shows."""
+    """The run with texts that can be drawn. Raises ResultsError if a table has more points than a picture shows."""
     tables = [_table(table, file) for table in run.tables]
     return Run(label(run.name), _texts(run.attributes), tables)
 

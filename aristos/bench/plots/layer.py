@@ -13,8 +13,8 @@ from .style import ecdf as draw_ecdf
 
 
 def layer(table: Table) -> Any:
-    """Times with p95 whiskers, a panel for each token count, all from 0; rate against the kernel's peak, and overlap
-    efficiency."""
+    """Times with p95 whiskers from 0 on, in a panel for each token count, the rate against the kernel's peak, and
+    overlap efficiency."""
     from matplotlib import pyplot
 
     tokens, schedules = table.dims["tokens"].values, table.dims["schedule"].values
@@ -70,7 +70,7 @@ def ecdf(table: Table) -> Any:
     for t, axis in enumerate(axes[0]):
         for s, schedule in enumerate(schedules):
             draw_ecdf(axis, times[t, s], schedule, schedule)
-        # Up to p99: one interrupted call would compress the rest to a vertical line.
+        # Shown up to p99, because one interrupted call would compress the rest to a vertical line.
         axis.set_xlim(0.98 * np.nanmin(times[t]), np.nanquantile(times[t], 0.99))
         axis.set(title=f"{tokens[t]} tokens per rank", xlabel="slowest rank's call (ms, up to p99)")
         axis.legend()

@@ -1,4 +1,4 @@
-"""Pictures of the suite `overlap`: where a fused call is faster than a bulk one, by latency and bandwidth."""
+"""Pictures of the suite `overlap`: the latencies and bandwidths at which a fused call is faster than a bulk call."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .style import OF, hollow, plain_log, slowest
 
 
 def _medians(table: Table) -> np.ndarray:
-    """[case, alpha, rate, schedule] seconds: the slowest rank, the median over calls."""
+    """[case, alpha, rate, schedule] median over calls of the slowest rank's seconds."""
     return np.nanmedian(slowest(table.variables["call_time"].values), axis=-1)
 
 
@@ -26,7 +26,7 @@ def _latency(seconds: float) -> str:
 
 
 def _rates(table: Table) -> list[str]:
-    """Rates as text, see `rate_text`."""
+    """The rates as text, see `rate_text`."""
     from ..suites.overlap import rate_text
 
     copy = table.attributes["copy_gb_per_s"]
@@ -34,7 +34,8 @@ def _rates(table: Table) -> list[str]:
 
 
 def heat(table: Table) -> Any:
-    """Bulk over fused for each latency and bandwidth, a panel a layer: above 1 (blue) overlap pays; ~: disturbed."""
+    """Bulk over fused for each latency and bandwidth, with a panel for each layer. Above 1 (blue) overlap pays; ~ means
+    disturbed."""
     import matplotlib
     from matplotlib import pyplot
     from matplotlib.colors import LogNorm
@@ -78,7 +79,10 @@ def heat(table: Table) -> Any:
 
 
 def efficiency(table: Table) -> Any:
-    """Time of the experts alone over the call, by bandwidth, a panel a layer: solid lines have the least latency."""
+    """Time of the experts alone over that of the call, by bandwidth, with a panel for each layer.
+
+    Solid lines have the least
+    latency."""
     from matplotlib import pyplot
 
     times, cases = _medians(table), table.dims["case"].values

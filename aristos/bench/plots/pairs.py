@@ -11,7 +11,7 @@ from ..fit import Fit, Segment, alpha_beta
 from ..pairs import bytes_text, medians
 from .style import BLUE, GREEN, GREY, ORANGE, RED, SKY, byte_axis, heat_map
 
-COLOURS = ((BLUE, RED, GREEN), (ORANGE, GREY, SKY))  # by transport: all pairs and their median, the fit, single puts
+COLOURS = ((BLUE, RED, GREEN), (ORANGE, GREY, SKY))  # by transport, for: pairs and their median, the fit, single puts
 
 
 def _medians(table: Table, name: str) -> np.ndarray:
@@ -24,7 +24,10 @@ def _medians(table: Table, name: str) -> np.ndarray:
 
 
 def _transports(table: Table) -> list[tuple[str, np.ndarray, tuple[str, str, str]]]:
-    """(text for labels, its pairs [W, W], colours) of each transport; no text if there is one alone."""
+    """(text for labels, its pairs [W, W], colours) of each transport.
+
+    The text is empty if there is only one transport.
+    """
     names = table.variables["transport"].values
     found = [str(name) for name in np.unique(names) if name]
     return [(f"{name}, " if len(found) > 1 else "", names == name, colours) for name, colours in zip(found, COLOURS)]

@@ -12,7 +12,10 @@ TERMS = (("pi", "#4c72b0"), ("comm", "#dd8452"), ("all-reduce", "#55a868"))
 
 
 def plan(table: Table) -> Any:
-    """Two bars per partition, each of kappa stages and the all-reduce: left predicted by Equation 1, right measured."""
+    """Two bars per partition, each of kappa stages and the all-reduce. Left: predicted by Equation 1.
+
+    Right: measured.
+    """
     from matplotlib import pyplot
 
     from ..suites.plan import terms

@@ -23,7 +23,7 @@ def replay(table: Table) -> Any:
         ecdf(left, steps[s].ravel(), schedule, schedule)
         middle = np.nanmedian(steps[s], axis=-1)
         right.scatter(rows, middle, s=14, color=OF[schedule], marker=MARKS[schedule], label=schedule, alpha=0.8)
-    # Up to p99: one interrupted call would compress the rest to a vertical line.
+    # Shown up to p99, because one interrupted call would compress the rest to a vertical line.
     left.set_xlim(0.98 * np.nanmin(steps), np.nanquantile(steps, 0.99))
     left.set(xlabel="slowest rank's call (ms, up to p99)", ylabel="share of steps", title=table.name.replace("_", ", "))
     right.set(

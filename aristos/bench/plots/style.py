@@ -1,4 +1,4 @@
-"""The style of all pictures: palette, marks, and helpers for axes in bytes, ECDFs and heat maps."""
+"""The style of all pictures: the palette, marks, and helpers for axes in bytes, ECDFs and heat maps."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ MARKS = {"fused": "o", "bulk": "s", "one-sided": "o", "Alltoall": "^", "Alltoall
 
 
 def footer(figure: Any, run: Run, table: Table) -> None:
-    """Write the origin of a table's numbers in small print below its picture, and how they were disturbed."""
+    """Write in small print below a picture where its numbers are from, and how they were disturbed."""
     a, disturbed = run.attributes, table.attributes.get("disturbed", "")
     ranks = f"{a['ranks']} ranks" if "ranks" in a else ""
     kernels = [str(table.attributes.get(name, "")) for name in ("dtype", "isa")]
     facts = (f"run {run.name}", a.get("gpu") or a.get("cpu", ""), *kernels, ranks, a.get("mpi_library", ""))
     text = " · ".join(filter(None, facts))
     text = textwrap.fill(text, int(figure.get_figwidth() * 17))  # characters of this size in a line
-    text += "\n" if disturbed else ""  # room for it
+    text += "\n" if disturbed else ""  # room for the line about disturbance
     figure.supxlabel(text, fontsize=6.5, color=GREY, x=0.99, ha="right")
     if disturbed:
         figure.text(
@@ -57,7 +57,7 @@ def footer(figure: Any, run: Run, table: Table) -> None:
 
 
 def beside(first: Any, second: Any) -> Any:
-    """One figure with two others side by side; panels of the same place get the same limits of y."""
+    """One figure with two others side by side, in which panels at the same place have the same limits of y."""
     from matplotlib import pyplot
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
@@ -91,7 +91,7 @@ def hatch(bars: Any, marked: Any) -> None:
 
 
 def legend(figure: Any, colours: dict[str, str]) -> None:
-    """A legend at the upper right, of plain colours: some of the bars may be hatched. colours: label -> colour."""
+    """A legend of plain colours at the upper right, because some bars may be hatched. colours: label -> colour."""
     from matplotlib.patches import Patch
 
     handles = [Patch(color=colour, label=label) for label, colour in colours.items()]
@@ -99,7 +99,10 @@ def legend(figure: Any, colours: dict[str, str]) -> None:
 
 
 def hollow(axis: Any, x: ArrayLike, y: ArrayLike, marked: np.ndarray, line: dict[str, Any]) -> None:
-    """Draw the points of disturbed rows hollow, over those of a line. line: how that one was drawn."""
+    """Draw the points of disturbed rows hollow, over those of a line.
+
+    line: the arguments with which the line was drawn.
+    """
     if marked.any():
         at, values = np.asarray(x)[marked], np.asarray(y)[marked]
         look = {name: line[name] for name in ("color", "marker", "markersize")}
@@ -129,7 +132,7 @@ def plain_log(axis: Any) -> None:
 
 
 def ecdf(axis: Any, values: ArrayLike, name: str, label: str, colour: str | None = None) -> None:
-    """Draw the share of values that are at most x. colour: default that of `name`."""
+    """Draw the share of values that are at most x. colour: by default that of `name`."""
     v = np.asarray(values, float)
     v = v[np.isfinite(v)]
     axis.ecdf(
@@ -139,7 +142,7 @@ def ecdf(axis: Any, values: ArrayLike, name: str, label: str, colour: str | None
 
 
 def slowest(times: np.ndarray) -> np.ndarray:
-    """[..., rank, iteration] with NaN where an iteration was not run -> [..., iteration] of the slowest rank."""
+    """[..., rank, iteration], NaN for iterations that were not run -> [..., iteration] of the slowest rank."""
     return times.max(axis=-2)
 
 
@@ -154,14 +157,15 @@ def heat_map(
     most: float | None = None,
     bar: bool = True,
 ) -> Any:
-    """Draw rank x rank; returns the image. Few ranks also get numbers. NaN, as on the diagonal, is grey.
+    """Draw rank x rank. Returns the image. If there are few ranks, cells have numbers.
 
-    most: value of the last colour, for maps that are compared; default the largest value.
+    NaN, as on the diagonal, is grey. most: value of the last colour, for maps that are compared; default the largest
+    value.
     """
     import matplotlib
 
     shades = matplotlib.colormaps["viridis"].with_extremes(bad="#eeeeee")
-    # From zero, so that a small relative difference is a small difference of colours.
+    # Colours begin at zero, so that a small relative difference is a small difference of colours.
     image = axis.imshow(np.ma.masked_invalid(values), cmap=shades, vmin=0, vmax=most)
     axis.grid(False)
     axis.set(title=title, ylabel=rows, xlabel=columns)

@@ -13,7 +13,7 @@ from ...errors import ResultsError
 from .labels import label
 from .style import BLUE, GREEN, ORANGE, RED, SKY
 
-# kind of step -> colour; workers wait where a bar is pale
+# kind of step -> colour; a bar is pale while its worker waits
 COLOURS = {
     "route": RED,
     "pack": "#CC79A7",
@@ -24,13 +24,14 @@ COLOURS = {
     "wait": "#dddddd",
 }
 BAR = 0.8
-MOST = 1 << 28  # bytes of a file
-MOST_WORKERS = 500  # workers of one picture
+MOST = 1 << 28  # the most bytes of a file
+MOST_WORKERS = 500  # the most workers of one picture
 SPAN: dict[str, Any] = {"pid": int, "tid": int, "cat": str, "ts": float, "dur": float}
 
 
 def timelines(files: list[str]) -> Any:
-    """The figure: a panel for each file, below each other on one time axis. ResultsError: a file is no timeline."""
+    """The figure, with a panel for each file, below each other on one time axis. Raises ResultsError if a file is no
+    timeline."""
     from matplotlib import pyplot
     from matplotlib.patches import Patch
 
@@ -52,7 +53,7 @@ def timelines(files: list[str]) -> Any:
 
 
 def _panel(axis: Any, workers: dict[tuple[int, int], str], spans: list[dict[str, Any]]) -> set[str]:
-    """Draw the bars of a file; returns the kinds of steps in it."""
+    """Draw the bars of a file. Returns the kinds of steps in it."""
     rows = {worker: row for row, worker in enumerate(sorted(workers))}
     parts = defaultdict[tuple[int, str], list[tuple[float, float]]](list)
     for s in spans:
@@ -60,7 +61,7 @@ def _panel(axis: Any, workers: dict[tuple[int, int], str], spans: list[dict[str,
             parts[rows[s["pid"], s["tid"]], s["cat"]].append((s["ts"] * 1e-3, s["dur"] * 1e-3))
     order = list(COLOURS)
     for row, kind in sorted(parts, key=lambda key: (key[0], order.index(key[1]))):
-        high = BAR / 2 if kind == "wire" else BAR  # it lies within a wait
+        high = BAR / 2 if kind == "wire" else BAR  # steps of the wire lie within a wait
         axis.broken_barh(parts[row, kind], (row - BAR / 2, high), color=COLOURS[kind], linewidth=0)
     axis.set_yticks(list(rows.values()), [workers[worker] for worker in rows])
     axis.set_ylim(len(rows) - 0.5, -0.5)
@@ -93,5 +94,5 @@ def _read(file: str) -> tuple[dict[tuple[int, int], str], list[dict[str, Any]], 
     if not all(math.isfinite(s["ts"]) and math.isfinite(s["dur"]) for s in spans):
         raise ResultsError(f"{file}: a time of a timeline must be finite")
     if not spans or not workers:
-        raise ResultsError(f"{file}: a timeline without a step")
+        raise ResultsError(f"{file}: a timeline must have at least one step")
     return workers, spans, facts

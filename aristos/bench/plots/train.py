@@ -1,4 +1,4 @@
-"""Picture of the suite `train`: where the time of a training step goes."""
+"""Picture of the suite `train`: the times of the parts of a training step."""
 
 from __future__ import annotations
 

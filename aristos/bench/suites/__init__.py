@@ -1,4 +1,4 @@
-"""The suites, one module each: NAME.py for CPUs, NAME_gpu.py for GPUs. A module in this folder is found by itself."""
+"""The suites, one module each: NAME.py for CPUs, NAME_gpu.py for GPUs. Every module of this folder is imported."""
 
 from __future__ import annotations
 

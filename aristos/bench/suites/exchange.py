@@ -3,10 +3,10 @@
     equal     every rank sends equal blocks to all ranks, itself included: one-sided, Alltoall, Alltoallv
     uneven    block sizes by Zipf: rank r receives 1 / (r + 1) of rank 0's bytes; one-sided, Alltoallv
 
-A size is the bytes that a rank sends in all. algbw = size / time of the slowest rank; busbw = algbw (W - 1) / W, the
-rate on the links. A put is a store within a node; between nodes it is an MPI put, a flush and a word. One-sided data
-stays in the window, MPI's arrives in the receive buffer. Methods take turns. Every block is compared with the bytes
-that its sender computed; a size with a wrong byte fails.
+A size is the number of bytes that a rank sends in all. algbw = size / time of the slowest rank; busbw = algbw (W - 1) /
+W, the rate on the links. Within a node a put is a store; between nodes it is an MPI put, a flush and a word. Data of
+one-sided puts arrives in the window, data of MPI in the receive buffer. Methods take turns. Every block is compared
+with the bytes that its sender computed; a size with a wrong byte fails.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from ..measure import Statistics, gathered, in_turns, iterations, padded
 from ..pairs import TIMEOUT, Pairs, bytes_text, deadline, read_bytes, slot_bytes
 from ..registry import suite
 
-BLOCKS = tuple(8 << i for i in range(0, 20, 2))  # bytes a pair of ranks exchanges: 8 B to 2 MiB
+BLOCKS = tuple(8 << i for i in range(0, 20, 2))  # bytes that a pair of ranks exchanges: 8 B to 2 MiB
 MOST = 1000
-# pattern, block; times, check and cores' shares of each method
+# pattern, block; then times, check and cores' shares of each method
 Measured = tuple[str, int, dict[str, np.ndarray], dict[str, bool], dict[str, np.ndarray]]
 METHODS = {"equal": ("one-sided", "Alltoall", "Alltoallv"), "uneven": ("one-sided", "Alltoallv")}
 
@@ -60,13 +60,13 @@ class ExchangeCalls:
         self.source = self._bytes_of(world.rank)
         self.received = np.zeros(int(self.gets.sum()), np.uint8)
         self._send_at, self._get_at = _starts(self.sends), _starts(self.gets)
-        # Offset of this rank's block at each target: after those of lower ranks.
+        # Offset of this rank's block at each target, where it follows those of lower ranks.
         self._land_at = np.ascontiguousarray(_starts(counts, axis=0)[world.rank])
         self._head = pairs.head
         self.epoch = 0
 
     def _bytes_of(self, sender: int) -> NDArray[np.uint8]:
-        """All bytes that `sender` sends, in rank order; every rank can compute them."""
+        """All bytes that `sender` sends, in rank order. Every rank can compute them."""
         total = int(self.counts[sender].sum())
         return np.random.default_rng([sender, total]).integers(0, 256, max(8, total), np.uint8)
 
@@ -75,7 +75,7 @@ class ExchangeCalls:
         return {method: all_methods[method] for method in METHODS[pattern]}
 
     def one_sided(self) -> None:
-        """Puts and signals to every rank, then waits. Collective."""
+        """Put and signal to every rank, then wait for all signals. Collective."""
         from .. import oneside, oneside_rma
 
         self.epoch += 1
@@ -103,7 +103,7 @@ class ExchangeCalls:
         self.world.comm.Alltoallv(sends, [self.received, (self.gets, self._get_at), MPI.BYTE])
 
     def right(self, method: str) -> bool:
-        """Run a method once; whether every block has its sender's bytes, on every rank. Collective."""
+        """Run a method once. Returns whether every block has its sender's bytes, on every rank. Collective."""
         self.received[:] = 0
         with self.world.bounded(method):
             self.calls("equal")[method]()

@@ -1,18 +1,18 @@
 """Suite `exchange` on GPUs: the time of dispatch and return within a layer's call, against plain copies and MPI.
 
-GPUs have no separate exchange, so the suite times a call whose experts do almost nothing: F is 16, no gate, no bias.
-The rest is the layer's work on rows: checking the routing, packing, rows out, outputs back, weighted sums. In turns
-with it, the same rows move without that work:
+GPUs have no separate exchange, so the suite times a call whose experts do almost nothing: F is 16, without gate and
+bias. The rest is the layer's work on rows: checking the routing, packing, rows out, outputs back, weighted sums. In
+turns with this call, the same rows move without that work:
 
     aristos graph   the call, captured in a CUDA graph
     copy            a cuMemcpyDtoDAsync to each peer and one back, without waits or signals; on one node only
     MPI, staged     from the GPU to pinned memory, MPI_Alltoallv, to the GPU, and back the same way; several ranks only
     NCCL            its all-to-all and the one back, captured in a CUDA graph; several ranks, a GPU each
 
-Routing is uniform and zipf, from outside, or that of --routing. A rank's own rows do not move. With one rank the layer
-reads its rows in place, and the copies move all of them within its memory. GB/s: bytes that the busiest rank sends and
-receives back, over the time of the slowest rank. Outputs are checked against the float64 oracle, and moved bytes
-against those sent.
+The routing comes from outside; it is uniform and zipf, or that of --routing. A rank's own rows do not move. With one
+rank the layer reads its rows in place, and the copies move all of them within the GPU's memory. GB/s: bytes that the
+busiest rank sends and receives back, over the time of the slowest rank. Outputs are checked against the float64 oracle,
+and moved bytes against the bytes sent.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ COLUMNS = (
 
 
 class Moves:
-    """The rows of a call, moved out and back without a layer. counts: [W, W] rows from rank to rank. Collective."""
+    """Moves of a call's rows, out and back without a layer. counts: [W, W] rows from rank to rank. Collective."""
 
     def __init__(self, gpu: BenchGpu, counts: NDArray[np.int64], row_bytes: int, nccl: Nccl | None = None) -> None:
         self.gpu, self.world, me = gpu, gpu.world, gpu.world.rank
@@ -127,12 +127,15 @@ class Moves:
         exchange(self.back, self.landed, self.gets, self.sends)
 
     def right(self, name: str) -> bool:
-        """Move the rows on cleared memory; whether all bytes landed and came back, on every rank. Collective."""
+        """Move the rows on cleared memory. Returns whether all bytes landed and came back, on every rank.
+
+        Collective.
+        """
         gpu, me = self.gpu, self.world.rank
         for at, nbytes in ((self.landed, self.gets.sum()), (self.back, self.sends.sum())):
             gpu.device.clear(at, max(8, int(nbytes)), gpu.stream)
         gpu.device.synchronize(gpu.stream)
-        for _ in range(2):  # a copy back does not wait for the peers' rows, so the first time it may copy none
+        for _ in range(2):  # a copy back does not wait for the peers' rows, so the first one may copy cleared memory
             self.world.barrier()
             self.calls[name]()
             gpu.device.synchronize(gpu.stream)
@@ -162,7 +165,7 @@ class Moves:
 
 
 def moved(world: World, placement: NDArray[np.int64], ids: NDArray[np.int64]) -> NDArray[np.int64]:
-    """[W, W] rows from rank to rank; a rank's own only if it is alone. Collective."""
+    """[W, W] rows from rank to rank, with a rank's own rows only if there is one rank. Collective."""
     mine = np.bincount(placement[ids[ids >= 0]], minlength=world.size).astype(np.int64)
     counts = np.array(world.allgather(mine))
     if world.size > 1:

@@ -1,8 +1,8 @@
 """Suite `gemm`: the expert kernel alone, by rows, against BLAS and against the roofline.
 
-A call is one expert on M rows: every GEMM of its FFN, the activation fused. Experts take turns, and their weights
-together exceed a last-level cache, since a layer reads an expert's weights once per call. All ranks run at once with
-one worker each; times are the slowest rank's.
+A call is one expert on M rows: every GEMM of its FFN with the activation fused. Experts take turns, and their weights
+together exceed a last-level cache, because a layer reads an expert's weights once per call. All ranks run at once with
+one worker each. Times are those of the slowest rank.
 
     BLAS       NumPy's matmul of the same GEMMs on plain weights, without activation, which favours BLAS; in float32
                always, as NumPy has no BLAS for 16-bit types
@@ -32,7 +32,7 @@ from ..registry import suite
 from ..workload import Workload
 
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
-COLD = 64 << 20  # bytes of all weights that take turns
+COLD = 64 << 20  # the least bytes of all weights that take turns
 OURS, BLAS = "aristos", "BLAS"
 
 COLUMNS = (
@@ -51,9 +51,9 @@ COLUMNS = (
 
 
 class Experts:
-    """Some experts, packed for the kernel and plain for BLAS; calls use them in turn.
+    """Some experts, packed for the kernel and plain for BLAS. Calls use them in turn.
 
-    nbytes: of one expert's weights in the type of its rows.
+    nbytes: bytes of one expert's weights in the type of its rows.
     """
 
     def __init__(self, work: Workload) -> None:
@@ -81,7 +81,7 @@ class Experts:
         return self.work.tokens(m, m).astype(ROW_TYPES[self.cfg.dtype].array)
 
     def ran(self) -> Ran:
-        """The kernel and rows of a call."""
+        """The facts of a call's kernel and rows."""
         from ...kernels.cpu.target import ISA
 
         x, one = self.rows(1), self.packed[0]
@@ -93,7 +93,7 @@ class Experts:
         return self._next
 
     def calls(self, m: int) -> dict[str, Callable[[], None]]:
-        """The kernel's call and BLAS's on m rows."""
+        """The calls of the kernel and of BLAS on m rows."""
         x = self.rows(m)
         out, plain, wide = np.empty_like(x), x.astype(np.float32), np.empty(x.shape, np.float32)
         h, g = (np.empty((m, self.cfg.ffn), np.float32) for _ in range(2))
@@ -111,7 +111,10 @@ class Experts:
         return {OURS: ours, BLAS: blas}
 
     def errors(self, m: int) -> dict[str, float]:
-        """Relative errors against float64 on m rows; BLAS's without the activation, as timed. Collective."""
+        """Relative errors against float64 on m rows. The error of BLAS is without the activation, as its time.
+
+        Collective.
+        """
         x, e = self.rows(m), self.turn()
         plain = x.astype(np.float32)
         truth = reference.expert(

@@ -1,4 +1,4 @@
-"""Suite `gemm` on GPUs: the tile product that experts run, by rows, against cuBLAS on the same rows.
+"""Suite `gemm` on GPUs: the experts' tile product, by rows, against cuBLAS on the same rows.
 
 A call is the first product of every expert of the shape, [rows, H] times [H, F], one launch per expert on either side;
 F doubles if the layer is gated. There is neither activation nor bias: both would favour the fused kernel. A call reads
@@ -28,8 +28,8 @@ from ..registry import gpu_suite
 ROWS = (16, 64, 256, 1024, 4096, 8192)
 MOST_EXPERTS = 8
 OURS, BLAS = "aristos", "cuBLAS"
-CHECKED = 16  # rows of the first and of the last expert
-DISTINCT = 4096  # rows of x that are drawn; more repeat them
+CHECKED = 16  # how many rows of the first and of the last expert are checked
+DISTINCT = 4096  # rows of x that are drawn; further rows repeat these
 
 COLUMNS = (
     Column("rows", "rows an\nexpert", "d"),
@@ -127,7 +127,7 @@ class Products:
         return {OURS: ours} | ({BLAS: blas} if self.blas is not None else {})
 
     def error(self, call: Callable[[], None], rows: int) -> float:
-        """The error of some rows (see `reference.error`), after a call. The outputs are cleared before."""
+        """The error of some rows after a call (see `reference.error`). The outputs are cleared before the call."""
         from ...kernels.cuda.pack import widen
 
         gpu, count, last = self.gpu, min(rows, CHECKED), rows * (self.experts - 1)

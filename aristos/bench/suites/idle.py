@@ -6,13 +6,14 @@
     over even   time of the slowest rank's call / that of the same layer's evenly routed call in the same turn, each
                 per row: the median over turns. 1 means that skew costs nothing
 
-Routings of rising skew; one where only rank 0 has tokens; one with a late rank: the last rank sleeps half a call before
-its own. `--routing FILE.npz` adds prefill batches with a trace's routing: of its least, median and most skewed layer.
-The fused schedule is measured twice: with moves="tokens", which shows the protocol's own part, and with moves="auto",
-where a rank may compute its rows with the weights of a local peer. All calls of all routings take turns. With "auto" a
-rank decides by the tokens that its peers had in the call before. So where only rank 0 has tokens, a call with one token
-on rank 0 comes before, within the time, and an untimed call with a token on each rank comes after.
-The 2024 poster has these figures for the collective's time; here they are for the layer's call, since the fused
+The suite has routings of rising skew, one routing with tokens only on rank 0, and one with a late rank, where the last
+rank sleeps half a call before its own. `--routing FILE.npz` adds prefill batches with a trace's routing, of its least,
+median and most skewed layer. The fused schedule is measured twice: with moves="tokens", which shows the cost of the
+protocol, and with moves="auto", where a rank may compute its rows with the weights of a local peer. All calls of all
+routings take turns. With "auto" a rank decides by the tokens that its peers had in the previous call. So if only rank 0
+has tokens, the timed call begins with a call with one token on rank 0, and an untimed call with a token on each rank
+comes after it.
+The 2024 poster has these figures for the collective's time. This suite has them for the layer's call, because the fused
 schedule has no collective. Every output is checked against the float64 oracle.
 """
 
@@ -39,9 +40,9 @@ from ..workload import Call, Workload, execute
 PATTERNS = ("uniform", "zipf", "one", "late rank")
 ONE_SOURCE = "one source"  # only rank 0 has tokens
 RECORDED = "recorded, layer "  # and the layer's number in the trace
-LATE = 0.5  # how late the last rank starts, as a share of a call
+LATE = 0.5  # how late the last rank starts, as a share of a call's time
 FEWEST_TOKENS = 16
-COST = 150  # least time of the suite, in turns of one uniform call of every way
+COST = 150  # the least time of the suite, in turns of one uniform call of every way
 MOVES = {"fused": ("tokens", "auto"), "bulk": ("tokens",)}
 Way = tuple[str, str]  # (schedule, moves)
 
@@ -64,11 +65,12 @@ COLUMNS = (
 
 @dataclass
 class PatternTimes:
-    """One pattern. times, idle, core: way -> [world, iterations] seconds of calls, idle seconds in them, and the share
-    of its core that each rank had; wait: way ->
-    [world, world] mean seconds per call that a rank waited for a peer; kept: way -> share of the rows for other ranks'
-    experts that did not move; computed: way -> [world] rows that a rank computed in the last call; rows: [world] of
-    each rank's experts."""
+    """One pattern.
+
+    times, idle, core: way -> [world, iterations] seconds of calls, idle seconds in them, and the share of a
+    core that each rank had. wait: way -> [world, world] mean seconds per call that a rank waited for a peer. kept: way
+    -> share of the rows for other ranks' experts that did not move. computed: way -> [world] rows that a rank computed
+    in the last call. rows: [world] rows for each rank's experts."""
 
     pattern: str
     tokens: int
@@ -84,7 +86,7 @@ class PatternTimes:
 
 
 class Player:
-    """Calls of every way on one input, and their stats. late: seconds that this rank sleeps before a call."""
+    """Calls of every way on one input, and their statistics. late: seconds that this rank sleeps before a call."""
 
     def __init__(self, work: Workload, layers: dict[Way, Any], call: Call, pattern: str, late: float = 0.0) -> None:
         self.work, self.layers, self.call, self.pattern, self.late = work, layers, call, pattern, late
@@ -100,7 +102,7 @@ class Player:
         self.right = work.world.every(same) and all(work.passes(e) for e in self.errors.values())
 
     def play(self, way: Way) -> None:
-        """Make the timed call; `before`, if there is one, is part of the time."""
+        """Make the timed call. If there is a call `before`, its time counts too."""
         if self.late:
             time.sleep(self.late)
         if self.before is not None:
@@ -108,7 +110,9 @@ class Player:
         _, self._last = execute(self.layers[way], self.call, self.out, return_stats=True)
 
     def note(self, way: Way, i: int, elapsed: float) -> None:
-        """Record iteration i's idle seconds of this rank's workers until the end of its own call; `idle_share` adds the
+        """Record the idle seconds of this rank's workers in iteration i until the end of its own call.
+
+        `idle_share` adds the
         rest."""
         s = self._last
         outside = s.workers * (elapsed - s.call_seconds)
@@ -192,7 +196,7 @@ def _recorded(ctx: Context) -> list[str]:
 
 
 def _call(work: Workload, pattern: str, tokens: int, key: int, trace: Trace | None = None) -> Call:
-    """This rank's call. Where one rank has all rows or tokens, it has as many as two ranks have in other patterns."""
+    """This rank's call. A rank that has all rows or tokens has as many as two ranks have in other patterns."""
     if trace is not None and pattern.startswith(RECORDED):
         batch = trace.prefill(work.world.rank, work.world.size, tokens, 0)
         return work.recorded(trace, batch, int(pattern.removeprefix(RECORDED)))
@@ -205,7 +209,10 @@ def _call(work: Workload, pattern: str, tokens: int, key: int, trace: Trace | No
 
 
 def _affordable(ctx: Context, work: Workload, layers: dict[Way, Any], tokens: int) -> tuple[int, float]:
-    """(`tokens`, or as many as fit the time unless --tokens was given; about the seconds of a call). Collective."""
+    """(`tokens`, or unless --tokens was given, as many as fit the time; about how many seconds a call takes).
+
+    Collective.
+    """
     call = work.typed(work.call(tokens, "uniform", 0))
     taken = in_turns(ctx.world, {str(way): partial(execute, m, call) for way, m in layers.items()}, 2)
     seconds = ctx.world.largest(sum(t[-1] for t in taken.values()))
@@ -230,15 +237,17 @@ def _measure(ctx: Context, players: list[Player], ways: list[Way]) -> list[Patte
 
 
 def idle_share(times: np.ndarray, idle: np.ndarray, workers: int) -> np.ndarray:
-    """Share of all workers' time that is idle, [iterations]. times, idle: [world, iterations] seconds of calls and
-    idle seconds in them; workers: per rank."""
+    """The idle share of all workers' time, [iterations].
+
+    times, idle: [world, iterations] seconds of calls, and idle seconds
+    in them. workers: number per rank."""
     slowest = times.max(axis=0)
     idle_total = idle + workers * (slowest - times)
     return idle_total.sum(axis=0) / (workers * len(times) * slowest)
 
 
 def over_even(times: np.ndarray, even: np.ndarray, rows: int, even_rows: int) -> float:
-    """The median over turns of the slowest rank's time a row over that of the evenly routed call of the same turn.
+    """The median over turns of the slowest rank's time per row over that of the evenly routed call in the turn.
 
     times, even: [world, iterations] seconds.
     """
@@ -247,7 +256,7 @@ def over_even(times: np.ndarray, even: np.ndarray, rows: int, even_rows: int) ->
 
 
 def _records(work: Workload, m: PatternTimes, even: PatternTimes, workers: int) -> list[dict[str, Any]]:
-    """even: the pattern that is compared with."""
+    """The records of a pattern. even: the pattern that it is compared with."""
     records = []
     bulk = next((Statistics.of(t).median for (schedule, _), t in m.times.items() if schedule == "bulk"), None)
     for way, t in m.times.items():

@@ -1,12 +1,12 @@
-"""Suite `idle` on GPUs: the share of block time without work, and the spread of the slowest call.
+"""Suite `idle` on GPUs: the share of the blocks' time without work, and the spread of the slowest call.
 
     idle        over all ranks, time that blocks of the persistent kernel waited for work / (blocks x time of the
                 slowest rank's call). As on CPUs (`suites/idle.py`) it includes waits inside a call, and the time from a
                 rank's own end to the slowest rank's end
     straggler   time of the slowest rank's call / its minimum over the run, at p50 and p95
 
-Routings of rising skew and, with several ranks, one with a late rank: the last rank's host waits half a call before its
-own. A block measures its waits by the GPU's global timer, which on some GPUs has steps of a microsecond. Calls are
+The suite has routings of rising skew and, with several ranks, one with a late rank, whose host waits half a call before
+its own. A block measures its waits by the GPU's global timer, which on some GPUs has steps of a microsecond. Calls are
 launches of a CUDA graph, timed by events. Launches and the router's kernels, which run before the persistent kernel, do
 not count as idle. Every output is checked against the float64 oracle.
 """
@@ -51,7 +51,9 @@ COLUMNS = (
 
 @dataclass
 class GpuPlayer:
-    """Calls of one routing. late: seconds that this rank's host waits before a call; idle: seconds of each timed turn;
+    """Calls of one routing. late: seconds that this rank's host waits before a call.
+
+    idle: idle seconds of each timed turn.
     times, lost: [world, turns] seconds of calls, and idle seconds in them."""
 
     played: Played
@@ -68,7 +70,7 @@ class GpuPlayer:
         gpu = self.played.gpu
 
         def late() -> None:
-            gpu.device.synchronize(gpu.stream)  # the timed interval starts here
+            gpu.device.synchronize(gpu.stream)  # so that the timed interval starts here
             end = time.perf_counter() + self.late
             while time.perf_counter() < end:
                 pass
@@ -77,7 +79,7 @@ class GpuPlayer:
         return late if self.late else graph
 
     def note(self, name: str, turn: int) -> None:
-        """Record the idle time of the call that has ended; a late start is idle time, as on CPUs."""
+        """Record the idle time of the call that has ended. A late start counts as idle time, as on CPUs."""
         if turn >= 0:
             self.idle.append(idle_seconds(self.played) + self.blocks * self.late)
 
@@ -114,7 +116,7 @@ def run(ctx: Context, gpu: BenchGpu) -> Result:
     patterns = [name for name in PATTERNS if world.size > 1 or name in ("uniform", "zipf")]
     for i, pattern in enumerate(patterns):
         ctx.report(pattern, i / len(patterns))
-        # all rows go to rank 0, so there are fewer tokens: it gets as many rows as two ranks have in other patterns
+        # all rows go to rank 0; so tokens are fewer, such that it gets as many rows as two ranks have in other patterns
         count = max(1, 2 * tokens // max(2, world.size)) if pattern == "one" else tokens
         call = held(work, work.call(count, "uniform" if pattern == "late rank" else pattern, i))
         player = GpuPlayer(Played(gpu, work, moe, call), pattern)

@@ -11,9 +11,9 @@ for the slowest rank over iterations:
                          is hidden behind arithmetic; the rest is routing, copies, waits and imbalance. Above 1 where
                          rows do not move (`MoE(moves="auto")`) and the busiest rank's are computed by others
 
-A sentence below the table says what most limits each call: `limit`. JSON has p99, GFLOP/s and the limits too.
-The 2025 paper gives the same name to T(2 ranks) / T(N ranks) under weak scaling, which needs several runs. Every
-output is checked against the float64 oracle.
+A sentence below the table says what limits each call most, see `limit`. JSON also has p99, GFLOP/s and the limits. The
+2025 paper calls T(2 ranks) / T(N ranks) under weak scaling overlap efficiency, which needs several runs. Every output
+is checked against the float64 oracle.
 """
 
 from __future__ import annotations
@@ -53,9 +53,11 @@ COLUMNS = (
 
 @dataclass
 class LayerTimes:
-    """One token count. imbalance: rows of the busiest rank over the mean; reading: seconds in which it can read its
-    experts' weights from memory; times: schedule -> [world, iterations] seconds; core: the same, each rank's share of
-    its core; alone: times of the experts alone; rows: [E]; peak: [world] GFLOP/s."""
+    """The times of one token count. imbalance: rows of the busiest rank over the mean.
+
+    reading: seconds in which that rank
+    can read its experts' weights from memory. times: schedule -> [world, iterations] seconds. core: each rank's share
+    of a core, arranged like times. alone: times of the experts alone. rows: [E]. peak: [world] GFLOP/s."""
 
     tokens: int
     imbalance: float
@@ -128,7 +130,7 @@ def _measure(
     rows = work.rows(work.routed(call)[0])
     before = bounds.peak(ctx.world, threads)
     out = np.empty_like(call.x)
-    # The last output of the timed loop must equal the one that was checked against the oracle.
+    # The last output of the timed loop must equal the output that was checked against the oracle.
     calls: dict[str, Any] = {s: partial(execute, layer, call, out) for s, layer in layers.items()}
     calls[ALONE] = alone = bounds.ExpertPhase(work, next(iter(layers.values())), rows)
     count = iterations(ctx.world, calls, 0.8 * seconds, warmup=ctx.options.warmup, asked=ctx.options.iters)
@@ -156,12 +158,14 @@ def _measure(
 
 
 def limit(call: float, alone: float, imbalance: float, reading: float, arithmetic: float) -> str:
-    """What most limits a call of `call` seconds: "communication" or "imbalance", whichever costs more, if that is at
-    least a tenth of the call; else "weights' bytes", if the experts take as long as reading their weights, which takes
-    longer than their arithmetic; else "arithmetic".
+    """The strongest limit of a call of `call` seconds.
+
+    It is "communication" or "imbalance", whichever costs more, if that is at least a tenth of the call. Else it is
+    "weights' bytes" if the experts take as long as reading their weights, and this takes longer than their arithmetic.
+    Else it is "arithmetic".
 
     alone, reading, arithmetic: seconds of the busiest rank's experts alone, of reading their weights from memory, and
-    of their arithmetic at the peak. imbalance: its rows over the mean.
+    of their arithmetic at the peak. imbalance: that rank's rows over the mean.
     """
     saved = {"communication": call - alone, "imbalance": min(alone, call) * (1 - 1 / imbalance)}
     most = max(saved, key=lambda name: saved[name])
@@ -171,7 +175,7 @@ def limit(call: float, alone: float, imbalance: float, reading: float, arithmeti
 
 
 def _sentence(tokens: int, records: list[dict[str, Any]]) -> str:
-    """The limit of a call of each schedule, in words."""
+    """A sentence with the limit of a call of each schedule."""
 
     def words(record: dict[str, Any]) -> str:
         factor = f", {record['busiest_over_mean']:.2f}x" if record["limit"] == "imbalance" else ""

@@ -6,10 +6,10 @@
     chain, NCCL     the same on several ranks, with NCCL's all-to-all there and back, in one graph
     chain, MPI      the same in three graphs, with MPI_Alltoallv through the hosts' memory between them
 
-All take turns on the same tokens and weights. `against chain` compares graphs, with the fastest chain; a chain whose
-outputs are wrong is not timed. With --routing ids and weights come from outside, and the layer checks them instead of
-routing. A second sheet shows the host's cost of a launch (`launch_cost.py`). Outputs of some tokens are checked against
-the float64 oracle.
+All take turns on the same tokens and weights. `against chain` compares the layer's graph with the fastest chain. A
+chain whose outputs are wrong is not timed. With --routing, ids and weights come from outside, and the layer checks them
+instead of routing. A second sheet shows the host's cost of a launch (`launch_cost.py`). Outputs of some tokens are
+checked against the float64 oracle.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from ..registry import gpu_suite
 from ..workload import Call, Workload
 
 CALLED, GRAPH = "aristos", "aristos graph"
-LAUNCH_SHARE = 0.1  # the share of the time for the cost of launches
+LAUNCH_SHARE = 0.1  # the share of the suite's time for measuring the cost of launches
 
 COLUMNS = (
     Column("tokens", "tokens\n/rank", "d"),
@@ -49,7 +49,7 @@ COLUMNS = (
 
 
 class Rivals:
-    """Contenders for one token count, and their outputs. Making them is collective."""
+    """The contenders for one token count, and their outputs. Making them is collective."""
 
     def __init__(self, gpu: BenchGpu, work: Workload, moe: Any, call: Call, rival: Rival | None) -> None:
         self.played = played = Played(gpu, work, moe, call)
@@ -65,13 +65,13 @@ class Rivals:
         return [name for name in self.chains if not self.work.passes(self.worst[name])]
 
     def check(self) -> None:
-        """Call each on cleared outputs; `worst` keeps its largest error on some tokens. Collective."""
+        """Call each contender on cleared outputs. `worst` keeps its largest error on some tokens. Collective."""
         for name, call in self.calls.items():
             out = self.chains[name].out if name in self.chains else self.played.y
             self.worst[name] = max(self.worst.get(name, 0.0), self.played.error(call, out))
 
     def verdict(self, name: str) -> dict[str, Any]:
-        """Error and check of a contender, and how a chain computes."""
+        """Error and check of a contender, and for a chain how it computes."""
         return verdict(self.work, self.worst[name], self.chains[name].used if name in self.chains else "")
 
 
@@ -84,12 +84,15 @@ def verdict(work: Workload, error: float, used: str) -> dict[str, Any]:
 
 
 def compared(times: dict[str, np.ndarray], wrong: Iterable[str]) -> dict[str, np.ndarray]:
-    """Times by name, those of wrong rivals as NaN."""
+    """Times by name. Those of wrong rivals are NaN."""
     return {name: np.full_like(t, np.nan) if name in wrong else t for name, t in times.items()}
 
 
 def fastest(times: dict[str, np.ndarray]) -> np.ndarray | None:
-    """The times of the chain with the smallest median; None without chains. times: by name, NaN: not to compare."""
+    """The times of the chain with the smallest median; None without chains.
+
+    times: by name; NaN means not to compare.
+    """
     chains = [times[name] for name in CHAINS if name in times and not np.isnan(times[name]).any()]
     return min(chains, key=lambda each: float(np.median(each)), default=None)
 
@@ -120,7 +123,7 @@ def run(ctx: Context, gpu: BenchGpu) -> Result:
         found = gpu.in_turns(rivals.calls, (1 - LAUNCH_SHARE) * share, ctx.options.warmup, ctx.options.iters)
         launches = launch_cost.Launches(gpu, rivals.calls[CALLED], rivals.calls[GRAPH])
         overhead = launches.measure(LAUNCH_SHARE * share, ctx.options.iters)
-        rivals.check()  # the timed graphs must still give right outputs
+        rivals.check()  # because the timed graphs must still give right outputs
         launched.append((tokens, overhead, work.passes(max(rivals.worst[CALLED], rivals.worst[GRAPH]))))
         found = compared({name: gathered(ctx.world, t).max(axis=0) for name, t in found.items()}, rivals.wrong)
         done.append((tokens, found))

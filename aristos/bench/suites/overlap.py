@@ -1,8 +1,8 @@
-"""Suite `overlap`: the gain of overlap. Fused against bulk over emulated links of set latencies and bandwidths.
+"""Suite `overlap`: the gain by overlap, as fused against bulk over emulated links of set latencies and bandwidths.
 
-The links (`bench/delay/`) cost no processor time: a rank does not see a word, or the end of a collective, before it is
-due. Every row moves (moves="tokens"). A point is a latency and a bandwidth. For each point, medians over calls of the
-slowest rank:
+The links (`bench/delay/`) take no processor time: a rank does not see a word, or the end of a collective, before it is
+due. Every row moves (moves="tokens"). A point is a latency and a bandwidth. Each point has these medians over calls of
+the slowest rank:
 
     fused, bulk          milliseconds of a call
     bulk / fused         above 1: overlap pays
@@ -50,14 +50,14 @@ COMPARED = ("a", "b", "c", "d", "e")
 SCHEDULES = ("bulk", "fused")
 YES = {True: "yes", False: "no"}
 UNLIMITED = (0.0, float("inf"))  # alpha in us, GB/s: no delay
-FEWEST_CALLS, MOST_CALLS = 3, 60  # calls of each schedule at a point
-BLOCKS = 4  # blocks of calls with the emulation, and as many without it, in turns
+FEWEST_CALLS, MOST_CALLS = 3, 60  # limits on the number of calls of each schedule at a point
+BLOCKS = 4  # blocks of calls with the emulation, in turns with as many blocks without it
 BOUND_SHARES, BOUND = (0.3, 0.7), 0.9  # shares of communication for which the bound counts; its divisor
-PING_BYTES, PINGS, PING_REPEATS = (0, 4096, 65536), 10, 30  # sizes; most round trips of a try, most tries
+PING_BYTES, PINGS, PING_REPEATS = (0, 4096, 65536), 10, 30  # sizes, the most round trips of a try, the most tries
 PING_SHARE, PING_US = 0.05, 0.5  # tolerated error, relative or absolute
 EXCHANGED = 1 << 20  # bytes to each rank in a checked all-to-all
-EXCHANGE_SHARE, EXCHANGES = 0.10, 15  # tolerated error, most tries
-CHECK_SECONDS = 1.0  # for the pings of a size, and for the all-to-alls, at a point; slow links have fewer tries
+EXCHANGE_SHARE, EXCHANGES = 0.10, 15  # tolerated error, the most tries
+CHECK_SECONDS = 1.0  # for a size's pings, and for the all-to-alls, at a point; on slow links tries are fewer
 
 POINTS = (
     Column("case", "layer"),
@@ -115,17 +115,19 @@ class PointTimes:
         return float(np.median(idle_share(self.times[schedule], self.idle[schedule], workers)))
 
     def communication(self, workers: int) -> float:
-        """Seconds inside the collectives of a bulk call, of the rank that spends least there."""
+        """Seconds inside the collectives of a bulk call, on the rank that spends least time there."""
         return float(np.median(self.idle["bulk"].min(axis=0))) / workers
 
 
 @dataclass
 class CaseTimes:
-    """One layer of a shape. ran: its kernels. alone: seconds of the experts alone. tile_share, tile_bytes: of a rank's
-    rows in its largest tile.
+    """One layer of a shape. ran: its kernels. alone: seconds of the experts alone.
 
-    points: in the order of alpha, then rate. plain, undelayed: calls without emulation, and with it but without delay.
-    right: whether all outputs were.
+    tile_share, tile_bytes: share and bytes
+    of a rank's rows in its largest tile.
+
+    points: in the order of alpha, then rate. plain: calls without emulation. undelayed: calls with emulation but
+    without delay. right: whether all outputs were right.
     """
 
     shape: str
@@ -146,7 +148,10 @@ class CaseTimes:
 
 
 class Match:
-    """Calls of both schedules on one input; every output is compared with the first, which the oracle has checked."""
+    """Calls of both schedules on one input.
+
+    Every output is compared with the first one, which the oracle has checked.
+    """
 
     def __init__(self, work: Workload, layers: dict[str, Any], call: Call) -> None:
         self.work, self.layers, self.call = work, layers, call
@@ -157,7 +162,7 @@ class Match:
         self.right = all(work.passes(e) for e in self.errors.values())
 
     def measure(self, count: int) -> PointTimes:
-        """Both schedules in turns, `count` times. Collective."""
+        """Run both schedules in turns, `count` times. Collective."""
         world = self.work.world
         idle = {s: np.empty(count) for s in self.layers}
         last: dict[str, Any] = {}
@@ -180,7 +185,10 @@ class Match:
 
 
 def compile_delayed(world: World) -> None:
-    """Compile or load the steps that delay words; InputError for ranks on several nodes, or too many. Collective."""
+    """Compile or load the steps that delay words. Raises InputError if ranks are on several nodes, or too many.
+
+    Collective.
+    """
     from ..delay.network import Network, check_ranks
 
     check_ranks(world.nodes)
@@ -227,7 +235,7 @@ def run(ctx: Context) -> Result:
 
 
 def _shapes(ctx: Context) -> list[models.Shape]:
-    """The layer of the options, or those of the comparison; in bfloat16 too where the core multiplies it."""
+    """The layer of the options, or the layers of the comparison, also in bfloat16 if the core multiplies it."""
     o = ctx.options
     own = (o.preset, o.tokens, o.hidden, o.ffn, o.experts, o.top_k, o.activation)
     native = isa.chosen() in ("amx", "avx512bf16", "neonbf16")
@@ -242,7 +250,8 @@ def _shapes(ctx: Context) -> list[models.Shape]:
 def _case(
     ctx: Context, work: Workload, shape: str, tokens: int, share: float, links: list[dict[str, Any]]
 ) -> CaseTimes:
-    """Measure one layer at every point. share: of the time that is left. links: filled in, once. Collective."""
+    """Measure one layer at every point. share: its share of the time left. links: filled once, by the first call.
+    Collective."""
     from ..delay.network import Network
 
     stacked = work.weights()
@@ -281,15 +290,15 @@ def _case(
 
 
 def _calls(ctx: Context, seconds: float, turn: float) -> int:
-    """How many calls of each schedule fit into `seconds`, if one of each takes `turn`. Collective."""
+    """How many calls of each schedule fit into `seconds` if one call of each takes `turn`. Collective."""
     fit = int(ctx.world.bcast(seconds / turn))
     return ctx.options.iters or min(MOST_CALLS, max(FEWEST_CALLS, fit))
 
 
 def _delay(alpha: float, rate: float, nbytes: float) -> float:
-    """Most seconds that links of `alpha` us and `rate` GB/s add to one call of each schedule.
+    """The most seconds that links of `alpha` us and `rate` GB/s add to one call of each schedule.
 
-    nbytes: most that a rank sends; as many come back. A bulk call has one more collective, of the counts.
+    nbytes: the most bytes that a rank sends; as many come back. A bulk call has one more collective, for the counts.
     """
     return 5e-6 * alpha + 4e-9 * nbytes / rate
 
@@ -316,7 +325,7 @@ def _alone(ctx: Context, work: Workload, layer: Any, rows: np.ndarray) -> tuple[
 
 
 def _links(ctx: Context, network: Network) -> list[dict[str, Any]]:
-    """Check what was set at every point: a record each. Collective."""
+    """Check the links' figures at every point. Returns a record for each. Collective."""
     copy = ctx.world.bcast(network.copy_rate())
     records = []
     with network:
@@ -331,7 +340,7 @@ def _links(ctx: Context, network: Network) -> list[dict[str, Any]]:
             ping_right = all(off[n] <= max(PING_US, PING_SHARE * set_to[n]) for n in PING_BYTES)
             model = alpha + EXCHANGED / (1e3 * rate)
             took = _exchange(ctx, network, model)
-            fast = model < 2 * at_once  # the real collective takes as long as the link
+            fast = model < 2 * at_once  # then the real collective takes as long as the link
             right = ping_right and (fast or abs(took - model) <= EXCHANGE_SHARE * model)
             records.append(
                 {
@@ -350,7 +359,7 @@ def _links(ctx: Context, network: Network) -> list[dict[str, Any]]:
 
 
 def rate_text(rate: float, copy: float) -> str:
-    """A rate in GB/s as text, marked where copying rows counts as much as the link. copy: rate of copying, GB/s."""
+    """A rate in GB/s as text, with a mark if copying rows counts as much as the link. copy: rate of copying, GB/s."""
     return f"{rate:g}{'*' if rate > copy / 2 else ''}"
 
 
@@ -360,15 +369,15 @@ def _tries(most: int, us: float) -> int:
 
 
 def _ping(network: Network, nbytes: int, us: float) -> float:
-    """Microseconds of a ping, the best try. us: what it should take. Collective."""
+    """Microseconds of a ping, the best of some tries. us: the time that it should take. Collective."""
     rounds = _tries(PINGS, 2 * us)
     return min(network.ping(nbytes, rounds) for _ in range(_tries(PING_REPEATS, 2 * us * (rounds + 1)))) * 1e6
 
 
 def _exchange(ctx: Context, network: Network, us: float = 1.0) -> float:
-    """Microseconds of an all-to-all of EXCHANGED bytes to each rank: of the slowest rank, the best try. Collective.
+    """Microseconds that an all-to-all of EXCHANGED bytes to each rank takes on the slowest rank, the best try.
 
-    us: what it should take.
+    Collective. us: the time that it should take.
     """
     sent = np.ones((ctx.world.size, EXCHANGED), np.uint8)
     came = np.empty_like(sent)
@@ -383,7 +392,10 @@ def _exchange(ctx: Context, network: Network, us: float = 1.0) -> float:
 
 
 def _same_records(m: CaseTimes) -> list[dict[str, Any]]:
-    """Calls without emulation against calls without delay: equal if they differ no more than blocks of one kind do."""
+    """Calls without emulation against calls without delay.
+
+    They are equal if they differ no more than blocks of one kind.
+    """
     records = []
     for schedule in SCHEDULES:
         plain = np.array([b.median(schedule) for b in m.plain])
@@ -435,7 +447,7 @@ def _record(m: CaseTimes, point: tuple[float, float], t: PointTimes, copy: float
 
 
 def _sentence(case: str, records: list[dict[str, Any]]) -> str:
-    """The points at which fused is faster for one layer, in words."""
+    """A sentence with the points at which fused is faster for one layer."""
     best = max(records, key=lambda r: r["speedup"])
     losing = [r for r in records if r["speedup"] < 1]
 

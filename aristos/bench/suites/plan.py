@@ -1,11 +1,11 @@
-"""Suite `plan`: runs the planner's groups and its three baselines, and compares each term of Equation 1 with its
-prediction.
+"""Suite `plan`: runs the planner's groups and three baselines, and compares terms of Equation 1 with measured times.
 
 `slow_links` gives the links two classes: fast within a node, slow between nodes. On nodes of three or more ranks the
-second rank's links are slow too, as if its adapter were faulty. Nodes are the job's, or pretended (--ranks-per-node),
-or else two halves of the ranks; every peer is reached by transport rma. The problem has these links, this machine's
-measured rates, memory that requires two devices per group, and a step of 16 stages per device with one all-reduce of
-the dense gradient. Every distinct partition becomes one layer per group. Calls of the partitions alternate:
+second rank's links are slow too, as if its adapter were faulty. Nodes are those of the job, or pretended
+(--ranks-per-node), or else two halves of the ranks. Every peer is reached by transport rma. The problem has these
+links, this machine's measured rates, memory that requires two devices per group, and a step of 16 stages per device
+with one all-reduce of the dense gradient. Every distinct partition becomes one layer per group. Calls of the partitions
+alternate:
 
     stage        time of the slowest rank's call; a median over iterations, like all times below
     pi           time that this rank spends in experts; predicted: rows at the measured rate
@@ -65,10 +65,10 @@ COLUMNS = (
 
 @dataclass
 class Entry:
-    """One partition. names: the plans that chose it. compute, links: seconds of each call in experts, in link delays.
+    """One partition. names: the plans that chose it.
 
-    times: "stage", "ring", "mpi" -> [world, iterations] seconds. core: [world, iterations] share of its core that each
-    rank had in the stage.
+    compute, links: seconds of each call in experts and in link delays. times: "stage", "ring", "mpi" -> [world,
+    iterations] seconds. core: [world, iterations] share of its core that each rank had in the stage.
     """
 
     names: list[str]
@@ -134,9 +134,9 @@ def _call(ctx: Context, work: Workload, tokens: int) -> Call:
 
 
 def _rate(ctx: Context, work: Workload, call: Call, threads: int) -> float:
-    """This rank's MFLOP per us on its experts' rows of the call; one rank at a time, since ranks may share cores.
+    """This rank's MFLOP per us on its experts' rows of the call, one rank at a time, because ranks may share cores.
 
-    The shortest time counts, because other load only adds time, and rates decide how many experts a rank holds.
+    The shortest time counts, because other load only adds time, and because rates decide how many experts a rank holds.
     Collective.
     """
     rows = work.rows(work.routed(call)[0])
@@ -157,13 +157,13 @@ def _rate(ctx: Context, work: Workload, call: Call, threads: int) -> float:
 
 
 def nodes_of(ctx: Context) -> list[int]:
-    """Each rank's node: the job's, or two halves of the ranks if there is only one."""
+    """Each rank's node: that of the job, or if the job has only one, one of two halves of the ranks."""
     found = ctx.world.nodes
     return list(found.node_of) if found.count > 1 else [2 * r // ctx.world.size for r in range(ctx.world.size)]
 
 
 def links(node_of: list[int]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """(alpha_us, beta_us_per_mib), [n, n], that are set between the ranks."""
+    """(alpha_us, beta_us_per_mib), [n, n], to be set between the ranks."""
     n = len(node_of)
     faulty = set()
     for node in set(node_of):
@@ -179,7 +179,7 @@ def links(node_of: list[int]) -> tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
 def _problem(ctx: Context, work: Workload, tokens: int, rate: float) -> Problem:
-    """The problem of this run, from its measurements. Costs in MFLOP. Collective; equal on every rank."""
+    """The problem of this run, from its measurements, equal on every rank. Costs are in MFLOP. Collective."""
     cfg, n, node_of = work.cfg, ctx.world.size, nodes_of(ctx)
     alpha, beta = links(node_of)
     memory = -(-cfg.experts // 2) if np.bincount(node_of).max() > 1 else cfg.experts
@@ -203,7 +203,7 @@ def _problem(ctx: Context, work: Workload, tokens: int, rate: float) -> Problem:
 
 
 def entries_of(problem: Problem) -> list[Entry]:
-    """The planned partition first, then the feasible baselines; equal partitions share an entry."""
+    """Entries of the planned partition, then of the feasible baselines. Equal partitions share an entry."""
     planned = solve(problem, deadline_s=SOLVE_SECONDS)
     found = [Entry(["planned"], planned)]
     for name, (groups, cost) in all_baselines(problem).items():
@@ -251,12 +251,12 @@ class _Running:
         if self.reduces:
             self.link = link_of(problem, world.rank, heads[(heads.index(world.rank) + 1) % len(heads)])
         size = int((problem.gradient_mib or 0.0) * MIB) // ITEM
-        # Small integers: their sums are exact in any order, so the ring's and MPI's must be equal.
+        # Small integers, whose sums are exact in any order, so that the sums of ring and MPI must be equal.
         self.gradient = np.random.default_rng([work.seed, world.rank]).integers(-99, 99, size).astype(np.float32)
         self.sums = {"ring": np.empty_like(self.gradient), "mpi": np.empty_like(self.gradient)}
 
     def layer_call(self) -> Any:
-        """One stage; its times go into the entry."""
+        """Run one stage, and add its times to the entry."""
         call = self.call
         y, stats = self.moe(call.x, ids=call.ids, weights=call.weights, out=self.out, return_stats=True)
         waited, nbytes, puts, flushes = self.slow.taken() if self.slow is not None else (0.0, 0, 0, 0)
@@ -266,13 +266,13 @@ class _Running:
         return y
 
     def ring(self) -> None:
-        """All-reduce of the gradient over the slowed links."""
+        """All-reduce the gradient over the slowed links."""
         if self.reduces:
             self.sums["ring"][:] = self.gradient
             ring.allreduce(self.heads, self.sums["ring"], *self.link)
 
     def mpi(self) -> None:
-        """All-reduce of the gradient by MPI, not slowed."""
+        """All-reduce the gradient by MPI, which is not slowed."""
         if self.reduces:
             self.heads.Allreduce(self.gradient, self.sums["mpi"])
 
@@ -282,7 +282,7 @@ class _Running:
 
 
 def _measure(ctx: Context, runs: list[_Running], outputs: list[np.ndarray]) -> None:
-    """Time the stages and all-reduces of all partitions in turns; the times go into the entries. Collective."""
+    """Time the stages and all-reduces of all partitions in turns, and add the times to the entries. Collective."""
     calls: dict[str, Any] = {}
     for i, each in enumerate(runs):
         calls |= {f"{i} stage": each.layer_call, f"{i} ring": each.ring, f"{i} mpi": each.mpi}

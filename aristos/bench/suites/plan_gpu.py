@@ -1,15 +1,16 @@
 """Suite `plan` on GPUs: runs the planner's groups and its baselines, and compares a stage with its prediction.
 
-The ranks are on one node, one GPU each, and no link is slowed. Two things are measured first: alpha and beta of copies
+The ranks are on one node, one GPU each, and no link is slowed. Two measurements come first: alpha and beta of copies
 between GPUs, one copy at a time, and each GPU's rate for one product, all GPUs at once. A GPU may hold all experts, but
-with four GPUs or more only half of them. The plan is for inference: no all-reduce. Every distinct partition becomes one
-layer per group, MoE(backend="cuda") with that plan, captured in a CUDA graph. They take turns on the same tokens:
+with four GPUs or more only half of them. The plan is for inference, so there is no all-reduce. Every distinct partition
+becomes one layer per group, MoE(backend="cuda") with that plan, captured in a CUDA graph. The layers take turns on the
+same tokens:
 
     stage       time of the slowest rank's call, by events; predicted: pi + C of the slowest group
     speedup     time of this partition's stage over that of the planned one, turn by turn
 
-A stage is not split into experts and waits: the kernel overlaps them. Every output is checked against the float64
-oracle.
+A stage is not split into experts and waits, because the kernel overlaps them. Every output is checked against the
+float64 oracle.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ def usual(gpu: BenchGpu, call: Any) -> float:
 
 
 def links(gpu: BenchGpu) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """(alpha_us, beta_us_per_mib), [W, W], of copies from GPU to GPU, the mean of both directions. Collective."""
+    """(alpha_us, beta_us_per_mib), [W, W], of copies from GPU to GPU, as means of both directions. Collective."""
     world, device = gpu.world, gpu.device
     window = IpcWindow(world.comm, device, SIZES[-1])
     source, mine = gpu.allocate(SIZES[-1]), np.zeros((2, world.size))
@@ -79,7 +80,10 @@ def links(gpu: BenchGpu) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
 
 
 def rate(gpu: BenchGpu, work: Workload, tokens: int) -> float:
-    """This GPU's MFLOP per us in a product with as many rows as an expert has, all GPUs at once. Collective."""
+    """This GPU's MFLOP per us in a product with as many rows as an expert has, measured on all GPUs at once.
+
+    Collective.
+    """
     from ...kernels.cuda.gemm import tile_for
     from .gemm_gpu import OURS, Products
 
@@ -93,7 +97,7 @@ def rate(gpu: BenchGpu, work: Workload, tokens: int) -> float:
 
 
 def problem_of(ctx: Context, gpu: BenchGpu, work: Workload, tokens: int) -> Problem:
-    """The problem of these GPUs, from measurements. Costs in MFLOP. Collective; equal on every rank."""
+    """The problem of these GPUs, from measurements, equal on every rank. Costs are in MFLOP. Collective."""
     from ...kernels.cuda.tile import BYTES
 
     cfg, n = work.cfg, ctx.world.size

@@ -28,10 +28,10 @@ from ..registry import suite
 SIZES = (8, 4096, 65536, 1 << 20)
 MODES = ("waits", "computes", "thread", "worker")
 COMPUTE_NS = 20_000_000
-DELAY_NS = 2_000_000  # the origin starts when the target is inside its computation
+DELAY_NS = 2_000_000  # the origin starts so much later, when the target is inside its computation
 REPEATS = 5
-MOST = 2000  # puts per repeat
-UNEVEN = 0.1  # usual variation of a core; above it, other load shares the core
+MOST = 2000  # the most puts per repeat
+UNEVEN = 0.1  # the usual variation of a core; more variation means that other load shares the core
 
 COLUMNS = (
     Column("size_text", "size"),
@@ -59,7 +59,8 @@ def run(ctx: Context) -> Result:
         oneside_rma.compile_for_progress()
         target = pairs.group.nodes.remote(0)[0]
         repeats = ctx.options.iters or REPEATS
-        # seconds of a put: [mode, size, repeat, put]; of a round of the target: [mode, size, repeat], size 0: no puts
+        # seconds of puts [mode, size, repeat, put], and of rounds of the target [mode, size, repeat], where size 0 has
+        # no puts
         puts = np.full((len(MODES), len(SIZES), repeats, MOST), np.nan)
         computing = np.full((len(MODES), 1 + len(SIZES), repeats), np.nan)
         right = True
@@ -73,7 +74,7 @@ def run(ctx: Context) -> Result:
 
 
 def _measure(ctx: Context, side: Side, puts: np.ndarray, computing: np.ndarray) -> bool:
-    """Measure all modes and sizes in turns; returns whether every payload arrived."""
+    """Measure all modes and sizes in turns. Returns whether every payload arrived."""
     right = True
     for r in range(puts.shape[2]):
         for m, mode in enumerate(MODES):
@@ -95,7 +96,7 @@ def _landed(side: Side, size: int) -> bool:
 
 
 def _turn(side: Side, mode: str, size: int) -> np.ndarray:
-    """One repeat; returns the seconds of the puts at the origin, of one round of computation at the target."""
+    """Run one repeat. Returns the seconds of the puts at the origin, or of one round of computation at the target."""
     from .. import oneside_rma
 
     pairs, wire = side.pairs, side.pairs.wire
@@ -136,7 +137,7 @@ def _await(side: Side, wire: int, address: int, value: int) -> None:
 
 
 def _uneven(computing: np.ndarray) -> float:
-    """Slow-down of the target's work against its fastest round, both without puts. computing: [mode, size, repeat]."""
+    """Slow-down of the target's work without puts against its fastest round. computing: [mode, size, repeat]."""
     rounds = computing[MODES.index("computes") :, 0]
     return float(np.median(rounds, axis=1).max() / rounds.min() - 1)
 

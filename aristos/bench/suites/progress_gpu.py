@@ -1,14 +1,13 @@
 """Suite `progress` on GPUs: whether a call needs the host while it runs, and the host's cost of a call.
 
-On CPUs this suite times MPI puts while the target computes (`suites/progress.py`). On a GPU blocks move rows
-themselves; between nodes the proxy thread of the host calls MPI for them. The suite times a burst of calls, each a CUDA
-graph, while the
+On CPUs the suite times MPI puts while the target computes (`suites/progress.py`). On a GPU blocks move rows themselves;
+between nodes the host's proxy thread calls MPI for them. The suite times a burst of calls, each a CUDA graph, while the
 
     host waits      for the burst
     host computes   matrix products, on BLAS's threads, without using the GPU
 
 and how much longer the host's work takes beside a burst. On one node there is no proxy thread, so its cost is not
-measured, as a note says; the times then show only that no block waits for the host. Every output is checked against
+measured, as a note says. The times then show only that no block waits for the host. Every output is checked against
 the float64 oracle.
 """
 
@@ -30,7 +29,7 @@ from ..workload import Workload
 WAITS, COMPUTES, ALONE = "host waits", "host computes", "host alone"
 CALLS = 20  # per burst
 MATRIX = 256  # rows and columns of the host's matrix
-FEWEST, MOST = 5, 50  # bursts of each
+FEWEST, MOST = 5, 50  # limits on the number of bursts of each kind
 
 COLUMNS = (
     Column("tokens", "tokens\n/rank", "d"),
@@ -56,7 +55,7 @@ class HostWork:
         self.out, self.rounds = np.empty_like(self.matrix), 1
 
     def __call__(self) -> float:
-        """Do the work; returns its seconds."""
+        """Do the work. Returns its seconds."""
         start = time.perf_counter()
         for _ in range(self.rounds):
             np.matmul(self.matrix, self.matrix, out=self.out)
@@ -76,7 +75,7 @@ class Bursts:
         self.gpu, self.graph, self.work = gpu, graph, HostWork()
 
     def burst(self, beside: bool) -> tuple[float, float]:
-        """Run a burst; returns (seconds per call, by events; seconds of the host's work, 0 if not `beside`)."""
+        """Run a burst. Returns (seconds per call, by events; seconds of the host's work, 0 if not `beside`)."""
         before, after = self.gpu.events
         self.gpu.world.barrier()
         self.gpu.device.record(before, self.gpu.stream)
@@ -87,8 +86,8 @@ class Bursts:
         return self.gpu.device.elapsed(before, after) / CALLS, spent
 
     def measure(self, seconds: float, asked: int | None) -> dict[str, np.ndarray]:
-        """Seconds [2, turns] of "calls", host waiting and computing, and of "host", its work alone and beside a burst.
-        Collective."""
+        """Seconds [2, turns] of "calls", with the host waiting and computing, and of "host", whose work is alone and
+        beside a burst. Collective."""
         world = self.gpu.world
         with no_gc(), self.gpu.here():
             once, _ = self.burst(False)

@@ -82,7 +82,7 @@ def run(ctx: Context) -> Result:
 
 
 def _flight(capacity: int, size: int) -> int:
-    """Puts in flight that fit into the slots."""
+    """The number of puts in flight that fit into the slots."""
     return max(1, min(FLIGHT, capacity // max(64, size)))
 
 
@@ -96,7 +96,10 @@ def _result(
     right: np.ndarray,
     transports: dict[str, np.ndarray],
 ) -> Result:
-    """latency, bandwidth: [origin, target, size, sample] seconds per put. core: [origin, target, end, size]."""
+    """The suite's result. latency, bandwidth: [origin, target, size, sample] seconds per put.
+
+    core: [origin, target, end,
+    size]."""
     good = np.logical_and.reduce(ctx.world.allgather(right))
     sheets = [
         _sheet(ctx, name, sizes, latency[pairs], bandwidth[pairs], core, pairs, good)
@@ -115,8 +118,8 @@ def _sheet(
     pairs: np.ndarray,
     good: np.ndarray,
 ) -> Sheet:
-    """latency, bandwidth: [pair, size, sample] seconds per put, of the pairs [W, W] of one transport. core: [origin,
-    target, end, size]."""
+    """The sheet of one transport. latency, bandwidth: [pair, size, sample] seconds per put, of its pairs [W, W]. core:
+    [origin, target, end, size]."""
     (median, typical), (each, usual) = medians(latency), medians(bandwidth)
     whole = fit.alpha_beta(sizes, typical)
     title = f"put by {transport}: {len(median)} ordered pairs of {ctx.world.size} ranks, medians over pairs"

@@ -4,9 +4,9 @@
     both ways   both halves put and wait
     copy        cuMemcpyDtoDAsync of as many bytes, in turns with them
 
-Each byte is counted once. On one rank all memory is that of one GPU. On several ranks of a node, rank 0's GPU and that
-of each other rank are the two halves, by CUDA IPC: the time is that of the slower side, and `link` names the class of
-the link between them. A launch with a wrong byte or a wait that ran out fails.
+Each byte is counted once. On one rank all memory is that of one GPU. On several ranks of a node, the two halves are
+rank 0's GPU and the GPU of each other rank, by CUDA IPC. The time is then that of the slower side, and `link` names the
+class of the link between them. A launch with a wrong byte or a wait that ran out fails.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from ..measure import Statistics, gathered, padded
 from ..registry import gpu_suite
 
 ROW_BYTES = (4096, 8192, 16384, 65536)
-BLOCK_BYTES = 1 << 20  # per block
-BATCH_BYTES = 1 << 16  # from signal to signal
+BLOCK_BYTES = 1 << 20  # bytes that each block puts
+BATCH_BYTES = 1 << 16  # bytes from signal to signal
 LIMIT_NS = 2_000_000_000
 WAYS = {"one way": 1, "both ways": 2}
 
@@ -60,7 +60,7 @@ class Puts:
         self._base = 0
 
     def put(self, halves: int) -> None:
-        """Queue a launch in which one half of the grid puts, or both."""
+        """Queue a launch in which one half of the grid puts, or both halves."""
         batch = max(1, BATCH_BYTES // self.row_bytes)
         self.gpu.launch(
             self.kernel,
@@ -85,7 +85,7 @@ class Puts:
         self.gpu.device.copy(self.target.at, self.source.at, self.nbytes * halves // 2, self.gpu.stream)
 
     def right(self, halves: int) -> bool:
-        """Launch once more; whether every row has arrived, and no wait has run out so far."""
+        """Launch once more. Returns whether every row has arrived, and no wait has run out so far."""
         self.target.put(np.zeros_like(self.values))
         self.put(halves)
         want = np.roll(self.values.reshape(2, -1), 1, axis=0)
@@ -148,7 +148,10 @@ class PairPuts:
             self.gpu.device.copy(self.pair.theirs, self.source.at, self.nbytes, self.gpu.stream)
 
     def right(self, halves: int) -> bool:
-        """Launch once more; whether every row has arrived here, and no wait has run out so far. Collective."""
+        """Launch once more. Returns whether every row has arrived on this rank, and no wait has run out so far.
+
+        Collective.
+        """
         gpu, pair = self.gpu, self.pair
         if pair.side is not None:
             gpu.device.clear(pair.own, self.nbytes, gpu.stream)
@@ -223,7 +226,7 @@ def run(ctx: Context, gpu: BenchGpu) -> Result:
 
 
 def _record(nbytes: int, row_bytes: int, way: str, found: dict[str, np.ndarray], right: bool) -> dict[str, Any]:
-    """A row of the sheet. nbytes: what a launch moves, over both sides."""
+    """A row of the sheet. nbytes: the bytes that a launch moves, over both sides."""
     share, low, high = ratios(found["put"], found["copy"])
     return {
         "row_bytes": row_bytes,

@@ -1,13 +1,13 @@
-"""Suite `replay`: a recorded routing replayed, prefill batches, decode steps and small calls, fused against bulk.
+"""Suite `replay`: a recorded routing, replayed in prefill batches, decode steps and small calls, fused against bulk.
 
     prefill   every rank has consecutive tokens of the trace, whole sequences one after another
     decode    every rank has one token of each of its sequences that has not ended; token counts differ between ranks
               and steps
     call_N    every rank has N consecutive tokens of the trace: the latency of calls of 1, 16 and 256 tokens
 
-A step is one layer call with the routing of one recorded layer. Recorded layers follow each other; all use the weights
-of one layer of the preset's width. A pass runs all steps, and every step of every pass is timed. Every output is
-checked against the float64 oracle. Generated routings are the suite `idle`.
+A step is one layer call with the routing of one recorded layer. Recorded layers follow each other, and all use the
+weights of one layer of the preset's width. A pass runs all steps, and every step of every pass is timed. Every output
+is checked against the float64 oracle. Generated routings are measured by the suite `idle`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from ..registry import suite
 from ..routing import Trace, busiest_over_mean
 from ..workload import Call, Workload, execute
 
-CALL = "call_"  # and a rank's number of tokens
+CALL = "call_"  # followed by a rank's number of tokens
 MOST_STEPS = {"prefill": 26, "decode": 104, "call_1": 104, "call_16": 104, "call_256": 52}
 FEWEST_STEPS = 4
 MOST_PASSES = 50
@@ -54,8 +54,10 @@ COLUMNS = (
 
 @dataclass
 class Phase:
-    """times, core: [schedule, world, step, pass] seconds, and shares of the ranks' cores; tokens: [step], all ranks;
-    rows: [step, world]; layers: [step]."""
+    """One phase. times, core: [schedule, world, step, pass] seconds, and shares of the ranks' cores.
+
+    tokens: [step] of all
+    ranks. rows: [step, world]. layers: [step]."""
 
     name: str
     times: np.ndarray
@@ -104,12 +106,12 @@ def most_tokens(trace: Trace, prefill: int, world: int) -> int:
 
 
 def _tokens(trace: Trace, name: str, prefill: int) -> int:
-    """A rank's tokens in a step of consecutive ones; `prefill` for all phases that do not name a number."""
+    """The number of a rank's consecutive tokens in a step: the one in the phase's name, or else `prefill`."""
     return min(int(name.removeprefix(CALL)), len(trace.ids)) if name.startswith(CALL) else prefill
 
 
 def step_call(work: Workload, trace: Trace, name: str, prefill: int, step: int, steps: int) -> tuple[Call, int]:
-    """(this rank's call in a step, the recorded layer whose routing it has)."""
+    """(this rank's call in a step, the recorded layer whose routing the call has)."""
     layer = step % trace.layers
     rank, world = work.world.rank, work.world.size
     if name != "decode":
@@ -153,8 +155,8 @@ def _phase(
 def _play(
     ctx: Context, layers: dict[str, Any], calls: list[Call], outputs: list[dict[str, np.ndarray]], seconds: float
 ) -> tuple[np.ndarray, np.ndarray, bool]:
-    """([schedule, world, step, pass] seconds, the same of the ranks' shares of their cores, whether the timed outputs
-    have the checked bits)."""
+    """([schedule, world, step, pass] seconds, the ranks' shares of their cores in the same arrangement, whether the
+    timed outputs have the checked bits)."""
     passes: list[np.ndarray] = []
     cores: list[np.ndarray] = []
     buffers = [np.empty_like(c.x) for c in calls]

@@ -1,5 +1,4 @@
-"""Suite `replay` on GPUs: a recorded routing replayed, prefill batches, decode steps and small calls, against the
-unfused chain.
+"""Suite `replay` on GPUs: a recorded routing, replayed as by the CPU's suite, against the unfused chain.
 
 Phases and steps are those of the CPU's suite (`suites/replay.py`): each step is one call with the routing of one
 recorded layer, whose ids and weights are on the GPU. Each is captured in a CUDA graph:
@@ -7,8 +6,8 @@ recorded layer, whose ids and weights are on the GPU. Each is captured in a CUDA
     aristos graph   MoE(backend="cuda"), one launch of the graph
     chain ...       the unfused chains of suite `layer` with the same routing
 
-They take turns, step by step, with cold caches (`clock.py`). `against chain` compares whole passes. Outputs of some
-tokens of every step are checked against the float64 oracle, before all passes and after.
+These take turns, step by step, with cold caches (`clock.py`). `against chain` compares whole passes. Outputs of some
+tokens of every step are checked against the float64 oracle, before and after all passes.
 """
 
 from __future__ import annotations
@@ -58,7 +57,7 @@ COLUMNS = (
 
 @dataclass
 class Step:
-    """One recorded step on this rank. graph: launches the layer's call."""
+    """One recorded step on this rank. graph: a function that launches the layer's call."""
 
     played: Played
     layer: int
@@ -67,13 +66,13 @@ class Step:
 
     @property
     def calls(self) -> dict[str, Any]:
-        """Functions that launch it, by name."""
+        """Functions that launch the step, by name."""
         return {GRAPH: self.graph} | {name: chain.call for name, chain in self.chains.items()}
 
 
 @dataclass
 class GpuPhase:
-    """times: name -> [world, step, pass] seconds; tokens: [step] of all ranks; rows: [step, world]."""
+    """One phase. times: name -> [world, step, pass] seconds. tokens: [step] of all ranks. rows: [step, world]."""
 
     name: str
     steps: list[Step]
@@ -90,7 +89,7 @@ class GpuPhase:
         return {name: " or ".join(dict.fromkeys(used for other, used in chains if other == name)) for name in names}
 
     def check(self) -> None:
-        """Check every step; `errors` keeps the largest error of each name. Collective."""
+        """Check every step. `errors` keeps the largest error of each name. Collective."""
         for step in self.steps:
             for name, call in step.calls.items():
                 out = step.chains[name].out if name in step.chains else step.played.y
@@ -133,8 +132,10 @@ def run(ctx: Context, gpu: BenchGpu) -> Result:
 def _phase(
     ctx: Context, gpu: BenchGpu, work: Workload, moe: Any, name: str, prefill: int, rival: Rival | None
 ) -> GpuPhase:
-    """All steps on the GPU, captured and checked. One call of the oracle covers all, so that it generates the
-    weights of each expert once."""
+    """All steps on the GPU, captured and checked.
+
+    One call of the oracle covers all steps, so that it generates the weights
+    of each expert once."""
     assert ctx.trace is not None
     count = MOST_STEPS[name]
     made = [step_call(work, ctx.trace, name, prefill, i, count) for i in range(count)]
@@ -148,7 +149,7 @@ def _phase(
         played = Played(gpu, work, moe, call, CHECKED, wanted)
         steps.append(Step(played, layer, played.graph(), rival.chains(played) if rival is not None else {}))
     whole = set.intersection(*(set(step.chains) for step in steps))
-    for step in steps:  # passes are compared, so a chain that failed in a step is left out
+    for step in steps:  # a chain that failed in a step is left out, because passes are compared
         step.chains = {what: chain for what, chain in step.chains.items() if what in whole}
     tokens = np.sum(ctx.world.allgather([len(call.x) for call in calls]), axis=0)
     rows = np.array([np.bincount(work.placement, step.played.rows, ctx.world.size) for step in steps])
@@ -158,7 +159,7 @@ def _phase(
 
 
 def _joined(calls: list[Call]) -> Call:
-    """One call with the tokens of all."""
+    """One call with the tokens of all calls."""
     parts = [(call.x, call.ids, call.weights) for call in calls]
     return Call(*(np.concatenate([part[i] for part in parts]) for i in range(3)))
 
@@ -217,7 +218,7 @@ def _records(work: Workload, phase: GpuPhase) -> list[dict[str, Any]]:
 
 
 def _table(ctx: Context, phase: GpuPhase, notes: list[str]) -> Table:
-    """Raw times; `error` says whose are of wrong outputs."""
+    """Raw times. `error` shows which of them are of wrong outputs."""
     names = list(phase.times)
     _, steps, passes = phase.times[names[0]].shape
     table = Table("replay", f"replay_{phase.name}_cuda", attributes={"trace": str(ctx.options.routing)})

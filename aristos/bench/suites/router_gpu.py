@@ -4,7 +4,7 @@
     both    `route` and `place`, which makes the packed order; PyTorch also sorts the choices by expert
 
 Each side is captured in a CUDA graph, and both take turns on the same tokens. Ids and order must equal those of the
-float64 reference, whose weights the errors are of. The suite runs on every rank by itself.
+float64 reference. Errors are those of the weights against the reference. Every rank runs the suite alone.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Ours:
     """The layer's own kernels on `x`, an array of the GPU. matrix: the router's, [H, E]."""
 
     def __init__(self, gpu: BenchGpu, cfg: Any, x: GpuArray, matrix: np.ndarray) -> None:
-        from ...kernels.common.scores import rule
+        from ...kernels.common.scores import job_words
         from ...kernels.cuda import router, router_job
         from ...kernels.cuda.catalogue import route_kernels
 
@@ -64,8 +64,7 @@ class Ours:
         job = router_job.whole_job(
             x=x.at, x_stride=x.dtype.itemsize * cfg.hidden, tokens=tokens, hidden=cfg.hidden,
             router=gpu.array(router.pack_router(matrix)).at, experts=cfg.experts, top_k=cfg.top_k, choices=cfg.top_k,
-            score=rule(cfg.router), renormalize=cfg.router.renormalize,
-            scale=int(np.float32(cfg.router.scale).view(np.int32)), ids=ids, weights=weights,
+            **job_words(cfg.router), ids=ids, weights=weights,
             slot_of=gpu.array(np.arange(cfg.experts)).at, slots=cfg.experts,
             offset=gpu.allocate(8 * (cfg.experts + 1)), token=gpu.allocate(8 * tokens * cfg.top_k), position=position,
             input=0, input_stride=0, status=gpu.allocate(8), scratch=gpu.allocate(scratch),
@@ -129,14 +128,14 @@ class Theirs:
                 each.zero_()
 
     def found(self) -> list[np.ndarray]:
-        """As `Ours.found`."""
+        """ids [S, k], weights [S, k] and packed positions [S, k], as `Ours.found`."""
         return [each.cpu().numpy() for each in self.outputs]
 
 
 def error(found: list[np.ndarray], want: tuple[np.ndarray, np.ndarray]) -> float:
     """The error of the weights; infinite if a token's experts or the order are wrong. want: ids and weights [S, k]."""
     ids, weights, position = found
-    by_id, wanted_by_id = np.argsort(ids, axis=1), np.argsort(want[0], axis=1)  # near ties swap choices
+    by_id, wanted_by_id = np.argsort(ids, axis=1), np.argsort(want[0], axis=1)  # because near ties may swap choices
     right = np.array_equal(np.take_along_axis(ids, by_id, 1), np.take_along_axis(want[0], wanted_by_id, 1))
     order = np.argsort(ids.reshape(-1), kind="stable")
     if not right or not np.array_equal(position.reshape(-1)[order], np.arange(order.size)):
@@ -162,7 +161,7 @@ def run(ctx: Context, gpu: BenchGpu) -> Result:
         before = errors(gpu, sides, graphs, want)
         share = ctx.left() / (len(shape.tokens) - i)
         found = gpu.in_turns(graphs, share, ctx.options.warmup, ctx.options.iters)
-        after = errors(gpu, sides, graphs, want)  # the timed graphs must still give right outputs
+        after = errors(gpu, sides, graphs, want)  # because the timed graphs must still give right outputs
         worst = {name: ctx.world.largest(max(before[name], after[name])) for name in sides}
         if worst.get(TORCH, 0.0) > most:
             sheet.notes.append(f"{WRONG_RIVAL}: PyTorch's routing of {tokens} tokens, error {worst[TORCH]:.1e}")
@@ -174,7 +173,7 @@ def run(ctx: Context, gpu: BenchGpu) -> Result:
 
 
 def torch_or_why(gpu: BenchGpu) -> tuple[TorchGpu | None, str]:
-    """(PyTorch, what is used) or (None, why it is not). Collective."""
+    """(PyTorch, a text about the version in use) or (None, why there is none). Collective."""
     place = None
     try:
         place = TorchGpu(gpu)
@@ -187,7 +186,7 @@ def torch_or_why(gpu: BenchGpu) -> tuple[TorchGpu | None, str]:
 def made(
     gpu: BenchGpu, place: TorchGpu | None, cfg: Any, x: GpuArray, matrix: np.ndarray
 ) -> tuple[dict[str, Any], str]:
-    """(the sides by name, why PyTorch's is missing). Its kernels have run once. Collective."""
+    """(the sides by name, why PyTorch's side is missing). Its kernels have run once. Collective."""
     sides, why = {OURS: Ours(gpu, cfg, x, matrix)}, ""
     if place is None:
         return sides, why

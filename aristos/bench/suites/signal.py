@@ -27,7 +27,7 @@ PROBE_TRIPS = 10
 SAMPLES = 100
 MESSAGE_SIZES = (8, 64, 512, 4096)
 RING = 256
-MESSAGES = 2000  # per sample
+MESSAGES = 2000  # messages per sample
 
 TRIPS = (
     Column("size_text", "payload"),
@@ -130,7 +130,8 @@ def _trips(side: Side, size: int, repeats: int, samples: int) -> tuple[np.ndarra
 
 
 def _stream(side: Side, size: int, samples: int) -> tuple[np.ndarray, bool]:
-    """(nanoseconds of MESSAGES messages for each sample, valid at the origin; whether they added up, at the target)."""
+    """(nanoseconds of MESSAGES messages for each sample, valid at the origin; whether their numbers added up, valid at
+    the target)."""
     ring, stride = side.slots(side.target), max(64, size)
     tail, credit = side.word(side.target, TAIL), side.word(side.origin, CREDIT)
     total = np.zeros(1, np.int64)
@@ -178,8 +179,10 @@ def _result(
     right: np.ndarray,
     transports: dict[str, np.ndarray],
 ) -> Result:
-    """trips: [origin, target, size, sample] seconds per round trip; rates: the same, seconds per message. core: shares
-    of both, [origin, target, end, size]."""
+    """The suite's result. trips: [origin, target, size, sample] seconds per round trip.
+
+    rates: seconds per message, in the
+    same arrangement. core: shares of both, [origin, target, end, size]."""
     sheets = []
     for name, pairs in transports.items():
         sheets.append(_trip_sheet(ctx, name, sizes, trips[pairs], core[0], pairs, right[0]))
@@ -206,7 +209,8 @@ def _trip_sheet(
     pairs: np.ndarray,
     right: np.ndarray,
 ) -> Sheet:
-    """trips: [pair, size, sample] seconds per round trip, of the pairs [W, W]. core: [origin, target, end, size]."""
+    """The sheet of round trips. trips: [pair, size, sample] seconds per round trip, of the pairs [W, W]. core: [origin,
+    target, end, size]."""
     trip, usual = medians(trips)
     title = f"signal by {transport}: round trips, {len(trip)} ordered pairs of {ctx.world.size} ranks"
     sheet = Sheet(title, TRIPS)
@@ -230,7 +234,8 @@ def _trip_sheet(
 def _rate_sheet(
     transport: str, messages: list[int], rates: np.ndarray, core: np.ndarray, pairs: np.ndarray, right: np.ndarray
 ) -> Sheet:
-    """rates: [pair, size, sample] seconds per message, of the pairs [W, W]. core: [origin, target, end, size]."""
+    """The sheet of message rates. rates: [pair, size, sample] seconds per message, of the pairs [W, W]. core: [origin,
+    target, end, size]."""
     rate, usual = medians(rates)
     sheet = Sheet(f"signal by {transport}: message rate of one sender, ring of {RING} slots", RATES)
     for j, size in enumerate(messages):

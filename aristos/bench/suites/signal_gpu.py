@@ -1,9 +1,9 @@
 """Suite `signal` on GPUs: microseconds of a row and a signal from one block to another and back.
 
-Two blocks of one warp make `ROUNDS` round trips per launch; a time is that of the launch, by events, over its rounds.
-On one rank both blocks are on one GPU. On several ranks of a node they are on rank 0's GPU and on that of each other
-rank, by CUDA IPC; `link` names the class of the link, and the time is that of the slower side. A launch with a wrong
-row or a wait that ran out fails.
+Two blocks of one warp each make `ROUNDS` round trips per launch. A time is that of the launch, by events, over its
+rounds. On one rank both blocks are on one GPU. On several ranks of a node they are on rank 0's GPU and on the GPU of
+each other rank, by CUDA IPC. `link` names the class of the link, and the time is that of the slower side. A launch with
+a wrong row or a wait that ran out fails.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class PingPong:
         self._base += ROUNDS
 
     def right(self) -> bool:
-        """Has every row arrived, and no wait run out?"""
+        """Whether every row has arrived, and no wait has run out."""
         if self.out:
             return True
         found = np.empty((2, len(self.row)), np.int64)
@@ -95,7 +95,7 @@ def run(ctx: Context, gpu: BenchGpu) -> Result:
         whole = 1 if pair is None else world.size - 1
         for i, row_bytes in enumerate(ROW_BYTES):
             ctx.report(f"rows of {row_bytes} bytes", (done + i / len(ROW_BYTES)) / whole)
-            if pair is not None and pair.side is not None:  # words start at zero
+            if pair is not None and pair.side is not None:  # in a pair's memory words start at zero
                 gpu.device.clear(pair.own, WINDOW_BYTES, gpu.stream)
                 gpu.device.synchronize(gpu.stream)
             world.barrier()

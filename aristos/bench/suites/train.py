@@ -1,4 +1,4 @@
-"""Suite `train`: a training step of the layer in float32: forward, backward, Adam; with each `save` of tapes, in turns.
+"""Suite `train`: a training step of the layer in float32 (forward, backward, Adam), with each `save` of tapes in turns.
 
 The columns, medians of the slowest rank over steps:
 
@@ -6,10 +6,10 @@ The columns, medians of the slowest rank over steps:
     optimizer            reduce_grads, clip, AdamW on the float32 masters, packing the weights again
     step                 all three, and zero_grads
     tokens/s             tokens of all ranks / step
-    of peak              GFLOP/s per rank over multiply-adds in registers, on all workers at once; counted are 2 H F
-                         FLOPs for each matrix product of a row: forward 2, backward 5; 3 and 8 if gated
+    of peak              GFLOP/s per rank over multiply-adds in registers, on all workers at once. Each matrix product
+                         of a row counts 2 H F FLOPs: 2 products forward and 5 backward, or 3 and 8 if gated
 
-Checked against float64 in the first step: dx, and the gradient of each expert's up projection between two random
+The first step is checked against float64: dx, and the gradient of each expert's up projection between two random
 vectors. Layers of other dtypes are trained in float32.
 """
 
@@ -51,7 +51,10 @@ COLUMNS = (
 
 @dataclass
 class Steps:
-    """Steps of one token count and one `save` on this rank; a call is one of them. seconds: of each part, by step."""
+    """Training steps of one token count and one `save` on this rank. A call makes one.
+
+    seconds: those of each part, by step.
+    """
 
     moe: Any
     optimizer: Any
@@ -61,7 +64,10 @@ class Steps:
     seconds: dict[str, list[float]] = field(default_factory=lambda: {part: [] for part in PARTS})
 
     def gradients(self) -> np.ndarray:
-        """dx [S, H] of a forward and a backward call; the gradients of the layer's arrays are those of this call."""
+        """dx [S, H] of a forward and a backward call.
+
+        The gradients of the layer's arrays are then those of this call.
+        """
         self.moe.zero_grads()
         start = time.perf_counter()
         _, tape = self.moe.forward(self.call.x, self.call.ids, self.call.weights, save=self.save)
@@ -73,7 +79,7 @@ class Steps:
         return np.asarray(found[0] if isinstance(found, tuple) else found)
 
     def note(self, i: int) -> None:
-        """After step i: `seconds` has one for each step, the last of those that were repeated."""
+        """Keep in `seconds`, after step i, one entry for each step: of repeated steps the last."""
         for each in self.seconds.values():
             placed(each, i)
 
@@ -85,7 +91,7 @@ class Steps:
 
 
 def noted(steps: dict[str, Steps]) -> Callable[[str, int, float], None]:
-    """What `in_turns` does after each step."""
+    """The function that `in_turns` calls after each step."""
     return lambda save, i, elapsed: steps[save].note(i)
 
 
@@ -177,7 +183,7 @@ def _error(work: Workload, steps: Steps) -> float:
     rng = np.random.default_rng(work.seed)
     left, right = rng.standard_normal(cfg.hidden), rng.standard_normal(cfg.ffn)
     dx, dw = np.zeros_like(x), np.zeros(ids.shape)
-    projected = np.zeros((2, cfg.experts))  # sums, and sums of absolute values
+    projected = np.zeros((2, cfg.experts))  # sums of terms, and sums of their absolute values
     for e in np.unique(ids[ids >= 0]):
         token, choice = np.nonzero(ids == e)
         one = {name: array[0].astype(np.float64) for name, array in work.expert(int(e)).items()}

@@ -1,11 +1,11 @@
-"""Reads a log: the explorer's vector clocks say which accesses nothing orders.
+"""The check of a log: the explorer's vector clocks say which accesses are not ordered.
 
-Actors are the threads of all ranks, and for each rank and remote peer the network, which reads what is put and writes
-it at the peer. A flush makes the network's writes known to the thread that called it. A word that MPI puts as {value,
-complement} is a release of its put; a thread that reads the value knows of that after its next sync.
+Actors are the threads of all ranks, and for each rank and remote peer the network, which reads the data of puts and
+writes it at the peer. A flush makes the network's writes known to the thread that called it. A word that MPI puts as
+{value, complement} is a release of its put; a thread that reads the value knows of the put after its next sync.
 
-First, NumPy drops the accesses that can be in no race: of words that one actor uses alone, of words that nobody writes,
-and repetitions of an access by the same actor since its last atomic.
+First, NumPy drops the accesses that can be in no race: those of words that one actor uses alone, those of words that no
+actor writes, and repetitions of an access by the same actor since its last atomic.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from .log import ACQUIRE, ADD, EXCHANGE, FLUSH, KIND_BITS, PUT, READ, RELEASE, S
 from .recorded import PEER_BITS
 from .space import Space
 
-MOST = 20  # races that are kept, each between other places
-UNORDERED = (words.FAILED,)  # a word of the state that is set once, without the lock; a late reader fails late
+MOST = 20  # the most races that are kept, each between other places
+UNORDERED = (words.FAILED,)  # words of the state set once without the lock; a late reader just fails later
 
 
 @dataclass(frozen=True)
 class Found:
-    """A race. here, there: the places in the steps of its two accesses."""
+    """A race. here, there: where the steps make its two accesses."""
 
     message: str
     here: str
@@ -97,7 +97,7 @@ class Checker(Clocks):
     # ---- plain accesses, by NumPy
 
     def _puts(self) -> list[tuple[int, int, int, int, int]]:
-        """(entry, actor, source, target, bytes) of each put."""
+        """Each put as (entry, actor, source, target, bytes)."""
         found = []
         for i in np.flatnonzero(self.kinds == PUT).tolist():
             to = int(self.entries[i, log.B])
@@ -128,7 +128,7 @@ class Checker(Clocks):
         within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
         spread = np.repeat(np.arange(len(entry)), counts)
         every = Accesses(entry[spread], actor[spread], (first[spread] + within) * WORD, writes[spread])
-        keep = ~self.space.in_area(every.number, WIRE)  # some words of the wire are read without its lock, as hints
+        keep = ~self.space.in_area(every.number, WIRE)  # some words of the wire are hints, read without its lock
         for word in UNORDERED:
             for rank in range(self.space.shape.world):
                 keep &= every.number != private(rank, STATE, WORD * word)
@@ -177,7 +177,7 @@ class Checker(Clocks):
     # ---- all events in order
 
     def run(self) -> list[Found]:
-        """Check the log; returns the races found."""
+        """Check the log. Returns the races found."""
         self._coded_values: dict[int, int] = {}
         self._history: dict[int, list[tuple[int, Clock]]] = {}
         self._pending: dict[int, Clock] = {}
@@ -279,7 +279,7 @@ class Checker(Clocks):
         return where(int(self.entries[entry, log.CODE]) >> KIND_BITS)
 
     def _other(self, entry: int, number: int, reads: bool) -> str:
-        """The step of the latest earlier access of a word by another actor. reads: this one only reads it."""
+        """The step of the latest earlier access to a word by another actor. reads: whether this access is a read."""
         plain = self._plain
         before = plain.entry[(plain.number == number) & (plain.actor != self.me) & (plain.writes | (not reads))]
         first = RELEASE if reads else ACQUIRE

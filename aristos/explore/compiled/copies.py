@@ -1,10 +1,10 @@
-"""The engine's steps compiled so that they record: modules of their own, made from the same files.
+"""Copies of the engine's steps that record their accesses: separate modules, made from the same files.
 
-The syntax tree of each module is changed before it is executed. Accesses of the state become calls of `recorded.get`
-and `recorded.put`; calls of memory, wire and arithmetic become calls of the functions in `recorded.py`. Each passes the
-site of the call. The bugs of `planted.py` are planted, switched off. Line numbers stay. The packages' names contain a
-hash of the files that define these changes. So Numba's cache keeps this code apart from ordinary code, and from copies
-made by other changes.
+The syntax tree of each module is changed before it is executed. Accesses to the state become calls of `recorded.get`
+and `recorded.put`. Calls of memory, wire and arithmetic become calls of the functions in `recorded.py`. Each call
+passes its site. The bugs of `planted.py` are compiled in, but switched off. Line numbers do not change. The packages'
+names contain a hash of the files that define these changes. So Numba's cache keeps this code apart from ordinary code,
+and from copies made by other changes.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ MODULES = {
     CPU: ("loop",),
 }  # fmt: skip
 ORDER = [f"{package}.{name}" for package, names in MODULES.items() for name in names]
-LINE_BITS = 16  # bits of a site that hold the line; above them the module
+LINE_BITS = 16  # bits of a site that hold the line; the bits above hold the module
 STATES = ("st", "gs")
-SHARED = {  # the names that steps have for the modules whose functions record, and those functions
+SHARED = {  # the modules whose functions record, by the names that steps have for them, and these functions
     "mem": {each.__name__ for each in recorded.MEMORY},
     "mpi": set(recorded.WIRE),
     "arithmetic": {each.__name__ for each in recorded.ARITHMETIC},
@@ -43,7 +43,7 @@ SHARED = {  # the names that steps have for the modules whose functions record, 
 
 
 def copied(module: str) -> str:
-    """The name of the copy of a module; of a package the copy's package."""
+    """The name of a module's copy, or of a package's copy."""
     longest = sorted(MODULES, key=len, reverse=True)
     package = next(each for each in longest if module == each or module.startswith(f"{each}."))
     return f"{package}_{_suffix()}{module[len(package) :]}"
@@ -55,7 +55,7 @@ def _suffix() -> str:
 
 
 class Recording(ast.NodeTransformer):
-    """Changes the functions of one module."""
+    """The change of one module's functions."""
 
     def __init__(self, module: str) -> None:
         self._number = ORDER.index(module)
@@ -77,7 +77,7 @@ class Recording(ast.NodeTransformer):
         return self.generic_visit(node)
 
     def _plant(self, statement: ast.stmt) -> list[ast.stmt]:
-        """The statement, or with a bug a choice between it and the bug."""
+        """The statement itself, or if a bug is planted there, a choice between the statement and the bug."""
         for field in ("body", "orelse"):
             inner = getattr(statement, field, None)
             if isinstance(inner, list):
@@ -134,7 +134,7 @@ def _is_state(node: ast.AST) -> bool:
 
 
 class Finder:
-    """Finds and executes the copies."""
+    """Finder and loader of the copies."""
 
     def find_spec(self, name: str, path: Sequence[str] | None = None, target: Any = None) -> ModuleSpec | None:
         original = _originals().get(name)
@@ -167,7 +167,7 @@ def _originals() -> dict[str, str]:
 
 @cache
 def loop() -> Any:
-    """The module `substrate/cpu/loop.py`, made to record."""
+    """The recording copy of the module `substrate/cpu/loop.py`."""
     for package, names in MODULES.items():
         made = ModuleType(copied(package))
         made.__path__ = []
@@ -211,7 +211,7 @@ def _functions(module: str) -> list[tuple[int, int, str]]:
 
 
 def where(site: int) -> str:
-    """`module.function:line` of a site; 0: code of the host, which has none."""
+    """The site as `module.function:line`. Site 0 is code of the host, which has no sites."""
     if site == 0:
         return "the host"
     module, line = ORDER[site >> LINE_BITS], site & ((1 << LINE_BITS) - 1)

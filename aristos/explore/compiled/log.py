@@ -1,11 +1,11 @@
-"""The log: what the threads of all ranks of a node have read, written, released and acquired, in one order.
+"""The log: all reads, writes, releases and acquires by the threads of all ranks of a node, in one order.
 
-An entry is taken by adding to one shared counter. An atomic access is made while its thread holds a lock of the log,
-and gets its entry there. So the order of entries is the order of all atomic accesses, and an acquire reads the latest
-release before it. The checker does not count the order that this lock gives the threads.
+A thread takes an entry by adding to one shared counter. It makes an atomic access while it holds a lock of the log, and
+takes the entry under that lock. So the order of entries is the order of all atomic accesses, and an acquire reads the
+latest release before it. The checker ignores the order that this lock gives the threads.
 
-The table of a process says where the log lies. Compiled code finds the table, and the function that writes entries, by
-symbols, because addresses would be kept in the kernel cache.
+A process's table says where the log lies. Compiled code finds the table, and the function that writes entries, by
+symbols, because the kernel cache would keep addresses.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ WORD = 8
 
 # kinds of entries: plain reads and writes of a range of bytes; atomics of a word; calls of MPI; marks of the host
 READ, WRITE, ACQUIRE, RELEASE, ADD, EXCHANGE, PUT, FLUSH, SYNC, WORKER = range(10)
-KIND_BITS = 8  # bits of a code that hold the kind; above them the site
+KIND_BITS = 8  # bits of a code that hold the kind; the bits above hold the site
 
-CURSOR, LOCK, CAPACITY, HEAD = 0, 8, 16, 24  # words of the log: entries taken, its lock, most entries; where they begin
+CURSOR, LOCK, CAPACITY, HEAD = 0, 8, 16, 24  # bytes at which entries taken, lock, most entries, and entries begin
 THREAD, RANK, CODE, AT, A, B, RESULT, ENTRY_WORDS = range(8)  # words of an entry
 
 LOG, MINE, ELEMENT, PLANTED, TABLE_WORDS = range(5)  # words of TABLE; ELEMENT: bytes of a row's element
@@ -67,7 +67,7 @@ def _thread(typingctx):
 
 @intrinsic
 def _record(typingctx, code, at, a, b):
-    """Write the entry of an access; make the access too if it is an atomic. Returns the result of an atomic."""
+    """Write the entry of an access. If the access is atomic, also make it and return its result."""
 
     def codegen(context, builder, signature, args):
         word = ir.IntType(64)
@@ -121,7 +121,7 @@ def write(code, at, a, b):
 
 @cache
 def prepare() -> Any:
-    """Compile `write` and give it its symbol; returns it as Python calls it."""
+    """Compile `write` and give it its symbol. Returns it as a function that Python can call."""
     with compiling():
         made = entry(write, int64(*[int64] * 4), Locator)
     binding.add_symbol(RECORD_SYMBOL, made.address)
@@ -134,7 +134,7 @@ def note(kind: int, at: int, a: int = 0, b: int = 0) -> int:
 
 
 class Log:
-    """A log that the ranks of a node share; collective. entries: the most that it holds."""
+    """A log that the ranks of a node share. Collective. entries: the most that the log holds."""
 
     def __init__(self, comm: Any, entries: int) -> None:
         from mpi4py import MPI
@@ -154,7 +154,7 @@ class Log:
         comm.Barrier()
 
     def start(self) -> None:
-        """Record from here on; collective, and while no thread makes a call."""
+        """Start to record. Collective; no thread may be making a call."""
         self._comm.Barrier()
         if self._comm.rank == 0:
             self._words[CURSOR] = 0
@@ -162,7 +162,7 @@ class Log:
         TABLE[LOG] = self._address
 
     def stop(self) -> np.ndarray:
-        """Record no more; returns all entries so far, [n, ENTRY_WORDS]. Collective."""
+        """Stop recording. Returns all entries so far, [n, ENTRY_WORDS]. Collective."""
         self._comm.Barrier()
         TABLE[LOG] = 0
         taken = min(self.taken, self.capacity)
@@ -170,10 +170,10 @@ class Log:
 
     @property
     def taken(self) -> int:
-        """Entries that threads wanted to write: more than `capacity` if some are lost."""
+        """The number of entries that threads wanted to write: more than `capacity` if some were lost."""
         return int(self._words[CURSOR])
 
     def close(self) -> None:
-        """Free the log; collective."""
+        """Free the log. Collective."""
         del self._words
         self._window.Free()

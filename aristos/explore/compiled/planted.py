@@ -1,7 +1,7 @@
-"""Deliberate bugs in the compiled steps, which the checker must find in a real run: what a statement becomes.
+"""Deliberate bugs in the compiled steps, which the checker must find in a real run. Each replaces a statement.
 
-They are compiled into the recorded copies of the steps, behind a word that switches one of them on; 0: none. The
-ordinary steps have no such word. Calls with one of them end, most with the right results: they are races, not crashes.
+The bugs are compiled into the recorded copies of the steps, behind a word that switches one of them on (0: none). The
+ordinary steps have no such word. Calls with a bug end, most with the right results, because the bugs are races.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Planted:
-    """A bug. function: `module.name` of a step; old: the beginning of one of its statements; new: what replaces it.
+    """A bug. function: `module.name` of a step. old: the beginning of one of its statements. new: its replacement.
 
-    wants: the case in which it shows, see `run.py`.
+    wants: the case in which the bug shows, see `run.py`.
     """
 
     name: str
@@ -62,7 +62,7 @@ BUGS = (
         "outbox.read_words", "mpi.sync(job[words.WIRE])", "pass", "rma",
     ),
 )  # fmt: skip
-LOAD = Planted(  # a bug of the host: `run.py` skips the wait
+LOAD = Planted(  # a bug of the host: `run.py` leaves the wait out
     "load-without-wait", "A rank loads weights while its local peers may read them.", "", "", "", "shm-in-place"
 )
 ALL = (*BUGS, LOAD)

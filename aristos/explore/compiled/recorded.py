@@ -1,9 +1,8 @@
-"""The primitives that record: `get` and `put` of a state's words, and functions that replace those of memory, wire and
-arithmetic.
+"""The primitives that record: `get` and `put` for words of a state, and functions for memory, wire and arithmetic.
 
-Each has the original's arguments, then a site: the module and the line that calls it (`copies.py`). Functions that are
-not here are not replaced. A kernel is recorded as the ranges that it reads and writes, where a step calls it. Of
-weights the first word of each array is recorded; it stands for the whole array.
+Each takes the original's arguments, then a site: the module and the line that call it (`copies.py`). Only the functions
+of this module are replaced. Where a step calls a kernel, the ranges that the kernel reads and writes are recorded. The
+first word of each array of weights is recorded, and stands for the whole array.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ from .log import (
     table,
 )
 
-PEER_BITS = 16  # bits of a put's entry that hold the peer; above them the place in its window
+PEER_BITS = 16  # bits of a put's entry that hold the peer; the bits above hold the place in its window
 
 
 @jit
@@ -174,7 +173,7 @@ WIRE = {"try_lock": try_lock, "unlock": unlock, "put": wire_put, "flush": flush,
 
 @jit
 def rows_at(kind, rows, count, nbytes, site):
-    """Record accesses of `count` rows of `nbytes` bytes, whose addresses lie at `rows`; address 0: no row."""
+    """Record accesses to `count` rows of `nbytes` bytes, whose addresses lie at `rows`. Address 0 means no row."""
     record(code(READ, site), rows, WORD * count, 0)
     for i in range(count):
         row = mem.load(rows + WORD * i)
@@ -192,7 +191,7 @@ def arrays_at(weights, site):
 
 @jit
 def kept_at(kind, kept, rows, first, columns, site):
-    """Record accesses of columns first.. of kept hidden activations, whose elements are float32."""
+    """Record accesses to the columns from `first` on of kept hidden activations, whose elements are float32."""
     if kept != 0:
         record(code(READ, site), kept, WORD * rows, 0)
         for i in range(rows):
@@ -228,9 +227,10 @@ def backward_rows(kernels, call, site):
 
 @jit
 def columns_at(kind, rows, activations, first, columns, site):
-    """Record accesses of columns first.. of a run's hidden activations, which lie within a chunk.
+    """Record accesses to the columns from `first` on of a run's hidden activations, which lie within a chunk.
 
-    Right for layers of float32 alone, as those of `run.py` are: an element takes FLOAT bytes, a row of a chunk PITCH.
+    This is right only for layers of float32, such as those of `run.py`, because it counts FLOAT bytes for an element
+    and PITCH for a row of a chunk.
     """
     for i in range(rows):
         place = activations + PITCH * (rows * (first // FC) + i) + FLOAT * (first % FC)

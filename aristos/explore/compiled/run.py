@@ -1,7 +1,7 @@
 """Calls of a real job whose compiled steps record: on all transports, forward, backward and exchanges.
 
-Each case is a layer object with small rings, so that credit comes back and rows are rewritten within a call; ranks make
-a few calls and load weights between them. Its log is checked on rank 0.
+Each case is a layer object with rings so small that credit comes back and rows are rewritten within a call. Ranks make
+a few calls, and load weights between them. Rank 0 checks the case's log.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ from .copies import copied, loop
 from .log import ACQUIRE, ADD, ELEMENT, PLANTED, RELEASE, TABLE, WORKER, WRITE, note
 from .space import Mapped, Range, Space, ranges_of
 
-ENTRIES = 6_000_000  # a log's entries: 336 MB, of which a case uses what it needs
+ENTRIES = 6_000_000  # the most entries of a log: 336 MB, of which a case uses only a part
 RING = 6  # rows
-PATIENT = 2, 4  # idle polls until a worker yields its core, until it sleeps: each poll takes a hundred entries
-TRIES = 5  # most runs of a planted bug
+PATIENT = 2, 4  # idle polls until a worker yields its core, and until it sleeps; few, for each takes 100 entries
+TRIES = 5  # the most runs of a planted bug
 CFG = MoEConfig(hidden=16, ffn=224, experts=6, top_k=2, max_tokens=40, gated=True)
 
 
 @dataclass(frozen=True)
 class Case:
-    """Calls of one object. options: keyword arguments of MoE. once: tokens cross once within a node too."""
+    """Calls of one object. options: keyword arguments of MoE. once: whether tokens cross once within a node too."""
 
     name: str
     what: str
     options: dict[str, Any] = field(default_factory=dict)
     cfg: MoEConfig = CFG
-    ranks: int = 1  # least
+    ranks: int = 1  # the fewest ranks
     loads: bool = False
     once: bool = False
     exchange: bool = False
@@ -67,7 +67,8 @@ CASES = (
 
 @dataclass
 class Result:
-    """The result of a case, on rank 0. planted: the number of a bug, 0: none. lost: entries that found no space."""
+    """The result of a case, on rank 0. planted: the number of a bug, 0: none. lost: number of entries that found no
+    space."""
 
     case: str
     planted: int
@@ -78,11 +79,11 @@ class Result:
 
 
 class Marked:
-    """A compiled function of the recorded loop, with what the host does before and after it marked in the log."""
+    """A compiled function of the recorded loop. The log has marks for the host's actions before and after it."""
 
     def __init__(self, function: Any, before: Callable[..., Any], after: Callable[[], Any] = lambda: None) -> None:
         self._function, self._before, self._after = function, before, after
-        self.__module__ = function.__module__  # by which `warm_up` names it
+        self.__module__ = function.__module__  # `warm_up` names the function by this
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._function, name)
@@ -95,10 +96,10 @@ class Marked:
 
 
 class Recorder:
-    """Takes the place of `substrate.cpu.loop` for a runtime: its loops record, and so do the host's hand-overs.
+    """A replacement of `substrate.cpu.loop` for a runtime. Its loops record, and so do the host's hand-overs.
 
-    Workers begin after the thread that calls has begun the call, and it goes on after all of them have left: queues of
-    Python order these (`workers.py`), and the words BEGUN and LEFT stand for them in the log.
+    Workers begin after the calling thread has begun the call, and the calling thread goes on after all of them have
+    left. Queues of Python give this order (`workers.py`); in the log the words BEGUN and LEFT stand for the queues.
     """
 
     def __init__(self) -> None:
@@ -122,7 +123,7 @@ class Recorder:
         self.steps = _Names(end=Marked(made.steps.end, lambda job, state: note(ACQUIRE, left)))
 
     def labels(self) -> list[Range]:
-        """Names of the memory that the calls so far have used."""
+        """Names for the memory that calls have used so far."""
         found = []
         for job in self.jobs:
             k, tokens = int(job[words.TOP_K]), int(job[words.TOKENS])
@@ -145,9 +146,9 @@ class _Names:
 
 
 def make_all(comm: Any, tries: list[tuple[Case, int]], calls: int, seed: int) -> Iterator[Result]:
-    """Make cases, each with a planted bug or 0 for none. Collective; rank 0 has the results.
+    """Run cases, each with a planted bug or 0 for none. Collective; rank 0 has the results.
 
-    A bug need not show in each run: its case is run with the seeds that follow until it does, TRIES times at most.
+    A bug need not show in each run. So its case is run with the next seeds until it shows, at most TRIES times.
     """
     record = log.Log(comm, ENTRIES)
     try:
@@ -163,7 +164,7 @@ def make_all(comm: Any, tries: list[tuple[Case, int]], calls: int, seed: int) ->
 
 
 def make(comm: Any, case: Case, bug: int, record: log.Log, calls: int, seed: int) -> Result | None:
-    """Make the calls of a case, and check them."""
+    """Make the calls of a case, and check their log."""
     recorder, began = Recorder(), time.perf_counter()
     once = {(cpu, "ONCE_ROWS"): 2, (cpu, "ONCE_SHARE"): 100} if case.once else {}
     small = {
@@ -217,7 +218,7 @@ def _load(made: Any, cfg: MoEConfig, seed: int) -> None:
 
 
 def _home(made: Any) -> Any:
-    """The memory of experts in place; None without any."""
+    """The memory of experts in place, or None if there are none."""
     return getattr(getattr(made, "_backend", None), "_home", None)
 
 
@@ -230,7 +231,7 @@ def _exchange(comm: Any, case: Case) -> Exchange:
 
 @contextlib.contextmanager
 def _recording(made: Any, recorder: Recorder) -> Iterator[None]:
-    """In the block, accesses by this object's host are recorded too: its reads of ENDED, the weights that it loads."""
+    """While inside, also record accesses by this object's host: its reads of ENDED, and the weights that it loads."""
     runtime = made._member.runtime
     home = _home(made)
     wait = runtime.await_readers
@@ -253,7 +254,7 @@ def _recording(made: Any, recorder: Recorder) -> Iterator[None]:
 
 
 def _call(made: Any, case: Case, rng: np.random.Generator, number: int) -> None:
-    """One call, with random tokens, of which most choose few experts."""
+    """Make one call with random tokens, most of which choose among few experts."""
     cfg = case.cfg
     tokens = cfg.max_tokens if number == 0 else int(rng.integers(cfg.max_tokens + 1))
     x = rng.standard_normal((tokens, cfg.hidden), np.float32)

@@ -1,7 +1,7 @@
-"""One space of addresses for all ranks: a window lies elsewhere in each process that maps it.
+"""One space of addresses for all ranks, needed because each process maps a window at another address.
 
-Windows, outboxes and private memory get the numbers of `explore/places.py`, which has names for them. Other memory of a
-rank is its own: its address and its rank together are a number of their own.
+Windows, outboxes and private memory get the numbers of `explore/places.py`, for which that module has names. Other
+memory belongs to one rank; its number is made of its address and its rank.
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ WORD = 8
 
 @dataclass
 class Range:
-    """`nbytes` at address `start` of a process; in the common space they begin at `number`. name: for messages."""
+    """`nbytes` bytes at address `start` of a process, which begin at `number` in the common space.
+
+    name: for messages.
+    """
 
     start: int
     nbytes: int
@@ -34,7 +37,7 @@ class Range:
 
 @dataclass
 class Mapped:
-    """What a rank reports of its process. shift: see RmaWindow. labels: names of memory outside the ranges."""
+    """A rank's report about its process. shift: see RmaWindow. labels: names of memory outside the ranges."""
 
     ranges: list[Range]
     shift: list[int]
@@ -47,7 +50,7 @@ def other(rank: int, address: int) -> int:
 
 
 def ranges_of(runtime: CpuRuntime, home: Any) -> Mapped:
-    """Where a rank's process has the windows and its own memory. home: its `NodeWeights`, or None."""
+    """The ranges of a rank's process: the windows and its own memory. home: its `NodeWeights`, or None."""
     group, shape, memory = runtime.group, runtime.shape, runtime._memory
     assert shape is not None
     assert memory is not None
@@ -100,7 +103,7 @@ class Space:
         return places.address(peer, places.REMOTE, at - self.mapped[peer].shift[peer])
 
     def is_coded(self, number: int) -> bool:
-        """Whether a word is one that MPI puts as {value, complement}."""
+        """Whether MPI puts a word as {value, complement}."""
         return places.where(number)[1] == places.REMOTE and self.regions.place(number).kind == CODED
 
     def in_area(self, numbers: np.ndarray, area: int) -> np.ndarray:
@@ -115,7 +118,7 @@ class Space:
         return inside & ((numbers >> places.PART_BITS & places.PRIVATE) == part)
 
     def name(self, number: int) -> str:
-        """The name of a number, for people."""
+        """The name of a number, for messages."""
         if number >= OTHER:
             rank, address = (number ^ OTHER) >> OTHER_BITS, number & ((1 << OTHER_BITS) - 1)
             for label in self.mapped[rank].labels:

@@ -1,8 +1,8 @@
-"""The activations of `config.ACTIVATIONS` on float32, one function each. LLVM vectorises loops of them.
+"""The activations of `config.ACTIVATIONS` on float32, one function for each. LLVM vectorises loops of them.
 
-No libm call, no branch, no reassociation: a value's bits depend on the value alone, not on its place in a vector.
-Accuracy is a few units in the last place of the result's own scale (tests compare with float64). To add one: its rule
-in config.py, a function here and one in _reference_parts.py, each of the same name.
+They use no libm call, no branch and no reassociation, so the bits of a result depend on its argument alone, not on its
+place in a vector. They are accurate to a few units in the last place (tests compare with float64). A new activation
+needs its rule in config.py, and functions of its name here and in _reference_parts.py.
 """
 
 import math
@@ -22,7 +22,7 @@ _f = np.float32
 ZERO, ONE, TWO, HALF, INFINITY = _f(0), _f(1), _f(2), _f(0.5), _f(np.inf)
 LOG2E = _f(1.4426950408889634)
 LN2_HIGH, LN2_LOW = _f(0.693359375), _f(-2.12194440e-4)  # Cody and Waite's split of ln 2
-LEAST = _f(-87.0)  # logistic(x) is zero below it, so that x * logistic(x) goes to zero
+LEAST = _f(-87.0)  # below this x, logistic(x) is zero, so that x * logistic(x) goes to zero
 MAGIC = _f(12582912.0)  # 1.5 * 2^23: adding it rounds a small float32 to an integer
 E2, E3, E4, E5, E6, E7 = (_f(1 / math.factorial(i)) for i in range(2, 8))
 A3, A5, A7, A9, A11, A13, A15 = (_f(1 / i) for i in range(3, 16, 2))  # coefficients of the series of atanh
@@ -123,12 +123,14 @@ def relu2(x):
 FUNCTIONS = implementations({name: rule.code for name, rule in ACTIVATIONS.items()}, globals())
 SHIFTED = [rule for rule in ACTIVATIONS.values() if rule.shift]
 if len(SHIFTED) != 1:
-    raise ImportError(f"one activation can have a shift, and config.ACTIVATIONS has {len(SHIFTED)}: extend shift_of")
+    raise ImportError(
+        f"only one activation may have a shift, but config.ACTIVATIONS has {len(SHIFTED)}: extend shift_of"
+    )
 SHIFTED_CODE, SHIFT = SHIFTED[0].code, _f(SHIFTED[0].shift)
 
 
 def word(activation: str, limit: float | None = None, after: bool = False) -> int:
-    """An activation and its limit in 64 bits, as kernels take them."""
+    """An activation and its limit, in the 64 bits that kernels get."""
     bits = np.array(np.inf if limit is None else limit, np.float32).view(np.uint32)
     return ACTIVATIONS[activation].code | (AFTER if after else 0) | int(bits) << LIMIT_SHIFT
 
@@ -152,22 +154,22 @@ def limits(word):
 
 @jit
 def at_most(x, limit):
-    return limit if x > limit else x  # this order keeps a NaN
+    return limit if x > limit else x  # this order of the comparison keeps a NaN
 
 
 @jit
 def factor(x, limit, shift):
-    """The factor that the gate multiplies: the up projection's product, bounded and shifted."""
+    """What the gate is multiplied by: the up projection's product x, bounded and shifted."""
     return (-limit if x < -limit else at_most(x, limit)) + shift
 
 
 @jit
 def shift_of(code):
-    """The number added to the gate's factor: 1 in gpt-oss's swiglu."""
+    """The number that is added to the gate's factor: 1 in gpt-oss's swiglu, else 0."""
     return SHIFT if code == SHIFTED_CODE else ZERO
 
 
 @jit
 def plain(word):
-    """Whether the gate's factor is the product unchanged."""
+    """Whether the gate's factor is the unchanged product."""
     return code_of(word) != SHIFTED_CODE and limit_of(word) == INFINITY

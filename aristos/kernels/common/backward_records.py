@@ -1,6 +1,7 @@
-"""Records of arguments that the kernels of a backward call pass to each other: Numba passes them as single values.
+"""Records of arguments that the kernels of a backward call pass to each other. Numba passes them as single values.
 
-They stand here because the modules of `kernels/cpu` exist once for each instruction set, and these classes once.
+They are defined here because the modules of `kernels/cpu` exist once for each instruction set; these classes must exist
+only once.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ class Rows(NamedTuple):
     w: int  # address of the combine weights, float32
     dx: int  # where gradients of the inputs go
     dw: int  # address where gradients of the combine weights go, float32
-    kept: int  # where what the weights' gradients need is kept
-    saved: int  # hidden activations on the tape: then x is not read; or 0
+    kept: int  # places for what the gradients of weights need
+    saved: int  # places of hidden activations on the tape, and then x is not read; or 0
 
 
 class Expert(NamedTuple):
@@ -39,16 +40,16 @@ class Sums(NamedTuple):
     gradients: tuple[int, ...]  # addresses of up, gate, down and their biases, 0 for absent ones
     hidden: int
     ffn: int
-    carry: int  # 0: the gradients are written, else added
-    once: int  # 1: no other rows of the call are added
+    carry: int  # 0: the gradients are overwritten; else they are added to
+    once: int  # 1: these are the only rows that the call adds
 
 
 class Place(NamedTuple):
-    """How rows of an element type lie in the store, see `stored_rows`: each in a place, [dy | x | kept | w]."""
+    """The places of an element type's rows in the store, each [dy | x | kept | w]. See `stored_rows`."""
 
-    nbytes: int  # bytes of dy, as many as of x
+    nbytes: int  # bytes of dy, which are also those of x
     x: int  # offset of x in a place
-    kept: int  # offset of what the weights' gradients need
+    kept: int  # offset of the data that is kept for the weights' gradients
     w: int  # offset of the combine weight, float32
 
 
@@ -60,8 +61,8 @@ class Tables(NamedTuple):
     x: int  # addresses of inputs
     dy: int  # addresses of gradients of the outputs
     dx: int  # addresses where gradients of the inputs go
-    kept: int  # addresses where what the weights' gradients need is kept
-    saved: int  # addresses on the tape
+    kept: int  # addresses of the data that is kept for the weights' gradients
+    saved: int  # the rows' addresses on the tape
     order: int  # numbers of the rows
     w: int  # address of the combine weights, float32
     dw: int  # address where gradients of the combine weights go, float32

@@ -1,4 +1,4 @@
-"""Generate functions that select by a code, with a branch for each entry of a table, so that none is missing."""
+"""Generates functions that select by a code. They have a branch for each entry of a table, so that none is missing."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from typing import Any
 
 
 def implementations(table: Mapping[str, int], names: Mapping[str, Any]) -> dict[int, Callable[..., Any]]:
-    """code -> function, from a table of name -> code and a module's globals. Raises ImportError if one is missing."""
+    """A table code -> function, from a table name -> code and a module's globals.
+
+    Raises ImportError if one is missing.
+    """
     missing = [name for name in table if not callable(names.get(name))]
     if missing:
         raise ImportError(f"{names['__name__']} has no function for {', '.join(missing)}, which config.py names")
@@ -17,7 +20,7 @@ def implementations(table: Mapping[str, int], names: Mapping[str, Any]) -> dict[
 def unrolled(
     name: str, arguments: str, body: str, functions: Mapping[int, Callable[..., Any]], names: Mapping[str, Any]
 ) -> Any:
-    """A function `name`(code, *arguments) that runs the statements `body`; `case` in them is the function of that code.
+    """A function `name`(code, *arguments) that runs the statements `body`. In them `case` is the function of that code.
 
     names: the globals of the module that the function belongs to. Numba caches it as part of that module's file. The
     last function of the table also runs for unknown codes.

@@ -1,7 +1,7 @@
-"""From the gradient of a token's k combine weights to that of its router scores, for each score of `config.SCORES`.
+"""The gradient of a token's router scores, from that of its k combine weights, for each score of `config.SCORES`.
 
-The choice of experts counts as given. Terms are float32, sums float64, so that a token's values depend on that token
-alone. A score without a function of its name here fails when this module is imported.
+The choice of experts counts as constant. Terms are float32 and sums float64, so that a token's values depend on that
+token alone. If a score has no function of its name here, importing this module fails.
 """
 
 import numpy as np
@@ -18,17 +18,18 @@ LEAST, WIDTH = np.float64(LEAST_SUM), np.float64(SPARSEMIXER_WIDTH)
 ZERO, ONE, TWO = np.float64(0), np.float64(1), np.float64(2)
 
 
-# ---- functions of one signature: add to out[experts] what comes from dw[k], the gradient by the unscaled weights.
+# ---- functions of one signature. They add to out[experts] what follows from dw[k], the gradient by the unscaled
+# weights.
 #
 # row: [experts] float32 scores. ids: [k] int64 as chosen, those beyond the capacity too. scale: the weights' factor.
-# Where one share is nearly 1, its 1 - share is the sum of the others: a difference would lose its digits.
+# If one share is nearly 1, 1 - share is computed as the sum of the others, because a difference would lose its digits.
 
 
 @jit
 def lead(values, dw, k, j, rest):
     """The sum over all shares i of share i * (dw[j] - dw[i]), times the sum of all values.
 
-    values: [k] float64, what the shares are in proportion to; rest: the sum of those with a dw of 0.
+    values: [k] float64, to which the shares are proportional. rest: the sum of further values, whose dw is 0.
     """
     found = np.float64(dw[j]) * rest
     for i in range(k):
@@ -38,7 +39,7 @@ def lead(values, dw, k, j, rest):
 
 @jit
 def softmax_slopes(row, experts, renormalize, ids, dw, k, scale, out):
-    """Renormalized, the weights are the softmax over the k."""
+    """See above. Renormalized, the weights are the softmax over the k choices."""
     if renormalize:
         softmax_topk_slopes(row, experts, renormalize, ids, dw, k, scale, out)
         return
@@ -102,7 +103,7 @@ def sqrtsoftplus_slopes(row, experts, renormalize, ids, dw, k, scale, out):
 
 @jit
 def sum_of(values, k):
-    """What k values are divided by to be renormalized."""
+    """The number by which k values are divided to renormalize them."""
     total = LEAST
     for j in range(k):
         total += values[j]
@@ -111,13 +112,13 @@ def sum_of(values, k):
 
 @jit
 def sparsemixer_slopes(row, experts, renormalize, ids, dw, k, scale, out):
-    """Which experts are close enough to take part counts as given."""
+    """See above. The set of experts that are close enough to take part counts as constant."""
     powers = np.empty(experts, np.float64)
     for j in range(k):
         best, rest = row[ids[j]], ZERO
         for e in range(experts):
             powers[e] = close_power(row, e, best, ids, j)
-        powers[ids[j]] = ZERO  # the choice's own is 1
+        powers[ids[j]] = ZERO  # the choice's own power, 1, is not part of the rest
         for e in range(experts):
             rest += powers[e]
         back = scale * dw[j] / (ONE + rest)
@@ -128,7 +129,7 @@ def sparsemixer_slopes(row, experts, renormalize, ids, dw, k, scale, out):
 
 @jit
 def close_power(row, e, best, ids, j):
-    """e^(score - best) of an expert of the rest that is close to the best score of choice j, else 0."""
+    """e^(score - best) of an expert that earlier choices left and that is close to choice j's best score; else 0."""
     for i in range(j):
         if ids[i] == e:
             return ZERO

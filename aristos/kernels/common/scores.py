@@ -1,8 +1,8 @@
-"""From a token's router scores to k expert ids and k combine weights, by the scores of `config.SCORES`.
+"""The k expert ids and k combine weights of a token, from its router scores, for each score of `config.SCORES`.
 
-All in float32. Every value depends on its own token alone, not on other tokens of the call. To add a score: its code in
-config.py, and a function of that name here and in _reference_parts.py; if experts can be chosen by it with groups or a
-bias (`config.BIASED`), a branch in `values`.
+All arithmetic is float32. Every value depends on its own token alone, not on other tokens of the call. A new score
+needs its code in config.py, and functions of its name here and in _reference_parts.py. If experts can be chosen by it
+with groups or a bias (`config.BIASED`), it also needs a branch in `values`.
 """
 
 import math
@@ -19,7 +19,7 @@ from .branches import implementations, unrolled
 ZERO, HALF, FAR = np.float32(0), np.float32(0.5), np.float32(-20)
 SMALL, WIDTH = np.float32(LEAST_SUM), np.float32(SPARSEMIXER_WIDTH)
 UNLIKE = np.float32(-np.inf)
-RARE = np.float32(2.0**-40)  # a sum of shares of the softmax: below it LEAST_SUM and the range of `exp` can be felt
+RARE = np.float32(2.0**-40)  # below this sum of softmax shares, LEAST_SUM and the range of `exp` change results
 SOFTMAX, SIGMOID = SCORES["softmax"], SCORES["sigmoid"]
 if set(BIASED) != {"softmax", "sigmoid", "sqrtsoftplus"}:
     raise ImportError(f"config.BIASED names {', '.join(BIASED)}: extend `values`")
@@ -28,16 +28,25 @@ GROUPS_SHIFT, KEPT_SHIFT, GROUP_SCORE_SHIFT = 8, 16, 24  # bits of a rule's word
 
 
 def rule(router: Router) -> int:
-    """A router's score and groups in one word, as kernels take them."""
+    """A router's score and groups, in the one word that kernels get."""
     groups = router.groups << GROUPS_SHIFT | router.topk_groups << KEPT_SHIFT
     return SCORES[router.score] | groups | GROUP_SCORES[router.group_score] << GROUP_SCORE_SHIFT
+
+
+def job_words(router: Router) -> dict[str, int]:
+    """The words of a job that say how a router scores."""
+    return {
+        "score": rule(router),
+        "renormalize": router.renormalize,
+        "scale": int(np.float32(router.scale).view(np.int32)),
+    }
 
 
 @jit
 def top_k(row, experts, k, ids, weights):
     """Write the k largest of row[experts] in falling order: ids[k], and values to weights[k]. Ties: lowest id first.
 
-    The loop of `insert` a second time, because a call for each expert would cost more than its comparison.
+    This repeats the loop of `insert`, because a call for each expert would cost more than its comparison.
     """
     for j in range(k):
         ids[j] = -1
@@ -56,7 +65,7 @@ def top_k(row, experts, k, ids, weights):
 
 @jit
 def insert(e, value, k, ids, weights):
-    """Take expert e into the k best so far, if it is better than the last of them; lower ids come first."""
+    """Insert expert e into the k best so far, if it is better than the last of them. Ties: lowest id first."""
     if ids[k - 1] >= 0 and not value > weights[k - 1]:
         return
     j = k - 1
@@ -70,14 +79,14 @@ def insert(e, value, k, ids, weights):
 
 # ---- scores: functions of one signature, which replace a token's k largest scores by combine weights
 #
-# row: [experts] float32, all scores, may be overwritten; largest: the largest of them (of those to choose from, where
-# the weights are renormalized). weights: [k] float32, the k largest scores at first. renormalize: the weights' sum
-# shall be one.
+# row: [experts] float32, all scores, may be overwritten. largest: the largest of them; if the weights are renormalized,
+# the largest of those to choose from. weights: [k] float32, at first the k largest scores. renormalize: whether the
+# weights' sum shall be one.
 
 
 @jit
 def softmax(row, experts, largest, renormalize, weights, k):
-    """Shares of the softmax over all experts; renormalized, of that over the k."""
+    """Shares of the softmax over all experts; renormalized, over the k choices."""
     if renormalize:
         divide(weights, k, exponentials(weights, k, largest))
         return
@@ -92,7 +101,7 @@ def softmax(row, experts, largest, renormalize, weights, k):
 
 @jit
 def softmax_topk(row, experts, largest, renormalize, weights, k):
-    """Shares of the softmax over the k."""
+    """Shares of the softmax over the k choices."""
     divide(weights, k, exponentials(weights, k, largest))
 
 
@@ -107,7 +116,7 @@ def sigmoid(row, experts, largest, renormalize, weights, k):
 
 @jit
 def root_softplus(x):
-    """sqrt(log(1 + e^x)); far below zero that is e^(x / 2), and e^x would not fit float32."""
+    """sqrt(log(1 + e^x)). Far below zero it is computed as e^(x / 2), because e^x would not fit float32."""
     return exp(HALF * x) if x < FAR else math.sqrt(softplus(x))
 
 
@@ -122,11 +131,12 @@ def sqrtsoftplus(row, experts, largest, renormalize, weights, k):
 
 @jit
 def sparsemixer(row, experts, largest, renormalize, weights, k):
-    """The share of each choice in the softmax over the experts that earlier choices left and whose scores are close."""
+    """The share of each choice in the softmax over the experts with close scores that earlier choices left."""
     for j in range(k - 1, -1, -1):
         best, taken, total = weights[j], 0, ZERO
         for i in range(j):
-            taken += weights[i] == best  # earlier choices of the same score; those above it are earlier choices anyway
+            # counts earlier choices of the same score; larger scores are earlier choices anyway
+            taken += weights[i] == best
         for e in range(experts):
             below = best - row[e]
             if below == ZERO and taken > 0:
@@ -182,14 +192,14 @@ weigh = jit(
 
 # ---- groups, and a bias for choosing only
 #
-# total: of `values`; ZERO: the row has what is compared.
+# total: what `values` returned. ZERO: the row itself has the values that are compared.
 
 
 @jit
 def values(code, row, experts, largest):
     """Replace all scores of a token by the weights that they have before the choice; returns ZERO.
 
-    code: one of `config.BIASED`. SOFTMAX keeps the scores; returns the sum that `value` needs.
+    code: one of `config.BIASED`. SOFTMAX keeps the scores, and returns the sum that `value` needs.
     """
     total = ZERO
     if code == SOFTMAX:
@@ -206,14 +216,14 @@ def values(code, row, experts, largest):
 
 @jit
 def value(row, bias, e, largest, total):
-    """What an expert is compared by. bias: [experts], or empty."""
+    """The value by which an expert is compared with others. bias: [experts], or empty."""
     found = exp(row[e] - largest) / total if total > ZERO else row[e]
     return found + bias[e] if len(bias) > 0 else found
 
 
 @jit
 def group_value(row, bias, first, size, score, largest, total):
-    """A group's best value, or the sum of its best two."""
+    """A group's best value, or the sum of its two best values."""
     best, second = UNLIKE, UNLIKE
     for e in range(first, first + size):
         found = value(row, bias, e, largest, total)
@@ -227,7 +237,7 @@ def group_value(row, bias, first, size, score, largest, total):
 
 @jit
 def kept_groups(row, bias, groups, kept, size, score, largest, total):
-    """The set of the `kept` best of `groups` groups, a bit each: those that fewer than `kept` others beat."""
+    """The `kept` best of `groups` groups, as bits: those that fewer than `kept` other groups beat."""
     found = 0
     for g in range(groups):
         mine, beaten = group_value(row, bias, g * size, size, score, largest, total), 0
@@ -242,7 +252,10 @@ def kept_groups(row, bias, groups, kept, size, score, largest, total):
 
 @jit
 def top_k_of_groups(row, bias, experts, groups, found, k, ids, weights, largest, total):
-    """`top_k` of the values of the experts of the groups in `found`; groups: 0 for none, then of all experts."""
+    """`top_k` of the values of experts in the groups `found`, as bits.
+
+    groups: 0 if there are none: then of all experts.
+    """
     for j in range(k):
         ids[j] = -1
     size = experts // groups if groups > 0 else experts
@@ -256,7 +269,7 @@ def choose_by_rule(row, experts, largest, k, rule, renormalize, bias, ids, weigh
     """`choose` with groups or a bias, and without the scale."""
     code, groups = rule & 0xFF, rule >> GROUPS_SHIFT & 0xFF
     kept, score = rule >> KEPT_SHIFT & 0xFF, rule >> GROUP_SCORE_SHIFT
-    by_score = len(bias) == 0 and score != SUM_TOP2  # scores have the order of weights, which may round to equal ones
+    by_score = len(bias) == 0 and score != SUM_TOP2  # scores are ordered as weights are, but do not round to equal ones
     total = ZERO if by_score else values(code, row, experts, largest)
     found = kept_groups(row, bias, groups, kept, experts // groups, score, largest, total) if groups > 0 else 0
     top_k_of_groups(row, bias, experts, groups, found, k, ids, weights, largest, total)
@@ -275,7 +288,7 @@ def choose_by_rule(row, experts, largest, k, rule, renormalize, bias, ids, weigh
 
 @jit
 def softmax_of(row, ids, weights, k):
-    """Weights by the softmax over the k alone: the bias excludes the best experts, and the k have lost their digits."""
+    """Weights by the softmax over the k alone, for a bias that excludes the best experts: other shares lose digits."""
     best = row[ids[0]]
     for j in range(k):
         weights[j] = row[ids[j]]
@@ -288,10 +301,10 @@ def softmax_of(row, ids, weights, k):
 
 @jit
 def choose(row, experts, k, rule, renormalize, scale, bias, ids, weights):
-    """Scores of one token -> k ids and k combine weights; False if a score is not finite.
+    """Choose k ids and k combine weights from the scores of one token; False if a score is not finite.
 
-    row: [experts] float32, overwritten. rule: `rule` of the router. bias: address of [experts] float32 that is added to
-    the weights when experts are compared, or 0. ids: [k] int64, weights: [k] float32.
+    row: [experts] float32, overwritten. rule: `rule` of the router. bias: address of [experts] float32 that are added
+    to the weights when experts are compared, or 0. ids: [k] int64, weights: [k] float32.
     """
     largest = row[0]
     finite = ZERO

@@ -1,7 +1,7 @@
-"""Each activation of `config.ACTIVATIONS` with its derivative, on float32: functions of x that return both.
+"""Each activation of `config.ACTIVATIONS` with its derivative, on float32, as functions of x that return both.
 
-As in `activations.py`: a value's bits depend on the value alone, and LLVM vectorises loops of them. An activation
-without such a function here fails when this module is imported.
+As in `activations.py`, the bits of a result depend on its argument alone, and LLVM vectorises loops of these functions.
+If an activation has no such function here, importing this module fails.
 """
 
 import math
@@ -27,7 +27,7 @@ from .branches import implementations
 
 _f = np.float32
 DENSITY = _f(1 / math.sqrt(2 * math.pi))
-THREE, FLAT = _f(3), _f(16)  # beyond it gelu_tanh is x or 0, and its slope 1 or 0
+THREE, FLAT = _f(3), _f(16)  # FLAT: beyond this x gelu_tanh is x or 0, and its slope 1 or 0
 
 
 @jit

@@ -1,4 +1,4 @@
-"""The kernels of a backward call as compiled functions, which the engine calls by address: see `entries.py`."""
+"""The kernels of a backward call as compiled functions, which the engine calls by address. See `entries.py`."""
 
 from kernel_cache.compile import jit
 
@@ -10,7 +10,7 @@ from .entries import combine
 
 @jit
 def float32_kernels(kernel, block):
-    """Run a kernel on float32 rows: that of an expert's rows [dy | x], or the one that combines rows of dx."""
+    """Run a kernel on float32 rows: the one for an expert's rows [dy | x], or the one that combines rows of dx."""
     if kernel == calls.COMBINE_TOKEN:
         combine(FLOAT32, block)
     else:
@@ -20,7 +20,7 @@ def float32_kernels(kernel, block):
 
 @jit
 def bfloat16_kernels(kernel, block):
-    """The same, where the values of rows and weights are bfloat16."""
+    """Run one of the same kernels with rows and weights of bfloat16."""
     if kernel == calls.COMBINE_TOKEN:
         combine(FLOAT32, block)
     else:

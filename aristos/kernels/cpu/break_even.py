@@ -1,4 +1,4 @@
-"""How many rows of an expert take as long to compute as its weights to read: with fewer, reading is what counts."""
+"""Measures how many rows of an expert take as long to compute as its weights take to read."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from .elements import ElementType
 from .kernel_call import KernelCall
 
 HIDDEN, FFN = 512, 1024
-EXPERTS = 8  # together more bytes of weights than a core's own caches hold
+EXPERTS = 8  # enough that their weights together do not fit a core's own caches
 MOST = 192
 
 
 @cache
 def rows(element: ElementType, entries: Any) -> int:
-    """The rows of one expert from which on arithmetic takes longer than reading weights; measured once a process.
+    """How many rows of one expert make arithmetic longer than reading its weights. Each process measures this once.
 
-    entries: the module `entries` that has the element type's kernels. One row takes as long as reading; in a long run a
-    row takes as long as its arithmetic.
+    entries: the module `entries` that has the element type's kernels. A run of one row takes as long as the reading; in
+    a long run each row takes as long as its arithmetic.
     """
     up, down = element.packed_bytes(HIDDEN, FFN), element.packed_bytes(FFN, HIDDEN)
     weights = aligned((EXPERTS, up + down), np.uint8)
@@ -34,7 +34,7 @@ def rows(element: ElementType, entries: Any) -> int:
     scratch = aligned((entries.run_bytes(element.code, MOST, 0, HIDDEN, FFN, False)[0],), np.uint8)
     weights[:, :up] = element.pack(np.zeros((HIDDEN, FFN), np.float32))
     weights[:, up:] = element.pack(np.zeros((FFN, HIDDEN), np.float32))
-    x[:] = 0  # pages that were never written would be one page
+    x[:] = 0  # otherwise pages that were never written would all be the same page
     xs, ys = (each.ctypes.data + each.strides[0] * np.arange(MOST) for each in (x, y))
     call = KernelCall(entries, element, EXPERT_ROWS)
 

@@ -1,7 +1,7 @@
-"""Float32 to 16-bit elements and back, by value: rounded to the nearest, ties to even; a NaN stays a NaN.
+"""Converts float32 to 16-bit elements and back. Values are rounded to nearest, ties to even; a NaN stays a NaN.
 
-The instruction sets amx and avx512bf16 have a conversion to bfloat16, which takes denormals for zeros. The others round
-by integer operations, denormals too.
+The instruction sets amx and avx512bf16 have a conversion to bfloat16 that treats denormals as zeros. The others round
+by integer operations, denormals included.
 """
 
 import numpy as np
@@ -15,9 +15,9 @@ from . import micro_kernels
 from .panels import LANES
 from .target import ISA
 
-FLUSHES = ISA in ("amx", "avx512bf16")  # rounding to bfloat16 takes denormals for zeros
+FLUSHES = ISA in ("amx", "avx512bf16")  # whether rounding to bfloat16 treats denormals as zeros
 FLOAT32, BFLOAT16, FLOAT16 = range(3)  # codes of element types
-SPLIT = 3  # float32 computed as sums of two bfloat16
+SPLIT = 3  # the code of float32 that is computed as sums of two bfloat16
 
 
 def half_of_float(value):
@@ -35,7 +35,7 @@ overload(float_of_half, inline="always")(lambda bits: lambda bits: llvm.float_of
 
 
 def round_block(dst, src, n):
-    """1 to 32 float32 at address src -> bfloat16 at dst. 32 float32 can be read at src."""
+    """Round n float32 at address src to bfloat16 at dst, n in 1..32. 32 float32 must be readable at src."""
     out, bits = mem.bits16(dst, n), mem.bits32(src, n)
     for i in range(n):
         u = int(bits[i])
@@ -52,7 +52,7 @@ overload(round_block, inline="always")(lambda dst, src, n: lambda dst, src, n: _
 
 
 def split_block(high, low, src, n):
-    """1 to 32 float32 at address src, then zeros, as sums of two bfloat16: 32 at each of the addresses high and low."""
+    """Split n float32 at src, n in 1..32, then zeros, into sums of two bfloat16: 32 each at high and low."""
     values = np.zeros(32, np.float32)
     values[:n] = mem.floats(src, n)
     round_block(high, values.ctypes.data, 32)
@@ -66,14 +66,14 @@ overload(split_block, inline="always")(lambda high, low, src, n: lambda high, lo
 
 @jit
 def round_bfloat16(dst, src, n):
-    """n float32 at address src -> bfloat16 at dst. The last block of 32 float32 can be read as a whole."""
+    """Round n float32 at address src to bfloat16 at dst. The last block of 32 float32 must be readable as a whole."""
     for i in range(0, n, 32):
         round_block(dst + 2 * i, src + 4 * i, min(32, n - i))
 
 
 @jit
 def widen_bfloat16(dst, src, n):
-    """n bfloat16 at address src -> float32 at dst."""
+    """Widen n bfloat16 at address src to float32 at dst."""
     out, bits = mem.bits32(dst, n), mem.bits16(src, n)
     for i in range(n):
         out[i] = np.uint32(bits[i]) << 16
@@ -81,7 +81,7 @@ def widen_bfloat16(dst, src, n):
 
 @jit
 def round_float16(dst, src, n):
-    """n float32 at address src -> float16 at dst."""
+    """Round n float32 at address src to float16 at dst."""
     out, values = mem.bits16(dst, n), mem.floats(src, n)
     for i in range(n):
         out[i] = half_of_float(values[i])
@@ -89,7 +89,7 @@ def round_float16(dst, src, n):
 
 @jit
 def widen_float16(dst, src, n):
-    """n float16 at address src -> float32 at dst."""
+    """Widen n float16 at address src to float32 at dst."""
     out, bits = mem.floats(dst, n), mem.bits16(src, n)
     for i in range(n):
         out[i] = float_of_half(bits[i])
@@ -97,7 +97,7 @@ def widen_float16(dst, src, n):
 
 @jit
 def round_row(element, dst, src, n):
-    """n float32 at address src -> elements of 16 bits at dst."""
+    """Round n float32 at address src to elements of 16 bits at dst."""
     if element == BFLOAT16:
         round_bfloat16(dst, src, n)
     else:
@@ -106,7 +106,7 @@ def round_row(element, dst, src, n):
 
 @jit
 def widen_row(element, dst, src, n):
-    """n elements of 16 bits at address src -> float32 at dst."""
+    """Widen n elements of 16 bits at address src to float32 at dst."""
     if element == BFLOAT16:
         widen_bfloat16(dst, src, n)
     else:
@@ -114,7 +114,7 @@ def widen_row(element, dst, src, n):
 
 
 def narrow(element: int, values: np.ndarray) -> np.ndarray:
-    """float32 of any shape -> uint16 bits of elements of 16 bits, by the kernels' rounding."""
+    """Round float32 of any shape to elements of 16 bits, as the kernels do. Returns their bits as uint16."""
     flat, out = np.ascontiguousarray(values).reshape(-1), np.empty(values.shape, np.uint16)
     whole = flat.size // 32 * 32
     rest = np.zeros(32, np.float32)

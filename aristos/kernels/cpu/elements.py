@@ -34,12 +34,12 @@ class ElementType:
 
     @property
     def name(self) -> str:
-        """As in `MoEConfig.dtype`."""
+        """The name of the rows' type, as in `MoEConfig.dtype`."""
         return self.row.name
 
     @property
     def format(self) -> str:
-        """The format of packed weights, a name of `weight_types.FORMATS`; "" for plain ones."""
+        """The format of packed weights, a name in `weight_types.FORMATS`; "" for plain weights."""
         return ""
 
     @property
@@ -52,13 +52,13 @@ class ElementType:
         return panels.padded(columns) if self.code == FLOAT32 else up(columns)
 
     def packed_bytes(self, depth: int, columns: int) -> int:
-        """Bytes of a packed [depth, columns]."""
+        """Bytes of a packed matrix [depth, columns]."""
         return self.weight.nbytes(depth if self.code == FLOAT32 else up(depth), self.padded(columns))
 
     def pack(self, weight: np.ndarray, transposed: bool = False) -> np.ndarray:
-        """weight: [K, N] float32, bfloat16 or float16, in any strides -> `packed_bytes(K, N)` bytes of this type.
+        """Pack weight [K, N] of float32, bfloat16 or float16, with any strides, into `packed_bytes(K, N)` bytes.
 
-        transposed: pack its transpose, `packed_bytes(N, K)` bytes, as products of gradients read it.
+        transposed: whether to pack the transpose, into `packed_bytes(N, K)` bytes, for products of gradients.
         """
         if transposed:
             weight = weight.T
@@ -73,7 +73,7 @@ class ElementType:
         return packed.reshape(-1).view(np.uint8)
 
     def pack_bias(self, bias: np.ndarray) -> np.ndarray:
-        """bias: [N] -> [padded(N)] float32."""
+        """Pack bias [N] into [padded(N)] float32."""
         out = aligned((self.padded(len(bias)),))
         out[:] = 0
         out[: len(bias)] = bias
@@ -82,7 +82,7 @@ class ElementType:
 
 @dataclass(frozen=True)
 class PackedElement(ElementType):
-    """Rows of a type with packed weights. code: of the rows' type; `by_isa` has kernels for each format."""
+    """Rows of an element type with packed weights. code: of the rows' type. `by_isa` has kernels for each format."""
 
     @property
     def format(self) -> str:
@@ -95,7 +95,10 @@ class PackedElement(ElementType):
         return packed_panels.nbytes(self.weight, depth, columns)
 
     def pack(self, weight: Any, transposed: bool = False) -> np.ndarray:
-        """weight: `Quantised` of this type, or elements [K, N], which become the nearest codes; never transposed."""
+        """Pack weight, which is `Quantised` of this type, or elements [K, N] that become the nearest codes.
+
+        transposed: False.
+        """
         return packed_panels.pack(weight if isinstance(weight, Quantised) else quantise(weight, self.weight))
 
 
@@ -110,9 +113,9 @@ _SPLIT = ElementType(ROW_TYPES["float32"], weight_types.SPLIT, SPLIT)
 
 
 def element_type(dtype: str, precision: str = "highest", weight: WeightType | None = None) -> ElementType:
-    """The element type of a layer: float32 with precision "high" is split where AMX multiplies bfloat16.
+    """The element type of a layer. float32 with precision "high" is split if AMX can multiply bfloat16.
 
-    weight: the type of packed weights, None: weights are of the rows' type.
+    weight: the type of packed weights; None: weights have the rows' type.
     """
     if weight is not None:
         return PackedElement(ROW_TYPES[dtype], weight, ELEMENTS[dtype].code)
@@ -125,9 +128,9 @@ def up(n: int) -> int:
 
 
 def pack_pairs(bits: np.ndarray) -> np.ndarray:
-    """[K, N] uint16 -> [N / 32, K / 32, 2, 16, 16, 2]: panel, block of k, half of the columns, pair of k, column, k.
+    """Arrange [K, N] uint16 as [panel N / 32, block of k K / 32, half of the columns 2, pair of k 16, column 16, k 2].
 
-    The two k of a pair lie side by side, as tile and dot products of bfloat16 read them.
+    The two k of a pair lie side by side, because tile and dot products of bfloat16 read them so.
     """
     whole = _padded(bits)
     k, n = whole.shape
@@ -137,7 +140,7 @@ def pack_pairs(bits: np.ndarray) -> np.ndarray:
 
 
 def pack_split(weight: np.ndarray) -> np.ndarray:
-    """[K, N] float32 -> [N / 32, K / 32, 2, 2, 16, 16, 2] uint16: `pack_pairs` of high and low values, by blocks."""
+    """Arrange [K, N] float32 as `pack_pairs` does, in each block first high and then low values: an axis more, of 2."""
     high = narrow(BFLOAT16, weight)
     low = narrow(BFLOAT16, weight - (high.astype(np.uint32) << np.uint32(16)).view(np.float32))
     parts = [pack_pairs(high), pack_pairs(low)]
@@ -147,7 +150,7 @@ def pack_split(weight: np.ndarray) -> np.ndarray:
 
 
 def pack_columns(bits: np.ndarray) -> np.ndarray:
-    """[K, N] uint16 -> [N / 32, K, 32]."""
+    """Arrange [K, N] uint16 as [panel N / 32, K, column 32]."""
     whole = _padded(bits)
     k, n = whole.shape
     packed = aligned((n // 32, k, 32), np.uint16)

@@ -1,7 +1,7 @@
 """The kernels of an element type as one compiled function, which the engine calls by address.
 
-So the engine's compiled code contains no arithmetic, and only the element types in use are compiled. A call passes a
-kernel's number and the address of its block of arguments, see `call_blocks.py`. `lowering.py` writes them.
+In this way the engine's compiled code contains no arithmetic, and only the element types in use are compiled. A call
+passes a kernel's number and the address of its block of arguments, see `call_blocks.py`. `lowering.py` makes the calls.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def packed_kernels(kernel, block):
     return run_rounded(FLOAT32, kernel, block)
 
 
-# by code of an element type; of a format of packed weights, for both types of rows
+# the functions by code of an element type; with a format of packed weights, by code of the rows' type
 if FORMAT:
     KERNELS = {FLOAT32: packed_kernels, BFLOAT16: bfloat16_kernels}
 else:
@@ -117,14 +117,14 @@ def product_bytes(element: int, rows: int, depth: int) -> int:
 def run_rows(element: int) -> tuple[int, int]:
     """(most rows of a run, rows that a run waits for if more can land) of an element type.
 
-    Tiles compute 128 rows in the time in which they read the weights: so longer runs pay, and short ones wait. The
-    copied rows of a longer run of another type leave the L2 cache.
+    Tiles compute 128 rows in the time in which they read the weights, so long runs save time, and short ones wait for
+    more rows. For other types, the copied rows of a longer run would not fit the L2 cache.
     """
     return (384, 192) if ISA == "amx" and element == BFLOAT16 else (192, 32)
 
 
 def run_bytes(element: int, rows: int, few: int, hidden: int, ffn: int, gated: bool) -> tuple[int, int]:
-    """Bytes of scratch for a run of `rows` rows, and of hidden activations for a column-split run of `few` rows."""
+    """Bytes of scratch memory for a run of `rows` rows, and of hidden activations for a column-split run of `few`."""
     if element == FLOAT32 and not FORMAT:
         return expert.scratch_bytes(rows, hidden, gated), expert.activation_bytes(few, ffn, gated)
     run = rounded_expert.scratch_bytes(element, rows, hidden, ffn, gated)

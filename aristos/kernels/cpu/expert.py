@@ -1,7 +1,7 @@
 """One expert on a run of rows: y = act(x up + b1) [* (x gate + bg)] down + b2, chunk by chunk over F.
 
-The hidden activations of a chunk stay in the cache. The output rows carry the second GEMM's sums between chunks in
-float32, so every output is one chain of fused multiply-adds in k order, whichever rows are computed together.
+The hidden activations of a chunk stay in the cache. Between chunks the output rows hold the second GEMM's sums in
+float32. So every output is one chain of fused multiply-adds in k order, whichever rows are computed together.
 """
 
 from kernel_cache.compile import jit
@@ -14,16 +14,16 @@ from .elementwise import activate, multiply
 from .gemm import KC, PITCH, pack_rows, packed_bytes, panel_rows, vectors_of
 from .panels import LANES, NR
 
-FC = 480  # columns of F a chunk: whole panels of every width, at most KC
+FC = 480  # columns of F in a chunk: whole panels of every width, at most KC
 
 
 def scratch_bytes(rows, hidden, gated):
-    """Bytes of scratch for up to `rows` rows: addresses, packed rows, a chunk of hidden activations (two if gated)."""
+    """Bytes of scratch memory for `rows` rows: addresses, packed rows, a chunk of hidden activations (two if gated)."""
     return rows * 2 * 8 + LINE + packed_bytes(rows, hidden) + (2 if gated else 1) * rows * PITCH
 
 
 def activation_bytes(rows, ffn, gated):
-    """Bytes of all hidden activations of a column-split run: chunks of packed rows, and the gate's after them."""
+    """Bytes of all hidden activations of a column-split run: chunks of packed rows, then the gate's chunks."""
     return (2 if gated else 1) * rows * PITCH * -(-ffn // FC)
 
 
@@ -34,7 +34,7 @@ def line_bytes(columns):
 
 
 def hidden_bytes(ffn, gated):
-    """Bytes of a row's hidden activations before their function, and of the gate's, as `keep_hidden` writes them."""
+    """Bytes of a row's products with up and gate, as `keep_hidden` writes them."""
     return (2 if gated else 1) * (-(-FLOAT * ffn // LINE) * LINE)
 
 
@@ -52,14 +52,17 @@ def keep_hidden(m, kept, f0, columns, ffn, gated, h, g):
 
 @jit
 def fill_rows(m, c, jc, source, n):
-    """C[i, jc:jc+n] = n float32 at `source`, for m rows: a chain of sums starts from the bias."""
+    """Set C[i, jc:jc+n] to n float32 at `source`, for m rows. So sums start from the bias."""
     for i in range(m):
         mem.copy_row(mem.load(c + 8 * i) + FLOAT * jc, source, FLOAT * n)
 
 
 @jit
 def hidden_chunk(m, a, up, gate, up_bias, gate_bias, code, hidden, ffn, f0, columns, h, g, wire, kept):
-    """h[m, columns] = act(...) for columns f0.. of F. a: packed rows of x. g: the gate's rows, as h. kept: may be 0."""
+    """Compute h[m, columns], the hidden activations f0.. of F. a: packed rows of x. g: rows for the gate.
+
+    kept: may be 0.
+    """
     for k0 in range(0, hidden, KC):
         count = min(KC, hidden - k0)
         block = a + PITCH * m * (k0 // KC)
@@ -88,7 +91,7 @@ def hidden_chunk(m, a, up, gate, up_bias, gate_bias, code, hidden, ffn, f0, colu
 
 @jit
 def activate_rows(m, gated, code, columns, h, g):
-    """h = act(h), or act(g) * h when gated, for m rows of `columns`."""
+    """Set h to act(h), or to act(g) * h when gated, for m rows of `columns` columns."""
     for i in range(m):
         row = mem.load(h + 8 * i)
         if gated:
@@ -108,10 +111,10 @@ def row_addresses(m, table, first):
 
 @jit
 def up_columns(call):
-    """Some columns of act(x up + b1) [* (x gate + bg)]: one worker's share of a column-split run. call: an UpColumns.
+    """Compute some columns of act(x up + b1) [* (x gate + bg)]: a worker's share of a column-split run.
 
-    activations: `activation_bytes(rows, ffn, gated)` bytes; scratch: `scratch_bytes` bytes. A share lies within a chunk
-    of F. The sums and their order are those of `expert_rows`.
+    call: an UpColumns. activations: `activation_bytes(rows, ffn, gated)` bytes; scratch: `scratch_bytes` bytes. A share
+    lies within a chunk of F. The sums and their order are those of `expert_rows`.
     """
     m, ffn, f0, weights = call.rows, call.ffn, call.first, call.weights
     h = call.scratch
@@ -130,9 +133,9 @@ def up_columns(call):
 
 @jit
 def down_columns(call):
-    """Columns first..last of h down + b2, after `up_columns` has computed all of h. call: a DownColumns.
+    """Compute columns first..last of h down + b2, after `up_columns` has computed all of h. call: a DownColumns.
 
-    last: the end of a panel. Its scratch is not used.
+    last: the end of a panel. The call's scratch is not used.
     """
     m, y, ffn, down, down_bias = call.rows, call.y, call.ffn, call.weights.down, call.weights.down_bias
     for j in range(call.first, call.last, NR):

@@ -1,4 +1,4 @@
-"""The gradients of one expert on a run of float32 rows: from dL/dy to dL/dx, dL/dw (combine weights) and the weights'.
+"""The gradients of one expert on a run of float32 rows: dL/dx, dL/dw (combine weights), and those of its weights.
 
     d = dy down^T, h as in the forward call, dw = <d, h> + <dy, down_bias>
     du, dg = w d times the derivatives of h; dx = du up^T + dg gate^T
@@ -8,8 +8,8 @@
     dup += x^T du, dgate += x^T dg, ddown += h^T (w dy), and the sums of du, dg, w dy to the biases
 
 Every output of `expert_rows` is one chain of fused multiply-adds in order of k, whichever rows are computed together.
-Each entry of a weight's gradient is one chain in order of rows, which goes on from call to call: it depends on the rows
-and their order alone, not on where they are cut into runs.
+Each entry of a weight's gradient is one chain in order of rows, which continues from call to call. So it depends only
+on the rows and their order, not on where they are cut into runs.
 """
 
 from kernel_cache.compile import jit
@@ -27,12 +27,12 @@ from .outer import MOST_OUTER, add_outer, add_rows, outer_bytes, pass_rows, past
 from .panels import LANES, NR
 from .stored_rows import ENTRY, LISTED, expert_of, give_back, halves, list_rows, list_stored, tables
 
-MOST_ROWS = 256  # a run has no more rows; at most KC
+MOST_ROWS = 256  # most rows of a run; at most KC
 UP, GATE, DOWN, ALL = range(4)  # matrices of an expert
 
 
 def kept_bytes(ffn, gated):
-    """Bytes of what `expert_rows` keeps of a row for `weight_gradients`: du, h, and dg if gated, in whole lines."""
+    """Bytes that `expert_rows` keeps of a row for `weight_gradients`: du, h, and dg if gated, in whole lines."""
     return (3 if gated else 2) * (-(-FLOAT * ffn // LINE) * LINE)
 
 
@@ -47,7 +47,7 @@ def gradient_bytes(rows, hidden, ffn):
 
 
 def place_bytes(hidden, ffn, gated):
-    """Bytes of a row's place in the store: dy and x as they came, what `expert_rows` keeps, the combine weight."""
+    """Bytes of a row's place in the store: dy and x as received, what `expert_rows` keeps, the combine weight."""
     return -(-2 * FLOAT * hidden // LINE) * LINE + kept_bytes(ffn, gated) + LINE
 
 
@@ -63,7 +63,7 @@ def stored_bytes(hidden, ffn):
 
 @jit
 def chunk_columns(m, a, depth, panels, bias, total, first, columns, c, wire):
-    """C[m, columns] = packed rows at `a` times the columns first.. of panels [depth, total], plus their bias, or 0."""
+    """Set C[m, columns] to packed rows at `a` times columns first.. of panels [depth, total], plus the bias, if any."""
     for k0 in range(0, depth, KC):
         for j in range(0, columns, NR):
             mpi.tend(wire)
@@ -92,10 +92,10 @@ both = jit(
 
 @jit
 def slopes(word, gated, u, g, d, h, weight, n, spare):
-    """Compute n columns of a row: h from the products u and g, then du and dg, which are written over u and g.
+    """Compute n columns of a row: h from the products u and g, then du and dg, which overwrite u and g.
 
-    d: dy down^T. All are addresses; spare: space for n float32. A bound passes the gradient of a value that is at it or
-    within it.
+    d: dy down^T. All are addresses; spare: space for n float32. A limit passes the gradient of values up to and at the
+    limit.
     """
     us, ds, hs, by_x = mem.floats(u, n), mem.floats(d, n), mem.floats(h, n), mem.floats(spare, n)
     if not gated:
@@ -117,7 +117,7 @@ def slopes(word, gated, u, g, d, h, weight, n, spare):
 
 @jit
 def dot(a, b, n):
-    """The sum of products of n float32 at two addresses: eight chains, added up in pairs. The ISA changes no bits."""
+    """The sum of products of n float32 at two addresses: eight chains, added in pairs. All ISAs give equal bits."""
     x, y = mem.floats(a, n), mem.floats(b, n)
     s0, s1, s2, s3, s4, s5, s6, s7 = ZERO, ZERO, ZERO, ZERO, ZERO, ZERO, ZERO, ZERO
     whole = n // 8 * 8
@@ -138,11 +138,11 @@ def dot(a, b, n):
 
 @jit
 def expert_rows(rows, expert, scratch, wire):
-    """Compute rows of an expert backwards: dx and dw, and what `weight_gradients` needs, to kept. At most MOST_ROWS.
+    """Compute at most MOST_ROWS rows of an expert backwards: dx, dw, and in `kept` what `weight_gradients` needs.
 
-    rows: Rows. Rows of x and dy hold `hidden` float32. Rows of dx have space for `hidden` rounded up to vectors, rows
-    of kept for `kept_bytes(ffn, gated)`; saved are as `expert.keep_hidden` wrote them. expert: an Expert. scratch:
-    `scratch_bytes(rows.length, hidden, ffn)` bytes, 64-byte aligned.
+    rows: Rows. Rows of x and dy hold `hidden` float32. Rows of dx have space for `hidden` rounded up to vectors, and
+    rows of kept for `kept_bytes(ffn, gated)` bytes. saved: rows as `expert.keep_hidden` wrote them. expert: an Expert.
+    scratch: `scratch_bytes(rows.length, hidden, ffn)` bytes, 64-byte aligned.
     """
     m, x, dy, w, dx, dw, kept, saved = rows
     weights, transposed, code, hidden, ffn = expert
@@ -192,7 +192,7 @@ def expert_rows(rows, expert, scratch, wire):
 
 @jit
 def take_hidden(m, saved, f0, columns, part, u, g):
-    """Copy columns f0.. of u and g of m rows from what `expert.keep_hidden` wrote. part: bytes from u to g, 0: no g."""
+    """Copy columns f0.. of u and g of m rows, as `expert.keep_hidden` wrote them. part: bytes from u to g, 0: no g."""
     for i in range(m):
         place = mem.load(saved + 8 * i) + FLOAT * f0
         mem.copy_row(u + PITCH * i, place, FLOAT * columns)
@@ -202,7 +202,10 @@ def take_hidden(m, saved, f0, columns, part, u, g):
 
 @jit
 def add_columns(m, a, panels, depth, first, count, columns, c, carry, wire):
-    """C[m, columns] (+)= packed rows of `count` columns at `a` times the rows first.. of panels [depth, columns]."""
+    """Set C[m, columns] to packed rows of `count` columns at `a` times rows first.. of panels.
+
+    carry: add to C instead.
+    """
     for j in range(0, columns, NR):
         mpi.tend(wire)
         vectors = vectors_of(columns - j)
@@ -213,7 +216,7 @@ def add_columns(m, a, panels, depth, first, count, columns, c, carry, wire):
 
 @jit
 def weight_gradients(rows, sums, scratch):
-    """Add the parts of some rows to the weights' gradients, after `expert_rows` of the same rows.
+    """Add what some rows contribute to the weights' gradients, after `expert_rows` of the same rows.
 
     rows: Rows, at most MOST_OUTER. sums: Sums; matrices are [H, F] and [F, H] with columns rounded up to vectors.
     scratch: `gradient_bytes(rows.length, hidden, ffn)` bytes.
@@ -224,7 +227,7 @@ def weight_gradients(rows, sums, scratch):
 
 @jit
 def add_gradient(rows, sums, scratch, which, begin, end):
-    """A part of `weight_gradients`: rows begin.. before end of one matrix; its bias comes with row 0.
+    """Do a part of `weight_gradients`: rows begin..end of one matrix, and with row 0 its bias.
 
     which: UP, GATE or DOWN.
     """
@@ -249,7 +252,7 @@ def add_gradient(rows, sums, scratch, which, begin, end):
 
 @jit
 def kept_addresses(m, table, kept, which, ffn):
-    """Write the addresses of what was kept of m rows at `table`. which: 0 du, 1 h, 2 dg."""
+    """Write at `table` the addresses of what was kept of m rows. which: 0 du, 1 h, 2 dg."""
     for i in range(m):
         mem.store(table + 8 * i, mem.load(kept + 8 * i) + line_bytes(ffn) * which)
 
@@ -259,14 +262,14 @@ def kept_addresses(m, table, kept, which, ffn):
 
 @jit
 def place_of(hidden, ffn, gated):
-    """How rows of float32 lie in the store."""
+    """The Place of rows of float32 in the store."""
     kept = line_bytes(2 * hidden)
     return Place(FLOAT * hidden, FLOAT * hidden, kept, kept + line_bytes(ffn) * (3 if gated else 2))
 
 
 @jit
 def store_rows(call):
-    """`expert_rows` of rows [dy | x], each of which is first copied to its place. At most MOST_ROWS.
+    """Copy at most MOST_ROWS rows [dy | x] to their places, then do what `expert_rows` does.
 
     call: a BackwardRows. Places have `place_bytes` bytes. scratch: `store_bytes(rows, hidden, ffn)` bytes, 64-byte
     aligned.
@@ -282,11 +285,10 @@ def store_rows(call):
 
 @jit
 def stored_gradients(rows, places, gradients, hidden, ffn, carry, scratch, which, begin, end):
-    """`add_gradient` of any number of rows after `store_rows`, in the order of `places`.
+    """Do what `add_gradient` does for any number of rows after `store_rows`, in the order of `places`.
 
-    places: address of an array of addresses. carry: nonzero to add to the gradients, 0 to write over them. scratch:
-    `stored_bytes(hidden, ffn)` bytes, 64-byte aligned. which: a matrix as in `add_gradient`, or ALL: as
-    `weight_gradients`.
+    places: address of an array of addresses. carry: nonzero to add to the gradients, 0 to overwrite them. scratch:
+    `stored_bytes(hidden, ffn)` bytes, 64-byte aligned. which: a matrix as in `add_gradient`, or ALL, for all of them.
     """
     gated, each = gradients[1] != 0, pass_rows(rows)
     for first in range(0, rows, each):
@@ -314,7 +316,7 @@ def blocks_bytes(hidden, ffn):
 
 @jit
 def expert_blocks(call):
-    """`expert_rows` and `weight_gradients` on any number of rows of one expert, in order. call: an ExpertBlocks."""
+    """Do what `expert_rows` and `weight_gradients` do, on any number of rows of an expert. call: an ExpertBlocks."""
     hidden, ffn, scratch, carry = call.hidden, call.ffn, call.scratch, call.carry
     expert = Expert(call.weights, call.transposed, call.activation, hidden, ffn)
     kept, step = call.saved, line_bytes(ffn) * (3 if call.weights.gate != 0 else 2)

@@ -1,8 +1,8 @@
-"""Packed rows times packed panels: which micro-kernel runs for which rows and columns. No activation, no chunks of F.
+"""Products of packed rows and packed panels: chooses the micro-kernel for rows and columns. It knows no activation.
 
-Rows of A come from anywhere and are copied once into *packed rows*: blocks of KC columns, [K / KC][rows][PITCH bytes].
-So the micro-kernel needs one address for all its rows, and rows 4 KiB apart do not share a set of the L1 cache. Weights
-are packed when a layer is loaded (`panels`). Rows of C are found through arrays of row addresses.
+Rows of A may lie anywhere. They are copied once into *packed rows*: blocks of KC columns, [K / KC][rows][PITCH bytes].
+So the micro-kernel needs one address for all its rows, and rows that were 4 KiB apart do not share a set of the L1
+cache. Weights are packed when a layer is loaded (`panels`). Rows of C are found through arrays of row addresses.
 """
 
 import numpy as np
@@ -18,7 +18,7 @@ from .micro_kernels import NEAR
 from .panels import LANES, NR, ROWS, VECTORS
 from .target import ISA
 
-KC = 512  # columns of a block of packed rows: the rows that a micro-kernel reads stay in L1, all of a run's in L2
+KC = 512  # columns of a block of packed rows: a micro-kernel's rows stay in L1, and a run's rows in L2
 PITCH = FLOAT * KC + LINE  # bytes between packed rows
 AHEAD_GROUPS = 2  # the next panel is prefetched only if a panel serves at least this many groups of rows
 
@@ -53,19 +53,19 @@ overload(block)(lambda code, a, b, c, jc, count, carry, ahead, pace: _branches)
 
 
 def fetch(address):
-    """Ask for the cache line at `address`, which is read soon."""
+    """Prefetch the cache line at `address`, which will be read soon."""
 
 
 overload(fetch)(lambda address: lambda address: micro_kernels.fetch(address))
 
 
 def stream(target, source, vectors):
-    """Copy vectors of float32 to a multiple of a vector's bytes, past the caches: nobody reads them soon."""
+    """Copy vectors of float32 past the caches, because they are not read soon. target: aligned to a vector's bytes."""
     mem.copy_row(target, source, FLOAT * LANES * vectors)
 
 
 def settle():
-    """After `stream`: what it has written comes before what this thread writes later."""
+    """Order what `stream` has written before what this thread writes later."""
 
 
 _stream, _settle = micro_kernels.stream(LANES), micro_kernels.settle(not ISA.startswith("neon"))
@@ -74,7 +74,7 @@ overload(settle)(lambda: lambda: _settle())
 
 
 def transpose(rows, offset, to, pitch):
-    """Transpose 8 x 8 words of 4 bytes: column c of 8 rows, from byte `offset` on, becomes 32 bytes at to + c pitch.
+    """Transpose 8 x 8 words of 4 bytes: column c of 8 rows, from byte `offset` on, goes to 32 bytes at to + c pitch.
 
     rows: address of an array of eight row addresses.
     """
@@ -84,7 +84,7 @@ def transpose(rows, offset, to, pitch):
 
 
 overload(transpose)(
-    lambda rows, offset, to, pitch: lambda rows, offset, to, pitch: micro_kernels.turn(rows, offset, to, pitch)
+    lambda rows, offset, to, pitch: lambda rows, offset, to, pitch: micro_kernels.transpose(rows, offset, to, pitch)
 )
 
 
@@ -105,16 +105,16 @@ def pack_rows(m, x, columns, a):
 
 @jit
 def vectors_of(columns):
-    """Vectors of the panel that starts `columns` columns before the end of a matrix."""
+    """How many vectors a panel has that starts `columns` columns before the end of a matrix."""
     return min(VECTORS, (columns + LANES - 1) // LANES)
 
 
 @jit
 def panel_rows(m, vectors, a, b, c, jc, count, carry, ahead):
-    """`block` for any number of rows: m is cut into groups of nearly equal size, at most ROWS each.
+    """Do what `block` does for any number m of rows, in groups of nearly equal size of at most ROWS rows.
 
-    ahead: address of the next panel; each group prefetches its share of it, if there are enough groups (with few,
-    memory delivers a panel faster than it is used, and prefetching costs more than it saves).
+    ahead: address of the next panel. Each group prefetches its share of it, if there are enough groups. With few
+    groups, memory delivers a panel faster than it is used, so prefetching would cost more than it saves.
     """
     groups = (m + ROWS - 1) // ROWS
     size = m // groups
@@ -132,9 +132,9 @@ def panel_rows(m, vectors, a, b, c, jc, count, carry, ahead):
 
 @jit
 def block_product(m, a, depth, b, columns, c):
-    """C[m, columns] = A x packed panels. a: address of packed rows of `depth` columns; b: of panels [depth, columns].
+    """Set C[m, columns] to A x packed panels. a: address of packed rows of `depth` columns.
 
-    c: address of an array of row addresses; rows of C have space for whole vectors.
+    b: of panels [depth, columns]. c: address of an array of row addresses. Rows of C have space for whole vectors.
     """
     for k0 in range(0, depth, KC):
         for j in range(0, columns, NR):
@@ -147,6 +147,6 @@ def block_product(m, a, depth, b, columns, c):
 
 @jit
 def product(call):
-    """`block_product` of rows of float32. call: a Product, with memory for packed rows."""
+    """Pack rows of float32 and do what `block_product` does. call: a Product, with memory for packed rows."""
     pack_rows(call.rows, call.x, call.depth, call.scratch)
     block_product(call.rows, call.scratch, call.depth, call.panels, call.columns, call.y)

@@ -15,7 +15,7 @@ from .entries import SIGNATURE
 
 
 class KernelCall:
-    """Calls one kernel of an element type. Not thread-safe: its arguments lie in one block.
+    """Calls one kernel of an element type. Not thread-safe, because all calls use one block of arguments.
 
     entries: the module `entries` that has the element type's kernels.
     """

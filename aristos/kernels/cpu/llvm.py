@@ -82,7 +82,7 @@ def _copy_row(typingctx, dst, src, nbytes):
 
 @intrinsic
 def _call(typingctx, function, a, b, c, d, e, f, g, h):
-    """In the C calling conventions of x86-64 and AArch64 an `int` argument is the low half of an int64."""
+    """Call a C function. In the conventions of x86-64 and AArch64 an `int` argument is the low half of an int64."""
 
     def codegen(context, builder, signature, args):
         pointer = builder.inttoptr(args[0], ir.FunctionType(I32, [I64] * 8).as_pointer())
@@ -129,7 +129,7 @@ def _nap(typingctx):
 
 @intrinsic
 def _clock(typingctx):
-    """clock_gettime(CLOCK_MONOTONIC) of the C library, in the vDSO on Linux."""
+    """Call clock_gettime(CLOCK_MONOTONIC) of the C library, which is in the vDSO on Linux."""
     import time
 
     number = time.CLOCK_MONOTONIC
@@ -232,7 +232,7 @@ def _words(addr, n):
     return lambda addr, n: carray(_pointer(addr), n, np.int64)  # type: ignore[call-arg]
 
 
-for _name in ("thread", "warp", "lane"):  # a worker is one thread
+for _name in ("thread", "warp", "lane"):  # numbers in a worker, which is one thread here
     overload(getattr(mem, _name), inline="always")(lambda: lambda: 0)
 for _name in ("threads", "warps"):
     overload(getattr(mem, _name), inline="always")(lambda: lambda: 1)

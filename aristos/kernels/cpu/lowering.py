@@ -17,11 +17,11 @@ from ...primitives.arithmetic import CombineToken
 from .call_blocks import COMBINE_TOKEN, SPARE, STEPS, put_combine_token
 from .entries import SIGNATURE
 
-_plain: list[Callable[[int, int], int]] = []  # in plain Python: the functions that handles count
+_plain: list[Callable[[int, int], int]] = []  # in plain Python: the functions, by handle
 
 
 def handle(kernels) -> int:
-    """The job's word KERNELS for a compiled function of kernels: its address; in plain Python a number."""
+    """The job's word KERNELS for a compiled function of kernels: its address, or in plain Python a number."""
     if config.DISABLE_JIT:
         _plain.append(kernels)
         return len(_plain) - 1
@@ -45,7 +45,7 @@ invoke = _invoke_plain if config.DISABLE_JIT else invoke_compiled
 
 
 def _register(name: str, typed: Callable[..., Any]) -> None:
-    """Set what `arithmetic.<name>` compiles to; in plain Python, what it is."""
+    """Set what `arithmetic.<name>` compiles to, or in plain Python, what it calls."""
     if config.DISABLE_JIT:
         setattr(arithmetic, name, typed(None, None))
     else:
@@ -53,7 +53,7 @@ def _register(name: str, typed: Callable[..., Any]) -> None:
 
 
 def _call_of(number: int, put: Callable[..., Any], result: bool) -> Callable[..., Any]:
-    """A call of kernel `number`; put: writes its arguments; result: whether it returns one, as a bool."""
+    """A function that calls kernel `number`. put: writes its arguments. result: whether it returns a bool."""
 
     def typed(kernels, call):
         def run(kernels, call):
@@ -70,7 +70,7 @@ def _call_of(number: int, put: Callable[..., Any], result: bool) -> Callable[...
 
 
 def _weigh_row(kernels, call):
-    """Combines a token of one choice."""
+    """Call the kernel that combines a token, with one choice."""
 
     def run(kernels, call):
         table = call.scratch + SPARE

@@ -1,7 +1,7 @@
-"""The micro-kernels of the CPU substrate as LLVM code: inner loops over k whose sums stay in registers or tiles.
+"""The micro-kernels of the CPU substrate as LLVM code: inner loops over k. Their sums stay in registers or tiles.
 
 Each public function emits one Numba intrinsic whose arguments are int64. `gemm.py`, `widened.py` and `tiles.py` choose
-among them, and hold their plain Python meaning.
+among these, and define the same functions in plain Python.
 """
 
 from llvmlite import ir
@@ -13,7 +13,7 @@ I8, I16, I32, I64, F32 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntTy
 VOID, BYTE, WORD = ir.VoidType(), I8.as_pointer(), I64.as_pointer()
 L1_CACHE, L2_CACHE = 3, 2  # levels of llvm.prefetch
 STEP = 1024  # bytes of 32 k of a tile of 16 rows or columns of bfloat16
-NEAR = 4096  # bytes between what a kernel reads of a panel and what it prefetches of it, where nothing else is fetched
+NEAR = 4096  # how many bytes ahead a kernel prefetches in its own panel, if it prefetches nothing else
 SUMS = 128  # bytes between rows of 32 sums
 
 
@@ -32,11 +32,11 @@ class BFloat(ir.types.Type):
         return hash("bfloat")
 
 
-# ---------------------------------------------------------------- what they share
+# ---------------------------------------------------------------- what micro-kernels share
 
 
 def _intrinsic(name, count, emit):
-    """A Numba intrinsic name(int64 * count) -> None; emit(builder, args) writes its body."""
+    """A Numba intrinsic `name` with `count` int64 arguments and no result. emit(builder, args) writes its body."""
 
     def codegen(context, builder, signature, args):
         emit(builder, args)
@@ -53,13 +53,13 @@ def _declare(builder, name, result, arguments):
 
 
 def _at(builder, address, offset, kind):
-    """Pointer to `kind` at an int64 address plus a number of bytes, an int or an int64."""
+    """A pointer to `kind` at an int64 address plus `offset` bytes, an int or an int64."""
     offset = I64(offset) if isinstance(offset, int) else offset
     return builder.bitcast(builder.gep(builder.inttoptr(address, BYTE), [offset]), kind.as_pointer())
 
 
 def _loop(builder, start_values, count, body):
-    """Emit `for k in range(count)` (count >= 1) with values carried in registers: body(k, values) -> new values."""
+    """Emit a loop of k in range(count), count >= 1. body(k, values) returns new values, which stay in registers."""
     entry = builder.block
     head, after = builder.append_basic_block("k"), builder.append_basic_block("k.end")
     builder.branch(head)
@@ -83,7 +83,7 @@ def _loop(builder, start_values, count, body):
 
 
 def _either(builder, condition, first, second):
-    """Emit first() where the int64 `condition` is not 0, else second(); both return values of the same types."""
+    """Emit first() if the int64 `condition` is not 0, else second(). Both return values of the same types."""
     blocks = [builder.append_basic_block(name) for name in ("carry", "fresh", "ready")]
     builder.cbranch(builder.icmp_signed("!=", condition, I64(0)), *blocks[:2])
     found, ends = [], []
@@ -115,7 +115,7 @@ fetch = _intrinsic("fetch", 1, _emit_fetch)
 
 
 def stream(lanes):
-    """Emit stream(dst, src, n): n >= 1 vectors of float32 at src -> dst, past the caches; dst starts at a vector."""
+    """Emit stream(dst, src, n), which copies n >= 1 vectors of float32 past the caches. dst is aligned to vectors."""
     vector = ir.VectorType(F32, lanes)
 
     def emit(builder, args):
@@ -134,7 +134,7 @@ def stream(lanes):
 
 
 def settle(x86):
-    """Emit settle(): what `stream` has stored comes before later stores."""
+    """Emit settle(), which orders what `stream` has stored before later stores."""
 
     def emit(builder, args):
         if x86:
@@ -145,7 +145,7 @@ def settle(x86):
     return _intrinsic("settle", 0, emit)
 
 
-def _emit_turn(builder, args):
+def _emit_transpose(builder, args):
     rows, offset, to, pitch = args
     vector, picks = ir.VectorType(I32, 8), ir.VectorType(I32, 8)
 
@@ -156,12 +156,12 @@ def _emit_turn(builder, args):
     for i in range(8):
         row = builder.load(_at(builder, rows, 8 * i, I64), align=8)
         read.append(builder.load(_at(builder, row, offset, vector), align=4))
-    ones = []  # of rows i and i + 1: columns 0, 1, 4, 5 in turns, then 2, 3, 6, 7
+    ones = []  # from rows i and i + 1 alternately: columns 0, 1, 4, 5, then 2, 3, 6, 7
     for i in range(0, 8, 2):
         for first in (0, 2):
             lanes = [first, first + 8, first + 1, first + 9]
             ones.append(pick(read[i], read[i + 1], [*lanes, *(lane + 4 for lane in lanes)]))
-    fours = []  # of four rows: columns c and c + 4
+    fours = []  # from four rows: columns c and c + 4
     for half in (0, 4):
         for low in (0, 1):
             for first in (0, 2):
@@ -173,7 +173,7 @@ def _emit_turn(builder, args):
         builder.store(column, _at(builder, to, builder.mul(pitch, I64(c)), vector), align=4)
 
 
-turn = _intrinsic("turn", 4, _emit_turn)  # turn(rows, offset, to, pitch): see `gemm.turn`
+transpose = _intrinsic("transpose", 4, _emit_transpose)  # transpose(rows, offset, to, pitch): see `gemm.transpose`
 
 
 def _fma(builder, vector):
@@ -190,7 +190,7 @@ def _broadcast(builder, pointer, lanes):
 
 
 def _sums(builder, carry, places, vector):
-    """The sums to start from: those at `places` if `carry` is nonzero, else zeros."""
+    """The initial sums: those at `places` if `carry` is nonzero, else zeros."""
     return _either(
         builder,
         carry,
@@ -208,9 +208,9 @@ def _store(builder, sums, places):
 
 
 def _rounded(builder, values, instruction):
-    """<n x float> -> <n x i16>: bfloat16, to the nearest, ties to even.
+    """Round <n x float> to bfloat16 as <n x i16>, to nearest, ties to even.
 
-    instruction: by the CPU's own conversion, which takes denormals for zeros; else by integer operations.
+    instruction: whether to use the CPU's conversion, which treats denormals as zeros, or else integer operations.
     """
     n = values.type.count
     words, halves = ir.VectorType(I32, n), ir.VectorType(I16, n)
@@ -225,7 +225,7 @@ def _rounded(builder, values, instruction):
 
 
 def round_block(lanes, instruction):
-    """Emit round(dst, src, n): 1 to 32 float32 at src -> bfloat16 at dst. 32 float32 can be read at src."""
+    """Emit round(dst, src, n), which rounds n <= 32 float32 to bfloat16. 32 float32 must be readable at src."""
 
     def emit(builder, args):
         dst, src, n = args
@@ -254,7 +254,7 @@ def round_block(lanes, instruction):
 
 
 def split_block(lanes, instruction):
-    """Emit split(high, low, src, n): 1 to 32 float32 at src, then zeros, as sums of two bfloat16 at high and low."""
+    """Emit split(high, low, src, n), which splits n <= 32 float32, then zeros, into sums of two bfloat16."""
 
     def emit(builder, args):
         high, low, src, n = args
@@ -287,7 +287,7 @@ def split_block(lanes, instruction):
 
 
 def weighted_rows(lanes, half):
-    """Emit combine(n, rows, weights, offset, sums): 32 float32 at `sums` = sum over i of weights[i] * row i.
+    """Emit combine(n, rows, weights, offset, sums), which sets 32 float32 at `sums` to the sum of weights[i] * row i.
 
     rows, weights: addresses of n row addresses and n float32; offset: bytes from a row's start to the 32 elements used.
     Sums are in order of i, from zero. half: whether elements are float16, else bfloat16.
@@ -322,13 +322,13 @@ def weighted_rows(lanes, half):
 
 
 def micro_kernel(rows, vectors, pitch, lanes):
-    """Emit the kernel for `rows` x (`vectors` * `lanes`) outputs, each one chain of fused multiply-adds in k order.
+    """Emit the kernel for `rows` x (`vectors` * `lanes`) outputs. Each is one chain of fused multiply-adds in k order.
 
-    The compiled call is kernel(a, b, c, jc, count, carry, ahead, pace): `a` is the address of the first of the packed
-    rows, `pitch` bytes apart; `b` of a packed panel of `vectors` vectors; `c` of an array of row addresses, `jc` the
-    first column of C; `count` >= 1 the number of k; with `carry` nonzero it adds to C. For each k it prefetches as
-    many bytes from `ahead` on as the panel has there, and advances `ahead` by `pace` bytes: a burst of prefetches would
-    delay the loads that are needed now.
+    The compiled call is kernel(a, b, c, jc, count, carry, ahead, pace). a: address of the first of the packed rows,
+    which lie `pitch` bytes apart. b: address of a packed panel of `vectors` vectors. c: address of an array of row
+    addresses. jc: first column of C. count: >= 1, the number of k. carry: nonzero to add to C. For each k the kernel
+    prefetches at `ahead` as many bytes as the panel has for a k, and advances `ahead` by `pace` bytes: a burst of
+    prefetches would delay the loads that are needed now.
     """
     vector = ir.VectorType(F32, lanes)
 
@@ -359,9 +359,9 @@ def micro_kernel(rows, vectors, pitch, lanes):
 
 
 def fma_loop(lanes, sums):
-    """Emit loop(n, a): n rounds of one fused multiply-add for each of `sums` vectors, all in registers.
+    """Emit loop(n, a): n rounds, each with one fused multiply-add for each of `sums` vectors, all in registers.
 
-    a: address of `sums` vectors: the values to start from, then the results.
+    a: address of `sums` vectors: initial values, later the results.
     """
     vector = ir.VectorType(F32, lanes)
 
@@ -381,15 +381,15 @@ def fma_loop(lanes, sums):
 
 
 def _walk_bfloat16(name, rows, vectors, lanes, alone, multiply):
-    """The intrinsic kernel(a, b, sums, pairs, carry, ahead, pace) of products with a panel of bfloat16, in order of k.
+    """An intrinsic kernel(a, b, sums, pairs, carry, ahead, pace) of products with a panel of bfloat16, in order of k.
 
-    A block of 32 k of a panel has 16 lines of its first 16 columns, then 16 of the others (see `elements.pack_pairs`).
-    For each pair of k: multiply(builder, a, p, raw, sums) -> new sums, of all rows by the vectors of weights `raw`.
-    alone: read a block's lines one after another, as memory delivers them fastest; else those of a pair together,
-    which is faster where the panel is in a cache.
+    A block of 32 k of a panel has 16 lines of its first 16 columns, then 16 lines of the others
+    (`elements.pack_pairs`). multiply(builder, a, p, raw, sums) returns new sums for pair p of k, of all rows times the
+    vectors of weights `raw`. alone: whether to read a block's lines one after another, which is fastest from memory. If
+    not, a pair's lines are read together, which is faster from a cache.
     """
     words, whole = ir.VectorType(I32, lanes), max(1, vectors * lanes // 16)
-    each = vectors // whole  # vectors of a line
+    each = vectors // whole  # how many vectors a line has
     vector = ir.VectorType(F32, lanes)
 
     def emit(builder, args):
@@ -410,7 +410,7 @@ def _walk_bfloat16(name, rows, vectors, lanes, alone, multiply):
             return pair_of(p, right, values, range(vectors))
 
         def half(first, count, right, columns, values):
-            """Multiply `count` pairs from `first` on by the lines from `right` on, of the vectors `columns`."""
+            """Multiply `count` pairs, from `first` on, by the lines from `right` on, for the vectors `columns`."""
             chosen = [i * vectors + j for i in range(rows) for j in columns]
 
             def body(n, some):
@@ -444,10 +444,10 @@ def _walk_bfloat16(name, rows, vectors, lanes, alone, multiply):
 def widened_bfloat16(rows, vectors, pitch, lanes, alone=False):
     """Emit the kernel for `rows` x (`vectors` * `lanes`) sums of float32 rows and bfloat16 weights, in k order.
 
-    The compiled call is kernel(a, b, sums, pairs, carry, ahead, pace): `a` is the address of the first row of A,
-    `pitch` bytes apart; `b` of a packed panel (see `elements.pack_pairs`), or of its second half of 16 columns;
-    `sums` of the first of rows of 32 sums; `pairs` >= 1 the number of pairs of k. Prefetches as `micro_kernel`, if not
-    `alone` (see `_walk_bfloat16`).
+    The compiled call is kernel(a, b, sums, pairs, carry, ahead, pace). a: address of the first row of A; rows lie
+    `pitch` bytes apart. b: address of a packed panel (see `elements.pack_pairs`), or of its second half of 16 columns.
+    sums: address of the first of rows of 32 sums. pairs: >= 1, the number of pairs of k. It prefetches as
+    `micro_kernel` does, unless `alone` (see `_walk_bfloat16`).
     """
     vector, words = ir.VectorType(F32, lanes), ir.VectorType(I32, lanes)
     high = words([0xFFFF0000] * lanes)
@@ -470,7 +470,7 @@ def widened_bfloat16(rows, vectors, pitch, lanes, alone=False):
 
 
 def widened_float16(rows, vectors, pitch, lanes):
-    """As `widened_bfloat16`, for panels of float16, [K][32]."""
+    """Emit the kernel of `widened_bfloat16` for panels of float16, [K][32]."""
     vector, halves = ir.VectorType(F32, lanes), ir.VectorType(ir.HalfType(), lanes)
 
     def emit(builder, args):
@@ -498,7 +498,7 @@ def widened_float16(rows, vectors, pitch, lanes):
 
 
 def dot_bfloat16(rows, vectors, pitch, lanes, alone=False, *, instruction):
-    """As `widened_bfloat16`, by dot products of pairs; rows of A are bfloat16, `pitch` bytes apart.
+    """Emit the kernel of `widened_bfloat16` with dot products of pairs, for rows of A in bfloat16.
 
     instruction: the name of LLVM's intrinsic for vectors of `lanes` sums.
     """
@@ -517,11 +517,11 @@ def dot_bfloat16(rows, vectors, pitch, lanes, alone=False, *, instruction):
 
 
 def matrix_bfloat16(rows, vectors, pitch, lanes):
-    """As `dot_bfloat16` with vectors of 4 sums, by Arm's BFMMLA: sums of 2 rows x 2 columns (+)= 2 x 4 k times 4 k x 2.
+    """Emit the kernel of `dot_bfloat16` for vectors of 4 sums with Arm's BFMMLA, which adds 2 x 4 k times 4 k x 2.
 
-    An instruction has twice the products of BFDOT, those of two pairs of k; behind an odd pair it reads zeros. Where
-    `rows` is odd, the last row is its own partner, and its second sums are dropped. Arm Architecture Reference Manual,
-    BFMMLA (vector).
+    An instruction makes the products of two pairs of k, twice as many as BFDOT; after an odd pair it reads zeros. If
+    `rows` is odd, the last row is its own partner, and its second sums are dropped. See Arm Architecture Reference
+    Manual, BFMMLA (vector).
     """
     assert lanes == 4
     vector, words, halves = ir.VectorType(F32, 4), ir.VectorType(I32, 4), ir.VectorType(BFloat(), 8)
@@ -550,7 +550,7 @@ def matrix_bfloat16(rows, vectors, pitch, lanes):
             return [vector([0.0] * 4) for _ in range(2 * vectors * len(partners))]
 
         def body(q, values):
-            """Four k: two pairs, of 16 a block of 32 k."""
+            """Multiply four k, which are two of the 16 pairs of a block of 32 k."""
             block, within = builder.lshr(q, I64(3)), builder.and_(q, I64(7))
             for line in range(2):
                 _prefetch(
@@ -591,7 +591,7 @@ def matrix_bfloat16(rows, vectors, pitch, lanes):
 
 
 class Tiles:
-    """Emits operations on tiles of `down` x 2 sums: tiles 0 to 3 hold sums, 4 and 5 A, 6 and 7 B."""
+    """Emits operations on `down` x 2 tiles of sums. Tiles 0 to 3 hold sums, tiles 4 and 5 A, tiles 6 and 7 B."""
 
     def __init__(self, builder, down):
         self.builder, self.down = builder, down
@@ -601,12 +601,15 @@ class Tiles:
         self.dot = _declare(builder, "llvm.x86.tdpbf16ps", VOID, [I8] * 3)
 
     def places(self, sums, upper):
-        """(tile, its address) of all sums, whose rows begin at the address `sums`, `upper` rows in the first tiles."""
+        """(tile, its address) for all tiles of sums.
+
+        Rows begin at the address `sums`; the first tiles have `upper` rows.
+        """
         first = [sums, self.builder.add(sums, self.builder.mul(upper, I64(SUMS)))][: self.down]
         return [(I8(2 * i + j), _at(self.builder, first[i], 64 * j, I8)) for i in range(self.down) for j in range(2)]
 
     def begin(self, carry, places):
-        """Load the sums where `carry` is not 0, else set them to zero."""
+        """Load the sums if `carry` is not 0, else set them to zero."""
 
         def resume():
             for tile, place in places:
@@ -645,12 +648,12 @@ class Tiles:
 def tile_kernel(down, parts=1):
     """Emit the kernel for `down` x 2 tiles of up to 16 x 16 sums of bfloat16 products.
 
-    The compiled call is kernel(a, below, b, sums, steps, carry, ahead, pace, upper, lower). `a`: address of the packed
-    tiles of A, `upper` rows of 64 bytes a block of 32 k; `below`: bytes from there to those of the lower tile; `b`:
-    address of a packed panel; `sums`: of the first of rows of 32 sums; `upper`, `lower`: rows of the tiles, for which
-    `configure` was called. For each block it prefetches `pace` bytes, a multiple of 64.
-    parts: 2 for operands that are sums of two bfloat16. A tile of high values is then followed by that of the low ones,
-    and the products are low high, high high, high low: so each tile is loaded once.
+    The compiled call is kernel(a, below, b, sums, steps, carry, ahead, pace, upper, lower). a: address of the packed
+    tiles of A, which have `upper` rows of 64 bytes for each block of 32 k. below: bytes from there to the lower tile's.
+    b: address of a packed panel. sums: address of the first of rows of 32 sums. upper, lower: rows of the tiles, for
+    which `configure` was called. For each block the kernel prefetches `pace` bytes, a multiple of 64.
+    parts: 2 for operands that are sums of two bfloat16. Then a tile of low values follows each tile of high ones. The
+    products are made in the order low high, high high, high low, so that each tile is loaded once.
     """
 
     def emit(builder, args):
@@ -659,7 +662,7 @@ def tile_kernel(down, parts=1):
         tiles = Tiles(builder, down)
 
         def rows(k, part):
-            """Load tiles of A: part 0 of the two is the high one."""
+            """Load tiles of A. part: 0 for high values, 1 for low ones."""
             offset = builder.mul(builder.add(builder.mul(k, I64(parts)), I64(part)), tile)
             tiles.load_rows([builder.add(place, offset) for place in left])
 

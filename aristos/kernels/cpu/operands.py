@@ -1,7 +1,7 @@
-"""Products by panels of 32 columns, by element type and instruction set: tiles if there are any, else multiply-adds.
+"""Products by panels of 32 columns, for an element type and instruction set: by tiles if it has any, or multiply-adds.
 
-`tiles` and `widened` say what an operand, a panel and sums are. One arithmetic serves an element type on an instruction
-set, whatever the number of rows: so a row's sums never depend on the rows beside it.
+`tiles` and `widened` define operand, panel and sums. An element type has one arithmetic on an instruction set, whatever
+the number of rows, so a row's sums never depend on the rows beside it.
 """
 
 from kernel_cache.compile import inlined, jit
@@ -19,7 +19,7 @@ from .packed_panels import STEP
 from .target import FORMAT, ISA
 
 NARROW_BYTES, SPLIT_BYTES = WEIGHT_TYPES["bfloat16"].nbytes(1, WIDTH), weight_types.SPLIT.nbytes(1, WIDTH)
-SPARE_BYTES = 128  # for the shapes of tiles, or for one row of 32 elements
+SPARE_BYTES = 128  # spare memory, for the shapes of tiles or for one row of 32 elements
 
 release = tiles.release if ISA == "amx" else mem.pause
 if FORMAT:
@@ -33,7 +33,7 @@ else:
 
 
 def _by_element(name, arguments):
-    """The function `name`(element, *arguments) of the module that serves the element type."""
+    """A function `name`(element, *arguments) that calls the same function of the element type's module."""
     functions = {element: getattr(way, name) for element, way in _ways.items()}
     return jit(unrolled(name, arguments, f"return case(code, {arguments})", functions, globals()))
 
@@ -46,19 +46,19 @@ panel_sums = _by_element("panel_sums", "m, a, depth, panel, sums, carry, ahead, 
 
 
 def operand_bytes(element: int, rows: int, columns: int) -> int:
-    """Bytes of an operand of `rows` rows, for Python."""
+    """Bytes of an operand of `rows` rows, called from Python."""
     return int(_ways[element].operand_size(element, rows, columns))
 
 
 @inlined
 def panel_bytes(element):
-    """Bytes of a plain panel for each k."""
+    """Bytes that a plain panel has for each k."""
     return SPLIT_BYTES if element == SPLIT else NARROW_BYTES
 
 
 @jit
 def panel_step(element, panels, depth):
-    """Bytes from one panel of a matrix to the next. panels: address of its first panel; depth: its k."""
+    """Bytes from one panel of a matrix to the next. panels: address of the first panel. depth: k of the matrix."""
     if FORMAT:
         return mem.load(panels + STEP)
     return panel_bytes(element) * ((depth + WIDTH - 1) // WIDTH * WIDTH)
@@ -78,7 +78,7 @@ def float_rows(element):
 
 @jit
 def write_rows(element, m, sums, y, j, columns):
-    """Sums of m rows become columns j.. of the rows of y, rounded once. columns: of y.
+    """Round sums of m rows once, and write them to columns j.. of rows of y. columns: how many y has.
 
     y: address of an array of row addresses. Rows of 16-bit elements have space for whole panels.
     """
@@ -93,11 +93,11 @@ def write_rows(element, m, sums, y, j, columns):
 
 @jit
 def begin(spare):
-    """Before the products of a run. spare: address of SPARE_BYTES bytes."""
+    """Prepare for the products of a run. spare: address of SPARE_BYTES bytes."""
     mem.store(spare + 64, tiles.NO_SHAPE)
 
 
 @jit
 def end():
-    """After the products of a run."""
+    """Clean up after the products of a run."""
     release()

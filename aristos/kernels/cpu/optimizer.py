@@ -1,6 +1,6 @@
 """Steps of optimizers on rows of float32, in place and in one pass over memory; sums of squares.
 
-Every operation is rounded to float32, in the order in which it is written: an entry's bits depend on that entry alone.
+Every operation is rounded to float32, in the order of the source, so an entry's bits depend on that entry alone.
 """
 
 import math
@@ -13,12 +13,12 @@ from ...primitives import memory as mem
 from ...primitives.buffers import FLOAT
 from ...trainable import AdamScales, MomentumScales
 
-ADAM, MOMENTUM = len(AdamScales._fields), len(MomentumScales._fields)
+ADAM, MOMENTUM = len(AdamScales._fields), len(MomentumScales._fields)  # how many float32 each step reads at `scales`
 
 
 @jit
 def adam_rows(rows, n, w, g, pitch, mean, square, scales):
-    """AdamW on [rows, n] float32 at the addresses w, mean and square, without gaps; rows of g are `pitch` bytes apart.
+    """Do AdamW on [rows, n] float32 at the addresses w, mean and square. Rows of g lie `pitch` bytes apart.
 
     scales: address of AdamScales, float32.
     """
@@ -37,7 +37,7 @@ def adam_rows(rows, n, w, g, pitch, mean, square, scales):
 
 @jit
 def momentum_rows(rows, n, w, g, pitch, velocity, scales):
-    """As `adam_rows`: v = momentum v + g, w -= lr v. scales: address of MomentumScales, float32."""
+    """Do v = momentum v + g, w -= lr v, as `adam_rows`. scales: address of MomentumScales, float32."""
     s = mem.floats(scales, MOMENTUM)  # in the order of the fields
     by, keep, momentum, rate = s[0], s[1], s[2], s[3]
     for i in range(rows):
@@ -50,7 +50,7 @@ def momentum_rows(rows, n, w, g, pitch, velocity, scales):
 
 @jit
 def square_sum(rows, n, x, pitch):
-    """The sum of squares of [rows, n] float32, in float64: eight chains through each row, added up in pairs."""
+    """The sum of squares of [rows, n] float32, in float64: eight chains through each row, added in pairs."""
     total = np.float64(0)
     whole = n // 8 * 8
     for i in range(rows):

@@ -1,7 +1,7 @@
-"""Outer products of float32: out (+)= the sum over rows, in order, of w[i] x[i]^T b[i], by the micro-kernels of `gemm`.
+"""Outer products of float32: adds w[i] x[i]^T b[i] over rows i, in order, by the micro-kernels of `gemm`.
 
-Every entry is one chain of fused multiply-adds in order of rows: it depends on the rows and their order alone. x is
-transposed into packed rows a few columns at a time, b is packed as panels.
+Every entry is one chain of fused multiply-adds in order of rows, so it depends on the rows and their order alone. x is
+transposed into packed rows, a few columns at a time; b is packed as panels.
 """
 
 from kernel_cache.compile import jit
@@ -12,22 +12,22 @@ from ..common.activations import ONE, ZERO
 from .gemm import KC, PITCH, block, fetch, settle, stream, transpose, vectors_of
 from .panels import LANES, NR, ROWS
 
-MOST_OUTER = 1024  # rows of a pass
+MOST_OUTER = 1024  # most rows of a pass
 TRANSPOSED = 128  # columns that are transposed at once: few enough to stay in the L2 cache
-LARGE = 1 << 20  # bytes: a matrix of at least this size is written past the caches, if it is written once
+LARGE = 1 << 20  # least bytes of a matrix that is written past the caches, if it is written once
 SIDE = 8  # rows and columns of a block that is transposed in registers
-SOON = 4  # rows that are fetched ahead: they lie far apart in the store, and the processor cannot foresee them
+SOON = 4  # how many rows ahead are prefetched: they lie far apart in the store, where the processor cannot foresee them
 
 
 def outer_bytes(rows, widest):
-    """Bytes of scratch of `add_outer` for up to `rows` rows; widest: the most columns of either side."""
+    """Bytes of scratch memory of `add_outer` for up to `rows` rows. widest: the most columns of either side."""
     transposed = PITCH * TRANSPOSED * -(-rows // KC)
     return FLOAT * NR * ROWS + 8 * (ROWS + TRANSPOSED) + 2 * LINE + transposed + FLOAT * rows * (widest + LANES)
 
 
 @jit
 def pass_rows(rows):
-    """Rows of each pass over `rows` rows: passes of nearly equal size, in whole blocks of 32."""
+    """How many rows each pass over `rows` rows has: passes are nearly equal, in whole blocks of 32."""
     passes = max(1, (rows + MOST_OUTER - 1) // MOST_OUTER)
     return ((rows + passes - 1) // passes + 31) // 32 * 32
 
@@ -40,7 +40,7 @@ def past_caches(carry, once, nbytes):
 
 @jit
 def fetch_row(m, rows, i, first, nbytes):
-    """Ask for `nbytes` bytes of row i of m, from byte `first` on. rows: address of an array of row addresses."""
+    """Prefetch `nbytes` bytes of row i of m, from byte `first` on. rows: address of an array of row addresses."""
     if i < m:
         start = mem.load(rows + 8 * i) + first
         for line in range(0, nbytes, LINE):
@@ -49,7 +49,7 @@ def fetch_row(m, rows, i, first, nbytes):
 
 @jit
 def transpose_rows(m, x, first, columns, a):
-    """Transpose columns first.. of m rows of float32: row c of the packed rows at `a` holds one column of all m."""
+    """Transpose columns first.. of m rows of float32. Row c of the packed rows at `a` gets one column of all m rows."""
     for k0 in range(0, m, KC):
         transpose_block(min(KC, m - k0), x + 8 * k0, first, columns, a)
         a += PITCH * columns
@@ -57,7 +57,7 @@ def transpose_rows(m, x, first, columns, a):
 
 @jit
 def transpose_block(m, x, first, columns, a):
-    """`transpose_rows` of at most KC rows."""
+    """Do what `transpose_rows` does, for at most KC rows."""
     whole = columns // SIDE * SIDE
     for i in range(0, m // SIDE * SIDE, SIDE):
         for r in range(i + SIDE, i + 2 * SIDE):
@@ -104,11 +104,11 @@ def pack_panel(to, source, weight):
 
 @jit
 def add_transposed(m, rows, a, panels, columns, out, pitch, carry, past, sums, tables):
-    """out[rows, columns] (+)= A^T B for m rows in order. a: A transposed; pitch: bytes between rows of out.
+    """Add A^T B, over m rows in order, to out[rows, columns]. a: A transposed. pitch: bytes between rows of out.
 
-    Rows of out are computed in groups as by `gemm.panel_rows`; the next group is fetched meanwhile. past: whether
-    groups are written past the caches; they are then computed in `sums`, which has space for one. tables: space for the
-    addresses of ROWS rows of sums and of `rows` rows of out.
+    carry: 0 to write over `out` instead. Rows of out are computed in groups, as by `gemm.panel_rows`; the next group is
+    prefetched meanwhile. past: whether groups are written past the caches; then they are computed in `sums`, which has
+    space for one. tables: space for the addresses of ROWS rows of sums and of `rows` rows of out.
     """
     groups = (rows + ROWS - 1) // ROWS
     size = rows // groups
@@ -144,7 +144,7 @@ def add_transposed(m, rows, a, panels, columns, out, pitch, carry, past, sums, t
 
 @jit
 def add_outer(m, x, begin, end, b, w, columns, out, carry, past, scratch):
-    """out[begin:end, :columns] = the sum over m rows of w[i] x[i]^T b[i], plus out if `carry` is nonzero.
+    """Set out[begin:end, :columns] to the sum over m rows of w[i] x[i]^T b[i], plus out if `carry` is nonzero.
 
     m: at most MOST_OUTER. x, b: addresses of arrays of row addresses; w: address of m float32, or 0. Rows of out are
     rounded up to vectors. past: see `add_transposed`. scratch: `outer_bytes(m, the larger of end and columns)` bytes.
@@ -165,7 +165,7 @@ def add_outer(m, x, begin, end, b, w, columns, out, carry, past, scratch):
 
 @jit
 def add_rows(m, rows, w, n, out, carry):
-    """out[n] = the sum of m rows in order, times w[i] if w is not 0; plus out if `carry` is nonzero.
+    """Set out[n] to the sum of m rows in order, times w[i] if w is not 0, plus out if `carry` is nonzero.
 
     rows: address of an array of row addresses.
     """

@@ -34,10 +34,10 @@ from .unpack_kernels import NEAR
 from .widened import DOT, PAIRS, SPAN, WIDE
 
 TILED = ISA == "amx"
-FORM = FORMAT or "int8"  # where weights are plain, nothing here is compiled
-TABLE = ISA.startswith(("avx512", "amx"))  # 16 values are looked up by one permutation
-DOTS = ISA == "avx512bf16"  # rows of bfloat16 are multiplied by dot products of codes too
-SHARED_PIECE = 128  # k of codes that become bfloat16 at once for all rows: 8 KiB
+FORM = FORMAT or "int8"  # if weights are plain, nothing here is compiled
+TABLE = ISA.startswith(("avx512", "amx"))  # whether one permutation looks up 16 values
+DOTS = ISA == "avx512bf16"  # whether rows of bfloat16 are multiplied with codes by dot products
+SHARED_PIECE = 128  # k of codes that become bfloat16 at once for all rows: 8 KiB of bfloat16
 PIECE, TILE_ROWS = 256, 32  # most k, and most rows, of products by tiles where no other rows read the codes
 GROUPS = PIECE // WIDTH if TILED else 1  # most groups of k in a piece: their sums are kept
 FEW = {16: 12, 8: 4 if TABLE else 2, 4: 2}[LANES]  # rows whose sums, beside decoded codes, fit the registers
@@ -45,17 +45,17 @@ FEW = {16: 12, 8: 4 if TABLE else 2, 4: 2}[LANES]  # rows whose sums, beside dec
 LEAN = (FEW if FORM == "fp8" else 4) if (ISA, LANES) == ("avx512", 16) else 0
 MOST = 1 << 30 if TABLE and FORM != "fp8" else FEW  # most rows that decode codes for themselves
 FLOAT32_SCALE, BFLOAT16_SCALE = SCALE_CODES["float32"], SCALE_CODES["bfloat16"]
-FLOAT16_SCALE = SCALE_CODES["float16"]  # else e8m0
-ROW_BYTES = 128  # for the shapes of tiles, or for one row of 32 elements
+FLOAT16_SCALE = SCALE_CODES["float16"]  # the code of scales of 16 bits; other scales are e8m0
+ROW_BYTES = 128  # spare memory, for the shapes of tiles or for one row of 32 elements
 PAIR = PAIR_BYTES[FORM]
 SCALE_BYTES = packed_kernels.SCALE_BYTES[FORM]
 BITS = PAIR // 8
 TOGETHER = UNIT[BITS]
-ZEROED = FORMATS[FORM].zeros  # weights may have zero points
+ZEROED = FORMATS[FORM].zeros  # whether weights may have zero points
 
 
 def value_of(code):
-    """The float32 that kernels multiply by for a code of FORMAT."""
+    """The float32 that a code of FORMAT stands for in products."""
     if FORM == "fp8":
         return np.uint16((int(np.int8(np.uint8(code))) << 7) & 0xBF80).view(np.float16).astype(np.float32)
     if FORM == "mxfp4":
@@ -64,7 +64,7 @@ def value_of(code):
 
 
 def _codes(codes, pairs, columns=WIDTH):
-    """The codes of `pairs` pairs of k and of columns from an address on: [2 * pairs, columns]."""
+    """[2 * pairs, columns]: the codes at an address, of `pairs` pairs of k."""
     if BITS == 8:
         return np.stack([mem.bits8(codes + WIDTH * k, columns) for k in range(2 * pairs)])
     units = (pairs + TOGETHER - 1) // TOGETHER
@@ -74,7 +74,7 @@ def _codes(codes, pairs, columns=WIDTH):
 
 
 def unpack(codes, panel, blocks, near):
-    """Codes of `blocks` >= 1 blocks of 32 k at the address `codes` become a panel of bfloat16.
+    """Unpack codes of `blocks` >= 1 blocks of 32 k at the address `codes` into a panel of bfloat16.
 
     near: address of as many bytes as the codes have, which are prefetched.
     """
@@ -86,7 +86,7 @@ def unpack(codes, panel, blocks, near):
 
 
 def code_sums(a, below, codes, ring, sums, groups, blocks, carry, pitch, near, upper, lower):
-    """Sums of up to 32 rows for each of several groups of codes: see `unpack_kernels.code_tiles`.
+    """Compute sums of up to 32 rows for each of several groups of codes: see `unpack_kernels.code_tiles`.
 
     ring: address of unpack_kernels.RING blocks of a panel.
     """
@@ -100,7 +100,7 @@ def code_sums(a, below, codes, ring, sums, groups, blocks, carry, pitch, near, u
 
 
 def rows_by_codes(code, a, codes, sums, groups, pairs, scales, x, x_pitch, parts, flags):
-    """Products of rows and codes of SPAN columns, group by group: see `packed_kernels.packed_rows`.
+    """Compute products of rows and codes of SPAN columns, group by group: see `packed_kernels.packed_rows`.
 
     code: the number of float32 rows, or FEW + the number of bfloat16 rows.
     """
@@ -132,7 +132,7 @@ def close_groups(m, groups, parts, pitch, sums, scales, x, x_pitch):
 
 
 def widen_scales(code, source, target, groups, shared):
-    """Scales of a panel's groups become float32: see `packed_kernels.widen_scales`. code: of SCALE_CODES."""
+    """Convert scales of a panel's groups to float32: see `packed_kernels.widen_scales`. code: one of SCALE_CODES."""
     n = 1 if shared else WIDTH
     for g in range(groups):
         out = mem.floats(target + SCALE_BYTES * g, WIDTH)
@@ -149,7 +149,7 @@ def widen_scales(code, source, target, groups, shared):
 
 
 def widen_zeros(source, target, groups):
-    """Zero points of a panel's groups become float32, signs turned: see `packed_kernels.widen_zeros`."""
+    """Convert zero points of a panel's groups to float32, negated: see `packed_kernels.widen_zeros`."""
     for g in range(groups):
         stored = mem.bits8(source + WIDTH * BITS // 8 * g, WIDTH * BITS // 8)
         if BITS == 4:
@@ -164,7 +164,7 @@ def _close(n, found, sums, scales, x):
 
 
 _rows_arguments = "a, codes, sums, groups, pairs, scales, x, x_pitch, parts, flags"
-_kernels = {  # rows of float32, then rows of bfloat16 where the instruction set has dot products
+_kernels = {  # kernels for rows of float32; then for rows of bfloat16, if the instruction set has dot products
     rows + FEW * kind: packed_kernels.packed_rows(
         FORM, rows, SPAN // LANES, PITCH, LANES, TABLE, 2 if LEAN < rows <= FEW // 3 else 1, dot, rows <= LEAN
     )
@@ -214,7 +214,7 @@ if TILED:
 
 @inlined
 def rows_size(element, rows, columns):
-    """Bytes of the rows of an operand, without their sums."""
+    """Bytes of an operand's rows, without their sums."""
     if TILED and element == BFLOAT16:
         return tiles.operand_size(element, rows, columns)
     return widened.operand_size(BFLOAT16, rows, columns)
@@ -222,7 +222,7 @@ def rows_size(element, rows, columns):
 
 @inlined
 def operand_size(element, rows, columns):
-    """Bytes of an operand of `rows` rows: as the instruction set has them, then for each row a sum for each 32 k."""
+    """Bytes of an operand of `rows` rows: the rows, in the instruction set's form, then a sum for each row and 32 k."""
     return rows_size(element, rows, columns) + (rows * FLOAT * ((columns + WIDTH - 1) // WIDTH) + 63) // 64 * 64
 
 
@@ -230,7 +230,8 @@ def operand_size(element, rows, columns):
 def spare_bytes(rows, depth):
     """Bytes that `panel_sums` needs for `rows` rows and up to `depth` k.
 
-    A spare row and shapes of tiles, scales, sums of rows by group, sums of a piece's groups, a panel of SHARED_PIECE k.
+    It is for a spare row and shapes of tiles, scales, sums of rows by group, sums of a piece's groups, and a panel of
+    SHARED_PIECE k.
     """
     groups = (depth + WIDTH - 1) // WIDTH
     parts = max(rows, min(rows, TILE_ROWS) * GROUPS)
@@ -269,7 +270,7 @@ def block_sum(element, place):
 
 @jit
 def put_sums(element, m, columns, a, first, last):
-    """Store the sums of blocks first..last of the m rows of an operand of `columns` columns, behind its rows."""
+    """Store the sums of blocks first..last for m rows of an operand of `columns` columns, behind the rows."""
     blocks = (columns + WIDTH - 1) // WIDTH
     sums = mem.floats(a + rows_size(element, m, columns), m * blocks)
     for i in range(m):
@@ -307,7 +308,7 @@ def round_operand(element, m, sums, j, columns, a, spare):
 
 @jit
 def read_scales(panel, groups, scales):
-    """Scales and zero points of a panel become float32: SCALE_BYTES for each group."""
+    """Convert scales and zero points of a panel to float32, SCALE_BYTES for each group."""
     zeros = mem.load(panel + ZEROS)
     widen_scales(mem.load(panel + SCALE), panel + LINE, scales, groups, mem.load(panel + SHARED))
     if ZEROED and zeros != 0:
@@ -316,7 +317,7 @@ def read_scales(panel, groups, scales):
 
 @jit
 def read_sums(element, m, a, depth, group, groups, x):
-    """Sums of m rows by group of k, [m, groups] float32 at x, from those of blocks of 32 behind an operand's rows."""
+    """Write sums of m rows by group of k, [m, groups] float32, at x, from the sums behind an operand's rows."""
     blocks = (depth + WIDTH - 1) // WIDTH
     stored, out = mem.floats(a + rows_size(element, m, depth), m * blocks), mem.floats(x, m * groups)
     for i in range(m):
@@ -329,7 +330,7 @@ def read_sums(element, m, a, depth, group, groups, x):
 
 @jit
 def whole_groups(k, group):
-    """k // group without a division: a group is a power of 2 from 32 on, or all k."""
+    """k // group without a division. A group is a power of 2, at least 32, or all k."""
     if k <= group:
         return 1 if k == group else 0
     shift = 5
@@ -340,9 +341,9 @@ def whole_groups(k, group):
 
 @jit
 def by_codes(kept, m, a, depth, panel, sums, group, scales, x, x_pitch, parts):
-    """Products of rows and a panel's codes, which each group of rows decodes for itself.
+    """Multiply rows by a panel's codes, which each group of rows decodes for itself.
 
-    kept: 1 where rows stay bfloat16, else 0.
+    kept: 1 if rows stay bfloat16, else 0.
     """
     nbytes = 2 if kept else FLOAT
     codes, row_groups = panel + mem.load(panel + CODES), (m + FEW - 1) // FEW
@@ -388,7 +389,7 @@ def near_of(codes, end, ahead):
 
 @jit
 def by_tiles(m, a, depth, panel, sums, group, scales, x, x_pitch, parts, ahead, spare):
-    """Products of up to TILE_ROWS rows and a panel's codes by tiles, PIECE k at a time.
+    """Multiply up to TILE_ROWS rows by a panel's codes with tiles, PIECE k at a time.
 
     parts: address of sums of a piece's groups, and then of unpack_kernels.RING blocks of a panel.
     """
@@ -416,7 +417,7 @@ def by_tiles(m, a, depth, panel, sums, group, scales, x, x_pitch, parts, ahead, 
 
 @jit
 def by_panels(element, m, a, depth, panel, sums, group, scales, x, x_pitch, parts, ahead, spare):
-    """Products of rows and a panel's codes, which become bfloat16, SHARED_PIECE k at a time, for all rows.
+    """Multiply rows by a panel's codes, which are unpacked to bfloat16 for all rows, SHARED_PIECE k at a time.
 
     parts: address of sums of a group, and then of SHARED_PIECE k of a panel.
     """
@@ -440,7 +441,7 @@ def by_panels(element, m, a, depth, panel, sums, group, scales, x, x_pitch, part
         else:
             kind = BFLOAT16 if element == BFLOAT16 else WIDE
             place = block_place(element, m, depth, a, 0, k // WIDTH)
-            # Products of several pairs read whole blocks.
+            # products of several pairs read whole blocks
             widened.part_sums(kind, m, place, blocks * (WIDTH // 2), unpacked, parts, carry, unpacked, 0)
         k += count
         if k == last:
@@ -450,7 +451,7 @@ def by_panels(element, m, a, depth, panel, sums, group, scales, x, x_pitch, part
 
 @jit
 def by_groups_of_rows(m, a, depth, panel, sums, group, scales, x, x_pitch, parts, ahead, spare):
-    """Products of any number of rows by tiles.
+    """Multiply any number of rows with tiles.
 
     Two groups with equally many rows unpack codes once: their sums fit the L1 cache. Groups of different sizes would
     change the shapes of tiles at every step.
@@ -472,9 +473,9 @@ def by_groups_of_rows(m, a, depth, panel, sums, group, scales, x, x_pitch, parts
 
 @jit
 def panel_sums(element, m, a, depth, panel, sums, carry, ahead, spare):
-    """sums[m, 32] (+)= operand x panel for all `depth` k of an operand; adds to the sums if `carry` is nonzero.
+    """Set sums[m, 32] to operand x panel for all `depth` k of an operand; if `carry` is nonzero, add to them.
 
-    a: address of the operand; panel: of the panel; sums: of m rows of 32; spare: of `spare_bytes`.
+    a: address of the operand. panel: address of the panel. sums: address of m rows of 32. spare: of `spare_bytes`.
     """
     group = mem.load(panel + GROUP)
     groups, blocks = whole_groups(depth, group), (depth + WIDTH - 1) // WIDTH
@@ -502,5 +503,5 @@ def panel_sums(element, m, a, depth, panel, sums, carry, ahead, spare):
 
 @inlined
 def depth_of(element, rows):
-    """As in `widened`; gradients do not reach packed weights."""
+    """See `widened.depth_of`. It is not used: packed weights have no gradients."""
     return rows

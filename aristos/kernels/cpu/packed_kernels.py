@@ -1,9 +1,9 @@
-"""The micro-kernels of packed weights as LLVM code: codes become float32 in registers. `packed.py` has their meaning.
+"""The micro-kernels of packed weights as LLVM code: codes become float32 in registers. `packed.py` defines them.
 
-A panel has a byte of codes for each of 32 columns and each k (8 bits). Of 4 bits, a column's eight k are one word, the
-even ones in its low half, the first in the lowest bits. Shifts move each code, or those of a pair at once, to where a
-permutation looks it up: the execution port that looks values up need not widen bytes too. fp8 codes are read as float16
-of the same bits, moved, which has 1/256 of their value (FP8_SCALE).
+With codes of 8 bits a panel has a byte for each of 32 columns and each k. With 4 bits, a column's eight k are one word:
+the even k in its low half, the first in the lowest bits. Shifts move each code, or both of a pair at once, to where a
+permutation looks it up, so that the execution port that looks values up need not widen bytes too. fp8 codes are shifted
+and read as float16, which has 1/256 of their value (FP8_SCALE).
 """
 
 from llvmlite import ir
@@ -33,11 +33,11 @@ from .micro_kernels import (
 from .packed_panels import UNIT
 
 NEAR = 6144  # bytes between the codes that are read and those that are prefetched
-PAIR_BYTES = {name: 2 * 32 * form.bits // 8 for name, form in FORMATS.items()}  # of codes of 32 columns
+PAIR_BYTES = {name: 2 * 32 * form.bits // 8 for name, form in FORMATS.items()}  # bytes of a pair of k of 32 columns
 if set(PAIR_BYTES) != {"fp8", "int8", "int4", "mxfp4"}:
     raise ImportError(f"weight_types names the formats {', '.join(FORMATS)}: extend `_decoded`")
 FP8_SCALE = 256.0
-# of a group: 32 scales, then, where a format has them, 32 zero points with their signs turned
+# bytes of a group: 32 scales, then 32 negated zero points if the format has them
 SCALE_BYTES = {name: (1 + form.zeros) * SUMS for name, form in FORMATS.items()}
 BEGINS, ENDS = 1, 2  # flags of a call of `packed_rows`: its groups begin, and end, in this call
 WHOLE = BEGINS | ENDS
@@ -47,7 +47,7 @@ _TABLES = {"int4": _INT4, "mxfp4": _FP4}
 
 
 def _looked_up(builder, table, index, lanes):
-    """The values of a table of 16 float32 at the low four bits of each lane; lanes: 16, or 8."""
+    """For each lane, the value in a table of 16 float32 that its low four bits name. lanes: 16 or 8."""
     kind = ir.VectorType(F32, lanes)
     if lanes == 16:
         permute = _declare(builder, "llvm.x86.avx512.permvar.sf.512", kind, [kind, index.type])
@@ -57,7 +57,7 @@ def _looked_up(builder, table, index, lanes):
 
 
 def _fp4(builder, nibble, lanes):
-    """Codes of e2m1 in the low four bits -> float32: by a permutation of 8 values (AVX2), else by arithmetic."""
+    """Convert codes of e2m1 in the low four bits to float32, by a permutation of 8 values (AVX2) or by arithmetic."""
     words, kind = nibble.type, ir.VectorType(F32, lanes)
     sign = builder.and_(builder.shl(nibble, words([28] * lanes)), words([-(1 << 31)] * lanes))
     if lanes == 8:
@@ -65,15 +65,15 @@ def _fp4(builder, nibble, lanes):
         value = builder.call(permute, [kind(_FP4[:8]), nibble])
         return builder.bitcast(builder.or_(builder.bitcast(value, words), sign), kind)
     low = builder.and_(nibble, words([7] * lanes))
-    moved = builder.add(builder.shl(low, words([22] * lanes)), words([126 << 23] * lanes))  # right from code 2 on
+    moved = builder.add(builder.shl(low, words([22] * lanes)), words([126 << 23] * lanes))  # correct from code 2 on
     value = builder.bitcast(moved, kind)
-    small = builder.fmul(builder.fsub(value, kind([0.5] * lanes)), kind([2.0] * lanes))  # of codes 0 and 1
+    small = builder.fmul(builder.fsub(value, kind([0.5] * lanes)), kind([2.0] * lanes))  # the values of codes 0 and 1
     value = builder.select(builder.icmp_unsigned("<", low, words([2] * lanes)), small, value)
     return builder.bitcast(builder.or_(builder.bitcast(value, words), sign), kind)
 
 
 def _halves(builder, codes):
-    """Codes of fp8, a vector of bytes -> float16 of 1/FP8_SCALE of their value."""
+    """Convert codes of fp8, a vector of bytes, to float16 of their value divided by FP8_SCALE."""
     words = ir.VectorType(I16, codes.type.count)
     keep, seven = words([0xBF80 - 0x10000] * words.count), words([7] * words.count)
     moved = builder.and_(builder.shl(builder.sext(codes, words), seven), keep)
@@ -83,7 +83,8 @@ def _halves(builder, codes):
 def _decoded(builder, form, place, j, lanes, table, b, at_end):
     """(even k, odd k): float32 of `lanes` columns from number j * lanes on, of pair b of the unit of k at `place`.
 
-    table: whether the CPU looks up 16 values by a permutation. at_end: whether nothing beyond the columns may be read.
+    table: whether the CPU looks up 16 values by a permutation. at_end: whether bytes beyond the columns must not be
+    read.
     """
     codes, words, kind = (ir.VectorType(t, lanes) for t in (I8, I32, F32))
     if form in ("int8", "fp8"):
@@ -93,7 +94,10 @@ def _decoded(builder, form, place, j, lanes, table, b, at_end):
         return tuple(builder.fpext(_halves(builder, x), kind) for x in both)
 
     def moved(bits):
-        """Words whose lowest bits are those from a bit on. A load moves whole bytes, and reads beyond the columns."""
+        """Words shifted right by `bits`.
+
+        Whole bytes are shifted by the address of the load, which reads beyond the columns.
+        """
         by_load = 0 if at_end or bits % 8 else bits
         raw = builder.load(_at(builder, place, 4 * lanes * j + by_load // 8, words), align=1)
         return builder.lshr(raw, words([bits] * lanes)) if bits > by_load else raw
@@ -108,7 +112,10 @@ def _decoded(builder, form, place, j, lanes, table, b, at_end):
 
 
 def _decoded_fp8(builder, place):
-    """As `_decoded`, all 32 columns of a pair of k: for each vector of 16 (even k, odd k). Codes widen 32 at a time."""
+    """Do what `_decoded` does for all 32 columns of a pair of k: (even k, odd k) for each vector of 16.
+
+    Widens 32 codes.
+    """
     codes, words, kind = ir.VectorType(I8, 32), ir.VectorType(I32, 16), ir.VectorType(F32, 16)
     columns = [ir.Constant(words, list(range(16 * j, 16 * j + 16))) for j in range(2)]
     both = [_halves(builder, builder.load(_at(builder, place, 32 * odd, codes), align=1)) for odd in range(2)]
@@ -116,35 +123,37 @@ def _decoded_fp8(builder, place):
 
 
 def _joined(builder, even, odd):
-    """Values of a pair of k that bfloat16 holds, as words of both."""
+    """Join values of a pair of k, which bfloat16 holds, into words of two bfloat16."""
     words = ir.VectorType(I32, even.type.count)
     low, high = builder.bitcast(even, words), builder.bitcast(odd, words)
     return builder.or_(builder.lshr(low, words([16] * even.type.count)), high)
 
 
 def _pairs_of(form):
-    """Pairs of k in a unit."""
+    """How many pairs of k a unit has."""
     return UNIT[FORMATS[form].bits]
 
 
 def _units(builder, pairs, together):
-    """Units that hold `pairs` pairs of k."""
+    """How many units hold `pairs` pairs of k."""
     return builder.udiv(builder.add(pairs, I64(together - 1)), I64(together)) if together > 1 else pairs
 
 
 def packed_rows(form, rows, vectors, pitch, lanes, table, at_once, dot="", lean=False):
     """Emit the kernel for `rows` x (`vectors` * `lanes`) sums of float32 rows and codes, group by group.
 
-    The compiled call is kernel(a, codes, sums, groups, pairs, scales, x, x_pitch, parts, flags): `a` is the address of
-    the first of the rows, `pitch` bytes apart, at the first k; `codes` of the panel's, or of its second half of
-    columns; `sums` of the first of rows of 32 sums; `groups` >= 1 of `pairs` >= 1 pairs of k; `scales` of SCALE_BYTES
-    for each group; `x` of each group's sum of the first row, rows `x_pitch` bytes apart, or 0 without zero points;
-    `parts` of rows of 32 sums of a group that is longer than a call. flags: WHOLE, or of one group BEGINS, ENDS or
-    neither. Several groups have whole units of k each; rows are zeros up to a whole unit. Codes are prefetched NEAR
-    bytes ahead, line after line. at_once: whole groups whose sums are made side by side: the chain of a single one
-    would be slower than memory. dot: the name of LLVM's intrinsic of dot products, for rows of bfloat16. lean: the
-    fewest micro-operations, for vectors of 16: multiply-adds read rows from memory by pointers of their own, no load of
-    codes crosses a line, and codes are prefetched to the L1 cache. Then at_once is 1.
+    The compiled call is kernel(a, codes, sums, groups, pairs, scales, x, x_pitch, parts, flags). a: address of the
+    first row at the first k; rows lie `pitch` bytes apart. codes: address of the panel's codes, or of those of its
+    second half of columns. sums: address of the first of rows of 32 sums. groups, pairs: >= 1 groups of >= 1 pairs of
+    k. scales: address of SCALE_BYTES for each group. x: address of the first row's sum of each group, rows `x_pitch`
+    bytes apart; 0 without zero points. parts: address of rows of 32 sums of a group that is longer than a call. flags:
+    WHOLE, or for one group BEGINS, ENDS or neither. If there are several groups, each has whole units of k. Rows are
+    padded with zeros to a whole unit. Codes are prefetched NEAR bytes ahead, line after line.
+
+    at_once: how many whole groups have their sums made side by side, because the chain of a single group would be
+    slower than memory. dot: the name of LLVM's intrinsic of dot products, for rows of bfloat16. lean: whether to use
+    the fewest micro-operations, for vectors of 16. Then multiply-adds read rows from memory by separate pointers, no
+    load of codes crosses a line, codes are prefetched to the L1 cache, and at_once is 1.
     """
     together = _pairs_of(form)
     kind, size, each = ir.VectorType(F32, lanes), PAIR_BYTES[form] * together, rows * vectors
@@ -156,7 +165,10 @@ def packed_rows(form, rows, vectors, pitch, lanes, table, at_once, dot="", lean=
         fma, zero = _fma(builder, kind), [kind([0.0] * lanes)] * each
 
         def products(first, values):
-            """Add the products of neighbouring groups from `first` on, all at once; values: sums of each in turn."""
+            """Add the products of neighbouring groups, from `first` on, at the same time.
+
+            values: sums of one group after another.
+            """
             count = len(values) // each
             ahead = builder.add(codes, builder.add(builder.mul(builder.mul(first, units), I64(size)), I64(NEAR)))
 
@@ -183,7 +195,10 @@ def packed_rows(form, rows, vectors, pitch, lanes, table, at_once, dot="", lean=
             return some
 
         def lean_products(g, values):
-            """`products` of one group. LLVM cannot know that pointers of vectors are equal, which keeps loads apart."""
+            """Do what `products` does, for one group.
+
+            LLVM cannot know that vectors' pointers are equal, so it keeps all loads.
+            """
             hidden = ir.InlineAsm(ir.FunctionType(I64, [I64]), "", "=r,0")
             n = builder.mul(g, units)
             place, left = (builder.add(x, builder.mul(n, I64(m))) for x, m in ((codes, size), (a, left_bytes)))
@@ -277,13 +292,13 @@ def packed_rows(form, rows, vectors, pitch, lanes, table, at_once, dot="", lean=
     return _intrinsic(f"packed_{form}_{rows}x{vectors * lanes}{'_dot' * bool(dot)}", 10, emit)
 
 
-_STORED = {"float32": F32, "bfloat16": I16, "float16": ir.HalfType(), "e8m0": I8}  # how scales lie in a panel
+_STORED = {"float32": F32, "bfloat16": I16, "float16": ir.HalfType(), "e8m0": I8}  # types of scales in a panel
 
 
 def widen_scales(scale, form, lanes):
-    """Emit widen(source, target, groups, shared): scales of a panel's groups >= 1 become float32 at `target`.
+    """Emit widen(source, target, groups, shared), which converts scales of groups >= 1 groups to float32 at `target`.
 
-    scale: their type. A group has SCALE_BYTES there; it has 32 scales at `source`, or one, where `shared` is not 0.
+    scale: their type. A group has SCALE_BYTES at `target`. At `source` it has 32 scales, or one if `shared` is not 0.
     """
     stored, kind, words = _STORED[scale], ir.VectorType(F32, lanes), ir.VectorType(I32, lanes)
     nbytes = {"float32": 4, "e8m0": 1}.get(scale, 2)
@@ -293,7 +308,7 @@ def widen_scales(scale, form, lanes):
             raw = builder.bitcast(builder.shl(builder.zext(raw, words), words([16] * lanes)), kind)
         elif scale == "float16":
             raw = builder.fpext(raw, kind)
-        elif scale == "e8m0":  # the exponent of float32; 0 is 2^-127, a denormal
+        elif scale == "e8m0":  # the exponent bits of a float32; 0 stands for 2^-127, a denormal
             wide = builder.zext(raw, words)
             is_least = builder.icmp_unsigned("==", wide, words([0] * lanes))
             moved = builder.shl(wide, words([23] * lanes))
@@ -328,9 +343,9 @@ def widen_scales(scale, form, lanes):
 
 
 def widen_zeros(form):
-    """Emit widen(source, target, groups): zero points of a panel's groups >= 1 become float32 with their signs turned.
+    """Emit widen(source, target, groups), which converts zero points of groups >= 1 groups to float32, negated.
 
-    Those of a group begin SCALE_BYTES after those of the last one at `target`.
+    At `target` a group's zero points begin SCALE_BYTES after those of the group before.
     """
     bits, columns = PAIR_BYTES[form] // 8, SUMS // 4
     codes, words, kind = (ir.VectorType(t, columns) for t in (I8, I32, F32))

@@ -1,8 +1,9 @@
 """Packed weights in memory: panels of 32 columns, each with its scales, zero points and codes in one stream.
 
-A panel begins with a line of words, `HEAD`. Scales of a group follow, 32 of them or one, of their own type; then zero
-points, a code's bits each; then codes, as `packed_kernels` says. Each part is padded to whole lines. Columns and k
-are padded to 32 with codes of the value zero; what pads zero points and scales is never seen.
+A panel begins with a line of words, `HEAD`. Then come scales, 32 or one for each group, of their own type; then zero
+points, each of as many bits as a code; then codes, arranged as `packed_kernels` says. Each part is padded to whole
+lines. Columns and k are padded to 32 with codes of the value zero. Products do not depend on the padding of zero points
+and scales.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ from ...primitives.buffers import LINE, aligned
 from ...quantised import Quantised
 from ...weight_types import SCALES, WeightType
 
-WIDTH = 32  # columns of a panel, and k that they are padded to
+WIDTH = 32  # columns of a panel; k is padded to a multiple of it too
 HEAD = ("step", "group", "scale", "shared", "zeros", "codes")
 STEP, GROUP, SCALE, SHARED, ZEROS, CODES = (8 * i for i in range(len(HEAD)))
-UNIT = {8: 1, 4: 4}  # bits -> bytes of a column that lie side by side: a k, or four pairs of k
+UNIT = {8: 1, 4: 4}  # bits -> how many bytes of a column lie side by side: one k, or four pairs of k
 SCALE_CODES = {name: code for code, name in enumerate(SCALES)}
 
 
@@ -28,8 +29,8 @@ def up(n: int, to: int = WIDTH) -> int:
 def head(kind: WeightType, depth: int) -> dict[str, int]:
     """The words of `HEAD` for panels of `depth` k.
 
-    step: bytes of a panel. group: k of a group. scale: of `SCALE_CODES`. shared: 1 where a group has one scale for
-    all columns of a panel. zeros, codes: bytes before zero points and before codes; zeros is 0 without them.
+    step: bytes of a panel. group: k of a group. scale: one of `SCALE_CODES`. shared: 1 if a group has one scale for all
+    columns of a panel. zeros, codes: bytes before zero points and before codes; zeros is 0 without zero points.
     """
     groups = kind.groups(depth)
     nbytes = np.dtype(SCALES[str(kind.scale)]).itemsize
@@ -66,7 +67,7 @@ def pack(matrix: Quantised) -> np.ndarray:
     middle = 1 << (kind.bits - 1) if kind.form.floats is None else 0
     codes = np.full((up(depth), up(columns)), middle, np.uint8)
     codes[:depth, :columns] = matrix.codes
-    codes ^= np.uint8(middle)  # of integers: two's complement
+    codes ^= np.uint8(middle)  # integer codes become two's complement
     _put(panels, words["codes"], _units(codes, kind.bits, count))
     return panels.reshape(-1)
 
@@ -83,13 +84,13 @@ def _put_scales(panels: np.ndarray, matrix: Quantised, groups: int) -> None:
 
 
 def _put(panels: np.ndarray, offset: int, parts: np.ndarray) -> None:
-    """Write parts [n, panels, m] of any type as consecutive bytes of each panel, from a byte on."""
+    """Write parts [n, panels, m] of any type as consecutive bytes of each panel, from byte `offset` on."""
     flat = np.ascontiguousarray(parts.transpose(1, 0, 2)).view(np.uint8).reshape(len(panels), -1)
     panels[:, offset : offset + flat.shape[1]] = flat
 
 
 def _units(codes: np.ndarray, bits: int, count: int) -> np.ndarray:
-    """Codes [k, columns] as the bytes of units of k [units, panels, bytes]; of 4 bits as `packed_kernels` says."""
+    """Arrange codes [k, columns] as the bytes of units of k: [units, panels, bytes], as `packed_kernels` says."""
     if bits == 8:
         return codes.reshape(len(codes), count, WIDTH)
     of_pairs = codes.reshape(
@@ -100,5 +101,5 @@ def _units(codes: np.ndarray, bits: int, count: int) -> np.ndarray:
 
 
 def _nibbles(numbers: np.ndarray, bits: int) -> np.ndarray:
-    """Neighbouring 4-bit numbers of a row as bytes, the first in the low half; numbers of 8 bits stay."""
+    """Join neighbouring 4-bit numbers of a row into bytes, the first in the low half. Numbers of 8 bits stay."""
     return numbers if bits == 8 else numbers[:, ::2] | numbers[:, 1::2] << np.uint8(4)

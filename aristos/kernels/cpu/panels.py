@@ -1,7 +1,7 @@
 """Panels: the micro-kernel's shape on this CPU, and weights packed for it.
 
-A panel is NR columns of a weight matrix [K, N], one row of it after the other. The last panel of a matrix is narrower
-if N needs fewer vectors. Columns are padded with zeros to whole vectors only.
+A panel has NR columns of a weight matrix [K, N], row after row. The last panel of a matrix is narrower if N needs fewer
+vectors: columns are padded with zeros to whole vectors only.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from .target import ISA
 
 
 class MicroKernelShape(NamedTuple):
-    """A micro-kernel computes up to `rows` x (`vectors` * `lanes`) outputs, whose sums fit the CPU's registers."""
+    """A micro-kernel's shape. It computes up to `rows` x (`vectors` * `lanes`) outputs; their sums fit registers."""
 
     lanes: int
     vectors: int
@@ -24,7 +24,7 @@ class MicroKernelShape(NamedTuple):
 
 
 def shape_for(isa: str, cpu: str) -> MicroKernelShape:
-    """The shape for an instruction set and a CPU, as LLVM names it."""
+    """The shape for an instruction set and a CPU. cpu: LLVM's name."""
     if isa in ("avx512", "avx512bf16", "amx"):
         wide = cpu != "znver4"  # Zen 4 computes 256 bits at a time
         return MicroKernelShape(16, 3, 8) if wide else MicroKernelShape(8, 4, 6)
@@ -43,7 +43,7 @@ def padded(columns: int) -> int:
 
 
 def pack(weight: np.ndarray) -> np.ndarray:
-    """weight: [K, N] float32 -> [K * padded(N)]: panels one after the other. The panel at column j starts at j * K."""
+    """Pack weight [K, N] float32 into [K * padded(N)], panel after panel. The panel of column j starts at j * K."""
     k, n = weight.shape
     packed = aligned((k * padded(n),))
     whole = n // NR

@@ -1,4 +1,4 @@
-"""Rates of a core, to compare kernels with: multiply-adds in registers, and the micro-kernel alone."""
+"""Measures rates of a core, to compare kernels with: multiply-adds in registers, and the micro-kernel alone."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .gemm import KC, PITCH, block
 from .micro_kernels import fma_loop
 from .panels import LANES, NR, ROWS, VECTORS
 
-# sums of the loop in registers: as many as a full micro-kernel has, enough to hide the latency of a multiply-add
+# vectors of sums in the loop: as many as a full micro-kernel has, which hides the latency of a multiply-add
 SUMS = ROWS * VECTORS
 
 _fmas = fma_loop(LANES, SUMS)
@@ -33,7 +33,7 @@ def _spin(times, a, b, c, k):
 
 
 def fma_peak(seconds: float = 0.3) -> float:
-    """GFLOP/s of fused multiply-adds that stay in registers: what no kernel of this ISA exceeds on this core now."""
+    """GFLOP/s of fused multiply-adds in registers. No kernel of this ISA can be faster on this core now."""
     values = aligned((SUMS, LANES))
     values[:] = 0.5
     return _best(seconds, 2 * SUMS * LANES, lambda times: _multiply_add(times, values.ctypes.data))
@@ -42,7 +42,7 @@ def fma_peak(seconds: float = 0.3) -> float:
 def gemm_peak(seconds: float = 0.3) -> float:
     """GFLOP/s of the micro-kernel alone on operands in the L1 and L2 caches.
 
-    The better of two depths: a panel that fits L1, and a whole block of KC.
+    The result is the better of two depths: a panel that fits L1, and a whole block of KC.
     """
     a, b, c = aligned((ROWS, PITCH // 4)), aligned((KC, NR)), aligned((ROWS, NR))
     a[:], b[:] = 1e-3, 1e-3
@@ -56,7 +56,7 @@ def _spin_on(addresses: tuple[int, int, int], k: int, times: int) -> None:
 
 
 def _best(seconds: float, flops: int, run: Callable[[int], None]) -> float:
-    """The highest GFLOP/s of many runs of some 0.1 ms. run(times): does `times` rounds of `flops` FLOPs."""
+    """The highest GFLOP/s of many runs of about 0.1 ms. run(times) does `times` rounds of `flops` FLOPs."""
     times = 1 + 10_000_000 // flops
     run(1)
     best, end = 0.0, time.perf_counter() + seconds

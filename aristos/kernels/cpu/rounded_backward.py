@@ -1,13 +1,13 @@
-"""The gradients of one expert on a run of rows of bfloat16: as `expert_backward`, by products of bfloat16.
+"""The gradients of one expert on a run of rows of bfloat16, as in `expert_backward`, by products of bfloat16.
 
-x, dy and the weights are bfloat16; so are du, dg and w h, each rounded once, that `expert_rows` keeps of each row:
+x, dy and the weights are bfloat16. So are du, dg and w h, which `expert_rows` rounds once and keeps for each row:
 
     d = dy down^T, h as in the forward call, dw = <d, h> + <dy, down_bias>
     du, dg = w d times the derivatives of h; dx = du up^T + dg gate^T
     dup += x^T du, dgate += x^T dg, ddown += (w h)^T dy, and the sums of du, dg, w dy to the biases
 
-All sums are float32, and so is dx. A row's results depend on the row alone. A sum over rows is one chain in order of
-rows for each call: blocks of 32 rows, counted from the call's first, are added as `operands.panel_sums` does.
+All sums are float32, and so is dx. A row's results depend on the row alone. In each call a sum over rows is one chain
+in order of rows: blocks of 32 rows, counted from the call's first, are added as `operands.panel_sums` does.
 """
 
 import numpy as np
@@ -48,11 +48,11 @@ CHUNK = 512  # columns of F whose du and dg are kept as operands
 TRANSPOSED = 128  # columns of x, or of h, that are transposed at once: their operand stays in the L2 cache
 SIDE = 16  # columns that are paired at once
 PAIRS = 8  # pairs of rows that are transposed at once
-WORDS = PAIRS * (8 + FLOAT * SIDE)  # bytes of such a block: addresses of its rows, and the rows
+WORDS = PAIRS * (8 + FLOAT * SIDE)  # bytes of a block of such pairs: addresses of its rows, and the rows
 
 
 def part_bytes(columns):
-    """Bytes of `columns` elements, in whole lines: blocks of 32 elements."""
+    """Bytes of `columns` elements in whole lines, which hold 32 elements each."""
     return (BYTES * columns + LINE - 1) // LINE * LINE
 
 
@@ -104,7 +104,10 @@ def stored_bytes(hidden, ffn):
 
 @jit
 def take_hidden(m, saved, j, ffn, part, u, g):
-    """Copy 32 sums of m rows from column j of what `expert.keep_hidden` wrote. part: bytes from u to g, 0: no gate."""
+    """Copy 32 sums of m rows, from column j on, as `expert.keep_hidden` wrote them.
+
+    part: bytes from u to g, 0: no g.
+    """
     nbytes = min(SUMS, line_bytes(ffn) - FLOAT * j)
     for i in range(m):
         place = mem.load(saved + 8 * i) + FLOAT * j
@@ -115,7 +118,7 @@ def take_hidden(m, saved, j, ffn, part, u, g):
 
 @jit
 def take_sums(to, source, nbytes):
-    """Copy up to 32 float32, then zeros."""
+    """Copy up to 32 float32, and write zeros after them up to 32."""
     if nbytes == SUMS:
         move(to, source)
     else:
@@ -141,7 +144,7 @@ def scale(at, by):
 
 @jit
 def expert_rows(rows, expert, scratch, wire):
-    """As `expert_backward.expert_rows`, of rows of bfloat16; dx is float32 of `hidden` columns. At most MOST_ROWS."""
+    """Do what `expert_backward.expert_rows` does, for rows of bfloat16. dx is float32 of `hidden` columns."""
     m, x, dy, w, dx, dw, kept, saved = rows
     weights, transposed, code, hidden, ffn = expert
     up_panels, gate, _, up_bias, gate_bias, down_bias = weights
@@ -222,9 +225,9 @@ def expert_rows(rows, expert, scratch, wire):
 
 @jit
 def pack_pairs(m, rows, columns, panels):
-    """Write m rows of bfloat16 as panels of 32 columns, as `elements.pack_pairs` does.
+    """Write m rows of bfloat16 as panels of 32 columns, in the order of `elements.pack_pairs`.
 
-    Zeros follow as far as a product of m rows reads. rows: address of an array of row addresses.
+    Zeros follow up to where a product of m rows reads. rows: address of an array of row addresses.
     """
     depth = up(m)
     for p in range(depth_of(ELEMENT, m) // 2):
@@ -239,13 +242,13 @@ def pack_pairs(m, rows, columns, panels):
 
 @jit
 def row_at(m, rows, i):
-    """The address of row i, 0 if there are only m."""
+    """The address of row i; 0 if there are fewer rows."""
     return mem.load(rows + 8 * i) if i < m else 0
 
 
 @jit
 def pair(lower, upper, j, columns, to):
-    """Columns j.. of two rows at addresses as 16 words; 0 of a row at address 0, and from `columns` on."""
+    """Write columns j.. of two rows as 16 words of pairs. A row at address 0, and columns from `columns` on, give 0."""
     if upper != 0 and j + SIDE <= columns:
         pair_side(lower + BYTES * j, upper + BYTES * j, to)
     else:
@@ -254,7 +257,7 @@ def pair(lower, upper, j, columns, to):
 
 @jit
 def pair_side(lower, upper, to):
-    """16 pairs of elements as words."""
+    """Write 16 pairs of elements as words."""
     a, b, out = mem.bits16(lower, SIDE), mem.bits16(upper, SIDE), mem.bits32(to, SIDE)
     for c in range(SIDE):
         out[c] = np.uint32(a[c]) | np.uint32(b[c]) << np.uint32(16)
@@ -262,7 +265,7 @@ def pair_side(lower, upper, to):
 
 @jit
 def pair_some(lower, upper, j, columns, to):
-    """As `pair_side`, of columns j.. of two rows at addresses; 0 of a row at address 0, and beyond `columns`."""
+    """Do what `pair_side` does for columns j.. of two rows. A row at address 0, and columns past `columns`, give 0."""
     out, n = mem.bits16(to, 2 * SIDE), min(SIDE, columns - j)
     out[:] = 0
     for c in range(n):
@@ -274,9 +277,10 @@ def pair_some(lower, upper, j, columns, to):
 
 @jit
 def transpose_rows(m, rows, first, columns, t, space):
-    """Write columns first.. of m rows transposed: a row at t of PITCH bytes holds one column of all m, zeros behind.
+    """Write columns of m rows transposed, from column `first` on.
 
-    With dot products it holds KC columns, as an operand's: the next ones are in blocks behind. space: WORDS bytes.
+    Each row at t, of PITCH bytes, gets one column of all m rows, then zeros. With dot products a row holds KC entries,
+    as an operand's; further ones are in later blocks. space: WORDS bytes.
     """
     jump = PITCH * columns - BYTES * KC if DOT else 0
     words = space + 8 * PAIRS
@@ -297,9 +301,9 @@ def transpose_rows(m, rows, first, columns, t, space):
 
 @jit
 def add_transposed(m, n, a, panels, columns, out, pitch, carry, past, sums, spare):
-    """out[n, columns] = the operand at a, of n rows and m columns, times panels; plus out if `carry` is nonzero.
+    """Set out[n, columns] to the operand at a, of n rows and m columns, times panels, plus out if `carry` is nonzero.
 
-    pitch: bytes between rows of out. past: whether they are written past the caches.
+    pitch: bytes between rows of out. past: whether rows of out are written past the caches.
     """
     step = panel_bytes(ELEMENT) * up(m)
     for j in range(0, columns, WIDTH):
@@ -329,7 +333,7 @@ def add_transposed(m, n, a, panels, columns, out, pitch, carry, past, sums, spar
 
 @jit
 def add_rows(m, rows, w, n, out, carry, wide):
-    """out[n] = the sum of m rows in order, times w[i] if w is not 0; plus out if `carry` is nonzero.
+    """Set out[n] to the sum of m rows in order, times w[i] if w is not 0, plus out if `carry` is nonzero.
 
     wide: space for n float32.
     """
@@ -345,14 +349,14 @@ def add_rows(m, rows, w, n, out, carry, wide):
 
 @jit
 def weight_gradients(rows, sums, scratch):
-    """As `expert_backward.weight_gradients`, of rows of bfloat16."""
+    """Do what `expert_backward.weight_gradients` does, for rows of bfloat16."""
     for which in range(3):
         add_gradient(rows, sums, scratch, which, 0, sums.ffn if which == DOWN else sums.hidden)
 
 
 @jit
 def add_gradient(rows, into, scratch, which, first, last):
-    """A part of `weight_gradients`: rows first.. before last of one matrix; its bias comes with row 0."""
+    """Do a part of `weight_gradients`: rows first..last of one matrix, and with row 0 its bias."""
     m, x, dy, w, _, _, kept, _ = rows
     gradients, hidden, ffn, carry, once = into
     target, bias = gradients[which], gradients[3 + which]
@@ -396,7 +400,7 @@ def add_gradient(rows, into, scratch, which, first, last):
 
 @jit
 def kept_addresses(m, table, kept, which, ffn):
-    """Write the addresses of what was kept of m rows at `table`. which: 0 du, 1 w h, 2 dg."""
+    """Write at `table` the addresses of what was kept of m rows. which: 0 du, 1 w h, 2 dg."""
     for i in range(m):
         mem.store(table + 8 * i, mem.load(kept + 8 * i) + part_size(ffn) * which)
 
@@ -413,7 +417,7 @@ def place_of(hidden, ffn, gated):
 
 @jit
 def store_rows(call):
-    """As `expert_backward.store_rows`, of rows of bfloat16; dx is float32."""
+    """Do what `expert_backward.store_rows` does, for rows of bfloat16. dx is float32."""
     expert, found = expert_of(call), tables(call.scratch, call.rows)
     gated = expert.weights.gate != 0
     plain = list_rows(call, place_of(call.hidden, call.ffn, gated), gated, found)
@@ -425,7 +429,7 @@ def store_rows(call):
 
 @jit
 def stored_gradients(rows, places, gradients, hidden, ffn, carry, scratch, which, first, last):
-    """As `expert_backward.stored_gradients`, of rows of bfloat16."""
+    """Do what `expert_backward.stored_gradients` does, for rows of bfloat16."""
     gated, each = gradients[1] != 0, pass_rows(rows)
     for row in range(0, rows, each):
         listed, free = list_stored(min(each, rows - row), places + 8 * row, place_of(hidden, ffn, gated), scratch)
@@ -441,7 +445,7 @@ def stored_gradients(rows, places, gradients, hidden, ffn, carry, scratch, which
 
 
 def saved_bytes(hidden, ffn, gated):
-    """Bytes that `expert_blocks` needs beside its scratch: the rows of a block, rounded, and what is kept of them."""
+    """Bytes that `expert_blocks` needs in addition to its scratch: a block's rounded rows, and what is kept of them."""
     return MOST_ROWS * (3 * 8 + 2 * part_bytes(hidden) + kept_bytes(ffn, gated)) + LINE + SUMS
 
 
@@ -452,7 +456,7 @@ def blocks_bytes(hidden, ffn):
 
 @jit
 def round_exactly(to, source, n, block):
-    """Round n float32, reading no more than these. block: space for 32."""
+    """Round n float32, and read no more than these. block: space for 32."""
     whole = n // WIDTH * WIDTH
     round_row(ELEMENT, to, source, whole)
     if whole < n:
@@ -462,7 +466,7 @@ def round_exactly(to, source, n, block):
 
 @jit
 def expert_blocks(call):
-    """As `expert_backward.expert_blocks`; x and dy are float32."""
+    """Do what `expert_backward.expert_blocks` does. x and dy are float32, and are rounded first."""
     hidden, ffn, scratch, carry, saved = call.hidden, call.ffn, call.scratch, call.carry, call.saved
     expert = Expert(call.weights, call.transposed, call.activation, hidden, ffn)
     to_x, to_dy, kept = saved, saved + 8 * MOST_ROWS, saved + 16 * MOST_ROWS

@@ -1,9 +1,10 @@
 """One expert on a run of rows by panels of 32 columns: y = round(round(act(x up + b1) [* (x gate + bg)]) down + b2).
 
-For elements of 16 bits, and for split float32. Sums, biases and activations are float32. Hidden activations and outputs
-are each rounded once (split: hidden activations to 16 significant bits, outputs not at all). A panel of 32 columns is
-finished before the next one begins, so its sums stay in the L1 cache. All hidden activations of a run are kept, or a
-chunk of F and the outputs' sums, whichever takes less memory; the order of every sum is the same.
+This is for elements of 16 bits, and for split float32. Sums, biases and activations are float32. Hidden activations and
+outputs are each rounded once (split: hidden activations to 16 significant bits, outputs not at all). A panel of 32
+columns is finished before the next one begins, so its sums stay in the L1 cache. Either all hidden activations of a run
+are kept, or those of a chunk of F and the outputs' sums, whichever takes less memory. The order of every sum is the
+same.
 """
 
 from kernel_cache.compile import inlined, jit
@@ -32,20 +33,20 @@ from .operands import (
 )
 from .target import FORMAT
 
-FC = 512  # columns of F a chunk, if not all hidden activations are kept
+FC = 512  # columns of F in a chunk, if not all hidden activations are kept
 
 
 @inlined
 def chunk_of(element, hidden, ffn):
-    """Columns of F a chunk: all if their activations take no more bytes than a chunk's and the outputs' sums.
+    """Columns of F in a chunk: all, if their activations take no more bytes than a chunk's plus the outputs' sums.
 
-    Packed weights: all, since a group of k may be longer than a chunk.
+    With packed weights a chunk has all columns, because a group of k may be longer than a chunk.
     """
     return ffn if FORMAT or ffn <= FC + (hidden if element == SPLIT else 2 * hidden) else FC
 
 
 def scratch_bytes(element, rows, hidden, ffn, gated):
-    """Bytes of scratch for up to `rows` rows: operands of both products, and sums."""
+    """Bytes of scratch memory for up to `rows` rows: operands of both products, and sums."""
     chunk = chunk_of(element, hidden, ffn)
     sums = (2 if gated else 1) + (-(-hidden // WIDTH) if chunk < ffn else 0)
     operands = operand_bytes(element, rows, hidden) + operand_bytes(element, rows, chunk)
@@ -64,7 +65,10 @@ def activation_bytes(element, rows, ffn):
 
 @jit
 def start_sums(m, bias, sums):
-    """Rows of 32 sums start from the bias; returns whether there is one. bias: address of 32 float32, or 0."""
+    """Set m rows of 32 sums to the bias, if there is one; returns whether there is.
+
+    bias: address of 32 float32, or 0.
+    """
     if bias == 0:
         return 0
     for i in range(m):
@@ -80,13 +84,16 @@ def up(n):
 
 @inlined
 def ahead_of(panel, step, more):
-    """The panel that a panel's product prefetches: the next one, or itself if it is the last, which costs nothing."""
+    """The panel that a panel's product prefetches: the next one.
+
+    For the last panel it is itself, which costs nothing.
+    """
     return panel + step if more else panel
 
 
 @jit
 def keep_hidden(m, kept, j, ffn, u, g):
-    """Copy 32 sums of m rows to column j of their places: as `expert.keep_hidden`. g: the gate's sums, or 0."""
+    """Copy 32 sums of m rows to column j of their places, as `expert.keep_hidden` does. g: the gate's sums, or 0."""
     nbytes = min(SUMS, line_bytes(ffn) - FLOAT * j)
     for i in range(m):
         entry = mem.load(kept + 8 * i)
@@ -101,10 +108,10 @@ def keep_hidden(m, kept, j, ffn, u, g):
 def hidden_panels(
     element, m, a, weights, code, hidden, ffn, first, last, j0, h, columns, after, sums, spare, wire, kept
 ):
-    """Hidden activations first..last of m rows, rounded, become columns first - j0.. of the operand h.
+    """Compute hidden activations first..last of m rows, and round them into columns first - j0.. of the operand h.
 
-    a: operand of x; columns: of h; after: address of the weights that are read next, or 0; sums: of m rows of 32 sums,
-    twice when gated; kept: as of ExpertRows.
+    a: operand of x. columns: how many h has. after: address of the weights that are read next, or 0. sums: address of m
+    rows of 32 sums, twice when gated. kept: see ExpertRows in `primitives.arithmetic`.
     """
     up_weights, gate, _, up_bias, gate_bias, _ = weights
     step = panel_step(element, up_weights, hidden)
@@ -134,9 +141,9 @@ def hidden_panels(
 def expert_rows(element, call):
     """Run one expert on rows. call: an ExpertRows.
 
-    Rows have elements of this type, and those of y of 16 bits space for `hidden` rounded up to 32. weights: packed
-    panels, and biases of float32 padded to 32. scratch: `scratch_bytes(element, rows, hidden, ffn, gated)` bytes,
-    64-byte aligned.
+    Rows have elements of this type. If these are of 16 bits, rows of y have space for `hidden` rounded up to 32.
+    weights: packed panels, and biases of float32 padded to 32. scratch: `scratch_bytes(element, rows, hidden, ffn,
+    gated)` bytes, 64-byte aligned.
     """
     m, y, weights, code, hidden, ffn = call.rows, call.y, call.weights, call.activation, call.hidden, call.ffn
     wire, kept = call.wire, call.kept
@@ -173,7 +180,7 @@ def expert_rows(element, call):
 
 @jit
 def up_columns(element, call):
-    """Hidden activations first..first + columns: one worker's share of a column-split run. call: an UpColumns.
+    """Compute hidden activations first..first + columns, a worker's share of a column-split run. call: an UpColumns.
 
     activations: `activation_bytes(element, rows, ffn)` bytes; scratch: of `scratch_bytes`.
     """
@@ -191,7 +198,7 @@ def up_columns(element, call):
 
 @jit
 def down_columns(element, call):
-    """Columns first..last of the outputs, after `up_columns` has computed all of h. call: a DownColumns."""
+    """Compute columns first..last of the outputs, after `up_columns` has computed all of h. call: a DownColumns."""
     m, y, ffn, last, activations = call.rows, call.y, call.ffn, call.last, call.activations
     spare, sums = call.scratch, call.scratch + spare_bytes(m, ffn)
     down, down_bias = call.weights.down, call.weights.down_bias
@@ -208,7 +215,7 @@ def down_columns(element, call):
 
 @jit
 def product(element, call):
-    """y = round(x W). call: a Product.
+    """Compute y = round(x W). call: a Product.
 
     Rows of y have space for `columns` rounded up to 32. scratch: `product_bytes(element, rows, depth)` bytes, 64-byte
     aligned.

@@ -1,7 +1,7 @@
-"""Rows in the store (`engine/store.py`): what the backward kernels of every element type do with their addresses.
+"""Rows in the store (`engine/store.py`): addresses and copies that backward kernels of every element type need.
 
-A row's place holds dy and x as they came, then what the kernel keeps for the weights' gradients, then the combine
-weight: a `Place` says where.
+A row's place holds dy and x as received, then the data that the kernel keeps for the weights' gradients, then the
+combine weight. A `Place` has their offsets.
 """
 
 from kernel_cache.compile import jit
@@ -14,14 +14,14 @@ from .call_blocks import expert_weights_at, transposed_weights_at
 from .expert import line_bytes
 from .outer import SOON, fetch_row
 
-TABLES = 6  # tables of addresses, a word a row: x, dy, dx, kept, saved, order
-ENTRY = TABLES * 8 + 2 * FLOAT  # bytes of a row in the tables
-LISTED = 2 * 8 + FLOAT  # bytes of a row in the lists for its expert's gradients
+TABLES = 6  # tables with a word for each row: x, dy, dx, kept, saved, order
+ENTRY = TABLES * 8 + 2 * FLOAT  # bytes that a row takes in all tables
+LISTED = 2 * 8 + FLOAT  # bytes that a row takes in the lists for its expert's gradients
 
 
 @jit
 def tables(scratch, rows):
-    """Tables of `rows` rows at `scratch`, still to be filled."""
+    """The Tables of `rows` rows at `scratch`, which are not filled yet."""
     w = scratch + 8 * TABLES * rows
     dw = w + FLOAT * rows
     free = (dw + FLOAT * rows + LINE - 1) // LINE * LINE
@@ -31,8 +31,9 @@ def tables(scratch, rows):
 
 @jit
 def plain_first(rows, tape, order):
-    """Write the numbers of `rows` rows at `order`, those with hidden activations on the tape last. Returns how many are
-    without. tape: address of entries, see `primitives.taped`, or 0.
+    """Write the numbers of `rows` rows at `order`, rows with hidden activations on the tape last.
+
+    Returns how many rows have none. tape: address of entries, see `primitives.taped`, or 0.
     """
     plain, last = 0, rows - 1
     for i in range(rows):
@@ -47,8 +48,9 @@ def plain_first(rows, tape, order):
 
 @jit
 def store_row(row, place, entry, of, before):
-    """Copy a row [dy | x] to its place. x comes from the tape if it is kept there, at `before` bytes if hidden
-    activations are kept before it. of: a Place.
+    """Copy a row [dy | x] to its place. x is taken from the tape if it is kept there.
+
+    before: bytes of the hidden activations that lie before x on the tape, if they are kept. of: a Place.
     """
     kept, from_x = taped.kept_of(entry), row + of.nbytes
     if kept & taped.X:
@@ -59,7 +61,7 @@ def store_row(row, place, entry, of, before):
 
 @jit
 def list_rows(call, of, gated, found):
-    """Copy rows to their places and fill their tables; returns how many rows have no hidden activations on the tape.
+    """Copy rows to their places, and fill the tables. Returns how many rows have no hidden activations on the tape.
 
     call: a BackwardRows; of: a Place; found: Tables.
     """
@@ -87,14 +89,17 @@ def list_rows(call, of, gated, found):
 
 @jit
 def expert_of(call):
-    """What a BackwardRows says of its expert."""
+    """The Expert of a BackwardRows."""
     weights, transposed = expert_weights_at(call.weights), transposed_weights_at(call.weights)
     return Expert(weights, transposed, call.activation, call.hidden, call.ffn)
 
 
 @jit
 def some_rows(begin, count, found, saved):
-    """Rows begin.. of the Tables `found`. saved: address of their places on the tape, or 0."""
+    """The Rows of `count` rows, from `begin` on, of the Tables `found`.
+
+    saved: address of their places on the tape, or 0.
+    """
     at, value = 8 * begin, FLOAT * begin
     x, dy, dx = found.x + at, found.dy + at, found.dx + at
     return Rows(count, x, dy, found.w + value, dx, found.dw + value, found.kept + at, saved)
@@ -102,13 +107,13 @@ def some_rows(begin, count, found, saved):
 
 @jit
 def halves(rows, plain, found):
-    """The listed rows without hidden activations on the tape, and those with them."""
+    """(Rows without hidden activations on the tape, Rows with them), of the listed rows."""
     return some_rows(0, plain, found, 0), some_rows(plain, rows - plain, found, found.saved + 8 * plain)
 
 
 @jit
 def give_back(rows, scalars, found):
-    """Write the gradients of the combine weights over the weights, in the lower halves of the words at `scalars`."""
+    """Overwrite the combine weights by their gradients, in the lower halves of the words at `scalars`."""
     back = mem.floats(found.dw, rows)
     for to in range(rows):
         i = mem.load(found.order + 8 * to)
@@ -118,8 +123,9 @@ def give_back(rows, scalars, found):
 
 @jit
 def list_stored(m, places, of, scratch):
-    """List m rows in the store, for their expert's gradients. Returns Rows and the address of the cache line after the
-    lists. of: a Place.
+    """List m rows in the store, for their expert's gradients. of: a Place.
+
+    Returns Rows, and the address of the cache line after the lists.
     """
     to_x, kept = scratch, scratch + 8 * m
     w = kept + 8 * m

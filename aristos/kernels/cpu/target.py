@@ -1,6 +1,6 @@
-"""What this package's modules are made for, in its name, or else the process's instruction set. See `by_isa`.
+"""The instruction set and format for which this package's modules are made: by its name, or the process's.
 
-FORMAT: the format of packed weights, a name of `weight_types.FORMATS`; "": weights are elements.
+See `by_isa`. FORMAT: the format of packed weights, a name in `weight_types.FORMATS`; "" if weights are elements.
 """
 
 from ...primitives import isa

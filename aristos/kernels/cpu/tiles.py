@@ -1,8 +1,8 @@
 """Products of bfloat16 by AMX tiles. Operands are tiles: for each group of rows, two tiles of up to 16 rows.
 
-Products of float32 too (SPLIT): each value is the sum of two bfloat16, high + low, which have 16 significant bits, and
-x w is low high + high high + high low. A tile of high values is followed by that of the low ones. Denormals count as
-zeros; an infinite value, or one of 3.39e38 and more, gives NaN.
+Products of float32 are made too (SPLIT): each value is the sum of two bfloat16, high + low, with 16 significant bits,
+and x w is low high + high high + high low. A tile of low values follows each tile of high ones. Denormals count as
+zeros. A value of 3.39e38 or more, or infinity, gives NaN.
 
 Rows are cut into groups of nearly equal size, at most 32 each. A tile of an operand holds, for each block of 32 k, as
 many rows of 64 bytes as the group's upper tile has. So few rows take little space, and stay in the L1 cache. Sums of
@@ -22,8 +22,8 @@ from .convert import SPLIT, round_bfloat16, split_block
 from .elements import WIDTH
 from .micro_kernels import STEP, SUMS
 
-KC = 256  # k a pass, half as many of split values: a panel's part of 16 KiB stays in the L1 cache
-WHOLE_GROUPS = 2  # with so few groups of rows, memory is the limit: sums stay in tiles over all of k
+KC = 256  # k of a pass, or half as many of split values: a panel's part of 16 KiB stays in the L1 cache
+WHOLE_GROUPS = 2  # up to so many groups of rows, memory is the limit, and sums stay in tiles over all of k
 ROW = STEP // 16  # bytes of a row of a tile
 NO_SHAPE = -1
 
@@ -33,24 +33,24 @@ def configure(shapes):
 
 
 def release():
-    """Give up the tiles: an idle core need not keep them."""
+    """Release the tiles, so that an idle core need not keep them."""
 
 
 def tile_sums(a, below, b, sums, steps, carry, ahead, pace, upper, lower):
-    """sums[i, :32] (+)= A[i, :32 * steps] x panel for `upper` rows at `a` and `lower` rows at a + below.
+    """Set sums[i, :32] to A[i, :32 * steps] x panel, for `upper` rows at `a` and `lower` rows at a + below.
 
-    sums: address of rows of 32 sums; adds to them if `carry` is nonzero. Each block of k prefetches `pace` bytes.
+    sums: address of rows of 32 sums. carry: nonzero to add to them. Each block of k prefetches `pace` bytes.
     """
     _sums(a, below, b, sums, steps, carry, upper, lower, 1, [(0, 0)])
 
 
 def split_sums(a, below, b, sums, steps, carry, ahead, pace, upper, lower):
-    """`tile_sums` of split values."""
+    """Do what `tile_sums` does, for split values."""
     _sums(a, below, b, sums, steps, carry, upper, lower, 2, [(1, 0), (0, 0), (0, 1)])
 
 
 def _sums(a, below, b, sums, steps, carry, upper, lower, parts, products):
-    """products: (part of A, part of the panel) in order; part 0 is the high one."""
+    """The sums in plain Python. products: (part of A, part of the panel), in order; part 0 has the high values."""
     right = _widened(b, parts * STEP * steps).reshape(steps, parts, 2, 16, 16, 2)  # block, part, half, pair, column, k
     tile = ROW * upper
     for i in range(upper + lower):
@@ -72,7 +72,7 @@ def _widened(addr, n):
 def _lowering(name, parts):
     """The lowering of `tile_sums` (one part) and of `split_sums` (two). It calls the kernel for one or for both tiles.
 
-    name: makes their symbols differ, since compiled code of several processes may be linked together.
+    name: makes the symbols of both differ, because compiled code of several processes may be linked together.
     """
     both, upper_alone = micro_kernels.tile_kernel(2, parts), micro_kernels.tile_kernel(1, parts)
 
@@ -99,12 +99,12 @@ overload(split_sums)(_lowering("split_sums", 2))
 def shape_tiles(upper, lower, shapes):
     """Load the shapes of tiles for `upper` and `lower` rows, unless they are loaded. shapes: address of 72 bytes.
 
-    Its last word holds what is loaded: NO_SHAPE before the first call.
+    Its last word says which shapes are loaded: NO_SHAPE before the first call.
     """
     wanted = 17 * upper + lower
     if mem.load(shapes + 64) == wanted:
         return
-    below = max(lower, 1)  # a tile of no rows is an error of the processor
+    below = max(lower, 1)  # a tile without rows would be an error of the processor
     mem.store(shapes, 1)  # palette
     mem.store(shapes + 8, 0)
     for i in range(4):  # 64 bytes a row, for eight tiles
@@ -143,7 +143,10 @@ def depth_of(element, rows):
 
 @jit
 def pack_split_row(place, step, source, columns):
-    """Prepare a row of `columns` float32. place: address of its first high values; step: bytes of a block."""
+    """Write a row of `columns` float32 into an operand. place: address of its first high values.
+
+    step: bytes of a block.
+    """
     for k in range(0, columns, WIDTH):
         split_block(place, place + step // 2, source + FLOAT * k, min(WIDTH, columns - k))
         place += step
@@ -151,7 +154,10 @@ def pack_split_row(place, step, source, columns):
 
 @jit
 def pack_row(place, step, source, columns):
-    """Prepare a row of `columns` bfloat16. place: of its row in the first tile; step: bytes of a block."""
+    """Write a row of `columns` bfloat16 into an operand. place: address of its row in the first tile.
+
+    step: bytes of a block.
+    """
     whole = columns // WIDTH
     for n in range(whole):
         mem.copy_row(place + step * n, source + ROW * n, ROW)
@@ -163,7 +169,7 @@ def pack_row(place, step, source, columns):
 
 @jit
 def pack_operand(element, m, x, columns, a):
-    """Prepare m rows of `columns` elements. x: address of an array of row addresses; a: of the operand."""
+    """Write m rows of `columns` elements into an operand. x: address of an array of row addresses. a: the operand's."""
     groups = (m + 31) // 32
     i = 0
     for g in range(groups):
@@ -182,7 +188,7 @@ def pack_operand(element, m, x, columns, a):
 
 @jit
 def round_operand(element, m, sums, j, columns, a, spare):
-    """Round 32 sums of m rows to elements, or split them, as columns j.. of an operand of `columns` columns."""
+    """Round 32 sums of m rows to elements, or split them, into columns j.. of an operand of `columns` columns."""
     groups = (m + 31) // 32
     for g in range(groups):
         rows, upper = group_rows(m, g, groups)
@@ -216,7 +222,7 @@ def block_place(m, columns, a, i, block):
 
 @jit
 def part_sums(element, m, a, first, steps, right, sums, count, carry, ahead, pace, spare):
-    """`panel_sums` for `count` blocks of k from block `first` on; returns the address that is prefetched next.
+    """Do a part of `panel_sums`: `count` blocks of k from `first` on. Returns the address that is prefetched next.
 
     steps: blocks of the operand; right: address of the panel at the first block.
     """
@@ -238,15 +244,16 @@ def part_sums(element, m, a, first, steps, right, sums, count, carry, ahead, pac
 
 @jit
 def panel_sums(element, m, a, depth, panel, sums, carry, ahead, spare):
-    """sums[m, 32] (+)= operand x panel for k below `depth`; adds to the sums if `carry` is nonzero.
+    """Set sums[m, 32] to operand x panel for k below `depth`; if `carry` is nonzero, add to them.
 
-    a: address of the operand; panel: of the panel at the operand's first k; sums: of m rows of 32; ahead: address of
-    the next panel, of which each group of rows prefetches its share; spare: of the shapes of tiles.
+    a: address of the operand. panel: address of the panel at the operand's first k. sums: address of m rows of 32.
+    ahead: address of the next panel, of which each group of rows prefetches its share. spare: address of the shapes of
+    tiles.
     """
     groups, steps = (m + 31) // 32, (depth + WIDTH - 1) // WIDTH
     step = step_bytes(element, 16)  # of a panel's 16 columns
     pace = ((2 * step + groups - 1) // groups + 63) // 64 * 64
-    most = steps if groups <= WHOLE_GROUPS else KC * STEP // (WIDTH * step)  # blocks of k a pass
+    most = steps if groups <= WHOLE_GROUPS else KC * STEP // (WIDTH * step)  # blocks of k in a pass
     for here in range(0, steps, most):
         count = min(most, steps - here)
         right = panel + 2 * step * here

@@ -1,4 +1,4 @@
-"""Backward arithmetic of whole tokens, float32: gradients of router scores, sums over choices, sums over tokens.
+"""Backward arithmetic of whole tokens, in float32: gradients of router scores, sums over choices, sums over tokens.
 
 Every value of a token depends on that token alone. A sum over tokens is one chain in their order.
 """
@@ -18,9 +18,9 @@ from .tokens import combine_token
 
 @jit
 def logit_gradients(count, logits, columns, ids, dw, k, code, renormalize, scale, out):
-    """Add to out[count, columns] the gradient by the scores; dw[count, k] is the gradient by the combine weights.
+    """Add the gradient by the scores to out[count, columns]. dw[count, k]: the gradient by the combine weights.
 
-    logits, ids (int64, as chosen), dw, out: addresses; arrays without gaps.
+    logits, ids (int64, as chosen), dw, out: addresses of contiguous arrays.
     """
     for t in range(count):
         row, into = mem.floats(logits + FLOAT * columns * t, columns), mem.floats(out + FLOAT * columns * t, columns)
@@ -30,7 +30,7 @@ def logit_gradients(count, logits, columns, ids, dw, k, code, renormalize, scale
 
 @jit
 def combine_rows(count, y, stride, k, factors, rows, hidden):
-    """y[t] = sum over j < k of factors[t, j] * row [t, j], in order of j; rows: addresses, 0 for none."""
+    """Set y[t] to the sum over j < k of factors[t, j] * row [t, j], in order of j. rows: addresses, 0 for no row."""
     for t in range(count):
         weights, addresses = factors + FLOAT * k * t, rows + 8 * k * t
         combine_token(
@@ -41,7 +41,7 @@ def combine_rows(count, y, stride, k, factors, rows, hidden):
 
 @jit
 def row_dots(count, a, b, n, out):
-    """out[i] = dot product of n float32 of rows i. a, b: addresses of arrays of row addresses."""
+    """Set out[i] to the dot product of n float32 of rows i. a, b: addresses of arrays of row addresses."""
     sums = mem.floats(out, count)
     for i in range(count):
         sums[i] = dot(mem.load(a + 8 * i), mem.load(b + 8 * i), n)
@@ -54,7 +54,7 @@ def product_bytes(depth):
 
 @jit
 def product_rows(count, x, depth, panels, columns, y, scratch):
-    """y = x W for any number of rows; the other arguments are those of a Product."""
+    """Compute y = x W for any number of rows. The other arguments are those of a Product."""
     for i in range(0, count, MOST_ROWS):
         rows = min(MOST_ROWS, count - i)
         part = Product(
@@ -70,7 +70,7 @@ def outer_sums_bytes(widest):
 
 @jit
 def add_outer_sums(count, x, rows, b, columns, out, sums, scratch):
-    """out[rows, columns] += the sum over tokens of x[t]^T b[t]; sums[columns] += b[t], if sums is not 0.
+    """Add to out[rows, columns] the sum over tokens of x[t]^T b[t], and to sums[columns], if it is not 0, that of b[t].
 
     x, b: addresses of arrays of row addresses. Rows of out have space for `columns` rounded up to vectors. scratch:
     `outer_sums_bytes(the larger of rows and columns)` bytes.

@@ -24,9 +24,9 @@ ZERO = np.float32(0)
 
 @jit
 def scores(element, m, x, stride, hidden, router, experts, scratch, out):
-    """out[m, experts rounded up to vectors] = x[m, hidden] router in float32; stride: bytes between rows of x.
+    """Set out[m, experts rounded up to vectors] to x[m, hidden] router, in float32. stride: bytes between rows of x.
 
-    element: type of x. router: packed float32 panels; scratch: row addresses and packed rows.
+    element: type of x. router: packed float32 panels. scratch: space for row addresses and packed rows.
     """
     from_x, to_out = scratch, scratch + 8 * m
     a = (scratch + 16 * m + LINE - 1) // LINE * LINE
@@ -48,7 +48,10 @@ def route_bytes(tokens: int, hidden: int, experts: int) -> int:
 
 @jit
 def route_block(element, call):
-    """Scores, top-k and weights of tokens of this element type; False if a score is not finite. call: a RouteBlock."""
+    """Score tokens of this element type, choose experts and weights; False if a score is not finite.
+
+    call: a RouteBlock.
+    """
     tokens, experts, k, pitch = call.tokens, call.experts, call.k, call.pitch
     width = FLOAT * LANES * ((experts + LANES - 1) // LANES)
     made = (call.scratch + LINE - 1) // LINE * LINE
@@ -67,7 +70,7 @@ def route_block(element, call):
 
 @jit
 def add(row, bias, n):
-    """row[n] += the n float32 at address `bias`."""
+    """Add the n float32 at address `bias` to row[n]."""
     added = mem.floats(bias, n)
     for i in range(n):
         row[i] += added[i]
@@ -75,7 +78,7 @@ def add(row, bias, n):
 
 @jit
 def weigh_shared(element, call):
-    """The logistic function of a column's product with tokens; False if one is not finite. call: a WeighShared."""
+    """Write the logistic function of x times a column, for tokens; False if one is not finite. call: a WeighShared."""
     tokens, width = call.tokens, FLOAT * LANES
     made = (call.scratch + LINE - 1) // LINE * LINE
     scores(element, tokens, call.x, call.x_stride, call.hidden, call.column, 1, made + width * tokens, made)
@@ -88,7 +91,7 @@ def weigh_shared(element, call):
 
 
 def weighted_block(element, n, rows, weights, offset, sums):
-    """32 float32 at `sums` = sum over i < n of weights[i] * 32 elements of 16 bits, `offset` bytes into row i.
+    """Set 32 float32 at `sums` to the sum over i < n of weights[i] * 32 elements of 16 bits, `offset` bytes into row i.
 
     rows, weights: addresses of n row addresses and n float32. n: at least 1. Sums are in order of i, from zero.
     """
@@ -116,13 +119,16 @@ def _weighted_block(element, n, rows, weights, offset, sums):
 
 
 def combine_bytes(k: int) -> int:
-    """Bytes of scratch that `combine_token` needs for k choices: 32 sums; of those taken, rows, their ends, weights."""
+    """Bytes of scratch of `combine_token` for k choices: 32 sums; rows, their ends and weights of the choices taken."""
     return k * (8 + FLOAT + 8 + 2 * WIDTH) + FLOAT * WIDTH + LINE
 
 
 @jit
 def combine_rows(element, y, k, weights, rows, hidden, scratch):
-    """`combine_token` for elements of 16 bits. The ends of rows are copied: a block of 32 may read beyond them."""
+    """Do what `combine_token` does, for elements of 16 bits.
+
+    Ends of rows are copied: a block of 32 may read past them.
+    """
     sums = (scratch + LINE - 1) // LINE * LINE
     ends = sums + FLOAT * WIDTH
     taken_rows = ends + 2 * WIDTH * k
@@ -151,7 +157,7 @@ def combine_rows(element, y, k, weights, rows, hidden, scratch):
 
 @jit
 def add_float32(out, row, weight, n, first):
-    """out[n] float32 = weight * row, plus out if not `first`. row: address of n float32."""
+    """Set out[n] float32 to weight * row, plus out if not `first`. row: address of n float32."""
     sums, values = mem.floats(out, n), mem.floats(row, n)
     if first:
         for i in range(n):
@@ -163,9 +169,9 @@ def add_float32(out, row, weight, n, first):
 
 @jit
 def combine_token(element, call):
-    """A token's output: a sum in order, in float32, rounded once to the element type. call: a CombineToken.
+    """Write a token's output: a sum in order, in float32, rounded once to the element type. call: a CombineToken.
 
-    Its scratch is not used for rows of float32.
+    For rows of float32 the call's scratch is not used.
     """
     y, k, hidden = call.y, call.k, call.hidden
     weights, rows = mem.floats(call.weights, k), mem.words(call.rows, k)

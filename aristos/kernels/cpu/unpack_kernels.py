@@ -1,4 +1,4 @@
-"""The micro-kernels of codes that become bfloat16 in memory before their products, as LLVM code.
+"""Micro-kernels as LLVM code for codes that become bfloat16 in memory before their products.
 
 Where the CPU permutes words and bytes (every CPU with AMX does), 32 codes become bfloat16 at once. Codes of int8, and
 all codes on other CPUs, become float32 first.
@@ -39,11 +39,11 @@ from .packed_kernels import (
 
 RING, LAG = 4, 2  # blocks of 32 k
 NEAR = 12288  # bytes between the codes that `code_tiles` reads and those that it prefetches
-WORDS, HALVES = ir.VectorType(I32, 16), ir.VectorType(I16, 32)  # of one vector: 16 columns, a pair of k each
+WORDS, HALVES = ir.VectorType(I32, 16), ir.VectorType(I16, 32)  # a vector has 16 columns, with a pair of k for each
 
 
 def _bits(value):
-    """The bfloat16 of a value that bfloat16 holds, as a signed integer of 16 bits."""
+    """The bits of a value as bfloat16, which must hold it exactly, as a signed integer of 16 bits."""
     return int(np.float32(value).view(np.int32)) >> 16
 
 
@@ -53,13 +53,16 @@ _FP8_BIAS = 112 << 7
 
 
 def _permuted(builder, table, index):
-    """The entries of a table of 32 words at the low five bits of each word."""
+    """For each word, the entry of a table of 32 words that its low five bits name."""
     permute = _declare(builder, "llvm.x86.avx512.permvar.hi.512", HALVES, [HALVES, HALVES])
     return builder.call(permute, [HALVES(table), index])
 
 
 def _words_of_4_bits(builder, form, raw, b):
-    """bfloat16 of pair b of the unit of 16 columns whose codes are `raw`. The fifth bit of an index does not count."""
+    """The bfloat16 of pair b of a unit of 16 columns with the codes `raw`.
+
+    The fifth bit of an index does not matter.
+    """
     table = {"int4": _INT4_BITS, "mxfp4": _FP4_BITS}[form]
     codes = builder.bitcast(raw, HALVES)
     index = builder.lshr(codes, HALVES([4 * b] * 32)) if b else codes
@@ -83,7 +86,7 @@ def _words_of_fp8(builder, codes, j):
 
 
 def _unit_words(builder, form, place):
-    """For each pair of the unit of k at `place`, and each 16 columns, words of their bfloat16."""
+    """For each pair of k of the unit at `place`, and each 16 columns: words of two bfloat16."""
     if form == "fp8":
         codes = builder.load(_at(builder, place, 0, ir.VectorType(I8, 64)), align=1)
         return [[_words_of_fp8(builder, codes, j) for j in range(2)]]
@@ -92,9 +95,9 @@ def _unit_words(builder, form, place):
 
 
 def _unpack_block(builder, form, lanes, table, in_words, codes, out, near=None):
-    """Codes of a block of 32 k at an address -> bfloat16 at the address `out`, as `elements.pack_pairs` lays them.
+    """Unpack codes of a block of 32 k into bfloat16 at the address `out`, in the order of `elements.pack_pairs`.
 
-    near: address of as many bytes, which are prefetched.
+    near: address of as many bytes as the codes have, which are prefetched.
     """
     together, last = _pairs_of(form), 32 // lanes - 1
     vector = ir.VectorType(I32, lanes)
@@ -120,7 +123,7 @@ def _unpack_block(builder, form, lanes, table, in_words, codes, out, near=None):
 
 
 def unpack(form, lanes, table, in_words):
-    """Emit unpack(codes, panel, blocks, near): blocks >= 1 of 32 k of 32 columns -> a panel of bfloat16.
+    """Emit unpack(codes, panel, blocks, near), which unpacks blocks >= 1 blocks of 32 k of 32 columns into a panel.
 
     near: address of as many bytes as the codes have, which are prefetched. in_words: whether the CPU permutes words and
     bytes.
@@ -191,7 +194,7 @@ def code_tiles(form, down):
 
 
 def close_groups(form, lanes):
-    """Emit close(m, groups, parts, pitch, sums, scales, x, x_pitch): sums of groups are scaled, and added in order.
+    """Emit close(m, groups, parts, pitch, sums, scales, x, x_pitch), which scales groups' sums and adds them in order.
 
     parts: for each of groups >= 1, which lie `pitch` bytes apart, m >= 1 rows of 32 sums; sums: m rows; scales:
     SCALE_BYTES for each group; x: as in `packed_kernels.packed_rows`.

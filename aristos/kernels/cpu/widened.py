@@ -1,8 +1,8 @@
-"""Products of 16-bit elements by multiply-adds: rows are widened to float32, weights in registers.
+"""Products of 16-bit elements by multiply-adds. Rows are widened to float32 in memory, and weights in registers.
 
-For float16, and for bfloat16 on instruction sets without tiles. Each sum is one chain of fused multiply-adds in order
-of k. Rows of bfloat16 stay bfloat16 with the ISAs avx512bf16, which has dot products of pairs, and neonbf16, which has
-products of 2 x 4 and 4 x 2.
+They serve float16, and bfloat16 on instruction sets without tiles. Each sum is one chain of fused multiply-adds in
+order of k. Rows of bfloat16 stay bfloat16 on two ISAs: avx512bf16, which has dot products of pairs, and neonbf16, which
+has products of 2 x 4 and 4 x 2.
 
 An *operand* is a matrix of few rows, prepared as the left side of a product: packed rows as in `gemm`, padded with
 zeros to blocks of 32 columns.
@@ -34,14 +34,14 @@ _products: dict[str, Any] = {
 }
 DOT = ISA in _products
 SPAN = WIDTH if ISA.startswith(("avx512", "amx")) else 16  # columns of a micro-kernel
-# its sums, weights as loaded and widened, and a broadcast fit the registers
+# the kernel's sums, the weights as loaded and widened, and a broadcast fit the registers
 ROWS = {"neon": 5, "neonbf16": 6}.get(ISA) or {16: 12, 8: 5, 4: 4}[LANES]
 AHEAD_GROUPS = 2  # see gemm.py
 
 _bfloat16 = _products.get(ISA, micro_kernels.widened_bfloat16)
 # A kernel's number is rows + ROWS * (kind - 1), for these kinds and the element types.
-_ALONE = 1 + max(BFLOAT16, FLOAT16)  # bfloat16, for a panel that serves one group of rows
-WIDE = 1 + _ALONE if DOT else BFLOAT16  # bfloat16 weights, float32 rows
+_ALONE = 1 + max(BFLOAT16, FLOAT16)  # kind: bfloat16, for a panel that serves one group of rows
+WIDE = 1 + _ALONE if DOT else BFLOAT16  # kind: weights of bfloat16, rows of float32
 _kinds = [(BFLOAT16, _bfloat16)]
 if not FORMAT:
     _kinds.append((FLOAT16, micro_kernels.widened_float16))
@@ -57,10 +57,10 @@ _kernels = {
 
 
 def block(code, a, b, sums, pairs, carry, ahead, pace):
-    """sums[i, :SPAN] (+)= A[i, :2 * pairs] x panel; adds to the sums if `carry` is nonzero.
+    """Set sums[i, :SPAN] to A[i, :2 * pairs] x panel; if `carry` is nonzero, add to them.
 
-    code: the kernel's number. a: address of the first row of the operand; b: of the panel, or of its second
-    half; sums: of the first of rows of 32 sums.
+    code: the kernel's number. a: address of the first row of the operand. b: address of the panel, or of its second
+    half. sums: address of the first of rows of 32 sums.
     """
     kind, rows, depth = 1 + (code - 1) // ROWS, 1 + (code - 1) % ROWS, 2 * pairs
     element = FLOAT16 if kind == FLOAT16 else BFLOAT16
@@ -105,7 +105,10 @@ def depth_of(element, rows):
 
 @jit
 def widen_rows(element, m, x, columns, a):
-    """Widen m rows of `columns` elements to packed rows of float32 at `a`. x: address of an array of row addresses."""
+    """Widen m rows of `columns` elements into packed rows of float32 at `a`.
+
+    x: address of an array of row addresses.
+    """
     for k0 in range(0, columns, KC):
         n = min(KC, columns - k0)
         rest = (n + WIDTH - 1) // WIDTH * WIDTH - n
@@ -131,7 +134,7 @@ def copy_rows(size, m, x, columns, a):
 
 @jit
 def pack_operand(element, m, x, columns, a):
-    """Prepare m rows of `columns` elements. x: address of an array of row addresses; a: of the operand."""
+    """Write m rows of `columns` elements into an operand. x: address of an array of row addresses. a: the operand's."""
     if DOT and element == BFLOAT16:
         copy_rows(2, m, x, columns, a)
     else:
@@ -154,9 +157,10 @@ def round_operand(element, m, sums, j, columns, a, spare):
 
 @jit
 def part_sums(kind, m, a, pairs, panel, sums, carry, ahead, pace):
-    """`panel_sums` for pairs of k of one block of packed rows; returns the address that is prefetched next.
+    """Do a part of `panel_sums`: pairs of k of one block of packed rows. Returns the address that is prefetched next.
 
-    kind: of kernel. a: of the first row's first k; each pair of k prefetches the line at `ahead` and adds `pace` to it.
+    kind: the kind of kernel. a: address of the first row's first k. Each pair of k prefetches the line at `ahead`, and
+    adds `pace` to it.
     """
     groups = (m + ROWS - 1) // ROWS
     size = m // groups
@@ -176,10 +180,10 @@ def part_sums(kind, m, a, pairs, panel, sums, carry, ahead, pace):
 
 @jit
 def panel_sums(element, m, a, depth, panel, sums, carry, ahead, spare):
-    """sums[m, 32] (+)= operand x panel for k below `depth`; adds to the sums if `carry` is nonzero.
+    """Set sums[m, 32] to operand x panel for k below `depth`; if `carry` is nonzero, add to them.
 
-    a: address of the operand; panel: of the panel at the operand's first k; sums: of m rows of 32; ahead: address of
-    the next panel, of which each group of rows prefetches its share.
+    a: address of the operand. panel: address of the panel at the operand's first k. sums: address of m rows of 32.
+    ahead: address of the next panel, of which each group of rows prefetches its share.
     """
     groups = (m + ROWS - 1) // ROWS
     parts = groups * (WIDTH // SPAN)

@@ -1,6 +1,6 @@
-"""`python -m aristos.kernels.cuda --arch sm_80,sm_90,sm_100 --out DIR`: every kernel as PTX, cubin and machine code.
+"""`python -m aristos.kernels.cuda --arch sm_80,sm_90,sm_100 --out DIR` writes every kernel as PTX, cubin and SASS.
 
-No GPU and no driver is needed. report.json records the resources of each kernel and how many of its blocks an SM holds;
+It needs no GPU and no driver. report.json records the resources of each kernel, and how many of its blocks an SM holds.
 report.md has the same as a table.
 """
 
@@ -29,12 +29,14 @@ def architectures(text: str) -> list[str]:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m aristos.kernels.cuda", description=__doc__)
     parser.add_argument("--arch", default=",".join(TARGETS), help="architectures, with commas (%(default)s)")
-    parser.add_argument("--kernels", default="", help="regular expression: only those in whose NAME.ARCH it is found")
-    parser.add_argument("--out", required=True, type=Path, help="folder for the files; made if it is not there")
+    parser.add_argument(
+        "--kernels", default="", help="regular expression: write only kernels with a match in NAME.ARCH"
+    )
+    parser.add_argument("--out", required=True, type=Path, help="folder for the files; made if it does not exist")
     given = parser.parse_args(arguments)
     try:
         archs = architectures(given.arch)
-        from ...substrate.cuda import counted, persistent  # numba-cuda may be missing: the error is reported below
+        from ...substrate.cuda import counted, persistent  # fails without numba-cuda; that error is reported below
         from .catalogue import kernels
 
         rows = build_all(archs, given.out, (kernels, persistent.kernels, counted.kernels), given.kernels)

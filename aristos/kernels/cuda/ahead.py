@@ -1,8 +1,8 @@
 """Kernels that were compiled ahead, on another machine: files in the folder `ahead` beside this one.
 
-A checkout has no such folder; `make gpu-kit` fills one. The name of a file holds the kernel, the target and a hash of
-sources, types and options. Neither CPU, Python nor the assembler count: a cubin is for a GPU. A kernel whose sources
-are others is not found here, and is compiled as usual. Who can write to the folder can change the package too.
+A checkout has no such folder; `make gpu-kit` fills one. A file's name has the kernel, the target and a hash of sources,
+types and options. CPU, Python and assembler do not matter, because a cubin is for a GPU. A kernel with other sources is
+not found here, and is compiled as usual. A user who can write to the folder can also change the package.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Built:
 
 
 def find(kernel: Any, target: str) -> Built | None:
-    """A catalogue.Kernel for a target such as sm_90a; None where it was not compiled ahead."""
+    """The compiled catalogue.Kernel for a target such as sm_90a; None if it was not compiled ahead."""
     if not FOLDER.is_dir():
         return None
     path = _path(FOLDER, kernel, target)
@@ -48,7 +48,7 @@ def find(kernel: Any, target: str) -> Built | None:
 
 
 def write(folder: Path, kernel: Any, target: str, built: Built) -> Path:
-    """Write the file of a kernel into a folder that becomes FOLDER elsewhere; returns its path.
+    """Write the file of a kernel into a folder that will be FOLDER on another machine. Returns the file's path.
 
     Raises InputError if a source was edited after this process started.
     """

@@ -1,8 +1,8 @@
-"""From a kernel of the catalogue to a cubin for one architecture, kept on disk. No driver is needed.
+"""Compiles a kernel of the catalogue to a cubin for one architecture, which is kept on disk. It needs no driver.
 
-Cubins are kept beside the compiled code of CPUs, named by a hash of their sources. One process of a node compiles; its
-other ranks and later processes read the file. A file that is not whole is rebuilt, and one that others could have
-written is refused (`kernel_cache/private.py`). Compiles whole kernels and links nothing.
+Cubins are kept beside the compiled code of CPUs, and named by a hash of their sources. One process of a node compiles a
+kernel; other ranks there and later processes read the file. A damaged file is rebuilt. A file that other users could
+have written is refused (`kernel_cache/private.py`). Whole kernels are compiled; nothing is linked.
 """
 
 from __future__ import annotations
@@ -32,10 +32,11 @@ COMPILED_AHEAD, KEPT, NOWHERE = "compiled ahead", "in the cache", "not compiled 
 
 
 def build(kernel: Any, arch: str) -> Built:
-    """The cubin of a catalogue.Kernel for an architecture such as sm_90: compiled ahead, else from the cache, else
-    compiled and kept there.
+    """The cubin of a catalogue.Kernel for an architecture such as sm_90.
 
-    One process of a node compiles at a time. Raises EnvironmentProblem where a tool is missing or fails.
+    It was compiled ahead, or comes from the cache, or is compiled now and kept there.
+
+    One process of a node compiles at a time. Raises EnvironmentProblem if a tool is missing or fails.
     """
     target = TARGETS.get(arch, arch)
     if (found := ahead.find(kernel, target)) is not None:
@@ -44,7 +45,7 @@ def build(kernel: Any, arch: str) -> Built:
 
 
 def compile_and_keep(kernel: Any, arch: str) -> Built:
-    """Compile a kernel and keep it, without a wait for other processes: for a program that compiles many at once."""
+    """Compile a kernel and keep it, without waiting for other processes. For programs that compile many at once."""
     target = TARGETS.get(arch, arch)
     built = _compiled(kernel, target)
     _write(_path(kernel, target), built)
@@ -52,7 +53,7 @@ def compile_and_keep(kernel: Any, arch: str) -> Built:
 
 
 def bare(kernel: Any, arch: str) -> Built:
-    """The kernel without line numbers and PTX, which are more than half of a cubin: to be shipped. It is kept too."""
+    """The cubin for shipping: without line numbers and PTX, which are more than half of a cubin. It is kept too."""
     target = TARGETS.get(arch, arch)
     path = _path(kernel, target).with_suffix(".bare")
     found = _read(path)
@@ -69,7 +70,7 @@ def _compiled(kernel: Any, target: str) -> Built:
 
 
 def place(kernel: Any, arch: str) -> str:
-    """Where `build` would find a kernel: COMPILED_AHEAD, KEPT, or NOWHERE, and then it compiles."""
+    """Where `build` would find a kernel: COMPILED_AHEAD or KEPT; NOWHERE if it would compile the kernel."""
     target = TARGETS.get(arch, arch)
     if ahead.find(kernel, target) is not None:
         return COMPILED_AHEAD
@@ -81,7 +82,7 @@ def _path(kernel: Any, target: str) -> Path:
 
 
 def kept(path: Path, make: Callable[[], Built]) -> Built:
-    """The cache entry at a path; where there is none, one process of the node makes it."""
+    """The cache entry at a path. If there is none, one process of the node makes it."""
     found = _read(path)
     if found is None:
         with compiling():
@@ -114,8 +115,10 @@ def assembler() -> tuple[str, str]:
             from cuda.bindings import nvjitlink
 
             return LINKER, ".".join(str(part) for part in nvjitlink.version())
-        except (ImportError, RuntimeError) as error:  # no module, or no library behind it
-            raise EnvironmentProblem(f"{missing}; and nvJitLink cannot be loaded ({error})") from error
+        except (ImportError, RuntimeError) as error:  # the module or its library is missing
+            raise EnvironmentProblem(
+                f"{missing}; nvJitLink, which could assemble too, cannot be loaded ({error})"
+            ) from error
 
 
 @cache
@@ -175,4 +178,7 @@ def _write(path: Path, built: Built) -> None:
     try:
         private.write(path, built.to_bytes())
     except (OSError, EnvironmentProblem) as error:
-        warnings.warn(f"a kernel cannot be kept in {path.parent}: {error}; set ARISTOS_CACHE", stacklevel=3)
+        warnings.warn(
+            f"a kernel cannot be kept in {path.parent}: {error}; set ARISTOS_CACHE to a folder that can be written",
+            stacklevel=3,
+        )

@@ -1,8 +1,8 @@
-"""The capacity of experts on a GPU: marks the choices beyond it, before rows get their packed order.
+"""The capacity of experts on a GPU. Choices beyond it are marked before rows get their packed order.
 
-First choices come before second ones, and tokens in their order (engine/packing.py `drop` does the same on CPUs). A
-choice's place among those of its expert is the number of all earlier choices, plus those of the same choice in the
-blocks before, plus those in its block. The shared expert has no limit.
+First choices count before second ones, and tokens in order (engine/packing.py `drop` does the same on CPUs). The place
+of a token's choice j among all choices of its expert is a sum of three numbers: of the expert's choices 0..j-1 of all
+tokens, of its choices j in earlier blocks, and of its earlier choices j in this block. The shared expert has no limit.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def drop(job_address):
     tokens, k, slots = job[words.TOKENS], job[words.TOP_K], job[words.SLOTS]
     parts = (tokens + r.BLOCK - 1) // r.BLOCK
     counts = mem.words(r.counts_by_choice(job), parts * k * slots)
-    left, slot_of_choice = shared[: k * slots], shared[k * slots :]  # left: choices that this block may keep
+    left, slot_of_choice = shared[: k * slots], shared[k * slots :]  # left: how many choices this block may keep
     good = mem.load(job[words.STATUS]) == r.OK
     for slot in range(thread, slots if good else 0, r.THREADS):
         taken, kept = 0, 0

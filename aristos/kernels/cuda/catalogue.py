@@ -15,7 +15,7 @@ from .tile import Tile
 
 @dataclass(frozen=True)
 class Kernel:
-    """types: Numba types of the arguments. shared_bytes: dynamic shared memory of a block. blocks: wanted on an SM."""
+    """A shipped kernel. types: of its arguments. shared_bytes: dynamic, of a block. blocks: wanted on an SM."""
 
     name: str
     function: Any
@@ -27,7 +27,7 @@ class Kernel:
 
 @cache
 def route_kernels() -> dict[str, Kernel]:
-    """The kernels that run before the persistent kernel, by name; shared_bytes are for 256 slots and k = 8."""
+    """The kernels that run before the persistent kernel, by name. shared_bytes are for 256 slots and k = 8."""
     slots, k, word = 256, 8, (types.int64,)
     routes = [
         Kernel(kernel.__name__, kernel, word, router.THREADS, router.route_shared(slots, kind), 3)
@@ -47,7 +47,7 @@ LEND = Kernel("lend", put_probe.lend, (types.int64,) * 4, put_probe.THREADS, 0, 
 
 @cache
 def product_kernel(tile: Tile) -> Kernel:
-    """The product of a tile as a kernel of its own."""
+    """The product of a tile as a separate kernel."""
     return Kernel(f"gemm_{tile.name}", gemm(tile), (types.int64,) * 10, tile.threads, tile.shared_bytes, tile.blocks)
 
 

@@ -1,4 +1,4 @@
-"""The weighted sum of a token's expert outputs on a GPU: one warp per token, in order of the choices, rounded once."""
+"""The weighted sum of a token's expert outputs on a GPU. A warp adds them in order of the choices, and rounds once."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def parts(kind: str) -> tuple[Any, Any]:
 
 @cache
 def combine_tokens(kind: str) -> Any:
-    """combine(y, count, k, weights, rows, row_bytes): y[t] = sum over j of weights[t, j] * row (t, j), t < count.
+    """A function combine(y, count, k, weights, rows, row_bytes): y[t] = sum over j of weights[t, j] * row (t, j).
 
     All threads of a block call it. y: address of `count` rows of row_bytes (a multiple of 16) in the type of the
     arithmetic; weights: [count, k] float32; rows: [count, k] addresses of rows, 0 for a choice not taken.

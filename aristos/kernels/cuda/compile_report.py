@@ -23,8 +23,8 @@ from kernel_cache.offline import capability
 from ...errors import InputError
 from .assemble import TARGETS, assemble, disassemble, tool, tool_version
 
-NEW_NVVM = (10, 0)  # compute capability from which on the compiler's library is a newer one
-PROCESSES = 8  # at most; each takes some 300 MB
+NEW_NVVM = (10, 0)  # least compute capability for which a newer library of the compiler is used
+PROCESSES = 8  # most processes; each takes about 300 MB
 
 Row = dict[str, Any]  # one entry of report.json
 Listing = Callable[[str], list[Any]]  # architecture -> catalogue.Kernels; a module's function, because it is pickled
@@ -35,14 +35,16 @@ def build_all(archs: Sequence[str], out: Path, listings: Sequence[Listing], patt
 
     advice.json: ptxas's advice, [{"kernel", "arch", "advice"}]; it should be empty.
     listings: functions of modules that return the kernels of an architecture; names must be unique.
-    pattern: a regular expression; what it is not found in, by NAME.ARCH, is left out.
+    pattern: a regular expression; kernels without a match in NAME.ARCH are left out.
     """
     for name in ("ptxas", "nvdisasm"):
         tool(name)  # fail before the first kernel is compiled
     every = [(kernel.name, arch) for arch in archs for kernel in listed(arch, listings)]
     wanted = [(name, arch) for name, arch in every if re.search(pattern, f"{name}.{arch}")]
     if not wanted:
-        raise InputError(f"--kernels {pattern!r} is in no kernel's name; names are {', '.join(sorted(dict(every)))}")
+        raise InputError(
+            f"--kernels must match a kernel's name, got {pattern!r}; names are {', '.join(sorted(dict(every)))}"
+        )
     out.mkdir(parents=True, exist_ok=True)
     names: dict[str, list[str]] = {}
     for name, arch in wanted:
@@ -51,7 +53,7 @@ def build_all(archs: Sequence[str], out: Path, listings: Sequence[Listing], patt
     start = time.monotonic()
     count = min(len(os.sched_getaffinity(0)), PROCESSES, len(names))
     with ProcessPoolExecutor(count, mp_context=get_context("spawn")) as pool:
-        # the biggest kernels come last in the listings: start with them, so that none runs alone at the end
+        # the largest kernels come last in the listings; they are started first, so that none runs alone at the end
         jobs = {pool.submit(build, name, names[name], out, listings): name for name in reversed(names)}
         try:
             for done in as_completed(jobs):
@@ -78,8 +80,8 @@ def listed(arch: str, listings: Sequence[Listing]) -> list[Any]:
 def build(name: str, archs: Sequence[str], out: Path, listings: Sequence[Listing]) -> list[Row]:
     """Compile one kernel for these architectures; returns its rows of the report.
 
-    An architecture takes the PTX of an earlier one if the compiler would write the same: on the same side of NEW_NVVM,
-    with the same launch bounds. ptxas is what differs.
+    An architecture uses the PTX of an earlier one if the compiler would write the same text: if both are on the same
+    side of NEW_NVVM, and launch bounds are equal. Then only ptxas makes a difference.
     """
     from .build import for_target, ptx
 
@@ -120,7 +122,7 @@ def compilers() -> str:
 
 
 def table(rows: Iterable[Row]) -> str:
-    """The report as Markdown: one line per kernel; a cell lists the architectures' values where they differ."""
+    """The report as Markdown, with a line for each kernel. If values differ by architecture, a cell lists them."""
     rows = list(rows)
     of: dict[str, list[Row]] = {}
     for row in rows:

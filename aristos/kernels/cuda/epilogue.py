@@ -1,6 +1,6 @@
 """From a tile's sums to output rows: activation, gate, rounding and stores.
 
-The sums lie in shared memory, rows n + PAD float32 apart, for every family of products.
+For every family of products the sums lie in shared memory, in rows n + PAD float32 apart.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Any
 
 from ..common import activations
 from ..common.branches import unrolled
-from . import memory_lowering as _lowering  # noqa: F401  what activations and the router call
+from . import memory_lowering as _lowering  # noqa: F401  registers what activations and the router call
 from . import ptx
 from .compiler import cuda
 from .pack import INTERLEAVE
@@ -24,7 +24,7 @@ activated = cuda.jit(device=True)(unrolled("activated", "x", "return case(x)", a
 
 @cuda.jit(device=True)
 def bounded(word, x):
-    """act(x), with the limit of its argument or of its value."""
+    """act(x), with the word's limit applied to the argument or to the value."""
     before, after = activations.limits(word)
     return activations.at_most(activated(activations.code_of(word), activations.at_most(x, before)), after)
 
@@ -43,7 +43,7 @@ def activate(word, sums, pitch, count, shift, gated, thread, threads):
 
     word: the activation's code and limit (`activations.word`). The limit also bounds the gate's factor.
 
-    One element at a time, to keep the code small: the main loop's instructions stay in the instruction cache.
+    Elements are computed one at a time, to keep the code small, so that the main loop stays in the instruction cache.
     """
     code, limit, plain = activations.code_of(word), activations.limit_of(word), activations.plain(word)
     for i in range(thread, count, threads):
@@ -69,7 +69,7 @@ def outputs(place, gated):
 
 
 def _out(tile: Tile) -> Any:
-    """f(address, place, gated): store 16 bytes of outputs, from the staged sums at `place`, at `address`."""
+    """A function f(address, place, gated) that stores 16 bytes of outputs, from the sums staged at `place`."""
     if BYTES[tile.kind] == 4:
 
         @cuda.jit(device=True)
@@ -98,8 +98,9 @@ def _out(tile: Tile) -> Any:
 def finish(tile: Tile) -> Any:
     """The device function that stores a tile. All threads of the block call it together, after the sums are staged.
 
-    store(shared, c_rows, m, width, n0, word, gated): rows 0..m of the row address table, columns n0.. of the
-    product. Of each row `width` outputs are stored, rounded up to whole 16 bytes, which the row must have space for.
+    The function is store(shared, c_rows, m, width, n0, word, gated). It stores rows 0..m of the row address table, and
+    columns n0.. of the product. Of each row it stores `width` outputs, rounded up to whole 16 bytes, for which the row
+    must have space.
     word: the activation's (`activations.word`), or NONE. On return the shared memory of the sums may be reused.
     """
     put, threads = _out(tile), tile.threads

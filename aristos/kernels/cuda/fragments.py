@@ -1,6 +1,7 @@
-"""Tensor core instructions in NumPy: the layout of their operands in registers and shared memory, and exact sums.
+"""Tensor core instructions in NumPy: the layouts of their operands in registers and shared memory, and exact sums.
 
-Layouts follow the PTX ISA, sections 9.7.14.5.7 and 9.7.14.5.8, and for a warpgroup 9.7.15.5. No Numba, no PTX.
+Layouts follow the PTX ISA, sections 9.7.14.5.7 and 9.7.14.5.8, and for a warpgroup 9.7.15.5. This file has no Numba and
+no PTX.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ WIDTH = {"bf16": 16, "f16": 16, "tf32": 32}  # bits of an element
 
 
 def elements(registers: Any, kind: str) -> np.ndarray:
-    """Registers of a warp, [32, n] int32 -> their elements, [32, n * elements in a register] float64."""
+    """The elements [32, n * elements in a register] float64 of a warp's registers [32, n] int32."""
     bits = np.ascontiguousarray(registers, np.int32).view(np.uint32)
     if kind == "tf32":
         return (bits & np.uint32(0xFFFFE000)).view(np.float32).astype(np.float64)

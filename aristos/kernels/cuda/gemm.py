@@ -1,8 +1,8 @@
 """Rows times packed weights on a GPU: y = act(x W + b), or act(x G + g) * (x W + b) where W and G are interleaved.
 
-Rows of x and y are found through arrays of row addresses: rows from several sources need no copy, and results can be
-stored in a peer's memory. One launch is one product; the persistent kernel calls the same tile function. Weights are
-packed by `pack.py`.
+Rows of x and y are found through arrays of row addresses, so rows from several sources need no copy, and results can be
+stored in a peer's memory. One launch is one product. The persistent kernel calls the same tile function. `pack.py`
+packs the weights.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .target import Target
 from .tile import CHUNK, GROUP_PRODUCTS, PAD, PRODUCTS, Code, Tile, tile_memory
 from .wgmma_product import group_product
 
-# by kind, in rising order of rows: a bigger tile reads weights less often, a smaller one computes fewer empty rows
+# by kind, in rising order of rows: a larger tile reads weights less often, a smaller one computes fewer empty rows
 TILES = {
     "bf16": (
         Tile("bf16", 16, 128, 1, 4, 4, 3),
@@ -33,9 +33,9 @@ TILES = {
 }
 for _kind in ("f16", "tf32"):
     TILES[_kind] = tuple(replace(tile, kind=_kind) for tile in TILES["bf16"])
-# Registers: ptxas needs a few more for sm_100 and later than two such blocks can have.
+# For sm_100 and later ptxas needs a few more registers than two such blocks can have.
 ONE_BLOCK_FROM, ONE_BLOCK_ROWS = 10, 128
-# sm_90 uses these for every number of rows: wgmma and mma.sync may sum a k step with different last bits
+# sm_90 uses these for every number of rows, because wgmma and mma.sync may sum a k step with different last bits
 GROUPS = {
     kind: (
         Tile(kind, 64, 128, 4, 1, 3, 3, groups=True),
@@ -47,9 +47,10 @@ GROUPS = {
 
 
 def tiles(kind: str, gpu: Target, static: int = 0) -> tuple[Tile, ...]:
-    """The tiles for a GPU, in rising order of rows: those that fit, with as many blocks as an SM holds.
+    """The tiles that fit a GPU, in rising order of rows, with as many blocks as an SM holds.
 
-    static: bytes of shared memory that the kernel has beside the tile's. Raises EnvironmentProblem if none fits.
+    static: bytes of shared memory that the kernel needs in addition to the tile's. Raises EnvironmentProblem if no tile
+    fits.
     """
     gpu.check()
     found = GROUPS[kind] if gpu.arch == "sm_90" and kind in GROUPS else TILES[kind]
@@ -66,13 +67,13 @@ def tiles(kind: str, gpu: Target, static: int = 0) -> tuple[Tile, ...]:
 
 
 def tile_for(kind: str, rows: int, gpu: Target) -> Tile:
-    """The tile for a product of `rows` rows. The choice changes no bit of the result."""
+    """The tile for a product of `rows` rows. The choice does not change any bit of the result."""
     found = tiles(kind, gpu)
     return next((tile for tile in found if tile.m >= rows), found[-1])
 
 
 def _own_offsets(tile: Tile) -> Any:
-    """f(lane, warp) -> a thread's byte offsets in chunks of A and B and of its first staged sum; its first column."""
+    """A function f(lane, warp): a thread's byte offsets in chunks of A and B and of its first sum; its first column."""
     warps_n, rows, columns, pitch = tile.warps_n, tile.warp_rows, tile.warp_columns, 4 * (tile.n + PAD)
     swap = CHUNK // 8
 
@@ -109,9 +110,10 @@ def _own_offsets(tile: Tile) -> Any:
 def tile_product(tile: Tile) -> Any:
     """The device function of a tile: all threads of the block call it together, with equal arguments.
 
-    product(shared, a_rows, c_rows, m, weight, pitch, bias, width, depth, n0, code, gated): rows 0..m of the row address
-    tables, m <= tile.m; columns n0.. of the packed weight, `pitch` bytes of k per column; `depth` bytes per row of A.
-    Of each row of C `width` outputs are stored, rounded up to whole 16 bytes, which the row must have space for.
+    The function is product(shared, a_rows, c_rows, m, weight, pitch, bias, width, depth, n0, code, gated). It computes
+    rows 0..m of the row address tables, m <= tile.m, and columns n0.. of the packed weight. pitch: bytes of k of each
+    column. depth: bytes of each row of A. Of each row of C it stores `width` outputs, rounded up to whole 16 bytes, for
+    which the row must have space.
     shared: from `tile_memory`. Rows of A and C start on 16 bytes.
     """
     if tile.groups:

@@ -1,4 +1,4 @@
-"""What the code of a kernel follows from: its sources, the types of its arguments, its options."""
+"""Hashes of what determines the code of a kernel: its sources, the types of its arguments, its options."""
 
 from __future__ import annotations
 
@@ -20,15 +20,17 @@ def kernel_key(kernel: Any) -> str:
 
 
 def ahead_key(kernel: Any) -> str:
-    """The same for a kernel compiled elsewhere: other releases of Numba-CUDA may print types and options otherwise, and
-    files may have been unpacked by a clock that goes ahead of the machine's.
+    """The same hash for a kernel that was compiled on another machine.
+
+    Other releases of Numba-CUDA may print types and options differently, and files may have been unpacked with a clock
+    that is ahead of this machine's.
     """
     options = [(name, kernel.function.targetoptions.get(name)) for name in READ]
     return _hash((*_sources(kernel, _digest), [str(each) for each in kernel.types], options))
 
 
 def edited(kernel: Any) -> bool:
-    """Whether a source of the kernel was edited after this process started, which may run the old one."""
+    """Whether a source of the kernel was edited after this process started. The process may run the older source."""
     return not _own(kernel, _digest).startswith(_own(kernel, source_key))
 
 
@@ -37,7 +39,7 @@ def _sources(kernel: Any, key: Callable[[Path], str]) -> tuple[str, str]:
 
 
 def _digest(source: Path) -> str:
-    """Hash of the files of `source_key`, whatever the clocks of the machine and of the files say."""
+    """Hash of the files of `source_key`. Clocks of the machine and times of files do not matter."""
     return sources.digest(_read(source))
 
 

@@ -11,12 +11,12 @@ import numpy as np
 from llvmlite import ir
 
 from ...primitives import memory as mem
-from ..cpu import llvm as cpu  # noqa: F401  its overloads come first, to be forgotten here
+from ..cpu import llvm as cpu  # noqa: F401  registers its overloads first, so that they can be forgotten here
 from . import ptx
 from .compiler import carray, cuda, forget_other_targets, intrinsic, overload, types
 
 WARP = 32
-NAP = 1000  # nanoseconds; a waiting block leaves the SM's issue slots to other blocks
+NAP = 1000  # nanoseconds that a waiting block sleeps, so that other blocks get the SM's issue slots
 
 
 @intrinsic

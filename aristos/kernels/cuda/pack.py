@@ -8,7 +8,7 @@ from ...errors import InputError
 from .tile import BYTES, CHUNK
 
 COLUMNS = 128  # outputs are padded to a multiple of it; no tile is wider
-INTERLEAVE = 8  # 8 outputs of W, then 8 of G: the thread that stores an output has both
+INTERLEAVE = 8  # 8 outputs of W are followed by 8 of G, so that the thread that stores an output has both
 
 
 def narrow(values: np.ndarray, kind: str) -> np.ndarray:
@@ -32,7 +32,7 @@ def widen(values: np.ndarray, kind: str) -> np.ndarray:
 
 
 def interleaved(up: np.ndarray, gate: np.ndarray) -> np.ndarray:
-    """up, gate: [K, F] -> [K, 2 F']: 8 columns of `up`, then the same 8 of `gate`. F' is F rounded up to 8."""
+    """[K, 2 F'] from up, gate [K, F]: 8 columns of `up`, then the same 8 of `gate`. F' is F rounded up to 8."""
     if up.shape != gate.shape:
         raise InputError(f"gate must have the shape of up {list(up.shape)}, got {list(gate.shape)}")
     k, f = up.shape
@@ -45,10 +45,10 @@ def interleaved(up: np.ndarray, gate: np.ndarray) -> np.ndarray:
 
 
 def pack(weight: np.ndarray, kind: str) -> np.ndarray:
-    """weight: [K, N] float32 -> [N' / 128, K' / step, 128, step] in the arithmetic's type; `step` elements: 128 bytes.
+    """Pack weight [K, N] float32 to [N' / 128, K' / step, 128, step] of the arithmetic's type. step: 128 bytes.
 
-    Zeros pad it to whole blocks of 128 outputs and 128 bytes of k. A block equals a tile's chunk of B in shared memory
-    byte for byte (16-byte part p of output r lies at p ^ (r & 7)), so one bulk copy loads it.
+    The weight is padded with zeros to whole blocks of 128 outputs and 128 bytes of k. A block equals a tile's chunk of
+    B in shared memory byte for byte (16-byte part p of output r lies at p ^ (r & 7)), so one bulk copy loads it.
     """
     if weight.ndim != 2 or weight.dtype != np.float32:
         raise InputError(f"weight must be a float32 matrix, got {weight.dtype} {list(weight.shape)}")

@@ -20,9 +20,9 @@ def primitive(
 ) -> Callable[[Callable[..., Any]], Any]:
     """Make an intrinsic of one PTX text. gives, takes: a constraint letter for each result and argument, from $0 on.
 
-    memory: it accesses memory, so the compiler must not move other accesses across it. carried: the result registers
-    are also inputs; their values come as one more argument, a tuple, and have no numbers of their own. The intrinsic
-    has `.plain`, `.text`, and, for generated code, `.emit(builder, arguments) -> results`.
+    memory: whether it accesses memory, so that the compiler must not move other accesses across it. carried: whether
+    the result registers are also inputs; then their values are one more argument, a tuple, without numbers of their
+    own. The intrinsic has `.plain`, `.text`, and for generated code `.emit(builder, arguments)`, which returns results.
     """
     ties = [str(i) for i in range(len(gives))] if carried else []
     letters = [f"={letter}" for letter in gives] + list(takes) + ties + (["~{memory}"] if memory else [])

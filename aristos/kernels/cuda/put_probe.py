@@ -7,7 +7,7 @@ from .compiler import cuda
 from .put_signal import arrived
 
 THREADS = 64
-LINE = 128  # bytes from one word to the other
+LINE = 128  # bytes from the first word to the second
 STEP = 0x9E3779B97F4A7C15 >> 1  # word i of the row is (i + 1) * STEP modulo 2^64
 
 
@@ -15,7 +15,7 @@ STEP = 0x9E3779B97F4A7C15 >> 1  # word i of the row is (i + 1) * STEP modulo 2^6
 def lend(row, words, flags, limit):
     """Write `words` words at `row`, release 1 at `flags`, and wait until the word LINE bytes after `flags` is 1 too.
 
-    Grid: one block. flags: two words in mapped host memory. The wait ends after `limit` nanoseconds at most.
+    Grid: one block. flags: two words in mapped host memory. The wait ends after at most `limit` nanoseconds.
     """
     for i in range(mem.thread(), words, mem.threads()):
         mem.store(row + 8 * i, (i + 1) * STEP)

@@ -1,4 +1,4 @@
-"""Two small benchmark kernels that measure a put and a signal, between the blocks of one grid or of two GPUs.
+"""Two benchmark kernels that measure a put and a signal, between blocks of one grid or of two GPUs.
 
 They use the layer's own row copy, release and acquire. Waits are bounded: a block that has waited `limit` nanoseconds
 adds one to the word at `late` and continues, so every launch ends. Words only grow, so nothing is cleared between
@@ -11,7 +11,7 @@ from ...primitives import memory as mem
 from .compiler import cuda
 from .memory_lowering import WARP as WARP
 
-LINE = 128  # bytes between words: each has a cache line of its own
+LINE = 128  # bytes between words, so that each has its own cache line
 BY_HALVES, ALL, PUTS, WAITS = 1, 2, 3, 4  # what blocks of `put_rows` do
 POLLS = 64  # polls of a word between two reads of the clock
 THREADS = 256  # per block of `put_rows`
@@ -33,9 +33,10 @@ def put_rows(source, target, words, awaited, rows, row_bytes, batch, way, base, 
     """Block b puts its rows to its partner in the other half of the grid, and a signal after each batch.
 
     Grid: an even number of blocks, all resident at once. source, target: [grid, rows, row_bytes]; block b puts to the
-    part of its partner, (b + grid / 2) mod grid. words, awaited: [grid] lines, where signals go and come.
-    way: BY_HALVES: the first half puts and the other half waits; ALL: every block does both; PUTS, WAITS: every block
-    puts or waits; target and words are then another GPU's.
+    part of its partner, (b + grid / 2) mod grid. words: [grid] lines, where a block's signals go. awaited: [grid]
+    lines, where signals for it arrive.
+    way: BY_HALVES: the first half of the blocks puts and the other half waits. ALL: every block does both. PUTS, WAITS:
+    every block puts, or waits; then target and words belong to another GPU.
     """
     half, b = cuda.gridDim.x // 2, cuda.blockIdx.x
     partner = (b + half) % (2 * half)
@@ -55,11 +56,11 @@ def put_rows(source, target, words, awaited, rows, row_bytes, batch, way, base, 
 
 @cuda.jit
 def ping_pong(source, slots, words, their_slots, their_words, first, row_bytes, rounds, base, limit, late):
-    """Side 0 puts a row and a signal to side 1; side 1 puts the row back with a signal; `rounds` times.
+    """`rounds` times, side 0 puts a row and a signal to side 1, which puts the row back with a signal.
 
-    Grid: 2 blocks of a warp, the two sides; or 1 block, side `first`, where the other side is another GPU's. source: a
-    row. slots: [2, row_bytes], where side 0 and 1 receive; words: [2] lines; their_slots, their_words: the same where
-    the other side receives.
+    Grid: 2 blocks of a warp, one for each side; or 1 block for side `first`, if another GPU has the other side. source:
+    a row. slots: [2, row_bytes], where sides 0 and 1 receive. words: [2] lines. their_slots, their_words: the same, of
+    the GPU that has the other side.
     """
     me = first + cuda.blockIdx.x
     own, other = slots + row_bytes * me, their_slots + row_bytes * (1 - me)

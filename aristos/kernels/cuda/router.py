@@ -1,11 +1,11 @@
 """Routing on a GPU: scores, the best k experts and their weights, rows by expert, and the packed order.
 
-First `route`: a block takes 64 tokens, computes their scores in float32 (each score is one chain of fused multiply-adds
-in k order, as on the CPU), chooses experts with the CPU's own function, and counts the choices by slot. Ids and weights
-from outside are checked instead. It adds the choice of the shared expert, and weighs tokens where weights are on the
-input. Then, with a capacity, `drop` (capacity.py) marks the choices beyond it. Then `place`: each block adds up the
-counts of the blocks before it and assigns packed rows to its tokens' choices. This is a stable counting sort by slot
-without atomics, so the order does not depend on the grid.
+First runs `route`. A block takes 64 tokens, computes their scores in float32 (each score is one chain of fused
+multiply-adds in k order, as on the CPU), chooses experts with the CPU's own function, and counts the choices by slot.
+If the caller brought ids and weights, it checks these instead. It adds the choice of the shared expert, and multiplies
+tokens by weights if weights are applied to the input. Then, with a capacity, `drop` (capacity.py) marks the choices
+beyond it. Then runs `place`. Each block adds up the counts of the blocks before it, and assigns packed rows to its
+tokens' choices. This is a stable counting sort by slot without atomics, so the order does not depend on the grid.
 """
 
 from __future__ import annotations
@@ -61,17 +61,18 @@ from .router_job import (
 )
 from .tile import BYTES, CHUNK, Tile, tile_memory
 
-OK, NOT_FINITE, BAD_IDS = 0, 2, 3  # in STATUS: the engine's codes, which this room may not import; a test compares them
+# values of STATUS: the engine's codes, which kernels may not import (a test compares)
+OK, NOT_FINITE, BAD_IDS = 0, 2, 3
 KINDS = tuple(row.kind for row in BY_KIND.values() if row.name == row.stored)  # types of tokens
 TILE = TILES["f32"][1]
 BLOCK, THREADS = TILE.m, TILE.threads
-FLOAT, WORD = 4, 8  # bytes
-GATE = 16  # bytes of SCRATCH a token for x times SHARED_SIGMOID: a product stores whole 16 bytes
+FLOAT, WORD = 4, 8  # bytes of a float32 and of a word
+GATE = 16  # bytes of SCRATCH for each token's product with SHARED_SIGMOID: products store whole 16 bytes
 ONE = np.float32(1)
 
 
 def kind_of_rows(kind: str) -> str:
-    """The one of KINDS that rows of a layer's kind have."""
+    """The kind of tokens, one of KINDS, in a layer of this kind."""
     return ROW_TYPES[BY_KIND[kind].stored].kind
 
 
@@ -80,7 +81,7 @@ def _tile(kind: str) -> Tile:
 
 
 def blocks(tokens: int) -> int:
-    """Blocks of each launch; a block has THREADS threads."""
+    """How many blocks each launch has. A block has THREADS threads."""
     return -(-tokens // BLOCK)
 
 
@@ -105,7 +106,7 @@ def place_shared(slots: int, k: int) -> int:
 
 
 def pack_router(router: np.ndarray, bias: np.ndarray | None = None) -> np.ndarray:
-    """router: [H, E], bias: [E] float32 -> the array that ROUTER points to: both packed; a bias of None is zero."""
+    """The array that ROUTER points to, with router [H, E] and bias [E] float32, packed. bias: None for zeros."""
     packed = pack(router, "f32")
     return np.concatenate([packed.ravel(), pack_bias(bias, outputs(packed))])
 
@@ -118,13 +119,13 @@ def _report(job, status):
 
 @cuda.jit(device=True)
 def unbegun(job):
-    """Whether the kernels must touch nothing: the job is of an earlier call, whose arrays may be gone."""
+    """Whether the kernels must touch nothing, because the job belongs to an earlier call, whose arrays may be gone."""
     return job[UNBEGUN] != 0 and mem.load(job[UNBEGUN]) != 0
 
 
 @cuda.jit(device=True)
 def width_of(job):
-    """Scores stored per token, padding included."""
+    """How many scores are stored for each token, padding included."""
     return (job[EXPERTS] + COLUMNS - 1) // COLUMNS * COLUMNS
 
 
@@ -142,7 +143,7 @@ def _gate(job, token):
 
 @cuda.jit(device=True)
 def counts_of(job):
-    """Address of the counts of every block, [blocks, slots]; those by choice, [blocks, TOP_K, slots], follow them."""
+    """Address of the counts of every block, [blocks, slots]. Counts by choice, [blocks, TOP_K, slots], follow them."""
     return _gate(job, job[TOKENS])
 
 
@@ -154,7 +155,7 @@ def counts_by_choice(job):
 
 @cuda.jit(device=True)
 def _checked(job, token, ids, weights):
-    """Take a token's routing from outside into ids [CHOICES] and weights [CHOICES]; returns its status.
+    """Read a token's routing as the caller brought it, into ids [CHOICES] and weights [CHOICES]. Returns its status.
 
     Ids must be in -1..E-1, none but -1 twice; weights of choices taken must be finite.
     """
@@ -180,14 +181,14 @@ def _checked(job, token, ids, weights):
 
 @cuda.jit(device=True)
 def _chosen(job, token, row, ids, weights):
-    """Choose a token's experts by its scores, `row` [EXPERTS], into ids [CHOICES] and weights [CHOICES]; its status."""
+    """Choose a token's experts by its scores `row` [EXPERTS]: ids [CHOICES], weights [CHOICES]. Returns its status."""
     k, experts = job[CHOICES], job[EXPERTS]
     if job[LOGITS] != 0:
         kept = mem.floats(job[LOGITS] + FLOAT * experts * token, experts)
         for e in range(experts):
             kept[e] = row[e]
     for j in range(k):
-        weights[j] = 0  # compiled code may read them speculatively
+        weights[j] = 0  # compiled code may read weights speculatively
     scale, bias = mem.float_of_bits(job[SCALE]), job[SELECT_BIAS]
     found = choose(row, experts, k, job[SCORE], job[RENORMALIZE], scale, bias, ids, weights)
     return OK if found else NOT_FINITE
@@ -206,8 +207,8 @@ def _shared_weight(job, token):
 def route(kind: str) -> Any:
     """The kernel for tokens of a kind (f32, bf16 or f16): computes scores, ids, weights, and counts per block.
 
-    Grid: blocks(tokens). 16-bit tokens are widened exactly, so results equal those of the same values in float32.
-    With ids and weights from outside it checks these.
+    Grid: blocks(tokens). 16-bit tokens are widened exactly, so results equal those of the same values in float32. If
+    the caller brought ids and weights, it checks these.
     """
     product, memory, tile_n, weigh = tile_product(_tile(kind)), tile_memory(_tile(kind)), TILE.n, combine_tokens(kind)
     size = BYTES[kind]
@@ -217,8 +218,8 @@ def route(kind: str) -> Any:
         if unbegun(job):
             return
         shared = memory()
-        # the router's columns, and then, as one tile more, SHARED_SIGMOID's column. Each tile reads the job again:
-        # what is read here does not fit the registers across a product
+        # First come the router's columns, then SHARED_SIGMOID's column as one more tile. Each tile reads the job again,
+        # because registers cannot hold its words during a product.
         n0 = width_of(job) if job[GIVEN_IDS] != 0 else 0
         while n0 < width_of(job) + (tile_n if job[SHARED_SIGMOID] != 0 else 0):
             thread, first = cuda.threadIdx.x, cuda.blockIdx.x * BLOCK
@@ -282,7 +283,7 @@ def route(kind: str) -> Any:
 
 @cuda.jit(device=True)
 def _before(partial, thread):
-    """Exclusive sums of `partial` [THREADS] over threads, in place; returns this thread's sum."""
+    """Replace `partial` [THREADS] by its exclusive sums over threads. Returns this thread's sum."""
     mine = partial[thread]
     step = 1
     while step < THREADS:

@@ -87,12 +87,12 @@ ABSENT = (  # words whose 0 says that there is nothing
 
 
 def new_job(**values: int) -> np.ndarray:
-    """A job with all of its words but those of a call. Raises TypeError unless `values` names all of LASTING."""
+    """A job with all words but those of a call. Raises TypeError unless `values` names all of LASTING."""
     return _filled(LASTING, values)
 
 
 def whole_job(**values: int) -> np.ndarray:
-    """A job with all of its words, for kernels launched without `begin`; those of ABSENT may be left out, for 0.
+    """A job with all words, for kernels launched without `begin`. Words of ABSENT may be left out: they are 0.
 
     Raises TypeError unless `values` has the others.
     """

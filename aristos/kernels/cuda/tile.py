@@ -1,8 +1,8 @@
-"""Generate the code of a block's tile of a matrix product for one shape and dtype: copies in, products, staged sums.
+"""Generates the code of a block's tile of a matrix product for one shape and dtype: copies, products, staged sums.
 
-C[m, n] = A[m, k] B[n, k]^T. Both operands pass through shared memory in chunks of 128 bytes of k per row. The eight
-16-byte parts of a row are swizzled by the row number, so that no two lanes access one bank. Every element of C is one
-chain of k steps in rising order for every tile shape; batch invariance depends on this.
+The product is C[m, n] = A[m, k] B[n, k]^T. Both operands pass through shared memory in chunks of 128 bytes of k per
+row. The eight 16-byte parts of a row are swizzled by the row number, so that no two lanes access one bank. Every
+element of C is one chain of k steps in rising order for every tile shape; batch invariance depends on this.
 
 Each function of `Code` is an intrinsic: loops over registers are unrolled here, because a compiler might not unroll
 them. This file holds no PTX text; it emits the primitives of `ptx.py`.
@@ -36,9 +36,9 @@ PRODUCTS = {"bf16": ptx.multiply_bf16, "f16": ptx.multiply_f16, "tf32": ptx.mult
 class Tile:
     """A tile's shape: m x n outputs of a block of warps_m x warps_n warps, `stages` chunks of k in shared memory.
 
-    blocks: how many an SM must hold; this limits the registers of a thread. rows: bf16 or f16 if rows of A are narrower
-    than the arithmetic, which is then f32; they are widened as they are read. groups: four warps multiply together by
-    wgmma, and bulk copies load the weights (`wgmma_product.py`).
+    blocks: how many blocks an SM must hold, which limits the registers of a thread. rows: bf16 or f16 if rows of A are
+    narrower than the arithmetic, which is then f32; they are widened when they are read. groups: whether four warps
+    multiply together by wgmma, and bulk copies load the weights (`wgmma_product.py`).
     """
 
     kind: str  # the arithmetic: bf16, f16, tf32 or f32
@@ -55,7 +55,9 @@ class Tile:
         if self.kind not in BYTES:
             raise InputError(f"kind must be one of {', '.join(BYTES)}, got {self.kind!r}")
         if self.rows and (self.kind != "f32" or self.rows not in ("bf16", "f16")):
-            raise InputError(f"rows must be bf16 or f16, in f32 arithmetic, got {self.rows!r} in {self.kind}")
+            raise InputError(
+                f"rows must be bf16 or f16, with kind='f32', got rows={self.rows!r} with kind={self.kind!r}"
+            )
         rows, columns = self.m // self.warps_m, self.n // self.warps_n
         step = 8 if self.kind == "f32" and not self.rows else 16
         if rows * self.warps_m != self.m or columns * self.warps_n != self.n or rows % step or columns % 16:
@@ -88,7 +90,7 @@ class Tile:
 
     @property
     def pass_rows(self) -> int:
-        """Rows of B that the block's threads copy at a time, 16 bytes each."""
+        """How many rows of B the block's threads copy at a time, 16 bytes of each."""
         return self.threads * 16 // CHUNK
 
     @property
@@ -97,12 +99,12 @@ class Tile:
 
     @property
     def narrow(self) -> int:
-        """A shift: 1 if elements of A have half the bytes of the arithmetic's, else 0."""
+        """A shift of bytes: 1 if elements of A have half as many as those of the arithmetic, else 0."""
         return 1 if self.rows else 0
 
     @property
     def pass_a(self) -> int:
-        """Rows of A that the block's threads copy at a time."""
+        """How many rows of A the block's threads copy at a time."""
         return self.pass_rows << self.narrow
 
     @property
@@ -116,7 +118,7 @@ class Tile:
 
     @property
     def alignment(self) -> int:
-        """Alignment of chunks in bytes; wgmma's swizzle repeats every eight rows."""
+        """Alignment of chunks in bytes. wgmma's swizzle repeats every eight rows."""
         return 8 * CHUNK if self.groups else CHUNK
 
     @property
@@ -127,7 +129,7 @@ class Tile:
 
     @property
     def sums(self) -> int:
-        """Accumulators of a thread."""
+        """How many accumulators a thread has."""
         return self.m * self.n // self.threads
 
     @property
@@ -149,7 +151,10 @@ class Tile:
 
 
 def generated(result: Callable[[], Any], arguments: list[Any], body: Callable[..., Any]) -> Any:
-    """An intrinsic whose code `body(builder, *values)` emits; for a tuple, `body` returns its LLVM values."""
+    """An intrinsic whose code `body(builder, *values)` emits.
+
+    If the result is a tuple, `body` returns its LLVM values.
+    """
 
     def typed(typing: Any, *given: Any) -> Any:
         kind = result()
@@ -175,7 +180,7 @@ def shared_address(typing, array):
 
 
 def tile_memory(tile: Tile) -> Any:
-    """f() -> the first aligned address for chunks in a block's `tile.shared_bytes` of dynamic shared memory."""
+    """A function f() of the first aligned address for chunks in a block's dynamic shared memory."""
     most = tile.alignment - 1
 
     @cuda.jit(device=True)
@@ -223,7 +228,7 @@ class Code:
             ptx.copy_async16.emit(builder, [builder.add(to, I32(i * self.tile.pass_bytes)), source, count])
 
     def _fetch_weights(self, builder: Any, to: Any, b: Any) -> None:
-        """Start to copy a chunk of B; its layout in global memory is that of shared memory."""
+        """Start to copy a chunk of B, which has the same layout in global as in shared memory."""
         to = builder.add(to, I32(self.tile.a_bytes))
         for at in range(0, self.tile.n * CHUNK, self.tile.pass_bytes):
             ptx.copy_async16.emit(builder, [builder.add(to, I32(at)), builder.add(b, I64(at)), I32(16)])
@@ -263,7 +268,7 @@ class Code:
         return sums
 
     def _left(self, builder: Any, address: Any) -> list[Any]:
-        """16 rows of A. For tf32 they are rounded here; B was rounded when it was packed."""
+        """Load 16 rows of A. For tf32 they are rounded here; B was rounded when it was packed."""
         four = ptx.load_matrices.emit(builder, [address])
         if self.tile.kind != "tf32":
             return four
@@ -292,7 +297,7 @@ class Code:
         return sums
 
     def _widened_products(self, builder: Any, acc: Any, chunk: Any, own_a: Any, own_b: Any) -> list[Any]:
-        """The same for 16-bit rows of A: two rows share a line of 128 bytes. The line's number swizzles its parts."""
+        """All products of a chunk with 16-bit rows of A. Two rows share a line of 128 bytes, swizzled by its number."""
         tile = self.tile
         rows, columns = tile.warp_rows // 4, tile.warp_columns // 8
         sums = [builder.extract_value(acc, i) for i in range(tile.sums)]

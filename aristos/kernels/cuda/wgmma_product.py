@@ -1,4 +1,4 @@
-"""A tile's product for warpgroups: rows by cp.async, weights by one bulk copy a chunk, products by wgmma. For sm_90a.
+"""A tile's product for warpgroups of sm_90a: cp.async copies rows, a bulk copy weights of a chunk; wgmma multiplies.
 
 The sums are the registers of `wgmma.mma_async`. The products of one chunk always run while the next chunks are copied;
 no warp is reserved for copies. A slot of shared memory is rewritten after every warpgroup has waited for the products
@@ -19,7 +19,7 @@ ROWS, WARPS = 64, 4  # rows of a warpgroup's product; its warps
 
 
 class GroupCode(Code):
-    """The code of a tile of warpgroups, where it differs from that of warps."""
+    """The code of a tile of warpgroups: what differs from tiles of warps."""
 
     def __init__(self, tile: Tile) -> None:
         super().__init__(tile)
@@ -45,13 +45,13 @@ class GroupCode(Code):
         return sums
 
     def _descriptor(self, builder: Any, address: Any) -> Any:
-        """`fragments.descriptor` of an address."""
+        """The descriptor of an address, see `fragments.descriptor`."""
         place = builder.and_(builder.lshr(address, I32(4)), I32(0x3FFF))
         return builder.or_(builder.zext(place, I64), I64(fragments.DESCRIPTOR))
 
 
 def group_product(tile: Tile) -> Any:
-    """`gemm.tile_product` for a tile of warpgroups. Its barriers lie after the chunks and last for one product."""
+    """`gemm.tile_product` for a tile of warpgroups. Its barriers lie after the chunks, and last for one product."""
     code_of = GroupCode(tile)
     row_pointers, fetch_rows, start, stage, multiply = (
         code_of.row_pointers,

@@ -55,7 +55,7 @@ def charge(job, st, worker, kind, start, end):
 
 @jit
 def charge_idle(job, st, worker, peer, start, end):
-    """Add idle time to the worker, and to the peer that it waited for at the start."""
+    """Add idle time to the worker, and to the peer that it waited for when the time began."""
     st[words.counter(job, worker, words.N_IDLE)] += end - start
     mem.fetch_add(st.ctypes.data + 8 * (words.peer_wait(job, peer)), end - start)
     if job[words.EVENTS_MAX] != 0:
@@ -80,12 +80,12 @@ def tend_wire(job, st, worker, idle):
 def work(job, st, worker):
     """Run steps until the call ends (RAN), a rank fails (POISONED), or a slice of time is over (PAUSED).
 
-    An exchange also comes back when every announcement is read (ALL_ANNOUNCED).
+    An exchange also returns when every announcement is read (ALL_ANNOUNCED).
     """
     started = mem.clock()
     now = started
     idle_since, idle_peer = 0, 0
-    # idle polls in a row; idle polls of this slice, which no arrival resets: a busy wire must not suppress the timeout
+    # consecutive idle polls; all idle polls of this slice, never reset, so that a busy wire cannot suppress the timeout
     polls, total = 0, 0
     while True:
         kind = steps.decide(job, st, worker)
@@ -135,7 +135,7 @@ def work(job, st, worker):
 
 @jit
 def run_alone(job, st):
-    """A whole call of a single worker, or its first slice of time."""
+    """Run a whole call of a single worker, or its first slice of time."""
     packing.begin(job, st)
     code = work(job, st, 0)
     if code == codes.RAN:

@@ -33,13 +33,13 @@ from .workers import Workers
 
 TILE = 96  # most rows of a tile
 BATCH = 384  # most rows of a run of the expert kernel, whatever its element type
-RUN_FLOPS = 5e9  # most work of a run: a worker comes back to poll within about 50 ms
-RUN_LEAST = 24  # least rows that a run is cut to: with fewer, it would read weights for longer than it computes
+RUN_FLOPS = 5e9  # most work of a run, so that a worker polls again within about 50 ms
+RUN_LEAST = 24  # least rows that a run is cut to: with fewer, reading the weights would take longer than computing
 MERGE_ROWS = 32  # a run with fewer rows waits a little for more rows of its expert
-MERGE_POLLS = 200  # idle polls that it waits
+MERGE_POLLS = 200  # idle polls for which such a run waits
 ONCE_ROWS = 2048  # least rows for a local owner to which tokens cross once: four bundles
-ONCE_SHARE = 300  # percent: least rows for that over the tokens of the call; at least two thirds of the rows repeat
-PAUSE_NS = 100_000_000  # compiled code comes back to Python at least this often
+ONCE_SHARE = 300  # least rows for crossing once, in percent of the call's tokens: then at least two thirds repeat
+PAUSE_NS = 100_000_000  # compiled code returns to Python at least this often
 POISON_SECONDS = 0.1  # how long a failing rank lets MPI deliver its poison to other nodes
 
 
@@ -78,7 +78,7 @@ class CpuRuntime(Runtime):
     # ------------------------------------------------------------ capacity
 
     def require(self, shape: EngineShape, scratch: int, shared: int, threads: int) -> None:
-        """See `Runtime.require`; raises MemoryProblem where a machine cannot hold it."""
+        """See `Runtime.require`. Raises MemoryProblem if a machine has too little memory."""
         shape, workers, grown = self.grown(shape, threads)
         tables = StateLayout(shape, workers, BATCH)
         step, common = max(self._scratch_step, lines(scratch)), max(self._shared, shared)
@@ -110,7 +110,7 @@ class CpuRuntime(Runtime):
         self._workers = Workers(workers)
 
     def run_with(self, module: Any) -> None:
-        """Run later calls by the loops of a module such as `loop`, compiled for other primitives."""
+        """Run later calls with the loops of another module like `loop`, compiled for other primitives."""
         self.refuse_open()
         self.loop = module
         self._compile()
@@ -138,14 +138,14 @@ class CpuRuntime(Runtime):
     # ------------------------------------------------------------ jobs
 
     def fill(self, job: np.ndarray, workers: int = 0, run_rows: int = BATCH, merge_rows: int = MERGE_ROWS) -> None:
-        """See `Runtime.fill`; also the part `tile`. workers: 0 for all; run_rows: most rows of a run."""
+        """See `Runtime.fill`. Fills the part `tile` too. workers: 0 for all; run_rows: most rows of a run."""
         hidden, ffn, shared = int(job[words.HIDDEN]), int(job[words.FFN]), int(job[words.SHARED_FFN])
         limit = int(RUN_FLOPS / max(1, 4 * hidden * max(ffn, shared)))
         crowded = self._sharing > 1 or self.threads > self.cores
         spins, yields = CROWDED if crowded else ALONE
         assert self.shape is not None
         back = return_stride(int(job[words.RETURN_BYTES]), int(job[words.SCALARS]))
-        assert back <= self.shape.stride, "rows that wait to be put back take as much as rows of a ring"
+        assert back <= self.shape.stride, "staged rows must fit slots of the ring's size"
         self.fill_engine(
             job,
             schema.CPU,
@@ -184,11 +184,11 @@ class CpuRuntime(Runtime):
     # ------------------------------------------------------------ calls
 
     def run_call(self, job: np.ndarray, limits: Limits) -> None:
-        """Run an entered call to its end as worker 0; it stays open until its result has been taken."""
+        """Run an entered call to its end, as worker 0. The call stays open until its result has been taken."""
         memory = self._memory
         assert memory is not None
         self.watch(job)
-        try:  # as `failing` and `progressing`, in half the time
+        try:  # does what `failing` and `progressing` do, in half the time
             memory.in_call(True)
             if job[words.WORKERS] == 1:
                 self.open_job(job)
@@ -206,7 +206,7 @@ class CpuRuntime(Runtime):
 
     @contextlib.contextmanager
     def progressing(self) -> Iterator[None]:
-        """Workers let MPI make progress in the block; the progress thread does so before and after."""
+        """A block in which workers let MPI make progress. Outside of it the progress thread does."""
         assert self._memory is not None
         self._memory.in_call(True)
         try:
@@ -215,18 +215,21 @@ class CpuRuntime(Runtime):
             self._memory.in_call(False)
 
     def open_job(self, job: np.ndarray) -> None:
-        """Give the job of an entered call its epoch; from here on it is the call's."""
+        """Write the epoch of an entered call into its job, which now belongs to the call."""
         jobs.start(job, schema.CPU, self.version, self.epoch)
 
     def begin(self, job: np.ndarray) -> None:
-        """Give an entered call its epoch, clear the tables, and release the other workers into it."""
+        """Start an entered call: write its epoch into the job, clear the tables, and release the other workers."""
         self.open_job(job)
         self.loop.packing.begin(job, self.state)
         assert self._workers is not None
         self._workers.release(self.loop.work, job, self.state)
 
     def go_on(self, job: np.ndarray, limits: Limits, code: int | None = None) -> int:
-        """Run steps as worker 0 until the call ends or is ALL_ANNOUNCED. code: the first slice's result, if it ran."""
+        """Run steps as worker 0 until the call ends or is ALL_ANNOUNCED.
+
+        code: the first slice's result, if one has run.
+        """
         assert self._workers is not None
         patience: Patience | None = None
         if code is None:
@@ -245,11 +248,11 @@ class CpuRuntime(Runtime):
         return code
 
     def await_readers(self) -> None:
-        """Wait until no local peer reads this rank's weights: the last call that has ended here has ended there too.
+        """Wait until no local peer reads this rank's weights, because this rank's last ended call has ended there too.
 
-        A call that is open here must be of an object with other weights: it is not waited for. Bounded by the timeout,
-        which runs while the peer makes no progress, and where a peer has ended. No peer begins to read before this rank
-        announces its next call.
+        A call that is open here must belong to an object with other weights; it is not waited for. The timeout bounds
+        the wait: it runs while the peer makes no progress. The wait also fails if a peer has ended. No peer begins to
+        read before this rank announces its next call.
         """
         self.refuse_unusable()
         last, job = self.epoch - self.open, self._blank_job()

@@ -1,4 +1,4 @@
-"""Threads that run the steps of a call: parked between calls, released with a job, back before the call returns."""
+"""Threads that run the steps of a call. They are parked between calls, and leave a call before it returns."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ...engine import codes, words
 
 
 class Workers:
-    """Workers 1..n-1 of a rank; the thread that makes the call is worker 0."""
+    """Workers 1..n-1 of a rank. The thread that makes the call is worker 0."""
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -46,15 +46,15 @@ class Workers:
                 self._done.put(error)
 
     def release(self, work: Any, job: np.ndarray, state: np.ndarray) -> None:
-        """Release as many parked workers as the job names into this call. work: the compiled loop of a worker."""
+        """Let as many parked workers run this call as the job says. work: the compiled loop of a worker."""
         self._out = min(int(job[words.WORKERS]), self.count) - 1
         for inbox in self._jobs[: self._out]:
             inbox.put((work, job, state))
 
     def gather(self) -> None:
-        """Wait until the released workers have left the call, which has ended or failed; raises their first error."""
+        """Wait until the released workers have left the call, which has ended or failed. Raises their first error."""
         first: BaseException | None = None
-        with self._gathering:  # two threads may wait here: a started call and its user's own thread can both fail
+        with self._gathering:  # two threads may wait here, if a started call and its user's own thread both fail
             while self._out:
                 error = self._done.get()
                 self._out -= 1

@@ -1,4 +1,4 @@
-"""The persistent kernels that count what their workers do, for `timeline(True)`: those that ship compiled."""
+"""The persistent kernels for `timeline(True)` that are shipped compiled. They count what their workers do."""
 
 from __future__ import annotations
 
@@ -8,5 +8,8 @@ from . import persistent
 
 
 def kernels(arch: str) -> list[Kernel]:
-    """bfloat16's for an architecture, which the report on a GPU uses; others are compiled where they are called."""
+    """The counting kernels of bfloat16 for an architecture, which the report on a GPU uses.
+
+    Others compile at first use.
+    """
     return [persistent.layer_kernel(tile, True) for tile in persistent.layer_tiles("bf16", Target.named(arch))]

@@ -1,10 +1,10 @@
 """One GPU: memory, kernels, streams, events, graphs, and memory of other processes (CUDA IPC).
 
-Addresses, streams and events are ints, which fit tables, kernel arguments and other libraries. Uses only the driver API
-(cuda.bindings), in the device's primary context, which CuPy and Numba use too; every call leaves the thread's current
-context and capture mode as they were. Nothing is started before a CudaDevice is made. Streams and events live as long
-as the process. The legacy default stream is never used unless a caller names it: all blocking streams wait for it, and
-a capture on one of them forbids it. Knows no protocol.
+Addresses, streams and events are ints, which fit tables, kernel arguments and other libraries. The module uses only the
+driver API (cuda.bindings), in the device's primary context, which CuPy and Numba use too. Every call leaves the
+thread's current context and capture mode as they were. Nothing is started before a CudaDevice is made. Streams and
+events live as long as the process. The legacy default stream is used only if a caller names it: all blocking streams
+wait for it, and a capture on one of them forbids its use. This module knows no protocol.
 """
 
 from __future__ import annotations
@@ -31,7 +31,10 @@ DEFAULT_SHARED = 48 << 10  # bytes of shared memory, static and dynamic, that ev
 
 @dataclass
 class Loaded:
-    """A loaded kernel. registers: of a thread. static: bytes of shared memory, beside the dynamic ones of a launch."""
+    """A loaded kernel. registers: of each thread.
+
+    static: bytes of static shared memory; a launch may add dynamic ones.
+    """
 
     kernel: Any
     function: int
@@ -52,9 +55,9 @@ def count() -> int:
 class CudaDevice:
     """A visible GPU by its ordinal, CUDA's number of it in this process.
 
-    name; uuid: 'GPU-...', the same in every process; arch: 'sm_90'; target: it and the limits of an SM; sms: streaming
-    multiprocessors; driver: the CUDA version that the driver speaks, '12.9'; stream: this object's own, for work that
-    names no other. Raises EnvironmentProblem.
+    name; uuid: 'GPU-...', the same in every process; arch: 'sm_90'; target: arch and the limits of an SM; sms: how many
+    streaming multiprocessors; driver: the CUDA version that the driver supports, '12.9'; stream: this object's stream,
+    for work that names no other. Raises EnvironmentProblem.
     """
 
     count = staticmethod(count)
@@ -64,7 +67,8 @@ class CudaDevice:
         visible = int(call("cuDeviceGetCount"))
         if not 0 <= ordinal < visible:
             raise EnvironmentProblem(
-                f"GPU {ordinal} was asked for and {visible} are visible: {ADVICE['CUDA_ERROR_INVALID_DEVICE']}"
+                f"a GPU's number must be at least 0 and below {visible}, the number of visible GPUs, got {ordinal}:"
+                f" {ADVICE['CUDA_ERROR_INVALID_DEVICE']}"
             )
         self.ordinal = ordinal
         self._device = int(call("cuDeviceGet", ordinal))
@@ -83,7 +87,7 @@ class CudaDevice:
 
     @classmethod
     def find(cls, local_rank: int) -> CudaDevice:
-        """The GPU of a rank: number `local_rank` of those visible, starting again at 0 if there are more ranks."""
+        """The GPU of a rank: number `local_rank` of the visible GPUs, modulo their number."""
         call("cuInit", 0)
         visible = int(call("cuDeviceGetCount"))
         if visible == 0:
@@ -92,11 +96,11 @@ class CudaDevice:
 
     @contextlib.contextmanager
     def current(self, queues: bool = False) -> Iterator[None]:
-        """In the block, driver calls of this thread concern this GPU, and are permitted during captures.
+        """A block in which this thread's driver calls go to this GPU, and are permitted during captures.
 
         While a stream captures, the driver refuses calls that it cannot capture, such as an allocation or the query of
-        an event, and makes the capture invalid. Those of this class belong to no capture. queues: the block only queues
-        work, which is always permitted.
+        an event, and makes the capture invalid. Calls of this class belong to no capture. queues: whether the block
+        only queues work, which is always permitted.
         """
         call("cuCtxPushCurrent", self._context)
         if queues:
@@ -116,7 +120,7 @@ class CudaDevice:
     def allocate(self, nbytes: int) -> int:
         """The address of zeroed device memory that CUDA IPC can share; raises MemoryProblem if it does not fit.
 
-        As with `free` and `load`, the driver may wait for the whole GPU: no kernel may be waiting for this process.
+        As in `free` and `load`, the driver may wait for the whole GPU, so no kernel may be waiting for this process.
         """
         _positive(nbytes)
         with self.current():
@@ -145,17 +149,17 @@ class CudaDevice:
         return array, address
 
     def free_host(self, array: np.ndarray) -> None:
-        """Free memory of `host`; neither the array nor a view of it may be used after."""
+        """Free memory of `host`. Neither the array nor a view of it may be used afterwards."""
         start = array.ctypes.data
         if self._pinned.pop(start, None) is None:
-            raise InputError(f"free_host takes an array of CudaDevice.host, got one at {start:#x}")
+            raise InputError(f"free_host needs an array that CudaDevice.host returned, got one at {start:#x}")
         with self.current():
             call("cuMemFreeHost", start)
 
     def pin(self, address: int, nbytes: int) -> int:
-        """Let kernels use host memory that was allocated elsewhere, such as MPI's: its address for them.
+        """Let kernels use host memory that was allocated elsewhere, such as MPI's. Returns its address for kernels.
 
-        0 if CUDA refuses.
+        Returns 0 if CUDA refuses.
         """
         flags = bindings().CU_MEMHOSTREGISTER_PORTABLE | bindings().CU_MEMHOSTREGISTER_DEVICEMAP
         with self.current():
@@ -169,9 +173,10 @@ class CudaDevice:
             call("cuMemHostUnregister", address)
 
     def copy_in(self, address: int, array: np.ndarray, stream: int | None = None) -> None:
-        """Copy a contiguous array to the device, in the order of the stream, or of this object's own.
+        """Copy a contiguous array to the device, in the order of the stream (default: this object's own).
 
-        An array in memory of `host` must not change until the stream has made the copy; any other is copied on return.
+        An array in memory of `host` must not change until the stream has made the copy. Other arrays may change on
+        return.
         """
         _contiguous(array)
         if array.nbytes:
@@ -181,10 +186,13 @@ class CudaDevice:
                 self._finish_unpinned(array, stream)
 
     def copy_out(self, array: np.ndarray, address: int, stream: int | None = None) -> None:
-        """Copy from the device into a contiguous array; complete on return, unless it lies in memory of `host`."""
+        """Copy from the device into a contiguous array.
+
+        The copy is complete on return, except into memory of `host`.
+        """
         _contiguous(array)
         if not array.flags.writeable:
-            raise InputError("copy_out needs an array that can be written, got a read-only one")
+            raise InputError("copy_out needs a writable array, got a read-only one")
         if array.nbytes:
             stream = self.stream if stream is None else stream
             with self.current():
@@ -192,7 +200,7 @@ class CudaDevice:
                 self._finish_unpinned(array, stream)
 
     def _finish_unpinned(self, array: np.ndarray, stream: int) -> None:
-        """Where the GPU uses the host's page tables (GH200), copies of pageable memory are asynchronous too."""
+        """Wait for a copy of pageable memory. It is asynchronous where the GPU uses the host's page tables (GH200)."""
         start, end = array.ctypes.data, array.ctypes.data + array.nbytes
         if not any(low <= start and end <= low + size for low, size in self._pinned.items()):
             call("cuStreamSynchronize", stream)
@@ -209,7 +217,7 @@ class CudaDevice:
 
     # ---- kernels ----
     def load(self, kernel: Any) -> Loaded:
-        """A catalogue.Kernel on this GPU: compiled or read from the cache, and loaded once."""
+        """Load a catalogue.Kernel on this GPU, once. It is compiled, or read from the cache."""
         found = self._loaded.get(kernel)
         if found is None:
             built = build(kernel, self.arch)
@@ -223,7 +231,7 @@ class CudaDevice:
         return found
 
     def resident(self, loaded: Loaded, shared_bytes: int) -> int:
-        """How many blocks of a kernel, each with `shared_bytes` of dynamic shared memory, one SM holds at once."""
+        """How many blocks of a kernel one SM holds at once, if each has `shared_bytes` of dynamic shared memory."""
         with self.current():
             self._allow(loaded, shared_bytes)
             return int(
@@ -235,7 +243,7 @@ class CudaDevice:
     def launch(
         self, loaded: Loaded, grid: int | tuple[int, ...], shared_bytes: int, *args: int, stream: int | None = None
     ) -> None:
-        """Launch a kernel on `grid` blocks (x, or up to x, y, z); every argument is an int64."""
+        """Launch a kernel on `grid` blocks (x, or up to x, y, z). Every argument is an int64."""
         kernel = loaded.kernel
         blocks = tuple(grid) if isinstance(grid, tuple) else (grid,)
         if not 1 <= len(blocks) <= 3 or min(blocks) < 1:
@@ -254,13 +262,13 @@ class CudaDevice:
             call("cuLaunchKernel", loaded.function, x, y, z, kernel.threads, 1, 1, shared_bytes, stream, parameters, 0)
 
     def _allow(self, loaded: Loaded, shared_bytes: int) -> None:
-        """More than 48 KB must be allowed in the driver before the first launch."""
+        """Allow a kernel more than 48 KB of shared memory, which the driver must know before the first launch."""
         if shared_bytes <= loaded.allowed:
             return
         whole = shared_bytes + loaded.static
         if whole > self.target.limits.shared_block:
             raise EnvironmentProblem(
-                f"kernel {loaded.kernel.name} needs {whole} bytes of shared memory a block, and {self.name}"
+                f"kernel {loaded.kernel.name} needs {whole} bytes of shared memory in each block, and {self.name}"
                 f" ({self.arch}) has {self.target.limits.shared_block}: choose a smaller tile"
             )
         name = bindings().CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
@@ -269,30 +277,31 @@ class CudaDevice:
 
     # ---- order and time ----
     def synchronize(self, stream: int | None = None) -> None:
-        """Wait until all work of a stream, or of this object's own, is done; raises a kernel's fault."""
+        """Wait until all work of a stream (default: this object's own) is done. Raises a kernel's fault."""
         with self.current():
             call("cuStreamSynchronize", self.stream if stream is None else stream)
 
     def done(self, stream: int) -> bool:
-        """Is all work of a stream done? Returns at once; raises a kernel's fault."""
+        """Whether all work of a stream is done. Returns at once. Raises a kernel's fault."""
         with self.current():
             return ready("cuStreamQuery", stream)
 
     def new_stream(self) -> int:
-        """A stream that does not wait for the default one: a persistent kernel must not hold up its own copies."""
+        """A stream that does not wait for the default stream: a persistent kernel must not hold up its own copies."""
         with self.current():
             return int(call("cuStreamCreate", int(bindings().CUstream_flags.CU_STREAM_NON_BLOCKING)))
 
     def event(self, timed: bool = True) -> int:
-        """A new event; timed: it records the time."""
+        """A new event. timed: whether it records the time."""
         flags = bindings().CUevent_flags
         with self.current():
             return int(call("cuEventCreate", int(flags.CU_EVENT_DEFAULT if timed else flags.CU_EVENT_DISABLE_TIMING)))
 
     def record(self, event: int, stream: int, capturing: bool = False) -> None:
-        """Record the event when all work that is in the stream now is done.
+        """Let the event be recorded when all work that the stream has now is done.
 
-        capturing: the stream captures; then every replay records the event, as if it were recorded outside.
+        capturing: whether the stream captures. Then every replay records the event as if this were outside of a
+        capture.
         """
         flags = bindings().CUevent_record_flags
         with self.current(queues=True):
@@ -302,9 +311,9 @@ class CudaDevice:
                 call("cuEventRecord", event, stream)
 
     def wait(self, stream: int, event: int, capturing: bool = False) -> None:
-        """What is queued on the stream from here on waits for the event, as it was recorded last.
+        """Let later work of the stream wait for the last record of the event.
 
-        capturing: the stream captures; then every replay waits for the event as it was recorded before the replay.
+        capturing: whether the stream captures. Then every replay waits for the last record before the replay.
         """
         flags = bindings().CUevent_wait_flags
         with self.current(queues=True):
@@ -316,19 +325,22 @@ class CudaDevice:
             )
 
     def passed(self, event: int) -> bool:
-        """Is the work before the event's last record done? Returns at once; True if it was never recorded."""
+        """Whether the work before the event's last record is done. Returns at once.
+
+        True for an event never recorded.
+        """
         with self.current():
             return ready("cuEventQuery", event)
 
     def capturing(self, stream: int) -> bool:
-        """Does the stream capture? False for the legacy default stream, which cannot."""
+        """Whether the stream captures. False for the legacy default stream, which cannot."""
         with self.current(queues=True):
-            if not succeeds("cuStreamIsCapturing", stream):  # another stream captures, and forbids this one
+            if not succeeds("cuStreamIsCapturing", stream):  # another stream captures, and forbids the use of this one
                 return False
             return bool(int(call("cuStreamIsCapturing", stream)))
 
     def captured(self, stream: int) -> tuple[int, list[Any]]:
-        """(number of the capture that a stream is in, nodes that its next one will follow); (0, []) if unknown."""
+        """(number of the capture that a stream is in, the nodes that its next node will follow); (0, []) if unknown."""
         with self.current(queues=True):
             found = results("cuStreamGetCaptureInfo", stream)
         if found is None:
@@ -337,7 +349,7 @@ class CudaDevice:
         return int(number), list(nodes or [])
 
     def follows(self, nodes: list[Any], earlier: Any) -> bool:
-        """Whether nodes of a graph that is captured come after an earlier one, or are that; True if unknown."""
+        """Whether one of these nodes of a captured graph comes after, or is, the node `earlier`; True if unknown."""
         seen: set[int] = set()
         left = list(nodes)
         with self.current(queues=True):
@@ -356,14 +368,14 @@ class CudaDevice:
         return False
 
     def elapsed(self, a: int, b: int) -> float:
-        """Seconds from event a to event b; waits for b."""
+        """Seconds from event a to event b. Waits for b."""
         with self.current():
             call("cuEventSynchronize", b)
             return float(call("cuEventElapsedTime", a, b)) / 1e3
 
     # ---- graphs ----
     def graph(self, stream: int, body: Callable[[], object]) -> int:
-        """Capture what `body` queues on a stream of `new_stream`, without running it: a graph for `replay`."""
+        """Capture what `body` queues on a stream of `new_stream`, without running it. Returns a graph for `replay`."""
         with self.current():
             call("cuStreamBeginCapture", stream, bindings().CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED)
             try:
@@ -384,7 +396,7 @@ class CudaDevice:
             return ctypes.string_at(call("cuIpcGetMemHandle", address).getPtr(), HANDLE_BYTES)
 
     def open(self, handle: bytes) -> int:
-        """The address, on this GPU, of another process's memory, which may lie on another visible GPU."""
+        """Open another process's memory, which may lie on another visible GPU. Returns its address on this GPU."""
         if len(handle) != HANDLE_BYTES:
             raise InputError(f"a handle has {HANDLE_BYTES} bytes, got {len(handle)}")
         driver = bindings()
@@ -395,19 +407,19 @@ class CudaDevice:
             return int(call("cuIpcOpenMemHandle", opened, flags))
 
     def close(self, address: int) -> None:
-        """Close memory of `open`, before its owner frees it."""
+        """Close memory that `open` returned. Do so before its owner frees it."""
         with self.current():
             call("cuIpcCloseMemHandle", address)
 
     def can_access(self, other_ordinal: int) -> bool:
-        """Can this GPU load and store the memory of another visible one (or of itself)?"""
+        """Whether this GPU can load and store the memory of another visible GPU (or its own)."""
         if other_ordinal == self.ordinal:
             return True
         other = int(call("cuDeviceGet", other_ordinal))
         return bool(call("cuDeviceCanAccessPeer", self._device, other))
 
     def ordinal_of(self, uuid: str) -> int | None:
-        """The ordinal of a GPU in this process; None if it is hidden from it."""
+        """The ordinal of a GPU in this process; None if the GPU is hidden from this process."""
         for ordinal in range(int(call("cuDeviceGetCount"))):
             if _uuid(int(call("cuDeviceGet", ordinal))) == uuid:
                 return ordinal
@@ -415,7 +427,7 @@ class CudaDevice:
 
 
 def _limits(device: int) -> Limits:
-    """The limits of an SM, as the driver has them."""
+    """The limits of an SM, as the driver reports them."""
     threads, blocks, shared, registers = (
         attribute(device, f"MAX_{name}_PER_MULTIPROCESSOR")
         for name in ("THREADS", "BLOCKS", "SHARED_MEMORY", "REGISTERS")
@@ -425,7 +437,7 @@ def _limits(device: int) -> Limits:
 
 
 def _uuid(device: int) -> str:
-    """The UUID as nvidia-smi prints it; under MIG that of the slice."""
+    """The UUID as nvidia-smi prints it; under MIG the UUID of the slice."""
     newer = hasattr(bindings(), "cuDeviceGetUuid_v2")  # in CUDA 13 the older name means the same
     return uuid_text(call("cuDeviceGetUuid_v2" if newer else "cuDeviceGetUuid", device).bytes)
 

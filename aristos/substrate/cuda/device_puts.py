@@ -1,10 +1,11 @@
 """Probe, in a child process, whether MPI can put from GPU memory while a kernel runs.
 
-An MPI that cannot may crash or hang, hence the child. It has an MPI of its own (a singleton) and the environment of
-this process without the launcher's variables. A running kernel writes a row; the child puts it into a window of its
-own, in pieces of many sizes, and compares. By hand: `python -m aristos.substrate.cuda.device_puts 0`. Some MPIs
-implement a put to oneself as a plain copy, so the probe cannot show what a fabric does between nodes:
-`ARISTOS_DEVICE_PUTS=0` keeps rows in pinned host memory, from which every MPI puts.
+An MPI without this ability may crash or hang, so a child process tries. The child initialises MPI alone (a singleton),
+and has the environment of this process without the launcher's variables. A running kernel writes a row; the child puts
+it into its own window, in pieces of many sizes, and compares. To run the probe by hand:
+`python -m aristos.substrate.cuda.device_puts 0`. Some MPIs implement a put to oneself as a plain copy, so the probe
+cannot show what a fabric does between nodes. `ARISTOS_DEVICE_PUTS=0` keeps rows in pinned host memory, from which every
+MPI can put.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ from ...host.mpi_facts import PREFIXES
 
 VARIABLE = "ARISTOS_DEVICE_PUTS"
 COMMAND = [sys.executable, "-P", "-m", "aristos.substrate.cuda.device_puts"]  # -P: no modules of the current folder
-SECONDS = 60.0  # for the child: MPI and CUDA start, a kernel is compiled
-STUCK_SECONDS = 5.0  # for puts while a kernel runs
+SECONDS = 60.0  # limit of the child, in which MPI and CUDA start and a kernel is compiled
+STUCK_SECONDS = 5.0  # limit of puts while a kernel runs
 WORDS = 1 << 19  # the row that is put has 4 MiB
 PIECES = (64, 4 << 10, 64 << 10, 8 * WORDS)  # bytes of a put: inline, eager, rendezvous, pipelined
 NS = 10**9
@@ -49,7 +50,7 @@ class Answer:
 
 
 def alone(env: Mapping[str, str]) -> dict[str, str]:
-    """An environment without a launcher's variables, in which this package is found."""
+    """The environment `env` without a launcher's variables, but with the path of this package."""
     kept = {name: value for name, value in env.items() if not name.startswith(PREFIXES)}
     root = str(Path(__file__).parents[3])
     kept["PYTHONPATH"] = os.pathsep.join([*filter(None, [kept.get("PYTHONPATH")]), root])
@@ -58,9 +59,9 @@ def alone(env: Mapping[str, str]) -> dict[str, str]:
 
 @functools.cache
 def probe(ordinal: int, seconds: float = SECONDS) -> Answer:
-    """Whether MPI puts from the memory of a GPU by its ordinal; tried once in the life of this process.
+    """Whether MPI puts from the memory of a GPU, given by its ordinal. A process tries this once.
 
-    Takes `seconds` at most, and raises nothing: other ranks wait for the answer.
+    It takes at most `seconds`, and raises nothing, because other ranks wait for the answer.
     """
     wanted = os.environ.get(VARIABLE, "")
     if wanted not in ("", "1"):
@@ -72,7 +73,7 @@ def probe(ordinal: int, seconds: float = SECONDS) -> Answer:
 
 
 def _run_child(ordinal: int, seconds: float) -> Answer:
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as errors:  # no pipes: a daemon may keep them open
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as errors:  # a daemon might keep pipes open
         try:
             code = subprocess.run(
                 [*COMMAND, str(ordinal)],
@@ -104,7 +105,7 @@ def _lines(file: Any) -> list[str]:
 
 
 class OwnWindow:
-    """A window of this process alone, over allocated memory: Open MPI then uses the same code as between nodes.
+    """A window of this process alone over allocated memory, for which Open MPI uses the same code as between nodes.
 
     words: [WORDS] int64, what has arrived.
     """
@@ -129,9 +130,9 @@ class OwnWindow:
 
 
 def put_during_kernel(device: Any, window: OwnWindow) -> Answer:
-    """Put from a `CudaDevice` while a kernel runs. Puts are made in the device's context, flushes outside of any.
+    """Put from a `CudaDevice` while a kernel runs. Puts are made in the device's context, flushes outside of it.
 
-    As in a job: the thread that puts has the context; other threads, which let MPI make progress, may have none.
+    In a job it is the same: the thread that puts has the context, and other threads that call MPI may have none.
     """
     from ...kernels.cuda.catalogue import LEND
     from ...kernels.cuda.put_probe import LINE, STEP
@@ -154,12 +155,12 @@ def put_during_kernel(device: Any, window: OwnWindow) -> Answer:
                     (window.words[at // 8 : (at + nbytes) // 8] != want[at // 8 : (at + nbytes) // 8]).any()
                     for at in pieces(nbytes)
                 ):
-                    wrong.append(f"MPI puts {nbytes} bytes from the GPU, and other bytes arrive")
+                    wrong.append(f"MPI puts {nbytes} bytes from the GPU, but other values arrive")
         except Exception as error:
             wrong.append(f"{type(error).__name__}: {error}")
 
     limit = int(3 * STUCK_SECONDS * NS)
-    legacy = 0  # the default stream holds up most
+    legacy = 0  # work in the default stream holds up most other work
     device.launch(device.load(LEND), 1, 0, row, WORDS, flags_at, limit, stream=legacy)
     until = time.monotonic() + STUCK_SECONDS
     while flags[0] == 0:
@@ -177,12 +178,12 @@ def put_during_kernel(device: Any, window: OwnWindow) -> Answer:
 
 
 def pieces(nbytes: int) -> Iterable[int]:
-    """Where puts of a size start: the first and the last place in the row."""
+    """The offsets of puts of a size: the first and the last possible one in the row."""
     return {0, 8 * WORDS - nbytes}
 
 
 def remove_shared_memory() -> None:
-    """Unlink the shared memory that this process's MPI has made: the process will not end through MPI_Finalize."""
+    """Unlink the shared memory of this process's MPI, because the process will not end through MPI_Finalize."""
     for line in Path("/proc/self/maps").read_text().splitlines():
         path = line.partition("/dev/shm/")[2]
         if path and not path.endswith("(deleted)"):
@@ -190,9 +191,9 @@ def remove_shared_memory() -> None:
 
 
 def main(ordinal: int, find: Callable[[int], Any]) -> None:
-    """Probe the device that `find` returns and print the answer, a line of JSON; always ends the process."""
-    signal.alarm(int(SECONDS) + 5)  # ends this process where the parent is gone and MPI does not return
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash is an answer
+    """Probe the device that `find` returns, and print the answer as a line of JSON. Always ends the process."""
+    signal.alarm(int(SECONDS) + 5)  # ends this process if the parent is gone and MPI does not return
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash is an answer, and needs no core file
     try:
         window = OwnWindow()  # MPI starts first, as in a job
         remove_shared_memory()
@@ -200,7 +201,7 @@ def main(ordinal: int, find: Callable[[int], Any]) -> None:
     except Exception as error:
         answer = Answer(False, f"{type(error).__name__}: {error}")
     print("\n" + json.dumps(asdict(answer)), flush=True)
-    os._exit(0)  # not MPI_Finalize, which may wait for a put
+    os._exit(0)  # without MPI_Finalize, which may wait for a put
 
 
 if __name__ == "__main__":

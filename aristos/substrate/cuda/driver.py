@@ -1,6 +1,7 @@
-"""The CUDA driver's functions by name; a failure raises an error with advice.
+"""Calls the CUDA driver's functions by name. A failure raises an error with advice.
 
-`call("cuMemAlloc", 8)` is cuda.bindings' function without its status. Nothing is imported or started before a call.
+`call("cuMemAlloc", 8)` calls cuda.bindings' function and checks its status. Nothing is imported or started before a
+call.
 """
 
 from __future__ import annotations
@@ -18,23 +19,26 @@ GPUS = (
 )
 
 _FORKED = (
-    "CUDA does not survive a fork: start the processes with mpiexec or srun, or with multiprocessing's 'spawn'; make no"
-    " CUDA call after it was shut down at exit"
+    "CUDA does not survive a fork: start the processes with mpiexec or srun, or with multiprocessing's 'spawn'; and"
+    " make"
+    " no CUDA call after CUDA was shut down at exit"
 )
 _KERNEL = (
-    "a kernel failed, perhaps an earlier one, and this process can no longer use the GPU: start it again;"
-    " compute-sanitizer python ... names the kernel; dmesg | grep Xid shows faults of the GPU"
+    "this or an earlier kernel failed, and the process can no longer use the GPU: start the process again;"
+    " `compute-sanitizer python ...` names the kernel, and `dmesg | grep Xid` shows faults of the GPU"
 )
-_OLD = "the driver is older than what was compiled: update it, or install the packages of its CUDA version: " + INSTALL
-_BUSY = "another process uses the GPU exclusively: nvidia-smi shows which; nvidia-smi -c 0 (as root) lets several in"
+_OLD = "the driver is too old for the compiled code: update it, or install the packages of its CUDA version: " + INSTALL
+_BUSY = (
+    "another process uses the GPU exclusively: nvidia-smi shows which; `nvidia-smi -c 0` (as root) lets several use it"
+)
 _MPS = (
     "see the MPS control daemon (nvidia-cuda-mps-control -d, its logs), or unset CUDA_MPS_PIPE_DIRECTORY on all ranks"
 )
-_SYSTEM = "see nvidia-smi and systemctl status nvidia-fabricmanager: its version must be the driver's; else reboot"
-_PEERS = "nvidia-smi topo -p2p r shows which GPUs reach each other; NVLink or one PCIe root must join them; no MIG"
+_SYSTEM = "see nvidia-smi and `systemctl status nvidia-fabricmanager`: it must have the driver's version; if so, reboot"
+_PEERS = "`nvidia-smi topo -p2p r` shows which GPUs reach each other: use GPUs on NVLink or one PCIe root, without MIG"
 _IPC = (
-    "ranks of one node must be one user's, in one PID namespace (docker run --pid=host, or --pid=container:NAME), and"
-    " see each other's GPUs"
+    "ranks of one node must run as one user in one PID namespace (docker run --pid=host, or --pid=container:NAME), and"
+    " must see each other's GPUs"
 )
 _NO_EVENT_NODES = (
     "perhaps the captured graph is the body of a conditional node or a loop, which cannot hold the event nodes that"
@@ -42,7 +46,7 @@ _NO_EVENT_NODES = (
 )
 ADVICE = {
     "CUDA_ERROR_NO_DEVICE": f"no GPU is visible to this process: see nvidia-smi -L; {GPUS}",
-    "CUDA_ERROR_INVALID_DEVICE": f"this process sees no GPU of that number: see nvidia-smi -L; {GPUS}",
+    "CUDA_ERROR_INVALID_DEVICE": f"this process sees no GPU with that number: see nvidia-smi -L; {GPUS}",
     "CUDA_ERROR_STUB_LIBRARY": "libcuda.so.1 is the toolkit's stub: take its folder (stubs) out of LD_LIBRARY_PATH",
     "CUDA_ERROR_DEVICE_UNAVAILABLE": _BUSY,
     "CUDA_ERROR_NOT_INITIALIZED": _FORKED,
@@ -60,9 +64,9 @@ ADVICE = {
     "CUDA_ERROR_PEER_ACCESS_UNSUPPORTED": _PEERS,
     "CUDA_ERROR_TOO_MANY_PEERS": "a GPU reaches at most 8 others at once without NVSwitch: use fewer ranks a node",
     "CUDA_ERROR_MAP_FAILED": _IPC,
-    "CUDA_ERROR_OPERATING_SYSTEM": f"the system refused it, as in containers: {_IPC}",
-    "CUDA_ERROR_NOT_PERMITTED": f"the system refused it, as in containers: {_IPC}",
-    "CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES": "the kernel needs more registers or threads than an SM of this GPU has",
+    "CUDA_ERROR_OPERATING_SYSTEM": f"the system refused this, as it may in containers: {_IPC}",
+    "CUDA_ERROR_NOT_PERMITTED": f"the system refused this, as it may in containers: {_IPC}",
+    "CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES": "the kernel needs more registers or threads than an SM has: use another GPU",
     **dict.fromkeys(("CUDA_ERROR_MPS_CONNECTION_FAILED", "CUDA_ERROR_MPS_RPC_FAILURE",
                      "CUDA_ERROR_MPS_SERVER_NOT_READY", "CUDA_ERROR_MPS_MAX_CLIENTS_REACHED",
                      "CUDA_ERROR_MPS_MAX_CONNECTIONS_REACHED", "CUDA_ERROR_MPS_CLIENT_TERMINATED"), _MPS),
@@ -71,7 +75,7 @@ ADVICE = {
                      "CUDA_ERROR_INVALID_ADDRESS_SPACE", "CUDA_ERROR_INVALID_PC", "CUDA_ERROR_HARDWARE_STACK_ERROR"),
                     _KERNEL),
 }  # fmt: skip
-OF_CALL = {  # (function, error) -> advice, where the error of that function means something else
+OF_CALL = {  # (function, error) -> advice, for errors that mean something else in that function
     (
         "cuIpcOpenMemHandle",
         "CUDA_ERROR_INVALID_CONTEXT",
@@ -85,17 +89,20 @@ OF_CALL = {  # (function, error) -> advice, where the error of that function mea
         for function in ("cuStreamWaitEvent", "cuEventRecordWithFlags")
         for error in ("NOT_SUPPORTED", "NOT_PERMITTED", "INVALID_VALUE", "STREAM_CAPTURE_UNSUPPORTED")
     },
-    ("cuIpcOpenMemHandle", "CUDA_ERROR_INVALID_HANDLE"): "the process that owns the memory is gone, or has freed it",
+    (
+        "cuIpcOpenMemHandle",
+        "CUDA_ERROR_INVALID_HANDLE",
+    ): "the process that owns the memory has ended, or has freed it: see its output",
     (
         "cuIpcGetMemHandle",
         "CUDA_ERROR_NOT_SUPPORTED",
-    ): "this GPU or system (WSL, vGPU) has no CUDA IPC: use one rank a GPU",
+    ): "this GPU or system (WSL, vGPU) has no CUDA IPC: use one rank on each GPU",
 }
 MEMORY = ("CUDA_ERROR_OUT_OF_MEMORY",)
 
 
 def bindings() -> Any:
-    """cuda.bindings.driver; raises EnvironmentProblem where it is not installed."""
+    """The module cuda.bindings.driver. Raises EnvironmentProblem if it is not installed."""
     try:
         return importlib.import_module(MODULE)
     except ImportError as error:
@@ -103,9 +110,9 @@ def bindings() -> Any:
 
 
 def call(name: str, *arguments: Any) -> Any:
-    """Call a function of the driver; returns its result, without the status; None if it has no result.
+    """Call a function of the driver. Returns its result without the status; None for a function without a result.
 
-    Raises EnvironmentProblem (out of memory: MemoryProblem) with the function, the name of the error, and advice.
+    Raises EnvironmentProblem, or MemoryProblem if memory is short, with the function, the error's name, and advice.
     """
     status, values = _answer(name, arguments)
     if int(status):
@@ -114,18 +121,18 @@ def call(name: str, *arguments: Any) -> Any:
 
 
 def results(name: str, *arguments: Any) -> list[Any] | None:
-    """Call a function with several results; None if it fails."""
+    """Call a function of several results; returns None if it fails."""
     status, values = _answer(name, arguments)
     return None if int(status) else values
 
 
 def succeeds(name: str, *arguments: Any) -> bool:
-    """Call a function that may fail; whether it succeeded."""
+    """Call a function that may fail; returns whether it succeeded."""
     return not int(_answer(name, arguments)[0])
 
 
 def ready(name: str, *arguments: Any) -> bool:
-    """Call a query function; False for CUDA_ERROR_NOT_READY, otherwise raises like `call`."""
+    """Call a query function. Returns False for CUDA_ERROR_NOT_READY; raises as `call` does for other errors."""
     status, _ = _answer(name, arguments)
     if int(status) and status.name != "CUDA_ERROR_NOT_READY":
         _raise(name, status)
@@ -138,14 +145,14 @@ def _answer(name: str, arguments: tuple[Any, ...]) -> tuple[Any, list[Any]]:
         status, *values = function(*arguments)
     except RuntimeError as error:  # cuda.bindings raises it: no library, or none with this function
         raise EnvironmentProblem(
-            f"{name}: NVIDIA's driver (libcuda.so.1) is not here, or older than CUDA 12: install it, or start the"
+            f"{name}: NVIDIA's driver (libcuda.so.1) is missing, or older than CUDA 12: install it, or start the"
             f" container with the GPUs (docker run --gpus all, apptainer exec --nv) ({error})"
         ) from error
     return status, values
 
 
 def attribute(device: int, name: str) -> int:
-    """An attribute of a device by CUDA's name without its prefix: MULTIPROCESSOR_COUNT."""
+    """An attribute of a device, by CUDA's name without the prefix, such as MULTIPROCESSOR_COUNT."""
     names = bindings().CUdevice_attribute
     return int(call("cuDeviceGetAttribute", getattr(names, f"CU_DEVICE_ATTRIBUTE_{name}"), device))
 
@@ -166,7 +173,7 @@ def _raise(name: str, status: Any) -> NoReturn:
 
 def _free_memory() -> str:
     """How much GPU memory is free, and advice."""
-    advice = "use fewer tokens, a shorter ring or more ranks, or see what else uses the GPU's memory (nvidia-smi)"
+    advice = "lower max_tokens, use more ranks, or see what else uses the GPU's memory (nvidia-smi)"
     status, *found = bindings().cuMemGetInfo()
     if int(status):
         return advice

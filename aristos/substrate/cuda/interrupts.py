@@ -1,10 +1,10 @@
-"""Ctrl-C while the main thread is inside a driver call: Python runs its handler only when that call has returned.
+"""Lets Ctrl-C end calls while the main thread is inside the driver. Python runs its handler only after that.
 
-A layer's call that waits for a peer would delay Ctrl-C as long. Python's C code writes the number of each signal to
-the process's wakeup fd at once; a thread here reads it. If the main thread then runs no Python, the users of this
-module end what they have in flight, the driver call returns, and Python raises KeyboardInterrupt there. No signal
-handler is replaced. A wakeup fd that the program had set, as asyncio does, gets every byte too, and is set again when
-the last user leaves.
+A layer's call that waits for a peer would delay Ctrl-C as long as it waits. Python's C code writes the number of each
+signal to the process's wakeup fd at once; a thread of this module reads it. If the main thread then runs no Python, the
+users of this module end what they have in flight. So the driver call returns, and Python raises KeyboardInterrupt
+there. No signal handler is replaced. If the program had set a wakeup fd, as asyncio does, that fd gets every byte too,
+and is set again when the last user leaves.
 """
 
 from __future__ import annotations
@@ -19,37 +19,37 @@ import time
 import weakref
 from typing import Any, ClassVar, Protocol
 
-GRACE_SECONDS = 0.3  # in which the main thread can run its handler
+GRACE_SECONDS = 0.3  # time for the main thread to run its handler
 POLL_SECONDS = 0.02
-NONE = -1  # no wakeup fd
+NONE = -1  # means that there is no wakeup fd
 SEMAPHORE_BYTES = 64  # sizeof(sem_t) is 16 or 32
 LIBC = ctypes.CDLL(None)
 
 
 class User(Protocol):
-    """What can be ended."""
+    """An object whose work in flight can be ended."""
 
     def interrupt(self) -> None:
-        """End what is in flight. Called by a thread of its own."""
+        """End what is in flight. A separate thread calls this."""
 
 
 class Interrupts:
-    """The process's wakeup fd and the thread that reads it, while there are users."""
+    """The process's wakeup fd, and the thread that reads it as long as there are users."""
 
     def __init__(self) -> None:
         self._users: weakref.WeakSet[Any] = weakref.WeakSet()
-        self._ends: tuple[socket.socket, socket.socket] | None = None  # the reader's and the signal handler's
+        self._ends: tuple[socket.socket, socket.socket] | None = None  # the reader's end, and the signal handler's
         self._other = NONE  # the wakeup fd of another library
         self._mark: _Mark | None = None  # the mark of the last Ctrl-C
         os.register_at_fork(after_in_child=self._forget)
 
     def join(self, user: User) -> None:
-        """From here on a Ctrl-C that the main thread cannot take ends what `user` has in flight."""
+        """From now on, let a Ctrl-C that the main thread cannot handle end what `user` has in flight."""
         self._users.add(user)
         self.arm()
 
     def arm(self) -> None:
-        """Set the wakeup fd, which another library may have replaced. The main thread alone can: Python's rule."""
+        """Set the wakeup fd, which another library may have replaced. Python lets only the main thread do this."""
         if not _is_main():
             return
         if self._ends is None:
@@ -62,21 +62,24 @@ class Interrupts:
             self._other = before
 
     def leave(self, user: User) -> None:
-        """The user has ended. The last one restores the wakeup fd in the main thread; elsewhere a later user does."""
+        """Remove a user.
+
+        The last one restores the wakeup fd, if this is the main thread; otherwise a later user does.
+        """
         self._users.discard(user)
         if not self._users and self._ends is not None and _is_main():
             self._restore(self._ends[1].fileno())
-            self._ends[1].close()  # the reader's thread ends
+            self._ends[1].close()  # ends the thread that reads
             self._ends = None
 
     def _restore(self, mine: int) -> None:
         now = signal.set_wakeup_fd(NONE)
-        with contextlib.suppress(ValueError, OSError):  # that file has been closed since
+        with contextlib.suppress(ValueError, OSError):  # that file may have been closed since
             signal.set_wakeup_fd(self._other if now == mine else now)
         self._other = NONE
 
     def _forget(self) -> None:
-        """In a fork's child: its signals are not its parent's."""
+        """Forget the users in a forked child, whose signals are not its parent's."""
         if self._ends is not None and _is_main():
             self._restore(self._ends[1].fileno())
         self._ends = None
@@ -95,14 +98,14 @@ class Interrupts:
 
     def _pass_on(self, signals: bytes) -> None:
         if self._other != NONE:
-            with contextlib.suppress(OSError):  # full, so that its reader wakes anyway; or closed
+            with contextlib.suppress(OSError):  # the other fd is full, so its reader wakes anyway; or it is closed
                 os.write(self._other, signals)
 
     def _follow(self, raises: bool) -> None:
-        """After a SIGINT: unless the main thread runs Python again, end what users have in flight.
+        """After a SIGINT, end what users have in flight, unless the main thread runs Python again.
 
-        raises: the handler is Python's own, for this or another signal. A handler of the program may mean to go on: it
-        takes a second SIGINT, while the main thread has still run no Python.
+        raises: whether the handler is Python's own. If it is not, the program may mean to continue. Then only a second
+        SIGINT counts, if the main thread has still run no Python.
         """
         before, mark = self._mark, _Mark()
         self._mark, until = mark, time.monotonic() + GRACE_SECONDS
@@ -112,18 +115,18 @@ class Interrupts:
             if mark.passed():
                 return
         if raises or (before is not None and not before.passed()):
-            for user in list(self._users):  # each in its own thread: the driver may block one
+            for user in list(self._users):  # each in its own thread, because the driver may block one of them
                 threading.Thread(target=user.interrupt, daemon=True).start()
 
 
 class _Mark:
     """Whether the main thread has run Python since this was made.
 
-    The main thread calls libc's `sem_post` when it runs its next bytecode: in C, where no signal can raise. The
-    position in the bytecode would not tell: a loop that polls comes back to the same one.
+    The main thread calls libc's `sem_post` when it runs its next bytecode. That happens in C, where no signal can
+    raise. The position in the bytecode would not show it, because a loop that polls returns to the same position.
     """
 
-    _kept: ClassVar[list[_Mark]] = []  # Python has their addresses, even when the thread that asked has ended
+    _kept: ClassVar[list[_Mark]] = []  # kept alive: Python has their addresses even after the asking thread has ended
 
     def __init__(self) -> None:
         self._semaphore = ctypes.create_string_buffer(SEMAPHORE_BYTES)
@@ -136,7 +139,7 @@ class _Mark:
         self.queue()
 
     def queue(self) -> None:
-        """Ask Python for the `sem_post`, unless that is done: its queue may have been full. One thread calls this."""
+        """Ask Python for the `sem_post`, unless it was asked. Its queue may be full at first. One thread calls this."""
         if not self._queued:
             post = ctypes.cast(LIBC.sem_post, ctypes.c_void_p)
             self._kept.append(self)
@@ -146,7 +149,7 @@ class _Mark:
                 self._kept.remove(self)
 
     def passed(self) -> bool:
-        """Whether the semaphore was posted. Any thread may ask: nothing is taken from it."""
+        """Whether the semaphore was posted. Any thread may ask, because this does not take from it."""
         value = ctypes.c_int()
         LIBC.sem_getvalue(self._semaphore, ctypes.byref(value))
         return value.value > 0

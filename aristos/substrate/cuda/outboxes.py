@@ -1,9 +1,9 @@
-"""The shared memory of an engine on a GPU with remote peers: outboxes, window and forwarded words in host memory.
+"""The shared memory of an engine on a GPU with remote peers. Outboxes, window and forwarded words are in host memory.
 
-Kernels reach all of it. So what a remote rank puts reaches the kernel that waits for it without a call of the driver;
-such a call could wait for a lock that another thread holds until that kernel ends. Where the driver cannot map the MPI
-window, a mirror has a place for each of its bytes, and the proxy copies there what has arrived. Where MPI can put from
-GPU memory (device_puts.py), rows wait on the GPU to be put. Starts no thread.
+Kernels can read all of it. So a remote rank's put reaches the kernel that waits for it without a call of the driver.
+Such a call could wait for a lock that another thread holds until that kernel ends. If the driver cannot map the MPI
+window, a mirror has a place for each of the window's bytes, and the proxy copies into it what has arrived. If MPI can
+put from GPU memory (device_puts.py), rows wait on the GPU to be put. This module starts no thread.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from ..windows import EngineMemory, window_bytes
 
 
 def device_rows_bytes(shape: EngineShape, nodes: Nodes, rank: int) -> int:
-    """Bytes of the rows that wait on a rank's GPU to be put: a ring and as many outputs for each remote peer."""
+    """Bytes of the rows that wait on a rank's GPU to be put: for each remote peer a ring, and equally many outputs."""
     return 2 * shape.ring_rows * shape.stride * len(nodes.remote(rank))
 
 
 @dataclass(frozen=True)
 class Sides:
-    """What `engine.proxy` works with: a job and a state towards remote peers (job, st), and towards the GPU."""
+    """The arguments of `engine.proxy`: a job and a state for remote peers (job, st), and another pair for the GPU."""
 
     job: np.ndarray
     st: np.ndarray
@@ -44,8 +44,8 @@ class Sides:
 class DeviceMemory(EngineMemory):
     """`EngineMemory` for a rank with remote peers whose workers are on a GPU; collective.
 
-    mirror, mirror_bytes: where kernels read what remote peers put. device: a `CudaDevice`. rows_on_device: whether rows
-    for remote peers lie on the GPU until MPI puts them.
+    mirror, mirror_bytes: memory where kernels read what remote peers put. device: a `CudaDevice`. rows_on_device:
+    whether rows for remote peers lie on the GPU until MPI puts them.
     """
 
     def __init__(
@@ -61,14 +61,14 @@ class DeviceMemory(EngineMemory):
         assert self._remote is not None
         nbytes = window_bytes(shape, group.nodes, group.rank)[1]
         self.mirror, self.mirror_bytes = device.pin(self._remote.base, nbytes), nbytes
-        self._copy: np.ndarray | None = None  # the mirror, where the window is not mapped
+        self._copy: np.ndarray | None = None  # the mirror, if the window is not mapped
         self._at_host = self._remote.base
         if not self.mirror:
             self._copy, self.mirror = device.host(nbytes)
             self._at_host = self._copy.ctypes.data
         self._rows = 0
         if rows_on_device:
-            with contextlib.suppress(MemoryProblem):  # they can wait in host memory as well
+            with contextlib.suppress(MemoryProblem):  # then the rows wait in host memory
                 self._rows = device.allocate(device_rows_bytes(shape, group.nodes, group.rank))
         self._accepted = aligned((LINE // WORD * group.world,), np.int64)
         self._accepted[:] = 0
@@ -93,7 +93,7 @@ class DeviceMemory(EngineMemory):
         self._place_rows(state, starts)
 
     def _place_rows(self, state: np.ndarray, starts: dict[int, int]) -> None:
-        """Where rows wait on the GPU: write each remote peer's ring and staged outputs, from which MPI then puts."""
+        """Write the addresses of rings and staged outputs on the GPU, from which MPI puts to each remote peer."""
         for number, p in enumerate(self.remote if self._rows else ()):
             ring = self.shape.ring_rows * self.shape.stride
             at = self._rows + 2 * ring * number
@@ -102,14 +102,15 @@ class DeviceMemory(EngineMemory):
     def sides(self, wire_to_device: int, idle: tuple[int, int]) -> Sides:
         """New jobs and states for the proxy.
 
-        wire_to_device: the address of that wire's words; idle: polls until it yields its core, until it sleeps.
+        wire_to_device: the address of the words of the wire to the GPU. idle: polls until the proxy yields its core,
+        and until it sleeps.
         """
         small = EngineShape(self.group.world, 1, LINE, 1, 1)
         tables = StateLayout(small, 1, 1)
         st, device_st = np.zeros(tables.words, np.int64), np.zeros(tables.words, np.int64)
         super().fill(st, tables.starts)
         self._place_rows(st, tables.starts)
-        st[words.PHASE] = codes.PHASE_RUN  # always: the proxy sees an epoch only once it is announced
+        st[words.PHASE] = codes.PHASE_RUN  # constant, because the proxy sees an epoch only when it is announced
         assert self._remote is not None
         for p in self.remote:
             line = self._accepted.ctypes.data + LINE * p
@@ -131,7 +132,7 @@ class DeviceMemory(EngineMemory):
         return Sides(to_peers, st, self._job(tables, wire_to_device, locks + LINE, idle), device_st)
 
     def _job(self, tables: StateLayout, wire: int, lock: int, idle: tuple[int, int]) -> np.ndarray:
-        """A job of the proxy, which is a thread of the host: it has the part `engine` alone, as on CPUs."""
+        """A job of the proxy. It has only the part `engine`, filled as for CPUs, because the proxy is a host thread."""
         job = np.zeros(jobs.size(0, self.group.world), np.int64)
         jobs.fill_placement(job, [], [0] * (self.group.world + 1))
         jobs.fill_engine(
@@ -144,7 +145,7 @@ class DeviceMemory(EngineMemory):
     def start(self, run: Callable[[], None]) -> None:
         """Start the proxy thread, which ends with the window."""
         assert self._remote is not None
-        self._remote.in_call(True)  # the proxy lets MPI make progress; where it is held up, the progress thread does
+        self._remote.in_call(True)  # the proxy lets MPI make progress; if it is held up, the progress thread does
         self._remote.start("aristos-proxy", run)
 
     def close(self) -> None:

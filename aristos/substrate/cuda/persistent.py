@@ -1,7 +1,7 @@
-"""The persistent kernel: each of its blocks is a worker, which runs steps until the call ends.
+"""The persistent kernel. Each of its blocks is a worker, which runs steps until the call ends.
 
-Thread 0 decides and publishes, all threads execute. Steps are the engine's own code, compiled for CUDA; the arithmetic
-is that of `kernels/cuda`. Importing this module needs numba-cuda and compiles nothing.
+Thread 0 of a block decides and publishes; all threads execute. Steps are the engine's own code, compiled for CUDA; the
+arithmetic is in `kernels/cuda`. Importing this module needs numba-cuda and compiles nothing.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ from ...kernels.cuda.tile import BYTES, CHUNK, Tile, tile_memory
 from ...primitives import memory as mem
 from ..heartbeat import publish_progress
 
-JOB_MOST, STATE_MOST = 1 << 20, 1 << 40  # words: bounds for array types, never reached
+JOB_MOST, STATE_MOST = 1 << 20, 1 << 40  # sizes of array types in words, larger than any job or state
 WORD = 8
 POLLS = 64  # idle polls between two clock reads
-GAVE_UP = -1  # in WAIT_SINCE: this rank's wait was too long
-SHARES_A_WORKER = 2  # a phase of a run is cut into so many shares for each worker, if it has tiles enough
+GAVE_UP = -1  # value of WAIT_SINCE after this rank has given up a wait
+SHARES_A_WORKER = 2  # shares of each phase of a run for each worker, if there are enough tiles
 MOST_RUNS = 16
 
 
@@ -60,15 +60,15 @@ def hidden_pitch(ffn: int, kind: str) -> int:
 
 
 def tiles(columns: int, tile: Tile) -> int:
-    """Tiles of a product with `columns` columns."""
+    """How many tiles a product with `columns` columns has."""
     return padded(columns, COLUMNS) // tile.n
 
 
 def column_split_runs(tile: Tile, hidden: int, ffn: int, shared_ffn: int, gated: bool, grid: int) -> dict[str, int]:
-    """Words of a job of `grid` workers: how they share runs. shared_ffn: width of the shared expert, 0: none.
+    """The words of a job that say how `grid` workers share runs. shared_ffn: width of the shared expert, 0: none.
 
-    A share is one tile, or as many as leave each worker SHARES_A_WORKER of a phase. There are enough runs that all
-    workers have a share of the smaller phase, and one more, which starts while others end. The rank needs
+    A share is one tile, or several if each worker then still gets SHARES_A_WORKER shares of a phase. There are enough
+    runs that all workers have a share of the smaller phase, plus one run that starts while others end. The rank needs
     `run_scratch` bytes.
     """
     found = {"all_split": 1, "split_rows": tile.m, "scratch_step": 0}
@@ -88,13 +88,13 @@ def column_split_runs(tile: Tile, hidden: int, ffn: int, shared_ffn: int, gated:
 
 
 def run_scratch(runs: dict[str, int], tile: Tile, row_bytes: int) -> int:
-    """Bytes of scratch for `column_split_runs`: hidden activations, then copies of rows from other nodes."""
+    """Bytes of scratch memory for `column_split_runs`: hidden activations, then copies of rows from other nodes."""
     return runs["runs"] * (runs["run_step"] + tile.m * row_bytes)
 
 
 @cuda.jit(device=True)
 def keep_refusal(job, st):
-    """Keep the first refusal for the host, which may read the state only after several calls."""
+    """Keep the first refusal for the host, because the host may read the state only after several calls."""
     for p in range(job[words.WORLD]):
         status = st[words.STATUS] if p == job[words.RANK] else st[words.peer_status(job, p)]
         if st[words.KEPT_STATUS] == codes.OK and status != codes.OK:
@@ -104,10 +104,11 @@ def keep_refusal(job, st):
 
 @cuda.jit(device=True)
 def enter(job, st):
-    """Wait until no call is in flight, and begin one; UNBEGUN if the host ends it, or the call in flight stands still.
+    """Wait until no call is in flight, then begin one. UNBEGUN if the host ends it, or the call in flight is stuck.
 
-    That one gives up its own waits after at most TIMEOUT_NS + ABSENT_NS without progress. Later it is stuck, perhaps
-    with the lock: so the peers are notified without it. Later calls do not wait again.
+    The call in flight gives up its own waits after at most TIMEOUT_NS + ABSENT_NS without progress. After that it
+    counts as stuck, perhaps with the lock, so the peers are notified without taking the lock. Later calls do not wait
+    again.
     """
     polls, since, seen, cause = 0, mem.clock(), -1, 0
     while not mem.compare_exchange(job[words.STATE] + WORD * words.IN_FLIGHT, 0, 1):
@@ -136,14 +137,14 @@ def begin(
     job_address, state_address, routing_address, x, x_stride, tokens, y, ids, weights, status, router_x,
     router_x_stride, given_ids, given_weights, most,
 ):  # fmt: skip
-    """Open a call, before its router kernels: one block. Arguments are what changes from call to call.
+    """Open a call, before its router kernels. Runs as one block. Arguments are what changes from call to call.
 
-    x, y, router_x: addresses of the rows, router_x of those that the router reads; ids, weights: what the engine reads;
-    given_ids, given_weights: the routing from outside, or 0; status: OK, or why this rank refuses its input; most:
-    the capacity, or 0. The calls are counted here, so that a call captured in a graph can be replayed.
+    x, y, router_x: addresses of the tokens, the outputs, and the rows that the router reads. ids, weights: what the
+    engine reads. given_ids, given_weights: the caller's routing, or 0. status: OK, or why this rank refuses its input.
+    most: the capacity, or 0. The kernel counts calls, so that a call captured in a graph can be replayed.
 
-    The host orders calls by events. Where it cannot, as between branches of a graph, this kernel waits for the call in
-    flight: that one needs no SM in addition to those that it has. If the wait fails, so does this rank's engine.
+    The host orders calls by events. If it cannot, as between branches of a graph, this kernel waits for the call in
+    flight, which already has all SMs that it needs. If the wait fails, this rank's engine fails.
     """
     job, st = mem.words(job_address, JOB_MOST), mem.words(state_address, STATE_MOST)
     if mem.thread() == 0 and st[words.UNBEGUN] == 0:
@@ -195,7 +196,7 @@ def begin(
 
 @cuda.jit(device=True)
 def give_up(job, st, origin, cause):
-    """This rank's engine has failed: notify its workers and its peers."""
+    """Notify this rank's workers and its peers that its engine has failed."""
     acquire(job, OUTSIDE)
     st[words.ORIGIN] = origin
     steps.poison(job, st, origin, cause)
@@ -204,21 +205,21 @@ def give_up(job, st, origin, cause):
 
 @cuda.jit(device=True)
 def fetch_run(job, st, worker):
-    """Copy those rows of a listed run that lie in host memory to the GPU, and list the copies. By a whole block.
+    """Copy the rows of a listed run that lie in host memory to the GPU, and list the copies. A whole block does this.
 
-    Every share of the run reads its rows; so each crosses the bus once.
+    Every share of the run reads all its rows; with copies each row crosses the bus only once.
     """
     number = st[words.command_run(words.command(job, worker))]
     c = words.run_command(job, number)
     rows, size = st[words.command_rows(c)], job[words.ROW_BYTES]
     start, end = job[words.MIRROR], job[words.MIRROR] + job[words.MIRROR_BYTES]
     copies = job[words.SCRATCH] + job[words.RUNS] * job[words.RUN_STEP] + number * job[words.BATCH] * size
-    mem.block_barrier()  # the run is listed
+    mem.block_barrier()  # wait until the run is listed
     for i in range(mem.warp(), rows, mem.warps()):
         row = st[words.row_list(c) + i]
         if start <= row < end:
             mem.copy_row(copies + size * i, row, size)
-    mem.block_barrier()  # the list is read
+    mem.block_barrier()  # wait until the list is read
     for i in range(mem.thread(), rows, mem.threads()):
         if start <= st[words.row_list(c) + i] < end:
             st[words.row_list(c) + i] = copies + size * i
@@ -226,7 +227,7 @@ def fetch_run(job, st, worker):
 
 @cuda.jit(device=True)
 def read_abort(job, st):
-    """End the call if the host asks for it. By worker 0, which polls the word even while it has work."""
+    """End the call if the host asks for it. Worker 0 does this; it polls the word even while it has work."""
     cause = mem.load_acquire(job[words.ABORT])
     if cause != 0 and st[words.WAIT_SINCE] != GAVE_UP:
         st[words.WAIT_SINCE] = GAVE_UP
@@ -235,13 +236,16 @@ def read_abort(job, st):
 
 @cache
 def _waiting(counted: bool) -> Any:
-    """f(job, st, worker): the kind of the worker's next command. counted: idle polls are counted."""
+    """A function f(job, st, worker) that returns the kind of the worker's next command.
+
+    counted: it counts idle polls.
+    """
 
     @cuda.jit(device=True)
     def wait_for_work(job, st, worker):
-        """Decide until there is a command. Worker 0 bounds the wait.
+        """Decide until there is a command. Worker 0 checks the timeout.
 
-        The clock is read where a wait begins and ends: a worker that finds a command at once does not pay for it.
+        The clock is read only when a wait begins and ends, so a worker that finds a command at once does not read it.
         """
         polls, since = 0, 0
         while True:
@@ -269,7 +273,7 @@ def _waiting(counted: bool) -> Any:
 
 @cuda.jit(device=True)
 def charge(job, st, worker, kind, since):
-    """Add the time since then to the worker's counter of a kind of command; the time now."""
+    """Add the time since `since` to the worker's counter of a kind of command. Returns the time now."""
     n, now = words.counter(job, worker, 0), mem.clock()
     if kind in (codes.SHARE, codes.LIST):
         n += words.N_EXPERT
@@ -285,12 +289,12 @@ def charge(job, st, worker, kind, since):
 
 @cuda.jit(device=True)
 def leave(job, st, kind):
-    """The call has ended, or failed: notify the peers. By worker 0."""
+    """Notify the peers that the call has ended, or failed. Worker 0 does this."""
     if kind == codes.FINISH:
         steps.heartbeat(job, st, -1)
         return
     peer = arrivals.poisoned(job, st)
-    if st[words.WAIT_SINCE] == GAVE_UP:  # `wait_for_work` has notified them
+    if st[words.WAIT_SINCE] == GAVE_UP:  # `wait_for_work` has notified the peers
         return
     if st[words.BAD_WORD] != 0:
         give_up(job, st, job[words.RANK], codes.CAUSE_OUT_OF_BOUNDS)
@@ -300,9 +304,9 @@ def leave(job, st, kind):
 
 
 def _share(tile: Tile) -> Any:
-    """f(shared, job, st, worker): compute the share that the worker took: some columns of a product, for all rows.
+    """A function f(shared, job, st, worker) that computes the worker's share: some columns of a product, for all rows.
 
-    Each tile reads what it needs of the job and the command again: it does not fit the registers across a product.
+    For each tile it reads the job and the command again, because registers cannot hold their words during a product.
     """
     product, size, tile_n = tile_product(tile), BYTES[tile.kind], tile.n
 
@@ -355,12 +359,12 @@ def _share(tile: Tile) -> Any:
 
 @cache
 def layer(tile: Tile, counted: bool = False) -> Any:
-    """The persistent kernel for a tile: layer(job, state), addresses of arrays of `engine.words`.
+    """The persistent kernel for a tile: layer(job, state), which are addresses of arrays of `engine.words`.
 
-    counted: it keeps its workers' counters of a call, which costs some reads of the clock a command.
+    counted: whether it keeps its workers' counters of a call, which costs some reads of the clock for each command.
 
-    Grid: as many blocks of tile.threads threads as the job has workers, all of them resident at once; dynamic shared
-    memory: `tile.shared_bytes`.
+    The grid has as many blocks of tile.threads threads as the job has workers. All of them must be resident at once.
+    Each has `tile.shared_bytes` of dynamic shared memory.
     """
     share, memory, combine_rows = _share(tile), tile_memory(tile), combine_tokens(tile.kind)
     wait_for_work = _waiting(counted)
@@ -370,14 +374,14 @@ def layer(tile: Tile, counted: bool = False) -> Any:
         shared = memory()
         command = cuda.shared.array(1, np.int64)
         worker, since = np.int64(cuda.blockIdx.x), 0
-        if mem.thread() == 0:  # once for the block: it may change
+        if mem.thread() == 0:  # one thread reads it for the whole block, because it may change
             command[0] = mem.load(state_address + WORD * words.UNBEGUN)
         mem.block_barrier()
         unbegun = command[0] != 0
         mem.block_barrier()
-        if unbegun:  # the state is that of another call
+        if unbegun:  # the state belongs to another call
             return
-        if counted and mem.thread() == 0 and worker == 0:  # between `begin` and this kernel those of the router ran
+        if counted and mem.thread() == 0 and worker == 0:  # the time since `begin` was the router kernels'
             st[words.counter(job, worker, words.N_ROUTE)] += mem.clock() - st[words.BEGAN]
         while True:
             if mem.thread() == 0:
@@ -438,22 +442,22 @@ def layer(tile: Tile, counted: bool = False) -> Any:
 
 @cuda.jit
 def fail(job_address, state_address, origin, cause):
-    """Notify peers that this rank's engine has failed; one thread, while no layer runs here."""
+    """Notify peers that this rank's engine has failed. Runs as one thread, while no layer runs here."""
     give_up(mem.words(job_address, JOB_MOST), mem.words(state_address, STATE_MOST), origin, cause)
 
 
-# heights of the tiles that the persistent kernel is compiled for; tiles of warpgroups are always compiled
+# rows of the tiles for which the persistent kernel is compiled; tiles of warpgroups are always compiled
 ROWS = {"bf16": (16, 64, 128), "f16": (16, 64, 128), "tf32": (16, 64, 128), "f32": (16, 64)}
-STATIC = 128  # bytes of shared memory of the persistent kernel beside the tile's: the command, aligned
-# Blocks on an SM of sm_100 and later, where the registers of steps and product together would spill with one more
+STATIC = 128  # bytes of the persistent kernel's own shared memory, which holds the command, aligned
+# Blocks on an SM of sm_100 and later: with one more, the registers of steps and product together would spill
 FEWER_FROM, FEWER_BLOCKS = 10, {("f32", 16): 3, ("f32", 64): 2}
-OPENING = tuple(signature(begin.py_func).parameters)  # arguments of the kernel `begin`
+OPENING = tuple(signature(begin.py_func).parameters)  # names of the arguments of the kernel `begin`
 BEGIN = Kernel("begin", begin, (types.int64,) * len(OPENING), 128, 0, 1)
 FAIL = Kernel("fail", fail, (types.int64,) * 4, 1, 0, 1)
 
 
 def opening(**values: int) -> list[int]:
-    """The arguments of the kernel `begin` in its order. Raises TypeError unless `values` names all of them."""
+    """The arguments of the kernel `begin`, in order. Raises TypeError unless `values` names exactly these."""
     if values.keys() != set(OPENING):
         raise TypeError(f"the kernel begin takes {', '.join(OPENING)}, got {', '.join(values)}")
     return [values[name] for name in OPENING]
@@ -478,7 +482,7 @@ def layer_tiles(kind: str, gpu: Target) -> list[Tile]:
 
 
 def layer_tile(kind: str, rows: float, gpu: Target) -> Tile:
-    """The smallest tile that holds `rows` rows of an expert. The choice changes no bit of a result."""
+    """The smallest tile that holds `rows` rows of an expert. The choice does not change any bit of a result."""
     found = layer_tiles(kind, gpu)
     return next((tile for tile in found if tile.m >= rows), found[-1])
 

@@ -1,8 +1,8 @@
-"""The proxy thread: it calls MPI for a rank whose workers are on a GPU, and hands over what has arrived.
+"""The proxy thread, which calls MPI for a rank whose workers are on a GPU, and passes on what has arrived.
 
 It runs `engine.proxy` in a loop of compiled code, without the GIL, and calls no function of CUDA. It lives as long as
-the MPI window, so that calls which Python does not see, such as those of a captured graph, are served too. Knows no
-protocol.
+the MPI window, so that it also serves calls that Python does not see, such as those of a captured graph. This module
+knows no protocol.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ POISON_SECONDS = 0.1  # how long a failing proxy lets MPI deliver its poison
 
 
 def put(source, n, _byte, _peer, at, _n, _same, _wire):
-    """Called like MPI_Put: a copy to where kernels read it, unless they read it where it is."""
+    """Stands for MPI_Put: copies to where kernels read, unless they read the source itself."""
     if at != source:
         mem.copy_row(at, source, n)
     return 0
 
 
 def flush(_peer, _wire, _c, _d, _e, _f, _g, _h):
-    """Called like MPI_Win_flush: copies are complete already, and the words after them are released."""
+    """Stands for MPI_Win_flush. It does nothing: copies are complete, and later words are stored with release."""
     return 0
 
 
 class DeviceWire:
-    """A wire to the GPU, which makes no call of the driver. address: of its words, for compiled code."""
+    """A wire to the GPU that makes no call of the driver. address: where its words lie, for compiled code."""
 
     def __init__(self, world: int) -> None:
         with compiling():
@@ -67,7 +67,7 @@ def serve(job, st, device_job, device_st):
 
 
 class ProxyThread:
-    """The proxy of a rank, for `DeviceMemory.start`. error: why it has ended early, or None."""
+    """The proxy of a rank, for `DeviceMemory.start`. error: the error that has ended it early, or None."""
 
     def __init__(self, sides: Sides, device: Any, rank: int) -> None:
         self.sides, self._device, self._rank = sides, device, rank
@@ -77,10 +77,10 @@ class ProxyThread:
         warm_up([(serve, one * 2), (proxy.put_poison, one), (proxy.poison, (*one * 2, int64))])
 
     def run(self) -> None:
-        """The thread's work; returns when the window's threads must end, or something has failed."""
+        """Do the thread's work. Returns when the window's threads must end, or when something has failed."""
         sides = self.sides
         try:
-            with self._device.current():  # for an MPI that puts from the GPU's memory
+            with self._device.current():  # an MPI that puts from the GPU's memory needs the context
                 if serve(sides.job, sides.st, sides.device_job, sides.device_st) == codes.RAN:
                     return
         except BaseException as error:
@@ -89,7 +89,7 @@ class ProxyThread:
         self._notify_remote_peers()
 
     def poison(self, origin: int, cause: int) -> None:
-        """Record that this rank fails: for its kernel, and in the words for remote ranks."""
+        """Record for this rank's kernel, and in the words for remote ranks, that this rank fails."""
         sides = self.sides
         word = poison_word(int(sides.job[words.EPOCH]), origin, cause)
         proxy.poison(sides.job, sides.st, sides.device_job, sides.device_st, word)

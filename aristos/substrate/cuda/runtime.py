@@ -1,11 +1,11 @@
-"""The engine of one communicator on GPUs: windows by CUDA IPC, the state and the jobs in GPU memory.
+"""The engine of one communicator on GPUs. Windows are shared by CUDA IPC; the state and the jobs lie in GPU memory.
 
-The host writes a job once; a call is four launches. The host reads the state again when a call has ended. With remote
-peers, a thread beside it calls MPI (proxy_thread.py).
+The host writes a job once. A call is four launches. The host reads the state when a call has ended. With remote peers a
+proxy thread calls MPI (proxy_thread.py).
 
-Calls share one state, so they run one after another, whatever their streams: each waits for an event that the one
-before it records, a replayed one too. The host's own copies and queries have a stream of their own. Driver calls that
-may hold the driver's lock while they wait for the GPU are made only while no call is in flight.
+Calls share one state, so they run one after another, whatever their streams. Each waits for an event that the call
+before it records, even if that one is replayed. The host's own copies and queries have a separate stream. Driver calls
+that may hold the driver's lock while they wait for the GPU are made only while no call is in flight.
 """
 
 from __future__ import annotations
@@ -46,22 +46,22 @@ from .interrupts import PROCESS as INTERRUPTS
 from .outboxes import DeviceMemory
 from .proxy_thread import DeviceWire, ProxyThread
 
-MOST_ROWS = 256  # a tile has no more rows
-MOST_NS = 1 << 61  # the longest timeout; kernels add two of them
-MERGE_POLLS = 8  # idle polls that few rows wait for more of their expert
-ANSWER_SECONDS = 0.3  # that the driver has to answer before an abort, or what bounds a wait, goes on without it
-LOOK_SECONDS = 2.0  # that it has to copy the state
-ASK_SECONDS = 1.0  # between two looks at the progress of a call that lasts
-FAIL_SECONDS = 5.0  # that a failing rank waits for its GPU to notify the peers
-AWAKE_SECONDS, NAP_SECONDS = 0.002, 0.01  # the host polls without pauses at first; then its longest pause
+MOST_ROWS = 256  # most rows of a tile
+MOST_NS = 1 << 61  # the longest timeout: kernels add two of them
+MERGE_POLLS = 8  # idle polls for which a run of few rows waits for more of its expert
+ANSWER_SECONDS = 0.3  # how long the driver may take to answer; then an abort or a check continues without it
+LOOK_SECONDS = 2.0  # how long the driver may take to copy the state
+ASK_SECONDS = 1.0  # interval at which the progress of a long call is read
+FAIL_SECONDS = 5.0  # how long a failing rank waits for its GPU to notify the peers
+AWAKE_SECONDS, NAP_SECONDS = 0.002, 0.01  # how long the host polls without pauses; its longest pause later
 NO_JOB = np.zeros(0, np.int64)  # for `Runtime.failing`: the job is on the GPU
-# Variables with the process's number on its node, the innermost launcher's first. They count ranks of the job: the
-# group may have fewer of them on the node.
+# Variables with the process's number on its node, the innermost launcher's first. They count all ranks of the job; the
+# group may have fewer on the node.
 LOCAL_RANK = tuple(rank for rank, _ in mpi_facts.LOCAL)
 
 
 class CudaRuntime(Runtime):
-    """The engine of one communicator on GPUs, one a rank; several ranks may share one. device: this rank's GPU."""
+    """The engine of one communicator on GPUs. Each rank has one GPU, which ranks may share. device: this rank's GPU."""
 
     def __init__(self, group: Group, forget: Callable[[Runtime], None] = lambda runtime: None) -> None:
         super().__init__(group, forget)
@@ -78,11 +78,11 @@ class CudaRuntime(Runtime):
         INTERRUPTS.join(self)
 
     def idle(self) -> None:
-        """Wait until this GPU does nothing for this engine: only then may peers free what it writes to.
+        """Wait until this GPU does nothing for this engine. Only then may peers free memory that it writes to.
 
         The wait can be interrupted, and holds no lock of the driver.
         """
-        with contextlib.suppress(EnvironmentProblem):  # the GPU has failed, and its work with it
+        with contextlib.suppress(EnvironmentProblem):  # a GPU that has failed does no work either
             self._wait()
 
     def _on_all(self, step: Callable[[], Any]) -> Any:
@@ -112,7 +112,10 @@ class CudaRuntime(Runtime):
 
     @contextlib.contextmanager
     def _growing(self) -> Iterator[None]:
-        """The old memory is freed before the new is allocated: a failure makes this engine unusable on all ranks."""
+        """A block in which old memory is freed before new is allocated.
+
+        A failure makes the engine unusable on all ranks.
+        """
         first = self.shape is None
         try:
             yield
@@ -149,7 +152,7 @@ class CudaRuntime(Runtime):
         state = np.zeros(tables.words, np.int64)
         memory.fill(state, tables.starts)
         self.state_at = self._on_all(lambda: self.device.allocate(WORD * tables.words + LINE))
-        if not self._failure_job_at:  # now, because notifying peers of a failure must neither allocate nor load
+        if not self._failure_job_at:  # made now: notifying peers of a failure must neither allocate nor load
             self._failure_job_at = self._on_all(lambda: self.device.allocate(WORD * (jobs.size(0, 0))))
             self._on_all(lambda: self.device.load(persistent.FAIL))
         self.device.copy_in(self.state_at, state)
@@ -166,7 +169,7 @@ class CudaRuntime(Runtime):
         return DeviceMemory(self.group, shape, self._window, self.device, self._mpi_puts_from_device())
 
     def _mpi_puts_from_device(self) -> bool:
-        """Whether MPI puts from the memory of this node's GPUs: its first rank tries. Collective."""
+        """Whether MPI puts from the memory of this node's GPUs. The node's first rank tries it. Collective."""
         me, answer = self.group.rank, None
         first = min([me, *self.group.nodes.local(me)])
         if first == me:
@@ -185,7 +188,7 @@ class CudaRuntime(Runtime):
     # ------------------------------------------------------------ jobs
 
     def fill(self, job: np.ndarray, lock: int = 0) -> None:
-        """See `Runtime.fill`. lock: address of a lock for a copy of the state, 0: of the state's own."""
+        """See `Runtime.fill`. lock: address of a lock for a copy of the state; 0: the state's own lock."""
         self.fill_engine(
             job,
             schema.CUDA,
@@ -201,7 +204,10 @@ class CudaRuntime(Runtime):
         )
 
     def fill_tile(self, job: np.ndarray, tile: Tile, blocks: int, gated: bool) -> None:
-        """Write into a job what depends on the kernel that runs it. gated: whether experts have a gate projection."""
+        """Write the part `tile` of a job, for the kernel that runs it.
+
+        gated: whether experts have a gate projection.
+        """
         hidden, ffn, shared = (int(job[word]) for word in (words.HIDDEN, words.FFN, words.SHARED_FFN))
         runs = persistent.column_split_runs(tile, hidden, ffn, shared, gated, blocks)
         jobs.fill(
@@ -219,14 +225,14 @@ class CudaRuntime(Runtime):
     # ------------------------------------------------------------ calls
 
     def enter(self, caller: int) -> None:
-        """See `Runtime.enter`. From here on Ctrl-C is followed, also while the call's arguments are copied."""
+        """See `Runtime.enter`. From now on Ctrl-C is noticed, also while the call's arguments are copied."""
         super().enter(caller)
         INTERRUPTS.arm()
 
     def launch(
         self, tile: Tile, blocks: int, job: int, routing: int, call: Any, stream: int, counted: bool = False
     ) -> None:
-        """Queue a call on a stream: open it, route it or check its routing, pack, run the layer.
+        """Queue a call on a stream: the kernels that open it, route it or check its routing, pack, and run the layer.
 
         job, routing: addresses of the jobs on the GPU. call: has x, x_stride, router_x, router_x_stride, tokens, y,
         ids, weights, given_ids, given_weights (addresses), status, capacity, kind, slots, pitch, captured. counted:
@@ -272,22 +278,23 @@ class CudaRuntime(Runtime):
             self._captured = (number, nodes[0]) if nodes else None
 
     def refuse_branch(self, stream: int) -> None:
-        """Raise InputError for a call that a graph would run beside an earlier one: ranks could differ in the order."""
+        """Raise InputError for a call that a graph could run beside an earlier one: ranks could differ in the order."""
         if self.group.world == 1 or self._captured is None:
             return
         number, nodes = self.device.captured(stream)
         if number == self._captured[0] and not self.device.follows(nodes, self._captured[1]):
             raise InputError(
-                "calls in parallel branches of a graph have no order that all ranks share: let the stream of the second"
-                " wait for an event that is recorded after the first"
+                "calls must not be in parallel branches of a graph, because ranks could run them in different orders:"
+                " let"
+                " the stream of the second call wait for an event that is recorded after the first"
             )
 
     def follow(self, stream: int, capturing: bool = False) -> None:
-        """What is queued on a stream from here on waits for all calls queued so far. capturing: see `device.wait`."""
+        """Let later work of a stream wait for all calls queued so far. capturing: see `device.wait`."""
         self.device.wait(stream, self._ended, capturing)
 
     def prepare(self, tiles: list[Tile], counted: bool = False) -> None:
-        """Load every kernel that a call of these tiles needs: a load may wait for the GPU, so none comes later.
+        """Load every kernel that calls of these tiles need, because a later load might wait for the GPU.
 
         counted: see `persistent.layer`.
         """
@@ -297,7 +304,7 @@ class CudaRuntime(Runtime):
             self.device.load(persistent.layer_kernel(tile, counted))
 
     def outcome(self) -> None:
-        """Wait for the queued calls and read how they ended into `state`; raises on every rank if one has failed."""
+        """Wait for the queued calls, and read into `state` how they ended. Raises on every rank if one has failed."""
         self._wait()
         self._read(0, words.STATE_WORDS)
         statuses = self.tables.starts[words.T_PEER_STATUS]
@@ -305,18 +312,18 @@ class CudaRuntime(Runtime):
         if self.state[words.FAILED] != 0:
             self._raise_failure()
         for first, count in ((words.STATUS, 1), (words.KEPT_STATUS, 2), (statuses, self.group.world)):
-            if self.state[first : first + count].any():  # it has been read: the next call starts without it
+            if self.state[first : first + count].any():  # the refusal has been read, so clear it for the next call
                 zeros = np.zeros(count, np.int64)
                 self.device.copy_in(self.state_at + WORD * first, zeros)
 
     def _wait(self) -> None:
         """Wait for all calls while remaining interruptible.
 
-        The kernel bounds its waits (engine/timeout_check.py). Where it cannot end, because a block hangs, this does.
+        The kernel bounds its own waits (engine/timeout_check.py). If it cannot end because a block hangs, this raises.
         """
         limits, since, warned = self.group.limits, time.monotonic(), False
         longest, moved, asked, seen = limits.timeout + limits.absent + FAIL_SECONDS, since, since, (0, 0)
-        answers = [seen]  # to the last question, which may come late: until then it made no progress
+        answers = [seen]  # the last answer of the driver; until a late answer comes, the call counts as stuck
         while not self.device.passed(self._ended):
             now = time.monotonic()
             waited = now - since
@@ -327,23 +334,23 @@ class CudaRuntime(Runtime):
                 if seen != before:
                     moved = now
                 elif now - moved > longest:
-                    number = f" {seen[0]}" if seen[0] else ""  # if the driver has ever answered
+                    number = f" {seen[0]}" if seen[0] else ""  # 0: the driver has never answered
                     raise WaitTimeout(
                         f"rank {self.group.rank} has waited {now - moved:.3g} s (limit {longest:g} s) for its own call"
-                        f"{number}, which makes no progress and does not end: another kernel holds the GPU, or a"
-                        " block of this one hangs"
+                        f"{number}, which makes no progress and does not end: see with nvidia-smi whether another"
+                        " kernel holds the GPU; if not, a block of this call hangs"
                     )
-            if waited > AWAKE_SECONDS:  # a short wait is worth a core
+            if waited > AWAKE_SECONDS:  # a short wait polls without pauses
                 time.sleep(min(NAP_SECONDS, waited / 10))
             if waited > self.group.limits.timeout and not warned:
                 warned = True
                 warn(
-                    f"rank {self.group.rank} has waited {waited:.3g} s for its call: a peer may be in user code still;"
+                    f"rank {self.group.rank} has waited {waited:.3g} s for its call: a peer may still be in user code;"
                     f" the kernel gives up after {self.group.limits.absent:g} s ({ABSENT})"
                 )
 
     def _progress(self) -> tuple[int, int]:
-        """(calls begun, commands published) as the GPU has them now."""
+        """(calls begun, commands published), read from the GPU now."""
         found = np.zeros(2, np.int64)
         for i, word in enumerate((words.CALLS, words.PROGRESS)):
             self.device.copy_out(found[i : i + 1], self.state_at + WORD * word)
@@ -371,17 +378,17 @@ class CudaRuntime(Runtime):
         raise poisoned(me, origin, epoch, cause)
 
     def _wait_message(self, epoch: int) -> str:
-        """The message of the wait that the kernel gave up, from the state that it left."""
+        """The message for the wait that the kernel gave up, made from the state that it left."""
         state, limits = self.state, self.group.limits
         if state[words.UNBEGUN] != 0:
             return (
                 f"rank {self.group.rank} waited more than {limits.timeout + limits.absent:g} s ({TIMEOUT} + {ABSENT})"
                 f" for its own call of epoch {epoch}, which is in flight and makes no progress: see whether another"
-                " kernel holds this GPU, and whether all ranks queue calls in the same order"
+                " kernel holds this GPU, and whether all ranks queue their calls in the same order"
             )
         peer, seen = int(state[words.WAIT_PEER]), (int(state[words.WAIT_EPOCH]), int(state[words.WAIT_PROGRESS]))
         job = np.zeros(jobs.size(0, 0), np.int64)
-        lock = np.zeros(1, np.int64)  # for this copy of the state, which nothing else uses
+        lock = np.zeros(1, np.int64)  # the lock of this copy of the state, which nothing else uses
         self.fill(job, lock.ctypes.data)
         jobs.update(job, epoch=self.epoch)
         _, _, owed = arrivals.standing(job, state)
@@ -395,10 +402,10 @@ class CudaRuntime(Runtime):
             return
         self._abort_calls(cause)
         if isinstance(error, WaitTimeout | PoisonedError | CorruptionError):
-            return  # the kernel has notified the peers, or cannot
+            return  # the kernel has notified the peers, or is unable to
         if self._proxy is not None:
             self._proxy.poison(origin, cause)
-        with contextlib.suppress(AristosError):  # the GPU may be what has failed; then the job ends at exit
+        with contextlib.suppress(AristosError):  # perhaps the GPU itself has failed; then the job ends at exit
             self._answer(lambda: self._launch_failure(origin, cause), 3 * FAIL_SECONDS)
 
     def _launch_failure(self, origin: int, cause: int) -> None:
@@ -410,25 +417,25 @@ class CudaRuntime(Runtime):
         self._until(lambda: self.device.done(stream))
 
     def interrupt(self) -> None:
-        """End the calls in flight and refuse later ones: the main thread is inside a driver call, and Ctrl-C came.
+        """End the calls in flight and refuse later ones, because Ctrl-C came while the main thread is in a driver call.
 
-        By a thread of `Interrupts`. With no call in flight the layer stays usable; a driver that does not answer has
-        one. What was awaited goes to stderr: the program may hang.
+        A thread of `Interrupts` calls this. If no call is in flight, the layer stays usable. If the driver does not
+        answer, a call counts as in flight. What it waited for is printed to stderr, because the program may hang.
         """
         if self.broken is not None:
             return
         found = [f"rank {self.group.rank}: the driver has not answered for {ANSWER_SECONDS:g} s"]
-        with contextlib.suppress(AristosError):  # the GPU has failed: nothing is in flight
+        with contextlib.suppress(AristosError):  # on a GPU that has failed nothing is in flight
             found = self._answer(self._in_flight, ANSWER_SECONDS) or found
             if found[0]:
                 error = KeyboardInterrupt("Ctrl-C while the program waited for its GPU")
                 text = f"aristos: Ctrl-C during a call\n{found[0]}"
-                stderr = {"file": sys.stderr, "flush": True}  # which may block too
+                stderr = {"file": sys.stderr, "flush": True}  # printing may block too
                 threading.Thread(target=print, args=(text,), kwargs=stderr, daemon=True).start()
                 self._fail(NO_JOB, error, "it was interrupted")  # the engine is unusable before the call ends
 
     def _in_flight(self) -> str:
-        """`standing` if a call is in flight, else ''."""
+        """The text of `standing` if a call is in flight, else ''."""
         return "" if self.device.passed(self._ended) else self.standing()
 
     def _abort_calls(self, cause: int) -> None:
@@ -437,7 +444,7 @@ class CudaRuntime(Runtime):
 
     @staticmethod
     def _answer(ask: Callable[[], Any], seconds: float) -> list[Any]:
-        """[ask()], asked by another thread; [] if the driver does not answer: who holds its lock may hang."""
+        """[ask()], called by another thread; [] if the driver does not answer: the holder of its lock may hang."""
         answers: list[Any] = []
         errors: list[Exception] = []
 
@@ -456,7 +463,7 @@ class CudaRuntime(Runtime):
 
     @staticmethod
     def _until(what: Callable[[], bool]) -> None:
-        """Wait for something that the GPU does soon, unless a kernel of the user's holds it."""
+        """Wait until `what` is true, which the GPU does soon unless a user's kernel holds it."""
         since = time.monotonic()
         while not what() and time.monotonic() - since < FAIL_SECONDS:
             time.sleep(min(NAP_SECONDS, 1e-3))
@@ -470,12 +477,12 @@ class CudaRuntime(Runtime):
                 self._read(words.CALLS, 1)
                 self.epoch = int(self.state[words.CALLS])
             return super()._all_leave()
-        except EnvironmentProblem as error:  # the GPU has failed: the other ranks must be notified
+        except EnvironmentProblem as error:  # the GPU has failed, and the other ranks must be notified
             self.give_up(error)
             raise
 
     def _receive(self, job: np.ndarray) -> None:
-        pass  # the proxy thread does, in calls and between them
+        pass  # the proxy thread does this, in calls and between them
 
     def _standing(self, job: np.ndarray) -> str:
         def look() -> str:
@@ -507,7 +514,7 @@ class CudaRuntime(Runtime):
 
 
 def local_rank(group: Group) -> int:
-    """This process's number on its node, from the launcher; else its number among the group's ranks there."""
+    """This process's number on its node: the launcher's, or else its number among the group's ranks on the node."""
     for name in LOCAL_RANK:
         if (number := whole(os.environ.get(name, ""))) is not None:
             return number
@@ -515,30 +522,31 @@ def local_rank(group: Group) -> int:
 
 
 class Blocks:
-    """How many blocks of a kernel a rank may launch: all that its GPU holds at once, shared by the ranks on it."""
+    """How many blocks of a kernel a rank may launch: its share of all that its GPU holds at once."""
 
     def __init__(self, device: Any, sharing: int) -> None:
         self.device, self.sharing = device, sharing
 
     def resident(self, tile: Tile, sms: int | None = None, counted: bool = False) -> int:
-        """Blocks of a tile's persistent kernel. Raises EnvironmentProblem where not even one a rank fits.
+        """Blocks of a tile's persistent kernel. Raises EnvironmentProblem if the GPU has no block for each rank.
 
-        sms: a budget. The GPU may place every block on an SM of its own, so it is also the most blocks. counted: see
-        `persistent.layer`.
+        sms: most SMs to use. The GPU may place every block on its own SM, so there are at most `sms` blocks. counted:
+        see `persistent.layer`.
         """
         loaded = self.device.load(persistent.layer_kernel(tile, counted))
         found = self.device.resident(loaded, tile.shared_bytes) * self.device.sms
         if sms is not None:
             if sms > self.device.sms:
                 raise InputError(
-                    f"sms must be at most the GPU's, got {sms}: {self.device.name} has {self.device.sms} SMs"
+                    f"sms must be at most {self.device.sms}, the number of SMs of {self.device.name}, got {sms}"
                 )
             found = min(found, sms)
         found //= self.sharing
         if found < 1:
             raise EnvironmentProblem(
-                f"{self.device.name} holds no block of {loaded.kernel.name} for each of {self.sharing} ranks that share"
-                " it: use fewer ranks a GPU, or a smaller tile"
+                f"{self.device.name} has no space for a block of {loaded.kernel.name} for each of the {self.sharing}"
+                " ranks"
+                " that share it: use fewer ranks on each GPU"
             )
         return found
 

@@ -1,4 +1,4 @@
-"""Where a layer's weights lie in a model's tensors, and how one expert's are read: slices, halves, transposes."""
+"""Where a layer's weights lie in a model's tensors, and how an expert's are read: slices, halves, transposes."""
 
 from __future__ import annotations
 
@@ -21,19 +21,20 @@ from .safetensors import shown
 WEIGHTS = ("up", "gate", "down")  # the matrices of an expert
 SHARED = ("shared_up", "shared_gate", "shared_down", "shared_sigmoid")
 TABLE = "table"
-LATE = "late_"  # before the name of an array: that of the last experts, which have tensors of their own
+LATE = "late_"  # the beginning of names of arrays of the last experts, which have separate tensors
 HALVES = {"first": 0, "second": 1}
 ALTERNATING = {"even": 0, "odd": 1}
 
 
 @dataclass(frozen=True)
-class Piece:
+class StoredArray:
     """One array of a layer, as the model stores it.
 
-    name: below the layer's prefix; with {e} where every expert has a tensor of its own. stacked: the first axis counts
-    experts. outputs: which of the tensor's outputs, "all", "first" or "second" half, or the "even" or "odd" ones.
-    in_out: stored [in, out]. flat: all experts' rows follow each other, [E F, H]. form: of the tensors that replace it,
-    [out, in] whatever `in_out` says: see `packed.FORMS`. row: stored [1, n] where a vector is meant.
+    name: without the layer's prefix; with {e} if every expert has its own tensor. stacked: whether the first axis
+    counts experts. outputs: which of the tensor's outputs are meant: "all", the "first" or "second" half, or the "even"
+    or "odd" ones. in_out: whether it is stored [in, out]. flat: whether all experts' rows follow each other, [E F, H].
+    form: the form of the tensors that replace it, which are [out, in] whatever `in_out` says: see `packed.FORMS`.
+    row: whether a vector is stored as [1, n].
     """
 
     name: str
@@ -45,18 +46,18 @@ class Piece:
     row: bool = False
 
     def tensors(self, experts: int) -> Iterator[str]:
-        """Names below the layer's prefix."""
+        """Names of the tensors, without the layer's prefix."""
         ends = packed.FORMS[self.form].tensors
         for name in (self.name.format(e=e) for e in range(experts)) if "{e}" in self.name else (self.name,):
             yield from (named(name, end) for end in ends)
 
     @property
     def probe(self) -> str:
-        """A name that shows whether the model stores this piece so."""
+        """The name of a tensor: if the directory has it, the model stores the array in this way."""
         return next(self.tensors(1))
 
     def shape(self, wanted: tuple[int, ...], experts: int) -> tuple[int, ...]:
-        """The stored tensor's shape. wanted: of one expert's array, [out, in] or [out]."""
+        """The stored tensor's shape. wanted: the shape of one expert's array, [out, in] or [out]."""
         out, *rest = wanted
         out *= 2 if self.outputs != "all" else 1
         one = (out, *rest)
@@ -69,69 +70,71 @@ class Piece:
         return (experts, *one) if self.stacked else one
 
 
-def _outputs(piece: Piece, found: np.ndarray) -> np.ndarray:
-    """The outputs that `piece` names, of a tensor that has all."""
-    if piece.outputs in HALVES:
+def _outputs(stored: StoredArray, found: np.ndarray) -> np.ndarray:
+    """The outputs that `stored` means, from a tensor that has all."""
+    if stored.outputs in HALVES:
         half = len(found) // 2
-        return found[HALVES[piece.outputs] * half :][:half]
-    if piece.outputs in ALTERNATING:
-        return found[ALTERNATING[piece.outputs] :: 2]
+        return found[HALVES[stored.outputs] * half :][:half]
+    if stored.outputs in ALTERNATING:
+        return found[ALTERNATING[stored.outputs] :: 2]
     return found
 
 
-Part = tuple[dict[str, Piece], ...]  # alternatives, each {array of the layer: piece}; the first that is there is used
+Part = tuple[
+    dict[str, StoredArray], ...
+]  # alternatives, each {array of the layer: how it is stored}; the first that the model has is used
 
 
 def packed_ways(part: Part, form: str) -> Part:
-    """A part whose linear layers may be stored in a form of packed weights, too."""
+    """A part with further alternatives, in which linear layers are stored in a form of packed weights."""
     found = list(part)
     for way in part:
         linear = {
-            array: replace(piece, form=form)
-            for array, piece in way.items()
-            if array.removeprefix("shared_") in WEIGHTS and piece.name.endswith(".weight")
+            array: replace(stored, form=form)
+            for array, stored in way.items()
+            if array.removeprefix("shared_") in WEIGHTS and stored.name.endswith(".weight")
         }
-        if linear and not any(piece.stacked or piece.in_out or piece.flat for piece in linear.values()):
+        if linear and not any(stored.stacked or stored.in_out or stored.flat for stored in linear.values()):
             found.append(way | linear)
     return tuple(found)
 
 
 class LayerReader:
-    """Reads the arrays of one layer. prefix: of the layer's tensors. shapes: of one expert's or the layer's arrays.
+    """Reads the arrays of one layer. prefix: of the names of its tensors. shapes: of an expert's or the layer's arrays.
 
-    experts: how many there are. late: how many of them, the last ones, are stored apart. pieces: by array. All names
-    and shapes are checked against the headers by `check`, before anything is read.
+    experts: how many there are. late: how many of the last experts are stored separately. stored_arrays: by the array's
+    name. `check` compares all names and shapes with the headers, before anything is read.
     """
 
     def __init__(
         self,
         directory: Directory,
         prefix: str,
-        pieces: dict[str, Piece],
+        stored_arrays: dict[str, StoredArray],
         shapes: dict[str, tuple[int, ...]],
         experts: int,
         late: int,
         options: Options,
     ) -> None:
-        self.directory, self.prefix, self.pieces, self.shapes = directory, prefix, pieces, shapes
+        self.directory, self.prefix, self.stored_arrays, self.shapes = directory, prefix, stored_arrays, shapes
         self.experts, self.late, self.options = experts - late, late, options
 
     def check(self) -> set[str]:
-        """The names of all tensors that the layer's arrays come from; raises CheckpointError for a wrong shape."""
+        """The names of all tensors that hold the layer's arrays. Raises CheckpointError for a wrong shape."""
         used: set[str] = set()
-        for array, piece in self.pieces.items():
-            if array == TABLE:  # its rows are the token ids: see `tables`
-                used.add(self.prefix + piece.name)
+        for array, stored in self.stored_arrays.items():
+            if array == TABLE:  # it has a row for each token id: see `tables`
+                used.add(self.prefix + stored.name)
                 continue
-            wanted = piece.shape(self.shapes[array], self.late if array.startswith(LATE) else self.experts)
-            if piece.form == "mxfp4":
-                used |= self._check_mxfp4(piece, wanted)
+            wanted = stored.shape(self.shapes[array], self.late if array.startswith(LATE) else self.experts)
+            if stored.form == "mxfp4":
+                used |= self._check_mxfp4(stored, wanted)
                 continue
-            if piece.form:
-                for e in range(self.experts if "{e}" in piece.name else 1):
+            if stored.form:
+                for e in range(self.experts if "{e}" in stored.name else 1):
                     used |= packed.check(self._matrix(array, e))
                 continue
-            for below in piece.tensors(self.experts):
+            for below in stored.tensors(self.experts):
                 used |= self._check(self.prefix + below, wanted)
         return used
 
@@ -143,12 +146,12 @@ class LayerReader:
             return {name}
         return {name, *quantised.check_scales(self.directory, name, self.options)}
 
-    def _check_mxfp4(self, piece: Piece, wanted: tuple[int, ...]) -> set[str]:
-        blocks, scales = (self.prefix + below for below in piece.tensors(self.experts))
+    def _check_mxfp4(self, stored: StoredArray, wanted: tuple[int, ...]) -> set[str]:
+        blocks, scales = (self.prefix + below for below in stored.tensors(self.experts))
         *lead, width = wanted
         if width % quantised.MX_BLOCK:
             raise CheckpointError(
-                f"{self.directory.file(blocks).path}: mxfp4 needs widths that 32 divides, got {width}"
+                f"{self.directory.file(blocks).path}: widths must be multiples of 32 for mxfp4, got {width}"
             )
         of_scales = (*lead, width // quantised.MX_BLOCK)
         for name, shape in ((blocks, (*of_scales, quantised.MX_BLOCK // 2)), (scales, of_scales)):
@@ -169,34 +172,34 @@ class LayerReader:
         )
 
     def read(self, array: str, expert: int = 0) -> np.ndarray:
-        """One expert's array, or the layer's: [out, in] or [out], float32 or as stored. A view where possible."""
-        piece = self.pieces[array]
-        return _outputs(piece, self._tensor(array, expert))
+        """One expert's array, or the layer's: [out, in] or [out], float32 or as stored. A view if possible."""
+        stored = self.stored_arrays[array]
+        return _outputs(stored, self._tensor(array, expert))
 
     def expert(self, names: Iterable[str], expert: int) -> dict[str, np.ndarray]:
-        """Arrays of one expert by name. A tensor that holds several of them is read and dequantised once."""
-        tensors: dict[Piece, np.ndarray] = {}
+        """Arrays of one expert by name. A tensor that holds several of the arrays is read and dequantised once."""
+        tensors: dict[StoredArray, np.ndarray] = {}
         found = {}
         for name in names:
             array, number = self._stored(name, expert)
-            whole = replace(self.pieces[array], outputs="all")
+            whole = replace(self.stored_arrays[array], outputs="all")
             if whole not in tensors:
                 tensors[whole] = self._tensor(array, number)
-            found[name] = _outputs(self.pieces[array], tensors[whole])
-        if "expert_scale" in self.pieces:
+            found[name] = _outputs(self.stored_arrays[array], tensors[whole])
+        if "expert_scale" in self.stored_arrays:
             scales = self.read_finite("expert_scale")
             scale = np.float32(scales[expert if len(scales) > 1 else 0])
             found |= {name: found[name].astype(np.float32) * scale for name in ("down", "down_bias") if name in found}
         return found
 
     def router(self, factor: float) -> np.ndarray:
-        """The router [E, H]; its input is scaled by "router_scale" and `factor`, over "router_norm", if there."""
+        """The router [E, H], multiplied by "router_scale" and `factor` and divided by "router_norm", if these exist."""
         found = self.read("router")
-        if "router_scale" not in self.pieces:
+        if "router_scale" not in self.stored_arrays:
             return found
         norm = self.read_finite("router_norm").astype(np.float64)
         if not norm.all():
-            name, at = self.prefix + self.pieces["router_norm"].name, int(np.argmin(norm != 0))
+            name, at = self.prefix + self.stored_arrays["router_norm"].name, int(np.argmin(norm != 0))
             raise CheckpointError(
                 f"{self.directory.file(name).path}: tensor {shown(name)} has 0 at {at}: the router cannot be computed"
                 " from the experts' input; load the layer by hand and pass router_x= to its calls"
@@ -206,9 +209,9 @@ class LayerReader:
 
     @cached_property
     def weight_type(self) -> WeightType | None:
-        """The weight type of the experts, None where their weights are elements. From headers, of one expert each."""
-        late = [LATE + name for name in WEIGHTS if LATE + name in self.pieces]
-        arrays = [*(name for name in WEIGHTS if name in self.pieces), *late]
+        """The weight type of the experts, None if their weights are elements. It is read from headers."""
+        late = [LATE + name for name in WEIGHTS if LATE + name in self.stored_arrays]
+        arrays = [*(name for name in WEIGHTS if name in self.stored_arrays), *late]
         kinds = {array: packed.kind_of(self._matrix(array, 0)) for array in arrays}
         found = set(kinds.values())
         if len(found) > 1:
@@ -217,17 +220,23 @@ class LayerReader:
                 f"{self.directory.path}: experts of one layer have weights of several types ({each}): {packed.EXPAND}"
             )
         kind = found.pop()
-        if kind is not None and "expert_scale" in self.pieces:
+        if kind is not None and "expert_scale" in self.stored_arrays:
             raise CheckpointError(
-                f"{self.directory.path}: an expert has a scale of its own, which packed weights do not: {packed.EXPAND}"
+                f"{self.directory.path}: experts have scales of their own, which packed weights cannot have:"
+                f" {packed.EXPAND}"
             )
         return kind
 
     def as_stored(self, names: Iterable[str], expert: int) -> dict[str, Quantised | np.ndarray]:
-        """As `expert`, with weights as they are stored, [in, out]. Raises CheckpointError where they are elements."""
+        """Arrays as `expert` returns them, but weights as stored, [in, out].
+
+        Raises CheckpointError if they are elements.
+        """
         names, kind = list(names), self.weight_type
         if kind is None:
-            raise CheckpointError(f"{self.directory.path}: the experts' weights are not packed")
+            raise CheckpointError(
+                f"{self.directory.path}: the experts' weights must be packed, got elements: pass packed=False"
+            )
         found: dict[str, Quantised | np.ndarray] = {}
         for name in WEIGHTS:
             if name in names:
@@ -235,12 +244,12 @@ class LayerReader:
         return found | self.expert([name for name in names if name not in WEIGHTS], expert)
 
     def shared(self, kind: WeightType | None, factor: float) -> dict[str, Any]:
-        """Arrays of the shared expert: [out, in], or [in, out] where they are stored as `kind`.
+        """Arrays of the shared expert: [out, in], or [in, out] if they are stored as `kind`.
 
-        factor: a power of two that its output is multiplied by.
+        factor: a power of two by which its output is multiplied.
         """
         found: dict[str, Any] = {}
-        for name in (name for name in SHARED if name in self.pieces):
+        for name in (name for name in SHARED if name in self.stored_arrays):
             one = self._matrix(name, 0) if kind is not None and name.removeprefix("shared_") in WEIGHTS else None
             if one is not None and kind is not None and packed.kind_of(one) == kind:
                 found[name] = packed.read(one, kind)
@@ -253,62 +262,62 @@ class LayerReader:
         return found
 
     def _stored(self, name: str, expert: int) -> tuple[str, int]:
-        """The name of one expert's array among the pieces, and the expert's number in its tensors."""
+        """The name of one expert's array in `stored_arrays`, and the expert's number in its tensors."""
         return (name, expert) if expert < self.experts else (LATE + name, expert - self.experts)
 
     def _matrix(self, array: str, expert: int) -> Matrix:
-        """Where a matrix lies that may be packed."""
-        piece, (out, depth) = self.pieces[array], self.shapes[array]
-        name = self.prefix + piece.name.format(e=expert)
+        """Where a matrix, which may be packed, lies."""
+        stored, (out, depth) = self.stored_arrays[array], self.shapes[array]
+        name = self.prefix + stored.name.format(e=expert)
         outputs = {
             "first": slice(0, out),
             "second": slice(out, None),
             "even": slice(0, None, 2),
             "odd": slice(1, None, 2),
-        }.get(piece.outputs, slice(None))
-        if piece.flat and self.directory.entry(name).dtype not in quantised.ELEMENTS:
+        }.get(stored.outputs, slice(None))
+        if stored.flat and self.directory.entry(name).dtype not in quantised.ELEMENTS:
             raise CheckpointError(
                 f"{self.directory.file(name).path}: tensor {shown(name)}: flat experts cannot have scales"
             )
         return Matrix(
             self.directory,
             name,
-            (out if piece.outputs == "all" else 2 * out, depth),
+            (out if stored.outputs == "all" else 2 * out, depth),
             self.options,
-            piece.form,
-            expert if piece.stacked else None,
-            piece.in_out and not piece.form,
+            stored.form,
+            expert if stored.stacked else None,
+            stored.in_out and not stored.form,
             outputs,
         )
 
     def _tensor(self, array: str, expert: int) -> np.ndarray:
-        """What an array's tensor holds of one expert, or of the layer: [out, in] or [out], all outputs."""
-        directory, piece = self.directory, self.pieces[array]
-        if piece.form == "mxfp4":
-            blocks, scales = (self.prefix + below for below in piece.tensors(self.experts))
+        """The part of an array's tensor for one expert, or the layer's: [out, in] or [out], with all outputs."""
+        directory, stored = self.directory, self.stored_arrays[array]
+        if stored.form == "mxfp4":
+            blocks, scales = (self.prefix + below for below in stored.tensors(self.experts))
             return quantised.mxfp4(directory, blocks, scales, expert)
-        name = self.prefix + piece.name.format(e=expert)
-        if piece.form or packed.in_groups(directory, name):
+        name = self.prefix + stored.name.format(e=expert)
+        if stored.form or packed.in_groups(directory, name):
             one = replace(self._matrix(array, expert), outputs=slice(None))
             return packed.expanded(one).T
         whole = directory.array(name)
         rows: slice | int = slice(None)
-        if piece.stacked:
+        if stored.stacked:
             rows = expert
-        elif piece.flat:
+        elif stored.flat:
             each = len(whole) // self.experts
             rows = slice(expert * each, (expert + 1) * each)
-        elif piece.row:
+        elif stored.row:
             rows = 0
         found = quantised.values(directory, name, whole, rows, self.options)
-        return found.T if piece.in_out else found
+        return found.T if stored.in_out else found
 
     def read_finite(self, array: str) -> np.ndarray:
-        """A vector of the layer; raises CheckpointError where a value is NaN or infinite."""
+        """A vector of the layer. Raises CheckpointError if a value is NaN or infinite."""
         found = self.read(array)
         good = np.isfinite(found.astype(np.float32))
         if not good.all():
-            name, at = self.prefix + self.pieces[array].name, int(np.argmin(good))
+            name, at = self.prefix + self.stored_arrays[array].name, int(np.argmin(good))
             raise CheckpointError(
                 f"{self.directory.file(name).path}: tensor {shown(name)} has {found[at]} at {at}: download this file"
                 " again"
@@ -316,11 +325,11 @@ class LayerReader:
         return found
 
     def release(self, array: str, expert: int = 0) -> None:
-        """Drop from this process the pages that `expert` used; the file stays in the system's cache."""
+        """Drop from this process the pages that `expert` has read. The file stays in the system's cache."""
         array, expert = self._stored(array, expert)
-        piece = self.pieces[array]
-        of_all = piece.stacked or piece.flat
-        own = piece if of_all else replace(piece, name=piece.name.format(e=expert))
+        stored = self.stored_arrays[array]
+        of_all = stored.stacked or stored.flat
+        own = stored if of_all else replace(stored, name=stored.name.format(e=expert))
         for name in (self.prefix + below for below in own.tensors(self.experts)):
             whole = self.directory.array(name)
-            self.directory.release(name, whole[expert] if piece.stacked else whole)
+            self.directory.release(name, whole[expert] if stored.stacked else whole)
