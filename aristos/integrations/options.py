@@ -8,7 +8,9 @@ from typing import Any
 
 from ..errors import InputError
 from ..host import launch_environment, mpi_world
+from ..layer.arguments import DEFAULT_TIMEOUT, usable_limits
 from ..layer.moe import MoE
+from ..transport.limits import Limits
 
 NAME = "aristos"  # the implementation of experts
 OURS = ("self", "cfg", "comm", "layers", "backend", "train")  # arguments of MoE that no option sets
@@ -82,6 +84,11 @@ def options(
 def current() -> Options:
     """The options that hold now."""
     return _options
+
+
+def limits() -> Limits:
+    """The limits of waits that the options set."""
+    return usable_limits(_options.layer.get("timeout", DEFAULT_TIMEOUT), _options.layer.get("absent_timeout"))
 
 
 def communicator() -> Any:

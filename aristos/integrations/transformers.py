@@ -21,13 +21,11 @@ from typing import Any
 import torch
 
 from ..errors import EnvironmentProblem, InputError
-from ..host import mpi_world
-from ..layer.arguments import DEFAULT_TIMEOUT, usable_limits
-from . import experts_module, uncaught
+from . import experts_module, job, uncaught
 from .fp8 import PackedExperts, packed_experts
 from .guard import Guard, Offer, guarded
 from .masters import refuse_sharded
-from .options import NAME, communicator, current
+from .options import NAME, communicator, current, limits
 from .options import options as options
 from .report import report
 from .sources import Source, model_without_experts
@@ -194,8 +192,7 @@ def together(*models: Any) -> Iterator[int]:
     if comm is None or _guard is not None:
         yield rank
         return
-    limits = usable_limits(current().layer.get("timeout", DEFAULT_TIMEOUT), current().layer.get("absent_timeout"))
-    with guarded(comm, limits, modules, _take_part) as guard:
+    with guarded(comm, limits(), modules, _take_part) as guard:
         _guard = guard
         try:
             yield rank
@@ -322,7 +319,7 @@ def _whole_when_saved(save: Callable[..., Any]) -> Callable[..., Any]:
 
 
 _guard: Guard | None = None
-mpi_world.prepare()
+job.start()
 uncaught.end_together()
 if importlib.util.find_spec("transformers.distributed.expert_parallel") is not None:  # from transformers 5.23 on
     from . import expert_parallel
