@@ -17,16 +17,17 @@ from aristos.host.launch_environment import OPENMP_WAITS
 
 torch = pytest.importorskip("torch")
 CFG = aristos.MoEConfig(hidden=24, ffn=40, experts=4, top_k=2, max_tokens=7)
-SHOWN = {"OMP_DISPLAY_ENV": "true"}  # OpenMP's library says what it has taken, when torch loads it
+SHOWN = {"OMP_DISPLAY_ENV": "verbose"}  # OpenMP's library says what it has taken, when torch loads it
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not find_mpiexec(), reason="no mpiexec beside python or on PATH")
 @pytest.mark.parametrize(
-    ("given", "threads", "waits"),
-    [({}, "1", "PASSIVE"), ({"OMP_WAIT_POLICY": "active", "OMP_NUM_THREADS": "2"}, "2", "ACTIVE")],
+    ("given", "threads", "spins"),
+    [({}, "1", "0"), ({"OMP_WAIT_POLICY": "active", "OMP_NUM_THREADS": "2"}, "2", r"\d{6,}")],
+    ids=["by itself", "as the user says"],
 )
-def test_what_their_library_takes_on_ranks(given, threads, waits):
+def test_what_their_library_takes_on_ranks(given, threads, spins):
     """`aristos run` sets what the user leaves out: a thread that spins keeps its core from a worker."""
     env = {name: value for name, value in clean_environment().items() if name not in ("OMP_NUM_THREADS", *OPENMP_WAITS)}
     done = subprocess.run(
@@ -38,7 +39,9 @@ def test_what_their_library_takes_on_ranks(given, threads, waits):
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    for name, value in {"OMP_NUM_THREADS": threads, "OMP_WAIT_POLICY": waits}.items():
+    if "GOMP_SPINCOUNT" not in done.stderr:
+        pytest.skip("torch has another OpenMP than GNU's")
+    for name, value in {"OMP_NUM_THREADS": threads, "GOMP_SPINCOUNT": spins}.items():
         assert len(re.findall(rf"{name} = '{value}'", done.stderr)) == 2, done.stderr
 
 
