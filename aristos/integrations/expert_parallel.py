@@ -23,7 +23,7 @@ from .options import communicator, current, limits
 from .process_groups import communicator_of, set_variables
 from .same_tokens import Part, SharedRows, Whole
 from .torch import Experts
-from .training import HELD, held
+from .training import held, hold
 
 
 class AristosEP(EPImplementation):
@@ -82,7 +82,7 @@ class AristosEP(EPImplementation):
                     lambda: made.load(**weights, local=True) if packed is None else packed.load(made.moe)
                 )
                 _release(self._module)
-            vars(self._module)[HELD] = experts
+            hold(self._module, experts)
         return experts
 
 

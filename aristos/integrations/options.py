@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import json
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +15,7 @@ from ..layer.moe import MoE
 from ..transport.limits import Limits
 
 NAME = "aristos"  # the implementation of experts
+VARIABLE = "ARISTOS_OPTIONS"  # a JSON object: arguments of `options`, for programs that do not call it
 OURS = ("self", "cfg", "comm", "layers", "backend", "train")  # arguments of MoE that no option sets
 
 
@@ -21,7 +24,8 @@ class Options:
     """max_tokens: rows of a call; more are computed in several. comm: an mpi4py communicator; None: all ranks that a
     launcher has started. train: whether layers have gradients; None: those of modules in training mode. layer: further
     arguments of `Experts`, such as threads and moves. config: of `MoEConfig`. fallback: the implementation of
-    transformers that computes what Aristos refuses; None: it stays refused.
+    transformers that computes what Aristos refuses; None: it stays refused. timeline: the folder for each layer's last
+    call; None: nothing is recorded.
     """
 
     max_tokens: int = 1024
@@ -30,6 +34,7 @@ class Options:
     layer: dict[str, Any] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
     fallback: str | None = None
+    timeline: str | os.PathLike[str] | None = None
 
 
 _options = Options()
@@ -43,6 +48,7 @@ def options(
     weight_dtype: Any = None,
     precision: str = "highest",
     fallback: str | None = None,
+    timeline: str | os.PathLike[str] | None = None,
     **layer: Any,
 ) -> None:
     """Set what layers of models are made with from now on; what is left out gets its default again.
@@ -62,6 +68,9 @@ def options(
     fallback : str or None, default None
         The implementation of transformers, such as "grouped_mm", for classes that Aristos refuses; a warning says so
         once a class. None: they stay refused.
+    timeline : path or None, default None
+        A folder. Layers record what their workers do, and `close(model)` writes each one's last call to MODULE.json
+        there: see `aristos.MoE.write_timeline`. None: nothing is recorded.
     **layer : object
         Further arguments of `aristos.MoE`, such as threads, moves, schedule and timeout.
 
@@ -78,7 +87,24 @@ def options(
     if type(max_tokens) is not int or max_tokens < 1:
         raise InputError(f"max_tokens must be an int of at least 1, got {max_tokens!r}")
     config = {"weight_dtype": weight_dtype, "precision": precision}
-    _options = Options(max_tokens, comm, train, layer, config, fallback)
+    _options = Options(max_tokens, comm, train, layer, config, fallback, timeline)
+
+
+def from_environment() -> None:
+    """Call `options` with what VARIABLE holds, where it is set. Raises InputError if it cannot."""
+    text = os.environ.get(VARIABLE)
+    if not text:
+        return
+    try:
+        given = json.loads(text)
+    except (ValueError, RecursionError):
+        given = None
+    if not isinstance(given, dict) or "comm" in given:
+        raise InputError(
+            f'{VARIABLE} must be a JSON object of arguments of options, without comm, such as {{"threads": 2}};'
+            f" got {text!r}"
+        )
+    options(**given)
 
 
 def current() -> Options:
