@@ -22,6 +22,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +152,15 @@ class Peak:
         return self.most
 
 
+def loaded(path: Path, dtype: torch.dtype, load: Callable[..., Any] = ours.from_pretrained) -> tuple[Any, int, int]:
+    """(a model after its first call, bytes that it took at its peak, bytes that it takes now)."""
+    before, peak = resident(), Peak()
+    model = load(path, dtype=dtype).eval()
+    with torch.no_grad():
+        model(torch.zeros(1, 4, dtype=torch.int64))
+    return model, peak.end() - before, resident() - before
+
+
 def memory(folder: Path, _: argparse.Namespace) -> None:
     """Print what loading a model in bfloat16 takes: at its peak and after the first call, beside the rank's experts."""
     dtype = torch.bfloat16
@@ -158,16 +168,10 @@ def memory(folder: Path, _: argparse.Namespace) -> None:
     each = 3 * SIZES["hidden_size"] * SIZES["moe_intermediate_size"] * dtype.itemsize
     share = SIZES["num_hidden_layers"] * SIZES["num_experts"] * each // comm.size
     ours.options(threads=1)
-    warm = ours.from_pretrained(path, dtype=dtype).eval()  # imports and compiled code
-    with torch.no_grad():
-        warm(torch.zeros(1, 4, dtype=torch.int64))
+    warm, *_ = loaded(path, dtype)  # imports and compiled code
     ours.close(warm)
     del warm
-    before, peak = resident(), Peak()
-    model = ours.from_pretrained(path, dtype=dtype).eval()
-    with torch.no_grad():
-        model(torch.zeros(1, 4, dtype=torch.int64))
-    most, after = peak.end() - before, resident() - before
+    model, most, after = loaded(path, dtype)
     for rank in range(comm.size):
         comm.Barrier()
         if rank == comm.rank:

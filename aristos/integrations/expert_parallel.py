@@ -16,15 +16,14 @@ from transformers.distributed.expert_parallel import AutoEP, EPImplementation, E
 from transformers.distributed.mixin import DistributedMixin
 
 from ..errors import InputError
-from ..layer.arguments import DEFAULT_TIMEOUT, usable_limits
 from . import experts_module, fallback
 from .fp8 import packed_experts
 from .masters import ShardedMasters
-from .options import communicator, current
+from .options import communicator, current, limits
 from .process_groups import communicator_of, set_variables
 from .same_tokens import Part, SharedRows, Whole
 from .torch import Experts
-from .training import HELD, held
+from .training import held, hold
 
 
 class AristosEP(EPImplementation):
@@ -83,7 +82,7 @@ class AristosEP(EPImplementation):
                     lambda: made.load(**weights, local=True) if packed is None else packed.load(made.moe)
                 )
                 _release(self._module)
-            vars(self._module)[HELD] = experts
+            hold(self._module, experts)
         return experts
 
 
@@ -141,9 +140,9 @@ def register(name: str) -> None:
         if config is not None:
             if config.ep_size > 1 and config.ep_implementation == name:
                 _checked(config)
-            comm, layer = communicator(), current().layer
+            comm = communicator()
             if comm is not None and not torch.distributed.is_initialized():
-                set_variables(comm, usable_limits(layer.get("timeout", DEFAULT_TIMEOUT), layer.get("absent_timeout")))
+                set_variables(comm, limits())
         return prepare(cls, config, *args, **given)
 
     DistributedMixin.prepare_distribute_model = classmethod(prepared)

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import inspect
+import json
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import InputError
 from ..host import launch_environment, mpi_world
+from ..layer.arguments import DEFAULT_TIMEOUT, usable_limits
 from ..layer.moe import MoE
+from ..transport.limits import Limits
 
 NAME = "aristos"  # the implementation of experts
+VARIABLE = "ARISTOS_OPTIONS"  # a JSON object: arguments of `options`, for programs that do not call it
 OURS = ("self", "cfg", "comm", "layers", "backend", "train")  # arguments of MoE that users cannot set here
 
 
@@ -21,7 +26,8 @@ class Options:
     max_tokens: most rows of a call; more are computed in several calls. comm: an mpi4py communicator; None: all ranks
     that a launcher has started. train: whether layers have gradients; None: those of modules in training mode. layer:
     further arguments of `Experts`, such as threads and moves. config: arguments of `MoEConfig`. fallback: the
-    implementation of transformers that computes what Aristos refuses; None: an error.
+    implementation of transformers that computes what Aristos refuses; None: an error. timeline: the folder for each
+    layer's last call; None: nothing is recorded.
     """
 
     max_tokens: int = 1024
@@ -30,6 +36,7 @@ class Options:
     layer: dict[str, Any] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
     fallback: str | None = None
+    timeline: str | os.PathLike[str] | None = None
 
 
 _options = Options()
@@ -43,6 +50,7 @@ def options(
     weight_dtype: Any = None,
     precision: str = "highest",
     fallback: str | None = None,
+    timeline: str | os.PathLike[str] | None = None,
     **layer: Any,
 ) -> None:
     """Set the options with which layers of models are made from now on. An option that is left out gets its default.
@@ -62,6 +70,9 @@ def options(
     fallback : str or None, default None
         The implementation of transformers, such as "grouped_mm", for classes that Aristos refuses. A warning names each
         class once. None: such classes raise an error.
+    timeline : path or None, default None
+        A folder. Layers record what their workers do, and `close(model)` writes each layer's last call to MODULE.json
+        there: see `aristos.MoE.write_timeline`. None: nothing is recorded.
     **layer : object
         Further arguments of `aristos.MoE`, such as threads, moves, schedule and timeout.
 
@@ -80,12 +91,34 @@ def options(
     if type(max_tokens) is not int or max_tokens < 1:
         raise InputError(f"max_tokens must be an int of at least 1, got {max_tokens!r}")
     config = {"weight_dtype": weight_dtype, "precision": precision}
-    _options = Options(max_tokens, comm, train, layer, config, fallback)
+    _options = Options(max_tokens, comm, train, layer, config, fallback, timeline)
+
+
+def from_environment() -> None:
+    """Call `options` with what VARIABLE holds, where it is set. Raises InputError if it cannot."""
+    text = os.environ.get(VARIABLE)
+    if not text:
+        return
+    try:
+        given = json.loads(text)
+    except (ValueError, RecursionError):
+        given = None
+    if not isinstance(given, dict) or "comm" in given:
+        raise InputError(
+            f'{VARIABLE} must be a JSON object of arguments of options, without comm, such as {{"threads": 2}};'
+            f" got {text!r}"
+        )
+    options(**given)
 
 
 def current() -> Options:
     """The present options."""
     return _options
+
+
+def limits() -> Limits:
+    """The limits of waits that the options set."""
+    return usable_limits(_options.layer.get("timeout", DEFAULT_TIMEOUT), _options.layer.get("absent_timeout"))
 
 
 def communicator() -> Any:

@@ -16,10 +16,12 @@ from ..errors import InputError, MismatchError
 from ..reproducible import reproducible_sum
 from ..transport.group import Group
 from .masters import as_numpy
+from .options import current
 from .torch import Experts
 
 HELD = "_aristos"  # a module's attribute that holds its layer
 CLOSED = "_aristos_closed"  # a module's attribute that says that its layer was closed, and its experts are not in torch
+TIMELINE = "_aristos_timeline"  # a module's attribute that holds the folder for its timeline
 SOURCE = "_aristos_source"  # a module's attribute that holds the reader of its experts, if torch never had them
 ALIKE = "_aristos_alike"  # a model's attribute that says that ranks have compared parameters outside the experts
 BUCKET = 1 << 22  # how many numbers are added at a time
@@ -31,6 +33,14 @@ def held(module: torch.nn.Module) -> Experts | None:
     if vars(module).get(CLOSED):
         raise InputError(f"{type(module).__name__}: its layer and its experts were closed: open the model again")
     return vars(module).get(HELD)
+
+
+def hold(module: torch.nn.Module, experts: Experts) -> None:
+    """Give a module its layer, which records what its workers do if the options say so."""
+    vars(module)[HELD] = experts
+    if current().timeline is not None:
+        experts.moe.timeline(True)
+        vars(module)[TIMELINE] = current().timeline
 
 
 def layers_of(model: torch.nn.Module) -> dict[str, Experts]:

@@ -15,20 +15,18 @@ import importlib.util
 import inspect
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from functools import wraps
 from typing import Any
 
 import torch
 
 from ..errors import EnvironmentProblem, InputError
-from ..host import mpi_world
-from ..layer.arguments import DEFAULT_TIMEOUT, usable_limits
-from . import experts_module, uncaught
+from . import experts_module, job, uncaught
 from .fp8 import PackedExperts, packed_experts
 from .guard import Guard, Offer, guarded
 from .masters import refuse_sharded
-from .options import NAME, communicator, current
+from .options import NAME, communicator, current, from_environment, limits
 from .options import options as options
 from .report import report
 from .sources import Source, model_without_experts
@@ -37,9 +35,11 @@ from .training import (
     CLOSED,
     HELD,
     SOURCE,
+    TIMELINE,
     average_dense_grads,
     clip_grad_norm_,
     held,
+    hold,
     layers_of,
     refuse_parts,
     whole_state_dict,
@@ -93,7 +93,7 @@ def _layer_of(module: Any, top_k: int, dtype: torch.dtype) -> Experts:
             weights = {} if source is not None else experts_module.weights(module, gate)
             experts.load_together(lambda: experts.load(**weights) if source is None else source.load(experts.moe))
             experts_module.release(module)
-        vars(module)[HELD] = experts
+        hold(module, experts)
     return experts
 
 
@@ -184,6 +184,8 @@ def together(*models: Any) -> Iterator[int]:
         Ranks call different layers with gradients, or differ in a layer's calls.
     PoisonedError
         Another rank failed in its block.
+    EnvironmentProblem
+        MPI does not see the launcher's tasks as one job.
     """
     global _guard
     for model in models:
@@ -198,8 +200,7 @@ def together(*models: Any) -> Iterator[int]:
     if comm is None or _guard is not None:
         yield rank
         return
-    limits = usable_limits(current().layer.get("timeout", DEFAULT_TIMEOUT), current().layer.get("absent_timeout"))
-    with guarded(comm, limits, modules, _take_part) as guard:
+    with guarded(comm, limits(), modules, _take_part) as guard:
         _guard = guard
         try:
             yield rank
@@ -258,14 +259,20 @@ def changed(model: Any) -> None:
 def close(model: Any) -> None:
     """Release the layers of a model. Collective. Afterwards the model has no experts, and its calls are refused.
 
+    With `options(timeline=FOLDER)` each layer's last call is written first, unless it is a backward one.
+
     Parameters
     ----------
     model : torch.nn.Module
         The model.
     """
-    for module in model.modules():
-        experts = vars(module).pop(HELD, None)
+    for name, module in model.named_modules():
+        experts, folder = vars(module).pop(HELD, None), vars(module).pop(TIMELINE, None)
         if experts is not None:
+            if folder is not None and experts.moe.runtime.broken is None:
+                os.makedirs(folder, exist_ok=True)
+                with suppress(InputError):  # the last call was a backward one, which records nothing
+                    experts.moe.write_timeline(os.path.join(folder, f"{name}.json"))
             experts.close()
             vars(module)[CLOSED] = SOURCE not in vars(module)
 
@@ -326,7 +333,8 @@ def _whole_when_saved(save: Callable[..., Any]) -> Callable[..., Any]:
 
 
 _guard: Guard | None = None
-mpi_world.prepare()
+from_environment()
+job.start()
 uncaught.end_together()
 if importlib.util.find_spec("transformers.distributed.expert_parallel") is not None:  # from transformers 5.23 on
     from . import expert_parallel

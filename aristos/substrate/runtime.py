@@ -20,7 +20,8 @@ from ..engine import words
 from ..engine.layout import EngineShape, PairLayout, StateLayout
 from ..engine.poison import failure_of
 from ..errors import AristosError, ClosedError, MismatchError, OpenCallError, WaitTimeout
-from ..transport.group import CLOSES, Group
+from ..transport.group import Group
+from ..transport.meeting import CLOSES
 from .background import Background
 from .counters import Tables
 from .failure import Failure, damaged_poison

@@ -15,13 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import MemoryProblem, MismatchError, PoisonedError
+from ..errors import MemoryProblem, PoisonedError
 from ..host import launch_environment, mpi_files
 from ..host.nodes import Nodes
 from ..host.processes import ENDED, Process
 from .capacity import Need, shortage
 from .choice import DEVICE, HOST, LOCAL, REMOTE, SELF, choose
 from .limits import ABSENT, DEFAULT, TIMEOUT, Limits
+from .meeting import EXCHANGES, MEETS, NOTHING, Meeting
 from .rma import RmaWindow
 from .warning import warn
 from .watchdog import NAMED, Calling, Watchdog
@@ -33,9 +34,6 @@ DRAIN_SECONDS = 0.2  # time that the launcher gets to read its pipes
 MOST_TEXT = 2000  # most characters of an error that other ranks get
 MEETING_POLLS = 99  # polls of a barrier before it sleeps
 EXCHANGE_POLLS = 5000  # polls of an exchange before it sleeps, some milliseconds: ranks in step need less
-CLOSES, EXCHANGES, MEETS = "closes", "exchanges words", "meets"  # kinds of meetings
-KINDS = (CLOSES, EXCHANGES, MEETS)
-MOST_WORDS, TEXT_WORDS = 5, 12  # most words that an exchange carries; words that hold the text of a meeting's reason
 FAILED = 1  # tag of the message by which a rank that cannot enter a collective says why
 
 
@@ -77,7 +75,6 @@ def world_size() -> int:
     return int(MPI.COMM_WORLD.Get_size())
 
 
-NOTHING = np.empty(0, np.int64)  # words of a meeting without an exchange
 _aborts: dict[Group, Callable[[], None]] = {}  # for each failed group, what ends the job when this process exits
 _job: dict[int, Process] = {}  # processes of this machine, by rank of the whole job; groups exchange them
 
@@ -122,7 +119,7 @@ class Group:
         self._members = comm.Get_group()
         self._watchdog = Watchdog(lambda why: end_job(comm, ABORTED, why), f"rank {self.rank}")
         self._watchdog.suspects, self._watchdog.ended = self.suspects, self.ended
-        self._pending: Any = None  # the arrays of the last exchange
+        self._meeting: Meeting | None = None  # the last one; MPI may still write there after an exception
         self.failed = False  # whether a rank of the group has sent FAILED
         self._sent: list[Any] = []  # this rank's messages with the tag FAILED: MPI may still read them
         self._refused = False  # whether a rank cannot form the group: then every rank raises
@@ -201,8 +198,8 @@ class Group:
         if self.comm is None:
             return words[None]
         self._wait(self._met(EXCHANGES, words, what, self.comm, EXCHANGE_POLLS), what)
-        found: np.ndarray = self._pending[1][:, 1 : 1 + words.size]
-        return found
+        assert self._meeting is not None
+        return self._meeting.words
 
     def _wait(self, waiting: Iterator[None], what: str) -> None:
         """Run a wait for ranks that may be in user code. It warns after the timeout."""
@@ -226,28 +223,10 @@ class Group:
             yield from self._met(kind, NOTHING, what, comm, MEETING_POLLS)
 
     def _met(self, kind: str, words: np.ndarray, what: str, comm: Any, polls: int) -> Iterator[None]:
-        """Exchange kind, words and reason with all ranks. All meetings are the same collective, so that any two match.
-
-        With different collectives MPI would match one rank's barrier with a part of another rank's exchange.
-        """
-        mine = np.zeros(1 + MOST_WORDS + TEXT_WORDS, np.int64)
-        mine[0], mine[1 : 1 + words.size] = KINDS.index(kind), words
-        text = what.encode()[: 8 * TEXT_WORDS]
-        mine[1 + MOST_WORDS :].view(np.uint8)[: len(text)] = np.frombuffer(text, np.uint8)
-        found = np.zeros((comm.Get_size(), mine.size), np.int64)
-        self._pending = mine, found  # kept alive, because MPI may still write there after an exception
-        yield from self._polled(lambda: comm.Iallgather(mine, found), what, comm, polls)
-        for rank in np.flatnonzero(found[:, 0] != mine[0]).tolist():
-            theirs = found[rank, 1 + MOST_WORDS :].tobytes().rstrip(b"\0").decode(errors="replace")
-            raise MismatchError(
-                f"rank {self.rank} waits for {what}, and rank {rank} for {theirs}: one of them has made other calls, or"
-                " fewer; all ranks must call the same layers equally often before they close them or end"
-            )
-
-    def _polled(self, start: Callable[[], Any], what: str, comm: Any, polls: int) -> Iterator[None]:
-        """Poll a non-blocking collective, at most for absent_timeout. polls: how many before it sleeps between them."""
+        """A meeting as an iterator; it lasts absent_timeout at most. polls: how many before it sleeps between them."""
         with self._watchdog.watch(what, self.limits.absent, ABSENT):
-            for tries, _ in enumerate(until_done(start())):
+            self._meeting = meeting = Meeting(comm, kind, what, words)
+            for tries, _ in enumerate(until_done(meeting.request)):
                 yield
                 if tries < polls:
                     time.sleep(0)
@@ -258,6 +237,7 @@ class Group:
                 if comm is self.comm and comm.iprobe(tag=FAILED):
                     self.failed = True
                     raise self._lost_to(*comm.recv(tag=FAILED))
+        meeting.check(self.rank)
 
     def cores(self) -> tuple[int, int]:
         """(cores that this rank may use divided by the ranks that share them, at least 1; ranks that share a core)."""

@@ -6,12 +6,18 @@ import contextlib
 import gc
 import importlib
 import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 from unittest import mock
 
 import pytest
-from hf_models import GENERATE, batch, experts_of, on_ranks, opened, relative, steps
+from cases import PATIENCE, ROOT, clean_environment
+from hf_models import GENERATE, batch, experts_of, on_ranks, opened, relative, small, steps
 
 from aristos.errors import EnvironmentProblem, InputError
+from aristos.host import mpi_library
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -21,11 +27,12 @@ VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 @contextlib.contextmanager
-def split_among_ranks(comm, folder, kind: str, **sizes):
+def split_among_ranks(comm, folder, kind: str, ranks_per_node: int | None = None, **sizes):
     """(module, eager model, model whose experts transformers has split); the process group ends with the block."""
     from transformers.distributed import DistributedConfig
 
     ours, folder = on_ranks(comm, folder, kind)
+    ours.options(max_tokens=8, threads=1, comm=comm, timeout=PATIENCE, ranks_per_node=ranks_per_node)
     before = {name: os.environ.pop(name, None) for name in VARIABLES}
     try:
         config = DistributedConfig(**sizes, ep_implementation="aristos")
@@ -55,6 +62,13 @@ def copies(model) -> int:
     return sum(tuple(each.shape) in shapes and each.untyped_storage().nbytes() > 4 for each in plain)
 
 
+def compared(model, theirs) -> None:
+    """The weights of both are equal."""
+    for (name, one), other in zip(model.named_parameters(), theirs.parameters(), strict=True):
+        whole = one.full_tensor() if hasattr(one, "full_tensor") else one
+        assert relative(whole, other) < 1e-5, name
+
+
 @pytest.mark.ranks(2, timeout=120)
 @pytest.mark.parametrize(
     ("kind", "sizes"), [("qwen3_moe", {"tp_size": 2}), ("qwen3_moe", {"fsdp_size": 2}), ("gpt_oss", {"tp_size": 2})]
@@ -77,18 +91,42 @@ def test_a_mesh_of_two_ranks(comm, tmp_path, kind, sizes):
 
 @pytest.mark.ranks(2, timeout=120)
 @pytest.mark.parametrize("sizes", [{"tp_size": 2}, {"fsdp_size": 2}])
-def test_a_mesh_of_two_ranks_trains_as_one_process(comm, tmp_path, sizes):
-    with split_among_ranks(comm, tmp_path, "qwen3_moe", **sizes, ep_size=2) as (ours, theirs, model):
+@pytest.mark.parametrize("ranks_per_node", [None, 1])
+def test_a_mesh_of_two_ranks_trains_as_one_process(comm, tmp_path, sizes, ranks_per_node):
+    """On one node, and on two."""
+    with split_among_ranks(comm, tmp_path, "qwen3_moe", ranks_per_node, **sizes, ep_size=2) as (ours, theirs, model):
         batches = [batch(rank) for rank in range(sizes.get("fsdp_size", 1))]
         wanted = steps(theirs.train(), batches)
         found = steps(model.train(), [batches[comm.rank % len(batches)]])
+        assert vars(experts_of(model)[0])["_aristos"].moe.runtime.group.nodes.single == (ranks_per_node is None)
         if len(batches) == 1:
             assert found == pytest.approx(wanted, rel=1e-5)
-        for (name, one), other in zip(model.named_parameters(), theirs.parameters(), strict=True):
-            whole = one.full_tensor() if hasattr(one, "full_tensor") else one
-            assert relative(whole, other) < 1e-5, name
+        compared(model, theirs)
         with pytest.raises(InputError, match=r"transformers has split this model among ranks: .*save_pretrained"):
             ours.whole_state_dict(model)
+
+
+@pytest.mark.ranks(2, timeout=120)
+def test_ranks_of_a_mesh_stop_at_different_times(comm, tmp_path):
+    """transformers lets them go on together (`synced_gpus`)."""
+    with split_among_ranks(comm, tmp_path, "qwen3_moe", fsdp_size=2, ep_size=2) as (_, theirs, model):
+        ids = torch.randint(0, 128, (1, 3 + 9 * comm.rank), generator=torch.Generator().manual_seed(comm.rank))
+        for counts in ((2, 7), (5, 1)):
+            fields = GENERATE | {"max_new_tokens": counts[comm.rank]}
+            assert (model.generate(ids, **fields) == theirs.generate(ids, **fields)).all()
+
+
+@pytest.mark.ranks(4, timeout=120)
+@pytest.mark.parametrize("sizes", [{"dp_replicate_size": 2, "fsdp_size": 2}, {"fsdp_size": 2, "tp_size": 2}])
+def test_a_mesh_of_four_ranks_trains_as_one_process(comm, tmp_path, sizes):
+    """Pairs of ranks share the experts, or all four do, of which pairs have the same tokens."""
+    ep_size, same = (2, 1) if "dp_replicate_size" in sizes else (4, 2)
+    with split_among_ranks(comm, tmp_path, "qwen3_moe", **sizes, ep_size=ep_size) as (_, theirs, model):
+        batches = [batch(each) for each in range(comm.size // same)]
+        steps(theirs.train(), batches)
+        steps(model.train(), [batches[comm.rank // same]])
+        assert vars(experts_of(model)[0])["_aristos"].moe.world == ep_size
+        compared(model, theirs)
 
 
 @pytest.mark.ranks(2, timeout=120)
@@ -120,6 +158,51 @@ def test_values_are_compared_after_changes_alone(comm, tmp_path, sizes):
         first.to_local().data.mul_(2)
         ours.changed(model)
         assert relative(logits(compared=True), before) > 1e-3
+
+
+NODES = """
+import sys, torch
+from aristos.integrations import transformers as ours
+from hf_models import GENERATE, experts_of, opened, relative
+from mpi4py import MPI
+from transformers.distributed import DistributedConfig
+
+rank = MPI.COMM_WORLD.rank
+ours.options(max_tokens=8, threads=1)
+for name in ("tp_size", "fsdp_size"):
+    parted = DistributedConfig(**{name: 2}, ep_size=2, ep_implementation="aristos")
+    theirs, model = opened("model", "eager"), opened("model", "grouped_mm", distributed_config=parted)
+    generator = torch.Generator().manual_seed(rank if name == "fsdp_size" else 0)
+    ids = torch.randint(0, 128, (2, 9), generator=generator)
+    with torch.no_grad():
+        assert relative(model(ids).logits, theirs(ids).logits) < 1e-5
+    assert (model.generate(ids, **GENERATE) == theirs.generate(ids, **GENERATE)).all()
+    assert not vars(experts_of(model)[0])["_aristos"].moe.runtime.group.nodes.single
+    ours.close(model)
+    print(f"rank {rank}, {name}: equal", flush=True)
+torch.distributed.destroy_process_group()
+"""
+SLURM_PATH = f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("slurmctld", path=SLURM_PATH), reason="no Slurm on this machine")
+def test_a_mesh_of_two_nodes_of_slurm(tmp_path):
+    small("qwen3_moe", tmp_path / "model")
+    (tmp_path / "program.py").write_text(NODES)
+    library = mpi_library.find()
+    srun = ["srun", f"--mpi={(library and library.pmi) or 'pmi2'}", "-N", "2", "-n", "2"]
+    done = subprocess.run(
+        [ROOT / "launch" / "virtual_slurm", "run", "--nodes", "2", "--", *srun, sys.executable, "program.py"],
+        cwd=tmp_path,
+        env=clean_environment() | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests' / 'support'}", "PATH": SLURM_PATH},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    wanted = [f"rank {rank}, {name}: equal" for rank in range(2) for name in ("fsdp_size", "tp_size")]
+    assert sorted(done.stdout.splitlines()) == wanted
 
 
 def test_experts_that_fsdp_would_cut_are_refused():

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from cases import clean_environment
-from hf_models import needs_real_weights, relative
+from hf_models import relative
 from mpi import find_mpiexec
 
 torch = pytest.importorskip("torch")
@@ -65,11 +65,9 @@ def run(*words: str, ranks: int = 1) -> str:
     return done.stdout
 
 
-def test_a_chat_with_a_real_model(tmp_path):
+def test_a_chat_with_a_real_model(real_model):
     """The weights are those of SmolLM2-135M-Instruct."""
-    needs_real_weights()
-    folder = str(tmp_path / "model")
-    said = run("examples/upcycle.py", folder, "--experts", "4")
+    folder, said = str(real_model[0]), real_model[1]
     assert float(said.split()[-1]) < 1e-5, said
     asked = (
         "examples/chat.py",

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 
 import pytest
-from cases import run_job
+from cases import ROOT, clean_environment, run_job
 from hf_models import small
 from mpi import find_mpiexec
 
@@ -35,6 +38,7 @@ PROGRAM = """
     ids, model = torch.arange(7)[None], opened("model", "aristos").train()
 """
 RAISED = "aristos: rank 1 ends the job, because its program raised "
+ALONE = "MismatchError: rank 0 waits for the other ranks to make a layer, and rank 1 for .* as its program is over"
 APART = r"MismatchError: rank . waits for the .*, and rank . for the .*: one of them has made other calls, or fewer"
 
 
@@ -46,11 +50,42 @@ APART = r"MismatchError: rank . waits for the .*, and rank . for the .*: one of 
         ("step(); step(interrupt)", RAISED + "KeyboardInterrupt"),
         ("[step() for _ in range(2 + rank)]; ours.close(model)", APART),
         ("[step() for _ in range(2 + rank)]", APART),
+        ("[step() for _ in range(1 - rank)]", ALONE),
+        ("model.set_experts_implementation(['aristos', 'eager'][rank]); model(ids)", ALONE),
     ],
-    ids=["before", "between", "interrupted", "fewer", "fewer, not closed"],
+    ids=["before", "between", "interrupted", "fewer", "fewer, not closed", "none", "of another implementation"],
 )
 def test_a_job_ends_at_once(tmp_path, body, wanted):
     small("mixtral", tmp_path / "model")
     job = run_job(tmp_path, 2, PROGRAM + f"\n    {body}\n", timeout=240)
     assert job.code not in (None, 0), job.out
     assert re.search(wanted, "".join(job.out)), job.out
+
+
+WITHOUT_MPI4PY = """
+import torch
+from aristos.host import launch_environment
+from aristos.integrations import transformers as ours
+from hf_models import opened
+
+model = opened("model", "aristos")
+if launch_environment.started_as()[2] == 0:
+    model.generate(torch.arange(7)[None], max_new_tokens=2)
+"""
+
+
+def test_a_rank_that_never_starts_mpi_itself(tmp_path):
+    """Another one would wait for it in MPI_Init."""
+    small("mixtral", tmp_path / "model")
+    (tmp_path / "program.py").write_text(WITHOUT_MPI4PY)
+    path = f"{ROOT}{os.pathsep}{ROOT / 'tests' / 'support'}"
+    done = subprocess.run(
+        [*find_mpiexec(), "-n", "2", sys.executable, "program.py"],
+        cwd=tmp_path,
+        env=clean_environment() | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode != 0
+    assert re.search(ALONE, done.stderr), done.stderr

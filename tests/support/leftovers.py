@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+OF_PROGRAMS = "aristos.integrations.job"  # registers at its import a hook that is no test's
 _hooks: list[tuple[Callable[..., Any], str]] = []  # and the test that was running
 _of_workers: list[str] = []  # what tests in other processes left
 _current = "collection"
@@ -19,7 +20,8 @@ _register, _unregister = atexit.register, atexit.unregister
 
 
 def register(hook: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-    if (getattr(hook, "__module__", None) or "").startswith("aristos."):
+    module = getattr(hook, "__module__", None) or ""
+    if module.startswith("aristos.") and module != OF_PROGRAMS:
         _hooks.append((hook, _current))
     return _register(hook, *args, **kwargs)
 

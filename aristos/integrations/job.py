@@ -1,0 +1,54 @@
+"""The ranks of a program start MPI together and meet when it ends.
+
+A rank that calls a model alone would wait in MPI_Init for ranks that never start MPI, or for ranks that MPI_Finalize
+keeps, and could not say that their programs have ended.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import multiprocessing
+import os
+import time
+from typing import Any
+
+from ..errors import EnvironmentProblem, MismatchError
+from ..transport.meeting import ENDS, Meeting
+from .options import limits, world
+
+POLL_SECONDS = 0.005
+WHAT = "the other ranks to end, as its program is over"
+
+
+def start() -> None:
+    """Start MPI where a launcher has started several tasks, and meet at their end. Nothing in children of a task.
+
+    What is wrong with MPI is said by the first layer.
+    """
+    if multiprocessing.parent_process() is not None:
+        return
+    try:
+        comm = world()
+    except EnvironmentProblem:
+        return
+    if comm is not None:
+        atexit.register(_end, comm, os.getpid())
+
+
+def _end(comm: Any, pid: int) -> None:
+    """Wait until all ranks end or one wants something else of this rank, which that one then knows.
+
+    absent_timeout at most: a rank may have left this module out.
+    """
+    from mpi4py import MPI
+
+    if os.getpid() != pid or MPI.Is_finalized():
+        return
+    meeting, last = Meeting(comm, ENDS, WHAT), time.monotonic() + limits().absent
+    while not meeting.request.Test():
+        if time.monotonic() > last:
+            return
+        time.sleep(POLL_SECONDS)
+    with contextlib.suppress(MismatchError):  # the other rank raises it too
+        meeting.check(comm.Get_rank())
