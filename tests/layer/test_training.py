@@ -303,7 +303,7 @@ def test_tapes_hold_the_weights():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"moves": "experts"}, "rows that travel"),
+        ({"moves": "experts"}, "moves='tokens' or 'auto', got moves='experts'"),
         ({"placement": [[0]] * 6}, None),
         ({"cfg": replace(SMALL, dtype="float16")}, "dtype='float32' or 'bfloat16'"),
         ({"cfg": replace(SMALL, precision="high")}, "precision='highest'"),
