@@ -455,7 +455,7 @@ def test_start_and_wait(comm):
             assert same(out, y)
             assert stats.tokens == 60
             assert "np." not in repr(stats)
-            with pytest.raises(aristos.AristosError, match="twice"):
+            with pytest.raises(aristos.AristosError, match=r"wait\(\) may be called once"):
                 call.wait()
             for n in range(5):
                 routed = routing(CFG, 60, "some", seed=n)
