@@ -60,7 +60,8 @@ class Shape:
 class Step(Shape):
     """A training step of a layer: forward and backward.
 
-    Experts have SiLU with and without a gate: with ReLU, sums near 0 would have the other derivative after rounding.
+    Experts have SiLU, with or without a gate. ReLU is not used: rounding may change the sign of a sum near 0, and with
+    it ReLU's derivative.
     """
 
     @property
@@ -68,7 +69,7 @@ class Step(Shape):
         return 2
 
     def flops(self, rows: int) -> int:
-        """Those of a forward call, and of the gradients of rows and of weights, which are as many each."""
+        """Three times those of a forward call: gradients of rows take as many again, and so do those of weights."""
         return 3 * super().flops(rows)
 
 
@@ -100,7 +101,7 @@ class Product:
 
 
 CODES = {"int8": 127, "int4": 7}  # the largest code of weights
-GROUP = 128  # k of a column among which one code of int4 is the largest; of int8 a whole column
+GROUP = 128  # successive k of a column: of their int4 codes one is the largest. For int8 the group is the column
 
 SHAPES = {
     shape.name: shape

@@ -1,6 +1,6 @@
 """The comparison as one picture: for each dtype, time over that of Aristos fused, on a linear axis from 0.
 
-Of an environment with several peers each shape shows the fastest. All numbers are computed by figures.py.
+If an environment has several peers, each shape shows the fastest of them. All numbers are computed by figures.py.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """wgmma: a warp's part of a warpgroup's product, that is 16 rows of A by all of B, and the registers that it uses.
 
-A part is computed when it is issued, and counts as pending until a thread waits for its group. An agent whose clock is
-the group reads the operands in shared memory, so a write to them before the wait is a race. The part's registers are
-marked, and an instruction that touches a marked register is reported. The arithmetic is that of mma.sync: exact
-products, and one chain of float32 sums in the order of k, which starts from D. Source: the PTX ISA, "Asynchronous
-Warpgroup Level Matrix Instructions".
+A part is computed when it is issued, and counts as pending until a thread waits for its group. For the checker an agent
+(`agents.py`) reads the operands in shared memory. The agent's clock is the number of the group, which a thread learns
+by its wait. So a write to the operands before the wait is a race. The part's registers are marked, and an instruction
+that touches a marked register is reported. The arithmetic is that of mma.sync: exact products, and one chain of float32
+sums in the order of k, which starts from D. Source: the PTX ISA, "Asynchronous Warpgroup Level Matrix Instructions".
 """
 
 from __future__ import annotations
@@ -97,7 +97,10 @@ def settle_registers(x, warp, done):
 
 @jit
 def take_registers(x, warp, items, results, fragments, shape, pc):
-    """Mark the registers of a product. Report those touched since the last fence, or in another use."""
+    """Mark the registers of a product.
+
+    Report those touched since the last fence, and those that a pending product uses with another shape or role.
+    """
     flight = get(warp, s.W_FLIGHT)
     if flight == 0:
         return
@@ -140,7 +143,7 @@ def touch(x, warp, line, op, pc):
         source, target = get(line, isa.A), get(line, isa.D)
         state = get(flight, source)
         if state == CONSTANT or source < FIXED_ROWS:
-            state = get(flight, 0)  # for a constant, which any earlier fence orders
+            state = get(flight, 0)  # no instruction touches row 0: any fence orders it, as it orders constants
         if get(flight, target) > s.CLEAN and state <= s.CLEAN:
             touch_row(x, warp, flight, target, pc, 1)
         put(flight, target, state)

@@ -73,8 +73,8 @@ class Sheet:
 class Result:
     """A suite's outcome. ok: whether every output passed its check.
 
-    ran: the kernels that ran, None if the suite computes
-    nothing."""
+    ran: the kernels that ran, empty if the suite computes nothing.
+    """
 
     ok: bool
     sheets: list[Sheet] = field(default_factory=list)

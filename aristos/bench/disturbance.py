@@ -71,9 +71,9 @@ class Guard:
         self._seconds.append(seconds)
 
     def shares(self) -> NDArray[np.float64]:
-        """The share of a core that the most delayed thread of those that worked had in each call [calls].
+        """[calls]: the share of a core that one thread had in each call.
 
-        Ends the watch.
+        It is the thread that waited longest for a core, of those that worked. Ends the watch.
         """
         for file in [self._main, *self._others]:
             if file is not None:
@@ -121,7 +121,7 @@ def mark(core: NDArray[np.float64] | None, *times: NDArray[np.float64]) -> dict[
 
 
 def spread(times: NDArray[np.float64]) -> float:
-    """The range of the medians of ROUNDS rounds of calls, over the middle one; 0 for fewer calls than rounds.
+    """The largest less the least median of ROUNDS rounds, divided by the middle median; 0 for fewer calls than rounds.
 
     times: [world, iterations] seconds, NaN for calls that were not run. The slowest rank counts.
     """

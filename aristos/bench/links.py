@@ -119,7 +119,7 @@ def measure(world: World, topology: Topology, ranks: list[RankPlace], seconds: f
     with Pairs(world, slot_bytes(world, SIZES[-1])) as pairs:
         sizes = [size for size in SIZES if size <= pairs.capacity]
         everything = [[p for p in row if ours[p]] for row in schedule(n, n)]
-        # by machine, because virtual nodes of one disturb each other too
+        # by machine: pairs of different virtual nodes disturb each other too if they are on one machine
         hosts_of = [where.index(each) for each in where]
         alone = quiet(everything, hosts_of)
         times = _times(pairs, alone, sizes, 0.6 * seconds)

@@ -237,23 +237,23 @@ CALLS = [_with_words(call) for call in (
 # ---- the job of the router kernels on GPUs, in the order of its words
 
 ROUTER_JOB = _arguments("""
-    x | address | rows of the kernel's kind that the router reads, on 16 bytes
+    x | address | rows of the kernel's kind, which the router reads. Each starts at a multiple of 16 bytes
     x_stride | bytes | between them
     tokens | tokens | of the call
     hidden | columns | width of a row
     router | address | of `pack_router`
     experts | experts | that ids name, identity experts among them
     top_k | choices | experts that compute a token
-    choices | choices | those that it chooses: one less with a shared expert
+    choices | choices | experts that the router chooses for a token: with a shared expert one less than top_k
     score | | `rule` of kernels/common/scores.py
     renormalize | flag | the weights of a token are divided by their sum
     scale | float32 bits | factor of the weights
     ids | address | [tokens, top_k] int64, -1: a choice not taken, -2 - id: one beyond the capacity
     weights | address | [tokens, top_k] float32
-    given_ids | address | [tokens, choices] int64 from outside, perhaps those of ids, 0: none
+    given_ids | address | [tokens, choices] int64 from outside. It may be the same address as ids. 0: none
     given_weights | address | [tokens, choices] float32 from outside, 0: none
     capacity | choices | most of an expert, 0: no limit
-    slot_of | address | [experts, and the shared one] int64: places in the packed order, -1: none, nor rows (identity)
+    slot_of | address | [experts, and the shared one] int64: places in the packed order. An identity expert has -1
     slots | experts | places in the packed order
     offset | address | [slots + 1] int64, see engine/packing.py
     token | address | [tokens * top_k] int64, see there
@@ -262,11 +262,11 @@ ROUTER_JOB = _arguments("""
     select_bias | address | [experts] float32, added to the weights when experts are compared, 0: none
     input | address | the tokens
     input_stride | bytes | between them
-    shared_sigmoid | address | `pack_router` of one column, whose logistic function weighs the shared expert; 0: 1
+    shared_sigmoid | address | `pack_router` of one column w: sigmoid(x w) weighs the shared expert. 0: its weight is 1
     weighted | address | where tokens times their weights go, whole rows side by side, 0: nowhere
-    kept_weights | address | [tokens] float32, where weights of weighted tokens are kept, which become 1, 0: nowhere
+    kept_weights | address | [tokens] float32: the weights that WEIGHTED has. `weights` is then 1. 0: nowhere
     status | address | of a word: OK at first, then a token's largest status; unless OK, `place` assigns no rows
-    unbegun | address | of a word: not 0 where no call began, because the engine has failed; 0: there is no such word
+    unbegun | address | of a word that is not 0 if the engine has failed, so that no call began. 0: no such word
     scratch | address | of `scratch_bytes` bytes
 """)
 ROUTER_CALL = (  # its words that the kernel `begin` fills for each call; the host fills the others

@@ -119,7 +119,7 @@ def bind(cpus: frozenset[int], whole_seat: bool = False) -> None:
         raise EnvironmentProblem(
             f"--per numa: this rank's NUMA domain has CPUs {cpusets.show(cpus)}, and it was started with"
             f" {cpusets.show(allowed)} alone: unset the variables by which the launcher binds ranks"
-            " (`aristos run` has it bind none), or allow the job whole nodes (sbatch --exclusive)"
+            " (under `aristos run` it binds none), or allow the job whole nodes (sbatch --exclusive)"
         )
     mine = cpus & allowed
     if mine:

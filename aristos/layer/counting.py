@@ -1,5 +1,7 @@
-"""What a call has counted in its state. Compiled code reads it: a call of few tokens is as short as a few lines of
-Python."""
+"""What a call has counted in its state.
+
+Compiled code reads it, because a few lines of Python would take as long as a whole call of few tokens.
+"""
 
 import numpy as np
 
@@ -31,8 +33,9 @@ def shared_rows(job, st):
 
 @jit
 def add_call(job, st, first, counted, by_expert):
-    """Add the call that has just ended: the state's words from `first` on to `counted`, and its rows to by_expert [E].
+    """Add the counts of the call that has just ended.
 
+    `counted` gets the state's words, of which number `first` is the first. by_expert [E] gets the rows of each expert.
     Returns (rows of its experts, rows of the shared expert).
     """
     for word in range(len(counted)):

@@ -3,7 +3,7 @@
 It has no layer to call. So two models, of 2 and of 6 layers, are made with the job's weights in each layer, and a call
 is the time of the prompt's tokens in the larger one less that in the smaller one, divided by 4. The last layer computes
 the last token alone, in both. Beside the experts a layer has an attention with one head and its own router, which
-chooses its experts. Codes are its own: blocks of 32 k with a float16 scale. Its output is not that of the job.
+chooses its experts. Its codes are not the job's: each 32 successive k share a float16 scale. Nor is its output.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class LlamaLayer:
         if job.world > 1:
             raise Absent("llama.cpp has no expert parallelism: one rank only")
         if job.gate is None or job.shape.hidden % 32 or job.shape.ffn % 32:
-            raise Absent("llama.cpp is compared with gated experts, H and F multiples of 32")
+            raise Absent("llama.cpp is compared only if experts are gated, and H and F are multiples of 32")
         try:
             self.llama: Any = importlib.import_module("xllamacpp")
             self.gguf: Any = importlib.import_module("gguf")
@@ -43,7 +43,7 @@ class LlamaLayer:
         self.servers = {layers: self._server(layers, experts) for layers in (FEW, MANY)}
 
     def _experts(self, job: Job) -> dict[str, Any]:
-        """Codes of all experts' matrices, by output."""
+        """Codes of all experts' matrices, transposed: [expert, output, input]."""
         kind, quants = self._kind(), self.gguf.quants
         arrays = {name: np.ascontiguousarray(getattr(job, name).transpose(0, 2, 1)) for name in ("gate", "up", "down")}
         return {name: quants.quantize(array, kind) for name, array in arrays.items()}

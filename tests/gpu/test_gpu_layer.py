@@ -77,7 +77,7 @@ def test_cupy_arrays(comm):
 
 @pytest.mark.ranks(2, timeout=SECONDS, isolated=True)
 def test_ctrl_c_ends_a_kernel_that_waits_for_a_peer(comm):
-    """Rank 0's kernel waits for rank 1, which makes no call; 100 ms are the kernel's, the rest is the host's."""
+    """Rank 0's kernel waits for rank 1, which makes no call. 100 of the 500 ms are for the kernel, 400 for the host."""
     hooks = leftovers.registered()
     with mock.patch("aristos.transport.group.Group.abort_at_exit"):  # the ranks end together
         moe = gpu_layers.made(comm)

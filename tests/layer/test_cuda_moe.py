@@ -180,7 +180,7 @@ KINDS = {
 
 
 def test_shared_experts_weights_on_the_input_and_capacities():
-    """Outputs and routings, with rows that lie apart, routed here and outside; a rank without tokens takes part."""
+    """Outputs and routings of calls routed here and of calls routed outside; rank 1 has no tokens and takes part."""
 
     def body(comm, rank):
         for name, cfg in KINDS.items():
@@ -230,7 +230,7 @@ def test_layers_with_and_without_a_shared_expert():
                 assert reference.error(y, reference.moe(cfgs[layer], x, **w)) < 1e-5
                 assert found.dropped == (reference.route(cfgs[layer], x, w["router"])[0] < 0).sum()
             before, w = moe(x, layer=1), reference.weights(cfgs[1], seed=1)
-            if rank == 0:  # a reload that ends half-way is refused, and one that goes on is not
+            if rank == 0:  # calls are refused until every weight has been loaded again
                 moe.unload(1)
             for name in ("expert", "shared expert", "router"):
                 with pytest.raises(InputError if rank == 0 else PeerInputError, match=f"lacks|without|loaded.* {name}"):

@@ -1,4 +1,4 @@
-"""Loads by ld.global.nc and ldu: memory that a kernel writes while the load's kernel runs is reported, other is not.
+"""Loads by ld.global.nc and ldu: a load is reported if its memory is written while the load's kernel runs, else not.
 
 The PTX ISA on ld.global.nc and ldu: the memory is read-only for as long as the kernel runs, whatever orders the load
 and the store. A report is at the load and names the store.
@@ -29,7 +29,7 @@ def line_of(kernel, mark):
 
 
 def run(*launches, seed=0, devices=1):
-    """Reports of kernels launched on a device each, as (kernel, device), all with the words `a`, `out` and `flag`."""
+    """Reports of one run. launches: (kernel, device). Every kernel gets the words `a`, `out` and `flag`."""
     machine = ptxsim.Machine(devices=devices, seed=seed)
     words = [machine.device(0).array(np.zeros(N, np.uint32), name) for name in ("a", "out", "flag")]
     for kernel, device in launches:
@@ -142,7 +142,10 @@ def test_a_store_of_another_device_while_the_kernel_runs(writer, reader, seed):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_stores_before_and_after_the_kernel(seed):
-    """Of earlier and later launches of the device, and of another device's that an earlier launch waited for."""
+    """No report: the stores are those of earlier and later launches on the same device, or of another device's launch.
+
+    An earlier launch on the reader's device waited for that other device's launch.
+    """
     assert run((fills, 0), (reads, 0), (fills, 0), (reads, 0), seed=seed) == []
     assert run((fills, 0), (waits, 1), (reads, 1), seed=seed, devices=2) == []
 

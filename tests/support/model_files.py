@@ -27,7 +27,7 @@ WORDS = {
 
 
 def pack(header: Any, data: bytes) -> bytes:
-    """The bytes of a file with this header, a text or what JSON makes one of."""
+    """The bytes of a file with this header. header: bytes that are written as they are, or a value for JSON."""
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     return struct.pack("<Q", len(text)) + text + data
 

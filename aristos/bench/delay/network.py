@@ -51,7 +51,8 @@ def enter(entries, nbytes, me, turn):
 def leave(entries, links, free, me, turn, limit):
     """Wait until the bytes of all ranks in collective number `turn` are due. Returns False after `limit` ns.
 
-    entries, links: [W] addresses of those from each rank to this one. free: [W] when each link becomes free, in ns.
+    entries: [W] addresses of each rank's entries for this rank. links: [W] addresses of each rank's link to this one.
+    free: [W] when each link becomes free, in ns.
     """
     begun = mem.clock()
     last = begun
@@ -126,7 +127,8 @@ def check_ranks(nodes: Nodes) -> None:
 class Network:
     """Links between the ranks of a runtime; in a `with` block its calls use them. Collective, as is each method.
 
-    runtime: of layers that have been made; it must not grow meanwhile. bulk: the bulk schedule of a layer on it.
+    runtime: the runtime of layers that are already made. It must not grow while the network exists. bulk: the bulk
+    schedule of a layer on that runtime.
     InputError: ranks on several nodes, or too many.
     """
 
@@ -204,7 +206,7 @@ class Network:
         self.runtime.group.meet("the other ranks to set links")
 
     def collective(self, call: Callable[[Any], object], nbytes: np.ndarray) -> None:
-        """Make an MPI collective over the links, as `Bulk.collective`.
+        """Make an MPI collective over the links, in place of `Bulk.collective`.
 
         nbytes: [W] bytes that this rank sends to each rank.
         """

@@ -20,7 +20,7 @@ ENGINE, SUBSTRATE = "aristos.engine", "aristos.substrate.cpu"
 
 
 def _package(name: str) -> str:
-    """A package with the files of another one beside it."""
+    """Make a second package, named `name` + SUFFIX, from the files of the package `name`. Returns its name."""
     made = ModuleType(name + SUFFIX)
     made.__path__ = import_module(name).__path__
     return sys.modules.setdefault(made.__name__, made).__name__

@@ -1,5 +1,7 @@
-"""Pictures of the suite `idle`: idle share, straggler ECDFs and waits between ranks; bulk, and fused with tokens that
-always move and with tokens that move where that is cheaper."""
+"""Pictures of the suite `idle`: idle share, straggler ECDFs and waits between ranks.
+
+Each picture compares three ways: bulk, fused where tokens always move, and fused where tokens move if that is cheaper.
+"""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ SPARE = BLOCK_BYTES - 8  # place of a word that no call uses
 
 
 def flat(record):
-    """The words of a record in order, for a block that is apart from its scratch."""
+    """The words of a record in order, for a block that does not lie in the record's scratch."""
     return [word for each in record for word in (each if isinstance(each, tuple) else (each,))]
 
 

@@ -34,7 +34,10 @@ _BUSY = (
 _MPS = (
     "see the MPS control daemon (nvidia-cuda-mps-control -d, its logs), or unset CUDA_MPS_PIPE_DIRECTORY on all ranks"
 )
-_SYSTEM = "see nvidia-smi and `systemctl status nvidia-fabricmanager`: it must have the driver's version; if so, reboot"
+_SYSTEM = (
+    "see nvidia-smi and `systemctl status nvidia-fabricmanager`: the fabric manager must have the driver's version; if"
+    " it has, reboot"
+)
 _PEERS = "`nvidia-smi topo -p2p r` shows which GPUs reach each other: use GPUs on NVLink or one PCIe root, without MIG"
 _IPC = (
     "ranks of one node must run as one user in one PID namespace (docker run --pid=host, or --pid=container:NAME), and"
@@ -56,7 +59,7 @@ ADVICE = {
     "CUDA_ERROR_NO_BINARY_FOR_GPU": "the kernel was compiled for another GPU: empty the kernel cache (ARISTOS_CACHE)",
     "CUDA_ERROR_INVALID_IMAGE": _OLD,
     "CUDA_ERROR_UNSUPPORTED_PTX_VERSION": _OLD,
-    "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH": "libcuda and the kernel's driver differ, as after an update: reboot",
+    "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH": "libcuda and Linux's nvidia module differ, as after an update: reboot",
     "CUDA_ERROR_COMPAT_NOT_SUPPORTED_ON_DEVICE": "take CUDA's forward compatibility (compat) out of LD_LIBRARY_PATH",
     "CUDA_ERROR_SYSTEM_NOT_READY": _SYSTEM,
     "CUDA_ERROR_NVLINK_UNCORRECTABLE": _SYSTEM,

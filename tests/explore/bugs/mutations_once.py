@@ -38,7 +38,7 @@ def once_announced_to_all(put: Put) -> None:
 
 @mutation("once-of-the-call-before", calls=4, fixed=MIXED)
 def once_of_the_call_before(put: Put) -> None:
-    """An owner reads a source's stream as the source's call before was announced."""
+    """An owner takes the announcement of a source's previous call for that of this call: whether tokens cross once."""
     real = arrivals.read_announcement
     before: dict[tuple[int, int], int] = {}
 
