@@ -180,6 +180,8 @@ def together(*models: Any) -> Iterator[int]:
         Ranks call different layers with gradients, or differ in a layer's calls.
     PoisonedError
         Another rank failed in its block.
+    EnvironmentProblem
+        MPI does not see the launcher's tasks as one job.
     """
     global _guard
     for model in models:

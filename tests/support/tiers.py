@@ -51,7 +51,7 @@ FOLDERS = {
     "fuzz": Budget(0, 45, parallel=True),
     "gpu": Budget(0, 900),
     "host": Budget(10, 20, parallel=True),
-    "integrations": Budget(30, 420),
+    "integrations": Budget(30, 900),
     "kernel_cache": Budget(50, 160, parallel=True),
     "kernels": Budget(60, 1900, parallel=True),
     "launch": Budget(0, 60, parallel=True),
