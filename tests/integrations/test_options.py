@@ -42,6 +42,20 @@ def test_options_of_the_environment_that_there_are_not(ours, monkeypatch, text):
         from_environment()
 
 
+def test_options_reach_the_layers(ours, tmp_path):
+    """Also those of the configuration."""
+    given = {"threads": 2, "moves": "tokens", "schedule": "bulk", "timeout": PATIENCE}
+    ours.options(max_tokens=5, precision="high", train=False, **given)
+    model = opened(small("mixtral", tmp_path), "aristos").train()
+    with torch.no_grad():
+        model(IDS)
+    moe = vars(experts_of(model)[0])["_aristos"].moe
+    assert (moe.threads, moe.schedule, moe.timeout) == (2, "bulk", PATIENCE)
+    assert "train" not in repr(moe)
+    assert (moe.cfg.max_tokens, moe.cfg.precision) == (5, "high")
+    ours.close(model)
+
+
 def rows_of(events: list[dict]) -> int:
     """Rows that experts have computed."""
     return sum(each["args"]["rows"] for each in events if each.get("cat") == "expert" and each["ph"] == "X")

@@ -16,7 +16,7 @@ from cases import PATIENCE
 from hf_models import GENERATE, MODELS, MORE, experts_of, held_by_torch, on_ranks, opened, relative, small
 
 from aristos import packed, quantise
-from aristos.errors import InputError, PoisonedError
+from aristos.errors import CheckpointError, InputError, PoisonedError
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -178,6 +178,18 @@ def test_packed_experts_stay_packed(ours, tmp_path):
     assert {str(moe.cfg.packed).split()[0] for moe in layers} == {"mxfp4"}
     assert not any(moe.summary().weight_errors[0] for moe in layers)  # nothing was rounded
     ours.close(model)
+
+
+def test_other_layers_that_are_quantised_are_transformers_own(ours, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    file = small("qwen3_moe", tmp_path) / "model.safetensors"
+    scale = {"model.layers.0.self_attn.q_proj.weight_scale_inv": torch.ones(1, 1)}
+    save_file(load_file(file) | scale, file)
+    with pytest.raises(
+        CheckpointError, match=r"q_proj.* outside the experts: use transformers' own from_pretrained, which"
+    ):
+        ours.from_pretrained(tmp_path)
 
 
 @pytest.mark.ranks(3, timeout=120)
