@@ -551,7 +551,7 @@ def test_two_layers_share_a_gpu_in_any_order():
 
 def test_a_budget_of_sms():
     def body(comm, rank, driver):
-        for sms, why in ((0, "positive"), (3, "has 2 SMs"), ("all", "positive")):
+        for sms, why in ((0, "positive"), (3, "sms must be at most 2"), ("all", "positive")):
             with pytest.raises(InputError, match=why):
                 aristos.MoE(CFG, comm, backend="cuda", sms=sms)
         with pytest.raises(InputError, match="sms applies only to backend='cuda'"):
