@@ -37,7 +37,7 @@ def test_options_of_the_environment_that_there_are_not(ours, monkeypatch, text):
 
     monkeypatch.setenv("ARISTOS_OPTIONS", text)
     with pytest.raises(
-        InputError, match=r"ARISTOS_OPTIONS must be a JSON object|options has no thread|max_tokens must be"
+        InputError, match=r"ARISTOS_OPTIONS must be a JSON object|options must get its own arguments|max_tokens must be"
     ):
         from_environment()
 
