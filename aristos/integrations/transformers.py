@@ -259,7 +259,7 @@ def changed(model: Any) -> None:
 def close(model: Any) -> None:
     """Release the layers of a model. Collective. Afterwards the model has no experts, and its calls are refused.
 
-    With `options(timeline=FOLDER)` each layer's last call is written first, unless it is a backward one.
+    With `options(timeline=FOLDER)` each layer's last forward call is written first.
 
     Parameters
     ----------
@@ -271,7 +271,7 @@ def close(model: Any) -> None:
         if experts is not None:
             if folder is not None and experts.moe.runtime.broken is None:
                 os.makedirs(folder, exist_ok=True)
-                with suppress(InputError):  # the last call was a backward one, which records nothing
+                with suppress(InputError):  # the layer has made no call
                     experts.moe.write_timeline(os.path.join(folder, f"{name}.json"))
             experts.close()
             vars(module)[CLOSED] = SOURCE not in vars(module)

@@ -92,6 +92,7 @@ class CpuBackend(Backend):
         self._jobs = CpuJobs(self._runtime, member, self.cfgs, kernels, self.weights, settings.moves)
         self._arguments = CpuArguments(self.cfgs, self._jobs, self._element.nbytes, self.weights)
         self._recorded = 0  # the layer of the last call
+        self._kept_events: list[int] = []  # how many events each worker has kept of that call
         self.taping: Taping | InputError | None = None  # what the next call tapes, or why it is refused
         self._home = self._open_home(settings, member)
         if self._home is not None:
@@ -208,10 +209,14 @@ class CpuBackend(Backend):
         runtime, job = self._runtime, self._jobs.made_for(call.layer)
         self._recorded = call.layer
         started = time.perf_counter()
-        if self.bulk is not None:
-            self.bulk.run(job)
-        else:
-            runtime.run_call(job, self.settings.limits)
+        try:
+            if self.bulk is not None:
+                self.bulk.run(job)
+            else:
+                runtime.run_call(job, self.settings.limits)
+        finally:
+            if self._jobs.events is not None:
+                self._kept_events = self._count_events()
         seconds = time.perf_counter() - started
         self.totals.add(job, runtime.state, runtime.counted, seconds)
         return seconds
@@ -252,20 +257,27 @@ class CpuBackend(Backend):
     def timeline(self, on: bool, events: int) -> None:
         threads = self.member.runtime.threads
         self._jobs.events = aligned((threads, events, words.EVENT_WORDS), np.int64) if on else None
+        self._kept_events = []
         self._jobs.forget()
 
     def events(self) -> list[Event]:
-        runtime, recorded = self.member.runtime, self._jobs.events
+        recorded = self._jobs.events
         if recorded is None:
             return []
         found = []
         experts = self._computed_experts(self._recorded)
-        for worker in range(min(runtime.threads, len(recorded))):
-            n = int(runtime.state[words.counter(runtime.tables.starts, worker, words.N_EVENTS)])
+        for worker, n in enumerate(self._kept_events):
             for kind, start, end, what, rows in recorded[worker, :n].tolist():
                 what = experts[what] if kind in OF_EXPERTS else what
                 found.append((worker, EVENT_KINDS[kind], start * 1e-9, end * 1e-9, what, rows))
         return found
+
+    def _count_events(self) -> list[int]:
+        """How many events each worker has kept of the runtime's last call; other objects' calls count them anew."""
+        assert self._jobs.events is not None
+        runtime = self._runtime
+        workers = range(min(runtime.threads, len(self._jobs.events)))
+        return [int(runtime.state[words.counter(runtime.tables.starts, w, words.N_EVENTS)]) for w in workers]
 
     def _computed_experts(self, layer: int) -> list[int]:
         """Ids of the experts that this rank may compute, in the engine's order: held, shared, foreign ones."""

@@ -83,7 +83,7 @@ def test_another_weight_type_is_computed_of_their_values(ours):
     ("ffn", "block", "why"),
     [
         (96, (128, 128), "with 96 hidden columns a block of 128 has outputs of gate and up"),
-        (128, (64, 64), "of blocks"),
+        (128, (64, 64), "must belong to a block"),
     ],
 )
 def test_blocks_that_do_not_fit_are_refused(ours, ffn, block, why):

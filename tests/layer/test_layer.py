@@ -572,6 +572,20 @@ def test_a_timeline_has_the_steps_of_every_worker(comm):
             moe.write_timeline("nowhere.json")
 
 
+def test_events_are_those_of_the_object_s_own_last_call():
+    """Objects of one process share a runtime, which counts the events of its last call."""
+    cfg = aristos.MoEConfig(hidden=40, ffn=72, experts=5, top_k=2, max_tokens=300)
+    with MoE(cfg, threads=1) as one, MoE(cfg, threads=1) as other:
+        for moe in (one, other):
+            moe.load(**reference.weights(cfg))
+            moe.timeline(True)
+        one(np.ones((3, 40), np.float32))
+        few = one.events()
+        other(np.ones((300, 40), np.float32))
+        assert len(other.events()) > len(few) > 0
+        assert one.events() == few
+
+
 @pytest.mark.ranks(2)
 def test_a_timeline_of_all_ranks_is_one_file(comm, tmp_path_factory):
     path = comm.bcast(str(tmp_path_factory.mktemp("timeline") / "t.json") if comm.rank == 0 else None)
