@@ -273,7 +273,7 @@ class CpuBackend(Backend):
         return found
 
     def _count_events(self) -> list[int]:
-        """How many events each worker has kept of the runtime's last call; a call of another object replaces the counts."""
+        """How many events each worker has kept of the runtime's last call, which may be another object's."""
         assert self._jobs.events is not None
         runtime = self._runtime
         workers = range(min(runtime.threads, len(self._jobs.events)))
