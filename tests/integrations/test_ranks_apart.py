@@ -62,6 +62,17 @@ def test_a_job_ends_at_once(tmp_path, body, wanted):
     assert re.search(wanted, "".join(job.out)), job.out
 
 
+def test_a_rank_that_leaves_the_module_out_is_not_waited_for_long(tmp_path):
+    """absent_timeout after the other one's program is over."""
+    body = """
+    if rank == 0:
+        from aristos.integrations import transformers as ours
+        ours.options(timeout=1, absent_timeout=1)
+    """
+    job = run_job(tmp_path, 2, body, timeout=240)
+    assert job.code == 0, job.out
+
+
 WITHOUT_MPI4PY = """
 import torch
 from aristos.host import launch_environment
