@@ -87,18 +87,8 @@ def test_gpt_oss(tmp_path):
 def deepseek_v4(h=128, f=64, experts=2):
     """(config, tensors, weights [out, in] by (expert, name)) as DeepSeek-V4 has them: fp4 experts, fp8 elsewhere."""
     rng, p = np.random.default_rng(4), "layers.0.ffn."
-    config = {
-        "model_type": "deepseek_v4",
-        "hidden_size": h,
-        "moe_intermediate_size": f,
-        "n_routed_experts": experts,
-        "num_experts_per_tok": 1,
-        "num_hidden_layers": 1,
-        "num_hash_layers": 0,
-        "n_shared_experts": 1,
-        "expert_dtype": "fp4",
-        "quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]},
-    }
+    sizes = {"hidden_size": h, "moe_intermediate_size": f, "n_routed_experts": experts}
+    config = {**packed_files.DEEPSEEK_V4, **sizes}
     tensors, weights = {p + "gate.weight": arrays(experts, h), p + "gate.bias": arrays(experts)}, {}
     for array, name, out, depth in (("gate", "w1", f, h), ("up", "w3", f, h), ("down", "w2", h, f)):
         for e in range(experts):

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from folders import fill, fresh, in_model, parsed
+from packed_files import DEEPSEEK_V4
 
 from aristos.checkpoint import Checkpoint
 from aristos.errors import AristosError
@@ -105,18 +106,7 @@ def seeds() -> dict[str, tuple[bytes, ...]]:
         p + "experts.down_proj_bias": ("F32", [2, 64]),
     }
     found["mxfp4"] = (json.dumps({"config.json": oss, **one_file(shapes)}).encode(),)
-    deepseek = {
-        "model_type": "deepseek_v4",
-        "hidden_size": 64,
-        "moe_intermediate_size": 32,
-        "n_routed_experts": 2,
-        "num_experts_per_tok": 1,
-        "num_hidden_layers": 1,
-        "num_hash_layers": 0,
-        "n_shared_experts": 1,
-        "expert_dtype": "fp4",
-        "quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]},
-    }
+    deepseek = {**DEEPSEEK_V4, "hidden_size": 64, "moe_intermediate_size": 32}
     p = "layers.0.ffn."
     shapes = {p + "gate.weight": ("F32", [2, 64]), p + "gate.bias": ("F32", [2])}
     for name, (out, depth) in {"w1": (32, 64), "w3": (32, 64), "w2": (64, 32)}.items():

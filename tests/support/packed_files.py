@@ -17,6 +17,19 @@ E2M1 = [0, 0.5, 1, 1.5, 2, 3, 4, 6]
 PACKED = {**OLMOE, "hidden_size": 128, "intermediate_size": 64, "num_experts": 2, "num_hidden_layers": 1}
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # the column of each nibble of a word
 
+DEEPSEEK_V4 = {  # fp4 experts, fp8 elsewhere
+    "model_type": "deepseek_v4",
+    "hidden_size": 128,
+    "moe_intermediate_size": 64,
+    "n_routed_experts": 2,
+    "num_experts_per_tok": 1,
+    "num_hidden_layers": 1,
+    "num_hash_layers": 0,
+    "n_shared_experts": 1,
+    "expert_dtype": "fp4",
+    "quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]},
+}
+
 Written = tuple[dict[str, np.ndarray], np.ndarray]  # tensors by what follows the projection's name; weights [out, in]
 
 
