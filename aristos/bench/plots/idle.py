@@ -87,7 +87,7 @@ def ecdf(table: Table) -> Any:
             most = max(most, float(np.nanquantile(ratio, 0.99)))
             draw_ecdf(axis, ratio, "", f"{label}: p50 {p50:.2f}, p95 {p95:.2f}", colour)
         axis.set(title=str(patterns[p]), xlim=(1, max(1.05, most)), xlabel="call / fastest call (up to p99)")
-        axis.legend(fontsize=7)
+        axis.legend(fontsize=7, frameon=True, framealpha=0.6, edgecolor="none")  # curves may run below it
     for axis in axes.flat[len(patterns) :]:
         axis.set_visible(False)
     for axis in axes[:, 0]:
