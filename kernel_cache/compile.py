@@ -301,9 +301,12 @@ def entry(function: Callable[..., Any], signature: Any, locator: type[code_files
 
 
 @contextlib.contextmanager
-def compiling(quiet: bool = False) -> Iterator[None]:
-    """A block in which no other process of this node compiles equal sources. Reports on stderr if it takes long."""
-    with _compile_lock(), _progress(quiet):
+def compiling(quiet: bool = False, name: str = "") -> Iterator[None]:
+    """A block in which no other process of this node compiles the same code. Reports on stderr if it takes long.
+
+    name: what the block compiles, if it shares no code with other blocks: only blocks of that name wait for it then.
+    """
+    with _compile_lock(name), _progress(quiet):
         yield
 
 
@@ -318,12 +321,14 @@ def compiled_here() -> int:
     return sum(sum(f._cache_misses.values()) for f in _registered)  # `stats` would read all sources
 
 
-def _compile_lock() -> contextlib.AbstractContextManager[None]:
-    """A lock that lets one process compile at a time, of those that run equal sources. The others then load its code.
+def _compile_lock(name: str = "") -> contextlib.AbstractContextManager[None]:
+    """A lock that lets one process compile at a time, of those that need the same code. The others then load its code.
 
-    A process with other sources does not wait, because it needs other code.
+    A process with other sources or other parts, e.g. another ISA, does not wait, because it needs other code.
+    name: as in `compiling`.
     """
-    text = sources.digest(frozenset(_all_files()))
+    parts = [(package.name, package.parts()) for package in packages.every()]
+    text = hashlib.sha256(repr((name, sources.digest(frozenset(_all_files())), parts)).encode()).hexdigest()
     return _locked(cache_folder() / f"compiling-{text[:16]}.lock")
 
 

@@ -19,6 +19,8 @@ from typing import Any
 from ..host.mpi_library import loaded
 from ..host.nodes import Nodes
 
+SAID = 10.0  # seconds
+
 
 class Ranks:
     """COMM_WORLD, or one process without MPI. limit: seconds that one call may take.
@@ -90,11 +92,17 @@ class Ranks:
     def prepare(self, step: Callable[[], object], what: str) -> list[str]:
         """Run a step on every rank. Returns each rank's error, or ''. The limit does not count the time of the step.
 
-        The step calls no MPI. It may compile, or wait for a process that does, for minutes.
+        The step calls no MPI. It may compile, or wait for a process that does, for minutes. After SAID seconds rank 0
+        says on stderr which ranks it waits for.
         """
+        said = time.monotonic() + SAID
         with ThreadPoolExecutor(1) as pool:
             mine = pool.submit(step)
-            while not all(self.allgather(mine.done(), what)):
+            while not all(done := self.allgather(mine.done(), what)):
+                if self.rank == 0 and time.monotonic() > said:
+                    late = ", ".join(str(rank) for rank in range(self.size) if not done[rank])
+                    print(f"aristos doctor: waiting for ranks {late} {what}", file=sys.stderr, flush=True)
+                    said = float("inf")
                 time.sleep(0.05)
         error = mine.exception()
         return self.allgather("" if error is None else f"{type(error).__name__}: {error}", what)

@@ -536,6 +536,7 @@ if rank == 1:
     progress.compiled = lambda: 1 / 0
 else:
     progress.compiled = lambda: time.sleep(3)  # longer than the limit: a rank may compile
+ranks.SAID = 1.0
 both = ranks.Ranks(2.0, say)
 both.start()
 found = progress.progress(both, True)
@@ -544,6 +545,7 @@ both.end()
 """
     job = run_job(tmp_path, 2, body)
     assert job.code == 0, job.out
+    assert job.out.count("aristos doctor: waiting for ranks 0 to compile what measures RMA progress") == 1
     for rank in (0, 1):
         assert job.lines(rank) == [
             "fail not measured: rank 1 cannot compile kernels: ZeroDivisionError: division by zero"

@@ -165,16 +165,24 @@ def outcome(body: Callable[[], None]) -> BaseException | None:
         return pool.submit(body).exception()
 
 
-def test_only_processes_with_equal_sources_wait_for_each_other(copy, monkeypatch, tmp_path):
+def test_only_processes_that_compile_the_same_code_wait_for_each_other(copy, monkeypatch, tmp_path):
     monkeypatch.setattr(compiling, "COMPILE_SECONDS", 0.2)
     monkeypatch.setattr(compiling, "cache_folder", lambda: tmp_path)  # another process may fill the one of this text
 
-    def compile_nothing() -> None:
-        with compiling.compiling(quiet=True):
+    def compile_nothing(name: str = "") -> None:
+        with compiling.compiling(quiet=True, name=name):
             pass
+
+    def compile_for_another_isa() -> None:
+        with monkeypatch.context() as patch:
+            other = packages.Package("aristos", copy, lambda: "another ISA")
+            patch.setitem(packages._registered, "aristos", other)
+            compile_nothing()
 
     with compiling.compiling(quiet=True):
         other = outcome(compile_nothing)
+        assert outcome(lambda: compile_nothing("a kernel alone")) is None
+        assert outcome(compile_for_another_isa) is None
         (copy / "models.py").write_text((copy / "models.py").read_text() + "\n# edited\n")
         forget()
         assert outcome(compile_nothing) is None, "another checkout waits"

@@ -270,6 +270,8 @@ for options, dtype in ({"train": True}, "float32"), ({}, "bfloat16"):
             moe.backward(*moe.forward(x))
         else:
             moe(x.astype("bfloat16"))
+from aristos.doctor import progress
+progress.compiled()
 """
 
 

@@ -85,7 +85,7 @@ def kept(path: Path, make: Callable[[], Built]) -> Built:
     """The cache entry at a path. If there is none, one process of the node makes it."""
     found = _read(path)
     if found is None:
-        with compiling():
+        with compiling(name=path.stem):
             found = _read(path)  # another process may have compiled it meanwhile
             if found is None:
                 found = make()
