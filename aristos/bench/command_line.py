@@ -9,6 +9,7 @@ import argparse
 from pathlib import Path
 
 from .. import models
+from .._version import __version__
 from ..config import ACTIVATIONS, MOST_THREADS, MOVES, PRECISIONS
 from ..host import launch_environment
 from ..row_types import ROW_TYPES
@@ -48,6 +49,7 @@ def make_parser(prog: str = "python -m aristos.bench") -> argparse.ArgumentParse
         "exit codes: 0 fine, 1 wrong result, 2 usage, 3 environment",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=__version__)
     parser.add_argument("suites", nargs="*", metavar="SUITE", help=f"default (two minutes in all): {usual}")
     shape = parser.add_argument_group("shape")
     shape.add_argument(
@@ -112,6 +114,7 @@ def make_parser(prog: str = "python -m aristos.bench") -> argparse.ArgumentParse
         metavar="FILE.h5",
         help="results file to append to; 'none': write no file",
     )
+    output.add_argument("--watch", action="store_true", help="live bars on stderr: the last calls of every rank")
     output.add_argument("--timeline", metavar="FILE.json", help="Perfetto timeline of one call on every rank")
     return parser
 

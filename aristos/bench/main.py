@@ -135,7 +135,9 @@ def run_bench(asked: Options, ranks: world.World, argv: list[str]) -> int:
     facts = environment.facts(ranks, argv, asked.seed)
     facts["blas"] = environment.hold_blas(asked.threads or 1)
     facts["options"] = {key: value for key, value in dataclasses.asdict(asked).items() if key != "suites"}
-    reporter = Reporter(asked.json) if ranks.lead else None
+    if asked.watch:
+        ranks.watch_calls()
+    reporter = Reporter(asked.json, ranks.watch) if ranks.lead else None
     shape = Context(ranks, asked, 0.0, trace=trace).shape()
     facts |= {"shape": str(shape), "shape_source": shape.source, "shape_note": shape.note}
     gpu = _gpu(ranks) if asked.backend == "cuda" else None
@@ -173,6 +175,7 @@ def run_bench(asked: Options, ranks: world.World, argv: list[str]) -> int:
             facts["interrupted"] = True
             _append(asked, kept)
         raise
+    ranks.end_watch()
     ok = all(result.ok for result in results.values())
     facts["finished"] = True
     _finish(asked, reporter, facts, results, ok, _append(asked, kept))

@@ -118,6 +118,8 @@ def _once(
             elapsed = time.perf_counter() - start
             guard.end(elapsed)
         times[name][i] = elapsed
+        if world.watch is not None:
+            world.watch.note(name, elapsed)
         if after is not None:
             after(name, i, elapsed)
     for (name, i), shares in zip(todo, np.transpose(world.allgather(guard.shares()))):

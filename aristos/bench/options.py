@@ -42,6 +42,7 @@ class Options:
     moves: str = "auto"
     backend: Backend = "cpu"
     json: bool = False
+    watch: bool = False
     out: str = "aristos-results.h5"
     timeline: str | None = None
     alpha: tuple[float, ...] = (2.0, 50.0, 1000.0)  # us

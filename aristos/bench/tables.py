@@ -14,6 +14,7 @@ from typing import Any
 
 from ..host import launch_environment
 from .context import Column, Result, Sheet, counted
+from .watch import Watch
 
 DISTURBED = Column("disturbed", "disturbed")
 LETTERS = "H: width of a token, F: width inside an expert, E: experts over all ranks, k: experts of a token"
@@ -23,14 +24,15 @@ WIDTH = 200  # the most characters of a line; narrower terminals wrap lines, so 
 
 
 class Reporter:
-    """A printer of results. quiet: whether to print only the JSON document."""
+    """A printer of results. quiet: whether to print only the JSON document. watch: bars instead of a progress bar."""
 
-    def __init__(self, quiet: bool) -> None:
+    def __init__(self, quiet: bool, watch: Watch | None = None) -> None:
         from rich.console import Console
 
         self._quiet = quiet
         styled = launch_environment.on_terminal(sys.stdout)
         self._console = Console(highlight=False, width=WIDTH, force_terminal=styled)
+        self._watch = watch
         self._bar: Any = None
         self._task: Any = None
 
@@ -54,6 +56,9 @@ class Reporter:
 
     def begin(self, suite: str) -> None:
         """Show a progress bar for a suite if stderr is a terminal."""
+        if self._watch is not None:
+            self._watch.begin(suite)
+            return
         if not launch_environment.on_terminal(sys.stderr):
             return
         from rich.console import Console
@@ -67,11 +72,15 @@ class Reporter:
 
     def progress(self, text: str, share: float) -> None:
         """Update the progress bar, if there is one."""
+        if self._watch is not None:
+            self._watch.headline(text)
         if self._bar is not None:
             self._bar.update(self._task, description=text, completed=share)
 
     def end(self) -> None:
         """Remove the progress bar."""
+        if self._watch is not None:
+            self._watch.end()
         if self._bar is not None:
             self._bar.stop()
             self._bar = None

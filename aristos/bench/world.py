@@ -16,6 +16,7 @@ from typing import Any
 from ..errors import WaitTimeout
 from ..host import mpi_world
 from ..host.nodes import Nodes
+from .watch import Watch
 
 LIMIT = 300.0  # seconds that a rank may wait for others, so long because the first run compiles
 GONE = 3  # exit code if other ranks do not come in time
@@ -25,7 +26,8 @@ class World:
     """The ranks. comm: an mpi4py communicator, or None for one process without MPI. ranks_per_node: pretend such nodes.
 
     limit: seconds that a rank may wait for others outside a layer's calls, which have another limit. After that a
-    barrier raises WaitTimeout, and a blocking MPI call ends the job. waits: options of layers, with `--timeout`.
+    barrier raises WaitTimeout, and a blocking MPI call ends the job. waits: options of layers, with `--timeout`. watch:
+    what shows calls while they are measured, if `watch_calls` was called.
     """
 
     def __init__(
@@ -36,6 +38,7 @@ class World:
         self.rank: int = comm.Get_rank() if comm is not None else 0
         self.size: int = comm.Get_size() if comm is not None else 1
         self.nodes = Nodes.of(1)
+        self.watch: Watch | None = None
         self._exit: Any = None
         if comm is not None:
             from kernel_cache.compile import report_as
@@ -72,6 +75,18 @@ class World:
     def cores(self, host: str) -> int:
         """Cores of `host` that any rank there may use."""
         return len(frozenset().union(*(m for h, m in zip(self.hosts, self.masks) if h == host)))
+
+    def watch_calls(self) -> None:
+        """Show each rank's calls while they are measured, from now on. Collective."""
+        with self.bounded("MPI_Comm_dup"):
+            self.watch = Watch(self.comm and self.comm.Dup())
+
+    def end_watch(self) -> None:
+        """End `watch_calls`, if it was called. Collective."""
+        if self.watch is not None:
+            with self.bounded("the last messages of --watch"):
+                self.watch.close()
+            self.watch = None
 
     def barrier(self) -> None:
         """Wait for all ranks by polling, so that Python can handle signals, unlike in a blocking MPI call."""

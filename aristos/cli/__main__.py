@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import io
+import os
 import pkgutil
 import sys
 from typing import Any
@@ -30,6 +31,10 @@ def main(argv: list[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")  # names may have characters that the terminal lacks
     words = sys.argv[1:] if argv is None else argv
     known = commands()
+    if "_ARGCOMPLETE" in os.environ:
+        from ._completion import complete
+
+        complete(known, lambda name: _module(name).main)
     if not words or words[0] in ("-h", "--help"):
         if launch_environment.prints():
             _help(known)

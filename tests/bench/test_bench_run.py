@@ -20,8 +20,8 @@ CPU_PICTURES = {name: each for name, each in plots.pictures().items() if not nam
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory) -> tuple[Path, dict]:
-    """One run of every suite on 2 ranks: its folder, and the JSON document."""
+def watched(tmp_path_factory) -> tuple[Path, dict, str]:
+    """One run of every suite on 2 ranks: its folder, the JSON document, and what it wrote to stderr."""
     if not find_mpiexec():
         pytest.skip("no mpiexec beside python or on PATH")
     folder = tmp_path_factory.mktemp("bench")
@@ -29,10 +29,23 @@ def whole(tmp_path_factory) -> tuple[Path, dict]:
     ids = np.argsort(rng.random((60, 3, 8)), axis=-1)[..., :2].astype(np.uint8)
     np.savez(folder / "trace.npz", expert_ids=ids, gate_weight=np.full(ids.shape, 0.5, np.float16), seq_lens=[20, 40])
     words = [*suites.known(), *SMALL, "--routing", str(folder / "trace.npz"), "--json"]
-    words += ["--moves", "tokens", "--out", str(folder / "r.h5"), "--timeline", str(folder / "t.json")]
+    words += ["--watch", "--moves", "tokens", "--out", str(folder / "r.h5"), "--timeline", str(folder / "t.json")]
     done = bench(2, *words)
     assert done.returncode == 0, done.stdout + done.stderr
-    return folder, json.loads(done.stdout)
+    return folder, json.loads(done.stdout), done.stderr
+
+
+@pytest.fixture(scope="module")
+def whole(watched) -> tuple[Path, dict]:
+    return watched[:2]
+
+
+def test_watch_says_how_long_the_last_calls_took(watched):
+    """By lines, because stderr is no terminal here."""
+    lines = re.findall(
+        r"^# (\w+): .*: median of [12] ranks [0-9.]+ ms, slowest rank [01] [0-9.]+ ms$", watched[2], re.M
+    )
+    assert {"layer", "gemm"} & set(lines)
 
 
 def test_every_suite_ran_and_was_right(whole):
