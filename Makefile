@@ -105,12 +105,15 @@ docs: $(READY)-docs
 fuzz: $(READY)-test
 	$(PY) tests/fuzz/run.py $(ARGS)
 
-# The wheel is built from the sdist, so both are tested. The job runs outside the checkout.
+# The wheel is built from the sdist, so both are tested. They are built twice and must be equal: modes by the umask here,
+# times of the last commit. The job runs outside the checkout.
 DIST = $(VENV)/dist
 dist: $(PY)
 	rm -rf dist $(DIST)
 	$(PIP) install build
-	$(PY) -m build --outdir dist
+	umask 022; export SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct); \
+		$(PY) -m build --outdir dist && $(PY) -m build --outdir dist/again && diff -rq -x again dist dist/again
+	rm -r dist/again
 	$(PY) -m venv $(DIST)
 	$(PIP) --python $(DIST)/bin/python install "$$(ls dist/aristos-*.whl)[mpich,plot]"
 	mkdir -p $(DIST)/job
