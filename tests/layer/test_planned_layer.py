@@ -21,7 +21,7 @@ def one_group(x: np.ndarray) -> np.ndarray:
         return np.array(moe(x))
 
 
-@pytest.mark.ranks(4, timeout=300)  # the first one may have to compile
+@pytest.mark.ranks(4, timeout=300)  # the first test may have to compile
 def test_a_plan_forms_groups_that_compute_apart(comm):
     plan = plan_of([3, 1, 2, 2])
     assert plan.groups == [[0, 1], [2, 3]]

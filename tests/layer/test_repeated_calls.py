@@ -1,4 +1,4 @@
-"""Calls of the same form as the call before: their arrays are used without a check, and nothing else may differ."""
+"""Calls whose arrays have the form of those of the call before are not checked again. Nothing else may differ."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ W = [reference.weights(CFG, seed=layer) for layer in range(2)]
 
 @pytest.fixture
 def moe():
-    """Two layers whose last call had four tokens."""
+    """An object of two layers, each of which has had a call of four tokens."""
     with MoE(CFG, layers=2) as made:
         for layer in range(2):
             made.load(layer, **W[layer])
@@ -34,7 +34,7 @@ def call(seed: int, count: int = 4) -> tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def right(moe, arrays, layer=0):
-    """Whether a call is right."""
+    """Check that a call is right."""
     x, ids, weights = arrays
     check(CFG, W[layer], x, {"ids": ids, "weights": weights}, moe(x, ids, weights, layer=layer))
 
