@@ -22,13 +22,13 @@ def is_backward(job: Any) -> bool:
 
 @mutation("tape-not-compared", kind="tape", fixed=BACKWARD)
 def tape_not_compared(put: Put) -> None:
-    """Ranks that give the tapes of different forward calls serve each other's rows."""
+    """Ranks with tapes of different forward calls serve each other's rows."""
     not_compared(put, words.TAPE, words.announced_tape)
 
 
 @mutation("backward-taken-for-an-exchange", fixed=BACKWARD)
 def backward_taken_for_an_exchange(put: Put) -> None:
-    """Where experts compute, a backward call counts as an exchange: its own rows are not counted as back."""
+    """For experts a backward call counts as an exchange: own rows are not counted as returned."""
     put(experts, "store", Instead(store, computes=lambda job: job[words.MODE] == codes.MODE_LAYER))
 
 
@@ -49,7 +49,7 @@ def store_by_arrival(put: Put) -> None:
 
 
 def moved(put: Put, by: Callable[[Any, Any, int], int]) -> None:
-    """The rows of a part of a run have places `by` rows further on."""
+    """Move the places of the rows of a part of a run by `by` rows."""
     real = store.list_places
 
     def list_places(job: Any, st: Any, c: int) -> None:
@@ -107,7 +107,7 @@ def own_rows_have_no_places(put: Put) -> None:
 
 @mutation("store-never-emptied", fixed=BACKWARD, calls=4)
 def store_never_emptied(put: Put) -> None:
-    """A call's rows are kept behind those of the backward call before."""
+    """A call's rows are kept behind those of the previous backward call."""
     used: dict[int, int] = {}
 
     def admit_own(job: Any, st: Any, source: int, rows: int) -> bool:
@@ -149,7 +149,7 @@ def row_copied_after_its_credit(put: Put) -> None:
 
 @mutation("scalars-not-listed-backward", fixed=BACKWARD)
 def scalars_not_listed_backward(put: Put) -> None:
-    """The kernel of a backward call gets the scalars of the command before."""
+    """The kernel of a backward call gets the scalars of the previous command."""
 
     def list_out(job: Any, st: Any, c: int) -> None:
         if not is_backward(job):
@@ -166,7 +166,7 @@ def places_in_the_scalars(put: Put) -> None:
 
 @mutation("returns-as-wide-as-rows", fixed=(*BACKWARD, ("words", LINE // 8)))
 def returns_as_wide_as_rows(put: Put) -> None:
-    """An owner takes return rows for as wide as the rows that travel."""
+    """An owner assumes that return rows are as wide as the rows that travel."""
     real = experts.return_row
 
     def return_row(job: Any, st: Any, source: int, packed: int) -> int:

@@ -103,7 +103,7 @@ def shared_staging_pool(put: Put) -> None:
 
 @mutation("ends-before-its-words-are-put", transport="rma")
 def ends_before_put(put: Put) -> None:
-    """A call ends before all that remote peers are owed has been put."""
+    """A call ends before everything that remote peers must get has been put."""
     put(outbox, "all_posted", lambda job, st: True)
 
 

@@ -1,6 +1,4 @@
-"""Deliberate bugs in experts in place: rows that stay, weights that local peers read, and loads. The explorer must find
-each.
-"""
+"""Deliberate bugs in experts in place: rows that stay, weights that peers read, loads. The explorer must find each."""
 
 from __future__ import annotations
 
@@ -16,7 +14,7 @@ STAY = (("stay", 1), ("placement", (0, 1)), ("workers", 1))
 TWO = (("stay", 1), ("placement", (0, 0, 1, 1)), ("workers", 1), ("max_tokens", 6))
 
 
-WITHIN: dict[str, Any] = {"fixed": STAY, "calls": 5, "plain": False, "kind": "fine"}  # exchanges too
+WITHIN: dict[str, Any] = {"fixed": STAY, "calls": 5, "plain": False, "kind": "fine"}  # with exchanges
 
 
 def admit_all(job: Any, st: Any) -> None:
@@ -154,7 +152,7 @@ def stay_with_the_next_expert(put: Put) -> None:
 
 @mutation("stay-over-other-rows", fixed=TWO)
 def stay_over_other_rows(put: Put) -> None:
-    """Outputs of rows that stay go where outputs of rows that travel, or own rows, come back."""
+    """Outputs of rows that stay overwrite places of rows that travel, or of own rows."""
     real = packing.sort
 
     def sort(job: Any, st: Any, tokens: int) -> None:
@@ -168,7 +166,7 @@ def stay_over_other_rows(put: Put) -> None:
 
 @mutation("stay-of-the-last-call", fixed=STAY, calls=3)
 def stay_of_the_last_call(put: Put) -> None:
-    """An announcement admits as many rows as stayed in the call before."""
+    """An announcement admits as many rows as stayed in the previous call."""
     real = arrivals.admit_staying
     before: dict[int, dict[int, int]] = {}
 

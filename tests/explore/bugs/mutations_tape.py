@@ -42,13 +42,13 @@ def tape_not_in_return_records(put: Put) -> None:
 
 @mutation("tape-said-as-asked", fixed=SMALL, calls=4)
 def tape_said_as_asked(put: Put) -> None:
-    """Return records say what was asked, where the owner has kept less."""
+    """Return records say what was asked for, although the owner has kept less."""
     put(returns, "tape", Instead(tape, kept_of=lambda job, source: job[words.SAVE] if job[words.TAPED] else 0))
 
 
 @mutation("x-left-out-though-not-kept", fixed=SMALL, calls=4)
 def x_left_out_though_not_kept(put: Put) -> None:
-    """A source leaves x out although the owner has fallen back, and announces it as if it sent it."""
+    """A source leaves x out although the owner does not keep it, and announces rows with x."""
 
     def bytes_to(job: Any, owner: int) -> int:
         return int(job[words.RETURN_BYTES if job[words.TAPED] else words.ROW_BYTES])
@@ -78,7 +78,7 @@ def sources_share_the_tape(put: Put) -> None:
 
 
 def renumbered(put: Put, number: Callable[[Any, Any, int], int]) -> None:
-    """In forward calls the first row of a part of a run has another number among its source's rows."""
+    """Change the number that the first row of a part of a run has among its source's rows, in forward calls."""
     real = tape.number
 
     def other(job: Any, st: Any, part: int) -> int:
@@ -89,7 +89,7 @@ def renumbered(put: Put, number: Callable[[Any, Any, int], int]) -> None:
 
 @mutation("tape-by-packed-row", fixed=LARGE)
 def tape_by_packed_row(put: Put) -> None:
-    """The place of a row on the tape counts from its source's first packed row of all."""
+    """The place of a row on the tape counts from its source's first packed row for any rank."""
     real = tape.number
     renumbered(
         put, lambda job, st, part: real(job, st, part) + st[words.first_packed(job, st[words.part_source(part)])]
