@@ -95,7 +95,7 @@ def test_a_launcher_that_does_not_match_is_an_environment_error():
         assert done.stdout == ""
 
 
-def test_a_file_of_another_kind_is_an_error_before_measuring(tmp_path):
+def test_a_file_that_is_not_hdf5_is_an_error_before_measuring(tmp_path):
     (tmp_path / "r.h5").write_text("mine")
     start = time.monotonic()
     done = bench(0, "--out", str(tmp_path / "r.h5"))
@@ -116,7 +116,7 @@ def test_wrong_results_are_shown_and_exit_with_1():
 
 @needs_mpiexec
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
-def test_a_job_that_a_signal_ends_keeps_its_finished_suites_in_the_file(tmp_path, how):
+def test_after_a_signal_the_file_has_the_finished_suites(tmp_path, how):
     """`aristos run` gets the signal while the second suite runs."""
     code = PATCH + (
         "import aristos.bench.bounds as b, pathlib, time\n"

@@ -540,7 +540,7 @@ class Terminal(io.StringIO):
     [({}, True), ({"NO_COLOR": "1"}, False), ({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "0"}, False)],
 )
 def test_escape_codes_are_for_terminals_alone(monkeypatch, env, codes):
-    """Nor are codes written where NO_COLOR is set, or by Open MPI's ranks, whose terminal is their launcher's."""
+    """No codes are written if NO_COLOR is set, or by ranks of Open MPI: their terminal belongs to the launcher."""
     for name in ("NO_COLOR", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_ID", "SLURM_JOB_ID"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TERM", "xterm")
@@ -689,7 +689,7 @@ def test_progress_warns_if_the_target_had_no_core_of_its_own():
     assert "WARNING: without any put the target's work took 30% longer" in notes()
 
 
-def test_counts_have_singular_and_plural():
+def test_counted_words_have_singular_and_plural():
     assert [context.counted(n, "rank") for n in (0, 1, 2)] == ["0 ranks", "1 rank", "2 ranks"]
 
 
@@ -743,7 +743,7 @@ def test_the_heading_explains_letters(capsys):
     assert all(len(line) <= 130 for line in out.splitlines())
 
 
-def test_the_limits_of_a_call_are_said_below_its_table():
+def test_a_sentence_names_what_limits_each_call():
     limits = [("bulk", "communication", 1.5), ("fused", "imbalance", 1.5)]
     records = [{"schedule": s, "limit": limit, "busiest_over_mean": over} for s, limit, over in limits]
     assert layer_suite._sentence(8, records) == (

@@ -482,7 +482,7 @@ def test_an_environment_that_cannot_be_made_leaves_its_reason(tmp_path: Path, mo
     assert "pip cannot install some.txt: " in environments.make("some", made)
     with pytest.raises(environments.NoEnvironment, match="no-package-has-this-name"):
         environments.python("some", made)
-    assert environments.current("some", made)  # it was tried. A user who asks for it by name makes it try again
+    assert environments.current("some", made)  # making it was tried. It is tried again if a user asks for it by name
 
 
 @pytest.mark.usefixtures("bench")

@@ -18,7 +18,7 @@ MS = 1_000_000
 
 @pytest.fixture
 def link():
-    """(a line of words, the module `words`). A link of 20 ms and 1 GB/s is between the line's writer and its reader."""
+    """(a line of words, the module `words`). Words reach the line's reader over a link of 20 ms and 1 GB/s."""
     from aristos.bench.delay import words
 
     link = aligned((words.link_bytes(16) // 8,), np.int64)

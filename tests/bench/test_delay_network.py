@@ -20,9 +20,9 @@ CFG = aristos.MoEConfig(hidden=24, ffn=40, experts=4, top_k=2, max_tokens=40)
 
 
 def once_within(comm, measured, least, most):
-    """Measure until a time is at most `most`; it may be longer while another program has the core. Collective.
+    """Repeat a measurement until its time is at most `most`. No time may be below `least`. Collective.
 
-    No time may be below `least`.
+    A time may be longer than `most` while another program has the core.
     """
     end = time.monotonic() + 20
     while True:
@@ -33,9 +33,9 @@ def once_within(comm, measured, least, most):
             return
 
 
-@pytest.mark.parallel  # so the parallel part compiles these steps, and the suites in test_bench_run.py find them
+@pytest.mark.parallel  # the steps are compiled in the parallel part; suites in test_bench_run.py use them later
 def test_delayed_steps_give_the_same_bits():
-    """The steps run on one rank, which has no links."""
+    """One rank runs the steps. It has no links."""
     from aristos.bench.delay import steps
 
     x = tokens(CFG, 40, seed=0)
@@ -76,7 +76,7 @@ def test_pings_and_calls_take_the_set_time_and_keep_their_bits(comm):
                 begun = time.monotonic()
                 assert same(moe(x), wanted)
                 ended = time.monotonic()
-                assert ended - min(comm.allgather(begun)) >= trips * 0.02  # min: an early put is due early
+                assert ended - min(comm.allgather(begun)) >= trips * 0.02  # a rank that begins early also puts early
             network.set(0, 0.01)
             payload = np.ones((2, 200_000), np.uint8)
 

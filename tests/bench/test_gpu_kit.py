@@ -253,7 +253,7 @@ def test_what_numba_cuda_needs_is_in_the_kit_or_must_be_on_the_machine():
 
 
 def test_what_the_machine_has_in_a_fitting_version_is_not_installed(monkeypatch):
-    """numpy 2.5 is installed, because it does not fit numba-cuda 0.30, and so is a package that is missing."""
+    """numpy 2.5 does not fit numba-cuda 0.30, so the kit's numpy is installed, like every missing package."""
     found = {"numpy": "2.5.2", "numba": "0.68.1", "rich": "", "pluggy": "1.0", "mpich": ""}
     monkeypatch.setattr(install, "versions", lambda python, packages: {name: found[name] for name in packages})
     monkeypatch.setattr(install, "mpi_failure", lambda python: why)

@@ -37,8 +37,8 @@ ANOTHER = "GPU-2, 77, python"  # a process on another GPU
 def refused(monkeypatch, tmp_path, capsys):
     """A function that starts a report: (exit code, sentence).
 
-    used: the process that nvidia-smi lists. changes: of the columns in GPU. script: what nvidia-smi does instead.
-    facts: changes of what the driver answers. smi: whether there is an nvidia-smi.
+    used: the process that nvidia-smi lists. script: commands for nvidia-smi to run instead. smi: whether there is an
+    nvidia-smi. facts: other answers of the driver. changes: other values for columns of GPU.
     """
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", str(tmp_path))

@@ -73,7 +73,7 @@ def report(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(command.machine, "check_before", lambda: None)
     monkeypatch.setattr(command.machine, "check", lambda facts: None)
     monkeypatch.setattr(processes, "BEAT", 0.2)
-    monkeypatch.setattr(parts, "SAVING", 80.0)  # of a minute little is left, so that hanging parts end soon
+    monkeypatch.setattr(parts, "SAVING", 80.0)  # parts have few of the minutes, so that those that hang end soon
 
     def made(programs, minutes=2.0, seconds=None, *words):
         programs = RIGHT | programs
@@ -317,7 +317,7 @@ def test_parts_that_hang_end_in_time_with_their_children(report, tmp_path):
 
 
 def test_words_of_a_part_whose_pipe_stays_open_are_kept(monkeypatch):
-    """A process in its own session outlives the part and keeps its pipes open. One that hangs in the driver does so."""
+    """A process in its own session outlives the part and keeps its pipes open, like one that hangs in the driver."""
     child = "import sys, time; print('lock of worker 3', file=sys.stderr, flush=True); time.sleep(20)"
     program = f"""import subprocess, sys, time; print('driver', end='', flush=True)
 subprocess.Popen([sys.executable, '-c', {child!r}], start_new_session=True); time.sleep(60)"""
@@ -590,7 +590,7 @@ def test_the_product_check_covers_the_tiles_of_each_kind(monkeypatch, capsys):
     from aristos.kernels.cuda import gemm
     from aristos.row_types import KINDS
 
-    importlib.import_module("aristos.substrate.cuda.persistent")  # while `tiles` is whole: it keeps them
+    importlib.import_module("aristos.substrate.cuda.persistent")  # it stores all tiles when it is imported
     monkeypatch.setattr(clock, "FLUSH", 1 << 12)
     all_tiles = gemm.tiles
     monkeypatch.setattr(gemm, "tiles", lambda kind, arch: all_tiles(kind, arch)[:2])

@@ -102,7 +102,7 @@ def test_the_layers_of_the_tests_wait_five_seconds(monkeypatch):
 
 
 def test_every_part_is_known_here():
-    """Parts of all tasks are tested here or make no layer. The limits of other waits are at most those of layers."""
+    """Each task is tested here or makes no layer. The time limits of other waits are at most those of layers."""
     assert {each.task for each in parts.PARTS} == {"bench", "phases", "ncu", "tests", "driver", "kernels", "products"}
     assert machine.PROBE_SECONDS <= tasks.WAIT
     assert max(put_gpu.LIMIT_NS, signal_gpu.LIMIT_NS) <= 1e9 * tasks.WAIT

@@ -100,7 +100,7 @@ def test_saved_links_load_again(tmp_path):
     assert links.load(path) == example()
     found = json.loads(path.read_text())
     assert (found["schema"], found["source"]) == ("aristos-links/1", "measured")
-    assert found["alpha_us"] == [[0.0, 3.0, 4.0], [3.0, 0.0, 4.0], [4.0, 4.0, 0.0]]  # of both directions the slower one
+    assert found["alpha_us"] == [[0.0, 3.0, 4.0], [3.0, 0.0, 4.0], [4.0, 4.0, 0.0]]  # the slower of both directions
     assert found["beta_us_per_mib"][0][2] == 30.0
     assert os.listdir(tmp_path) == ["links.json"]
 
@@ -220,7 +220,7 @@ def test_every_suspect_is_measured_a_second_time():
 
 
 def test_a_link_that_was_measured_once_is_no_fault():
-    """The second measurement can lower a class's median, so that a link exceeds it that was no suspect before."""
+    """The second measurement can lower the median of a class. A link that was no suspect may then exceed it."""
     suspects, after = [(0, 1, 2.5), (1, 2, 4.0)], [(1, 2, 3.9), (2, 0, 2.1)]
     assert measured._still_slow(suspects, after) == [(1, 2, 3.9)]
 
@@ -228,7 +228,7 @@ def test_a_link_that_was_measured_once_is_no_fault():
 @pytest.mark.slow
 @pytest.mark.ranks(2, timeout=90)
 def test_a_direction_that_was_slow_once_is_no_fault(comm, monkeypatch):
-    """One direction first takes eight times as long as the other. In the second measurement it takes as long."""
+    """At first one direction takes eight times as long as the other. Measured again, both take equally long."""
     from aristos.bench.world import World
 
     calls = []

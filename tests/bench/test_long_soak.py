@@ -1,7 +1,7 @@
 """`aristos soak` for 40 seconds of `make test-all`: random layers and calls on four ranks, each checked.
 
-Once all kernels are compiled, the ranks have niceness 10, so that other tests come first. However little time is left
-for the ranks, they make at least 12 objects, so that there are slopes to judge.
+Once all kernels are compiled, the ranks have niceness 10, so that other tests come first. The ranks make at least
+12 objects, even if that takes longer than 40 seconds: a slope needs that many samples.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ def test_a_picture_replaces_nothing_but_a_regular_file(tmp_path, capsys):
     for file, picture in (("t.json", tmp_path / "t-plots" / "timeline.png"), ("r.h5", drawn)):
         picture.parent.mkdir(exist_ok=True)
         os.mkfifo(picture)
-        held = os.open(picture, os.O_RDWR)  # a writer would wait for a reader otherwise
+        held = os.open(picture, os.O_RDWR)  # otherwise a process that writes to the pipe would wait for a reader
         code, said = plotted(capsys, str(tmp_path / file))
         os.close(held)
         assert (code, "must be a regular file, but it is a pipe" in said, picture.name in said) == (3, True, True), said

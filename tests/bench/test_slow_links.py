@@ -20,7 +20,7 @@ NBYTES = MIB // 2
 FAST, SLOW = (0.0, 0.0), (30e3, 100e3)  # (us, us a MiB). A slow put of NBYTES takes 80 ms
 
 
-@pytest.mark.ranks(3, timeout=300)  # the first test may have to compile
+@pytest.mark.ranks(3, timeout=300)  # the first test may have to compile kernels
 def test_a_put_takes_the_time_set_for_its_link(comm):
     from aristos.bench.slow_links import SlowLinks
     from aristos.primitives import memory, wire
@@ -57,7 +57,7 @@ def test_a_put_takes_the_time_set_for_its_link(comm):
         begun = time.monotonic()
         for _ in range(4):
             put_seconds(slow_peer)
-        assert time.monotonic() - begun >= 4 * 0.08  # if a wait was too long, later ones are shorter by that, no more
+        assert time.monotonic() - begun >= 4 * 0.08  # a wait that was too long shortens the next ones
         assert slow.taken()[0] >= 4 * 0.08
     assert np.array_equal(memory.words(window.wire, wire.LAST)[1:], before[1:])  # all words but the first, the lock
     assert min(put_seconds(slow_peer) for _ in range(10)) < 0.06

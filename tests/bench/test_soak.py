@@ -56,8 +56,8 @@ def test_a_wrong_output_is_found_and_the_object_named(monkeypatch):
     assert "MoEConfig(" in found.value.__notes__[0]
 
 
-def test_growth_of_the_second_half_is_a_leak():
-    steady = [health.Sample(i, 100 + 200 * (i < 5), 10, 4, 0) for i in range(20)]  # it grows in the first half alone
+def test_growth_in_the_second_half_is_a_leak():
+    steady = [health.Sample(i, 100 + 200 * (i < 5), 10, 4, 0) for i in range(20)]  # it grows only at first
     assert health.leaks(steady) == []
     growing = [health.Sample(i, 100 + 20 * i, 10 + 2 * i, 4, 0) for i in range(20)]
     memory, files = health.leaks(growing)
@@ -97,7 +97,7 @@ def test_the_largest_terms_do_not_cancel(gated):
     cfg = MoEConfig(4, 6, 3, 2, gated=gated, bias=True, max_tokens=5)
     w = reference.weights(cfg)
     experts = {name: array for name, array in w.items() if name != "router"}
-    experts["down"][:, 1:] = 0  # an output has one term, and its size
+    experts["down"][:, 1:] = 0  # each output has one term, so it is as large as that term
     experts["down_bias"][:] = 0
     x = 10 * np.ones((1, 4), np.float32)
     most = 3 * sum(np.abs(reference.expert(cfg, x, e, **experts)).max() for e in (1, 2))

@@ -90,7 +90,7 @@ def test_all_schedules_of_a_backward_call(capsys):
 
 @pytest.mark.slow
 def test_all_schedules_of_tokens_that_cross_once(capsys):
-    """Within a node tokens cross once in every second call of a rank. In other calls each pair has its row."""
+    """Within a node tokens cross once in every second call of a rank. In other calls each pair has its own row."""
     words = ("--strategy", "exhaustive", "--once", "--tokens", "1")
     result = explore(capsys, *words)
     assert result["complete"], result

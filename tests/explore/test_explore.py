@@ -1,6 +1,6 @@
 """The schedule explorer: as a command, on the engine, and on engines with a deliberate bug.
 
-All but the first tests run in one process that compiles nothing: a command starts Python twice.
+The first tests start the command as a process. All others run in one process that compiles nothing, which is faster.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def test_the_command_finds_nothing():
         ["--mutation", "all", "--transport", "proxy", "--ranks", "1"],
     ],
 )
-def test_options_that_make_no_sense(words, capsys):
+def test_invalid_options_are_usage_errors(words, capsys):
     try:
         code = main(words)
     except SystemExit as refused:
@@ -115,7 +115,7 @@ def test_a_record_of_an_exchange_that_ended_early_says_nothing_of_a_tape(capsys)
 @pytest.mark.slow
 @pytest.mark.uncompiled
 def test_a_backward_call_of_another_layer_on_one_rank_is_not_reported(capsys):
-    """The rank's own rows come from the forward call's tape, but pass another layer. So no result can be expected."""
+    """The rank's own rows come from the forward call's tape, but pass through another layer. So no result is right."""
     drawn = ("--transport", "shm", "--ranks", "4", "--strategy", "pct", "--rows", "0", "--calls", "0")
     assert explore(capsys, *drawn, "--seed", "2641930319", "--schedules", "1")["found"] is None
 
@@ -180,7 +180,7 @@ def test_all_schedules_of_fewer_tokens_between_nodes(capsys):
 @pytest.mark.slow
 @pytest.mark.uncompiled
 def test_schedules_with_proxies_in_order(capsys):
-    """The search is stopped after a few seconds. Without tokens it takes minutes, with one token it does not end."""
+    """The search is stopped after a few seconds. A whole search takes minutes without tokens, and far longer with one."""
     words = ("--strategy", "exhaustive", "--transport", "proxy", "--tokens", "1", "--calls", "1", "--seconds", "5")
     result = explore(capsys, *words, code=3)
     assert result["found"] is None, result
@@ -209,7 +209,7 @@ def test_the_search_to_the_end_finds_bugs_too(capsys, name, transport):
 @pytest.mark.slow
 @pytest.mark.uncompiled
 def test_a_search_with_a_bug_uses_a_transport_with_which_the_bug_can_show(capsys):
-    """This is so without --transport. With transport shm a bug of the proxy is never found."""
+    """The command chooses it if --transport is not given. With transport shm a bug of the proxy is never found."""
     words = ("--strategy", "exhaustive", "--tokens", "1", "--calls", "1", "--mutation")
     assert explore(capsys, *words, "words-before-copies")["found"]["story"]
     assert explore(capsys, *words, "words-before-copies", "--transport", "shm", code=1)["found"] is None

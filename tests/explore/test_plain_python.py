@@ -145,14 +145,14 @@ def play(case: Case, seeds: int = 20) -> None:
 
 
 def test_an_exchange_that_ends_early_leaves_nothing_in_the_outbox():
-    """One rank makes an exchange where the other calls a layer. It gets no rows back, and must still put its own."""
+    """One rank makes an exchange where the other calls a layer. It gets no rows back, but must put its own rows."""
     first = Call(((1, 0),) * 4, broken=True, ends_early=True)
     calls = ((first,), (replace(first, exchange=True),))
     play(Case(placement=(0, 0), top_k=2, max_tokens=9, rows=3, tile=3, words=2, node_of=(0, 1), bundle=4, calls=calls))
 
 
 def test_tokens_without_choices_among_those_of_a_bundle():
-    """Such tokens are combined before the bundle is built. Then their table entries are no packed rows any more."""
+    """Such tokens are combined before the bundle is built. By then their table entries no longer name packed rows."""
     ids = tuple((1, -1) if t in (0, 4, 8) else (-1, -1) for t in range(9))
     calls = ((Call(()),) * 2, (Call(ids),) * 2)
     sizes = Case(placement=(0, 0), top_k=2, max_tokens=9, rows=9, tile=3, words=2, node_of=(0, 1), bundle=4)
@@ -162,7 +162,7 @@ def test_tokens_without_choices_among_those_of_a_bundle():
 @pytest.mark.slow
 @pytest.mark.parametrize("node_of", [(0, 0, 0), (0, 1, 2), (0, 1, 0)], ids=["one node", "three nodes", "two nodes"])
 def test_busy_calls(node_of):
-    """First many rows pass tiny rings, with two workers a rank. Then some ranks have no rows in some calls."""
+    """First many rows pass through tiny rings, with two workers a rank. Then some ranks have no rows in some calls."""
     rng = np.random.default_rng(3)
     for least, rows in ((9, 2), (0, 30)):
         counts = rng.integers(least, 10, (3, 3))
@@ -232,7 +232,7 @@ def test_an_access_where_nothing_lies_is_seen(at, access):
     cluster = Cluster(Case(calls=((Call(()),),) * 2), strategies.Replay([]))
     with cluster.patched():
         cluster.sched.current = cluster.sched.actors[1]
-        cluster.memory.local.add(at)  # no other actor need run first
+        cluster.memory.local.add(at)  # so that no other actor has to run first
         with pytest.raises(OutOfBounds, match=f"address {at:#x}, where nothing lies"):
             getattr(aristos.primitives.memory, access)(
                 at, *{"load": [], "load_acquire": [], "compare_exchange": [0, 1]}.get(access, [1])

@@ -112,6 +112,6 @@ def test_one_object_of_all_cases(monkeypatch, capsys):
 
 
 def test_all_steps_of_the_engine_are_recorded():
-    """Modules with bulk's own steps, addresses, records of the job's words, and steps for GPUs alone are left out."""
+    """The modules without recorded steps have bulk's steps, addresses, the job's words, or steps for GPUs alone."""
     compiled = {path.stem for path in Path(engine.__file__).parent.glob("*.py") if "\n@jit" in path.read_text()}
     assert compiled - set(copies.MODULES[copies.ENGINE]) == {"bulk", "call_records", "layout", "proxy", "timeout_check"}

@@ -1,4 +1,4 @@
-"""The machine code of micro-kernels for several families of CPUs, also for others than this machine's.
+"""The machine code of micro-kernels for several families of CPUs, including families that this machine does not have.
 
 LLVM compiles for any CPU. Nothing here runs the code: `test_cpu_kernels` compares its results with NumPy's.
 """
@@ -95,7 +95,7 @@ def test_loops_over_codes_keep_their_sums_in_registers(isa, cpu, features, form,
     shape, assembly = done.stdout.split("\n", 1)
     sums, lean = map(int, shape.split())
     loops = [loop for loop in innermost_loops(assembly) if re.search("vfmadd|vdpbf16", loop)]
-    pairs = 1 if form == "fp8" else 4  # pairs of k in a turn of a loop: one byte has one, a word four
+    pairs = 1 if form == "fp8" else 4  # pairs of k in a turn of a loop: fp8 has one in two bytes
     for instruction, of_pair in (("vfmadd", 2), ("vdpbf16ps", 1 if isa == "avx512bf16" else 0)):
         most = max(len(re.findall(instruction, loop)) for loop in loops)
         assert most == pairs * of_pair * sums, f"the largest loop has {most} {instruction} for {sums} sums"
@@ -103,7 +103,7 @@ def test_loops_over_codes_keep_their_sums_in_registers(isa, cpu, features, form,
         assert "prefetch" in loop
         spills = [line for line in loop.splitlines() if "%rsp" in line and "mm" in line.split("#")[0]]
         if cpu == "cascadelake" and len(re.findall("vfmadd", loop)) > 4 * pairs * 10:
-            spills = spills[6:]  # 11 or 12 rows, 176 multiply-adds or more: three vectors of codes may spill
+            spills = spills[6:]  # with 11 or 12 rows three vectors of codes may spill
         assert not spills, f"spilled:\n{loop}"
     assert lean == (0 if isa != "avx512" or cpu == "znver4" else 12 if form == "fp8" else 4)
     few = [loop for loop in loops if "prefetcht0" in loop]

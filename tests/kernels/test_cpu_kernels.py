@@ -367,7 +367,7 @@ def test_the_micro_kernel_handles_any_number_of_rows_and_vectors(rows):
 
 
 def test_sums_carried_between_passes_equal_one_chain():
-    """Neither passes over k nor the number of rows change a bit: a sum is one chain of fused multiply-adds."""
+    """Bits depend neither on the passes over k nor on the number of rows: a sum is one chain of multiply-adds."""
     rng = np.random.default_rng(0)
     rows, k = 9, 100
     left, b = rng.standard_normal((rows, k)).astype("f4"), rng.standard_normal((k, NR)).astype("f4")
@@ -451,7 +451,7 @@ def test_the_roof_is_above_the_micro_kernel_and_blas():
     a, b = np.ones((256, 512), np.float32), np.ones((512, 512), np.float32)
     roof = kernel = blas = 0.0
     with threadpool_limits(1):
-        for _ in range(5):  # in turns: the clock changes
+        for _ in range(5):  # in turns, because the CPU's clock rate changes
             roof, kernel = max(roof, kernels.fma_peak(0.05)), max(kernel, kernels.gemm_peak(0.05))
             start = time.perf_counter()
             np.matmul(a, b)

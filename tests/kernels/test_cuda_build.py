@@ -118,7 +118,7 @@ def test_a_malformed_architecture_is_refused(kept, tmp_path):
     ],
 )
 def test_the_ptx_of_one_architecture_is_that_of_another(name, first, other):
-    """Their launch bounds must be equal. The report then compiles one PTX and assembles it for each architecture."""
+    """Launch bounds are equal too, so the report compiles one PTX for both and assembles it for each."""
 
     def code(text):
         return re.sub(r"_ZN\w+|_cudapy_smem_\d+", "NAME", text[text.index(".entry") :])
@@ -257,7 +257,7 @@ def shipped(tmp_path, monkeypatch):
 
 
 def test_a_kernel_compiled_ahead_needs_neither_compiler_nor_cache(kept, compiled, shipped, monkeypatch):
-    """It is found with any CPU, Python and assembler."""
+    """The kernel is found with any CPU, Python and assembler."""
     monkeypatch.setattr(build, "_tools", lambda: pytest.fail("the key holds the assembler"))
     monkeypatch.setattr(compile_, "versions", lambda: pytest.fail("the key holds Python and CPU"))
     built = build.build(FILL, "sm_90")
@@ -285,7 +285,7 @@ def test_a_kernel_that_does_not_fit_is_compiled_here(kept, compiled, shipped, mo
 def test_a_kernel_compiled_ahead_is_found_whatever_the_clocks_say(monkeypatch, shipped):
     """The clock of a machine without a network may be older than the files of a kit. Finding kernels ignores it.
 
-    Writing one needs sources that have not been edited since the program started.
+    A kernel is written only if its sources have not been edited since the program started.
     """
     with monkeypatch.context() as patch:
         patch.setattr(compile_, "STARTED", 0.0)  # every file is newer

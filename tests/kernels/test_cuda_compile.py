@@ -2,8 +2,8 @@
 
 No kernel runs here: the tests read what the compilers wrote. The compiler of CUDA 12, which is in this environment,
 compiles for sm_80 and sm_90. That of CUDA 13, which has its own environment (`make .venv/cuda13/.aristos`), compiles
-for sm_100. Aristos ships kernels that are compiled for these three. With KERNELS=all both compilers compile every kernel
-for the three, and those that once spilled for every other architecture too.
+for sm_100. Aristos ships kernels that are compiled for these three. With KERNELS=all both compilers compile every
+kernel for the three, and those that once spilled for every other architecture too.
 """
 
 from __future__ import annotations
@@ -100,9 +100,9 @@ BUDGETS = {
     "place": Budget(
         48, 9 * KB, (10, 10, 10), "a few loads a thread: warps hide each other's waits; 256 slots and k = 8"
     ),
-    # persistent kernels: the product's registers, and registers for the values of steps that are needed after it; 128
-    # bytes more shared memory, for the command. 24 to 40 registers are left free, up to the blocks' limit, since steps
-    # change more often than products
+    # persistent kernels: the product's registers, and more for values that steps need after the product; 128 bytes more
+    # shared memory, for the command. 24 to 40 registers are left free, up to the blocks' limit, because steps change
+    # more often than products
     "layer_16x128": Budget(152, 73 * KB, (2, 3, 3), "up to 168 registers leave three blocks, as the product has them"),
     "layer_64x128": Budget(232, 73 * KB, (2, 2, 2), "up to 255 registers leave two blocks"),
     "layer_128x128": Budget(WIDE, 97 * KB, (1, 2, 1), "256 threads: where two blocks are to fit (sm_90) they have 128"),
@@ -148,7 +148,7 @@ EVERY_ARCH = assemble.ARCHS if ALL else tuple(ARCHS)
 # At some time these spilled with some toolkit on some architecture, where their launch bounds request this many blocks.
 # Those of float16 differ from bfloat16's in one instruction, and are left out.
 ONCE_SPILLED = r"^layer_(bf16_(wgmma_)?128x128|tf32_128x128|f32_16x64|f32_64x64)\."
-# Of the kernels with counters, the one with the fewest free registers on Hopper, for which the GPU report is.
+# Of the kernels with counters, only the one with the fewest free registers is compiled, for Hopper like the GPU report.
 COUNTED = "_counted" if ALL else r"^layer_bf16_wgmma_128x128_counted\.sm_90$"
 TOOLKIT_ARCHS = dict.fromkeys(CHOSEN, EVERY_ARCH) if ALL else {"cuda12": ("sm_80", "sm_90"), "cuda13": ("sm_100",)}
 EVERYWHERE = {

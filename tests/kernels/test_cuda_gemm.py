@@ -207,7 +207,7 @@ def test_every_tile_fits_the_gpu(arch):
 
 
 def test_a_gpu_with_less_shared_memory_gets_smaller_tiles():
-    """The GPU's limits decide, not its name. It may be missing in every table, or a part of a GPU."""
+    """The GPU's limits decide, not its name. A GPU may be in no table, or may be a part of a larger GPU."""
     whole = Target.named("sm_100")
     small = replace(whole, limits=replace(whole.limits, shared=102400, shared_block=101376))
     assert [tile.m for tile in tiles("bf16", whole)] == [16, 32, 64, 128, 256]

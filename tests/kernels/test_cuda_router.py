@@ -26,7 +26,7 @@ def route(x, weight, k, slot_of=None, score="softmax", renormalize=False, scale=
           capacity=0, gate=None, weighted=False, bias=None):  # fmt: skip
     """Run the router's kernels, and check that the machine reports nothing. Returns their tables by name.
 
-    given: (ids, weights), which are checked instead of computed. gate: [H] of the shared expert, None: there is none.
+    given: (ids, weights), which are checked instead of computed. gate: [H], for a shared expert.
     weighted: whether tokens are weighted. bias: the router's select_bias.
     """
     tokens, experts = len(x), weight.shape[1] + (gate is not None)
@@ -122,7 +122,7 @@ def test_routing_equals_the_reference(tokens, hidden, experts, k, score, renorma
 
 @pytest.mark.parametrize(("capacity", "k", "shared"), [(1, 3, False), (11, 2, True), (20, 1, False), (60, 3, True)])
 def test_choices_beyond_the_capacity_are_marked(capacity, k, shared):
-    """The first choices of all tokens count before second ones, and tokens count in order. They are in three blocks.
+    """The first choices of all tokens count before second ones, in the order of the tokens, which fill three blocks.
 
     The shared expert has no capacity.
     """

@@ -118,7 +118,7 @@ def test_16_bytes_are_one_access(name, arch, tmp_path):
 
 @pytest.mark.parametrize("arch", TARGETS)
 def test_scopes_of_the_memory_operations(arch, tmp_path):
-    """As in the engine a row is stored, then the tail, and then the peer's credit is read.
+    """As in the engine, a row is stored, then the tail is stored, and then the peer's credit is read.
 
     Atomic adds and exchanges have device scope.
     """

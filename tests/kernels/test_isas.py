@@ -97,7 +97,7 @@ def on_each(names: Iterable[str], *words: str, **variables: str) -> dict[str, st
 def guarded() -> list[tuple[str, str]]:
     """[(part, ISA)]: the parts of `guarded_kernels` that run here, and with which ISA. KERNELS=all runs all pairs.
 
-    Otherwise the best ISA runs all parts. Each other ISA runs the plain part, and all others in turn one more part.
+    Otherwise every ISA runs the plain part. Each further part runs on the best ISA and on one other.
     """
     parts, names = ["plain", "backward", *FORMATS], isa.usable()
     if os.environ.get("KERNELS") == "all" or len(names) == 1:
@@ -127,7 +127,7 @@ def test_kernels_touch_nothing_beyond_their_arrays(part, name):
 def test_every_isa_of_this_machine_gives_the_same_float32_bits():
     """A float32 sum is one chain of fused multiply-adds in k order, whatever the width of the vectors.
 
-    Of the ISAs with 512-bit vectors, whose float32 kernels are the same, the best one runs.
+    ISAs with 512-bit vectors have the same float32 kernels, so only the best of them runs.
     """
     wide = [name for name in USABLE if name not in ("avx2", "generic")]
     outputs = on_each([*wide[:1], *USABLE[len(wide) :]], "-c", SCRIPT)
@@ -156,7 +156,7 @@ def test_packed_experts_on_the_other_isas_of_this_machine():
 
 @pytest.mark.slow
 def test_kernels_as_plain_python_for_every_kind_of_product():
-    """Kinds that this machine lacks run: tiles, dot products, matrix products of Arm, or widened weights."""
+    """The kinds that this machine lacks run as plain Python: tiles, dot products, Arm's products, wide weights."""
     chosen = "float64 or chunked or column or passes or combine or split"
     large = "1030 or 515 or 193 or 1300 or [100-130 or test_every_type"
     kinds = [kind for kind in ("amx", "avx512bf16", "neonbf16", "avx2") if kind not in USABLE]

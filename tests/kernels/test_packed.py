@@ -111,7 +111,7 @@ def test_sums_are_right_before_they_are_rounded(name, dtype):
 @pytest.mark.parametrize("dtype", PACKED_ROWS)
 @pytest.mark.parametrize("name", FORMS)
 def test_any_number_of_rows_has_the_bits_of_many(name, dtype):
-    """There are several groups, an odd number of them, and k exceeds a block of packed rows."""
+    """The number of groups is odd and above 1, and k exceeds a block of packed rows."""
     kind = packed(name, group=min(FORMATS[name].groups, key=lambda group: group or 1 << 20), zeros=FORMATS[name].zeros)
     made, _ = expert(kind, dtype, 17 * 32 if kind.group == 32 else 5 * 128, 96 if kind.group == 32 else 128)
     few = module("packed", ISA, name).FEW
@@ -123,9 +123,9 @@ def test_any_number_of_rows_has_the_bits_of_many(name, dtype):
 
 @pytest.mark.parametrize("name", FORMS)
 def test_every_code_of_a_format_is_multiplied_by_its_value(name):
-    """Codes are at each place of a word and in each column.
+    """Each place of a word and each column has each code.
 
-    A row that is 1 at one k reads 32 codes back through an identity.
+    A row that is 1 at one k, times these codes and then times an identity, gives the values of 32 codes.
     """
     kind = packed(name, group=0 if 0 in FORMATS[name].groups else None)
     zero, one = ONES[name]

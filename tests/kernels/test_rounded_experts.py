@@ -57,7 +57,7 @@ def test_a_chunked_run_has_the_bits_of_a_whole_one(dtype, monkeypatch):
     chunked, whole = Expert(dtype, less, 600, True, True), Expert(dtype, more, 600, True, True)
     assert rounded_expert.chunk_of(chunked.element.code, less, 600) == rounded_expert.FC
     assert rounded_expert.chunk_of(chunked.element.code, more, 600) == 600
-    whole.copy_from(chunked)  # the columns that `whole` has more are zeros
+    whole.copy_from(chunked)  # the extra columns of `whole` are zeros
     x = chunked.rows(20)
     wide = np.zeros((20, more), x.dtype)
     wide[:, :less] = x
@@ -91,7 +91,7 @@ def test_rounding_to_bfloat16_equals_ml_dtypes():
     edges = np.array([0, 0x80000000, 1, 0x7F7FFFFF, 0x7F800000, 0xFF800000, 0x7F800001, 0xFFC00000], np.uint32)
     ties = (np.arange(0, 0xFFFF, 7, dtype=np.uint32) << 16) | 0x8000
     values = np.concatenate([bits, edges, ties, ties - 1, ties + 1]).view(np.float32)
-    if convert.FLUSHES:  # the conversion takes denormals for zeros
+    if convert.FLUSHES:  # the conversion turns denormals into zeros
         values = np.where(np.abs(values) < np.finfo(np.float32).tiny, np.copysign(np.float32(0), values), values)
     got = convert.narrow(convert.BFLOAT16, values)
     with np.errstate(invalid="ignore"):

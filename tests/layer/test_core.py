@@ -1,6 +1,6 @@
 """The core is the code that a layer reaches when it is made, loaded, called and trained.
 
-It needs no tool of the package, and few other packages.
+It needs few other packages, and none of Aristos' tools.
 """
 
 from __future__ import annotations

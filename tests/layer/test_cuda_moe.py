@@ -49,7 +49,7 @@ def test_one_rank_equals_the_reference():
             assert y is out
             close(y.reshape(9, 32), x.reshape(9, 32), **call)
             assert (stats.tokens, stats.world, stats.rows_to_peer) == (9, 1, (int((call["ids"] >= 0).sum()),))
-            assert 0 < stats.idle_seconds < 1e-3  # in the machine's time, which counts its rounds
+            assert 0 < stats.idle_seconds < 1e-3  # the machine's clock counts rounds, not time
 
     on_ranks(1, body)
 
@@ -180,7 +180,7 @@ KINDS = {
 
 
 def test_shared_experts_weights_on_the_input_and_capacities():
-    """Outputs and routings of calls routed here and of calls routed outside; rank 1 has no tokens and takes part."""
+    """Outputs and routings are right, whether the layer or the caller routes. Rank 1 takes part without tokens."""
 
     def body(comm, rank):
         for name, cfg in KINDS.items():

@@ -1,6 +1,6 @@
 """`MoE(backend="cuda")` under the rules of a CUDA driver: streams, captures, interruption, several layers on a GPU.
 
-The driver is the stand-in of tests/support/fake_cuda.py; kernels are the shipped ones, resident on the PTX machine.
+The driver is the stand-in of tests/support/fake_cuda.py. The package's own kernels run on the PTX machine.
 """
 
 from __future__ import annotations
@@ -409,7 +409,7 @@ def test_a_hang_of_two_ranks_names_the_lock_the_run_and_the_tiles(monkeypatch):
 
     The error of each rank says so. `standing` of rank 0 says so while the calls are in flight.
     """
-    monkeypatch.setattr("fake_kernels.TURN", 500)  # a kernel runs so many warp instructions at a time
+    monkeypatch.setattr("fake_kernels.TURN", 500)  # warp instructions that a kernel runs at a time
     monkeypatch.setattr("aristos.substrate.cuda.runtime.FAIL_SECONDS", 0.2)
     for name in ("ANSWER_SECONDS", "LOOK_SECONDS"):  # the stand-in is slower than a driver
         monkeypatch.setattr(f"aristos.substrate.cuda.runtime.{name}", 60.0)

@@ -31,7 +31,7 @@ class Interface:
 
 
 class Tensor(ctypes.Structure):
-    """DLManagedTensor of dlpack.h, after its documentation."""
+    """DLManagedTensor, as dlpack.h defines it."""
 
     _fields_ = (
         ("data", ctypes.c_void_p),
@@ -135,7 +135,7 @@ def test_strides_of_dimensions_of_length_one_are_ignored():
 
 
 def test_empty_arrays_are_accepted():
-    """For arrays without elements exporters give no address, and any strides."""
+    """Exporters give an array without elements no address, and any strides."""
     assert taken(Interface((0, 32), "<f4", at=0)) == (0, (0,), 128)
     assert taken(Dlpack((0, 32), at=None)) == (0, (0,), 128)
     assert taken(Dlpack((0, 32), at=None, strides=(1, 1))) == (0, (0,), 128)
@@ -178,7 +178,7 @@ def library(monkeypatch, name, number):
 def test_the_current_stream_of_an_arrays_library(monkeypatch):
     """PyTorch and CuPy are asked for their current streams; JAX has none.
 
-    For other arrays it is the stream that the interface names, in which 1 is the legacy default stream.
+    Other arrays name a stream in their interface, where 1 is the legacy default stream.
     """
     assert streams.current(np.zeros(3)) is None
     for given_, want in ((None, 0), (1, 0), (2, 2), (0x5555, 0x5555)):
@@ -201,7 +201,7 @@ def test_cupys_stream_is_that_of_the_arrays_gpu(monkeypatch):
 
 
 def test_the_stream_of_a_call(monkeypatch):
-    """It is the stream that the caller passes, else that of the first array. The call waits for the other streams."""
+    """A call runs on the stream that is passed, else on that of the first array. It waits for all other streams."""
     torch, cupy = library(monkeypatch, "torch", 11), library(monkeypatch, "cupy", 12)
     arrays = (np.zeros(3), torch((1, 32), "<f4"), None, cupy((1, 32), "<f4"), torch((1, 32), "<f4"))
     assert streams.choose(None, arrays, 7) == (11, [12])
@@ -216,7 +216,7 @@ def test_streams_of_every_library_are_taken():
     assert streams.handle(Stream("handle", ctypes.c_void_p(0x5555))) == 0x5555
     assert streams.handle(Stream("handle", ctypes.c_void_p(0))) == 0
     assert streams.handle(Stream("__cuda_stream__", lambda: (0, 0x5555))) == 0x5555
-    assert streams.handle(1) == streams.handle(0) == 0, "CUDA's 0 and the protocols' 1 are the legacy default"
+    assert streams.handle(1) == streams.handle(0) == 0, "0 in CUDA and 1 in the protocols are the legacy default stream"
     for wrong in ("now", -1, True, 1.5 + 2j):
         with pytest.raises(InputError, match=r"stream must be None, CUDA's number of a stream, or one of CuPy"):
             streams.handle(wrong)

@@ -22,7 +22,7 @@ from aristos.primitives import isa
 from kernel_cache import compile
 
 CFG = aristos.MoEConfig(hidden=70, ffn=200, experts=5, top_k=2, activation="silu", gated=True, bias=True, max_tokens=70)
-STEP = {"bfloat16": 2.0**-8, "float16": 2.0**-11}  # half the distance between neighbouring numbers, relative
+STEP = {"bfloat16": 2.0**-8, "float16": 2.0**-11}  # half the relative distance between neighbouring numbers
 
 
 def configuration(dtype: str, **changes: object) -> tuple[aristos.MoEConfig, dict[str, np.ndarray]]:
@@ -125,7 +125,7 @@ def test_other_dtypes_are_refused():
 
 
 def test_high_precision_of_float32():
-    """On AMX it is three products of bfloat16, within 2e-5 of float64. On other sets it equals "highest"."""
+    """AMX computes three products of bfloat16, within 2e-5 of float64. Other sets compute as for "highest"."""
     cfg = replace(CFG, hidden=300, ffn=700, precision="high")
     w, x = reference.weights(cfg), tokens(cfg, 60, 0)
     with MoE(replace(cfg, precision="highest"), backend="cpu", threads=1) as moe:
@@ -167,7 +167,7 @@ def test_high_precision_on_ranks(comm, pretend):
         MoE(replace(cfg, precision=("high", "highest")[comm.rank]), comm, backend="cpu")
     own = isa.usable()
     pretend.setattr(isa, "usable", lambda: (own, (LESS,))[comm.rank])
-    with MoE(cfg, comm, backend="cpu") as moe:  # without AMX on all ranks
+    with MoE(cfg, comm, backend="cpu") as moe:  # rank 1 has no AMX, so no rank uses it
         moe.load(0, **w)
         assert moe.isa == LESS
         assert same(moe(x), exact)
@@ -321,7 +321,7 @@ def test_processes_with_two_values_of_aristos_isa():
 
 
 class Bfloat16Tensor:
-    """An array that offers NumPy what PyTorch's tensors (name: torch.bfloat16) or JAX's arrays (bfloat16) offer it."""
+    """A bfloat16 array with the protocols of PyTorch's tensors (name: torch.bfloat16) or JAX's arrays (bfloat16)."""
 
     def __init__(self, array: np.ndarray, name: str) -> None:
         self._array, self.dtype = array, name

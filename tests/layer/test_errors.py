@@ -200,7 +200,7 @@ def test_refused_by_several_ranks_or_all(comm):
             with at_once(), pytest.raises(kind):
                 moe(**bad if comm.rank in refusing else mine)
             assert same(moe(**mine), wanted)
-        for n in range(40):  # one after the other, both parities of epochs
+        for n in range(40):  # one after the other, with even and odd epochs
             kind = InputError if comm.rank == n % 3 else PeerInputError
             with pytest.raises(kind):
                 moe(**bad if comm.rank == n % 3 else mine)
@@ -266,7 +266,7 @@ def test_ranks_in_different_calls(comm):
 
 @pytest.mark.ranks(2)
 def test_ranks_with_different_placements(comm):
-    """Both ranks raise a mismatch that names both. Versions of weights may differ, and each rank knows those of all."""
+    """Each rank's mismatch names both placements. Versions of weights may differ, and each rank knows all of them."""
     for schedule in ("fused", "bulk"):
         with MoE(CFG, comm, schedule=schedule, moves="tokens") as moe:
             for _ in range(1 + comm.rank):

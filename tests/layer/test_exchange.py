@@ -1,4 +1,4 @@
-"""Dispatch and combine without experts: which rows land, their order, the combined sums, and refusals."""
+"""Dispatch and combine without experts: which rows arrive, their order, the combined sums, and refusals."""
 
 from __future__ import annotations
 

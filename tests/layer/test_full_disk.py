@@ -48,7 +48,7 @@ def test_a_failed_save_leaves_the_previous_checkpoint(tmp_path):
     assert os.listdir(tmp_path) == [LOCK]
     first = saving.begin(tmp_path, set())
     saving.finish(tmp_path, first, {"layers": [], "optimizer": None, "extra": {}, "files": {}})
-    saving.undo(tmp_path, first)  # the failure came after the new saved.json
+    saving.undo(tmp_path, first)  # the failure comes after saved.json was replaced
     second = saving.begin(tmp_path, {first.id})
     saving.undo(tmp_path, second)
     assert second.folder != first.folder

@@ -291,7 +291,7 @@ def test_every_rank_may_load_only_its_own_experts(comm):
 @pytest.mark.ranks(2)
 def test_a_row_has_the_same_bits_alone_and_among_others(comm):
     """Batch invariance: a row has the same bits whatever rows it shares a call with."""
-    cfg = replace(CFG, hidden=100, ffn=600, gated=True, max_tokens=300)  # over a chunk of F, over a tile of rows
+    cfg = replace(CFG, hidden=100, ffn=600, gated=True, max_tokens=300)  # longer than a chunk of F and a tile of rows
     w = reference.weights(cfg)
     x = tokens(cfg, 300, seed=comm.rank)
     with make(comm, cfg, w, threads=2) as moe:

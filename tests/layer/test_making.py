@@ -118,7 +118,7 @@ say("fine")
 
 
 def test_a_failure_in_one_group_of_a_plan_that_is_trained(tmp_path):
-    """The ranks of the other groups raise too, and soon, also if every rank of one group refuses its arguments."""
+    """The ranks of the other groups soon raise too, even if every rank of one group refuses its arguments."""
     script = """
 from group_plans import plan_of
 

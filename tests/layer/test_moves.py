@@ -79,7 +79,7 @@ def test_shared_weights_take_the_bytes_of_private_ones(comm):
 
 @pytest.mark.ranks(4)
 def test_copies_and_other_nodes(comm):
-    """Experts of local peers are computed in place, those of other nodes get their tokens."""
+    """Experts of local peers are computed in place. Tokens are sent to experts of other nodes."""
     placement = [[0, 2], 1, [2, 3], 3, [0, 1, 2, 3], 2]
     w, x = reference.weights(CFG), tokens(CFG, 20 * comm.rank, seed=comm.rank)
     call = routing(CFG, len(x), "some", seed=comm.rank)
@@ -128,10 +128,10 @@ def test_few_rows_travel(comm, monkeypatch):
 
 @pytest.mark.ranks(2)
 def test_a_rank_with_all_tokens_is_helped(comm):
-    """A rank knows from the call before how many tokens the other has.
+    """A rank that has all tokens sends at least 80 % of the rows for the other rank's experts.
 
-    If it has all tokens, it sends at least 80 % of the rows for the other's experts. If both have about equally many,
-    each computes all its rows itself.
+    If both ranks have about equally many tokens, each computes all its rows itself. A rank knows from the call before
+    how many tokens the other has.
     """
     w, x = reference.weights(CFG), tokens(CFG, 80, seed=comm.rank)
     with MoE(CFG, comm, moves="auto") as moe:
@@ -210,7 +210,7 @@ def test_calls_of_every_kind_end_for_a_load(comm):
 
 @pytest.mark.ranks(2)
 def test_loads_while_a_call_is_open(comm):
-    """With every `moves` a load is refused while a call of the same object is open.
+    """Whatever `moves` is, a load is refused while a call of the same object is open.
 
     While a call of another object is open, a load works as between calls.
     """
@@ -273,7 +273,7 @@ def test_a_load_waits_for_the_call_before_the_open_one(comm, monkeypatch):
 
 @pytest.mark.ranks(2)
 def test_auto_compares_copies_with_weights(comm, monkeypatch):
-    """Rows stay if their copies have at least as many bytes as the weights. They must also be at least break-even."""
+    """Rows stay if there are at least break-even of them, and their copies would have at least the weights' bytes."""
     cfg = aristos.MoEConfig(hidden=64, ffn=64, experts=2, top_k=1, max_tokens=100)
     weights = 2 * 64 * 64 * 4
     for rows, least in ((10, weights // (4 * 64 * 4)), (50, 50)):
@@ -292,7 +292,7 @@ def test_auto_compares_copies_with_weights(comm, monkeypatch):
 
 
 def test_break_even_is_a_number_of_rows_that_an_expert_may_have():
-    """Reading an expert's weights takes longer than computing one row, and less long than computing a thousand."""
+    """Reading an expert's weights takes longer than computing one row, and less time than computing a thousand."""
     for dtype in ("float32", "bfloat16"):
         element = module("elements", isa.chosen()).element_type(dtype)
         assert 2 <= module("break_even", isa.chosen()).rows(element, module("entries", isa.chosen())) <= 1000
@@ -370,7 +370,7 @@ def test_without_shared_memory_tokens_travel(comm, monkeypatch):
 
 @pytest.mark.ranks(2)
 def test_only_the_rank_that_holds_experts_touches_their_pages_first(comm):
-    """Its NUMA domain then has the pages. Peers that map the part touch only the page of its head."""
+    """The pages then lie in that rank's NUMA domain. Peers that map this memory touch only its first page."""
     most = 4 * memfd.HUGE
     with MoE(CFG, comm, moves="tokens") as moe:
         memory = memfd.NodeMemory(moe.runtime.group, most - memfd.HEAD, "alike", small_pages=True)
@@ -405,7 +405,7 @@ def test_more_weights_than_addresses_are_no_error(comm):
 @pytest.mark.ranks(2)
 def test_a_peer_of_another_process_namespace_is_not_read(comm, monkeypatch):
     class Elsewhere:
-        """The module os, in a process that is number 1 of its namespace."""
+        """The module os of a process that has id 1 in its namespace."""
 
         def __getattr__(self, name):
             return (lambda: 1) if name == "getpid" else getattr(os, name)

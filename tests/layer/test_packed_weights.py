@@ -44,7 +44,7 @@ def rows(cfg, count, seed=0):
     return tokens(replace(cfg, dtype="float32", weight_dtype=None), count, seed).astype(numpy_dtype(cfg.dtype))
 
 
-QUICK = ("int4", "bfloat16")  # with float32 tests/kernels/test_packed.py tests the experts
+QUICK = ("int4", "bfloat16")  # tests/kernels/test_packed.py tests experts with float32
 KINDS = [
     pytest.param(*kind, marks=[] if kind == QUICK else pytest.mark.slow, id="-".join(kind))
     for kind in product(FORMATS, PACKED_ROWS)
@@ -67,7 +67,7 @@ def test_a_layer_alone(name, dtype):
 @pytest.mark.parametrize("moves", ["tokens", "experts", "auto"])
 @pytest.mark.parametrize("placement", [None, [0, [0, 1], 1, [0, 1], 0]], ids=["", "copies"])
 def test_several_ranks_give_the_bits_of_one_rank(comm, moves, placement):
-    """Other weights are loaded before. An object with plain weights is open at the same time."""
+    """Other weights are loaded before these. An object with plain weights is open at the same time."""
     cfg, w, wide = layer("int4", "bfloat16")
     plain = replace(cfg, dtype="float32", weight_dtype=None)
     x, reversed_experts = rows(cfg, 50, comm.rank), w | {n: w[n][::-1] for n in MATRICES}

@@ -54,7 +54,7 @@ MODELS: dict[str, tuple[Router, dict[str, np.ndarray], int, Oracle]] = {
 
 
 def clear(got: np.ndarray, want: np.ndarray) -> np.ndarray:
-    """[S] bool: whether a token is routed alike. A few are not: float32 and float64 may order near ties differently."""
+    """[S] bool: whether both route a token alike. A few differ: float32 and float64 may order near ties differently."""
     alike = (got == want).all(axis=1)
     assert alike.mean() > 0.97
     return alike
@@ -173,7 +173,7 @@ def test_capacity(k):
                 assert found.dropped == stats.dropped_rows == (~fits).sum() > 0
                 assert sum(stats.expert_rows) + found.dropped == 61 * k
                 assert same(y, moe(x, ids, every.weights))
-                assert moe(x, every.ids, every.weights, return_routing=True)[1].dropped == 0  # no capacity
+                assert moe(x, every.ids, every.weights, return_routing=True)[1].dropped == 0  # given ids: no capacity
                 assert moe.summary().dropped_rows == found.dropped
         assert np.array_equal(reference.route(cfg, x, W["router"])[0], ids)
 
@@ -268,7 +268,7 @@ def test_the_summary_keeps_the_load_of_every_expert(comm):
         assert "times the mean" in str(summary)
 
 
-def test_what_makes_no_sense_is_refused():
+def test_configurations_without_meaning_are_refused():
     for options, words in (
         ({"score": "top"}, "score must be one of softmax, .*, sparsemixer, got 'top'"),
         ({"groups": -1}, r"groups must be 0 or an int in 1\.\.63, got -1"),
@@ -323,7 +323,7 @@ def test_what_makes_no_sense_is_refused():
 
 
 @pytest.mark.ranks(2)
-def test_calls_that_make_no_sense_are_refused_on_every_rank(comm):
+def test_a_wrong_argument_for_routing_is_refused_on_every_rank(comm):
     x = tokens(CFG, 9, seed=comm.rank)
     call = routing(CFG, 9, "uniform", seed=0)
     with MoE(CFG, comm) as moe:

@@ -25,7 +25,7 @@ def echoed(comm, cfg: aristos.MoEConfig, **options) -> None:
     count = cfg.max_tokens - 7 * (comm.rank if comm else 0)
     x, w = tokens(cfg, count, seed=1), reference.weights(cfg)
     choices = cfg.top_k + bool(cfg.shared_ffn)
-    wider = replace(cfg, hidden=cfg.hidden + 1)  # in its slots there is space beside the rows of `cfg`
+    wider = replace(cfg, hidden=cfg.hidden + 1)  # its slots are wider than the rows of `cfg`
     with MoE(wider, comm, **options), MoE(cfg, comm, moves="tokens", **options) as moe:
         moe.load(**w)
         for n, pattern in enumerate(("uniform", "some", "one")):

@@ -229,7 +229,7 @@ def test_ranks_with_different_lists(comm):
         MoE([CFG, LAYERS[comm.rank]], comm)
 
 
-def test_what_makes_no_sense_is_refused():
+def test_configurations_without_meaning_are_refused():
     for changes, words in (
         ({"shared_ffn": -1}, "shared_ffn must be 0 or a positive int"),
         ({"shared_ffn": 0, "shared_sigmoid": True}, "shared_sigmoid=True requires a shared expert, got shared_ffn=0"),

@@ -1,4 +1,4 @@
-"""What owners keep for backward calls: equal bits whatever they keep, too small reserves, memory that is given back."""
+"""What owners keep for backward calls: equal bits whatever they keep, reserves that are too small, freed memory."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ CASES = {
 
 
 def asked(cfg: MoEConfig) -> list[tuple[str, int]]:
-    """[(save, tape_bytes)]: reserves for all that `save` asks, for some sources' rows, and for less of each row."""
+    """[(save, tape_bytes)]. Reserves hold all that `save` asks, the rows of some sources, or a part of each row."""
     row, most = place_bytes(cfg, "rows"), place_bytes(cfg, "hidden")
     return [("nothing", 10**7), ("rows", 10**7), ("rows", 30 * row), ("hidden", 10**7), ("hidden", 40 * most)]
 
@@ -161,7 +161,7 @@ def test_a_refused_call_leaves_open_tapes_as_they_are(comm):
 
 
 def test_what_a_tape_hands_out_is_not_what_backward_reads():
-    """A loss may change the tape's routing in place, even to ids out of range. Nor does a changed placement matter."""
+    """A loss may change the tape's routing in place, even to ids out of range. A new placement has no effect either."""
     cfg = replace(PLAIN, identity_experts=0, router=Router("sigmoid", capacity=9))
     x, dy = (tokens(cfg, 40, seed=seed) for seed in (3, 9))
     with MoE(cfg, threads=1, train=True) as moe:
@@ -185,7 +185,7 @@ def test_what_a_tape_hands_out_is_not_what_backward_reads():
 
 
 def test_parts_of_a_reserve():
-    reserve = Reserve(1000)  # of which 960 bytes are whole cache lines
+    reserve = Reserve(1000)  # 960 of its bytes are whole cache lines
     offers = [reserve.offer(2, 1)]
     parts = [reserve.take_part(offers[0], offers[0].first + 256)]
     for nbytes in (128, 256):
@@ -193,7 +193,7 @@ def test_parts_of_a_reserve():
         assert offers[-1].first == offers[-2].first + (parts[-1][1] - parts[-1][0])
         parts.append(reserve.take_part(offers[-1], offers[-1].first + nbytes))
     reserve.free(parts[1])
-    assert reserve.offer(2, 1).end - reserve.offer(2, 1).first == 320  # behind the last part
+    assert reserve.offer(2, 1).end - reserve.offer(2, 1).first == 320  # what is free behind the last part
     reserve.free(parts[0])
     assert (reserve.taken, reserve.offer(2, 1).first) == (256, offers[0].first)
     for part in parts:
@@ -207,7 +207,7 @@ def test_memory_counts_the_reserve():
         MoE.memory(cfg, 4, tape_bytes=4096)
     least = MoE.memory(cfg, 4, train=True, tape_bytes=0)
     assert MoE.memory(cfg, 4, train=True, tape_bytes=4096) == least + 4096
-    assert MoE.memory(cfg, 4, train=True) == least + 64 * 2 * 128  # max_tokens * top_k rows of 80 bytes
+    assert MoE.memory(cfg, 4, train=True) == least + 64 * 2 * 128  # rows of 80 bytes take 128 each
     assert MoE.memory(cfg, 1, train=True) == MoE.memory(cfg, 1, train=True, tape_bytes=0)
 
 
@@ -219,7 +219,7 @@ def test_memory_counts_the_reserve():
         ({"train": True}, "all", "save must be one of nothing, rows, hidden"),
     ],
 )
-def test_options_that_make_no_sense(options, save, message):
+def test_wrong_options_of_tapes_are_refused(options, save, message):
     def call():
         with MoE(GATED, threads=1, **options) as moe:
             moe.load(**reference.weights(GATED))

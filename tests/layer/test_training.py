@@ -580,7 +580,7 @@ def test_gradients_of_dense_arrays_that_do_not_fit_are_refused():
 
 @pytest.mark.parametrize("name", ["plain", "biases and a limit", "weights on the input", "shared expert"])
 def test_gradients_of_bfloat16_rows(name):
-    """They are compared with float64 gradients at the rounded weights. The router computes in float32."""
+    """Gradients are compared with those in float64 at the rounded weights. The router computes in float32."""
     cfg = replace(CASES[name], dtype="bfloat16")
     masters, x, dy = weights_of(cfg), tokens(cfg, 21, seed=3), tokens(cfg, 21, seed=4)
     bits = ml_dtypes.bfloat16

@@ -61,7 +61,7 @@ def are_right(moe: Any, comm: Any, calls: int) -> None:
 
 @ranks_each(2, 4)
 def test_gradients_of_copies_are_summed_over_their_holders(comm, world):
-    """A second sum changes nothing. Later calls add to the first. Fused and bulk calls give equal bits and weights."""
+    """A second `reduce_grads` changes nothing. Later calls add to the sums. Fused and bulk calls give equal bits."""
     places = [[0, 1], 1, [1, 0], 0] if world == 2 else [[0, 3], 1, [3, 1, 0], 2]
     kept = []
     for options in ({"schedule": "bulk"}, {"ranks_per_node": 2 if world == 4 else 1}):
@@ -88,7 +88,7 @@ def test_gradients_of_copies_are_summed_over_their_holders(comm, world):
 
 @pytest.mark.ranks(2)
 def test_saved_copies(comm, tmp_path_factory):
-    """One holder of each expert writes it. A restored layer trains on as the saved one does."""
+    """One holder of each expert writes it. A restored layer goes on with training as the saved one does."""
     folder = comm.bcast(tmp_path_factory.mktemp("saved") if comm.rank == 0 else None)
     found = []
     with MoE(TRAINED, comm, placement=[[0, 1], 1, [1, 0], 0], threads=1, train=True) as moe:

@@ -30,7 +30,7 @@ def run(
 ) -> dict[str, np.ndarray]:
     """Take the steps first <= step < last. Returns losses, norms, weights and states by name.
 
-    If first > 0, the run continues from what was saved in `folder`. Of experts there are this rank's alone. save: the
+    Experts are those of this rank alone. If first > 0, the run continues from what was saved in `folder`. save: the
     number of steps after which to save.
     """
     rank, world = (0, 1) if comm is None else (comm.rank, comm.size)

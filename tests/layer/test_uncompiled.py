@@ -44,7 +44,7 @@ def test_two_ranks_in_plain_python(tmp_path):
 
 
 def test_memory_functions_in_plain_python():
-    """The Python bodies in memory.py do what their docstrings say. Compiled functions are compared with them below."""
+    """The Python bodies in memory.py do what their docstrings say. Compiled functions are compared in the next test."""
     words = np.array([5, -7, 0, 1 << 40], np.int64)
     at = [words.ctypes.data + 8 * i for i in range(4)]
     assert [memory.load(a) for a in at] == words.tolist()

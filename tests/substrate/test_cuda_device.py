@@ -116,7 +116,7 @@ def test_copies_follow_their_stream_and_copies_of_pageable_memory_are_complete_a
     np.testing.assert_array_equal(numbers, np.arange(100.0))
     gpu.copy_in(address, numbers[:50] + 1, stream)
     gpu.copy_in(address, numbers[50:], stream)
-    numbers[50:] = 7  # this changes the result, because the copy has not been made
+    numbers[50:] = 7  # this changes the result, because the copy has not been made yet
     gpu.synchronize(stream)
     back = np.zeros(50)
     gpu.copy_out(back, address, stream)

@@ -163,7 +163,7 @@ def test_the_wait_for_the_call_in_flight_is_bounded(asked, cause):
 
 
 def test_kernels_that_keep_counters():
-    """They give the same bits, and the time of every phase. The usual kernel keeps idle time alone."""
+    """Kernels with counters give the same bits, and the time of every phase. The usual kernel measures only idle time."""
     plain, counted = Layers(), Layers(counted=True)
     for y, other in zip(plain.run(), counted.run()):
         np.testing.assert_array_equal(y, other)
@@ -181,7 +181,7 @@ def test_kernels_that_keep_counters():
 
 @pytest.mark.parametrize("gated", [False, True])
 def test_shares_of_several_tiles(gated):
-    """A phase of a run is cut into shares of three tiles; the last is smaller. One grid has more blocks than shares."""
+    """A phase of a run is cut into shares of three tiles. The last is smaller. One grid has more blocks than shares."""
     cfg = replace(SMALL, hidden=160, ffn=300 if gated else 600, gated=gated)
     first = None
     for grid in (2, 9):

@@ -1,4 +1,4 @@
-"""`MoE(backend="cuda")` end to end over real MPI: shipped kernels and host code, IPC in nodes, MPI between them.
+"""`MoE(backend="cuda")` over real MPI: the package's kernels and host code, IPC within nodes, and MPI between nodes.
 
 Each rank is a process with a device of the PTX machine.
 """

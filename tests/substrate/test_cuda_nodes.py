@@ -72,7 +72,7 @@ def test_rows_from_other_nodes_are_copied_to_the_gpu_once():
 
 @pytest.mark.parametrize("absent", [0, 2])
 def test_a_wait_is_bounded_and_remote_ranks_know_which_rank_gave_up(absent):
-    """One rank never makes the call. Another rank gives up, its proxy notifies the remote ranks. All kernels end."""
+    """One rank never makes the call. Another gives up, and its proxy notifies the remote ranks. All kernels end."""
     layers = NodeLayers(tokens=(5, 6, 7), timeout=20_000, fails=True)
     there = [rank for rank in layers.ranks if rank.me != absent]
     layers.run(ranks=there)
@@ -83,7 +83,7 @@ def test_a_wait_is_bounded_and_remote_ranks_know_which_rank_gave_up(absent):
 
 # ---- bugs of the proxy that the machine must find
 
-STUCK = 10_000_000  # warp instructions, many times as many as a run without a bug needs
+STUCK = 10_000_000  # warp instructions, far more than a run without a bug needs
 
 
 def run(**names):
@@ -91,7 +91,7 @@ def run(**names):
     kept = {name: getattr(proxy, name) for name in names}
     vars(proxy).update(names)
     try:
-        layers = NodeLayers(per_node=1, tokens=(6, 9), ring=3, limit=STUCK)  # limit: a bug may also stop the rows
+        layers = NodeLayers(per_node=1, tokens=(6, 9), ring=3, limit=STUCK)  # a bug may also make a run endless
         close(layers, layers.run(calls=2))
     finally:
         vars(proxy).update(kept)

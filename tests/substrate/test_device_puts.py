@@ -81,7 +81,7 @@ def test_a_process_without_a_gpu(monkeypatch):
     monkeypatch.delenv(device_puts.VARIABLE, raising=False)
     device_puts.probe.cache_clear()
     try:
-        answer = device_puts.probe(10_000)  # no machine has so many
+        answer = device_puts.probe(10_000)  # no machine has so many GPUs
     finally:
         device_puts.probe.cache_clear()
     assert not answer.supported

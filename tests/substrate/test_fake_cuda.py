@@ -48,7 +48,7 @@ def here():
 
 
 def test_the_legacy_stream_and_blocking_streams_wait_for_each_other(here):
-    """Waiting for the last of their operations runs the earlier ones. Non-blocking streams are independent."""
+    """A wait for the last operation runs the earlier ones of both streams. Non-blocking streams are independent."""
     at, other = here.memory(1), here.memory(1)
     blocking, apart = here("cuStreamCreate", BLOCKING), here("cuStreamCreate", NON_BLOCKING)
     here("cuMemsetD8Async", at, 2, 8, blocking)

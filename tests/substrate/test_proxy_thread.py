@@ -1,7 +1,7 @@
 """The proxy thread with real MPI. Host memory stands for the device, and the CPU's workers stand for its kernel.
 
-The workers cannot call MPI: the lock of their wire is never free. So all traffic with other nodes passes the proxy and
-its copies, compiled as they ship.
+The workers cannot call MPI: the lock of their wire is never free. So all traffic with other nodes passes through the
+proxy and its copies, whose code is compiled as in the package.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def on_devices(device: HostDevice) -> Iterator[list[ProxyThread]]:
     [(False, False), (False, True), (True, True)],
     ids=["staged", "mapped", "mapped and from the device"],
 )
-@ranks_each(2, 3, 4, timeout=240)  # the first test may have to compile
+@ranks_each(2, 3, 4, timeout=240)  # the first test may have to compile kernels
 def test_equal_bits_through_the_proxy(comm, world, takes, maps):
     """Nodes have one rank or two, rings are tiny, and calls have several sizes."""
     calls = []

@@ -277,13 +277,13 @@ comm.Abort(3)
     "waits",
     [
         "moe(x)",
-        "moe.runtime._read_word = lambda *asked: 0; moe.runtime.await_readers()",  # before weights are loaded
+        "moe.runtime._read_word = lambda *asked: 0; moe.runtime.await_readers()",  # as a load does
         "aristos.MoE(cfg, comm)",
     ],
     ids=["call", "load", "layer"],
 )
 def test_a_rank_that_has_ended_in_user_code(tmp_path, waits):
-    """No rank waits for it until a limit: on the same machine others see that its process has ended."""
+    """Other ranks do not wait until their limit: on the same machine they see that the process has ended."""
     if len(find_mpiexec()) > 1:
         pytest.skip("Open MPI's launcher ends all ranks")
     job = run_job(tmp_path, 2, LAYER + ENDS_ALONE.replace("WAITS", waits), 40, ("-disable-auto-cleanup",))
@@ -354,7 +354,7 @@ comm.Abort(3)
     )
     assert job.code not in (None, 0)
     assert job.seconds < 20
-    for line in job.lines(0):  # unless the launcher was faster
+    for line in job.lines(0):  # none if the launcher has ended rank 0 first
         assert line.startswith("timeout: True rank 0 waited")
         assert line.endswith("; rank 1 has ended")
 

@@ -95,7 +95,7 @@ def credit_not_checked(put: Put) -> None:
 
 @mutation("tiles-not-bounded", fixed=(("rows", 1), ("tile", 1), ("max_tokens", 6)))
 def tiles_not_bounded(put: Put) -> None:
-    """A source with credit sends although every record slot holds a tile that is not seen returned."""
+    """A source with credit sends although every record slot holds a tile whose return it has not seen."""
     put(dispatch, "returns_due", lambda job, st, owner: 0)
 
 
@@ -150,7 +150,7 @@ def ring_wrap_off_by_one(put: Put) -> None:
 
 @mutation("merge-wait-beyond-credit", fixed=(("merge", 8), ("rows", 2), ("tile", 1)))
 def merge_wait_beyond_credit(put: Put) -> None:
-    """Few rows wait for announced rows, even for those that no source has credit to send."""
+    """A run of few rows waits for announced rows, even for those that no source has credit to send."""
 
     def choose(job: Any, st: Any) -> tuple[int, int]:
         chosen, active = -1, 0

@@ -1,4 +1,4 @@
-"""Deliberate bugs in backward calls: whose rows they are, and where their owner keeps them. The explorer finds each."""
+"""Deliberate bugs in backward calls: rows of wrong calls, and rows in wrong places. The explorer must find each."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def store_by_arrival(put: Put) -> None:
 
 
 def moved(put: Put, by: Callable[[Any, Any, int], int]) -> None:
-    """Move the places of the rows of a part of a run by `by` rows."""
+    """Shift the places of the rows in each part of a run by `by` rows."""
     real = store.list_places
 
     def list_places(job: Any, st: Any, c: int) -> None:
@@ -67,13 +67,13 @@ def moved(put: Put, by: Callable[[Any, Any, int], int]) -> None:
 
 @mutation("store-by-packed-row", fixed=BACKWARD)
 def store_by_packed_row(put: Put) -> None:
-    """The place of a row counts from its source's first packed row of all, not from the first for this rank."""
+    """The place of a row counts from its source's first packed row for any rank, not from the first for this rank."""
     moved(put, lambda job, st, part: st[words.first_packed(job, st[words.part_source(part)])])
 
 
 @mutation("tile-kept-from-its-start", fixed=CUT)
 def tile_kept_from_its_start(put: Put) -> None:
-    """Rows of the second run of a tile are kept where those of the first are."""
+    """Rows of a tile's second run are kept in the places of those of its first run."""
 
     def back(job: Any, st: Any, part: int) -> int:
         source = st[words.part_source(part)]
@@ -101,7 +101,7 @@ def sources_share_places(put: Put) -> None:
 
 @mutation("own-rows-have-no-places", fixed=BACKWARD)
 def own_rows_have_no_places(put: Put) -> None:
-    """A rank gives places to the rows of peers alone."""
+    """A rank gives places to the rows of its peers, but not to its own rows."""
     put(packing, "store", Instead(store, admit=lambda job, st, source, rows: True))
 
 
@@ -133,7 +133,7 @@ def refused_tape_is_served(put: Put) -> None:
 
 @mutation("row-copied-after-its-credit", fixed=(*BACKWARD, ("workers", 1), ("runs", 1)))
 def row_copied_after_its_credit(put: Put) -> None:
-    """A row is copied to the store once its ring row is free again."""
+    """A row is copied to the store after its ring row has been freed."""
     publish = experts.publish
 
     def copy_late(job: Any, st: Any, worker: int) -> None:

@@ -40,7 +40,7 @@ def stay_before_announcement(put: Put) -> None:
     "stay-after-any-announcement", ranks=3, fixed=(("stay", 1), ("placement", (0, 1, 2)), ("workers", 1)), calls=3
 )
 def stay_after_any_announcement(put: Put) -> None:
-    """The announcement of one local peer admits the rows that stay for all of them."""
+    """The announcement of one local peer admits the rows that stay for all local peers."""
     real = arrivals.admit_staying
     put(arrivals, "admit_staying", lambda job, st, owner: [real(job, st, p) for p in range(job[words.WORLD])])
 
@@ -53,7 +53,7 @@ def load_without_wait(put: Put) -> None:
 
 @mutation("load-after-the-call-before", fixed=STAY, calls=4)
 def load_after_the_call_before(put: Put) -> None:
-    """A rank that loads waits for the call before the last one."""
+    """A rank that loads waits only for the call before the last one."""
 
     def await_readers(self: Any) -> None:
         self.epoch -= 1
@@ -66,7 +66,7 @@ def load_after_the_call_before(put: Put) -> None:
 
 @mutation("load-in-a-call-too-early", **WITHIN)
 def load_in_a_call_too_early(put: Put) -> None:
-    """A rank that loads while another object's call is open waits for all calls but the last that has ended."""
+    """A rank that loads while another object's call is open does not wait for the last call before the open one."""
     put(rank.Rank, "await_readers", waiting_for(-1))
 
 
@@ -103,7 +103,7 @@ def ended_at_the_start(put: Put) -> None:
 
 @mutation("ended-by-plain-store", fixed=STAY, calls=3)
 def ended_by_plain_store(put: Put) -> None:
-    """ENDED is a plain store."""
+    """The word ENDED is written by a plain store."""
 
     def end(job: Any, st: Any) -> None:
         for p in range(job[words.WORLD]):
@@ -141,7 +141,7 @@ def stay_not_owed(put: Put) -> None:
 
 @mutation("stay-with-the-next-expert", fixed=TWO)
 def stay_with_the_next_expert(put: Put) -> None:
-    """Rows that stay are computed with the weights of the expert after theirs."""
+    """Rows that stay are computed with the next expert's weights."""
     real = column_runs.weights_of
 
     def weights_of(job: Any, expert: int) -> Any:

@@ -32,7 +32,7 @@ def once_not_announced(put: Put) -> None:
 
 @mutation("once-announced-to-all", ranks=3, fixed=(*MIXED, ("placement", (0, 0, 1, 1, 2, 2))))
 def once_announced_to_all(put: Put) -> None:
-    """A source announces to every owner that tokens cross once if they do to one of them."""
+    """If tokens cross once to one owner, the source announces to every owner that they do."""
     announces(put, lambda job, st, p: max(st[words.once_to(job, q)] for q in range(job[words.WORLD])))
 
 
@@ -55,7 +55,7 @@ def once_of_the_call_before(put: Put) -> None:
 
 @mutation("once-decided-visit-by-visit", fixed=(*ONCE, ("rows", 3), ("once", 3), ("tile", 1), ("bundle", 3)))
 def once_decided_visit_by_visit(put: Put) -> None:
-    """With every bundle a source decides again whether tokens cross once, by the rows that are left."""
+    """Before every bundle a source decides again whether tokens cross once, by the rows that are left."""
     real = dispatch.claim
 
     def claim(job: Any, st: Any, worker: int) -> int:
@@ -102,7 +102,7 @@ def bundle_freed_tile_by_tile(put: Put) -> None:
 
 @mutation("index-after-the-tail", fixed=ONCE)
 def index_after_the_tail(put: Put) -> None:
-    """Within a node a bundle's index is written once its tail has been released."""
+    """Within a node a bundle's index is written after its tail has been released."""
     late: dict[int, list[tuple[int, int]]] = {}
     real = bundles.publish
 

@@ -1,4 +1,4 @@
-"""Deliberate bugs in tapes: what an owner keeps of a forward call's rows, where, and what sources know of it."""
+"""Deliberate bugs in tapes: what owners keep of a forward call's rows, where they keep it, and what sources know."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def changed(job: Any, **values: int) -> list[int]:
 
 @mutation("tape-of-a-source-without-rows", fixed=LARGE, calls=4)
 def tape_of_a_source_without_rows(put: Put) -> None:
-    """An owner notes that it keeps the rows of a source that has none; no return record says so."""
+    """An owner notes that it keeps rows of a source that has none. No return record can say so."""
 
     def admit(job: Any, st: Any, source: int, rows: int) -> None:
         tape.admit(job, st, source, rows)
@@ -78,7 +78,7 @@ def sources_share_the_tape(put: Put) -> None:
 
 
 def renumbered(put: Put, number: Callable[[Any, Any, int], int]) -> None:
-    """Change the number that the first row of a part of a run has among its source's rows, in forward calls."""
+    """In forward calls, change the number that a part's first row has among the rows of its source."""
     real = tape.number
 
     def other(job: Any, st: Any, part: int) -> int:
@@ -98,7 +98,7 @@ def tape_by_packed_row(put: Put) -> None:
 
 @mutation("tile-taped-from-its-start", fixed=(*LARGE, ("group", 1), ("tile", 3), ("run", 2)))
 def tile_taped_from_its_start(put: Put) -> None:
-    """Rows of the second run of a tile are kept on the tape where those of the first are."""
+    """Rows of a tile's second run are kept on the tape in the places of those of its first run."""
     real = tape.number
 
     def number(job: Any, st: Any, part: int) -> int:
@@ -113,7 +113,7 @@ def tile_taped_from_its_start(put: Put) -> None:
 
 @mutation("row-taped-after-its-credit", fixed=(*LARGE, ("workers", 1), ("runs", 1)))
 def row_taped_after_its_credit(put: Put) -> None:
-    """A row is copied to the tape once its ring row is free again."""
+    """A row is copied to the tape after its ring row has been freed."""
     publish = experts.publish
 
     def copy_late(job: Any, st: Any, worker: int) -> None:
@@ -127,7 +127,7 @@ def row_taped_after_its_credit(put: Put) -> None:
 
 @mutation("x-over-hidden", fixed=LARGE)
 def x_over_hidden(put: Put) -> None:
-    """A kept row lies where its hidden activations are."""
+    """A row is kept in the place of its hidden activations."""
 
     def keep_rows(job: Any, st: Any, c: int) -> None:
         tape.keep_rows(changed(job, TAPE_HIDDEN=0), st, c)

@@ -28,7 +28,7 @@ def not_compared(put: Put, word: int, field: Callable[[int], int]) -> None:
 
 @mutation("mode-not-compared", kind="object")
 def mode_not_compared(put: Put) -> None:
-    """A layer's call and an exchange's are taken for calls of one kind."""
+    """A call of a layer and one of an exchange count as calls of the same kind."""
     not_compared(put, words.MODE, words.announced_mode)
 
 
@@ -70,7 +70,7 @@ def scalar_of_the_pair_before(put: Put) -> None:
 
 @mutation("scalars-after-the-tail", fixed=SCALARS)
 def scalars_after_the_tail(put: Put) -> None:
-    """Within a node the scalars of a tile are written once its tail has been released."""
+    """Within a node the scalars of a tile are written after its tail has been released."""
     real, publish = dispatch.execute, dispatch.publish
 
     def publish_first(job: Any, st: Any, worker: int) -> None:
