@@ -349,7 +349,7 @@ def test_mxfp4(tmp_path):
     ],
 )
 def test_mxfp4_at_the_ends_of_float32(tmp_path, scale, code, value):
-    """Scales of E8M0 reach 2^127. Times a code of E2M1 of 2 or more, the product exceeds float32."""
+    """A scale of E8M0 may be 2^127. Its product with a code of E2M1 that is 2 or more exceeds float32."""
     config, tensors = oss(64, 32, 2)
     tensors[SCALES][1, 4, 1], tensors[BLOCKS][1, 4, 1] = scale, 0
     tensors[BLOCKS][1, 4, 1, 2] = code << 4

@@ -154,8 +154,8 @@ def test_options_that_contradict_each_other_are_refused_by_file(tmp_path):
         of(tmp_path, OLMOE).config(max_tokens=0)
 
 
-def test_no_shared_expert_is_null_or_zero(tmp_path):
-    """A file that leaves the option out has as many shared experts as its family."""
+def test_null_and_zero_mean_no_shared_expert(tmp_path):
+    """A file that leaves the option out has as many shared experts as its family does by default."""
     for value in (None, 0):
         assert of(tmp_path, {**DEEP, "n_shared_experts": value}).config().shared_ffn == 0
     left_out = {key: value for key, value in DEEP.items() if key != "n_shared_experts"}

@@ -180,7 +180,7 @@ def test_nothing_is_expanded(tmp_path):
 
 
 def reference(weights, tensors, x):
-    """The layer's output in float64, with the weights that the tensors mean."""
+    """The layer's output in float64, with the weights that the tensors stand for."""
     w = {name: np.stack([weights[e, name].T for e in range(2)]) for name in ("gate", "up", "down")}
     cfg = aristos.MoEConfig(
         hidden=128, ffn=64, experts=2, top_k=2, activation="silu", gated=True, router=aristos.Router(renormalize=True)

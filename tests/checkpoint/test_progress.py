@@ -31,7 +31,7 @@ def read(shown, clock, seconds):
             shown.step(1_500_000_000)
 
 
-def test_a_line_now_and_then(monkeypatch, clock):
+def test_a_slow_load_prints_some_lines(monkeypatch, clock):
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     shown = progress.Progress()
     read(shown, clock, 0.25)

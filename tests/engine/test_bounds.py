@@ -1,7 +1,7 @@
 """A peer's word is out of its bounds: the rank that reads it fails, names the word, and keeps its tables valid.
 
-Rank 0 reads what rank 1 has written into its window. Each rank has two experts. In the call rank 0 gets four rows and
-has sent three. Each case changes one word.
+Rank 0 reads what rank 1 has written into rank 0's window. Each rank has two experts. In the call rank 0 gets four rows
+and has sent three. Each case changes one word.
 """
 
 from __future__ import annotations
@@ -246,6 +246,6 @@ def test_every_checked_word_has_a_name_and_a_test():
         bounds.PLACE,
         bounds.POISON_CAUSE,
         bounds.POISON_ORIGIN,
-        bounds.ENDED,  # tests/substrate/test_waits.py
+        bounds.ENDED,  # tested in tests/substrate/test_waits.py
     }
     assert set(bounds.NAMES) == tested

@@ -190,7 +190,7 @@ def region_parts(a: Addresses, peer: int, remote: bool) -> Iterator[tuple[str, i
         yield "ended", a.at("word_to", peer, words.ENDED), 8
     for part in schema.REGION:
         entries = sizes[part.entries]
-        first = 0 if part.address == "word" else 3 * entries  # other numbers grow without end
+        first = 0 if part.address == "word" else 3 * entries  # indices of other parts grow without end
         for number in range(first, first + entries):
             yield part.address, a.at(f"{part.address}_to", peer, number), sizes[part.entry]
 
@@ -212,7 +212,7 @@ def written(a: Addresses, row_writers: np.ndarray) -> Iterator[Written]:
             yield "return_row", p, put_target(p, a.table(words.T_PUT_RETURN_ROWS, p) + s.stride * packed), s.stride
         for what, at, nbytes in region_parts(a, p, True):
             yield f"{what} to put", me, at, nbytes
-            if what != "word":  # words are put coded
+            if what != "word":  # MPI puts words in coded form
                 yield what, p, a.put_to(p, at), nbytes
         for word in range(words.LINE_WORDS + 1):
             yield "word that came", me, a.at("word_from", p, word), 8
@@ -407,7 +407,7 @@ def test_memory_is_what_an_engine_asks_for(cluster):
 def test_memory_does_not_run_away():
     """Rings take at most 64 MiB, or 64 rows for each source. The rest are a call's own rows.
 
-    Between nodes rings take at most four times as much, and own rows are there twice.
+    Between nodes rings take at most four times as much, and a call's own rows are stored twice.
     """
     own = BIG.max_tokens * BIG.top_k * 4096
     for world in (2, 8, 64, 256):
@@ -424,7 +424,7 @@ def allocated(runtime: Any) -> int:
 
 
 def checked_sizes(comm: Any, ranks_per_node: int | None) -> None:
-    """32 layers share the windows of one. No routing makes them grow. A second object of that size needs none."""
+    """32 layers share the windows of one. No routing makes them grow. A second object of that size needs no memory."""
     world = comm.size
     cfg = aristos.MoEConfig(hidden=40, ffn=72, experts=5, top_k=2, max_tokens=60)
     w = reference.weights(cfg)

@@ -97,7 +97,7 @@ def test_copies_saved_are_not_worth_more_work_of_the_busiest_rank():
 
 
 def test_copies_are_work_of_both_ranks():
-    """Copying a row takes as long as a fifth of its arithmetic. Each of both ranks has half of that work."""
+    """Copying a row takes as long as a fifth of its arithmetic. Each of the two ranks does half of that work."""
     assert chosen([50, 50, 50, 50], stay=100, reading=20).work == [220, 220]
     assert chosen([50, 50, 50, 50], ranks=4, remote=(2, 3), stay=100, reading=20).work == [220, 220, 0, 0]
 
@@ -115,7 +115,7 @@ def test_what_chance_explains_is_not_balanced():
 
 
 def test_a_rank_with_all_tokens_is_helped():
-    """By their copies all rows would stay. But rank 0 has announced no tokens, so all work would then be on rank 1."""
+    """All rows would stay if only copies counted. But rank 0 has announced no tokens: rank 1 would do all the work."""
     even = [100, 100, 100, 100]
     assert chosen(even, stay=50, announced=[0, 100]).kept == {}
     assert chosen(even, stay=50, announced=[100, 100]).kept == {0: 100, 1: 100}
@@ -124,7 +124,7 @@ def test_a_rank_with_all_tokens_is_helped():
 
 
 def test_a_rank_with_all_tokens_keeps_only_rows_that_relieve_the_busiest_rank():
-    """Rank 0 holds the hot experts and has no tokens. Rank 1 keeps as many rows as make both compute alike."""
+    """Rank 0 holds the hot experts and has no tokens. Rank 1 keeps so many rows that both have about equal work."""
     found = chosen([100, 100, 100, 100, 10, 10, 10, 10], announced=[0, 100])
     assert sum(found.kept.values()) == 200
     assert found.work == [200, 260]

@@ -176,8 +176,8 @@ def written_by_hand(text):
                     yield part.attr
 
 
-def test_words_of_a_job_are_written_by_the_filling_of_a_part():
-    """Only the proxy writes one directly: its job serves every object, and announcements say how wide rows are."""
+def test_words_of_a_job_are_written_when_a_part_is_filled():
+    """Only the proxy writes one later: its job serves all objects, and announcements say how wide return rows are."""
     planted = "job[words.X], st[words.STATUS] = 1, 2\njob[[words.Y, words.IDS]] += 3"
     assert set(written_by_hand(planted)) == {"X", "Y", "IDS"}
     known = {"engine/job.py": {"FILLED", "EPOCH"}, "engine/proxy.py": {"RETURN_STRIDE"}}

@@ -180,7 +180,7 @@ def test_all_schedules_of_fewer_tokens_between_nodes(capsys):
 @pytest.mark.slow
 @pytest.mark.uncompiled
 def test_schedules_with_proxies_in_order(capsys):
-    """The search is stopped after a few seconds. A whole search takes minutes without tokens, and far longer with one."""
+    """The search is stopped after a few seconds. With no token a whole one takes minutes, and with one far longer."""
     words = ("--strategy", "exhaustive", "--transport", "proxy", "--tokens", "1", "--calls", "1", "--seconds", "5")
     result = explore(capsys, *words, code=3)
     assert result["found"] is None, result

@@ -67,7 +67,7 @@ def test_a_process_of_any_name():
 
 
 def test_a_process_of_another_time_namespace_is_not_judged():
-    """Its times since boot are shifted, so that it would seem to be another process."""
+    """The process's times since boot are shifted, so that it would seem to be another process."""
     there = "import ctypes, os, sys; ctypes.CDLL(None).unshare(0x80) and sys.exit(3); os.execl(sys.executable, *ARGS)"
     seen = "import sys; from aristos.host.processes import Process; print(Process.here().place)"
     words = [sys.executable, "-c", there.replace("ARGS", repr([sys.executable, "-c", seen]))]
@@ -178,7 +178,7 @@ def of_a_wait(dog: Watchdog, ended: Callable[[], set[int]], calling: Any = None)
 
 
 def test_the_watchdog_gives_up_a_rank_that_has_ended():
-    """The watchdog waits for some time after it has seen the end.
+    """The watchdog waits for some time after it has seen that the rank has ended.
 
     A rank may end right after a collective that this rank has not left yet.
     """
@@ -201,7 +201,7 @@ def test_the_watchdog_gives_up_a_rank_that_has_ended():
 
 
 def test_a_group_knows_ranks_of_the_job_from_other_groups(monkeypatch):
-    """The group knows them already while it is made."""
+    """The group knows these ranks even while it is being made."""
     here = Process.here()
     comm = mock.Mock(**{"Get_rank.return_value": 0, "Get_size.return_value": 3})
     monkeypatch.setattr(group_module, "_job", {4: here, 6: replace(here, started="0")})

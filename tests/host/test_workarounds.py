@@ -44,7 +44,7 @@ def site(library: Library) -> Library:
         (STEP | {"MPI_LOCALNRANKS": "1"}, MPICH, HOST, []),  # mpirun in a job brings its own PMI
         (STEP | {"MPIR_CVAR_CH4_NETMOD": "ucx"}, MPICH, HOST, []),
         ({}, OPEN, HOST, [UCX]),
-        ({}, OPEN, HostFacts("host", rdma=True), []),  # there UCX is useful
+        ({}, OPEN, HostFacts("host", rdma=True), []),  # with RDMA UCX is useful
         ({}, site(OPEN), HOST, []),
         ({"OMPI_MCA_osc": "rdma"}, OPEN, HOST, []),
         (STEP, OPEN, HOST, [UCX, MUNGE]),

@@ -1,4 +1,4 @@
-"""Every experts class of transformers against its own code. Without transformers skipped (`make test-hf` has it)."""
+"""Every experts class of transformers against its own code. Skipped without transformers (`make test-hf` has it)."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ PUBLIC = [
         if each.name in ("Experts", "Experts.load", "Experts.forward")
     ),
 ]
-# the sum gets valid pieces on every rank, so that it never raises this error
+# the sum gets valid pieces on every rank, so it never raises PeerInputError
 NEVER = ("transformers.average_dense_grads", ["PeerInputError is not named"])
 
 

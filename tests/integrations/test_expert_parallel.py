@@ -53,7 +53,7 @@ def held(model) -> int:
 
 
 def copies(model) -> int:
-    """How many tensors have the shape of this rank's part of a first matrix, flat or not. FSDP has some too."""
+    """How many tensors have the shape of this rank's part of a first matrix, or are flat with its size. FSDP has some."""
     gc.collect()
     cfg = vars(experts_of(model)[0])["_aristos"].moe.cfg
     n, wide, hidden = cfg.experts // 2, 2 * cfg.ffn, cfg.hidden
@@ -132,11 +132,11 @@ def test_a_mesh_of_four_ranks_trains_as_one_process(comm, tmp_path, sizes):
 @pytest.mark.ranks(2, timeout=120)
 @pytest.mark.parametrize("sizes", [{"tp_size": 2}, {"fsdp_size": 2}])
 def test_values_are_compared_only_after_changes(comm, tmp_path, sizes):
-    """torch does not count what an optimizer's foreach functions change, nor writes through `.data`."""
+    """torch counts neither the changes of an optimizer's foreach functions nor writes through `.data`."""
     with split_among_ranks(comm, tmp_path, "qwen3_moe", **sizes, ep_size=2) as (ours, _, model):
         ids = batch(0)[0]
         theirs = [each for module in experts_of(model.train()) for each in module.parameters()]
-        optimizer = torch.optim.AdamW(theirs, lr=0.1, foreach=True)  # it accepts no other tensors beside DTensors
+        optimizer = torch.optim.AdamW(theirs, lr=0.1, foreach=True)  # foreach cannot mix DTensors with other tensors
         model(ids, labels=ids).loss.backward()
         first = next(experts_of(model)[0].parameters())
 
@@ -146,7 +146,7 @@ def test_values_are_compared_only_after_changes(comm, tmp_path, sizes):
             assert equal.called == compared
             return found
 
-        before = logits(compared=True)  # the call that made the layer saw other tensors
+        before = logits(compared=True)  # the first call, which made the layer, saw other tensors
         assert relative(logits(), before) == 0
         for change in (optimizer.step, lambda: first.mul_(2), lambda: first.to_local().mul_(2)):
             with torch.no_grad():

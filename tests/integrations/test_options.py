@@ -43,7 +43,7 @@ def test_wrong_options_in_the_environment_are_refused(ours, monkeypatch, text):
 
 
 def test_options_reach_the_layers(ours, tmp_path):
-    """Options of the configuration reach them too."""
+    """Options of the model's configuration reach the layers too."""
     given = {"threads": 2, "moves": "tokens", "schedule": "bulk", "timeout": PATIENCE}
     ours.options(max_tokens=5, precision="high", train=False, **given)
     model = opened(small("mixtral", tmp_path), "aristos").train()

@@ -50,7 +50,7 @@ def test_programs(ours, tmp_path, monkeypatch):
 
 
 def test_commands(tmp_path):
-    """Slurm's commands run if it is installed. All runs of a program give equal answers, each printed once."""
+    """Slurm's commands run if Slurm is installed. All runs of a program give equal answers, each printed once."""
     needs_real_weights()
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     for name, text in SAVED.items():

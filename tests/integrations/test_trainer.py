@@ -1,4 +1,4 @@
-"""Trainer in several processes. Processes of torch alone have all experts each. On ranks of MPI it is refused."""
+"""Trainer in several processes. Each process of torch alone has all experts. On ranks of MPI Trainer is refused."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ def test_logits_and_text_are_those_of_eager(ours, tmp_path, kind):
 
 
 def test_a_model_without_experts_is_not_saved_or_called(ours, tmp_path):
-    """After the first call torch no longer has the experts, and after `close` Aristos has not either."""
+    """After the first call torch no longer has the experts, and after `close` Aristos does not have them either."""
     folder = small("mixtral", tmp_path)
     model, ids = opened(folder, "aristos"), torch.zeros(1, 3, dtype=torch.int64)
     with torch.no_grad():

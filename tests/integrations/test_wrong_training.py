@@ -1,4 +1,4 @@
-"""Mistakes in training on ranks. Each is refused, or a warning comes, with advice what to do instead."""
+"""Mistakes in training on ranks. Each is refused or causes a warning, with advice on what to do instead."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def fsdp1(model):
 @pytest.mark.parametrize("first", [False, True])
 @pytest.mark.parametrize("cut", [torch.distributed.fsdp.fully_shard, fsdp1])
 def test_experts_that_fsdp_has_cut(comm, tmp_path, first, cut):
-    """FSDP cuts them before the first call or after it."""
+    """FSDP cuts the experts before the first call or after it."""
     ours, folder = on_ranks(comm, tmp_path, "mixtral")
     model = opened(folder, "aristos").train()
     if first:

@@ -1,4 +1,4 @@
-"""Uses of a model of transformers that Aristos cannot follow. Each is refused, with advice what to do instead."""
+"""Uses of a model of transformers that Aristos cannot follow. Each is refused, with advice on what to do instead."""
 
 from __future__ import annotations
 

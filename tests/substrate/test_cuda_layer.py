@@ -163,7 +163,7 @@ def test_the_wait_for_the_call_in_flight_is_bounded(asked, cause):
 
 
 def test_kernels_that_keep_counters():
-    """Kernels with counters give the same bits, and the time of every phase. The usual kernel measures only idle time."""
+    """Counters change no bits, and give the time of every phase. The usual kernel measures only idle time."""
     plain, counted = Layers(), Layers(counted=True)
     for y, other in zip(plain.run(), counted.run()):
         np.testing.assert_array_equal(y, other)
