@@ -53,7 +53,7 @@ def held(model) -> int:
 
 
 def copies(model) -> int:
-    """How many tensors have the shape of this rank's part of a first matrix, or are flat with its size. FSDP has some."""
+    """How many tensors have the shape of this rank's part of a first matrix, or its size if flat. FSDP has some too."""
     gc.collect()
     cfg = vars(experts_of(model)[0])["_aristos"].moe.cfg
     n, wide, hidden = cfg.experts // 2, 2 * cfg.ffn, cfg.hidden
