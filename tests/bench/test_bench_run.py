@@ -41,7 +41,7 @@ def whole(watched) -> tuple[Path, dict]:
 
 
 def test_watch_says_how_long_the_last_calls_took(watched):
-    """By lines, because stderr is no terminal here."""
+    """The times are printed as lines, because stderr is no terminal here."""
     lines = re.findall(
         r"^# (\w+): .*: median of [12] ranks [0-9.]+ ms, slowest rank [01] [0-9.]+ ms$", watched[2], re.M
     )
