@@ -41,7 +41,7 @@ MISSING = "rank 2 wrote nothing within 0.5 s: its process has ended, or stands s
 
 
 def test_one_rank_that_ends_the_job_lets_all_write(ranks, tmp_path):
-    """The page also has what that rank printed before. Its state is there once. No file is left."""
+    """The page also has what that rank printed before. The rank's state is there once. No file is left."""
     (first, second), pages = ranks
     for each in (first, second):
         each.start(time.monotonic() + 600)

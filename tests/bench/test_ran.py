@@ -1,4 +1,4 @@
-"""Tables and files name the kernels that ran. It is an error if these have another element type than asked for."""
+"""Tables and files name the kernels that ran. A suite fails if they have another element type than asked for."""
 
 from __future__ import annotations
 

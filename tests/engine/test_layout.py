@@ -424,7 +424,7 @@ def allocated(runtime: Any) -> int:
 
 
 def checked_sizes(comm: Any, ranks_per_node: int | None) -> None:
-    """32 layers share the windows of one. No routing makes them grow. A second object of that size needs no memory."""
+    """32 layers need windows as large as one does. No routing makes them grow. A second such object needs no more."""
     world = comm.size
     cfg = aristos.MoEConfig(hidden=40, ffn=72, experts=5, top_k=2, max_tokens=60)
     w = reference.weights(cfg)

@@ -36,7 +36,7 @@ def chosen(
     """What rank `rank` decides. counts: its rows for each expert. Each rank holds a contiguous part of the experts.
 
     announced: tokens of each rank's last call, None: no call yet. shared: 1 + the shared expert's place among those
-    held. Returns kept: the rows that stay, by expert; work: the work that it expects of each rank, in rows; and travel:
+    held. Returns kept: the rows that stay, by expert; work: the expected work of each rank, in rows; and travel:
     the rows that travel, by expert.
     """
     experts = len(counts)

@@ -135,7 +135,7 @@ def test_indices_enumerate_their_tables_and_no_other(workers):
 
 
 def test_parts_of_a_command_follow_each_other():
-    """The order is head, records `back`, lists, parts. A command's words have room for as many as it may have."""
+    """The order is head, records `back`, lists, parts. A command's words have room for the most entries of each."""
     tables = StateLayout(SHAPE, 1, 8)
     a_job = np.zeros(job.size(5, 3), np.int64)
     job.fill_layout(a_job, SHAPE, tables)
@@ -188,7 +188,7 @@ def test_words_of_a_job_are_written_when_a_part_is_filled():
 
 
 def a_filled_job(substrate, but=()):
-    """A job with all of its parts, each word 7."""
+    """A job with all of its parts but those in `but`. Each word is 7."""
     a_job = np.zeros(job.size(5, 3), np.int64)
     for part in schema.PARTS:
         if part not in but:

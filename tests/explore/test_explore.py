@@ -107,7 +107,7 @@ def test_a_worker_kept_out_by_the_lock_decides_again(capsys):
 @pytest.mark.slow
 @pytest.mark.uncompiled
 def test_a_record_of_an_exchange_that_ended_early_says_nothing_of_a_tape(capsys):
-    """One rank makes an exchange where the others make a backward call, and reads its return records a call later."""
+    """One rank makes an exchange where the others make a backward call. It reads the return records a call later."""
     drawn = ("--transport", "shm", "--ranks", "4", "--strategy", "pct", "--rows", "0", "--calls", "0")
     assert explore(capsys, *drawn, "--seed", "1829689487", "--schedules", "1")["found"] is None
 
@@ -115,7 +115,7 @@ def test_a_record_of_an_exchange_that_ended_early_says_nothing_of_a_tape(capsys)
 @pytest.mark.slow
 @pytest.mark.uncompiled
 def test_a_backward_call_of_another_layer_on_one_rank_is_not_reported(capsys):
-    """The rank's own rows come from the forward call's tape, but pass through another layer. So no result is right."""
+    """The rank's own rows come from the forward call's tape, but pass through another layer. No result is expected."""
     drawn = ("--transport", "shm", "--ranks", "4", "--strategy", "pct", "--rows", "0", "--calls", "0")
     assert explore(capsys, *drawn, "--seed", "2641930319", "--schedules", "1")["found"] is None
 
@@ -180,7 +180,10 @@ def test_all_schedules_of_fewer_tokens_between_nodes(capsys):
 @pytest.mark.slow
 @pytest.mark.uncompiled
 def test_schedules_with_proxies_in_order(capsys):
-    """The search is stopped after a few seconds. With no token a whole one takes minutes, and with one far longer."""
+    """The search is stopped after a few seconds.
+
+    A whole search takes minutes without tokens, and far longer with one token.
+    """
     words = ("--strategy", "exhaustive", "--transport", "proxy", "--tokens", "1", "--calls", "1", "--seconds", "5")
     result = explore(capsys, *words, code=3)
     assert result["found"] is None, result
@@ -209,7 +212,7 @@ def test_the_search_to_the_end_finds_bugs_too(capsys, name, transport):
 @pytest.mark.slow
 @pytest.mark.uncompiled
 def test_a_search_with_a_bug_uses_a_transport_with_which_the_bug_can_show(capsys):
-    """The command chooses it if --transport is not given. With transport shm a bug of the proxy is never found."""
+    """The command chooses the transport if none is given. With transport shm a bug of the proxy is never found."""
     words = ("--strategy", "exhaustive", "--tokens", "1", "--calls", "1", "--mutation")
     assert explore(capsys, *words, "words-before-copies")["found"]["story"]
     assert explore(capsys, *words, "words-before-copies", "--transport", "shm", code=1)["found"] is None

@@ -1,6 +1,6 @@
 """The engine as plain Python, in a process that compiles nothing.
 
-The kernels and a layer in one process against the reference, and the protocol under the schedule explorer.
+Kernels and a layer in one process are compared with the reference. The protocol runs under the schedule explorer.
 """
 
 from __future__ import annotations

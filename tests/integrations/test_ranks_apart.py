@@ -86,7 +86,7 @@ if launch_environment.started_as()[2] == 0:
 
 
 def test_a_rank_that_never_starts_mpi_itself(tmp_path):
-    """Otherwise the other rank would wait for it in MPI_Init."""
+    """The program ends at once. Otherwise the other rank would wait for this rank in MPI_Init."""
     small("mixtral", tmp_path / "model")
     (tmp_path / "program.py").write_text(WITHOUT_MPI4PY)
     path = f"{ROOT}{os.pathsep}{ROOT / 'tests' / 'support'}"

@@ -77,7 +77,7 @@ def test_steps_in_one_process_need_no_average(ours, tmp_path):
 
 
 def fsdp1(model):
-    """FSDP as it was before `fully_shard`. It warns that it is deprecated."""
+    """FSDP as it was before `fully_shard`. Its constructor warns that it is deprecated."""
     with warnings.catch_warnings(action="ignore"):
         return torch.distributed.fsdp.FullyShardedDataParallel(model, device_id=torch.device("cpu"))
 

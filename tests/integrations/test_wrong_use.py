@@ -135,7 +135,7 @@ def test_steps_of_any_optimizer_are_taken(ours, tmp_path, how):
 
 
 def test_threads_call_a_model_one_after_the_other(ours, tmp_path):
-    """This includes the first call."""
+    """The first call, which makes the layers, is also made by one thread alone."""
     folder = small("mixtral", tmp_path)
     wanted = called(opened(folder, "eager"))(IDS).logits
     for _ in range(3):

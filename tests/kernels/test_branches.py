@@ -51,7 +51,7 @@ ENTRIES = {
 
 @pytest.mark.parametrize("kind", ENTRIES)
 def test_a_table_entry_without_its_function_fails(copy, kind):
-    """The import fails for CPUs, for CUDA and for the reference. So none computes another function instead."""
+    """The import fails for CPUs, for CUDA and for the reference. So none of them computes another function instead."""
     source = copy / "aristos" / ("weight_types.py" if kind == "format" else "config.py")
     text = source.read_text()
     assert text.count(ENTRIES[kind][0]) == 1

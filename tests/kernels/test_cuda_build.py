@@ -179,7 +179,7 @@ def test_a_damaged_entry_is_rebuilt(kept, compiled, damage):
 
 @pytest.mark.filterwarnings("ignore:Could not find source")
 def test_the_key_depends_on_types_sources_and_tools(kept, compiled, monkeypatch):
-    """Each change makes a new entry: the types, the tools, the file that holds the kernel."""
+    """A change of the types, of the tools or of the kernel's file makes a new entry."""
     build.build(FILL, "sm_90")
     build.build(replace(FILL, types=(*FILL.types[:2], FILL.types[2].__class__("int32"))), "sm_90")
     monkeypatch.setattr(build, "_tools", lambda: "others")

@@ -226,7 +226,7 @@ def test_the_text_of_a_layer_says_what_it_is():
 
 
 def test_weights_of_choices_not_taken_may_be_anything():
-    """This holds for layers and exchanges. A choice that is taken must have a finite weight."""
+    """Layers and exchanges ignore these weights. A choice that is taken must have a finite weight."""
     x, ids = tokens(CFG, 3, seed=0), np.array([[0, -1], [1, 2], [-1, -1]])
     weights = np.array([[1, np.nan], [2, 3], [np.inf, np.nan]], np.float32)
     clean = np.where(ids >= 0, weights, 0)

@@ -178,7 +178,7 @@ def test_no_call_may_wait_for_the_drivers_lock():
 def test_calls_in_parallel_branches_of_a_graph_are_refused_where_ranks_could_differ():
     """Two streams of one capture have a call each. The second call must wait for an event after the first.
 
-    Otherwise ranks could run them in different orders.
+    Otherwise ranks could run the two calls in different orders.
     """
 
     def body(comm, rank, driver):

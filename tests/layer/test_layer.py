@@ -392,7 +392,7 @@ def test_fused_and_bulk_in_one_process():
 @pytest.mark.core
 @pytest.mark.ranks(2)
 def test_objects_of_one_communicator_in_turn(comm):
-    """Objects of different widths, experts and threads share an engine. Each grows it. None changes another's bits."""
+    """Objects of different widths, experts and threads share an engine, which grows with them. No bits change."""
     small = replace(CFG, hidden=24, max_tokens=9, top_k=1)
     large = replace(CFG, hidden=200, experts=11, top_k=4, max_tokens=150, router=aristos.Router(score="softmax_topk"))
     cfgs = [CFG, small, large]

@@ -214,7 +214,7 @@ def test_closing_in_any_order(comm):
 
 @pytest.mark.ranks(2)
 def test_the_watchdog_watches_the_windows_in_use(comm):
-    """This holds for a grown engine too. A flush to a dead rank must not block this rank for ever."""
+    """A flush to a dead rank must not block this rank for ever, also after the engine has grown."""
     with make(comm) as moe, make(comm, replace(CFG, max_tokens=300)):
         runtime = moe.runtime
         watched = runtime.group._watchdog._calls
@@ -354,7 +354,7 @@ moe(x)
 @pytest.mark.slow
 @needs_mpiexec
 def test_an_error_of_mpi_ends_the_job(tmp_path):
-    """Otherwise peers would trust words whose data was never delivered."""
+    """If the job went on, peers would trust words whose data was never delivered."""
     job = run_job(
         tmp_path,
         2,

@@ -134,5 +134,5 @@ def announced_before_put(put: Put) -> None:
 
 @mutation("no-progress-thread", transport="rma", ranks=3, fixed=(("attention", True), ("max_tokens", 6), ("rows", 2)))
 def no_progress_thread(put: Put) -> None:
-    """No thread calls into MPI for a rank between its calls."""
+    """No thread calls into MPI for a rank between the rank's calls."""
     put(wire, "run_progress_thread", lambda address: None)
