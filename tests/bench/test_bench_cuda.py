@@ -321,7 +321,7 @@ def test_layer_without_pytorch():
 
 @pytest.mark.usefixtures("torch")
 def test_a_chain_that_fails_is_left_out(monkeypatch):
-    """A chain may fail because memory runs out. The layer is measured all the same."""
+    """A chain may fail because memory runs out. The layer is still measured."""
 
     def fails(self):
         raise RuntimeError("CUDA out of memory\nmore")

@@ -119,7 +119,7 @@ def test_a_capture_on_a_blocking_stream_after_a_call_on_the_default_one(mode):
 
 
 def test_a_replay_and_a_call_on_another_stream_never_overlap():
-    """A replay is a call that Python does not see. The next call waits for it all the same."""
+    """A replay is a call that Python does not see. The next call waits for the replay nevertheless."""
 
     def body(comm, rank, driver):
         gpu, x0, x1 = CudaDevice(0), tokens(CFG, 24, seed=1), tokens(CFG, 9, seed=2)
@@ -377,7 +377,7 @@ def test_ctrl_c_ends_a_call_while_the_kernel_waits_for_a_peer(monkeypatch, where
 
 
 def test_a_kernel_that_hangs_is_given_up_and_its_state_reported(monkeypatch):
-    """A worker that does not exist holds the lock, so no block can end. The host's wait is bounded all the same."""
+    """A worker that does not exist holds the lock, so no block can end. The host's wait is still bounded."""
     for name in ("ANSWER_SECONDS", "LOOK_SECONDS"):  # the stand-in is slower than a driver
         monkeypatch.setattr(f"aristos.substrate.cuda.runtime.{name}", 20.0)
 

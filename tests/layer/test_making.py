@@ -72,7 +72,10 @@ FAILURES = [
 
 
 def test_a_constructor_that_fails_on_one_rank(tmp_path):
-    """Each rank raises, whatever stage fails. The next layer is made on the same communicator. The job ends as usual."""
+    """Each rank raises, whatever stage fails.
+
+    The next layer is made on the same communicator, and the job ends normally.
+    """
     script = STAGES + "".join(f"make({stage}{options})\n" for _, stage, options, _ in FAILURES)
     script += "made(contextlib.nullcontext()).close()\nsay('fine')\n"
     job = run_job(tmp_path, 2, script, timeout=120)

@@ -88,7 +88,7 @@ def test_gradients_of_copies_are_summed_over_their_holders(comm, world):
 
 @pytest.mark.ranks(2)
 def test_saved_copies(comm, tmp_path_factory):
-    """One of its holders writes each expert. A restored layer goes on with training as the saved one does."""
+    """Each expert is written by one of its holders. A restored layer goes on with training as the saved one does."""
     folder = comm.bcast(tmp_path_factory.mktemp("saved") if comm.rank == 0 else None)
     found = []
     with MoE(TRAINED, comm, placement=[[0, 1], 1, [1, 0], 0], threads=1, train=True) as moe:
