@@ -1,4 +1,4 @@
-"""`python -m aristos.bench` as a user runs it: arguments, exit codes, wrong results, files. No time counts here."""
+"""`python -m aristos.bench` as a user runs it: arguments, exit codes, wrong results, files. Times are not checked."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.parallel]
 
 @needs_mpiexec
 def test_pretended_nodes_use_transport_rma_and_pairs_of_an_odd_number_of_ranks_meet(tmp_path):
-    """Outputs are right, and the file records the nodes and a latency of each pair."""
+    """Outputs are right, and the file records the nodes and a latency for each pair."""
     suites = ("put", "signal", "exchange", "layer", "idle")
     done = bench(3, *suites, *SMALL, "--ranks-per-node", "2", "--json", "--out", str(tmp_path / "r.h5"))
     assert done.returncode == 0, done.stdout + done.stderr
@@ -95,7 +95,7 @@ def test_a_launcher_that_does_not_match_is_an_environment_error():
         assert done.stdout == ""
 
 
-def test_a_file_of_another_kind_is_an_error_before_measuring(tmp_path):
+def test_a_file_that_is_not_hdf5_is_an_error_before_measuring(tmp_path):
     (tmp_path / "r.h5").write_text("mine")
     start = time.monotonic()
     done = bench(0, "--out", str(tmp_path / "r.h5"))
@@ -107,7 +107,7 @@ def test_a_file_of_another_kind_is_an_error_before_measuring(tmp_path):
 
 @needs_mpiexec
 def test_wrong_results_are_shown_and_exit_with_1():
-    """The oracle is wrong by 1 part in 1000, which looks like a wrong kernel."""
+    """The oracle is made wrong by 1 part in 1000, so that right outputs count as wrong."""
     code = PATCH + "true = r.expert; r.expert = lambda *a, **k: true(*a, **k) * 1.001; sys.exit(main())"
     done = bench(2, "gemm", "layer", "idle", "plan", *SMALL, "--out", "none", code=code)
     assert done.returncode == 1, done.stderr
@@ -116,7 +116,7 @@ def test_wrong_results_are_shown_and_exit_with_1():
 
 @needs_mpiexec
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
-def test_suites_that_have_ended_are_in_the_file_of_a_job_that_is_ended(tmp_path, how):
+def test_after_a_signal_the_file_has_the_finished_suites(tmp_path, how):
     """`aristos run` gets the signal while the second suite runs."""
     code = PATCH + (
         "import aristos.bench.bounds as b, pathlib, time\n"

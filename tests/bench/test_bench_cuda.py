@@ -1,4 +1,4 @@
-"""`--backend cuda`: the real suites on the PTX machine instead of a GPU; its times mean nothing."""
+"""`--backend cuda`: the real suites on the PTX machine instead of a GPU. The machine's times mean nothing."""
 
 from __future__ import annotations
 
@@ -68,14 +68,14 @@ def nccl(monkeypatch):
 
 @pytest.fixture
 def chain(monkeypatch):
-    """A rival for `layer` and `replay`."""
+    """Give `layer` and `replay` a rival that is made for the tests."""
     for suite in (layer_gpu, replay_gpu):
         monkeypatch.setattr(suite, "rival_or_why", of_tests())
 
 
 @pytest.fixture
 def torch(monkeypatch):
-    """PyTorch on CPUs as the rival."""
+    """Make PyTorch on CPUs the rival."""
     torch_or_skip()
     for module in (rival, router_gpu):
         monkeypatch.setattr(module, "TorchGpu", MachineTorch)
@@ -112,7 +112,7 @@ def missing(why):
 
 
 def measured(name, ranks=1, trace=None, right=True, **options):
-    """A suite's result on rank 0; each rank has a GPU of the PTX machine. right: whether all rivals are."""
+    """Rank 0's result of a suite. Each rank has a GPU of the PTX machine. right: whether all rivals are right."""
 
     def body(comm, rank):
         world = World(comm)
@@ -148,7 +148,7 @@ def test_put_times_both_ways():
     result = measured("put")
     records = result.sheets[0].records
     assert [(r["row_bytes"], r["way"]) for r in records] == [(n, way) for n in (512, 1024) for way in put_gpu.WAYS]
-    assert all(r["share"] == 1 for r in records)  # the clock counts events
+    assert all(r["share"] == 1 for r in records)  # the machine's clock counts events: both ways take equally long
 
 
 def test_a_put_that_loses_rows_fails(monkeypatch):
@@ -173,7 +173,7 @@ def test_signal_times_round_trips():
 
 
 def test_put_and_signal_between_gpus_name_the_link():
-    """Two ranks with a GPU each: every row arrives there, and each row of the table says over what."""
+    """Two ranks have a GPU each. Every row arrives at the other GPU, and each row of the table names the link."""
     (sheet,) = measured("put", ranks=2).sheets
     assert [(r["row_bytes"], r["way"]) for r in sheet.records] == [(n, w) for n in (512, 1024) for w in put_gpu.WAYS]
     (other,) = measured("signal", ranks=2).sheets
@@ -184,7 +184,7 @@ def test_put_and_signal_between_gpus_name_the_link():
 
 
 def test_rows_that_do_not_reach_the_other_gpu_fail(monkeypatch):
-    """Rank 0 puts to its own memory instead: what should have arrived at rank 1 is missing."""
+    """Rank 0 puts to its own memory instead, so that rows are missing at rank 1."""
     real = put_gpu.PairPuts.put
 
     def lost(self, halves):
@@ -201,7 +201,7 @@ def test_rows_that_do_not_reach_the_other_gpu_fail(monkeypatch):
 
 
 def test_the_default_type_on_gpus_is_bfloat16():
-    """float32 has no tensor cores; a type that is given stays."""
+    """The default is not float32, for which GPUs have no tensor cores. A type that is given is kept."""
     for backend, given, want in (("cuda", None, "bfloat16"), ("cpu", None, "float32"), ("cuda", "float16", "float16")):
         options = Options(**SMALL | {"backend": backend, "dtype": given})
         assert Context(World(), options, 5.0).shape().cfg.dtype == want
@@ -222,7 +222,7 @@ def test_gemm_without_cublas():
 
 
 def test_gemm_against_a_cublas_that_is_wrong(monkeypatch):
-    """Its time is not compared, and the suite has not failed."""
+    """The time of a wrong cuBLAS is not compared, and the suite passes."""
     monkeypatch.setattr(cublas, "Cublas", FakeCublas)
     monkeypatch.setattr(FakeCublas, "wrong", 1.0)
     (sheet,) = measured("gemm").sheets
@@ -241,7 +241,10 @@ LAYERS = [
 @pytest.mark.usefixtures("torch")
 @pytest.mark.parametrize(("dtype", "preset"), LAYERS)
 def test_layer_against_pytorch(dtype, preset):
-    """Both are right with and without biases and gate, for every dtype; the row says what the chain is made of."""
+    """The layer and PyTorch's chain are right with and without biases and gate, for every dtype.
+
+    The chain's row says what the chain is made of.
+    """
     records = measured("layer", dtype=dtype, preset=preset).sheets[0].records
     assert [(r["tokens"], r["what"]) for r in records] == [
         (n, what) for n in (6, 20) for what in (layer_gpu.CALLED, layer_gpu.GRAPH, rival.CHAIN)
@@ -263,7 +266,7 @@ def test_layer_against_a_chain(dtype, preset):
 
 
 def test_a_wrong_chain_is_named_and_not_compared(trace, monkeypatch):
-    """Neither by `layer` nor by `replay`; both suites pass."""
+    """Suites `layer` and `replay` name the wrong chain, do not compare its time, and pass."""
     for suite in (layer_gpu, replay_gpu):
         monkeypatch.setattr(suite, "rival_or_why", of_tests(factor=1.1))
     result = measured("layer", right=False, tokens=(6,))
@@ -280,7 +283,7 @@ def test_a_wrong_chain_is_named_and_not_compared(trace, monkeypatch):
 
 @pytest.mark.usefixtures("torch", "nccl")
 def test_layer_of_two_ranks_against_chains_with_nccl_and_mpi():
-    """Rows go to the experts' ranks and outputs come back, with biases and gate; every chain's outputs are right."""
+    """The layer has biases and a gate. Rows go to the experts' ranks, outputs come back, and every chain is right."""
     even = {"experts": 4, "tokens": (12,)}
     (sheet, _) = measured("layer", ranks=2, dtype="bfloat16", preset="gpt-oss-20b", iters=1, **even).sheets
     assert [r["what"] for r in sheet.records] == [
@@ -296,14 +299,14 @@ def test_layer_of_two_ranks_against_chains_with_nccl_and_mpi():
 
 @pytest.mark.usefixtures("torch")
 def test_chains_of_two_ranks_without_nccl():
-    """MPI's chain is left, and the sheet says why."""
+    """Of the two chains only MPI's is measured, and the sheet says why."""
     (sheet, _) = measured("layer", ranks=2, experts=4, tokens=(12,), iters=1).sheets
     assert {r["what"] for r in sheet.records} == {layer_gpu.CALLED, layer_gpu.GRAPH, rival.CHAIN_MPI}
     assert "rank 0: no NCCL here" in sheet.notes
 
 
 def test_layer_without_pytorch():
-    """The cost of a launch is measured all the same."""
+    """There is no chain, but the layer and the cost of a launch are measured."""
     sheet, launched = measured("layer", tokens=(6,)).sheets
     assert {r["what"] for r in sheet.records} == {layer_gpu.CALLED, layer_gpu.GRAPH}
     assert sheet.notes == ["no PyTorch here"]
@@ -318,7 +321,7 @@ def test_layer_without_pytorch():
 
 @pytest.mark.usefixtures("torch")
 def test_a_chain_that_fails_is_left_out(monkeypatch):
-    """Such as one that runs out of memory; the layer is measured all the same."""
+    """A chain may fail because memory runs out. The layer is still measured."""
 
     def fails(self):
         raise RuntimeError("CUDA out of memory\nmore")
@@ -364,7 +367,7 @@ def test_a_wrong_order_or_expert_is_an_error():
 
 @pytest.fixture
 def trace(tmp_path, monkeypatch):
-    """Two sequences, two layers, some choices not taken; replayed in few steps."""
+    """A trace of two sequences and two layers, in which some choices are not taken. Its replay has few steps."""
     monkeypatch.setattr(replay, "MOST_STEPS", steps := {"prefill": 2, "decode": 3, "call_2": 1})
     monkeypatch.setattr(replay_gpu, "MOST_STEPS", steps)
     ids = np.argsort(np.random.default_rng(0).random((14, 2, 3)), axis=2)[:, :, :2].astype(np.int16)
@@ -375,7 +378,7 @@ def trace(tmp_path, monkeypatch):
 
 @pytest.mark.usefixtures("torch")
 def test_layer_routed_outside(trace):
-    """The chain gets the same routing, with choices not taken."""
+    """The chain gets the layer's routing, in which some choices are not taken."""
     records = measured("layer", tokens=(6,), trace=trace, routing=trace.path).sheets[0].records
     assert [r["what"] for r in records] == [layer_gpu.CALLED, layer_gpu.GRAPH, rival.CHAIN]
 
@@ -394,7 +397,7 @@ def test_replay_times_prefill_and_decode(trace):
 
 @pytest.mark.usefixtures("torch", "nccl")
 def test_replay_on_two_ranks_against_pytorch(trace):
-    """Also with a rank that has no tokens in a step."""
+    """In some steps a rank has no tokens."""
     records = measured("replay", ranks=2, tokens=(3,), trace=trace, iters=1).sheets[0].records
     assert [r["what"] for r in records] == [layer_gpu.GRAPH, rival.CHAIN_NCCL, rival.CHAIN_MPI] * 3
 
@@ -465,11 +468,11 @@ def test_plan_on_two_ranks():
     assert records[0]["plan"].startswith("planned")
     assert {r["groups"] for r in records} == {"0 1", "0+1"}
     assert records[0]["speedup"] == 1
-    assert result.tables[0].variables["alpha"].values[0, 1] == pytest.approx(1e-6)  # a clock that counts events
+    assert result.tables[0].variables["alpha"].values[0, 1] == pytest.approx(1e-6)  # the machine's clock counts events
 
 
 def test_an_output_that_is_not_written_is_an_error():
-    """The check of all these suites."""
+    """The check that all these suites use finds the fault."""
 
     def body(comm, rank):
         world = World()
@@ -489,7 +492,7 @@ def test_an_output_that_is_not_written_is_an_error():
 
 
 def test_a_whole_run_writes_the_file(tmp_path, monkeypatch, capsys):
-    """From the command line to the file: attributes name the GPU, tables hold raw times."""
+    """The run is started by its command line. The file's attributes name the GPU, and its tables hold raw times."""
     monkeypatch.setattr("aristos.bench.world.connect", lambda *a, **k: World())
     out = tmp_path / "r.h5"
     words = ["put", "signal", "--backend", "cuda", "--iters", "2", "--out", str(out)]
@@ -512,7 +515,7 @@ def test_a_whole_run_writes_the_file(tmp_path, monkeypatch, capsys):
         ),
     ],
 )
-def test_options_of_cpus_are_usage_errors(words, why):
+def test_options_for_cpus_alone_are_usage_errors(words, why):
     with pytest.raises(UsageError, match=why):
         parse([*words, "--backend", "cuda"])
     assert main.main([*words, "--backend", "cuda"]) == 2
@@ -529,7 +532,7 @@ def test_suites_by_number_of_gpus():
 
 
 def test_help_without_the_compiler():
-    """The help lists the suites on GPUs without a compiler; a run names the missing part."""
+    """Without the compiler the help lists the suites on GPUs, and a run names the missing part."""
     code = (
         "import sys; sys.modules['numba_cuda'] = None; from aristos.bench import main;"
         "assert main.main(['--help']) == 0; sys.exit(main.main(['put', '--backend', 'cuda', '--out', 'none']))"

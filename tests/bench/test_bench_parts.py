@@ -87,7 +87,7 @@ def test_the_residual_is_relative():
 
 def test_an_unresolved_bandwidth_is_not_printed():
     flat, noise = fit.Segment(2e-8, 0.0, 8, 4 << 20), fit.Segment(1e-6, 2.5e-7, 8, 32)  # inf and 0.004 GB/s
-    start_up = fit.Segment(7.7e-6, 3.8e-10, 8, 2048)  # 0.8 us of 8.5
+    start_up = fit.Segment(7.7e-6, 3.8e-10, 8, 2048)  # at 2048 bytes beta is 0.8 of 8.5 us
     for segment in (flat, noise, start_up):
         assert str(segment) == f"alpha {segment.alpha * 1e6:.3f} us, bandwidth not resolved"
     assert str(fit.Segment(3e-6, 2.5e-11, 256 << 10, 4 << 20)) == "alpha 3.000 us, beta 0.0250 ns/B (40.00 GB/s)"
@@ -110,7 +110,7 @@ def test_every_ordered_pair_is_measured_once(ranks, lanes):
 
 
 class Silent:
-    """A communicator to a rank that neither sends nor receives."""
+    """A communicator whose other ranks neither send nor receive."""
 
     def isend(self, value: object, dest: int) -> Silent:
         return self
@@ -463,7 +463,7 @@ def run(ctx, *gpu):
 
 @pytest.mark.parametrize(("backend", "decorator"), [("cpu", "suite"), ("cuda", "gpu_suite")])
 def test_a_suite_is_found_by_its_place_alone(tmp_path, monkeypatch, capsys, backend, decorator):
-    """A new file is enough: no list names it, and the command line, its help included, knows it."""
+    """The command line and its help know a new suite by its file alone. No list names it."""
     monkeypatch.setitem(registry._declared, backend, dict(suites.known(backend)))
     monkeypatch.setattr(suites, "__path__", [*suites.__path__, str(tmp_path)])
     (tmp_path / f"thrice_{decorator}.py").write_text(NEW_SUITE.format(decorator=decorator))
@@ -540,7 +540,7 @@ class Terminal(io.StringIO):
     [({}, True), ({"NO_COLOR": "1"}, False), ({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "0"}, False)],
 )
 def test_escape_codes_are_for_terminals_alone(monkeypatch, env, codes):
-    """Open MPI's launcher gives ranks a terminal; a reader may want none."""
+    """No codes are written if NO_COLOR is set, or by ranks of Open MPI: their terminal belongs to the launcher."""
     for name in ("NO_COLOR", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_ID", "SLURM_JOB_ID"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TERM", "xterm")
@@ -627,9 +627,9 @@ def test_idle_share_counts_the_wait_of_a_fast_rank_after_its_call():
     assert idle_share(times, np.array([[1.0], [0.0]]), workers=2) == pytest.approx((1.0 + 2.0) / 8)
 
 
-def test_the_cost_of_skew_is_by_the_row_and_by_the_turn():
+def test_the_cost_of_skew_is_per_row_and_is_formed_within_each_turn():
     even, skewed = np.array([[1.0, 4.0, 2.0], [0.5, 2.0, 2.0]]), np.array([[1.0, 4.0, 2.0], [3.0, 8.0, 8.0]])
-    assert over_even(skewed, even, 10, 10) == 3.0  # of 3, 2 and 4, not the medians' 8 / 2
+    assert over_even(skewed, even, 10, 10) == 3.0  # the median of 3, 2 and 4, not the ratio of medians, 8 / 2
     assert over_even(skewed, even, 30, 10) == 1.0
 
 
@@ -638,7 +638,7 @@ def test_the_cost_of_skew_is_by_the_row_and_by_the_turn():
     [
         (10.0, 9.9, 1.49, 1.0, 9.0, "imbalance"),
         (10.0, 5.0, 1.2, 1.0, 4.0, "communication"),
-        (10.0, 12.0, 2.0, 1.0, 4.0, "imbalance"),  # others computed rows of the busiest rank
+        (10.0, 12.0, 2.0, 1.0, 4.0, "imbalance"),  # other ranks computed some rows of the busiest one
         (10.0, 9.5, 1.02, 9.0, 3.0, "weights' bytes"),
         (10.0, 9.5, 1.02, 30.0, 3.0, "arithmetic"),  # the weights came from a cache
         (10.0, 9.5, 1.02, 1.0, 9.0, "arithmetic"),
@@ -683,13 +683,13 @@ def test_progress_warns_if_the_target_had_no_core_of_its_own():
     def notes() -> str:
         return "\n".join(progress._result(1, False, puts, computing, True).sheets[0].notes)
 
-    computing[2:, 1:] *= 1.5  # under puts: the measured effect
+    computing[2:, 1:] *= 1.5  # slower under puts: the effect that the suite measures
     assert "WARNING" not in notes()
-    computing[2, 0, :2] *= 1.3  # without puts, most rounds of one mode
+    computing[2, 0, :2] *= 1.3  # slower without puts, in most rounds of one mode
     assert "WARNING: without any put the target's work took 30% longer" in notes()
 
 
-def test_counts_have_singular_and_plural():
+def test_counted_words_have_singular_and_plural():
     assert [context.counted(n, "rank") for n in (0, 1, 2)] == ["0 ranks", "1 rank", "2 ranks"]
 
 
@@ -708,7 +708,7 @@ def test_a_table_on_a_pipe_is_plain_and_complete(capsys):
     assert "\x1b" not in out
 
 
-WIDE = {  # the widest values of a suite's rows, beside 1.0
+WIDE = {  # for each suite the widest values of some columns. All other columns have 1.0
     "layer": {"tokens": 16384, "busiest_over_mean": 12.34, "schedule": "fused", "median_ms": 1234.567,
               "p95_ms": 2345.678, "tokens_per_s": 1_234_567.0, "iterations": 2000},
     "idle": {"pattern": "one source", "rows": 16384, "busiest_over_mean": 12.34, "schedule": "fused",
@@ -719,7 +719,7 @@ WIDE = {  # the widest values of a suite's rows, beside 1.0
 
 @pytest.mark.parametrize("name", WIDE)
 def test_tables_fit_120_columns(capsys, name):
-    """With wide values, every row disturbed, and with notes."""
+    """The tables have wide values, disturbed rows and notes."""
     columns = {"layer": layer_suite, "idle": idle_suite, "exchange": exchange_suite}[name].COLUMNS
     row = dict.fromkeys((key for column in columns for key in column.keys.split()), 1.0)
     row |= {"check": "FAILED", "disturbed": "rank 1: 55%"} | WIDE[name]
@@ -743,7 +743,7 @@ def test_the_heading_explains_letters(capsys):
     assert all(len(line) <= 130 for line in out.splitlines())
 
 
-def test_the_limits_of_a_call_are_said_below_its_table():
+def test_a_sentence_names_what_limits_each_call():
     limits = [("bulk", "communication", 1.5), ("fused", "imbalance", 1.5)]
     records = [{"schedule": s, "limit": limit, "busiest_over_mean": over} for s, limit, over in limits]
     assert layer_suite._sentence(8, records) == (
@@ -816,7 +816,7 @@ def test_an_interrupted_run_leaves_signals_as_they_were(monkeypatch, capsys):
     assert [signal.getsignal(how) for how in (signal.SIGINT, signal.SIGTERM)] == before
 
 
-def test_a_footer_keeps_the_run_on_the_picture():
+def test_a_footer_names_the_run_and_stays_within_the_picture():
     pytest.importorskip("matplotlib").use("Agg")
     from matplotlib import pyplot
 

@@ -41,7 +41,7 @@ def whole(watched) -> tuple[Path, dict]:
 
 
 def test_watch_says_how_long_the_last_calls_took(watched):
-    """By lines, because stderr is no terminal here."""
+    """The times are printed as lines, because stderr is no terminal here."""
     lines = re.findall(
         r"^# (\w+): .*: median of [12] ranks [0-9.]+ ms, slowest rank [01] [0-9.]+ ms$", watched[2], re.M
     )
@@ -162,8 +162,8 @@ SHOWN = {  # suite -> columns of its table, and the factor with which its pictur
     "train": {"forward_ms": 1, "backward_ms": 1, "optimizer_ms": 1, "step_ms": 1},
     "idle": {"idle": 100, "median_ms": 1},
     "overlap": {"speedup": 1, "bulk_efficiency": 100, "fused_efficiency": 100},
-    "replay": {},  # pictures of single steps, a table of all
-    "plan": {},  # parts of a step, see below
+    "replay": {},  # its pictures show single steps, its table all steps together
+    "plan": {},  # its pictures show parts of a step: compared below
 }
 
 
@@ -201,7 +201,7 @@ def test_pictures_show_the_numbers_of_the_tables(whole):
 
 
 def exit_code(main, words):
-    """A usage error ends the command as argparse does."""
+    """The command's exit code. After a usage error argparse raises it as SystemExit."""
     try:
         return main(words)
     except SystemExit as end:
@@ -292,7 +292,7 @@ w.World.bounded = lambda world, call: stop() if world.rank == 1 and "split" in c
     ],
 )
 def test_a_rank_that_stops_outside_a_layer_call_ends_the_job(suite, where, call):
-    """The job ends within the limit, with one line and exit code 3."""
+    """The job ends within the limit, with one line of error and exit code 3."""
     done = bench(2, suite, *SMALL, "--out", "none", code=PATCH + STOPS + where + "sys.exit(main())")
     assert done.returncode == 3, done.stderr
     awaited = re.escape(f"for the other ranks ({call})" if call else "for the other ranks")

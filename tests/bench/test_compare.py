@@ -27,7 +27,7 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def script(name: str, *words: str, launcher: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
-    """A script of bench/, with its output."""
+    """Run a script of bench/ and keep its output."""
     env = {k: v for k, v in os.environ.items() if not k.startswith(LAUNCHER_VARIABLES)}
     env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), env.get("PYTHONPATH")]))
     env["COLUMNS"] = "120"
@@ -36,7 +36,7 @@ def script(name: str, *words: str, launcher: tuple[str, ...] = ()) -> subprocess
 
 
 def compare(*words: str) -> subprocess.CompletedProcess[str]:
-    """compare.py with the launcher of the tests."""
+    """Run compare.py with the tests' MPI launcher."""
     mpiexec = find_mpiexec()
     if not mpiexec:
         pytest.skip("no mpiexec beside python or on PATH: pip install mpich")
@@ -190,7 +190,7 @@ def test_usage_errors(words: tuple[str, ...], said: str, capsys: pytest.CaptureF
 
 
 def measured(name: str, world: int = 2, **turns: np.ndarray | float) -> object:
-    """Results with these turns [rounds], equal for all calls and ranks."""
+    """Results of a shape. turns: for each peer its times [rounds], which all calls and ranks have."""
     import jobs
     import peers
     import rounds
@@ -209,7 +209,7 @@ def measured(name: str, world: int = 2, **turns: np.ndarray | float) -> object:
 def test_ratios_are_formed_within_each_round() -> None:
     import figures
 
-    drift = np.array([1.0, 10.0, 2.0])  # a busy machine slows both alike
+    drift = np.array([1.0, 10.0, 2.0])  # in some rounds the machine is busy, and both peers are slower
     m = measured("A", fused=drift, numpy=drift * 1.5)
     m.times["fused"][:, :, 1] *= 0.5  # only the slowest rank counts
     assert figures.ratio(m, "numpy") == figures.Spread(1.5, 1.5, 1.5)
@@ -230,7 +230,7 @@ def test_figures_of_layers_compare_with_the_best_peer_of_the_dtype() -> None:
     found = {f.what: f for f in figures.figures([m], amx, {8: [0.3, 0.5, 0.35]}, "")}
     assert found["A: fused over the best float32 peer"].reached.median == pytest.approx(1.3)
     over = found["A: bfloat16, fused over the best bfloat16 peer"].reached
-    assert over == pytest.approx((1.8, 1.3, 1.8))  # the best of each round
+    assert over == pytest.approx((1.8, 1.3, 1.8))  # compared with the best peer of each round
     assert found["A: bfloat16, bulk over the best bfloat16 peer"].reached.median == pytest.approx(1.5)
     assert found["A: bfloat16, fused over bulk"].met
     assert found["A: bfloat16 over float32, fused"].reached.median == pytest.approx(10)
@@ -308,7 +308,7 @@ def test_an_error_that_is_no_number_stays_the_worst(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("bench")
 @pytest.mark.parametrize("planted", [None, "xs", "weight", "y"])
 def test_a_peer_of_another_dtype_than_its_entry_is_caught(tmp_path: Path, planted: str | None) -> None:
-    """Its dtype is that of its arrays; whatever its entry says, it is then neither timed nor hidden."""
+    """A peer's dtype is that of its arrays. If its entry says another, it is not timed, and the report says so."""
     import jobs
     import oracle
     import peers
@@ -365,7 +365,7 @@ def test_peers_of_aristos_name_their_kernels(tmp_path: Path, dtype: str) -> None
 
 @pytest.mark.usefixtures("bench")
 def test_every_peer_says_what_it_read_and_wrote() -> None:
-    """Peers of other environments cannot be made here: each class must at least have the method."""
+    """Each class has the method `arrays`. It is not called: peers of other environments cannot be made here."""
     import importlib
 
     import peers
@@ -431,7 +431,7 @@ def test_calls_during_which_a_thread_waited_are_repeated(
 
     class Peer:
         def __call__(self, i: int) -> None:
-            timed = len(calls) - 1  # the first is not
+            timed = len(calls) - 1  # the first call is not timed
             calls.append(i)
             waited[0] += 1.0 if timed in disturbed else 0.0
 
@@ -443,7 +443,7 @@ def test_calls_during_which_a_thread_waited_are_repeated(
 
 
 @pytest.mark.usefixtures("bench")
-def test_a_missing_environment_is_reported_and_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_environment_is_reported_and_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import environments
     import peers
     import report
@@ -474,7 +474,7 @@ def test_an_environment_that_cannot_be_made_leaves_its_reason(tmp_path: Path, mo
         environments.python("some", made)
     assert environments.make("some", made) == ""
     done = subprocess.run([environments.python("some", made), "-c", "import numpy"], capture_output=True, text=True)
-    assert "No module named 'numpy'" in done.stderr  # it sees nothing of this environment
+    assert "No module named 'numpy'" in done.stderr  # the new environment sees no package of this one
     assert environments.current("some", made)
 
     wanted.write_text("no-package-has-this-name==1\n")
@@ -482,11 +482,11 @@ def test_an_environment_that_cannot_be_made_leaves_its_reason(tmp_path: Path, mo
     assert "pip cannot install some.txt: " in environments.make("some", made)
     with pytest.raises(environments.NoEnvironment, match="no-package-has-this-name"):
         environments.python("some", made)
-    assert environments.current("some", made)  # tried; asking for it by name tries again
+    assert environments.current("some", made)  # making it was tried. It is tried again if a user asks for it by name
 
 
 @pytest.mark.usefixtures("bench")
-def test_a_rank_that_fails_or_ends_is_named_with_what_it_said(tmp_path: Path) -> None:
+def test_the_error_of_a_rank_that_fails_or_ends_has_what_the_rank_printed(tmp_path: Path) -> None:
     from teams import Team, TeamError
 
     team = Team("numpy", 1, tmp_path, ["mpiexec"])

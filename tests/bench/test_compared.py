@@ -15,7 +15,7 @@ pytestmark = pytest.mark.parallel
 
 
 def layer(slower: float = 1.0, tokens=(8, 16), shape: str = "H 8 F 8", ranks: int = 2, **attributes) -> Table:
-    """Calls of about 1 ms a token, on the slowest rank; the last one much longer."""
+    """A table of calls. On the slowest rank a call takes about 1 ms a token; the last call takes much longer."""
     rng = np.random.default_rng(0)
     times = 1e-3 * np.array(tokens)[:, None, None, None] * (1 + 0.01 * rng.random((len(tokens), 2, ranks, 20)))
     times[..., 0, :] *= 0.5
@@ -37,7 +37,7 @@ def records(first: Run, second: Run) -> list[dict]:
 
 def test_a_ratio_is_of_medians_of_the_slowest_rank_and_has_a_spread():
     found = records(run("a", layer()), run("b", layer(1.5, tokens=(16, 32))))
-    assert [each["what"] for each in found] == ["tokens 16, bulk", "tokens 16, fused"]  # what both have
+    assert [each["what"] for each in found] == ["tokens 16, bulk", "tokens 16, fused"]  # the rows that both runs have
     for each in found:
         assert each["first"] == pytest.approx(16, rel=0.01)
         assert each["ratio"] == pytest.approx(1.5, rel=0.01)

@@ -1,4 +1,4 @@
-"""The comparison's parts with weights of codes: shapes, the codes that quantisers get back, figures, peers apart."""
+"""The comparison's parts with packed weights: shapes, codes that quantisers find again, figures, groups of peers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def weights_of(folder: Path, text: str, world: int = 1) -> tuple:
-    """(the truth, rank 0's job) of a shape."""
+    """(the right outputs, rank 0's job) of a shape."""
     import jobs
     import oracle
 
@@ -64,7 +64,7 @@ def test_shapes_that_a_part_cannot_run_are_refused(
 
 @pytest.mark.parametrize("text", TEXTS)
 def test_quantisers_get_the_codes_back(tmp_path: Path, text: str) -> None:
-    """Of columns, and of int4 by groups too, from values that bfloat16 holds."""
+    """Quantisers find the codes of each column, and for int4 those of each group. The weights are exact in bfloat16."""
     import jobs
     import ml_dtypes
     from peers.codes import codes
@@ -105,7 +105,7 @@ def test_aristos_is_within_its_bound_and_says_what_it_read(tmp_path: Path, text:
 
 
 def decoded(text: str, world: int = 1, **turns: float) -> object:
-    """Results of a shape with these turns in each of 3 rounds, without errors."""
+    """Results of a shape: all 3 rounds of a peer took its value in `turns`, and every output is right."""
     import jobs
     import peers
     import rounds
@@ -178,7 +178,7 @@ def test_peers_of_several_ranks_have_an_mpi_in_their_environments() -> None:
                 assert "mpi4py==" in wanted, (name, entry.name)
 
 
-def test_a_peer_without_an_output_is_timed_and_said_to_be_unseen(tmp_path: Path) -> None:
+def test_a_peer_without_an_output_is_timed_and_its_error_is_not_seen(tmp_path: Path) -> None:
     import report
     import rounds
 
@@ -198,25 +198,25 @@ def test_a_peer_without_an_output_is_timed_and_said_to_be_unseen(tmp_path: Path)
     assert "- llama.cpp int8, kernels for AVX2: the time of a model with 6 layers less that of one with 2" in text
 
 
-def test_a_peer_that_takes_its_own_seconds_is_believed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_seconds_that_a_peer_returns_are_used_as_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import jobs
     import worker
     from barrier import Barrier
 
-    monkeypatch.setattr(worker, "_waited", lambda: 0.0)  # other tests may run on this core: calls would be repeated
+    monkeypatch.setattr(worker, "_waited", lambda: 0.0)  # other tests may use this core, and calls would be repeated
     Barrier.create(tmp_path / "barrier", 1)
     one = worker.Worker(None, 1, tmp_path / "barrier")
     one.job = jobs.ProductJob(jobs.Product(1, 1, 1), np.zeros((1, 1)), np.zeros((2, 1, 1)))
     one.peers = {"peer": lambda i: 0.25 + i}
     assert sorted(one.turn("peer", 4)) == [0.25, 0.25, 1.25, 1.25]
-    assert one.turn("peer", 1) == [0.25]  # no other call comes before it
+    assert one.turn("peer", 1) == [0.25]  # there is no call before the one that counts
 
 
 @pytest.mark.slow
 def test_a_small_run_of_every_peer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import compare
 
-    monkeypatch.setattr(compare.signal, "signal", lambda *_: None)  # this process keeps its own
+    monkeypatch.setattr(compare.signal, "signal", lambda *_: None)  # this process keeps its own signal handlers
     out = tmp_path / "compare.h5"
     words = ["--shapes", ",".join(TEXTS), "--rounds", "1", "--iters", "2", "--out", str(out)]
     assert compare.main(["decode", *words]) == 0

@@ -1,4 +1,4 @@
-"""Emulated links in one process: words arrive when they are due, and the ordinary steps know nothing of it."""
+"""Emulated links in one process: words arrive when they are due, and the ordinary steps are not changed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MS = 1_000_000
 
 @pytest.fixture
 def link():
-    """(a line of words, the words module): the line is both written and read over a link of 20 ms and 1 GB/s."""
+    """(a line of words, the module `words`). Words reach the line's reader over a link of 20 ms and 1 GB/s."""
     from aristos.bench.delay import words
 
     link = aligned((words.link_bytes(16) // 8,), np.int64)
@@ -29,7 +29,7 @@ def link():
     entry = words.TABLE[words.HEAD :]
     entry[: words.ENTRY_WORDS] = 0
     entry[[words.TO, words.FROM, words.OUT, words.IN]] = [line.ctypes.data] * 2 + [link.ctypes.data] * 2
-    words.delayed_notify(line.ctypes.data, 0, 0)  # compiled, and ordinary
+    words.delayed_notify(line.ctypes.data, 0, 0)  # compile both functions; so far no word is delayed
     words.delayed_arrived(line.ctypes.data)
     words.TABLE[0] = 1
     yield line, words
@@ -37,7 +37,7 @@ def link():
 
 
 def seen_until(words, word, value, begun):
-    """[(value, seconds since `begun`)] at every change, until `value` arrives."""
+    """Poll a word until it has `value`. Returns [(its value, seconds since `begun`)], one entry for each change."""
     found = [(words.delayed_arrived(word), time.monotonic() - begun)]
     while found[-1][0] != value:
         now = words.delayed_arrived(word)
@@ -54,12 +54,12 @@ def test_words_arrive_in_order_after_bytes_and_latency(link):
     words.delayed_notify(word, 1, 0)
     words.delayed_notify(word, 2, 30 * MS)  # bytes: 30 ms at 1 GB/s
     words.delayed_notify(other, 5, 0)
-    assert line.tolist()[1:3] == [2, 5], "what later lines of the program read is there at once"
+    assert line.tolist()[1:3] == [2, 5], "an ordinary read finds the new values at once"
     first, second = seen_until(words, word, 2, begun)[-2:]
     assert first[0] == 1
     assert first[1] >= 0.020
     assert second[1] >= 0.050
-    assert words.delayed_arrived(other) == 5, "behind the same bytes, and no later"
+    assert words.delayed_arrived(other) == 5, "the other word waits for the same bytes, and no longer"
 
 
 def test_a_stream_of_words_does_not_hide_the_earlier_ones(link):
@@ -77,7 +77,7 @@ def test_a_stream_of_words_does_not_hide_the_earlier_ones(link):
     assert first[0] < first[1]
 
 
-def test_other_words_are_ordinary(link):
+def test_words_without_a_link_are_not_delayed(link):
     _, words = link
     own = np.zeros(1, np.int64)
     words.delayed_notify(own.ctypes.data, 3, 1 << 40)
@@ -85,7 +85,7 @@ def test_other_words_are_ordinary(link):
 
 
 def test_ordinary_steps_have_no_trace_of_the_emulation():
-    """Its steps are modules of their own, and so is their part of the kernel cache."""
+    """The emulation has its own step modules, and its own folder of the kernel cache."""
     from aristos.bench.delay import steps, words
     from aristos.engine import dispatch
     from aristos.substrate.cpu import loop

@@ -1,4 +1,4 @@
-"""Emulated links between ranks: pings, collectives and calls take what is set, and outputs keep their bits."""
+"""Emulated links between ranks: pings, collectives and calls take the set time, and outputs keep their bits."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ CFG = aristos.MoEConfig(hidden=24, ffn=40, experts=4, top_k=2, max_tokens=40)
 
 
 def once_within(comm, measured, least, most):
-    """A time that is never below `least`, and not above `most` when no other program has the core. Collective."""
+    """Repeat a measurement until its time is at most `most`. No time may be below `least`. Collective.
+
+    A time may be longer than `most` while another program has the core.
+    """
     end = time.monotonic() + 20
     while True:
         took = comm.bcast(measured())
@@ -30,9 +33,9 @@ def once_within(comm, measured, least, most):
             return
 
 
-@pytest.mark.parallel  # so the parallel part compiles these steps, and the suites in test_bench_run.py find them
+@pytest.mark.parallel  # the steps are compiled in the parallel part; suites in test_bench_run.py use them later
 def test_delayed_steps_give_the_same_bits():
-    """Of a process alone, which has no links."""
+    """One rank runs the steps. It has no links."""
     from aristos.bench.delay import steps
 
     x = tokens(CFG, 40, seed=0)
@@ -44,7 +47,7 @@ def test_delayed_steps_give_the_same_bits():
 
 
 @pytest.mark.ranks(2, timeout=300)
-def test_pings_and_calls_take_what_is_set_and_keep_their_bits(comm):
+def test_pings_and_calls_take_the_set_time_and_keep_their_bits(comm):
     from aristos.bench.delay import words
     from aristos.bench.delay.network import Network
 
@@ -68,12 +71,12 @@ def test_pings_and_calls_take_what_is_set_and_keep_their_bits(comm):
                     least = (alpha + nbytes / (1e3 * rate)) * 1e-6
                     once_within(comm, lambda n=nbytes: network.ping(n, 1), least, max(least + 0.5e-6, 1.05 * least))
             network.set(20e3, math.inf)
-            for moe, trips in ((fused, 2), (bulk, 3)):  # rows there and back; and the counts before them
+            for moe, trips in ((fused, 2), (bulk, 3)):  # rows there and back; bulk sends counts before them
                 comm.Barrier()
                 begun = time.monotonic()
                 assert same(moe(x), wanted)
                 ended = time.monotonic()
-                assert ended - min(comm.allgather(begun)) >= trips * 0.02  # what a peer sent earlier is due earlier
+                assert ended - min(comm.allgather(begun)) >= trips * 0.02  # a rank that begins early also puts early
             network.set(0, 0.01)
             payload = np.ones((2, 200_000), np.uint8)
 
@@ -128,7 +131,7 @@ def test_ranks_of_several_nodes_are_refused(comm):
 
 @pytest.mark.ranks(2)
 def test_experts_alone_computes_every_row_of_this_rank(comm):
-    """The time that overlap efficiency compares with is that of all rows, and of nothing else."""
+    """Overlap efficiency compares with this time: it must contain all rows' arithmetic, and nothing else."""
     from aristos.bench.bounds import ExpertPhase
     from aristos.bench.workload import Workload, execute
     from aristos.bench.world import World

@@ -1,4 +1,4 @@
-"""Disturbed calls: seen, repeated if they are few, else marked in tables and pictures."""
+"""Disturbed calls are found. Few are repeated; otherwise tables and pictures mark them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def spin(seconds: float) -> None:
 
 @pytest.fixture
 def shared_core():
-    """This thread and a busy loop on one core."""
+    """Bind this thread and the busy loop of another process to one core."""
     before = os.sched_getaffinity(0)
     core = min(before)
     code = f"import os; os.sched_setaffinity(0, {{{core}}}); print('ready', flush=True)\nwhile True: pass"
@@ -58,7 +58,7 @@ def test_a_busy_loop_on_the_core_is_seen_and_a_call_that_sleeps_is_not_disturbed
 
 
 class Scripted:
-    """A guard that finds what a test has written down: shares of calls, in the order in which they are made."""
+    """A guard whose calls have the shares of a core that a test lists in `script`, in the order of the calls."""
 
     script: list[float]
 
@@ -86,7 +86,7 @@ def test_few_disturbed_calls_are_repeated_and_many_are_not(monkeypatch):
     def note(name: str, i: int, seconds: float) -> None:
         made.append((name, i))
 
-    Scripted.script = [1, 0.5, 1, 1, 1, 1, 1, 1, 0.6, 1]  # the second of eight, and its first repetition
+    Scripted.script = [1, 0.5, 1, 1, 1, 1, 1, 1, 0.6, 1]  # disturbed: the second call, also when repeated once
     times = in_turns(World(), calls, 4, note)
     assert made[1:2] * 2 == made[8:]
     assert all((core == 1).all() for core in times.core.values())
@@ -125,7 +125,10 @@ def test_a_row_is_marked_if_its_p95_is_disturbed():
 
 
 def test_rows_whose_rounds_lie_apart_are_marked():
-    """Early, middle and late calls, by their medians: single long calls do not count, shares of cores come first."""
+    """Medians of early, middle and late calls are compared: single long calls do not count.
+
+    A row that also lacked its core is marked with the core's share.
+    """
     calm = np.full((2, 12), 1.0)
     calm[0] = 0.5
     calm[1, [0, 5, 9]] = 9.0
@@ -167,7 +170,7 @@ def test_a_marked_row_shows_in_table_file_and_picture(monkeypatch):
     pyplot.close(figure)
 
 
-def test_more_ranks_than_cores_are_said():
+def test_more_ranks_than_cores_are_reported():
     one = frozenset([0, 1])
     assert disturbance.crowded(["a", "a", "b"], [one] * 3) == ""
     said = disturbance.crowded(["a", "b", "b", "b"], [one] * 4)

@@ -1,4 +1,4 @@
-"""Floors of the CUDA kernels: values by hand, monotony, and the table in the docs."""
+"""Floors of the CUDA kernels: values computed by hand, growth with the work, and the table in the docs."""
 
 from __future__ import annotations
 
@@ -38,17 +38,17 @@ def us(gpu, kind, work):
 
 
 def test_shape_a_by_hand():
-    """1024 tokens, H 1024, F 4096, 8 experts, 2 of them, bf16, on one H100: all numbers by hand.
+    """1024 tokens, H 1024, F 4096, 8 experts, 2 for each token, bf16, on one H100: all numbers by hand.
 
     2048 rows. x: 2 MiB. A matrix of weights: 8 MiB, eight of them 64 MiB. h: 16 MiB. Return rows: 4 MiB.
     """
     (call,) = calls("a", "bf16", 1)
     mib, hbm = 1 << 20, 3.35e6  # bytes, bytes a microsecond
     expected = {
-        "route": (2 * mib + 32768 + 24576) / hbm,  # x; 1024 x 8 float32; 12 bytes a choice; 16.8 MFLOP take 0.25 us
+        "route": (2 * mib + 32768 + 24576) / hbm,  # x; 1024 x 8 float32; 12 bytes a choice. (16.8 MFLOP take 0.25 us)
         "place": 49152 / hbm,
         "dispatch": 0,
-        "up": (2 + 64 + 16) * mib / hbm,  # 17.18 GFLOP would take 17.4 us
+        "up": (2 + 64 + 16) * mib / hbm,  # longer than the 17.4 us of 17.18 GFLOP
         "down": (16 + 64 + 4) * mib / hbm,
         "return": 0,
         "combine": (4 * mib + 2 * mib + 24576) / hbm,
@@ -57,12 +57,15 @@ def test_shape_a_by_hand():
         assert us(H100, "bf16", kernel(call)) == pytest.approx(expected[name]), name
     assert chain(H100, call) == pytest.approx(sum(expected.values()))
     assert us(H100, "bf16", layer(call)) == pytest.approx((2 + 2 + 128) * mib / hbm + 32768 / hbm)
-    assert us(A100, "bf16", layer(call)) == pytest.approx(34359738368 / 312e6)  # arithmetic binds there
+    assert us(A100, "bf16", layer(call)) == pytest.approx(34359738368 / 312e6)  # arithmetic takes longer than memory
     assert us(A100, "bf16", KERNELS["up"](call)) == pytest.approx(17179869184 / 312e6)
 
 
 def test_a_gated_float32_call_on_4_gpus_by_hand():
-    """10 tokens of 100 float32, F 50, 8 gated experts, 4 of them: 40 rows a GPU, 30 of them to others, 2 experts."""
+    """10 tokens of 100 float32 on each of 4 GPUs, F 50, 8 gated experts, 4 for each token.
+
+    So a GPU has 2 experts and 40 rows, of which 30 go to other GPUs.
+    """
     call = GpuCall(10, 100, 50, 8, 4, gated=True, kind="f32", gpus=4)
     works = {name: kernel(call) for name, kernel in KERNELS.items()}
     assert works["route"] == KernelWork(plain=16000, memory=4000 + 3200 + 480)
@@ -81,21 +84,24 @@ def test_a_gated_float32_call_on_4_gpus_by_hand():
 def test_few_rows_read_few_weights():
     one = GpuCall(1, 64, 32, 16, 2)
     assert one.active == 2
-    assert replace(one, gpus=4).active == 2  # 8 rows of all GPUs, 8 experts of 16, a quarter of them here
+    assert replace(one, gpus=4).active == 2  # all GPUs have 8 rows for 8 of 16 experts; a quarter of these are here
     assert replace(one, tokens=100).active == 16
 
 
 def test_tensor_cores_and_float32_units_work_in_parallel():
     work = KernelWork(products=312e6, plain=39e6)
-    assert floor(A100, "bf16", work) == (pytest.approx(2.0), "compute")  # the router's part is the longer one
-    assert floor(A100, "f32", work) == (pytest.approx(18.0), "compute")  # one after the other
+    assert floor(A100, "bf16", work) == (pytest.approx(2.0), "compute")  # plain arithmetic takes longer: 39e6 / 19.5e6
+    assert floor(A100, "f32", work) == (pytest.approx(18.0), "compute")  # both on float32 units: 16 + 2
 
 
 @pytest.mark.parametrize("gpu", GPUS, ids=lambda gpu: gpu.name)
 def test_peaks_follow_from_sms_and_clock(gpu):
-    """SMs x FLOPs per cycle x boost clock by the white papers, to a percent: catches sparse rates and typing errors."""
+    """Peaks are SMs x FLOPs per cycle x boost clock, by the white papers, to a percent.
+
+    This finds typing errors, and rates that hold for sparse matrices alone.
+    """
     clock, plain, tensor = {"A100": (1.41e9, 128, 2048)}.get(gpu.name, (1.83e9, 256, 4096))
-    boost = clock if gpu.name == "A100" else 1.98e9  # an H100's tensor cores run slower than its float32 units may
+    boost = clock if gpu.name == "A100" else 1.98e9  # an H100's tensor cores have a lower clock than its float32 units
     assert gpu.f32 == pytest.approx(gpu.sms * plain * boost, rel=0.01)
     assert gpu.bf16 == gpu.f16 == 2 * gpu.tf32 == pytest.approx(gpu.sms * tensor * clock, rel=0.01)
 
@@ -103,7 +109,10 @@ def test_peaks_follow_from_sms_and_clock(gpu):
 @pytest.mark.parametrize("kind", BYTES)
 @pytest.mark.parametrize("preset", PRESETS)
 def test_more_work_never_takes_less(preset, kind):
-    """More tokens, wider rows, a gate, a slower GPU; and the fused layer never takes longer than its kernels."""
+    """More work is more tokens, wider rows, or a gate. A slower GPU is no faster either.
+
+    The fused layer's floor is at most the sum of its kernels' floors.
+    """
     for call in calls(preset, kind, 1):
         for gpus in (1, 2, 8):
             here = replace(call, gpus=gpus)

@@ -1,4 +1,4 @@
-"""The page of goals: figures that are missed have their cause beside them."""
+"""The page of goals: a figure that misses its goal has the cause beside it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_the_page_is_made_from_the_record(goals):
 
 
 def test_a_missed_figure_has_its_cause_and_one_that_is_met_has_none(goals, monkeypatch):
-    """Of a missed one without a cause the page says that none is known."""
+    """If no cause is given for a missed figure, the page says that the cause is not known."""
     monkeypatch.setattr(goals, "CAUSES", {"a CPU": {"int4: a token": "too slow", "int8: fewer": "a dip", "fp8": "no"}})
     found = {"int4: a token, share of 9 GB/s": 0.5, "int8: fewer rows": 1.2, "fp8: a token, share of 9 GB/s": 0.9}
     wanted = {"int4: a token, share": "≥ 0.7", "int8: fewer rows": "≤ 1.05", "fp8: a token, share": "≥ 0.78"}

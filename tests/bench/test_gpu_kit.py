@@ -34,7 +34,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def small(monkeypatch, tmp_path):
-    """A kit of the checkout's files, one wheel and one kernel; the fixture is the function that packs it."""
+    """A function that packs a kit of the checkout's files, one wheel and one kernel: (exit code, archive)."""
 
     def wheels(folder):
         (folder / "numpy-2.4.6-cp312-any.whl").write_bytes(b"a wheel")
@@ -51,7 +51,7 @@ def small(monkeypatch, tmp_path):
 
 
 def test_the_kit_holds_source_wheels_kernels_and_the_command(small, tmp_path):
-    """Its parts lie where run.sh and the package look for them, and packing again gives the same bytes."""
+    """The parts lie where run.sh and the package look for them. Packing the kit again gives the same bytes."""
     code, archive = small("a.tar.gz")
     assert code == 0
     assert small("b.tar.gz")[1].read_bytes() == archive.read_bytes()
@@ -95,7 +95,10 @@ def test_the_page_of_the_kit_names_options_that_exist(capsys):
 
 @pytest.fixture
 def run(tmp_path):
-    """A function that runs run.sh of an empty kit with a Python that notes how it was started, each on a line."""
+    """A function that runs run.sh of an empty kit. Its Python is a script that writes its arguments to a log.
+
+    Returns (the lines of the log, stdout).
+    """
     kit, python = tmp_path / "a kit", tmp_path / "python"
     kit.mkdir()
     (kit / "README.txt").write_text("the page\n")
@@ -127,7 +130,7 @@ def run(tmp_path):
 
 
 def test_the_command_makes_an_environment_and_starts_the_report_in_it(run, tmp_path):
-    """Its folder may be named and has a default; options go on to the report; the page of the kit needs no Python."""
+    """The report's folder may be given, and has a default. Options go on to the report. --help needs no Python."""
     made = "KIT/source/bench/kit/install.py KIT/env KIT/wheels 9, /modules"
     report = "KIT/source/bench/gpu_report.py --out"
     assert run() == ([made, f"{report} KIT/report/gpu-report, unset"], "")
@@ -143,7 +146,7 @@ def test_the_command_makes_an_environment_and_starts_the_report_in_it(run, tmp_p
 
 
 def test_a_kit_that_cannot_be_written_is_named_before_anything_else(run, tmp_path):
-    """As one that an administrator has unpacked for everybody; the lock is its first file."""
+    """An administrator may have unpacked it for everybody. The first file that run.sh writes is the lock."""
     (tmp_path / "a kit" / "lock").mkdir()
     with pytest.raises(subprocess.CalledProcessError) as refused:
         run("python/below a file")
@@ -152,7 +155,7 @@ def test_a_kit_that_cannot_be_written_is_named_before_anything_else(run, tmp_pat
 
 
 def test_libraries_keep_their_compiled_code_in_the_kit(run, tmp_path, monkeypatch):
-    """So that deleting the kit removes it; a folder that the user has chosen stays."""
+    """Deleting the kit then removes that code. A folder that the user has set is kept."""
     named = ("CUDA_CACHE_PATH", "CUPY_CACHE_DIR", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "MPLCONFIGDIR")
     for name in named:
         monkeypatch.delenv(name, raising=False)
@@ -167,7 +170,7 @@ def test_libraries_keep_their_compiled_code_in_the_kit(run, tmp_path, monkeypatc
 
 @pytest.mark.parametrize("at", ["install.py", "gpu_report.py"])
 def test_the_command_ends_with_the_exit_code_of_a_refusal(run, monkeypatch, at):
-    """No environment, or no GPU whose figures would say something."""
+    """install.py refuses if it can make no environment, gpu_report.py if it finds no GPU to report on."""
     monkeypatch.setenv("REFUSES", at)
     with pytest.raises(subprocess.CalledProcessError) as refused:
         run()
@@ -184,8 +187,11 @@ def test_several_ranks_share_an_environment_that_was_made_before(tmp_path, monke
     assert install.main(words) == 0
 
 
-def test_one_run_uses_a_kit_at_a_time(tmp_path, monkeypatch):
-    """A run beside another would replace its environment. Ranks share one. Without locks nothing is refused."""
+def test_only_one_run_at_a_time_uses_a_kit(tmp_path, monkeypatch):
+    """A second run would replace the environment of the first. Ranks of one run share the kit.
+
+    Where the file system has no locks, nothing is refused.
+    """
     first, other, third = (os.open(tmp_path / "lock", os.O_CREAT | os.O_RDWR) for _ in range(3))
     install.alone(first, shared=False)
     for shared in (False, True):
@@ -206,26 +212,26 @@ def no_locks(file, how):
 
 
 def test_the_report_holds_the_lock_of_the_kit(run, tmp_path):
-    """The file that install.py locks stays open; several ranks take a shared lock of it."""
+    """The file that install.py locks stays open in the report's process."""
     python = tmp_path / "python"
     python.write_text(python.read_text().replace("$*,", "$(readlink /proc/self/fd/9),", 1))
     assert run()[0] == ["KIT/lock, /modules", "KIT/lock, unset"]
 
 
-def test_a_kit_in_a_folder_of_others_is_moved(tmp_path, monkeypatch):
+def test_an_environment_that_cannot_be_written_asks_for_a_folder_of_the_user(tmp_path, monkeypatch):
     (tmp_path / "kit").write_text("a file, where no folder can be made")
     with pytest.raises(install.MissingPart, match="unpack the kit in a folder of yours"):
         install.made(tmp_path / "kit" / "env")
 
 
 def test_the_wheels_are_those_of_the_lock(monkeypatch):
-    """Equal versions; equal hashes where a wheel is for every Python."""
+    """Versions equal those of the lock file. Hashes are equal where a wheel is for every Python."""
     locked = dict(_lines(max((ROOT / ".ci").glob("lock-3.*-x86_64.txt"))))
     found = dict(_lines(gpu_kit.WHEELS))
     assert {name: line[0] for name, line in found.items()} == {name: locked[name][0] for name in found}
     assert sum(found[name][1] == locked[name][1] for name in found) >= 10
     assert {"numpy", "mpich", "numba-cuda"} <= set(found)
-    assert not {"llvmlite", "numba"} & set(found), "they do not fit"
+    assert not {"llvmlite", "numba"} & set(found), "their wheels fit one version of Python alone"
 
 
 def _lines(path):
@@ -235,8 +241,8 @@ def _lines(path):
         yield name, (version, digest)
 
 
-def test_what_numba_cuda_needs_is_in_the_kit_or_asked_of_the_machine():
-    """And the page names what is asked for: without a network nothing else can be installed."""
+def test_what_numba_cuda_needs_is_in_the_kit_or_must_be_on_the_machine():
+    """The kit's page names what must be on the machine: without a network it cannot be installed."""
     brought, asked = {name for name, _ in _lines(gpu_kit.WHEELS)}, {*install.NEEDED.values(), "llvmlite", "mpi4py"}
     text = (ROOT / "bench" / "kit" / "README.txt").read_text()
     for line in metadata.requires("numba-cuda"):
@@ -247,7 +253,7 @@ def test_what_numba_cuda_needs_is_in_the_kit_or_asked_of_the_machine():
 
 
 def test_what_the_machine_has_in_a_fitting_version_is_not_installed(monkeypatch):
-    """numpy 2.5 does not fit numba-cuda 0.30; a package that is missing does not fit either."""
+    """numpy 2.5 does not fit numba-cuda 0.30, so the kit's numpy is installed, like every missing package."""
     found = {"numpy": "2.5.2", "numba": "0.68.1", "rich": "", "pluggy": "1.0", "mpich": ""}
     monkeypatch.setattr(install, "versions", lambda python, packages: {name: found[name] for name in packages})
     monkeypatch.setattr(install, "mpi_failure", lambda python: why)
@@ -256,7 +262,7 @@ def test_what_the_machine_has_in_a_fitting_version_is_not_installed(monkeypatch)
     def lacking():
         return install.lacking(Path(), list(found), install.wanted())
 
-    assert lacking() == ["numpy", "rich"], "an MPI library loads here"
+    assert lacking() == ["numpy", "rich"], "an MPI library loads here: mpich is not needed"
     found["numpy"], why = "2.4.1", "RuntimeError: cannot load MPI library"
     assert lacking() == ["rich", "mpich"]
 
@@ -281,7 +287,7 @@ def test_an_mpi_that_aborts_or_hangs_is_a_missing_one(monkeypatch, program, why)
 
 
 def test_a_report_runs_without_an_mpi_that_aborts(monkeypatch, tmp_path):
-    """Its parts get an ImportError, as where MPI is missing."""
+    """Parts of the report that import MPI get an ImportError, as on a machine without MPI."""
     monkeypatch.setattr(install, "packages_folder", lambda python: tmp_path)
     install.without_mpi(Path(sys.executable), "exit code -6: 'no fabric'")
     words = [sys.executable, "-c", "import mpi4py.MPI"]
@@ -291,7 +297,7 @@ def test_a_report_runs_without_an_mpi_that_aborts(monkeypatch, tmp_path):
 
 @pytest.mark.slow
 def test_an_environment_sees_the_packages_of_its_python(tmp_path, capsys):
-    """This Python is a virtual environment itself. Nothing is installed; its MPI library is not seen."""
+    """This Python is a virtual environment itself. Nothing is installed in the new environment."""
     assert install.main([str(tmp_path / "env"), str(tmp_path)]) == 0
     assert capsys.readouterr().out.splitlines()[:1] == ["from the kit: nothing"]
     assert imported(tmp_path / "env", "numpy", "numba.cuda")[0].startswith(sys.prefix)
@@ -315,7 +321,10 @@ def said(env, program):
 
 @pytest.mark.slow
 def test_settings_of_the_machine_do_not_reach_the_environment(tmp_path, monkeypatch):
-    """The kit's packages come before those on PYTHONPATH, which stay, and pip asks no index and no settings."""
+    """The kit's packages come before those on PYTHONPATH, which can still be imported.
+
+    pip asks no index and reads no settings.
+    """
     name, modules = "scarce-1.0.dist-info", tmp_path / "modules"
     with zipfile.ZipFile(tmp_path / "scarce-1.0-py3-none-any.whl", "w") as wheel:
         wheel.writestr("scarce.py", "")
@@ -342,7 +351,7 @@ def test_settings_of_the_machine_do_not_reach_the_environment(tmp_path, monkeypa
 
 @pytest.mark.slow
 def test_the_unpacked_kit_rehearses_without_an_index(tmp_path):
-    """A kit with one compiled kernel: it is found by its key from the unpacked sources, and the page says so."""
+    """The kit has one compiled kernel. The unpacked sources give its key, so that it is found, and the page says so."""
     archive, kernels = tmp_path / "kit.tar.gz", tmp_path / "kernels"
     kernels.mkdir()
     compiled = ahead.write(kernels, LEND, "sm_90a", build.Built("lend", b"a cubin"))
@@ -370,7 +379,7 @@ def test_the_unpacked_kit_rehearses_without_an_index(tmp_path):
 
 
 @pytest.mark.slow
-def test_what_the_kit_lacks_too_is_named(tmp_path, monkeypatch, capsys):
+def test_packages_that_neither_machine_nor_kit_has_are_named(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(install.NEEDED, "nowhere_at_all", "nowhere")
     monkeypatch.setitem(install.NEEDED, "never.at_all", "numba")
     why = r"lacks what the kit does not have: nowhere \(Mod.*'nowhere_at_all'\); numba<0.69,>=0.61 \(Mod.*\)"
@@ -380,7 +389,7 @@ def test_what_the_kit_lacks_too_is_named(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_kernels_of_the_kit_are_found_as_compiled_ahead(tmp_path, monkeypatch):
-    """They are written without line numbers and without their PTX."""
+    """Kernels of the kit are written without line numbers and without their PTX."""
     monkeypatch.setattr(gpu_kit, "listed", lambda arch: {"lend": LEND})
     path = gpu_kit.write_kernel(tmp_path, "lend", "sm_90")
     assert path.name.startswith("lend.sm_90a.")

@@ -22,14 +22,14 @@ pytestmark = pytest.mark.parallel
 
 @pytest.fixture
 def site(tmp_path, monkeypatch):
-    """An empty folder of packages, the only one that is searched; what other tests have loaded is not seen."""
+    """An empty folder of packages, the only folder that is searched. Libraries that are loaded already do not count."""
     monkeypatch.setattr(sys, "path", ["", str(tmp_path)])
     monkeypatch.setattr(libraries, "loaded", lambda name: "")
     return tmp_path
 
 
 def put(site, path):
-    """A shared library at this path: a copy of one of Python's own."""
+    """Make a shared library at this path: a copy of one of Python's own."""
     import _ctypes
 
     to = site / path
@@ -50,7 +50,7 @@ def test_a_driver_of_cuda_12_gets_cublas_12(site):
     put(site, "nvidia/cu13/lib/libcublas.so.13")
     twelve = put(site, "nvidia/cublas/lib/libcublas.so.12")
     assert cublas.library("12.9").path == twelve
-    assert list(libraries.candidates(("libcublas.so.13",)))[-1] == "libcublas.so.13"  # by the loader's path at last
+    assert list(libraries.candidates(("libcublas.so.13",)))[-1] == "libcublas.so.13"  # found by the loader
 
 
 def test_a_library_that_is_loaded_already_comes_first(tmp_path, monkeypatch):
@@ -71,7 +71,7 @@ def test_a_missing_library_is_named_with_the_extra(site):
 
 
 class Library:
-    """A library that notes its calls; those of names in `failing` fail."""
+    """A library that keeps its calls in `made`. Calls of functions in `failing` fail."""
 
     path = "/lib/it.so"
 
@@ -97,7 +97,7 @@ class Gpu:
 
 
 def test_cublas_gets_rows_as_columns(monkeypatch):
-    """C^T = B A^T: operations, sizes and leading dimensions in the library's order (cublas_api.h of 12.9 and 13.1)."""
+    """cuBLAS stores columns, so it computes C^T = B A^T. Arguments have the order of cublas_api.h (12.9 and 13.1)."""
     monkeypatch.setattr(cublas, "library", lambda driver: library)
     library = Library()
     blas = cublas.Cublas(Gpu)
@@ -116,7 +116,7 @@ def test_cublas_gets_rows_as_columns(monkeypatch):
 
 
 def test_nccl_gets_the_parts_of_every_rank(monkeypatch):
-    """Arguments in the order of nccl.h; ranks without rows are left out."""
+    """Arguments have the order of nccl.h. Nothing is sent to ranks that get no rows."""
     library = Library()
     monkeypatch.setattr(alltoall, "library", lambda: library)
     exchange = alltoall.Nccl(Gpu)
@@ -143,7 +143,10 @@ def test_nccl_gets_the_parts_of_every_rank(monkeypatch):
 
 
 def test_nccl_that_fails_on_one_rank_fails_on_all(monkeypatch):
-    """The other rank's NCCL waits for it without end; both name the rank and what failed, and a wait is bounded."""
+    """The other rank's NCCL would wait for the failed rank without end, but the wait is bounded.
+
+    Both ranks name the rank and the function that failed.
+    """
     release = threading.Event()
 
     class Lonely(Library):

@@ -1,4 +1,7 @@
-"""bench/gpu_report.py on a GPU whose figures would say nothing: one sentence, exit code 3. nvidia-smi is a script."""
+"""bench/gpu_report.py refuses a GPU whose figures would say nothing, with one sentence and exit code 3.
+
+nvidia-smi is a script of the tests.
+"""
 
 from __future__ import annotations
 
@@ -32,9 +35,10 @@ ANOTHER = "GPU-2, 77, python"  # a process on another GPU
 
 @pytest.fixture
 def refused(monkeypatch, tmp_path, capsys):
-    """A function that starts a report where nvidia-smi shows GPU with changes, and processes: (exit code, sentence).
+    """A function that starts a report: (exit code, sentence).
 
-    facts: changes of what the driver answers. smi: whether there is an nvidia-smi.
+    used: the process that nvidia-smi lists. script: commands for nvidia-smi to run instead. smi: whether there is an
+    nvidia-smi. facts: other answers of the driver. changes: other values for columns of GPU.
     """
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", str(tmp_path))
@@ -85,7 +89,7 @@ def test_a_free_gpu_is_reported_on(refused):
      "nvidia-smi: NVIDIA-SMI has failed because it could not communicate with the driver"),
     ({"script": "sleep 20"}, "nvidia-smi did not answer within 1 s: the GPU or its driver hangs"),
 ], ids=["older", "newer", "driver", "silent driver", "mig", "used", "memory", "none", "broken", "slow"])  # fmt: skip
-def test_one_sentence_for_each(refused, monkeypatch, changes, sentence):
+def test_a_gpu_that_cannot_be_reported_on_is_refused_in_one_sentence(refused, monkeypatch, changes, sentence):
     monkeypatch.setattr(machine, "SECONDS", 1.0 if "sleep" in changes.get("script", "") else 10.0)
     code, said = refused(**changes)
     assert code == 3
@@ -108,7 +112,7 @@ def test_a_driver_that_hangs_is_named(refused, monkeypatch, said):
     assert (code, said) == (3, "no GPU to report on: the driver did not answer within 15 s")
 
 
-def test_a_ptx_machine_that_takes_too_long_is_no_driver_that_hangs(monkeypatch, tmp_path, capsys):
+def test_a_ptx_machine_that_takes_too_long_is_not_called_a_hung_driver(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(processes, "run_part", lambda part, *rest: parts.Ran(part, None, 15.0, []))
     assert command.main(["--out", str(tmp_path / "r"), "--rehearse"], "doc", together.report) == 3
     said = "the PTX machine was not ready within 15 s: --minutes 120 gives it more"
@@ -117,7 +121,7 @@ def test_a_ptx_machine_that_takes_too_long_is_no_driver_that_hangs(monkeypatch, 
 
 @pytest.mark.slow
 def test_without_a_gpu_the_command_says_so(tmp_path):
-    """The command itself, on this computer."""
+    """The command runs on this computer as it is."""
     from aristos.substrate.cuda.device import count
 
     if count():

@@ -1,4 +1,4 @@
-"""bench/gpu_report.py without a GPU: its messages, its limits, and the report of invented runs."""
+"""bench/gpu_report.py without a GPU: its messages, its time limits, and its page for invented results."""
 
 from __future__ import annotations
 
@@ -69,11 +69,11 @@ RIGHT = {parts.DRIVER: PRINT.format(document={"facts": FACTS})}
 
 @pytest.fixture
 def report(monkeypatch, tmp_path, capsys):
-    """A function that runs a report whose parts are Python programs, by name: (exit code, page, stderr)."""
+    """A function that runs a report: (exit code, page, stderr). programs: the name of a part -> a Python program."""
     monkeypatch.setattr(command.machine, "check_before", lambda: None)
     monkeypatch.setattr(command.machine, "check", lambda facts: None)
     monkeypatch.setattr(processes, "BEAT", 0.2)
-    monkeypatch.setattr(parts, "SAVING", 80.0)  # of a minute, so that a part that hangs is ended after a second or so
+    monkeypatch.setattr(parts, "SAVING", 80.0)  # parts have few of the minutes, so that those that hang end soon
 
     def made(programs, minutes=2.0, seconds=None, *words):
         programs = RIGHT | programs
@@ -96,7 +96,7 @@ def report(monkeypatch, tmp_path, capsys):
     return made
 
 
-def test_a_missing_routing_file_is_a_usage_error(capsys):
+def test_wrong_options_are_usage_errors(capsys):
     for words, why in (
         (["--routing", "nowhere.npz"], "no such file: --routing nowhere.npz"),
         (["--minutes", "0"], "must be in 1..120, got 0"),
@@ -114,7 +114,10 @@ def test_a_rehearsal_has_more_time():
 
 
 def test_the_report_names_failed_parts_and_figures(report, tmp_path):
-    """A part that hangs is ended and named; wrong rows give no figures; floors and predictions stand beside others."""
+    """A part that hangs is ended and named. Wrong rows give no figures.
+
+    Other figures have their floors and predictions beside them.
+    """
     names = (parts.DRIVER, parts.PUTS, parts.LAYER, parts.GEMMS, parts.ROUTER, "exchange")
     code, text, err = report(
         {
@@ -154,7 +157,7 @@ def test_the_report_names_failed_parts_and_figures(report, tmp_path):
 
 
 def test_wrong_results_stop_what_builds_on_them(report):
-    """The first line says so; what does not build on products still runs."""
+    """The first line says that results are wrong. Parts that do not need right products still run."""
     code, text, _ = report(
         {
             parts.PRODUCTS: "import sys; print('bf16_16x128: 1 WRONG'); sys.exit(1)",
@@ -185,7 +188,7 @@ def test_a_check_that_crashes_stops_what_builds_on_it(report, program, how):
 
 
 def test_parts_out_of_time_are_named_and_stop_nothing(report):
-    """Rows that a part printed before its limit are on the page; unreached tiles are in the first line."""
+    """Rows that a part printed before its limit are on the page. The first line names parts that did not end."""
     late = f"""import sys, time; print('x', flush=True); print({json.dumps(GEMM)!r}, flush=True)
 print({unfinished.OUT_OF_TIME!r}, file=sys.stderr, flush=True); time.sleep(90)"""
     programs = {parts.PRODUCTS: f"raise SystemExit({parts.INCOMPLETE})", parts.LAYER: late, parts.PHASES: ""}
@@ -219,7 +222,7 @@ def test_rows_of_a_suite_that_has_not_ended_are_printed(monkeypatch):
 
 
 def test_a_part_that_fails_keeps_its_rows(monkeypatch, capsys):
-    """A wait ran out at the second number of tokens: the first one's row is printed as a document."""
+    """A wait ran out at the second number of tokens. The row of the first number is printed as a document."""
     from aristos.bench import main
 
     sheet = Sheet("layer", (Column("tokens", "tokens"),))
@@ -232,7 +235,7 @@ def test_a_part_that_fails_keeps_its_rows(monkeypatch, capsys):
     assert table["rows"] == [{"tokens": 64, "check": "ok"}]
 
 
-def test_fewer_parts_are_not_called_every_part():
+def test_the_first_line_does_not_say_every_part_if_some_did_not_run():
     ran = [parts.Ran(parts.PARTS[0], 0, 1.0), parts.Ran(parts.PARTS[1], 0, 1.0)]
     assert page.verdict(ran, (), 12) == "2 of 12 parts ran, every output was right"
     assert page.verdict(ran, (), 2) == "every part ran, every output was right"
@@ -240,7 +243,7 @@ def test_fewer_parts_are_not_called_every_part():
 
 @pytest.mark.parametrize(("reached", "code"), [(0, 4), (1, parts.INCOMPLETE), (2, 0)])
 def test_tiles_that_were_not_reached_have_a_code(monkeypatch, reached, code):
-    """Without the layer's own tiles nothing may build on the check."""
+    """If the layer's own tiles were not checked, the check has failed, and parts that need it do not run."""
     from aristos.bench.suites import gemm_gpu
     from aristos.kernels.cuda import gemm
 
@@ -277,8 +280,8 @@ def test_a_hung_layer_stops_what_would_hang_too(report):
     assert "| phases | not run: layer hung | 0 |  |" in text
 
 
-def test_the_minutes_hold_whatever_hangs(monkeypatch):
-    """Every part and the driver hang: the limits add up to the time asked for, with time left for the files."""
+def test_the_report_ends_within_its_minutes_whatever_hangs(monkeypatch):
+    """Even if every part hangs, the limits end before the time that was asked for, and leave time to write files."""
     for seconds in (60.0, 480.0, 600.0):
         ends = parts.limits(parts.PARTS, seconds)
         assert ends == sorted(ends)
@@ -287,7 +290,7 @@ def test_the_minutes_hold_whatever_hangs(monkeypatch):
 
 
 def test_a_short_report_leaves_the_driver_time_to_answer():
-    """Its part imports what the report needs and asks every library, which takes as long in a report of a minute."""
+    """The driver's part imports what the report needs and asks every library. A short report does not shorten that."""
     for seconds, driver in ((60.0, 30.0), (120.0, 35.0), (480.0, 35.0), (960.0, 70.0)):
         ends = parts.limits(parts.PARTS, seconds)
         assert ends[0] == pytest.approx(driver)
@@ -297,7 +300,7 @@ def test_a_short_report_leaves_the_driver_time_to_answer():
 
 
 def test_parts_that_hang_end_in_time_with_their_children(report, tmp_path):
-    """All parts ignore signals and have a child that would write later: a report of a minute ends within it."""
+    """All parts ignore SIGTERM, and have a child process that would write a file later. The report ends in time."""
     mark = tmp_path / "late"
     child = f"import time; time.sleep(2.5); open({str(mark)!r}, 'w')"
     hang = (
@@ -314,7 +317,7 @@ def test_parts_that_hang_end_in_time_with_their_children(report, tmp_path):
 
 
 def test_words_of_a_part_whose_pipe_stays_open_are_kept(monkeypatch):
-    """A process in its own session survives the part and holds its pipes, as one does that hangs in the driver."""
+    """A process in its own session outlives the part and keeps its pipes open, like one that hangs in the driver."""
     child = "import sys, time; print('lock of worker 3', file=sys.stderr, flush=True); time.sleep(20)"
     program = f"""import subprocess, sys, time; print('driver', end='', flush=True)
 subprocess.Popen([sys.executable, '-c', {child!r}], start_new_session=True); time.sleep(60)"""
@@ -326,7 +329,7 @@ subprocess.Popen([sys.executable, '-c', {child!r}], start_new_session=True); tim
 
 @pytest.mark.parametrize("at", [parts.GEMMS, parts.DRIVER])
 def test_ctrl_c_leaves_parts_that_are_named(report, monkeypatch, tmp_path, at):
-    """The interrupted part and those after it are not finished. Before the driver has answered there is no page."""
+    """The interrupted part and all later ones are named as not finished. Before the driver answers there is no page."""
     started = processes.run_part
 
     def interrupted(part, *rest):
@@ -348,12 +351,12 @@ def test_ctrl_c_leaves_parts_that_are_named(report, monkeypatch, tmp_path, at):
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
 def test_a_signal_that_ends_programs_leaves_what_ctrl_c_leaves(report, tmp_path, name):
-    """A scheduler, `timeout` or a closed terminal sends such a signal. The part does not go on."""
+    """A scheduler, `timeout` or a closed terminal sends such a signal. The part that runs is ended."""
     mark = tmp_path / "late"
     hit = f"""import os, signal, time; os.kill(os.getppid(), signal.{name}); time.sleep(3)
 open({str(mark)!r}, "w")"""
     number = signal.Signals[name]
-    before = signal.signal(number, signal.SIG_DFL)  # `nohup` ignores one of them
+    before = signal.signal(number, signal.SIG_DFL)  # under `nohup` the tests would ignore SIGHUP
     try:
         start = time.monotonic()
         code, text, _ = report({parts.PUTS: PRINT.format(document=PUT), parts.GEMMS: hit, parts.ROUTER: ""})
@@ -368,7 +371,7 @@ open({str(mark)!r}, "w")"""
 
 
 def test_a_full_disk_prints_the_page(report, monkeypatch, capsys, tmp_path):
-    """Neither the page nor the results file can be written: the page goes to stdout, and says what is missing."""
+    """The page and the results file cannot be written. The page goes to stdout and says what is missing."""
     monkeypatch.setattr(processes, "kept", lambda path, text: f"{path}: No space left on device")
     monkeypatch.setattr(
         results, "append", lambda *a, **k: (_ for _ in ()).throw(OSError(28, "No space left on device"))
@@ -385,7 +388,7 @@ def test_a_full_disk_prints_the_page(report, monkeypatch, capsys, tmp_path):
 
 
 def test_clocks_are_sampled_by_part():
-    """The page has the spread of the clock, the most power and heat, and the reasons of throttling, part by part."""
+    """For each part the page has the range of the clock, the most power and heat, and the reasons of throttling."""
     library = Library([FakeGpu("H100", "GPU-1", "0000:01:00.0")], {})
     samples = Samples("GPU-1", library)
     samples.part = "layer"
@@ -409,7 +412,7 @@ def test_clocks_are_sampled_by_part():
 
 
 def test_the_report_of_several_gpus(monkeypatch, tmp_path):
-    """Under mpirun every part runs in this process, on all ranks; the page names every GPU."""
+    """Under mpirun all ranks run every part in their own process. The page names every GPU."""
     from aristos.bench import main
 
     monkeypatch.setattr(together.nvml, "load", lambda: None)
@@ -468,7 +471,7 @@ def test_the_page_of_several_gpus_has_the_clocks_of_one(tmp_path):
     ],
 )
 def test_the_page_of_a_job_that_ended(tmp_path, capsys, said, head):
-    """It is printed where it cannot be written."""
+    """A page that cannot be written is printed."""
     made = together.Page(tmp_path / "nowhere" / "r.md", FACTS, Samples("GPU-1", None), lambda text: None)
     made.of_ended(parts.Part("layer", "bench"), [], [said, "rank 1 wrote nothing"])
     text = capsys.readouterr().out
@@ -477,7 +480,7 @@ def test_the_page_of_a_job_that_ended(tmp_path, capsys, said, head):
 
 
 def test_minutes_and_refusals_hold_under_mpirun(monkeypatch, tmp_path, capsys):
-    """Parts get their share of the minutes, an alarm ends the job by then, and every rank's GPU is judged."""
+    """Parts share the minutes, an alarm ends the job when they are over, and every rank's GPU is checked."""
     from aristos.bench import main
 
     monkeypatch.setattr(together.nvml, "load", lambda: None)
@@ -504,7 +507,7 @@ def test_minutes_and_refusals_hold_under_mpirun(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(command.machine, "check_before", lambda: refuse("no"))
     monkeypatch.setattr(command.launch_environment, "started_as", lambda: ("mpirun", 2, 1))
     assert command.main(words, "doc", together.report) == 3
-    assert not capsys.readouterr().err, "rank 0 says it"
+    assert not capsys.readouterr().err, "only rank 0 prints it"
 
 
 def refuse(why):
@@ -520,14 +523,14 @@ def test_the_goal_is_higher_with_warpgroup_products(arch, goal):
 
 
 def test_parts_can_be_parsed_and_figures_name_existing_parts(tmp_path):
-    """The command lines of the parts are valid, and all GPU suites but `plan` are timed."""
+    """The command lines of the parts are valid, and time all suites on GPUs but `plan`."""
     from aristos.bench.command_line import parse
 
     names, timed = {each.name for each in parts.PARTS}, set()
     assert {figure.part for figure in figures.figures("sm_90")} <= names
     assert {each.task for each in parts.PARTS} <= set(tasks.TASKS)
     for at, each in enumerate(parts.PARTS):
-        assert set(each.needs) <= {other.name for other in parts.PARTS[:at]}, "it needs a later part"
+        assert set(each.needs) <= {other.name for other in parts.PARTS[:at]}, "a part needs a later part"
     trace = tmp_path / "trace.npz"
     trace.touch()
     for each in (*parts.PARTS, parts.replayed(trace)):
@@ -535,7 +538,7 @@ def test_parts_can_be_parsed_and_figures_name_existing_parts(tmp_path):
             asked = parse([*each.words, "--backend", "cuda", "--json", "--out", "none"])
             assert asked.budget <= each.seconds - 5, "there is no time left to start"
             timed |= set(asked.suites)
-    assert timed == set(suites.known("cuda")) - {"plan"}  # which needs several GPUs
+    assert timed == set(suites.known("cuda")) - {"plan"}  # `plan` needs several GPUs
     for each in together.TOGETHER[1:]:
         assert parse([*each.words, "--backend", "cuda", "--json", "--out", "none"]).budget <= each.seconds
     assert sum(float(each.words[each.words.index("--seconds") + 1]) for each in together.TOGETHER[1:]) < 200
@@ -583,11 +586,11 @@ def test_the_profiler_may_be_missing_forbidden_or_slow(monkeypatch, tmp_path, ca
 
 @pytest.mark.slow
 def test_the_product_check_covers_the_tiles_of_each_kind(monkeypatch, capsys):
-    """The check itself, on the PTX machine, for the two smallest tiles of each kind."""
+    """The check runs on the PTX machine, for the two smallest tiles of each kind."""
     from aristos.kernels.cuda import gemm
     from aristos.row_types import KINDS
 
-    importlib.import_module("aristos.substrate.cuda.persistent")  # takes `tiles` as it is, for later tests too
+    importlib.import_module("aristos.substrate.cuda.persistent")  # it stores all tiles when it is imported
     monkeypatch.setattr(clock, "FLUSH", 1 << 12)
     all_tiles = gemm.tiles
     monkeypatch.setattr(gemm, "tiles", lambda kind, arch: all_tiles(kind, arch)[:2])
@@ -609,7 +612,7 @@ def test_the_product_check_covers_the_tiles_of_each_kind(monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_kernels_are_compiled_until_the_time_is_over(monkeypatch, capsys):
-    """What is there is counted by its place; a process that takes too long is ended, and its kernel named."""
+    """Kernels that exist are counted by their place. A process that takes too long is ended, and its kernel counted."""
     places = {"ahead": build.COMPILED_AHEAD, "kept": build.KEPT, "new": build.NOWHERE}
     monkeypatch.setattr(compiling, "listed", lambda arch: {name: name for name in places})
     monkeypatch.setattr(build, "place", lambda kernel, arch: places[kernel])
@@ -627,8 +630,8 @@ def slow_compiler(name, arch):
 
 
 @pytest.mark.slow
-def test_the_profiler_is_given_names_that_fit():
-    """Products and persistent kernels match, the others do not."""
+def test_the_pattern_for_the_profiler_matches_the_kernels_to_profile():
+    """The pattern matches kernels of products and of the persistent layer, and no other kernels."""
     from kept_ptx import ptx
 
     from aristos.kernels.cuda import catalogue, gemm
@@ -646,7 +649,7 @@ def test_the_profiler_is_given_names_that_fit():
 
 @pytest.mark.slow
 def test_the_report_itself_may_hang():
-    """A picture that is never done: the process ends at its time all the same."""
+    """A report that hangs, for example while it draws a picture, ends when its time is over."""
     program = "import time; from first_run import command\nwith command.bounded(1.0): time.sleep(60)"
     start = time.monotonic()
     words = [sys.executable, "-c", program]

@@ -1,4 +1,4 @@
-"""bench/gpu_report.py under mpirun: a hang leaves the words of every rank on the page before the job ends."""
+"""bench/gpu_report.py under mpirun: after a hang the page has what every rank last wrote."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ HELD = "cuda: rank 0 of 3, epoch 3: running, 7 commands published; worker 2 hold
 
 @pytest.fixture
 def ranks(monkeypatch, tmp_path):
-    """The words of two ranks of three; the pages that rank 0 has made. The third rank's process has ended."""
+    """(RankWords of two of three ranks, the pages that rank 0 makes). The third rank's process has ended."""
     monkeypatch.setattr(attach, "standing", lambda: HELD)
     monkeypatch.setattr(rank_words, "GATHER", 0.5)
     pages = []
@@ -41,7 +41,7 @@ MISSING = "rank 2 wrote nothing within 0.5 s: its process has ended, or stands s
 
 
 def test_one_rank_that_ends_the_job_lets_all_write(ranks, tmp_path):
-    """What it said before is on the page too, its state once; no file is left."""
+    """The page also has what that rank printed before. The rank's state is there once. No file is left."""
     (first, second), pages = ranks
     for each in (first, second):
         each.start(time.monotonic() + 600)
@@ -65,7 +65,7 @@ def test_the_end_of_the_minutes_lets_all_write(ranks, tmp_path):
 
 
 def test_between_parts_nothing_is_written(ranks, tmp_path):
-    """As while files are saved: the page is there already."""
+    """Between parts, for example while files are saved, the page exists already."""
     (first, _), pages = ranks
     with first.following("layer"):
         pass
@@ -105,7 +105,7 @@ together.report(Path("r"), 300.0)
 @pytest.mark.parallel
 @pytest.mark.skipif(not find_mpiexec(), reason="no mpiexec beside python or on PATH")
 def test_a_hang_of_a_job_leaves_the_words_of_every_rank(tmp_path):
-    """Rank 1 stands still in user code; rank 0's wait runs out, and it ends the job."""
+    """Rank 1 stands still in user code. Rank 0's wait runs out, and rank 0 ends the job."""
     job = run_job(tmp_path, 2, JOB, timeout=200)
     assert job.code not in (0, None), job.out
     page = (tmp_path / "r.md").read_text()

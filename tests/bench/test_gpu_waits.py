@@ -1,4 +1,4 @@
-"""bench/gpu_report.py: waits of what its parts start run out after 5 s; a part that hangs says where it stands."""
+"""bench/gpu_report.py: layers that its parts make wait at most 5 s, and a part that hangs says where it stands."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ ALONE = ("put", "signal", "gemm", "router")  # suites without a layer
 
 
 class Made(EnvironmentProblem):
-    """A layer was about to be made."""
+    """Raised where a task would make a layer."""
 
 
 @pytest.fixture
 def waits(monkeypatch):
-    """The limits of the layers that were about to be made, each as (timeout, absent_timeout)."""
+    """[(timeout, absent_timeout)] of the layers that tasks would make."""
     found = []
 
     def layer(cfg, comm=None, timeout=None, absent_timeout=None, **options):
@@ -64,7 +64,7 @@ def started(task, words):
 
 
 def suites_of(part):
-    """The words of a part for each of its suites that makes layers."""
+    """For each suite of a part that makes layers, the words that run this suite alone."""
     options = next(at for at, word in enumerate(part.words) if word.startswith("--"))
     return [(suite, *part.words[options:]) for suite in part.words[:options] if suite not in ALONE]
 
@@ -90,7 +90,7 @@ def test_the_layers_of_the_tests_wait_five_seconds(monkeypatch):
 
     def run(*words):
         spec = importlib.util.find_spec("gpu_layers")
-        module = importlib.util.module_from_spec(spec)  # a copy: what tests import is not changed
+        module = importlib.util.module_from_spec(spec)  # a second module object: that of the tests is not changed
         spec.loader.exec_module(module)
         seen.append(module.TIMEOUT)
         return 0
@@ -102,7 +102,7 @@ def test_the_layers_of_the_tests_wait_five_seconds(monkeypatch):
 
 
 def test_every_part_is_known_here():
-    """Other parts wait for no other rank's kernel: products, compilation, and the driver, whose probe is bounded."""
+    """Each task is tested here or makes no layer. The time limits of other waits are at most those of layers."""
     assert {each.task for each in parts.PARTS} == {"bench", "phases", "ncu", "tests", "driver", "kernels", "products"}
     assert machine.PROBE_SECONDS <= tasks.WAIT
     assert max(put_gpu.LIMIT_NS, signal_gpu.LIMIT_NS) <= 1e9 * tasks.WAIT
@@ -110,7 +110,7 @@ def test_every_part_is_known_here():
 
 @pytest.mark.slow
 def test_the_last_words_reach_the_page_while_a_task_has_taken_the_streams():
-    """pytest takes them too, and a layer may hang in its tests."""
+    """pytest redirects the streams too, and a layer may hang in the tests that it runs."""
     script = """
     import os, threading
     from aristos.substrate import attach

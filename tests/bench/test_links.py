@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @given(st.lists(st.integers(0, 3), min_size=2, max_size=12))
-def test_quiet_rounds_have_every_pair_once_and_one_pair_of_a_node(node_of):
+def test_quiet_rounds_have_every_pair_once_and_a_node_in_one_pair_at_a_time(node_of):
     n = len(node_of)
     rounds = measured.quiet(schedule(n, n), node_of)
     assert sorted(pair for row in rounds for pair in row) == [(a, b) for a in range(n) for b in range(n) if a != b]
@@ -45,7 +45,7 @@ def test_quiet_rounds_have_every_pair_once_and_one_pair_of_a_node(node_of):
 
 @pytest.mark.parametrize("nodes", [4, 8, 16, 32])
 def test_rounds_grow_with_the_ranks_and_not_with_the_pairs(nodes):
-    """Four ranks a node: a round of the tournament takes at most four quiet ones."""
+    """With four ranks a node, a round of the tournament becomes at most eight quiet rounds."""
     node_of = [r // 4 for r in range(4 * nodes)]
     n = len(node_of)
     assert len(schedule(n, n)) == 2 * (n - 1)
@@ -100,13 +100,13 @@ def test_saved_links_load_again(tmp_path):
     assert links.load(path) == example()
     found = json.loads(path.read_text())
     assert (found["schema"], found["source"]) == ("aristos-links/1", "measured")
-    assert found["alpha_us"] == [[0.0, 3.0, 4.0], [3.0, 0.0, 4.0], [4.0, 4.0, 0.0]]  # the slower direction
+    assert found["alpha_us"] == [[0.0, 3.0, 4.0], [3.0, 0.0, 4.0], [4.0, 4.0, 0.0]]  # the slower of both directions
     assert found["beta_us_per_mib"][0][2] == 30.0
     assert os.listdir(tmp_path) == ["links.json"]
 
 
 def test_a_link_planted_beside_the_file_is_not_followed(tmp_path):
-    """The name of the file that is written first cannot be known before; what is renamed over a link replaces it."""
+    """The file is written under a name that nobody can know before, and then renamed. The rename replaces a link."""
     (tmp_path / "precious").write_text("x")
     for name in ("links.json", f"links.json.{os.getpid()}.tmp", ".links.json.aside"):
         (tmp_path / name).symlink_to("precious")
@@ -182,7 +182,7 @@ def test_the_cache_depends_on_hosts_ranks_and_library(tmp_path):
 
 
 def test_the_cache_is_where_compiled_code_is(tmp_path, monkeypatch):
-    """A link above its folder is followed, as there."""
+    """A symbolic link above the cache's folder is followed, as for compiled code."""
     (tmp_path / "scratch").mkdir()
     (tmp_path / "home").symlink_to("scratch")
     monkeypatch.setenv("ARISTOS_CACHE", str(tmp_path / "home" / "cache"))
@@ -200,7 +200,7 @@ def test_a_link_much_slower_than_its_class_is_a_fault():
     classes = [["self" if a == b else ("NODE" if a // 3 == b // 3 else "NET1") for b in range(n)] for a in range(n)]
     assert links.slow(classes, Span(alpha, beta)) == []
     beta[1][2] = 60.0
-    beta[4][0] = 190.0  # slower, and not much
+    beta[4][0] = 190.0  # slower, but less than twice
     ((a, b, times),) = links.slow(classes, Span(alpha, beta))
     assert (a, b) == (1, 2)
     assert times == pytest.approx(65 / 25)
@@ -220,7 +220,7 @@ def test_every_suspect_is_measured_a_second_time():
 
 
 def test_a_link_that_was_measured_once_is_no_fault():
-    """A class's median can shift with the second measurement, and another link can exceed it then."""
+    """The second measurement can lower the median of a class. A link that was no suspect may then exceed it."""
     suspects, after = [(0, 1, 2.5), (1, 2, 4.0)], [(1, 2, 3.9), (2, 0, 2.1)]
     assert measured._still_slow(suspects, after) == [(1, 2, 3.9)]
 
@@ -228,7 +228,7 @@ def test_a_link_that_was_measured_once_is_no_fault():
 @pytest.mark.slow
 @pytest.mark.ranks(2, timeout=90)
 def test_a_direction_that_was_slow_once_is_no_fault(comm, monkeypatch):
-    """The first times of one direction are eight times those of the other, its second ones equal them."""
+    """At first one direction takes eight times as long as the other. Measured again, both take equally long."""
     from aristos.bench.world import World
 
     calls = []
@@ -381,7 +381,7 @@ def test_four_ranks_are_measured_in_time_and_then_cached(tmp_path):
     for span in (found.small, found.large, found.contended):
         assert all(links.put_us(span, a, b, MIB) for a, b in pairs)
     assert all(found.residual[a][b] is not None for a, b in pairs)
-    assert median(links.put_us(found.large, a, b, MIB) for a, b in pairs) > 1  # over 1000 GB/s would be no copy
+    assert median(links.put_us(found.large, a, b, MIB) for a, b in pairs) > 1  # more than 1000 GB/s is no copy
     assert all(each.rate_gflops > 0.1 and each.memory_bytes > 1 << 20 for each in found.devices)
     links.problem(found, 1 << 20)
     again = topo("--measure", "--json", "--out", out, ranks=4)

@@ -1,7 +1,7 @@
 """`aristos soak` for 40 seconds of `make test-all`: random layers and calls on four ranks, each checked.
 
-The ranks give way to other tests: their niceness is 10 once all kernels are compiled. However little time that leaves
-them, they make some objects, so that there are slopes to judge.
+Once all kernels are compiled, the ranks have niceness 10, so that other tests come first. The ranks make at least
+12 objects, even if that takes longer than 40 seconds: a slope needs that many samples.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from aristos.bench import health
 from aristos.bench.soak import soak
 from aristos.bench.world import connect
 from aristos.cli import soak as command
-assert command.main("--seed 11 --objects 6 --minutes 9".split()) == 0  # they need all kernels
+assert command.main("--seed 11 --objects 6 --minutes 9".split()) == 0  # these objects need all kernels
 os.nice(10)
 begun, ranks = time.monotonic(), connect()
 counts = soak(ranks, 12, 0, lambda number: number < 12 or time.monotonic() - begun < 40)

@@ -25,9 +25,9 @@ def context(**options) -> Context:
 
 
 def point(bulk: float, fused: float, inside: float) -> overlap.PointTimes:
-    """Calls of 2 ranks with one worker, in ms; inside: of a bulk call in its collectives, on the rank that waits least.
+    """Times of calls on 2 ranks with one worker, all in ms.
 
-    Rank 1 waits a millisecond longer there.
+    bulk, fused: a call's time. inside: how long rank 0 is in a bulk call's collectives; rank 1 is there 1 ms longer.
     """
     times = {"bulk": np.full((2, 3), bulk * 1e-3), "fused": np.full((2, 3), fused * 1e-3)}
     idle = {"bulk": np.array([[inside], [inside + 1]]) * np.full((2, 3), 1e-3), "fused": np.zeros((2, 3))}
@@ -35,13 +35,13 @@ def point(bulk: float, fused: float, inside: float) -> overlap.PointTimes:
 
 
 def record(bulk: float, fused: float, inside: float, alpha: float = 0.0, rate: float = math.inf) -> dict:
-    """Of a layer whose experts take 4 ms; a tile is a quarter of them and has 1 MB."""
+    """The row of a point, for a layer whose experts take 4 ms. A tile is a quarter of the rows and has 1 MB."""
     case = overlap.CaseTimes("a", RAN, 1, 4e-3, 0.25, 1_000_000, errors={"fused": 1e-7, "bulk": 1e-7})
     return overlap._record(case, (alpha, rate), point(bulk, fused, inside), copy=10.0)
 
 
-def test_a_fused_call_is_within_the_longer_of_both_parts_and_a_tile():
-    """10 ms of a bulk call, of which 4 are communication: 6 / 0.9 + 1 ms of arithmetic."""
+def test_the_bound_of_a_fused_call_is_the_longer_of_arithmetic_and_communication_plus_a_tile():
+    """A bulk call of 10 ms has 4 ms of communication and 6 of arithmetic. The bound is 6 / 0.9 + 1 ms, 1 for a tile."""
     assert record(10, 7.6, 4)["bound_ms"] == pytest.approx(6 / 0.9 + 1)
     assert record(10, 7.6, 4)["within"] == "yes"
     assert record(10, 7.8, 4)["within"] == "no"
@@ -51,7 +51,7 @@ def test_a_fused_call_is_within_the_longer_of_both_parts_and_a_tile():
 
 
 @pytest.mark.parametrize(("inside", "asked"), [(2.9, False), (3.1, True), (6.9, True), (7.1, False)])
-def test_only_where_communication_counts_is_a_bound_asked(inside, asked):
+def test_there_is_a_bound_only_where_communication_takes_a_large_part(inside, asked):
     assert (record(10, 5, inside)["within"] == "-") is not asked
 
 
@@ -96,7 +96,7 @@ def test_slow_links_have_fewer_calls_and_fewer_tries():
     assert [overlap._tries(30, us) for us in (1.0, 1e5, 1e6, 1e8)] == [30, 10, 1, 1]
 
 
-def test_layers_are_of_the_options(monkeypatch):
+def test_options_choose_the_layers(monkeypatch):
     monkeypatch.setattr(overlap.isa, "chosen", lambda: "amx")
 
     def layers(**options):
@@ -109,7 +109,7 @@ def test_layers_are_of_the_options(monkeypatch):
     assert len(layers(tokens=(8,))) == 1
 
 
-def test_ranks_that_no_link_is_emulated_between():
+def test_too_many_ranks_or_nodes_are_refused():
     from aristos.bench.delay.network import check_ranks
 
     check_ranks(Nodes.of(129))
@@ -120,7 +120,7 @@ def test_ranks_that_no_link_is_emulated_between():
 
 
 def test_an_interrupted_suite_waits_for_nobody(monkeypatch):
-    """Closing links and layers is collective, and the other ranks may not come."""
+    """Links and layers are not closed: that is collective, and other ranks may not take part."""
     from aristos.bench.delay import network
 
     closed = []

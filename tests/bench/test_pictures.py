@@ -1,4 +1,4 @@
-"""Pictures show the numbers of the tables: one definition of every figure, also where pairs or calls differ widely."""
+"""Pictures show the numbers of the tables, also where pairs or calls differ widely."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TRANSPORTS = [{"shm": ~np.eye(3, dtype=bool)}, {"shm": np.eye(3, k=1) > 0, "rma"
 
 
 def context(size: int) -> Context:
-    """Of some ranks, of which this process is every one."""
+    """The context of `size` ranks, all of which are this process."""
     world = World()
     world.size = size
     return Context(world, Options(), 1.0)
@@ -37,7 +37,7 @@ def shows(figure, values) -> bool:
 
 
 def quiet(dims: dict, name: str = "call_time", **more) -> tuple[Table, np.ndarray, np.ndarray]:
-    """(a table of calls that differ by 2 %, their times, the shares of cores, all 1)."""
+    """(a table, times of calls that differ by at most 2 %, shares of cores that are all 1)."""
     table = Table("t", attributes=more)
     for dim, values in dims.items():
         table.dim(dim, values)
@@ -84,7 +84,7 @@ RANKS = {"rank": range(2), "iteration": range(3)}
 
 
 def test_the_picture_of_overlap_marks_every_disturbed_point_and_no_other():
-    """A point is disturbed if its rounds differ (two of three bulk calls were slow), or a rank lacked its core."""
+    """At one point the rounds differ, because two of three bulk calls are slow. At another a rank lacked its core."""
     dims = {
         "case": ["A", "E"],
         "alpha": [2e-6, 5e-5],
@@ -100,7 +100,7 @@ def test_the_picture_of_overlap_marks_every_disturbed_point_and_no_other():
     heat, efficiency = (picture(table) for _, picture in plots.pictures()["overlap"])
     texts = [[text.get_text() for text in axis.texts] for axis in heat.axes[:2]]
     marked = [[i for i, text in enumerate(of) if text.startswith("~")] for of in texts]
-    assert marked == [[2], [3]]  # by latency, then rate
+    assert marked == [[2], [3]]  # [case][point]. Points are ordered by latency, then rate
     assert [sum(line.get_markerfacecolor() == "white" for line in axis.lines) for axis in efficiency.axes[:2]] == [1, 1]
     close(heat)
     close(efficiency)

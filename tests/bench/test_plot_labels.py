@@ -1,4 +1,4 @@
-"""`aristos plot` of files from anywhere: texts that Matplotlib takes for formulas or cannot draw, and far too many."""
+"""`aristos plot` of foreign files: texts that Matplotlib takes for formulas or cannot draw, and far too many items."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_a_picture_replaces_nothing_but_a_regular_file(tmp_path, capsys):
     for file, picture in (("t.json", tmp_path / "t-plots" / "timeline.png"), ("r.h5", drawn)):
         picture.parent.mkdir(exist_ok=True)
         os.mkfifo(picture)
-        held = os.open(picture, os.O_RDWR)  # else a writer would wait for its reader
+        held = os.open(picture, os.O_RDWR)  # otherwise a process that writes to the pipe would wait for a reader
         code, said = plotted(capsys, str(tmp_path / file))
         os.close(held)
         assert (code, "must be a regular file, but it is a pipe" in said, picture.name in said) == (3, True, True), said
@@ -70,7 +70,7 @@ def test_a_timeline_that_no_picture_can_show_is_refused_in_a_sentence(document, 
 
 
 def titled(table: Table):
-    """A picture with every text of a table that pictures show."""
+    """A picture with all texts of a table that pictures may show."""
     from matplotlib import pyplot
 
     figure, axis = pyplot.subplots()
@@ -103,7 +103,7 @@ def test_results_with_too_many_panels_are_refused_in_a_sentence(tmp_path, capsys
 def test_an_error_while_a_picture_is_written_is_a_sentence(tmp_path, capsys, monkeypatch):
     def picture(table: Table):
         figure = titled(table)
-        figure.suptitle(r"$\frac$")  # found only when the picture is written
+        figure.suptitle(r"$\frac$")  # Matplotlib finds the error only when it writes the picture
         return figure
 
     monkeypatch.setattr(plots, "pictures", lambda: {"named": [("named", picture)]})

@@ -1,4 +1,4 @@
-"""Tables and files say which kernels ran, whatever the options say; another element type than asked for is an error."""
+"""Tables and files name the kernels that ran. A suite fails if they have another element type than asked for."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TINY = ["--hidden", "32", "--ffn", "32", "--experts", "2", "--top-k", "1", "--to
 
 @pytest.fixture(autouse=True)
 def alone(monkeypatch):
-    """One rank, bounds that take no time, few rows, and no layers compiled before."""
+    """Run one rank. Bounds take no time, rows are few, and no layers are compiled before the suites."""
     monkeypatch.setattr(workload, "compile_all", lambda _: None)
     monkeypatch.setattr(world, "connect", lambda *_, **__: world.World())
     for name in ("peak", "micro_kernel", "read_bandwidth"):
@@ -27,7 +27,7 @@ def alone(monkeypatch):
 
 
 def run(tmp_path, capsys, *words):
-    """(exit code, tables as text, the table in the file) of `gemm`."""
+    """Run suite `gemm`: (exit code, printed tables, the table in the file)."""
     file = tmp_path / "r.h5"
     code = main.main(["gemm", *TINY, *words, "--out", str(file)])
     (kept,) = results.load(file).runs
@@ -76,7 +76,7 @@ def test_rows_and_weights_of_two_types_are_both_named():
 
 
 def test_a_finer_precision_than_asked_for_is_right():
-    """precision="high" lets AMX be coarser; other instruction sets compute as for "highest"."""
+    """With precision="high" AMX may compute less exactly. Other instruction sets compute as for "highest"."""
     assert not Ran("float32", "highest", "avx2", ("float32", "high")).wrong
     assert Ran("float32", "high", "amx", ("float32", "highest")).wrong
     assert Ran("float32", "high", "amx", ("float32", "high")).kind == "float32 high"

@@ -1,6 +1,6 @@
-"""bench/gpu_report.py --rehearse: the whole report on the PTX machine, and with one thing that goes wrong in it.
+"""bench/gpu_report.py --rehearse: the whole report on the PTX machine, and reports in which one thing goes wrong.
 
-The page must come out, and say what went wrong.
+A page must be written, or printed, and must say what went wrong.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ REPORT = [sys.executable, str(ROOT / "bench" / "gpu_report.py"), "--rehearse"]
 
 
 def rehearsed(folder, fault="nothing", parts="", minutes=60.0):
-    """(exit code, page, output) of a rehearsal; its files are in the folder."""
+    """Run a rehearsal that writes its files to the folder: (exit code, page, output)."""
     words = [*REPORT, fault, "--out", str(folder / "r"), "--minutes", str(minutes)]
     words += ["--parts", parts] if parts else []
     done = subprocess.run(words, capture_output=True, text=True, timeout=60 * minutes + 60)
@@ -32,7 +32,7 @@ def rehearsed(folder, fault="nothing", parts="", minutes=60.0):
 
 
 def test_a_whole_rehearsal(tmp_path):
-    """Every part runs, every output is right, and the files are few."""
+    """Every part runs, every output is right, and there are at most 8 files."""
     code, page, said = rehearsed(tmp_path)
     assert page.startswith("# Aristos on PTX machine: every part ran, every output was right\n"), (page[:3000], said)
     assert code == 0, said
@@ -66,14 +66,14 @@ def test_a_wrong_product_stops_the_layer(tmp_path):
     assert "| put and signal | ok |" in page
 
 
-def test_a_hang_leaves_the_words_of_the_state(tmp_path):
-    """The part is ended by its limit; what the layer waits for and where every thread stands is on the page."""
+def test_the_page_of_a_hang_has_the_state_of_the_call(tmp_path):
+    """The part is ended by its limit. The page says what the layer waits for and where every thread stands."""
     code, page, _ = rehearsed(tmp_path, "hang", "layer", minutes=3.0)
     assert code == 1
     assert page.startswith("# Aristos on PTX machine: HUNG: layer\n"), page
     held = re.search(r"cuda: rank 0 of 1, epoch 2: running, \d+ commands published; worker (\d) holds the lock", page)
     assert held, page
-    assert "no end so far" in page, "none of the last words is lost"
+    assert "no end so far" in page, "a last line is missing"
     for line in (
         rf"^  workers? .*{held[1]}.*: computes share \d+ of the (first|second) product of run \d+$",
         r"^  run \d+: \d+ rows of held expert \d; \d+ shares are open, \d+ taken, \d+ done$",
@@ -82,8 +82,8 @@ def test_a_hang_leaves_the_words_of_the_state(tmp_path):
         assert re.search(line, page, re.M), page
 
 
-def test_missing_libraries_are_said(tmp_path):
-    """Without MPI, CuPy and matplotlib the figures are there; the pictures are not, and the page says why."""
+def test_missing_libraries_are_named(tmp_path):
+    """Without MPI, CuPy and matplotlib there are figures but no pictures, and the page says why."""
     code, page, _ = rehearsed(tmp_path, "library", "put and signal")
     assert code == 0, page
     assert "- no pictures: " in page
@@ -98,7 +98,7 @@ def test_a_full_disk_prints_the_page(tmp_path):
     assert "lacks the figures" in said
     assert "the page cannot be written" in said
     assert "| put and signal | ok |" in said
-    assert not list(tmp_path.iterdir()), "no half of a page"
+    assert not list(tmp_path.iterdir()), "no part of a page is left"
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""How a rival on GPUs chooses between its ways to multiply, `bench/gpu/rival.py`, with made chains on two ranks."""
+"""`bench/gpu/rival.py`: how a rival on GPUs chooses its way to multiply. Two ranks have chains made for the tests."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.parallel
 
 
 class Threads:
-    """A world of two ranks, which are threads; its collectives must be called in one order."""
+    """A world of two ranks, which are threads. Both must call its collectives in the same order."""
 
     size = 2
 
@@ -40,8 +40,7 @@ class Threads:
 
 
 class Ways(rival.Rival):
-    """A rival whose chain by a way fails, takes its time and is wrong as `made` says: way -> an exception that rank 1
-    raises, or (seconds, error)."""
+    """A rival whose chains behave as `made` says: way -> an exception that rank 1 raises, or (seconds, error)."""
 
     def __init__(self, world, made):
         gpu = SimpleNamespace(seconds=lambda call: call()[0])
@@ -63,7 +62,7 @@ class Ways(rival.Rival):
 
 
 def chosen(made):
-    """(the way that is kept, or None; the notes) of each rank."""
+    """For each rank (the way that is kept or None, the notes)."""
     world = Threads()
 
     def rank(me):
@@ -100,7 +99,7 @@ def test_without_a_way_there_is_no_chain():
 
 
 def test_a_wrong_way_is_not_kept_though_it_is_faster():
-    """Unless both are wrong: the suite then names the chain wrong."""
+    """If both ways are wrong, the faster one is kept, and the suite names the chain wrong."""
     note = f"{rival.CHAIN_MPI}, grouped: {WRONG_RIVAL}, error 5.0e-01 for 6 tokens"
     assert chosen({"grouped": (1.0, 0.5), "loop": (2.0, 0.0)}) == [("loop", [note])] * 2
     assert [way for way, _ in chosen({"grouped": (1.0, 0.5), "loop": (2.0, 0.5)})] == ["grouped"] * 2

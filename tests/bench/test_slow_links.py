@@ -1,4 +1,4 @@
-"""Links slowed on purpose, the ring over them, and the suite `plan`."""
+"""Links that are slowed on purpose, the all-reduce by a ring over such links, and the suite `plan`."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from aristos.errors import ClosedError
 
 MIB = 1 << 20
 NBYTES = MIB // 2
-FAST, SLOW = (0.0, 0.0), (30e3, 100e3)  # us, us a MiB: a slow put of NBYTES takes 80 ms
+FAST, SLOW = (0.0, 0.0), (30e3, 100e3)  # (us, us a MiB). A slow put of NBYTES takes 80 ms
 
 
-@pytest.mark.ranks(3, timeout=300)  # the first one may have to compile
+@pytest.mark.ranks(3, timeout=300)  # the first test may have to compile kernels
 def test_a_put_takes_the_time_set_for_its_link(comm):
     from aristos.bench.slow_links import SlowLinks
     from aristos.primitives import memory, wire
@@ -42,7 +42,7 @@ def test_a_put_takes_the_time_set_for_its_link(comm):
     fast, slow_peer = (comm.rank + 1) % 3, (comm.rank + 2) % 3
     set_to = np.zeros((2, 3))
     set_to[:, fast], set_to[:, slow_peer] = FAST, SLOW
-    put_seconds(fast)  # compiled
+    put_seconds(fast)  # compile it
     before = memory.words(window.wire, wire.LAST).copy()
     with SlowLinks(window.wire, *set_to.tolist()) as slow:
         assert not np.array_equal(memory.words(window.wire, wire.LAST), before)
@@ -57,9 +57,9 @@ def test_a_put_takes_the_time_set_for_its_link(comm):
         begun = time.monotonic()
         for _ in range(4):
             put_seconds(slow_peer)
-        assert time.monotonic() - begun >= 4 * 0.08  # the excess of a wait is subtracted from the next ones, no more
+        assert time.monotonic() - begun >= 4 * 0.08  # a wait that was too long shortens the next ones
         assert slow.taken()[0] >= 4 * 0.08
-    assert np.array_equal(memory.words(window.wire, wire.LAST)[1:], before[1:])  # all words but the lock
+    assert np.array_equal(memory.words(window.wire, wire.LAST)[1:], before[1:])  # all words but the first, the lock
     assert min(put_seconds(slow_peer) for _ in range(10)) < 0.06
     comm.Barrier()
     landed = memory.words(window.base, 3 * NBYTES // 8).view(np.uint8).reshape(3, NBYTES)
@@ -86,7 +86,7 @@ def test_a_layer_waits_for_slow_links_and_keeps_its_bits(comm):
             assert same(moe(x), wanted)
             took = time.monotonic() - begun
             waited, nbytes, _, flushes = slow.taken()
-            assert flushes >= 2  # rows there, outputs back
+            assert flushes >= 2  # one for rows, one for the outputs
             assert took >= waited >= 0.04
             assert nbytes > 0
         assert same(moe(x), wanted)
@@ -135,7 +135,7 @@ def test_the_suite_predicts_and_measures_every_term(tmp_path):
     a = table.attributes
     assert v["stage_time"].shape == (len(plans), 6, 4)
     assert (v["stage_time"] > v["link_time"]).all()
-    least = v["link_bytes"] / MIB * 5e-3 + v["link_flushes"] * 20e-6  # all on the faster links
+    least = v["link_bytes"] / MIB * 5e-3 + v["link_flushes"] * 20e-6  # as if all bytes went over the faster links
     assert (v["link_time"] >= 0.999 * least).all()
     assert (v["link_flushes"] > 0).any(axis=(1, 2)).all()
     one = next(i for i, name in enumerate(plans) if "one group" in name.split(", "))

@@ -1,4 +1,4 @@
-"""`aristos soak`: it draws alike on all ranks, finds what is wrong, names the object, and sees what grows."""
+"""`aristos soak`: all ranks draw the same objects; it finds wrong outputs, names the object, and finds leaks."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_objects_are_drawn_alike_and_differ():
 
 
 @pytest.mark.parametrize("words", ["--minutes nan", "--minutes -1", "--seed -1", "--first -1"])
-def test_numbers_that_are_none_are_refused(words, capsys):
+def test_options_that_are_no_valid_numbers_are_refused(words, capsys):
     with pytest.raises(SystemExit) as ended:
         options(words.split())
     assert ended.value.code == 2
@@ -56,8 +56,8 @@ def test_a_wrong_output_is_found_and_the_object_named(monkeypatch):
     assert "MoEConfig(" in found.value.__notes__[0]
 
 
-def test_growth_of_the_second_half_is_a_leak():
-    steady = [health.Sample(i, 100 + 200 * (i < 5), 10, 4, 0) for i in range(20)]  # the first half does not count
+def test_growth_in_the_second_half_is_a_leak():
+    steady = [health.Sample(i, 100 + 200 * (i < 5), 10, 4, 0) for i in range(20)]  # it grows only at first
     assert health.leaks(steady) == []
     growing = [health.Sample(i, 100 + 20 * i, 10 + 2 * i, 4, 0) for i in range(20)]
     memory, files = health.leaks(growing)
@@ -86,7 +86,7 @@ def test_tokens_near_a_kink_of_relu_are_found(gated):
     assert not near_kink(cfg, w, x, ids).any()
     name = "gate" if gated else "up"
     expert, shared = w[name + "_bias"], w[f"shared_{name}_bias"]
-    expert[2, 3] -= np.float32(x[1] @ w[name][2, :, 3] + expert[2, 3])  # token 1's fourth input of expert 2 is now 0
+    expert[2, 3] -= np.float32(x[1] @ w[name][2, :, 3] + expert[2, 3])  # a hidden input of token 1 is 0
     assert near_kink(cfg, w, x, ids).tolist() == [False, True, False, False, False]
     shared[0] -= np.float32(x[4] @ w[f"shared_{name}"][:, 0] + shared[0])
     assert near_kink(cfg, w, x, ids).tolist() == [False, True, False, False, True]
@@ -97,7 +97,7 @@ def test_the_largest_terms_do_not_cancel(gated):
     cfg = MoEConfig(4, 6, 3, 2, gated=gated, bias=True, max_tokens=5)
     w = reference.weights(cfg)
     experts = {name: array for name, array in w.items() if name != "router"}
-    experts["down"][:, 1:] = 0  # one term: its size is the output's
+    experts["down"][:, 1:] = 0  # each output has one term, so it is as large as that term
     experts["down_bias"][:] = 0
     x = 10 * np.ones((1, 4), np.float32)
     most = 3 * sum(np.abs(reference.expert(cfg, x, e, **experts)).max() for e in (1, 2))

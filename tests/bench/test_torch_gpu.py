@@ -1,4 +1,4 @@
-"""`rival.TorchGpu`: what the page says where PyTorch, its grouped product or compiler, cuBLAS or a GPU is missing."""
+"""`rival.TorchGpu`: what the page says if PyTorch, its grouped product, its compiler, cuBLAS or a GPU is missing."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ BLAS = "cuBLAS 13.1.0 (/lib/libcublas.so.13)"
 
 
 class Torch:
-    """PyTorch as far as `TorchGpu` calls it. grouped: whether it has the product; others: what fails."""
+    """PyTorch as far as `TorchGpu` calls it.
+
+    grouped: whether it has the grouped product. product, compiler: the exception of each, None: it works.
+    """
 
     __version__, __path__ = "2.11.0", ["/site/torch"]
 
@@ -51,7 +54,7 @@ class Torch:
 
 @pytest.fixture
 def place(monkeypatch):
-    """A function that makes a TorchGpu of a PyTorch as described, or of none; blas: whether cuBLAS is found."""
+    """A function that makes a TorchGpu. torch: a Torch, or its import's exception. blas: whether cuBLAS is found."""
 
     def made(torch, blas=True):
         def imported():
@@ -88,7 +91,7 @@ def place(monkeypatch):
     ],
     ids=["missing", "broken", "for CPUs", "no GPU", "no kernel"],
 )
-def test_a_pytorch_that_cannot_be_used_is_said(place, torch, why):
+def test_the_error_says_why_pytorch_cannot_be_used(place, torch, why):
     with pytest.raises(EnvironmentProblem) as said:
         place(torch)
     assert why in str(said.value)

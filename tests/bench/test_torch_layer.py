@@ -1,4 +1,4 @@
-"""The rival's arithmetic, `bench/gpu/torch_layer.py`, by PyTorch on CPUs against the float64 reference."""
+"""`bench/gpu/torch_layer.py`, the rival's arithmetic: PyTorch on CPUs against the float64 reference."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_the_chain_routes_as_the_reference(torch, router, way):
 
 
 def test_a_score_or_activation_that_the_chain_lacks_is_refused(torch):
-    """Instead of a chain with another one, whose outputs are wrong."""
+    """Otherwise the chain would compute another score or activation, and its outputs would be wrong."""
     cfg = MoEConfig(**SHAPE, router=Router("sparsemixer"))
     weights = reference.weights(cfg, 0)
     with pytest.raises(EnvironmentProblem, match="no score 'sparsemixer', only softmax, sigmoid, "):
@@ -114,7 +114,7 @@ def test_weights_on_the_input(torch):
 @pytest.mark.parametrize("way", torch_layer.WAYS)
 @pytest.mark.parametrize("taken", ["all", "some", "one expert", "none"])
 def test_ids_and_weights_from_outside(torch, way, taken):
-    """Choices not taken (-1) add nothing, also where no token is routed at all."""
+    """Choices not taken (-1) add nothing, even if no token has a choice."""
     rng = np.random.default_rng(1)
     ids = np.argsort(rng.random((TOKENS, SHAPE["experts"])), axis=1)[:, :2].astype(np.int64)
     if taken == "some":
@@ -131,7 +131,7 @@ def test_ids_and_weights_from_outside(torch, way, taken):
 @pytest.mark.parametrize("way", torch_layer.WAYS)
 @pytest.mark.parametrize("placement", [[0, 0, 0, 1, 1, 1, 1, 1], [0] * 8])
 def test_rows_of_two_ranks_travel_to_their_experts_and_back(torch, way, placement):
-    """Also with a rank that holds no expert; and again when what was captured of each part is replayed."""
+    """One placement gives rank 1 no expert. Outputs are also right when captured graphs of the parts are replayed."""
     cfg = MoEConfig(**SHAPE, activation="silu", gated=True, bias=True)
     weights, _ = sample(cfg)
     router, where = weights.pop("router"), np.array(placement)
@@ -192,7 +192,7 @@ def test_the_sum_to_compile_equals_that_by_a_bag(torch):
 
 @pytest.mark.parametrize("name", ["silu", "swiglu_oai"])
 def test_what_is_compiled_can_be_traced_as_one_graph(torch, name):
-    """The tracer of torch.compile reads activation, bias and combine without a break; CUDA's code is made on a GPU."""
+    """torch.compile traces activation, bias and combine without a graph break. Only a GPU can make code for CUDA."""
     cfg = MoEConfig(**SHAPE, activation=name, gated=True, limit=1.0, bias=True)
     function = torch_layer.biased(torch_layer.activation(torch, cfg))
     h, bias, expert = torch.randn(9, 48).bfloat16(), torch.randn(9, 48), torch.arange(9) % 8

@@ -1,4 +1,4 @@
-"""`python -m aristos.bench --watch`: the bars, and where they are drawn. test_bench_run.py has a run on two ranks."""
+"""`python -m aristos.bench --watch`: its bars, and whether they are drawn. test_bench_run.py tests two ranks."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_of_many_ranks_the_slowest_are_shown_in_rank_order():
 
 
 def test_calls_of_another_name_or_another_row_do_not_count(capsys):
-    """One process; each `note` finds that it is time for another line."""
+    """There is one process. Each `note` finds that it is time for another line."""
     seen = watch.Watch(None)
     for headline, name, seconds in (("16 tokens", "a", 1.0), ("16 tokens", "b", 2.0), ("32 tokens", "a", 4.0)):
         if headline != seen._headline:
@@ -52,8 +52,8 @@ ASK = "from aristos.bench import watch; print(watch.shown_on_terminal())"
         ("2>errors >answer", {}, "False"),
     ],
 )
-def test_bars_are_drawn_where_a_launcher_passes_stderr_on_to_a_terminal(passed_on, variables, drawn, tmp_path):
-    """A shell stands for the launcher: its own stderr is a terminal, that of the program a pipe or a file."""
+def test_bars_are_drawn_if_the_launcher_passes_stderr_on_to_a_terminal(passed_on, variables, drawn, tmp_path):
+    """A shell stands for the launcher. Its own stderr is a terminal. The program's stderr is a pipe or a file."""
     lead, follow = pty.openpty()
     try:
         done = subprocess.run(

@@ -1,4 +1,4 @@
-"""Where a layer's arrays lie, by names and layouts of several families, and what quantised ones hold."""
+"""A layer's arrays are found by the names and layouts of several families. Quantised arrays have the right values."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def one(tmp_path, config, tensors, expert=1):
 
 
 def test_stacked_and_fused_names(tmp_path):
-    """What transformers 5 keeps in memory, beside the published names."""
+    """The names are those that transformers 5 keeps in memory, not the published ones."""
     config = {**OLMOE, "num_hidden_layers": 1}
     wide, narrow = arrays(E, 2 * F, H), arrays(E, H, F)
     p = "model.layers.0.mlp."
@@ -107,7 +107,7 @@ def test_a_text_model_inside_a_composite_one(tmp_path):
 
 
 def gemma(norm=1.0):
-    """(config, tensors) of a layer of Gemma 4's shape; norm: of the experts' input, first value."""
+    """(config, tensors) of a layer of Gemma 4's shape. norm: the first value of the norm of the experts' input."""
     config = {
         "model_type": "gemma4_text",
         "hidden_size": H,
@@ -135,7 +135,7 @@ def gemma(norm=1.0):
 
 
 def test_norms_of_router_and_experts_are_folded(tmp_path):
-    """Gemma 4: the router reads residual / rms * scale / sqrt(H), the experts residual / rms * norm."""
+    """In Gemma 4 the router reads residual / rms * scale / sqrt(H), and the experts read residual / rms * norm."""
     _, t = gemma()
     t = {name.removeprefix("model.layers.0."): array for name, array in t.items()}
     checkpoint = aristos.Checkpoint(write(tmp_path, *gemma()))
@@ -169,7 +169,7 @@ def test_a_norm_that_cannot_be_folded_is_refused(tmp_path):
 
 
 def inkling(published):
-    """(config, tensors) of a layer of Inkling's shape, with two shared experts; published: as the hub has it."""
+    """(config, tensors) of a layer of Inkling's shape, with two shared experts. published: with the hub's names."""
     config = {
         "model_type": "inkling_text",
         "hidden_size": H,
@@ -288,7 +288,7 @@ def test_int8_with_scales(tmp_path, method, name, scale, divisor):
 
 
 def oss(h, f, experts, low=100, high=150):
-    """(config, tensors) of a layer of gpt-oss's shape in mxfp4, scales of bytes from low up to high."""
+    """(config, tensors) of a layer of gpt-oss's shape in mxfp4. The bytes of scales are from low to high."""
     config = {
         "model_type": "gpt_oss",
         "hidden_size": h,
@@ -349,7 +349,7 @@ def test_mxfp4(tmp_path):
     ],
 )
 def test_mxfp4_at_the_ends_of_float32(tmp_path, scale, code, value):
-    """E8M0 goes to 2^127; with 2 or more from E2M1 the product is no float32."""
+    """A scale of E8M0 may be 2^127. Its product with a code of E2M1 that is 2 or more exceeds float32."""
     config, tensors = oss(64, 32, 2)
     tensors[SCALES][1, 4, 1], tensors[BLOCKS][1, 4, 1] = scale, 0
     tensors[BLOCKS][1, 4, 1, 2] = code << 4
@@ -376,7 +376,10 @@ def test_fp8_beyond_float32_is_refused(tmp_path):
 
 @pytest.mark.parametrize("form", [oss, fused_fp8])
 def test_a_quantised_expert_is_read_once(tmp_path, form):
-    """Memory for one expert in float32, although one tensor holds gate and up; and the values of its own scales."""
+    """Reading needs memory for one expert in float32, although one tensor holds gate and up.
+
+    The values have the expert's own scales.
+    """
     h, f, experts = 256, 192, 3
     config, tensors = form(h, f, experts)
     checkpoint = aristos.Checkpoint(write(tmp_path, config, tensors))

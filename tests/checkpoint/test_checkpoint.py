@@ -1,4 +1,4 @@
-"""Checkpoint: what a directory has, its tensors against config.json, and what reaches the layer."""
+"""Checkpoint: what a directory contains, tensors that must fit config.json, and what a layer gets."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ def test_a_load_keeps_one_expert_beside_the_packed_ones(tmp_path, fp8):
     cfg = checkpoint.config(max_tokens=4)
     one_expert = 3 * 4 * 256 * 256
     with cases.MoE(cfg, threads=1) as moe:
-        checkpoint.load(moe, layer=0, number=0)  # imports, compiled code
+        checkpoint.load(moe, layer=0, number=0)  # this load imports modules and compiles
         tracemalloc.start()
         checkpoint.load(moe, layer=0, number=0)
         peak = tracemalloc.get_traced_memory()[1]
@@ -167,7 +167,7 @@ def test_a_load_keeps_one_expert_beside_the_packed_ones(tmp_path, fp8):
 
 @pytest.mark.ranks(3, timeout=60)
 def test_ranks_open_a_directory_or_refuse_it_together(comm, tmp_path):
-    """One rank's own folder, as on a node with a disk of its own, is damaged; nobody waits for it."""
+    """The folder of one rank is damaged, as on a node with its own disk. The other ranks do not wait."""
     good = write(tmp_path / "good", OLMOE, olmoe())
     assert aristos.Checkpoint(good, comm).config(max_tokens=4).experts == E
     for text, words in (
@@ -217,10 +217,10 @@ def test_ranks_load_their_experts_and_refuse_together(comm):
             with pytest.raises((CheckpointError, PeerInputError), match=r"model\.safetensors|rank 0 refused layer 0"):
                 broken.load(moe, layer=0, number=0)
             with pytest.raises((InputError, PeerInputError), match=r"lacks expert|has not loaded expert"):
-                moe(x)  # rank 0 has layer 1's experts still, rank 1 those of layer 0
+                moe(x)  # rank 0 still has layer 1's experts, rank 1 has those of layer 0
             checkpoint.load(moe, layer=0, number=0)
             cases.check(cfg, stacked(tensors, 0, E), x, {}, moe(x))
-            if comm.rank == 1:  # an error that nobody foresaw
+            if comm.rank == 1:  # an unexpected error
                 checkpoint._checked = lambda number: 1 // 0
             with pytest.raises((ZeroDivisionError, PeerInputError), match=r"integer.*by zero"):
                 checkpoint.load(moe, layer=0, number=0)

@@ -44,7 +44,7 @@ def test_what_cannot_be_made_says_why():
         models.reduced("quokka")
 
 
-def test_presets_are_of_the_table():
+def test_presets_have_the_values_of_the_table():
     for name, preset in models.PRESETS.items():
         if len(name) > 1:
             m = models.MODELS[name]
@@ -116,11 +116,11 @@ def test_inspect_says_bytes_packed_and_expanded(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "layers 0: experts of int4 with a float16 scale for 32 k and zero points" in out
     assert "GiB of all experts' matrices: 0.000 as in the files, 0.000 expanded to bfloat16" in out
-    assert command.main([*words, "--dtype", "float16"]) == 0  # which packed weights do not have
+    assert command.main([*words, "--dtype", "float16"]) == 0  # packed weights have no rows of float16
     assert "  packed" not in capsys.readouterr().out
 
 
-def test_models_of_a_folder_inspects_it(tmp_path, capsys):
+def test_the_command_models_with_a_folder_inspects_the_folder(tmp_path, capsys):
     write(tmp_path, OLMOE, olmoe())
     assert command.main(["models", str(tmp_path)]) == 0
     found = capsys.readouterr().out
@@ -163,7 +163,10 @@ def switch_layer(name: str) -> dict[str, np.ndarray]:
 
 
 def test_layers_are_those_that_have_tensors(tmp_path, capsys):
-    """The encoder alone of an encoder-decoder model: what config.json promises beside it is said."""
+    """A directory has only the encoder of an encoder-decoder model.
+
+    Layers that config.json promises but the files lack are named.
+    """
     there = switch_layer("encoder.block.1.layer.1.") | switch_layer("encoder.block.3.layer.1.")
     encoder = aristos.Checkpoint(write(tmp_path / "encoder", SWITCH, there))
     assert (encoder.layers, encoder.missing) == ((1, 3), (5, 7))
@@ -182,12 +185,12 @@ def test_layers_are_those_that_have_tensors(tmp_path, capsys):
     whole = aristos.Checkpoint(write(tmp_path / "whole", SWITCH, there))
     assert (whole.layers, whole.missing) == ((1, 3, 5, 7), ())
     (tmp_path / "whole" / "model.safetensors").unlink()
-    assert aristos.Checkpoint(tmp_path / "whole").layers == (1, 3, 5, 7)  # of config.json alone
+    assert aristos.Checkpoint(tmp_path / "whole").layers == (1, 3, 5, 7)  # from config.json alone
 
 
 @pytest.mark.parametrize("name", ["deepseek-v3", "gpt-oss-20b", "phi-3.5-moe", "longcat-flash", "llama-4-scout"])
 def test_a_reduced_model_runs(name):
-    """A call with random weights gives finite numbers; what they are, tests/layer and `make test-hf` judge."""
+    """A call with random weights gives finite numbers. tests/layer and `make test-hf` check their values."""
     cfg = models.reduced(name, 128, max_tokens=4)
     rng = np.random.default_rng(2)
     shapes = {"up": (cfg.hidden, cfg.ffn), "gate": (cfg.hidden, cfg.ffn), "down": (cfg.ffn, cfg.hidden)}

@@ -131,7 +131,7 @@ def test_options_of_wrong_kinds_are_refused(tmp_path, change, words):
         ("nllb-moe", "encoder_sparse_step", 4), ("nllb-moe", "decoder_sparse_step", 4),
     ],
 )  # fmt: skip
-def test_an_option_that_is_left_out_is_the_family_s(tmp_path, family, key, value):
+def test_an_option_that_is_left_out_has_the_default_of_its_family(tmp_path, family, key, value):
     """The values are those of transformers 5.24, models/*/configuration_*.py; files may leave them out."""
     sizes = {name: 16 for name in SIZES if name != key}
     config = {**sizes, "num_layers": 4, "num_hidden_layers": 2, "first_k_dense_replace": 0}
@@ -154,8 +154,8 @@ def test_options_that_contradict_each_other_are_refused_by_file(tmp_path):
         of(tmp_path, OLMOE).config(max_tokens=0)
 
 
-def test_no_shared_expert_is_null_or_zero(tmp_path):
-    """A file that leaves the option out has as many shared experts as its family."""
+def test_null_and_zero_mean_no_shared_expert(tmp_path):
+    """A file that leaves the option out has as many shared experts as its family does by default."""
     for value in (None, 0):
         assert of(tmp_path, {**DEEP, "n_shared_experts": value}).config().shared_ffn == 0
     left_out = {key: value for key, value in DEEP.items() if key != "n_shared_experts"}
@@ -289,7 +289,7 @@ def test_published_options_of_dbrx(tmp_path):
 
 
 def test_published_options_of_hunyuan_large(tmp_path):
-    """A single expert's weight is its probability; with model_type hunyuan_v1_moe it is 1, since it is renormalized."""
+    """With k = 1 the weight is the expert's probability. With model_type hunyuan_v1_moe it is renormalized, so 1."""
     config = {
         "model_type": "hunyuan",
         "hidden_size": 6400,
@@ -361,7 +361,7 @@ def test_published_options_of_arctic(tmp_path):
             of(tmp_path, {**config, **change})
 
 
-def test_what_transformers_ignores_and_the_model_s_code_does_not_is_noted(tmp_path):
+def test_an_option_that_transformers_ignores_but_the_models_own_code_uses_is_noted(tmp_path):
     config = {
         "model_type": "deepseek_v2",
         "hidden_size": 16,
@@ -450,7 +450,7 @@ VALUES = st.recursive(
 @settings(max_examples=200, deadline=None)
 @given(st.sampled_from(sorted(FAMILIES)), st.dictionaries(st.sampled_from(WORDS + SIZES), VALUES, max_size=4))
 def test_options_of_any_kind_are_read_or_refused(tmp_path_factory, family, change):
-    """Nothing is raised but a refusal, and no number in a file makes the reader work for long."""
+    """The reader raises nothing but a refusal, and no number in a file makes it work for long."""
     path = tmp_path_factory.getbasetemp() / "options"
     path.mkdir(exist_ok=True)
     config = {**dict.fromkeys(SIZES, 4), "model_type": family, "ffn_config": dict.fromkeys(SIZES, 4), **change}

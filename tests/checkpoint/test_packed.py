@@ -1,4 +1,4 @@
-"""Packed weights of a model directory: formats against weights that `packed_files` computes; what is refused."""
+"""Packed weights of a model directory: formats compared with weights that `packed_files` computes, and refusals."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def deepseek_v4(h=128, f=64, experts=2):
 
 
 def test_deepseek_v4(tmp_path):
-    """Experts of fp4 stay packed, or are expanded; the shared expert of fp8 has scales of another name."""
+    """Experts of fp4 stay packed or are expanded. The shared expert is fp8, and its scales have another name."""
     config, tensors, weights = deepseek_v4()
     checkpoint = aristos.Checkpoint(write(tmp_path, config, tensors))
     assert checkpoint.problem(0) == ""
@@ -137,7 +137,7 @@ def test_tensors_of_deepseek_v4_that_do_not_fit(tmp_path, name, value, words):
 
 
 def test_fp8_in_one_tensor_of_gate_and_up(tmp_path):
-    """Blocks at the edge are partial, but none may belong to both."""
+    """Blocks at the edge may be partial, but no block may belong to both gate and up."""
     config, tensors = fused_fp8(160, 128, 3)
     checkpoint = aristos.Checkpoint(write(tmp_path / "whole", config, tensors))
     assert checkpoint.weight_type(0) == packed("fp8")
@@ -166,7 +166,7 @@ def test_plain_weights_have_no_type(tmp_path):
 
 
 def test_nothing_is_expanded(tmp_path):
-    """Beside codes of a byte each there are never as many values of four."""
+    """Reading never has as many values of four bytes in memory as there are codes of one byte."""
     config = {**packed_files.PACKED, "hidden_size": 256, "intermediate_size": 256}
     config, tensors, _ = olmoe(CASES["awq"], config)
     checkpoint = aristos.Checkpoint(write(tmp_path, config, tensors))
@@ -180,7 +180,7 @@ def test_nothing_is_expanded(tmp_path):
 
 
 def reference(weights, tensors, x):
-    """What the layer gives in float64, of the weights that the tensors mean."""
+    """The layer's output in float64, with the weights that the tensors stand for."""
     w = {name: np.stack([weights[e, name].T for e in range(2)]) for name in ("gate", "up", "down")}
     cfg = aristos.MoEConfig(
         hidden=128, ffn=64, experts=2, top_k=2, activation="silu", gated=True, router=aristos.Router(renormalize=True)
@@ -189,7 +189,7 @@ def reference(weights, tensors, x):
     return aristos.reference.moe(cfg, x.astype(np.float64), router=router, **w)
 
 
-FORMATS = [  # each compiles kernels of its own
+FORMATS = [  # each format compiles its own kernels
     *("gptq", "awq", "int4 in words"),
     *(pytest.param(name, marks=pytest.mark.slow) for name in ("mxfp4 in bytes", "int8 in groups", "fp8 in blocks")),
 ]
@@ -212,7 +212,7 @@ def test_a_layer_keeps_weights_as_they_are_stored(tmp_path, name):
 
 @pytest.mark.ranks(2)
 def test_each_rank_reads_its_experts_as_they_are_stored(comm, tmp_path):
-    """With the bits of one rank, where rows travel and where weights are read in place."""
+    """Outputs have the bits of one rank, whether rows travel or weights are read in place."""
     folder = comm.bcast(tmp_path, 0)
     if comm.rank == 0:
         config, tensors, _ = olmoe(CASES["gptq"])
@@ -281,7 +281,7 @@ def test_layers_that_are_left_plain_are_plain(tmp_path):
 
 
 def put(name, value):
-    """A change of one expert's tensor: a value at a place, or the whole tensor."""
+    """A function that changes a tensor of expert 1. value: (place, entry), a whole tensor, or None to remove it."""
 
     def change(tensors):
         if isinstance(value, tuple):
@@ -345,8 +345,8 @@ def test_tensors_that_do_not_fit_are_refused_by_name(tmp_path, case, change, wor
     assert "model.safetensors" in str(error.value) or "has no tensor" in words
 
 
-def test_unset_order_of_groups_is_their_own(tmp_path):
-    """compressed-tensors writes -1 for each k."""
+def test_an_unset_order_of_groups_is_the_order_of_k(tmp_path):
+    """compressed-tensors writes -1 for each k if the order is not set."""
     unset = put("weight_g_idx", np.full(128, -1, np.int32))
     opened(tmp_path, CASES["int4 in words"], unset).arrays(0, 1, packed=True)
 
@@ -412,7 +412,7 @@ def test_experts_of_several_types_are_refused(tmp_path):
         ("int8", {"config_groups": {"a": {"format": "nvfp4-pack-quantized", "weights": {}}}}, "format 'nvfp4-pack-qu"),
     ],
 )
-def test_what_a_method_declares_and_is_not_read_is_refused(tmp_path, case, quantization, words):
+def test_declared_options_that_aristos_does_not_read_are_refused(tmp_path, case, quantization, words):
     with pytest.raises(CheckpointError) as error:
         opened(tmp_path, CASES[case], **quantization)
     assert words in str(error.value)
@@ -443,7 +443,7 @@ def test_a_load_warns_once_of_inputs_that_are_not_quantised(tmp_path, recwarn):
 
 
 def test_scales_of_float8_are_read_as_float32(tmp_path):
-    """DeepSeek's ue8m0."""
+    """DeepSeek's models have scales of this type, ue8m0."""
     case = CASES["fp8 in blocks"]
 
     def rounded(tensors):

@@ -17,21 +17,21 @@ class Terminal(io.StringIO):
 
 @pytest.fixture
 def clock(monkeypatch):
-    """The seconds that have passed, in a list of one."""
+    """A clock of the test: a list whose only entry is the time in seconds."""
     now = [100.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     return now
 
 
 def read(shown, clock, seconds):
-    """A load of four experts of 1.5 GB, each in so many seconds."""
+    """Show the load of four experts of 1.5 GB, which takes `seconds` for each."""
     with shown.load("layer 3", 4):
         for _ in range(4):
             clock[0] += seconds
             shown.step(1_500_000_000)
 
 
-def test_a_line_now_and_then(monkeypatch, clock):
+def test_a_slow_load_prints_some_lines(monkeypatch, clock):
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     shown = progress.Progress()
     read(shown, clock, 0.25)
@@ -41,7 +41,7 @@ def test_a_line_now_and_then(monkeypatch, clock):
         "layer 3: 1 of 4 experts, 7.5 GB at 1.07 GB/s",
         "layer 3: 3 of 4 experts, 10.5 GB at 0.55 GB/s",
     ]
-    monkeypatch.setattr(sys, "stderr", None)  # pythonw has none
+    monkeypatch.setattr(sys, "stderr", None)  # as in pythonw
     read(shown, clock, 20.0)
 
 

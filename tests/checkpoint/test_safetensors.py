@@ -1,4 +1,4 @@
-"""The reader of safetensors: values of every dtype, and files that lie."""
+"""The reader of safetensors: values of every dtype, and files with wrong headers."""
 
 from __future__ import annotations
 
@@ -86,11 +86,11 @@ def test_values_are_read_as_they_were_written(tmp_path):
         (pack({k: v for k, v in HEADER.items() if k != "b"}, DATA), "begins at byte"),
     ],
 )
-def test_a_file_that_lies_is_refused_by_name(tmp_path, content, words):
+def test_a_file_with_a_wrong_header_is_refused_by_name(tmp_path, content, words):
     tracemalloc.start()
     with pytest.raises(CheckpointError) as error:
         opened(tmp_path, content)
-    assert tracemalloc.get_traced_memory()[1] < 2_000_000  # nothing is allocated by its word
+    assert tracemalloc.get_traced_memory()[1] < 2_000_000  # sizes in the header cause no allocation
     tracemalloc.stop()
     assert words in str(error.value)
     assert "model.safetensors" in str(error.value)
@@ -100,7 +100,7 @@ def test_a_file_that_lies_is_refused_by_name(tmp_path, content, words):
 @settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_a_damaged_file_is_refused_or_read_as_the_format_says(tmp_path_factory, data):
-    """What this reader accepts, the format's own library accepts, with the same values."""
+    """If this reader accepts a file, the format's own library accepts it too, with the same values."""
     content = bytearray(pack(HEADER, DATA))
     for _ in range(data.draw(st.integers(1, 4))):
         at = data.draw(st.integers(0, len(content) - 1))
@@ -128,7 +128,7 @@ def test_a_damaged_file_is_refused_or_read_as_the_format_says(tmp_path_factory, 
         assert file.array(name).tobytes() == bytes(line["data"])
 
 
-def test_a_saved_file_is_read_by_the_formats_own_library(tmp_path):
+def test_the_formats_own_library_reads_a_saved_file(tmp_path):
     path = tmp_path / "x.safetensors"
     save(path, {"turned": TENSORS["a"].T, **TENSORS})
     theirs = dict(safetensors.deserialize(path.read_bytes()))

@@ -1,4 +1,4 @@
-"""Layers that choose experts by a table of token ids: DeepSeek-V4's first ones."""
+"""Layers that choose experts by a table of token ids, as DeepSeek-V4's first layers do."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Words of a peer out of their bounds: the rank that reads one fails, says which it was, and keeps its tables whole.
+"""A peer's word is out of its bounds: the rank that reads it fails, names the word, and keeps its tables valid.
 
-Rank 0 reads what rank 1 has written into its window: one call of two experts a rank, in which four rows come and three
-rows have gone. Each case changes one word.
+Rank 0 reads what rank 1 has written into rank 0's window. Each rank has two experts. In the call rank 0 gets four rows
+and has sent three. Each case changes one word.
 """
 
 from __future__ import annotations
@@ -114,12 +114,12 @@ def call():
 
 
 def step(found):
-    """One decision: rank 0 reads all that has come, and looks for a tile to send."""
+    """Rank 0 decides once: it reads everything that has come, and looks for a tile to send."""
     return steps.next_command(found.job, found.st, 0)
 
 
 def failed(found, word, value):
-    """Rank 0 has failed because of this word of rank 1, and its error says so."""
+    """Check that rank 0 has failed because of this word of rank 1, and that its error says so."""
     st = found.st
     assert st[words.FAILED] == codes.CAUSE_OUT_OF_BOUNDS
     assert (st[words.BAD_WORD], st[words.BAD_PEER], st[words.BAD_VALUE]) == (word, 1, value)
@@ -229,7 +229,7 @@ def test_a_damaged_poison_word_is_named(origin, cause, word):
     failed(found, word, origin if word == bounds.POISON_ORIGIN else cause)
 
 
-def test_poison_that_is_whole_keeps_its_cause():
+def test_undamaged_poison_keeps_its_cause():
     found = call()
     found.write(poison=poison_word(EPOCH, 1, codes.CAUSE_ERROR), return_tail=TILES, tail=TILES)
     found.st[words.UNSENT] = 0
@@ -246,6 +246,6 @@ def test_every_checked_word_has_a_name_and_a_test():
         bounds.PLACE,
         bounds.POISON_CAUSE,
         bounds.POISON_ORIGIN,
-        bounds.ENDED,  # tests/substrate/test_waits.py
+        bounds.ENDED,  # tested in tests/substrate/test_waits.py
     }
     assert set(bounds.NAMES) == tested

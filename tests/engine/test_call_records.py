@@ -1,4 +1,4 @@
-"""Calls of kernels by name: the declarations, and what is generated from them."""
+"""Call records of kernels: their declarations, and the code that is generated from these."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ STEPS = {name: (number, put, result) for name, number, put, result in call_block
 
 
 def a_record(name: str, scratch: int = 0) -> tuple:
-    """A record whose words are 1, 2, ..., but for its scratch."""
+    """A record whose words are 1, 2, ..., except its address of scratch."""
     numbers = iter(range(1, 100))
     values = {}
     for each in CALLS[name].arguments:
@@ -37,7 +37,7 @@ def a_record(name: str, scratch: int = 0) -> tuple:
     return getattr(arithmetic, CALLS[name].record)(**values)
 
 
-def test_generated_files_are_as_the_declarations_have_them():
+def test_generated_files_fit_the_declarations():
     for path, text in (
         (generate.ARITHMETIC, generate_calls.arithmetic()),
         (generate.RECORDS, generate_calls.records()),
@@ -62,8 +62,8 @@ def test_words_name_calls_that_steps_make():
 
 
 @pytest.mark.parametrize("name", [call.name for call in call_schema.CALLS if call.step])
-def test_steps_hand_on_words_of_the_job(name):
-    """A step gives the other arguments. Each word of the job here is its own number."""
+def test_records_get_their_words_from_the_job(name):
+    """A step passes the other arguments. In this job the value of each word is the word's number."""
     job = list(range(words.JOB_WORDS))
     own = {each.name: -1 - i for i, each in enumerate(CALLS[name].arguments) if not each.word}
     made = getattr(call_records, name)
@@ -73,7 +73,7 @@ def test_steps_hand_on_words_of_the_job(name):
 
 
 def test_a_word_of_the_job_becomes_an_argument(monkeypatch):
-    """Its line in schema.py is enough: it stands last, and callers without a job may leave it out."""
+    """The word's line in schema.py is enough. The argument is the last one. Callers without a job may leave it out."""
     word = schema.Word("FLOOR", "of the scores", "float32 bits", part=schema.CALL, calls="route_block.least weigh_row")
     monkeypatch.setattr(call_schema, "JOB_SCALARS", [*schema.JOB_SCALARS, word])
     grown = call_schema._with_words(call_schema.Call("route_block", "Route.", CALLS["route_block"].arguments[:1]))
@@ -93,7 +93,7 @@ def test_an_argument_is_declared_once():
 
 @pytest.mark.parametrize("name", STEPS)
 def test_kernels_read_what_steps_write(name):
-    """Every word of a record comes to the kernel under its name. Its own memory begins behind the block."""
+    """A kernel gets every word of a record by its name. The kernel's own memory begins behind the block."""
     block = aligned((call_schema.BLOCK_WORDS,), np.int64)
     block[:] = -1
     at = block.ctypes.data

@@ -1,6 +1,6 @@
-"""Where everything lies: regions that never overlap, one writer for every byte, bytes by a stated formula.
+"""The memory layout: regions never overlap, every byte has one writer, and a stated formula gives the bytes.
 
-Over one node and over several: local peers store into one window, remote peers put into another.
+The tests have one node and several: local peers store into one window, remote peers put into another.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def test_nodes():
 
 @given(shapes())
 def test_parts_of_a_region_follow_each_other(shape):
-    """In the documented order, each on a line of its own; what only remote regions have comes last."""
+    """The order is as documented, and each part starts a cache line. Parts of remote regions alone come last."""
     w = PairLayout.of(shape)
     starts = [w.announce, w.announce + w.announce_step, w.records, w.return_records, w.ring, w.index, w.coded]
     assert starts == sorted(starts)
@@ -89,7 +89,7 @@ def test_parts_of_a_region_follow_each_other(shape):
 
 @given(clusters())
 def test_return_rows_and_regions_fill_the_windows(cluster):
-    """No two of them overlap, no byte is left over, and a window without peers has no more than return rows."""
+    """Nothing overlaps, and no byte is left over. A window without peers has return rows alone."""
     shape, nodes = cluster
     w = PairLayout.of(shape)
     for rank in range(shape.world):
@@ -126,7 +126,7 @@ def plain(function: Any) -> Any:
 
 
 class Addresses:
-    """A job and the state of rank `me` as the package fills them, over windows that are numbers (explore/places.py)."""
+    """A job and the state of rank `me` as the package fills them. Windows are made-up addresses (explore/places.py)."""
 
     def __init__(self, shape: EngineShape, nodes: Nodes, me: int) -> None:
         self.shape, self.nodes, self.me = shape, nodes, me
@@ -145,7 +145,7 @@ class Addresses:
         self.asked = fill(shape, nodes, me, self.st, self.tables.starts)
 
     def at(self, name: str, *args: int) -> int:
-        """What one of the layout's address functions gives."""
+        """The address that one of the layout's functions returns."""
         return int(plain(getattr(layout, name))(self.job, self.st, *args))
 
     def of(self, name: str, *args: int) -> tuple[int, int, int]:
@@ -168,7 +168,7 @@ Written = tuple[str, int, int, int]  # what, whose memory it must be, address, b
 
 
 def region_sizes(s: EngineShape) -> dict[str, int]:
-    """The numbers that `entries` and `entry` (bytes) of the schema's parts of a region stand for."""
+    """The numbers behind the schema's texts for `entries` and `entry` (bytes) of the parts of a region."""
     return {
         "line words": len(schema.LINE_WORDS),
         "2": 2,
@@ -183,20 +183,20 @@ def region_sizes(s: EngineShape) -> dict[str, int]:
 
 
 def region_parts(a: Addresses, peer: int, remote: bool) -> Iterator[tuple[str, int, int]]:
-    """What rank `a.me` writes for a peer by the schema, every entry of every part: (what, address, bytes)."""
+    """(what, address, bytes) of every entry of every part that rank `a.me` writes for a peer, by the schema."""
     s = a.shape
     sizes = region_sizes(s)
     if not remote:
         yield "ended", a.at("word_to", peer, words.ENDED), 8
     for part in schema.REGION:
         entries = sizes[part.entries]
-        first = 0 if part.address == "word" else 3 * entries  # the others are numbered since the engine began
+        first = 0 if part.address == "word" else 3 * entries  # indices of other parts grow without end
         for number in range(first, first + entries):
             yield part.address, a.at(f"{part.address}_to", peer, number), sizes[part.entry]
 
 
 def written(a: Addresses, row_writers: np.ndarray) -> Iterator[Written]:
-    """All that rank `a.me` ever writes: by stores, by puts, or into its own outboxes.
+    """Everything that rank `a.me` ever writes: by stores, by puts, or into its own outboxes.
 
     row_writers: [world, return rows] the rank that computes each packed row of each source.
     """
@@ -212,7 +212,7 @@ def written(a: Addresses, row_writers: np.ndarray) -> Iterator[Written]:
             yield "return_row", p, put_target(p, a.table(words.T_PUT_RETURN_ROWS, p) + s.stride * packed), s.stride
         for what, at, nbytes in region_parts(a, p, True):
             yield f"{what} to put", me, at, nbytes
-            if what != "word":  # words are put coded
+            if what != "word":  # MPI puts words in coded form
                 yield what, p, a.put_to(p, at), nbytes
         for word in range(words.LINE_WORDS + 1):
             yield "word that came", me, a.at("word_from", p, word), 8
@@ -226,8 +226,9 @@ def written(a: Addresses, row_writers: np.ndarray) -> Iterator[Written]:
 @settings(max_examples=60)
 @given(clusters(most_ranks=6), st.randoms(use_true_random=False))
 def test_every_byte_has_one_writer(cluster, random):
-    """Enumerate (source, target, offset) for random nodes and random owners of the packed rows: no byte is written by
-    two ranks or for two purposes, and local and remote peers write into windows of their own.
+    """Enumerate (source, target, offset) for random nodes and random owners of the packed rows.
+
+    No byte is written by two ranks or for two purposes. Local peers write into one window, remote peers into another.
     """
     shape, nodes = cluster
     owners = np.array([[random.randrange(shape.world) for _ in range(shape.return_rows)] for _ in range(shape.world)])
@@ -268,7 +269,7 @@ def test_what_one_writes_is_where_the_other_reads(cluster, number):
 
 @given(clusters(), st.data())
 def test_rows_come_back_where_they_are_combined_from(cluster, data):
-    """For any owners of the packed rows, ranks without experts among them, and rows for none."""
+    """The owners of the packed rows are random. Ranks may have no experts, and rows may have no owner."""
     shape, nodes = cluster
     me = data.draw(st.integers(0, shape.world - 1))
     a = Addresses(shape, nodes, me)
@@ -292,7 +293,7 @@ def test_rows_come_back_where_they_are_combined_from(cluster, data):
 
 @given(clusters(least_ranks=2), st.integers(0, 1000))
 def test_rings_and_records_use_all_their_places_in_turn(cluster, first):
-    """A place is written again only one ring later, which is what credit stands for."""
+    """A place is written again only after a whole ring, as credit assumes."""
     shape, nodes = cluster
     a = Addresses(shape, nodes, 0)
     remote = 1 in nodes.remote(0)
@@ -311,7 +312,7 @@ def test_rings_and_records_use_all_their_places_in_turn(cluster, first):
 
 
 @given(clusters(), shapes())
-def test_a_union_serves_both(cluster, b):
+def test_the_union_of_two_shapes_is_large_enough_for_both(cluster, b):
     a, nodes = cluster
     b = replace(b, world=a.world)
     both = a.union(b)
@@ -326,7 +327,7 @@ def test_a_union_serves_both(cluster, b):
 
 
 def test_a_union_has_rings_for_all_choices_of_a_token():
-    """A bundle to a remote rank holds all rows of a token, though wide rows leave the budget fewer."""
+    """A bundle to a remote rank must hold all rows of a token, although the budget has fewer wide rows."""
     placement = Placement(None, 200, 2)
     many = shape_of(2, placement, hidden=64, experts=200, top_k=100, max_tokens=4)
     wide = shape_of(2, placement, hidden=1 << 18, experts=200, top_k=1, max_tokens=64)
@@ -334,7 +335,7 @@ def test_a_union_has_rings_for_all_choices_of_a_token():
 
 
 def test_a_union_keeps_rings_within_the_budget():
-    """Many rows of one user and wide rows of another are not multiplied."""
+    """The many rows of one object and the wide rows of another are not multiplied."""
     narrow = EngineShape(world=2, ring_rows=500_000, stride=64, return_rows=10, max_held=1)
     wide = EngineShape(world=2, ring_rows=64, stride=64 << 10, return_rows=10, max_held=1)
     both = narrow.union(wide)
@@ -348,7 +349,7 @@ def test_a_union_keeps_rings_within_the_budget():
 def windows(
     cfg: aristos.MoEConfig, world: int, placement: list[int] | None = None, ranks_per_node: int | None = None
 ) -> int:
-    """Bytes of windows and outboxes that `MoE.memory` counts: all but the packed weights."""
+    """The bytes of windows and outboxes in `MoE.memory`. The rest are packed weights."""
     shape = shape_of(world, Placement(placement, cfg.experts, world), **widths(cfg))
     return rank_bytes(shape, Nodes.of(world, ranks_per_node), world - 1)
 
@@ -359,8 +360,10 @@ BIG = aristos.MoEConfig(hidden=1024, ffn=4096, experts=8, top_k=2, max_tokens=40
 def stated_bytes(
     cfg: aristos.MoEConfig, world: int, placement: list[int] | None = None, ranks_per_node: int | None = None
 ) -> int:
-    """The formula of the docs, written once more: rings + return rows + words, and the same for the ranks of other
-    nodes, with an outbox and a ring of staged outputs for each. The last node may be the smallest: its ranks need most.
+    """The formula of the docs: rings + return rows + words for local peers, and the same for remote peers.
+
+    Each remote peer also needs an outbox and a ring of staged outputs. The last node may be the smallest, and then its
+    ranks need most.
     """
     held = max(Placement(placement, cfg.experts, world).held)
     stride = lines((2 if cfg.dtype == "bfloat16" else 4) * cfg.hidden)
@@ -391,7 +394,7 @@ def test_memory_is_the_stated_formula(world):
 @settings(max_examples=40)
 @given(clusters())
 def test_memory_is_what_an_engine_asks_for(cluster):
-    """`rank_bytes` is local window + remote window + outboxes, as they are allocated, for nodes of any size."""
+    """For nodes of any size `rank_bytes` is the sum of local window, remote window and outboxes, as allocated."""
     shape, nodes = cluster
     for rank in range(shape.world):
         local, remote, outboxes = Addresses(shape, nodes, rank).asked
@@ -402,7 +405,10 @@ def test_memory_is_what_an_engine_asks_for(cluster):
 
 
 def test_memory_does_not_run_away():
-    """Rings stay within 64 MiB or 64 rows a source; what remains is a call's own rows. Over nodes four times that."""
+    """Rings take at most 64 MiB, or 64 rows for each source. The rest are a call's own rows.
+
+    Between nodes rings take at most four times as much, and a call's own rows are stored twice.
+    """
     own = BIG.max_tokens * BIG.top_k * 4096
     for world in (2, 8, 64, 256):
         rings = windows(BIG, world) - own
@@ -418,7 +424,7 @@ def allocated(runtime: Any) -> int:
 
 
 def checked_sizes(comm: Any, ranks_per_node: int | None) -> None:
-    """32 layers take one layer's windows; no routing makes them grow; a second object of that size takes none."""
+    """32 layers need windows as large as one does. No routing makes them grow. A second such object needs no more."""
     world = comm.size
     cfg = aristos.MoEConfig(hidden=40, ffn=72, experts=5, top_k=2, max_tokens=60)
     w = reference.weights(cfg)
@@ -474,7 +480,7 @@ def test_closing_gives_the_shared_memory_back(comm):
     comm.Barrier()
     after = free_shared_memory()
     assert after is not None
-    assert before - after < 4 * need  # others on this machine use it too
+    assert before - after < 4 * need  # other programs of this machine use shared memory too
 
 
 def test_rows_of_two_bytes_take_half_the_bytes():

@@ -1,4 +1,7 @@
-"""The rule by which rows stay on their rank, as plain Python: what a rank expects of its node, and what it keeps."""
+"""The rule that decides which rows stay on their rank, as plain Python.
+
+A rank estimates the work of each rank of its node, and then decides which of its rows stay.
+"""
 
 from __future__ import annotations
 
@@ -30,10 +33,11 @@ def chosen(
     remote=(),
     shared=0,
 ):
-    """What rank `rank` decides with so many rows for each expert; experts are dealt in contiguous parts.
+    """What rank `rank` decides. counts: its rows for each expert. Each rank holds a contiguous part of the experts.
 
-    announced: tokens of each rank's last call, None: none yet. shared: 1 + the shared expert's place among those held.
-    Returns the rows that stay by expert, the work that it expects of each rank in whole rows, and the rows that travel.
+    announced: tokens of each rank's last call, None: no call yet. shared: 1 + the shared expert's place among those
+    held. Returns kept: the rows that stay, by expert; work: the expected work of each rank, in rows; and travel:
+    the rows that travel, by expert.
     """
     experts = len(counts)
     placement = Placement([e * ranks // experts for e in range(experts)], experts, ranks)
@@ -74,10 +78,10 @@ def test_even_rows_travel_unless_copies_cost_more_than_weights():
 
 
 def test_rows_of_a_hot_rank_stay_until_ranks_are_even():
-    """One of rank 0's experts has nearly all rows: half of its rows come from rank 1, which keeps them."""
+    """One of rank 0's experts has nearly all rows. Half of these are rank 1's, and stay there."""
     found = chosen([300, 40, 30, 30], reading=20)
     assert found.kept == {0: 300}
-    assert found.work == [380, 440]  # with the reading of the weights on rank 1
+    assert found.work == [380, 440]  # rank 1's work includes reading the weights
 
 
 def test_the_hot_rank_expects_others_to_keep_their_rows():
@@ -86,14 +90,14 @@ def test_the_hot_rank_expects_others_to_keep_their_rows():
 
 
 def test_copies_saved_are_not_worth_more_work_of_the_busiest_rank():
-    """Both ranks have 1200 rows. If those of the first three experts stayed, rank 1 would have 1350 and rank 0 1050."""
+    """Both ranks have 1200 rows. If rows for the first expert stayed, the busiest rank would have more work."""
     assert chosen([300, 300, 300, 300], stay=200).kept == {0: 300, 1: 300}
     assert chosen([300, 300, 450, 150], stay=200).kept == {}
     assert chosen([300, 300, 450, 150], stay=200, busiest_decides=0).kept == {0: 300, 1: 300}
 
 
 def test_copies_are_work_of_both_ranks():
-    """A row's copies take as long as a fifth of its arithmetic: half at each end."""
+    """Copying a row takes as long as a fifth of its arithmetic. Each of the two ranks does half of that work."""
     assert chosen([50, 50, 50, 50], stay=100, reading=20).work == [220, 220]
     assert chosen([50, 50, 50, 50], ranks=4, remote=(2, 3), stay=100, reading=20).work == [220, 220, 0, 0]
 
@@ -104,14 +108,14 @@ def test_a_gain_of_less_than_one_reading_keeps_nothing():
 
 
 def test_what_chance_explains_is_not_balanced():
-    """Of 128 rows 72 are for rank 0's experts: within three deviations of the half. Of 1280 rows 720 are not."""
+    """72 of 128 rows for rank 0's experts are within three standard deviations of half; 720 of 1280 rows are not."""
     few = [9] * 8 + [7] * 8
     assert chosen(few, reading=2).kept == {}
     assert chosen([10 * rows for rows in few], reading=2).kept == {0: 90, 1: 90}
 
 
 def test_a_rank_with_all_tokens_is_helped():
-    """Rows of many would stay, but all work would then be here; the peers announced that they have no tokens."""
+    """All rows would stay if only copies counted. But rank 0 has announced no tokens: rank 1 would do all the work."""
     even = [100, 100, 100, 100]
     assert chosen(even, stay=50, announced=[0, 100]).kept == {}
     assert chosen(even, stay=50, announced=[100, 100]).kept == {0: 100, 1: 100}
@@ -119,8 +123,8 @@ def test_a_rank_with_all_tokens_is_helped():
     assert chosen(even, stay=40, announced=[90, 100]).kept == {0: 100, 1: 100}
 
 
-def test_of_a_rank_with_all_tokens_only_what_relieves_the_busiest_stays():
-    """Rank 0 holds the hot experts and has no tokens; rank 1 keeps so much that both compute alike."""
+def test_a_rank_with_all_tokens_keeps_only_rows_that_relieve_the_busiest_rank():
+    """Rank 0 holds the hot experts and has no tokens. Rank 1 keeps so many rows that both have about equal work."""
     found = chosen([100, 100, 100, 100, 10, 10, 10, 10], announced=[0, 100])
     assert sum(found.kept.values()) == 200
     assert found.work == [200, 260]
@@ -131,7 +135,7 @@ def test_without_a_limit_all_rows_stay():
 
 
 def test_rows_for_other_nodes_always_travel():
-    """Their ranks' rows for experts here are expected here: ranks 1 and 0 are a node, 2 and 3 another."""
+    """Ranks 0 and 1 are a node, 2 and 3 another. The expected work includes the other node's rows for experts here."""
     found = chosen([300, 10, 300, 10], ranks=4, remote=(2, 3), stay=200)
     assert found.kept == {0: 300}
     assert found.travel == [0, 10, 300, 10]
@@ -139,7 +143,7 @@ def test_rows_for_other_nodes_always_travel():
 
 
 def test_every_rank_computes_the_shared_expert_for_its_own_tokens():
-    """Expert 3 is this rank's shared one. Rank 0 has rows for its own; ranks of other nodes send none."""
+    """Expert 3 is this rank's shared expert. Rank 0 has its own shared rows, and ranks of other nodes send none."""
     found = chosen([100, 100, 200, 100], shared=2)
     assert (found.kept, found.work) == ({}, [500, 500])
     assert chosen([100, 100, 200, 100], shared=2, announced=[50, 100]).work == [350, 400]

@@ -1,4 +1,4 @@
-"""The schema and what is generated from it."""
+"""The schema, and the code and the page that are generated from it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PACKAGE = Path(words.__file__).parents[1]
 SHAPE = EngineShape(world=3, ring_rows=4, stride=64, return_rows=12, max_held=2, top_k=2, experts=5, max_tokens=6)
 
 
-def test_the_protocol_page_is_as_the_schema_has_it():
+def test_the_protocol_page_fits_the_schema():
     text = generate.PROTOCOL.read_text(encoding="utf-8")
     assert generate.protocol(text) == text, "run python -m aristos.engine.generate"
 
@@ -32,10 +32,10 @@ def test_names_are_used_once():
 
 
 def unknown_words(text, package="aristos.engine"):
-    """Names that a module reads from the words and that no word has; type checkers do not find them."""
+    """Names that a module reads from `words` but no word has. Type checkers do not find them."""
     tree = ast.parse(text)
     imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
-    known: dict[bool, set[str]] = {True: set(), False: set()}  # by whether the module is in the engine
+    known: dict[bool, set[str]] = {True: set(), False: set()}  # whether `words` is the engine's -> its names
     for node in imports:
         engine = (node.module or package).rpartition(".")[2] == "engine"
         known[engine] |= {alias.asname or alias.name for alias in node.names if alias.name == "words" or not engine}
@@ -55,7 +55,7 @@ def test_names_that_modules_read_are_words():
             assert list(unknown_words(text, path.parent.name)) == [], path
 
 
-def test_fields_of_a_record_have_places_of_their_own_or_commands_of_their_own():
+def test_fields_of_a_record_share_a_place_only_if_no_command_has_both():
     for record in schema.RECORDS:
         for a in record.fields:
             assert a.offset < record.words, (record.name, a.name)
@@ -97,7 +97,7 @@ def index_functions():
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_indices_enumerate_their_tables_and_no_other(workers):
-    """Every index function, over all its arguments, gives each entry of its table once."""
+    """Over all its arguments, every index function returns each entry of its table once."""
     tables = StateLayout(SHAPE, workers, 8, runs=2)
     a_job = np.zeros(job.size(5, 3), np.int64)
     job.fill_layout(a_job, SHAPE, tables)
@@ -135,7 +135,7 @@ def test_indices_enumerate_their_tables_and_no_other(workers):
 
 
 def test_parts_of_a_command_follow_each_other():
-    """Head, records `back`, lists, parts; as many as a command may have fit into its words."""
+    """The order is head, records `back`, lists, parts. A command's words have room for the most entries of each."""
     tables = StateLayout(SHAPE, 1, 8)
     a_job = np.zeros(job.size(5, 3), np.int64)
     job.fill_layout(a_job, SHAPE, tables)
@@ -157,17 +157,17 @@ def test_parts_of_a_command_follow_each_other():
     ids=lambda path: str(path.relative_to(PACKAGE)),
 )
 def test_no_bare_offsets(path):
-    """Words of records are reached by name: no `a + 8`, no word of a table by hand."""
+    """Words of records are reached by name: there is no `a + 8`, and no computed index into a table."""
     if path.name in ("words.py", "schema.py", "generate.py", "layout.py"):
         return
     text = path.read_text(encoding="utf-8")
     assert not re.search(r"(?:load|store)\w*\((?:a|at|last|record)\b *(?:\+ *\d+)", text)
-    if path.is_relative_to(PACKAGE / "engine"):  # other rooms fill tables
+    if path.is_relative_to(PACKAGE / "engine"):  # other folders fill tables
         assert not re.search(r"\[words\.T_\w+\] \+", text)
 
 
 def written_by_hand(text):
-    """Words of a job that a module writes as `job[words.NAME]`, however it writes them."""
+    """Words of a job that a module writes as `job[words.NAME]`, in any form of assignment."""
     names = {word.name for word in (*schema.JOB_SCALARS, *schema.JOB_CHECKS)}
     for node in ast.walk(ast.parse(text)) if "words." in text else ():
         if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Store):
@@ -176,19 +176,19 @@ def written_by_hand(text):
                     yield part.attr
 
 
-def test_words_of_a_job_are_written_by_the_filling_of_a_part():
-    """One job of the proxy serves every object: an announcement says how wide its rows are."""
+def test_words_of_a_job_are_written_when_a_part_is_filled():
+    """Only the proxy writes one later: its job serves all objects, and announcements say how wide return rows are."""
     planted = "job[words.X], st[words.STATUS] = 1, 2\njob[[words.Y, words.IDS]] += 3"
     assert set(written_by_hand(planted)) == {"X", "Y", "IDS"}
     known = {"engine/job.py": {"FILLED", "EPOCH"}, "engine/proxy.py": {"RETURN_STRIDE"}}
     for path in PACKAGE.rglob("*.py"):
         name = str(path.relative_to(PACKAGE))
-        if not name.startswith("bench/delay/"):  # the words of `bench.delay` are others
+        if not name.startswith("bench/delay/"):  # `words` is another module in `bench.delay`
             assert set(written_by_hand(path.read_text(encoding="utf-8"))) == known.get(name, set()), name
 
 
 def a_filled_job(substrate, but=()):
-    """A job with all of its parts, each word 7."""
+    """A job with all of its parts but those in `but`. Each word is 7."""
     a_job = np.zeros(job.size(5, 3), np.int64)
     for part in schema.PARTS:
         if part not in but:
@@ -230,7 +230,7 @@ def test_a_call_needs_its_own_parts_again():
     with pytest.raises(RuntimeError, match=r"lacks the parts start, call$"):
         job.check(a_job, schema.CPU, 7)
     job.leave_out(a_job, schema.CPU, *schema.OF_CALL)
-    job.renew_call(a_job)  # a call that was prepared and not made
+    job.renew_call(a_job)  # the call was prepared but not made
     job.leave_out(a_job, schema.CPU, *schema.OF_CALL)
     job.check(a_job, schema.CPU, 7)
 

@@ -1,4 +1,4 @@
-"""`aristos explore` in a process that compiles nothing: small cases searched to the end, equal seeds, names of bugs."""
+"""`aristos explore` in a process that compiles nothing: searches of all schedules, equal seeds, names of bugs."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_without_a_clone_there_are_no_bugs(capsys, monkeypatch, tmp_path):
 
 
 def test_all_schedules_of_experts_in_place(capsys):
-    """Own rows stay, and each rank loads other weights before each of 3 calls: searched to the end."""
+    """Rows may stay, and each rank loads other weights before each of 3 calls."""
     result = explore(capsys, "--strategy", "exhaustive", "--stay", "1", "--calls", "3")
     assert result["complete"], result
     assert all(each["ends"] > 0 and each["states"] > 60 for each in result["routings"])
@@ -57,7 +57,7 @@ def test_all_schedules_of_experts_in_place(capsys):
 
 @pytest.mark.slow
 def test_all_schedules_of_a_load_while_a_call_is_open(capsys):
-    """The third of four calls is an exchange, in which each rank loads for the fourth: searched to the end."""
+    """The third of four calls is an exchange, in which each rank loads weights for the fourth."""
     words = ("--strategy", "exhaustive", "--stay", "1", "--calls", "4", "--tokens", "1")
     result = explore(capsys, *words)
     assert result["complete"], result
@@ -68,7 +68,7 @@ def test_all_schedules_of_a_load_while_a_call_is_open(capsys):
 
 @pytest.mark.slow
 def test_all_schedules_of_scalars_beside_rows(capsys):
-    """One token a rank, a call with scalars and one without: searched to the end."""
+    """Each rank has one token, in a call with scalars and in a call without."""
     words = ("--strategy", "exhaustive", "--scalars", "--tokens", "1")
     result = explore(capsys, *words)
     assert result["complete"], result
@@ -79,7 +79,7 @@ def test_all_schedules_of_scalars_beside_rows(capsys):
 
 @pytest.mark.slow
 def test_all_schedules_of_a_backward_call(capsys):
-    """A call forwards and one backwards, one token a rank: searched to the end."""
+    """Each rank has one token, in a forward call and in a backward call."""
     words = ("--strategy", "exhaustive", "--backward", "--tokens", "1")
     result = explore(capsys, *words)
     assert result["complete"], result
@@ -90,7 +90,7 @@ def test_all_schedules_of_a_backward_call(capsys):
 
 @pytest.mark.slow
 def test_all_schedules_of_tokens_that_cross_once(capsys):
-    """Within a node, in every second call of a rank, and else a row a pair: searched to the end."""
+    """Within a node tokens cross once in every second call of a rank. In other calls each pair has its own row."""
     words = ("--strategy", "exhaustive", "--once", "--tokens", "1")
     result = explore(capsys, *words)
     assert result["complete"], result

@@ -1,4 +1,4 @@
-"""Compiled steps of real jobs, recorded: nothing unordered in them, and each planted race is found."""
+"""Accesses of compiled steps are recorded in real jobs. They have no races, and each planted race is found."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The schedule explorer: as a command, on the engine, and on engines with a deliberate bug.
 
-All but the first tests run in one process that compiles nothing: a command starts Python twice.
+The first tests start the command as a process. All others run in one process that compiles nothing, which is faster.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from cases import ROOT, clean_environment
 
 from aristos.cli.explore import main
 
-SECONDS = 5  # of each sweep of fresh schedules: half a minute in all; `aristos explore --seconds` makes long ones
+SECONDS = 5  # for each case of fresh schedules, half a minute in all. `aristos explore --seconds` searches longer
 FRESH = ["shm 4 pct", "rma 2 pct", "rma 3 random", "mixed 3 pct", "mixed 4 random", "proxy 3 pct"]
 
 
@@ -51,7 +51,7 @@ def test_the_command_finds_nothing():
         ["--mutation", "all", "--transport", "proxy", "--ranks", "1"],
     ],
 )
-def test_options_that_make_no_sense(words, capsys):
+def test_invalid_options_are_usage_errors(words, capsys):
     try:
         code = main(words)
     except SystemExit as refused:
@@ -76,8 +76,8 @@ def test_a_report_that_cannot_be_written_is_no_bug_found(words):
 
 @pytest.mark.slow
 @pytest.mark.uncompiled
-def test_sizes_given_beside_a_mutation_count(capsys):
-    """Within a node no rank flushes: with that transport the bug cannot show."""
+def test_sizes_that_are_given_with_a_mutation_are_used(capsys):
+    """Within a node no rank flushes, so this bug cannot show with transport shm."""
     words = ("--mutation", "flush-skipped", "--schedules", "5")
     assert explore(capsys, *words)["mutations"][0]["found"]
     assert not explore(capsys, *words, "--transport", "shm", code=1)["mutations"][0]["found"]
@@ -99,7 +99,7 @@ def test_fresh_schedules(capsys, asked):
 @pytest.mark.slow
 @pytest.mark.uncompiled
 def test_a_worker_kept_out_by_the_lock_decides_again(capsys):
-    """It meets the lock as it decides and again at the wire: it must still decide from the state."""
+    """The worker finds the lock taken when it decides, and again at the wire. It must still decide from the state."""
     drawn = ("--transport", "mixed", "--ranks", "3", "--strategy", "pct", "--rows", "0", "--calls", "0")
     assert explore(capsys, *drawn, "--seed", "410437947", "--schedules", "1")["found"] is None
 
@@ -107,15 +107,15 @@ def test_a_worker_kept_out_by_the_lock_decides_again(capsys):
 @pytest.mark.slow
 @pytest.mark.uncompiled
 def test_a_record_of_an_exchange_that_ended_early_says_nothing_of_a_tape(capsys):
-    """One rank makes an exchange where the others make a backward call, and reads its return records a call later."""
+    """One rank makes an exchange where the others make a backward call. It reads the return records a call later."""
     drawn = ("--transport", "shm", "--ranks", "4", "--strategy", "pct", "--rows", "0", "--calls", "0")
     assert explore(capsys, *drawn, "--seed", "1829689487", "--schedules", "1")["found"] is None
 
 
 @pytest.mark.slow
 @pytest.mark.uncompiled
-def test_a_backward_call_of_another_layer_on_one_rank_is_no_find(capsys):
-    """Its own rows come from the tape of the forward call, and go through another layer: the call has no result."""
+def test_a_backward_call_of_another_layer_on_one_rank_is_not_reported(capsys):
+    """The rank's own rows come from the forward call's tape, but pass through another layer. No result is expected."""
     drawn = ("--transport", "shm", "--ranks", "4", "--strategy", "pct", "--rows", "0", "--calls", "0")
     assert explore(capsys, *drawn, "--seed", "2641930319", "--schedules", "1")["found"] is None
 
@@ -140,7 +140,7 @@ def test_a_bug_that_is_not_found_is_reported(capsys):
 
 @pytest.mark.slow
 @pytest.mark.uncompiled
-def test_a_story(capsys):
+def test_the_story_of_a_deadlock_names_the_awaited_word(capsys):
     assert main(["--mutation", "zero-not-announced"]) == 0
     said = capsys.readouterr().out
     assert "Deadlock" in said
@@ -152,9 +152,9 @@ def test_a_story(capsys):
 @pytest.mark.uncompiled
 @pytest.mark.parametrize(("rows", "states"), [(1, 10_000), (2, 30_000)])
 def test_all_schedules_within_a_node(capsys, rows, states):
-    """2 ranks of one worker, 2 experts, 2 tokens, top-1, rings that wrap or just fit, 2 calls: searched to the end.
+    """There are 2 ranks of one worker, 2 experts, 2 tokens, top-1, 2 calls, and rings that wrap or just fit.
 
-    `aristos explore --strategy exhaustive` alone has 3 tokens and 250,000 states.
+    `aristos explore --strategy exhaustive` without other options has 3 tokens and 250,000 states.
     """
     result = explore(capsys, "--strategy", "exhaustive", "--rows", str(rows), "--tokens", "2")
     assert result["complete"], result
@@ -180,7 +180,10 @@ def test_all_schedules_of_fewer_tokens_between_nodes(capsys):
 @pytest.mark.slow
 @pytest.mark.uncompiled
 def test_schedules_with_proxies_in_order(capsys):
-    """A few seconds of it: without tokens a search ends in minutes, with one token it does not end."""
+    """The search is stopped after a few seconds.
+
+    A whole search takes minutes without tokens, and far longer with one token.
+    """
     words = ("--strategy", "exhaustive", "--transport", "proxy", "--tokens", "1", "--calls", "1", "--seconds", "5")
     result = explore(capsys, *words, code=3)
     assert result["found"] is None, result
@@ -208,8 +211,8 @@ def test_the_search_to_the_end_finds_bugs_too(capsys, name, transport):
 
 @pytest.mark.slow
 @pytest.mark.uncompiled
-def test_a_search_with_a_bug_is_where_the_bug_can_show(capsys):
-    """Without --transport: within a node the proxy's bugs could never be found."""
+def test_a_search_with_a_bug_uses_a_transport_with_which_the_bug_can_show(capsys):
+    """The command chooses the transport if none is given. With transport shm a bug of the proxy is never found."""
     words = ("--strategy", "exhaustive", "--tokens", "1", "--calls", "1", "--mutation")
     assert explore(capsys, *words, "words-before-copies")["found"]["story"]
     assert explore(capsys, *words, "words-before-copies", "--transport", "shm", code=1)["found"] is None

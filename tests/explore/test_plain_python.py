@@ -1,6 +1,6 @@
 """The engine as plain Python, in a process that compiles nothing.
 
-The kernels and a layer in one process against the reference, and the protocol under the schedule explorer.
+Kernels and a layer in one process are compared with the reference. The protocol runs under the schedule explorer.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def test_ctrl_c_prints_how_many_schedules_ran(monkeypatch, capsys):
 
 
 def test_a_step_that_never_ends_is_a_livelock(monkeypatch, capsys):
-    """It has no visible operations, so no bound of steps ends it."""
+    """Such a step has no visible operations, so no bound on steps ends it."""
     monkeypatch.setattr(step_limit, "SECONDS", 0.2)
     monkeypatch.setattr(shrink, "SECONDS", 0.0)
 
@@ -114,7 +114,7 @@ def test_a_story_ends_with_what_was_violated(capsys):
     assert all(line.startswith(("rank ", "  ")) for line in lines[end + 1 :])
 
 
-def test_shortening_ends_where_it_is_in_vain(monkeypatch):
+def test_shortening_stops_after_enough_trials_that_find_nothing(monkeypatch):
     trials = []
 
     def attempt(case, decisions, most, with_story=False):
@@ -138,21 +138,21 @@ def test_a_trial_of_too_many_steps_ends():
 
 
 def play(case: Case, seeds: int = 20) -> None:
-    """Some schedules of a case; raises the first Violation."""
+    """Run some schedules of a case. Raises the first Violation."""
     for seed in range(seeds):
         for strategy in ("pct", "random"):
             Cluster(case, strategies.make(strategy, seed, strategies.length(case))).run_schedule()
 
 
 def test_an_exchange_that_ends_early_leaves_nothing_in_the_outbox():
-    """A rank in an exchange beside one in a layer gets no rows back, and must still put its own."""
+    """One rank makes an exchange where the other calls a layer. It gets no rows back, but must put its own rows."""
     first = Call(((1, 0),) * 4, broken=True, ends_early=True)
     calls = ((first,), (replace(first, exchange=True),))
     play(Case(placement=(0, 0), top_k=2, max_tokens=9, rows=3, tile=3, words=2, node_of=(0, 1), bundle=4, calls=calls))
 
 
 def test_tokens_without_choices_among_those_of_a_bundle():
-    """They are combined before the bundle is built; their table entries are no packed rows by then."""
+    """Such tokens are combined before the bundle is built. By then their table entries no longer name packed rows."""
     ids = tuple((1, -1) if t in (0, 4, 8) else (-1, -1) for t in range(9))
     calls = ((Call(()),) * 2, (Call(ids),) * 2)
     sizes = Case(placement=(0, 0), top_k=2, max_tokens=9, rows=9, tile=3, words=2, node_of=(0, 1), bundle=4)
@@ -162,7 +162,7 @@ def test_tokens_without_choices_among_those_of_a_bundle():
 @pytest.mark.slow
 @pytest.mark.parametrize("node_of", [(0, 0, 0), (0, 1, 2), (0, 1, 0)], ids=["one node", "three nodes", "two nodes"])
 def test_busy_calls(node_of):
-    """Many rows through tiny rings, two workers a rank; then calls in which some ranks have none."""
+    """First many rows pass through tiny rings, with two workers a rank. Then some ranks have no rows in some calls."""
     rng = np.random.default_rng(3)
     for least, rows in ((9, 2), (0, 30)):
         counts = rng.integers(least, 10, (3, 3))
@@ -175,7 +175,7 @@ def test_busy_calls(node_of):
 
 
 def test_a_rank_that_reads_poison_keeps_its_cause(monkeypatch):
-    """FAILED holds the cause from the moment on that a worker sees the poison, whichever rank it came from."""
+    """FAILED holds the cause as soon as a worker sees the poison, whichever rank the poison came from."""
     causes: set[int] = set()
     real = steps.next_command
 
@@ -193,7 +193,7 @@ def test_a_rank_that_reads_poison_keeps_its_cause(monkeypatch):
 
 @pytest.mark.parametrize("nodes", [(0, 0), (0, 1)])
 def test_backward_calls_with_a_full_ring_and_mixed_experts(nodes):
-    """Rows of two experts take turns in a ring of two rows, and each run would rather wait for more rows."""
+    """Rows of two experts take turns in a ring of two rows, and each run prefers to wait for more rows."""
     ids = tuple(((2 + t) % 4, (1 + t) % 4) for t in range(6))
     calls = ((Call(ids), Call(ids), Call(ids[:2]), Call(ids[::-1])), (Call(()), Call(()), Call(ids), Call(ids)))
     sizes = Case(placement=(0, 0, 1, 1), top_k=2, max_tokens=6, rows=2, merge=8, backward=True, words=2, calls=calls)
@@ -228,11 +228,11 @@ def test_a_second_writer_is_seen():
     ],
 )
 def test_an_access_where_nothing_lies_is_seen(at, access):
-    """An address never written, or past its area: on a real machine a fault or, worse, no fault."""
+    """The address was never written, or is past its area. On a real machine such an access may cause no fault."""
     cluster = Cluster(Case(calls=((Call(()),),) * 2), strategies.Replay([]))
     with cluster.patched():
         cluster.sched.current = cluster.sched.actors[1]
-        cluster.memory.local.add(at)  # no other actor need run first
+        cluster.memory.local.add(at)  # so that no other actor has to run first
         with pytest.raises(OutOfBounds, match=f"address {at:#x}, where nothing lies"):
             getattr(aristos.primitives.memory, access)(
                 at, *{"load": [], "load_acquire": [], "compare_exchange": [0, 1]}.get(access, [1])
@@ -285,12 +285,12 @@ def test_ranks_on_gpus(workers, rows):
 
 @pytest.mark.parametrize("how", ["gpu", "host", "copy"])
 def test_a_rank_on_a_gpu_that_fails(how):
-    """Whichever side fails, the other side and all remote ranks learn it; no rank keeps waiting."""
+    """Whichever side fails, the other side and all remote ranks are notified. No rank keeps waiting."""
     play(on_gpus(workers=2, fault=RankFault(0, 1, 0, how=how)), seeds=8)
 
 
 def test_what_a_side_cannot_reach():
-    """Blocks reach neither MPI nor its window; the proxy writes the mirror only by copies, and no block's words."""
+    """Blocks can reach neither MPI nor its window. The proxy writes the mirror by copies, and no words of blocks."""
     cluster = Cluster(on_gpus(), strategies.Replay([]))
     block, proxy = (next(a for a in cluster.sched.actors if a.name == name) for name in ("rank 0", "rank 0 proxy"))
     rank, mem = cluster.ranks[0], aristos.primitives.memory

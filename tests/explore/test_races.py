@@ -1,4 +1,4 @@
-"""`aristos races` on one rank whose report nobody reads to its end."""
+"""`aristos races` as a command: a closed pipe, lists of names, wrong options, errors and reports."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Closed:
 
 @pytest.mark.parametrize("words", [[], ["--json"]])
 def test_a_closed_pipe_ends_no_case(monkeypatch, words):
-    """The other ranks make the rest of the calls with this one."""
+    """The rank makes the calls of all cases, because the other ranks make them with it."""
     made = []
 
     def make_all(comm, tries, calls, seed):
@@ -112,6 +112,6 @@ def test_one_object_of_all_cases(monkeypatch, capsys):
 
 
 def test_all_steps_of_the_engine_are_recorded():
-    """Those left out: bulk's own steps, addresses, records of the job's words, and steps that only GPUs take."""
+    """The modules without recorded steps have bulk's steps, addresses, the job's words, or steps for GPUs alone."""
     compiled = {path.stem for path in Path(engine.__file__).parent.glob("*.py") if "\n@jit" in path.read_text()}
     assert compiled - set(copies.MODULES[copies.ENGINE]) == {"bulk", "call_records", "layout", "proxy", "timeout_check"}

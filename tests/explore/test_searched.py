@@ -1,6 +1,6 @@
 """Tests of the search over all schedules, in a process that compiles nothing.
 
-The oracle is the same search without its reduction: every move from every state.
+The oracle is the same search without its reduction. It makes every move from every state.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Noted(StateSearch):
 
 
 def both(monkeypatch: pytest.MonkeyPatch, case: Case) -> tuple[Noted, Noted]:
-    """The search as it is, and without its reduction; each complete."""
+    """(a complete search with its reduction, a complete search without it)."""
 
     def complete(search: Noted) -> Noted:
         result: SearchResult = search.run(SECONDS)
@@ -59,7 +59,7 @@ CASES += [("rma", 1, routing) for routing in ("none, then all", "one sends")]
 
 @pytest.mark.parametrize(("transport", "tokens", "routing"), CASES)
 def test_the_reduction_leaves_no_state_out(monkeypatch, transport, tokens, routing):
-    """Sleep sets drop moves and no states, except those where a flush has found that it waits for nothing."""
+    """Sleep sets leave out moves but no states, except states where a flush has found that it waits for nothing."""
     reduced, full = both(monkeypatch, small(routing, 2, tokens, 1, transport))
     assert reduced.final == full.final
     assert set(reduced.visited) <= set(full.visited)

@@ -1,4 +1,4 @@
-"""Tests on a real GPU; their modules are skipped without one."""
+"""Tests on a real GPU. Without a GPU their modules are skipped."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ def test_memory(own):
 
 
 def test_the_probe_of_puts_from_device_memory(own, monkeypatch):
-    """The answer depends on the MPI library; the child process must get as far as trying."""
+    """The answer depends on the MPI library, but the child process must at least try a put."""
     monkeypatch.delenv(device_puts.VARIABLE, raising=False)
     answer = device_puts.probe(own.ordinal)
     untried = ("exit code", "has not started", "did not start")
@@ -61,7 +61,7 @@ def test_the_probe_of_puts_from_device_memory(own, monkeypatch):
 
 
 def test_kernels_and_streams(own):
-    """Kernels that write device memory and mapped host memory, in the order of a stream."""
+    """Kernels write device memory and mapped host memory, in the order of a stream."""
     stream, loaded = own.new_stream(), own.load(FILL)
     assert own.load(FILL) is loaded
     address = own.allocate(8 * 1000)
@@ -106,7 +106,7 @@ def test_the_callers_context_stays(own):
 
 @pytest.mark.ranks(2, timeout=300)
 def test_memory_of_another_process(comm):
-    """Each rank stores into the other's window with a kernel; both may use one GPU."""
+    """Each rank stores into the other rank's window with a kernel. Both ranks may use one GPU."""
     gpu = CudaDevice.find(comm.rank)
     window = IpcWindow(comm, gpu, 8 * 1000)
     loaded, peer = gpu.load(FILL), 1 - comm.rank

@@ -22,7 +22,7 @@ from mpi import ranks_each
 
 from aristos.errors import PoisonedError
 
-SECONDS = 300.0  # of a launch; the first one compiles
+SECONDS = 300.0  # limit of an mpiexec, in which the first test compiles
 
 
 def ranks(comm, world):
@@ -60,7 +60,7 @@ def test_refusals(comm, world):
 
 @pytest.mark.ranks(1, timeout=SECONDS)
 def test_cupy_arrays(comm):
-    """CuPy arrays on CuPy's current stream; the result is a new CuPy array."""
+    """CuPy arrays are used on CuPy's current stream. The result is a new CuPy array."""
     cupy = pytest.importorskip("cupy", reason="no CuPy: pip install 'aristos[cuda12]'")
     x = tokens(gpu_layers.CFG, 17, seed=1)
     with gpu_layers.made(comm) as moe, cupy.cuda.Stream(non_blocking=True):

@@ -1,4 +1,7 @@
-"""A stress test of order between GPUs: rows of many blocks, published to a peer by one of them (cuda_order.py)."""
+"""A stress test of memory order between GPUs: one block publishes the rows of many blocks to a peer.
+
+The kernels are those of cuda_order.py.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,10 @@ MOST_BLOCKS = 65
 
 @pytest.mark.ranks(2, timeout=300)
 def test_rows_arrive_before_the_word_of_another_block(comm):
-    """Rank 0's GPU stores, rank 1's checks every word of every round; over NVLink or PCIe if they have two GPUs."""
+    """Rank 0's GPU stores rows, and rank 1's GPU checks every word of every round.
+
+    If the ranks have two GPUs, the rows cross NVLink or PCIe.
+    """
     gpu = CudaDevice.find(comm.rank)
     blocks = min(MOST_BLOCKS, 1 + gpu.sms // 2)  # all resident, also where the ranks share a GPU
     nbytes = (blocks - 1) * ROW_BYTES

@@ -1,7 +1,7 @@
 """Runs on the ranks of a job: opens the directories that models.py wrote, and compares every MoE layer with its block.
 
-`mpiexec -n 2 python tests/hf/compare.py FOLDER [FAMILY ...]`. Each rank brings half of a block's tokens. Relative error
-is of the largest difference to the largest output. Exit code: 1 if a family is wrong.
+`mpiexec -n 2 python tests/hf/compare.py FOLDER [FAMILY ...]`. Each rank has half of a block's tokens. The
+relative error is the largest difference divided by the largest output. Exit code: 1 if a family is wrong.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "generate.py"
 MOST = 1e-5  # relative error in float32
 TOKENS = 40  # of a block
 GIVEN = ("x", "y", "dense", "tokens")
-REFUSED = {  # family: words of the refusal that is right
+REFUSED = {  # family -> words of the refusal that must come
     "zaya": "its router is a network",
     "doge": "product keys",
 }
@@ -48,7 +48,7 @@ def compare_layer(
     mine = slice(comm.rank * len(x) // comm.size, (comm.rank + 1) * len(x) // comm.size)
     if (
         moe.layer_config(layer).router.capacity is not None
-    ):  # it counts a rank's tokens, the block all: they are rank 0's
+    ):  # a capacity counts a rank's tokens, but the block counts all: rank 0 gets all
         mine = slice(0, len(x) if comm.rank == 0 else 0)
     rows = np.ascontiguousarray(x[mine])
     chosen = {}
@@ -73,7 +73,7 @@ def compare_layer(
 
 
 def compare(folder: Path, family: str, comm: Any) -> str:
-    """What of a family's layers does not agree with its blocks; empty if all do."""
+    """How a family's layers differ from its blocks, as text. It is empty if they agree."""
     arrays = np.load(folder / f"{family}.npz")
     if "failed" in arrays:
         return f"there is no model: {str(arrays['failed'])[:200]}"
@@ -93,7 +93,7 @@ def compare(folder: Path, family: str, comm: Any) -> str:
             if stacks:
                 key = ("encoder", number) if number < half else ("decoder", number - half)
             if key not in blocks:
-                return f"the model has no block {number}, the recipe says it does"
+                return f"the model has no block {number}, but the recipe says it has"
             name = blocks.pop(key)
             given = {what: arrays[f"{name}.{what}"] for what in GIVEN if f"{name}.{what}" in arrays}
             why, error = compare_layer(checkpoint, number, moe, layer, given, comm)
@@ -111,7 +111,7 @@ def compare(folder: Path, family: str, comm: Any) -> str:
 
 
 def compare_sparsemixer(arrays: Any, comm: Any) -> list[str]:
-    """Where the router, and the one that tests compare it with, differ from models/phimoe's own on the same scores."""
+    """How the router and the tests' reference router differ from models/phimoe's own, on the same scores."""
     x, ids, weights = (arrays[f"sparsemixer.{key}"] for key in ("x", "ids", "weights"))
     experts = x.shape[1]
     cfg = aristos.MoEConfig(
@@ -132,14 +132,14 @@ def compare_sparsemixer(arrays: Any, comm: Any) -> list[str]:
     oracle = published_routers.phimoe(x.astype(np.float64))
     for name, (chosen, shares) in {"router": (routing.ids, routing.weights), "published_routers": oracle}.items():
         if not np.array_equal(chosen, ids):
-            found.append(f"sparsemixer: the {name} chooses others in {(chosen != ids).any(axis=1).sum()} rows")
+            found.append(f"sparsemixer: the {name} chooses other experts in {(chosen != ids).any(axis=1).sum()} rows")
         elif (error := np.abs(shares - weights).max()) > MOST:
             found.append(f"sparsemixer: the {name} has weights off by {error:.2g}")
     return found
 
 
 def compare_generated(path: Path, wanted: dict[str, Any], comm: Any) -> list[str]:
-    """What examples/generate.py does otherwise than the model's own code."""
+    """How the tokens of examples/generate.py differ from those of the model's own code."""
     spec = importlib.util.spec_from_file_location("generate", EXAMPLE)
     module = importlib.util.module_from_spec(spec)
     sys.modules["generate"] = module

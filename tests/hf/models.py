@@ -1,8 +1,9 @@
 """Runs in the environment `transformers`: writes reduced models of many families, and what their MoE blocks compute.
 
-`python tests/hf/models.py FOLDER [FAMILY ...]` makes FOLDER/FAMILY by `save_pretrained`, random weights, in shards, and
-FOLDER/FAMILY.npz: for each MoE block, by its module's name, x [T, H], y [T, H] and, where the router gives ids and
-weights, `dense` [T, E], the weight of every expert. An npz that holds `failed` says why there is no model.
+`python tests/hf/models.py FOLDER [FAMILY ...]` writes FOLDER/FAMILY by `save_pretrained`: random weights in shards. It
+also writes FOLDER/FAMILY.npz, which has arrays of each MoE block under the name of its module: x [T, H] and y [T, H]
+and, if the router returns ids and weights, `dense` [T, E], the weight of every expert. If there is no model, the npz
+has only `failed`, the reason.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ LINEAR = {
     "linear_value_head_dim": 8,
 }
 
-# by family: options beside COMMON; "text": of the config inside text_config; "name": of the model's directory
+# family -> options beside COMMON. "text_config" has the options of the text model inside a composite one
 FAMILIES: dict[str, dict[str, Any]] = {
     "mixtral": {},
     "olmoe": {"norm_topk_prob": False},
@@ -122,7 +123,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "zaya": {"num_experts_per_tok": 1},
     "glm4v_moe_text": {"n_shared_experts": 1},
 }  # fmt: skip
-GENERATED = ("olmoe", "qwen3_moe")  # by examples/generate.py too
+GENERATED = ("olmoe", "qwen3_moe")  # families for which examples/generate.py is tested too
 PROMPTS = [[11, 7, 3], [5], [9, 8, 7, 6, 5, 4, 3], [100, 101], [64, 32, 16, 8]]
 NEW = 12
 BLOCK = re.compile(
@@ -161,7 +162,7 @@ def composite(family: str, options: dict[str, Any]) -> Any:
 
 
 def randomise(model: Any) -> None:
-    """Weights large enough that routing is not a near tie; biases and buffers of routers are not left at zero."""
+    """Draw weights that are large enough to avoid near ties in routing. Routers' biases and buffers are not zero."""
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
@@ -180,7 +181,7 @@ def randomise(model: Any) -> None:
 
 
 def dense_of(output: Any, experts: int, factor: float) -> np.ndarray | None:
-    """[T, E] weights times factor, of a router's (logits, weights, ids) in any order; None where it gives others."""
+    """[T, E] weights times factor, from a router's (logits, weights, ids) in any order; None for other outputs."""
     found = [t for t in output if isinstance(t, torch.Tensor)] if isinstance(output, tuple) else []
     ids = [t for t in found if not t.is_floating_point() and t.ndim == 2]
     if len(ids) != 1 or ids[0].shape[1] >= experts:
@@ -202,10 +203,10 @@ def gemma4(layer: Any, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tens
 
 
 def nllb(block: Any, x: torch.Tensor) -> torch.Tensor:
-    """What a block of models/nllb_moe is to compute: its router's weights times its experts, with its dropout.
+    """What a block of models/nllb_moe should compute: its router's weights times its experts, with its dropout.
 
-    Its NllbMoeExperts of transformers 5.24 takes the mask of each token's first expert for ids: all rows go to experts
-    0 and 1.
+    NllbMoeExperts of transformers 5.24 uses the mask of each token's first expert as ids, so that all rows go to
+    experts 0 and 1.
     """
     _, weights, _ = block.router(x[0])
     experts = block.experts
@@ -214,7 +215,7 @@ def nllb(block: Any, x: torch.Tensor) -> torch.Tensor:
 
 
 def run(block: Any, x: torch.Tensor, found: dict[str, np.ndarray], name: str) -> tuple[torch.Tensor, Any]:
-    """(x, y) of a block; adds to `found` the token ids that it was given, if it chooses by them."""
+    """(x, y) of a block. If the block chooses experts by token ids, these are added to `found`."""
     kind = type(block).__name__
     if kind == "Gemma4TextDecoderLayer":
         return gemma4(block, x)
@@ -228,7 +229,7 @@ def run(block: Any, x: torch.Tensor, found: dict[str, np.ndarray], name: str) ->
 
 
 def blocks(model: Any) -> dict[str, np.ndarray]:
-    """The arrays of every MoE block, and their names under `names`."""
+    """The arrays of every MoE block, and the blocks' names under `names`."""
     found: dict[str, np.ndarray] = {}
     names = []
     c = model.config.get_text_config()
@@ -259,7 +260,7 @@ def blocks(model: Any) -> dict[str, np.ndarray]:
         found[f"{name}.x"], found[f"{name}.y"] = x[0].numpy(), y.reshape(TOKENS, width).numpy()
         experts = max(getattr(c, k, 0) or 0 for k in ("num_experts", "num_local_experts", "n_routed_experts"))
         experts += getattr(c, "zero_expert_num", 0) or 0
-        # these scale outside the router: what it divided by k, what it left out, the mean with a shared expert
+        # these models scale weights after the router: by k, by a factor, or by 0.5 for the mean with a shared expert
         scales = {
             "openai_privacy_filter": "num_experts_per_tok",
             "step3p5": "moe_router_scaling_factor",
@@ -295,9 +296,10 @@ def greedy(model: Any) -> list[list[int]]:
 
 
 def sparsemixer() -> dict[str, np.ndarray]:
-    """logits [S, E], and the weights and ids that models/phimoe's own function makes of them in evaluation.
+    """Scores [S, E] (as x), and the weights and ids that models/phimoe's own function computes from them in evaluation.
 
-    Most experts lie within its width of the best; rows of small ints have ties, and one row has nothing but ties.
+    Most scores are within the function's width of the best one. Rows of small ints have ties, and in one row all scores
+    are equal.
     """
     from transformers.models.phimoe.modeling_phimoe import sparsemixer as mix
 
@@ -310,7 +312,7 @@ def sparsemixer() -> dict[str, np.ndarray]:
 
 
 def packed(model: Any) -> dict[str, torch.Tensor]:
-    """Random mxfp4 experts of models/gpt_oss by name, as published; the model gets what transformers reads of them."""
+    """Random mxfp4 experts of models/gpt_oss by name, as published. The model gets the values of their codes."""
     from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
     generator = torch.Generator().manual_seed(9)
@@ -340,7 +342,7 @@ def save_packed(folder: Path, model: Any, found: dict[str, torch.Tensor]) -> Non
 
 
 def make(folder: Path, family: str, options: dict[str, Any]) -> None:
-    """One family's directory and arrays."""
+    """Write one family's directory and arrays."""
     kind = family.removesuffix("_mxfp4")
     config = (composite if "text_config" in options else config_of)(kind, options)
     config.dtype = torch.float32

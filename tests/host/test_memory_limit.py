@@ -62,7 +62,7 @@ def test_a_group_outside_the_mounted_one_counts_as_the_mounted_one(path, tmp_pat
     assert memory_limit.room(tree(tmp_path, f"0::{path}\n", mount, {"": (GIB, 0), "x": (5, 0)})) == GIB
 
 
-def test_files_that_the_kernel_only_keeps_are_no_use(tmp_path):
+def test_files_in_the_page_cache_do_not_count_as_use(tmp_path):
     stat = f"anon 5\ninactive_file {GIB}\nactive_file 1000\nshmem 7\n"
     assert memory_limit.room(tree(tmp_path, "0::/job\n", V2, {"job": (2 * GIB, 2 * GIB)}, stat)) == GIB + 1000
 
@@ -83,7 +83,7 @@ def test_files_that_the_kernel_only_keeps_are_no_use(tmp_path):
         ("\0:::::\n0\n::\n4:memory\n", V2, (GIB, 0)),
     ],
 )
-def test_what_cannot_be_understood_is_no_limit(cgroup, mounts, values, tmp_path):
+def test_files_that_cannot_be_understood_set_no_limit(cgroup, mounts, values, tmp_path):
     assert memory_limit.room(tree(tmp_path, cgroup, mounts, {"": values})) is None
 
 

@@ -50,7 +50,7 @@ def test_a_process_that_runs_is_stopped_and_ends():
 
 @contextlib.contextmanager
 def name_of_this_thread(name: bytes):
-    """Give it a name of bytes, as a program may."""
+    """Give this thread a name of any bytes, as a program may. The old name is restored."""
     libc, old = ctypes.CDLL(None), Path("/proc/thread-self/comm").read_bytes().strip()
     libc.prctl(15, name, 0, 0, 0)  # PR_SET_NAME
     try:
@@ -66,20 +66,20 @@ def test_a_process_of_any_name():
         assert here.trouble() == ""
 
 
-def test_a_process_of_another_namespace_of_time_is_not_judged():
-    """It has other times since boot, so that it would seem to be another process."""
+def test_a_process_of_another_time_namespace_is_not_judged():
+    """The process's times since boot are shifted, so that it would seem to be another process."""
     there = "import ctypes, os, sys; ctypes.CDLL(None).unshare(0x80) and sys.exit(3); os.execl(sys.executable, *ARGS)"
     seen = "import sys; from aristos.host.processes import Process; print(Process.here().place)"
     words = [sys.executable, "-c", there.replace("ARGS", repr([sys.executable, "-c", seen]))]
     done = subprocess.run(words, capture_output=True, text=True, timeout=60)
     if done.returncode == 3:
-        pytest.skip("namespaces of time take root and Linux 5.6")
+        pytest.skip("time namespaces need root and Linux 5.6")
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() != Process.here().place
 
 
 def test_a_process_that_proc_hides_is_not_seen(monkeypatch):
-    """hidepid=2 hides processes of others, as if they had ended."""
+    """hidepid=2 hides the processes of other users, which then look as if they had ended."""
     here = Process.here()
     assert here.seen_here()
     monkeypatch.setattr(processes, "_stat", lambda pid: ("X", ""))
@@ -96,7 +96,7 @@ def test_what_is_unknown_is_no_trouble(monkeypatch):
     assert Process.here().place == ""
 
 
-def test_a_failing_diagnosis_does_not_keep_a_job():
+def test_a_diagnosis_that_fails_does_not_keep_a_job_running():
     said: list[str] = []
     dog = Watchdog(said.append, "rank 0")
 
@@ -166,7 +166,7 @@ def test_a_group_names_the_ranks_that_do_not_run():
 
 
 def of_a_wait(dog: Watchdog, ended: Callable[[], set[int]], calling: Any = None) -> float:
-    """Seconds until a watchdog with a limit of a minute gives up a wait, or 5 s."""
+    """Seconds until a watchdog gives up a wait whose limit is a minute. At most 5."""
     said = threading.Event()
     dog._abort, dog.ended, dog.suspects = (lambda why: said.set()), ended, lambda: "rank 1 has ended"
     begun = time.monotonic()
@@ -178,7 +178,10 @@ def of_a_wait(dog: Watchdog, ended: Callable[[], set[int]], calling: Any = None)
 
 
 def test_the_watchdog_gives_up_a_rank_that_has_ended():
-    """A while after it is seen: a rank may end because a collective has ended, before this one leaves it too."""
+    """The watchdog waits for some time after it has seen that the rank has ended.
+
+    A rank may end right after a collective that this rank has not left yet.
+    """
     since = time.monotonic_ns()
     with ThreadPoolExecutor(5) as pool:
         waits = [
@@ -186,8 +189,8 @@ def test_the_watchdog_gives_up_a_rank_that_has_ended():
             for asked in (
                 (lambda: {1},),
                 (lambda: {1}, lambda: (1, since, [])),
-                (lambda: {1}, lambda: (2, since, [])),  # a put to another rank
-                (lambda: {1}, lambda: (1, time.monotonic_ns(), [])),  # puts that end
+                (lambda: {1}, lambda: (2, since, [])),  # the put is to a rank that runs
+                (lambda: {1}, lambda: (1, time.monotonic_ns(), [])),  # each put ends soon
                 (set,),
             )
         ]
@@ -198,7 +201,7 @@ def test_the_watchdog_gives_up_a_rank_that_has_ended():
 
 
 def test_a_group_knows_ranks_of_the_job_from_other_groups(monkeypatch):
-    """While a further layer is made, too."""
+    """The group knows these ranks even while it is being made."""
     here = Process.here()
     comm = mock.Mock(**{"Get_rank.return_value": 0, "Get_size.return_value": 3})
     monkeypatch.setattr(group_module, "_job", {4: here, 6: replace(here, started="0")})
@@ -212,7 +215,10 @@ def test_a_group_knows_ranks_of_the_job_from_other_groups(monkeypatch):
 
 
 def test_names_of_mapped_files_are_removed(tmp_path):
-    """MPICH's alone, of this folder, and not one that another job has made under the same name since."""
+    """Only the names of MPICH's files in this folder are removed.
+
+    If another job has since made a file of the same name, that file is kept.
+    """
     kept = ["mpich_shm_replaced_0", "sm_segment.vm.0.1", "elsewhere/mpich_shm_mine_0", "mpich_shm_\udcff (deleted)"]
     (tmp_path / "elsewhere").mkdir()
     lines = ["7f00-7f01 r--p 00000000 00:1c 9 /data/\udce9t\udce9", "7f01-7f02 rw-p 00000000 00:00 0"]

@@ -44,7 +44,7 @@ def site(library: Library) -> Library:
         (STEP | {"MPI_LOCALNRANKS": "1"}, MPICH, HOST, []),  # mpirun in a job brings its own PMI
         (STEP | {"MPIR_CVAR_CH4_NETMOD": "ucx"}, MPICH, HOST, []),
         ({}, OPEN, HOST, [UCX]),
-        ({}, OPEN, HostFacts("host", rdma=True), []),  # UCX has its use there
+        ({}, OPEN, HostFacts("host", rdma=True), []),  # with RDMA UCX is useful
         ({}, site(OPEN), HOST, []),
         ({"OMPI_MCA_osc": "rdma"}, OPEN, HOST, []),
         (STEP, OPEN, HOST, [UCX, MUNGE]),
@@ -89,7 +89,7 @@ def test_a_folder_of_somebody_else_is_not_used(monkeypatch, tmp_path):
     assert workarounds.apply(OPEN) == []
 
 
-def test_the_benchmark_sets_them_before_mpi_starts(monkeypatch):
+def test_the_benchmark_sets_workarounds_before_mpi_starts(monkeypatch):
     order = []
 
     def connect(ranks_per_node, limit, timeout):
@@ -131,7 +131,7 @@ def test_a_linkers_script_or_nothing_is_no_library(tmp_path):
 
 
 def environment(monkeypatch, folder: Path, *extensions: str) -> None:
-    """A Python environment in `folder` with an mpi4py that has these extension modules."""
+    """Make a Python environment in `folder`, with an mpi4py that has these extension modules."""
     for name in extensions:
         library(folder / "site" / "mpi4py" / name, "libmpi.so.40" if "cpython" in name[:12] else "")
     spec = type("Spec", (), {"submodule_search_locations": [str(folder / "site" / "mpi4py")]})
@@ -184,7 +184,7 @@ def test_mpi4py_loads_the_library_that_was_found():
 
 
 def mpi_started(code: str, **env: str) -> subprocess.CompletedProcess[str]:
-    """A process that a launcher seems to have started as one of two; MPI makes it a world of its own."""
+    """Run a process that a launcher seems to have started as one of two. For MPI it is a world of one."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith(LAUNCHER_VARIABLES)}
     step = STEP | {"SLURM_STEP_NUM_TASKS": "2", "SLURM_NTASKS": "2", "SLURM_PROCID": "1"} | env
     code = f"import os, sys\nfrom aristos.host import mpi_world\n{code}"

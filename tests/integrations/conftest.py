@@ -1,4 +1,4 @@
-"""The module under test, with the options of a test, and a model with real weights."""
+"""Fixtures: the module under test with the options of tests, and a model with real weights."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cases import PATIENCE, ROOT, clean_environment
 
 @pytest.fixture
 def ours():
-    """The module; its options are the defaults again after the test."""
+    """The module. After the test its options are the defaults again."""
     found = importlib.import_module("aristos.integrations.transformers")
     found.options(max_tokens=16, threads=1, timeout=PATIENCE)
     yield found
@@ -22,7 +22,7 @@ def ours():
 
 @pytest.fixture(scope="session")
 def real_model(tmp_path_factory) -> tuple[Path, str]:
-    """(directory, what was printed) of examples/upcycle.py: the weights of SmolLM2-135M-Instruct as four experts."""
+    """Run examples/upcycle.py: (its directory, its stdout). The model is SmolLM2-135M-Instruct, as four experts."""
     from hf_models import needs_real_weights
 
     needs_real_weights()

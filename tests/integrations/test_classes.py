@@ -1,4 +1,4 @@
-"""Every class of experts of transformers against its own code; skipped where it is missing (`make test-hf` has it)."""
+"""Every experts class of transformers against its own code. Skipped without transformers (`make test-hf` has it)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from aristos.errors import InputError
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
-REFUSED = {  # class -> why
+REFUSED = {  # class -> why it is refused
     "Inkling2Experts": "its gate is none of",
     "Inkling2LoopExperts": "its gate is none of",
     "MuseSparkExperts": "normalises each expert's output",
@@ -23,7 +23,7 @@ REFUSED = {  # class -> why
 
 
 def classes() -> dict[str, str]:
-    """Class -> module of all experts classes that transformers lets others compute."""
+    """{class: its module} of all experts classes that transformers lets others compute."""
     root = Path(transformers.__file__).parent
     pattern = re.compile(r"@use_experts_implementation(?:\([^)]*\))?\nclass (\w+)\(")
     return {
@@ -34,14 +34,14 @@ def classes() -> dict[str, str]:
 
 
 def drawn(rank: int) -> tuple[Any, Any, Any]:
-    """(x, ids, weights) of a rank, of more tokens than a call holds."""
+    """(x, ids, weights) of a rank, with more tokens than a call holds."""
     generator = torch.Generator().manual_seed(rank)
     ids = torch.stack([torch.randperm(8, generator=generator)[:2] for _ in range(20)])
     return torch.randn(20, 8, generator=generator), ids, torch.rand(20, 2, generator=generator)
 
 
 def gradients(experts, x, ids, weights) -> list[Any]:
-    """Of x, weights and all parameters, for a random gradient of the outputs."""
+    """The gradients of x, of the weights and of all parameters, for a random gradient of the outputs."""
     x, weights = x.clone().requires_grad_(), weights.clone().requires_grad_()
     experts.zero_grad()
     experts(x, ids, weights).backward(torch.randn(x.shape, generator=torch.Generator().manual_seed(1)))
@@ -49,8 +49,10 @@ def gradients(experts, x, ids, weights) -> list[Any]:
 
 
 def compared(ours, kind: type, training: bool, rank: int = 0, world: int = 1) -> None:
-    """A module against its class's own code: outputs of a rank's tokens, and gradients, of parameters their means over
-    the ranks. Values reach the limits of gates. Raises InputError for a class that is refused.
+    """Compare a module with its class's own code: outputs of a rank's tokens, and gradients.
+
+    Gradients of parameters are means over the ranks. Values reach the limits of gates. Raises InputError for a class
+    that is refused.
     """
     torch.manual_seed(0)
     experts, calls = kind(Fields()).train(training), [drawn(each) for each in range(world)]
@@ -74,7 +76,7 @@ def compared(ours, kind: type, training: bool, rank: int = 0, world: int = 1) ->
 
 
 def every_class(ours, training: bool, rank: int = 0, world: int = 1) -> None:
-    """All classes are compared, but those that are refused by name."""
+    """Compare all classes but those of REFUSED, which must be refused."""
     refused, found = {}, classes()
     assert len(found) >= 60
     for name, module in found.items():
@@ -98,7 +100,7 @@ def test_two_ranks_compute_what_each_class_does(comm, ours, training):
     every_class(ours, training, comm.rank, comm.size)
 
 
-def test_experts_that_transformers_has_parted_are_refused(ours):
+def test_experts_that_transformers_has_split_among_ranks_are_refused(ours):
     name, module = next(iter(classes().items()))
     experts = getattr(importlib.import_module(module), name)(Fields())
     experts._is_expert_parallel, experts.config._experts_implementation = True, "aristos"

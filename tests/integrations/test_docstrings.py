@@ -1,4 +1,4 @@
-"""Docstrings of the integrations' public names, by the rules for docs/api.md, which is made without torch."""
+"""Docstrings of the integrations' public names keep the rules for docs/api.md. That page is made without torch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PUBLIC = [
         if each.name in ("Experts", "Experts.load", "Experts.forward")
     ),
 ]
-# its pieces are good on every rank, so that the sum refuses none
+# the sum gets valid pieces on every rank, so it never raises PeerInputError
 NEVER = ("transformers.average_dense_grads", ["PeerInputError is not named"])
 
 

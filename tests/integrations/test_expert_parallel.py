@@ -28,7 +28,7 @@ VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 @contextlib.contextmanager
 def split_among_ranks(comm, folder, kind: str, ranks_per_node: int | None = None, **sizes):
-    """(module, eager model, model whose experts transformers has split); the process group ends with the block."""
+    """(module, eager model, model whose experts transformers has split). The process group ends with the block."""
     from transformers.distributed import DistributedConfig
 
     ours, folder = on_ranks(comm, folder, kind)
@@ -47,13 +47,13 @@ def split_among_ranks(comm, folder, kind: str, ranks_per_node: int | None = None
 
 
 def held(model) -> int:
-    """Bytes of this rank's parts of the experts' matrices, as torch has them."""
+    """Bytes that torch has of this rank's parts of the experts' matrices."""
     matrices = [p for module in experts_of(model) for n, p in module.named_parameters() if not n.endswith("bias")]
     return sum(p.to_local().untyped_storage().nbytes() for p in matrices)
 
 
 def copies(model) -> int:
-    """Tensors in memory of the shape of this rank's part of a first matrix, flat or not; FSDP has some of its own."""
+    """How many tensors have the shape of this rank's part of a first matrix, or its size if flat. FSDP has some too."""
     gc.collect()
     cfg = vars(experts_of(model)[0])["_aristos"].moe.cfg
     n, wide, hidden = cfg.experts // 2, 2 * cfg.ffn, cfg.hidden
@@ -63,7 +63,7 @@ def copies(model) -> int:
 
 
 def compared(model, theirs) -> None:
-    """The weights of both are equal."""
+    """Check that the weights of both models are equal."""
     for (name, one), other in zip(model.named_parameters(), theirs.parameters(), strict=True):
         whole = one.full_tensor() if hasattr(one, "full_tensor") else one
         assert relative(whole, other) < 1e-5, name
@@ -93,7 +93,7 @@ def test_a_mesh_of_two_ranks(comm, tmp_path, kind, sizes):
 @pytest.mark.parametrize("sizes", [{"tp_size": 2}, {"fsdp_size": 2}])
 @pytest.mark.parametrize("ranks_per_node", [None, 1])
 def test_a_mesh_of_two_ranks_trains_as_one_process(comm, tmp_path, sizes, ranks_per_node):
-    """On one node, and on two."""
+    """The ranks are on one node, or on two."""
     with split_among_ranks(comm, tmp_path, "qwen3_moe", ranks_per_node, **sizes, ep_size=2) as (ours, theirs, model):
         batches = [batch(rank) for rank in range(sizes.get("fsdp_size", 1))]
         wanted = steps(theirs.train(), batches)
@@ -108,7 +108,7 @@ def test_a_mesh_of_two_ranks_trains_as_one_process(comm, tmp_path, sizes, ranks_
 
 @pytest.mark.ranks(2, timeout=120)
 def test_ranks_of_a_mesh_stop_at_different_times(comm, tmp_path):
-    """transformers lets them go on together (`synced_gpus`)."""
+    """transformers makes the ranks continue together (`synced_gpus`)."""
     with split_among_ranks(comm, tmp_path, "qwen3_moe", fsdp_size=2, ep_size=2) as (_, theirs, model):
         ids = torch.randint(0, 128, (1, 3 + 9 * comm.rank), generator=torch.Generator().manual_seed(comm.rank))
         for counts in ((2, 7), (5, 1)):
@@ -119,7 +119,7 @@ def test_ranks_of_a_mesh_stop_at_different_times(comm, tmp_path):
 @pytest.mark.ranks(4, timeout=120)
 @pytest.mark.parametrize("sizes", [{"dp_replicate_size": 2, "fsdp_size": 2}, {"fsdp_size": 2, "tp_size": 2}])
 def test_a_mesh_of_four_ranks_trains_as_one_process(comm, tmp_path, sizes):
-    """Pairs of ranks share the experts, or all four do, of which pairs have the same tokens."""
+    """Pairs of ranks share the experts, or all four ranks share them and pairs have the same tokens."""
     ep_size, same = (2, 1) if "dp_replicate_size" in sizes else (4, 2)
     with split_among_ranks(comm, tmp_path, "qwen3_moe", **sizes, ep_size=ep_size) as (_, theirs, model):
         batches = [batch(each) for each in range(comm.size // same)]
@@ -131,12 +131,12 @@ def test_a_mesh_of_four_ranks_trains_as_one_process(comm, tmp_path, sizes):
 
 @pytest.mark.ranks(2, timeout=120)
 @pytest.mark.parametrize("sizes", [{"tp_size": 2}, {"fsdp_size": 2}])
-def test_values_are_compared_after_changes_alone(comm, tmp_path, sizes):
-    """torch does not count what an optimizer's foreach functions change, nor writes through `.data`."""
+def test_values_are_compared_only_after_changes(comm, tmp_path, sizes):
+    """torch counts neither the changes of an optimizer's foreach functions nor writes through `.data`."""
     with split_among_ranks(comm, tmp_path, "qwen3_moe", **sizes, ep_size=2) as (ours, _, model):
         ids = batch(0)[0]
         theirs = [each for module in experts_of(model.train()) for each in module.parameters()]
-        optimizer = torch.optim.AdamW(theirs, lr=0.1, foreach=True)  # it takes no tensors beside torch's DTensors
+        optimizer = torch.optim.AdamW(theirs, lr=0.1, foreach=True)  # foreach cannot mix DTensors with other tensors
         model(ids, labels=ids).loss.backward()
         first = next(experts_of(model)[0].parameters())
 
@@ -146,7 +146,7 @@ def test_values_are_compared_after_changes_alone(comm, tmp_path, sizes):
             assert equal.called == compared
             return found
 
-        before = logits(compared=True)  # the call that made the layer saw other tensors
+        before = logits(compared=True)  # the first call, which made the layer, saw other tensors
         assert relative(logits(), before) == 0
         for change in (optimizer.step, lambda: first.mul_(2), lambda: first.to_local().mul_(2)):
             with torch.no_grad():

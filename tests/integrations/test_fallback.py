@@ -1,4 +1,4 @@
-"""Experts that Aristos does not compute, and what a report says."""
+"""Experts that Aristos does not compute, and the text of a report."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ transformers = pytest.importorskip("transformers")
 
 @pytest.fixture(autouse=True)
 def nothing_said(ours):
-    """Warnings of other tests do not count."""
+    """Forget which warnings other tests have caused."""
     importlib.import_module("aristos.integrations.fallback")._said.clear()
 
 
 def refused():
-    """(module of a class whose gate Aristos does not have, arguments of a call)."""
+    """(a module whose gate Aristos does not have, arguments of a call)."""
     kind = importlib.import_module("transformers.models.inkling2.modeling_inkling2").Inkling2Experts
     torch.manual_seed(0)
     module = kind(Fields())
@@ -44,12 +44,12 @@ def test_a_refused_class_is_left_to_transformers(ours, name):
         other, _ = refused()
         other.config._experts_implementation = "aristos"
         with warnings.catch_warnings():
-            warnings.simplefilter("error")  # it is said once
+            warnings.simplefilter("error")  # the warning comes only once
             other(*given)
     assert "Inkling2Experts, left to transformers" in str(ours.report(module))
 
 
-def test_without_a_fallback_it_is_refused_with_advice(ours):
+def test_without_a_fallback_a_class_is_refused_with_advice(ours):
     module, given = refused()
     module.config._experts_implementation = "aristos"
     with torch.no_grad(), pytest.raises(InputError, match=r'Inkling2Experts.*options\(fallback="grouped_mm"\)'):
@@ -90,7 +90,7 @@ def test_experts_that_are_never_called_raise(ours, tmp_path):
         opened(tmp_path, "aristos")
 
 
-def test_a_report_has_a_line_a_layer(ours, tmp_path):
+def test_a_report_has_a_line_for_each_layer(ours, tmp_path):
     model = opened(small("qwen3_moe", tmp_path), "aristos")
     assert str(ours.report(model)).count("no layer yet") == 2
     with torch.no_grad():

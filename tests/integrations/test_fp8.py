@@ -1,4 +1,4 @@
-"""FP8 experts modules of transformers: their codes go to a layer as they are."""
+"""FP8 experts modules of transformers: a layer takes their codes unchanged."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ def made(ffn: int, block: tuple[int, int] | None, scale_fmt: str = "float", gate
 
 
 def dequantised(module):
-    """What the module's own code computes of its weights in float32."""
+    """The module with its weights dequantised to float32 by transformers' code. It computes with "eager"."""
     names = [name.removesuffix("_scale_inv") for name, _ in module.named_parameters() if name.endswith("_scale_inv")]
     for name in names:
         weight, scales = getattr(module, name).detach(), getattr(module, f"{name}_scale_inv").detach().float()
-        if module.block_size is None:  # a scale for each of the matrices that lie in one
+        if module.block_size is None:  # each of the matrices in one array has a scale
             whole = weight.float() * scales.repeat_interleave(weight.shape[1] // scales.shape[1], dim=1)
         else:
             whole = fp8._dequantize_fp8_weight(weight, scales, module.block_size, torch.float32)
@@ -69,7 +69,7 @@ def test_codes_stay_codes(ours, ffn, block, scale_fmt, gated):
     ours.close(module)
 
 
-def test_another_weight_type_is_computed_of_their_values(ours):
+def test_codes_can_be_quantised_again_to_another_weight_type(ours):
     ours.options(max_tokens=16, threads=1, timeout=PATIENCE, weight_dtype="int8")
     module, x = made(128, (128, 128)), torch.ones(1, 160)
     ids, weights = torch.tensor([[0, 1]]), torch.full((1, 2), 0.5)

@@ -1,4 +1,4 @@
-"""What a model takes while it is loaded and after its first call, on one rank and on two."""
+"""The memory of a model while it is loaded and after its first call, on one rank and on two."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ pytest.importorskip("torch")
 pytest.importorskip("transformers")
 pytestmark = [pytest.mark.skipif(not find_mpiexec(), reason="no mpiexec beside python or on PATH"), pytest.mark.slow]
 LAYERS, EXPERTS, HIDDEN, FFN = 4, 32, 1024, 512
-BYTES = LAYERS * EXPERTS * 3 * HIDDEN * FFN * 2  # of all experts, in bfloat16: 403 MB
+BYTES = LAYERS * EXPERTS * 3 * HIDDEN * FFN * 2  # all experts in bfloat16: 403 MB
 SIZES = {
     "hidden_size": HIDDEN,
     "moe_intermediate_size": FFN,
@@ -53,9 +53,9 @@ PROGRAM = r"""
 @pytest.mark.parametrize("ranks", [1, 2])
 @pytest.mark.parametrize("whose", ["ours", "theirs"])
 def test_a_rank_holds_its_own_experts_once(tmp_path, ranks, whose):
-    """transformers' own from_pretrained reads all experts, which are given back layer by layer.
+    """transformers' own from_pretrained reads all experts. Their memory is given back layer by layer.
 
-    A page that both ranks read counts half on each; mapped files count nothing.
+    A page that both ranks read counts half on each. Mapped files do not count.
     """
     given = f"\n    sys.path.insert(0, {str(ROOT / 'bench')!r})\n    SIZES, WHOSE = {SIZES}, {whose!r}"
     job = run_job(tmp_path, ranks, given + PROGRAM, timeout=240)

@@ -1,4 +1,4 @@
-"""examples/upcycle.py and chat.py: a dense model's logits, and equal text on any number of ranks."""
+"""examples/upcycle.py keeps a dense model's logits. examples/chat.py prints equal text on any number of ranks."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_other_numbers_of_experts_are_refused(upcycle, experts, top_k, said):
 
 
 def run(*words: str, ranks: int = 1) -> str:
-    """What an example prints on some ranks."""
+    """The stdout of an example on some ranks."""
     start = [*find_mpiexec(), "-n", str(ranks)] if ranks > 1 else []
     command = [*start, sys.executable, *words]
     done = subprocess.run(

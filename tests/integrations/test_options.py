@@ -1,4 +1,4 @@
-"""Options of models of transformers: from the environment, and timelines."""
+"""Options for models of transformers: from the environment, and for timelines."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MODULES = {f"model.layers.{layer}.mlp.experts.json" for layer in range(2)}
 
 
 def chosen(text: str) -> subprocess.CompletedProcess[str]:
-    """A program with options in its environment, which prints those that hold."""
+    """Run a program that prints its current options. text: the options in its environment."""
     code = "from aristos.integrations import options, transformers; print(options.current())"
     env = os.environ | {"ARISTOS_OPTIONS": text}
     return subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True, timeout=120)
@@ -31,7 +31,7 @@ def test_options_of_the_environment():
 
 
 @pytest.mark.parametrize("text", ["threads=2", "[1]", '{"comm": 1}', '{"thread": 2}', '{"max_tokens": 0}'])
-def test_options_of_the_environment_that_there_are_not(ours, monkeypatch, text):
+def test_wrong_options_in_the_environment_are_refused(ours, monkeypatch, text):
     from aristos.errors import InputError
     from aristos.integrations.options import from_environment
 
@@ -43,7 +43,7 @@ def test_options_of_the_environment_that_there_are_not(ours, monkeypatch, text):
 
 
 def test_options_reach_the_layers(ours, tmp_path):
-    """Also those of the configuration."""
+    """Options of the model's configuration reach the layers too."""
     given = {"threads": 2, "moves": "tokens", "schedule": "bulk", "timeout": PATIENCE}
     ours.options(max_tokens=5, precision="high", train=False, **given)
     model = opened(small("mixtral", tmp_path), "aristos").train()
@@ -57,7 +57,7 @@ def test_options_reach_the_layers(ours, tmp_path):
 
 
 def rows_of(events: list[dict]) -> int:
-    """Rows that experts have computed."""
+    """How many rows experts have computed."""
     return sum(each["args"]["rows"] for each in events if each.get("cat") == "expert" and each["ph"] == "X")
 
 

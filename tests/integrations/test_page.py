@@ -1,4 +1,4 @@
-"""docs/transformers.md: its programs run, and so do its commands, but for those that install packages."""
+"""docs/transformers.md: its programs run, and so do all its commands that do not install packages."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytest.importorskip("transformers")
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "docs" / "transformers.md").read_text()
 EVERY = re.findall(r"^```python\n(.*?)^```", TEXT, re.M | re.S)
-SAVED = {text.split()[1]: text for text in EVERY if text.startswith("# ")}  # programs that commands run, by file
+SAVED = {text.split()[1]: text for text in EVERY if text.startswith("# ")}  # file -> a program that commands run
 PROGRAMS = [text for text in EVERY if text not in SAVED.values()]
 SLURM = ("srun", "salloc")
 PATH = f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
@@ -28,7 +28,7 @@ COMMANDS = [line.removeprefix("$ ") for line in TEXT.splitlines() if line.starts
 
 
 def test_programs(ours, tmp_path, monkeypatch):
-    """Each in turn, on a small model; the trained one is written, and opens again with what training made of it."""
+    """Each program runs on a small model, in the page's order. The trained model is saved, and opens as trained."""
     monkeypatch.chdir(tmp_path)
     folder = small("qwen3_moe", tmp_path / "model")
     batches = [torch.randint(0, 128, (2, 11), generator=torch.Generator().manual_seed(n)) for n in range(2)]
@@ -50,7 +50,7 @@ def test_programs(ours, tmp_path, monkeypatch):
 
 
 def test_commands(tmp_path):
-    """Those of Slurm where it is installed; a program's answers are equal, and each is printed once."""
+    """Slurm's commands run if Slurm is installed. All runs of a program give equal answers, each printed once."""
     needs_real_weights()
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     for name, text in SAVED.items():

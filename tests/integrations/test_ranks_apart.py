@@ -53,7 +53,7 @@ APART = r"MismatchError: rank . waits for the .*, and rank . for the .*: one of 
         ("[step() for _ in range(1 - rank)]", ALONE),
         ("model.set_experts_implementation(['aristos', 'eager'][rank]); model(ids)", ALONE),
     ],
-    ids=["before", "between", "interrupted", "fewer", "fewer, not closed", "none", "of another implementation"],
+    ids=["before", "between", "interrupted", "fewer", "fewer, not closed", "none", "another implementation"],
 )
 def test_a_job_ends_at_once(tmp_path, body, wanted):
     small("mixtral", tmp_path / "model")
@@ -63,7 +63,7 @@ def test_a_job_ends_at_once(tmp_path, body, wanted):
 
 
 def test_a_rank_that_leaves_the_module_out_is_not_waited_for_long(tmp_path):
-    """absent_timeout after the other one's program is over."""
+    """The other rank waits for absent_timeout after its program is over."""
     body = """
     if rank == 0:
         from aristos.integrations import transformers as ours
@@ -86,7 +86,7 @@ if launch_environment.started_as()[2] == 0:
 
 
 def test_a_rank_that_never_starts_mpi_itself(tmp_path):
-    """Another one would wait for it in MPI_Init."""
+    """The program ends at once. Otherwise the other rank would wait for this rank in MPI_Init."""
     small("mixtral", tmp_path / "model")
     (tmp_path / "program.py").write_text(WITHOUT_MPI4PY)
     path = f"{ROOT}{os.pathsep}{ROOT / 'tests' / 'support'}"

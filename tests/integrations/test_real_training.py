@@ -1,4 +1,4 @@
-"""Training with real weights to its end, on one rank and on two: the first layers of SmolLM2-135M-Instruct."""
+"""A whole training with real weights, on one rank and on two: the first layers of SmolLM2-135M-Instruct."""
 
 from __future__ import annotations
 
@@ -55,9 +55,9 @@ PROGRAM = """
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_real_model_learns_as_with_eager(real_model, tmp_path, ranks):
-    """Each rank has a text of its own. What is saved in the end is what eager has, and has the lowest loss.
+    """Each rank has its own text. The saved model equals eager's at the end, and has the lowest loss.
 
-    Later gradients are not compared: eager's own are off by 1e-5 of those in float64.
+    Later gradients are not compared, because eager's differ from those in float64 by 1e-5.
     """
     job = run_job(tmp_path, ranks, f"\n    folder, STEPS = {str(real_model[0])!r}, {STEPS}" + PROGRAM, timeout=240)
     assert job.code == 0, job.out

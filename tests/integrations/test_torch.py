@@ -1,4 +1,4 @@
-"""`aristos.integrations.torch.Experts` against the reference; skipped without torch (`make test-hf` has it)."""
+"""`aristos.integrations.torch.Experts` against the reference. Skipped without torch (`make test-hf` has it)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def job(count: int, seed: int = 0, dtype: str = "float32"):
 
 
 def made(comm=None, **fields):
-    """The module as a context."""
+    """An experts module, as a context that closes it."""
     from aristos.integrations.torch import Experts
 
     experts = Experts(aristos.MoEConfig(**{**vars(CFG), **fields}), comm, threads=1, timeout=PATIENCE)
@@ -82,7 +82,7 @@ def test_tokens_in_several_dimensions():
     assert error(x, ids, weights, y.reshape(6, 24)) < 1e-5
 
 
-def test_what_it_cannot_do_is_refused():
+def test_gradients_and_other_types_are_refused():
     x, ids, weights = job(3)
     with made() as experts:
         with pytest.raises(InputError, match=r"a gradient is asked for, .* call under torch\.no_grad"):

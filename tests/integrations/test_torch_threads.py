@@ -17,7 +17,7 @@ from aristos.host.launch_environment import OPENMP_WAITS
 
 torch = pytest.importorskip("torch")
 CFG = aristos.MoEConfig(hidden=24, ffn=40, experts=4, top_k=2, max_tokens=7)
-SHOWN = {"OMP_DISPLAY_ENV": "verbose"}  # OpenMP's library says what it has taken, when torch loads it
+SHOWN = {"OMP_DISPLAY_ENV": "verbose"}  # OpenMP's library prints its settings when torch loads it
 
 
 @pytest.mark.slow
@@ -27,8 +27,8 @@ SHOWN = {"OMP_DISPLAY_ENV": "verbose"}  # OpenMP's library says what it has take
     [({}, "1", "0"), ({"OMP_WAIT_POLICY": "active", "OMP_NUM_THREADS": "2"}, "2", r"\d{6,}")],
     ids=["by itself", "as the user says"],
 )
-def test_what_their_library_takes_on_ranks(given, threads, spins):
-    """`aristos run` sets what the user leaves out: a thread that spins keeps its core from a worker."""
+def test_settings_of_openmp_on_ranks(given, threads, spins):
+    """`aristos run` sets what the user leaves out, because a thread that spins takes the core of a worker."""
     env = {name: value for name, value in clean_environment().items() if name not in ("OMP_NUM_THREADS", *OPENMP_WAITS)}
     done = subprocess.run(
         [sys.executable, "-m", "aristos", "run", "-n", "2", "--", "python", "-c", "import torch"],
@@ -45,7 +45,7 @@ def test_what_their_library_takes_on_ranks(given, threads, spins):
         assert len(re.findall(rf"{name} = '{value}'", done.stderr)) == 2, done.stderr
 
 
-def test_a_layer_of_one_process_has_as_many_workers():
+def test_a_layer_of_one_process_has_as_many_workers_as_torch_has_threads():
     from aristos.integrations.torch import Experts
 
     before = torch.get_num_threads()

@@ -1,4 +1,4 @@
-"""Trainer in several processes: those of torch alone have all experts each, and on ranks of MPI it is refused."""
+"""Trainer in several processes. Each process of torch alone has all experts. On ranks of MPI Trainer is refused."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ ours.options(max_tokens=16, threads=1)
 
 
 def variables(rank: int, port: int) -> dict[str, str]:
-    """What torchrun sets for a process of two."""
+    """The variables that torchrun sets for one of two processes."""
     found = {"RANK": rank, "WORLD_SIZE": 2, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     return {name: str(value) for name, value in found.items()}
 
@@ -51,7 +51,7 @@ def free_port() -> int:
 
 
 def test_processes_of_torch_average_all_experts(tmp_path):
-    """Each has a batch of its own; both together end as eager does."""
+    """Each process has its own batch. Both end with the weights that eager has."""
     small("mixtral", tmp_path / "model")
     (tmp_path / "program.py").write_text(PROGRAM + "train(sys.argv[1])\n")
     env = clean_environment() | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests' / 'support'}"}
@@ -73,7 +73,7 @@ def test_processes_of_torch_average_all_experts(tmp_path):
 
 @pytest.mark.skipif(not find_mpiexec(), reason="no mpiexec beside python or on PATH")
 def test_ranks_of_mpi_are_refused(tmp_path):
-    """Its variables are set by hand; the job ends at once."""
+    """The variables of torch are set by hand. The job ends at once."""
     small("mixtral", tmp_path / "model")
     by_hand = "os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(rank))\ntrain('aristos')\n"
     master = {name: value for name, value in variables(0, free_port()).items() if name.startswith("MASTER")}

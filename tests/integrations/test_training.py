@@ -1,4 +1,4 @@
-"""Training of experts modules and models of transformers against torch's own; skipped where it is missing."""
+"""Training of experts modules and models of transformers equals torch's own. Skipped without transformers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FIELDS = {"hidden": 24, "ffn": 40, "experts": 4, "top_k": 2, "activation": "silu
 
 
 def made(comm=None, placement=None, **fields):
-    """A layer that trains, as a context."""
+    """An experts module that trains, as a context that closes it."""
     from aristos.integrations.torch import Experts
 
     torch.manual_seed(3)
@@ -29,7 +29,7 @@ def made(comm=None, placement=None, **fields):
 
 
 def drawn(count: int, seed: int = 0):
-    """(x, ids, weights), leaves that ask for gradients."""
+    """(x, ids, weights). x and weights are leaves that require gradients."""
     generator = torch.Generator().manual_seed(seed)
     ids = torch.stack([torch.randperm(4, generator=generator)[:2] for _ in range(count)])
     x, weights = (torch.randn(count, 24, generator=generator), torch.rand(count, 2, generator=generator))
@@ -37,7 +37,7 @@ def drawn(count: int, seed: int = 0):
 
 
 def plainly(parameters, x, ids, weights):
-    """y by torch in the parameters' type, token by token."""
+    """y, computed by torch in the parameters' type, token by token."""
     gate_up, down = parameters["gate_up_proj"], parameters["down_proj"]
     rows = []
     for token in range(len(x)):
@@ -79,7 +79,7 @@ def test_gradients_of_several_calls_are_added():
         assert all(relative(p.grad, other) < 1e-6 for p, other in zip(experts.parameters(), together, strict=True))
 
 
-def test_parameters_that_have_changed_are_taken():
+def test_changed_parameters_are_used():
     call = drawn(5)
     with made() as experts:
         optimizer = torch.optim.SGD(experts.parameters(), lr=0.5)
@@ -106,7 +106,7 @@ def test_graphs_that_torch_drops_give_their_tapes_back():
     with made() as experts:
         for _ in range(5):
             y = experts(*call)
-        assert experts.moe.open_tapes == 6  # of three calls each: y's, and those of the graph that it took the place of
+        assert experts.moe.open_tapes == 6  # three calls for y, and three for the graph that y replaced
         del y
         gc.collect()
         with torch.no_grad():
@@ -149,7 +149,7 @@ def test_frozen_parameters_have_no_gradient():
 
 
 def compared(model, theirs, ours, comm=None) -> None:
-    """The weights of the model are those of the other one."""
+    """Check that the weights of both models are equal."""
     state = ours.whole_state_dict(model)
     if comm is None or comm.rank == 0:
         assert set(state) == set(theirs.state_dict())
@@ -167,7 +167,7 @@ def test_two_steps_are_those_of_eager(ours, tmp_path, kind):
     ours.close(model)
 
 
-def test_parameters_that_others_replace_are_taken():
+def test_parameters_that_other_code_replaces_are_used():
     call = drawn(5)
     with made() as experts:
         before = experts(*call).detach().clone()
@@ -188,7 +188,7 @@ def test_copies_of_experts_are_refused(comm):
 
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_gradient_checkpointing(ours, tmp_path, reentrant):
-    """No tape waits for the way back."""
+    """No tape stays open until the backward pass."""
     folder = small("qwen3_moe", tmp_path)
     theirs, model = opened(folder, "eager").train(), opened(folder, "aristos").train()
     model.gradient_checkpointing_enable({"use_reentrant": reentrant})
@@ -237,7 +237,7 @@ def test_four_ranks_train_as_one_process(comm, tmp_path):
 
 @pytest.mark.ranks(2, timeout=120)
 def test_a_rank_without_a_training_step_is_named(comm, tmp_path):
-    """Both ranks raise, soon."""
+    """Both ranks raise soon."""
     ours, folder = on_ranks(comm, tmp_path, "mixtral")
     model = opened(folder, "aristos").train()
 
@@ -265,7 +265,7 @@ def test_the_norm_of_gradients_is_that_of_the_whole_model(comm, tmp_path):
 
 
 @pytest.mark.ranks(2, timeout=120)
-def test_experts_of_a_state_dict_of_all_are_parted(comm):
+def test_a_rank_takes_its_experts_from_a_state_dict_of_all(comm):
     with made() as alone, made(comm) as experts:
         experts.load_state_dict(alone.state_dict())
         mine = experts.moe.placement.mine(comm.rank)

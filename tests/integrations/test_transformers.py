@@ -1,4 +1,4 @@
-"""Experts modules and models of transformers with "aristos"; skipped where it is missing (`make test-hf` has it)."""
+"""Experts modules and models of transformers with "aristos". Skipped without transformers (`make test-hf` has it)."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def test_logits_and_text_are_those_of_eager(ours, tmp_path, kind):
     with torch.no_grad():
         assert relative(model(ids).logits, theirs(ids).logits) < 1e-5
         assert (model.generate(ids[:, :5], **GENERATE) == theirs.generate(ids[:, :5], **GENERATE)).all()
-    assert held_by_torch(model) < 10_000  # biases; the layers have the matrices, and torch's copies are given back
+    assert held_by_torch(model) < 10_000  # biases; the layers have the matrices, and torch has freed its copies
     ours.close(model)
 
 
 def test_a_model_without_experts_is_not_saved_or_called(ours, tmp_path):
-    """After the first call torch does not have them, and after `close` nobody has."""
+    """After the first call torch no longer has the experts, and after `close` Aristos does not have them either."""
     folder = small("mixtral", tmp_path)
     model, ids = opened(folder, "aristos"), torch.zeros(1, 3, dtype=torch.int64)
     with torch.no_grad():
@@ -116,7 +116,7 @@ def test_two_ranks_with_prompts_of_their_own(comm, tmp_path):
 @pytest.mark.ranks(2, timeout=120)
 @pytest.mark.parametrize("kind", ["many", "qwen3_moe"])
 def test_logits_on_two_ranks_and_on_two_nodes(comm, tmp_path, kind):
-    """128 experts, 8 a token; and nodes that share no memory."""
+    """One model has 128 experts, 8 for each token. The other runs on nodes that share no memory."""
     ours, folder = on_ranks(comm, tmp_path, kind)
     ours.options(max_tokens=8, threads=1, comm=comm, timeout=PATIENCE, ranks_per_node=None if kind == "many" else 1)
     theirs, model = opened(folder, "eager"), ours.from_pretrained(folder, dtype=torch.float32)
@@ -145,7 +145,7 @@ def test_experts_are_read_from_the_directory(ours, tmp_path, kind):
 
 
 def as_mxfp4(folder: Path, target: Path) -> Any:
-    """Write gpt-oss's experts as it is published; returns the model with the values that the codes have."""
+    """Write the experts as gpt-oss is published. Returns the model with the values of the codes."""
     from safetensors.torch import load_file, save_file
 
     model = opened(folder, "eager")
@@ -194,7 +194,7 @@ def test_other_layers_that_are_quantised_are_transformers_own(ours, tmp_path):
 
 @pytest.mark.ranks(3, timeout=120)
 def test_ranks_stop_at_different_times(comm, tmp_path):
-    """One rank has no prompt at all, and layers are made while it waits."""
+    """One rank has no prompt at all. Layers are made while it waits."""
     ours, folder = on_ranks(comm, tmp_path, "mixtral")
     theirs, model = opened(folder, "eager"), opened(folder, "aristos")
     ids = torch.randint(0, 128, (1, 3 + 9 * comm.rank), generator=torch.Generator().manual_seed(comm.rank))
@@ -210,7 +210,7 @@ def test_ranks_stop_at_different_times(comm, tmp_path):
 
 @pytest.mark.ranks(2, timeout=120)
 def test_ranks_use_several_models_at_their_own_pace(comm, tmp_path):
-    """Their calls come in other orders, and one rank makes fewer."""
+    """The ranks call the models in different orders, and one rank makes fewer calls."""
     ours, first = on_ranks(comm, tmp_path / "first", "mixtral")
     _, second = on_ranks(comm, tmp_path / "second", "qwen3_moe")
     theirs, models = ([opened(folder, way) for folder in (first, second)] for way in ("eager", "aristos"))

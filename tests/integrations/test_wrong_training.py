@@ -1,4 +1,4 @@
-"""What people do in training that ranks cannot follow: each is refused or warned of, with what to do instead."""
+"""Mistakes in training on ranks. Each is refused or causes a warning, with advice on what to do instead."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytest.importorskip("transformers")
 
 
 def step(model, rank: int, *, clip=None, average=None) -> None:
-    """A step of SGD; clip(parameters, norm) and average(model) come before it."""
+    """Take a step of SGD, after clip(parameters, norm) and average(model) if they are given."""
     ids = batch(rank)[0]
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     model(ids, labels=ids).loss.backward()
@@ -46,7 +46,7 @@ def test_data_parallel_models(comm, tmp_path):
 
 @pytest.mark.ranks(2, timeout=120)
 def test_gradients_that_torch_has_clipped(comm, tmp_path):
-    """Each rank has clipped them by the norm of other experts."""
+    """Each rank has clipped its gradients by another norm, since it has other experts."""
     ours, folder = on_ranks(comm, tmp_path, "mixtral")
     model = opened(folder, "aristos").train()
     step(model, comm.rank, clip=torch.nn.utils.clip_grad_norm_, average=ours.average_dense_grads)
@@ -77,7 +77,7 @@ def test_steps_in_one_process_need_no_average(ours, tmp_path):
 
 
 def fsdp1(model):
-    """Before `fully_shard`; it warns that it goes out of use."""
+    """FSDP as it was before `fully_shard`. Its constructor warns that it is deprecated."""
     with warnings.catch_warnings(action="ignore"):
         return torch.distributed.fsdp.FullyShardedDataParallel(model, device_id=torch.device("cpu"))
 
@@ -86,7 +86,7 @@ def fsdp1(model):
 @pytest.mark.parametrize("first", [False, True])
 @pytest.mark.parametrize("cut", [torch.distributed.fsdp.fully_shard, fsdp1])
 def test_experts_that_fsdp_has_cut(comm, tmp_path, first, cut):
-    """Before and after a first call."""
+    """FSDP cuts the experts before the first call or after it."""
     ours, folder = on_ranks(comm, tmp_path, "mixtral")
     model = opened(folder, "aristos").train()
     if first:

@@ -1,4 +1,4 @@
-"""What people do to a model of transformers that Aristos cannot follow: each is refused, with what to do instead."""
+"""Uses of a model of transformers that Aristos cannot follow. Each is refused, with advice on what to do instead."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ IDS = torch.arange(7).reshape(1, 7)
 
 
 def called(model):
-    """The model after its first call."""
+    """Make the first call of a model. Returns the model."""
     with torch.no_grad():
         model(IDS)
     return model
@@ -43,7 +43,7 @@ def test_a_model_whose_experts_torch_never_had(ours, tmp_path):
 
 
 def test_gradients_of_a_model_that_does_not_train(ours, tmp_path):
-    """No layer is made for them, so `train` still helps."""
+    """No layer is made for the refused call, so `train()` still helps."""
     model = opened(small("mixtral", tmp_path), "aristos")
     with pytest.raises(InputError, match=r"torch\.no_grad\(\), or call model\.train\(\)"):
         model(IDS)
@@ -123,7 +123,7 @@ def test_types_are_named_as_for_transformers(ours, tmp_path):
 
 @pytest.mark.parametrize("how", [{}, {"fused": True}, {"foreach": True}])
 def test_steps_of_any_optimizer_are_taken(ours, tmp_path, how):
-    """Fused ones, which Trainer uses, do not count as changes of a tensor."""
+    """torch does not count the changes of fused optimizers, which Trainer uses, as changes of a tensor."""
     model = opened(small("mixtral", tmp_path), "aristos").train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, **how)
     model(IDS, labels=IDS).loss.backward()
@@ -135,7 +135,7 @@ def test_steps_of_any_optimizer_are_taken(ours, tmp_path, how):
 
 
 def test_threads_call_a_model_one_after_the_other(ours, tmp_path):
-    """Also its first call."""
+    """The first call, which makes the layers, is also made by one thread alone."""
     folder = small("mixtral", tmp_path)
     wanted = called(opened(folder, "eager"))(IDS).logits
     for _ in range(3):
@@ -152,14 +152,14 @@ def logits(model):
 
 
 class Added(torch.nn.Module):
-    """What an adapter adds to a parameter."""
+    """A parametrization that adds 1 to a parameter, as an adapter adds its product."""
 
     def forward(self, weight):
         return weight + 1
 
 
 def adapted(model):
-    """The model with an adapter of its experts, as PEFT registers it in a call."""
+    """The model with adapters of its experts, which are registered as PEFT does it in a call."""
     for module in experts_of(model):
         torch.nn.utils.parametrize.register_parametrization(module, "down_proj", Added())
     return model

@@ -1,4 +1,4 @@
-"""The micro-kernels for Arm, run by QEMU: what LLVM makes of them computes their plain Python meaning."""
+"""The micro-kernels for Arm, run by QEMU: LLVM's code computes what their plain Python bodies compute."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ pytestmark = [
     ),
 ]
 STEPS = 3  # blocks of 32 k
-GROUPS = 3  # of k of packed weights
+GROUPS = 3  # groups of k in packed weights
 CALLER = r"""
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 void kernel(long, long, long, long, long, long, long, long, long, long);
-/* The bytes of a file, which end where a page begins that nothing may touch. */
+/* Read a file into memory that ends right before a page that nothing may touch. */
 static char *all(const char *name, size_t n) {
     size_t page = 65536, inner = (n + page - 1) / page * page;
     char *p = mmap(0, inner + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -76,7 +76,7 @@ ISAS = [("neon", "neoverse-n1", "+neon"), ("neonbf16", "neoverse-v1", "+neon,+bf
 @pytest.mark.parametrize(("isa", "cpu", "features"), ISAS)
 @pytest.mark.parametrize("element", [BFLOAT16, FLOAT16])
 def test_products_of_16_bit_weights(isa, cpu, features, element, tmp_path):
-    """Every number of rows that a kernel has, from zero and from sums that are there; other rows stay as they are."""
+    """There is a kernel for each number of rows. It starts from zero or adds to sums, and changes no other rows."""
     widened = module("widened", isa)
     rng, depth = np.random.default_rng(0), 32 * STEPS
     weights = rng.standard_normal((depth, 32), np.float32)
@@ -110,7 +110,7 @@ def _drawn(rng: np.random.Generator, form: str, nbytes: int) -> np.ndarray:
 
 
 def _both(program: Path, plain: Callable[..., None], *arguments: Any) -> tuple[list[Any], list[Any]]:
-    """(arguments as a kernel leaves them, as its plain Python meaning does)."""
+    """(the arguments after a kernel, the arguments after its plain Python body)."""
     copies = [each.copy() if isinstance(each, np.ndarray) else each for each in arguments]
     plain(*(each.ctypes.data if isinstance(each, np.ndarray) else each for each in copies))
     return _call(program, *arguments), copies
@@ -123,7 +123,7 @@ def _close(got: Any, wanted: Any) -> bool:
 @pytest.mark.parametrize(("isa", "cpu", "features"), ISAS)
 @pytest.mark.parametrize("form", FORMATS)
 def test_products_of_codes(isa, cpu, features, form, tmp_path):
-    """Every number of rows: whole groups, and the parts of a longer one; with zero points and without."""
+    """A kernel for each number of rows computes whole groups and parts of a group, with and without zero points."""
     packed = module("packed", isa, form)
     together, span, rng = packed.TOGETHER, packed.SPAN, np.random.default_rng(0)
     for rows in range(1, packed.FEW + 1):
@@ -150,14 +150,14 @@ def test_products_of_codes(isa, cpu, features, form, tmp_path):
                     parts,
                     flags,
                 )
-                kept = 8 if flags & ENDS else 10  # after a group's end, nobody reads its parts
+                kept = 8 if flags & ENDS else 10  # nothing reads the sums of a group's parts after its end
                 assert all(map(_close, got[:kept], wanted))
                 assert np.array_equal(got[2][:, span:], sums[:, span:])
 
 
 @pytest.mark.parametrize(("isa", "cpu", "features"), ISAS)
 @pytest.mark.parametrize("form", FORMATS)
-def test_what_becomes_of_codes_scales_and_zero_points(isa, cpu, features, form, tmp_path):
+def test_codes_scales_and_zero_points_are_unpacked_as_in_python(isa, cpu, features, form, tmp_path):
     packed, rng, floats = module("packed", isa, form), np.random.default_rng(0), SUMS // 4
 
     def both(kernel: Any, plain: Callable[..., None], *arguments: Any) -> tuple[list[Any], list[Any]]:

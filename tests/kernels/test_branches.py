@@ -51,7 +51,7 @@ ENTRIES = {
 
 @pytest.mark.parametrize("kind", ENTRIES)
 def test_a_table_entry_without_its_function_fails(copy, kind):
-    """On CPUs, on CUDA and in the reference: the import fails, so none computes another function instead."""
+    """The import fails for CPUs, for CUDA and for the reference. So none of them computes another function instead."""
     source = copy / "aristos" / ("weight_types.py" if kind == "format" else "config.py")
     text = source.read_text()
     assert text.count(ENTRIES[kind][0]) == 1
@@ -77,7 +77,7 @@ def test_a_table_entry_without_its_function_fails(copy, kind):
 
 @pytest.mark.parametrize("module", ["combine", "epilogue", "gemm", "put_probe", "put_signal", "router"])
 def test_a_cuda_kernel_imports_the_lowerings_that_it_calls(module):
-    """Without the lowerings of `primitives.memory` it compiles only if another module has imported them."""
+    """A kernel without the lowerings of `primitives.memory` compiles only if another module has imported them."""
     files = sources.files(ROOT / "aristos" / "kernels" / "cuda" / f"{module}.py")
     assert "memory_lowering.py" in {file.name for file in files}
 

@@ -1,6 +1,6 @@
-"""The machine code of micro-kernels for every family of CPUs, also those that this machine is not.
+"""The machine code of micro-kernels for several families of CPUs, including families that this machine does not have.
 
-LLVM compiles for any CPU; nothing here runs the code. NumPy's oracle is `test_cpu_kernels`.
+LLVM compiles for any CPU. Nothing here runs the code: `test_cpu_kernels` compares its results with NumPy's.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ print(*gemm.panel_rows.inspect_asm().values())
 
 
 def innermost_loops(assembly: str) -> list[str]:
-    """The text from a label to a jump back to it, of every loop without another one inside."""
+    """The text of every loop that contains no other loop, from its label to the jump back."""
     lines, at, found = assembly.splitlines(), {}, []
     for i, line in enumerate(lines):
         if label := re.match(r"(\.L\w+):", line):
@@ -87,7 +87,7 @@ print(*packed.by_codes.inspect_asm().values())
     ],
 )
 def test_loops_over_codes_keep_their_sums_in_registers(isa, cpu, features, form, tmp_path):
-    """Of rows of float32, and by dot products where there are any: no vector moves to the stack or back."""
+    """Loops over rows of float32, and loops of dot products if there are any, move no vector to or from the stack."""
     env = os.environ | {"NUMBA_CPU_NAME": cpu, "NUMBA_CPU_FEATURES": features, "ARISTOS_CACHE": str(tmp_path)}
     script = [sys.executable, "-c", CODES.format(isa=isa, form=form)]
     done = subprocess.run(script, env=env, capture_output=True, text=True, timeout=300)
@@ -95,15 +95,15 @@ def test_loops_over_codes_keep_their_sums_in_registers(isa, cpu, features, form,
     shape, assembly = done.stdout.split("\n", 1)
     sums, lean = map(int, shape.split())
     loops = [loop for loop in innermost_loops(assembly) if re.search("vfmadd|vdpbf16", loop)]
-    pairs = 1 if form == "fp8" else 4  # of k: those of a byte each, or the four of a word
+    pairs = 1 if form == "fp8" else 4  # pairs of k in a turn of a loop: fp8 has one in two bytes
     for instruction, of_pair in (("vfmadd", 2), ("vdpbf16ps", 1 if isa == "avx512bf16" else 0)):
         most = max(len(re.findall(instruction, loop)) for loop in loops)
-        assert most == pairs * of_pair * sums, f"{most} {instruction} of {sums} sums, of as many rows as fit"
+        assert most == pairs * of_pair * sums, f"the largest loop has {most} {instruction} for {sums} sums"
     for loop in loops:
         assert "prefetch" in loop
         spills = [line for line in loop.splitlines() if "%rsp" in line and "mm" in line.split("#")[0]]
         if cpu == "cascadelake" and len(re.findall("vfmadd", loop)) > 4 * pairs * 10:
-            spills = spills[6:]  # of 11 and 12 rows, three vectors of codes beside 176 multiply-adds or more
+            spills = spills[6:]  # with 11 or 12 rows three vectors of codes may spill
         assert not spills, f"spilled:\n{loop}"
     assert lean == (0 if isa != "avx512" or cpu == "znver4" else 12 if form == "fp8" else 4)
     few = [loop for loop in loops if "prefetcht0" in loop]
@@ -119,7 +119,7 @@ def test_loops_over_codes_keep_their_sums_in_registers(isa, cpu, features, form,
     [("neon", "neoverse-n1", "+neon"), ("neonbf16", "neoverse-v1", "+neon,+bf16"), ("neon", "apple-m1", "+neon")],
 )
 def test_the_inner_loops_for_arm_keep_their_sums_in_registers(isa, cpu, features):
-    """One multiply-add or matrix product of 128 bits for each vector of sums; nothing moves to the stack or back."""
+    """Each vector of sums has one multiply-add or matrix product of 128 bits. Nothing moves to the stack or back."""
     gemm, widened = module("gemm", isa), module("widened", isa)
     assert (gemm.LANES, gemm.NR, gemm.ROWS) == (4, 12, 8)
     vectors, rows = widened.SPAN // widened.LANES, widened.ROWS

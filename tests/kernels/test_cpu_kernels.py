@@ -232,16 +232,16 @@ def test_a_gate_is_bounded(activation):
 
 
 def half_erfc(x: np.ndarray) -> np.ndarray:
-    """x Phi(x) with relative accuracy far below zero."""
+    """x Phi(x), with a small relative error also for very negative x."""
     return np.array([0.5 * v * math.erfc(-v / math.sqrt(2)) for v in x])
 
 
 def of_logistic(scale: float, cube: float = 0.0) -> Callable[[np.ndarray], np.ndarray]:
-    """x / (1 + e^-(scale (x + cube x^3))) with relative accuracy far below zero."""
+    """x / (1 + e^-(scale (x + cube x^3))), with a small relative error also for very negative x."""
     return lambda x: x / (1 + np.exp(np.minimum(-scale * (x + cube * x**3), 700)))
 
 
-# by activation: its formula in float64, and the largest relative error from -5 up and below, as docs/layer.md states
+# activation: (its formula in float64, its largest relative error for x >= -5, and for x < -5), as in docs/layer.md
 ACCURACY: dict[str, tuple[Callable[[np.ndarray], np.ndarray], float, float]] = {
     "relu": (lambda x: np.maximum(x, 0), 0.0, 0.0),
     "relu2": (lambda x: np.maximum(x, 0) ** 2, 1e-7, 0.0),
@@ -254,7 +254,7 @@ ACCURACY: dict[str, tuple[Callable[[np.ndarray], np.ndarray], float, float]] = {
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_activations_are_accurate_over_their_range(activation):
-    """From -100 to 100 and around zero: relative errors, and absolute ones in units of the argument."""
+    """Errors are small relative to the value, and relative to the argument, from -100 to 100 and near zero."""
     x = np.concatenate([np.linspace(-100, 100, 20_000), np.linspace(-6, 6, 20_000), np.geomspace(1e-30, 1, 2_000)])
     x = np.concatenate([x, -x]).astype(np.float32)
     got = aligned(x.shape)
@@ -348,7 +348,7 @@ class Rows:
 
 @pytest.mark.parametrize("rows", range(1, 19))
 def test_the_micro_kernel_handles_any_number_of_rows_and_vectors(rows):
-    """On small integers, whose sums are exact in any order: the kernel first writes C, then adds to it."""
+    """Values are small integers, whose sums are exact in any order. The kernel first writes C, then adds to it."""
     rng = np.random.default_rng(rows)
     for vectors in range(1, VECTORS + 1):
         width = LANES * vectors
@@ -367,7 +367,7 @@ def test_the_micro_kernel_handles_any_number_of_rows_and_vectors(rows):
 
 
 def test_sums_carried_between_passes_equal_one_chain():
-    """Neither passes over k nor the number of rows change a bit: a sum is one chain of fused multiply-adds."""
+    """Bits depend neither on the passes over k nor on the number of rows: a sum is one chain of multiply-adds."""
     rng = np.random.default_rng(0)
     rows, k = 9, 100
     left, b = rng.standard_normal((rows, k)).astype("f4"), rng.standard_normal((k, NR)).astype("f4")
@@ -408,7 +408,7 @@ def test_packed_rows_are_blocks_of_columns():
 
 
 def test_packed_panels_hold_the_weights_and_zeros():
-    """A panel starts at its first column times K; the last one has as many whole vectors as its columns need."""
+    """A panel starts at element K times its first column. The last panel has only the vectors that its columns need."""
     rng = np.random.default_rng(0)
     for k, n in ((1, 1), (3, NR), (5, NR + 1), (4, 3 * NR - 1), (2, 2 * NR + LANES)):
         w = rng.standard_normal((k, n)).astype("f4")
@@ -434,7 +434,10 @@ def test_packed_panels_hold_the_weights_and_zeros():
     ],
 )
 def test_the_register_block_of_each_family(isa, cpu, shape):
-    """Its sums, a row of B and a broadcast fit the registers; a column-split share and a chunk are whole panels."""
+    """The block's sums, a row of B and a broadcast fit the registers.
+
+    A share of a column-split run is whole panels, and so is a chunk of F.
+    """
     found = shape_for(isa, cpu)
     assert found == shape
     assert found.rows * found.vectors + found.vectors + 1 <= {"avx512": 32, "avx2": 16, "generic": 32}[isa]
@@ -444,11 +447,11 @@ def test_the_register_block_of_each_family(isa, cpu, shape):
 
 
 def test_the_roof_is_above_the_micro_kernel_and_blas():
-    """No arithmetic of this core exceeds multiply-adds in registers: not the micro-kernel, and not NumPy's BLAS."""
+    """Neither the micro-kernel nor NumPy's BLAS is faster than multiply-adds in registers."""
     a, b = np.ones((256, 512), np.float32), np.ones((512, 512), np.float32)
     roof = kernel = blas = 0.0
     with threadpool_limits(1):
-        for _ in range(5):  # in turns: the clock changes
+        for _ in range(5):  # in turns, because the CPU's clock rate changes
             roof, kernel = max(roof, kernels.fma_peak(0.05)), max(kernel, kernels.gemm_peak(0.05))
             start = time.perf_counter()
             np.matmul(a, b)
@@ -489,7 +492,7 @@ def choose(
     st.floats(-3, 3, width=32),
 )
 def test_top_k_and_weights_equal_the_reference(scores, k, score, renormalize, scale):
-    """With many ties: the lowest id comes first, and the weights equal the reference."""
+    """The scores have many ties. The lowest id comes first, and the weights equal the reference."""
     k = min(k, len(scores))
     cfg = MoEConfig(
         1, 1, experts=len(scores), top_k=k, router=Router(score=score, renormalize=renormalize, scale=scale)
@@ -540,7 +543,7 @@ def test_combine_is_an_ordered_sum(k, hidden, data):
 
 
 def test_scores_of_a_row_do_not_depend_on_other_rows():
-    """A router score is a chain of its row alone: the block of tokens changes no bit."""
+    """A router score is one chain of sums over its own row: other tokens of the block change no bit."""
     rng = np.random.default_rng(0)
     hidden, experts, m = 600, 19, 32
     matrix = rng.standard_normal((hidden, experts)).astype("f4")

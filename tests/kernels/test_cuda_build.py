@@ -1,4 +1,4 @@
-"""Kernels to cubins without a driver: for each architecture, cached for later processes, rebuilt if damaged."""
+"""Building cubins without a driver: for each architecture, kept for later processes, rebuilt if damaged."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ print(count)
 
 @pytest.fixture
 def kept(tmp_path, monkeypatch):
-    """An empty cache; the fixture is a function that lists its entries."""
+    """Use an empty cache. The fixture is a function that lists the cache's entries."""
     monkeypatch.setattr(build, "cache_folder", lambda: tmp_path)
     return lambda: sorted((tmp_path / "cuda").glob("*"))
 
@@ -66,7 +66,7 @@ def compiled(monkeypatch):
 
 
 def made_for(text):
-    """The target of machine code, such as sm_90a: named in its text, or before sm_100 in the flags of its header."""
+    """The target of machine code, such as sm_90a. The text names it, or before sm_100 the flags of its header do."""
     named, flag = re.search(r"\.target\s+(\w+)", text), re.search(r"\bEF_CUDA_SM(\d+)", text)
     return named[1] if named else f"sm_{flag[1]}" + ("a" if "EF_CUDA_ACCELERATORS" in text else "")
 
@@ -118,7 +118,7 @@ def test_a_malformed_architecture_is_refused(kept, tmp_path):
     ],
 )
 def test_the_ptx_of_one_architecture_is_that_of_another(name, first, other):
-    """With the same launch bounds: the report compiles one, and assembles it for each."""
+    """Launch bounds are equal too, so the report compiles one PTX for both and assembles it for each."""
 
     def code(text):
         return re.sub(r"_ZN\w+|_cudapy_smem_\d+", "NAME", text[text.index(".entry") :])
@@ -129,8 +129,8 @@ def test_the_ptx_of_one_architecture_is_that_of_another(name, first, other):
     assert code(build.ptx(one, targets[0])[0]) == code(build.ptx(two, targets[1])[0])
 
 
-def test_an_architecture_that_ptxas_does_not_know_is_one_sentence(kept):
-    """A GPU newer than the compilers."""
+def test_an_architecture_that_ptxas_does_not_know_is_refused_in_one_sentence(kept):
+    """A GPU may be newer than the compilers."""
     why = r"^ptxas V[\d.]+ does not know sm_130: install a newer one: pip install nvidia-cuda-nvcc"
     with pytest.raises(EnvironmentProblem, match=why):
         build.build(FILL, "sm_130")
@@ -179,7 +179,7 @@ def test_a_damaged_entry_is_rebuilt(kept, compiled, damage):
 
 @pytest.mark.filterwarnings("ignore:Could not find source")
 def test_the_key_depends_on_types_sources_and_tools(kept, compiled, monkeypatch):
-    """Each change makes a new entry: the types, the tools, the file that holds the kernel."""
+    """A change of the types, of the tools or of the kernel's file makes a new entry."""
     build.build(FILL, "sm_90")
     build.build(replace(FILL, types=(*FILL.types[:2], FILL.types[2].__class__("int32"))), "sm_90")
     monkeypatch.setattr(build, "_tools", lambda: "others")
@@ -238,7 +238,7 @@ def test_without_ptxas_and_nvjitlink_the_error_names_both(monkeypatch):
 
 
 def test_without_numba_cuda_the_error_says_what_to_install():
-    """The module can be imported; importing a kernel to build reports what to install."""
+    """The module can be imported. The import of kernels raises an error that says what to install."""
     code = (
         "import sys; sys.modules['numba_cuda'] = None; from aristos.kernels.cuda import build\n"
         "try: from aristos.kernels.cuda import catalogue\nexcept build.EnvironmentProblem as error: print(error)"
@@ -249,7 +249,7 @@ def test_without_numba_cuda_the_error_says_what_to_install():
 
 @pytest.fixture
 def shipped(tmp_path, monkeypatch):
-    """A folder of kernels compiled ahead, which holds `fill` for sm_90, named as on the machine that made it."""
+    """(a folder of kernels compiled ahead, its file). The file holds `fill` for sm_90, compiled on another machine."""
     folder = tmp_path / "ahead"
     folder.mkdir()
     monkeypatch.setattr(ahead, "FOLDER", folder)
@@ -257,7 +257,7 @@ def shipped(tmp_path, monkeypatch):
 
 
 def test_a_kernel_compiled_ahead_needs_neither_compiler_nor_cache(kept, compiled, shipped, monkeypatch):
-    """Another CPU, Python or assembler finds it; another architecture does not, and compiles as usual."""
+    """The kernel is found with any CPU, Python and assembler."""
     monkeypatch.setattr(build, "_tools", lambda: pytest.fail("the key holds the assembler"))
     monkeypatch.setattr(compile_, "versions", lambda: pytest.fail("the key holds Python and CPU"))
     built = build.build(FILL, "sm_90")
@@ -267,7 +267,7 @@ def test_a_kernel_compiled_ahead_needs_neither_compiler_nor_cache(kept, compiled
 
 
 def test_a_kernel_that_does_not_fit_is_compiled_here(kept, compiled, shipped, monkeypatch):
-    """Its types, options or sources are others, or it is for another architecture."""
+    """A kernel does not fit if types, options, sources or the architecture differ."""
     others = [
         (FILL, "sm_80"),
         (replace(FILL, types=(*FILL.types[:2], FILL.types[2].__class__("int32"))), "sm_90"),
@@ -283,7 +283,10 @@ def test_a_kernel_that_does_not_fit_is_compiled_here(kept, compiled, shipped, mo
 
 
 def test_a_kernel_compiled_ahead_is_found_whatever_the_clocks_say(monkeypatch, shipped):
-    """Files of a kit may be newer than the clock of a machine without a network; to write one needs sources at rest."""
+    """The clock of a machine without a network may be older than the files of a kit. Finding kernels ignores it.
+
+    A kernel is written only if its sources have not been edited since the program started.
+    """
     with monkeypatch.context() as patch:
         patch.setattr(compile_, "STARTED", 0.0)  # every file is newer
         cache_keys.forget()
@@ -302,7 +305,7 @@ def test_a_damaged_kernel_compiled_ahead_is_compiled_here(kept, compiled, shippe
 
 
 def test_the_key_of_a_kernel_compiled_ahead_ignores_options_that_no_compiler_reads(monkeypatch):
-    """Other releases of Numba-CUDA have more options, and may print types otherwise."""
+    """Other releases of Numba-CUDA have more options, and may print types in another way."""
     before = keys.ahead_key(FILL), keys.kernel_key(FILL)
     monkeypatch.setitem(FILL.function.targetoptions, "of_a_later_release", True)
     assert keys.ahead_key(FILL) == before[0]

@@ -1,9 +1,9 @@
 """Every CUDA kernel, compiled by the users' command: its machine code and its resources.
 
-No kernel runs here; the tests read the compiler's output: of CUDA 12, which this environment has, for sm_80 and sm_90,
-and of CUDA 13, which has an environment of its own (`make .venv/cuda13/.aristos`), for sm_100. KERNELS=all compiles
-every kernel for these three by both, and kernels that once spilled for every other architecture too. What ships
-compiled is for the three.
+No kernel runs here: the tests read what the compilers wrote. The compiler of CUDA 12, which is in this environment,
+compiles for sm_80 and sm_90. That of CUDA 13, which has its own environment (`make .venv/cuda13/.aristos`), compiles
+for sm_100. Aristos ships kernels that are compiled for these three. With KERNELS=all both compilers compile every
+kernel for the three, and those that once spilled for every other architecture too.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ LAYERS = {
     for tile in persistent.layer_tiles(kind, Target.named(arch))
 }
 LOOPS |= LAYERS
-GROUPS = {key: tile for key, tile in LOOPS.items() if tile.groups}  # on Hopper, instead of 16-bit mma.sync
+GROUPS = {key: tile for key, tile in LOOPS.items() if tile.groups}  # by warpgroups: Hopper's 16-bit products
 COPY = r"LDGSTS\.E\.BYPASS\.LTC128B\.128"
 KB = 1024
 DOCS = Path(__file__).parents[2] / "docs"
@@ -79,18 +79,18 @@ class Budget:
 
 WIDE = 255  # the most that an instruction can address: with so few resident threads, registers are no limit
 BUDGETS = {
-    "16x128": Budget(128, 72 * KB, (2, 3, 3), "reads weights at the memory's speed: four chunks each on their way"),
+    "16x128": Budget(128, 72 * KB, (2, 3, 3), "weights are read at the memory's speed: four chunks a block under way"),
     "32x128": Budget(168, 80 * KB, (2, 2, 2), "as 16x128, with twice the sums"),
     "64x128": Budget(192, 72 * KB, (2, 2, 2), "64 sums a thread; two blocks hide each other's barriers"),
     "128x128": Budget(176, 96 * KB, (1, 2, 1), "256 threads: 128 registers each where two blocks are to fit (sm_90)"),
     "256x128": Budget(WIDE, 144 * KB, (1, 1, 1), "128 sums a thread: the fewest reads of shared memory for a product"),
-    # warpgroups, for sm_90 alone; 1 KB more than the chunks, for barriers and the alignment to eight rows
+    # warpgroups, for sm_90 alone: the chunks and 1 KB more, for barriers and for the alignment to eight rows
     "wgmma_64x128": Budget(
-        128, 73 * KB, (0, 3, 0), "weights at the memory's speed: three blocks, two chunks each under way"
+        128, 73 * KB, (0, 3, 0), "weights are read at the memory's speed: three blocks, two chunks a block under way"
     ),
     "wgmma_128x128": Budget(128, 97 * KB, (0, 2, 0), "two blocks hide each other's beginnings and ends"),
     "wgmma_256x128": Budget(200, 193 * KB, (0, 1, 0), "128 sums a thread; weights are read half as often"),
-    "16x64": Budget(128, 40 * KB, (4, 4, 4), "four blocks of four warps: multiply-adds have 4 cycles to wait for"),
+    "16x64": Budget(128, 40 * KB, (4, 4, 4), "four blocks of four warps hide the 4 cycles of a multiply-add"),
     "64x64": Budget(168, 48 * KB, (3, 3, 3), "three blocks of 128 threads share 65536 registers"),
     "128x64": Budget(WIDE, 72 * KB, (2, 2, 2), "64 sums and 16 rows of a thread; two blocks of 128 threads"),
     "route": Budget(168, 48 * KB, (3, 3, 3), "the product of 64x64"),
@@ -100,8 +100,9 @@ BUDGETS = {
     "place": Budget(
         48, 9 * KB, (10, 10, 10), "a few loads a thread: warps hide each other's waits; 256 slots and k = 8"
     ),
-    # persistent kernels: the product's registers, and values of the steps that live across it; 128 more bytes of shared
-    # memory for the command. 24 to 40 registers of slack, up to the blocks' limit: steps change oftener than products
+    # persistent kernels: the product's registers, and more for values that steps need after the product; 128 bytes more
+    # shared memory, for the command. 24 to 40 registers are left free, up to the blocks' limit, because steps change
+    # more often than products
     "layer_16x128": Budget(152, 73 * KB, (2, 3, 3), "up to 168 registers leave three blocks, as the product has them"),
     "layer_64x128": Budget(232, 73 * KB, (2, 2, 2), "up to 255 registers leave two blocks"),
     "layer_128x128": Budget(WIDE, 97 * KB, (1, 2, 1), "256 threads: where two blocks are to fit (sm_90) they have 128"),
@@ -110,8 +111,8 @@ BUDGETS = {
     ),
     "layer_wgmma_128x128": Budget(128, 98 * KB, (0, 2, 0), "256 threads: two blocks leave 128 registers each"),
     "layer_wgmma_256x128": Budget(WIDE, 194 * KB, (0, 1, 0), "one block: registers are no limit"),
-    "layer_16x64": Budget(168, 41 * KB, (3, 4, 3), "sm_90 has room for four of 128 registers; sm_100 would spill"),
-    "layer_64x64": Budget(WIDE, 49 * KB, (3, 3, 2), "168 registers where three fit; sm_100 would spill, and has two"),
+    "layer_16x64": Budget(168, 41 * KB, (3, 4, 3), "sm_90 fits four blocks of 128 registers; sm_100 would spill"),
+    "layer_64x64": Budget(WIDE, 49 * KB, (3, 3, 2), "three blocks of 168 registers; sm_100 would spill, and has two"),
     "begin": Budget(64, 0, (8, 8, 8), "one block, once a call"),
     "fail": Budget(64, 0, (32, 32, 32), "one thread, once a failure"),
     "put_rows": Budget(64, 0, (4, 4, 4), "256 threads: four blocks keep enough loads on their way"),
@@ -121,16 +122,16 @@ BUDGETS = {
 
 
 def budget(kernel):
-    """All types of a product share a budget, and so do those of a layer."""
+    """The budget of a kernel. All types of a product or a layer share it."""
     found = re.fullmatch(r"(gemm_|layer_)(?:bf16|f16|tf32|f32)_(.+?)(_counted)?", kernel)
     return BUDGETS[found[1].replace("gemm_", "") + found[2] if found else kernel]
 
 
 ENVIRONMENTS = {"cuda12": Path(sys.prefix), "cuda13": Path(sys.prefix) / "cuda13"}
-MAKE_TABLE = "put there what `python -m aristos.kernels.cuda --out DIR` writes to DIR/report.md, but no _counted kernel"
-# Layer kernels take longest. Those of one tile differ in their products alone, which are compiled as `gemm_` kernels
-# too. So a tile's is compiled for one type, and one at least of each type; also those with few registers to spare.
-# Products of float16 differ from those of bfloat16 in one instruction, which one tile shows; so do TF32's on sm_100.
+MAKE_TABLE = "docs/performance.md must have the table of `python -m aristos.kernels.cuda`, without _counted kernels"
+# Layer kernels take longest to compile. Those of one tile differ only in their products, which `gemm_` kernels test
+# too. So one type of each tile is compiled, one tile of each type, and the layer kernels with few free registers.
+# Products of float16, and on sm_100 those of TF32, differ from bfloat16's in one instruction: one tile is enough.
 CHOSEN = {
     "cuda12": r"^(?!.*\.sm_100$|layer_|gemm_f16_(?!16x128).*\.sm_80$|route_f16\.sm_80$)"
     r"|^layer_(bf16_16x128|f32_16x64)\.sm_80$"
@@ -141,13 +142,13 @@ CHOSEN = {
 ALL = os.environ.get("KERNELS") == "all"
 if ALL:
     CHOSEN = dict.fromkeys(CHOSEN, "")
-# The users' command. What the tests compile it compiles in one process, and keeps the PTX.
+# The users' command, or a script that does the same in one process and keeps the PTX for other tests.
 REPORT = ["-m", "aristos.kernels.cuda"] if ALL else [str(Path(__file__).parents[1] / "support" / "kept_report.py")]
 EVERY_ARCH = assemble.ARCHS if ALL else tuple(ARCHS)
-# With registers for as many blocks as their launch bounds request, these spilled by one toolkit on one architecture or
-# more, in some state of the sources. Those of float16 differ from bfloat16's in one instruction.
+# At some time these spilled with some toolkit on some architecture, where their launch bounds request this many blocks.
+# Those of float16 differ from bfloat16's in one instruction, and are left out.
 ONCE_SPILLED = r"^layer_(bf16_(wgmma_)?128x128|tf32_128x128|f32_16x64|f32_64x64)\."
-# Of the kernels that count, the one with the fewest registers to spare on the GPU that the report is for.
+# Of the kernels with counters, only the one with the fewest free registers is compiled, for Hopper like the GPU report.
 COUNTED = "_counted" if ALL else r"^layer_bf16_wgmma_128x128_counted\.sm_90$"
 TOOLKIT_ARCHS = dict.fromkeys(CHOSEN, EVERY_ARCH) if ALL else {"cuda12": ("sm_80", "sm_90"), "cuda13": ("sm_100",)}
 EVERYWHERE = {
@@ -159,23 +160,23 @@ EVERYWHERE = {
 
 
 def chosen(environment):
-    """(kernel, architecture) of all that the tests compile with a toolkit."""
+    """{(kernel, architecture)}: what the tests compile with a toolkit."""
     found = {key for key in KERNELS if re.search(CHOSEN[environment], ".".join(key))}
     return found | {(kernel, arch) for kernel, arch in EVERYWHERE if arch in TOOLKIT_ARCHS[environment]}
 
 
 @pytest.fixture(scope="session", params=ENVIRONMENTS)
 def built(request, tmp_path_factory):
-    """(folder, rows of the report by kernel and architecture); compiled once for equal sources, types and tools.
+    """(folder, {(kernel, architecture): its row of the report}). Equal sources, types and tools are compiled once.
 
-    Tests of what CHOSEN leaves out are skipped.
+    Tests of kernels that CHOSEN leaves out are skipped.
     """
     pattern = f"^({'|'.join(sorted('.'.join(key) for key in chosen(request.param)))})$"
     folder = ENVIRONMENTS[request.param]
     python = folder / "bin" / "python"
     if not python.exists():
         why = f"no kernel was compiled by {request.param}: there is no {python}; make .venv/cuda13/.aristos"
-        warnings.warn(why, stacklevel=1)  # pytest says it at the end, where it only counts skipped tests
+        warnings.warn(why, stacklevel=1)  # pytest prints warnings at its end, but only counts skipped tests
         pytest.skip(why)
     made_of = repr((pattern, sorted((name, arch, build._key(kernel)) for (name, arch), kernel in KERNELS.items())))
     packages = sorted(path.name for path in folder.glob("lib/python3*/site-packages/*.dist-info"))
@@ -185,7 +186,7 @@ def built(request, tmp_path_factory):
     out = cache_folder() / "cuda-report" / digest.hexdigest()[:16]
     if not (out / "report.json").exists():
         aside = tmp_path_factory.mktemp("cuda")
-        # the PTX machine runs kernels for sm_90: first, so that other architectures get their PTX
+        # sm_90 first: its PTX is kept for the PTX machine, and other architectures are assembled from it
         archs = ",".join(sorted(EVERY_ARCH, key=lambda arch: arch != "sm_90"))
         command = [str(python), *REPORT, "--arch", archs, "--kernels", pattern, "--out", str(aside)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=3600)
@@ -202,12 +203,12 @@ def built(request, tmp_path_factory):
 def text(built, kernel, arch):
     """The machine code of a kernel."""
     if (kernel, arch) not in built[1]:
-        pytest.skip("CHOSEN leaves it out")
+        pytest.skip("CHOSEN leaves this kernel out")
     return (built[0] / f"{kernel}.{arch}.sass").read_text()
 
 
 def without_type(kernel, arch):
-    """Of a kernel and its architecture: kernels of several types share the rest of the name."""
+    """(a kernel's name without its type, architecture)."""
     return re.sub(r"_(bf16|f16|tf32|f32)(?=_|$)", "", kernel), arch
 
 
@@ -230,7 +231,7 @@ def test_every_kernel_has_its_files(built):
 
 
 def test_shared_memory_is_aligned_to_128_bytes(built):
-    """16-byte copies and rows of 128 bytes need it, for every name of shared memory in a kernel."""
+    """Copies of 16 bytes and rows of 128 bytes need this alignment, for every shared array of a kernel."""
     for kernel, arch in built[1]:
         found = re.findall(r"\.extern \.shared \.align (\d+)", (built[0] / f"{kernel}.{arch}.ptx").read_text())
         assert set(found) == ({"128"} if (KERNELS | EVERYWHERE)[kernel, arch].shared_bytes else set()), kernel
@@ -244,7 +245,7 @@ def test_kernels_read_nothing_as_read_only(built):
 
 
 def test_nothing_spills(built):
-    """Kernels that once did are here for each architecture that ships compiled, with the blocks that they request."""
+    """Kernels that once spilled are compiled for each architecture that ships compiled, with the requested blocks."""
     assert set(EVERYWHERE) <= chosen("cuda12") | chosen("cuda13")
     assert {arch for _, arch in EVERYWHERE} == set(EVERY_ARCH)
     assert set(ARCHS) < set(assemble.ARCHS)
@@ -255,7 +256,7 @@ def test_nothing_spills(built):
 
 
 def test_resources_are_within_the_budgets(built):
-    """Registers and shared memory within the budget, and the blocks on an SM that follow from them."""
+    """Registers and shared memory are within the budget. The blocks on an SM follow from them."""
     for (name, arch), row in built[1].items():
         if arch not in ARCHS:
             continue
@@ -279,8 +280,10 @@ def test_every_kernel_has_a_budget():
 
 @pytest.mark.parametrize(("kernel", "arch"), GROUPS)
 def test_main_loops_of_warpgroups(built, kernel, arch):
-    """The main loop is one chunk: its products, each of 64 rows x 128 columns, which start while those of the previous
-    chunk still run; 16-byte copies of rows; one bulk copy of weights, and its barrier. There are no other products.
+    """The main loop is one chunk: its products, 16-byte copies of rows, one bulk copy of weights, and its barrier.
+
+    Each product has 64 rows x 128 columns. Products start while those of the previous chunk still run. There are no
+    other products.
     """
     tile, sass = GROUPS[kernel, arch], text(built, kernel, arch)
     chunks, loop = main_loop(sass, "HGMMA")
@@ -300,7 +303,7 @@ def test_main_loops_of_warpgroups(built, kernel, arch):
         "global": 0, "atomics": 0,
     }.items()}  # fmt: skip
     assert "SYNCS.PHASECHK.TRANS64.TRYWAIT" in loop
-    assert not re.search(r"\b(HMMA|LDSM)\b", sass), "one family of products, and matrices come by descriptors"
+    assert not re.search(r"\b(HMMA|LDSM)\b", sass), "all products must be wgmma, which reads matrices by descriptors"
     assert len(re.findall(r"SYNCS\.EXCH\.64", sass)) == len(re.findall(r"UBLKCP", sass)) == tile.stages
 
 
@@ -332,25 +335,27 @@ def test_main_loops_of_warps(built, kernel, arch):
 @pytest.mark.parametrize(("kernel", "arch"), [key for key in LOOPS if key[0].startswith("gemm_")])
 def test_outputs_are_16_byte_stores_past_l1(built, kernel, arch):
     stores = re.findall(r"\bSTG\.E\S*", text(built, kernel, arch))
-    assert set(stores) == {"STG.E.NA.128"}, "outputs go out 16 bytes at a time, past L1"
+    assert set(stores) == {"STG.E.NA.128"}, "outputs must be stored 16 bytes at a time, past L1"
 
 
 @pytest.mark.parametrize(("kernel", "arch"), LAYERS)
 def test_scopes_and_row_copies_of_layer_kernels(built, kernel, arch):
-    """Shared words have system scope; atomic adds and exchanges have device scope. A CCTL follows each acquire and a
-    MEMBAR precedes each release; there are no others. Rows move 16 bytes per lane, read and written once.
+    """Shared words have system scope. Atomic adds and exchanges have device scope.
+
+    A CCTL follows each acquire, a MEMBAR precedes each release, and there are no others. Rows are read once and written
+    once, 16 bytes per lane.
     """
     sass = text(built, kernel, arch)
     strong = re.findall(r"\b(LDG|STG|ATOMG)\.\S*STRONG\.(\w+)", sass)
     assert set(strong) == {("LDG", "SYS"), ("STG", "SYS"), ("ATOMG", "GPU")}
     count = {name: sum(found == name for found, _ in strong) for name in ("LDG", "STG", "ATOMG")}
     assert min(count.values()) > 0
-    # with bulk copies, ptxas adds a MEMBAR of block scope before each one in the PTX
+    # in kernels with bulk copies ptxas adds a MEMBAR of block scope before each MEMBAR of the PTX
     fences = [scope for scope in re.findall(r"\bMEMBAR\.(\S+)", sass) if scope != "ALL.CTA"]
     assert sorted(fences) == ["ALL.GPU"] * count["ATOMG"] + ["ALL.SYS"] * count["STG"]
     assert len(re.findall(r"\bCCTL\.IVALL", sass)) == count["LDG"] + count["ATOMG"]
-    assert re.search(r"\bLDG\.E\.NA\.LTC128B\.128\b", sass), "rows are read 16 bytes a lane"
-    assert re.search(r"\bSTG\.E\.NA\.128\b", sass), "and written so"
+    assert re.search(r"\bLDG\.E\.NA\.LTC128B\.128\b", sass), "rows must be read 16 bytes a lane"
+    assert re.search(r"\bSTG\.E\.NA\.128\b", sass), "rows must be written 16 bytes a lane"
 
 
 def main_loop(sass, product):
@@ -378,13 +383,13 @@ def table_of(text):
             continue
         archs = name[2].split(", ") if name[2] else ARCHS
         columns = [[int(n) for n in cell.split(", ")] for cell in cells[1:]]
-        for i, arch in enumerate(archs):  # a cell with one number has it for all
+        for i, arch in enumerate(archs):  # a cell with one number holds for all architectures
             found[name[1], arch] = tuple(column[min(i, len(column) - 1)] for column in columns)
     return found
 
 
 def test_the_docs_have_the_current_table(built):
-    """Of each kernel that was compiled here, if docs/performance.md names the compilers."""
+    """Each kernel compiled here is compared with docs/performance.md, if that names the same compilers."""
     docs = (DOCS / "performance.md").read_text(encoding="utf-8")
     by = (built[0] / "report.md").read_text(encoding="utf-8").split("\n\n", 1)[0]
     table = table_of(docs.partition("\nBy numba-cuda ")[2].strip().split("\n\n")[1])
@@ -397,7 +402,7 @@ def test_the_docs_have_the_current_table(built):
 
 
 def test_the_docs_say_what_each_gpu_gets():
-    """docs/cuda.md: for every architecture the tiles of a layer, and what is compiled here."""
+    """docs/cuda.md says for every architecture which tiles a layer has, and which kernels these tests compile."""
     rows = re.findall(r"^ *\| (`sm_.*)$", (DOCS / "cuda.md").read_text(encoding="utf-8"), re.M)
     found = {}
     for archs, _, tiles_, compiled in (row.split(" | ") for row in rows):
@@ -421,7 +426,7 @@ def test_the_docs_say_what_each_gpu_gets():
 
 
 def test_without_numba_cuda_the_command_says_what_to_install(tmp_path):
-    """aristos can be imported without numba-cuda; the command reports what is missing."""
+    """aristos can be imported without numba-cuda. The command says what is missing."""
     code = (
         "import sys; sys.modules['numba_cuda'] = None; import aristos, aristos.kernels;"
         f"from aristos.kernels.cuda.__main__ import main; sys.exit(main(['--out', {str(tmp_path)!r}]))"

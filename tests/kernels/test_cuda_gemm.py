@@ -1,4 +1,4 @@
-"""The tile GEMM on the PTX machine with its checker: compared with float64, batch invariance, memory traffic."""
+"""The tile GEMM on the PTX machine with its checker: equality with float64, batch invariance, memory traffic."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def close(product, y):
 @pytest.mark.parametrize("epilogue", EPILOGUES, ids=lambda e: "-".join(f"{k}={v}" for k, v in e.items()))
 @pytest.mark.parametrize("among", SETS)
 def test_epilogues_equal_float64(among, epilogue):
-    """Odd sizes: rows, k and columns are no multiples of tile, chunk and panel."""
+    """Rows, k and columns are no multiples of tile, chunk and panel."""
     tile = SETS[among][0]
     product = drawn(tile.kind, 13, 77, 90, seed=1, **epilogue)
     close(product, product.run(tile, order=np.random.default_rng(2).permutation(13))[0])
@@ -76,7 +76,7 @@ def test_a_row_has_the_same_bits_in_every_tile(among, at):
 
 
 def test_float32_is_a_chain_in_k_order():
-    """Without tensor cores, every output is its bias, then one fused multiply-add per k, rounded each time."""
+    """No tensor cores are used. Every output begins as its bias and gets one fused multiply-add per k, each rounded."""
     product = drawn("f32", 5, 70, 9, seed=5)
     y, _ = product.run(TILES["f32"][0])
     sums = np.broadcast_to(product.bias, y.shape).copy()
@@ -95,7 +95,7 @@ def test_results_can_be_stored_in_a_peers_memory():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_memory_traffic_of_warps(kind):
-    """Whole tiles: copies, fragments and reads have no bank conflicts; all global accesses are coalesced."""
+    """With whole tiles, copies, fragments and reads have no bank conflicts, and all global accesses are coalesced."""
     tile = TILES[kind][2 if kind != "f32" else 1]
     product = drawn(kind, tile.m, 3 * 128 // BYTES[kind], 128, bias=False)
     _, profile = product.run(tile)
@@ -121,7 +121,7 @@ def test_memory_traffic_of_warps(kind):
 
 @pytest.mark.parametrize("kind", GROUPS)
 def test_slots_are_reused(kind):
-    """Enough chunks for the barriers' phases to repeat; rows of k that end inside a 16-byte part."""
+    """There are enough chunks for the barriers' phases to repeat. Rows end inside a 16-byte part."""
     for tile, chunks, seed in ((GROUPS[kind][0], 1, 1), (GROUPS[kind][0], 9, 2), (GROUPS[kind][1], 8, 3)):
         product = drawn(kind, tile.m - 3, 64 * chunks - 11, 200, seed=seed)
         close(product, product.run(tile, order=np.random.default_rng(seed).permutation(tile.m - 3), seed=seed)[0])
@@ -129,7 +129,7 @@ def test_slots_are_reused(kind):
 
 @pytest.mark.parametrize("kind", GROUPS)
 def test_products_follow_each_other_in_a_block(kind):
-    """As in the persistent kernel: a product's barriers and chunks overwrite memory of the previous product."""
+    """As in the persistent kernel, a product's barriers and chunks overwrite memory of the previous product."""
     tile = GROUPS[kind][0]
     step, memory = tile_product(tile), tile_memory(tile)
 
@@ -146,7 +146,7 @@ def test_products_follow_each_other_in_a_block(kind):
 
 @pytest.mark.parametrize("kind", GROUPS)
 def test_memory_traffic_of_warpgroups(kind):
-    """Whole tiles: rows are copied once and without bank conflicts; each chunk of weights is one bulk copy."""
+    """With whole tiles, rows are copied once and without bank conflicts. Each chunk of weights is one bulk copy."""
     tile = GROUPS[kind][1]
     _, profile = drawn(kind, tile.m, 5 * 64, 128, bias=False).run(tile)
     copies, bulk, stores = (profile.opcodes[name] for name in ("cp.async", "cp.async.bulk", "st"))
@@ -160,7 +160,7 @@ def test_memory_traffic_of_warpgroups(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_expert_is_two_products(kind):
-    """h = act(x gate + g) (x up + b) in the arithmetic's type, y = h down + d: compared with the float64 expert."""
+    """h = act(x gate + g) (x up + b), stored in the kind's type, and then y = h down + d equal the float64 expert."""
     first = drawn(kind, 20, 48, 72, gated=True, activation="silu", seed=8)
     second = drawn(kind, 20, 72, 48, seed=9)
     tile = TILES[kind][0]
@@ -191,7 +191,10 @@ def test_the_smallest_sufficient_tile_is_chosen(arch):
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_86", "sm_87", "sm_89", "sm_90", "sm_100", "sm_103", "sm_120", "sm_121"])
 def test_every_tile_fits_the_gpu(arch):
-    """Shared memory of a block, and of as many blocks as the launch bounds promise; large tiles only where they fit."""
+    """A block's shared memory fits, and so does that of as many blocks as the launch bounds promise.
+
+    Large tiles are used only where they fit.
+    """
     gpu = Target.named(arch)
     for kind in KINDS:
         found = tiles(kind, gpu)
@@ -204,7 +207,7 @@ def test_every_tile_fits_the_gpu(arch):
 
 
 def test_a_gpu_with_less_shared_memory_gets_smaller_tiles():
-    """The limits decide, not the name: of a GPU that no table knows, or of a part of one."""
+    """The GPU's limits decide, not its name. A GPU may be in no table, or may be a part of a larger GPU."""
     whole = Target.named("sm_100")
     small = replace(whole, limits=replace(whole.limits, shared=102400, shared_block=101376))
     assert [tile.m for tile in tiles("bf16", whole)] == [16, 32, 64, 128, 256]
@@ -242,7 +245,7 @@ def test_bad_input_is_refused():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_layout_of_packed_weights(kind):
-    """Blocks of 128 outputs and 128 bytes of k; 16-byte part p of output r lies at p ^ (r & 7); zeros are padding."""
+    """A block has 128 outputs and 128 bytes of k. 16-byte part p of output r lies at p ^ (r & 7). Padding is zero."""
     weight = np.random.default_rng(8).standard_normal((75, 150), dtype=np.float32)
     packed, step = pack(weight, kind), 128 // BYTES[kind]
     assert packed.shape == (2, -(-75 // step), 128, step)

@@ -1,4 +1,4 @@
-"""What one block publishes for others to a peer, on the PTX machine: cumulativity across scopes."""
+"""One block publishes to a peer what other blocks have written, on the PTX machine: releases are cumulative."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LIMIT = 10**9
 
 
 def run(release, seed, blocks=3, rounds=3, row_bytes=64):
-    """(reports, wrong words, waits that ran out) of rounds from GPU 0 to GPU 1."""
+    """Run rounds from GPU 0 to GPU 1: (reports, wrong words, waits that ran out on GPU 0, and on GPU 1)."""
     machine = ptxsim.Machine(devices=2, seed=seed)
     first, second = (machine.device(n) for n in range(2))
     nbytes = (blocks - 1) * row_bytes
@@ -37,6 +37,6 @@ def test_a_release_at_system_scope_covers_what_was_handed_over_at_gpu_scope(seed
 
 
 def test_a_release_at_gpu_scope_does_not_reach_a_peer():
-    """The checker sees the difference: it reports a race for at least one schedule."""
+    """The checker reports a race for at least one schedule."""
     found = [report for seed in range(3) for report in run(ptx.store_release_gpu, seed)[0]]
     assert any(report.kind == "race" for report in found)

@@ -1,4 +1,4 @@
-"""Every PTX primitive on the PTX machine, compared with its meaning in Python: the same function runs both ways."""
+"""Every PTX primitive on the PTX machine is compared with its plain Python body, in functions that run both ways."""
 
 from __future__ import annotations
 
@@ -92,7 +92,10 @@ def on_the_machine(function, *arrays, threads=1):
 
 
 def in_python(function, *arrays, buffer=None):
-    """The same with every primitive replaced by its plain meaning; buffer: replaces the array in shared memory."""
+    """The arrays after the function ran in Python, where plain bodies replace the primitives.
+
+    buffer: replaces the array in shared memory.
+    """
     plain = {name: getattr(value, "plain", value) for name, value in function.__globals__.items()}
     if buffer is not None:
         plain["shared_address"] = lambda array: buffer.ctypes.data
@@ -267,7 +270,7 @@ def test_products_of_warps(kind, exact):
 
 
 def test_bulk_copies_and_their_barriers():
-    """Two copies in one phase of a barrier, one in each later phase; after its end its memory can be used again."""
+    """A barrier has two copies in its first phase and one in each later phase. Then its memory is used for data."""
 
     def copies(at, data, out):
         buffer = shared_address(cuda.shared.array(256, np.float32))
@@ -317,7 +320,7 @@ def _load_sums(builder, at):
 @pytest.mark.parametrize("exact", [True, False])
 @pytest.mark.parametrize("kind", ["bf16", "f16"])
 def test_products_of_warpgroups(kind, exact):
-    """Each k step of a line, from swizzled rows, equals the plain meaning; the plain meaning equals NumPy's product."""
+    """For each k step of a line of swizzled rows the machine equals the plain body, which equals NumPy's product."""
     product, sums_at = getattr(ptx, f"multiply_group_{kind}"), generated(lambda: SUMS, [types.int64], _load_sums)
     rows, form = 64 + 128, fragments.DESCRIPTOR
 

@@ -16,7 +16,7 @@ LINE = put_signal.LINE
 
 
 class Bench:
-    """The memory of a launch on the machine."""
+    """A PTX machine with the memory that launches use."""
 
     def __init__(self, seed=0, **sizes):
         self.machine = ptxsim.Machine(seed=seed)
@@ -124,7 +124,7 @@ def test_puts_are_fully_coalesced():
 
 
 class Two:
-    """Two GPUs of one machine: each has the words and slots of its side, and the addresses of the other's."""
+    """Two GPUs of one machine. Each has the words and slots of its side, and can address those of the other side."""
 
     def __init__(self, nbytes, seed=0):
         self.machine = ptxsim.Machine(devices=2, seed=seed)

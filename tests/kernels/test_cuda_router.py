@@ -24,9 +24,10 @@ pytestmark = pytest.mark.slow
 
 def route(x, weight, k, slot_of=None, score="softmax", renormalize=False, scale=1.0, kind="f32", given=None, seed=0,
           capacity=0, gate=None, weighted=False, bias=None):  # fmt: skip
-    """The tables by name after all launches, without a report. given: (ids, weights), checked instead of computed.
+    """Run the router's kernels, and check that the machine reports nothing. Returns their tables by name.
 
-    gate: [H], then there is a shared expert. weighted: tokens are. bias: the router's select_bias.
+    given: (ids, weights), which are checked instead of computed. gate: [H], for a shared expert.
+    weighted: whether tokens are weighted. bias: the router's select_bias.
     """
     tokens, experts = len(x), weight.shape[1] + (gate is not None)
     pitch = k + (gate is not None)
@@ -121,7 +122,10 @@ def test_routing_equals_the_reference(tokens, hidden, experts, k, score, renorma
 
 @pytest.mark.parametrize(("capacity", "k", "shared"), [(1, 3, False), (11, 2, True), (20, 1, False), (60, 3, True)])
 def test_choices_beyond_the_capacity_are_marked(capacity, k, shared):
-    """First choices before second ones, tokens in order, over three blocks; the shared expert has no limit."""
+    """The first choices of all tokens count before second ones, in the order of the tokens, which fill three blocks.
+
+    The shared expert has no capacity.
+    """
     rng = np.random.default_rng(capacity)
     x, weight = rng.standard_normal((150, 8), dtype=np.float32), rng.standard_normal((8, 6), dtype=np.float32)
     slot_of = rng.permutation(6 + shared)
@@ -139,7 +143,10 @@ def test_choices_beyond_the_capacity_are_marked(capacity, k, shared):
 @pytest.mark.parametrize("given", [False, True])
 @pytest.mark.parametrize("kind", r.KINDS)
 def test_a_shared_expert_and_weights_on_the_input(kind, given):
-    """Its choice follows the others, with the gate's weight; tokens times the weight of their choice have its bits."""
+    """The shared expert's choice follows the others, with the gate's weight.
+
+    Weighted tokens have the bits of the token times the weight of its choice.
+    """
     rng = np.random.default_rng(9)
     x = narrow(rng.standard_normal((70, 40), dtype=np.float32), kind)
     wide = widen(x, kind)
@@ -157,7 +164,7 @@ def test_a_shared_expert_and_weights_on_the_input(kind, given):
     check_packing(got, slot_of, 2)
 
 
-def test_a_bias_that_excludes_the_best_expert_leaves_the_weights_their_digits():
+def test_a_bias_that_excludes_the_best_expert_does_not_make_weights_inexact():
     weight, x = np.zeros((4, 6), np.float32), np.zeros((3, 4), np.float32)
     weight[0], x[:, 0] = [30, 60, 150, 0, 0, 1], [0.5, 0.3, -1]
     bias = np.array([0, 0, -2, 0, -2, 0], np.float32)
@@ -242,7 +249,7 @@ def test_the_larger_status_wins(order):
 
 
 def engine_status(ids, weights, experts):
-    """The status of the CPU's step, uncompiled, called block by block as on CPUs."""
+    """The status that the CPU's step returns. The step is called uncompiled, block by block as on CPUs."""
     job = np.zeros(words.JOB_WORDS, np.int64)
     job[[words.TOP_K, words.CHOICES, words.EXPERTS]] = ids.shape[1], ids.shape[1], experts
     job[[words.IDS, words.WEIGHTS]] = ids.ctypes.data, weights.ctypes.data
@@ -315,7 +322,7 @@ def test_16_bit_tokens_that_are_not_finite_set_the_status(kind, bad):
 
 @pytest.mark.parametrize("kind", r.KINDS)
 def test_memory_traffic_of_the_scores(kind):
-    """Whole tiles: copies are coalesced, each byte once per block of columns, without bank conflicts."""
+    """With whole tiles, copies are coalesced, without bank conflicts. Each byte is copied once per block of columns."""
     x = narrow(np.random.default_rng(6).standard_normal((64, 64), dtype=np.float32), kind)
     profile = route(x, np.eye(64, 128, dtype=np.float32), 1, kind=kind)["profile"]
     copies = profile.opcodes["cp.async"]

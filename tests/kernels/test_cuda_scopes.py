@@ -1,4 +1,4 @@
-"""Memory order in machine code: of every primitive for shared words, and of `primitives.memory` on CUDA.
+"""Memory order in the machine code of every primitive for shared words, and of `primitives.memory` on CUDA.
 
 An acquire is a strong load, then an invalidation of the L1 cache (CCTL.IVALL); a release is a barrier of the same
 scope, then a strong store. Words that other devices and the host read need scope SYS; scope GPU covers one device only.
@@ -118,7 +118,10 @@ def test_16_bytes_are_one_access(name, arch, tmp_path):
 
 @pytest.mark.parametrize("arch", TARGETS)
 def test_scopes_of_the_memory_operations(arch, tmp_path):
-    """The engine's order: a row, then the tail; then the peer's credit. Atomic adds and exchanges have device scope."""
+    """As in the engine, a row is stored, then the tail is stored, and then the peer's credit is read.
+
+    Atomic adds and exchanges have device scope.
+    """
 
     @cuda.jit
     def put(row, tail, credit):
@@ -139,5 +142,7 @@ def test_scopes_of_the_memory_operations(arch, tmp_path):
         "ATOMG.E.ADD.64.STRONG.GPU",
         "ATOMG.E.CAS.64.STRONG.GPU",
     }
-    assert re.search("STG.E.64( .*)? MEMBAR.ALL.SYS( .*)? STG.E.64.STRONG.SYS", " ".join(found)), "data before its tail"
+    assert re.search("STG.E.64( .*)? MEMBAR.ALL.SYS( .*)? STG.E.64.STRONG.SYS", " ".join(found)), (
+        "a row before its tail"
+    )
     assert re.search("LDG.E.64.STRONG.SYS CCTL.IVALL", " ".join(found))

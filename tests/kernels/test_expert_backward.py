@@ -1,4 +1,4 @@
-"""Gradients of one expert by the CPU kernels, against the float64 reference; their bits, however rows are cut."""
+"""Gradients of one expert by the CPU kernels equal the float64 reference, and have equal bits however rows are cut."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Gradients:
             array[:] = 0
 
     def __call__(self, x: np.ndarray, dy: np.ndarray, w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Add the gradients of these rows, at most MOST_ROWS; returns dx and dw."""
+        """Add the gradients of these rows, at most MOST_ROWS. Returns dx and dw."""
         m, (hidden, ffn), gated = len(x), (self.cfg.hidden, self.cfg.ffn), self.cfg.gated
         dx, dw = aligned((m, padded(hidden))), np.full(m, np.nan, np.float32)
         saved = aligned((m, kernel.kept_bytes(ffn, gated)), np.uint8)
@@ -66,7 +66,7 @@ class Gradients:
         return tuple(arrays[n].ctypes.data if n in arrays else 0 for n in NAMES)
 
     def found(self) -> dict[str, np.ndarray]:
-        """The gradients, without the columns that round them up."""
+        """The gradients without the columns that pad them."""
         wide = {"up": self.cfg.ffn, "gate": self.cfg.ffn, "down": self.cfg.hidden}
         return {n: a[..., : wide[n.removesuffix("_bias")]] for n, a in self.sums.items()}
 
@@ -77,7 +77,7 @@ def rows_of(cfg: MoEConfig, rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarr
 
 
 def stored(rows: int, hidden: int, ffn: int, gated: bool) -> np.ndarray:
-    """Rows in a store, of any numbers."""
+    """Rows in a store, filled with random numbers."""
     store = aligned((rows, kernel.place_bytes(hidden, ffn, gated) // 4))
     store[:] = np.random.default_rng(0).standard_normal(store.shape)
     return store
@@ -130,7 +130,7 @@ def test_bits_do_not_depend_on_where_rows_are_cut(rows, hidden, ffn, data):
 
 
 def test_a_gradient_is_one_chain_in_order_of_rows():
-    """Of fused multiply-adds: numbers whose sum depends on the order, written with exact products in float64."""
+    """The sum of these numbers depends on the order. Fused multiply-adds are written as exact products in float64."""
     cfg = MoEConfig(1, 1, experts=1, top_k=1, activation="relu")
     one: dict[str, Any] = {"up": np.ones((1, 1), "f4"), "down": np.ones((1, 1), "f4")}
     x = np.float32([[3.0], [1e-8], [1e8], [0.1], [7.0]])
@@ -144,7 +144,10 @@ def test_a_gradient_is_one_chain_in_order_of_rows():
 
 @pytest.mark.parametrize("gated", [False, True])
 def test_parts_of_stored_gradients_are_those_of_the_whole(gated):
-    """Rows of one matrix at a time, in any order, have the bits of all matrices together; biases come once."""
+    """Calls for some rows of one matrix, in any order, give the bits of one call for all matrices.
+
+    Biases are added once.
+    """
     cfg = MoEConfig(hidden=37, ffn=21, experts=1, top_k=1, activation="silu", gated=gated, bias=True, max_tokens=300)
     one, (hidden, ffn), rows = expert(cfg), (37, 21), 300
     store = stored(rows, hidden, ffn, gated)
@@ -164,7 +167,7 @@ def test_parts_of_stored_gradients_are_those_of_the_whole(gated):
 
 @pytest.mark.parametrize(("rows", "hidden", "ffn"), [(5, 37, 21), (9, 515, 600), (1100, 33, 18)])
 def test_gradients_that_are_written_are_those_added_to_zeros(rows, hidden, ffn):
-    """Small ones, those that go past the caches, and those of rows of two passes."""
+    """Gradients are small, or large enough to be written past the caches, or have rows for two passes."""
     cfg = MoEConfig(hidden, ffn, experts=1, top_k=1, activation="silu", gated=True, bias=True, max_tokens=rows)
     store = stored(rows, hidden, ffn, True)
     places = store.ctypes.data + store.strides[0] * np.arange(rows)

@@ -1,6 +1,6 @@
-"""The choice of an instruction set, and kernels of every one that this machine has.
+"""The choice of an instruction set, and kernels of every set that this machine has.
 
-Tests of a set use the same compiled kernels. They are in one file, so that one worker compiles them.
+Tests of one set use the same compiled kernels. All are in this file, so that one worker compiles them.
 """
 
 from __future__ import annotations
@@ -59,14 +59,14 @@ def test_ranks_agree_on_the_best_set_that_all_have():
 
     def agreed(*offers: tuple[tuple[str, ...], bool]) -> str:
         in_order = [isa.Offer(*offer) for offer in offers]
-        assert isa.agreed(in_order) == isa.agreed(in_order[::-1]), "the order of the ranks counts"
+        assert isa.agreed(in_order) == isa.agreed(in_order[::-1]), "the order of the ranks must not count"
         return isa.agreed(in_order)
 
     assert agreed((intel, False)) == agreed((intel, False), (intel, False)) == "amx"
     assert agreed((intel, False), (intel, False), (zen4, False)) == "avx512"
     assert agreed((intel, False), (zen4, False), (zen4, False)) == "avx512bf16"
     assert agreed((intel, False), (zen3, False), (zen4, False)) == "avx2"
-    assert agreed((intel, True), (zen3, False)) == "avx2"  # forced, and the others lack it
+    assert agreed((intel, True), (zen3, False)) == "avx2"  # forced, and the other rank lacks it
     assert agreed((intel[2:], True), (intel, False), (intel, False)) == "avx512bf16"  # forced, and all have it
     assert agreed((intel[3:], True), (intel, False)) == "avx2"
     assert agreed((intel, False), (arm, False)) == "generic"
@@ -95,9 +95,9 @@ def on_each(names: Iterable[str], *words: str, **variables: str) -> dict[str, st
 
 
 def guarded() -> list[tuple[str, str]]:
-    """What `guarded_kernels` runs here: a part of its calls, and an ISA. KERNELS=all: all of both.
+    """[(part, ISA)]: the parts of `guarded_kernels` that run here, and with which ISA. KERNELS=all runs all pairs.
 
-    Otherwise the best ISA runs all parts, and each other one the plain part and some others; each part has two ISAs.
+    Otherwise every ISA runs the plain part. Each further part runs on the best ISA and on one other.
     """
     parts, names = ["plain", "backward", *FORMATS], isa.usable()
     if os.environ.get("KERNELS") == "all" or len(names) == 1:
@@ -111,7 +111,10 @@ def guarded() -> list[tuple[str, str]]:
 @pytest.mark.slow
 @pytest.mark.parametrize(("part", "name"), guarded())
 def test_kernels_touch_nothing_beyond_their_arrays(part, name):
-    """`guarded_kernels` has the calls. A process that touches such a page dies, and its last line names the call."""
+    """`guarded_kernels` makes the calls, with arrays beside pages that nothing may touch.
+
+    A process that touches such a page dies, and its last line names the call.
+    """
     env = os.environ | {"ARISTOS_ISA": name}
     words = [sys.executable, str(SUPPORT / "guarded_kernels.py"), part]
     done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=900)
@@ -124,7 +127,7 @@ def test_kernels_touch_nothing_beyond_their_arrays(part, name):
 def test_every_isa_of_this_machine_gives_the_same_float32_bits():
     """A float32 sum is one chain of fused multiply-adds in k order, whatever the width of the vectors.
 
-    Of the ISAs with 512-bit vectors, whose float32 kernels are the same, the best one runs.
+    ISAs with 512-bit vectors have the same float32 kernels, so only the best of them runs.
     """
     wide = [name for name in USABLE if name not in ("avx2", "generic")]
     outputs = on_each([*wide[:1], *USABLE[len(wide) :]], "-c", SCRIPT)
@@ -133,13 +136,13 @@ def test_every_isa_of_this_machine_gives_the_same_float32_bits():
 
 @pytest.mark.slow
 def test_16_bit_experts_on_every_isa_of_this_machine():
-    """But the best one, on which the quick tier runs the file."""
+    """The best ISA is left out here, because the quick tier runs the file on it."""
     on_each(USABLE[1:], "-m", "pytest", "-q", "-p", "no:cacheprovider", ROUNDED)
 
 
 @pytest.mark.slow
 def test_packed_experts_on_the_other_isas_of_this_machine():
-    """Few sizes and every code: with rows of bfloat16, and of float32. Formats and ISAs are those of `guarded`."""
+    """The tests of every code run, and tests of some shapes with rows of bfloat16. `guarded` pairs formats and ISAs."""
 
     def run(name: str) -> None:
         forms = " or ".join(form for form in FORMATS if (form, name) in guarded())
@@ -153,7 +156,7 @@ def test_packed_experts_on_the_other_isas_of_this_machine():
 
 @pytest.mark.slow
 def test_kernels_as_plain_python_for_every_kind_of_product():
-    """Tiles, dot products, matrix products of Arm, and widened weights: those that this machine does not have."""
+    """The kinds that this machine lacks run as plain Python: tiles, dot products, Arm's products, wide weights."""
     chosen = "float64 or chunked or column or passes or combine or split"
     large = "1030 or 515 or 193 or 1300 or [100-130 or test_every_type"
     kinds = [kind for kind in ("amx", "avx512bf16", "neonbf16", "avx2") if kind not in USABLE]

@@ -13,7 +13,7 @@ from aristos.kernels.cpu import gemm
 from aristos.kernels.cpu.elements import element_type
 
 KINDS = [("float32", "highest"), ("float32", "high"), *((dtype, "highest") for dtype in DTYPES)]
-ERROR = {"float32": 1e-5, "bfloat16": 2.0**-8, "float16": 2.0**-11}  # of the largest output
+ERROR = {"float32": 1e-5, "bfloat16": 2.0**-8, "float16": 2.0**-11}  # relative to the largest output
 
 
 def drawn(shape: tuple[int, ...], dtype: str, seed: int = 0) -> np.ndarray:

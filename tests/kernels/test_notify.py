@@ -1,4 +1,4 @@
-"""`notify` and `arrived` compile to the release store and the acquire load that they are on real links."""
+"""On real links `notify` and `arrived` compile to a release store and an acquire load."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Before(ast.NodeTransformer):
 
 
 def written_with_stores(function: Any) -> Any:
-    """A step's source with the primitives that it had before, in the same module."""
+    """A step compiled from its source, in which plain words replace `notify` and `arrived`."""
     tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
     tree.body[0].decorator_list = []  # type: ignore[attr-defined]
     before = Before()

@@ -1,4 +1,4 @@
-"""Steps of optimizers by compiled kernels: the bits of NumPy's operations in float32, one after the other."""
+"""Optimizer steps by compiled kernels have the bits of NumPy's operations in float32, made one after the other."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Experts of packed weights on this machine's ISA: against float64 of the dequantised weights, and equal bits.
+"""Experts of packed weights on this machine's ISA: equality with float64 of the dequantised weights, and equal bits.
 
 `test_isas.py` runs this file for other ISAs, as machine code and as plain Python.
 """
@@ -21,10 +21,10 @@ from aristos.quantised import Quantised
 from aristos.weight_types import FORMATS, PACKED_ROWS, SCALES, WeightType
 
 ROWS = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
-ERROR = {"float32": 1e-5, "bfloat16": 2 * 2.0**-7}  # of the largest output
+ERROR = {"float32": 1e-5, "bfloat16": 2 * 2.0**-7}  # relative to the largest output
 ONES = {"int4": (8, 9), "int8": (128, 129), "fp8": (0, 0x38), "mxfp4": (0, 2)}  # codes of 0 and 1
 
-# int4 alone before each commit: each format compiles modules of its own
+# the quick tier runs int4 alone, because each format compiles its own modules
 FORMS = [pytest.param(name, marks=[] if name == "int4" else pytest.mark.slow) for name in FORMATS]
 
 
@@ -34,7 +34,7 @@ def param(kind: WeightType):
 
 
 def expert(kind: WeightType, dtype: str, hidden: int, ffn: int, seed: int = 0):
-    """(an expert, its reference in float64) of random codes of every value, scales and zero points."""
+    """(an expert of random codes, scales and zero points, its reference in float64)."""
     rng = np.random.default_rng(seed)
     up, gate, down = (random_codes(rng, kind, *shape) for shape in ((hidden, ffn), (hidden, ffn), (ffn, hidden)))
     made = Packed(up, down, gate, activation="silu", dtype=dtype)
@@ -53,7 +53,7 @@ def expert(kind: WeightType, dtype: str, hidden: int, ffn: int, seed: int = 0):
 def check(kind: WeightType, dtype: str, hidden: int, ffn: int, rows: int) -> None:
     made, reference = expert(kind, dtype, hidden, ffn)
     x = np.random.default_rng(1).standard_normal((rows, hidden), np.float32).astype(ROWS[dtype])
-    made._scratch[:] = 0xFF  # NaN, if any of it is read
+    made._scratch[:] = 0xFF  # NaN wherever scratch is read before it is written
     got, want = made(x), reference(x)
     assert np.abs(got.astype("f8") - want).max() <= ERROR[dtype] * np.abs(want).max()
     for first, last in ((0, 1), (0, 2), (rows // 2, rows // 2 + 5), (1, rows)):
@@ -72,7 +72,7 @@ def test_every_type_equals_float64_and_few_rows_have_the_bits_of_many(kind, dtyp
 @pytest.mark.parametrize("dtype", PACKED_ROWS)
 @pytest.mark.parametrize("name", FORMS)
 def test_whatever_shape(name, dtype):
-    """Columns and k that fill no panel, k beyond one block of packed rows, many groups of rows."""
+    """Columns and k do not fill a panel, k exceeds one block of packed rows, or there are many groups of rows."""
     kind = packed(name, group=min(FORMATS[name].groups, key=lambda group: group or 1 << 20), zeros=FORMATS[name].zeros)
     step = kind.group if kind.columns == 1 else 1
     for hidden, ffn, rows in ((32, 32, 1), (3 * step, 2 * step, 14), (1056, 96, 9), (96, 1056, 200)):
@@ -88,7 +88,10 @@ def test_whatever_shape(name, dtype):
 @pytest.mark.parametrize("dtype", PACKED_ROWS)
 @pytest.mark.parametrize("name", FORMS)
 def test_sums_are_right_before_they_are_rounded(name, dtype):
-    """Seen through an identity as second matrix. Sums are within 1e-5 of the largest one, then rounded once to rows."""
+    """The second matrix is an identity, so that sums are the outputs, rounded once to the type of rows.
+
+    Sums are within 1e-5 of the largest one.
+    """
     kind = packed(name, zeros=FORMATS[name].zeros)
     up, zero = random_codes(np.random.default_rng(0), kind, 1152, 128), ONES[name][0]
     scales = np.ones((kind.groups(128), 1152 // kind.columns), SCALES[str(kind.scale)])
@@ -108,7 +111,7 @@ def test_sums_are_right_before_they_are_rounded(name, dtype):
 @pytest.mark.parametrize("dtype", PACKED_ROWS)
 @pytest.mark.parametrize("name", FORMS)
 def test_any_number_of_rows_has_the_bits_of_many(name, dtype):
-    """Several groups, of an odd number, and more k than a block of packed rows has."""
+    """The number of groups is odd and above 1, and k exceeds a block of packed rows."""
     kind = packed(name, group=min(FORMATS[name].groups, key=lambda group: group or 1 << 20), zeros=FORMATS[name].zeros)
     made, _ = expert(kind, dtype, 17 * 32 if kind.group == 32 else 5 * 128, 96 if kind.group == 32 else 128)
     few = module("packed", ISA, name).FEW
@@ -120,7 +123,10 @@ def test_any_number_of_rows_has_the_bits_of_many(name, dtype):
 
 @pytest.mark.parametrize("name", FORMS)
 def test_every_code_of_a_format_is_multiplied_by_its_value(name):
-    """At each place of a word and in each column: a row that is 1 at one k reads 32 codes back through an identity."""
+    """Each place of a word and each column has each code.
+
+    A row that is 1 at one k, times these codes and then times an identity, gives the values of 32 codes.
+    """
     kind = packed(name, group=0 if 0 in FORMATS[name].groups else None)
     zero, one = ONES[name]
     every = np.arange(1 << kind.bits).astype(np.uint8)
@@ -147,7 +153,7 @@ def test_every_code_of_a_format_is_multiplied_by_its_value(name):
 
 
 def test_where_codes_of_4_bits_lie():
-    """Code (k, n) of a panel: of word 32 (k // 8) + n from bit 16 (k % 2) + 4 (k % 8 // 2) on, two's complement."""
+    """Code (k, n) of a panel is in word 32 (k // 8) + n, from bit 16 (k % 2) + 4 (k % 8 // 2), in two's complement."""
     kind = packed("int4", group=0)
     codes = np.random.default_rng(0).integers(0, 16, (40, 70), np.uint8)
     head = packed_panels.head(kind, 40)

@@ -18,7 +18,7 @@ from aristos.primitives.arithmetic import ExpertBlocks, ExpertWeights, Transpose
 from aristos.primitives.buffers import aligned
 
 NAMES = ("up", "gate", "down", "up_bias", "gate_bias", "down_bias")
-# odd numbers of rows and columns, a second block of 32 rows, of 256 rows and of 512 columns of F
+# (rows, H, F): odd numbers, and numbers that need a second block of 32 rows, of 256 rows or of 512 columns of F
 SHAPES = [(1, 1, 1), (7, 100, 520), (13, 1030, 40), (300, 33, 31)]
 CLOSE = 2**-7  # each value is rounded a few times, at 2**-9
 ISAS = [pytest.param(name, marks=[pytest.mark.slow] * (name != isa.chosen())) for name in isa.usable()]
@@ -46,7 +46,7 @@ class Gradients:
             array[:] = 0
 
     def __call__(self, x: np.ndarray, dy: np.ndarray, w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Add the gradients of these rows; returns dx and dw."""
+        """Add the gradients of these rows. Returns dx and dw."""
         kernel, cfg, rows = self.kernel, self.cfg, len(x)
         dx, dw = np.full((rows, cfg.hidden), np.nan, np.float32), np.full(rows, np.nan, np.float32)
         saved = aligned((kernel.saved_bytes(cfg.hidden, cfg.ffn, cfg.gated),), np.uint8)
@@ -78,7 +78,7 @@ class Gradients:
         return tuple(arrays[n].ctypes.data if n in arrays else 0 for n in NAMES)
 
     def found(self) -> dict[str, np.ndarray]:
-        """The gradients, without the columns that round them up."""
+        """The gradients without the columns that pad them."""
         return {n: a[..., : self.one[n].shape[-1]] for n, a in self.sums.items()}
 
 
@@ -135,7 +135,10 @@ def test_bits_of_a_row_depend_on_it_alone_and_gradients_are_cut_at_blocks_of_row
 @pytest.mark.parametrize("used", ISAS)
 @pytest.mark.parametrize(("rows", "hidden", "ffn"), [(5, 37, 21), (70, 515, 600), (1100, 33, 18), (700, 41, 40)])
 def test_stored_gradients_are_cut_at_blocks_of_rows_alone(used: str, rows: int, hidden: int, ffn: int) -> None:
-    """In parts, written or added to zeros, past the caches or not, in passes: the bits of calls of a block each."""
+    """One call for all rows, or calls for parts of matrices, give the bits of one call for each block of rows.
+
+    Gradients are added to zeros or written, past the caches or not, in one pass or several.
+    """
     cfg = MoEConfig(hidden, ffn, experts=1, top_k=1, activation="silu", gated=True, bias=True, max_tokens=rows)
     kernel = module("rounded_backward", used)
     step = kernel.place_bytes(hidden, ffn, True)

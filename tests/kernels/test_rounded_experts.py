@@ -1,7 +1,6 @@
-"""Experts of bfloat16, float16 and split float32 rows: on compiled kernels of this machine's ISA, against float64.
+"""Experts of bfloat16, float16 and split float32 rows by compiled kernels of this machine's ISA, against float64.
 
-`test_isas.py` runs this file's script for every other ISA of the machine; it also runs the kernels
-as plain Python.
+`test_isas.py` runs this file for every other ISA of the machine, and with the kernels as plain Python.
 """
 
 from __future__ import annotations
@@ -26,12 +25,12 @@ SHAPES = [  # rows, hidden, ffn
     (5, 64, 64),
     (17, 100, 130),  # a lower tile of 8 rows
     (13, 70, 1300),  # F in chunks, if sums are kept
-    (40, 1030, 40),  # K exceeds every pass
+    (40, 1030, 40),  # k exceeds one pass
     (193, 48, 96),  # many groups of rows
 ]
 
 
-ERROR = {"bfloat16": 2 * 2.0**-7, "float16": 2 * 2.0**-10, "float32": 2e-5}  # of the largest output
+ERROR = {"bfloat16": 2 * 2.0**-7, "float16": 2 * 2.0**-10, "float32": 2e-5}  # relative to the largest output
 
 
 @pytest.mark.parametrize("dtype", DTYPES + SPLIT)
@@ -50,12 +49,15 @@ def test_an_expert_equals_float64_with_two_roundings(dtype, rows, hidden, ffn):
 
 @pytest.mark.parametrize("dtype", DTYPES + SPLIT)
 def test_a_chunked_run_has_the_bits_of_a_whole_one(dtype, monkeypatch):
-    """Sums of outputs that wait between chunks of F, and all hidden activations kept: the same order of every sum."""
+    """A chunked run keeps the outputs' sums between chunks of F. A whole run keeps all hidden activations instead.
+
+    Both add in the same order.
+    """
     less, more = (80, 96) if dtype in SPLIT else (40, 44)
     chunked, whole = Expert(dtype, less, 600, True, True), Expert(dtype, more, 600, True, True)
     assert rounded_expert.chunk_of(chunked.element.code, less, 600) == rounded_expert.FC
     assert rounded_expert.chunk_of(chunked.element.code, more, 600) == 600
-    whole.copy_from(chunked)  # more columns of hidden are zeros
+    whole.copy_from(chunked)  # the extra columns of `whole` are zeros
     x = chunked.rows(20)
     wide = np.zeros((20, more), x.dtype)
     wide[:, :less] = x
@@ -83,13 +85,13 @@ def test_shares_of_a_column_split_run_give_the_same_bits(dtype):
 
 
 def test_rounding_to_bfloat16_equals_ml_dtypes():
-    """To the nearest, ties to even, for every exponent; infinities and NaNs stay what they are."""
+    """Values of every exponent are rounded to the nearest, ties to even. Infinities and NaNs are kept."""
     rng = np.random.default_rng(0)
     bits = rng.integers(0, 1 << 32, 200_000, dtype=np.uint64).astype(np.uint32)
     edges = np.array([0, 0x80000000, 1, 0x7F7FFFFF, 0x7F800000, 0xFF800000, 0x7F800001, 0xFFC00000], np.uint32)
     ties = (np.arange(0, 0xFFFF, 7, dtype=np.uint32) << 16) | 0x8000
     values = np.concatenate([bits, edges, ties, ties - 1, ties + 1]).view(np.float32)
-    if convert.FLUSHES:  # the conversion takes denormals for zeros
+    if convert.FLUSHES:  # the conversion turns denormals into zeros
         values = np.where(np.abs(values) < np.finfo(np.float32).tiny, np.copysign(np.float32(0), values), values)
     got = convert.narrow(convert.BFLOAT16, values)
     with np.errstate(invalid="ignore"):
@@ -117,7 +119,7 @@ def test_rounding_to_float16_equals_numpy():
 
 @pytest.mark.skipif(not SPLIT, reason="no AMX")
 def test_split_values_are_sums_of_two_bfloat16():
-    """As ml_dtypes rounds them, in operands and in packed weights; 16 significant bits remain."""
+    """Operands and packed weights are split; ml_dtypes rounds both parts alike. 16 significant bits remain."""
     rng = np.random.default_rng(0)
     values = (rng.standard_normal(64) * 10.0 ** rng.integers(-30, 30, 64)).astype(np.float32)
     high = values.astype(ml_dtypes.bfloat16)
@@ -166,7 +168,7 @@ def test_packed_panels_hold_the_weights_and_zeros(dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES + SPLIT)
 def test_sums_carried_between_passes_equal_those_of_one_pass(dtype):
-    """`panel_sums` of parts of k, one after the other, gives the bits of all k at once: for any rows."""
+    """`panel_sums` for parts of k, one after the other, gives the bits of all k at once, for any number of rows."""
     for rows in (1, 5, 16, 17, 40):
         expert = Expert(dtype, 160, 32, False, False)
         element, step = expert.element, 128 if dtype in SPLIT else 64  # bytes of a panel for each k
@@ -184,7 +186,7 @@ def test_sums_carried_between_passes_equal_those_of_one_pass(dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_combine_is_an_ordered_sum_rounded_once(dtype):
-    """In float32 and in the order of the choices; choices not taken add nothing, no choices give zeros."""
+    """The sum is in float32, in the order of the choices. Choices not taken add nothing, and no choices give zeros."""
     rng = np.random.default_rng(0)
     code = elements.ELEMENTS[dtype].code
     for hidden in (1, 31, 32, 100):

@@ -48,7 +48,7 @@ def test_an_exchange_takes_numpy_scalars(comm, world):
 
 
 def test_a_configuration_of_numpy_scalars_looks_plain():
-    """Ranks compare configurations as text."""
+    """A configuration keeps Python's own types: ranks compare configurations as text."""
     router = aristos.Router(np.str_("softmax_topk"), np.False_, np.float16(2))
     given = aristos.MoEConfig(
         np.int8(40),
@@ -141,7 +141,7 @@ def test_a_shape_keeps_zeros_that_the_user_gave():
 
 
 def between(array: np.ndarray) -> np.ndarray:
-    """A copy whose elements lie between the addresses of their type."""
+    """A copy whose elements are not aligned."""
     copy = np.ndarray(array.shape, array.dtype, bytearray(array.nbytes + 8), offset=1)
     copy[...] = array
     return copy
@@ -175,7 +175,7 @@ VIEWS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 @pytest.mark.parametrize("schedule", ["fused", "bulk"])
 @pytest.mark.parametrize("name", VIEWS)
 def test_any_view_gives_the_same_bits(name, schedule):
-    """Of tokens, ids, combine weights and every array of `load`."""
+    """Tokens, ids, combine weights and every array of `load` are passed as views."""
     change = VIEWS[name]
     x, call = tokens(CFG, 20, seed=0), routing(CFG, 20, "some", seed=1)
     with MoE(CFG, schedule=schedule) as moe:
@@ -226,7 +226,7 @@ def test_the_text_of_a_layer_says_what_it_is():
 
 
 def test_weights_of_choices_not_taken_may_be_anything():
-    """In a layer and in an exchange alike; a choice that is taken must have a finite weight."""
+    """Layers and exchanges ignore these weights. A choice that is taken must have a finite weight."""
     x, ids = tokens(CFG, 3, seed=0), np.array([[0, -1], [1, 2], [-1, -1]])
     weights = np.array([[1, np.nan], [2, 3], [np.inf, np.nan]], np.float32)
     clean = np.where(ids >= 0, weights, 0)
@@ -249,7 +249,7 @@ def test_weights_of_choices_not_taken_may_be_anything():
 
 
 def test_an_expert_that_overflows_spoils_only_its_own_tokens():
-    """Its tokens become NaN or infinite, and no others."""
+    """Only the tokens that the expert computes become NaN or infinite."""
     up = W["up"].copy()
     up[3, :, 7], up[3, :, 8] = 3e38, -3e38
     ids, x = np.tile([[0], [3], [4]], (5, 1)), tokens(CFG, 15, seed=0)

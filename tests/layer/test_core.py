@@ -1,4 +1,7 @@
-"""The core, what a layer's making, loading, call and training reach, needs no tool and few packages."""
+"""The core is the code that a layer reaches when it is made, loaded, called and trained.
+
+It needs few other packages, and none of Aristos' tools.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ REFUSED = "bench cli doctor explore launcher planner results topology".split()
 
 
 class Refuse(MetaPathFinder):
-    # refuses what is neither Python's own nor of the core, and keeps the names
+    # refuses modules that are neither Python's own nor the core's, and keeps their names
     found = set()
 
     def find_spec(self, name, path=None, target=None):
@@ -62,7 +65,7 @@ def test_a_layer_is_made_loaded_called_trained_and_saved_with_the_packages_of_th
     assert done.stdout == "ran []\n", done.stderr
 
 
-def test_a_package_beside_those_of_the_core_is_refused_here():
+def test_the_finder_of_this_file_refuses_other_packages():
     for name in ("h5py", "aristos.planner"):
         done = subprocess.run(
             [sys.executable, "-c", f"{ALONE}import {name}"], capture_output=True, text=True, timeout=60

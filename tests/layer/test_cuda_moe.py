@@ -49,7 +49,7 @@ def test_one_rank_equals_the_reference():
             assert y is out
             close(y.reshape(9, 32), x.reshape(9, 32), **call)
             assert (stats.tokens, stats.world, stats.rows_to_peer) == (9, 1, (int((call["ids"] >= 0).sum()),))
-            assert 0 < stats.idle_seconds < 1e-3  # two blocks for 9 tokens; the machine's timer counts its rounds
+            assert 0 < stats.idle_seconds < 1e-3  # the machine's clock counts rounds, not time
 
     on_ranks(1, body)
 
@@ -84,7 +84,7 @@ def test_a_timeline_has_the_seconds_of_each_kind_of_work():
 
 @pytest.mark.parametrize(("world", "gpus"), [(2, 2), (3, 3), (2, 1)])
 def test_several_ranks_equal_the_reference(world, gpus):
-    """One or two ranks a GPU, consecutive calls of two layers, and a close that frees everything."""
+    """One or two ranks share a GPU and make consecutive calls of two layers. Closing frees everything."""
 
     def body(comm, rank):
         with aristos.MoE(CFG, comm, layers=2, backend="cuda", placement=[0, 1, 1, 0, world - 1]) as moe:
@@ -119,7 +119,7 @@ def test_every_dtype_equals_the_reference(dtype):
 
 
 def test_published_routers_and_identity_experts():
-    """Biases, groups, identity experts and another input of the router, on two ranks; the routing comes back."""
+    """Routers have biases, groups, identity experts and their own input. Calls on two ranks return the routing."""
     router = aristos.Router("sigmoid", scale=2.5, groups=3, topk_groups=2, group_score="sum_top2")
     grouped = replace(CFG, experts=6, router=router)
     identity = replace(CFG, identity_experts=3, top_k=3, router=aristos.Router(renormalize=False, scale=6.0))
@@ -180,7 +180,7 @@ KINDS = {
 
 
 def test_shared_experts_weights_on_the_input_and_capacities():
-    """Outputs and routings of calls routed here and of calls routed outside; rank 1 has no tokens and takes part."""
+    """Outputs and routings are right, whether the layer or the caller routes. Rank 1 takes part without tokens."""
 
     def body(comm, rank):
         for name, cfg in KINDS.items():
@@ -217,7 +217,7 @@ def test_shared_experts_weights_on_the_input_and_capacities():
 
 
 def test_layers_with_and_without_a_shared_expert():
-    """Layers that differ in shared expert, capacity and weights' place share windows and buffers."""
+    """Layers share windows and buffers, though they differ in shared expert, capacity and `weight_on`."""
     cfgs = [replace(ON_INPUT, router=replace(ON_INPUT.router, capacity=2)), KINDS["input and shared"], ON_INPUT]
 
     def body(comm, rank):
@@ -325,7 +325,7 @@ class OnDevice:
 
 
 def test_arrays_in_gpu_memory():
-    """Calls return before they have run; a refusal meanwhile is raised by synchronize, once."""
+    """Calls return before the GPU has run them. If one is refused, the next `synchronize` raises the error, once."""
 
     def body(comm, rank):
         with aristos.MoE(CFG, comm, backend="cuda") as moe:
@@ -381,7 +381,7 @@ def test_arrays_of_another_gpu_are_refused(monkeypatch):
 
 
 def test_an_engine_that_cannot_grow_names_the_cause(monkeypatch):
-    """A second layer that does not fit makes the first one unusable with a clear error; nothing is freed twice."""
+    """If a second layer does not fit, the first one is unusable. Its error names the cause. Nothing is freed twice."""
 
     def body(comm, rank):
         first = aristos.MoE(CFG, comm, backend="cuda")

@@ -1,6 +1,6 @@
 """`MoE(backend="cuda")` under the rules of a CUDA driver: streams, captures, interruption, several layers on a GPU.
 
-The driver is the stand-in of tests/support/fake_cuda.py; kernels are the shipped ones, resident on the PTX machine.
+The driver is the stand-in of tests/support/fake_cuda.py. The package's own kernels run on the PTX machine.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def right(y, x):
 
 
 class Array:
-    """An array in GPU memory with `__cuda_array_interface__` alone; stream: the one that it names, or None."""
+    """An array in GPU memory with `__cuda_array_interface__` alone. stream: the stream that it names, or None."""
 
     def __init__(self, gpu, values, stream=None):
         self.gpu, self.shape, self.dtype, self.stream = gpu, values.shape, values.dtype, stream
@@ -76,7 +76,7 @@ class Array:
 
 
 def user(driver, name, *arguments):
-    """A driver call of the user's program: in the context of GPU 0 of its process; its result."""
+    """Call the driver as the user's program would, in the context of its GPU 0. Returns the result."""
     assert int(driver.cuCtxPushCurrent(100)[0]) == 0
     try:
         status, *values = getattr(driver, name)(*arguments)
@@ -95,7 +95,7 @@ def pair(gpu, x, stream=None):
 
 @pytest.mark.parametrize("mode", [GLOBAL, THREAD_LOCAL, RELAXED], ids=["global", "thread local", "relaxed"])
 def test_a_capture_on_a_blocking_stream_after_a_call_on_the_default_one(mode):
-    """Finding 1: streams of CuPy and PyTorch wait for the default stream, so nothing may touch it in the capture."""
+    """Streams of CuPy and PyTorch wait for the default stream, so a captured call must not use the default stream."""
 
     def body(comm, rank, driver):
         gpu, first, now = CudaDevice(0), tokens(CFG, 9, seed=1), tokens(CFG, 9, seed=2)
@@ -119,7 +119,7 @@ def test_a_capture_on_a_blocking_stream_after_a_call_on_the_default_one(mode):
 
 
 def test_a_replay_and_a_call_on_another_stream_never_overlap():
-    """Finding 2: a replay is a call that Python does not see; the next call waits for it all the same."""
+    """A replay is a call that Python does not see. The next call waits for the replay nevertheless."""
 
     def body(comm, rank, driver):
         gpu, x0, x1 = CudaDevice(0), tokens(CFG, 24, seed=1), tokens(CFG, 9, seed=2)
@@ -150,8 +150,10 @@ def test_a_replay_and_a_call_on_another_stream_never_overlap():
 
 
 def test_no_call_may_wait_for_the_drivers_lock():
-    """Finding 6: what may hold the driver's lock until the GPU is idle, a load or an allocation, comes before the first
-    call: so a call of any number of tokens, or a capture, needs no earlier one."""
+    """A load or an allocation may hold the driver's lock until the GPU is idle. Both happen before the first call.
+
+    So a call of any number of tokens, or a capture, needs no call before it.
+    """
 
     def body(comm, rank, driver):
         gpu, machine = CudaDevice(0), driver.process.machine
@@ -174,7 +176,10 @@ def test_no_call_may_wait_for_the_drivers_lock():
 
 
 def test_calls_in_parallel_branches_of_a_graph_are_refused_where_ranks_could_differ():
-    """Two streams of one capture: the second call must follow the first by an event, or each rank has its own order."""
+    """Two streams of one capture have a call each. The second call must wait for an event after the first.
+
+    Otherwise ranks could run the two calls in different orders.
+    """
 
     def body(comm, rank, driver):
         gpu, x = CudaDevice(0), tokens(CFG, 7, seed=rank)
@@ -208,7 +213,7 @@ def test_calls_in_parallel_branches_of_a_graph_are_refused_where_ranks_could_dif
 
 
 def test_a_call_in_the_body_of_a_conditional_node_is_refused():
-    """Its graph holds no event nodes. Nothing of the call is queued, and the layer stays usable."""
+    """The graph of such a body can have no event nodes. Nothing of the call is queued, and the layer stays usable."""
 
     def body(comm, rank, driver):
         gpu, x = CudaDevice(0), tokens(CFG, 7, seed=1)
@@ -250,7 +255,7 @@ def test_replays_in_another_order_on_another_rank_are_an_error_where_layers_diff
 
 
 def test_a_host_array_does_not_end_a_capture():
-    """It is refused before anything of it is copied or allocated: the capture goes on, and its graph is right."""
+    """The call is refused before anything is copied or allocated. The capture goes on, and its graph is right."""
 
     def body(comm, rank, driver):
         gpu, x = CudaDevice(0), tokens(CFG, 9, seed=1)
@@ -296,7 +301,7 @@ def test_a_first_call_with_host_arrays_allocates_when_no_call_is_in_flight():
 
 
 def test_arrays_live_until_a_call_on_a_stream_of_the_callers_has_ended():
-    """The library orders the next use of their memory on its current stream alone."""
+    """The arrays' library orders the next use of their memory by its current stream, not by the caller's."""
 
     def body(comm, rank, driver):
         gpu, x = CudaDevice(0), tokens(CFG, 12, seed=1)
@@ -324,8 +329,10 @@ def test_arrays_live_until_a_call_on_a_stream_of_the_callers_has_ended():
 
 @pytest.mark.parametrize("where", ["host", "device"])
 def test_ctrl_c_ends_a_call_while_the_kernel_waits_for_a_peer(monkeypatch, where):
-    """Finding 3: rank 0 is interrupted while its kernel, which holds the whole GPU, waits for rank 1. The kernel ends,
-    and rank 1's call ends with an error that names rank 0."""
+    """Rank 0 is interrupted while its kernel, which holds the whole GPU, waits for rank 1.
+
+    The kernel ends, and rank 1's call ends with an error that names rank 0.
+    """
     gone, polls = threading.Event(), []
 
     def interrupted(plain):
@@ -338,7 +345,7 @@ def test_ctrl_c_ends_a_call_while_the_kernel_waits_for_a_peer(monkeypatch, where
 
         return poll
 
-    for name in ("done", "passed"):  # what a waiting host asks
+    for name in ("done", "passed"):  # a waiting host calls these
         if hasattr(CudaDevice, name):
             monkeypatch.setattr(CudaDevice, name, interrupted(getattr(CudaDevice, name)))
 
@@ -352,7 +359,7 @@ def test_ctrl_c_ends_a_call_while_the_kernel_waits_for_a_peer(monkeypatch, where
                 with pytest.raises(KeyboardInterrupt):
                     _ = moe(x) if where == "host" else (moe(given, out=out), moe.synchronize())
                 assert time.monotonic() - started < 20
-                assert not driver.unfinished(driver.process, 0), "its kernel goes on"
+                assert not driver.unfinished(driver.process, 0), "rank 0's kernel still runs"
                 gone.set()
             else:
                 assert gone.wait(60)
@@ -370,7 +377,7 @@ def test_ctrl_c_ends_a_call_while_the_kernel_waits_for_a_peer(monkeypatch, where
 
 
 def test_a_kernel_that_hangs_is_given_up_and_its_state_reported(monkeypatch):
-    """A worker that is gone holds the lock, so that no block can end: the host's wait is bounded all the same."""
+    """A worker that does not exist holds the lock, so no block can end. The host's wait is still bounded."""
     for name in ("ANSWER_SECONDS", "LOOK_SECONDS"):  # the stand-in is slower than a driver
         monkeypatch.setattr(f"aristos.substrate.cuda.runtime.{name}", 20.0)
 
@@ -398,16 +405,18 @@ def test_a_kernel_that_hangs_is_given_up_and_its_state_reported(monkeypatch):
 
 
 def test_a_hang_of_two_ranks_names_the_lock_the_run_and_the_tiles(monkeypatch):
-    """A worker of rank 0 that computes keeps the lock, and rank 1 waits for what it sent there: the words of each say
-    so in the error that ends its wait, those of rank 0 also while the calls are in flight."""
-    monkeypatch.setattr("fake_kernels.TURN", 500)  # warp instructions between two looks
+    """A worker of rank 0 that computes a run keeps the lock, so rank 1 waits for the rows that it sent to rank 0.
+
+    The error of each rank says so. `standing` of rank 0 says so while the calls are in flight.
+    """
+    monkeypatch.setattr("fake_kernels.TURN", 500)  # warp instructions that a kernel runs at a time
     monkeypatch.setattr("aristos.substrate.cuda.runtime.FAIL_SECONDS", 0.2)
     for name in ("ANSWER_SECONDS", "LOOK_SECONDS"):  # the stand-in is slower than a driver
         monkeypatch.setattr(f"aristos.substrate.cuda.runtime.{name}", 60.0)
     sent, held, seen = threading.Event(), threading.Event(), []
 
     def words_of(runtime, gpu, pattern):
-        """The match in this rank's words, as soon as its call in flight is so far."""
+        """Wait until this rank's report of its call in flight matches `pattern`. Returns the match."""
         while (found := re.search(pattern, runtime.standing(), re.S)) is None:
             assert not gpu.passed(runtime._ended), "the call has ended"  # a query lets the kernel go on for a turn
         return found
@@ -453,7 +462,7 @@ def test_a_hang_of_two_ranks_names_the_lock_the_run_and_the_tiles(monkeypatch):
 
 
 def test_a_damaged_word_ends_the_call_on_both_gpus():
-    """The kernel that reads it notifies the other one, and the host says which word it was."""
+    """The kernel that reads the damaged word notifies the other kernel. The host names the word."""
 
     def body(comm, rank, driver):
         moe, x = made(comm), tokens(CFG, 5, seed=rank)
@@ -483,8 +492,10 @@ def test_a_damaged_word_ends_the_call_on_both_gpus():
 
 
 def test_results_are_ordered_on_pytorchs_current_stream(monkeypatch):
-    """Finding 4: PyTorch on a stream of its own. What it queues before the call is read, and what it queues after the
-    call sees the result, although nobody waits in between."""
+    """PyTorch's current stream is not the default one. The call reads what PyTorch has queued before the call.
+
+    What PyTorch queues after the call reads the call's result. The host does not wait in between.
+    """
     streams = {}
     torch = SimpleNamespace(
         cuda=SimpleNamespace(current_stream=lambda device=None: SimpleNamespace(cuda_stream=streams["now"]))
@@ -517,7 +528,7 @@ def test_results_are_ordered_on_pytorchs_current_stream(monkeypatch):
 
 
 def test_a_rank_that_sees_only_its_own_gpu():
-    """Finding 5: IPC opens the memory of a GPU that CUDA_VISIBLE_DEVICES hides."""
+    """CUDA IPC opens the memory of a GPU that CUDA_VISIBLE_DEVICES hides."""
 
     def body(comm, rank, driver):
         with made(comm) as moe:
@@ -528,7 +539,7 @@ def test_a_rank_that_sees_only_its_own_gpu():
 
 
 def test_two_layers_share_a_gpu_in_any_order():
-    """Finding 7: ranks queue calls of two layers on two communicators in opposite orders. Each layer has an SM."""
+    """Ranks queue calls of two layers on two communicators in opposite orders. Each layer has an SM."""
 
     def body(comm, rank, driver):
         gpu = CudaDevice(rank)
@@ -561,7 +572,7 @@ def test_a_budget_of_sms():
 
 
 def test_kernels_that_count_are_refused_where_not_all_their_blocks_fit(monkeypatch):
-    """Blocks that are not resident at once would wait for each other; the layer goes on without counters."""
+    """Blocks that are not resident at once would wait for each other forever. The layer goes on without counters."""
     plain = CudaDevice.resident
 
     def fewer(self, loaded, shared_bytes):

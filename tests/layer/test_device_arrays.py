@@ -31,7 +31,7 @@ class Interface:
 
 
 class Tensor(ctypes.Structure):
-    """DLManagedTensor of dlpack.h, after its documentation."""
+    """DLManagedTensor, as dlpack.h defines it."""
 
     _fields_ = (
         ("data", ctypes.c_void_p),
@@ -49,7 +49,7 @@ class Tensor(ctypes.Structure):
 
 
 class Dlpack:
-    """An object with DLPack alone; strides in elements. streams: those that it was asked with."""
+    """An object with DLPack alone. strides: in elements. streams: the streams that consumers passed."""
 
     def __init__(self, shape, code=FLOAT, bits=32, strides=None, offset=0, lanes=1, at=AT, device=2, name=b"dltensor"):
         self._shape = (ctypes.c_int64 * max(1, len(shape)))(*shape)
@@ -135,7 +135,7 @@ def test_strides_of_dimensions_of_length_one_are_ignored():
 
 
 def test_empty_arrays_are_accepted():
-    """No tokens: exporters give no address and any strides."""
+    """Exporters give an array without elements no address, and any strides."""
     assert taken(Interface((0, 32), "<f4", at=0)) == (0, (0,), 128)
     assert taken(Dlpack((0, 32), at=None)) == (0, (0,), 128)
     assert taken(Dlpack((0, 32), at=None, strides=(1, 1))) == (0, (0,), 128)
@@ -143,14 +143,14 @@ def test_empty_arrays_are_accepted():
 
 
 class Stream:
-    """A stream of a library: its number by one of the names that libraries use."""
+    """A library's stream. name: the attribute that has the stream's number; libraries use different names."""
 
     def __init__(self, name, number):
         setattr(self, name, number)
 
 
 class Gpu:
-    """A GPU of CuPy, which is current inside a `with`; its current stream has the number `stream`."""
+    """A GPU of CuPy. Inside a `with` it is the current GPU. stream: the number of its current stream."""
 
     current: ClassVar[list[Gpu]] = []
 
@@ -165,7 +165,7 @@ class Gpu:
 
 
 def library(monkeypatch, name, number):
-    """A module that has a current stream, and the class of its arrays, which lie on its only GPU."""
+    """Install a module that has a current stream. Returns the class of its arrays, which lie on its only GPU."""
     stream, gpu = Stream("cuda_stream" if name == "torch" else "ptr", number), Gpu(number)
     cuda = SimpleNamespace(
         current_stream=lambda device=None: stream,
@@ -176,19 +176,22 @@ def library(monkeypatch, name, number):
 
 
 def test_the_current_stream_of_an_arrays_library(monkeypatch):
-    """PyTorch's and CuPy's; else the one that the interface names, where 1 is the legacy default; JAX has none."""
+    """PyTorch and CuPy are asked for their current streams; JAX has none.
+
+    Other arrays name a stream in their interface, where 1 is the legacy default stream.
+    """
     assert streams.current(np.zeros(3)) is None
     for given_, want in ((None, 0), (1, 0), (2, 2), (0x5555, 0x5555)):
         assert streams.current(Interface((1, 32), "<f4", stream=given_)) == want
     torch, cupy = library(monkeypatch, "torch", 11), library(monkeypatch, "cupy", 12)
     assert streams.current(torch((1, 32), "<f4")) == 11
     assert streams.current(cupy((1, 32), "<f4", stream=5)) == 12
-    assert streams.current(Interface((1, 32), "<f4")) == 12, "CuPy's, where it is in use"
+    assert streams.current(Interface((1, 32), "<f4")) == 12, "CuPy's stream, if CuPy is in use"
     assert streams.current(library(monkeypatch, "jax", 13)((1, 32), "<f4")) is None
 
 
 def test_cupys_stream_is_that_of_the_arrays_gpu(monkeypatch):
-    """The thread's current GPU may be another one, and a stream belongs to one GPU."""
+    """The thread's current GPU may be another GPU, and each GPU has its own current stream."""
     cupy = library(monkeypatch, "cupy", 12)
     there = cupy((1, 32), "<f4")
     there.device = Gpu(13)
@@ -198,7 +201,7 @@ def test_cupys_stream_is_that_of_the_arrays_gpu(monkeypatch):
 
 
 def test_the_stream_of_a_call(monkeypatch):
-    """The caller's, or the first array's; the call waits for the others."""
+    """A call runs on the stream that is passed, else on that of the first array. It waits for all other streams."""
     torch, cupy = library(monkeypatch, "torch", 11), library(monkeypatch, "cupy", 12)
     arrays = (np.zeros(3), torch((1, 32), "<f4"), None, cupy((1, 32), "<f4"), torch((1, 32), "<f4"))
     assert streams.choose(None, arrays, 7) == (11, [12])
@@ -213,14 +216,14 @@ def test_streams_of_every_library_are_taken():
     assert streams.handle(Stream("handle", ctypes.c_void_p(0x5555))) == 0x5555
     assert streams.handle(Stream("handle", ctypes.c_void_p(0))) == 0
     assert streams.handle(Stream("__cuda_stream__", lambda: (0, 0x5555))) == 0x5555
-    assert streams.handle(1) == streams.handle(0) == 0, "the legacy default, as CUDA and the protocols number it"
+    assert streams.handle(1) == streams.handle(0) == 0, "0 in CUDA and 1 in the protocols are the legacy default stream"
     for wrong in ("now", -1, True, 1.5 + 2j):
         with pytest.raises(InputError, match=r"stream must be None, CUDA's number of a stream, or one of CuPy"):
             streams.handle(wrong)
 
 
 def test_the_stream_passed_to_an_exporter():
-    """The exporter makes the passed stream wait for its own: it is the stream that the call is queued on."""
+    """The exporter gets the stream on which the call is queued, and makes it wait for its own stream."""
     value = Dlpack((5, 32))
     for stream in (0, 0x5555):
         on_device("x", value, stream)
@@ -341,7 +344,7 @@ def test_a_read_only_array_cannot_be_written():
 
 @pytest.mark.parametrize("typestr", ["<f4", "<u2", "<V2"])
 def test_overlaps_are_found_for_every_type(typestr):
-    """An array ends after its last byte, whatever stands for its type: NumPy has no type named void16."""
+    """An array's end is found also if NumPy has no name for its type. (It has none for "<V2", void16.)"""
     nbytes = 5 * 32 * int(typestr[-1])
     first, inside, behind = (
         on_device("x", Interface((5, 32), typestr, at=AT + offset)) for offset in (0, nbytes - 16, nbytes)
@@ -359,7 +362,7 @@ def test_overlaps_are_found_for_every_type(typestr):
 
 @given(st.data())
 def test_a_view_is_accepted_where_its_rows_can_be_read_in_place(data):
-    """An accepted view has its elements where NumPy has them; a refused one has some row elsewhere."""
+    """Rows of an accepted view are found where NumPy has them. A refused view has rows that cannot be read in place."""
     base = np.zeros((6, 4, 64), np.float32)
     view = base
     for axis in range(3):

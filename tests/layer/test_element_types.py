@@ -22,7 +22,7 @@ from aristos.primitives import isa
 from kernel_cache import compile
 
 CFG = aristos.MoEConfig(hidden=70, ffn=200, experts=5, top_k=2, activation="silu", gated=True, bias=True, max_tokens=70)
-STEP = {"bfloat16": 2.0**-8, "float16": 2.0**-11}  # half the distance of neighbours, relative
+STEP = {"bfloat16": 2.0**-8, "float16": 2.0**-11}  # half the relative distance between neighbouring numbers
 
 
 def configuration(dtype: str, **changes: object) -> tuple[aristos.MoEConfig, dict[str, np.ndarray]]:
@@ -34,7 +34,10 @@ def configuration(dtype: str, **changes: object) -> tuple[aristos.MoEConfig, dic
 
 @pytest.fixture
 def pretend(monkeypatch):
-    """`monkeypatch`, for ranks that pretend to have other sets: compiled code is kept by those that they have."""
+    """`monkeypatch`, for ranks that pretend to have other instruction sets.
+
+    The folder of compiled code is chosen before that, by the sets that the ranks really have.
+    """
     compile.cache_folder()
     return monkeypatch
 
@@ -66,7 +69,7 @@ def test_a_layer_alone(dtype):
         assert same(out, y)
         moe.load(0, **{name: v.astype("f4") for name, v in w.items()})  # the same values as float32
         assert same(moe(x), y)
-    for threads, schedule in ((3, "fused"), (1, "bulk")):  # few rows of few experts: runs are split by columns
+    for threads, schedule in ((3, "fused"), (1, "bulk")):  # few rows for few experts: runs are split by columns
         with MoE(cfg, backend="cpu", threads=threads, schedule=schedule) as moe:
             moe.load(0, **w)
             assert same(moe(x), y)
@@ -122,7 +125,7 @@ def test_other_dtypes_are_refused():
 
 
 def test_high_precision_of_float32():
-    """Three products of bfloat16 on AMX, within 2e-5 of float64; elsewhere it is float32 as with "highest"."""
+    """AMX computes three products of bfloat16, within 2e-5 of float64. Other sets compute as for "highest"."""
     cfg = replace(CFG, hidden=300, ffn=700, precision="high")
     w, x = reference.weights(cfg), tokens(cfg, 60, 0)
     with MoE(replace(cfg, precision="highest"), backend="cpu", threads=1) as moe:
@@ -164,7 +167,7 @@ def test_high_precision_on_ranks(comm, pretend):
         MoE(replace(cfg, precision=("high", "highest")[comm.rank]), comm, backend="cpu")
     own = isa.usable()
     pretend.setattr(isa, "usable", lambda: (own, (LESS,))[comm.rank])
-    with MoE(cfg, comm, backend="cpu") as moe:  # without AMX on all ranks
+    with MoE(cfg, comm, backend="cpu") as moe:  # rank 1 has no AMX, so no rank uses it
         moe.load(0, **w)
         assert moe.isa == LESS
         assert same(moe(x), exact)
@@ -192,7 +195,7 @@ LESS = "avx2" if "avx2" in isa.usable()[1:] else "generic"  # an instruction set
 
 @pytest.mark.parametrize("dtype", ["float32", *DTYPES])
 def test_outputs_beyond_float16_are_counted(dtype):
-    """A hidden activation that becomes infinite, in an expert of three tokens; in other types it fits."""
+    """The hidden activations of expert 2, which has three tokens, become infinite in float16. Other types hold them."""
     cfg = replace(CFG, dtype=dtype, top_k=1, bias=False, activation="relu2", gated=False)
     w = reference.weights(cfg)
     w["up"][2] *= 300
@@ -212,7 +215,7 @@ def test_outputs_beyond_float16_are_counted(dtype):
 @pytest.mark.ranks(2)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_ranks_agree_on_an_instruction_set(comm, dtype, pretend, capfd):
-    """The layer has the bits that the common one has on one rank; beside it, a layer keeps this rank's best."""
+    """The 16-bit layers have the bits that one rank computes with the common set. float32 needs no common set."""
     best, own = isa.chosen(), isa.usable()
     cfg, w = configuration(dtype)
     x = rows(cfg, 50, seed=comm.rank)
@@ -224,7 +227,7 @@ def test_ranks_agree_on_an_instruction_set(comm, dtype, pretend, capfd):
             want = moe(x)
     pretend.setattr(isa, "usable", lambda: (own, (LESS,))[comm.rank])
     with MoE(replace(CFG, dtype="float32"), comm, backend="cpu") as moe:
-        assert moe.isa == (best, LESS)[comm.rank]  # equal bits on all: each rank uses its best
+        assert moe.isa == (best, LESS)[comm.rank]  # float32 has equal bits on all sets: each rank uses its best
     assert "aristos: kernels use" not in capfd.readouterr().err
     with MoE(cfg, comm, backend="cpu") as moe, MoE(cfg, comm, backend="cpu") as again:
         moe.load(0, **w)
@@ -243,7 +246,7 @@ def test_ranks_agree_on_an_instruction_set(comm, dtype, pretend, capfd):
 @pytest.mark.ranks(2)
 @pytest.mark.parametrize("schedule", ["fused", "bulk"])
 def test_ranks_that_train_agree_on_an_instruction_set(comm, schedule, pretend):
-    """Rows of gradients are rounded up to its vectors: 36 and 6 numbers to more with one set than with another."""
+    """Rows of gradients are padded to whole vectors: rows of 36 and of 6 numbers get other lengths with another set."""
     own, cfg = isa.usable(), replace(CFG, hidden=36, experts=6, dtype="float32")
     w, x, dy = reference.weights(cfg), rows(cfg, 20, seed=comm.rank), rows(cfg, 20, seed=comm.rank + 5)
     with pretend.context() as only:
@@ -318,7 +321,7 @@ def test_processes_with_two_values_of_aristos_isa():
 
 
 class Bfloat16Tensor:
-    """What PyTorch's bfloat16 tensors (`name` torch.bfloat16) and JAX's arrays (bfloat16) offer NumPy."""
+    """A bfloat16 array with the protocols of PyTorch's tensors (name: torch.bfloat16) or JAX's arrays (bfloat16)."""
 
     def __init__(self, array: np.ndarray, name: str) -> None:
         self._array, self.dtype = array, name

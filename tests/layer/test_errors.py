@@ -1,4 +1,4 @@
-"""Refusals: a clear error on every rank at once, never a hang, and the next call works."""
+"""A refusal is a clear error on every rank at once and never a hang. The next call works."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ def good(rank: int) -> Call:
 
 
 def changed(name: str, change: Callable[[Any], Any]) -> Callable[[Call], Call]:
-    """A good call with one argument changed."""
+    """A function that changes one argument of a call."""
     return lambda call: {**call, name: change(call[name])}
 
 
 def put(value: Any, *at: Any) -> Callable[[np.ndarray], np.ndarray]:
-    """A copy of an array with one entry replaced."""
+    """A function that copies an array and replaces one entry."""
 
     def change(array: np.ndarray) -> np.ndarray:
         array = array.copy()
@@ -52,7 +52,7 @@ def put(value: Any, *at: Any) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def routed_here(call: Call) -> Call:
-    """The same tokens, left to the layer's router."""
+    """The same tokens, for which the layer's router chooses the experts."""
     return {"x": call["x"]}
 
 
@@ -131,7 +131,7 @@ REFUSED: dict[str, tuple[Callable[[Call], Call], str]] = {
 
 @contextmanager
 def at_once() -> Iterator[None]:
-    """The block inside ends long before a timeout."""
+    """Check that the block inside ends long before a timeout."""
     start = time.monotonic()
     yield
     assert time.monotonic() - start < AT_ONCE
@@ -200,7 +200,7 @@ def test_refused_by_several_ranks_or_all(comm):
             with at_once(), pytest.raises(kind):
                 moe(**bad if comm.rank in refusing else mine)
             assert same(moe(**mine), wanted)
-        for n in range(40):  # one after the other, both parities of epochs
+        for n in range(40):  # one after the other, with even and odd epochs
             kind = InputError if comm.rank == n % 3 else PeerInputError
             with pytest.raises(kind):
                 moe(**bad if comm.rank == n % 3 else mine)
@@ -239,7 +239,7 @@ def test_refused_in_a_started_call(comm):
 @pytest.mark.core
 @pytest.mark.ranks(3)
 def test_ranks_in_different_calls(comm):
-    """Another layer, object, top_k or width: a mismatch on every rank, and the next call works."""
+    """One rank calls with another layer, object, top_k or width. All ranks raise a mismatch. The next call works."""
     mine = good(comm.rank)
     other_cfg = replace(CFG, hidden=24, top_k=3, experts=11)
     other_w = reference.weights(other_cfg)
@@ -266,7 +266,7 @@ def test_ranks_in_different_calls(comm):
 
 @pytest.mark.ranks(2)
 def test_ranks_with_different_placements(comm):
-    """A mismatch on both ranks that names both. Versions of weights differ between ranks, and each rank knows all."""
+    """Each rank's mismatch names both placements. Versions of weights may differ, and each rank knows all of them."""
     for schedule in ("fused", "bulk"):
         with MoE(CFG, comm, schedule=schedule, moves="tokens") as moe:
             for _ in range(1 + comm.rank):
@@ -315,7 +315,7 @@ def test_ranks_configured_differently(comm):
         with at_once(), pytest.raises(MismatchError, match="ranks are configured differently") as caught:
             MoE(cfg if odd else CFG, comm, **(options if odd else {}))
         assert "rank 0 has" in str(caught.value)
-        assert len(str(caught.value)) < 140  # what is equal is not named
+        assert len(str(caught.value)) < 140  # options that are equal are not named
     # threads and timeout may differ from rank to rank
     with MoE(CFG, comm, threads=1 + comm.rank, timeout=60.0 + comm.rank) as moe, alone(CFG, w) as one:
         moe.load(**w)
@@ -438,7 +438,7 @@ def test_a_second_open_call_is_refused(comm, world):
     mine = good(comm.rank)
     with made(comm) as moe, made(comm) as twin:
         wanted = moe(**mine)
-        for linger in (0.0, 0.3):  # open until wait(), even after the call has ended in the background
+        for linger in (0.0, 0.3):  # a call is open until wait(), even if it has ended in the background
             pending = moe.start(**mine)
             time.sleep(linger)
             for name, again in {"start": moe.start, "call": moe, "twin": twin.start, "twin's call": twin}.items():
@@ -452,7 +452,7 @@ def test_a_second_open_call_is_refused(comm, world):
 
 @ranks_each(1, 2)
 def test_a_started_call_whose_handle_is_dropped(comm, world):
-    """The next call, load, layer or close waits until it has ended."""
+    """The next call, load, constructor or close waits until the started call has ended."""
     mine = good(comm.rank)
     with made(comm) as moe, made(comm) as twin:
         wanted = twin(**mine)
@@ -470,15 +470,15 @@ def test_a_started_call_whose_handle_is_dropped(comm, world):
 @pytest.mark.ranks(2)
 @pytest.mark.parametrize("ranks_per_node", [None, 1], ids=["one node", "two nodes"])
 def test_windows_that_do_not_fit(comm, monkeypatch, ranks_per_node):
-    """One rank sees too small a /dev/shm: all raise before anything is allocated, and the next layer works."""
+    """One rank sees too small a /dev/shm. All ranks raise before anything is allocated, and the next layer works."""
     shape = shape_of(2, Placement(None, CFG.experts, 2), **widths(CFG))
     need = rank_bytes(shape, Nodes.of(2, ranks_per_node), 1)
     if comm.rank == 1:
-        monkeypatch.setattr("aristos.transport.capacity.free_shared_memory", lambda: need)  # room for one of two
+        monkeypatch.setattr("aristos.transport.capacity.free_shared_memory", lambda: need)  # room for one of two ranks
     with pytest.raises(MemoryProblem, match=r"windows need [\d.]+ MiB .*for 2 ranks.* MiB are free") as caught:
         MoE(CFG, comm, ranks_per_node=ranks_per_node)
     assert isinstance(caught.value, MemoryError)
-    monkeypatch.setattr("aristos.transport.capacity.free_shared_memory", lambda: None)  # unknown
+    monkeypatch.setattr("aristos.transport.capacity.free_shared_memory", lambda: None)  # the free memory is not known
     with made(comm, ranks_per_node=ranks_per_node) as moe:
         wanted = moe(**good(comm.rank))
     if comm.rank == 0:
@@ -542,7 +542,7 @@ def test_all_errors_derive_from_aristos_error():
 
 @pytest.mark.ranks(2)
 def test_a_started_call_that_one_rank_holds_open_refuses_a_new_layer_on_both(comm):
-    """The rank that has waited must not wait for the other one in the constructor."""
+    """Rank 1, which has waited for its call, must not wait for rank 0 in the constructor."""
     x = tokens(CFG, 5, seed=comm.rank)
     with MoE(CFG, comm) as moe:
         moe.load(**W)

@@ -1,4 +1,4 @@
-"""Dispatch and combine without experts: which rows land, their order, the combined sums, and refusals."""
+"""Dispatch and combine without experts: which rows arrive, their order, the combined sums, and refusals."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_an_exchange_in_one_process():
 @pytest.mark.core
 @pytest.mark.ranks(2)
 def test_between_layers_of_the_same_communicator(comm):
-    """Exchanges and layers share one engine and take turns; the layer's experts in an exchange give its result."""
+    """Exchanges and layers share one engine and take turns. An exchange around the layer's experts gives its result."""
     w = reference.weights(CFG)
     x = tokens(CFG, 30, seed=comm.rank)
     call = routing(CFG, 30, "some", seed=comm.rank)

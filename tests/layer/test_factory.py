@@ -1,4 +1,4 @@
-"""Making a layer: keyword-only options, the choice of a backend, and one public class whatever the backend."""
+"""Making a layer: keyword-only options, the choice of a backend, and one public class for every backend."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ CFG = aristos.MoEConfig(hidden=40, ffn=72, experts=5, top_k=2, max_tokens=30)
 W = reference.weights(CFG)
 
 
-CUDA = (1, "fused", None, None, 9.0, None, None, "cuda")  # every option in its former place
+CUDA = (1, "fused", None, None, 9.0, None, None, "cuda")  # all options in order, as positional arguments
 
 
 @pytest.mark.parametrize("arguments", [(1,), (1, "bulk"), (1, "bulk", 2), CUDA])
 def test_options_after_comm_are_keywords_only(arguments):
-    """A positional option was not seen by the choice of the backend."""
+    """The code that chooses the backend reads keyword arguments alone."""
     with pytest.raises(TypeError, match="positional argument"):
         aristos.MoE(CFG, None, *arguments)
     with pytest.raises(TypeError, match="positional argument"):
@@ -36,7 +36,7 @@ def test_options_after_comm_are_keywords_only(arguments):
 
 
 def test_cuda_is_never_the_default(monkeypatch):
-    """It has not run on a GPU: also where CuPy and numba-cuda are installed and see one, a layer runs on CPUs."""
+    """The CUDA backend has not run on a GPU. So a layer runs on CPUs even where CuPy and numba-cuda see a GPU."""
     cupy: Any = types.ModuleType("cupy")
     cupy.is_available = lambda: True
     monkeypatch.setitem(sys.modules, "cupy", cupy)
@@ -77,7 +77,7 @@ def real_bytes(moe: aristos.MoE) -> int:
 @ranks_each(1, 2)
 @pytest.mark.parametrize("layers", [1, 3])
 def test_memory_is_what_a_rank_allocates(comm, world, layers):
-    """Windows and packed weights, biases and router included, of the rank that has most."""
+    """`memory` is what the rank that allocates most allocates: windows and packed weights, with biases and router."""
     plain = aristos.MoEConfig(hidden=40, ffn=72, experts=5, top_k=2, max_tokens=30)
     for cfg in (plain, replace(plain, bias=True), replace(plain, gated=True, bias=True, activation="silu", hidden=33)):
         w = reference.weights(cfg)
@@ -97,7 +97,7 @@ def test_memory_counts_the_weights_of_every_layer():
     weights = 4 * 2 * 5 * 40 * 4096  # bytes of up and down
     assert aristos.MoE.memory(wide, 1) > weights
     assert aristos.MoE.memory(wide, 1, layers=4) > 4 * weights
-    assert aristos.MoE.memory(wide, 5) < weights  # an expert a rank
+    assert aristos.MoE.memory(wide, 5) < weights  # each rank has one expert
     with pytest.raises(InputError, match="layers must be an int in 1"):
         aristos.MoE.memory(CFG, 2, layers=0)
 
@@ -107,7 +107,7 @@ def test_memory_counts_the_weights_of_every_layer():
 
 @ranks_each(2)
 def test_a_wrong_shape_names_the_argument_that_would_fit(comm, world):
-    """layout= for arrays in nn.Linear's order, local= for one rank's experts, both for both."""
+    """The error names layout= for arrays in nn.Linear's order, local= for one rank's experts, or both."""
     cfg = replace(CFG, experts=6, gated=True, activation="silu")
     w = reference.weights(cfg)
     turned = {name: np.ascontiguousarray(a.swapaxes(-1, -2)) for name, a in w.items()}
@@ -148,7 +148,7 @@ def test_bits_of_bfloat16_are_refused_with_the_conversion():
         moe.load(**{name: a.view(bfloat16).astype("float32") for name, a in bits.items()})
 
 
-def test_load_clears_the_summary_and_the_other_calls_that_load_do_not():
+def test_load_clears_the_summary_but_load_expert_and_load_router_do_not():
     experts, router = {name: a for name, a in W.items() if name != "router"}, W["router"]
     with MoE(CFG, layers=2) as moe:
         moe.load(0, **W)
@@ -186,7 +186,7 @@ for tasks, task in (("2", "0"), ("2", "1"), ("1", "0")):
 
 
 def test_tasks_that_are_each_a_world_of_one_are_refused():
-    """Another library's mpirun, or srun without the right --mpi: every task would compute the whole layer alone."""
+    """Another library's mpirun, or srun without the right --mpi, starts such tasks. Each would compute everything."""
     env = {k: v for k, v in os.environ.items() if not k.startswith((*LAUNCHER_VARIABLES, "SLURM_"))}
     done = subprocess.run([sys.executable, "-c", ALONE], env=env, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr

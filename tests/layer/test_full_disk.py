@@ -1,4 +1,4 @@
-"""A checkpoint on a disk that cannot take it."""
+"""Checkpoints on a disk that is full or cannot be written."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LOCK = f"{saving.MANIFEST}.lock"
     ],
 )
 def test_a_file_that_cannot_be_written_is_named(tmp_path, monkeypatch, code, message):
-    """With what is free once the half of it has been removed."""
+    """The message has the bytes that are free after the unfinished file has been removed."""
 
     def fail(number: int) -> None:
         raise OSError(code, os.strerror(code))
@@ -43,12 +43,12 @@ def test_a_file_that_cannot_be_written_is_named(tmp_path, monkeypatch, code, mes
     assert not path.exists()
 
 
-def test_a_failed_save_leaves_the_one_before(tmp_path):
+def test_a_failed_save_leaves_the_previous_checkpoint(tmp_path):
     saving.undo(tmp_path, saving.begin(tmp_path, set()))
     assert os.listdir(tmp_path) == [LOCK]
     first = saving.begin(tmp_path, set())
     saving.finish(tmp_path, first, {"layers": [], "optimizer": None, "extra": {}, "files": {}})
-    saving.undo(tmp_path, first)  # the failure came after the new saved.json
+    saving.undo(tmp_path, first)  # the failure comes after saved.json was replaced
     second = saving.begin(tmp_path, {first.id})
     saving.undo(tmp_path, second)
     assert second.folder != first.folder

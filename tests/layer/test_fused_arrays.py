@@ -16,7 +16,7 @@ REST = {name: array for name, array in W.items() if name not in ("gate", "up", "
 
 
 def joined(name: str, axis: int, interleaved: bool) -> np.ndarray:
-    """The gate's and up's arrays as one."""
+    """The arrays `gate` and `up` in one array."""
     gate, up = W[f"gate{name}"], W[f"up{name}"]
     if interleaved:
         shape = list(gate.shape)

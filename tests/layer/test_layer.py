@@ -1,5 +1,6 @@
-"""The layer as a user has it: every option of a call, on one process and on several ranks, checked in float64 and by
-bits.
+"""The layer as a user calls it: every option of a call, on one rank and on several.
+
+Outputs are compared with float64, and with each other bit by bit.
 """
 
 from __future__ import annotations
@@ -184,13 +185,13 @@ def test_weights_in_both_layouts_are_copied():
         assert same(moe(x), y)
         moe.load(**{n: v.swapaxes(-1, -2) if "bias" not in n else v for n, v in turned.items()})  # strided weights
         assert same(moe(x), y)
-        moe.load(**w, local=True)  # one rank: its own experts are all
+        moe.load(**w, local=True)  # the only rank owns all experts
         assert same(moe(x), y)
         mine = {n: v.copy() for n, v in w.items()}
         moe.load(**mine)
         for v in mine.values():
             v[:] = 7.0
-        assert same(moe(x), y)  # packed: later changes are not seen
+        assert same(moe(x), y)  # the layer has packed copies: later changes do not reach it
         moe.load(**reference.weights(cfg, seed=9))
         assert not same(moe(x), y)
         moe.load(**{n: v for n, v in w.items() if n != "router"})
@@ -290,7 +291,7 @@ def test_every_rank_may_load_only_its_own_experts(comm):
 @pytest.mark.ranks(2)
 def test_a_row_has_the_same_bits_alone_and_among_others(comm):
     """Batch invariance: a row has the same bits whatever rows it shares a call with."""
-    cfg = replace(CFG, hidden=100, ffn=600, gated=True, max_tokens=300)  # more than a chunk of F, than a tile of rows
+    cfg = replace(CFG, hidden=100, ffn=600, gated=True, max_tokens=300)  # longer than a chunk of F and a tile of rows
     w = reference.weights(cfg)
     x = tokens(cfg, 300, seed=comm.rank)
     with make(comm, cfg, w, threads=2) as moe:
@@ -307,7 +308,7 @@ def test_a_row_has_the_same_bits_alone_and_among_others(comm):
 
 
 def hundred_calls(comm: Any, calls: int, **options: Any) -> None:
-    """Consecutive calls whose tokens, layer and routing change, each checked by bits, some in float64."""
+    """Make consecutive calls with changing tokens, layers and routings. Check each by bits, some also in float64."""
     layers = [reference.weights(CFG, seed=s) for s in range(3)]
     plan = np.random.default_rng(5)
     with MoE(CFG, comm, layers=3, **options) as moe, alone(CFG, *layers) as one:
@@ -354,7 +355,7 @@ for skew in ("router", "zipf"):
 @pytest.mark.slow
 @needs_mpiexec
 def test_equal_bits_in_every_run(tmp_path):
-    """The same tokens split over 1, 2 and 4 ranks, in separate jobs, alone twice."""
+    """Separate jobs split the same tokens over 1, 2 and 4 ranks. The job of one rank and one thread runs twice."""
     said: dict[int, set[tuple[str, ...]]] = {}
     for ranks, threads in ((1, 1), (1, 1), (1, 3), (2, 2), (4, 1)):
         job = run_job(tmp_path / str(len(said)), ranks, BITS, THREADS=str(threads))
@@ -391,7 +392,7 @@ def test_fused_and_bulk_in_one_process():
 @pytest.mark.core
 @pytest.mark.ranks(2)
 def test_objects_of_one_communicator_in_turn(comm):
-    """Objects of different widths, experts and threads share one engine: each grows it, none changes another's bits."""
+    """Objects of different widths, experts and threads share an engine, which grows with them. No bits change."""
     small = replace(CFG, hidden=24, max_tokens=9, top_k=1)
     large = replace(CFG, hidden=200, experts=11, top_k=4, max_tokens=150, router=aristos.Router(score="softmax_topk"))
     cfgs = [CFG, small, large]
@@ -500,7 +501,7 @@ def check_stats(stats: Any, comm: Any, moe: MoE, ids: np.ndarray) -> None:
     assert all(0 <= s <= moe.threads * stats.call_seconds * 1.05 + 1e-4 for s in seconds), stats
     assert stats.wait_seconds == pytest.approx(sum(stats.wait_seconds_by_peer))
     assert stats.wait_seconds <= stats.idle_seconds * 1.01 + 1e-6
-    assert stats.wire_seconds == 0  # all on one node
+    assert stats.wire_seconds == 0  # all ranks are on one node
 
 
 @pytest.mark.core
@@ -605,9 +606,10 @@ def test_a_timeline_of_all_ranks_is_one_file(comm, tmp_path_factory):
 
 @pytest.mark.ranks(2)
 def test_timeline_and_stats_count_the_wire_between_nodes(comm):
-    """Sending blocks is "dispatch"; MPI is "wire", within a wait or between two commands. Stats count the latter.
+    """A "dispatch" event is the sending of a block. A "wire" event is time in MPI, in a wait or between two commands.
 
-    A call has none of the latter where the progress thread lost its core in MPI, see the next test.
+    Stats count only "wire" events between two commands. A call has none of them if the progress thread lost its core
+    in MPI: see the next test.
     """
     with make(comm, threads=1, ranks_per_node=1) as moe:
         x = tokens(CFG, 64, seed=comm.rank)
@@ -638,7 +640,7 @@ def test_timeline_and_stats_count_the_wire_between_nodes(comm):
 
 @pytest.mark.ranks(2)
 def test_while_another_thread_is_in_mpi_workers_go_on_and_send_later(comm):
-    """The wire is then served within a wait, which counts as idle time."""
+    """After the thread has left MPI, workers serve the wire within a wait, which counts as idle time."""
     with make(comm, threads=1, ranks_per_node=1) as moe:
         x = tokens(CFG, 64, seed=comm.rank)
         y = moe(x)

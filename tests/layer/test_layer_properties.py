@@ -1,8 +1,8 @@
 """Random layers: any shape, k, E, placement, router, skew, ring and thread count, on 1 to 8 ranks.
 
-Every call is checked twice: in float64, and bit for bit against the same tokens in one process, which no rank count,
-placement, thread count, ring size or company of other rows may change. Ranks are processes, so a launch runs many
-examples.
+Every call is checked twice: against float64, and bit for bit against the same tokens in one process. Bits must not
+depend on the numbers of ranks and threads, the placement, the ring size or the other rows. Starting ranks takes long,
+so one launch runs many examples.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Weights as users have them: expert by expert, lists, files, types; what is missing; and the memory of a load."""
+"""Loading weights: expert by expert, lists, files, types; errors for missing weights; and the memory of a load."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ def test_expert_by_expert_equals_the_whole_layer(comm, world):
             assert [moe.holds(e) for e in range(5)] == [e in moe.placement.mine(moe.rank) for e in range(5)]
             y = moe(x)
             assert same(moe(x, layer=1), y)
-            moe.load_expert(1, 3, **of_expert(2))  # replaced, and then put back
+            moe.load_expert(1, 3, **of_expert(2))  # replaced by another expert, and then put back
             assert comm is not None or not same(moe(x, layer=1), y)
             moe.load_expert(1, 3, **of_expert(3))
             assert same(moe(x, layer=1), y)
 
 
 def test_lists_files_and_types(tmp_path):
-    """Every form gives the bits of float32 arrays with the same values."""
+    """Weights of every form give the same outputs as float32 arrays with the same values."""
     short = {name: a.astype(ml_dtypes.bfloat16) for name, a in W.items()}
     half = {name: a.astype(np.float16) for name, a in W.items()}
     saved = {}
@@ -175,7 +175,7 @@ def test_a_call_names_what_is_missing_on_every_rank(comm, world, schedule):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_weights_that_are_not_finite_are_refused_and_the_old_ones_stay(dtype):
-    """Also those that are infinite only when rounded to the layer's type."""
+    """Weights that become infinite when they are rounded to the layer's type are refused too."""
     cfg = replace(CFG, dtype=dtype)
     bad = {name: np.array(W[name]) for name in W}
     bad["down"][2, 1, 3] = np.inf
@@ -226,8 +226,8 @@ def test_a_reload_that_ends_half_way_is_refused(comm, world, schedule):
         assert reference.error(moe(x), reference.moe(cfg, x, **new)) < 1e-5  # the old select_bias is gone too
 
 
-def test_an_expert_that_is_packed_half_way_is_missing(monkeypatch):
-    """Its old and new projections are not mixed."""
+def test_an_expert_whose_packing_failed_half_way_counts_as_missing(monkeypatch):
+    """No call mixes the expert's old and new projections."""
     cfg = replace(CFG, shared_ffn=24)
     w, x = reference.weights(cfg), tokens(CFG, 9, seed=0)
     shared = {n.removeprefix("shared_"): a for n, a in w.items() if n.startswith("shared_")}
@@ -253,7 +253,7 @@ def test_an_expert_that_is_packed_half_way_is_missing(monkeypatch):
 
 @pytest.mark.ranks(2)
 def test_a_load_that_fails_over_the_weights_that_peers_read_is_refused(comm, monkeypatch):
-    """Experts that local peers read have one place, so the layer cannot keep its former weights there."""
+    """Experts that local peers read have one place in memory. So a failed load has destroyed the former weights."""
     x = tokens(CFG, 9, seed=comm.rank)
     with MoE(CFG, comm, backend="cpu") as moe:
         moe.load(**W)
@@ -274,7 +274,7 @@ def test_a_load_that_fails_over_the_weights_that_peers_read_is_refused(comm, mon
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_memory_of_loading_expert_by_expert(tmp_path, dtype):
-    """The peak is this rank's packed experts and the space of one expert's arrays, read from files."""
+    """At its peak a load from files has this rank's packed experts and the arrays of one expert in memory."""
     cfg = aristos.MoEConfig(hidden=256, ffn=512, experts=16, activation="silu", gated=True, dtype=dtype)
     width = 4 if dtype == "float32" else 2
     one = {"up": (256, 512), "gate": (256, 512), "down": (512, 256)}

@@ -22,7 +22,7 @@ from unittest import mock
 cfg = aristos.MoEConfig(hidden=40, ffn=72, experts=4, top_k=2, max_tokens=64)
 start = threading.Thread.start
 
-def without_threads(name):  # at the limit of threads, as the kernel and Python say it
+def without_threads(name):  # raises what Python raises at the limit of threads
     def refuse(self):
         if name in self.name:
             raise RuntimeError("can't start new thread")
@@ -72,7 +72,10 @@ FAILURES = [
 
 
 def test_a_constructor_that_fails_on_one_rank(tmp_path):
-    """Each rank raises, whatever the stage; the next layer is made on the same communicator, and the job ends well."""
+    """Each rank raises, whatever stage fails.
+
+    The next layer is made on the same communicator, and the job ends normally.
+    """
     script = STAGES + "".join(f"make({stage}{options})\n" for _, stage, options, _ in FAILURES)
     script += "made(contextlib.nullcontext()).close()\nsay('fine')\n"
     job = run_job(tmp_path, 2, script, timeout=120)
@@ -87,7 +90,7 @@ def test_a_constructor_that_fails_on_one_rank(tmp_path):
 
 
 def test_a_constructor_that_fails_ends_the_job(tmp_path):
-    """Unless the ranks meet again: the failed rank says why, and nobody waits for the limit."""
+    """If the ranks do not meet again, the failed rank says why, and the job ends before the limit."""
     job = run_job(tmp_path, 2, STAGES + 'made(without_threads("worker"))', timeout=60)
     assert job.code not in (None, 0)
     assert "RuntimeError: can't start new thread" in job.out[1], job.out
@@ -98,7 +101,7 @@ FIRST = 'fails("transport.group._ranks_of_job", MemoryError("full"))'
 
 
 def test_a_failure_before_the_first_meeting(tmp_path):
-    """No communicator of its own can carry the cause: the failed rank prints it and ends the job when it exits."""
+    """There is no communicator yet that could carry the cause. The failed rank prints it, and its exit ends the job."""
     job = run_job(tmp_path, 2, STAGES + f"made({FIRST})", timeout=60)
     assert job.code not in (None, 0)
     assert "ends the job, because it could not make a layer (MemoryError: full)" in job.out[1], job.out
@@ -118,7 +121,7 @@ say("fine")
 
 
 def test_a_failure_in_one_group_of_a_plan_that_is_trained(tmp_path):
-    """The ranks of the other groups raise too, soon; a refusal on every rank of one group counts as one."""
+    """The ranks of the other groups soon raise too, even if every rank of one group refuses its arguments."""
     script = """
 from group_plans import plan_of
 

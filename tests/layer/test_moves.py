@@ -1,4 +1,4 @@
-"""Experts in place: what crosses between ranks of a node never changes the outputs, also while ranks load weights."""
+"""Experts computed in place: what moves within a node never changes outputs, also while ranks load weights."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_outputs_do_not_depend_on_what_moves(comm):
 
 @pytest.mark.ranks(2)
 def test_shared_weights_take_the_bytes_of_private_ones(comm):
-    """But for the last huge page, as the docstring of MoE.memory says."""
+    """The shared memory is at most a huge page larger, as the docstring of MoE.memory says."""
     nbytes = []
     for moves in ("tokens", "experts"):
         with MoE([CFG, CFG], comm, moves=moves) as moe:
@@ -79,7 +79,7 @@ def test_shared_weights_take_the_bytes_of_private_ones(comm):
 
 @pytest.mark.ranks(4)
 def test_copies_and_other_nodes(comm):
-    """Experts of local peers are computed in place, those of other nodes get their tokens."""
+    """Experts of local peers are computed in place. Tokens are sent to experts of other nodes."""
     placement = [[0, 2], 1, [2, 3], 3, [0, 1, 2, 3], 2]
     w, x = reference.weights(CFG), tokens(CFG, 20 * comm.rank, seed=comm.rank)
     call = routing(CFG, len(x), "some", seed=comm.rank)
@@ -95,7 +95,7 @@ def test_copies_and_other_nodes(comm):
 
 @pytest.mark.ranks(2)
 def test_events_name_experts_by_id(comm):
-    """Held ones, the shared one and those of the other rank, on layers that differ in the shared one."""
+    """Events name the rank's own experts, the other rank's experts and the shared expert of one of the two layers."""
     cfg = KINDS["shared"]
     with MoE([CFG, cfg], comm, placement=[1, 0, 1, 0, 0, 1], moves="experts") as moe:
         moe.timeline(True)
@@ -128,7 +128,11 @@ def test_few_rows_travel(comm, monkeypatch):
 
 @pytest.mark.ranks(2)
 def test_a_rank_with_all_tokens_is_helped(comm):
-    """It knows the others' tokens from the call before; with equal tokens it computes all of its own."""
+    """A rank that has all tokens sends at least 80 % of the rows for the other rank's experts.
+
+    If both ranks have about equally many tokens, each computes all its rows itself. A rank knows from the call before
+    how many tokens the other has.
+    """
     w, x = reference.weights(CFG), tokens(CFG, 80, seed=comm.rank)
     with MoE(CFG, comm, moves="auto") as moe:
         moe._backend._jobs.stay_rows, moe._backend._jobs.reading_rows = [1], 1
@@ -143,7 +147,9 @@ def test_a_rank_with_all_tokens_is_helped(comm):
 
 @pytest.mark.ranks(2)
 def test_weights_change_while_the_other_rank_is_late(comm):
-    """A rank that loads waits for those that still read; one that reads waits until the holder has announced.
+    """A rank that loads waits for peers that still read its weights.
+
+    A rank that reads waits until the weights' holder has announced the call.
 
     Every second load is made while a call of another object is open.
     """
@@ -166,7 +172,7 @@ def test_weights_change_while_the_other_rank_is_late(comm):
 
 @pytest.mark.ranks(2)
 def test_calls_of_every_kind_end_for_a_load(comm):
-    """Of other objects too: a load waits until its local peers have ended the last one."""
+    """A load waits until the local peers have ended their last call, of whatever object and kind it was."""
     w, x = reference.weights(CFG), tokens(CFG, 30, seed=comm.rank)
     ids = np.stack([np.arange(30) % 6, (np.arange(30) + 1) % 6], axis=1)
     with (
@@ -197,14 +203,17 @@ def test_calls_of_every_kind_end_for_a_load(comm):
         }.items():
             call()
             epoch = moe.runtime.epoch
-            moe.load(**w)  # gives up after PATIENCE
+            moe.load(**w)  # a peer that does not end its call would make this time out
             assert moe.runtime._read_word(moe.runtime._blank_job(), 1 - comm.rank, words.ENDED) >= epoch, name
         assert same(moe(x), bulk(x))
 
 
 @pytest.mark.ranks(2)
 def test_loads_while_a_call_is_open(comm):
-    """The same with all ways: refused where the call is of the same object, else as between calls."""
+    """Whatever `moves` is, a load is refused while a call of the same object is open.
+
+    While a call of another object is open, a load works as between calls.
+    """
     before, after = (reference.weights(CFG, seed=seed) for seed in range(2))
     x = tokens(CFG, 30, seed=comm.rank)
     ids = np.stack([np.arange(30) % 6, (np.arange(30) + 1) % 6], axis=1)
@@ -224,7 +233,7 @@ def test_loads_while_a_call_is_open(comm):
                 moe.load(**after)
                 assert same(pending.wait(), y), moves
                 assert same(moe(x), alone(after, x)), moves
-                rows, handle = exchange.dispatch(x, ids)  # no rank ends this call before this one combines
+                rows, handle = exchange.dispatch(x, ids)  # no rank ends this call before this rank combines
                 moe.load(**before)
                 exchange.combine(rows, handle, np.ones(ids.shape, np.float32))
                 assert same(moe(x), y), moves
@@ -237,7 +246,7 @@ def test_loads_while_a_call_is_open(comm):
 
 @pytest.mark.ranks(2)
 def test_a_load_waits_for_the_call_before_the_open_one(comm, monkeypatch):
-    """While a peer has not ended that call, its ENDED is read again; that of the open call is not awaited."""
+    """The peer's word ENDED is read until the peer has ended the earlier call. The open call is not awaited."""
     w, x = reference.weights(CFG), tokens(CFG, 30, seed=comm.rank)
     ids = np.zeros((30, 2), int) - 1
     with (
@@ -264,7 +273,7 @@ def test_a_load_waits_for_the_call_before_the_open_one(comm, monkeypatch):
 
 @pytest.mark.ranks(2)
 def test_auto_compares_copies_with_weights(comm, monkeypatch):
-    """Rows stay from the number on whose copies have as many bytes as the weights; below break-even none do."""
+    """Rows stay if there are at least break-even of them, and their copies would have at least the weights' bytes."""
     cfg = aristos.MoEConfig(hidden=64, ffn=64, experts=2, top_k=1, max_tokens=100)
     weights = 2 * 64 * 64 * 4
     for rows, least in ((10, weights // (4 * 64 * 4)), (50, 50)):
@@ -283,7 +292,7 @@ def test_auto_compares_copies_with_weights(comm, monkeypatch):
 
 
 def test_break_even_is_a_number_of_rows_that_an_expert_may_have():
-    """Reading the weights takes longer than one row, and less long than many."""
+    """Reading an expert's weights takes longer than computing one row, and less time than computing a thousand."""
     for dtype in ("float32", "bfloat16"):
         element = module("elements", isa.chosen()).element_type(dtype)
         assert 2 <= module("break_even", isa.chosen()).rows(element, module("entries", isa.chosen())) <= 1000
@@ -348,7 +357,7 @@ def test_without_shared_memory_tokens_travel(comm, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(memfd.SharedMap, "collapse", lambda self, start, nbytes: comm.rank == 1)
         with MoE(CFG, comm) as moe:
-            assert moe.moves == "tokens", "without huge pages few rows would wait longer for weights"
+            assert moe.moves == "tokens", "without huge pages calls of few rows would read weights more slowly"
         with MoE(CFG, comm, moves="experts") as moe:
             assert moe.moves == "experts"
             moe.load(**w)
@@ -361,7 +370,7 @@ def test_without_shared_memory_tokens_travel(comm, monkeypatch):
 
 @pytest.mark.ranks(2)
 def test_only_the_rank_that_holds_experts_touches_their_pages_first(comm):
-    """So its NUMA domain has them: peers that map a part bring none of its pages but the head's."""
+    """The pages then lie in that rank's NUMA domain. Peers that map this memory touch only its first page."""
     most = 4 * memfd.HUGE
     with MoE(CFG, comm, moves="tokens") as moe:
         memory = memfd.NodeMemory(moe.runtime.group, most - memfd.HEAD, "alike", small_pages=True)
@@ -377,7 +386,7 @@ def test_only_the_rank_that_holds_experts_touches_their_pages_first(comm):
 
 
 def touched(start: int, nbytes: int) -> set[int]:
-    """The numbers of the huge pages of which a page has come."""
+    """The numbers of the huge pages of which at least one page is in memory."""
     found = np.zeros(nbytes // mmap.PAGESIZE, np.uint8)
     libc = ctypes.CDLL(None, use_errno=True)
     got = libc.mincore(ctypes.c_void_p(start), ctypes.c_size_t(nbytes), found.ctypes.data_as(ctypes.c_void_p))
@@ -396,7 +405,7 @@ def test_more_weights_than_addresses_are_no_error(comm):
 @pytest.mark.ranks(2)
 def test_a_peer_of_another_process_namespace_is_not_read(comm, monkeypatch):
     class Elsewhere:
-        """The module os, in a process that is number 1 of its namespace."""
+        """The module os of a process that has id 1 in its namespace."""
 
         def __getattr__(self, name):
             return (lambda: 1) if name == "getpid" else getattr(os, name)
@@ -413,7 +422,7 @@ def test_what_cannot_move_is_refused():
         MoE(CFG, moves="experts", schedule="bulk")
     with pytest.raises(InputError, match="schedule='fused', got backend='cuda'"):
         check_moves("experts", backend_class("cuda"), "fused")
-    with MoE(CFG, moves="experts") as moe:  # a process alone has all experts
+    with MoE(CFG, moves="experts") as moe:  # a single rank has all experts
         assert moe.moves == "tokens"
         moe.load(**reference.weights(CFG))
         check(CFG, reference.weights(CFG), x := tokens(CFG, 9, seed=0), {}, moe(x))

@@ -1,4 +1,4 @@
-"""Tokens that cross once to a rank of the node: when they do, that outputs keep their bits, and what crosses."""
+"""Tokens that cross once to a rank of the node: when they do, what crosses, and that outputs keep their bits."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ KINDS = {
 
 
 def crossing(placement, ids, peer: int) -> int:
-    """Tokens with a choice at `peer`."""
+    """How many tokens have a choice at `peer`."""
     owner = np.append([ranks[0] for ranks in placement.copies], -1)
     return int((owner[np.asarray(ids)] == peer).any(axis=1).sum())
 
@@ -54,7 +54,7 @@ def test_outputs_do_not_depend_on_how_often_a_token_crosses(comm, monkeypatch):
 
 @pytest.mark.ranks(3)
 def test_what_crosses(comm):
-    """A token crosses once to a rank for which the rule holds in the call, else once for each of its choices there."""
+    """To some ranks each token crosses once in a call, to others once for each of its choices there."""
     placement = [0, 0, 1, 1, 1, 2]
     with MoE(CFG, comm, placement=placement, moves="tokens", threads=1) as moe:
         moe.load(**reference.weights(CFG))
@@ -76,7 +76,7 @@ def test_what_crosses(comm):
 
 @pytest.mark.ranks(2)
 def test_when_tokens_cross_once(comm):
-    """By default tokens cross once if there are many rows, three or more a token; not if only one of both holds."""
+    """By default tokens cross once if two conditions hold: there are many rows, and at least three for each token."""
     count = runtime.ONCE_ROWS // 2
     cfg = aristos.MoEConfig(hidden=16, ffn=16, experts=16, top_k=8, max_tokens=count)
     for k, here, once in ((8, count, True), (8, 64, False), (5, count, False)):
@@ -106,7 +106,7 @@ def test_an_exchange_whose_tokens_cross_once(comm, monkeypatch):
 
 @pytest.mark.ranks(2)
 def test_training_whose_tokens_cross_once(comm, monkeypatch):
-    """Forward and backward calls: outputs and gradients keep their bits."""
+    """Outputs of forward calls and gradients of backward calls keep their bits."""
     cfg = replace(CFG, bias=False)
     x, dy = (tokens(cfg, 80 - 9 * comm.rank, seed=s + comm.rank) for s in (1, 7))
     monkeypatch.setattr(runtime, "ONCE_SHARE", 0)

@@ -1,4 +1,4 @@
-"""Options of an optimizer that changed after it was made: refused on all ranks before any weight changes."""
+"""Wrong options of an optimizer, set after it was made, are refused on all ranks before any weight changes."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_a_step_refuses_what_would_make_weights_that_are_not_finite():
                 Adam(moe, **{name: value})
             assert (optimizer.steps, bits(moe, optimizer)) == (1, before)
         optimizer.lr, optimizer.clip = np.float32(0.5), None
-        train(moe, optimizer)  # what can be is taken
+        train(moe, optimizer)  # other values are accepted
         assert np.isfinite(moe.params()["up"]).all()
         descent = SGD(moe, 0.1)
         descent.momentum = 0.9

@@ -23,7 +23,7 @@ MATRICES = ("up", "gate", "down")
 
 
 def layer(name: str, dtype: str = "float32", **changes):
-    """A configuration, its weights as codes, and the weights that those mean."""
+    """(a configuration, its weights as codes, the same weights dequantised)."""
     kind = packed(name, zeros=FORMATS[name].zeros)
     cfg = replace(CFG, dtype=dtype, weight_dtype=kind, **changes)
     w = reference.weights(replace(cfg, dtype="float32", weight_dtype=None))
@@ -44,7 +44,7 @@ def rows(cfg, count, seed=0):
     return tokens(replace(cfg, dtype="float32", weight_dtype=None), count, seed).astype(numpy_dtype(cfg.dtype))
 
 
-QUICK = ("int4", "bfloat16")  # of float32 tests/kernels/test_packed.py has the experts
+QUICK = ("int4", "bfloat16")  # tests/kernels/test_packed.py tests experts with float32
 KINDS = [
     pytest.param(*kind, marks=[] if kind == QUICK else pytest.mark.slow, id="-".join(kind))
     for kind in product(FORMATS, PACKED_ROWS)
@@ -66,8 +66,8 @@ def test_a_layer_alone(name, dtype):
 @pytest.mark.ranks(2)
 @pytest.mark.parametrize("moves", ["tokens", "experts", "auto"])
 @pytest.mark.parametrize("placement", [None, [0, [0, 1], 1, [0, 1], 0]], ids=["", "copies"])
-def test_ranks_have_the_bits_of_one(comm, moves, placement):
-    """Also after loads of other weights, and beside an open object whose weights are plain."""
+def test_several_ranks_give_the_bits_of_one_rank(comm, moves, placement):
+    """Other weights are loaded before these. An object with plain weights is open at the same time."""
     cfg, w, wide = layer("int4", "bfloat16")
     plain = replace(cfg, dtype="float32", weight_dtype=None)
     x, reversed_experts = rows(cfg, 50, comm.rank), w | {n: w[n][::-1] for n in MATRICES}
@@ -122,7 +122,7 @@ def test_memory_has_the_bytes_of_the_codes():
         ({"weight_dtype": "int8", "precision": "high"}, "requires precision='highest', got 'high'"),
     ],
 )
-def test_a_layer_that_cannot_be_is_refused(changes, message):
+def test_a_configuration_that_packed_weights_cannot_have_is_refused(changes, message):
     with pytest.raises(InputError, match=message):
         replace(CFG, **changes)
 

@@ -21,8 +21,8 @@ def one_group(x: np.ndarray) -> np.ndarray:
         return np.array(moe(x))
 
 
-@pytest.mark.ranks(4, timeout=300)  # the first one may have to compile
-def test_a_plan_forms_groups_that_compute_apart(comm):
+@pytest.mark.ranks(4, timeout=300)  # the first test may have to compile kernels
+def test_a_plan_forms_groups_that_compute_separately(comm):
     plan = plan_of([3, 1, 2, 2])
     assert plan.groups == [[0, 1], [2, 3]]
     x = tokens(CFG, 10 + comm.rank, seed=comm.rank)

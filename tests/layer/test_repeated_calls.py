@@ -1,4 +1,4 @@
-"""Calls of the same form as the call before: their arrays are used without a check, and nothing else may differ."""
+"""A call whose arrays have the form of those of the call before skips some checks. It must behave as any other call."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ W = [reference.weights(CFG, seed=layer) for layer in range(2)]
 
 @pytest.fixture
 def moe():
-    """Two layers whose last call had four tokens."""
+    """An object of two layers, each of which has had a call of four tokens."""
     with MoE(CFG, layers=2) as made:
         for layer in range(2):
             made.load(layer, **W[layer])
@@ -34,7 +34,7 @@ def call(seed: int, count: int = 4) -> tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def right(moe, arrays, layer=0):
-    """Whether a call is right."""
+    """Check that a call is right."""
     x, ids, weights = arrays
     check(CFG, W[layer], x, {"ids": ids, "weights": weights}, moe(x, ids, weights, layer=layer))
 
@@ -74,7 +74,7 @@ def test_arrays_elsewhere_in_memory_that_are_not_aligned(moe):
     shifted = np.frombuffer(bytearray(x.nbytes + 1), np.uint8)[1:].view(np.float32).reshape(x.shape)
     shifted[:] = x
     right(moe, (shifted, ids, weights))
-    assert moe._backend._jobs.made[0][words.X] != shifted.ctypes.data, "kernels may read aligned rows only"
+    assert moe._backend._jobs.made[0][words.X] != shifted.ctypes.data, "kernels may read only aligned rows"
     right(moe, (x, ids, weights))
 
 
@@ -110,7 +110,7 @@ def test_an_output_that_shares_rows_with_the_input(moe):
             moe(rows, ids, weights, out=room[:4])
 
 
-def test_options_of_a_call_between(moe):
+def test_a_call_with_other_options_in_between(moe):
     right(moe, call(1))
     x, ids, weights = call(2)
     out = np.empty_like(x)
@@ -121,7 +121,7 @@ def test_options_of_a_call_between(moe):
     right(moe, call(3))
 
 
-def test_weights_loaded_between(moe):
+def test_weights_loaded_in_between(moe):
     moe.load(0, **W[1])
     x, ids, weights = call(1)
     check(CFG, W[1], x, {"ids": ids, "weights": weights}, moe(x, ids, weights))
@@ -130,7 +130,7 @@ def test_weights_loaded_between(moe):
         moe(x, ids, weights)
 
 
-def test_larger_calls_between_make_larger_windows(moe):
+def test_larger_calls_in_between_make_larger_windows(moe):
     right(moe, call(1, 70))
     right(moe, call(2))
     with MoE(replace(CFG, max_tokens=200)) as other:

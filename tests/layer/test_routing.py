@@ -1,4 +1,4 @@
-"""Routers of published models through the layer, and what `return_routing` says, on any cluster shape."""
+"""The layer with routers of published models, and what `return_routing` returns, on any cluster shape."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BIAS = np.random.default_rng(7).uniform(-0.3, 0.3, 8).astype(np.float32)
 ROUTER_BIAS = np.random.default_rng(8).standard_normal(8).astype(np.float32)
 Oracle = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
-# router, its biases, top_k, and the model's own code on scores [S, E]
+# (router, its biases, top_k, the model's own code, which takes scores [S, E])
 MODELS: dict[str, tuple[Router, dict[str, np.ndarray], int, Oracle]] = {
     "DeepSeek-V2": (
         Router("softmax", renormalize=False, scale=16.0, groups=4, topk_groups=2), {}, 3,
@@ -54,7 +54,7 @@ MODELS: dict[str, tuple[Router, dict[str, np.ndarray], int, Oracle]] = {
 
 
 def clear(got: np.ndarray, want: np.ndarray) -> np.ndarray:
-    """[S] bool: tokens routed alike; nearly all, because float32 and float64 may order near ties differently."""
+    """[S] bool: whether both route a token alike. A few differ: float32 and float64 may order near ties differently."""
     alike = (got == want).all(axis=1)
     assert alike.mean() > 0.97
     return alike
@@ -62,7 +62,7 @@ def clear(got: np.ndarray, want: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("model", MODELS)
 def test_published_routers(model):
-    """Ids, weights, logits and outputs of the layer against the model's own code."""
+    """Ids, weights, logits and outputs of the layer equal those of the model's own code."""
     router, biases, k, oracle = MODELS[model]
     cfg = replace(CFG, router=router, top_k=k)
     x = 2 * tokens(cfg, 70, seed=1)
@@ -87,7 +87,7 @@ def test_published_routers(model):
 @pytest.mark.ranks(2)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_equal_bits_on_any_cluster_shape(comm, dtype):
-    """Every router, with identity experts and weights on the input too."""
+    """The layers have every router, also with identity experts and with weights on the input."""
     x = tokens(CFG, 50 + 9 * comm.rank, seed=comm.rank).astype(numpy_dtype(dtype))
     by = tokens(CFG, len(x), seed=5).astype(x.dtype)
     cases = [(replace(CFG, router=r, top_k=k), W, biases) for r, biases, k, _ in MODELS.values()]
@@ -121,7 +121,7 @@ def test_equal_bits_on_any_cluster_shape(comm, dtype):
 
 
 def test_identity_experts_return_the_token():
-    """LongCat: the layer against its published router, a loop over experts and a term w x."""
+    """LongCat's layer equals its published router and a loop over experts, where an identity expert adds w x."""
     cfg = replace(CFG, identity_experts=4, router=Router(renormalize=False, scale=6.0), top_k=4)
     w = reference.weights(cfg, seed=2)
     bias = np.random.default_rng(3).uniform(-0.1, 0.1, 12).astype(np.float32)
@@ -145,7 +145,7 @@ def test_identity_experts_return_the_token():
         with pytest.raises(InputError, match=r"ids of token 3 must be in -1\.\.11, got \[8, -1, 12"):
             moe(x, only, half)
         only[3, 2] = 11
-    for narrow in ("bfloat16", "float16"):  # 40 columns: rows end within a block of 32
+    for narrow in ("bfloat16", "float16"):  # rows of 40 columns end within a block of 32
         z = x.astype(numpy_dtype(narrow))
         with MoE(replace(cfg, dtype=narrow), threads=1, backend="cpu") as moe:
             moe.load(**w, select_bias=bias)
@@ -154,7 +154,7 @@ def test_identity_experts_return_the_token():
 
 @pytest.mark.parametrize("k", [1, 2])
 def test_capacity(k):
-    """Switch and GShard: which choices are dropped, and that they add nothing."""
+    """As in Switch and GShard, choices beyond the capacity are dropped and add nothing."""
     for factor in (0.5, 1.0, 1.25):
         cfg = replace(CFG, top_k=k, router=Router(renormalize=False, capacity_factor=factor))
         x = tokens(cfg, 61, seed=k)
@@ -173,14 +173,14 @@ def test_capacity(k):
                 assert found.dropped == stats.dropped_rows == (~fits).sum() > 0
                 assert sum(stats.expert_rows) + found.dropped == 61 * k
                 assert same(y, moe(x, ids, every.weights))
-                assert moe(x, every.ids, every.weights, return_routing=True)[1].dropped == 0  # ids from outside
+                assert moe(x, every.ids, every.weights, return_routing=True)[1].dropped == 0  # given ids: no capacity
                 assert moe.summary().dropped_rows == found.dropped
         assert np.array_equal(reference.route(cfg, x, W["router"])[0], ids)
 
 
 @pytest.mark.ranks(2)
 def test_capacity_counts_a_rank_s_own_tokens_before_copies(comm):
-    """With copies of experts too; ranks without tokens take part."""
+    """A capacity counts the choices of an expert, not those of each copy. A rank without tokens takes part."""
     cfg = replace(CFG, router=Router(capacity_factor=0.75))
     x = tokens(cfg, 40 * comm.rank, seed=0)
     for options in ({}, {"placement": [[0, 1]] * 8}, {"ranks_per_node": 1, "schedule": "bulk"}):
@@ -193,7 +193,7 @@ def test_capacity_counts_a_rank_s_own_tokens_before_copies(comm):
 
 
 def test_weights_on_the_input():
-    """Llama 4: y = expert(sigmoid(best score) x)."""
+    """As in Llama 4, y = expert(sigmoid(best score) x)."""
     cfg = replace(CFG, top_k=1, router=Router("sigmoid", renormalize=False, weight_on="input"))
     x = tokens(cfg, 70, seed=0)
     scores = x.astype("f8") @ W["router"]
@@ -214,8 +214,8 @@ def test_weights_on_the_input():
     assert reference.error(reference.moe(cfg, x, **W), y_ref) < 1e-12
 
 
-def test_a_bias_that_excludes_the_best_experts_leaves_the_weights_their_digits():
-    """Renormalized shares of 1e-14 and less than float32 holds, with groups too; the gradients with them."""
+def test_a_bias_that_excludes_the_best_experts_does_not_make_weights_inexact():
+    """The chosen shares are 1e-14, or less than float32 holds. Weights and gradients are right, also with groups."""
     x, dy = 100 * tokens(CFG, 60, seed=3), tokens(CFG, 60, seed=4)
     for groups in ({}, {"groups": 4, "topk_groups": 3, "group_score": "sum_top2"}):
         cfg = replace(CFG, router=Router("softmax", **groups), top_k=2)
@@ -228,7 +228,7 @@ def test_a_bias_that_excludes_the_best_experts_leaves_the_weights_their_digits()
             _, tape = moe.forward(x)
             alike = (tape.routing.ids == ids).all(axis=1)
             assert alike[(shares > 1e-30) & (shares < 1e-12)].sum() > 5
-            assert np.abs(tape.routing.weights - want)[alike].max() < 1e-4  # of scores near 100, rounded to float32
+            assert np.abs(tape.routing.weights - want)[alike].max() < 1e-4  # scores near 100 are rounded to float32
             dx, by = moe.backward(dy, tape), tape.routing
         right = reference.backward(cfg, x, dy, ids=by.ids, weights=by.weights, **{n: W[n] for n in W if n != "router"})
         slopes = _reference_backward.by_logits(cfg, by.logits, by.ids, right["weights"]) @ W["router"].T
@@ -268,7 +268,7 @@ def test_the_summary_keeps_the_load_of_every_expert(comm):
         assert "times the mean" in str(summary)
 
 
-def test_what_makes_no_sense_is_refused():
+def test_configurations_without_meaning_are_refused():
     for options, words in (
         ({"score": "top"}, "score must be one of softmax, .*, sparsemixer, got 'top'"),
         ({"groups": -1}, r"groups must be 0 or an int in 1\.\.63, got -1"),
@@ -323,7 +323,7 @@ def test_what_makes_no_sense_is_refused():
 
 
 @pytest.mark.ranks(2)
-def test_calls_that_make_no_sense_are_refused_on_every_rank(comm):
+def test_a_wrong_argument_for_routing_is_refused_on_every_rank(comm):
     x = tokens(CFG, 9, seed=comm.rank)
     call = routing(CFG, 9, "uniform", seed=0)
     with MoE(CFG, comm) as moe:
@@ -344,7 +344,7 @@ def test_calls_that_make_no_sense_are_refused_on_every_rank(comm):
 
 @ranks_each(1, 2)
 def test_a_router_s_bias_can_change_between_calls(comm, world):
-    """Loss-free balancing (DeepSeek-V3): a bias alone is loaded, the router stays."""
+    """Loss-free balancing (DeepSeek-V3) loads a new bias and keeps the router."""
     cfg = replace(CFG, router=Router("sigmoid"))
     x = tokens(cfg, 30, seed=world)
     with MoE(cfg, comm) as moe:

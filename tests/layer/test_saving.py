@@ -1,4 +1,4 @@
-"""What `save` writes and removes, and what `restore` believes: manifests, digests, folders of others, crashes."""
+"""What `save` writes and removes, and what `restore` accepts: manifests, digests, other folders, crashes."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def moe():
 
 
 def names(folder: Path) -> list[str]:
-    """The names of all files but the lock's, which stays."""
+    """The names of all files and folders but the lock file, which always stays."""
     return sorted(path.name for path in folder.iterdir() if path.name != "saved.json.lock")
 
 
@@ -77,7 +77,7 @@ def test_what_an_interrupted_save_left_is_removed_by_the_next(moe, tmp_path):
     left = saving.begin(tmp_path, moe._saved.saves)
     (tmp_path / left.folder / "layer-0-common.npz").write_text("half")
     assert names(tmp_path) == ["saved-1", "saved-2", "saved.json"]
-    saving.RUNNING.remove(left.id)  # Ctrl-C
+    saving.RUNNING.remove(left.id)  # as after Ctrl-C
     moe.save(tmp_path)
     assert names(tmp_path) == ["saved-2", "saved.json"]
     left = saving.begin(tmp_path, moe._saved.saves)
@@ -85,12 +85,12 @@ def test_what_an_interrupted_save_left_is_removed_by_the_next(moe, tmp_path):
     written = json.loads(mark.read_text())
     mark.write_text(json.dumps(written | {"writer": written["writer"] | {"place": "another machine"}}))
     begun = saving.begin(tmp_path, moe._saved.saves)
-    assert (tmp_path / left.folder).exists()  # perhaps its writer still runs
+    assert (tmp_path / left.folder).exists()  # its writer on the other machine may still run
     saving.undo(tmp_path, begun)
     moe.save(tmp_path)
-    assert names(tmp_path) == ["saved-3", "saved-4", "saved.json"]  # perhaps it is about to replace saved.json
+    assert names(tmp_path) == ["saved-3", "saved-4", "saved.json"]  # that writer may be about to replace saved.json
     moe.save(tmp_path)
-    assert names(tmp_path) == ["saved-5", "saved.json"]  # now it cannot end any more
+    assert names(tmp_path) == ["saved-5", "saved.json"]  # by now that writer would be refused
 
 
 def test_the_largest_number_of_a_folder_is_followed_by_the_smallest_free_one(moe, tmp_path):
@@ -165,7 +165,7 @@ def test_an_object_replaces_no_save_that_it_has_neither_made_nor_restored(moe, t
         with pytest.raises(CheckpointError, match=r"neither made nor restored.*: restore\(\) it first .* save else"):
             other.save(tmp_path)
         assert names(tmp_path) == ["saved-1", "saved.json"]
-        other.restore(tmp_path)  # as a program does that goes on
+        other.restore(tmp_path)  # a program that continues a run does this
         up(other, 3.0)
         other.save(tmp_path)
         with pytest.raises(CheckpointError, match="neither made nor restored"):
@@ -177,7 +177,7 @@ def test_an_object_replaces_no_save_that_it_has_neither_made_nor_restored(moe, t
         assert names(tmp_path) == ["saved-1", "saved.json"]
 
 
-def test_of_two_objects_that_save_at_once_one_is_refused(moe, tmp_path):
+def test_one_of_two_objects_that_save_at_once_is_refused(moe, tmp_path):
     begun = saving.begin(tmp_path, set())
     up(moe, 4.0)
     moe.save(tmp_path)
@@ -191,8 +191,8 @@ NOTHING: dict[str, Any] = {"layers": [], "optimizer": None, "extra": {}, "files"
 
 
 @pytest.mark.parametrize("locks", [True, False], ids=["locks", "locks that do not reach the other host"])
-def test_two_that_replace_one_save_at_the_same_moment_leave_a_whole_one(tmp_path, monkeypatch, locks):
-    """The first one is stopped between its last check and the replacement of saved.json."""
+def test_two_writers_that_replace_a_save_at_the_same_moment_leave_a_whole_save(tmp_path, monkeypatch, locks):
+    """The first writer is stopped between its last check and the replacement of saved.json."""
     saving.finish(tmp_path, saving.begin(tmp_path, ()), NOTHING)
     old = saving.read_manifest(tmp_path).id
     begun = [saving.begin(tmp_path, {old}) for _ in range(2)]
@@ -239,7 +239,7 @@ def test_a_save_whose_mark_was_removed_is_refused(tmp_path):
     assert saving.read_manifest(tmp_path) == old
 
 
-def test_a_saver_that_another_one_holds_up_names_the_lock(moe, tmp_path, monkeypatch):
+def test_a_save_that_waits_too_long_for_another_writer_names_the_lock(moe, tmp_path, monkeypatch):
     moe.save(tmp_path)
     monkeypatch.setattr(saving, "LOCK_SECONDS", 0.1)
     with (
@@ -250,7 +250,7 @@ def test_a_saver_that_another_one_holds_up_names_the_lock(moe, tmp_path, monkeyp
     moe.save(tmp_path)
 
 
-def test_a_saver_gives_up_the_lock_before_other_ranks_give_the_saver_up(tmp_path):
+def test_a_save_stops_waiting_for_the_lock_before_other_ranks_time_out(tmp_path):
     assert saving.lock_seconds(1200.0) == 60
     with MoE(CFG, threads=1, train=True, absent_timeout=0.2) as moe:
         moe.load(**W)
@@ -279,7 +279,7 @@ EVENTS = {"open", "os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.listdir"
 
 
 def child(moe: MoE, folder: Path, number: int, fail: bool) -> int:
-    """Save in a fork, which is killed, or whose disk fails once, before its `number`-th operation on a file."""
+    """Save in a fork. Before its `number`-th operation on a file it is killed, or that operation fails if `fail`."""
     process = os.fork()
     if process == 0:
         left = number
@@ -295,7 +295,7 @@ def child(moe: MoE, folder: Path, number: int, fail: bool) -> int:
 
         code = 1
         try:
-            moe.runtime._pid = os.getpid()  # a fork may not call layers: it lacks the threads, which save does not need
+            moe.runtime._pid = os.getpid()  # forks are refused, because they lack the threads; save needs none
             sys.addaudithook(hook)
             with contextlib.suppress(CheckpointError):
                 moe.save(folder)
@@ -312,7 +312,7 @@ def child(moe: MoE, folder: Path, number: int, fail: bool) -> int:
 @pytest.mark.parametrize(
     "fail", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["killed", "a disk that fails"]
 )
-def test_a_save_that_ends_at_any_operation_leaves_the_old_one_or_the_new(moe, tmp_path, fail):
+def test_a_save_that_ends_at_any_operation_leaves_the_old_or_the_new_save(moe, tmp_path, fail):
     moe.save(tmp_path / "first")
     seen = set()
     for number in range(1, 200):
@@ -438,7 +438,7 @@ def test_a_file_that_cannot_be_opened_is_not_called_damaged(moe, tmp_path, monke
 
 
 def written_by_schema_1(folder: Path, moe: MoE, optimizer: Any) -> None:
-    """A save as earlier versions made it: no digests, no ids, no mark."""
+    """Write a save as earlier versions did: without digests, ids and a mark."""
     (folder / "saved-4").mkdir()
     for expert in (0, 1, -1):
         np.savez(folder / "saved-4" / saved_files.name_of(0, expert), **moe._saved.parts(0, optimizer)[expert])
@@ -521,7 +521,7 @@ def test_what_save_accepts_restore_gives_back(moe, tmp_path, dense, extra, kind,
     up(moe, -7.0)
     found = moe.restore(tmp_path, optimizer)
     assert found == (extra or {})
-    assert json.dumps(found) == json.dumps(extra or {})  # 1, 1.0 and True are equal
+    assert json.dumps(found) == json.dumps(extra or {})  # as text, because 1, 1.0 and True are equal
     assert optimizer.steps == steps
     assert all(array.tobytes() == kept[name].tobytes() for name, array in dense.items())
     assert all(not a.any() for state in optimizer.dense_states.values() for a in state.values())

@@ -1,6 +1,6 @@
-"""Scalars beside rows: each comes to the owner with its row and back with the output, on every transport.
+"""Scalars beside rows: each travels to the owner with its row and back with the output, on every transport.
 
-The kernels of a layer leave a scalar as it came; `aristos explore` has experts that change them.
+The kernels of a layer do not change scalars. `aristos explore` has experts that do.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ import aristos
 from aristos import reference
 from aristos.engine import words
 
-CFG = aristos.MoEConfig(hidden=48, ffn=72, experts=6, top_k=3, max_tokens=60)  # rows of whole lines
+CFG = aristos.MoEConfig(hidden=48, ffn=72, experts=6, top_k=3, max_tokens=60)  # rows are whole cache lines
 SHARED = replace(CFG, shared_ffn=24)
 
 
 def echoed(comm, cfg: aristos.MoEConfig, **options) -> None:
-    """Calls with scalars and without, in turns."""
+    """Make calls with and without scalars in turns. Check that each scalar comes back."""
     count = cfg.max_tokens - 7 * (comm.rank if comm else 0)
     x, w = tokens(cfg, count, seed=1), reference.weights(cfg)
     choices = cfg.top_k + bool(cfg.shared_ffn)
-    wider = replace(cfg, hidden=cfg.hidden + 1)  # its slots have space beside the rows of `cfg`
+    wider = replace(cfg, hidden=cfg.hidden + 1)  # its slots are wider than the rows of `cfg`
     with MoE(wider, comm, **options), MoE(cfg, comm, moves="tokens", **options) as moe:
         moe.load(**w)
         for n, pattern in enumerate(("uniform", "some", "one")):

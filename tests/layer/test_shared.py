@@ -24,7 +24,7 @@ SHARED = {n.removeprefix("shared_"): a for n, a in W.items() if n.startswith("sh
 
 
 def by_hand(cfg: aristos.MoEConfig, w: dict[str, Any], x: np.ndarray) -> np.ndarray:
-    """What the shared expert adds, in float64, written out: Qwen2-MoE's and DeepSeek's blocks."""
+    """What the shared expert adds, in float64, as in the blocks of Qwen2-MoE and DeepSeek."""
     x = x.astype("f8")
     act = {"silu": lambda v: v / (1 + np.exp(-v)), "relu2": lambda v: np.maximum(v, 0) ** 2}[cfg.activation]
     h = x @ w["shared_up"] + w.get("shared_up_bias", 0)
@@ -151,7 +151,7 @@ def test_loading_a_shared_expert(comm, world):
 
 
 def test_a_limit_after_the_activation():
-    """Step-3.7: silu(g) is clamped to at most the limit, u to -limit..limit."""
+    """As in Step-3.7, silu(g) is clamped to at most the limit, and u to -limit..limit."""
     cfg = replace(CFG, limit=0.4, limit_after=True, shared_ffn=0)
     w = {n: a for n, a in W.items() if not n.startswith("shared")}
     x = 2 * tokens(cfg, 40, seed=0)
@@ -229,7 +229,7 @@ def test_ranks_with_different_lists(comm):
         MoE([CFG, LAYERS[comm.rank]], comm)
 
 
-def test_what_makes_no_sense_is_refused():
+def test_configurations_without_meaning_are_refused():
     for changes, words in (
         ({"shared_ffn": -1}, "shared_ffn must be 0 or a positive int"),
         ({"shared_ffn": 0, "shared_sigmoid": True}, "shared_sigmoid=True requires a shared expert, got shared_ffn=0"),

@@ -1,4 +1,4 @@
-"""What owners keep for backward calls: equal bits whatever it is, fallbacks, memory that tapes give back."""
+"""What owners keep for backward calls: equal bits whatever they keep, reserves that are too small, freed memory."""
 
 from __future__ import annotations
 
@@ -46,21 +46,21 @@ CASES = {
 
 
 def asked(cfg: MoEConfig) -> list[tuple[str, int]]:
-    """(save, tape_bytes): all of it, none, and reserves that hold some sources' rows or some of what is asked."""
+    """[(save, tape_bytes)]. Reserves hold all that `save` asks, the rows of some sources, or a part of each row."""
     row, most = place_bytes(cfg, "rows"), place_bytes(cfg, "hidden")
     return [("nothing", 10**7), ("rows", 10**7), ("rows", 30 * row), ("hidden", 10**7), ("hidden", 40 * most)]
 
 
 @ranks_each(2, 4)
 def test_equal_bits_whatever_is_kept(comm, world):
-    """Rank 1 has no tokens for its peers in some calls; ranks keep different amounts; on two nodes too."""
+    """Ranks have reserves of different sizes, and rank 1 has no tokens. Four ranks are on two nodes."""
     seen = set()
     for name, cfg in CASES.items() if world == 2 else [("plain", PLAIN)]:
         kind = np.float32 if cfg.dtype == "float32" else ml_dtypes.bfloat16
         x, dy = (tokens(cfg, 40 - 40 * (comm.rank == 1), seed=seed + comm.rank).astype(kind) for seed in (3, 9))
         first: dict[str, bytes] = {}
         for save, tape_bytes in asked(cfg):
-            own = tape_bytes if comm.rank % 2 == 0 else 2 * tape_bytes  # a budget is a rank's own
+            own = tape_bytes if comm.rank % 2 == 0 else 2 * tape_bytes  # ranks may have different budgets
             nodes = {"ranks_per_node": 2} if world == 4 else {}
             with MoE(cfg, comm, threads=1 + comm.rank % 2, train=True, tape_bytes=own, **nodes) as moe:
                 moe.load(**reference.weights(cfg))
@@ -82,7 +82,10 @@ def test_equal_bits_whatever_is_kept(comm, world):
 @pytest.mark.ranks(2)
 @pytest.mark.parametrize("copies", [False, True])
 def test_tapes_of_several_layers_are_used_in_any_order(comm, copies):
-    """Calls in which rank 1 has no tokens, and others; experts with and without copies; as an object for each layer."""
+    """Two layers of one object have the bits of an object for each layer, also with copies of experts.
+
+    In one call of each layer rank 1 has no tokens.
+    """
     cfg, places = GATED, [[0, 1], 1, [1, 0], 0, 1, 0] if copies else None
     weights = [reference.weights(cfg, seed) for seed in range(2)]
     mine = [tokens(cfg, 40 * (comm.rank == 0) + 7 * number, seed=2 * comm.rank + number) for number in range(2)]
@@ -103,7 +106,7 @@ def test_tapes_of_several_layers_are_used_in_any_order(comm, copies):
                 moe.load(layer=layer, **weights[layer])
             tapes = [moe.forward(x, layer=layer, save=save)[1] for layer in range(2) for x in mine]
             found = {}
-            for number in (2, 0, 3, 1):  # the calls of each layer in order: the sums of gradients are chains
+            for number in (2, 0, 3, 1):  # each layer's calls stay in order, because gradients are sums in order
                 found[number] = moe.backward(-mine[number % 2], tapes[number]).tobytes()
             moe.reduce_grads()
             assert [found[number] for number in range(4)] == dx
@@ -122,7 +125,7 @@ def test_discard_gives_the_memory_back(comm):
         assert taken > 0
         moe.forward(x, save="nothing")[1].discard()
         assert moe.tape_bytes_taken == taken
-        _, full = moe.forward(x, save="hidden")  # one call's rows fit
+        _, full = moe.forward(x, save="hidden")  # the reserve holds one call's rows
         assert "hidden" not in full.kept
         first.discard()
         full.discard()
@@ -158,7 +161,7 @@ def test_a_refused_call_leaves_open_tapes_as_they_are(comm):
 
 
 def test_what_a_tape_hands_out_is_not_what_backward_reads():
-    """A loss may work in place on the routing; ids out of range there change nothing either. So with the placement."""
+    """A loss may change the tape's routing in place, even to ids out of range. A new placement has no effect either."""
     cfg = replace(PLAIN, identity_experts=0, router=Router("sigmoid", capacity=9))
     x, dy = (tokens(cfg, 40, seed=seed) for seed in (3, 9))
     with MoE(cfg, threads=1, train=True) as moe:
@@ -182,7 +185,7 @@ def test_what_a_tape_hands_out_is_not_what_backward_reads():
 
 
 def test_parts_of_a_reserve():
-    reserve = Reserve(1000)  # 960 bytes: whole cache lines
+    reserve = Reserve(1000)  # 960 of its bytes are whole cache lines
     offers = [reserve.offer(2, 1)]
     parts = [reserve.take_part(offers[0], offers[0].first + 256)]
     for nbytes in (128, 256):
@@ -190,7 +193,7 @@ def test_parts_of_a_reserve():
         assert offers[-1].first == offers[-2].first + (parts[-1][1] - parts[-1][0])
         parts.append(reserve.take_part(offers[-1], offers[-1].first + nbytes))
     reserve.free(parts[1])
-    assert reserve.offer(2, 1).end - reserve.offer(2, 1).first == 320  # behind the last part
+    assert reserve.offer(2, 1).end - reserve.offer(2, 1).first == 320  # what is free behind the last part
     reserve.free(parts[0])
     assert (reserve.taken, reserve.offer(2, 1).first) == (256, offers[0].first)
     for part in parts:
@@ -204,7 +207,7 @@ def test_memory_counts_the_reserve():
         MoE.memory(cfg, 4, tape_bytes=4096)
     least = MoE.memory(cfg, 4, train=True, tape_bytes=0)
     assert MoE.memory(cfg, 4, train=True, tape_bytes=4096) == least + 4096
-    assert MoE.memory(cfg, 4, train=True) == least + 64 * 2 * 128  # max_tokens * top_k rows of 80 bytes
+    assert MoE.memory(cfg, 4, train=True) == least + 64 * 2 * 128  # rows of 80 bytes take 128 each
     assert MoE.memory(cfg, 1, train=True) == MoE.memory(cfg, 1, train=True, tape_bytes=0)
 
 
@@ -216,7 +219,7 @@ def test_memory_counts_the_reserve():
         ({"train": True}, "all", "save must be one of nothing, rows, hidden"),
     ],
 )
-def test_options_that_make_no_sense(options, save, message):
+def test_wrong_options_of_tapes_are_refused(options, save, message):
     def call():
         with MoE(GATED, threads=1, **options) as moe:
             moe.load(**reference.weights(GATED))

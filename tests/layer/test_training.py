@@ -1,4 +1,4 @@
-"""Training: gradients against the float64 reference, their bits on any number of ranks, tapes, weights that change."""
+"""Training: gradients against the float64 reference, equal bits on any number of ranks, tapes, changed weights."""
 
 from __future__ import annotations
 
@@ -78,7 +78,10 @@ def test_gradients_equal_the_float64_reference(name):
 @pytest.mark.parametrize("renormalize", [False, True])
 @pytest.mark.parametrize("score", SCORES)
 def test_gradients_of_a_router_that_is_sure_of_its_choice(score, renormalize):
-    """Each token's gradient by the logits, within 1e-5 of its largest entry; then by the router, with a loss's own."""
+    """First each token's gradient by its logits is right within 1e-5 of its largest entry.
+
+    Then the router's gradient is right, for a loss that has its own gradient by the logits (dlogits).
+    """
     rng = np.random.default_rng(0)
     for k in (1, 2):
         cfg = replace(SMALL, top_k=k, experts=4, router=Router(score, renormalize=renormalize))
@@ -132,7 +135,10 @@ def test_routed_from_outside():
 
 
 def steps(moe: Any, comm: Any, x: np.ndarray, dy: np.ndarray, pieces: int) -> dict[str, np.ndarray]:
-    """Three steps of Adam; x and dy: this rank's tokens. Returns dx, losses, norms, gradients, weights and states."""
+    """Take three steps of Adam. x, dy: of this rank's tokens.
+
+    Returns dx, losses, norms, gradients, weights and states by name.
+    """
     found = {}
     optimizer = Adam(moe, 0.05, weight_decay=0.1, clip=0.5)
     for number in range(3):
@@ -155,7 +161,10 @@ def steps(moe: Any, comm: Any, x: np.ndarray, dy: np.ndarray, pieces: int) -> di
 @ranks_each(2, 4)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_equal_bits_on_any_number_of_ranks(comm, world, dtype):
-    """Gradients, loss, weights and states of three steps in four pieces, of two layers. An idle rank; two nodes."""
+    """Three steps of two layers in four pieces: gradients, loss, weights and states have equal bits.
+
+    Four ranks are on two nodes, and one of them holds no expert.
+    """
     count, mine = 32, slice(32 // world * comm.rank, 32 // world * (comm.rank + 1))
     cfg, kind = replace(ALL, dtype=dtype), np.float32 if dtype == "float32" else ml_dtypes.bfloat16
     x, dy = (tokens(ALL, count, seed=seed).astype(kind) for seed in (5, 6))
@@ -184,9 +193,10 @@ def test_equal_bits_on_any_number_of_ranks(comm, world, dtype):
 
 @ranks_each(2, 4)
 def test_the_fused_backward_call_equals_the_bulk_one(comm, world):
-    """Bits of dx, gradients of weights and of arrays, in every case and on two nodes; ranks differ in their tokens.
+    """dx and all gradients have equal bits in every case. Ranks have different numbers of tokens.
 
-    On two ranks, which `make test` has, a case is computed by one thread or by two; on four by both.
+    On two ranks, as in `make test`, a case runs with one thread or with two. On four ranks it runs with both, and with
+    two threads on two nodes.
     """
     nodes: list[dict[str, Any]] = [{}] if world == 2 else [{"ranks_per_node": 2}]
     for place, (name, plain) in enumerate(CASES.items()):
@@ -210,7 +220,7 @@ def test_the_fused_backward_call_equals_the_bulk_one(comm, world):
 
 
 def test_rows_of_dx_fit_where_rows_of_a_ring_do():
-    """Between nodes they wait to be put back, as far apart as rows of the ring."""
+    """Between nodes rows of dx are staged before they are put back, with the stride of ring rows."""
     for dtype in ("float32", "bfloat16"):
         for hidden in range(1, 200):
             placement = Placement([0, 1], 2, 2)
@@ -221,7 +231,7 @@ def test_rows_of_dx_fit_where_rows_of_a_ring_do():
 
 @pytest.mark.ranks(2)
 def test_bfloat16_between_nodes_gives_the_bits_of_one_node(comm):
-    """96 float32 and a scalar take more lines than 2 x 96 bfloat16."""
+    """Here a row of dx, 96 float32 and a scalar, takes more cache lines than a row [dy | x] of 2 x 96 bfloat16."""
     cfg = replace(SMALL, hidden=96, dtype="bfloat16", max_tokens=160)
     x, dy = (tokens(cfg, 120, seed=seed + comm.rank).astype(ml_dtypes.bfloat16) for seed in (3, 9))
     found = []
@@ -266,7 +276,7 @@ def test_refusals_on_two_ranks(comm, schedule):
         MoE(SMALL, comm, threads=1, train=comm.rank == 0)
 
 
-def test_tapes_hold_the_weights():
+def test_weights_cannot_change_while_a_tape_is_open():
     x = tokens(SMALL, 4, seed=1)
     w = reference.weights(SMALL)
     with MoE(SMALL, layers=2, threads=1, train=True) as moe:
@@ -341,7 +351,7 @@ def test_a_layer_without_train_says_so():
 
 
 def trained(optimizer: Any, gradients: list[dict[str, np.ndarray]], moe: Any) -> list[float]:
-    """Take a step with each of these gradients; returns their norms."""
+    """Take a step with each of these gradients. Returns their norms."""
     norms = []
     for each in gradients:
         moe.zero_grads()
@@ -399,7 +409,7 @@ def test_a_gradient_that_is_not_finite_is_named_and_changes_nothing():
 
 @pytest.mark.ranks(2)
 def test_a_gradient_of_nan_is_named_on_all_ranks_by_layer_and_expert(comm):
-    """One token of one rank has a NaN in dy: nothing hangs, and no rank changes a weight."""
+    """One token of rank 1 has NaN in dy. Nothing hangs, and no rank changes a weight."""
     x, ids = tokens(SMALL, 4, seed=comm.rank), np.array([[1, 5], [2, 5], [3, 5], [4, 5]])
     dy = x.copy()
     dy[0] = np.nan if comm.rank else 0
@@ -418,7 +428,7 @@ def test_a_gradient_of_nan_is_named_on_all_ranks_by_layer_and_expert(comm):
 
 
 def some_steps(moe: Any, optimizer: Any, count: int) -> None:
-    """The same gradients in every step, of this rank's arrays alone."""
+    """Take steps whose gradients depend on this rank's arrays alone."""
     for _ in range(count):
         moe.zero_grads()
         for layer in range(moe.layers):
@@ -442,7 +452,10 @@ def everything(moe: Any, optimizer: Any) -> dict[str, bytes]:
 
 @pytest.mark.ranks(2)
 def test_saved_on_two_ranks_and_restored_on_one_and_two(comm, tmp_path_factory, monkeypatch):
-    """Five steps, or three, a save and two more after a restore: equal bits. A save that fails leaves the last one."""
+    """Five steps have the bits of three steps, a save, a restore and two more steps.
+
+    A save that fails leaves the previous one.
+    """
     folder = comm.bcast(tmp_path_factory.mktemp("saved") if comm.rank == 0 else None)
     cfg = replace(SMALL, shared_ffn=5)
 
@@ -567,7 +580,7 @@ def test_gradients_of_dense_arrays_that_do_not_fit_are_refused():
 
 @pytest.mark.parametrize("name", ["plain", "biases and a limit", "weights on the input", "shared expert"])
 def test_gradients_of_bfloat16_rows(name):
-    """Against float64 gradients at the rounded weights; experts compute in bfloat16, the router in float32."""
+    """Gradients are compared with those in float64 at the rounded weights. The router computes in float32."""
     cfg = replace(CASES[name], dtype="bfloat16")
     masters, x, dy = weights_of(cfg), tokens(cfg, 21, seed=3), tokens(cfg, 21, seed=4)
     bits = ml_dtypes.bfloat16
@@ -599,7 +612,7 @@ def test_memory_of_masters_and_gradients(name):
     with_train, without = (
         MoE.memory(cfg, 1, train=train, layers=3) - MoE.memory(cfg, 1, train=train) for train in (True, False)
     )
-    more = with_train - without  # of two layers; windows are there once
+    more = with_train - without  # more bytes of two more layers; windows do not depend on layers
     with MoE(cfg, threads=1, train=True) as moe:
         moe.load(**weights_of(cfg))
         weights = moe.packed_weights()
@@ -648,7 +661,7 @@ def test_weights_of_an_interrupted_step_are_refused_until_they_are_restored(monk
         ):
             with pytest.raises(InputError, match=r"the weights are half changed.*: restore\(\) what was saved"):
                 call()
-        moe.restore(tmp_path)  # of the weights alone
+        moe.restore(tmp_path)  # restores the weights alone
         for call in (optimizer.step, lambda: moe.save(tmp_path, optimizer)):
             with pytest.raises(InputError, match=r"the optimizer's states are half changed.*: restore\("):
                 call()
@@ -683,7 +696,7 @@ def test_gradients_of_an_interrupted_backward_call_are_refused_until_they_are_ze
 
 @pytest.mark.parametrize("schedule", ["fused", "bulk"])
 def test_cleared_gradients_are_those_of_the_next_call_alone(schedule):
-    """Those of experts without rows are zero, in views from before too; a further call adds."""
+    """Gradients of experts without rows are zero, also in views that were taken before. A further call adds to them."""
     cfg = MoEConfig(hidden=12, ffn=20, experts=3, top_k=1, bias=True, max_tokens=16)
     x = tokens(cfg, 16, seed=0)
     with MoE(cfg, threads=1, schedule=schedule, train=True) as moe:

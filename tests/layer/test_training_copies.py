@@ -1,4 +1,4 @@
-"""Training with copies of experts and with a plan's groups: gradients are summed over all that hold an expert."""
+"""Training with copies of experts and with a plan's groups: an expert's gradients are summed over all its holders."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def call(moe: Any, comm: Any) -> np.ndarray:
 
 
 def named(moe: Any, arrays: dict[str, np.ndarray]) -> dict[tuple[str, int], np.ndarray]:
-    """By name and expert, -1 for router and shared expert."""
+    """Copies of arrays by (name, expert). The router and the shared expert have -1."""
     held, found = moe.placement.mine(moe.rank), {}
     for name, array in arrays.items():
         of_experts = name.removesuffix("_bias") in ("up", "gate", "down")
@@ -42,14 +42,14 @@ def named(moe: Any, arrays: dict[str, np.ndarray]) -> dict[tuple[str, int], np.n
 
 
 def same_everywhere(comm: Any, mine: dict[tuple[str, int], np.ndarray]) -> None:
-    """All ranks that hold an array have the same bits."""
+    """Check that all ranks that hold an array have the same bits."""
     for theirs in comm.allgather({key: array.tobytes() for key, array in mine.items()}):
         for key in mine.keys() & theirs.keys():
             assert mine[key].tobytes() == theirs[key], key
 
 
 def are_right(moe: Any, comm: Any, calls: int) -> None:
-    """Gradients are `calls` times those of all ranks' tokens in float64, with equal bits wherever they lie."""
+    """Check gradients: `calls` times those of all ranks' tokens in float64, with equal bits on all holders."""
     x, dy, dlogits = (np.concatenate(each) for each in zip(*map(inputs, range(comm.size))))
     right = reference.backward(TRAINED, x, dy, dlogits=dlogits, **W)
     found = named(moe, moe.grads())
@@ -61,7 +61,7 @@ def are_right(moe: Any, comm: Any, calls: int) -> None:
 
 @ranks_each(2, 4)
 def test_gradients_of_copies_are_summed_over_their_holders(comm, world):
-    """Calls after a sum add to it; another sum changes nothing. Fused and bulk calls give equal bits, weights too."""
+    """A second `reduce_grads` changes nothing. Later calls add to the sums. Fused and bulk calls give equal bits."""
     places = [[0, 1], 1, [1, 0], 0] if world == 2 else [[0, 3], 1, [3, 1, 0], 2]
     kept = []
     for options in ({"schedule": "bulk"}, {"ranks_per_node": 2 if world == 4 else 1}):
@@ -88,7 +88,7 @@ def test_gradients_of_copies_are_summed_over_their_holders(comm, world):
 
 @pytest.mark.ranks(2)
 def test_saved_copies(comm, tmp_path_factory):
-    """One holder of each expert writes it; what is restored goes on as what was saved."""
+    """Each expert is written by one of its holders. A restored layer goes on with training as the saved one does."""
     folder = comm.bcast(tmp_path_factory.mktemp("saved") if comm.rank == 0 else None)
     found = []
     with MoE(TRAINED, comm, placement=[[0, 1], 1, [1, 0], 0], threads=1, train=True) as moe:
@@ -115,7 +115,7 @@ def test_saved_copies(comm, tmp_path_factory):
 
 @pytest.mark.ranks(4)
 def test_the_groups_of_a_plan_train_together(comm, tmp_path_factory):
-    """Uneven groups, a copy within one; a refusal on one rank reaches the other group."""
+    """Groups are uneven, and one has a copy of an expert. A refusal on one rank reaches the other group."""
     base = comm.bcast(tmp_path_factory.mktemp("saved") if comm.rank == 0 else None)
     plan = plan_of([3, 1, 2, 2])
     assert plan.groups == [[0, 1], [2, 3]]
@@ -148,6 +148,6 @@ def test_the_groups_of_a_plan_train_together(comm, tmp_path_factory):
             ):
                 moe.restore(folder if comm.rank else folder / "none", optimizer)
             if moe.group == 0:
-                call(moe, comm)  # the other group has made none
+                call(moe, comm)  # the other group makes no call
             with pytest.raises(MismatchError, match="other backward calls to reduce"):
                 moe.reduce_grads()

@@ -1,4 +1,4 @@
-"""A run of 200 training steps has the same bits on any number of ranks, and so has one that is stopped and goes on."""
+"""A run of 200 training steps has the same bits on any number of ranks, also if it is stopped and continued."""
 
 from __future__ import annotations
 
@@ -22,15 +22,16 @@ CFG = MoEConfig(
 )
 CFGS = {"float32": CFG, "bfloat16": replace(CFG, hidden=32, dtype="bfloat16")}
 KINDS = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
-STEPS, TOKENS, PIECES = 200, 32, 4  # in all, of all ranks a step, equal parts of these
+STEPS, TOKENS, PIECES = 200, 32, 4  # steps of a run, tokens of a step on all ranks, equal parts of these tokens
 
 
 def run(
     cfg: MoEConfig, comm: Any, first: int, last: int, folder: Path | None = None, save: int = -1, **options: Any
 ) -> dict[str, np.ndarray]:
-    """Steps first.. before last, from what was saved in `folder` if first > 0: losses, norms, weights and states.
+    """Take the steps first <= step < last. Returns losses, norms, weights and states by name.
 
-    The experts' arrays have this rank's experts alone. save: after so many steps.
+    Experts are those of this rank alone. If first > 0, the run continues from what was saved in `folder`. save: the
+    number of steps after which to save.
     """
     rank, world = (0, 1) if comm is None else (comm.rank, comm.size)
     mine = slice(TOKENS // world * rank, TOKENS // world * (rank + 1))
@@ -66,9 +67,9 @@ ON_RANKS = [pytest.param(n, dtype, marks=pytest.mark.ranks(n)) for dtype, n in (
 
 @pytest.mark.parametrize(("world", "dtype"), ON_RANKS)
 def test_200_steps_have_equal_bits(comm, world, dtype, tmp_path_factory):
-    """Losses and norms, weights and Adam's states at the end: on 1, 2 and 4 ranks, for workers, placements and nodes.
+    """Losses, norms, and the last weights and states do not depend on ranks, workers, placement and nodes.
 
-    The run of one rank saves in the middle, and two ranks go on from there.
+    The run of one rank saves in the middle, and two ranks continue from there.
     """
     cfg = CFGS[dtype]
     folder = comm.bcast(tmp_path_factory.mktemp("saved") if comm.rank == 0 else None)
@@ -80,7 +81,7 @@ def test_200_steps_have_equal_bits(comm, world, dtype, tmp_path_factory):
         time.sleep(0.1)  # MPI's waits would take the core from rank 0
     whole = dict(np.load(alone))
     values = whole["losses and norms"]
-    assert values[-10, 0] < 0.8 * values[0, 0]  # it learns
+    assert values[-10, 0] < 0.8 * values[0, 0]  # the layer learns
     assert (values[:, 1] > 0.1).any()  # gradients were clipped
     if world == 2:
         places = [0, 1, 0, 0, 1, 0, 1, 1]

@@ -1,6 +1,6 @@
-"""The engine's functions as plain Python on two real ranks; and the memory words alone.
+"""The engine's functions run as plain Python on two MPI ranks. The memory functions are tested alone.
 
-tests/explore/test_plain_python.py runs them alone and under the explorer.
+tests/explore/test_plain_python.py runs the engine's functions in one process and under the explorer.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from cases import check
 from kernel_cache import compile as compiling
 cfg = aristos.MoEConfig(hidden=6, ffn=10, experts=5, top_k=2, gated=True, bias=True, max_tokens=6)
 w = reference.weights(cfg)
-options = {"threads": 1, "timeout": 20}  # and not moves="auto", for which the layer measures arithmetic
+options = {"threads": 1, "timeout": 20}  # moves="auto" is left out: for it the layer measures arithmetic
 for ring, placement, moves in ((2, [1, 0, 1, 1, 0], "tokens"), (1, [1] * 5, "tokens"), (2, [1, 0, 1, 1, 0], "experts")):
     with rings_of(ring), aristos.MoE(cfg, comm, placement=placement, moves=moves, **options) as moe:
         moe.load(**w)
@@ -44,7 +44,7 @@ def test_two_ranks_in_plain_python(tmp_path):
 
 
 def test_memory_functions_in_plain_python():
-    """The Python bodies in memory.py do what their docstrings say; compiled ones are compared with them."""
+    """The Python bodies in memory.py do what their docstrings say. Compiled functions are compared in the next test."""
     words = np.array([5, -7, 0, 1 << 40], np.int64)
     at = [words.ctypes.data + 8 * i for i in range(4)]
     assert [memory.load(a) for a in at] == words.tolist()

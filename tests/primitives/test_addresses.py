@@ -1,4 +1,4 @@
-"""Where arrays lie, of every kind of array that a caller may bring."""
+"""`address` of every kind of array that a caller may pass."""
 
 import ml_dtypes
 import numpy as np
@@ -8,7 +8,7 @@ from aristos.primitives.arrays import address
 
 
 def read_only(array):
-    """The array, as one that nobody may write."""
+    """Make the array read-only. Returns it."""
     array.flags.writeable = False
     return array
 

@@ -1,4 +1,4 @@
-"""`primitives.finite`: NaN, infinity and what a narrower type cannot hold, found by the bits of numbers."""
+"""`primitives.finite` finds NaN, infinity and values that a narrower type cannot hold, by the numbers' bits."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ TYPES = ("float32", "bfloat16", "float16")
 @pytest.mark.parametrize("given", TYPES)
 @pytest.mark.parametrize("dtype", TYPES)
 def test_the_limit_is_that_of_rounding(given, dtype):
-    """Every 16-bit pattern, and all float32 numbers near the limits: bad where rounding to `dtype` gives no number."""
+    """A number is bad if rounding to `dtype` makes it infinite or NaN.
+
+    Numbers are all 16-bit patterns, and float32 numbers near the limits.
+    """
     if given == "float32":
         limits = [float(ml_dtypes.finfo(name).max) for name in TYPES] + [65520.0, 2.0**128 * (1 - 2.0**-9)]
         near = np.array([np.float32(min(limit, 3.4028235e38)) for limit in limits]).view(np.uint32)

@@ -1,4 +1,4 @@
-"""Traces from anywhere: no pickles, no more memory than the file's size warrants, no traceback."""
+"""Reading foreign traces: no pickles, no more memory than the file's size needs, no traceback."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_other_compressions_are_refused(tmp_path):
 def test_a_trace_has_a_largest_size(tmp_path, monkeypatch):
     np.savez(tmp_path / "t.npz", a=np.zeros(1000))
     np.savez_compressed(tmp_path / "c.npz", a=np.zeros(1000))
-    monkeypatch.setattr(npz, "MOST", 4000)  # the first has 8,000 bytes, the second so many once it is expanded
+    monkeypatch.setattr(npz, "MOST", 4000)  # the first has 8,000 bytes, the second as many once it is expanded
     for name, message in (("t.npz", "must have at most 4000 bytes"), ("c.npz", "or more than 4000")):
         with pytest.raises(InputError, match=message):
             npz.load(str(tmp_path / name), "the trace")

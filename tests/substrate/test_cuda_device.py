@@ -1,4 +1,4 @@
-"""A CudaDevice over a fake driver: memory, copies, kernels, time, IPC handles, error messages; nothing at import."""
+"""A CudaDevice with a fake driver: memory, copies, kernels, time, IPC handles, error messages, late imports."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def machine():
 
 @pytest.fixture
 def driver(machine, monkeypatch):
-    """The fake in place of the module; at the end no call has left its context behind."""
+    """The fake driver, in place of the module. At the end no call may have left its context on the stack."""
     made = fake_cuda.Driver(Process(machine))
     monkeypatch.setitem(sys.modules, calls.MODULE, made)
     monkeypatch.setattr(device, "build", lambda kernel, arch: Built(f"{kernel.name}_{arch}", b"\x7fELF fill_sm_90"))
@@ -85,7 +85,7 @@ def test_the_current_context_stays(driver):
 def test_memory_starts_as_zeros_and_holds_copies(driver, machine):
     gpu = CudaDevice(0)
     address = gpu.allocate(1000)
-    assert not machine.allocations[gpu.handle(address)].data.any(), "another process may read it at once"
+    assert not machine.allocations[gpu.handle(address)].data.any(), "another process may read it, so it must be zero"
     values = np.arange(100, dtype=np.int64)
     gpu.copy_in(address + 8, values)
     back = np.zeros(100, np.int64)
@@ -101,8 +101,8 @@ def test_memory_starts_as_zeros_and_holds_copies(driver, machine):
         gpu.copy_out(back, address)
 
 
-def test_copies_follow_their_stream_and_pageable_ones_are_done(driver):
-    """A copy of pinned memory is asynchronous; an array of NumPy's may be reused at once."""
+def test_copies_follow_their_stream_and_copies_of_pageable_memory_are_complete_at_once(driver):
+    """Copies of pinned memory are asynchronous. After other copies the array may be reused at once."""
     gpu = CudaDevice(0)
     address, stream = gpu.allocate(800), gpu.new_stream()
     values = np.arange(100.0)
@@ -111,12 +111,12 @@ def test_copies_follow_their_stream_and_pageable_ones_are_done(driver):
     pinned, _ = gpu.host(800)
     numbers = pinned.view(np.float64)
     gpu.copy_out(numbers, address, stream)
-    assert not numbers.any(), "complete before the stream was waited for"
+    assert not numbers.any(), "the copy was complete before the stream was waited for"
     gpu.synchronize(stream)
     np.testing.assert_array_equal(numbers, np.arange(100.0))
     gpu.copy_in(address, numbers[:50] + 1, stream)
     gpu.copy_in(address, numbers[50:], stream)
-    numbers[50:] = 7  # too early: the copy has not been made
+    numbers[50:] = 7  # this changes the result, because the copy has not been made yet
     gpu.synchronize(stream)
     back = np.zeros(50)
     gpu.copy_out(back, address, stream)
@@ -129,7 +129,7 @@ def test_pinned_memory(driver):
     assert array.shape == (64,)
     assert array.dtype == np.uint8
     assert not array.any()
-    assert address != array.ctypes.data, "the driver's address, not the host's"
+    assert address != array.ctypes.data, "it must be the driver's address, not the host's"
     assert address == fake_cuda.address(array.ctypes.data - driver.process.machine.arena.base)
     gpu.free_host(array)
     assert not driver.process.pinned
@@ -247,7 +247,7 @@ def test_copies_and_graphs(driver):
 
 
 def test_memory_of_another_process(driver, machine):
-    """On another GPU: the same bytes at a different address."""
+    """The other process uses another GPU, where the same bytes have a different address."""
     other = Process(machine)
     mine = CudaDevice(0)
     address = mine.allocate(100)
@@ -335,7 +335,7 @@ def test_without_a_driver():
 
 
 def test_without_the_packages():
-    """Nothing is imported before a device is made; then the error names the packages."""
+    """The packages are imported only when a device is made. Then the error names them."""
     code = (
         "import sys; sys.modules['numba_cuda'] = sys.modules['cuda'] = sys.modules['cuda.bindings'] = None\n"
         "from aristos.substrate.cuda import device; from aristos.transport import ipc\n"

@@ -1,4 +1,4 @@
-"""The persistent kernel on the PTX machine, checker on: whole layers over several devices against the reference."""
+"""The persistent kernel on the PTX machine with its checker: layers on several devices against the reference."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from aristos.substrate.standing import describe
 
 pytestmark = [pytest.mark.slow, pytest.mark.parallel]
 
-BOUNDS = {"bf16": 2.0**-6, "f16": 2.0**-9, "tf32": 2.0**-9, "f32": 1e-6}  # of max |y|; h is rounded to the kind
+BOUNDS = {"bf16": 2.0**-6, "f16": 2.0**-9, "tf32": 2.0**-9, "f32": 1e-6}  # relative to max |y|; h is rounded too
 
 
 def close(layers, ys):
@@ -37,8 +37,10 @@ def test_kinds(kind):
 
 
 def test_warpgroups():
-    """On Hopper: products of several tiles and chunks by wgmma, one after another in a block; the same bits in two
-    tiles, for every grid and seed."""
+    """On Hopper a block computes products of several tiles and chunks by wgmma, one after the other.
+
+    Bits are equal for both tiles, and for every grid and seed.
+    """
     cfg, tiles = replace(SMALL, hidden=200, ffn=72), GROUPS["bf16"]
     first = None
     for seed, (tile, grid) in enumerate(((tiles[0], 1), (tiles[0], 3), (tiles[1], 2))):
@@ -52,7 +54,7 @@ def test_warpgroups():
 
 @pytest.mark.parametrize("world", [1, 2, 4])
 def test_bits_do_not_depend_on_seed_or_grid(world):
-    """float32 without tensor cores: every schedule, grid and ring gives the same bits."""
+    """In float32, without tensor cores, every schedule, grid and ring gives the same bits."""
     first = None
     for seed, grid, ring in ((0, 1, None), (1, 2, 3), (2, 4, 1), (3, 3, 7))[:: 1 if world < 4 else 2]:
         layers = Layers(tokens=(13, 20, 0, 32)[:world], grid=grid, ring=ring, seed=seed)
@@ -66,7 +68,7 @@ def test_bits_do_not_depend_on_seed_or_grid(world):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_small_rings_and_uneven_experts(seed):
-    """Rings of one to four rows, an expert with copies, ranks without experts or tokens, several calls."""
+    """Rings have one to four rows, an expert has copies, and some ranks have no experts or no tokens."""
     rng = np.random.default_rng(seed)
     placement = [[0, 1], 1, 1, [1, 2]] if seed % 2 else [2, 2, 0, 2]
     tokens = tuple(rng.permutation([0, 9, 21]).tolist())
@@ -83,7 +85,7 @@ def test_small_rings_and_uneven_experts(seed):
 
 
 def test_routing_given_by_the_caller():
-    """Ids and weights given, some choices not taken; a token without any gets zeros."""
+    """Some choices are not taken. A token without a choice gets zeros."""
     rng = np.random.default_rng(5)
     given = []
     for count in (13, 20):
@@ -98,7 +100,7 @@ def test_routing_given_by_the_caller():
 
 
 def test_a_rank_announces_its_refusal():
-    """Repeated ids on rank 0: it announces the reason, packs nothing, and serves rank 1, which gets its result."""
+    """Rank 0 has repeated ids. It announces the reason, packs nothing, and serves rank 1, which gets its result."""
     bad = (np.zeros((4, 2), np.int64), np.ones((4, 2), np.float32))
     good = (np.tile([0, 3], (5, 1)), np.ones((5, 2), np.float32))
     layers = Layers(tokens=(4, 5), given=[bad, good])
@@ -110,8 +112,8 @@ def test_a_rank_announces_its_refusal():
 
 
 @pytest.mark.parametrize("absent", [0, 2])
-def test_a_wait_is_bounded_and_all_learn_its_origin(absent):
-    """One rank never makes the call: another gives up, notifies the third, and both kernels end."""
+def test_a_wait_is_bounded_and_all_ranks_know_which_rank_gave_up(absent):
+    """One rank never makes the call. A second rank gives up and notifies the third, and both kernels end."""
     layers = Layers(tokens=(5, 6, 7), timeout=20_000)
     there = [rank for rank in layers.ranks if rank.me != absent]
     layers.run(ranks=there)
@@ -135,8 +137,10 @@ def test_a_wait_is_bounded_and_all_learn_its_origin(absent):
 
 @pytest.mark.parametrize(("asked", "cause"), [(False, codes.CAUSE_TIMEOUT), (True, codes.CAUSE_INTERRUPT)])
 def test_the_wait_for_the_call_in_flight_is_bounded(asked, cause):
-    """A call in flight that never ends, as after a launch that failed: the next one gives up, by itself or because the
-    host asks for it. Its peers get poison, and its other kernels touch nothing. A later call does not wait again."""
+    """A call in flight never ends, as after a launch that failed. The next call gives up, or the host makes it give up.
+
+    The rank's peers get poison, and its other kernels touch nothing. A later call does not wait again.
+    """
     layers = Layers(tokens=(5, 6), timeout=20_000 if not asked else 1 << 50)
     rank = layers.ranks[0]
     state = rank.state.copy_to_host()
@@ -159,7 +163,7 @@ def test_the_wait_for_the_call_in_flight_is_bounded(asked, cause):
 
 
 def test_kernels_that_keep_counters():
-    """The same bits; every phase has its time. The usual kernel keeps idle time alone."""
+    """Counters change no bits, and give the time of every phase. The usual kernel measures only idle time."""
     plain, counted = Layers(), Layers(counted=True)
     for y, other in zip(plain.run(), counted.run()):
         np.testing.assert_array_equal(y, other)
@@ -177,7 +181,7 @@ def test_kernels_that_keep_counters():
 
 @pytest.mark.parametrize("gated", [False, True])
 def test_shares_of_several_tiles(gated):
-    """A phase of a run is cut into shares of three tiles, the last one smaller; and more blocks than shares."""
+    """A phase of a run is cut into shares of three tiles. The last is smaller. One grid has more blocks than shares."""
     cfg = replace(SMALL, hidden=160, ffn=300 if gated else 600, gated=gated)
     first = None
     for grid in (2, 9):

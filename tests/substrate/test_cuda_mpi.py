@@ -1,4 +1,4 @@
-"""`MoE(backend="cuda")` end to end over real MPI: shipped kernels and host code, IPC within nodes, MPI windows between.
+"""`MoE(backend="cuda")` over real MPI: the package's kernels and host code, IPC within nodes, and MPI between nodes.
 
 Each rank is a process with a device of the PTX machine.
 """
@@ -41,7 +41,7 @@ TAKING = [(2, "no node"), (2, "one node"), (2, "all nodes"), (4, "one node")]
     ("world", "taking"), [pytest.param(n, which, marks=pytest.mark.ranks(n, timeout=400)) for n, which in TAKING]
 )
 def test_nodes(comm, world, taking):
-    """Nodes of one GPU and of two: the float64 reference, and equal bits for every division into nodes.
+    """Nodes have one GPU or two. Outputs equal the float64 reference, with equal bits for every division into nodes.
 
     taking: the nodes whose MPI puts from device memory.
     """
@@ -69,7 +69,7 @@ def test_nodes(comm, world, taking):
 @pytest.mark.ranks(2, timeout=300, isolated=True)
 @pytest.mark.parametrize("per_node", [1, 2])
 def test_a_rank_that_closes_while_another_calls(comm, per_node):
-    """Both ranks learn it at once, before the timeout."""
+    """Both ranks raise at once, before the timeout."""
     hooks = leftovers.registered()
     with gpus(comm, shared_folder()), mock.patch("aristos.transport.group.Group.abort_at_exit"):
         moe = aristos.MoE(CFG, comm, backend="cuda", ranks_per_node=per_node, timeout=100)

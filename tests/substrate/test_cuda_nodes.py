@@ -1,4 +1,4 @@
-"""The persistent kernel over several nodes on the PTX machine, checker on: proxies serve remote peers."""
+"""The persistent kernel on several nodes, on the PTX machine with its checker: proxies serve remote peers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,10 @@ def close(layers, ys):
 
 @pytest.mark.parametrize(("seed", "rows_on_device"), [(0, False), (1, True), (2, True), (3, False)])
 def test_two_nodes_of_two_gpus(seed, rows_on_device):
-    """Rings of few rows (a token must fit), uneven experts, ranks without experts or tokens, calls; one node's bits."""
+    """Rings have few rows (a token must fit), experts are uneven, and some ranks have no experts or no tokens.
+
+    Several calls give the bits of one node.
+    """
     rng = np.random.default_rng(seed)
     sizes: Any = {
         "cfg": replace(SMALL, gated=bool(seed & 1), bias=bool(seed & 2)),
@@ -68,8 +71,8 @@ def test_rows_from_other_nodes_are_copied_to_the_gpu_once():
 
 
 @pytest.mark.parametrize("absent", [0, 2])
-def test_a_wait_is_bounded_and_remote_ranks_learn_its_origin(absent):
-    """One rank never makes the call: another gives up, its proxy notifies the remote ranks, and all kernels end."""
+def test_a_wait_is_bounded_and_remote_ranks_know_which_rank_gave_up(absent):
+    """One rank never makes the call. Another gives up, and its proxy notifies the remote ranks. All kernels end."""
     layers = NodeLayers(tokens=(5, 6, 7), timeout=20_000, fails=True)
     there = [rank for rank in layers.ranks if rank.me != absent]
     layers.run(ranks=there)
@@ -80,7 +83,7 @@ def test_a_wait_is_bounded_and_remote_ranks_learn_its_origin(absent):
 
 # ---- bugs of the proxy that the machine must find
 
-STUCK = 10_000_000  # warp instructions: many times those of a run without a bug
+STUCK = 10_000_000  # warp instructions, far more than a run without a bug needs
 
 
 def run(**names):
@@ -88,13 +91,13 @@ def run(**names):
     kept = {name: getattr(proxy, name) for name in names}
     vars(proxy).update(names)
     try:
-        layers = NodeLayers(per_node=1, tokens=(6, 9), ring=3, limit=STUCK)  # a bug may as well stop the rows
+        layers = NodeLayers(per_node=1, tokens=(6, 9), ring=3, limit=STUCK)  # a bug may also make a run endless
         close(layers, layers.run(calls=2))
     finally:
         vars(proxy).update(kept)
 
 
-def test_words_before_the_copy_are_found():
+def test_words_that_are_passed_on_before_the_copy_are_found():
     proxy = plain("engine.proxy")
 
     def early(gpu, gs, peer):

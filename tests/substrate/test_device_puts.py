@@ -52,8 +52,8 @@ def test_an_mpi_that_cannot_put_from_a_device(probe, how, why):
 
 
 @pytest.mark.ranks(2, timeout=120)
-def test_an_mpi_that_can(comm, probe, monkeypatch):
-    """The child has an MPI of its own, though its parent is a rank of a job; the answer is kept."""
+def test_an_mpi_that_can_put_from_a_device(comm, probe, monkeypatch):
+    """The child starts its own MPI, although its parent is a rank of a job. The answer is kept."""
     answer = probe("fine")
     assert answer.supported, answer.why
     monkeypatch.setattr(device_puts, "COMMAND", SILENT)
@@ -65,14 +65,14 @@ def test_no_answer_in_time(probe):
 
 
 @pytest.mark.parametrize("value", ["0", "no"])
-def test_the_variable_that_turns_it_off(probe, monkeypatch, value):
+def test_a_variable_turns_puts_from_a_device_off(probe, monkeypatch, value):
     monkeypatch.setenv(device_puts.VARIABLE, value)
     answer = probe("fine")
     assert (answer.supported, answer.why) == (False, f"{device_puts.VARIABLE}={value}")
 
 
 def test_a_child_that_does_not_start(probe, monkeypatch):
-    """Raises nothing: other ranks wait for the answer."""
+    """The probe raises nothing, because other ranks wait for its answer."""
     monkeypatch.setattr(device_puts, "alone", lambda env: {"A": "nul\0"})
     assert "the probe did not start: ValueError" in probe("fine").why
 
@@ -81,7 +81,7 @@ def test_a_process_without_a_gpu(monkeypatch):
     monkeypatch.delenv(device_puts.VARIABLE, raising=False)
     device_puts.probe.cache_clear()
     try:
-        answer = device_puts.probe(10_000)  # no machine has so many
+        answer = device_puts.probe(10_000)  # no machine has so many GPUs
     finally:
         device_puts.probe.cache_clear()
     assert not answer.supported
@@ -91,7 +91,7 @@ def test_a_process_without_a_gpu(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("released", [True, False])
 def test_the_kernel_of_the_probe(released):
-    """It stays until it is released, or its time is over; its row is complete before it notifies the host."""
+    """The kernel runs until it is released or its time is over. Its row is complete before it notifies the host."""
     machine = ptxsim.Machine(seed=1)
     device = machine.device(0)
     row, flags = device.array(np.zeros(100, np.int64)), machine.host_array(np.zeros(2 * LINE // 8, np.int64))

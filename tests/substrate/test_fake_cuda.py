@@ -1,4 +1,4 @@
-"""The stand-in for the CUDA driver keeps CUDA's rules (tests/support/fake_cuda.py), called as cuda.bindings is."""
+"""The stand-in for the CUDA driver, tests/support/fake_cuda.py, is called like cuda.bindings and keeps CUDA's rules."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BLOCKING, NON_BLOCKING = 0, 1
 
 
 class Here:
-    """One process's calls, in the context of its GPU 0: a result, or the driver's name of the error."""
+    """Driver calls of one process, in the context of its GPU 0. A call returns its result, or the name of its error."""
 
     def __init__(self, driver):
         self.driver = driver
@@ -48,7 +48,7 @@ def here():
 
 
 def test_the_legacy_stream_and_blocking_streams_wait_for_each_other(here):
-    """Waiting for the later one runs the earlier ones; non-blocking streams are apart."""
+    """A wait for the last operation runs the earlier ones of both streams. Non-blocking streams are independent."""
     at, other = here.memory(1), here.memory(1)
     blocking, apart = here("cuStreamCreate", BLOCKING), here("cuStreamCreate", NON_BLOCKING)
     here("cuMemsetD8Async", at, 2, 8, blocking)
@@ -64,10 +64,10 @@ def test_the_legacy_stream_and_blocking_streams_wait_for_each_other(here):
     assert here.read(other) == 9
 
 
-def test_a_stream_waits_for_the_event_as_it_was_recorded_last_at_the_call(here):
+def test_a_stream_waits_for_the_last_record_of_an_event_before_the_call(here):
     at = here.memory(1)
     a, b, event = here("cuStreamCreate", 1), here("cuStreamCreate", 1), here("cuEventCreate", 2)
-    assert here("cuEventQuery", event) is None, "one that was never recorded is done"
+    assert here("cuEventQuery", event) is None, "an event that was never recorded is complete"
     here("cuMemsetD8Async", at, 2, 8, a)
     here("cuEventRecord", event, a)
     assert here("cuEventQuery", event) in ("NOT_READY", None)
@@ -76,12 +76,12 @@ def test_a_stream_waits_for_the_event_as_it_was_recorded_last_at_the_call(here):
     here("cuStreamSynchronize", b)
     assert here.read(at) == 2
     here("cuEventSynchronize", event)
-    assert here("cuStreamWaitEvent", b, event, 1) == "INVALID_VALUE", "external is for captures"
+    assert here("cuStreamWaitEvent", b, event, 1) == "INVALID_VALUE", "the external flag is for captures"
 
 
 @pytest.mark.parametrize("kind", [BLOCKING, NON_BLOCKING])
 def test_the_legacy_stream_during_a_capture(here, kind):
-    """Its use invalidates the capture of a blocking stream, and of no other."""
+    """Using the legacy stream invalidates the capture of a blocking stream, and no other capture."""
     at, stream = here.memory(1), here("cuStreamCreate", kind)
     here("cuStreamBeginCapture", stream, RELAXED)
     here("cuMemsetD8Async", at, 2, 8, stream)
@@ -97,7 +97,7 @@ def test_the_legacy_stream_during_a_capture(here, kind):
         return
     assert wrong is None
     here("cuStreamSynchronize", 0)
-    assert here.read(at) == 3, "captured work has run"
+    assert here.read(at) == 3, "captured work must not run"
     here("cuGraphLaunch", graph, stream)
     here("cuStreamSynchronize", stream)
     assert here.read(at) == 2
@@ -126,7 +126,7 @@ def test_a_capturing_stream_may_not_be_waited_for(here, act):
     ids=["global", "thread local", "relaxed"],
 )
 def test_unsafe_calls_during_a_capture(here, mode, mine, other):
-    """An allocation is refused to the capturing thread, and in global mode to all; not to a thread in relaxed mode."""
+    """An allocation is refused to the capturing thread, and in global mode to all threads. Relaxed mode allows it."""
     event = here("cuEventCreate", 2)
 
     def captured(act):
@@ -151,7 +151,10 @@ def test_unsafe_calls_during_a_capture(here, mode, mine, other):
 
 
 def test_events_join_streams_into_a_capture(here):
-    """A captured event brings a stream in, which must be joined; an event from outside is an error, unless external."""
+    """A captured event brings another stream into the capture. That stream must be joined again.
+
+    Waiting for an event from outside the capture is an error, unless the event is external.
+    """
     at = here.memory(1)
     a, b = here("cuStreamCreate", 1), here("cuStreamCreate", 1)
     inside, outside = here("cuEventCreate", 2), here("cuEventCreate", 2)
@@ -179,7 +182,7 @@ def test_events_join_streams_into_a_capture(here):
 
 
 def test_external_events_order_replays_with_other_work(here):
-    """Each launch of the graph waits for the event's last record, and records the other one."""
+    """Each launch of the graph waits for the last record of the first event, and records the second event."""
     at, a, b = here.memory(1), here("cuStreamCreate", 1), here("cuStreamCreate", 1)
     first, last = here("cuEventCreate", 2), here("cuEventCreate", 2)
     here("cuStreamBeginCapture", a, GLOBAL)
@@ -200,7 +203,7 @@ def test_external_events_order_replays_with_other_work(here):
 
 
 def test_a_free_waits_for_the_gpu_and_holds_the_drivers_lock(here):
-    """Meanwhile another thread's copy waits for it, and a store to mapped memory does not."""
+    """Meanwhile another thread's copy waits for the lock. A store to mapped memory does not."""
     p, machine = here.driver.process, here.driver.process.machine
     machine.seconds = 0.3
     at, spare = here.memory(1), here.memory(1)

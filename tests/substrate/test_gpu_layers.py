@@ -50,7 +50,7 @@ def test_refusals(world):
 
 
 def test_the_bodies_can_fail(monkeypatch):
-    """They find a layer that is slightly wrong, and one whose bits differ."""
+    """The bodies fail for a layer that is slightly wrong, and for one whose bits differ."""
     monkeypatch.setattr(gpu_layers, "WEIGHTS", gpu_layers.WEIGHTS | {"down": gpu_layers.WEIGHTS["down"] * 1.0001})
     load = gpu_layers.made
 

@@ -1,4 +1,4 @@
-"""Ctrl-C while the main thread is inside a C call: a thread that reads the wakeup fd ends what is in flight."""
+"""Ctrl-C while the main thread is inside a C call: a thread that reads the wakeup fd ends the call in flight."""
 
 from __future__ import annotations
 
@@ -126,8 +126,8 @@ def test_nothing_is_ended_where_the_main_thread_takes_the_signal():
     """)
 
 
-def test_a_handler_of_the_programs_own_is_asked_twice():
-    """It may mean to go on, as one that finishes an epoch first."""
+def test_where_the_program_has_its_own_handler_the_second_signal_ends_the_call():
+    """After the first signal the handler may let the program continue, for example to finish an epoch."""
     assert not run("""
     taken = []
     signal.signal(signal.SIGINT, lambda number, frame: taken.append(number))
@@ -142,7 +142,7 @@ def test_a_handler_of_the_programs_own_is_asked_twice():
     """)
 
 
-def test_a_thread_that_asked_early_does_not_undo_that_the_main_thread_has_run():
+def test_an_answer_that_reaches_a_thread_late_does_not_undo_a_newer_answer():
     assert not run("""
     from aristos.substrate.cuda import interrupts
     libc, asked, done, marks = interrupts.LIBC, threading.Event(), threading.Event(), []
@@ -175,7 +175,7 @@ def test_a_thread_that_asked_early_does_not_undo_that_the_main_thread_has_run():
     """)
 
 
-def test_a_full_queue_of_python_is_no_main_thread_that_is_stuck():
+def test_a_full_queue_of_pending_calls_does_not_count_as_a_stuck_main_thread():
     assert not run("""
     import ctypes
     from aristos.substrate.cuda import interrupts
@@ -266,10 +266,10 @@ def test_a_layer_of_another_thread_sets_nothing_until_the_main_thread_calls():
 @pytest.mark.slow  # the PTX machine is compiled
 @pytest.mark.parametrize("where", ["a user's wait", "a copy of a host array"])
 def test_ctrl_c_ends_a_kernel_while_the_main_thread_is_in_the_driver(where):
-    """Rank 0's kernel waits for rank 1, which makes its call late; the driver is the stand-in of fake_cuda.py.
+    """Rank 0's kernel waits for rank 1, which makes its call late. The driver is the stand-in of fake_cuda.py.
 
-    What it waits for is written. A call that copies is followed also where another library, as asyncio, has set the
-    wakeup fd since the call before.
+    The report says what the kernel waits for. The call that copies is also ended if another library, such as asyncio,
+    has set the wakeup fd since the previous call.
     """
     pytest.importorskip("numba.cuda.extending", reason="numba-cuda is not installed: pip install 'aristos[simt]'")
     said = run(f"""
@@ -338,7 +338,7 @@ def test_ctrl_c_ends_a_kernel_while_the_main_thread_is_in_the_driver(where):
                 gpu.synchronize(stream)
             raise SystemExit("no KeyboardInterrupt")
         except KeyboardInterrupt:
-            took = time.process_time() - pressed[0]  # the stand-in computes all the time; other programs do not count
+            took = time.process_time() - pressed[0]  # processor time, so that other programs do not count
             assert took < 1.5, took  # 0.5 s for the PTX machine
         try:
             moe(x)

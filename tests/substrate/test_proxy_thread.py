@@ -1,7 +1,7 @@
-"""The proxy thread over real MPI: the device is host memory, the CPU's workers stand for its kernel.
+"""The proxy thread with real MPI. Host memory stands for the device, and the CPU's workers stand for its kernel.
 
-The workers cannot call MPI: the lock of their wire is never free. So all traffic with other nodes passes the proxy and
-its copies, compiled as they ship.
+The workers cannot call MPI: the lock of their wire is never free. So all traffic with other nodes passes through the
+proxy and its copies, whose code is compiled as in the package.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from aristos.substrate.cuda.outboxes import DeviceMemory
 from aristos.substrate.cuda.proxy_thread import DeviceWire, ProxyThread
 from aristos.substrate.idle import ALONE
 
-# as on a GPU, a return row is as wide as a row: here where whole panels are whole lines
+# hidden=96: whole panels are whole cache lines, so that return rows are as wide as rows, as on a GPU
 CFG = aristos.MoEConfig(hidden=96, ffn=72, experts=5, top_k=2, max_tokens=70)
 W = reference.weights(CFG)
 
@@ -110,9 +110,9 @@ def on_devices(device: HostDevice) -> Iterator[list[ProxyThread]]:
     [(False, False), (False, True), (True, True)],
     ids=["staged", "mapped", "mapped and from the device"],
 )
-@ranks_each(2, 3, 4, timeout=240)  # the first one may have to compile
+@ranks_each(2, 3, 4, timeout=240)  # the first test may have to compile kernels
 def test_equal_bits_through_the_proxy(comm, world, takes, maps):
-    """Nodes of one and of two ranks, tiny rings, several calls of every size."""
+    """Nodes have one rank or two, rings are tiny, and calls have several sizes."""
     calls = []
     for n, count in enumerate((17, 0, 70, 33)):
         x = tokens(CFG, (count + 5 * comm.rank) % 71, seed=10 * n + comm.rank)
@@ -126,7 +126,7 @@ def test_equal_bits_through_the_proxy(comm, world, takes, maps):
             for (x, call), want in zip(calls, wanted):
                 assert same(moe(x, **call), want)
         assert len(device.allocated) == takes
-        for rows in device.allocated:  # what is put, which is nowhere else: ring rows and outputs, peer by peer
+        for rows in device.allocated:  # ring rows and outputs for each remote peer, which lie nowhere else
             remote = sum(p // per_node != comm.rank // per_node for p in range(world))
             assert rows.reshape(2 * remote, -1).any(axis=1).all()
         assert device.pinned == (0, 0)
@@ -134,7 +134,7 @@ def test_equal_bits_through_the_proxy(comm, world, takes, maps):
 
 @pytest.mark.ranks(2, timeout=240, isolated=True)
 def test_a_proxy_that_fails_ends_the_call_on_all_ranks(comm):
-    """The failing rank and its remote peer both learn it."""
+    """The failing rank and its remote peer both raise."""
     hooks = leftovers.registered()
     module = "aristos.substrate.cuda.proxy_thread"
     with contextlib.ExitStack() as stack:

@@ -1,4 +1,4 @@
-"""A driver whose calls do not return, as while cuCtxSynchronize holds its lock: what needs none happens still."""
+"""The driver's calls do not return, as when cuCtxSynchronize holds its lock. What needs no driver still happens."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from aristos.transport.limits import Limits
 
 
 class Silent:
-    """A device whose driver answers nothing but what `answers` has. asked: names of the other calls."""
+    """A device whose driver answers only the calls in `answers`. asked: the names of the other calls."""
 
     def __init__(self, **answers):
         self.answers, self.asked = answers, []
@@ -35,7 +35,7 @@ class Silent:
 
 
 def engine(device):
-    """A CudaRuntime with a call that was made, as far as failing reads it."""
+    """A CudaRuntime with a call in flight. It has the attributes that a failure reads."""
     made = cuda.CudaRuntime.__new__(cuda.CudaRuntime)
     made.group = SimpleNamespace(rank=0, world=2, limits=Limits(0.1, 0.1), abort_at_exit=lambda why: None)
     made.failure, made.device, made.tables = Failure(made.group), device, SimpleNamespace(words=8)
@@ -46,7 +46,7 @@ def engine(device):
 
 
 def ends(body):
-    """Run `body` on a thread, which must end; the error that it raised."""
+    """Run `body` on a thread, which must end. Returns the error that it raised, or None."""
     errors = []
 
     def run():
@@ -63,7 +63,7 @@ def ends(body):
 
 
 def test_ctrl_c_sets_the_word_that_ends_the_call(monkeypatch, capsys):
-    """Within a second, with the 0.3 s that the main thread has; and the engine's failure ends too."""
+    """The driver gets 0.3 s to answer. Then the word is set, and `interrupt` returns."""
     monkeypatch.setattr(cuda, "FAIL_SECONDS", 0.1)
     made, since, at = engine(Silent()), time.monotonic(), []
 
@@ -74,14 +74,14 @@ def test_ctrl_c_sets_the_word_that_ends_the_call(monkeypatch, capsys):
 
     threading.Thread(target=watch, daemon=True).start()
     assert ends(made.interrupt) is None
-    assert at[0] < 1.5, at  # 0.3 s and what a busy machine takes
+    assert at[0] < 1.5, at  # 0.3 s, and more on a busy machine
     assert made._abort[0] == codes.CAUSE_INTERRUPT
     assert "Ctrl-C while the program waited" in made.broken
     assert "aristos: Ctrl-C during a call\nrank 0: the driver has not answered for 0.3 s" in capsys.readouterr().err
 
 
 def test_the_engine_is_unusable_before_its_call_is_ended(monkeypatch):
-    """The main thread goes on as soon as the call has ended, perhaps with another one."""
+    """As soon as the call has ended, the main thread continues and may make another call."""
     monkeypatch.setattr(cuda, "FAIL_SECONDS", 0.1)
     made, broken = engine(Silent()), []
     monkeypatch.setattr(cuda, "store_release", lambda address, value: broken.append(made.broken))
@@ -91,7 +91,7 @@ def test_the_engine_is_unusable_before_its_call_is_ended(monkeypatch):
 
 
 def test_the_bound_of_a_wait_holds(monkeypatch):
-    """Where a copy of the state does not return, that is no progress; it is asked for once."""
+    """A copy of the state that does not return counts as no progress. The copy is requested once."""
     for name, seconds in (("FAIL_SECONDS", 0.1), ("ASK_SECONDS", 0.02), ("ANSWER_SECONDS", 0.02)):
         monkeypatch.setattr(cuda, name, seconds)
     device = Silent(passed=False)

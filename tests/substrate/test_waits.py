@@ -1,7 +1,7 @@
-"""Every wait is bounded: a late, stopped, killed or interrupted rank ends in an error that names it, not in a hang.
+"""Every wait is bounded: a late, stopped, killed or interrupted rank causes an error that names it, not a hang.
 
-Each test is an MPI job of its own, since it ends badly on purpose. To order events, a rank waits for a line in another
-one's output; bounds on seconds are generous, since ranks share few cores.
+Each test is a separate MPI job, because it ends badly on purpose. To order events, a rank waits for a line in another
+rank's output. Bounds on seconds are generous, because ranks share few cores.
 """
 
 from __future__ import annotations
@@ -46,19 +46,19 @@ def signal_me(what, after):
 
 
 def ended(job):
-    """The job ended by itself; its code may say that a call failed, even if the ranks caught the error."""
+    """Check that the job ended by itself. Its code may say that a call failed, even if the ranks caught the error."""
     assert job.code in (0, 86, 9), job.out  # 9: a rank was killed when another one ended
 
 
 def line_of(job, rank, pattern):
-    """The one line of a rank's output with this pattern."""
+    """The only line of a rank's output with this pattern."""
     found = [line for line in job.lines(rank) if re.search(pattern, line)]
     assert len(found) == 1, job.out[rank]
     return found[0]
 
 
 def test_a_rank_that_never_calls(tmp_path):
-    """A warning after timeout, an error after absent_timeout; all the while rank 1 is in user code."""
+    """Rank 1 stays in user code. Rank 0 warns after `timeout` and raises after `absent_timeout`."""
     job = run_job(
         tmp_path,
         2,
@@ -125,7 +125,7 @@ with warnings.catch_warnings(record=True) as caught:
     if rank == 1:
         time.sleep(1.5)
     found = "equal" if same(moe(x), y) else "different"
-    say(found, sum("made its call in epoch 3" in str(w.message) for w in caught))  # a busy machine is late before, too
+    say(found, sum("made its call in epoch 3" in str(w.message) for w in caught))  # ranks may be late in earlier epochs
     moe.close()
 """,
     )
@@ -209,7 +209,7 @@ def test_an_uncaught_error_ends_the_job(tmp_path):
 def test_after_a_new_layer_the_job_ends_normally(tmp_path, nodes, closed):
     """A failed call ends the job at exit, but not once all ranks have met again to make another layer.
 
-    closed: whether the failed layer is closed before that, and the new one made on another communicator.
+    closed: code that runs before the new layer is made. It may close the failed layer and change the communicator.
     """
     job = run_job(
         tmp_path,
@@ -277,13 +277,13 @@ comm.Abort(3)
     "waits",
     [
         "moe(x)",
-        "moe.runtime._read_word = lambda *asked: 0; moe.runtime.await_readers()",  # before weights are loaded
+        "moe.runtime._read_word = lambda *asked: 0; moe.runtime.await_readers()",  # as a load does
         "aristos.MoE(cfg, comm)",
     ],
     ids=["call", "load", "layer"],
 )
 def test_a_rank_that_has_ended_in_user_code(tmp_path, waits):
-    """It is not waited for ten limits, nor one: this machine knows that its process has ended."""
+    """Other ranks do not wait until their limit: on the same machine they see that the process has ended."""
     if len(find_mpiexec()) > 1:
         pytest.skip("Open MPI's launcher ends all ranks")
     job = run_job(tmp_path, 2, LAYER + ENDS_ALONE.replace("WAITS", waits), 40, ("-disable-auto-cleanup",))
@@ -304,7 +304,7 @@ def untouched(moe):  # what backward and its failure have left
 
 @pytest.mark.parametrize("nodes", [1, 2], ids=["one node", "two nodes"])
 def test_a_backward_call_that_is_interrupted(tmp_path, nodes):
-    """The other rank learns of it in its call, no gradient has changed on either; new layers train."""
+    """The other rank raises in its call. No gradient has changed on either rank, and new layers can be trained."""
     job = run_job(
         tmp_path,
         2,
@@ -332,7 +332,7 @@ again.close()
 
 
 def test_a_rank_that_dies_within_a_backward_call(tmp_path):
-    """The other rank names it, and none of its gradients has changed."""
+    """The other rank names the dead one, and none of its gradients has changed."""
     job = run_job(
         tmp_path,
         2,
@@ -354,14 +354,14 @@ comm.Abort(3)
     )
     assert job.code not in (None, 0)
     assert job.seconds < 20
-    for line in job.lines(0):  # unless the launcher was faster
+    for line in job.lines(0):  # none if the launcher has ended rank 0 first
         assert line.startswith("timeout: True rank 0 waited")
         assert line.endswith("; rank 1 has ended")
 
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_interrupt(tmp_path, threads):
-    """SIGINT during a wait raises KeyboardInterrupt, and the other rank learns of it in its call."""
+    """SIGINT during a wait raises KeyboardInterrupt, and the other rank raises PoisonedError in its call."""
     job = run_job(
         tmp_path,
         2,
@@ -400,7 +400,7 @@ except errors.PoisonedError as e:
 
 
 def test_interrupt_of_a_started_call(tmp_path):
-    """SIGINT in `wait`, within `with`: the background call is given up too, and the other rank is notified at once."""
+    """SIGINT comes during `wait`, inside a `with`. The background call is given up too, and the other rank raises."""
     job = run_job(
         tmp_path,
         2,
@@ -465,7 +465,7 @@ leave("end")
 
 
 def test_an_exception_between_calls_of_one_rank(tmp_path):
-    """A user's error on one rank ends its `with`; the other rank, in a call, learns of it at once."""
+    """A user's error on one rank ends its `with`. The other rank, which is in a call, raises at once."""
     job = run_job(
         tmp_path,
         2,
@@ -494,7 +494,7 @@ leave("end")
 
 
 def test_an_error_of_one_rank_while_the_other_calls(tmp_path):
-    """`load` raises only on rank 1: its `with` ends, and rank 0, in a call, learns of it at once."""
+    """`load` raises only on rank 1, whose `with` ends. Rank 0, which is in a call, raises at once."""
     job = run_job(
         tmp_path,
         2,
@@ -611,7 +611,7 @@ def damage(runtime, word):  # a word that rank 0 writes for this rank
     ids=["credit", "ended"],
 )
 def test_a_damaged_word_ends_the_job_on_all_ranks(tmp_path, word, moves, text):
-    """The rank that reads it says which word it was; the other one reads poison."""
+    """The rank that reads the damaged word names it. The other rank reads poison."""
     job = run_job(
         tmp_path,
         2,
@@ -640,7 +640,7 @@ leave("end")
 
 
 def test_a_damaged_poison_word_ends_a_job_whose_program_has_ended(tmp_path):
-    """The rank finds it when it leaves the layer at exit; a handler that is registered then would not be run."""
+    """The rank finds the word at exit, when it leaves the layer. An exit handler registered then would not run."""
     job = run_job(
         tmp_path,
         2,
@@ -670,7 +670,7 @@ def test_run_job_kills_at_its_limit(tmp_path):
 
 @pytest.mark.parametrize("limits", [idle.ALONE, idle.CROWDED], ids=["alone", "crowded"])
 def test_a_long_wait_sleeps(monkeypatch, limits):
-    """After consecutive idle polls: first a spin, then a yield, then a sleep."""
+    """After more and more idle polls a worker first spins, then yields its core, then sleeps."""
     assert limits[1] <= 100_000  # polls: well below a second
     did: list[str] = []
     for name in ("pause", "yield_core", "nap"):

@@ -1,4 +1,4 @@
-"""`Group.exchange`: a few words of every rank, without pickling."""
+"""`Group.exchange` sends a few words of every rank to all ranks, without pickling."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_every_rank_gets_the_words_of_all_however_late_one_is(comm):
 
 @pytest.mark.ranks(2)
 def test_ranks_that_wait_for_different_things(comm):
-    """MPI would let them pass: its barrier and its allgather are made of the same messages."""
+    """MPI would let both pass, because its barrier and its allgather send the same messages."""
     group = Group(comm, Limits.of(PATIENCE))
     ways = [lambda: group.exchange(np.array([7]), "the number of calls"), lambda: group.meet("the end")]
     for mine in (group.rank, 1 - group.rank):

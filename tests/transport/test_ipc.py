@@ -1,4 +1,4 @@
-"""Windows of device memory between ranks: threads, each with a fake driver as one process; and ranks of MPI."""
+"""Windows of device memory between ranks. Ranks are threads, each a process of a fake driver, or ranks of MPI."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SECONDS = 20
 
 
 class Threads:
-    """What the ranks of a communicator share; nodes: their number, of equal size."""
+    """What the ranks of a communicator share. nodes: the number of nodes, which have equal sizes."""
 
     def __init__(self, size, nodes=1):
         self.size, self.nodes = size, nodes
@@ -33,7 +33,7 @@ class Threads:
 
 
 class Comm:
-    """A communicator whose ranks are threads; objects travel as bytes, as in MPI."""
+    """A communicator whose ranks are threads. Objects travel as bytes, as in MPI."""
 
     def __init__(self, shared, rank):
         self.shared, self.rank, self.size = shared, rank, shared.size
@@ -53,7 +53,7 @@ class Comm:
 
 
 class Job:
-    """Ranks as threads, each a process of its own on one machine."""
+    """Ranks of one machine. Each is a thread, and for the driver a process of its own."""
 
     def __init__(self, machine, visible, monkeypatch, nodes=1, permitted=None):
         self.machine, self.visible, self.nodes = machine, visible, nodes
@@ -63,7 +63,7 @@ class Job:
         monkeypatch.setitem(sys.modules, calls.MODULE, self.driver)
 
     def run(self, work):
-        """The result of `work(comm, local rank)`, or the error it raised, on each rank."""
+        """For each rank the result of `work(comm, local rank)`, or the error that it raised."""
         shared = Threads(len(self.visible), self.nodes)
 
         def rank(number):
@@ -113,7 +113,7 @@ def test_every_rank_reaches_every_part(monkeypatch, gpus, ranks):
         assert len(set(addresses)) == ranks
     assert all_closed(machine)
     assert all(each.nbytes % GRAIN == 0 for each in machine.allocations.values()), (
-        "other allocations lie in the shared block"
+        "no other allocation may lie in the shared block"
     )
 
 
@@ -137,7 +137,7 @@ def test_peers_close_before_the_owner_frees(monkeypatch):
 
 
 def test_a_gpu_that_a_variable_hides_is_opened(monkeypatch):
-    """CUDA_VISIBLE_DEVICES names one GPU a rank: IPC opens the other's memory."""
+    """CUDA_VISIBLE_DEVICES shows each rank one GPU. IPC opens the memory of the other GPU."""
     machine = Machine(gpus=2)
     found = Job(machine, [[0], [1]], monkeypatch).run(exchange)
     assert [words for words, _, _ in found] == [[1, 2]] * 2
@@ -145,7 +145,7 @@ def test_a_gpu_that_a_variable_hides_is_opened(monkeypatch):
 
 
 def test_a_gpu_that_the_system_hides(monkeypatch):
-    """Each task may use only its own GPU: all ranks name both ranks and what to change."""
+    """Each task may use only its own GPU. All ranks raise an error that names both ranks and says what to change."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     machine = Machine(gpus=2)
     found = Job(machine, [[0], [1]], monkeypatch, permitted=[[0], [1]]).run(exchange)
@@ -184,7 +184,7 @@ def test_different_orders_of_the_same_gpus(monkeypatch):
 
 
 def test_one_rank_out_of_memory(monkeypatch):
-    """A MemoryProblem on all ranks; the others free their memory."""
+    """All ranks raise MemoryProblem. The other rank frees its memory."""
     machine = Machine(gpus=2)
     machine.gpus[1].memory = 1 << 20
     found = Job(machine, [None] * 2, monkeypatch).run(exchange)
@@ -197,7 +197,7 @@ def test_one_rank_out_of_memory(monkeypatch):
 
 
 def test_one_rank_that_cannot_open(monkeypatch):
-    """As in containers with PID namespaces of their own; everything opened is closed, everything allocated is freed."""
+    """Containers with their own PID namespaces cause this. Opened memory is closed, and allocated memory is freed."""
     machine = Machine(gpus=2)
     job = Job(machine, [None] * 3, monkeypatch)
     opens = job.driver.do_cuIpcOpenMemHandle
@@ -243,7 +243,7 @@ def test_ranks_of_two_nodes(monkeypatch):
 
 
 class PaperDevice:
-    """A device without memory, for ranks of MPI: a handle is the rank that made it, an address names the handle."""
+    """A device without memory, for ranks of MPI. A handle contains its rank; an address is a number plus that rank."""
 
     name = "NVIDIA Made-up"
 
@@ -275,7 +275,7 @@ class PaperDevice:
 
 @pytest.mark.ranks(3)
 def test_over_mpi(comm):
-    """The window's collectives work over mpi4py as over threads."""
+    """The window's collectives work with mpi4py as with threads."""
     device = PaperDevice(comm.rank, hidden=False)
     window = IpcWindow(comm, device, 64)
     assert window.base == [(1000 if rank == comm.rank else 2000) + rank for rank in range(3)]
@@ -283,5 +283,5 @@ def test_over_mpi(comm):
     assert sorted(device.done[:2]) == [2000 + rank for rank in range(3) if rank != comm.rank]
     assert device.done[2:] == [1000 + comm.rank]
     hidden = IpcWindow(comm, PaperDevice(comm.rank, hidden=True), 64)
-    assert len(hidden.base) == 3, "a hidden GPU's memory is opened as any other"
+    assert len(hidden.base) == 3, "a hidden GPU's memory must be opened as any other"
     hidden.close()

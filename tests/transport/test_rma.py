@@ -1,7 +1,7 @@
-"""Transport rma on one machine: `ranks_per_node` makes nodes of its ranks, and MPI puts between those.
+"""Transport rma on one machine: `ranks_per_node` divides its ranks into nodes, and MPI puts between these.
 
-Bits must equal those of one process, of one node and of the bulk schedule, whatever the nodes; failures across nodes
-end as they do within one.
+Bits must equal those of one process, of one node and of the bulk schedule, whatever the nodes. Failures across nodes
+must end as they do within a node.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import aristos
 from aristos import reference
 from aristos.errors import ClosedError, InputError, MismatchError, PeerInputError
 
-pytestmark = pytest.mark.parallel  # those that start jobs of their own
+pytestmark = pytest.mark.parallel  # for the tests that start separate jobs
 CFG = aristos.MoEConfig(hidden=40, ffn=72, experts=5, top_k=2, max_tokens=70)
 W = reference.weights(CFG)
 SHAPE: dict[str, Any] = {"hidden": 40, "experts": 5, "top_k": 2, "max_tokens": 70}
@@ -31,14 +31,14 @@ needs_mpiexec = pytest.mark.skipif(not find_mpiexec(), reason="no mpiexec beside
 
 
 def make(comm: Any, cfg: aristos.MoEConfig = CFG, w: dict[str, Any] = W, **options: Any) -> MoE:
-    """A layer with its weights loaded, each rank a node of its own by default."""
+    """A layer with its weights loaded. By default each rank is a node."""
     moe = MoE(cfg, comm, **{"ranks_per_node": 1, "threads": 1, **options})
     moe.load(**w)
     return moe
 
 
 def calls_of(rank: int, calls: int) -> list[tuple[np.ndarray, dict[str, Any]]]:
-    """(x, routing) of some calls: every skew, and counts that change from none to all."""
+    """[(x, routing)] of some calls, with every skew, and with any number of tokens from none to the most."""
     counts = itertools.cycle(np.roll((17, 0, 70, 33, 1), rank))
     skews = itertools.cycle(SKEWS)
     made = [(tokens(CFG, int(next(counts)), seed=10 * n + rank), next(skews)) for n in range(calls)]
@@ -53,9 +53,9 @@ def placements(world: int) -> dict[str, list[int] | None]:
     }
 
 
-@ranks_each(2, 3, 4, 5, timeout=240)  # the first one may have to compile
+@ranks_each(2, 3, 4, 5, timeout=240)  # the first test may have to compile kernels
 def test_equal_bits_whatever_the_nodes(comm, world):
-    """Nodes of one, of two (the last one may have one), of all; 1 and 2 threads; tiny rings; fused and bulk."""
+    """Nodes have one rank, two (the last may have one) or all. Threads, ring sizes and schedules vary too."""
     calls = calls_of(comm.rank, 7 if world < 5 else 5)
     with alone(CFG, W, threads=1) as one:
         wanted = [one(x, **call) for x, call in calls]
@@ -91,7 +91,7 @@ def test_any_layer_over_nodes(comm, plan):
 
 @pytest.mark.ranks(3)
 def test_a_row_crosses_nodes_once(comm):
-    """Between nodes a token is sent once to each rank that holds experts of it; within a node once for each expert."""
+    """Between nodes a token is sent once to each rank that holds its experts; within a node once for each expert."""
     cfg = replace(CFG, experts=9, top_k=4)
     w = reference.weights(cfg)
     for ranks_per_node, ring in ((1, None), (2, None), (1, 5)):
@@ -113,7 +113,7 @@ def test_a_row_crosses_nodes_once(comm):
 @pytest.mark.core
 @pytest.mark.ranks(3)
 def test_exchanges(comm):
-    """Round trips, alternating with a layer on the same engine."""
+    """Exchanges alternate with calls of a layer on the same engine."""
     for ranks_per_node, ring, placement in ((1, None, None), (2, 3, [2] * 4 + [0]), (1, 2, [0] * 5)):
         options: dict[str, Any] = {"ranks_per_node": ranks_per_node, "placement": placement}
         with rings_of(ring), Exchange(comm, **SHAPE, **options) as exchange, make(comm, **options) as moe:
@@ -128,7 +128,7 @@ def test_exchanges(comm):
 @pytest.mark.core
 @pytest.mark.ranks(3)
 def test_input_that_one_rank_refuses(comm):
-    """All ranks raise, and valid calls still work: in a layer and in both phases of an exchange."""
+    """In a layer and in both phases of an exchange all ranks raise, and valid calls still work."""
     x = tokens(CFG, 20, seed=comm.rank)
     call = routing(CFG, 20, "some", seed=comm.rank)
     for ranks_per_node in (1, 2):
@@ -157,7 +157,7 @@ def test_input_that_one_rank_refuses(comm):
 
 @pytest.mark.ranks(2)
 def test_objects_on_a_communicator_have_the_same_nodes(comm):
-    """A second object cannot have other nodes than the windows they share; a communicator of its own can."""
+    """Objects of one communicator share windows, so they have the same nodes. A duplicate may have others."""
     x = tokens(CFG, 20, seed=comm.rank)
     with make(comm) as moe:
         y = moe(x)
@@ -188,7 +188,7 @@ def test_stats_and_started_calls(comm):
 @pytest.mark.core
 @pytest.mark.ranks(3)
 def test_closing_in_any_order(comm):
-    """Objects close in another order than they were made, with one rank late; the next engine is a new one."""
+    """Objects close in another order than they were made, and one rank is late. The next engine is a new one."""
     x = tokens(CFG, 20, seed=comm.rank)
     call = routing(CFG, 20, "some", seed=comm.rank)
     with alone(CFG, W, threads=1) as one:
@@ -202,7 +202,7 @@ def test_closing_in_any_order(comm):
         assert same(objects[0](x), y)
         one_exchange(comm, objects[2], x, call, CFG.experts)
         if late == 1:
-            objects[2].dispatch(x, call["ids"])  # never combined: dropped by close
+            objects[2].dispatch(x, call["ids"])  # this call is never combined: close drops it
         for i in order:
             if comm.rank == late % 3:
                 time.sleep(0.05)
@@ -214,7 +214,7 @@ def test_closing_in_any_order(comm):
 
 @pytest.mark.ranks(2)
 def test_the_watchdog_watches_the_windows_in_use(comm):
-    """Those of an engine that has grown too: a flush to a dead rank must not block this one for ever."""
+    """A flush to a dead rank must not block this rank for ever, also after the engine has grown."""
     with make(comm) as moe, make(comm, replace(CFG, max_tokens=300)):
         runtime = moe.runtime
         watched = runtime.group._watchdog._calls
@@ -223,7 +223,7 @@ def test_the_watchdog_watches_the_windows_in_use(comm):
         assert watched[0]()[0] == -1
 
 
-# ---- failures across nodes: each is an MPI job of its own, since it ends badly on purpose ----------------------------
+# ---- failures across nodes: each test is a separate MPI job, because it ends badly on purpose ------------------------
 
 LAYER = """
 cfg = aristos.MoEConfig(hidden=40, ffn=72, experts=4, top_k=2, max_tokens=64)
@@ -245,7 +245,7 @@ def signal_me(what, after):
 @pytest.mark.slow
 @needs_mpiexec
 def test_a_rank_that_never_calls(tmp_path):
-    """The wait is bounded, its error names the rank, and the late rank learns of it when it makes its call."""
+    """The wait is bounded, and its error names the rank. The late rank raises when it makes its call."""
     job = run_job(
         tmp_path,
         2,
@@ -275,7 +275,7 @@ leave("end")
 @pytest.mark.slow
 @needs_mpiexec
 def test_a_rank_that_is_late_between_the_phases(tmp_path):
-    """A user's experts may take longer than the timeout: a rank in its second phase warns and waits."""
+    """A user's experts may take longer than the timeout. A rank in its second phase warns and waits for a late one."""
     job = run_job(
         tmp_path,
         2,
@@ -301,7 +301,7 @@ exchange.close()
 @pytest.mark.slow
 @needs_mpiexec
 def test_poison_travels(tmp_path):
-    """Rank 0 is interrupted while it waits: the other ranks learn of it, the late one in its call; no timeout."""
+    """Rank 0 is interrupted while it waits. All other ranks raise before the timeout, the late one in its call."""
     job = run_job(
         tmp_path,
         4,
@@ -324,14 +324,14 @@ leave("end")
     assert job.code is not None
     assert job.lines(0)[1].startswith("KeyboardInterrupt")
     for rank in (1, 2, 3):
-        assert float(job.lines(rank)[0].removesuffix(" s")) < 30  # the timeout is 120
+        assert float(job.lines(rank)[0].removesuffix(" s")) < 30  # the timeout is 120 s
         assert re.search("PoisonedError .*rank 0 gave up in epoch 2 because it was interrupted", job.lines(rank)[1])
 
 
 @pytest.mark.slow
 @needs_mpiexec
 def test_a_rank_stopped_within_a_call(tmp_path):
-    """A flush to it may never return: the watchdog ends the job, or the wait runs out; both name the rank."""
+    """A flush to the stopped rank may never return: the watchdog ends the job, or the wait runs out. Both name it."""
     job = run_job(
         tmp_path,
         2,
@@ -354,7 +354,7 @@ moe(x)
 @pytest.mark.slow
 @needs_mpiexec
 def test_an_error_of_mpi_ends_the_job(tmp_path):
-    """Otherwise peers would trust words that follow data never delivered."""
+    """If the job went on, peers would trust words whose data was never delivered."""
     job = run_job(
         tmp_path,
         2,
@@ -413,7 +413,7 @@ with moe:
 @pytest.mark.parametrize("nodes", [1, 2], ids=["one node", "two nodes"])
 @pytest.mark.parametrize("end", ENDS)
 def test_programs_that_end_in_their_own_way(tmp_path, nodes, end):
-    """No thread calls MPI after it is finalized; a fork's child does not disturb its parent."""
+    """No thread calls MPI after it is finalized. A child of a fork does not disturb its parent."""
     made = f"from mpi4py import MPI\nmoe = made(ranks_per_node={2 // nodes})\nmoe(x)\n"
     job = run_job(tmp_path, 2, LAYER.replace("ranks_per_node=1, ", "") + made + ENDS[end], timeout=60)
     assert job.code == 0, job.out
@@ -425,7 +425,7 @@ def test_programs_that_end_in_their_own_way(tmp_path, nodes, end):
 @needs_mpiexec
 @pytest.mark.parametrize("nodes", [1, 2], ids=["one node", "two nodes"])
 def test_a_rank_that_exits_without_closing(tmp_path, nodes):
-    """A rank in a call that the exited rank never makes learns it at once, although nothing was closed."""
+    """The other rank, in a call that the exited rank never makes, raises at once, although nothing was closed."""
     job = run_job(
         tmp_path,
         2,
@@ -444,7 +444,7 @@ except errors.PoisonedError as e:
         timeout=60,
     )
     assert job.code not in (None, 0)
-    assert float(job.lines(0)[0]) < 30  # the timeout is 120, and ten times that in user code
+    assert float(job.lines(0)[0]) < 30  # the timeout is 120 s, and 1200 s for a rank in user code
     assert "rank 1 gave up in epoch" in job.lines(0)[1]
     assert "RuntimeError: in user code" in job.out[1]
 
@@ -452,7 +452,7 @@ except errors.PoisonedError as e:
 @pytest.mark.slow
 @needs_mpiexec
 def test_ctrl_c_while_other_ranks_are_late(tmp_path):
-    """A collective constructor is interruptible, warns after the timeout, and goes on when the last rank comes."""
+    """A collective constructor can be interrupted. It warns after the timeout, and ends when the last rank arrives."""
     job = run_job(
         tmp_path,
         2,

@@ -18,7 +18,7 @@ from aristos.primitives import memory
 
 @mutation("release-dropped")
 def release_dropped(put: Put) -> None:
-    """The tail is a plain store."""
+    """The tail is written by a plain store."""
     put(dispatch, "mem", Instead(notify=lambda at, value, nbytes: memory.store(at, value)))
 
 
@@ -95,7 +95,7 @@ def credit_not_checked(put: Put) -> None:
 
 @mutation("tiles-not-bounded", fixed=(("rows", 1), ("tile", 1), ("max_tokens", 6)))
 def tiles_not_bounded(put: Put) -> None:
-    """A source with credit sends although every record slot holds a tile not seen returned."""
+    """A source with credit sends although every record slot holds a tile whose return it has not seen."""
     put(dispatch, "returns_due", lambda job, st, owner: 0)
 
 
@@ -138,7 +138,7 @@ def freed_out_of_order(put: Put) -> None:
 
 @mutation("ring-wrap-off-by-one")
 def ring_wrap_off_by_one(put: Put) -> None:
-    """A ring of R rows wraps after R + 1."""
+    """A ring of R rows wraps after R + 1 rows."""
 
     def ring_row_to(job: Any, st: Any, owner: int, row: int) -> int:
         return (
@@ -150,7 +150,7 @@ def ring_wrap_off_by_one(put: Put) -> None:
 
 @mutation("merge-wait-beyond-credit", fixed=(("merge", 8), ("rows", 2), ("tile", 1)))
 def merge_wait_beyond_credit(put: Put) -> None:
-    """Few rows wait for announced rows, even for those that no source has credit to send."""
+    """A run of few rows waits for announced rows, even for those that no source has credit to send."""
 
     def choose(job: Any, st: Any) -> tuple[int, int]:
         chosen, active = -1, 0
@@ -391,7 +391,7 @@ def poison_names_the_forwarder(put: Put) -> None:
 
 @mutation("workers-not-notified", faults=True, fixed=(("workers", 2),))
 def workers_not_notified(put: Put) -> None:
-    """A rank that fails notifies its peers and not its own workers, which work on."""
+    """A rank that fails notifies its peers but not its own workers, which continue."""
     real = steps.poison
 
     def poison(job: Any, st: Any, origin: int, cause: int) -> None:

@@ -1,4 +1,4 @@
-"""Deliberate bugs in backward calls: whose rows they are, and where their owner keeps them. The explorer finds each."""
+"""Deliberate bugs in backward calls: rows of wrong calls, and rows in wrong places. The explorer must find each."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def is_backward(job: Any) -> bool:
 
 @mutation("tape-not-compared", kind="tape", fixed=BACKWARD)
 def tape_not_compared(put: Put) -> None:
-    """Ranks that give the tapes of different forward calls serve each other's rows."""
+    """Ranks with tapes of different forward calls serve each other's rows."""
     not_compared(put, words.TAPE, words.announced_tape)
 
 
 @mutation("backward-taken-for-an-exchange", fixed=BACKWARD)
 def backward_taken_for_an_exchange(put: Put) -> None:
-    """Where experts compute, a backward call counts as an exchange: its own rows are not counted as back."""
+    """For experts a backward call counts as an exchange: own rows are not counted as returned."""
     put(experts, "store", Instead(store, computes=lambda job: job[words.MODE] == codes.MODE_LAYER))
 
 
@@ -49,7 +49,7 @@ def store_by_arrival(put: Put) -> None:
 
 
 def moved(put: Put, by: Callable[[Any, Any, int], int]) -> None:
-    """The rows of a part of a run have places `by` rows further on."""
+    """Shift the places of the rows in each part of a run by `by` rows."""
     real = store.list_places
 
     def list_places(job: Any, st: Any, c: int) -> None:
@@ -67,13 +67,13 @@ def moved(put: Put, by: Callable[[Any, Any, int], int]) -> None:
 
 @mutation("store-by-packed-row", fixed=BACKWARD)
 def store_by_packed_row(put: Put) -> None:
-    """The place of a row counts from its source's first packed row of all, not from the first for this rank."""
+    """The place of a row counts from its source's first packed row for any rank, not from the first for this rank."""
     moved(put, lambda job, st, part: st[words.first_packed(job, st[words.part_source(part)])])
 
 
 @mutation("tile-kept-from-its-start", fixed=CUT)
 def tile_kept_from_its_start(put: Put) -> None:
-    """Rows of the second run of a tile are kept where those of the first are."""
+    """Rows of a tile's second run are kept in the places of those of its first run."""
 
     def back(job: Any, st: Any, part: int) -> int:
         source = st[words.part_source(part)]
@@ -101,13 +101,13 @@ def sources_share_places(put: Put) -> None:
 
 @mutation("own-rows-have-no-places", fixed=BACKWARD)
 def own_rows_have_no_places(put: Put) -> None:
-    """A rank gives places to the rows of peers alone."""
+    """A rank gives places to the rows of its peers, but not to its own rows."""
     put(packing, "store", Instead(store, admit=lambda job, st, source, rows: True))
 
 
 @mutation("store-never-emptied", fixed=BACKWARD, calls=4)
 def store_never_emptied(put: Put) -> None:
-    """A call's rows are kept behind those of the backward call before."""
+    """A call's rows are kept behind those of the previous backward call."""
     used: dict[int, int] = {}
 
     def admit_own(job: Any, st: Any, source: int, rows: int) -> bool:
@@ -133,7 +133,7 @@ def refused_tape_is_served(put: Put) -> None:
 
 @mutation("row-copied-after-its-credit", fixed=(*BACKWARD, ("workers", 1), ("runs", 1)))
 def row_copied_after_its_credit(put: Put) -> None:
-    """A row is copied to the store once its ring row is free again."""
+    """A row is copied to the store after its ring row has been freed."""
     publish = experts.publish
 
     def copy_late(job: Any, st: Any, worker: int) -> None:
@@ -149,7 +149,7 @@ def row_copied_after_its_credit(put: Put) -> None:
 
 @mutation("scalars-not-listed-backward", fixed=BACKWARD)
 def scalars_not_listed_backward(put: Put) -> None:
-    """The kernel of a backward call gets the scalars of the command before."""
+    """The kernel of a backward call gets the scalars of the previous command."""
 
     def list_out(job: Any, st: Any, c: int) -> None:
         if not is_backward(job):
@@ -166,7 +166,7 @@ def places_in_the_scalars(put: Put) -> None:
 
 @mutation("returns-as-wide-as-rows", fixed=(*BACKWARD, ("words", LINE // 8)))
 def returns_as_wide_as_rows(put: Put) -> None:
-    """An owner takes return rows for as wide as the rows that travel."""
+    """An owner assumes that return rows are as wide as the rows that travel."""
     real = experts.return_row
 
     def return_row(job: Any, st: Any, source: int, packed: int) -> int:

@@ -103,13 +103,13 @@ def shared_staging_pool(put: Put) -> None:
 
 @mutation("ends-before-its-words-are-put", transport="rma")
 def ends_before_put(put: Put) -> None:
-    """A call ends before all that remote peers are owed has been put."""
+    """A call ends before everything that remote peers must get has been put."""
     put(outbox, "all_posted", lambda job, st: True)
 
 
 @mutation("first-phase-unput", transport="rma", plain=False, kind="object", fixed=(("max_tokens", 6),))
 def first_phase_unput(put: Put) -> None:
-    """An exchange's first phase ends with bundles for remote owners not put; nothing returns that would show it."""
+    """An exchange's first phase ends before bundles for remote owners are put. No return would show that."""
 
     def all_posted(job: Any, st: Any) -> bool:
         remote = [p for p in range(job[words.WORLD]) if st[words.remote(job, p)]]
@@ -134,5 +134,5 @@ def announced_before_put(put: Put) -> None:
 
 @mutation("no-progress-thread", transport="rma", ranks=3, fixed=(("attention", True), ("max_tokens", 6), ("rows", 2)))
 def no_progress_thread(put: Put) -> None:
-    """No thread calls into MPI for a rank between its calls."""
+    """No thread calls into MPI for a rank between the rank's calls."""
     put(wire, "run_progress_thread", lambda address: None)

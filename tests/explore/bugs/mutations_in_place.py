@@ -1,6 +1,4 @@
-"""Deliberate bugs in experts in place: rows that stay, weights that local peers read, and loads. The explorer must find
-each.
-"""
+"""Deliberate bugs in experts in place: rows that stay, weights that peers read, loads. The explorer must find each."""
 
 from __future__ import annotations
 
@@ -16,7 +14,7 @@ STAY = (("stay", 1), ("placement", (0, 1)), ("workers", 1))
 TWO = (("stay", 1), ("placement", (0, 0, 1, 1)), ("workers", 1), ("max_tokens", 6))
 
 
-WITHIN: dict[str, Any] = {"fixed": STAY, "calls": 5, "plain": False, "kind": "fine"}  # exchanges too
+WITHIN: dict[str, Any] = {"fixed": STAY, "calls": 5, "plain": False, "kind": "fine"}  # with exchanges
 
 
 def admit_all(job: Any, st: Any) -> None:
@@ -42,7 +40,7 @@ def stay_before_announcement(put: Put) -> None:
     "stay-after-any-announcement", ranks=3, fixed=(("stay", 1), ("placement", (0, 1, 2)), ("workers", 1)), calls=3
 )
 def stay_after_any_announcement(put: Put) -> None:
-    """The announcement of one local peer admits the rows that stay for all of them."""
+    """The announcement of one local peer admits the rows that stay for all local peers."""
     real = arrivals.admit_staying
     put(arrivals, "admit_staying", lambda job, st, owner: [real(job, st, p) for p in range(job[words.WORLD])])
 
@@ -55,7 +53,7 @@ def load_without_wait(put: Put) -> None:
 
 @mutation("load-after-the-call-before", fixed=STAY, calls=4)
 def load_after_the_call_before(put: Put) -> None:
-    """A rank that loads waits for the call before the last one."""
+    """A rank that loads waits only for the call before the last one."""
 
     def await_readers(self: Any) -> None:
         self.epoch -= 1
@@ -68,7 +66,7 @@ def load_after_the_call_before(put: Put) -> None:
 
 @mutation("load-in-a-call-too-early", **WITHIN)
 def load_in_a_call_too_early(put: Put) -> None:
-    """A rank that loads while another object's call is open waits for all calls but the last that has ended."""
+    """A rank that loads while another object's call is open does not wait for the last call before the open one."""
     put(rank.Rank, "await_readers", waiting_for(-1))
 
 
@@ -105,7 +103,7 @@ def ended_at_the_start(put: Put) -> None:
 
 @mutation("ended-by-plain-store", fixed=STAY, calls=3)
 def ended_by_plain_store(put: Put) -> None:
-    """ENDED is a plain store."""
+    """The word ENDED is written by a plain store."""
 
     def end(job: Any, st: Any) -> None:
         for p in range(job[words.WORLD]):
@@ -143,7 +141,7 @@ def stay_not_owed(put: Put) -> None:
 
 @mutation("stay-with-the-next-expert", fixed=TWO)
 def stay_with_the_next_expert(put: Put) -> None:
-    """Rows that stay are computed with the weights of the expert after theirs."""
+    """Rows that stay are computed with the next expert's weights."""
     real = column_runs.weights_of
 
     def weights_of(job: Any, expert: int) -> Any:
@@ -154,7 +152,7 @@ def stay_with_the_next_expert(put: Put) -> None:
 
 @mutation("stay-over-other-rows", fixed=TWO)
 def stay_over_other_rows(put: Put) -> None:
-    """Outputs of rows that stay go where outputs of rows that travel, or own rows, come back."""
+    """Outputs of rows that stay overwrite places of rows that travel, or of own rows."""
     real = packing.sort
 
     def sort(job: Any, st: Any, tokens: int) -> None:
@@ -168,7 +166,7 @@ def stay_over_other_rows(put: Put) -> None:
 
 @mutation("stay-of-the-last-call", fixed=STAY, calls=3)
 def stay_of_the_last_call(put: Put) -> None:
-    """An announcement admits as many rows as stayed in the call before."""
+    """An announcement admits as many rows as stayed in the previous call."""
     real = arrivals.admit_staying
     before: dict[int, dict[int, int]] = {}
 

@@ -9,11 +9,11 @@ from aristos.explore.mutation import Instead, Put, mutation
 from aristos.primitives import memory
 
 ONCE = (("once", 1), ("once_share", 0), ("stay", 0), ("top_k", 2), ("placement", (0, 0, 1, 1)), ("max_tokens", 6))
-MIXED = (*ONCE[2:], ("once", 3), ("once_share", 0))  # calls of fewer rows send a row a pair
+MIXED = (*ONCE[2:], ("once", 3), ("once_share", 0))  # calls with fewer than 3 rows send a row for each pair
 
 
 def announces(put: Put, say: Any) -> None:
-    """Announcements say `say(job, st, p)` where they should say whether tokens cross once."""
+    """Write `say(job, st, p)` into announcements, instead of whether tokens cross once."""
     real = packing.write_announcement
 
     def write_announcement(job: Any, st: Any, p: int) -> None:
@@ -26,19 +26,19 @@ def announces(put: Put, say: Any) -> None:
 
 @mutation("once-not-announced", fixed=ONCE)
 def once_not_announced(put: Put) -> None:
-    """Tokens cross once within a node, and are not announced so: their owner reads a row a pair."""
+    """Tokens cross once within a node, but their owner is not notified and reads a row for each pair."""
     announces(put, lambda job, st, p: st[words.remote(job, p)])
 
 
 @mutation("once-announced-to-all", ranks=3, fixed=(*MIXED, ("placement", (0, 0, 1, 1, 2, 2))))
 def once_announced_to_all(put: Put) -> None:
-    """A source announces to every owner that tokens cross once if they do to one of them."""
+    """If tokens cross once to one owner, the source announces to every owner that they do."""
     announces(put, lambda job, st, p: max(st[words.once_to(job, q)] for q in range(job[words.WORLD])))
 
 
 @mutation("once-of-the-call-before", calls=4, fixed=MIXED)
 def once_of_the_call_before(put: Put) -> None:
-    """An owner takes the announcement of a source's previous call for that of this call: whether tokens cross once."""
+    """An owner reads whether tokens cross once from the announcement of a source's previous call."""
     real = arrivals.read_announcement
     before: dict[tuple[int, int], int] = {}
 
@@ -55,7 +55,7 @@ def once_of_the_call_before(put: Put) -> None:
 
 @mutation("once-decided-visit-by-visit", fixed=(*ONCE, ("rows", 3), ("once", 3), ("tile", 1), ("bundle", 3)))
 def once_decided_visit_by_visit(put: Put) -> None:
-    """A source decides again with every bundle, by the rows that are left."""
+    """Before every bundle a source decides again whether tokens cross once, by the rows that are left."""
     real = dispatch.claim
 
     def claim(job: Any, st: Any, worker: int) -> int:
@@ -102,7 +102,7 @@ def bundle_freed_tile_by_tile(put: Put) -> None:
 
 @mutation("index-after-the-tail", fixed=ONCE)
 def index_after_the_tail(put: Put) -> None:
-    """Within a node a bundle's index is written once its tail has been released."""
+    """Within a node a bundle's index is written after its tail has been released."""
     late: dict[int, list[tuple[int, int]]] = {}
     real = bundles.publish
 

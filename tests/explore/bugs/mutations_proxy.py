@@ -26,7 +26,7 @@ def fails(how: str, **fixed: Any) -> dict[str, Any]:
 @mutation("tail-read-plainly", transport="proxy")
 def tail_read_plainly(put: Put) -> None:
     """The proxy reads the number of written tiles without an acquire: their records may not be visible."""
-    real, counting = proxy.count, set()  # actors
+    real, counting = proxy.count, set()  # the actors that are in `count`
 
     def count(job: Any, st: Any, peer: int, line: int) -> None:
         counting.add(getcurrent())
@@ -60,7 +60,7 @@ def rows_of_a_wrap(put: Put) -> None:
 @mutation("credit-when-copies-begin", transport="proxy", fixed=(("rows", 2), ("max_tokens", 6)))
 def credit_when_copies_begin(put: Put) -> None:
     """A remote source gets credit for rows as soon as their copy to the GPU has begun."""
-    sides: dict[int, Any] = {}  # by id of a job, which is kept alive so that the id stays its own
+    sides: dict[int, Any] = {}  # id of a job -> (the job, its state). The job stays alive, so its id is unique
     fetch, refresh = proxy.fetch, proxy.refresh
 
     def noted(gpu: Any, cs: Any, peer: int) -> bool:
@@ -243,7 +243,7 @@ def poison_not_put(put: Put) -> None:
 
 @mutation("poison-put-in-part", **fails("gpu", node_of=(0, 1, 2)), ranks=3)
 def poison_put_in_part(put: Put) -> None:
-    """The proxy ends when one of the GPU's poison words is there, not all of them."""
+    """The proxy ends when one of the GPU's poison words is written, not when all are."""
 
     def failed(job: Any, st: Any) -> bool:
         remote = [p for p in range(job[words.WORLD]) if st[words.remote(job, p)]]

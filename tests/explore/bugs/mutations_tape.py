@@ -1,4 +1,4 @@
-"""Deliberate bugs in tapes: what an owner keeps of a forward call's rows, where, and what sources know of it."""
+"""Deliberate bugs in tapes: what owners keep of a forward call's rows, where they keep it, and what sources know."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def changed(job: Any, **values: int) -> list[int]:
 
 @mutation("tape-of-a-source-without-rows", fixed=LARGE, calls=4)
 def tape_of_a_source_without_rows(put: Put) -> None:
-    """An owner notes that it keeps the rows of a source that has none; no return record says so."""
+    """An owner notes that it keeps rows of a source that has none. No return record can say so."""
 
     def admit(job: Any, st: Any, source: int, rows: int) -> None:
         tape.admit(job, st, source, rows)
@@ -42,13 +42,13 @@ def tape_not_in_return_records(put: Put) -> None:
 
 @mutation("tape-said-as-asked", fixed=SMALL, calls=4)
 def tape_said_as_asked(put: Put) -> None:
-    """Return records say what was asked, where the owner has kept less."""
+    """Return records say what was asked for, although the owner has kept less."""
     put(returns, "tape", Instead(tape, kept_of=lambda job, source: job[words.SAVE] if job[words.TAPED] else 0))
 
 
 @mutation("x-left-out-though-not-kept", fixed=SMALL, calls=4)
 def x_left_out_though_not_kept(put: Put) -> None:
-    """A source leaves x out although the owner has fallen back, and announces it as if it sent it."""
+    """A source leaves x out although the owner does not keep it, and announces rows with x."""
 
     def bytes_to(job: Any, owner: int) -> int:
         return int(job[words.RETURN_BYTES if job[words.TAPED] else words.ROW_BYTES])
@@ -78,7 +78,7 @@ def sources_share_the_tape(put: Put) -> None:
 
 
 def renumbered(put: Put, number: Callable[[Any, Any, int], int]) -> None:
-    """In forward calls the first row of a part of a run has another number among its source's rows."""
+    """In forward calls, change the number that a part's first row has among the rows of its source."""
     real = tape.number
 
     def other(job: Any, st: Any, part: int) -> int:
@@ -89,7 +89,7 @@ def renumbered(put: Put, number: Callable[[Any, Any, int], int]) -> None:
 
 @mutation("tape-by-packed-row", fixed=LARGE)
 def tape_by_packed_row(put: Put) -> None:
-    """The place of a row on the tape counts from its source's first packed row of all."""
+    """The place of a row on the tape counts from its source's first packed row for any rank."""
     real = tape.number
     renumbered(
         put, lambda job, st, part: real(job, st, part) + st[words.first_packed(job, st[words.part_source(part)])]
@@ -98,7 +98,7 @@ def tape_by_packed_row(put: Put) -> None:
 
 @mutation("tile-taped-from-its-start", fixed=(*LARGE, ("group", 1), ("tile", 3), ("run", 2)))
 def tile_taped_from_its_start(put: Put) -> None:
-    """Rows of the second run of a tile are kept on the tape where those of the first are."""
+    """Rows of a tile's second run are kept on the tape in the places of those of its first run."""
     real = tape.number
 
     def number(job: Any, st: Any, part: int) -> int:
@@ -113,7 +113,7 @@ def tile_taped_from_its_start(put: Put) -> None:
 
 @mutation("row-taped-after-its-credit", fixed=(*LARGE, ("workers", 1), ("runs", 1)))
 def row_taped_after_its_credit(put: Put) -> None:
-    """A row is copied to the tape once its ring row is free again."""
+    """A row is copied to the tape after its ring row has been freed."""
     publish = experts.publish
 
     def copy_late(job: Any, st: Any, worker: int) -> None:
@@ -127,7 +127,7 @@ def row_taped_after_its_credit(put: Put) -> None:
 
 @mutation("x-over-hidden", fixed=LARGE)
 def x_over_hidden(put: Put) -> None:
-    """A kept row lies where its hidden activations are."""
+    """A row is kept in the place of its hidden activations."""
 
     def keep_rows(job: Any, st: Any, c: int) -> None:
         tape.keep_rows(changed(job, TAPE_HIDDEN=0), st, c)

@@ -1,4 +1,4 @@
-"""Deliberate bugs in what an announcement says of its call, and in scalars beside rows. The explorer must find each."""
+"""Deliberate bugs in the contents of announcements, and in scalars beside rows. The explorer must find each."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SCALARS = (("scalars", True), ("workers", 1), ("runs", 1), ("all_split", False))
 
 
 def not_compared(put: Put, word: int, field: Callable[[int], int]) -> None:
-    """A reader takes what a source announces for its own word of the job."""
+    """A reader replaces its own word of the job by the announced one, so that the two are not compared."""
     real = arrivals.read_announcement
 
     def read_announcement(job: Any, st: Any, source: int) -> bool:
@@ -28,7 +28,7 @@ def not_compared(put: Put, word: int, field: Callable[[int], int]) -> None:
 
 @mutation("mode-not-compared", kind="object")
 def mode_not_compared(put: Put) -> None:
-    """A layer's call and an exchange's are taken for calls of one kind."""
+    """A call of a layer and one of an exchange count as calls of the same kind."""
     not_compared(put, words.MODE, words.announced_mode)
 
 
@@ -40,7 +40,7 @@ def placement_not_compared(put: Put) -> None:
 
 @mutation("version-of-the-reader")
 def version_of_the_reader(put: Put) -> None:
-    """A rank takes the version of its own weights for the announced one."""
+    """A rank uses the version of its own weights instead of the announced one."""
     real = arrivals.read_announcement
 
     def read_announcement(job: Any, st: Any, source: int) -> bool:
@@ -56,7 +56,7 @@ def version_of_the_reader(put: Put) -> None:
 
 
 def without_scalars(job: Any) -> Any:
-    """The job of a call that has none."""
+    """A copy of a job, without scalars."""
     other = list(job)
     other[words.SCALARS] = 0
     return other
@@ -70,7 +70,7 @@ def scalar_of_the_pair_before(put: Put) -> None:
 
 @mutation("scalars-after-the-tail", fixed=SCALARS)
 def scalars_after_the_tail(put: Put) -> None:
-    """Within a node the scalars of a tile are written once its tail has been released."""
+    """Within a node the scalars of a tile are written after its tail has been released."""
     real, publish = dispatch.execute, dispatch.publish
 
     def publish_first(job: Any, st: Any, worker: int) -> None:
@@ -96,7 +96,7 @@ def scalar_of_the_first_choice(put: Put) -> None:
 
 @mutation("scalar-read-as-a-place", transport="rma", fixed=(*SCALARS, ("rows", 3)))
 def scalar_read_as_a_place(put: Put) -> None:
-    """An owner takes the whole entry of the index for the place of the row."""
+    """An owner uses the whole index entry as the place of the row."""
     put(experts, "scalars", Instead(scalars, place_of=lambda entry: entry))
 
 
@@ -146,5 +146,5 @@ def scalar_over_the_row(put: Put) -> None:
 
 @mutation("proxy-forgets-scalars", transport="proxy", fixed=(*SCALARS, ("words", 8)))
 def proxy_forgets_scalars(put: Put) -> None:
-    """The proxy takes slots of return rows for as wide as the rows alone."""
+    """The proxy assumes that slots of return rows are as wide as the rows alone."""
     put(proxy, "words", Instead(words, announced_scalars=lambda a: NOWHERE))
