@@ -66,7 +66,9 @@ def call(words: list[str], env: dict[str, str] | None = None) -> str:
     """The stdout of a command; raises RuntimeError with all of its output if it fails."""
     done = subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True, timeout=1800)
     if done.returncode:
-        raise RuntimeError(f"{' '.join(words)} exited with {done.returncode}:\n{done.stdout[-4000:]}{done.stderr[-2000:]}")
+        raise RuntimeError(
+            f"{' '.join(words)} exited with {done.returncode}:\n{done.stdout[-4000:]}{done.stderr[-2000:]}"
+        )
     return done.stdout
 
 
