@@ -1,4 +1,4 @@
-"""The PTX machine's speed, by bench/simt.py: in CPU time, the best of a few runs, because the computer may be busy."""
+"""The PTX machine's speed in CPU time, by bench/simt.py. The best of a few runs counts: the computer may be busy."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ def phimoe(logits, k=2, jitter=0.01):
     for _ in range(k):
         threshold, best = masked.max(1, keepdims=True), masked.argmax(1)
         factor = np.maximum(np.abs(logits), threshold)
-        with np.errstate(invalid="ignore"):  # all scores 0: 0 / 0, which is not far
+        with np.errstate(invalid="ignore"):  # if all scores are 0, then 0 / 0 does not count as far
             far = (threshold - logits) / factor > 2 * jitter
         shares = _softmax(np.where(far, -np.inf, masked))
         ids.append(best)

@@ -1,4 +1,4 @@
-"""Texts as `nvidia-smi topo -m` prints them, made of facts that are known, and ways to spoil them."""
+"""Texts like those of `nvidia-smi topo -m`, made from known facts, and ways to damage them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CLASSES = ["NV1", "NV2", "NV4", "NV12", "NV18", "PIX", "PXB", "PHB", "NODE", "SY
 
 
 def seconds(parse: Callable[[str], object], text: str, enough: float) -> float:
-    """Processor time of one call: the least of ten, as soon as it is `enough`, since other programs disturb it."""
+    """Processor time of one call: the least of up to ten, since other programs disturb it. Stops at `enough`."""
     least = float("inf")
     for _ in range(10):
         begun = time.process_time()
@@ -37,7 +37,7 @@ def seconds(parse: Callable[[str], object], text: str, enough: float) -> float:
 
 @dataclass
 class Machine:
-    """What a text should be read as. nics: column -> device; rest: CPUs, NUMA, GPU NUMA ID of each GPU."""
+    """The facts that a text shows. nics: column -> device; rest: CPUs, NUMA, GPU NUMA ID of each GPU."""
 
     gpus: int
     nics: dict[str, str] = field(default_factory=dict)
@@ -70,7 +70,7 @@ def machine(rng: random.Random) -> Machine:
 
 
 def printed(of: Machine, empty: bool = False) -> str:
-    """With tabs, as the tool does. empty: CPUs and NUMA domains left out, as it does under WSL."""
+    """The text with tabs, as the tool prints it. empty: without CPUs and NUMA domains, as it prints under WSL."""
     lines = ["\t" + "\t".join(of.labels + HEADINGS[: of.headings])]
     for at, a in enumerate(of.labels):
         cells = [" X " if a == b else of.links[a, b] for b in of.labels]
