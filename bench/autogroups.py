@@ -74,7 +74,7 @@ def share(cores: list[int], nap: float, seconds: float) -> float:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement (%(default)s)")
+    parser.add_argument("--seconds", type=float, default=5.0, help="seconds of each measurement (%(default)s)")
     asked = parser.parse_args()
     cores = sorted(os.sched_getaffinity(0))[:2]
     print(f"Linux {os.uname().release}, autogroups {'on' if autogroups() else 'off'}, cores {cores}")

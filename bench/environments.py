@@ -16,8 +16,8 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 FOLDER = Path(sys.prefix) / "peers"
 NAMES = tuple(sorted(path.stem for path in (HERE / "environments").glob("*.txt")))
-OWN = ("aristos", "numpy")  # need what this Python has
-APART = ("transformers",)  # what `make test-hf` uses: no peer of the comparison, made when it is named
+OWN = ("aristos", "numpy")  # these peers use this Python's packages
+APART = ("transformers",)  # no peer of the comparison: `make test-hf` uses it, and it is made only when it is named
 ALONE = "# without their dependencies:"  # the lines after it are installed by --no-deps
 
 

@@ -1,9 +1,10 @@
 """llama.cpp by its wheel: what one more layer of a model of this shape costs it, on one rank.
 
-It has no layer to call. So two models, of 2 and of 6 layers, are made with the job's weights in each layer, and a call
-is the time of the prompt's tokens in the larger one less that in the smaller one, divided by 4. The last layer computes
-the last token alone, in both. Beside the experts a layer has an attention with one head and its own router, which
-chooses its experts. Its codes are not the job's: each 32 successive k share a float16 scale. Nor is its output.
+llama.cpp has no layer to call. So two models, of 2 and of 6 layers, are made with the job's weights in each layer, and
+a call is the time of the prompt's tokens in the larger one less that in the smaller one, divided by 4. The last layer
+computes the last token alone, in both. Beside the experts a layer has an attention with one head and its own router,
+which chooses its experts. Its codes are not the job's, since 32 successive k share a float16 scale. Its output is not
+the job's either.
 """
 
 from __future__ import annotations
