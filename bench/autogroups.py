@@ -1,8 +1,9 @@
-"""Whether Linux shares a core fairly between sessions: `python bench/autogroups.py [--seconds 5]`, half a minute.
+"""Measures whether Linux shares a core fairly between sessions: `python bench/autogroups.py [--seconds 5]`.
 
-On each of two cores one session has a process that only yields and one that naps; another session has a busy process.
-With autogroups (sched(7)) the scheduler treats a session as a group, so the busy one should get half of both cores. If
-it gets almost nothing, ranks that share cores can stop for minutes: docs/decisions.md, 21.
+It takes half a minute. On each of two cores one session has a process that only yields and one that naps; another
+session has a busy process. With autogroups (sched(7)) the scheduler treats a session as a group, so the busy one
+should get half of both cores. If it gets almost nothing, ranks that share cores can stop for minutes:
+docs/decisions.md, 21.
 """
 
 from __future__ import annotations

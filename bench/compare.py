@@ -1,9 +1,9 @@
-"""Aristos and its peers in turns on the same weights, tokens and routing: `make compare`.
+"""Times Aristos and its peers in turns on the same weights, tokens and routing: `make compare`.
 
 Each peer runs in a Python environment of its own (environments.py). Its processes, a team, sleep while others work.
 Every output is checked against float64. Each part writes raw times to HDF5 and its tables to docs/performance.md, in
 the section of this family of CPUs; the part `uniform` draws the picture. Nothing is tuned: one thread per rank.
-Exit codes: 0 all outputs of Aristos right, even if a figure was missed, 1 a wrong one or an exception, 2 a usage error.
+Exit codes: 0 Aristos's outputs are right, even if a goal was missed; 1 a wrong output or an exception; 2 a usage error.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ TRACES = ROOT.parent / "shared" / "traces"
 
 @dataclass(frozen=True)
 class Part:
-    """title: of its block on the page. ranks: their number, None for the number asked for. entries: its peers."""
+    """title: of its block on the page. ranks: how many, None: as many as were asked for. entries: its peers."""
 
     title: str
     jobs: tuple[str | Product | Step, ...]

@@ -1,8 +1,8 @@
 """The Python environments of the comparison: `python bench/environments.py` makes those that are missing.
 
-Every outside peer has an environment of its own in peers/ beside this Python's packages, with the pinned packages of
-bench/environments/NAME.txt, so that no peer's requirements meet another's or the project's. What cannot be installed
-leaves its reason in a file, and the comparison shows it; `python bench/environments.py NAME` tries again.
+Every outside peer has an environment of its own in the folder peers/ of this Python's environment. It has the pinned
+packages of bench/environments/NAME.txt, so that no peer's requirements meet another's or the project's. If they cannot
+be installed, the reason is kept in a file and shown by the comparison; `python bench/environments.py NAME` tries again.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def python(name: str, folder: Path = FOLDER) -> Path:
 
 
 def make(name: str, folder: Path = FOLDER) -> str:
-    """Make an environment, again if it is there; returns the reason if it fails, else ''."""
+    """Make an environment, in place of one that is there. Returns the reason if it fails, else ''."""
     here, wanted = folder / name, HERE / "environments" / f"{name}.txt"
     shutil.rmtree(here, ignore_errors=True)
     subprocess.run([sys.executable, "-m", "venv", str(here)], check=True)

@@ -1,8 +1,8 @@
 """The goals of Aristos, compared with the figures that one run reached.
 
 A ratio is formed within each round, from turns that ran within seconds of each other. Then the median over rounds is
-taken, and the least and the largest are shown with it. A figure is met if its median is; an unmeasured figure is not
-met. Nothing is rounded before it is compared.
+taken, and the least and the largest are shown with it. A goal is reached if the median reaches it. A figure that was
+not measured reaches no goal. Nothing is rounded before it is compared.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ OF_MODULES = {  # ranks -> tokens -> the goal over the best of transformers' own
     1: {1: 1.8, 16: 1.8, 256: 1.4, 2048: 1.2},
     2: {1: 1.5, 16: 1.5, 256: 1.5, 2048: 1.3},
 }
-ADDED_US = 40.0  # what an experts module adds to a call of one token, on one rank
-OVER_CODES, FEW_TOKENS, OVER_ANY = 1.2, 16, 1.0  # codes: over peers with 16-bit rows; few tokens: over any
+ADDED_US = 40.0  # the most that an experts module may add to a call of one token, on one rank
+OVER_CODES, FEW_TOKENS, OVER_ANY = 1.2, 16, 1.0  # codes: over 16-bit rows; few tokens: over all peers
 FEW_ROWS, OVER_FEW, OVER_MANY = 64, 1.2, 1.0  # bfloat16 products over oneDNN's: up to FEW_ROWS rows, and beyond
 PRODUCT_SHARE = {"avx512": 0.86, "avx512 on znver4": 0.92}  # least share of the FMA peak, by ISA and CPU
-SHARE_OF = (1024, 4096), (64, 512)  # the weight whose product has a share to reach, and for how many rows
+SHARE_OF = (1024, 4096), (64, 512)  # the weight and the numbers of rows for which a product has a share to reach
 SIGNAL_US = {8: 0.4, 4096: 1.5}
 OUTSIDE_US = 60.0
 
@@ -213,7 +213,7 @@ def _modules(m: ShapeResults) -> list[Figure]:
 
 
 def _decode(m: ShapeResults) -> list[Figure]:
-    """The figures of a layer with weights of codes, over peers with 16-bit rows, and for few tokens over all peers."""
+    """The figures of a layer with weights of codes: over peers with 16-bit rows and, for few tokens, over all peers."""
     assert isinstance(m.shape, Shape)
     ours = m.shape.weights
     if ours not in m.entries:

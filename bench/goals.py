@@ -1,9 +1,9 @@
-"""What Aristos alone must reach on this family of CPUs, beside the last run on record: `make goals`.
+"""Measures what Aristos alone has to reach on this family of CPUs, beside the last run on record: `make goals`.
 
-Figures are shares of the read bandwidth of the same core in the same run, for a few tokens, without peers. An expert
-alone is gated 2048/768. The layer has 32 of them or more, 8 for each token. Experts take turns, and all together have
-COLD bytes or more. With --record the figures replace those of this family in docs/goals.json, and docs/goals.md is
-written from that file.
+Figures are shares of the read bandwidth of the same core in the same run, for a few tokens. An expert is gated, with
+H 2048 and F 768. A layer has 32 experts or more, 8 for each token. When experts are measured alone, they take turns,
+and together they have COLD bytes or more. With --record the figures replace those of this family in docs/goals.json,
+and docs/goals.md is written from that file.
 
 Exit codes: 0 measured, whatever was reached; 1 an exception, 2 a usage error.
 """
@@ -50,7 +50,7 @@ AGAINST = {  # parts of `make compare` with goals of few tokens -> the title of 
     "transformers2": "Experts of transformers, two ranks",
 }
 BOTH = 0.85  # the share of two cores' bandwidth that 16 tokens have to reach
-SLOWER = 1.05  # the most time of a call with fewer rows, over that of one with more
+SLOWER = 1.05  # a call with fewer rows may take at most this many times as long as one with more
 _PORTS = (
     "{codes} codes for four rows are {operations} operations of the two vector ports, {cycles} cycles, and memory"
     " delivers them in 32: a share of {most} for four rows; {busy} were measured while the core issued at half"
@@ -187,7 +187,7 @@ def layer(form: str, tokens: int, comm: Any = None) -> tuple[float, int]:
 
 
 def _even(tokens: int, experts: int, turn: int) -> np.ndarray:
-    """[tokens, k] ids that use as many experts as there are choices, others in each turn."""
+    """[tokens, k] ids. No expert is chosen twice unless there are more choices than experts; each turn uses others."""
     order = (np.arange(tokens * TOP_K) + turn * tokens * TOP_K) % experts
     ids: np.ndarray = order.reshape(tokens, TOP_K)
     return ids

@@ -1,4 +1,4 @@
-"""Teams: the ranks of one environment, started once and asked for turns.
+"""Teams: a team is the ranks of one environment, which start once and take a turn whenever they are asked to.
 
 A team's ranks sleep on a socket between their turns, so that only the peer whose turn it is uses the cores. glibc's
 malloc keeps freed memory here: else every large array of a call is new memory, whose pages the kernel clears one

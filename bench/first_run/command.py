@@ -66,7 +66,7 @@ def parsed(argv: list[str], doc: str) -> argparse.Namespace:
 
 
 FAULTS = ("product", "hang", "library", "disk", "ncu-missing", "ncu-forbidden")
-OF_REPORT = ("library", "disk")  # faults that the report meets as well as its parts
+OF_REPORT = ("library", "disk")  # faults planted in the report's own process too, not only in those of its parts
 
 
 class Report:

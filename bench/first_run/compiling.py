@@ -21,7 +21,7 @@ FIRST = ("layer_bf16", "begin", "fail", "route", "place", "gemm_bf16", "put_rows
 
 
 def listed(arch: str) -> dict[str, Any]:
-    """Every shipped kernel of an architecture by name, and those that count; those that most parts need come first."""
+    """Every shipped kernel of an architecture by name, counting ones too. What most parts need comes first."""
     from aristos.kernels.cuda.catalogue import kernels
     from aristos.substrate.cuda import counted, persistent
 

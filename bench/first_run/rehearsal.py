@@ -23,7 +23,7 @@ from .parts import ROOT
 SHAPE = ("--hidden", "32", "--ffn", "24", "--experts", "3", "--top-k", "2", "--iters", "2", "--warmup", "1")
 CALLS = ("--tokens", "6")
 FULL = 512  # bytes to which files can grow on a full disk
-TILES = 1  # tiles of a kind that are tried
+TILES = 1  # how many tiles of a kind are tried
 STAND_IN = "tests/primitives/test_finite.py"  # for tests/gpu
 LACKING = ("mpi4py", "cupy", "matplotlib")
 FORBIDDEN = Path(__file__).with_name("forbidden")  # with an ncu that lacks permission

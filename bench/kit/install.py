@@ -1,4 +1,4 @@
-"""`python install.py ENV WHEELS [FILE]`: an environment of this Python's packages, and of the kit's for unfit ones.
+"""`python install.py ENV WHEELS [FILE]` makes an environment of this Python's packages; the kit's replace unfit ones.
 
 FILE is the number of an open file, which stays locked until the last program that has it open ends.
 

@@ -1,4 +1,4 @@
-"""llama.cpp by its wheel: what one more layer of a model of this shape costs it, on one rank.
+"""llama.cpp by its wheel, on one rank: the time that it takes for one more layer in a model of this shape.
 
 llama.cpp has no layer to call. So two models, of 2 and of 6 layers, are made with the job's weights in each layer, and
 a call is the time of the prompt's tokens in the larger one less that in the smaller one, divided by 4. The last layer
@@ -53,7 +53,7 @@ class LlamaLayer:
         return getattr(self.gguf.GGMLQuantizationType, {"int8": "Q8_0", "int4": "Q4_0"}[self.weights])
 
     def _model(self, path: Path, layers: int, experts: dict[str, Any]) -> None:
-        """Write a model of so many equal layers."""
+        """Write a model of this many equal layers."""
         shape, rng = self.shape, self.rng
         file = self.gguf.GGUFWriter(str(path), "qwen3moe")
         file.add_context_length(2 * max(shape.tokens, 64))

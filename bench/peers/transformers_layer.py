@@ -1,4 +1,4 @@
-"""Experts modules of Hugging Face transformers, as they are in Qwen3-MoE: its own ways to compute them, and Aristos.
+"""Experts modules of Hugging Face transformers, as in Qwen3-MoE, computed in transformers' own ways and by Aristos.
 
 On one rank `way` is an `experts_implementation`. On several, each with tokens of its own, it is transformers'
 "all_to_all" over gloo, whose experts are computed by grouped_mm, or "aristos".

@@ -2,7 +2,7 @@
 
     mpiexec -n R python program.py JOB.json
 
-Every rank writes its output to rank-N.out, and what it does to its row of the file `page`, which the driver
+Every rank writes its output to rank-N.out. It notes what it does in its row of the file `page`, which the driver
 (`driver.py`) reads. Faults that a rank makes itself are in `injected.py`.
 """
 

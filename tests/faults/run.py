@@ -19,7 +19,7 @@ import machine
 import table
 from draw import KINDS, SEVERAL, draw, warm_up
 
-MOST_EARLY = 10  # so many more jobs than the faults made may end before their fault
+MOST_EARLY = 10  # the most jobs that may end before their fault, beyond one for each fault made
 
 
 def main() -> int:

@@ -18,8 +18,8 @@ STEPS = 8
 ARGUMENTS = (
     "--hidden 32 --ffn 24 --experts 4 --layers 2 --length 24 --seed 3 --pieces 2 --lr 0.01 --validate 2 --save 2"
 )
-# Words before those of train_lm.py: for each start [rank, step, seconds after the step began] of a rank to kill; a
-# # folder for the times of the loss and of the first step after it.
+# The first argument lists a rank to kill for each start: [rank, step, seconds after the step began]. The second is a
+# folder for the times of the loss and of the first step after it. The arguments of train_lm.py follow.
 PROGRAM = """
 import json, os, signal, sys, threading, time
 from pathlib import Path

@@ -130,7 +130,7 @@ def parsers(monkeypatch):
 
     def parse_known_args(parser, args=None, namespace=None):
         found, rest = known(parser, args, namespace)
-        if parser.prog == "aristos run" and not rest:  # which parses no other way
+        if parser.prog == "aristos run" and not rest:  # `aristos run` parses its options here only
             raise Parsed
         return found, rest
 
@@ -315,7 +315,7 @@ def test_a_wrong_command_is_found(parsers, folder, monkeypatch):
 
 
 def test_the_planners_page_has_whole_problems(monkeypatch):
-    """Its Python example runs from the repository's root, and its problem is one that the planner reads."""
+    """The page's Python example runs from the repository's root. The planner reads the page's problem."""
     from aristos import planner
 
     blocks = dict(FENCE.findall((ROOT / "docs" / "planner.md").read_text()))

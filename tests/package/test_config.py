@@ -135,7 +135,7 @@ VALUES = {"large": 10**5000, "small": -(10**5000), "unwilling": Unwilling(), "lo
 
 @pytest.mark.parametrize("which", VALUES)
 def test_any_value_is_refused_in_a_short_message(which):
-    """Every value is quoted shortly. Python refuses to print integers above 4,300 digits."""
+    """Messages quote every value in a few characters. Python refuses to print integers of more than 4,300 digits."""
     value = VALUES[which]
     for build in (
         *(

@@ -142,7 +142,7 @@ def test_groups_of_zeros_stay_zeros(kind):
 @pytest.mark.parametrize("kind", TYPES, ids=IDS)
 @pytest.mark.parametrize("size", [1e-38, 1e-6, 1e30])
 def test_tiny_and_large_weights_have_usable_scales(kind, size):
-    """No scale is zero or infinite. Beyond the range of its type a scale is the nearest one within."""
+    """No scale is zero or infinite. A scale beyond the range of its type becomes the nearest number in the range."""
     if size > 1e29 and kind.scale == "float16":
         pytest.skip("beyond float16")
     weight = (size * np.random.default_rng(3).uniform(-1, 1, (DEPTH, 2))).astype(np.float32)

@@ -19,7 +19,7 @@ from aristos.weight_types import FORMATS, SPLIT, WEIGHT_TYPES, WeightType, packe
 PACKAGE = Path(__file__).resolve().parents[2] / "aristos"
 DOCSTRING = re.compile(r'"""(?:.|\n)*?"""')
 # Files that may list types: kernels are written type by type, file formats have their own names for types, and one
-# # suite measures two of the types.
+# suite measures two of the types.
 OWN = (
     "row_types.py",
     "kernels/",

@@ -1,6 +1,6 @@
 """A pipeline like those of Hopper kernels: one warp copies tiles in bulk, a warpgroup multiplies them by wgmma.
 
-Two stages of shared memory, each with a barrier for "full" and one for "empty". As written the kernel computes the
+Shared memory holds two stages, each with a barrier for "full" and one for "empty". The unchanged kernel computes the
 right product without a report. If one of its waits or arrivals is broken, the machine reports something.
 """
 

@@ -248,7 +248,7 @@ mad.wide.u32 d5, t, 16, a1; st.global.v4.u32 [d5], {r2, r3, r4, r5};"""
 @CHECKED
 @pytest.mark.parametrize("seed", range(4))
 def test_arrivals_of_copies(seed, check):
-    """cp.async.mbarrier.arrive with .noinc is one of the arrivals that `init` counted; without it, one more."""
+    """cp.async.mbarrier.arrive with .noinc is one of the arrivals that `init` counted; without it, it is one more."""
     data = np.random.default_rng(3).integers(0, 1 << 32, (64, 4), np.uint32)
     own = ARRIVE.replace(".noinc", "").replace("W: ", "mbarrier.arrive.shared::cta.b64 _, [r30];\nW: ")
     for body in (ARRIVE, own):

@@ -22,7 +22,7 @@ def typed(names: str, types: str, shape: str) -> list[tuple[str, str]]:
 
 
 # (opcode, kinds of its operands; the first is its result). h, r, d, p: registers; n: a small number; k: a table of
-# # lop3; z: a number other than zero
+# lop3; z: a number other than zero
 INSTRUCTIONS = [
     *typed("add sub mul.lo mul.hi min max", "u16 s16 u32 s32 u64 s64", "xxx"),
     *typed("abs neg", "s16 s32 s64", "xx"),

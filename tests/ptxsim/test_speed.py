@@ -35,5 +35,5 @@ def test_instructions_a_second(bench, check):
 
 @pytest.mark.parametrize("name", MOST_SECONDS)
 def test_seconds_of_whole_kernels(bench, name):
-    """With the checker; `measure` also checks the result and that there are no reports."""
+    """The checker is on. `measure` also checks the result, and that there are no reports."""
     assert bench.measure(bench.KERNELS[name], True)["cpu_seconds"] < MOST_SECONDS[name]

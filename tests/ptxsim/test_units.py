@@ -70,7 +70,7 @@ LAST = {"MAX2", "FTANH", "CVTPACK"}
 
 
 def opcodes() -> dict[str, int]:
-    """Name -> number."""
+    """Opcode's name -> its number."""
     groups = re.findall(r"^\((.*?)\) = range\((.*?)\)", Path(isa.__file__).read_text(), re.M | re.S)
     names = [name for text, _ in groups for name in re.findall(r"\w+", text)]
     numbered = {name: getattr(isa, name) for name in names}

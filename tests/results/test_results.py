@@ -131,7 +131,7 @@ def test_a_file_that_is_open_elsewhere_in_this_process_is_loaded_and_appended_to
         assert list(results.load(path)) == ["first"]
         results.append(path, example_run("second"))
         assert list(results.load(path)) == ["first", "second"]
-        assert np.asarray(seconds).shape == (2, 300)  # what is open stays the old file
+        assert np.asarray(seconds).shape == (2, 300)  # the open array still shows the old file
 
 
 def test_xarray_reads_it(tmp_path):

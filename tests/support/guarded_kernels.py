@@ -179,7 +179,7 @@ def shapes_of(element: ElementType) -> list[tuple[int, int, int]]:
 
 
 def of_token(element: ElementType, hidden: int) -> Callable[[Arrays], list[np.ndarray]]:
-    """`combine_token`."""
+    """The call of `combine_token`."""
 
     def run(arrays: Arrays) -> list[np.ndarray]:
         k = 3
@@ -203,7 +203,7 @@ def of_token(element: ElementType, hidden: int) -> Callable[[Arrays], list[np.nd
 
 
 def of_router(element: ElementType, count: int, hidden: int, router: Router) -> Callable[[Arrays], list[np.ndarray]]:
-    """`route_block` and `weigh_shared`."""
+    """The calls of `route_block` and `weigh_shared`."""
 
     def run(arrays: Arrays) -> list[np.ndarray]:
         experts, k = 20, 3

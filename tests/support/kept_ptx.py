@@ -40,7 +40,7 @@ def ptx(kernel: Any, arch: str) -> tuple[str, str]:
 
 
 def text(kernel: Any, target: str) -> tuple[str, str]:
-    """The same for a target such as sm_90a. Several processes may compile at a time, and no machine runs the PTX."""
+    """Like `ptx`, for a target such as sm_90a. Several processes may compile at a time, and no machine runs the PTX."""
     path = _path(kernel, target)
     found = build._read(path)
     if found is None:

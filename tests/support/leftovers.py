@@ -1,4 +1,4 @@
-"""Checks that tests leave no exit hook behind, as does a layer that is not closed or whose call has failed.
+"""Checks that tests leave no exit hook behind. A layer leaves one if it is not closed or if its call has failed.
 
 The exit hook of such a layer prints, or even ends the job, long after the test. This pytest plugin records the exit
 hooks that the package registers while tests run, and fails a run that leaves any.

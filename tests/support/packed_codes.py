@@ -18,12 +18,12 @@ KINDS = [
 
 
 def _in_turn(kind: WeightType) -> bool:
-    """Whether PAIRS has this type: of each group and scale it has one, with and without zero points in turn."""
+    """Whether PAIRS has this type. PAIRS has one type for each group and scale; every second one has zero points."""
     form = kind.form
     return kind.zeros == bool(form.zeros and (form.groups.index(kind.group) + form.scales.index(str(kind.scale))) % 2)
 
 
-PAIRS = list(filter(_in_turn, KINDS))  # fewer types, which still have every pair of group, scale and zero points
+PAIRS = list(filter(_in_turn, KINDS))  # any two of group, scale and zero points are still combined
 
 
 def named(kind: WeightType) -> str:

@@ -136,7 +136,7 @@ def partitions(n: int):
 
 
 def longest_stages(p: Data, model: str) -> dict[int, float]:
-    """Number of groups -> the shortest possible longest stage, if a partition so large can hold all experts."""
+    """Number of groups -> the shortest possible longest stage; only numbers whose groups can hold all experts."""
     n = len(p["devices"])
     known = {g: stage(p, g, model) for r in range(1, n + 1) for g in itertools.combinations(range(n), r)}
     found: dict[int, float] = {}

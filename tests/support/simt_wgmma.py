@@ -1,4 +1,4 @@
-"""wgmma by the PTX ISA, in NumPy: operands in shared memory, fragments of a warpgroup's lanes, and the products."""
+"""wgmma by the rules of the PTX ISA, in NumPy: operands in shared memory, a warpgroup's fragments, and the products."""
 
 from __future__ import annotations
 

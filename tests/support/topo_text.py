@@ -70,7 +70,7 @@ def machine(rng: random.Random) -> Machine:
 
 
 def printed(of: Machine, empty: bool = False) -> str:
-    """The text with tabs, as the tool prints it. empty: without CPUs and NUMA domains, as it prints under WSL."""
+    """The text with tabs, as the tool prints it. empty: leave out CPUs and NUMA domains, as the tool does under WSL."""
     lines = ["\t" + "\t".join(of.labels + HEADINGS[: of.headings])]
     for at, a in enumerate(of.labels):
         cells = [" X " if a == b else of.links[a, b] for b in of.labels]
@@ -98,7 +98,10 @@ def _rows(text: str, change: Callable[[str], str], rng: random.Random, one: bool
 
 
 def _words(line: str, change: Callable[[list[str], list[int]], None], space: bool = False) -> str:
-    """Change the list of words and the spaces between them; the second argument: places of the words, or spaces."""
+    """Call change(parts, places) on a line: parts are words and the spaces between them, places are those of the words.
+
+    space: places are those of the spaces between words.
+    """
     parts = re.findall(r"\S+|\s+", line)
     places = [
         at for at, part in enumerate(parts) if bool(part.strip()) != space and (not space or 0 < at < len(parts) - 1)
@@ -152,7 +155,7 @@ def _crop(text: str, rng: random.Random) -> str:
 
 
 def _fold(text: str, rng: random.Random) -> str:
-    """As a terminal of this width wraps it."""
+    """Wrap lines as a terminal of a random width does."""
     width, out = rng.randrange(40, 160), []
     for line in text.split("\n"):
         line = line.expandtabs()

@@ -126,7 +126,7 @@ def same_or_refused(text: str, want: tuple, how: str) -> bool:
     except TopologyError:
         return False
     assert got[:2] == want[:2], f"{how}: a wrong matrix from\n{text}"
-    for label, device in got[5].items():  # without a legend, the column's name; a cut name is not noticed
+    for label, device in got[5].items():  # without a legend a device has its column's name; a name that was cut passes
         assert device in (want[5][label], label) or text.rstrip().endswith(device), f"{how}: wrong NICs from\n{text}"
     return True
 

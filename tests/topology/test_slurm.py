@@ -286,10 +286,10 @@ def test_samples_of_networks(shared_dir):
         ({"NODELIST": "n[1-3]", "TASKS_PER_NODE": "2,1(x2)"}, ["n1", "n2", "n3"], (2, 1, 1), 3),
         ({"JOB_NODELIST": "n[1-4]", "NTASKS": "16"}, ["n1", "n2", "n3", "n4"], (4,) * 4, 4),
         ({"JOB_NODELIST": "n[1-2]", "NTASKS": "3"}, ["n1", "n2"], None, 2),
-        # in `srun --overlap -N1` some variables are the step's and one the job's
+        # in `srun --overlap -N1` some variables describe the step, and TASKS_PER_NODE describes the job
         ({"JOB_NODELIST": "n3", "NODELIST": "n[1-4]", "STEP_NODELIST": "n3", "STEP_ID": "1", "NNODES": "1",
           "STEP_TASKS_PER_NODE": "1", "TASKS_PER_NODE": "8(x4)"}, ["n3"], (1,), 4),
-        # the job's count of tasks, with a step's node
+        # TASKS_PER_NODE describes the job, the node list a step
         ({"STEP_NODELIST": "n3", "STEP_ID": "1", "TASKS_PER_NODE": "4(x30)"}, ["n3"], (4,), 1),
         ({"HET_SIZE": "2", "JOB_NODELIST_HET_GROUP_0": "a1", "JOB_NODELIST_HET_GROUP_1": "b[1-2]", "JOB_ID": "1",
           "JOB_NODELIST": "a1"}, ["a1", "b1", "b2"], None, 3),
