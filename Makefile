@@ -39,9 +39,9 @@ export PRTE_MCA_prte_silence_shared_fs ?= 1
 help:
 	@echo "make bench    the main job on $(RANKS) ranks: table, HDF5 file and plots in $(RESULTS)/"
 	@echo "make test     the tests to run before a commit, in minutes   (ARGS='-k layer' for some)"
-	@echo "make test-all all tests, and the core of the layer's on the MPI libraries $(MPI) $(OTHERS)"
-	@echo "make test-hf  published models' own code against their checkpoints here, and with these experts; ARGS names some families"
-	@echo "make coverage lines run by uncompiled tests, room by room, and public functions that no test reaches"
+	@echo "make test-all all tests, and the core tests also on the MPI libraries $(OTHERS)"
+	@echo "make test-hf  checkpoints against published models' own code, and transformers with these experts; ARGS names families"
+	@echo "make coverage lines of each room that uncompiled tests run, and public functions that no test reaches"
 	@echo "make lint     ruff and mypy"
 	@echo "make docs     the site of the documentation, in build/site/; any warning is an error"
 	@echo "make fuzz     readers of text and files against random inputs; ARGS='matrix --seconds 600' for some"
@@ -49,7 +49,7 @@ help:
 	@echo "make gpu-kit  dist/aristos-gpu-kit.tar.gz: source, wheels and kernels for a machine with a GPU and no network"
 	@echo "make sbom     dist/sbom.json: the packages of $(VENV), as CycloneDX"
 	@echo "make lock     .ci/lock-*.txt: the packages of lint and test-all with their hashes; make LOCK=FILE test uses them"
-	@echo "make compare  Aristos and its peers in turns: docs/performance.md; ARGS='one products' for some parts"
+	@echo "make compare  measures Aristos and its peers for docs/performance.md; ARGS='one products' for some parts"
 	@echo "make goals    shares of read bandwidth at few tokens, without peers; ARGS names types, --record keeps them"
 	@echo "make clean    removes $(VENV), $(RESULTS) and caches"
 
@@ -59,7 +59,7 @@ bench: $(READY)-run
 	$(VENV)/bin/aristos plot $(RESULTS)/aristos-results.h5 --out $(RESULTS)/plots
 	@printf '\ntable  %s\nHDF5   %s\nplots  %s\n' $(RESULTS)/table.txt $(RESULTS)/aristos-results.h5 $(RESULTS)/plots/
 
-# The parts: what may run side by side, then all others. 5: ARGS chose none of a part.
+# A tier has two parts: tests that may run side by side, then all others. Exit code 5: ARGS chose no test of a part.
 NONE = [ $$? = 5 ]
 BESIDE = --part parallel --dist loadfile --no-loadscope-reorder
 test: $(READY)-test
@@ -72,8 +72,8 @@ test-all: $(READY)-test $(OTHERS:%=$(VENV)/mpi/%/.aristos) $(VENV)/cuda13/.arist
 	$(PY) -m pytest --tier $(TIER) --part serial $(ARGS) || $(NONE)
 	for mpi in $(OTHERS); do $(VENV)/mpi/$$mpi/bin/python -m pytest -m core $(ARGS) || $(NONE); done
 
-# transformers and torch have an environment of their own; tests/hf/models.py and tests/integrations run there, compare.py
-# on the ranks here.
+# transformers and torch have an environment of their own. tests/hf/models.py and tests/integrations run there;
+# tests/hf/compare.py runs on ranks here.
 HF = $(VENV)/peers/transformers
 test-hf: $(READY)-test
 	test bench/environments/transformers.txt -ot $(HF)/ready || $(PY) bench/environments.py transformers
@@ -121,7 +121,7 @@ dist: $(PY)
 	cd $(DIST)/job && ../bin/aristos plot results.h5
 	@ls -l dist
 
-# Unpacked there, ./run.sh writes the report of docs/gpu-first-run.md. ARGS='--arch sm_90' leaves kernels out.
+# Where the kit is unpacked, ./run.sh writes the report of docs/gpu-first-run.md. ARGS='--arch sm_90' leaves kernels out.
 gpu-kit: $(READY)-test
 	$(PY) bench/gpu_kit.py $(ARGS)
 
@@ -183,8 +183,8 @@ $(VENV)/mpi/%/.aristos: $(READY)-test
 		(pathlib.Path("$(@D)") / there / "base.pth").write_text(f"import site; site.addsitedir({str(here)!r})\n")'
 	@touch $@
 
-# The compilers of the cuda13 extra, for tests/kernels/test_cuda_compile.py. Packages of $(VENV) come after its own; an
-# empty `nvidia` package keeps CUDA 12's compilers out, which lie in the package of that name there.
+# The compilers of the cuda13 extra, for tests/kernels/test_cuda_compile.py. Packages of $(VENV) come after its own. An
+# empty package `nvidia` hides the one of $(VENV), in which CUDA 12's compilers lie.
 CUDA13 = 'numba-cuda[cu13]>=0.30,<0.31' 'numpy<2.5' nvidia-cuda-nvcc nvidia-cuda-nvdisasm
 $(VENV)/cuda13/.aristos: $(READY)-test
 	$(PY) -m venv --without-pip $(@D)

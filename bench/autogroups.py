@@ -1,8 +1,9 @@
-"""Whether Linux shares a core fairly between sessions: `python bench/autogroups.py [--seconds 5]`, half a minute.
+"""Measures whether Linux shares a core fairly between sessions: `python bench/autogroups.py [--seconds 5]`.
 
-On each of two cores one session has a process that only yields and one that naps; another session has a busy process.
-With autogroups (sched(7)) the scheduler treats a session as a group, so the busy one should get half of both cores. If
-it gets almost nothing, ranks that share cores can stop for minutes: docs/decisions.md, 21.
+It takes half a minute. On each of two cores one session has a process that only yields and one that naps; another
+session has a busy process. With autogroups (sched(7)) the scheduler treats a session as a group, so the busy one
+should get half of both cores. If it gets almost nothing, ranks that share cores can stop for minutes:
+docs/decisions.md, 21.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ def share(cores: list[int], nap: float, seconds: float) -> float:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement (%(default)s)")
+    parser.add_argument("--seconds", type=float, default=5.0, help="seconds of each measurement (%(default)s)")
     asked = parser.parse_args()
     cores = sorted(os.sched_getaffinity(0))[:2]
     print(f"Linux {os.uname().release}, autogroups {'on' if autogroups() else 'off'}, cores {cores}")

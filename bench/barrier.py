@@ -10,7 +10,7 @@ import mmap
 import os
 from pathlib import Path
 
-CELL = 64  # bytes: a cache line a rank
+CELL = 64  # bytes: one cache line for each rank
 POLLS = 2000  # before the core is offered to others
 
 

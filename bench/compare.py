@@ -1,9 +1,9 @@
-"""Aristos and its peers in turns on the same weights, tokens and routing: `make compare`.
+"""Times Aristos and its peers in turns on the same weights, tokens and routing: `make compare`.
 
-Each peer runs in a Python environment of its own (environments.py), a team of processes that sleep while others work.
+Each peer runs in a Python environment of its own (environments.py). Its processes, a team, sleep while others work.
 Every output is checked against float64. Each part writes raw times to HDF5 and its tables to docs/performance.md, in
 the section of this family of CPUs; the part `uniform` draws the picture. Nothing is tuned: one thread per rank.
-Exit codes: 0 all outputs of Aristos right, even if a figure was missed, 1 a wrong one or an exception, 2 a usage error.
+Exit codes: 0 Aristos's outputs are right, even if a goal was missed; 1 a wrong output or an exception; 2 a usage error.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ TRACES = ROOT.parent / "shared" / "traces"
 
 @dataclass(frozen=True)
 class Part:
-    """title: of its block on the page; ranks: None for as many as asked; entries: its peers."""
+    """title: of its block on the page. ranks: how many, None: as many as were asked for. entries: its peers."""
 
     title: str
     jobs: tuple[str | Product | Step, ...]
@@ -87,18 +87,18 @@ PARTS = {
 def parse(argv: list[str]) -> argparse.Namespace:
     """The options of `argv`; exits with code 2 if they cannot be run."""
     parser = argparse.ArgumentParser(prog="python bench/compare.py", description=__doc__.split("\n")[0])
-    parser.add_argument("parts", nargs="*", metavar="part", help=f"of {', '.join(PARTS)} (default: all)")
-    parser.add_argument("--ranks", type=int, default=2, help="of the parts on several ranks (%(default)s)")
+    parser.add_argument("parts", nargs="*", metavar="part", help=f"parts to measure: {', '.join(PARTS)} (default: all)")
+    parser.add_argument("--ranks", type=int, default=2, help="ranks of the parts on several ranks (%(default)s)")
     parser.add_argument(
-        "--shapes", help="instead of the part's, with commas: A..G or tokens/H/F/E/k[/gated][/int8 or /int4], @routing"
+        "--shapes", help="other shapes, with commas: A..G or tokens/H/F/E/k[/gated][/int8 or /int4], @routing"
     )
-    parser.add_argument("--peers", help="with commas (default: all of the part)")
+    parser.add_argument("--peers", help="names of peers, with commas (default: all of the part)")
     parser.add_argument("--rounds", type=int, default=5, help="in a round every peer has one turn (%(default)s)")
     calls = (
         "timed calls in a turn (default: as many as take 0.15 s, 2 to 40); 1: no other calls, and one input is checked"
     )
     parser.add_argument("--iters", type=int, help=calls)
-    parser.add_argument("--seed", type=int, default=0, help="of weights, inputs and order (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of weights, inputs and order (%(default)s)")
     parser.add_argument("--mpiexec", help="the launcher (default: mpiexec beside this Python, or on PATH)")
     parser.add_argument("--traces", type=Path, default=TRACES, help="folder of recorded routings (%(default)s)")
     saved = ROOT / "results" / "compare.h5"
@@ -149,7 +149,7 @@ def shapes_of(asked: argparse.Namespace, part: str) -> list[Shape | Product]:
 
 
 def show(text: str) -> None:
-    """Progress: one line that changes on a terminal, else a line each."""
+    """Show progress: in one line that changes on a terminal, else in a line for each text."""
     if sys.stderr.isatty():
         print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
     elif text:
@@ -229,7 +229,7 @@ def make_job(
 
 
 def picture_of(page: Path, measured: list[rounds.ShapeResults], family: figures.Family) -> str | None:
-    """Draw the picture of a family beside the page; its name, None without Matplotlib."""
+    """Draw the picture of a family beside the page. Returns its name, None without Matplotlib."""
     name = f"performance-{family.isa}-{family.cpu}.png"
     try:
         plot.draw(measured, page.with_name(name), str(family))

@@ -1,4 +1,4 @@
-"""More ranks than cores: the same work on as many ranks as there are cores, and on twice as many.
+"""Times the same work on as many ranks as there are cores, and on twice as many ranks.
 
 `python bench/crowded.py` runs both jobs in turns and prints the ratio; it takes a minute or two on two idle cores.
 There is no MPI barrier between calls: ranks that spin in it would take the cores from ranks that still compute. This is

@@ -1,8 +1,8 @@
 """The Python environments of the comparison: `python bench/environments.py` makes those that are missing.
 
-Every outside peer has an environment of its own in peers/ beside this Python's packages, with the pinned packages of
-bench/environments/NAME.txt, so that no peer's requirements meet another's or the project's. What cannot be installed
-leaves its reason in a file, and the comparison shows it; `python bench/environments.py NAME` tries again.
+Every outside peer has an environment of its own in the folder peers/ of this Python's environment. It has the pinned
+packages of bench/environments/NAME.txt, so that no peer's requirements meet another's or the project's. If they cannot
+be installed, the reason is kept in a file and shown by the comparison; `python bench/environments.py NAME` tries again.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 FOLDER = Path(sys.prefix) / "peers"
 NAMES = tuple(sorted(path.stem for path in (HERE / "environments").glob("*.txt")))
-OWN = ("aristos", "numpy")  # need what this Python has
-APART = ("transformers",)  # what `make test-hf` uses: no peer of the comparison, made when it is named
+OWN = ("aristos", "numpy")  # these peers use this Python's packages
+APART = ("transformers",)  # no peer of the comparison: `make test-hf` uses it, and it is made only when it is named
 ALONE = "# without their dependencies:"  # the lines after it are installed by --no-deps
 
 
@@ -38,7 +38,7 @@ def python(name: str, folder: Path = FOLDER) -> Path:
 
 
 def make(name: str, folder: Path = FOLDER) -> str:
-    """Make an environment, again if it is there; returns the reason if it fails, else ''."""
+    """Make an environment, in place of one that is there. Returns the reason if it fails, else ''."""
     here, wanted = folder / name, HERE / "environments" / f"{name}.txt"
     shutil.rmtree(here, ignore_errors=True)
     subprocess.run([sys.executable, "-m", "venv", str(here)], check=True)

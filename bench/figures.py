@@ -1,8 +1,8 @@
 """The goals of Aristos, compared with the figures that one run reached.
 
 A ratio is formed within each round, from turns that ran within seconds of each other. Then the median over rounds is
-taken, and the least and the largest are shown with it. A figure is met if its median is; an unmeasured figure is not
-met. Nothing is rounded before it is compared.
+taken, and the least and the largest are shown with it. A goal is reached if the median reaches it. A figure that was
+not measured reaches no goal. Nothing is rounded before it is compared.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ FIGURES_BY_ISA: dict[str, dict[str, dict[str, float]]] = {  # figures that layer
     },
 }
 HIGH_OVER_FLOAT32 = {"A": 1.8, "E": 1.8}  # precision="high" on AMX
-STEPS = {"float32": ("step", 1.2), "bfloat16": ("bf16-step", 1.05)}  # dtype -> Aristos's peer, over the best other
-ONE_RANK = {1: 1.3, 16: 1.4, 128: 1.4, 1024: 1.4}  # tokens -> bfloat16, over the better of kt-kernel and torch
-OF_MODULES = {  # ranks -> tokens -> over the best of transformers' own ways
+STEPS = {"float32": ("step", 1.2), "bfloat16": ("bf16-step", 1.05)}  # dtype -> (our peer, its goal over the best other)
+ONE_RANK = {1: 1.3, 16: 1.4, 128: 1.4, 1024: 1.4}  # tokens -> bfloat16's goal over the better of kt-kernel and torch
+OF_MODULES = {  # ranks -> tokens -> the goal over the best of transformers' own ways
     1: {1: 1.8, 16: 1.8, 256: 1.4, 2048: 1.2},
     2: {1: 1.5, 16: 1.5, 256: 1.5, 2048: 1.3},
 }
-ADDED_US = 40.0  # what an experts module adds to a call of one token, on one rank
-OVER_CODES, FEW_TOKENS, OVER_ANY = 1.2, 16, 1.0  # weights of codes: over peers with 16-bit rows; few: over any
-FEW_ROWS, OVER_FEW, OVER_MANY = 64, 1.2, 1.0  # bfloat16 products over oneDNN's
+ADDED_US = 40.0  # the most that an experts module may add to a call of one token, on one rank
+OVER_CODES, FEW_TOKENS, OVER_ANY = 1.2, 16, 1.0  # codes: over 16-bit rows; few tokens: over all peers
+FEW_ROWS, OVER_FEW, OVER_MANY = 64, 1.2, 1.0  # bfloat16 products over oneDNN's: up to FEW_ROWS rows, and beyond
 PRODUCT_SHARE = {"avx512": 0.86, "avx512 on znver4": 0.92}  # least share of the FMA peak, by ISA and CPU
-SHARE_OF = (1024, 4096), (64, 512)  # the weight whose product has a share to reach, and for how many rows
+SHARE_OF = (1024, 4096), (64, 512)  # the weight and the numbers of rows for which a product has a share to reach
 SIGNAL_US = {8: 0.4, 4096: 1.5}
 OUTSIDE_US = 60.0
 
@@ -102,7 +102,7 @@ def over_best(measured: ShapeResults, peers: Iterable[str], ours: str) -> Spread
 
 
 def gflops(measured: ShapeResults, peer: str) -> Spread | None:
-    """Operations per rank (mean over ranks) over the slowest rank's time."""
+    """The mean of the ranks' operations, divided by the slowest rank's time."""
     if peer not in measured.times:
         return None
     return Spread.of(float(np.mean(measured.mean)) / measured.turns(peer) / 1e9)
@@ -111,8 +111,8 @@ def gflops(measured: ShapeResults, peer: str) -> Spread | None:
 def peak_share(measured: ShapeResults, peer: str = "fused") -> Spread | None:
     """Time of the busiest rank's GEMMs at the FMA peak over the time of the call; None if not measured.
 
-    The busiest rank, because no overlap can make the call shorter; the peak of the same round, averaged over ranks,
-    which all ran at once.
+    The busiest rank counts, because no overlap can make the call shorter. The peak is that of the same round, averaged
+    over ranks, which all ran at once.
     """
     if measured.peak is None or peer not in measured.times:
         return None
@@ -123,9 +123,10 @@ def peak_share(measured: ShapeResults, peer: str = "fused") -> Spread | None:
 def figures(
     shapes: list[ShapeResults], family: Family, signal_us: dict[int, list[float]] | None = None, why: str = ""
 ) -> list[Figure]:
-    """The figures with goals of the jobs that ran, and of signals (payload bytes -> microseconds there and back).
+    """The figures with goals of the jobs that ran, and of signals.
 
-    signal_us: None if the part has none; why: the reason if it is empty.
+    signal_us: payload bytes -> microseconds there and back; None if the part has no signals. why: the reason if it is
+    empty.
     """
     found = _errors(shapes)
     for m in shapes:
@@ -149,7 +150,7 @@ def _times(what: str, goal: float, reached: Spread | None, m: ShapeResults, *pee
 
 
 def _layer(m: ShapeResults, family: Family) -> list[Figure]:
-    """A layer on several ranks."""
+    """The figures of a layer on several ranks."""
     name, found = m.shape.name, []
     if name in FUSED_OVER_BULK and "bulk" in m.entries:
         found.append(_times("fused over bulk", FUSED_OVER_BULK[name], ratio(m, "bulk"), m, "fused", "bulk"))
@@ -175,7 +176,7 @@ def _layer(m: ShapeResults, family: Family) -> list[Figure]:
 
 
 def _step(m: ShapeResults) -> list[Figure]:
-    """A training step, over the best of torch's."""
+    """The figures of a training step, over the best of torch's."""
     found = []
     for dtype, (ours, goal) in STEPS.items():
         others = m.timed(dtype, ours=False)
@@ -186,7 +187,7 @@ def _step(m: ShapeResults) -> list[Figure]:
 
 
 def _one_rank(m: ShapeResults) -> list[Figure]:
-    """A layer in bfloat16 on one rank: peers are kt-kernel and torch."""
+    """The figures of a layer in bfloat16 on one rank, whose peers are kt-kernel and torch."""
     tokens = getattr(m.shape, "tokens", 0)
     others = m.timed("bfloat16", ours=False)
     if tokens not in ONE_RANK or "bf16" not in m.entries:
@@ -196,7 +197,7 @@ def _one_rank(m: ShapeResults) -> list[Figure]:
 
 
 def _modules(m: ShapeResults) -> list[Figure]:
-    """Experts modules of transformers, over the best of its own ways; and what one adds to the layer's call."""
+    """The figures of experts modules of transformers, over the best of its own ways, and what one adds to a call."""
     found = []
     tokens = getattr(m.shape, "tokens", 0)
     goal = OF_MODULES.get(m.world, {}).get(tokens)
@@ -212,7 +213,7 @@ def _modules(m: ShapeResults) -> list[Figure]:
 
 
 def _decode(m: ShapeResults) -> list[Figure]:
-    """A layer with weights of codes, over peers with the same type and 16-bit rows; for few tokens over all peers."""
+    """The figures of a layer with weights of codes: over peers with 16-bit rows and, for few tokens, over all peers."""
     assert isinstance(m.shape, Shape)
     ours = m.shape.weights
     if ours not in m.entries:
@@ -226,7 +227,7 @@ def _decode(m: ShapeResults) -> list[Figure]:
 
 
 def _product(m: ShapeResults, family: Family) -> list[Figure]:
-    """A matrix product: its share of the FMA peak, and bfloat16 over oneDNN."""
+    """The figures of a matrix product: its share of the FMA peak, and bfloat16 over oneDNN."""
     shape, found = m.shape, []
     assert isinstance(shape, Product)
     weight, (least, most) = SHARE_OF
@@ -254,7 +255,7 @@ def _signals(signal_us: dict[int, list[float]] | None, why: str) -> list[Figure]
 
 
 def _outside(m: ShapeResults) -> list[Figure]:
-    """Two readings, the stricter one first: only the experts' GEMMs are kernels."""
+    """Two figures of the time outside kernels. The first is stricter: it counts only the experts' GEMMs as kernels."""
     found = []
     for i, kernels in enumerate(("expert kernels", "kernels (routing, row copies, experts, combine)")):
         if m.outside is not None and not isinstance(m.shape, Product):

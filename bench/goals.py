@@ -1,9 +1,10 @@
-"""What Aristos alone must reach on this family of CPUs, beside the last run on record: `make goals`.
+"""Measures what Aristos alone has to reach on this family of CPUs, beside the last run on record: `make goals`.
 
-Shares of the read bandwidth of the same core in the same run, for a few tokens; no peers. An expert alone is gated
-2048/768; the layer has 32 of them or more, 8 for each token. Experts take turns, and all together have COLD bytes or
-more. With --record the figures replace those of this family in docs/goals.json, and docs/goals.md is written from that
-file.
+Figures are shares of the read bandwidth of the same core in the same run, for a few tokens. An expert is gated, with
+H 2048 and F 768. A layer has 32 experts or more, 8 for each token. When experts are measured alone, they take turns,
+and together they have COLD bytes or more. With --record the figures replace those of this family in docs/goals.json,
+and docs/goals.md is written from that file.
+
 Exit codes: 0 measured, whatever was reached; 1 an exception, 2 a usage error.
 """
 
@@ -35,7 +36,7 @@ RECORD, PAGE = ROOT / "docs" / "goals.json", ROOT / "docs" / "goals.md"
 COMPARED = ROOT / "docs" / "performance.md"  # where `make compare` writes
 HIDDEN, FFN, EXPERTS, TOP_K = 2048, 768, 32, 8
 ROWS = (1, 2, 3, 4, 5, 6, 8, 12, 16)
-COLD = 256 << 20  # bytes that exceed a cache, as those that `bounds.read_bandwidth` reads
+COLD = 256 << 20  # more bytes than a cache has; `bounds.read_bandwidth` reads as many
 TURNS = 5
 CFG = aristos.MoEConfig(HIDDEN, FFN, EXPERTS, TOP_K, activation="silu", gated=True, max_tokens=64)
 FORMS = (*ON_CPUS, *FORMATS)
@@ -49,7 +50,7 @@ AGAINST = {  # parts of `make compare` with goals of few tokens -> the title of 
     "transformers2": "Experts of transformers, two ranks",
 }
 BOTH = 0.85  # the share of two cores' bandwidth that 16 tokens have to reach
-SLOWER = 1.05  # a call with fewer rows over one with more
+SLOWER = 1.05  # a call with fewer rows may take at most this many times as long as one with more
 _PORTS = (
     "{codes} codes for four rows are {operations} operations of the two vector ports, {cycles} cycles, and memory"
     " delivers them in 32: a share of {most} for four rows; {busy} were measured while the core issued at half"
@@ -86,7 +87,7 @@ CAUSES = {  # family -> the beginning of a figure's name -> why it is missed
 
 
 class Figure(NamedTuple):
-    """value: reached; wanted: at least, or at most; unit: a format of both."""
+    """A figure. value: the one reached. wanted: its goal, at least or at most. unit: the format of both."""
 
     name: str
     value: float
@@ -100,7 +101,7 @@ class Figure(NamedTuple):
 
 
 def configuration(form: str) -> aristos.MoEConfig:
-    """A layer whose matrices have a type; those of codes have rows of bfloat16."""
+    """A layer with matrices of a type. If they are codes, the rows are bfloat16."""
     cfg = replace(CFG, experts=-(-turns(form) // EXPERTS) * EXPERTS)
     if form in FORMATS:
         return replace(cfg, dtype="bfloat16", weight_dtype=form)
@@ -108,7 +109,7 @@ def configuration(form: str) -> aristos.MoEConfig:
 
 
 def turns(form: str) -> int:
-    """Experts that have COLD bytes together."""
+    """The number of experts that have COLD bytes together."""
     return -(-COLD * 8 // (3 * HIDDEN * FFN * BITS[form]))
 
 
@@ -186,7 +187,7 @@ def layer(form: str, tokens: int, comm: Any = None) -> tuple[float, int]:
 
 
 def _even(tokens: int, experts: int, turn: int) -> np.ndarray:
-    """[tokens, k] ids that use as many experts as there are choices, others in each turn."""
+    """[tokens, k] ids. No expert is chosen twice unless there are more choices than experts; each turn uses others."""
     order = (np.arange(tokens * TOP_K) + turn * tokens * TOP_K) % experts
     ids: np.ndarray = order.reshape(tokens, TOP_K)
     return ids
@@ -212,7 +213,7 @@ def alone(forms: list[str]) -> list[Figure]:
 
 
 def _resident(form: str) -> Figure:
-    """Bytes of packed weights over those of files."""
+    """The figure of the bytes of packed weights over those of files."""
     from aristos.kernels.cpu.elements import element_type
 
     cfg = configuration(form)
@@ -351,8 +352,8 @@ def _cpu() -> str:
 def parse(argv: list[str]) -> argparse.Namespace:
     """The options of `argv`; exits with code 2 for an unknown type."""
     parser = argparse.ArgumentParser(prog="python bench/goals.py", description=__doc__.split("\n")[0])
-    parser.add_argument("types", nargs="*", metavar="type", help=f"of {', '.join(FORMS)} (default: all)")
-    parser.add_argument("--mpiexec", default="mpiexec", help="launcher of the figures of two ranks (%(default)s)")
+    parser.add_argument("types", nargs="*", metavar="type", help=f"types of weights: {', '.join(FORMS)} (default: all)")
+    parser.add_argument("--mpiexec", default="mpiexec", help="launcher for the figures of two ranks (%(default)s)")
     parser.add_argument("--record", action="store_true", help="replace this family's figures in docs/goals.json")
     parser.add_argument("--on-ranks", action="store_true", help=argparse.SUPPRESS)
     asked = parser.parse_args(argv)

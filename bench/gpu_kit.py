@@ -1,10 +1,10 @@
 """`make gpu-kit`: dist/aristos-gpu-kit.tar.gz, for a machine with a GPU and without a network.
 
-It holds the checkout's files, kernels compiled ahead for ARCHS, wheels that such a machine lacks or has too new,
-README.txt, and run.sh, which needs nothing else. The wheels come from the index that pip is set up with, by the hashes
-in bench/kit/wheels.txt. Compiling takes some 20 minutes of processor time at first; kernels are kept in the usual
-cache. The archive is unpacked and asked for every kernel before it is kept. The same commit gives the same archive but
-for a number in the kernels' names.
+It holds the checkout's files, kernels compiled ahead for ARCHS, wheels of packages that such a machine lacks or has in
+too new a version, README.txt, and run.sh, which needs nothing else. The wheels come from the index that pip is set up
+with, by the hashes in bench/kit/wheels.txt. Compiling takes some 20 minutes of processor time at first; kernels are
+kept in the usual cache. Before the archive is kept, it is unpacked, and every kernel must be found in it. The same
+commit gives the same archive, except for a number in the kernels' names.
 
     python bench/gpu_kit.py [--arch sm_90] [--without-wheels] [--out FILE]
 """
@@ -35,7 +35,7 @@ MOST_BYTES = 48 << 20
 ARCHS = ("sm_80", "sm_90", "sm_100")
 PYTHON = "3.12"
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
-COMMIT = ("describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+")  # as setup.py asks
+COMMIT = ("describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+")  # the same words as in setup.py
 WHEELS = ROOT / "bench" / "kit" / "wheels.txt"
 TOP = ("README.txt", "run.sh")  # files of bench/kit that lie at the top of the archive
 ASK = "import json, sys; from first_run import compiling; print(json.dumps(compiling.places(sys.argv[1])))"
@@ -73,7 +73,7 @@ def write_kernel(folder: Path, name: str, arch: str) -> Path:
 
 
 def kernels(folder: Path, archs: list[str]) -> list[Path]:
-    """Every kernel of the architectures, on all cores."""
+    """Compile every kernel of the architectures, on all cores."""
     every = [(name, arch) for arch in archs for name in listed(arch)]
     written = []
     with ProcessPoolExecutor(len(os.sched_getaffinity(0)), mp_context=get_context("spawn")) as pool:
@@ -141,7 +141,7 @@ def refusal(archive: Path, size: int, archs: list[str]) -> str:
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python bench/gpu_kit.py", description=__doc__.split("\n")[0])
-    parser.add_argument("--arch", default=",".join(ARCHS), help="of the kernels, with commas (%(default)s)")
+    parser.add_argument("--arch", default=",".join(ARCHS), help="architectures, with commas (%(default)s)")
     parser.add_argument("--without-wheels", action="store_true", help="for a machine that has all packages")
     parser.add_argument("--out", type=Path, default=ROOT / "dist" / f"{NAME}.tar.gz", help="%(default)s")
     given = parser.parse_args(argv)

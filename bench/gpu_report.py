@@ -8,7 +8,7 @@ builds on them. docs/gpu-first-run.md says what each part should show.
 `mpirun -n N python bench/gpu_report.py` reports on N GPUs of a node: products on every GPU, puts and signals between
 them with the class of each link, the layer and its rivals on N ranks. tests/gpu is left to a run without mpirun. The
 time limit holds under mpirun too. When it is over, the whole job ends, and gpu-report.md has the results up to then.
-Only a run without mpirun finds out that another program uses a GPU.
+Only a run without mpirun notices that another program uses a GPU.
 
 Exit codes: 0 all parts ran to their end and all outputs were right, even if a figure was missed, 1 a part failed, hung,
 ran out of time or was ended by Ctrl-C, 2 a usage error, 3 no GPU, or one whose figures would say nothing.

@@ -1,4 +1,4 @@
-"""The jobs of the comparison, as every process sees them: shapes, and arrays in a folder. NumPy alone is needed.
+"""The jobs of the comparison, as every process sees them: shapes, and arrays in a folder. Only NumPy is needed.
 
 compare.py makes a job once (oracle.py), and every peer reads the same weights, tokens and routing from the folder. A
 few inputs with routings of their own alternate, so that no call finds the rows of the call before in its caches.
@@ -101,7 +101,7 @@ class Product:
 
 
 CODES = {"int8": 127, "int4": 7}  # the largest code of weights
-GROUP = 128  # successive k of a column: of their int4 codes one is the largest. For int8 the group is the column
+GROUP = 128  # successive k of a column, one of which has the largest int4 code. For int8 the group is the column
 
 SHAPES = {
     shape.name: shape
@@ -154,7 +154,7 @@ class Job:
 
     up, gate: [E, H, F] and down: [E, F, H] for all experts, mapped from files; gate: None if ungated; local: the slice
     of experts this rank holds; xs: [inputs, S, H]; ids, weights: [inputs, S, k]; rows: [inputs, world] rows each rank
-    computes. dys: [inputs, S, H], of a step the gradients of the outputs.
+    computes. dys: [inputs, S, H], for a step the gradients of the outputs.
     """
 
     shape: Shape

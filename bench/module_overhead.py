@@ -23,7 +23,7 @@ from aristos.integrations.masters import as_numpy
 from aristos.integrations.training import layers_of
 
 HIDDEN, FFN, EXPERTS = 64, 32, 8
-TURNS, TURN = 300, 10  # calls
+TURNS, TURN = 300, 10  # turns, and calls in each
 
 
 def experts_module(dtype: torch.dtype) -> Any:

@@ -100,7 +100,7 @@ def measure(comm, name, rounds):
 
 
 def ratio(over: list[float], under: list[float]) -> str:
-    """Median (least - most) over rounds of one time over another."""
+    """Text of the ratio of two times over rounds: median (least - most)."""
     all_ = sorted(a / b for a, b in zip(over, under))
     return f"{statistics.median(all_):.2f} ({all_[0]:.2f} - {all_[-1]:.2f})"
 

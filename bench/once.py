@@ -2,10 +2,10 @@
 
     mpirun -n 2 python bench/once.py k=8 k=8,dtype=bfloat16 hidden=2048,ffn=512,experts=32,k=8
 
-Both take turns, and their outputs must have equal bits. The engine's own rule for crossing once is not used.
-A line for each case has the median time of a call with a row for each pair, on the slowest rank; the time of a call
-that crosses once over that time (median and quartiles, then that of the shortest times); rows that cross over pairs for
-other ranks; and these pairs over tokens.
+Both kinds of calls take turns, and their outputs must have equal bits. The engine's own rule for crossing once is not
+used. A line for each case has the median time of a call with a row for each pair, on the slowest rank; the ratio of
+the time of a call that crosses once to that time (median, quartiles, and the ratio of the shortest times); the ratio
+of rows that cross to pairs for other ranks; and the ratio of these pairs to tokens.
 """
 
 from __future__ import annotations

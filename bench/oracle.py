@@ -32,7 +32,7 @@ class Missing(Exception):
 
 @dataclass
 class Truth:
-    """ys: [rank] of [inputs, S, H] float64, the results; rows: [inputs, world] that each rank computes."""
+    """The right results. ys: by rank, [inputs, S, H] float64. rows: [inputs, world], the rows that a rank computes."""
 
     ys: list[NDArray[np.float64]]
     rows: NDArray[np.int64]
@@ -44,7 +44,7 @@ class Truth:
 
 @dataclass
 class StepTruth:
-    """parts: [inputs][rank], the arrays of a step's output in order (see `jobs.flat`); rows: as in Truth."""
+    """The right results. parts: by input and rank, the arrays of a step (see `jobs.flat`). rows: as in Truth."""
 
     parts: list[list[list[NDArray[np.float32]]]]
     rows: NDArray[np.int64]
@@ -89,7 +89,7 @@ def make(folder: Path, shape: Shape, world: int, seed: int, traces: Path) -> Tru
             rng = np.random.default_rng([seed, i, rank])
             x = rng.standard_normal((shape.tokens, shape.hidden), dtype=np.float32)
             chosen, scale = _routing(rng, shape, trace, rank, world, i)
-            if shape.weights:  # the error is then that of the weights and of the arithmetic
+            if shape.weights:  # then the error comes only from the weights and the arithmetic
                 x, scale = _rounded(x), _rounded(scale)
             results.append(reference.moe(cfg, x, **wide, ids=chosen, weights=scale))
             rows[i] += np.bincount(chosen.ravel() // each, minlength=world)
@@ -105,8 +105,8 @@ def make(folder: Path, shape: Shape, world: int, seed: int, traces: Path) -> Tru
 def coded(cfg: MoEConfig, kind: str, seed: int) -> dict[str, NDArray[np.float32]]:
     """Weights of codes times scales: up, gate [E, H, F] and down [E, F, H], exact in bfloat16.
 
-    A column has one scale: a power of two, of int4 times 1 to 1.875 in steps of 1/8. In each group of k (of int8 a
-    column, of int4 jobs.GROUP) some code is the largest, so that a peer which quantises by group or column to
+    A column has one scale: a power of two, which for int4 is multiplied by 1 to 1.875 in steps of 1/8. In each group of
+    k (for int8 a column, for int4 jobs.GROUP) some code is the largest. So a peer that quantises by group or column to
     symmetric codes gets these codes back.
     """
     most = jobs.CODES[kind]
@@ -197,7 +197,7 @@ def _trace(shape: Shape, traces: Path) -> routing.Trace | None:
 def _routing(
     rng: np.random.Generator, shape: Shape, trace: routing.Trace | None, rank: int, world: int, i: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """ids [S, k] and weights [S, k] of a rank's input i; of a trace, consecutive tokens in its middle layer."""
+    """ids [S, k] and weights [S, k] of a rank's input i; a trace gives consecutive tokens of its middle layer."""
     if trace is not None:
         return trace.at(trace.prefill(rank, world, shape.tokens, i), trace.layers // 2)
     if shape.routing == "zipf":

@@ -2,7 +2,7 @@
 
 Prints for each shape the median call as its caller sees it, what statistics attribute to kernels (routing, row copies,
 experts, combining) and to waits, and the difference: Python, checks of arguments and the engine's steps. The small
-shape's weights stay in the caches; those of C push the interpreter's own code out of them in every call.
+shape's weights stay in the caches; those of shape C push the interpreter's own code out of them in every call.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The quality of plans: instances x (bound, ours, the baselines, time), the table of docs/planner.md.
+"""The quality of plans for the table of docs/planner.md: each instance's bound, F of ours and of baselines, and time.
 
 python bench/planner.py                        six families of generated clusters
 python bench/planner.py --folder PROBLEMS      problem files, compared with their optimum_us if they have one

@@ -20,8 +20,8 @@ from aristos.primitives.aside import write_text
 BEGIN = "<!-- compare:begin {}: {} (written by bench/compare.py; edit outside the markers) -->"
 END = "<!-- compare:end {}: {} -->"
 PAGE = "# Performance\n\nWritten by `make compare`.\n"
-WIDEST = 10  # columns of a table with a row for each peer; more jobs than that have a row each
-OURS = {  # what a peer of a dtype is compared with: of layers, products, steps, modules
+WIDEST = 10  # columns of a table with a row for each peer; of more jobs than that, each has a row instead
+OURS = {  # the entry of Aristos that peers of a dtype are compared with: for layers, products, steps, modules
     "float32": ("fused", "product", "step", "hf"),
     "bfloat16": ("bf16", "product-bf16", "bf16-step", "hf-bf16"),
 }
@@ -74,7 +74,7 @@ def _ends(page: str, family: str) -> list[int]:
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table; the first column is left-aligned, the others right-aligned. A wide one is turned."""
+    """A Markdown table; the first column is left-aligned, the others right-aligned. A wide table is transposed."""
     if len(head) > WIDEST:
         head, *rows = ([*column] for column in zip(head, *rows))
     lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
@@ -92,12 +92,12 @@ def _name(entry: Entry) -> str:
 
 
 def _kind(dtype: str, weights: str = "", **_: str) -> str:
-    """What a peer computed in, of its entry or of what ran."""
+    """The dtype and the type of weights as text, of a peer's entry or of what it ran."""
     return f"{dtype} with weights of {weights}" if weights else dtype
 
 
 def _tables(shapes: list[ShapeResults]) -> list[str]:
-    """Times and ratios: of weights of codes by their type, with a table apart for peers that round rows to int8."""
+    """Times and ratios. Types of codes have tables of their own, and so have peers that round rows to int8."""
     kinds = list(dict.fromkeys(getattr(m.shape, "weights", "") for m in shapes))
     if not any(kinds):
         known = entries(shapes)

@@ -2,8 +2,8 @@
 
 No machine is perfectly quiet, and its speed drifts. So all peers take part in every round and are compared within a
 round only. Each round has a new order. A turn is one untimed call, which loads the peer's weights into the caches, and
-a few timed ones; each starts after a barrier, and its time is the slowest rank's. Calls of seconds may be asked for
-one a turn, and load the caches themselves. While one team works, the others sleep.
+a few timed ones; each starts after a barrier, and its time is the slowest rank's. If calls take seconds, a turn may be
+a single call, which loads the caches itself. While one team works, the others sleep.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class Teams(dict[str, Team]):
 
 
 def make_peers(teams: Teams, folder: Path, entries: list[Entry], measured: ShapeResults) -> list[Entry]:
-    """Every peer that can run here, made; the reasons of the others go to measured.absent."""
+    """Make every peer that can run here. The reasons why others cannot go to measured.absent."""
     made, readers = [], set()
     for entry in entries:
         measured.entries[entry.name] = entry
@@ -115,7 +115,7 @@ def check(
     measured: ShapeResults,
     inputs: int | None = None,
 ) -> None:
-    """Check every peer on every rank against float64, and fused against bulk: on the first inputs, or on all."""
+    """Check every peer on every rank against float64, and fused against bulk, on `inputs` inputs or on all."""
     for i in range(inputs or measured.shape.inputs):
         outputs: dict[str, list[NDArray[np.float32]]] = {}
         for entry in entries:
@@ -152,7 +152,7 @@ def run_rounds(
 ) -> None:
     """Measure one job into `measured`: check, rounds, check the first input again.
 
-    Multiply-adds in registers have a turn of their own in every round if Aristos runs; after(its team) fills
+    Multiply-adds in registers have a turn of their own in every round if Aristos runs; after(Aristos's team) fills
     measured.outside; show(text) shows progress.
     """
     made = make_peers(teams, folder, entries, measured)
@@ -193,7 +193,7 @@ def take_rounds(
     taken: dict[str, list[list[list[float]]]] = {name: [] for name in by_name}
     peaks: list[list[float]] = []
     if with_peak:
-        teams[PEAK]("run", "micro:peak")  # compiled and warm
+        teams[PEAK]("run", "micro:peak")  # so that it is compiled and warm
     for number in range(rounds):
         for name in draw.permutation(names).tolist():
             if name == "peak":

@@ -1,4 +1,4 @@
-"""Teams: the ranks of one environment, started once and asked for turns.
+"""Teams: a team is the ranks of one environment, which start once and take a turn whenever they are asked to.
 
 A team's ranks sleep on a socket between their turns, so that only the peer whose turn it is uses the cores. glibc's
 malloc keeps freed memory here: else every large array of a call is new memory, whose pages the kernel clears one
@@ -23,7 +23,7 @@ WORKER = Path(__file__).resolve().with_name("worker.py")
 START_SECONDS, REPLY_SECONDS, POLL_SECONDS = 120.0, 600.0, 0.2
 ONE_THREAD = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 KEPT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40), "MALLOC_TOP_PAD_": str(64 << 20)}
-FORCED = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")  # set on some machines for old builds: would slow the peers
+FORCED = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")  # some machines set these for old builds; they would slow the peers
 
 
 class TeamError(Exception):
@@ -71,7 +71,7 @@ class Team:
                     raise TeamError(f"{self.name}: no rank came: {self._tail()}") from None
 
     def __call__(self, method: str, *arguments: Any) -> list[Any]:
-        """Ask all ranks; their replies by rank. Raises Absent if one is, TeamError if one fails."""
+        """Call a method on all ranks. Returns replies by rank. Raises Absent for a peer, TeamError if a rank fails."""
         try:
             for rank in self._ranks:
                 rank.send((method, arguments))
@@ -97,7 +97,7 @@ class Team:
         return self._said.read().decode(errors="replace")[-2000:].strip() or "it printed nothing"
 
     def close(self) -> None:
-        """Hang up; the ranks then end. Those that do not are ended."""
+        """Close the connections, so that the ranks end. Ranks that do not end are killed."""
         for rank in self._ranks:
             rank.close()
         try:

@@ -7,8 +7,8 @@
 
 PEERS: .venv/peers/transformers, of `make test-hf`. The model is Qwen3-MoE with random weights: 4 layers of H 2048,
 F 768, 32 experts, k 8; for training 2 layers of 8 experts. In rounds every way has one turn; each rank has one thread.
-On ranks transformers' own expert parallelism has two ways: with fsdp each rank has a prompt of its own, as with
-Aristos, and with tp all have the prompts of all.
+On several ranks transformers' own expert parallelism has two ways: with fsdp each rank has a prompt of its own, as with
+Aristos; with tp every rank has all prompts.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def opened(way: str, path: Path, dtype: torch.dtype) -> Any:
 
 
 def prompts(way: str) -> torch.Tensor:
-    """Token ids [1, PROMPT] of this rank; of a way whose ranks have the same tokens those of all ranks."""
+    """Token ids [1, PROMPT] of this rank; for "tp", whose ranks have the same tokens, those of all ranks."""
     of = range(comm.size) if way == "tp" else [comm.rank]
     vocabulary = SIZES["vocab_size"]
     drawn = [torch.randint(0, vocabulary, (1, PROMPT), generator=torch.Generator().manual_seed(rank)) for rank in of]
@@ -135,7 +135,7 @@ def resident() -> int:
 
 
 class Peak:
-    """The most that was resident since it was made."""
+    """The most memory that was resident since this object was made."""
 
     def __init__(self) -> None:
         self.most, self._ended = resident(), threading.Event()
@@ -233,8 +233,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("what", choices=("generate", "memory", "training"))
     parser.add_argument("--new", type=int, default=32, help="tokens that a turn of generate makes (%(default)s)")
-    parser.add_argument("--rounds", type=int, default=5, help="of generate (%(default)s)")
-    parser.add_argument("--dtypes", default="float32,bfloat16", help="of generate, with commas (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of generate (%(default)s)")
+    parser.add_argument("--dtypes", default="float32,bfloat16", help="dtypes of generate, with commas (%(default)s)")
     asked = parser.parse_args()
     folder = Path(comm.bcast(tempfile.mkdtemp(prefix="aristos-models-") if comm.rank == 0 else None))
     try:

@@ -26,7 +26,7 @@ from peers import Absent, ran
 PACKAGES = ("torch", "kt-kernel", "xllamacpp", "deepspeed", "jax", "numpy")  # whose versions a team reports
 
 
-AGAIN = 4  # at most so many times the calls of a turn
+AGAIN = 4  # a turn repeats calls until it has made at most this many times its number of calls
 WAITED_SHARE = 0.02  # more waiting than this share of a call spoils its time
 
 

@@ -103,7 +103,7 @@ def events() -> str:
 
 
 def kind_of(found: Any) -> str:
-    """module, exception, class, function or data."""
+    """What an object is: "module", "exception", "class", "function" or "data"."""
     if inspect.ismodule(found):
         return "module"
     if inspect.isclass(found):
@@ -147,7 +147,7 @@ def _of_class(name: str, cls: type) -> list[str]:
 
 
 def _members(cls: type) -> list[str]:
-    """Public methods and properties with a docstring, of the class, then of its bases in this package; a call first."""
+    """Public methods and properties with a docstring: those of the class, then of its bases here; `__call__` first."""
     found: dict[str, None] = {}
     for base in cls.__mro__:
         elsewhere = base is not cls and base.__module__ == cls.__module__  # a base with a heading of its own
@@ -163,7 +163,7 @@ def _members(cls: type) -> list[str]:
 
 
 def _described_here(member: Any) -> bool:
-    """Whether a member has a docstring of its own: one that is inherited stands with the base."""
+    """Whether a member has a docstring of its own. An inherited one is shown with the base."""
     return bool(getattr(member, "__func__", member).__doc__)
 
 
@@ -189,7 +189,7 @@ def find(name: str) -> Any:
 
 
 def _signature(found: Any) -> str:
-    """The signature with an argument a line where it is long, without self."""
+    """The signature without self. If it is long, each argument has a line of its own."""
     signature = inspect.signature(found)
     taken = [p for name, p in signature.parameters.items() if name != "self"]
     arguments = [_argument(p) for p in taken]
@@ -218,7 +218,7 @@ def _annotation(found: Any) -> str:
 
 
 def _text(found: Any) -> str:
-    """The docstring as Markdown; of a dataclass that has none, its fields."""
+    """The docstring as Markdown; nothing for a dataclass without one."""
     doc = docstrings.markdown(found)
     if inspect.isclass(found) and dataclasses.is_dataclass(found) and doc.startswith(f"{found.__name__}("):
         doc = ""

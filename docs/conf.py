@@ -31,7 +31,7 @@ default_role = "code"  # docstrings mark code by single backticks
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 numpydoc_show_class_members = False
-warnings.filterwarnings("ignore", "Unknown section Source")  # which `_name_sources` renames
+warnings.filterwarnings("ignore", "Unknown section Source")  # `_name_sources` renames this section
 OUTSIDE = re.compile(r"\[([^\]]+)\]\(\.\./([^)#]+)\)")  # [text](../path)
 
 
@@ -60,13 +60,13 @@ def _described(name: str) -> list[str]:
 
 
 def _change(app: Any, page: str, source: list[str]) -> None:
-    """What differs on the site, see above."""
+    """Change the source of a page where the site differs, see above."""
     text = _reference() if page == "api" else source[0]
     source[0] = OUTSIDE.sub(_download, text)
 
 
 def _download(link: re.Match[str]) -> str:
-    """The words of a link to a folder; of one to a file, which the site then holds."""
+    """What replaces a link: a download of a file, which the site then holds, or the path of a folder."""
     words, path = link[1].strip("`"), HERE.parent / link[2]
     return f"{{download}}`{words} <../{link[2]}>`" if path.is_file() else f"`{link[2]}`"
 

@@ -14,7 +14,7 @@ _HEADING = re.compile(rf"^({'|'.join(ENTRIES + TEXTS)})\n-+\n", re.MULTILINE)
 
 
 class Entry(NamedTuple):
-    """One line `name : kind` of a section, several names or none, and the text below it."""
+    """An entry of a section: the line `name : kind`, with one name, several or none, and the text below it."""
 
     names: tuple[str, ...]
     kind: str

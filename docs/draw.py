@@ -1,6 +1,6 @@
 """Draw docs/rooms.svg and docs/call.svg from the imports of the package: `python docs/draw.py` (`--check` compares).
 
-Needs no package but Python. tests/package/test_rooms.py compares the code with FLOORS, and the pictures with the code.
+Needs only Python. tests/package/test_rooms.py compares the code with FLOORS, and the pictures with the code.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("primitives",),
     ("loose",),
 )
-# What making, loading, calling and training a layer needs; it imports no other room.
+# The rooms that making, loading, calling and training a layer needs. They import no other room.
 CORE = ("layer", "checkpoint", "substrate", "engine", "transport", "kernels", "host", "primitives", "loose")
 HOLDS = {
     "cli": "commands",
@@ -97,7 +97,7 @@ def _texts(tree: ast.Module, module: str, package: str) -> dict[str, str]:
 
 
 def _pattern(node: ast.expr, texts: dict[str, str]) -> str | None:
-    """A regular expression of what a text may be, where its beginning is known; None: it is not known."""
+    """A regular expression of the texts that an expression may have; None if their beginning is not known."""
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         return re.escape(node.value)
     if isinstance(node, ast.Name) and node.id in texts:
@@ -128,9 +128,9 @@ def _by_name(node: ast.Call, texts: dict[str, str]) -> str | None:
 
 
 def imports() -> dict[str, set[str]]:
-    """Every module's imports from the package: in functions, for type checkers and by import_module too.
+    """Every module's imports from the package, also in functions, for type checkers and by import_module.
 
-    Without those of the front door, `aristos/__init__.py`, which loads names when they are first used.
+    The front door, `aristos/__init__.py`, counts as importing nothing: it loads names when they are first used.
     """
     return {module: set() if module == "aristos" else targets for module, targets in _read(PACKAGE)[0].items()}
 
@@ -232,7 +232,7 @@ def _around(module: str) -> set[str]:
 def circles() -> list[list[str]]:
     """Groups of modules that import each other, directly or through others (Tarjan's algorithm).
 
-    An import of a module runs the packages around it too, but for those that the importing module is in.
+    An import of a module also runs the packages around it, except those that contain the importing module.
     """
     graph = imports()
     for name, targets in graph.items():

@@ -38,21 +38,21 @@ def questions(asked: list[str] | None) -> Iterator[str]:
 
 
 def zen() -> str:
-    """A text that each Python has."""
+    """The Zen of Python, a text that each Python has."""
     with contextlib.redirect_stdout(io.StringIO()):
         import this
     return codecs.decode(this.s, "rot13")
 
 
 def loss(model: Any, tokenizer: Any) -> float:
-    """Nats a token of `zen`."""
+    """The model's loss on `zen`, in nats a token."""
     ids = tokenizer(zen(), return_tensors="pt").input_ids
     with torch.no_grad():
         return model(ids, labels=ids).loss.item()
 
 
 def reply(model: Any, tokenizer: Any, said: list[dict[str, str]], new: int) -> str:
-    """Write the answer as it is made; returns it."""
+    """Write the answer while it is made, and return it."""
     ids = tokenizer.apply_chat_template(said, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     begun = time.perf_counter()
@@ -66,10 +66,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("directory", type=Path, help="a model with a chat template")
     parser.add_argument(
-        "--ask", action="append", metavar="TEXT", help="a question; may be repeated; else the terminal's"
+        "--ask", action="append", metavar="TEXT", help="a question; may be repeated (default: from the terminal)"
     )
     parser.add_argument("--new", type=int, default=120, help="most tokens of an answer (%(default)s)")
-    parser.add_argument("--top-k", type=int, metavar="K", help="experts a token (the model's)")
+    parser.add_argument("--top-k", type=int, metavar="K", help="experts a token (default: the model's)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="(%(default)s)")
     parser.add_argument("--loss", action="store_true", help="print nats a token of the Zen of Python first")
     asked = parser.parse_args()

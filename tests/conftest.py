@@ -1,4 +1,4 @@
-"""What all tests share. The plugins lie in support/: ranks (mpi.py), tiers and budgets (tiers.py), exit hooks."""
+"""What all tests share. Plugins in support/: ranks (mpi.py), tiers and budgets (tiers.py), hooks (leftovers.py)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def pytest_report_header() -> list[str]:
-    """What can make tests of ranks that share cores hang."""
+    """Warn about a setting that can make tests on ranks that share cores hang."""
     from aristos.doctor.cores import autogroups  # after mpi.py: this imports NumPy
 
     fix = "sysctl kernel.sched_autogroup_enabled=0 (as root; docs/decisions.md, 21)"
@@ -22,9 +22,10 @@ def pytest_report_header() -> list[str]:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Compile the CPU kernels beside the first tests, if tests on ranks follow, or many that need kernels.
+    """Compile the CPU kernels during the first tests, if tests on ranks follow, or many that need kernels.
 
-    Workers give way to that process, which the first of them starts: what it has not compiled, each would compile.
+    The first worker starts a process for that, and the workers give way to it: each would have to compile what that
+    process has not compiled yet.
     """
     from mpi import job_folder
     from tiers import FOLDERS, folder_of
@@ -43,14 +44,14 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 
 def needs_cpu_kernels(item: pytest.Item) -> bool:
-    """Whether it is a test on ranks with kernels of the CPU; those of tests/gpu have only a few minutes."""
+    """Whether a test runs on ranks and may need CPU kernels. Tests in tests/gpu have no time to wait for them."""
     from tiers import folder_of
 
     return bool(item.get_closest_marker("ranks")) and folder_of(item) != "gpu"
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """A test on ranks finds its kernels compiled."""
+    """Let a test on ranks wait until its kernels are compiled."""
     from mpi import job_folder
 
     if job_folder() is None and needs_cpu_kernels(item):

@@ -58,7 +58,7 @@ def main(argv: list[str]) -> int:
 
 
 def go_on_without_files() -> None:
-    """Results that cannot be written are said and not raised: the tables go to the page in any case."""
+    """Print that results cannot be written, instead of raising it: the tables go to the page in any case."""
     from aristos import results
     from aristos.errors import ResultsError
 
@@ -92,7 +92,7 @@ def last_words(out: Any, err: Any) -> None:
     reader = threading.Thread(target=read, daemon=True)  # a driver that hangs must not hide the stacks
     reader.start()
     reader.join(NOTICE * 0.7)
-    faulthandler.dump_traceback(err, all_threads=True)  # first: the report keeps the last lines
+    faulthandler.dump_traceback(err, all_threads=True)  # before the state: the report keeps the last lines
     if len(found) < 2:
         found.append("HUNG: the state cannot be read, the driver does not answer")
     print(*found, sep="\n", file=err, flush=True)

@@ -38,19 +38,19 @@ def parsed(argv: list[str], doc: str) -> argparse.Namespace:
         "--minutes",
         type=minutes,
         metavar="M",
-        help=f"after which the report has ended, whatever hangs ({parts.MINUTES:g}, of a rehearsal"
+        help=f"minutes after which the report has ended, whatever hangs ({parts.MINUTES:g}, of a rehearsal"
         f" {parts.REHEARSAL_MINUTES:g})",
     )
     parser.add_argument("--routing", type=Path, metavar="FILE.npz", help="a recorded routing to replay")
     parser.add_argument(
-        "--parts", metavar="NAME,..", help="some parts only, of " + ", ".join(each.name for each in PARTS)
+        "--parts", metavar="NAME,..", help="only these parts, of " + ", ".join(each.name for each in PARTS)
     )
     parser.add_argument(
         "--rehearse",
         nargs="?",
         const="nothing",
         metavar="FAULT",
-        help="without a GPU, on the PTX machine with small shapes; what goes wrong in it: " + ", ".join(FAULTS),
+        help="run without a GPU, on the PTX machine with small shapes, with one of these faults: " + ", ".join(FAULTS),
     )
     given = parser.parse_args(argv)
     if given.routing is not None and not given.routing.is_file():
@@ -66,11 +66,11 @@ def parsed(argv: list[str], doc: str) -> argparse.Namespace:
 
 
 FAULTS = ("product", "hang", "library", "disk", "ncu-missing", "ncu-forbidden")
-OF_REPORT = ("library", "disk")  # those that the report meets as well as its parts
+OF_REPORT = ("library", "disk")  # faults planted in the report's own process too, not only in those of its parts
 
 
 class Report:
-    """One report: what has run so far, and the files. stem: of the files' names. ends: of the parts, see parts.py."""
+    """One report: what has run so far, and the files. stem: the start of file names. ends: when parts must end."""
 
     def __init__(self, stem: Path, chosen: tuple[Part, ...], seconds: float, options: tuple[str, ...]) -> None:
         self.start, self.seconds = time.monotonic(), seconds
@@ -103,14 +103,14 @@ class Report:
         return self.ran[-1]
 
     def write(self) -> str:
-        """Write the page so far; why it could not be written, or ''."""
+        """Write the page so far. Returns why it could not be written, or ''."""
         return processes.kept(self.page, self.text())
 
     def text(self) -> str:
         return page.markdown(self.facts, self.ran, self.left, self.samples, self.notes, len(PARTS))
 
     def finish(self) -> int:
-        """The files at the end; the exit code. A page that cannot be written is printed."""
+        """Write the files at the end. Returns the exit code. A page that cannot be written is printed."""
         problems: list[str] = []
         try:
             saved.save(self.out, self.facts, self.ran, self.samples)
@@ -130,7 +130,7 @@ class Report:
 
 
 def main(argv: list[str], doc: str, together: Callable[..., int]) -> int:
-    """The command; returns the exit code. together: the report under mpirun."""
+    """Run the command; returns the exit code. together: makes the report under mpirun."""
     given = parsed(argv, doc)
     stem = Path(given.out)
     options: tuple[str, ...] = ()
@@ -156,7 +156,7 @@ def main(argv: list[str], doc: str, together: Callable[..., int]) -> int:
 
 @contextlib.contextmanager
 def bounded(seconds: float) -> Iterator[None]:
-    """This process may hang too, as in a picture: then it ends, and the page that was written last is there."""
+    """End this process if the `with` block hangs, as a picture may. The page that was written last is there."""
     faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__)
     try:
         yield
@@ -166,9 +166,10 @@ def bounded(seconds: float) -> Iterator[None]:
 
 @contextlib.contextmanager
 def ended_as_by_ctrl_c() -> Iterator[None]:
-    """While inside, a scheduler's signal and that of a lost terminal end the report as Ctrl-C does.
+    """In the `with` block, a scheduler's signal and that of a lost terminal end the report as Ctrl-C does.
 
-    Its part would go on otherwise, and hold the GPU. A signal that the caller ignores, as nohup does, stays ignored.
+    Otherwise the report's part would go on and hold the GPU. A signal that the caller ignores, as nohup does, stays
+    ignored.
     """
 
     def end(number: int, frame: Any) -> None:
@@ -185,7 +186,7 @@ def ended_as_by_ctrl_c() -> Iterator[None]:
 
 
 def alone(report: Report, rehearsing: bool) -> int:
-    """The report on one GPU; returns the exit code."""
+    """Make the report on one GPU; returns the exit code."""
     try:
         if why := first(report, rehearsing):
             print(f"no GPU to report on: {why}", file=sys.stderr)
@@ -206,7 +207,7 @@ def alone(report: Report, rehearsing: bool) -> int:
 
 
 def first(report: Report, rehearsing: bool) -> str:
-    """The driver's part: fills the facts; returns why there is no GPU to report on, or ''."""
+    """Run the driver's part, which fills the facts. Returns why there is no GPU to report on, or ''."""
     from aristos.topology import nvml
 
     try:

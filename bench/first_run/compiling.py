@@ -1,6 +1,6 @@
-"""Compile the kernels of a GPU that are neither compiled ahead nor in the cache, on all cores, until a time is over.
+"""Compile the kernels of a GPU that are neither compiled ahead nor in the cache, on all cores, until a given time.
 
-A layer compiles one kernel at a time, under the lock that its ranks share; here every process compiles another one.
+A layer compiles one kernel at a time, under the lock that its ranks share. Here each process compiles another one.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ FIRST = ("layer_bf16", "begin", "fail", "route", "place", "gemm_bf16", "put_rows
 
 
 def listed(arch: str) -> dict[str, Any]:
-    """Every shipped kernel of an architecture by name, and bfloat16's that count; those that most parts need first."""
+    """Every shipped kernel of an architecture by name, counting ones too. What most parts need comes first."""
     from aristos.kernels.cuda.catalogue import kernels
     from aristos.substrate.cuda import counted, persistent
 
@@ -42,7 +42,7 @@ def places(arch: str) -> dict[str, str]:
 
 
 def tally(arch: str, found: dict[str, str]) -> str:
-    """How many kernels are where, as a line."""
+    """A line with the number of kernels in each place."""
     return f"{arch}: " + ", ".join(f"{count} kernels {place}" for place, count in Counter(found.values()).items())
 
 
@@ -56,7 +56,7 @@ def compile_one(name: str, arch: str) -> float:
 
 
 def fill(arch: str, end: float) -> int:
-    """Compile what is missing, until `end` on the monotonic clock; prints where the kernels are. The exit code."""
+    """Compile what is missing, until `end` on the monotonic clock. Prints where kernels are; returns the exit code."""
     from aristos.kernels.cuda import build
 
     found = places(arch)
@@ -72,7 +72,7 @@ def fill(arch: str, end: float) -> int:
                 failed |= {name: (str(error).splitlines() or [repr(error)])[0]} if error is not None else {}
                 found[name] = "compiled here" if error is None else "not compiled"
         found |= dict.fromkeys(left.values(), LATE)
-        for worker in list(pool._processes.values()):  # those that still compile
+        for worker in list(pool._processes.values()):  # processes that still compile
             worker.kill()
         pool.shutdown(wait=False, cancel_futures=True)
     for name, why in failed.items():

@@ -1,4 +1,4 @@
-"""The figures with goals, what reading the code predicts for them, and the data sheets' floors below them."""
+"""The figures with goals, predictions for them from reading the code, and lower bounds from the data sheets."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ HOPPER = "sm_90"  # the only architecture with warpgroup products
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure with a goal. value(right rows of the suite's sheets) -> the figure reached, None if there is none.
+    """A figure with a goal. value: a function from right rows of the suite's sheets to the figure reached, or None.
 
-    predicted: by reading the machine code for Hopper, before any GPU had run it; "" where nothing was predicted.
+    predicted: by reading the machine code for Hopper, before any GPU had run it; "" if nothing was predicted.
     """
 
     what: str
@@ -97,7 +97,7 @@ FLOOR_HEAD = ["time of", "tokens", "floor, us", "bound by", "reached, us", "over
 def floors(name: str, ran: list[Ran]) -> list[list[str]]:
     """Rows of the table of floors: the least time that FLOPs and bytes permit, beside the time reached.
 
-    name: of the GPU. [] for a GPU whose data sheet aristos/bench/floors.py does not have.
+    name: the GPU's. Returns [] for a GPU whose data sheet aristos/bench/floors.py does not have.
     """
     from aristos.bench import floors as bounds
 

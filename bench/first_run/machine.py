@@ -1,4 +1,4 @@
-"""The GPU of the report, and what forbids a report on it: one sentence for each."""
+"""The facts of the report's GPU, and the reasons that forbid a report on it, each in one sentence."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from typing import Any
 
 from aristos.errors import EnvironmentProblem
 
-SECONDS = 10.0  # that nvidia-smi may take
+SECONDS = 10.0  # seconds that nvidia-smi may take
 FIELDS = ("index", "uuid", "name", "driver_version", "mig.mode.current", "memory.used")
 PROBE_SECONDS = 5.0
 IN_USE = 1024  # MiB in use that no idle GPU has
-LEAST_DRIVER = {12: 525, 13: 580}  # by the CUDA version that the packages are for
+LEAST_DRIVER = {12: 525, 13: 580}  # CUDA version of the packages -> the oldest driver
 PACKAGES = ("numba-cuda", "cuda-bindings", "nvidia-cuda-nvcc", "cupy-cuda12x", "cupy-cuda13x", "torch", "triton")
 GENERATIONS = (8, 9, 10, 12)  # major numbers of compute capabilities that the kernels are compiled for
 
@@ -85,11 +85,11 @@ def _too_old(driver: str, cuda: int) -> EnvironmentProblem:
 
 
 def check(facts: dict[str, Any], ours: bool = False) -> None:
-    """Raise EnvironmentProblem for an old driver, or a GPU that the kernels are not for, that is a slice, or in use.
+    """Raise EnvironmentProblem for an old driver, or a GPU without kernels here, or a slice, or a GPU in use.
 
     facts: what `facts` returns. Under MIG its UUID is that of a slice, which nvidia-smi does not list as a GPU: then
     all GPUs are judged. Without nvidia-smi only the driver and the kind of GPU are known. ours: this job uses the GPU
-    itself, so use is no reason.
+    itself, so that use is allowed.
     """
     cuda, speaks, arch = _cuda_of_packages(), facts["cuda_driver"], facts["gpu_arch"].removeprefix("sm_")
     if _leading(speaks) < cuda:

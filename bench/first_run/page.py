@@ -1,4 +1,4 @@
-"""The page: the verdict in its first line, figures beside what was predicted, parts, clocks, tables, last words."""
+"""The page: the verdict in its first line, figures beside predictions, parts, clocks, tables, last lines of output."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ def run_part(
 
 
 def _follow(pipe: Any, chunks: list[bytes]) -> None:
-    """Append what a pipe yields as it comes: it has no end while a process that cannot be killed holds it."""
+    """Append what a pipe yields as it comes. The pipe has no end while a process that cannot be killed holds it."""
     while chunk := pipe.read1(1 << 16):
         chunks.append(chunk)
 
@@ -97,7 +97,7 @@ def _document(out: str) -> dict:
 
 
 def kept(path: Path, text: str) -> str:
-    """Write a file, whole or not at all; why it could not be written, or ''."""
+    """Write a file, whole or not at all. Returns why it could not be written, or ''."""
     part = path.with_name(f"{path.name}.part")
     try:
         part.write_text(text, encoding="utf-8")

@@ -1,7 +1,8 @@
-"""What each rank of a report under mpirun waits for, on its page before the job ends.
+"""Puts on the page of a report under mpirun what each rank waits for, before the job ends.
 
-MPI may be what hangs, so the ranks, which are of one node, meet by files in the report's folder. A thread of each
-writes, as soon as one rank is about to end the job, or shortly before the minutes are over; rank 0's makes the page.
+MPI itself may hang. So the ranks, which share a node, exchange texts by files in the report's folder. A thread of each
+rank writes as soon as one rank is about to end the job, or shortly before the minutes are over. Rank 0's thread makes
+the page.
 """
 
 from __future__ import annotations
@@ -24,9 +25,10 @@ SHOWN = 60  # lines of a rank's stderr
 
 
 class RankWords:
-    """The words of this rank, and on rank 0 of all.
+    """The words of this rank, and on rank 0 those of all ranks.
 
-    stem: of the report's files. write: called on rank 0 with the part that runs and every rank's text.
+    stem: the start of the names of the report's files. write: called on rank 0 with the part that runs and every rank's
+    text.
     """
 
     def __init__(self, stem: Path, rank: int, ranks: int, write: Callable[[Any, list[str]], None]) -> None:
@@ -41,7 +43,7 @@ class RankWords:
         self._asked.unlink(missing_ok=True)
 
     def start(self, end: float) -> None:
-        """Watch from here on, once every rank has been made. end: of the minutes, on the monotonic clock."""
+        """Watch from now on. All ranks must have their objects. end: of the minutes, on the monotonic clock."""
         threading.Thread(target=self._watch, args=(end - NOTICE,), daemon=True, name="rank words").start()
 
     def stop(self) -> None:
@@ -49,8 +51,8 @@ class RankWords:
 
     @contextlib.contextmanager
     def following(self, part: Any) -> Iterator[None]:
-        """A block that runs a part; what it writes to stderr is kept too. After an error the part still counts as
-        running: the job ends."""
+        """Run a part in the `with` block. What it writes to stderr is kept too. After an error the part still counts as
+        running, since the job ends."""
         self._part, self._said = part, []
         with contextlib.redirect_stderr(_Kept(sys.stderr, self._said)):
             yield
@@ -58,7 +60,7 @@ class RankWords:
             self._part = None
 
     def ask(self) -> None:
-        """Let every rank write, and wait until the page is there, for a bounded time. Once: exit handlers ask too."""
+        """Let every rank write, and wait a bounded time for the page. Later calls, as by exit handlers, do nothing."""
         if self._part is None or self._has_asked:
             return
         self._has_asked = True
@@ -67,7 +69,7 @@ class RankWords:
             self._asked.touch()
         while self._asked.exists() and time.monotonic() < end:
             time.sleep(PERIOD / 4)
-        for file in (self._files[self.rank], self._asked):  # where rank 0 did not read them
+        for file in (self._files[self.rank], self._asked):  # files that rank 0 has not read
             file.unlink(missing_ok=True)
 
     def _watch(self, end: float) -> None:

@@ -23,7 +23,7 @@ from .parts import ROOT
 SHAPE = ("--hidden", "32", "--ffn", "24", "--experts", "3", "--top-k", "2", "--iters", "2", "--warmup", "1")
 CALLS = ("--tokens", "6")
 FULL = 512  # bytes to which files can grow on a full disk
-TILES = 1  # tiles of a kind that are tried
+TILES = 1  # how many tiles of a kind are tried
 STAND_IN = "tests/primitives/test_finite.py"  # for tests/gpu
 LACKING = ("mpi4py", "cupy", "matplotlib")
 FORBIDDEN = Path(__file__).with_name("forbidden")  # with an ncu that lacks permission
@@ -115,7 +115,7 @@ def shrink() -> None:
     ):
         setattr(module, name, value)
     world.connect = lambda *words, **options: world.World()
-    sys.modules["torch"] = None  # neither it nor cuBLAS may touch a real GPU with the machine's addresses
+    sys.modules["torch"] = None  # neither torch nor cuBLAS may touch a real GPU with the machine's addresses
     torch_layer.imported = lambda: _refuse("no rival: PyTorch")
     cublas.library = lambda driver="": _refuse("no cuBLAS: it")
     tiles = gemm.tiles
@@ -148,19 +148,19 @@ def plant(fault: str) -> None:
 
 
 def fill_disk() -> None:
-    """From here on no file grows beyond FULL bytes; the kernel cache was opened before, so that it is read."""
+    """From now on no file grows beyond FULL bytes. The kernel cache is opened before, so that it can still be read."""
     from kernel_cache.compile import cache_folder
 
     hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
     resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
     cache_folder()
-    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"  # Python would keep the beginnings of modules for later programs
+    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"  # else Python would keep truncated bytecode for later programs
     sys.dont_write_bytecode = True
     resource.setrlimit(resource.RLIMIT_FSIZE, (FULL, hard))
 
 
 def _wrong_product() -> None:
-    """The weights of the first expert are lost after they were copied to the GPU."""
+    """Lose the weights of the first expert after they were copied to the GPU."""
     from aristos.bench.suites.gemm_gpu import Products
 
     made = Products.__init__
@@ -173,7 +173,7 @@ def _wrong_product() -> None:
 
 
 def _hang() -> None:
-    """The second call of a layer does not end."""
+    """Let the second call of a layer never end."""
     from aristos.bench.gpu.calls import Played
 
     called, calls = Played.__call__, []
@@ -188,7 +188,7 @@ def _hang() -> None:
 
 
 def _endless(runtime: Any) -> Iterator[None]:
-    """An actor of the machine: a worker that computes has the rank's lock, and from then on nothing moves."""
+    """An actor of the machine that gives the rank's lock to a worker that computes. From then on nothing moves."""
     while (found := re.search(r"workers? (\d+).*: computes share", runtime.standing())) is None:
         yield
     lock = runtime.state_at + runtime.state.itemsize * runtime.tables.words

@@ -12,7 +12,7 @@ from .parts import Ran
 from .samples import Samples
 
 PICTURES = 6  # with the page and the results file there are at most 8 files
-MOST_BYTES = 16 << 20  # a file has no more bytes
+MOST_BYTES = 16 << 20  # the most bytes of a file
 WANTED = ("gpu_samples", "layer_cuda", "gemm_cuda", "put_cuda", "signal_cuda", "idle_cuda", "exchange_cuda")
 
 
@@ -32,7 +32,7 @@ def save(out: Path, facts: dict[str, Any], ran: list[Ran], samples: Samples | No
     try:
         results.append(out, results.Run(attributes={"command": "python bench/gpu_report.py", **facts}, tables=tables))
     finally:
-        out.with_name(f"{out.name}.lock").unlink(missing_ok=True)  # nobody else writes: one file less to send
+        out.with_name(f"{out.name}.lock").unlink(missing_ok=True)  # no one else writes: one file less to send
 
 
 def _samples(samples: Samples) -> Any:
@@ -47,7 +47,7 @@ def _samples(samples: Samples) -> Any:
 
 
 def draw(out: Path, stem: Path) -> str:
-    """Draw the most telling tables of the results file, as STEM-TABLE.png; what was not drawn and why, or ''."""
+    """Draw the most telling tables of the results file as STEM-TABLE.png. Returns what was not drawn and why."""
     try:
         import matplotlib
 

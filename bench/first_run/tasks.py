@@ -1,6 +1,6 @@
 """What the parts do, each in a process of its own: a function takes its words and returns the exit code.
 
-0: right, 1: outputs were wrong, 4: an error, 7: right, and not all was reached in time. A function prints either lines
+0: right, 1: outputs were wrong, 4: an error, 7: right, but not finished in time. A function prints either lines
 or one JSON document, of the form that `python -m aristos.bench --json` prints. Errors may be raised.
 """
 
@@ -19,7 +19,7 @@ from typing import Any
 from .parts import INCOMPLETE, NOTHING, SHAPE, WRONG
 
 TESTS_FAILED = 6
-LAYER_DTYPE = SHAPE[-1]  # the figures' rows
+LAYER_DTYPE = SHAPE[-1]  # the type of the rows for which figures are given
 WAIT = 5.0  # seconds after which waits in a layer's calls run out
 BACKEND = ("--backend", "cuda", "--json")
 ROWS_PAST = 3  # rows of a product beyond a full tile
@@ -32,9 +32,10 @@ def run_task(given: Any) -> int:
 
 
 def bench(given: Any) -> int:
-    """A command line of `python -m aristos.bench`. An error is no wrong output: only a document says that.
+    """Run a command line of `python -m aristos.bench`.
 
-    After an error the rows so far are printed.
+    An error is no wrong output: only the printed document shows wrong outputs. After an error the rows so far are
+    printed.
     """
     import io
 
@@ -126,7 +127,7 @@ def check_products(kinds: dict[str, str], go_on: Callable[[], bool] = lambda: Tr
 
 
 def tests(given: Any) -> int:
-    """tests/gpu of one rank."""
+    """Run the tests of tests/gpu for one rank."""
     import pytest
 
     class OneRank:

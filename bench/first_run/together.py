@@ -1,7 +1,7 @@
-"""The report under mpirun, on the GPUs of a node: the parts run in this process, since MPI can start only once in one.
+"""The report under mpirun, on the GPUs of a node. All parts run in one process, since MPI starts only once in it.
 
-Every rank runs each part, rank 0 keeps what was printed. A part that fails on a rank, or the end of the minutes, ends
-the job; the page has what came before, and what every rank waits for.
+Every rank runs each part, and rank 0 keeps what was printed. A part that fails on a rank, or the end of the minutes,
+ends the job; the page has what came before, and what every rank waits for.
 """
 
 from __future__ import annotations
@@ -45,8 +45,9 @@ class Parts:
         self.comm, self.out, self.show = MPI.COMM_WORLD, out, show
 
     def facts(self) -> dict[str, Any]:
-        """The facts of this rank's GPU. Raises EnvironmentProblem on every rank where one has no GPU, or one that is
-        not reported on. Other ranks' contexts are on the GPUs by now: that another program is there is not found.
+        """The facts of this rank's GPU. Raises EnvironmentProblem on every rank if one has no suitable GPU.
+
+        A program that uses a GPU is not noticed, since the ranks' own contexts are on the GPUs by now.
         """
         found: dict[str, Any] = {}
         why = ""
@@ -119,7 +120,7 @@ class Page:
 
 @contextlib.contextmanager
 def before_the_end_of_a_job(act: Callable[[], None]) -> Iterator[None]:
-    """While inside, a rank that ends the job calls `act` before, but not after Ctrl-C."""
+    """In the `with` block, a rank that is about to end the job calls `act` first, except after Ctrl-C."""
     from aristos.bench.main import INTERRUPTED
     from aristos.transport import group
 
@@ -138,7 +139,7 @@ def before_the_end_of_a_job(act: Callable[[], None]) -> Iterator[None]:
 
 
 def report(stem: Path, seconds: float) -> int:
-    """The report; returns the exit code, the same on every rank. Raises EnvironmentProblem for an unsuitable GPU."""
+    """Make the report. Returns the exit code, equal on all ranks. Raises EnvironmentProblem for an unsuitable GPU."""
     start = time.monotonic()
     signal.alarm(max(1, int(seconds)))  # a part that hangs ends the job
 

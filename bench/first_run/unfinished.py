@@ -18,7 +18,7 @@ _sheets: dict[str, list[Any]] = {}
 
 
 def follow() -> None:
-    """From here on every sheet of a suite is known from its making on."""
+    """From now on, record every sheet of a suite when it is made."""
     from aristos.bench import context, tables
 
     begin, make, names = tables.Reporter.begin, context.Sheet.__init__, [""]
@@ -35,7 +35,7 @@ def follow() -> None:
 
 
 def forget() -> None:
-    """The rows so far are no longer of the part that runs."""
+    """Forget the rows so far: they belong to an earlier part."""
     _sheets.clear()
 
 

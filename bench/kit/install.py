@@ -1,4 +1,4 @@
-"""`python install.py ENV WHEELS [FILE]`: an environment of Python's packages, and the kit's where they do not fit.
+"""`python install.py ENV WHEELS [FILE]` makes an environment of this Python's packages; the kit's replace unfit ones.
 
 FILE is the number of an open file, which stays locked until the last program that has it open ends.
 
@@ -28,8 +28,8 @@ SOURCE = Path(__file__).resolve().parents[2]
 PROJECT = SOURCE / "pyproject.toml"
 EXTRA = "cuda13"
 MPI_LIBRARY, MPI = "mpich", "import mpi4py.MPI"  # the package, and what loads and starts it
-MPI_SECONDS = 20.0  # that it may take to start
-SECONDS = 120.0  # that any other program may take
+MPI_SECONDS = 20.0  # seconds that MPI may take to start
+SECONDS = 120.0  # seconds that any other program may take
 NEEDED = {
     "numpy": "numpy",
     "numba": "numba",
@@ -44,7 +44,7 @@ NEEDED = {
 }
 ENVIRONMENT = 3
 ROOM = "300 MB"
-READY = "ready"  # a file of a whole environment
+READY = "ready"  # a file that marks a complete environment
 BASE = """# The packages of the Python that made this environment; a virtual one's are not found otherwise.
 import site
 
@@ -106,7 +106,7 @@ def packages_folder(python: Path) -> Path:
 
 
 def without_mpi(python: Path, why: str) -> None:
-    """From here on importing mpi4py raises ImportError there: what aborts or hangs would end every part."""
+    """Let importing mpi4py raise ImportError there from now on: an MPI that aborts or hangs would end every part."""
     (packages_folder(python) / "mpi4py.py").write_text(f"raise ImportError({why!r})\n", encoding="utf-8")
 
 
@@ -131,7 +131,7 @@ def failures(python: Path, modules: list[str]) -> dict[str, str]:
 
 
 def mpi_failure(python: Path) -> str:
-    """Why MPI cannot be started; '' if it can. In a process of its own, which MPI may abort or let hang."""
+    """Why MPI cannot be started; '' if it can. A process of its own tries it, which MPI may abort or let hang."""
     try:
         done = subprocess.run(
             [python, "-c", MPI],
@@ -149,7 +149,7 @@ def mpi_failure(python: Path) -> str:
 
 
 def _each(python: Path, names: list[str], answer: str, failed: str = "''") -> dict[str, str]:
-    """Name -> what a program of that Python answers for it, or says where that raises."""
+    """Name -> the value of the expression `answer` in that Python, or of `failed` if `answer` raises."""
     program = f"""import importlib, json
 from importlib import metadata
 found = {{}}
@@ -202,7 +202,7 @@ def ranks() -> int:
 
 
 def alone(file: int, shared: bool) -> None:
-    """Lock an open file; a run beside this one would have its environment replaced. shared: with others that share."""
+    """Lock an open file: another run at the same time would replace the environment. shared: others may share it."""
     try:
         fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -15,11 +15,11 @@ python=${PYTHON:-python3}
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
 	{ echo "Python 3.11 or later is needed, and $python is not: name another by PYTHON=/path/to/python3.12" >&2; exit 3; }
 "$python" "$here/source/bench/kit/install.py" "$here/env" "$here/wheels" 9
-unset PYTHONPATH # the environment has its folders, behind its own packages
+unset PYTHONPATH # the environment has the folders of PYTHONPATH, behind its own packages
 if [ -z "${CUDA_HOME:-}${CUDA_PATH:-}" ] && [ -d /usr/local/cuda ]; then
 	export CUDA_HOME=/usr/local/cuda # for libraries that neither a wheel nor the loader's path has
 fi
-cache=$here/cache # of libraries that would keep compiled code in the home directory
+cache=$here/cache # for libraries that would keep compiled code in the home directory
 export CUDA_CACHE_PATH="${CUDA_CACHE_PATH:-$cache/driver}" CUPY_CACHE_DIR="${CUPY_CACHE_DIR:-$cache/cupy}"
 export TRITON_CACHE_DIR="${TRITON_CACHE_DIR:-$cache/triton}" MPLCONFIGDIR="${MPLCONFIGDIR:-$cache/matplotlib}"
 export TORCHINDUCTOR_CACHE_DIR="${TORCHINDUCTOR_CACHE_DIR:-$cache/inductor}"

@@ -22,7 +22,7 @@ class Peer(Protocol):
     """One layer or product. Made by factory(comm, job, **options) on all ranks together."""
 
     def __call__(self, i: int) -> float | None:
-        """Compute input i, on all ranks together. Returns the seconds if it took them itself."""
+        """Compute input i, on all ranks together. Returns the seconds if the peer measures them itself."""
 
     def output(self) -> Floats:
         """The result of the last call: [S, H], in any floating dtype that float32 holds."""
@@ -35,9 +35,9 @@ class Peer(Protocol):
 
 
 def ran(peer: Any) -> dict[str, str]:
-    """What a peer's last call has computed: "dtype", of all its arrays, and what the peer itself can tell.
+    """What a peer's last call has computed in: the "dtype" of all its arrays, and what the peer itself reports.
 
-    Of Aristos that is "precision" and "isa", of peers with weights of codes "weights", the type of these.
+    Aristos reports "precision" and "isa". Peers with weights of codes report "weights", the type of the codes.
     """
     names = dict.fromkeys(str(each.dtype).removeprefix("torch.") for each in peer.arrays() if each is not None)
     return {"dtype": " and ".join(names), **getattr(peer, "kernels", dict)()}
@@ -52,7 +52,7 @@ INT8_ROWS = 5e-2  # bound for peers that round rows to codes of 8 bits
 class Entry:
     """A peer: its name on the command line, its title in tables, its environment, and the factory that makes it.
 
-    weights: "int8" or "int4" if it reads codes of this type, and runs on jobs with such weights alone. int8_rows:
+    weights: "int8" or "int4" if it reads codes of this type, and runs only on jobs with such weights. int8_rows:
     whether it rounds rows to codes of 8 bits. checked: whether its output can be seen. ours: whether it is Aristos. Its
     output is wrong if its error, relative to float64, exceeds the bound of its dtype and precision.
     """
@@ -159,7 +159,7 @@ ONE_RANK = {
 
 
 def _codes(weights: str) -> tuple[Entry, ...]:
-    """Peers with weights of codes; all have 16-bit rows but those with int8_rows."""
+    """Peers with weights of codes. Except those with int8_rows, all have 16-bit rows."""
     ours = _aristos(weights, weights, "bfloat16", weight_dtype=weights)
     torch = _torch(f"torch-{weights}", weights, "bfloat16", "mpi", weights)
     kt = Entry(f"kt-{weights}", f"kt-kernel {weights}", *_KT, "bfloat16", {"weights": weights}, weights, int8_rows=True)
@@ -206,7 +206,7 @@ TRANSFORMERS_MPI = _ways(("fused", "bf16"), ("all_to_all",))
 
 
 def with_weights(entries: dict[str, Entry], weights: str) -> dict[str, Entry]:
-    """Those that run on a job with such weights: all but those that read codes of another type."""
+    """The peers that run on a job with such weights: all except those that read codes of another type."""
     return {name: entry for name, entry in entries.items() if entry.weights in ("", weights)}
 
 

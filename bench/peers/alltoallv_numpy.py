@@ -1,8 +1,8 @@
 """The usual exchange by hand: Alltoall of counts, Alltoallv, NumPy matmuls per expert, Alltoallv back, combine.
 
-As good as mpi4py and NumPy allow, since it is the baseline to beat: 16-bit stable (radix) argsort, gathers into kept
-buffers, all sources of an expert in one GEMM, no copy if an expert's rows are contiguous already, a combine by batched
-matmul in blocks that stay in cache. Nothing is compiled but NumPy's BLAS.
+It is as good as mpi4py and NumPy allow, since it is the baseline to beat: 16-bit stable (radix) argsort, gathers into
+kept buffers, all sources of an expert in one GEMM, no copy if an expert's rows are contiguous already, a combine by
+batched matmul in blocks that stay in cache. Only NumPy's BLAS is compiled.
 """
 
 from __future__ import annotations

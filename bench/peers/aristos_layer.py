@@ -1,6 +1,6 @@
 """Aristos as a peer of the comparison, through the public layer alone: `fused` and `bulk` are schedules of one class.
 
-All options are defaults, but for threads=1, which holds for all peers.
+All options are defaults except threads=1, which holds for all peers.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
 
 
 def kernels(found: Ran) -> dict[str, str]:
-    """Element type, precision and ISA of kernels: rows of another type than weights would have been named before."""
+    """Element type, precision and ISA of the kernels. The element type names all types if rows and weights differ."""
     return {"dtype": found.dtype, "precision": found.precision, "isa": found.isa}
 
 

@@ -1,4 +1,4 @@
-"""Codes and scales of a job's weights, for peers that take these instead of values. NumPy alone is needed."""
+"""Codes and scales of a job's weights, for peers that take these instead of values. Only NumPy is needed."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """kt-kernel, the experts of KTransformers on CPUs, on one rank: rows of bfloat16, gated, by its kernels.
 
-It computes in a thread that it binds to core 0 itself, and the caller spins until that thread is done; so the caller
-moves to the last core, which must be free. It keeps no pointers' memory alive: the arrays of a call are kept here.
-Its int8 and int4 quantise weights when they are loaded, with a scale for each column, and round rows to int8. Its raw
-int4 takes codes with scales for groups of k, and keeps rows of 16 bits.
+kt-kernel computes in a thread that it binds to core 0 itself, and the caller spins until that thread is done. So the
+caller moves to the last core, which must be free. kt-kernel does not keep the memory of its pointers alive: this module
+keeps the arrays of a call. The int8 and int4 of kt-kernel quantise weights when they are loaded, with a scale for each
+column, and round rows to int8. Its raw int4 takes codes with scales for groups of k, and keeps rows of 16 bits.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from peers import Absent
 from peers.codes import codes
 from peers.torch_layer import one_thread
 
-KINDS = {  # the first that its build for this CPU has; the names say AMX in builds without it too
+KINDS = {  # the first class that the build for this CPU has is used; names say AMX even in builds without AMX
     "bfloat16": ("AMXBF16_MOE", "AVX512BF16_MOE", "AVX2BF16_MOE"),
     "int8": ("AMXInt8_MOE",),
     "int4": ("AMXInt4_MOE",),
@@ -73,7 +73,7 @@ class KtKernelLayer:
         return moe
 
     def _give_values(self, cfg: Any, job: Job) -> None:
-        """It wants matrices by output: [E, F, H] and [E, H, F]."""
+        """Set the experts' matrices by output, as kt-kernel needs them: [E, F, H] and [E, H, F]."""
         torch = self.torch
         for name in ("gate", "up", "down"):
             turned = np.ascontiguousarray(getattr(job, name).transpose(0, 2, 1))

@@ -1,9 +1,10 @@
-"""llama.cpp by its wheel: what one more layer of a model of this shape costs it, on one rank.
+"""llama.cpp by its wheel, on one rank: the time that it takes for one more layer in a model of this shape.
 
-It has no layer to call. So two models, of 2 and of 6 layers, are made with the job's weights in each layer, and a call
-is the time of the prompt's tokens in the larger one less that in the smaller one, divided by 4. The last layer computes
-the last token alone, in both. Beside the experts a layer has an attention with one head and its own router, which
-chooses its experts. Its codes are not the job's: each 32 successive k share a float16 scale. Nor is its output.
+llama.cpp has no layer to call. So two models, of 2 and of 6 layers, are made with the job's weights in each layer, and
+a call is the time of the prompt's tokens in the larger one less that in the smaller one, divided by 4. The last layer
+computes the last token alone, in both. Beside the experts a layer has an attention with one head and its own router,
+which chooses its experts. Its codes are not the job's, since 32 successive k share a float16 scale. Its output is not
+the job's either.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class LlamaLayer:
         return getattr(self.gguf.GGMLQuantizationType, {"int8": "Q8_0", "int4": "Q4_0"}[self.weights])
 
     def _model(self, path: Path, layers: int, experts: dict[str, Any]) -> None:
-        """Write a model of so many equal layers."""
+        """Write a model of this many equal layers."""
         shape, rng = self.shape, self.rng
         file = self.gguf.GGUFWriter(str(path), "qwen3moe")
         file.add_context_length(2 * max(shape.tokens, 64))

@@ -17,7 +17,7 @@ from peers.torch_layer import Loop, TorchLayer
 
 
 class CodesLoop(Loop):
-    """Experts one after another; a matrix is what `packed` makes of it: a tensor of codes first."""
+    """Experts one after another. `packed` turns each matrix into a tuple, which begins with the tensor of its codes."""
 
     def __init__(self, torch: Any, job: Job, dtype: Any) -> None:
         self.torch, self.dtype = torch, dtype

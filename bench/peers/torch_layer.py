@@ -1,10 +1,10 @@
 """The usual exchange in PyTorch on CPUs: rows by MPI's Alltoallv or gloo's all_to_all_single, experts by torch.
 
-All variants sort, regroup and combine alike; `exchange` and `experts` choose the rest. The fastest of several ways:
-NumPy's radix sort (6 times as fast as torch.argsort), combine by embedding_bag (8 to 17 times as fast as index_add_),
-and an allocator that keeps its memory (see teams.py). Packed weights are oneDNN's own layout, made once, as torch's
-compiler does for a model that is only read. The calls are torch's internal ones, since it has no public ones for it;
-oneDNN applies the activation itself.
+All variants sort, regroup and combine alike; `exchange` and `experts` choose the rest. Each step is done in the fastest
+of several ways: NumPy's radix sort (6 times as fast as torch.argsort), combine by embedding_bag (8 to 17 times as fast
+as index_add_), and an allocator that keeps its memory (see teams.py). Packed weights are oneDNN's own layout, made
+once, as torch's compiler does for a model that is only read. The calls are torch's internal ones, since it has no
+public ones for it; oneDNN applies the activation itself.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ def functions(torch: Any) -> tuple[Any, Any, Any]:
     bag = torch.nn.functional.embedding_bag
 
     class Gather(torch.autograd.Function):  # type: ignore[misc]
-        """x [S, H] -> rows [S k, H] in packed order; tokens: of each row; places: [S, k] rows of each token."""
+        """x [S, H] -> rows [S k, H] in packed order; tokens: the token of each row; places: [S, k], a token's rows."""
 
         @staticmethod
         def forward(ctx: Any, x: Any, tokens: Any, places: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Experts modules of Hugging Face transformers, as they are in Qwen3-MoE: its own ways to compute them, and Aristos.
+"""Experts modules of Hugging Face transformers, as in Qwen3-MoE, computed in transformers' own ways and by Aristos.
 
 On one rank `way` is an `experts_implementation`. On several, each with tokens of its own, it is transformers'
 "all_to_all" over gloo, whose experts are computed by grouped_mm, or "aristos".
@@ -16,7 +16,7 @@ from peers import Absent
 from peers.torch_layer import join_gloo, leave_gloo, one_thread
 
 ROOT = Path(__file__).resolve().parents[2]
-TAKEN: dict[tuple[Any, int, int], tuple[Any, Any]] = {}  # gate with up, and down, by type and experts
+TAKEN: dict[tuple[Any, int, int], tuple[Any, Any]] = {}  # (type, first and last expert) -> (gate with up, down)
 MOST_BATCHED = 16  # batched_mm copies the weights of every row: 13 MB for a row of the smallest shape here
 
 
@@ -96,7 +96,7 @@ class TransformersLayer:
         return [self.xs, self.module.gate_up_proj, self.module.down_proj, self.y]
 
     def kernels(self) -> dict[str, str]:
-        """What Aristos's layer has run, of that way."""
+        """What Aristos's layer has run, if `way` is "aristos"."""
         if self.ours is None:
             return {}
         (layer,) = self.ours.layers_of(self.module).values()

@@ -136,7 +136,7 @@ class Decoder:
         return kept["after"], rows, kept
 
     def attend_backward(self, layer: int, dx: Array, drows: Array, kept: dict[str, Any], grads: Params) -> Array:
-        """The gradient of x; adds the parameters' to `grads`. dx: of x after the block; drows: of its MoE's rows."""
+        """The gradient of x. Adds the parameters' to `grads`. dx: that of x after the block; drows: of MoE rows."""
         p, shape = f"model.layers.{layer}.", self.shape
         name = p + "post_attention_layernorm.weight"
         back, dweight = rms_backward(drows, kept["after"], self.params[name], kept["second_scale"])
@@ -167,9 +167,9 @@ class Decoder:
         return dx + back
 
     def head(self, x: Array, targets: NDArray[np.integer], tokens: int, grads: Params | None) -> tuple[float, Array]:
-        """(sum of the sequence's losses, gradient of x [T, H] of the mean loss over `tokens` tokens).
+        """(sum of the sequence's losses, gradient by x [T, H] of the mean loss over `tokens` tokens).
 
-        Adds the parameters' gradients to `grads`; without, only the loss is right.
+        Adds the parameters' gradients to `grads`. If it is None, only the loss is right.
         """
         normed, scale = rms(x, self.params["model.norm.weight"], self.shape.eps)
         weight = self.params["lm_head.weight"]

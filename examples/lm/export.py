@@ -33,7 +33,7 @@ class Curves:
         return float(known[-1]) if len(known) else float("nan")
 
     def write(self, path: Path) -> None:
-        """Replace the file, at once."""
+        """Replace the file in one step."""
         aside = path.with_name(f".{path.name}.{os.getpid()}.npz")
         np.savez_compressed(aside, **vars(self))
         os.replace(aside, path)

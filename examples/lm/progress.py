@@ -15,11 +15,11 @@ from .export import Curves
 
 BARS = " ▁▂▃▄▅▆▇█"
 EVERY = 20  # steps between plain lines
-SMOOTHED = 20  # steps that the shown loss is the mean of
+SMOOTHED = 20  # the shown loss is the mean of so many steps
 
 
 class Progress:
-    """Shown on the leading rank alone."""
+    """The progress of a run, shown only on the leading rank."""
 
     def __init__(self, lead: bool, shape: Shape, first: int, steps: int) -> None:
         self.shape, self.first, self.steps = shape, first, steps
@@ -43,7 +43,7 @@ class Progress:
             self.live.stop()
 
     def show(self, curves: Curves, step: int) -> None:
-        """After a step."""
+        """Show the state after a step."""
         if not self.lead:
             return
         left = (time.perf_counter() - self.start) / (step + 1 - self.first) * (self.steps - step - 1)

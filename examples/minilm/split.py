@@ -50,8 +50,8 @@ class Split:
 def fit(encoder: Encoder, texts: Sequence[str], experts: int, top_k: int) -> tuple[list[Split], int]:
     """Split every layer on the activations of `texts`; returns the splits and the number of tokens they were fitted on.
 
-    One pass through the encoder: a layer is split when the texts reach it, and hands on what its top_k experts
-    give. So layers behind it are fitted on what they will really see.
+    The texts pass through the encoder once. A layer is split when they reach it, and passes on the output of its top_k
+    experts. So later layers are fitted on the inputs that they will really get.
     """
     splits: list[Split] = []
 

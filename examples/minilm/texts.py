@@ -60,7 +60,8 @@ SENTENCES = (
 def fitting_texts(count: int = 250) -> list[str]:
     """`count` English sentences of 6 to 20 words that every Python has: from the help texts of `pydoc`.
 
-    About as long as SENTENCES, since position and sentence length show in the activations. Taken evenly from all.
+    They are about as long as SENTENCES, since position and sentence length show in the activations. They are taken
+    evenly from all help texts.
     """
     prose = " ".join(pydoc_data.topics.topics.values())
     prose = re.sub(r"[^\w\s.,;:'()-]+|[*=_-]{2,}", " ", prose)

@@ -1,7 +1,7 @@
 """WordPiece for uncased English BERT models: text -> token ids.
 
-Clean, lower, strip accents, split at spaces and punctuation, then the longest pieces of the vocabulary from left
-to right. Does not support pairs, padding or special tokens inside the text.
+The text is cleaned, lowered, stripped of accents, and split at spaces and punctuation. Then the longest pieces of the
+vocabulary are taken from left to right. Pairs, padding and special tokens inside the text are not supported.
 """
 
 from __future__ import annotations

@@ -68,7 +68,7 @@ def test_ranks_are_named_in_runs():
 def test_equal_findings_of_all_ranks_become_one():
     same = [(rank, [ok("Numba", "fine")]) for rank in range(4)]
     assert merged(same, 4) == [ok("Numba", "fine")]
-    assert merged([(0, [ok("GPUs", "none")]), (2, [ok("GPUs", "none")])], 4) == [ok("GPUs", "none")]  # one a node
+    assert merged([(0, [ok("GPUs", "none")]), (2, [ok("GPUs", "none")])], 4) == [ok("GPUs", "none")]  # one rank a node
 
 
 def test_ranks_with_another_finding_are_named_and_listed_first():
@@ -297,7 +297,7 @@ def test_only_windows_are_counted_as_shared_memory():
         rank = rank_bytes(layout, Nodes.of(world, per_node), world - 1)
         stride = 4 * cfg.hidden
         remote = (nodes - 1) * per_node
-        ring = max(64, (64 << 20) // (max(1, nodes * per_node - 1) * stride))  # rows, at least these
+        ring = max(64, (64 << 20) // (max(1, nodes * per_node - 1) * stride))  # rows of a ring
         ring = min(ring, cfg.max_tokens * cfg.top_k)
         kept = remote * 2 * ring * stride  # an outbox and staged rows for each remote peer, mostly rows
         needed, _ = shared_memory.need(nodes * per_node, per_node)
@@ -315,7 +315,7 @@ def shared_bytes() -> int:
 
 @pytest.mark.ranks(4, timeout=300)  # it may have to compile
 def test_mpi_takes_both_windows_from_shared_memory(comm):
-    """Windows between nodes too, if ranks share a machine: therefore `need` counts them."""
+    """Windows between nodes lie in shared memory too, if ranks share a machine. Therefore `need` counts them."""
     cfg = aristos.MoEConfig(hidden=512, ffn=8, experts=4, top_k=2, max_tokens=1024)
     layout = shape_of(4, Placement(None, 4, 4), **widths(cfg))
     local, remote, _ = window_bytes(layout, Nodes.of(4, 2), comm.rank)
@@ -389,7 +389,7 @@ def test_numba_is_checked(monkeypatch):
 
 @pytest.mark.slow
 def test_the_folder_that_each_way_of_starting_loads(tmp_path, monkeypatch):
-    """In a clone with another installation `python -m` loads the clone, a command and a script the installation."""
+    """In a clone, with an installation elsewhere, `python -m` loads the clone; commands and scripts load the other."""
     installed = str(Path(aristos.__file__).parent)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("shutil.which", lambda name: None)
@@ -414,7 +414,7 @@ def test_the_folder_that_each_way_of_starting_loads(tmp_path, monkeypatch):
 
 
 def test_a_folder_without_the_package_is_no_copy_of_it(tmp_path, monkeypatch):
-    """Python takes any folder of that name for a namespace; -S: no installation is found instead."""
+    """Python imports any folder of that name as a namespace package. With -S it finds no installation instead."""
     (tmp_path / "aristos").mkdir()
     monkeypatch.chdir(tmp_path)
     assert package.folder(sys.executable, "-S") == ""
@@ -513,7 +513,7 @@ def test_the_command_alone():
 @pytest.mark.slow
 @needs_mpiexec
 def test_the_command_on_two_ranks(tmp_path):
-    """With an empty cache: each rank compiles what it needs, whatever its other checks have imported."""
+    """With an empty cache each rank compiles what it needs, whatever its other checks have imported."""
     done = doctor(2, "--json", ARISTOS_CACHE=str(tmp_path / "cache"))
     found = states(done.stdout)
     assert done.returncode == (3 if "fail" in found.values() else 0), done.stderr
@@ -529,7 +529,7 @@ def test_the_command_on_two_ranks(tmp_path):
 @pytest.mark.slow
 @needs_mpiexec
 def test_a_rank_that_cannot_compile_is_reported(tmp_path):
-    """At once: the other rank does not wait for it in the measurement."""
+    """It is reported at once: the other rank does not wait for it in the measurement."""
     body = """
 from aristos.doctor import progress, ranks
 if rank == 1:

@@ -110,7 +110,7 @@ def ranks_see(*visible, **fields):
 
 
 def test_peers_may_not_be_hidden_by_the_system():
-    """GPUs are compared by UUID. One that only CUDA_VISIBLE_DEVICES hides can be opened."""
+    """GPUs are compared by UUID. A GPU that only CUDA_VISIBLE_DEVICES hides can still be opened."""
     two = Nodes.of(2)
     assert gpus.peers([RankGpus(None)] * 2, two).text == "not needed: there is no GPU"
     assert "(2 ordered pairs)" in gpus.peers(ranks_see((0, 1), (0, 1)), two).text

@@ -8,24 +8,24 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-SEVERAL = 8  # most faults of a job that survives them, unless asked otherwise
+SEVERAL = 8  # the most faults of a job that survives them, by default
 DAY = 86400  # seconds
 SURVIVES, ENDS, EITHER = "survives", "ends", "either"
 TRANSPORTS = ("shm", "rma", "mixed")  # rma: between pretended nodes, which MPI joins by shared memory
 TCP = "tcp"  # rma, and MPI uses the network alone
 NODES = "nodes"  # two nodes with a network each, joined by a link; MPI has shared memory within each
 RANKS_OF_NODE = 2
-LIMIT = 2.0  # seconds of a wait in a job that a fault ends
-PATIENT = 20.0  # in a job that survives its faults: a stopped rank, and a busy machine, stay far below it
+LIMIT = 2.0  # a wait's timeout in seconds, in a job that a fault ends
+PATIENT = 20.0  # the same in a job that survives its faults; pauses, and delays of a busy machine, are far shorter
 
 
 @dataclass(frozen=True)
 class Kind:
     """A kind of fault. outcome: of the job. about: a line of the table in docs/reliability.md.
 
-    draw: more of a fault, from (random numbers, job). operations: those it may happen in; None: all.
-    transports: those it can be seen on. refusals: errors that an operation may raise on some rank, after which the
-    job goes on.
+    draw: further fields of a fault, from (random numbers, job). operations: those in which it may happen; None: all.
+    transports: those on which it can be seen. refusals: errors that an operation may raise on some rank, after which
+    the job goes on.
     """
 
     name: str
@@ -35,7 +35,7 @@ class Kind:
     operations: tuple[str, ...] | None = None
     transports: tuple[str, ...] = TRANSPORTS
     refusals: tuple[str, ...] = ()
-    options: dict[str, Any] = field(default_factory=dict)  # of the layer
+    options: dict[str, Any] = field(default_factory=dict)  # options of the layer
 
 
 @dataclass
@@ -67,7 +67,7 @@ class Job:
 
 
 def _left(most: int) -> Callable[[random.Random, Job], dict[str, Any]]:
-    """So many bytes are left, before any rank begins the operation."""
+    """Leave less than `most` bytes free, before any rank begins the operation."""
     return lambda rng, job: {"left": rng.choice((0, rng.randrange(most))), "at_once": True, "meet": True}
 
 
@@ -128,7 +128,7 @@ KINDS = {
 
 
 def draw(seed: int, mpi: str, kinds: list[str], several: int = SEVERAL) -> Job:
-    """Job of a seed on an MPI library: faults of one of `kinds`; at most `several` in a job that survives them."""
+    """The job of a seed on an MPI library. Its faults are of one of `kinds`, `several` at most if it survives them."""
     kind = KINDS[random.Random(seed).choice([name for name in kinds if transports(name, mpi)])]
     rng = random.Random(f"{seed} {mpi} {kind.name}")  # so that a line of the table can be run again
     survives = kind.outcome == SURVIVES
@@ -151,7 +151,7 @@ def draw(seed: int, mpi: str, kinds: list[str], several: int = SEVERAL) -> Job:
         *(["save"] if train else []),
         *(rng.choice(names) for _ in range(20 * several // SEVERAL if survives else 12)),
     ]
-    if kind.operations:  # more of those that show the fault
+    if kind.operations:  # more operations in which the fault can happen
         operations += [name for name in rng.choices(kind.operations, k=6 * several // SEVERAL) if name in names] + [
             "forward",
             "user",
@@ -182,15 +182,16 @@ def warm_up() -> Job:
 
 
 def transports(kind: str, mpi: str) -> list[str]:
-    """Where a fault can be made. On one machine Open MPI's windows always use shared memory.
+    """The transports on which a fault can be made.
 
-    Intel MPI's launcher starts no second node here; a link takes the program ip (iproute2).
+    On one machine Open MPI's windows always use shared memory. Intel MPI's launcher starts no second node here. A link
+    between nodes needs the program ip (iproute2).
     """
     never = {"openmpi": (TCP, NODES), "impi": (NODES,)}.get(mpi, () if shutil.which("ip") else (NODES,))
     return [each for each in KINDS[kind].transports if each not in never]
 
 
 def places(kind: Kind, operations: list[str]) -> list[int]:
-    """Numbers of operations in which a fault of this kind can happen; the last one is left to show the outcome."""
+    """Numbers of the operations in which a fault of this kind can happen. The last one is kept to show the outcome."""
     found = [n for n, name in enumerate(operations, 1) if not kind.operations or name in kind.operations]
     return [n for n in found if n < len(operations) - 1] or [1]

@@ -19,8 +19,8 @@ import machine
 import program
 from draw import NODES, RANKS_OF_NODE, TCP, Job
 
-START = 150.0  # seconds without progress that the driver waits: starting takes some on a busy machine
-LAST = 60.0  # the same once a fault has been made
+START = 150.0  # seconds without progress after which the driver gives up; a start is slow on a busy machine
+LAST = 60.0  # the same, after a fault has been made
 WARM = 600.0  # seconds for compiling, once
 LEFT = 5.0  # seconds for processes to end after the launcher
 POLL = 0.004
@@ -28,9 +28,9 @@ POLL = 0.004
 
 @dataclass
 class Ended:
-    """How a job ended. seconds: of each rank, from the last fault to its end. code: the launcher's, None: it hung.
+    """How a job ended. code: the launcher's; None if it hung. seconds: for each rank, from the last fault to its end.
 
-    late: seconds that this process itself came late while it watched, as a measure of how busy the machine was.
+    late: the seconds by which this process was late while it watched, a measure of how busy the machine was.
     """
 
     code: int | None
@@ -41,7 +41,7 @@ class Ended:
     launcher: str
     late: float
     processes: int
-    made: int  # faults
+    made: int  # number of faults
     files: list[str] = field(default_factory=list)
     folder: Path = Path()
     wall: float = 0.0
@@ -92,7 +92,7 @@ def workplace():
 
 
 class Watch:
-    """A job that runs."""
+    """Starts a job and watches it."""
 
     def __init__(self, job: Job, folder: Path) -> None:
         self.job, self.folder, self.token = job, folder, secrets.token_hex(8)
@@ -122,7 +122,7 @@ class Watch:
         return at * 1e-9 if at else None
 
     def watch(self) -> int | None:
-        """Watch until the launcher ends, or for too long; its code."""
+        """Watch until the launcher ends, or nothing moves for too long. Returns its code, None if it hangs."""
         moved, seen = time.monotonic(), -1
         while (code := self.process.poll()) is None:
             before = time.monotonic()
@@ -139,7 +139,7 @@ class Watch:
         return code
 
     def serve(self, now: float) -> None:
-        """What the driver does for the faults, and the ends of ranks."""
+        """Continue paused ranks, make the faults whose time has come, and note which ranks have ended."""
         self.note(now)
         for rank, row in enumerate(self.page[: self.job.ranks]):
             if row[program.CONTINUE_AT] and now * 1e9 > row[program.CONTINUE_AT]:
@@ -194,23 +194,23 @@ class Watch:
                 self.ended[rank] = now
 
     def running(self) -> list[int]:
-        """Ranks that have not ended: one that is ending has no environment any more."""
+        """Ranks that have not ended. `machine.marked` misses a rank that is ending: it has no environment any more."""
         self.note(time.monotonic())
         return [rank for rank in range(self.job.ranks) if self.page[rank, program.PID] and self.ended[rank] is None]
 
     def signal(self, rank: int, how: int) -> None:
-        """Signal a rank that has not ended: its number may be another process's by then."""
+        """Signal a rank unless it has ended, since another process may then have its pid."""
         if rank in self.running():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(int(self.page[rank, program.PID]), how)
 
     def finish(self, code: int | None) -> Ended:
-        """How the job ended; kills what is left."""
+        """Return how the job ended. Kills what is left of it."""
         until = time.monotonic() + LEFT + self.late
         while (left := machine.marked(self.token) or self.running()) and time.monotonic() < until and code is not None:
             time.sleep(0.02)
             self.note(time.monotonic())
-        if code is None:  # a hang: where?
+        if code is None:  # a hang: ranks print their stacks
             for rank in self.running():
                 self.signal(rank, signal.SIGUSR2)
             time.sleep(1.0)

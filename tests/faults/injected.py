@@ -47,7 +47,7 @@ def mean(n: int) -> float:
 
 
 def addresses(runtime: Any, peer: int, word: str) -> list[int]:
-    """Where a word of a peer lies in this rank's memory: a word of its line, or one of all its records of a kind."""
+    """Addresses of a peer's word in this rank's memory: one if it lies in the peer's line, or one in each record."""
     from aristos.engine import layout, words
 
     job, st = runtime._blank_job(), runtime.state
@@ -65,7 +65,7 @@ def addresses(runtime: Any, peer: int, word: str) -> list[int]:
 
 
 class FaultInUserCode(Exception):
-    """What a user's program may raise."""
+    """An error as a user's program may raise one."""
 
 
 class Injected:
@@ -75,7 +75,7 @@ class Injected:
         self.program, self.faults = program, faults
 
     def begin(self, number: int) -> None:
-        """Faults of an operation that begins now: in this thread, or in another one after a drawn time."""
+        """Make the faults of an operation that begins now: in this thread, or in another one after a drawn time."""
         for fault in self.faults:
             if fault["operation"] != number or fault.get("driver"):
                 continue
@@ -95,7 +95,7 @@ class Injected:
         work(fault)
 
     def over(self, number: int) -> None:
-        """Take back the faults of an operation that has ended here."""
+        """Undo the faults of an operation that has ended on this rank."""
         for fault in self.faults:
             if fault["operation"] == number:
                 getattr(self, f"{fault['kind']}_over", lambda fault: None)(fault)
@@ -122,7 +122,7 @@ class Injected:
         raise FaultInUserCode("of the user")
 
     def worker(self, fault: dict[str, Any]) -> None:
-        """The next worker thread that is released dies of an error."""
+        """Let the next worker thread that is released die of an error."""
         from aristos.substrate.cpu.workers import Workers
 
         real = Workers.release
@@ -135,11 +135,11 @@ class Injected:
     # ------------------------------------------------------------ words
 
     def word(self, fault: dict[str, Any]) -> None:
-        """A word that the next rank has written for this one gets another value, again and again for a while."""
+        """Overwrite a word that the next rank has written for this one, again and again for a while."""
         from aristos.primitives import memory
 
         peer = (self.program.rank + 1) % self.program.comm.size
-        value = fault["value"] if fault["word"] != "index" else -1  # its lower half is the place of a row
+        value = fault["value"] if fault["word"] != "index" else -1  # the lower half of an index is the place of a row
         until = time.monotonic() + fault["seconds"]
         places = addresses(self.program.moe.runtime, peer, fault["word"])
 
@@ -161,13 +161,13 @@ class Injected:
         return self.program.moe.runtime._memory._remote._words
 
     def progress(self, fault: dict[str, Any]) -> None:
-        """The progress thread ends."""
+        """End the progress thread."""
         from aristos.primitives import wire
 
         self._wire()[wire.STOP] = 1
 
     def put(self, fault: dict[str, Any]) -> None:
-        """Each put of this operation takes a while."""
+        """Make each put of this operation slow."""
         from aristos.primitives import wire
 
         words = self._wire()
@@ -191,7 +191,7 @@ class Injected:
 
     @staticmethod
     def _fill(path: str, left: int) -> None:
-        """Fill a file system but for so many bytes."""
+        """Fill a file system until `left` bytes are free."""
         with open(path, "wb", buffering=0) as file, contextlib.suppress(OSError):
             while True:
                 file.write(bytes(1 << 20))
@@ -213,16 +213,16 @@ class Injected:
         os.unlink("disk/filler")
 
     def cache_full(self, fault: dict[str, Any]) -> None:
-        """Functions are compiled, and cannot be kept, or some of them."""
+        """Compile functions, some or all of which cannot be stored."""
         shutil.rmtree("disk/cache", ignore_errors=True)
         self.fill_cache(lambda: self.disk_full(fault))
 
     def cache_full_over(self, fault: dict[str, Any]) -> None:
         self.disk_full_over(fault)
-        self.fill_cache(lambda: None)  # what was kept in part does no harm
+        self.fill_cache(lambda: None)  # a file that was stored in part does no harm
 
     def fill_cache(self, before: Any) -> None:
-        """Compile into a cache on the job's disk. before: called when it is chosen."""
+        """Compile into a cache on the job's disk. before: called after the cache is chosen."""
         import numba
 
         from kernel_cache import compile as compiling
@@ -243,7 +243,7 @@ class Injected:
         compiling.cache_folder()
 
     def clock(self, fault: dict[str, Any]) -> None:
-        """From now on the system's clock is another one."""
+        """Set the clock that Python reads."""
         seconds = fault["seconds"]
         real, real_ns = time.time, time.time_ns
         time.time = lambda: real() + seconds
@@ -256,7 +256,7 @@ class Injected:
         machine.read_only(Path("disk"), False)
 
     def memory(self, fault: dict[str, Any]) -> None:
-        """No more memory than so many bytes above what this process has."""
+        """Limit this process's memory to `left` bytes more than it has."""
         mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (mapped + fault["left"], resource.RLIM_INFINITY))
 

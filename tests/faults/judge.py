@@ -16,12 +16,12 @@ from aristos.primitives import npz
 from aristos.results import hdf5
 
 EVERYWHERE = ("ctrl_c", "time_limit")  # no rank is left to report them
-REPORTED = ("word",)  # the rank that it happens to says so
+REPORTED = ("word",)  # the rank with the fault reports it
 UNNAMED = (
     "unplugged",
     "link_lost",
     "memory",
-)  # no rank is lost; or one hangs in Python, where no other rank can see it
+)  # messages name no lost rank: none is lost, or it hangs in Python, where others cannot see it
 LAST = r"^aristos: rank \d+ (?:ends the job, because |.*; aborting the job$)"
 GRACE = 5.0  # seconds beyond a wait's limit
 OWN = (
@@ -37,7 +37,7 @@ PHASE = r"in epoch \d+|MPI_\w+|\(\w[^)]*\)|to close|to make a layer|to load|in c
 
 
 def judge(job: Job, ended: Ended) -> list[str]:
-    """What was not as it should be; empty if all was."""
+    """What was wrong with the end of a job; empty if nothing was."""
     kind = KINDS[job.faults[0]["kind"]]
     found = [f"{ended.processes} processes are left"] if ended.processes else []
     if ended.files:
@@ -52,14 +52,14 @@ def judge(job: Job, ended: Ended) -> list[str]:
 
 
 def survived(ended: Ended) -> list[str]:
-    """The job should have gone on."""
+    """What was wrong with a job that should have gone on."""
     found = [] if ended.code == 0 else [f"exit code {ended.code} where the job should have survived"]
     found += [f"rank {r} has not come to its end" for r, done in enumerate(ended.done) if not done]
     return found
 
 
 def failed(job: Job, ended: Ended) -> list[str]:
-    """The job should have ended by errors on all ranks that are left."""
+    """What was wrong with a job that should have ended by errors on all ranks that are left."""
     if ended.fault_at is None:
         return ["the fault did not happen"]
     found = [] if ended.code else ["exit code 0 after a fault that ends the job"]
@@ -67,7 +67,7 @@ def failed(job: Job, ended: Ended) -> list[str]:
     if job.faults[0]["kind"] in EVERYWHERE:
         return found + [f"rank {r} ended after {s} s" for r, s in enumerate(ended.seconds) if s is None or s > late]
     last_words = any(re.search(LAST, out, re.MULTILINE) for out in ended.out)
-    by_launcher = last_words or bool(re.search(KILLED, ended.launcher))  # before the others had time for a message
+    by_launcher = last_words or bool(re.search(KILLED, ended.launcher))  # others had no time for a message
     for rank, out in enumerate(ended.out):
         if rank == victim and job.faults[0]["kind"] not in REPORTED:
             continue
@@ -97,7 +97,7 @@ def own_messages(out: str) -> list[str]:
 def patient(job: Job, out: str) -> bool:
     """Whether a rank waited for a living one in user code: such a wait may last ten limits.
 
-    A rank without memory may hang in Python: `Thread.start` waits for ever for a thread that got none to begin with.
+    A rank without memory may hang in Python: `Thread.start` waits for ever for a thread that had no memory to start.
     """
     words = (
         "outside a call",
@@ -109,7 +109,7 @@ def patient(job: Job, out: str) -> bool:
 
 
 def lacks(text: str, rank: int, victim: int) -> list[str]:
-    """What a message leaves out. victim: -1 where no rank is lost."""
+    """What a message leaves out. victim: the lost rank, -1 if there is none."""
     found = []
     if f"rank {rank}" not in text:
         found.append("its rank")
@@ -123,7 +123,7 @@ def lacks(text: str, rank: int, victim: int) -> list[str]:
 
 
 def stored(folder: Path) -> list[str]:
-    """What a job has left on its disk: all earlier runs, and a checkpoint that is old or new."""
+    """What is wrong on a job's disk: it must hold all earlier runs, and a checkpoint that is old or new."""
     found = []
     if (folder / "results.log").exists():
         wanted = (folder / "results.log").read_text().split()
@@ -139,7 +139,7 @@ def stored(folder: Path) -> list[str]:
 
 
 def checkpoint(folder: Path) -> list[str]:
-    """Whether the saved weights are those of one save: the last complete one, or one that began after it."""
+    """What is wrong with the saved weights: they must be those of the last complete save, or of a later one."""
     last = int((folder / "saved.log").read_text().split()[-1])
     cfg = MoEConfig(hidden=24, ffn=40, experts=5, top_k=2, max_tokens=48)
     try:

@@ -1,4 +1,4 @@
-"""The machine as a job sees it: its own /dev/shm, disk and network, so that all leftovers and full disks are the job's.
+"""The machine as a job sees it: its own /dev/shm, disk and network, so that leftovers and full disks are the job's.
 
 Needs root (CAP_SYS_ADMIN), for namespaces of this process.
 """
@@ -18,10 +18,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 NEW_MOUNTS, NEW_NETWORK, NEW_TIME = 0x20000, 0x40000000, 0x80
-LINK = "link"  # name of a network's end
+LINK = "link"  # name of the link's end in a network
 NETWORKS = ("node-0", "node-1")  # files that hold the networks of two nodes
 READ_ONLY, REMOUNT, RECURSIVE, PRIVATE, DETACH = 1, 32, 0x4000, 0x40000, 2
-GET_FLAGS, SET_FLAGS, UP = 0x8913, 0x8914, 1  # of a network interface
+GET_FLAGS, SET_FLAGS, UP = 0x8913, 0x8914, 1  # ioctl requests and flag of a network interface
 MARK = "ARISTOS_FAULT_JOB"  # in the environment of every process of a job
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -44,7 +44,7 @@ def own_machine() -> bool:
 
 
 def network(up: bool, name: bytes = b"lo") -> None:
-    """Switch a network interface on or off: connections stay, and packets are lost. Loopback is the only one here."""
+    """Switch a network interface on or off, by default loopback. Off means: connections stay, packets are lost."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
         request = struct.pack("16sh22x", name, 0)
         flags = struct.unpack("16sh22x", fcntl.ioctl(any_socket, GET_FLAGS, request))[1]
@@ -97,7 +97,7 @@ def link(network_: Path, up: bool) -> None:
 
 
 def started_earlier(seconds: int) -> None:
-    """Set this process's monotonic clock ahead: from its next execve on, where the kernel knows how."""
+    """Set this process's monotonic clock ahead, from its next execve on, if the kernel can."""
     with contextlib.suppress(OSError):
         _call("unshare", NEW_TIME)
         Path("/proc/self/timens_offsets").write_text(f"monotonic {seconds} 0\nboottime {seconds} 0\n")

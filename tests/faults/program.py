@@ -1,9 +1,9 @@
-"""The program of the ranks: a drawn list of operations, each checked; drawn faults happen within them.
+"""The program of the ranks runs a drawn list of operations and checks each. Drawn faults happen within them.
 
     mpiexec -n R python program.py JOB.json
 
-Every rank writes its output to rank-N.out, and what it does to its row of the file `page`: the driver (`driver.py`)
-reads it. Faults that a rank makes itself are in `injected.py`.
+Every rank writes its output to rank-N.out. It notes what it does in its row of the file `page`, which the driver
+(`driver.py`) reads. Faults that a rank makes itself are in `injected.py`.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Program:
         return MoE(self.cfg, self.comm, **self.job["options"])
 
     def warm(self) -> None:
-        """Compile all that jobs use: every job after it starts at once."""
+        """Compile all that jobs use, so that later jobs start soon."""
         from aristos import MoE
 
         for options in self.job["warm"]:
@@ -84,7 +84,7 @@ class Program:
                 self.may_refuse(name, number)
                 self.injected.over(number)
                 if common:
-                    self.meet()  # and gone before any goes on
+                    self.meet()  # the fault is gone before any rank goes on
 
     def may_refuse(self, name: str, number: int) -> None:
         """Run an operation; where a fault may make it refuse, the job goes on after the error."""
@@ -100,7 +100,7 @@ class Program:
             self.meet()  # all ranks have been refused before the fault ends
 
     def meet(self) -> None:
-        """Wait for all ranks, without MPI: it may need what the fault denies."""
+        """Wait for all ranks. MPI is not used, since it may need what the fault denies."""
         self.row[MET] += 1
         until = time.monotonic() + 60
         while self.page[: self.comm.size, MET].min() < self.row[MET]:
@@ -172,7 +172,7 @@ class Program:
                     log.write(f"run-{number}\n")
 
     def again(self, number: int) -> None:
-        """Another layer object on a communicator of its own: new windows."""
+        """Make another layer on a communicator of its own, which needs new windows."""
         from aristos import MoE
 
         options = {**self.job["options"], "train": False}
@@ -181,7 +181,7 @@ class Program:
             other(self.tokens(number))
 
     def user(self, number: int) -> None:
-        """A rank is in user code for a while, some longer than others."""
+        """Stay in user code for a while, on some ranks longer than on others."""
         time.sleep(0.01 * (1 + (number + self.rank) % 3))
 
 

@@ -1,6 +1,6 @@
 """Faults in real jobs: draws jobs from seeds, runs and judges them.
 
-python tests/faults/run.py --injections 200 --seed 1           # and prints what was not as it should be
+python tests/faults/run.py --injections 200 --seed 1           # also prints what was wrong
 python tests/faults/run.py --seed 17 --mpi mpich --keep DIR     # one job again; if it is bad, its output stays in DIR
 """
 
@@ -19,20 +19,20 @@ import machine
 import table
 from draw import KINDS, SEVERAL, draw, warm_up
 
-MOST_EARLY = 10  # jobs that end before their fault, beyond the faults made
+MOST_EARLY = 10  # the most jobs that may end before their fault, beyond one for each fault made
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--injections", type=int, default=1)
-    parser.add_argument("--seed", type=int, default=0, help="of the first job")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the first job")
     parser.add_argument("--mpi", nargs="+", default=["mpich"], choices=("mpich", "openmpi", "impi"))
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=list(KINDS))
     parser.add_argument("--several", type=int, default=SEVERAL, help="most faults of a job that survives them")
     parser.add_argument("--out", type=Path, help="file to which a line for each injection is added")
     parser.add_argument("--keep", type=Path, help="folder for what a bad job leaves")
     asked = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the job that runs is ended
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a running job is ended
     if not machine.own_machine():
         print("faults: jobs need mounts and a network of their own, which takes root", file=sys.stderr)
         return 3
@@ -70,7 +70,7 @@ def main() -> int:
         )
         for problem in problems:
             print(f"    {problem}", flush=True)
-    print(f"{made} injections in {time.monotonic() - started:.0f} s, {bad} jobs not as they should be")
+    print(f"{made} injections in {time.monotonic() - started:.0f} s, {bad} jobs ended wrongly")
     return 1 if bad else 0
 
 

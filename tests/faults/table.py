@@ -1,4 +1,4 @@
-"""The accumulated table: a line for each injection in a CSV file, and what they come to.
+"""The accumulated table: a CSV file with a line for each injection, and its summary.
 
 python tests/faults/table.py docs/faults.csv
 """
@@ -35,7 +35,7 @@ def add(path: Path, job: Job, ended: Ended, problems: list[str]) -> None:
 
 
 def lines(rows: Iterable[dict[str, str]]) -> list[str]:
-    """A Markdown table: for each fault, injections that ended right, of those made with each MPI library."""
+    """A Markdown table: for each fault and MPI library, the injections that ended right, of those made."""
     cells: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0])
     slowest: dict[str, float] = defaultdict(float)
     for row in rows:

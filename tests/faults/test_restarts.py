@@ -18,8 +18,8 @@ STEPS = 8
 ARGUMENTS = (
     "--hidden 32 --ffn 24 --experts 4 --layers 2 --length 24 --seed 3 --pieces 2 --lr 0.01 --validate 2 --save 2"
 )
-# Words before those of train_lm.py: by start, [rank, step, seconds after the step began] of a rank that is killed; a
-# folder for the time of the loss and that of the next first step.
+# The first argument lists a rank to kill for each start: [rank, step, seconds after the step began]. The second is a
+# folder for the times of the loss and of the first step after it. The arguments of train_lm.py follow.
 PROGRAM = """
 import json, os, signal, sys, threading, time
 from pathlib import Path
@@ -50,7 +50,7 @@ pytestmark = [
 
 
 def train(folder: Path, ranks: int, kills: list, *options: str) -> str:
-    """Train by `aristos run`; what it printed about the job."""
+    """Train by `aristos run`. Returns what it printed about the job."""
     folder.mkdir()
     kept = {k: v for k, v in os.environ.items() if not k.startswith((*LAUNCHER_VARIABLES, "SLURM_")) and k != FLAG}
     command = [sys.executable, "-m", "aristos", "run", "-n", str(ranks), *options, "--", "python", "-c", PROGRAM]

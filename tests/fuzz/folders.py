@@ -55,7 +55,7 @@ def inside(folder: Path, name: str) -> Path | None:
 
 @contextlib.contextmanager
 def fresh(name: str) -> Any:
-    """An empty folder in that of the run."""
+    """An empty folder within the folder of the run."""
     folder = Path(name).absolute()
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
@@ -82,7 +82,7 @@ def fill(folder: Path, files: dict[str, Any], content: Callable[[Any], bytes]) -
 
 
 def machine(data: bytes) -> None:
-    """A machine's files below /sys and /proc: the node, its devices, and seats on it."""
+    """Read a machine's files below /sys and /proc: the node, its devices, and seats on it."""
     with fresh("root") as root:
         fill(root, parsed(data), lambda value: str(value).encode(errors="surrogateescape"))
         node, _ = node_here("host", root, lambda words: None, lambda: None)
@@ -120,7 +120,7 @@ def sysfs() -> bytes:
 
 
 def model(data: bytes) -> None:
-    """config.json, the index and the headers of shards; what `aristos inspect` and loading read."""
+    """Read config.json, the index and the headers of shards, as `aristos inspect` and loading do."""
     with fresh("model") as folder:
         fill(folder, parsed(data), in_model)
         found = Checkpoint(folder)
@@ -137,7 +137,7 @@ def model(data: bytes) -> None:
 def in_model(value: Any) -> bytes:
     """A file of a model directory: JSON, or with the key "header" the header of a safetensors file with its data.
 
-    zeros: how many bytes of data. byte: which; 0 by default.
+    zeros: the number of bytes of data. byte: their value, 0 by default.
     """
     if isinstance(value, dict) and "header" in value:
         text = json.dumps(value["header"]).encode(errors="surrogatepass")
@@ -276,12 +276,12 @@ def results() -> bytes:
 
 # ---- command lines
 
-# These end soon and write no files, with the options below. Plans of a model take long where nothing is compiled.
+# With the options below these commands end soon and write no files. Plans of a model take long without compilation.
 HARMLESS = {"models", "inspect", "plan", "topo", "run"}
 
 
 def commands(data: bytes) -> None:
-    """Words of a command line, one a line. Its options are parsed; harmless commands run."""
+    """Read the words of a command line, one on each line. Options are parsed; harmless commands run."""
     name, *words = data.decode(errors="surrogateescape").replace("\0", "").split("\n")
     out = io.TextIOWrapper(io.BytesIO(), errors="backslashreplace")
     stdin, sys.stdin = sys.stdin, io.TextIOWrapper(io.BytesIO())
@@ -301,7 +301,7 @@ def commands(data: bytes) -> None:
 
 
 def command(name: str, words: list[str]) -> Any:
-    """Its exit code; 0 if the options were only parsed."""
+    """A command's exit code; 0 if its options were only parsed."""
     if name not in cli.commands():
         return cli.main([name])
     if name == "bench":

@@ -21,11 +21,11 @@ VALUES: tuple[Any, ...] = (
     "x" * 300, "\x1b[31m", "\ud800", "²", [], {}, [[]], [None], {"a": 1}, "0-3", [0, 1],
 )  # fmt: skip
 LARGEST = 1 << 20  # bytes of an input
-KEPT = 200  # inputs beside the seeds, that gave new messages
+KEPT = 200  # inputs kept besides the seeds, because they gave new messages
 
 
 class Mutator:
-    """Makes inputs from seeds; `keep` adds one to those that are changed further."""
+    """Makes inputs from seeds. `keep` adds an input to those that are changed further."""
 
     def __init__(self, seed: int, seeds: Sequence[bytes], words: Sequence[bytes]) -> None:
         self.rng, self.seeds, self.words = random.Random(seed), [*seeds], [*WORDS, *words]

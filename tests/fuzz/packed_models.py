@@ -1,4 +1,4 @@
-"""Targets that are model directories with packed experts, one a form of packed weights."""
+"""Targets that read model directories with packed experts: one for each form of packed weights."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from aristos.errors import AristosError
 
 
 def model(data: bytes) -> None:
-    """A model directory whose experts are packed: their type, one as it is stored, and one expanded."""
+    """Read a model directory whose experts are packed: their type, one expert as stored, and one expanded."""
     with fresh("model") as folder:
         fill(folder, parsed(data), in_model)
         found = Checkpoint(folder)
@@ -31,7 +31,7 @@ def model(data: bytes) -> None:
 
 
 def seeds() -> dict[str, tuple[bytes, ...]]:
-    """For each form of packed weights, OLMoEs whose data is one byte that all dtypes have as a usable number."""
+    """OLMoEs for each form of packed weights. All bytes of data are equal, and are a usable number in every dtype."""
     config = {
         "model_type": "olmoe",
         "hidden_size": 64,

@@ -24,18 +24,18 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 FINDS = HERE / "finds"
 sys.path[:0] = [str(HERE.parents[1]), str(HERE.parent / "support"), str(HERE)]
-SECONDS = 10.0  # of processor time of one input
-SHARE, SPARE = 2, 64 << 20  # an input may take so many times its size, and so many bytes more
+SECONDS = 10.0  # the most processor time of one input
+SHARE, SPARE = 2, 64 << 20  # an input may take SHARE times its size, and SPARE bytes more
 OURS = {"aristos", "kernel_cache", "ptxsim"}  # folders whose frames name a fault
 CURRENT = "current"  # the file with the input that is being read
 
 
 class Find(Exception):
-    """What is wrong with an input that raised no exception."""
+    """A fault of an input that raised no exception."""
 
 
 def attempt(read: Callable[[bytes], object], data: bytes, documented: tuple[type[Exception], ...]) -> str:
-    """Read one input; returns the error's text, '' without one. Raises what is a find."""
+    """Read one input. Returns the text of a documented error, or ''. Raises an exception if the input is a find."""
     begun, before = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     message = ""
     try:
@@ -120,7 +120,7 @@ def work(name: str, seconds: float, seed: int, most: int, guided: bool) -> int:
 
 
 def instrumented() -> contextlib.AbstractContextManager:
-    """While inside, modules of the package that are imported report the lines that run."""
+    """In the `with` block, modules of the packages that are imported report the lines that run."""
     import atheris
 
     return atheris.instrument_imports(include=sorted(OURS))
@@ -157,7 +157,7 @@ def child(name: str, folder: str, seconds: float, seed: int, most: int, guided: 
 def run(name: str, seconds: float, seed: int, most: int, guided: bool) -> int:
     """Fuzz one target in a process of its own; returns the number of finds. A crash or a hang counts as one."""
     with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
-        fork = multiprocessing.get_context("fork")  # so that it has imported everything
+        fork = multiprocessing.get_context("fork")  # so that the child has everything imported
         worker = fork.Process(target=child, args=(name, folder, seconds, seed, most, guided))
         worker.start()
         current = Path(folder) / CURRENT
@@ -183,7 +183,7 @@ def run(name: str, seconds: float, seed: int, most: int, guided: bool) -> int:
 
 
 def processor_seconds(pid: int | None) -> float:
-    """Of a process; 0 if it has ended."""
+    """Processor seconds of a process; 0 if it has ended."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -205,7 +205,7 @@ def refused(path: Path) -> bool:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("targets", nargs="*", help="of tests/fuzz/targets.py (default: all)")
+    parser.add_argument("targets", nargs="*", help="names in tests/fuzz/targets.py (default: all)")
     parser.add_argument("--seconds", type=float, default=20.0, help="processor time of each target (%(default)s)")
     parser.add_argument("--inputs", type=int, default=10**9, help="the most inputs of each target")
     parser.add_argument("--seed", type=int, default=0)
@@ -213,7 +213,7 @@ def main() -> int:
     asked = parser.parse_args()
     os.environ |= {"OPENBLAS_NUM_THREADS": "1", "NUMBA_DISABLE_JIT": "1"}
     known = asked.targets
-    if not asked.atheris:  # that marks lines when modules are imported, so here they must not be
+    if not asked.atheris:  # atheris marks lines when modules are imported, so they must not be imported here
         from targets import targets
 
         with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:

@@ -79,7 +79,7 @@ def environment(data: bytes) -> dict[str, str]:
 
 
 def in_file(name: str, read: Callable[[Path], object]) -> Callable[[bytes], object]:
-    """A reader of a file, which is written first."""
+    """A target that writes its input to a file, which `read` reads."""
 
     def call(data: bytes) -> object:
         path = Path(name)  # in the folder of the run
@@ -125,7 +125,7 @@ def places(env: dict[str, str]) -> None:
 
 @contextlib.contextmanager
 def undocumented(*kinds: type[Exception]) -> Iterator[None]:
-    """While inside, these errors are finds, though files may raise them elsewhere."""
+    """In the `with` block these errors are finds, although readers of files may raise them elsewhere."""
     try:
         yield
     except kinds as error:
@@ -180,7 +180,7 @@ def tensors(path: Path) -> None:
 
 
 def shards(path: Path) -> None:
-    """An index beside config.json and a file with one tensor, `w`."""
+    """Read an index that lies beside config.json and a file with one tensor, `w`."""
     path.with_name("config.json").write_text(json.dumps(CONFIG))
     path.with_name("a.safetensors").write_bytes(safetensors())
     directory = Directory(path.parent)
@@ -190,10 +190,10 @@ def shards(path: Path) -> None:
 
 
 def saved(path: Path) -> None:
-    """What a training object's directory says, for the next save and for restoring."""
+    """Read a training object's directory as the next save and a restore do."""
     with contextlib.suppress(ValueError, RecursionError, AttributeError, KeyError):
         given = json.loads(path.read_bytes())
-        del given["digest"]  # nothing behind it would be reached otherwise
+        del given["digest"]  # a wrong digest would hide all that is read after it
         path.write_text(json.dumps(given | {"digest": saving.digest_of(saving.canonical(given))}))
     about = saving.read_manifest(path.parent)
     saving.undo(path.parent, saving.begin(path.parent, {about.id}))
@@ -221,7 +221,7 @@ class Memory:
 
 
 def launches(text: str) -> None:
-    """Launches in the comments of a kernel's file, with their arguments: arrays of up to 16 MiB."""
+    """Read launches in the comments of a kernel's file, and their arguments: arrays of up to 16 MiB."""
     launch_text.MOST_BYTES = 1 << 24
     host_code.without_host_code(text), check.parameter_names(text, "add")
     for each in launch_text.in_comments(text)[:8]:
@@ -232,7 +232,7 @@ def launches(text: str) -> None:
 
 
 def array_file(path: Path) -> None:
-    """An array beside a kernel's file."""
+    """Read an array that lies beside a kernel's file."""
     launch_text.Arguments(Memory(), path.parent).make(path.name, "a")
 
 

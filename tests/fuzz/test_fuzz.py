@@ -24,9 +24,9 @@ def known(tmp_path, monkeypatch) -> dict:
 
 
 def test_random_inputs_end_in_values_or_documented_errors(known):
-    """Some hundreds of each; the seed is fixed, so that a failure is the change's.
+    """Each target reads some hundreds of inputs. The seed is fixed, so that a failure comes from a change of the code.
 
-    Without results: among some dozens of damaged HDF5 files is one that the library reads for ever.
+    The target `results` is left out: of some dozens of damaged HDF5 files, the library reads one for ever.
     """
     names = sorted(set(known) - {"results"})
     words = [sys.executable, str(HERE / "run.py"), *names, "--seconds", "1", "--inputs", "400", "--seed", "3"]
@@ -36,7 +36,7 @@ def test_random_inputs_end_in_values_or_documented_errors(known):
 
 
 def test_each_form_of_packed_weights_has_a_target(known, monkeypatch):
-    """Its valid inputs reach the form's reader for each of the three matrices of an expert."""
+    """A target's valid inputs reach the reader of its form for each of the three matrices of an expert."""
     import packed_models
 
     from aristos.checkpoint import packed
@@ -59,7 +59,7 @@ def test_each_form_of_packed_weights_has_a_target(known, monkeypatch):
 
 
 @pytest.mark.parametrize("find", FINDS, ids=[f"{path.parent.name}-{path.name}" for path in FINDS])
-def test_what_was_a_find_is_none(find, known):
+def test_an_earlier_find_is_read_or_refused(find, known):
     from run import attempt
     from targets import DOCUMENTED
 
@@ -67,7 +67,7 @@ def test_what_was_a_find_is_none(find, known):
 
 
 def test_a_fault_is_found(tmp_path):
-    """With a reader broken by hand, in the worker's process."""
+    """A reader that is broken on purpose, in the worker's process, is a find."""
     code = (
         "import sys; sys.path.insert(0, sys.argv[1]); import run\n"
         "import aristos.topology.hostlist as h\n"

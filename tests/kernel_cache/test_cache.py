@@ -1,4 +1,4 @@
-"""The kernel cache: one process of a node compiles, later ones load; all still works where nothing can be kept."""
+"""The kernel cache: one process of a node compiles, later ones load; all still works where nothing can be stored."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def use(
 
 @pytest.fixture(scope="module")
 def cold(tmp_path_factory) -> tuple[Path, Job]:
-    """A cache that three ranks, started at once, have filled; and how they ended."""
+    """A cache that three ranks, started together, have filled, and the result of their job."""
     place = tmp_path_factory.mktemp("cold")
     cache = place / "not there yet" / "cache"
     return cache, run_job(place / "job", 3, KERNELS, timeout=280, ARISTOS_CACHE=str(cache))
@@ -86,7 +86,7 @@ def test_a_second_process_compiles_nothing(cold):
 
 @pytest.mark.slow
 def test_layers_on_ranks_load_what_a_process_alone_compiled(tmp_path):
-    """Of layers and an exchange, fused and bulk; the cache is the one of all tests."""
+    """The ranks use layers and an exchange, fused and bulk, with the cache of all tests."""
     compile_once()
     job = run_job(tmp_path, 2, USE_EVERYTHING.replace("COMM", "comm"), timeout=120)
     assert job.code == 0, job.out
@@ -95,7 +95,7 @@ def test_layers_on_ranks_load_what_a_process_alone_compiled(tmp_path):
 
 @pytest.mark.slow
 def test_a_folder_that_cannot_be_made_falls_back(cold, tmp_path):
-    """ARISTOS_CACHE below a file: the temporary folder takes its place, and is kept for the next process too."""
+    """If ARISTOS_CACHE lies below a file, the temporary folder takes its place, also for the next process."""
     cache, _ = cold
     (tmp_path / "file").write_text("")
     fallback = tmp_path / f"aristos-{os.getuid()}"
@@ -106,7 +106,7 @@ def test_a_folder_that_cannot_be_made_falls_back(cold, tmp_path):
 
 
 def give_up_privileges() -> None:
-    """Let file modes count for root too: without CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH after the next exec."""
+    """Let file modes count for root too: the next exec drops CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH."""
     if os.getuid() == 0:
         for capability in (1, 2):
             ctypes.CDLL(None).prctl(24, capability, 0, 0, 0)  # PR_CAPBSET_DROP
@@ -123,7 +123,7 @@ print(">", compiling.compiled_here(), compiling.cache_folder())
 @pytest.mark.slow
 @pytest.mark.compiled
 def test_a_read_only_install_home_and_cache(tmp_path):
-    """Nothing may be written but the temporary folder: compiled code goes there, and is found there again."""
+    """Only the temporary folder can be written to. Compiled code goes there, and is found there again."""
     shutil.copytree(ROOT / "aristos", tmp_path / "site" / "aristos")  # with its bytecode, which saves time
     (tmp_path / "home").mkdir()
     (tmp_path / "tmp").mkdir()
@@ -149,7 +149,7 @@ def test_a_read_only_install_home_and_cache(tmp_path):
 @pytest.mark.slow
 @pytest.mark.compiled
 def test_a_copy_of_the_package_finds_what_another_compiled(tmp_path):
-    """A clone, an install, a job's copy: neither the path nor the files' times count."""
+    """A clone, an install and a job's copy share compiled code: neither paths nor file times count."""
     copy = tmp_path / "site" / "aristos"
     shutil.copytree(ROOT / "aristos", copy, ignore=shutil.ignore_patterns("__pycache__"))
     for path in copy.rglob("*.py"):
@@ -160,14 +160,14 @@ def test_a_copy_of_the_package_finds_what_another_compiled(tmp_path):
 
 
 def outcome(body: Callable[[], None]) -> BaseException | None:
-    """What `body` raises on a thread of its own: a thread cannot wait for a lock that it holds."""
+    """What `body` raises on another thread. This thread could not wait for a lock that it holds."""
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(body).exception()
 
 
 def test_only_processes_that_compile_the_same_code_wait_for_each_other(copy, monkeypatch, tmp_path):
     monkeypatch.setattr(compiling, "COMPILE_SECONDS", 0.2)
-    monkeypatch.setattr(compiling, "cache_folder", lambda: tmp_path)  # another process may fill the one of this text
+    monkeypatch.setattr(compiling, "cache_folder", lambda: tmp_path)  # another process may be filling the usual one
 
     def compile_nothing(name: str = "") -> None:
         with compiling.compiling(quiet=True, name=name):
@@ -191,7 +191,7 @@ def test_only_processes_that_compile_the_same_code_wait_for_each_other(copy, mon
 
 
 def test_two_processes_do_not_write_one_index_at_once(tmp_path):
-    """Numba's index could give one signature the code of another."""
+    """Otherwise Numba's index could give one signature the code of another."""
     inside: list[int] = []
     most: list[int] = []
 
@@ -217,7 +217,7 @@ def test_two_processes_do_not_write_one_index_at_once(tmp_path):
 
 
 def test_progress_reports_how_long_it_has_taken(monkeypatch, capsys):
-    """Of functions that are compiled; nothing of functions that are loaded."""
+    """Functions that are compiled are reported, those that are loaded are not."""
     compiled, loaded = (SimpleNamespace(_cache_misses=n, overloads={1: 1}, linked={}) for n in ({1: 1}, {}))
     monkeypatch.setattr(compiling, "_registered", [compiled, loaded])
     monkeypatch.setattr(compiling, "FIRST_SECONDS", 0.01)
@@ -254,9 +254,9 @@ print(">", compiling.compiled_here(), compiling.cache_folder())
 
 @pytest.mark.compiled
 def test_a_damaged_cache_is_rebuilt(tmp_path):
-    """A file cut short by a full disk: the next process compiles that function again, and no other."""
+    """A full disk may cut a file short. The next process compiles that function again, and no other."""
     whole, folder = use(TWO_FUNCTIONS, ARISTOS_CACHE=str(tmp_path))
-    assert whole >= 4, "the two call others"
+    assert whole >= 4, "the two functions call others"
     (victim,) = folder.rglob("wire.tend-*.nbc")
     victim.write_bytes(victim.read_bytes()[:100])
     assert [use(TWO_FUNCTIONS, ARISTOS_CACHE=str(tmp_path))[0] for _ in range(2)] == [1, 0]
@@ -267,7 +267,7 @@ def squared(n: int) -> int:
 
 
 @pytest.mark.compiled
-def test_a_full_disk_keeps_no_function_from_being_compiled(monkeypatch, tmp_path):
+def test_functions_are_compiled_although_the_disk_is_full(monkeypatch, tmp_path):
     monkeypatch.setattr(compiling, "cache_folder", lambda: tmp_path)
     monkeypatch.setattr(code_files, "unkept", [])
     monkeypatch.setattr(private, "write", mock.Mock(side_effect=OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))))
@@ -315,7 +315,7 @@ def test_a_modules_key_follows_the_sources_that_its_compiled_code_reads(copy):
 
 
 def test_a_source_edited_after_the_start_makes_a_key_of_this_process_alone(copy, monkeypatch):
-    """The process runs what it imported: it must not keep that under the key of the new text."""
+    """The process runs the text that it imported. It must not store its code under the key of the new text."""
     (copy / "engine" / "codes.py").write_text((copy / "engine" / "codes.py").read_text() + "\n# edited\n")
     own = keys(copy, TIMEOUT)
     monkeypatch.setattr(compiling, "STARTED", time.time() + 1)
@@ -359,14 +359,14 @@ print(">", count, root)
 
 
 def test_importing_every_module_writes_nothing(tmp_path):
-    """Neither a folder nor a file, wherever HOME, the cache and temporary files are."""
+    """Importing makes no folder and no file, wherever HOME, the cache and temporary files are."""
     import matplotlib
 
     places = {name: tmp_path / name for name in ("HOME", "ARISTOS_CACHE", "TMPDIR")}
     for name in ("HOME", "TMPDIR"):
         places[name].mkdir()
     env = {name: str(place) for name, place in places.items()} | {"PYTHONDONTWRITEBYTECODE": "1"}
-    env["MPLCONFIGDIR"] = matplotlib.get_cachedir()  # what other packages write at their import is theirs
+    env["MPLCONFIGDIR"] = matplotlib.get_cachedir()  # other packages may write files when they are imported
     before = sorted(tmp_path.rglob("*"))
     count, _ = use(IMPORT_ALL, **env)
     assert count > 200
@@ -395,14 +395,14 @@ with aristos.MoE(cfg, None, schedule="{schedule}", train=True) as moe:
     ("schedule", "shared", "dtype"), [("fused", 32, "float32"), ("bulk", 0, "float32"), ("bulk", 32, "bfloat16")]
 )
 def test_a_backward_call_finds_its_kernels_loaded(schedule, shared, dtype):
-    """Within a call, the other ranks would wait for a rank that loads or compiles them."""
+    """If a rank loaded or compiled kernels within a call, the other ranks would wait for it."""
     code = FIRST.format(schedule=schedule, shared=shared, dtype=dtype)
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.stdout.splitlines()[-1:] == ["> []"], done.stdout + done.stderr
 
 
 def test_a_full_disk_leaves_no_index_that_names_other_code(tmp_path, monkeypatch):
-    """The index is damaged, and the code of a second signature cannot be written: it is not named."""
+    """If the index is damaged and the code of a second signature cannot be written, the new index does not name it."""
     files = code_files._Files(str(tmp_path), "f", "stamp")
     monkeypatch.setattr(files, "_load_index", dict)
     index: list[dict] = []

@@ -1,4 +1,4 @@
-"""Compiled functions: calls with different constants share code, and called ones have no machine code."""
+"""Calls with different constants share compiled code; functions that only compiled code calls have no machine code."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_a_function_that_only_compiled_code_calls_has_no_machine_code(uncached):
     assert twice_positive(4) == 8
     assert list(positive.linked) == [(int64,)]
     assert not positive.overloads
-    assert positive(3) == 3  # Python calls it: now it has
+    assert positive(3) == 3  # Python has called it, so it now has machine code
     assert list(positive.overloads) == [(int64,)]
 
 
@@ -92,7 +92,7 @@ def third(value):
 
 
 def test_another_caller_links_code_from_the_cache(tmp_path):
-    """A process that compiles another caller loads what is called, and can raise its errors."""
+    """A process that compiles another caller loads the code of the called function, and can raise its errors."""
     (tmp_path / "functions.py").write_text(FUNCTIONS)
 
     def use(call: str, then: str = "pass") -> str:

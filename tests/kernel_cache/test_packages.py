@@ -1,4 +1,4 @@
-"""Keys of compiled code across packages: each registers, imports are followed from one into another."""
+"""Keys of compiled code across packages: packages register, and imports are followed from one into another."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from aristos.primitives import isa
 from kernel_cache import compile as compiling
 from kernel_cache import packages
 
-TEXTS = {  # `house` reads `yard`, and `yard` has a lowering and a part of the key; `far` is read by neither
+TEXTS = {  # `house` reads `yard`, and `yard` has a lowering and a part of the key; `far` is not registered
     "house/__init__.py": "",
     "house/room.py": "from yard.tree import grown\nfrom .door import WIDTH\nimport far\n\n\ndef size(n):\n"
     "    return grown(n) + WIDTH\n",
@@ -102,7 +102,7 @@ def test_the_import_of_a_package_registers_it_and_the_cache(name):
 
 
 def test_aristos_is_registered_with_the_isa_that_its_kernels_are_made_for(monkeypatch):
-    """A test that pretends to have another ISA does not put this one's code where processes of the other look."""
+    """A test that pretends to have another ISA must not store this ISA's code under the other's key."""
     mine = {package.name: package for package in packages.every()}["aristos"]
     assert mine.root == ROOT / "aristos"
     monkeypatch.setattr(isa, "usable", lambda: ("another",))
@@ -124,7 +124,7 @@ print(jit(house.room.size)(5), compiled_here())
 
 @pytest.mark.slow
 def test_edits_in_one_package_compile_the_callers_of_the_other_again(places):
-    """One process after the other, with one cache."""
+    """Processes run one after the other, with one cache."""
 
     def run() -> list[int]:
         done = subprocess.run(

@@ -1,4 +1,4 @@
-"""Only private folders hold compiled code: own, no link, closed to others, and nobody else can replace them."""
+"""Compiled code lies only in private folders: no links, closed to others, and no other user can replace them."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def open_to(place: str, bits: int) -> Callable[[Path], None]:
 
 
 def link(folder: Path) -> None:
-    """The folder that the file was in is moved away, and a link to it put in its place."""
+    """Move the file's folder away, and put a link to it in its place."""
     folder.rename(folder.with_name("moved"))
     folder.symlink_to("moved")
 
@@ -77,7 +77,7 @@ def test_a_sticky_folder_above_is_fine(folder):
 
 @pytest.mark.parametrize("which", ["module", "key", "file"])
 def test_what_belongs_to_another_user_is_refused(folder, monkeypatch, which):
-    """The owner of one path is another user; nothing but that differs."""
+    """One path belongs to another user; nothing else differs."""
     private.write(folder / "file", b"code")
     other = {"module": folder, "key": folder.parent, "file": folder / "file"}[which].stat()
 
@@ -151,7 +151,7 @@ def locator(folder: Path) -> type[code_files.Locator]:
 
 
 def test_a_planted_index_is_not_run(folder, tmp_path):
-    """Where others could have written it, and where its hash is missing."""
+    """An index is not unpickled if others could have written it, or if its hash is missing."""
     files = code_files.FunctionCache(function, locator(folder))._cache_file
     files.save("key", b"code")
     assert files.load("key") == b"code"
@@ -186,7 +186,7 @@ def test_damaged_code_is_missing_code(folder):
 
 @pytest.fixture
 def fresh(monkeypatch, tmp_path) -> Path:
-    """The place of the cache in an environment of its own; `cache_folder.__wrapped__` chooses again."""
+    """The place of the cache in a new environment. `cache_folder.__wrapped__` chooses the folder again."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     monkeypatch.delenv("ARISTOS_CACHE", raising=False)
     (tmp_path / "tmp").mkdir()
@@ -206,7 +206,7 @@ def test_the_root_and_the_folder_of_the_versions_are_private(fresh):
 
 @pytest.mark.parametrize("change", ["writable", "link"])
 def test_a_root_that_is_not_private_is_refused_and_the_temporary_folder_used(fresh, tmp_path, change):
-    """Neither the one in the home folder nor, made first by somebody else, the one in the temporary folder."""
+    """The root in the home folder is refused, and so is one in the temporary folder that somebody else made first."""
     temporary = tmp_path / "tmp" / f"aristos-{os.getuid()}"
     for root in (fresh, temporary):
         root.parent.mkdir(exist_ok=True)

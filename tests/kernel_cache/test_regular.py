@@ -16,7 +16,7 @@ CONFIG = (
     '{"model_type": "mixtral", "hidden_size": 16, "intermediate_size": 8, "num_local_experts": 2,'
     ' "num_experts_per_tok": 1, "num_hidden_layers": 1, "hidden_act": "silu"}'
 )
-# file that is not regular -> what reads it, from the folder that it lies in
+# name of a file that is not regular -> code that reads it from the file's folder
 READERS = {
     "config.json": "import aristos; aristos.Checkpoint('.')",
     "model.safetensors": "import aristos; aristos.Checkpoint('.').check(0)",

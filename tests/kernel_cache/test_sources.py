@@ -1,4 +1,4 @@
-"""Sources of compiled code are found by program: by imports, transitively, within registered packages."""
+"""The sources of compiled code are found by following imports within registered packages."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kernel_cache import sources
 
 @pytest.fixture
 def package(tmp_path: Path) -> Path:
-    """house/: a.py reads b.py and low/c.py; d.py is imported by nobody that a.py reads."""
+    """The package house: a.py reads b.py and low/c.py, and does not depend on d.py."""
     root = tmp_path / "house"
     texts = {
         "__init__.py": ["from . import d"],
@@ -37,7 +37,7 @@ def names(package: Path, module: str) -> set[str]:
     return {path.relative_to(package).as_posix() for path in sources.files(package / module)}
 
 
-def test_imports_are_followed_transitively_and_in_circles(package):
+def test_imports_are_followed_transitively_and_in_cycles(package):
     assert names(package, "a.py") == {"a.py", "b.py", "low/__init__.py", "low/c.py", "low/e.py"}
     assert names(package, "low/__init__.py") == {"low/__init__.py"}
 

@@ -35,7 +35,7 @@ LAYER = ROOT / "tests" / "support" / "slurm_layer.py"
 LIBRARY = mpi_library.find()
 PMI = (LIBRARY and LIBRARY.pmi) or "pmi2"  # the kind of PMI that the MPI library needs
 SMALL = ["--hidden", "32", "--ffn", "48", "--experts", "8", "--tokens", "24", "--warmup", "1"]
-LIMIT = "1"  # minutes, the shortest time limit Slurm knows; it checks every half minute
+LIMIT = "1"  # minutes, the shortest time limit that Slurm has; it checks every half minute
 PATH = f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 
 pytestmark = [
@@ -140,7 +140,7 @@ class Cluster:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    folder = Path(tempfile.mkdtemp(prefix="vs-"))  # pytest's own are too long for a socket's path
+    folder = Path(tempfile.mkdtemp(prefix="vs-"))  # the paths of pytest's folders are too long for a socket
     tool = [sys.executable, TOOL]
     subprocess.run([*tool, "start", "--nodes", "8", "--dir", folder], env=environment(), check=True, timeout=120)
     try:
@@ -201,7 +201,7 @@ def pids_in(out: Path, ranks: int) -> dict[int, int]:
 
 
 def test_a_job_with_a_short_time_limit_starts(limited):
-    """Started here so that the minute passes during the other tests; the last test checks how it ends."""
+    """The job starts here, so that its minute passes during the other tests. The last test checks how it ends."""
     running, out, _ = limited
     assert running.poll() is None, out.read_text()
 
@@ -216,7 +216,7 @@ def test_a_job_with_a_short_time_limit_starts(limited):
     ids=["one-node", "four-nodes", "two-by-two"],
 )
 def test_the_benchmark_on_nodes(cluster, tmp_path, where, nodes, transports):
-    """Prints a correct table; the results file loads and records the nodes."""
+    """The benchmark prints a correct table. The results file loads and records the nodes."""
     if transports != "rma" and os.geteuid() != 0:
         pytest.skip("nodes of several ranks need a /dev/shm each, which takes root")
     out = tmp_path / "r.h5"
@@ -293,7 +293,7 @@ def test_the_batch_script(cluster, tmp_path):
 
 @own_memory
 def test_outputs_are_the_same_bits_on_every_cluster(cluster, alone):
-    """One process, two ranks of one machine as one node and as two, and every way of 4 ranks over nodes."""
+    """One process, two ranks as one node and as two, and 4 ranks on 1, 2 and 4 nodes give equal bits."""
     want = alone(4)
     for pretended in ([], ["--ranks-per-node", "1"]):
         mpirun = cluster.command(*find_mpiexec(), "-n", "2", sys.executable, LAYER, *pretended)
@@ -329,7 +329,7 @@ def salloc(*words: object) -> list[object]:
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
 @pytest.mark.parametrize("how", ["srun", "mpirun"])
 def test_aristos_run_in_an_allocation(cluster, how):
-    """As many ranks as were asked for, block by block, each bound as the ranks themselves see it."""
+    """As many ranks start as were asked for, block by block. Each reports its own binding."""
     asked = ["-N2", "-n4", "--ntasks-per-node=2"]
     done = cluster.command(*salloc(*asked, "--", "--launcher", how, "--", "python", "-c", SEATED))
     assert done.returncode == 0, done.stderr
@@ -371,7 +371,7 @@ def test_a_signal_to_aristos_run_is_passed_to_the_ranks(cluster, tmp_path):
 
 @own_memory
 def test_links_are_measured_class_by_class(cluster, tmp_path):
-    """With two nodes a leaf switch: one switch between some nodes, three between others, none inside a node."""
+    """A leaf switch has two nodes: one switch lies between some nodes, three between others, none inside a node."""
     out = tmp_path / "links.json"
     words = ["python", "-m", "aristos", "topo", "--measure", "--again", "--out", out]
     done = cluster.command(*salloc("-N4", "--", "-n", "5", "--", *words), timeout=180)
@@ -420,9 +420,9 @@ def test_scancel_leaves_no_process_and_no_half_written_file(cluster, tmp_path):
 
 
 def test_suites_that_are_done_are_written_before_the_time_limit(cluster, tmp_path):
-    """As `#SBATCH --signal=INT@60` in launch/slurm.sbatch does a minute before the end.
+    """`#SBATCH --signal=INT@60` in launch/slurm.sbatch sends this signal a minute before the end.
 
-    Only schedule fused: bulk blocks in MPI's collectives, where Python handles no signal.
+    The schedule is fused: bulk blocks in MPI's collectives, where Python handles no signal.
     """
     out, file = tmp_path / "out", tmp_path / "r.h5"
     bench = ["-m", "aristos.bench", "gemm", "layer", *SMALL, "--schedule", "fused", "--seconds", 60, "--out", file]
@@ -468,7 +468,7 @@ time.sleep(300)
 
 
 def test_autogroups_are_off_while_a_cluster_is_up(tmp_path, monkeypatch):
-    """Afterwards the setting is as before."""
+    """After the cluster has ended, the setting is as before."""
     loader = importlib.machinery.SourceFileLoader("virtual_slurm", str(TOOL))
     tool = importlib.util.module_from_spec(importlib.util.spec_from_loader("virtual_slurm", loader))
     monkeypatch.setitem(sys.modules, "virtual_slurm", tool)
@@ -609,7 +609,7 @@ def test_an_interrupted_start_leaves_nothing(folder, how):
     starting = subprocess.Popen(words, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     wait_for(lambda: (folder / "slurmctld.out").exists(), 30, lambda: "no slurmctld")
     starting.send_signal(how)
-    text, _ = starting.communicate(timeout=30)  # until the keeper has closed the pipe, too
+    text, _ = starting.communicate(timeout=30)  # this also waits until the keeper has closed the pipe
     assert starting.returncode in (128 + how, -how), text
     assert not processes(f"SLURM_CONF={folder}/slurm.conf")
     assert not folder.exists()

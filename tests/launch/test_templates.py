@@ -42,7 +42,7 @@ def test_slurm_options_precede_the_first_command(script):
 
 @pytest.mark.parametrize("script", sorted(LAUNCH.glob("perlmutter-*.sbatch")), ids=lambda path: path.name)
 def test_gpu_support_of_cray_mpich_is_off(script):
-    """Built without it, as in docs/install.md, Cray MPICH ends the job otherwise. The GPU backend does not need it."""
+    """Cray MPICH would end a job that is built without GPU support, as in docs/install.md. Aristos does not need it."""
     asked = re.findall(r"^export MPICH_GPU_SUPPORT_ENABLED=(.)$", script.read_text(), re.MULTILINE)
     assert asked == ["0"]
     assert "craype-accel" not in "".join(re.findall(r"^module load .*$", script.read_text(), re.MULTILINE))
@@ -51,7 +51,7 @@ def test_gpu_support_of_cray_mpich_is_off(script):
 @pytest.mark.skipif(not find_mpiexec(), reason="no mpiexec beside python or on PATH")
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_mpirun_sh_starts_ranks(tmp_path, ranks):
-    """With a core for each rank, and with more ranks than this machine may have cores."""
+    """There is a core for each rank, or there are more ranks than this machine may have cores."""
     program = tmp_path / "ranks.py"
     program.write_text(
         "import os, sys; from mpi4py import MPI\n"

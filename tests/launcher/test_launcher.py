@@ -422,7 +422,7 @@ os.write(1, (json.dumps([c.rank, c.size, sorted(os.sched_getaffinity(0)), found]
 @pytest.mark.skipif(len(CORES) < 2, reason="needs two cores")
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_bindings_as_the_ranks_see_them(ranks):
-    """Read after MPI has started, so after MPI may have changed a binding."""
+    """The ranks read their bindings after MPI has started, since MPI may change them."""
     done = aristos_run("-n", ranks, "--", "python", "-c", REPORT)
     assert done.returncode == 0, done.stderr
     rows = sorted(json.loads(line) for line in done.stdout.splitlines())
@@ -460,7 +460,7 @@ MPI.COMM_WORLD.Barrier()
 @pytest.mark.slow
 @needs_mpi
 def test_a_job_that_lost_a_rank_starts_again():
-    """With as many ranks as asked; a start that ends well is the last one."""
+    """Each start has as many ranks as asked for. There is no further start after one that ends well."""
     words = ("-n", 2, "--restarts", 3, "--restart-ranks", "2,1", "--", "python", "-c", STARTS)
     done = aristos_run(*words)
     assert done.returncode == 0, done.stderr
@@ -513,7 +513,7 @@ def alive(pids: list[int]) -> list[int]:
 def start(
     tmp_path: Path, *words: str, options: tuple[str, ...] = ()
 ) -> tuple[subprocess.Popen[bytes], list[int], Path]:
-    """A job of two sleeping ranks: `aristos run`, the ranks' pids, all output."""
+    """Start a job of two sleeping ranks. Returns (`aristos run`, the ranks' pids, the file of all output)."""
     out = tmp_path / "out"
     command = [sys.executable, "-c", IMPATIENT, "--clean", "-n", "2", *options, "--", "python", "-c", SLEEPER, *words]
     with open(out, "w") as file:
@@ -547,7 +547,7 @@ def test_a_signal_ends_the_job_and_leaves_nothing(tmp_path, how):
 
 
 def test_ranks_of_open_mpi_get_an_ending_signal_and_its_launcher_does_not(tmp_path):
-    """It would kill them a quarter of a second later."""
+    """The launcher would kill the ranks a quarter of a second after the signal."""
     rank = "trap 'echo rank > said; exit' TERM; touch ready; while :; do sleep 0.05; done"
     launcher = f"trap 'echo launcher > said' TERM; OMPI_COMM_WORLD_RANK=0 sh -c {shlex.quote(rank)} & wait"
     started = job.Job(["sh", "-c", f"cd {tmp_path}; {launcher}"], os.environ)

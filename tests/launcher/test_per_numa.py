@@ -23,7 +23,7 @@ from aristos.topology import Node, cpusets, sysfs
 
 ROOT = Path(__file__).resolve().parents[2]
 CORES = sorted(os.sched_getaffinity(0))
-TWO_SOCKETS = ("0-1,8-9", "2-3,10-11", "4-5,12-13", "6-7,14-15", "")  # the last domain is memory alone
+TWO_SOCKETS = ("0-1,8-9", "2-3,10-11", "4-5,12-13", "6-7,14-15", "")  # the last domain has only memory
 
 
 def put(path: Path, text: str) -> None:
@@ -46,7 +46,7 @@ def system(root: Path, domains: tuple[str, ...], cores: tuple[str, ...] = ()) ->
 
 
 def two_sockets(root: Path, allowed: str = "0-15") -> Node:
-    """Two sockets of two NUMA domains, eight cores of two threads, and a domain of memory alone."""
+    """Two sockets of two NUMA domains, eight cores of two threads, and a domain that has only memory."""
     pairs = tuple(f"{core},{core + 8}" for core in range(8))
     return sysfs.node("host", system(root, TWO_SOCKETS, pairs), cpusets.parse(allowed))
 
@@ -180,7 +180,7 @@ def test_another_node_with_fewer_domains(monkeypatch, tmp_path, capsys):
 
 
 def test_a_rank_that_may_not_use_its_whole_domain(monkeypatch, tmp_path, capsys):
-    """Bound to less, it would compute with fewer workers than its share of the memory needs."""
+    """Such a rank would compute with fewer workers than its share of the memory needs."""
     assert take(monkeypatch, two_sockets(tmp_path), 4, frozenset({1, 2})) == 3
     found = capsys.readouterr().err
     assert "this rank's NUMA domain has CPUs 0-1, and it was started with 1-2 alone" in found
@@ -209,7 +209,7 @@ os.write(1, (json.dumps([c.rank, c.size, sorted(os.sched_getaffinity(0))]) + "\\
 @pytest.mark.skipif(not find_mpiexec(), reason="no mpiexec beside python or on PATH")
 @pytest.mark.skipif(len(CORES) < 2, reason="needs two cores")
 def test_ranks_run_on_the_cores_of_their_domains(tmp_path):
-    """Read after MPI has started, so after MPI may have changed a binding. Domain 1 is memory alone."""
+    """The ranks read their cores after MPI has started, since MPI may change a binding. Domain 1 has only memory."""
     system(tmp_path, (str(CORES[0]), "", str(CORES[1])), (str(CORES[0]), str(CORES[1])))
     env = {k: v for k, v in os.environ.items() if not k.startswith((*LAUNCHER_VARIABLES, "SLURM_")) and k != FLAG}
     words = [sys.executable, "-c", ON_FAKE, str(tmp_path), "--per", "numa", "--", "python", "-c", REPORT]

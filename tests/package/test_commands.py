@@ -1,4 +1,4 @@
-"""Every command of every page: quick ones run, and of the others the words are read by the program's own parser.
+"""Every command of every page is checked: quick ones run, and the program's own parser reads the words of the others.
 
 A command is a line of a shell block, or text in backticks that begins with a program's name. Launchers before a program
 are checked and taken off. ELSEWHERE and CANNOT say why a program is not run here.
@@ -30,26 +30,26 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("tests/*.md")])
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"`([^`\n]+)`")
-OPEN = re.compile(r"\.\.\.|<|^srun -\S+$|--require-hashes$")  # in the text: not a whole command
+OPEN = re.compile(r"\.\.\.|<|^srun -\S+$|--require-hashes$")  # text in backticks that is no whole command
 SET = re.compile(r"^[A-Z]+=\$\((.*)\)\S*$")  # a variable is set to what a command prints
-NAMED = re.compile(r"(aristos [a-z]+( [a-z]+)?|ptxsim [a-z]+|python -m [a-z.]+)$")  # in the text: a name of a command
+NAMED = re.compile(r"(aristos [a-z]+( [a-z]+)?|ptxsim [a-z]+|python -m [a-z.]+)$")  # text that only names a command
 
 # Programs of the system or of other projects, and why they are not run here.
 CANNOT = {
-    "module": "environment modules: a cluster's",
+    "module": "environment modules exist on clusters only",
     "conda": "conda-forge: another package manager",
     "spack": "another package manager",
     "apptainer": "builds and starts containers",
     "apt": "needs root and changes the machine",
     "salloc": "needs Slurm; tests/launch/test_slurm.py uses a virtual one",
     "nvidia-smi": "needs an NVIDIA driver; tests/topology reads its recorded output",
-    "export": "of the shell",
-    "source": "of the shell",
-    ".": "of the shell",
-    "cd": "of the shell",
-    "echo": "of the shell",
+    "export": "a command of the shell",
+    "source": "a command of the shell",
+    ".": "a command of the shell",
+    "cd": "a command of the shell",
+    "echo": "a command of the shell",
     "tar": "unpacks what `make gpu-kit` makes",
-    "./run.sh": "of the kit: tests/bench/test_gpu_kit.py runs what it runs",
+    "./run.sh": "lies in the kit; tests/bench/test_gpu_kit.py runs its commands",
 }
 # Programs without options that take long, and the test that runs them.
 ELSEWHERE = {
@@ -63,7 +63,7 @@ ELSEWHERE = {
     "train.py": "",
     "my_job.py": "",
 }
-# Quick enough to be run as they are written: to the end, with exit code 0.
+# These are quick: they run as they are written, to the end, with exit code 0.
 RUN = (
     "aristos topo",
     "aristos topo --json",
@@ -73,7 +73,7 @@ RUN = (
     "python -m mpi4py --mpi-library",
     "python -m aristos.bench floors mixtral-8x7b --gpus 1,8",
 )
-# What stands for a name that the reader chooses.
+# Values for names that the reader chooses.
 STANDS_FOR = {"N": "2", "S": "16", "H": "16", "F": "16", "E": "4", "k": "2", "X": "layer", "NAME": "mixtral-8x7b"}
 
 
@@ -84,7 +84,7 @@ def commands(page: Path) -> Iterator[str]:
             lines = block.replace("\\\n", " ").splitlines()
             lines = [
                 line for line in lines if line.strip() and (language == "sh" or line.startswith("$ "))
-            ]  # or output
+            ]  # other lines of a console are output
             yield from (SET.sub(r"\1", line.removeprefix("$ ")) for line in lines)
     ours = ("aristos", "ptxsim")
     known = (*CANNOT, *ours, "python", "python3", "mpirun", "mpiexec", "srun", "sbatch", "make", "pip", "pytest")
@@ -130,7 +130,7 @@ def parsers(monkeypatch):
 
     def parse_known_args(parser, args=None, namespace=None):
         found, rest = known(parser, args, namespace)
-        if parser.prog == "aristos run" and not rest:  # which parses no other way
+        if parser.prog == "aristos run" and not rest:  # `aristos run` parses its options here only
             raise Parsed
         return found, rest
 
@@ -150,7 +150,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def program(words: list[str]) -> list[str]:
-    """The words without variables and without mpirun, mpiexec or srun, and their options."""
+    """The words of the program: without variables, and without mpirun, mpiexec or srun and their options."""
     while words and re.match(r"[A-Z_]+=", words[0]):
         words = words[1:]
     if words[0] in ("mpirun", "mpiexec", "srun"):
@@ -193,7 +193,7 @@ def check(words: list[str], monkeypatch) -> None:
         pass
     else:
         scripts = [word for word in (first, *rest) if word.startswith("launch/")]
-        assert first in ("sbatch", *scripts), f"nothing is known of {first}"
+        assert first in ("sbatch", *scripts), f"no rule for the program {first}"
         assert all((ROOT / script).is_file() for script in scripts)
         subprocess.run(["bash", "-n", *(ROOT / script for script in scripts)], check=True, timeout=10)
 
@@ -216,7 +216,7 @@ def check_python(words: list[str], monkeypatch) -> None:
         check_pytest(words[2:])
         return
     if words[:2] == ["-m", "venv"] or words[:2] == ["-m", "mpi4py"] or words[:2] == ["-m", "pdb"]:
-        return  # of Python, or run in RUN
+        return  # a part of Python, or a command of RUN
     if words[:2] == ["-m", "aristos.bench"] and words[2:3] != ["floors"]:
         accepted(lambda: command_line.parse(words[2:]) and 0)
         return
@@ -224,7 +224,7 @@ def check_python(words: list[str], monkeypatch) -> None:
         check(["aristos", *words[2:]], monkeypatch)
         return
     if words[:2] == ["-m", "aristos.launcher.take_seat"]:
-        return  # `aristos run` starts it so
+        return  # `aristos run` starts it with such words
     if words[0] == "-m" and words[1] not in ELSEWHERE:
         name = "aristos.bench.main" if words[1] == "aristos.bench" else f"{words[1]}.__main__"
         accepted(lambda: importlib.import_module(name).main(words[2:]))
@@ -315,7 +315,7 @@ def test_a_wrong_command_is_found(parsers, folder, monkeypatch):
 
 
 def test_the_planners_page_has_whole_problems(monkeypatch):
-    """Its Python example runs from the repository's root, and its problem is one that the planner reads."""
+    """The page's Python example runs from the repository's root. The planner reads the page's problem."""
     from aristos import planner
 
     blocks = dict(FENCE.findall((ROOT / "docs" / "planner.md").read_text()))

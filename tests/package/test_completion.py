@@ -14,7 +14,7 @@ pytest.importorskip("argcomplete", reason="argcomplete is not installed: pip ins
 
 
 def completions(line: str) -> list[str]:
-    """What the shell is offered at the end of a line. argcomplete writes to descriptor 8."""
+    """The words that the shell would offer at the end of a line. argcomplete writes them to descriptor 8."""
     script = "import os; os.dup2(1, 8); os.dup2(2, 9); from aristos.cli.__main__ import main; main()"
     asked = {"_ARGCOMPLETE": "1", "_ARGCOMPLETE_IFS": "\n", "COMP_LINE": line, "COMP_POINT": str(len(line))}
     done = subprocess.run(
@@ -33,7 +33,7 @@ def test_the_first_word_is_a_command():
     ("line", "wanted"),
     [
         ("aristos plot --format ", {"png", "svg", "pdf"}),
-        ("aristos run --p", {"--per"}),  # parses before a program is named
+        ("aristos run --p", {"--per"}),  # the options are parsed although no program is named yet
         ("aristos bench --watc", {"--watch"}),
         ("aristos simt ", {"check", "profile"}),
         ("aristos inspect --js", {"--json"}),

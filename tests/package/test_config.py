@@ -121,7 +121,7 @@ def test_default_placement_is_contiguous_and_even(experts, world):
 
 
 class Unwilling:
-    """An object that neither becomes an array nor text."""
+    """An object that can become neither an array nor text."""
 
     def __array__(self, *_: object, **__: object) -> np.ndarray:
         raise RuntimeError("no array")
@@ -135,7 +135,7 @@ VALUES = {"large": 10**5000, "small": -(10**5000), "unwilling": Unwilling(), "lo
 
 @pytest.mark.parametrize("which", VALUES)
 def test_any_value_is_refused_in_a_short_message(which):
-    """Python has no text for integers above 4,300 digits."""
+    """Messages quote every value in a few characters. Python refuses to print integers of more than 4,300 digits."""
     value = VALUES[which]
     for build in (
         *(
@@ -165,7 +165,7 @@ def python(code: str) -> str:
 
 
 def test_importing_does_no_work():
-    """No MPI, no Numba, no compilation, no device, no thread; names and options work."""
+    """Importing starts no MPI, Numba, compilation, device or thread. Names and options work."""
     heavy = ["mpi4py.MPI", "numba", "llvmlite", "h5py", "matplotlib", "pandas", "rich", "cupy", "torch"]
     code = f"""
 import sys, threading

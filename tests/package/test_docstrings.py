@@ -1,4 +1,4 @@
-"""Docstrings of what docs/api.md describes: numpydoc's form, every parameter, default and error, examples that run."""
+"""Docstrings in docs/api.md have numpydoc's form and name all parameters, defaults and errors; their examples run."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import docstring_rules as rules
 import pytest
 from docstring_rules import Public
 
-NEVER = {  # errors that the source of a function shows, but that cannot come, and why
+NEVER = {  # function -> errors that its source suggests, and why they cannot come
     "aristos.MoE.close": {"ClosedError": "a closed layer has nothing to close"},
     "aristos.MoE.events": {"InputError": "every layer has a timeline"},
     "aristos.Exchange.close": {"ClosedError": "a closed exchange has nothing to return"},
     "aristos.planner.Plan.achieved": {"InputError": "the groups of a plan are a partition"},
-    "aristos.reference.weights": {"InputError": "a configuration with one expert is good if that with all is"},
+    "aristos.reference.weights": {"InputError": "a configuration with one expert is valid if that with all experts is"},
 }
 PAGE = rules.of_page()
 SHOWN = [each for each in PAGE if "Examples" in each.doc.texts]

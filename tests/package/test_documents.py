@@ -22,7 +22,7 @@ each_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: 
 
 
 def prose(document: Path) -> str:
-    """Its text without blocks of code."""
+    """The text of a page without blocks of code."""
     return FENCE.sub("", document.read_text())
 
 
@@ -43,7 +43,7 @@ def ours(path: str) -> bool:
 
 
 def located(path: str) -> list[Path]:
-    """The files and folders of this name: from the repository's root, or short: `engine/steps.py` or `steps.py`."""
+    """The files and folders of a path from the repository's root, or of a short one like `engine/steps.py`."""
     exact = [base / path for base in (ROOT, ROOT / "aristos") if (base / path).exists()]
     return exact or [file for folder in FOLDERS for file in (ROOT / folder).rglob(path) if "/" not in path]
 
@@ -97,7 +97,7 @@ def test_relative_links_lead_to_files(document):
 
 
 def anchors(document: Path) -> set[str]:
-    """What a link may name of a page: its headings as GitHub writes them, or an `id` of its own."""
+    """The anchors of a page that a link may name: its headings, as GitHub writes them, and its `id`s."""
     text = prose(document)
     headings = [heading.lower() for heading in re.findall(r"^#+ +(.*?) *$", text, re.MULTILINE)]
     found = {re.sub(r"[^\w\- ]", "", heading).replace(" ", "-") for heading in headings}

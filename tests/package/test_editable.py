@@ -1,4 +1,4 @@
-"""`pip install -e` puts the clone's path on sys.path: a finder would lose to a folder named aristos beside a script."""
+"""`pip install -e` puts the clone's path on sys.path, so that a folder named aristos beside a script is no obstacle."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-LEAST = 77  # of setuptools, as in pyproject.toml
+LEAST = 77  # the least version of setuptools, as in pyproject.toml
 BUILD = "import sys; from setuptools import build_meta; build_meta.build_editable(sys.argv[1])"
 
 

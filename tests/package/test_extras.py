@@ -40,7 +40,7 @@ def without(lacking: str, *words: str, program: str = COMMAND) -> subprocess.Com
     return subprocess.run(run, cwd=ROOT, capture_output=True, text=True, timeout=120)
 
 
-def test_everything_but_the_commands_that_name_them_needs_no_extra():
+def test_only_commands_that_name_an_extra_need_it():
     needs = "bench.main bench.suites cli.races doctor.main explore.compiled.run launcher.main layer.moe planner"
     imports = "import aristos\n" + "".join(f"import aristos.{name}\n" for name in needs.split())
     done = without(",".join(OPTIONAL.values()), program=WITHOUT + imports)
@@ -67,7 +67,7 @@ def test_a_command_names_the_extra_that_it_lacks(extra, words, code, tmp_path):
     assert done.returncode == code, done.stderr
     assert f"pip install 'aristos[{extra}]'" in done.stderr
     assert len(done.stderr.splitlines()) == 1
-    assert not done.stdout or words[0] != "plan"  # it is named before solving
+    assert not done.stdout or words[0] != "plan"  # the extra is named before solving
     assert extra in PROJECT["optional-dependencies"]
 
 
@@ -78,7 +78,7 @@ def test_numba_is_bounded_to_what_was_tested():
     assert least <= tuple(map(int, numba.__version__.split(".")[:2])) < below
 
 
-def test_a_numba_without_a_private_part_is_named_in_a_sentence():
+def test_a_numba_without_a_private_part_is_refused_with_its_name():
     linked_code.check(linked_code.JITCodeLibrary)
     with pytest.raises(EnvironmentProblem, match=r"lacks JITCodeLibrary\._ensure_finalized, .*: pip install 'numba>="):
         linked_code.check(type("JITCodeLibrary", (), {}))

@@ -1,4 +1,4 @@
-"""What runs before a commit and on a hosted machine: the files are read, and what they call exists."""
+"""The files for hooks before a commit and for hosted machines call only what exists."""
 
 from __future__ import annotations
 

@@ -15,14 +15,14 @@ PAGE, TRAINING = ((DOCS / name).read_text() for name in ("layer.md", "training.m
 
 
 def run_examples(page: str, **names: object) -> None:
-    """Run the page's examples, one after the other, in one namespace; those for ranks only with a communicator."""
+    """Run the page's examples in order in one namespace. Those for ranks run only with a communicator."""
     for example in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
         if "comm" in names or "comm.Dup()" not in example:
             exec(compile(example, "docs", "exec"), names)
 
 
 def test_the_examples_run_in_order(capsys, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)  # one saves
+    monkeypatch.chdir(tmp_path)  # one example saves files
     run_examples(PAGE)
     assert "calls, " in capsys.readouterr().out
     run_examples(TRAINING)

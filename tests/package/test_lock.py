@@ -20,7 +20,7 @@ def test_there_are_lock_files():
 
 
 def named(file: Path) -> str:
-    """The environment that a lock file is of; empty for that of the tests."""
+    """The name of a lock file's environment; empty for the environment of the tests."""
     found = re.fullmatch(r"lock-3\.\d+-\w+(?:\.(\w+))?\.txt", file.name)
     assert found, file
     return found[1] or ""

@@ -20,7 +20,7 @@ EXPERTS, K = 5, 2
 
 
 def made(count: int, seed: int, shape: tuple[int, ...] | None = None, beyond: bool = True) -> Routing:
-    """A routing by softmax, of which some choices are beyond the capacity."""
+    """A routing by softmax. With `beyond`, some choices are beyond the capacity."""
     rng = np.random.default_rng(seed)
     logits = 2 * rng.standard_normal((count, EXPERTS)).astype(np.float32)
     ids = np.argsort(-logits, axis=1, kind="stable")[:, :K]
@@ -130,7 +130,7 @@ def test_no_tokens_and_no_logits():
 
 @ranks_each(2, 3)
 def test_losses_over_ranks(comm, world):
-    """Ranks with different numbers of tokens, one without; each has the gradient by its own logits."""
+    """Ranks have different numbers of tokens, one of them none. Each gets the gradient by its own logits."""
     counts = [7, 4, 0][-world:]
     everyone = [made(n, seed=n) for n in counts]
     mine = everyone[comm.rank]
@@ -166,7 +166,7 @@ def test_losses_of_a_call():
 
 @pytest.mark.parametrize("score", ["sigmoid", "sqrtsoftplus"])
 def test_scores_of_very_low_logits_have_a_gradient(score):
-    """Where e^x is far below 1, and where it is 0: neither rounds the slope to 0 nor makes it 0 / 0."""
+    """The slope is right where e^x is far below 1, and is not 0 / 0 where e^x is 0."""
     row = [1.0, -60.0, -38.0, -800.0, -3e38]
     ids = np.array([[0, 2]])
     routing = routing_of(ids, np.ones((1, K), "f4"), np.array([row], "f4"), EXPERTS)
@@ -187,7 +187,7 @@ def test_scores_of_very_low_logits_have_a_gradient(score):
 
 @ranks_each(2, 3)
 def test_losses_have_equal_bits_on_any_number_of_ranks(comm, world):
-    """Loss and gradient of the same tokens, however they are shared: [20, E] logits of five sequences."""
+    """Ranks share the logits [20, E] of five sequences. Loss and gradient have equal bits for every share."""
     whole = made(20, 3, (5, 4))
     first, end = np.linspace(0, 5, world + 1).astype(int)[comm.rank :][:2]
     mine = replace(
@@ -210,7 +210,7 @@ def test_losses_have_equal_bits_on_any_number_of_ranks(comm, world):
 
 
 def test_a_step_of_the_bias():
-    """Exactly the mean, which is no whole number of choices: nothing moves there."""
+    """The bias falls above the mean count, rises below it, and stays at it. The mean need not be a whole number."""
     before = np.array([0.1, -0.2, 0.3], np.float32)
     after = losses.bias_step(before, np.array([5, 1, 3]), 0.01)
     assert after.dtype == np.float32

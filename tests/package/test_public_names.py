@@ -24,7 +24,7 @@ PRIVATE |= {
     "trainable",
     "transport",
     "weight_types",
-}  # public classes of theirs are names of `aristos`
+}  # their public classes are names of `aristos`
 
 
 def test_dir_lists_every_public_module():

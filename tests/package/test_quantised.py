@@ -1,4 +1,4 @@
-"""Matrices of codes and scales: what they mean, how plain ones become them, and what is refused."""
+"""Matrices of codes and scales: the weights they stand for, how plain ones are quantised, and what is refused."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def e4m3(code: int) -> float:
 
 
 def meaning(kind, code: int, zero: int) -> float:
-    """A code less its zero point."""
+    """The value of a code less its zero point."""
     if kind.name == "fp8":
         return e4m3(code)
     if kind.name == "mxfp4":
@@ -40,7 +40,7 @@ def meaning(kind, code: int, zero: int) -> float:
 
 
 def weights_of(q: Quantised) -> np.ndarray:
-    """[K, N] float64: weight for weight."""
+    """The weights [K, N] in float64, computed one by one."""
     depth, columns = q.shape
     found = np.zeros((depth, columns))
     middle = 1 << (q.type.bits - 1)
@@ -52,7 +52,7 @@ def weights_of(q: Quantised) -> np.ndarray:
 
 
 def random(kind, depth: int = DEPTH, columns: int = 3, seed: int = 0) -> dict[str, np.ndarray | None]:
-    """Codes, scales and zero points at random."""
+    """Random codes, scales and zero points."""
     rng = np.random.default_rng(seed)
     codes = rng.integers(0, 1 << kind.bits, (depth, columns)).astype(np.uint8)
     if kind.name == "fp8":
@@ -91,7 +91,7 @@ def codes_of(kind) -> list[float]:
 
 @pytest.mark.parametrize("kind", TYPES, ids=IDS)
 def test_codes_are_the_nearest_ones(kind):
-    """Against all codes, one by one; scales reach the largest value, within a step of their type."""
+    """No other code is nearer. A scale reaches the largest value of its group, to within a step of the scale's type."""
     weight = np.random.default_rng(1).standard_normal((DEPTH, 3)).astype(np.float32)
     q = quantise(weight, kind)
     found, values = weights_of(q), np.array(codes_of(kind))
@@ -118,15 +118,15 @@ def test_codes_are_the_nearest_ones(kind):
 
 
 @pytest.mark.parametrize("kind", TYPES, ids=IDS)
-def test_weights_that_codes_have_are_kept(kind):
-    """With a scale that is a power of two, which every type of scale has."""
+def test_weights_that_codes_can_express_are_kept(kind):
+    """The scale is a power of two, which every type of scale has."""
     rng = np.random.default_rng(2)
     values = codes_of(kind)
     weight = rng.choice(values, (DEPTH, 3))
     weight = np.where(weight == -(1 << (kind.bits - 1)), 0, weight) if kind.name.startswith("int") else weight
     largest = {"fp8": 448, "int8": 127, "int4": 7, "mxfp4": 6}[kind.name]
     every = kind.group or DEPTH
-    weight[::every] = largest  # of each group and column
+    weight[::every] = largest  # in each group and column
     if kind.zeros:
         weight[1::every] = -largest - 1
     assert np.array_equal(quantise((weight / 8).astype(np.float32), kind).dequantised(), weight / 8)
@@ -142,7 +142,7 @@ def test_groups_of_zeros_stay_zeros(kind):
 @pytest.mark.parametrize("kind", TYPES, ids=IDS)
 @pytest.mark.parametrize("size", [1e-38, 1e-6, 1e30])
 def test_tiny_and_large_weights_have_usable_scales(kind, size):
-    """No scale is zero or infinite; what its type cannot reach is the nearest that it can."""
+    """No scale is zero or infinite. A scale beyond the range of its type becomes the nearest number in the range."""
     if size > 1e29 and kind.scale == "float16":
         pytest.skip("beyond float16")
     weight = (size * np.random.default_rng(3).uniform(-1, 1, (DEPTH, 2))).astype(np.float32)

@@ -91,7 +91,7 @@ def test_it(comm):
 
 @pytest.mark.slow
 @needs_mpiexec
-def test_a_hang_is_ended_at_the_limit_with_the_stack_of_who_hangs(tmp_path):
+def test_a_hang_is_ended_at_the_limit_with_the_stack_of_the_hanging_rank(tmp_path):
     code, out, seconds = run(
         tmp_path,
         """
@@ -202,7 +202,7 @@ def test_no_marker(comm):
 @pytest.mark.slow
 @needs_mpiexec
 def test_tests_share_a_job_that_a_failure_ends(tmp_path):
-    """Three jobs: of the tests up to the failing one, of those after it, and of the isolated one."""
+    """There are three jobs: for the tests up to the failing one, for those after it, and for the isolated one."""
     code, out, _ = run(
         tmp_path,
         """
@@ -258,7 +258,7 @@ def test_last(comm, n):
 @pytest.mark.slow
 @needs_mpiexec
 def test_each_test_has_its_own_limit(tmp_path):
-    """Two tests of 7 s within limits of 12 s; the one that hangs costs its own limit, and those after it run."""
+    """Two tests take 7 s and have limits of 12 s. A test that hangs uses up its own limit; those after it still run."""
     code, out, _ = run(
         tmp_path,
         """
@@ -332,7 +332,7 @@ def test_alone():
 
 
 def test_an_uncompiled_file_runs_in_one_process_of_its_own(tmp_path):
-    """Its tests are reported one by one, and a failure costs the others nothing."""
+    """The file's tests are reported one by one, and a failure does not affect the others."""
     code, out, _ = run(
         tmp_path,
         """

@@ -41,7 +41,7 @@ def table(text: str, first: str) -> dict[str, list[str]]:
 
 @pytest.mark.parametrize(("family", "first"), [("amx, rocketlake", 0), ("avx512, cascadelake", 2)])
 def test_the_results_of_the_readme_are_those_of_the_comparison(family, first):
-    """Aristos (fused) / the best of NumPy and torch, in each element type, as docs/performance.md has them.
+    """Each cell is Aristos (fused) / the best of NumPy and torch, for an element type, as in docs/performance.md.
 
     first: the column of the machine's float32.
     """
@@ -70,7 +70,7 @@ def test_the_results_of_the_readme_are_those_of_the_comparison(family, first):
     "path", ["README.md", "launch/virtual_slurm", "docs/install.md", "docs/performance.md", "bench/nodes.py"]
 )
 def test_every_srun_example_has_mpi_option(path):
-    """Sites, and the virtual cluster, may have no default that fits."""
+    """The default of a site, or of the virtual cluster, may not fit."""
     shown = re.findall(r"srun +-N.*?python", (ROOT / path).read_text(), re.DOTALL)
     assert shown
     assert all("--mpi=" in command for command in shown)

@@ -51,14 +51,14 @@ def exponentials(scores):
 
 
 def mixed(best, scores, before):
-    """A choice's share of the softmax over the rest that is close to it, as in transformers' modeling_phimoe.py."""
+    """A choice's share of the softmax over the scores left that are close to it (transformers' modeling_phimoe.py)."""
     rest = list(scores)
     for taken in before:
         rest.remove(taken)
     return 1 / sum(math.exp(s - best) for s in rest if not (best - s) / max(abs(s), best) > 2 * 0.01)
 
 
-# the weights of the chosen scores, from them and from all scores
+# score -> the weights of chosen scores, computed from (chosen scores, all scores)
 SCALAR_SCORES: dict[str, Callable[[list[float], list[float]], list[float]]] = {
     "softmax": lambda chosen, scores: [e / sum(exponentials(scores)) for e in exponentials(chosen)],
     "softmax_topk": lambda chosen, scores: [e / sum(exponentials(chosen)) for e in exponentials(chosen)],
@@ -205,7 +205,7 @@ def test_a_call_without_tokens(router):
 
 
 def test_small_shares_keep_their_digits():
-    """Softmax over two experts whose shares underflow even in float64; a sigmoid of 1e-40."""
+    """Weights are right where two experts' shares of a softmax underflow in float64, and where a sigmoid is 1e-40."""
     cfg = MoEConfig(hidden=1, ffn=4, experts=3, top_k=2)
     ids, weights = reference.route(cfg, [[1.0]], [[900.0, 0.0, 1.0]], select_bias=[-2.0, 0.0, 0.0])
     assert ids.tolist() == [[1, 2]]

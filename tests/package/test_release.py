@@ -1,4 +1,4 @@
-"""What a release has: an entry of the changelog, and archives whose bytes depend on the sources alone."""
+"""A release has an entry in the changelog. The bytes of its archives depend on nothing but the sources."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import pytest
 from aristos._version import __version__
 
 ROOT = Path(__file__).resolve().parents[2]
-# As `python -m build` does: the sdist, and the wheel from it.
+# Like `python -m build`, this builds the sdist, and then the wheel from the sdist.
 BUILD = """
 import os, sys, tarfile
 from setuptools import build_meta
@@ -40,7 +40,7 @@ def test_one_version_and_its_entry_in_the_changelog():
 
 
 def archives(folder: Path, mask: str) -> dict[str, str]:
-    """File name -> hash of the sdist and the wheel, built from a copy of the sources made under a umask."""
+    """File name -> hash, for the sdist and the wheel of a copy of the sources. mask: the umask of the copy's files."""
     ignore = shutil.ignore_patterns("__pycache__", ".*", "build", "*.egg-info", "results", "shared")
     shutil.copytree(ROOT, folder, ignore=ignore)
     for path in folder.rglob("*"):
@@ -55,7 +55,7 @@ def archives(folder: Path, mask: str) -> dict[str, str]:
 
 @pytest.mark.slow
 def test_archives_built_twice_are_equal(tmp_path):
-    """From two copies with other times, owners' modes and folders."""
+    """Each is built from a copy of its own; the copies differ in file times, file modes and folder."""
     if int(metadata.version("setuptools").partition(".")[0]) < 77:
         pytest.skip("setuptools is older than pyproject.toml asks for: pip install 'setuptools>=77'")
     first, second = archives(tmp_path / "one", "022"), archives(tmp_path / "two" / "deeper", "002")

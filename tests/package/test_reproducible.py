@@ -1,4 +1,4 @@
-"""Sums over pieces: their order written as brackets, and equal bits on any number of ranks."""
+"""Sums over pieces have a fixed order, written here with brackets, and equal bits on any number of ranks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from aristos.errors import InputError, MismatchError, PeerInputError
 
 
 def made(count: int, shape: tuple[int, ...] = (7,), seed: int = 0) -> np.ndarray:
-    """Pieces whose sum depends on the order in every bit."""
+    """Pieces whose sum depends on the order of additions."""
     rng = np.random.default_rng(seed)
     return (rng.standard_normal((count, *shape)) * 10.0 ** rng.integers(-4, 4, (count, *shape))).astype(np.float32)
 
@@ -41,7 +41,7 @@ def test_wrong_pieces(pieces):
 
 @ranks_each(2, 3, 4)
 def test_equal_bits_on_any_number_of_ranks(comm, world):
-    """Even and uneven numbers of pieces, none on a rank, arrays smaller than the number of ranks."""
+    """Numbers of pieces are even and uneven, some ranks have none, and some arrays are smaller than the world."""
     for total, shape in ((8, (7,)), (5, (3, 2)), (1, (1,)), (7, (2,)), (12, ())):
         pieces = made(total, shape, seed=total)
         whole = aristos.reproducible_sum(None, pieces)

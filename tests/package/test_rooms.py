@@ -1,4 +1,4 @@
-"""Rooms: imports go downwards, in no circle; the core needs no tool; the pictures in docs/ show the code as it is."""
+"""Imports between rooms go downwards without cycles, the core needs no tool, and pictures in docs/ show the code."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PACKAGES = {
     "mpi4py",
     "ml_dtypes",
     "filelock",
-}  # the core needs them
+}  # the packages that the core needs
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def test_imports_go_downwards(draw):
     assert draw.upward() == []
 
 
-def test_no_modules_import_each_other_in_a_circle(draw):
+def test_imports_between_modules_have_no_cycle(draw):
     assert draw.circles() == []
 
 
@@ -67,8 +67,10 @@ def test_the_core_needs_few_packages(draw):
 
 
 def test_imports_by_a_computed_name_are_known(draw):
-    """No circle through them is found: the front door and copies of modules import what their callers name;
-    the catalogue imports the files of a folder."""
+    """Cycles through such imports would not be found, so all of them are listed here.
+
+    The front door and copies of modules import what their callers name. The catalogue imports the files of a folder.
+    """
     assert draw.computed() == {
         "aristos",
         "aristos.bench.delay.steps",
@@ -120,7 +122,7 @@ def test_the_pictures_are_up_to_date(draw, capsys):
 
 
 def test_module_names_say_which_module_is_meant(draw):
-    """These names stood for up to six modules and four classes each."""
+    """One module has each of these names, and one class is named Machine: they once stood for up to six."""
     files = [file for file in draw.modules().values() if file.parent.name != "decode"]  # by family of opcodes
     for stem in ("memory", "report", "launch"):
         assert len([file for file in files if file.stem == stem]) <= 1, stem

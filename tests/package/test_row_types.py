@@ -18,7 +18,8 @@ from aristos.weight_types import FORMATS, SPLIT, WEIGHT_TYPES, WeightType, packe
 
 PACKAGE = Path(__file__).resolve().parents[2] / "aristos"
 DOCSTRING = re.compile(r'"""(?:.|\n)*?"""')
-# Kernels are written type by type, formats of files have names of their own, and one suite measures two of the types.
+# Files that may list types: kernels are written type by type, file formats have their own names for types, and one
+# suite measures two of the types.
 OWN = (
     "row_types.py",
     "kernels/",
@@ -59,7 +60,7 @@ def test_literals_for_type_checkers_name_the_types():
 
 
 def elsewhere(wanted: str, own: tuple[str, ...]) -> list[str]:
-    """Where other files of the package than `own` have the expression `wanted`. Docstrings may list types."""
+    """Matches of the expression `wanted` in files of the package other than `own`. Docstrings may list types."""
     return [
         f"{path.relative_to(PACKAGE)}: {match.group()}"
         for path in sorted(PACKAGE.rglob("*.py"))

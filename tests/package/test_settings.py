@@ -15,7 +15,7 @@ PAGE = (ROOT / "docs" / "settings.md").read_text()
 ROWS = [
     [cell.strip() for cell in line[1:-1].split("|")] for line in PAGE.splitlines() if line.startswith("| `aristos ")
 ]
-ELSEWHERE = {"bench": "aristos.bench.main", "simt": "ptxsim.command"}  # where a command's exit codes are said
+ELSEWHERE = {"bench": "aristos.bench.main", "simt": "ptxsim.command"}  # modules that document the exit codes
 
 
 def test_every_variable_is_named():
@@ -29,7 +29,7 @@ def test_every_exit_code_is_named(name):
     said = importlib.import_module(ELSEWHERE.get(name, f"aristos.cli.{name}")).__doc__ or ""
     codes = set(re.findall(r"\b(1|3|130|141)\b", said[said.index("xit codes") :]))
     row = next(row for row in ROWS if f"`aristos {name}`" in row[0])
-    if name == "models":  # of a directory it has the codes of `inspect`
+    if name == "models":  # for a directory it has the exit codes of `inspect`
         return
     named = {code for code, cell in zip(("1", "3"), row[1:3], strict=True) if cell}
     assert codes == named | set(re.findall(r"\b(130|141)\b", row[3]))

@@ -57,7 +57,7 @@ def test_formats_of_codes():
     ],
 )
 def test_a_docstring_names_each(documented: Any, start: str, end: str, table: Any):
-    """In the text of one parameter. What else is quoted there is a default."""
+    """The text of one parameter quotes each name, and no other."""
     text = re.split(rf"\n *{end}", re.split(rf"\n *{start}", documented.__doc__)[1])[0]
     assert set(re.findall(r'"(\w+)"', text)) == set(table)
 

@@ -1,4 +1,4 @@
-"""The plugin behind `--tier` and `--part`: files that it need not import."""
+"""The plugin behind `--tier` and `--part` knows the files that it need not import."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_a_slow_file_holds_no_quick_test(text):
         ("nowhere", "", "both"),
     ],
 )
-def test_parts_that_a_file_may_have_tests_of(folder, text, held):
+def test_the_parts_to_which_tests_of_a_file_may_belong(folder, text, held):
     assert [part for part in PARTS if may_hold(folder, text, "quick", part)] == [
         part for part in PARTS if held in (part, "both")
     ]

@@ -83,7 +83,7 @@ def test_texts_are_whole_files_and_batches_are_drawn_alike(program, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.ranks(2, timeout=300)
-def test_ranks_and_a_resume_leave_the_bits_of_a_model_as_they_are(comm, tmp_path_factory, program):
+def test_ranks_and_a_resume_do_not_change_the_bits_of_a_model(comm, tmp_path_factory, program):
     from aristos import Checkpoint
 
     base = comm.bcast(tmp_path_factory.mktemp("lm") if comm.rank == 0 else None)
@@ -111,7 +111,7 @@ def test_ranks_and_a_resume_leave_the_bits_of_a_model_as_they_are(comm, tmp_path
 
 
 def written_alike(model: Path, comm: Any) -> None:
-    """Bytes of text, and the last logits, are those of one rank; with more ranks than prompts, some are empty."""
+    """Bytes of text, and the last logits, are those of one rank. If ranks outnumber prompts, some have none."""
     import generate
 
     prompts = [list(b"def "), list(b"import os\n"), list(b"x")]

@@ -1,4 +1,4 @@
-"""A plan is achievable: what its placement gives, devices that hold nothing, inference, and why nothing fits."""
+"""What the placement of a plan achieves, devices that hold nothing, inference, and why nothing fits."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def near(value: float):
 
 
 def equal_devices(n: int, experts: int, memory: int, rates: list[float] | None = None, **changes) -> dict:
-    """Devices behind one switch; one group, because the gradients are huge."""
+    """Devices behind one switch. They are one group, because the gradients are huge."""
     links = [[0.0 if i == j else 2.0 for j in range(n)] for i in range(n)]
     return {
         "experts": experts,
@@ -51,7 +51,7 @@ def held(plan: planner.Plan, group: int) -> list[int]:
     ("n", "experts", "memory"), [(16, 8, 1), (16, 8, 2), (12, 8, 2), (6, 4, 4), (9, 3, 1), (4, 8, 2), (4, 8, 8)]
 )
 def test_whole_experts_that_divide_give_the_objective(n, experts, memory):
-    """More devices than experts get copies where memory allows, so that all compute their part."""
+    """If devices outnumber experts, they get copies where memory allows, so that all compute their part."""
     plan = planner.solve(planner.parse(equal_devices(n, experts, memory)))
     assert len(plan.groups) == 1
     assert plan.achieved.pi_us[0] == near(plan.cost.pi_us[0])
@@ -71,7 +71,7 @@ def test_copies_that_do_not_divide_and_slow_devices_are_said():
 
 @pytest.mark.parametrize("model", MODELS_OF_COST)
 def test_the_step_of_the_placement_differs_by_rounding(model):
-    """Against the definition in plain loops; compute is at most the fractional split rounded up to whole experts."""
+    """The step equals plain loops. Its compute is at most that of the fractional split, rounded up to whole experts."""
     copied = 0
     for seed in range(40):
         p = planning.draw(seed, 1 + seed % 9, model=model)
@@ -133,7 +133,7 @@ def test_the_step_of_a_compressed_cluster_is_that_of_its_matrices():
 @pytest.mark.parametrize("model", MODELS_OF_COST)
 @pytest.mark.parametrize("gradient", [100.0, None])
 def test_devices_that_hold_nothing_do_not_count(model, gradient, monkeypatch):
-    """Optima and bounds against all partitions; with None (inference) nothing is reduced."""
+    """Optima and bounds agree with a search of all partitions. In inference (gradient None) nothing is reduced."""
     monkeypatch.setattr(search, "ROUNDS", 1)
     monkeypatch.setattr(search, "STEPS", 10_000)
     for seed, n in ((0, 5), (1, 6), (2, 7), (3, 8)):

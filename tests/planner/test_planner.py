@@ -171,7 +171,7 @@ def test_baselines_are_never_better(model, allreduce):
 
 
 def test_the_greedy_of_2024_by_hand():
-    """Merged by their fast link, since neither of the pair has room alone; the third one joins where F rises least."""
+    """Two devices merge by their fast link, since neither has room alone. The third one joins where F rises least."""
     p = {
         "experts": 4,
         "layer_cost": 10.0,
@@ -239,7 +239,7 @@ def test_a_wrong_field_is_named(pair, field, value):
 
 
 def run_here(capsys, *words: str) -> tuple[int, str, str]:
-    """The command in this process: (exit code, stdout, stderr); a traceback is a failure of the test."""
+    """Run the command in this process. Returns (exit code, stdout, stderr); a traceback fails the test."""
     try:
         code = plan_command([*words, "--json", "--deadline", "2"])
     except SystemExit as ended:
@@ -301,7 +301,7 @@ def test_a_picture_replaces_nothing_but_a_regular_file(pair, tmp_path, capsys):
     )
 
 
-def test_a_list_of_models_that_nobody_reads():
+def test_a_list_of_models_into_a_closed_pipe():
     command = f"set -o pipefail; {sys.executable} -m aristos plan --model '?' | true"
     done = subprocess.run(["bash", "-c", command], capture_output=True, timeout=60)
     assert (done.returncode, done.stderr) == (141, b"")
@@ -309,7 +309,7 @@ def test_a_list_of_models_that_nobody_reads():
 
 @pytest.mark.slow
 def test_odd_problems_have_plans(pair, tmp_path, capsys):
-    """One device, one expert, nothing to pay, devices without memory or with far too much: small and large."""
+    """Problems have one device, one expert, costs of 0, or devices without memory or with far too much of it."""
     path, n = tmp_path / "p.json", 20
     links = [[0.0 if i == j else 3.0 for j in range(n)] for i in range(n)]
     none = [[0.0] * n for _ in range(n)]
@@ -394,7 +394,7 @@ def test_the_command_prints_json_alone(pair, tmp_path, capsys):
 
 @pytest.mark.parametrize("model", MODELS)
 def test_every_term_of_the_json(model):
-    """Of plans with several groups, and of their bottleneck, against the definition."""
+    """The terms of plans with several groups, and of their bottleneck, equal the definition."""
     seen = set()
     for seed in range(30):
         p = planning.draw(seed, 6)
@@ -440,7 +440,7 @@ def test_every_term_of_the_json(model):
 
 
 def test_the_report_names_what_shortens_the_step(pair):
-    """The slower device of one group at twice its rate, by hand."""
+    """The group's slower device, at twice its rate, gives a step that was computed by hand."""
     pair["devices"] = [{"rate": 1.0, "memory": 1}, {"rate": 4.0, "memory": 1}]
     said = explain(planner.solve(planner.parse({**pair, "layer_cost": 30.0})))
     assert "compute of group 0, 12 us of its stage's 16 us" in said
@@ -453,7 +453,7 @@ def test_the_report_names_what_shortens_the_step(pair):
 
 @pytest.mark.parametrize("count", [1, 2, 3, 30])
 def test_equally_slow_groups_are_all_reported(pair, count):
-    """Equal devices apart: every stage is as long, and the report calls none shorter."""
+    """Each of several equal devices is a group. All stages are equally long, and the report calls none shorter."""
     p = {**pair, "devices": [{"rate": 2.0, "memory": 2}] * count}
     for key in ("alpha_us", "beta_us_per_mib"):
         p[key] = [[0 if i == j else 1e6 for j in range(count)] for i in range(count)]
@@ -509,7 +509,7 @@ def test_the_command_on_infeasible_and_wrong_problems(pair, tmp_path, capsys):
 
 
 def large(problem: planner.Problem, model: str, allreduce: str, seconds: float = 30.0) -> planner.Plan:
-    """Solved as if it were too large for all subsets."""
+    """The plan of a problem that is solved as if it had too many subsets to try all."""
     start = time.monotonic()
     name, (groups, _) = min(
         baselines.all_baselines(problem, model, allreduce).items(), key=lambda item: item[1][1].objective_us
@@ -520,7 +520,7 @@ def large(problem: planner.Problem, model: str, allreduce: str, seconds: float =
 @pytest.mark.slow
 @pytest.mark.parametrize(("model", "allreduce"), CHOICES)
 def test_bounds_are_never_above_the_optimum(model, allreduce, monkeypatch):
-    """By cells, and by alike cells of a tree that has no slower links than the problem."""
+    """The bounds use cells, or alike cells of a tree whose links are no slower than the problem's."""
     monkeypatch.setattr(search, "ROUNDS", 1)
     monkeypatch.setattr(search, "STEPS", 20_000)
     gaps = []
@@ -595,14 +595,14 @@ def spelled_out(p: dict) -> dict:
 
 @pytest.mark.parametrize(("payload", "shape"), [(1, cluster((2, 4, 100.0, 3))), (50, cluster((8, 4, 100.0, 3)))])
 def test_the_report_of_a_compressed_cluster_is_that_of_its_matrices(payload, shape):
-    """The words are those of the same problem in matrices, solved small and large."""
+    """The report is that of the same problem given as matrices, solved as a small and as a large problem."""
     p = compressed(shape, experts=8, layer_cost=1000.0, payload_mib=payload, stages=800, gradient_mib=10)
     plan = planner.solve(planner.parse(p), deadline_s=3)
     assert plan.bottleneck["term"] == "comm"
     said = explain(plan)
     whole = planner.parse(spelled_out(p))
     assert said == explain(replace(plan, problem=whole))
-    # by hand: halve the links within the group of the device named
+    # by hand: halve the links within the group of the named device
     group, device = plan.groups[plan.bottleneck["group"]], plan.bottleneck["device"]
     better = spelled_out(p)
     for key in ("alpha_us", "beta_us_per_mib"):
@@ -674,14 +674,14 @@ def test_the_deadline_is_kept():
     planner.solve(planner.parse(planning.draw(7, 20)), deadline_s=0.2)  # compiles
     started = time.monotonic()
     plan = planner.solve(problem, deadline_s=1)
-    assert time.monotonic() - started < 12  # a call to the solver and a piece of annealing may be on their way
+    assert time.monotonic() - started < 12  # a call to the solver and a piece of annealing may still run
     for _name, (_, cost) in baselines.all_baselines(problem).items():
         assert plan.objective_us <= cost.objective_us * (1 + NEAR)
 
 
 @pytest.mark.parametrize("model", MODELS)
 def test_stages_that_take_no_time(model, monkeypatch):
-    """No compute and free links: all stages are 0, of groups with devices and of empty ones."""
+    """Without compute and with free links all stages are 0, those of empty groups too."""
     monkeypatch.setattr(search, "STEPS", 20_000)
     p = planning.draw(7, 20)
     p.update(layer_cost=0.0, payload_mib=0.0, alpha_us=[[0.0] * 20 for _ in range(20)])
@@ -709,7 +709,7 @@ def test_without_time_the_bound_is_that_of_the_rates(model):
 
 
 def test_cuts_keep_the_time_limit(monkeypatch):
-    """In small pieces they are the same, and end where time is up in the middle of an order."""
+    """Cuts that are computed in small pieces are the same. The search stops within an order when time is up."""
     problem = planner.parse(planning.draw(3, 40))
     found = search.GroupSearch(problem, "literal", "any", [list(range(40))], 0)
     whole = found._cuts(np.arange(40), math.inf)

@@ -1,4 +1,4 @@
-"""The parts of the bound against all partitions: the fewest groups for a stage, and the least all-reduce."""
+"""The parts of the bound, compared with all partitions: the fewest groups for a stage, and the least all-reduce."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def drawn(seed: int) -> dict:
 
 
 def fewest_by(problem: planner.Problem, model: str):
-    """(name, fewest groups of stages of at most b, where so many are enough) of every way there is."""
+    """(name, function) of every method: from (b, the true number) to the fewest groups with stages of at most b."""
     grows = model == "work_conserving"
     far = time.monotonic() + 60
     alike, _ = _Large(problem, model, "any", 0.0, far, 0)._tree()
@@ -40,7 +40,7 @@ def fewest_by(problem: planner.Problem, model: str):
 @pytest.mark.parametrize("listed", [columns.LISTED, 0])
 @pytest.mark.parametrize("model", planner.OBJECTIVES)
 def test_the_bound_on_groups_is_valid(model, listed, monkeypatch):
-    """At the very stage that the best partition into k groups needs."""
+    """The bound is valid at exactly the stage of the best partition into k groups."""
     monkeypatch.setattr(columns, "LISTED", listed)
     sharp: dict[str, list[bool]] = {}
     for seed in SEEDS:
@@ -82,7 +82,7 @@ APART = [
 
 @pytest.mark.parametrize(("p", "b"), APART)
 def test_very_different_rates_keep_the_bound_valid(p, b):
-    """One group of all devices is short enough: with rows of raw rates HiGHS asked for two."""
+    """One group of all devices is short enough. HiGHS once returned two, for rows with unscaled rates."""
     assert planning.stage(p, tuple(range(len(p["devices"]))), "work_conserving") < b
     for name, fewest in fewest_by(planner.parse(p), "work_conserving"):
         for more in (0, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1):
@@ -121,7 +121,7 @@ def test_the_bound_of_a_class_holds_for_each_group():
 @pytest.mark.parametrize("allreduce", planner.ALLREDUCES)
 @pytest.mark.parametrize("above", [(0, 0), (5, 1), (1e5, 0)])
 def test_a_switch_of_one_child_is_no_link(allreduce, above):
-    """Under it, the all-reduce of the same cluster without it."""
+    """The all-reduce below such a switch costs the same as without the switch."""
     leaf = {"count": 2, "rate": 100, "memory": 8}
     inner = [{"count": c, "alpha_us": 1, "beta_us_per_mib": b, "children": [leaf]} for c, b in ((2, 5), (1, 90))]
     tree = {"alpha_us": 15, "beta_us_per_mib": 40, "children": inner}

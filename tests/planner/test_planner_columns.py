@@ -99,7 +99,7 @@ def test_bounds_and_groups_against_the_optimum(model, allreduce, listed, monkeyp
 
 
 def mixed(n: int) -> dict:
-    """Nodes of four whose devices differ one by one: counts alone bound this badly."""
+    """Nodes of four devices, each different. A bound by counts alone is bad here."""
     rates, memories = (0.4, 2.5, 1.0, 0.4, 1.0), (60, 12, 26, 9, 60, 26, 12)
     links = [[0 if i == j else i // 4 == j // 4 for j in range(n)] for i in range(n)]
     return {
@@ -143,7 +143,7 @@ def test_partitions_of_columns_and_their_prices():
 
 
 def test_a_search_for_a_partition_gets_a_limited_number_of_columns(monkeypatch):
-    """With many thousands HiGHS was seen to take 81 s where 4 were allowed."""
+    """With many thousands of columns HiGHS once took 81 s instead of the 4 s allowed."""
     monkeypatch.setattr(columns, "WHOLE_MOST", 3)
     given = []
 

@@ -186,7 +186,7 @@ def test_a_model_on_measured_links(tmp_path, capsys):
 @pytest.mark.slow
 @pytest.mark.skipif(not find_mpiexec(), reason="no mpiexec beside python or on PATH")
 def test_a_model_on_this_machine(tmp_path):
-    """The links are measured by ranks that the command starts, or those of its GPUs come from a table."""
+    """Ranks that the command starts measure the links. If the machine has GPUs, their links come from a table."""
     words = [sys.executable, "-m", "aristos", "plan", "--model", "olmoe-1b-7b", "--tokens", "64", "--inference"]
     kept = {k: v for k, v in os.environ.items() if not k.startswith((*LAUNCHER_VARIABLES, "SLURM_")) and k != FLAG}
     alone = kept | {"PYTHONPATH": str(Path(__file__).parents[2])}
@@ -231,7 +231,7 @@ def test_numbers_of_a_model():
 
 
 def test_parameters_outside_the_experts():
-    """Attention, experts that all tokens share, and the feed-forward of layers without experts: no more."""
+    """They are those of attention, of experts that all tokens share, and of layers without experts."""
     h = 7168
     assert MODELS["deepseek-v3"].dense == 61 * 4 * h**2 + 58 * 3 * h * 2048 + 3 * 3 * h * 18432
     assert MODELS["mixtral-8x7b"].dense == 32 * 4 * 4096**2

@@ -123,7 +123,7 @@ def check_search(tried: search.GroupSearch, grows: bool) -> None:
 
 
 def check_words(p: dict, priced: list, model: str, allreduce: str) -> None:
-    """The step that the report promises for faster links is what the cost is with these links."""
+    """The step that the report gives for faster links equals the cost with these links."""
     for groups, cost in priced:
         if math.isinf(cost.objective_us):
             continue

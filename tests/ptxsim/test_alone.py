@@ -1,4 +1,4 @@
-"""ptxsim alone: of packages beside it only the kernel cache; it runs where Aristos and MPI cannot be imported."""
+"""ptxsim uses only the kernel cache of the packages here, and runs where Aristos and MPI cannot be imported."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ FILES = {name: path for package in PACKAGES for name, path in modules(package).i
 
 
 def imported(module: str) -> set[str]:
-    """What a module imports, anywhere in it: modules of FILES, and first names of other packages."""
+    """What a module imports, also inside functions: modules of FILES, and first names of other packages."""
     folder = module.split(".")
     if FILES[module].name != "__init__.py":
         folder.pop()
@@ -82,7 +82,7 @@ def imported(module: str) -> set[str]:
     return found - {module}
 
 
-def test_they_import_nothing_of_aristos_and_the_cache_nothing_of_the_machine():
+def test_ptxsim_and_the_cache_do_not_import_aristos_nor_the_cache_ptxsim():
     assert len(FILES) > 80
     for module in FILES:
         firsts = {name.partition(".")[0] for name in imported(module)}
@@ -90,11 +90,11 @@ def test_they_import_nothing_of_aristos_and_the_cache_nothing_of_the_machine():
         assert module.startswith("ptxsim") or "ptxsim" not in firsts, module
 
 
-def test_they_have_no_import_circle():
+def test_ptxsim_and_the_cache_have_no_import_cycle():
     graph = {module: imported(module) & FILES.keys() for module in FILES}
     while leaves := {module for module, others in graph.items() if not others & graph.keys()}:
         graph = {module: others for module, others in graph.items() if module not in leaves}
-    assert not graph, f"these modules import each other, or one that does: {sorted(graph)}"
+    assert not graph, f"these modules are in an import cycle, or import one that is: {sorted(graph)}"
 
 
 def test_a_kernel_runs_where_aristos_and_mpi_cannot_be_imported(tmp_path):

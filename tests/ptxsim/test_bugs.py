@@ -1,4 +1,4 @@
-"""Deliberate bugs that the machine must report with the right line, and their fixed versions without a report.
+"""The machine reports deliberate bugs with the right line, and reports nothing about their fixed versions.
 
 The wrong line of a kernel has the comment `# BUG`.
 """
@@ -209,7 +209,7 @@ def test_misaligned_access():
 
 
 def test_threads_that_ended_do_not_hold_up_a_barrier():
-    """PTX: a full barrier waits only for threads that have not ended; whole warps and single lanes may have."""
+    """PTX: a full barrier waits only for threads that have not ended. Whole warps and single lanes may end early."""
 
     @cuda.jit
     def good(a, out):
@@ -227,7 +227,7 @@ def test_threads_that_ended_do_not_hold_up_a_barrier():
 
 
 def test_barrier_in_a_branch():
-    """Lanes that pass a barrier at which lanes of their warp wait are reported; a warp that has ended is not missed."""
+    """If lanes pass a barrier where other lanes of their warp wait, they are reported. An ended warp is not missed."""
 
     @cuda.jit
     def bad(a, out):
@@ -550,7 +550,7 @@ def test_bank_conflicts_and_uncoalesced_loads_are_only_counted():
 
 @pytest.mark.parametrize(("step", "conflicts"), [(1, 0), (8, 28)])
 def test_copies_into_shared_memory_are_counted(step, conflicts):
-    """16 bytes a lane go by quarters of a warp: adjacent ones have no bank conflicts, 128 bytes apart all conflict."""
+    """Copies of 16 bytes a lane go by quarters of a warp. Adjacent ones do not conflict, those 128 bytes apart do."""
 
     @cuda.jit
     def kernel(a, out):

@@ -1,4 +1,4 @@
-"""Which functions of a call graph may be active twice: against a search from each of them."""
+"""The functions of a call graph that may be active twice are those that a search from themselves reaches."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ptxsim.callgraph import cyclic
 
 
 @given(st.lists(st.sets(st.integers(0, 8), max_size=3), min_size=9, max_size=9))
-def test_nodes_on_a_circle_are_those_that_reach_themselves(edges):
+def test_nodes_on_a_cycle_are_those_that_reach_themselves(edges):
     graph = {str(node): {str(other) for other in others} for node, others in enumerate(edges)}
     assert cyclic(graph) == {name for name in graph if name in reached(graph, name)}
 

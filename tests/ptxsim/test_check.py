@@ -1,4 +1,4 @@
-"""`ptxsim check`: CUDA C++, PTX and scripts, with launches as text."""
+"""`ptxsim check` on CUDA C++, PTX and scripts; launches are given as text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The comparison that tests/gpu makes with a GPU, here between two machines: it can pass, and it can fail."""
+"""tests/gpu compares the machine with a GPU. Between two machines, that comparison can pass and can fail."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """A pipeline like those of Hopper kernels: one warp copies tiles in bulk, a warpgroup multiplies them by wgmma.
 
-Two stages of shared memory, each with a barrier for "full" and one for "empty". As written it computes the right
-product without a report; with any of its waits or arrivals broken the machine reports something.
+Shared memory holds two stages, each with a barrier for "full" and one for "empty". The unchanged kernel computes the
+right product without a report. If one of its waits or arrivals is broken, the machine reports something.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ END:"""
 
 
 def tiles():
-    """(the tiles in the order of the copies: rows swizzled, A then B of each step; A; B)."""
+    """(tiles, A, B). The tiles lie in the order of the copies, A before B in each step, and have swizzled rows."""
     rng = np.random.default_rng(6)
     parts, sides = np.zeros((STEPS, 2, 64, 8, 8), np.uint16), []
     for side in range(2):

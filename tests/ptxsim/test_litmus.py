@@ -1,6 +1,6 @@
-"""Memory-model litmus tests: outcomes that PTX permits appear over seeds, outcomes that it forbids never do.
+"""Memory-model litmus tests: over many seeds, outcomes that PTX permits appear and outcomes that it forbids do not.
 
-The threads of a test are blocks, threads of different warps or threads of different devices; it runs with many seeds.
+The threads of a test are blocks, threads of different warps or threads of different devices.
 """
 
 from __future__ import annotations
@@ -342,7 +342,7 @@ def test_an_atomic_operation_directly_follows_the_write_it_read():
                 STORE(x, 0, 16)
 
     ends = {(end[0], out[0]) for end, out in finals(add, "blocks")}
-    assert ends == {(17, 16), (16, 0)}  # (1, 0) would be the store between the two halves
+    assert ends == {(17, 16), (16, 0)}  # (1, 0): the store came between read and write
 
 
 def finals(kernel, where, seeds=SEEDS):

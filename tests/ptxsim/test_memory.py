@@ -29,7 +29,7 @@ def fill(a, value):
 
 @pytest.mark.parametrize("check", [True, False])
 def test_many_arrays_one_after_another(check):
-    """64 GiB of arrays, freed one by one, take no more places than the quarantine holds."""
+    """1000 arrays, about 64 GiB in all, are freed one by one: the quarantine holds no more than its limit."""
     machine = ptxsim.Machine(check=check)
     device, kept = machine.device(0), None
     for number in range(1000):
@@ -127,7 +127,7 @@ def test_only_elements_that_the_host_writes_are_initialised():
 
 
 def test_launches_leave_nothing_in_memory():
-    """Parameters of kernels take no memory of arrays."""
+    """Kernel parameters do not lie in the memory of arrays."""
     machine = ptxsim.Machine()
     device, out = machine.device(0), machine.device(0).array(np.zeros(32))
     for _ in range(20):

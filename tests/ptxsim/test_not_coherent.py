@@ -121,7 +121,7 @@ def fills_on_flag(a, out, flag):
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("bad", [writes_first, writes_afterwards, adds_afterwards])
 def test_a_store_of_the_same_kernel(bad, seed):
-    """Before or after the load, ordered or not."""
+    """A store of the same kernel is reported, before or after the load, ordered or not."""
     (report,) = run((bad, 0), seed=seed)
     assert (report.kind, report.line) == ("not_coherent", line_of(bad, "# LOAD"))
     assert report.other_line == line_of(bad, "# STORE")
@@ -150,7 +150,7 @@ def test_stores_before_and_after_the_kernel(seed):
     assert run((fills, 0), (waits, 1), (reads, 1), seed=seed, devices=2) == []
 
 
-def test_runs_are_apart():
+def test_stores_of_other_runs_are_not_reported():
     machine = ptxsim.Machine(devices=2)
     words = [machine.device(0).array(np.zeros(N, np.uint32), name) for name in ("a", "out", "flag")]
     for kernel, device in ((reads, 1), (fills, 0), (reads, 1), (fills, 0)):
@@ -203,7 +203,7 @@ exit;
     [
         ("ldu.global.u32 %r0, [%a];", "+2", ["not_coherent"]),
         ("ld.global.nc.L1::no_allocate.v2.u32 {%r0, %r1}, [%a];", "+6", ["not_coherent"]),
-        ("ld.global.nc.u16 %h, [%a]; cvt.u32.u16 %r0, %h;", "+2", []),  # the bytes beside it
+        ("ld.global.nc.u16 %h, [%a]; cvt.u32.u16 %r0, %h;", "+2", []),  # the store writes the bytes beside it
         ("ld.global.L1::no_allocate.u32 %r0, [%a];", "", []),
     ],
 )

@@ -33,7 +33,7 @@ def inputs(form, seed, low, high):
 
 
 def close(form, relative=0.0, absolute=0.0, ulps=0.0):
-    """(got, want) -> bool: `want` the bits of a float64, `got` of the format; zeros and infinities must agree."""
+    """A comparison of `got`, bits of the format, with `want`, bits of a float64. Zeros and infinities must agree."""
 
     def same(got, want):
         x, y = as_float(value(got, form)), as_float(value(want, F64))

@@ -54,8 +54,8 @@ def kinds_of(body, *arrays, seeds=range(8), **options):
 READ = "WAIT: mbarrier.try_wait.parity.shared::cta.b64 p31, [r30], 0;\n@!p31 bra WAIT;"
 
 
-LATE = {"race", "missing_wait"}  # one or both of these are reported, by the schedule, if a wait is missing
-MORE = {"uninitialised", "misuse", "deadlock"}  # and these may follow
+LATE = {"race", "missing_wait"}  # if a wait is missing, the schedule decides which of these are reported
+MORE = {"uninitialised", "misuse", "deadlock"}  # reports that may follow those of LATE
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_what_orders_loads(old, new, kinds):
 
 @pytest.mark.parametrize(("fence", "kinds"), [("", {"missing_fence"}), ("fence.proxy.async.shared::cta;", set())])
 def test_a_reused_buffer_needs_a_fence(fence, kinds):
-    """The next load overwrites what other threads read through the generic proxy, which needs a fence."""
+    """A load may overwrite what other threads have read through the generic proxy only after a fence."""
     body = (
         LOAD
         + f"""{fence}
@@ -133,7 +133,7 @@ ISSUED:""",
 
 
 def test_a_wait_for_a_phase_does_not_order_copies_of_a_later_one():
-    """A second copy on the same barrier has landed but was not waited for: the wait for phase one does not cover it."""
+    """A second copy on the same barrier has landed, but only the first phase was waited for. That does not cover it."""
     seen = "mbarrier.test_wait.parity.relaxed.cta.shared::cta.b64 p31, [r30], 1;"  # a relaxed wait does not acquire
     body = (
         LOAD

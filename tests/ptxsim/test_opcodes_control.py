@@ -15,7 +15,7 @@ def lanes(body, module="", head="", threads=32):
 
 
 def test_loops_of_different_lengths():
-    """The Collatz steps of each lane's number."""
+    """Each lane counts the Collatz steps of its number, so lanes loop a different number of times."""
     body = """add.u32 r2, t, 1;
 mov.u32 r1, 0;
 again:

@@ -40,7 +40,7 @@ def bits_of(kind):
 
 
 def register(kind):
-    """The register for a type: 32 bits for 8 and 16-bit integers."""
+    """Bits of the register for a type: 32 for integers of 8 and 16 bits."""
     return max(bits_of(kind), 32)
 
 
@@ -562,7 +562,7 @@ def test_packed_comparisons(name):
 
 
 def test_comparisons_may_overwrite_their_operands():
-    """The second result is also an operand, or the guard, of the instruction."""
+    """A result is also an operand, or the guard, of the instruction."""
     two = dict(zip("ab", mixed(integer_edges(32), 32, 2, N, 43)))
     p = np.random.default_rng(6).random(N) < 0.5
     less = lambda a, b: read(a, "s32") < read(b, "s32")  # noqa: E731
@@ -604,7 +604,7 @@ def test_selections():
 
 
 def test_the_oracle_agrees_with_numpy():
-    """The rounding that these tests compare with, against NumPy's and Python's."""
+    """The rounding of simt_numbers, with which these tests compare, equals NumPy's and Python's."""
     rng = np.random.default_rng(8)
     for x in rng.standard_normal(300) * 2.0 ** rng.integers(-160, 160, 300):
         number = exact(Fraction(float(x)))

@@ -36,7 +36,7 @@ def values(form, count, seed=0, n=N):
 
 
 def nan_too(form):
-    """Equal bits, or both a NaN: PTX does not specify which NaN."""
+    """A comparison in which any two NaNs agree: PTX does not specify which NaN results. None compares bits."""
     if form.nan is not None:
         return None
     return lambda got, want: value(got, form)[0] == value(want, form)[0] == "nan"
@@ -136,7 +136,7 @@ def test_default_rounding():
 
 
 def test_fma_rounds_once():
-    """a * b + c for which rounding the product first gives another result, in every format."""
+    """In every format, fma is right where rounding the product a * b before adding c gives another result."""
     for name, form in FORMATS.items():
         rng = np.random.default_rng(9)
         p, one = form.fraction, -form.least + 1

@@ -32,7 +32,7 @@ def amounts(seed: int, n: int = N) -> np.ndarray:
 
 
 def of(kind, function, wide=False):
-    """The function on bits of a type, its result cut to the type's width (wide: twice that)."""
+    """The function, applied to bits of a type. Its result is cut to the type's width, or to twice that if `wide`."""
     bits = bits_of(kind) * (2 if wide else 1)
     return lambda *raw: cut(function(*(read(x, kind) for x in raw)), bits)
 
@@ -462,7 +462,7 @@ def test_carries(bits):
 
 
 def test_division_by_zero_does_not_stop_the_kernel():
-    """PTX does not specify the value."""
+    """PTX does not specify the result of a division by zero."""
     for kind in TYPES:
         zero = np.zeros(64, values(kind, 1)["a"].dtype)
         inputs = {"a": values(kind, 1)["a"][:64], "b": zero}

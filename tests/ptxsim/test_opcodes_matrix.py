@@ -196,7 +196,7 @@ def test_integer_products(shape, kinds, limit):
 @pytest.mark.parametrize("trans", ["", ".trans"])
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_load_matrix(count, trans, overlap):
-    """Lane l of a matrix holds row l/4, columns 2(l%4) and one more; lanes 8m+r hold the addresses, in any order."""
+    """Lane l holds columns 2(l%4) and 2(l%4)+1 of row l/4. Lane 8m+r has the address of row r of matrix m."""
     rng = np.random.default_rng(9)
     rows = rng.permutation(64)[:32].astype(np.uint32) * 16  # byte offset of each lane's row
     data = rng.integers(0, 1 << 16, 512).astype(np.uint16)

@@ -141,7 +141,7 @@ def test_an_arrival_releases_and_a_wait_acquires():
         ),
     ],
 )
-def test_what_does_not_order(old, new, kinds):
+def test_wrong_arrivals_and_waits_do_not_order(old, new, kinds):
     assert old in SEND
     assert found_in(INIT.format(count=1) + SEND.replace(old, new)) - {"uninitialised"} == kinds
 
@@ -168,7 +168,7 @@ def test_a_wait_that_never_ends_is_reported(check):
 
 
 def test_try_wait_returns_false_when_no_lane_can_run():
-    """A thread polls two barriers in turn: another thread completes one, its own arrival then completes the other."""
+    """A thread waits for a barrier that nothing completes. When no lane can run, its try_wait returns false."""
     body = (
         INIT.format(count=1)
         + """setp.eq.u32 p1, t, 0;
@@ -248,7 +248,7 @@ mad.wide.u32 d5, t, 16, a1; st.global.v4.u32 [d5], {r2, r3, r4, r5};"""
 @CHECKED
 @pytest.mark.parametrize("seed", range(4))
 def test_arrivals_of_copies(seed, check):
-    """cp.async.mbarrier.arrive with .noinc is one of the arrivals that `init` counted; without it, one more."""
+    """cp.async.mbarrier.arrive with .noinc is one of the arrivals that `init` counted; without it, it is one more."""
     data = np.random.default_rng(3).integers(0, 1 << 32, (64, 4), np.uint32)
     own = ARRIVE.replace(".noinc", "").replace("W: ", "mbarrier.arrive.shared::cta.b64 _, [r30];\nW: ")
     for body in (ARRIVE, own):
@@ -304,7 +304,7 @@ INITIALISED = INIT.format(count=2)
     ],
 )
 def test_misuse(body, words):
-    """One report, which names the last line."""
+    """Misuse gives one report, which names the last line."""
     _, found = launched(body, np.zeros(1, np.uint64), threads=1, module=BARS)
     assert [(r.kind, words in r.message) for r in found] == [("misuse", True)], found
     text = body.strip().splitlines()[-1]
@@ -325,7 +325,7 @@ def test_more_barriers_than_a_block_can_have():
 
 
 def test_an_mbarrier_initialised_again():
-    """After inval a barrier with another count takes the place; other threads remember the first one's phases."""
+    """An mbarrier that is initialised again after inval starts with its first phase."""
     body = (
         INIT.format(count=1)
         + """mov.u32 r5, 0;

@@ -338,7 +338,7 @@ def operands(bits, seed):
 @CHECKED
 @pytest.mark.parametrize("space", ["global", "shared", ""])
 def test_atomics(space, checked):
-    """Old and new values, each thread at its own place; red has the same new values."""
+    """Atomics return the old value and store the new one, each thread at its own place. red stores the new one."""
     module = ".shared .align 8 .b8 tile[256];"
     lines = ["mad.wide.u32 d30, t, 8, a0;", "mov.u64 d31, tile;", "mad.wide.u32 d31, t, 8, d31;"]
     if space != "shared":
@@ -458,7 +458,7 @@ st.global.v4.b32 [d2+16], {{r5, r6, r7, r7}};"""
 # ---- copies ----
 @CHECKED
 def test_asynchronous_copies(checked):
-    """cp.async: sizes, sources that are shorter or ignored, groups."""
+    """cp.async copies every size, in groups, and fills with zeros where the source is shorter or ignored."""
     module = ".shared .align 16 .b8 tile[2048];"
     body = """mov.u64 d1, tile;
 mad.wide.u32 d1, t, 64, d1;
@@ -515,7 +515,7 @@ st.global.b32 [a1], r1;"""
 
 
 def test_values_survive_memory():
-    """A value stored narrow and loaded wide, and back."""
+    """A value may be stored narrow and loaded wide, or the other way round."""
     a = np.random.default_rng(56).integers(0, 1 << 32, 128, np.uint32)
     check(
         [

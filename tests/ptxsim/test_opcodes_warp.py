@@ -26,7 +26,7 @@ past:"""
 
 
 def source_of(mode, lane, b, c):
-    """(lane that is read, predicate) of a shuffle: a segment ends at `low` and, unless up, begins at `high`."""
+    """(lane that is read, predicate) of a shuffle. Lanes outside the segment are not read."""
     b, clamp, segment = b & 31, c & 31, c >> 8 & 31
     low = lane & segment
     high = low | clamp & ~segment & 31
@@ -250,7 +250,7 @@ st.global.b32 [d1+16], r6;"""
 
 
 def test_lanes_from_two_branches_share_an_instruction():
-    """A shuffle and a vote whose lanes are in two branches: each is one instruction with one mask."""
+    """Lanes in two branches take part in one shuffle and one vote with one mask."""
     body = """setp.lt.u32 p1, t, 16;
 mul.lo.u32 r1, t, t;
 @p1 bra low;

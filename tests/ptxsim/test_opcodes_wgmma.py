@@ -167,7 +167,7 @@ def test_infinities_nans_and_subnormals():
 
 
 def test_steps_of_k_inside_a_swizzled_tile():
-    """A tile of 64 bfloat16 of k, rows of 128 bytes: each step of 16 moves both descriptors by 32 bytes."""
+    """A tile has 64 bfloat16 along k, which are rows of 128 bytes. A step of 16 moves both descriptors by 32 bytes."""
     rng = np.random.default_rng(5)
     n = 64
     a_bits, a = narrow(rng.standard_normal((64, 64)), "bf16")
@@ -257,7 +257,7 @@ HELD = "wgmma.wait_group.sync.aligned 0;"
         (
             f"{COMMIT}\n{HELD}\nbar.sync 0;\n{STORE}",
             {"race"},
-        ),  # of the 128 threads that store, not ordered with the reads
+        ),  # 128 threads store the same word, in no order
         (f"{COMMIT}\n{HELD}\nbar.sync 0;\nsetp.ne.u32 p4, t, 0;\n@!p4 {STORE}", set()),
         (f"{COMMIT}\nbar.sync 0;\nsetp.ne.u32 p4, t, 0;\n@!p4 {STORE}\n{HELD}", {"race"}),
         (
@@ -338,7 +338,7 @@ def test_descriptors(changed, kinds):
     assert kinds_of(**changed) == kinds
 
 
-def test_nothing_written():
+def test_unwritten_operands_and_a_missing_warp_are_reported():
     shared, a_desc, b_desc, *_ = operands("bf16", 16)
     body = STAGE.replace("setp.lt.u64 p1, d2, 4096;", "setp.lt.u64 p1, d2, 2048;")
     names = ", ".join(f"c{i}" for i in range(8))

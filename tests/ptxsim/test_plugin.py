@@ -53,7 +53,7 @@ def block(language):
 
 
 def run_pytest(folder, *words, **environment):
-    """stdout of pytest on files that know nothing of Aristos; as a user's project would run it."""
+    """Run pytest as a user's project would, on files that do not use Aristos. Returns stdout."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "ptxsim.plugin", *map(str, words)]
     return subprocess.run(
         command, cwd=folder, env={**os.environ, **environment}, capture_output=True, text=True, timeout=300
@@ -61,17 +61,17 @@ def run_pytest(folder, *words, **environment):
 
 
 @pytest.mark.parametrize(("words", "environment"), [(["--simt", "--simt-seed", "3"], {}), ([], {"PTXSIM": "1"})])
-def test_every_test_on_a_machine_of_its_own(tmp_path, words, environment):
+def test_every_test_has_its_own_machine(tmp_path, words, environment):
     (tmp_path / "test_it.py").write_text(TESTS)
     out = run_pytest(tmp_path, *words, tmp_path, **environment)
     assert "out_of_bounds" in out
-    assert "3 passed" in out  # the tests' bodies; a report is an error of the tear-down
+    assert "3 passed" in out  # the bodies pass; a report is an error of the tear-down
     assert "1 error" in out
     assert "test_bad" in out
 
 
-def test_unasked_the_plugin_does_nothing(tmp_path):
-    """Loaded, but without --simt, it does not even import Numba."""
+def test_without_its_option_the_plugin_does_nothing(tmp_path):
+    """Without --simt the loaded plugin does not even import Numba."""
     (tmp_path / "test_it.py").write_text("import sys\ndef test_it():\n    assert 'numba' not in sys.modules\n")
     assert "1 passed" in run_pytest(tmp_path, tmp_path)
 
@@ -105,7 +105,7 @@ def test_the_commands_of_the_docs_exist():
 
 
 def test_numba_cuda_tests_run_unchanged(tmp_path):
-    """The two examples of the docs, by the docs' commands, from the installed package."""
+    """The docs' commands run two of numba-cuda's examples from its installed package."""
     commands = re.search(r"```sh\n(TESTS=.*?)```", DOCS, re.S)[1]
     folder = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "PATH": folder, "PYTHONWARNINGS": "ignore", "PYTEST_ADDOPTS": f"-c {os.devnull}"}

@@ -21,7 +21,8 @@ def typed(names: str, types: str, shape: str) -> list[tuple[str, str]]:
     return [(f"{name}.{kind}", shape.replace("x", sizes[kind[1:]])) for name in names.split() for kind in types.split()]
 
 
-# (opcode, kinds of its operands, the first its result): h r d p registers, n a small number, k a table, z not zero
+# (opcode, kinds of its operands; the first is its result). h, r, d, p: registers; n: a small number; k: a table of
+# lop3; z: a number other than zero
 INSTRUCTIONS = [
     *typed("add sub mul.lo mul.hi min max", "u16 s16 u32 s32 u64 s64", "xxx"),
     *typed("abs neg", "s16 s32 s64", "xx"),
@@ -126,7 +127,7 @@ INSTRUCTIONS = [
         )
     ],
 ]
-SIZES = {"8": 1, "6": 2, "2": 4, "4": 8}  # of a type, by its last digit
+SIZES = {"8": 1, "6": 2, "2": 4, "4": 8}  # bytes of a type, by the last digit of its name
 
 
 def line(choice: int, picks: list[int], guard: int) -> list[str]:
@@ -165,7 +166,7 @@ def line(choice: int, picks: list[int], guard: int) -> list[str]:
     text = [f"{before}{opcode} {', '.join(operands)};"]
     if opcode.endswith("f64") and kinds[0] == "d" and not opcode.startswith(("cvt.rmi", "cvt.rzi")):
         text += [f"testp.notanumber.f64 p9, {operands[0]};", f"selp.b64 {operands[0]}, {NAN}, {operands[0]}, p9;"]
-    return ["\n".join(text)]  # no jump may end between them
+    return ["\n".join(text)]  # no jump may end between the lines
 
 
 @st.composite

@@ -1,4 +1,4 @@
-"""What reports call arrays, how they are grouped, and what a script's user sees beside them."""
+"""How reports name arrays, how reports are grouped, and what else the user of a script sees."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def addresses(tmp_path: Path, text: str) -> set[str]:
 
 
 def test_shared_arrays_have_the_names_and_indices_of_the_source(tmp_path):
-    """A size that the source does not say follows from the others; with two of them the index is flat."""
+    """One size that the source leaves open follows from the others. If it leaves two open, the index is flat."""
     wanted = {"tile[7]", "square[2, 3]", "part[4, 1]", "odd[6]", "tile[32]"}
     assert addresses(tmp_path, SHARED) == {f"shared {name}" for name in wanted}
 
@@ -115,7 +115,7 @@ def test_names_of_ptx_and_c(symbol, name):
 
 
 def test_a_missing_barrier_is_few_lines(tmp_path, capsys):
-    """One for each line, kind and array; the number of reports and the first pair of threads stay."""
+    """The reports of a line, kind and array are printed as one, with their number and the first pair of threads."""
     path = tmp_path / "script.py"
     path.write_text(HEAD + SUM)
     assert main(["check", str(path)]) == 1

@@ -192,7 +192,7 @@ def first_leaves(a, b, n):
 def test_a_grid_barrier_that_some_blocks_never_reach_is_reported(kernel, few, many, waiting, blocks, check):
     """CUDA's runtime counts blocks: if one never arrives, the others wait for ever, whatever the order of blocks.
 
-    Threads that ended do not count while their block's thread 0 arrives: numba-cuda's own examples return early.
+    A block arrives with its thread 0, even if other threads of it have ended: numba-cuda's own examples return early.
     """
     for seed in range(6):
         for n, found in ((few, ["deadlock"]), (many, [])):

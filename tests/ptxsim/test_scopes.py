@@ -1,4 +1,5 @@
-"""Which releases an acquire takes when scopes are mixed, by the PTX ISA's release and acquire patterns (8.8 to 8.9.4).
+"""Which releases an acquire pairs with when scopes are mixed, by the PTX ISA's release and acquire patterns (8.8 to
+8.9.4).
 
 The threads of a test are at stated places (device, block, warp). One writes `data`, which is weak, and then `flag`; the
 reader waits for a value of `flag` and reads `data`. So the two weak accesses are ordered in every schedule, or in none:
@@ -37,7 +38,7 @@ def wait(value, instruction="ld.relaxed.gpu.u32 %r1, [%flag];"):
 
 
 def reports(threads, seeds=SEEDS, devices=1):
-    """For each seed (kinds and places of the reports as 'race data', the value of out); threads: place -> PTX."""
+    """For each seed, (reports such as 'race data', the value of out). threads: place -> PTX."""
     text = HEAD
     for number, ((device, block, warp), body) in enumerate(threads.items()):
         text += (
@@ -62,7 +63,7 @@ ORDERED = {(frozenset(), 1)}
 
 
 def racing(found, flag=False):
-    """Is `data` a race for every seed, and nothing else but `flag`, if that may be one?"""
+    """Whether every seed reports a race on `data` and nothing else. With `flag`, a race on the flag may come too."""
     kinds = {kinds for kinds, _ in found}
     return all("race data" in each and each <= {"race data", *(["race flag"] if flag else [])} for each in kinds)
 
@@ -85,7 +86,7 @@ def test_a_chain_of_atomic_operations_keeps_the_releases_of_each_thread(reader, 
 
 @pytest.mark.parametrize(("scope", "ordered"), [("sys", True), ("gpu", False)])
 def test_a_release_of_another_device_needs_an_acquire_of_system_scope(scope, ordered):
-    """The last atomic operation is of the reader's own device, the release is not."""
+    """The reader's own device makes the last atomic operation, but the other device makes the release."""
     threads = {
         (0, 0, 0): WRITE + "st.release.sys.u32 [%flag], 1;",
         (1, 0, 0): wait(1, "ld.relaxed.sys.u32 %r1, [%flag];") + ADD.format("relaxed.sys"),
@@ -158,7 +159,7 @@ def test_a_fence_of_a_narrow_scope_leaves_an_earlier_wide_one_in_force(fences, o
     ],
 )
 def test_a_release_operation_followed_by_a_strong_write_of_its_location(second, ordered):
-    """A release pattern; a strong write of another location is none."""
+    """The two are a release pattern. With a strong write of another location they are not."""
     where = "[%flag+8]" if "+8" in second else "[%flag]"
     threads = {
         (0, 0, 0): WRITE + "st.release.gpu.u32 [%flag], 1;" + second,
@@ -170,7 +171,7 @@ def test_a_release_operation_followed_by_a_strong_write_of_its_location(second, 
 
 @pytest.mark.parametrize(("where", "ordered"), [("[%flag]", True), ("[%flag+8]", False)])
 def test_a_strong_read_followed_by_an_acquire_operation_on_its_location(where, ordered):
-    """An acquire pattern, although the acquire operation reads a later write, which releases nothing."""
+    """The two are an acquire pattern, although the acquire operation reads a later write, which releases nothing."""
     threads = {
         (0, 0, 0): WRITE + "st.release.gpu.u32 [%flag], 1;",
         (0, 1, 0): wait(1) + "st.relaxed.gpu.u32 [%flag+16], 1;" + wait(2) + f"ld.acquire.gpu.u32 %r1, {where};" + READ,

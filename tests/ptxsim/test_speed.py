@@ -1,4 +1,4 @@
-"""The PTX machine's speed, by bench/simt.py: in CPU time, the best of a few runs, because the computer may be busy."""
+"""The PTX machine's speed in CPU time, by bench/simt.py. The best of a few runs counts: the computer may be busy."""
 
 from __future__ import annotations
 
@@ -35,5 +35,5 @@ def test_instructions_a_second(bench, check):
 
 @pytest.mark.parametrize("name", MOST_SECONDS)
 def test_seconds_of_whole_kernels(bench, name):
-    """With the checker; `measure` also checks the result and that there are no reports."""
+    """The checker is on. `measure` also checks the result, and that there are no reports."""
     assert bench.measure(bench.KERNELS[name], True)["cpu_seconds"] < MOST_SECONDS[name]

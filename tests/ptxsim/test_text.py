@@ -1,4 +1,4 @@
-"""PTX text that no compiler writes: an error that names the line, soon; nothing is compiled or run."""
+"""PTX text that no compiler writes is soon read or refused; errors name the line. Nothing is compiled or run."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_the_longest_chain_of_calls_counts():
     assert program.depth == 63
 
 
-def test_half_characters_are_no_ptx():
+def test_lone_surrogates_are_refused():
     with pytest.raises(PTXError, match="cannot read"):
         Loader.program(Loader.__new__(Loader), "\ud800")
 

@@ -51,7 +51,7 @@ def test_a_change_of_the_names_compiles_units_again(monkeypatch):
 
 
 def test_units_depend_on_what_they_are_compiled_from():
-    """The interpreter's files are in, lowering and reports are not."""
+    """Units depend on the interpreter's files, but not on lowering and reports."""
     files = {path.name for path in sources.files(FOLDER / "interpreter.py")}
     assert {"interpreter.py", "blocks.py", "rows.py", "state.py", "rounding.py", "units.py"} <= files
     assert not {"lowering.py", "explain.py", "machine.py", "arrays.py"} & files
@@ -60,17 +60,17 @@ def test_units_depend_on_what_they_are_compiled_from():
 
 # ---- opcodes
 
-MEANINGS = {  # by hundreds: the files that say what the opcodes of a group do
+MEANINGS = {  # number // 100 -> the files that execute the opcodes of the group
     0: ("integer.py", "arithmetic.py"),
     1: ("floating.py",),
     2: ("arithmetic.py",),
 }
-# Opcodes of the last branch of a file, which its `else` means without a name.
+# Opcodes that a file handles in its last `else`, without their names.
 LAST = {"MAX2", "FTANH", "CVTPACK"}
 
 
 def opcodes() -> dict[str, int]:
-    """Name -> number."""
+    """Opcode's name -> its number."""
     groups = re.findall(r"^\((.*?)\) = range\((.*?)\)", Path(isa.__file__).read_text(), re.M | re.S)
     names = [name for text, _ in groups for name in re.findall(r"\w+", text)]
     numbered = {name: getattr(isa, name) for name in names}
@@ -78,7 +78,7 @@ def opcodes() -> dict[str, int]:
 
 
 def test_every_arithmetic_opcode_has_a_branch():
-    """One without its branch would become another: the last branch of a chain takes whatever is left."""
+    """An opcode without a branch would act as another one: the last branch of a chain takes whatever is left."""
     found = opcodes()
     assert (found["ADD"], found["FTANH"], found["CVTPACK"]) == (isa.ADD, isa.FTANH, isa.CVTPACK)
     for group, files in MEANINGS.items():

@@ -1,4 +1,4 @@
-"""Results files from anywhere: no other file's bytes, no memory beyond the file's size, no crash, no hang."""
+"""A results file from anywhere shows no other file's bytes, takes no more memory than its size, and crashes nothing."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def cyclic(table: h5py.Group, folder: Path) -> None:
 
 
 def scales(**options: object) -> Callable[[h5py.Group, Path], None]:
-    """Another DIMENSION_LIST of the variable."""
+    """Give the variable another DIMENSION_LIST."""
 
     def change(table: h5py.Group, folder: Path) -> None:
         del table["v"].attrs[REFERENCES]
@@ -87,7 +87,7 @@ def scales(**options: object) -> Callable[[h5py.Group, Path], None]:
 
 
 def unwritten(shape: tuple[int, ...], dtype: np.dtype) -> Callable[[h5py.Group, Path], None]:
-    """Another DIMENSION_LIST, of empty lists."""
+    """Give the variable a DIMENSION_LIST of empty lists."""
 
     def change(table: h5py.Group, folder: Path) -> None:
         del table["v"].attrs[REFERENCES]
@@ -161,7 +161,7 @@ def test_a_crash_or_a_loop_inside_hdf5_is_an_error(path, monkeypatch, code, word
 
 
 def test_the_trial_reads_the_file(path, monkeypatch):
-    """Its error is the error; its memory is bounded."""
+    """An error of the trial is the error that is raised. The trial's memory is bounded."""
     assert guarded.trial(path) == ""
     monkeypatch.setattr(guarded, "CODE", guarded.CODE.replace("hdf5.read(", "bytes(1 << 30), hdf5.read("))
     assert guarded.trial(path) == "out of memory"
@@ -172,7 +172,7 @@ def test_the_trial_reads_the_file(path, monkeypatch):
 
 
 def test_a_file_has_a_largest_size(path, monkeypatch):
-    """A sparse file of any size takes nothing on the disk, and would be read for hours."""
+    """A sparse file of any size takes no space on the disk, and would be read for hours."""
     held, most = path.stat().st_size, guarded.MOST_FILE
     with open(path, "r+b") as file:
         file.truncate(most + 1)

@@ -116,7 +116,7 @@ def test_pandas(tmp_path):
 
 @pytest.mark.parametrize("engine", ["h5netcdf", "h5py"])
 def test_a_file_that_is_open_elsewhere_in_this_process_is_loaded_and_appended_to(tmp_path, engine):
-    """HDF5 refuses to open a file twice in a process with other flags of locking."""
+    """HDF5 refuses to open a file a second time in a process with other locking flags."""
     path, run = tmp_path / "r.h5", example_run("first")
     results.append(path, run)
     if engine == "h5py":
@@ -131,7 +131,7 @@ def test_a_file_that_is_open_elsewhere_in_this_process_is_loaded_and_appended_to
         assert list(results.load(path)) == ["first"]
         results.append(path, example_run("second"))
         assert list(results.load(path)) == ["first", "second"]
-        assert np.asarray(seconds).shape == (2, 300)  # what is open stays the old file
+        assert np.asarray(seconds).shape == (2, 300)  # the open array still shows the old file
 
 
 def test_xarray_reads_it(tmp_path):
@@ -298,7 +298,7 @@ def test_a_table_without_the_variables_of_its_picture(tmp_path, capsys):
 
 @pytest.mark.parametrize("name", ["layer", "put", "mine"])
 def test_a_table_of_ones_own_is_drawn_by_its_dimensions_whatever_its_name(tmp_path, capsys, name):
-    """The benchmark's pictures want variables that it lacks, as `layer` wants `schedule`."""
+    """The table lacks variables that the benchmark's pictures need, as `layer` needs `schedule`."""
     pytest.importorskip("matplotlib")
     from aristos.cli import plot
 
@@ -382,7 +382,7 @@ def test_a_link_and_the_file_mode_stay(tmp_path):
 
 
 def test_a_link_planted_beside_the_file_is_not_followed(tmp_path):
-    """Not under the names of the copy and of the lock."""
+    """Neither a link with the name of the copy is followed nor one with the name of the lock."""
     (tmp_path / "precious").write_text("x")
     for name in (f".r.h5.{socket.gethostname()}.{os.getpid()}.aside", ".r.h5.aside"):
         (tmp_path / name).symlink_to("precious")

@@ -8,14 +8,14 @@ from llvmlite import binding, ir
 
 
 class Nothing:
-    """A stand-in for Numba's context, of which a micro-kernel requests its empty result."""
+    """A stand-in for Numba's context. A micro-kernel requests its empty result from it."""
 
     def get_dummy_value(self) -> None:
         return None
 
 
 def arm_assembly(kernel: Any, count: int, cpu: str, features: str) -> str:
-    """LLVM's assembly of a micro-kernel with `count` arguments for an AArch64 CPU, made on any machine."""
+    """LLVM's AArch64 assembly of a micro-kernel with `count` arguments. Any machine can make it."""
     binding.initialize_all_targets()
     binding.initialize_all_asmprinters()
     _, emit = kernel._defn(None, *[None] * count)

@@ -18,7 +18,7 @@ needs_mpiexec = pytest.mark.skipif(not find_mpiexec(), reason="no mpiexec beside
 
 
 def bench(ranks: int, *words: str, code: str | None = None, **env: str) -> subprocess.CompletedProcess[str]:
-    """Run the benchmark, or the program `code`, on some ranks, or without mpiexec for 0 ranks."""
+    """Run the benchmark, or the program `code`, on `ranks` ranks; 0 means one process without mpiexec."""
     launcher = (*find_mpiexec(), "-n", str(ranks)) if ranks else ()
     program = ["-c", code] if code else ["-m", "aristos.bench"]
     clean = {k: v for k, v in os.environ.items() if not k.startswith(LAUNCHER_VARIABLES) and k != FLAG}

@@ -1,4 +1,4 @@
-"""A main thread in a C call, like one of the CUDA driver, in which no Python handler of signals runs."""
+"""Keeps the main thread in a C call, as the CUDA driver may. Python's signal handlers cannot run meanwhile."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Blocked:
 
 
 def blocked(body: Callable[[], object]) -> None:
-    """Run `body` on another thread when this thread waits in C."""
+    """Run `body` on another thread while this thread waits in C."""
     wait = Blocked()
 
     def run() -> None:

@@ -1,4 +1,4 @@
-"""Keys of the kernel cache as a new process would compute them."""
+"""Lets this process compute the keys of the kernel cache again, as a new process would."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from kernel_cache import sources
 
 
 def forget() -> None:
-    """Forget what this process has read of sources."""
+    """Forget the sources that this process has read, and their keys."""
     keys = (compiling.source_key, compiling.code_key, compiling._read)
     for function in (*keys, sources.files, sources.imported, sources.importers, sources.digest):
         function.cache_clear()

@@ -1,4 +1,4 @@
-"""Parts that the layer's tests share: random inputs and routings, the one-process result to equal exactly, and jobs.
+"""Parts that the layer's tests share: random inputs and routings, a one-process layer to compare bits with, and jobs.
 
 A *job* is a separate script under `mpiexec`, for tests that the `ranks` marker cannot run, because ranks are killed,
 stopped or interrupted, or end the job on purpose. A job does not judge results: it returns the output of every rank.
@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SKEWS = ("router", "uniform", "one", "none", "some", "zipf")
 
 
-PATIENCE = 25.0  # seconds of a wait's timeout, much less than a test's limit, so that a hanging wait reports its error
+PATIENCE = 25.0  # seconds of a wait's timeout; a test's limit is longer, so that a hanging wait reports its error
 
 
 class MoE(aristos.MoE):
@@ -59,18 +59,18 @@ class Exchange(aristos.Exchange):
 
 
 def tokens(cfg: aristos.MoEConfig, count: int, seed: int) -> np.ndarray:
-    """x: [count, H] float32. Rows with equal (H, seed) are equal for every count."""
+    """Random x [count, H] float32. For equal H and seed, a larger count only adds rows."""
     return np.random.default_rng(seed).standard_normal((count, cfg.hidden), dtype=np.float32)
 
 
 def routing(cfg: aristos.MoEConfig, count: int, skew: str, seed: int) -> dict[str, Any]:
-    """A call's arguments except x: none for "router", else ids [count, k] without repeats and weights [count, k]."""
+    """A call's routing: nothing if skew is "router", else ids [count, k] without repeats and weights [count, k]."""
     if skew == "router":
         return {}
     rng = np.random.default_rng(seed)
     k, experts = cfg.top_k, cfg.experts
     share = np.ones(experts) if skew != "zipf" else 1.0 / np.arange(1, experts + 1) ** 2
-    # exponential races give k different experts for each token, each expert with its share
+    # exponential races draw k different experts for each token, with probabilities by share
     ids = np.argsort(rng.exponential(size=(count, experts)) / share, axis=1)[:, :k].astype(np.int64)
     if skew == "one":
         ids[:] = -1
@@ -83,7 +83,7 @@ def routing(cfg: aristos.MoEConfig, count: int, skew: str, seed: int) -> dict[st
 
 
 def expected(cfg: aristos.MoEConfig, w: dict[str, Any], x: np.ndarray, call: dict[str, Any]) -> np.ndarray:
-    """The float64 reference of a call. Its routing is given, so that near ties of float32 scores do not matter."""
+    """The float64 reference's output for a call. If the call has no routing, the reference computes one."""
     if not call:
         ids, weights = reference.route(cfg, x, w["router"])
         call = {"ids": ids, "weights": weights}
@@ -99,7 +99,7 @@ def near_ties(cfg: aristos.MoEConfig, w: dict[str, Any], x: np.ndarray) -> np.nd
 
 
 def check(cfg: aristos.MoEConfig, w: dict[str, Any], x: np.ndarray, call: dict[str, Any], y: np.ndarray) -> None:
-    """Check y to 1e-5 of the output's largest entry, or if all terms cancel, to the rounding of the inputs."""
+    """Check that y is within 1e-5 of the reference's largest entry; 1e-6 more is allowed in case all terms cancel."""
     assert y.shape == x.shape
     assert y.dtype == np.float32
     ref = expected(cfg, w, x, call)
@@ -125,7 +125,7 @@ def digest(a: np.ndarray) -> str:
 
 @contextlib.contextmanager
 def alone(cfg: aristos.MoEConfig, *weights: dict[str, Any], **options: Any) -> Iterator[MoE]:
-    """The same layers in one process without MPI, which every other way to compute must equal."""
+    """The same layers in one process without MPI. Every other way to compute must give its bits."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="comm=None in one of")
         moe = MoE(cfg, layers=len(weights), **options)
@@ -137,7 +137,7 @@ def alone(cfg: aristos.MoEConfig, *weights: dict[str, Any], **options: Any) -> I
 
 @contextlib.contextmanager
 def rings_of(rows: int | None) -> Iterator[None]:
-    """While inside, new layers get rings of so many rows; None changes nothing. Call it on all ranks alike."""
+    """In the `with` block, new layers get rings of `rows` rows; None changes nothing. All ranks must use it."""
     if rows is None:
         yield
         return
@@ -146,7 +146,10 @@ def rings_of(rows: int | None) -> Iterator[None]:
 
 
 def wanted_rows(placement: Placement, everyone: list[tuple[np.ndarray, np.ndarray]], rank: int) -> tuple[Any, Any]:
-    """(rows [rows, H], counts [L, W]) that must land on `rank`: by expert, source, and the source's order of tokens."""
+    """The rows [rows, H] that must land on `rank`, and their counts [L, W].
+
+    Rows are ordered by expert, then by source, then as the source's tokens.
+    """
     mine = placement.mine(rank)
     counts = np.zeros((len(mine), len(everyone)), np.int64)
     rows = []
@@ -181,7 +184,7 @@ def one_exchange(comm: Any, exchange: Any, x: np.ndarray, call: dict[str, Any], 
 
 HEAD = """\
 import ctypes, os, signal, sys, threading, time, warnings
-ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # a launcher that is killed takes its ranks along
+ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # when the launcher is killed, its ranks are killed too
 rank = int(next(os.environ[v] for v in ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK") if v in os.environ))
 _out = os.open(f"rank-{rank}.out", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
 os.dup2(_out, 1), os.dup2(_out, 2)
@@ -198,7 +201,7 @@ def say(*words): print(">", *words, flush=True)
 
 @dataclass(frozen=True)
 class Job:
-    """The end of a job: mpiexec's exit code (None if it was killed at its limit), seconds, and each rank's output."""
+    """A job's result: mpiexec's exit code (None if it was killed at its limit), seconds, and each rank's output."""
 
     code: int | None
     seconds: float
@@ -278,9 +281,10 @@ progress.compiled()
 def run_job(
     folder: Path, ranks: int, body: str, timeout: float = 60.0, launcher: tuple[str, ...] = (), **env: str
 ) -> Job:
-    """Run `body` under mpiexec in `folder`. It can use the names of HEAD: rank, world, comm, say, aristos, np and more.
+    """Run `body` under mpiexec in `folder`.
 
-    launcher: more words for mpiexec.
+    The body can use the names of HEAD: rank, world, comm, say, aristos, np and more. launcher: further arguments of
+    mpiexec.
     """
     if not {"ARISTOS_CACHE", "NUMBA_DISABLE_JIT"} & set(env):
         compile_once()

@@ -1,9 +1,9 @@
-"""`make coverage`: lines that the uncompiled tests run, room by room, and public functions that no test reaches.
+"""`make coverage`: the lines of each room that the uncompiled tests run, and public functions that no test reaches.
 
-Calls by compiled tests, by tests on ranks and on the PTX machine are not traced. So a function counts as reached in
-four cases: one of its lines ran; its name is in a file of tests/; its name is in a function that is reached, or outside
-all functions, as in a table; or a decorator with arguments lists it, as for suites and deliberate bugs. All other
-functions are dead, untested, or methods that another package calls. No threshold is set.
+Compiled code, tests on ranks and the PTX machine are not traced. So a function counts as reached in four cases: one of
+its lines ran; its name is in a file of tests/; a reached function, or code outside functions, uses its name; or a
+decorator with arguments lists it, as for suites and deliberate bugs. All other functions are dead, untested, or
+methods that another package calls. No threshold is set.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PACKAGES = ("aristos", "kernel_cache", "ptxsim")
 
 @dataclass(frozen=True)
 class Function:
-    """A function or method. name: its name after those of its classes. ran: whether one of its lines ran."""
+    """A function or method. name: its name with those of its classes before it. ran: whether one of its lines ran."""
 
     place: str
     name: str
@@ -40,7 +40,7 @@ class Function:
 
 
 def functions(tree: ast.AST, place: str, ran: set[int], prefix: str = "") -> Iterator[Function]:
-    """The functions and methods of a module, without those inside functions."""
+    """The functions and methods of a module, but no functions inside functions."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.ClassDef):
             yield from functions(node, place, ran, f"{prefix}{node.name}.")
@@ -52,7 +52,7 @@ def functions(tree: ast.AST, place: str, ran: set[int], prefix: str = "") -> Ite
 
 
 def names_in(node: ast.AST, inside: bool) -> Iterator[str]:
-    """Names that a piece of code uses, without those in functions unless `inside`."""
+    """Names that a piece of code uses. Those in its functions count only if `inside`."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.Name):
             yield child.id

@@ -1,4 +1,4 @@
-"""Two small kernels for tests: each thread of one stores a word, and the other one needs much shared memory."""
+"""Two small kernels for tests: each thread of `fill` stores a word; `reverse` needs much shared memory."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from aristos.kernels.cuda.catalogue import Kernel
 from aristos.kernels.cuda.compiler import cuda, types
 from aristos.primitives import memory as mem
 
-WORDS = 8192  # 64 KB, more than a launch may have unless it requests more
+WORDS = 8192  # 64 KB of shared memory, more than a launch gets without a request
 
 
 @cuda.jit

@@ -41,9 +41,9 @@ SMALL = MoEConfig(hidden=32, ffn=48, experts=4, top_k=2, activation="silu", gate
 class Layers:
     """Ranks of one machine and a layer on them.
 
-    tokens: number on each rank. grid: blocks of each rank. ring: rows of a ring, None for the default. tile: None for
-    the first of TILES[kind]. timeout: nanoseconds. limit: warp instructions after which a run counts as stuck. given:
-    (ids, weights) of each rank, None if the router chooses. counted: whether kernels keep their counters.
+    tokens: their number on each rank. grid: blocks of each rank. ring: rows of a ring, None for the default. tile: None
+    for the first of TILES[kind]. timeout: nanoseconds. limit: warp instructions after which a run counts as stuck.
+    given: (ids, weights) of each rank, None if the router chooses. counted: whether kernels keep their counters.
     """
 
     cfg: MoEConfig = SMALL
@@ -88,7 +88,10 @@ class Layers:
         return Rank(self, me)
 
     def run(self, calls: int = 1, ranks: Any = None) -> list[np.ndarray]:
-        """y of every rank, float32, after `calls` calls of all ranks, or of some. The machine must report nothing."""
+        """Let all ranks, or the given ones, make `calls` calls. Returns every rank's y as float32.
+
+        Fails if the machine reports anything.
+        """
         for rank in self.ranks if ranks is None else ranks:
             for _ in range(calls):
                 rank.launch()
@@ -134,7 +137,7 @@ class Rank:
         self.job, self.routing = self.device.array(job), self.device.array(self._routing(count))
 
     def standing(self, state: np.ndarray) -> str:
-        """The text of `standing.describe` for a state of this rank."""
+        """What `standing.describe` returns for a state of this rank."""
         job, memory = self.job.copy_to_host(), self.layers.machine.memory
 
         def line(peer: int, word: int) -> int:

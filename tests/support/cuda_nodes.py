@@ -1,4 +1,4 @@
-"""Layers over several nodes on the PTX machine: local ranks store into each other's memory, proxies serve remote ones.
+"""Layers over several nodes on the PTX machine: local ranks store into each other's memory, proxies serve remote peers.
 
 A proxy is an actor that runs the engine's own functions in plain Python. The machine orders and checks the proxy's
 accesses to its memory. The MPI windows are host memory that only actors use. Until a flush the network delivers words
@@ -22,13 +22,13 @@ from aristos.engine.layout import CODED_BYTES, PairLayout, lines
 from aristos.host.nodes import Nodes
 from aristos.substrate.cuda.outboxes import DeviceMemory
 
-HOST = 1 << 58  # start of host memory, whose addresses are only numbers
-SPAN = 1 << 40  # size of a rank's part
+HOST = 1 << 58  # first address of host memory; no real memory lies there
+SPAN = 1 << 40  # bytes of a rank's part of it
 MACHINE_END = 1 << 52
 WORD = 8
 WINDOW, BUFFERS = 0, SPAN // 2
 GAP = 24  # the most turns of the machine between two turns of a proxy
-LONG = 2_000  # so many idle turns in a row count as a hang
+LONG = 2_000  # a proxy with so many idle turns in a row hangs
 
 
 class Host:
@@ -74,7 +74,7 @@ class Host:
 
     def store(self, at: int, value: int, order: str = "weak") -> None:
         at, value = int(at), int(value)
-        assert at not in self.sources, f"writes {at:#x}, which is still put from"
+        assert at not in self.sources, f"writes {at:#x}, which is still being put"
         found = self._on_machine(at)
         if found is not None:
             assert found[0] not in self.on_devices, f"the host writes {at:#x}, which lies on a device"
@@ -92,7 +92,7 @@ class Host:
         self.ticks += 1
         return self.ticks
 
-    # ---- wires: to remote peers if a target is a byte of a window, to the device if it is an address on the machine
+    # ---- puts: to a remote peer if the target is a byte of a window, to the device if it is an address on the machine
     def put(self, wire: int, peer: int, at: int, source: int, nbytes: int) -> None:
         assert nbytes > 0
         self.puts += 1
@@ -172,7 +172,7 @@ class NodeRank(Rank):
         self.memory.fill(state, layers.tables.starts)
         return self.device.array(state)
 
-    # ---- in place of a CudaDevice
+    # ---- the methods of a CudaDevice
     def host(self, nbytes: int) -> tuple[Any, int]:
         array = self.layers.machine.host_array(np.zeros(nbytes // WORD, np.int64), f"outboxes of rank {self.me}")
         self.layers.host.arrays.append(array)
@@ -199,7 +199,7 @@ class NodeRank(Rank):
         }
 
     def proxy(self, epoch: int) -> Iterator[None]:
-        """The actor of a proxy, which ends when this rank's call `epoch` has ended and everything is put."""
+        """The proxy as an actor. It ends when this rank's call `epoch` has ended and everything is put."""
         engine = plain("engine.proxy")
         sides = self.sides
         idle = 0

@@ -1,8 +1,8 @@
-"""Rows of several blocks that one block publishes to a peer, as in the engine, for a litmus test and a stress test.
+"""Kernels for a litmus test and a stress test: one block publishes the rows of several blocks, as in the engine.
 
-Blocks store rows into a peer's memory, and hand over to another block at gpu scope by the rank's lock. That block
-releases one word to the peer at system scope. By cumulativity the word covers the rows of all blocks (PTX ISA, "Release
-and Acquire Patterns", "Causality Order"). Waits end after `limit` nanoseconds and are then counted at `late`.
+Blocks store rows into a peer's memory. Each then notifies the publishing block at gpu scope. That block releases one
+word to the peer at system scope. By cumulativity the word covers the rows of all blocks (PTX ISA, "Release and
+Acquire Patterns", "Causality Order"). A wait ends after `limit` nanoseconds and is then counted in the word `late`.
 """
 
 from __future__ import annotations
@@ -15,17 +15,20 @@ from aristos.kernels.cuda.compiler import cuda, types
 from aristos.kernels.cuda.put_signal import arrived
 from aristos.primitives import memory as mem
 
-STEP = 1 << 20  # difference of the values of two rounds
+STEP = 1 << 20  # a word grows by this from round to round
 ACROSS = ptx.store_release_sys
 
 
 def writing(release: Any) -> Any:
-    """The source's kernel. release: how the publishing block sets the peer's word."""
+    """The source's kernel. release: the function by which the publishing block sets the peer's word."""
 
     @cuda.jit
     def write_rows(source, target, word, back, count, row_bytes, rounds, limit, late):
-        """Block 0 publishes, each other block has a row: source, target: [grid - 1, row_bytes]. back: what the peer has
-        checked; count: rows that are stored, in this GPU's memory."""
+        """Block 0 publishes; each other block stores one row. source, target: [grid - 1, row_bytes].
+
+        back: the word with the rounds that the peer has checked. count: the word with the rows that are stored. Both
+        lie in this GPU's memory.
+        """
         row, others = cuda.blockIdx.x - 1, cuda.gridDim.x - 1
         for r in range(rounds):
             if mem.thread() == 0 and not arrived(back, r, limit):
@@ -55,8 +58,10 @@ def writing(release: Any) -> Any:
 
 @cuda.jit
 def check_rows(rows, word, back, nbytes, rounds, limit, late, wrong):
-    """The peer's kernel, one block: rows: [nbytes], word: both written by the source; back: in the source's memory.
-    wrong: counts the words that are not those of their round."""
+    """The peer's kernel, of one block. The source writes rows [nbytes] and word; back lies in the source's memory.
+
+    wrong: the word that counts wrong words in rows.
+    """
     for r in range(rounds):
         if mem.thread() == 0 and not arrived(word, r + 1, limit):
             mem.fetch_add(late, 1)

@@ -42,10 +42,10 @@ class Product:
         return packed, pack_bias(interleaved(*biases)[0], outputs(packed))
 
     def run(self, tile, order=None, seed=0, check=True, peer=0, alone=None):
-        """(y [M, N] in the arithmetic's type, profile): the kernel of a tile, rows found through tables in `order`.
+        """Run the kernel of a tile. Returns (y [M, N] in the arithmetic's type, profile).
 
-        peer: the device whose memory y lies in; the kernel runs on device 0. alone: a kernel for the tile's,
-        a block of which does all columns.
+        order: the order of the rows in the kernel's tables. peer: the device whose memory y lies in; the kernel runs on
+        device 0. alone: the PTX of a kernel that replaces the tile's; one of its blocks computes all columns.
         """
         machine = ptxsim.Machine(devices=2, seed=seed, check=check)
         device = machine.device(0)
@@ -53,7 +53,7 @@ class Product:
         m, n = len(x), self.up.shape[1]
         order = np.arange(m) if order is None else order
         step = 16 // x.itemsize  # rows start at multiples of 16 bytes, and have space for whole groups of 16
-        wide = np.full((m, -(-x.shape[1] // step) * step), 1, x.dtype)  # values after a row must not count
+        wide = np.full((m, -(-x.shape[1] // step) * step), 1, x.dtype)  # values after a row must not change results
         wide[:, : x.shape[1]] = x
         packed, bias = self.weights()
         d_x, d_w, d_b = device.array(wide), device.array(packed), device.array(bias)
@@ -84,7 +84,7 @@ class Product:
         return d_y.copy_to_host()[:, :n], machine.profile()
 
     def reference(self):
-        """The float64 product of the operands after rounding, with sums that are not rounded."""
+        """The product of the rounded operands in float64. Its sums are not rounded."""
 
         def rounded(values):
             return widen(narrow(values, self.kind), self.kind).astype(np.float64)

@@ -85,7 +85,7 @@ def every_parameter_is_named(public: Public) -> list[str]:
 
 
 def defaults_are_those_of_the_signature(public: Public) -> list[str]:
-    """A kind ends with `default VALUE` where the signature has one."""
+    """Where the signature has a default, the parameter's kind ends with `default VALUE`."""
     wrong = []
     entries = public.doc.named("Parameters")
     for name in public.parameters.keys() & entries.keys():
@@ -98,7 +98,7 @@ def defaults_are_those_of_the_signature(public: Public) -> list[str]:
 
 
 def errors_are_named(public: Public) -> list[str]:
-    """Each error that the source can raise, or a base of it, is under Raises, or for a property, in its text."""
+    """The section Raises, or a property's text, names each error that the source can raise, or a base class of it."""
     if inspect.isclass(public.found):
         makers = [vars(public.found)[name] for name in ("__init__", "__post_init__") if name in vars(public.found)]
         shown = {error for maker in makers for error in raised(maker, public.found)}

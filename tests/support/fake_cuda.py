@@ -1,9 +1,10 @@
-"""A stand-in for the CUDA driver and its GPUs, which is called like cuda.bindings and checks CUDA's rules.
+"""A stand-in for the CUDA driver and its GPUs. It is called like cuda.bindings, and checks CUDA's rules.
 
 fake_streams.py has streams, events, captures and graphs. fake_kernels.py has kernels, which are resident on the PTX
 machine. The stand-in is stricter than a driver: work is done only when a thread waits for it, calls need a current
 context, and behaviour that CUDA leaves undefined is a violation. On a computer without a driver, every call first goes
-to cuda.bindings' own function, which checks the arguments and then finds no library. DA, PG: see fake_streams.py.
+to cuda.bindings' own function, which checks the arguments and then finds no library. fake_streams.py explains
+DA and PG.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ from kernel_cache import sm_limits as limits
 from kernel_cache.offline import capability
 
 REAL: Any = importlib.import_module("cuda.bindings.driver")
-KERNEL_REGISTERS, KERNEL_STATIC = 32, 1024  # of images that are not made of a catalogue.Kernel
-FOREIGN = 1 << 50  # a GPU's address of registered host memory, which no kernel of the stand-in can use
+KERNEL_REGISTERS, KERNEL_STATIC = 32, 1024  # for images that are not made from a catalogue.Kernel
+FOREIGN = 1 << 50  # a GPU's address for registered host memory; kernels of the stand-in cannot use it
 
 
 @functools.cache
@@ -73,8 +74,7 @@ class Allocation:
 class Machine:
     """GPUs that all reach each other. log: (process, function) of successful calls. violations: undefined behaviour.
 
-    eager: the probability that work for which no thread waits goes on in a turn. seconds: time after which a wait has
-    failed.
+    eager: the probability that a turn also advances work that no thread waits for. seconds: a longer wait has failed.
     """
 
     def __init__(self, gpus: int = 2, eager: float = 0.0, seed: int = 0, seconds: float = 60.0, **of_each: Any) -> None:
@@ -88,7 +88,7 @@ class Machine:
         self.numbers = itertools.count(3)  # numbers of streams; 1 and 2 have special meanings
         self.work: list[Op] = []
         self.resident: dict[tuple[int, str], int] = {}  # (process, kernel) -> launches that reside on GPUs now
-        self.most: dict[tuple[int, str], int] = {}  # the same: most of them at once
+        self.most: dict[tuple[int, str], int] = {}  # (process, kernel) -> the most launches that resided at once
         self.eager, self.random, self.seconds = eager, random.Random(seed), seconds
 
     def resides(self, process: int, kernel: str, change: int) -> None:
@@ -102,8 +102,10 @@ class Machine:
 
 
 class Process:
-    """One process's state. visible: numbers of the machine's GPUs, in the order of its ordinals (CUDA_VISIBLE_DEVICES).
-    permitted: the GPUs that the system lets it use at all, as by a cgroup. namespace: that of its process ids."""
+    """One process's state. visible: the machine's numbers of its GPUs, in the order of CUDA_VISIBLE_DEVICES.
+
+    permitted: the GPUs that the system lets it use, for example by a cgroup. namespace: its namespace of process ids.
+    """
 
     def __init__(
         self, machine: Machine, visible: list[int] | None = None, permitted: list[int] | None = None, namespace: int = 0
@@ -144,7 +146,7 @@ class Process:
 
 
 class Driver(Streams):
-    """The module. process: that of the calling thread, or the first one.
+    """Stands in for the driver's module. process: the calling thread's, or the first one.
 
     fail: function -> the error of all its calls.
     """
@@ -208,7 +210,7 @@ class Driver(Streams):
 
     @contextlib.contextmanager
     def locked(self, p: Process, name: str) -> Any:
-        """The driver's lock, which every call takes except waits."""
+        """Hold the driver's lock. Every call takes it, except waits."""
         if not p.lock.acquire(timeout=2 * p.machine.seconds):
             p.machine.violations.append(f"process {p.number}: {name} waits for the driver's lock for ever")
             raise Failure("CUDA_ERROR_UNKNOWN")
@@ -277,7 +279,7 @@ class Driver(Streams):
 
     # ---- memory ----
     def cuMemGetInfo(self) -> tuple[Any, ...]:
-        """The call, which has several results, like those of captures in fake_streams.py."""
+        """Return several results, unlike a `do_` method; the captures in fake_streams.py do so too."""
         p = self.process
         whole = p.machine.gpus[self.gpu(p)].memory
         return REAL.CUresult.CUDA_SUCCESS, whole - p.machine.used(self.gpu(p)), whole
@@ -429,8 +431,8 @@ class Driver(Streams):
         raise Failure("CUDA_ERROR_INVALID_VALUE")
 
     def do_cuIpcOpenMemHandle(self, p: Process, handle: Any, flags: int) -> int:
-        """A GPU that CUDA_VISIBLE_DEVICES hides may own the memory: since CUDA 10.1, NCCL relies on it (p2p.cc,
-        p2pCanConnect). One that the system withholds may not."""
+        """Map another process's memory. Since CUDA 10.1 it may lie on a GPU that CUDA_VISIBLE_DEVICES hides. NCCL uses
+        that (p2p.cc, p2pCanConnect). It may not lie on a GPU that the system withholds."""
         made = p.machine.allocations.get(ctypes.string_at(handle.getPtr(), 64))
         if made is None or made.freed:
             raise Failure("CUDA_ERROR_INVALID_HANDLE")

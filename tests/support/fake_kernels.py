@@ -1,4 +1,4 @@
-"""Kernels of the fake driver, which run on the PTX machine in turns, and are resident until they end.
+"""Kernels of the fake driver. They run on the PTX machine in turns, and are resident until they end.
 
 Each launch has its own machine. All machines share one memory, which the fake driver allocates. There is no checker,
 because it would not see the other machines' writes. SMs are a budget: a launch gets room for as many blocks as fit
@@ -34,14 +34,14 @@ SIZE = 1 << 35  # bytes of addresses; untouched pages take no memory
 PARAMETERS = 1 << 20  # bytes of a launch for its parameters and constants
 TURN = 30_000  # warp instructions of a kernel's turn
 FRESH = 0xEE  # fresh memory is not zero
-MOST_FRESH = 1 << 22  # bytes that are filled with it
+MOST_FRESH = 1 << 22  # at most so many bytes are filled with FRESH
 ELF = b"\x7fELF"
 
 _known: dict[bytes, Any] = {}  # image -> catalogue.Kernel
 
 
 def build(kernel: Any, arch: str) -> Built:
-    """A replacement of kernels.cuda.build.build, which returns an image that stands for the kernel."""
+    """A replacement for kernels.cuda.build.build. It returns an image that stands for the kernel."""
     image = ELF + f" {kernel.name} {id(kernel.function)}".encode()
     _known[image] = kernel
     return Built(kernel.name, image)
@@ -76,7 +76,7 @@ class Arena:
         )
 
     def take(self, nbytes: int) -> int:
-        """The offset of memory that is not zero, with a gap behind it."""
+        """Take memory and return its offset. It is filled with FRESH, and a gap follows it."""
         start = self.runs.take(-(-nbytes // GRAIN) * GRAIN + GRAIN)
         assert start >= 0, "the fake driver has no addresses left"
         self.bytes[start : start + min(nbytes, MOST_FRESH)] = FRESH
@@ -223,7 +223,7 @@ def arch_of(cc: tuple[int, ...]) -> str:
 
 
 def simt_program(text: str) -> Any:
-    """The program of PTX text, for its facts before there is a machine for it."""
+    """The program of a PTX text. Its facts are needed before its machine exists."""
     if text not in _programs:
         _programs[text] = ptxsim.Machine(check=False).load(text)
     return _programs[text]

@@ -13,7 +13,7 @@ SWITCH, PEER = 2, 0
 
 @dataclass
 class FakeGpu:
-    """nvlinks: per link (kind, PCI address) of the remote end, None if inactive."""
+    """A GPU's facts. nvlinks: for each link (kind, PCI address) of the remote end, or None if the link is inactive."""
 
     name: str
     uuid: str
@@ -26,7 +26,7 @@ class FakeGpu:
 
 
 class Library:
-    """levels: (lower number, higher number) -> nvmlGpuTopologyLevel_t."""
+    """NVML's functions. levels: two GPUs' numbers, the lower one first -> nvmlGpuTopologyLevel_t."""
 
     def __init__(self, gpus: list[FakeGpu], levels: dict[tuple[int, int], int], works: bool = True) -> None:
         self.gpus, self.levels, self.works, self.open = gpus, levels, works, 0
@@ -35,7 +35,7 @@ class Library:
         if not name.startswith("nvml"):
             raise AttributeError(name)
         answer = getattr(type(self), f"do_{name}", None)
-        if answer is None:  # as with an older driver
+        if answer is None:  # an older driver lacks functions too
             raise AttributeError(name)
 
         def call(*arguments: Any) -> int:

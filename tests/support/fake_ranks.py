@@ -1,4 +1,4 @@
-"""Ranks as threads, each of which is a process of the fake driver (fake_cuda.py), to run the layer's own host code."""
+"""Runs the layer's own host code on ranks that are threads. Each is a process of the fake driver (fake_cuda.py)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from aristos.substrate.cuda import driver as calls
 
 @contextlib.contextmanager
 def installed(driver: fake_cuda.Driver) -> Iterator[None]:
-    """The fake driver in the place of cuda.bindings' module."""
+    """Put the fake driver in the place of cuda.bindings' module."""
     before = sys.modules.get(calls.MODULE)
     sys.modules[calls.MODULE] = driver  # type: ignore[assignment]
     try:
@@ -32,7 +32,7 @@ def installed(driver: fake_cuda.Driver) -> Iterator[None]:
 
 
 def threads_of_ranks(driver: fake_cuda.Driver) -> SimpleNamespace:
-    """A replacement of `threading`, by which a thread belongs to the process of the thread that makes it."""
+    """A replacement for `threading`: a new thread belongs to the process of the thread that makes it."""
 
     class OfRank(threading.Thread):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -52,7 +52,7 @@ def patches(driver: fake_cuda.Driver) -> tuple[Any, ...]:
         installed(driver),
         mock.patch("aristos.substrate.cuda.device.build", fake_kernels.build),
         mock.patch("aristos.substrate.cuda.runtime.threading", threads_of_ranks(driver)),
-        mock.patch("aristos.substrate.cuda.runtime.NAP_SECONDS", 0.0),  # a query is what lets GPUs go on
+        mock.patch("aristos.substrate.cuda.runtime.NAP_SECONDS", 0.0),  # GPUs go on only when they are queried
     )
 
 
@@ -66,7 +66,7 @@ def on_driver(
     """Run body(comm, rank, driver) on `world` ranks. Returns their results, or raises the first error.
 
     visible: for each rank the numbers of the GPUs that it sees. first_here: see `as_threads`. of_machine: see
-    `fake_cuda.Machine`. Fails where a rank has done what CUDA leaves undefined.
+    `fake_cuda.Machine`. Fails if a rank has done what CUDA leaves undefined.
     """
     machine = fake_cuda.Machine(**{"gpus": world, "eager": 0.5, "sms": 1} | of_machine)
     processes = [fake_cuda.Process(machine, visible and visible[rank]) for rank in range(world)]

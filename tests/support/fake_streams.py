@@ -21,7 +21,7 @@ EXTERNAL = 1  # CU_EVENT_WAIT_EXTERNAL, CU_EVENT_RECORD_EXTERNAL
 
 
 class Failure(Exception):
-    """A function's error, whose text is the driver's name for it."""
+    """The error of a driver's function. Its text is the driver's name for it."""
 
 
 @dataclass(eq=False)
@@ -42,7 +42,7 @@ class Op:
 
 @dataclass(eq=False)
 class Node:
-    """A piece of captured work. make: a new `turn` for each launch of the graph. event: that it records or awaits."""
+    """A piece of captured work. make: returns a `turn` for a launch of the graph. event: what it records or awaits."""
 
     make: Callable[[], Callable[[], bool]]
     needs: list[Node]
@@ -54,7 +54,7 @@ class Node:
 
 @dataclass(eq=False)
 class Event:
-    """An event. op: the work that it recorded outside a capture. node, capture: those that it recorded in one. time:
+    """An event. op: the work that it recorded outside a capture. nodes, capture: what it recorded inside one. time: in
     milliseconds."""
 
     op: Op | None = None
@@ -75,7 +75,7 @@ class Capture:
     nodes: list[Node] = field(default_factory=list)
     streams: list[Stream] = field(default_factory=list)
     invalid: str = ""  # why it was invalidated
-    body: bool = False  # of a conditional node
+    body: bool = False  # whether its graph is the body of a conditional node
 
 
 @dataclass(eq=False)
@@ -96,8 +96,8 @@ class Graph:
 
 
 class SharedLock:
-    """A re-entrant lock. A thread that takes it again and again, as `Streams.wait` does, would keep others out of it
-    for seconds on a busy computer: it calls `let_in` between two turns."""
+    """A re-entrant lock. `Streams.wait` takes it again and again, which could keep other threads out for seconds on a
+    busy computer. So it calls `let_in` between two turns."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
@@ -135,12 +135,12 @@ def at_once(action: Callable[[], None]) -> Callable[[], Callable[[], bool]]:
 class Streams:
     """The part of the fake driver for streams, events and graphs."""
 
-    numbered: ClassVar[dict[int, Node]] = {}  # nodes whose numbers a program has got
+    numbered: ClassVar[dict[int, Node]] = {}  # nodes by the numbers that programs have for them
 
-    # DA "Stream Management", cuThreadExchangeStreamCaptureMode: potentially unsafe calls are prohibited to a thread
-    # with a capture of its own that is not relaxed, and in mode GLOBAL to all threads while any GLOBAL capture goes
-    # on. It names cudaMalloc. Loads and frees are of the same kind: they are not queued on a stream. cuEventQuery is
-    # refused too: pytorch/pytorch#104555.
+    # DA "Stream Management", cuThreadExchangeStreamCaptureMode: a thread may not make potentially unsafe calls
+    # while a capture of its own goes on that is not relaxed. A thread in mode GLOBAL may not make them either while any
+    # GLOBAL capture goes on. DA names cudaMalloc as such a call. Loads and frees are of the same kind, since they are
+    # not queued on a stream. The driver refuses cuEventQuery too: pytorch/pytorch#104555.
     UNSAFE = frozenset({
         "cuMemAlloc", "cuMemFree", "cuMemHostAlloc", "cuMemFreeHost", "cuMemHostRegister", "cuMemHostUnregister",
         "cuModuleLoadData", "cuIpcOpenMemHandle", "cuIpcCloseMemHandle", "cuEventQuery", "cuEventSynchronize",
@@ -149,7 +149,7 @@ class Streams:
 
     # ---- running ----
     def advance(self, machine: Any, target: Iterable[Op] = ()) -> bool:
-        """A turn of every ready operation that `target` needs, and of some others. True if anything went on."""
+        """Give a turn to every ready operation that `target` needs, and to some others. True if anything went on."""
         wanted: set[int] = set()
         stack = list(target)
         while stack:
@@ -194,7 +194,7 @@ class Streams:
         if handle == PER_THREAD:
             return p.own.setdefault((gpu, threading.get_ident()), Stream(gpu, True))
         found = p.streams.get(int(handle))
-        if found is None or found.gpu != gpu:  # DA "Stream Management": of another context
+        if found is None or found.gpu != gpu:  # DA "Stream Management": the stream is of another context
             raise Failure("CUDA_ERROR_INVALID_HANDLE")
         return found
 
@@ -212,8 +212,8 @@ class Streams:
                 raise Failure("CUDA_ERROR_STREAM_CAPTURE_IMPLICIT")
 
     def before(self, p: Any, stream: Stream) -> list[Op]:
-        """What new work of a stream waits for. DA "Stream synchronization behavior": the stream's earlier work; for
-        the legacy stream that of all blocking streams, and for these that of the legacy stream."""
+        """What new work of a stream waits for. DA "Stream synchronization behavior": the stream's earlier work. The
+        legacy stream also waits for the work of all blocking streams, and each of these for the legacy stream's."""
         found = [stream.last]
         if stream is p.legacy.get(stream.gpu):
             found += [other.last for other in self.blocking(p, stream.gpu)]
@@ -237,7 +237,7 @@ class Streams:
         if stream.capture is not None:
             self.valid(stream)
             if stream.capture.body and "event" in of_node:
-                # DA "CUDA_CONDITIONAL_NODE_PARAMS", allowed node types; when others are refused is not said
+                # DA "CUDA_CONDITIONAL_NODE_PARAMS", allowed node types. It does not say when others are refused
                 raise Failure("CUDA_ERROR_NOT_SUPPORTED")
             node = Node(make, list(stream.tail), stream.gpu, what, **of_node)
             stream.capture.nodes.append(node)
@@ -275,7 +275,10 @@ class Streams:
         return number
 
     def asked(self, p: Any, handle: int) -> list[Op]:
-        """What waiting for a stream means. PG, "Prohibited and Unhandled Operations": not of a stream that captures."""
+        """The work that a wait for a stream waits for.
+
+        PG, "Prohibited and Unhandled Operations": a stream that captures may not be waited for.
+        """
         stream = self.stream(p, handle)
         if stream is p.legacy.get(stream.gpu):
             self.use_legacy(p, stream.gpu)
@@ -302,16 +305,18 @@ class Streams:
         if stream is p.legacy.get(stream.gpu):
             if any(
                 other.capture for other in self.blocking(p, stream.gpu)
-            ):  # DA "Stream Management": this does not invalidate it
+            ):  # DA "Stream Management": the capture stays valid
                 raise Failure("CUDA_ERROR_STREAM_CAPTURE_IMPLICIT")
             return self.real.CUstreamCaptureStatus(0)
         status = 0 if stream.capture is None else 2 if stream.capture.invalid else 1
         return self.real.CUstreamCaptureStatus(status)
 
     def do_cuStreamWaitEvent(self, p: Any, handle: int, event: int, flags: int) -> None:
-        """DA "Stream Management": the state that was recorded last at the time of the call. PG, "Cross-stream
-        Dependencies and Events": a captured event brings the stream into its capture; an event from outside is an
-        error there, unless it is external."""
+        """Wait for what the event had recorded last at the time of the call (DA "Stream Management").
+
+        PG, "Cross-stream Dependencies and Events": a captured event brings the stream into its capture. In a capture an
+        event from outside is an error, unless it is external.
+        """
         stream, found = self.stream(p, handle), p.events[int(event)]
         if flags & EXTERNAL and stream.capture is None:
             raise Failure("CUDA_ERROR_INVALID_VALUE")  # DA "Stream Management": "invalid outside of stream capture"
@@ -388,7 +393,7 @@ class Streams:
 
     # ---- captures and graphs ----
     def cuStreamGetCaptureInfo(self, handle: int) -> tuple[Any, ...]:
-        """DA "Stream Management": status, number of the sequence, graph, the nodes that the next one depends on."""
+        """DA "Stream Management": the status, the sequence's number, the graph, and what the next node depends on."""
         capture = self.stream(self.process, handle).capture
         if capture is None:
             return self.real.CUresult.CUDA_SUCCESS, self.real.CUstreamCaptureStatus(0), 0, None, None, 0
@@ -404,7 +409,7 @@ class Streams:
         )
 
     def cuGraphNodeGetDependencies(self, number: int, count: int = 0) -> tuple[Any, ...]:
-        """DA "Graph Management": without a count only how many there are."""
+        """DA "Graph Management": without a count, only the number of dependencies is returned."""
         needs = [self.number_of(need) for need in self.numbered[int(number)].needs]
         return self.real.CUresult.CUDA_SUCCESS, needs[:count] if count else None, count or len(needs)
 
@@ -416,7 +421,7 @@ class Streams:
         stream = self.stream(p, handle)
         if (
             stream is p.legacy.get(stream.gpu) or stream.capture is not None
-        ):  # PG, "Stream Capture": any stream but the legacy
+        ):  # PG, "Stream Capture": the legacy stream may not capture
             raise Failure("CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED")
         stream.capture, stream.tail = Capture(stream, int(mode), threading.get_ident(), next(p.machine.numbers)), []
         stream.capture.streams.append(stream)
@@ -424,7 +429,7 @@ class Streams:
     def do_cuStreamBeginCaptureToGraph(
         self, p: Any, handle: int, graph: int, nodes: Any, edges: Any, count: int, mode: Any
     ) -> None:
-        """Of graphs, only bodies of conditional nodes are known here."""
+        """The only graphs supported here are bodies of conditional nodes."""
         assert int(graph) in p.bodies
         self.do_cuStreamBeginCapture(p, handle, mode)
         self.stream(p, handle).capture.body = True
@@ -450,8 +455,8 @@ class Streams:
         return graph
 
     def do_cuGraphLaunch(self, p: Any, number: int, handle: int) -> None:
-        """DA "Graph Management", cuGraphLaunch: ordered behind previous work of the stream and previous launches of
-        the same graph. Each launch records the graph's event nodes (cuGraphAddEventRecordNode)."""
+        """DA "Graph Management", cuGraphLaunch: the launch is ordered behind earlier work of the stream and earlier
+        launches of the same graph. Each launch records the graph's event nodes (cuGraphAddEventRecordNode)."""
         stream, graph = self.stream(p, handle), p.graphs[int(number)]
         if stream.capture is not None:
             raise NotImplementedError("a graph within a graph")

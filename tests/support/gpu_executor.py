@@ -31,10 +31,10 @@ class GpuArray:
 
 
 class GpuExecutor:
-    """Launches run at once; nothing is checked, so `run` waits and returns no reports."""
+    """Launches start at once. Nothing is checked: `run` only waits, and returns no reports."""
 
     def __init__(self, **options: Any):
-        """options: the machine's; ignored."""
+        """options: those of the PTX machine, which are ignored."""
         import cupy
 
         self.cupy = cupy

@@ -1,7 +1,7 @@
-"""What the layer must do on GPUs, as bodies of tests: on a real GPU (tests/gpu) and on the PTX machine.
+"""Bodies of tests about the layer on GPUs, for a real GPU (tests/gpu) and for the PTX machine.
 
-A body takes the communicator (None for one rank) and the rank. Shapes are small, waits end after TIMEOUT seconds:
-ranks that share a GPU are time-sliced, so each poll of a peer may take a slice. ARISTOS_TEST_TIMEOUT sets it.
+A body takes the communicator (None for one rank) and the rank. Shapes are small. ARISTOS_TEST_TIMEOUT sets TIMEOUT,
+the seconds after which a wait ends: ranks that share a GPU are time-sliced, so each poll of a peer may take a slice.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ def share(rank: int, world: int) -> slice:
 
 
 def right(y: Any, x: Any, dtype: str = "float32", **call: Any) -> None:
-    """Compare y, the layer's output for x in any type, with the float64 reference for the values that x holds."""
+    """Compare y, the layer's output for x, with the float64 reference. x may have any type."""
     given = {name: value for name, value in WEIGHTS.items() if name != "router" or not call}
     want = reference.moe(CFG, np.asarray(x, np.float32), **given, **call)
     assert reference.error(np.asarray(y, np.float32), want) < BOUNDS[dtype]
 
 
 def every_dtype(comm: Any, rank: int, world: int, dtype: str) -> None:
-    """Arrays of the host: several calls, one of them with no tokens on rank 0, one routed outside."""
+    """Calls with host arrays are right: three that route, one of them without tokens on rank 0, and one given ids."""
     with made(comm, replace(CFG, dtype=dtype)) as moe:
         for count, seed in ((11, 1), (0 if rank == 0 else 5, 2), (24, 3)):
             x = tokens(CFG, count, seed=10 * seed + rank).astype(TYPES[dtype])
@@ -62,7 +62,7 @@ def every_dtype(comm: Any, rank: int, world: int, dtype: str) -> None:
 
 
 def bits(comm: Any, rank: int, world: int) -> np.ndarray:
-    """The bits of this rank's outputs for its share of some tokens: equal to those of one rank that has all tokens."""
+    """The bits of this rank's outputs for its share of the tokens. One rank that has all tokens gives the same bits."""
     with made(comm) as moe:
         return moe(tokens(CFG, TOKENS, seed=7)[share(rank, world)]).view(np.uint32)
 
@@ -82,7 +82,7 @@ def device_arrays(comm: Any, rank: int, world: int, dtype: str) -> None:
 
 
 def captured(comm: Any, rank: int, world: int) -> None:
-    """One call in a CUDA graph, replayed three times on other tokens in the same memory."""
+    """A call captured in a CUDA graph is right when it is replayed on other tokens in the same memory."""
     gpu = BenchGpu(World())
     with made(comm) as moe:
         first = tokens(CFG, 6 + rank, seed=1)

@@ -1,4 +1,4 @@
-"""What stands in for cuBLAS, NCCL and PyTorch on the PTX machine, which runs none of NVIDIA's libraries."""
+"""Stand-ins for cuBLAS, NCCL and PyTorch on the PTX machine, which cannot run NVIDIA's libraries."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from ptxsim import isa
 
 
 def torch_or_skip() -> Any:
-    """PyTorch: of this environment, or that of the comparison's peers."""
+    """Import PyTorch from this environment or from that of the comparison's peers; skip if neither has it."""
     for folder in (Path(sys.prefix) / "peers/torch/lib").glob("python*/site-packages"):
         if str(folder) not in sys.path:
             sys.path.append(str(folder))
-    return pytest.importorskip("torch", reason="no PyTorch: `python bench/environments.py torch` brings it")
+    return pytest.importorskip("torch", reason="no PyTorch: `python bench/environments.py torch` installs it")
 
 
 def bytes_anywhere(gpu: Any, at: int, count: int, own: Any = MachineGpu._bytes) -> np.ndarray:
-    """`MachineGpu._bytes`, also of this process's memory, where PyTorch's tensors are."""
+    """`MachineGpu._bytes`, extended to this process's memory, where PyTorch's tensors lie."""
     if 0 <= at - isa.GLOBAL_START < len(gpu.machine.memory.data):
         found: np.ndarray = own(gpu, at, count)
         return found
@@ -60,7 +60,7 @@ class FakeCublas:
 
 
 GPUS: dict[int, Any] = {}  # thread -> its GPU
-CAPTURES: dict[int, list[Callable[[], object]]] = {}  # thread -> what the graph that it captures consists of
+CAPTURES: dict[int, list[Callable[[], object]]] = {}  # thread -> operations of the graph that it captures
 
 
 class FakeNccl:
@@ -210,7 +210,7 @@ class OracleRival:
 
 
 def of_tests(**changed: Any) -> Callable[..., Any]:
-    """In place of `rival.rival_or_why`: an `OracleRival` with these attributes."""
+    """A replacement for `rival.rival_or_why`: it makes an `OracleRival` with these attributes."""
 
     def made(gpu: Any, work: Any, weights: Any) -> Any:
         found = OracleRival(gpu, work, weights)

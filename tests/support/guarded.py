@@ -13,7 +13,7 @@ import numpy as np
 from aristos.primitives.buffers import LINE
 
 PAGE = mmap.PAGESIZE
-FILL = 0xFF  # every byte of a page beside an array: NaN of every type
+FILL = 0xFF  # every byte beside an array; read as floats, such bytes are NaN
 SIDES = ("far", "end", "start")
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -54,11 +54,11 @@ class Arrays:
         return made
 
     def rows(self, name: str, values: Iterable[Any], align: int = 1) -> tuple[int, list[np.ndarray]]:
-        """Copies of rows, each of them such an array: (address of the array of their addresses, the rows)."""
+        """Guarded copies of rows. Returns (address of an array of the rows' addresses, the rows)."""
         return self._listed(name, [self.copy(name, row, align) for row in values])
 
     def empty_rows(self, name: str, count: int, width: int, dtype: Any = np.float32) -> tuple[int, list[np.ndarray]]:
-        """The same of rows full of FILL."""
+        """The same for rows full of FILL."""
         return self._listed(name, [self.empty(name, (width,), dtype) for _ in range(count)])
 
     def _listed(self, name: str, rows: list[np.ndarray]) -> tuple[int, list[np.ndarray]]:

@@ -21,7 +21,7 @@ from aristos.primitives.buffers import LINE
 
 
 def of_store(w: Weights, rows: int, taped_rows: bool) -> Callable[[Arrays], list[np.ndarray]]:
-    """`store_rows`, then `stored_gradients`, written and added. taped_rows: the tape has what each second row needs."""
+    """`store_rows`, then `stored_gradients`, which writes and then adds. taped_rows: the tape has every second row."""
     backward = module("rounded_backward" if w.element.name == "bfloat16" else "expert_backward", ISA)
 
     def run(arrays: Arrays) -> list[np.ndarray]:
@@ -71,7 +71,7 @@ def of_store(w: Weights, rows: int, taped_rows: bool) -> Callable[[Arrays], list
 
 
 def of_blocks(w: Weights, rows: int) -> Callable[[Arrays], list[np.ndarray]]:
-    """`expert_blocks`, whose rows are float32."""
+    """`expert_blocks` on float32 rows."""
     backward = module("rounded_backward" if w.element.name == "bfloat16" else "expert_backward", ISA)
 
     def run(arrays: Arrays) -> list[np.ndarray]:
@@ -155,7 +155,7 @@ def of_optimizer(rows: int, n: int) -> Callable[[Arrays], list[np.ndarray]]:
 def backwards() -> Iterator[Case]:
     for name in ("float32", "bfloat16"):
         element = cpu_elements.ELEMENTS[name]
-        for rows, hidden, ffn in (*SHAPES, (9, 515, 600)):  # the last one's gradients go past the caches
+        for rows, hidden, ffn in (*SHAPES, (9, 515, 600)):  # the last shape's gradients are stored past the caches
             for gated in (True, False):
                 w = Weights(element, hidden, ffn, gated, gated)
                 said = f"{name}: {rows} rows of {hidden}/{ffn}{', gated, biases' * gated} backwards"

@@ -1,4 +1,4 @@
-"""What all calls of kernels on `guarded.Arrays` need: an expert's weights there, and kernels by their numbers."""
+"""Parts of all kernel calls on `guarded.Arrays`: an expert's weights there, and kernels by their numbers."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def call(element: ElementType, kernel: int, record: tuple, entries: Any = None) 
 
 
 def width(element: ElementType, columns: int) -> int:
-    """Elements of a row of outputs: 32 columns are written at once, but for float32 by panels of 32 columns."""
+    """Elements of a row of outputs: whole groups of 32 columns, except for float32 by panels of 32 columns."""
     exact = element.name == "float32" and element != FLOAT32
     return columns if exact else element.padded(columns)
 
@@ -70,7 +70,7 @@ class Weights:
         return TransposedWeights(*(0 if a is None else arrays.at("transposed weights", a) for a in every))
 
     def gradients(self, arrays: Arrays) -> list[np.ndarray]:
-        """Arrays for gradients in the order of ExpertWeights, size 0 for absent ones; zeros."""
+        """Arrays of zeros for gradients, in the order of ExpertWeights. Absent ones have size 0."""
         made = []
         for name in NAMES:
             shape = np.shape(self.plain.get(name, ()))

@@ -1,8 +1,8 @@
 """Every CPU kernel on `guarded.Arrays`, in a process of its own: `python guarded_kernels.py PART`.
 
-Results must have the bits that arrays with much memory beside them give. What an array holds is what the docstrings of
-the kernels say: biases and outputs of float32 have whole vectors, those of other types whole panels of 32 columns;
-scratch and places in a store start on a cache line. PART: a format of packed weights, "plain" or "backward".
+Results must have the same bits as with arrays that have free memory beside them. Array sizes follow the docstrings of
+the kernels: biases and outputs of float32 have whole vectors, those of other types whole panels of 32 columns. Scratch
+and places in a store start on a cache line. PART: a format of packed weights, "plain" or "backward".
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def of_product(w: Weights, rows: int) -> Callable[[Arrays], list[np.ndarray]]:
 
 
 def of_sums(w: Weights, rows: int) -> Callable[[Arrays], list[np.ndarray]]:
-    """Products of an operand, alone in memory, with the last panel of the up projection."""
+    """Products of an operand with the last panel of the up projection. The operand lies alone in memory."""
 
     def run(arrays: Arrays) -> list[np.ndarray]:
         element, code, depth = w.element, w.element.code, w.hidden
@@ -169,7 +169,7 @@ def said(element: ElementType) -> str:
 
 
 def shapes_of(element: ElementType) -> list[tuple[int, int, int]]:
-    """Those whose k the groups of packed weights divide."""
+    """Shapes that fit an element type: the group of packed weights divides every k."""
     kind = element.weight
     if not element.format:
         return SHAPES
@@ -179,7 +179,7 @@ def shapes_of(element: ElementType) -> list[tuple[int, int, int]]:
 
 
 def of_token(element: ElementType, hidden: int) -> Callable[[Arrays], list[np.ndarray]]:
-    """`combine_token`."""
+    """The call of `combine_token`."""
 
     def run(arrays: Arrays) -> list[np.ndarray]:
         k = 3
@@ -203,7 +203,7 @@ def of_token(element: ElementType, hidden: int) -> Callable[[Arrays], list[np.nd
 
 
 def of_router(element: ElementType, count: int, hidden: int, router: Router) -> Callable[[Arrays], list[np.ndarray]]:
-    """`route_block` and `weigh_shared`."""
+    """The calls of `route_block` and `weigh_shared`."""
 
     def run(arrays: Arrays) -> list[np.ndarray]:
         experts, k = 20, 3

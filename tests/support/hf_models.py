@@ -47,14 +47,14 @@ MORE = {
     "granitemoe": {"intermediate_size": 48, "num_local_experts": 4, "num_experts_per_tok": 2},
 }  # fmt: skip
 MANY = {**MODELS["qwen3_moe"], "moe_intermediate_size": 16, "num_experts": 128, "num_experts_per_tok": 8}
-CONFIGS = {**MODELS, **MORE, "many": MANY}  # many: of qwen3_moe too
+CONFIGS = {**MODELS, **MORE, "many": MANY}  # "many" is a qwen3_moe model too
 
-STEPS = 2  # of training
+STEPS = 2  # training steps
 GENERATE = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
 
 
 class Fields:
-    """A configuration of experts that has every field: 8 of everything, SiLU, and limits of 7."""
+    """A configuration of experts that has every field: numbers are 8, activations SiLU, limits 7."""
 
     _experts_implementation = "eager"
 
@@ -88,7 +88,7 @@ def relative(a, b) -> float:
 
 
 def on_ranks(comm, folder: Path, kind: str):
-    """(the module with options for these ranks, a directory that all of them see)."""
+    """The integration's module, set up for these ranks, and a small model's directory that all of them see."""
     ours = importlib.import_module("aristos.integrations.transformers")
     ours.options(max_tokens=8, threads=1, comm=comm, timeout=PATIENCE)
     folder = comm.bcast(folder, 0)
@@ -124,7 +124,7 @@ def steps(model, batches, ranks=None) -> list[float]:
 
 
 def batch(rank: int):
-    """Token ids of each step, of a rank."""
+    """A rank's token ids for each step."""
     generator = torch.Generator().manual_seed(rank)
     return torch.randint(0, 128, (STEPS, 2, 11), generator=generator)
 

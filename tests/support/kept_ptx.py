@@ -1,4 +1,4 @@
-"""PTX of the shipped kernels, and the machine's programs of it, kept on disk so that processes share them.
+"""Keeps PTX of the shipped kernels, and the PTX machine's programs of it, on disk, so that processes share them.
 
 Without this the PTX machine would compile a kernel in every process that launches it, which takes half a minute for the
 kernels of a layer, and would take three seconds to read its text. Numba takes nearly all of the half minute, and NVVM
@@ -40,7 +40,7 @@ def ptx(kernel: Any, arch: str) -> tuple[str, str]:
 
 
 def text(kernel: Any, target: str) -> tuple[str, str]:
-    """The same for a target such as sm_90a, where several processes may compile at a time and no machine runs it."""
+    """Like `ptx`, for a target such as sm_90a. Several processes may compile at a time, and no machine runs the PTX."""
     path = _path(kernel, target)
     found = build._read(path)
     if found is None:
@@ -56,7 +56,7 @@ def _path(kernel: Any, target: str) -> Path:
 
 
 def _load(text: str) -> None:
-    """Let the machines of this process know the program of a text."""
+    """Give the machines of this process the program of a PTX text."""
     key = loader.key_of(text)
     path = cache_folder() / "ptx" / f"{key[:32]}.{_machine()}"
     found = build.kept(path, lambda: build.Built("", pickle.dumps(lower(parse(text)))))
@@ -65,7 +65,7 @@ def _load(text: str) -> None:
 
 @cache
 def _machine() -> str:
-    """What a program depends on besides its text."""
+    """A digest of the sources that a program depends on, besides its text."""
     return sources.digest(sources.files(Path(loader.__file__)))[:16]
 
 

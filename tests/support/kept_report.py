@@ -1,4 +1,4 @@
-"""`python -m aristos.kernels.cuda` with PTX that the tests keep: what the PTX machine runs is compiled once.
+"""Runs `python -m aristos.kernels.cuda` with PTX that the tests keep, so that no kernel is compiled twice.
 
 One process compiles, since kernels share most of their device functions.
 """

@@ -1,4 +1,4 @@
-"""A check that tests leave no work for the process's end, such as a layer not closed, or one whose call has failed.
+"""Checks that tests leave no exit hook behind. A layer leaves one if it is not closed or if its call has failed.
 
 The exit hook of such a layer prints, or even ends the job, long after the test. This pytest plugin records the exit
 hooks that the package registers while tests run, and fails a run that leaves any.
@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-OF_PROGRAMS = "aristos.integrations.job"  # registers at its import a hook that is no test's
-_hooks: list[tuple[Callable[..., Any], str]] = []  # and the test that was running
+OF_PROGRAMS = "aristos.integrations.job"  # its import registers a hook that belongs to no test
+_hooks: list[tuple[Callable[..., Any], str]] = []  # each with the test that was running
 _of_workers: list[str] = []  # what tests in other processes left
 _current = "collection"
 _register, _unregister = atexit.register, atexit.unregister
@@ -40,14 +40,14 @@ def registered() -> list[Callable[..., Any]]:
 
 
 def drop_since(before: list[Callable[..., Any]]) -> None:
-    """Remove the hooks that were registered since: for a test whose ranks fail on purpose and cannot close."""
+    """Remove the hooks registered after `before` was read; for a test whose ranks fail on purpose and cannot close."""
     for hook in registered():
         if hook not in before:
             unregister(hook)
 
 
 def run_since(before: list[Callable[..., Any]]) -> None:
-    """Run and remove the hooks that were registered since, last first, as at the end of the process."""
+    """Run and remove the hooks registered after `before` was read, the last one first, as at the process's end."""
     for hook in reversed(registered()):
         if hook not in before:
             hook()

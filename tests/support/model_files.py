@@ -1,4 +1,4 @@
-"""Small model directories for tests: a writer of safetensors of its own, and an OLMoE-shaped model."""
+"""Small model directories for tests: an independent writer of safetensors files, and an OLMoE-shaped model."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def pack(header: Any, data: bytes) -> bytes:
 
 
 def header_of(tensors: Mapping[str, np.ndarray]) -> tuple[dict[str, Any], bytes]:
-    """(header, data) of a file with these tensors, one behind the other."""
+    """(header, data) of a file with these tensors, one after another."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     data = b""
     for name, array in tensors.items():
@@ -48,7 +48,7 @@ def header_of(tensors: Mapping[str, np.ndarray]) -> tuple[dict[str, Any], bytes]
 
 
 def write(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, np.ndarray], shards: int = 1) -> Path:
-    """A model directory; with several shards, tensors go to them in turn and there is an index."""
+    """Write a model directory. Several shards take the tensors in turn, and get an index."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
     if shards == 1:
@@ -87,12 +87,12 @@ def of(folder: Path, config: Mapping[str, Any]) -> aristos.Checkpoint:
 
 
 def arrays(*shape: int) -> np.ndarray:
-    """Normal values of a generator with a fixed seed."""
+    """Random normal values from a fixed seed."""
     return np.random.default_rng(1).standard_normal(shape).astype(np.float32)
 
 
 def olmoe(dtype: str = "float32", config: Mapping[str, Any] = OLMOE) -> dict[str, np.ndarray]:
-    """Tensors of an OLMoE-shaped model, by name; values of a generator with a fixed seed."""
+    """Tensors of an OLMoE-shaped model by name, with random values from a fixed seed."""
     rng = np.random.default_rng(5)
     h, f = config["hidden_size"], config["intermediate_size"]
     kind = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)

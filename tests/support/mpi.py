@@ -10,8 +10,8 @@ its own job; this is for tests that abort, kill ranks, close files of the proces
 The tests of a file marked `uncompiled` run in the same way in one process without MPI, where Numba compiles nothing:
 Numba decides that when it is imported.
 
-Hypothesis works inside: all ranks draw the same examples (checked before each one), and the first falsifying example
-ends the test, since shrinking on one rank would leave the others in the middle of a collective call.
+Hypothesis works in the inner pytest: all ranks draw the same examples (checked before each one). The first falsifying
+example ends the test, since shrinking on one rank would leave the others in the middle of a collective call.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from typing import Any
 import pytest
 
 FLAG = "ARISTOS_TEST_RANKS"  # set in an inner pytest: the folder of its job
-BATCH = pytest.StashKey[Any]()  # of a marked test in the outer pytest: the rank_job.Batch it runs in
+BATCH = pytest.StashKey[Any]()  # the rank_job.Batch of a marked test, in the outer pytest
 TIMEOUT = 120.0
 STACKS = 2.0  # seconds before the limit at which hanging ranks write their stacks
 LAUNCHER_VARIABLES = ("PMI", "OMPI_", "PMIX_", "PRTE_", "HYD", "MPI_LOCAL")
 ONE_THREAD = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
-for _variable in ONE_THREAD:  # before a test imports NumPy: ranks, workers and BLAS threads share few cores
+for _variable in ONE_THREAD:  # set before a test imports NumPy: ranks, workers and BLAS threads share few cores
     os.environ.setdefault(_variable, "1")
 
 
@@ -53,7 +53,7 @@ def job_folder() -> Path | None:
 
 
 def number_of_ranks() -> int:
-    """Of the job that this process is a rank of; 0 in the outer pytest and in an uncompiled process."""
+    """The number of ranks of this process's job; 0 in the outer pytest and in an uncompiled process."""
     folder = job_folder()
     return 0 if folder is None else int(json.loads((folder / "job.json").read_text())["n"])
 
@@ -69,7 +69,7 @@ def inner_folder() -> Path | None:
 
 
 def read_mark(n: int, timeout: float = TIMEOUT, isolated: bool = False) -> tuple[int, float, bool]:
-    """The marker's arguments, checked."""
+    """Check and return the marker's arguments."""
     if not isinstance(n, int) or n < 1 or timeout <= STACKS:
         raise pytest.UsageError(f"ranks(n, timeout) needs n >= 1 and timeout > {STACKS} s, got {n!r}, {timeout!r}")
     return n, float(timeout), bool(isolated)
@@ -89,7 +89,7 @@ def find_mpiexec() -> tuple[str, ...]:
 
 
 def rank_environment(folder: Path) -> dict[str, str]:
-    """One thread a library, the same hash seed on all ranks, nothing of a launcher around this one."""
+    """A rank's environment: one thread a library, one hash seed for all ranks, no variables of an outer launcher."""
     env = {k: v for k, v in os.environ.items() if not k.startswith(LAUNCHER_VARIABLES)}
     env.update(dict.fromkeys(ONE_THREAD, "1"))
     env.update({FLAG: str(folder), "PYTHONHASHSEED": "0", "PYTHONUNBUFFERED": "1"})
@@ -101,11 +101,11 @@ def rank_environment(folder: Path) -> dict[str, str]:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Register the marker, and the way Hypothesis draws: before any test module reads the default settings."""
+    """Register the markers and Hypothesis's settings, before any test module reads the default settings."""
     config.addinivalue_line(
         "markers",
-        "ranks(n, timeout=120, isolated=False): run the test under mpiexec on n ranks; a time limit in"
-        " seconds; isolated: in a job of its own",
+        "ranks(n, timeout=120, isolated=False): run the test under mpiexec on n ranks; timeout: in seconds;"
+        " isolated: in a job of its own",
     )
     config.addinivalue_line(
         "markers", "uncompiled(timeout=600): run the file's tests in a process that compiles nothing"
@@ -129,7 +129,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Outer: tests on ranks go last, by number of ranks, isolated ones last. Ranks: guard Hypothesis's examples."""
+    """In the outer pytest, move tests on ranks to the end. On ranks, guard Hypothesis's examples."""
     marked = [item for item in items if item.get_closest_marker("ranks")]
     if job_folder() is not None:
         for item in marked:
@@ -140,7 +140,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Outer: after all deselection, replace set-up and body of the marked tests that are left by a job."""
+    """In the outer pytest, let jobs run the marked tests that are not deselected, in place of their set-up and body."""
     if job_folder() is not None:
         return
     import rank_job
@@ -160,21 +160,21 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
-    """Outer: end a job after its last test; a failure at its end is reported as an error of that test."""
+    """In the outer pytest, end a job after its last test. A failure at its end is reported as an error of that test."""
     batch = item.stash.get(BATCH, None)
     if batch is not None and (nextitem is None or nextitem.stash.get(BATCH, None) is not batch):
         batch.finish()
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Outer: kill the job that an interrupted session has left."""
+    """In the outer pytest, kill the job that an interrupted session has left."""
     for item in getattr(session, "items", ()):
         if (batch := item.stash.get(BATCH, None)) is not None:
             batch.close()
 
 
 def mark_of(item: pytest.Item) -> tuple[int, float, bool] | None:
-    """(number of ranks, or 0: uncompiled; limit in seconds; whether isolated) of a test for other processes."""
+    """(ranks, limit in seconds, whether isolated) of a test for other processes; 0 ranks: uncompiled."""
     if (mark := item.get_closest_marker("ranks")) is not None:
         return read_mark(*mark.args, **mark.kwargs)
     if (mark := item.get_closest_marker("uncompiled")) is not None:
@@ -215,7 +215,7 @@ def silence_health_checks(item: pytest.Item) -> None:
 
 
 def guard_examples(item: pytest.Item) -> None:
-    """Wrap the body of a Hypothesis test: all ranks must have drawn the same, and a failure ends it at once."""
+    """Wrap the body of a Hypothesis test: all ranks must draw the same example, and the first failure ends the test."""
     handle = getattr(getattr(item, "obj", None), "hypothesis", None)
     if handle is None or hasattr(handle.inner_test, "guarded"):
         return
@@ -236,7 +236,7 @@ def guard_examples(item: pytest.Item) -> None:
             return body(*args, **drawn)
         except BaseException as error:
             control = type(error).__module__.startswith("hypothesis") or isinstance(error, pytest.skip.Exception)
-            if control:  # assume(), a draw that ran out: no failure
+            if control:  # assume() and a draw that ran out are no failures
                 raise
             rank_main.fail(f"falsifying example: {example}\n{traceback.format_exc()}")
 

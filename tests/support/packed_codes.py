@@ -18,12 +18,12 @@ KINDS = [
 
 
 def _in_turn(kind: WeightType) -> bool:
-    """Whether it has zero points exactly where the places of its group and its scale say so."""
+    """Whether PAIRS has this type. PAIRS has one type for each group and scale; every second one has zero points."""
     form = kind.form
     return kind.zeros == bool(form.zeros and (form.groups.index(kind.group) + form.scales.index(str(kind.scale))) % 2)
 
 
-PAIRS = list(filter(_in_turn, KINDS))  # fewer, with every pair of group, scale and zero points of a format
+PAIRS = list(filter(_in_turn, KINDS))  # any two of group, scale and zero points are still combined
 
 
 def named(kind: WeightType) -> str:
@@ -31,7 +31,7 @@ def named(kind: WeightType) -> str:
 
 
 def random_codes(rng: np.random.Generator, kind: WeightType, depth: int, columns: int) -> Quantised:
-    """A matrix of every code, whose products with rows of about 1 are about 1."""
+    """A matrix of random codes. Its products with rows of about 1 are about 1."""
     codes = rng.integers(0, 1 << kind.bits, (depth, columns), np.uint8)
     if kind.name == "fp8":
         codes[codes & 0x7F == 0x7F] = 0

@@ -1,4 +1,4 @@
-"""Tensors of packed weights for small model directories, written word by word, and the weights that they mean.
+"""Tensors of packed weights for small model directories, written word by word, and the weights that they stand for.
 
 Nothing here comes from the readers: words are made of Python integers, weights are float64.
 """
@@ -30,7 +30,7 @@ DEEPSEEK_V4 = {  # fp4 experts, fp8 elsewhere
     "quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]},
 }
 
-Written = tuple[dict[str, np.ndarray], np.ndarray]  # tensors by what follows the projection's name; weights [out, in]
+Written = tuple[dict[str, np.ndarray], np.ndarray]  # tensors by the name after the projection's; weights [out, in]
 
 
 def words(codes: np.ndarray, bits: int, order: tuple[int, ...] | None = None) -> np.ndarray:
@@ -46,7 +46,7 @@ def words(codes: np.ndarray, bits: int, order: tuple[int, ...] | None = None) ->
 
 
 def grouped(values: np.ndarray, depth: int) -> np.ndarray:
-    """[groups, out] -> [depth, out] float64: what each k has."""
+    """[groups, out] -> [depth, out] float64: the value of each k's group."""
     size = depth // len(values)
     return np.stack([np.asarray(values[k // size], np.float64) for k in range(depth)])
 
@@ -141,7 +141,7 @@ def fp8_blocks(rng: Any, out: int, depth: int) -> Written:
 
 
 def fp8_rows(dtype: Any = ml_dtypes.bfloat16, shape: Callable = lambda out: (out, 1)) -> Callable:
-    """compressed-tensors' float-quantized: a scale of an output, or one of all."""
+    """compressed-tensors' float-quantized: one scale for each output, or one for all."""
 
     def write(rng: Any, out: int, depth: int) -> Written:
         codes = fp8(rng, out, depth)

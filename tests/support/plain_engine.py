@@ -15,7 +15,7 @@ NAME = "plain_aristos"
 
 
 def plain(module: str) -> Any:
-    """A module of the package in plain Python, of a copy whose `memory` and `wire` may be replaced."""
+    """A module of an uncompiled copy of the package. A test may replace the copy's `memory` and `wire`."""
     if NAME not in sys.modules:
         package: Any = ModuleType(NAME)
         package.__path__ = [str(Path(aristos.__file__).parent)]

@@ -13,7 +13,7 @@ Data = dict
 
 
 def draw(seed: int, n: int, *, model: str = "work_conserving", integers: bool = False) -> Data:
-    """A problem as a file would hold it: nodes of random sizes, links by class, some of them disturbed."""
+    """A random problem as a file would hold it: nodes of random sizes, and links of two classes, some with noise."""
     rng = random.Random(seed)
     node, at = [], 0
     while len(node) < n:
@@ -63,7 +63,7 @@ def stage(p: Data, group: tuple[int, ...], model: str) -> float:
 
 
 def by_slowness(p: Data) -> list[tuple[int, int]]:
-    """Pairs from the slowest link on; of equal ones the lowest first."""
+    """Pairs of devices, the slowest link first; equal links in the order of their devices."""
     half = (p["gradient_mib"] or 0) / 2
     pairs = itertools.combinations(range(len(p["devices"])), 2)
     return sorted(pairs, key=lambda ij: -(p["alpha_us"][ij[0]][ij[1]] + p["beta_us_per_mib"][ij[0]][ij[1]] * half))
@@ -87,7 +87,7 @@ def price(p: Data, groups: list[list[int]], model: str, allreduce: str) -> float
 
 
 def best(p: Data, model: str, allreduce: str) -> float:
-    """The least F over all partitions, one by one; infinite if none can hold all experts."""
+    """The least F of all partitions, tried one by one; infinite if none can hold all experts."""
     n = len(p["devices"])
     kappa = p["stages"] / n
     price_of = [0.0] + [stage(p, tuple(i for i in range(n) if mask >> i & 1), model) for mask in range(1, 1 << n)]
@@ -136,7 +136,7 @@ def partitions(n: int):
 
 
 def longest_stages(p: Data, model: str) -> dict[int, float]:
-    """By number of groups: the least longest stage, where a partition can hold all experts."""
+    """Number of groups -> the shortest possible longest stage; only numbers whose groups can hold all experts."""
     n = len(p["devices"])
     known = {g: stage(p, g, model) for r in range(1, n + 1) for g in itertools.combinations(range(n), r)}
     found: dict[int, float] = {}
@@ -148,7 +148,7 @@ def longest_stages(p: Data, model: str) -> dict[int, float]:
 
 
 def idle(p: Data, seed: int) -> Data:
-    """The same problem, where some devices have no memory and the others enough more."""
+    """The same problem, in which a third of the devices have no memory and the others have more."""
     rng = random.Random(seed)
     devices = [{**d, "memory": d["memory"] * 2 + 1} for d in p["devices"]]
     for i in rng.sample(range(len(devices)), len(devices) // 3):
@@ -157,8 +157,11 @@ def idle(p: Data, seed: int) -> Data:
 
 
 def placed(p: Data, group: list[int], placement: dict[int, list[int]], model: str) -> tuple[float, float]:
-    """(pi, max C) of a group with this placement: each source gives every expert its share of the load, and sends it to
-    copy (place of the source in the group mod copies); half of the crossings carry rows, half their outputs."""
+    """(pi, max C) of a group with this placement.
+
+    A source's load is divided among the experts. Of an expert's copies, a source uses number (its place in the group
+    mod copies). Half of the crossings carry rows, the other half their outputs.
+    """
     s, loads = len(group), p.get("loads") or [1.0] * p["experts"]
     work = (s if model == "work_conserving" else 1) * p["layer_cost"]
     sent = {(i, j): 0.0 for i in group for j in group}
@@ -178,13 +181,13 @@ def placed(p: Data, group: list[int], placement: dict[int, list[int]], model: st
 
 
 def busiest(p: Data, group: list[int], copies: int, model: str) -> float:
-    """pi if the fractional split by rate, within memory, is rounded up to whole 1 / copies of an expert."""
+    """pi if each device's share of experts, by rate and within memory, is rounded up to a multiple of 1 / copies."""
     s, e = len(group), p["experts"]
     work = (s if model == "work_conserving" else 1) * p["layer_cost"]
     room = {j: min(p["devices"][j]["memory"], e) / copies for j in group}
     rate = {j: p["devices"][j]["rate"] for j in group}
     low, high = 0.0, e / min(rate.values())
-    for _ in range(200):  # the time until which all compute, so that their parts are the experts
+    for _ in range(200):  # find the time after which the devices' parts add up to all experts
         middle = (low + high) / 2
         done = sum(min(room[j], middle * rate[j]) for j in group)
         low, high = (middle, high) if done < e else (low, middle)

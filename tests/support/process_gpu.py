@@ -1,8 +1,8 @@
-"""A GPU of the PTX machine for a rank that is a process, for real MPI jobs: the ranks of a node share its memory.
+"""A GPU of the PTX machine for each rank of a real MPI job. The ranks of a node share its memory.
 
 Each process has a machine of one device, whose memory is a part of one file. An address means the same in all of them,
 so an IPC handle is an address. There is no checker, because it would not see the writes of other processes. Only the
-thread that made a GPU may use it: the proxy makes no call of the driver. MPI_Put can be replaced by one that also takes
+thread that made a GPU may use it: the proxy may not call the driver. MPI_Put can be replaced by one that also takes
 the machine's addresses.
 """
 
@@ -47,7 +47,7 @@ PUT = ctypes.CFUNCTYPE(ctypes.c_int, *[ctypes.c_int64] * 8)
 
 
 class Shared:
-    """bytes: a mapping of a whole file; freed parts are set to zero."""
+    """Memory that processes share. bytes: a mapping of a whole file; freed parts are set to zero."""
 
     def __init__(self, path: Path, size: int) -> None:
         with open(path, "r+b") as file:
@@ -114,7 +114,7 @@ def taking(gpu: ProcessGpu) -> Callable[..., np.ndarray]:
 
 @contextlib.contextmanager
 def gpus(comm: Any, folder: Path, blocks: int = 2, takes: bool = False) -> Iterator[ProcessGpu]:
-    """While inside, layers with backend="cuda" find this rank's GPU; collective. folder: the same on all ranks.
+    """In the `with` block, layers with backend="cuda" find this rank's GPU. Collective; all ranks give the same folder.
 
     takes: MPI can put from GPU memory, and the probe reports that it can.
     """

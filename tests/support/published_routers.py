@@ -54,7 +54,7 @@ def deepseek_v3(logits, bias, k, groups, kept, scale, norm):
 
 
 def deepseek_v4(logits, bias, k, scale):
-    """DeepSeek-V4's router: the square root of softplus, a bias to choose, normalized."""
+    """DeepSeek-V4's router: the square root of softplus; a bias added for the choice only; normalized weights."""
     scores = np.sqrt(np.log1p(np.exp(logits)))
     ids = _top(scores + bias, k)
     weights = _at(scores, ids)
@@ -70,7 +70,7 @@ def phimoe(logits, k=2, jitter=0.01):
     for _ in range(k):
         threshold, best = masked.max(1, keepdims=True), masked.argmax(1)
         factor = np.maximum(np.abs(logits), threshold)
-        with np.errstate(invalid="ignore"):  # all scores 0: 0 / 0, which is not far
+        with np.errstate(invalid="ignore"):  # if all scores are 0, this is 0 / 0: NaN, which is not far
             far = (threshold - logits) / factor > 2 * jitter
         shares = _softmax(np.where(far, -np.inf, masked))
         ids.append(best)
@@ -80,14 +80,14 @@ def phimoe(logits, k=2, jitter=0.01):
 
 
 def longcat(logits, bias, k, scale):
-    """LongcatFlashTopkRouter: softmax over experts and identity experts, a bias to choose, not normalized."""
+    """LongcatFlashTopkRouter: softmax over experts and identity experts; a bias for the choice only; not normalized."""
     scores = _softmax(logits)
     ids = _top(scores + bias, k)
     return ids, _at(scores, ids) * scale
 
 
 def gshard_mask(ids: np.ndarray, experts: int, factor: float) -> np.ndarray:
-    """[S, k] bool, choices that fit: places in an expert's buffer by cumulative sums, as in Mesh TensorFlow's moe.py.
+    """[S, k] bool: which choices fit into their expert's buffer, by cumulative sums, as in Mesh TensorFlow's moe.py.
 
     The first choices of all tokens take places before the second ones.
     """

@@ -1,7 +1,7 @@
 """The child process of the probe, with a device whose memory is the host's: `python puts_child.py HOW 0`.
 
-HOW: fine; dies: memory that MPI may not read, like a GPU's for an MPI without CUDA support; waits: MPI waits for the
-kernel; elsewhere: other bytes arrive; refuses: MPI returns an error.
+HOW is fine: puts work; dies: MPI may not read the memory, like a GPU's for an MPI without CUDA support; waits: MPI
+waits for the kernel; elsewhere: other bytes arrive; or refuses: MPI returns an error.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ def _of_function(found: Any, owner: type | None, above: tuple[Key, ...]) -> set[
     outer = getattr(found, "__func__", found)
     function = inspect.unwrap(outer)
     errors: set[type[BaseException]] = set()
-    if function is not outer and _is_ours(outer):  # a method that a part of the object has
+    if function is not outer and _is_ours(outer):  # the method belongs to a part of the object
         errors = _read(outer, owner, above, inner=outer.__code__)
         owner = getattr(sys.modules[function.__module__], function.__qualname__.split(".")[0], owner)
     return errors | (_read(function, owner, above) if _is_ours(function) else set())

@@ -27,17 +27,17 @@ END = 60.0  # seconds within which the ranks must have ended after the last test
 GRACE = 1.0  # seconds that a failed rank gives the others to fail by themselves and report why
 POLL = 0.005
 SHOWN = 20_000  # characters shown of each failing rank
-READY, LAST = "ready", "end"  # beside numbers of tests: the ranks have collected; no test is left
+READY, LAST = "ready", "end"  # commands other than a test's number: tests are collected; no test is left
 
 
 def die_with_parent() -> None:
-    """Let the launcher's process, which runs this, get SIGTERM when pytest is killed, so that it ends its ranks."""
+    """Run in the launcher's process: make it get SIGTERM when pytest is killed, so that it ends its ranks."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
 
 class Batch:
-    """Tests that share a job of n ranks, or an uncompiled process (0): they run in the order in which they came."""
+    """Tests that share a job of n ranks, or an uncompiled process if n is 0. They run in the order of arrival."""
 
     def __init__(self, n: int) -> None:
         self.n = n
@@ -51,7 +51,7 @@ class Batch:
         self.limits[item] = timeout
 
     def run(self, item: pytest.Item) -> None:
-        """Run one test on the ranks; pass, skip or fail as they did."""
+        """Run one test on the ranks. It passes, is skipped or fails as it did there."""
         if self.n and not find_mpiexec():
             pytest.skip("no mpiexec beside python or on PATH: pip install mpich")
         try:
@@ -161,7 +161,7 @@ class Job:
             time.sleep(POLL)
 
     def finish(self) -> None:
-        """Let the ranks end. What is left open by a test may fail only now."""
+        """Let the ranks end. What a test has left open may fail only now."""
         self.command(LAST, END)
         tests = f"after the last of {len(self.items)} tests of this job"
         try:
@@ -217,7 +217,7 @@ class Job:
 
 
 def is_ours(pid: int, folder: Path) -> bool:
-    """Whether the process of that number still is a rank of this job: numbers are used again."""
+    """Whether the process with this id is still a rank of this job: ids are reused."""
     try:
         return f"{FLAG}={folder}".encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
     except OSError:

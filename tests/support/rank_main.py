@@ -60,7 +60,7 @@ class Loop:
             number = int(word)
             limit = float((folder() / "limit").read_text())
             faulthandler.dump_traceback_later(max(0.1, limit - STACKS), exit=False)
-            os.ftruncate(1, 0)  # what is shown of a failing rank is this test's
+            os.ftruncate(1, 0)  # a failing rank shows only this test's output
             following = items[tests[number + 1]] if number + 1 < len(tests) else None
             item = items[tests[number]]
             item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
@@ -98,7 +98,7 @@ _spent = 0.0
 
 
 def report(command: str, outcome: str, text: str) -> None:
-    """Append one line to this rank's report, in one write; with the processor seconds since the last line."""
+    """Append one line to this rank's report, in one write. It has the processor seconds since the last line."""
     global _spent
     before, _spent = _spent, sum(os.times()[:4])
     line = json.dumps({"command": command, "outcome": outcome, "text": text, "spent": _spent - before}) + "\n"
@@ -128,16 +128,16 @@ def has_reported(word: str, rank: int) -> bool:
 
 
 def main() -> int:
-    """Be one rank: an output file of its own, then pytest."""
+    """Run as one rank: write to an output file of its own, and start pytest."""
     job, rank = read_job(), my_rank()
     out = os.open(folder() / f"rank-{rank}.out", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(out, 1)
     os.dup2(out, 2)
     (folder() / f"rank-{rank}.pid").write_text(str(os.getpid()))
-    if sys.platform == "linux":  # a launcher that is killed takes its ranks along
+    if sys.platform == "linux":  # when the launcher is killed, its ranks are killed too
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
     faulthandler.dump_traceback_later(max(0.1, job["start"] - STACKS), exit=False)
-    sys.path.insert(0, job["root"])  # as `python -m pytest` has it
+    sys.path.insert(0, job["root"])  # as `python -m pytest` does
     loop = Loop()
     code = int(pytest.main(job["args"], plugins=[loop]))
     if loop.word != LAST:

@@ -1,4 +1,4 @@
-"""One expert by panels of 32 columns, for tests: random weights, the kernels' calls, and a float64 reference."""
+"""An expert whose kernels use panels of 32 columns: random weights, kernel calls, and a float64 reference."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ class Expert:
         return self._result(y)
 
     def by_columns(self, x: np.ndarray, share: int) -> np.ndarray:
-        """The same as shares of a column-split run, taken in reverse order."""
+        """The same, computed as shares of a column-split run in reverse order."""
         m, code = len(x), self.element.code
         y, scratch = self._out(m), self._scratch(m)
         kept = aligned((rounded_expert.activation_bytes(code, m, self.ffn),), np.uint8)
@@ -163,7 +163,7 @@ class Expert:
         return total
 
     def reference(self, x: np.ndarray) -> np.ndarray:
-        """In float64, with hidden activations and outputs rounded once, as the dtype says."""
+        """The outputs in float64. Hidden activations and outputs are each rounded once, to the dtype."""
         w = {name: value.astype("f8") for name, value in self.weights.items()}
         bias = {name: 0.0 if value is None else value.astype("f8") for name, value in self.biases.items()}
         up = x.astype("f8") @ w["up"] + bias["up_bias"]

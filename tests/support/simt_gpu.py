@@ -1,6 +1,6 @@
 """GPUs of the PTX machine with the methods of `CudaDevice`, and ranks that are threads of one process.
 
-The machine runs the ranks' launches once all ranks wait, and then concurrently, as GPUs do.
+As soon as all ranks wait, the machine runs their launches concurrently, as GPUs do.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Together:
         self._barrier = threading.Barrier(world)
         self._gathered: list[Any] = [None] * world
         self.lock, self.arrived = threading.Lock(), 0
-        self.posted: dict[int, dict[int, np.ndarray]] = {}  # what each rank has sent, by meeting
+        self.posted: dict[int, dict[int, np.ndarray]] = {}  # number of the collective call -> what each rank has sent
 
     def allgather(self, rank: int, value: Any) -> list[Any]:
         self._gathered[rank] = value
@@ -92,7 +92,7 @@ class MachineGpu:
         array.reshape(-1).view(np.uint8)[:] = self._bytes(address, array.nbytes)
 
     def host(self, nbytes: int) -> tuple[np.ndarray, int]:
-        """Pinned memory: kernels here only poll it, and read zeros."""
+        """Pinned memory. Kernels here only poll it, and always read zeros."""
         array = np.zeros(nbytes, np.uint8)
         self._pinned[array.ctypes.data] = self.allocate(nbytes)
         return array, self._pinned[array.ctypes.data]
@@ -196,7 +196,7 @@ class _Loaded:
 
 
 class FakeGroup:
-    """The functions of an MPI group that the layer uses: its ranks are of no job."""
+    """The functions of an MPI group that the layer uses. Its ranks belong to no job."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -243,7 +243,7 @@ class FakeComm:
         return found if self.rank == root else None
 
     def Alltoallv(self, sends: Any, gets: Any) -> None:
-        """For bytes: (array, (counts, starts), type) of both sides."""
+        """Exchange bytes. Each side gives (array, (counts, starts), type)."""
         source, (counts, starts), _ = sends
         blocks = [source[at : at + n].copy() for n, at in zip(counts, starts)]
         found = self.allgather(blocks)
@@ -272,7 +272,7 @@ class FakeComm:
         return _Request(self.together, self.rank, mine, found)
 
     def iprobe(self, tag: int) -> bool:
-        """Whether a rank that has failed says so; here its thread aborts all."""
+        """Whether a failed rank has sent a message: never, since its thread aborts all others."""
         return False
 
     def isend(self, value: Any, to: int, tag: int) -> None:

@@ -1,4 +1,4 @@
-"""PTX's numbers by integers and fractions: the oracle of the machine's tests.
+"""PTX's numbers as integers and fractions. The machine's tests compare results with them.
 
 A floating-point number is (kind, negative, size): kind `nan`, `inf` or `num`, size a Fraction that is not negative.
 """

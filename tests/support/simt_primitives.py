@@ -1,4 +1,4 @@
-"""Inline PTX for the machine's tests: loads, stores, fences and copies of a stated order, made at run time."""
+"""Inline PTX for the machine's tests: loads, stores, fences and copies. A test chooses their memory order."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _pointer(context: Any, builder: Any, kind: Any, array: Any, index: Any) -> A
 
 
 def load(mods: str) -> Any:
-    """f(a, i): `ld.MODS.u32` of a[i], a an array of uint32."""
+    """A function f(a, i): `ld.MODS.u32` of a[i], where a is an array of uint32."""
 
     @intrinsic
     def load_(typing, a, i):
@@ -38,7 +38,7 @@ def load(mods: str) -> Any:
 
 
 def store(mods: str) -> Any:
-    """f(a, i, v): `st.MODS.u32` of v to a[i]."""
+    """A function f(a, i, v): `st.MODS.u32` of v to a[i]."""
 
     @intrinsic
     def store_(typing, a, i, v):
@@ -56,7 +56,7 @@ def store(mods: str) -> Any:
 
 
 def statement(text: str) -> Any:
-    """f(): one statement without operands, for example a fence."""
+    """A function f(): one statement without operands, for example a fence."""
 
     @intrinsic
     def statement_(typing):

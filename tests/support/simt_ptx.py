@@ -22,7 +22,7 @@ BLOCK = 64
 
 @dataclass
 class Case:
-    """text: PTX; want: from the inputs' bits (ints) to the results' bits, None where any value is right.
+    """A piece of PTX. want: a function that takes the inputs' bits and returns the results' bits, or None for any bits.
 
     inputs: by letter, arrays of uint16, uint32, uint64 or bool (a predicate). out: the kinds of $d and $e.
     same: (got, want) -> bool, if bits need not be equal.
@@ -172,10 +172,10 @@ def launched(
     seed: int = 0,
     machine: Any = None,
 ) -> tuple[list[np.ndarray], list[Any]]:
-    """Run a kernel of one block with the arrays' addresses in a0, a1, ...: (the arrays afterwards, the reports).
+    """Run a kernel of one block; registers a0, a1, ... hold the arrays' addresses. Returns (final arrays, reports).
 
-    Registers: h, r, d, p of 16, 32 and 64 bits and predicates, 0 to 39; t: the thread's number, as 32 bits, t64.
-    module: declarations before the kernel; head: declarations in it.
+    More registers, each with numbers 0 to 39: h, r and d of 16, 32 and 64 bits, and predicates p. t and t64 hold the
+    thread's number in 32 and 64 bits. module: declarations before the kernel; head: declarations in it.
     """
     params = ", ".join(f".param .u64 x{i}" for i in range(len(arrays)))
     lines = [

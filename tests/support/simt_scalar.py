@@ -1,7 +1,7 @@
 """A naive interpreter of small PTX programs: one lane at a time, every register an integer of its bits.
 
-It reads the lines of a body as text and shares nothing with the machine. Floating-point instructions are exact
-fractions rounded once (simt_numbers).
+It reads the lines of a body as text and shares nothing with the machine. Floating-point results are exact fractions
+that are rounded once (simt_numbers).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""wgmma by the PTX ISA, in NumPy: operands in shared memory, fragments of a warpgroup's lanes, and the products."""
+"""wgmma by the rules of the PTX ISA, in NumPy: operands in shared memory, a warpgroup's fragments, and the products."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ def narrow(values, kind):
 
 
 def mixed(at, mode):
-    """The swizzles of the ISA: 16-byte part p of 128-byte line r lies at p ^ r, of r's lowest 3, 2 or 1 bits."""
+    """The swizzles of the ISA: 16-byte part p of 128-byte line r lies at p ^ (the lowest 3, 2 or 1 bits of r)."""
     line, part, rest = at // 128, at // 16 % 8, at % 16
     part ^= line % {0: 1, 1: 8, 2: 4, 3: 2}[mode]
     return line * 128 + part * 16 + rest
 
 
 def image(bits, mode, turned, leading, stride):
-    """Bytes of an operand [rows, k] of one instruction, in the canonical layout of a mode; the pattern at 0."""
+    """Bytes of an operand [rows, k] of one instruction, in the canonical layout of a mode. The pattern starts at 0."""
     rows, depth = bits.shape
     size, per = bits.itemsize, 16 // bits.itemsize
     width = WIDTHS[mode]

@@ -2,7 +2,7 @@
 
 The tokens of a job come in N parts; ranks take them in turns, so that any number of ranks, one included, gives the same
 outputs. Rank 0 prints one hash over the outputs of all parts in order, and the transports. With --hold every rank
-prints its pid instead and repeats one call for so long, and waits a little in between: something to end from outside.
+prints its pid instead and repeats one call for SECONDS, with short pauses, so that a test can end it from outside.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def tokens(part: int) -> np.ndarray:
 
 
 def hashes(moe: aristos.MoE, parts: int) -> list[tuple[int, str]]:
-    """(part, hash of its outputs) of the parts of this rank; with more ranks than parts some bring no tokens."""
+    """(part, hash of its outputs) for each part of this rank. If ranks outnumber parts, some bring no tokens."""
     made = []
     for first in range(0, parts, moe.world):
         part = first + moe.rank
@@ -45,7 +45,7 @@ def hashes(moe: aristos.MoE, parts: int) -> list[tuple[int, str]]:
 def hold(moe: aristos.MoE, seconds: float, options: dict[str, Any]) -> None:
     """Call until the time is over."""
     moe(tokens(moe.rank))
-    with aristos.MoE(replace(CFG, max_tokens=48), moe.comm, **options):  # the engine grows: new windows to watch
+    with aristos.MoE(replace(CFG, max_tokens=48), moe.comm, **options):  # the engine grows and makes new windows
         print(f"rank {moe.rank} pid {os.getpid()}", flush=True)
         end = time.monotonic() + seconds
         while time.monotonic() < end:

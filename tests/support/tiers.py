@@ -84,7 +84,7 @@ LONG = (  # workers start with these files, so that none runs alone at the end
     "substrate/test_waits.py",
 )
 
-# The quick tier ends with these folders and files: the functions that they need compile beside the others.
+# The quick tier runs these folders and files last: the functions that they need compile while others run.
 COMPILED = (
     "package/test_docstrings.py",
     "package/test_examples.py",
@@ -121,7 +121,7 @@ def compiled(item: pytest.Item) -> bool:
 
 
 def may_hold(folder: str, text: str, tier: str | None, part: str | None) -> bool:
-    """Whether a file of this text may have tests of the tier and the part: others need not be imported."""
+    """Whether a file with this text may have tests of the tier and the part. Other files need not be imported."""
     budget = FOLDERS.get(folder)
     if budget is None:
         return True  # `is_quick` says what is wrong
@@ -162,7 +162,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: not part of the quick tier, `make test`")
     config.addinivalue_line("markers", "compiled: holds a time limit or computes much; `make coverage` leaves it out")
-    config.addinivalue_line("markers", "parallel: needs no quiet machine; in a folder whose tests are not all so")
+    config.addinivalue_line("markers", "parallel: needs no quiet machine; for tests of a folder that is not parallel")
     config.addinivalue_line("markers", "core: `make test-all` runs it on every MPI library")
     if job_folder() is None:
         config.pluginmanager.register(Costs(config), "aristos-costs")
@@ -208,7 +208,7 @@ class Costs:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
-        """The cost travels with the report of the teardown, also from a worker of pytest-xdist."""
+        """Attach the cost to the report of the teardown, which workers of pytest-xdist send too."""
         report = yield
         if report.when == "teardown":
             seconds = processor_seconds(item) - self.before
@@ -232,11 +232,11 @@ class Costs:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def budget(self, folder: str) -> int:
-        """Of the tier that runs."""
+        """A folder's budget for the tier that runs."""
         return FOLDERS[folder].quick if self.config.getoption("--tier") == "quick" else FOLDERS[folder].all
 
     def folders(self) -> dict[str, float]:
-        """Seconds by folder, of those below tests/."""
+        """Seconds of each folder below tests/."""
         sums: dict[str, float] = defaultdict(float)
         for test, seconds in self.tests.items():
             path = self.config.rootpath / test.split("::")[0]
@@ -257,7 +257,7 @@ class Costs:
 
 
 def processor_seconds(item: pytest.Item) -> float:
-    """Of this process and its children; for a test on ranks, of its ranks."""
+    """Processor seconds of this process and its children; for a test on ranks, those of its ranks."""
     batch = item.stash.get(BATCH, None)
     if batch is not None:
         return batch.spent.get(item, 0.0)

@@ -1,4 +1,4 @@
-"""Texts as `nvidia-smi topo -m` prints them, made of facts that are known, and ways to spoil them."""
+"""Texts like those of `nvidia-smi topo -m`, made from known facts, and ways to damage them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CLASSES = ["NV1", "NV2", "NV4", "NV12", "NV18", "PIX", "PXB", "PHB", "NODE", "SY
 
 
 def seconds(parse: Callable[[str], object], text: str, enough: float) -> float:
-    """Processor time of one call: the least of ten, as soon as it is `enough`, since other programs disturb it."""
+    """Processor time of one call: the least of up to ten, since other programs disturb it. Stops at `enough`."""
     least = float("inf")
     for _ in range(10):
         begun = time.process_time()
@@ -37,7 +37,7 @@ def seconds(parse: Callable[[str], object], text: str, enough: float) -> float:
 
 @dataclass
 class Machine:
-    """What a text should be read as. nics: column -> device; rest: CPUs, NUMA, GPU NUMA ID of each GPU."""
+    """The facts that a text shows. nics: column -> device; rest: CPUs, NUMA, GPU NUMA ID of each GPU."""
 
     gpus: int
     nics: dict[str, str] = field(default_factory=dict)
@@ -70,7 +70,7 @@ def machine(rng: random.Random) -> Machine:
 
 
 def printed(of: Machine, empty: bool = False) -> str:
-    """With tabs, as the tool does. empty: CPUs and NUMA domains left out, as it does under WSL."""
+    """The text with tabs, as the tool prints it. empty: leave out CPUs and NUMA domains, as the tool does under WSL."""
     lines = ["\t" + "\t".join(of.labels + HEADINGS[: of.headings])]
     for at, a in enumerate(of.labels):
         cells = [" X " if a == b else of.links[a, b] for b in of.labels]
@@ -98,7 +98,10 @@ def _rows(text: str, change: Callable[[str], str], rng: random.Random, one: bool
 
 
 def _words(line: str, change: Callable[[list[str], list[int]], None], space: bool = False) -> str:
-    """Change the list of words and the spaces between them; the second argument: places of the words, or spaces."""
+    """Call change(parts, places) on a line: parts are words and the spaces between them, places are those of the words.
+
+    space: places are those of the spaces between words.
+    """
     parts = re.findall(r"\S+|\s+", line)
     places = [
         at for at, part in enumerate(parts) if bool(part.strip()) != space and (not space or 0 < at < len(parts) - 1)
@@ -152,7 +155,7 @@ def _crop(text: str, rng: random.Random) -> str:
 
 
 def _fold(text: str, rng: random.Random) -> str:
-    """As a terminal of this width wraps it."""
+    """Wrap lines as a terminal of a random width does."""
     width, out = rng.randrange(40, 160), []
     for line in text.split("\n"):
         line = line.expandtabs()

@@ -1,4 +1,4 @@
-"""Text that no driver and no Slurm prints: an error that quotes it, soon and with little memory; never a traceback."""
+"""Text that no driver and no Slurm prints is soon refused, with little memory, by an error that quotes it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from aristos.host import launch_environment, slurm_variables
 from aristos.launcher import take_seat
 from aristos.topology import cpusets, hostlist, matrix, pci, slurm_job, slurm_network, sysfs
 
-DIGITS = "7" * 5000  # Python's int() takes 4300
+DIGITS = "7" * 5000  # Python's int() takes at most 4300
 SECONDS = 5.0  # all of these take milliseconds
 MEMORY = 64 << 20
 
@@ -45,7 +45,7 @@ def yaml(body: str) -> str:
 
 FINE: list[tuple[Callable, str]] = [
     (slurm_network.parse, ladder(60)),
-    (slurm_network.parse, "SwitchName=s Nodes=n²"),  # a word to Slurm as well
+    (slurm_network.parse, "SwitchName=s Nodes=n²"),  # Slurm takes it for a name as well
     (slurm_network.parse, yaml("      - {switch: s, nodes: 2001-99-99}")),
     (slurm_network.parse, yaml("      - {switch: !!int x, nodes: !!timestamp x}")),
     (hostlist.fold, ["n" + DIGITS, "n²", "n\n7"]),

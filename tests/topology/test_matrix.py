@@ -1,4 +1,4 @@
-"""`nvidia-smi topo -m`: every sample to the facts of its index, made-up machines spoiled in many ways, and refusals."""
+"""`nvidia-smi topo -m`: samples give the facts of their index, damaged texts are read correctly or refused."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ MOST = 0.100  # seconds of processor time a sample may take
 
 
 def facts(read: Matrix) -> tuple:
-    """All that is compared."""
+    """All facts of a matrix, for comparison."""
     return read.labels, dict(read.cells), dict(read.cpus), dict(read.numa), dict(read.gpu_numa), dict(read.nics)
 
 
 def wanted(of: Machine, empty: bool = False) -> tuple:
-    """The same of a machine that was made up."""
+    """The same facts for a made-up machine."""
     cells = dict(of.links) | {(label, label): "X" for label in of.labels}
     columns: list[dict[str, str | None]] = [{}, {}, {}]
     for at in range(of.gpus):
@@ -41,7 +41,7 @@ def wanted(of: Machine, empty: bool = False) -> tuple:
 
 
 class Samples(dict[str, tuple[dict[str, str], str]]):
-    """Hypothesis shows arguments; all samples would be a lot."""
+    """All samples, with a short text: Hypothesis prints arguments."""
 
     def __repr__(self) -> str:
         return f"{len(self)} samples"
@@ -65,7 +65,7 @@ def samples(shared_dir: Path) -> Samples:
 
 
 def check(read: Matrix, line: dict[str, str]) -> list[str]:
-    """The facts of the index that are not so."""
+    """The facts of the index that the matrix does not have."""
     wrong = []
     if line["n_gpu"].isdigit() and (len(read.gpus), len(read.nics)) != (int(line["n_gpu"]), int(line["n_nic"])):
         wrong.append(f"{len(read.gpus)} GPUs, {len(read.nics)} NICs")
@@ -106,7 +106,7 @@ def test_every_sample_has_the_facts_of_its_index(samples):
     assert checked > 0.9 * len(samples)
 
 
-def test_the_index_of_samples_is_complete(samples):
+def test_the_check_of_samples_finds_wrong_facts(samples):
     """The check above sees one wrong cell, one wrong list of CPUs and one wrong name."""
     line, text = samples["b206_nvidia_b200_8gpu_vllm20862.txt"]
     text = text.replace("NIC11CPU", "NIC11\tCPU")
@@ -120,14 +120,14 @@ COPIED = ["spaces for tabs", "ends of lines lost", "Windows", "coloured"]
 
 
 def same_or_refused(text: str, want: tuple, how: str) -> bool:
-    """Whether the text was read; the facts must then be those, those of the affinities at most missing."""
+    """Whether the text was read. It must then have the facts `want`; only facts of affinities may be missing."""
     try:
         got = facts(matrix.parse(text))
     except TopologyError:
         return False
-    assert got[:2] == want[:2], f"{how}: another matrix out of\n{text}"
-    for label, device in got[5].items():  # without a legend a column's name; a name cut short cannot be recognised
-        assert device in (want[5][label], label) or text.rstrip().endswith(device), f"{how}: other NICs out of\n{text}"
+    assert got[:2] == want[:2], f"{how}: a wrong matrix from\n{text}"
+    for label, device in got[5].items():  # without a legend a device has its column's name; a name that was cut passes
+        assert device in (want[5][label], label) or text.rstrip().endswith(device), f"{how}: wrong NICs from\n{text}"
     return True
 
 
@@ -166,7 +166,7 @@ def test_copying_a_text_changes_no_fact(seed, ways):
 
 
 def test_other_outputs_around_the_matrix():
-    """A matrix of peer access before it, a second machine's after it: its legend names what the first has not."""
+    """A matrix of peer access, or of another machine whose legend names more NICs, may stand beside the matrix."""
     of = next(found for seed in range(99) if (found := machine(random.Random(seed))).gpus == 2 and not found.nics)
     other = next(found for seed in range(99) if "NIC0" in (found := machine(random.Random(seed))).nics)
     p2p = "\tGPU0\tGPU1\nGPU0\tX\tGNS\nGPU1\tGNS\tX\n\nLegend:\n\n  GNS  = GPU not supported\n"
@@ -217,7 +217,7 @@ def test_affinities_are_found_by_tab_stops(cells, cpus, numa, own):
 
 
 def test_a_cgroup_leaves_cpus_of_some_gpus_empty():
-    """CPUs that the process may not use are not printed; which cell is empty, the tabs say."""
+    """CPUs that the process may not use are not printed. The tabs show which cell is empty."""
     two = "\tGPU0\tGPU1\tCPU Affinity\tNUMA Affinity\nGPU0\t X \tNV4\t0\t0\nGPU1\tNV4\t X \t\t1\n"
     three = two.replace("Affinity\n", "Affinity\tGPU NUMA ID\n").replace("\t0\n", "\t0\t\tN/A\n")
     three = three.replace("\t1\n", "\t1\t\tN/A\n")
@@ -299,7 +299,7 @@ def test_a_cut_number_of_nvlinks_is_an_error():
     text = "\tGPU0\tGPU1\nGPU0\t X \tNV{}\nGPU1\tNV12\t X \n"
     with pytest.raises(TopologyError, match="cut"):
         matrix.parse(text.format(1))
-    assert matrix.parse(text.format(4)).cells["GPU0", "GPU1"] == "NV4"  # asymmetric, which is the faults' affair
+    assert matrix.parse(text.format(4)).cells["GPU0", "GPU1"] == "NV4"  # asymmetric, which is reported as a fault
 
 
 def test_nothing_heavy_is_imported():

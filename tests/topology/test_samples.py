@@ -1,4 +1,4 @@
-"""The output of real commands in tests/support/samples/: the facts that the readers find there."""
+"""The readers find the facts in the output of real commands, which lies in tests/support/samples/."""
 
 from __future__ import annotations
 

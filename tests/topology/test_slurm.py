@@ -1,4 +1,4 @@
-"""Slurm's texts: node lists against scontrol, networks of every form, variables of jobs and steps, and their traps."""
+"""Slurm's texts: node lists compared with scontrol, networks of every form, variables of jobs and steps."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ expressions = st.lists(names, min_size=1, max_size=3).map(",".join)
 
 @pytest.fixture(scope="module")
 def scontrol(tmp_path_factory):
-    """What the real scontrol makes of expressions: it asks no daemon."""
+    """A function that expands an expression by the real scontrol, which asks no daemon for it."""
     program = shutil.which("scontrol")
     if program is None:
         pytest.skip("no scontrol on this machine; on Debian: apt install slurm-client")
@@ -98,7 +98,7 @@ def test_a_tree_counts_switches_on_the_way():
 
 
 def test_scontrols_output_is_the_same_tree():
-    """It lists the nodes below every switch, which hang on the leaves all the same."""
+    """scontrol lists nodes at every switch above them, but they are still attached to the leaves."""
     text = "SwitchName=leaf1 Level=0 LinkSpeed=1 Nodes=n[1-2]\nSwitchName=leaf2 Level=0 LinkSpeed=1 Nodes=n[3-4]\n"
     text += "SwitchName=leaf3 Level=0 LinkSpeed=1 Nodes=n5\nSwitchName=island Level=0 LinkSpeed=1 Nodes=m1\n"
     text += "SwitchName=pod Level=1 LinkSpeed=1 Nodes=n[1-4] Switches=leaf[1-2]\n"
@@ -204,7 +204,7 @@ def test_topology_yaml(name, kind, distances):
 
 
 def test_a_file_for_two_plugins():
-    """Slurm reads the lines of its TopologyPlugin and leaves the others."""
+    """Slurm reads the lines of its TopologyPlugin and ignores the others."""
     text = TREE + BLOCKS
     assert slurm_network.parse(text) == slurm_network.parse(TREE)
     assert slurm_network.parse(text, "block") == slurm_network.parse(BLOCKS)
@@ -252,12 +252,12 @@ def test_addresses_of_nodes_make_a_network():
 
 
 def test_samples_of_networks(shared_dir):
-    """Whatever is a topology.conf, a topology.yaml or scontrol's answer is read, in time; models of others are not."""
+    """Every topology.conf, topology.yaml and output of scontrol is read in time. Other programs' models are refused."""
     folder = shared_dir / "samples" / "slurm"
     files = (
         sorted(folder.glob("topology.*")) + sorted(folder.glob("show_topology*")) + sorted(folder.glob("topograph*"))
     )
-    slurm_network.parse(YAML)  # imports what reads YAML
+    slurm_network.parse(YAML)  # imports the reader of YAML
     kinds = {}
     for file in files:
         text = file.read_text()
@@ -286,10 +286,10 @@ def test_samples_of_networks(shared_dir):
         ({"NODELIST": "n[1-3]", "TASKS_PER_NODE": "2,1(x2)"}, ["n1", "n2", "n3"], (2, 1, 1), 3),
         ({"JOB_NODELIST": "n[1-4]", "NTASKS": "16"}, ["n1", "n2", "n3", "n4"], (4,) * 4, 4),
         ({"JOB_NODELIST": "n[1-2]", "NTASKS": "3"}, ["n1", "n2"], None, 2),
-        # in `srun --overlap -N1` some variables are the step's and one the job's
+        # in `srun --overlap -N1` some variables describe the step, and TASKS_PER_NODE describes the job
         ({"JOB_NODELIST": "n3", "NODELIST": "n[1-4]", "STEP_NODELIST": "n3", "STEP_ID": "1", "NNODES": "1",
           "STEP_TASKS_PER_NODE": "1", "TASKS_PER_NODE": "8(x4)"}, ["n3"], (1,), 4),
-        # the job's count of tasks beside a step's node
+        # TASKS_PER_NODE describes the job, the node list a step
         ({"STEP_NODELIST": "n3", "STEP_ID": "1", "TASKS_PER_NODE": "4(x30)"}, ["n3"], (4,), 1),
         ({"HET_SIZE": "2", "JOB_NODELIST_HET_GROUP_0": "a1", "JOB_NODELIST_HET_GROUP_1": "b[1-2]", "JOB_ID": "1",
           "JOB_NODELIST": "a1"}, ["a1", "b1", "b2"], None, 3),

@@ -55,7 +55,7 @@ def test_lists_of_cpus():
 
 
 def wires(*ups: tuple[bool, ...], name: str = "NVIDIA H100 80GB HBM3") -> list[str]:
-    """What is said of GPUs with these NVLinks."""
+    """The faults reported for GPUs with these NVLinks."""
     return [fault.text for fault in faults.dark([Wires(at, name, up) for at, up in enumerate(ups)])]
 
 
@@ -82,7 +82,7 @@ def test_other_outputs_are_no_matrix(shared_dir):
 
 
 def square(rows: str) -> str:
-    """A matrix from words, a line a GPU."""
+    """A matrix from words; each line is a GPU's row."""
     cells = [line.split() for line in rows.strip().split("\n")]
     heading = "\t" + "\t".join(f"GPU{at}" for at in range(len(cells)))
     return "\n".join([heading, *("\t".join([f"GPU{at}", *row]) for at, row in enumerate(cells))]) + "\n"
@@ -191,7 +191,7 @@ def test_visible_devices_by_number_uuid_and_mig(value, wanted, faulty):
 
 
 def test_numbers_are_nvmls_at_any_position():
-    """A cgroup shows GPU3 alone, as number 0; without one, number 5 of 8 is not the first."""
+    """Numbers are positions in NVML's list. A cgroup shows GPU3 alone as number 0; without it number 5 is the sixth."""
     lone = (Gpu(0, "A100", "GPU-three", "0000:81:00.0"),)
     assert visible({"CUDA_VISIBLE_DEVICES": "0"}, lone)[0][0].device.pci == "0000:81:00.0"
     eight = tuple(Gpu(at, "A100", f"GPU-{at}") for at in range(8))
@@ -215,7 +215,7 @@ def test_gpus_that_a_cgroup_hides():
     alone = SlurmJob("1", True, ("n1",), (1,), ("n1",), "n1", ("3",), "", None)
     assert faults.hidden(alone, GPUS[:1], bus) == []
     assert faults.hidden(None, GPUS[:1], bus) == []
-    slices = SlurmJob("1", True, ("n1",), (2,), ("n1",), "n1", ("0", "1"), "", None)  # of one GPU
+    slices = SlurmJob("1", True, ("n1",), (2,), ("n1",), "n1", ("0", "1"), "", None)  # MIG slices of one GPU
     assert faults.hidden(slices, GPUS[1:2], bus) == []
 
 
@@ -530,7 +530,7 @@ def test_texts_from_windows(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--nvidia-smi", ""], "variable of the shell"),  # and not this machine
+        (["--nvidia-smi", ""], "variable of the shell"),  # an empty name does not mean this machine
         (["--slurm-topology", "", "--json"], "variable of the shell"),
         (["--nvidia-smi", "-", "--slurm-topology", "-"], "only one file can be stdin"),
         (["--again"], "--measure"),
@@ -602,7 +602,7 @@ def test_a_picture_replaces_nothing_but_a_regular_file(tmp_path, capsys):
 
 
 def test_nvml_reports_clocks_and_power_limit():
-    """Clocks of the GPU that CUDA names, by its UUID; values the driver does not report are left out."""
+    """The clocks are those of the GPU with the given UUID. Values that the driver does not report are left out."""
     library = Library([FakeGpu("A", "GPU-a", ":01:00.0"), FakeGpu("B", "GPU-b", ":02:00.0")], {})
     found = {"driver_version": "580.95.05", "sm_clock_mhz": 200001, "memory_clock_mhz": 200002, "power_limit_w": 700.0}
     assert nvml.state(library, "GPU-b") == found
