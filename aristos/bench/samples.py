@@ -23,7 +23,7 @@ Key = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True)
 class Row:
-    """One row. key: (dimension, coordinate) pairs as text.
+    """One row. key: (dimension, coordinate) pairs as text. place: the indices of these coordinates.
 
     seconds: [group, sample], NaN for samples that were not taken; a group is a pair of ranks, else there is one.
     disturbed: what `disturbance.mark` says, or ''.
@@ -32,6 +32,7 @@ class Row:
     key: Key
     seconds: NDArray[np.float64]
     disturbed: str = ""
+    place: tuple[int, ...] = ()
 
     @property
     def median(self) -> float:
@@ -62,6 +63,7 @@ def rows(table: Table, variable: Variable) -> Iterator[Row]:
     places, inner = shape[: len(given)], shape[len(given) :]
     flat = (*places, int(np.prod(inner[: len(groups)])), int(np.prod(inner[len(groups) :])))
     seconds = _ordered(variable, order).reshape(flat)
+    seconds = np.where(np.isfinite(seconds), seconds, np.nan)
     core = None if groups == PAIR else _shares(table, order, shape, flat)
     ends = _ends(table, given) if groups == PAIR else None
     for place in np.ndindex(places):
@@ -73,11 +75,12 @@ def rows(table: Table, variable: Variable) -> Iterator[Row]:
         else:
             ran = np.isfinite(each).all(axis=0)  # a call that a rank has no time of was not run
             had = None if core is None else core[place][:, ran]
-            marked = mark(had, *([each[:, ran]] if len(samples) == 1 else [])) if ran.any() else {}
+            with np.errstate(invalid="ignore", divide="ignore"):  # of waits that took no time
+                marked = mark(had, *([each[:, ran]] if len(samples) == 1 else [])) if ran.any() else {}
             each = each[:, ran].max(axis=0, keepdims=True)
         if each.size:
-            key = tuple((name, _text(table.dims[name], i)) for name, i in zip(given, place))
-            yield Row(key, each, str(marked.get("disturbed", "")))
+            key = tuple((name, coordinate(table.dims[name], i)) for name, i in zip(given, place))
+            yield Row(key, each, str(marked.get("disturbed", "")), place)
 
 
 def named(key: Key, table: Table) -> str:
@@ -112,7 +115,8 @@ def _ends(table: Table, given: tuple[str, ...]) -> NDArray[np.float64] | None:
     return None
 
 
-def _text(coordinates: Variable, i: int) -> str:
+def coordinate(coordinates: Variable, i: int) -> str:
+    """A coordinate as text: `fused`, `16`, `4 KiB`."""
     value = coordinates.values[i]
     unit = coordinates.units if coordinates.units not in ("", "1") else ""
     if coordinates.values.dtype.kind == "U":

@@ -76,12 +76,13 @@ def main(argv: list[str]) -> int:
 
 
 def run(asked: argparse.Namespace) -> int:
+    from ..bench.tables import plain
     from ..report import sides, words
     from ..report.compared import compare
 
     found = compare(*sides.two(asked.files, asked.run, asked.all))
     if asked.json:
-        print(json.dumps(words.document(found, asked.regression), indent=1, allow_nan=False), flush=True)
+        print(json.dumps(plain(words.document(found, asked.regression)), indent=1, allow_nan=False), flush=True)
     else:
         show(found)
     if asked.out:
