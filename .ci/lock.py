@@ -20,7 +20,7 @@ import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-EXTRAS, GROUPS = ("mpich", "plot", "plan", "explore", "topo", "simt"), ("test", "lint")
+EXTRAS, GROUPS = ("mpich", "plot", "report", "plan", "explore", "topo", "simt"), ("test", "lint")
 MORE = ["safetensors", "pip>=25.1", "setuptools>=77"]
 OTHERS = ("openmpi", "impi", "cuda13")  # extras with an environment of their own
 # of such an extra, what is not installed there: no test uses it without a GPU

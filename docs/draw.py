@@ -20,6 +20,7 @@ PACKAGE = ROOT / "aristos"
 # import each other. `loose` stands for the public, loose modules of the package.
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("cli",),
+    ("report",),
     ("bench",),
     ("launcher", "doctor", "integrations"),
     ("explore", "checkpoint"),
@@ -36,6 +37,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
 CORE = ("layer", "checkpoint", "substrate", "engine", "transport", "kernels", "host", "primitives", "loose")
 HOLDS = {
     "cli": "commands",
+    "report": "runs compared, pages",
     "bench": "microbenchmarks, plots",
     "launcher": "starts a job",
     "doctor": "checks machine and MPI",

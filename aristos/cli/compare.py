@@ -1,65 +1,121 @@
 """`aristos compare FIRST.h5 SECOND.h5`: compares two runs, or with one file its last two runs.
 
-It prints medians, their ratio, and the facts that differ, and draws pictures of both runs side by side.
+It prints medians, their ratio with an interval, one word for each row, and the facts that differ. With
+`--regression 5%` the exit code is 1 if a row is slower by more than that with its whole interval.
 
-Exit codes. 0: fine. 2: wrong usage, or runs that cannot be compared. 3: a file is missing or damaged.
+Exit codes. 0: fine. 1: slower than `--regression` allows. 2: wrong usage, or runs that cannot be compared. 3: a file is
+missing, damaged or of another format, or with `--regression` no row could be judged.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
-SUMMARY = "two runs of results files side by side: aristos compare before.h5 after.h5"
+SUMMARY = "what got faster or slower between two runs: aristos compare before.h5 after.h5"
+SLOWER, USAGE, ENVIRONMENT = 1, 2, 3
 
 
 def options(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="aristos compare", description="Compare the times of two runs.")
+    parser = argparse.ArgumentParser(
+        prog="aristos compare",
+        description="Compare the times of two runs row by row: faster, slower, or noise.",
+    )
     parser.add_argument("files", nargs="+", metavar="FILE.h5", help="two results files (the last run of each), or one")
     parser.add_argument(
         "--run", action="append", default=[], metavar="NAME", help="twice: the two runs' names, or their first letters"
     )
-    parser.add_argument("--out", metavar="DIR", help="folder for the pictures (default: FIRST-compared)")
-    parser.add_argument("--no-plots", action="store_true", help="draw no pictures")
+    parser.add_argument(
+        "--all", action="store_true", help="all runs of each file: their rows are repetitions of one another"
+    )
+    parser.add_argument(
+        "--regression",
+        type=share,
+        metavar="SHARE",
+        help="5%% or 0.05: exit code 1 if a row is slower by more than that, with its whole interval",
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout and nothing else")
+    parser.add_argument("--out", metavar="DIR", help="draw the pictures of both runs side by side in this folder")
     asked = parser.parse_args(argv)
     if len(asked.files) > 2:
         parser.error(f"give two results files, or one with two runs, got {len(asked.files)} files")
     if len(asked.run) not in (0, 2):
         parser.error(f"--run names both runs or none, got {len(asked.run)} names")
+    if asked.all and (asked.run or len(asked.files) != 2):
+        parser.error("--all takes two files and no --run")
+    if asked.out == "":
+        parser.error("DIR must be a name, got '': was a variable of the shell not set?")
     return asked
 
 
+def share(text: str) -> float:
+    """`5%` and `0.05` -> 0.05."""
+    value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"must be a share such as 5% or 0.05, below 1, got {text}")
+    return value
+
+
 def main(argv: list[str]) -> int:
-    from ..bench import compared, plots
-    from ..bench.tables import Reporter
-    from ..errors import AristosError, EnvironmentProblem, InputError
+    from ..errors import AristosError, InputError
+    from ..host import launch_environment
 
     asked = options(argv)
     try:
-        first, second = plots.two(asked.files, asked.run)
-        sheets, refused = compared.compare(first, second)
-        reporter = Reporter(quiet=False)
-        for name, run in (("first", first), ("second", second)):
-            reporter.line(f"# {name}: {run.name}, {run.attributes.get('command', 'no command')}")
-        for line in compared.facts(first, second):
-            reporter.line(f"# differs: {line}")
-        for sheet in sheets:
-            reporter.show(sheet)
-        reporter.line(f"\n# {compared.SENTENCE}")
-        for line in refused:
-            reporter.line(f"# not compared: {line}")
-        if not asked.no_plots:
-            folder = Path(asked.out or f"{Path(asked.files[0]).with_suffix('')}-compared")
-            try:
-                for path in plots.draw_both((first, second), folder):
-                    print(path)
-            except EnvironmentProblem as why:  # pictures are optional: the tables were printed
-                print(f"aristos compare: no pictures: {why}", file=sys.stderr)
+        return run(asked)
+    except BrokenPipeError:  # | head
+        return launch_environment.unread()
     except InputError as why:
         print(f"aristos compare: {why}", file=sys.stderr)
-        return 2
+        return USAGE
     except (AristosError, OSError) as why:
         print(f"aristos compare: {why}", file=sys.stderr)
-        return 3
-    return 0
+        return ENVIRONMENT
+
+
+def run(asked: argparse.Namespace) -> int:
+    from ..bench.tables import plain
+    from ..report import sides, words
+    from ..report.compared import compare
+
+    found = compare(*sides.two(asked.files, asked.run, asked.all))
+    if asked.json:
+        print(json.dumps(plain(words.document(found, asked.regression)), indent=1, allow_nan=False), flush=True)
+    else:
+        show(found)
+    if asked.out:
+        from ..bench import plots
+
+        for path in plots.draw_both((found.first.last, found.second.last), Path(asked.out)):
+            print(path, file=sys.stderr if asked.json else sys.stdout)
+    if asked.regression is None:
+        return 0
+    if not found.judged:
+        print(f"aristos compare: nothing was judged: {words.summary(found)} Measure again", file=sys.stderr)
+        return ENVIRONMENT
+    slower = found.regressed(asked.regression)
+    if slower:
+        print(f"aristos compare: {words.regressions(slower, asked.regression)}", file=sys.stderr)
+    return SLOWER if slower else 0
+
+
+def show(found: object) -> None:
+    """Print a comparison."""
+    from ..bench.tables import Reporter
+    from ..report import words
+    from ..report.compared import Comparison
+
+    assert isinstance(found, Comparison)
+    reporter = Reporter(quiet=False)
+    for name, side in (("first", found.first), ("second", found.second)):
+        reporter.line(f"# {name}: {side.names}, {side.last.attributes.get('command', 'no command')}")
+    for fact, (mine, theirs) in found.differs.items():
+        reporter.line(f"# differs: {fact}: {mine} | {theirs}")
+    for sheet in words.sheets(found):
+        reporter.show(sheet)
+    reporter.line(f"\n# {words.NOTE}")
+    for line in words.lines(found):
+        reporter.line(f"# {line}")
+    reporter.line(f"# {words.summary(found)}")

@@ -1,6 +1,7 @@
 """Results of benchmarks: runs of tables. They are appended to an HDF5 file, which no crash or second writer damages."""
 
 from .hdf5 import LOCK_SECONDS, SCHEMA, append, check, load
+from .labelled import open
 from .tables import Results, Run, Table, Variable
 
-__all__ = ["LOCK_SECONDS", "SCHEMA", "Results", "Run", "Table", "Variable", "append", "check", "load"]
+__all__ = ["LOCK_SECONDS", "SCHEMA", "Results", "Run", "Table", "Variable", "append", "check", "load", "open"]

@@ -184,6 +184,11 @@ def _opened(path: Path) -> Iterator[h5py.File]:
 def _check_schema(path: Path, file: h5py.File) -> None:
     schema = guarded.attributes(file, guarded.Budget(guarded.SPARE)).get("schema")
     if not isinstance(schema, str) or schema != SCHEMA:
+        if isinstance(schema, str) and schema.startswith(SCHEMA.split("/")[0] + "/"):
+            raise ResultsError(
+                f"{path}: results of another version of Aristos, in the format {schema!r}; this version reads"
+                f" {SCHEMA!r}: use the version that wrote the file, or measure again"
+            )
         got = "no schema" if schema is None else f"the schema {schema!r}"
         raise ResultsError(f"{path}: an HDF5 file with {got}, where {SCHEMA!r} is needed; choose another file")
     if "runs" not in dict(guarded.members(file)) or not isinstance(file["runs"], h5py.Group):

@@ -201,7 +201,7 @@ def saved(path: Path) -> None:
 
 
 def timeline_file(path: Path) -> None:
-    _, spans, facts = timeline._read(str(path))
+    _, spans, facts = timeline.read(str(path))
     timeline._title(facts, spans)
 
 

@@ -62,7 +62,7 @@ def test_rows_of_ones_own_are_kept_drawn_and_compared(tmp_path, monkeypatch, cap
     assert main(["plot", "own-rows.h5"]) == 0
     assert (tmp_path / "own-rows-plots" / "my_layer.png").exists()
     capsys.readouterr()
-    assert main(["compare", "own-rows.h5", "--no-plots"]) == 0
+    assert main(["compare", "own-rows.h5"]) == 0
     assert capsys.readouterr().out.count("tokens ") == 3
 
 

@@ -32,7 +32,7 @@ importlib.util.find_spec = lambda name, package=None: None if name in lacking el
 COMMAND = WITHOUT + "from aristos.cli.__main__ import main\nsys.exit(main())"
 PROBLEM = """{"experts": 2, "layer_cost": 1, "payload_mib": 1, "crossings": 4, "gradient_mib": 1, "stages": 1,
 "devices": [{"rate": 1, "memory": 2}], "alpha_us": [[0]], "beta_us_per_mib": [[0]]}"""
-OPTIONAL = {"plan": "highspy", "explore": "greenlet", "topo": "yaml", "plot": "matplotlib"}
+OPTIONAL = {"plan": "highspy", "explore": "greenlet", "topo": "yaml", "plot": "matplotlib", "report": "plotly"}
 
 
 def without(lacking: str, *words: str, program: str = COMMAND) -> subprocess.CompletedProcess[str]:
@@ -56,6 +56,7 @@ def test_only_commands_that_name_an_extra_need_it():
         ("plot", ["topo", "--plot", "{folder}/x.png"], 3),
         ("plot", ["plan", "{folder}/problem.json", "--plot", "{folder}/x.png"], 3),
         ("plot", ["plot", "{folder}/t.json"], 3),
+        ("report", ["report", "{folder}/r.h5", "--out", "{folder}/x.html"], 3),
     ],
 )
 def test_a_command_names_the_extra_that_it_lacks(extra, words, code, tmp_path):

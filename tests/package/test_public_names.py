@@ -15,7 +15,7 @@ import aristos
 from aristos import errors
 from aristos.host.versions import versions
 
-PRIVATE = {"cli", "doctor", "engine", "explore", "host", "launcher", "layer", "primitives", "substrate"}
+PRIVATE = {"cli", "doctor", "engine", "explore", "host", "launcher", "layer", "primitives", "report", "substrate"}
 PRIVATE |= {
     "config",
     "quantised",

@@ -61,6 +61,7 @@ FOLDERS = {
     "planner": Budget(70, 180, parallel=True),
     "primitives": Budget(10, 20, parallel=True),
     "ptxsim": Budget(0, 250, parallel=True),
+    "report": Budget(25, 60, parallel=True),
     "results": Budget(25, 40, parallel=True),
     "substrate": Budget(40, 500, parallel=True),
     "topology": Budget(25, 60, parallel=True),

@@ -37,7 +37,7 @@ def draw(file: str, folder: Path, *, run: str | None = None, form: str = "png") 
     Raises InputError if no run has that name or if it has nothing to draw, EnvironmentProblem if Matplotlib is not
     installed.
     """
-    found = _choose(file, run)
+    found = choose(file, run)
     pyplot = _pyplot()
     from .labels import drawable
     from .style import STYLE, footer
@@ -153,23 +153,8 @@ def _figures(table: Table) -> dict[str, Any]:
     return {table.name: any_table.any_table(table)}
 
 
-def two(files: list[str], names: list[str]) -> tuple[Run, Run]:
-    """Two runs: the last of each of two files, or the last two of one file, or the runs with these names.
-
-    Raises InputError
-    if there are none."""
-    if names or len(files) == 2:
-        first, second = (_choose(file, name) for file, name in zip((files[0], files[-1]), names or (None, None)))
-        return first, second
-    runs = load(files[0]).runs
-    if len(runs) < 2:
-        raise InputError(
-            f"{files[0]} holds {len(runs)} run{'s' * (len(runs) != 1)}: give a second file to compare with"
-        )
-    return runs[-2], runs[-1]
-
-
-def _choose(file: str, run: str | None) -> Run:
+def choose(file: str, run: str | None) -> Run:
+    """The run of a file whose name begins so; None: the last one. Raises InputError if it is not one."""
     runs = load(file).runs
     if not runs:
         raise InputError(f"{file} holds no run")

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ...results import Table
-from ..compared import SAMPLES
+from ..samples import SAMPLES
 from .style import BLUE, GREEN, GREY, ORANGE, RED, SKY
 
 MOST_PANELS, MOST_LINES, MOST_TICKS = 6, 8, 40

@@ -16,7 +16,7 @@ from kernel_cache.texts import shown
 from ...errors import ResultsError
 from ...results import Run, Table
 from ...results.tables import Variable
-from ..compared import SAMPLES
+from ..samples import SAMPLES
 
 MOST = 200  # the most characters of a text
 PANELS = ("case", "pattern", "tokens", "way", "what")  # dimensions with a panel for each point

@@ -35,7 +35,7 @@ def timelines(files: list[str]) -> Any:
     from matplotlib import pyplot
     from matplotlib.patches import Patch
 
-    documents = [_read(file) for file in files]
+    documents = [read(file) for file in files]
     if (count := sum(len(workers) for workers, *_ in documents)) > MOST_WORKERS:
         raise ResultsError(f"{', '.join(files)}: a picture shows at most {MOST_WORKERS} workers, got {count}")
     heights = [0.5 + 0.32 * len(workers) for workers, *_ in documents]
@@ -63,7 +63,7 @@ def _panel(axis: Any, workers: dict[tuple[int, int], str], spans: list[dict[str,
     for row, kind in sorted(parts, key=lambda key: (key[0], order.index(key[1]))):
         high = BAR / 2 if kind == "wire" else BAR  # steps of the wire lie within a wait
         axis.broken_barh(parts[row, kind], (row - BAR / 2, high), color=COLOURS[kind], linewidth=0)
-    axis.set_yticks(list(rows.values()), [workers[worker] for worker in rows])
+    axis.set_yticks(list(rows.values()), [label(workers[worker]) for worker in rows])
     axis.set_ylim(len(rows) - 0.5, -0.5)
     axis.grid(axis="y", visible=False)
     return {s["cat"] for s in spans}
@@ -77,13 +77,13 @@ def _title(facts: dict[str, Any], spans: list[dict[str, Any]]) -> str:
     return ", ".join([*said, f"{end * 1e-3:.3g} ms, waits {waited * 1e-3:.3g} ms over all workers"])
 
 
-def _read(file: str) -> tuple[dict[tuple[int, int], str], list[dict[str, Any]], dict[str, Any]]:
-    """({(rank, worker): label}, complete events, facts) of a file."""
+def read(file: str) -> tuple[dict[tuple[int, int], str], list[dict[str, Any]], dict[str, Any]]:
+    """({(rank, worker): name}, complete events, facts) of a file. Raises ResultsError if it is no timeline."""
     try:
         document = json.loads(regular.text(file, MOST))
         events, facts = document["traceEvents"], dict(document.get("otherData", {}))
         names = [e for e in events if e["ph"] == "M" and e["name"] == "thread_name"]
-        workers = {(int(e["pid"]), int(e["tid"])): label(f"rank {e['pid']}, {e['args']['name']}") for e in names}
+        workers = {(int(e["pid"]), int(e["tid"])): f"rank {e['pid']}, {e['args']['name']}" for e in names}
         spans = [{key: kind(e[key]) for key, kind in SPAN.items()} for e in events if e["ph"] == "X"]
     except OSError as error:
         raise ResultsError(f"{file}: {error.strerror}") from None

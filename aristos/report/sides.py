@@ -1,0 +1,48 @@
+"""The sides of a comparison: one run each, or a set of runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..bench.plots import choose
+from ..errors import InputError
+from ..results import Run, load
+
+
+@dataclass(frozen=True)
+class Side:
+    """Runs whose rows count as repetitions of one another. file: where they are from."""
+
+    file: str
+    runs: tuple[Run, ...]
+
+    @property
+    def last(self) -> Run:
+        return self.runs[-1]
+
+    @property
+    def names(self) -> str:
+        return ", ".join(run.name for run in self.runs)
+
+
+def two(files: list[str], names: list[str], every: bool = False) -> tuple[Side, Side]:
+    """The last run of each of two files, or the last two of one file, or the runs with these names.
+
+    every: all runs of each of two files. Raises InputError if there are none.
+    """
+    if every:
+        first, second = (Side(file, tuple(load(file).runs)) for file in files)
+        for side in (first, second):
+            if not side.runs:
+                raise InputError(f"{side.file} holds no run")
+        return first, second
+    if names or len(files) == 2:
+        chosen = zip((files[0], files[-1]), names or (None, None))
+        first, second = (Side(file, (choose(file, name),)) for file, name in chosen)
+        return first, second
+    runs = load(files[0]).runs
+    if len(runs) < 2:
+        raise InputError(
+            f"{files[0]} holds {len(runs)} run{'s' * (len(runs) != 1)}: give a second file to compare with"
+        )
+    return Side(files[0], (runs[-2],)), Side(files[0], (runs[-1],))

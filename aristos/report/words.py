@@ -1,0 +1,131 @@
+"""A comparison in words: tables for a terminal, one JSON object for programs, and the sentences that both say."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..bench.context import Column, Sheet, counted
+from . import compared
+from .compared import Compared, Comparison
+from .sides import Side
+
+SCHEMA = "aristos-compare/1"
+NOTE = (
+    "second / first: of the medians, with its 95 % interval from calls drawn again;"
+    " what changed between the runs is in it only if a side has several (--all)"
+)
+MOST_NAMED = 8  # rows in a sentence
+
+
+def sheets(found: Comparison) -> list[Sheet]:
+    """A sheet for each table that both sides have."""
+    made = []
+    for table, rows in compared.by_table(found.rows):
+        scale, unit = (1e3, "ms") if min(row.first for row in rows) >= 1e-4 else (1e6, "us")
+        columns = (
+            Column("what", "of"),
+            Column("first", f"first\n{unit}", ".3f"),
+            Column("second", f"second\n{unit}", ".3f"),
+            Column("ratio", "second\n/first", ".3f"),
+            Column("low", "low", ".3f"),
+            Column("high", "high", ".3f"),
+            Column("word", "second is"),
+        )
+        made.append(Sheet(f"{table.name}: medians of two {'runs' if _single(found) else 'sets of runs'}", columns))
+        for row in rows:
+            record = {
+                "what": row.what.removeprefix(f"{table.name}: "),
+                "first": row.first * scale,
+                "second": row.second * scale,
+                "ratio": row.ratio,
+                "low": row.low,
+                "high": row.high,
+                "word": row.word,
+            }
+            made[-1].records.append(record | ({"disturbed": row.why} if row.why else {}))
+    return made
+
+
+def summary(found: Comparison) -> str:
+    """One sentence: how many rows got faster or slower, by how much, and how many are noise or not judged."""
+    parts = []
+    for word, worst in ((compared.FASTER, min), (compared.SLOWER, max)):
+        if rows := found.of(word):
+            most = worst(rows, key=lambda row: row.ratio)
+            parts.append(f"{len(rows)} {word} (the most {percent(most.ratio)}: {most.what})")
+    parts += [f"{len(found.of(word))} {said}" for word, said in SAID.items() if found.of(word)]
+    return f"Of {counted(len(found.rows), 'row')}, " + ", ".join(parts) + "."
+
+
+SAID = {
+    compared.NOISE: "within noise",
+    compared.DISTURBED: "disturbed and not judged",
+    compared.FEW: "with too few calls to judge",
+}
+
+
+def percent(ratio: float) -> str:
+    """`+12.3 %`, of a ratio of times."""
+    return f"{100 * (ratio - 1):+.1f} %"
+
+
+def regressions(rows: list[Compared], limit: float) -> str:
+    """A sentence that names the rows that are slower by more than a limit."""
+    named = [f"{row.what} ({percent(row.ratio)})" for row in rows[:MOST_NAMED]]
+    more = f", and {len(rows) - MOST_NAMED} more" if len(rows) > MOST_NAMED else ""
+    return f"{counted(len(rows), 'row')} slower by more than {100 * limit:g} %: {', '.join(named)}{more}"
+
+
+def lines(found: Comparison) -> list[str]:
+    """Sentences about what was not compared."""
+    said = [f"not compared: {why}" for why in found.refused]
+    for which, only in (("first", found.only_first), ("second", found.only_second)):
+        if only:
+            more = f", and {len(only) - MOST_NAMED} more" if len(only) > MOST_NAMED else ""
+            said.append(f"only in the {which}: {'; '.join(only[:MOST_NAMED])}{more}")
+    return said
+
+
+def document(found: Comparison, limit: float | None) -> dict[str, Any]:
+    """The JSON object. limit: of --regression, or None. Times are in seconds."""
+    slower = [] if limit is None else found.regressed(limit)
+    return {
+        "schema": SCHEMA,
+        "ok": not slower,
+        "first": _side(found.first),
+        "second": _side(found.second),
+        "differs": {name: list(both) for name, both in found.differs.items()},
+        "regression": limit,
+        "rows": [
+            {
+                "suite": row.table.suite,
+                "table": row.table.name,
+                "variable": row.variable,
+                "row": dict(row.key),
+                "first_s": row.first,
+                "second_s": row.second,
+                "ratio": row.ratio,
+                "low": row.low,
+                "high": row.high,
+                "calls": list(row.calls),
+                "word": row.word,
+                "disturbed": row.why,
+                "regressed": limit is not None and row.regressed(limit),
+            }
+            for row in found.rows
+        ],
+        "only_in_first": found.only_first,
+        "only_in_second": found.only_second,
+        "not_compared": found.refused,
+        "summary": summary(found),
+    }
+
+
+def _side(side: Side) -> dict[str, Any]:
+    last = side.last.attributes
+    named = {"command": str(last.get("command", "")), "commit": str(last.get("commit", ""))}
+    return {"file": side.file, "runs": [run.name for run in side.runs], **named}
+
+
+def _single(found: Comparison) -> bool:
+    return len(found.first.runs) == len(found.second.runs) == 1
