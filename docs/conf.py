@@ -32,7 +32,7 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 numpydoc_show_class_members = False
 warnings.filterwarnings("ignore", "Unknown section Source")  # which `_name_sources` renames
-OUTSIDE = re.compile(r"\[([^\]]+)\]\(\.\./([^)#]+)\)")  # [text](../path)
+UPWARDS = re.compile(r"\[([^\]]+)\]\((\.\./[^)#]+)\)")  # [text](../path)
 
 
 def _reference() -> str:
@@ -62,13 +62,17 @@ def _described(name: str) -> list[str]:
 def _change(app: Any, page: str, source: list[str]) -> None:
     """What differs on the site, see above."""
     text = _reference() if page == "api" else source[0]
-    source[0] = OUTSIDE.sub(_download, text)
+    folder = (HERE / page).parent
+    source[0] = UPWARDS.sub(lambda link: _download(link, folder), text)
 
 
-def _download(link: re.Match[str]) -> str:
-    """The words of a link to a folder; of one to a file, which the site then holds."""
-    words, path = link[1].strip("`"), HERE.parent / link[2]
-    return f"{{download}}`{words} <../{link[2]}>`" if path.is_file() else f"`{link[2]}`"
+def _download(link: re.Match[str], folder: Path) -> str:
+    """The words of a link to a folder; of one to a file outside the pages, which the site then holds."""
+    path = (folder / link[2]).resolve()
+    if path.is_relative_to(HERE):
+        return link[0]
+    words = link[1].strip("`")
+    return f"{{download}}`{words} <{link[2]}>`" if path.is_file() else f"`{path.relative_to(HERE.parent)}`"
 
 
 def _name_sources(app: Any, what: str, name: str, found: Any, options: Any, lines: list[str]) -> None:
