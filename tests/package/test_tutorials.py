@@ -1,4 +1,4 @@
-"""docs/tutorials/: each page is followed as a reader does, and its commands print what it says."""
+"""docs/tutorials/ and docs/howto/: each page is followed as a reader does, and its commands print what it says."""
 
 from __future__ import annotations
 
@@ -9,20 +9,23 @@ import pytest
 from pages import Typed
 
 pytestmark = pytest.mark.parallel
-TUTORIALS = Path(__file__).resolve().parents[2] / "docs" / "tutorials"
+DOCS = Path(__file__).resolve().parents[2] / "docs"
 ELSEWHERE = {"transformers-model": "tests/integrations/test_tutorial.py: needs torch"}
 QUICK = ("first-layer",)
-HERE = sorted(page.stem for page in TUTORIALS.glob("*.md") if page.stem not in ELSEWHERE)
-NEEDS = {"gpu-kernel": "numba_cuda", "language-model": "matplotlib", "straggler": "matplotlib"}
+PAGES = {page.stem: page for folder in ("tutorials", "howto") for page in sorted((DOCS / folder).glob("*.md"))}
+HERE = [name for name in PAGES if name not in ELSEWHERE]
+NEEDS = {"gpu-kernel": "numba_cuda"} | dict.fromkeys(
+    ("language-model", "straggler", "timeline", "bench-suite"), "matplotlib"
+)
 
 
 @pytest.mark.parametrize(
     "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in HERE]
 )
-def test_a_tutorial(name, tmp_path):
+def test_a_page(name, tmp_path):
     if name in NEEDS:
         pytest.importorskip(NEEDS[name])
-    assert pages.follow(TUTORIALS / f"{name}.md", tmp_path)
+    assert pages.follow(PAGES[name], tmp_path)
 
 
 def test_what_is_printed_is_compared():
