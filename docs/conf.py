@@ -32,7 +32,7 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 numpydoc_show_class_members = False
 warnings.filterwarnings("ignore", "Unknown section Source")  # `_name_sources` renames this section
-OUTSIDE = re.compile(r"\[([^\]]+)\]\(\.\./([^)#]+)\)")  # [text](../path)
+UPWARDS = re.compile(r"\[([^\]]+)\]\((\.\./[^)#]+)\)")  # [text](../path)
 
 
 def _reference() -> str:
@@ -62,13 +62,17 @@ def _described(name: str) -> list[str]:
 def _change(app: Any, page: str, source: list[str]) -> None:
     """Change the source of a page where the site differs, see above."""
     text = _reference() if page == "api" else source[0]
-    source[0] = OUTSIDE.sub(_download, text)
+    folder = (HERE / page).parent
+    source[0] = UPWARDS.sub(lambda link: _download(link, folder), text)
 
 
-def _download(link: re.Match[str]) -> str:
-    """What replaces a link: a download of a file, which the site then holds, or the path of a folder."""
-    words, path = link[1].strip("`"), HERE.parent / link[2]
-    return f"{{download}}`{words} <../{link[2]}>`" if path.is_file() else f"`{link[2]}`"
+def _download(link: re.Match[str], folder: Path) -> str:
+    """What replaces a link to a path outside the pages: a download of a file, which the site then holds, or a folder's path."""
+    path = (folder / link[2]).resolve()
+    if path.is_relative_to(HERE):
+        return link[0]
+    words = link[1].strip("`")
+    return f"{{download}}`{words} <{link[2]}>`" if path.is_file() else f"`{path.relative_to(HERE.parent)}`"
 
 
 def _name_sources(app: Any, what: str, name: str, found: Any, options: Any, lines: list[str]) -> None:

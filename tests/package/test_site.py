@@ -14,10 +14,10 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def test_every_page_has_one_place_in_the_contents():
     index = (ROOT / "docs" / "index.md").read_text()
-    listed = [line for each in re.findall(r"```{toctree}\n(.*?)```", index, re.DOTALL) for line in each.split()]
-    pages = [name for name in listed if not name.startswith(":")]
-    found = sorted(path.stem for path in (ROOT / "docs").glob("*.md") if path.stem != "index")
-    assert sorted(name for name in pages if (ROOT / "docs" / f"{name}.md").exists()) == found
+    docs, lists = ROOT / "docs", re.findall(r"```{toctree}\n(.*?)```", index, re.DOTALL)
+    pages = [line for each in lists for line in each.splitlines() if line and not line.startswith(":")]
+    found = sorted(str(path.relative_to(docs).with_suffix("")) for path in docs.glob("**/*.md"))
+    assert sorted([*pages, "index"]) == found
 
 
 @pytest.mark.slow
