@@ -60,25 +60,25 @@ def _described(name: str) -> list[str]:
 
 
 def _change(app: Any, page: str, source: list[str]) -> None:
-    """Change the source of a page where the site differs, see above."""
+    """Change the source of a page where the site differs (see the module's docstring)."""
     text = _reference() if page == "api" else source[0]
     source[0] = OUTSIDE.sub(_download, text)
 
 
 def _download(link: re.Match[str]) -> str:
-    """What replaces a link: a download of a file, which the site then holds, or the path of a folder."""
+    """The text that replaces a link: a download of the file, which the site then holds, or the path of a folder."""
     words, path = link[1].strip("`"), HERE.parent / link[2]
     return f"{{download}}`{words} <../{link[2]}>`" if path.is_file() else f"`{link[2]}`"
 
 
 def _name_sources(app: Any, what: str, name: str, found: Any, options: Any, lines: list[str]) -> None:
-    """numpydoc knows the section Source by the name References."""
+    """Rename the section Source to References, the name that numpydoc knows."""
     for i in range(len(lines) - 1):
         if lines[i] == "Source" and lines[i + 1].startswith("---"):
             lines[i : i + 2] = ["References", "----------"]
 
 
 def setup(app: Any) -> None:
-    """Called by Sphinx."""
+    """Register the functions of this file; Sphinx calls this."""
     app.connect("source-read", _change)
     app.connect("autodoc-process-docstring", _name_sources, priority=100)  # before numpydoc
