@@ -1,4 +1,4 @@
-# Everything with Python >= 3.11 and make alone: `make help` lists the targets.
+# Everything here needs only Python >= 3.11 and make: `make help` lists the targets.
 # VENV=, PYTHON=, MPI=mpich|openmpi|impi, RANKS= and ARGS= can be given; the install is done again only when
 # pyproject.toml changes, and source changes are seen at once. tests/README.md explains the tiers of the tests.
 
@@ -23,7 +23,7 @@ PIP = PYTHONWARNINGS=ignore $(PY) -m pip --quiet --disable-pip-version-check
 FLAGS_openmpi = --allow-run-as-root --oversubscribe --bind-to none
 # NumPy's BLAS is a peer: it chooses its kernels itself.
 FREE_BLAS = env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE
-# Not mpirun: Intel's finds its parts only on PATH.
+# mpiexec and not mpirun, since Intel's mpirun finds its parts only on PATH.
 MPIRUN = $(VENV)/bin/mpiexec $(FLAGS_$(MPI)) -n $(RANKS)
 READY = $(VENV)/.aristos-$(MPI)
 SUPPORTED = import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 15))
@@ -107,8 +107,8 @@ docs: $(READY)-docs
 fuzz: $(READY)-test
 	$(PY) tests/fuzz/run.py $(ARGS)
 
-# The wheel is built from the sdist, so both are tested. They are built twice and must be equal: modes by the umask here,
-# times of the last commit. The job runs outside the checkout.
+# The wheel is built from the sdist, so both are tested. They are built twice and must be equal: the umask
+# here sets file modes, and files get the time of the last commit. The job runs outside the checkout.
 DIST = $(VENV)/dist
 dist: $(PY)
 	rm -rf dist $(DIST)

@@ -1,7 +1,7 @@
 """A barrier for the ranks of a job on one machine, in a file that all of them map.
 
 Each rank counts its arrivals in a cell of its own and polls the others' cells, so all leave within a microsecond,
-whichever library the peer communicates by. Only calls that start together are timed.
+whichever library the peer communicates by. It makes calls start together, so that their times compare.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 
 CELL = 64  # bytes: one cache line for each rank
-POLLS = 2000  # before the core is offered to others
+POLLS = 2000  # polls before the core is offered to other processes
 
 
 class Barrier:

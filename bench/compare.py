@@ -1,9 +1,10 @@
 """Times Aristos and its peers in turns on the same weights, tokens and routing: `make compare`.
 
-Each peer runs in a Python environment of its own (environments.py). Its processes, a team, sleep while others work.
-Every output is checked against float64. Each part writes raw times to HDF5 and its tables to docs/performance.md, in
-the section of this family of CPUs; the part `uniform` draws the picture. Nothing is tuned: one thread per rank.
-Exit codes: 0 Aristos's outputs are right, even if a goal was missed; 1 a wrong output or an exception; 2 a usage error.
+Each peer runs in a Python environment of its own (environments.py). The peer's processes are a team: they sleep while
+another team works. Every output is checked against float64. Each part writes raw times to HDF5 and its tables to
+docs/performance.md, in the section of this family of CPUs; the part `uniform` draws the picture. Nothing is tuned: one
+thread per rank. Exit codes: 0 Aristos's outputs are right, even if a goal was missed; 1 a wrong output or an exception;
+2 a usage error.
 """
 
 from __future__ import annotations
@@ -85,15 +86,15 @@ PARTS = {
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    """The options of `argv`; exits with code 2 if they cannot be run."""
+    """The options of `argv`. Exits with code 2 if no comparison can run with them."""
     parser = argparse.ArgumentParser(prog="python bench/compare.py", description=__doc__.split("\n")[0])
     parser.add_argument("parts", nargs="*", metavar="part", help=f"parts to measure: {', '.join(PARTS)} (default: all)")
     parser.add_argument("--ranks", type=int, default=2, help="ranks of the parts on several ranks (%(default)s)")
     parser.add_argument(
-        "--shapes", help="other shapes, with commas: A..G or tokens/H/F/E/k[/gated][/int8 or /int4], @routing"
+        "--shapes", help="other shapes, separated by commas: A..G or tokens/H/F/E/k[/gated][/int8 or /int4], @routing"
     )
-    parser.add_argument("--peers", help="names of peers, with commas (default: all of the part)")
-    parser.add_argument("--rounds", type=int, default=5, help="in a round every peer has one turn (%(default)s)")
+    parser.add_argument("--peers", help="names of peers, separated by commas (default: all of the part)")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds, with a turn of every peer in each (%(default)s)")
     calls = (
         "timed calls in a turn (default: as many as take 0.15 s, 2 to 40); 1: no other calls, and one input is checked"
     )
@@ -143,13 +144,13 @@ def _check_peers(parser: argparse.ArgumentParser, asked: argparse.Namespace) -> 
 
 
 def shapes_of(asked: argparse.Namespace, part: str) -> list[Shape | Product]:
-    """The jobs of a part: those asked for, else its own."""
+    """The jobs of a part: those of --shapes if given, else the part's own."""
     shapes = [jobs.step(shape) for shape in asked.shapes] if part == "train" else asked.shapes
     return shapes or [jobs.parse_shape(job) if isinstance(job, str) else job for job in PARTS[part].jobs]
 
 
 def show(text: str) -> None:
-    """Show progress: in one line that changes on a terminal, else in a line for each text."""
+    """Show progress. A terminal has one line that changes, other outputs a line for each text."""
     if sys.stderr.isatty():
         print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
     elif text:
@@ -219,7 +220,7 @@ def _compare(
 def make_job(
     folder: Path, shape: Shape | Product, world: int, asked: argparse.Namespace
 ) -> oracle.Truth | oracle.StepTruth:
-    """Write a job's arrays, in place of those of the job before."""
+    """Write a job's arrays; they replace those of the previous job."""
     shutil.rmtree(folder, ignore_errors=True)
     if isinstance(shape, Product):
         return oracle.make_product(folder, shape, asked.seed)
@@ -240,7 +241,7 @@ def picture_of(page: Path, measured: list[rounds.ShapeResults], family: figures.
 
 
 def _without_places(argv: list[str]) -> list[str]:
-    """Arguments without the paths of this machine, which the page does not repeat."""
+    """Arguments without paths of this machine: the page does not show these."""
     places = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for option in ("--mpiexec", "--out", "--page", "--traces"):
         places.add_argument(option)
@@ -250,10 +251,10 @@ def _without_places(argv: list[str]) -> list[str]:
 def main(argv: list[str]) -> int:
     """Measure the parts one after another. Returns the exit code."""
     asked = parse(argv)
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that teams and files are removed
-    results.check(asked.out)  # before minutes of measuring
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so teams and files are removed
+    results.check(asked.out)  # an unusable file is reported before minutes of measuring
     command = " ".join(["python bench/compare.py", *_without_places(argv)])
-    right = [compare(asked, part, command) for part in asked.parts]  # all of them, even after a wrong one
+    right = [compare(asked, part, command) for part in asked.parts]  # all parts are measured, even after a wrong one
     return 0 if all(right) else 1
 
 

@@ -1,8 +1,8 @@
 """Times the same work on as many ranks as there are cores, and on twice as many ranks.
 
-`python bench/crowded.py` runs both jobs in turns and prints the ratio; it takes a minute or two on two idle cores.
-There is no MPI barrier between calls: ranks that spin in it would take the cores from ranks that still compute. This is
-no suite of `aristos bench`, which cannot change the number of its ranks.
+`python bench/crowded.py` runs both jobs in turns and prints the ratio. It takes a minute or two on two idle cores.
+There is no MPI barrier between calls: ranks that spin in it would take the cores from ranks that still compute.
+`aristos bench` cannot change the number of its ranks, so this is not one of its suites.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def job(ranks: int) -> dict[str, float]:
 def main() -> None:
     """Run the two jobs in turns; print median times and ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=ROUNDS, metavar="N", help="both jobs run in each (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, metavar="N", help="rounds of both jobs (%(default)s)")
     asked = parser.parse_args()
     if asked.rounds < 1:
         parser.error(f"--rounds must be at least 1, got {asked.rounds}")

@@ -1,4 +1,4 @@
-"""The conditions of a comparison: attributes for the file, lines for the page.
+"""The conditions of a comparison, as attributes of the results file and as lines of the page.
 
 Names of people and hosts never go on the page.
 """
@@ -31,7 +31,7 @@ def teams(started: dict[str, Team]) -> dict[str, str]:
 
 
 def blas() -> str:
-    """NumPy's BLAS and its kernel for this CPU: a wrong choice would favour Aristos."""
+    """NumPy's BLAS, and which of its kernels it chose for this CPU. A wrong choice would favour Aristos."""
     import numpy.linalg  # noqa: F401  its library is then loaded
 
     maps = Path("/proc/self/maps")

@@ -17,8 +17,8 @@ HERE = Path(__file__).resolve().parent
 FOLDER = Path(sys.prefix) / "peers"
 NAMES = tuple(sorted(path.stem for path in (HERE / "environments").glob("*.txt")))
 OWN = ("aristos", "numpy")  # these peers use this Python's packages
-APART = ("transformers",)  # no peer of the comparison: `make test-hf` uses it, and it is made only when it is named
-ALONE = "# without their dependencies:"  # the lines after it are installed by --no-deps
+APART = ("transformers",)  # not for a peer: `make test-hf` uses it. It is made only if it is named
+ALONE = "# without their dependencies:"  # packages listed after this line are installed by --no-deps
 
 
 class NoEnvironment(Exception):
@@ -60,7 +60,7 @@ def make(name: str, folder: Path = FOLDER) -> str:
 
 
 def current(name: str, folder: Path = FOLDER) -> bool:
-    """Whether the environment was made, or tried, from the list as it is now."""
+    """Whether the environment was made, or failed, from the list as it is now."""
     here = folder / name
     return (here / "failed").exists() or ((here / "ready").exists() and (here / "ready").read_text() == _stamp(name))
 

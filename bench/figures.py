@@ -18,7 +18,7 @@ from peers import BOUNDS
 from rounds import ShapeResults
 
 FUSED_OVER_BULK = {"A": 1.0, "B": 1.2, "C": 1.2, "D": 1.0, "E": 1.0}  # float32
-OVER_PEERS = {"A": 1.1, "B": 1.6, "C": 2.0, "D": 1.8, "E": 1.25}  # over the best float32 peer; others: 1
+OVER_PEERS = {"A": 1.1, "B": 1.6, "C": 2.0, "D": 1.8, "E": 1.25}  # over the best float32 peer; 1 for other shapes
 FIGURES_BY_ISA: dict[str, dict[str, dict[str, float]]] = {  # figures that layers in bfloat16 have to reach
     "amx": {
         "over peers": {"A": 1.5, "B": 2.5, "C": 2.2, "D": 1.7, "E": 2.0},
@@ -32,7 +32,7 @@ FIGURES_BY_ISA: dict[str, dict[str, dict[str, float]]] = {  # figures that layer
     },
 }
 HIGH_OVER_FLOAT32 = {"A": 1.8, "E": 1.8}  # precision="high" on AMX
-STEPS = {"float32": ("step", 1.2), "bfloat16": ("bf16-step", 1.05)}  # dtype -> (our peer, its goal over the best other)
+STEPS = {"float32": ("step", 1.2), "bfloat16": ("bf16-step", 1.05)}  # dtype -> (our entry, goal over the best peer)
 ONE_RANK = {1: 1.3, 16: 1.4, 128: 1.4, 1024: 1.4}  # tokens -> bfloat16's goal over the better of kt-kernel and torch
 OF_MODULES = {  # ranks -> tokens -> the goal over the best of transformers' own ways
     1: {1: 1.8, 16: 1.8, 256: 1.4, 2048: 1.2},
@@ -72,7 +72,10 @@ class Family(NamedTuple):
 
 @dataclass(frozen=True)
 class Figure:
-    """One figure and its goal. at_least: whether more is better. reached: None if not measured; why: the reason."""
+    """One figure and its goal.
+
+    at_least: whether more is better. reached: None if not measured; why: the reason for it.
+    """
 
     what: str
     goal: float
@@ -123,10 +126,10 @@ def peak_share(measured: ShapeResults, peer: str = "fused") -> Spread | None:
 def figures(
     shapes: list[ShapeResults], family: Family, signal_us: dict[int, list[float]] | None = None, why: str = ""
 ) -> list[Figure]:
-    """The figures with goals of the jobs that ran, and of signals.
+    """The figures that have goals, of the jobs that ran and of signals.
 
-    signal_us: payload bytes -> microseconds there and back; None if the part has no signals. why: the reason if it is
-    empty.
+    signal_us: payload bytes -> microseconds there and back; None if the part has no signals. why: the reason if
+    signal_us is empty.
     """
     found = _errors(shapes)
     for m in shapes:
@@ -176,7 +179,7 @@ def _layer(m: ShapeResults, family: Family) -> list[Figure]:
 
 
 def _step(m: ShapeResults) -> list[Figure]:
-    """The figures of a training step, over the best of torch's."""
+    """The figures of a training step: its speed over the best of torch's steps."""
     found = []
     for dtype, (ours, goal) in STEPS.items():
         others = m.timed(dtype, ours=False)
@@ -197,7 +200,7 @@ def _one_rank(m: ShapeResults) -> list[Figure]:
 
 
 def _modules(m: ShapeResults) -> list[Figure]:
-    """The figures of experts modules of transformers, over the best of its own ways, and what one adds to a call."""
+    """The figures of experts modules: speed over the best of transformers' own ways, and the time added to a call."""
     found = []
     tokens = getattr(m.shape, "tokens", 0)
     goal = OF_MODULES.get(m.world, {}).get(tokens)
@@ -213,7 +216,7 @@ def _modules(m: ShapeResults) -> list[Figure]:
 
 
 def _decode(m: ShapeResults) -> list[Figure]:
-    """The figures of a layer with weights of codes: over peers with 16-bit rows and, for few tokens, over all peers."""
+    """The figures of a layer with weights of codes: speed over peers with 16-bit rows; for few tokens, over all."""
     assert isinstance(m.shape, Shape)
     ours = m.shape.weights
     if ours not in m.entries:
@@ -227,7 +230,7 @@ def _decode(m: ShapeResults) -> list[Figure]:
 
 
 def _product(m: ShapeResults, family: Family) -> list[Figure]:
-    """The figures of a matrix product: its share of the FMA peak, and bfloat16 over oneDNN."""
+    """The figures of a matrix product: its share of the FMA peak, and its speed in bfloat16 over oneDNN's."""
     shape, found = m.shape, []
     assert isinstance(shape, Product)
     weight, (least, most) = SHARE_OF
@@ -265,7 +268,7 @@ def _outside(m: ShapeResults) -> list[Figure]:
 
 
 def _errors(shapes: list[ShapeResults]) -> list[Figure]:
-    """The largest relative error of Aristos by dtype and bound; one bound is that of precision="high"."""
+    """Aristos's largest relative error for each dtype and bound. precision="high" has a bound of its own."""
     worst: dict[tuple[str, float], float] = {}
     for m in shapes:
         for peer, error in m.errors.items():
@@ -280,7 +283,7 @@ def _errors(shapes: list[ShapeResults]) -> list[Figure]:
 
 
 def _why(m: ShapeResults, peers: Iterable[str]) -> str:
-    """The reason why a comparison with these peers has no number."""
+    """Why a comparison with these peers has no number."""
     for name in peers:
         if name in m.wrong():
             return f"{name} gave a wrong output"

@@ -33,17 +33,17 @@ from aristos.weight_types import FORMATS, WEIGHT_TYPES
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORD, PAGE = ROOT / "docs" / "goals.json", ROOT / "docs" / "goals.md"
-COMPARED = ROOT / "docs" / "performance.md"  # where `make compare` writes
+COMPARED = ROOT / "docs" / "performance.md"  # the page that `make compare` writes
 HIDDEN, FFN, EXPERTS, TOP_K = 2048, 768, 32, 8
 ROWS = (1, 2, 3, 4, 5, 6, 8, 12, 16)
-COLD = 256 << 20  # more bytes than a cache has; `bounds.read_bandwidth` reads as many
+COLD = 256 << 20  # more bytes than fit in a cache; `bounds.read_bandwidth` reads as many
 TURNS = 5
 CFG = aristos.MoEConfig(HIDDEN, FFN, EXPERTS, TOP_K, activation="silu", gated=True, max_tokens=64)
 FORMS = (*ON_CPUS, *FORMATS)
 BITS = {name: WEIGHT_TYPES[name].bits for name in ON_CPUS} | {name: form.bits for name, form in FORMATS.items()}
 SHARES = {32: 0.85, 16: 0.85, 8: 0.78, 4: 0.70}  # by bits: the share of the read bandwidth that one token has to reach
-OTHERS = ("avx512bf16, znver4",)  # families that the goals were set for, and that lack a record
-AGAINST = {  # parts of `make compare` with goals of few tokens -> the title of their tables
+OTHERS = ("avx512bf16, znver4",)  # families that have goals but no record yet
+AGAINST = {  # parts of `make compare` that have goals of few tokens -> the title of their tables
     "decode": "Weights of 8 and of 4 bits, one rank",
     "decode2": "Weights of 8 and of 4 bits, half of the experts on each of two ranks",
     "transformers": "Experts of transformers, one process",
@@ -87,7 +87,7 @@ CAUSES = {  # family -> the beginning of a figure's name -> why it is missed
 
 
 class Figure(NamedTuple):
-    """A figure. value: the one reached. wanted: its goal, at least or at most. unit: the format of both."""
+    """A figure. value: what was reached. wanted: the goal, a least or a most value. unit: the format of both."""
 
     name: str
     value: float
@@ -141,7 +141,7 @@ def least(call: Callable[[], None]) -> float:
 
 
 def expert(form: str) -> dict[int, float]:
-    """{rows: seconds of an expert alone, with the call from Python}."""
+    """{rows: seconds that an expert alone takes, including the call from Python}."""
     from aristos.kernels import Packed
 
     up, down, gate = matrices(form, 0)
@@ -194,7 +194,7 @@ def _even(tokens: int, experts: int, turn: int) -> np.ndarray:
 
 
 def alone(forms: list[str]) -> list[Figure]:
-    """The figures of one rank."""
+    """Measure the figures of one rank."""
     found = []
     for form in forms:
         say(form)
@@ -213,7 +213,7 @@ def alone(forms: list[str]) -> list[Figure]:
 
 
 def _resident(form: str) -> Figure:
-    """The figure of the bytes of packed weights over those of files."""
+    """Measure the bytes of packed weights in memory over their bytes in the file."""
     from aristos.kernels.cpu.elements import element_type
 
     cfg = configuration(form)
@@ -224,7 +224,7 @@ def _resident(form: str) -> Figure:
 
 
 def of_ranks(forms: list[str]) -> list[Figure]:
-    """The figures of all ranks of MPI.COMM_WORLD. Collective."""
+    """Measure the figures of all ranks of MPI.COMM_WORLD together. Collective."""
     from mpi4py import MPI
 
     comm, found = MPI.COMM_WORLD, []
@@ -240,7 +240,7 @@ def of_ranks(forms: list[str]) -> list[Figure]:
 
 
 def say(text: str) -> None:
-    """A line of progress."""
+    """Print a line of progress."""
     print(text, file=sys.stderr, flush=True)
 
 
@@ -250,7 +250,7 @@ def family() -> str:
 
 
 def key(name: str) -> str:
-    """A figure's name without what changes from run to run."""
+    """A figure's name without the numbers that change from run to run."""
     return name.partition(" of ")[0]
 
 
@@ -302,7 +302,10 @@ def _against(families: list[str], compared: str) -> list[str]:
 
 
 def page(records: dict[str, Any], compared: str) -> str:
-    """The record of all families as Markdown; a figure that a family lacks is owed. compared: the text of COMPARED."""
+    """The record of all families as Markdown.
+
+    A figure that a family lacks is shown as owed. compared: the text of COMPARED.
+    """
     families = [*records, *(name for name in OTHERS if name not in records)]
     names = sorted({key(name) for each in records.values() for name in each["figures"]})
     lines = [

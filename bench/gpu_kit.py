@@ -1,10 +1,10 @@
 """`make gpu-kit`: dist/aristos-gpu-kit.tar.gz, for a machine with a GPU and without a network.
 
-It holds the checkout's files, kernels compiled ahead for ARCHS, wheels of packages that such a machine lacks or has in
-too new a version, README.txt, and run.sh, which needs nothing else. The wheels come from the index that pip is set up
-with, by the hashes in bench/kit/wheels.txt. Compiling takes some 20 minutes of processor time at first; kernels are
-kept in the usual cache. Before the archive is kept, it is unpacked, and every kernel must be found in it. The same
-commit gives the same archive, except for a number in the kernels' names.
+It holds the checkout's files, kernels compiled ahead for ARCHS, wheels of packages that such a machine may lack or have
+in too new a version, README.txt, and run.sh, which needs nothing else. The wheels come from the index that pip is set
+up with, and must have the hashes in bench/kit/wheels.txt. The first time, compiling takes some 20 minutes of processor
+time; kernels are kept in the usual cache. Before the archive is kept, it is unpacked, and every kernel must be found in
+it. The same commit gives the same archive, except for a number in the kernels' names.
 
     python bench/gpu_kit.py [--arch sm_90] [--without-wheels] [--out FILE]
 """
@@ -37,7 +37,7 @@ PYTHON = "3.12"
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
 COMMIT = ("describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+")  # the same words as in setup.py
 WHEELS = ROOT / "bench" / "kit" / "wheels.txt"
-TOP = ("README.txt", "run.sh")  # files of bench/kit that lie at the top of the archive
+TOP = ("README.txt", "run.sh")  # files of bench/kit that are put at the top of the archive
 ASK = "import json, sys; from first_run import compiling; print(json.dumps(compiling.places(sys.argv[1])))"
 
 
@@ -67,7 +67,7 @@ def wheels(folder: Path) -> list[Path]:
 
 
 def write_kernel(folder: Path, name: str, arch: str) -> Path:
-    """Compile a kernel and write it as one compiled ahead."""
+    """Compile a kernel, and write it as a kernel that is compiled ahead."""
     kernel = listed(arch)[name]
     return ahead.write(folder, kernel, TARGETS[arch], build.bare(kernel, arch))
 
@@ -113,7 +113,7 @@ def pack(out: Path, inside: dict[str, bytes], when: int) -> int:
 
 
 def places(archive: Path, arch: str) -> dict[str, str]:
-    """Name -> where a program from the unpacked archive finds the kernel; its cache is empty."""
+    """Kernel's name -> where a program from the unpacked archive finds it, with an empty cache."""
     with tempfile.TemporaryDirectory(prefix="aristos-") as folder:
         with tarfile.open(archive) as packed:
             packed.extractall(folder, filter="data")
@@ -127,7 +127,7 @@ def places(archive: Path, arch: str) -> dict[str, str]:
 
 
 def refusal(archive: Path, size: int, archs: list[str]) -> str:
-    """Why an archive must not be used, or ''."""
+    """Why the archive must not be used; '' if it may."""
     if size > MOST_BYTES:
         return f"it must have at most {MOST_BYTES >> 20} MiB"
     missed = [

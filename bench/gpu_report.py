@@ -1,14 +1,14 @@
 """A report on one GPU, in one command that ends within 8 minutes: `python bench/gpu_report.py`.
 
-Checks every product kernel against float64, runs tests/gpu, times the suites of `python -m aristos.bench --backend
-cuda`, the router alone and each phase, and writes gpu-report.md, gpu-report.h5 and pictures with the GPU, its driver
-and its clocks: the files to send back. Each part is a process of its own with a time limit; wrong results stop what
-builds on them. docs/gpu-first-run.md says what each part should show.
+It checks every product kernel against float64, runs tests/gpu, and times the suites of `python -m aristos.bench
+--backend cuda`, the router alone and each phase. It writes gpu-report.md, gpu-report.h5 and pictures, with facts of the
+GPU, its driver and its clocks: these are the files to send back. Each part is a process of its own with a time limit.
+Parts that build on wrong results are not run. docs/gpu-first-run.md says what each part should show.
 
 `mpirun -n N python bench/gpu_report.py` reports on N GPUs of a node: products on every GPU, puts and signals between
-them with the class of each link, the layer and its rivals on N ranks. tests/gpu is left to a run without mpirun. The
-time limit holds under mpirun too. When it is over, the whole job ends, and gpu-report.md has the results up to then.
-Only a run without mpirun notices that another program uses a GPU.
+them with the class of each link, the layer and its rivals on N ranks. It does not run tests/gpu, and does not notice
+whether another program uses a GPU; a run without mpirun does both. When the time is over, the whole job ends, and
+gpu-report.md has the results up to then.
 
 Exit codes: 0 all parts ran to their end and all outputs were right, even if a figure was missed, 1 a part failed, hung,
 ran out of time or was ended by Ctrl-C, 2 a usage error, 3 no GPU, or one whose figures would say nothing.

@@ -43,12 +43,15 @@ class Shape:
 
     @property
     def label(self) -> str:
-        """The name if it is a letter, and the numbers."""
+        """The shape's letter, if it has one, and its numbers."""
         return f"{self.name.split('@')[0]} {self}" if self.name[:1].isalpha() else str(self)
 
     @property
     def inputs(self) -> int:
-        """How many inputs alternate: more for few tokens, whose experts would else stay in a cache."""
+        """How many inputs alternate.
+
+        With few tokens there are more: the experts of a few inputs would stay in a cache.
+        """
         return 4 if self.tokens <= 16 else 2
 
     def flops(self, rows: int) -> int:
@@ -69,7 +72,7 @@ class Step(Shape):
         return 2
 
     def flops(self, rows: int) -> int:
-        """Three times those of a forward call: gradients of rows take as many again, and so do those of weights."""
+        """Three times those of a forward call: gradients of rows take as many, and so do gradients of weights."""
         return 3 * super().flops(rows)
 
 
@@ -100,7 +103,7 @@ class Product:
         return 2 * self.rows * self.depth * self.columns
 
 
-CODES = {"int8": 127, "int4": 7}  # the largest code of weights
+CODES = {"int8": 127, "int4": 7}  # the largest code of each type
 GROUP = 128  # successive k of a column, one of which has the largest int4 code. For int8 the group is the column
 
 SHAPES = {
@@ -117,7 +120,7 @@ SHAPES = {
 
 
 def parse_shape(text: str) -> Shape:
-    """A shape by its letter in SHAPES or as tokens/H/F/E/k[/gated][/int8 or /int4], and @routing.
+    """The shape that a text names: a letter in SHAPES or tokens/H/F/E/k[/gated][/int8 or /int4], then perhaps @routing.
 
     Raises ValueError for other texts.
     """

@@ -1,4 +1,4 @@
-"""Measurements beside the rounds, made by Aristos's team: the FMA peak, time outside kernels, and signals.
+"""Measurements that Aristos's team makes beside the rounds: the FMA peak, time outside kernels, and signals.
 
 Each number comes from the library itself: kernels.fma_peak, CallStats, the suite `signal`.
 """
@@ -27,8 +27,9 @@ def peak(worker: Any) -> float:
 def outside(worker: Any, peer: str) -> NDArray[np.float64]:
     """[2, calls] seconds of the slowest rank. Collective.
 
-    First the time neither in expert kernels nor in waits: routing, row copies, combine and the engine's own work; then
-    the engine's own work alone. Waits are the worker's idle time, which includes waits for peers.
+    The first row is the time neither in expert kernels nor in waits: routing, row copies, combine and the engine's own
+    work. The second row is the engine's own work alone. Waits are the worker's idle time, which includes waits for
+    peers.
     """
     mine = []
     for i in range(CALLS):
@@ -41,9 +42,9 @@ def outside(worker: Any, peer: str) -> NDArray[np.float64]:
 
 
 def signal(worker: Any, seed: int) -> tuple[dict[int, list[float]], str]:
-    """(payload bytes -> microseconds of each round trip, the reason if there are none), from the suite `signal`.
+    """(payload bytes -> microseconds of each round trip, why there are none), from the suite `signal`. Collective.
 
-    A run with a wrong payload has no times. Collective.
+    A run with a wrong payload has no times.
     """
     from aristos.bench import options, suites
     from aristos.bench.context import Context

@@ -1,4 +1,4 @@
-"""What a call of an experts module of transformers costs beside the call of its layer: one token, microseconds.
+"""Times a call of an experts module of transformers beside a call of its layer: one token, in microseconds.
 
     PYTHONPATH=. PEERS/bin/python bench/module_overhead.py
 
@@ -39,7 +39,7 @@ def experts_module(dtype: torch.dtype) -> Any:
 
 
 def seconds(dtype: torch.dtype) -> tuple[np.ndarray, np.ndarray]:
-    """How long each call of the module takes, and each call of its layer."""
+    """Seconds of each call of the module, and of each call of its layer."""
     module = experts_module(dtype)
     x, ids, weights = torch.randn(1, HIDDEN).to(dtype), torch.arange(EXPERTS)[None], torch.rand(1, EXPERTS).to(dtype)
     module(x, ids, weights)  # makes the layer

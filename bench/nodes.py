@@ -1,4 +1,4 @@
-"""Two ranks on two nodes against two ranks on one.
+"""Times two ranks on two nodes, and two ranks on one node.
 
     launch/virtual_slurm run --nodes 2 -- srun -N2 -n4 --mpi=pmi2 python bench/nodes.py
 
@@ -109,8 +109,8 @@ def main() -> int:
     parser = launch_environment.OneRankParser(
         prog="srun -N2 -n4 --mpi=pmi2 python bench/nodes.py", description=__doc__.split("\n")[0]
     )
-    parser.add_argument("--shapes", default=",".join(SHAPES), help="with commas, as in bench/compare.py (%(default)s)")
-    parser.add_argument("--rounds", type=int, default=5, help="in each, both pairs run each schedule (%(default)s)")
+    parser.add_argument("--shapes", default=",".join(SHAPES), help="shapes of bench/compare.py (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of all pairs and schedules (%(default)s)")
     asked = parser.parse_args()
     from mpi4py import MPI
 

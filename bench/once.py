@@ -1,11 +1,11 @@
-"""Compares calls whose tokens cross once to ranks of the node with calls that send a row for each pair.
+"""Compares calls in which a token crosses to a rank of the node once with calls that send a row for each choice.
 
     mpirun -n 2 python bench/once.py k=8 k=8,dtype=bfloat16 hidden=2048,ffn=512,experts=32,k=8
 
-Both kinds of calls take turns, and their outputs must have equal bits. The engine's own rule for crossing once is not
-used. A line for each case has the median time of a call with a row for each pair, on the slowest rank; the ratio of
-the time of a call that crosses once to that time (median, quartiles, and the ratio of the shortest times); the ratio
-of rows that cross to pairs for other ranks; and the ratio of these pairs to tokens.
+Both kinds of calls take turns, and their outputs must have equal bits. The engine's own rule, which chooses between
+them, is not used. A line for each case has the median time of a call with a row for each pair, on the slowest rank; the
+ratio of the time of a call that crosses once to that time (median, quartiles, and the ratio of the shortest times); the
+ratio of rows that cross to pairs for other ranks; and the ratio of these pairs to tokens.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def measure(comm: MPI.Comm, case: dict[str, Any]) -> str:
         job = moe._backend._jobs.open(0)
         job[words.ONCE_SHARE] = 0
         for n in range(2 * case["pairs"] + 2):
-            once = (n + n // 2) % 2 == 0  # each way is first in every second pair
+            once = (n + n // 2) % 2 == 0  # each kind is the first of every second pair of calls
             job[words.ONCE_ROWS] = int(once)
             comm.Barrier()
             start = time.perf_counter()

@@ -27,7 +27,7 @@ TRACES = {
 
 
 class Missing(Exception):
-    """A trace that is not on this machine; the message says where it was looked for."""
+    """A trace is not on this machine; the message says where it was looked for."""
 
 
 @dataclass
@@ -89,7 +89,7 @@ def make(folder: Path, shape: Shape, world: int, seed: int, traces: Path) -> Tru
             rng = np.random.default_rng([seed, i, rank])
             x = rng.standard_normal((shape.tokens, shape.hidden), dtype=np.float32)
             chosen, scale = _routing(rng, shape, trace, rank, world, i)
-            if shape.weights:  # then the error comes only from the weights and the arithmetic
+            if shape.weights:  # inputs of bfloat16 add no error to that of the weights and the arithmetic
                 x, scale = _rounded(x), _rounded(scale)
             results.append(reference.moe(cfg, x, **wide, ids=chosen, weights=scale))
             rows[i] += np.bincount(chosen.ravel() // each, minlength=world)

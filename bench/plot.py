@@ -1,4 +1,4 @@
-"""The comparison as one picture: for each dtype, time over that of Aristos fused, on a linear axis from 0.
+"""Draws the comparison. For each dtype, bars show a peer's time over that of Aristos fused, on a linear axis from 0.
 
 If an environment has several peers, each shape shows the fastest of them. All numbers are computed by figures.py.
 """
@@ -12,7 +12,7 @@ from figures import Spread, over_best
 from report import OURS
 from rounds import ShapeResults
 
-BARS = {  # label -> colour; ours first, then environments
+BARS = {  # label -> colour; Aristos's bars, then a bar for each environment
     "Aristos fused": "#1b6ca8",
     "Aristos bulk": "#8ab6d6",
     "numpy": "#e07a3f",

@@ -1,7 +1,7 @@
 """A part of the comparison as Markdown: times, ratios, and the goals beside the figures reached.
 
 The text goes between two marker comments of a page, which name the family of CPUs and the part: another family adds a
-section, another part a block in it, and the prose around them stays. All numbers are computed by figures.py.
+section, another part adds a block to it, and the prose around them stays. All numbers are computed by figures.py.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ OURS = {  # the entry of Aristos that peers of a dtype are compared with: for la
     "float32": ("fused", "product", "step", "hf"),
     "bfloat16": ("bf16", "product-bf16", "bf16-step", "hf-bf16"),
 }
-TIMES = (  # docs/performance.md says what a call's milliseconds are, and the errors
+TIMES = (  # docs/performance.md says what these times and errors mean
     "Milliseconds (GFLOP/s per rank), and the largest error (bounds: "
     f"{', '.join(f'{dtype} {bound:.0e}' for dtype, bound in BOUNDS.items())}):"
 )
@@ -92,7 +92,7 @@ def _name(entry: Entry) -> str:
 
 
 def _kind(dtype: str, weights: str = "", **_: str) -> str:
-    """The dtype and the type of weights as text, of a peer's entry or of what it ran."""
+    """Text of the dtype and the type of weights, from a peer's entry or from what it ran."""
     return f"{dtype} with weights of {weights}" if weights else dtype
 
 

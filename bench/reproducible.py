@@ -1,8 +1,8 @@
-"""What equal bits on any number of ranks cost in a training step: mpirun -n 2 python bench/reproducible.py.
+"""Times a training step with and without equal bits on any number of ranks: mpirun -n 2 python bench/reproducible.py.
 
 Two kinds of steps take turns. One sums by piece and by the fixed tree of pieces. The other has one piece a rank, and
-MPI's Allreduce of the same arrays, whose bits depend on the number of ranks. Prints the medians of the slowest rank's
-step, and quartiles of the ratios.
+MPI's Allreduce of the same arrays, whose bits depend on the number of ranks. The program prints the medians of the
+slowest rank's step, and quartiles of the ratios.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The timing, equal for every peer: rounds, in each of which every peer has one turn, in random order.
+"""The timing, which is the same for every peer: in each round every peer has one turn, in random order.
 
 No machine is perfectly quiet, and its speed drifts. So all peers take part in every round and are compared within a
 round only. Each round has a new order. A turn is one untimed call, which loads the peer's weights into the caches, and
@@ -55,7 +55,7 @@ class ShapeResults:
     entries: dict[str, Entry] = field(default_factory=dict)
 
     def turns(self, peer: str) -> NDArray[np.float64]:
-        """[rounds] seconds: each turn's median over its calls of the slowest rank."""
+        """[rounds] seconds: the median of a turn's calls, each taken on its slowest rank."""
         turns: NDArray[np.float64] = np.median(self.times[peer].max(axis=2), axis=1)
         return turns
 
@@ -173,7 +173,7 @@ def run_rounds(
 
 
 def choose_iters(teams: Teams, entry: Entry) -> int:
-    """The number of calls with which this peer's turn takes about TURN_SECONDS."""
+    """How many calls this peer makes in about TURN_SECONDS."""
     seconds = min(np.max(teams[entry.environment]("turn", entry.name, 3), axis=0))
     return int(np.clip(TURN_SECONDS / seconds, *ITERS))
 
@@ -193,7 +193,7 @@ def take_rounds(
     taken: dict[str, list[list[list[float]]]] = {name: [] for name in by_name}
     peaks: list[list[float]] = []
     if with_peak:
-        teams[PEAK]("run", "micro:peak")  # so that it is compiled and warm
+        teams[PEAK]("run", "micro:peak")  # this compiles it and warms it up
     for number in range(rounds):
         for name in draw.permutation(names).tolist():
             if name == "peak":

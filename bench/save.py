@@ -1,4 +1,4 @@
-"""A part of the comparison as a run of the results file: a table per job with raw times of every rank, and of figures.
+"""Saves a part of the comparison as a run of the results file: a table of raw times for each job, and one of figures.
 
 Medians and ratios are not stored; they are computed from the raw times when they are shown.
 """

@@ -1,4 +1,4 @@
-"""The speed of the PTX machine on this core: warp instructions a second of three kernels, with and without the checker.
+"""Measures the PTX machine on this core: warp instructions a second of three kernels, with and without the checker.
 
 python bench/simt.py                 a table; --json for programs; --times 5 for the best of five runs (3)
 
@@ -31,7 +31,7 @@ def vector_add(a, b, c):
 
 @cuda.jit
 def collatz(out, most):
-    """The steps from each number to 1: integers, diverging branches, no memory."""
+    """Counts the Collatz steps from each number to 1: integers, diverging branches, no memory."""
     i = cuda.grid(1)
     n, steps = i + 1, 0
     while n != 1 and steps < most:

@@ -23,7 +23,7 @@ WORKER = Path(__file__).resolve().with_name("worker.py")
 START_SECONDS, REPLY_SECONDS, POLL_SECONDS = 120.0, 600.0, 0.2
 ONE_THREAD = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 KEPT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40), "MALLOC_TOP_PAD_": str(64 << 20)}
-FORCED = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")  # some machines set these for old builds; they would slow the peers
+FORCED = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")  # set on some machines for old builds; peers would be slow
 
 
 class TeamError(Exception):
@@ -41,7 +41,7 @@ class Team:
         command = [str(interpreter), str(WORKER), "--address", address, "--barrier", str(barrier)]
         command += ["--world", str(world)]
         if world > 1:
-            own = environment in environments.OWN  # others have an MPI library of their own
+            own = environment in environments.OWN  # peers of other environments have an MPI library of their own
             command = [*(mpiexec if own else [str(interpreter.with_name("mpiexec"))]), "-n", str(world), *command]
         self._said = (folder / f"{environment}.log").open("w+b")
         with socket.socket(socket.AF_UNIX) as listener:
@@ -88,7 +88,7 @@ class Team:
         until = time.monotonic() + REPLY_SECONDS
         while not rank.poll(POLL_SECONDS):
             if time.monotonic() > until:
-                raise TeamError(f"{self.name}: a rank does not answer to the last request: {self._tail()}")
+                raise TeamError(f"{self.name}: a rank does not answer the last request: {self._tail()}")
         reply: tuple[str, Any] = rank.recv()
         return reply
 

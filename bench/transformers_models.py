@@ -1,14 +1,14 @@
-"""Whole models of transformers: the time of `generate`, and the memory of loading and of training.
+"""Measures whole models of transformers: the time of `generate`, and the memory that loading and training take.
 
     PYTHONPATH=. PEERS/bin/python bench/transformers_models.py generate
     PYTHONPATH=. PEERS/bin/mpiexec -n 2 PEERS/bin/python bench/transformers_models.py generate
     PYTHONPATH=. PEERS/bin/python bench/transformers_models.py memory
     PYTHONPATH=. PEERS/bin/python bench/transformers_models.py training
 
-PEERS: .venv/peers/transformers, of `make test-hf`. The model is Qwen3-MoE with random weights: 4 layers of H 2048,
-F 768, 32 experts, k 8; for training 2 layers of 8 experts. In rounds every way has one turn; each rank has one thread.
-On several ranks transformers' own expert parallelism has two ways: with fsdp each rank has a prompt of its own, as with
-Aristos; with tp every rank has all prompts.
+PEERS: .venv/peers/transformers, of `make test-hf`. The model is Qwen3-MoE with random weights: 4 layers of H 2048, F
+768, 32 experts, k 8; for training 2 layers of 8 experts. Every way has one turn in each round; each rank has one
+thread. On several ranks transformers' own expert parallelism has two ways: with fsdp each rank has a prompt of its own,
+as with Aristos; with tp every rank has all prompts.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ comm = MPI.COMM_WORLD
 
 
 def directory(folder: Path, dtype: torch.dtype, sizes: dict[str, int] = SIZES) -> Path:
-    """A directory of a model, made by rank 0."""
+    """A directory with a model, which rank 0 makes."""
     path = folder / f"{dtype}-{sizes['hidden_size']}"
     if comm.rank == 0:
         torch.manual_seed(0)
@@ -74,7 +74,7 @@ def directory(folder: Path, dtype: torch.dtype, sizes: dict[str, int] = SIZES) -
 
 
 def opened(way: str, path: Path, dtype: torch.dtype) -> Any:
-    """The model by a way: Aristos, an experts_implementation, or transformers' own expert parallelism."""
+    """The model, opened for one way: Aristos, an experts_implementation, or transformers' own expert parallelism."""
     if way == "Aristos":
         return ours.from_pretrained(path, dtype=dtype).eval()
     if comm.size == 1:
@@ -110,7 +110,7 @@ def generate(folder: Path, asked: argparse.Namespace) -> None:
         path = directory(folder, dtype)
         models = {way: opened(way, path, dtype) for way in ways}
         for way, model in models.items():
-            seconds(model, way, 2)  # makes layers
+            seconds(model, way, 2)  # this makes the layers
         turns: dict[str, list[float]] = {way: [] for way in ways}
         for number in range(asked.rounds):
             for way, model in models.items():
@@ -168,7 +168,7 @@ def memory(folder: Path, _: argparse.Namespace) -> None:
     each = 3 * SIZES["hidden_size"] * SIZES["moe_intermediate_size"] * dtype.itemsize
     share = SIZES["num_hidden_layers"] * SIZES["num_experts"] * each // comm.size
     ours.options(threads=1)
-    warm, *_ = loaded(path, dtype)  # imports and compiled code
+    warm, *_ = loaded(path, dtype)  # this imports modules and loads compiled code
     ours.close(warm)
     del warm
     model, most, after = loaded(path, dtype)
@@ -196,7 +196,7 @@ def training(folder: Path, _: argparse.Namespace) -> None:
     """Print what a step of training takes at its peak and after it, beside the sum of what it must hold."""
     ours.options(threads=1, max_tokens=TOKENS)
     for dtype in (torch.float32, torch.bfloat16):
-        warm, peak = step(directory(folder, dtype, TINY), dtype)  # imports and compiled code
+        warm, peak = step(directory(folder, dtype, TINY), dtype)  # this imports modules and loads compiled code
         peak.end()
         ours.close(warm)
         del warm

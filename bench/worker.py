@@ -23,11 +23,11 @@ import numpy as np
 from barrier import Barrier
 from peers import Absent, ran
 
-PACKAGES = ("torch", "kt-kernel", "xllamacpp", "deepspeed", "jax", "numpy")  # whose versions a team reports
+PACKAGES = ("torch", "kt-kernel", "xllamacpp", "deepspeed", "jax", "numpy")  # a team reports their versions
 
 
-AGAIN = 4  # a turn repeats calls until it has made at most this many times its number of calls
-WAITED_SHARE = 0.02  # more waiting than this share of a call spoils its time
+AGAIN = 4  # a turn makes at most this many times its number of calls
+WAITED_SHARE = 0.02  # a call that waited for more than this share of its time is repeated
 
 
 def _waited() -> float:
@@ -70,8 +70,9 @@ class Worker:
     def turn(self, name: str, calls: int) -> list[float]:
         """This rank's seconds of each timed call; the inputs alternate. Collective.
 
-        A call that is not timed comes first, unless calls is 1. On one rank, a call during which a thread of this
-        process waited for a core is repeated, within AGAIN times the calls: somebody else's work was timed with it.
+        A call that is not timed comes first, unless calls is 1. On one rank, a call is repeated if a thread of this
+        process waited for a core, since its time then contains somebody else's work. A turn makes at most AGAIN times
+        `calls`.
         """
         peer, inputs = self.peers[name], self.job.shape.inputs
         seconds: list[float] = []
@@ -97,7 +98,7 @@ class Worker:
         return getattr(importlib.import_module(module), called)(self, *arguments)
 
     def versions(self) -> dict[str, str]:
-        """The versions of Python and of the packages that the team's peers are made of."""
+        """The versions of Python and of the packages that the team's peers use."""
         found = {"Python": ".".join(map(str, sys.version_info[:3]))}
         for name in PACKAGES:
             with contextlib.suppress(metadata.PackageNotFoundError):
@@ -112,7 +113,7 @@ class Worker:
 
 
 def main(argv: list[str]) -> int:
-    """Serve requests until the driver hangs up."""
+    """Serve requests until the driver closes the connection."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--address")
     parser.add_argument("--barrier", type=Path)

@@ -1,6 +1,6 @@
 """Write docs/api.md, the reference of the Python API, from docstrings: `python docs/api.py` (`--check` compares).
 
-Signatures, fields and texts come from the code; only the order of the page and the names of its parts stand here.
+Signatures, fields and texts come from the code; this file has only the order of the page and the names of its parts.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Made by `python docs/api.py` from the docstrings; change those. H: width of a to
 E: experts; k: choices a token; S: tokens of a rank; L: experts of a rank; W: ranks. Guides with examples:
 [the layer](layer.md), [published models](models.md), [the planner](planner.md), [topology](topology.md).
 """
-# part of the page -> names in it: a class, a function, or a module whose public names are meant
+# part of the page -> names in it: classes, functions, and modules, which stand for their public names
 PARTS: dict[str, tuple[str, ...]] = {
     "The layer": ("aristos.MoE", "aristos.MoEConfig", "aristos.Router", "aristos.placement.Placement"),
     "What a call gives": (
@@ -150,7 +150,7 @@ def _members(cls: type) -> list[str]:
     """Public methods and properties with a docstring: those of the class, then of its bases here; `__call__` first."""
     found: dict[str, None] = {}
     for base in cls.__mro__:
-        elsewhere = base is not cls and base.__module__ == cls.__module__  # a base with a heading of its own
+        elsewhere = base is not cls and base.__module__ == cls.__module__  # the base has a heading of its own
         if base.__module__.startswith("aristos") and not elsewhere:
             for name, member in vars(base).items():
                 shown = name == "__call__" or not name.startswith("_")

@@ -1,4 +1,4 @@
-"""Count lines of code: without docstrings, comments and blank lines. This program prints them by room."""
+"""Counts lines of code, without docstrings, comments and blank lines. This program prints them by room."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ def _described(name: str) -> list[str]:
 
 
 def _change(app: Any, page: str, source: list[str]) -> None:
-    """Change the source of a page where the site differs, see above."""
+    """Change the source of a page where the site differs (see the module's docstring)."""
     text = _reference() if page == "api" else source[0]
     folder = (HERE / page).parent
     source[0] = UPWARDS.sub(lambda link: _download(link, folder), text)
@@ -76,13 +76,13 @@ def _download(link: re.Match[str], folder: Path) -> str:
 
 
 def _name_sources(app: Any, what: str, name: str, found: Any, options: Any, lines: list[str]) -> None:
-    """numpydoc knows the section Source by the name References."""
+    """Rename the section Source to References, the name that numpydoc knows."""
     for i in range(len(lines) - 1):
         if lines[i] == "Source" and lines[i + 1].startswith("---"):
             lines[i : i + 2] = ["References", "----------"]
 
 
 def setup(app: Any) -> None:
-    """Called by Sphinx."""
+    """Register the functions of this file; Sphinx calls this."""
     app.connect("source-read", _change)
     app.connect("autodoc-process-docstring", _name_sources, priority=100)  # before numpydoc

@@ -7,7 +7,8 @@ import re
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-ENTRIES = ("Parameters", "Attributes", "Returns", "Yields", "Raises")  # sections of `name : kind` and a text each
+# Sections of entries: a line `name : kind`, and a text.
+ENTRIES = ("Parameters", "Attributes", "Returns", "Yields", "Raises")
 TEXTS = ("Notes", "Examples", "Source")
 NAMED = ("Parameters", "Attributes", "Raises")  # an entry without a colon is a name; elsewhere it is a kind
 _HEADING = re.compile(rf"^({'|'.join(ENTRIES + TEXTS)})\n-+\n", re.MULTILINE)
@@ -23,7 +24,7 @@ class Entry(NamedTuple):
 
 @dataclass
 class Docstring:
-    """A docstring by parts: what stands before the first section; sections of entries and of text."""
+    """A docstring by its parts: the text before the first section, sections of entries, and sections of text."""
 
     text: str
     entries: dict[str, list[Entry]] = field(default_factory=dict)

@@ -79,7 +79,7 @@ CALL: tuple[tuple[int, str, str, str, str], ...] = (
 
 
 def modules() -> dict[str, Path]:
-    """Dotted name of every module of the package, and its file."""
+    """Dotted name -> file, for every module of the package."""
     found = {}
     for file in sorted(PACKAGE.rglob("*.py")):
         parts = list(file.relative_to(ROOT).with_suffix("").parts)
@@ -99,7 +99,7 @@ def _texts(tree: ast.Module, module: str, package: str) -> dict[str, str]:
 
 
 def _pattern(node: ast.expr, texts: dict[str, str]) -> str | None:
-    """A regular expression of the texts that an expression may have; None if their beginning is not known."""
+    """A regular expression for the values that an expression of text may have; None if their beginning is not known."""
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         return re.escape(node.value)
     if isinstance(node, ast.Name) and node.id in texts:
@@ -267,7 +267,7 @@ def circles() -> list[list[str]]:
 
 
 def upward() -> list[str]:
-    """Imports that go up, or sideways, in the house: one line each."""
+    """A line for each import that goes up, or sideways, in the house."""
     floor = {name: level for level, names in enumerate(FLOORS) for name in names}
     return sorted(
         f"{module} imports {target}: {pair[1]} is not below {pair[0]}"
@@ -349,7 +349,7 @@ def rooms_picture() -> str:
 
 
 def call_picture() -> str:
-    """One call of the layer: what its source and an owner do, in order, and what is put between them."""
+    """One call of the layer: what a source and an owner do, in order, and what they put to each other."""
     wide, gap, top, step = 390, 250, 110, 62
     lanes = (20, 20 + wide + gap)
     right = lanes[1] + wide

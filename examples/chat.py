@@ -4,8 +4,8 @@
     python examples/chat.py smol-moe
     aristos run -n 2 -- python examples/chat.py smol-moe --ask 'What is a compiler?'
 
-Rank 0 talks; the others have no prompts and lend their experts and memory. The greedy text is equal on any number of
-ranks. --top-k takes fewer experts a token than the model was made for; --loss shows what that costs.
+Rank 0 talks; the others have no prompts and lend their experts and memory. The text is chosen greedily, and is equal on
+any number of ranks. --top-k takes fewer experts a token than the model was made for; --loss shows what that costs.
 """
 
 from __future__ import annotations

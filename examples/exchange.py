@@ -11,7 +11,7 @@ import aristos
 comm = MPI.COMM_WORLD
 rng = np.random.default_rng(comm.rank)
 hidden, experts, top_k = 64, 8, 2
-scales = np.linspace(0.5, 2, experts, dtype=np.float32)  # this program's experts: y = tanh(scale x)
+scales = np.linspace(0.5, 2, experts, dtype=np.float32)  # this program's expert e computes y = tanh(scales[e] x)
 with aristos.Exchange(comm, hidden=hidden, experts=experts, top_k=top_k, max_tokens=512) as exchange:
     x = rng.standard_normal((512, hidden), dtype=np.float32)
     ids = np.argsort(rng.random((512, experts)), axis=1)[:, :top_k]

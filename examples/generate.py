@@ -4,10 +4,10 @@
     mpirun -n 2 python examples/generate.py --random DIR      # first makes a small model with random weights in DIR
 
 MODEL_DIR is OLMoE- or Qwen3-MoE-shaped. Prompts are token ids, or texts (--text) for a model of bytes, such as
-examples/train_lm.py makes. Sequence i belongs to rank i mod ranks. A rank has sequences of different lengths, or none,
-and takes part in every call of the MoE even so. Everything outside the experts is computed sequence by sequence, in
-shapes that do not depend on the other sequences. The MoE is batch invariant, so logits have equal bits on any number of
-ranks.
+examples/train_lm.py makes. Sequence i belongs to rank i mod (number of ranks). A rank may have sequences of different
+lengths, or none; it takes part in every call of the MoE. Everything outside the experts is computed sequence by
+sequence, in shapes that do not depend on the other sequences. The MoE is batch invariant, so logits have equal bits on
+any number of ranks.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # a core for each rank, and one order of sums
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # each rank has one core, and sums have one order
 
 import ml_dtypes
 import numpy as np
@@ -70,9 +70,9 @@ class Decoder:
             raise SystemExit(f"this decoder has the shapes of {', '.join(SHAPES)}, not of {self.checkpoint.model_type}")
         rope = options.get("rope_parameters") or options.get("rope_scaling") or {}
         if rope.get("rope_type", "default") != "default" or options.get("use_sliding_window"):
-            raise SystemExit("this decoder has plain rotary embeddings and full attention alone")
+            raise SystemExit("this decoder has only plain rotary embeddings and full attention")
         if (act := options.get("hidden_act", "silu")) != "silu":
-            raise SystemExit(f"this decoder's dense layers have hidden_act 'silu' alone, not {act!r}")
+            raise SystemExit(f"this decoder's dense layers have only hidden_act 'silu', not {act!r}")
         self.eps = options.get("rms_norm_eps", 1e-6)
         self.heads = options["num_attention_heads"]
         self.groups = options.get("num_key_value_heads") or self.heads
@@ -90,7 +90,7 @@ class Decoder:
 
     def load(self) -> None:
         """Load this rank's experts of every layer, and what every rank has. Collective."""
-        with self.moe.together("the weights outside the experts"):  # a file may be damaged on one node alone
+        with self.moe.together("the weights outside the experts"):  # a file may be damaged on one node only
             self.embedding = self.weight("model.embed_tokens.weight")
             self.head = self.embedding if self.tied else self.weight("lm_head.weight")
             self.norm = self.weight("model.norm.weight")
@@ -111,7 +111,7 @@ class Decoder:
         for name in ("q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm"):
             found[name] = self.weight(f"{p}self_attn.{name}.weight")
             if self.checkpoint.has(f"{p}self_attn.{name}.bias"):
-                raise SystemExit("this decoder has attention without biases alone")
+                raise SystemExit("this decoder has only attention without biases")
         if number not in self.moe_layer:
             found |= {name: self.weight(f"{p}mlp.{name}.weight") for name in ("gate_proj", "up_proj", "down_proj")}
         return found
@@ -159,7 +159,10 @@ class Decoder:
     # ------------------------------------------------------------ all of this rank's sequences
 
     def step(self, sequences: list[Sequence]) -> None:
-        """Run every sequence's new tokens and append its most likely next one. Collective, also on idle ranks."""
+        """Run every sequence's new tokens, and append its most likely next token.
+
+        Collective: ranks without sequences call it too.
+        """
         states = [self.embedding[s.tokens[len(s.keys[0]) if s.keys else 0 :]] for s in sequences]
         for number, block in enumerate(self.blocks):
             states = [x + self.attend(block, number, s, self.rms(x, block["first"])) for s, x in zip(sequences, states)]
@@ -249,7 +252,7 @@ def main() -> None:
     parser.add_argument("--text", action="append", help="a prompt for a model of bytes; may be repeated")
     parser.add_argument("--new", type=int, default=16, help="tokens to generate for each (%(default)s)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of experts")
-    parser.add_argument("--out", type=Path, metavar="FILE.npz", help="write tokens and last logits of each sequence")
+    parser.add_argument("--out", type=Path, metavar="FILE.npz", help="file for tokens and last logits of each sequence")
     asked = parser.parse_args()
     path = asked.random or asked.model
     if path is None:

@@ -175,7 +175,7 @@ def train(asked: argparse.Namespace, comm: Any) -> None:
             if (number + 1) % asked.validate == 0 or last:
                 curves.validated(number, trainer.validate(validation))
             if (number + 1) % asked.save == 0 or last:
-                if lead:  # before the checkpoint: a resumed run takes its steps from them
+                if lead:  # curves come before the checkpoint, because a resumed run reads its steps from them
                     curves.write(out / "curves.npz")
                 trainer.moe.save(out / "checkpoint", trainer.opt)
             progress.show(curves, number)

@@ -27,7 +27,7 @@ ranks=${1:-2}
 shift || true
 python=${PYTHON:-python}
 
-# The program: an array, so that blanks in paths survive.
+# The program is an array, so that blanks in paths survive.
 program=(-m aristos.bench)
 [[ -z ${PROGRAM:-} ]] || program=("$PROGRAM")
 

@@ -1,4 +1,7 @@
-"""What all tests share. Plugins in support/: ranks (mpi.py), tiers and budgets (tiers.py), hooks (leftovers.py)."""
+"""What all tests share.
+
+Plugins in support/: ranks (mpi.py), tiers and budgets (tiers.py), exit hooks (leftovers.py).
+"""
 
 from __future__ import annotations
 
@@ -22,10 +25,10 @@ def pytest_report_header() -> list[str]:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Compile the CPU kernels during the first tests, if tests on ranks follow, or many that need kernels.
+    """Compile the CPU kernels during the first tests, if tests on ranks follow, or many tests that need kernels.
 
-    The first worker starts a process for that, and the workers give way to it: each would have to compile what that
-    process has not compiled yet.
+    The first worker starts a process that compiles. All workers lower their priority, since each would have to compile
+    what that process has not compiled yet.
     """
     from mpi import job_folder
     from tiers import FOLDERS, folder_of
@@ -61,7 +64,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def pytest_sessionfinish() -> None:
-    """A session that was stopped early leaves no compiler behind."""
+    """End the compiling process, which still runs if the session was stopped early."""
     cases = sys.modules.get("cases")
     if cases is not None and cases.start_compiling.cache_info().currsize:
         cases.start_compiling().kill()

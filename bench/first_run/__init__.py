@@ -1,1 +1,1 @@
-"""The parts of bench/gpu_report.py: a page about one GPU that comes out whatever fails, hangs or is missing."""
+"""The modules of bench/gpu_report.py: a page about one GPU, written even if parts fail, hang or are missing."""

@@ -1,4 +1,4 @@
-"""What the workers of the persistent kernel did in a call on a GPU."""
+"""Measures what the workers of the persistent kernel do in a call on a GPU."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 PHASES = ("dispatch", "compute", "combine", "publish", "lock", "idle")
-CALLS = 3  # the last is shown
+CALLS = 3  # the statistics of the last one are shown
 
 
 def _played(context: Any, gpu: Any, work: Any, moe: Any, tokens: int) -> Any:
@@ -24,7 +24,7 @@ def _made(context: Any) -> tuple[Any, Any]:
 
 
 def phases(context: Any, gpu: Any, counts: list[int]) -> dict[str, Any]:
-    """The share of the workers' time that each phase took, by the counters that kernels keep after `timeline(True)`."""
+    """The share of the workers' time that each phase took. Kernels count it after `timeline(True)`."""
     work, moe = _made(context)
     moe.timeline(True)
     rows = []
@@ -33,7 +33,7 @@ def phases(context: Any, gpu: Any, counts: list[int]) -> dict[str, Any]:
         errors = [played.error()]
         for _ in range(CALLS):
             _, stats = moe(played.x, out=played.y, return_stats=True, **played.routing)
-        took = gpu.seconds(played)  # without the host's wait
+        took = gpu.seconds(played)  # the host's wait is not counted
         errors.append(played.now())
         row: dict[str, Any] = {"tokens": tokens, "blocks": stats.workers, "call_us": 1e6 * took}
         row["router_us"] = 1e6 * stats.route_seconds

@@ -1,9 +1,9 @@
-"""`python -m first_run.child --limit S TASK [WORDS]`: the process of one part.
+"""`python -m first_run.child --limit S TASK [WORDS]` is the process of one part of the report.
 
 Shortly before the limit, when the report ends this process, a thread writes the rows so far, where every thread stands,
 what the layer waits for, and whether anything hangs. Where raw times cannot be written, the part goes on.
 
-Exit codes: that of the task (0 right, 1 wrong outputs), 4 an error, 3 an unsuitable environment.
+Exit codes: those of the task (tasks.py: 0 right, 1 wrong outputs); 4 an error; 3 an unsuitable environment.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import time
 import traceback
 from typing import Any
 
-NOTICE = 4.0  # seconds before the limit, in which the state is written
+NOTICE = 4.0  # how many seconds before the limit the state is written
 ERROR = 4
 
 
@@ -31,7 +31,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("words", nargs=argparse.REMAINDER)
     given = parser.parse_args(argv)
     given.end = time.monotonic() + given.limit
-    streams = [os.fdopen(os.dup(number), "w") for number in (1, 2)]  # a task, such as pytest, may take those two
+    streams = [os.fdopen(os.dup(number), "w") for number in (1, 2)]  # a task may redirect the first two
     watch = threading.Timer(max(0.5, given.limit - NOTICE), last_words, streams)
     watch.daemon = True
     watch.start()
@@ -58,7 +58,7 @@ def main(argv: list[str]) -> int:
 
 
 def go_on_without_files() -> None:
-    """Print that results cannot be written, instead of raising it: the tables go to the page in any case."""
+    """If results cannot be written, print this instead of raising an error: the page has the tables in any case."""
     from aristos import results
     from aristos.errors import ResultsError
 
@@ -81,7 +81,7 @@ def last_words(out: Any, err: Any) -> None:
 
     from . import unfinished
 
-    print(f"no end so far: this process is ended in {NOTICE:.0f} s", file=err, flush=True)
+    print(f"no end so far: this process will be ended in {NOTICE:.0f} s", file=err, flush=True)
     print(unfinished.document(), file=out, flush=True)
     found: list[str] = []
 
@@ -92,7 +92,7 @@ def last_words(out: Any, err: Any) -> None:
     reader = threading.Thread(target=read, daemon=True)  # a driver that hangs must not hide the stacks
     reader.start()
     reader.join(NOTICE * 0.7)
-    faulthandler.dump_traceback(err, all_threads=True)  # before the state: the report keeps the last lines
+    faulthandler.dump_traceback(err, all_threads=True)  # the state comes after it: the report keeps the last lines
     if len(found) < 2:
         found.append("HUNG: the state cannot be read, the driver does not answer")
     print(*found, sep="\n", file=err, flush=True)

@@ -38,12 +38,12 @@ def parsed(argv: list[str], doc: str) -> argparse.Namespace:
         "--minutes",
         type=minutes,
         metavar="M",
-        help=f"minutes after which the report has ended, whatever hangs ({parts.MINUTES:g}, of a rehearsal"
+        help=f"minutes within which the report ends, even if something hangs ({parts.MINUTES:g}; for a rehearsal"
         f" {parts.REHEARSAL_MINUTES:g})",
     )
     parser.add_argument("--routing", type=Path, metavar="FILE.npz", help="a recorded routing to replay")
     parser.add_argument(
-        "--parts", metavar="NAME,..", help="only these parts, of " + ", ".join(each.name for each in PARTS)
+        "--parts", metavar="NAME,..", help="run only these parts, out of " + ", ".join(each.name for each in PARTS)
     )
     parser.add_argument(
         "--rehearse",
@@ -70,7 +70,7 @@ OF_REPORT = ("library", "disk")  # faults planted in the report's own process to
 
 
 class Report:
-    """One report: what has run so far, and the files. stem: the start of file names. ends: when parts must end."""
+    """One report: what has run so far, and its files. stem: the start of their names. ends: when each part must end."""
 
     def __init__(self, stem: Path, chosen: tuple[Part, ...], seconds: float, options: tuple[str, ...]) -> None:
         self.start, self.seconds = time.monotonic(), seconds
@@ -87,7 +87,7 @@ class Report:
         print(f"[{time.monotonic() - self.start:4.0f} s] {text}", file=sys.stderr, flush=True)
 
     def run(self, part: Part) -> Ran:
-        """Run a part until its end, or say why it is not run."""
+        """Run a part, or record why it is not run."""
         if why := parts.forbidden(part, self.ran):
             self.ran.append(Ran(part, None, 0.0, skipped=why))
         else:
@@ -130,7 +130,7 @@ class Report:
 
 
 def main(argv: list[str], doc: str, together: Callable[..., int]) -> int:
-    """Run the command; returns the exit code. together: makes the report under mpirun."""
+    """Run the command; returns the exit code. together: the function that makes the report under mpirun."""
     given = parsed(argv, doc)
     stem = Path(given.out)
     options: tuple[str, ...] = ()
@@ -156,7 +156,7 @@ def main(argv: list[str], doc: str, together: Callable[..., int]) -> int:
 
 @contextlib.contextmanager
 def bounded(seconds: float) -> Iterator[None]:
-    """End this process if the `with` block hangs, as a picture may. The page that was written last is there."""
+    """End this process if the `with` block hangs, for example in a picture. The page that was written last remains."""
     faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__)
     try:
         yield
@@ -166,9 +166,9 @@ def bounded(seconds: float) -> Iterator[None]:
 
 @contextlib.contextmanager
 def ended_as_by_ctrl_c() -> Iterator[None]:
-    """In the `with` block, a scheduler's signal and that of a lost terminal end the report as Ctrl-C does.
+    """In the `with` block, SIGTERM (of a scheduler) and SIGHUP (of a lost terminal) end the report as Ctrl-C does.
 
-    Otherwise the report's part would go on and hold the GPU. A signal that the caller ignores, as nohup does, stays
+    Otherwise the part that runs would go on and hold the GPU. A signal that the caller ignores, as nohup does, stays
     ignored.
     """
 
@@ -193,7 +193,7 @@ def alone(report: Report, rehearsing: bool) -> int:
             return NO_GPU
         while report.left:
             report.run(report.left[0])
-            report.write()  # so far, in case a later part ends the run
+            report.write()  # after each part, in case a later one ends the run
     except KeyboardInterrupt as signalled:
         ended = f"{str(signalled) or 'Ctrl-C'} ended the report"
         if not report.facts:

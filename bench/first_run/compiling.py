@@ -17,11 +17,11 @@ from .parts import INCOMPLETE
 
 LATE = "not compiled in time"
 MOST = 16  # processes; each takes some 300 MB
-FIRST = ("layer_bf16", "begin", "fail", "route", "place", "gemm_bf16", "put_rows", "ping_pong")  # what parts need first
+FIRST = ("layer_bf16", "begin", "fail", "route", "place", "gemm_bf16", "put_rows", "ping_pong")  # needed first
 
 
 def listed(arch: str) -> dict[str, Any]:
-    """Every shipped kernel of an architecture by name, counting ones too. What most parts need comes first."""
+    """Every shipped kernel of an architecture by name, also those that count events. Those in FIRST come first."""
     from aristos.kernels.cuda.catalogue import kernels
     from aristos.substrate.cuda import counted, persistent
 
@@ -35,7 +35,7 @@ def listed(arch: str) -> dict[str, Any]:
 
 
 def places(arch: str) -> dict[str, str]:
-    """Name -> where the kernel is, as `build.place` says; for every kernel of `listed`."""
+    """Where each kernel of `listed` is, by name, as `build.place` says."""
     from aristos.kernels.cuda import build
 
     return {name: build.place(each, arch) for name, each in listed(arch).items()}
@@ -72,7 +72,7 @@ def fill(arch: str, end: float) -> int:
                 failed |= {name: (str(error).splitlines() or [repr(error)])[0]} if error is not None else {}
                 found[name] = "compiled here" if error is None else "not compiled"
         found |= dict.fromkeys(left.values(), LATE)
-        for worker in list(pool._processes.values()):  # processes that still compile
+        for worker in list(pool._processes.values()):  # they still compile
             worker.kill()
         pool.shutdown(wait=False, cancel_futures=True)
     for name, why in failed.items():

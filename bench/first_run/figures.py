@@ -1,4 +1,4 @@
-"""The figures with goals, predictions for them from reading the code, and lower bounds from the data sheets."""
+"""The figures that have goals, with predictions made by reading the code, and with lower bounds from data sheets."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ HOPPER = "sm_90"  # the only architecture with warpgroup products
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure with a goal. value: a function from right rows of the suite's sheets to the figure reached, or None.
+    """A figure with a goal. value: a function of the suite's right rows that returns the figure reached, or None.
 
-    predicted: by reading the machine code for Hopper, before any GPU had run it; "" if nothing was predicted.
+    predicted: what was expected from reading the machine code for Hopper, before any GPU had run it; "" if nothing was.
     """
 
     what: str
@@ -34,7 +34,10 @@ class Figure:
         return self.value(right_rows(ran, self.part, self.suite))
 
     def line(self, ran: list[Ran], rehearsal: bool = False) -> list[str]:
-        """Its row of the table: figure, predicted, goal, reached, met. rehearsal: the times mean nothing."""
+        """The figure's row of the table, with the columns of HEAD.
+
+        rehearsal: times mean nothing, so no goal is met or missed.
+        """
         value, head = self.reached(ran), [self.what, self.predicted or "-", f"{self.goal:g} {self.unit}"]
         if value is None:
             return [*head, "not measured", "-"]
@@ -69,7 +72,7 @@ def _least_share(rows: Rows) -> float | None:
 
 
 def figures(arch: str) -> tuple[Figure, ...]:
-    """The figures with goals for a GPU; that of 16-bit products is higher on architectures with warpgroup products."""
+    """The figures for a GPU. The goal of 16-bit products is higher on architectures with warpgroup products."""
     wide = arch.startswith(HOPPER)
 
     def on_hopper(text: str) -> str:
@@ -97,7 +100,7 @@ FLOOR_HEAD = ["time of", "tokens", "floor, us", "bound by", "reached, us", "over
 def floors(name: str, ran: list[Ran]) -> list[list[str]]:
     """Rows of the table of floors: the least time that FLOPs and bytes permit, beside the time reached.
 
-    name: the GPU's. Returns [] for a GPU whose data sheet aristos/bench/floors.py does not have.
+    name: of the GPU. Returns [] if aristos/bench/floors.py does not have its data sheet.
     """
     from aristos.bench import floors as bounds
 

@@ -1,4 +1,4 @@
-"""The facts of the report's GPU, and the reasons that forbid a report on it, each in one sentence."""
+"""The facts of the report's GPU, and the reasons why no report on it may be made, each in one sentence."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from aristos.errors import EnvironmentProblem
 SECONDS = 10.0  # seconds that nvidia-smi may take
 FIELDS = ("index", "uuid", "name", "driver_version", "mig.mode.current", "memory.used")
 PROBE_SECONDS = 5.0
-IN_USE = 1024  # MiB in use that no idle GPU has
-LEAST_DRIVER = {12: 525, 13: 580}  # CUDA version of the packages -> the oldest driver
+IN_USE = 1024  # MiB; an idle GPU has less in use
+LEAST_DRIVER = {12: 525, 13: 580}  # CUDA version of the packages -> the oldest driver that runs it
 PACKAGES = ("numba-cuda", "cuda-bindings", "nvidia-cuda-nvcc", "cupy-cuda12x", "cupy-cuda13x", "torch", "triton")
 GENERATIONS = (8, 9, 10, 12)  # major numbers of compute capabilities that the kernels are compiled for
 
@@ -39,7 +39,7 @@ def facts() -> dict[str, Any]:
         "shared_bytes_a_block": limits.shared_block,
         "registers_an_sm": limits.registers,
     }
-    if launch_environment.started_as() is None:  # the probe starts MPI in a child
+    if launch_environment.started_as() is None:  # the probe starts MPI in a child process
         puts = device_puts.probe(device.ordinal, PROBE_SECONDS)
         found["puts_from_gpu"] = "yes" if puts.supported else f"no: {puts.why}"
     found |= nvml.state(library, device.uuid) if library is not None else {}
@@ -47,7 +47,7 @@ def facts() -> dict[str, Any]:
 
 
 def software() -> dict[str, str]:
-    """The commit, and the versions of the packages that are here."""
+    """The commit, and the versions of the installed packages."""
     from aristos.bench.environment import commit
     from aristos.host.versions import version, versions
 
@@ -63,7 +63,10 @@ def local_rank() -> int:
 
 
 def check_before() -> None:
-    """What can be judged before the driver is asked: raises EnvironmentProblem for MPS, no GPU, or an old driver."""
+    """Check what can be known before the driver is asked.
+
+    Raises EnvironmentProblem for MPS, no GPU, or an old driver.
+    """
     from aristos.doctor import gpu_facts
 
     if pipes := gpu_facts.of_rank(os.environ, None).pipes:
@@ -85,11 +88,11 @@ def _too_old(driver: str, cuda: int) -> EnvironmentProblem:
 
 
 def check(facts: dict[str, Any], ours: bool = False) -> None:
-    """Raise EnvironmentProblem for an old driver, or a GPU without kernels here, or a slice, or a GPU in use.
+    """Raise EnvironmentProblem for an old driver, for a GPU without kernels here, for a slice, or for a GPU in use.
 
-    facts: what `facts` returns. Under MIG its UUID is that of a slice, which nvidia-smi does not list as a GPU: then
-    all GPUs are judged. Without nvidia-smi only the driver and the kind of GPU are known. ours: this job uses the GPU
-    itself, so that use is allowed.
+    facts: what `facts` returns. Under MIG they have the UUID of a slice, which nvidia-smi does not list as a GPU: then
+    all GPUs are checked. Without nvidia-smi only the driver and the kind of GPU are known. ours: whether this job
+    itself uses the GPU, so that a GPU in use is allowed.
     """
     cuda, speaks, arch = _cuda_of_packages(), facts["cuda_driver"], facts["gpu_arch"].removeprefix("sm_")
     if _leading(speaks) < cuda:
@@ -158,7 +161,10 @@ def _leading(text: str) -> int:
 
 
 def _cuda_of_packages() -> int:
-    """The CUDA version that the installed cuda-bindings are for; the oldest that is supported without them."""
+    """The CUDA version that the installed cuda-bindings are for.
+
+    Without cuda-bindings it is the oldest supported one.
+    """
     from aristos.host.versions import version
 
     return max(12, min(13, _leading(version("cuda-bindings") or "")))

@@ -8,7 +8,7 @@ from . import figures
 from .parts import Part, Ran
 from .samples import HEAD, Samples
 
-SHOWN = 400  # lines of a part that failed or hung
+SHOWN = 400  # how many lines of a part that failed or hung are shown
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
@@ -17,7 +17,10 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def verdict(ran: list[Ran], left: tuple[Part, ...] = (), whole: int = 0) -> str:
-    """What a reader must know before any figure. left: parts that have not ended. whole: how many parts there are."""
+    """The outcome in one line, which a reader needs before any figure.
+
+    left: parts that have not ended. whole: the number of parts.
+    """
     said = [
         f"{words}: {', '.join(found)}"
         for words, found in (

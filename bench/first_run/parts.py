@@ -10,7 +10,7 @@ from typing import Any
 from .unfinished import OUT_OF_TIME
 
 MINUTES = 8.0
-REHEARSAL_MINUTES = 60.0  # the PTX machine is compiled first, and slow
+REHEARSAL_MINUTES = 60.0  # the PTX machine must be compiled first, and it is slow
 ROOT = Path(__file__).resolve().parents[2]
 WRONG = 1  # exit code of a part whose outputs were wrong, as in `python -m aristos.bench`
 NOTHING = 5  # pytest's exit code where no test ran
@@ -24,8 +24,8 @@ GEMM = ("gemm", "--preset", "switch-base-128", "--hidden", "4096", "--ffn", "143
 class Part:
     """One part of the report, a process of its own.
 
-    task: a function of tasks.py. words: its arguments. seconds: its time in a report of MINUTES. needs: parts that must
-    not have failed, since a figure built on wrong results would mislead.
+    task: a function of tasks.py. words: its arguments. seconds: its time if the report has MINUTES. needs: parts that
+    must not have failed, since a figure built on wrong results would mislead.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Part:
 
 @dataclass
 class Ran:
-    """The outcome of a part. said: its last lines of output. document: the JSON of its suites."""
+    """The outcome of a part. said: its last lines of output. document: the JSON document that it printed."""
 
     part: Part
     code: int | None  # None: the limit was exceeded, and the part was ended
@@ -101,11 +101,11 @@ PARTS = (
     Part("ncu", "ncu", (), 25, (PRODUCTS,)),
     Part("exchange", "bench", ("exchange", *SHAPE, *CALLS, "--seconds", "6"), 15, (PRODUCTS, LAYER)),
 )
-SAVING = 15.0  # seconds of a report of MINUTES for the files and pictures
+SAVING = 15.0  # seconds for the files and pictures, if the report has MINUTES
 
 
 def replayed(trace: Path) -> Part:
-    """The part that replays a recorded routing, on its model's shape or one with as many experts."""
+    """The part that replays a recorded routing, with the shape of its model or of one with as many experts."""
     words = ("replay", "--routing", str(trace.absolute()), "--scale", "4", "--dtype", "bfloat16", "--seconds", "25")
     return Part("replay", "bench", words, 60, (PRODUCTS, LAYER))
 

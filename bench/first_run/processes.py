@@ -1,4 +1,4 @@
-"""A part of the report as a process of its own, which ends by its limit whatever it does.
+"""Runs a part of the report as a process of its own, which is ended at its limit whatever it does.
 
 Its output goes through pipes, so that a full disk loses nothing of it.
 """
@@ -21,7 +21,7 @@ from typing import Any
 from .parts import ROOT, Part, Ran
 
 BEAT = 10.0  # seconds between two lines of progress
-JOIN = 2.0  # seconds that a pipe may stay open after the part
+JOIN = 2.0  # seconds that a pipe may stay open after the part has ended
 KEPT = 400  # lines of a part's output
 CHILD = ("-m", "first_run.child")
 
@@ -33,7 +33,7 @@ def run_part(
     options: tuple[str, ...] = (),
     command: tuple[str, ...] = CHILD,
 ) -> Ran:
-    """Run a part to its end or to the limit, in seconds. options: of child.py. command: what python runs."""
+    """Run a part until it ends, or for `limit` seconds. options: of child.py. command: what python runs."""
     start = time.monotonic()
     words = [sys.executable, *command, "--limit", f"{limit:.1f}", *options, part.task, *part.words]
     try:
@@ -82,7 +82,7 @@ def _follow(pipe: Any, chunks: list[bytes]) -> None:
 
 
 def environment() -> dict[str, str]:
-    """The environment of a part: the checkout's package and this one are found before installed ones."""
+    """The environment of a part. Python finds the checkout's packages and this one before installed ones."""
     places = [str(ROOT), str(ROOT / "bench"), *filter(None, [os.environ.get("PYTHONPATH")])]
     return os.environ | {"PYTHONPATH": os.pathsep.join(places), "PYTHONUNBUFFERED": "1"}
 

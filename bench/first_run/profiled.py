@@ -1,4 +1,4 @@
-"""Two kernels under NVIDIA's profiler Nsight Compute (`ncu`), if it is here and may read the counters."""
+"""Runs two kernels under NVIDIA's profiler Nsight Compute (`ncu`), if it is installed and may read the counters."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ METRICS = {
     "launch__registers_per_thread": "registers",
 }
 MARGIN = 6.0  # seconds before the part's limit
-NAMED = "gemm4gemm|persistent5layer"  # in the mangled names of products and persistent kernels
+NAMED = "gemm4gemm|persistent5layer"  # a pattern for the mangled names of products and persistent kernels
 FORBIDDEN = "ERR_NVGPUCTRPERM"
 
 
@@ -39,7 +39,7 @@ def find() -> Path | None:
 
 
 def report(given: Any) -> int:
-    """Profile the two kernels; prints a document. What is missing or forbidden is a note, and no error."""
+    """Profile the two kernels and print a document. A missing or forbidden profiler is a note in it, not an error."""
     path = find()
     if path is None:
         return _print([], "ncu was not found on PATH, below /opt/nvidia nor below /usr/local: no counters were read")
@@ -97,7 +97,7 @@ def _print(rows: list[dict[str, Any]], note: str) -> int:
 
 
 def two_kernels() -> int:
-    """One bfloat16 product of the largest tile, and one call of a layer."""
+    """Run one bfloat16 product of the largest tile, and one call of a layer."""
     from aristos.bench.command_line import parse
     from aristos.bench.context import Context
     from aristos.bench.gpu.calls import Played, routed_call

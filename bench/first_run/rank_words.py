@@ -1,4 +1,4 @@
-"""Puts on the page of a report under mpirun what each rank waits for, before the job ends.
+"""Under mpirun, writes what each rank waits for on the report's page before the job ends.
 
 MPI itself may hang. So the ranks, which share a node, exchange texts by files in the report's folder. A thread of each
 rank writes as soon as one rank is about to end the job, or shortly before the minutes are over. Rank 0's thread makes
@@ -39,11 +39,14 @@ class RankWords:
         self._said: list[str] = []
         self._has_asked = False
         self._lock, self._stopped = threading.Lock(), threading.Event()
-        self._files[rank].unlink(missing_ok=True)  # left by a report that was killed
+        self._files[rank].unlink(missing_ok=True)  # a report that was killed may have left it
         self._asked.unlink(missing_ok=True)
 
     def start(self, end: float) -> None:
-        """Watch from now on. All ranks must have their objects. end: of the minutes, on the monotonic clock."""
+        """Begin to watch.
+
+        All ranks must have made their objects. end: when the minutes are over, on the monotonic clock.
+        """
         threading.Thread(target=self._watch, args=(end - NOTICE,), daemon=True, name="rank words").start()
 
     def stop(self) -> None:
@@ -51,7 +54,7 @@ class RankWords:
 
     @contextlib.contextmanager
     def following(self, part: Any) -> Iterator[None]:
-        """Run a part in the `with` block. What it writes to stderr is kept too. After an error the part still counts as
+        """Run a part in the `with` block, and keep what it writes to stderr. After an error the part still counts as
         running, since the job ends."""
         self._part, self._said = part, []
         with contextlib.redirect_stderr(_Kept(sys.stderr, self._said)):
@@ -60,7 +63,10 @@ class RankWords:
             self._part = None
 
     def ask(self) -> None:
-        """Let every rank write, and wait a bounded time for the page. Later calls, as by exit handlers, do nothing."""
+        """Let every rank write, and wait a bounded time for the page.
+
+        Later calls, for example by exit handlers, do nothing.
+        """
         if self._part is None or self._has_asked:
             return
         self._has_asked = True
@@ -69,7 +75,7 @@ class RankWords:
             self._asked.touch()
         while self._asked.exists() and time.monotonic() < end:
             time.sleep(PERIOD / 4)
-        for file in (self._files[self.rank], self._asked):  # files that rank 0 has not read
+        for file in (self._files[self.rank], self._asked):  # they are still here if rank 0 has not read them
             file.unlink(missing_ok=True)
 
     def _watch(self, end: float) -> None:

@@ -24,9 +24,9 @@ SHAPE = ("--hidden", "32", "--ffn", "24", "--experts", "3", "--top-k", "2", "--i
 CALLS = ("--tokens", "6")
 FULL = 512  # bytes to which files can grow on a full disk
 TILES = 1  # how many tiles of a kind are tried
-STAND_IN = "tests/primitives/test_finite.py"  # for tests/gpu
+STAND_IN = "tests/primitives/test_finite.py"  # runs in the place of tests/gpu
 LACKING = ("mpi4py", "cupy", "matplotlib")
-FORBIDDEN = Path(__file__).with_name("forbidden")  # with an ncu that lacks permission
+FORBIDDEN = Path(__file__).with_name("forbidden")  # a folder with an ncu that lacks permission
 
 
 def rehearse(given: Any) -> int:
@@ -80,7 +80,7 @@ def kernels(given: Any) -> int:
 
 
 def smaller(task: str, words: list[str]) -> list[str]:
-    """The words of a part with a shape that the PTX machine runs in seconds."""
+    """The words of a part, with a shape that the PTX machine runs in seconds."""
     kept, skip = [], False
     for word in words:
         if word in ("--preset", "--hidden", "--ffn", "--experts", "--scale", "--tokens", "--dtype"):
@@ -96,7 +96,7 @@ def smaller(task: str, words: list[str]) -> list[str]:
 
 
 def shrink() -> None:
-    """Sizes that the PTX machine can run quickly."""
+    """Replace sizes by ones that the PTX machine can run quickly."""
     from aristos.bench import world
     from aristos.bench.gpu import clock, cublas, torch_layer
     from aristos.bench.suites import gemm_gpu, progress_gpu, put_gpu, signal_gpu
@@ -154,13 +154,13 @@ def fill_disk() -> None:
     hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
     resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
     cache_folder()
-    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"  # else Python would keep truncated bytecode for later programs
+    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"  # bytecode would be truncated, and loaded by later programs
     sys.dont_write_bytecode = True
     resource.setrlimit(resource.RLIMIT_FSIZE, (FULL, hard))
 
 
 def _wrong_product() -> None:
-    """Lose the weights of the first expert after they were copied to the GPU."""
+    """Set the first expert's weights on the GPU to zero after they were copied."""
     from aristos.bench.suites.gemm_gpu import Products
 
     made = Products.__init__

@@ -1,4 +1,4 @@
-"""Clocks, power, temperature and throttling of the GPU, sampled throughout by a thread that asks NVML."""
+"""Clocks, power, temperature and throttling of the GPU. A thread asks NVML for them during the whole report."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from aristos.topology import nvml
 
 PERIOD = 0.5  # seconds
-IDLE = 1  # nvmlClocksEventReasonGpuIdle: no throttling
+IDLE = 1  # nvmlClocksEventReasonGpuIdle, which is no throttling
 REASONS = {
     0x2: "application clocks",
     0x4: "power cap",

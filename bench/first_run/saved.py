@@ -32,7 +32,7 @@ def save(out: Path, facts: dict[str, Any], ran: list[Ran], samples: Samples | No
     try:
         results.append(out, results.Run(attributes={"command": "python bench/gpu_report.py", **facts}, tables=tables))
     finally:
-        out.with_name(f"{out.name}.lock").unlink(missing_ok=True)  # no one else writes: one file less to send
+        out.with_name(f"{out.name}.lock").unlink(missing_ok=True)  # nobody else writes, and it need not be sent
 
 
 def _samples(samples: Samples) -> Any:
@@ -47,7 +47,7 @@ def _samples(samples: Samples) -> Any:
 
 
 def draw(out: Path, stem: Path) -> str:
-    """Draw the most telling tables of the results file as STEM-TABLE.png. Returns what was not drawn and why."""
+    """Draw the tables of the results file that say most, as STEM-TABLE.png. Returns what was not drawn, and why."""
     try:
         import matplotlib
 

@@ -1,7 +1,7 @@
-"""What the parts do, each in a process of its own: a function takes its words and returns the exit code.
+"""The functions of the parts. Each runs in a process of its own, takes the part's words and returns the exit code.
 
-0: right, 1: outputs were wrong, 4: an error, 7: right, but not finished in time. A function prints either lines
-or one JSON document, of the form that `python -m aristos.bench --json` prints. Errors may be raised.
+0: right, 1: outputs were wrong, 4: an error, 7: right, but not finished in time. A function prints either lines or one
+JSON document, in the form of `python -m aristos.bench --json`. It may raise errors.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from typing import Any
 from .parts import INCOMPLETE, NOTHING, SHAPE, WRONG
 
 TESTS_FAILED = 6
-LAYER_DTYPE = SHAPE[-1]  # the type of the rows for which figures are given
-WAIT = 5.0  # seconds after which waits in a layer's calls run out
+LAYER_DTYPE = SHAPE[-1]  # the type of the rows in the report's layer
+WAIT = 5.0  # the timeout of a layer's calls, in seconds
 BACKEND = ("--backend", "cuda", "--json")
 ROWS_PAST = 3  # rows of a product beyond a full tile
-MARGIN = 6.0  # seconds before its limit in which a part starts nothing new
+MARGIN = 6.0  # a part starts nothing new in its last seconds
 
 
 def run_task(given: Any) -> int:
@@ -34,7 +34,7 @@ def run_task(given: Any) -> int:
 def bench(given: Any) -> int:
     """Run a command line of `python -m aristos.bench`.
 
-    An error is no wrong output: only the printed document shows wrong outputs. After an error the rows so far are
+    The exit code is 1 only if a printed document shows wrong outputs; after an error it is 4, and the rows so far are
     printed.
     """
     import io
@@ -52,7 +52,7 @@ def bench(given: Any) -> int:
 
 
 def within(words: Sequence[str], end: float) -> list[str]:
-    """The words of a part with no more `--seconds` than are left until `end`, on the monotonic clock."""
+    """The words of a part, with `--seconds` lowered to what is left until `end` (on the monotonic clock)."""
     words, left = list(words), end - MARGIN - time.monotonic()
     at = words.index("--seconds") + 1
     words[at] = f"{max(1.0, min(float(words[at]), left)):.1f}"
@@ -77,14 +77,14 @@ def kernels(given: Any) -> int:
 
 
 def products(given: Any) -> int:
-    """Check the tiles of all kinds against float64 on this GPU, 16-bit ones first, until little time is left."""
+    """Check the tiles of all kinds against float64 on this GPU, those of 16 bits first, until little time is left."""
     from aristos.row_types import KINDS
 
     return check_products(layer_first(KINDS), lambda: time.monotonic() < given.end - MARGIN)
 
 
 def layer_first(kinds: dict[str, str]) -> dict[str, str]:
-    """Kinds by dtype, 16-bit ones first."""
+    """The kinds by dtype, those of 16 bits first."""
     return dict(sorted(kinds.items(), key=lambda each: each[1] not in ("bf16", "f16")))
 
 
@@ -108,10 +108,10 @@ def check_products(kinds: dict[str, str], go_on: Callable[[], bool] = lambda: Tr
                 tally["not reached"] += 1
                 missed.add(dtype)
                 continue
-            rows = tile.m + ROWS_PAST  # a full tile and a partial one
+            rows = tile.m + ROWS_PAST  # they make a full tile and a partial one
             work = Products(gpu, kind, 2, 320, 208, None, rows)
             error = work.error(work.calls(rows, tile)[OURS], rows)
-            few = work.y.get()[:16].tobytes()  # the same rows of x for every tile
+            few = work.y.get()[:16].tobytes()  # outputs of the same rows of x, for every tile
             first = first or few
             said = "WRONG" if error > ROW_TYPES[dtype].error else "ok" if few == first else "OTHER BITS"
             tally[said] += 1
@@ -147,14 +147,14 @@ def tests(given: Any) -> int:
 
 
 def phases(given: Any) -> int:
-    """Time of the workers by what they did, from the counters that the kernels keep."""
+    """Measure the workers' time in each phase, from the counters that the kernels keep."""
     from . import alone
 
     return _measured(given, alone.phases)
 
 
 def _measured(given: Any, measure: Callable[[Any, Any, list[int]], dict[str, Any]]) -> int:
-    """Run a function of alone.py on the shape of the report; prints its document."""
+    """Run a function of alone.py on the shape of the report, and print its document."""
     from aristos.bench.command_line import parse
     from aristos.bench.context import Context
     from aristos.bench.gpu.clock import BenchGpu
@@ -171,14 +171,14 @@ def _measured(given: Any, measure: Callable[[Any, Any, list[int]], dict[str, Any
 
 
 def ncu(given: Any) -> int:
-    """Two kernels under Nsight Compute."""
+    """Profile two kernels under Nsight Compute."""
     from . import profiled
 
     return profiled.report(given)
 
 
 def two_kernels(given: Any) -> int:
-    """What `ncu` profiles: one bfloat16 product, and one call of the layer."""
+    """Run what `ncu` profiles: one bfloat16 product, and one call of the layer."""
     from . import profiled
 
     return profiled.two_kernels()

@@ -24,7 +24,7 @@ from .parts import CALLS, INCOMPLETE, LAYER, PRODUCTS, PUTS, SHAPE, WRONG, Part,
 from .rank_words import RankWords
 from .samples import Samples
 
-# Products, then what needs several GPUs: each a command line of `python -m aristos.bench`.
+# After the products come the parts that need several GPUs. Each is a command line of `python -m aristos.bench`.
 TOGETHER = (
     Part(PRODUCTS, "products", (), 75),
     Part(PUTS, "bench", ("put", "signal", "--seconds", "60"), 120),
@@ -33,7 +33,7 @@ TOGETHER = (
     Part("idle and progress", "bench", ("idle", "progress", *SHAPE, *CALLS, "--seconds", "20"), 60, (PRODUCTS, LAYER)),
 )
 CLOCKS = "clocks, power and throttling are those of rank 0's GPU"
-FAILED = 4  # exit code of a part that ended the job, and in which no call stood still
+FAILED = 4  # exit code of a part that ended the job although no call stood still
 
 
 class Parts:
@@ -47,7 +47,7 @@ class Parts:
     def facts(self) -> dict[str, Any]:
         """The facts of this rank's GPU. Raises EnvironmentProblem on every rank if one has no suitable GPU.
 
-        A program that uses a GPU is not noticed, since the ranks' own contexts are on the GPUs by now.
+        Another program that uses a GPU is not noticed, since the ranks themselves use the GPUs by now.
         """
         found: dict[str, Any] = {}
         why = ""
@@ -62,7 +62,7 @@ class Parts:
         return found
 
     def products(self, part: Part, end: float) -> Ran:
-        """Every rank checks the products on its GPU; the worst outcome counts. end: on the monotonic clock."""
+        """Check the products on every rank's GPU; the worst outcome counts. end: on the monotonic clock."""
         from aristos.row_types import KINDS
 
         start = time.monotonic()
@@ -76,7 +76,7 @@ class Parts:
         return Ran(part, worst, time.monotonic() - start, text)
 
     def run(self, part: Part, end: float) -> Ran:
-        """A part of TOGETHER. end: on the monotonic clock."""
+        """Run a part of TOGETHER. end: on the monotonic clock."""
         if part.task == "products":
             return self.products(part, end)
         from aristos.bench.main import main as bench
@@ -96,7 +96,7 @@ class Parts:
 
 
 class Page:
-    """The page so far. facts: of its head. Where it cannot be written, the last one is printed."""
+    """The page so far. facts: those in its head. If the page cannot be written, it is printed at the end."""
 
     def __init__(self, path: Path, facts: dict[str, Any], samples: Samples, show: Callable[[str], None]) -> None:
         self.path, self.facts, self.samples, self.show = path, facts, samples, show

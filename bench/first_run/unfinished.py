@@ -1,4 +1,4 @@
-"""Rows of suites that have not ended, which a part prints when it fails or its time is over, and whether it hangs."""
+"""What a part prints when it fails or its time is over: rows of suites that have not ended, and whether it hangs."""
 
 from __future__ import annotations
 
@@ -56,7 +56,8 @@ def document() -> str:
 
 
 def verdict(first: str, state: str, driver: object | None) -> str:
-    """Whether the process hangs. first, state: two readings of the engines. driver: the call in which it stayed."""
+    """A line that says whether the process hangs. first, state: two readings of the engines. driver: the call in which
+    the process stayed, or None."""
     stuck = [call for call in CALL.findall(state) if call in first]
     if stuck:
         return f"HUNG: a call stands still at {stuck[0]}"
@@ -72,7 +73,7 @@ def driver_call() -> object | None:
 
 
 def judge(first: str, read: Callable[[], str]) -> str:
-    """The verdict after APART seconds. first: the state of every engine, which `read` returns again."""
+    """The verdict, from `first` and from what `read` returns APART seconds later: the state of every engine."""
     before = driver_call()
     time.sleep(APART)
     state = read()

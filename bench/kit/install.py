@@ -2,10 +2,10 @@
 
 FILE is the number of an open file, which stays locked until the last program that has it open ends.
 
-Needs no network. A wheel of the kit is installed only where the package is missing here or its version does not fit
-pyproject.toml; the MPI library only where none can be loaded. Uses Python's own modules and pip alone, without pip's
-configuration files. The packages on PYTHONPATH come behind the environment's own. Several ranks share the environment
-that one process made before.
+It needs no network. A wheel of the kit is installed only if the package is missing here or its version does not fit
+pyproject.toml; the MPI library is installed only if none can be loaded. The program uses only Python's own modules and
+pip, without pip's configuration files. The packages on PYTHONPATH come behind the environment's own. Several ranks
+share the environment that one process made before.
 
 Exit codes: 0 fine, 3 something is missing that the kit does not have: one sentence says what.
 """
@@ -27,7 +27,7 @@ from typing import Any
 SOURCE = Path(__file__).resolve().parents[2]
 PROJECT = SOURCE / "pyproject.toml"
 EXTRA = "cuda13"
-MPI_LIBRARY, MPI = "mpich", "import mpi4py.MPI"  # the package, and what loads and starts it
+MPI_LIBRARY, MPI = "mpich", "import mpi4py.MPI"  # the package, and the statement that loads and starts an MPI library
 MPI_SECONDS = 20.0  # seconds that MPI may take to start
 SECONDS = 120.0  # seconds that any other program may take
 NEEDED = {
@@ -57,11 +57,11 @@ for place in PLACES:
 
 
 class MissingPart(Exception):
-    """What is missing, and what to do."""
+    """A part that is missing; the message says which one, and what to do."""
 
 
 def requirement_class() -> Any:
-    """The class that reads requirements, in the copy that pip has."""
+    """The class that reads requirements, from the copy of `packaging` in pip."""
     try:
         from pip._vendor.packaging.requirements import Requirement
     except ImportError:
@@ -77,7 +77,7 @@ def canonical(name: str) -> str:
 
 
 def wanted() -> dict[str, Any]:
-    """Package -> the versions that fit, from pyproject.toml: dependencies, and the extra of this CUDA version."""
+    """Package -> the versions that fit, from pyproject.toml: dependencies, and the extra for this CUDA version."""
     project, found = tomllib.loads(PROJECT.read_text(encoding="utf-8"))["project"], {}
     for text in (*project["dependencies"], *project["optional-dependencies"][EXTRA]):
         each = requirement_class()(text)
@@ -87,7 +87,10 @@ def wanted() -> dict[str, Any]:
 
 
 def made(folder: Path) -> Path:
-    """The Python of a new environment that finds the checkout and the packages of the running one behind its own."""
+    """The Python of a new environment.
+
+    After its own packages it finds the checkout and the running Python's packages.
+    """
     try:
         venv.EnvBuilder(system_site_packages=True, clear=True, symlinks=True, with_pip=False).create(folder)
     except OSError as why:
@@ -106,7 +109,7 @@ def packages_folder(python: Path) -> Path:
 
 
 def without_mpi(python: Path, why: str) -> None:
-    """Let importing mpi4py raise ImportError there from now on: an MPI that aborts or hangs would end every part."""
+    """Make imports of mpi4py raise ImportError in the environment: an MPI that aborts or hangs would end every part."""
     (packages_folder(python) / "mpi4py.py").write_text(f"raise ImportError({why!r})\n", encoding="utf-8")
 
 
@@ -116,7 +119,7 @@ def _output(python: Path, program: str) -> str:
 
 
 def bare() -> dict[str, str]:
-    """The environment variables for a Python that uses the environment: without PYTHONPATH, which would come first."""
+    """Variables for a Python that uses the environment. PYTHONPATH, which would come first, is left out."""
     return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
 
@@ -131,7 +134,7 @@ def failures(python: Path, modules: list[str]) -> dict[str, str]:
 
 
 def mpi_failure(python: Path) -> str:
-    """Why MPI cannot be started; '' if it can. A process of its own tries it, which MPI may abort or let hang."""
+    """Why MPI cannot be started; '' if it can. A process of its own tries it, because MPI may abort or hang."""
     try:
         done = subprocess.run(
             [python, "-c", MPI],
@@ -181,7 +184,7 @@ def install(python: Path, wheels: list[Path]) -> None:
     words = [sys.executable, "-m", "pip", "--isolated", "--python", str(python), "install", "--quiet", "--no-index",
              "--no-deps", "--no-cache-dir", "--disable-pip-version-check", "--ignore-installed",
              *map(str, wheels)]  # fmt: skip
-    settings = os.environ | {"PIP_CONFIG_FILE": os.devnull}  # a site's may ask for --user, or for its own index
+    settings = os.environ | {"PIP_CONFIG_FILE": os.devnull}  # a site's may ask for --user, or for an index
     done = subprocess.run(words, env=settings, capture_output=True, text=True)
     if done.returncode:
         why = (done.stderr.strip().splitlines() or ["no message"])[-1]

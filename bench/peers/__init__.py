@@ -1,4 +1,4 @@
-"""The layers and matrix products that are compared.
+"""The peers of the comparison: layers and matrix products.
 
 Every layer does the same job: tokens with ids and weights routed from outside, expert-parallel over the ranks of its
 team, without drops, on one thread per rank. A peer keeps its weights and buffers between calls, and converts inputs to
@@ -35,7 +35,7 @@ class Peer(Protocol):
 
 
 def ran(peer: Any) -> dict[str, str]:
-    """What a peer's last call has computed in: the "dtype" of all its arrays, and what the peer itself reports.
+    """The types of a peer's last call: the "dtype" of all its arrays, and what the peer itself reports.
 
     Aristos reports "precision" and "isa". Peers with weights of codes report "weights", the type of the codes.
     """
@@ -180,7 +180,7 @@ def _codes(weights: str) -> tuple[Entry, ...]:
     )
 
 
-_PLAIN = replace(LAYERS["bf16"], title="Aristos, weights of 16 bits")  # the reference
+_PLAIN = replace(LAYERS["bf16"], title="Aristos, weights of 16 bits")  # what peers with codes are compared with
 CODES = {entry.name: entry for entry in (*_codes("int8"), *_codes("int4"), _PLAIN)}
 CODES_MPI = {name: entry for name, entry in CODES.items() if entry.environment in ("aristos", "torch")}
 

@@ -29,7 +29,7 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
 
 
 def kernels(found: Ran) -> dict[str, str]:
-    """Element type, precision and ISA of the kernels. The element type names all types if rows and weights differ."""
+    """Element type, precision and ISA of kernels. If rows and weights differ in type, the element type names both."""
     return {"dtype": found.dtype, "precision": found.precision, "isa": found.isa}
 
 

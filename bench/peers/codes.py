@@ -19,5 +19,5 @@ def codes(weight: Floats, kind: str) -> tuple[NDArray[np.int8], Floats]:
 
 
 def bits(tensor: Any, depth: int, columns: int) -> str:
-    """The type of codes of a tensor that holds a matrix of `depth` x `columns`, by its bytes: "int8" or "int4"."""
+    """The type of the codes of a `depth` x `columns` matrix, from the bytes of its tensor: "int8" or "int4"."""
     return f"int{8 * tensor.numel() * tensor.element_size() // (depth * columns)}"

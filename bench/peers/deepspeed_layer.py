@@ -31,7 +31,7 @@ class DeepSpeedLayer:
             raise Absent(f"DeepSpeed does not import ({error})") from None
         logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
         join_gloo(torch, comm)
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # an all-reduce that it would compile here
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # it would compile this all-reduce here
         if not deepspeed.comm.is_initialized():
             deepspeed.init_distributed("gloo", auto_mpi_discovery=False, verbose=False)
         rows = getattr(torch, dtype)

@@ -51,7 +51,7 @@ class JaxLayer:
         mesh = jax.sharding.Mesh(np.array(jax.devices()), ("rank",))
         place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("rank"))
 
-        def spread(array: Any) -> Any:  # this rank's part of an array whose first axis is the rank's
+        def spread(array: Any) -> Any:  # makes a global array from this rank's part; the first axis is that of ranks
             part = np.asarray(array)[None]
             return jax.make_array_from_process_local_data(place, part, (world, *part.shape[1:]))
 

@@ -1,4 +1,4 @@
-"""kt-kernel, the experts of KTransformers on CPUs, on one rank: rows of bfloat16, gated, by its kernels.
+"""kt-kernel, the experts of KTransformers on CPUs, on one rank: gated experts and rows of bfloat16.
 
 kt-kernel computes in a thread that it binds to core 0 itself, and the caller spins until that thread is done. So the
 caller moves to the last core, which must be free. kt-kernel does not keep the memory of its pointers alive: this module
@@ -19,7 +19,7 @@ from peers import Absent
 from peers.codes import codes
 from peers.torch_layer import one_thread
 
-KINDS = {  # the first class that the build for this CPU has is used; names say AMX even in builds without AMX
+KINDS = {  # the first class that this build has is used; names contain AMX even in builds without AMX
     "bfloat16": ("AMXBF16_MOE", "AVX512BF16_MOE", "AVX2BF16_MOE"),
     "int8": ("AMXInt8_MOE",),
     "int4": ("AMXInt4_MOE",),
@@ -59,7 +59,7 @@ class KtKernelLayer:
         """The layer; its weights are copied and packed here."""
         torch, shape = self.torch, job.shape
         cfg = self.ext.moe.MOEConfig(shape.experts, shape.top_k, shape.hidden, shape.ffn, 0)  # 0 experts on a GPU
-        cfg.max_len = -(-shape.tokens // 32) * 32  # int8 and int4 refuse others
+        cfg.max_len = -(-shape.tokens // 32) * 32  # int8 and int4 take only multiples of 32
         cfg.pool = self.pool.backend_
         self.kept: list[Any] = []
         if raw:
@@ -105,7 +105,7 @@ class KtKernelLayer:
         return [self.xs, *self.kept, self.y]
 
     def kernels(self) -> dict[str, str]:
-        """The type of codes that its class is named for."""
+        """The type of codes, from the name of the class."""
         return {} if self.codes == "bfloat16" else {"weights": self.codes}
 
     def output(self) -> Floats:

@@ -1,10 +1,10 @@
 """llama.cpp by its wheel, on one rank: the time that it takes for one more layer in a model of this shape.
 
 llama.cpp has no layer to call. So two models, of 2 and of 6 layers, are made with the job's weights in each layer, and
-a call is the time of the prompt's tokens in the larger one less that in the smaller one, divided by 4. The last layer
-computes the last token alone, in both. Beside the experts a layer has an attention with one head and its own router,
-which chooses its experts. Its codes are not the job's, since 32 successive k share a float16 scale. Its output is not
-the job's either.
+the time of a call is the larger model's time for the prompt's tokens less the smaller one's, divided by 4. In both
+models the last layer computes only the last token. Beside the experts a layer has an attention with one head and its
+own router, which chooses its experts. The codes are not the job's, since 32 successive k share a float16 scale; so the
+output is not the job's either.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from peers import Absent
 
 FEW, MANY = 2, 6  # layers
 VOCABULARY, HEAD = 512, 64
-BYTES = 3  # the first tokens: unknown, begin, end; then one for each byte
+BYTES = 3  # tokens before those of the bytes: unknown, begin, end
 ISAS = ("AMX_INT8", "AVX512_VNNI", "AVX512", "AVX_VNNI", "AVX2")
 
 

@@ -1,7 +1,7 @@
 """The layer of torch_layer.py with weights of codes: torch's products of 16-bit rows with weights of 8 and of 4 bits.
 
-They are torch's internal ones, as torchao calls them: for int8 a scale for each column, for int4 a scale and a zero
-for each group of k, both in bfloat16.
+The products are internal functions of torch, which torchao calls too. int8 has a scale for each column; int4 has a
+scale and a zero for each group of k, both in bfloat16.
 """
 
 from __future__ import annotations

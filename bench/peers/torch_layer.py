@@ -3,8 +3,8 @@
 All variants sort, regroup and combine alike; `exchange` and `experts` choose the rest. Each step is done in the fastest
 of several ways: NumPy's radix sort (6 times as fast as torch.argsort), combine by embedding_bag (8 to 17 times as fast
 as index_add_), and an allocator that keeps its memory (see teams.py). Packed weights are oneDNN's own layout, made
-once, as torch's compiler does for a model that is only read. The calls are torch's internal ones, since it has no
-public ones for it; oneDNN applies the activation itself.
+once, as torch's compiler does for a model that is only read. These calls are internal functions of torch, which has no
+public ones for this; oneDNN applies the activation itself.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from jobs import Floats, Job
 from peers import Absent
 
 _gloo_users = 0  # peers of this process that share the gloo group
-_gloo_folder = ""  # the folder of its store, which further groups need
+_gloo_folder = ""  # the folder of the group's store; a later group needs it too
 
 
 def one_thread() -> Any:
@@ -181,9 +181,9 @@ EXCHANGES = {"mpi": Mpi, "gloo": Gloo}
 
 
 def regrouped(torch: Any, experts: Any, rows: Any, per_source: Any) -> Any:
-    """Outputs of rows ordered by (source, expert), in that order; experts see them ordered by (expert, source).
+    """Outputs of rows ordered by (source, expert), in the same order. Experts get the rows by (expert, source).
 
-    per_source: [W, experts], how many rows of each there are.
+    per_source: [W, experts], the number of rows of each.
     """
     world, each = per_source.shape
     runs = torch.split(rows, per_source.reshape(-1).tolist())
@@ -234,7 +234,10 @@ class TorchLayer:
             self.exchange.close()
 
     def _exchanged(self, rows: Any, counts: Any) -> Any:
-        """Outputs of rows ordered by expert, in that order, from the ranks that hold the experts."""
+        """Outputs of rows that are ordered by expert, in the same order.
+
+        They come from the ranks that hold the experts.
+        """
         landed_counts = self.exchange.counts(counts)
         per_source = landed_counts.reshape(self.world, -1)
         sent, landed = counts.reshape(self.world, -1).sum(1).tolist(), per_source.sum(1).tolist()

@@ -1,8 +1,7 @@
 """A training step in PyTorch on CPUs: forward and backward by autograd, rows by gloo, experts by `mm` or `grouped_mm`.
 
-What autograd would do slowly is written out, as MoE frameworks do: rows of tokens are gathered and combined by
-functions with a backward of their own, since every packed row belongs to one (token, choice) pair. Index_add, which
-autograd would use for them, takes several times as long.
+As in MoE frameworks, rows of tokens are gathered and combined by functions with a backward of their own. They use that
+every packed row belongs to one (token, choice) pair. Autograd would use index_add, which takes several times as long.
 """
 
 from __future__ import annotations
@@ -74,7 +73,7 @@ class Loop:
         )
 
     def weights(self) -> list[Any]:
-        """All leaves, array by array."""
+        """All leaf tensors, array by array."""
         return [*self.up, *(self.gate or []), *self.down]
 
     def one(self, e: int, rows: Any) -> Any:
@@ -98,7 +97,7 @@ class Grouped:
         )
 
     def weights(self) -> list[Any]:
-        """All leaves."""
+        """All leaf tensors."""
         return [each for each in (self.up, self.gate, self.down) if each is not None]
 
     def __call__(self, rows: Any, counts: Any) -> list[Any]:

@@ -1,7 +1,7 @@
 """Experts modules of Hugging Face transformers, as in Qwen3-MoE, computed in transformers' own ways and by Aristos.
 
-On one rank `way` is an `experts_implementation`. On several, each with tokens of its own, it is transformers'
-"all_to_all" over gloo, whose experts are computed by grouped_mm, or "aristos".
+On one rank `way` is an `experts_implementation`. On several ranks, each with tokens of its own, it is "aristos" or
+"all_to_all": transformers' own exchange over gloo, with experts computed by grouped_mm.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class TransformersLayer:
         return module
 
     def _taken(self, job: Job, own: slice) -> tuple[Any, Any]:
-        """The weights of some experts as torch has them, one copy for all peers that have the same."""
+        """The weights of some experts in torch's layout. Peers with the same weights share one copy."""
         key = self.rows, own.start, own.stop
         if key not in TAKEN:
             assert job.gate is not None

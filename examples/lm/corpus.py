@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Bytes = NDArray[np.uint8]
-HELD_OUT = 20  # every so many files one is for validation
+HELD_OUT = 20  # of this many files one is for validation
 SKIPPED = {"site-packages", "dist-packages", "test", "tests", "idle_test", "lib2to3", "__pycache__"}
 
 

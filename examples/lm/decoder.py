@@ -98,7 +98,7 @@ def cross_entropy(logits: Array, targets: NDArray[np.integer]) -> tuple[float, A
 
 
 class Decoder:
-    """Forward and backward of one sequence, between calls of the MoE layers.
+    """Forward and backward of one sequence: the parts between the calls of the MoE layers.
 
     A block's attention part is `attend`, then the caller adds the MoE's output for the rows it returned. What backward
     needs is kept in a `Saved` list, one entry a block.

@@ -1,4 +1,4 @@
-"""What a training run leaves: curves, and a model directory in the names of published checkpoints."""
+"""What a training run leaves: curves, and a model directory whose tensors have the names of published checkpoints."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Curves:
         os.replace(aside, path)
 
     def read(self, path: Path, steps: int) -> None:
-        """Take the first `steps` steps of a file that `write` made, as far as it has them."""
+        """Take the first `steps` steps of a file that `write` made, or all if it has fewer."""
         if not path.exists():
             return
         with np.load(path) as file:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-SMOOTHED = 25  # steps
+SMOOTHED = 25  # steps over which curves are averaged
 
 
 def draw(runs: list[Path], target: Path) -> None:

@@ -1,4 +1,7 @@
-"""Live progress of a training run: losses, speed, and how evenly experts are loaded; plain lines on a pipe."""
+"""Live progress of a training run: losses, speed, and how evenly experts are loaded.
+
+On a pipe it prints plain lines.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from .export import Curves
 
 BARS = " ▁▂▃▄▅▆▇█"
 EVERY = 20  # steps between plain lines
-SMOOTHED = 20  # the shown loss is the mean of so many steps
+SMOOTHED = 20  # the loss shown is the mean over this many steps
 
 
 class Progress:

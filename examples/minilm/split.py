@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from .encoder import Array, Encoder, gelu
 
 RIDGE = 30.0  # pulls router columns towards zero; between 1 and 100 it hardly matters
-PASSES = 2  # router and means depend on each other; after two passes they are settled
+PASSES = 2  # router and means depend on each other; after two passes they hardly change
 
 
 @dataclass(frozen=True)

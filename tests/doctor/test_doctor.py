@@ -1,4 +1,4 @@
-"""`aristos doctor`: each check in simulated environments; the command alone, on ranks, and with a wrong launcher."""
+"""`aristos doctor`: each check in simulated environments, and the command alone, on ranks and with a wrong launcher."""
 
 from __future__ import annotations
 
@@ -179,7 +179,7 @@ def test_workarounds_are_shown_with_what_to_export():
     got = libraries.workarounds([Workaround("A", "^b", "why"), Workaround(SM_FOLDER, "/x/n1", "shared")])
     assert "A=^b (why)" in got.text
     assert "export A='^b'" in got.remedy
-    assert "/x/n1" not in got.remedy  # it is valid for this node only
+    assert "/x/n1" not in got.remedy  # the folder exists on this node only
     assert got.values["set"]["A"] == "^b"
 
 
@@ -323,7 +323,7 @@ def test_mpi_takes_both_windows_from_shared_memory(comm):
     with aristos.MoE(cfg, comm, threads=1, ranks_per_node=2):
         grown = shared_bytes() - before
         comm.Barrier()
-    assert grown >= 2 * local + 4 * remote  # two ranks of this node, four of this machine
+    assert grown >= 2 * local + 4 * remote  # two ranks are on this pretended node, four on this machine
 
 
 def test_the_doctor_says_whether_experts_are_computed_in_place(monkeypatch):
@@ -342,7 +342,8 @@ def test_the_doctor_says_whether_experts_are_computed_in_place(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.ranks(2)
 def test_the_doctor_and_a_layer_agree_on_experts_in_place(comm):
-    cfg, rows = aristos.MoEConfig(hidden=16, ffn=16, experts=2, top_k=1, max_tokens=1000), 1000  # far from break-even
+    # One way is clearly cheaper.
+    cfg, rows = aristos.MoEConfig(hidden=16, ffn=16, experts=2, top_k=1, max_tokens=1000), 1000
     with aristos.MoE(cfg, comm, threads=1) as moe:
         moe.load(**aristos.reference.weights(cfg))
         ids = np.full((rows, 1), 1 - comm.rank)
@@ -389,7 +390,7 @@ def test_numba_is_checked(monkeypatch):
 
 @pytest.mark.slow
 def test_the_folder_that_each_way_of_starting_loads(tmp_path, monkeypatch):
-    """In a clone, with an installation elsewhere, `python -m` loads the clone; commands and scripts load the other."""
+    """In a clone beside an installation, `python -m` loads the clone; commands and scripts load the installation."""
     installed = str(Path(aristos.__file__).parent)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("shutil.which", lambda name: None)
@@ -513,7 +514,7 @@ def test_the_command_alone():
 @pytest.mark.slow
 @needs_mpiexec
 def test_the_command_on_two_ranks(tmp_path):
-    """With an empty cache each rank compiles what it needs, whatever its other checks have imported."""
+    """With an empty cache each rank compiles what it needs, whichever modules its other checks have imported."""
     done = doctor(2, "--json", ARISTOS_CACHE=str(tmp_path / "cache"))
     found = states(done.stdout)
     assert done.returncode == (3 if "fail" in found.values() else 0), done.stderr
@@ -529,7 +530,7 @@ def test_the_command_on_two_ranks(tmp_path):
 @pytest.mark.slow
 @needs_mpiexec
 def test_a_rank_that_cannot_compile_is_reported(tmp_path):
-    """It is reported at once: the other rank does not wait for it in the measurement."""
+    """The failure is reported at once: the other rank does not wait in the measurement."""
     body = """
 from aristos.doctor import progress, ranks
 if rank == 1:

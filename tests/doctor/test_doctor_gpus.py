@@ -1,4 +1,4 @@
-"""`aristos doctor` on GPUs: simulated drivers, GPUs, peers and packages, and how they are queried."""
+"""`aristos doctor` on GPUs: simulated drivers, GPUs, peers and packages, and how it queries real ones."""
 
 from __future__ import annotations
 

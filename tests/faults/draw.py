@@ -8,22 +8,22 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-SEVERAL = 8  # the most faults of a job that survives them, by default
+SEVERAL = 8  # the default for the most faults of a job that survives them
 DAY = 86400  # seconds
 SURVIVES, ENDS, EITHER = "survives", "ends", "either"
-TRANSPORTS = ("shm", "rma", "mixed")  # rma: between pretended nodes, which MPI joins by shared memory
-TCP = "tcp"  # rma, and MPI uses the network alone
+TRANSPORTS = ("shm", "rma", "mixed")  # rma and mixed have pretended nodes, between which MPI uses shared memory
+TCP = "tcp"  # transport rma, where MPI uses only the network
 NODES = "nodes"  # two nodes with a network each, joined by a link; MPI has shared memory within each
 RANKS_OF_NODE = 2
-LIMIT = 2.0  # a wait's timeout in seconds, in a job that a fault ends
+LIMIT = 2.0  # the timeout of waits, in seconds, in a job that a fault ends
 PATIENT = 20.0  # the same in a job that survives its faults; pauses, and delays of a busy machine, are far shorter
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of fault. outcome: of the job. about: a line of the table in docs/reliability.md.
+    """A kind of fault. outcome: how the job must end. about: the fault's line in the table of docs/reliability.md.
 
-    draw: further fields of a fault, from (random numbers, job). operations: those in which it may happen; None: all.
+    draw: further fields of a fault, from (random numbers, job). operations: those in which it may happen, None for all.
     transports: those on which it can be seen. refusals: errors that an operation may raise on some rank, after which
     the job goes on.
     """
@@ -51,8 +51,9 @@ class Job:
     operations: list[str]
     faults: list[dict[str, Any]] = field(default_factory=list)
     refusals: dict[str, list[str]] = field(default_factory=dict)
-    started: list[int] | None = None  # by rank: seconds by which its monotonic clock is ahead
-    warm: list[dict[str, Any]] | None = None  # instead of operations: options of layers to compile
+    started: list[int] | None = None  # for each rank, the seconds by which its monotonic clock is ahead
+    # If given, the job has no operations, and compiles layers with these options.
+    warm: list[dict[str, Any]] | None = None
 
     def __str__(self) -> str:
         faults = "; ".join(
@@ -130,7 +131,7 @@ KINDS = {
 def draw(seed: int, mpi: str, kinds: list[str], several: int = SEVERAL) -> Job:
     """The job of a seed on an MPI library. Its faults are of one of `kinds`, `several` at most if it survives them."""
     kind = KINDS[random.Random(seed).choice([name for name in kinds if transports(name, mpi)])]
-    rng = random.Random(f"{seed} {mpi} {kind.name}")  # so that a line of the table can be run again
+    rng = random.Random(f"{seed} {mpi} {kind.name}")  # a line of the table can be run again from these
     survives = kind.outcome == SURVIVES
     transport = rng.choice(transports(kind.name, mpi))
     ranks = {"shm": rng.choice((2, 3)), "rma": 2, "mixed": 3, TCP: 2, NODES: 3}[transport]
@@ -151,7 +152,7 @@ def draw(seed: int, mpi: str, kinds: list[str], several: int = SEVERAL) -> Job:
         *(["save"] if train else []),
         *(rng.choice(names) for _ in range(20 * several // SEVERAL if survives else 12)),
     ]
-    if kind.operations:  # more operations in which the fault can happen
+    if kind.operations:  # draw more of the operations in which the fault can happen
         operations += [name for name in rng.choices(kind.operations, k=6 * several // SEVERAL) if name in names] + [
             "forward",
             "user",
@@ -170,7 +171,7 @@ def draw(seed: int, mpi: str, kinds: list[str], several: int = SEVERAL) -> Job:
 
 
 def warm_up() -> Job:
-    """A job without faults that compiles what all others use."""
+    """A job without faults, which compiles the code of all other jobs."""
     options = [
         {"schedule": schedule, "threads": threads, "ranks_per_node": nodes} | more
         for schedule in ("fused", "bulk")
@@ -184,14 +185,17 @@ def warm_up() -> Job:
 def transports(kind: str, mpi: str) -> list[str]:
     """The transports on which a fault can be made.
 
-    On one machine Open MPI's windows always use shared memory. Intel MPI's launcher starts no second node here. A link
-    between nodes needs the program ip (iproute2).
+    On one machine Open MPI's windows always use shared memory. Intel MPI's launcher cannot start a second node here. A
+    link between nodes needs the program ip (iproute2).
     """
     never = {"openmpi": (TCP, NODES), "impi": (NODES,)}.get(mpi, () if shutil.which("ip") else (NODES,))
     return [each for each in KINDS[kind].transports if each not in never]
 
 
 def places(kind: Kind, operations: list[str]) -> list[int]:
-    """Numbers of the operations in which a fault of this kind can happen. The last one is kept to show the outcome."""
+    """Numbers of the operations in which a fault of this kind can happen.
+
+    The job's last operation is left out: it shows the outcome.
+    """
     found = [n for n, name in enumerate(operations, 1) if not kind.operations or name in kind.operations]
     return [n for n in found if n < len(operations) - 1] or [1]

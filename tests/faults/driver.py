@@ -20,17 +20,16 @@ import program
 from draw import NODES, RANKS_OF_NODE, TCP, Job
 
 START = 150.0  # seconds without progress after which the driver gives up; a start is slow on a busy machine
-LAST = 60.0  # the same, after a fault has been made
-WARM = 600.0  # seconds for compiling, once
-LEFT = 5.0  # seconds for processes to end after the launcher
+LAST = 60.0  # the same limit after a fault has been made
+WARM = 600.0  # the same limit, for the job that compiles
+LEFT = 5.0  # seconds within which processes must end after the launcher has ended
 POLL = 0.004
 
 
 @dataclass
 class Ended:
-    """How a job ended. code: the launcher's; None if it hung. seconds: for each rank, from the last fault to its end.
-
-    late: the seconds by which this process was late while it watched, a measure of how busy the machine was.
+    """How a job ended. code: the launcher's; None if it hung. seconds: for each rank, the seconds from the last fault
+    to its end. late: by how many seconds this process was late while it watched, a measure of how busy the machine was.
     """
 
     code: int | None
@@ -113,7 +112,7 @@ class Watch:
             )
         self.ended: list[float | None] = [None] * job.ranks
         self.pending = [dict(fault) for fault in job.faults if fault.get("driver")]
-        self.made: set[int] = set()  # operations with faults from outside
+        self.made: set[int] = set()  # operations whose fault from outside has been made
         self.late = 0.0
 
     def fault_at(self) -> float | None:
@@ -194,7 +193,10 @@ class Watch:
                 self.ended[rank] = now
 
     def running(self) -> list[int]:
-        """Ranks that have not ended. `machine.marked` misses a rank that is ending: it has no environment any more."""
+        """Ranks that have not ended.
+
+        `machine.marked` does not find a rank that is ending, since its environment is gone.
+        """
         self.note(time.monotonic())
         return [rank for rank in range(self.job.ranks) if self.page[rank, program.PID] and self.ended[rank] is None]
 
@@ -210,7 +212,7 @@ class Watch:
         while (left := machine.marked(self.token) or self.running()) and time.monotonic() < until and code is not None:
             time.sleep(0.02)
             self.note(time.monotonic())
-        if code is None:  # a hang: ranks print their stacks
+        if code is None:  # after a hang, make ranks print their stacks
             for rank in self.running():
                 self.signal(rank, signal.SIGUSR2)
             time.sleep(1.0)

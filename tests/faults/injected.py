@@ -20,11 +20,11 @@ import numpy as np
 if TYPE_CHECKING:
     from program import Program
 
-FAULT_AT, CONTINUE_AT, MADE = 2, 3, 5  # words of the page, see program.py
+FAULT_AT, CONTINUE_AT, MADE = 2, 3, 5  # places of words in a rank's row of the page (program.py)
 
 
 def _ahead() -> int:
-    """ns by which this process's CLOCK_MONOTONIC is ahead of the driver's; see `machine.started_earlier`."""
+    """By how many ns this process's CLOCK_MONOTONIC is ahead of the driver's; see `machine.started_earlier`."""
     before, seconds = map(int, os.environ.get("ARISTOS_FAULT_CLOCK", "0 0").split())
     ahead = 10**9 * seconds
     return ahead if time.monotonic_ns() - before >= ahead else 0
@@ -47,7 +47,7 @@ def mean(n: int) -> float:
 
 
 def addresses(runtime: Any, peer: int, word: str) -> list[int]:
-    """Addresses of a peer's word in this rank's memory: one if it lies in the peer's line, or one in each record."""
+    """Addresses in this rank's memory of a word from a peer: one in the peer's line, or one in each of its records."""
     from aristos.engine import layout, words
 
     job, st = runtime._blank_job(), runtime.state
@@ -65,7 +65,7 @@ def addresses(runtime: Any, peer: int, word: str) -> list[int]:
 
 
 class FaultInUserCode(Exception):
-    """An error as a user's program may raise one."""
+    """An error like one that a user's program may raise."""
 
 
 class Injected:
@@ -75,7 +75,7 @@ class Injected:
         self.program, self.faults = program, faults
 
     def begin(self, number: int) -> None:
-        """Make the faults of an operation that begins now: in this thread, or in another one after a drawn time."""
+        """Make the faults of the operation that begins: now in this thread, or after a drawn time in another one."""
         for fault in self.faults:
             if fault["operation"] != number or fault.get("driver"):
                 continue
@@ -109,7 +109,7 @@ class Injected:
         os.kill(os.getpid(), signal.SIGSTOP)
 
     def pause(self, fault: dict[str, Any]) -> None:
-        """Stop; the driver continues this process."""
+        """Stop this process, which the driver continues later."""
         self.program.row[CONTINUE_AT] = now() + int(1e9 * fault["seconds"])
         self.stop(fault)
 
@@ -139,7 +139,8 @@ class Injected:
         from aristos.primitives import memory
 
         peer = (self.program.rank + 1) % self.program.comm.size
-        value = fault["value"] if fault["word"] != "index" else -1  # the lower half of an index is the place of a row
+        # An index has a row's place in its lower half: -1 is no place.
+        value = fault["value"] if fault["word"] != "index" else -1
         until = time.monotonic() + fault["seconds"]
         places = addresses(self.program.moe.runtime, peer, fault["word"])
 
@@ -219,10 +220,13 @@ class Injected:
 
     def cache_full_over(self, fault: dict[str, Any]) -> None:
         self.disk_full_over(fault)
-        self.fill_cache(lambda: None)  # a file that was stored in part does no harm
+        self.fill_cache(lambda: None)  # a partly stored file must do no harm
 
     def fill_cache(self, before: Any) -> None:
-        """Compile into a cache on the job's disk. before: called after the cache is chosen."""
+        """Compile into a cache on the job's disk.
+
+        before: called between the choice of the cache and the compilation.
+        """
         import numba
 
         from kernel_cache import compile as compiling

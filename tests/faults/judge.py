@@ -15,13 +15,13 @@ from aristos.layer import saved_files, saving
 from aristos.primitives import npz
 from aristos.results import hdf5
 
-EVERYWHERE = ("ctrl_c", "time_limit")  # no rank is left to report them
-REPORTED = ("word",)  # the rank with the fault reports it
+EVERYWHERE = ("ctrl_c", "time_limit")  # these faults end every rank, so no rank is left to report them
+REPORTED = ("word",)  # the rank that has the fault reports it
 UNNAMED = (
     "unplugged",
     "link_lost",
     "memory",
-)  # messages name no lost rank: none is lost, or it hangs in Python, where others cannot see it
+)  # messages name no lost rank: no rank is lost, or it hangs in Python, which other ranks cannot see
 LAST = r"^aristos: rank \d+ (?:ends the job, because |.*; aborting the job$)"
 GRACE = 5.0  # seconds beyond a wait's limit
 OWN = (
@@ -37,7 +37,7 @@ PHASE = r"in epoch \d+|MPI_\w+|\(\w[^)]*\)|to close|to make a layer|to load|in c
 
 
 def judge(job: Job, ended: Ended) -> list[str]:
-    """What was wrong with the end of a job; empty if nothing was."""
+    """Everything that was wrong with the end of a job."""
     kind = KINDS[job.faults[0]["kind"]]
     found = [f"{ended.processes} processes are left"] if ended.processes else []
     if ended.files:
@@ -52,14 +52,14 @@ def judge(job: Job, ended: Ended) -> list[str]:
 
 
 def survived(ended: Ended) -> list[str]:
-    """What was wrong with a job that should have gone on."""
+    """Everything that was wrong with a job that should have gone on."""
     found = [] if ended.code == 0 else [f"exit code {ended.code} where the job should have survived"]
     found += [f"rank {r} has not come to its end" for r, done in enumerate(ended.done) if not done]
     return found
 
 
 def failed(job: Job, ended: Ended) -> list[str]:
-    """What was wrong with a job that should have ended by errors on all ranks that are left."""
+    """Everything that was wrong with a job that should have ended by errors on all remaining ranks."""
     if ended.fault_at is None:
         return ["the fault did not happen"]
     found = [] if ended.code else ["exit code 0 after a fault that ends the job"]
@@ -67,7 +67,8 @@ def failed(job: Job, ended: Ended) -> list[str]:
     if job.faults[0]["kind"] in EVERYWHERE:
         return found + [f"rank {r} ended after {s} s" for r, s in enumerate(ended.seconds) if s is None or s > late]
     last_words = any(re.search(LAST, out, re.MULTILINE) for out in ended.out)
-    by_launcher = last_words or bool(re.search(KILLED, ended.launcher))  # others had no time for a message
+    # Then the launcher ended the other ranks before they could print a message.
+    by_launcher = last_words or bool(re.search(KILLED, ended.launcher))
     for rank, out in enumerate(ended.out):
         if rank == victim and job.faults[0]["kind"] not in REPORTED:
             continue
@@ -87,7 +88,7 @@ def failed(job: Job, ended: Ended) -> list[str]:
 
 
 def own_messages(out: str) -> list[str]:
-    """The error that a rank printed last, and its watchdog's, without repetitions."""
+    """The error that a rank printed last and the error of its watchdog, without repetitions."""
     found = [m["text"] for m in re.finditer(OWN, out, re.MULTILINE)] + [
         m["text"] for m in re.finditer(DOG, out, re.MULTILINE)
     ]
@@ -95,7 +96,7 @@ def own_messages(out: str) -> list[str]:
 
 
 def patient(job: Job, out: str) -> bool:
-    """Whether a rank waited for a living one in user code: such a wait may last ten limits.
+    """Whether a rank waited for a living rank that was in user code: such a wait may last ten times as long.
 
     A rank without memory may hang in Python: `Thread.start` waits for ever for a thread that had no memory to start.
     """

@@ -1,4 +1,5 @@
-"""The machine as a job sees it: its own /dev/shm, disk and network, so that leftovers and full disks are the job's.
+"""The machine as a job sees it: it has its own /dev/shm, disk and network, so that only the job meets full disks and
+leftover files.
 
 Needs root (CAP_SYS_ADMIN), for namespaces of this process.
 """
@@ -18,11 +19,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 NEW_MOUNTS, NEW_NETWORK, NEW_TIME = 0x20000, 0x40000000, 0x80
-LINK = "link"  # name of the link's end in a network
-NETWORKS = ("node-0", "node-1")  # files that hold the networks of two nodes
+LINK = "link"  # the name of the link's end in each network
+NETWORKS = ("node-0", "node-1")  # names of files that hold the networks of two nodes
 READ_ONLY, REMOUNT, RECURSIVE, PRIVATE, DETACH = 1, 32, 0x4000, 0x40000, 2
-GET_FLAGS, SET_FLAGS, UP = 0x8913, 0x8914, 1  # ioctl requests and flag of a network interface
-MARK = "ARISTOS_FAULT_JOB"  # in the environment of every process of a job
+GET_FLAGS, SET_FLAGS, UP = 0x8913, 0x8914, 1  # ioctl requests for a network interface, and its flag
+MARK = "ARISTOS_FAULT_JOB"  # a variable in the environment of every process of a job
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -44,7 +45,10 @@ def own_machine() -> bool:
 
 
 def network(up: bool, name: bytes = b"lo") -> None:
-    """Switch a network interface on or off, by default loopback. Off means: connections stay, packets are lost."""
+    """Switch a network interface on or off, by default loopback.
+
+    While it is off, connections stay and packets are lost.
+    """
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
         request = struct.pack("16sh22x", name, 0)
         flags = struct.unpack("16sh22x", fcntl.ioctl(any_socket, GET_FLAGS, request))[1]
@@ -63,7 +67,7 @@ def linked(*networks: Path) -> Iterator[None]:
         subprocess.run(["ip", "link", "add", *ends[0], "type", "veth", "peer", *ends[1]], check=True)
         for number, each in enumerate(networks, 1):
             for words in (
-                ("link", "set", "dev", LINK, "addrgenmode", "none"),  # one address, which is ready at once
+                ("link", "set", "dev", LINK, "addrgenmode", "none"),  # the only address is then ready at once
                 ("addr", "add", f"10.9.0.{number}/24", "dev", LINK),
                 ("link", "set", "dev", "lo", "up"),
             ):
@@ -81,7 +85,7 @@ def linked(*networks: Path) -> Iterator[None]:
 
 
 def enter(network_: Path) -> None:
-    """Give this thread a network that `linked` has made."""
+    """Move this thread into a network that `linked` has made."""
     with open(network_) as there:
         _call("setns", there.fileno(), NEW_NETWORK)
 
@@ -97,7 +101,7 @@ def link(network_: Path, up: bool) -> None:
 
 
 def started_earlier(seconds: int) -> None:
-    """Set this process's monotonic clock ahead, from its next execve on, if the kernel can."""
+    """Set this process's monotonic clock ahead from its next execve on, if the kernel supports it."""
     with contextlib.suppress(OSError):
         _call("unshare", NEW_TIME)
         Path("/proc/self/timens_offsets").write_text(f"monotonic {seconds} 0\nboottime {seconds} 0\n")
@@ -127,7 +131,7 @@ def read_only(folder: Path, yes: bool) -> None:
 
 
 def alive(pid: int) -> bool:
-    """Whether a process runs: a zombie does not."""
+    """Whether a process runs. A zombie does not."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
     except OSError:

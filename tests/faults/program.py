@@ -64,7 +64,7 @@ class Program:
         return MoE(self.cfg, self.comm, **self.job["options"])
 
     def warm(self) -> None:
-        """Compile all that jobs use, so that later jobs start soon."""
+        """Compile everything that jobs use, so that later jobs start soon."""
         from aristos import MoE
 
         for options in self.job["warm"]:
@@ -80,14 +80,14 @@ class Program:
                 self.injected.begin(number)
                 common = any(f["operation"] == number and f.get("meet") for f in self.job["faults"])
                 if common:
-                    self.meet()  # the fault is there before any rank begins
+                    self.meet()  # no rank begins before the fault is there
                 self.may_refuse(name, number)
                 self.injected.over(number)
                 if common:
-                    self.meet()  # the fault is gone before any rank goes on
+                    self.meet()  # no rank goes on before the fault is gone
 
     def may_refuse(self, name: str, number: int) -> None:
-        """Run an operation; where a fault may make it refuse, the job goes on after the error."""
+        """Run an operation. If a fault may make it raise an error, the job goes on after the error."""
         from aristos import errors
 
         allowed = self.job["refusals"].get(str(number), [])
@@ -97,7 +97,7 @@ class Program:
             if type(error).__name__ not in allowed:
                 raise
             print(f"refused: {name}: {type(error).__name__}: {error}", flush=True)
-            self.meet()  # all ranks have been refused before the fault ends
+            self.meet()  # the fault ends after all ranks have got the error
 
     def meet(self) -> None:
         """Wait for all ranks. MPI is not used, since it may need what the fault denies."""
@@ -172,7 +172,7 @@ class Program:
                     log.write(f"run-{number}\n")
 
     def again(self, number: int) -> None:
-        """Make another layer on a communicator of its own, which needs new windows."""
+        """Make another layer on a communicator of its own, for which MPI makes new windows."""
         from aristos import MoE
 
         options = {**self.job["options"], "train": False}
@@ -197,9 +197,9 @@ def main() -> None:
     out = os.open(f"rank-{rank}.out", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(out, 1)
     os.dup2(out, 2)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # MPICH's launcher sends it when another rank is lost
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # MPICH's launcher sends this signal when another rank is lost
     faulthandler.enable()
-    faulthandler.register(signal.SIGUSR2, all_threads=True)  # the driver asks where a rank hangs
+    faulthandler.register(signal.SIGUSR2, all_threads=True)  # the driver sends this signal to see where a rank hangs
     row = page(Path("page"))[rank]
     row[PID] = os.getpid()
     from mpi4py import MPI

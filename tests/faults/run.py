@@ -1,6 +1,6 @@
 """Faults in real jobs: draws jobs from seeds, runs and judges them.
 
-python tests/faults/run.py --injections 200 --seed 1           # also prints what was wrong
+python tests/faults/run.py --injections 200 --seed 1           # also prints everything that was wrong
 python tests/faults/run.py --seed 17 --mpi mpich --keep DIR     # one job again; if it is bad, its output stays in DIR
 """
 
@@ -32,7 +32,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="file to which a line for each injection is added")
     parser.add_argument("--keep", type=Path, help="folder for what a bad job leaves")
     asked = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a running job is ended
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception, so that the running job is ended
     if not machine.own_machine():
         print("faults: jobs need mounts and a network of their own, which takes root", file=sys.stderr)
         return 3

@@ -1,4 +1,4 @@
-"""The accumulated table: a CSV file with a line for each injection, and its summary.
+"""The table of all injections: a CSV file with a line for each one, and its summary.
 
 python tests/faults/table.py docs/faults.csv
 """
@@ -20,7 +20,10 @@ NAMES = {"mpich": "MPICH", "openmpi": "Open MPI", "impi": "Intel MPI"}
 
 
 def add(path: Path, job: Job, ended: Ended, problems: list[str]) -> None:
-    """Add a line for each injection that was made. seconds: from a fault that ends the job to its last rank's end."""
+    """Add a line for each injection that was made.
+
+    Its seconds are those from a fault that ends the job to the last rank's end.
+    """
     survives = KINDS[job.faults[0]["kind"]].outcome == SURVIVES
     known = [s for s in ended.seconds if s is not None]
     seconds = "" if survives or not known or not ended.code else f"{max(known):.2f}"
@@ -35,7 +38,7 @@ def add(path: Path, job: Job, ended: Ended, problems: list[str]) -> None:
 
 
 def lines(rows: Iterable[dict[str, str]]) -> list[str]:
-    """A Markdown table: for each fault and MPI library, the injections that ended right, of those made."""
+    """A Markdown table. For each fault and MPI library it has the number of injections, and how many ended right."""
     cells: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0])
     slowest: dict[str, float] = defaultdict(float)
     for row in rows:

@@ -30,7 +30,7 @@ def test_drawn_faults():
         try:
             out, err = run.communicate(timeout=LIMIT)
         except BaseException:
-            run.terminate()  # it ends the job that runs, and removes its folder
+            run.terminate()  # then it ends the running job and removes its folder
             try:
                 run.communicate(timeout=15)
             except subprocess.TimeoutExpired:

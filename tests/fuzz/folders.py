@@ -1,6 +1,6 @@
-"""Targets whose input is several files, or words: sysfs, a model directory, an HDF5 file by its parts, command lines.
+"""Targets whose input is several files or words: sysfs, a model directory, the parts of an HDF5 file, command lines.
 
-An input of several files is a JSON object of contents by path, so that mutations change what the files hold.
+An input of several files is a JSON object from paths to contents, so that mutations change what the files hold.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from aristos.topology.visible import VisibleDevice
 
 
 class Undocumented(Exception):
-    """An error that a command should have reported itself."""
+    """An error that a command should have caught and reported."""
 
 
 def parsed(data: bytes) -> Any:
@@ -235,7 +235,7 @@ def models() -> tuple[bytes, ...]:
 
 
 def parts(data: bytes) -> None:
-    """A valid HDF5 file of groups, datasets and attributes, read as results."""
+    """Make a valid HDF5 file of groups, datasets and attributes, and read it as results."""
     path = Path("parts.h5")
     path.unlink(missing_ok=True)
     with h5py.File(path, "w") as file:
@@ -244,7 +244,10 @@ def parts(data: bytes) -> None:
 
 
 def put(place: Any, node: dict[str, Any]) -> None:
-    """Members of a group: objects are groups, with "@NAME" attributes and "=" the values of a dataset."""
+    """Put members into a group.
+
+    An object is a group, or a dataset if it has values under "="; "@NAME" is an attribute.
+    """
     for name, value in node.items():
         with contextlib.suppress(TypeError, ValueError, OSError, OverflowError, LookupError, RuntimeError):
             if name.startswith("@"):
@@ -276,7 +279,7 @@ def results() -> bytes:
 
 # ---- command lines
 
-# With the options below these commands end soon and write no files. Plans of a model take long without compilation.
+# With the options below these commands end soon and write no files. A model's plan takes long without compilation.
 HARMLESS = {"models", "inspect", "plan", "topo", "run"}
 
 
@@ -301,7 +304,7 @@ def commands(data: bytes) -> None:
 
 
 def command(name: str, words: list[str]) -> Any:
-    """A command's exit code; 0 if its options were only parsed."""
+    """A command's exit code. It is 0 if the options were only parsed."""
     if name not in cli.commands():
         return cli.main([name])
     if name == "bench":

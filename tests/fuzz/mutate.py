@@ -20,8 +20,8 @@ VALUES: tuple[Any, ...] = (
     None, True, False, 0, -1, 1, 2**31, 2**63, 2**64, 10**400, -(10**400), 1.5, float("nan"), float("inf"), "",
     "x" * 300, "\x1b[31m", "\ud800", "²", [], {}, [[]], [None], {"a": 1}, "0-3", [0, 1],
 )  # fmt: skip
-LARGEST = 1 << 20  # bytes of an input
-KEPT = 200  # inputs kept besides the seeds, because they gave new messages
+LARGEST = 1 << 20  # the most bytes of an input
+KEPT = 200  # the most inputs that are kept besides the seeds because they gave new messages
 
 
 class Mutator:

@@ -16,7 +16,7 @@ from aristos.errors import AristosError
 
 
 def model(data: bytes) -> None:
-    """Read a model directory whose experts are packed: their type, one expert as stored, and one expanded."""
+    """Read a model directory whose experts are packed: the type, one expert as it is stored, and one expanded."""
     with fresh("model") as folder:
         fill(folder, parsed(data), in_model)
         found = Checkpoint(folder)
@@ -47,7 +47,7 @@ def seeds() -> dict[str, tuple[bytes, ...]]:
     words = {"weights": {"num_bits": 4, "strategy": "group", "group_size": 32, "symmetric": False}}
     floats = {"weights": {"num_bits": 4, "strategy": "group", "group_size": 32, "type": "float"}}
     rows = {"weights": {"num_bits": 8, "strategy": "channel"}}
-    # by form: (quantization_config, the tensors of a matrix [o, i]: dtype and shape by name)
+    # form -> (quantization_config, tensors of a matrix [o, i]: name -> dtype and shape)
     forms: dict[str, list[tuple[Any, Callable[[int, int], Any]]]] = {
         "gptq": [({"quant_method": "gptq", "sym": False, **integers}, lambda o, i: {
             "qweight": ("I32", [i // 8, o]), "qzeros": ("I32", [i // 32, o // 8]), "scales": ("F16", [i // 32, o]),

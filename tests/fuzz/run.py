@@ -1,8 +1,9 @@
 """Fuzzes the readers of text and files: `make fuzz`, or `python tests/fuzz/run.py matrix results --seconds 60`.
 
 Each target runs in a process of its own, since a find may be a crash or a hang. Finds are written to tests/fuzz/finds/,
-a folder a target, where `test_fuzz.py` reads them again: keep a small one for each fault, and fix it. Inputs are
-random changes of valid ones, by --seed; with --atheris, where that is installed, coverage guides them.
+a folder a target, where `test_fuzz.py` reads them again: fix the fault, and keep a small find of it. Inputs are valid
+inputs with random changes, which follow from --seed. With --atheris, if atheris is installed, coverage guides the
+changes.
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ FINDS = HERE / "finds"
 sys.path[:0] = [str(HERE.parents[1]), str(HERE.parent / "support"), str(HERE)]
 SECONDS = 10.0  # the most processor time of one input
 SHARE, SPARE = 2, 64 << 20  # an input may take SHARE times its size, and SPARE bytes more
-OURS = {"aristos", "kernel_cache", "ptxsim"}  # folders whose frames name a fault
+OURS = {"aristos", "kernel_cache", "ptxsim"}  # packages whose frames identify a fault
 CURRENT = "current"  # the file with the input that is being read
 
 
 class Find(Exception):
-    """A fault of an input that raised no exception."""
+    """A find that is not an exception of the reader."""
 
 
 def attempt(read: Callable[[bytes], object], data: bytes, documented: tuple[type[Exception], ...]) -> str:
@@ -53,7 +54,7 @@ def attempt(read: Callable[[bytes], object], data: bytes, documented: tuple[type
 
 
 def fault(error: BaseException) -> str:
-    """Where an exception came from, the same for equal faults."""
+    """The place where an exception came from. It is the same for equal faults."""
     every = traceback.extract_tb(error.__traceback__)
     frames = [each for each in every if OURS.intersection(Path(each.filename).parts)] or [None]
     place = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames[-1] else ""
@@ -120,14 +121,14 @@ def work(name: str, seconds: float, seed: int, most: int, guided: bool) -> int:
 
 
 def instrumented() -> contextlib.AbstractContextManager:
-    """In the `with` block, modules of the packages that are imported report the lines that run."""
+    """Modules of the packages that are imported in the `with` block report which of their lines run."""
     import atheris
 
     return atheris.instrument_imports(include=sorted(OURS))
 
 
 def guide(one: Callable[[bytes], object], seeds: tuple[bytes, ...], seconds: float, seed: int) -> None:
-    """Let atheris choose the inputs, by the lines that they reach. Ends this process."""
+    """Let atheris choose the inputs by the lines that they reach. This ends the process."""
     import atheris
 
     corpus = Path("corpus")
@@ -157,7 +158,7 @@ def child(name: str, folder: str, seconds: float, seed: int, most: int, guided: 
 def run(name: str, seconds: float, seed: int, most: int, guided: bool) -> int:
     """Fuzz one target in a process of its own; returns the number of finds. A crash or a hang counts as one."""
     with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
-        fork = multiprocessing.get_context("fork")  # so that the child has everything imported
+        fork = multiprocessing.get_context("fork")  # the child has all modules imported
         worker = fork.Process(target=child, args=(name, folder, seconds, seed, most, guided))
         worker.start()
         current = Path(folder) / CURRENT
@@ -213,7 +214,7 @@ def main() -> int:
     asked = parser.parse_args()
     os.environ |= {"OPENBLAS_NUM_THREADS": "1", "NUMBA_DISABLE_JIT": "1"}
     known = asked.targets
-    if not asked.atheris:  # atheris marks lines when modules are imported, so they must not be imported here
+    if not asked.atheris:  # atheris marks modules when the child imports them, so the parent may not
         from targets import targets
 
         with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:

@@ -1,4 +1,4 @@
-"""What is fuzzed: every reader of text or files that may come from anywhere. A target takes bytes.
+"""The targets of fuzzing: every reader of text or files that may come from anywhere. A target takes bytes.
 
 A target ends in a value or in one of the package's errors. Any other exception, a crash, 10 s of processor time or much
 memory is a find. `seeds` are valid inputs of each target, to be changed by `mutate.py` or atheris.
@@ -82,7 +82,7 @@ def in_file(name: str, read: Callable[[Path], object]) -> Callable[[bytes], obje
     """A target that writes its input to a file, which `read` reads."""
 
     def call(data: bytes) -> object:
-        path = Path(name)  # in the folder of the run
+        path = Path(name)  # a file in the folder of the run
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(data)
         return read(path)
@@ -125,7 +125,7 @@ def places(env: dict[str, str]) -> None:
 
 @contextlib.contextmanager
 def undocumented(*kinds: type[Exception]) -> Iterator[None]:
-    """In the `with` block these errors are finds, although readers of files may raise them elsewhere."""
+    """In the `with` block these errors are finds, although other readers may raise them."""
     try:
         yield
     except kinds as error:
@@ -169,7 +169,7 @@ def options(data: bytes) -> None:
                 pass
     if isinstance(given := found.get("placement"), list) and len(given) == 3:
         sizes = [n for n in given[1:] if isinstance(n, int) and n > 10_000]
-        if not sizes:  # a placement of so many experts takes memory on purpose
+        if not sizes:  # a placement of more experts is meant to take much memory
             Placement(*given)
 
 

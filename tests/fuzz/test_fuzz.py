@@ -1,4 +1,7 @@
-"""A short run of every fuzz target, and all inputs that were finds once. `make fuzz` goes on for longer."""
+"""Runs every fuzz target for a short time, and reads all inputs that once were finds.
+
+`make fuzz` goes on for longer.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ def known(tmp_path, monkeypatch) -> dict:
 def test_random_inputs_end_in_values_or_documented_errors(known):
     """Each target reads some hundreds of inputs. The seed is fixed, so that a failure comes from a change of the code.
 
-    The target `results` is left out: of some dozens of damaged HDF5 files, the library reads one for ever.
+    The target `results` is left out: the library reads one of some dozens of damaged HDF5 files for ever.
     """
     names = sorted(set(known) - {"results"})
     words = [sys.executable, str(HERE / "run.py"), *names, "--seconds", "1", "--inputs", "400", "--seed", "3"]

@@ -1,4 +1,7 @@
-"""The kernel cache: one process of a node compiles, later ones load; all still works where nothing can be stored."""
+"""The kernel cache: one process of a node compiles, and later ones load.
+
+Everything works even if nothing can be stored.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +61,7 @@ def use(
 
 @pytest.fixture(scope="module")
 def cold(tmp_path_factory) -> tuple[Path, Job]:
-    """A cache that three ranks, started together, have filled, and the result of their job."""
+    """A cache that three ranks have filled, which started together, and the result of their job."""
     place = tmp_path_factory.mktemp("cold")
     cache = place / "not there yet" / "cache"
     return cache, run_job(place / "job", 3, KERNELS, timeout=280, ARISTOS_CACHE=str(cache))
@@ -124,7 +127,7 @@ print(">", compiling.compiled_here(), compiling.cache_folder())
 @pytest.mark.compiled
 def test_a_read_only_install_home_and_cache(tmp_path):
     """Only the temporary folder can be written to. Compiled code goes there, and is found there again."""
-    shutil.copytree(ROOT / "aristos", tmp_path / "site" / "aristos")  # with its bytecode, which saves time
+    shutil.copytree(ROOT / "aristos", tmp_path / "site" / "aristos")  # the copy has bytecode too, which saves time
     (tmp_path / "home").mkdir()
     (tmp_path / "tmp").mkdir()
     shut = [tmp_path / "home", tmp_path / "site", *(tmp_path / "site").rglob("*")]
@@ -135,7 +138,7 @@ def test_a_read_only_install_home_and_cache(tmp_path):
         if probe.returncode == 0:
             pytest.skip("this user may write everywhere")
         for variable, processes in (("XDG_CACHE_HOME", 2), ("ARISTOS_CACHE", 1)):
-            where = {"ARISTOS_CACHE": "", variable: str(tmp_path / "home")}  # whatever this environment has set
+            where = {"ARISTOS_CACHE": "", variable: str(tmp_path / "home")}  # instead of what this environment has set
             where |= {"HOME": str(tmp_path / "home"), "TMPDIR": str(tmp_path / "tmp")}
             found = [use(LITTLE, tmp_path / "site", give_up_privileges, **where) for _ in range(processes)]
             assert {folder.parent for _, folder in found} == {tmp_path / "tmp" / f"aristos-{os.getuid()}"}

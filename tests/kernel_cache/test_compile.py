@@ -54,7 +54,7 @@ def test_a_function_that_only_compiled_code_calls_has_no_machine_code(uncached):
     assert twice_positive(4) == 8
     assert list(positive.linked) == [(int64,)]
     assert not positive.overloads
-    assert positive(3) == 3  # Python has called it, so it now has machine code
+    assert positive(3) == 3  # now Python has called it, so it has machine code
     assert list(positive.overloads) == [(int64,)]
 
 
@@ -104,5 +104,5 @@ def test_another_caller_links_code_from_the_cache(tmp_path):
         return done.stdout.strip() or done.stderr.strip().splitlines()[-1]
 
     assert use("high(4)") == "> 10 [(int64,)] 2"
-    for found in ("> 15 [(int64,)] 1", "> 15 [] 0"):  # compiled, and loaded
+    for found in ("> 15 [(int64,)] 1", "> 15 [] 0"):  # the first process compiles, the second one loads
         assert use("other(4)", "third(13)").splitlines() == [found, "('unlucky', 13)"]

@@ -1,4 +1,4 @@
-"""Compiled code lies only in private folders: no links, closed to others, and no other user can replace them."""
+"""Compiled code lies only in private folders: no links, closed to other users, and not replaceable by them."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_a_sticky_folder_above_is_fine(folder):
 
 @pytest.mark.parametrize("which", ["module", "key", "file"])
 def test_what_belongs_to_another_user_is_refused(folder, monkeypatch, which):
-    """One path belongs to another user; nothing else differs."""
+    """The test changes nothing but the owner of one path."""
     private.write(folder / "file", b"code")
     other = {"module": folder, "key": folder.parent, "file": folder / "file"}[which].stat()
 

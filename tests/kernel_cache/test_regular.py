@@ -1,4 +1,4 @@
-"""Readers of files: a pipe, a device or too large a file is refused at once, by every reader of a path from a user."""
+"""Every reader of a path from a user refuses a pipe, a device or too large a file at once."""
 
 from __future__ import annotations
 

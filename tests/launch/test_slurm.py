@@ -1,7 +1,7 @@
 """Jobs under a real Slurm: one virtual cluster of 8 nodes on this machine (launch/virtual_slurm) for all tests here.
 
-Nodes see each other through MPI alone, so transport rma and its mixture with shm run as on a cluster, and Slurm ends
-jobs the way it does there: by scancel, by the time limit, after a lost task.
+Nodes see each other through MPI alone, so transport rma, alone or with shm, runs as on a cluster. Slurm ends jobs as it
+does there: by scancel, by the time limit, or after a lost task.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def exports() -> dict[str, str]:
 
 
 def under_srun(*words: object) -> list[object]:
-    """srun's options, "--", Python's arguments -> the command."""
+    """The command for srun's options, "--" and Python's arguments."""
     at = words.index("--")
     return ["srun", *words[:at], sys.executable, *words[at + 1 :]]
 
@@ -140,7 +140,7 @@ class Cluster:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    folder = Path(tempfile.mkdtemp(prefix="vs-"))  # the paths of pytest's folders are too long for a socket
+    folder = Path(tempfile.mkdtemp(prefix="vs-"))  # pytest's folders have paths that are too long for a socket
     tool = [sys.executable, TOOL]
     subprocess.run([*tool, "start", "--nodes", "8", "--dir", folder], env=environment(), check=True, timeout=120)
     try:
@@ -169,7 +169,7 @@ def compiled(alone) -> None:
 
 @pytest.fixture(scope="module")
 def limited(cluster, compiled, tmp_path_factory) -> Iterator[tuple[subprocess.Popen[str], Path, str]]:
-    """A job of ten minutes under a time limit of one: srun, its output, its job id."""
+    """A job of ten minutes with a time limit of one minute: srun, its output and its job id."""
     out = tmp_path_factory.mktemp("limit") / "out"
     with cluster.job("limit", out, f"--time={LIMIT}", "-N2", "-n2", "--", LAYER, "--hold", 600) as running:
         pids_in(out, 2)
@@ -267,14 +267,14 @@ def test_doctor_between_nodes(cluster):
     measured = found["RMA progress"]["values"]
     assert (measured["origin"], measured["target"], measured["other_node"]) == (0, 2, True)
     assert measured["helped_ms"] > 0
-    if LIBRARY and LIBRARY.kind == "MPICH":  # no progress by itself over TCP: the put waits for the target
+    if LIBRARY and LIBRARY.kind == "MPICH":  # it makes no progress by itself over TCP, so the put waits for the target
         assert measured["alone_ms"] > 0.5e3 * (progress.COMPUTE - progress.HEAD_START)
         assert measured["helped_ms"] < 0.5 * measured["alone_ms"]
 
 
 @own_memory
 def test_the_batch_script(cluster, tmp_path):
-    """launch/slurm.sbatch unchanged, with options of sbatch; it finds the kind of PMI that the MPI library needs."""
+    """launch/slurm.sbatch runs unchanged, with options of sbatch. It finds the PMI that the MPI library needs."""
     out, file = tmp_path / "out", tmp_path / "r.h5"
     options = ["--parsable", "--cpus-per-task=1", f"--output={out}", f"--export=ALL,PYTHON={sys.executable}"]
     words = ["layer", *SMALL, "--iters", "3", "--out", str(file)]
@@ -293,7 +293,7 @@ def test_the_batch_script(cluster, tmp_path):
 
 @own_memory
 def test_outputs_are_the_same_bits_on_every_cluster(cluster, alone):
-    """One process, two ranks as one node and as two, and 4 ranks on 1, 2 and 4 nodes give equal bits."""
+    """One process, two ranks on one node and on two nodes, and 4 ranks on 1, 2 and 4 nodes give equal bits."""
     want = alone(4)
     for pretended in ([], ["--ranks-per-node", "1"]):
         mpirun = cluster.command(*find_mpiexec(), "-n", "2", sys.executable, LAYER, *pretended)
@@ -320,7 +320,7 @@ os.write(1, (json.dumps(row) + "\\n").encode())
 
 
 def salloc(*words: object) -> list[object]:
-    """salloc's options, "--", those of `aristos run` and its program -> the command."""
+    """The command for salloc's options, "--", the options of `aristos run` and its program."""
     at = words.index("--")
     return ["salloc", "--quiet", *words[:at], sys.executable, "-m", "aristos", "run", *words[at + 1 :]]
 
@@ -371,7 +371,10 @@ def test_a_signal_to_aristos_run_is_passed_to_the_ranks(cluster, tmp_path):
 
 @own_memory
 def test_links_are_measured_class_by_class(cluster, tmp_path):
-    """A leaf switch has two nodes: one switch lies between some nodes, three between others, none inside a node."""
+    """A leaf switch has two nodes.
+
+    One switch lies between some nodes, three lie between others, and none inside a node.
+    """
     out = tmp_path / "links.json"
     words = ["python", "-m", "aristos", "topo", "--measure", "--again", "--out", out]
     done = cluster.command(*salloc("-N4", "--", "-n", "5", "--", *words), timeout=180)
@@ -407,7 +410,7 @@ def test_scancel_leaves_no_process_and_no_half_written_file(cluster, tmp_path):
     bench = ["-m", "aristos.bench", "layer", *SMALL, "--seconds", 100, "--iters", 100_000, "--out", file]
     with cluster.job("cancelled", out, "-N2", "-n2", "--", *bench) as running:
         wait_for(lambda: "2 ranks on 2 nodes" in out.read_text(), 60, out.read_text)
-        time.sleep(2)  # into the timed calls
+        time.sleep(2)  # by now the timed calls run
         job = cluster.number("cancelled")
         assert running.poll() is None, out.read_text()
         assert len(cluster.processes(job)) >= 2
@@ -428,7 +431,7 @@ def test_suites_that_are_done_are_written_before_the_time_limit(cluster, tmp_pat
     bench = ["-m", "aristos.bench", "gemm", "layer", *SMALL, "--schedule", "fused", "--seconds", 60, "--out", file]
     with cluster.job("warned", out, "-N2", "-n2", "--", *bench) as running:
         wait_for(lambda: "\ngemm: " in out.read_text(), 90, out.read_text)
-        time.sleep(1)  # into the next suite
+        time.sleep(1)  # by now the next suite runs
         cluster.command("scancel", "--signal=INT", cluster.number("warned"))
         assert running.wait(20) != 0
     assert "interrupted" in out.read_text()
@@ -472,7 +475,7 @@ def test_autogroups_are_off_while_a_cluster_is_up(tmp_path, monkeypatch):
     loader = importlib.machinery.SourceFileLoader("virtual_slurm", str(TOOL))
     tool = importlib.util.module_from_spec(importlib.util.spec_from_loader("virtual_slurm", loader))
     monkeypatch.setitem(sys.modules, "virtual_slurm", tool)
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # no file beside the script
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # no bytecode is written beside the script
     loader.exec_module(tool)
     monkeypatch.setattr(tool, "AUTOGROUPS", tmp_path / "setting")
     for before, during in (("1", "0"), ("0", "0"), (None, None)):
@@ -488,7 +491,7 @@ def test_autogroups_are_off_while_a_cluster_is_up(tmp_path, monkeypatch):
 
 
 def restore_signals() -> None:
-    """Restore the signal handlers of a terminal's process: a shell's background job ignores these signals."""
+    """Restore the default signal handlers, since a shell's background job ignores these signals."""
     for number in (signal.SIGINT, signal.SIGQUIT):
         signal.signal(number, signal.SIG_DFL)
 
@@ -531,7 +534,7 @@ def test_ending_a_cluster_ends_tasks_that_ignore_signals(tmp_path, command, sign
             (os.killpg if how == signal.SIGINT else os.kill)(running.pid, how)  # a terminal sends it to the whole group
             time.sleep(0.05)
         assert running.wait(150) == code, out.read_text()  # each step of the shutdown has a time limit
-        if code == -signal.SIGKILL:  # no process waits for the keeper
+        if code == -signal.SIGKILL:  # no process waits for the keeper any more
             wait_for(lambda: not Path(conf[1]).parent.exists(), 60, out.read_text)
         assert not processes(mine), out.read_text()
         assert not Path(conf[1]).parent.exists()
@@ -609,7 +612,7 @@ def test_an_interrupted_start_leaves_nothing(folder, how):
     starting = subprocess.Popen(words, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     wait_for(lambda: (folder / "slurmctld.out").exists(), 30, lambda: "no slurmctld")
     starting.send_signal(how)
-    text, _ = starting.communicate(timeout=30)  # this also waits until the keeper has closed the pipe
+    text, _ = starting.communicate(timeout=30)  # it also waits until the keeper has closed the pipe
     assert starting.returncode in (128 + how, -how), text
     assert not processes(f"SLURM_CONF={folder}/slurm.conf")
     assert not folder.exists()
@@ -665,7 +668,7 @@ def test_a_lost_rank_ends_the_job(cluster, tmp_path, how):
         time.sleep(1)
         job = cluster.number("lost")
         os.kill(pids[2], how)
-        # a rank stopped between its calls may be in user code: the others wait for it ten times as long
+        # a rank that is stopped between its calls counts as in user code, so the others wait ten times as long for it
         wait_for(lambda: running.poll() is not None, 60, out.read_text)
         assert running.poll() != 0
         wait_for(lambda: not cluster.processes(job), 15, lambda: str(cluster.processes(job)))

@@ -23,7 +23,7 @@ def test_bash_parses_a_script(script):
     if "set -euo pipefail" not in lines:
         assert "set -eo pipefail" in lines
         strict = next(i for i, line in enumerate(lines) if line.startswith("set -u"))
-        # scripts of modules and environments, commented out or not, read variables that are not set
+        # the scripts of modules and environments, which may be commented out, read variables that are not set
         others = [i for i, line in enumerate(lines) if re.match(r"#?\s*(module load|source) ", line)]
         assert others
         assert max(others) < strict
@@ -51,7 +51,7 @@ def test_gpu_support_of_cray_mpich_is_off(script):
 @pytest.mark.skipif(not find_mpiexec(), reason="no mpiexec beside python or on PATH")
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_mpirun_sh_starts_ranks(tmp_path, ranks):
-    """There is a core for each rank, or there are more ranks than this machine may have cores."""
+    """Two cases: there is a core for each rank, and there may be more ranks than cores."""
     program = tmp_path / "ranks.py"
     program.write_text(
         "import os, sys; from mpi4py import MPI\n"

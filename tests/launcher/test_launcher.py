@@ -110,7 +110,7 @@ def test_a_dry_run_of_a_machine_whose_gpus_are_numbered_against_its_domains(tmp_
         (node(4, 4), 2, ["0-7", "8-15"]),
         (node(2, 4), 3, ["0-1", "2-3", "4-7"]),
         (node(2, 4, threads=2), 2, ["0-3", "4-7"]),
-        (node(2, 4, allowed="2-7"), 3, ["2-3", "4-5", "6-7"]),  # ranks go where the cores are
+        (node(2, 4, allowed="2-7"), 3, ["2-3", "4-5", "6-7"]),  # ranks are placed where the allowed cores are
         (node(2, 4, allowed="4-7"), 2, ["4-5", "6-7"]),
         (node(1, 2), 3, ["0-1", "0-1", "0-1"]),
     ],
@@ -128,7 +128,7 @@ def test_ranks_have_cores_of_their_own_in_one_domain_if_there_are_enough(ranks):
     taken = [cpu for s in found for cpu in s.cpus]
     assert len(taken) == len(set(taken))
     assert all(s.cpus and s.cpus <= where.allowed and s.sharing == 1 for s in found)
-    for s in found:  # both threads of a core or none
+    for s in found:  # a rank has both threads of a core or none
         assert {c % 24 for c in s.cpus} == {c % 24 for c in s.cpus if c < 24}
     if ranks >= 4:
         assert all(s.numa is not None for s in found)
@@ -302,7 +302,7 @@ def test_allocations():
     assert commands.allocation({}) == 0
     assert commands.allocation({"SLURM_JOB_ID": "1", "SLURM_JOB_NODELIST": "n[1-3]", "SLURM_NNODES": "3"}) == 3
     step = {"SLURM_JOB_ID": "1", "SLURM_NODELIST": "n[1-3]", "SLURM_JOB_NODELIST": "n1", "SLURM_NNODES": "1"}
-    assert commands.allocation(step) == 3  # inside `srun --overlap -N1`
+    assert commands.allocation(step) == 3  # the variables of a step of `srun --overlap -N1`
     assert commands.cpus_per_node({"SLURM_JOB_CPUS_PER_NODE": "4(x2),3"}) == 3
 
 
@@ -605,10 +605,10 @@ def test_unused_mpi_files_are_named_and_removed_on_request(tmp_path, capsys):
         of_job = handled(False, {"mpich_shm_old"})
         assert of_job.count("\n") == 1
         assert f"rm {tmp_path}/mpich_shm_new {tmp_path}/sm_segment.vm.0.1\n" in of_job
-        assert {f.name for f in tmp_path.iterdir()} == set(names)  # nothing is removed unasked
+        assert {f.name for f in tmp_path.iterdir()} == set(names)  # nothing is removed without --clean
         assert "removed 2 files" in handled(True, {"mpich_shm_old"})
         assert {f.name for f in tmp_path.iterdir()} == {"mpich_shm_old", "mpich_shm_mapped", "mine.txt"}
-        assert handled(True) == ""  # too young
+        assert handled(True) == ""  # the files are too young
         past = time.time() - 3600
         for name in ("mpich_shm_old", "mpich_shm_mapped", "mine.txt"):
             os.utime(tmp_path / name, (past, past))

@@ -1,4 +1,4 @@
-"""`aristos run --per numa`: one rank a NUMA domain, on machines whose /sys is a folder of the test."""
+"""`aristos run --per numa` starts one rank for each NUMA domain. The machines' /sys is a folder of the test."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def put(path: Path, text: str) -> None:
 
 
 def system(root: Path, domains: tuple[str, ...], cores: tuple[str, ...] = ()) -> Path:
-    """A machine's /sys: the CPUs of each NUMA domain, and the hardware threads of each core."""
+    """A machine's /sys, made from the CPUs of each NUMA domain and the hardware threads of each core."""
     at = root / "sys/devices/system"
     cpus = frozenset().union(*map(cpusets.parse, domains or cores))
     put(at / "cpu/online", cpusets.show(cpus))
@@ -164,7 +164,7 @@ def test_nvidia_smi_lists_no_domains(capsys):
 
 
 def take(monkeypatch, node: Node, ranks: int, mask: frozenset[int]) -> int:
-    """Rank 0 of `ranks` takes its seat on a node whose seats did not come with the job."""
+    """Rank 0 of `ranks` takes its seat on a node for which the launcher sent no seats."""
     monkeypatch.setenv("MPI_LOCALRANKID", "0")
     monkeypatch.setenv("MPI_LOCALNRANKS", str(ranks))
     monkeypatch.delenv("OMPI_COMM_WORLD_LOCAL_RANK", raising=False)

@@ -1,7 +1,7 @@
 """Every command of every page is checked: quick ones run, and the program's own parser reads the words of the others.
 
 A command is a line of a shell block, or text in backticks that begins with a program's name. Launchers before a program
-are checked and taken off. ELSEWHERE and CANNOT say why a program is not run here.
+are checked, and the program is checked without them. ELSEWHERE and CANNOT say why a program is not run here.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("tests/*.md")])
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"`([^`\n]+)`")
-OPEN = re.compile(r"\.\.\.|<|^srun -\S+$|--require-hashes$")  # text in backticks that is no whole command
+# Text in backticks with one of these is not a whole command.
+OPEN = re.compile(r"\.\.\.|<|^srun -\S+$|--require-hashes$")
 SET = re.compile(r"^[A-Z]+=\$\((.*)\)\S*$")  # a variable is set to what a command prints
 NAMED = re.compile(r"(aristos [a-z]+( [a-z]+)?|ptxsim [a-z]+|python -m [a-z.]+)$")  # text that only names a command
 
@@ -54,14 +55,14 @@ CANNOT = {
     "tar": "unpacks what `make gpu-kit` makes",
     "./run.sh": "lies in the kit; tests/bench/test_gpu_kit.py runs its commands",
 }
-# Programs without options that take long, and the test that runs them.
+# Programs without options that take long -> the test that runs them.
 ELSEWHERE = {
     "examples/upcycle.py": "tests/integrations/test_model_examples.py",
     "examples/chat.py": "tests/integrations/test_model_examples.py",
     "examples/layer.py": "tests/package/test_examples.py",
     "examples/minilm.py": "tests/package/test_examples.py",
     "aristos.engine.generate": "tests/engine/test_words.py",
-    "model.py": "",  # the reader's own
+    "model.py": "",  # the reader's own program
     "train.py": "",
     "my_job.py": "",
 }
@@ -77,7 +78,7 @@ RUN = (
     "python -m mpi4py --mpi-library",
     "python -m aristos.bench floors mixtral-8x7b --gpus 1,8",
 )
-# Values for names that the reader chooses.
+# Names that the reader chooses -> values that are used here.
 STANDS_FOR = {"N": "2", "S": "16", "H": "16", "F": "16", "E": "4", "k": "2", "X": "layer", "NAME": "mixtral-8x7b"}
 
 
@@ -88,7 +89,7 @@ def commands(page: Path) -> Iterator[str]:
             lines = block.replace("\\\n", " ").splitlines()
             lines = [
                 line for line in lines if line.strip() and (language == "sh" or line.startswith("$ "))
-            ]  # other lines of a console are output
+            ]  # the other lines of a console block are output
             yield from (SET.sub(r"\1", line.removeprefix("$ ")) for line in lines)
     ours = ("aristos", "ptxsim")
     known = (*CANNOT, *ours, "python", "python3", "mpirun", "mpiexec", "srun", "sbatch", "make", "pip", "pytest")
@@ -118,7 +119,7 @@ def parts(line: str) -> Iterator[list[str]]:
 
 
 class Parsed(BaseException):
-    """A parser has accepted the words."""
+    """Raised when a parser has accepted the words."""
 
 
 @pytest.fixture
@@ -144,7 +145,7 @@ def parsers(monkeypatch):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """The root, with the files that a reader has."""
+    """A folder with the repository's files, and with files that a reader has."""
     for name in ("FILE.npz", "node.txt", "topology.conf"):
         (tmp_path / name).touch()
     np.savez(tmp_path / "FILE.npz", counts=np.ones((1, 1, 2), int), tokens=[2])
@@ -220,7 +221,7 @@ def check_python(words: list[str], monkeypatch) -> None:
         check_pytest(words[2:])
         return
     if words[:2] == ["-m", "venv"] or words[:2] == ["-m", "mpi4py"] or words[:2] == ["-m", "pdb"]:
-        return  # a part of Python, or a command of RUN
+        return  # a part of Python, or a command that another test runs
     if words[:2] == ["-m", "aristos.bench"] and words[2:3] != ["floors"]:
         accepted(lambda: command_line.parse(words[2:]) and 0)
         return
@@ -228,7 +229,7 @@ def check_python(words: list[str], monkeypatch) -> None:
         check(["aristos", *words[2:]], monkeypatch)
         return
     if words[:2] == ["-m", "aristos.launcher.take_seat"]:
-        return  # `aristos run` starts it with such words
+        return  # `aristos run` starts it with these words
     if words[0] == "-m" and words[1] not in ELSEWHERE:
         name = "aristos.bench.main" if words[1] == "aristos.bench" else f"{words[1]}.__main__"
         accepted(lambda: importlib.import_module(name).main(words[2:]))

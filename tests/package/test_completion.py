@@ -39,5 +39,5 @@ def test_the_first_word_is_a_command():
         ("aristos inspect --js", {"--json"}),
     ],
 )
-def test_then_come_the_commands_options_and_their_values(line, wanted):
+def test_after_a_command_its_options_and_their_values_are_offered(line, wanted):
     assert set(completions(line)) >= wanted

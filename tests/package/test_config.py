@@ -121,7 +121,7 @@ def test_default_placement_is_contiguous_and_even(experts, world):
 
 
 class Unwilling:
-    """An object that can become neither an array nor text."""
+    """An object that cannot be converted to an array or to text."""
 
     def __array__(self, *_: object, **__: object) -> np.ndarray:
         raise RuntimeError("no array")
@@ -165,7 +165,7 @@ def python(code: str) -> str:
 
 
 def test_importing_does_no_work():
-    """Importing starts no MPI, Numba, compilation, device or thread. Names and options work."""
+    """Importing the package loads no MPI and no Numba, compiles nothing, and starts no device or thread."""
     heavy = ["mpi4py.MPI", "numba", "llvmlite", "h5py", "matplotlib", "pandas", "rich", "cupy", "torch"]
     code = f"""
 import sys, threading

@@ -8,7 +8,7 @@ import docstring_rules as rules
 import pytest
 from docstring_rules import Public
 
-NEVER = {  # function -> errors that its source suggests, and why they cannot come
+NEVER = {  # function -> errors that its source suggests -> why they cannot occur
     "aristos.MoE.close": {"ClosedError": "a closed layer has nothing to close"},
     "aristos.MoE.events": {"InputError": "every layer has a timeline"},
     "aristos.Exchange.close": {"ClosedError": "a closed exchange has nothing to return"},

@@ -46,7 +46,7 @@ def ours(path: str) -> bool:
 
 
 def located(path: str) -> list[Path]:
-    """The files and folders of a path from the repository's root, or of a short one like `engine/steps.py`."""
+    """The files and folders that a path names, from the repository's root, or in short, like `engine/steps.py`."""
     exact = [base / path for base in (ROOT, ROOT / "aristos") if (base / path).exists()]
     return exact or [file for folder in FOLDERS for file in (ROOT / folder).rglob(path) if "/" not in path]
 
@@ -137,7 +137,7 @@ def test_named_decisions_exist():
 
 
 def deliberate_bugs() -> dict[str, int]:
-    """Number of the explorer's mutations in each of its files."""
+    """How many mutations of the explorer each of its files has."""
     found: dict[str, int] = {}
     for file in sorted((ROOT / "tests" / "explore" / "bugs").glob("mutations*.py")):
         for node in ast.walk(ast.parse(file.read_text())):

@@ -19,7 +19,7 @@ BUILD = "import sys; from setuptools import build_meta; build_meta.build_editabl
 
 @pytest.mark.slow
 def test_an_editable_install_beside_a_folder_of_its_name(tmp_path):
-    try:  # an import would fail where another test has imported Python's own distutils
+    try:  # the import fails if another test has imported Python's own distutils
         version = metadata.version("setuptools")
     except metadata.PackageNotFoundError:
         pytest.skip("no setuptools")

@@ -45,7 +45,7 @@ def part(name: str) -> ModuleType:
 
 
 def test_layer_alone():
-    environment = os.environ | {"PYTHONPATH": str(EXAMPLES.parent)}  # with or without an install
+    environment = os.environ | {"PYTHONPATH": str(EXAMPLES.parent)}  # it works without an installation too
     command = [sys.executable, str(EXAMPLES / "layer.py")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
@@ -87,7 +87,7 @@ def test_experts_of_ones_own_on_two_ranks(comm):
 
 def test_readme_shows_the_layer():
     def lines(text: str) -> list[str]:
-        return [line for line in text.splitlines() if line]  # the README has no room for empty ones
+        return [line for line in text.splitlines() if line]  # the README leaves empty lines out
 
     program = (EXAMPLES / "layer.py").read_text().split('"""', 2)[2]
     shown = (EXAMPLES.parent / "README.md").read_text().split("```python\n")[1].split("```")[0]
@@ -162,7 +162,10 @@ def test_encoder_without_a_package_names_the_extra(package):
 @demo
 @pytest.mark.ranks(2, timeout=400)
 def test_encoder_of_experts(comm):
-    """With all experts the encoder equals the dense model. With four it is near, and counts every choice of a token."""
+    """With all experts the encoder equals the dense model.
+
+    With four of them it is near; it counts every choice of a token.
+    """
     encoder = part("minilm.py")
     result = encoder.main(comm)
     assert result["difference"] < 1e-6

@@ -1,4 +1,4 @@
-"""What `pip install aristos` alone can do, which extra a command names when it lacks one, and Numba's versions."""
+"""What works after `pip install aristos` alone, which extra a command names if it lacks one, and Numba's versions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from kernel_cache import linked_code
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-# a Python whose environment lacks the packages of its first argument
+# A Python program that runs as if the packages in its first argument were not installed.
 WITHOUT = """
 import sys
 lacking = sys.argv.pop(1).split(",")
@@ -68,7 +68,7 @@ def test_a_command_names_the_extra_that_it_lacks(extra, words, code, tmp_path):
     assert done.returncode == code, done.stderr
     assert f"pip install 'aristos[{extra}]'" in done.stderr
     assert len(done.stderr.splitlines()) == 1
-    assert not done.stdout or words[0] != "plan"  # the extra is named before solving
+    assert not done.stdout or words[0] != "plan"  # the extra is named before the problem is solved
     assert extra in PROJECT["optional-dependencies"]
 
 

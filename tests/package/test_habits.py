@@ -1,4 +1,4 @@
-"""The files for hooks before a commit and for hosted machines call only what exists."""
+"""The configuration of commit hooks and of hosted test machines calls only what exists."""
 
 from __future__ import annotations
 

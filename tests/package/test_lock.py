@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 from cases import ROOT
 
-FILES = sorted((ROOT / ".ci").glob("lock-*.txt"))  # lock-PYTHON-MACHINE.txt, or with .NAME before .txt
+FILES = sorted((ROOT / ".ci").glob("lock-*.txt"))  # lock-PYTHON-MACHINE.txt or lock-PYTHON-MACHINE.NAME.txt
 
 
 def test_there_are_lock_files():

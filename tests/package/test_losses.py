@@ -20,7 +20,7 @@ EXPERTS, K = 5, 2
 
 
 def made(count: int, seed: int, shape: tuple[int, ...] | None = None, beyond: bool = True) -> Routing:
-    """A routing by softmax. With `beyond`, some choices are beyond the capacity."""
+    """A routing by softmax. beyond: whether some choices exceed the capacity."""
     rng = np.random.default_rng(seed)
     logits = 2 * rng.standard_normal((count, EXPERTS)).astype(np.float32)
     ids = np.argsort(-logits, axis=1, kind="stable")[:, :K]
@@ -37,7 +37,7 @@ def softmax(row: list[float]) -> list[float]:
 
 
 def by_loops(name: str, groups: list[Routing], coefficient: float, lengths: list[list[int]]) -> float:
-    """The loss of several ranks' tokens, a token and an expert at a time."""
+    """The loss of several ranks' tokens, computed by loops over tokens and experts."""
     tokens = [(row, ids) for g in groups for row, ids in zip(flat(g.logits), flat(g.chosen))]
     if name == "z":
         return coefficient * sum(math.log(sum(map(math.exp, row))) ** 2 for row, _ in tokens) / len(tokens)
@@ -130,7 +130,10 @@ def test_no_tokens_and_no_logits():
 
 @ranks_each(2, 3)
 def test_losses_over_ranks(comm, world):
-    """Ranks have different numbers of tokens, one of them none. Each gets the gradient by its own logits."""
+    """Ranks have different numbers of tokens; one has none.
+
+    Each rank gets the gradient of the loss by its own logits.
+    """
     counts = [7, 4, 0][-world:]
     everyone = [made(n, seed=n) for n in counts]
     mine = everyone[comm.rank]
@@ -166,7 +169,7 @@ def test_losses_of_a_call():
 
 @pytest.mark.parametrize("score", ["sigmoid", "sqrtsoftplus"])
 def test_scores_of_very_low_logits_have_a_gradient(score):
-    """The slope is right where e^x is far below 1, and is not 0 / 0 where e^x is 0."""
+    """The slope is right if e^x is far below 1. If e^x is 0, it is not 0 / 0."""
     row = [1.0, -60.0, -38.0, -800.0, -3e38]
     ids = np.array([[0, 2]])
     routing = routing_of(ids, np.ones((1, K), "f4"), np.array([row], "f4"), EXPERTS)

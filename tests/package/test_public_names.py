@@ -24,7 +24,7 @@ PRIVATE |= {
     "trainable",
     "transport",
     "weight_types",
-}  # their public classes are names of `aristos`
+}  # `aristos` itself has the public classes of these modules
 
 
 def test_dir_lists_every_public_module():
@@ -75,7 +75,7 @@ def test_importing_the_package_loads_no_heavy_module():
 
 
 def test_host_versions_do_not_import_the_package_itself():
-    """`host` is below the package's `__init__`; a clone without an installation has a version too."""
+    """`aristos.host` may not import the package's `__init__`. A clone without an installation has a version too."""
     assert versions()["aristos"] == aristos.__version__
     source = importlib.import_module("aristos.host.versions").__file__
     assert source is not None

@@ -1,4 +1,4 @@
-"""Matrices of codes and scales: the weights they stand for, how plain ones are quantised, and what is refused."""
+"""Matrices of codes and scales: the weights that they stand for, how weights are quantised, and what is refused."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def e4m3(code: int) -> float:
 
 
 def meaning(kind, code: int, zero: int) -> float:
-    """The value of a code less its zero point."""
+    """The number that a code stands for, less its zero point."""
     if kind.name == "fp8":
         return e4m3(code)
     if kind.name == "mxfp4":
@@ -81,7 +81,7 @@ def test_bytes_are_those_of_codes_scales_and_zero_points(kind):
 
 
 def codes_of(kind) -> list[float]:
-    """All values of a code without a zero point."""
+    """The values of all codes of a type, without a zero point."""
     return [
         meaning(kind, code, 1 << (kind.bits - 1))
         for code in range(1 << kind.bits)
@@ -91,7 +91,10 @@ def codes_of(kind) -> list[float]:
 
 @pytest.mark.parametrize("kind", TYPES, ids=IDS)
 def test_codes_are_the_nearest_ones(kind):
-    """No other code is nearer. A scale reaches the largest value of its group, to within a step of the scale's type."""
+    """No other code is nearer.
+
+    The largest code times the scale is the group's largest value, within rounding of the scale.
+    """
     weight = np.random.default_rng(1).standard_normal((DEPTH, 3)).astype(np.float32)
     q = quantise(weight, kind)
     found, values = weights_of(q), np.array(codes_of(kind))
@@ -126,7 +129,7 @@ def test_weights_that_codes_can_express_are_kept(kind):
     weight = np.where(weight == -(1 << (kind.bits - 1)), 0, weight) if kind.name.startswith("int") else weight
     largest = {"fp8": 448, "int8": 127, "int4": 7, "mxfp4": 6}[kind.name]
     every = kind.group or DEPTH
-    weight[::every] = largest  # in each group and column
+    weight[::every] = largest  # every group has its largest value
     if kind.zeros:
         weight[1::every] = -largest - 1
     assert np.array_equal(quantise((weight / 8).astype(np.float32), kind).dequantised(), weight / 8)

@@ -60,9 +60,9 @@ def table(text: str, first: str) -> dict[str, list[str]]:
 
 @pytest.mark.parametrize(("family", "first"), [("amx, rocketlake", 0), ("avx512, cascadelake", 2)])
 def test_the_results_of_the_readme_are_those_of_the_comparison(family, first):
-    """Each cell is Aristos (fused) / the best of NumPy and torch, for an element type, as in docs/performance.md.
+    """Each cell has the times of Aristos (fused) and of the better of NumPy and torch, as in docs/performance.md.
 
-    first: the column of the machine's float32.
+    first: the number of the column with the machine's float32 times.
     """
     page = (ROOT / "docs" / "performance.md").read_text()
     measured = table(page[page.index(f"<!-- compare:begin {family}: uniform") :], "peer")
@@ -87,7 +87,7 @@ def test_the_results_of_the_readme_are_those_of_the_comparison(family, first):
 
 @pytest.mark.parametrize("path", ["launch/virtual_slurm", "docs/install.md", "docs/performance.md", "bench/nodes.py"])
 def test_every_srun_example_has_mpi_option(path):
-    """The default of a site, or of the virtual cluster, may not fit."""
+    """The default PMI of a site, or of the virtual cluster, may not be that of the MPI library."""
     shown = re.findall(r"srun +-N.*?python", (ROOT / path).read_text(), re.DOTALL)
     assert shown
     assert all("--mpi=" in command for command in shown)
@@ -102,7 +102,8 @@ def test_make_bench_in_a_fresh_clone(tmp_path):
     subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True, timeout=60)
     kept = ("PATH", "HOME", "LANG", "TMPDIR", "PIP_INDEX_URL", "PIP_CONFIG_FILE", "SSL_CERT_FILE", "HTTPS_PROXY")
     environment = {name: os.environ[name] for name in kept if name in os.environ}
-    environment["ARISTOS_CACHE"] = str(root())  # equal sources share compiled code; test_cache.py starts without any
+    # The clone uses compiled code of equal sources; test_cache.py tests an empty cache.
+    environment["ARISTOS_CACHE"] = str(root())
     command = ["make", "bench", "ARGS=signal gemm --iters 2"]
     done = subprocess.run(command, cwd=clone, env=environment, capture_output=True, text=True, timeout=600)
     if done.returncode and any(text in done.stderr for text in OFFLINE):

@@ -51,7 +51,7 @@ def exponentials(scores):
 
 
 def mixed(best, scores, before):
-    """A choice's share of the softmax over the scores left that are close to it (transformers' modeling_phimoe.py)."""
+    """A choice's weight: its share of the softmax over remaining scores near it (transformers' modeling_phimoe.py)."""
     rest = list(scores)
     for taken in before:
         rest.remove(taken)

@@ -1,4 +1,4 @@
-"""The float64 gradients against finite differences of `reference.moe`, a direction at a time."""
+"""The float64 gradients, compared with finite differences of `reference.moe` along random directions."""
 
 from __future__ import annotations
 

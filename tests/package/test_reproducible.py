@@ -1,4 +1,4 @@
-"""Sums over pieces have a fixed order, written here with brackets, and equal bits on any number of ranks."""
+"""Sums over pieces have a fixed order, which brackets show here, and equal bits on any number of ranks."""
 
 from __future__ import annotations
 
@@ -41,7 +41,10 @@ def test_wrong_pieces(pieces):
 
 @ranks_each(2, 3, 4)
 def test_equal_bits_on_any_number_of_ranks(comm, world):
-    """Numbers of pieces are even and uneven, some ranks have none, and some arrays are smaller than the world."""
+    """Ranks have equal and different numbers of pieces, or none.
+
+    Some arrays have fewer elements than there are ranks.
+    """
     for total, shape in ((8, (7,)), (5, (3, 2)), (1, (1,)), (7, (2,)), (12, ())):
         pieces = made(total, shape, seed=total)
         whole = aristos.reproducible_sum(None, pieces)

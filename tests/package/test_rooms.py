@@ -122,8 +122,11 @@ def test_the_pictures_are_up_to_date(draw, capsys):
 
 
 def test_module_names_say_which_module_is_meant(draw):
-    """One module has each of these names, and one class is named Machine: they once stood for up to six."""
-    # In decode/ files are named by family of opcodes, in cli/ by the command's name.
+    """At most one module has each of these names, and one class is named Machine.
+
+    Up to six modules once had the same name.
+    """
+    # The folder decode/ has a module for each family of opcodes, cli/ one for each command.
     files = [file for file in draw.modules().values() if file.parent.name not in ("decode", "cli")]
     for stem in ("memory", "report", "launch"):
         assert len([file for file in files if file.stem == stem]) <= 1, stem
@@ -134,7 +137,7 @@ def test_module_names_say_which_module_is_meant(draw):
 
 
 def test_lines_of_code():
-    """docs/architecture.md says what is counted. A room that grows must be worth it: the sum has a limit."""
+    """The lines of all rooms together have a limit. docs/architecture.md says what is counted."""
     counted = runpy.run_path(str(ROOT / "docs" / "code_lines.py"))
     text = '"""Two\nlines."""\n\nx = 1  # one\n\n\ndef f():\n    """No."""\n    return """not\na docstring"""\n# no\n'
     assert counted["code_lines"](text) == 4

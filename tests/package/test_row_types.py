@@ -1,4 +1,4 @@
-"""The tables of row and weight types: derived facts against their definitions; no other file lists types."""
+"""The tables of row and weight types agree with the definitions of the types, and no other file lists types."""
 
 from __future__ import annotations
 
@@ -40,7 +40,8 @@ def test_facts_follow_from_the_arrays_type(name):
         below = np.nextafter(row.overflow, 0)
         with np.errstate(over="ignore"):
             assert np.isinf(np.float64(row.overflow).astype(row.array).astype(float))
-            assert float(np.float32(below).astype(row.array)) in (row.largest, np.inf)  # float32 may round it up
+            # float32 may have rounded `below` up.
+            assert float(np.float32(below).astype(row.array)) in (row.largest, np.inf)
             assert float(np.nextafter(np.float32(row.overflow), np.float32(0)).astype(row.array)) == row.largest
 
 
@@ -77,7 +78,8 @@ def test_no_other_file_lists_row_types():
 
 def test_no_other_file_lists_formats_of_codes():
     name = rf"""["'](?:{"|".join(FORMATS)})["']"""
-    own = "weight_types.py", "kernels/", "checkpoint/", "integrations/", "config.py"  # models have formats of their own
+    # Readers of models name the models' formats.
+    own = "weight_types.py", "kernels/", "checkpoint/", "integrations/", "config.py"
     assert elsewhere(rf"(?:[!=]= |[,{{(] *){name}", own) == []
 
 

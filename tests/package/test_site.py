@@ -1,4 +1,4 @@
-"""The site of the documentation: every page has a place in its contents, and Sphinx builds it without a warning."""
+"""The site of the documentation: its table of contents has every page, and Sphinx builds it without a warning."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ PAGE = (Path(__file__).resolve().parents[2] / "docs" / "layer.md").read_text()
 
 
 def rows(heading: str) -> list[list[str]]:
-    """The cells of the table rows under a heading whose first cell names something."""
+    """The cells of the tables under a heading, without rows whose first cell has no name in backticks."""
     section = PAGE.split(f"\n## {heading}\n")[1].split("\n## ")[0]
     lines = re.findall(r'^\| (`".*) \|$', section, re.MULTILINE)
     return [[cell.strip() for cell in line.split(" | ")] for line in lines]

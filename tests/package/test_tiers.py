@@ -1,4 +1,4 @@
-"""The plugin behind `--tier` and `--part` knows the files that it need not import."""
+"""The plugin behind `--tier` and `--part` knows which files it need not import."""
 
 from __future__ import annotations
 

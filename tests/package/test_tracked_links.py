@@ -1,4 +1,4 @@
-"""Symbolic links in the repository lead to files of the repository: a clone has nothing else."""
+"""Symbolic links in the repository lead to files of the repository, since a clone has no others."""
 
 from __future__ import annotations
 

@@ -35,7 +35,8 @@ def test_gradients_of_the_decoder_are_those_of_finite_differences(program):
     params: Any = {name: w + 0.2 * rng.standard_normal(w.shape) for name, w in first_params(shape, 0).items()}
     decoder = Decoder(shape, params)
     tokens = rng.integers(0, shape.vocabulary, shape.length + 1)
-    mixers = 0.3 * rng.standard_normal((shape.layers, shape.hidden, shape.hidden))  # in place of the MoE
+    # Matrices in the place of the MoE layers.
+    mixers = 0.3 * rng.standard_normal((shape.layers, shape.hidden, shape.hidden))
 
     def loss(grads: Any = None) -> float:
         x, kept = decoder.embed(tokens[:-1]), []

@@ -26,7 +26,7 @@ def near(value: float):
 
 
 def equal_devices(n: int, experts: int, memory: int, rates: list[float] | None = None, **changes) -> dict:
-    """Devices behind one switch. They are one group, because the gradients are huge."""
+    """A problem with equal devices behind one switch. They form one group, because the gradients are huge."""
     links = [[0.0 if i == j else 2.0 for j in range(n)] for i in range(n)]
     return {
         "experts": experts,
@@ -71,7 +71,10 @@ def test_copies_that_do_not_divide_and_slow_devices_are_said():
 
 @pytest.mark.parametrize("model", MODELS_OF_COST)
 def test_the_step_of_the_placement_differs_by_rounding(model):
-    """The step equals plain loops. Its compute is at most that of the fractional split, rounded up to whole experts."""
+    """The step equals that of plain loops.
+
+    Its compute is at most that of the fractional split rounded up to whole experts.
+    """
     copied = 0
     for seed in range(40):
         p = planning.draw(seed, 1 + seed % 9, model=model)

@@ -102,7 +102,7 @@ def test_shared_instances(shared_dir):
     ran = 0
     for path in sorted((shared_dir / "planner").glob("*.json")):
         instance = json.loads(path.read_text())
-        if "optimum_us" not in instance:  # another kind of file lies among the instances
+        if "optimum_us" not in instance:  # it is another kind of file, which lies among the instances
             continue
         optimum, problem = instance["optimum_us"], planner.load(path)
         if optimum is None:
@@ -144,7 +144,7 @@ def test_larger_random_problems_against_all_partitions(seed, n, model, allreduce
 @pytest.mark.compiled
 def test_sixteen_devices_in_time():
     problem = planner.parse(planning.draw(5, 16))
-    planner.solve(planner.parse(planning.draw(5, 4)))  # compiles
+    planner.solve(planner.parse(planning.draw(5, 4)))  # this call compiles
     for allreduce in planner.ALLREDUCES:
         started = time.process_time()
         assert planner.solve(problem, allreduce=allreduce).gap == 0
@@ -292,7 +292,7 @@ def test_a_picture_replaces_nothing_but_a_regular_file(pair, tmp_path, capsys):
     path, pipe = tmp_path / "p.json", tmp_path / "pipe.png"
     path.write_text(json.dumps(pair))
     os.mkfifo(pipe)
-    held = os.open(pipe, os.O_RDWR)  # else a writer would wait for its reader
+    held = os.open(pipe, os.O_RDWR)  # without a reader, a writer would wait
     code, _, said = run_here(capsys, str(path), "--plot", str(pipe))
     os.close(held)
     assert (code, said) == (
@@ -440,7 +440,7 @@ def test_every_term_of_the_json(model):
 
 
 def test_the_report_names_what_shortens_the_step(pair):
-    """The group's slower device, at twice its rate, gives a step that was computed by hand."""
+    """The step with the group's slower device at twice its rate was computed by hand."""
     pair["devices"] = [{"rate": 1.0, "memory": 1}, {"rate": 4.0, "memory": 1}]
     said = explain(planner.solve(planner.parse({**pair, "layer_cost": 30.0})))
     assert "compute of group 0, 12 us of its stage's 16 us" in said
@@ -509,7 +509,7 @@ def test_the_command_on_infeasible_and_wrong_problems(pair, tmp_path, capsys):
 
 
 def large(problem: planner.Problem, model: str, allreduce: str, seconds: float = 30.0) -> planner.Plan:
-    """The plan of a problem that is solved as if it had too many subsets to try all."""
+    """The plan of a problem, which is solved by the method for problems with too many subsets to try all."""
     start = time.monotonic()
     name, (groups, _) = min(
         baselines.all_baselines(problem, model, allreduce).items(), key=lambda item: item[1][1].objective_us
@@ -520,7 +520,7 @@ def large(problem: planner.Problem, model: str, allreduce: str, seconds: float =
 @pytest.mark.slow
 @pytest.mark.parametrize(("model", "allreduce"), CHOICES)
 def test_bounds_are_never_above_the_optimum(model, allreduce, monkeypatch):
-    """The bounds use cells, or alike cells of a tree whose links are no slower than the problem's."""
+    """The bounds use cells, or the equal cells of a tree whose links are no slower than the problem's."""
     monkeypatch.setattr(search, "ROUNDS", 1)
     monkeypatch.setattr(search, "STEPS", 20_000)
     gaps = []
@@ -542,7 +542,7 @@ def test_bounds_are_never_above_the_optimum(model, allreduce, monkeypatch):
 
 
 def cluster(*nodes: tuple[int, int, float, int], alpha: float = 15.0, beta: float = 47.0) -> dict:
-    """Nodes (how many, devices, rate, memory) behind one switch."""
+    """A compressed cluster: kinds of nodes (how many, devices, rate, memory) behind one switch."""
     children = [
         {"count": c, "alpha_us": 3, "beta_us_per_mib": 4.5, "children": [{"count": d, "rate": r, "memory": m}]}
         for c, d, r, m in nodes
@@ -564,7 +564,7 @@ def compressed(tree: dict, **changes) -> dict:
 
 
 def spelled_out(p: dict) -> dict:
-    """The same problem with matrices, made without the package."""
+    """A compressed problem as one with matrices, made without the package."""
     devices, path = [], []
 
     def add(node: dict, above: list) -> None:
@@ -614,7 +614,7 @@ def test_the_report_of_a_compressed_cluster_is_that_of_its_matrices(payload, sha
 
 
 def nested(levels: int) -> dict:
-    """A device under so many switches."""
+    """A device below this many switches."""
     found = {"rate": 1, "memory": 1}
     for _ in range(levels):
         found = {"alpha_us": 1, "beta_us_per_mib": 1, "children": [found]}
@@ -671,7 +671,7 @@ def test_a_thousand_regular_devices():
 @pytest.mark.compiled
 def test_the_deadline_is_kept():
     problem = planner.parse(planning.draw(7, 40))
-    planner.solve(planner.parse(planning.draw(7, 20)), deadline_s=0.2)  # compiles
+    planner.solve(planner.parse(planning.draw(7, 20)), deadline_s=0.2)  # this call compiles
     started = time.monotonic()
     plan = planner.solve(problem, deadline_s=1)
     assert time.monotonic() - started < 12  # a call to the solver and a piece of annealing may still run
@@ -681,7 +681,7 @@ def test_the_deadline_is_kept():
 
 @pytest.mark.parametrize("model", MODELS)
 def test_stages_that_take_no_time(model, monkeypatch):
-    """Without compute and with free links all stages are 0, those of empty groups too."""
+    """Without compute and with free links all stages take no time, also those of empty groups."""
     monkeypatch.setattr(search, "STEPS", 20_000)
     p = planning.draw(7, 20)
     p.update(layer_cost=0.0, payload_mib=0.0, alpha_us=[[0.0] * 20 for _ in range(20)])
@@ -709,7 +709,7 @@ def test_without_time_the_bound_is_that_of_the_rates(model):
 
 
 def test_cuts_keep_the_time_limit(monkeypatch):
-    """Cuts that are computed in small pieces are the same. The search stops within an order when time is up."""
+    """Computing cuts in small pieces gives the same cuts. When time is up, the search stops even within an order."""
     problem = planner.parse(planning.draw(3, 40))
     found = search.GroupSearch(problem, "literal", "any", [list(range(40))], 0)
     whole = found._cuts(np.arange(40), math.inf)
@@ -731,7 +731,8 @@ def test_cuts_keep_the_time_limit(monkeypatch):
 def test_equal_seeds_give_equal_groups(monkeypatch):
     monkeypatch.setattr(search, "ROUNDS", 2)
     monkeypatch.setattr(search, "STEPS", 10_000)
-    monkeypatch.setattr(solver._Large, "sharpen", lambda *_: None)  # its time limit may change a bound, never groups
+    # It has a time limit, so it may change the bound; it never changes groups.
+    monkeypatch.setattr(solver._Large, "sharpen", lambda *_: None)
     problem = planner.parse(planning.draw(2, 30))
     plans = [planner.solve(problem, seed=5) for _ in range(2)]
     assert plans[0].groups == plans[1].groups

@@ -23,7 +23,8 @@ def drawn(seed: int) -> dict:
 
 
 def fewest_by(problem: planner.Problem, model: str):
-    """(name, function) of every method: from (b, the true number) to the fewest groups with stages of at most b."""
+    """(name, function) of every method. A function takes b and the true number, and returns the method's bound: the
+    fewest groups with stages of at most b."""
     grows = model == "work_conserving"
     far = time.monotonic() + 60
     alike, _ = _Large(problem, model, "any", 0.0, far, 0)._tree()
@@ -40,7 +41,7 @@ def fewest_by(problem: planner.Problem, model: str):
 @pytest.mark.parametrize("listed", [columns.LISTED, 0])
 @pytest.mark.parametrize("model", planner.OBJECTIVES)
 def test_the_bound_on_groups_is_valid(model, listed, monkeypatch):
-    """The bound is valid at exactly the stage of the best partition into k groups."""
+    """The bound is valid even for exactly the stage of the best partition into k groups."""
     monkeypatch.setattr(columns, "LISTED", listed)
     sharp: dict[str, list[bool]] = {}
     for seed in SEEDS:
@@ -60,7 +61,10 @@ def test_the_bound_on_groups_is_valid(model, listed, monkeypatch):
 
 
 def apart(rates: str, memory: tuple[int, ...], width: int, links: tuple[float, float, float], **rest) -> dict:
-    """Nodes of `width` devices of rates 1e6 (+) and 1e-3 (-). links: alpha between nodes, beta in and between them."""
+    """Nodes of `width` devices with rates 1e6 (+) and 1e-3 (-).
+
+    links: alpha between nodes, beta inside and between nodes.
+    """
     n, (alpha, near, far) = len(rates), links
     same = [[i // width == j // width for j in range(n)] for i in range(n)]
     return {

@@ -1,4 +1,4 @@
-"""Columns: the priced group, the rounding to units, and bounds and partitions, each against plain enumeration."""
+"""Column generation: the priced group, rounding to units, bounds and partitions are compared with plain enumeration."""
 
 from __future__ import annotations
 
@@ -59,14 +59,14 @@ def test_rounding_to_units_keeps_sums_reachable():
         for _ in range(50):
             values = rng.choice([0.0, 0.4, 1.0, 2.5, rng.random(), 60.0], 7)
             held = np.array([values[list(g)].sum() for r in range(8) for g in itertools.combinations(range(7), r)])
-            sums = rng.choice(held, 4)  # exactly reached by some
+            sums = rng.choice(held, 4)  # some devices reach these sums exactly
             need, each = columns._in_units(values, sums, most)
             assert need.max() <= most
             units = np.array([each[list(g)].sum() for r in range(8) for g in itertools.combinations(range(7), r)])
             for exact, rounded in zip(sums, need):
                 assert (units[held >= exact] >= rounded).all()
     need, each = columns._in_units(np.array([0.4, 1.0, 2.5, 0.0]), np.array([0.0, 7.0]), 100)
-    assert (need.tolist(), each.tolist()) == ([0, 70], [4, 10, 25, 0])  # nothing is lost where a unit fits all
+    assert (need.tolist(), each.tolist()) == ([0, 70], [4, 10, 25, 0])  # rounding loses nothing if a unit divides all
 
 
 @pytest.mark.compiled
@@ -99,7 +99,7 @@ def test_bounds_and_groups_against_the_optimum(model, allreduce, listed, monkeyp
 
 
 def mixed(n: int) -> dict:
-    """Nodes of four devices, each different. A bound by counts alone is bad here."""
+    """Nodes of four devices, which all differ. A bound that uses only counts of devices is bad here."""
     rates, memories = (0.4, 2.5, 1.0, 0.4, 1.0), (60, 12, 26, 9, 60, 26, 12)
     links = [[0 if i == j else i // 4 == j // 4 for j in range(n)] for i in range(n)]
     return {

@@ -137,7 +137,7 @@ def test_shapes_of_published_models(shared_dir):
         ), name
         assert m.gated == theirs["gated"]
         assert (m.layers, m.shared) == (theirs["num_layers"], theirs["shared_intermediate_size"]), name
-        if m.layers > m.moe_layers:  # one model's file has no width for dense layers: it is the experts'
+        if m.layers > m.moe_layers:  # one model's file gives no width for dense layers: theirs is the experts'
             assert m.dense_ffn == (theirs["dense_intermediate_size"] or m.ffn), name
         assert m.source
 
@@ -231,7 +231,7 @@ def test_numbers_of_a_model():
 
 
 def test_parameters_outside_the_experts():
-    """They are those of attention, of experts that all tokens share, and of layers without experts."""
+    """These are the parameters of attention, of experts that all tokens share, and of layers without experts."""
     h = 7168
     assert MODELS["deepseek-v3"].dense == 61 * 4 * h**2 + 58 * 3 * h * 2048 + 3 * 3 * h * 18432
     assert MODELS["mixtral-8x7b"].dense == 32 * 4 * 4096**2

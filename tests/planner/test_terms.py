@@ -1,7 +1,7 @@
 """Costs, searches, the exact solver and the bounds follow each change of a term in `terms.py`.
 
-Each case makes a term cheaper, in a process without compilation. A module with a formula of its own would then have a
-bound above the optimum, or a search whose values differ from the cost.
+Each case makes a term cheaper, in a process that compiles nothing. If a module had a formula of its own, its bound
+would then be above the optimum, or its values would differ from the cost.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def check(seed: int, model: str, allreduce: str) -> None:
 
 
 def check_search(tried: search.GroupSearch, grows: bool) -> None:
-    """The compiled loops' stages and F are those of the cost."""
+    """Check that the stages and F of the compiled loops are those of the cost."""
     p, n = tried.problem, tried.problem.n
     order = np.arange(n)
     longest, starts = tried._cuts(order, math.inf)
@@ -123,7 +123,7 @@ def check_search(tried: search.GroupSearch, grows: bool) -> None:
 
 
 def check_words(p: dict, priced: list, model: str, allreduce: str) -> None:
-    """The step that the report gives for faster links equals the cost with these links."""
+    """Check that the step which the report gives for faster links equals the cost with these links."""
     for groups, cost in priced:
         if math.isinf(cost.objective_us):
             continue

@@ -227,7 +227,10 @@ def test_threads_that_ended_do_not_hold_up_a_barrier():
 
 
 def test_barrier_in_a_branch():
-    """If lanes pass a barrier where other lanes of their warp wait, they are reported. An ended warp is not missed."""
+    """Lanes that pass by a barrier at which other lanes of their warp wait are reported.
+
+    A warp that has ended is not.
+    """
 
     @cuda.jit
     def bad(a, out):
@@ -550,7 +553,10 @@ def test_bank_conflicts_and_uncoalesced_loads_are_only_counted():
 
 @pytest.mark.parametrize(("step", "conflicts"), [(1, 0), (8, 28)])
 def test_copies_into_shared_memory_are_counted(step, conflicts):
-    """Copies of 16 bytes a lane go by quarters of a warp. Adjacent ones do not conflict, those 128 bytes apart do."""
+    """With 16 bytes a lane, a quarter of a warp copies at a time.
+
+    Lanes 128 bytes apart conflict, adjacent ones do not.
+    """
 
     @cuda.jit
     def kernel(a, out):
@@ -634,7 +640,7 @@ def test_equal_seeds_repeat_a_run_and_others_differ():
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32, np.float64])
 @pytest.mark.parametrize("offset", [-1, 0])
 def test_one_before_and_one_past_an_array(size, dtype, offset):
-    """Wherever an array ends in a page, exactly the items beside it are out of bounds."""
+    """Only the items beside an array are out of bounds, wherever in a page the array ends."""
 
     @cuda.jit
     def read(a, out, at):
@@ -652,7 +658,7 @@ def test_one_before_and_one_past_an_array(size, dtype, offset):
 
 
 def test_a_copy_replaces_an_earlier_store():
-    """After a copy into shared memory, reads return the copy and no store recorded before it."""
+    """After a copy into shared memory, reads return the copy, not an earlier store."""
 
     @cuda.jit
     def kernel(a, out):

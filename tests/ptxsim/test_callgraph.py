@@ -1,4 +1,4 @@
-"""The functions of a call graph that may be active twice are those that a search from themselves reaches."""
+"""Functions of a call graph that may be active twice are those whose calls, direct or not, lead back to them."""
 
 from __future__ import annotations
 

@@ -175,7 +175,7 @@ def test_a_machine_leaves_no_trace_in_numba():
     with ptxsim.use(ptxsim.Machine()) as machine:
         kept = cuda.to_device(np.ones(4))
         address = kept.device_ctypes_pointer.value
-    del kept  # freed late: it must not touch the next machine's memory
+    del kept  # it is freed late, and must not touch the next machine's memory
     with ptxsim.use(ptxsim.Machine()) as other:
         array = cuda.to_device(np.ones(4))
         assert array.device_ctypes_pointer.value == address

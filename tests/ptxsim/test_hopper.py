@@ -88,7 +88,10 @@ END:"""
 
 
 def tiles():
-    """(tiles, A, B). The tiles lie in the order of the copies, A before B in each step, and have swizzled rows."""
+    """(tiles, A, B).
+
+    The tiles lie in the order in which they are copied, A before B in each step. Their rows are swizzled.
+    """
     rng = np.random.default_rng(6)
     parts, sides = np.zeros((STEPS, 2, 64, 8, 8), np.uint16), []
     for side in range(2):

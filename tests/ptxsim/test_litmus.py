@@ -139,7 +139,7 @@ def test_message_passing(put, fence_put, get, fence_get, where, weak):
     seen, kinds = outcomes(kernel, where, 2)
     assert (WEAK_MP in seen) == weak
     assert {(0, 0, 0, 0), (1, 1, 0, 0)} <= seen
-    assert "race" in kinds  # if the flag is read as 0, reading x races in every variant
+    assert "race" in kinds  # in every variant, a thread that reads 0 from the flag races on x
 
 
 @pytest.mark.parametrize(
@@ -278,7 +278,7 @@ STORE, LOAD = STORES["relaxed.gpu.global"], LOADS["relaxed.gpu.global"]
     ],
 )
 def test_two_writes_each(put, fence, where, weak):
-    """2+2W: may both locations end with the first write of a thread?"""
+    """The test 2+2W: may both locations end with the first write of a thread?"""
     seen = finals(kernel_two_writes(STORES[put], FENCES.get(fence, NONE)), where)
     assert ((1, 1) in {end for end, _ in seen}) == weak
     assert {(2, 1), (1, 2)} <= {end for end, _ in seen}
@@ -286,7 +286,7 @@ def test_two_writes_each(put, fence, where, weak):
 
 @pytest.mark.parametrize(("fence", "weak"), [("", True), ("acq_rel.gpu", True), ("sc.gpu", False)])
 def test_write_order_and_reads(fence, weak):
-    """R: may x[0] end as 2 while x[64] is read as 0?"""
+    """The test R: may x[0] end as 2 while x[64] is read as 0?"""
     seen = finals(kernel_r(STORE, FENCES.get(fence, NONE), LOAD), "blocks")
     assert any(end[0] == 2 and out[0] == 0 for end, out in seen) == weak
     assert len(seen) >= 3
@@ -301,7 +301,7 @@ def test_write_order_and_reads(fence, weak):
     ],
 )
 def test_earlier_writes_stay_before_a_write(put, get, weak):
-    """S: the flag is read as 1; may x[0] still end as the 2 that was written before the flag?"""
+    """The test S: the flag is read as 1. May x[0] still end as 2, which was written before the flag?"""
     seen = finals(kernel_s(STORES[put], LOADS[get]), "blocks")
     assert any(end[0] == 2 and out[0] == 1 for end, out in seen) == weak
     assert any(out[0] == 1 for _, out in seen)

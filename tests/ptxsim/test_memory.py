@@ -136,7 +136,7 @@ def test_launches_leave_nothing_in_memory():
     assert len(machine.memory.allocations) == 1  # `out`
 
 
-def test_free_runs_merge():
+def test_adjacent_free_memory_is_merged():
     runs = FreeRuns(0, 100)
     a, b, c = runs.take(10), runs.take(20), runs.take(30)
     assert (a, b, c) == (0, 10, 30)

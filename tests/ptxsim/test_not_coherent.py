@@ -1,7 +1,7 @@
-"""Loads by ld.global.nc and ldu: a load is reported if its memory is written while the load's kernel runs, else not.
+"""Loads by ld.global.nc and ldu: a load is reported only if its memory is written while the load's kernel runs.
 
 The PTX ISA on ld.global.nc and ldu: the memory is read-only for as long as the kernel runs, whatever orders the load
-and the store. A report is at the load and names the store.
+and the store. The report has the line of the load, and names the store.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ def writes_afterwards(a, out, flag):
     t = cuda.threadIdx.x
     out[t] = READ(a, t)  # LOAD
     for i in range(3):
-        out[t] += PLAIN(a, (t + i) % N)  # a cell keeps two readers: these must not displace the load above
+        # The checker keeps two readers of a cell; these loads must not displace the one above.
+        out[t] += PLAIN(a, (t + i) % N)
     cuda.syncthreads()
     a[N - 1 - t] = t  # STORE
 
@@ -142,9 +143,9 @@ def test_a_store_of_another_device_while_the_kernel_runs(writer, reader, seed):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_stores_before_and_after_the_kernel(seed):
-    """No report: the stores are those of earlier and later launches on the same device, or of another device's launch.
+    """Stores of earlier and later launches on the same device are not reported.
 
-    An earlier launch on the reader's device waited for that other device's launch.
+    Nor are those of another device's launch for which an earlier launch on the reader's device has waited.
     """
     assert run((fills, 0), (reads, 0), (fills, 0), (reads, 0), seed=seed) == []
     assert run((fills, 0), (waits, 1), (reads, 1), seed=seed, devices=2) == []

@@ -33,7 +33,10 @@ def inputs(form, seed, low, high):
 
 
 def close(form, relative=0.0, absolute=0.0, ulps=0.0):
-    """A comparison of `got`, bits of the format, with `want`, bits of a float64. Zeros and infinities must agree."""
+    """A function that compares `got`, the bits of a format, with `want`, the bits of a float64.
+
+    Zeros and infinities must agree.
+    """
 
     def same(got, want):
         x, y = as_float(value(got, form)), as_float(value(want, F64))

@@ -133,7 +133,10 @@ ISSUED:""",
 
 
 def test_a_wait_for_a_phase_does_not_order_copies_of_a_later_one():
-    """A second copy on the same barrier has landed, but only the first phase was waited for. That does not cover it."""
+    """A second copy on the same barrier has landed, but only the first phase was waited for.
+
+    This wait does not order the copy.
+    """
     seen = "mbarrier.test_wait.parity.relaxed.cta.shared::cta.b64 p31, [r30], 1;"  # a relaxed wait does not acquire
     body = (
         LOAD
@@ -179,7 +182,7 @@ def test_wrong_addresses_and_sizes_are_reported(changed, kind, check):
     body = ONE.format(**{"to": "r29", "source": "a0", "size": 64, "bar": "r30"} | changed)
     found = [r.kind for r in run(body, DATA, threads=1, check=check)[1]]
     if kind == "out_of_bounds" and "source" in changed and not check:
-        return  # without the checker, reads near an array are not checked
+        return  # reads near an array are checked by the checker only
     assert found == ([] if kind is None else [kind, "deadlock"])
 
 
@@ -242,7 +245,7 @@ FREE = "cp.async.bulk.wait_group 0;"
             FREE,
             "cp.async.bulk.wait_group.read 0;",
             {"race"},
-        ),  # the sources may be reused, the targets are not complete yet
+        ),  # after this wait the sources may be reused, but the targets may be incomplete
         (FREE, f"ld.global.b32 r6, [a1+1088];\n{FREE}", {"missing_wait", "race"}),
         (FREE, "", {"missing_wait", "race", "misuse"}),
         ("st.shared.v4.b32 [d2], {r1, r2, r3, r4};", "", {"uninitialised"}),

@@ -70,7 +70,7 @@ BETWEEN = between()
 
 
 def whole(x, mode):
-    """A number rounded to an integer."""
+    """A number, rounded to an integer."""
     size = signed(x)
     floor = size.numerator // size.denominator
     rest = size - floor
@@ -99,7 +99,7 @@ def test_integer_to_integer(to):
                 return cut(saturated(x, to) if sat else read(x, to), register(to))
 
             cases.append(Case(f"cvt{sat}.{to}.{source} $d, $a;", f"b{register(to)}", a, want))
-        if bits_of(to) < 64:  # a register wider than the type is sign-extended or zero-extended
+        if bits_of(to) < 64:  # the rest of the register is filled with the sign or with zeros
             cases.append(
                 Case(
                     f"cvt.{to}.{source} $d, $a;", "b64", a, lambda a, source=source: cut(read(read(a, source), to), 64)
@@ -228,7 +228,7 @@ def test_flushing_conversions():
 
 
 def finite(bits, form):
-    """The bits, with the largest number in place of an infinity."""
+    """The bits of a number; the largest finite number takes the place of an infinity."""
     sign = 1 << (form.exponent + form.fraction + form.below)
     return bits - (1 << form.below) if bits & ~sign == form.infinity << form.below else bits
 
@@ -290,7 +290,7 @@ QUARTERS = {five: [quarter(bits, five) for bits in range(0x7C if five else 0x7F)
 
 
 def to_quarter(x, five, relu):
-    """The nearest e4m3 or e5m2 number, ties to the even pattern, never infinite."""
+    """The nearest e4m3 or e5m2 number. Ties go to the even pattern; the result is never infinite."""
     if x[0] == "nan":
         return 0x7F
     if relu and x[1]:
@@ -419,7 +419,7 @@ def order(x, y):
 
 
 def float_order(x, y):
-    """0, 1, 2 for less, equal, more; 3 for unordered."""
+    """0 for less, 1 for equal, 2 for more, 3 for unordered."""
     if "nan" in (x[0], y[0]):
         return 3
     size = lambda v: v[2] if v[0] == "num" else exact(1 << 2000)[2]  # noqa: E731

@@ -55,7 +55,7 @@ def limited(bits, form, sat, relu):
 
 
 def stated(function, form, mode="rn", ftz=False, sat=False, relu=False):
-    """`function` on bits, rounded once; with ftz, subnormal operands and results become zeros."""
+    """`function`, applied to bits and rounded once. With ftz, subnormal operands and results become zeros."""
 
     def want(*raw):
         numbers = [value(x, form) for x in raw]
@@ -65,7 +65,7 @@ def stated(function, form, mode="rn", ftz=False, sat=False, relu=False):
         bits = rounded(result, form, mode)
         if ftz:
             if subnormal(result, form) and not subnormal(value(bits, form), form):
-                return None  # rounded up to the least normal number, or down to zero: either is right
+                return None  # it may be rounded up to the least normal number or flushed to zero
             bits = rounded(flushed(value(bits, form), form), form)
         return limited(bits, form, sat, relu)
 
@@ -221,7 +221,7 @@ def test_packed_halves(name):
 
 
 def best(form, op, nan=False, ftz=False, xorsign=False, absolute=False):
-    """min and max: a NaN loses unless .NaN; -0 < +0; .xorsign.abs compares magnitudes and multiplies signs."""
+    """min and max: a NaN loses unless there is .NaN; -0 < +0; .xorsign.abs compares magnitudes, multiplies signs."""
 
     def want(*raw):
         numbers = [value(x, form) for x in raw]

@@ -21,7 +21,7 @@ def values(kind: str, count: int, seed: int = 0) -> dict[str, np.ndarray]:
 
 
 def amounts(seed: int, n: int = N) -> np.ndarray:
-    """Shift amounts: small ones, some past every width, and large ones."""
+    """Shift amounts: small ones, some that exceed every width, and large ones."""
     rng = np.random.default_rng(seed)
     some = rng.integers(0, 80, n).astype(np.uint32)
     some[::7] = rng.choice(
@@ -32,7 +32,10 @@ def amounts(seed: int, n: int = N) -> np.ndarray:
 
 
 def of(kind, function, wide=False):
-    """The function, applied to bits of a type. Its result is cut to the type's width, or to twice that if `wide`."""
+    """The function, applied to bits of a type.
+
+    Its result is cut to the type's width, or to twice this width if `wide`.
+    """
     bits = bits_of(kind) * (2 if wide else 1)
     return lambda *raw: cut(function(*(read(x, kind) for x in raw)), bits)
 

@@ -14,7 +14,7 @@ from simt_ptx import execute, rejection
 LANES = range(32)
 
 
-def high_second(i):  # rows of A whose elements come in pairs: i = 2, 3, 6, 7 are 8 rows below
+def high_second(i):  # elements of A come in pairs; elements 2, 3, 6 and 7 are 8 rows below the others
     return 8 if i in (2, 3, 6, 7) else 0
 
 
@@ -81,7 +81,7 @@ def unpacked(registers, shape, count, bits):
 
 
 def multiply(text, shape, bits, a, b, c, bits_c, bits_d):
-    """D, as bit patterns, of one mma of matrices of bit patterns."""
+    """D of one mma. All matrices are given as bit patterns."""
     count_a, count_b, layout_a, layout_b = LAYOUTS[shape]
     count_c = 4 if shape[1:3] == "16" else 2
     parts = [
@@ -118,7 +118,7 @@ def drawn(form, shape, seed, edges=False):
 
 
 def chained(a, b, c, form, form_c, form_d, step=F32):
-    """Each element: C, plus the products in k order, each sum rounded to `step`, the last one to D's type."""
+    """Each element is C plus the products in k order. Each sum is rounded to `step`, the last one to D's type."""
     m, k = a.shape
     out = np.zeros((m, b.shape[1]), object)
     for row in range(m):

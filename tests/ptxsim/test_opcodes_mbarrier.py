@@ -213,7 +213,7 @@ DONE: bar.warp.sync -1;"""
 # ---- bytes ----
 @CHECKED
 def test_expected_bytes_keep_a_phase_open(check):
-    """After expect_tx the phase does not end with the last arrival; tests of its parity stay false."""
+    """After expect_tx the phase does not end with the last arrival, and tests of its parity return false."""
     body = (
         INIT.format(count=2)
         + """mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [r30], 16;

@@ -423,7 +423,7 @@ st.global.b64 [d32+24], d5;"""
 @CHECKED
 @pytest.mark.parametrize("space", ["global", "shared"])
 def test_atomics_of_one_location(space, checked):
-    """64 threads on one word: exactly one of them gets each intermediate value."""
+    """64 threads change one word. Exactly one of them gets each intermediate value."""
     module = ".shared .align 8 .b32 word[4];"
     address = "a1" if space == "global" else "d1"
     body = f"""mov.u64 d1, word;
@@ -450,7 +450,7 @@ st.global.v4.b32 [d2+16], {{r5, r6, r7, r7}};"""
     turns = [(5 + i) % 21 for i in range(65)]
     assert sorted(out[:, 1].tolist()) == sorted(turns[:64])
     assert set(out[:, 4].tolist()) == {turns[64]}
-    seen = [*out[:, 2].tolist(), int(out[0, 5])]  # everything written, and the initial value
+    seen = [*out[:, 2].tolist(), int(out[0, 5])]  # all values that were written, and the initial one
     assert sorted(seen) == sorted([*range(64), 5])
     assert set(out[:, 6].tolist()) == {63}
 
@@ -458,7 +458,7 @@ st.global.v4.b32 [d2+16], {{r5, r6, r7, r7}};"""
 # ---- copies ----
 @CHECKED
 def test_asynchronous_copies(checked):
-    """cp.async copies every size, in groups, and fills with zeros where the source is shorter or ignored."""
+    """cp.async copies every size, in groups. It fills with zeros if the source is shorter or ignored."""
     module = ".shared .align 16 .b8 tile[2048];"
     body = """mov.u64 d1, tile;
 mad.wide.u32 d1, t, 64, d1;

@@ -16,7 +16,7 @@ def members(mask):
 
 
 def among(mask, body):
-    """The body for the lanes of a mask; the others skip it and arrive later."""
+    """PTX that runs a body on the lanes of a mask; the other lanes skip it."""
     return f"""shr.u32 r39, {mask:#x}, t;
 and.b32 r39, r39, 1;
 setp.eq.u32 p39, r39, 0;

@@ -1,7 +1,8 @@
 """wgmma on the PTX machine against the layouts and fragments of the PTX ISA, written in NumPy.
 
-An operand's image in shared memory is written element by element from the ISA's canonical layouts; the machine reads
-it through a descriptor. Products are exact, each element is one chain of float32 additions in k order from D.
+An operand's image in shared memory is written element by element from the ISA's canonical layouts; the machine reads it
+through a descriptor. Products are exact. Each element is one chain of float32 additions, which starts from D and goes
+in k order.
 """
 
 from __future__ import annotations
@@ -247,7 +248,7 @@ def test_generic_writes_need_a_proxy_fence(before, kinds):
     assert kinds_of(before=before) == kinds
 
 
-STORE = "st.shared.u32 [tile+32768], 5;"  # for B, which all warps read
+STORE = "st.shared.u32 [tile+32768], 5;"  # a store to B, which all warps read
 HELD = "wgmma.wait_group.sync.aligned 0;"
 
 
@@ -257,7 +258,7 @@ HELD = "wgmma.wait_group.sync.aligned 0;"
         (
             f"{COMMIT}\n{HELD}\nbar.sync 0;\n{STORE}",
             {"race"},
-        ),  # 128 threads store the same word, in no order
+        ),  # 128 threads store the same word without an order
         (f"{COMMIT}\n{HELD}\nbar.sync 0;\nsetp.ne.u32 p4, t, 0;\n@!p4 {STORE}", set()),
         (f"{COMMIT}\nbar.sync 0;\nsetp.ne.u32 p4, t, 0;\n@!p4 {STORE}\n{HELD}", {"race"}),
         (
@@ -319,7 +320,8 @@ def test_a_second_product_of_the_same_registers():
     again, other = form.format(16, "c0, c1, c2, c3, c4, c5, c6, c7"), form.format(8, "c0, c1, c2, c3")
     assert kinds_of(after=f"{again}\n{WAIT}\n{again}\n{WAIT}") == set()
     assert kinds_of(after=f"{WAIT}\n{ADD}\n{again}\n{WAIT}") == {"missing_fence"}
-    assert kinds_of(after=f"{WAIT}\n{ADD}\n{HELD}\n{again}\n{WAIT}") == {"missing_fence"}  # a wait is no fence
+    # A wait does not replace a fence.
+    assert kinds_of(after=f"{WAIT}\n{ADD}\n{HELD}\n{again}\n{WAIT}") == {"missing_fence"}
     assert kinds_of(after=f"{WAIT}\n{ADD}\n{FENCE}\n{again}\n{WAIT}") == set()
     assert kinds_of(after=f"{other}\n{WAIT}") == {"missing_wait"}
     assert kinds_of(after=f"{WAIT}\n{other}\n{WAIT}") == set()

@@ -65,7 +65,7 @@ def test_every_test_has_its_own_machine(tmp_path, words, environment):
     (tmp_path / "test_it.py").write_text(TESTS)
     out = run_pytest(tmp_path, *words, tmp_path, **environment)
     assert "out_of_bounds" in out
-    assert "3 passed" in out  # the bodies pass; a report is an error of the tear-down
+    assert "3 passed" in out  # the test bodies pass, and a report makes the tear-down fail
     assert "1 error" in out
     assert "test_bad" in out
 

@@ -1,4 +1,4 @@
-"""`ptxsim profile` as a user runs it."""
+"""The command `ptxsim profile`, as a user runs it."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_a_clean_script(tmp_path):
     assert code == 0
     assert out.startswith("sum 192.0 --not-mine 7\n0 reports\n")
     line = next(text.split() for text in out.splitlines() if text.split()[:1] == ["9"])
-    assert line[line.index("100%") + 1] == "4", line  # bytes of an access
+    assert line[line.index("100%") + 1] == "4", line  # the column of bytes of an access
     assert line[-1].endswith("clean.py")
 
 

@@ -16,7 +16,7 @@ NAN = "0x7ff8000000000000"
 
 
 def typed(names: str, types: str, shape: str) -> list[tuple[str, str]]:
-    """Instructions of several types: in `shape`, x is a register of the type's size."""
+    """Instructions for several types. In `shape`, x stands for a register of the type's size."""
     sizes = {"16": "h", "32": "r", "64": "d"}
     return [(f"{name}.{kind}", shape.replace("x", sizes[kind[1:]])) for name in names.split() for kind in types.split()]
 
@@ -166,7 +166,7 @@ def line(choice: int, picks: list[int], guard: int) -> list[str]:
     text = [f"{before}{opcode} {', '.join(operands)};"]
     if opcode.endswith("f64") and kinds[0] == "d" and not opcode.startswith(("cvt.rmi", "cvt.rzi")):
         text += [f"testp.notanumber.f64 p9, {operands[0]};", f"selp.b64 {operands[0]}, {NAN}, {operands[0]}, p9;"]
-    return ["\n".join(text)]  # no jump may end between the lines
+    return ["\n".join(text)]  # one item, so that no jump ends between these lines
 
 
 @st.composite

@@ -276,7 +276,7 @@ def test_arrays_of_any_strides(values):
 @pytest.mark.parametrize("value", ["x", None, [1, 2], np.array([None]), np.ones(4, ">f4"), np.array(["a"]), object()])
 def test_arguments_of_unsupported_types(value):
     machine, z = ptxsim.Machine(), np.zeros(64, np.float32)
-    with pytest.raises(Exception, match=r".{3}"):  # Numba's own error of types, or ours
+    with pytest.raises(Exception, match=r".{3}"):  # either Numba's own type error or the machine's
         machine.device(0).launch(add_one, 1, 32, value, z)
     machine.device(0).launch(add_one, 2, 32, z, z)
     assert machine.run() == []

@@ -80,7 +80,7 @@ def addresses(tmp_path: Path, text: str) -> set[str]:
 
 
 def test_shared_arrays_have_the_names_and_indices_of_the_source(tmp_path):
-    """One size that the source leaves open follows from the others. If it leaves two open, the index is flat."""
+    """If the source leaves one size open, it is computed from the others. If it leaves two open, the index is flat."""
     wanted = {"tile[7]", "square[2, 3]", "part[4, 1]", "odd[6]", "tile[32]"}
     assert addresses(tmp_path, SHARED) == {f"shared {name}" for name in wanted}
 
@@ -115,7 +115,7 @@ def test_names_of_ptx_and_c(symbol, name):
 
 
 def test_a_missing_barrier_is_few_lines(tmp_path, capsys):
-    """The reports of a line, kind and array are printed as one, with their number and the first pair of threads."""
+    """Reports of one kind at one line and array are printed as one, with their number and the first pair of threads."""
     path = tmp_path / "script.py"
     path.write_text(HEAD + SUM)
     assert main(["check", str(path)]) == 1

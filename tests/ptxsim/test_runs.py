@@ -190,9 +190,10 @@ def first_leaves(a, b, n):
     ],
 )
 def test_a_grid_barrier_that_some_blocks_never_reach_is_reported(kernel, few, many, waiting, blocks, check):
-    """CUDA's runtime counts blocks: if one never arrives, the others wait for ever, whatever the order of blocks.
+    """CUDA's runtime counts blocks. If a block never arrives, the others wait for ever, in any order of blocks.
 
-    A block arrives with its thread 0, even if other threads of it have ended: numba-cuda's own examples return early.
+    A block arrives when its thread 0 does, even if its other threads have ended: in numba-cuda's own examples threads
+    return early.
     """
     for seed in range(6):
         for n, found in ((few, ["deadlock"]), (many, [])):
@@ -210,7 +211,10 @@ def test_a_grid_barrier_that_some_blocks_never_reach_is_reported(kernel, few, ma
 
 
 def test_actors_keep_their_numbers_when_one_ends():
-    """Two actors exchange a flag after a third has ended: no actor's writes count as another's."""
+    """Two actors exchange a flag after a third has ended.
+
+    The checker must not take one actor's writes for another's.
+    """
     machine = ptxsim.Machine()
     data, flag = machine.host_array(np.zeros(1, np.int64)), machine.host_array(np.zeros(1, np.int64))
     seen = []

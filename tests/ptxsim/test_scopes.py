@@ -1,5 +1,4 @@
-"""Which releases an acquire pairs with when scopes are mixed, by the PTX ISA's release and acquire patterns (8.8 to
-8.9.4).
+"""Which releases an acquire pairs with if scopes differ, by the PTX ISA's release and acquire patterns (8.8 to 8.9.4).
 
 The threads of a test are at stated places (device, block, warp). One writes `data`, which is weak, and then `flag`; the
 reader waits for a value of `flag` and reads `data`. So the two weak accesses are ordered in every schedule, or in none:
@@ -63,7 +62,10 @@ ORDERED = {(frozenset(), 1)}
 
 
 def racing(found, flag=False):
-    """Whether every seed reports a race on `data` and nothing else. With `flag`, a race on the flag may come too."""
+    """Whether every seed reports a race on `data` and nothing else.
+
+    flag: whether a race on the flag may be reported too.
+    """
     kinds = {kinds for kinds, _ in found}
     return all("race data" in each and each <= {"race data", *(["race flag"] if flag else [])} for each in kinds)
 
@@ -71,9 +73,10 @@ def racing(found, flag=False):
 @pytest.mark.parametrize("adds", [1, 8])
 @pytest.mark.parametrize(("reader", "ordered"), [((0, 0, 1), True), ((0, 1, 1), False)])
 def test_a_chain_of_atomic_operations_keeps_the_releases_of_each_thread(reader, ordered, adds):
-    """A fence of block scope, then an atomic operation of device scope; threads of block 1 add to the flag after it.
+    """A fence of block scope comes before an atomic operation of device scope. Then threads of block 1 add to the flag.
 
-    The first operation of the release pattern is the fence: a reader of block 0 is in its scope, one of block 1 is not.
+    The first operation of the release pattern is the fence. A reader in block 0 is in its scope, a reader in block 1 is
+    not.
     """
     threads = {
         (0, 0, 0): WRITE + "fence.acq_rel.cta; atom.relaxed.gpu.exch.b32 %r0, [%flag], 1;",
@@ -93,7 +96,7 @@ def test_a_release_of_another_device_needs_an_acquire_of_system_scope(scope, ord
         (1, 1, 0): wait(2, "ld.relaxed.sys.u32 %r1, [%flag];") + f"ld.acquire.{scope}.u32 %r1, [%flag];" + READ,
     }
     found = reports(threads, devices=2)
-    # the loads of system scope observe the flag; an acquire of gpu scope does not take the other device's release
+    # loads of system scope see the flag, but an acquire of gpu scope does not pair with the other device's release
     assert found == ORDERED if ordered else racing(found)
 
 
@@ -106,9 +109,9 @@ def test_a_release_of_another_device_needs_an_acquire_of_system_scope(scope, ord
     ],
 )
 def test_a_release_hands_on_what_its_thread_has_acquired(first, second, ordered):
-    """Causality is transitive: block 0 writes to a peer's memory and releases to block 1, which releases to the peer.
+    """Causality is transitive. Block 0 writes to a peer's memory and releases to block 1, which releases to the peer.
 
-    So data may pass through a release of gpu scope, if the last one, to the other device, has system scope.
+    So the first release may have gpu scope, if the second one, to the other device, has system scope.
     """
     threads = {
         (0, 0, 0): WRITE + f"st.release.{first}.u32 [%flag], 1;",
@@ -124,7 +127,10 @@ def test_a_release_hands_on_what_its_thread_has_acquired(first, second, ordered)
 
 @pytest.mark.parametrize(("scope", "ordered"), [("gpu", True), ("cta", False)])
 def test_an_atomic_operation_of_too_small_a_scope_breaks_the_chain(scope, ordered):
-    """Block 1 adds to the flag; with block scope it does not observe block 0's release, and so its readers do not."""
+    """Block 1 adds to the flag.
+
+    With block scope the addition does not observe block 0's release, so block 1's readers do not.
+    """
     threads = {
         (0, 0, 0): WRITE + "st.release.gpu.u32 [%flag], 1;",
         (0, 1, 0): wait(1) + ADD.format(f"relaxed.{scope}") + "st.relaxed.gpu.u32 [%flag+8], 1;",
@@ -159,7 +165,7 @@ def test_a_fence_of_a_narrow_scope_leaves_an_earlier_wide_one_in_force(fences, o
     ],
 )
 def test_a_release_operation_followed_by_a_strong_write_of_its_location(second, ordered):
-    """The two are a release pattern. With a strong write of another location they are not."""
+    """The two form a release pattern. A strong write of another location would not form one."""
     where = "[%flag+8]" if "+8" in second else "[%flag]"
     threads = {
         (0, 0, 0): WRITE + "st.release.gpu.u32 [%flag], 1;" + second,
@@ -171,7 +177,7 @@ def test_a_release_operation_followed_by_a_strong_write_of_its_location(second, 
 
 @pytest.mark.parametrize(("where", "ordered"), [("[%flag]", True), ("[%flag+8]", False)])
 def test_a_strong_read_followed_by_an_acquire_operation_on_its_location(where, ordered):
-    """The two are an acquire pattern, although the acquire operation reads a later write, which releases nothing."""
+    """The two form an acquire pattern, although the acquire operation reads a later write, which releases nothing."""
     threads = {
         (0, 0, 0): WRITE + "st.release.gpu.u32 [%flag], 1;",
         (0, 1, 0): wait(1) + "st.relaxed.gpu.u32 [%flag+16], 1;" + wait(2) + f"ld.acquire.gpu.u32 %r1, {where};" + READ,

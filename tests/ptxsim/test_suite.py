@@ -55,7 +55,8 @@ def test_the_rate_counts_failures_but_not_libraries(tmp_path):
     kinds = ["agrees"] * 6 + ["differs", "refused", "time", "driver", "no_kernel", "skipped", "expected"]
     lines = [{"module": "m", "test": str(n), "outcome": kind, "libraries": []} for n, kind in enumerate(kinds)]
     lines.append({"module": "m", "test": "linked", "outcome": "differs", "libraries": ["nrt.cu"]})
-    lines.append({"module": "m", "test": "6", "outcome": "agrees", "libraries": []})  # the first outcome counts
+    # Of two outcomes of a test the first one counts.
+    lines.append({"module": "m", "test": "6", "outcome": "agrees", "libraries": []})
     path = tmp_path / "results.jsonl"
     path.write_text("\n".join(map(json.dumps, lines)))
     assert rate(load(path)) == (6, 9)

@@ -21,7 +21,7 @@ def kernel(body: str = "", module: str = "") -> str:
 
 
 def calls(count: int) -> str:
-    """Functions that each call the next two: 2^(count / 2) ways through them."""
+    """Functions that each call the next two, so there are at least 2^(count / 2) ways through them."""
     last = "".join(f".func f{n}() {{ ret; }}\n" for n in (count, count + 1))
     each = "".join(f".func f{n}() {{ call f{n + 1}, (); call f{n + 2}, (); ret; }}\n" for n in reversed(range(count)))
     return kernel("call f0, ();", last + each)

@@ -60,12 +60,12 @@ def test_units_depend_on_what_they_are_compiled_from():
 
 # ---- opcodes
 
-MEANINGS = {  # number // 100 -> the files that execute the opcodes of the group
+MEANINGS = {  # an opcode's number // 100, its group -> the files that execute the group's opcodes
     0: ("integer.py", "arithmetic.py"),
     1: ("floating.py",),
     2: ("arithmetic.py",),
 }
-# Opcodes that a file handles in its last `else`, without their names.
+# Opcodes that a file handles in a last `else`, where they are not named.
 LAST = {"MAX2", "FTANH", "CVTPACK"}
 
 

@@ -1,4 +1,4 @@
-"""A results file from anywhere shows no other file's bytes, takes no more memory than its size, and crashes nothing."""
+"""Reading any results file shows no other file's bytes, takes no more memory than its size, and never crashes."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def escape(table: h5py.Group, folder: Path) -> None:
 
 
 def long_text(table: h5py.Group, folder: Path) -> None:
-    """One long text makes every element of NumPy's array as long."""
+    """A dataset with one long text: NumPy's array would have this length for every element."""
     del table["n"]
     table.create_dataset("n", data=["a" * 10_000] + ["b"] * 5_000, dtype=h5py.string_dtype())
 
@@ -161,7 +161,7 @@ def test_a_crash_or_a_loop_inside_hdf5_is_an_error(path, monkeypatch, code, word
 
 
 def test_the_trial_reads_the_file(path, monkeypatch):
-    """An error of the trial is the error that is raised. The trial's memory is bounded."""
+    """The error that the trial gets is raised. The trial's memory is bounded."""
     assert guarded.trial(path) == ""
     monkeypatch.setattr(guarded, "CODE", guarded.CODE.replace("hdf5.read(", "bytes(1 << 30), hdf5.read("))
     assert guarded.trial(path) == "out of memory"
@@ -172,7 +172,7 @@ def test_the_trial_reads_the_file(path, monkeypatch):
 
 
 def test_a_file_has_a_largest_size(path, monkeypatch):
-    """A sparse file of any size takes no space on the disk, and would be read for hours."""
+    """A sparse file takes no space on the disk, whatever its size, and would be read for hours."""
     held, most = path.stat().st_size, guarded.MOST_FILE
     with open(path, "r+b") as file:
         file.truncate(most + 1)

@@ -107,7 +107,7 @@ def test_pandas(tmp_path):
     assert set(frames) == {("rank", "iteration"), ("schedule",), ()}
     frame = frames["rank", "iteration"]
     assert list(frame.columns) == ["run", "rank", "iteration", "seconds"]
-    assert len(frame) == 2 * 2 * 300  # a row for each value that was measured
+    assert len(frame) == 2 * 2 * 300  # each measured value has a row
     expected = example_run().tables[0].variables["seconds"].values
     assert set(frame[(frame["rank"] == 1) & (frame["iteration"] == 7)]["seconds"]) == {expected[1, 7]}
     assert dict(zip(frames["schedule",]["schedule"], frames["schedule",]["right"])) == {"fused": 1, "bulk": 0}
@@ -382,7 +382,7 @@ def test_a_link_and_the_file_mode_stay(tmp_path):
 
 
 def test_a_link_planted_beside_the_file_is_not_followed(tmp_path):
-    """Neither a link with the name of the copy is followed nor one with the name of the lock."""
+    """A link with the name of the copy is not followed, nor one with the name of the lock."""
     (tmp_path / "precious").write_text("x")
     for name in (f".r.h5.{socket.gethostname()}.{os.getpid()}.aside", ".r.h5.aside"):
         (tmp_path / name).symlink_to("precious")
@@ -402,7 +402,7 @@ def test_a_kill_during_a_write_loses_no_earlier_run(tmp_path):
     for round_ in range(4):
         process = writer(path, 1000, f"{round_:02d}", size=100_000)
         assert process.stdout is not None
-        process.stdout.readline()  # one append is done, the next has begun
+        process.stdout.readline()  # one run is appended, and the next is being written
         time.sleep(float(rng.uniform(0, 0.15)))
         process.send_signal(signal.SIGKILL)
         said = 1 + len(process.stdout.read().split())
@@ -473,7 +473,7 @@ def test_a_writer_on_another_host_loses_nothing(tmp_path, monkeypatch):
 
     def interrupted(target, runs, run, more):
         write(target, runs, run, more)
-        if others and run.name == "d":  # a writer of another host, where flock is local to a host
+        if others and run.name == "d":  # another host writes now, and cannot see this host's flock
             aside = path.with_name("other.h5")
             shutil.copy(path, aside)
             with h5py.File(aside, "r+", locking=False) as file:

@@ -1,4 +1,4 @@
-"""Assembly of micro-kernels for Arm, made on any machine."""
+"""Makes the assembly of micro-kernels for Arm, on any machine."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from llvmlite import binding, ir
 
 
 class Nothing:
-    """A stand-in for Numba's context. A micro-kernel requests its empty result from it."""
+    """A stand-in for Numba's context, which a micro-kernel only asks for an empty result."""
 
     def get_dummy_value(self) -> None:
         return None

@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SKEWS = ("router", "uniform", "one", "none", "some", "zipf")
 
 
-PATIENCE = 25.0  # seconds of a wait's timeout; a test's limit is longer, so that a hanging wait reports its error
+PATIENCE = 25.0  # the timeout of waits, in seconds; a test's limit is longer, so that hanging waits report errors
 
 
 class MoE(aristos.MoE):
@@ -70,7 +70,7 @@ def routing(cfg: aristos.MoEConfig, count: int, skew: str, seed: int) -> dict[st
     rng = np.random.default_rng(seed)
     k, experts = cfg.top_k, cfg.experts
     share = np.ones(experts) if skew != "zipf" else 1.0 / np.arange(1, experts + 1) ** 2
-    # exponential races draw k different experts for each token, with probabilities by share
+    # the k experts with the least exponential times / share are different, and drawn by their shares
     ids = np.argsort(rng.exponential(size=(count, experts)) / share, axis=1)[:, :k].astype(np.int64)
     if skew == "one":
         ids[:] = -1
@@ -125,7 +125,7 @@ def digest(a: np.ndarray) -> str:
 
 @contextlib.contextmanager
 def alone(cfg: aristos.MoEConfig, *weights: dict[str, Any], **options: Any) -> Iterator[MoE]:
-    """The same layers in one process without MPI. Every other way to compute must give its bits."""
+    """The same layers in one process without MPI. Every other way to compute must give the bits of these layers."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="comm=None in one of")
         moe = MoE(cfg, layers=len(weights), **options)
@@ -162,7 +162,7 @@ def wanted_rows(placement: Placement, everyone: list[tuple[np.ndarray, np.ndarra
 
 
 def one_exchange(comm: Any, exchange: Any, x: np.ndarray, call: dict[str, Any], experts: int) -> None:
-    """Dispatch, check what landed, let expert e multiply by e + 2, combine, and check the sum."""
+    """Dispatch, check the rows that landed, multiply those of expert e by e + 2, combine, and check the sums."""
     rank = comm.rank if comm is not None else 0
     everyone = comm.allgather((x, call["ids"])) if comm is not None else [(x, call["ids"])]
     rows, handle = exchange.dispatch(x, call["ids"])
@@ -213,7 +213,7 @@ class Job:
 
 
 def clean_environment() -> dict[str, str]:
-    """The environment for a process that is no rank of this process's launch."""
+    """The environment for a process that is not a rank of the launch that this process belongs to."""
     env = rank_environment(Path())
     del env[FLAG]
     env.pop("HYDI_CONTROL_FD", None)

@@ -137,7 +137,7 @@ class Rank:
         self.job, self.routing = self.device.array(job), self.device.array(self._routing(count))
 
     def standing(self, state: np.ndarray) -> str:
-        """What `standing.describe` returns for a state of this rank."""
+        """The text of `standing.describe` for a state of this rank."""
         job, memory = self.job.copy_to_host(), self.layers.machine.memory
 
         def line(peer: int, word: int) -> int:
@@ -147,7 +147,7 @@ class Rank:
         return describe(job, state, int(self.lock.copy_to_host()[0]), line)
 
     def put(self, values: np.ndarray) -> int:
-        """The address of a copy in this rank's memory."""
+        """Copy an array to this rank's memory; returns its address."""
         array = self.device.array(np.ascontiguousarray(values))
         self.kept.append(array)
         return array.ptr
@@ -209,7 +209,7 @@ class Rank:
         return job
 
     def _remote(self) -> dict[str, int]:
-        """The words of the job about other nodes."""
+        """The words of the job that are about other nodes."""
         return {"remote": 0, "bundle_pairs": 0, "mirror": 0, "mirror_bytes": 0}
 
     def _weights(self, job: np.ndarray) -> None:

@@ -28,7 +28,7 @@ MACHINE_END = 1 << 52
 WORD = 8
 WINDOW, BUFFERS = 0, SPAN // 2
 GAP = 24  # the most turns of the machine between two turns of a proxy
-LONG = 2_000  # a proxy with so many idle turns in a row hangs
+LONG = 2_000  # a proxy that is idle for more turns in a row than this hangs
 
 
 class Host:

@@ -52,7 +52,7 @@ class Product:
         x = narrow(self.x, self.kind)
         m, n = len(x), self.up.shape[1]
         order = np.arange(m) if order is None else order
-        step = 16 // x.itemsize  # rows start at multiples of 16 bytes, and have space for whole groups of 16
+        step = 16 // x.itemsize  # rows start at multiples of 16 bytes, and their space is a whole number of 16 bytes
         wide = np.full((m, -(-x.shape[1] // step) * step), 1, x.dtype)  # values after a row must not change results
         wide[:, : x.shape[1]] = x
         packed, bias = self.weights()

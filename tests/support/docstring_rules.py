@@ -58,7 +58,7 @@ def of_page() -> list[Public]:
 
 
 def of(name: str, found: Any) -> Iterator[Public]:
-    """An object by its name, together with a module's public names or a class's public members."""
+    """An object by its name, and the public names of a module or the public members of a class."""
     if inspect.ismodule(found):
         for each in api.public(found):
             yield from of(f"{name}.{each}", getattr(found, each))
@@ -118,7 +118,7 @@ def _errors() -> list[type[AristosError]]:
 
 
 def what_comes_back_is_described(public: Public) -> list[str]:
-    """A function with parameters describes its result under Returns or Yields."""
+    """A function with parameters describes what it returns under Returns or Yields."""
     if not inspect.isfunction(public.function) or not public.parameters:
         return []
     if inspect.signature(public.function).return_annotation in ("None", inspect.Signature.empty):

@@ -29,7 +29,7 @@ from kernel_cache import sm_limits as limits
 from kernel_cache.offline import capability
 
 REAL: Any = importlib.import_module("cuda.bindings.driver")
-KERNEL_REGISTERS, KERNEL_STATIC = 32, 1024  # for images that are not made from a catalogue.Kernel
+KERNEL_REGISTERS, KERNEL_STATIC = 32, 1024  # facts of images that are not made from a catalogue.Kernel
 FOREIGN = 1 << 50  # a GPU's address for registered host memory; kernels of the stand-in cannot use it
 
 
@@ -92,7 +92,7 @@ class Machine:
         self.eager, self.random, self.seconds = eager, random.Random(seed), seconds
 
     def resides(self, process: int, kernel: str, change: int) -> None:
-        """Note that a launch starts (1) or ends (-1)."""
+        """Count a launch that starts (1) or ends (-1)."""
         key = process, kernel
         self.resident[key] = self.resident.get(key, 0) + change
         self.most[key] = max(self.most.get(key, 0), self.resident[key])
@@ -210,7 +210,7 @@ class Driver(Streams):
 
     @contextlib.contextmanager
     def locked(self, p: Process, name: str) -> Any:
-        """Hold the driver's lock. Every call takes it, except waits."""
+        """Hold the driver's lock. Every call but a wait takes it."""
         if not p.lock.acquire(timeout=2 * p.machine.seconds):
             p.machine.violations.append(f"process {p.number}: {name} waits for the driver's lock for ever")
             raise Failure("CUDA_ERROR_UNKNOWN")
@@ -279,7 +279,10 @@ class Driver(Streams):
 
     # ---- memory ----
     def cuMemGetInfo(self) -> tuple[Any, ...]:
-        """Return several results, unlike a `do_` method; the captures in fake_streams.py do so too."""
+        """Return several results, which `do_` methods cannot do.
+
+        The functions for captures in fake_streams.py do so too.
+        """
         p = self.process
         whole = p.machine.gpus[self.gpu(p)].memory
         return REAL.CUresult.CUDA_SUCCESS, whole - p.machine.used(self.gpu(p)), whole

@@ -31,10 +31,10 @@ from ptxsim.units import python_function
 
 GRAIN = 2 << 20
 SIZE = 1 << 35  # bytes of addresses; untouched pages take no memory
-PARAMETERS = 1 << 20  # bytes of a launch for its parameters and constants
-TURN = 30_000  # warp instructions of a kernel's turn
+PARAMETERS = 1 << 20  # bytes for the parameters and constants of a launch
+TURN = 30_000  # warp instructions in a kernel's turn
 FRESH = 0xEE  # fresh memory is not zero
-MOST_FRESH = 1 << 22  # at most so many bytes are filled with FRESH
+MOST_FRESH = 1 << 22  # at most this many bytes are filled with FRESH
 ELF = b"\x7fELF"
 
 _known: dict[bytes, Any] = {}  # image -> catalogue.Kernel

@@ -35,7 +35,7 @@ class Library:
         if not name.startswith("nvml"):
             raise AttributeError(name)
         answer = getattr(type(self), f"do_{name}", None)
-        if answer is None:  # an older driver lacks functions too
+        if answer is None:  # an older driver lacks this function
             raise AttributeError(name)
 
         def call(*arguments: Any) -> int:

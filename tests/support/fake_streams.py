@@ -2,8 +2,8 @@
 
 DA means CUDA Driver API reference, PG means CUDA C++ programming guide. Each rule names the section that states it.
 Work is a graph of operations, and nothing runs before a host function waits or queries. A wait runs the work that it
-waits for. Random numbers decide whether other work that is ready runs too, so an order that no rule enforces is not
-kept.
+waits for. Random numbers decide whether other work that is ready runs too, so operations run in any order that the
+rules allow.
 """
 
 from __future__ import annotations
@@ -42,7 +42,10 @@ class Op:
 
 @dataclass(eq=False)
 class Node:
-    """A piece of captured work. make: returns a `turn` for a launch of the graph. event: what it records or awaits."""
+    """A piece of captured work.
+
+    make: returns a `turn` for a launch of the graph. event: the event that it records or awaits.
+    """
 
     make: Callable[[], Callable[[], bool]]
     needs: list[Node]
@@ -116,7 +119,7 @@ class SharedLock:
         self._lock.release()
 
     def let_in(self) -> None:
-        """Wait, without the lock, until the threads that wait for it now have got it."""
+        """Wait, without the lock, until the threads that now wait for the lock have got it."""
         waiting = set(self._waiting)
         while waiting & self._waiting:
             time.sleep(0.0002)
@@ -135,7 +138,7 @@ def at_once(action: Callable[[], None]) -> Callable[[], Callable[[], bool]]:
 class Streams:
     """The part of the fake driver for streams, events and graphs."""
 
-    numbered: ClassVar[dict[int, Node]] = {}  # nodes by the numbers that programs have for them
+    numbered: ClassVar[dict[int, Node]] = {}  # number, as programs have it -> node
 
     # DA "Stream Management", cuThreadExchangeStreamCaptureMode: a thread may not make potentially unsafe calls
     # while a capture of its own goes on that is not relaxed. A thread in mode GLOBAL may not make them either while any
@@ -275,7 +278,7 @@ class Streams:
         return number
 
     def asked(self, p: Any, handle: int) -> list[Op]:
-        """The work that a wait for a stream waits for.
+        """The work that a call waits for if it waits for a stream.
 
         PG, "Prohibited and Unhandled Operations": a stream that captures may not be waited for.
         """

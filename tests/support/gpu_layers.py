@@ -51,7 +51,10 @@ def right(y: Any, x: Any, dtype: str = "float32", **call: Any) -> None:
 
 
 def every_dtype(comm: Any, rank: int, world: int, dtype: str) -> None:
-    """Calls with host arrays are right: three that route, one of them without tokens on rank 0, and one given ids."""
+    """Four calls with host arrays are right.
+
+    Three use the router, one of them without tokens on rank 0. The last gets ids.
+    """
     with made(comm, replace(CFG, dtype=dtype)) as moe:
         for count, seed in ((11, 1), (0 if rank == 0 else 5, 2), (24, 3)):
             x = tokens(CFG, count, seed=10 * seed + rank).astype(TYPES[dtype])

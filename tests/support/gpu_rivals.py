@@ -85,7 +85,7 @@ class FakeNccl:
 
     def ncclCommInitRank(self, comm: Any, size: int, key: alltoall.UniqueId, rank: int) -> None:
         assert (size, key.internal) == (self.key["barrier"].parties, b"a key")
-        comm._obj.value = 1 + rank  # 0 would be a null pointer
+        comm._obj.value = 1 + rank  # not 0, which would be a null pointer
 
     def ncclGroupStart(self) -> None:
         self.local.sends, self.local.gets, self.local.rank = [], [], None
@@ -120,9 +120,10 @@ class FakeNccl:
 
 
 def captured(torch: Any, call: Callable[[], object]) -> list[Callable[[], object]]:
-    """What a CUDA graph of the call would hold: its operations on tensors, and NCCL's, at the addresses of this call.
+    """The steps that a CUDA graph of the call would have: its operations on tensors and NCCL's, with its addresses.
 
-    `call` runs once, here. A step repeats an operation and writes what it returns to the tensors of the capture.
+    `call` runs once, here. A step repeats an operation, and writes the result to the tensors that it had in the
+    capture.
     """
     from torch.utils import _python_dispatch, _pytree
 
@@ -154,7 +155,7 @@ def captured(torch: Any, call: Callable[[], object]) -> list[Callable[[], object
 
 
 class MachineTorch:
-    """`rival.TorchGpu` by PyTorch on CPUs, on the memory of the machine."""
+    """`rival.TorchGpu` for PyTorch on CPUs, with tensors in the machine's memory."""
 
     used, uncompiled = "PyTorch of the tests", "the tests compile nothing"
 

@@ -6,7 +6,10 @@ from aristos import planner
 
 
 def plan_of(memory: list[int], loads: list[float] | None = None, fast: int = 2) -> planner.Plan:
-    """A plan of four experts on nodes of `fast` devices. Links between nodes are slow: a node is a group if it can."""
+    """A plan of four experts on nodes of `fast` devices.
+
+    Links between nodes are slow, so a node is a group if it can hold all experts.
+    """
     n = len(memory)
     alpha = [[0.0 if i == j else 1.0 if i // fast == j // fast else 500.0 for j in range(n)] for i in range(n)]
     data = {

@@ -21,8 +21,8 @@ _libc = ctypes.CDLL(None, use_errno=True)
 class Arrays:
     """The arrays of one call.
 
-    side: with "end" arrays end where a protected page begins. With "start" arrays begin where a protected page ends.
-    "far" gives the same memory without such pages.
+    side: "end": arrays end where a protected page begins; "start": arrays begin where a protected page ends; "far": the
+    same memory without protected pages.
     """
 
     def __init__(self, side: str) -> None:

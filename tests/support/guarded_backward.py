@@ -21,7 +21,10 @@ from aristos.primitives.buffers import LINE
 
 
 def of_store(w: Weights, rows: int, taped_rows: bool) -> Callable[[Arrays], list[np.ndarray]]:
-    """`store_rows`, then `stored_gradients`, which writes and then adds. taped_rows: the tape has every second row."""
+    """Call `store_rows`, then `stored_gradients` twice: it writes, then adds.
+
+    taped_rows: the tape has every second row.
+    """
     backward = module("rounded_backward" if w.element.name == "bfloat16" else "expert_backward", ISA)
 
     def run(arrays: Arrays) -> list[np.ndarray]:

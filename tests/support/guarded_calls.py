@@ -1,4 +1,4 @@
-"""Parts of all kernel calls on `guarded.Arrays`: an expert's weights there, and kernels by their numbers."""
+"""What all kernel calls on `guarded.Arrays` share: an expert's weights in such arrays, and kernels by their numbers."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def call(element: ElementType, kernel: int, record: tuple, entries: Any = None) 
 
 
 def width(element: ElementType, columns: int) -> int:
-    """Elements of a row of outputs: whole groups of 32 columns, except for float32 by panels of 32 columns."""
+    """Elements of a row of outputs: `columns` for float32 by panels of 32 columns, else a multiple of 32."""
     exact = element.name == "float32" and element != FLOAT32
     return columns if exact else element.padded(columns)
 

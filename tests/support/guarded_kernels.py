@@ -1,6 +1,6 @@
-"""Every CPU kernel on `guarded.Arrays`, in a process of its own: `python guarded_kernels.py PART`.
+"""Runs every CPU kernel on `guarded.Arrays`, in a process of its own: `python guarded_kernels.py PART`.
 
-Results must have the same bits as with arrays that have free memory beside them. Array sizes follow the docstrings of
+Results must have the same bits as with arrays beside which memory is free. Array sizes follow the docstrings of
 the kernels: biases and outputs of float32 have whole vectors, those of other types whole panels of 32 columns. Scratch
 and places in a store start on a cache line. PART: a format of packed weights, "plain" or "backward".
 """
@@ -71,7 +71,7 @@ def of_rows(w: Weights, rows: int, keep: bool) -> Callable[[Arrays], list[np.nda
 
 
 def of_columns(w: Weights, rows: int) -> Callable[[Arrays], list[np.ndarray]]:
-    """`up_columns` and `down_columns`, share after share."""
+    """The calls of `up_columns` and `down_columns`, one share after another."""
 
     def run(arrays: Arrays) -> list[np.ndarray]:
         element, hidden, ffn, weights = w.element, w.hidden, w.ffn, w.on(arrays)
@@ -105,7 +105,7 @@ def of_columns(w: Weights, rows: int) -> Callable[[Arrays], list[np.ndarray]]:
 
 
 def of_product(w: Weights, rows: int) -> Callable[[Arrays], list[np.ndarray]]:
-    """`product` with the up projection."""
+    """The call of `product` with the up projection."""
 
     def run(arrays: Arrays) -> list[np.ndarray]:
         element = w.element

@@ -54,7 +54,7 @@ GENERATE = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0, "eos_tok
 
 
 class Fields:
-    """A configuration of experts that has every field: numbers are 8, activations SiLU, limits 7."""
+    """A configuration of experts in which any field exists: numbers are 8, activations are SiLU, limits are 7."""
 
     _experts_implementation = "eager"
 
@@ -110,7 +110,7 @@ def experts_of(model) -> list:
 
 
 def steps(model, batches, ranks=None) -> list[float]:
-    """Two steps of SGD on the mean loss of batches of equal size; returns the losses."""
+    """Take two steps of SGD on the mean loss of batches of equal size. Returns the losses."""
     optimizer, losses = torch.optim.SGD(model.parameters(), lr=0.1), []
     for step in range(STEPS):
         optimizer.zero_grad()

@@ -1,8 +1,8 @@
 """Keeps PTX of the shipped kernels, and the PTX machine's programs of it, on disk, so that processes share them.
 
-Without this the PTX machine would compile a kernel in every process that launches it, which takes half a minute for the
-kernels of a layer, and would take three seconds to read its text. Numba takes nearly all of the half minute, and NVVM
-the rest. So Numba's LLVM IR of a kernel is kept too, and the NVVMs of both toolkits compile it.
+Without this, every process that launches the kernels of a layer would compile them, which takes half a minute, and
+would read their text, which takes three seconds. Numba takes nearly all of the half minute, and NVVM the rest. So
+Numba's LLVM IR of a kernel is kept too, and the NVVMs of both toolkits compile it.
 """
 
 from __future__ import annotations

@@ -27,7 +27,10 @@ WORDS = {
 
 
 def pack(header: Any, data: bytes) -> bytes:
-    """The bytes of a file with this header. header: bytes that are written as they are, or a value for JSON."""
+    """The bytes of a file with this header.
+
+    header: bytes, which are written as they are, or a value to write as JSON.
+    """
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     return struct.pack("<Q", len(text)) + text + data
 
@@ -48,7 +51,10 @@ def header_of(tensors: Mapping[str, np.ndarray]) -> tuple[dict[str, Any], bytes]
 
 
 def write(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, np.ndarray], shards: int = 1) -> Path:
-    """Write a model directory. Several shards take the tensors in turn, and get an index."""
+    """Write a model directory.
+
+    If there are several shards, tensors are dealt to them in turn, and there is an index.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
     if shards == 1:
@@ -81,7 +87,7 @@ E, H, F = OLMOE["num_experts"], OLMOE["hidden_size"], OLMOE["intermediate_size"]
 
 
 def of(folder: Path, config: Mapping[str, Any]) -> aristos.Checkpoint:
-    """The checkpoint of a directory without tensors."""
+    """The Checkpoint of a directory that has no tensors."""
     (folder / "config.json").write_text(json.dumps(config))
     return aristos.Checkpoint(folder)
 

@@ -89,7 +89,7 @@ def find_mpiexec() -> tuple[str, ...]:
 
 
 def rank_environment(folder: Path) -> dict[str, str]:
-    """A rank's environment: one thread a library, one hash seed for all ranks, no variables of an outer launcher."""
+    """A rank's environment: one thread in libraries, one hash seed for all ranks, no variables of an outer launcher."""
     env = {k: v for k, v in os.environ.items() if not k.startswith(LAUNCHER_VARIABLES)}
     env.update(dict.fromkeys(ONE_THREAD, "1"))
     env.update({FLAG: str(folder), "PYTHONHASHSEED": "0", "PYTHONUNBUFFERED": "1"})
@@ -122,7 +122,7 @@ def pytest_configure(config: pytest.Config) -> None:
         derandomize=True,
         database=None,
         phases=(hypothesis.Phase.explicit, hypothesis.Phase.generate),
-        suppress_health_check=list(hypothesis.HealthCheck),  # they depend on time, which differs between ranks
+        suppress_health_check=list(hypothesis.HealthCheck),  # health checks depend on time, which differs between ranks
     )
     settings.load_profile("aristos-ranks" if number_of_ranks() else "aristos")
 
@@ -140,7 +140,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """In the outer pytest, let jobs run the marked tests that are not deselected, in place of their set-up and body."""
+    """In the outer pytest, replace the set-up and body of marked tests that are not deselected: jobs run them."""
     if job_folder() is not None:
         return
     import rank_job
@@ -203,7 +203,7 @@ def comm() -> Any:
 
 
 def silence_health_checks(item: pytest.Item) -> None:
-    """Hypothesis checks a test's fixtures before it runs; in the outer pytest there are none to check."""
+    """Make Hypothesis check no fixtures of a test: in the outer pytest it would find none."""
     body: Any = getattr(item, "obj", None)
     if not hasattr(body, "hypothesis"):
         return
@@ -236,7 +236,7 @@ def guard_examples(item: pytest.Item) -> None:
             return body(*args, **drawn)
         except BaseException as error:
             control = type(error).__module__.startswith("hypothesis") or isinstance(error, pytest.skip.Exception)
-            if control:  # assume() and a draw that ran out are no failures
+            if control:  # assume() and a draw that ran out of data are not failures
                 raise
             rank_main.fail(f"falsifying example: {example}\n{traceback.format_exc()}")
 

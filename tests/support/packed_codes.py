@@ -23,7 +23,7 @@ def _in_turn(kind: WeightType) -> bool:
     return kind.zeros == bool(form.zeros and (form.groups.index(kind.group) + form.scales.index(str(kind.scale))) % 2)
 
 
-PAIRS = list(filter(_in_turn, KINDS))  # any two of group, scale and zero points are still combined
+PAIRS = list(filter(_in_turn, KINDS))  # fewer types, which still have every pair of properties
 
 
 def named(kind: WeightType) -> str:

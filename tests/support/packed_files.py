@@ -46,7 +46,7 @@ def words(codes: np.ndarray, bits: int, order: tuple[int, ...] | None = None) ->
 
 
 def grouped(values: np.ndarray, depth: int) -> np.ndarray:
-    """[groups, out] -> [depth, out] float64: the value of each k's group."""
+    """[groups, out] -> [depth, out] float64: each k gets the value of its group."""
     size = depth // len(values)
     return np.stack([np.asarray(values[k // size], np.float64) for k in range(depth)])
 
@@ -89,7 +89,7 @@ def awq(group: int = 32) -> Callable:
 
 
 def pack_quantized(bits: int = 4, group: int = 32, zeros: str = "", dtype: Any = ml_dtypes.bfloat16) -> Callable:
-    """Tensors of compressed-tensors. zeros: "words" or "int8", how zero points are stored; "": there are none."""
+    """Tensors of compressed-tensors. zeros: how zero points are stored, "words" or "int8"; "" if there are none."""
 
     def write(rng: Any, out: int, depth: int) -> Written:
         codes, points, scales, weights = integers(rng, out, depth, bits, group, dtype)
@@ -111,7 +111,7 @@ def pack_quantized(bits: int = 4, group: int = 32, zeros: str = "", dtype: Any =
 
 
 def mxfp4_pack(rng: Any, out: int, depth: int) -> Written:
-    """compressed-tensors' mxfp4-pack-quantized."""
+    """Tensors of compressed-tensors' mxfp4-pack-quantized."""
     stored, exponents, weights = fp4(rng, out, depth)
     return {"weight_packed": stored, "weight_scale": exponents}, weights
 
@@ -141,7 +141,7 @@ def fp8_blocks(rng: Any, out: int, depth: int) -> Written:
 
 
 def fp8_rows(dtype: Any = ml_dtypes.bfloat16, shape: Callable = lambda out: (out, 1)) -> Callable:
-    """compressed-tensors' float-quantized: one scale for each output, or one for all."""
+    """Tensors of compressed-tensors' float-quantized: one scale for each output, or one for all."""
 
     def write(rng: Any, out: int, depth: int) -> Written:
         codes = fp8(rng, out, depth)
@@ -153,7 +153,7 @@ def fp8_rows(dtype: Any = ml_dtypes.bfloat16, shape: Callable = lambda out: (out
 
 
 def int8(group: int = 0, zeros: bool = False) -> Callable:
-    """compressed-tensors' int-quantized."""
+    """Tensors of compressed-tensors' int-quantized."""
 
     def write(rng: Any, out: int, depth: int) -> Written:
         codes, points, scales, weights = integers(rng, out, depth, 8, group, np.float32)

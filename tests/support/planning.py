@@ -1,6 +1,6 @@
 """Parts that the planner's tests share: random problems, and an independent computation of F.
 
-`price` and `best` use nothing of the package, only lists, loops and the formulas.
+`price` and `best` do not use the package, only lists, loops and the formulas.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def best(p: Data, model: str, allreduce: str) -> float:
 
 
 def relabel(p: Data, order: list[int]) -> Data:
-    """The same problem with device order[i] called i."""
+    """The same problem, in which device order[i] has number i."""
     moved = {key: [[p[key][i][j] for j in order] for i in order] for key in ("alpha_us", "beta_us_per_mib")}
     return {**p, **moved, "devices": [p["devices"][i] for i in order]}
 
@@ -148,7 +148,7 @@ def longest_stages(p: Data, model: str) -> dict[int, float]:
 
 
 def idle(p: Data, seed: int) -> Data:
-    """The same problem, in which a third of the devices have no memory and the others have more."""
+    """The problem with no memory on a third of the devices, and with more memory on the others."""
     rng = random.Random(seed)
     devices = [{**d, "memory": d["memory"] * 2 + 1} for d in p["devices"]]
     for i in rng.sample(range(len(devices)), len(devices) // 3):
@@ -159,8 +159,8 @@ def idle(p: Data, seed: int) -> Data:
 def placed(p: Data, group: list[int], placement: dict[int, list[int]], model: str) -> tuple[float, float]:
     """(pi, max C) of a group with this placement.
 
-    A source's load is divided among the experts. Of an expert's copies, a source uses number (its place in the group
-    mod copies). Half of the crossings carry rows, the other half their outputs.
+    A source's load is divided among the experts. Of an expert's copies, the source at place i of the group uses copy i
+    mod (number of copies). Half of the crossings carry rows, the other half their outputs.
     """
     s, loads = len(group), p.get("loads") or [1.0] * p["experts"]
     work = (s if model == "work_conserving" else 1) * p["layer_cost"]
@@ -187,7 +187,7 @@ def busiest(p: Data, group: list[int], copies: int, model: str) -> float:
     room = {j: min(p["devices"][j]["memory"], e) / copies for j in group}
     rate = {j: p["devices"][j]["rate"] for j in group}
     low, high = 0.0, e / min(rate.values())
-    for _ in range(200):  # find the time after which the devices' parts add up to all experts
+    for _ in range(200):  # bisect for the time in which the devices compute all experts together
         middle = (low + high) / 2
         done = sum(min(room[j], middle * rate[j]) for j in group)
         low, high = (middle, high) if done < e else (low, middle)

@@ -1,9 +1,9 @@
 """A GPU of the PTX machine for each rank of a real MPI job. The ranks of a node share its memory.
 
-Each process has a machine of one device, whose memory is a part of one file. An address means the same in all of them,
-so an IPC handle is an address. There is no checker, because it would not see the writes of other processes. Only the
-thread that made a GPU may use it: the proxy may not call the driver. MPI_Put can be replaced by one that also takes
-the machine's addresses.
+Each process has a machine of one device, whose memory is a part of one file. An address means the same in all
+processes, so an IPC handle is simply an address. There is no checker, because it would not see the writes of other
+processes. Only the thread that made a GPU may use it: the proxy may not call the driver. MPI_Put can be replaced by one
+that also takes the machine's addresses.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from aristos.transport.rma import RmaWindow, mpi_library
 from ptxsim import isa
 from ptxsim.address_space import GAP, FreeRuns
 
-PART = 1 << 28  # bytes of a rank; untouched pages take no memory
+PART = 1 << 28  # bytes of a rank's part; untouched pages take no memory
 CALLS = {
     "allocate",
     "free",
@@ -63,7 +63,7 @@ class ProcessGpu(MachineGpu):
 
     def __init__(self, path: Path, rank: int, world: int, blocks: int) -> None:
         machine = ptxsim.Machine(check=False, seed=rank)
-        machine.patience = 1 << 60  # the other processes may take long
+        machine.patience = 1 << 60  # other processes may be slow
         memory = machine.memory
         memory.whole = Shared(path, PART * world)
         memory.data, memory.runs = memory.whole.bytes, FreeRuns(PART * rank + GAP, PART * (rank + 1))
@@ -92,7 +92,7 @@ class ProcessGpu(MachineGpu):
 
 
 def taking(gpu: ProcessGpu) -> Callable[..., np.ndarray]:
-    """A replacement of RmaWindow._connect, with an MPI_Put that also takes addresses of the GPU's memory."""
+    """A replacement for RmaWindow._connect whose MPI_Put also takes addresses of the GPU's memory."""
     connect = RmaWindow._connect
     real = ctypes.cast(mpi_library().MPI_Put, ctypes.c_void_p).value or 0
 

@@ -11,7 +11,7 @@ import numpy as np
 
 
 def _top(values: np.ndarray, k: int) -> np.ndarray:
-    """The k largest of each row, best first; of equal ones the lowest column."""
+    """The columns of the k largest of each row, best first; of equal ones the lowest column comes first."""
     return np.array([sorted(range(len(row)), key=lambda e: (-row[e], e))[:k] for row in values])
 
 
@@ -62,7 +62,7 @@ def deepseek_v4(logits, bias, k, scale):
 
 
 def phimoe(logits, k=2, jitter=0.01):
-    """sparsemixer of transformers modeling_phimoe.py, in evaluation; the second round repeats the first on the rest.
+    """sparsemixer of transformers modeling_phimoe.py, in evaluation. The second round does the same on the others.
 
     `make test-hf` compares it with that function, near ties and ties included.
     """

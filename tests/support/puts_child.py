@@ -1,4 +1,4 @@
-"""The child process of the probe, with a device whose memory is the host's: `python puts_child.py HOW 0`.
+"""Runs the probe's child process with a device whose memory is the host's: `python puts_child.py HOW 0`.
 
 HOW is fine: puts work; dies: MPI may not read the memory, like a GPU's for an MPI without CUDA support; waits: MPI
 waits for the kernel; elsewhere: other bytes arrive; or refuses: MPI returns an error.

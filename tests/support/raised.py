@@ -1,8 +1,8 @@
-"""Which errors of the package a function can raise, according to its source and that of the functions it calls.
+"""Finds the package's errors that a function can raise, from its source and that of the functions it calls.
 
 Calls are followed if their target is known without running code: functions and classes by the names of the function's
 module, methods of `self` and `super()`, and methods of attributes of `self` whose class an `__init__` states. Other
-calls (of arguments, or of results of calls) are not followed, so a function may raise more errors than are found. An
+calls (of arguments, or of results of calls) are not followed, so a function may raise errors that are not found. An
 error that an `except` around the call catches is not counted.
 """
 
@@ -22,7 +22,7 @@ from aristos.errors import AristosError, InputError, PeerInputError
 
 Errors = frozenset[type[BaseException]]
 Key = tuple[FunctionType, type | None]
-AGREES = {"agree": PeerInputError, "input_error": InputError}  # functions that raise an error which they are given
+AGREES = {"agree": PeerInputError, "input_error": InputError}  # they raise an error given to them
 PACKAGES = ("aristos", "kernel_cache")
 
 
@@ -38,7 +38,7 @@ def _of_function(found: Any, owner: type | None, above: tuple[Key, ...]) -> set[
     outer = getattr(found, "__func__", found)
     function = inspect.unwrap(outer)
     errors: set[type[BaseException]] = set()
-    if function is not outer and _is_ours(outer):  # the method belongs to a part of the object
+    if function is not outer and _is_ours(outer):  # it calls a method of a part of the object
         errors = _read(outer, owner, above, inner=outer.__code__)
         owner = getattr(sys.modules[function.__module__], function.__qualname__.split(".")[0], owner)
     return errors | (_read(function, owner, above) if _is_ours(function) else set())

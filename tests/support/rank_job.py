@@ -27,11 +27,11 @@ END = 60.0  # seconds within which the ranks must have ended after the last test
 GRACE = 1.0  # seconds that a failed rank gives the others to fail by themselves and report why
 POLL = 0.005
 SHOWN = 20_000  # characters shown of each failing rank
-READY, LAST = "ready", "end"  # commands other than a test's number: tests are collected; no test is left
+READY, LAST = "ready", "end"  # commands besides a test's number: report that tests are collected; end
 
 
 def die_with_parent() -> None:
-    """Run in the launcher's process: make it get SIGTERM when pytest is killed, so that it ends its ranks."""
+    """Called in the launcher's process: when pytest is killed, the launcher gets SIGTERM, and ends its ranks."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
@@ -161,7 +161,7 @@ class Job:
             time.sleep(POLL)
 
     def finish(self) -> None:
-        """Let the ranks end. What a test has left open may fail only now."""
+        """Let the ranks end. Something that a test left open may fail only now."""
         self.command(LAST, END)
         tests = f"after the last of {len(self.items)} tests of this job"
         try:

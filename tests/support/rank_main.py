@@ -134,7 +134,7 @@ def main() -> int:
     os.dup2(out, 1)
     os.dup2(out, 2)
     (folder() / f"rank-{rank}.pid").write_text(str(os.getpid()))
-    if sys.platform == "linux":  # when the launcher is killed, its ranks are killed too
+    if sys.platform == "linux":  # if the launcher is killed, this rank is killed too
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
     faulthandler.dump_traceback_later(max(0.1, job["start"] - STACKS), exit=False)
     sys.path.insert(0, job["root"])  # as `python -m pytest` does
@@ -146,5 +146,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.modules["rank_main"] = sys.modules["__main__"]  # what mpi.py imports is this module
+    sys.modules["rank_main"] = sys.modules["__main__"]  # mpi.py then imports this module
     sys.exit(main())

@@ -1,4 +1,4 @@
-"""An expert whose kernels use panels of 32 columns: random weights, kernel calls, and a float64 reference."""
+"""An expert of kernels with panels of 32 columns: random weights, kernel calls, and a float64 reference."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from aristos.primitives.arithmetic import DownColumns, ExpertRows, ExpertWeights
 from aristos.primitives.buffers import aligned
 
 DTYPES = ("bfloat16", "float16")
-SPLIT = ("float32",) if ISA == "amx" else ()  # with precision="high"
+SPLIT = ("float32",) if ISA == "amx" else ()  # types that have precision="high"
 
 
 def numpy_dtype(name: str) -> np.dtype:
@@ -112,7 +112,7 @@ class Expert:
         return self._result(y)
 
     def by_columns(self, x: np.ndarray, share: int) -> np.ndarray:
-        """The same, computed as shares of a column-split run in reverse order."""
+        """The outputs, computed as shares of columns, the last share first."""
         m, code = len(x), self.element.code
         y, scratch = self._out(m), self._scratch(m)
         kept = aligned((rounded_expert.activation_bytes(code, m, self.ffn),), np.uint8)

@@ -31,7 +31,7 @@ def agree(program: Program, one: Any, other: Any, rtol: float = 0.0) -> None:
 
 
 def equal(a: np.ndarray, b: np.ndarray, rtol: float) -> np.ndarray:
-    """Elementwise: equal (also the sign of zeros), or within rtol of the largest finite number."""
+    """For each element: whether a and b are equal (zeros in sign too), or within rtol of the largest finite number."""
     if a.dtype.kind not in "fc":
         return a == b
     same = ((a == b) & (np.signbit(a.real) == np.signbit(b.real))) | (np.isnan(a) & np.isnan(b))

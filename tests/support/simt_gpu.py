@@ -55,7 +55,7 @@ class MachineGpu:
     name, driver = "PTX machine", "none"
 
     def __init__(self, together: Together, rank: int, gpu: int, blocks: int = 2) -> None:
-        # launches on one device run one after another, so ranks that share a GPU have devices of their own
+        # a device runs one launch after another, so each rank has a device of its own, even if ranks share a GPU
         self.together, self.rank, self.ordinal = together, rank, rank
         self.machine = together.machine
         self.arch, self.uuid, self.sms = self.machine.arch, f"GPU-{gpu}", 1
@@ -272,7 +272,7 @@ class FakeComm:
         return _Request(self.together, self.rank, mine, found)
 
     def iprobe(self, tag: int) -> bool:
-        """Whether a failed rank has sent a message: never, since its thread aborts all others."""
+        """Always False: no failed rank sends a message, since its thread aborts all others."""
         return False
 
     def isend(self, value: Any, to: int, tag: int) -> None:

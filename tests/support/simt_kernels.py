@@ -105,7 +105,7 @@ PROGRAMS = [
 
 
 def run_collatz(executor: Any) -> list[np.ndarray]:
-    """A kernel with a number among its arguments and loops of different lengths."""
+    """A program whose kernel has a number among its arguments, and loops of different lengths."""
     device = executor.device(0)
     out = device.array(np.zeros(512, np.int64))
     device.launch(collatz, 4, 128, out, 60)

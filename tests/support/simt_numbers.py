@@ -18,13 +18,13 @@ NAN: Number = ("nan", False, ZERO)
 
 @dataclass(frozen=True)
 class Format:
-    """fraction, exponent: bits of the fields; nan: PTX's NaN (None: any NaN)."""
+    """fraction, exponent: how many bits the fields have. nan: PTX's NaN (None: any NaN)."""
 
     name: str
     exponent: int
     fraction: int
     nan: int | None
-    below: int = 0  # low bits that are always zero (tf32 in 32 bits)
+    below: int = 0  # how many low bits are always zero (tf32 in 32 bits)
 
     @property
     def bits(self) -> int:

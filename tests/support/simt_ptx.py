@@ -174,8 +174,8 @@ def launched(
 ) -> tuple[list[np.ndarray], list[Any]]:
     """Run a kernel of one block; registers a0, a1, ... hold the arrays' addresses. Returns (final arrays, reports).
 
-    More registers, each with numbers 0 to 39: h, r and d of 16, 32 and 64 bits, and predicates p. t and t64 hold the
-    thread's number in 32 and 64 bits. module: declarations before the kernel; head: declarations in it.
+    There are also registers 0 to 39 of each kind: h, r and d of 16, 32 and 64 bits, and predicates p. t and t64 hold
+    the thread's number in 32 and 64 bits. module: declarations before the kernel; head: declarations in it.
     """
     params = ", ".join(f".param .u64 x{i}" for i in range(len(arrays)))
     lines = [

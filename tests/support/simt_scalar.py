@@ -125,7 +125,7 @@ def carried(name: str, mods: list[str], values: list[int], carry: int) -> tuple[
 
 
 def whole(function: Callable[..., int]) -> Callable[..., int]:
-    """A function on integers of the instruction's last type."""
+    """`function`, applied to operands that are read as integers of the instruction's last type."""
     return lambda mods, *values: function(mods, *(read(x, mods[-1]) for x in values))
 
 
@@ -220,7 +220,7 @@ def converted(mods: list[str], a: int) -> int:
         if x[0] == "nan":
             return read(1 << int(to[1:]) - 1, to) if "64" in to + source else 0
         size = signed_size(x)
-        number = size.numerator // size.denominator  # rmi
+        number = size.numerator // size.denominator  # rounded down, as by rmi
         if mods[0] == "rzi" and size < 0 and number != size:
             number += 1
         return saturated(number, to)

@@ -32,7 +32,8 @@ def image(bits, mode, turned, leading, stride):
     out = np.zeros(32768, np.uint8)
     for row in range(rows):
         for k in range(depth):
-            if mode == 0 and not turned:  # 8x16-byte core matrices; stride from 8 rows to the next, leading along k
+            # Core matrices: 8 rows of 16 bytes; stride: to the next 8 rows; leading: along k.
+            if mode == 0 and not turned:
                 at = row // 8 * stride + row % 8 * 16 + k // per * leading + k % per * size
             elif mode == 0:
                 at = row // per * stride + k // 8 * leading + k % 8 * 16 + row % per * size
@@ -57,7 +58,7 @@ def strides(mode, turned, rows, depth, size):
     width = WIDTHS[mode]
     if not turned:
         return 16, 8 * width
-    return 16 * width, 8 * width  # patterns of 8 k-rows, two along k, then along the rows
+    return 16 * width, 8 * width  # patterns of 8 rows of k: first the next one along k, then along the rows
 
 
 def fragments(lane, n):

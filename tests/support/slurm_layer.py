@@ -23,7 +23,7 @@ from aristos.host.nodes import Nodes
 from aristos.transport import choice
 
 CFG = aristos.MoEConfig(hidden=32, ffn=48, experts=32, top_k=3, max_tokens=24)
-PAUSE = 0.5  # seconds between the calls of --hold: others use the cores too
+PAUSE = 0.5  # seconds between the calls of --hold, because other processes use the cores too
 
 
 def tokens(part: int) -> np.ndarray:
@@ -43,7 +43,7 @@ def hashes(moe: aristos.MoE, parts: int) -> list[tuple[int, str]]:
 
 
 def hold(moe: aristos.MoE, seconds: float, options: dict[str, Any]) -> None:
-    """Call until the time is over."""
+    """Repeat a call until the time is over."""
     moe(tokens(moe.rank))
     with aristos.MoE(replace(CFG, max_tokens=48), moe.comm, **options):  # the engine grows and makes new windows
         print(f"rank {moe.rank} pid {os.getpid()}", flush=True)
@@ -58,7 +58,7 @@ def main() -> int:
     parser.add_argument("--parts", type=int, default=4)
     parser.add_argument("--hold", type=float)
     parser.add_argument("--timeout", type=float, default=60.0)
-    parser.add_argument("--ranks-per-node", type=int, help="pretend nodes of so many ranks")
+    parser.add_argument("--ranks-per-node", type=int, help="pretend nodes of this many ranks")
     parser.add_argument("--alone", action="store_true", help="one process without MPI")
     asked = parser.parse_args()
     comm = None

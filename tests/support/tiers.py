@@ -1,10 +1,10 @@
-"""Which tests `make test` runs, and what each folder may cost; the pytest plugin behind `--tier`.
+"""The pytest plugin behind `--tier`: which tests `make test` runs, and what the tests of each folder may cost.
 
 A test belongs to the quick tier unless one of these holds: its folder has no quick budget in FOLDERS; it, or its file
 by `pytestmark`, is marked `slow`; it runs on a number of ranks other than 2, or on isolated ranks. Everything else is
 the tier `rest`. A new file is quick until it declares otherwise; a new folder needs a line in FOLDERS.
 
-Budgets are seconds of processor time of all processes of a test, so that other work on the machine hardly counts. A run
+Budgets are processor seconds of all processes of a test, so other work on the machine hardly counts. A run
 that overruns one fails.
 """
 
@@ -99,7 +99,7 @@ COMPILED = (
 
 SLOW = re.compile(
     r"^pytestmark = (?:\[\s*)?(?:pytest\.mark\.\w+,\s*)*pytest\.mark\.slow\b", re.MULTILINE
-)  # a whole file
+)  # a file that needs it as a whole
 RANKS = re.compile(r"mark\.ranks\b|ranks_each\b")
 PARALLEL = re.compile(r"mark\.parallel\b")
 
@@ -125,7 +125,7 @@ def may_hold(folder: str, text: str, tier: str | None, part: str | None) -> bool
     """Whether a file with this text may have tests of the tier and the part. Other files need not be imported."""
     budget = FOLDERS.get(folder)
     if budget is None:
-        return True  # `is_quick` says what is wrong
+        return True  # `is_quick` will report what is wrong
     if tier == "quick" and (not budget.quick or SLOW.search(text)):
         return False
     if part == "serial":
@@ -157,7 +157,7 @@ def is_parallel(item: pytest.Item) -> bool:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--tier", choices=TIERS, help="tests that are quick, all others, or all (default)")
-    parser.addoption("--part", choices=PARTS, help="tests that may run side by side, or others")
+    parser.addoption("--part", choices=PARTS, help="tests that may run side by side, or the others")
 
 
 def pytest_configure(config: pytest.Config) -> None:

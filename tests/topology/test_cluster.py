@@ -17,7 +17,7 @@ from aristos.topology import slurm_network
 ROOT = Path(__file__).resolve().parents[2]
 PATH = f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 NODES = 8
-# every task prints what it is, what it found, and the address that Slurm gave it
+# every task prints its node and number, what it found, and the address that Slurm gave it
 SEEN = """
 import json, os, sys
 from aristos.topology import discover, slurm_job
@@ -56,7 +56,10 @@ def said(request, tmp_path_factory) -> tuple[str, dict[str, dict]]:
 
 
 def switches(a: int, b: int) -> int:
-    """Switches between nodes n{a+1} and n{b+1}. The virtual cluster joins pairs, pairs of pairs, and so on."""
+    """The number of switches between nodes n{a+1} and n{b+1}.
+
+    The virtual cluster joins pairs, pairs of pairs, and so on.
+    """
     return next(2 * level + 1 for level in range(4) if a >> level + 1 == b >> level + 1)
 
 
@@ -77,7 +80,10 @@ def test_every_task_finds_the_configured_distances(said):
 
 
 def test_the_addresses_of_the_tasks_give_the_same_distances(said):
-    """Addresses serve where scontrol cannot be asked. They name only a node's block, so no path joins two blocks."""
+    """Addresses are used if scontrol cannot be asked.
+
+    They name only a node's own block, so no path joins two blocks.
+    """
     plugin, files = said
     found = slurm_network.from_addresses(seen["address"] for name, seen in files.items() if name.startswith("all-"))
     assert found.kind == plugin
@@ -96,7 +102,7 @@ def test_a_step_on_a_part_of_the_job_knows_both(said):
 
 
 def test_the_command_in_a_job(said):
-    """Only the first task prints, about all nodes."""
+    """Only the first task prints, and its output is about all nodes."""
     plugin, files = said
     seen = files["some-0"]["network"]
     assert (seen["kind"], seen["nodes"], seen["tasks"]) == (plugin, ["n2", "n5"], [2, 1])

@@ -1,4 +1,4 @@
-"""Text that no driver and no Slurm prints is soon refused, with little memory, by an error that quotes it."""
+"""Text that no driver or Slurm prints is refused in little time and memory, by an error that quotes it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from aristos.launcher import take_seat
 from aristos.topology import cpusets, hostlist, matrix, pci, slurm_job, slurm_network, sysfs
 
 DIGITS = "7" * 5000  # Python's int() takes at most 4300
-SECONDS = 5.0  # all of these take milliseconds
+SECONDS = 5.0  # the limit for a call; all calls take milliseconds
 MEMORY = 64 << 20
 
 
@@ -27,7 +27,7 @@ def stuck(cells: int) -> str:
 
 
 def ladder(steps: int) -> str:
-    """Switches with three parents each: 3^steps ways upwards."""
+    """Switches with three parents each, so 3^steps ways lead up."""
     names = [f"s{step}x[0-2]" for step in range(steps + 1)]
     lines = [f"SwitchName={above} Switches={below}" for above, below in zip(names[1:], names)]
     return "\n".join([*lines, "SwitchName=s0x[0-2] Nodes=n[0-2]"])
@@ -45,7 +45,7 @@ def yaml(body: str) -> str:
 
 FINE: list[tuple[Callable, str]] = [
     (slurm_network.parse, ladder(60)),
-    (slurm_network.parse, "SwitchName=s Nodes=n²"),  # Slurm takes it for a name as well
+    (slurm_network.parse, "SwitchName=s Nodes=n²"),  # Slurm too takes it for a name
     (slurm_network.parse, yaml("      - {switch: s, nodes: 2001-99-99}")),
     (slurm_network.parse, yaml("      - {switch: !!int x, nodes: !!timestamp x}")),
     (hostlist.fold, ["n" + DIGITS, "n²", "n\n7"]),
@@ -86,7 +86,7 @@ REFUSED: list[tuple[Callable, str]] = [
 
 
 def limited(call: Callable[[], object]) -> object:
-    """What a call returns; fails if it takes long or much memory."""
+    """The result of a call. Fails if the call takes long or needs much memory."""
     tracemalloc.start()
     begun = time.process_time()
     try:

@@ -1,4 +1,4 @@
-"""`nvidia-smi topo -m`: samples give the facts of their index, damaged texts are read correctly or refused."""
+"""`nvidia-smi topo -m`: samples give the facts of their index; damaged texts are read correctly or refused."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from aristos.errors import TopologyError
 from aristos.topology import matrix
 from aristos.topology.matrix import Matrix
 
-MOST = 0.100  # seconds of processor time a sample may take
+MOST = 0.100  # the processor time that a sample may take, in seconds
 
 
 def facts(read: Matrix) -> tuple:
@@ -28,7 +28,7 @@ def facts(read: Matrix) -> tuple:
 
 
 def wanted(of: Machine, empty: bool = False) -> tuple:
-    """The same facts for a made-up machine."""
+    """The facts that the text of a made-up machine must give."""
     cells = dict(of.links) | {(label, label): "X" for label in of.labels}
     columns: list[dict[str, str | None]] = [{}, {}, {}]
     for at in range(of.gpus):
@@ -41,7 +41,7 @@ def wanted(of: Machine, empty: bool = False) -> tuple:
 
 
 class Samples(dict[str, tuple[dict[str, str], str]]):
-    """All samples, with a short text: Hypothesis prints arguments."""
+    """All samples. The object prints as a short text, because Hypothesis prints arguments."""
 
     def __repr__(self) -> str:
         return f"{len(self)} samples"
@@ -65,7 +65,7 @@ def samples(shared_dir: Path) -> Samples:
 
 
 def check(read: Matrix, line: dict[str, str]) -> list[str]:
-    """The facts of the index that the matrix does not have."""
+    """The facts of the index with which the matrix does not agree."""
     wrong = []
     if line["n_gpu"].isdigit() and (len(read.gpus), len(read.nics)) != (int(line["n_gpu"]), int(line["n_nic"])):
         wrong.append(f"{len(read.gpus)} GPUs, {len(read.nics)} NICs")
@@ -97,7 +97,7 @@ def test_every_sample_has_the_facts_of_its_index(samples):
         try:
             read = matrix.parse(text)
         except TopologyError:
-            continue  # damaged when it was pasted: cells that stick together
+            continue  # this sample was damaged when it was pasted: cells stick together
         assert seconds(matrix.parse, text, MOST) < MOST, name
         checked += 1
         if found := check(read, line):
@@ -166,7 +166,7 @@ def test_copying_a_text_changes_no_fact(seed, ways):
 
 
 def test_other_outputs_around_the_matrix():
-    """A matrix of peer access, or of another machine whose legend names more NICs, may stand beside the matrix."""
+    """The matrix may stand beside a matrix of peer access, or of another machine with more NICs in its legend."""
     of = next(found for seed in range(99) if (found := machine(random.Random(seed))).gpus == 2 and not found.nics)
     other = next(found for seed in range(99) if "NIC0" in (found := machine(random.Random(seed))).nics)
     p2p = "\tGPU0\tGPU1\nGPU0\tX\tGNS\nGPU1\tGNS\tX\n\nLegend:\n\n  GNS  = GPU not supported\n"
@@ -299,7 +299,7 @@ def test_a_cut_number_of_nvlinks_is_an_error():
     text = "\tGPU0\tGPU1\nGPU0\t X \tNV{}\nGPU1\tNV12\t X \n"
     with pytest.raises(TopologyError, match="cut"):
         matrix.parse(text.format(1))
-    assert matrix.parse(text.format(4)).cells["GPU0", "GPU1"] == "NV4"  # asymmetric, which is reported as a fault
+    assert matrix.parse(text.format(4)).cells["GPU0", "GPU1"] == "NV4"  # it is asymmetric, which is reported as a fault
 
 
 def test_nothing_heavy_is_imported():

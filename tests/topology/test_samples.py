@@ -1,4 +1,4 @@
-"""The readers find the facts in the output of real commands, which lies in tests/support/samples/."""
+"""The readers find the facts in the outputs of real commands, which lie in tests/support/samples/."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Slurm's texts: node lists compared with scontrol, networks of every form, variables of jobs and steps."""
+"""Slurm's texts: node lists (compared with scontrol), networks of every form, and variables of jobs and steps."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ expressions = st.lists(names, min_size=1, max_size=3).map(",".join)
 
 @pytest.fixture(scope="module")
 def scontrol(tmp_path_factory):
-    """A function that expands an expression by the real scontrol, which asks no daemon for it."""
+    """A function that expands an expression by the real scontrol, which needs no daemon for this."""
     program = shutil.which("scontrol")
     if program is None:
         pytest.skip("no scontrol on this machine; on Debian: apt install slurm-client")
@@ -117,12 +117,12 @@ def test_scontrols_output_is_the_same_tree():
         ("\n", "\r\n"),
     ],
 )
-def test_a_file_may_be_written_as_slurm_reads_it(plain, other):
+def test_a_file_may_have_every_form_that_slurm_reads(plain, other):
     assert plain in TREE
     assert slurm_network.parse(TREE.replace(plain, other)) == slurm_network.parse(TREE)
 
 
-def test_several_ways_up_take_the_shortest():
+def test_the_shortest_of_several_ways_counts():
     text = "SwitchName=l[1-2] Nodes=x\nSwitchName=s1 Switches=l[1-2]\nSwitchName=s2 Switches=l[1-2]\n"
     text = text.replace("SwitchName=l[1-2] Nodes=x", "SwitchName=l1 Nodes=a\nSwitchName=l2 Nodes=b,a")
     assert apart(slurm_network.parse(text), ("a", "b")) == [1]
@@ -148,7 +148,7 @@ def test_blocks_of_blocks(text):
 def test_blocks_without_bigger_ones_are_not_joined():
     assert apart(slurm_network.parse(BLOCKS), ("n1", "n2"), ("n1", "n3")) == [1, None]
     assert apart(slurm_network.parse(SHOWN), ("n1", "n2"), ("n1", "n3")) == [1, None]
-    # three blocks make one pair, as slurmctld has it
+    # like slurmctld, join b1 and b2, and leave b3 alone
     three = "\n".join(BLOCKS.split("\n")[:3]) + "\nBlockSizes=2,4\n"
     assert apart(slurm_network.parse(three), ("n1", "n4"), ("n1", "n5")) == [3, None]
 
@@ -252,7 +252,10 @@ def test_addresses_of_nodes_make_a_network():
 
 
 def test_samples_of_networks(shared_dir):
-    """Every topology.conf, topology.yaml and output of scontrol is read in time. Other programs' models are refused."""
+    """Every topology.conf, topology.yaml and output of scontrol is read within 0.25 s.
+
+    Other programs' models are refused.
+    """
     folder = shared_dir / "samples" / "slurm"
     files = (
         sorted(folder.glob("topology.*")) + sorted(folder.glob("show_topology*")) + sorted(folder.glob("topograph*"))

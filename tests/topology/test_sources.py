@@ -119,7 +119,7 @@ def test_pairs_with_fewer_nvlinks(rows, said):
 
 
 def cube(spoil: bool) -> str:
-    """Eight V100s: six links each, one or two a pair."""
+    """Eight V100s. Each has six links, and a pair has none, one or two."""
     pairs = {
         (0, 1): 1,
         (0, 2): 2,
@@ -191,7 +191,8 @@ def test_visible_devices_by_number_uuid_and_mig(value, wanted, faulty):
 
 
 def test_numbers_are_nvmls_at_any_position():
-    """Numbers are positions in NVML's list. A cgroup shows GPU3 alone as number 0; without it number 5 is the sixth."""
+    """Numbers are positions in NVML's list. In a cgroup that shows only GPU3, number 0 is GPU3; without a cgroup number
+    5 is the sixth GPU."""
     lone = (Gpu(0, "A100", "GPU-three", "0000:81:00.0"),)
     assert visible({"CUDA_VISIBLE_DEVICES": "0"}, lone)[0][0].device.pci == "0000:81:00.0"
     eight = tuple(Gpu(at, "A100", f"GPU-{at}") for at in range(8))
@@ -256,7 +257,7 @@ def test_nvml_counts_nvlinks_through_switches_and_between_peers():
 
 
 def test_a_fabric_that_is_not_ready_is_a_fault(root):
-    """All links are up, and no peer reaches the GPU: only the state of the fabric shows it."""
+    """All links are up, but no peer reaches the GPU. Only the state of the fabric shows this."""
     gpus = switched(3, 18)
     gpus[0].fabric, gpus[1].fabric, gpus[2].fabric = (3, 0), (3, 19), (2, 0)
     _, seen = node_here("host", root, smi(), lambda: Library(gpus, {}))
@@ -530,7 +531,7 @@ def test_texts_from_windows(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--nvidia-smi", ""], "variable of the shell"),  # an empty name does not mean this machine
+        (["--nvidia-smi", ""], "variable of the shell"),  # an empty name is not taken for this machine
         (["--slurm-topology", "", "--json"], "variable of the shell"),
         (["--nvidia-smi", "-", "--slurm-topology", "-"], "only one file can be stdin"),
         (["--again"], "--measure"),
