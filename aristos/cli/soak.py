@@ -9,9 +9,11 @@ Exit codes: 0 nothing found, 1 a wrong result, an error or a leak, 2 usage, 3 th
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import json
 import time
 import traceback
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..bench import health
 from ..bench.arguments import amount, not_negative, positive
@@ -39,6 +41,7 @@ def options(argv: list[str]) -> argparse.Namespace:
         "--first", type=not_negative, default=0, metavar="N", help="number of the first object (%(default)s)"
     )
     parser.add_argument("--largest", type=positive, default=128, metavar="N", help="of hidden and ffn (%(default)s)")
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout and nothing else")
     return parser.parse_args(argv)
 
 
@@ -61,11 +64,11 @@ def main(argv: list[str]) -> int:
         return not done and time.monotonic() - begun < 60 * asked.minutes
 
     def show(counts: Counts) -> None:
-        if world.lead and time.monotonic() - shown[0] >= EVERY:
+        if world.lead and not asked.json and time.monotonic() - shown[0] >= EVERY:
             shown[0] = time.monotonic()
             print(f"{shown[0] - begun:7.0f} s  {_line(counts)}", flush=True)
 
-    if world.lead:
+    if world.lead and not asked.json:
         print(
             f"aristos soak --seed {seed} --first {asked.first} --largest {asked.largest}, {world.size} ranks",
             flush=True,
@@ -79,6 +82,9 @@ def main(argv: list[str]) -> int:
     everyone = world.gather((counts, health.growth(counts.samples), leaks))
     if not world.lead:
         return 0
+    if asked.json:
+        print(json.dumps(_document(seed, everyone), indent=1))
+        return FOUND if any(leaks for _, _, leaks in everyone) else 0
     print(f"done: {_line(counts)}")
     rows, waits = (sum(getattr(c, name) for c, _, _ in everyone) for name in ("rows", "long_waits"))
     print(f"all ranks: {rows} rows, {waits} waits over 1 ms")
@@ -88,6 +94,16 @@ def main(argv: list[str]) -> int:
     found = [leak for _, _, leaks in everyone for leak in leaks]
     print("\n".join(found) or "errors 0, leaks 0")
     return FOUND if found else 0
+
+
+def _document(seed: int, everyone: list[tuple[Counts, dict[str, float], list[str]]]) -> dict[str, Any]:
+    """What `--json` prints: for each rank its counts, how its resources grew, and its leaks."""
+    ranks = []
+    for counts, grown, leaks in everyone:
+        counted = dataclasses.asdict(counts)
+        del counted["samples"]
+        ranks.append(counted | {"growth": grown, "leaks": leaks})
+    return {"seed": seed, "ranks": ranks}
 
 
 def _line(c: Counts) -> str:

@@ -6,6 +6,8 @@ Once all kernels are compiled, the ranks have niceness 10, so that other tests c
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from cases import run_job
 
@@ -19,6 +21,7 @@ from aristos.bench.soak import soak
 from aristos.bench.world import connect
 from aristos.cli import soak as command
 assert command.main("--seed 11 --objects 6 --minutes 9".split()) == 0  # these objects need all kernels
+assert command.main("--seed 11 --objects 1 --json".split()) == 0
 os.nice(10)
 begun, ranks = time.monotonic(), connect()
 counts = soak(ranks, 12, 0, lambda number: number < 12 or time.monotonic() - begun < 40)
@@ -31,6 +34,9 @@ def test_40_seconds_of_random_calls_are_right_and_nothing_grows(tmp_path):
     done = run_job(tmp_path, 4, JOB, timeout=900)
     assert done.code == 0, "\n".join(done.out)[-4000:]
     assert "errors 0, leaks 0" in done.out[0]
+    document, _ = json.JSONDecoder().raw_decode(done.out[0][done.out[0].index("{\n") :])
+    assert document["seed"] == 11
+    assert [(rank["objects"], rank["leaks"]) for rank in document["ranks"]] == [(1, [])] * 4
     for rank in range(4):
         objects, calls, *_, leaks = done.lines(rank)[-1].split(maxsplit=4)
         assert (int(objects) >= 12, int(calls) >= 12) == (True, True)
