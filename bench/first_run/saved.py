@@ -12,7 +12,7 @@ from .parts import Ran
 from .samples import Samples
 
 PICTURES = 6  # with the page and the results file there are at most 8 files
-MOST_BYTES = 16 << 20  # the most bytes of a file
+MOST_BYTES = 16 << 20  # a larger picture is removed
 WANTED = ("gpu_samples", "layer_cuda", "gemm_cuda", "put_cuda", "signal_cuda", "idle_cuda", "exchange_cuda")
 
 

@@ -3,8 +3,8 @@
 fake_streams.py has streams, events, captures and graphs. fake_kernels.py has kernels, which are resident on the PTX
 machine. The stand-in is stricter than a driver: work is done only when a thread waits for it, calls need a current
 context, and behaviour that CUDA leaves undefined is a violation. On a computer without a driver, every call first goes
-to cuda.bindings' own function, which checks the arguments and then finds no library. fake_streams.py explains
-DA and PG.
+to cuda.bindings' own function, which checks the arguments and then finds no library. fake_streams.py explains DA and
+PG.
 """
 
 from __future__ import annotations

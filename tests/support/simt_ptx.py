@@ -24,8 +24,8 @@ BLOCK = 64
 class Case:
     """A piece of PTX. want: a function that takes the inputs' bits and returns the results' bits, or None for any bits.
 
-    inputs: by letter, arrays of uint16, uint32, uint64 or bool (a predicate). out: the kinds of $d and $e.
-    same: (got, want) -> bool, if bits need not be equal.
+    inputs: by letter, arrays of uint16, uint32, uint64 or bool (a predicate). out: the kinds of $d and $e. same: (got,
+    want) -> bool, if bits need not be equal.
     """
 
     text: str

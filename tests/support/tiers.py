@@ -4,8 +4,8 @@ A test belongs to the quick tier unless one of these holds: its folder has no qu
 by `pytestmark`, is marked `slow`; it runs on a number of ranks other than 2, or on isolated ranks. Everything else is
 the tier `rest`. A new file is quick until it declares otherwise; a new folder needs a line in FOLDERS.
 
-Budgets are processor seconds of all processes of a test, so other work on the machine hardly counts. A run
-that overruns one fails.
+Budgets are processor seconds of all processes of a test, so other work on the machine hardly counts. A run that
+overruns one fails.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ PARTS = ("parallel", "serial")
 class Budget:
     """Processor seconds of a folder's tests: of the quick tier (0: none of them is quick) and of all tests.
 
-    parallel: no test needs a quiet machine, so that workers of pytest-xdist share the files. Elsewhere a file
-    or a test may be marked `parallel`.
+    parallel: no test needs a quiet machine, so that workers of pytest-xdist share the files. Elsewhere a file or a test
+    may be marked `parallel`.
     """
 
     quick: int
