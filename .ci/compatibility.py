@@ -51,14 +51,21 @@ def row(name: str, folder: Path) -> list[str]:
     # mpi4py 4.0 has no wheels: pip builds it with the compiler of the MPI library
     call([*install, *requirements(age)], env=os.environ | {"MPICC": str(made / "bin" / "mpicc"), "CFLAGS": "-O1 -g0"})
     env = os.environ | {"ARISTOS_CACHE": str(folder / "cache"), "PATH": f"{made / 'bin'}:{os.environ['PATH']}"}
-    said = [call([inside, "-m", "pytest", "-q", "-p", "no:cacheprovider", *words], env=env) for words in TESTS]
+    said = [call([inside, "-m", "pytest", "-p", "no:cacheprovider", *words], env=env) for words in TESTS]
     listed = json.loads(call([inside, "-m", "pip", "list", "--format=json", "--disable-pip-version-check"]))
     versions = {each["name"].replace("-", "_").lower(): each["version"] for each in listed}
     wheel = MPI_WHEELS[mpi].replace("-", "_")
-    passed = sum(int(number) for text in said for number in re.findall(r"(\d+) passed", text))
+    counts = [int(found[1]) for text in said if (found := re.search(r"(\d+) passed", text))]
+    assert len(counts) == len(TESTS), said
     full = call([inside, "-c", "import platform; print(platform.python_version())"]).strip()
     day = datetime.date.today().isoformat()
-    return [full, *(versions[each] for each in NAMES), f"{MPI_WHEELS[mpi]} {versions[wheel]}", f"{passed} passed", day]
+    return [
+        full,
+        *(versions[each] for each in NAMES),
+        f"{MPI_WHEELS[mpi]} {versions[wheel]}",
+        f"{sum(counts)} passed",
+        day,
+    ]
 
 
 def call(words: list[str], env: dict[str, str] | None = None) -> str:
