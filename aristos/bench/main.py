@@ -253,6 +253,6 @@ def _finish(
     spent = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in facts["suite_seconds"].items())
     reporter.line(f"\n# {spent}")
     if out is not None:
-        reporter.line(f"# results: {out} (pictures: aristos plot {out})")
+        reporter.line(f"# results: {out} (pictures: aristos plot {out}; a page: aristos report {out})")
     if asked.timeline:
         reporter.line(f"# timeline: {asked.timeline} (open in ui.perfetto.dev)")

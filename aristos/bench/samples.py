@@ -12,6 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from kernel_cache.texts import shown
+
+from ..errors import ResultsError
 from ..results import Table, Variable
 from .disturbance import CORE_SHARE, PAIR_SHARE, mark, mark_pairs
 from .pairs import bytes_text
@@ -46,7 +49,13 @@ class Row:
 
 def timed(table: Table) -> dict[str, Variable]:
     """The variables of a table to compare: those in seconds over a dimension of repetition; if there are none, all in
-    seconds."""
+    seconds. Raises ResultsError if a variable does not fit the table's dimensions, because the file is damaged."""
+    for name, each in table.variables.items():
+        shape = tuple(np.shape(table.dims[dim].values) if dim in table.dims else None for dim in each.dims)
+        if shape != tuple((length,) for length in each.values.shape) or len(set(each.dims)) < len(each.dims):
+            raise ResultsError(
+                f"the table {shown(table.name)!r} is damaged: {shown(name)!r} does not fit its dimensions"
+            )
     seconds = {name: each for name, each in table.variables.items() if each.units == "s" and each.values.size}
     sampled = {name: each for name, each in seconds.items() if set(each.dims) & set(SAMPLES)}
     return sampled or seconds
@@ -121,7 +130,7 @@ def coordinate(coordinates: Variable, i: int) -> str:
     unit = coordinates.units if coordinates.units not in ("", "1") else ""
     if coordinates.values.dtype.kind == "U":
         return str(value)
-    if unit == "B":
+    if unit == "B" and np.isfinite(value):
         return bytes_text(float(value))
     number = str(value) if coordinates.values.dtype.kind in "iu" else f"{value:g}"
     return f"{number} {unit}" if unit else number

@@ -14,6 +14,7 @@ import shutil
 import struct
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,16 @@ import h5py
 import numpy as np
 
 from aristos.bench import command_line
+from aristos.bench.disturbance import CORE_SHARE
 from aristos.bench.options import UsageError
 from aristos.checkpoint import Checkpoint
 from aristos.cli import __main__ as cli
 from aristos.cli import inspect
-from aristos.errors import AristosError
+from aristos.errors import AristosError, InputError
 from aristos.launcher import seats
+from aristos.report import compared_part, page, run_part
+from aristos.report.compared import compare
+from aristos.report.sides import Side
 from aristos.results import hdf5
 from aristos.topology import pci
 from aristos.topology.discover import node_here
@@ -235,12 +240,18 @@ def models() -> tuple[bytes, ...]:
 
 
 def parts(data: bytes) -> None:
-    """Make a valid HDF5 file of groups, datasets and attributes, and read it as results."""
+    """Make a valid HDF5 file of groups, datasets and attributes; read it, show it on a page, compare it with itself."""
     path = Path("parts.h5")
     path.unlink(missing_ok=True)
     with h5py.File(path, "w") as file:
         put(file, parsed(data))
-    hdf5.read(path)
+    for run in hdf5.read(path).runs:
+        figures = page.Figures()
+        run_part.part(run, "parts.h5", figures.add, "run")
+        with contextlib.suppress(InputError):  # nothing to compare
+            sides = (Side("parts.h5", (run,)), Side("parts.h5", (replace(run, name="again"),)))
+            compared_part.part(compare(*sides), figures.add, "changed")
+        figures.scripts()
 
 
 def put(place: Any, node: dict[str, Any]) -> None:
@@ -273,7 +284,23 @@ def results() -> bytes:
         "@dims": ["rank", "word"],
         "@n": 1,
     }
-    run = {"put": table, "@command": "bench", "@argv": ["-m"], "@versions.numpy": "2"}
+    calls = {
+        "tokens": {"=": [16, 0, 4096], "scale": "tokens", "@units": "B"},
+        "rank": {"=": [0, 1], "scale": "rank"},
+        "iteration": {"=": [0, 1, 2, 3, 4, 5, 6], "scale": "iteration"},
+        "call_time": {"=": [[[1e-3] * 7] * 2] * 3, "dims": ["tokens", "rank", "iteration"], "@units": "s"},
+        "core_share": {
+            "=": [[[1.0] * 7, [0.5] * 7]] * 3,
+            "dims": ["tokens", "rank", "iteration"],
+            "@long_name": CORE_SHARE,
+        },
+        "@suite": "layer",
+        "@dims": ["tokens", "rank", "iteration"],
+        "@disturbed": "rank 1",
+    }
+    facts = {"@ranks": 2, "@hosts": ["a"], "@cores_of_rank": ["0", "1"], "@node_of_rank": [0, 0], "@finished": False}
+    facts |= {"@suite_seconds.layer": 1.5, "@crowded": "", "@cpu": "x", "@isa": "avx2", "@mpi_library": "y"}
+    run = {"put": table, "layer": calls, **facts, "@command": "bench", "@argv": ["-m"], "@versions.numpy": "2"}
     return json.dumps({"@schema": hdf5.SCHEMA, "runs": {"20260101T000000Z-abcdef": run}}).encode()
 
 

@@ -12,7 +12,7 @@ import pytest
 from aristos import results
 from aristos.bench.disturbance import CORE_SHARE, PAIR_SHARE
 from aristos.cli.__main__ import main
-from aristos.errors import InputError
+from aristos.errors import InputError, ResultsError
 from aristos.report import interval
 from aristos.report.compared import Comparison, compare
 from aristos.report.facts import facts
@@ -149,6 +149,13 @@ def test_random_halves_of_equal_calls_are_noise_nearly_always():
         low, high = interval.of_ratio([rng.lognormal(0, 0.3, (1, 60))], [rng.lognormal(0, 0.3, (1, 60))])
         wrong += not low <= 1 <= high
     assert wrong <= 10  # 5 are expected
+
+
+def test_a_table_whose_parts_do_not_fit_is_refused():
+    damaged = layer()
+    damaged.dims["rank"].values = np.arange(3)
+    with pytest.raises(ResultsError, match="'layer' is damaged: 'call_time' does not fit"):
+        compared(run("a", damaged), run("b", layer()))
 
 
 def test_facts_that_differ_are_named_with_both_values():
