@@ -10,9 +10,11 @@ import pages
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-FOLDERS = ("aristos", "bench", "docs", "examples", "kernel_cache", "launch", "ptxsim", "tests")
+FOLDERS = ("aristos", "bench", "docs", "examples", "kernel_cache", "launch", "packaging", "ptxsim", "tests")
 DOCUMENTS = sorted(
-    [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("tests/*.md"), *ROOT.glob("bench/**/*.md")]
+    file
+    for glob in ("*.md", "docs/**/*.md", "tests/*.md", "bench/**/*.md", "packaging/*.md")
+    for file in ROOT.glob(glob)
 )
 
 FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
