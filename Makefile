@@ -85,7 +85,8 @@ test-hf: $(READY)-test
 	PYTHONPATH=. HF_HUB_OFFLINE=1 $(HF)/bin/python -m pytest tests/integrations
 
 # tests/support/coverage_rooms.py says what counts. Tests marked `compiled` take too long as plain Python.
-COVERED = bench/test_bench_parts.py bench/test_floors.py explore/test_plain_python.py package/test_config.py \
+COVERED = bench/test_fits_and_pairs.py bench/test_bench_routing.py bench/test_bench_endings.py bench/test_bench_options.py \
+	bench/test_measuring.py bench/test_showing.py bench/test_floors.py explore/test_plain_python.py package/test_config.py \
 	package/test_reference.py doctor engine host kernel_cache launcher layer planner primitives results topology transport
 coverage: export NUMBA_DISABLE_JIT = 1
 coverage: export COVERAGE_CORE = $(shell $(PY) -c 'import sys; print("sysmon" if sys.version_info >= (3, 12) else "ctrace")')

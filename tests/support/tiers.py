@@ -74,7 +74,7 @@ LONG = (  # workers start with these files, so that none runs alone at the end
     "bench/test_bench_cuda.py",
     "bench/test_rehearsal.py",
     "substrate/test_cuda_layer.py",
-    "bench/test_bench_parts.py",
+    "bench/test_showing.py",
     "layer/test_training.py",
     "launch/test_slurm.py",
     "kernel_cache/test_cache.py",
