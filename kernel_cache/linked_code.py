@@ -20,7 +20,7 @@ from llvmlite import binding
 from . import code_files
 from .errors import environment_problem
 
-TESTED = "numba>=0.62,<0.69"  # as in pyproject.toml
+TESTED = "numba>=0.63,<0.69"  # as in pyproject.toml
 PRIVATE = (  # methods of JITCodeLibrary
     "_ensure_finalized",
     "_finalize_dynamic_globals",

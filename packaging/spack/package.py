@@ -36,7 +36,7 @@ class PyAristos(PythonPackage):
     with default_args(type=("build", "run")):
         depends_on("python@3.11:3.14")
         depends_on("py-numpy@2.0:")
-        depends_on("py-numba@0.62:0.68")
+        depends_on("py-numba@0.63:0.68")
         depends_on("py-mpi4py@4.0:")
         depends_on("py-h5py@3.11:")
         depends_on("py-rich@13:")

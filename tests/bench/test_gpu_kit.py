@@ -382,7 +382,7 @@ def test_the_unpacked_kit_rehearses_without_an_index(tmp_path):
 def test_packages_that_neither_machine_nor_kit_has_are_named(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(install.NEEDED, "nowhere_at_all", "nowhere")
     monkeypatch.setitem(install.NEEDED, "never.at_all", "numba")
-    why = r"lacks what the kit does not have: nowhere \(Mod.*'nowhere_at_all'\); numba<0.69,>=0.62 \(Mod.*\)"
+    why = r"lacks what the kit does not have: nowhere \(Mod.*'nowhere_at_all'\); numba<0.69,>=0.63 \(Mod.*\)"
     with pytest.raises(install.MissingPart, match=why):
         install.main([str(tmp_path / "env"), str(tmp_path)])
 

@@ -108,7 +108,7 @@ def test_spack_has_a_variant_for_each_extra(directives):
 
 
 def conda_bounds(lines: list[str], python_min: str) -> dict[str, tuple[str, str]]:
-    """Name -> bounds of lines such as `numba >=0.62,<0.69`."""
+    """Name -> bounds of lines such as `numba >=0.63,<0.69`."""
     pairs = (line.replace("${{ python_min }}", python_min).partition(" ") for line in lines)
     return {canonicalize_name(name): bounds(SpecifierSet(spec)) for name, _, spec in pairs}
 
