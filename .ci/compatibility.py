@@ -51,6 +51,7 @@ def row(name: str, folder: Path) -> list[str]:
     # mpi4py 4.0 has no wheels: pip builds it with the compiler of the MPI library
     call([*install, *requirements(age)], env=os.environ | {"MPICC": str(made / "bin" / "mpicc"), "CFLAGS": "-O1 -g0"})
     env = os.environ | {"ARISTOS_CACHE": str(folder / "cache"), "PATH": f"{made / 'bin'}:{os.environ['PATH']}"}
+    env["LD_LIBRARY_PATH"] = str(made / "lib")  # where an mpi4py that was built there finds its MPI
     said = [call([inside, "-m", "pytest", "-p", "no:cacheprovider", *words], env=env) for words in TESTS]
     listed = json.loads(call([inside, "-m", "pip", "list", "--format=json", "--disable-pip-version-check"]))
     versions = {each["name"].replace("-", "_").lower(): each["version"] for each in listed}
