@@ -17,7 +17,7 @@ class PyAristos(PythonPackage):
 
     license("BSD-3-Clause")
 
-    version("0.1.0", branch="main")
+    version("0.2.0", branch="main")
 
     # A variant for each extra of pyproject.toml, but for GPUs (Spack has no py-numba-cuda) and for
     # transformers (the newest in Spack is 4.57): pip adds those. Any package that provides mpi
