@@ -32,7 +32,7 @@ class CallArguments(NamedTuple):
 def form_of(given: CallArguments) -> tuple[Any, ...] | None:
     """Types, shapes and strides of a call's arrays; None if the call has other options, or arrays that are not NumPy's.
 
-    If an earlier call of the same form had its arrays used without a copy, only addresses must be checked.
+    If the arrays of an earlier call with the same form were used without a copy, only addresses must be checked.
     """
     x, ids, weights, out, stream, router_x, return_routing = given
     if stream is not None or router_x is not None or return_routing is not False:
@@ -66,7 +66,7 @@ def on_input(cfg: MoEConfig) -> bool:
 
 
 def capacity(cfg: MoEConfig, count: int) -> int:
-    """Most choices of an expert by a rank's `count` tokens; 0: no limit."""
+    """The most choices of one expert by a rank's `count` tokens that are computed; 0: no limit."""
     factor = cfg.router.capacity_factor
     if cfg.router.capacity is not None:
         return cfg.router.capacity
@@ -74,7 +74,7 @@ def capacity(cfg: MoEConfig, count: int) -> int:
 
 
 def refusal(error: Exception) -> AristosError:
-    """`error` as one of this package's errors: unchanged, or an InputError that quotes it."""
+    """Returns `error` if it is one of this package's errors, else an InputError that quotes it."""
     return error if isinstance(error, AristosError) else InputError(f"{type(error).__name__}: {error}")
 
 
@@ -110,8 +110,8 @@ def usable_nodes(ranks_per_node: Any) -> int | None:
 def check_comm(comm: Any) -> None:
     """Raise InputError unless `comm` is None or an mpi4py intracommunicator.
 
-    Raises EnvironmentProblem if the launcher started several tasks, but MPI gives each a world of its own: each task
-    would compute the whole layer alone.
+    Raises EnvironmentProblem if the launcher started several tasks, but MPI gives each of them a world of its own. Each
+    task would then compute the whole layer alone.
     """
     if comm is None:
         return
@@ -138,7 +138,7 @@ def routed_outside(ids: Any, weights: Any, layer: int, has_router: bool) -> bool
 
 
 def routing_arrays(ids: Any, shape: tuple[int, ...], copy: bool = False) -> np.ndarray:
-    """ids as contiguous int64 of exactly this shape, or InputError. copy: always a copy."""
+    """ids as a contiguous int64 array. Raises InputError for another shape. copy: copy the array in any case."""
     chosen = view("ids", ids)
     if chosen.shape != shape or chosen.dtype.kind not in "iu":
         raise InputError(f"ids must be integers of shape {list(shape)}, got {chosen.dtype} {list(chosen.shape)}")
@@ -148,7 +148,7 @@ def routing_arrays(ids: Any, shape: tuple[int, ...], copy: bool = False) -> np.n
 
 
 def weight_arrays(weights: Any, shape: tuple[int, ...], copy: bool = False) -> np.ndarray:
-    """weights as contiguous float32 of exactly this shape, or InputError. copy: always a copy."""
+    """weights as a contiguous float32 array. Raises InputError for another shape. copy: copy the array in any case."""
     scale = view("weights", weights)
     if scale.shape != shape or scale.dtype.kind != "f":
         raise InputError(f"weights must be floats of shape {list(shape)}, got {scale.dtype} {list(scale.shape)}")

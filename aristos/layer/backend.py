@@ -32,10 +32,11 @@ COMMON = ("experts", "hidden", "top_k", "dtype", "max_tokens", "precision", "wei
 
 @dataclass(frozen=True)
 class Settings:
-    """Checked options of an object. cfgs: one for each layer. limits: of waits. sms: most SMs of a GPU, None for all.
+    """The checked options of an object. cfgs: a configuration for each layer. limits: the time limits of waits.
 
-    moves: what crosses between ranks of a node, see `MoE`. train: whether the layers can be trained. copied: if they
-    can, ids of the experts that several ranks hold, in any group.
+    sms: the most SMs of a GPU that are used, None for all. moves: what crosses between ranks of a node, see `MoE`.
+    train: whether the layers can be trained. copied: for layers that can be trained, the ids of the experts that
+    several ranks hold, counted over all groups.
     """
 
     cfgs: tuple[MoEConfig, ...]
@@ -54,8 +55,8 @@ class Settings:
 class Trainer(Protocol):
     """What training needs of a backend whose layers it trains.
 
-    keeps_rows: whether owners can keep rows of forward calls. taping: where they keep those of the next call, or the
-    error for which the next call is refused.
+    keeps_rows: whether owners can keep rows of forward calls. taping: where owners keep the rows of the next call, or
+    the error with which the next call is refused.
     """
 
     taping: Taping | InputError | None
@@ -68,11 +69,14 @@ class Trainer(Protocol):
         ...
 
     def shared_weights(self, layer: int, count: int) -> np.ndarray:
-        """[count] weights of the shared expert's outputs in the last call, of `layer`; ones without shared_sigmoid."""
+        """[count] weights of the shared expert's outputs in the last call, a call of `layer`.
+
+        Without shared_sigmoid all are 1.
+        """
         ...
 
     def received(self, layer: int) -> int:
-        """How many rows this rank's own experts computed in the last call, of `layer`."""
+        """How many rows this rank's own experts computed in the last call, a call of `layer`."""
         ...
 
     def backward_calls(self, number: int) -> BackwardCalls:
@@ -85,10 +89,10 @@ class Trainer(Protocol):
 
 
 class Backend(ABC):
-    """One layer object's execution on CPUs or on a GPU. weights: packed, an entry a layer, None before `load`.
+    """Executes the calls of one layer object, on CPUs or on a GPU.
 
-    cfgs: one for each layer. cfg: the first of them, for what is equal in all: see `COMMON`. name: as in
-    `MoE(backend=...)`.
+    weights: the packed weights of each layer, None before `load`. cfgs: a configuration for each layer. cfg: the first
+    of them; it is read only for fields that are equal in all layers, see `COMMON`. name: as in `MoE(backend=...)`.
     reads_peers: whether a rank can compute with the experts of local peers, see `moves` of `MoE`. trains: whether a
     layer can be made with train=True.
     """
@@ -132,14 +136,14 @@ class Backend(ABC):
 
     @abstractmethod
     def new_weights(self, layer: int) -> Any:
-        """A `PackedLayer` without anything in it, for this layer."""
+        """An empty `PackedLayer` for this layer."""
 
     @abstractmethod
     def idle(self) -> None:
         """Wait until no call reads weights."""
 
     def load(self, layer: int, given: GivenLayer) -> None:
-        """Pack the weights of a layer; they replace those that it had."""
+        """Pack the given weights of a layer. They replace its earlier weights."""
         self.idle()
         before, packed = self.weights[layer], self.new_weights(layer)
         try:
@@ -153,7 +157,7 @@ class Backend(ABC):
             before.free()
 
     def load_part(self, layer: int, take: Callable[[Any], None]) -> None:
-        """Pack a part of a layer, in place: `take` gets the layer's weights."""
+        """Pack a part of a layer in place: call `take` with the layer's packed weights."""
         self.idle()
         if self.weights[layer] is None:
             self.weights[layer] = self.new_weights(layer)
@@ -200,15 +204,15 @@ class Backend(ABC):
 
     @abstractmethod
     def result(self, call: Any, seconds: float, return_stats: bool) -> Any:
-        """The output, or a tuple of it and what else the caller wants. Raises the error if this rank or a peer refused.
+        """Close the call and return its output, or a tuple of the output and what else the caller wants.
 
-        Closes the call.
+        If this rank or a peer refused its input, raise the error.
         """
 
     # ------------------------------------------------------------ what only one backend has
 
     def synchronize(self) -> None:  # noqa: B027 - a backend whose calls return their result has nothing to wait for
-        """Wait for calls that go on after `run` has returned, and raise what they refused."""
+        """Wait for calls that go on after `run_call` has returned, and raise the error of a call that was refused."""
 
     @property
     def device(self) -> int | None:

@@ -1,4 +1,4 @@
-"""Backward calls with `schedule="bulk"`, on CPUs; and what they share with fused ones (`fused_backward.py`).
+"""Backward calls with `schedule="bulk"` on CPUs, and the code that fused ones (`fused_backward.py`) use too.
 
 Rows travel by collective all-to-alls. A source sends each (token, choice) pair of another rank's expert as one row
 [x | dy | combine weight], in its packed order. The owner computes expert by expert, the rows of an expert in global
@@ -29,17 +29,17 @@ from .arguments import on_input
 from .collective import Membership
 from .trained_weights import Addresses, TrainedWeights, narrowed, widened
 
-SPARE = LINE // FLOAT  # float32 behind a row of dx: the first of them is the gradient of its combine weight
+SPARE = LINE // FLOAT  # how many float32 follow a row of dx: the first is the gradient of the row's combine weight
 
 
 @dataclass(frozen=True)
 class Saved:
     """What a forward call of S tokens keeps for its backward call. All arrays but x and ids are float32.
 
-    x: [S, H] of the layer's dtype. ids: [S, k] int64, -1 for choices that were not taken. chosen: [S, k], ids, with
-    those beyond the capacity. weights: [S, k]. logits: [S, columns], None if the call brought its ids.
-    shared: [S], weights of the shared expert's outputs. received: how many rows this rank's experts computed. taped:
-    [W, TAPED_WORDS] int64, which rows are kept for the backward call, see `tapes.Taping`; None: none.
+    x: [S, H] of the layer's dtype. ids: [S, k] int64, -1 for choices that were not taken. chosen: [S, k], the same ids,
+    but also those of choices beyond the capacity. weights: [S, k]. logits: [S, columns], None if the call brought its
+    ids. shared: [S], weights of the shared expert's outputs. received: how many rows this rank's experts computed.
+    taped: [W, TAPED_WORDS] int64, which rows are kept for the backward call, see `tapes.Taping`; None: no rows.
     """
 
     x: np.ndarray
@@ -69,7 +69,7 @@ class Kernels:
         self._kept = threading.local()
 
     def prepare(self, cfgs: Sequence[MoEConfig], blocks: bool) -> None:
-        """Load or compile what backward calls of layers use, before a call: within one, the other ranks would wait.
+        """Load or compile what backward calls of these layers use. During a call the other ranks would wait for it.
 
         blocks: whether `run_expert` computes their experts.
         """
@@ -112,8 +112,8 @@ class Kernels:
     ) -> None:
         """Compute rows of one expert backwards, and add the gradients of its weights.
 
-        rows: [n] each: addresses of x and of dy, weights w, addresses of dx, dw to write. arrays: see
-        `TrainedWeights.expert`. adds: False to write the gradients.
+        rows: arrays [n]: addresses of x and of dy, weights w, addresses where dx goes, and the array dw to write.
+        arrays: see `TrainedWeights.expert`. adds: False to overwrite the gradients instead.
         """
         x, dy, w, dx, dw = (each.ctypes.data for each in rows)
         weights, transposed, gradients = arrays
@@ -175,7 +175,7 @@ def addresses(array: np.ndarray) -> np.ndarray:
 
 
 class BackwardCalls:
-    """Makes the backward calls of one layer object on this rank. number: the rank's, among the ranks of all groups."""
+    """Makes the backward calls of one layer object on this rank. number: this rank's among the ranks of all groups."""
 
     blocks = True  # `Kernels.run_expert` computes the experts
 
@@ -192,7 +192,7 @@ class BackwardCalls:
             self._pool = None
 
     def refuse(self, error: AristosError) -> None:
-        """Make a call in which this rank refuses its arguments: the other ranks raise. Collective."""
+        """Make a call in which this rank refuses its arguments, so that the other ranks raise too. Collective."""
         self._meet(error, None)
 
     def run(
@@ -207,8 +207,8 @@ class BackwardCalls:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Returns (dx [S, H], gradients of the combine weights [S, k]); adds to the gradients of weights. Collective.
 
-            number: the tape's. dy: [S, H] of the layer's dtype. dlogits: [S, columns] float32, or None. Both are
-            contiguous.
+            number: the tape's number. dy: [S, H] of the layer's dtype. dlogits: [S, columns] float32, or None. dy and
+            dlogits are contiguous.
         If this raises PeerInputError or MismatchError, no gradient has changed.
         """
         self._meet(None, (layer, number, pieces))
@@ -239,7 +239,7 @@ class BackwardCalls:
                 )
 
     def _finish(self, weights: TrainedWeights, tokens: _Tokens, dlogits: np.ndarray | None, pieces: int) -> np.ndarray:
-        """Add the parts of the shared expert and of the router to that of the experts; returns dx [S, H].
+        """Add the shared expert's part and the router's to the experts' part of dx; returns dx [S, H].
 
         After this the call adds nothing more to the gradients.
         """
@@ -258,7 +258,10 @@ class BackwardCalls:
     def _experts(
         self, cfg: MoEConfig, weights: TrainedWeights, tokens: _Tokens
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, Any]:
-        """(pair of each packed row, address of its dx, gradient of its combine weight, arrays that hold these rows)."""
+        """Send the rows, run the experts, and get the results back.
+
+        Returns (pair of each packed row, address of its dx, gradient of its combine weight, arrays that hold the dx).
+        """
         member, H, x, dy = self.member, cfg.hidden, tokens.rows, tokens.dy
         me, world, places = member.rank, member.world, member.placement
         ids = tokens.saved.ids.reshape(-1)
@@ -300,7 +303,10 @@ class BackwardCalls:
         columns: tuple[np.ndarray, ...],
         results: np.ndarray,
     ) -> None:
-        """Run every expert on its rows, in order of (source, packed row). columns: x, dy, w, dx of rows by source."""
+        """Run every expert on its rows, in order of (source, packed row).
+
+        columns: x, dy, w and dx of the rows, source by source.
+        """
         order = np.argsort(expert, kind="stable")
         x, dy, w, dx = (np.ascontiguousarray(column[order]) for column in columns)
         dw = np.empty(len(order), np.float32)
@@ -360,8 +366,8 @@ class BackwardCalls:
 class _Tokens:
     """One backward call's tokens on their source.
 
-    x, dy: [S, H], float32. rows: [S, H], the rows that experts got: x, or weighted x, rounded. dw: [S, k], gradients of
-    the combine weights. common: for each piece the gradients of router and shared expert.
+    x, dy: [S, H], float32. rows: [S, H], the rows that experts got: x, or x times its weight, rounded. dw: [S, k],
+    gradients of the combine weights. common: for each piece the gradients of router and shared expert.
     """
 
     def __init__(
@@ -398,11 +404,11 @@ class _Tokens:
         return np.concatenate([self._dy, self._rows()], axis=1)
 
     def factor(self, pairs: np.ndarray) -> np.ndarray:
-        """What dy of these (token, choice) pairs is multiplied by."""
+        """The factor by which dy of each of these (token, choice) pairs is multiplied."""
         return np.ones(len(pairs), np.float32) if on_input(self.cfg) else self.saved.weights.reshape(-1)[pairs]
 
     def add_experts(self, pairs: np.ndarray, to_dx: np.ndarray, sums: np.ndarray) -> None:
-        """Take rows of dx that came back, by their addresses, and the gradients of their combine weights."""
+        """Add rows of dx that came back, given by their addresses, and `sums`, gradients of their combine weights."""
         at = np.zeros(self.dw.size, np.int64)
         at[pairs] = to_dx
         factors = (at != 0).astype(np.float32)
@@ -417,7 +423,7 @@ class _Tokens:
         self._terms.append((rows, by))
 
     def add_combined(self, dx: np.ndarray, back: np.ndarray) -> None:
-        """Take dx [S, H], summed over each token's choices, and back [S, k], gradients of the combine weights."""
+        """Add dx [S, H], already summed over each token's choices, and `back` [S, k], gradients of combine weights."""
         taken, factors = (self.saved.ids >= 0) & (self.saved.ids < self.cfg.experts), np.ones(len(dx), np.float32)
         if on_input(self.cfg):  # each token has one choice: see `add_experts`
             back = self.kernels.dots(addresses(dx), addresses(self.x), self.cfg.hidden)[:, None]
@@ -427,7 +433,7 @@ class _Tokens:
         self._add(dx, factors)
 
     def _add_identity(self) -> tuple[np.ndarray, np.ndarray]:
-        """Add the gradients of identity experts' weights, y = w x; returns (tokens, choices) of these experts."""
+        """Add the gradients of identity experts' combine weights (y = w x); returns their (tokens, choices)."""
         token, choice = np.nonzero(self.saved.ids >= self.cfg.experts)
         if len(token):
             to_x, to_dy = addresses(self.x)[token], addresses(self.dy)[token]
@@ -435,7 +441,7 @@ class _Tokens:
         return token, choice
 
     def add_shared(self) -> None:
-        """Add the shared expert's part, piece by piece; with shared_sigmoid also that of its output's weight."""
+        """Add the shared expert's part, piece by piece; with shared_sigmoid also the part of its output's weight."""
         cfg, x, w = self.cfg, self.x, self.saved.shared
         dx, dw = aligned((len(x), self.kernels.padded(cfg.hidden))), np.zeros(len(x), np.float32)
         columns = addresses(x), addresses(self.dy), w, addresses(dx), dw

@@ -1,7 +1,7 @@
-"""`schedule="bulk"`: a layer as GShard computes it. Count exchange, Alltoallv, experts, Alltoallv, combine.
+"""`schedule="bulk"` computes a layer as GShard does: count exchange, Alltoallv, experts, Alltoallv, combine.
 
-It is the baseline of every comparison. It also checks every result, because it shares the fused schedule's kernels, but
-nothing of its protocol.
+This schedule is the baseline of every comparison. It can also check results of the fused schedule, because it uses the
+same kernels, but nothing of the protocol.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Bulk:
         world, me, stride = int(job[words.WORLD]), int(job[words.RANK]), int(job[words.RETURN_STRIDE])
         self._everywhere(job, step.route, job, st)
         rows = int(step.pack(job, st))
-        counts = self._exchange_counts(job, st)  # [W, L]: rows from each source for each expert here
+        counts = self._exchange_counts(job, st)  # [W, L]: how many rows each source has for each expert here
         sent = st[job[words.T_ROWS_TO] :][:world].copy()
         came = counts.sum(1)
         self._send = self._at_least(self._send, rows * stride)
@@ -74,7 +74,7 @@ class Bulk:
         step.copy_out(job, st, rows, self._send.ctypes.data)
         self._alltoallv(job, st, self._send, sent, self._received, came, stride)
         order, ends = self._by_expert(counts)
-        if job[words.LOADED] == 0:  # this rank has no weights loaded: its call was refused
+        if job[words.LOADED] == 0:  # this rank has loaded no weights, so its call was refused
             order = ends = np.zeros(0, np.int64)
         self.run_experts(job, order, ends, self._received, self._results)
         back = _at(int(step.return_base(job, st)), rows * stride)
@@ -112,7 +112,7 @@ class Bulk:
             other.result()
 
     def _exchange_counts(self, job: np.ndarray, st: np.ndarray) -> np.ndarray:
-        """Exchange row counts and statuses of all ranks: [W, L], zero if any rank is in another call."""
+        """Exchange row counts and statuses; returns the counts [W, L], all zero if any rank is in another call."""
         world, me, local = int(job[words.WORLD]), int(job[words.RANK]), int(job[words.HELD])
         assert self.runtime.shape is not None
         width = words.ANNOUNCED_WORDS + self.runtime.shape.max_held
@@ -138,7 +138,7 @@ class Bulk:
         wrong = np.where(same_call, codes.MISPLACED, codes.MISMATCH)
         st[job[words.T_PEER_STATUS] :][:world] = np.where(same | (statuses != codes.OK), statuses, wrong)
         st[job[words.T_VERSION_OF] :][:world] = received[:, version]
-        if not same.all():  # no rank can run another layer's rows: none are exchanged, then all ranks raise
+        if not same.all():  # no rank can run rows of another layer, so no rows are exchanged, and all ranks raise
             st[job[words.T_ROWS_TO] :][:world] = 0
             st[job[words.T_OFFSET] :][: int(start[world]) + 1] = 0
             return np.zeros((world, local), np.int64)
@@ -180,7 +180,7 @@ class Bulk:
         call(self.runtime.group.comm)
 
     def _blocking(self, job: Any, st: Any, what: str, call: Any, nbytes: np.ndarray) -> None:
-        """Make a blocking MPI call under the watchdog. Its time counts as idle, because no tile can run meanwhile."""
+        """Make a blocking MPI call under the watchdog. The call's time counts as idle: no tile can run meanwhile."""
         started = time.perf_counter_ns()
         with self.runtime.group.bounded(f"the other ranks ({what})", self.timeout):
             self.collective(call, nbytes)

@@ -1,4 +1,4 @@
-"""What `MoE` and `Exchange` share: membership in a runtime, new jobs, and errors for what peers refused."""
+"""What `MoE` and `Exchange` share: membership in a runtime, new jobs, and the errors that a peer's refusal raises."""
 
 from __future__ import annotations
 
@@ -56,10 +56,11 @@ def shape_of(
     foreign: int = 0,
     train: bool = False,
 ) -> EngineShape:
-    """The engine's capacity that a layer or an exchange needs. shared: with a shared expert, which every rank holds.
+    """The engine's capacity that a layer or an exchange needs.
 
-    A token's row for the shared expert stays on its rank. foreign: most experts of local peers that a rank computes.
-    train: with backward calls, which send rows [dy | x] and get rows of dx in float32, each with a scalar.
+    shared: whether there is a shared expert, which every rank holds. A token's row for it stays on the token's rank.
+    foreign: the most experts of local peers that a rank computes. train: whether there are backward calls, which send
+    rows [dy | x] and get rows of dx in float32, each with a scalar.
     """
     stride, back_stride = lines(ROW_TYPES[dtype].nbytes * (2 if train else 1) * hidden), 0
     if train:
@@ -84,14 +85,17 @@ def shape_of(
 
 
 def widths(*layers: MoEConfig) -> dict[str, Any]:
-    """The keywords of `shape_of` for layers; of those, layers of an object differ in `shared` alone."""
+    """The keywords of `shape_of` for layers of one object, which differ only in `shared`."""
     common = {name: getattr(layers[0], name) for name in ("hidden", "experts", "top_k", "max_tokens", "dtype")}
     return common | {"shared": any(cfg.shared_ffn for cfg in layers)}
 
 
 @dataclass(frozen=True)
 class Needs:
-    """Private memory that an object's calls need. workers: a rank's default number of workers; 0: one for each core."""
+    """Private memory and workers that an object's calls need.
+
+    workers: a rank's default number of workers; 0: one for each core.
+    """
 
     scratch_bytes: int = 0  # for each worker
     shared_bytes: int = 0  # for all workers of a rank
@@ -106,9 +110,9 @@ class Needs:
 
 @dataclass(frozen=True)
 class Request:
-    """What an object needs of its runtime. alike: all that must be equal on all ranks, as texts by name.
+    """What an object needs of its runtime.
 
-    shape: keywords of `shape_of`.
+    alike: what must be equal on all ranks, as texts by name. shape: keywords of `shape_of`.
     """
 
     alike: Fields
@@ -120,9 +124,9 @@ class Request:
 class Membership:
     """One object's membership in the runtime of its communicator. Collective, in the same order on all ranks.
 
-    kind: what the object is, for messages. everyone: the group of all ranks of this object; if it is trained with a
-    plan, the ranks of all groups of the plan. `join` adds placement, mine (ids of this rank's experts in slot order),
-    threads, and number (the object's).
+    kind: what the object is, for messages. everyone: all ranks of this object; if it is trained with a plan, the ranks
+    of all groups of the plan. `join` sets placement, mine (the ids of this rank's experts in slot order), threads, and
+    number (the object's number in the runtime).
     """
 
     placement: Placement
@@ -142,9 +146,9 @@ class Membership:
 
     @contextmanager
     def making(self) -> Iterator[None]:
-        """A block that makes the object, with `join`.
+        """A block that makes the object and calls `join`.
 
-        It ends when every rank has made its own, or every rank raises.
+        The block ends when every rank has made its object; if one rank fails, every rank raises.
         """
         try:
             yield
@@ -156,7 +160,7 @@ class Membership:
             raise
 
     def join(self, request: Request | AristosError, threads: int | None = None) -> None:
-        """Give the runtime the capacity for this object; raises on every rank if one has a problem or ranks differ.
+        """Give the runtime the capacity for this object. If a rank has a problem, or ranks differ, every rank raises.
 
         request: what the object needs, or this rank's refusal of its arguments.
         """
@@ -164,7 +168,7 @@ class Membership:
         runtime = self.runtime
         runtime.end_dropped_call()
         runtime.refuse_unusable()
-        if problem is None and runtime.open:  # kept, not raised: on other ranks no call may be open
+        if problem is None and runtime.open:  # not raised yet, because other ranks may have no open call
             problem = OpenCallError(OPEN_CALL)
         first = runtime.group.ranks_per_node
         if problem is None and first != self.nodes:
@@ -195,11 +199,11 @@ class Membership:
         some: bool = False,
         **values: int,
     ) -> np.ndarray:
-        """A job with the part `object`. `Runtime.fill`, the weights and each call write the other parts.
+        """A new job whose part `object` is filled. `Runtime.fill`, the weights and each call write the other parts.
 
-        foreign: (slot, rank) of the experts of local peers that this rank may compute, in slots of `placement`. some:
-        words that `values` does not name are 0. values: the words of that part on this substrate, see
-        `engine.job.fill`; return_bytes is row_bytes by default.
+        foreign: (slot, rank) of the experts of local peers that this rank may compute; slots are those of `placement`.
+        some: set the words that `values` does not name to 0. values: the words of the part `object` on this substrate,
+        see `engine.job.fill`; return_bytes is row_bytes by default.
         """
         values = {"return_bytes": values["row_bytes"]} | values
         places, shared = self.placement, values.get("shared", 0) != 0
@@ -211,7 +215,7 @@ class Membership:
         job[:] = 0
         nowhere = np.full(values.get("identity", 0), -1)  # identity experts have no slot
         chosen = slots[: len(self.placement.copies)]
-        moved = [(slot + rank * shared, rank) for slot, rank in foreign]  # a shared expert follows a rank's own
+        moved = [(slot + rank * shared, rank) for slot, rank in foreign]  # each rank has its shared expert last
         jobs.fill_placement(job, np.concatenate([chosen, nowhere, of_shared]), places.start, moved)
         held = places.held[self.rank]
         (jobs.fill_some if some else jobs.fill)(
@@ -250,7 +254,7 @@ class Membership:
     def agree(self, problem: Exception | None, what: str) -> None:
         """Raise `problem` here, and PeerInputError on the other ranks. Collective.
 
-        what: its subject, for the message.
+        what: what this rank refused, for the message.
         """
         self.alive().refuse_open()
         agreed(self.everyone, problem, what)
@@ -258,7 +262,7 @@ class Membership:
     def raise_peer_problem(self, job: Any) -> None:
         """Raise the refusal or mismatch that another rank has announced, if any.
 
-        job: maps T_PEER_STATUS to its place in the state.
+        job: read for T_PEER_STATUS, the place of the peers' statuses in the state.
         """
         state = self.runtime.state
         for rank, status in enumerate(state[job[words.T_PEER_STATUS] :][: self.world].tolist()):
@@ -297,9 +301,9 @@ def agreed(group: Group, problem: Exception | None, what: str) -> None:
 
 
 def agreed_alike(group: Group, problem: Exception | None, what: str, alike: Fields, unlike: str) -> None:
-    """Call `agreed`, then compare `alike`, texts by name, with those of rank 0. Collective.
+    """Call `agreed`, then compare this rank's texts `alike` with those of rank 0. Collective.
 
-    If texts differ, all ranks raise MismatchError. Its message begins with `unlike` and names the texts that differ.
+    If texts differ, all ranks raise MismatchError. Its message begins with `unlike` and names the differing texts.
     """
     reported = group.allgather((_text(problem), alike), what)
     _raise_first(problem, [error for error, _ in reported], what)
@@ -333,7 +337,7 @@ class Collective:
 
     @cached_property
     def placement(self) -> Placement:
-        """Which ranks hold which expert. This is a copy: changes to it do not change the engine's placement."""
+        """Which ranks hold which expert, as a copy: a change to it does not change the engine's placement."""
         return deepcopy(self._member.placement)
 
     @property
@@ -343,7 +347,7 @@ class Collective:
 
     @property
     def runtime(self) -> Runtime:
-        """The engine, for tools that measure it; other objects on the communicator share it.
+        """The engine, for tools that measure it. Other objects on the communicator use the same engine.
 
         Raises ClosedError after `close`.
         """
@@ -351,14 +355,14 @@ class Collective:
 
     @contextmanager
     def together(self, what: str) -> Iterator[None]:
-        """A block of work that each rank does alone, such as reading a file: if it fails on one, all raise. Collective.
+        """A block of work that each rank does alone, such as reading a file. If it fails on one, all raise. Collective.
 
         With train=True and a plan, the ranks of all groups of the plan take part.
 
         Parameters
         ----------
         what : str
-            The work, for messages.
+            A description of the work, for messages.
 
         Yields
         ------
@@ -379,7 +383,7 @@ class Collective:
         problem: Exception | None = None
         try:
             yield
-        except Exception as error:  # whatever it is, the other ranks wait
+        except Exception as error:  # the other ranks wait, so any exception must be reported to them
             problem = error
         self._member.agree(problem, what)
 
@@ -391,13 +395,13 @@ class Collective:
         return self
 
     def __exit__(self, kind: Any, value: Any, trace: Any) -> None:
-        """Close. If this rank alone leaves the block by an exception, poison the others first.
+        """Close the object. If this rank leaves the block by an exception that only it has, first poison the others.
 
-        Suppresses no exception.
+        No exception is suppressed.
         """
         unshared = kind is not None and not issubclass(kind, AristosError)
         if kind is SystemExit and getattr(value, "code", value) in (None, 0):
-            unshared = False  # a successful exit happens on every rank
+            unshared = False  # if one rank leaves the block without an exception, all do
         if unshared and self._member.joined:
             self._member.runtime.give_up(value)
         self.close()

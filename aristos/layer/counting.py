@@ -1,6 +1,6 @@
-"""What a call has counted in its state.
+"""Adds up what a call has counted in its state.
 
-Compiled code reads it, because a few lines of Python would take as long as a whole call of few tokens.
+This is compiled, because a few lines of Python would take as long as a whole call with few tokens.
 """
 
 import numpy as np
@@ -24,7 +24,7 @@ def rows_of(job, st, expert):
 
 @jit
 def shared_rows(job, st):
-    """How many rows the shared expert had in the call that has just ended. They never leave the rank."""
+    """How many rows the shared expert had in the call that has just ended. These rows never leave the rank."""
     if job[words.SHARED] == 0:
         return 0
     slot = job[job[words.SLOT_OF] + job[words.EXPERTS]]
@@ -35,8 +35,8 @@ def shared_rows(job, st):
 def add_call(job, st, first, counted, by_expert):
     """Add the counts of the call that has just ended.
 
-    `counted` gets the state's words, of which number `first` is the first. by_expert [E] gets the rows of each expert.
-    Returns (rows of its experts, rows of the shared expert).
+    The state's words from number `first` on are added to `counted`, the rows of each expert to by_expert [E]. Returns
+    (rows of all experts, rows of the shared expert) of the call.
     """
     for word in range(len(counted)):
         counted[word] += st[first + word]
@@ -49,7 +49,7 @@ def add_call(job, st, first, counted, by_expert):
 
 
 def dropped_rows(job: np.ndarray, state: np.ndarray, rows: int) -> int:
-    """How many choices were beyond the capacity. rows: of all experts together."""
+    """How many choices were beyond the capacity. rows: the number of rows of all experts together."""
     capacity = job.item(words.CAPACITY)
     if capacity == 0 or state.item(words.STATUS) != codes.OK:
         return 0

@@ -37,7 +37,7 @@ from .trained_weights import TrainedWeights, training_bytes
 from .updates import Updates
 from .weights import LayerWeights, expert_bytes, packed_bytes
 
-COPIES = 4  # how often a row that travels is read or written: ring row and return row, each written and read once
+COPIES = 4  # a row that travels is written and read once in the ring, and once in the return rows
 EVENT_KINDS = {
     codes.IDLE: "wait",
     codes.ROUTE: "route",
@@ -54,16 +54,16 @@ OF_EXPERTS = (codes.EXPERT, codes.SHARE, codes.LIST)  # kinds whose events name 
 
 
 def depends_on_isa(cfg: MoEConfig, train: bool) -> bool:
-    """Whether a layer's ranks must have one instruction set in common.
+    """Whether all ranks of a layer must use the same instruction set.
 
-    The bits of outputs depend on the instruction set, except in float32: there a sum is one chain of fused
-    multiply-adds in k order on every ISA. Training adds gradients over ranks, in rows padded to the ISA's vectors.
+    The bits of outputs depend on the instruction set, except in float32, where every ISA computes a sum as one chain of
+    fused multiply-adds in k order. Training adds gradients over ranks, in rows padded to the ISA's vectors.
     """
     return cfg.dtype != "float32" or cfg.precision != "highest" or train
 
 
 def isa_of(cfg: MoEConfig, runtime: Runtime | None, train: bool) -> str:
-    """The instruction set of a layer's kernels on this rank. Without a runtime: on a single process."""
+    """The instruction set of a layer's kernels on this rank. runtime: None for a single process."""
     if depends_on_isa(cfg, train) and isinstance(runtime, CpuRuntime):
         return runtime.isa
     return isa.chosen()
@@ -100,7 +100,7 @@ class CpuBackend(Backend):
         self.bulk = Bulk(self._runtime, settings.limits.timeout) if settings.schedule == "bulk" else None
 
     def _open_home(self, settings: Settings, member: Membership) -> NodeWeights | None:
-        """Memory for experts that local peers may read; None if this object's tokens always travel. Collective."""
+        """Open memory for experts that local peers may read; None if rows of this object always travel. Collective."""
         if settings.moves == "tokens" or settings.schedule == "bulk":
             return None
         if not most_foreign(member.placement, member.runtime.group.nodes):
@@ -273,14 +273,14 @@ class CpuBackend(Backend):
         return found
 
     def _count_events(self) -> list[int]:
-        """How many events each worker has kept of the runtime's last call, which may be another object's."""
+        """How many events each worker has kept of the runtime's last call. That call may be another object's."""
         assert self._jobs.events is not None
         runtime = self._runtime
         workers = range(min(runtime.threads, len(self._jobs.events)))
         return [int(runtime.state[words.counter(runtime.tables.starts, w, words.N_EVENTS)]) for w in workers]
 
     def _computed_experts(self, layer: int) -> list[int]:
-        """Ids of the experts that this rank may compute, in the engine's order: held, shared, foreign ones."""
+        """Ids of the experts that this rank may compute, in the engine's order: held ones, shared one, foreign ones."""
         cfg, places = self.cfgs[layer], self.member.placement
         shared = [cfg.columns] if cfg.shared_ffn else []
         return [*self.member.mine, *shared, *(places.expert_of(slot) for slot, _ in self._jobs.foreign)]

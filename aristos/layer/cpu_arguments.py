@@ -1,4 +1,4 @@
-"""The arguments of a call on CPU cores: checked, and written into the layer's job."""
+"""Checks the arguments of a call on CPU cores, and writes them into the layer's job."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ from .tapes import Taping, row_bytes
 class CpuCall:
     """One call between its checks and its result.
 
-    x, router_x: [S, H]. ids, weights: [..., k]; None: the router chooses. If the caller wants the routing, the router
-    writes its logits into logits [S, columns], and combine weights into kept [S, k'].
+    x, router_x: [S, H]. ids, weights: [..., k]; None: the router chooses. logits, kept: if the caller wants the
+    routing, arrays [S, columns] and [S, k'] into which the router writes its logits and the combine weights.
     """
 
     layer: int = 0
@@ -52,10 +52,10 @@ class CpuCall:
 
 
 class CpuArguments:
-    """Takes the arguments of calls of one object. nbytes: of a row's element.
+    """Takes the arguments of calls of one object.
 
-    weights: the backend's, one for each layer. This object has the arrays into which the engine writes ids, weights and
-    weighted rows.
+    nbytes: the bytes of an element of a row. weights: the backend's weights of each layer. This object holds the arrays
+    into which the engine writes ids, weights and weighted rows.
     """
 
     def __init__(self, cfgs: tuple[MoEConfig, ...], jobs: CpuJobs, nbytes: int, weights: list[Any]) -> None:
@@ -87,7 +87,10 @@ class CpuArguments:
             self._forms[call.layer] = form
 
     def _take_again(self, call: CpuCall, given: CallArguments) -> bool:
-        """Take arrays of the last call's form unchecked; False if one is not aligned, or `out` overlaps another."""
+        """Take arrays of the last call's form without checking the form again.
+
+        Returns False if an array is not aligned, or `out` overlaps another.
+        """
         out = np.empty(given.x.shape, given.x.dtype) if given.out is None else given.out
         x, ids, weights, y = (arrays.address(each) for each in (given.x, given.ids, given.weights, out))
         if (x | ids | weights | y) % 8:
@@ -200,7 +203,7 @@ class CpuArguments:
         self._fill_tape(job, self._cfgs[call.layer], None)
 
     def _routing(self, call: CpuCall, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """The ids and weights that the engine reads: the caller's arrays, or this object's, which the router writes."""
+        """The ids and weights that the engine reads: the caller's, or this object's arrays, which the router writes."""
         cfg = self._cfgs[call.layer]
         if call.ids is not None and call.weights is not None:
             if not cfg.shared_ffn and not on_input(cfg):

@@ -16,7 +16,7 @@ from .collective import Membership
 
 
 class CpuKernels(NamedTuple):
-    """The kernels of a layer. handle: of the element type's kernels. run_rows: see `entries.run_rows`."""
+    """The kernels of a layer. handle: the handle of the element type's kernels. run_rows: see `entries.run_rows`."""
 
     element: Any
     handle: int
@@ -26,8 +26,9 @@ class CpuKernels(NamedTuple):
 class CpuJobs:
     """Jobs of an object's layers. They are filled again when weights or the runtime's windows have changed.
 
-    weights: the backend's, one for each layer. foreign: (slot, owner) of experts of local peers. stay_rows: the job's
-    word, for each layer; reading_rows: the job's word. events: where the timeline is written, or None.
+    weights: the backend's weights of each layer. foreign: (slot, owner) of experts of local peers. stay_rows: for each
+    layer the job's word STAY_ROWS. reading_rows: the job's word READING_ROWS. events: the array into which workers
+    write the timeline, or None.
     """
 
     def __init__(
@@ -43,7 +44,7 @@ class CpuJobs:
         self._weights = weights
         self._busiest_decides = int(moves != "experts")
         self.made: list[np.ndarray | None] = [None] * len(cfgs)
-        self.filled = [-1] * len(cfgs)  # the runtime's version that each job was filled for
+        self.filled = [-1] * len(cfgs)  # the runtime's version for which each job was filled
         self.foreign: list[tuple[int, int]] = []
         self.stay_rows, self.reading_rows = [1] * len(cfgs), 0
         self.events: np.ndarray | None = None

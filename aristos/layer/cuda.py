@@ -51,7 +51,7 @@ class CudaBackend(Backend):
         self._runtime.prepare(self._jobs.tiles)
         self._last: tuple[int, int] | None = None  # key of the last call's job in LayerJobs.host
         self._started = 0.0  # when the last call started
-        # recorded after what other streams have queued before a call
+        # an event, recorded after the work that other streams have queued before a call
         self._queued = self._runtime.device.event(timed=False)
         self._counted = False  # whether kernels count in calls
         self._in_flight = InFlight(self._runtime.device)
@@ -97,7 +97,7 @@ class CudaBackend(Backend):
         return DeviceWeights(self._runtime.device, self._kind, self.cfgs[layer], self.member.mine)
 
     def idle(self) -> None:
-        self._runtime.idle()  # before memory is allocated, and what a call may read is freed or overwritten
+        self._runtime.idle()  # memory will be allocated, and memory that a call may read be freed or overwritten
 
     def loaded(self, layer: int) -> None:
         self._jobs.fill(layer)
@@ -105,7 +105,7 @@ class CudaBackend(Backend):
     # ------------------------------------------------------------ calls
 
     def _tile(self, tokens: int) -> Tile:
-        """The tile for an expert's rows, assuming that the other ranks bring equally many tokens."""
+        """The tile for an expert's rows, if every rank brings as many tokens as this one."""
         rows = tokens * self.member.world * self.cfg.top_k / self.cfg.experts
         return persistent.layer_tile(self._kind, rows, self._runtime.device.target)
 
@@ -119,7 +119,7 @@ class CudaBackend(Backend):
         if stream is None:
             call.after = call.before
         capturing = gpu.capturing(call.stream)
-        if capturing:  # checked first: a copy from the host, or an allocation for it, would end the capture
+        if capturing:  # checked first, because a copy from the host, or memory allocated for it, would end the capture
             self._begin_captured(call)
             self._refuse_host_arrays(given)
             self._runtime.refuse_branch(call.stream)
@@ -134,7 +134,7 @@ class CudaBackend(Backend):
                     "a captured call needs jobs of the current memory, and another layer has changed it: make a call"
                     " outside the capture first"
                 )
-            call.before, call.after = [], []  # a capture holds no other stream's work
+            call.before, call.after = [], []  # a capture contains no work of other streams
 
     def _begin_captured(self, call: DeviceCall) -> None:
         """Capture the wait for earlier calls; raises InputError for a graph that cannot hold a call."""
@@ -286,7 +286,7 @@ class CudaBackend(Backend):
         self._raise_status(call)
 
     def timeline(self, on: bool, events: int) -> None:
-        """Use kernels that count. They keep no events."""
+        """Use the kernels that count, or stop. These kernels keep no events."""
         if on and not self._counted:
             self._runtime.idle()  # before kernels are loaded
             self._runtime.prepare(self._jobs.tiles, counted=True)

@@ -1,4 +1,4 @@
-"""The arguments of a call on a GPU: checked, and either used where they lie in GPU memory or copied there."""
+"""Checks the arguments of a call on a GPU. Arrays in GPU memory are used where they lie; others are copied there."""
 
 from __future__ import annotations
 
@@ -22,14 +22,15 @@ from .cuda_jobs import LayerJobs
 
 @dataclass
 class DeviceCall:
-    """One call between its checks and its result: addresses on the GPU, and the host's arrays.
+    """One call between its checks and its result: addresses on the GPU, and arrays of the host.
 
-    router_x: rows that the router reads, 0: those of x. ids, weights: what the engine reads, with `pitch` columns, one
-    of them the shared expert's. given_ids, given_weights: the caller's routing, or 0. wants_routing: the routing is
-    copied to the host, so the call ends before its result is returned. waits: the result is a host array, so the call
-    ends before it is returned. stream: where the call is queued. before: streams that it waits for; after: streams that
-    wait for it. keeps: arrays that must stay alive. unordered: only `keeps` keeps them alive until the call has ended.
-    captured: its wait for earlier calls is in a graph. nowhere: the graph cannot hold a call, so nothing is queued.
+    router_x: the rows that the router reads; 0: the rows of x. ids, weights: what the engine reads, with `pitch`
+    columns, one of them the shared expert's. given_ids, given_weights: the caller's routing, or 0. wants_routing:
+    whether the routing is copied to the host, so that the call ends before its result is returned. waits: whether the
+    result is a host array, so that the call ends before it is returned. stream: the stream on which the call is queued.
+    before: streams for which the call waits. after: streams that wait for the call. keeps: arrays that must stay alive.
+    unordered: whether only `keeps` keeps them alive until the call has ended. captured: whether the call's wait for
+    earlier calls is in a graph. nowhere: whether the graph cannot hold a call, so that nothing is queued.
     """
 
     kind: str
@@ -67,7 +68,7 @@ class DeviceCall:
 
 
 class DeviceArguments:
-    """Takes the arguments of calls of one object. weights: the backend's, one for each layer."""
+    """Takes the arguments of calls of one object. weights: the backend's weights of each layer."""
 
     def __init__(self, runtime: CudaRuntime, cfgs: tuple[MoEConfig, ...], jobs: LayerJobs, weights: list[Any]) -> None:
         self._runtime, self._cfgs, self._cfg, self._jobs, self._weights = runtime, cfgs, cfgs[0], jobs, weights

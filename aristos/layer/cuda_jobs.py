@@ -1,4 +1,4 @@
-"""What kernels of a layer on a GPU get: the jobs of the engine and of the router, and memory that calls share."""
+"""What a layer's kernels on a GPU get: the engine's job, the router's job, and memory that all calls use."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def blocks_of(cfg: MoEConfig, runtime: CudaRuntime, sms: int | None) -> dict[int
 
 
 class LayerJobs:
-    """Jobs on the GPU of one object's layers, for each tile. weights: the backend's, one for each layer.
+    """The jobs on the GPU of one object's layers, one for each tile. weights: the backend's weights of each layer.
 
-    tiles: those of the persistent kernels. blocks: how many a rank launches, by the rows of a tile. host: the engine's
-    jobs as they were copied, by (layer, rows of the tile).
+    tiles: the tiles of the persistent kernels. blocks: how many blocks a rank launches, by the rows of a tile. host:
+    the host's copies of the engine's jobs, by (layer, rows of the tile).
     """
 
     def __init__(self, settings: Settings, member: Membership, runtime: CudaRuntime, weights: list[Any]) -> None:
@@ -43,12 +43,12 @@ class LayerJobs:
         self.blocks = blocks_of(cfg, runtime, settings.sms)
         self.host: dict[tuple[int, int], np.ndarray] = {}
         self._jobs: dict[tuple[int, int], tuple[int, int]] = {}  # (layer, tile rows) -> addresses on the GPU
-        self._filled = [-1] * settings.layers  # the runtime's version that a layer's jobs were filled for
+        self._filled = [-1] * settings.layers  # the runtime's version for which a layer's jobs were filled
         self._keeps_logits = False  # the router writes logits only after a call has wanted its routing
         self._buffers: dict[str, int] = {}  # name -> address of this object's memory on the GPU
 
     def refuse_counted(self) -> None:
-        """Raise EnvironmentProblem if the kernels that count, which may need more registers, do not all fit at once."""
+        """Raise EnvironmentProblem if the blocks of a kernel that counts do not fit: it may need more registers."""
         device = self._runtime.device
         for tile in self.tiles:
             blocks, fit = self.blocks[tile.m], self._runtime.blocks.resident(tile, counted=True)
@@ -116,18 +116,18 @@ class LayerJobs:
         return router.scratch_bytes(cfg.max_tokens, cfg.columns, self.slots(layer), limited)
 
     def kept_weights(self) -> int:
-        """Address of the combine weights if tokens are weighted before the experts: [max_tokens] float32."""
+        """Address of the combine weights, [max_tokens] float32, where tokens are weighted before the experts."""
         return self.buffer("kept weights", 4 * self._cfgs[0].max_tokens)
 
     def buffer(self, name: str, nbytes: int) -> int:
         """Address of GPU memory of this object, allocated once, while no call is in flight."""
         if name not in self._buffers:
-            self._runtime.idle()  # the driver may hold its lock and wait for a call that needs the proxy thread
+            self._runtime.idle()  # an allocation may hold the driver's lock while it waits for a call with MPI
             self._buffers[name] = self._runtime.device.allocate(max(1, nbytes))
         return self._buffers[name]
 
     def addresses_of(self, layer: int, tile: Tile) -> tuple[int, int]:
-        """GPU addresses of the job and of the router's job, rebuilt when weights or windows have changed."""
+        """GPU addresses of the engine's job and the router's. Both are filled again if weights or windows changed."""
         runtime = self._runtime
         if self._filled[layer] != runtime.version:
             runtime.idle()

@@ -22,8 +22,8 @@ from .weights import PackedLayer
 class DeviceWeights(PackedLayer):
     """A layer's weights on a GPU: packed on the host, expert by expert, and copied there.
 
-    gpu: see substrate/cuda/device.py. kind: the arithmetic that weights are rounded to; biases stay float32.
-    router: its address, or None. select_bias, shared_sigmoid: their addresses, or 0. nbytes: bytes of GPU memory.
+    gpu: see substrate/cuda/device.py. kind: the type to which weights are rounded; biases stay float32. router: its
+    address, or None. select_bias, shared_sigmoid: their addresses, or 0. nbytes: the bytes of GPU memory.
     """
 
     def __init__(self, gpu: Any, kind: str, cfg: MoEConfig, mine: list[int]) -> None:
@@ -82,7 +82,7 @@ class DeviceWeights(PackedLayer):
         return interleaved(*rows)[0] if len(rows) == 2 else rows[0][0]
 
     def _keep(self, name: str, i: int, values: np.ndarray, count: int = 0) -> None:
-        """Copy part i of `count` equal parts to the GPU. 0: as many parts as this rank has experts."""
+        """Copy part i of an array of `count` equal parts to the GPU. count: 0 for as many parts as experts here."""
         if name not in self._at:
             nbytes = values.nbytes * (count or len(self.mine))
             self._at[name] = self.gpu.allocate(nbytes)
@@ -91,7 +91,7 @@ class DeviceWeights(PackedLayer):
         self.gpu.copy_in(self._at[name] + values.nbytes * i, values)
 
     def fill(self, job: np.ndarray) -> None:
-        """Write the part `weights` of a job. On a rank without experts the addresses are 0, and never read."""
+        """Write the part `weights` of a job. On a rank without experts the addresses are 0; no kernel reads them."""
         names = ("up", "down", "up_bias", "down_bias")
         found = {name: self._at.get(name, 0) for name in (*names, *(f"shared_{name}" for name in names))}
         found |= {f"{name}_step": self._steps.get(name, 0) for name in names}
@@ -107,7 +107,7 @@ class DeviceWeights(PackedLayer):
 
 
 def packed_bytes(cfg: MoEConfig, count: int) -> int:
-    """Bytes of `DeviceWeights` with `count` experts, the shared one, and a router with all biases that it may have.
+    """Bytes of `DeviceWeights` with `count` experts, the shared expert, and a router with all biases it may have.
 
     Experts have memory for biases even without cfg.bias.
     """

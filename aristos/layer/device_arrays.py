@@ -1,4 +1,4 @@
-"""Arrays in GPU memory: addresses of a user's arrays, by `__cuda_array_interface__` or DLPack, without CuPy."""
+"""Reads a user's arrays in GPU memory by `__cuda_array_interface__` or DLPack. CuPy is not needed."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ CUDA = (2, 13)  # DLPack's numbers of devices: CUDA, CUDA managed memory
 CODES = {"i": 0, "u": 1, "f": 2}  # DLPack's numbers of types; 4 is bfloat16
 
 
-BITS = ("bfloat16", "uint16", "void16")  # CuPy and NumPy have no bfloat16 and pass its bits
+BITS = ("bfloat16", "uint16", "void16")  # types of bfloat16 rows: CuPy and NumPy have no bfloat16 and pass its bits
 
 
 @dataclass(frozen=True)
 class DeviceRows:
-    """An array in GPU memory. dtype: the name of its type, such as float32; strides: in bytes."""
+    """An array in GPU memory. dtype: the name of the type, such as float32. strides: the strides in bytes."""
 
     address: int
     shape: tuple[int, ...]
@@ -50,7 +50,7 @@ def is_on_device(value: Any) -> bool:
 def on_device(name: str, value: Any, stream: int = 0) -> DeviceRows | None:
     """An array in GPU memory; None for host arrays. Raises InputError for an array that cannot be read.
 
-    stream: the call's. An exporter of DLPack makes it wait for the exporter's own work.
+    stream: the call's stream. An exporter of DLPack makes this stream wait for the exporter's own work.
     """
     if isinstance(value, np.ndarray):
         return None
@@ -145,14 +145,14 @@ def _dlpack(name: str, value: Any, stream: int) -> DeviceRows:
     strides = contiguous(shape, size)
     if tensor.strides:
         strides = tuple(size * tensor.strides[i] for i in range(tensor.ndim))
-    # the capsule is not consumed: the memory lives as long as the capsule and the array
+    # the capsule stays unconsumed, so the memory lives as long as the capsule and the array
     return DeviceRows(
         (tensor.data or 0) + tensor.byte_offset, shape, strides, dtype, (value, capsule), device=tensor.device_id
     )
 
 
 def _walked(array: DeviceRows, axes: int) -> list[tuple[int, int, int]]:
-    """(length, stride, stride in a contiguous array) of each of the leading axes that is longer than 1.
+    """(length, stride, stride in a contiguous array) for each of the first `axes` axes that is longer than 1.
 
     Exporters may give any stride to an axis of length 1.
     """

@@ -34,7 +34,7 @@ def fields_of_layers(cfgs: Sequence[MoEConfig]) -> dict[str, str]:
 def differences(first: Fields, second: Fields, one: str, other: str) -> str:
     """The fields that differ, as a clause; empty if none does. one, other: names of the two sides, such as "rank 0".
 
-    Fields that only one side has are named only if all others are equal.
+    Fields that only one side has are named only if the fields that both have are equal.
     """
     names = [name for name in first if name in second and first[name] != second[name]]
     names = names or sorted(first.keys() ^ second.keys())

@@ -37,7 +37,7 @@ class Handle:
     Attributes
     ----------
     counts : array [L, W], int64
-        Rows by local expert and source.
+        The number of rows for each local expert from each source.
     experts : tuple of L ints
         Ids of the local experts.
     rows : int
@@ -69,15 +69,15 @@ class Exchange(Collective):
     experts : int
         E, the number of experts.
     top_k : int, default 2
-        k, choices of a token.
+        k, the number of choices of a token.
     max_tokens : int, default 4096
         The most tokens that a rank brings to a call.
     placement : sequence of E entries, or None, default None
         For each expert the rank that holds it, or a list of the ranks that hold copies. None: contiguous.
     timeout : float, default 120.0
-        Seconds that a rank in the same call may make no progress, or an MPI call take, before a wait fails.
+        Seconds after which a wait fails if a rank in the same call makes no progress, or an MPI call has not returned.
     absent_timeout : float or None, default None
-        Seconds that a rank may still be in user code before a wait for it fails. None: ten times `timeout`. A warning
+        Seconds after which a wait fails for a rank that is still in user code. None: ten times `timeout`. A warning
         comes after `timeout`.
     ranks_per_node : int or None, default None
         Treat every group of this many consecutive ranks as a node, although MPI sees larger nodes. None: nodes as MPI
@@ -86,7 +86,7 @@ class Exchange(Collective):
     Raises
     ------
     InputError
-        A value out of its range, or another `ranks_per_node` than that of other objects on the communicator.
+        A value is out of its range, or `ranks_per_node` differs from that of other objects on the communicator.
     PeerInputError
         Another rank raised InputError.
     MismatchError
@@ -98,7 +98,8 @@ class Exchange(Collective):
     MemoryProblem
         Windows do not fit.
     EnvironmentProblem
-        The launcher started several tasks, but MPI gives each a world of its own; or MPI lacks what is needed.
+        The launcher started several tasks, but MPI gives each of them a world of its own; or MPI lacks something that
+        is needed.
     WaitTimeout, PoisonedError
         A rank did not come in time, or failed.
     """
@@ -203,7 +204,7 @@ class Exchange(Collective):
         Raises
         ------
         InputError
-            Arrays that do not fit, more than max_tokens tokens, or ids out of range or repeated in a token.
+            Arrays do not fit, there are more than max_tokens tokens, or ids are out of range or repeated in a token.
         PeerInputError
             Another rank refused its input.
         MismatchError
@@ -258,9 +259,9 @@ class Exchange(Collective):
         return None
 
     def _fill(self, mode: int, y: np.ndarray | None = None, weights: np.ndarray | None = None) -> None:
-        """Write what calls of this kind need into the job.
+        """Write into the job what calls of this mode need.
 
-        Without weights, each row that comes back has the weight 1.
+        If weights is None, each row that comes back has the weight 1.
         """
         job, x = self._job, self._x
         jobs.renew(job, schema.KIND, schema.CALL)
@@ -280,13 +281,13 @@ class Exchange(Collective):
         )
 
     def _fill_refused(self) -> None:
-        """Write a call without tokens into the job. The call announces that this rank refuses."""
+        """Write a call without tokens into the job. The call announces that this rank refuses its input."""
         jobs.renew(self._job, schema.KIND, schema.CALL)
         jobs.fill(self._job, schema.KIND, schema.CPU, layer=0, mode=codes.MODE_DISPATCH)
         jobs.fill_some(self._job, schema.CALL, schema.CPU, status_in=codes.REFUSED, routed=1)
 
     def _receive(self, runtime: CpuRuntime) -> tuple[np.ndarray, np.ndarray]:
-        """Run the first phase: (rows that landed here [rows, H], counts [L, W])."""
+        """Run the first phase; returns (rows that landed here [rows, H], counts [L, W])."""
         job = self._job
         counts = np.zeros((max(1, len(self._member.mine)), self.world), np.int64)
         with runtime.progressing():
@@ -309,9 +310,9 @@ class Exchange(Collective):
         out : array [rows, H], float32
             The outputs, in the order of the dispatched rows.
         handle : Handle
-            What the open dispatch returned.
+            The handle that the open dispatch returned.
         weights : array [..., k], floats
-            The factors of each token's rows, finite where a choice is taken.
+            The factors of each token's rows. They must be finite where a choice is taken.
 
         Returns
         -------
@@ -321,13 +322,13 @@ class Exchange(Collective):
         Raises
         ------
         InputError
-            Arrays that do not fit, or weights that are not finite. The call has ended.
+            Arrays do not fit, or weights are not finite. The call has ended.
         PeerInputError
             Another rank refused its input.
         MismatchError
             Another rank made another call.
         OpenCallError
-            The handle is not the open one.
+            The handle is not that of the open dispatch.
         ClosedError
             The exchange is closed, or an earlier failure left its engine unusable.
         WaitTimeout, PoisonedError, CorruptionError
@@ -359,7 +360,7 @@ class Exchange(Collective):
         return y
 
     def _return(self, handle: Handle, back: Any, scale: Any, y: Any) -> None:
-        """Run the second phase and close the call. back: None if this rank refuses; then the others are notified."""
+        """Run the second phase and close the call. back: None if this rank refuses, which the others then learn."""
         runtime, job = self._alive(), self._job
         counts = np.ascontiguousarray(handle.counts).reshape(-1, self.world)
         self._open = None

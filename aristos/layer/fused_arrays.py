@@ -1,4 +1,4 @@
-"""Views of gate and up in arrays that hold both, as model files and other engines store them."""
+"""Views of gate and up in arrays that hold both. Model files and other engines store such arrays."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ NAMES = ("gate_up", "gate_up_bias", "w13", "w2")
 
 
 def separated(given: dict[str, Any], fused: dict[str, Any], interleaved: Any, layout: Any) -> dict[str, Any]:
-    """`given` with gate, up and their biases in place of `fused`, which has a value or None for each of NAMES.
+    """`given`, to which gate, up and their biases are added as views of the arrays in `fused`.
 
-    w13, w2: vLLM's names of gate_up and down, in layout "out_in". interleaved: gate and up alternate, the gate first;
-    else the first half is the gate. Raises InputError for arrays that are given twice or cannot be split.
+    fused: a value or None for each of NAMES. w13 and w2 are vLLM's names of gate_up and down in layout "out_in".
+    interleaved: whether gate and up alternate, the gate first; if not, the first half is the gate. Raises InputError
+    for arrays that are given twice or cannot be split.
     """
     alternate = boolean("interleaved", interleaved)
     found = {name: value for name, value in fused.items() if value is not None}
@@ -47,9 +48,9 @@ def separated(given: dict[str, Any], fused: dict[str, Any], interleaved: Any, la
 
 
 def _parts(name: str, value: Any, dims: int, outputs: int, alternate: bool) -> tuple[Any, Any]:
-    """(gate, up) of an array with `dims` dimensions after the experts', or of a list with an array for each expert.
+    """(gate, up) of an array that also has a dimension of experts, or of a list with an array for each expert.
 
-    outputs: the dimension to split, counted with that of the experts.
+    dims: how many dimensions an expert has. outputs: the dimension to split, where the experts' dimension counts too.
     """
     if isinstance(value, list | tuple):
         each = [(None, None) if one is None else _part(name, one, dims, outputs - 1, alternate) for one in value]

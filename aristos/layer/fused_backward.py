@@ -1,9 +1,9 @@
 """The fused backward call: the engine sends rows [dy | x] in the packed order of the forward call's rows.
 
 The combine weight travels beside each row, and its gradient comes back beside the row of dx. An owner runs rows as they
-land, and copies each into its store, so no row occupies a ring while it waits for another. When the call has ended
-without a refusal or a failure, each owner adds up the gradients of its experts' weights, over an expert's rows in the
-store, in global token order.
+land, and copies each row into its store, so no row occupies a ring while it waits for another. When the call has ended
+without a refusal or a failure, each owner computes the gradients of its experts' weights. They are sums over an
+expert's rows in the store, in global token order.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from .collective import Membership, Needs, status_of
 from .tapes import row_bytes
 from .trained_weights import TrainedWeights
 
-RUN_ROWS = 192  # most rows of a run, as in a forward call of float32
+RUN_ROWS = 192  # the most rows of a run, as many as in a forward call of float32
 PIECES = 1 << 24  # the job's word TAPE is a tape's number times this, plus the number of pieces
 
 
@@ -70,7 +70,7 @@ class FusedBackward(BackwardCalls):
         )
 
     def refuse(self, error: AristosError) -> None:
-        """Make the call without rows. It announces that this rank refuses its arguments. Collective."""
+        """Make a call without rows that announces that this rank refuses its arguments. Collective."""
         job = self._job(0)
         jobs.fill_some(job, schema.CALL, schema.CPU, status_in=status_of(error), routed=1)
         jobs.leave_out(job, schema.CPU, schema.TAPE, schema.BACKWARD)
@@ -97,7 +97,7 @@ class FusedBackward(BackwardCalls):
         factors = np.ones((count, k), np.float32)
         if not on_input(cfg):
             np.copyto(factors, saved.weights, where=saved.ids >= cfg.experts)  # identity experts: y = w x
-        given = tokens.dy if cfg.identity_experts else rows  # the row of an identity expert is dy, float32 as dx is
+        given = tokens.dy if cfg.identity_experts else rows  # an identity expert's row is dy, in float32 like dx
         combined = np.empty((count, hidden), np.float32)
         held = len(self.member.mine)
         addresses = [weights.expert(i) for i in range(held)]
@@ -186,7 +186,7 @@ class FusedBackward(BackwardCalls):
 
     @staticmethod
     def _fill_weights(job: np.ndarray, version: int) -> None:
-        """Write the part `weights` without addresses: the kernels of a backward call read none."""
+        """Write the part `weights` with addresses 0, because the kernels of a backward call read none of them."""
         jobs.fill_some(job, schema.WEIGHTS, schema.CPU, loaded=1, version=version)
 
     def _call(self, job: np.ndarray) -> None:
@@ -241,7 +241,7 @@ class FusedBackward(BackwardCalls):
             )
 
         rows = each.sum(axis=0)
-        large = rows.sum() / (2 * self.member.threads)  # workers share an expert that has more rows
+        large = rows.sum() / (2 * self.member.threads)  # an expert with more rows than this is shared by workers
         whole = [(0, i, (i, self.kernels.expert.ALL, 0, 0)) for i in range(held) if 0 < rows[i] <= large]
         shared = [(1, i, (i, *part)) for i in range(held) if rows[i] > large for part in self._parts(cfg)]
         items = sorted([*shared, *whole], key=lambda item: (-item[0], -rows[item[1]]))

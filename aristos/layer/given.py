@@ -1,4 +1,4 @@
-"""A layer's weights as a user passes them, checked: whole arrays, or one array an expert. Nothing is copied here."""
+"""Checks a layer's weights as a user passes them: whole arrays, or one array for each expert. Nothing is copied."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def expert_names(cfg: MoEConfig) -> tuple[set[str], set[str]]:
 
 
 def shapes(cfg: MoEConfig, layout: str) -> dict[str, tuple[int, ...]]:
-    """Shapes of one expert's arrays, of the router's and of the shared expert's, by name."""
+    """Shapes by name of the arrays of one expert, of the router and of the shared expert."""
     h, width, out_in = cfg.hidden, cfg.ffn, layout == "out_in"
     wide, narrow = ((width, h), (h, width)) if out_in else ((h, width), (width, h))
     shared = (cfg.shared_ffn, h) if out_in else (h, cfg.shared_ffn)
@@ -62,9 +62,10 @@ def checked_array(name: str, value: Any, bits: str | None) -> np.ndarray:
 
 
 class Given:
-    """What the calls that load weights share: configuration, layout, and the type whose bits uint16 holds.
+    """The checks that all calls that load weights share, for a configuration and a layout.
 
-    call: the method's name, for messages. Raises InputError for an unknown layout or type.
+    call: the method's name, for messages. bits: the type whose bits arrays of uint16 hold, or None. Raises InputError
+    for an unknown layout or type.
     """
 
     def __init__(self, call: str, cfg: MoEConfig, layout: Any, bits: Any) -> None:
@@ -78,7 +79,7 @@ class Given:
     def present(self, given: dict[str, Any], prefix: str = "") -> list[str]:
         """Names of the given arrays of an expert. Raises InputError for a missing or a superfluous one.
 
-        prefix: put before names in messages.
+        prefix: a text that comes before names in messages.
         """
         cfg, (wanted, biases) = self.cfg, expert_names(self.cfg)
         for name in sorted(wanted):
@@ -103,7 +104,10 @@ class Given:
         return self.inputs_first(array)
 
     def codes(self, name: str, value: Quantised) -> Quantised:
-        """`value`, packed weights of this layer's type, with inputs before outputs whatever the layout."""
+        """`value`, packed weights, with inputs before outputs whatever the layout.
+
+        Raises InputError unless they have the type and the shape that the configuration asks for.
+        """
         wanted = shapes(self.cfg, "in_out")[name.partition("[")[0]]
         if value.type != self.cfg.packed or value.shape != wanted:
             asked = self.cfg.packed or f"arrays of {self.cfg.dtype}"
@@ -116,7 +120,7 @@ class Given:
     def check_values(self, name: str, kind: str, array: Any) -> None:
         """Raise InputError for NaN, infinity, or a value that rounding to the array's type would make infinite.
 
-        name: the array's, in the message. kind: which array it is, such as "up".
+        name: the array's name in the message. kind: which array it is, such as "up".
         """
         if isinstance(array, Quantised):
             return
@@ -171,7 +175,7 @@ class Given:
 
 
 class GivenLayer(Given):
-    """A whole layer as `MoE.load` takes it. mine: ids of this rank's experts.
+    """The checked weights of a whole layer, as `MoE.load` takes them. mine: ids of this rank's experts.
 
     Raises InputError with the name of an array that does not fit, and with the layout= or local= that it would fit.
     """

@@ -1,4 +1,4 @@
-"""One rank's part of a plan: the communicator of its group and the placement in that group."""
+"""One rank's part of a plan: the communicator of the rank's group, and the placement in that group."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from .options import Options
 
 
 class PlanGroup:
-    """This rank's group of a plan; without a plan, all ranks. Collective.
+    """This rank's group of a plan; without a plan, the group of all ranks. Collective.
 
-    comm: the communicator of the group, which `leave` frees. placement: of the experts in the group, as `Placement`
-    takes it. number: the group's. whole: the communicator of all groups; None without a plan. Raises what `_split`
-    raises.
+    comm: the communicator of the group, which `leave` frees. placement: which ranks of the group hold which expert, in
+    the form that `Placement` takes. number: the group's number. whole: the communicator of all groups; None without a
+    plan. Raises what `_split` raises.
     """
 
     def __init__(self, comm: Any, options: Options) -> None:
@@ -39,9 +39,9 @@ class PlanGroup:
 
     @contextmanager
     def making(self) -> Iterator[None]:
-        """A block that makes a layer of the group. If it fails, the group's communicator is freed.
+        """A block that makes a layer of the group. If the block fails, the group's communicator is freed.
 
-        If the layer trains and the block fails in one group, it fails in all groups.
+        If the layer will be trained and the block fails in one group, it fails in all groups.
         """
         options, train = self._options, self._options.train is True
         try:
@@ -62,11 +62,12 @@ class PlanGroup:
 def _split(
     comm: Any, plan: Plan, experts: int | None, placement: Any, limits: Limits, ranks_per_node: int | None
 ) -> tuple[Any, list[list[int]], int]:
-    """(communicator of this rank's group, ranks in it of each expert, the group's number). Collective over comm.
+    """Split the ranks into the plan's groups. Collective over comm.
 
-    comm: an mpi4py communicator with a rank for each of the plan's devices; rank i is device i. Raises InputError or
-    MismatchError on every rank, even if one makes a layer without a plan, because such a layer compares configurations
-    on the same runtime.
+    Returns (communicator of this rank's group, for each expert the ranks of the group that hold it, number of the
+    group). comm: an mpi4py communicator with a rank for each of the plan's devices; rank i is device i. Raises
+    InputError or MismatchError on every rank. This works even if a rank makes a layer without a plan, because that
+    layer compares configurations on the same runtime.
     """
     rank, world = comm.Get_rank(), comm.Get_size()
     problem, mine = None, ""
@@ -104,9 +105,9 @@ def _split(
 
 @contextmanager
 def _together(comm: Any, limits: Limits, ranks_per_node: int | None) -> Iterator[None]:
-    """A block that makes a layer on each group of a plan: if one rank fails in it, the ranks of all groups raise.
+    """A block that makes a layer on each group of a plan. If one rank fails in it, the ranks of all groups raise.
 
-    comm: of all groups. Collective over it.
+    comm: the communicator of all groups. Collective over comm.
     """
     whole = attach(comm, limits, ranks_per_node)
     try:

@@ -1,4 +1,4 @@
-"""The ranks that share gradients: holders of an expert's copies, and all ranks of all groups of a plan.
+"""The ranks whose gradients are added: the holders of an expert's copies, and all ranks of all groups of a plan.
 
 Each holder of an expert has gradients only from the rows that came to it. So the gradients of an expert with copies are
 the sum over its holders. The tree of `aristos.reproducible_sum` adds them in one fixed order, with a piece for each
@@ -20,14 +20,14 @@ from ..transport.group import Group
 from ..transport.limits import Limits
 from .trained_weights import TrainedWeights
 
-AT_ONCE = 4 << 20  # bytes of gradients that are added at once: few enough to stay in caches and need no new pages
+AT_ONCE = 4 << 20  # bytes of gradients that are added at once: they stay in caches and need no new pages
 
 if TYPE_CHECKING:
     from ..substrate.runtime import Runtime
 
 
 def holders_of(places: Placement, plan: Plan | None) -> list[list[int]]:
-    """[E] the ranks that hold each expert, ascending; with a plan the devices of all its groups."""
+    """For each of the E experts the ranks that hold it, ascending; with a plan, the ranks of all its groups."""
     if plan is None:
         return [sorted(ranks) for ranks in places.copies]
     return [sorted(rank for group in plan.placement for rank in group[e]) for e in range(plan.experts)]
@@ -37,7 +37,8 @@ class Holders:
     """All ranks that train a layer together, and a communicator for each set of holders. Collective.
 
     own: the runtime of this rank's group. comm: the communicator of all groups of a plan, None without a plan. holders:
-    see `holders_of`. isa: the instruction set of this rank's group. Raises MismatchError if groups have different ones.
+    see `holders_of`. isa: the instruction set of this rank's group. Raises MismatchError if the groups' instruction
+    sets differ.
     """
 
     def __init__(
@@ -103,7 +104,7 @@ class Holders:
                 weights.add_whole(part, whole)
 
     def close(self, failed: bool) -> None:
-        """Free the communicators; collective. failed: whether ranks may be lost; then nothing waits for them."""
+        """Free the communicators; collective. failed: whether ranks may be lost. Then nothing waits for other ranks."""
         for _, _, comm in self._sets:
             if not failed:
                 comm.Free()

@@ -1,7 +1,7 @@
 """Keeps arrays of calls alive until the calls have ended on their streams.
 
-When a user drops an array, its library may give the memory to a later array. On the library's current stream that later
-use is ordered after the call. On another stream, and for JAX, it is not.
+When a user drops an array, its library may give the memory to a later array. If the call runs on the library's current
+stream, the later use of the memory is ordered after the call. On another stream, and with JAX, it is not.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 
 class InFlight:
-    """Keeps objects until earlier work of a stream is done. device: a `CudaDevice`, or an object like it."""
+    """Keeps objects until the work that a stream has now is done. device: a `CudaDevice`, or an object like it."""
 
     def __init__(self, device: Any) -> None:
         self._device = device

@@ -1,4 +1,4 @@
-"""Weights of layers, as a user loads them: a whole layer, or expert by expert, router and shared expert."""
+"""Loads a user's weights into layers: a whole layer at once, or its experts, router and shared expert one by one."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Bits = Literal["bfloat16", "float16"]
 class LoadedWeights:
     """The weights of an object's layers, as a user loads them. The backend packs them.
 
-    half_changed: whether a step or a restore writes weights now, or was interrupted while it did.
+    half_changed: whether a step or a restore is writing weights now, or was interrupted while it wrote them.
     """
 
     def __init__(self, backend: Backend, member: Membership, calls: OpenCalls) -> None:
@@ -58,16 +58,17 @@ class LoadedWeights:
         layout: Layout = "in_out",
         bits: Bits | None = None,
     ) -> None:
-        """Take the weights of one layer; they are packed, so later changes to the arrays are not seen. Not collective.
+        """Load the weights of one layer: pack them, so that later changes to the arrays have no effect. Not collective.
 
         Each array is float32, bfloat16 (ml_dtypes) or float16, and may be memory-mapped. Weights are rounded to
         cfg.dtype; router and biases become float32. In place of an array [E, ...] a list of E arrays may be given, with
-        None for experts that this rank does not hold. `load` clears what this rank adds to `summary`; the other calls
-        that load weights do not.
+        None for experts that this rank does not hold. `load` sets to zero what this rank adds to `summary`;
+        `load_expert`, `load_shared` and `load_router` do not.
 
-        After an error the layer keeps the weights it had. If packing itself fails, it keeps them too, unless local
-        peers read its experts in place (`moves`): then its calls are refused on all ranks. Another object's call may be
-        open. Where local peers read experts in place, `load` waits until they have ended the call before that one.
+        After an error the layer keeps the weights it had. There is one exception: if packing itself fails where local
+        peers read the layer's experts in place (`moves`), the layer's calls are refused on all ranks. Another object's
+        call may be open. Where local peers read experts in place, `load` waits until they have ended the call before
+        that one.
 
         Parameters
         ----------
@@ -88,9 +89,9 @@ class LoadedWeights:
         down_bias : array [E, H] or None, default None
             With cfg.bias.
         router_bias : array [columns] or None, default None
-            Added to the scores.
+            A bias that is added to the router scores.
         select_bias : array [columns] or None, default None
-            Added to the weights for choosing alone.
+            A bias that is added to the weights only to choose experts.
         shared_up : array [H, Fs] or None, default None
             The shared expert's projection, Fs = cfg.shared_ffn.
         shared_gate : array [H, Fs] or None, default None
@@ -104,11 +105,11 @@ class LoadedWeights:
         shared_down_bias : array [H] or None, default None
             With cfg.bias.
         shared_sigmoid : array [H] or None, default None
-            With cfg.shared_sigmoid, the shared expert's output is weighted by the sigmoid of x times this vector.
+            A vector, with cfg.shared_sigmoid. The shared expert's output is weighted by the sigmoid of x times it.
         gate_up : array [E, H, 2F], or [E, 2F, H] of "out_in", or None, default None
-            gate and up in one array, the gate's columns first, or interleaved with up's.
+            gate and up in one array. The columns of gate come first, or alternate with those of up.
         gate_up_bias : array [E, 2F] or None, default None
-            Their biases.
+            The biases of gate and up in one array.
         w13 : array [E, 2F, H] or None, default None
             gate_up of "out_in", by vLLM's name.
         w2 : array [E, H, F] or None, default None
@@ -125,7 +126,7 @@ class LoadedWeights:
         Raises
         ------
         InputError
-            An array that is missing, not wanted, of another shape or type, or, to be packed, not finite.
+            An array is missing, not wanted, of another shape or type, or must be packed and is not finite.
         OpenCallError
             A tape of the layer is open, or a call that `start` began has not been waited for.
         ClosedError
@@ -167,7 +168,7 @@ class LoadedWeights:
         Returns
         -------
         bool
-            True if it does.
+            True if this rank holds it.
 
         Raises
         ------
@@ -192,11 +193,11 @@ class LoadedWeights:
         layout: Layout = "in_out",
         bits: Bits | None = None,
     ) -> None:
-        """Take the weights of one expert of a layer. Not collective.
+        """Load the weights of one expert of a layer. Not collective.
 
-        Memory is allocated once for all experts of this rank, and packing needs space for one more. A call is refused
-        on all ranks while an expert is missing. After an error the layer keeps the weights it had. To load all experts
-        again: `unload`.
+        Memory is allocated once for all experts of this rank, and packing needs space for one more. While an expert is
+        missing, calls are refused on all ranks. After an error the layer keeps the weights it had. Call `unload` before
+        you load all experts again.
 
         Parameters
         ----------
@@ -224,8 +225,8 @@ class LoadedWeights:
         Raises
         ------
         InputError
-            An id out of range, or an array that is missing, not wanted, of another shape or type, or, to be packed, not
-            finite.
+            The id is out of range, or an array is missing, not wanted, of another shape or type, or must be packed and
+            is not finite.
         OpenCallError
             A tape of the layer is open, or a call that `start` began has not been waited for.
         ClosedError
@@ -260,7 +261,9 @@ class LoadedWeights:
         layout: Layout = "in_out",
         bits: Bits | None = None,
     ) -> None:
-        """Take a layer's shared expert, on every rank. Not collective. After an error the layer keeps the one it had.
+        """Load a layer's shared expert. Every rank must do this; it is not collective.
+
+        After an error the layer keeps the shared expert it had.
 
         Parameters
         ----------
@@ -279,7 +282,7 @@ class LoadedWeights:
         down_bias : array [H] or None, default None
             With cfg.bias.
         sigmoid : array [H] or None, default None
-            With cfg.shared_sigmoid, its output is weighted by the sigmoid of x times this vector.
+            A vector, with cfg.shared_sigmoid. The expert's output is weighted by the sigmoid of x times it.
         layout : str, default "in_out"
             The order of matrices' axes, see `load`.
         bits : str or None, default None
@@ -288,7 +291,7 @@ class LoadedWeights:
         Raises
         ------
         InputError
-            An array that is missing, not wanted, of another shape or type, or, to be packed, not finite.
+            An array is missing, not wanted, of another shape or type, or must be packed and is not finite.
         OpenCallError
             A tape of the layer is open, or a call that `start` began has not been waited for.
         ClosedError
@@ -318,20 +321,20 @@ class LoadedWeights:
         layout: Layout = "in_out",
         bits: Bits | None = None,
     ) -> None:
-        """Take a layer's router, on every rank. An array that is None stays as it was. Not collective.
+        """Load a layer's router. Every rank must do this; it is not collective.
 
-        After an error the layer keeps the router it had.
+        An array for which None is given stays as it was. After an error the layer keeps the router it had.
 
         Parameters
         ----------
         layer : int
             The layer.
         router : array [H, columns] or None, default None
-            Its weights, with a column for each identity expert; types as in `load`.
+            The router's weights, also with a column for each identity expert; types as in `load`.
         router_bias : array [columns] or None, default None
-            Added to the scores.
+            A bias that is added to the router scores.
         select_bias : array [columns] or None, default None
-            Added to the weights for choosing alone.
+            A bias that is added to the weights only to choose experts.
         layout : str, default "in_out"
             The order of matrices' axes, see `load`.
         bits : str or None, default None
@@ -340,7 +343,7 @@ class LoadedWeights:
         Raises
         ------
         InputError
-            An array of another shape or type, or one that is not wanted.
+            An array has another shape or type, or is not wanted.
         OpenCallError
             A tape of the layer is open, or a call that `start` began has not been waited for.
         ClosedError
@@ -358,8 +361,8 @@ class LoadedWeights:
 
         Calls of the layer are refused on all ranks until all parts have been loaded again.
 
-        Call this before you load a layer again part by part: then no call mixes old and new parts if that fails
-        half-way. Memory stays allocated.
+        Call this before you load a layer again part by part: then no call mixes old and new parts, even if loading
+        fails half-way. Memory stays allocated.
 
         Parameters
         ----------

@@ -1,4 +1,4 @@
-"""How a layer object is made: each rank checks its options, then the object joins the runtime of its ranks."""
+"""Makes a layer object: each rank checks its options, then the object joins the runtime of its ranks."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .tapes import Reserve, checked_bytes
 
 @dataclass(frozen=True)
 class Checked:
-    """Options that this rank accepts. holders: see `holders_of`. reserve: bytes of tapes, with train=True."""
+    """Options that this rank accepts. holders: see `holders_of`. reserve: bytes for tapes; 0 without train=True."""
 
     settings: Settings
     request: Request
@@ -33,7 +33,7 @@ class Checked:
 def join(options: Options, placement: Any, kind: type[Backend], member: Membership) -> Checked:
     """Check the options, and join the runtime with what they need. Raises on every rank if one refuses its own.
 
-    placement: that of this rank's group. kind: the class of the backend.
+    placement: the placement in this rank's group. kind: the class of the backend.
     """
     request: Request | AristosError
     try:
@@ -81,7 +81,7 @@ def _request(settings: Settings, kind: type[Backend], member: Membership, places
 
 
 def _reserve_bytes(options: Options, cfgs: tuple[MoEConfig, ...], kind: type[Backend], world: int) -> int:
-    """Bytes of the reserve of tapes; 0 without train=True. Raises InputError for a layer that cannot be trained."""
+    """Bytes of the reserve for tapes; 0 without train=True. Raises InputError for a layer that cannot be trained."""
     if boolean("train", options.train):
         check_training(cfgs[0], kind, options.moves)
         return checked_bytes(options.tape_bytes, cfgs, world, options.schedule)
@@ -91,7 +91,7 @@ def _reserve_bytes(options: Options, cfgs: tuple[MoEConfig, ...], kind: type[Bac
 
 
 def rank_memory(options: Options, world: Any) -> int:
-    """Bytes of a layer with these options on the rank that needs most: see `MoE.memory`."""
+    """Bytes that a layer with these options needs on the rank that needs most, see `MoE.memory`."""
     world = whole("world", world, MOST_EXPERTS, f"a positive int of at most {MOST_EXPERTS}")
     check_common(options.threads, DEFAULT_TIMEOUT, options.ranks_per_node)
     cfgs = checked_options(options.cfg, options.layers, options.schedule, options.backend)

@@ -31,10 +31,10 @@ from .training import Tape, Training
 class MoE(Collective):
     """An expert-parallel Mixture-of-Experts layer, or `layers` of them, over the ranks of a communicator. Collective.
 
-    With backend="cuda", a rank has one GPU. Host arrays are copied in and out, and a call has ended when it returns.
-    Arrays in GPU memory (CuPy, PyTorch, JAX, Numba, `__cuda_array_interface__`, DLPack) are used in place, on their
-    library's current stream or on `stream`, and a call returns before it has run; `synchronize` waits for it. Such a
-    call can be captured in a CUDA graph.
+    With backend="cuda", a rank has one GPU. Host arrays are copied in and out, and a call with them has ended when it
+    returns. Arrays in GPU memory (CuPy, PyTorch, JAX, Numba, `__cuda_array_interface__`, DLPack) are used in place. A
+    call with them is queued on their library's current stream or on `stream`, and returns before it has run;
+    `synchronize` waits for it. This call can be captured in a CUDA graph.
 
     Parameters
     ----------
@@ -46,27 +46,29 @@ class MoE(Collective):
     layers : int, default 1
         The number of layers. They have separate weights, and share windows, workers and threads.
     schedule : str, default "fused"
-        "fused": one-sided, tile by tile. "bulk": count exchange, Alltoallv, experts, Alltoallv, the baseline.
+        "fused": one-sided puts, tile by tile. "bulk": the baseline, which is count exchange, Alltoallv, experts,
+        Alltoallv.
     threads : int or None, default None
-        Workers of each rank. None: the cores that this rank may use, divided by the number of ranks that share them.
+        The number of workers of each rank. None: the number of cores that this rank may use, divided by the number of
+        ranks that share them.
     placement : sequence of E entries, array [E], or None, default None
         For each expert the rank that holds it, or a list of the ranks that hold copies. None: contiguous.
     timeout : float, default 120.0
-        Seconds that a rank in the same call may make no progress, or an MPI call take, before a wait fails.
+        Seconds after which a wait fails if a rank in the same call makes no progress, or an MPI call has not returned.
     absent_timeout : float or None, default None
-        Seconds that a rank may still be in user code before a wait for it fails. None: ten times `timeout`. A warning
+        Seconds after which a wait fails for a rank that is still in user code. None: ten times `timeout`. A warning
         comes after `timeout`.
     ranks_per_node : int or None, default None
         Treat every group of this many consecutive ranks as a node, although MPI sees larger nodes: transport shm is
         used within a node, rma between nodes. None: nodes as MPI sees them.
     plan : Plan or None, default None
-        An `aristos.planner.Plan` for the communicator; rank i is device i. The layer is then one of this rank's group:
-        `group` is the group's number, `comm` its communicator, and `rank` the rank in it.
+        An `aristos.planner.Plan` for the communicator; rank i is device i. The layer then belongs to this rank's group:
+        `group` is the group's number, `comm` its communicator, and `rank` this rank's number in it.
     backend : str or None, default None
-        Where the layer runs: "cpu", which None means too, or "cuda". CUDA is experimental: never run on a GPU.
+        Where the layer runs: "cpu", which None means too, or "cuda". CUDA is experimental: it has never run on a GPU.
     sms : int or None, default None
-        With backend="cuda", the most SMs of its GPU that this layer may use, so that layers on other communicators or
-        kernels of the program run beside it. None: all.
+        With backend="cuda", the most SMs of its GPU that this layer may use. The rest is left to layers on other
+        communicators and to kernels of the program. None: all.
     moves : str, default "auto"
         What crosses between the ranks of a node, on CPUs. The bits of outputs do not depend on it. The attribute
         `moves` says what the layer does.
@@ -80,19 +82,19 @@ class MoE(Collective):
         or bfloat16.
     tape_bytes : int or None, default None
         With train=True, how many bytes this rank has for rows that tapes keep, see `forward`. None: enough for
-        max_tokens * top_k rows of each layer, each in whole cache lines; 0 on one rank.
+        max_tokens * top_k rows of each layer, where a row takes whole cache lines; 0 if there is only one rank.
 
     Attributes
     ----------
     cfg : MoEConfig
-        The first layer's configuration; `layer_config` has that of each.
+        The first layer's configuration; `layer_config` returns the configuration of any layer.
     group : int
         The number of this rank's group of the plan; 0 without one.
 
     Raises
     ------
     InputError
-        A value out of its range, or options that exclude one another.
+        A value is out of its range, or options exclude one another.
     PeerInputError
         Another rank raised InputError.
     MismatchError
@@ -104,8 +106,8 @@ class MoE(Collective):
     MemoryProblem
         Windows do not fit.
     EnvironmentProblem
-        The launcher started several tasks, but MPI gives each a world of its own; or the backend or MPI lacks what is
-        needed.
+        The launcher started several tasks, but MPI gives each of them a world of its own; or the backend or MPI lacks
+        something that is needed.
     WaitTimeout, PoisonedError
         A rank did not come in time, or failed.
     """
@@ -158,7 +160,7 @@ class MoE(Collective):
                     self._hold_training(options, made.holders, made.reserve)
 
     def _hold(self, backend: Backend) -> None:
-        """Set the parts that every layer object has. The layer has joined its runtime."""
+        """Set the parts that every layer object has. The layer must have joined its runtime."""
         settings = backend.settings
         self.cfg, self.schedule, self.layers = settings.cfgs[0], settings.schedule, settings.layers
         self._backend, self._calls = backend, OpenCalls(self._member, self.layers)
@@ -200,13 +202,14 @@ class MoE(Collective):
         train: bool = False,
         tape_bytes: int | None = None,
     ) -> int:
-        """Bytes of windows and packed weights on `world` ranks, on the rank that needs most.
+        """Bytes of windows and packed weights that the rank with the greatest need has, if there are `world` ranks.
 
-        A window holds rings (for each source its rows of one call, but at most 64 MiB over all sources, or 64 rows each
-        if that is more), return rows (max_tokens * top_k, and max_tokens more for a shared expert) and words. Neither
-        skew nor `layers` changes its size. With several nodes there is a second window, and for each rank of another
-        node an outbox and a ring of staged outputs. Weights are those of `layers` layers, padded as the kernels read
-        them: the experts, with biases, of the rank that holds most, and a router for each layer.
+        A window holds rings, return rows and words. There is a ring for each source, with space for its rows of one
+        call, but at most 64 MiB for all sources together, or 64 rows for each if that is more. There are max_tokens *
+        top_k return rows, and max_tokens more for a shared expert. Neither skew nor `layers` changes the window's size.
+        With several nodes there is a second window, and for each rank of another node an outbox and a ring of staged
+        outputs. The weights are those of `layers` layers, padded as the kernels read them: a router for each layer, and
+        the experts, with biases, of the rank that holds most.
 
         Not included are: up to 2 MiB and 4 KiB of each rank where ranks share weights in huge pages (`moves`); arrays
         given to `load` and to calls; ids and weights of max_tokens tokens, and their rows if weights are applied to the
@@ -226,27 +229,27 @@ class MoE(Collective):
         layers : int, default 1
             As the layer is made with.
         threads : int or None, default None
-            Include scratch memory of this many workers: prepared rows, hidden activations and sums of a run for each,
-            and of one column-split run. None: include none.
+            Include the scratch memory of this many workers, which holds prepared rows, hidden activations and sums of
+            a run for each worker and of one column-split run. None: include none.
         backend : str or None, default None
             "cpu", which None means too, or "cuda". With "cuda", weights, the first window and a copy of the second lie
             in GPU memory, and hidden activations are not included.
         train : bool, default False
-            Include masters, gradients (twice for experts with copies) and projections packed transposed.
+            Include masters, gradients (twice for experts with copies) and transposed packed projections.
         tape_bytes : int or None, default None
             As the layer is made with; included with train=True.
 
         Returns
         -------
         int
-            Bytes.
+            The number of bytes.
 
         Raises
         ------
         InputError
-            A layer that cannot be made.
+            No layer can be made with these options.
         EnvironmentProblem
-            backend="cuda" without numba-cuda.
+            backend="cuda" is given, but there is no numba-cuda.
         """
         options = Options(
             cfg,
@@ -282,7 +285,7 @@ class MoE(Collective):
     ) -> Any:
         """y = sum over a token's experts of weight * expert(x). Collective, in the same order on every rank.
 
-        After an InputError, and the PeerInputError that other ranks then raise, the layer stays usable.
+        If a rank raises InputError, the others raise PeerInputError, and the layer stays usable.
 
         Parameters
         ----------
@@ -299,10 +302,10 @@ class MoE(Collective):
         return_stats : bool, default False
             Return a `CallStats` too.
         stream : stream, int or None, default None
-            With backend="cuda", the stream that the call is queued on: any library's, or CUDA's number of one. Only
-            later work of this stream sees the result. None: the current stream of the arrays' library (x's library
-            first); then later work of every library sees the result. In either case the call waits for what the
-            libraries have queued before.
+            With backend="cuda", the stream on which the call is queued: a stream of any library, or CUDA's number of a
+            stream. Only later work of this stream sees the result. None: the current stream of the arrays' library,
+            first that of x; then later work of every library sees the result. In either case the call waits for work
+            that the libraries have queued before.
         router_x : array [..., H] of cfg.dtype, or None, default None
             What the router reads instead of x.
         return_routing : bool, default False
@@ -316,8 +319,8 @@ class MoE(Collective):
         Raises
         ------
         InputError
-            Arrays that do not fit, more than max_tokens tokens, ids out of range or repeated in a token, or router
-            scores or weights that are not finite.
+            Arrays do not fit, there are more than max_tokens tokens, ids are out of range or repeated in a token, or
+            router scores or weights are not finite.
         NotLoaded
             This rank has not loaded a part of the layer's weights.
         PeerInputError
@@ -347,7 +350,7 @@ class MoE(Collective):
         router_x: Any = None,
         return_routing: bool = False,
     ) -> PendingCall:
-        """Begin the same call in the background and return at once. Collective.
+        """Begin a call like `moe(x, ...)` in the background and return at once. Collective.
 
         Until you call `wait()` of the returned object, do not touch x and out, make no other call on the communicator,
         and load nothing into this object (other objects may load). If you drop the returned object, you drop the
@@ -368,7 +371,7 @@ class MoE(Collective):
         return_stats : bool, default False
             `wait` returns a `CallStats` too.
         stream : stream, int or None, default None
-            With backend="cuda", the stream that the call is queued on.
+            With backend="cuda", the stream on which the call is queued.
         router_x : array [..., H] of cfg.dtype, or None, default None
             What the router reads instead of x.
         return_routing : bool, default False
@@ -377,7 +380,7 @@ class MoE(Collective):
         Returns
         -------
         PendingCall
-            Its `wait` returns what a call returns, and raises what it raises.
+            A handle whose `wait` returns what a call returns, and raises what a call raises.
 
         Raises
         ------
@@ -399,7 +402,7 @@ class MoE(Collective):
     def _enter(self, given: CallArguments, layer: Any, copy: bool = False) -> Any:
         """Open a call and check its arguments.
 
-        An error is raised by the call's result: the other ranks enter the call.
+        An error is kept in the call and raised later with its result, because the other ranks enter the call.
         """
         runtime, backend = self._member.alive(), self._backend
         runtime.enter(self._member.number)
@@ -438,7 +441,7 @@ class MoE(Collective):
 
     @property
     def device(self) -> int | None:
-        """CUDA's number, in this process, of this rank's GPU; None with backend="cpu"."""
+        """The number that CUDA gives this rank's GPU in this process; None with backend="cpu"."""
         return self._backend.device
 
     @property
@@ -448,10 +451,11 @@ class MoE(Collective):
 
     @property
     def moves(self) -> str:
-        """What crosses between the ranks of a node: as asked, or "tokens" if rows always travel. Equal on all ranks.
+        """What crosses between the ranks of a node: the option `moves`, or "tokens" if rows always travel.
 
-        Rows always travel with schedule="bulk", with train=True and on CUDA; if the ranks share no memory for weights,
-        see `aristos doctor`; and if no rank sends rows to experts of local peers, as with one rank on each node.
+        The value is equal on all ranks. Rows always travel with schedule="bulk", with train=True and on CUDA; if the
+        ranks share no memory for weights, see `aristos doctor`; and if no rank sends rows to experts of local peers, as
+        with one rank on each node.
         """
         return self._backend.moves
 
@@ -460,10 +464,10 @@ class MoE(Collective):
     def summary(self) -> Summary:
         """Totals over all ranks and calls of this object: messages by size, times, waits by peer. Collective.
 
-        For each layer it also has the relative error of packed weights against plain arrays given to `load`. Messages
-        within a node are puts of dispatched rows; outputs are not counted, because the kernel stores them itself.
-        Messages between nodes are batches, see `MessageClass`. With backend="cuda" only calls with return_stats=True
-        are counted.
+        The summary also has the relative error of each layer's packed weights against the plain arrays given to `load`.
+        Messages within a node are puts of dispatched rows; outputs are not counted, because the kernel stores them
+        itself. Messages between nodes are batches, see `MessageClass`. With backend="cuda" only calls with
+        return_stats=True are counted.
 
         Raises
         ------
@@ -477,7 +481,7 @@ class MoE(Collective):
         return summarize(runtime.group.allgather(self._share(), "summaries"))
 
     def local_summary(self) -> Summary:
-        """`summary` of this rank alone: its own calls, rows and times; wait_seconds is [1, W]. Not collective.
+        """Like `summary`, but only of this rank's own calls, rows and times; wait_seconds is [1, W]. Not collective.
 
         Raises
         ------
@@ -539,10 +543,10 @@ class MoE(Collective):
         layer: int = 0,
         save: Literal["rows", "hidden", "nothing"] = "rows",
     ) -> tuple[np.ndarray, Tape]:
-        """The same call as `moe(x, ids, weights, layer)`, with a tape for `backward`. Collective.
+        """Make the call `moe(x, ids, weights, layer)`, and keep a tape for `backward`. Collective.
 
         The tape holds a copy of x and of the routing on this rank: S (H + 3 k + columns) numbers. `tape.routing` is the
-        call's `Routing`, copied when it is first used.
+        call's `Routing`, which is copied when it is first used.
 
         Parameters
         ----------
@@ -557,21 +561,21 @@ class MoE(Collective):
         save : str, default "rows"
             What this rank keeps of the rows that its experts compute. The bits of the gradients do not depend on it.
             "rows": x of other ranks' rows, so that the backward call need not copy it again. "hidden": also the
-            products with up and gate, so that it need not compute them again. "nothing": neither. A rank keeps less of
-            a source's rows if they do not fit into the largest free part of its `tape_bytes`; `tape.kept` says what
-            each rank keeps of this rank's rows.
+            products with up and gate, so that the backward call need not compute them again. "nothing": neither. A rank
+            keeps less if this does not fit into the largest free part of its `tape_bytes`; `tape.kept` says what each
+            rank keeps of this rank's rows.
 
         Returns
         -------
         y : array [..., H] of cfg.dtype
-            As a call returns it.
+            The output, as a call returns it.
         tape : Tape
-            For `backward`, once.
+            The tape, which `backward` takes once.
 
         Raises
         ------
         InputError
-            What a call raises; or an unknown `save`, or a layer made without train=True.
+            A call would raise it too; or `save` is unknown, or the layer was made without train=True.
         NotLoaded
             This rank has not loaded a part of the layer's weights.
         PeerInputError

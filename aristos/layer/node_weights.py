@@ -1,4 +1,4 @@
-"""Packed weights that all ranks of a node can read, and which local peers' experts a rank may compute in place.
+"""Packed weights that all ranks of a node can read. Also: which experts of local peers a rank may compute in place.
 
 Each rank stores the experts of all layers of an object in its part of a `NodeMemory`. One rule lays out all parts, so a
 rank knows where the experts of its local peers lie.
@@ -18,7 +18,7 @@ from ..transport.memfd import NodeMemory
 
 
 def foreign_slots(placement: Placement, nodes: Nodes, rank: int) -> list[tuple[int, int]]:
-    """(slot, rank that holds it), by slot, of the copies on local peers to which this rank would send rows."""
+    """The copies on local peers to which this rank would send rows: (slot, rank that holds it), ordered by slot."""
     used = set(placement.slots_for(rank).tolist())
     start = placement.start.tolist()
     return [(slot, p) for p in nodes.local(rank) for slot in range(start[p], start[p + 1]) if slot in used]
@@ -32,7 +32,7 @@ def most_foreign(placement: Placement, nodes: Nodes) -> int:
 class NodeWeights:
     """The packed experts of all layers of an object on the ranks of a node.
 
-    layers: for each layer the bytes of each array of one expert, by name. held: experts that each rank holds.
+    layers: for each layer the bytes of each array of one expert, by name. held: how many experts each rank holds.
     """
 
     def __init__(self, memory: NodeMemory, layers: list[dict[str, int]], held: list[int], rank: int) -> None:
@@ -40,16 +40,16 @@ class NodeWeights:
 
     @staticmethod
     def nbytes(layers: list[dict[str, int]], held: int) -> int:
-        """Bytes of the part of a rank that holds `held` experts."""
+        """How many bytes a rank's part has if the rank holds `held` experts."""
         return sum(lines(held * each) for layer in layers for each in layer.values())
 
     @classmethod
     def open(
         cls, group: Group, layers: list[dict[str, int]], held: list[int], isa: str, small_pages: bool
     ) -> NodeWeights:
-        """Reserve memory for all layers, on all ranks or on none; collective.
+        """Reserve memory for all layers. It succeeds on all ranks or on none; collective.
 
-        isa: the instruction set that experts are packed for. small_pages: whether memory without huge pages will do.
+        isa: the instruction set for which experts are packed. small_pages: whether memory without huge pages will do.
         """
         memory = NodeMemory(group, cls.nbytes(layers, held[group.rank]), f"kernels for {isa}", small_pages)
         return cls(memory, layers, held, group.rank)
@@ -75,7 +75,7 @@ class NodeWeights:
         return self._memory.own[start : start + held * each].reshape(held, each)
 
     def prepare(self, layer: int) -> None:
-        """Prepare this rank's memory for its experts of a layer, which it will write."""
+        """Prepare the memory into which this rank will write its experts of a layer."""
         held = self._held[self._rank]
         start = self.nbytes(self._layers[:layer], held)
         self._memory.prepare(start, self.nbytes([self._layers[layer]], held))

@@ -1,4 +1,4 @@
-"""`save` and `restore` of a trained layer object: what is saved. All ranks agree on it first."""
+"""Saves a trained layer object and restores it. All ranks first agree on what is saved."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MOST_EXTRA, DEEPEST = 1 << 20, 20  # most bytes of `extra` as JSON; how deep its
 
 
 class _Found(NamedTuple):
-    """What restore has read. parts: for each layer, expert or COMMON -> arrays."""
+    """What `restore` has read. parts: for each layer a dict from an expert's id, or COMMON, to its arrays."""
 
     parts: list[dict[int, Arrays]]
     dense: Arrays
@@ -39,7 +39,7 @@ class _Found(NamedTuple):
 class SavedWeights:
     """The weights of a layer object that is trained, on disk.
 
-    saves: ids of saves that this object has made or restored, and may therefore replace.
+    saves: ids of the saves that this object has made or restored, and which it may therefore replace.
     """
 
     def __init__(self, training: Training, backend: Backend, calls: OpenCalls) -> None:
@@ -52,9 +52,9 @@ class SavedWeights:
     ) -> None:
         """Write the masters of all layers, and an optimizer's states, into a directory. Collective.
 
-        A crash at any moment leaves the earlier save or the new one, whole: see `layer/saving.py`. After an error the
-        earlier save is still there. All ranks need the same file system. A save that this object has neither made nor
-        restored is not replaced.
+        After a crash at any moment, the directory has the earlier save or the new one, whole: see `layer/saving.py`.
+        After an error the earlier save is still there. All ranks need the same file system. A save that this object has
+        neither made nor restored is not replaced.
 
         Parameters
         ----------
@@ -63,14 +63,14 @@ class SavedWeights:
         optimizer : Optimizer or None, default None
             An optimizer of this object, whose states and dense arrays are saved too.
         extra : JSON value or None, default None
-            What else a program needs to continue, such as {"step": 12}; `restore` returns it. It holds None, booleans,
-            finite numbers, texts, lists, and dicts with texts as keys, all of Python's own types. It must have at most
-            1 MiB as JSON, and be equal on all ranks.
+            Whatever else the program needs to continue, such as {"step": 12}; `restore` returns it. It may consist of
+            None, booleans, finite numbers, texts, lists, and dicts with texts as keys, all of Python's own types. As
+            JSON it must have at most 1 MiB. It must be equal on all ranks.
 
         Raises
         ------
         InputError
-            An argument that does not fit, weights or states that are half changed, or a layer made without train=True.
+            An argument does not fit, weights or states are half changed, or the layer was made without train=True.
         NotLoaded
             A layer has no weights.
         CheckpointError
@@ -78,7 +78,7 @@ class SavedWeights:
         PeerInputError
             Another rank raised one of these.
         MismatchError
-            Ranks give different extra, or optimizers of different kinds.
+            Ranks give different values of `extra`, or optimizers of different kinds.
         OpenCallError
             A call on the communicator is open.
         ClosedError
@@ -133,7 +133,7 @@ class SavedWeights:
             saving.RUNNING.discard(begun.id)
 
     def restore(self, directory: str | os.PathLike[str], optimizer: Optimizer | None = None) -> Extra:
-        """Take the masters that `save` wrote, on any number of ranks, and an optimizer's states. Collective.
+        """Restore the masters and an optimizer's states that `save` wrote, whatever the number of ranks. Collective.
 
         All layers must have been loaded before, with arrays of the same names. If an error is raised, nothing has
         changed on any rank.
@@ -141,21 +141,21 @@ class SavedWeights:
         Parameters
         ----------
         directory : path
-            Where `save` wrote.
+            The directory that `save` wrote.
         optimizer : Optimizer or None, default None
             An optimizer of this object, which takes its states and dense arrays.
 
         Returns
         -------
         JSON value
-            The `extra` of save, {} if there was none.
+            The `extra` that `save` was given, {} if there was none.
 
         Raises
         ------
         CheckpointError
             There is no save, or it is damaged or of another model.
         InputError
-            An argument that does not fit, or a layer made without train=True.
+            An argument does not fit, or the layer was made without train=True.
         NotLoaded
             A layer has no weights.
         PeerInputError
@@ -201,7 +201,7 @@ class SavedWeights:
         return about.extra
 
     def _read(self, folder: Path, about: saving.Manifest, optimizer: Optimizer | None) -> _Found:
-        """Read and check all files that this rank needs; nothing changes."""
+        """Read and check all files that this rank needs. This changes nothing in the layers."""
 
         def arrays_of(name: str, arrays: Arrays, rest: bool) -> Arrays:
             if about.files is not None and name not in about.files:
@@ -220,9 +220,9 @@ class SavedWeights:
         return _Found(parts, {} if optimizer is None else arrays_of(DENSE, optimizer.dense_arrays(), rest=False))
 
     def _agree(self, what: str, look: Callable[[], tuple[Any, Fields]]) -> Any:
-        """What `look` returns on this rank.
+        """Call `look` and return its first result. Collective.
 
-        Raises on every rank if it fails on one, or if ranks return different texts.
+        Raises on every rank if `look` fails on one, or if its texts differ between ranks.
         """
         problem: AristosError | None = None
         found, alike = None, cast(Fields, {})
@@ -234,13 +234,13 @@ class SavedWeights:
         return found
 
     def _together(self, what: str, work: Callable[[], Any]) -> Any:
-        """Do `work` on this rank; raises on every rank if it fails on one. Collective."""
+        """Call `work` and return its result. If it fails on one rank, raise on every rank. Collective."""
         return self._agree(what, lambda: (work(), {}))
 
     def _described(self, optimizer: Optimizer | None, steps: bool = True) -> dict[str, str]:
-        """What must be equal on all ranks of an optimizer.
+        """What must be equal on all ranks in an optimizer.
 
-        Raises InputError for one that cannot be saved or restored.
+        Raises InputError for an optimizer that cannot be saved or restored.
         """
         if optimizer is None:
             return {"optimizer": "None"}

@@ -51,19 +51,19 @@ class Options:
 
     @property
     def backend_name(self) -> str:
-        """The backend; "cpu" in place of a name that `checked` refuses."""
+        """The name of the backend; "cpu" in place of a name that `checked` refuses."""
         name = "cpu" if self.backend is None else str(self.backend)
         return name if name in BACKENDS else "cpu"
 
     @property
     def experts(self) -> int | None:
-        """The number of experts, if the first configuration has it."""
+        """The number of experts of the first configuration; None if that is no configuration."""
         first = self.cfg[0] if isinstance(self.cfg, list | tuple) and self.cfg else self.cfg
         return getattr(first, "experts", None)
 
 
 def backend_class(name: str) -> type[Backend]:
-    """The class of a backend, imported only if it is used: cuda needs numba-cuda."""
+    """The class of a backend. It is imported only here, because "cuda" needs numba-cuda."""
     if name != "cuda":
         return CpuBackend
     from .cuda import CudaBackend

@@ -1,4 +1,4 @@
-"""The handle of a call that runs in the background, and which calls of an object are open."""
+"""The handle of a call that runs in the background, and the record of which calls of an object are open."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from .collective import Membership
 
 
 class PendingCall:
-    """A started call. Until `wait`, which may be called once, x and out must not be touched.
+    """The handle of a call that `MoE.start` began. Until `wait` has returned, x and out must not be touched.
 
-    `MoE.start` makes it. If the handle is dropped, the result is too: the next call on the communicator waits until
-    this one has ended.
+    `wait` may be called once. If the handle is dropped, the result is dropped too, and the next call on the
+    communicator waits until this one has ended.
 
     Parameters
     ----------
     runtime : Runtime
         The engine that runs the call.
     done : queue
-        Gets (seconds, error) when the call ends.
+        The queue that gets (seconds, error) when the call ends.
     result : callable
-        Makes the call's result from its seconds.
+        The function that makes the call's result from the call's seconds.
     """
 
     def __init__(self, runtime: Runtime, done: Any, result: Callable[[float], Any]) -> None:
@@ -37,13 +37,13 @@ class PendingCall:
 
     @property
     def waits(self) -> bool:
-        """Whether `wait` has yet to end the call."""
+        """Whether neither `wait` nor the layer's end has ended the call."""
         return self._done is not None
 
     def wait(self) -> Any:
         """Wait until the call has ended, and return its result.
 
-        It also raises the error that the call has met, see `MoE.__call__`.
+        If the call has failed, raise its error, see `MoE.__call__`.
 
         Returns
         -------
@@ -81,7 +81,7 @@ class PendingCall:
 
 
 def _end(done: Any) -> tuple[float, BaseException | None]:
-    """What a started call has put into its queue, once it has ended."""
+    """Wait until a started call has ended, and return what it has put into its queue."""
     while True:
         try:
             return done.get(timeout=0.1)  # the timeout lets Ctrl-C in; wait() can be called again
@@ -90,9 +90,9 @@ def _end(done: Any) -> tuple[float, BaseException | None]:
 
 
 class OpenCalls:
-    """The open calls of one object: a started call without its `wait`, and tapes without their `backward`.
+    """The open calls of one object: a started call that was not waited for, and tapes that wait for `backward`.
 
-    layers: of the object. tapes: the layer of each open tape, by its number.
+    layers: how many layers the object has. tapes: the layer of each open tape, by the tape's number.
     """
 
     def __init__(self, member: Membership, layers: int) -> None:
@@ -118,7 +118,7 @@ class OpenCalls:
         return runtime
 
     def refuse_change(self, layer: Any, what: str) -> None:
-        """Raise unless the weights of a layer may change: no call of this object is open, and no tape of the layer."""
+        """Raise OpenCallError if a call of this object or a tape of the layer is open: weights may not change then."""
         runtime = self.settled()
         if runtime.open and runtime.caller == self._member.number:
             raise OpenCallError(f"a call of this layer has not returned: call {what} before or after it")

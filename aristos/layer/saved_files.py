@@ -1,4 +1,4 @@
-"""Files of saved arrays: NumPy's npz, float32, each with a digest that the manifest of its save records."""
+"""Files of saved arrays: NumPy's npz with float32. The manifest of a save records a digest of each of its files."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def digest_of(content: bytes) -> str:
 
 
 def cannot(path: Path, what: str, error: OSError) -> CheckpointError:
-    """The error for a file that the system does not let this process read or write. It need not be damaged."""
+    """The error for a file that the system does not let this process read or write. The file need not be damaged."""
     advice = ": close files, or allow more (ulimit -n)" if error.errno in _TOO_MANY else ""
     return CheckpointError(f"{path} cannot be {what}: {error.strerror or error}{advice}")
 
@@ -64,7 +64,7 @@ class _Recording:
 
 
 def write_arrays(path: Path, arrays: Arrays) -> Recorded:
-    """Write and sync a file of arrays. If this raises CheckpointError, there is no file."""
+    """Write and sync a file of arrays. If this raises CheckpointError, it leaves no file."""
     try:
         with open(path, "wb") as file:
             recording = _Recording(file)
@@ -88,9 +88,10 @@ def write_arrays(path: Path, arrays: Arrays) -> Recorded:
 
 
 def read_arrays(path: Path, wanted: dict[str, tuple[int, ...]], rest: bool, recorded: Recorded | None) -> Arrays:
-    """The arrays of a file, float32 of these names and shapes. rest: ignore others. Raises CheckpointError.
+    """Read a file's float32 arrays of the wanted names and shapes. Raises CheckpointError.
 
-    recorded: what the manifest says; None for a save that has no digests.
+    rest: whether the file may have other arrays, which are ignored. recorded: what the manifest says of the file; None
+    for a save that has no digests.
     """
     try:
         with regular.opened(path) as file:
@@ -118,7 +119,7 @@ def read_arrays(path: Path, wanted: dict[str, tuple[int, ...]], rest: bool, reco
 
 
 def _check(path: Path, file: Any, recorded: Recorded) -> None:
-    """Raise CheckpointError unless the file is the one that was saved."""
+    """Raise CheckpointError unless the file has the size and the digest that were recorded."""
     size, found = os.fstat(file.fileno()).st_size, ""
     if size == recorded.size:
         found = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=_BYTES)).hexdigest()

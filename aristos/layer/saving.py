@@ -1,21 +1,21 @@
 """The directory of saved layers. At any moment it holds one whole save; saving removes only files of saves.
 
 `dir/saved.json`, the manifest, names the folder of the last save. It has a digest of each file in the folder, and of
-itself. For each layer the folder has one file for each expert, which the first rank that holds the expert writes, and
-one for router and shared expert, which rank 0 writes. A file is NumPy's npz: arrays by `load`'s names, the optimizer's
-states as `name.state`. Rank 0 also writes a file of the optimizer's dense arrays and their states. A save removes the
-folders that ended saves have left unfinished, makes a new folder, syncs it and replaces saved.json. Only then it
-removes the folder that saved.json named before, and those of saves that can no longer be completed. All ranks need the
-same file system. The format is not meant for other programs.
+itself. For each layer the folder has a file for each expert, which the first rank that holds the expert writes, and a
+file for router and shared expert, which rank 0 writes. A file is NumPy's npz: it has arrays by `load`'s names, and the
+optimizer's states as `name.state`. Rank 0 also writes a file of the optimizer's dense arrays and their states. A save
+removes the folders that ended saves have left unfinished, makes a new folder, syncs it and replaces saved.json. Only
+then it removes the folder that saved.json named before, and the folders of saves that can no longer be completed. All
+ranks need the same file system. The format is not meant for other programs.
 
-Each save has an id. An object may replace a save only if it has made or restored it. The first file in a folder is
-`folder.json`, which names the folder and its writer; the folder gets its name only then. So a save can recognise a
-folder that another save left unfinished, and a copy of a folder, which has another name. Copies, and files that no save
-writes, stay.
+Each save has an id. An object may replace a save only if it has made or restored that save. The first file in a folder
+is `folder.json`, which names the folder and its writer; the folder gets its name only after this file is written. So a
+save can recognise a folder that another save left unfinished, and a copy of a folder, which has another name. Copies
+are not removed, nor are files that no save writes.
 
-Savers take turns by the lock of saved.json. If two would replace the same save, the second is refused. On a file system
-whose locks do not reach other hosts both may succeed. Then saved.json names the later one, which is whole, because a
-save does not remove the folder of another save that would replace the same one.
+Savers take turns by the lock of saved.json. If two saves would replace the same earlier save, the second is refused. On
+a file system whose locks do not reach other hosts, both may succeed. Then saved.json names the later of the two. That
+one is whole, because no save removes the folder of another save that would replace the same earlier save.
 """
 
 from __future__ import annotations
@@ -46,15 +46,15 @@ FOLDER = re.compile(r"saved-[0-9]{1,18}")
 WRITTEN = re.compile(r"(layer-[0-9]+-(common|expert-[0-9]+)|dense)\.npz")
 MOST_BYTES = 64 << 20  # most bytes of a manifest: enough for half a million files
 LARGEST = 10**18 - 1  # largest number of a folder
-# a folder before it gets its name or before it is removed; only the holder of the lock has such folders
+# the name of a folder that waits for its final name or for its removal; only the holder of the lock has such folders
 ASIDE = re.compile(r"\.saved-aside-[0-9a-f]{32}")
-RUNNING: set[str] = set()  # ids of saves that this process has begun, and that have not ended
-LOCK_SECONDS = 60.0  # most seconds to wait for the lock when older folders of another save are removed
+RUNNING: set[str] = set()  # ids of saves that this process has begun and not ended
+LOCK_SECONDS = 60.0  # the most seconds to wait for the lock, while another save removes older folders
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What saved.json says. id: of the save. optimizer: (name, steps). files: None in saves of schema 1."""
+    """What saved.json says. id: the save's id. optimizer: (name, steps). files: None in saves of schema 1."""
 
     folder: str
     id: str
@@ -65,7 +65,7 @@ class Manifest:
 
 
 class Begun(NamedTuple):
-    """A save that has a folder. id: of this save. after: id of the save that it will replace, empty if none."""
+    """A save that has a folder. id: this save's id. after: the id of the save that it will replace; empty if none."""
 
     folder: str
     id: str
@@ -73,7 +73,7 @@ class Begun(NamedTuple):
 
 
 def described(cfgs: Sequence[MoEConfig]) -> list[dict[str, str]]:
-    """Layers as a manifest describes them. max_tokens is left out: fewer ranks, with more tokens each, may restore."""
+    """Layers as a manifest describes them, without max_tokens: fewer ranks, each with more tokens, may restore them."""
     found = [fields_of(cfg) for cfg in cfgs]
     for each in found:
         del each["max_tokens"]
@@ -117,7 +117,7 @@ def _damaged(path: Path, why: str) -> CheckpointError:
 
 
 def _checked(found: dict[str, Any]) -> Manifest:
-    """A manifest whose digest is right. Raises InputError."""
+    """The manifest that saved.json has. Raises InputError if its digest or a value is wrong."""
     digest = found.pop("digest", None)
     if digest != digest_of(canonical(found)):
         raise InputError("its content was changed, and does not fit its digest")
@@ -141,7 +141,7 @@ def _checked(found: dict[str, Any]) -> Manifest:
 
 
 def _first_schema(found: dict[str, Any], text: str) -> Manifest:
-    """A manifest of schema 1: configurations as Python writes them, no digests. Raises InputError."""
+    """A manifest of schema 1, which has configurations as Python writes them, and no digests. Raises InputError."""
     layers = found.get("layers")
     if not isinstance(layers, list) or not all(isinstance(each, str) for each in layers):
         raise InputError(f"layers must be a list of texts, got {quoted(layers)}")
@@ -185,13 +185,13 @@ def canonical(about: Mapping[str, Any]) -> bytes:
 
 
 def lock_seconds(absent: float) -> float:
-    """Seconds to wait for the lock. Other ranks give up after `absent` seconds; the error must come before that."""
+    """Seconds to wait for the lock. The wait must fail before other ranks give up, which is after `absent` seconds."""
     return min(LOCK_SECONDS, absent / 2)
 
 
 @contextlib.contextmanager
 def _alone(directory: Path, seconds: float) -> Iterator[None]:
-    """Hold the lock of saved.json. Raises CheckpointError."""
+    """A block that holds the lock of saved.json. Raises CheckpointError."""
     try:
         with atomic_file.locked(directory / MANIFEST, seconds):
             yield
@@ -202,7 +202,7 @@ def _alone(directory: Path, seconds: float) -> Iterator[None]:
 def begin(directory: Path, known: Collection[str], seconds: float = LOCK_SECONDS) -> Begun:
     """Make the folder of a new save, on rank 0. known: ids of saves that may be replaced. Raises CheckpointError.
 
-    seconds: limit of the wait for the lock, here and below.
+    seconds: the most seconds to wait for the lock, here and in the functions below.
     """
     directory.mkdir(parents=True, exist_ok=True)
     with _alone(directory, seconds):
@@ -224,7 +224,7 @@ def begin(directory: Path, known: Collection[str], seconds: float = LOCK_SECONDS
 
 
 def _made(directory: Path, last: int, after: str) -> Begun:
-    """Make a folder; it gets its mark before its name. The name is the first free one after `last`, or after all."""
+    """Make a folder, write its mark, then name it: by the first free number after `last`, or after all folders."""
     numbers = chain(range(last + 1, LARGEST + 1), range(1, last + 1))
     folder = next(name for name in map("saved-{}".format, numbers) if not os.path.lexists(directory / name))
     begun = Begun(folder, uuid.uuid4().hex, after)
@@ -254,7 +254,7 @@ def check_place(directory: Path, begun: Begun) -> None:
 
 
 def undo(directory: Path, begun: Begun, seconds: float = LOCK_SECONDS) -> None:
-    """Remove the folder of a failed save, on rank 0. It stays if saved.json names it already, or cannot be read."""
+    """Remove the folder of a failed save, on rank 0. If saved.json names it already, or cannot be read, it stays."""
     with contextlib.suppress(CheckpointError, OSError), _alone(directory, seconds):
         named = _manifest(directory)
         if named is None or named.folder != begun.folder:
@@ -264,7 +264,7 @@ def undo(directory: Path, begun: Begun, seconds: float = LOCK_SECONDS) -> None:
 def finish(directory: Path, begun: Begun, about: Mapping[str, Any], seconds: float = LOCK_SECONDS) -> None:
     """On rank 0, replace saved.json by one that names a complete folder, then remove older folders of saves.
 
-    about: layers, optimizer, extra and files. Raises CheckpointError if saved.json has changed since `begin`.
+    about: layers, optimizer, extra and files of the save. Raises CheckpointError if saved.json changed since `begin`.
     """
     _replaced(directory, begun)
     for each in (directory / begun.folder, directory):
@@ -311,7 +311,7 @@ def _marked(directory: Path) -> list[Path]:
 
 
 def _read_mark(folder: Path) -> dict[str, Any]:
-    """The mark that a save wrote first into its folder; empty for other folders, and for copies."""
+    """The mark that a save wrote first into its folder; empty for copies, and for folders that no save made."""
     if not FOLDER.fullmatch(folder.name) or folder.is_symlink():
         return {}
     try:
@@ -323,14 +323,14 @@ def _read_mark(folder: Path) -> dict[str, Any]:
 
 
 def _ended(folder: Path) -> bool:
-    """Whether the save that made a folder has surely ended: in this process, or because its own process ended."""
+    """Whether the save that made a folder has surely ended: it ran in this process, or its own process has ended."""
     try:
         mark = _read_mark(folder)
         writer = Process(**mark["writer"])
         if writer == Process.here():
             return mark["id"] not in RUNNING
-        # /proc may hide other users' processes. In a copy of a virtual machine, a writer in another copy may seem to
-        # have ended; that save is then refused.
+        # /proc may hide other users' processes. In a copy of a virtual machine, a writer that runs in another copy may
+        # seem to have ended; its save is then refused.
         shown = (folder / MARK).stat().st_uid == os.geteuid()
         return type(writer.pid) is int and shown and writer.trouble() == ENDED
     except (OSError, KeyError, TypeError, ValueError):
@@ -338,7 +338,7 @@ def _ended(folder: Path) -> bool:
 
 
 def _discard_of(directory: Path, begun: Begun) -> None:
-    """Remove the folder of a save, unless another save has it by now."""
+    """Remove the folder of a save, unless another save has a folder of this name by now."""
     if _read_mark(directory / begun.folder).get("id") == begun.id:
         _discard(directory / begun.folder)
 
@@ -359,7 +359,7 @@ def _discard(folder: Path) -> None:
 
 
 def _aside(directory: Path, number: str) -> Path:
-    """A name that nothing has yet, so that a folder that cannot be removed does not block a later save."""
+    """A new name for a folder. A folder that cannot be removed then does not block a later save."""
     return directory / f".saved-aside-{number}"
 
 

@@ -14,7 +14,7 @@ from .counting import add_call, dropped_rows
 
 @dataclass(frozen=True)
 class CallStats:
-    """One call on one rank. Seconds are sums over its workers, except `call_seconds`.
+    """Counts and times of one call on one rank. Seconds are sums over its workers, except `call_seconds`.
 
     Counts of rows and bytes leave out a shared expert's rows. On a GPU, whose workers are blocks, only idle_seconds is
     measured, because reading the clock around every command costs time. The other sums over workers are zero there
@@ -39,11 +39,11 @@ class CallStats:
     isa : str or None
         The instruction set of this rank's kernels; None on a GPU.
     rows_to_peer : tuple of W ints
-        Rows of this rank's tokens for the experts of each rank, own rank included.
+        Rows of this rank's tokens for the experts of each rank, this rank included.
     tiles_to_peer : tuple of W ints
         Tiles in which those rows were sent.
     logical_bytes_to_peer : tuple of W ints
-        Bytes of those rows, one for each routed (token, choice) pair.
+        Bytes of those rows, counting one row for each routed (token, choice) pair.
     moved_bytes_to_peer : tuple of W ints
         Bytes that crossed from this rank to each rank.
     rows_from_peer : tuple of W ints
@@ -51,16 +51,16 @@ class CallStats:
     call_seconds : float
         Seconds of the whole call.
     route_seconds : float
-        Scoring tokens, choosing experts and packing rows; on a GPU, the time of the router's kernels.
+        Time to score tokens, choose experts and pack rows; on a GPU, the time of the router's kernels.
     dispatch_seconds : float
-        Copying rows to ranks, or handing them to the wire.
+        Time to copy rows to ranks, or to hand them to the wire.
     compute_seconds : float
-        In experts.
+        Time in experts.
     combine_seconds : float
-        Adding the outputs of tokens.
+        Time to add the outputs of each token.
     wire_seconds : float
-        Serving peers on other nodes (puts, flushes, arrived words) between two commands. A worker that serves them
-        because it has no command is idle.
+        Time to serve peers on other nodes (puts, flushes, arrived words) between two commands. The time of a worker
+        that serves them because it has no command counts as idle.
     wait_seconds : float
         Idle time in which a worker waited for a peer.
     wait_seconds_by_peer : tuple of W floats
@@ -70,19 +70,19 @@ class CallStats:
     expert_rows : tuple of E ints
         Rows of this rank's tokens for each expert.
     kept_rows_to_peer : tuple of W ints
-        The part of rows_to_peer that stayed: rows computed here, with that local peer's weights. No rank counts them in
-        rows_from_peer.
+        The part of rows_to_peer that stayed, which means that these rows were computed here with that local peer's
+        weights. No rank counts them in rows_from_peer.
     dropped_rows : int
         Choices beyond the capacity.
     not_finite : int or None
-        In float16, how many of this rank's tokens have an infinite or NaN output: a value above 65504, also of a hidden
-        activation, becomes infinite. None for other types, and for outputs in GPU memory.
+        In float16, how many of this rank's tokens have an infinite or NaN output. A value above 65504 becomes infinite,
+        whether it is an output or a hidden activation. None for other types, and for outputs in GPU memory.
     publish_seconds : float
         On a GPU, seconds in which workers publish results of steps.
     lock_seconds : float
         On a GPU, seconds in which workers wait for the rank's lock in order to publish.
     polls : int
-        Idle polls of workers.
+        The number of workers' idle polls.
     """
 
     rank: int
@@ -117,14 +117,14 @@ class CallStats:
 
     @property
     def balance(self) -> float:
-        """Most rows that an expert gets from this rank, divided by the mean: 1 if all get equally many, or none."""
+        """The most rows that an expert gets from this rank, divided by the mean; 1 if all get equally many, or none."""
         return float(_balance(np.array(self.expert_rows)))
 
     @property
     def other_seconds(self) -> float:
-        """The engine's own time: seconds that workers spend neither in kernels, nor at the wire, nor idle.
+        """The engine's own time: seconds in which workers are neither in kernels, nor at the wire, nor idle.
 
-        The kernels' seconds are those of routing, dispatch, compute and combine.
+        Time in kernels is the sum of the seconds of routing, dispatch, compute and combine.
         """
         inside = self.route_seconds + self.dispatch_seconds + self.compute_seconds + self.combine_seconds
         return self.call_seconds * self.workers - inside - self.wire_seconds - self.idle_seconds
@@ -134,28 +134,28 @@ class CallStats:
 class MessageClass:
     """Puts of one transport in one class of sizes, and the sum of their seconds.
 
-    A worker with other work flushes late on purpose, so that the next batch gets larger. So seconds, latency and
-    bandwidth of rma describe batches, not the network. `python -m aristos.bench put` measures the network.
+    A worker that has other work flushes late on purpose, so that the next batch gets larger. So the seconds, latency
+    and bandwidth of "rma" describe batches, not the network. `python -m aristos.bench put` measures the network.
 
     Attributes
     ----------
     transport : str
-        "shm": a message is a tile or bundle of rows, its time that of its copy. "rma": a message is a batch
-        (announcement, rows, outputs and their records), its time from its puts to the end of its flush.
+        "shm": a message is a tile or bundle of rows, and its time is the time of the copy. "rma": a message is a batch
+        (announcement, rows, outputs and their records), and its time lasts from its puts to the end of its flush.
     up_to_bytes : float
         The largest message of the class; infinite for the last.
     count : int
-        Messages.
+        The number of messages.
     bytes : int
-        Their bytes.
+        The bytes of all messages.
     seconds : float
-        The sum of their times over all ranks.
+        The sum of the messages' times over all ranks.
     mean_latency_seconds : float
         seconds / count.
     bandwidth_bytes_per_second : float
         bytes / seconds.
     straggler_seconds : float
-        The slowest rank's sum of times in this class minus the fastest's.
+        The difference between the slowest and the fastest rank's sum of times in this class.
     """
 
     transport: str
@@ -175,28 +175,28 @@ class Summary:
     Attributes
     ----------
     calls : int
-        Calls of the object.
+        The number of calls of the object.
     rows : int
         Rows for experts, without those of a shared expert.
     call_seconds : float
         Seconds of the calls on the slowest rank.
     compute_seconds : float
-        Seconds of workers in experts, of all ranks.
+        Seconds that the workers of all ranks spent in experts.
     wire_seconds : float
-        Seconds of workers that served peers on other nodes between two commands, of all ranks.
+        Seconds in which the workers of all ranks served peers on other nodes between two commands.
     idle_seconds : float
-        Seconds of workers without a runnable tile, of all ranks.
+        Seconds in which the workers of all ranks had no runnable tile.
     messages : tuple of MessageClass
         Puts by transport and size.
     wait_seconds : array [W, W], float64
-        [i, j]: how long rank i waited for rank j.
+        How long rank i waited for rank j, at [i, j].
     expert_rows : array [layers, E], int64
-        Rows that experts have got.
+        The number of rows that each expert has got.
     dropped_rows : int
         Choices beyond the capacity.
     weight_errors : array [layers], float64
-        The relative error of packed weights that were given as plain arrays, in the root of sums of squares; 0 for
-        layers without such weights.
+        The relative error of packed weights that were given as plain arrays: the root of the sum of the errors'
+        squares, divided by the root of the sum of the weights' squares. 0 for layers without such weights.
     """
 
     calls: int
@@ -213,7 +213,7 @@ class Summary:
 
     @property
     def balance(self) -> np.ndarray:
-        """[layers] for each layer, most rows of an expert divided by the mean: 1 if all experts got equally many."""
+        """For each layer the most rows of an expert, divided by the mean: 1 if all experts got equally many."""
         return _balance(self.expert_rows)
 
     def __str__(self) -> str:
@@ -241,13 +241,13 @@ class Summary:
 
 
 def _balance(rows: np.ndarray) -> np.ndarray:
-    """rows: [..., E] -> [...], the largest number divided by the mean; 1 if all are zero."""
+    """For rows [..., E] the largest number of each E, divided by their mean; 1 if all are zero."""
     mean = rows.mean(axis=-1)
     return np.divide(rows.max(axis=-1), mean, out=np.ones_like(mean, np.float64), where=mean > 0)
 
 
 def kept_rows(job: np.ndarray, state: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(slot, rank that holds it, own rows computed here), for each local peer's expert that this rank may compute."""
+    """(slot, rank that holds it, own rows computed here) of all experts of local peers that this rank may compute."""
     held, computed = int(job[words.HELD]), int(job[words.COMPUTED])
     records = job[job[words.FOREIGN] :][: words.FOREIGN_WORDS * (computed - held)].reshape(-1, words.FOREIGN_WORDS)
     return records[:, 0], records[:, 1], state[words.staying(job, held) :][: computed - held]
@@ -260,7 +260,10 @@ def kept_by_peer(job: np.ndarray, state: np.ndarray) -> tuple[int, ...]:
 
 
 def not_finite(y: np.ndarray | None) -> int | None:
-    """How many float16 rows have a value that is not finite; None for other types. Later steps keep such values."""
+    """How many rows of float16 outputs have a value that is not finite; None for other types.
+
+    An activation that is not finite makes its token's output so too.
+    """
     if y is None or y.dtype != np.float16:
         return None
     exponents = y.reshape(-1, y.shape[-1]).view(np.uint16) & np.uint16(0x7C00)
@@ -277,7 +280,10 @@ def call_stats(
     y: np.ndarray | None,
     isa: str | None = None,
 ) -> CallStats:
-    """The stats of the call that has just ended. seconds: of the whole call. y: its output, None in GPU memory."""
+    """The stats of the call that has just ended.
+
+    seconds: how long the whole call took. y: its output; None for an output in GPU memory.
+    """
     counted = state[tables.first :]
     n = tables.counters(counted).tolist()
     rank = int(job[words.RANK])
@@ -335,7 +341,7 @@ class Totals:
 
     def add(self, job: np.ndarray, state: np.ndarray, tables: Tables, seconds: float) -> None:
         """Add the call that has just ended."""
-        if self._tables is not tables:  # the engine has grown: keep the counts of its earlier layout
+        if self._tables is not tables:  # the engine has grown, so first keep the counts of its earlier layout
             if self.words is not None:
                 self._old.append(self._plain())
             self._tables = tables

@@ -1,7 +1,7 @@
-"""CUDA streams of a call: the stream that the call is queued on, and those of the libraries whose arrays it uses.
+"""The CUDA streams of a call: the stream on which the call is queued, and those of the libraries whose arrays it uses.
 
-Each library queues work on its current stream. A call is ordered there like the library's own functions: it sees the
-results of work queued before it, and work queued after it sees its result.
+Each library queues work on its current stream. A call is ordered on that stream like the library's own functions: it
+sees the results of work queued before it, and work queued after it sees its result.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 from ..errors import InputError
 
-LEGACY = 1  # the number of the legacy default stream in both array protocols, where 0 would be ambiguous
+LEGACY = 1  # the legacy default stream's number in both array protocols, where 0 would be ambiguous
 
 
 def handle(stream: Any) -> int:
@@ -38,9 +38,10 @@ def handle(stream: Any) -> int:
 def current(value: Any) -> int | None:
     """The current stream of the library that an array belongs to.
 
-    For PyTorch's and CuPy's arrays their library's; for an array with `__cuda_array_interface__`, such as Numba's, the
-    stream that it names; otherwise CuPy's if CuPy is imported, or else the legacy default, 0. None for a host array.
-    None for JAX too, which hides its streams: DLPack orders its arrays, and `out` belongs to another library.
+    For an array of PyTorch or CuPy, this is the library's current stream. For an array with `__cuda_array_interface__`,
+    such as Numba's, it is the stream that the array names. For other arrays it is CuPy's current stream if CuPy is
+    imported, else the legacy default, 0. None for a host array. None also for an array of JAX, which hides its streams:
+    DLPack orders JAX's arrays, and `out` belongs to another library.
     """
     library = type(value).__module__.partition(".")[0]
     module = sys.modules.get(library)
@@ -66,7 +67,8 @@ def current(value: Any) -> int | None:
 def choose(given: Any, arrays: tuple[Any, ...], own: int) -> tuple[int, list[int]]:
     """(the stream of a call, the other current streams of its arrays).
 
-    given: the caller's stream; None: the first array's is used. own: the stream of a call without any.
+    given: the stream that the caller gave; None: the first array's stream is used. own: the stream of a call whose
+    arrays have no stream.
     """
     found = [stream for stream in map(current, arrays) if stream is not None]
     chosen = handle(given) if given is not None else found[0] if found else own
@@ -74,9 +76,9 @@ def choose(given: Any, arrays: tuple[Any, ...], own: int) -> tuple[int, list[int
 
 
 def unordered(given: Any, arrays: tuple[Any, ...]) -> bool:
-    """Whether a library might give away an array's memory while a call still uses it.
+    """Whether a library might reuse an array's memory while a call still uses it.
 
-    A library orders the next use of its memory only on its current stream; JAX, only on its hidden streams.
+    A library orders the next use of memory only on its current stream, and JAX only on its hidden streams.
     """
     if given is not None:
         return True

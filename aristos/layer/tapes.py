@@ -1,4 +1,4 @@
-"""The reserve of a rank: its memory for rows that tapes keep, and how many bytes a row takes."""
+"""The reserve of a rank, which is its memory for rows that tapes keep, and how many bytes a row takes there."""
 
 from __future__ import annotations
 
@@ -32,15 +32,16 @@ def place_bytes(cfg: MoEConfig, save: str) -> int:
 
 
 def default_bytes(cfgs: Sequence[MoEConfig], world: int) -> int:
-    """Bytes of the default reserve: for each layer one tape with save="rows", at the mean load of a rank."""
+    """Bytes of the default reserve: enough for one tape of each layer with save="rows", at a rank's mean load."""
     return 0 if world == 1 else sum(each.max_tokens * each.top_k * place_bytes(each, "rows") for each in cfgs)
 
 
 @dataclass(frozen=True)
 class Taping:
-    """What a forward call gets that keeps a tape. table: [W, TAPED_WORDS] int64, a record `taped` for each rank.
+    """What a forward call that keeps a tape is given.
 
-    save: what to keep, see `primitives.taped`. first, end: addresses of the part of the reserve that the call may use.
+    table: [W, TAPED_WORDS] int64, a record `taped` for each rank. save: what to keep, see `primitives.taped`. first,
+    end: addresses of the part of the reserve that the call may use.
     """
 
     table: np.ndarray
@@ -50,7 +51,7 @@ class Taping:
 
 
 class Reserve:
-    """Memory of fixed size for this rank's tapes. A call is offered the largest free part, and keeps what it used."""
+    """Memory of fixed size for this rank's tapes. A call may use the largest free part, and keeps what it has used."""
 
     def __init__(self, nbytes: int) -> None:
         self.nbytes = nbytes // LINE * LINE
@@ -88,9 +89,10 @@ class Reserve:
 
 
 def kept_names(table: np.ndarray, rank: int) -> list[str]:
-    """What each rank keeps of this rank's rows, from a call's `Taping.table`; "nothing" also for a rank that got none.
+    """What each rank keeps of this rank's rows, from a call's `Taping.table`.
 
-    This rank itself has at least "rows", because the tape has a copy of x.
+    For a rank that got no rows this is "nothing". For this rank itself it is at least "rows", because the tape has a
+    copy of x.
     """
     names = {kept: name for name, kept in SAVES.items()}
     there = table[:, FIELDS["there"]].copy()
@@ -99,14 +101,14 @@ def kept_names(table: np.ndarray, rank: int) -> list[str]:
 
 
 def asked(save: object) -> int:
-    """The bits that `save` stands for, see `primitives.taped`. Raises InputError."""
+    """The bits that stand for `save`, see `primitives.taped`. Raises InputError for an unknown value."""
     if not isinstance(save, str) or save not in SAVES:
         raise InputError(f"save must be one of {', '.join(SAVES)}, got {save!r}")
     return SAVES[save]
 
 
 def checked_bytes(tape_bytes: object, cfgs: Sequence[MoEConfig], world: int, schedule: str = "fused") -> int:
-    """The size of the reserve. Raises InputError."""
+    """The size of the reserve in bytes. Raises InputError for a size that this option cannot have."""
     if schedule == "bulk":
         if tape_bytes is not None:
             raise InputError(f"tape_bytes applies only to schedule='fused', got {tape_bytes!r} with schedule='bulk'")

@@ -1,9 +1,9 @@
 """Events of a call, and their file for ui.perfetto.dev or chrome://tracing.
 
-In the trace event format a rank is a process and a worker a thread. Each step is a complete event ("X"); an instant
-("i") marks the return of an expert's rows; for rows of another node, the moment when they are ready to be put. Times
-are microseconds since the first event on any rank. "wire" is time in MPI between nodes. It is drawn inside a "wait" if
-the worker had nothing else to do.
+In the trace event format a rank is a process and a worker is a thread. Each step is a complete event ("X"). An instant
+("i") marks the return of an expert's rows: the moment when rows of this node are back, and rows of another node are
+ready to be put. Times are microseconds since the first event on any rank. "wire" is time in MPI between nodes. It is
+drawn inside a "wait" if the worker had nothing else to do.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .backend import Backend, Event
 from .collective import Membership
 from .pending import OpenCalls
 
-# text before an event's fifth field
+# the text before an event's fifth field in its title
 _TITLE = {"dispatch": "dispatch to rank", "expert": "expert", "wait": "wait for rank"}
 Ranks = Sequence[tuple[int, Sequence[Event]]]  # (workers, events) of every rank
 
@@ -49,7 +49,7 @@ class Timeline:
         Raises
         ------
         InputError
-            A number of events that is no positive int.
+            `events` is no positive int.
         OpenCallError
             A call that `start` began has not been waited for.
         EnvironmentProblem
@@ -64,10 +64,10 @@ class Timeline:
     def events(self) -> list[Event]:
         """Events of the last call. Times are seconds on CLOCK_MONOTONIC.
 
-        An event is (worker, kind, start, end, peer or expert, rows). An expert has its id, also if it is a local peer's
-        and computed in place; the shared expert has the first number that is no id. Where a worker routes or
-        combines, the fifth entry is a token; in other events it is a rank. A worker's events do not overlap, but a
-        "wire" event lies within a "wait" if the worker serves the wire while it waits.
+        An event is (worker, kind, start, end, which, rows). In events of experts, `which` is the expert's id, also if
+        a local peer's expert is computed in place; the shared expert has the first number that is no id. In events that
+        route or combine, `which` is a token; in other events it is a rank. A worker's events do not overlap, except
+        that a "wire" event lies within a "wait" if the worker serves the wire while it waits.
 
         Returns
         -------
@@ -91,7 +91,7 @@ class Timeline:
         path : path
             The file.
         facts : mapping or None, default None
-            JSON values about the call, for `otherData` of the file.
+            JSON values about the call, which are written as `otherData` of the file.
 
         Raises
         ------
@@ -125,13 +125,13 @@ class Timeline:
 
 
 def _write(path: str | os.PathLike[str], ranks: Ranks, hosts: Sequence[str], facts: Mapping[str, Any]) -> None:
-    """Replace the file. hosts: the name of each rank's host. facts: JSON values about the call, for `otherData`."""
+    """Write the file, or replace it. hosts: the name of each rank's host. facts: JSON values for `otherData`."""
     document = {"traceEvents": trace_events(ranks, hosts), "displayTimeUnit": "ns", "otherData": dict(facts)}
     write_text(Path(path), json.dumps(document))
 
 
 def trace_events(ranks: Ranks, hosts: Sequence[str]) -> list[dict[str, Any]]:
-    """The list of trace events, names of processes and threads first."""
+    """The list of trace events. Events that name processes and threads come first."""
     found: list[dict[str, Any]] = []
     for rank, (workers, _) in enumerate(ranks):
         found.append(_name("process_name", rank, 0, f"rank {rank} on {hosts[rank]}"))
@@ -144,7 +144,7 @@ def trace_events(ranks: Ranks, hosts: Sequence[str]) -> list[dict[str, Any]]:
             begin, stop = (start - origin) * 1e6, (end - origin) * 1e6
             found.append({"name": _title(kind, which, rank), "ph": "X", "ts": begin, "dur": stop - begin, **place})
             if kind == "expert":
-                # outputs are written directly into their return rows
+                # an expert writes its outputs directly into their return rows, so they return when it ends
                 found.append({"name": "return", "ph": "i", "s": "t", "ts": stop, **place, "cat": "return"})
     return found
 

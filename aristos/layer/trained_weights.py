@@ -1,4 +1,4 @@
-"""A layer's weights for training: float32 masters, what kernels read of them, and gradients."""
+"""A layer's weights for training: float32 masters, the packed copies that kernels read, and gradients."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ class TrainedWeights(LayerWeights):
     """Weights of a layer that is trained: masters, packed copies for forward and backward calls, and gradients.
 
     masters: float32 arrays by `load`'s names; those of experts are [this rank's experts, ...]. transposed: projections
-    packed transposed, in the element type of rows. sums: gradients of this rank's experts, rows padded to vectors.
-    common: gradients of router and shared expert, one after the other. pending: for each backward call since the last
-    `reduce_grads`, sums of common gradients over this rank's pieces. pieces: how many pieces each of these calls had.
-    copied: ids of experts that other ranks hold too. partial: their gradients from the rows that came to this rank,
-    until `reduce_grads` adds them over all holders. cleared: for each expert, whether its gradients are zero although
-    `sums` holds old values; the next backward call overwrites those. half_changed: whether a backward call adds to the
-    gradients now, or was interrupted while it did.
+    that are transposed and then packed, in the element type of rows. sums: gradients of this rank's experts, with rows
+    padded to vectors. common: gradients of router and shared expert in one array, one after the other. pending: for
+    each backward call since the last `reduce_grads`, sums of common gradients over this rank's pieces. pieces: how many
+    pieces each of these calls had. copied: ids of experts that other ranks hold too. partial: gradients of these
+    experts from the rows that came to this rank, until `reduce_grads` adds them over all holders. cleared: for each
+    expert, whether its gradients count as zero although `sums` holds old values, which the next backward call
+    overwrites. half_changed: whether a backward call is adding to the gradients now, or was interrupted while it added.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class TrainedWeights(LayerWeights):
         self.partial: Arrays = {name: self._zeros((len(several), *every[name])) for name in self._own if several}
         self.router_transposed: np.ndarray | None = None
         self.shared_transposed: dict[str, np.ndarray] = {}
-        self.places: dict[str, tuple[int, tuple[int, ...]]] = {}  # where each common gradient lies: first entry, shape
+        self.places: dict[str, tuple[int, tuple[int, ...]]] = {}  # first entry and shape of each common gradient
         self.common = aligned((0,))
         self.pending: list[list[Node]] = []
         self.pieces: list[int] = []
@@ -128,7 +128,7 @@ class TrainedWeights(LayerWeights):
         return made
 
     def part(self, common: np.ndarray, name: str) -> np.ndarray | None:
-        """One gradient in an array of common gradients, its rows padded; None if the layer has no such array."""
+        """One gradient, with padded rows, in an array of common gradients; None if the layer has no such gradient."""
         if name not in self.places:
             return None
         first, shape = self.places[name]
@@ -137,7 +137,7 @@ class TrainedWeights(LayerWeights):
     def change(self, arrays: dict[str, Any], everywhere: Callable[[Callable[[int], None], Sequence[int]], Any]) -> None:
         """Write arrays over masters of the same shape, then pack all masters again. Raises InputError.
 
-        everywhere: runs a function for every item.
+        everywhere: a function that calls a function for every item, on all workers.
         """
         for name, array in arrays.items():
             if name not in self.masters:
@@ -153,9 +153,9 @@ class TrainedWeights(LayerWeights):
     # ------------------------------------------------------------ gradients
 
     def gradients(self) -> Arrays:
-        """Views by name, in the masters' shapes.
+        """Views of the gradients by name, in the masters' shapes.
 
-        Raises InputError if a backward call was interrupted while it added.
+        Raises InputError if a backward call was interrupted while it added to the gradients.
         """
         if self.half_changed:
             raise InputError(
@@ -172,7 +172,7 @@ class TrainedWeights(LayerWeights):
         return found
 
     def clear_gradients(self) -> None:
-        """Set all gradients to zero, also those that were not reduced. For experts the zeros are written later."""
+        """Set all gradients to zero, also unreduced ones. For experts the zeros are written later."""
         self.cleared[:] = True
         for total in self.partial.values():
             total[:] = 0
@@ -187,11 +187,11 @@ class TrainedWeights(LayerWeights):
         self.cleared[:] = False
 
     def adds(self, i: int) -> bool:
-        """Whether a backward call adds to the gradients of this rank's expert number i. False: it writes them."""
+        """Whether a backward call adds to the gradients of this rank's expert number i; if not, it overwrites them."""
         return self.mine[i] in self._copied_at or not self.cleared[i]
 
     def added(self, rows: np.ndarray) -> None:
-        """After a backward call, write the zeros of experts that had no rows. rows: [experts] of the call."""
+        """After a backward call, write the zeros of experts that had no rows. rows: how many each expert had."""
         alone = np.array([expert not in self._copied_at for expert in self.mine], bool)
         self.cleared[alone & (rows > 0)] = False
         self.write_zeros()
@@ -201,7 +201,7 @@ class TrainedWeights(LayerWeights):
         return [self.partial[name][self._copied_at[expert]] for expert in experts for name in self._own]
 
     def add_whole(self, experts: Sequence[int], whole: np.ndarray) -> None:
-        """Add sums over all holders, in the order of `partial_of`, to the gradients; clear the partial ones."""
+        """Add sums over all holders, ordered as `partial_of` returns them, to the gradients. Clear the partial ones."""
         self.write_zeros()
         at = 0
         for expert in experts:
@@ -213,7 +213,7 @@ class TrainedWeights(LayerWeights):
                 at += into.size
 
     def expert(self, i: int) -> Addresses:
-        """Addresses of an expert's packed arrays, of its transposed ones, and of its gradients; 0 for absent arrays."""
+        """Addresses of an expert's packed arrays, transposed packed arrays and gradients; 0 for absent arrays."""
         names = ExpertWeights._fields
         part = self._copied_at.get(self.mine[i])
         sums, to = (self.sums, i) if part is None else (self.partial, part)
@@ -254,8 +254,8 @@ def widened(array: np.ndarray) -> np.ndarray:
 def training_bytes(cfg: MoEConfig, count: int, copied: int) -> int:
     """Bytes of `TrainedWeights` that `weights.packed_bytes` leaves out. count: experts; copied: those with copies.
 
-    These are masters without select_bias, projections packed for the backward call, and gradients. Common gradients
-    that wait for `reduce_grads` are not included.
+    These are the bytes of the masters (without select_bias), of the projections packed for the backward call, and of
+    the gradients. Common gradients that wait for `reduce_grads` are not included.
     """
     float32, every = element_type("float32"), shapes(cfg, "in_out")
     wanted, biases = expert_names(cfg)

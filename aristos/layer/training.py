@@ -88,10 +88,10 @@ class Tape:
 
 
 class Training:
-    """What a layer object has in addition with train=True: tapes, backward calls, gradients, masters.
+    """The part that a layer object has only with train=True: tapes, backward calls, gradients, masters.
 
-    An optimizer uses it. layers: how many the object has. mine: ids of this rank's experts. updates: compiled steps of
-    optimizers.
+    Optimizers use this part. layers: how many layers the object has. mine: ids of this rank's experts. updates:
+    compiled steps of optimizers.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class Training:
         holders: Holders,
         reserve: Reserve,
     ) -> None:
-        """Call this after the layer has joined its runtime. holders, reserve: `close` closes them too."""
+        """Make the part, after the layer has joined its runtime. `close` also closes holders and reserve."""
         self._backend, self._member, self._weights, self._open_calls = backend, member, weights, calls
         self._holders, self._reserve = holders, reserve
         self._trainer, self.layers, self.mine = backend.trainer(), backend.settings.layers, member.mine
@@ -123,7 +123,7 @@ class Training:
         return self._holders.group
 
     def agree(self, problem: Exception | None, what: str) -> None:
-        """Raise `problem` here, PeerInputError on the other ranks of `everyone`. what: its subject, for messages."""
+        """Raise `problem` here and PeerInputError on the other ranks of `everyone`. what: what this rank refused."""
         self._member.agree(problem, what)
 
     @contextmanager
@@ -152,11 +152,11 @@ class Training:
         return self._reserve.taken
 
     def saves(self, expert: int) -> bool:
-        """Whether this rank saves an expert, because it is the first that holds it."""
+        """Whether this rank saves an expert, because it is the first of the ranks that hold it."""
         return self._holders.first(expert)
 
     def weights(self, layer: Any) -> TrainedWeights:
-        """The weights of a layer, which must be complete."""
+        """The weights of a layer. Raises NotLoaded if they are not complete."""
         self._member.alive()
         found: TrainedWeights = self._weights.packed_weights(layer)
         return found
@@ -165,9 +165,9 @@ class Training:
 
     @contextmanager
     def taping(self, layer: Any, save: Any) -> Iterator[Taping | None]:
-        """A block with one forward call that keeps a tape. Yields where the call may keep rows; None: nowhere.
+        """A block with one forward call that keeps a tape. Yields where the call may keep rows, or None for nowhere.
 
-        A wrong `save` is refused in the call, because the other ranks enter it.
+        A wrong `save` is refused within the call, because the other ranks enter the call.
         """
         trainer, taping = self._trainer, None
         try:
@@ -216,32 +216,32 @@ class Training:
     # ------------------------------------------------------------ calls
 
     def backward(self, dy: Any, tape: Tape, dlogits: Any = None, pieces: int = 1) -> Any:
-        """dx = dL/dx from dy = dL/dy, and dL/dw added to `grads`. Collective: equal tapes in equal order on all ranks.
+        """Compute dx = dL/dx from dy = dL/dy, and add dL/dw to `grads`. Collective.
 
-        `reduce_grads` adds the gradients of router and shared expert. After an InputError, and the PeerInputError that
-        other ranks then raise, no gradient has changed.
+        All ranks must give equal tapes in equal order. `reduce_grads` adds the gradients of router and shared expert
+        over the ranks. If a rank raises InputError, the others raise PeerInputError, and no gradient has changed.
 
         Parameters
         ----------
         dy : array [..., H] of cfg.dtype
             dL/dy, of the shape of y.
         tape : Tape
-            What a forward call of this object returned. It can be used once.
+            The tape that a forward call of this object returned. It can be used once.
         dlogits : array [..., columns], float32, or None, default None
-            The gradient of a further loss with respect to the router's logits; it is added to theirs.
+            The gradient of a further loss with respect to the router's logits. It is added to their gradient of L.
         pieces : int, default 1
             Into how many equal pieces this rank's tokens are cut, see `reduce_grads`.
 
         Returns
         -------
         array [..., H] of cfg.dtype
-            dx; for a call that brought its ids a tuple: dx, the gradient of its weights [..., k] float32.
+            dx; for a call that brought its ids a tuple of dx and the gradient of its weights, [..., k] float32.
 
         Raises
         ------
         InputError
-            Arrays that do not fit, a tape that was used or is of another object, or pieces that do not divide the
-            tokens.
+            Arrays do not fit, the tape was used or belongs to another object, or the number of pieces does not divide
+            the number of tokens.
         PeerInputError
             Another rank raised InputError.
         MismatchError
@@ -291,7 +291,7 @@ class Training:
     # ------------------------------------------------------------ gradients and weights
 
     def grads(self, layer: int = 0) -> dict[str, np.ndarray]:
-        """Gradients of a layer by `load`'s names. `backward` adds to them.
+        """The gradients of a layer by `load`'s names. `backward` adds to them.
 
         Parameters
         ----------
@@ -301,14 +301,14 @@ class Training:
         Returns
         -------
         dict of str to array, float32
-            Views. Those of this rank's experts are [n, ...] in the order of `placement.mine(rank)`; those of router and
-            shared expert have the shapes that `load` takes.
+            Views of the gradients. Arrays of this rank's experts are [n, ...] in the order of `placement.mine(rank)`;
+            arrays of router and shared expert have the shapes that `load` takes.
 
         Raises
         ------
         InputError
-            There is no such layer, it was made without train=True, or a backward call was interrupted while it added
-            to the gradients (`zero_grads` repairs them).
+            There is no such layer, the layer was made without train=True, or a backward call was interrupted while it
+            added to the gradients (`zero_grads` repairs them).
         NotLoaded
             The layer has no weights.
         ClosedError
@@ -317,7 +317,9 @@ class Training:
         return self.weights(layer).gradients()
 
     def params(self, layer: int = 0) -> dict[str, np.ndarray]:
-        """The float32 masters of a layer by `load`'s names, ordered as `grads`. Call `update` after writing to them.
+        """The float32 masters of a layer by `load`'s names, in the order of `grads`.
+
+        Call `update` after you have written to them.
 
         Parameters
         ----------
@@ -332,8 +334,8 @@ class Training:
         Raises
         ------
         InputError
-            There is no such layer, it was made without train=True, or an optimizer's step was interrupted while it
-            changed the masters (`restore` repairs them).
+            There is no such layer, the layer was made without train=True, or an optimizer's step was interrupted while
+            it changed the masters (`restore` repairs them).
         NotLoaded
             The layer has no weights.
         ClosedError
@@ -360,12 +362,13 @@ class Training:
                 weights.clear_gradients()
 
     def reduce_grads(self) -> None:
-        """Add the gradients of router and shared expert over all ranks, so that all have the same. Collective.
+        """Add the gradients of router and shared expert over all ranks, so that all ranks have the sum. Collective.
 
         The tree of `aristos.reproducible_sum` adds the gradients of each backward call over the pieces of all ranks. If
-        the pieces are equal parts of the call's tokens of all ranks, in rank order, the sum has the same bits on any
-        number of ranks. Gradients of experts with copies are added over the ranks that hold them, in rank order by the
-        same tree; those of other experts are complete already. With a plan, all ranks are those of all its groups.
+        the pieces are equal parts of the tokens that all ranks, in rank order, brought to the call, the sum has the
+        same bits on any number of ranks. The gradients of an expert with copies are added over the ranks that hold it,
+        in rank order and by the same tree; gradients of other experts are complete already. With a plan, "all ranks"
+        means the ranks of all its groups.
 
         Raises
         ------
@@ -397,9 +400,9 @@ class Training:
             weights.pending, weights.pieces = [], []
 
     def update(self, /, layer: int = 0, **arrays: np.ndarray) -> None:
-        """Take new values of masters, if any are given, and pack the layer's weights again. Not collective.
+        """Write new values, if any are given, over masters, and pack the layer's weights again. Not collective.
 
-        `summary` keeps its counts. If an error is raised, nothing has changed.
+        The counts of `summary` stay. If an error is raised, nothing has changed.
 
         Parameters
         ----------
@@ -412,7 +415,7 @@ class Training:
         Raises
         ------
         InputError
-            An unknown name, a shape that does not fit, or a layer made without train=True.
+            A name is unknown, a shape does not fit, or the layer was made without train=True.
         NotLoaded
             The layer has no weights.
         OpenCallError

@@ -14,7 +14,7 @@ from ..trainable import AdamScales, MomentumScales
 
 
 class Updates:
-    """The kernels of an instruction set."""
+    """The optimizers' kernels for one instruction set."""
 
     def __init__(self, isa: str) -> None:
         from numba import types
@@ -57,12 +57,12 @@ class Updates:
 
 
 def _even(array: np.ndarray) -> np.ndarray:
-    """The array if its rows are contiguous and equally far apart, else a contiguous copy."""
+    """The array itself if its rows are contiguous and equally far apart, else a contiguous copy."""
     return array if array.ndim == 2 and array.strides[1] == FLOAT else np.ascontiguousarray(array)
 
 
 def _extent(array: np.ndarray) -> tuple[int, int, int]:
-    """(rows, entries of a row, bytes from row to row). An array that has not two dimensions counts as one row."""
+    """(rows, entries of a row, bytes from row to row). An array without exactly two dimensions counts as one row."""
     if array.ndim == 2:
         return *array.shape, array.strides[0]
     return 1, array.size, 0

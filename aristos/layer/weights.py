@@ -1,4 +1,4 @@
-"""A layer's weights as the CPU kernels read them: the router, and this rank's experts, packed when they are loaded."""
+"""A layer's weights in the form that the CPU kernels read: the router and this rank's experts, packed at loading."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from .given import ROUTERS, Arrays, GivenLayer, expert_names
 from .given import SHARED as SHARED_ARRAYS
 from .node_weights import NodeWeights
 
-# parts of a layer, for messages: any part, the router, the shared expert; EXPERTS + e: expert e
+# parts of a layer, for messages: any part, the router, the shared expert; EXPERTS + e stands for expert e
 WEIGHTS, ROUTER, SHARED, EXPERTS = range(4)
 
 
 def part_name(part: int) -> str:
-    """A part of a layer in words."""
+    """The name of a part of a layer, for messages."""
     if part >= EXPERTS:
         return f"expert {part - EXPERTS}"
     return ("any weights", "a router", "the shared expert")[part]
 
 
 class PackedLayer:
-    """What the weights of both backends share: which parts are loaded. mine: ids of this rank's experts."""
+    """What both backends' weights have in common: the record of loaded parts. mine: ids of this rank's experts."""
 
     router: object = None  # None before it is loaded
     version = 0  # how often this rank's weights of the layer have changed
@@ -42,7 +42,7 @@ class PackedLayer:
 
     @property
     def squares(self) -> np.ndarray:
-        """[2]: sums of squares of packed weights' errors, and of the arrays they come from; see `Quantised.squares`."""
+        """Sums of squares of the packed weights' errors, and of their arrays; see `Quantised.squares`."""
         return np.zeros(2)
 
     @property
@@ -51,7 +51,7 @@ class PackedLayer:
         return bool(self._has.all()) and self._has_shared
 
     def take_expert(self, i: int, arrays: Arrays) -> None:
-        """Pack this rank's expert number i over the earlier one. If that fails, the expert is missing."""
+        """Pack this rank's expert number i over its earlier weights. If that fails, the expert is missing."""
         self._has[i] = False
         self._pack_expert(i, arrays)
         self._has[i] = True
@@ -117,9 +117,9 @@ class LayerWeights(PackedLayer):
     """One layer's weights for the CPU kernels: this rank's experts in slot order, and the router.
 
     Memory for all experts is reserved at once; each expert is packed into it, array by array, when it is loaded. This
-    rank writes the pages first, so Linux takes them from the rank's NUMA domain. float32: the element type of routers,
-    for the instruction set of `element`. home: memory for experts that local peers may read, and the layer's number
-    there.
+    rank is the first to write the pages, so Linux takes them from the rank's NUMA domain. float32: the element type of
+    routers, for the instruction set of `element`. home: memory for experts that local peers may read, and the layer's
+    number there.
     """
 
     def __init__(
@@ -142,7 +142,7 @@ class LayerWeights(PackedLayer):
                 memory = aligned((len(mine), nbytes), np.uint8)
             self.packed[name] = memory.view(np.float32) if name.endswith("_bias") else memory
         self.router: np.ndarray | None = None
-        self._lost: dict[tuple[int, str], np.ndarray] = {}  # by expert and matrix; -1: the shared expert
+        self._lost: dict[tuple[int, str], np.ndarray] = {}  # `squares` by expert and matrix; -1: the shared expert
         self._biases: dict[str, np.ndarray] = {}
         self._shared: dict[str, np.ndarray] = {}
 
@@ -193,7 +193,7 @@ class LayerWeights(PackedLayer):
         return sum(array.nbytes for part in (self.packed, self._shared) for array in part.values()) + router
 
     def fill(self, job: np.ndarray) -> None:
-        """Write the part `weights` of a job: addresses, 0 for absent arrays."""
+        """Write the part `weights` of a job: the addresses of arrays, 0 for absent ones."""
         arrays = dict.fromkeys((*ExpertWeights._fields, *ROUTERS, *SHARED_ARRAYS)) | self.packed | self._shared
         arrays |= self._biases | {"router": self.router}
         found = {name: 0 if array is None else array.ctypes.data for name, array in arrays.items()}
