@@ -1,7 +1,7 @@
 """Upper bounds that are measured in the same run: peak arithmetic, read bandwidth, and the experts alone.
 
-A share of a bound is meaningful only if both were measured in the same state of the machine. So bounds are measured on
-all ranks at once, between the layer's calls, and never taken from data sheets.
+A share of a bound is meaningful only if bound and result were measured in the same state of the machine. So bounds are
+measured on all ranks at once, between the layer's calls, and never taken from data sheets.
 """
 
 from __future__ import annotations
@@ -93,5 +93,5 @@ class ExpertPhase:
         self._bulk.run_experts(self._job, self._order, self._ends, self._received, self._results)
 
     def close(self) -> None:
-        """End the threads of the phase."""
+        """End the threads that run the phase."""
         self._bulk.close()

@@ -21,7 +21,7 @@ from .routing import Trace
 from .world import World
 
 VERDICTS = {True: "ok", False: "FAILED"}
-WRONG_RIVAL = "wrong rival"  # mark of a rival's row whose time is not compared; the suite has not failed by it
+WRONG_RIVAL = "wrong rival"  # marks a rival's row whose time is not compared; such a row does not make the suite fail
 
 
 def counted(n: int, noun: str) -> str:
@@ -65,7 +65,7 @@ class Sheet:
 
     @property
     def ok(self) -> bool:
-        """Whether every record that is not a rival's has passed its check."""
+        """Whether every record has passed its check, apart from records of wrong rivals."""
         return all(record["check"] in (VERDICTS[True], WRONG_RIVAL) for record in self.records)
 
 
@@ -84,8 +84,8 @@ class Result:
     def name_kernels(self, isa: str) -> None:
         """Add the names of the kernels that ran to each sheet's title and to each table's attributes.
 
-        If other kernels ran
-        than were asked for, the suite has failed. isa: that of this process, for suites that compute nothing."""
+        If other kernels ran than were asked for, the suite has failed. isa: this process's instruction set, named for
+        suites that compute nothing."""
         kernels = {name: list(dict.fromkeys(getattr(each, name) for each in self.ran)) for name in ("kind", "isa")}
         named = {"isa": ", ".join(kernels["isa"]) or isa}
         text = ", ".join([*kernels["kind"], named["isa"]])

@@ -1,10 +1,10 @@
 """Whether timed calls had their cores, measured by how long threads of this process were ready but had no core.
 
-Linux counts that time for every thread (/proc/self/task/*/schedstat). If it does not, the calling thread's processor
-time is compared with the wall time, provided that the thread was switched out against its will (getrusage). A thread
-that sleeps loses no time. A thread that polls gives its core to any other thread that wants it, and this counts. The
-counts do not include time that a hypervisor takes. So calls are also compared with earlier and later calls of the same
-row, in ROUNDS rounds whose medians must not differ by more than SPREAD.
+Linux counts that time for every thread (/proc/self/task/*/schedstat). Where it does not, the calling thread's processor
+time is compared with the wall time, if the thread was switched out against its will (getrusage). A thread that sleeps
+loses no time. A thread that polls gives its core to any other thread that wants it, and the time until it runs again is
+counted. The counts do not include time that a hypervisor takes. So calls are also compared with earlier and later calls
+of the same row, in ROUNDS rounds whose medians must not differ by more than SPREAD.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-ENOUGH = 0.9  # the share of a core: a call in which a rank had less counts as disturbed
-FEW = 0.25  # the share of the calls: if more are disturbed, repeated calls would be disturbed too
-MANY = 0.05  # the share of the calls: a row of a table is marked if more are disturbed, since its p95 is then disturbed
-WORKS = 0.25  # the share of the calls' time: a thread that wanted a core for less time is not counted
+ENOUGH = 0.9  # a share of a core; a call in which a rank had less counts as disturbed
+FEW = 0.25  # a share of the calls; if more are disturbed, repeated calls would be disturbed too
+MANY = 0.05  # a share of the calls; if more are disturbed, so is the p95, and the table's row is marked
+WORKS = 0.25  # a share of the calls' time; a thread that wanted a core for less time is not counted
 ROUNDS = 3  # parts of a row's calls, in the order in which they ran
-SPREAD = 0.2  # the share of the median round: a row is marked if its rounds' medians lie farther apart
+SPREAD = 0.2  # a share of the middle median; a row is marked if its rounds' medians lie farther apart
 CORE_SHARE = "share of its core that the rank had in the call"
 PAIR_SHARE = "share of its core that each end of the pair had, the least over repeated samples"
 SENTENCE = (
@@ -34,9 +34,9 @@ SENTENCE = (
 
 
 class Guard:
-    """A watch on the calls of the thread that makes it. For each call: `arm`, `begin`, call, `end`.
+    """A watch on the calls of the thread that makes it.
 
-    At last `shares`.
+    For each call: `arm`, `begin`, the call itself, `end`. After the last call: `shares`.
     """
 
     def __init__(self) -> None:
@@ -71,9 +71,9 @@ class Guard:
         self._seconds.append(seconds)
 
     def shares(self) -> NDArray[np.float64]:
-        """[calls]: the share of a core that one thread had in each call.
+        """Return [calls]: the share of a core that one thread had in each call, and end the watch.
 
-        It is the thread that waited longest for a core, of those that worked. Ends the watch.
+        The thread is the one that waited longest for a core, among threads that worked.
         """
         for file in [self._main, *self._others]:
             if file is not None:
@@ -108,7 +108,7 @@ def _rusage() -> tuple[float, float]:
 
 
 def mark(core: NDArray[np.float64] | None, *times: NDArray[np.float64]) -> dict[str, Any]:
-    """The mark of a record: {"disturbed": text}, or {} if few calls lacked a core and the rounds agree.
+    """The mark of a record: {"disturbed": text}, or {} if hardly a call lacked a core and the rounds agree.
 
     core: [world, iterations] share of a core that each rank had, or None. times: [world, iterations] seconds, one array
     for each kind of call in the record.
@@ -121,7 +121,7 @@ def mark(core: NDArray[np.float64] | None, *times: NDArray[np.float64]) -> dict[
 
 
 def spread(times: NDArray[np.float64]) -> float:
-    """The largest less the least median of ROUNDS rounds, divided by the middle median; 0 for fewer calls than rounds.
+    """(largest - least) / middle of the medians of ROUNDS rounds; 0 if there are fewer calls than rounds.
 
     times: [world, iterations] seconds, NaN for calls that were not run. The slowest rank counts.
     """

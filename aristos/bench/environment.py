@@ -1,4 +1,4 @@
-"""Plain facts that are needed to repeat a run: versions, MPI library, CPU, binding, command line, commit.
+"""Facts that someone needs who wants to repeat a run: versions, MPI library, CPU, binding, command line, commit.
 
 The module also limits BLAS to as many threads as a rank has workers, for a fair comparison. User names and whole
 environments are never recorded.
@@ -84,7 +84,7 @@ def hold_blas(threads: int) -> str:
 
 
 def facts(world: World, argv: list[str], seed: int) -> dict[str, Any]:
-    """Attributes of a run, whose lists have one entry per rank. Collective."""
+    """Attributes of a run. Those that are lists have one entry per rank. Collective."""
     from ..transport import choice
 
     started = launch_environment.started_as()

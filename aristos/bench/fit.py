@@ -1,7 +1,7 @@
 """The alpha-beta model of a link, t(n) = alpha + beta n in two segments, fitted by relative least squares.
 
 The time of small messages is mostly start-up, that of large ones mostly bytes over bandwidth. Caches and protocols
-change both at some size in between. The residuals are relative, because sizes span six decades.
+change start-up and bandwidth at some size in between. The residuals are relative, because sizes span six decades.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ class Segment:
 
     @property
     def resolved(self) -> bool:
-        """Whether the slope is a bandwidth: over a sufficient range of sizes, bytes at least double the time."""
+        """Whether the slope is a bandwidth: the range of sizes is wide enough, and over it bytes at least double the
+        time."""
         grows = self.beta * (self.last - self.first) >= self.alpha + self.beta * self.first
         return self.beta > 0 and grows and (self.last >= SPAN * self.first or self.first >= LARGE)
 

@@ -1,4 +1,4 @@
-"""Floors of the CUDA kernels on published GPUs, that is the least times that FLOPs and bytes permit.
+"""Floors of the CUDA kernels on published GPUs: the shortest times that FLOPs and bytes permit.
 
 This module measures nothing. A kernel takes at least as long as the GPU's arithmetic units, its memory (HBM) and its
 link each need. The kernel's floor is the largest of these three times at the data sheet's rates, as if they overlapped
@@ -25,9 +25,9 @@ COMPARED = ("a", "b", "c", "d", "e")
 @dataclass(frozen=True)
 class DataSheet:
     """A GPU's data sheet: peak FLOP/s by arithmetic (dense, without structured sparsity), memory bytes/s, and bytes/s
-    of all its NVLinks in one direction. l2: bytes.
+    of all its NVLinks together in one direction. l2: bytes.
 
-    topology/defaults.py has the rates that such GPUs reach in practice. A floor must not depend on those.
+    topology/defaults.py has the rates that such GPUs reach in practice. A floor must not depend on measured rates.
     """
 
     name: str
@@ -99,7 +99,7 @@ class GpuCall:
 
     @property
     def own(self) -> float:
-        """How many own rows a GPU reads in place, where the choices of a token share one row of x."""
+        """How many rows a GPU reads in place for its own experts. The choices of a token share one row of x."""
         return min(self.tokens, self.rows - self.remote)
 
     @property
@@ -188,7 +188,7 @@ KERNELS = {
 def layer(call: GpuCall) -> KernelWork:
     """The work of the whole call with everything overlapped.
 
-    It has the arithmetic of all kernels, and rows out and outputs back over the link. From memory it has only the
+    The arithmetic is that of all kernels, and the link carries rows out and outputs back. Memory counts only the
     bytes that no schedule can keep on the chip: x, router and active experts' weights are read once, and y is written.
     """
     parts = [kernel(call) for kernel in KERNELS.values()]

@@ -1,10 +1,10 @@
-"""Measurement of links between ranks, and of each rank's rate and memory, for the file that the planner reads.
+"""Measure the links between ranks, and each rank's rate and memory, for the file that the planner reads.
 
 One-sided puts are timed in two ranges of sizes, and alpha + beta n is fitted to each range by relative least squares.
 Pairs meet in the rounds of a tournament, in which each rank has one partner. They are measured twice: quietly, with one
 pair of a node at a time, and then with all pairs of a round at once, which gives the contended figure. Every link that
-is much slower than its class is measured a second time, and each size keeps its shorter time. If the link is still much
-slower then, this is a fault. Links between GPUs are not measured; their figures come from the table.
+is much slower than its class is measured a second time, and each size keeps its shorter time. A link that is still much
+slower after that is reported as a fault. Links between GPUs are not measured; their figures come from the table.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ SMALL = (
     64,
     256,
     1024,
-)  # bytes, for start-up. Between the two ranges store buffers and protocols bend the curve
+)  # bytes, for start-up. At sizes between SMALL and LARGE, store buffers and protocols bend the curve
 LARGE = (64 << 10, 256 << 10, 1 << 20, 4 << 20)  # bytes, for bandwidth
 SIZES = SMALL + LARGE
 SAMPLES = 100  # the most samples of each size
@@ -50,7 +50,7 @@ Slower = list[tuple[int, int, float]]  # (origin, target, time over the median o
 
 @dataclass(frozen=True)
 class RankPlace:
-    """The place of a rank. node: index into the topology's nodes. label: that of the rank's GPU, '' for cores."""
+    """The place of a rank. node: index into the topology's nodes. label: the GPU's label, '' for a rank on cores."""
 
     node: int
     label: str
@@ -94,7 +94,7 @@ def quiet(rounds: Rounds, node_of: Sequence[int]) -> Rounds:
 
 
 def measure(world: World, topology: Topology, ranks: list[RankPlace], seconds: float) -> Links:
-    """Measure links, rates and memory. The result is equal on every rank. seconds: about how long puts take.
+    """Measure links, rates and memory. The result is equal on every rank. seconds: about how long to spend on puts.
 
     Collective.
     """
@@ -119,7 +119,7 @@ def measure(world: World, topology: Topology, ranks: list[RankPlace], seconds: f
     with Pairs(world, slot_bytes(world, SIZES[-1])) as pairs:
         sizes = [size for size in SIZES if size <= pairs.capacity]
         everything = [[p for p in row if ours[p]] for row in schedule(n, n)]
-        # by machine: pairs of different virtual nodes disturb each other too if they are on one machine
+        # rounds go by machine: pairs of different virtual nodes on one machine disturb each other too
         hosts_of = [where.index(each) for each in where]
         alone = quiet(everything, hosts_of)
         times = _times(pairs, alone, sizes, 0.6 * seconds)
@@ -238,9 +238,9 @@ def _only(rounds: Rounds, suspects: Slower) -> Rounds:
 
 
 def _still_slow(suspects: Slower, after: Slower) -> Slower:
-    """Those of `after` that were measured twice.
+    """The links of `after` that are also in `suspects`, so that they were measured twice.
 
-    It may also have others, because shorter times shift a class's median.
+    `after` may also have other links, because shorter times shift a class's median.
     """
     twice = {(a, b) for a, b, _ in suspects}
     return [each for each in after if each[:2] in twice]
@@ -297,7 +297,7 @@ def _rates(world: World, ranks: list[RankPlace]) -> list[float | None]:
     experts = [Packed(*weights) for _ in range(threads)]
     outs = [np.empty_like(x) for _ in range(threads)]
     for expert, out in zip(experts, outs):
-        expert(x, out=out)  # compiles it before the clock starts
+        expert(x, out=out)  # compiles the kernel before the clock starts
     calls = [0] * threads
 
     def work(i: int) -> None:

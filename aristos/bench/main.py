@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None, prog: str = "python -m aristos.bench") -
     except (WaitTimeout, PoisonedError) as why:
         state = getattr(why, "__notes__", [])  # how far this rank's call came
         leave(ranks, "\n".join([f"{prog}: {why}", *state]), ENVIRONMENT)
-        return ranks.abort(ENVIRONMENT)  # otherwise the layer would end the job, with another code
+        return ranks.abort(ENVIRONMENT)  # otherwise the layer would end the job with another exit code
     except KeyboardInterrupt:
         return interrupted(ranks, prog)
     except BaseException as why:
@@ -86,8 +86,8 @@ def _handling(*handlers: tuple[int, Any]) -> Iterator[None]:
 
 
 def leave(ranks: world.World, message: str, code: int) -> int:
-    """Exit after an error of one rank or of all ranks. If all failed, rank 0 prints each message once. Else the job is
-    aborted. Returns `code`."""
+    """End the run after an error on one rank or on all ranks. If all ranks failed, rank 0 prints each message once,
+    else the job is aborted. Returns `code`."""
     messages = ranks.agree_on_exit(message)
     if messages is None:
         print(f"[rank {ranks.rank}] {message}", file=sys.stderr, flush=True)
@@ -99,8 +99,9 @@ def leave(ranks: world.World, message: str, code: int) -> int:
 
 
 def interrupted(ranks: world.World, prog: str) -> int:
-    """Exit after Ctrl-C or SIGTERM on one rank or on all. Waits INTERRUPTED_SECONDS, so that rank 0 can note it."""
-    # A launcher passes on a signal that the terminal has sent already.
+    """End the run after Ctrl-C or SIGTERM on some rank. Waits INTERRUPTED_SECONDS, so that rank 0 can note the
+    signal."""
+    # Signals are ignored from here on: a launcher passes on a signal that the terminal has already sent to the ranks.
     with _handling((signal.SIGINT, signal.SIG_IGN), (signal.SIGTERM, signal.SIG_IGN)):
         if ranks.lead:
             print(f"{prog}: interrupted", file=sys.stderr, flush=True)

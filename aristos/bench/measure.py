@@ -1,8 +1,8 @@
-"""Timing of collective calls, with a barrier before each and a clock on every rank; the slowest rank's time counts.
+"""Time collective calls, with a barrier before each call and a clock on every rank. The slowest rank's time counts.
 
-Calls that are compared take turns, iteration by iteration, so that other load on the machine affects all of them
-alike. Ranks are never averaged, and outliers are kept. Only calls that were disturbed (`disturbance.py`) are repeated,
-if they are few, up to REPEATS times. A call that exceeds the world's limit ends the job. Another module checks outputs
+Calls that are compared take turns, iteration by iteration, so that other load on the machine affects all of them alike.
+Ranks are never averaged, and outliers are kept. Only disturbed calls (`disturbance.py`) are repeated, up to REPEATS
+times, and only if they are few. A call that exceeds the world's limit ends the job. Another module checks outputs
 (`workload.py`).
 """
 
@@ -85,7 +85,7 @@ def in_order(
     todo: Sequence[tuple[str, int]],
     after: Callable[[str, int, float], None] | None = None,
 ) -> Times:
-    """The same as `in_turns`, in a given order: (name, iteration) of each call. Collective."""
+    """The same as `in_turns`, but in the order of `todo`, which has (name, iteration) of each call. Collective."""
     times = Times(list(calls), world.size, len(todo) // len(calls))
     fewest = max(1, int(FEW * len(todo)))
     with no_gc():
@@ -127,7 +127,7 @@ def _once(
 
 
 def placed(values: list[Any], i: int) -> None:
-    """Move the last value to place i. The call of iteration i appended it, perhaps as the value of a repeated call."""
+    """Move the last value to place i. It comes from the call of iteration i, which may be a repeated call."""
     if len(values) > i + 1:
         values[i] = values.pop()
 
@@ -135,7 +135,7 @@ def placed(values: list[Any], i: int) -> None:
 def iterations(
     world: World, calls: dict[str, Callable[[], object]], seconds: float, *, warmup: int, asked: int | None
 ) -> int:
-    """Warm up, then return how many iterations of all calls fit `seconds`, the same number on every rank. Collective.
+    """Warm up, then return how many iterations of all calls fit into `seconds`. Equal on every rank. Collective.
 
     warmup: untimed iterations; fewer are run if they would take a quarter of the time. asked: the user's --iters, which
     is returned if given.
@@ -156,7 +156,7 @@ def gathered(world: World, times: Seconds) -> Seconds:
 
 
 def padded(arrays: Sequence[Any]) -> Seconds:
-    """One array made of many arrays that differ in the length of their last axis; shorter ones end in NaN.
+    """One array made of arrays that differ in the length of their last axis; shorter arrays are filled up with NaN.
 
     arrays: arrays of shape [..., n], equal except for n, or nested sequences of them. None stands for an array of NaN.
     At least one must be an array. [[a, b], [c, None]] -> [2, 2, ..., longest].

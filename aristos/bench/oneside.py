@@ -1,4 +1,4 @@
-"""Compiled loops of the microbenchmarks, with puts, signals and waits on shared windows, but without the engine.
+"""Compiled loops of the microbenchmarks: puts, signals and waits on shared windows, without the engine.
 
 The loops' times are a lower bound for the engine's. Every wait is bounded by a deadline, past which a function returns
 0. The suites check whole payloads with NumPy.
@@ -31,10 +31,10 @@ def await_word(addr, value, deadline):
 
 @jit
 def put_origin(slots, stride, source, nbytes, puts, flag, ack, scratch, base, samples, deadline, out):
-    """Time `samples` times `puts` puts and a quiet. slots: address of the first slot at the target.
+    """Time `samples` samples, each of `puts` puts and a quiet. slots: address of the first slot at the target.
 
-    Before each sample the target has read the slots, so that their lines are in its cache, as in an owner's. flag: word
-    at the target. ack: word of this rank. scratch: any word of this rank. out: [samples] ns.
+    Before each sample the target has read the slots, so that their lines are in its cache, as they are in an owner's.
+    flag: word at the target. ack: word of this rank. scratch: any word of this rank. out: [samples] ns.
     """
     for s in range(samples):
         if await_word(ack, base + s, deadline) == 0:
@@ -68,7 +68,7 @@ def put_target(slots, stride, nbytes, puts, flag, ack, base, samples, deadline, 
 
 @jit
 def ping(there, here, source, nbytes, flag_there, flag_here, base, repeats, samples, deadline, out):
-    """Make `samples` times `repeats` round trips of a payload and a signal. out: [samples] ns for all repeats.
+    """Time `samples` samples, each of `repeats` round trips of a payload and a signal. out: [samples] ns.
 
     The first word of the payload is the number of the round trip. Returns -1 if a wrong number came back.
     """

@@ -1,8 +1,8 @@
 """Compiled loops of the microbenchmarks over transport rma: the loops of `oneside.py` with MPI puts between nodes.
 
 A signal is a word {value, complement} that is put after a flush. A waiting rank makes progress. `at` and `*_at` are
-offsets in the peer's MPI window. `here` and `*_here` are addresses in this rank's MPI window. coded: address of the 16
-bytes that a word is put from. Nothing else may use the wire while a loop runs. Every wait is bounded by a deadline,
+offsets in the peer's MPI window. `here` and `*_here` are addresses in this rank's MPI window. coded: address of 16
+bytes from which words are put. Nothing else may use the wire while a loop runs. Every wait is bounded by a deadline,
 past which a function returns 0.
 """
 
@@ -54,7 +54,7 @@ def put_word(wire, peer, at, coded, value):
 def put_origin(
     wire, peer, slots_at, stride, source, nbytes, puts, flag_at, ack_here, coded, base, samples, deadline, out
 ):
-    """Time `samples` times `puts` puts and a flush. out: [samples] ns."""
+    """Time `samples` samples, each of `puts` puts and a flush. out: [samples] ns."""
     for s in range(samples):
         if await_coded(wire, ack_here, base + s, deadline) == 0:
             return 0
@@ -97,7 +97,7 @@ def ping(
     deadline,
     out,
 ):
-    """Make `samples` times `repeats` round trips of a payload, a flush and a signal. out: [samples] ns for all repeats.
+    """Time `samples` samples, each of `repeats` round trips of a payload, a flush and a signal. out: [samples] ns.
 
     The first word of the payload is the number of the round trip. Returns -1 if a wrong number came back.
     """
@@ -165,7 +165,7 @@ def stream_receive(wire, peer, ring_here, slots, stride, tail_here, credit_at, c
             return 0
         landed = read_word(tail_here)
         if landed <= seen:
-            continue  # because the next tail is being written over this one
+            continue  # this tail was read while the next one was being written over it
         for i in range(seen, landed):
             total += mem.load(ring_here + (i % slots) * stride)
         seen = landed
@@ -179,11 +179,11 @@ def stream_receive(wire, peer, ring_here, slots, stride, tail_here, credit_at, c
 def all_to_all(
     wire, rank, bases, shift, here, coded, flags, data, source, send_at, send_bytes, land_at, epoch, deadline
 ):
-    """`oneside.all_to_all` over nodes, with stores to rank p if bases[p] is not 0, else with MPI puts.
+    """`oneside.all_to_all` between nodes: stores to rank p if bases[p] is not 0, else MPI puts.
 
     bases: [W] window addresses of local ranks, 0 for remote ones. shift: [W] start of the MPI windows. here: address of
-    this rank's MPI window. coded: [W] words to put from. Flags of remote ranks are {value, complement}, at the same
-    offsets of the MPI window.
+    this rank's MPI window. coded: [W] buffers from which words are put. A flag of a remote rank is a word {value,
+    complement}, at the same offset of the MPI window.
     """
     world = bases.size
     for d in range(1, world + 1):
@@ -217,7 +217,7 @@ def all_to_all(
 def compute(wire, span, out):
     """Compute on one core for `span` ns, with progress in between unless `wire` is 0. out: [3] ns, rounds, value.
 
-    The time is given instead of a number of rounds, so that the target still computes while puts to it are timed.
+    The caller gives a time and not a number of rounds, so that the target still computes while puts to it are timed.
     """
     start = mem.clock()
     x, rounds, elapsed = 1.0, 0, 0
@@ -235,7 +235,7 @@ def compute(wire, span, out):
 def put_for(wire, peer, slots_at, source, nbytes, delay, span, deadline, out):
     """Wait `delay` ns, then put and flush for `span` ns, at least once. Returns the number of puts.
 
-    out: [n] ns of each.
+    out: [n] ns of each put.
     """
     begin = mem.clock()
     while mem.clock() - begin < delay:

@@ -1,4 +1,4 @@
-"""The options of a run as plain values, and facts that follow from them alone. The module parses nothing."""
+"""The options of a run as plain values, and facts that follow from the options alone. The module parses nothing."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from . import world
 from .registry import Backend
 
-ALL_SECONDS = 110.0  # seconds of the default suites, which with start-up and oracle take two minutes
+ALL_SECONDS = 110.0  # seconds for the default suites; with start-up and oracle a run takes two minutes
 SUITE_SECONDS = 25.0  # seconds of each suite named on the command line
 
 
@@ -17,7 +17,7 @@ class UsageError(Exception):
 
 @dataclass(frozen=True)
 class Options:
-    """The user's options. If one is None, the preset or the machine decides."""
+    """The user's options. Where an option is None, the preset or the machine decides."""
 
     suites: tuple[str, ...] = ()
     preset: str | None = None
@@ -61,7 +61,7 @@ class Options:
 
     @property
     def limit(self) -> float:
-        """Seconds that a rank may wait for others, far more than their measurements can take."""
+        """Seconds that a rank may wait for other ranks: far more than their measurements can take."""
         return max(world.LIMIT, 10.0 * max(self.budget, float(self.iters or 0)))
 
 

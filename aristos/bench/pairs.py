@@ -1,8 +1,8 @@
 """Measurements of ranks in pairs: the rounds, each pair's transport, and the layout of words and slots in the windows.
 
-Ranks of one node store into each other's window (shm). MPI puts go to other nodes (rma). A round has as many pairs at
-once as there are cores for both ends; the other ranks sleep. Counters of a pair only grow, so they need no reset
-between measurements. The loops that measure are in `oneside.py` and `oneside_rma.py`.
+Ranks of one node store into each other's window (shm). MPI puts go to other nodes (rma). In a round, as many pairs
+measure at once as there are cores for both of their ranks; the other ranks sleep. Counters of a pair only grow, so they
+need no reset between measurements. The loops that measure are in `oneside.py` and `oneside_rma.py`.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ def read_bytes(address: int, nbytes: int) -> Bytes:
 
 
 def slot_bytes(world: World, most: int) -> int:
-    """Bytes of slots per rank: `most`, or so few that all ranks use at most a quarter of the free shared memory.
-    Collective."""
+    """Bytes of slots per rank: `most`, or less, so that all ranks together use at most a quarter of the free shared
+    memory. Collective."""
     from ..transport.capacity import free_shared_memory
 
     have = free_shared_memory()
@@ -54,7 +54,8 @@ def slot_bytes(world: World, most: int) -> int:
 
 
 def schedule(ranks: int, lanes: int) -> list[list[tuple[int, int]]]:
-    """A round-robin tournament: every ordered pair once, in rounds of at most `lanes` pairs that share no rank."""
+    """The rounds of a round-robin tournament: every ordered pair once, at most `lanes` pairs a round, which share no
+    rank."""
     seats = list(range(ranks + ranks % 2))
     rounds = []
     for _ in range(len(seats) - 1):
@@ -99,19 +100,18 @@ class Side:
 
     @property
     def coded(self) -> int:
-        """Address of the buffer that words are put from."""
+        """Address of the buffer from which words are put."""
         return self.pairs.coded.ctypes.data
 
     def word(self, owner: int, kind: int) -> int:
         """Address of a word in the window of `owner`, one of the two ranks, that the other rank writes.
 
-        If that window is a
-        remote peer's, the word's offset for MPI puts."""
+        If that window is a remote peer's, the word's offset for MPI puts."""
         writer = self.peer if owner == self.rank else self.rank
         return self._window(owner) + (writer * WORDS + kind) * LINE
 
     def slots(self, owner: int) -> int:
-        """Start of the slots of `owner`, given as by `word`.
+        """Start of the slots of `owner`, as an address or an offset like that of `word`.
 
         All peers share the slots, because a rank is in one pair at a time.
         """
@@ -134,25 +134,24 @@ class Side:
         return rng.integers(0, 256, max(8, nbytes), np.uint8)
 
     def advance(self, kind: int, steps: int) -> int:
-        """The value of the ordered pair's counter before it grows by `steps`, equal on both sides.
+        """Advance the ordered pair's counter of a kind by `steps`. Returns its value before, equal on both sides.
 
-        A counter's words must
-        belong to one direction: words that the origin writes have one kind, words that the target writes another
-        kind."""
+        The words of a counter must belong to one direction: words that the origin writes and words that the target
+        writes have different kinds."""
         key = (self.origin, self.target, kind)
         base = self.pairs.counters[key]
         self.pairs.counters[key] += steps
         return base
 
     def agree(self, value: Any) -> Any:
-        """The origin's value, for example a number of samples, on both sides. Collective over the pair.
+        """Return the origin's value, for example a number of samples, on both sides. Collective over the pair.
 
         Raises WaitTimeout.
         """
         return self._same(value, from_origin=True, what="what to measure next")
 
     def verdict(self, check: Callable[[], bool]) -> bool:
-        """The result of the target's check, on both sides. The origin waits for it before it writes again.
+        """Return the result of the target's check, on both sides. The origin waits for it before it writes again.
 
         Raises WaitTimeout.
         """
@@ -177,9 +176,8 @@ class Side:
     ) -> tuple[Any, tuple[float, float]]:
         """(result of `run(n)`, shares of their cores that origin and target had).
 
-        `run` takes n samples on both sides, where n
-        is `asked`, or as many as fit `seconds`, at most `most`. Disturbed samples are taken again, see
-        `Pairs.repeats`."""
+        `run` takes n samples on both sides, where n is `asked`, or as many as fit `seconds`, at most `most`. Disturbed
+        samples are taken again, see `Pairs.repeats`."""
         start = time.perf_counter()
         run(PROBE)
         fits = int(seconds * PROBE / max(time.perf_counter() - start, 1e-7))
@@ -202,8 +200,8 @@ class Pairs:
     """Windows for local and remote peers: words for every peer, then `capacity` bytes of slots. Collective; a context
     manager.
 
-    ranks_per_node: pretend nodes of this many ranks, even if the run does not. base: rank -> address of its shared
-    window, for the ranks of this node. rma: the window that ranks of other nodes put into, or None.
+    ranks_per_node: pretend nodes of this many ranks, even if the run has real nodes. base: rank -> address of its
+    shared window, for the ranks of this node. rma: the window into which ranks of other nodes put, or None.
     """
 
     def __init__(self, world: World, capacity: int, ranks_per_node: int | None = None) -> None:
@@ -220,14 +218,15 @@ class Pairs:
         self.coded = aligned((2,), np.int64)
         if self.rma is not None:
             self.group.watch_calls(self.rma.calling)
-            # kept until the windows are closed, because the loops make progress themselves
+            # The wire's lock is kept until the windows are closed, because the loops make progress themselves.
             take_wire(self.wire, TIMEOUT)
         self.counters: dict[tuple[int, int, int], int] = defaultdict(int)
         self.taken = self.disturbed = 0  # numbers of samples of which this rank was the origin
         self.rounds = schedule(world.size, max(1, world.cores(world.hosts[0]) // 2))
 
     def repeats(self, disturbed: bool) -> bool:
-        """Whether this rank, as origin, repeats disturbed samples: only if few of all samples so far were disturbed."""
+        """Whether this rank, as origin, takes disturbed samples again: only if few of its samples so far were
+        disturbed."""
         self.taken += 1
         self.disturbed += disturbed
         return disturbed and self.disturbed <= max(1, FEW * self.taken)
@@ -267,8 +266,10 @@ class Pairs:
 
 
 def medians(times: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """([pair, size] each pair's median, [size] the median over pairs) of times [pair, size, sample], NaN for samples
-    not taken. Tables and pictures show these. A rate is the bytes over such a time, never a median of rates."""
+    """([pair, size] each pair's median, [size] the median over pairs). times: [pair, size, sample], NaN for samples not
+    taken.
+
+    Tables and pictures show these medians. A rate is the bytes over such a median, never a median of rates."""
     each = np.nanmedian(times, axis=-1)
     return each, np.median(each, axis=0)
 

@@ -1,6 +1,6 @@
 """Element type, precision and ISA of the kernels that ran, read from arrays and kernels afterwards, never from options.
 
-Tables and the results file contain these facts. If they differ from the options, the suite has failed.
+Tables and the results file contain these facts. If a fact differs from the options, the suite has failed.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Ran:
-    """Facts of the kernels that ran. dtype: type of rows and weights, or all types if they differ.
+    """Facts of the kernels that ran.
 
-    precision: that of the
-    products. isa: that of the kernels; on a GPU its architecture. asked: the dtype and precision of the options."""
+    dtype: the type of rows and weights, or all types if there are several. precision: the precision of the products.
+    isa: the instruction set of the kernels; on a GPU its architecture. asked: dtype and precision in the options."""
 
     dtype: str
     precision: str

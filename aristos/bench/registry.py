@@ -21,10 +21,10 @@ Run = Callable[..., Any]  # (Context) -> Result on CPUs, (Context, BenchGpu) -> 
 class Suite:
     """The declaration of a suite.
 
-    order: suites run by ascending order. ranks: the fewest ranks that the suite needs. share: its part of the time of a
-    run of several suites. default: whether a run that names no suite includes it. kernels: whether it needs the layer's
-    compiled CPU kernels. prepare: a function called with the ranks before the clock starts, which compiles the code
-    that only this suite needs.
+    order: suites run by ascending order. ranks: the fewest ranks that the suite needs. share: its weight when several
+    suites divide the time of a run. default: whether a run that names no suite includes it. kernels: whether it needs
+    the layer's compiled CPU kernels. prepare: a function called with the ranks before the clock starts, which compiles
+    the code that only this suite needs.
     """
 
     name: str

@@ -1,6 +1,6 @@
-"""A ring all-reduce over links of a set latency and bandwidth, in 2 (k-1) turns of messages of one k-th.
+"""A ring all-reduce of k ranks over links of a set latency and bandwidth, in 2 (k-1) turns that each move one k-th.
 
-It is the algorithm whose time T_rho of Equation 1 predicts: a reduce-scatter, then an all-gather. For speed use the
+T_rho in Equation 1 predicts the time of this algorithm: a reduce-scatter, then an all-gather. For speed use the
 all-reduce of MPI.
 """
 
@@ -19,7 +19,7 @@ SECONDS = 60.0  # time limit of one message
 
 
 def allreduce(comm: Any, values: NDArray[np.float32], alpha_us: float, beta_us_per_mib: float) -> None:
-    """Sum `values` over comm, in place. alpha_us, beta_us_per_mib: those of this rank's link to the next. Collective.
+    """Sum `values` over comm, in place. alpha_us, beta_us_per_mib: of this rank's link to the next rank. Collective.
 
     Raises WaitTimeout if a message of a neighbour does not arrive.
     """

@@ -1,7 +1,7 @@
 """Routings for benchmarks: generated routings of a known skew, and recorded routings from a file.
 
-Generators return `ids [S, k]` int64, distinct within a token, and `weights [S, k]` float32 that sum to one. A trace
-without expert ids is an error that lists the keys of the file.
+Generators return `ids [S, k]` int64, distinct within a token; `combine_weights` draws `weights [S, k]` float32 that sum
+to one. For a trace without expert ids the error lists the keys of the file.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Ids = NDArray[np.int64]
 Weights = NDArray[np.float32]
 
 GENERATORS = ("uniform", "zipf", "one")
-MOST_COUNTED = 100_000  # the most tokens that are made of recorded counts
+MOST_COUNTED = 100_000  # the most tokens that are made from recorded counts
 LARGEST_ID = 65535
 ZIPF = 1.2  # default exponent of `zipf`
 
@@ -47,9 +47,9 @@ def zipf(rng: np.random.Generator, tokens: int, experts: int, top_k: int, expone
 
 
 def one(rng: np.random.Generator, tokens: int, experts: int, top_k: int, local: int) -> Ids:
-    """ids [tokens, k], all of the first `local` experts, which rank 0 holds.
+    """ids [tokens, k], all among the first `local` experts, which rank 0 holds.
 
-    Further choices are -1, that is not taken.
+    If k is larger than `local`, the other choices are -1, which means not taken.
     """
     ids = np.full((tokens, top_k), -1, np.int64)
     taken = min(top_k, local)
@@ -73,7 +73,8 @@ def generate(name: str, rng: np.random.Generator, tokens: int, experts: int, top
 
 @dataclass(frozen=True)
 class Trace:
-    """A recorded routing. ids: [T, L, k] as in the file. weights: [T, L, k] float32. lengths: [N] of sequences."""
+    """A recorded routing. ids: [T, L, k] as in the file. weights: [T, L, k] float32. lengths: [N] tokens of each
+    sequence."""
 
     path: str
     ids: NDArray[np.integer]
@@ -100,8 +101,8 @@ class Trace:
     def prefill(self, rank: int, world: int, tokens: int, batch: int) -> NDArray[np.int64]:
         """Indices [tokens] of the tokens of `rank` in prefill batch number `batch`.
 
-        They are consecutive tokens of the trace,
-        which holds whole sequences one after another. At its end the trace starts again."""
+        They are consecutive tokens of the trace, which holds whole sequences one after another. After the trace's last
+        token comes its first one again."""
         start = (batch * world + rank) * tokens
         return (start + np.arange(tokens)) % len(self.ids)
 
@@ -117,9 +118,11 @@ class Trace:
 
 
 def load(path: str) -> Trace:
-    """Read a trace: `expert_ids` [tokens, layers, k], and if present `gate_weight` or `gate_weight_1e4` of that shape
-    and `seq_lens`. Instead a file may hold the `counts` [sequences, layers, experts] of the sequences' choices and
-    their `tokens` [sequences]. Raises InputError for any other file."""
+    """Read a trace. Raises InputError for a file that holds none.
+
+    The file holds `expert_ids` [tokens, layers, k], and perhaps `gate_weight` or `gate_weight_1e4` of that shape, and
+    `seq_lens`. Or it holds `counts` [sequences, layers, experts], how many choices of a sequence each expert got, and
+    `tokens` [sequences], the lengths of the sequences."""
     arrays = npz.load(path, "the routing trace")
     if "expert_ids" not in arrays and {"counts", "tokens"} <= set(arrays):
         arrays = _of_counts(path, arrays["counts"], arrays["tokens"])
@@ -128,13 +131,12 @@ def load(path: str) -> Trace:
 
 
 def _of_counts(path: str, counts: NDArray[Any], tokens: NDArray[Any]) -> dict[str, NDArray[Any]]:
-    """A trace in which the sequences have exactly these counts.
+    """The arrays of a trace whose sequences have exactly these counts.
 
-    It ends with the last whole sequence within MOST_COUNTED
-    tokens.
+    The trace ends with the last whole sequence within MOST_COUNTED tokens.
 
-    It is unknown which token of a sequence chose an expert. So the choices of a sequence, sorted by expert in a drawn
-    order, are dealt to its tokens in turn, by which no token has an expert twice.
+    It is unknown which token of a sequence chose an expert. So the choices of a sequence are sorted by expert, in a
+    drawn order of experts, and dealt to its tokens in turn. In this way no token gets an expert twice.
     """
     integers = np.issubdtype(counts.dtype, np.integer) and np.issubdtype(tokens.dtype, np.integer)
     if not integers or counts.ndim != 3 or tokens.shape != counts.shape[:1] or counts.size == 0 or tokens.min() < 1:

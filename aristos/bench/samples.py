@@ -1,7 +1,7 @@
 """The rows of a results table: coordinates, the times of the calls, and whether they were disturbed.
 
-A time is that of the slowest rank; for pairs of ranks, each pair has its own times. A row is disturbed as
-`disturbance.mark` says, from the shares of cores that the table holds beside the times.
+A time is the slowest rank's time; for pairs of ranks, each pair has its own times. `disturbance.mark` decides whether a
+row is disturbed, by the shares of cores that the table holds beside the times.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ Key = tuple[tuple[str, str], ...]
 class Row:
     """One row. key: (dimension, coordinate) pairs as text. place: the indices of these coordinates.
 
-    seconds: [group, sample], NaN for samples that were not taken; a group is a pair of ranks, else there is one.
-    disturbed: what `disturbance.mark` says, or ''.
+    seconds: [group, sample], NaN for samples that were not taken. A group is a pair of ranks; rows without pairs have
+    one group. disturbed: what `disturbance.mark` says, or ''.
     """
 
     key: Key
@@ -43,13 +43,16 @@ class Row:
 
     @property
     def calls(self) -> int:
-        """The samples of the group that has fewest."""
+        """The number of samples of the group that has the fewest."""
         return int(np.isfinite(self.seconds).sum(axis=1).min())
 
 
 def timed(table: Table) -> dict[str, Variable]:
-    """The variables of a table to compare: those in seconds over a dimension of repetition; if there are none, all in
-    seconds. Raises ResultsError if a variable does not fit the table's dimensions, because the file is damaged."""
+    """The variables of a table that can be compared: those in seconds that have a dimension of repetition, or if there
+    are none, all in seconds.
+
+    Raises ResultsError if a variable does not fit the table's dimensions, because the file is damaged.
+    """
     for name, each in table.variables.items():
         shape = tuple(np.shape(table.dims[dim].values) if dim in table.dims else None for dim in each.dims)
         if shape != tuple((length,) for length in each.values.shape) or len(set(each.dims)) < len(each.dims):
@@ -82,9 +85,9 @@ def rows(table: Table, variable: Variable) -> Iterator[Row]:
             marked = mark_pairs(ends[place], ran.reshape(inner[:2])) if ends is not None and ran.any() else {}
             each = each[ran]
         else:
-            ran = np.isfinite(each).all(axis=0)  # a call that a rank has no time of was not run
+            ran = np.isfinite(each).all(axis=0)  # a call for which some rank has no time was not run
             had = None if core is None else core[place][:, ran]
-            with np.errstate(invalid="ignore", divide="ignore"):  # of waits that took no time
+            with np.errstate(invalid="ignore", divide="ignore"):  # a wait may have taken no time
                 marked = mark(had, *([each[:, ran]] if len(samples) == 1 else [])) if ran.any() else {}
             each = each[:, ran].max(axis=0, keepdims=True)
         if each.size:

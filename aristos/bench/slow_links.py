@@ -1,11 +1,13 @@
-"""Links that are slowed on purpose: each peer's link gets a latency and a bandwidth, below all code that puts.
+"""Links that are slowed on purpose: each peer's link gets a latency and a bandwidth, of which the putting code knows
+nothing.
 
-The wire's words hold the addresses of the MPI functions that the wire calls. A `SlowLinks` replaces three of them: a
-put first waits as long as its bytes take on the link, a flush waits for the link's latency, and then the real function
-runs. So a put and its flush take alpha + beta * bytes, the model that `bench put` and `aristos topo --measure` fit. A
-waiting thread sleeps and may wake late. The excess is subtracted from the waits that follow, until `taken` is called.
-So the sum of the waits is never less than was set, and hardly more. The links of a rank are used one at a time, because
-a put holds the wire's lock. Only the wire is slowed; stores within a node and MPI's own messages are not.
+The wire's words hold the addresses of the MPI functions that the wire calls. A `SlowLinks` replaces three of these
+functions. A put first waits as long as its bytes take on the link, and a flush waits for the link's latency; then the
+real function runs. A sync is not slowed. So a put and its flush take alpha + beta * bytes, the model that `bench put`
+and `aristos topo --measure` fit. A waiting thread sleeps and may wake late. The excess is subtracted from the waits
+that follow, until `taken` is called. So the waits together take at least the set time, and hardly more. The links of a
+rank are used one at a time, because a put holds the wire's lock. Only the wire is slowed; stores within a node and
+MPI's own messages are not.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ CALLED = int32(*[int64] * 8)
 
 @jit
 def pass_time(slow, row, nanoseconds):
-    """Sleep for `nanoseconds` minus the excess of earlier waits, and add the time to a peer's row."""
+    """Sleep for `nanoseconds` minus the excess of earlier waits, and add the time slept to a peer's row."""
     begun = mem.clock()
     now, until = begun, begun + nanoseconds - mem.load(slow + 8 * EXCESS)
     while now < until:
@@ -100,7 +102,7 @@ def _functions() -> tuple[Any, Any, Any]:
 class SlowLinks:
     """A context manager that slows the wire at an address. It is not collective, and slows only this rank's puts.
 
-    alpha_us, beta_us_per_mib: [world] those of this rank's link to each rank of the wire's communicator, 0 for itself.
+    alpha_us, beta_us_per_mib: [world] of this rank's link to each rank of the wire's communicator, 0 for itself.
     Leave the block before the window is closed. Raises WaitTimeout if another thread does not release the wire.
     """
 

@@ -1,10 +1,11 @@
-"""`aristos soak`: random layers and calls for a long time. Each is checked; memory, files and threads must not grow.
+"""`aristos soak`: random layers and calls for a long time. Every call is checked; memory, files and threads must not
+grow.
 
 All ranks draw the same objects from one seed: shape, router, element type, placement with or without copies, schedule,
 `moves`, pretended nodes, workers, layers, training. Each object makes some calls with random tokens and routing, and
-loads other weights between them. Each rank checks its outputs against `aristos.reference`, and after backward calls its
-gradients by x. Then the object is closed. If a call fails, the error names the seed and the object's number; `--first
-N` starts at that object again. The instruction set is that of the process, which ARISTOS_ISA changes.
+loads other weights between these calls. Each rank checks its outputs against `aristos.reference`, and after backward
+calls its gradients by x. Then the object is closed. If a call fails, the error names the seed and the object's number;
+`--first N` starts at that object again. The instruction set is that of the process, which ARISTOS_ISA changes.
 """
 
 from __future__ import annotations
@@ -26,16 +27,16 @@ from .world import World
 
 PROJECTIONS = ("up", "gate", "down")
 LONG_WAIT = 1e-3  # seconds; longer waits for a peer are counted as long
-SMALL = 0.2  # sums smaller than this share of their terms are the inexact remainders of cancellation
+SMALL = 0.2  # a sum smaller than this share of its terms is what cancellation leaves, and inexact
 SAVES: tuple[Literal["nothing", "rows", "hidden"], ...] = ("nothing", "rows", "hidden")
 KINK = 1e-5  # inputs of an activation are about 1; their float32 sums differ from float64 sums by less than this
-SAMPLE_EVERY = 1.0  # the least seconds between two samples, which are taken after an object
+SAMPLE_EVERY = 1.0  # the least seconds between two samples; a sample is taken after an object
 
 
 class SoakError(Exception):
     """A wrong result of a call.
 
-    It is no AristosError, because only this rank sees it, and the others must not wait for it.
+    It is no AristosError, because only this rank sees it, and other ranks must not wait for this rank.
     """
 
 
@@ -68,7 +69,7 @@ class Counts:
 
 
 def draw(seed: int, number: int, world: int, largest: int) -> Drawn:
-    """Object `number` of a seed, for `world` ranks. largest: the most that hidden, ffn and shared_ffn may be."""
+    """Draw object `number` of a seed, for `world` ranks. largest: the most that hidden, ffn and shared_ffn may be."""
     rng = np.random.default_rng([seed, number])
 
     def pick(*of: Any) -> Any:
@@ -233,7 +234,7 @@ def _call(
 def largest_terms(
     cfg: MoEConfig, experts: dict[str, np.ndarray], x: np.ndarray, ids: np.ndarray, weights: np.ndarray
 ) -> float:
-    """The largest size of a token's sum if its terms did not cancel, over all tokens; at least 1.
+    """How large a token's sum would be if its terms did not cancel: the largest over all tokens, at least 1.
 
     An expert's output counts as a sum of terms of random signs, one term for each hidden activation. experts: arrays as
     `load` takes them, without a router. x: [S, H] float32. ids, weights: [S, k].

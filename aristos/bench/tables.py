@@ -1,7 +1,7 @@
 """The output of rank 0: tables for readers, one JSON document for programs, and a progress bar on terminals.
 
-Tables go to stdout and progress to stderr, so that either can be redirected. Both are plain text without a terminal,
-under a launcher, and with NO_COLOR.
+Tables go to stdout and progress to stderr, so that either can be redirected. Both have no colours and no bar without a
+terminal, under a launcher, or with NO_COLOR.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .watch import Watch
 
 DISTURBED = Column("disturbed", "disturbed")
 LETTERS = "H: width of a token, F: width inside an expert, E: experts over all ranks, k: experts of a token"
-WIDE = 120  # characters of a table; a wider table has one space between its columns
+WIDE = 120  # characters of a table's line; a wider table has only one space between its columns
 NOTE = 116  # the most characters of a line of notes
 WIDTH = 200  # the most characters of a line; narrower terminals wrap lines, so no digits are lost
 

@@ -8,7 +8,7 @@ from .pairs import ACK, FLAG, Side, deadline
 
 
 def cell(side: Side, size: int, flight: int, samples: int) -> np.ndarray:
-    """Take samples, on both sides. Returns nanoseconds at the origin, and undefined values at the target."""
+    """Take samples; both sides call this. Returns nanoseconds at the origin, and undefined values at the target."""
     from . import oneside, oneside_rma
 
     base = side.advance(FLAG, samples)

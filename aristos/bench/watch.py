@@ -21,7 +21,7 @@ SEND_PERIOD = 0.02  # seconds between two messages of a rank
 PERIOD = 0.25  # seconds between two pictures
 LINES_PERIOD = 5.0  # seconds between two lines where nothing can be drawn
 LAST = 16  # calls of a rank whose median its bar shows
-MOST = 24  # bars; with more ranks, those that take longest
+MOST = 24  # the most bars; if there are more ranks, the slowest ranks get them
 WIDTH = 40  # characters of the longest bar
 EIGHTHS = " ▏▎▍▌▋▊▉"
 
@@ -55,7 +55,7 @@ class Watch:
             self._live.start()
 
     def headline(self, text: str) -> None:
-        """Set the words above the bars. Calls of other words do not count."""
+        """Set the words above the bars, and forget all calls so far."""
         self._headline = text
         self._seconds.clear()
 

@@ -32,8 +32,7 @@ Array = NDArray[np.float32]
 class Call:
     """Arguments of one call on this rank. x: [S, H], float32 or as `Workload.typed` makes it.
 
-    ids, weights: [S, k], or None
-    if the layer is to route."""
+    ids, weights: [S, k], or None if the layer is to route."""
 
     x: Array
     ids: routing.Ids | None = None
@@ -49,14 +48,14 @@ class Workload:
         self.local = np.flatnonzero(self.placement == world.rank)
         self.router = self._rng(0).standard_normal((cfg.hidden, cfg.experts), np.float32)
         self.router *= np.float32(cfg.hidden**-0.5)
-        self.router = self._rounded(self.router)  # because published routers have the type of rows
+        self.router = self._rounded(self.router)  # published routers have the type of rows
         self.single = replace(cfg, experts=1, top_k=1)
 
     def _rng(self, *key: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, *key])
 
     def expert(self, e: int) -> dict[str, Array]:
-        """Weights of expert e, each with a leading axis of one expert."""
+        """Weights of expert e. Each array has a leading axis of length 1."""
         made = reference.weights(self.single, seed=int(self._rng(1, e).integers(2**62)))
         del made["router"]
         return made
@@ -80,7 +79,7 @@ class Workload:
         backend: Any = "cpu",
         moves: Any = "auto",
     ) -> Any:
-        """A loaded `aristos.MoE`. moves: that of the fused schedule; with bulk, tokens move."""
+        """A loaded `aristos.MoE`. moves: what moves with the fused schedule; with bulk, tokens move."""
         import aristos
 
         moe = aristos.MoE(
@@ -101,8 +100,8 @@ class Workload:
     def tokens(self, count: int, *key: int, settle: bool = False) -> Array:
         """x: [count, H] float32, with values of the layer's dtype.
 
-        settle: whether to draw tokens again whose routing is a near
-        tie, so that the float64 oracle and the layer's float32 router must agree."""
+        settle: whether to draw a token again if its routing is a near tie, so that the float64 oracle and the layer's
+        float32 router must agree."""
         rng = self._rng(2, self.world.rank, *key)
         x = self._rounded(rng.standard_normal((count, self.cfg.hidden), np.float32))
         k = self.cfg.top_k
@@ -134,8 +133,7 @@ class Workload:
     def recorded(self, trace: routing.Trace, tokens: NDArray[np.int64], layer: int) -> Call:
         """A call with the trace's ids and weights of these tokens [S] in one layer.
 
-        Raises InputError if there are too few
-        experts."""
+        Raises InputError if there are too few experts."""
         if trace.experts > self.cfg.experts:
             raise InputError(f"experts must be at least {trace.experts}, as in {trace.path}, got {self.cfg.experts}")
         return Call(self.tokens(len(tokens), layer), *trace.at(tokens, layer))

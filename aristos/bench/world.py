@@ -1,7 +1,7 @@
 """The ranks of a benchmark, as a thin layer over COMM_WORLD that also works without any MPI library.
 
-It adds a barrier whose waiters sleep, so that idle ranks leave the cores to those being measured, and an agreement on
-exit with a time limit. Every wait is bounded. Timed data does not travel through this layer.
+It adds a barrier whose waiters sleep, so that idle ranks leave the cores to ranks that are measured, and an agreement
+on exit with a time limit. Every wait is bounded. Timed data does not travel through this layer.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ..host import mpi_world
 from ..host.nodes import Nodes
 from .watch import Watch
 
-LIMIT = 300.0  # seconds that a rank may wait for others, so long because the first run compiles
+LIMIT = 300.0  # seconds that a rank may wait for others; the limit is long because the first run compiles
 GONE = 3  # exit code if other ranks do not come in time
 
 
@@ -26,8 +26,8 @@ class World:
     """The ranks. comm: an mpi4py communicator, or None for one process without MPI. ranks_per_node: pretend such nodes.
 
     limit: seconds that a rank may wait for others outside a layer's calls, which have another limit. After that a
-    barrier raises WaitTimeout, and a blocking MPI call ends the job. waits: options of layers, with `--timeout`. watch:
-    what shows calls while they are measured, if `watch_calls` was called.
+    barrier raises WaitTimeout, and a blocking MPI call ends the job. waits: options for layers, with `--timeout`.
+    watch: the bars that show calls while they are measured, if `watch_calls` was called.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class World:
             self._until_all_are_in = until_all_are_in
             self._watchdog = Watchdog(lambda why: end_job(comm, GONE, why), f"rank {self.rank}")
             with self.bounded("MPI_Comm_dup"):
-                # for the exit alone, because a failed rank cannot know the others' present collective
+                # This communicator is for the exit alone: a failed rank cannot know in which collective the others are.
                 self._exit = comm.Dup()
                 self.nodes, node = Nodes.shared(comm, ranks_per_node)
                 node.Free()
@@ -109,7 +109,8 @@ class World:
             between()
 
     def bounded(self, call: str) -> contextlib.AbstractContextManager[None]:
-        """A block of blocking MPI calls that ends the job past the limit, because then some rank has stopped."""
+        """A block for blocking MPI calls. It ends the job if they exceed the limit, because then some rank has
+        stopped."""
         if self.comm is None:
             return contextlib.nullcontext()
         return self._watchdog.watch(f"the other ranks ({call})", self._limit)
@@ -169,10 +170,7 @@ class World:
         return all(self.allgather(bool(value)))
 
     def agree_on_exit(self, message: str, seconds: float = 2.0) -> list[str] | None:
-        """The messages of all ranks if all call this within `seconds`.
-
-        Else None, because then not all ranks have failed.
-        """
+        """The messages of all ranks if all call this within `seconds`, else None: then not all ranks have failed."""
         if self._exit is None:
             return [message]
         end = time.monotonic() + seconds

@@ -23,8 +23,8 @@ STARTS = (
     -3,
     -20,
 )  # first values of counters; -3 is 2**64 - 3
-# how one rank's call differs: it refuses its input, calls another layer, uses another object, or refuses the second
-# phase. Half of the drawn calls of another layer call the same layer with another placement instead
+# how one rank's call differs from the others' calls: the rank refuses its input, calls another layer, uses another
+# object, or refuses its input in the second phase. Half of the calls drawn as "layer" have another placement instead
 KINDS = ("refused", "layer", "object", "combine")
 GPU_KINDS = ("refused", "layer")  # kinds of calls on GPUs, where layers have no exchanges
 HOW = ("gpu", "host", "copy")  # what fails: the kernel, the host's calling thread, or copies to the GPU
@@ -44,7 +44,7 @@ class Call:
     exchange: bool = False  # the call is an exchange, in two phases
     refuses_combine: bool = False  # the rank refuses its input in the second phase
     broken: bool = False
-    ends_early: bool = False  # the exchange fails in its first phase, so it has no second
+    ends_early: bool = False  # the exchange fails in its first phase, so it has no second phase
     misplaced: bool = False  # the rank believes in another placement
     other_tape: bool = False  # in a backward call the rank has a tape that differs from the others' tapes
 
@@ -53,8 +53,7 @@ class Call:
 class RankFault:
     """A rank's failure. epoch, slice: the call and the slice in which it fails.
 
-    dies: steps until its process ends, -1 if
-    the process lives on."""
+    dies: steps until the rank's process ends, -1 if it lives on."""
 
     rank: int
     epoch: int
@@ -80,17 +79,17 @@ class Case:
     run: int = 4  # the most rows of a run
     group: int = 6  # the number of a run's rows is a multiple of this; 1 cuts tiles in two
     merge: int = 0
-    stay: int = 0  # STAY_ROWS: so many rows or more for a foreign expert stay at their rank; 0: all travel
-    busiest_decides: bool = False  # BUSIEST_DECIDES: they stay only if the busiest rank gets no more work by that
+    stay: int = 0  # STAY_ROWS: this many rows or more for a foreign expert stay at their rank; 0: all travel
+    busiest_decides: bool = False  # BUSIEST_DECIDES: rows stay only if the busiest rank gets no more work by that
     scalars: bool = False  # every second call has a scalar beside each row
     backward: bool = False  # every second call of a layer is a backward call
-    save: int = 0  # which arrays forward calls ask to keep for their backward calls, see primitives/taped.py
+    save: int = 0  # which arrays forward calls keep for their backward calls, see primitives/taped.py
     reserve: int = 0  # words that a rank reserves for these arrays
     words: int = 1  # words of a row
     node_of: tuple[int, ...] = (0, 0)
     bundle: int = 9  # the most pairs of a bundle
-    once: int = 0  # ONCE_ROWS: tokens cross once to a local owner that gets at least so many rows; 0: never
-    once_share: int = 0  # ONCE_SHARE: and only if those rows are at least this percentage of the call's tokens
+    once: int = 0  # ONCE_ROWS: tokens cross once to a local owner that gets at least this many rows; 0: never
+    once_share: int = 0  # ONCE_SHARE: tokens cross once only if those rows are at least this percentage of the tokens
     start: int = 0  # where counters begin
     proxy: bool = False  # ranks are on GPUs: a proxy calls MPI, workers do not
     attention: bool = False  # puts land only at ranks that call into MPI
@@ -131,9 +130,9 @@ class Case:
         return bool(self.save and rounds) and not any(call.broken or call.exchange for call in rounds[-1])
 
     def computes(self, source: int, owner: int, rows: int) -> int:
-        """The rank that computes `rows` rows of one expert of `owner`.
+        """The rank that computes `rows` rows for one expert of `owner`: the source or the owner.
 
-        If source and owner both may, it is the source.
+        If either may compute them, the source is returned.
         """
         stays = self.stay and (self.busiest_decides or rows >= self.stay) and owner in self.nodes.local(source)
         return source if stays else owner
@@ -255,7 +254,7 @@ def draw(seed: int, asked: Asked) -> Case:
     if faulty and world > 1:
         fault = _fault(case, rng)
         case = replace(case, fault=replace(fault, how=more.choice(HOW)) if case.proxy and fault.raises else fault)
-    # while a rank waits for its peers before it loads weights, it reads no poison
+    # With a fault no rows stay: a rank that waits for its peers before it loads weights reads no poison.
     return replace(case, stay=0) if case.proxy or case.fault is not None else case
 
 
@@ -306,11 +305,12 @@ def _other_tapes(case: Case, epoch: int, made: tuple[Call, ...], asked: Asked, r
 
 
 def of_tapes(case: Case, rounds: list[tuple[Call, ...]]) -> list[tuple[Call, ...]]:
-    """The rounds, changed so that a backward call after a forward call that worked has that call's layer and ids."""
+    """The rounds, changed so that a backward call has the layer and ids of the forward call before it, if that
+    worked."""
     made: list[tuple[Call, ...]] = []
     for epoch, each in enumerate(rounds, 1):
         if case.is_backward(epoch) and case.tape_of(made):
-            # how far each rank's layer is above the lowest one
+            # how far the number of each rank's layer is above the lowest number of the round
             other = [call.layer - min(c.layer for c in each) for call in each]
             each = tuple(
                 call if call.exchange else replace(call, ids=before.ids, layer=before.layer + more)
@@ -321,7 +321,7 @@ def of_tapes(case: Case, rounds: list[tuple[Call, ...]]) -> list[tuple[Call, ...
 
 
 def _ids(case: Case, rng: random.Random, style: str, hot: int) -> Ids:
-    """[S][k] ids of one rank's call: of any experts, all of one expert, some not taken, or none."""
+    """[S][k] ids of one rank's call. By `style`: any experts, only the expert `hot`, some not taken, or none taken."""
     count = rng.choice((case.max_tokens, case.max_tokens, rng.randint(0, case.max_tokens), 0))
     rows = []
     for _ in range(count):

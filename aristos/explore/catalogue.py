@@ -1,4 +1,4 @@
-"""All deliberate bugs by name. They are in files of the repository's tests, which register them when imported."""
+"""All deliberate bugs by name. Files among the repository's tests define and register them when they are imported."""
 
 from __future__ import annotations
 

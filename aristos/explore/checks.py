@@ -1,4 +1,4 @@
-"""Checks of a run beside those for races: no row is lost, doubled or early, and nothing grows without bound."""
+"""Checks of a run, other than for races: no row is lost, doubled or early, and nothing grows without bound."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Checks:
                 raise Unbounded(f"rank {peer} owes rank {me} {due} tiles, more than there are ring rows")
 
     def count(self, weights: int, row: list[int], share: int) -> None:
-        """Count one computation of a row by an expert, or of one share of it (-1: the whole row)."""
+        """Count that an expert computed a row (share -1), or one share of the row."""
         key = weights, tuple(row), share
         self.runs[key] += 1
         if self.runs[key] > 1:
@@ -116,5 +116,5 @@ class Checks:
 
 
 def case_share(row: tuple[int, ...]) -> int:
-    """The last share of a row that workers compute by columns."""
+    """The number of the last share of a row in a column-split run."""
     return experts.SHARES + len(row) - 1

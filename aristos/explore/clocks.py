@@ -1,9 +1,9 @@
-"""Vector clocks: they say what each actor knows of the others, and which accesses are not ordered.
+"""Vector clocks, which say what each actor knows of other actors, and which accesses are not ordered.
 
 An actor that acquires a word joins the clock of the release that it reads. Two conflicting accesses of two actors, one
 of them plain, are a race unless the later actor knows of the earlier access. The values read do not matter. Subclasses
-know which actor acts, and the names of actors and addresses: `memory_model.py` has them from a scheduler,
-`compiled/checker.py` from a log.
+know which actor acts, and the names of actors and addresses. The subclass in `memory_model.py` learns this from a
+scheduler, the one in `compiled/checker.py` from a log.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ class Clocks(ABC):
         """The name of an address."""
 
     def begin(self, actors: int) -> None:
-        """Start with actors that know only of themselves."""
+        """Start with this number of actors, each of which knows only of itself."""
         self.clocks = [tuple(int(a == b) for b in range(actors)) for a in range(actors)]
 
     def tick(self) -> None:
-        """Advance this actor's clock: its later actions come after those that it has published."""
+        """Advance this actor's clock, so that its later actions do not count as published."""
         me = self.me
         mine = self.clocks[me]
         self.clocks[me] = (*mine[:me], mine[me] + 1, *mine[me + 1 :])

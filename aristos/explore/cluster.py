@@ -1,6 +1,6 @@
-"""The cluster of a run: the memory and actors of every rank, which the engine's steps use, and the checks of both.
+"""The cluster of a run: the memory and actors of every rank, and checks of both. The engine's steps run on it.
 
-The cluster replaces `substrate.runtime` and MPI, and does nothing that these do not do.
+The cluster replaces `substrate.runtime` and MPI, and does nothing that they do not do.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from .scheduler import Actor, Scheduler, Strategy
 from .violation import Aborted, Livelock
 
 PROGRESS_NS = 1_000 * wire.PROGRESS_US
-TOKEN_BLOCK = 2  # tokens of a route or combine command, so few that a call has several commands
+TOKEN_BLOCK = 2  # tokens of a route or combine command; few, so that a call has several commands
 ROUNDS_OF_TIME = 60  # how often time may be moved on because no actor can go on
-PASSING = 130  # seconds by which time then moves on, more than a timeout
-LATEST = 2 * OVERDUE * PASSING  # seconds in which every wait for a lost rank ends; half a run takes so long
+PASSING = 130  # seconds by which time moves on in such a round, more than a timeout
+LATEST = 2 * OVERDUE * PASSING  # seconds in which every wait for a lost rank ends; half a run takes that long
 BLIND = 50  # poison-checking idle polls that an actor may make before it counts as stuck
 PATIENT = 4_000  # visible operations allowed for each row and rank, and the same number again for each call
 
@@ -159,7 +159,7 @@ class Cluster:
         return decide
 
     def by_wire(self, name: str) -> Callable[..., None]:
-        """A function of `wire`: that of the network, or that of the copies to a GPU."""
+        """A replacement for a function of `wire`, which calls the network's function or that of the copies to a GPU."""
 
         def call(address: int, *args: int) -> None:
             getattr(self.copies if address & (AREA - 1) == COPIES else self.network, name)(address, *args)
@@ -169,7 +169,8 @@ class Cluster:
     # ---- events beside the steps
 
     def call(self, function: int, *_: int) -> int:
-        """Replace calls of C functions. The only one is usleep, by which a progress thread waits for a while."""
+        """Replace `memory.call`, which calls a C function. The only such call is usleep, by which a progress thread
+        waits."""
         rank = self.memory.rank
         if self.case.proxy:  # the progress thread makes progress if the proxy has made none for long
             self.memory.now += PROGRESS_NS
@@ -181,9 +182,9 @@ class Cluster:
         return 0
 
     def idle(self) -> None:
-        """Let a worker wait that has nothing to do.
+        """Let a worker that has nothing to do wait.
 
-        Its merge wait, and its polls before a check for poison, pass at once.
+        Its wait for more rows to merge, and its polls before a check for poison, pass at once.
         """
         actor = self.sched.me
         rank = self.ranks[actor.rank]
@@ -210,7 +211,7 @@ class Cluster:
         self.memory.idle()
 
     def rest(self) -> None:
-        """Let a proxy wait that found nothing to do."""
+        """Let a proxy that found nothing to do wait."""
         if self.network.wants(self.memory.rank):
             self.sched.switch("idle")
         else:
@@ -240,9 +241,9 @@ class Cluster:
         self.checks.word(me, peer, place.offset // 8, old, new)
 
     def monotonic(self) -> float:
-        """Seconds of the run.
+        """The time in seconds since the run began.
 
-        Once a rank is lost, time also moves on while others go on, so that heartbeats do not hide the
+        Once a rank is lost, time also moves on while other ranks go on, so that their heartbeats do not hide the
         loss."""
         if self._lost is None and any(rank.lost for rank in self.ranks):
             self._lost = self.sched.steps
@@ -284,7 +285,7 @@ class Cluster:
     def describe(self) -> str:
         """Say for readers what every actor waits for."""
         lines = []
-        before, self.sched.current = self.sched.current, None  # so that no actor counts as a reader of these tables
+        before, self.sched.current = self.sched.current, None  # no actor shall count as the reader of these tables
         for rank in self.ranks:
             st, job = rank.st, rank.job
             names = ("PHASE", "UNREAD", "OWED", "UNSENT", "BLOCKS_LEFT")

@@ -1,4 +1,4 @@
-"""Copies from a rank's MPI window to the window's mirror on its GPU, over a wire that is not the network's.
+"""Copies from a rank's MPI window to the window's mirror on its GPU. They have a wire of their own.
 
 The copies promise as little as possible. A copy is cut into words, which are read from the window late and land in any
 order, even before words of earlier copies. A flush waits for the copies of one peer. (A real CUDA stream copies in

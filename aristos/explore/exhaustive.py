@@ -2,10 +2,10 @@
 
 An actor's stretch of work is deterministic. The search rebuilds it from the rank's private memory at the beginning of
 the stretch and from the values read since. So a state consists of that memory, these values, the windows, and the known
-order of accesses. A state seen before is not entered again. If two operations commute, one order is tried (sleep sets,
-with Godefroid's rule for states that are reached again). A state contains clocks only for accesses that some actor may
-not know of yet. In this search time stands still, loads see the latest value, a rank has one worker (on a GPU also a
-proxy), and no rank fails.
+order of accesses. A state seen before is not entered again. If two operations commute, only one order is tried (sleep
+sets, with Godefroid's rule for states that are reached again). A state contains clocks only for accesses that some
+actor may not know of yet. In this search time stands still, loads see the latest value, a rank has one worker (on a GPU
+also a proxy), and no rank fails.
 Source: P. Godefroid, Partial-Order Methods for the Verification of Concurrent Systems, LNCS 1032 (1996), chapter 5.
 """
 
@@ -38,12 +38,12 @@ FLAT = 2  # a marshal version that writes equal values as equal bytes
 
 @dataclass(frozen=True)
 class Move:
-    """A possible next operation of an actor."""
+    """A next operation that an actor can do."""
 
     actor: int
     op: str
     at: int
-    choice: int = 0  # 1: the word that is polled has landed
+    choice: int = 0  # 1: the polled word lands just before
 
     def commutes(self, other: Move) -> bool:
         if self.actor == other.actor or {self.op, other.op} == {FLUSH, POLL}:
@@ -82,7 +82,7 @@ class StateSearch:
         self.cluster = Stretches(case, self)
         self.sched, self.memory = self.cluster.sched, self.cluster.memory
         self.network = self.cluster.network
-        self.live: PathState | None = None  # the state that the cluster is in, its actors alive
+        self.live: PathState | None = None  # the state that the cluster is in, with living actors
         self.visited: dict[Key, frozenset[Move]] = {}
         self.moves = self.ends = 0
         self.sched.bound = 1 << 60
@@ -90,8 +90,7 @@ class StateSearch:
     def run(self, seconds: float, report: Callable[[str], None] = lambda done: None) -> SearchResult:
         """Search until every state is seen, a bug is found, or `seconds` are over.
 
-        report: a function that is called with the
-        progress."""
+        report: a function that is called with the progress."""
         started = time.monotonic()
         self.sched._main = getcurrent()
         path: list[PathState] = []
@@ -120,7 +119,7 @@ class StateSearch:
             [state.tried[-1] for state in path if state.tried],
         )
 
-    # ---- unused parts of a strategy
+    # ---- methods of a strategy, which the search does not use
 
     def pick(self, options: list[Actor]) -> int:
         raise AssertionError("the search decides which actor runs next")
@@ -217,8 +216,8 @@ class StateSearch:
     def key(self) -> Key:
         """A hash of the state that the cluster is in.
 
-        Later comparisons use only which accesses a clock covers, among those that some actor may not know of yet. So
-        the hash has, instead of each of a clock's times, the number of such accesses up to that time.
+        Only accesses that some actor may not know of yet matter later, and of a clock only which of them it covers. So
+        the hash has, instead of each time of a clock, the number of such accesses up to that time.
         """
         memory, cluster = self.memory, self.cluster
         known = tuple(map(min, zip(*memory.clocks)))

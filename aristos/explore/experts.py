@@ -1,7 +1,7 @@
 """Experts and the combination of their outputs as integer hashes, and the reference that a run must equal exactly.
 
 An expert's output depends only on the row, the expert and the weights' version. A combined token depends on the
-outputs, their weights and their order. Like an expert, each hash has two phases, so that workers can share it by
+outputs, their weights and their order. Like a real expert, each hash has two phases, so that workers can share it by
 columns.
 """
 
@@ -13,7 +13,7 @@ from ..engine import column_runs
 
 SHARES = 3  # shares of F in a column-split run
 PRIME = (1 << 61) - 1
-VERSION = 20  # lower bits of a stand-in weight address are the slot's number
+VERSION = 20  # the low bits of a stand-in for an address of weights; they hold the slot's number
 
 
 def row_of(rank: int, epoch: int, token: int, words: int) -> list[int]:

@@ -1,4 +1,5 @@
-"""One rank on a GPU, and its proxy: the host's thread that calls MPI for the GPU and copies arrived data to it.
+"""One rank on a GPU, and its proxy, which is the host's thread that calls MPI for the GPU and copies arrived data to
+it.
 
 Workers are the GPU's blocks: they run the steps that a CPU's workers run, over the addresses that a GPU has, and call
 no MPI. The proxy runs `engine.proxy` in turns, like `substrate.cuda.proxy_thread`. This module replaces
@@ -27,7 +28,7 @@ class GpuRank(Rank):
     worker = "block"
 
     def __init__(self, cluster: Surroundings[Rank], me: int) -> None:
-        self.host_cause = 0  # the cause if the host has found that this rank failed
+        self.host_cause = 0  # why this rank failed, if the host found that
         super().__init__(cluster, me)
         self.remote = cluster.case.nodes.remote(me)
         self.alone = {private(me, LOCK, LINE), private(me, LOCK, 2 * LINE)}
@@ -89,7 +90,8 @@ class GpuRank(Rank):
     # ---- the host's threads
 
     def turn(self) -> bool:
-        """Run the proxy for one turn of `proxy_thread.serve`. If that returns, run the rest of `ProxyThread.run`."""
+        """Run the proxy for one turn of `proxy_thread.serve`. If `serve` would return, run the rest of
+        `ProxyThread.run`."""
         job, st, gpu, cs = self.sides
         cluster = self.cluster
         moved = proxy.serve_both(job, st, gpu, cs)
@@ -151,7 +153,8 @@ class GpuRank(Rank):
         reach.hosts.remove(me)
 
     def _close(self) -> None:
-        """End the kernel if everything that it owes remote peers is put, which one word reports."""
+        """End the kernel if everything that it owes to remote peers has been put. One word says how far the puts
+        are."""
         super()._close()
         job, st, _, _ = self.sides
         for p in self.remote:

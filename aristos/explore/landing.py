@@ -1,8 +1,8 @@
 """The network of the search over states, in which data lands only when that makes a difference.
 
 Data that is put and not flushed may not be read, and its source may not be written (network.py checks both). So the
-moment when the data lands makes no difference, and here it lands with the flush. A coded word, too, lands with its
-flush at the latest; until then it may or may not have landed when its target polls it, and the search tries both.
+moment when the data lands makes no difference, and here it lands with the flush. A coded word lands with its flush at
+the latest. If its target polls it before that, it may or may not have landed, and the search tries both.
 Readers refuse a torn word like a word that has not arrived (network.py tests that), so both halves land together here.
 Words that only a timeout reads are not put at all. Which rank is inside MPI is not modelled.
 """
@@ -19,13 +19,13 @@ from .regions import CODED, WORD
 from .scheduler import FLUSH, LAND, POLL
 
 ORDERED = (words.ANNOUNCED, words.TAIL, words.CREDIT, words.RETURN_TAIL)
-DICTS = ("flying", "moving", "sources", "halves", "learned")  # the whole state; values are never changed in place
+DICTS = ("flying", "moving", "sources", "halves", "learned")  # the state's fields, whose values never change in place
 
 
 class Landing(SimulatedNetwork):
     """The network of a search. `moving` holds only coded words under way, by the address of their first half."""
 
-    again: Callable[[], bool]  # whether the actor is being rebuilt, and so repeats its operations without waits
+    again: Callable[[], bool]  # whether the actor is being rebuilt; then it repeats its operations without waits
 
     def put(self, address: int, peer: int, at: int, source: int, nbytes: int) -> None:
         memory = self.memory
@@ -54,7 +54,7 @@ class Landing(SimulatedNetwork):
 
     def flush(self, address: int, peer: int) -> None:
         """Land everything under way."""
-        if self.under_way(peer) and not self.again():  # else no other actor sees a difference
+        if self.under_way(peer) and not self.again():  # otherwise the flush changes nothing for other actors
             self.sched.switch(FLUSH, address)
         self.settle(address, peer)
 

@@ -1,8 +1,8 @@
 """`aristos explore`: run schedules until one shows a bug, or until as many have run as the options ask for.
 
 Schedule number n of a run with seed s is drawn from s + n alone, so that `--seed` (s + n) `--schedules 1` replays it.
-Exit codes: 0 nothing found, 1 a bug found (with --mutation: a deliberate bug not found), 3 an exhaustive search ran out
-of time, 130 Ctrl-C. Progress goes to stderr.
+Exit codes: 0 no bug found, 1 a bug found (with --mutation: a deliberate bug not found), 3 an exhaustive search that ran
+out of time, 130 Ctrl-C. Progress goes to stderr.
 """
 
 from __future__ import annotations
@@ -161,7 +161,7 @@ def mutate(options: Any) -> int:
                 options.schedules,
                 options.seed,
                 options.seconds or FOREVER,
-                passed_over=(Crash,),  # if a bug only crashes a step, the schedule shows nothing about the protocol
+                passed_over=(Crash,),  # a schedule in which the bug crashes a step shows nothing about the protocol
             )
             if sweep.interrupted:
                 raise KeyboardInterrupt

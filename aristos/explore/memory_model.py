@@ -1,7 +1,8 @@
-"""Memory whose accesses are checked: each word's value, its accesses by actors, and what each actor knows of others.
+"""Memory whose accesses are checked: each word's value, its accesses by actors, and what each actor knows of other
+actors.
 
-Plain data is checked by vector clocks: two conflicting accesses without an order are a race, whatever value was read,
-in any schedule in which both happen. Atomics are switch points. A load may see an older value than the latest one,
+Plain data is checked by vector clocks: two conflicting accesses without an order are a race, in every schedule in which
+both happen, whatever value was read. Atomics are switch points. A load may see an older value than the latest one,
 unless its actor knows of an event that rules this out. The functions of this module replace `primitives.memory`.
 """
 
@@ -24,7 +25,7 @@ PRIVATE_BITS = PRIVATE << PART_BITS
 CHECKED_AREAS = (SCRATCH, STORE_AREA, TAPE, TAPED)  # areas that workers share
 FREE_AREAS = [area for area in range(len(AREAS)) if area not in (STATE, *CHECKED_AREAS)]
 CHANGE = "waits for a change"
-JUMPS = (1_000, 20_000, 200_000, 5_000_000, 250_000_000)  # ns by which time moves on; the last exceeds every wait
+JUMPS = (1_000, 20_000, 200_000, 5_000_000, 250_000_000)  # ns by which time may move on; the last exceeds every wait
 OLD = 3  # how many values back a load may see
 
 
@@ -74,7 +75,7 @@ class Memory(Clocks):
         self.oldest: dict[tuple[int, int], int] = {}  # (actor, word): the oldest value that the actor may still see
         self.returned: dict[int, int] = {}  # words of return rows written in this call -> the writing rank
         self.full: set[int] = set()  # words of ring rows that are put and not freed
-        self.local: set[int] = set()  # words that only one actor uses, so that their accesses are no switch points
+        self.local: set[int] = set()  # words that only one actor uses; accesses to them are no switch points
         self.holders: dict[int, int] = {}  # the actor that holds each lock
         self.delays = False
         self.now = 0
@@ -102,7 +103,7 @@ class Memory(Clocks):
     # ---- plain data
 
     def read(self, at: int) -> int:
-        """The value of a checked word."""
+        """Read a word plainly, with checks."""
         me = self.me
         if self.reach is not None:
             self.reach.read(self.actor(me), me, at)
@@ -135,7 +136,7 @@ class Memory(Clocks):
         super().check_write(at)
 
     def own(self, at: int) -> None:
-        """Raise unless this rank is the only one that may write the word."""
+        """Raise unless this rank is the only rank that may write the word."""
         place = self.regions.place(at)
         if place.kind == OUT_OF_BOUNDS:
             raise OutOfBounds(f"{self.actor(self.me)} writes {self.name(at)}")
@@ -190,7 +191,7 @@ class Memory(Clocks):
     # ---- atomics
 
     def state_of(self, at: int) -> tuple[State, int] | None:
-        """The state that an address belongs to, and the word's index there."""
+        """(the state to which an address belongs, the word's index in it), or None."""
         if at & PRIVATE_BITS == PRIVATE_BITS and at >> AREA_BITS & AREA_MASK == STATE and FIRST <= at < self.end:
             return self.states[(at - FIRST) >> 40], (at & (AREA - 1)) >> 3
         return None
@@ -227,7 +228,7 @@ class Memory(Clocks):
         return value
 
     def _visible(self, at: int, me: int) -> Release:
-        """One of the latest values, but none older than those that the actor knows of or has seen."""
+        """One of the word's latest releases, but none older than what the actor knows of or has seen."""
         history, mine = self.history[at], self.clocks[me]
         last = len(history) - 1
         low = max(self.oldest.get((me, at), 0), last - OLD)
@@ -307,7 +308,7 @@ class Memory(Clocks):
             self.sched.switch(UPDATE, at)
         held, me = self.latest(at), self.me
         self._check_acquire(at, "exchanges")
-        if at in self.history:  # then the actor has read the latest value
+        if at in self.history:  # the actor has then read the latest value
             self.oldest[me, at] = len(self.history[at]) - 1
         if held != expected:
             if at >> AREA_BITS & AREA_MASK == LOCK:
@@ -345,7 +346,7 @@ class Memory(Clocks):
     # ---- other functions that steps call
 
     def idle(self) -> None:
-        """Let an actor that has nothing to do wait until a word changes that it has read since its last wait."""
+        """Let an actor that has nothing to do wait until a word that it has read since its last wait changes."""
         actor = self.sched.me
         stale = any(self.latest(at) != value for at, value in actor.seen.items())
         if stale or (actor.sweeping and self.network.wants(actor.rank)):
@@ -355,7 +356,7 @@ class Memory(Clocks):
         actor.seen.clear()
 
     def wait_for_lock(self) -> None:
-        """Let an actor that met another's lock wait for that word alone, in the middle of its step."""
+        """Let an actor that found a lock taken wait for the lock's word alone, in the middle of its step."""
         actor = self.sched.me
         assert actor.locked_out is not None
         (at, held), actor.locked_out = actor.locked_out, None
@@ -367,7 +368,8 @@ class Memory(Clocks):
         actor.seen = before
 
     def clock(self) -> int:
-        """Move time on by a step. Steps differ so much in length that any timed wait may end now or not."""
+        """Move time on by one of JUMPS, which differ so much that any timed wait may end now or not. Returns the
+        time."""
         jump = self.sched.strategy.choose(len(JUMPS), "time") if self.sched.current is not None else 0
         self.now += JUMPS[jump]
         return self.now
@@ -376,7 +378,7 @@ class Memory(Clocks):
         return [self.value.get(at + WORD * i, 0) for i in range(n)]
 
     def floats(self, at: int, n: int) -> list[int]:
-        """Combine weights. The engine counts four bytes for each; here they are integers."""
+        """Read `n` combine weights. The engine counts four bytes for each; here they are integers."""
         return [self.value.get(at + 4 * i, 0) for i in range(n)]
 
     def functions(self) -> dict[str, Any]:

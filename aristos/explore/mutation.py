@@ -1,6 +1,6 @@
-"""The class of deliberate bugs. Each replaces functions below or beside the steps; the engine has no flags for bugs.
+"""Mutations, which are deliberate bugs. A mutation replaces functions; the engine has no flags for bugs.
 
-A mutation is applied before a schedule and removed after it. It can show in the cases that `asked` describes.
+A mutation is applied before a schedule and removed after it. The bug can show in the cases that `asked` describes.
 `catalogue.py` has all mutations by name.
 """
 
@@ -16,7 +16,7 @@ from . import places
 from .cases import Asked
 from .replaced import replaced
 
-LOTS = 1 << 62  # so much credit that no row waits for credit
+LOTS = 1 << 62  # more credit than any row waits for
 ONE_BY_ONE = (("tile", 1), ("run", 2), ("max_tokens", 6))  # sizes: each row is a tile
 NOWHERE = places.private(0, places.GATE, 1 << 20)  # the address of a word that no actor reads
 Put = Callable[[Any, str, Any], None]
@@ -24,7 +24,7 @@ Put = Callable[[Any, str, Any], None]
 
 @dataclass(frozen=True)
 class Mutation:
-    """A bug. put: replaces functions by (module, name, function)."""
+    """A bug. put: a function that gets another function, which it calls with (module, name, replacement)."""
 
     name: str
     what: str
@@ -52,7 +52,7 @@ class Instead:
 
 
 def releases_first() -> Instead:
-    """A stand-in for `aristos.primitives.memory` that makes an actor's stores after the actor's next release."""
+    """A stand-in for `aristos.primitives.memory` that delays an actor's stores until after the actor's next release."""
     late: dict[int, list[tuple[int, int]]] = {}
 
     def mine() -> list[tuple[int, int]]:

@@ -1,10 +1,10 @@
 """MPI's one-sided calls between the ranks, with no more guarantees than the standard gives.
 
-A put is cut into words. Each is read from its source late and lands in any order, even before words that were put
-earlier. A flush waits for all words that have not landed. Until then the source must not be written, and the target
-must be neither read nor put again. Only a coded word may be read while it is being put, by the holder of the wire's
-lock. The value read may then be anything. Once both halves of a coded word have landed, everything put before that
-word is known to have landed.
+A put is cut into words. Each word is read from its source late, and words land in any order, even before words that
+were put earlier. A flush waits for all words that have not landed. Until the flush the source must not be written, and
+the target must be neither read nor put again. Only a coded word, which is put as {value, complement}, may be read while
+it is being put, by the holder of the wire's lock. The value read may then be anything. Once both halves of a coded word
+have landed, everything put before that word is known to have landed.
 Source of the semantics: MPI 4.1, chapter 12.
 """
 
@@ -20,7 +20,7 @@ from .regions import CODED, WORD
 from .scheduler import FLUSH, LAND, POLL, PUT, Actor
 from .violation import Race, Unbounded, WrongSide
 
-GARBAGE = 1000  # added to a torn word; more than any word grows at once, yet so small that a loop up to it ends
+GARBAGE = 1000  # added to a torn word; more than any word grows at once, but so little that a loop up to the sum ends
 MOST_WORDS = 3200  # the most words unflushed at once from one rank to another
 
 
@@ -57,11 +57,11 @@ class SimulatedNetwork:
         memory.network = self
         self.count = 0
         self.flying: dict[int, PutWord] = {}  # words that are not flushed, by target
-        self.moving: dict[int, PutWord] = {}  # those of `flying` that may land
-        self.waiting: dict[int, PutWord] = {}  # those of `flying` that land once the target calls into MPI
-        self.sources: dict[int, int] = {}  # for each word in which words under way have their value, how many do
+        self.moving: dict[int, PutWord] = {}  # the words of `flying` that may land
+        self.waiting: dict[int, PutWord] = {}  # the words of `flying` that land once the target calls into MPI
+        self.sources: dict[int, int] = {}  # for each source word: how many words under way take their value from it
         self.halves: dict[int, Put] = {}  # the put that landed last in each half of a coded word
-        self.learned: dict[int, Clock] = {}  # by actor: the clock that coded words gave it since its last sync
+        self.learned: dict[int, Clock] = {}  # actor -> the clock of the coded words read since its last sync
         self.actor: Actor | None = None
 
     def add_actor(self) -> None:
@@ -147,7 +147,7 @@ class SimulatedNetwork:
         return -1 - rank
 
     def _settle(self, address: int, peer: int) -> None:
-        """Note that all puts to `peer` by a wire have landed, so that their sources may be written again."""
+        """Note that all puts to `peer` over a wire have landed, so that their sources may be written again."""
         memory = self.memory
         memory.tick()
         me, mine = memory.me, memory.clocks[memory.me]
@@ -159,7 +159,7 @@ class SimulatedNetwork:
                 memory.reads.pop(put_word.target, None)
 
     def _release_source(self, put_word: PutWord) -> None:
-        """Allow writes to a word's source again, because it was read before this actor's later actions."""
+        """Allow writes to a word's source again: the source was read before this actor's later actions."""
         memory = self.memory
         if put_word.source < FIRST:
             return
@@ -173,7 +173,7 @@ class SimulatedNetwork:
         memory.reads[put_word.source] = (*(r for r in readers if r[0] != me), (me, memory.clocks[me][me]))
 
     def sync(self, address: int) -> None:
-        """Let this actor know of the puts that the coded words it read stand for."""
+        """Let this actor know of the puts of all coded words that it has read."""
         self.check_caller(address)
         if (clock := self.learned.pop(self.memory.me, None)) is not None:
             self.memory.join(clock)
@@ -221,7 +221,7 @@ class SimulatedNetwork:
         new = memory.value.get(put_word.source, 0)
         memory.value[put_word.target] = new
         coded = memory.regions.place(put_word.target).kind == CODED
-        if coded and new != old:  # a word put again unchanged gives readers nothing new
+        if coded and new != old:  # readers learn nothing from a word that was put again unchanged
             self.halves[put_word.target] = put_word.put
             if memory.story is not None:
                 memory.note("lands", put_word.target, old, new)
@@ -257,8 +257,10 @@ class SimulatedNetwork:
             raise Race(f"{self.sched.me.name} writes {self.memory.name(at)}, which was put and is not flushed")
 
     def read_coded(self, at: int) -> int:
-        """The present value of half of a coded word. An actor that reads both halves knows, after its next sync, of the
-        older put of the two: halves that agree come from one put, or from two puts of equal values.
+        """Read half of a coded word. Returns its present value.
+
+        An actor that has read both halves knows of the older of their two puts after its next sync: halves that agree
+        come from one put, or from two puts of equal values.
         """
         memory = self.memory
         self.check_caller(private(memory.rank, WIRE))
@@ -268,7 +270,7 @@ class SimulatedNetwork:
             self._learn(min(self.halves[at], self.halves[other], key=lambda put: put.number))
         if at in self.moving or at in self.waiting:
             value += GARBAGE * self.sched.strategy.choose(2, "torn")
-        self.sched.me.seen[at] = value  # garbage, too: then the actor polls again, even if an equal value lands
+        self.sched.me.seen[at] = value  # also garbage, so that the actor polls again even if an equal value lands
         return value
 
     def _learn(self, put: Put) -> None:

@@ -1,10 +1,9 @@
 """Addresses as numbers, for the windows and the private memory of every rank. This module stores no bytes.
 
-Rank r has the numbers from FIRST + r * SPAN on, for its window for local peers, its window for remote peers, its
-outboxes, its private memory, and experts that local peers read. On a GPU it also has numbers for the mirror of the
-remote window and for the words that its proxy has accepted.
-The package's own code fills the tables of addresses (`substrate.windows.EngineMemory` and
-`substrate.cuda.outboxes.DeviceMemory`), for which it gets a group without MPI.
+Rank r has the numbers from FIRST + r * SPAN on. They are for its window for local peers, its window for remote peers,
+its outboxes, its private memory, and experts that local peers read. On a GPU it also has numbers for the mirror of the
+remote window and for the words that its proxy has accepted. The tables of addresses are filled by the layer's own code
+(`substrate.windows.EngineMemory`, `substrate.cuda.outboxes.DeviceMemory`), which gets a group without MPI for that.
 """
 
 from __future__ import annotations
@@ -53,7 +52,7 @@ def where(at: int) -> tuple[int, int, int]:
 
 
 def shift(rank: int) -> int:
-    """Bytes from the start of a rank's MPI window to its remote window. The number differs between ranks."""
+    """Bytes from the start of a rank's MPI window to its remote window. The number differs from rank to rank."""
     return 8 * (rank % 7)
 
 

@@ -1,4 +1,4 @@
-"""The state that only one rank, or only its proxy, reads and writes: saved and restored."""
+"""Save and restore the state that only one rank, or only its proxy, reads and writes."""
 
 from __future__ import annotations
 

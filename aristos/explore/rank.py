@@ -1,4 +1,4 @@
-"""One rank: its job and state, filled as by the substrate, the stages of its calls, and hashes instead of kernels.
+"""One rank: its job and state, filled like the substrate's, the stages of its calls, and hashes instead of kernels.
 
 A stage is the part of `CpuRuntime.run_call`, of `Exchange` or of a worker's thread between two points where no step is
 under way.
@@ -32,17 +32,17 @@ from .violation import OutOfBounds, WrongResult
 from .watched_state import Watched
 
 BATCH = 6  # the most rows of a run, column-split or not
-MERGE_POLLS = 3  # number of idle polls during which few rows wait for more
+MERGE_POLLS = 3  # number of idle polls for which a short run waits for more rows
 TIMEOUT = 120.0
-GATE_OPEN, GATE_DONE = 0, 8  # words between the calling thread and workers: the call open to them, how often they left
-GATE_HALF = 16  # word with the last exchange whose first phase ended on this rank, if ranks meet between the phases
+GATE_OPEN, GATE_DONE = 0, 8  # words between calling thread and workers: number of the open call, how often workers left
+GATE_HALF = 16  # word with the last exchange whose first phase has ended here, if ranks meet between the phases
 
 
 class Rank:
     """One rank of a cluster."""
 
-    worker = "worker"  # the word for a worker in names of actors
-    sides: tuple[list[int], ...] = ()  # jobs and states that its proxy works with, if it has one
+    worker = "worker"  # how names of actors call a worker
+    sides: tuple[list[int], ...] = ()  # the jobs and states with which its proxy works, if it has a proxy
 
     def __init__(self, cluster: Surroundings[Rank], me: int) -> None:
         case = cluster.case
@@ -155,7 +155,7 @@ class Rank:
             self.cluster.memory.value[home] = 0
 
     def _fill_counters(self) -> None:
-        """Let every counter begin at the case's value on both sides, as after many calls."""
+        """Let every counter begin at the case's first value, on both sides, as if many calls had been made."""
         start, st, job = self.case.start, self.st, self.job
         if not start:
             return
@@ -192,7 +192,7 @@ class Rank:
         return hash(tuple(st))
 
     def looked_everywhere(self, actor: Actor) -> bool:
-        """Whether the actor's last poll also checked for poison, which not every poll does."""
+        """Whether the actor's last poll checked every peer for poison. Not every poll does so."""
         return self.st[words.IDLE_SWEEPS] > MERGE_POLLS and all(at in actor.seen for at in self.poison_words)
 
     # ---- rows and weights
@@ -231,7 +231,7 @@ class Rank:
     # ---- instead of kernels
 
     def _at(self, weights: int) -> int:
-        """The stand-in address of weights at an address of a local peer. Their version is the one stored there."""
+        """The stand-in address of weights. For an address at a local peer, the version is the one stored there."""
         if weights < places.FIRST:
             return weights
         _, _, offset = places.where(weights)
@@ -257,7 +257,7 @@ class Rank:
         return [mem.load(at + WORD * w) for w in range(width or self.case.words)]
 
     def _keep_hidden(self, kept: int, i: int, weights: int, row: list[int], share: int) -> None:
-        """Keep a share of a row's hidden activations, if its entry says so."""
+        """Keep a share of a row's hidden activations, if the row's entry in `kept` says so."""
         entry = self.cluster.memory.load(kept + WORD * i) if kept else 0
         if taped.kept_of(entry) & taped.HIDDEN:
             at = taped.place_of(entry) + WORD * share
@@ -266,8 +266,8 @@ class Rank:
     def _from_tape(self, at: int, entry: int, weights: int) -> list[int]:
         """A row of a backward call, whose x lies where the entry says.
 
-        Hidden activations kept must be those of the row. They are not checked if this rank alone calls another layer
-        than in the forward call, because such a call has no result.
+        If hidden activations were kept, they must be the row's. They are not checked if this rank alone calls another
+        layer than in the forward call, because such a call has no result.
         """
         kept, place, mem, width = taped.kept_of(entry), taped.place_of(entry), self.cluster.memory, self.case.words
         if not kept & taped.X:
@@ -376,7 +376,7 @@ class Rank:
         cluster.memory.forget_returns(me)
         packing.begin(job, self.st)
         within = self._loads_within()
-        # here the progress thread does what the thread of a started call does: make MPI progress
+        # here the progress thread stands for the thread of a started call: it makes MPI progress
         self._tend(not within)
         if job[words.WORKERS] > 1:
             memory.store_release(private(me, places.GATE, GATE_OPEN), self.epoch)
@@ -436,10 +436,10 @@ class Rank:
         )
 
     def _loads_within(self) -> bool:
-        """Whether the rank loads weights for its next call while an exchange runs, whose object has no weights.
+        """Whether the rank loads weights for its next call while an exchange runs, because an exchange has no weights.
 
-        It does not if one rank makes another call instead: that rank's rows that stay would read weights while they
-        change.
+        It does not if some rank makes another call instead: rows that stay on that rank would be computed with weights
+        that change.
         """
         if not self.case.stay or not self.call.exchange or self.call.broken or self.epoch == len(self.calls):
             return False
@@ -462,7 +462,7 @@ class Rank:
             store_step=WORD * (2 * self.case.words + 1),
             scalars_out=private(self.me, places.SCALARS_OUT),
             scalars_back=private(self.me, places.SCALARS_BACK),
-            backward_weights=0,  # so that an address of weights is an expert's number times the step
+            backward_weights=0,  # then an address of weights is an expert's number times the step
         )
 
     def _open_tape(self, call: Call, backward: bool) -> None:
@@ -491,7 +491,7 @@ class Rank:
         self.version = version
 
     def await_readers(self) -> None:
-        """Wait, like `CpuRuntime.await_readers`, until every local peer has ended the last call that has ended here."""
+        """Wait, like `CpuRuntime.await_readers`, until the last call that ended here has ended on every local peer."""
         last = self.epoch - (self.stage == "load")
         for peer in self.case.nodes.local(self.me):
             while memory.load_acquire(word_from(self.job, self.st, peer, words.ENDED)) < last:
@@ -555,7 +555,8 @@ class Rank:
         self.left = left
 
     def _halfway(self) -> None:
-        """Begin the second phase of an exchange, like `Exchange.combine`, with hashes instead of the user's experts."""
+        """Begin the second phase of an exchange like `Exchange.combine`. Hashes take the place of the user's
+        experts."""
         call, job, st, me, value = self.call, self.job, self.st, self.me, self.cluster.memory.value
         if call.ends_early:
             self._check_statuses(True)
@@ -595,7 +596,8 @@ class Rank:
                 memory.yield_core()
 
     def _check_statuses(self, broken: bool) -> None:
-        """Check that the statuses which the other ranks announced are known now, and no later ones."""
+        """Check that this rank knows the statuses that the other ranks announced in this call, and none of a later
+        call."""
         start = self.job[words.T_PEER_STATUS]
         statuses = self.st[start : start + self.case.ranks]
         if not self.call.refuses and not self.call.refuses_combine and any(statuses) != broken:
@@ -619,7 +621,7 @@ class Rank:
         self.stage = "open"
 
     def _check_scalars(self) -> None:
-        """Check that each pair's scalar came back as its expert makes it from the row and from the scalar sent."""
+        """Check the scalar that came back for each pair: its expert makes it from the row and from the scalar sent."""
         if not self.job[words.SCALARS] or self.call.broken:
             return
         for t, ids in enumerate(self.call.ids):
@@ -692,7 +694,7 @@ class Rank:
                 self.cluster.sched.switch("die")
 
     def _check_patience(self) -> None:
-        """Check timeouts as `CpuRuntime.go_on` does, with the same class."""
+        """Check timeouts as `CpuRuntime.go_on` does, and with the same class."""
         if self.patience is None:
             job: Any = self.job
             self.patience = Patience(self.me, self.epoch, job, self.st, Limits.of(TIMEOUT))  # type: ignore[arg-type]

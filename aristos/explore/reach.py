@@ -1,8 +1,8 @@
 """Which memory an actor can reach if ranks are on GPUs.
 
-A block reaches the local windows, the mirror and the outboxes, which lie in mapped memory. It never calls MPI. A proxy
-reaches the MPI window, the words that it has accepted, and the outboxes, in which it writes only its own words. Only
-copies write a mirror.
+A block reaches the local windows, the mirror and the outboxes, which lie in mapped memory. A block never calls MPI. A
+proxy reaches the MPI window, the words that it has accepted, and the outboxes, in which it writes only its own words.
+Only copies write a mirror.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ WRITTEN_BY_HOSTS = ("arrived words", "coded words to put")  # parts of an outbox
 
 
 class Reach:
-    """The rules if ranks are on GPUs. hosts: the numbers of actors that are host threads; the others are blocks."""
+    """The rules if ranks are on GPUs. hosts: the numbers of actors that are host threads; all other actors are
+    blocks."""
 
     def __init__(self, regions: Regions) -> None:
         self.regions = regions

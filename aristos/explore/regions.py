@@ -27,7 +27,7 @@ class Place:
     region: str
     writer: int
     offset: int  # bytes from the region's beginning
-    peer: int = -1  # of an outbox: the rank that its data is for
+    peer: int = -1  # of an outbox: the rank for which its data is
 
 
 class Regions:
@@ -90,7 +90,7 @@ class Regions:
         return part <= ACCEPTED or (part == PRIVATE and offset < AREA * len(AREAS))
 
     def _part(self, rank: int, part: int) -> tuple[int, list[int], int, int]:
-        """A part's regions: their beginnings, their ranks, the bytes of one region, and the bytes of all."""
+        """(where a part's regions begin, the ranks they are for, the bytes of one region, the bytes of all)."""
         if (rank, part) not in self._parts:
             local, remote = self.nodes.local(rank), self.nodes.remote(rank)
             self._parts |= {

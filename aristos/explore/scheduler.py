@@ -1,7 +1,7 @@
 """A scheduler that runs actors one at a time, from one visible operation to the next, as a strategy decides.
 
 An actor is a greenlet. It stops before each operation that another actor could see (an atomic, a put, a flush, a poll)
-and when it has nothing to do. The strategy decides everything else by small numbers, whose list can replay the run. The
+and when it has nothing to do. The strategy decides by small numbers; the list of these numbers replays the run. The
 scheduler does not know what the actors do.
 """
 
@@ -63,9 +63,9 @@ class Scheduler:
         self.actors: list[Actor] = []
         self.current: Actor | None = None
         self.steps = 0
-        self.most = bound + 1  # the most steps that are of interest
+        self.most = bound + 1  # the most steps before a run is ended
         self.later: dict[int, Callable[[], None]] = {}  # step -> function called before it
-        self.stuck: Callable[[], bool] = lambda: False  # called if no actor can go on; returns True if it changed that
+        self.stuck: Callable[[], bool] = lambda: False  # called if no actor can go on; True if one then can
         self.describe: Callable[[], str] = lambda: ""
         self._main = getcurrent()
 
@@ -91,8 +91,8 @@ class Scheduler:
         self._main.switch()
 
     def wait(self, why: str, *, cut: bool = False) -> None:
-        """Stop until another actor wakes this one. cut: whether the end of its slice of time also ends the wait, by an
-        exception."""
+        """Stop until another actor wakes this one. cut: whether the wait also ends, by a Slice, if this actor's slice
+        of time ends."""
         me = self.me
         me.enabled, me.why, me.op, me.at = False, why, GO, ANYWHERE
         self._main.switch()

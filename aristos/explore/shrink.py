@@ -1,7 +1,8 @@
 """Shorten a failing schedule to fewer decisions that differ from 0, the choice that changes least.
 
-The decisions of a run are a list of small numbers (scheduler.py). If some are set to 0, this is another schedule of the
-same case. It is kept if it still fails in the same way. Delta debugging: Zeller, Hildebrandt, IEEE TSE 28 (2002).
+The decisions of a run are a list of small numbers (scheduler.py). With some of them set to 0, the list is another
+schedule of the same case, which is kept if it still fails in the same way. Delta debugging: Zeller, Hildebrandt, IEEE
+TSE 28 (2002).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from .strategies import Replay
 from .violation import Violation
 
 SECONDS = 20.0  # time limit for shrinking
-IN_VAIN = 24  # after so many trials in a row without a shorter schedule, none is expected
+IN_VAIN = 24  # trials in a row without a shorter schedule after which none is expected
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def attempt(case: Case, decisions: list[int], most: int, with_story: bool = Fals
 
 
 def shrink(case: Case, decisions: list[int], violation: Violation, steps: int) -> Short:
-    """The shortest schedule found. steps: those of the schedule; a trial with more steps is no shorter."""
+    """Return the shortest schedule found. steps: how many the schedule takes; a trial with more steps is no shorter."""
     began = time.monotonic()
     kind = type(violation)
     in_vain = 0

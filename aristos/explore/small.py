@@ -1,7 +1,7 @@
 """Small cases for exhaustive search, with two ranks of one worker, two experts, top-1, tiny rings and few routings.
 
-In each routing the ranks meet in another way: rows go both ways at once, all to one rank, all to one rank and then all
-to the other, or none and then all; or ranks have no tokens in a call.
+Each routing is another way for the two ranks to meet. Rows go both ways at once, all to one rank, all to one rank and
+in the next call all to the other, or none and in the next call all; or ranks have no tokens in a call.
 """
 
 from __future__ import annotations
@@ -34,9 +34,10 @@ def small(
     backward: bool = False,
     once: bool = False,
 ) -> Case:
-    """A case by name, with `tokens` tokens on each rank that has any. With experts in place, ranks load weights before
-    calls. If there are four calls or more, the one before the last is an exchange, in which ranks load weights for the
-    last call.
+    """A case by name, with `tokens` tokens on each rank that has any.
+
+    If rows may stay, ranks load weights before calls. Of four calls or more, the last but one is an exchange, during
+    which ranks load weights for the last call.
 
     once: each rank has two experts, and a token chooses both of them, so that it crosses once. In every second call of
     a rank a token chooses one expert; the two ranks do so in different calls. backward: every second call is a backward

@@ -1,4 +1,4 @@
-"""A rank's state, which is an array in the substrate and here a list that steps use in the same way."""
+"""A rank's state. In the substrate it is an array; here it is a list that steps use in the same way."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 class State(list[Any]):
-    """A list with an address, like an array. times: words that count time, on which no decision depends."""
+    """A list that has an address, as an array has. times: words that count time, on which no decision depends."""
 
     shared = False
     times = range(0)

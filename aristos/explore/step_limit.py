@@ -1,4 +1,4 @@
-"""A limit on the time of one step, because a step that loops without visible operations takes no further step."""
+"""A limit on the time of one step: the scheduler cannot stop a step that loops without visible operations."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ SECONDS = 20.0  # processor time that one step may take
 
 @contextmanager
 def every_step_ends(sched: Scheduler, count: Callable[[], int] | None = None) -> Iterator[None]:
-    """While inside, a step that does not end raises Livelock. count: a function that counts progress, if not by the
-    scheduler's steps. Only for the main thread."""
+    """While inside, a step that does not end raises Livelock. Only for the main thread.
+
+    count: a function that counts progress; by default the scheduler's steps count."""
     before = -1
 
     def look(*_: Any) -> None:

@@ -1,7 +1,7 @@
 """Strategies that decide which actor runs next: random walks, PCT, and a list of decisions that replays a run.
 
 PCT: Burckhardt, Kothari, Musuvathi, Nagarakatte, "A randomized scheduler with probabilistic guarantees of finding
-bugs", ASPLOS 2010. Actors have random priorities; of those that can run, the one with the highest priority runs. At
+bugs", ASPLOS 2010. Actors have random priorities. Among actors that can run, the one with the highest priority runs. At
 d - 1 random steps the running actor's priority falls below all others.
 """
 
@@ -13,12 +13,12 @@ from .cases import Case
 from .scheduler import Actor, Strategy
 
 CHANGES = 4  # the most changes of priority in a run
-FAIR = 500  # after so many steps the running actor's priority falls, too: waiting ranks send heartbeats without end
+FAIR = 500  # steps after which the running actor's priority falls too: waiting ranks send heartbeats without end
 LOCAL_STEPS, REMOTE_STEPS, GPU_STEPS = (
     60,
     350,
     600,
-)  # about how many steps a rank's call takes; priorities change within the sum over all calls
+)  # about how many steps a rank's call takes; priorities change within the sum of all calls' steps
 
 
 class Recorded:
@@ -58,7 +58,7 @@ class Replay:
 
 
 class _Chance:
-    """All choices except that of the next actor: mostly the choice that changes least."""
+    """Makes all choices except that of the next actor. Mostly it takes the choice that changes least."""
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed ^ 0x5EED)

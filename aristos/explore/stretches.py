@@ -1,7 +1,8 @@
 """A cluster whose actors can be rebuilt from the values that each has read since its stretch of work began.
 
-A stretch is one command, or an idle poll. It depends only on the values that the memory functions return. So if it runs
-again from the rank's private memory, with these values and without effects, the actor is where it was.
+A stretch is one command, or one idle poll. It depends only on the rank's private memory and on the values that the
+memory functions return. So if it runs again from that memory, with these values and without effects, the actor is where
+it was.
 """
 
 from __future__ import annotations
@@ -39,12 +40,12 @@ class Stretches(Cluster):
 
     def __init__(self, case: Case, strategy: Strategy) -> None:
         super().__init__(case, strategy)
-        self.memory.keeps_acquired = False  # because it would be part of every state
+        self.memory.keeps_acquired = False  # otherwise it would be part of every state
         self.replaying = -1  # how many recorded values an actor being rebuilt has used; -1 if none is being rebuilt
         self.stretches: list[tuple[Private | Host, bytes, Log]] = [
             (Private.of(self.ranks[actor.rank]), b"", []) for actor in self.sched.actors
         ]  # the stretches of each actor
-        if self.memory.reach is not None:  # proxies release all words of a line, but the changed ones give enough order
+        if self.memory.reach is not None:  # proxies release all words of a line, but changed ones suffice for order
             self.memory.skips_same = self.memory.reach.hosts
         for rank in self.ranks:
             for p in range(case.ranks):
@@ -67,7 +68,8 @@ class Stretches(Cluster):
             self.copies.flying, self.copies.sources = self.network.flying, self.network.sources
 
     def _take_for_local(self, rank: Rank, peer: int) -> None:
-        """Mark words that no other actor reads in this search as local: their accesses are no switch points."""
+        """Mark words that no other actor reads in this search as local, so that accesses to them are no switch
+        points."""
         job, st, local = rank.job, rank.st, self.memory.local
         remote = st[words.remote(job, peer)] != 0
         if self.case.proxy:  # no rank fails, and no rank reads heartbeats
@@ -79,13 +81,13 @@ class Stretches(Cluster):
             word_to(job, st, peer, w)
             for w in (range(words.LINE_WORDS) if remote else (words.AT_EPOCH, words.AT_PROGRESS))
         }
-        if remote:  # then also the outbox, the arrived words, and the lock of the wire
+        if remote:  # also the outbox, the arrived words, and the lock of the wire
             local |= {word_from(job, st, peer, w) for w in (*range(words.LINE_WORDS), words.POSTED)}
             local |= {job[words.WIRE] + WORD * w for w in range(wire.STATUS)}
 
     @contextmanager
     def recorded(self) -> Iterator[None]:
-        """While inside, record the values that steps read, or give them these values again."""
+        """While inside, record the values that steps read, or for a replay give steps the recorded values."""
         mem, network = self.memory, self.network
         operations = (
             "load",
@@ -174,7 +176,7 @@ class Stretches(Cluster):
 
     @staticmethod
     def _known(host: Host) -> list[list[int]]:
-        """The state from which a proxy continues, without statistics."""
+        """The state from which a proxy continues, apart from statistics."""
         job, st, gpu, cs = host.sides
         counters = range(job[words.T_COUNTERS], job[words.T_COUNTERS] + words.COUNTER_WORDS)
         return [job, [0 if i in counters else word for i, word in enumerate(st)], gpu, cs]

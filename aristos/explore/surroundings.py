@@ -1,4 +1,4 @@
-"""The parts of a cluster that its ranks use. R: the class of ranks."""
+"""The parts of a cluster that its ranks use, as protocols. R: the class of ranks."""
 
 from __future__ import annotations
 

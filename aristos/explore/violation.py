@@ -16,11 +16,12 @@ class SecondWriter(Violation):
 
 
 class WrongSide(Violation):
-    """A GPU's block touches memory that only the host reaches, or a host thread the GPU's memory."""
+    """A GPU's block touches memory that only the host reaches, or a host thread touches the GPU's memory."""
 
 
 class OutOfBounds(Violation):
-    """An access is outside all memory: its address was never written, or lies past the end of a window."""
+    """An access is outside all memory: the steps got an address that was never filled in, or one past the end of a
+    window."""
 
 
 class RingError(Violation):
@@ -36,7 +37,7 @@ class Livelock(Violation):
 
 
 class TooLong(Violation):
-    """A schedule takes more steps than the one that it should shorten, so it is ended and shows nothing."""
+    """A schedule takes more steps than the schedule that it should shorten. It is ended and shows nothing."""
 
 
 class WrongResult(Violation):
@@ -48,7 +49,7 @@ class Unbounded(Violation):
 
 
 class Aborted(Exception):
-    """The watchdog has ended the job, which is right."""
+    """The watchdog has ended the job. That is the right behaviour, not a violation."""
 
 
 class Crash(Violation):

@@ -1,6 +1,6 @@
 """A rank's state, which its workers share under the rank's lock, with checks of all accesses.
 
-As in a window (memory_model.py), two steps race if both access a word of the state, one of them writes it, and the two
+Two steps race, as in a window (memory_model.py), if both access a word of the state, one of them writes it, and the two
 accesses have no order. Accesses by address are atomics: they order other accesses and do not race with each other.
 Accesses by the explorer itself are not checked.
 """

@@ -2,8 +2,8 @@
 
 While the network is in use, fused calls run the steps of `steps.py`. For a collective of the bulk schedule each rank
 publishes when it entered and how many bytes it sends to each other rank. After the real collective it waits until its
-last bytes are due. The real copying takes place in that time, whereas in a fused call a worker copies rows itself. So
-the emulation favours bulk.
+last bytes are due. The real copying takes place within that wait, whereas in a fused call a worker spends time of its
+own on copying rows. So the emulation favours bulk.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ...transport.shm import ShmWindow
 from . import steps, words
 from .words import LINE, WORD
 
-TURNS = 8  # collectives whose entries are kept; a rank is never so many collectives ahead of another
+TURNS = 8  # collectives whose entries are kept; no rank is ever that many collectives ahead of another
 TURN, TIME, BYTES = 0, 1, 2  # words of an entry
 COPIED, COPIES, ROW = 1 << 20, 20, 4096  # for the copy rate: bytes of a copy, number of copies, bytes of a row
 NAP_NS = 200_000  # a rank sleeps in waits longer than this
@@ -84,9 +84,10 @@ def leave(entries, links, free, me, turn, limit):
 
 @jit
 def pings(to, back, nbytes, base, rounds, first):
-    """Make round trips of a word with `nbytes`: one in which the two ranks meet, then `rounds` that are timed.
+    """Make round trips of a word with `nbytes`: first one in which the two ranks meet, then `rounds` timed ones.
 
-    Returns the ns of these, or -1 after LIMIT_NS. Words are numbered from base + 1. first: whether this rank begins.
+    Returns the ns of the timed round trips together, or -1 after LIMIT_NS. Words are numbered from base + 1. first:
+    whether this rank begins.
     """
     begun = mem.clock()
     for turn in range(base + 1, base + 2 + rounds):
@@ -125,11 +126,10 @@ def check_ranks(nodes: Nodes) -> None:
 
 
 class Network:
-    """Links between the ranks of a runtime; in a `with` block its calls use them. Collective, as is each method.
+    """Links between the ranks of a runtime, whose calls use them within a `with` block. Every method is collective.
 
-    runtime: the runtime of layers that are already made. It must not grow while the network exists. bulk: the bulk
-    schedule of a layer on that runtime.
-    InputError: ranks on several nodes, or too many.
+    runtime: the runtime of layers that are already made. Its windows must not grow while the network exists. bulk: the
+    bulk schedule of a layer on that runtime. Raises InputError if the ranks are on several nodes or are too many.
     """
 
     def __init__(self, runtime: Any, bulk: Any) -> None:
@@ -173,7 +173,7 @@ class Network:
         self._meet()
 
     def __enter__(self) -> Network:
-        self._meet()  # all calls have ended: words do not change
+        self._meet()  # after this all calls have ended, so no word changes
         state, starts = self.runtime.state, self.runtime.tables.starts
         lines = []
         for p in self._peers:
@@ -206,7 +206,7 @@ class Network:
         self.runtime.group.meet("the other ranks to set links")
 
     def collective(self, call: Callable[[Any], object], nbytes: np.ndarray) -> None:
-        """Make an MPI collective over the links, in place of `Bulk.collective`.
+        """Run an MPI collective with the delay of the links. It replaces `Bulk.collective`.
 
         nbytes: [W] bytes that this rank sends to each rank.
         """

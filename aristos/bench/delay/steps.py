@@ -1,7 +1,7 @@
 """The engine's steps compiled with the lowering of `words.py`, as separate modules made from the same files.
 
-Numba and its cache keep the code apart by the modules' names, as they do for another instruction set
-(`kernels/by_isa.py`).
+Numba and its cache tell this code from the ordinary steps' code by the modules' names. `kernels/by_isa.py` does the
+same for each instruction set.
 """
 
 from __future__ import annotations

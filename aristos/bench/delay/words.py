@@ -5,13 +5,13 @@ with the time at which it is due:
 
     free = max(now, free) + bytes / rate          due = free + alpha
 
-A reader takes the words that are due, in order, and does not see the others. No thread copies or sleeps: a notified
+A reader takes the words that are due, in order, and does not see later ones. No thread copies or sleeps: a notified
 word costs its source one reading of the clock, and its reader one for each poll while words are queued. Data is in
 place at once, but no step reads data before the word that announces it. A queue is needed, because words are
 cumulative: with one due time beside each word, a new value would replace the due times of earlier values.
 
-Words of lines that are not in the table are ordinary. The table is private to a process. Compiled code finds it by a
-symbol, because the kernel cache would keep an address.
+A table, private to each process, lists the lines whose words are delayed. All other words are ordinary. Compiled code
+finds the table by a symbol, because the kernel cache would keep an address.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ TABLE[:] = 0
 # words of a link, each on a line of its own: latency, ns per MiB, entries of a queue, when the link becomes free in ns
 ALPHA, PER_MIB, CAPACITY, FREE = 0, 8, 16, 24
 QUEUES = 32  # offset of the queues, one for each word of a line
-COUNTS = 2 * LINE_WORDS  # words of a queue before its entries: a line with the count of puts, a line with that of takes
+COUNTS = 2 * LINE_WORDS  # words of a queue before its entries: one line each for the counts of puts and of takes
 VALUE, DUE, QUEUED_WORDS = 0, 1, 2  # words of an entry
 
 SYMBOL = "aristos_delayed_words"
@@ -81,7 +81,7 @@ def _entry(word, side):
 
 @jit
 def _queue(link, which):
-    """Address of a word's queue: its count of puts, on the next line its count of takes, then the entries."""
+    """Address of a word's queue. It holds a count of puts, on the next line a count of takes, then the entries."""
     return link + WORD * (QUEUES + which * (COUNTS + QUEUED_WORDS * mem.load(link + WORD * CAPACITY)))
 
 

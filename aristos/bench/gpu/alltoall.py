@@ -1,8 +1,8 @@
 """All-to-alls of bytes between the GPUs of ranks, by NCCL or by MPI, for the fused layer's rivals.
 
-Both move `sends[p]` bytes to each rank p and `gets[p]` bytes from it. The one by NCCL is queued on the stream, and so
-may be captured in a graph. The one by MPI goes through pinned memory of the hosts, because few installed MPI libraries
-take GPU memory; it waits for the stream.
+Each all-to-all moves `sends[p]` bytes to each rank p and `gets[p]` bytes from it. NCCL's is queued on the stream, and
+so may be captured in a graph. MPI's waits for the stream, and goes through pinned memory of the hosts, because few
+installed MPI libraries take GPU memory.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from ...errors import EnvironmentProblem
 from .clock import BenchGpu
 from .libraries import Library
 
-Bytes = NDArray[np.int64]  # [W], of each rank
+Bytes = NDArray[np.int64]  # [W] a number of bytes for each rank
 INT8 = 0  # ncclDataType_t
-START_SECONDS = 60.0  # time that NCCL may take to start; it waits without end for a rank that failed
+START_SECONDS = 60.0  # time that NCCL may take to start; without a limit it would wait for ever for a rank that failed
 LATE = "ncclCommInitRank has not returned"
 
 
 def starts(counts: Bytes) -> Bytes:
-    """The beginning of each rank's part if all parts lie side by side."""
+    """Where each rank's part begins if all parts lie side by side."""
     return np.cumsum(counts) - counts
 
 
@@ -66,10 +66,9 @@ class Nccl:
         self._agree(self._started(UniqueId.from_buffer_copy(world.bcast(bytes(key)))))
 
     def _agree(self, why: str) -> None:
-        """Raise EnvironmentProblem on every rank if a rank has a reason.
+        """Raise EnvironmentProblem on every rank if any rank has a reason.
 
-        If several have one, a reason other than a wait is
-        raised. Collective."""
+        If several ranks have one, a reason other than a wait is raised. Collective."""
         reasons = enumerate(self.gpu.world.allgather(why))
         if found := sorted((f"rank {rank}: {why}" for rank, why in reasons if why), key=lambda each: LATE in each):
             raise EnvironmentProblem(found[0])
@@ -129,7 +128,8 @@ class Staged:
         self._host = [gpu.device.host(most)[0] for _ in range(2)]
 
     def __call__(self, to: int, source: int, sends: Bytes, gets: Bytes) -> None:
-        """Move the bytes, with a wait for the stream before and after MPI. Arguments as those of `Nccl`. Collective."""
+        """Move the bytes, with a wait for the stream before and after MPI. The arguments are those of `Nccl`.
+        Collective."""
         from mpi4py import MPI
 
         device, stream = self.gpu.device, self.gpu.stream

@@ -1,6 +1,6 @@
 """A layer's call on a GPU, whose inputs are made on the host and whose outputs are checked against float64.
 
-Every suite on GPUs runs a `Played`, that is a call that is queued launch by launch or captured in a CUDA graph.
+Every suite on GPUs runs a `Played`, which is a call that is queued launch by launch or captured in a CUDA graph.
 """
 
 from __future__ import annotations
@@ -22,16 +22,17 @@ CHECKED = 64  # tokens per call that the oracle computes
 
 
 def rounded(values: np.ndarray, kind: str) -> np.ndarray:
-    """Values rounded to a kind's rows, as float32. Rows of tf32 are float32, because it rounds only factors."""
+    """Values rounded to a kind's rows, as float32. Rows of tf32 stay float32, because tf32 rounds only factors of
+    products."""
     from ...kernels.cuda.pack import narrow, widen
 
     return widen(narrow(values, kind), kind) if BY_KIND[kind].rounds else values
 
 
 def settled(work: Workload, count: int, kind: str) -> np.ndarray:
-    """x: [count, H] float32, rounded to a kind.
+    """Draw x: [count, H] float32, rounded to a kind.
 
-    Its scores have no near ties, so that float32 and float64 route alike.
+    The router's scores of x have no near ties, so that float32 and float64 route alike.
     """
     x = rounded(work.tokens(count, count), kind)
     rng, k = np.random.default_rng(work.world.rank), work.cfg.top_k
@@ -103,7 +104,7 @@ class Played:
         self.moe(self.x, out=self.y, **self.routing)
 
     def graph(self) -> Callable[[], None]:
-        """A function that launches the call as a graph, which is captured after a plain call that allocates.
+        """A function that launches the call as a graph. A plain call, which allocates, runs before the capture.
 
         Collective.
         """
@@ -116,8 +117,7 @@ class Played:
     def error(self, call: Callable[[], object] | None = None, out: GpuArray | None = None) -> float:
         """The largest error on any rank after `call`, by default this call, which writes to `out`.
 
-        The outputs are cleared
-        before. Collective."""
+        The outputs are cleared before the call. Collective."""
         gpu, out = self.gpu, out or self.y
         if out.nbytes:
             gpu.device.clear(out.at, out.nbytes, gpu.stream)

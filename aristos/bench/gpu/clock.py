@@ -1,7 +1,7 @@
 """A benchmark's GPU: a stream, events, arrays, facts, and calls that take turns.
 
-Before each timed call a buffer larger than any L2 cache is cleared on the same stream. So caches are cold, and the host
-queues the call while the GPU is busy. Therefore events measure the GPU's time, not the host's.
+Before each timed call a buffer larger than any L2 cache is cleared on the same stream. So caches are cold. The host
+queues the call while the GPU still clears, so events measure the GPU's time and not the host's.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ..world import World
 
 FLUSH = 256 << 20  # bytes; more than the L2 cache of any GPU
 FEWEST, MOST = 5, 200  # limits on the number of timed turns
-# types of arrays, by kind; those that NumPy itself does not have are bits
+# types of arrays, by kind; for a type that NumPy does not have, unsigned integers that hold its bits
 TYPES = {
     kind: np.dtype(row.array if np.dtype(row.array).kind == "f" else f"u{row.nbytes}").str
     for kind, row in BY_KIND.items()

@@ -1,4 +1,4 @@
-"""The time that a launch takes the host: of a layer's call, of its graph, and of an empty kernel.
+"""The time that the host needs to launch a layer's call, the call's graph, and an empty kernel.
 
     call                  MoE(x, out=y): the host's checks and four launches
     call, graph           the same call, captured once and replayed
@@ -91,7 +91,8 @@ class Launches:
 
 
 def sheet(gpu: BenchGpu, done: list[tuple[int, dict[str, np.ndarray], bool]]) -> Sheet:
-    """The table for the reader. done: tuples of tokens, times, and whether the outputs were right afterwards."""
+    """The table for the reader. done: for each call the number of tokens, the times, and whether the outputs were right
+    afterwards."""
     shown = Sheet(f"launching on {gpu.device.name}, by the host's clock", COLUMNS)
     for tokens, found, right in done:
         for name, times in found.items():

@@ -1,4 +1,4 @@
-"""NVIDIA's libraries, which the rivals call by ctypes: the copy in use, its path, and failed calls as errors.
+"""NVIDIA's libraries, which the rivals call by ctypes: which copy is used, and errors for calls that fail.
 
 A library that this process has loaded already is used again, so that PyTorch or CuPy and a suite share one copy. Else
 the module looks in wheels (`nvidia/*/lib`, and `torch/lib` if PyTorch has its own copy), then in the loader's path.
@@ -38,7 +38,7 @@ def candidates(names: tuple[str, ...]) -> Iterator[str]:
 class Library:
     """One of these libraries. noun: its name in messages. status: the type of its functions' results.
 
-    path: that of the file in use. Raises EnvironmentProblem if none can be loaded.
+    path: the file in use. Raises EnvironmentProblem if no file can be loaded.
     """
 
     def __init__(self, noun: str, names: tuple[str, ...], status: str) -> None:

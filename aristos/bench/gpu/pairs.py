@@ -26,10 +26,10 @@ def link_names(world: Any) -> list[str]:
 
 @dataclass
 class Pair:
-    """This rank's place in a pair. peer: the rank that is not 0. side: 0 or 1, or None if this rank waits.
+    """This rank's place in a pair.
 
-    link: the class
-    of the pair's link.
+    peer: the rank of the pair that is not 0. side: 0 on rank 0, 1 on the peer, None on a rank that waits. link: the
+    class of the pair's link.
 
     own, theirs: addresses of this rank's memory and of the other rank's memory, on this GPU.
     """

@@ -1,10 +1,10 @@
 """The rival of `layer` and `replay` on a GPU: `torch_layer.py` on the benchmark's stream, in CUDA graphs.
 
 On one rank, the rival is a chain in one graph. On several ranks there are two chains: with NCCL's all-to-all in one
-graph, and with MPI's all-to-all between three graphs. If products can be grouped or looped over, both ways are captured
-and the faster one that is right is kept; the row says which. `torch.compile` compiles activation and combine; if it
-fails, PyTorch's own kernels run. The rival runs no kernel of this package. A step that fails on one rank is left out on
-all.
+graph, and with MPI's all-to-all between three graphs. If the products can be computed both by a grouped product and in
+a loop, both ways are captured, and the fastest way with right outputs is kept; the row names it. `torch.compile`
+compiles activation and combine; if it fails, PyTorch's own kernels run. The rival runs no kernel of this package. A
+step that fails on one rank is left out on all.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from .cublas import described, library
 CHAINS = CHAIN, CHAIN_NCCL, CHAIN_MPI = "chain graph", "chain, NCCL", "chain, MPI"
 TRIES = 3  # measurements of each way to multiply, to find the faster one
 
-# errors of PyTorch (out of memory, or another version), of NCCL and of the GPU
+# errors that PyTorch (without memory, or in another version), NCCL and the GPU raise
 FAILURES = (RuntimeError, TypeError, ValueError, AttributeError, EnvironmentProblem)
 
 Call = Callable[[], object]
@@ -112,7 +112,7 @@ class TorchGpu:
         return found.view(self.torch.bfloat16) if array.kind == "bf16" else found
 
     def fuse(self, function: Callable[..., Any], otherwise: Callable[..., Any]) -> Callable[..., Any]:
-        """The function compiled into one kernel, or after the first failure to compile, `otherwise`."""
+        """A function that runs `function` compiled into one kernel, or `otherwise` once compilation has failed."""
         compiled, works = self.torch.compile(function, fullgraph=True), True
 
         def run(*arguments: Any) -> Any:
@@ -143,9 +143,9 @@ class TorchGpu:
 
 
 class Rival:
-    """A maker of the unfused chains of a layer. part: this rank's part of them. Collective.
+    """A maker of a layer's unfused chains. part: what the chains of this rank share. Collective.
 
-    notes: sentences about what the chains use, and why a chain is missing.
+    notes: sentences that say what the chains use, and why a chain is missing.
     """
 
     def __init__(self, gpu: BenchGpu, work: Workload, place: TorchGpu, part: torch_layer.Part) -> None:
@@ -160,7 +160,7 @@ class Rival:
             self.notes.append(nccl.used if nccl is not None else why)
 
     def chains(self, played: Played) -> dict[str, Chain]:
-        """The chains of a call by name, without those that fail, for which `notes` has the reasons. Collective."""
+        """The chains of a call by name. A chain that fails is left out, and `notes` says why. Collective."""
         found = {}
         for name, exchange in self.exchanges.items():
             made = self._chain(name, played, exchange)

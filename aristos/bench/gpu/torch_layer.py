@@ -1,13 +1,13 @@
 """The unfused layer in PyTorch, which is the fused layer's rival: gate, top-k, sort, grouped products, combine.
 
-The steps are those of frameworks without own kernels. The gate is a product with float32 scores. The choices are sorted
-by expert, and rows are gathered in that order. Then come the first product of all experts (gate and up side by side),
-the activation, and the second product. Each token's outputs are summed by index. The module also runs on CPUs, where
-its arithmetic is tested.
+The steps are those of frameworks that have no kernels of their own. The gate, here the router, is a product with
+float32 scores. The choices are sorted by expert, and rows are gathered in that order. Then come the first product of
+all experts (gate and up side by side), the activation, and the second product. Each token's outputs are summed by
+index. The module also runs on CPUs, where its arithmetic is tested.
 
 Products, in `WAYS`:
     grouped     one `torch.nn.functional.grouped_mm`; the host knows nothing of the routing
-    loop        a `torch.mm` for each expert; its rows are known beforehand, which favours it: the host need not wait
+    loop        a `torch.mm` for each expert; the host knows the numbers of rows, so it need not wait: an advantage
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Fuse = Callable[[Callable[..., Any], Callable[..., Any]], Callable[..., Any]]
 
 
 def imported() -> Any:
-    """Import PyTorch, set to compile in this process: its pool of processes does not suit ranks of MPI.
+    """Import PyTorch, set to compile in this process, because its pool of compiler processes does not suit MPI ranks.
 
     Raises ImportError.
     """
@@ -44,7 +44,7 @@ def imported() -> Any:
 
 
 def refuse_unless_known(what: str, name: str, known: Iterable[str]) -> None:
-    """Raise EnvironmentProblem if the chain lacks a layer's score or activation. what: which of the two."""
+    """Raise EnvironmentProblem if the chain lacks a layer's score or activation. what: "score" or "activation"."""
     if name not in known:
         has = ", ".join(known)
         raise EnvironmentProblem(f"no PyTorch chain: {__name__} has no {what} {name!r}, only {has}: add it there")
@@ -56,7 +56,8 @@ def dtype_of(torch: Any, cfg: MoEConfig) -> Any:
 
 
 def ways(torch: Any, cfg: MoEConfig, capability: tuple[int, int]) -> tuple[str, ...]:
-    """The ways that run on a GPU without a wait of the host, which a capture forbids. capability: such as (9, 0)."""
+    """The ways that run on a GPU without a wait on the host, which a capture forbids. capability: for example (9,
+    0)."""
     return (LOOP,) if why_ungrouped(torch, cfg, capability) else WAYS
 
 
@@ -112,7 +113,7 @@ class Gate:
             return self.torch.mm(x.float(), self.matrix)
 
 
-# by score: a function of PyTorch and of scores [S, E] that returns the weights of all experts before the choice
+# by score: a function (torch, scores [S, E]) that returns the weights of all experts before the choice
 VALUES: dict[str, Callable[[Any, Any], Any]] = {
     "softmax": lambda torch, scores: scores.softmax(-1),
     "sigmoid": lambda torch, scores: scores.sigmoid(),
@@ -193,7 +194,7 @@ def activation(torch: Any, cfg: MoEConfig) -> Callable[[Any], Any]:
 
 
 def biased(function: Callable[[Any], Any]) -> Callable[[Any, Any, Any], Any]:
-    """The function of h, bias and the expert of each row that computes function(h + bias[expert]) in float32."""
+    """A function of (h, bias, the expert of each row) that computes function(h + bias[expert]) in float32."""
 
     def added(h: Any, bias: Any, expert: Any) -> Any:
         return function(h + bias[expert]).to(h.dtype)
@@ -362,7 +363,7 @@ class RankChain(Chain):
     ) -> None:
         super().__init__(part, way, x, y, counts[me], given)
         torch, mine = part.torch, placement == me
-        taken = counts[:, mine]  # rows land in the order of ranks, and those of a rank in the order of experts
+        taken = counts[:, mine]  # rows land in the order of ranks, and the rows of one rank in the order of experts
         expert = np.repeat(np.arange(taken.size), taken.reshape(-1)) % max(1, taken.shape[1])
         by_expert = np.argsort(expert, kind="stable")
         self.exchange, self.known = exchange, taken.sum(axis=0)

@@ -1,8 +1,8 @@
 """Pictures of a results file. Each module draws the tables of one suite or more. Matplotlib is imported only to draw.
 
-A picture is made by a function of a `results.Table` that returns a figure. The `PICTURES` of a module names the
-pictures of each table. A table without a picture, or of another program, is drawn by its dimensions (`any_table.py`).
-Pictures show only the data of the file: nothing is smoothed, and outliers are not removed.
+A picture is made by a function that takes a `results.Table` and returns a figure. The `PICTURES` of a module names the
+pictures of each table. A table that has none, for example one of another program, is drawn by its dimensions
+(`any_table.py`). Pictures show only the data of the file: nothing is smoothed, and outliers are not removed.
 """
 
 from __future__ import annotations
@@ -118,9 +118,9 @@ def _pyplot() -> Any:
 
 @contextlib.contextmanager
 def _described(pyplot: Any, what: str) -> Iterator[None]:
-    """Turn errors about data that cannot be drawn, because another version or program wrote it, into a ResultsError.
+    """While inside, turn errors about data that cannot be drawn into a ResultsError. At the end, close all figures.
 
-    Closes all figures.
+    Another version or program may have written the data.
     """
     try:
         yield
@@ -135,8 +135,7 @@ def _described(pyplot: Any, what: str) -> Iterator[None]:
 def _figures(table: Table) -> dict[str, Any]:
     """File name -> figure of each picture of a table.
 
-    If the table has none, or lacks data that they show, the picture by
-    its dimensions."""
+    If the table has no picture of its own, or lacks data that its pictures need, it is drawn by its dimensions."""
     from matplotlib import pyplot
 
     from . import any_table
@@ -154,7 +153,8 @@ def _figures(table: Table) -> dict[str, Any]:
 
 
 def choose(file: str, run: str | None) -> Run:
-    """The run of a file whose name begins so; None: the last one. Raises InputError if it is not one."""
+    """The run of a file whose name begins with `run`, or for None the last run. Raises InputError unless one run
+    fits."""
     runs = load(file).runs
     if not runs:
         raise InputError(f"{file} holds no run")

@@ -1,7 +1,8 @@
-"""The picture of a table that has no other: each variable over one dimension, with a line for each other coordinate.
+"""The picture of a table that has no picture of its own: each variable over one dimension, in one line per coordinate.
 
-The dimension is the first one that has numbers, else the first of all. Points are medians over repetitions; times are
-those of the slowest rank. Bands reach from the 5th to the 95th percentile.
+The dimension is the first one that has numbers, else the first of all. There is a line for each coordinate of the other
+dimensions. Points are medians over repetitions; times are those of the slowest rank. Bands reach from the 5th to the
+95th percentile.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def drawable(table: Table) -> list[str]:
 
 
 def along(table: Table, dims: tuple[str, ...]) -> str:
-    """The dimension of the x axis: the first one with numbers that is no repetition, else the first of all."""
+    """The dimension of the x axis: the first one with numbers that is no rank or repetition, else the first of all."""
     kept = [name for name in dims if name not in (*SAMPLES, "rank")]
     numbers = [name for name in kept if table.dims[name].values.dtype.kind in "iuf"]
     return [*numbers, *kept, *dims][0]

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from ...results import Table
 from .style import BLUE, GREEN, GREY, ORANGE, RED, byte_axis, plain_log
 
-GRAPH = "aristos graph"  # compared with the others
+GRAPH = "aristos graph"  # the name with which all other names are compared
 COLORS, MARKS = (BLUE, ORANGE, GREEN, RED, GREY), "os^Dv"
 
 
@@ -89,7 +89,7 @@ def gemm(table: Table) -> Any:
 
 
 def layer(table: Table) -> Any:
-    """Time of a call by tokens, and the time of the others over that of `aristos graph`."""
+    """Time of a call by tokens, and each other way's time over the time of `aristos graph`."""
     from matplotlib import pyplot
 
     tokens, names = table.dims["tokens"].values, [str(name) for name in table.dims["what"].values]

@@ -71,7 +71,7 @@ def idle(table: Table) -> Any:
 
 
 def ecdf(table: Table) -> Any:
-    """Straggler figure: the slowest rank's call over its minimum, one panel per routing; p50 and p95 in the legend."""
+    """ECDFs of the slowest rank's time over its minimum, one panel per routing; the legend has p50 and p95."""
     from matplotlib import pyplot
 
     patterns, ways = table.dims["pattern"].values, _ways(table, "call_time")
@@ -87,7 +87,7 @@ def ecdf(table: Table) -> Any:
             most = max(most, float(np.nanquantile(ratio, 0.99)))
             draw_ecdf(axis, ratio, "", f"{label}: p50 {p50:.2f}, p95 {p95:.2f}", colour)
         axis.set(title=str(patterns[p]), xlim=(1, max(1.05, most)), xlabel="call / fastest call (up to p99)")
-        axis.legend(fontsize=7, frameon=True, framealpha=0.6, edgecolor="none")  # curves may run below it
+        axis.legend(fontsize=7, frameon=True, framealpha=0.6, edgecolor="none")  # curves may run behind the legend
     for axis in axes.flat[len(patterns) :]:
         axis.set_visible(False)
     for axis in axes[:, 0]:
@@ -96,7 +96,7 @@ def ecdf(table: Table) -> Any:
 
 
 def wait(table: Table) -> Any:
-    """Rank x rank: the mean wait of each rank for each other in a call, a column for a routing, a row for a way."""
+    """Heat maps of the mean wait of each rank for each other rank in a call: a column per routing, a row per way."""
     from matplotlib import pyplot
 
     patterns, ways = table.dims["pattern"].values, _ways(table, "wait_time")

@@ -1,4 +1,4 @@
-"""Changes of a file's texts so that Matplotlib can draw them, and a check that a table is small enough to be drawn.
+"""Change a file's texts so that Matplotlib can draw them, and check that a table is small enough to be drawn.
 
 Matplotlib reads a text between two "$" as a formula, fails at half a surrogate, and takes minutes to lay out a long
 text.
@@ -25,7 +25,7 @@ UNLABELLED = (*SAMPLES, "save", "segment")  # dimensions without marks or labels
 
 
 def label(text: str) -> str:
-    """The text cut to MOST characters; those that cannot be shown are escaped, and each "$" is shown as itself."""
+    """The text cut to MOST characters. Characters that cannot be shown are escaped, and a "$" starts no formula."""
     cut = text if len(text) <= MOST else f"{text[: MOST - 3]}..."
     return shown(cut).replace("$", r"\$")
 

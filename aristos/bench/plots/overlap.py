@@ -79,10 +79,9 @@ def heat(table: Table) -> Any:
 
 
 def efficiency(table: Table) -> Any:
-    """Time of the experts alone over that of the call, by bandwidth, with a panel for each layer.
+    """The time of the experts alone over the time of the call, by bandwidth, with a panel for each layer.
 
-    Solid lines have the least
-    latency."""
+    Solid lines belong to the lowest latency."""
     from matplotlib import pyplot
 
     times, cases = _medians(table), table.dims["case"].values

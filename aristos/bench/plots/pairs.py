@@ -11,7 +11,7 @@ from ..fit import Fit, Segment, alpha_beta
 from ..pairs import bytes_text, medians
 from .style import BLUE, GREEN, GREY, ORANGE, RED, SKY, byte_axis, heat_map
 
-COLOURS = ((BLUE, RED, GREEN), (ORANGE, GREY, SKY))  # by transport, for: pairs and their median, the fit, single puts
+COLOURS = ((BLUE, RED, GREEN), (ORANGE, GREY, SKY))  # per transport: of pairs and their median, the fit, single puts
 
 
 def _medians(table: Table, name: str) -> np.ndarray:
@@ -42,8 +42,8 @@ def _fit_text(fit: Fit) -> str:
 
 
 def put(table: Table) -> Any:
-    """Latency and bandwidth by size, log-log, for each transport: every pair, the median over pairs of their medians,
-    and its alpha-beta fit. Bandwidth is the size over such a time, as in the table."""
+    """Latency and bandwidth by size, log-log, for each transport: every pair's median, the median over pairs, and its
+    alpha-beta fit. A bandwidth is the size over such a median, as in the table."""
     from matplotlib import pyplot
 
     sizes = table.dims["size"].values

@@ -12,9 +12,9 @@ TERMS = (("pi", "#4c72b0"), ("comm", "#dd8452"), ("all-reduce", "#55a868"))
 
 
 def plan(table: Table) -> Any:
-    """Two bars per partition, each of kappa stages and the all-reduce. Left: predicted by Equation 1.
+    """Two bars per partition, each with the time of kappa stages and of the all-reduce.
 
-    Right: measured.
+    Left: the prediction of Equation 1. Right: the measurement.
     """
     from matplotlib import pyplot
 

@@ -15,8 +15,7 @@ COLORS = {"waits": GREY, "computes": RED, "thread": BLUE, "worker": GREEN}
 def progress(table: Table) -> Any:
     """Left: median time of a put and a flush by size, one line per mode.
 
-    Right: the target's time under puts over its time
-    without puts."""
+    Right: the target's time under puts over its time without puts."""
     from matplotlib import pyplot
 
     modes, sizes = list(table.dims["mode"].values), table.dims["size"].values

@@ -57,7 +57,7 @@ def footer(figure: Any, run: Run, table: Table) -> None:
 
 
 def beside(first: Any, second: Any) -> Any:
-    """One figure with two others side by side, in which panels at the same place have the same limits of y."""
+    """One figure that shows two figures side by side. Panels at the same place get the same limits of y."""
     from matplotlib import pyplot
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
@@ -99,7 +99,7 @@ def legend(figure: Any, colours: dict[str, str]) -> None:
 
 
 def hollow(axis: Any, x: ArrayLike, y: ArrayLike, marked: np.ndarray, line: dict[str, Any]) -> None:
-    """Draw the points of disturbed rows hollow, over those of a line.
+    """Draw the points of disturbed rows hollow, over the points of a line that is already drawn.
 
     line: the arguments with which the line was drawn.
     """
@@ -142,7 +142,7 @@ def ecdf(axis: Any, values: ArrayLike, name: str, label: str, colour: str | None
 
 
 def slowest(times: np.ndarray) -> np.ndarray:
-    """[..., rank, iteration], NaN for iterations that were not run -> [..., iteration] of the slowest rank."""
+    """times [..., rank, iteration] -> [..., iteration] of the slowest rank; NaN for iterations that were not run."""
     return times.max(axis=-2)
 
 
@@ -157,10 +157,10 @@ def heat_map(
     most: float | None = None,
     bar: bool = True,
 ) -> Any:
-    """Draw rank x rank. Returns the image. If there are few ranks, cells have numbers.
+    """Draw rank x rank values as colours. Returns the image. If there are few ranks, cells also have numbers.
 
-    NaN, as on the diagonal, is grey. most: value of the last colour, for maps that are compared; default the largest
-    value.
+    A cell with NaN, for example on the diagonal, is grey. most: value of the last colour, for maps that are compared;
+    default the largest value.
     """
     import matplotlib
 

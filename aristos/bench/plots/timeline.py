@@ -30,8 +30,7 @@ SPAN: dict[str, Any] = {"pid": int, "tid": int, "cat": str, "ts": float, "dur": 
 
 
 def timelines(files: list[str]) -> Any:
-    """The figure, with a panel for each file, below each other on one time axis. Raises ResultsError if a file is no
-    timeline."""
+    """The figure with one panel per file, all on one time axis. Raises ResultsError if a file is no timeline."""
     from matplotlib import pyplot
     from matplotlib.patches import Patch
 
@@ -61,7 +60,7 @@ def _panel(axis: Any, workers: dict[tuple[int, int], str], spans: list[dict[str,
             parts[rows[s["pid"], s["tid"]], s["cat"]].append((s["ts"] * 1e-3, s["dur"] * 1e-3))
     order = list(COLOURS)
     for row, kind in sorted(parts, key=lambda key: (key[0], order.index(key[1]))):
-        high = BAR / 2 if kind == "wire" else BAR  # steps of the wire lie within a wait
+        high = BAR / 2 if kind == "wire" else BAR  # a step of kind `wire` lies within a wait
         axis.broken_barh(parts[row, kind], (row - BAR / 2, high), color=COLOURS[kind], linewidth=0)
     axis.set_yticks(list(rows.values()), [label(workers[worker]) for worker in rows])
     axis.set_ylim(len(rows) - 0.5, -0.5)

@@ -12,7 +12,7 @@ from .style import BLUE, GREEN, GREY, ORANGE, hatch, slowest
 
 
 def train(table: Table) -> Any:
-    """Bars of a step's parts for each token count and `save`, as medians; every step as a dot."""
+    """Bars with the medians of a step's parts, for each token count and `save`, and a dot for every step."""
     from matplotlib import pyplot
 
     parts = list(table.dims["part"].values)

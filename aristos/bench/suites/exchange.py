@@ -27,7 +27,7 @@ from ..registry import suite
 
 BLOCKS = tuple(8 << i for i in range(0, 20, 2))  # bytes that a pair of ranks exchanges: 8 B to 2 MiB
 MOST = 1000
-# pattern, block; then times, check and cores' shares of each method
+# pattern, block, then for each method: times, whether the bytes were right, shares of cores
 Measured = tuple[str, int, dict[str, np.ndarray], dict[str, bool], dict[str, np.ndarray]]
 METHODS = {"equal": ("one-sided", "Alltoall", "Alltoallv"), "uneven": ("one-sided", "Alltoallv")}
 
@@ -60,7 +60,7 @@ class ExchangeCalls:
         self.source = self._bytes_of(world.rank)
         self.received = np.zeros(int(self.gets.sum()), np.uint8)
         self._send_at, self._get_at = _starts(self.sends), _starts(self.gets)
-        # Offset of this rank's block at each target, where it follows those of lower ranks.
+        # Offset of this rank's block at each target, where it follows the blocks of lower ranks.
         self._land_at = np.ascontiguousarray(_starts(counts, axis=0)[world.rank])
         self._head = pairs.head
         self.epoch = 0
@@ -117,14 +117,15 @@ class ExchangeCalls:
         return self.world.every(fine)
 
     def _landed(self, sender: int, at: int, size: int) -> NDArray[np.uint8]:
-        """The bytes of `sender` at offset `at` of this epoch's half of the shared or the MPI window."""
+        """The bytes of `sender` at offset `at` in this epoch's half of the window, shared or MPI's, in which they
+        arrived."""
         window = int(self._base[self.world.rank if self._base[sender] else sender])
         start = window or (self._rma.base if self._rma else 0)
         return read_bytes(start + self._head + self._half * (self.epoch % 2) + at, size)
 
 
 def _starts(counts: NDArray[np.int64], axis: int = -1) -> NDArray[np.int64]:
-    """Start of each block."""
+    """The start of each block, if blocks follow each other."""
     return np.cumsum(counts, axis=axis) - counts
 
 

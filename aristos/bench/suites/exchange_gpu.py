@@ -1,16 +1,16 @@
 """Suite `exchange` on GPUs: the time of dispatch and return within a layer's call, against plain copies and MPI.
 
 GPUs have no separate exchange, so the suite times a call whose experts do almost nothing: F is 16, without gate and
-bias. The rest is the layer's work on rows: checking the routing, packing, rows out, outputs back, weighted sums. In
-turns with this call, the same rows move without that work:
+bias. The rest is the layer's work on rows: checking the routing, packing, rows out, outputs back, weighted sums. The
+call takes turns with moves of the same rows without that work:
 
     aristos graph   the call, captured in a CUDA graph
     copy            a cuMemcpyDtoDAsync to each peer and one back, without waits or signals; on one node only
     MPI, staged     from the GPU to pinned memory, MPI_Alltoallv, to the GPU, and back the same way; several ranks only
-    NCCL            its all-to-all and the one back, captured in a CUDA graph; several ranks, a GPU each
+    NCCL            its all-to-all there and another back, captured in a CUDA graph; several ranks, a GPU each
 
-The routing comes from outside; it is uniform and zipf, or that of --routing. A rank's own rows do not move. With one
-rank the layer reads its rows in place, and the copies move all of them within the GPU's memory. GB/s: bytes that the
+The routing comes from outside: uniform and zipf, or the routing of --routing. A rank's own rows do not move. With one
+rank the layer reads its rows in place, and the copies move all rows within the GPU's memory. GB/s: bytes that the
 busiest rank sends and receives back, over the time of the slowest rank. Outputs are checked against the float64 oracle,
 and moved bytes against the bytes sent.
 """
@@ -61,7 +61,7 @@ COLUMNS = (
 
 
 class Moves:
-    """Moves of a call's rows, out and back without a layer. counts: [W, W] rows from rank to rank. Collective."""
+    """Ways to move a call's rows out and back without a layer. counts: [W, W] rows from rank to rank. Collective."""
 
     def __init__(self, gpu: BenchGpu, counts: NDArray[np.int64], row_bytes: int, nccl: Nccl | None = None) -> None:
         self.gpu, self.world, me = gpu, gpu.world, gpu.world.rank
@@ -87,7 +87,8 @@ class Moves:
             self.calls[NCCL] = partial(gpu.device.replay, gpu.device.graph(gpu.stream, move), gpu.stream)
 
     def _window(self, nbytes: int) -> tuple[Any, list[int]]:
-        """(window that peers open, or None; address of each rank's part on this GPU, 0 if it has none)."""
+        """(the window that peers open, or None; the address on this GPU of each rank's window, 0 if it cannot be
+        reached)."""
         world = self.world
         if world.size > 1 and world.nodes.single:
             window = IpcWindow(world.comm, self.gpu.device, nbytes)
@@ -122,7 +123,7 @@ class Moves:
                 )
 
     def there_and_back(self, exchange: Nccl | Staged) -> None:
-        """Move the rows by an all-to-all, and back by another."""
+        """Move the rows out by one all-to-all and back by another."""
         exchange(self.landed, self.source.at, self.sends, self.gets)
         exchange(self.back, self.landed, self.gets, self.sends)
 

@@ -32,7 +32,7 @@ from ..registry import suite
 from ..workload import Workload
 
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
-COLD = 64 << 20  # the least bytes of all weights that take turns
+COLD = 64 << 20  # the least bytes of the weights of all experts that take turns
 OURS, BLAS = "aristos", "BLAS"
 
 COLUMNS = (
@@ -111,7 +111,7 @@ class Experts:
         return {OURS: ours, BLAS: blas}
 
     def errors(self, m: int) -> dict[str, float]:
-        """Relative errors against float64 on m rows. The error of BLAS is without the activation, as its time.
+        """Relative errors against float64 on m rows. BLAS is checked without the activation, as it is timed.
 
         Collective.
         """

@@ -1,8 +1,8 @@
 """Suite `gemm` on GPUs: the experts' tile product, by rows, against cuBLAS on the same rows.
 
 A call is the first product of every expert of the shape, [rows, H] times [H, F], one launch per expert on either side;
-F doubles if the layer is gated. There is neither activation nor bias: both would favour the fused kernel. A call reads
-the weights of all experts, which follow each other in memory. Both sides write rows in the type of x.
+F doubles if the layer is gated. There is no activation and no bias, because either would favour the fused kernel. A
+call reads the weights of all experts, which follow each other in memory. Both sides write rows in the type of x.
 
 Some outputs of the first and of the last expert are checked against float64. Each expert has rows of its own, of which
 at most DISTINCT differ.

@@ -7,14 +7,13 @@
                 per row: the median over turns. 1 means that skew costs nothing
 
 The suite has routings of rising skew, one routing with tokens only on rank 0, and one with a late rank, where the last
-rank sleeps half a call before its own. `--routing FILE.npz` adds prefill batches with a trace's routing, of its least,
+rank sleeps half a call before its own. `--routing FILE.npz` adds prefill batches with the routing of a trace's least,
 median and most skewed layer. The fused schedule is measured twice: with moves="tokens", which shows the cost of the
 protocol, and with moves="auto", where a rank may compute its rows with the weights of a local peer. All calls of all
-routings take turns. With "auto" a rank decides by the tokens that its peers had in the previous call. So if only rank 0
-has tokens, the timed call begins with a call with one token on rank 0, and an untimed call with a token on each rank
-comes after it.
-The 2024 poster has these figures for the collective's time. This suite has them for the layer's call, because the fused
-schedule has no collective. Every output is checked against the float64 oracle.
+routings take turns. With "auto" a rank decides by the tokens that its peers had in the previous call. So where only
+rank 0 has tokens, a call with one token on rank 0 precedes each such call and is timed with it, and an untimed call
+with a token on each rank follows. The 2024 poster has these figures for the time of the collective. This suite has them
+for the layer's call, because the fused schedule has no collective. Every output is checked against the float64 oracle.
 """
 
 from __future__ import annotations
@@ -39,10 +38,10 @@ from ..workload import Call, Workload, execute
 
 PATTERNS = ("uniform", "zipf", "one", "late rank")
 ONE_SOURCE = "one source"  # only rank 0 has tokens
-RECORDED = "recorded, layer "  # and the layer's number in the trace
+RECORDED = "recorded, layer "  # followed by the layer's number in the trace
 LATE = 0.5  # how late the last rank starts, as a share of a call's time
 FEWEST_TOKENS = 16
-COST = 150  # the least time of the suite, in turns of one uniform call of every way
+COST = 150  # the least time of the suite, in units of one uniform call of every way
 MOVES = {"fused": ("tokens", "auto"), "bulk": ("tokens",)}
 Way = tuple[str, str]  # (schedule, moves)
 
@@ -102,7 +101,7 @@ class Player:
         self.right = work.world.every(same) and all(work.passes(e) for e in self.errors.values())
 
     def play(self, way: Way) -> None:
-        """Make the timed call. If there is a call `before`, its time counts too."""
+        """Make the timed call. If the pattern has a call `before`, it is made first and timed too."""
         if self.late:
             time.sleep(self.late)
         if self.before is not None:
@@ -110,10 +109,9 @@ class Player:
         _, self._last = execute(self.layers[way], self.call, self.out, return_stats=True)
 
     def note(self, way: Way, i: int, elapsed: float) -> None:
-        """Record the idle seconds of this rank's workers in iteration i until the end of its own call.
+        """Record the idle seconds of this rank's workers in iteration i, until the end of this rank's call.
 
-        `idle_share` adds the
-        rest."""
+        `idle_share` adds the time until the slowest rank's end."""
         s = self._last
         outside = s.workers * (elapsed - s.call_seconds)
         remote = sum(s.rows_to_peer) - s.rows_to_peer[self.work.world.rank]
@@ -196,7 +194,7 @@ def _recorded(ctx: Context) -> list[str]:
 
 
 def _call(work: Workload, pattern: str, tokens: int, key: int, trace: Trace | None = None) -> Call:
-    """This rank's call. A rank that has all rows or tokens has as many as two ranks have in other patterns."""
+    """This rank's call. Where one rank has all rows or tokens, it has as many as two ranks have in other patterns."""
     if trace is not None and pattern.startswith(RECORDED):
         batch = trace.prefill(work.world.rank, work.world.size, tokens, 0)
         return work.recorded(trace, batch, int(pattern.removeprefix(RECORDED)))
@@ -209,7 +207,7 @@ def _call(work: Workload, pattern: str, tokens: int, key: int, trace: Trace | No
 
 
 def _affordable(ctx: Context, work: Workload, layers: dict[Way, Any], tokens: int) -> tuple[int, float]:
-    """(`tokens`, or unless --tokens was given, as many as fit the time; about how many seconds a call takes).
+    """(tokens per rank, about how many seconds a call takes). Without --tokens, only as many tokens as fit the time.
 
     Collective.
     """
@@ -223,7 +221,7 @@ def _affordable(ctx: Context, work: Workload, layers: dict[Way, Any], tokens: in
 
 
 def _measure(ctx: Context, players: list[Player], ways: list[Way]) -> list[PatternTimes]:
-    """All calls of all patterns in turns. Collective."""
+    """Time all calls of all patterns in turns. Collective."""
     of: dict[str, tuple[Player, Way]] = {f"{p.pattern}, {way}": (p, way) for p in players for way in ways}
     calls: dict[str, Callable[[], object]] = {name: partial(p.play, way) for name, (p, way) in of.items()}
     ctx.report("in turns", 0.5)
@@ -239,15 +237,15 @@ def _measure(ctx: Context, players: list[Player], ways: list[Way]) -> list[Patte
 def idle_share(times: np.ndarray, idle: np.ndarray, workers: int) -> np.ndarray:
     """The idle share of all workers' time, [iterations].
 
-    times, idle: [world, iterations] seconds of calls, and idle seconds
-    in them. workers: number per rank."""
+    times, idle: [world, iterations] seconds of calls, and idle seconds in them. workers: number per rank."""
     slowest = times.max(axis=0)
     idle_total = idle + workers * (slowest - times)
     return idle_total.sum(axis=0) / (workers * len(times) * slowest)
 
 
 def over_even(times: np.ndarray, even: np.ndarray, rows: int, even_rows: int) -> float:
-    """The median over turns of the slowest rank's time per row over that of the evenly routed call in the turn.
+    """The median over turns of a ratio: the slowest rank's time per row over that of the evenly routed call of the
+    turn.
 
     times, even: [world, iterations] seconds.
     """

@@ -70,7 +70,7 @@ class GpuPlayer:
         gpu = self.played.gpu
 
         def late() -> None:
-            gpu.device.synchronize(gpu.stream)  # so that the timed interval starts here
+            gpu.device.synchronize(gpu.stream)  # the timed interval starts here, when the stream is empty
             end = time.perf_counter() + self.late
             while time.perf_counter() < end:
                 pass
@@ -116,7 +116,8 @@ def run(ctx: Context, gpu: BenchGpu) -> Result:
     patterns = [name for name in PATTERNS if world.size > 1 or name in ("uniform", "zipf")]
     for i, pattern in enumerate(patterns):
         ctx.report(pattern, i / len(patterns))
-        # all rows go to rank 0; so tokens are fewer, such that it gets as many rows as two ranks have in other patterns
+        # if all rows go to rank 0, ranks have fewer tokens: rank 0 gets as many rows as two ranks have in other
+        # patterns
         count = max(1, 2 * tokens // max(2, world.size)) if pattern == "one" else tokens
         call = held(work, work.call(count, "uniform" if pattern == "late rank" else pattern, i))
         player = GpuPlayer(Played(gpu, work, moe, call), pattern)

@@ -8,12 +8,12 @@ for the slowest rank over iterations:
                          gated, else 2) rows / ranks / median; router and combine are not counted
     overlap efficiency   T_experts / median. T_experts: the busiest rank's time for its experts' rows alone, rows local,
                          by the layer's own kernels and workers in one compiled loop. 1 means that all communication
-                         is hidden behind arithmetic; the rest is routing, copies, waits and imbalance. Above 1 where
-                         rows do not move (`MoE(moves="auto")`) and the busiest rank's are computed by others
+                         is hidden behind arithmetic; the rest is routing, copies, waits and imbalance. It is above 1
+                         where other ranks compute rows of the busiest rank (`MoE(moves="auto")`)
 
-A sentence below the table says what limits each call most, see `limit`. JSON also has p99, GFLOP/s and the limits. The
-2025 paper calls T(2 ranks) / T(N ranks) under weak scaling overlap efficiency, which needs several runs. Every output
-is checked against the float64 oracle.
+A sentence below the table says what limits each call most, see `limit`. JSON also has p99, GFLOP/s and the limits. In
+the 2025 paper, overlap efficiency is something else: T(2 ranks) / T(N ranks) under weak scaling. That needs several
+runs. Every output is checked against the float64 oracle.
 """
 
 from __future__ import annotations
@@ -55,9 +55,9 @@ COLUMNS = (
 class LayerTimes:
     """The times of one token count. imbalance: rows of the busiest rank over the mean.
 
-    reading: seconds in which that rank
-    can read its experts' weights from memory. times: schedule -> [world, iterations] seconds. core: each rank's share
-    of a core, arranged like times. alone: times of the experts alone. rows: [E]. peak: [world] GFLOP/s."""
+    reading: the least seconds in which the busiest rank can read its experts' weights from memory. times: schedule ->
+    [world, iterations] seconds. core: each rank's share of a core, arranged like times. alone: times of the experts
+    alone. rows: [E]. peak: [world] GFLOP/s."""
 
     tokens: int
     imbalance: float

@@ -65,7 +65,7 @@ class Rivals:
         return [name for name in self.chains if not self.work.passes(self.worst[name])]
 
     def check(self) -> None:
-        """Call each contender on cleared outputs. `worst` keeps its largest error on some tokens. Collective."""
+        """Call each contender on cleared outputs, and keep in `worst` its largest error on some tokens. Collective."""
         for name, call in self.calls.items():
             out = self.chains[name].out if name in self.chains else self.played.y
             self.worst[name] = max(self.worst.get(name, 0.0), self.played.error(call, out))
@@ -123,7 +123,7 @@ def run(ctx: Context, gpu: BenchGpu) -> Result:
         found = gpu.in_turns(rivals.calls, (1 - LAUNCH_SHARE) * share, ctx.options.warmup, ctx.options.iters)
         launches = launch_cost.Launches(gpu, rivals.calls[CALLED], rivals.calls[GRAPH])
         overhead = launches.measure(LAUNCH_SHARE * share, ctx.options.iters)
-        rivals.check()  # because the timed graphs must still give right outputs
+        rivals.check()  # the timed graphs must still give right outputs
         launched.append((tokens, overhead, work.passes(max(rivals.worst[CALLED], rivals.worst[GRAPH]))))
         found = compared({name: gathered(ctx.world, t).max(axis=0) for name, t in found.items()}, rivals.wrong)
         done.append((tokens, found))

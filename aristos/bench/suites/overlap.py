@@ -7,17 +7,17 @@ the slowest rank:
     fused, bulk          milliseconds of a call
     bulk / fused         above 1: overlap pays
     communication        share of the bulk call inside its collectives, on the rank that spends least time there
-    efficiency           time of the experts alone over that of the call; their rows are all local, as in suite `layer`
+    efficiency           time of the experts alone, on local rows as in suite `layer`, over time of the call
     idle                 as in suite `idle`
     bound                max(bulk's communication, bulk's other time) / 0.9, plus the arithmetic of one tile and its
                          time on a link: a goal for the fused call where communication is 30 to 70 % of a bulk call
 
-The comparison favours bulk: copies of rows cost a fused worker time, while those of the bulk schedule take place while
-its collective waits for the link anyway. A * marks bandwidths above half of the measured rate of copying, where the
-copy counts as much as the link. Before the layers the links are checked: by pings, and by all-to-alls of MPI.
+The comparison favours bulk: copying rows costs a fused worker time, while the bulk schedule copies while its collective
+waits for the link anyway. A * marks bandwidths above half of the measured rate of copying, where the copy counts as
+much as the link. Before the layers are measured, the links are checked by pings and by MPI's all-to-alls.
 
-Without options of a shape it measures shapes A to E. Every layer has at least three calls of each schedule at each
-point, so many points or slow links take longer than --seconds.
+Without options of a shape, the suite measures shapes A to E. Every layer has at least three calls of each schedule at
+each point, so many points or slow links take longer than --seconds.
 """
 
 from __future__ import annotations
@@ -52,12 +52,12 @@ YES = {True: "yes", False: "no"}
 UNLIMITED = (0.0, float("inf"))  # alpha in us, GB/s: no delay
 FEWEST_CALLS, MOST_CALLS = 3, 60  # limits on the number of calls of each schedule at a point
 BLOCKS = 4  # blocks of calls with the emulation, in turns with as many blocks without it
-BOUND_SHARES, BOUND = (0.3, 0.7), 0.9  # shares of communication for which the bound counts; its divisor
+BOUND_SHARES, BOUND = (0.3, 0.7), 0.9  # shares of communication between which the bound counts; the bound's divisor
 PING_BYTES, PINGS, PING_REPEATS = (0, 4096, 65536), 10, 30  # sizes, the most round trips of a try, the most tries
 PING_SHARE, PING_US = 0.05, 0.5  # tolerated error, relative or absolute
 EXCHANGED = 1 << 20  # bytes to each rank in a checked all-to-all
 EXCHANGE_SHARE, EXCHANGES = 0.10, 15  # tolerated error, the most tries
-CHECK_SECONDS = 1.0  # for a size's pings, and for the all-to-alls, at a point; on slow links tries are fewer
+CHECK_SECONDS = 1.0  # at a point, for the pings of a size and for the all-to-alls; slow links get fewer tries
 
 POINTS = (
     Column("case", "layer"),
@@ -121,10 +121,9 @@ class PointTimes:
 
 @dataclass
 class CaseTimes:
-    """One layer of a shape. ran: its kernels. alone: seconds of the experts alone.
+    """The times of one layer. ran: its kernels. alone: seconds of the experts alone.
 
-    tile_share, tile_bytes: share and bytes
-    of a rank's rows in its largest tile.
+    tile_share, tile_bytes: the largest tile as a share of a rank's rows, and in bytes.
 
     points: in the order of alpha, then rate. plain: calls without emulation. undelayed: calls with emulation but
     without delay. right: whether all outputs were right.
@@ -235,7 +234,7 @@ def run(ctx: Context) -> Result:
 
 
 def _shapes(ctx: Context) -> list[models.Shape]:
-    """The layer of the options, or the layers of the comparison, also in bfloat16 if the core multiplies it."""
+    """The layer of the options, else the layers of the comparison, in bfloat16 too if the core multiplies bfloat16."""
     o = ctx.options
     own = (o.preset, o.tokens, o.hidden, o.ffn, o.experts, o.top_k, o.activation)
     native = isa.chosen() in ("amx", "avx512bf16", "neonbf16")
@@ -325,7 +324,7 @@ def _alone(ctx: Context, work: Workload, layer: Any, rows: np.ndarray) -> tuple[
 
 
 def _links(ctx: Context, network: Network) -> list[dict[str, Any]]:
-    """Check the links' figures at every point. Returns a record for each. Collective."""
+    """Check the links' latency and bandwidth at every point. Returns a record for each point. Collective."""
     copy = ctx.world.bcast(network.copy_rate())
     records = []
     with network:
@@ -340,7 +339,7 @@ def _links(ctx: Context, network: Network) -> list[dict[str, Any]]:
             ping_right = all(off[n] <= max(PING_US, PING_SHARE * set_to[n]) for n in PING_BYTES)
             model = alpha + EXCHANGED / (1e3 * rate)
             took = _exchange(ctx, network, model)
-            fast = model < 2 * at_once  # then the real collective takes as long as the link
+            fast = model < 2 * at_once  # then the real collective takes about as long as the link
             right = ping_right and (fast or abs(took - model) <= EXCHANGE_SHARE * model)
             records.append(
                 {
@@ -392,9 +391,9 @@ def _exchange(ctx: Context, network: Network, us: float = 1.0) -> float:
 
 
 def _same_records(m: CaseTimes) -> list[dict[str, Any]]:
-    """Calls without emulation against calls without delay.
+    """Records that compare calls without emulation with emulated calls without delay.
 
-    They are equal if they differ no more than blocks of one kind.
+    The two kinds count as equal if they differ no more than blocks of calls of one kind do.
     """
     records = []
     for schedule in SCHEDULES:

@@ -1,16 +1,16 @@
 """Suite `plan`: runs the planner's groups and three baselines, and compares terms of Equation 1 with measured times.
 
 `slow_links` gives the links two classes: fast within a node, slow between nodes. On nodes of three or more ranks the
-second rank's links are slow too, as if its adapter were faulty. Nodes are those of the job, or pretended
-(--ranks-per-node), or else two halves of the ranks. Every peer is reached by transport rma. The problem has these
-links, this machine's measured rates, memory that requires two devices per group, and a step of 16 stages per device
-with one all-reduce of the dense gradient. Every distinct partition becomes one layer per group. Calls of the partitions
-alternate:
+second rank's links are slow too, as if its adapter were faulty. The nodes are the job's, or pretended
+(--ranks-per-node); a job on one node is split into two halves. Every peer is reached by transport rma. The problem has
+these links, this machine's measured rates, memory that requires two devices per group, and a step of 16 stages per
+device with one all-reduce of the dense gradient. Every distinct partition becomes one layer per group. Calls of the
+partitions alternate:
 
     stage        time of the slowest rank's call; a median over iterations, like all times below
     pi           time that this rank spends in experts; predicted: rows at the measured rate
     comm         stage - pi: puts, waits for peers, routing, packing and combining; predicted: C
-    in links     the part of it that the slowest rank waited for set delays: bytes of puts, latency of flushes
+    in links     the part of comm in which the slowest rank waited for set delays: bytes of puts, latency of flushes
     all-reduce   a ring over the first devices of the groups, with the same delays; predicted: T_rho, over the slowest
                  link of all. Beside it MPI_Allreduce, not slowed, which must give equal sums
     step         kappa stages and the all-reduce; predicted: F
@@ -134,9 +134,10 @@ def _call(ctx: Context, work: Workload, tokens: int) -> Call:
 
 
 def _rate(ctx: Context, work: Workload, call: Call, threads: int) -> float:
-    """This rank's MFLOP per us on its experts' rows of the call, one rank at a time, because ranks may share cores.
+    """This rank's MFLOP per us on its experts' rows of the call. Ranks measure one at a time, because they may share
+    cores.
 
-    The shortest time counts, because other load only adds time, and because rates decide how many experts a rank holds.
+    Rates decide how many experts a rank holds, so the shortest time counts, because other load only adds time.
     Collective.
     """
     rows = work.rows(work.routed(call)[0])
@@ -157,7 +158,7 @@ def _rate(ctx: Context, work: Workload, call: Call, threads: int) -> float:
 
 
 def nodes_of(ctx: Context) -> list[int]:
-    """Each rank's node: that of the job, or if the job has only one, one of two halves of the ranks."""
+    """Each rank's node: its node in the job, or if the job has only one node, its half of the ranks."""
     found = ctx.world.nodes
     return list(found.node_of) if found.count > 1 else [2 * r // ctx.world.size for r in range(ctx.world.size)]
 
@@ -179,7 +180,8 @@ def links(node_of: list[int]) -> tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
 def _problem(ctx: Context, work: Workload, tokens: int, rate: float) -> Problem:
-    """The problem of this run, from its measurements, equal on every rank. Costs are in MFLOP. Collective."""
+    """The planner's problem for this run, from its measurements. Equal on every rank. Costs are in MFLOP.
+    Collective."""
     cfg, n, node_of = work.cfg, ctx.world.size, nodes_of(ctx)
     alpha, beta = links(node_of)
     memory = -(-cfg.experts // 2) if np.bincount(node_of).max() > 1 else cfg.experts
@@ -251,7 +253,7 @@ class _Running:
         if self.reduces:
             self.link = link_of(problem, world.rank, heads[(heads.index(world.rank) + 1) % len(heads)])
         size = int((problem.gradient_mib or 0.0) * MIB) // ITEM
-        # Small integers, whose sums are exact in any order, so that the sums of ring and MPI must be equal.
+        # Sums of small integers are exact in any order, so the sums of ring and MPI must be equal.
         self.gradient = np.random.default_rng([work.seed, world.rank]).integers(-99, 99, size).astype(np.float32)
         self.sums = {"ring": np.empty_like(self.gradient), "mpi": np.empty_like(self.gradient)}
 

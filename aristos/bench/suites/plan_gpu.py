@@ -1,10 +1,10 @@
 """Suite `plan` on GPUs: runs the planner's groups and its baselines, and compares a stage with its prediction.
 
 The ranks are on one node, one GPU each, and no link is slowed. Two measurements come first: alpha and beta of copies
-between GPUs, one copy at a time, and each GPU's rate for one product, all GPUs at once. A GPU may hold all experts, but
-with four GPUs or more only half of them. The plan is for inference, so there is no all-reduce. Every distinct partition
-becomes one layer per group, MoE(backend="cuda") with that plan, captured in a CUDA graph. The layers take turns on the
-same tokens:
+between GPUs, one copy at a time, and each GPU's rate for one product, all GPUs at once. A GPU may hold all experts;
+with four GPUs or more, it may hold half of them. The plan is for inference, so there is no all-reduce. Every distinct
+partition becomes one layer per group, MoE(backend="cuda") with that plan, captured in a CUDA graph. The layers take
+turns on the same tokens:
 
     stage       time of the slowest rank's call, by events; predicted: pi + C of the slowest group
     speedup     time of this partition's stage over that of the planned one, turn by turn
@@ -97,7 +97,7 @@ def rate(gpu: BenchGpu, work: Workload, tokens: int) -> float:
 
 
 def problem_of(ctx: Context, gpu: BenchGpu, work: Workload, tokens: int) -> Problem:
-    """The problem of these GPUs, from measurements, equal on every rank. Costs are in MFLOP. Collective."""
+    """The planner's problem for these GPUs, from measurements. Equal on every rank. Costs are in MFLOP. Collective."""
     from ...kernels.cuda.tile import BYTES
 
     cfg, n = work.cfg, ctx.world.size

@@ -1,15 +1,15 @@
 """Suite `progress`: the time of an MPI put while the target computes, and what progress costs the target.
 
-Unless the network adapter writes memory by itself, MPI's one-sided puts need a core at the target. For one pair of
-ranks on different nodes (on pretended nodes if there is only one) the suite reports the origin's time of a put and a
-flush while the target
+Unless the network adapter writes memory by itself, MPI's one-sided puts need a core at the target. The suite takes one
+pair of ranks on different nodes, or on pretended nodes if the job has only one. It reports the time that a put and a
+flush take at the origin while the target
 
     waits     makes progress all the time
     computes  computes and does not call MPI: the put then takes the rest of the computation
     thread    computes, and its progress thread calls MPI every millisecond, as outside a layer's call
     worker    computes, and makes progress between two pieces of arithmetic, as the layer's kernels do
 
-and how much longer the target's work takes under a stream of such puts. The result holds for this network only.
+and how much longer the target's work takes under a stream of puts. The result holds for this network only.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from ..registry import suite
 SIZES = (8, 4096, 65536, 1 << 20)
 MODES = ("waits", "computes", "thread", "worker")
 COMPUTE_NS = 20_000_000
-DELAY_NS = 2_000_000  # the origin starts so much later, when the target is inside its computation
+DELAY_NS = 2_000_000  # the origin starts this much later, so that the target is inside its computation
 REPEATS = 5
 MOST = 2000  # the most puts per repeat
-UNEVEN = 0.1  # the usual variation of a core; more variation means that other load shares the core
+UNEVEN = 0.1  # how much a core's speed usually varies; if it varies more, other load shares the core
 
 COLUMNS = (
     Column("size_text", "size"),

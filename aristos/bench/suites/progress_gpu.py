@@ -7,7 +7,7 @@ between nodes the host's proxy thread calls MPI for them. The suite times a burs
     host computes   matrix products, on BLAS's threads, without using the GPU
 
 and how much longer the host's work takes beside a burst. On one node there is no proxy thread, so its cost is not
-measured, as a note says. The times then show only that no block waits for the host. Every output is checked against
+measured, and a note says so. The times then show only that no block waits for the host. Every output is checked against
 the float64 oracle.
 """
 
@@ -86,8 +86,10 @@ class Bursts:
         return self.gpu.device.elapsed(before, after) / CALLS, spent
 
     def measure(self, seconds: float, asked: int | None) -> dict[str, np.ndarray]:
-        """Seconds [2, turns] of "calls", with the host waiting and computing, and of "host", whose work is alone and
-        beside a burst. Collective."""
+        """Measure "calls" and "host", each [2, turns] seconds. Collective.
+
+        "calls" are calls while the host waits, and while it computes. "host" is the host's work alone, and beside a
+        burst."""
         world = self.gpu.world
         with no_gc(), self.gpu.here():
             once, _ = self.burst(False)

@@ -2,12 +2,13 @@
 
     latency     one put and a quiet, timed at the origin. The target's cache holds the lines, as an owner's holds its
                 ring. The quiet is an atomic, which waits until all earlier stores are visible
-    bandwidth   16 puts (fewer of the largest) to different slots, and one quiet
+    bandwidth   16 puts (fewer for the largest sizes) to different slots, and one quiet
 
 Between nodes (transport rma) the quiet is MPI_Win_flush, and the target makes progress. Each transport has a table.
 
-As many pairs run at once as there are cores for both ends; the other ranks sleep. A pair's latency is fitted by
-alpha + beta n in two segments; the residual shows the quality of the fit. A size whose bytes did not all arrive fails.
+As many pairs run at once as there are cores for both of their ranks; the other ranks sleep. A pair's latency is fitted
+by alpha + beta n in two segments; the residual shows the quality of the fit. A size whose bytes did not all arrive
+fails.
 """
 
 from __future__ import annotations

@@ -2,11 +2,11 @@
 
     one way     the first half of the blocks puts its rows to the second half, which waits for the signals
     both ways   both halves put and wait
-    copy        cuMemcpyDtoDAsync of as many bytes, in turns with them
+    copy        cuMemcpyDtoDAsync of as many bytes, in turns with the puts
 
-Each byte is counted once. On one rank all memory is that of one GPU. On several ranks of a node, the two halves are
-rank 0's GPU and the GPU of each other rank, by CUDA IPC. The time is then that of the slower side, and `link` names the
-class of the link between them. A launch with a wrong byte or a wait that ran out fails.
+Each byte is counted once. On one rank all memory is on one GPU. On several ranks of a node, the two halves are rank 0's
+GPU and, one after another, the GPU of each other rank, by CUDA IPC. The time is then the slower side's, and `link`
+names the class of the link between the two GPUs. A launch with a wrong byte or a wait that ran out fails.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ class PairPuts:
 
     @staticmethod
     def size_of(grid: int) -> int:
-        """Bytes of a rank's window: rows, then words."""
+        """Bytes of a rank's window, which has rows, then words."""
         from ...kernels.cuda.put_signal import LINE
 
         return grid * (max(BLOCK_BYTES, *ROW_BYTES) + LINE)

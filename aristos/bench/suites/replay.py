@@ -1,7 +1,7 @@
 """Suite `replay`: a recorded routing, replayed in prefill batches, decode steps and small calls, fused against bulk.
 
     prefill   every rank has consecutive tokens of the trace, whole sequences one after another
-    decode    every rank has one token of each of its sequences that has not ended; token counts differ between ranks
+    decode    every rank has one token of each of its unfinished sequences; token counts differ between ranks
               and steps
     call_N    every rank has N consecutive tokens of the trace: the latency of calls of 1, 16 and 256 tokens
 
@@ -56,8 +56,7 @@ COLUMNS = (
 class Phase:
     """One phase. times, core: [schedule, world, step, pass] seconds, and shares of the ranks' cores.
 
-    tokens: [step] of all
-    ranks. rows: [step, world]. layers: [step]."""
+    tokens: [step] of all ranks. rows: [step, world]. layers: [step]."""
 
     name: str
     times: np.ndarray
@@ -155,8 +154,8 @@ def _phase(
 def _play(
     ctx: Context, layers: dict[str, Any], calls: list[Call], outputs: list[dict[str, np.ndarray]], seconds: float
 ) -> tuple[np.ndarray, np.ndarray, bool]:
-    """([schedule, world, step, pass] seconds, the ranks' shares of their cores in the same arrangement, whether the
-    timed outputs have the checked bits)."""
+    """([schedule, world, step, pass] seconds, shares of cores in the same arrangement, whether the timed outputs equal
+    the checked ones bit by bit)."""
     passes: list[np.ndarray] = []
     cores: list[np.ndarray] = []
     buffers = [np.empty_like(c.x) for c in calls]

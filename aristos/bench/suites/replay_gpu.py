@@ -1,7 +1,7 @@
-"""Suite `replay` on GPUs: a recorded routing, replayed as by the CPU's suite, against the unfused chain.
+"""Suite `replay` on GPUs: a recorded routing, replayed as on CPUs, against the unfused chain.
 
-Phases and steps are those of the CPU's suite (`suites/replay.py`): each step is one call with the routing of one
-recorded layer, whose ids and weights are on the GPU. Each is captured in a CUDA graph:
+Phases and steps are those of the suite on CPUs (`suites/replay.py`): each step is one call with the routing of one
+recorded layer, whose ids and weights are on the GPU. Each step is captured in CUDA graphs:
 
     aristos graph   MoE(backend="cuda"), one launch of the graph
     chain ...       the unfused chains of suite `layer` with the same routing
@@ -132,10 +132,9 @@ def run(ctx: Context, gpu: BenchGpu) -> Result:
 def _phase(
     ctx: Context, gpu: BenchGpu, work: Workload, moe: Any, name: str, prefill: int, rival: Rival | None
 ) -> GpuPhase:
-    """All steps on the GPU, captured and checked.
+    """Make all steps of a phase on the GPU, captured and checked.
 
-    One call of the oracle covers all steps, so that it generates the weights
-    of each expert once."""
+    One call of the oracle covers all steps, so that it generates the weights of each expert once."""
     assert ctx.trace is not None
     count = MOST_STEPS[name]
     made = [step_call(work, ctx.trace, name, prefill, i, count) for i in range(count)]
@@ -218,7 +217,7 @@ def _records(work: Workload, phase: GpuPhase) -> list[dict[str, Any]]:
 
 
 def _table(ctx: Context, phase: GpuPhase, notes: list[str]) -> Table:
-    """Raw times. `error` shows which of them are of wrong outputs."""
+    """Raw times. `error` shows which times belong to wrong outputs."""
     names = list(phase.times)
     _, steps, passes = phase.times[names[0]].shape
     table = Table("replay", f"replay_{phase.name}_cuda", attributes={"trace": str(ctx.options.routing)})

@@ -4,7 +4,7 @@
     both    `route` and `place`, which makes the packed order; PyTorch also sorts the choices by expert
 
 Each side is captured in a CUDA graph, and both take turns on the same tokens. Ids and order must equal those of the
-float64 reference. Errors are those of the weights against the reference. Every rank runs the suite alone.
+float64 reference. An error is the error of the combine weights against the reference. Every rank runs the suite alone.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ class Theirs:
 def error(found: list[np.ndarray], want: tuple[np.ndarray, np.ndarray]) -> float:
     """The error of the weights; infinite if a token's experts or the order are wrong. want: ids and weights [S, k]."""
     ids, weights, position = found
-    by_id, wanted_by_id = np.argsort(ids, axis=1), np.argsort(want[0], axis=1)  # because near ties may swap choices
+    by_id, wanted_by_id = np.argsort(ids, axis=1), np.argsort(want[0], axis=1)  # near ties may swap choices
     right = np.array_equal(np.take_along_axis(ids, by_id, 1), np.take_along_axis(want[0], wanted_by_id, 1))
     order = np.argsort(ids.reshape(-1), kind="stable")
     if not right or not np.array_equal(position.reshape(-1)[order], np.arange(order.size)):

@@ -3,7 +3,7 @@
     round trip     a payload and a signal there, the received payload and a signal back; 0 (signal alone) to 64 KiB
     message rate   a stream of small messages through a ring of 256 slots with tail and credit, like the engine's inbox
 
-Between nodes (transport rma) a signal is a word that MPI puts after a flush; up to 64 messages share one. Each
+Between nodes (transport rma) a signal is a word that MPI puts after a flush; up to 64 messages share one signal. Each
 transport has its tables. A sample is 100 round trips, fewer if they are slow. A payload that comes back changed, or a
 stream whose message numbers do not add up, fails.
 """
@@ -103,7 +103,8 @@ def _repeats(side: Side, size: int, seconds: float) -> int:
 
 
 def _trips(side: Side, size: int, repeats: int, samples: int) -> tuple[np.ndarray, bool]:
-    """(nanoseconds of `repeats` round trips for each sample, whether payloads came back), both valid at the origin."""
+    """(nanoseconds of `repeats` round trips for each sample, whether payloads came back unchanged), valid at the
+    origin."""
     from .. import oneside, oneside_rma
 
     turns = samples * repeats
@@ -181,8 +182,7 @@ def _result(
 ) -> Result:
     """The suite's result. trips: [origin, target, size, sample] seconds per round trip.
 
-    rates: seconds per message, in the
-    same arrangement. core: shares of both, [origin, target, end, size]."""
+    rates: seconds per message, in the same arrangement. core: shares of both, [origin, target, end, size]."""
     sheets = []
     for name, pairs in transports.items():
         sheets.append(_trip_sheet(ctx, name, sizes, trips[pairs], core[0], pairs, right[0]))

@@ -1,6 +1,6 @@
 """Suite `signal` on GPUs: microseconds of a row and a signal from one block to another and back.
 
-Two blocks of one warp each make `ROUNDS` round trips per launch. A time is that of the launch, by events, over its
+Two blocks of one warp each make `ROUNDS` round trips per launch. A time is the launch's time, by events, over its
 rounds. On one rank both blocks are on one GPU. On several ranks of a node they are on rank 0's GPU and on the GPU of
 each other rank, by CUDA IPC. `link` names the class of the link, and the time is that of the slower side. A launch with
 a wrong row or a wait that ran out fails.
@@ -95,7 +95,7 @@ def run(ctx: Context, gpu: BenchGpu) -> Result:
         whole = 1 if pair is None else world.size - 1
         for i, row_bytes in enumerate(ROW_BYTES):
             ctx.report(f"rows of {row_bytes} bytes", (done + i / len(ROW_BYTES)) / whole)
-            if pair is not None and pair.side is not None:  # in a pair's memory words start at zero
+            if pair is not None and pair.side is not None:  # the words in a pair's memory must start at zero
                 gpu.device.clear(pair.own, WINDOW_BYTES, gpu.stream)
                 gpu.device.synchronize(gpu.stream)
             world.barrier()

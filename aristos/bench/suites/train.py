@@ -51,9 +51,9 @@ COLUMNS = (
 
 @dataclass
 class Steps:
-    """Training steps of one token count and one `save` on this rank. A call makes one.
+    """Training steps of one token count and one `save` on this rank. A call makes one step.
 
-    seconds: those of each part, by step.
+    seconds: part -> its seconds in each step.
     """
 
     moe: Any
@@ -79,7 +79,7 @@ class Steps:
         return np.asarray(found[0] if isinstance(found, tuple) else found)
 
     def note(self, i: int) -> None:
-        """Keep in `seconds`, after step i, one entry for each step: of repeated steps the last."""
+        """Keep one entry for step i in `seconds`. If the step was repeated, the last entry is kept."""
         for each in self.seconds.values():
             placed(each, i)
 

@@ -1,11 +1,11 @@
 """The check of a log: the explorer's vector clocks say which accesses are not ordered.
 
-Actors are the threads of all ranks, and for each rank and remote peer the network, which reads the data of puts and
+Actors are the threads of all ranks, and for each rank and remote peer one network, which reads the data of puts and
 writes it at the peer. A flush makes the network's writes known to the thread that called it. A word that MPI puts as
 {value, complement} is a release of its put; a thread that reads the value knows of the put after its next sync.
 
-First, NumPy drops the accesses that can be in no race: those of words that one actor uses alone, those of words that no
-actor writes, and repetitions of an access by the same actor since its last atomic.
+First, NumPy drops accesses that cannot be part of a race: accesses to words that one actor uses alone, or that no actor
+writes, and repetitions of an access by the same actor since its last atomic.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .log import ACQUIRE, ADD, EXCHANGE, FLUSH, KIND_BITS, PUT, READ, RELEASE, S
 from .recorded import PEER_BITS
 from .space import Space
 
-MOST = 20  # the most races that are kept, each between other places
+MOST = 20  # the most races that are kept; no two of them have the same two places
 UNORDERED = (words.FAILED,)  # words of the state set once without the lock; a late reader just fails later
 
 
@@ -128,7 +128,7 @@ class Checker(Clocks):
         within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
         spread = np.repeat(np.arange(len(entry)), counts)
         every = Accesses(entry[spread], actor[spread], (first[spread] + within) * WORD, writes[spread])
-        keep = ~self.space.in_area(every.number, WIRE)  # some words of the wire are hints, read without its lock
+        keep = ~self.space.in_area(every.number, WIRE)  # some words of the wire are hints: read without the lock
         for word in UNORDERED:
             for rank in range(self.space.shape.world):
                 keep &= every.number != private(rank, STATE, WORD * word)
@@ -146,7 +146,7 @@ class Checker(Clocks):
         return remote & (offset >= 0) & (offset % layout.remote_bytes >= layout.coded)
 
     def _shared(self, every: Accesses) -> np.ndarray:
-        """Which accesses are of words that several actors use and one of them writes."""
+        """Which accesses are to words that several actors use, at least one of which writes."""
         atomic = np.flatnonzero((self.kinds >= ACQUIRE) & (self.kinds <= EXCHANGE))
         number = np.concatenate([every.number, self.numbers[atomic]])
         actor = np.concatenate([every.actor, self.thread[atomic]])
@@ -161,7 +161,8 @@ class Checker(Clocks):
         return ((least != most) & wrote)[which[: len(every.number)]]
 
     def _once(self, every: Accesses) -> Accesses:
-        """The first of equal accesses of an actor between two of its atomics."""
+        """The accesses without repetitions: of equal accesses of an actor between two of its atomics, only the
+        first."""
         events = np.flatnonzero(self.kinds >= ACQUIRE)
         segment = np.zeros(len(every.entry), np.int64)
         for actor in range(len(self.names)):

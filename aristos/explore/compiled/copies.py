@@ -1,4 +1,4 @@
-"""Copies of the engine's steps that record their accesses: separate modules, made from the same files.
+"""Copies of the engine's steps that record their accesses. They are separate modules, made from the same files.
 
 The syntax tree of each module is changed before it is executed. Accesses to the state become calls of `recorded.get`
 and `recorded.put`. Calls of memory, wire and arithmetic become calls of the functions in `recorded.py`. Each call
@@ -35,7 +35,7 @@ MODULES = {
 ORDER = [f"{package}.{name}" for package, names in MODULES.items() for name in names]
 LINE_BITS = 16  # bits of a site that hold the line; the bits above hold the module
 STATES = ("st", "gs")
-SHARED = {  # the modules whose functions record, by the names that steps have for them, and these functions
+SHARED = {  # name of a module in steps -> the functions of it that record
     "mem": {each.__name__ for each in recorded.MEMORY},
     "mpi": set(recorded.WIRE),
     "arithmetic": {each.__name__ for each in recorded.ARITHMETIC},
@@ -43,7 +43,7 @@ SHARED = {  # the modules whose functions record, by the names that steps have f
 
 
 def copied(module: str) -> str:
-    """The name of a module's copy, or of a package's copy."""
+    """The name of the copy of a module or package."""
     longest = sorted(MODULES, key=len, reverse=True)
     package = next(each for each in longest if module == each or module.startswith(f"{each}."))
     return f"{package}_{_suffix()}{module[len(package) :]}"

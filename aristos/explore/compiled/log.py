@@ -1,8 +1,8 @@
 """The log: all reads, writes, releases and acquires by the threads of all ranks of a node, in one order.
 
-A thread takes an entry by adding to one shared counter. It makes an atomic access while it holds a lock of the log, and
-takes the entry under that lock. So the order of entries is the order of all atomic accesses, and an acquire reads the
-latest release before it. The checker ignores the order that this lock gives the threads.
+A thread takes an entry by adding to one shared counter. It makes an atomic access, and takes the access's entry, while
+it holds a lock of the log. So the order of entries is the order of all atomic accesses, and an acquire reads the latest
+release before it. The checker ignores the order that this lock gives the threads.
 
 A process's table says where the log lies. Compiled code finds the table, and the function that writes entries, by
 symbols, because the kernel cache would keep addresses.
@@ -28,11 +28,11 @@ from ...primitives.buffers import aligned
 
 WORD = 8
 
-# kinds of entries: plain reads and writes of a range of bytes; atomics of a word; calls of MPI; marks of the host
+# kinds of entries: plain reads and writes of a range of bytes; atomics on a word; calls of MPI; marks made by the host
 READ, WRITE, ACQUIRE, RELEASE, ADD, EXCHANGE, PUT, FLUSH, SYNC, WORKER = range(10)
 KIND_BITS = 8  # bits of a code that hold the kind; the bits above hold the site
 
-CURSOR, LOCK, CAPACITY, HEAD = 0, 8, 16, 24  # bytes at which entries taken, lock, most entries, and entries begin
+CURSOR, LOCK, CAPACITY, HEAD = 0, 8, 16, 24  # offsets in bytes: entries taken, lock, most entries, first entry
 THREAD, RANK, CODE, AT, A, B, RESULT, ENTRY_WORDS = range(8)  # words of an entry
 
 LOG, MINE, ELEMENT, PLANTED, TABLE_WORDS = range(5)  # words of TABLE; ELEMENT: bytes of a row's element

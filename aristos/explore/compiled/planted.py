@@ -1,7 +1,7 @@
-"""Deliberate bugs in the compiled steps, which the checker must find in a real run. Each replaces a statement.
+"""Deliberate bugs in the compiled steps, which the checker must find in a real run. Each bug replaces a statement.
 
 The bugs are compiled into the recorded copies of the steps, behind a word that switches one of them on (0: none). The
-ordinary steps have no such word. Calls with a bug end, most with the right results, because the bugs are races.
+ordinary steps have no such word. Calls with a bug end, and most have right results, because the bugs are races.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ BUGS = (
         "        if p != me and st[words.remote(job, p)] == 0:\n"
         "            mem.store_release(st[words.region_to(job, p)] + 8 * words.ENDED, job[words.EPOCH])\n"
         "    for _ in range(1000):\n"
-        "        mem.nap()",  # so that the peer loads before this rank reads
+        "        mem.nap()",  # time for the peer to load before this rank reads
         "shm-in-place",
     ),
     Planted(

@@ -1,8 +1,8 @@
 """The primitives that record: `get` and `put` for words of a state, and functions for memory, wire and arithmetic.
 
-Each takes the original's arguments, then a site: the module and the line that call it (`copies.py`). Only the functions
-of this module are replaced. Where a step calls a kernel, the ranges that the kernel reads and writes are recorded. The
-first word of each array of weights is recorded, and stands for the whole array.
+Each primitive takes the original's arguments and a site, which is the module and the line of the call (`copies.py`).
+Only the functions of this module are replaced. Where a step calls a kernel, the ranges that the kernel reads and writes
+are recorded. For an array of weights, only the first word is recorded, and stands for the whole array.
 """
 
 from __future__ import annotations
@@ -191,7 +191,7 @@ def arrays_at(weights, site):
 
 @jit
 def kept_at(kind, kept, rows, first, columns, site):
-    """Record accesses to the columns from `first` on of kept hidden activations, whose elements are float32."""
+    """Record accesses to kept hidden activations, which are float32, in the columns from `first` on."""
     if kept != 0:
         record(code(READ, site), kept, WORD * rows, 0)
         for i in range(rows):
@@ -227,7 +227,7 @@ def backward_rows(kernels, call, site):
 
 @jit
 def columns_at(kind, rows, activations, first, columns, site):
-    """Record accesses to the columns from `first` on of a run's hidden activations, which lie within a chunk.
+    """Record accesses to a run's hidden activations, in the columns from `first` on, which lie within one chunk.
 
     This is right only for layers of float32, such as those of `run.py`, because it counts FLOAT bytes for an element
     and PITCH for a row of a chunk.

@@ -1,7 +1,7 @@
-"""Calls of a real job whose compiled steps record: on all transports, forward, backward and exchanges.
+"""Calls of a real job whose compiled steps record: forward calls, backward calls and exchanges, on all transports.
 
-Each case is a layer object with rings so small that credit comes back and rows are rewritten within a call. Ranks make
-a few calls, and load weights between them. Rank 0 checks the case's log.
+Each case is a layer object whose rings are so small that credit comes back and rows are rewritten within a call. Ranks
+make a few calls, and load weights between these calls. Rank 0 checks the case's log.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from .space import Mapped, Range, Space, ranges_of
 
 ENTRIES = 6_000_000  # the most entries of a log: 336 MB, of which a case uses only a part
 RING = 6  # rows
-PATIENT = 2, 4  # idle polls until a worker yields its core, and until it sleeps; few, for each takes 100 entries
+PATIENT = 2, 4  # idle polls until a worker yields its core, and until it sleeps; few, because each takes 100 entries
 TRIES = 5  # the most runs of a planted bug
 CFG = MoEConfig(hidden=16, ffn=224, experts=6, top_k=2, max_tokens=40, gated=True)
 
@@ -67,8 +67,8 @@ CASES = (
 
 @dataclass
 class Result:
-    """The result of a case, on rank 0. planted: the number of a bug, 0: none. lost: number of entries that found no
-    space."""
+    """The result of a case, on rank 0. planted: number of the planted bug, 0 for none. lost: number of entries for
+    which the log had no space."""
 
     case: str
     planted: int
@@ -79,7 +79,8 @@ class Result:
 
 
 class Marked:
-    """A compiled function of the recorded loop. The log has marks for the host's actions before and after it."""
+    """A compiled function of the recorded loop. When it runs, the log gets marks for the host's actions before and
+    after it."""
 
     def __init__(self, function: Any, before: Callable[..., Any], after: Callable[[], Any] = lambda: None) -> None:
         self._function, self._before, self._after = function, before, after
@@ -123,7 +124,7 @@ class Recorder:
         self.steps = _Names(end=Marked(made.steps.end, lambda job, state: note(ACQUIRE, left)))
 
     def labels(self) -> list[Range]:
-        """Names for the memory that calls have used so far."""
+        """Ranges of the memory that calls have used so far, with names."""
         found = []
         for job in self.jobs:
             k, tokens = int(job[words.TOP_K]), int(job[words.TOKENS])
@@ -148,7 +149,8 @@ class _Names:
 def make_all(comm: Any, tries: list[tuple[Case, int]], calls: int, seed: int) -> Iterator[Result]:
     """Run cases, each with a planted bug or 0 for none. Collective; rank 0 has the results.
 
-    A bug need not show in each run. So its case is run with the next seeds until it shows, at most TRIES times.
+    A bug does not show in every run. So its case is run with one seed after another until it shows, at most TRIES
+    times.
     """
     record = log.Log(comm, ENTRIES)
     try:
@@ -231,7 +233,8 @@ def _exchange(comm: Any, case: Case) -> Exchange:
 
 @contextlib.contextmanager
 def _recording(made: Any, recorder: Recorder) -> Iterator[None]:
-    """While inside, also record accesses by this object's host: its reads of ENDED, and the weights that it loads."""
+    """While inside, also record accesses by the object's host code: its reads of ENDED, and the weights that it
+    loads."""
     runtime = made._member.runtime
     home = _home(made)
     wait = runtime.await_readers

@@ -1,7 +1,7 @@
 """One space of addresses for all ranks, needed because each process maps a window at another address.
 
-Windows, outboxes and private memory get the numbers of `explore/places.py`, for which that module has names. Other
-memory belongs to one rank; its number is made of its address and its rank.
+Windows, outboxes and private memory get the numbers that they have in `explore/places.py`, which also names them. All
+other memory belongs to one rank; its number is made of address and rank.
 """
 
 from __future__ import annotations
@@ -107,13 +107,13 @@ class Space:
         return places.where(number)[1] == places.REMOTE and self.regions.place(number).kind == CODED
 
     def in_area(self, numbers: np.ndarray, area: int) -> np.ndarray:
-        """Which numbers lie in this private area of any rank."""
+        """Which numbers lie in this private area, on whatever rank."""
         inside = (numbers >= places.FIRST) & (numbers < OTHER)
         private = (numbers >> places.PART_BITS & places.PRIVATE) == places.PRIVATE
         return inside & private & ((numbers >> places.AREA_BITS & places.AREA_MASK) == area)
 
     def in_part(self, numbers: np.ndarray, part: int) -> np.ndarray:
-        """Which numbers lie in this part of any rank."""
+        """Which numbers lie in this part, on whatever rank."""
         inside = (numbers >= places.FIRST) & (numbers < OTHER)
         return inside & ((numbers >> places.PART_BITS & places.PRIVATE) == part)
 
