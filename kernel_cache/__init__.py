@@ -1,6 +1,6 @@
-"""Compiled kernels on disk, and other code that Aristos and ptxsim share in order to compile; see docs/architecture.md.
+"""Keeps compiled kernels on disk, and holds other code that Aristos and ptxsim share; see docs/architecture.md.
 
-This package imports neither of the two, nor MPI. Importing it does no work.
+This package imports neither Aristos nor ptxsim nor MPI. Importing it does no work.
 """
 
 from pathlib import Path

@@ -1,8 +1,8 @@
 """Numba's cache of compiled functions, kept in private files with hashes (`private.py`).
 
-For each function Numba keeps an index, which is a pickle, and a file for each signature. It reads them unchecked,
-wherever they lie. Here index and code are read only if this user alone could have written them, and if they are whole.
-A damaged file counts as missing. A locator gives the folder.
+For each function Numba keeps an index, which is a pickle, and a file for each signature. Numba itself reads these files
+unchecked, wherever they lie. Here they are read only if nobody but this user could have written them, and if they are
+whole. A damaged file counts as missing. A locator says in which folder the files lie.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from . import private
 
 
 class Locator(caching.UserProvidedCacheLocator):
-    """Says where a function's code is kept. Derived classes say in which folder, and from which sources.
+    """Says where a function's code is kept. Derived classes choose the folder and the sources that count.
 
     function: the Python function. source: the path of its file.
     """
@@ -35,7 +35,7 @@ class Locator(caching.UserProvidedCacheLocator):
         private.make(Path(self.get_cache_path()))
 
 
-unkept: list[str] = []  # functions whose code this process could not keep
+unkept: list[str] = []  # the functions whose code this process could not keep on disk
 
 
 class FunctionCache(caching.FunctionCache):
@@ -50,9 +50,9 @@ class FunctionCache(caching.FunctionCache):
         self.enable()
 
     def save_overload(self, signature: Any, data: Any) -> None:
-        """Keep compiled code.
+        """Keep compiled code on disk.
 
-        If that fails, as on a full disk, this process continues, and the next one compiles again.
+        If that fails, as on a full disk, this process continues, and the next process compiles the function again.
         """
         try:
             super().save_overload(signature, data)
@@ -63,7 +63,7 @@ class FunctionCache(caching.FunctionCache):
 
 
 class Parts(caching.CompileResultCacheImpl):
-    """Converts a compiled function to bytes and back, as Numba does, but with a given locator."""
+    """Converts a compiled function to bytes and back, as Numba does, but uses the locator that it is given."""
 
     suffix = ""  # file names have no suffix
 
@@ -77,7 +77,7 @@ class _Files(caching.IndexDataCacheFile):
     """The index and the code of one function."""
 
     def save(self, key: Any, data: Any) -> None:
-        """Keep code, then name its file in the index, so that the index never names another signature's code."""
+        """Write code to a file, and only then name the file in the index. So no entry ever names other code."""
         overloads = self._load_index()
         taken = set(overloads.values())
         name = overloads.get(key) or next(n for n in map(self._data_name, itertools.count(1)) if n not in taken)

@@ -1,13 +1,14 @@
 """Compiles with Numba, and keeps compiled code on disk.
 
-`jit` marks a function; nothing is compiled, and no file is touched, before its first call. Compiled code is cached in
-`$ARISTOS_CACHE` (default `$XDG_CACHE_HOME/aristos` or `~/.cache/aristos`, or a temporary folder if that cannot be
-used). Only this user may have access to it (`private.py`), and its files have hashes (`code_files.py`). A subfolder is
-named by the versions of Python, Numba, llvmlite and NumPy and the CPU's features. In it, each module has a folder named
-by a hash of the sources that its compiled code reads (`sources.py`), and of what else their packages depend on
-(`packages.py`), such as the ISA. Numba's own cache does not notice edits in other files, or another ISA at the same
-path. Equal sources share compiled code, for example a clone, an install and a job's copy. Of the processes of a node
-that run equal sources, one compiles at a time. This is not a general build system.
+`jit` marks a function. Before the function's first call nothing is compiled, and no file is touched. Compiled code is
+cached in `$ARISTOS_CACHE` (default `$XDG_CACHE_HOME/aristos` or `~/.cache/aristos`, or a temporary folder if that
+cannot be used). Only this user may have access to the cache (`private.py`), and its files have hashes
+(`code_files.py`). The cache has a subfolder for each combination of the versions of Python, Numba, llvmlite and NumPy
+and the CPU's features. There each module has a folder. Its name is a hash of the sources that the module's compiled
+code reads (`sources.py`), and of what else the packages of these sources depend on (`packages.py`), such as the ISA.
+Numba's own cache does not notice edits in other files, or another ISA at the same path. Equal sources share compiled
+code, for example a clone, an install and a job's copy. Of the processes of a node that run equal sources, one compiles
+at a time. This is not a general build system.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from numba.core.typing.templates import make_concrete_template
 from . import code_files, linked_code, packages, private, sources
 from .errors import EnvironmentProblem, environment_problem
 
-COMPILE_SECONDS = 900  # limit of the wait for another process; compiling everything takes far less
+COMPILE_SECONDS = 900  # the longest wait for another process; compiling everything takes far less
 FIRST_SECONDS, NEXT_SECONDS = 1.0, 10.0  # from the start to the first progress report, and between reports
 STARTED = time.time()
 config: Any = _config  # Numba creates its options at run time; type checkers do not know them
@@ -50,7 +51,7 @@ _place = ""  # where this process runs, for reports: " on rank 1"
 
 
 def wanted() -> Path:
-    """The cache folder of all versions, as the environment names it. Links above it are followed."""
+    """The cache folder for all versions, as the environment names it. Links in the path above it are resolved."""
     home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     place = Path(os.environ.get("ARISTOS_CACHE") or os.path.join(home, "aristos"))
     return place.parent.resolve() / place.name
@@ -58,9 +59,9 @@ def wanted() -> Path:
 
 @cache
 def cache_folder() -> Path:
-    """The folder of code that these versions compile for this CPU. It is made if it is missing.
+    """The folder for code that these versions compile for this CPU. The folder is made if it is missing.
 
-    Warns if the folder that was asked for cannot be used, or is refused because others could have written to it.
+    Warns if the folder that the environment names cannot be used, or if others could have written to it.
     """
     key = hashlib.sha256(versions().encode()).hexdigest()[:16]
     temporary = Path(tempfile.gettempdir()).resolve()
@@ -69,7 +70,7 @@ def cache_folder() -> Path:
             private.make(place)
             private.make(place / key)
             with tempfile.TemporaryFile(dir=place / key) as probe:
-                probe.write(bytes(1 << 20))  # as large as an index and a few functions: fails if the disk is full
+                probe.write(bytes(1 << 20))  # the size of an index and a few functions: this fails if the disk is full
                 probe.flush()
             return place / key
         except EnvironmentProblem as refused:
@@ -81,20 +82,20 @@ def cache_folder() -> Path:
 
 
 def root() -> Path:
-    """The cache folder of all versions."""
+    """The folder above `cache_folder()`, which holds the code of all versions."""
     return cache_folder().parent
 
 
 @cache
 def versions() -> str:
-    """The versions and CPU features that all compiled code depends on, besides its sources."""
+    """The versions and CPU features on which all compiled code depends, as text."""
     numbers = (sys.version, numba.__version__, llvmlite.__version__, np.__version__)
     return repr((numbers, binding.get_host_cpu_name(), binding.get_host_cpu_features().flatten()))
 
 
 @cache
 def source_key(source: Path) -> str:
-    """Hash of the sources that a module's compiled code reads, lowerings of the primitives included.
+    """A hash of the sources that a module's compiled code reads, including the lowerings of primitives.
 
     If a source was edited after this process started, the process may run the old source; then the key is unique to
     this process.
@@ -108,9 +109,9 @@ def source_key(source: Path) -> str:
 
 @cache
 def code_key(source: Path) -> str:
-    """Hash of everything that a module's machine code depends on, without versions and CPU.
+    """A hash of everything that a module's machine code depends on, except versions and CPU.
 
-    That is `source_key`, and what the packages of those sources have registered.
+    This is `source_key`, and what the packages of those sources have registered.
     """
     parts = [(package.name, package.parts()) for package in packages.containing(_read(source))]
     return hashlib.sha256(repr((source_key(source), parts)).encode()).hexdigest()[:16]
@@ -118,9 +119,9 @@ def code_key(source: Path) -> str:
 
 @cache
 def _read(source: Path) -> frozenset[Path]:
-    """The files that a module's compiled code reads, lowerings of all packages reached included.
+    """The files that a module's compiled code reads, including the lowerings of every package among them.
 
-    A file outside the registered packages is assumed to read all of them.
+    A file outside the registered packages is assumed to read all their files.
     """
     if not packages.containing([source]):
         return frozenset({source, *_all_files()})
@@ -144,9 +145,9 @@ def lowerings(package: packages.Package) -> frozenset[Path]:
 
 
 def module_folder(function: Callable[..., Any]) -> Path:
-    """The folder of the compiled code of a function's module.
+    """The folder for the compiled code of a function's module.
 
-    Modules made from the same file in several packages (`kernels/by_isa.py`) have their own.
+    If several packages have a module made from the same file (`kernels/by_isa.py`), each has a folder of its own.
     """
     source = Path(function.__code__.co_filename)
     package = function.__module__.rpartition(".")[0].rpartition(".")[2]
@@ -155,7 +156,7 @@ def module_folder(function: Callable[..., Any]) -> Path:
 
 
 class Locator(code_files.Locator):
-    """Names a module's cache folder by what its code depends on, instead of its path and its file's time."""
+    """Names a module's cache folder by what the code depends on, instead of the file's path and time."""
 
     def __init__(self, function: Callable[..., Any], source: str) -> None:
         super().__init__(function, source)
@@ -189,17 +190,17 @@ class LazyCache(caching.NullCache):
         return self._kept.load_overload(signature, target)
 
     def save_overload(self, signature: Any, compiled: Any) -> None:
-        """Keep compiled code, one process at a time.
+        """Keep compiled code on disk. One process does so at a time.
 
-        Numba reads a function's index, adds a file to it and writes it. Two processes that do so at the same time may
-        use one file for two signatures; then one signature gets the code of the other.
+        Numba reads a function's index, adds a file to it and writes it. Two processes that do so at the same time might
+        use one file for two signatures, and then one signature would get the code of the other.
         """
         with _locked(Path(self.cache_path) / "writing.lock"):
             self._kept.save_overload(signature, compiled)
 
 
 def jit(function: Callable[..., Any]) -> Any:
-    """Like `numba.njit(nogil=True, cache=True)`, in the kernel cache. NUMBA_DISABLE_JIT=1: the function itself."""
+    """Like `numba.njit(nogil=True, cache=True)`, but with this cache. With NUMBA_DISABLE_JIT=1 nothing is compiled."""
     if config.DISABLE_JIT:
         return function
     compiled = Compiled.of(
@@ -210,9 +211,9 @@ def jit(function: Callable[..., Any]) -> Any:
 
 
 def inner(function: Callable[..., Any]) -> Any:
-    """Like `jit`, for a function that only compiled functions call.
+    """Like `jit`, but for a function that only compiled functions call.
 
-    It is compiled into each of them, and not cached.
+    Its code becomes part of each of its callers, and is not cached by itself.
     """
     return function if config.DISABLE_JIT else Compiled.of(function, caching.NullCache(), caching.NullCache())
 
@@ -220,7 +221,7 @@ def inner(function: Callable[..., Any]) -> Any:
 class Compiled(CPUDispatcher):
     """A compiled function. Python calls its machine code; compiled callers link its LLVM code.
 
-    Calls with different constants share the code. Numba itself would compile it for each constant.
+    Calls with different constant arguments share the code. Numba itself would compile the function for each constant.
     """
 
     linked: dict[tuple[Any, ...], linked_code.Linked]  # by the types of the arguments
@@ -238,7 +239,7 @@ class Compiled(CPUDispatcher):
         return made
 
     def compile(self, sig: Any) -> Any:
-        """Load machine code from the cache, or compile it. Returns what Python calls."""
+        """Load machine code from the cache, or compile it. Returns the entry that Python calls."""
         known = len(self.overloads)
         found = super().compile(sig)
         if len(self.overloads) > known:
@@ -247,7 +248,7 @@ class Compiled(CPUDispatcher):
         return found
 
     def get_call_template(self, args: Any, kws: Any) -> Any:
-        """Answer Numba about a call in compiled code: the signatures for which the function has LLVM code."""
+        """Return, in Numba's form for calls in compiled code, the signatures for which the function has LLVM code."""
         named = {name: types.unliteral(each) for name, each in kws.items()}
         signature, args = self._compiler.fold_argument_types(tuple(types.unliteral(each) for each in args), named)
         self.link(tuple(args))
@@ -259,7 +260,7 @@ class Compiled(CPUDispatcher):
         return self.linked[tuple(sigutils.normalize_signature(sig)[0])]
 
     def link(self, args: tuple[Any, ...]) -> None:
-        """Load LLVM code for these argument types from the cache or compile it."""
+        """Load LLVM code for these argument types from the cache, or compile it."""
         with global_compiler_lock, self._compiling_counter:
             if args not in self.linked:
                 found = self.linked_cache.load_overload(args, self.targetctx)
@@ -271,14 +272,14 @@ class Compiled(CPUDispatcher):
 
 
 class Inlined(CPUDispatcher):
-    """Mark a function that compiled code inlines, and that Python calls uncompiled."""
+    """A function that compiled code inlines. A call from Python runs it uncompiled."""
 
     def __call__(self, *arguments: Any) -> Any:
         return self.py_func(*arguments)
 
 
 def inlined(function: Callable[..., Any]) -> Any:
-    """Mark a small function that compiled code inlines, on CPUs and on CUDA. It is never compiled alone."""
+    """Mark a small function that compiled code inlines, on CPUs and in CUDA. It is never compiled alone."""
     if config.DISABLE_JIT:
         return function
     compiled = numba.njit(inline="always", error_model="numpy")(function)
@@ -287,10 +288,10 @@ def inlined(function: Callable[..., Any]) -> Any:
 
 
 def entry(function: Callable[..., Any], signature: Any, locator: type[code_files.Locator]) -> Any:
-    """Compile a function alone, for a C signature; `.address` is its address in this process.
+    """Compile a function alone, for a C signature. The result's `.address` is the function's address in this process.
 
-    Code that calls it by address neither inlines nor links it, and so stays small. locator: determines the folder and
-    the key of the function's code.
+    Code that calls the function by its address neither inlines nor links it, and so stays small. locator: the class
+    that determines the folder and the key of the function's code.
     """
     options = {"nopython": True, "error_model": "numpy"}
     made: Any = CFunc(function, sigutils.normalize_signature(signature), locals={}, options=options)
@@ -304,14 +305,15 @@ def entry(function: Callable[..., Any], signature: Any, locator: type[code_files
 def compiling(quiet: bool = False, name: str = "") -> Iterator[None]:
     """A block in which no other process of this node compiles the same code. Reports on stderr if it takes long.
 
-    name: what the block compiles, if it shares no code with other blocks: only blocks of that name wait for it then.
+    quiet: whether to report nothing. name: a name for what the block compiles, if it shares no code with other blocks.
+    Then only blocks of that name wait for each other.
     """
     with _compile_lock(name), _progress(quiet):
         yield
 
 
 def report_as(rank: int) -> None:
-    """Name this process in its reports of compilation, because each rank counts its own functions."""
+    """Add the rank to this process's reports of compilation, because each rank counts its own functions."""
     global _place
     _place = _place or f" on rank {rank}"
 
@@ -322,10 +324,10 @@ def compiled_here() -> int:
 
 
 def _compile_lock(name: str = "") -> contextlib.AbstractContextManager[None]:
-    """A lock that lets one process compile at a time, of those that need the same code. The others then load its code.
+    """A lock with which, of the processes that need the same code, one compiles at a time. The others load its code.
 
-    A process with other sources or other parts, e.g. another ISA, does not wait, because it needs other code.
-    name: as in `compiling`.
+    A process with other sources, or with another ISA, does not wait, because it needs other code. name: as in
+    `compiling`.
     """
     parts = [(package.name, package.parts()) for package in packages.every()]
     text = hashlib.sha256(repr((name, sources.digest(frozenset(_all_files())), parts)).encode()).hexdigest()
@@ -334,7 +336,7 @@ def _compile_lock(name: str = "") -> contextlib.AbstractContextManager[None]:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """A block in which no other process of this node is in a block with the same path."""
+    """A block that no other process of this node enters with the same path at the same time."""
     import filelock
 
     try:
@@ -346,7 +348,7 @@ def _locked(path: Path) -> Iterator[None]:
             f"another process has held {path} for {COMPILE_SECONDS} s: if no process compiles, remove that file, or set"
             " ARISTOS_CACHE to another folder"
         ) from None
-    except (NotImplementedError, OSError):  # without flock, processes compile and write concurrently
+    except (NotImplementedError, OSError):  # where there is no flock, processes compile and write at the same time
         yield
         return
     try:
@@ -390,7 +392,10 @@ def _compile(function: Any, signature: tuple[Any, ...]) -> None:
 
 @contextlib.contextmanager
 def _progress(quiet: bool) -> Iterator[None]:
-    """A block that reports on stderr, if functions are compiled, how many, and the time. It starts after a second."""
+    """A block that reports on stderr how many functions are ready, and the time. The first report is after a second.
+
+    Nothing is reported as long as functions are only loaded.
+    """
     done = threading.Event()
     start = time.monotonic()
 

@@ -1,10 +1,10 @@
-"""The errors that shared code raises. A package may replace the classes by its own, derived from these."""
+"""The errors that this package raises. Another package may replace the classes by its own, derived from these."""
 
 from __future__ import annotations
 
 
 class Problem(Exception):
-    """Base class."""
+    """Base class of the errors that this package raises."""
 
 
 class InputError(Problem, ValueError):
@@ -12,14 +12,14 @@ class InputError(Problem, ValueError):
 
 
 class EnvironmentProblem(Problem):
-    """The machine or what is installed cannot do what was asked."""
+    """The machine, or a package installed on it, cannot do what was requested."""
 
 
 _raised: tuple[type[InputError], type[EnvironmentProblem]] = (InputError, EnvironmentProblem)
 
 
 def raise_as(input_error: type[InputError], environment_problem: type[EnvironmentProblem]) -> None:
-    """Let shared code raise these classes from now on, in the whole process."""
+    """Let this package raise these classes from now on, in the whole process."""
     global _raised
     _raised = input_error, environment_problem
 
@@ -35,7 +35,10 @@ def environment_problem(message: str) -> EnvironmentProblem:
 
 
 def quoted(value: object, most: int = 200) -> str:
-    """A value for a message: its representation, cut. Python has none for integers of more than 4,300 digits."""
+    """A value's representation for a message, cut to `most` characters.
+
+    Python makes none of integers with more than 4,300 digits.
+    """
     try:
         text = repr(value)
     except Exception:  # a caller's object may raise anything

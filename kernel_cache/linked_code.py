@@ -1,7 +1,7 @@
 """The LLVM code of compiled functions, which compiled callers link.
 
-For every function that compiled code calls, Numba makes machine code and a Python wrapper, although the callers link
-the function's LLVM code and use neither. `Linked` has only the LLVM code (docs/decisions.md, 61).
+For every function that compiled code calls, Numba makes LLVM code, machine code and a Python wrapper, although the
+callers need only the LLVM code. `Linked` has nothing else (docs/decisions.md, 61).
 
 Numba has no public interface for this, so these private parts of it are used: the class `JITCodeLibrary` with the
 methods in PRIVATE, its attributes `_final_module`, `_finalized` and `_reload_init`, `compile_extra` and `Flags` of its
@@ -67,7 +67,7 @@ class Linked:
 
     def __init__(self, context: Any, library: Library, fndesc: Any, signature: Any, environments: list[Any]) -> None:
         self.library, self.fndesc, self.signature = library, fndesc, signature
-        # of this function, and of the functions that it calls, which are linked with it
+        # those of this function, and of the functions that it calls, which are linked with it
         self.environments = environments
         context.insert_user_function(self, fndesc, [library])
 
@@ -91,13 +91,13 @@ def link(dispatcher: Any, arguments: tuple[Any, ...]) -> Linked:
 
 
 def environments(library: Any) -> list[Any]:
-    """What the functions in a library may need of Python when they raise an error."""
+    """The environments of the functions in a library: the Python objects that they need to raise errors."""
     names = [each.name for each in library._final_module.global_variables if each.name.startswith("_ZN08NumbaEnv")]
     return [found for name in names if (found := lookup_environment(name)) is not None]
 
 
 def set_environments(library: Any) -> None:
-    """Set the environments of a library that was just compiled. Numba itself sets those of a loaded library."""
+    """Set the environments of a library that was just compiled. For a loaded library Numba itself does this."""
     for each in environments(library):
         library.codegen.set_env(each.env_name, each)
 

@@ -1,4 +1,4 @@
-"""Numba-CUDA's compiler without a driver. It compiles a kernel and its argument types to PTX, without a GPU.
+"""Runs Numba-CUDA's compiler without a driver and a GPU: it compiles a kernel for argument types to PTX.
 
 During compilation only the query for the current device is replaced. Importing this module does not import Numba-CUDA.
 """
@@ -67,10 +67,10 @@ def compiled(kernel: Any, types_: tuple[Any, ...], cc: tuple[Any, ...]) -> tuple
 
 
 def with_lines(compile_: Callable[[bool], Any]) -> Any:
-    """The result of `compile_` with line information, so that reports name source lines, or without it if that fails.
+    """Call `compile_` with line information (True), or if that fails, without (False). Returns its result.
 
-    numba-cuda 0.30 cannot describe arguments that are empty tuples, and NVVM rejects its debug information for
-    variables of some kernels. Without line information reports name lines of the PTX text.
+    With line information reports name source lines, without it lines of the PTX text. numba-cuda 0.30 cannot describe
+    arguments that are empty tuples, and NVVM rejects numba-cuda's debug information for variables of some kernels.
     """
     nvvm_error: Any = import_module("numba.cuda.cudadrv.nvvm").nvvmError
     try:
@@ -80,7 +80,7 @@ def with_lines(compile_: Callable[[bool], Any]) -> Any:
 
 
 def entry_of(ptx: str, name: str) -> str:
-    """The name of the only kernel in a PTX text. Raises InputError if there is none, or several."""
+    """The name of the only kernel in a PTX text. Raises InputError if the text has no kernel, or several."""
     entries = re.findall(r"\.entry\s+([\w$]+)", ptx)
     if len(entries) != 1:
         raise input_error(f"the PTX of {name} must have one kernel, got {entries}")

@@ -1,7 +1,7 @@
-"""The packages whose functions are compiled and kept: where each lies, and what its code depends on besides sources.
+"""Registers packages whose functions are compiled and kept: where each lies, and what its code depends on.
 
-A package registers itself when it is imported, before any of its functions is compiled. Keys of the cache then follow
-imports from one registered package into another (`sources.py`). They do not follow imports of other packages. This
+A package registers itself when it is imported, before any of its functions is compiled. The keys of the cache then
+cover what a module imports from registered packages (`sources.py`), but not what it imports from other packages. This
 module does not import Numba.
 """
 
@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 
 class Package(NamedTuple):
-    """A package. root: its folder.
+    """A registered package. root: its folder.
 
-    parts: a function whose result the package's compiled code depends on, besides sources, versions and the CPU. The
+    parts: a function. Besides sources, versions and the CPU, the package's compiled code depends on its result. The
     result describes how the modules were made when they were imported, so it is the same at every call.
     """
 
@@ -25,13 +25,13 @@ class Package(NamedTuple):
 
 
 _registered: dict[str, Package] = {}
-passed_over: set[str] = set()  # packages, by their first names, whose imports keys do not follow
+passed_over: set[str] = set()  # the packages, by their top-level names, whose files keys do not cover
 
 
 def register(name: str, root: Path, parts: Callable[[], Any] = lambda: None) -> None:
-    """Register a package, see `Package`. Modules below root that register lowerings with Numba are found automatically.
+    """Register a package. The arguments are those of `Package`. Its modules that register lowerings need no mention.
 
-    Raises ValueError if a key was computed that should have followed an import of it.
+    Raises ValueError if a key was computed before that should have covered the package's files.
     """
     if name in passed_over and name not in _registered:
         raise ValueError(
@@ -52,7 +52,7 @@ def containing(files: Iterable[Path]) -> list[Package]:
 
 
 def root_of(name: str) -> Path | None:
-    """The folder of a registered package. For another one None, and its name is kept in `passed_over`."""
+    """The folder of a registered package. For any other package, notes the name in `passed_over` and returns None."""
     if name not in _registered:
         passed_over.add(name)
         return None

@@ -1,13 +1,14 @@
-"""Folders and files from which code is loaded. Only this user may own them, and nobody else may be able to change them.
+"""Checks folders and files from which code is loaded: they must belong to this user, and nobody else may change them.
 
 The kernel cache holds pickles and machine code, so a user who can write to it can run code as its owner. A folder is
-private if it belongs to this user, is no link, is closed to others, and lies where nobody else can replace it: every
-folder above belongs to this user or to root, and others can write to it only if it is sticky, like /tmp. Folders are
-checked every time that a file below is read or written. A file begins with a hash of the rest, so that a file that a
-full disk left incomplete, or that was damaged later, is never loaded.
+private if it belongs to this user, is no link, is closed to others, and lies where nobody else can replace it. For this
+every folder above it must belong to this user or to root; if others can write to one, it must be sticky, like /tmp.
+Folders are checked every time that a file in them is read or written. A file begins with a hash of the rest. So a file
+that a full disk left incomplete, or that was damaged later, is never loaded.
 
 ARISTOS_CACHE_SHARED=1 switches the checks of owners and modes off, for a cache that a group shares. Every member of the
-group can then run code as every other member. Nothing here protects against root, or other processes of this user.
+group can then run code as every other member. Nothing here protects against root, or against other processes of this
+user.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def shared() -> bool:
 
 
 def problem(folder: Path) -> str:
-    """A text that names a folder and why it is not private; empty if it is private."""
+    """Why a folder is not private, as text that names the folder; empty if it is private."""
     try:
         return _of_folder(folder) or ("" if shared() else next(filter(None, map(_of_parent, folder.parents)), ""))
     except OSError as error:
@@ -52,7 +53,7 @@ def check(folder: Path) -> None:
 
 
 def make(folder: Path) -> None:
-    """Make a private folder, and missing ones above it. If others can only read this user's folder, close it to them.
+    """Make a private folder, and missing folders above it. If others can read an existing folder, it is closed to them.
 
     Raises EnvironmentProblem if the folder is not private, and OSError if it cannot be made.
     """
@@ -70,9 +71,9 @@ def make(folder: Path) -> None:
 
 
 def read(path: Path) -> bytes | None:
-    """Read the data that `write` got. Returns None, with a warning, if the file is damaged.
+    """Read the data that `write` wrote. Returns None, with a warning, if the file is damaged.
 
-    Raises FileNotFoundError, and EnvironmentProblem if others may have written the file.
+    Raises FileNotFoundError if there is no file, and EnvironmentProblem if others may have written it.
     """
     number = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     with open(number, "rb") as file:
@@ -83,7 +84,7 @@ def read(path: Path) -> bytes | None:
 
 
 def whole(path: Path, content: bytes) -> bytes | None:
-    """The data behind the hash in a file's content. None, with a warning, if the hash does not fit."""
+    """The data behind the hash in a file's content. Returns None, with a warning, if the hash does not fit."""
     digest, _, rest = content.partition(b"\n")
     if hashlib.sha256(rest).hexdigest().encode() != digest:
         warnings.warn(f"{path} is damaged: the kernel is compiled again", stacklevel=4)
@@ -92,7 +93,7 @@ def whole(path: Path, content: bytes) -> bytes | None:
 
 
 def hashed(data: bytes) -> bytes:
-    """The content of a file with this data, for `whole`."""
+    """The content of a file with this data: a hash, then the data. `whole` reads it."""
     return hashlib.sha256(data).hexdigest().encode() + b"\n" + data
 
 
@@ -111,7 +112,7 @@ def write(path: Path, data: bytes) -> None:
 
 
 def file_mode(folder: Path) -> int:
-    """The mode of files in a folder: 0600 in a private one; in a shared one it follows the folder's mode."""
+    """The mode that files in a folder get: 0600 in a private folder; in a shared folder its mode decides."""
     return stat.S_IMODE(folder.stat().st_mode) & 0o666
 
 
@@ -153,9 +154,9 @@ def _of_file(path: Path, found: os.stat_result) -> str:
 
 @cache
 def _roots() -> frozenset[int]:
-    """User ids that count as root.
+    """The user ids that count as root.
 
-    In a user namespace, such as a container's, files of users outside have another id.
+    In a user namespace, such as a container's, all files of users outside it have one other id, which counts too.
     """
     ids = {0}
     with contextlib.suppress(OSError, ValueError, IndexError):

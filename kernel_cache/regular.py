@@ -1,7 +1,7 @@
 """Reads files that may come from anywhere. Only regular files of bounded size are read.
 
-A reader of a pipe waits for its writer, perhaps for ever. A device such as /dev/zero has no end. A link counts as the
-file that it points to.
+A read from a pipe waits for the pipe's writer, perhaps for ever. A device such as /dev/zero has no end. A link counts
+as the file that it points to.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import stat
 from pathlib import Path
 from typing import BinaryIO
 
-JSON = 100_000_000  # most bytes of a file of JSON or of another text
+JSON = 100_000_000  # the most bytes that a file of JSON or other text may have
 _KINDS = {
     stat.S_IFIFO: "a pipe",
     stat.S_IFCHR: "a device",
@@ -23,7 +23,7 @@ _KINDS = {
 
 
 def opened(path: str | Path, most: int | None = None) -> BinaryIO:
-    """The file, open for reading. most: the bytes that it may have. Raises OSError, also if it is no regular file."""
+    """Open a file for reading. Raises OSError, also if it is no regular file, or has more than `most` bytes."""
     number = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     try:
         found = os.fstat(number)
@@ -37,7 +37,7 @@ def opened(path: str | Path, most: int | None = None) -> BinaryIO:
 
 
 def refuse_others(path: str | Path) -> None:
-    """Raise OSError if `path` exists and is no regular file: a writer might have to wait, or could not seek."""
+    """Raise OSError if `path` exists and is no regular file. A write to a pipe might wait, and a pipe cannot seek."""
     with contextlib.suppress(FileNotFoundError):
         _refuse(path, os.stat(path))
 
@@ -51,7 +51,7 @@ def _refuse(path: str | Path, found: os.stat_result) -> None:
 
 
 def read(path: str | Path, most: int = JSON) -> bytes:
-    """The content of the file. Raises OSError, also if it has more than `most` bytes or is no regular file."""
+    """The content of a file. Raises OSError, also if the file has more than `most` bytes or is no regular file."""
     with opened(path, most) as file:
         found = file.read(most + 1)  # not trusting the size: a file may grow, and files of /proc have the size 0
     if len(found) > most:
@@ -60,7 +60,7 @@ def read(path: str | Path, most: int = JSON) -> bytes:
 
 
 def text(path: str | Path, most: int = JSON) -> str:
-    """The content of the file as UTF-8 text. Raises OSError as `read` does, and UnicodeDecodeError, a ValueError."""
+    """The content of a file as UTF-8 text. Raises OSError as `read` does, and UnicodeDecodeError if it is not UTF-8."""
     return read(path, most).decode("utf-8")
 
 

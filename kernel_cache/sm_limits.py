@@ -1,4 +1,4 @@
-"""Limits of a streaming multiprocessor (SM) by architecture, and how many blocks of a kernel it holds at once.
+"""The limits of a streaming multiprocessor (SM) by architecture, and how many blocks of a kernel an SM holds at once.
 
 The numbers are from the table of technical specifications in the CUDA programming guide.
 """
@@ -14,7 +14,7 @@ from .offline import capability
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of one SM: threads, blocks, bytes of shared memory (of all blocks, of one block), registers."""
+    """The limits of one SM: threads, blocks, registers, and bytes of shared memory in all and for one block."""
 
     threads: int
     blocks: int
@@ -47,7 +47,7 @@ def limits_of_name(arch: str) -> Limits:
 
 
 def limits_of(cc: tuple[Any, ...]) -> Limits:
-    """The limits of a compute capability. If it is not known, those of the nearest known one below it."""
+    """The limits of a compute capability. If it is not known, the limits of the nearest lower one that is known."""
     known = [key for key in ARCHITECTURES if key <= cc[:2]]
     if not known:
         raise input_error(f"the compute capability must be at least {min(ARCHITECTURES)}, got {cc}")
@@ -57,7 +57,7 @@ def limits_of(cc: tuple[Any, ...]) -> Limits:
 def resident(limits: Limits, threads: int, shared: int, registers: int) -> int:
     """How many blocks of a kernel one SM holds at once. Raises InputError if one block is too large.
 
-    threads: of a block. shared: bytes of a block. registers: of a thread.
+    threads: threads of a block. shared: bytes of shared memory of a block. registers: registers of a thread.
     """
     if not 1 <= threads <= limits.block_threads:
         raise input_error(f"a block must have 1 to {limits.block_threads} threads, got {threads}")

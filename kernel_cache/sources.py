@@ -1,11 +1,12 @@
 """Finds the source files that a module's compiled code reads. The key of a kernel cache must depend on them.
 
-Compiled code holds the functions and constants of its own module and of the modules that it imports. So its sources are
-the module's file and, transitively, the files of the same package and of registered ones (`packages.py`) that it
-imports. Imports are read from the syntax tree; nothing is imported or run.
+Compiled code holds functions and constants of its own module and of the modules that this one imports, directly or not.
+So its sources are the files of these modules, as far as they belong to the same package or to registered packages
+(`packages.py`). Imports are read from the syntax tree; nothing is imported or run.
 
-These are not followed: imports for type checkers only (`if TYPE_CHECKING`), `import_module`, the `__init__.py` of a
-folder on the way to a module, and imports inside a function, unless it defines other functions, which may be compiled.
+Some imports do not count: those for type checkers only (`if TYPE_CHECKING`), `import_module`, and the `__init__.py` of
+a folder on the way to a module. Imports inside a function count only if the function defines other functions, because
+these may be compiled.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
 
 @cache
 def files(source: Path) -> frozenset[Path]:
-    """The file of a module and all files of its package and of registered ones that it imports, directly or not."""
+    """The file of a module, and those of its package and of registered packages that it imports, directly or not."""
     found, left = {source}, [source]
     while left:
         new = imported(left.pop()) - found
@@ -51,7 +52,7 @@ def importers(package: Path, module: str, name: str) -> frozenset[Path]:
 
 @cache
 def digest(sources: frozenset[Path]) -> str:
-    """Hash of files: their contents and their paths within their packages, not the packages' locations."""
+    """A hash of files: of their contents and their paths within their packages, not of the packages' locations."""
     whole = hashlib.sha256()
     for place, path in sorted((path.relative_to(_root(path).parent).as_posix(), path) for path in sources):
         whole.update(place.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
@@ -60,7 +61,7 @@ def digest(sources: frozenset[Path]) -> str:
 
 @cache
 def imported(source: Path) -> frozenset[Path]:
-    """The files of the same package and of registered ones that a module imports directly."""
+    """The files of the same package and of registered packages that a module imports directly."""
     root = _root(source)
     return frozenset(path for node in _imports(_tree(source)) for path in _targets(node, source, root)) - {source}
 
@@ -118,7 +119,7 @@ def _targets(node: Import, source: Path, root: Path) -> Iterator[Path]:
 
 
 def _absolute(name: str, root: Path) -> Path | None:
-    """The path of a module's file or folder, without suffix; None if its package is not followed."""
+    """The path of a module's file or folder, without suffix; None outside this package and the registered ones."""
     first, *rest = name.split(".")
     place = root if first == root.name and (root / "__init__.py").is_file() else packages.root_of(first)
     return None if place is None else place.joinpath(*rest)

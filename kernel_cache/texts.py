@@ -1,4 +1,4 @@
-"""Text from outside: the numbers in it, and whether it can be shown. Text for people: ranges and tables.
+"""Reads numbers in text from outside, and makes such text safe to show. Also writes ranges and tables for people.
 
 Python's own conversions accept too much: `isdigit` takes superscripts, `int` takes digits of every script and
 underscores. `int` also fails above 4,300 digits. A terminal obeys control characters in names.
@@ -15,7 +15,7 @@ _HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # control, format such as bidirectiona
 
 
 def whole(text: str, most: int = MOST) -> int | None:
-    """The number of at most 18 ASCII digits that a text is; None for any other text, and above `most`."""
+    """The number that a text of 1 to 18 ASCII digits stands for. None for other texts, and for numbers above `most`."""
     if not 0 < len(text) <= _DIGITS or not text.isascii() or not text.isdigit():
         return None
     number = int(text)
@@ -36,7 +36,7 @@ def shown(text: str) -> str:
 
 
 def runs(numbers: Iterable[int]) -> list[tuple[int, int]]:
-    """[8, 0, 1, 2] -> [(0, 2), (8, 8)]: ascending, each number once."""
+    """The runs of consecutive numbers as (first, last), ascending: [8, 0, 1, 2] -> [(0, 2), (8, 8)]."""
     found: list[tuple[int, int]] = []
     for number in sorted(set(numbers)):
         if found and found[-1][1] == number - 1:
@@ -47,11 +47,11 @@ def runs(numbers: Iterable[int]) -> list[tuple[int, int]]:
 
 
 def ranges(numbers: Iterable[int], between: str = ",") -> str:
-    """{8, 0, 1, 2} -> '0-2,8'."""
+    """The runs of consecutive numbers as text: {8, 0, 1, 2} -> '0-2,8'."""
     return between.join(f"{low}-{high}" if low < high else str(low) for low, high in runs(numbers))
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a table whose columns are as wide as their widest cell. rows: of as many cells each."""
+    """The lines of a table. Each column is as wide as its widest cell. rows: all have the same number of cells."""
     widths = [max(map(len, column)) for column in zip(*rows)]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]

@@ -1,4 +1,4 @@
-"""`python -m ptxsim ...`, which does the same as the command `ptxsim`."""
+"""`python -m ptxsim ...` does the same as the command `ptxsim ...`."""
 
 import sys
 

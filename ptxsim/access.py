@@ -50,9 +50,10 @@ def set_register(x, warp, row, lane, value):
 
 @jit
 def locate(x, warp, thread, block, lane, space, address, size, write, pc):
-    """(address in this process, place, space) of an access, or FAULT, after a report, if the access is not allowed.
+    """Find the memory of an access. Returns (address in this process, place, space).
 
-    place: offset in the space; for global memory, offset in the machine's memory. Parameters cannot be written.
+    If the access is not allowed, such as a write to parameters, this is reported, and the address is FAULT. place: the
+    offset in the space, or for global memory in the machine's memory.
     """
     if space == isa.GENERIC:
         if isa.SHARED_WINDOW <= address < isa.SHARED_WINDOW + isa.WINDOW:
@@ -128,7 +129,11 @@ def warp_slot(x, warp):
 
 @jit
 def shadow_of(x, block, space, place):
-    """(init flags of a place, bytes of an item, first cell of the place's memory, offset in it, report's address)."""
+    """What the checker knows of a place: (address of its init flags, bytes of an item, first cell, offset, address).
+
+    The first cell is that of the array, or of the block's shared memory, that holds the place; the offset is the
+    place's offset in this memory. The last address is the one that reports give.
+    """
     if space == isa.SHARED:
         grain = get(get(x, s.LAUNCHES) + get(block, s.B_LAUNCH) * s.L_FIELDS * 8, s.L_GRANULE)
         return get(block, s.B_INIT) + place, grain, get(block, s.B_SHADOW), place, place
@@ -140,7 +145,10 @@ def shadow_of(x, block, space, place):
 
 @unit
 def check(x, warp, thread, block, space, place, size, how, write, reads, pc):
-    """Check an access that is in bounds for uninitialised bytes, pending copies and races."""
+    """Check an access for uninitialised bytes, pending copies and races. The access is in bounds.
+
+    how: the flags of the access (watch.py). reads: whether the access reads, so that the bytes must be initialised.
+    """
     gid = get(thread, s.T_GID)
     slot = warp_slot(x, warp)
     init, grain, cells, first, address = shadow_of(x, block, space, place)
@@ -178,8 +186,7 @@ def check(x, warp, thread, block, space, place, size, how, write, reads, pc):
 
 @jit
 def location_of(block, space, place):
-    """The number of a location among all memories: its offset in global memory, or made of block and offset in shared
-    memory."""
+    """A number that no other location has: the offset in global memory, or block and offset for shared memory."""
     if space == isa.SHARED:
         return 1 << 61 | get(block, s.B_GID) << 20 | place
     return place
@@ -192,7 +199,11 @@ def thread_of(x, warp, lane):
 
 
 class Access(NamedTuple):
-    """An instruction ld or st. how: the argument of `check`. items: address of the rows of its values' registers."""
+    """An instruction ld or st.
+
+    values: how many values it moves. base, offset: the row of the address and a number to add. items: the address of
+    the list of the values' rows. how: the flags that `check` takes.
+    """
 
     type_: int
     size: int
@@ -219,7 +230,10 @@ def access_at(x, line):
 
 @jit
 def locate_lane(x, warp, thread, block, lane, access, write, pc):
-    """The result of `locate` for a lane's address. The address is noted for `count_access`, or -1 for a fault."""
+    """Call `locate` for a lane's address. Note the address, or -1 after a fault, in the scratch table.
+
+    `count_access` reads it there.
+    """
     address = np.int64(register(x, warp, access.base, lane)) + access.offset
     found = locate(x, warp, thread, block, lane, access.space, address, access.size * access.values, write, pc)
     put(get(x, s.SCRATCH), lane, -1 if found[0] == FAULT else address)
@@ -297,7 +311,7 @@ def stores(x, warp, block, line, pc, mask):
 
 @jit
 def float_add(x, a, b, type_, flush):
-    """The sum of an atomic add of floats, as bits. flush: whether subnormal float32 numbers become zeros."""
+    """The sum of two floats, as bits, for an atomic add. flush: whether subnormal float32 numbers become zeros."""
     if type_ == isa.F32:
         if flush:
             a, b = np.uint64(flush32(np.int64(a))), np.uint64(flush32(np.int64(b)))
@@ -315,13 +329,13 @@ def float_add(x, a, b, type_, flush):
 
 @jit
 def half_add(x, a, b, form):
-    """The sum of two 16-bit floats, as bits."""
+    """The sum of two 16-bit floats of a format, as bits."""
     return exact(x, isa.FADD, u64_of(widen(a, form)), u64_of(widen(b, form)), 0, form, isa.RN)
 
 
 @jit
 def combined(x, kind, type_, old, b, c, flush):
-    """The new value of an atomic operation. kind: its number, from 0 on: add exch cas min max inc dec and or xor."""
+    """The value that an atomic operation writes. kind: 0 to 9 for add, exch, cas, min, max, inc, dec, and, or, xor."""
     floats = type_ & 0xF0 == isa.F or type_ & 0xF0 in (isa.BF16 & 0xF0, isa.F16X2 & 0xF0, isa.BF16X2 & 0xF0)
     if kind == 0:
         if floats:

@@ -13,7 +13,7 @@ SCOPES = {"cta": isa.CTA, "gpu": isa.GPU, "sys": isa.SYS}
 
 
 def check_order(core: Core, order: str, scope: str) -> None:
-    """Raise InputError outside an actor's turn, or if order or scope is unknown."""
+    """Raise InputError if it is no actor's turn, or if order or scope is unknown."""
     if core.acting < 0:
         raise InputError("load and store are for actors; outside a run use copy_to_host and copy_to_device")
     if order not in ORDERS or scope not in SCOPES:

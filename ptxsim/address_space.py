@@ -22,7 +22,7 @@ MOST_BYTES = 1 << 36
 LEAST_BYTES = 1 << 30
 CELL_BYTES = s.CELL_WORDS * 8
 SHADOW_BYTES = MOST_BYTES // 4 * CELL_BYTES  # space for the cells of 4-byte items
-BELOW = 1 << 20  # reports name addresses in so many bytes below the memory by the first array
+BELOW = 1 << 20  # reports name an address at most so many bytes below the memory by the first array
 QUARANTINE_BYTES = 1 << 28  # freed memory that is not reused yet, so that accesses to it are reported
 LARGE_BYTES = 1 << 28  # for more bytes of cells than this, an allocation checks that the computer has enough memory
 NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
@@ -30,7 +30,10 @@ NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" el
 
 @dataclass
 class Allocation:
-    """A part of the machine's memory. start: offset in it. size, itemsize: bytes. dtype, shape: for reports."""
+    """A part of the machine's memory that was allocated.
+
+    start: offset in the machine's memory. size, itemsize: bytes. dtype, shape: those of the array, for reports.
+    """
 
     number: int
     start: int
@@ -78,13 +81,13 @@ class Reserved:
 
 
 class FreeRuns:
-    """The free runs in a range of numbers. A run is taken from the lowest free run that is long enough."""
+    """The free numbers of a range, as runs of consecutive numbers. `take` uses the lowest run that is long enough."""
 
     def __init__(self, start: int, end: int):
         self.free = [(start, end)]
 
     def take(self, length: int) -> int:
-        """Take a run of this length. Returns its start, or -1 if none is free."""
+        """Take `length` consecutive numbers. Returns the first, or -1 if no free run is long enough."""
         for number, (start, end) in enumerate(self.free):
             if end - start >= length:
                 self.free[number : number + 1] = [(start + length, end)] if end - start > length else []
@@ -92,7 +95,7 @@ class FreeRuns:
         return -1
 
     def give(self, start: int, length: int) -> None:
-        """Free a run."""
+        """Make `length` numbers from `start` on free again."""
         at = bisect.bisect(self.free, (start, 0))
         end = start + length
         if at < len(self.free) and self.free[at][0] == end:
@@ -118,10 +121,10 @@ def available() -> int:
 
 
 class Memory:
-    """The memory of a machine and the tables about it.
+    """The memory of a machine, and the tables that describe the memory.
 
-    data: [bytes] uint8. init: for each byte 1 if it is written, 2 if a copy under way will write it. pages: for each
-    256 bytes the number of their allocation. shadow: the cells of the checker.
+    data: [bytes] uint8. init: for each byte 0 if it was never written, 1 if it was, 2 if a copy under way will write
+    it. pages: for each 256 bytes the number of their allocation. shadow: the cells of the checker.
     """
 
     def __init__(self, x: np.ndarray, checked: bool):
@@ -206,10 +209,9 @@ class Memory:
         return self.data[allocation.start : allocation.start + allocation.size]
 
     def at(self, address: int) -> Allocation | None:
-        """The allocation that holds an address, or the one whose first or last byte is nearest, even if it was freed.
+        """The allocation, perhaps a freed one, that holds an address, else the one that ends or begins nearest to it.
 
-        The result is None if there is no allocation, and for addresses that lie neither in the machine's memory nor
-        close below it.
+        Returns None if there is no allocation, or if the address lies neither in the machine's memory nor close below.
         """
         place = address - isa.GLOBAL_START
         if not -BELOW <= place < len(self.data):

@@ -1,14 +1,14 @@
-"""Accesses of asynchronous work, that is of bulk copies and wgmma. These use the asynchronous proxy, and no thread.
+"""Accesses by asynchronous work: bulk copies and wgmma. No thread makes them; they go through the asynchronous proxy.
 
-An agent stands for such work in the checker. It has a number like a thread's, with its kind in the bits of
-`clocks.AGENTS`, and a clock. The bulk copies that one mbarrier counts are one agent, whose clock is the barrier's
-phase. The copies of a thread's bulk groups, and the wgmmas of a warp, are other agents, whose clocks are the groups. A
-thread that waits for the phase or the group joins the agent's clock into its own. So exactly that work happened before
-the thread's next accesses.
+In the checker an agent stands for asynchronous work. An agent has a clock, and a number like a thread's, with the
+agent's kind in the bits of `clocks.AGENTS`. The bulk copies that one mbarrier counts are one agent, whose clock is the
+barrier's phase. The copies of a thread's bulk groups are another agent, and so are the wgmmas of a warp; the clocks of
+these agents are the numbers of the groups. A thread that waits for a phase or a group joins the agent's clock into its
+own. So the work of this phase or group, and no other, happened before the thread's next accesses.
 
-After generic accesses, such work on the same memory first needs a fence.proxy.async (the PTX ISA on proxies). The
-vector clocks also hold the moments that fences cover, under keys with a bit of `PROXY`, so these spread with the
-clocks.
+If a thread has accessed memory, asynchronous work may access the same memory only after a fence.proxy.async (the PTX
+ISA on proxies). The vector clocks also hold the moments that such fences cover, under keys with a bit of `PROXY`. So a
+thread that learns a clock also learns these moments.
 """
 
 from __future__ import annotations
@@ -50,13 +50,13 @@ KNOWN_BYTES = 0x0101010101010101
 
 @jit
 def agent_number(kind, gid):
-    """The number of an agent. gid: a thread's number, or a number with an mbarrier's index in place of the thread's."""
+    """The number of an agent. gid: a thread's number, or a block's number followed by the index of an mbarrier."""
     return gid | kind << AGENT_SHIFT
 
 
 @jit
 def as_agent(x, number, clock, vc):
-    """Set the agent of the accesses that follow. Its work begins after all moments in a vector clock."""
+    """Set the agent of the accesses that follow. Its work begins after all moments that the vector clock vc covers."""
     agent = get(x, s.AGENT)
     put(agent, s.T_GID, number)
     put(agent, s.T_CLOCK, clock)
@@ -65,7 +65,7 @@ def as_agent(x, number, clock, vc):
 
 @jit
 def learnt(x, vc, number, clock):
-    """A vector clock that also covers an agent's work up to a clock."""
+    """The vector clock vc, extended so that it covers an agent's work up to a clock."""
     key = (number >> 10) << SUB_BITS | (number & 1023)
     return vc if lookup(x, vc, key) >= clock else join(x, vc, single(x, key, clock))
 
@@ -90,7 +90,8 @@ def shown(x, vc, space, gid, clock):
 def proxy_fence(x, warp, block, which, mask):
     """Run fence.proxy.async for the lanes of mask. which: 0 for all memory, 1 for shared, 2 for global memory.
 
-    The fence of a whole warp is one entry of its clock, so that joins of many threads' clocks are cheap.
+    If all lanes of a warp run the fence, their clocks get one entry for the warp, so that joins of many threads' clocks
+    are cheap.
     """
     slot = warp_slot(x, warp)
     whole = mask == get(warp, s.W_EXISTS)
@@ -127,9 +128,9 @@ def of_warp(x, warp, block, clock):
 
 @jit
 def fenced(x, vc, known, block, which):
-    """A thread's clock after a fence: `known`, and all of `vc` as visible to the asynchronous proxy.
+    """A thread's clock after a fence: `known`, with all moments of `vc` noted as visible to the asynchronous proxy.
 
-    Entries of the block's threads are left out if the entry of the block's last barrier covers them.
+    Entries for threads of the block are left out if the entry for the block's last barrier covers them.
     """
     pool, top = get(x, s.CLOCKS), get(x, s.CLOCKS_TOP)
     mine, floor = get(block, s.B_GID), get(block, s.B_FLOOR)
@@ -166,7 +167,7 @@ def fenced(x, vc, known, block, which):
 def before(x, agent, gid, clock):
     """Whether an access happened before the agent's work began.
 
-    Accesses of one agent have no order among themselves.
+    Two accesses of one agent have no order.
     """
     if earlier_run(x, gid) or in_clock(x, get(agent, s.T_VC), gid, clock):
         return True
@@ -175,7 +176,10 @@ def before(x, agent, gid, clock):
 
 @jit
 def examine(x, thread, agent, origin, when, space, address, size, write, pc):
-    """Report an earlier access (two words of a cell) that races with the agent's, or that needs a fence after it."""
+    """Report the agent's access if it races with an earlier one, or if a fence is missing between the two.
+
+    origin, when: the two words of a cell that describe the earlier access.
+    """
     gid, clock = origin & GID_MASK, when & 0xFFFFFFFF
     other_pc = (origin >> s.GID_BITS) & 0x3FFFFF
     mine = get(thread, s.T_GID)
@@ -189,7 +193,10 @@ def examine(x, thread, agent, origin, when, space, address, size, write, pc):
 
 @jit
 def check_written(x, thread, space, init, address, size, write, pc):
-    """Report bytes that were not written, or that a pending copy will write. Mark the bytes of a write as pending."""
+    """Report an access to bytes that a pending copy will write, or a read of bytes that were never written.
+
+    The bytes of a write are marked as pending.
+    """
     fresh, pending = np.int64(-1), np.int64(-1)
     for i in range(0, size, 8):
         if load64(init + i) != np.uint64(KNOWN_BYTES):
@@ -211,9 +218,10 @@ def check_written(x, thread, space, init, address, size, write, pc):
 
 @unit
 def agent_access(x, thread, block, space, place, size, write, pc):
-    """Check and record an access by the agent of `as_agent`. The access is in bounds and a multiple of 16 bytes.
+    """Check and record an access by the agent that `as_agent` set. The access is in bounds.
 
-    thread: the thread that started the work, for reports. Written bytes count as pending until `landed`.
+    size: a multiple of 16 bytes. thread: the thread that started the work, for reports. Written bytes count as pending
+    until `landed` is called.
     """
     init, grain, cells, first, address = shadow_of(x, block, space, place)
     check_written(x, thread, space, init, address, size, write, pc)
@@ -227,7 +235,7 @@ def agent_access(x, thread, block, space, place, size, write, pc):
         at = address + k * grain
         if write and space == isa.GLOBAL:
             coherent(x, origin & GID_MASK, cell, (1 << grain) - 1, True, 0, at, pc)
-        if get(cell, 0) != 0 and (get(cell, 0) != w or get(cell, 1) != w_when):  # else equal to the previous cell's
+        if get(cell, 0) != 0 and (get(cell, 0) != w or get(cell, 1) != w_when):  # else it is that of the previous cell
             w, w_when = get(cell, 0), get(cell, 1)
             examine(x, thread, agent, w, w_when, space, at, size, write, pc)
         if get(cell, 2) != 0 and (get(cell, 2) != r or get(cell, 3) != r_when):
@@ -263,7 +271,7 @@ def agent_access(x, thread, block, space, place, size, write, pc):
 
 @jit
 def landed(x, init, location, size):
-    """Mark the bytes of a copy that arrived as written, and let no reader find older values."""
+    """Mark the bytes of a finished copy as written, and let no reader find older values."""
     for i in range(size):
         store8(init + i, np.uint64(1))
     for i in range(0, size, 8):

@@ -78,8 +78,8 @@ def calculate_conversions(x, regs, line, op, mask):
 def quick(op, type_, flags, imm, ra, rb, rc, d):
     """Run one of the most frequent integer instructions for a whole warp, in loops that the compiler unrolls.
 
-    Returns 0 for
-    other instructions."""
+    Returns 0, and runs nothing, for other instructions.
+    """
     size = type_ & 15
     keep = ~np.uint64(0) >> np.uint64(64 - size * 8)
     if op == isa.ADD and not flags & isa.SAT:

@@ -16,8 +16,8 @@ from .runner import Runner
 class DeviceArray:
     """An array in a device's memory, or in mapped host memory (device -1). Kernels of every device may use it.
 
-    shape, dtype, strides, size, ndim, nbytes, reshape, ravel, view, T: as in NumPy's arrays. ptr: the array's address
-    on the machine. alloc_size, split: as in Numba-CUDA's arrays.
+    shape, dtype, strides, size, ndim, nbytes, reshape, ravel, view and T mean the same as in NumPy's arrays, alloc_size
+    and split the same as in Numba-CUDA's. ptr: the array's address on the machine.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class DeviceArray:
 
     @property
     def ptr(self) -> int:
-        """The array's address that kernels use."""
+        """The address at which kernels find the array."""
         return isa.GLOBAL_START + self.allocation.start + self.offset
 
     @property
@@ -89,7 +89,7 @@ class DeviceArray:
         return np.ndarray(self.shape, self.dtype, data, self.offset, self.strides)
 
     def copy_to_host(self, ary: np.ndarray | None = None, stream: Any = 0) -> np.ndarray:
-        """Copy to a new NumPy array or to `ary`, after everything launched has run."""
+        """Run all queued launches, then copy the array to a new NumPy array or to `ary`."""
         self.machine.finish()
         if ary is None:
             return self._view().copy()
@@ -97,7 +97,7 @@ class DeviceArray:
         return ary
 
     def copy_to_device(self, ary: Any, stream: Any = 0) -> None:
-        """Overwrite the array, after everything launched has run."""
+        """Run all queued launches, then overwrite the array with the values of `ary`."""
         self.machine.finish()
         if isinstance(ary, DeviceArray):
             ary = ary._view()
@@ -110,7 +110,7 @@ class DeviceArray:
             self.machine.memory.free(self.allocation)
 
     def _written(self, key: Any) -> None:
-        """Mark the elements of a key as initialised for the checker."""
+        """Mark the elements that an index selects as initialised, for the checker."""
         if self.machine.check:
             init = self.machine.memory.init[self.allocation.start : self.allocation.start + self.allocation.size]
             size = self.dtype.itemsize
@@ -145,7 +145,7 @@ class DeviceArray:
         return self._with(self._view().ravel(order))  # type: ignore[arg-type]
 
     def view(self, dtype: Any) -> DeviceArray:
-        """The same bytes as another dtype."""
+        """A view of the same bytes with another dtype."""
         return self._with(self._view().view(dtype))
 
     @property
@@ -154,11 +154,11 @@ class DeviceArray:
         return self._with(self._view().T)
 
     def split(self, section: int, stream: Any = 0) -> list[DeviceArray]:
-        """Views of `section` elements each; the last may be shorter."""
+        """The array cut into views of `section` elements each. The last view may be shorter."""
         return [self[at : at + section] for at in range(0, self.size, section)]
 
     def load(self, index: Any, order: str = "acquire", scope: str = "sys") -> Any:
-        """One element, read by the thread of the acting actor (see Machine.actor).
+        """Read one element as the actor whose turn it is (see Machine.actor).
 
         order: weak, relaxed, acquire or release. scope: cta, gpu or sys.
         """
@@ -166,7 +166,7 @@ class DeviceArray:
         return np.array([bits], np.uint64).view(np.uint8)[: self.dtype.itemsize].view(self.dtype)[0]
 
     def store(self, index: Any, value: Any, order: str = "release", scope: str = "sys") -> None:
-        """Set one element by the thread of the acting actor. order, scope: see `load`."""
+        """Set one element as the actor whose turn it is. order, scope: see `load`."""
         raw = np.array([value], self.dtype).tobytes()
         self._access(index, order, scope, True, int.from_bytes(raw, "little"))
 
@@ -192,7 +192,7 @@ class DeviceArray:
 
 
 def granule_of(dtype: np.dtype) -> int:
-    """Bytes of the smallest item that different threads may own: 1, 2, 4 or 8."""
+    """Bytes of the smallest part of an element that a thread may access alone: 1, 2, 4 or 8."""
     if dtype.subdtype is not None:
         return granule_of(dtype.subdtype[0])
     if dtype.fields is not None:

@@ -47,9 +47,9 @@ def barrier_of(x, block, number):
 
 @unit
 def arrive(x, warp, block, line, pc, mask):
-    """Run bar and barrier for the lanes of mask, whose T_PC is already the next instruction.
+    """Run bar or barrier for the lanes of mask, and mark the lanes that have to wait.
 
-    Mark the lanes that wait.
+    The T_PC of these lanes already names the next instruction.
     """
     op, flags = get(line, isa.OP), get(line, isa.FLAGS)
     for lane in range(32):
@@ -90,7 +90,7 @@ def arrive(x, warp, block, line, pc, mask):
 
 @jit
 def split(x, warp, pc, mask):
-    """Report lanes of one warp that wait at different aligned barriers, which PTX forbids."""
+    """Report lanes of one warp that wait at different aligned barriers. PTX forbids this."""
     for lane in range(32):
         if (get(warp, s.W_WAIT) >> lane) & 1 and not (mask >> lane) & 1:
             thread = thread_of(x, warp, lane)
@@ -102,10 +102,10 @@ def split(x, warp, pc, mask):
 
 @jit
 def pass_by(x, warp, line, pc, mask):
-    """Mark lanes that go on with other work while other lanes of their warp arrive at a whole block's aligned barrier.
+    """Mark lanes that pass by an aligned barrier of the whole block at which other lanes of their warp arrive.
 
-    A marked lane that ends without arriving is reported. Lanes that have ended do not count, because the barrier waits
-    only for threads that have not ended (the PTX ISA on `barrier` and `exit`).
+    mask: the lanes that arrive. A marked lane that ends without arriving is reported. Lanes that have ended already are
+    not marked, because the barrier waits only for threads that have not ended (the PTX ISA on `barrier` and `exit`).
     """
     for lane in range(32):
         thread = thread_of(x, warp, lane)
@@ -137,7 +137,7 @@ def has_work(x, pc):
 
 @unit
 def settle(x, block, number):
-    """Release a barrier's threads if all that have not ended have arrived."""
+    """Release the threads that wait at a barrier if every thread that has not ended has arrived."""
     q = barrier_of(x, block, number)
     arrived, expected = get(q, s.Q_ARRIVED), get(q, s.Q_EXPECTED)
     if arrived == 0:
@@ -216,7 +216,7 @@ def arrive_grid(x, warp, block, mask):
 
 @unit
 def settle_grid(x, launch):
-    """Release a grid-wide barrier's threads if every block of the launch has arrived.
+    """Release the threads that wait at a grid-wide barrier if every block of the launch has arrived.
 
     As in CUDA's runtime, thread 0 of a block arrives for the block once all threads of the block that have not ended
     have arrived. If a block, or its thread 0, has ended, the other blocks wait for ever.
@@ -264,7 +264,7 @@ def settle_grid(x, launch):
 
 @jit
 def grid_clock(x, number):
-    """One vector clock that covers every thread of a launch: its present moment, and all moments that it knows of."""
+    """One vector clock that covers the present moment of every thread of a launch, and all moments that it knows of."""
     vc = np.int64(0)
     launch = get(x, s.LAUNCHES) + number * s.L_FIELDS * 8
     blocks, first = get(launch, s.L_BLOCKS), get(launch, s.L_FIRST_GID)

@@ -1,4 +1,4 @@
-"""LLVM operations for Numba: conversions of bits to numbers and back, memory by address, fused multiply-add.
+"""LLVM operations for Numba: conversions of bits to numbers and back, loads and stores by address, fused multiply-add.
 
 The functions do not check addresses, because callers have checked them.
 """

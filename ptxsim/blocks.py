@@ -29,7 +29,7 @@ ROW_EQ, ROW_LE, ROW_LT, ROW_GE, ROW_GT = (ROW[f"lanemask_{name}"] for name in ("
 
 @unit
 def start_block(x, device, launch, slot, sm):
-    """Start the next block of a launch in a slot: its threads, their special registers and constants."""
+    """Start the next block of a launch in a slot: set up its threads with their special registers and constants."""
     block = get(x, s.BLOCKS) + slot * s.B_FIELDS * 8
     cta = get(launch, s.L_NEXT)
     put(launch, s.L_NEXT, cta + 1)

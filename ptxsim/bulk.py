@@ -1,8 +1,8 @@
 """cp.async.bulk: copies of many bytes between global and shared memory by the asynchronous proxy.
 
-A copy is checked when it starts and carried out later, at a time that the seed chooses. A load then counts its bytes on
-its mbarrier. A store is carried out at the latest when a thread waits for its group. Until then the target counts as
-pending. Source: the PTX ISA, "cp.async.bulk".
+A copy is checked when it starts, and carried out later, at a time that the seed chooses. A copy to shared memory then
+counts its bytes on its mbarrier. A copy to global memory is carried out at the latest when a thread waits for its
+group. Until a copy is carried out, its target counts as pending. Source: the PTX ISA, "cp.async.bulk".
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ BAD_SIZE, NOT_DONE = 8, 9  # details of MISUSE reports, after those of mbarrier.
 
 @jit
 def locate_all(x, warp, thread, block, lane, space, address, size, write, pc):
-    """(address in this process, place) of `size` bytes, or FAULT, after a report, if any of them is out of bounds."""
+    """Call `locate` for every 16 of `size` bytes. Returns (address in this process, place) of the first, or FAULT."""
     first, start = np.int64(FAULT), np.int64(0)
     for k in range(0, size, 16):
         host, place, _ = locate(x, warp, thread, block, lane, space, address + k, 16, write, pc)
@@ -51,7 +51,7 @@ def locate_all(x, warp, thread, block, lane, space, address, size, write, pc):
 
 @unit
 def bulk(x, warp, block, line, pc, op, mask):
-    """Run cp.async.bulk and the instructions on its groups for the lanes of mask."""
+    """Run cp.async.bulk, or an instruction on its groups, for the lanes of mask."""
     for lane in range(32):
         if not (mask >> lane) & 1:
             continue
@@ -67,7 +67,7 @@ def bulk(x, warp, block, line, pc, op, mask):
 
 @jit
 def start(x, warp, thread, block, line, lane, op, pc):
-    """Start one lane's copy. IMM, TYPE and TYPE2 hold the offsets of its addresses."""
+    """Start one lane's copy. IMM, TYPE and TYPE2 are added to the addresses of the target, the source, the mbarrier."""
     size = np.int64(register(x, warp, get(line, isa.C), lane)) & 0xFFFFFFFF
     to = np.int64(register(x, warp, get(line, isa.A), lane)) + get(line, isa.IMM)
     source = np.int64(register(x, warp, get(line, isa.B), lane)) + get(line, isa.TYPE)
@@ -122,7 +122,7 @@ def agent_of(block, index):
 
 @jit
 def count_bytes(x, pc, address, size):
-    """Count a request of global memory."""
+    """Add a copy's request of global memory to the counters."""
     counts = get(x, s.COUNTS) + pc * s.N_FIELDS * 8
     sectors = ((address + size - 1) >> 5) - (address >> 5) + 1
     put(counts, s.N_WIDTH, max(get(counts, s.N_WIDTH), size))
@@ -176,7 +176,10 @@ def land(x, at):
 
 @jit
 def copies_arrive(x, block, thread, index):
-    """Run the arrival of cp.async.mbarrier.arrive: finish the thread's cp.async, and release them and its work."""
+    """Run the arrival of cp.async.mbarrier.arrive: finish the thread's copies by cp.async, then arrive at the mbarrier.
+
+    The arrival releases these copies, and everything that the thread did before.
+    """
     slot = (thread - get(x, s.THREADS)) // (s.T_FIELDS * 8) // 32
     warp = get(x, s.WARPS) + slot * s.W_FIELDS * 8
     if get(thread, s.T_COPIES):
@@ -191,7 +194,7 @@ def copies_arrive(x, block, thread, index):
 
 @jit
 def land_some(x):
-    """Carry out one random row of the pending work, or 64 rows if the table is more than half full."""
+    """Carry out the pending work of one random row, or of 64 random rows if the table is more than half full."""
     for _ in range(64 if get(x, s.PENDING_COUNT) > s.P_MOST // 2 else 1):
         land(x, draw(x) % get(x, s.PENDING_COUNT))
 
@@ -200,7 +203,7 @@ def land_some(x):
 def wait_groups(x, thread, before, reads):
     """Run cp.async.bulk.wait_group: complete the thread's groups below `before`.
 
-    reads: whether to wait only for reads.
+    reads: whether the thread waits only until the copies have read their sources (.read).
     """
     at = get(x, s.PENDING_COUNT) - 1
     while at >= 0:
@@ -217,7 +220,7 @@ def wait_groups(x, thread, before, reads):
 
 @jit
 def abandon(x, block, stopped):
-    """Report the copies that are still pending of a block that has ended."""
+    """Report the copies of a block that are still pending although the block has ended."""
     at = get(x, s.PENDING_COUNT) - 1
     while at >= 0:
         row = get(x, s.PENDING) + at * s.P_FIELDS * 8

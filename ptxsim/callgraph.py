@@ -1,4 +1,4 @@
-"""A program's call graph (recursion, depth of calls, bytes of frames) and the registers of a thread."""
+"""Analysis of a program's call graph: recursion, depth of calls, bytes of frames. Also an estimate of registers."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from .program import FunctionInfo
 
 # opcodes that have a list of operands
 LISTS = {isa.LD, isa.ST, isa.PACK, isa.UNPACK, isa.MMA, isa.LDMATRIX, isa.STMATRIX, isa.WGMMA}
-# for a lane of a program with recursion: depth of calls, bytes of frames, recursive calls whose registers are saved
+# in a program with recursion a lane has space for: depth of calls, bytes of frames, recursive calls that save registers
 RECURSIVE_DEPTH, RECURSIVE_FRAMES, RECURSIVE_SAVED = 400, 32768, 100
 
 
 def mark_recursive(functions: dict[str, FunctionInfo], code: list[list[int]]) -> None:
-    """Mark the functions that can be active twice in one lane. Calls of these save their registers."""
+    """Mark the functions that can be active twice in one lane. A call of such a function saves its registers."""
     repeated = cyclic({name: info.calls for name, info in functions.items()} | {"*": callees(functions, "*")})
     for name, info in functions.items():
         info.recursive = name in repeated
@@ -29,9 +29,10 @@ def mark_recursive(functions: dict[str, FunctionInfo], code: list[list[int]]) ->
 
 
 def cyclic(graph: Mapping[str, Iterable[str]]) -> set[str]:
-    """The nodes with a path back to themselves, that is nodes in strongly connected components that have an edge.
+    """The nodes from which a path leads back to them.
 
-    R. Tarjan, "Depth-first search and linear graph algorithms", SIAM J. Comput. 1 (1972), without recursion.
+    The algorithm is R. Tarjan's for strongly connected components, without recursion: "Depth-first search and linear
+    graph algorithms", SIAM J. Comput. 1 (1972).
     """
     number: dict[str, int] = {}  # in order of discovery
     lowest: dict[str, int] = {}  # the lowest number that a node reaches within its component
@@ -68,7 +69,7 @@ def cyclic(graph: Mapping[str, Iterable[str]]) -> set[str]:
 
 
 def callees(functions: dict[str, FunctionInfo], name: str) -> set[str]:
-    """The functions that a function may call. A call through a register ("*") may call all that are no entries."""
+    """The functions that a function may call. A call through a register ("*") may call any function but entries."""
     calls = {"*"} if name == "*" else functions[name].calls
     if "*" not in calls:
         return calls
@@ -76,7 +77,7 @@ def callees(functions: dict[str, FunctionInfo], name: str) -> set[str]:
 
 
 def longest(functions: dict[str, FunctionInfo]) -> tuple[int, int, int]:
-    """(depth of calls, bytes of frames, rows saved) of the longest chain of calls in a lane."""
+    """The most that a lane needs for its calls: (depth of calls, bytes of frames, rows of registers saved)."""
     if any(f.recursive for f in functions.values()):
         widest = max(f.end_row - f.first_row for f in functions.values() if f.recursive)
         return RECURSIVE_DEPTH, RECURSIVE_FRAMES, RECURSIVE_SAVED * max(widest, 1)

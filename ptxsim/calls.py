@@ -28,7 +28,7 @@ def stack_of(x, thread):
 
 @unit
 def call(x, warp, block, line, pc, lane, target, first, end):
-    """Call a function in one lane: copy parameters into the callee's frame, and push the way back on the stack."""
+    """Call a function in one lane: copy parameters into the callee's frame, and push the place to return to."""
     thread = thread_of(x, warp, lane)
     depth = get(thread, s.T_DEPTH)
     launch = get(x, s.LAUNCHES) + get(block, s.B_LAUNCH) * s.L_FIELDS * 8
@@ -128,7 +128,7 @@ def end_lanes(x, warp, block, mask):
 
 @unit
 def stop_launch(x, block):
-    """Run trap, which ends the whole grid."""
+    """Run trap, which ends all threads of the launch."""
     number = get(block, s.B_LAUNCH)
     launch = get(x, s.LAUNCHES) + number * s.L_FIELDS * 8
     put(launch, s.L_STOPPED, 1)

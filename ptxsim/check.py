@@ -32,10 +32,10 @@ NO_LAUNCH = (
 def check(file: str, args: list[str], launches: list[str], seeds: int, github: bool, **options: Any) -> int:
     """Run a file's kernels with `seeds` seeds and print the reports.
 
-    Returns 1 if there are any or a script fails, else 0. args: of a script; further files for CUDA C++ and PTX.
-    launches: as text, instead of those in the files' comments. github: print reports as annotations of GitHub Actions.
-    options: of `Machine`. Raises InputError if nothing ran, for a missing file or a wrong launch, EnvironmentProblem
-    without NVRTC or numba-cuda.
+    Returns 1 if there are reports or a script fails, else 0. args: the arguments of a script, or for CUDA C++ and PTX
+    further files. launches: launches as text, which replace those in the files' comments. github: whether to print
+    reports as annotations of GitHub Actions. options: those of `Machine`. Raises InputError if a file is missing, a
+    launch is wrong or nothing ran, and EnvironmentProblem if NVRTC or numba-cuda is missing.
     """
     files = [Path(file)] if file.endswith(".py") else [Path(name) for name in (file, *args)]
     for path in files:
@@ -73,7 +73,7 @@ def annotation(report: Report) -> str:
 
 
 def script(path: Path, args: list[str], machine: Machine) -> tuple[int, list[Report]]:
-    """(exit code, reports) of a Python script."""
+    """Run a Python script. Returns (its exit code, the reports)."""
     kernels.numba_cuda()
     code, _ = profile.run_script(machine, path, args)
     if not code and not machine.done:
@@ -91,7 +91,7 @@ def text_of(path: Path) -> str:
 
 
 def run(path: Path, texts: list[str], machine: Machine) -> list[Report]:
-    """The reports of the launches of a file, one after the other on one device."""
+    """Run the launches of a file, one after the other on one device. Returns their reports."""
     source = text_of(path)
     launches = [launch_text.read(text) for text in texts or launch_text.in_comments(source)]
     if not launches:
@@ -120,14 +120,14 @@ def run(path: Path, texts: list[str], machine: Machine) -> list[Report]:
 
 
 def shown(file: str, path: Path) -> str:
-    """The name of a report's file for the user: `path`, or the name relative to the current folder."""
+    """A report's file as the user knows it: as `path` if it is the file given, else relative to the current folder."""
     if not file or Path(file).resolve() == path.resolve():
         return str(path)
     return os.path.relpath(file) if Path(file).is_relative_to(Path.cwd()) else file
 
 
 def values_of(launch: LaunchText, arguments: launch_text.Arguments, names: list[str]) -> list[Any]:
-    """The arguments of a launch. names: those of the kernel's parameters, for arrays without a name."""
+    """The arguments of a launch. names: the names of the kernel's parameters, which arrays without a name get."""
     values = []
     for number, text in enumerate(launch.arguments):
         name = names[number] if len(names) == len(launch.arguments) else f"arg{number + 1}"
@@ -136,7 +136,7 @@ def values_of(launch: LaunchText, arguments: launch_text.Arguments, names: list[
 
 
 def entry_of(program: Program, kernel: str) -> str:
-    """The name of a kernel in PTX, which C++ may have mangled. Raises InputError if there is none, or several."""
+    """The name in PTX, perhaps mangled by C++, of a kernel. Raises InputError if no kernel or more than one fits."""
     entries = [name for name, info in program.functions.items() if info.entry]
     mangled = re.compile(rf"_Z\w*?{len(kernel)}{re.escape(kernel)}(?![a-z]\w*\d)")
     found = [name for name in entries if name == kernel] or [name for name in entries if mangled.match(name)]
@@ -148,7 +148,10 @@ def entry_of(program: Program, kernel: str) -> str:
 
 
 def parameter_names(source: str, kernel: str) -> list[str]:
-    """The names of a kernel's parameters in CUDA C++ as far as they are plain; [] if the kernel is not found."""
+    """The names of a kernel's parameters in CUDA C++. Returns [] if the kernel is not found.
+
+    Parameters whose names are not plain to see are left out.
+    """
     name = re.escape(kernel.partition("<")[0].rpartition("::")[2])
     heads = (piece.partition("__global__")[2] for piece in re.split("[;{}]", source))
     form = re.compile(rf"\b{name}\s*\(([^(){{}}]*)\)")
@@ -158,7 +161,7 @@ def parameter_names(source: str, kernel: str) -> list[str]:
 
 
 def last_word(parameter: str) -> str:
-    """The name `x` in `const float x[]`; empty if there is none."""
+    """The name in a parameter, such as `x` in `const float x[]`; empty if the parameter has none."""
     text = parameter.rstrip()
     if text.endswith("]") and (inside := text[:-1].rstrip()).endswith("["):
         text = inside[:-1].rstrip()

@@ -1,9 +1,10 @@
 """Vector clocks, which say which moments of other threads happened before a thread's present moment.
 
-A vector clock is a sorted list of (key, clock) in one pool, which never changes once it is made; 0 is the empty one. A
-key names a thread, a warp or a whole block (all its threads up to that clock), or a memory location (the oldest write
-that the clock's owner may still read). Two orders are kept elsewhere: inside a block by the floor, which each full
-barrier raises, and between the lanes of a warp by the table KNOWN.
+A vector clock is a sorted list of pairs (key, clock) in one pool of lists; 0 is the empty list. A list never changes
+once it is made. A key names a thread, a warp or a block; the entry of a warp or a block covers all its threads up to
+that clock. A key may also name a memory location; its clock is the oldest write that the owner may still read. Two
+orders are kept elsewhere: that of a block's threads by the block's floor, which each barrier of the whole block raises,
+and that of a warp's lanes by the table KNOWN.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from .bits import get, put
 LOCATION = 1 << 62
 SUB_BITS = 12
 WARP_KEY, BLOCK_KEY = 0x800, 0xFFF
-AGENT_SHIFT = 38  # where a thread's number has the kind of agent (agents.py), 0 for a thread
+AGENT_SHIFT = 38  # the bits of a number from here on are the kind of agent (agents.py), 0 for a thread
 AGENTS = 7 << AGENT_SHIFT
 HOST = 1 << 31  # bit of a block's number that marks actors; the other bits are the first number of their run
 
@@ -72,7 +73,7 @@ def closed(x, vc, count):
 
 @jit
 def join(x, a, b):
-    """The entry-wise maximum of two vector clocks, which may be one of the two."""
+    """The entry-wise maximum of two vector clocks. If it equals one of the two, that one is returned."""
     if b == 0 or a == b:
         return a
     if a == 0:
@@ -210,7 +211,7 @@ def happened(x, thread, block, warp, gid, clock):
 def publish(x, thread, block, warp):
     """A vector clock of everything that happened before now, including the thread's present moment.
 
-    Advances its clock.
+    The thread's clock then advances.
     """
     mine = get(thread, s.T_GID)
     key = (mine >> 10) << SUB_BITS
@@ -255,7 +256,7 @@ def advance(thread, block):
 def includes(x, scope, mine, other):
     """Whether a scope of thread `mine` includes thread `other`.
 
-    Scope 0 is cta, its block; 1 gpu, its device; 2 sys, all.
+    Scope 0 (cta) includes the threads of its block, 1 (gpu) those of its device, 2 (sys) all.
     """
     if scope == 2 or mine >> 10 == other >> 10:
         return True
@@ -266,7 +267,7 @@ def includes(x, scope, mine, other):
 
 @jit
 def forward(x, old, vc, new_top):
-    """(new place, new top) of a vector clock moved to the new pool. Its old place then holds the new place."""
+    """Move a vector clock to the new pool, and note the new place in the old one. Returns (new place, new top)."""
     if vc == 0:
         return np.int64(0), new_top
     if get(old, 2 * vc + 1) < 0:
@@ -288,14 +289,14 @@ def forward(x, old, vc, new_top):
 
 @jit
 def history_slot(x, location):
-    """The slot of the history of a location's 8 bytes."""
+    """The slot for the history of the 8 bytes that hold a location."""
     h = (np.uint64(location >> 3) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(52)
     return get(x, s.HISTORY) + (np.int64(h) & (s.HISTORY_SLOTS - 1)) * s.H_FIELDS * 8
 
 
 @jit
 def remembered(x, key, sequence):
-    """Whether the history still holds a write that a location's entry forbids the clock's owner to read."""
+    """Whether an entry for a location still matters: the history may hold a write that the entry forbids to read."""
     slot = history_slot(x, key & ~LOCATION)
     count = get(slot, s.H_COUNT)
     if count == 0 or get(slot, s.H_ADDRESS) != key & ~LOCATION:

@@ -1,7 +1,7 @@
-"""Instructions that lanes of a warp execute together: shuffles, votes, matches, reductions, rows of matrices.
+"""Instructions that lanes of a warp execute together: shuffles, votes, matches, reductions, accesses to matrices.
 
-The lanes that a mask names wait for each other, even at different places of the program. Values are read when all
-lanes have arrived.
+The lanes that the instruction's mask names wait for each other, even if they execute it at different places of the
+program. Values are read when all these lanes have arrived.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def run_collective(x, warp, block, op, mask):
 
 @jit
 def shuffle(x, warp, mask):
-    """Run shfl: up, down, bfly or idx, by the immediate."""
+    """Run shfl. The immediate chooses up, down, bfly or idx."""
     values = get(x, s.SCRATCH)
     for lane in range(32):
         if (mask >> lane) & 1:
@@ -115,7 +115,7 @@ def shuffle(x, warp, mask):
 
 @jit
 def vote(x, warp, mask):
-    """Run vote: all, any, uni or ballot, by the immediate."""
+    """Run vote. The immediate chooses all, any, uni or ballot."""
     ballot = np.int64(0)
     for lane in range(32):
         if (mask >> lane) & 1:
@@ -139,7 +139,7 @@ def vote(x, warp, mask):
 
 @jit
 def match(x, warp, mask):
-    """Run match, which finds the lanes with the same value: any, or with immediate 1, all."""
+    """Run match, which finds the lanes with the same value. The immediate is 0 for match.any, 1 for match.all."""
     values = get(x, s.SCRATCH)
     for lane in range(32):
         if (mask >> lane) & 1:
@@ -161,7 +161,7 @@ def match(x, warp, mask):
 
 @jit
 def reduce(x, warp, mask):
-    """Run redux, with one result for the lanes of mask."""
+    """Run redux. All lanes of mask get the same result."""
     total, first = np.int64(0), True
     for lane in range(32):
         if not (mask >> lane) & 1:
@@ -234,7 +234,7 @@ def meet(x, warp, block, mask):
 
 @unit
 def matrices(x, warp, block, op, mask):
-    """Run ldmatrix and stmatrix, on 8x8 matrices of 16-bit elements whose rows are at the lanes' addresses."""
+    """Run ldmatrix or stmatrix on 8x8 matrices of 16-bit elements. The lanes have the addresses of the rows."""
     first = np.int64(0)
     while not (mask >> first) & 1:
         first += 1
@@ -256,7 +256,7 @@ def matrices(x, warp, block, op, mask):
             host, place, kind = locate(x, warp, thread, block, source, isa.SHARED, address, 16, writes, pc)
             for pair in range(4):
                 lane = row * 4 + pair
-                if flipped:  # then element (row, column) in memory is (column, row) of the matrix
+                if flipped:  # then the element at (row, column) in memory is (column, row) of the matrix
                     for half in range(2):
                         column = 2 * pair + half
                         holder, part = column * 4 + row // 2, row & 1
@@ -298,7 +298,7 @@ def matrices(x, warp, block, op, mask):
 
 @jit
 def get16(x, warp, thread, block, slot, host, place, column, pc):
-    """One element of a row, checked."""
+    """Check the access to one element of a row, and load it."""
     if get(x, s.CHECK):
         check(x, warp, thread, block, isa.SHARED, place + 2 * column, 2, 0, False, True, pc)
     return load16(host + 2 * column)
@@ -306,7 +306,7 @@ def get16(x, warp, thread, block, slot, host, place, column, pc):
 
 @jit
 def put16(x, warp, thread, block, slot, host, place, column, value, pc):
-    """Set one element of a row, checked."""
+    """Check the access to one element of a row, and store it."""
     if get(x, s.CHECK):
         check(x, warp, thread, block, isa.SHARED, place + 2 * column, 2, 0, True, False, pc)
         at = 1 << 61 | get(block, s.B_GID) << 20 | (place + 2 * column)

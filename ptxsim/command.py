@@ -61,20 +61,20 @@ def check_options(commands: Any) -> None:
     one.add_argument("--github", action="store_true", help="print reports as annotations of GitHub Actions")
     machine_options(one)
     one.add_argument("file", metavar="FILE.cu|FILE.ptx|SCRIPT.py")
-    one.add_argument("args", nargs=argparse.REMAINDER, help="of the script; for CUDA C++ and PTX further files")
+    one.add_argument("args", nargs=argparse.REMAINDER, help="arguments of the script; for CUDA C++ and PTX, more files")
 
 
 def machine_options(one: argparse.ArgumentParser) -> None:
     """Add the options of a machine."""
-    one.add_argument("--seed", type=at_least(0), default=0, help="of the schedule (%(default)s)")
+    one.add_argument("--seed", type=at_least(0), default=0, help="seed of the schedule (%(default)s)")
     one.add_argument("--devices", type=at_least(1), default=1, help="simulated GPUs (%(default)s)")
-    one.add_argument("--sm-count", type=at_least(1), default=4, help="streaming multiprocessors of each (%(default)s)")
+    one.add_argument("--sm-count", type=at_least(1), default=4, help="streaming multiprocessors of a GPU (%(default)s)")
     one.add_argument("--arch", default="sm_90", help="the architecture that kernels are compiled for (%(default)s)")
     one.add_argument("--limit", type=at_least(1), default=10**11, help="most warp instructions of a run (%(default)s)")
 
 
 def at_least(least: int) -> Callable[[str], int]:
-    """A type of argparse: whole numbers from `least` on."""
+    """A type for argparse that takes whole numbers from `least` on."""
 
     def number(text: str) -> int:
         found = texts.whole(text)

@@ -1,4 +1,4 @@
-"""cvt, between integers and floats of every width, with PTX's roundings and saturation."""
+"""cvt: conversions between integers and floats of every width, with PTX's roundings and saturation."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from .rounding import (
 
 @jit
 def form_of(type_):
-    """The rounding format of a type."""
+    """The format, as rounding.py numbers it, of a float type."""
     if type_ == isa.F32:
         return SINGLE
     if type_ == isa.F64:
@@ -43,13 +43,13 @@ def form_of(type_):
 
 @jit
 def is_float(type_):
-    """Whether a type is one of single floats."""
+    """Whether a type is that of one float, not of packed floats."""
     return type_ & 0xF0 == isa.F or type_ == isa.BF16 or type_ == isa.TF32
 
 
 @jit
 def value_of(bits, type_):
-    """The value of a float's bits as float64; exact."""
+    """The value of a float's bits as float64, which is exact."""
     if type_ == isa.F32 or type_ == isa.TF32:
         return np.float64(f32_of(np.uint32(bits)))
     if type_ == isa.F64:
@@ -140,7 +140,7 @@ def quarter_value(bits, five):
 
 @jit
 def finish(machine, bits, type_, flags, x):
-    """Apply .ftz, .sat and .relu to a converted float."""
+    """Apply .ftz, .sat and .relu, if the flags have them, to the bits of a converted float. x: its value before."""
     if flags & isa.FTZ and type_ == isa.F32:
         bits = flush32(bits)
     if flags & isa.SAT:
@@ -196,7 +196,7 @@ def convert(machine, to, source, flags, ra):
     if is_float(to):
         bits = np.int64(int_bits(value, source & 0xF0 != isa.S, form_of(to), flags & isa.ROUND))
         if flags & isa.SAT:
-            above = value > 1 or (value < 0 and source & 0xF0 != isa.S)  # the latter is an unsigned number over 2**63
+            above = value > 1 or (value < 0 and source & 0xF0 != isa.S)  # or 2**63 and more
             bits = finish(machine, bits, to, flags, 2.0 if above else np.float64(value))
         return np.uint64(bits)
     if flags & isa.SAT:
@@ -214,7 +214,7 @@ def filled(bits, type_):
 def saturate(value, to, source):
     """An integer clamped to another integer type's range."""
     size = to & 15
-    beyond = source & 0xF0 != isa.S and value < 0  # then the value is an unsigned number over 2**63
+    beyond = source & 0xF0 != isa.S and value < 0  # then the value stands for an unsigned number from 2**63 on
     if to & 0xF0 == isa.S:
         high = np.int64((np.uint64(1) << np.uint64(size * 8 - 1)) - np.uint64(1))
         if beyond or value > high:
@@ -233,7 +233,7 @@ def saturate(value, to, source):
 
 @jit
 def convert_pair(machine, to, source, flags, ra, rb):
-    """The result of cvt to two packed numbers, a the high and b the low one, or from two packed 8-bit floats."""
+    """The result of cvt to two packed numbers, made of ra (high) and rb (low), or from two packed 8-bit floats."""
     if source == isa.E4M3X2 or source == isa.E5M2X2:
         result = np.int64(0)
         for i in range(2):

@@ -17,7 +17,7 @@ from .watch import wrote
 
 @unit
 def start_copy(x, warp, block, line, pc, mask):
-    """Run cp.async: check the copy and queue it. Until a thread has waited for it, its target must not be touched."""
+    """Run cp.async: check the copy and queue it. Until the thread has waited for it, no access may touch its target."""
     size, offset = get(line, isa.TYPE), get(line, isa.IMM)
     where = get(x, s.SCRATCH)
     for lane in range(32):
@@ -75,7 +75,7 @@ def copy_row(x, thread, n):
 
 @unit
 def finish_copies(x, warp, thread, block, before, most):
-    """Carry out at most `most` copies of groups below `before`. The rows of the others move up."""
+    """Carry out at most `most` of a thread's copies, of groups below `before`. The rows of its other copies move up."""
     n, kept, done = get(thread, s.T_COPIES), np.int64(0), np.int64(0)
     shared = get(block, s.B_SHARED)
     for k in range(n):

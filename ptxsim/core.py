@@ -1,6 +1,6 @@
 """The parts of a machine: the tables that the compiled interpreter reads, memory, programs, launches and reports.
 
-Other modules run launches (runner.py) and have the interface for users (machine.py).
+runner.py runs launches. machine.py has the interface for users.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ PATIENCE = 50_000_000  # after so many warp instructions without any change, a r
 
 
 class Core:
-    """The state of a machine; cc: the compute capability of its devices."""
+    """The state of a machine. cc: the compute capability of its devices."""
 
     def __init__(self, device_count: int, sm_count: int, cc: tuple[Any, ...], seed: int, check: bool):
         self.device_count, self.sm_count, self.cc, self.check = device_count, sm_count, cc, check
-        self.lock = threading.RLock()  # held so that memory and code do not grow while another thread runs kernels
+        self.lock = threading.RLock()  # keeps memory and code from growing while another thread runs kernels
         self.limits = limits.limits_of(cc)
         units = addresses()
         self.x = np.zeros(s.X_FIELDS + s.UNITS, np.int64)
@@ -42,7 +42,7 @@ class Core:
         self.running: list[Launch] = []
         self.done: list[Launch] = []
         self.reports: list[Report] = []
-        self.first_report = 0  # index of the first report of the run under way
+        self.first_report = 0  # index of the present run's first report
         self.output: list[str] = []  # lines that kernels printed
         self.acting = -1  # the number of the actor whose turn it is; -1 outside turns
         self.changed = False  # whether the actors changed memory in their last turn

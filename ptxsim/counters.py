@@ -1,4 +1,4 @@
-"""Counters of the instructions that ran, by source line, as a table or as JSON."""
+"""Counts, for each source line, of the instructions that ran and their memory requests, as a table or as JSON."""
 
 from __future__ import annotations
 
@@ -38,14 +38,15 @@ OPCODES = {
 
 
 def class_of(op: int) -> str:
-    """The class of an opcode."""
+    """The name of an opcode's class, such as those in a profile's table."""
     return next(name for below, name in CLASSES if op < below)
 
 
 class Profile:
-    """Counters of everything that ran; docs/ptxsim.md defines each counter.
+    """The counters of everything that ran. docs/ptxsim.md defines each counter.
 
-    lines: one dict for each source line. total: sums over lines. opcodes: sums by opcode, for opcodes that move data.
+    lines: one dict for each source line. total: the sums over all lines. opcodes: for each opcode that moves data, the
+    sums over its instructions.
     """
 
     def __init__(self, loader: Loader):
@@ -64,7 +65,7 @@ class Profile:
         self.total = total(self.lines)
 
     def line(self, number: int, file: str = "") -> dict[str, Any]:
-        """The counters of a source line; zeros if the line did not run. file: the end of the file's path."""
+        """The counters of a source line, all zero if the line did not run. file: the end of the file's path."""
         for row in self.lines:
             if row["line"] == number and row["file"].endswith(file):
                 return row

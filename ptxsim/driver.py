@@ -1,9 +1,9 @@
-"""The CUDA driver's functions that Numba-CUDA calls, for a machine: memory, contexts, streams, events, modules.
+"""A machine's versions of the CUDA driver's functions that Numba-CUDA calls.
 
 While a machine is in use, Numba's `driver` object finds its functions in this module, so that Numba's own arrays,
-streams, records, ufuncs and caches work unchanged. Functions take and return the same as Numba's wrapper of
-cuda.bindings: the value without the status. A failure raises Numba's CudaAPIError. For names and meanings see the CUDA
-driver API reference.
+streams, records, ufuncs and caches work unchanged. The functions take and return the same as Numba's wrapper of
+cuda.bindings, which returns the value without the status. A failure raises Numba's CudaAPIError. The CUDA driver API
+reference explains what each function means.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ class Driver:
         return allocation, offset
 
     def bytes_at(self, address: Any, size: int, call: str, written: bool) -> np.ndarray:
-        """[size] uint8: a view of device memory, after everything launched has run."""
+        """Run all queued launches. Then return a view of device memory, [size] uint8."""
         self.machine.finish()
         memory = self.machine.memory
         if not size:
@@ -283,7 +283,7 @@ class Driver:
         pass
 
     def cuStreamAddCallback(self, stream: Any, callback: Any, data: int, flags: int) -> None:
-        """Run everything launched, then the callback in another thread, as CUDA does."""
+        """Run all queued launches. Then call the callback in another thread, as CUDA does."""
         from numba.cuda.cudadrv.driver import Stream
 
         self.machine.finish()
@@ -308,7 +308,7 @@ class Driver:
         self.machine.finish()
 
     def cuEventElapsedTime(self, start: Any, end: Any) -> float:
-        """Milliseconds on this computer, which are no estimate of a GPU's time."""
+        """Milliseconds that passed on this computer between two events. They are no estimate of a GPU's time."""
         if int(start) not in self.events or int(end) not in self.events:
             raise failure("CUDA_ERROR_INVALID_HANDLE", "cuEventElapsedTime", "an event was not recorded")
         return (self.events[int(end)] - self.events[int(start)]) * 1e3
@@ -341,7 +341,10 @@ class Driver:
 
 
 def pointer_class(binding: Any) -> Any:
-    """CUdeviceptr with its machine, because Numba frees late, when another machine may be in use."""
+    """A class like CUdeviceptr that keeps its machine.
+
+    Numba may free memory late, when another machine is in use.
+    """
 
     class Pointer(binding.CUdeviceptr):
         machine: Any = None
@@ -375,7 +378,7 @@ class MachineDevice:
         return type("Context", (), {"handle": handle, "_handle": handle})()
 
     def set_current(self) -> None:
-        """Push the device's context unless it is current."""
+        """Push the device's context on this thread's stack unless it is current."""
         stack = self.driver.stack()
         if not stack or stack[-1] != self.device_id:
             stack.append(self.device_id)

@@ -25,12 +25,12 @@ class MemoryProblem(EnvironmentProblem, MemoryError):
 
 
 class ClosedError(PtxsimError):
-    """The machine was closed."""
+    """The machine that should do something was closed."""
 
 
 @contextlib.contextmanager
 def own() -> Iterator[None]:
-    """While inside, errors that shared code raises for a user become errors of the machine."""
+    """A block in which errors that kernel_cache raises become errors of the machine."""
     try:
         yield
     except PtxsimError:

@@ -1,4 +1,4 @@
-"""Reports made of the interpreter's records, and explanations of where the threads of a stuck machine wait."""
+"""Makes reports of the interpreter's records, and reports where the threads of a stuck machine wait."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ MISUSES = {  # messages by the numbers in mbarrier.py, bulk.py and warpgroup.py
 
 
 def place(machine: Core, gid_block: int) -> tuple[Launch | None, int]:
-    """(launch, index of the block in it) of a block number; (None, 0) if the number is unknown."""
+    """Find a block by its number. Returns (its launch, its index in the launch), or (None, 0) for an unknown number."""
     for launch in [*machine.running, *machine.done]:
         if launch.first <= gid_block < launch.first + launch.blocks:
             return launch, gid_block - launch.first
@@ -72,7 +72,7 @@ def name_address(machine: Core, launch: Launch | None, space: int, address: int)
 
 
 def explain(machine: Core, row: Any) -> list[Report]:
-    """The reports of one record. A race gives one report for each of its two lines."""
+    """Turn one record into reports: for a race one for each of its two lines, else one."""
     kind, pc = int(row[s.R_KIND]), int(row[s.R_PC])
     launch, index = place(machine, int(row[s.R_BLOCK]))
     if launch is None:
@@ -129,8 +129,10 @@ def outside(machine: Core, row: Any) -> str:
 
 
 def writes(machine: Core, row: Any, launch: Launch) -> tuple[str, int]:
-    """(the writer of the value that a load of this launch reads, as the end of a sentence; the store's line, 0 for an
-    actor)."""
+    """Who writes the value that a load of this launch reads. Returns (the end of a sentence, the line of the store).
+
+    The line is 0 if an actor writes.
+    """
     gid = int(row[s.R_OTHER_GID]) & ~clocks.AGENTS
     if gid >> 10 & clocks.HOST:
         return "the host writes", 0
@@ -141,7 +143,7 @@ def writes(machine: Core, row: Any, launch: Launch) -> tuple[str, int]:
 
 
 def unfenced(machine: Core, row: Any, access: str, opcode: str, detail: int) -> str:
-    """The message for an access that needs a fence before it."""
+    """The message for an access before which a fence is missing."""
     if detail == 2:
         return f"{opcode} takes a register touched since the last wgmma.fence: it needs wgmma.fence between"
     if detail == 1:
@@ -151,7 +153,7 @@ def unfenced(machine: Core, row: Any, access: str, opcode: str, detail: int) -> 
 
 
 def divergence(machine: Core, row: Any, opcode: str, detail: int) -> str:
-    """The message for a barrier that not all of its threads reach, by the record's detail."""
+    """The message for a wrong use of a barrier or of a mask of lanes. detail: the record's."""
     if detail < 0:
         return f"{opcode} for the whole block: other lanes of the warp arrived, this one passed it and ended"
     if detail == 1:
@@ -207,9 +209,9 @@ SPIN = "spin here, and nothing that they read changes any more"
 
 
 def stuck(machine: Core, launches: list[Launch], spinning: bool, runs: str = SPIN) -> list[Report]:
-    """One report for each place where threads wait, of a diverged barrier or a deadlock.
+    """Report a diverged barrier or a deadlock: one report for each place where threads wait or spin.
 
-    runs: text for threads that run.
+    runs: what messages say of threads that run.
     """
     warps, threads, blocks = (machine.tables[name] for name in ("warps", "threads", "blocks"))
     places: dict[tuple[int, int], list[tuple[int, int]]] = {}
@@ -259,7 +261,7 @@ def stuck(machine: Core, launches: list[Launch], spinning: bool, runs: str = SPI
 
 
 def missing_blocks(machine: Core, launches: list[Launch], launch: Launch) -> str:
-    """The end of a message: how many blocks of a launch will never reach the grid's barrier; '' if none."""
+    """The end of a message that says how many blocks of a launch will never reach the grid's barrier; '' if none."""
     number = next(i for i, one in enumerate(launches) if one is launch)
     blocks, warps = machine.tables["blocks"], machine.tables["warps"]
     live = blocks[(blocks[:, s.B_LAUNCH] == number) & (blocks[:, s.B_LIVE] > 0)]
@@ -271,7 +273,7 @@ def missing_blocks(machine: Core, launches: list[Launch], launch: Launch) -> str
 def waiting(number: int, actor: Any) -> Report:
     """The report of an actor that still waits when nothing changes any more.
 
-    It has a line if the actor is a generator.
+    If the actor is a generator, the report has the line at which it waits.
     """
     frame = getattr(actor, "gi_frame", None)
     file, line = (frame.f_code.co_filename, frame.f_lineno) if frame is not None else ("", 0)

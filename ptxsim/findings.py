@@ -14,9 +14,9 @@ class Report:
     """One finding.
 
     kind: race, out_of_bounds, misaligned, uninitialised, use_after_free, barrier_divergence, missing_wait, deadlock,
-    trap, missing_fence, misuse or not_coherent. line: the line in the source file, or in the PTX text if that has no
-    line information. block, thread: (x, y, z). address: array[index], or ''. other_line: the line of a race's other
-    access, or of the store that not_coherent is about, else 0.
+    trap, missing_fence, misuse or not_coherent. line: the line in the source file, or in the PTX text if the text does
+    not name source lines. block, thread: (x, y, z). address: array[index], or ''. other_line: the line of a race's
+    other access, or of the store that not_coherent is about, else 0.
     """
 
     kind: str
@@ -36,7 +36,7 @@ class Report:
 
 
 def lines(reports: Iterable[Report], form: Callable[[Report], str] = str) -> list[str]:
-    """Reports as lines of text. Reports of one kind, about one line of a kernel and one array, share a line."""
+    """Reports as lines of text. Reports of the same kind, about the same source line and array, share a line."""
     groups: dict[tuple[Any, ...], list[Report]] = {}
     for report in reports:
         about = report.address.rpartition("[")[0] or report.message
@@ -48,12 +48,12 @@ def lines(reports: Iterable[Report], form: Callable[[Report], str] = str) -> lis
 
 
 def total(count: int) -> str:
-    """`1 report`, `2 reports`."""
+    """A number of reports as text: `1 report`, `2 reports`."""
     return f"{count} report{'s'[: count != 1]}"
 
 
 class KernelFault(PtxsimError):
-    """The error that a strict machine raises for its first report, which is in `report`."""
+    """The error that a strict machine raises for its first report. report: this report."""
 
     def __init__(self, report: Report):
         super().__init__(str(report))

@@ -1,6 +1,7 @@
-"""The floating-point instructions of one lane. The CPU computes float32 and float64, exact rounding all others.
+"""The floating-point instructions of one lane.
 
-NaN results of 32 and 16 bits are PTX's canonical NaN. Approximations (.approx) are the float64 function rounded once,
+The CPU's own arithmetic computes float32 and float64 rounded to nearest; rounding.py computes everything else. NaN
+results of 32 and 16 bits are PTX's canonical NaN. An approximation (.approx) is the float64 function rounded once,
 which is within every error bound of the PTX ISA.
 """
 
@@ -21,19 +22,19 @@ NAN32 = 0x7FFFFFFF
 
 @jit
 def flush32(bits):
-    """The bits of a float32, or if it is subnormal, of a zero with its sign."""
+    """The bits of a float32. A subnormal number becomes a zero of the same sign."""
     return bits & 0x80000000 if bits & 0x7F800000 == 0 else bits
 
 
 @jit
 def flush16(bits, form):
-    """The bits of a float16 or bfloat16, or if it is subnormal, of a zero with its sign."""
+    """The bits of a float16 or bfloat16. A subnormal number becomes a zero of the same sign."""
     return bits & 0x8000 if bits & (0x7C00 if form == HALF else 0x7F80) == 0 else bits
 
 
 @jit
 def ordered(a, b):
-    """-1, 0, 1 or 2 for less, equal, more, unordered."""
+    """The order of two floats: -1 if a is less than b, 0 if they are equal, 1 if a is more, 2 if one is a NaN."""
     if a != a or b != b:
         return 2
     return -1 if a < b else (1 if a > b else 0)
@@ -41,7 +42,7 @@ def ordered(a, b):
 
 @jit
 def float_compare(op, a, b):
-    """Compare two floats by op: eq ne lt le gt ge, their unordered forms equ ... geu, num or nan."""
+    """Compare two floats. op: the number of eq, ne, lt, le, gt, ge, their unordered forms (equ to geu), num or nan."""
     order = ordered(a, b)
     if op == 16:
         return order != 2
@@ -66,10 +67,10 @@ def float_compare(op, a, b):
 
 @jit
 def test_property(kind, bits, exponent, fraction):
-    """The result of testp: finite, infinite, number, notanumber, normal or subnormal.
+    """The result of testp. kind: the number of finite, infinite, number, notanumber, normal or subnormal.
 
-    exponent: 0 for 0, 2 for all ones,
-    else 1."""
+    exponent: 0 if all bits of the exponent are 0, 2 if all are 1, else 1.
+    """
     if kind == 0:
         return exponent != 2
     if kind == 1:
@@ -85,7 +86,10 @@ def test_property(kind, bits, exponent, fraction):
 
 @jit
 def least_most(op, a, b, flags):
-    """min or max of float64 numbers that hold narrower values. A NaN is ignored except with .NaN; -0 < +0."""
+    """min or max of two float64 numbers that hold narrower values. -0 is less than +0.
+
+    A NaN is ignored unless the flags have .NaN.
+    """
     if a != a or b != b:
         if flags & isa.NAN or (a != a and b != b):
             return math.nan
@@ -247,7 +251,7 @@ def double(x, op, flags, imm, ra, rb, rc):
             if flags & isa.FTZ and abs(a) < 2.2250738585072014e-308:  # rcp.approx.ftz.f64, rsqrt.approx.ftz.f64
                 a = math.copysign(0.0, a)
             z = approximate(op, a)
-            if flags & isa.APPROX and flags & isa.FTZ:  # these use only the high word
+            if flags & isa.APPROX and flags & isa.FTZ:  # these forms use only the high word of the result
                 if abs(z) < 2.2250738585072014e-308:
                     z = math.copysign(0.0, z)
                 z = f64_of(u64_of(z) & ~np.uint64(0xFFFFFFFF)) if math.isfinite(z) else z
@@ -294,9 +298,9 @@ def short(x, op, form, flags, imm, ia, ib, ic):
 
 @jit
 def floating(x, op, type_, flags, imm, ra, rb, rc):
-    """The result of a floating-point instruction as uint64. Predicates are 0 or 1.
+    """The result of a floating-point instruction as uint64. A predicate is 0 or 1.
 
-    Comparisons of two packed numbers give bit 0 and bit 1.
+    A comparison of packed numbers gives two predicates, in bit 0 and bit 1.
     """
     if type_ == isa.F32:
         return single(x, op, flags, imm, ra, rb, rc)

@@ -83,14 +83,15 @@ class MachineLinker:
         self.texts.append(linking.of_file(path, self.cc))
 
     def complete(self) -> str:
-        """The PTX of everything added."""
+        """One PTX text of all files that were added."""
         return linking.joined(self.texts)
 
 
 class MachineFunction:
     """A kernel of a module.
 
-    attrs: registers (an estimate), bytes of shared, local and constant memory, the most threads of a block.
+    attrs: its number of registers (an estimate), its bytes of shared, local and constant memory, and the most threads
+    that a block of it may have.
     """
 
     def __init__(self, module: MachineModule, name: str, title: str, most_registers: int | None = None):
@@ -118,7 +119,7 @@ class MachineFunction:
         return self.program.shared_bytes
 
     def cache_config(self, prefer_equal: bool = False, prefer_cache: bool = False, prefer_shared: bool = False) -> None:
-        """Ignored: caches are not modelled."""
+        """Do nothing, because caches are not modelled."""
 
     def set_shared_memory_carveout(self, carveout: Any) -> None:
         """Raise ValueError for the same values as CUDA. Otherwise do nothing, because caches are not modelled."""
@@ -126,7 +127,7 @@ class MachineFunction:
             raise ValueError("Carveout must be between -1 and 100")
 
     def launch(self, config: Any, arguments: tuple[Any, ...], names: dict[int, str]) -> None:
-        """Queue the kernel. names: those of arrays by their addresses, for reports."""
+        """Queue the kernel. names: for reports, the names of arrays by the arrays' addresses."""
         machine = self.driver.machine
         for address, name in names.items():
             allocation = machine.memory.at(address)
@@ -153,7 +154,7 @@ class MachineFunction:
 
 
 def launch_error(error: InputError) -> Exception:
-    """The exception for a refused launch, which is both cuda.core's CUDAError and an InputError."""
+    """The exception to raise for a refused launch. It is both a CUDAError of cuda.core and an InputError."""
     from cuda.core._utils.cuda_utils import CUDAError
 
     return type("LaunchError", (CUDAError, InputError), {})(f"CUDA_ERROR_INVALID_VALUE: {error}")

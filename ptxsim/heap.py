@@ -1,4 +1,4 @@
-"""malloc and free of device code, in PTX, with a heap of 8 MiB for each module. Freed memory is not reused."""
+"""malloc and free for device code, written in PTX. Each module has a heap of 8 MiB; freed memory is not reused."""
 
 from __future__ import annotations
 

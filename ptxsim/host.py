@@ -1,4 +1,4 @@
-"""Compiled accesses of Python actors, which are threads of the host with the same vector clocks as devices' threads."""
+"""Compiled code for accesses by Python actors, which are threads of the host and have vector clocks like the others."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from .watch import SIZE_SHIFT, STRONG, coherent, log2, race, read, sync_entry, w
 
 @unit
 def host_access(x, thread, warp, place, size, cell, order, scope, write, value):
-    """Make one access of the host. Returns the old value.
+    """Make one access as a thread of the host. Returns the old value.
 
-    The first word of the scratch table is 1 if the access races.
+    Afterwards the first word of the scratch table is 1 if the access races, else 0.
     """
     host = get(x, s.MEMORY) + place
     scratch = get(x, s.SCRATCH)
@@ -43,5 +43,5 @@ def host_access(x, thread, warp, place, size, cell, order, scope, write, value):
 
 @unit
 def host_entry(x, location):
-    """The row of a location in the sync table, which is made if it is missing."""
+    """The row of a location in the sync table. The row is made if it is missing."""
     return sync_entry(x, location, True)

@@ -1,6 +1,7 @@
-"""Removal of the host's functions, such as those that launch or allocate, from CUDA C++: NVRTC does not compile them.
+"""Removes from CUDA C++ the functions of the host, such as those that launch or allocate. NVRTC does not compile them.
 
-The module does not parse C++. It finds functions outside classes by their braces. The rest is compiled as device code.
+This module does not parse C++. It finds functions outside classes by their braces. What is left is compiled as device
+code.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def without_host_code(source: str) -> str:
 
 
 def blank(text: str) -> str:
-    """Blanks in place of text, on the same lines."""
+    """The text with a blank in place of each character, except for line breaks."""
     return re.sub(r"[^\n]", " ", text)
 
 
@@ -57,7 +58,7 @@ def closing(code: str, at: int) -> int:
 
 
 def missing_headers(source: str, folders: list[str]) -> list[str]:
-    """Headers in angle brackets that are in none of the folders, and so most likely for the host, such as vector."""
+    """The headers in angle brackets that lie in none of the folders. Most likely they are for the host, like vector."""
     return [
         name for name in dict.fromkeys(INCLUDE.findall(source)) if not any((Path(f) / name).exists() for f in folders)
     ]

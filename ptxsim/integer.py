@@ -1,6 +1,7 @@
 """The integer, logic and move instructions of one lane.
 
-Operands are 64-bit patterns, which are first cut to the instruction's width, and sign-extended if its type is signed.
+An operand is a pattern of 64 bits. It is first cut to the width of the instruction's type, and sign-extended if the
+type is signed.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ def popcount(x):
 
 @jit
 def leading(x, width):
-    """The number of leading zeros of `width` bits."""
+    """The number of zeros above the highest set bit of the low `width` bits."""
     count = 0
     for i in range(width - 1, -1, -1):
         if (x >> i) & 1:
@@ -80,7 +81,7 @@ def leading(x, width):
 
 @jit
 def compare(op, a, b, signed):
-    """Compare two int64 by op: eq, ne, lt, le, gt, ge, or the unsigned lo, ls, hi, hs."""
+    """Compare two int64. op: the number of eq, ne, lt, le, gt, ge, or of the unsigned lo, ls, hi, hs."""
     if op == 0:
         return a == b
     if op == 1:
@@ -112,10 +113,10 @@ def clamp(x, type_):
 
 @jit
 def permute(a, b, selector, mode):
-    """The result of prmt: bytes of b:a selected by nibbles.
+    """The result of prmt: four bytes chosen from the eight of b:a.
 
-    mode: 0 takes nibbles of the selector, 1 to 6 are f4e, b4e, rc8,
-    ecl, ecr, rc16."""
+    mode: 0 if each nibble of the selector chooses a byte; 1 to 6 for f4e, b4e, rc8, ecl, ecr, rc16.
+    """
     source = np.uint64(np.uint64(a) & np.uint64(0xFFFFFFFF)) | (np.uint64(b) << np.uint64(32))
     result = 0
     k = selector & 3
@@ -142,7 +143,7 @@ def permute(a, b, selector, mode):
 
 @jit
 def find_nth(mask, base, offset):
-    """The result of fns: the offset-th set bit of mask from base on; 0xffffffff if there is none."""
+    """The result of fns: the place of the offset-th set bit of mask, counted from base; 0xffffffff if there is none."""
     if offset == 0:
         return base if (mask >> (base & 31)) & 1 else 0xFFFFFFFF
     step = 1 if offset > 0 else -1
@@ -158,7 +159,7 @@ def find_nth(mask, base, offset):
 
 @jit
 def dot(a, b, c, flags, half, signed_a, signed_b):
-    """The result of dp4a or dp2a. half: whether it is dp2a, with the low, or for HIGH the high, two bytes of b."""
+    """The result of dp4a or dp2a. half: whether it is dp2a, which takes the low two bytes of b, with HIGH the high."""
     total = c
     if half:
         for i in range(2):
@@ -178,7 +179,7 @@ def dot(a, b, c, flags, half, signed_a, signed_b):
 
 @jit
 def halves(op, type_, flags, a, b):
-    """The result of add, min or max of two 16-bit numbers each."""
+    """The result of add, sub, min or max of operands that pack two 16-bit numbers each."""
     result = 0
     signed = type_ == isa.S16X2
     for i in range(2):
@@ -201,7 +202,7 @@ def halves(op, type_, flags, a, b):
 
 @jit
 def integer(op, type_, type2, flags, imm, ra, rb, rc, re):
-    """The result of an integer instruction as uint64. Predicates are 0 or 1."""
+    """The result of an integer instruction as uint64. A predicate is 0 or 1."""
     size = type_ & 15
     bits = size * 8
     signed = type_ & 0xF0 == isa.S
@@ -391,7 +392,7 @@ def integer(op, type_, type2, flags, imm, ra, rb, rc, re):
 
 @jit
 def carry(op, type_, flags, ra, rb, rc, flag):
-    """(result, carry out) of add, sub or mad with carry. flag: the carry in, used if CARRY_IN is set."""
+    """Run add, sub or mad with carry. Returns (result, carry out). flag: the carry in, ignored without CARRY_IN."""
     size = type_ & 15
     signed = type_ & 0xF0 == isa.S
     into = np.uint64(flag) if flags & isa.CARRY_IN else np.uint64(0)

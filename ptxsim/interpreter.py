@@ -69,7 +69,7 @@ def move(x, warp, line, op, mask):
 def step(x, warp, block):
     """Execute one instruction of the chosen lanes.
 
-    Returns 0 if another warp must run next or this one has nothing to run.
+    Returns 0 if another warp must run next, or if no lane of this warp can run.
     """
     pc, mask = get(warp, s.W_PC), get(warp, s.W_MASK)
     line = get(x, s.CODE) + pc * isa.COLUMNS * 8
@@ -111,7 +111,7 @@ def step(x, warp, block):
 
 @unit
 def memory(x, warp, block, line, pc, op, act):
-    """Run a memory instruction for the lanes in act. Returns 1 if the loop must run before the next instruction."""
+    """Run a memory instruction for the lanes in act. Returns 1 if `run` must act before the next instruction."""
     if act == 0:
         return 0
     if op == isa.LD:
@@ -153,7 +153,7 @@ def memory(x, warp, block, line, pc, op, act):
 
 @unit
 def special(x, warp, block, line, pc, op, mask, act):
-    """Run an instruction that sets the lanes' next instructions: call, end, barrier, wait or collective instruction."""
+    """Run an instruction after which lanes may go on elsewhere or wait: call, end, barrier, wait or collective one."""
     store_pc(x, warp, mask, pc + 1)
     if act == 0:
         return select(x, warp)
@@ -260,7 +260,10 @@ def printf(x, warp, block, line, pc, lane):
 # ---- spinning ----
 @unit
 def spinning(x, warp, block, pc):
-    """Count a warp as spinning if it returns to the same state. Called when nothing has changed for long."""
+    """Count a warp as spinning if it has returned to the same state REPEATS times.
+
+    This is called when nothing has changed for long.
+    """
     launch = get(x, s.LAUNCHES) + get(block, s.B_LAUNCH) * s.L_FIELDS * 8
     h = np.uint64(1469598103934665603) ^ np.uint64(pc)
     prime = np.uint64(1099511628211)
@@ -278,7 +281,7 @@ def spinning(x, warp, block, pc):
         return 0
     put(warp, s.W_HASH_AGE, get(warp, s.W_HASH_AGE) + 1)
     age = get(warp, s.W_HASH_AGE)
-    if age & (age - 1) == 0:  # compares with older and older states, to find long cycles too
+    if age & (age - 1) == 0:  # the state to compare with gets older and older, so that long cycles are found too
         put(warp, s.W_HASH, value)
     return 0
 
@@ -349,7 +352,7 @@ def run(x, budget):
 
 @jit
 def burst(x, warp, block, count):
-    """Run a few instructions of one warp."""
+    """Run up to `count` instructions of one warp."""
     if get(warp, s.W_DIVERGED) and not select(x, warp):
         rest(x, warp)
         return
@@ -364,7 +367,7 @@ def burst(x, warp, block, count):
 
 @jit
 def calm(x):
-    """Count no warp as spinning any more, because something changed."""
+    """Stop counting warps as spinning, because something has changed."""
     put(x, s.SUSPECT, 0)
     put(x, s.SPINNING, 0)
     for i in range(get(x, s.WARP_SLOTS)):

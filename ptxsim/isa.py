@@ -45,7 +45,7 @@ NOT_COHERENT = 1 << 12  # bit of the same FLAGS for ld.nc and ldu
 
 # ---- opcodes, a hundred a group ----
 # The interpreter compares numbers of groups, so a new opcode must not be last. Insert it before the name given here:
-# integer, logic, moves; ADDC and those after it use the carry
+# integer, logic, moves; ADDC and the opcodes after it use the carry
 (
     ADD, SUB, MUL, MULHI, MULWIDE, MAD, MADHI, MADWIDE, SAD, DIV, REM, ABS, NEG, MIN, MAX, AND, OR, XOR, NOT,
     CNOT, SHL, SHR, SHFLEFT, SHFRIGHT, POPC, CLZ, BFIND, BFINDSHIFT, BREV, BFE, BFI, BMSK, SZEXT, PRMT, LOP3,
@@ -84,7 +84,7 @@ NOT_COHERENT = 1 << 12  # bit of the same FLAGS for ld.nc and ldu
     TRAP,
     NOP,
 ) = range(400, 408)
-# memory; BULKLOAD and those after it are bulk copies
+# memory; BULKLOAD and the opcodes after it are of bulk copies
 (
     LD,
     ST,
@@ -100,7 +100,7 @@ NOT_COHERENT = 1 << 12  # bit of the same FLAGS for ld.nc and ldu
     BULKCOMMIT,
     BULKWAIT,
 ) = range(500, 513)
-# barriers and waits; MBINIT and those after it are of mbarriers, from PROXYFENCE on they are fences
+# barriers and waits; those from MBINIT on are of mbarriers, those from PROXYFENCE on are fences
 (
     BAR,
     BARARRIVE,
@@ -117,7 +117,7 @@ NOT_COHERENT = 1 << 12  # bit of the same FLAGS for ld.nc and ldu
     PROXYFENCE,
     INITFENCE,
 ) = range(600, 614)
-# between the lanes of a warp; from MMA on they need all lanes, from WGMMA on they are of warpgroups
+# between the lanes of a warp; those from MMA on need all lanes, those from WGMMA on are of warpgroups
 (
     SHFL, VOTE, MATCH, REDUX, ACTIVEMASK, ELECT, MMA, LDMATRIX, STMATRIX, MOVMATRIX, WGMMA, WGFENCE, WGCOMMIT, WGWAIT,
 ) = range(700, 714)  # fmt: skip

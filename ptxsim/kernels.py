@@ -1,4 +1,4 @@
-"""PTX and the bytes of parameters of a `cuda.jit` kernel, made without a driver.
+"""Makes the PTX of a `cuda.jit` kernel, and the bytes of its parameters, without a driver.
 
 Numba-CUDA's own compiler makes the PTX, through kernel_cache/offline.py.
 """
@@ -45,7 +45,7 @@ def part(name: str) -> Any:
 
 
 def type_of(value: Any) -> Any:
-    """The Numba type of a kernel argument. A device array of the machine has the type of an array."""
+    """The Numba type of a kernel argument. A `DeviceArray` has the type that a NumPy array like it has."""
     types, numpy_support = part("types"), part("np.numpy_support")
     typeof, purpose = part("typing.typeof").typeof, part("typing.typeof").Purpose.argument
 
@@ -90,7 +90,7 @@ def compiled(kernel: Any, types_: tuple[Any, ...], cc: tuple[Any, ...]) -> Compi
 
 
 def declared_types(kernel: Any, types_: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The signature that a kernel was declared with, or without one, the arguments' own types.
+    """The argument types of a kernel's declared signature that fits, or if none was declared, the arguments' own types.
 
     Raises InputError if no declared signature takes the arguments.
     """
@@ -107,7 +107,7 @@ def declared_types(kernel: Any, types_: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def flatten(type_: Any, value: Any, found: list[Any]) -> None:
-    """Append a kernel argument to `found` as the numbers of its parameters, in Numba's order."""
+    """Append to `found` the numbers that a kernel gets for an argument, in Numba's order."""
     types = part("types")
     if isinstance(type_, types.Array):
         found += [0, 0, value.size, value.dtype.itemsize, value.ptr, *value.shape, *value.strides]

@@ -1,7 +1,7 @@
 """The lanes of a warp: which run next, which diverge at a branch, and which wait for each other.
 
 Lanes at the same instruction run it together. If lanes diverge, those furthest behind run first, so that they meet the
-others. Lanes that spin stop after a while, and others run for which they may be waiting.
+others. If lanes spin for a while, other lanes get a turn, because the spinning ones may be waiting for them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ TIRED, PATIENT, STRETCH = (
     12,
     4096,
     400,
-)  # after so many polls or instructions of some lanes others run, for so many instructions
+)  # after TIRED polls or PATIENT instructions of some lanes, others run for STRETCH instructions
 
 
 @jit
@@ -36,7 +36,7 @@ def store_pc(x, warp, mask, pc):
 
 @unit
 def select(x, warp):
-    """Choose the lanes that run next, by each lane's T_PC. Returns 0 if none can run."""
+    """Choose the lanes that run next by their T_PC. Returns 0 if no lane can run."""
     free = get(warp, s.W_LIVE) & ~get(warp, s.W_WAIT)
     if free == 0:
         put(warp, s.W_MASK, 0)
@@ -96,7 +96,7 @@ def guarded(x, warp, line, mask):
 
 @jit
 def branch(x, warp, line, pc, mask, taken):
-    """Send the lanes of `taken` to the target and the others on. Returns 1 if the warp diverges."""
+    """Send the lanes of `taken` to the target, the others to the next instruction. Returns 1 if the warp diverges."""
     target = get(line, isa.IMM)
     if taken == mask:
         put(warp, s.W_PC, target)
@@ -126,7 +126,7 @@ def after(x, warp, mask, pc):
 # ---- lanes that wait for each other ----
 @jit
 def wanted(x, warp, line, lane):
-    """The mask of lanes that a collective instruction names in a lane."""
+    """The mask of lanes that a collective instruction, executed by a lane, waits for."""
     op = get(line, isa.OP)
     if op >= isa.MMA:
         return get(warp, s.W_EXISTS)

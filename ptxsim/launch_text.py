@@ -2,7 +2,8 @@
 
 The form is that of CUDA C++, except for arrays.
 
-grid and block are a number or (x, y, z); a third number is the bytes of dynamic shared memory. An argument is
+The grid and the block are each a number or (x, y, z). A third number gives the bytes of dynamic shared memory. An
+argument is
 
     5, 0x10, 2.5, true     a number
     float32[32, 64]        an uninitialised array, like one of cudaMalloc; types are NumPy's
@@ -12,7 +13,7 @@ grid and block are a number or (x, y, z); a third number is the bytes of dynamic
     int32[99]=seed:7<10    random integers in [0, 10)
     data.npy               the array in a file, beside the file with the kernel
     NAME:ARRAY             any of these arrays with a name, for reports and later launches
-    NAME                   the array of that name of an earlier launch
+    NAME                   the array that an earlier launch gave this name
 
 In a file of CUDA C++ or PTX a launch is a comment of one line: `// simt: add<<<8, 128>>>(...)`.
 """
@@ -59,7 +60,10 @@ FORM = (
 
 @dataclass(frozen=True)
 class LaunchText:
-    """A launch whose kernel is not known yet. arguments: the text of each. shared: bytes of dynamic shared memory."""
+    """A launch as read from text. The kernel may not exist.
+
+    arguments: the text of each argument. shared: bytes of dynamic shared memory.
+    """
 
     text: str
     kernel: str
@@ -115,9 +119,9 @@ def pieces(text: str) -> list[str]:
 
 
 class Arguments:
-    """The arguments of launches on a device. named: the arrays that have a name so far.
+    """Makes the arguments of launches on a device.
 
-    folder: the folder of the files that arguments name.
+    named: the arrays that have got a name so far. folder: the folder of the files that arguments name.
     """
 
     def __init__(self, device: Any, folder: Path):
@@ -125,9 +129,9 @@ class Arguments:
         self.named: dict[str, Any] = {}
 
     def make(self, text: str, name: str) -> Any:
-        """A number or an array of the device. name: that of an array to which the text gives no name.
+        """Make the argument that a text describes: a number, or an array of the device.
 
-        Raises InputError.
+        name: the name of an array to which the text gives none. Raises InputError if the text is wrong.
         """
         found = NAMED.fullmatch(text)
         if found:
@@ -150,7 +154,7 @@ class Arguments:
         try:
             with regular.opened(self.folder / text):
                 pass
-            # it compares the header with the file's size
+            # open_memmap compares the header with the file's size
             return np.lib.format.open_memmap(self.folder / text, mode="r")
         except BROKEN as error:
             raise InputError(f"cannot read the argument {text}: {error}") from error

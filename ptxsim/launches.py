@@ -20,8 +20,8 @@ class Launch:
     """One launch of a kernel.
 
     params: the bytes of its parameters. dynamic: bytes of dynamic shared memory. per_sm: how many blocks can be
-    resident on an SM. first: the number of its first block. base: the place of its program in the joined code. Both are
-    set when the launch runs. after: callbacks for the end of the launch.
+    resident on an SM. first: the number of its first block. base: the place of its program in the joined code. first
+    and base are set when the launch runs. after: functions to call when the launch has ended.
     """
 
     device: int
@@ -54,7 +54,7 @@ class Launch:
 
 
 def three(value: Any, what: str) -> tuple[int, int, int]:
-    """A grid's or a block's size as (x, y, z)."""
+    """A grid's or a block's size as (x, y, z). what: "grid" or "block"."""
     try:
         sizes = tuple(operator.index(v) for v in (value if isinstance(value, (tuple, list)) else (value,)))
     except TypeError:

@@ -24,7 +24,7 @@ def linked_ptx(library: Any, cc: tuple[Any, ...]) -> str:
 
 
 def joined(texts: list[str]) -> str:
-    """One module made of several, with malloc and free added if a module declares them."""
+    """Join PTX modules into one. malloc and free are added if a module declares them."""
     text = "\n".join([texts[0], *(HEADER.sub("", text) for text in texts[1:])])
     return text + heap_for(text)
 

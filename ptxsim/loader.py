@@ -21,14 +21,15 @@ JUMPS = (isa.BRA, isa.CALL)
 
 
 def key_of(text: str) -> str:
-    """The name of a text's program among those known."""
+    """The key of a text in the table of known programs."""
     return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
 
 
 class Loader:
-    """The loaded programs. code: [instructions, 16] of all of them. operands: their lists.
+    """The programs that a machine has loaded.
 
-    counts: [instructions, N_FIELDS].
+    code: [instructions, 16], the joined code of all programs. operands: the lists of operands of all instructions.
+    counts: [instructions, N_FIELDS], the counters of each instruction.
     """
 
     def __init__(self, x: np.ndarray, memory: Memory):
@@ -93,7 +94,7 @@ class Loader:
     def publish(self) -> None:
         """Write the addresses of the tables into x, at the start of a run."""
         x = self.x
-        self.seen[:] = 0  # because a finding is reported once a run
+        self.seen[:] = 0  # because a run reports each finding once
         table = [len(self.functions)]
         for function in self.functions:
             table += function
@@ -119,7 +120,7 @@ class Loader:
         return self.addresses[key]
 
     def initial(self, program: Program, device: int, variable: Variable) -> list[bytes]:
-        """The bytes of a variable's elements. Names in its initialiser become addresses."""
+        """The bytes of each of a variable's initial values. A name in the initialiser becomes an address."""
         parts = []
         for value in variable.values:
             if isinstance(value, tuple):
@@ -132,7 +133,7 @@ class Loader:
         return parts
 
     def constants(self, program: Program, device: int) -> np.ndarray:
-        """[n, 2] int64: (row, value) of the rows that hold constants on a device."""
+        """The rows that hold constants on a device, as (row, value): [n, 2] int64."""
         pairs = [(row, value) for row, value in program.constants.items()]
         for row, name, offset in program.relocations:
             if name == "@dynamic":
@@ -148,7 +149,7 @@ class Loader:
         return table.view(np.int64)
 
     def where(self, pc: int) -> tuple[Program, int]:
-        """(program, index in that program) of an instruction of the joined code."""
+        """Find an instruction of the joined code. Returns (its program, its index in that program)."""
         for program, (base, _) in zip(reversed(self.programs), reversed(self.bases)):
             if pc >= base:
                 return program, pc - base

@@ -1,7 +1,7 @@
 """Lowering of parsed PTX to a program: one row of numbers for each instruction, with rows of registers as operands.
 
-An instruction that PTX has and the machine lacks raises an error here, before anything runs. The modules of decode/
-lower each opcode.
+The modules of decode/ lower the opcodes. An instruction that PTX has and the machine lacks raises an error here, before
+anything runs.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def lower(module: Module) -> Program:
 
 
 class ModuleLowering(Lowering):
-    """A walk over a module's functions and scopes, for which decode/ emits the instructions."""
+    """Walks over a module's functions and scopes. decode/ lowers the instructions."""
 
     def program(self) -> Program:
         """Lower all functions and put the program together."""
@@ -73,7 +73,7 @@ class ModuleLowering(Lowering):
         return program
 
     def place_shared(self, variables: dict[str, Variable]) -> None:
-        """Give shared variables their offsets."""
+        """Give each shared variable an offset in shared memory."""
         for variable in variables.values():
             if variable.space != "shared":
                 continue
@@ -131,7 +131,7 @@ class ModuleLowering(Lowering):
 
     @staticmethod
     def target(visible: list[dict[str, int]], name: str, line: int) -> int:
-        """The instruction of a label, searched from the innermost scope outwards."""
+        """The index of the instruction at a label. The label is searched from the innermost scope outwards."""
         for labels in reversed(visible):
             if name in labels:
                 return labels[name]

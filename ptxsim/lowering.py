@@ -1,7 +1,7 @@
 """The tools of decode/ that look up names, make rows of operands, and append instructions.
 
-Immediates, addresses of variables and special registers that a thread cannot change are rows too, which are filled when
-a block starts. So every operand is read in the same way.
+A register is a row, and so are immediates, addresses of variables, and special registers that do not change. These rows
+are filled when a block starts. So every operand is read in the same way.
 """
 
 from __future__ import annotations
@@ -19,15 +19,16 @@ from .rows import CLOCKS, CONSTANT_REGISTERS, FRAME, ONE, PARAMS, SPECIAL, TRASH
 from .syntax import Address, Instruction, Module, Name, Number, PTXError, Scope, Variable
 
 MASK64 = (1 << 64) - 1
-CONTINUES = 2  # in NEGATE: this row is part of the previous instruction and is not counted again
+CONTINUES = 2  # in NEGATE: this row belongs to the same PTX instruction as the row before it, and is not counted again
 
 
 class Lowering:
-    """A module on its way to a program.
+    """A module that is being lowered to a program.
 
-    code, texts: rows and texts of the instructions so far. operands: lists of operands of instructions. rows: number of
-    rows of registers. scopes, names: the open scopes and the names found in them. fixups: branches whose labels are
-    still unknown. current: the function being lowered. instruction: the instruction being decoded.
+    code, texts: the rows and texts of the instructions lowered so far. operands: the lists of operands that
+    instructions have. rows: the number of rows of registers. scopes, names: the open scopes, and the names found in
+    them so far. fixups: the branches whose labels are still unknown. current: the function that is being lowered.
+    instruction: the instruction that is being lowered.
     """
 
     def __init__(self, module: Module):
@@ -72,19 +73,22 @@ class Lowering:
         return self.constant_rows[value]
 
     def symbol(self, name: str, offset: int = 0) -> int:
-        """The row of the address of a variable, or if the name begins with @, of a function."""
+        """The row that holds the address of a variable or, if the name begins with @, of a function."""
         key = (name, offset)
         if key not in self.symbol_rows:
             self.symbol_rows[key] = self.new_row()
         return self.symbol_rows[key]
 
     def fail(self, what: str) -> PTXError:
-        """The error of this instruction, to be raised."""
+        """Make an error that names the present instruction. The caller raises it."""
         assert self.instruction is not None
         return PTXError(f"PTX line {self.instruction.line}: {self.instruction.text}: {what}")
 
     def find(self, name: str) -> Any:
-        """The meaning of a name here: ('row', row, type), ('local' or 'param', offset, bytes), Variable, or None."""
+        """What a name means in the open scopes.
+
+        Returns ('row', row, type), ('local' or 'param', offset, bytes), a Variable, or None for an unknown name.
+        """
         for known, scope in zip(reversed(self.names), reversed(self.scopes)):
             if name in known:
                 return known[name]
@@ -139,7 +143,7 @@ class Lowering:
         return self.address_row(Address(Name(name), 0))
 
     def address_row(self, address: Address) -> int:
-        """A row that holds the address of a variable in its space, or of a function."""
+        """A row that holds a variable's address in its space, or a function's address."""
         assert address.base is not None
         name = address.base.text
         found = self.find(name)
@@ -169,7 +173,7 @@ class Lowering:
         raise self.fail(f"{name} is not declared")
 
     def memory(self, operand: Any) -> tuple[int, int, str]:
-        """(row, offset, space of the variable or '') of an address in brackets."""
+        """Read an address in brackets. Returns (row, offset, the space of its variable or '')."""
         if isinstance(operand, Name):
             operand = Address(operand, 0)
         if not isinstance(operand, Address):
@@ -190,9 +194,9 @@ class Lowering:
     def emit(self, op: int, type_: int = 0, type2: int = 0, d: int = TRASH, a: int = ZERO, b: int = ZERO, c: int = ZERO,
              e: int = ZERO, imm: int = 0, flags: int = 0, d2: int = TRASH, items: list[int] | None = None,
              guarded: bool = True) -> int:  # fmt: skip
-        """Append an instruction and return its index. Rows, numbers and flags are as in isa.py.
+        """Append an instruction and return its index. isa.py names the columns that the arguments fill.
 
-        items: the instruction's list.
+        items: the instruction's list of operands. guarded: whether the guard of the PTX instruction applies.
         """
         ins = self.instruction
         assert ins is not None
@@ -219,7 +223,7 @@ class Lowering:
         return len(self.code) - 1
 
     def keep_guard(self) -> None:
-        """Guard the rest of this instruction by the guard's present value, even if the instruction overwrites it."""
+        """Copy the guard's present value, which guards the rest of this instruction even if it overwrites the guard."""
         ins = self.instruction
         assert ins is not None
         if ins.guard is not None:
@@ -237,7 +241,7 @@ class Lowering:
         self.fixups.append((at, self.visible, label.text, self.instruction.line))
 
     def branch_table(self, index: int, name: str) -> None:
-        """Append a branch to the label of a list that the row `index` selects."""
+        """Append a branch to one label of a list. The row `index` selects the label; name: that of the list."""
         assert self.instruction is not None
         for scope in reversed(self.scopes):
             if name in scope.targets:
@@ -251,7 +255,7 @@ class Lowering:
 
 
 def immediate(number: Number, type_: int) -> int:
-    """The bits of an immediate as an operand of a type."""
+    """The bits that an immediate has as an operand of a type."""
     if number.kind == "i":
         if type_ in (isa.F32, isa.F64) and number.value:
             packed = struct.pack("<f" if type_ == isa.F32 else "<d", float(number.value))

@@ -19,7 +19,7 @@ from .launches import Launch, three
 from .program import Program
 from .runner import Runner
 
-LIMIT = 100_000_000_000  # the most warp instructions of one run, which take about a day
+LIMIT = 100_000_000_000  # the most warp instructions of one run; so many take about a day
 MOST_LIMIT = 1 << 60
 
 
@@ -34,15 +34,15 @@ class SimulatedGpu:
         return self.machine.new_array(self.number, np.asarray(values), None, None, name)
 
     def empty(self, shape: Any, dtype: Any = np.float64, name: str = "", strides: Any = None) -> DeviceArray:
-        """An uninitialised array. strides: in bytes."""
+        """An uninitialised array in this device's memory. strides: in bytes."""
         return self.machine.new_array(self.number, None, shape, dtype, name, strides)
 
     def launch(self, kernel: Any, grid: Any, block: Any, *args: Any, shared: int = 0, entry: str | None = None) -> None:
         """Queue a kernel: a `cuda.jit` function, or PTX text and `entry`.
 
-        args: arrays of the machine, NumPy arrays (copied to the device, and back after the run), numbers, tuples. For
-        PTX text there is one for each parameter, and arrays stand for their addresses. shared: bytes of dynamic shared
-        memory. The kernel runs at the next Machine.run, after earlier launches on this device.
+        The kernel runs at the next Machine.run, after earlier launches on this device. args: arrays of the machine,
+        NumPy arrays (copied to the device, and back after the run), numbers, tuples. PTX text takes one argument for
+        each parameter; an array then stands for its address. shared: bytes of dynamic shared memory.
         """
         self.machine.launch(self.number, kernel, grid, block, args, shared, entry)
 
@@ -50,10 +50,11 @@ class SimulatedGpu:
 class Machine(Runner):
     """GPUs that are simulated on the CPU and run compiled PTX.
 
-    devices: number of GPUs. sm_count: streaming multiprocessors of each. arch: the target of compiled kernels. seed:
-    that of the schedule; the same seed repeats a run. check: whether to report races and other errors, and to let
-    stores become visible late if PTX permits it. strict: whether to raise KernelFault at the first report. limit: the
-    most warp instructions of a run. `profile()` has the counters of all kernels that ran. Example: docs/ptxsim.md.
+    devices: number of GPUs. sm_count: streaming multiprocessors of each GPU. arch: the architecture that kernels are
+    compiled for. seed: the seed of the schedule; the same seed repeats a run. check: whether to report races and other
+    errors, and to let stores become visible late where PTX permits it. strict: whether to raise KernelFault at the
+    first report. limit: the most warp instructions of a run. `profile()` returns the counters of all kernels that ran.
+    docs/ptxsim.md has an example.
     """
 
     def __init__(
@@ -84,9 +85,9 @@ class Machine(Runner):
     def new_array(
         self, device: int, values: np.ndarray | None, shape: Any, dtype: Any, name: str, strides: Any = None
     ) -> DeviceArray:
-        """An array on a device, or in host memory for device -1.
+        """Make an array on a device, or for device -1 in host memory.
 
-        It is a copy of `values`, or uninitialised without them.
+        The array is a copy of `values`, or uninitialised if `values` is None.
         """
         if values is not None:
             shape, dtype = values.shape, values.dtype
@@ -110,7 +111,7 @@ class Machine(Runner):
         return array
 
     def host_array(self, values: Any, name: str = "") -> DeviceArray:
-        """A copy of a NumPy array in host memory that every device may read and write (mapped, pinned memory)."""
+        """Copy a NumPy array to host memory that every device may read and write (mapped, pinned memory)."""
         return self.new_array(-1, np.asarray(values), None, None, name)
 
     # ---- launching ----
@@ -122,7 +123,7 @@ class Machine(Runner):
     def launch(
         self, device: int, kernel: Any, grid: Any, block: Any, args: tuple[Any, ...], shared: int, entry: str | None
     ) -> None:
-        """Queue a kernel on a device, see SimulatedGpu.launch."""
+        """Queue a kernel on a device. The arguments are those of SimulatedGpu.launch."""
         names: list[str] = []
         after: list[Callable[[], None]] = []
         if isinstance(kernel, str):
@@ -170,7 +171,7 @@ class Machine(Runner):
         """Queue a kernel of a loaded program.
 
         title: the kernel's name in reports. numbers: its parameters, as `kernels.pack` takes them. shared: bytes of a
-        block's dynamic shared memory. after: a function called when the kernel has ended. Raises InputError for a
+        block's dynamic shared memory. after: functions to call when the kernel has ended. Raises InputError for a
         launch that no device could hold.
         """
         info = program.functions[entry]
@@ -198,7 +199,7 @@ class Machine(Runner):
             self.queue.append(one)
 
     def _converted(self, kernel: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        """The arguments after conversion by the kernel's extensions. Wrappers such as numba-cuda's ArgHint are kept."""
+        """Convert the arguments by the kernel's extensions. Wrappers such as numba-cuda's ArgHint are kept."""
         extensions = getattr(kernel, "extensions", None)
         if not extensions:
             return args
@@ -211,9 +212,9 @@ class Machine(Runner):
         return tuple(changed)
 
     def _own(self, device: int, args: tuple[Any, ...], after: list[Callable[[], None]]) -> tuple[Any, ...]:
-        """The arguments with NumPy arrays replaced by arrays of the device.
+        """The arguments, with NumPy arrays replaced by copies on the device.
 
-        `after` gets callbacks that copy these back.
+        To `after` are appended functions that copy these back.
         """
         own = []
         for value in args:
@@ -241,7 +242,7 @@ class Machine(Runner):
         return tuple(own)
 
     def holds(self, array: DeviceArray) -> None:
-        """Raise InputError unless the array is this machine's and not freed."""
+        """Raise InputError unless the array belongs to this machine and was not freed."""
         if array.machine is not self:
             raise InputError("the array is another machine's: make it with this machine's device(n).array")
         if array.allocation.freed:
@@ -259,7 +260,7 @@ class Machine(Runner):
 
 
 def whole(name: str, value: Any, most: int) -> int:
-    """`value` as an int. Raises InputError unless it is an integer of Python or NumPy in 1..most."""
+    """`value` as an int. Raises InputError unless `value` is an integer of Python or NumPy in 1..most."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not 1 <= value <= most:
         raise InputError(f"{name} must be an int in 1..{most}, got {value!r}")
     return int(value)

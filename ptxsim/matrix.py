@@ -1,7 +1,7 @@
-"""mma.sync, with exact products and sums in the accumulator's type.
+"""mma.sync, with exact products and with sums in the accumulator's type.
 
-Each element is one chain of additions in the order of k, which starts from C. Tensor cores add several products at once
-and truncate their low bits, so the last bits of a GPU's results differ.
+For each element of D, the products are added to the element of C one by one, in the order of k. Tensor cores add
+several products at once and truncate low bits, so the last bits of a GPU's results differ.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .units import unit
 
 @jit
 def shape_of(kind):
-    """(m, n, k, bits of an element of A and B, registers of A, of B, of C) of a kind, see decode.SHAPES."""
+    """The shape of a kind (decode/warp.py): (m, n, k, bits of an element of A or B, registers of A, of B, of C)."""
     if kind == 0:
         return 16, 8, 8, 32, 4, 2, 4
     if kind == 1:
@@ -40,7 +40,10 @@ def shape_of(kind):
 
 @jit
 def a_place(m, k, bits, row, column):
-    """(lane, register, element in the register) of A[row, column]. Registers step by 8 rows, then by half of k."""
+    """Where A[row, column] lies: (lane, register, element in the register).
+
+    The next register holds the rows 8 below, or if there are none, the next columns.
+    """
     per = max(32 // bits, 1)
     width = 4 * per  # columns that a register covers
     lane = (row & 7) * 4 + (column % width) // per
@@ -50,7 +53,7 @@ def a_place(m, k, bits, row, column):
 
 @jit
 def b_place(bits, row, column):
-    """(lane, register, element in the register) of B[row, column]."""
+    """Where B[row, column] lies: (lane, register, element in the register)."""
     per = max(32 // bits, 1)
     width = 4 * per
     return column * 4 + (row % width) // per, row // width, row % per
@@ -105,7 +108,7 @@ def multiply(x, warp, line):
 
 @jit
 def element(raw, part, kind, unsigned):
-    """An element of A or B as float64, which holds every integer and narrow float exactly."""
+    """An element of A or B as float64, which holds every integer and float of the kinds exactly."""
     if kind <= 1:
         return np.float64(f32_of(np.uint32(raw & 0xFFFFE000)))  # tf32 has 10 bits after the point
     if kind <= 3:
@@ -120,7 +123,7 @@ def element(raw, part, kind, unsigned):
 
 @jit
 def chain(x, a, b, row, column, depth, kind, half, flags, raw):
-    """D[row, column], that is C and the products, added one by one."""
+    """D[row, column]: the element of C, to which the products are added one by one."""
     if kind == 9:
         total = f64_of(np.uint64(raw))
         for k in range(depth):

@@ -1,11 +1,11 @@
-"""mbarriers, objects in shared memory that count arrivals and bytes of copies, phase by phase.
+"""mbarriers: objects in shared memory that count arrivals of threads and bytes of copies, phase by phase.
 
-A phase ends when all expected arrivals and all expected bytes have arrived. Arrivals release the work before them to
+A phase ends when all expected arrivals and all expected bytes have arrived. An arrival releases the work before it to
 the threads that observe the end of the phase. `try_wait` suspends its lanes. As on hardware, it may also return false
-early: at random if the checker is on, and whenever no other lane can run. If the latter happens PATIENT_ANSWERS times
-without any change, this is a deadlock.
+early. Here it does so at random if the checker is on, and whenever no lane can run. If no lane can run even after
+PATIENT_ANSWERS such returns, and nothing has changed, the machine reports a deadlock.
 
-The object's 8 bytes hold its state, so that a store over them is detected. Source: the PTX ISA, "mbarrier".
+The 8 bytes of an mbarrier hold its state, so that a store over them is detected. Source: the PTX ISA, "mbarrier".
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .watch import ATOMIC, STRONG, draw, report
 
 MOST_COUNT = (1 << 20) - 1  # the highest count of arrivals, and the highest count of bytes
 EXPECTS, PARITY, TRIES, NOT_COUNTED = 1, 2, 4, 8  # bits in TYPE2 of the instructions
-PATIENT_ANSWERS = 3  # how often waits return false without any change before this is a deadlock
+PATIENT_ANSWERS = 3  # if nothing changes, waits return false so often before this counts as a deadlock
 # details of MISUSE reports; explain.py has the messages
 NOT_SHARED, NO_BARRIER, OVERWRITTEN, AGAIN, BAD_COUNT, TOO_MANY, BEYOND, BAD_BYTES = range(8)
 
@@ -47,26 +47,26 @@ def find(x, block, place):
 
 @jit
 def word(row):
-    """The 8 bytes of an mbarrier: parity of the phase, expected and pending arrivals, and bytes."""
+    """The state of an mbarrier as 8 bytes: parity of the phase, expected arrivals, pending arrivals, pending bytes."""
     parity, expected = get(row, s.MB_PHASE) & 1, get(row, s.MB_EXPECTED)
     return parity << 63 | expected << 42 | get(row, s.MB_PENDING) << 21 | (get(row, s.MB_TX) & 0x1FFFFF)
 
 
 @jit
 def keep(block, row):
-    """Store the 8 bytes of an mbarrier."""
+    """Store the state of an mbarrier in its 8 bytes of shared memory."""
     store64(get(block, s.B_SHARED) + get(row, s.MB_PLACE), np.uint64(word(row)))
 
 
 @jit
 def wrong(x, thread, place, what, pc):
-    """Record a MISUSE report."""
+    """Record a MISUSE report. what: its detail."""
     report(x, s.MISUSE, pc, get(thread, s.T_GID), place, isa.SHARED, 8, 0, 0, what, 0)
 
 
 @jit
 def live(x, thread, block, place, pc):
-    """The index of the mbarrier at a place, or -1, after a report, if there is none."""
+    """The index of the live mbarrier at a place. If there is none, this is reported, and -1 returned."""
     index = find(x, block, place)
     if index < 0 or not get(row_of(x, block, index), s.MB_LIVE):
         wrong(x, thread, place, NO_BARRIER, pc)
@@ -153,7 +153,7 @@ def initialise(x, warp, thread, block, line, lane, place, pc):
 
 @jit
 def arrive(x, warp, thread, block, line, lane, op, row, index, pc):
-    """Run mbarrier.arrive, expect_tx, or both in one."""
+    """Run mbarrier.arrive, mbarrier.expect_tx, or mbarrier.arrive.expect_tx, which does both."""
     place = get(row, s.MB_PLACE)
     if op == isa.MBARRIVE:
         set_register(x, warp, get(line, isa.D), lane, np.uint64(word(row)))
@@ -175,7 +175,7 @@ def arrive(x, warp, thread, block, line, lane, op, row, index, pc):
 
 @jit
 def expect(x, thread, row, size, pc):
-    """Add to the number of bytes that the phase waits for. The size is negative for bytes that have been copied."""
+    """Add size to the number of bytes that the phase waits for. size: negative for bytes that have been copied."""
     total = get(row, s.MB_TX) + size
     if size > MOST_COUNT or not -MOST_COUNT <= total <= MOST_COUNT:
         wrong(x, thread, get(row, s.MB_PLACE), BAD_BYTES, pc)
@@ -219,7 +219,10 @@ def go_on(x, warp, thread, lane, row):
 
 @jit
 def take_in(x, thread, line, row):
-    """Run the acquire of a successful wait. The last result is kept, because most lanes have equal clocks before it."""
+    """Join the clock of an mbarrier's last phase into the clock of a thread whose wait succeeded.
+
+    The last result is kept and used again, because most lanes have equal clocks before the wait.
+    """
     if not get(x, s.CHECK):
         return
     if get(line, isa.FLAGS) & 15 == isa.RELAXED:
@@ -233,7 +236,10 @@ def take_in(x, thread, line, row):
 
 @jit
 def wait(x, warp, thread, line, lane, row, index, pc, waits):
-    """Run test_wait or try_wait, by the state that an arrival returned or by the parity of a phase."""
+    """Run test_wait or try_wait, which name a phase by the state that an arrival returned, or by its parity.
+
+    waits: whether try_wait suspends the lane; otherwise it returns false at once.
+    """
     asked = np.int64(register(x, warp, get(line, isa.B), lane))
     parity = asked & 1 if get(line, isa.TYPE2) & PARITY else (asked >> 63) & 1
     if parity != get(row, s.MB_PHASE) & 1:
@@ -251,9 +257,9 @@ def wait(x, warp, thread, line, lane, row, index, pc, waits):
 
 @unit
 def time_out(x):
-    """Let all waits return false, because no other lane can run.
+    """Let all waits return false, because no lane can run. Returns the number of these waits.
 
-    Returns their number, or 0 if this did not help before.
+    Does nothing and returns 0 if this has been done PATIENT_ANSWERS times without any change.
     """
     if get(x, s.TIMED_AT) != get(x, s.PROGRESS):
         put(x, s.TIMED_AT, get(x, s.PROGRESS))
@@ -276,7 +282,10 @@ def time_out(x):
 
 @jit
 def arrive_after_copies(x, thread, block, line, row, index, pc):
-    """Run cp.async.mbarrier.arrive, an arrival when the thread's copies are done. With .noinc, init has counted it."""
+    """Run cp.async.mbarrier.arrive, which arrives when the thread's copies by cp.async are done.
+
+    Without .noinc the phase expects one more arrival; with .noinc the mbarrier's count includes it.
+    """
     if not get(line, isa.TYPE2) & NOT_COUNTED:
         if get(row, s.MB_PENDING) == MOST_COUNT:
             wrong(x, thread, get(row, s.MB_PLACE), BAD_COUNT, pc)

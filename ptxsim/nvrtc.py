@@ -1,4 +1,4 @@
-"""Compilation of CUDA C++ to PTX by NVRTC, without a driver, for sources that a kernel links and files to check."""
+"""Compiles CUDA C++ to PTX by NVRTC, without a driver: sources that a kernel links, and files to check."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ HOST_CODE = (
     "Functions of the host that launch, allocate or print are left out. Put other host code, such as global objects, "
     "between '#ifndef __CUDACC_RTC__' and '#endif'"
 )
-# headers of the host that are replaced by those of libcu++ with that name
+# headers of the host, and the headers of libcu++ that replace them
 LIBCU = {
     "stdint.h": "cstdint",
     "cstdint": "cstdint",
@@ -60,7 +60,10 @@ OFTEN = (
 
 @cache
 def compiled_source(text: str, name: str, cc: tuple[Any, ...]) -> str:
-    """PTX of CUDA C++. Raises InputError with the compiler's messages, EnvironmentProblem if NVRTC is not installed."""
+    """Compile CUDA C++ to PTX.
+
+    Raises InputError with the compiler's messages, EnvironmentProblem if NVRTC is not installed.
+    """
     nvrtc = loaded()
     options = ["--relocatable-device-code=true"]
     return compiled(nvrtc, text, f"{name}, which the kernel links,", name, cc, options, ())[0]
@@ -68,7 +71,7 @@ def compiled_source(text: str, name: str, cc: tuple[Any, ...]) -> str:
 
 @cache
 def compiled_kernels(text: str, name: str, cc: tuple[Any, ...], wanted: tuple[str, ...]) -> tuple[str, dict[str, str]]:
-    """(PTX of a file of CUDA C++ with line information, the name in it of each wanted kernel).
+    """Compile a file of CUDA C++. Returns (the PTX with line information, the name of each wanted kernel in the PTX).
 
     The host's functions are left out, and headers in angle brackets that are not found count as empty. wanted: names in
     C++, such as `add` or `add<float>`. Raises the same errors as `compiled_source`.
@@ -93,9 +96,9 @@ def loaded() -> Any:
 def compiled(
     nvrtc: Any, text: str, what: str, name: str, cc: tuple[Any, ...], options: list[str], wanted: tuple[str, ...]
 ) -> tuple[str, dict[str, str]]:
-    """The same as `compiled_kernels`. what: the source, for messages.
+    """Compile CUDA C++. Returns the same as `compiled_kernels`.
 
-    options: those besides target, standard and includes.
+    what: what messages call the source. options: those besides the target, the standard and the folders of headers.
     """
     major = answer(nvrtc, nvrtc.nvrtcVersion(), what)[0]
     folders = include_folders(major)
@@ -137,7 +140,7 @@ def compiled(
 
 
 def header_text(header: str) -> str:
-    """The replacement of a header of the host: libcu++'s header of that name, limits of types, or nothing."""
+    """The text that replaces a header of the host: an include of libcu++'s header, limits of types, or nothing."""
     if header in MACROS:
         return f"#ifndef FLT_MAX{LIMITS}#endif\n"
     if header not in LIBCU:

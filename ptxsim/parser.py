@@ -1,6 +1,6 @@
 """A parser of PTX text, which reads functions, variables and instructions.
 
-It reads the PTX that Numba, NVVM and inline assembly write. It does not know the opcodes, which are in decode/, and
+The parser reads the PTX that Numba, NVVM and inline assembly write. It does not know the opcodes (decode/ does), and
 runs nothing.
 """
 
@@ -61,7 +61,7 @@ LIMITS = (
 
 @dataclass(frozen=True)
 class Token:
-    """A word, number or mark, and its line."""
+    """A word, number or mark, and the line where it stands."""
 
     text: str
     line: int
@@ -98,7 +98,7 @@ def parse(text: str) -> Module:
 
 
 class Parser:
-    """The recursive descent that reads one module. at: the index of the next token."""
+    """Reads one module by recursive descent. at: the index of the next token."""
 
     def __init__(self, text: str):
         self.tokens = [*tokens(text.rstrip("\0")), Token("", text.count("\n") + 1)]
@@ -110,7 +110,7 @@ class Parser:
 
     # ---- tokens ----
     def peek(self, ahead: int = 0) -> str:
-        """The text of a token ahead, or '' at the end."""
+        """The text of the next token, or of the one `ahead` tokens after it; '' at the end."""
         return self.tokens[min(self.at + ahead, len(self.tokens) - 1)].text
 
     @property
@@ -119,7 +119,7 @@ class Parser:
         return self.tokens[min(self.at, len(self.tokens) - 1)].line
 
     def next(self) -> str:
-        """Take the next token. At the end this returns '', but only once."""
+        """Take the next token. Returns its text, or '' at the end; a further call raises PTXError."""
         text = self.peek()
         if self.at >= len(self.tokens):
             raise PTXError(f"PTX line {self.line}: the text ends within a declaration or an instruction")
@@ -205,7 +205,7 @@ class Parser:
         return self.result
 
     def skip_to(self, end: str) -> None:
-        """Skip up to and including a token."""
+        """Skip all tokens up to `end`, and `end` too."""
         while self.peek() and self.next() != end:
             pass
 

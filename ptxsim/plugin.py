@@ -1,7 +1,7 @@
 """A pytest plugin with the fixture `simt_machine`, and --simt for tests that launch kernels as k[grid, block](...).
 
-Load the plugin by `pytest -p ptxsim.plugin`, or by `pytest_plugins = ["ptxsim.plugin"]` in a conftest.py. With --simt,
-or PTXSIM=1 in the environment, each test runs on a new machine, and fails if the machine reports anything.
+Load the plugin by `pytest -p ptxsim.plugin`, or by `pytest_plugins = ["ptxsim.plugin"]` in a conftest.py. With --simt
+or with PTXSIM=1 in the environment, each test runs on a new machine, and fails if the machine has reports.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ def pytest_addoption(parser: Any) -> None:
         action="store_true",
         help="run CUDA kernels on the PTX machine, checked: a report fails the test. Also with PTXSIM=1",
     )
-    group.addoption("--simt-seed", type=int, default=0, help="of the machine's schedule (%(default)s)")
+    group.addoption("--simt-seed", type=int, default=0, help="seed of the machine's schedule (%(default)s)")
 
 
 def pytest_configure(config: Any) -> None:
-    """Use a machine from the start if option or environment ask for it."""
+    """Use a machine from the start of the run if the option or the environment asks for it."""
     if config.getoption("--simt") or os.environ.get("PTXSIM", "0") not in ("", "0"):
         from .switch import enable
 
@@ -37,7 +37,7 @@ def pytest_configure(config: Any) -> None:
 
 @pytest.fixture
 def simt_machine(request: Any) -> Iterator[Machine]:
-    """A machine for kernels launched as k[grid, block](...); the test fails if any report is left at its end.
+    """A machine for kernels launched as k[grid, block](...). If any report is left when the test ends, the test fails.
 
     A test that expects reports removes them: `simt_machine.reports.clear()`.
     """
@@ -45,7 +45,7 @@ def simt_machine(request: Any) -> Iterator[Machine]:
 
 
 class EveryTest:
-    """The part of the plugin for all tests of a run."""
+    """The part of the plugin that runs every test on a machine."""
 
     @pytest.fixture(autouse=True)
     def _simt_switch(self, request: Any) -> Iterator[Any]:

@@ -1,4 +1,4 @@
-"""The layout of the tables of a run's launches, with slots for the blocks that can be resident."""
+"""Lays out the tables that a run of launches needs, with slots for the blocks that can be resident."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PARAMETER_ALIGN = 128
 
 
 def prepare(core: Core, launches: list[Launch]) -> None:
-    """Lay out the tables for these launches: slots for the blocks that can be resident, queues, counters."""
+    """Lay out the tables for these launches: queues, counters, and slots for the blocks that can be resident."""
     x = core.x
     wanted = [0] * core.device_count
     for launch in launches:
@@ -40,7 +40,7 @@ def prepare(core: Core, launches: list[Launch]) -> None:
     core.table("copies", (warp_slots * 32 * s.C_MOST, s.C_FIELDS), s.COPIES)
     uses = {int(op) for launch in launches for op in np.unique(launch.program.code[:, isa.OP])}
     barriers = slots if uses & set(range(isa.MBINIT, isa.MBCOPIES + 1)) else 0
-    x[s.CLOCK_SPACE] = 512 + (64 * per_block if barriers else 0)  # an mbarrier can let all threads of a block go on
+    x[s.CLOCK_SPACE] = 512 + (64 * per_block if barriers else 0)  # an mbarrier can release a whole block at once
     core.table("mbarriers", (max(barriers, 1) * s.MB_MOST, s.MB_FIELDS), s.MBARRIERS)
     core.table("flight", (warp_slots * rows if core.check and isa.WGMMA in uses else 1,), s.FLIGHT)
     core.table("shared", (max(slots, 1) * shared,), s.SHARED_MEMORY, np.uint8)
@@ -70,7 +70,7 @@ def prepare(core: Core, launches: list[Launch]) -> None:
         x[s.SYNC_USED], x[s.SC_SYSTEM], x[s.CLOCKS_TOP] = 0, 0, 1
     x[s.PROGRESS], x[s.PATIENCE] = x[s.STEP], core.patience
     x[s.RUN_FLOOR], x[s.DEVICE_COUNT] = core.next_gid, core.device_count
-    core.next_gid += 1  # because the first number of a run is for the host
+    core.next_gid += 1  # because a run's first number is the host's
     lay_out_queues(core, launches)
     core.loader.publish()
 

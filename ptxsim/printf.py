@@ -1,4 +1,4 @@
-"""vprintf: the text of a format and its arguments, as C prints it."""
+"""vprintf: the text that C prints for a format and its arguments."""
 
 from __future__ import annotations
 

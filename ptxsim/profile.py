@@ -24,10 +24,10 @@ NOTHING = "no kernel ran: only launches as k[grid, block](...) count, not those 
 
 
 def profile(script: str, args: list[str], as_json: bool, **options: Any) -> int:
-    """Run a script and print the machine's reports and its table, or one JSON object. Returns the exit code.
+    """Run a script. Print the machine's reports and the table of its counters, or one JSON object with both.
 
-    args: those of the script. options: those of `Machine`. Raises InputError if the script is missing or an option is
-    wrong, EnvironmentProblem if numba-cuda is missing.
+    args: the script's arguments. options: those of `Machine`. Returns the exit code. Raises InputError if the script is
+    missing or an option is wrong, EnvironmentProblem if numba-cuda is missing.
     """
     path = Path(script)
     if not os.path.isfile(path):  # Path.is_file raises for a name that is too long
@@ -80,7 +80,7 @@ def run_script(machine: Machine, path: Path, args: list[str]) -> tuple[int, str 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """While inside, Numba does not warn that a script's sizes would be slow on a GPU, because there is no GPU."""
+    """A block in which Numba does not warn that a script's sizes would be slow on a GPU, because there is no GPU."""
     category = kernels.part("core.errors").NumbaPerformanceWarning
     with warnings.catch_warnings():
         for message in ("Grid size", "Host array used in CUDA kernel"):
@@ -90,7 +90,7 @@ def quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def as_main(path: Path, args: list[str]) -> Iterator[None]:
-    """While inside, sys.argv and sys.path are those of a script."""
+    """A block in which sys.argv and sys.path are those of a script."""
     before = sys.argv, sys.path[:]
     sys.argv, sys.path[:0] = [str(path), *args], [str(path.resolve().parent)]
     try:

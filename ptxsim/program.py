@@ -1,4 +1,4 @@
-"""A lowered module: a row of numbers for each instruction, and facts that launches and reports need."""
+"""A lowered module: a row of numbers for each instruction, and what launches and reports need to know of the module."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class FunctionInfo:
     first_row: int = 0
     end_row: int = 0
     frame: int = 0  # bytes of local memory
-    formals: list[tuple[int, int]] = field(default_factory=list)  # (offset, bytes) of returns, then parameters
+    formals: list[tuple[int, int]] = field(default_factory=list)  # (offset, bytes) of returns, then of parameters
     calls: set[str] = field(default_factory=set)
     recursive: bool = False
     registers: int = 0  # how many registers a thread needs on hardware, estimated
@@ -30,11 +30,11 @@ class FunctionInfo:
 
 @dataclass
 class Program:
-    """A module ready to run.
+    """A module that is ready to run.
 
-    code: [instructions, 16] int64. operands: int64, the operand lists of instructions. rows: number of rows of
-    registers. constants: row -> value. relocations: (row, symbol, offset) of rows that hold an address. lines: (file,
-    line) by number.
+    code: [instructions, 16] int64. operands: int64, the instructions' lists of operands. rows: the number of rows of
+    registers. constants: row -> value. relocations: (row, symbol, offset) for each row that holds an address. lines:
+    the source lines as (file, line); the code has their indices.
     """
 
     code: np.ndarray
@@ -48,21 +48,23 @@ class Program:
     variables: dict[str, Variable]
     shared: dict[str, tuple[int, int]]  # name -> (offset, bytes)
     shared_bytes: int
-    granule: int  # bytes of the smallest access, for the checker's shared memory
+    granule: int  # bytes of the smallest access, for the checker's cells of shared memory
     texts: list[str]  # one for each instruction, for reports
     indirect: bool  # whether some call goes through a register
     formats: dict[int, str] = field(default_factory=dict)
     local_bytes: int = 0
     depth: int = 1  # depth of the longest chain of calls
     save_rows: int = 0  # the most rows of registers that recursive calls save
-    ir: list[str] = field(default_factory=list)  # LLVM's text of the kernel and callees that Numba compiled
+    ir: list[str] = field(default_factory=list)  # LLVM's text of the kernel and its callees, if Numba compiled them
     described: dict[str, Any] | None = None  # the program's shared arrays, found by shared_arrays.py
 
 
 def layout(variables: list[Variable], returns: int) -> tuple[list[tuple[int, int]], int]:
-    """((offset, bytes) in the frame of each return and parameter, bytes of all), equal for callers and callees.
+    """Place returns and parameters in a frame, in the same way for callers and callees.
 
-    Parameters come first, so that their places agree if only one side declares a result, as Numba does for C functions.
+    Returns ((offset, bytes) of each variable, bytes of all). variables: the returns, whose number is `returns`, then
+    the parameters. Parameters get the lowest offsets, so that their places agree even if only one side declares a
+    result, as Numba does for C functions.
     """
     places, offset = [(0, 0)] * len(variables), 0
     for index in (*range(returns, len(variables)), *range(returns)):

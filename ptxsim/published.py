@@ -1,13 +1,15 @@
-"""The moments that a write publishes, and which readers may take them. The moments are of release patterns before it.
+"""Which moments a write publishes, and which readers may take them.
 
-Source: the PTX ISA, 8.8 to 8.9.4. A release pattern and an acquire pattern synchronise under two conditions. First, the
-read observes the write, directly or through a chain of atomic operations, each of which reads the previous one. Each
-pair in the chain must be morally strong, so the chain breaks if a scope excludes the other thread. Second, the first
-operation of the release pattern and the last one of the acquire pattern include each other's threads, no matter which
-threads wrote in between. Therefore an atomic operation publishes releases of several threads separately for groups of
-readers, by a map from a group to a vector clock. The map lies in the pool of vector clocks and never changes; 0 is the
-empty map. A block's clock has every release of its threads, a device's clock those of at least gpu scope of its
-threads, and the system's clock those of system scope.
+A write publishes the moments of the release patterns that it ends. A release pattern and an acquire pattern synchronise
+under two conditions (the PTX ISA, 8.8 to 8.9.4). First, the read observes the write, directly or through a chain of
+atomic operations, each of which reads the previous one. Each pair in the chain must be morally strong, so the chain
+breaks if a scope excludes the other thread. Second, the scopes of the first operation of the release pattern and of the
+last one of the acquire pattern include each other's threads, no matter which threads wrote in between.
+
+Therefore an atomic operation may publish releases of several threads, and some readers may take only some of them. So a
+write has a map from groups of readers to vector clocks. The clock for a block has every release of the block's threads,
+that for a device the releases of at least gpu scope of the device's threads, and that for the system the releases of
+system scope. A map lies in the pool of vector clocks and never changes; 0 is the empty map.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from .bits import get, put
 from .clocks import closed, device_of, forward, includes, join, publish
 from .units import unit
 
-DEVICE, SYSTEM = 1 << 40, 1 << 41  # bits of groups; a block's group is its number
+DEVICE, SYSTEM = 1 << 40, 1 << 41  # bits that mark a device's and the system's group; a block's group is its number
 
 
 @jit
@@ -45,16 +47,16 @@ def clock_for(x, published, group):
 
 @jit
 def linked(x, writer, scope, reader, my_scope):
-    """Whether a strong read may observe a strong write, which it may if their scopes include each other's threads."""
+    """Whether a strong read and a strong write are morally strong: their scopes include each other's threads."""
     return includes(x, scope, writer, reader) and includes(x, my_scope, reader, writer)
 
 
 @jit
 def released(x, thread, block, warp, location, order, scope):
-    """(clock for its block, for its device, for the system) that a thread's strong write itself releases.
+    """What a thread's strong write releases: (clock for its block, for its device, for the system).
 
-    A release operation releases this moment. Other strong writes release the moments of the thread's fences, or of its
-    last release operation if that was on the same location.
+    A release operation releases the present moment. Another strong write releases the moments of the thread's fences,
+    and that of its last release operation if this operation was on the same location.
     """
     r0, r1, r2 = get(thread, s.T_RELEASE0), get(thread, s.T_RELEASE1), get(thread, s.T_RELEASE2)
     if order >= isa.RELEASE:
@@ -73,7 +75,10 @@ def released(x, thread, block, warp, location, order, scope):
 
 @jit
 def published(x, gid, r0, r1, r2, observed):
-    """The map of a write: clocks that its thread releases, and clocks observed. r0, r1, r2: results of `released`."""
+    """The map of a write: the clocks that its thread releases, joined with the map of the write that it observed.
+
+    r0, r1, r2: the results of `released`. observed: the map of the write that an atomic operation read, or 0.
+    """
     if r0 == 0:  # in this case r1 and r2 are 0 too
         return observed
     own, device = gid >> 10, device_group(x, gid)
@@ -93,7 +98,7 @@ def published(x, gid, r0, r1, r2, observed):
 
 @jit
 def append(pool, top, n, group, vc):
-    """Add an entry to the map that is being made at `top`, unless its clock is empty. Returns the number of entries."""
+    """Add an entry to the map that is being made at `top`, unless the clock is empty. Returns the number of entries."""
     if vc == 0:
         return n
     put(pool, 2 * (top + 1 + n), group)
@@ -103,7 +108,11 @@ def append(pool, top, n, group, vc):
 
 @jit
 def take(x, thread, found, field, reach):
-    """Join a map's clock for a thread's block, device or the system (reach 0, 1, 2) into one of the thread's clocks."""
+    """Join a map's clock for a group of readers into one of the thread's clocks.
+
+    found: the map. field: the thread's clock. reach: 0 for the group of the thread's block, 1 for that of its device, 2
+    for the system.
+    """
     if reach == 0:
         group = get(thread, s.T_GID) >> 10
     elif reach == 1:
@@ -115,10 +124,10 @@ def take(x, thread, found, field, reach):
 
 @jit
 def acquire(x, thread, location, found, scope, writer, order, my_scope):
-    """Run the acquire of a strong read, now for an acquire operation, or at the next fence for a relaxed read.
+    """Take the clocks that a strong read acquires: now for an acquire operation, at the next fence for a relaxed read.
 
     found, scope, writer: the map, the scope and the thread of the write that was read. An acquire operation also takes
-    the clocks of the thread's last relaxed read if that was of the same location.
+    the clocks of the thread's last relaxed read if this read the same location.
     """
     now = order >= isa.ACQUIRE and order != isa.RELEASE
     if now and get(thread, s.T_READ_AT) == location + 1:
@@ -136,7 +145,7 @@ def acquire(x, thread, location, found, scope, writer, order, my_scope):
 
 @jit
 def forward_map(x, old, found, new_top):
-    """(new place, new top) of a map moved with its clocks to the new pool. Its old place then holds the new place."""
+    """Move a map and its clocks to the new pool; the old place keeps the new one. Returns (new place, new top)."""
     if found == 0:
         return np.int64(0), new_top
     if get(old, 2 * found + 1) < 0:

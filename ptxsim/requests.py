@@ -1,4 +1,4 @@
-"""Counts of memory requests, by 32-byte sectors of global memory and wavefronts of shared memory's 32 banks."""
+"""Counts memory requests: the 32-byte sectors of global memory, and the wavefronts of shared memory's 32 banks."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from .units import unit
 
 @unit
 def count_access(x, warp, line, pc, mask, space, width, write):
-    """Count a request. The lanes' addresses are in the scratch table, -1 for lanes without one.
+    """Count a request. The scratch table holds the lanes' addresses, or -1 for a lane without one.
 
-    width: bytes of a lane.
+    width: bytes that a lane accesses.
     """
     where = get(x, s.SCRATCH)
     counts = get(x, s.COUNTS) + pc * s.N_FIELDS * 8
@@ -38,7 +38,7 @@ def count_access(x, warp, line, pc, mask, space, width, write):
 
 @jit
 def distinct(x, mask, width, shift):
-    """(different sectors, lanes) of the addresses in the scratch table."""
+    """Count the addresses in the scratch table. Returns (the number of different sectors, the number of lanes)."""
     where = get(x, s.SCRATCH)
     found = where + 64 * 8
     n, lanes = np.int64(0), np.int64(0)
@@ -62,10 +62,10 @@ def distinct(x, mask, width, shift):
 
 @jit
 def wavefronts(where, mask, width):
-    """(wavefronts, the fewest possible) of a shared request. One wavefront is 128 bytes from 32 different banks.
+    """Count the wavefronts of a request of shared memory. Returns (wavefronts, the fewest possible).
 
-    Accesses of 8 bytes are served by half warps, and those of 16 bytes by quarters. Lanes that read the same word share
-    it.
+    A wavefront moves at most one word of 4 bytes from each of the 32 banks. Lanes that access the same word share it.
+    If lanes access 8 bytes each, half a warp is served at a time; if 16 bytes, a quarter.
     """
     step = 32 if width <= 4 else (16 if width == 8 else 8)
     words = np.int64(max(width // 4, 1))

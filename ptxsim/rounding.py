@@ -1,7 +1,7 @@
 """Exact rounding of a sum of two float64 numbers to any of PTX's formats, in any rounding mode.
 
-Results in another rounding mode or a narrower format than the CPU's are computed with integers. The value is (hi + lo)
-times a power of two, where lo is the rounding error of hi. Only the sign of lo counts.
+A result is first computed as (hi + lo) times a power of two, where lo is the rounding error of hi. Integers then round
+it in any mode to any format. Of lo only the sign counts.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ HALF, BFLOAT, SINGLE, DOUBLE, TENSOR, QUARTER5 = range(6)
 
 @jit
 def precision(form):
-    """Bits of the significand, including the hidden bit."""
+    """The number of bits of a format's significand, including the hidden bit."""
     return (11, 8, 24, 53, 11, 3)[form]
 
 
 @jit
 def least(form):
-    """The exponent of the least subnormal number."""
+    """The exponent of a format's least subnormal number."""
     return (-24, -133, -149, -1074, -136, -16)[form]
 
 
 @jit
 def exponent_bits(form):
-    """Bits of the exponent."""
+    """The number of bits of a format's exponent."""
     return (5, 8, 8, 11, 8, 5)[form]
 
 
 @jit
 def canonical_nan(form):
-    """The bits of PTX's canonical NaN."""
+    """The bits of PTX's canonical NaN in a format."""
     p = precision(form)
     if form == HALF:
         return 0x7FFF
@@ -57,7 +57,7 @@ def canonical_nan(form):
 
 @jit
 def two_sum(a, b):
-    """(a + b rounded, its rounding error)."""
+    """Add two numbers. Returns (a + b rounded, the rounding error)."""
     s = a + b
     t = s - a
     return s, (a - (s - t)) + (b - t)
@@ -73,7 +73,7 @@ def scaled(x):
 
 @jit
 def overflow_bits(negative, form, mode):
-    """The bits of a value beyond the largest number, that is infinity or the largest number."""
+    """The bits of a value beyond a format's largest number: infinity or the largest number, by the rounding mode."""
     p, w = precision(form), exponent_bits(form)
     infinity = ((1 << w) - 1) << (p - 1)
     away = mode == isa.RN or mode == isa.RNA or (mode == isa.RP and not negative) or (mode == isa.RM and negative)
@@ -83,7 +83,7 @@ def overflow_bits(negative, form, mode):
 
 @jit
 def round_pair(hi, lo, shift, form, mode):
-    """(hi + lo) * 2**shift as the bits of a format, int64, which are negative if the sign bit of a float64 is set."""
+    """(hi + lo) * 2**shift, rounded to a format, as bits in an int64. A negative float64 gives a negative int64."""
     p, w = precision(form), exponent_bits(form)
     sign = 1 << (p - 1 + w)
     if hi != hi:
@@ -137,7 +137,7 @@ def round_pair(hi, lo, shift, form, mode):
 
 @jit
 def widen(bits, form):
-    """The value of a format's bits as float64; exact."""
+    """The value of a format's bits as float64, which is exact."""
     p, w = precision(form), exponent_bits(form)
     fraction = bits & ((1 << (p - 1)) - 1)
     exponent = (bits >> (p - 1)) & ((1 << w) - 1)
@@ -152,7 +152,7 @@ def widen(bits, form):
 
 @jit
 def signed_zero_sum(a, b, mode):
-    """An exact zero of a + b, whose sign depends on the rounding mode."""
+    """The zero of a sum a + b that is exactly zero. Its sign depends on the rounding mode."""
     if a == 0.0 and b == 0.0 and u64_of(a) >> 63 == u64_of(b) >> 63:
         return a
     return -0.0 if mode == isa.RM else 0.0
@@ -197,7 +197,7 @@ def fma_bits(a, b, c, form, mode):
 
 @jit
 def mul_bits(a, b, form, mode):
-    """a * b, rounded once."""
+    """a * b, rounded once to a format."""
     if not (math.isfinite(a) and math.isfinite(b)) or a == 0.0 or b == 0.0:
         return round_pair(a * b, 0.0, 0, form, mode)
     return fma_bits(a, b, math.copysign(0.0, a * b), form, mode)
@@ -205,7 +205,7 @@ def mul_bits(a, b, form, mode):
 
 @jit
 def div_bits(a, b, form, mode):
-    """a / b, rounded once."""
+    """a / b, rounded once to a format."""
     if not (math.isfinite(a) and math.isfinite(b)) or a == 0.0 or b == 0.0:
         return round_pair(a / b, 0.0, 0, form, mode)
     ma, ea = math.frexp(a)
@@ -217,7 +217,7 @@ def div_bits(a, b, form, mode):
 
 @jit
 def sqrt_bits(a, form, mode):
-    """The square root, rounded once."""
+    """The square root of a, rounded once to a format."""
     if not math.isfinite(a) or a <= 0.0:
         return round_pair(math.sqrt(a) if a >= 0.0 else (a if a == 0.0 else math.nan), 0.0, 0, form, mode)
     m, e = math.frexp(a)
@@ -242,7 +242,7 @@ def int_bits(value, unsigned, form, mode):
 
 @unit
 def exact(x, op, ia, ib, ic, form, mode):
-    """add, sub, mul, fma, div, rcp or sqrt of float64 bits, rounded once to a format. FABS only rounds."""
+    """Run add, sub, mul, fma, div, rcp or sqrt on float64 bits, rounded once to a format. FABS only rounds."""
     a, b = f64_of(np.uint64(ia)), f64_of(np.uint64(ib))
     if op == isa.FADD:
         return fma_bits(a, 1.0, b, form, mode)

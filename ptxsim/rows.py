@@ -1,4 +1,4 @@
-"""Rows of the register file that every program has: special registers, and the beginnings of frames and parameters.
+"""Rows of the register file that every program has: special registers, starts of frame and parameters, constants.
 
 Numba reads the rows' numbers as constants. The start of a block fills the rows (blocks.py).
 """

@@ -1,4 +1,4 @@
-"""A run of the queued launches, with interpreter and actors in turns. Records become reports and output."""
+"""Runs the queued launches: interpreter and actors take turns. Its records become reports and output."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ ACTOR_PATIENCE = 5000  # after so many turns without any change, waiting actors 
 
 
 class Runner(Core):
-    """The machine's part that runs queued launches. limit: the most warp instructions of one run.
+    """The machine's part that runs queued launches.
 
-    strict: whether to raise
-    KernelFault at the first report."""
+    strict: whether to raise KernelFault at the first report. limit: the most warp instructions of one run.
+    """
 
     def __init__(self, *args: Any, strict: bool, limit: int):
         super().__init__(*args)
@@ -37,7 +37,7 @@ class Runner(Core):
     def actor(self, function: Callable[..., Iterator[Any]], *args: Any) -> None:
         """Let a Python generator take part in the next run as a thread of the host.
 
-        It reads and writes elements of arrays by their `load` and `store`, and yields to let the devices go on.
+        The generator accesses elements of arrays by `load` and `store`. It yields to let the devices go on.
         """
         if len(self.actors) >= MOST_ACTORS:
             raise InputError(f"at most {MOST_ACTORS} actors can take part in a run")
@@ -50,7 +50,7 @@ class Runner(Core):
                 self.run()
 
     def run(self, strict: bool | None = None) -> list[Report]:
-        """Run everything launched, concurrently, to its end or to a deadlock. Returns the reports of this run.
+        """Run all queued launches, concurrently, to their end or to a deadlock. Returns the reports of this run.
 
         strict: whether to raise KernelFault at the first report; by default the machine's setting.
         """
@@ -140,7 +140,7 @@ class Runner(Core):
         return Profile(self.loader)
 
     def host_race(self, where: str, write: bool) -> None:
-        """Report an actor's access to `where` that races with a device's access, once a run."""
+        """Report, once in a run, that an actor's access to `where` races with a device's access."""
         verb = "writes" if write else "reads"
         message = f"the host {verb} {where}, with nothing that orders it after a device's access"
         report = Report("race", "host", "", 0, (0, 0, 0), (self.acting, 0, 0), message, where, device=-1)

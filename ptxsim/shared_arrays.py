@@ -1,8 +1,8 @@
 """Names, element sizes and shapes of shared arrays, for reports.
 
-PTX has only names such as `_cudapy_smem_1` and bytes. Numba's IR of the kernel has the number of elements and the
-source line of each array. The source at that line has the array's name and shape. If a fact cannot be found, reports
-have the symbol, a flat index, or bytes instead.
+PTX has only symbols such as `_cudapy_smem_1` and numbers of bytes. The LLVM code that Numba made of the kernel has the
+number of elements and the source line of each array. The source at that line has the array's name and shape. If one of
+these cannot be found, reports have the symbol, a flat index, or a number of bytes instead.
 """
 
 from __future__ import annotations
@@ -28,10 +28,11 @@ SIZES = {"half": 2, "float": 4, "double": 8, "i8": 1, "i16": 2, "i32": 4, "i64":
 
 @dataclass(frozen=True)
 class SharedArray:
-    """A shared array. name: that in the source, else the symbol. itemsize: bytes, 0 if unknown.
+    """A shared array.
 
-    shape: () if unknown. size:
-    bytes."""
+    name: the array's name in the source, or the symbol if that is unknown. size: bytes of the array. itemsize: bytes of
+    an element, 0 if unknown. shape: () if unknown.
+    """
 
     name: str
     start: int
@@ -40,7 +41,7 @@ class SharedArray:
     shape: tuple[int, ...] = ()
 
     def element(self, address: int) -> str:
-        """An address as array[index], or as a byte if the elements are unknown."""
+        """An address in the array as array[index], or as array[byte N] if the elements are unknown."""
         offset = address - self.start
         if not self.itemsize:
             return f"{self.name}[byte {offset}]"
@@ -51,7 +52,7 @@ class SharedArray:
 
 
 def name_shared(launch: Launch | None, address: int) -> str:
-    """An address in a block's shared memory as array[index]. If it is between two arrays, the nearer one is named."""
+    """An address in a block's shared memory as array[index]. Between two arrays the nearer one is named."""
     if launch is not None:
         found = arrays(launch)
         nearest = min(found, key=lambda a: max(a.start - address, address - a.start - a.size + 1, 0), default=None)
@@ -76,7 +77,7 @@ def arrays(launch: Launch) -> list[SharedArray]:
 
 
 def plain(symbol: str) -> str:
-    """The source's name of a shared variable of PTX or CUDA C++."""
+    """The name that a shared variable has in the source, PTX or CUDA C++."""
     if "/" in symbol:  # the form kernel/name/number of variables that PTX declares in a function
         return symbol.split("/")[-2]
     mangled = re.finditer(r"E(?=(\d+)([A-Za-z_]\w*)$)", symbol) if symbol.startswith("_ZZ") else ()
@@ -84,7 +85,10 @@ def plain(symbol: str) -> str:
 
 
 def described(program: Program) -> dict[str, tuple[int, int, str, tuple[int, ...]]]:
-    """symbol -> (number of elements, 0 for dynamic; bytes of one, 0 if unknown; name; shape) of Numba's program."""
+    """The shared arrays of a program that Numba compiled: symbol -> (elements, bytes of one, name, shape).
+
+    The number of elements is 0 for dynamic shared memory. The bytes are 0 if they are unknown.
+    """
     if program.described is None:
         program.described = {}
         for text in program.ir:
@@ -97,7 +101,7 @@ def described(program: Program) -> dict[str, tuple[int, int, str, tuple[int, ...
 
 
 def source_of(nodes: dict[str, str], number: str) -> tuple[str, int]:
-    """(file, line) of a location in the debug information of a module; ("", 0) if the location is not there."""
+    """Look up a location in a module's debug information. Returns (file, line), or ("", 0) if it is not there."""
     line = re.search(r"\bline: (\d+)", nodes.get(number, ""))
     scope = re.search(r"scope: !(\d+)", nodes.get(number, ""))
     file = re.search(r"file: !(\d+)", nodes.get(scope[1], "")) if scope else None
@@ -108,7 +112,7 @@ def source_of(nodes: dict[str, str], number: str) -> tuple[str, int]:
 
 
 def declared(file: str, line: int, count: int) -> tuple[str, tuple[int, ...]]:
-    """(name, shape) of `name = cuda.shared.array(shape, ...)` at a line of the source; else "" and ()."""
+    """Read `name = cuda.shared.array(shape, ...)` at a line of the source. Returns (name, shape), or ("", ())."""
     try:
         tree = ast.parse("".join(linecache.getlines(file)))
     except (SyntaxError, ValueError, RecursionError):
@@ -134,7 +138,7 @@ def declared(file: str, line: int, count: int) -> tuple[str, tuple[int, ...]]:
 
 
 def constants(tree: ast.AST) -> dict[str, int]:
-    """The names to which a source assigns once, and assigns a whole number."""
+    """The names to which a source assigns exactly once, and these values. Only whole numbers count."""
     values: dict[str, list[Any]] = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
@@ -145,7 +149,7 @@ def constants(tree: ast.AST) -> dict[str, int]:
 
 
 def sizes(shape: ast.expr, known: dict[str, int]) -> list[int]:
-    """The dimensions of a shape in the source; 0 for each that is no number."""
+    """The dimensions of a shape in the source. A dimension that is not known as a number is 0."""
     items = shape.elts if isinstance(shape, (ast.Tuple, ast.List)) else [shape]
     found = [item.value if isinstance(item, ast.Constant) else known.get(getattr(item, "id", ""), 0) for item in items]
     return [n if isinstance(n, int) and n > 0 else 0 for n in found]

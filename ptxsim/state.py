@@ -1,7 +1,7 @@
 """The tables of the compiled interpreter, and the fields of their rows.
 
-The whole state is reached from one address, so that compiled functions take only a few integers. `x` is a table of
-int64 whose fields are numbers and the addresses of the other tables. core.py owns the arrays at these addresses.
+Compiled functions reach the whole state from one address, that of the table `x`, so that they take only a few integers.
+`x` holds int64: numbers, and the addresses of the other tables. core.py owns the arrays at these addresses.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ UNITS = 64
 W_FIELDS = 20
 
 # ---- a thread (lane of a warp slot) ----
-# RELEASE0 to 2: clocks that its fences of at least scope cta, gpu, sys released. PENDING0 to 2: clocks that its relaxed
-# reads took from its block, its device, the system. OWN: its last release operation. READ: its last relaxed read that
-# took a clock
+# RELEASE0 to 2: the clocks that its fences of at least scope cta, gpu, sys released. PENDING0 to 2: the clocks that its
+# relaxed reads found for its block, its device, the system; the next fence takes them. OWN: its last release operation.
+# READ: its last relaxed read that found a clock
 (T_PC, T_GID, T_CLOCK, T_VC, T_SV, T_RELEASE0, T_RELEASE1, T_RELEASE2, T_PENDING0, T_PENDING1, T_PENDING2, T_DEPTH,
  T_WAIT, T_BARRIER, T_GROUP, T_COPIES, T_SAVED, T_TID, T_RESULT, T_EXPECT, T_PASSED, T_BULK, T_OWN_AT, T_OWN_VC,
  T_OWN_SCOPE, T_READ_AT, T_READ_MAP) = range(27)  # fmt: skip
@@ -43,9 +43,10 @@ B_FIELDS = 24
 (Q_ARRIVED, Q_EXPECTED, Q_VC, Q_POPC, Q_PARTIAL) = range(5)
 Q_FIELDS = 5
 BARRIERS_PER_BLOCK = 16
-# an mbarrier: PLACE in shared memory, number of the PHASE, counts. VC, DONE: the clocks that its arrivals published so
-# far, and up to the end of the last phase. GID, CLOCK: thread and moment of its initialisation. FENCED: whether a fence
-# has made that visible to asynchronous copies. OLD, NEW: the clock of the last thread that waited, before and after
+# an mbarrier: PLACE in shared memory, number of the PHASE, counts. VC: the clocks that its arrivals published so far.
+# DONE: those that they published up to the end of the last phase. GID, CLOCK: thread and moment of its initialisation.
+# FENCED: whether a fence has made the initialisation visible to asynchronous copies. OLD, NEW: the clock of the last
+# thread that waited, before and after the wait
 (MB_PLACE, MB_LIVE, MB_PHASE, MB_EXPECTED, MB_PENDING, MB_TX, MB_VC, MB_DONE, MB_GID, MB_CLOCK, MB_FENCED, MB_OLD,
  MB_NEW) = range(13)  # fmt: skip
 MB_FIELDS, MB_MOST = 13, 128
@@ -70,7 +71,7 @@ A_FIELDS = 5
 LIVE_MEMORY, FREED, CONSTANT = 1, 2, 3
 PAGE_SHIFT = 8
 
-# ---- a cell of the checker: three accesses of two words: (thread, instruction), (clock, bytes, kind of access) ----
+# ---- a cell of the checker: a write and two reads, each in two words: (instruction, thread), (kind, bytes, clock) ----
 CELL_WORDS = 6
 GID_BITS = 42
 
@@ -124,7 +125,7 @@ MAX_REPORTS = 4096
 N_FIELDS = 11
 
 # ---- the history of a location: recent writes that a thread may not have seen yet ----
-# MAP: the clocks that the write publishes (published.py). SCOPE, GID: those of the write itself
+# MAP: the clocks that a write publishes (published.py). SCOPE, GID: the scope and the thread of the write
 (H_ADDRESS, H_SIZE, H_COUNT, H_BASE, H_BASE_MAP, H_BASE_SCOPE, H_BASE_GID) = range(7)
 H_MESSAGES = 8  # followed by messages with the fields
 (M_VALUE, M_GID, M_CLOCK, M_MAP, M_SCOPE, M_SEQUENCE, M_ATOMIC) = range(7)
@@ -145,8 +146,8 @@ C_FIELDS, C_MOST = 6, 32
 P_FIELDS, P_MOST = 9, 4096
 P_LOAD, P_STORE, P_ARRIVE = range(3)
 
-# ---- a register that wgmma may use: 0 touched since the last wgmma.fence, 1 untouched, else the wgmma that uses it
-# ----
+# ---- a register that wgmma may use ----
+# 0: touched since the last wgmma.fence. 1: not touched since. Another number describes the wgmma that uses the register
 CLEAN, ACCUMULATOR, FRAGMENT = 1, 2, 3
 F_SHAPE, F_GROUP = 2, 8  # the first bits of a use's shape and group
 

@@ -1,8 +1,8 @@
-"""A switch by which ordinary Numba-CUDA code runs on a machine: `k[grid, block](...)`, `cuda.to_device`, and the rest.
+"""Lets ordinary Numba-CUDA code run on a machine: `k[grid, block](...)`, `cuda.to_device`, and the rest.
 
-`use(machine)` replaces Numba-CUDA's launches, and replaces the CUDA driver's functions that it calls by those of
-driver.py. plugin.py does so for each test of pytest. Everything else of Numba-CUDA (compiler, dispatcher, arrays,
-ufuncs, error codes) is not replaced.
+`use(machine)` replaces Numba-CUDA's launches, and the functions of the CUDA driver that Numba-CUDA calls (driver.py).
+plugin.py does so for each test of pytest. Numba-CUDA's compiler, dispatcher, arrays, ufuncs and error codes are not
+replaced.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from .machine import Machine
 _drivers: list[Driver] = []
 _replaced: dict[tuple[Any, str], Any] = {}
 _missing = object()
-# Names of the current launch's arguments: `of` by address, `hosts` by id of NumPy arrays, in the order of arguments.
+# Names of the current launch's arguments. `of`: by the addresses of arrays. `hosts`: by the ids of NumPy arrays, in the
+# order of the arguments.
 _names = threading.local()
 
 
@@ -44,7 +45,7 @@ def _driver() -> Driver:
 
 
 def _function_of(name: str) -> Any:
-    """A driver function of the machine in use. Like CUDA's function, it fails in a forked child."""
+    """A driver function that calls the one of the machine in use. Like CUDA's function, it fails in a forked child."""
 
     def call(*args: Any) -> Any:
         mine = _driver()
@@ -56,7 +57,7 @@ def _function_of(name: str) -> Any:
 
 
 class CoreStream:
-    """A stream with the interface of cuda.core's stream, which is a handle."""
+    """A stream with the interface of cuda.core's stream. The machine needs only its handle."""
 
     def __init__(self, handle: Any = 0):
         self.handle = handle
@@ -91,7 +92,7 @@ def _named_launch(original: Any) -> Any:
 
 
 def _name(name: str, value: Any) -> None:
-    """Note the name of an argument that is an array, and of each array of a tuple."""
+    """Note the name of an argument if it is an array, or of each array in it if it is a tuple."""
     if isinstance(value, tuple):
         for number, item in enumerate(value):
             _name(f"{name}[{number}]", item)
@@ -142,8 +143,7 @@ def _with_lines(original: Any) -> Any:
 
 
 def _hinted(original: Any) -> Any:
-    """A DeviceNDArrayBase.__init__ that passes dtype and shape to the allocation, because the checker has a cell for
-    each item."""
+    """A DeviceNDArrayBase.__init__ that gives the allocation dtype and shape: the checker has a cell for each item."""
 
     def init(self: Any, shape: Any, strides: Any, dtype: Any, stream: Any = 0, gpu_data: Any = None) -> None:
         mine = _driver()
@@ -159,7 +159,7 @@ def _hinted(original: Any) -> Any:
 def _held(obj: Any) -> None:
     """Raise InputError for a Numba array, or a view of one, that another machine allocated.
 
-    Addresses begin at the same number on every machine, so nothing else would show the mistake.
+    Every machine's addresses begin at the same number, so without this check the mistake would go unnoticed.
     """
     memory = getattr(obj, "gpu_data", None)
     owner = getattr(memory, "owner", memory)
@@ -170,9 +170,9 @@ def _held(obj: Any) -> None:
 
 
 def _own_pointer(original: Any) -> property:
-    """A DeviceNDArrayBase.device_ctypes_pointer with the check of `_held`.
+    """A DeviceNDArrayBase.device_ctypes_pointer that first makes the check of `_held`.
 
-    Copies, fills and records read this pointer.
+    Numba reads this pointer for copies, fills and records.
     """
 
     def pointer(self: Any) -> Any:
@@ -183,7 +183,7 @@ def _own_pointer(original: Any) -> property:
 
 
 def _memory_view(obj: Any, stream: Any = 0, copy: bool = True, user_explicit: bool = False) -> tuple[Any, bool]:
-    """_to_strided_memory_view, which returns (a kernel argument as memory of the machine, whether it was copied)."""
+    """Stands in for Numba's _to_strided_memory_view. Returns (the argument in the machine's memory, whether copied)."""
     from numba.cuda.cudadrv import devicearray, driver
 
     kind = getattr(obj, "simt_type", None)
@@ -222,7 +222,7 @@ def _warn_of_copy() -> None:
 
 
 class _Kept:
-    """A view that keeps the array that owns its memory alive."""
+    """A view that keeps alive the array that owns the view's memory."""
 
     def __init__(self, shim: Any, array: Any):
         self.ptr, self.shape, self.dtype, self.size = shim.ptr or 0, shim.shape, shim.dtype, shim.size
@@ -243,7 +243,7 @@ def _host_view(obj: Any, *, stream_ptr: Any) -> Any:
 
 
 def _managed(original: Any) -> Any:
-    """A ManagedMemory.__init__ that also keeps the host's address of the bytes, which differs from the device's."""
+    """A ManagedMemory.__init__ that also keeps the memory's address on the host, which differs from the device's."""
 
     def init(self: Any, *args: Any, **options: Any) -> None:
         original(self, *args, **options)
@@ -307,7 +307,7 @@ LATE = ("cuMemFree", "cuMemFreeHost", "cuMemHostUnregister", "cuEventDestroy", "
 
 
 def _freed(name: str) -> Any:
-    """A driver function that frees. Numba may call it when the machine is no longer in use."""
+    """A driver function that frees memory. Numba may call it when the machine is no longer in use."""
 
     def free(value: Any) -> None:
         from numba.cuda.cudadrv import driver
@@ -356,9 +356,9 @@ def _changed() -> None:
 
 @contextlib.contextmanager
 def use(machine: Machine) -> Iterator[Machine]:
-    """While inside, `@cuda.jit` kernels launched as k[grid, block](...) run on this machine.
+    """A block in which `@cuda.jit` kernels launched as k[grid, block](...) run on this machine.
 
-    Launches with NumPy arrays run at once. Those with device arrays run at the next synchronize or copy, or at the end.
+    Launches with NumPy arrays run at once. Other launches run at the next synchronize or copy, or when the block ends.
     """
     _enter(machine)
     try:

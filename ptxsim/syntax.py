@@ -22,7 +22,7 @@ class Number:
 
 @dataclass(frozen=True)
 class Name:
-    """A register, label, variable or function. negated: whether it is written as `!p`."""
+    """The name of a register, label, variable or function. negated: whether it has a `!` before it."""
 
     text: str
     negated: bool = False
@@ -67,7 +67,7 @@ class Instruction:
     operands: list[Any]
     guard: Name | None
     line: int  # the instruction's line of the PTX text
-    source: tuple[int, int] = (0, 0)  # (number of the file, line) of `.loc`; for inlined code, those of its own source
+    source: tuple[int, int] = (0, 0)  # (number of the file, line) from `.loc`; for inlined code, where that was written
 
     @property
     def text(self) -> str:
@@ -123,7 +123,7 @@ class Function:
 
 @dataclass
 class Module:
-    """The contents of a PTX text. files: by their numbers in .loc."""
+    """The contents of a PTX text. files: the source files by the numbers that .loc uses."""
 
     functions: dict[str, Function] = field(default_factory=dict)
     variables: dict[str, Variable] = field(default_factory=dict)

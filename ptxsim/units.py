@@ -2,10 +2,11 @@
 
 Numba optimises a function's callees again with every caller, level by level, so that compiling the whole interpreter
 would take many minutes. A unit is compiled alone. A call of a unit reads the unit's address from the machine's table
-`x`, the first argument. All arguments and results are int64.
+`x`, which is the first argument. All arguments and results are int64.
 
-A unit's place in the table is that of its name in the sorted list of names, so it does not depend on the order of
-imports. Callers contain the place as a constant, so every module with units must be imported before a unit is compiled.
+A unit's place in the table is the place of its name in the sorted list of all units' names, so it does not depend on
+the order of imports. Callers contain the place as a constant, so every module with units must be imported before the
+first unit is compiled.
 """
 
 from __future__ import annotations
@@ -39,10 +40,10 @@ def names() -> list[str]:
 
 
 class Locator(code_files.Locator):
-    """The place of a unit in the cache, by its name.
+    """Says where a unit's code is in the cache.
 
-    A unit is compiled again when a file that its module imports, or the
-    list of names, changes."""
+    A unit is compiled again when its module, a file that this imports, or the list of units' names has changed.
+    """
 
     def get_cache_path(self) -> str:
         """One folder for each state of the sources, so that two checkouts do not overwrite each other's units."""
@@ -50,7 +51,7 @@ class Locator(code_files.Locator):
         return str(compiler.cache_folder() / "ptxsim" / key)
 
     def get_source_stamp(self) -> str:
-        """A hash of the files that the unit is compiled from and of the names of all units."""
+        """A hash of the files that a unit is compiled from, and of the names of all units."""
         files = sources.files(Path(self._py_file))
         return hashlib.sha256((sources.digest(files) + repr(names())).encode()).hexdigest()
 
@@ -58,7 +59,7 @@ class Locator(code_files.Locator):
 def unit(function: Callable[..., Any]) -> Any:
     """Make a function a unit. Only compiled code can call the result.
 
-    Raises ValueError for a second unit of the same name, or if a unit was compiled already.
+    Raises ValueError if a unit has this name already, or if units were compiled already.
     """
     name = function.__name__
     if name in _units:
@@ -104,6 +105,6 @@ def addresses() -> np.ndarray:
 
 
 def python_function(name: str) -> Callable[..., Any]:
-    """A unit as a function of Python, by its name."""
+    """A function with which Python calls the unit of this name."""
     addresses()
     return _compiled[name].ctypes

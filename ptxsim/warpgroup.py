@@ -1,10 +1,10 @@
-"""wgmma: a warp's part of a warpgroup's product, that is 16 rows of A by all of B, and the registers that it uses.
+"""wgmma: each warp computes its part of a warpgroup's product, 16 rows of A times all of B.
 
 A part is computed when it is issued, and counts as pending until a thread waits for its group. For the checker an agent
 (`agents.py`) reads the operands in shared memory. The agent's clock is the number of the group, which a thread learns
-by its wait. So a write to the operands before the wait is a race. The part's registers are marked, and an instruction
-that touches a marked register is reported. The arithmetic is that of mma.sync: exact products, and one chain of float32
-sums in the order of k, which starts from D. Source: the PTX ISA, "Asynchronous Warpgroup Level Matrix Instructions".
+by its wait. So a write to the operands before the wait is a race. The registers of a part are marked until the wait,
+and an instruction that touches a marked register is reported. The arithmetic is that of mma.sync: exact products, added
+to D one by one in float32, in the order of k. Source: the PTX ISA, "Asynchronous Warpgroup Level Matrix Instructions".
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def rows_of(x):
 
 @jit
 def watch_registers(x, warp, number, launch):
-    """Set up the marks of a warp that begins a kernel with wgmma, where no fence has ordered a register yet."""
+    """Set up the marks of a warp that begins a kernel with wgmma. No fence has ordered a register yet."""
     flight = get(x, s.FLIGHT) + number * get(x, s.REGISTERS_PER_WARP) // 32 * 8
     for row in range(rows_of(x)):
         put(flight, row, 0)
@@ -85,7 +85,7 @@ def watch_registers(x, warp, number, launch):
 
 @jit
 def settle_registers(x, warp, done):
-    """Order the registers touched before a fence (done = 0), or after a wait free those of groups below `done`."""
+    """After a fence (done = 0) mark touched registers as ordered; after a wait free those of groups below `done`."""
     flight = get(warp, s.W_FLIGHT)
     if flight == 0:
         return
@@ -97,9 +97,10 @@ def settle_registers(x, warp, done):
 
 @jit
 def take_registers(x, warp, items, results, fragments, shape, pc):
-    """Mark the registers of a product.
+    """Mark the registers of a product as used by it.
 
-    Report those touched since the last fence, and those that a pending product uses with another shape or role.
+    Registers touched since the last fence are reported, and registers that a pending product uses in another shape or
+    role.
     """
     flight = get(warp, s.W_FLIGHT)
     if flight == 0:
@@ -120,7 +121,7 @@ def take_registers(x, warp, items, results, fragments, shape, pc):
 
 @jit
 def touch_row(x, warp, flight, row, pc, write):
-    """Report a register that a wgmma uses. Afterwards the register needs a fence."""
+    """Report a touched register if a wgmma uses it. From now on the register needs a fence."""
     if row < FIXED_ROWS or row >= rows_of(x):
         return
     state = get(flight, row)
@@ -132,7 +133,7 @@ def touch_row(x, warp, flight, row, pc, write):
 
 @unit
 def touch(x, warp, line, op, pc):
-    """Check that no wgmma uses the registers that an instruction touches. Afterwards these need a fence.
+    """Report the registers that an instruction touches while a wgmma uses them. From now on they need a fence.
 
     A `mov` between registers only renames a value for the assembler, so the mark moves with the value.
     """
@@ -143,7 +144,7 @@ def touch(x, warp, line, op, pc):
         source, target = get(line, isa.A), get(line, isa.D)
         state = get(flight, source)
         if state == CONSTANT or source < FIXED_ROWS:
-            state = get(flight, 0)  # no instruction touches row 0: any fence orders it, as it orders constants
+            state = get(flight, 0)  # nothing touches row 0, so its state says whether a fence came
         if get(flight, target) > s.CLEAN and state <= s.CLEAN:
             touch_row(x, warp, flight, target, pc, 1)
         put(flight, target, state)
@@ -161,7 +162,7 @@ def touch(x, warp, line, op, pc):
 # ---- operands in shared memory ----
 @jit
 def swizzled(at, mode):
-    """A swizzled address, in which the bits of the 16-byte part are mixed with those of the 128-byte line."""
+    """The swizzled form of an address: the bits of the 16-byte part are mixed with those of the 128-byte line."""
     if mode == NO_SWIZZLE:
         return at
     bits = 7 if mode == SWIZZLE_128 else (3 if mode == SWIZZLE_64 else 1)
@@ -170,7 +171,9 @@ def swizzled(at, mode):
 
 @jit
 def part_at(descriptor, transposed, line, step):
-    """The address of 16 bytes of an operand: row `line`, part `step` of k; if transposed, part `line`, row `step` of k.
+    """The address of 16 bytes of an operand.
+
+    The 16 bytes are part `step` of row `line`, or if the operand is transposed, part `line` of row `step` of k.
 
     The descriptor has two strides in bytes: between groups of 8 rows (bits 32 to 45), and between swizzle patterns
     (bits 16 to 29). See the PTX ISA on canonical layouts.
@@ -193,7 +196,7 @@ def part_at(descriptor, transposed, line, step):
 
 @jit
 def described(x, warp, row, thread, pc):
-    """The matrix descriptor in a register. Reports lanes that differ, and descriptors that are not supported."""
+    """Read the matrix descriptor in a register. Lanes that differ, and an unsupported descriptor, are reported."""
     descriptor = np.int64(register(x, warp, row, 0))
     gid = get(thread, s.T_GID)
     for lane in range(1, 32):
@@ -210,7 +213,7 @@ def described(x, warp, row, thread, pc):
 
 @jit
 def fetch(x, warp, thread, block, pc, row, kind, transposed, first, count, out):
-    """Read `count` rows of an operand (columns of B) from `first` on into out[k, row] as float32."""
+    """Read `count` rows of A, or columns of B, from `first` on into out[k, row or column] as float32."""
     descriptor = described(x, warp, row, thread, pc)
     depth, per = (8, 4) if kind == TF32 else (16, 8)
     lines, steps = (count // 8, depth) if transposed else (count, 2)
@@ -278,6 +281,6 @@ def product(x, warp, block, line, pc):
 
 @jit
 def accumulator(items, row, column):
-    """The index of D[row, column] of a warp's 16 rows in its registers."""
+    """The index, among the words of a warp's registers, of D[row, column] of the warp's 16 rows."""
     which = 4 * (column >> 3) + 2 * (row >> 3) + (column & 1)
     return get(items, which) * 32 + (row & 7) * 4 + ((column & 7) >> 1)

@@ -1,10 +1,10 @@
-"""The checker, which finds races of an access, and chooses which of several writes a read returns.
+"""The checker: finds the races of an access, and chooses which of several writes a read returns.
 
-The history of a location holds its last few writes. A read returns a random one of them, but none that is older than a
-write that happened before the read (by the vector clocks), that its thread has already read, or that a sequentially
-consistent fence ordered before the read. A strong write may be placed, at random, before writes that have no order with
-it: all threads see the writes of a location in one order, which need not be the order of execution. Together this gives
-exactly the outcomes that PTX permits for stores that become visible late.
+The history of a location holds its last few writes. A read returns a random one of them. It returns no write that is
+older than another write that happened before the read (by the vector clocks), that the reading thread has already read,
+or that a sequentially consistent fence ordered before the read. All threads see the writes of a location in one order,
+which need not be the order of execution: a strong write may be placed, at random, before writes that are not ordered
+before it. Together these rules give exactly the outcomes that PTX permits for stores that become visible late.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ from .clocks import (
 from .published import acquire, linked, published, released
 from .units import unit
 
-STRONG, ATOMIC = 1, 8  # flags of an access; the bits between have its scope, those from SIZE_SHIFT its log2 of bytes
+STRONG, ATOMIC = 1, 8  # flags of an access; bits 1 and 2 are its scope, those from SIZE_SHIFT log2 of its bytes
 SIZE_SHIFT = 4
-NOT_COHERENT = 1 << 6  # flag, above the size, of a load by ld.global.nc or ldu
-SEQUENCE_STEP = 1 << 16  # distance of the numbers of two writes, to leave numbers for writes placed in between
+NOT_COHERENT = 1 << 6  # flag of a load by ld.global.nc or ldu
+SEQUENCE_STEP = 1 << 16  # between the numbers of two writes, so that writes can be placed between them
 GID_MASK = (1 << s.GID_BITS) - 1
 
 
@@ -53,7 +53,7 @@ def draw(x):
 
 @unit
 def report(x, kind, pc, gid, address, space, size, other_pc, other_gid, detail, write):
-    """Record a finding, once for each kind and instruction in a run."""
+    """Record a finding, unless this run has recorded one of the same kind for the same instruction."""
     seen = get(x, s.SEEN)
     index = pc * len(s.KINDS) + kind
     if get(seen, index):
@@ -89,10 +89,11 @@ def log2(size):
 
 @jit
 def conflicts(x, thread, block, warp, origin, when, mask, how):
-    """Whether an earlier access (two words of a cell) and this access race.
+    """Whether this access races with an earlier one.
 
-    They do not race if they are morally strong, that is if both are strong, are of the same bytes, and have scopes that
-    include each other's threads.
+    origin, when: the two words of a cell that describe the earlier access. mask: the bytes of the item that this access
+    touches. Two accesses do not race if they are morally strong: both are strong, touch the same bytes, and have scopes
+    that include each other's threads.
     """
     if origin == 0:
         return False
@@ -117,7 +118,7 @@ def noncoherent(cell, k):
 def coherent(x, gid, cell, mask, write, how, address, pc):
     """Report a load by ld.global.nc or ldu of memory that is written while its kernel runs. Call it before `race`.
 
-    The access to a cell of global memory is such a load, or a write by a thread, agent or actor. The report names the
+    The access, to a cell of global memory, is such a load, or a write by a thread, agent or actor. The report names the
     load even if the write comes later.
     """
     if not write:
@@ -138,10 +139,10 @@ def coherent(x, gid, cell, mask, write, how, address, pc):
 
 @unit
 def race(x, thread, block, warp, cell, mask, how, write, pc):
-    """Check an access to a cell and record it. Returns the first word of the access that it races with, or 0.
+    """Check an access to a cell, and record it there. Returns the first word of the access that it races with, or 0.
 
-    One of a launch's loads by ld.global.nc is kept in the first place for readers, because every store of the launch is
-    an error with it.
+    A cell has places for two reads. The first keeps a load by ld.global.nc as long as its launch runs, because every
+    store of the launch to the same bytes is an error.
     """
     gid = get(thread, s.T_GID)
     origin = gid | pc << s.GID_BITS
@@ -209,7 +210,7 @@ def sync_entry(x, location, make):
 
 @jit
 def acquire_last(x, thread, location, order, scope):
-    """Run the acquire of a strong read of the last write of a location."""
+    """Take the clocks that a strong read of a location acquires if it reads the last write."""
     found, writer_scope, writer = np.int64(0), np.int64(0), np.int64(0)
     entry = sync_entry(x, location, False)
     if entry != 0:
@@ -227,7 +228,7 @@ def fence(x, thread, block, warp, order, scope):
         if d <= scope:
             put(thread, s.T_VC, join(x, get(thread, s.T_VC), get(thread, s.T_PENDING0 + d)))
             put(thread, s.T_PENDING0 + d, 0)
-    if scope > 0:  # because the fence took what an acquire operation would take, and maps are large
+    if scope > 0:  # the fence took what an acquire operation would take, and a map takes much space
         put(thread, s.T_READ_AT, 0)
         put(thread, s.T_READ_MAP, 0)
     now = publish(x, thread, block, warp)
@@ -272,7 +273,7 @@ def device_row(x, gid):
 # ---- reads and writes ----
 @unit
 def read(x, thread, block, warp, location, host, size, order, scope):
-    """The value that a load returns. An acquire joins the clock that the write published."""
+    """Choose the value that a load returns. An acquire load joins the clock that the write published."""
     value = np.int64(load(host, size))
     slot = history_slot(x, location)
     count = get(slot, s.H_COUNT)
@@ -316,16 +317,16 @@ def read(x, thread, block, warp, location, host, size, order, scope):
 
 @unit
 def read_latest(x, thread, location, order, scope):
-    """Run the acquire of an atomic operation, which always reads the last write."""
+    """Take the clocks that an atomic operation acquires. It always reads the last write."""
     acquire_last(x, thread, location, order, scope)
     return 0
 
 
 @unit
 def wrote(x, thread, block, warp, location, size, old, value, order, scope, atomic):
-    """Record a write: the clocks that it publishes, and the previous value, which others may still read.
+    """Record a write: the clocks that it publishes, and the previous value, which other threads may still read.
 
-    Returns 1 if the write was placed before an earlier write, whose value memory then keeps.
+    Returns 1 if the write was placed before an earlier write. The memory must then keep the earlier write's value.
     """
     gid = get(thread, s.T_GID)
     entry, shown = np.int64(0), np.int64(0)
@@ -398,7 +399,7 @@ def between(slot, at):
 
 @jit
 def before_others(x, thread, block, warp, location, slot, count):
-    """The index of a strong write among the messages of its location: random, before messages not ordered before it.
+    """Choose, at random, the index of a strong write among its location's messages (the writes recorded so far).
 
     The write is never placed before a message that happened before it, that its thread wrote or read, that a fence
     ordered before it, or that is an atomic operation, which must directly follow the write that it read.
@@ -425,9 +426,9 @@ def before_others(x, thread, block, warp, location, slot, count):
 
 @jit
 def saw_latest(x, thread, location, size):
-    """Note, after an atomic operation that wrote nothing, that its thread has read the last write.
+    """Note that a thread has read the last write, by an atomic operation that wrote nothing.
 
-    The thread then reads no older one.
+    The thread then reads no older write.
     """
     slot = history_slot(x, location)
     count = get(slot, s.H_COUNT)

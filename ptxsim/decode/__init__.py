@@ -1,6 +1,7 @@
-"""The decoding of each PTX opcode, which reads modifiers one by one, and raises an error for anything unknown.
+"""Lowers each PTX opcode. Modifiers are read one by one, and anything unknown raises an error.
 
-A handler takes the lowering and a `Mods`. It must take every modifier, which `Mods.done` checks.
+HANDLERS has a function for each opcode, which gets the lowering and a `Mods`. The function must take every modifier;
+`Mods.done` checks this.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ HANDLERS: dict[str, Callable[[Any, Mods], None]] = {
 
 
 def decode(low: Lowering, ins: Instruction) -> None:
-    """Emit the instruction's rows. Raises PTXError if the opcode or a modifier is unknown."""
+    """Append the rows of an instruction. Raises PTXError if the opcode or a modifier is unknown."""
     handler = HANDLERS.get(ins.opcode)
     if handler is None:
         raise low.fail(f"opcode {ins.opcode!r} is not known to the machine")

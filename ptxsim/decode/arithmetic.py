@@ -1,4 +1,4 @@
-"""Arithmetic of integers and floats, and functions of floats."""
+"""Lowers arithmetic of integers and floats, and functions of floats such as sin."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from .mods import DIRECTED, INTEGERS, WIDE_FLOATS, Mods, check_type, float_flags
 
 
 def carrying(op: int, count: int) -> Callable[..., Any]:
-    """addc, subc, madc, and add, sub, mad with .cc. into: whether the carry is also an input."""
+    """Make the handler of addc, subc or madc, which also lowers add, sub or mad with .cc.
+
+    count: the number of operands. The handler's `into` says whether the carry is also an input.
+    """
 
     def handler(low: Lowering, m: Mods, into: bool) -> None:
         high = m.take_one("hi")
@@ -31,7 +34,7 @@ add_carry, sub_carry, mad_carry = carrying(isa.ADDC, 2), carrying(isa.SUBC, 2), 
 
 
 def arithmetic(integer: int, floating: int, packed: int = -1) -> Callable[..., Any]:
-    """add, sub, min, max, with two operands of any type."""
+    """Make the handler of add, sub, min or max, with two operands of any type."""
 
     def handler(low: Lowering, m: Mods) -> None:
         if "cc" in m.left:
@@ -60,7 +63,7 @@ def arithmetic(integer: int, floating: int, packed: int = -1) -> Callable[..., A
 
 
 def least_most(low: Lowering, m: Mods, op: int, type_: int) -> None:
-    """min and max of two floats, or of three float32."""
+    """Lower min or max of two floats, or of three float32."""
     flags = flush(m, type_)
     if type_ != isa.F64:
         flags |= m.flag("NaN", isa.NAN)
@@ -84,7 +87,7 @@ def least_most(low: Lowering, m: Mods, op: int, type_: int) -> None:
 
 
 def multiply(low: Lowering, m: Mods) -> None:
-    """mul."""
+    """Lower mul."""
     (type_,) = m.types()
     if is_float(type_):
         flags = float_flags(m, type_)
@@ -99,14 +102,14 @@ def multiply(low: Lowering, m: Mods) -> None:
 
 
 def product_part(m: Mods, table: dict[str, int], type_: int) -> int:
-    """.lo, .hi or .wide, which 64-bit types do not have."""
+    """Take .lo, .hi or .wide. Returns its opcode in the table. 64-bit types do not have .wide."""
     if type_ & 15 == 8:
         table = {name: op for name, op in table.items() if name != "wide"}
     return m.choose(table)
 
 
 def multiply_add(low: Lowering, m: Mods) -> None:
-    """mad and fma."""
+    """Lower mad or fma."""
     if "cc" in m.left:
         mad_carry(low, m, False)
         return
@@ -127,7 +130,7 @@ def multiply_add(low: Lowering, m: Mods) -> None:
 
 
 def multiply24(op: int, high: int, count: int) -> Callable[..., Any]:
-    """mul24 and mad24, with `count` operands."""
+    """Make the handler of mul24 or mad24. count: the number of operands."""
 
     def handler(low: Lowering, m: Mods) -> None:
         code = m.choose({"lo": op, "hi": high})
@@ -142,7 +145,7 @@ def multiply24(op: int, high: int, count: int) -> Callable[..., Any]:
 
 
 def divide(low: Lowering, m: Mods) -> None:
-    """div."""
+    """Lower div."""
     (type_,) = m.types()
     if is_float(type_):
         check_type(m, type_, WIDE_FLOATS)
@@ -157,7 +160,7 @@ def divide(low: Lowering, m: Mods) -> None:
 
 
 def unary(integer: int, floating: int) -> Callable[..., Any]:
-    """abs and neg."""
+    """Make the handler of abs or neg."""
 
     def handler(low: Lowering, m: Mods) -> None:
         (type_,) = m.types()
@@ -173,7 +176,10 @@ def unary(integer: int, floating: int) -> Callable[..., Any]:
 
 
 def function(op: int, types: tuple[int, ...] = (isa.F32,), exact: bool = False) -> Callable[..., Any]:
-    """rcp, sqrt, rsqrt, sin, cos, lg2, ex2, tanh. types: those of .approx. exact: whether rounded forms exist too."""
+    """Make the handler of rcp, sqrt, rsqrt, sin, cos, lg2, ex2 or tanh.
+
+    types: the types that .approx takes. exact: whether forms with a rounding mode exist too.
+    """
 
     def handler(low: Lowering, m: Mods) -> None:
         approx = m.take_one("approx") is not None

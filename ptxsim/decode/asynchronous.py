@@ -1,4 +1,4 @@
-"""mbarriers, bulk copies, fences between proxies and wgmma."""
+"""Lowers mbarriers, asynchronous copies, fences and wgmma."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .mods import Mods, groups
 
 
 def copy(low: Lowering, m: Mods) -> None:
-    """Every instruction that begins with cp."""
+    """Lower any instruction that begins with cp."""
     if not m.take_one("async"):
         raise m.fail("is not supported")
     if m.take_one("bulk"):
@@ -26,7 +26,7 @@ def copy(low: Lowering, m: Mods) -> None:
 
 
 def any_fence(low: Lowering, m: Mods) -> None:
-    """Every instruction that begins with fence."""
+    """Lower any instruction that begins with fence."""
     if m.take_one("proxy"):
         fence_proxy(low, m)
     elif m.take_one("mbarrier_init"):
@@ -39,7 +39,7 @@ SHARED_NAMES = ("shared", "shared::cta", "shared::cluster")
 
 
 def flags_of(m: Mods, orders: tuple[str, str], default: int) -> int:
-    """Order, scope and space of an mbarrier instruction, as flags."""
+    """Take the order, scope and space of an mbarrier instruction. Returns them as flags."""
     if {"gpu", "sys"} & set(m.left):
         raise m.fail("the scope is one of .cta, .cluster: no others can reach an mbarrier")
     order, scope = order_scope(m, orders, default, isa.CTA)
@@ -48,7 +48,7 @@ def flags_of(m: Mods, orders: tuple[str, str], default: int) -> int:
 
 
 def mbarrier(low: Lowering, m: Mods) -> None:
-    """mbarrier, except complete_tx, arrive_drop and .noComplete."""
+    """Lower any mbarrier instruction, except complete_tx, arrive_drop and those with .noComplete."""
     kind = m.take_one("init", "inval", "arrive", "test_wait", "try_wait", "pending_count", "expect_tx")
     if kind is None or {"noComplete", "arrive_drop", "complete_tx"} & set(m.left):
         raise m.fail("is not supported")
@@ -92,7 +92,7 @@ def mbarrier(low: Lowering, m: Mods) -> None:
 
 
 def arrive_after_copies(low: Lowering, m: Mods) -> None:
-    """cp.async.mbarrier.arrive."""
+    """Lower cp.async.mbarrier.arrive."""
     if not m.take_one("arrive"):
         raise m.fail("is not supported")
     how = m.flag("noinc", NOT_COUNTED)
@@ -105,7 +105,7 @@ def arrive_after_copies(low: Lowering, m: Mods) -> None:
 
 
 def copy_bulk(low: Lowering, m: Mods) -> None:
-    """cp.async.bulk and its groups."""
+    """Lower cp.async.bulk, or an instruction on its groups."""
     if m.take_one("commit_group"):
         m.done(0)
         low.emit(isa.BULKCOMMIT)
@@ -142,7 +142,7 @@ OTHER_PROXIES = ("alias", "async::generic", "tensormap::generic")
 
 
 def fence_proxy(low: Lowering, m: Mods) -> None:
-    """fence.proxy between the generic and the asynchronous proxy. The machine has no other proxies."""
+    """Lower fence.proxy. The machine has only the generic and the asynchronous proxy."""
     if not m.take_one("async"):
         if not m.left or m.left[0] not in OTHER_PROXIES:
             raise m.fail(f"the proxy is one of .async, .{', .'.join(OTHER_PROXIES)}")
@@ -159,7 +159,7 @@ def fence_proxy(low: Lowering, m: Mods) -> None:
 
 
 def fence_init(low: Lowering, m: Mods) -> None:
-    """fence.mbarrier_init.release.cluster."""
+    """Lower fence.mbarrier_init.release.cluster."""
     if not (m.take_one("release") and m.take_one("cluster")):
         raise m.fail("needs .release.cluster")
     m.done(0)
@@ -170,7 +170,7 @@ WGMMA_KINDS = {("tf32", 8): 0, ("f16", 16): 2, ("bf16", 16): 4}  # kinds of matr
 
 
 def warpgroup(low: Lowering, m: Mods) -> None:
-    """wgmma."""
+    """Lower any wgmma instruction."""
     kind = m.take_one("fence", "commit_group", "wait_group", "mma_async")
     if kind is None:
         raise m.fail("is not supported")
@@ -187,7 +187,7 @@ def warpgroup(low: Lowering, m: Mods) -> None:
 
 
 def multiply_group(low: Lowering, m: Mods) -> None:
-    """wgmma.mma_async."""
+    """Lower wgmma.mma_async."""
     shape = re.fullmatch(r"m64n(\d+)k(\d+)", m.left[0]) if m.left else None
     types = m.left[1:]
     if shape is None or len(types) != 3:
@@ -230,7 +230,7 @@ def multiply_group(low: Lowering, m: Mods) -> None:
 
 
 def choices(m: Mods, first: int, table: dict[int, int]) -> list[int]:
-    """At most two immediate operands from `first` on, each looked up in a table."""
+    """Look up in a table each immediate operand from `first` on, at most two. Returns what the table has for them."""
     found = []
     for operand in m.operands[first : first + 2]:
         if not isinstance(operand, Number) or operand.value not in table:

@@ -1,4 +1,4 @@
-"""Logic, shifts, bit fields, permutations and dot products."""
+"""Lowers logic, shifts, bit fields, permutations and dot products."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from .mods import WORDS, Mods, check_type
 
 
 def plain(op: int, count: int, types: tuple[int, ...], wide: tuple[int, ...] = ()) -> Callable[..., Any]:
-    """An integer instruction with `count` operands. wide: the operands that always have 32 bits."""
+    """Make the handler of an integer instruction with `count` operands.
+
+    wide: the operands that have 32 bits whatever the type is.
+    """
 
     def handler(low: Lowering, m: Mods) -> None:
         (type_,) = m.types()
@@ -26,7 +29,7 @@ def plain(op: int, count: int, types: tuple[int, ...], wide: tuple[int, ...] = (
 
 
 def bit_find(low: Lowering, m: Mods) -> None:
-    """bfind."""
+    """Lower bfind."""
     op = isa.BFINDSHIFT if m.take_one("shiftamt") else isa.BFIND
     (type_,) = m.types()
     check_type(m, type_, WORDS)
@@ -35,7 +38,7 @@ def bit_find(low: Lowering, m: Mods) -> None:
 
 
 def clamp_wrap(op: int, count: int) -> Callable[..., Any]:
-    """bmsk, szext and shf, with .clamp or .wrap."""
+    """Make the handler of bmsk, szext or shf, with .clamp or .wrap."""
 
     def handler(low: Lowering, m: Mods) -> None:
         code = m.choose({"l": isa.SHFLEFT, "r": isa.SHFRIGHT}) if op == isa.SHFLEFT else op
@@ -50,7 +53,7 @@ def clamp_wrap(op: int, count: int) -> Callable[..., Any]:
 
 
 def permute(low: Lowering, m: Mods) -> None:
-    """prmt."""
+    """Lower prmt."""
     (type_,) = m.types()
     check_type(m, type_, (isa.B32,))
     mode = m.choose({"f4e": 1, "b4e": 2, "rc8": 3, "ecl": 4, "ecr": 5, "rc16": 6}, 0)
@@ -59,7 +62,7 @@ def permute(low: Lowering, m: Mods) -> None:
 
 
 def lop3(low: Lowering, m: Mods) -> None:
-    """lop3, with its second predicate."""
+    """Lower lop3, also its form with a predicate."""
     joined = m.take_one("or", "and")
     (type_,) = m.types()
     check_type(m, type_, (isa.B32,))
@@ -82,7 +85,7 @@ def lop3(low: Lowering, m: Mods) -> None:
 
 
 def dot_product(op: int) -> Callable[..., Any]:
-    """dp4a and dp2a."""
+    """Make the handler of dp4a or dp2a."""
 
     def handler(low: Lowering, m: Mods) -> None:
         flags = m.choose({"lo": 0, "hi": isa.HIGH}) if op == isa.DP2A else 0
@@ -98,7 +101,7 @@ def dot_product(op: int) -> Callable[..., Any]:
 
 
 def logic(op: int) -> Callable[..., Any]:
-    """and, or, xor, not, cnot."""
+    """Make the handler of and, or, xor, not or cnot."""
 
     def handler(low: Lowering, m: Mods) -> None:
         (type_,) = m.types()

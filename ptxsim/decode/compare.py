@@ -1,4 +1,4 @@
-"""Comparing and selecting."""
+"""Lowers comparisons and selections."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .mods import INTEGERS, WIDE_FLOATS, Mods, check_type, flush, is_float
 
 
 def comparison(m: Mods, type_: int) -> int:
-    """The comparison of setp or set. Raises PTXError if the type does not have it."""
+    """Take the comparison of a setp or set. Raises PTXError if the type does not have it."""
     test = m.choose(isa.COMPARE)
     if is_float(type_):
         allowed = [*range(6), *range(10, 18)]
@@ -25,7 +25,7 @@ def comparison(m: Mods, type_: int) -> int:
 
 
 def compare(low: Lowering, m: Mods) -> None:
-    """setp, with its second predicate and the boolean combination."""
+    """Lower setp, also with a second predicate, or combined with another predicate."""
     (type_,) = m.types()
     test = comparison(m, type_)
     joined = m.take_one("and", "or", "xor")
@@ -55,7 +55,7 @@ def compare(low: Lowering, m: Mods) -> None:
 
 
 def compare_set(low: Lowering, m: Mods) -> None:
-    """set, which is like setp with -1 or 1.0 for true."""
+    """Lower set, which is like setp but gives -1 or 1.0 for true."""
     to, type_ = m.types(2)
     test = comparison(m, type_)
     joined = m.take_one("and", "or", "xor")
@@ -93,7 +93,7 @@ SELECTED = (*INTEGERS, isa.B16, isa.B32, isa.B64, isa.F32, isa.F64)
 
 
 def select(low: Lowering, m: Mods) -> None:
-    """selp."""
+    """Lower selp."""
     (type_,) = m.types()
     check_type(m, type_, SELECTED)
     m.done(4)
@@ -101,7 +101,7 @@ def select(low: Lowering, m: Mods) -> None:
 
 
 def select_sign(low: Lowering, m: Mods) -> None:
-    """slct."""
+    """Lower slct."""
     type_, by = m.types(2)
     check_type(m, type_, SELECTED)
     check_type(m, by, (isa.S32, isa.F32))
@@ -116,7 +116,7 @@ def select_sign(low: Lowering, m: Mods) -> None:
 
 
 def test_property(low: Lowering, m: Mods) -> None:
-    """testp."""
+    """Lower testp."""
     kinds = ("finite", "infinite", "number", "notanumber", "normal", "subnormal")
     kind = m.choose({name: i for i, name in enumerate(kinds)})
     (type_,) = m.types()
@@ -126,7 +126,7 @@ def test_property(low: Lowering, m: Mods) -> None:
 
 
 def copysign(low: Lowering, m: Mods) -> None:
-    """copysign."""
+    """Lower copysign."""
     (type_,) = m.types()
     check_type(m, type_, WIDE_FLOATS)
     m.done(3)

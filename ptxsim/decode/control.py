@@ -1,4 +1,4 @@
-"""Branches, calls, ends, and hints without an effect."""
+"""Lowers branches, calls, ends, and hints without an effect."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from .mods import Mods
 
 
 def branch(low: Lowering, m: Mods) -> None:
-    """bra."""
+    """Lower bra."""
     m.take_one("uni")
     m.done(1)
     low.branch(isa.BRA, m.operands[0])
 
 
 def branch_indexed(low: Lowering, m: Mods) -> None:
-    """brx.idx."""
+    """Lower brx.idx."""
     m.take_one("idx")
     m.take_one("uni")
     m.done(2)
@@ -29,7 +29,7 @@ def branch_indexed(low: Lowering, m: Mods) -> None:
 
 
 def leave(op: int) -> Callable[..., Any]:
-    """ret, exit, trap and brkpt."""
+    """Make the handler of ret, exit, trap or brkpt."""
 
     def handler(low: Lowering, m: Mods) -> None:
         m.take_one("uni")
@@ -40,7 +40,7 @@ def leave(op: int) -> Callable[..., Any]:
 
 
 def call(low: Lowering, m: Mods) -> None:
-    """call, by a name or through a register."""
+    """Lower a call, by a name or through a register."""
     m.take_one("uni")
     m.done(1, 4)
     operands = list(m.operands)
@@ -57,7 +57,7 @@ def call(low: Lowering, m: Mods) -> None:
 
 
 def call_function(low: Lowering, returns: tuple[Any, ...], target: Name, arguments: tuple[Any, ...]) -> None:
-    """Emit a call with the places of arguments and results in the frames of caller and callee."""
+    """Append a call, with the places of arguments and results in the frames of caller and callee."""
     assert low.instruction is not None
     assert low.current is not None
     mine = []
@@ -86,10 +86,10 @@ def call_function(low: Lowering, returns: tuple[Any, ...], target: Name, argumen
 
 
 def nothing(low: Lowering, m: Mods) -> None:
-    """Hints that do not change results: prefetch, discard, pmevent, grid dependency control."""
+    """Lower hints that do not change results: prefetch, discard, pmevent, grid dependency control."""
     low.emit(isa.NOP)
 
 
 def stack(low: Lowering, m: Mods) -> None:
-    """alloca, stacksave and stackrestore, which the machine lacks."""
+    """Raise PTXError for alloca, stacksave and stackrestore, which the machine lacks."""
     raise m.fail("variable-sized local memory is not supported")

@@ -1,4 +1,4 @@
-"""Moves, conversions, and conversions of addresses between spaces."""
+"""Lowers moves, conversions of numbers, and conversions of addresses between spaces."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ WHOLE = {"rni": isa.RN, "rzi": isa.RZ, "rmi": isa.RM, "rpi": isa.RP}
 
 
 def is_space(low: Lowering, m: Mods) -> None:
-    """isspacep."""
+    """Lower isspacep."""
     space = m.choose(SPACES)
     m.take_one("u32", "u64")
     m.done(2)
@@ -19,7 +19,7 @@ def is_space(low: Lowering, m: Mods) -> None:
 
 
 def move(low: Lowering, m: Mods) -> None:
-    """mov, also of vectors."""
+    """Lower mov, also of vectors."""
     (type_,) = m.types()
     m.done(2)
     to, source = m.operands
@@ -35,9 +35,9 @@ def move(low: Lowering, m: Mods) -> None:
 
 
 def to_address(low: Lowering, m: Mods) -> None:
-    """cvta.
+    """Lower cvta, which converts an address from a space to the generic space, or back.
 
-    Generic addresses of shared and local memory lie in a window; other addresses are the same in every space.
+    Generic addresses of shared and local memory lie in windows. Other generic addresses are those of the space.
     """
     back = m.take_one("to")
     space = m.choose(SPACES)
@@ -53,7 +53,7 @@ def to_address(low: Lowering, m: Mods) -> None:
 
 
 def convert(low: Lowering, m: Mods) -> None:
-    """cvt."""
+    """Lower cvt."""
     if m.take_one("pack"):
         convert_pack(low, m)
         return
@@ -88,7 +88,7 @@ def convert(low: Lowering, m: Mods) -> None:
 
 
 def convert_quarters(low: Lowering, m: Mods, to: int, source: int) -> None:
-    """cvt between pairs of 8-bit floats and pairs of wider floats."""
+    """Lower cvt between pairs of 8-bit floats and pairs of wider floats."""
     flags = m.choose(NEAREST) | m.flag("relu", isa.RELU)
     if to == isa.F16X2:
         check_type(m, source, (isa.E4M3X2, isa.E5M2X2))
@@ -102,7 +102,7 @@ def convert_quarters(low: Lowering, m: Mods, to: int, source: int) -> None:
 
 
 def convert_pack(low: Lowering, m: Mods) -> None:
-    """cvt.pack.sat, which packs two saturated integers below the third operand's bits."""
+    """Lower cvt.pack.sat, which packs two saturated integers, below the bits of the third operand if there is one."""
     if not m.take_one("sat"):
         raise m.fail("needs .sat")
     names = m.left

@@ -1,4 +1,4 @@
-"""Loads, stores, atomics, fences and asynchronous copies."""
+"""Lowers loads, stores, atomics, fences and cp.async."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ CACHE = ("ca", "cg", "cs", "lu", "cv", "wb", "wt", "nc", "unified")
 
 
 def order_scope(m: Mods, orders: tuple[str, ...], default: int, scope: int | None = None) -> tuple[int, int]:
-    """(order, scope). orders: the allowed ones. scope: the default scope, None if a strong order must name one."""
+    """Take order and scope. Returns (order, scope).
+
+    orders: the allowed orders. scope: the default scope, or None if a strong order must come with a scope.
+    """
     if m.take_one("mmio") and "relaxed" not in m.left:
         raise m.fail("modifier .mmio needs .relaxed")
     name = m.take_one(*ORDERS)
@@ -48,7 +51,7 @@ def cache_hints(m: Mods) -> bool:
 
 
 def place(low: Lowering, m: Mods, operand: Any, space: int) -> tuple[int, int, int]:
-    """(row, offset, space) of a memory operand. .param variables of functions are in local memory."""
+    """Read a memory operand. Returns (row, offset, space). A function's .param variables are in local memory."""
     row, offset, kind = low.memory(operand)
     if kind == "local" or (space == isa.PARAM and kind != "param" and low.current and not low.current.entry):
         space = isa.LOCAL
@@ -60,7 +63,7 @@ def place(low: Lowering, m: Mods, operand: Any, space: int) -> tuple[int, int, i
 
 
 def access(low: Lowering, m: Mods, load: bool) -> None:
-    """ld and st."""
+    """Lower a load or a store."""
     apart = load and "nc" in m.left
     policy = cache_hints(m)
     order, scope = order_scope(m, ("weak", "volatile", "relaxed", "acquire" if load else "release"), isa.WEAK)
@@ -87,12 +90,12 @@ def access(low: Lowering, m: Mods, load: bool) -> None:
 
 
 def load(low: Lowering, m: Mods) -> None:
-    """ld and ldu."""
+    """Lower ld or ldu."""
     access(low, m, True)
 
 
 def store(low: Lowering, m: Mods) -> None:
-    """st."""
+    """Lower st."""
     m.take_one("async")
     access(low, m, False)
 
@@ -110,7 +113,7 @@ ATOMIC_TYPES = {
 
 
 def atomic(low: Lowering, m: Mods) -> None:
-    """atom and red."""
+    """Lower atom or red."""
     reduce = m.ins.opcode == "red"
     policy = cache_hints(m)
     orders = ("relaxed", "release") if reduce else ("relaxed", "acquire", "release", "acq_rel")
@@ -136,7 +139,7 @@ def atomic(low: Lowering, m: Mods) -> None:
 
 
 def fence(low: Lowering, m: Mods) -> None:
-    """fence and membar."""
+    """Lower fence or membar."""
     if m.ins.opcode == "membar":
         order, scope = isa.SC, m.choose(SCOPES)
     else:
@@ -146,7 +149,7 @@ def fence(low: Lowering, m: Mods) -> None:
 
 
 def copy_async(low: Lowering, m: Mods) -> None:
-    """cp.async, whose modifier `.async` has been taken already."""
+    """Lower cp.async. Its modifier `.async` has been taken already."""
     if m.take_one("commit_group"):
         m.done(0)
         low.emit(isa.CPCOMMIT)
@@ -183,5 +186,5 @@ def copy_async(low: Lowering, m: Mods) -> None:
 
 
 def policy_of(low: Lowering, m: Mods) -> None:
-    """createpolicy, whose result is 0, because caches are not modelled."""
+    """Lower createpolicy. Its result is 0, because caches are not modelled."""
     low.emit(isa.MOV, isa.B64, d=m.dest(isa.B64), a=low.constant(0))

@@ -30,7 +30,7 @@ class Mods:
         self.operands = ins.operands
 
     def take_one(self, *names: str) -> str | None:
-        """Take the first of the given modifiers that is left. Returns None if none is left."""
+        """Take the first of these modifiers that is left. Returns its name, or None if none of them is left."""
         for name in names:
             if name in self.left:
                 self.left.remove(name)
@@ -42,7 +42,10 @@ class Mods:
         return value if self.take_one(name) else 0
 
     def choose(self, table: dict[str, int], default: int | None = None) -> int:
-        """Take one of a table's modifiers. Raises PTXError if there is none and no default."""
+        """Take one of a table's modifiers. Returns its value, or the default if none is left.
+
+        Raises PTXError if none is left and there is no default.
+        """
         name = self.take_one(*table)
         if name is None:
             if default is None:
@@ -51,7 +54,7 @@ class Mods:
         return table[name]
 
     def types(self, count: int = 1) -> list[int]:
-        """The last `count` type modifiers, in their order."""
+        """Take the last `count` modifiers that are types. Returns them in their order."""
         found = [name for name in self.left if name in isa.TYPES]
         if len(found) < count:
             raise self.fail("a type is missing, or not supported")
@@ -68,7 +71,7 @@ class Mods:
             raise self.fail(f"has {len(self.operands)} operands")
 
     def fail(self, what: str) -> Exception:
-        """The error of this instruction, to be raised."""
+        """Make an error that names this instruction. The caller raises it."""
         return self.low.fail(what)
 
     def row(self, index: int, type_: int | None = None) -> int:
@@ -79,7 +82,10 @@ class Mods:
         return self.low.row(operand, isa.B64 if type_ is None else type_)
 
     def fits(self, operand: Any, type_: int) -> None:
-        """Raise PTXError if a register's size or kind is not the type's, like ptxas (the PTX ISA on operand types)."""
+        """Raise PTXError, as ptxas does, if a register has another size or kind than the type.
+
+        See the PTX ISA on operand types.
+        """
         whole = type_ & 0xF0 in (isa.U, isa.S)
         if isinstance(operand, Number) and operand.kind != "i" and whole:
             raise self.fail("a float cannot be an operand of an integer type")
@@ -95,9 +101,10 @@ class Mods:
         return self.result(self.operands[0], type_)
 
     def result(self, operand: Any, type_: int, wider: bool = False) -> int:
-        """The row of a register for a result. Raises PTXError if its size or kind is wrong, like ptxas.
+        """The row of a register for a result. Raises PTXError, as ptxas does, if its size or kind is wrong.
 
-        wider: whether the register may be wider if the type is not a float (the PTX ISA on operand sizes: ld and cvt).
+        wider: whether the register may be wider than the type, unless this is a float (as for ld and cvt, see the PTX
+        ISA on operand sizes).
         """
         kind = self.low.kind(operand)
         if kind:
@@ -109,7 +116,7 @@ class Mods:
 
 
 def other_kind(kind: str, type_: int) -> bool:
-    """Whether one of register and type is a float and the other an integer."""
+    """Whether a register's kind is float and the type integer, or the reverse."""
     return (type_ & 0xF0 in (isa.U, isa.S) and kind[0] == "f") or (type_ & 0xF0 == isa.F and kind[0] in "us")
 
 
@@ -119,7 +126,7 @@ def is_float(type_: int) -> bool:
 
 
 def groups(m: Mods) -> int:
-    """The only operand of a wait, that is how many groups of asynchronous work may still be pending."""
+    """Read the only operand of a wait: how many groups of asynchronous work may still be pending."""
     count = m.operands[0]
     if not isinstance(count, Number) or count.kind != "i" or not 0 <= count.value < 1 << 32:
         raise m.fail("the number of groups must be an immediate of 32 bits, not negative")
@@ -141,12 +148,15 @@ HALVES = (isa.F16, isa.F16X2, isa.BF16, isa.BF16X2)
 
 
 def flush(m: Mods, type_: int) -> int:
-    """.ftz, which float64 and bfloat16 do not have."""
+    """Take .ftz, which float64 and bfloat16 do not have. Returns it as a flag."""
     return m.flag("ftz", isa.FTZ) if type_ in (isa.F32, isa.F16, isa.F16X2) else 0
 
 
 def float_flags(m: Mods, type_: int, needed: bool = False) -> int:
-    """Rounding, .ftz and .sat of add, sub, mul, fma. needed: whether the rounding has no default."""
+    """Take the rounding, .ftz and .sat of add, sub, mul or fma. Returns them as flags.
+
+    needed: whether the rounding must be given.
+    """
     table = DIRECTED if type_ in WIDE_FLOATS else NEAREST
     flags = m.choose(table, None if needed else isa.RN) | flush(m, type_)
     return flags | (m.flag("sat", isa.SAT) if type_ in (isa.F32, isa.F16, isa.F16X2) else 0)

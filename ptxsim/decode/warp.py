@@ -1,4 +1,4 @@
-"""Barriers and collective instructions of a warp: shuffles, votes, reductions, matrices."""
+"""Lowers barriers, and collective instructions of a warp: shuffles, votes, reductions, matrices."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .mods import Mods, check_type
 
 
 def barrier(low: Lowering, m: Mods) -> None:
-    """bar and barrier."""
+    """Lower bar or barrier."""
     if m.take_one("warp"):
         m.take_one("sync")
         m.done(1)
@@ -51,7 +51,7 @@ def synced(m: Mods) -> None:
 
 
 def shuffle(low: Lowering, m: Mods) -> None:
-    """shfl.sync."""
+    """Lower shfl.sync."""
     synced(m)
     mode = m.choose({"up": 0, "down": 1, "bfly": 2, "idx": 3})
     check_type(m, m.types()[0], (isa.B32,))
@@ -74,7 +74,7 @@ def shuffle(low: Lowering, m: Mods) -> None:
 
 
 def vote(low: Lowering, m: Mods) -> None:
-    """vote.sync."""
+    """Lower vote.sync."""
     synced(m)
     kind = m.choose({"all": 0, "any": 1, "uni": 2, "ballot": 3})
     m.take_one("pred", "b32")
@@ -84,7 +84,7 @@ def vote(low: Lowering, m: Mods) -> None:
 
 
 def match(low: Lowering, m: Mods) -> None:
-    """match.sync."""
+    """Lower match.sync."""
     kind = m.choose({"any": 0, "all": 1})
     synced(m)
     (type_,) = m.types()
@@ -98,7 +98,7 @@ def match(low: Lowering, m: Mods) -> None:
 
 
 def reduce(low: Lowering, m: Mods) -> None:
-    """redux.sync."""
+    """Lower redux.sync."""
     synced(m)
     kind = m.choose(isa.REDUCTIONS)
     (type_,) = m.types()
@@ -113,14 +113,14 @@ def reduce(low: Lowering, m: Mods) -> None:
 
 
 def active(low: Lowering, m: Mods) -> None:
-    """activemask."""
+    """Lower activemask."""
     m.types()
     m.done(1)
     low.emit(isa.ACTIVEMASK, d=m.dest(isa.B32))
 
 
 def elect(low: Lowering, m: Mods) -> None:
-    """elect.sync."""
+    """Lower elect.sync."""
     synced(m)
     m.done(2)
     target = m.operands[0]
@@ -131,7 +131,7 @@ def elect(low: Lowering, m: Mods) -> None:
 
 
 def sleep(low: Lowering, m: Mods) -> None:
-    """nanosleep."""
+    """Lower nanosleep."""
     m.take_one("u32")
     m.done(1)
     low.emit(isa.NANOSLEEP, a=m.row(0, isa.U32))
@@ -153,7 +153,7 @@ SHAPES = {
 
 
 def multiply_matrix(low: Lowering, m: Mods) -> None:
-    """mma.sync."""
+    """Lower mma.sync."""
     synced(m)
     if m.take_one("row") is None or m.take_one("col") is None:
         raise m.fail("only .row.col is supported")
@@ -193,7 +193,7 @@ def multiply_matrix(low: Lowering, m: Mods) -> None:
 
 
 def matrix_access(low: Lowering, m: Mods) -> None:
-    """ldmatrix and stmatrix."""
+    """Lower ldmatrix or stmatrix."""
     synced(m)
     is_load = m.ins.opcode == "ldmatrix"
     m.choose({"m8n8": 0})
@@ -215,7 +215,7 @@ def matrix_access(low: Lowering, m: Mods) -> None:
 
 
 def move_matrix(low: Lowering, m: Mods) -> None:
-    """movmatrix."""
+    """Lower movmatrix."""
     synced(m)
     m.choose({"m8n8": 0})
     m.choose({"trans": 0})

@@ -1,4 +1,4 @@
-"""numba-cuda's own tests and documentation examples, run on the machine from the place where they are installed.
+"""Runs numba-cuda's own tests and documentation examples on the machine, from the place where they are installed.
 
-`python -m ptxsim.suite` runs them and writes the table. record.py defines the outcomes.
+`python -m ptxsim.suite` runs them and writes the table of outcomes. record.py defines the outcomes.
 """

@@ -27,7 +27,7 @@ if os.environ.get("PTXSIM_SUITE_CHILD"):
     import ptxsim
     ptxsim.enable()
 """  # for tests that start Python processes, so that these get a machine too
-TOGETHER = 10  # modules in one process, whose start takes some seconds
+TOGETHER = 10  # modules in one process, because the start of a process takes some seconds
 
 
 def installed() -> Path:
@@ -47,7 +47,7 @@ def modules() -> list[str]:
 
 
 def run_modules(names: list[str], output: Path, seconds: float, limit: float, select: str = "") -> str:
-    """Run modules in one process, which appends to `output`. Returns an error of the whole process, or ''."""
+    """Run modules in one process, which appends outcomes to `output`. Returns why the process failed, or ''."""
     environment = {
         **os.environ,
         "PTXSIM_SUITE_OUTPUT": str(output),
@@ -81,7 +81,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the modules and write the table. Returns 0 if at least 80 % of the tests that count agree."""
     parser = argparse.ArgumentParser(prog="python -m ptxsim.suite", description=__doc__)
     parser.add_argument("modules", nargs="*", help="such as cudapy.test_atomics; all, if none is named")
-    parser.add_argument("--out", type=Path, default=Path("results/ptxsim-suite"), help="folder of what is written")
+    parser.add_argument("--out", type=Path, default=Path("results/ptxsim-suite"), help="folder for the results")
     parser.add_argument("--seconds", type=float, default=60.0, help="CPU time of one test, at most")
     given = parser.parse_args(arguments)
     given.out.mkdir(parents=True, exist_ok=True)
@@ -94,7 +94,7 @@ def main(arguments: list[str] | None = None) -> int:
         group = names[at : at + TOGETHER]
         if run_modules(
             group, output, MODULE_SECONDS, given.seconds
-        ):  # run each module again alone, because a crash also ends the other modules of the process
+        ):  # run each module again alone, because a crash ends the whole process
             for name in group:
                 wrong = run_modules([name], output, MODULE_SECONDS, given.seconds)
                 if wrong:

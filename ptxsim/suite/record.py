@@ -1,8 +1,9 @@
 """A pytest plugin that runs each test on a new machine and records its outcome as one JSON line.
 
-outcome: agrees (passed, kernels ran), no_kernel (passed, no kernel ran), skipped (by the test itself), differs, refused
-(the machine rejected something), driver (the test needs a CUDA driver or a tool of the toolkit), time (the time limit),
-expected (numba-cuda marks it as failing). libraries: those that its kernels link besides libdevice.
+outcome: agrees (the test passed, and kernels ran), no_kernel (it passed, but no kernel ran), skipped (by the test
+itself), differs (it failed), refused (the machine rejected something), driver (the test needs a CUDA driver or a tool
+of the toolkit), time (the time limit has passed), expected (numba-cuda marks the test as failing). libraries: those
+that the test's kernels link besides libdevice.
 """
 
 from __future__ import annotations
@@ -45,11 +46,11 @@ DRIVER_FRAMES = re.compile(r"/cuda/(core|bindings|pathfinder)/|cuda[./](core|bin
 
 
 class TimeLimit(BaseException):
-    """The time limit of a test has passed. It is a BaseException, because tests catch any Exception."""
+    """The time limit of a test has passed. This is a BaseException, because tests catch every Exception."""
 
 
 class Recorder:
-    """The writer of outcomes, which also notes what the current test has done so far."""
+    """Writes outcomes, and notes what the current test has done so far."""
 
     def __init__(self) -> None:
         self.file = open(os.environ[OUTPUT], "a", encoding="utf-8", buffering=1)  # noqa: SIM115
@@ -75,7 +76,7 @@ class Recorder:
         self.began = time.perf_counter()
 
     def write(self, item: Any, outcome: str, why: str) -> None:
-        """Write the line of a test."""
+        """Write the line with a test's outcome."""
         line = {
             "module": item.module.__name__.removeprefix("numba.cuda.tests."),
             "test": item.nodeid.partition("::")[2],
@@ -154,12 +155,12 @@ def pytest_pycollect_makemodule(module_path: Any, parent: Any) -> Any:
 
 def pytest_collect_directory(path: Any, parent: Any) -> Any:
     """Collect folders without importing them as packages."""
-    return pytest.Dir.from_parent(parent, path=path)  # because a Package would be imported by its path
+    return pytest.Dir.from_parent(parent, path=path)  # not a Package, which would be imported by its path
 
 
 @pytest.fixture(scope="class")
 def initialize_from_pytest_config(request: Any) -> None:
-    """The fixture of numba-cuda's conftest that its test classes use."""
+    """Do what the fixture of this name in numba-cuda's conftest does, which its test classes need."""
     if request.cls is not None:
         request.cls._dump_failed_filechecks = False
 

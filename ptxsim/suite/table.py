@@ -13,9 +13,9 @@ OUTCOMES = (*COUNTED, "driver", "no_kernel", "skipped", "expected")
 
 
 def load(path: Path) -> list[dict[str, Any]]:
-    """The recorded lines.
+    """The recorded lines, one for each test.
 
-    A test with several lines (failures in its call and afterwards) counts once, by the first line.
+    Of a test with several lines (failures in its call and afterwards) only the first line counts.
     """
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     for line in path.read_text(encoding="utf-8").splitlines():
@@ -25,7 +25,7 @@ def load(path: Path) -> list[dict[str, Any]]:
 
 
 def counts_in(row: dict[str, Any]) -> bool:
-    """Whether a test counts for the rate, which it does if its kernels ran or failed and link only libdevice."""
+    """Whether a test counts for the rate: its kernels ran or failed, and link no library besides libdevice."""
     return row["outcome"] in COUNTED and not row["libraries"]
 
 
@@ -36,7 +36,10 @@ def rate(rows: list[dict[str, Any]]) -> tuple[int, int]:
 
 
 def table(rows: list[dict[str, Any]], broken: dict[str, str]) -> str:
-    """Markdown with counts by folder, then tests that do not agree, by reason. results.jsonl has every test."""
+    """Markdown with the counts by folder, then the tests that do not agree, by reason. results.jsonl has every test.
+
+    broken: why modules did not run to their ends.
+    """
     agreeing, counted = rate(rows)
     asking = sum(row["outcome"] == "driver" and not row["libraries"] for row in rows)
     lines = [
@@ -68,7 +71,7 @@ def table(rows: list[dict[str, Any]], broken: dict[str, str]) -> str:
 
 
 def _grouped(title: str, found: list[tuple[str, dict[str, Any]]]) -> list[str]:
-    """A line for each reason with its tests, by module."""
+    """Lines of Markdown: one for each reason, with the tests that have it, by module."""
     reasons: dict[str, dict[str, list[str]]] = {}
     for why, row in found:
         test = row["test"].rpartition("::")[2] + (" (links a file)" if row["libraries"] else "")
