@@ -20,7 +20,7 @@ import api  # noqa: E402
 import aristos  # noqa: E402
 
 project, author, version = "Aristos", "The Aristos developers", aristos.__version__
-release = version
+release, copyright = version, "the Aristos developers"
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.intersphinx", "numpydoc"]
 root_doc, exclude_patterns = "index", ["_build"]
 html_theme, html_title = "furo", f"Aristos {version}"
