@@ -34,8 +34,8 @@ def entries_of(element: ElementType) -> Any:
 class Matrix:
     """Weights packed for the micro-kernel: Matrix(w)(x) is x w, with float32 sums.
 
-    weight: [K, N] float32, bfloat16 (ml_dtypes) or float16. precision: of float32 products, as in `MoEConfig`.
-    transposed: whether x is multiplied by the transpose. Not thread-safe: use one object per thread.
+    weight: [K, N] float32, bfloat16 (ml_dtypes) or float16. precision: the precision of float32 products, as in
+    `MoEConfig`. transposed: whether x is multiplied by the transpose. Not thread-safe: use one object per thread.
     """
 
     def __init__(self, weight: np.ndarray, *, precision: str = "highest", transposed: bool = False) -> None:
@@ -164,7 +164,7 @@ def ffn(
 def _weight(
     name: str, value: Any, precision: str, weight: WeightType | None = None, dtype: str | None = None
 ) -> tuple[Any, ElementType]:
-    """(a checked matrix of any element type or of codes, the element type of an expert that has it)."""
+    """Check a matrix of any element type, or of codes. Returns (the matrix, the element type of its expert)."""
     if isinstance(value, Quantised):
         if dtype not in PACKED_ROWS:
             raise InputError(f"dtype must be the type of rows, {' or '.join(PACKED_ROWS)}, got {dtype!r}")

@@ -288,7 +288,10 @@ def choose_by_rule(row, experts, largest, k, rule, renormalize, bias, ids, weigh
 
 @jit
 def softmax_of(row, ids, weights, k):
-    """Weights by the softmax over the k alone, for a bias that excludes the best experts: other shares lose digits."""
+    """Weights by the softmax over only the k choices.
+
+    It is for a bias that excludes the best experts: shares of the softmax over all experts would then lose digits.
+    """
     best = row[ids[0]]
     for j in range(k):
         weights[j] = row[ids[j]]
