@@ -51,9 +51,9 @@ class Matrix:
         self._call = KernelCall(entries_of(self._element), self._element, PRODUCT)
 
     def __call__(self, x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-        """x: [M, K] of the weight's dtype -> [M, N]; transposed: [M, N] -> [M, K].
+        """Compute x w for x [M, K] of the weight's dtype, [M, N]; if transposed, x w^T for x [M, N], [M, K].
 
-        `out`, of the result's shape, avoids a copy if its columns are a multiple of 32.
+        An array `out` of the result's shape avoids a copy if its columns are a multiple of 32.
         """
         x, y = _rows(x, out, self.depth, self.columns, self._element)
         from_x, to_y = _addresses(x), _addresses(y)
@@ -125,7 +125,7 @@ class Packed:
         self._call = KernelCall(entries_of(element), element, EXPERT_ROWS)
 
     def __call__(self, x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-        """x: [M, H] of the weights' dtype -> [M, H]. `out` [M, H] avoids a copy if H is a multiple of 32."""
+        """Run the expert on x [M, H] of the weights' dtype. `out` [M, H] avoids a copy if H is a multiple of 32."""
         x, y = _rows(x, out, self.hidden, self.hidden, self._element)
         from_x, to_y = _addresses(x), _addresses(y)
         for first in range(0, len(x), RUN):
