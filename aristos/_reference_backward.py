@@ -117,7 +117,7 @@ def by_softmax(p: Floats, dp: Floats) -> Floats:
 
 
 def _by_shares(values: Floats, dw: Floats, renormalize: bool) -> Floats:
-    """The derivative by values, from that by the weights, which are the values, or their shares if renormalized."""
+    """The derivative by `values`, from the derivative by the weights: the values, or if renormalized their shares."""
     if not renormalize:
         return dw
     total = values.sum(axis=1, keepdims=True) + config.LEAST_SUM
@@ -149,7 +149,7 @@ def sigmoid_scores(scores: Floats, ids: Ints, renormalize: bool, dw: Floats) -> 
 
 def sqrtsoftplus_values(scores: Floats, d: Floats) -> Floats:
     roots = parts.sqrtsoftplus(scores)
-    far = scores < parts.FAR  # there the derivative is that of e^(s / 2)
+    far = scores < parts.FAR  # for these scores the derivative is that of e^(s / 2)
     return d * np.where(far, 0.5 * roots, sigmoid(scores) / np.where(far, 1.0, 2 * roots))
 
 
@@ -218,7 +218,7 @@ def backward(
     router_x : array [S, H] or None, default None
         What the router reads instead of x.
     dlogits : array [S, columns] or None, default None
-        The gradient of a further loss by the router's logits, which is added to theirs.
+        The gradient of a further loss by the router's logits, which is added to their gradient of L.
     **arrays : array
         The layer's arrays, as `reference.moe` takes them.
 

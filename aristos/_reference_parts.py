@@ -168,9 +168,9 @@ def route(
 ) -> tuple[Ints, Floats]:
     """The router's choices for the tokens of one rank, in float64.
 
-    The k experts are chosen by score, not by softmax, which may round two different scores to one probability. With a
-    bias for choosing they are chosen by weight plus bias. Of equal values the lowest id wins. Columns are the E
-    experts, then the identity experts.
+    The k experts are chosen by score, not by softmax, because a softmax may round two different scores to one
+    probability. With a bias for choosing, they are chosen by weight plus bias. Of experts with equal values, the one
+    with the lowest id wins. Columns are the E experts, then the identity experts.
 
     Parameters
     ----------
@@ -183,12 +183,12 @@ def route(
     router_bias : array [columns] or None, default None
         Added to the scores. None: zeros.
     select_bias : array [columns] or None, default None
-        A bias for choosing alone.
+        A bias that is added to the weights only to choose experts.
 
     Returns
     -------
     ids : array [S, k], int64
-        Best first. A choice beyond the capacity has the id -1.
+        The chosen experts, best first. A choice beyond the capacity has the id -1.
     weights : array [S, k], float64
         Combine weights.
 

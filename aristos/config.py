@@ -137,8 +137,8 @@ def checked_limit(activation: str, gated: bool, limit: object) -> float | None:
 class Router:
     """How the scores of a token become k expert ids and k combine weights.
 
-    The scores are s = x Wr + router_bias. A bias for choosing alone (`select_bias`) is added to the weights when
-    experts and groups are compared. Of equal values, the lowest id wins.
+    The scores are s = x Wr + router_bias. `select_bias`, a bias for choosing only, is added to the weights when experts
+    and groups are compared. Of equal values, the one with the lowest id wins.
 
     Parameters
     ----------
@@ -149,9 +149,9 @@ class Router:
         - "softmax_topk": the softmax over the k largest s (gpt-oss, Granite).
         - "sigmoid": 1 / (1 + e^-s) at the k largest (DeepSeek-V3).
         - "sqrtsoftplus": sqrt(log(1 + e^s)) at the k largest (DeepSeek-V4).
-        - "sparsemixer": each choice is the best of the experts that earlier choices left. Its weight is its share of
-          the softmax over those of them that are at most 0.02 max(abs(s_i), best) below it (Phi-3.5-MoE,
-          arXiv:2409.12136).
+        - "sparsemixer": each choice is the best of the experts that earlier choices left. Its weight is its share of a
+          softmax over these experts, without experts i that lie more than 0.02 max(abs(s_i), best) below the best
+          (Phi-3.5-MoE, arXiv:2409.12136).
     renormalize : bool, default True
         Divide the k weights by their sum plus 1e-20. It has no effect with "softmax_topk", whose weights sum to one,
         and with "sparsemixer".
@@ -160,14 +160,14 @@ class Router:
     groups : int, default 0
         How many groups of equal size the experts form, at most 63. 0: no groups.
     topk_groups : int, default 0
-        With groups, from how many of the best groups experts are chosen.
+        With groups, how many of the best groups experts are chosen from.
     group_score : str, default "max"
         The value by which groups are compared: "max", their largest weight (DeepSeek-V2), or "sum_top2", the sum of
         their two largest weights (DeepSeek-V3).
     capacity_factor : float or None, default None
-        A rank sends at most ceil(capacity_factor * S * k / E) of its S tokens to an expert. First choices count before
-        second ones, and tokens in order. `Routing.dropped` is the number of choices that were dropped; their ids are
-        -1. None: no limit.
+        A rank sends at most ceil(capacity_factor * S * k / E) of its S tokens to an expert. All first choices count
+        before all second choices; among these, tokens count in order. `Routing.dropped` is the number of choices that
+        were dropped; their ids are -1. None: no limit.
     weight_on : str, default "output"
         "output": an expert's output is multiplied by the weight. "input", for k = 1: the expert gets the token times
         the weight, and its output is not weighted (Llama 4).
@@ -255,11 +255,11 @@ class MoEConfig:
         One of "relu", "gelu", "gelu_tanh", "silu", "swiglu_oai" and "relu2". "swiglu_oai" is gpt-oss's,
         g * sigmoid(1.702 g) * (u + 1) for g = x·gate and u = x·up; it needs gated. "relu2" is max(x, 0) squared.
     gated : bool, default False
-        An expert computes act(x·gate) * (x·up) instead of act(x·up).
+        Whether an expert computes act(x·gate) * (x·up) instead of act(x·up).
     limit : float or None, default None
-        With gated, g is clamped to at most limit and u to -limit..limit before the activation.
+        With gated, g = x·gate is clamped to at most `limit`, and u = x·up to -limit..limit, before the activation.
     bias : bool, default False
-        All projections have biases.
+        Whether all projections have biases.
     dtype : str, default "float32"
         The type of rows and of the experts' arithmetic: "float32", "bfloat16" or "float16"; on GPUs also "tf32",
         float32 whose products use 10 fraction bits, on tensor cores.
@@ -272,16 +272,16 @@ class MoEConfig:
         hidden activations and weights. Errors of outputs are within 2e-5 of the largest output. Only CPUs with AMX do
         this, because only they gain by it; all others compute as with "highest".
     identity_experts : int, default 0
-        How many identity experts there are. Ids from `experts` up name them, and they return the token itself
-        (LongCat); the router has a column for each of them.
+        How many identity experts there are. They return the token itself (LongCat). Their ids begin with `experts`, and
+        the router has a column for each of them.
     shared_ffn : int, default 0
-        The width of the shared expert, which every rank has and every token passes; 0: none. Several shared experts
-        count as one of their summed width. Activation, gate, limit and biases are as for the experts. Its output is
-        added to the outputs of the chosen experts.
+        The width of the shared expert, which every rank has and every token passes; 0: there is none. Several shared
+        experts count as one expert with their summed width. Activation, gate, limit and biases are those of the other
+        experts. Its output is added to the outputs of the chosen experts.
     shared_sigmoid : bool, default False
-        The shared expert's output is multiplied by sigmoid(x·w) for a vector w (Qwen2-MoE).
+        Whether the shared expert's output is multiplied by sigmoid(x·w) for a vector w (Qwen2-MoE).
     limit_after : bool, default False
-        With limit, act(g) is clamped instead of g (Step-3.7).
+        With limit, whether act(g) is clamped instead of g (Step-3.7).
     weight_dtype : str, WeightType or None, default None
         The type in which experts' matrices stay packed: "fp8", "int8", "int4", "mxfp4", or a type that `aristos.packed`
         makes. Packed weights need CPUs and rows of float32 or bfloat16, and cannot be trained. None: matrices have the

@@ -1,12 +1,13 @@
 """Losses on a call's routing: they keep experts evenly loaded and router scores small.
 
-Each function takes the `Routing` of a call with `return_routing=True` and returns (loss, dlogits): the loss over all
-ranks of `comm`, the same float on each, and its gradient by this rank's logits, float32 of their shape. Loads are
-counts and have no gradient. With comm, calls are collective; None is this process alone. E: columns of the logits; T:
-tokens of all ranks; p: the softmax of the logits. Terms of sums over tokens are rounded to fixed point, with 52 bits of
-the largest term, and then added exactly. So loss and gradient have the same bits however the tokens are shared among
-ranks, except for `gshard`, whose groups are the ranks. The functions are plain NumPy and know no layer: to use a loss,
-add it and its gradient yourself. `bias_step` balances loads without a loss.
+Each function takes the `Routing` of a call with `return_routing=True` and returns (loss, dlogits). loss: the loss over
+all ranks of `comm`, the same float on each rank. dlogits: its gradient by this rank's logits, float32 of their shape.
+Loads are counts and have no gradient. With comm, calls are collective; comm=None means this process alone. E is the
+number of columns of the logits, T the number of tokens of all ranks, and p the softmax of the logits. Terms of sums
+over tokens are rounded to fixed point, with 52 bits of the largest term, and then added exactly. So loss and gradient
+have the same bits however the tokens are shared among ranks, except for `gshard`, whose groups are the ranks. The
+functions are plain NumPy and know no layer: to use a loss, add it and its gradient yourself. `bias_step` balances loads
+without a loss.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ Result = tuple[float, np.ndarray]
 def switch(routing: Routing, coefficient: float, comm: Any = None) -> Result:
     """The load-balancing loss of Switch Transformers: coefficient * E * sum over e of f_e P_e.
 
-    f_e: the share of all choices that name expert e, those beyond the capacity included; P_e: the mean of p_e over all
-    tokens. Even loads give `coefficient`, for any k.
+    f_e is the share of all choices that name expert e, choices beyond the capacity included. P_e is the mean of p_e
+    over all tokens. With even loads the loss is `coefficient`, for any k.
 
     Parameters
     ----------
@@ -86,7 +87,8 @@ def switch(routing: Routing, coefficient: float, comm: Any = None) -> Result:
 def gshard(routing: Routing, coefficient: float, comm: Any = None) -> Result:
     """The load-balancing loss of GShard: coefficient / E * sum over e of (c_e / S) m_e, a mean over ranks with tokens.
 
-    c_e: how many of a rank's S tokens have e as first choice; m_e: their mean of p_e. A rank's tokens are a group.
+    c_e says how many of a rank's S tokens have e as first choice, and m_e is the mean of p_e over the rank's tokens.
+    Each rank's tokens are a group.
 
     Parameters
     ----------
@@ -149,8 +151,8 @@ def sequence(
     score : str, default "sigmoid"
         The router's score, one of those that allow groups: "softmax", "sigmoid" or "sqrtsoftplus".
     lengths : sequence of int, or None, default None
-        Of logits [S, E], the lengths of the sequences, one after the other, of sum S. None: a sequence is logits[i] of
-        logits [B, T, E], or all of [S, E].
+        For logits [S, E], the lengths of the sequences, which follow one another; their sum is S. None: each logits[i]
+        of logits [B, T, E] is a sequence, or all logits [S, E] are one.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""Published MoE models: sizes, router, experts and source of each, and whether Aristos has all of it.
+"""Published MoE models: sizes, router, experts and source of each, and whether Aristos has all that it needs.
 
 A source is the page of a config.json, a script, or "transformers", which means the defaults of that directory in
 transformers 5.24.0. "unchecked" in a source means that a size was not read there. 0 layers: not known.
@@ -28,9 +28,9 @@ class Model:
     top_k : int
         k of an MoE layer.
     moe_layers : int
-        MoE layers; 0: not known.
+        The number of MoE layers; 0: not known.
     layers : int
-        Layers; 0: not known.
+        The number of all layers; 0: not known.
     gated : bool
         See `MoEConfig`.
     source : str
@@ -46,7 +46,7 @@ class Model:
     options : mapping, default {}
         Further options of `MoEConfig`.
     lacking : str, default ""
-        What Aristos does not have; empty if it has everything.
+        What Aristos lacks for the model; empty if it lacks nothing.
     outside : bool, default False
         Whether the layer nevertheless runs if the caller brings ids and weights.
     """

@@ -50,7 +50,7 @@ class Placement:
     Raises
     ------
     InputError
-        Not an entry for each expert, a rank outside 0..W-1, or a rank twice in one entry.
+        There is not one entry for each expert, a rank is outside 0..W-1, or an entry names a rank twice.
 
     Examples
     --------
@@ -126,7 +126,7 @@ class Placement:
         return copies
 
     def slots_for(self, source: int) -> np.ndarray:
-        """The slot of each expert's copy that a rank sends its tokens to.
+        """For each expert, the slot of the copy to which a rank sends its tokens.
 
         Parameters
         ----------

@@ -34,7 +34,7 @@ class Quantised:
     Raises
     ------
     InputError
-        A wrong shape or type, codes out of range, or scales that are zero, infinite or NaN.
+        A shape or type is wrong, codes are out of range, or scales are zero, infinite or NaN.
     """
 
     type: WeightType
@@ -160,7 +160,7 @@ def quantise(weight: np.ndarray, kind: WeightType) -> Quantised:
     Raises
     ------
     InputError
-        No matrix, groups that do not divide K, or values that are not finite.
+        `weight` is no matrix, groups do not divide K, or values are not finite.
 
     Examples
     --------

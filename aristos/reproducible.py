@@ -2,11 +2,11 @@
 
 A batch is cut into *pieces*, which are the same on any number of ranks. Each rank has whole pieces, and the ranks'
 pieces follow one another in rank order. One binary tree adds all pieces: first piece 2i and piece 2i + 1, then these
-pairs two by two, and so on. A sum without a partner waits; such sums are added last, from the right. A rank adds what
-it can alone. If it has 2^n pieces, and the number of its first piece is a multiple of 2^n, it has one array left to
-send.
+pairs two by two, and so on. Sums without a partner are added last, from the right. Each rank first adds all pairs whose
+parts it has itself. If it has 2^n pieces, and the number of its first piece is a multiple of 2^n, only one array is
+left to send.
 
-If each rank simply summed its pieces first, other numbers of ranks would round the result differently.
+If each rank simply summed its own pieces, the rounding would depend on the number of ranks.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def _total(nodes: Sequence[Node]) -> np.ndarray:
 
 
 def reproducible_sum(comm: Any, pieces: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
-    """The sum over the pieces of all ranks. Any number of ranks that share the same pieces gets equal bits. Collective.
+    """The sum over the pieces of all ranks, whose bits are the same however many ranks share the pieces. Collective.
 
     Each rank sends and receives about twice the bytes of the sum.
 

@@ -40,7 +40,7 @@ class Optimizer:
     weight_decay : float
         Each step multiplies matrices by 1 - lr * weight_decay; vectors (biases) stay. At least 0 and below 2**127.
     clip : float or None
-        The largest global norm of the gradients. If it is exceeded, a step scales all gradients, those of `dense`
+        The largest global norm of the gradients. If the norm is larger, a step scales all gradients, those of `dense`
         included, so that their norm is `clip`. None: no limit.
     dense : dict of str to array, or None
         A model's arrays outside the MoE layers, by name: writable float32, of any shape, equal on all ranks. `step`
@@ -120,7 +120,7 @@ class Optimizer:
         Raises
         ------
         InputError
-            An option that is not finite, or has the wrong sign.
+            An option is not finite, or has the wrong sign.
         """
         _number("lr", self.lr)
         _number("weight_decay", self.weight_decay)
@@ -317,9 +317,9 @@ class Adam(Optimizer):
     lr : float, default 1e-3
         Learning rate.
     betas : (float, float), default (0.9, 0.999)
-        b1 and b2, each at least 0 and below 1: how much the means of gradients and of their squares keep in a step.
+        b1 and b2, each at least 0 and below 1: the factors by which a step keeps m and v.
     eps : float, default 1e-8
-        Added to the square root. At least 2**-126.
+        A number of at least 2**-126 that is added to the square root.
     weight_decay : float, default 0.0
         Each step multiplies matrices by 1 - lr * weight_decay; vectors (biases) stay.
     clip : float or None, default None

@@ -117,9 +117,8 @@ class WeightType:
 class Format(NamedTuple):
     """A format of codes. groups, scales: group sizes and types of scales that kernels have, the default first.
 
-    columns: how
-    many share a scale of a group. zeros: whether it may have zero points. floats: the type of codes that are floats;
-    None for integers.
+    columns: how many columns share a scale of a group. zeros: whether weights may have zero points. floats: the type of
+    codes that are floats; None for integers.
     """
 
     bits: int

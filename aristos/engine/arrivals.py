@@ -1,6 +1,6 @@
 """Functions that read what peers write: announcements, tile records, return records, poison.
 
-Functions that change tables run under the rank's lock. They change only this rank's tables; `returns.py` sends credit
+Functions that change tables run under the rank's lock, and change only this rank's tables. `returns.py` sends credit
 and return records to peers.
 """
 
@@ -17,7 +17,7 @@ from .store import computes
 
 @jit
 def read_announcement(job, st, source):
-    """Read `source`'s announcement of this epoch; False if it is not there yet, or does not fit."""
+    """Read `source`'s announcement of this epoch; False if it has not come yet, or has values that no rank writes."""
     epoch = job[words.EPOCH]
     announced = mem.arrived(word_from(job, st, source, words.ANNOUNCED))
     if announced < epoch or not bounds.within(st, source, bounds.ANNOUNCED, announced, epoch, epoch + 1):
@@ -45,7 +45,7 @@ def read_announcement(job, st, source):
     st[words.peer_status(job, source)] = status
     st[words.version_of(job, source)] = mem.load(words.announced_version(a))
     st[words.exchanges(job, source)] = mem.load(words.announced_mode(a)) == codes.MODE_DISPATCH
-    # a rank without loaded weights computes nothing, nor does one that refused its tape, because it has no store
+    # a rank without loaded weights computes nothing; a rank that refused its tape neither, because it has no store
     able = job[words.LOADED] != 0 or not computes(job)
     able = same and placed and able and store.admit(job, st, source, rows)
     st[words.verdict(job, source)] = codes.SERVE if able else codes.SKIP
@@ -81,9 +81,9 @@ def read_announcement(job, st, source):
 
 @jit
 def admit_staying(job, st, owner):
-    """Admit the rows that stay here for experts of `owner`. It has announced this epoch, so it loads no weights now.
+    """Let the rows that stay here for experts of `owner` run. `owner` has announced this epoch, so it loads no weights.
 
-    The rows run even if `owner` makes another call or refuses its input, although the call has no result then.
+    The rows run even if `owner` makes another call or refuses its input, although this call then has no result.
     """
     me = job[words.RANK]
     for expert in range(job[words.HELD], job[words.COMPUTED]):
@@ -94,9 +94,9 @@ def admit_staying(job, st, owner):
 
 @jit
 def read_record(job, st, source):
-    """Read the next tile record of `source`; False if it does not fit.
+    """Read the next tile record of `source`; False if it has values that no rank writes.
 
-    Its rows become pending. If the source is skipped, they go back uncomputed.
+    The tile's rows become pending. If the source is skipped, they go back uncomputed.
     """
     tile = st[words.read_tiles(job, source)]
     a = record_from(job, st, source, tile)
@@ -132,12 +132,12 @@ def read_record(job, st, source):
 
 @jit
 def read_returns(job, st, worker, owner):
-    """Read the return records of `owner`, as many as the worker's command has space for; True if any."""
+    """Read as many return records of `owner` as the worker's command has space for; True if there was any."""
     c = words.command(job, worker)
     seen = st[words.seen_tiles(job, owner)]
     tail = mem.arrived(word_from(job, st, owner, words.RETURN_TAIL))
     due = returns_due(job, st, owner)
-    # an owner may already be in the second phase of an exchange; this rank reads that record in its own second phase
+    # an owner may already be in an exchange's second phase; this rank reads the record of it in its own second phase
     if not bounds.within(st, owner, bounds.RETURN_TAIL, tail, seen, seen + due + 1):
         return False
     tail = min(tail, seen + min(due, words.BACK_MOST - st[words.command_backs(c)]))
@@ -148,7 +148,7 @@ def read_returns(job, st, worker, owner):
         if not bounds.returned(job, st, owner, rows, packed, status, kept):
             return False
         note_back(st, c, packed, rows)
-        if rows != 0:  # 0: the record of an exchange's tile, perhaps of one that ended before this call
+        if rows != 0:  # 0: the record of a tile of an exchange, perhaps of an exchange that ended before this call
             tape.note(job, owner, kept)
         if status != codes.OK:
             st[words.peer_status(job, owner)] = status
@@ -194,9 +194,9 @@ def read_poison(job, st, peer):
 
 @jit
 def awaited(job, st):
-    """The peer that this rank waits for: first a source that owes its announcement or rows, then an owner.
+    """The peer for which this rank waits: first a source that owes its announcement or rows, then an owner.
 
-    Else itself.
+    If no peer owes anything, it is this rank itself.
     """
     me, world = job[words.RANK], job[words.WORLD]
     for i in range(1, world):
@@ -213,9 +213,9 @@ def awaited(job, st):
 
 @jit
 def standing(job, st):
-    """Wait status for the host's thread: (awaited peer, this rank's progress, what the peer owes).
+    """For whom this rank waits: (awaited peer, this rank's progress, what the peer owes). For the host's thread.
 
-    The last is (verdict, rows_left, read_tiles, seen_tiles, sent_tiles) of the peer.
+    What the peer owes is (verdict, rows_left, read_tiles, seen_tiles, sent_tiles).
     """
     acquire(job, OUTSIDE)
     peer = job[words.RANK]

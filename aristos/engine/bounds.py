@@ -1,11 +1,12 @@
 """Checks of what peers write, before a step uses it as an index, an address or a number of rows.
 
 A value that no rank writes means that shared memory was damaged: by a stray write of the program, by another program,
-or by hardware. The rank that reads it fails and names the word, instead of reading or writing outside of its tables. A
-wrong value within the bounds cannot be distinguished from a right one.
+or by hardware. The rank that reads such a value fails and names the word, instead of reading or writing outside of its
+tables. A wrong value within the bounds cannot be distinguished from a right one.
 
 The bounds follow from the protocol. A rank is at most one call ahead of another. A sender never has more rows or tiles
-under way than the ring has rows. So its counts exceed what this rank has given back by at most a ring.
+under way than the ring has rows. So the sender's counts exceed the counts of what this rank has given back by at most
+the size of the ring.
 """
 
 from kernel_cache.compile import inlined, jit
@@ -72,9 +73,9 @@ KEPT_MOST = taped.X | taped.HIDDEN
 
 @jit
 def within(st, peer, word, value, least, most):
-    """Whether `value`, which `peer` wrote as `word`, lies in least..most. If not, this rank fails.
+    """Whether `value`, which `peer` wrote as `word`, lies in least..most. If it does not, this rank fails.
 
-    Several workers may fail at once, outside the lock. Then the words BAD_... may hold values of different workers.
+    Several workers may fail at once, outside the lock. Then the words BAD_... may hold values from different workers.
     """
     if least <= value <= most:
         return True
@@ -90,7 +91,7 @@ def within(st, peer, word, value, least, most):
 
 @jit
 def announcement(job, st, source, rows, status, first, tokens, once):
-    """Whether an announcement of `source` may have these values."""
+    """Whether these values are possible in an announcement of `source`."""
     most = job[words.MAX_ROWS]
     return (
         within(st, source, ANNOUNCED_STATUS, status, 0, STATUS_MOST)
@@ -103,14 +104,14 @@ def announcement(job, st, source, rows, status, first, tokens, once):
 
 @jit
 def tail(job, st, source, tiles):
-    """Whether `source` can have sent `tiles` tiles. Each takes at least one row of the ring until that row is freed."""
+    """Whether `source` can have sent `tiles` tiles. A tile takes at least one row of the ring until it is freed."""
     most = st[words.free_tiles(job, source)] + job[words.RING_ROWS]
     return within(st, source, TAIL, tiles, st[words.read_tiles(job, source)], most)
 
 
 @jit
 def record(job, st, source, expert, rows, packed, bundle):
-    """Whether the next tile record of `source` may have these values: its rows are announced, the ring has space."""
+    """Whether these values are possible in the next tile record of `source`: rows announced, space in the ring."""
     ring, announced = job[words.RING_ROWS], st[words.rows_from(job, source)]
     space = ring - st[words.read_rows(job, source)] + st[words.freed_rows(job, source)]
     first = st[words.first_packed(job, source)]
@@ -136,7 +137,7 @@ def credit(job, st, owner, rows):
 
 @jit
 def returned(job, st, owner, rows, packed, status, kept):
-    """Whether a return record of `owner` may have these values: it names rows that `owner` has from this rank."""
+    """Whether these values are possible in a return record of `owner`: it has got the named rows from this rank."""
     first, end = job[words.slot_start(job, owner)], job[words.slot_start(job, owner + 1)]
     low, high = st[words.offset(job, first)], st[words.offset(job, end)]
     return (
@@ -150,7 +151,7 @@ def returned(job, st, owner, rows, packed, status, kept):
 
 @inlined
 def poison_limits(world):
-    """(least cause, most cause, last rank) that a poison word may name in a group of `world` ranks."""
+    """(least cause, greatest cause, last rank) that a poison word may name in a group of `world` ranks."""
     return codes.CAUSE_TIMEOUT, codes.CAUSE_OUT_OF_BOUNDS, world - 1
 
 

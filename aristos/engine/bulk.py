@@ -1,7 +1,7 @@
 """The compiled parts of the bulk-synchronous schedule: route, pack, copy, run the experts, combine.
 
-Kernels and packed order are those of the fused schedule, so the bits are equal. There are no windows, records or
-credit.
+Kernels and packed order are those of the fused schedule, so both schedules give the same bits. There are no windows,
+records or credit.
 """
 
 from kernel_cache.compile import jit
@@ -41,7 +41,7 @@ def pack(job, st):
 
 @jit
 def copy_out(job, st, rows, target):
-    """Copy rows in packed order to `target`, each RETURN_STRIDE bytes after the one before."""
+    """Copy rows in packed order to `target`, where rows lie RETURN_STRIDE bytes apart."""
     start = mem.clock()
     shared, end = rows, rows  # packed rows of the shared expert; its tokens are never multiplied by weights
     if job[words.SHARED] != 0:
@@ -60,9 +60,9 @@ def copy_out(job, st, rows, target):
 def run_experts(job, st, worker, order, ends, received, results, next_row):
     """Claim runs of rows, expert by expert, until none is left.
 
-    order: [rows] int64, received rows sorted by expert. ends: [held] where each expert's rows end in `order`. received,
-    results: addresses of received rows and of their outputs, in the order of arrival. next_row: [1] int64, the first
-    entry of `order` that is not claimed.
+    order: [rows] int64, the numbers of received rows, sorted by expert. ends: [held], where each expert's rows end in
+    `order`. received, results: addresses of received rows and of their outputs, in the order of arrival. next_row: [1]
+    int64, the first entry of `order` that is not claimed.
     """
     c = words.command(job, worker)
     while True:

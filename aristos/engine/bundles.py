@@ -3,11 +3,11 @@
 Tokens always cross once to a remote owner. To a local owner they do so only if the source has announced it for this
 call (`packing.crosses_once`).
 
-A bundle covers those of the tokens t0..t1 that have a (token, choice) pair for the owner. It holds three things: a row
-of each such token, once; an index entry for each pair, in the order of experts, then tokens, with the place of the
-pair's row; a record for each tile. A bundle takes as many ring rows as it has pairs; the rows that cross fill the first
-of these. So one credit, counted in pairs, bounds the ring, the index and a remote owner's staged outputs. Steps write
-the bundle into a local owner's ring, or into the outbox, from which `outbox.py` puts it.
+A bundle covers all tokens in t0..t1 that have a (token, choice) pair for the owner. It holds three things: one row for
+each of these tokens; an index entry for each pair, which has the place of the pair's row; a record for each tile.
+Entries are ordered by expert, then by token. A bundle takes as many ring rows as it has pairs; the rows that cross fill
+the first of these. So one credit, counted in pairs, bounds the ring, the index and a remote owner's staged outputs.
+Steps write the bundle into a local owner's ring, or into the outbox, from which `outbox.py` puts it.
 """
 
 from kernel_cache.compile import jit
@@ -53,8 +53,8 @@ def next_token(job, st, owner):
 
 @jit
 def end_token(job, st, owner, first, most):
-    """The end of a bundle that begins at token `first`: it takes at least one token, and at most `most` pairs."""
-    low, high = first + 1, job[words.TOKENS]  # the pairs before token `low` fit, or the bundle has one token
+    """The end of a bundle that begins at token `first`: at most `most` pairs, but at least one token."""
+    low, high = first + 1, job[words.TOKENS]  # the pairs before token `low` fit, or the bundle has only one token
     while low < high:
         middle = (low + high + 1) // 2
         if pairs_before(job, st, owner, middle) <= most:
@@ -97,7 +97,7 @@ def claim(job, st, worker, owner, under_way):
 
 @jit
 def write_records(job, st, owner, rows):
-    """Write a record for every tile of the bundle; returns how many. The last record says that `rows` rows crossed."""
+    """Write a record for every tile of the bundle; returns how many. The last one says that `rows` rows crossed."""
     tile = st[words.sent_tiles(job, owner)]
     most = min(job[words.TILE], job[words.RING_ROWS])
     start = job[words.slot_start(job, owner)]

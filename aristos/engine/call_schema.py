@@ -1,8 +1,8 @@
 """Every call of a compiled kernel: its arguments by name, with meaning, unit and type.
 
-`python -m aristos.engine.generate` writes both sides from this file: the records that steps fill
-(`primitives/arithmetic.py`) and those of their words that a job gives (`call_records.py`), how words cross to the
-kernels (`kernels/cpu/call_blocks.py`), and the job of the router kernels on GPUs (`kernels/cuda/router_job.py`).
+`python -m aristos.engine.generate` writes both sides of the calls from this file: the records that steps fill
+(`primitives/arithmetic.py`), functions that take some of their words from a job (`call_records.py`), how words cross to
+the kernels (`kernels/cpu/call_blocks.py`), and the job of the router kernels on GPUs (`kernels/cuda/router_job.py`).
 Nothing is compiled here.
 """
 
@@ -14,18 +14,19 @@ from .schema import JOB_SCALARS
 
 WORD = "word"  # int64
 BITS = "float32"  # the bits of a float32 in a word; the kernel reads the float32
-SCRATCH = "scratch"  # address of BLOCK_BYTES for the words of the call, then of the kernel's own memory
+SCRATCH = "scratch"  # address of BLOCK_BYTES for the words of the call; the kernel's own memory follows them
 EXPERT = "expert"  # an address for each of WEIGHTS
-TRANSPOSED = "transposed"  # an address for each of TRANSPOSED_WEIGHTS; only in calls that cross in no block
-GRADIENTS = "gradients"  # a tuple of addresses in the order of WEIGHTS; only in calls that cross in no block
+TRANSPOSED = "transposed"  # an address for each of TRANSPOSED_WEIGHTS; only in calls that use no block
+GRADIENTS = "gradients"  # a tuple of addresses in the order of WEIGHTS; only in calls that use no block
 
 
 @dataclass(frozen=True)
 class Argument:
     """An argument of a call. dtype: one of the constants above.
 
-    word: the word of the job that a step passes on; "": the step computes the argument. last: the call's lines do not
-    place the argument, so it comes last, and a caller without a job may leave it out: then it is 0.
+    word: the word of the job that a step passes on; "": the step computes the argument. last: whether the argument
+    comes last, because the call's lines do not place it. A caller without a job may leave such an argument out: then it
+    is 0.
     """
 
     name: str
@@ -40,8 +41,8 @@ class Argument:
 class Call:
     """A call of a kernel. result: what it returns, "" if it returns nothing.
 
-    step: whether steps call it by name. kernel: whether it has its own kernel; if not, a lowering calls another one. A
-    call with neither gets its record directly, and crosses in no block.
+    step: whether steps call it by name. kernel: whether it has its own kernel; if not, a lowering calls another kernel.
+    A call with neither gets its record directly and uses no block.
     """
 
     name: str
@@ -60,7 +61,7 @@ class Call:
 def _arguments(rows: str) -> tuple[Argument, ...]:
     """Arguments, one on each line: name | unit | meaning | dtype. dtype is left out if it is `word`.
 
-    A line with a name alone places an argument that schema.py declares, as a word of the job with `calls`.
+    A line that has only a name says where an argument goes that schema.py declares, as a word of the job with `calls`.
     """
     found = []
     for row in rows.strip().splitlines():
@@ -71,9 +72,9 @@ def _arguments(rows: str) -> tuple[Argument, ...]:
 
 
 def _with_words(call: Call) -> Call:
-    """The call with the arguments that schema.py declares.
+    """The call, completed by the arguments that schema.py declares.
 
-    Raises ValueError for a name alone that it does not declare.
+    Raises ValueError for a line with only a name that schema.py does not declare.
     """
     given = {}
     for word in JOB_SCALARS:
@@ -91,9 +92,10 @@ def _with_words(call: Call) -> Call:
 
 # ---- the arrays of an expert's weights, each packed as the kernels read it
 #
-# They do not depend on the weight type (weight_types.py): codes, scales and zero points of a projection are one stream,
-# so each type has these addresses. An array of its own would be a line here, and its words in the part `weights` and in
-# the record `foreign` of schema.py, which `column_runs.weights_of` reads and layer/weights.py fills by the same names.
+# The arrays do not depend on the weight type (weight_types.py): codes, scales and zero points of a projection are one
+# stream, so each type has these addresses. A further array would need a line here, and words in the part `weights` and
+# in the record `foreign` of schema.py. `column_runs.weights_of` reads these words, and layer/weights.py fills them by
+# the same names.
 
 WEIGHTS = _arguments("""
     up | address | up projection
@@ -269,7 +271,7 @@ ROUTER_JOB = _arguments("""
     unbegun | address | of a word that is not 0 if the engine has failed, so that no call began. 0: no such word
     scratch | address | of `scratch_bytes` bytes
 """)
-ROUTER_CALL = (  # its words that the kernel `begin` fills for each call; the host fills the others
+ROUTER_CALL = (  # the words of this job that the kernel `begin` fills for each call; the host fills the others
     "x",
     "x_stride",
     "tokens",
@@ -284,10 +286,10 @@ ROUTER_CALL = (  # its words that the kernel `begin` fills for each call; the ho
 
 
 def words_of(call: Call) -> int:
-    """Words of the call's arguments as they cross."""
+    """How many words the call's arguments take in a block."""
     return sum(len(WEIGHTS) if each.dtype == EXPERT else 1 for each in call.arguments)
 
 
 HEAD_WORDS = 2  # words before a block's arguments: result, error
 CROSSING = [call for call in CALLS if call.step or call.kernel]
-BLOCK_WORDS = -(-(HEAD_WORDS + 1 + max(map(words_of, CROSSING))) // 8) * 8  # whole lines, with a word to spare
+BLOCK_WORDS = -(-(HEAD_WORDS + 1 + max(map(words_of, CROSSING))) // 8) * 8  # whole lines, with a spare word

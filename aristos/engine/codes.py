@@ -3,18 +3,18 @@
 # phases of a call
 PHASE_ROUTE, PHASE_PACKING, PHASE_RUN, PHASE_DONE = range(4)
 
-# kinds of commands. IDLE: nothing to do now. SETTLE: only own rows to count. SIZED: an exchange's rows are known.
-# LIST and SHARE belong to column-split runs. POST is not a command: the timeline uses it for time at the wire
+# kinds of commands. IDLE: there is nothing to do now. SETTLE: there are only own rows to count. SIZED: an exchange's
+# rows are known. LIST and SHARE belong to column-split runs. POST is no command: it marks time at the wire in timelines
 IDLE, ROUTE, PACK, DISPATCH, EXPERT, COMBINE, FINISH, FAIL, SIZED, SHARE, BUNDLE, POST, SETTLE, LIST = range(14)
 
 # phases of a column-split run: hidden activations, outputs
 RUN_UP, RUN_DOWN = range(2)
 
-# what a source's announcement led to. UNANNOUNCED: none was read yet. SERVE: its rows are computed. SKIP: its rows are
+# verdicts on a source. UNANNOUNCED: its announcement was not read yet. SERVE: its rows are computed. SKIP: its rows are
 # not computed, and go back as empty returns
 UNANNOUNCED, SERVE, SKIP = range(3)
 
-# modes, announced with each call: a layer's call, an exchange's (by phase), or a layer's backward call
+# modes, announced with each call: a layer's call, a phase of an exchange, or a layer's backward call
 MODE_LAYER, MODE_DISPATCH, MODE_COMBINE, MODE_BACKWARD = range(4)
 
 # statuses that a rank announces. REFUSED: it refuses its input. MISMATCH: it made another call than the reader.
@@ -28,4 +28,4 @@ CAUSE_TIMEOUT, CAUSE_INTERRUPT, CAUSE_ERROR, CAUSE_OUT_OF_BOUNDS = range(1, 5)
 # results of the compiled loop
 RAN, PAUSED, POISONED, ALL_ANNOUNCED = range(4)
 
-UNSTAGED = -(1 << 63)  # in a return record: its rows are not staged. Small negative numbers can name pairs
+UNSTAGED = -(1 << 63)  # in a return record: its rows are not staged. Numbers of pairs may be small negative numbers

@@ -3,11 +3,11 @@
 A run has a *number*. It says which command (after those of the workers) and which memory for hidden activations the run
 uses. A worker claims the run under the rank's lock, lists its rows and opens it. Then workers take the `UP_SHARES`
 shares of the hidden activations and, when all of these are done, the `DOWN_SHARES` shares of the outputs. They take and
-count shares without the lock: `next`, `limit` and `done` of a number count them as long as the engine lives. A worker
-takes a share by advancing `next` with compare_exchange while it is below `limit`. Counts are never used twice, so no
-share of one run can be taken for a share of another. `base` is the run's first share: it is written before `limit`, and
-kept until all shares are done. No sum is split between workers, so the bits do not depend on which worker takes which
-share.
+count shares without the lock: `next`, `limit` and `done` of a number count the shares of all its runs as long as the
+engine lives. A worker takes a share by advancing `next` with compare_exchange while it is below `limit`. Counts are
+never used twice, so no share of one run can be mistaken for a share of another. `base` is the number of the run's first
+share. It is written before `limit`, and kept until all shares are done. No sum is split between workers, so the bits do
+not depend on which worker takes which share.
 """
 
 from kernel_cache.compile import jit
@@ -17,9 +17,9 @@ from ..primitives import memory as mem
 from . import call_records, codes, tape, words
 from .layout import state_word
 
-COLUMNS = 96  # a share's columns on CPUs: a multiple of every panel width, and a divisor of a chunk of F
-MOST_ROWS = 24  # most rows of a column-split run on CPUs
-SHARES_PER_TRY = 8  # about how many shares a rank's workers take between two tries of a worker at the lock
+COLUMNS = 96  # columns of a share on CPUs: a multiple of every panel width, and a divisor of a chunk of F
+MOST_ROWS = 24  # the most rows of a column-split run on CPUs
+SHARES_PER_TRY = 8  # about how many shares the workers of a rank take between two attempts to take the lock
 
 
 def shares(columns: int) -> int:
@@ -46,9 +46,9 @@ def free_number(job, st):
 
 @jit
 def wanted(job, rows, active):
-    """Whether these rows are split by columns. They are if they are few, and fewer experts than workers have rows.
+    """Whether a run of `rows` rows is split by columns: if it has few rows, and fewer experts than workers have rows.
 
-    In a call with scalars they never are: no single worker ends such a run, so none could write the scalars back.
+    In a call with scalars no run is split: no single worker ends a split run, so none could write the scalars back.
     """
     if job[words.MODE] != codes.MODE_LAYER or job[words.SCALARS] != 0:
         return False
@@ -65,7 +65,7 @@ def run_rows(job, rows):
 
 @jit
 def claim(job, st, worker, number):
-    """Reserve `number` for a run with a filled command. This worker will list its rows. (Decide, under the lock.)"""
+    """Reserve `number` for a run whose command is filled. This worker will list its rows. (Decide, under the lock.)"""
     st[words.run_taken(words.run(job, number))] = 1
     st[words.RUNS_TAKEN] += 1
     c, run = words.command(job, worker), words.run_command(job, number)
@@ -85,9 +85,9 @@ def list_hidden(job, st, number):
 
 @jit
 def open_phase(job, run, limit):
-    """Let workers take shares below `limit`."""
+    """Let workers take the shares up to `limit`."""
     mem.store_release(state_word(job, words.run_limit(run)), limit)
-    mem.fetch_add(state_word(job, words.RUNS_OPENED), 1)  # after the limit: who reads this count also reads the limit
+    mem.fetch_add(state_word(job, words.RUNS_OPENED), 1)  # after the limit, so its readers see the limit
 
 
 @jit
@@ -107,7 +107,7 @@ def take_from(job, st, worker, number):
     share = mem.load_acquire(state_word(job, words.run_next(run)))
     while share < limit:
         if mem.compare_exchange(state_word(job, words.run_next(run)), share, share + 1):
-            share -= st[words.run_base(run)]  # base belongs to this share's run, which cannot end before the share
+            share -= st[words.run_base(run)]  # still this share's run, because it cannot end before the share is done
             c, whole = words.command(job, worker), words.run_command(job, number)
             up = up_shares(job, st[words.command_expert(whole)])
             phase = codes.RUN_UP if share < up else codes.RUN_DOWN
@@ -124,14 +124,14 @@ def take_from(job, st, worker, number):
 
 @jit
 def share_first(job, st, worker):
-    """Whether this worker may take a share before it tries the lock. Few workers never do; many take turns."""
+    """Whether this worker may take a share before it tries the lock: never with few workers, in turns with many."""
     c = words.command(job, worker)
     return (st[words.command_shares(c)] + worker) % (1 + job[words.WORKERS] // SHARES_PER_TRY) != 0
 
 
 @jit
 def take_share(job, st, worker):
-    """Take a share of any run, if possible of this worker's last one; False if there is none. Without the lock."""
+    """Take a share of any run, if possible of this worker's last run; False if there is none. (Without the lock.)"""
     c = words.command(job, worker)
     opened = mem.load_acquire(state_word(job, words.RUNS_OPENED))
     if st[words.command_opened(c)] == opened:
@@ -232,7 +232,7 @@ def execute(job, st, worker):
 
 @jit
 def share_done(job, st, number):
-    """Count a share as done. True if it was the run's last: then the caller finishes the run and frees its number."""
+    """Count a share as done. True if it was the run's last share: the caller then finishes the run."""
     run = words.run(job, number)
     up = up_shares(job, st[words.command_expert(words.run_command(job, number))])
     base, down = st[words.run_base(run)], job[words.DOWN_SHARES]

@@ -1,4 +1,4 @@
-"""Step `combine`: adds up the rows of tokens whose rows are all back, in the order of choices, in float32.
+"""Step `combine`: for each token whose rows are all back, adds them in the order of choices, in float32.
 
 The sum is rounded once.
 """
@@ -28,9 +28,9 @@ def claim(job, st, worker):
 
 @jit
 def list_rows(job, st, worker):
-    """List the addresses of the claimed tokens' rows, k for each token; 0 for a choice not taken. By all threads.
+    """List the addresses of the claimed tokens' rows, k for each token; 0 for a choice that was not taken.
 
-    An identity expert's row is the token itself.
+    All threads of the worker do this together. An identity expert's row is the token itself.
     """
     c = words.command(job, worker)
     k, rows = job[words.TOP_K], words.row_list(c)

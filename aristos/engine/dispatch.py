@@ -1,4 +1,4 @@
-"""Step `dispatch`: put a tile of rows into its owner's ring. Credit, then rows, then the record, then the tail."""
+"""Step `dispatch`: puts a tile of rows into its owner's ring: it takes credit, writes rows, record, and then tail."""
 
 from kernel_cache.compile import jit
 
@@ -24,7 +24,7 @@ def slot_at(job, st, owner, packed):
 
 @jit
 def claim(job, st, worker):
-    """Claim the next tile that has credit, or the next bundle if tokens cross once. Owners take turns.
+    """Claim the next tile for which there is credit, or the next bundle if tokens cross once. Owners take turns.
 
     Returns the kind of command. (Decide, under the lock.)
     """
@@ -82,7 +82,7 @@ def execute(job, st, worker):
 
 @jit
 def publish(job, st, worker):
-    """Write the record, then the tail. Then a worker may visit the owner again. (Under the lock.)"""
+    """Write the record, then the tail. After that, workers may claim for this owner again. (Under the lock.)"""
     c = words.command(job, worker)
     owner, rows = st[words.command_owner(c)], st[words.command_rows(c)]
     tile = st[words.sent_tiles(job, owner)]

@@ -1,8 +1,8 @@
 """The protocol without experts: rows are copied out when they land, and go back with one record for each source.
 
-An exchange is one call in two phases. In the first, dispatch, `expert` commands copy rows instead of computing them
-(experts.py). Each tile is returned empty, which frees its slots. In the second, combine, a source's rows go back with a
-single record, because they are contiguous in its packed order.
+An exchange is one call in two phases. In the first phase, dispatch, `expert` commands copy rows instead of computing
+them (experts.py), and each tile is returned without rows, which frees its ring rows. In the second phase, combine, the
+rows of a source go back with a single record, because they are contiguous in the source's packed order.
 """
 
 from kernel_cache.compile import jit
@@ -27,7 +27,10 @@ def count(job, st, expert, source):
 
 @jit
 def set_targets(job, st, counts):
-    """Give every row its place, ordered by expert, source, packed row. Fills counts [held, W] int64. Returns rows."""
+    """Give every row its place, ordered by expert, source, packed row. Fill counts [held, W] int64.
+
+    Returns the number of rows.
+    """
     rows = 0
     for expert in range(job[words.HELD]):
         for source in range(job[words.WORLD]):
@@ -56,9 +59,9 @@ def put_back(job, st, source, packed, rows, n):
 def give_back(job, st, counts, source, out, status):
     """Put the rows that came from `source` into its return rows. out: all rows, as `set_targets` ordered them.
 
-    Rows of `out` lie ROW_BYTES apart. out is 0 if this rank refuses: then nothing is copied. Every source gets one
-    record with this rank's status, even without rows here. A call serves one source, so that Python can handle a signal
-    before the next.
+    Rows of `out` lie ROW_BYTES apart. If this rank refuses its input, `out` is 0 and nothing is copied. Every source
+    gets one record with this rank's status, even a source without rows here. This function serves only one source, so
+    that Python can handle signals in between.
     """
     packed = st[words.first_packed(job, source)]
     first = packed
@@ -87,7 +90,7 @@ def give_back(job, st, counts, source, out, status):
 
 @jit
 def expect_back(job, st):
-    """Open the second phase, in which every owner owes one more record."""
+    """Begin the second phase, in which every owner owes one more record."""
     st[words.PHASE] = codes.PHASE_RUN
     for p in range(job[words.WORLD]):
         if p != job[words.RANK]:

@@ -1,8 +1,8 @@
 """Step `expert`: landed rows of one expert, from several sources, become one run of the expert kernel.
 
-This file decides which expert runs on how many rows. Rows of peers come before own rows, because peers wait. A run of
-few rows waits a little for announced ones, if that saves a second reading of the weights. Many rows are cut into runs
-for several workers.
+This file decides which expert runs on how many rows. Rows of peers come before own rows, because peers wait for them. A
+run of few rows waits a little for rows that are announced, if that saves a second reading of the weights. Many rows are
+cut into runs for several workers.
 """
 
 from kernel_cache.compile import jit
@@ -33,7 +33,7 @@ def more_can_land(job, st, expert):
 
 @jit
 def choose(job, st):
-    """(expert to run, or -1; how many experts have rows)."""
+    """Choose the next expert. Returns (the expert, or -1; how many experts have rows)."""
     computed = job[words.COMPUTED]
     remote, own, early, active = -1, -1, -1, 0
     for i in range(computed):
@@ -59,7 +59,10 @@ def choose(job, st):
 
 @jit
 def batch_rows(job, rows, active):
-    """How many of `rows` pending rows the next run takes: runs are nearly equal. active: how many experts have rows."""
+    """How many of `rows` pending rows the next run takes, so that runs are nearly equal.
+
+    active: how many experts have rows.
+    """
     batches = (rows + job[words.RUN_ROWS] - 1) // job[words.RUN_ROWS]
     share = (job[words.WORKERS] + active - 1) // active
     batches = max(batches, min(share, (rows + 2 * GROUP - 1) // (2 * GROUP)))
@@ -69,7 +72,7 @@ def batch_rows(job, rows, active):
 
 @jit
 def output_row(job, st, source, i, rows, packed):
-    """Address of the first output of `rows` rows, in the source's return rows or in the exchange's output."""
+    """Address where the outputs of `rows` rows begin, in the source's return rows or in the exchange's output."""
     if job[words.MODE] != codes.MODE_DISPATCH:
         return return_row(job, st, source, packed)
     target = st[words.target_at(job, i)]
@@ -118,7 +121,7 @@ def take_tile(job, st, c, source, expert, most):
 
 @jit
 def add_part(job, st, c, source, where, rows, first, y):
-    """Add a part to a command, see the record `part` in schema.py."""
+    """Add a part to a command; a part is a record `part` of schema.py."""
     part = words.part(job, c, st[words.command_parts(c)])
     st[words.part_source(part)] = source
     st[words.part_where(part)] = where
@@ -151,7 +154,7 @@ def list_rows(job, st, c):
             elif once:  # first + j is the number of a pair, whose row the index names
                 place = scalars.place_of(mem.load(index_from(job, st, source, first + j)))
                 bounds.within(st, source, bounds.PLACE, place, 0, job[words.RING_ROWS] - 1)
-                x = ring_row_from(job, st, source, place)  # always a row of the ring, even if the place is damaged
+                x = ring_row_from(job, st, source, place)  # a row of the ring, even if the index entry is damaged
             else:
                 x = ring_row_from(job, st, source, first + j)
             st[have + j] = x
@@ -179,13 +182,13 @@ def gather(job, st, c, expert, target):
 
 @jit
 def claim(job, st, worker):
-    """Claim rows of one expert, or a share of a run; returns the kind of command, IDLE if none should run now.
+    """Claim rows of one expert, or a share of a run. Returns the kind of command; IDLE if nothing should run now.
 
     A new column-split run is claimed before shares, so that its rows are listed while other workers still have shares.
     (Under the lock.)
     """
     if job[words.MODE] == codes.MODE_DISPATCH and st[words.TARGETS_SET] == 0:
-        return codes.IDLE  # the places of rows are only known when every announcement is read
+        return codes.IDLE  # the places of rows are known only when every announcement has been read
     expert, active = choose(job, st)
     rows = st[words.expert_pending(job, expert)] if expert >= 0 else 0
     split = rows > 0 and column_runs.wanted(job, rows, active)
@@ -221,7 +224,7 @@ def execute(job, st, worker):
 
 @jit
 def keep(job, st, c):
-    """In a call with a tape, list where the listed rows are kept. A forward call also copies rows there."""
+    """In a call with a tape, list the places where the listed rows are kept. A forward call also copies rows there."""
     if job[words.TAPED] != 0:
         tape.list_places(job, st, c)
         if job[words.MODE] == codes.MODE_LAYER:
@@ -267,7 +270,9 @@ def compute(job, st, worker):
 
 @jit
 def finish(job, st, worker, c):
-    """Return and free complete tiles of a command whose rows are computed. `worker` notes own rows in a record `back`.
+    """Return and free those tiles that are complete now that a command's rows are computed.
+
+    `worker` notes own rows in a record `back`.
 
     (Under the lock.)
     """
@@ -286,7 +291,7 @@ def finish(job, st, worker, c):
 
 @jit
 def publish(job, st, worker):
-    """Publish the claimed rows, which are computed. (Under the lock.)"""
+    """Publish that the claimed rows are computed. (Under the lock.)"""
     finish(job, st, worker, words.command(job, worker))
 
 

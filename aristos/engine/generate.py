@@ -1,7 +1,8 @@
-"""Writes what is made from `schema.py` and `call_schema.py`: python -m aristos.engine.generate.
+"""Writes the files that follow from `schema.py` and `call_schema.py`: python -m aristos.engine.generate.
 
-`schema.py` gives the tables of docs/protocol.md. `call_schema.py` gives both sides of each call of a kernel, and the
-job of the router kernels. Both together give the arguments that come from a job. `words.py` makes the words themselves.
+The tables of docs/protocol.md follow from `schema.py`. Both sides of each call of a kernel, and the job of the router
+kernels, follow from `call_schema.py`. The arguments that come from a job follow from both files. `words.py` makes the
+words themselves.
 """
 
 from __future__ import annotations

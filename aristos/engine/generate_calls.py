@@ -203,7 +203,7 @@ def _at(call: schema.Call) -> str:
 
 
 def _table(name: str, arrays: tuple[schema.Argument, ...], first: int) -> str:
-    """The text of a function that reads words to which a backward call's `weights` points, from number `first` on."""
+    """The text of a function that reads some of the words at a backward call's `weights`, from number `first` on."""
     lines = "".join(f"        {each.name}=mem.load(weights + {WORD * (first + i)}),\n" for i, each in enumerate(arrays))
     record = name.title().replace("_", "")
     text = f'\n\n@inlined\ndef {name}_at(weights):\n    """Read the {record} of an expert of a backward call."""\n'

@@ -1,9 +1,10 @@
 """Functions that fill jobs, for the CPU and CUDA substrates, the proxy and the schedule explorer.
 
-A job is filled part by part; schema.py lists the parts. Some last from call to call: `engine` (all calls of a runtime),
-`tile` (the kernel that runs the job), `object` (a layer or an exchange), `weights`, `kind` (which calls of the object),
-`events`, `tape`, `backward`, `landing` (where rows of an exchange go). `start` and `call` are filled for each call. A
-part is filled as a whole, and once. To fill it again, call `renew` first. `check` checks a job before its call.
+A job is filled part by part; schema.py lists the parts. Some parts last from call to call: `engine` (for all calls of a
+runtime), `tile` (for the kernel that runs the job), `object` (for a layer or an exchange), `weights`, `kind` (for some
+calls of the object), `events`, `tape`, `backward`, `landing` (where rows of an exchange go). `start` and `call` are
+filled for each call. A part is filled as a whole, and once. To fill it again, call `renew` first. `check` checks a job
+before its call.
 """
 
 from __future__ import annotations
@@ -27,7 +28,11 @@ OF_CALL = sum(bit for (_, part), bit in BITS.items() if part in schema.OF_CALL)
 
 
 def size(experts: int, world: int, foreign: int = 0) -> int:
-    """How many words a job has. foreign: experts of local peers that it may compute. experts: 0 to only reach peers."""
+    """How many words a job has.
+
+    experts: how many experts there are; 0 for a job that only reaches peers. foreign: how many experts of local peers
+    the rank may compute.
+    """
     return words.JOB_WORDS + experts + world + 1 + words.FOREIGN_WORDS * foreign
 
 
@@ -35,8 +40,8 @@ def size(experts: int, world: int, foreign: int = 0) -> int:
 class Part:
     """A part of a job on a substrate.
 
-    places: the indices of its words, by keyword. indices: the same, in order. in_order: takes the words' values from
-    keywords, in the same order.
+    places: the indices of the part's words, by keyword. indices: the same indices, in order. in_order: a function that
+    takes the words' values as keywords and returns them in this order.
     """
 
     places: dict[str, int]
@@ -53,7 +58,7 @@ def bits_of(substrate: str, *parts: str) -> int:
 
 @cache
 def part_of(part: str, substrate: str) -> Part:
-    """A part of a job. No part has the offsets in a region: the region's layout writes them."""
+    """A part of a job. The offsets in a region belong to no part, because the region's layout writes them."""
     found = [w for w in (*schema.JOB_SCALARS, *schema.JOB_CHECKS) if w.part == part]
     names = [w.name for w in found if w.substrate in (schema.ALL, substrate) and not w.name.startswith("P_")]
     places = {name.lower(): getattr(words, name) for name in names}
@@ -127,10 +132,10 @@ def renew_call(job: Any) -> None:
 
 
 def check(job: Any, substrate: str, layout: int, later: Sequence[str] = ()) -> None:
-    """Raise RuntimeError unless a job is filled: all parts, for this substrate and this layout of windows and tables.
+    """Raise RuntimeError unless all parts of a job are filled, for this substrate and this layout.
 
-    later: parts that are filled elsewhere. After the check the parts of the call count as used, so the next call must
-    fill them again.
+    layout: the version of windows and tables. later: parts that will be filled elsewhere. After the check the parts of
+    the call count as used, so the next call must fill them again.
     """
     filled = _filled(job) | bits_of(substrate, *later)
     if filled != ALL_OF[substrate]:
@@ -178,10 +183,10 @@ def _of_shape(shape: EngineShape) -> dict[str, int]:
 
 
 def fill_placement(job: Any, slot_of: Any, start: Any, foreign: Sequence[tuple[int, int]] = ()) -> None:
-    """Write the tables of a job. slot_of: [experts], start: [world + 1]; see schema.JOB_TABLES.
+    """Write a job's tables of the placement. slot_of: [experts], start: [world + 1]; see schema.JOB_TABLES.
 
-    foreign: (slot, rank that holds it), for each expert of a local peer that this rank may compute, in the order of
-    slots. The object that holds the weights writes their addresses.
+    foreign: (slot, rank that holds it) for each expert of a local peer that this rank may compute, in the order of
+    slots. The object that holds the weights writes the addresses of these experts.
     """
     first = words.JOB_WORDS
     middle = first + len(slot_of)

@@ -38,7 +38,7 @@ RECORD_BYTES = WORD * words.RECORD_WORDS
 RETURN_RECORD_BYTES = WORD * words.RETURNED_WORDS
 CODED_BYTES = -(-WORD * words.CODED_WORDS * words.LINE_WORDS // LINE) * LINE
 RING_BUDGET = 64 << 20  # default bytes of all rings that a rank exposes
-LEAST_RING = 64  # least rows of a pair's ring, even beyond RING_BUDGET; smaller only if calls have fewer rows
+LEAST_RING = 64  # least rows of a ring, even beyond RING_BUDGET; a ring is smaller only if calls have fewer rows
 
 
 def lines(nbytes: int) -> int:
@@ -48,7 +48,7 @@ def lines(nbytes: int) -> int:
 
 @dataclass(frozen=True)
 class EngineShape:
-    """The sizes of an engine, each the largest that one of its users needs."""
+    """The sizes of an engine. Each is the largest size that any user of the engine needs."""
 
     world: int
     ring_rows: int
@@ -70,8 +70,8 @@ class EngineShape:
                 for n in ("ring_rows", "stride", "return_rows", "max_held", "top_k", "experts", "max_tokens", "foreign")
             ),
         )
-        nbytes = max(self.returns, other.returns)  # one user may need more rows, and the other wider ones
-        # wide rows leave fewer in RING_BUDGET, but a ring must hold all rows of a token, for a bundle
+        nbytes = max(self.returns, other.returns)  # one user may need more rows, and the other wider rows
+        # of wide rows fewer fit RING_BUDGET, but a ring must hold all rows of a token, because a bundle may
         rows = min(both.ring_rows, max(both.top_k, ring_rows(both.world, both.stride, both.ring_rows)))
         plain = nbytes == both.return_rows * both.stride  # stored as 0, so that equal shapes compare equal
         return replace(both, ring_rows=rows, return_bytes=0 if plain else nbytes)
@@ -83,7 +83,7 @@ class EngineShape:
 
     @property
     def ring_records(self) -> int:
-        """How many records a pair's ring has: one for each tile sent and not seen returned, and one for an exchange."""
+        """How many records a ring has: one for each tile sent and not seen returned, and one for an exchange."""
         return self.ring_rows + 1
 
 
@@ -130,7 +130,7 @@ class PairLayout:
 
 
 def return_stride(row_bytes: int, scalars: int) -> int:
-    """Bytes between return rows of `row_bytes` bytes. scalars: whether each has a scalar beside it."""
+    """Bytes from one return row of `row_bytes` bytes to the next. scalars: whether each row has a scalar beside it."""
     return lines(row_bytes + WORD * scalars)
 
 
@@ -166,7 +166,10 @@ def rank_bytes(s: EngineShape, nodes: Nodes, rank: int = 0) -> int:
 
 
 def ring_rows(world: int, stride: int, most: int) -> int:
-    """Default rows of a ring: as many as one source can send in a call, within RING_BUDGET bytes for all sources."""
+    """The default number of rows in a ring: as many as one source can send in a call.
+
+    All rings together have at most RING_BUDGET bytes.
+    """
     affordable = max(LEAST_RING, RING_BUDGET // (max(1, world - 1) * stride))
     return max(1, min(most, affordable))
 
@@ -174,7 +177,7 @@ def ring_rows(world: int, stride: int, most: int) -> int:
 class StateLayout:
     """Where each table of the state starts, and the length of the state, in words.
 
-    runs: most column-split runs at once.
+    runs: the most column-split runs at once.
     """
 
     def __init__(self, s: EngineShape, workers: int, batch: int, runs: int = 1) -> None:
@@ -284,7 +287,7 @@ def ring_row_to(job, st, owner, row):
 
 @jit
 def bundle_row_to(job, st, owner, row):
-    """Address of row number `row` of a bundle: in a local owner's ring, or in the outbox, from which it is put."""
+    """Address of row number `row` of a bundle: in a local owner's ring, or in the outbox, from which the row is put."""
     return st[words.out_ring(job, owner)] + job[words.STRIDE] * (row % job[words.RING_ROWS])
 
 
@@ -302,7 +305,7 @@ def return_row(job, st, source, packed):
 
 @jit
 def index_to(job, st, owner, pair):
-    """Address of the index entry of pair number `pair`, counted since the engine began, for an owner."""
+    """Address, in an owner's index, of the entry of pair number `pair`, counted since the engine began."""
     return st[words.region_to(job, owner)] + job[words.P_INDEX] + WORD * (pair % job[words.RING_ROWS])
 
 

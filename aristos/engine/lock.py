@@ -5,22 +5,22 @@ from kernel_cache.compile import jit
 from ..primitives import memory as mem
 from . import words
 
-OUTSIDE = -1  # names a holder that runs no step: the host's thread, the wire, worker 0 between steps
-NAPS = 6400  # tries after which the holder has surely lost its core to another rank, see `substrate/idle.py`
+OUTSIDE = -1  # stands for a holder that runs no step: the host's thread, the wire, worker 0 between steps
+NAPS = 6400  # after this many tries the holder has surely lost its core to another rank, see `substrate/idle.py`
 
 
 @jit
 def lock(job, holder):
     """Try to take the rank's lock; True if it was free.
 
-    holder: 1 + worker, or OUTSIDE; the message of a hang names it.
+    holder: 1 + worker, or OUTSIDE; the message about a hang names it.
     """
     return mem.compare_exchange(job[words.LOCK], 0, holder)
 
 
 @jit
 def acquire(job, holder):
-    """Take the rank's lock. The holder may have lost its core, so this does not spin for long."""
+    """Wait for the rank's lock and take it. The holder may have lost its core, so this does not spin for long."""
     tries = 0
     while not lock(job, holder):
         tries += 1

@@ -1,9 +1,9 @@
 """Traffic with remote peers: puts, then a flush, and only then the words.
 
 Steps write for a remote peer as they do for a local one, but into its outbox. The holder of the wire's lock puts all
-that has become ready as one batch, so that a fence is paid for each batch, not for each tile. A batch is opened (its
-data is put) and later closed (flush, then the words). A flush costs nothing if the batch had time to land. Right after
-the puts it waits until the peer's processor calls MPI. A word is put as {value, complement}. An arriving word is
+that has become ready as one batch, so that there is one flush for each batch, not for each tile. A batch is opened (its
+data is put) and later closed (flush, then the words). A flush costs nothing if the batch had time to land; right after
+the puts, a flush waits until the peer's processor calls MPI. A word is put as {value, complement}. An arriving word is
 accepted when the two agree, and then published to the workers by a release store. Other modules decide what is sent.
 """
 
@@ -15,25 +15,25 @@ from . import codes, words
 from .layout import RECORD_BYTES, RETURN_RECORD_BYTES, WORD, record_to, return_record_to, word_from, word_to
 from .lock import OUTSIDE, acquire, unlock
 
-SERVE_NS = 100_000  # least time between two services of the wire while workers have work
+SERVE_NS = 100_000  # the least time between two calls of `serve_wire` by workers that have work
 BATCH_NS = 1_000_000  # while there is work, returned rows wait until the last batch is this old
 BATCH_ROWS = 256  # while there is work, credit alone opens a batch only for more rows than this
 CLOSE_NS = 150_000  # a worker that has work flushes a batch after this time plus the transfer time of its bytes
 LINK_BYTES_PER_NS = 2  # assumed bandwidth of the link, for the transfer time
 HEARTBEAT_NS = 20_000_000  # interval of heartbeats to local peers, and to remote ones while this rank is idle
-BUSY_HEARTBEAT_NS = 200_000_000  # interval of heartbeats to remote peers while there is work: batches carry them too
+BUSY_HEARTBEAT_NS = 200_000_000  # interval of heartbeats to remote peers while there is work; batches carry them too
 
 
 @jit
 def all_posted(job, st):
-    """Whether everything that remote peers must get is put. The thread that puts keeps a word for each peer.
+    """Whether everything that remote peers must get has been put. The thread that puts keeps a word for each peer.
 
-    The word is the sum of tiles put, tiles returned and the epoch announced. No summand can be ahead of what this rank
-    has done, so the sums agree only if all three summands do.
+    The word is the sum of three numbers: tiles put, returns of tiles put, and the epoch of the announcement put. None
+    of them can be ahead of what this rank has done, so the sums agree only if all three numbers do.
     """
     for p in range(job[words.WORLD]):
         if st[words.remote(job, p)] != 0:
-            # sent tiles count too, because an exchange's first phase ends before their returns
+            # sent tiles count too, because an exchange's first phase ends before the tiles are returned
             owed = st[words.sent_tiles(job, p)] + st[words.returned(job, p)] + job[words.EPOCH]
             if mem.load_acquire(word_from(job, st, p, words.POSTED)) != owed:
                 return False
@@ -42,7 +42,7 @@ def all_posted(job, st):
 
 @jit
 def read_words(job, st, peer):
-    """Publish a remote peer's words that have arrived whole; True if one is new. (Holding the wire's lock.)"""
+    """Publish those words of a remote peer that have arrived whole; True if one is new. (Holding the wire's lock.)"""
     anything = False
     for word in range(words.LINE_WORDS):
         a = words.coded_word(st[words.region_from(job, peer)] + job[words.P_CODED], word)
@@ -86,7 +86,7 @@ def opens(job, st, peer, idle, now):
         if st[words.PHASE] < codes.PHASE_RUN:
             return False
         unsent = st[words.cursor(job, peer)] < st[words.offset(job, job[words.slot_start(job, peer + 1)])]
-        return idle or staged > 0 or not unsent  # the announcement waits for the first bundle, if there is one
+        return idle or staged > 0 or not unsent  # if there will be a bundle, the announcement waits for it
     if st[words.verdict(job, peer)] == codes.UNANNOUNCED:
         return False  # the peer may be in user code, where a flush waits for its progress thread
     tiles = st[words.returned(job, peer)] - st[words.put_returned(job, peer)]
@@ -109,13 +109,13 @@ def closes(job, st, peer, idle, now):
 
 @jit
 def put_ring(job, st, peer, part, first, end, places, width):
-    """Put entries first..end of one of an outbox's rings, `width` bytes each. Returns how many bytes."""
+    """Put entries first..end of a ring in the outbox; an entry has `width` bytes. Returns how many bytes were put."""
     return put_from(job, st, peer, st[words.region_to(job, peer)] + part, part, first, end, places, width)
 
 
 @jit
 def put_from(job, st, peer, here, part, first, end, places, width):
-    """Like `put_ring`, from a ring at address `here`."""
+    """Do what `put_ring` does, for a ring at address `here`."""
     there = st[words.put_region(job, peer)] + part
     nbytes = 0
     while first < end:
@@ -129,7 +129,7 @@ def put_from(job, st, peer, here, part, first, end, places, width):
 
 @jit
 def put_bundles(job, st, peer, tiles, rows):
-    """Put rows, index and records of the bundles up to tile `tiles` and pair `rows`. Returns how many bytes."""
+    """Put rows, index and records of the bundles up to tile `tiles` and pair `rows`. Returns the bytes put."""
     ring = job[words.RING_ROWS]
     tile, pair = st[words.put_tiles(job, peer)], st[words.put_rows(job, peer)]
     nbytes = put_ring(job, st, peer, job[words.P_INDEX], pair, rows, ring, WORD)
@@ -149,7 +149,7 @@ def put_bundles(job, st, peer, tiles, rows):
 
 @jit
 def put_returns(job, st, peer, tiles):
-    """Put output rows and records of the tiles returned to a remote source, up to `tiles`. Returns how many bytes."""
+    """Put output rows and records of tiles returned to a remote source, up to tile `tiles`. Returns the bytes put."""
     ring, width = job[words.RING_ROWS], job[words.RETURN_STRIDE]
     first = st[words.put_returned(job, peer)]
     nbytes = put_ring(
@@ -163,7 +163,7 @@ def put_returns(job, st, peer, tiles):
         tile += 1
         if pair == codes.UNSTAGED:
             continue
-        while tile < tiles:  # one put takes all tiles that are consecutive here and at the source
+        while tile < tiles:  # tiles whose rows are consecutive here and at the source go in one put
             a = return_record_to(job, st, peer, tile)
             if mem.load(words.returned_packed(a)) != packed + rows or mem.load(words.returned_staged(a)) != pair + rows:
                 break
@@ -181,7 +181,7 @@ def put_returns(job, st, peer, tiles):
 
 @jit
 def put_words(job, st, peer, first, end):
-    """Put words first..end to a remote peer from the buffer of coded words."""
+    """Put words first..end from the buffer of coded words to a remote peer."""
     there = words.coded_word(st[words.put_region(job, peer)] + job[words.P_CODED], first)
     here = words.coded_word(st[words.coded(job, peer)], first)
     mpi.put(job[words.WIRE], peer, there, here, 8 * words.CODED_WORDS * (end - first))
@@ -223,8 +223,8 @@ def open_batch(job, st, peer):
 
 @jit
 def close_batch(job, st, peer):
-    """Flush what was put to a remote peer, then put the words that cover it. (Holding the wire's lock.)"""
-    mpi.flush(job[words.WIRE], peer)  # flushes the earlier batch's words too: their buffer may be written again
+    """Flush the data that was put to a remote peer, then put the words that cover it. (Holding the wire's lock.)"""
+    mpi.flush(job[words.WIRE], peer)  # also flushes the earlier batch's words, so their buffer may be written again
     tiles, returned = st[words.open_tiles(job, peer)], st[words.open_returned(job, peer)]
     credit = st[words.open_credit(job, peer)]
     acquire(job, OUTSIDE)
@@ -268,7 +268,7 @@ def count_put(st, table, nbytes, nanoseconds):
 
 @jit
 def serve(job, st, worker, peer, idle):
-    """Close the batch of a remote peer and open the next, if it is time. True if data was put.
+    """Close the open batch for a remote peer and open the next one, each if it is time. True if data was put.
 
     An idle worker also closes the batch that it has just opened.
     """
@@ -277,7 +277,7 @@ def serve(job, st, worker, peer, idle):
     for _ in range(2):
         if st[words.open(job, peer)] != 0 and closes(job, st, peer, idle, now):
             close_batch(job, st, peer)
-            if st[words.open_bytes(job, peer)] != 0:  # 0: only words are put, credit or a heartbeat
+            if st[words.open_bytes(job, peer)] != 0:  # 0: the batch has only words: credit or a heartbeat
                 moved = True
                 charge(job, st, worker, st[words.open_bytes(job, peer)], mem.clock() - st[words.put_time(job, peer)])
         if st[words.open(job, peer)] == 0:
@@ -292,7 +292,7 @@ def serve(job, st, worker, peer, idle):
 
 @jit
 def serve_wire(job, st, worker, idle):
-    """Receive words and serve every remote peer, unless another worker does so now. True if data came or was put."""
+    """Receive words and serve every remote peer, unless another worker is doing so. True if data came or was put."""
     wire = job[words.WIRE]
     if not idle and mem.clock() - mem.load(wire + 8 * mpi.SERVED) < SERVE_NS and not announcing(job, st):
         return False
@@ -310,9 +310,9 @@ def serve_wire(job, st, worker, idle):
 
 @jit
 def put_poison_words(job, st):
-    """Put the poison word to every remote peer, without a flush, because a peer that does not answer must not block.
+    """Put the poison word to every remote peer, without a flush: a peer that does not answer must not block this rank.
 
-    No other put of words lands in the place of the poison word. (Holding the wire's lock.)
+    No other put of words writes to the place of the poison word. (Holding the wire's lock.)
     """
     for p in range(job[words.WORLD]):
         if st[words.remote(job, p)] != 0:

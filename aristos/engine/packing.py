@@ -47,7 +47,10 @@ def begin(job, st):
 
 @jit
 def drop(job, st, tokens, ids):
-    """Mark choices beyond the capacity. First choices count before second ones, and tokens in order. Clears `count`."""
+    """Mark choices beyond the capacity, and clear `count`.
+
+    All tokens' first choices count before all second choices; among equal choices, tokens count in order.
+    """
     count, slot_of = words.count(job, 0), words.slot_of(job, 0)
     for j in range(job[words.CHOICES]):
         for i in range(j, tokens * job[words.TOP_K], job[words.TOP_K]):
@@ -62,11 +65,11 @@ def drop(job, st, tokens, ids):
 
 @jit
 def sort(job, st, tokens):
-    """Sort tokens * k choices by counting. Sets offset [slots + 1], token [rows], position [tokens, k].
+    """Sort tokens * k choices by counting. Set offset [slots + 1], token [rows] and position [tokens, k].
 
-    The position is -1 for a choice that is not taken, beyond the capacity, or of an identity expert. Rows that stay lie
-    behind the rows of all slots. Their slots do not count them, so they are not announced. Returns offset[slots], the
-    number of rows that do not stay.
+    The position is -1 for a choice that was not taken, that is beyond the capacity, or whose expert is an identity
+    expert. Rows that stay come after the rows of all slots. Slots do not count them, so they are not announced. Returns
+    offset[slots], the number of rows that do not stay.
     """
     slots, k = job[words.slot_start(job, job[words.WORLD])], job[words.TOP_K]
     count, offset = words.count(job, 0), words.offset(job, 0)
@@ -109,7 +112,7 @@ def sort(job, st, tokens):
 
 @jit
 def set_blocks(job, st, tokens):
-    """Count the rows for which each block of tokens waits, and queue the blocks that wait for none."""
+    """Count the rows for which each block of tokens waits. Queue the blocks that wait for no row."""
     k, position = job[words.TOP_K], words.position(job, 0)
     blocks = (tokens + words.TOKEN_BLOCK - 1) // words.TOKEN_BLOCK
     for b in range(mem.thread(), blocks, mem.threads()):
@@ -136,8 +139,8 @@ def set_blocks(job, st, tokens):
 def crosses_once(job, st, p):
     """1 if each token of this call crosses to rank `p` once, in bundles with an index; 0 if each pair has its own row.
 
-    Tokens always cross once to a remote rank. To a local rank they do only where that saves time: if its rows make
-    several bundles (ONCE_ROWS), and are at least ONCE_SHARE percent of the call's tokens, so that some must repeat.
+    Tokens always cross once to a remote rank. To a local rank they do only where that saves time: if the rows for it
+    make several bundles (ONCE_ROWS), and are at least ONCE_SHARE percent of the call's tokens, so that tokens repeat.
     """
     if st[words.remote(job, p)] != 0:
         return 1
@@ -147,7 +150,7 @@ def crosses_once(job, st, p):
 
 @jit
 def set_streams(job, st):
-    """Set the streams of the call. Cursors stand at the first row for each rank; own rows are pending."""
+    """Set the streams of the call: the cursor of each rank stands at its first row, and own rows are pending."""
     me, world, local = job[words.RANK], job[words.WORLD], job[words.HELD]
     offset, start = words.offset(job, 0), words.slot_start(job, 0)
     for p in range(mem.thread(), world, mem.threads()):
@@ -166,7 +169,7 @@ def set_streams(job, st):
     for slot in range(mem.thread(), job[start + world], mem.threads()):
         st[words.slot_from(job, slot)] = st[offset + slot]
     mem.block_barrier()
-    # they wait for their holders' announcements
+    # rows that stay wait for the announcements of their experts' holders
     for expert in range(local + mem.thread(), job[words.COMPUTED], mem.threads()):
         i = words.source_expert(job, me, expert)
         st[words.taken_at(job, i)] = 0
@@ -203,13 +206,13 @@ def set_streams(job, st):
 
 @jit
 def write_announcement(job, st, p):
-    """Write the announcement for rank `p`: rows for each of its experts, zeros included.
+    """Write the announcement for rank `p`: how many rows each of its experts gets, zeros included.
 
-    The announcement of epoch e overwrites that of epoch e - 2 without waiting, because `p` has read that one. Here is
-    why. This rank is in call e, so its call e - 1 has ended. A call ends only when all its announcements are read
-    (`steps.finished`), so this rank has read the announcement of `p` for e - 1. `p` made that after its call e - 2 had
-    ended, and so after it had read every announcement of that call, this rank's too. The acquire of `p`'s ANNOUNCED
-    orders those reads before this write.
+    The announcement of epoch e overwrites the one of epoch e - 2 without waiting, because `p` has read the older one.
+    Here is why. This rank is in call e, so its call e - 1 has ended. A call ends only when all its announcements are
+    read (`steps.finished`), so this rank has read the announcement of `p` for e - 1. `p` wrote it after its own call
+    e - 2 had ended, and therefore after it had read all announcements of call e - 2, also this rank's. The acquire of
+    `p`'s ANNOUNCED orders those reads before this write.
     """
     offset, first = words.offset(job, 0), job[words.slot_start(job, p)]
     a = announcement_to(job, st, p, job[words.EPOCH])
@@ -250,7 +253,7 @@ def announce(job, st):
 
 @jit
 def open_streams(job, st, tokens):
-    """Set the call's tables and announce it, when the packed order is known. All threads of one worker do this."""
+    """Set the call's tables and announce the call, once the packed order is known. All threads of one worker do it."""
     set_blocks(job, st, tokens)
     set_streams(job, st)
     mem.block_barrier()
@@ -259,7 +262,7 @@ def open_streams(job, st, tokens):
 
 @jit
 def execute(job, st):
-    """Pack the tokens. A rank that refused its input packs none, and only serves the others."""
+    """Pack the tokens. A rank that refused its input packs no tokens, and only serves the other ranks."""
     tokens = job[words.TOKENS] if st[words.STATUS] == codes.OK else 0
     sort(job, st, tokens)
     open_streams(job, st, tokens)

@@ -1,4 +1,4 @@
-"""The poison word. It holds a failure's epoch, origin and cause, so no reader can see only a part of these."""
+"""The poison word. It holds a failure's epoch, origin and cause in one word, so no reader can see only some of them."""
 
 from kernel_cache.compile import inlined
 

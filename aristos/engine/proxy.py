@@ -1,16 +1,17 @@
-"""The proxy: the thread that calls MPI for a rank whose workers are on a GPU. It follows their call in mapped memory.
+"""The proxy: the thread that calls MPI for a rank whose workers are on a GPU. It follows their calls in mapped memory.
 
 Steps on the GPU write for a remote peer into its outbox, in mapped host memory, and release the peer's words there. The
 proxy reads those words as a peer would, and counts the tiles and rows that they cover. `outbox.serve_wire` then puts
-these as it does for a CPU's workers. Arriving data is copied to the GPU, and then its words are published to the GPU
-through mapped memory. So both directions are alike: read words, count records, put what they cover, flush, publish
-words.
+these tiles and rows as it does for a CPU's workers. Data from remote peers is copied to the GPU, and then its words are
+published to the GPU through mapped memory. So both directions are alike: read words, count records, put what they
+cover, flush, publish words.
 
-So the proxy has two pairs of a job and a state. (job, st) serves remote peers as `outbox.py` does, with host addresses.
-(gpu, gs) serves the GPU as if it were a peer. There, `region_to` is a remote peer's region in the MPI window, and
-`put_region` its place on the GPU; `staged` and `put_return_rows` are the same for return rows; `line_from` has the
-words that were accepted, and `coded` those that the GPU reads. Put and flush of its wire are a copy to the GPU and the
-wait for that copy. The proxy does not decide what is sent, and takes no lock but the wire's.
+Therefore the proxy has two pairs of a job and a state. (job, st) serves remote peers as `outbox.py` does, with host
+addresses. (gpu, gs) serves the GPU as if it were a peer. In this second pair, `region_to` is a remote peer's region in
+the MPI window, and `put_region` the region's place on the GPU; for return rows, these are `staged` and
+`put_return_rows`. `line_from` has the words that were accepted, and `coded` the words that the GPU reads. A put by the
+second pair's wire is a copy to the GPU, and a flush waits for that copy. The proxy does not decide what is sent, and
+takes no lock but the wire's.
 """
 
 from kernel_cache.compile import jit
@@ -26,7 +27,7 @@ from .outbox import all_posted, put_bundles, put_poison_words, put_ring, receive
 def count(job, st, peer, line):
     """Count the tiles, rows and returned tiles that a line of words covers.
 
-    Rows are counted from the tiles' records.
+    The tiles' records say how many rows there are.
     """
     tail = mem.load_acquire(line + WORD * words.TAIL)
     for tile in range(st[words.sent_tiles(job, peer)], tail):
@@ -40,9 +41,9 @@ def count(job, st, peer, line):
 
 @jit
 def refresh(job, st, gpu):
-    """Read what steps on the GPU have written for remote peers, and which call they are in.
+    """Read what steps on the GPU have written for remote peers, and in which call they are.
 
-    The epoch is read last, so what was counted before belongs to this call or to an earlier one, already put.
+    The epoch is read last. So everything counted before belongs to this call, or to an earlier call and is already put.
     """
     for p in range(job[words.WORLD]):
         if st[words.remote(job, p)] != 0:
@@ -68,9 +69,9 @@ def refresh(job, st, gpu):
 
 @jit
 def between_calls(job, st):
-    """Whether no call is under way and everything is put.
+    """Whether no call is under way and everything has been put.
 
-    Then remote peers need no heartbeat, and MPI only progress.
+    In this state remote peers need no heartbeat, and MPI needs only progress.
     """
     if job[words.EPOCH] == 0:
         return True
@@ -84,7 +85,7 @@ def between_calls(job, st):
 
 @jit
 def failed(job, st):
-    """Whether the GPU's engine has poisoned all remote peers. It writes their words one after another."""
+    """Whether the GPU's engine has poisoned all remote peers. The engine writes their words one after another."""
     for p in range(job[words.WORLD]):
         if st[words.remote(job, p)] != 0 and mem.load_acquire(word_to(job, st, p, words.POISON)) == 0:
             return False
@@ -102,9 +103,9 @@ def gpu_word(gpu, gs, peer, word):
 
 @jit
 def new_poison(gpu, gs, peer):
-    """Whether a remote peer's poison has arrived that the GPU lacks.
+    """Whether poison from a remote peer has arrived that the GPU has not got yet.
 
-    Poison is never cleared: any thread may write it.
+    Poison is never cleared, so any thread may write it.
     """
     poisoned = mem.load(word_from(gpu, gs, peer, words.POISON)) != 0
     return poisoned and mem.load_acquire(gpu_word(gpu, gs, peer, words.POISON)) == 0
@@ -112,7 +113,7 @@ def new_poison(gpu, gs, peer):
 
 @jit
 def put_return_rows(gpu, gs, peer, tiles):
-    """Copy a remote owner's returned records and rows, up to tile `tiles`, to where the GPU combines them."""
+    """Copy the records and rows that a remote owner has returned, up to tile `tiles`, to the GPU."""
     first, width = gs[words.put_returned(gpu, peer)], gpu[words.RETURN_STRIDE]
     put_ring(gpu, gs, peer, gpu[words.P_RETURN_RECORDS], first, tiles, gpu[words.RING_RECORDS], RETURN_RECORD_BYTES)
     for tile in range(first, tiles):
@@ -134,7 +135,7 @@ def fetch(gpu, gs, peer):
     epoch = mem.load(word_from(gpu, gs, peer, words.ANNOUNCED))
     known = mem.load(gpu_word(gpu, gs, peer, words.ANNOUNCED))
     step = gpu[words.P_ANNOUNCE_STEP]
-    for e in range(max(known + 1, epoch - 1), epoch + 1):  # a peer that got no rows from here may be one call ahead
+    for e in range(max(known + 1, epoch - 1), epoch + 1):  # a peer without rows from here may be one call ahead
         at = gpu[words.P_ANNOUNCE] + step * (e % 2)
         there, here = gs[words.put_region(gpu, peer)] + at, gs[words.region_to(gpu, peer)] + at
         mpi.put(gpu[words.WIRE], peer, there, here, step)
@@ -165,7 +166,10 @@ def hand_on(gpu, gs, peer):
 
 @jit
 def deliver(gpu, gs):
-    """Copy what has arrived to the GPU, for all peers at once, then publish their words. Returns peers; -1: failed."""
+    """Copy what has arrived from all peers to the GPU at once, then publish the peers' words.
+
+    Returns how many peers have new words, or -1 if a copy has failed.
+    """
     came = 0
     for p in range(gpu[words.WORLD]):
         gs[words.open(gpu, p)] = gs[words.remote(gpu, p)] != 0 and fetch(gpu, gs, p)
@@ -184,7 +188,7 @@ def deliver(gpu, gs):
 def serve_both(job, st, gpu, gs):
     """Serve both directions once.
 
-    Returns how much moved; -1 if a copy or this rank's engine failed: then the proxy ends.
+    Returns how much moved. If a copy or this rank's engine has failed, returns -1; then the proxy ends.
     """
     refresh(job, st, gpu)
     moved = 0
@@ -202,7 +206,7 @@ def serve_both(job, st, gpu, gs):
 
 @jit
 def put_poison(job, st):
-    """Put the poison that is written for remote peers. False if another thread holds the wire: try again."""
+    """Put the poison that is written for remote peers. False if another thread holds the wire; then try again."""
     if not mpi.try_lock(job[words.WIRE]):
         return False
     put_poison_words(job, st)

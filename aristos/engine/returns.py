@@ -1,7 +1,7 @@
 """Step `return`: reports computed rows to their source, frees ring rows as credit, and counts rows that came back.
 
-The expert kernel has written the output rows themselves into the source's return rows. The source counts them, and
-combines a block of tokens once it waits for no row.
+The expert kernel has already written the output rows into the source's return rows. The source counts these rows, and
+combines a block of tokens when the block waits for no more rows.
 """
 
 from kernel_cache.compile import jit
@@ -13,10 +13,10 @@ from .layout import RETURN_RECORD_BYTES, WORD, return_record_to, state_word, wor
 
 @jit
 def post_return(job, st, source, packed, rows, status, staged):
-    """Report that rows packed..packed+rows are in the return rows of `source`, by a record and then the tail.
+    """Report by a record, and then by the tail, that the outputs of rows packed..packed+rows are at `source`.
 
-    staged: for a remote source, the pair whose staged row is the first of these rows; UNSTAGED if they are there
-    already.
+    staged: for a remote source, the pair whose staged row is the first of these rows; UNSTAGED if the rows are already
+    at the source.
     """
     tile = st[words.returned(job, source)]
     a = return_record_to(job, st, source, tile)
@@ -33,13 +33,13 @@ def post_return(job, st, source, packed, rows, status, staged):
 
 @jit
 def returns_due(job, st, owner):
-    """How many return records `owner` owes: one for every tile, and one for every exchange that was combined."""
+    """How many return records `owner` must send in all: one for every tile, and one for every combined exchange."""
     return st[words.sent_tiles(job, owner)] + st[words.extra(job, owner)] - st[words.seen_tiles(job, owner)]
 
 
 @jit
 def free_rows(job, st, source):
-    """Give credit for ring rows, in ring order, up to the first tile that still has a reader."""
+    """Give credit for ring rows, in ring order, up to the first tile whose rows are still read."""
     tile, rows = st[words.free_tiles(job, source)], 0
     free, freed = tile, 0
     while tile < st[words.read_tiles(job, source)]:
@@ -58,7 +58,7 @@ def free_rows(job, st, source):
 
 @jit
 def finish_record(job, st, source, tile, rows):
-    """Count `rows` rows of a tile as computed or skipped. When all its rows are, return the tile."""
+    """Count `rows` rows of a tile as computed or skipped. When all rows of the tile are, return it."""
     r = words.landed(job, source, tile)
     st[words.landed_left(r)] -= rows
     st[words.OWED] -= rows
@@ -74,7 +74,7 @@ def finish_record(job, st, source, tile, rows):
 
 @jit
 def note_back(st, c, packed, rows):
-    """Note in a worker's command that own packed rows packed..packed+rows came back. The command must have space."""
+    """Note in a worker's command, which must have space, that own packed rows packed..packed+rows came back."""
     if rows == 0:
         return
     back = words.back(c, st[words.command_backs(c)])
@@ -87,8 +87,8 @@ def note_back(st, c, packed, rows):
 def count_back(job, st, packed, rows):
     """Count own packed rows as back, and queue blocks that now have all their rows.
 
-    By all threads of a worker together. The atomic count orders all rows of a block before its last one, and the
-    release of `ready` orders them before the worker that combines the block.
+    All threads of a worker do this together. The atomic count orders the earlier rows of a block before its last row,
+    and the release of `ready` orders all of them before the reads of the worker that combines the block.
     """
     for p in range(packed + mem.thread(), packed + rows, mem.threads()):
         b = st[words.token(job, p)] // words.TOKEN_BLOCK
@@ -99,13 +99,13 @@ def count_back(job, st, packed, rows):
 
 @jit
 def settle(job, st, worker):
-    """Count the rows that this worker has noted, after it decided and published.
+    """Count the rows that this worker noted while it decided or published.
 
-    By all its threads, outside the lock.
+    All threads of the worker do this together, outside the lock.
     """
     c = words.command(job, worker)
     backs = st[words.command_backs(c)]
-    mem.block_barrier()  # no record is added before all threads have read how many there are
+    mem.block_barrier()  # no record may be added before all threads have read how many there are
     if backs == 0:
         return
     for i in range(backs):

@@ -1,4 +1,4 @@
-"""Step `route`: chooses experts and weights for a block of tokens, or checks those that the user gave."""
+"""Step `route`: chooses experts and weights for a block of tokens, or checks ids and weights that the user gave."""
 
 from kernel_cache.compile import jit
 
@@ -86,7 +86,7 @@ def _share(job, first, count, scratch):
 
 @jit
 def _weigh_tokens(job, first, count, scratch):
-    """Multiply each token by the weight of its choice, which makes the row that travels. The weight then becomes 1."""
+    """Multiply each token by the weight of its choice; the result is the row that travels. Then set the weight to 1."""
     pitch = job[words.TOP_K]
     ids = mem.words(job[words.IDS] + 8 * pitch * first, pitch * count)
     weights = mem.floats(job[words.WEIGHTS] + 4 * pitch * first, pitch * count)
@@ -104,7 +104,10 @@ def _weigh_tokens(job, first, count, scratch):
 
 @jit
 def _check(job, first, count):
-    """The status of given routing: ids must be -1..E-1, none twice in a token, weights of choices taken finite."""
+    """Check a user's routing and return its status. Ids must be in -1..E-1, and a token may have none but -1 twice.
+
+    Weights of choices that are taken must be finite.
+    """
     k, pitch, experts = job[words.CHOICES], job[words.TOP_K], job[words.EXPERTS]
     ids = mem.words(job[words.IDS] + 8 * pitch * first, pitch * count)
     weights = mem.floats(job[words.WEIGHTS] + 4 * pitch * first, pitch * count)

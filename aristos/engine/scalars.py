@@ -1,10 +1,10 @@
 """Scalars: 32 bits that travel beside the row of each (token, choice) pair, out to its owner and back.
 
-A call has scalars if its job's SCALARS is set. On the way out a scalar is the upper half of its pair's entry in the
-index; the lower half is the place of the pair's row in the ring. On the way back it is the last word of the return
-row's slot. The row's writer writes both with the row, and the same record and tail cover them. So they need no further
-order, and no line has two writers. The engine does not interpret scalars. A kernel reads those that came from the
-command's list of scalars, and writes into it those that go back.
+A call has scalars if its job's SCALARS is set. On the way out, a scalar is the upper half of its pair's entry in the
+index; the lower half is the place of the pair's row in the ring. On the way back, it is the last word of the return
+row's slot. The writer of a row also writes its scalar, and one record and tail cover both. So scalars need no further
+order, and no line has two writers. The engine does not interpret scalars. A kernel finds the scalars that came in the
+command's list of scalars, and writes into this list the scalars that go back.
 """
 
 from kernel_cache.compile import jit
@@ -80,9 +80,9 @@ def put_back(job, st, c):
 
 @jit
 def take_back(job, st, c):
-    """Store the scalars that came back for a combine command's tokens, in the order of pairs; 0 for pairs without rows.
+    """Store the scalars that came back for the tokens of a combine command, in the order of pairs.
 
-    All threads of the worker do this together.
+    A pair without a row gets 0. All threads of the worker do this together.
     """
     rows, first = words.row_list(c), job[words.TOP_K] * st[words.command_first(c)]
     for i in range(mem.thread(), job[words.TOP_K] * st[words.command_rows(c)], mem.threads()):

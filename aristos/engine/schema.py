@@ -1,10 +1,10 @@
 """Every word that parts of the engine share: its name, meaning, unit, shape, single writer and substrate.
 
 A *job* is an int64 array of values that are constant during a call: shapes, addresses, and where each table of the
-state starts. The *state* is one int64 array of each rank, which its workers share. It has counters that last from call
-to call, and the tables of the open call. A *region* is what one rank writes in another's window. `words.py` makes names
-and functions from this file, `python -m aristos.engine.generate` the tables of docs/protocol.md. Nothing is compiled
-here.
+state starts. The *state* is an int64 array of a rank, which its workers share. It has counters that last from call to
+call, and the tables of the open call. A *region* is the part of a window that one peer writes. `words.py` makes names
+and functions from this file, and `python -m aristos.engine.generate` makes the tables of docs/protocol.md. Nothing is
+compiled here.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 ALL, CPU, CUDA = "all", "cpu", "cuda"
-# parts of a job, see job.py. Each is filled as a whole. LASTING: parts that later calls use too; OF_CALL: for each call
+# parts of a job, see job.py. Each is filled as a whole. LASTING: later calls use them too. OF_CALL: for each call
 ENGINE, TILE, OBJECT, WEIGHTS, KIND, EVENTS, TAPE, BACKWARD, LANDING = LASTING = (
     "engine",
     "tile",
@@ -38,10 +38,10 @@ PACK = "the worker that packs"
 
 @dataclass(frozen=True)
 class Word:
-    """One word. part: of a job, see above; substrate: where the word is used.
+    """One word. part: the part of a job that has it, see above. substrate: where the word is used.
 
-    calls: the kernels, with spaces between them, that get the word as an argument. The argument's name is the word's in
-    lower case, or the one behind a dot.
+    calls: names, separated by spaces, of the kernels' calls that get the word as an argument. The argument has the
+    word's name in lower case, unless another name follows the call's name after a dot.
     """
 
     name: str
@@ -77,7 +77,7 @@ class StateTable:
 
 @dataclass(frozen=True)
 class Field:
-    """A word of a record. kinds: if several words share a place, the commands that have this one."""
+    """A word of a record. kinds: if several words share a place, the kinds of commands that use this word."""
 
     name: str
     offset: int
@@ -88,7 +88,7 @@ class Field:
 
 @dataclass(frozen=True)
 class Record:
-    """A record of words. step: from word to word, 8 for records at an address, 1 for records in the state."""
+    """A record of words. step: the distance of neighbouring words, 8 for a record at an address, 1 in the state."""
 
     name: str
     words: int
@@ -410,9 +410,9 @@ STATE_WORDS = [
 ]
 
 TOKEN_BLOCK = 32  # tokens that one route or combine command takes
-BACK_MOST = 16  # most records `back` of a command: a decision adds as many as fit, and the command's end adds one
-# lists of BATCH words in a command: rows; outputs; hidden activations of a column-split run, or places in the store;
-# scalars; places on the tape
+BACK_MOST = 16  # most records `back` in a command: a decision adds as many as fit, and the command's end adds one
+# the number of lists of BATCH words in a command. The lists are: rows; outputs; hidden activations of a column-split
+# run, or places in the store; scalars; places on the tape
 LISTS = 5
 SIZE_CLASSES = 10  # classes of puts by size: 256 bytes, 1 KiB, 4 KiB ...
 
@@ -630,7 +630,10 @@ def record(name: str) -> Record:
 
 @dataclass(frozen=True)
 class RegionPart:
-    """A part of a region: `entries` entries, each of `entry`. layout.py has `{address}_to` and `{address}_from`."""
+    """A part of a region with `entries` entries; `entry` says what one is.
+
+    layout.py has the functions `{address}_to` and `{address}_from`.
+    """
 
     address: str
     entries: str
@@ -672,7 +675,7 @@ COUNTER_WORDS = -(-(N_REMOTE_PUTS + record("puts").words * SIZE_CLASSES) // 8) *
 
 @dataclass(frozen=True)
 class Index:
-    """A generated function: its arguments, and the expression that it returns, in the names of words.py."""
+    """A generated function: its arguments, and the expression that it returns, which uses the names of words.py."""
 
     name: str
     arguments: str

@@ -1,19 +1,19 @@
 """Decides which rows of this rank's tokens stay here, among rows for experts of local peers that this rank can read.
 
-A row that travels is written to the ring and read there, and its output likewise in the return rows. A row that stays
-is not copied, but its expert's weights are read once more. So there are two reasons for a row to stay:
+A row that travels is written to the ring and read there, and its output is written to the return rows and read there. A
+row that stays is not copied, but its expert's weights are read once more. There are two reasons for a row to stay:
 
-- The expert has many rows here (STAY_ROWS), so their copies would cost more than the reading. This counts only if the
-  busiest rank of the node then has no more work than if all rows travel.
-- The rows relieve the busiest rank of the node of more work than the reading costs (READING_ROWS). This counts only if
-  the busiest rank has more work than chance explains (`uneven`).
+- The expert has many rows here (at least STAY_ROWS), so copying them would cost more than reading the weights. This
+  reason counts only if the busiest rank of the node then has no more work than if all rows travel.
+- By staying, the rows relieve the busiest rank of the node of more work than the reading costs (READING_ROWS). This
+  reason counts only if the busiest rank has more work than chance explains (`uneven`).
 
-Work is arithmetic, copies and readings. In its unit a row's arithmetic takes 2 STAY_ROWS. Reading an expert takes as
-long as the arithmetic of READING_ROWS rows, and as long as the copies of STAY_ROWS rows. So a row's copies take
-2 READING_ROWS units; its source makes half of them, and its owner the other half.
+Work is arithmetic, copies and readings, in one unit. The arithmetic of a row is 2 STAY_ROWS units. Reading an expert
+takes as long as the arithmetic of READING_ROWS rows, and as long as the copies of STAY_ROWS rows. So the copies of a
+row are 2 READING_ROWS units; the row's source makes half of them, and the owner the other half.
 
-No rank knows how the others route this call. Each assumes that its peers route as it does, with as many tokens as they
-announced last.
+No rank knows how the others route this call. Each rank assumes that its peers route as it does, and that they have as
+many tokens as they announced last.
 """
 
 import math
@@ -27,8 +27,8 @@ from . import words
 def choose(job, st, tokens):
     """Decide which rows stay: set `staying` of each foreign expert, and subtract these rows from `count` of its slot.
 
-    tokens: how many this rank has. Without BUSIEST_DECIDES only the first reason counts, whatever work ranks then have.
-    With it, no row stays in a call with fewer than READING_ROWS rows.
+    tokens: how many tokens this rank has. Without BUSIEST_DECIDES only the first reason counts, however much work ranks
+    then have. With it, no row stays in a call with fewer than READING_ROWS rows.
     """
     clear(job, st)
     if job[words.BUSIEST_DECIDES] == 0:
@@ -53,7 +53,7 @@ def choose(job, st, tokens):
 
 @jit
 def clear(job, st):
-    """Mark only the slot of this rank's shared expert: every rank computes its own tokens' rows for it."""
+    """Mark only the slot of this rank's shared expert, because every rank computes its own tokens' rows for it."""
     for s in range(job[words.slot_start(job, job[words.WORLD])]):
         st[words.in_place(job, s)] = 0
     if job[words.SHARED] != 0:
@@ -62,13 +62,13 @@ def clear(job, st):
 
 @jit
 def shared_slot(job):
-    """The slot of this rank's shared expert; SHARED is 1 + the expert's number among the held ones."""
+    """The slot of this rank's shared expert. SHARED is 1 + the expert's number among the held experts."""
     return job[words.slot_start(job, job[words.RANK])] + job[words.SHARED] - 1
 
 
 @jit
 def mark_many(job, st):
-    """Mark each slot of a local rank with STAY_ROWS or more rows here, because copying those costs more than reading.
+    """Mark each local rank's slots with STAY_ROWS or more rows here: copying these costs more than reading the expert.
 
     Returns whether any slot was marked.
     """
@@ -119,7 +119,7 @@ def arithmetic(job):
 
 @jit
 def copies(job):
-    """Work of a row's copies at its source; the owner has as much."""
+    """The work that a row's copies are for its source; for the owner they are as much."""
     return job[words.READING_ROWS]
 
 
@@ -148,7 +148,7 @@ def set_work(job, st, tokens):
 
 @jit
 def add_work(job, st, rows, p, owner, stay):
-    """Add to `work` of local ranks what `rows` rows of rank `p` for an expert of `owner` take. stay: if they stay."""
+    """Add the work of `rows` rows of rank `p` for an expert of `owner` to `work`. stay: whether the rows stay."""
     if p == owner:
         st[words.work(job, owner)] += rows * arithmetic(job)
     elif stay == 0 or not is_local(job, st, p):
@@ -171,7 +171,7 @@ def busiest(job, st):
 
 @jit
 def uneven(job, st):
-    """Whether the busiest rank's work exceeds the mean by more than chance explains, three standard deviations.
+    """Whether the busiest rank's work exceeds the mean by more than chance explains: by three standard deviations.
 
     If all experts are equally likely to get each of n rows, one of w ranks gets a share of 1 / w. The standard
     deviation of this share is sqrt((w - 1) / n) / w.
@@ -204,7 +204,7 @@ def more_work(job, rows):
 
 @jit
 def balance(job, st, tokens):
-    """Mark the busiest rank's slot whose rows relieve it most by staying; False if no slot is worth a reading."""
+    """Mark that slot of the busiest rank whose rows relieve it most by staying; False if no slot is worth a reading."""
     owner = busiest(job, st)
     least, best = st[words.work(job, owner)] - reading(job), -1
     for s in range(job[words.slot_start(job, owner)], job[words.slot_start(job, owner + 1)]):

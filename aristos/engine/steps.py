@@ -13,12 +13,12 @@ from .lock import acquire, lock, unlock
 from .poison import poison_word
 from .returns import returns_due
 
-POISON_SWEEPS = 32  # the peers' poison is checked once in so many consecutive decisions that found nothing
+POISON_SWEEPS = 32  # of consecutive decisions that found nothing, one in so many checks the peers' poison
 
 
 @jit
 def finished(job, st):
-    """A call ends when own tokens are combined, every announcement is read, and all announced rows are returned."""
+    """Whether the call can end: own tokens are combined, all announcements read, and all announced rows returned."""
     combined = st[words.BLOCKS_LEFT] == 0 or job[words.MODE] == codes.MODE_DISPATCH
     if job[words.MODE] == codes.MODE_COMBINE:  # every owner reports whether it refused, even one without rows
         for p in range(job[words.WORLD]):
@@ -31,7 +31,7 @@ def finished(job, st):
 def next_command(job, st, worker):
     """Claim this worker's next command; returns its kind.
 
-    Work for peers comes before own tokens, because peers wait.
+    Work for peers comes before work for own tokens, because peers wait.
     """
     if st[words.FAILED] != 0:
         return codes.FAIL
@@ -79,11 +79,11 @@ def next_command(job, st, worker):
 def decide(job, st, worker):
     """Claim a command for this worker; IDLE if another worker is deciding now.
 
-    Shares of column-split runs are taken without the lock, mostly before the lock is tried. Peers do not starve:
-    workers try the lock in turns (`column_runs.share_first`), and one that gets it serves peers, tokens and new runs.
-    A failed rank opens no more runs, so its workers soon have no shares and see the failure under the lock.
+    Shares of column-split runs are taken without the lock, mostly before a worker tries the lock. Peers do not starve:
+    workers try the lock in turns (`column_runs.share_first`), and a worker that gets it serves peers, tokens and new
+    runs. A failed rank opens no more runs, so its workers soon find no shares, and see the failure under the lock.
 
-    SETTLE means only that `returns.settle` is due, which follows every decision; then the worker decides again.
+    SETTLE only asks for `returns.settle`, which follows every decision; then the worker decides again.
     """
     c = words.command(job, worker)
     if column_runs.share_first(job, st, worker) and column_runs.take_share(job, st, worker):
@@ -154,7 +154,7 @@ def publish(job, st, worker, kind, counted=False):
 
 @jit
 def heartbeat(job, st, progress):
-    """Publish the epoch and the progress to every peer, for the peer's timeout. progress: -1 outside a call."""
+    """Publish epoch and progress to every peer, for the peers' timeouts. progress: -1 outside a call."""
     me, world = job[words.RANK], job[words.WORLD]
     for p in range(world):
         if p != me:
@@ -164,7 +164,7 @@ def heartbeat(job, st, progress):
 
 @jit
 def end(job, st):
-    """Publish that the call has ended here: peers may change their weights, because this rank no longer reads them."""
+    """Publish that the call has ended here. This rank no longer reads peers' weights, so peers may change them."""
     heartbeat(job, st, -1)
     for p in range(job[words.WORLD]):
         if p != job[words.RANK] and st[words.remote(job, p)] == 0:

@@ -1,9 +1,10 @@
 """The store, where an owner keeps the rows that it computes. Their order does not depend on when they arrive.
 
-A call has a store if its job's STORE is set; backward calls do. When the owner reads a source's announcement, it
+A call has a store if its job's STORE is set; backward calls have one. When the owner reads a source's announcement, it
 reserves consecutive places for the source's rows, in the source's packed order. So the rows of an expert, source by
-source, are in global token order. The kernel copies each row that it computes to its place, so the store holds up no
-ring row, and nothing waits for one of its rows. The kernel may keep more in a row's place; the engine does not read it.
+source, are in global token order. The kernel copies each row that it computes to the row's place, so the store delays
+no ring row, and nothing waits for a stored row. The kernel may keep more data in a row's place, which the engine does
+not read.
 """
 
 from kernel_cache.compile import jit
@@ -14,13 +15,15 @@ from . import codes, exchange, tape, words
 
 @jit
 def computes(job):
-    """Whether experts of a layer compute in this call: True in forward and backward calls, False in an exchange."""
+    """Whether a layer's experts compute in this call: True in forward and backward calls, False in an exchange."""
     return job[words.MODE] == codes.MODE_LAYER or job[words.MODE] == codes.MODE_BACKWARD
 
 
 @jit
 def admit(job, st, source, rows):
-    """Reserve places for `rows` rows of a source; False if the store has too few. True in a call without a store.
+    """Reserve places for `rows` rows of a source; False if the store has too few places.
+
+    In a call without a store this does nothing and returns True.
 
     (Under the lock.)
     """
@@ -48,7 +51,7 @@ def list_places(job, st, c):
 
 @jit
 def count_rows(job, st, counts):
-    """Fill counts [W, held] int64 with the rows of each source for each held expert. Use it between two calls."""
+    """Fill counts [W, held] int64 with how many rows each source had for each held expert. Use it between two calls."""
     for source in range(job[words.WORLD]):
         for expert in range(job[words.HELD]):
             counts[source, expert] = exchange.count(job, st, expert, source)

@@ -1,10 +1,11 @@
 """The tape of a forward call on an owner: what the owner keeps of the rows that it computes, for the backward call.
 
-A call has a tape if its job's TAPED is set. It points to a record for each rank, in memory that the caller holds until
-the backward call. When the owner reads a source's announcement, it takes places for the source's rows from its reserve:
-for all that SAVE asks, for less if that does not fit, or for nothing. Its return records say what it keeps. In the
-backward call the source sends rows [dy] to an owner that keeps x, and rows [dy | x] to others. The places of a source's
-rows are in the order of its packed rows. Of own rows only hidden activations are kept, because the caller has their x.
+A call has a tape if its job's TAPED is set. TAPED points to a record for each rank, in memory that the caller holds
+until the backward call. When the owner reads a source's announcement, it takes places for the source's rows from its
+reserve: for all that SAVE asks, for less if that does not fit, or for nothing. The owner's return records say what it
+keeps. In the backward call the source sends rows [dy] to an owner that keeps x, and rows [dy | x] to others. The places
+of a source's rows are in the source's packed order. Of own rows only hidden activations are kept, because the caller
+has their x.
 """
 
 from kernel_cache.compile import jit
@@ -26,7 +27,7 @@ def admit(job, st, source, rows):
     """In a forward call with a tape, decide what is kept of a source's rows, and reserve places. (Under the lock.)
 
     For 0 rows nothing is kept, because no return record would report it. `rows` is negative if this rank's own routing
-    was refused: then nothing is packed.
+    was refused, because then nothing is packed.
     """
     if job[words.MODE] != codes.MODE_LAYER or job[words.TAPED] == 0 or rows <= 0:
         return
@@ -54,7 +55,7 @@ def note(job, owner, kept):
 
 @jit
 def bytes_to(job, owner):
-    """Bytes of a row that goes to an owner; half as many in a backward call if the owner keeps x."""
+    """Bytes of a row that goes to an owner. In a backward call they are half as many if the owner keeps x."""
     if job[words.MODE] != codes.MODE_BACKWARD or job[words.TAPED] == 0:
         return job[words.ROW_BYTES]
     there = mem.load(words.taped_there(words.taped(job, owner)))

@@ -1,6 +1,6 @@
 """Timeout check for device code, which cannot call back into Python.
 
-A peer inside this call may make no progress for `timeout`; a peer still in user code, for `absent_timeout`. The state
+A peer inside this call may be without progress for `timeout`, a peer still in user code for `absent_timeout`. The state
 keeps what was last seen of the peer, for the error message.
 """
 

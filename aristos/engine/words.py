@@ -1,7 +1,8 @@
 """Words by name. They are made from `schema.py` at import; `print(words.text())` shows them.
 
 Constants number the words of a job, of the state and of a line. A function gives the index of a word in the state, or
-its address in a record. Bind an index once and use it twice: the compiler does not merge them across stores.
+its address in a record. If you need an index twice, bind it to a name: the compiler does not merge two computations of
+it across stores.
 """
 
 from __future__ import annotations

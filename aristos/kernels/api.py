@@ -34,8 +34,8 @@ def entries_of(element: ElementType) -> Any:
 class Matrix:
     """Weights packed for the micro-kernel: Matrix(w)(x) is x w, with float32 sums.
 
-    weight: [K, N] float32, bfloat16 (ml_dtypes) or float16. precision: of float32 products, as in `MoEConfig`.
-    transposed: whether x is multiplied by the transpose. Not thread-safe: use one object per thread.
+    weight: [K, N] float32, bfloat16 (ml_dtypes) or float16. precision: the precision of float32 products, as in
+    `MoEConfig`. transposed: whether x is multiplied by the transpose. Not thread-safe: use one object per thread.
     """
 
     def __init__(self, weight: np.ndarray, *, precision: str = "highest", transposed: bool = False) -> None:
@@ -51,9 +51,9 @@ class Matrix:
         self._call = KernelCall(entries_of(self._element), self._element, PRODUCT)
 
     def __call__(self, x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-        """x: [M, K] of the weight's dtype -> [M, N]; transposed: [M, N] -> [M, K].
+        """Compute x w for x [M, K] of the weight's dtype, [M, N]; if transposed, x w^T for x [M, N], [M, K].
 
-        `out`, of the result's shape, avoids a copy if its columns are a multiple of 32.
+        An array `out` of the result's shape avoids a copy if its columns are a multiple of 32.
         """
         x, y = _rows(x, out, self.depth, self.columns, self._element)
         from_x, to_y = _addresses(x), _addresses(y)
@@ -125,7 +125,7 @@ class Packed:
         self._call = KernelCall(entries_of(element), element, EXPERT_ROWS)
 
     def __call__(self, x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-        """x: [M, H] of the weights' dtype -> [M, H]. `out` [M, H] avoids a copy if H is a multiple of 32."""
+        """Run the expert on x [M, H] of the weights' dtype. `out` [M, H] avoids a copy if H is a multiple of 32."""
         x, y = _rows(x, out, self.hidden, self.hidden, self._element)
         from_x, to_y = _addresses(x), _addresses(y)
         for first in range(0, len(x), RUN):
@@ -164,7 +164,7 @@ def ffn(
 def _weight(
     name: str, value: Any, precision: str, weight: WeightType | None = None, dtype: str | None = None
 ) -> tuple[Any, ElementType]:
-    """(a checked matrix of any element type or of codes, the element type of an expert that has it)."""
+    """Check a matrix of any element type, or of codes. Returns (the matrix, the element type of its expert)."""
     if isinstance(value, Quantised):
         if dtype not in PACKED_ROWS:
             raise InputError(f"dtype must be the type of rows, {' or '.join(PACKED_ROWS)}, got {dtype!r}")

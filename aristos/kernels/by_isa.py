@@ -2,9 +2,9 @@
 
 An ISA decides constants of the modules in `kernels/cpu`: vectors, register blocks, products, rounding. A format of
 packed weights decides products too. Compiled code contains the constants, so each pair of ISA and format needs its own
-modules. All are made from the same files: `aristos.kernels.cpu` for the process's ISA and plain weights, and packages
-such as `aristos.kernels.cpu_avx2` or `aristos.kernels.cpu_avx2_int4` for other pairs. Numba and its cache distinguish
-their code by these names.
+modules. All modules are made from the same files: `aristos.kernels.cpu` for the process's ISA and plain weights, and
+packages such as `aristos.kernels.cpu_avx2` or `aristos.kernels.cpu_avx2_int4` for other pairs. By these names, Numba
+and its cache distinguish the packages' code.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ def _bfloat16(value: Any) -> np.ndarray:
 def address(array: np.ndarray) -> int:
     """The address of an array.
 
-    For a contiguous and writable one it takes a third of the time of `array.ctypes.data`.
+    For a contiguous and writable array this takes a third of the time of `array.ctypes.data`.
     """
     buffer: Any = array.view(np.uint16) if array.dtype.kind == "V" else array  # bfloat16 has no buffer
     try:
@@ -72,7 +72,7 @@ def is_type(array: np.ndarray, dtype: str) -> bool:
 def _native(dtype: np.dtype) -> str:
     """The name of a dtype in this machine's byte order, else "".
 
-    It is kept, because NumPy makes a name in microseconds.
+    The name is kept, because NumPy needs microseconds to make it.
     """
     return dtype.name if dtype.isnative else ""
 

@@ -1,7 +1,8 @@
 """Changes a file so that neither a crash nor a second writer loses its content.
 
 The changed content is written to a new file, which is synced and renamed over the original. Writers take turns by a
-lock file beside it. Readers need no lock, because they see the file before or after. The caller decides the format.
+lock file beside it. Readers need no lock, because they see either the old or the new content. The caller decides the
+format.
 """
 
 from __future__ import annotations

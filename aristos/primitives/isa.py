@@ -116,8 +116,8 @@ def offer() -> Offer:
 def agreed(offers: list[Offer]) -> str:
     """The best instruction set that all ranks have. It does not depend on the order of the ranks.
 
-    The best set is the one whose mean place in the ranks' lists is the first. A set that ARISTOS_ISA names on a rank
-    comes before others.
+    The best set is the one with the lowest mean place in the ranks' lists. A set that ARISTOS_ISA names on a rank comes
+    before other sets.
     """
     common = [isa for isa in NEEDS if all(isa in offer.sets for offer in offers)]
     named = [isa for isa in common if any(offer.forced and offer.sets[0] == isa for offer in offers)]

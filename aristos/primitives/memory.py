@@ -28,7 +28,7 @@ def store(addr, value):
 
 
 def load_acquire(addr):
-    """Read a word that another worker or rank releases. Then everything it wrote before the release is visible."""
+    """Read a word that another worker or rank releases. After that, all that it wrote before the release is visible."""
     return _word(addr).value
 
 

@@ -17,7 +17,7 @@ def entry(place, kept):
 
 @jit
 def place_of(entry):
-    """The address of an entry's place. What HIDDEN stands for comes first there, then the row."""
+    """The address of an entry's place. The data of HIDDEN comes first there, then the row."""
     return entry & ~BITS
 
 

@@ -94,7 +94,7 @@ def flush(wire, peer):
 
 @jit
 def sync(wire):
-    """Make visible what landed before the words that were just read. The caller holds the lock."""
+    """Make the data visible that landed before the words that were just read. The caller holds the lock."""
     mem.call(mem.load(wire + 8 * SYNC), mem.load(wire + 8 * WINDOW), 0, 0, 0, 0, 0, 0, 0)
 
 
@@ -130,7 +130,7 @@ def tend(wire):
 
 @jit
 def run_progress_thread(wire):
-    """Make progress until STOP, as progress thread: every PROGRESS_US outside of calls; within, if no worker does."""
+    """Make progress until STOP, as the progress thread: every PROGRESS_US, but in a call only if no worker does."""
     while mem.load_acquire(wire + 8 * STOP) == 0:
         mem.call(mem.load(wire + 8 * SLEEP), PROGRESS_US, 0, 0, 0, 0, 0, 0, 0)
         alone = mem.load_acquire(wire + 8 * IN_CALL) == 0 or mem.clock() - mem.load(wire + 8 * LAST) > ALONE_NS

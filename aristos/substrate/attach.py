@@ -1,4 +1,4 @@
-"""Which runtime serves a communicator: one for each communicator and backend, made on first use."""
+"""Finds the runtime that serves a communicator. Each communicator and backend has one, made on first use."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ def attach(comm: Any, limits: Limits, ranks_per_node: int | None = None, backend
 
 
 def standing() -> str:
-    """A text about what every engine of this process does, for a program that hangs.
+    """A text about what every engine of this process is doing, for a program that hangs.
 
-    Any thread may ask; takes seconds.
+    Any thread may call this, which may take seconds.
     """
     found = [f"{backend}: {runtime.standing()}" for (_, backend), runtime in list(_runtimes.items())]
     return "\n".join(found) or "no layer is made in this process"
@@ -77,7 +77,7 @@ def _runtime_class(group: Group, backend: str) -> type[Runtime]:
 
 
 def _key(comm: Any) -> int:
-    """A number of a communicator, which no other communicator has while this one lives."""
+    """The number of a communicator, which no other communicator has while this one lives."""
     global _keyval
     if comm is None:
         return -1

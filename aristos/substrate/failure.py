@@ -42,7 +42,7 @@ def cause_of(error: BaseException) -> int:
 
 
 def _also(known: str) -> str:
-    """The end of a message: what else is known."""
+    """The clause at the end of a message that says what else is known."""
     return f"; {known}" if known else ""
 
 

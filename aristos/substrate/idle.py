@@ -5,8 +5,8 @@ from kernel_cache.compile import jit
 from ..engine import words
 from ..primitives import memory as mem
 
-# (idle polls before a thread yields its core, idle polls before it sleeps), if it has the core alone, and if it shares
-# it
+# (idle polls before a thread yields its core, idle polls before it sleeps): for a thread alone on its core, and for one
+# that shares the core
 ALONE, CROWDED = (2000, 50_000), (4, 100)
 
 

@@ -36,11 +36,11 @@ BUNDLE_PAIRS = 512  # most (token, choice) pairs of a bundle
 
 
 class Runtime(ABC):
-    """The engine of one communicator. forget: called once, when the last user has left.
+    """The engine of one communicator. forget: a function that is called once, when the last user has left.
 
-    users: how many objects use it. open: whether a call is open. epoch: of the last call. caller: the number of the
-    object that made the last call. threads: how many workers there are.
-    version: counts allocations; a job that was filled for an earlier version must be filled again.
+    users: how many objects use it. open: whether a call is open. epoch: the epoch of the last call. caller: the number
+    of the object that made the last call. threads: how many workers there are. version: how often memory was allocated;
+    a job that was filled for an earlier version must be filled again.
     """
 
     def __init__(self, group: Group, forget: Callable[[Runtime], None] = lambda runtime: None) -> None:
@@ -74,7 +74,7 @@ class Runtime(ABC):
         """
 
     def grown(self, shape: EngineShape, threads: int) -> tuple[EngineShape, int, bool]:
-        """(shape and workers that serve all users and the new one, whether any rank has less). Collective."""
+        """(shape and workers that suffice for all users and the new one, whether a rank has less now). Collective."""
         self.refuse_open()
         workers = max(threads, self.threads)
         if self.shape is not None:
@@ -197,7 +197,7 @@ class Runtime(ABC):
 
     @contextlib.contextmanager
     def failing(self, job: np.ndarray) -> Iterator[None]:
-        """A block in which an exception leaves no rank and no worker waiting. Then the engine is unusable."""
+        """A block in which an exception makes the engine unusable, so that no rank and no worker keeps waiting."""
         self.watch(job)
         try:
             yield

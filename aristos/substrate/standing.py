@@ -1,7 +1,7 @@
 """A text about an engine's state: where a call stands on this rank, and what it waits for.
 
-It is used in the error of a wait that was given up, and in reports of hangs. `attach.standing()` describes every engine
-of the process; any thread may call it.
+The text is part of the error of a wait that was given up, and of reports of hangs. `attach.standing()` describes every
+engine of the process; any thread may call it.
 """
 
 from __future__ import annotations

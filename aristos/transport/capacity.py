@@ -1,7 +1,7 @@
 """Checks, before allocation, that every machine has the memory that its ranks need. All ranks get the same answer.
 
-Writing to shared memory that does not fit ends in SIGBUS. If one rank raised alone, it would leave the others in a
-collective call. Nothing is allocated here.
+A write to shared memory that does not fit ends in SIGBUS. If one rank raised an error alone, the other ranks would stay
+in a collective call. Nothing is allocated here.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ from .window import Window
 
 ABORTED = 86  # exit code of a job that ends itself
 ABORT_SECONDS = 3  # limit of last words and MPI_Abort; then SIGALRM ends this process, and the launcher the job
-DRAIN_SECONDS = 0.2  # time that the launcher gets to read its pipes
+DRAIN_SECONDS = 0.2  # how long a process waits until the launcher has read its pipes
 MOST_TEXT = 2000  # most characters of an error that other ranks get
 MEETING_POLLS = 99  # polls of a barrier before it sleeps
 EXCHANGE_POLLS = 5000  # polls of an exchange before it sleeps, some milliseconds: ranks in step need less
@@ -301,9 +301,9 @@ class Group:
     # ------------------------------------------------------------ the end
 
     def fail(self, error: BaseException) -> None:
-        """Enter no collective any more.
+        """Report that this rank has failed: from now on it enters no collective.
 
-        Ranks that wait for this one in a collective, now or later, raise PoisonedError.
+        Ranks that wait for it in a collective, now or later, raise PoisonedError.
         """
         if self.comm is not None and not self.failed:
             self.failed = True

@@ -1,6 +1,6 @@
 """Transport `ipc`: CUDA IPC between the ranks of a node. A put is a store into a peer's memory.
 
-It stages no copies: if a rank's GPU cannot reach a peer's, every rank raises an error with advice.
+Rows are not copied through other memory: if a rank's GPU cannot reach a peer's memory, every rank raises an error.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ class IpcWindow:
 def _reach(rank: int, device: Any, seats: list[_Seat]) -> None:
     """Raise EnvironmentProblem for the first peer whose memory this rank's GPU surely cannot load and store.
 
-    For a GPU that is hidden from this process this is only known when its memory is opened.
+    For a GPU that is hidden from this process, this is known only when its memory is opened.
     """
     mine = seats[rank]
     for peer, seat in enumerate(seats):

@@ -12,8 +12,8 @@ TIMEOUT, ABSENT = "timeout", "absent_timeout"
 class Limits(NamedTuple):
     """Limits of waits in seconds.
 
-    timeout: for a rank in the same call without progress, and for MPI calls that all ranks
-    have reached. absent: for a rank that is still in user code or compiles.
+    timeout: for a rank in the same call that makes no progress, and for MPI calls that all ranks have reached. absent:
+    for a rank that is still in user code, or compiles.
     """
 
     timeout: float = 120.0
@@ -25,7 +25,7 @@ class Limits(NamedTuple):
         return cls(timeout, OVERDUE * timeout if absent is None else absent)
 
     def union(self, other: Limits) -> Limits:
-        """Limits of which each is the larger of the two."""
+        """Limits that are each the larger one of this object's and the other's."""
         return Limits(max(self.timeout, other.timeout), max(self.absent, other.absent))
 
 

@@ -1,6 +1,6 @@
-"""A meeting of all ranks: one collective for whatever they meet for, so that ranks with different reasons meet too.
+"""A meeting of all ranks. Every reason to meet uses the same collective, so ranks with different reasons meet too.
 
-MPI would take one rank's barrier for the half of another rank's exchange.
+With different collectives, MPI would match one rank's barrier with a part of another rank's exchange.
 """
 
 from __future__ import annotations

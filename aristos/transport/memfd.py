@@ -7,8 +7,8 @@ The memory has no name in a file system, and the limit of /dev/shm does not appl
 process that maps it, also after a kill. Peers open it by /proc. They check a token, because in another namespace the
 process number may mean another process.
 
-A rank asks for huge pages where it writes (MADV_COLLAPSE, Linux 6.1): most machines do not give them to shared memory
-unasked (/sys/kernel/mm/transparent_hugepage/shmem_enabled), and streams of weights are read slower without them.
+A rank asks for huge pages for the part that it writes (MADV_COLLAPSE, Linux 6.1): weights are read faster from them,
+but most machines give no huge pages to shared memory unasked (/sys/kernel/mm/transparent_hugepage/shmem_enabled).
 """
 
 from __future__ import annotations

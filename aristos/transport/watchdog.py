@@ -36,7 +36,7 @@ class _EndedPeer:
 
 
 class Watchdog:
-    """Bounds blocking MPI calls. It calls `abort` past the limit, or soon after an awaited rank of this machine ended.
+    """Calls `abort` if a blocking MPI call passes its limit, or soon after an awaited rank of this machine has ended.
 
     abort: a function of the job's last words, which say which rank waits for what. name: this rank's, for messages.
     """

@@ -1,8 +1,8 @@
 """The activations of `config.ACTIVATIONS` on float32, one function for each. LLVM vectorises loops of them.
 
-They use no libm call, no branch and no reassociation, so the bits of a result depend on its argument alone, not on its
-place in a vector. They are accurate to a few units in the last place (tests compare with float64). A new activation
-needs its rule in config.py, and functions of its name here and in _reference_parts.py.
+The functions use no libm call, no branch and no reassociation, so the bits of a result depend only on the argument, not
+on its place in a vector. Results are accurate to a few units in the last place (tests compare with float64). A new
+activation needs its rule in config.py, and functions of its name here and in _reference_parts.py.
 """
 
 import math
@@ -159,7 +159,7 @@ def at_most(x, limit):
 
 @jit
 def factor(x, limit, shift):
-    """What the gate is multiplied by: the up projection's product x, bounded and shifted."""
+    """The factor by which the gate is multiplied: the up projection's product x, bounded and shifted."""
     return (-limit if x < -limit else at_most(x, limit)) + shift
 
 

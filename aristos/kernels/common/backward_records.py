@@ -20,8 +20,8 @@ class Rows(NamedTuple):
     w: int  # address of the combine weights, float32
     dx: int  # where gradients of the inputs go
     dw: int  # address where gradients of the combine weights go, float32
-    kept: int  # places for what the gradients of weights need
-    saved: int  # places of hidden activations on the tape, and then x is not read; or 0
+    kept: int  # places for the data that the gradients of weights need
+    saved: int  # places of hidden activations on the tape, where x is not read; 0 without them
 
 
 class Expert(NamedTuple):
@@ -41,7 +41,7 @@ class Sums(NamedTuple):
     hidden: int
     ffn: int
     carry: int  # 0: the gradients are overwritten; else they are added to
-    once: int  # 1: these are the only rows that the call adds
+    once: int  # 1: the call adds no other rows
 
 
 class Place(NamedTuple):

@@ -7,9 +7,9 @@ from typing import Any
 
 
 def implementations(table: Mapping[str, int], names: Mapping[str, Any]) -> dict[int, Callable[..., Any]]:
-    """A table code -> function, from a table name -> code and a module's globals.
+    """The function of each code, from a table of names and codes, and from a module's globals.
 
-    Raises ImportError if one is missing.
+    Raises ImportError if a function is missing.
     """
     missing = [name for name in table if not callable(names.get(name))]
     if missing:

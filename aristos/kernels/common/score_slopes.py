@@ -1,4 +1,4 @@
-"""The gradient of a token's router scores, from that of its k combine weights, for each score of `config.SCORES`.
+"""The gradient by a token's router scores, from the gradient by its k combine weights, for each of `config.SCORES`.
 
 The choice of experts counts as constant. Terms are float32 and sums float64, so that a token's values depend on that
 token alone. If a score has no function of its name here, importing this module fails.
@@ -21,8 +21,8 @@ ZERO, ONE, TWO = np.float64(0), np.float64(1), np.float64(2)
 # ---- functions of one signature. They add to out[experts] what follows from dw[k], the gradient by the unscaled
 # weights.
 #
-# row: [experts] float32 scores. ids: [k] int64 as chosen, those beyond the capacity too. scale: the weights' factor.
-# If one share is nearly 1, 1 - share is computed as the sum of the others, because a difference would lose its digits.
+# row: [experts] float32 scores. ids: [k] int64, the chosen experts, also beyond the capacity. scale: the weights'
+# factor. If one share is nearly 1, 1 - share is computed as the sum of the other shares: a difference loses digits.
 
 
 @jit
@@ -129,7 +129,7 @@ def sparsemixer_slopes(row, experts, renormalize, ids, dw, k, scale, out):
 
 @jit
 def close_power(row, e, best, ids, j):
-    """e^(score - best) of an expert that earlier choices left and that is close to choice j's best score; else 0."""
+    """e^(score - best) if earlier choices left the expert and its score is close to the best of choice j; else 0."""
     for i in range(j):
         if ids[i] == e:
             return ZERO

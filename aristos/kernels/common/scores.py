@@ -79,14 +79,14 @@ def insert(e, value, k, ids, weights):
 
 # ---- scores: functions of one signature, which replace a token's k largest scores by combine weights
 #
-# row: [experts] float32, all scores, may be overwritten. largest: the largest of them; if the weights are renormalized,
-# the largest of those to choose from. weights: [k] float32, at first the k largest scores. renormalize: whether the
-# weights' sum shall be one.
+# row: [experts] float32, all scores; it may be overwritten. largest: the largest of all scores; if the weights are
+# renormalized, the largest of the scores that can be chosen. weights: [k] float32, at first the k largest scores.
+# renormalize: whether the sum of the weights shall be one.
 
 
 @jit
 def softmax(row, experts, largest, renormalize, weights, k):
-    """Shares of the softmax over all experts; renormalized, over the k choices."""
+    """Shares of the softmax over all experts; if renormalized, of the softmax over the k choices."""
     if renormalize:
         divide(weights, k, exponentials(weights, k, largest))
         return
@@ -237,7 +237,7 @@ def group_value(row, bias, first, size, score, largest, total):
 
 @jit
 def kept_groups(row, bias, groups, kept, size, score, largest, total):
-    """The `kept` best of `groups` groups, as bits: those that fewer than `kept` other groups beat."""
+    """The `kept` best of `groups` groups, as bits. A group is among them if fewer than `kept` other groups beat it."""
     found = 0
     for g in range(groups):
         mine, beaten = group_value(row, bias, g * size, size, score, largest, total), 0
@@ -252,9 +252,9 @@ def kept_groups(row, bias, groups, kept, size, score, largest, total):
 
 @jit
 def top_k_of_groups(row, bias, experts, groups, found, k, ids, weights, largest, total):
-    """`top_k` of the values of experts in the groups `found`, as bits.
+    """Do what `top_k` does, for the values of the experts in the groups `found`, which are bits.
 
-    groups: 0 if there are none: then of all experts.
+    groups: the number of groups; 0 if there are none: then all experts can be chosen.
     """
     for j in range(k):
         ids[j] = -1
@@ -288,7 +288,10 @@ def choose_by_rule(row, experts, largest, k, rule, renormalize, bias, ids, weigh
 
 @jit
 def softmax_of(row, ids, weights, k):
-    """Weights by the softmax over the k alone, for a bias that excludes the best experts: other shares lose digits."""
+    """Weights by the softmax over only the k choices.
+
+    It is for a bias that excludes the best experts: shares of the softmax over all experts would then lose digits.
+    """
     best = row[ids[0]]
     for j in range(k):
         weights[j] = row[ids[j]]

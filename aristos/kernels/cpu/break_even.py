@@ -23,7 +23,7 @@ MOST = 192
 
 @cache
 def rows(element: ElementType, entries: Any) -> int:
-    """How many rows of one expert make arithmetic longer than reading its weights. Each process measures this once.
+    """How many rows of an expert take longer to compute than its weights to read. Each process measures this once.
 
     entries: the module `entries` that has the element type's kernels. A run of one row takes as long as the reading; in
     a long run each row takes as long as its arithmetic.

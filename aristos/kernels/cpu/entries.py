@@ -117,8 +117,8 @@ def product_bytes(element: int, rows: int, depth: int) -> int:
 def run_rows(element: int) -> tuple[int, int]:
     """(most rows of a run, rows that a run waits for if more can land) of an element type.
 
-    Tiles compute 128 rows in the time in which they read the weights, so long runs save time, and short ones wait for
-    more rows. For other types, the copied rows of a longer run would not fit the L2 cache.
+    Tiles compute 128 rows in the time in which they read the weights. So long runs save time, and short runs wait for
+    more rows. Without tiles, the copied rows of a longer run would not fit the L2 cache.
     """
     return (384, 192) if ISA == "amx" and element == BFLOAT16 else (192, 32)
 

@@ -8,8 +8,8 @@
     dup += x^T du, dgate += x^T dg, ddown += h^T (w dy), and the sums of du, dg, w dy to the biases
 
 Every output of `expert_rows` is one chain of fused multiply-adds in order of k, whichever rows are computed together.
-Each entry of a weight's gradient is one chain in order of rows, which continues from call to call. So it depends only
-on the rows and their order, not on where they are cut into runs.
+Each entry of a weight's gradient is one chain in order of rows, which continues from call to call. So the entry depends
+only on the rows and their order, not on where the rows are cut into runs.
 """
 
 from kernel_cache.compile import jit
@@ -94,8 +94,8 @@ both = jit(
 def slopes(word, gated, u, g, d, h, weight, n, spare):
     """Compute n columns of a row: h from the products u and g, then du and dg, which overwrite u and g.
 
-    d: dy down^T. All are addresses; spare: space for n float32. A limit passes the gradient of values up to and at the
-    limit.
+    d: dy down^T. u, g, d, h and spare are addresses; spare has space for n float32. A limit passes the gradient of
+    values up to and at the limit.
     """
     us, ds, hs, by_x = mem.floats(u, n), mem.floats(d, n), mem.floats(h, n), mem.floats(spare, n)
     if not gated:

@@ -1,4 +1,4 @@
-"""Products by panels of 32 columns, for an element type and instruction set: by tiles if it has any, or multiply-adds.
+"""Products by panels of 32 columns, by tiles if the instruction set has them for the element type, or multiply-adds.
 
 `tiles` and `widened` define operand, panel and sums. An element type has one arithmetic on an instruction set, whatever
 the number of rows, so a row's sums never depend on the rows beside it.

@@ -1,6 +1,6 @@
 """Outer products of float32: adds w[i] x[i]^T b[i] over rows i, in order, by the micro-kernels of `gemm`.
 
-Every entry is one chain of fused multiply-adds in order of rows, so it depends on the rows and their order alone. x is
+Every entry is one chain of fused multiply-adds in order of rows, so it depends only on the rows and their order. x is
 transposed into packed rows, a few columns at a time; b is packed as panels.
 """
 

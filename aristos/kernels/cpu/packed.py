@@ -5,10 +5,11 @@ x * code starts from zero; it is computed as with codes as bfloat16 weights (`wi
 takes the zero point, another one the scale. The sum of x adds blocks of 32 k in order. A block's sum adds eight sums,
 each of every eighth value.
 
-Up to MOST rows of float32, and FEW of bfloat16 where dot products multiply codes (DOTS), decode codes in registers, FEW
-rows at a time. For other rows SHARED_PIECE k of codes, or what a group has left, become a panel of bfloat16 in the L1
-cache. All rows then read it; by tiles, two groups of rows do. Both ways give equal bits. Up to TILE_ROWS rows of tiles
-have a kernel that unpacks and multiplies at the same time.
+There are two ways, with equal bits. Products of up to MOST rows of float32 decode codes in registers, FEW rows at a
+time; so do products of up to FEW rows of bfloat16 where dot products multiply codes (DOTS). Other products first
+convert SHARED_PIECE k of codes, or what a group has left, to a panel of bfloat16 in the L1 cache. All rows then read
+this panel; with tiles, two groups of rows read it. For up to TILE_ROWS rows with tiles, one kernel unpacks and
+multiplies at the same time.
 """
 
 import numpy as np

@@ -1,7 +1,7 @@
 """Panels: the micro-kernel's shape on this CPU, and weights packed for it.
 
-A panel has NR columns of a weight matrix [K, N], row after row. The last panel of a matrix is narrower if N needs fewer
-vectors: columns are padded with zeros to whole vectors only.
+A panel has NR columns of a weight matrix [K, N], row after row. Columns are padded with zeros only to whole vectors, so
+the last panel of a matrix is narrower if N needs fewer vectors.
 """
 
 from __future__ import annotations

@@ -84,9 +84,9 @@ def up(n):
 
 @inlined
 def ahead_of(panel, step, more):
-    """The panel that a panel's product prefetches: the next one.
+    """The panel that is prefetched during the product of `panel`: the next one.
 
-    For the last panel it is itself, which costs nothing.
+    The last panel prefetches itself, which costs nothing.
     """
     return panel + step if more else panel
 

@@ -1,4 +1,4 @@
-"""The instruction set and format for which this package's modules are made: by its name, or the process's.
+"""The instruction set and format for which this package's modules are made, by its name; else the process's set.
 
 See `by_isa`. FORMAT: the format of packed weights, a name in `weight_types.FORMATS`; "" if weights are elements.
 """

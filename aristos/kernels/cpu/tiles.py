@@ -4,8 +4,8 @@ Products of float32 are made too (SPLIT): each value is the sum of two bfloat16,
 and x w is low high + high high + high low. A tile of low values follows each tile of high ones. Denormals count as
 zeros. A value of 3.39e38 or more, or infinity, gives NaN.
 
-Rows are cut into groups of nearly equal size, at most 32 each. A tile of an operand holds, for each block of 32 k, as
-many rows of 64 bytes as the group's upper tile has. So few rows take little space, and stay in the L1 cache. Sums of
+Rows are cut into groups of nearly equal size, with at most 32 rows each. For each block of 32 k, a tile of an operand
+has as many rows of 64 bytes as the group's upper tile. So few rows take little space, and stay in the L1 cache. Sums of
 many rows stay in tiles during a pass of KC, and wait in the L1 cache between passes.
 The tile unit adds the products of a sum in its own fixed order of k, which does not depend on the rows.
 """

@@ -1,8 +1,8 @@
 """Products of 16-bit elements by multiply-adds. Rows are widened to float32 in memory, and weights in registers.
 
-They serve float16, and bfloat16 on instruction sets without tiles. Each sum is one chain of fused multiply-adds in
-order of k. Rows of bfloat16 stay bfloat16 on two ISAs: avx512bf16, which has dot products of pairs, and neonbf16, which
-has products of 2 x 4 and 4 x 2.
+These products are used for float16, and for bfloat16 on instruction sets without tiles. Each sum is one chain of fused
+multiply-adds in order of k. Rows of bfloat16 stay bfloat16 on two ISAs: avx512bf16, which has dot products of pairs,
+and neonbf16, which multiplies 2 x 4 by 4 x 2 matrices.
 
 An *operand* is a matrix of few rows, prepared as the left side of a product: packed rows as in `gemm`, padded with
 zeros to blocks of 32 columns.

@@ -24,7 +24,7 @@ WHEELS = {"ptxas": "nvidia-cuda-nvcc-cu12 (CUDA 12) or nvidia-cuda-nvcc (CUDA 13
 
 @dataclass(frozen=True)
 class Assembled:
-    """Registers per thread, bytes spilled to local memory (stores and loads), static shared memory per block in bytes.
+    """What ptxas reports: registers of a thread, bytes spilled to local memory, bytes of static shared memory.
 
     advice: ptxas's messages about wgmma, for example that it serialises products that the PTX lets overlap.
     """

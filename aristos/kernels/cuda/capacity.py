@@ -1,8 +1,9 @@
 """The capacity of experts on a GPU. Choices beyond it are marked before rows get their packed order.
 
-First choices count before second ones, and tokens in order (engine/packing.py `drop` does the same on CPUs). The place
-of a token's choice j among all choices of its expert is a sum of three numbers: of the expert's choices 0..j-1 of all
-tokens, of its choices j in earlier blocks, and of its earlier choices j in this block. The shared expert has no limit.
+First choices count before second ones, and among these tokens count in order (`drop` in engine/packing.py does the same
+on CPUs). The place of a token's choice j among all choices of its expert is a sum of three counts: how often tokens
+name the expert in choices 0..j-1, in choice j in earlier blocks, and in choice j earlier in this block. The shared
+expert has no limit.
 """
 
 from __future__ import annotations

@@ -15,7 +15,10 @@ from .tile import Tile
 
 @dataclass(frozen=True)
 class Kernel:
-    """A shipped kernel. types: of its arguments. shared_bytes: dynamic, of a block. blocks: wanted on an SM."""
+    """A shipped kernel. types: its arguments' types.
+
+    shared_bytes: bytes of dynamic shared memory of a block. blocks: how many blocks an SM must hold at once.
+    """
 
     name: str
     function: Any

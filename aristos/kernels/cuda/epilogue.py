@@ -1,6 +1,6 @@
 """From a tile's sums to output rows: activation, gate, rounding and stores.
 
-For every family of products the sums lie in shared memory, in rows n + PAD float32 apart.
+After every kind of product the sums lie in shared memory, in rows that are n + PAD float32 apart.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ def activate(word, sums, pitch, count, shift, gated, thread, threads):
 
     word: the activation's code and limit (`activations.word`). The limit also bounds the gate's factor.
 
-    Elements are computed one at a time, to keep the code small, so that the main loop stays in the instruction cache.
+    Elements are computed one at a time, which keeps the code small, so that the main loop stays in the instruction
+    cache.
     """
     code, limit, plain = activations.code_of(word), activations.limit_of(word), activations.plain(word)
     for i in range(thread, count, threads):

@@ -16,9 +16,9 @@ NEEDED = f"a layer's kernels need {OLDEST} (A100) or later"
 
 @dataclass(frozen=True)
 class Target:
-    """A kind of GPU. arch: such as sm_90; the compiler chooses instructions by it.
+    """A kind of GPU. arch: the architecture, such as sm_90, by which the compiler chooses instructions.
 
-    limits: of an SM; they choose tiles.
+    limits: the limits of an SM, by which tiles are chosen.
     """
 
     arch: str
@@ -42,7 +42,7 @@ class Target:
     def most_blocks(self, threads: int, shared: int) -> int:
         """How many blocks of `threads` threads, with `shared` bytes of shared memory each, an SM can hold; 0: none.
 
-        Registers do not matter, because the compiler uses only as many as that number of blocks leaves.
+        Registers are not counted, because the compiler uses only as many as this number of blocks leaves for each.
         """
         if shared > self.limits.shared_block or threads > self.limits.block_threads:
             return 0

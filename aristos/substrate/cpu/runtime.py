@@ -250,9 +250,9 @@ class CpuRuntime(Runtime):
     def await_readers(self) -> None:
         """Wait until no local peer reads this rank's weights, because this rank's last ended call has ended there too.
 
-        A call that is open here must belong to an object with other weights; it is not waited for. The timeout bounds
-        the wait: it runs while the peer makes no progress. The wait also fails if a peer has ended. No peer begins to
-        read before this rank announces its next call.
+        A call that is open here must belong to an object with other weights; this does not wait for it. The wait fails
+        if a peer makes no progress for the timeout, or has ended. No peer begins to read before this rank announces its
+        next call.
         """
         self.refuse_unusable()
         last, job = self.epoch - self.open, self._blank_job()

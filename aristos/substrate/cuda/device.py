@@ -55,9 +55,9 @@ def count() -> int:
 class CudaDevice:
     """A visible GPU by its ordinal, CUDA's number of it in this process.
 
-    name; uuid: 'GPU-...', the same in every process; arch: 'sm_90'; target: arch and the limits of an SM; sms: how many
-    streaming multiprocessors; driver: the CUDA version that the driver supports, '12.9'; stream: this object's stream,
-    for work that names no other. Raises EnvironmentProblem.
+    name: the GPU's name. uuid: 'GPU-...', the same in every process. arch: such as 'sm_90'. target: arch and the limits
+    of an SM. sms: how many streaming multiprocessors it has. driver: the CUDA version that the driver supports, such as
+    '12.9'. stream: this object's stream, for work that names no other stream. Raises EnvironmentProblem.
     """
 
     count = staticmethod(count)
@@ -300,8 +300,8 @@ class CudaDevice:
     def record(self, event: int, stream: int, capturing: bool = False) -> None:
         """Let the event be recorded when all work that the stream has now is done.
 
-        capturing: whether the stream captures. Then every replay records the event as if this were outside of a
-        capture.
+        capturing: whether the stream captures. If it does, every replay records the event, as a call outside of a
+        capture would.
         """
         flags = bindings().CUevent_record_flags
         with self.current(queues=True):
@@ -349,7 +349,7 @@ class CudaDevice:
         return int(number), list(nodes or [])
 
     def follows(self, nodes: list[Any], earlier: Any) -> bool:
-        """Whether one of these nodes of a captured graph comes after, or is, the node `earlier`; True if unknown."""
+        """Whether one of these nodes of a captured graph is the node `earlier` or comes after it; True if unknown."""
         seen: set[int] = set()
         left = list(nodes)
         with self.current(queues=True):

@@ -104,8 +104,8 @@ class Interrupts:
     def _follow(self, raises: bool) -> None:
         """After a SIGINT, end what users have in flight, unless the main thread runs Python again.
 
-        raises: whether the handler is Python's own. If it is not, the program may mean to continue. Then only a second
-        SIGINT counts, if the main thread has still run no Python.
+        raises: whether the handler is Python's own. If it is not, the program may want to continue. Then only a second
+        SIGINT ends the work, and only if the main thread has still run no Python.
         """
         before, mark = self._mark, _Mark()
         self._mark, until = mark, time.monotonic() + GRACE_SECONDS

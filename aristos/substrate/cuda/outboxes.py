@@ -1,9 +1,9 @@
 """The shared memory of an engine on a GPU with remote peers. Outboxes, window and forwarded words are in host memory.
 
-Kernels can read all of it. So a remote rank's put reaches the kernel that waits for it without a call of the driver.
-Such a call could wait for a lock that another thread holds until that kernel ends. If the driver cannot map the MPI
-window, a mirror has a place for each of the window's bytes, and the proxy copies into it what has arrived. If MPI can
-put from GPU memory (device_puts.py), rows wait on the GPU to be put. This module starts no thread.
+Kernels can read all of this memory. So a remote rank's put reaches the kernel that waits for it without a call of the
+driver, which could wait for a lock that another thread holds until the kernel ends. If the driver cannot map the MPI
+window, there is a mirror of it, into which the proxy copies what has arrived. If MPI can put from GPU memory
+(device_puts.py), rows wait on the GPU to be put. This module starts no thread.
 """
 
 from __future__ import annotations

@@ -3,9 +3,10 @@
 The host writes a job once. A call is four launches. The host reads the state when a call has ended. With remote peers a
 proxy thread calls MPI (proxy_thread.py).
 
-Calls share one state, so they run one after another, whatever their streams. Each waits for an event that the call
-before it records, even if that one is replayed. The host's own copies and queries have a separate stream. Driver calls
-that may hold the driver's lock while they wait for the GPU are made only while no call is in flight.
+Calls share one state, so they run one after another, whatever their streams. Each call waits for an event that the call
+before it records, even if the earlier call is a replay of a graph. The host's own copies and queries have a separate
+stream. Driver calls that may hold the driver's lock while they wait for the GPU are made only while no call is in
+flight.
 """
 
 from __future__ import annotations
