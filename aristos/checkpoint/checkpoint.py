@@ -39,7 +39,7 @@ RECIPES = (
 # layer of the text model
 INNER = ("text_config", "thinker_config", "llm_config", "language_config")
 OUTSIDE = ("mtp.", "model.mtp", "mtp_", "model.visual.", "visual.", "vision", "model.vision", "audio", "model.audio")
-MOST_EXPERTS = 1 << 16  # most experts of a layer: four times the most that was published
+MOST_EXPERTS = 1 << 16  # the most experts of a layer: four times the most in any published model
 EXPERT = ("up", "gate", "down", "up_bias", "gate_bias", "down_bias")
 BIASES = ("router_bias", "select_bias")  # the biases of a router
 AS_DTYPE = "declares quantised inputs of linear layers; here they have the layer's dtype"
@@ -553,10 +553,10 @@ class Checkpoint:
             )
         reader = self._checked(number)
         self._load_experts(moe, layer, number, reader)
-        if TABLE not in reader.stored_arrays:  # with a router, a call without ids would choose by scores
+        if TABLE not in reader.stored_arrays:  # if a router were loaded, a call without ids would choose by scores
             biases: dict[str, Any] = {name: reader.read_finite(name) for name in BIASES if name in reader.stored_arrays}
             block = self._block(number)
-            if block.late:  # above all values that sigmoid and bias give the others
+            if block.late:  # larger than any value that sigmoid and bias give other experts
                 bias = np.asarray(biases["select_bias"], np.float32)
                 biases["select_bias"] = np.append(bias, [2 + 2 * np.abs(bias).max()] * block.late).astype(np.float32)
             router = reader.router(block.router_factor)

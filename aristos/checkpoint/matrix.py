@@ -16,7 +16,7 @@ from .safetensors import shown
 
 @dataclass(frozen=True)
 class Matrix:
-    """Where one expert's matrix lies. name: of its tensor, or of the tensor that a form's tensors replace.
+    """Where one expert's matrix lies. name: the name of its tensor, or of the tensor that a form's tensors replace.
 
     shape: (out, in) of the tensor, without the expert's axis. in_out: whether it is stored [in, out]. expert: the
     expert's number in a stacked tensor. outputs: which of the tensor's outputs are the matrix's.
@@ -32,7 +32,7 @@ class Matrix:
     outputs: slice = field(default_factory=lambda: slice(None))
 
     def part(self, suffix: str) -> str:
-        """The name of one of a form's tensors. suffix "": of the tensor that the form replaces."""
+        """The name of one of a form's tensors; with suffix "" the name of the tensor that the form replaces."""
         return named(self.name, suffix)
 
     def has(self, suffix: str) -> bool:

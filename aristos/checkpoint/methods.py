@@ -27,9 +27,9 @@ class Options:
     """The content of a quantization_config. method: quant_method, or "". form: the form of the tensors that replace
     NAME.weight, see `packed.FORMS`; "" if it stays. block: how many rows and columns share a scale of fp8.
 
-    bits, groups: of integers; groups are the declared sizes, 0 is a whole column. zeros: whether zero points may differ
-    from the middle of the range. offset: what must be added to stored zero points. act_order: whether groups may have
-    another order than k. activations: whether inputs of the layers are declared as quantised too.
+    bits, groups: for integers; groups are the declared sizes of groups, 0 means a whole column. zeros: whether zero
+    points may differ from the middle of the range. offset: what must be added to stored zero points. act_order: whether
+    groups may have another order than k. activations: whether inputs of the layers are declared as quantised too.
     """
 
     method: str = ""
@@ -66,7 +66,7 @@ class Declared:
         return value
 
     def group(self, bits: int) -> int:
-        """How many codes of a column share a scale; 0: all."""
+        """How many codes of a column share a scale; 0: all codes of a column."""
         size = self.one_of("group_size", (-1, *sorted(FORMATS[f"int{bits}"].groups)), -1)
         return max(size, 0)
 

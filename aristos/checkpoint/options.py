@@ -1,4 +1,4 @@
-"""The options of a config.json, as a recipe reads them. An option that it does not read must not change arithmetic.
+"""The options of a config.json, as a recipe reads them. An option that no recipe reads must not change arithmetic.
 
 Every key that a recipe reads is noted. `refuse_unknown` then refuses a remaining key if its name says that it concerns
 experts, routing or activations, because the meaning of an option is never guessed.

@@ -41,7 +41,8 @@ Parts = tuple[np.ndarray, np.ndarray, np.ndarray | None]  # codes [K, N], scales
 
 
 class Form(NamedTuple):
-    """A form. tensors: ends of names of the tensors that replace NAME.weight. beside: of tensors that may exist too.
+    """A form. tensors: ends of names of the tensors that replace NAME.weight. beside: ends of names of optional
+    tensors.
 
     kind: a function of the weight type, from headers. parts: a function of codes, scales and zeros of the outputs.
     """

@@ -33,7 +33,7 @@ SCALES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F8_E8M0": "fl
 
 
 def scale_name(directory: Directory, name: str, method: str) -> str:
-    """The tensor that has the scales of a quantised one. Raises CheckpointError if there is none."""
+    """The tensor that has the scales of a quantised tensor. Raises CheckpointError if there is none."""
     if method == "bitsandbytes":
         candidates = [name.removesuffix("weight") + "SCB"]
     else:
@@ -49,7 +49,7 @@ def scale_name(directory: Directory, name: str, method: str) -> str:
 
 
 def check_scales(directory: Directory, name: str, asked: Options) -> set[str]:
-    """The further tensors that a quantised one needs. Raises CheckpointError unless they fit it."""
+    """The further tensors that a quantised tensor needs. Raises CheckpointError unless they fit it."""
     entry = directory.entry(name)
     if entry.dtype not in NARROW:
         raise CheckpointError(
@@ -98,7 +98,7 @@ def values(directory: Directory, name: str, whole: np.ndarray, rows: Any, asked:
         scale = scale[rows]
     elif isinstance(rows, slice) and rows != slice(None) and scale.size > 1:
         raise CheckpointError(f"{directory.file(name).path}: tensor {shown(name)}: flat experts cannot have scales")
-    largest = scales.endswith("SCB")  # of bitsandbytes: an output's largest weight, 0 for one of zeros
+    largest = scales.endswith("SCB")  # bitsandbytes stores an output's largest weight, which is 0 if all are 0
     scale = usable(directory, scales, np.asarray(scale, np.float32), zero=largest)
     if largest:
         scale = scale / np.float32(127)

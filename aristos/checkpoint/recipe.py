@@ -100,7 +100,7 @@ def by_step(o: Options) -> list[int]:
 def after_dense(o: Options, key: str = "first_k_dense_replace") -> list[int]:
     """The layers that mlp_layer_types does not call dense.
 
-    Without that option: of the layers after the dense first ones, each moe_layer_freq-th.
+    Without that option, every moe_layer_freq-th layer after the first layers, which are dense.
     """
     kinds = o.get("mlp_layer_types")
     freq = o.get("moe_layer_freq")

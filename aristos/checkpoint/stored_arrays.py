@@ -1,4 +1,4 @@
-"""Where a layer's weights lie in a model's tensors, and how an expert's are read: slices, halves, transposes."""
+"""Where a layer's weights lie in a model's tensors, and how one expert's weights are read from slices and halves."""
 
 from __future__ import annotations
 
@@ -100,7 +100,8 @@ def packed_ways(part: Part, form: str) -> Part:
 
 
 class LayerReader:
-    """Reads the arrays of one layer. prefix: of the names of its tensors. shapes: of an expert's or the layer's arrays.
+    """Reads the arrays of one layer. prefix: how its tensors' names begin. shapes: of an expert's or the layer's
+    arrays.
 
     experts: how many there are. late: how many of the last experts are stored separately. stored_arrays: by the array's
     name. `check` compares all names and shapes with the headers, before anything is read.

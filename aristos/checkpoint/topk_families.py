@@ -80,7 +80,7 @@ def granitemoeshared(o: Options) -> dict[int, Block]:
 def jetmoe(o: Options) -> dict[int, Block]:
     """models/jetmoe: as Granite, with a bias of the output.
 
-    Here every expert has it, because the weights sum to one.
+    Here every expert has that bias, because the weights sum to one.
     """
     ffn = o.size(o.first("ffn_hidden_size", "intermediate_size"))
     sizes = ffn, o.size("moe_num_experts", "num_local_experts")

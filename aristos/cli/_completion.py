@@ -30,7 +30,7 @@ def complete(commands: list[str], main_of: Callable[[str], Callable[[list[str]],
 
         os.environ["_ARGCOMPLETE"] = str(int(os.environ["_ARGCOMPLETE"]) + 1)  # the line's words before the options
         argparse.ArgumentParser.parse_known_args = complete_options  # type: ignore[assignment]
-        main_of(first)(["--", "program"])  # `aristos run` needs one to parse its options
+        main_of(first)(["--", "program"])  # `aristos run` needs a program to parse its options
     parser = argparse.ArgumentParser(prog="aristos")
     parser.add_argument("--version", action="store_true")
     parser.add_argument("command", choices=commands)

@@ -119,7 +119,7 @@ def main(argv: list[str]) -> int:
             print(f"aristos explore: --mutation: {why}", file=sys.stderr)
             return USAGE
         if asked.strategy == "exhaustive" and asked.mutation and "transport" not in asked.given:
-            asked.transport = load()[asked.mutation].asked.transport  # the one on which it can show
+            asked.transport = load()[asked.mutation].asked.transport  # the transport on which the bug can show
         code = run_explorer(asked)
         sys.stdout.flush()
         return code

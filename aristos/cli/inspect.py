@@ -111,7 +111,8 @@ def stored(checkpoint: Any, number: int) -> tuple[WeightType | None, str]:
 
 
 def weights(configs: dict[int, Any], packed: dict[int, Any], ranks: list[int] | None) -> dict[str, Any] | None:
-    """Bytes of all experts' matrices, in the files and expanded, and `memory` with packed ones; None without any."""
+    """Bytes of all experts' matrices, in the files and expanded, and `memory` with packed weights; None if none are
+    packed."""
     if not any(packed.values()):
         return None
     found: dict[str, Any] = {"types": {}, "packed": 0, "expanded": 0, "bytes": {}}
@@ -130,7 +131,7 @@ def weights(configs: dict[int, Any], packed: dict[int, Any], ranks: list[int] | 
 
 
 def memory(kinds: dict[Any, list[int]], ranks: list[int] | None) -> dict[int, int]:
-    """By the number of ranks, bytes of the rank that needs most: one set of windows, and all layers' weights."""
+    """Number of ranks -> bytes of the rank that needs most: one set of windows, and all layers' weights."""
     from ..layer.moe import MoE
 
     if not kinds:

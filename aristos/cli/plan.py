@@ -29,7 +29,7 @@ SUMMARY = "plan the expert-parallel groups: aristos plan PROBLEM.json"
 INFEASIBLE, USAGE, ENVIRONMENT, INTERRUPTED = 1, 2, 3, 130
 TOKENS = 4096
 DISCOVER_SECONDS = 300
-DISCOVER_RANKS = 8  # most ranks that measure cores
+DISCOVER_RANKS = 8  # the most ranks that measure cores
 
 
 def options(argv: list[str]) -> argparse.Namespace:

@@ -19,7 +19,7 @@ SUMMARY = "start a job, each rank bound close to its device: aristos run -n 8 --
 
 
 def options(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Options, and the program with its own."""
+    """(the options of `aristos run`, the program with its own options)."""
     parser = argparse.ArgumentParser(
         prog="aristos run",
         usage="aristos run [options] -- PROGRAM ...",
@@ -90,7 +90,7 @@ def main(argv: list[str]) -> int:
         return launcher.launch(asked, program)
     except BrokenPipeError:  # --dry-run | head
         return launch_environment.unread()
-    except KeyboardInterrupt:  # before the job; later the job gets the signal
+    except KeyboardInterrupt:  # only before the job starts; later the job gets the signal
         return INTERRUPTED
     except (AristosError, OSError) as why:
         print(f"aristos run: {why}", file=sys.stderr)

@@ -29,7 +29,7 @@ def of_rank(node: int) -> RankCores:
 
 
 def remedy(library: Library | None, env: Mapping[str, str], cores: int) -> str:
-    """Advice: the option with which this launcher gives each rank `cores` cores of its own."""
+    """Advice that names the option by which this launcher gives each rank `cores` cores of its own."""
     started = launch_environment.started_as(env)
     if started is not None and started[0] == "srun":
         return (
@@ -79,8 +79,8 @@ def binding(seats: list[RankCores], library: Library | None, env: Mapping[str, s
 def scheduler(seats: list[RankCores], autogroups: bool) -> Finding:
     """Whether Linux schedules each rank as a separate group while ranks share cores. seats: [ranks].
 
-    Linux 6.18 kept a group off a core for minutes, while another group on that core had one thread that yields, as MPI
-    does in its collectives, and one that sleeps for a millisecond or less at a time.
+    Linux 6.18 kept a group off a core for minutes when another group on that core had two threads: one that yields, as
+    MPI does in its collectives, and one that sleeps for a millisecond or less at a time.
     """
     name = "scheduler"
     nodes = dict.fromkeys(s.node for s in seats)
@@ -119,7 +119,7 @@ def listed(cores: frozenset[int]) -> str:
 
 
 def quota() -> float | None:
-    """CPU time that the container grants, in cores; None without a limit."""
+    """CPU time that the container grants, as a number of cores; None without a limit."""
     try:
         most, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
     except (OSError, ValueError):

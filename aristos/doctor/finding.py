@@ -1,4 +1,4 @@
-"""Findings: a state, a sentence, and what to do. Also merges the findings of many ranks."""
+"""Findings, which have a state, a sentence, and what to do. The module also merges the findings of many ranks."""
 
 from __future__ import annotations
 
@@ -51,9 +51,10 @@ def guarded(name: str, check: Callable[[], T]) -> T | Finding:
 
 
 def merged(of_ranks: Iterable[tuple[int, list[Finding]]], whole: int) -> list[Finding]:
-    """Merge (rank, its findings) into the findings of a job of `whole` ranks.
+    """Merge pairs (rank, its findings) into the findings of a job of `whole` ranks.
 
-    Ranks with equal findings share one. All `ok` findings of a name become one, with the text of the lowest rank.
+    Equal findings of several ranks become one finding. All `ok` findings of a name become one, with the text of the
+    lowest rank.
     """
     groups: dict[str, dict[tuple[str, str, str], tuple[Finding, list[int]]]] = {}
     for rank, findings in of_ranks:

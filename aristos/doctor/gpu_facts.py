@@ -1,4 +1,4 @@
-"""The GPUs that a process sees by the kernel, NVML or nvidia-smi, and the driver. `gpus.py` judges them.
+"""The GPUs that a process sees through the kernel, NVML or nvidia-smi, and the driver. `gpus.py` judges these facts.
 
 The driver is called by ctypes. So no package is needed, and no context is created on a GPU.
 """
@@ -27,8 +27,8 @@ CAPABILITY = (75, 76)  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR
 class DriverAnswer:
     """libcuda's answers. error: the name of its error, or ''. version: the CUDA version that it supports.
 
-    uuids: of the visible GPUs, in CUDA's order. blocked: ordered pairs of these GPUs without peer access, by ordinal.
-    archs: the architectures of these GPUs, such as sm_90.
+    uuids: UUIDs of the visible GPUs, in CUDA's order. blocked: ordered pairs of these GPUs without peer access, by
+    ordinal. archs: the architectures of these GPUs, such as sm_90.
     """
 
     error: str = ""
@@ -77,7 +77,7 @@ def load_driver() -> Any | None:
 def of_node(
     root: Path = Path("/"), ask: Ask = commands.ask, load: Callable[[], Any] = nvml.load, cuda: Any | None = None
 ) -> NodeGpus:
-    """This machine's GPUs. root, ask, load, cuda: where to get files, commands' output, NVML and libcuda."""
+    """This machine's GPUs. root, ask, load, cuda: the sources of files, of commands' output, of NVML and of libcuda."""
     node, _ = node_here("", root, ask, load)
     files = sum(path.name[6:].isdigit() for path in (root / "dev").glob("nvidia*"))
     caps = any((root / "dev/nvidia-caps").glob("*"))

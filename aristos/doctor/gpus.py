@@ -198,7 +198,7 @@ def seats(facts: Sequence[RankGpus], nodes: Nodes) -> list[str]:
 
 
 def packages(versions: Mapping[str, str | None], node: NodeGpus) -> Finding:
-    """Whether the packages for GPUs are installed and fit each other and the driver. versions: of PACKAGES."""
+    """Whether the packages for GPUs are installed and fit each other and the driver. versions: PACKAGES' versions."""
     name = "GPU packages"
     if not node.devices:
         return ok(name, "not needed")

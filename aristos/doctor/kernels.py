@@ -19,7 +19,7 @@ def numba(env: Mapping[str, str]) -> Finding:
     text = ", ".join(f"{package} {version}" for package, version in versions().items())
     try:
         import numba  # noqa: F401
-    except Exception as why:  # for a NumPy that is too new or too old Numba raises ImportError or SystemError
+    except Exception as why:  # Numba raises ImportError or SystemError if NumPy is too new or too old
         return fail(name, f"cannot be imported: {why} ({text})", "pip install -U numba numpy, together in one command")
     if env.get("NUMBA_DISABLE_JIT", "0") != "0":
         remedy = "unset NUMBA_DISABLE_JIT: plain Python runs the protocol for tests, not a layer"
@@ -28,7 +28,7 @@ def numba(env: Mapping[str, str]) -> Finding:
 
 
 def isa() -> str:
-    """The instruction set that this process's kernels use. Ranks of layers whose bits depend on it agree on one."""
+    """The instruction set that this process's kernels use. If a layer's bits depend on it, its ranks agree on one."""
     from ..primitives.isa import chosen
 
     return chosen()
@@ -43,7 +43,7 @@ def instructions() -> Finding:
 
 
 def suited(kind: str, cpu: str, machine: str, best: str) -> Finding:
-    """Whether kernels use this CPU's best instructions, and whether it has those that such machines usually have."""
+    """Whether kernels use this CPU's best instructions, and whether the CPU has what such machines usually have."""
     name = "instructions"
     values = {"isa": kind, "cpu": cpu}
     if kind == "generic" and machine == "x86_64":
@@ -55,7 +55,7 @@ def suited(kind: str, cpu: str, machine: str, best: str) -> Finding:
 
 
 def folder() -> Path:
-    """The folder where compiled kernels are kept. Does not warn if it is not the wanted one."""
+    """The folder where compiled kernels are kept. There is no warning if it is not the folder that was wanted."""
     from kernel_cache.compile import cache_folder
 
     with warnings.catch_warnings():
@@ -71,7 +71,8 @@ def cache() -> Finding:
 
 
 def kept(folder: Path, wanted: Path) -> Finding:
-    """Whether kernels are kept in the wanted place. folder: of this version's kernels; wanted: its parent."""
+    """Whether kernels are kept in the wanted place. folder: where this version's kernels are. wanted: the parent it
+    should have."""
     name = "kernel cache"
     size = sum(path.stat().st_size for path in folder.parent.rglob("*") if path.is_file())
     functions = sum(1 for _ in folder.rglob("*.nbc"))

@@ -58,7 +58,8 @@ def loaded_modules(env: Mapping[str, str], own: list[Path]) -> list[str]:
 
 
 def one_mpi(mapped: list[str], installed: list[str], modules: list[str]) -> Finding:
-    """Whether two MPI libraries are mixed. mapped: loaded in this process; installed: by pip; modules: a site's."""
+    """Whether MPI libraries are mixed. mapped: loaded in this process. installed: by pip. modules: loaded as site's
+    modules."""
     name = "one MPI"
     values = {"mapped": mapped, "wheels": installed, "modules": modules}
     several = list(
@@ -89,8 +90,8 @@ def one_mpi(mapped: list[str], installed: list[str], modules: list[str]) -> Find
 def mpirun(found: Library | None, path: str | None, answer: str, beside: str, launched: bool) -> Finding:
     """Whether `mpirun` on PATH belongs to the library in use.
 
-    path: of mpirun. answer: the output of its --version. beside: path of the library's own mpirun, or ''. launched:
-    whether a launcher started this process, so that a wrong mpirun does no harm now.
+    path: where mpirun is. answer: the output of its --version. beside: path of the library's own mpirun, or ''.
+    launched: whether a launcher started this process, so that a wrong mpirun does no harm now.
     """
     name = "mpirun"
     use = f"use {beside}" if beside else "use the mpirun of the library's own package or module"

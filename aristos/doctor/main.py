@@ -1,4 +1,4 @@
-"""Runs the checks. Those without MPI come first, because starting MPI may end the process; then come all ranks.
+"""Runs the checks. Checks without MPI come first, because starting MPI may end the process; then checks on all ranks.
 
 Exit codes: 0 no check failed, 3 a check failed or rank 0 could not write the report, 130 Ctrl-C.
 """
@@ -38,7 +38,7 @@ def run_doctor(as_json: bool, limit: float) -> int:
     met = libraries.launcher(None if ranks.comm is None else ranks.size, os.environ, found)
     report.add(met)
     if ranks.rank == 0 and not prints:
-        return OK  # MPI does not see the job, which task 0 reports as a failure
+        return OK  # MPI does not see the job; task 0 reports that as a failure
     _each(ranks, report, limit)
     if met.state == "ok":
         _together(ranks, report, found)

@@ -20,7 +20,7 @@ UNWRAPPED = 10_000  # columns of an output that is no terminal, so that lines st
 class ReportWriter:
     """Writes the report. silent: another rank prints. as_json: print only the object at the end.
 
-    broken: why it cannot.
+    broken: why the report cannot be written, or ''.
     """
 
     def __init__(self, as_json: bool = False, silent: bool = False) -> None:
@@ -73,7 +73,7 @@ class ReportWriter:
             self._write(lambda: self._console.print(text, markup=False, soft_wrap=True))
 
     def end(self) -> None:
-        """Print the summary or the object. If that failed, say why on stderr."""
+        """Print the summary or the object. If the report could not be written, say why on stderr."""
         if self._json:
             whole = {
                 "aristos": __version__,

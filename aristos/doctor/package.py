@@ -1,4 +1,5 @@
-"""Checks which copy of Aristos each way of starting loads. With a clone beside an installation these may differ."""
+"""Checks which copy of Aristos each way of starting loads. If there are a clone and an installation, copies may
+differ."""
 
 from __future__ import annotations
 
@@ -41,7 +42,8 @@ def folder(python: str, *options: str) -> str:
 
 
 def loaded(ways: dict[str, str]) -> Finding:
-    """Whether all ways of starting load one folder. ways: each with its folder, empty for none."""
+    """Whether all ways of starting load the same folder. ways: name of a way -> the folder that it loads, empty for
+    none."""
     name = "package"
     places = dict.fromkeys(ways.values())
     if len(places) == 1:

@@ -19,10 +19,10 @@ from .ranks import Ranks
 
 NAME = "RMA progress"
 COMPUTE = 0.3  # seconds the target computes
-HEAD_START = 0.05  # seconds of them before the put
+HEAD_START = 0.05  # seconds of that time that pass before the put
 TRIES = 3
 BYTES = 4096  # MPICH completes puts up to 128 bytes at once, whatever the target does
-SLOW = 0.05  # seconds: more than a progress thread with a core needs
+SLOW = 0.05  # seconds; more than a progress thread that has a core needs
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def progress(ranks: Ranks, multiple: bool) -> Finding:
 
 
 def compiled() -> None:
-    """Compile or load what the measurement calls, before it begins: a rank alone in it would wait for ever."""
+    """Compile or load what the measurement calls, before it begins: a rank that is in it alone would wait for ever."""
     from numba import int64
 
     from kernel_cache.compile import warm_up
@@ -84,7 +84,7 @@ def compiled() -> None:
 
 
 def _between(ranks: Ranks, comm: Any) -> tuple[float, float]:
-    """Seconds (with, without) the target's progress thread, at the origin, rank 0 of `comm`."""
+    """Seconds of put and flush (with, without) the target's progress thread. The origin is rank 0 of `comm`."""
     from ..transport.rma import RmaWindow
 
     with ranks.bounded("a window (MPI_Win_allocate)"):
@@ -105,7 +105,7 @@ def _once(comm: Any, window: Any, helped: bool) -> float:
     comm.Barrier()
     if comm.rank == 1:
         if not helped:
-            _take(window.wire)  # in_call(True) alone would not do: the progress thread acts if workers do not call MPI
+            _take(window.wire)  # in_call(True) alone is not enough: the progress thread acts if workers do not call MPI
         _compute(COMPUTE)
         if not helped:
             wire.unlock(window.wire)
@@ -129,7 +129,7 @@ def _take(words: int) -> None:
 
 
 def _compute(seconds: float) -> None:
-    """Keep a core busy, without Python's lock most of the time."""
+    """Keep a core busy. Most of the time Python's lock is free."""
     numbers = np.ones(100_000)
     end = time.perf_counter() + seconds
     while time.perf_counter() < end:

@@ -1,7 +1,7 @@
 """The ranks of the job: starts and ends MPI, and makes a few collectives, each with a time limit.
 
-mpi4py holds Python's lock while it starts and ends MPI, so no Python thread could watch that. Here both are called by
-ctypes, which releases the lock. A call that takes too long ends the report and the job.
+mpi4py holds Python's lock while it starts and ends MPI, so no Python thread could watch that. This module starts and
+ends MPI by ctypes, which releases the lock. A call that takes too long ends the report and the job.
 """
 
 from __future__ import annotations
@@ -80,12 +80,12 @@ class Ranks:
         return self.nodes.node_of[self.rank] == self.rank
 
     def allgather(self, value: Any, what: str) -> list[Any]:
-        """`value` of every rank, in rank order. what: for the message if a rank is missing."""
+        """`value` of every rank, in rank order. what: the value in words, for the message if a rank is missing."""
         if self.comm is None:
             return [value]
         with self.bounded(f"the other ranks ({what})"):
             request = self.comm.Ibarrier()
-            while not request.Test():  # sleeps between polls: another rank may be measuring, or running a slow command
+            while not request.Test():  # sleep between polls: another rank may be measuring, or running a slow command
                 time.sleep(0.001)
             return self.comm.allgather(value)
 

@@ -16,8 +16,8 @@ from .finding import Finding, fail, ok, warn
 def need(ranks: int, per_node: int) -> tuple[int, str]:
     """(bytes of shared memory that `per_node` ranks of `ranks` need for the default layer, its name).
 
-    If ranks share a node, MPI allocates both windows there, the one for other nodes too (MPICH 5.0.2, Open MPI 5.0.11,
-    by df). A rank alone on its node has its window in private memory, like the rest of a layer.
+    If ranks share a node, MPI allocates a rank's two windows there, even the window for other nodes (MPICH 5.0.2, Open
+    MPI 5.0.11, by df). A rank alone on its node has its window in private memory, like the rest of a layer.
     """
     from ..layer.collective import shape_of, widths
     from ..placement import Placement
@@ -44,7 +44,7 @@ def shared(total: int, free: int, needed: int, layer: str, ranks: int) -> Findin
 
 
 def shared_here(ranks: int, per_node: int) -> Finding:
-    """The finding of `shared` for this node. ranks: of the job. per_node: of this node."""
+    """The finding of `shared` for this node. ranks: number in the job. per_node: number on this node."""
     try:
         info = os.statvfs(SHM)
     except OSError as why:

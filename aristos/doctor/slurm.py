@@ -11,7 +11,7 @@ from .finding import Finding, ok, warn
 
 
 def slurm(env: Mapping[str, str], version: str | None, types: list[str], library: Library | None) -> Finding:
-    """The job, and whether `srun --mpi=` fits. version: of srun; types: of `srun --mpi=list`."""
+    """The job, and whether `srun --mpi=` fits. version: srun's version. types: the list of `srun --mpi=list`."""
     name = "Slurm"
     job = slurm_variables.job_id(env)
     if not job and not types:

@@ -34,7 +34,7 @@ def started_as(env: Mapping[str, str] | None = None) -> tuple[str, int, int] | N
     for launcher, size, rank in WORLD:
         if launcher == "srun" and not in_step(env):
             continue
-        if launcher == "mpirun" and "PMI_JOBID" in env and under_srun(env):  # srun --mpi=pmi2 speaks PMI itself
+        if launcher == "mpirun" and "PMI_JOBID" in env and under_srun(env):  # srun --mpi=pmi2 sets PMI's variables
             continue
         tasks, task = whole(env.get(size, "")), whole(env.get(rank, ""))
         if tasks is not None and task is not None:
@@ -49,7 +49,7 @@ def prints() -> bool:
 
 
 def complain(message: str, code: int, here: bool | None = None) -> int:
-    """Print an error that all ranks have, on one of them. Returns `code`, the exit code of all.
+    """Print, on one rank, an error that all ranks have. Returns `code`, the exit code of all ranks.
 
     here: whether this rank prints it, if ranks know their numbers.
     """
@@ -61,8 +61,8 @@ def complain(message: str, code: int, here: bool | None = None) -> int:
 def on_terminal(stream: TextIO | None) -> bool:
     """Whether the stream is a terminal that a person reads and that may get escape codes (changing lines, bold text).
 
-    False under a launcher, because Open MPI's gives its ranks a terminal whatever its own output is. False with
-    NO_COLOR.
+    False under a launcher, because Open MPI's launcher gives its ranks a terminal whatever its own output is. False
+    with NO_COLOR.
     """
     return stream is not None and stream.isatty() and started_as() is None and not os.environ.get("NO_COLOR")
 

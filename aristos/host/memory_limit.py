@@ -1,7 +1,7 @@
 """How much memory the control groups of containers, Slurm and systemd leave to this process.
 
-A process is in a group of a hierarchy, and the limits of all groups above that one bind it too. Version 2 has one
-hierarchy for everything, version 1 has one for memory; a machine may mount both. The kernel's documents are
+A process is in one group of a hierarchy, and the limits of all groups above that group bind the process too. Version 2
+has one hierarchy for everything, version 1 has one for memory; a machine may mount both. The kernel's documents are
 cgroup-v2.rst and cgroup-v1/memory.rst. A limit that cannot be read or understood counts as none.
 """
 
@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from kernel_cache import regular
 from kernel_cache.texts import whole
 
-MOST = 16 << 20  # most bytes of one file: hosts of many containers have thousands of mounts
+MOST = 16 << 20  # the most bytes of one file; hosts of many containers have thousands of mounts
 LONGEST, MOUNTS = 4096, 64  # most characters of a path; most mounts of hierarchies that are read
 ESCAPE = re.compile(r"\\([0-7]{3})")  # mountinfo writes a blank in a path as \040
 
@@ -53,7 +53,7 @@ def _groups(root: Path) -> Iterator[tuple[Files, Path]]:
         elif any(files == other and mine[files].is_relative_to(its) for other, its, _ in mounts):
             continue
         else:
-            inside = PurePosixPath()  # a namespace hides the group of this process, so only the mounted group is known
+            inside = PurePosixPath()  # a namespace hides this process's group, so only the mounted group is known
         for part in (inside, *inside.parents):
             yield files, root / point / part
 

@@ -29,7 +29,7 @@ class MpiFacts:
     )
 
 
-# In the order in which marks are searched, because Intel's and Cray's files have MPICH's mark too.
+# Marks are searched in this order, because Intel's and Cray's files have MPICH's mark too.
 MPIS = (
     MpiFacts(
         "Intel MPI",
@@ -67,7 +67,7 @@ LOCAL = (  # this rank's number on its node, ranks of the node
     (slurm_variables.LOCAL_RANK, ""),
 )
 MPIRUN_STARTED = frozenset({"MPI_LOCALNRANKS", "OMPI_COMM_WORLD_SIZE"})  # every mpirun sets one of them
-# Prefixes of all variables that mpiexec and srun set for a task. A process that runs alone must not inherit them.
+# Prefixes of all variables that mpiexec and srun set for a task. A process that runs alone must not inherit these.
 PREFIXES = (
     "PMI_", "PMI2_", "PMIX_", "PRTE_", "OMPI_COMM_WORLD_", "OMPI_UNIVERSE_", "OMPI_NUM_APP_", "OMPI_APP_CTX_",
     "OMPI_FIRST_RANKS", "OMPI_MCA_ess", "OMPI_MCA_orte_", "OMPI_MCA_pmix", "I_MPI_PMI_LIBRARY", "HYDRA_", "HYDI_",

@@ -15,7 +15,7 @@ from .mpi_facts import SHARED_FILES
 SHM = "/dev/shm"
 NAMES = re.compile(SHARED_FILES)
 KEPT = re.compile("mpich_shm_[^/]*")
-YOUNG = 60.0  # age in seconds below which a job that is starting may not have mapped its file yet
+YOUNG = 60.0  # seconds; a job that is starting may not have mapped a file younger than this yet
 
 
 def leftovers(folder: str = SHM, young: float = YOUNG) -> list[tuple[str, int]]:
@@ -39,9 +39,9 @@ def leftovers(folder: str = SHM, young: float = YOUNG) -> list[tuple[str, int]]:
 
 
 def forget_names(maps: str = "/proc/self/maps", folder: str = SHM) -> int:
-    """Remove the names in `folder` of MPICH's files that this process has mapped. Returns how many.
+    """Remove, from `folder`, the names of MPICH's files that this process has mapped. Returns how many.
 
-    Their memory stays until the last process unmaps it.
+    The files' memory stays until the last process unmaps it.
 
     MPICH keeps the name until MPI_Finalize, so a killed job would leave the file. Call this when all ranks of this
     machine have left MPI_Init, because they have then mapped the file.
@@ -64,7 +64,7 @@ def forget_names(maps: str = "/proc/self/maps", folder: str = SHM) -> int:
 
 
 def in_use(paths: set[str]) -> set[str]:
-    """Those of `paths` that a process of this machine has mapped or open, as far as this user may see."""
+    """The files of `paths` that a process of this machine has mapped or open, as far as this user can see."""
     used = set()
     for process in Path("/proc").iterdir():
         if whole(process.name) is None:

@@ -58,7 +58,8 @@ def find(env: Mapping[str, str] | None = None) -> Library | None:
 
 
 def linked(extension: Path, env: Mapping[str, str]) -> Library:
-    """The library of an mpi4py that was linked to it. The file is found as the dynamic loader would find it."""
+    """The library to which mpi4py was linked when it was built. The file is found as the dynamic loader would find
+    it."""
     named = dict.fromkeys(re.findall(rb"\0(libmpi[\w-]*\.so[\d.]*)", extension.read_bytes()))
     for name in (n.decode() for n in named):
         for folder in (*map(str, prefixes()), *search_path(env)):
@@ -123,7 +124,7 @@ def identify(path: Path) -> Library | None:
 def loaded(function: str) -> ctypes.CDLL | None:
     """The MPI library in this process that has this function; None if there is none.
 
-    It is never loaded a second time.
+    The library is never loaded a second time.
     """
     for path in mapped():
         library = ctypes.CDLL(path, mode=ctypes.DEFAULT_MODE | os.RTLD_NOLOAD)

@@ -1,4 +1,4 @@
-"""Processes of this machine: the form in which ranks name them to each other, and whether one has ended or stopped."""
+"""Processes of this machine: how ranks name processes to each other, and whether a process has ended or stopped."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ ENDED = "has ended"
 class Process:
     """A process. place: its machine, and its namespaces of processes and of time. started: when, in ticks since boot.
 
-    place or started is empty if unknown. The kernel reuses process ids, so the start must match too. It is measured in
-    the process's namespace of time.
+    place or started is empty if unknown. The kernel reuses process ids, so the time of the start must match too; it is
+    measured in the process's namespace of time.
     """
 
     place: str
@@ -27,21 +27,21 @@ class Process:
         return cls(_place(), os.getpid(), _stat(os.getpid())[1])
 
     def seen_here(self) -> bool:
-        """Whether this process sees, by the id, that the other one runs.
+        """Whether the calling process sees, by the id, that this process runs.
 
         /proc may hide processes (hidepid=2), and copies of a virtual machine may have the same names.
         """
         return self._of_this_place() and _stat(self.pid)[1] == self.started
 
     def _of_this_place(self) -> bool:
-        """Whether its machine and namespaces are those of this process."""
+        """Whether its machine and namespaces are those of the calling process."""
         return bool(self.place and self.started) and self.place == _place()
 
     def trouble(self) -> str:
-        """A clause that says why it does not run: it has ended, or is stopped.
+        """A clause that says why the process does not run: it has ended, or is stopped.
 
-        Empty if it runs, or is of another place. Ask only of a process that was `seen_here`, or that /proc does not
-        hide.
+        The clause is empty if the process runs, or is of another place. Use this only for a process that was
+        `seen_here`, or that /proc does not hide.
         """
         if not self._of_this_place():
             return ""

@@ -53,7 +53,7 @@ def wanted_tasks(env: Mapping[str, str]) -> int:
 
 
 def mpi_type(env: Mapping[str, str]) -> str:
-    """Inside a step, its --mpi=; outside of one, the default of the user or the site. '' if unknown."""
+    """Inside a step, the step's --mpi=; outside, the default of the user or the site. '' if unknown."""
     return env.get("SLURM_MPI_TYPE", "")
 
 

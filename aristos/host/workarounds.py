@@ -2,8 +2,8 @@
 
 `workarounds` returns the variables that a process needs; `apply` sets them. Aristos's commands call `apply`, because
 they start MPI themselves. `import aristos` does not call it, because the user's program starts MPI; `aristos doctor`
-prints the exports for a job script. A variable that the user has set is kept. No variable is set for a site's own MPI
-if only the wheels have the problem. This file states the reasons; templates, recipes and tests that set the same
+prints the exports for a job script. A variable that the user has set is kept. If only the wheels have a problem, no
+variable is set for a site's own MPI. This file states the reasons; templates, recipes and tests that set the same
 variables refer to it.
 """
 
@@ -76,11 +76,12 @@ def _mpich(env: Mapping[str, str], library: Library, machine: HostFacts) -> list
         return []
     if env.get("MPIR_CVAR_CH4_NETMOD", "ofi") != "ofi":
         return []
-    # UCX's address can exceed the capacity of Slurm's PMI-2: MPI_Init fails or hangs.
+    # UCX's address can be too long for Slurm's PMI-2; then MPI_Init fails or hangs.
     why = "the mpich wheel over UCX gives srun's PMI2 an address that can be too long for it"
     found = [Workaround("MPIR_CVAR_CH4_NETMOD", "ofi", why)]
     if not machine.rdma:
-        # By default OFI chooses its provider `sockets`: MPI_Init of 32 ranks on 2 cores hung in one run of seven.
+        # By default OFI chooses its provider `sockets`, with which MPI_Init of 32 ranks on 2 cores hung in one run of
+        # seven.
         why = "the mpich wheel takes OFI's provider `sockets`, with which MPI_Init can hang on a busy machine"
         found.append(Workaround("FI_PROVIDER", "tcp", why))
     return found

@@ -1,4 +1,4 @@
 """Aristos inside other libraries: `torch` has the layer as a module, `transformers` uses it in Hugging Face's models.
 
-Nothing else imports these modules, and each needs the library that it is named after.
+No other module of Aristos imports these modules. Each needs the library after which it is named.
 """

@@ -1,7 +1,7 @@
 """transformers' own expert parallelism with Aristos: `DistributedConfig(..., ep_size=2, ep_implementation="aristos")`.
 
-transformers splits the experts and reads each rank's own; Aristos moves rows between the ranks and computes them. This
-exists from transformers 5.23 on.
+transformers splits the experts, and each rank reads its own; Aristos moves rows between the ranks and computes them.
+The interface exists from transformers 5.23 on.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from .training import held, hold
 
 
 class AristosEP(EPImplementation):
-    """An experts module of which each rank has consecutive experts. transformers makes and calls it on all ranks.
+    """An experts module in which each rank has consecutive experts. transformers makes and calls it on all ranks.
 
     Ranks of a tensor parallel group have the same tokens: each computes a part of them, and gets the others' outputs.
     Gradients of experts are sums over all ranks' tokens; transformers divides them by the number of batches.
@@ -66,7 +66,8 @@ class AristosEP(EPImplementation):
     def _layer(self, top_k: int, dtype: torch.dtype) -> Experts:
         """The layer of this module, which is made at the first call. Collective.
 
-        Then torch's memory is released, unless the layer trains: in that case torch's parameters stay its masters.
+        After that, torch's memory is released, unless the layer trains: then torch's parameters stay the layer's
+        masters.
         """
         experts = held(self._module)
         if experts is None:

@@ -25,8 +25,8 @@ class Graphs:
     """The calls of a layer for which torch may still run the backward pass.
 
     Each call has a number, in a tensor that torch saves for the backward pass. When torch frees that tensor, the tapes
-    are no longer needed: torch has dropped the graph, or it saves nothing because it will make the call again (gradient
-    checkpointing) and will then find the number of that later call. torch may free the tensor within any other call, so
+    are no longer needed: torch has dropped the graph, or it saves nothing, because it will make the call again
+    (gradient checkpointing) and then find the later call's number. torch may free the tensor within any other call, so
     the tapes wait for `discard`, which is called between calls.
     """
 
@@ -41,7 +41,7 @@ class Graphs:
         number = np.array([self._made])
         weakref.finalize(number, self._freed.append, self._made).atexit = False
         graph = self._open[self._made] = Graph()
-        return graph, torch.from_numpy(number)  # uses the memory of `number`, which lives as long as torch needs it
+        return graph, torch.from_numpy(number)  # the tensor uses the memory of `number`, and keeps it alive
 
     def of(self, number: torch.Tensor) -> Graph:
         """The graph with a number. Raises InputError if torch has saved a copy of the tensor."""
@@ -61,7 +61,7 @@ class Graphs:
                 tape.discard()
 
     def discard_all(self) -> None:
-        """Discard all tapes. torch refuses the backward pass of their graphs, or has dropped these."""
+        """Discard all tapes. torch refuses the backward pass of their graphs, or has dropped the graphs."""
         for graph in self._open.values():
             for tape in graph.tapes:
                 tape.discard()

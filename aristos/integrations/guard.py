@@ -1,8 +1,8 @@
 """Lets ranks use models at their own pace. A rank that has finished takes part without tokens until all have.
 
-Before each layer's calls the ranks agree on two things: on the layer, which is the first that any rank is at, and on
-the number of calls. A rank at a later layer, or at the end of its block, takes part. It makes the layer first, if it
-must.
+Before each layer's calls the ranks agree on the layer and on the number of calls. The layer is the first one that any
+rank has reached. A rank at a later layer, or at the end of its block, takes part. If it has not made the layer yet, it
+makes the layer first.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ..substrate.attach import attach
 from ..substrate.runtime import Runtime
 from ..transport.limits import Limits
 
-NONE = -1  # in place of a layer: the rank is at the end of its block
+NONE = -1  # stands for a layer: the rank is at the end of its block
 DTYPES = tuple(ON_CPUS)
 WHAT = "the other ranks' next layer"
 
@@ -27,7 +27,7 @@ WHAT = "the other ranks' next layer"
 class Offer(NamedTuple):
     """What a rank wants to call. layer: number of an experts module in the models. calls: how many the rank needs.
 
-    top_k, dtype: of the layer. grad: whether the calls have gradients.
+    top_k, dtype: the layer's. grad: whether the calls have gradients.
     """
 
     layer: int

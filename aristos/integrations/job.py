@@ -22,9 +22,10 @@ WHAT = "the other ranks to end, as its program is over"
 
 
 def start() -> None:
-    """Start MPI where a launcher has started several tasks, and meet at their end. Nothing in children of a task.
+    """Start MPI if a launcher has started several tasks, and let them meet at their end. Does nothing in a task's
+    children.
 
-    What is wrong with MPI is said by the first layer.
+    If MPI cannot start, the first layer that is made raises the error.
     """
     if multiprocessing.parent_process() is not None:
         return
@@ -37,9 +38,9 @@ def start() -> None:
 
 
 def _end(comm: Any, pid: int) -> None:
-    """Wait until all ranks end or one wants something else of this rank, which that one then knows.
+    """Wait until all ranks end, or until a rank wants something else of this rank; that rank then learns of the end.
 
-    absent_timeout at most: a rank may have left this module out.
+    The wait lasts at most absent_timeout, because a rank may not use this module.
     """
     from mpi4py import MPI
 

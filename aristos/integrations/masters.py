@@ -1,6 +1,6 @@
 """torch's parameters as the masters of a trained layer.
 
-Changed ones are packed; gradients get the parameters' forms.
+Parameters that have changed are packed for the layer; its gradients are given in the parameters' forms.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _alive: weakref.WeakSet[Masters] = weakref.WeakSet()
 
 
 def _stepped(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-    """React to a step of any optimizer, because fused ones change parameters without torch counting it."""
+    """React to a step of any optimizer, because fused optimizers change parameters without a count by torch."""
     if not _alive:
         return
     theirs = {id(each) for group in optimizer.param_groups for each in group["params"] if each.grad is not None}
@@ -53,8 +53,8 @@ register_optimizer_step_post_hook(_stepped)
 class Masters:
     """Parameters of this rank's experts, as their module has them now.
 
-    names: those of transformers: gate_up_proj [n, 2F, H] or up_proj [n, F, H], down_proj [n, H, F], and with _bias the
-    biases. transposed: whether the last two axes are swapped. interleaved: see `MoE.load`.
+    names: the parameters' names in transformers: gate_up_proj [n, 2F, H] or up_proj [n, F, H], down_proj [n, H, F], and
+    with _bias the biases. transposed: whether the last two axes are swapped. interleaved: see `MoE.load`.
     """
 
     def __init__(self, module: torch.nn.Module, names: Sequence[str], transposed: bool, interleaved: bool) -> None:
@@ -143,7 +143,8 @@ class Masters:
 
 
 class ShardedMasters(Masters):
-    """Parameters of which transformers gives this rank a shard: each call has new tensors, made of the optimizer's.
+    """Parameters of which transformers gives this rank a shard. Each call has new tensors, made from the optimizer's
+    tensors.
 
     Before each call, torch's counts of changes to the optimizer's tensors show whether values must be compared. To
     compare them takes 2 to 50 times as long as a call. transformers divides their gradients itself.
@@ -161,7 +162,7 @@ class ShardedMasters(Masters):
         else:
             shards = list(self.parameters.values())
         local = [getattr(each, "_local_tensor", each) for each in shards]
-        self._now = [  # torch counts changes by a DTensor's operations in itself, and other ones in its local tensor
+        self._now = [  # a DTensor counts changes by its own operations, its local tensor counts all others
             (id(each), each._version, mine._version, mine.data_ptr()) for each, mine in zip(shards, local, strict=True)
         ]
 

@@ -95,7 +95,7 @@ def options(
 
 
 def from_environment() -> None:
-    """Call `options` with what VARIABLE holds, where it is set. Raises InputError if it cannot."""
+    """Call `options` with what VARIABLE holds, if it is set. Raises InputError if the text does not fit."""
     text = os.environ.get(VARIABLE)
     if not text:
         return
@@ -122,7 +122,7 @@ def limits() -> Limits:
 
 
 def communicator() -> Any:
-    """The communicator whose ranks share the experts; None: this process has all."""
+    """The communicator whose ranks share the experts; None: this process has all experts."""
     comm = world() if _options.comm is None else _options.comm
     return None if comm is None or comm.Get_size() == 1 else comm
 

@@ -20,8 +20,8 @@ _comms: dict[tuple[int, ...], Any] = {}  # communicators, by their ranks in the 
 def set_variables(comm: Any, limits: Limits) -> None:
     """Set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT, if they are missing. Collective.
 
-    Then ranks of torch.distributed are those of comm. The master is rank 0. Its address is loopback if all ranks share
-    a node, or else the name of its host.
+    The ranks of torch.distributed are then the ranks of comm. The master is rank 0. Its address is loopback if all
+    ranks share a node, or else the name of its host.
     """
     check_comm(comm)
     runtime = attach(comm, limits)

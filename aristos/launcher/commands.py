@@ -27,9 +27,9 @@ THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 @dataclass(frozen=True)
 class Command:
-    """The command. words: its command line. set: variables for its environment, with reasons.
+    """The command that starts a job. words: its command line. set: variables for its environment, with reasons.
 
-    nodes: how many take part.
+    nodes: how many nodes take part.
     """
 
     words: list[str]
@@ -86,8 +86,9 @@ def usual(env: Mapping[str, str]) -> list[Workaround]:
 def by_srun(
     ranks: int, per_node: int, nodes: int, program: list[str], library: Library | None, env: Mapping[str, str]
 ) -> Command:
-    """srun with the PMI in SLURM_MPI_TYPE, or else the library's. Raises EnvironmentProblem if there is none."""
-    # Inside a step (an interactive shell) the variable is how that step was started, not a choice of the user.
+    """srun with the PMI that SLURM_MPI_TYPE names, else the library's PMI. Raises EnvironmentProblem if there is
+    none."""
+    # Inside a step (an interactive shell) the variable says how that step was started, and is not the user's choice.
     asked = None if slurm_variables.in_step(env) else slurm_variables.mpi_type(env)
     pmi = asked or pmi_for(library, mpi_launchers.pmi_types(mpi_launchers.srun("--mpi=list")))
     words = [
@@ -113,7 +114,7 @@ def cpus_per_node(env: Mapping[str, str]) -> float:
 
 
 def pmi_for(library: Library | None, types: list[str]) -> str:
-    """The value for srun's --mpi. types: those that srun supports. Raises EnvironmentProblem if none fits."""
+    """The value for srun's --mpi. types: the values that srun supports. Raises EnvironmentProblem if none fits."""
     wanted = library.pmi if library is not None else None
     if wanted is None:
         raise EnvironmentProblem(
@@ -132,7 +133,8 @@ def pmi_for(library: Library | None, types: list[str]) -> str:
 def by_mpirun(
     ranks: int, per_node: int, nodes: int, program: list[str], library: Library | None, env: Mapping[str, str]
 ) -> Command:
-    """mpiexec of the library that mpi4py loads. nodes: 1, or the allocation's number, which mpiexec finds itself."""
+    """mpiexec of the library that mpi4py loads. nodes: 1, or the number in the allocation, whose nodes mpiexec finds
+    itself."""
     words = [find_mpiexec(library), "-n", str(ranks)]
     kind = library.kind if library is not None else ""
     found = usual(env)
@@ -146,7 +148,7 @@ def by_mpirun(
         found.append(Workaround("HYDRA_IFACE", "lo", "on one machine the host's name need not resolve"))
     found = [each for each in found if each.name not in env]
     if kind == "Open MPI":
-        # It may count fewer slots than cores, for example in a container; `seats` checks the cores.
+        # Open MPI may count fewer slots than cores, for example in a container; `seats` checks the cores.
         words += ["--map-by", f"ppr:{per_node}:node:OVERSUBSCRIBE", "--bind-to", "none"]
         if os.geteuid() == 0:
             words.append("--allow-run-as-root")  # otherwise Open MPI refuses to run as root
@@ -167,7 +169,7 @@ def _open_mpi(nodes: int) -> list[Workaround]:
 def find_mpiexec(library: Library | None) -> str:
     """Path of the library's own launcher: beside a wheel, or on PATH. Raises EnvironmentProblem if there is none.
 
-    It is mpiexec, because Intel's mpirun finds its parts only on PATH.
+    The launcher is mpiexec, because Intel's mpirun finds its parts only on PATH.
     """
     if library is None:
         raise EnvironmentProblem(

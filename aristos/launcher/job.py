@@ -1,9 +1,9 @@
 """Runs a job: its launcher is a child process, signals are passed on, and what stays is cleaned up.
 
 A job may leave processes (a killed launcher's ranks, ranks that ignore SIGTERM) and files in /dev/shm. Its processes
-are found by an environment variable that only this job has, and ended. Files that appeared while it ran, and that no
-process uses, are named, or removed on request. This concerns only this node: on others Slurm or MPI's daemons end the
-tasks.
+are found by an environment variable that only this job has, and ended. Files that appeared while the job ran, and that
+no process uses, are named, or removed on request. All this is done only on this node: on other nodes Slurm or MPI's
+daemons end the tasks.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 PATIENCE = 10.0  # seconds from an ending signal to the launcher's SIGTERM
 FIRMER = 3.0  # seconds from that SIGTERM to SIGKILL
 OPEN_MPI = "OMPI_COMM_WORLD_RANK"  # a variable that only ranks under Open MPI have
-GONE = 5.0  # seconds for the job's processes to end after the launcher; then SIGKILL
+GONE = 5.0  # seconds that the job's processes have to end after the launcher has ended; then SIGKILL
 
 
 class Job:
-    """A launcher's process, and how signals reach its ranks. words[0] is its program.
+    """A launcher's process, which passes signals to its ranks. words[0] is the launcher's program.
 
     Open MPI's launcher kills its ranks a quarter of a second after any ending signal, so this class sends such signals
-    to the ranks itself. srun kills its tasks when it gets an ending signal, so scancel sends these to the tasks, by the
-    name of the job step.
+    to the ranks itself. srun kills its tasks when it gets an ending signal, so scancel sends such signals to the tasks,
+    by the name of the job step.
     """
 
     def __init__(self, words: list[str], env: Mapping[str, str]) -> None:
@@ -51,7 +51,7 @@ class Job:
         )
 
     def _end_with_parent(self) -> None:
-        """Let the child end with its parent. The child calls this.
+        """Make this process end with its parent. The child calls this.
 
         srun ends its tasks when it gets SIGTERM; mpiexec's daemons end their ranks when mpiexec dies.
         """
@@ -90,7 +90,7 @@ class Job:
 
 
 def run_job(words: list[str], env: Mapping[str, str], clean: bool) -> tuple[int, bool]:
-    """Start the launcher, wait for it, and end processes that stay. clean: whether to remove files that it leaves.
+    """Start the launcher, wait for it, and end processes that stay. clean: whether to remove files that the job leaves.
 
     Returns (exit code, whether a signal to this process ended the job). A signal gives the code 128 + its number.
     """

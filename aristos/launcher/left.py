@@ -19,10 +19,10 @@ NAMED = 8  # most files that a line names
 
 
 def handle(remove: bool, before: Collection[str] | None = None, folder: str = SHM) -> None:
-    """Remove the files that ended jobs have left, or name them. Says so on stderr, in a line.
+    """Remove the files that ended jobs have left, or name them, and report that in one line on stderr.
 
-    before: names of files that existed before the job that has just ended. None: no job has ended; then files that a
-    job may be about to map are left out.
+    before: names of files that existed before the job that has just ended. None: no job has just ended. Then young
+    files are left out, because a job that is starting may be about to map them.
     """
     found = leftovers(folder, YOUNG if before is None else 0.0)
     paths = [path for path, _ in found if before is None or Path(path).name not in before]

@@ -15,7 +15,7 @@ from .commands import Command
 from .seats import Seat, default_ranks, numa_cores, numa_note, numa_seats, seats, table
 from .this_node import ThisNode, find, read
 
-MOST = 4096  # most ranks of a node: several times the hardware threads of the largest node
+MOST = 4096  # the most ranks of a node; several times the hardware threads of the largest node
 
 
 def launch(asked: Namespace, program: list[str]) -> int:
@@ -49,7 +49,7 @@ def launch(asked: Namespace, program: list[str]) -> int:
 
 @dataclass
 class Start:
-    """One start of the job. notes: about its ranks. env: the launcher's environment."""
+    """One start of the job. notes: sentences about its ranks. env: the launcher's environment."""
 
     ranks: int
     command: Command
@@ -90,9 +90,9 @@ def _seats(asked: Namespace, machine: ThisNode, ranks: int) -> list[Seat]:
 
 
 def _ranks(machine: ThisNode, nodes: int, env: dict[str, str], per: str | None = None, smt: bool = False) -> int:
-    """How many ranks to start without -n: as many as sbatch or salloc was asked for, or else the nodes' default.
+    """How many ranks to start without -n: as many as the user asked of sbatch or salloc, or else the nodes' default.
 
-    per: "numa" for one rank for each NUMA domain, however many tasks were asked for.
+    per: "numa" means one rank for each NUMA domain, however many tasks the user asked for.
     """
     wanted = slurm_variables.wanted_tasks(env)
     if nodes and wanted and not per:

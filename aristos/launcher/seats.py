@@ -1,7 +1,7 @@
 """Computes the seats of a node: for each local rank a device, the cores close to it, and the closest NIC.
 
-Seats are computed only from a `topology.Node`: the machine is not read, and nothing is bound. Cores follow from where
-the GPU is attached, so nodes that number GPUs and NUMA domains differently need no special case.
+Seats are computed from a `topology.Node` alone: this module does not read the machine, and binds nothing. Cores follow
+from where the GPU is attached, so nodes that number GPUs and NUMA domains differently need no special case.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ Cores = list[frozenset[int]]
 
 @dataclass(frozen=True)
 class Seat:
-    """The seat of one local rank. cpus: those to bind to; empty if they are unknown, and then nothing is bound.
+    """The seat of one local rank. cpus: the CPUs to bind to. If they are unknown, `cpus` is empty and nothing is bound.
 
-    sharing: how many ranks have some of these cores (1: only this one). numa: the cores' domain, None if several.
+    sharing: how many ranks have some of these cores (1: only this rank). numa: the cores' domain, None if several.
     device: the GPU's index in nvidia-smi. order: its number in CUDA. mig: the UUID of the rank's slice, '' for the GPU.
     """
 
@@ -94,7 +94,8 @@ def numa_cores(node: Node, smt: bool = False) -> dict[int, Cores]:
 
 
 def numa_seats(node: Node, ranks: int, smt: bool = False) -> list[Seat]:
-    """Seats of ranks that each have all usable cores of a NUMA domain, and no GPU. Fewer ranks than domains are spread.
+    """Seats without GPUs, each with all usable cores of one NUMA domain. Fewer ranks than domains are spread over
+    domains.
 
     Raises EnvironmentProblem if the domains are unknown, and InputError if there are fewer domains than ranks.
     """
@@ -151,9 +152,9 @@ def _by_number(node: Node, cores: Cores) -> dict[int, Cores]:
 
 
 def _close_cores(node: Node, device: Gpu, cores: Cores) -> Cores:
-    """The usable cores close to a device, by the first of sysfs, its NUMA domain, nvidia-smi's list; else all.
+    """The usable cores close to a device, by sysfs, else by its NUMA domain, else by nvidia-smi's list; else all cores.
 
-    nvidia-smi cuts its list short on some machines, so the list of the domain is preferred.
+    nvidia-smi cuts its list short on some machines, so the domain's list comes first.
     """
     domain = next((n.cpus for n in node.numa if n.index == device.numa), None)
     printed = device.cpus_from is not None and device.cpus_from != "sysfs"
@@ -170,7 +171,8 @@ def _close_cores(node: Node, device: Gpu, cores: Cores) -> Cores:
 
 
 def _as_linux_counts(cpus: frozenset[int]) -> Cores:
-    """A core for each CPU of a list without known cores. In a list such as 0-15,64-79 the second half is left out."""
+    """One core for each CPU of a list, if cores are unknown. Of a list like 0-15,64-79 the second half, which has the
+    other hardware threads, is left out."""
     halves = cpusets.show(cpus).split(",")
     first, second = (cpusets.parse(halves[0]), cpusets.parse(halves[-1])) if len(halves) == 2 else (cpus, cpus)
     kept = first if len(first) == len(second) else cpus
@@ -178,7 +180,8 @@ def _as_linux_counts(cpus: frozenset[int]) -> Cores:
 
 
 def _by_domain(domains: list[Cores], ranks: int) -> list[Cores]:
-    """For each rank the cores it may use: those of its domain, or of several domains if there are fewer ranks.
+    """The cores that each rank may use: the cores of its domain, or of several domains if there are fewer ranks than
+    domains.
 
     Ranks are divided among domains in proportion to their usable cores.
     """
@@ -197,9 +200,9 @@ def _by_domain(domains: list[Cores], ranks: int) -> list[Cores]:
 
 
 def _divide(wanted: list[Cores]) -> list[frozenset[int]]:
-    """[ranks] the CPUs of each rank: its own cores, of those that it may use, and neighbouring ones if possible.
+    """[ranks] the CPUs of each rank: cores of its own among those that it may use, if possible neighbouring cores.
 
-    If a group of ranks may use fewer cores than it has ranks, all of them share these cores.
+    If the ranks of a group may use fewer cores than there are ranks, all of them share these cores.
     """
     cpus: list[frozenset[int]] = [frozenset()] * len(wanted)
     for group in _groups(wanted):
@@ -231,7 +234,8 @@ def _groups(wanted: list[Cores]) -> list[list[int]]:
 
 
 def _fewest_first(wanted: list[Cores], pool: Cores) -> list[Cores]:
-    """Give each core to the rank that has the fewest so far. A rank without one shares all cores that it may use."""
+    """Give each core to the rank that has the fewest so far. A rank that gets no core shares all cores that it may
+    use."""
     taken: list[Cores] = [[] for _ in wanted]
     for core in sorted(pool, key=lambda c: (sum(c in each for each in wanted), min(c))):
         able = [i for i, each in enumerate(wanted) if core in each]
@@ -252,7 +256,7 @@ def _nics_of_domain(node: Node, cpus: frozenset[int]) -> list[str]:
 
 
 def _spread(wanted: list[list[str]]) -> list[str]:
-    """[ranks] for each rank, the one of its possible NICs that has the fewest ranks so far; '' if it has none."""
+    """[ranks] a NIC for each rank: of its possible NICs, the one with the fewest ranks so far; '' if there is none."""
     used: dict[str, int] = {}
     found = []
     for names in wanted:

@@ -32,7 +32,7 @@ from . import left
 from .seats import Seat, numa_seats, seats
 from .this_node import find
 
-PLAN = "ARISTOS_SEATS"  # the seats of the node that started the job, so that its ranks need not discover it again
+PLAN = "ARISTOS_SEATS"  # the seats of the node that started the job; its ranks need not examine the node again
 DEVICE, LOCAL = "ARISTOS_DEVICE", "ARISTOS_LOCAL_RANK"
 JOB = "ARISTOS_JOB"  # marks every process of a job
 RESTART = "ARISTOS_RESTART"  # number of this start of the job; above 0 after a loss
@@ -87,13 +87,13 @@ def from_json(text: str, size: int) -> list[Seat]:
 def environment(seat: Seat, env: Mapping[str, str], root: Path = Path("/sys")) -> dict[str, str]:
     """Variables for the program."""
     found = {LOCAL: str(seat.local)}
-    if seat.mig:  # CUDA shows a process one slice, so the rank's own is named
+    if seat.mig:  # CUDA shows a process only one slice, so the rank's own slice is named
         found |= {DEVICE: "0", VISIBLE: seat.mig}
     elif seat.order is not None:
         found[DEVICE] = str(seat.order)
         found["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # nvidia-smi's order; CUDA's default order puts the fastest first
     port = active_port(seat.nic, root)
-    if port:  # used by Open MPI and MPICH over UCX; other libraries choose themselves
+    if port:  # Open MPI and MPICH over UCX use the variable; other libraries choose a port themselves
         found["UCX_NET_DEVICES"] = f"{seat.nic}:{port}"
     return {name: value for name, value in found.items() if name in (LOCAL, DEVICE, VISIBLE) or name not in env}
 
@@ -110,7 +110,7 @@ def active_port(nic: str, root: Path = Path("/sys")) -> int:
 
 
 def bind(cpus: frozenset[int], whole_seat: bool = False) -> None:
-    """Bind this process to those of `cpus` that it may use. If there are none, nothing changes.
+    """Bind this process to the CPUs of `cpus` that it may use. If it may use none of them, nothing changes.
 
     whole_seat: whether to raise EnvironmentProblem unless it may use all of them.
     """

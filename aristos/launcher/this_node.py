@@ -1,4 +1,4 @@
-"""The node whose seats are assigned, and those of its GPUs that the job may use."""
+"""The node whose seats are assigned, and the GPUs of that node which the job may use."""
 
 from __future__ import annotations
 
@@ -35,14 +35,15 @@ def read(smi: str | Path) -> ThisNode:
 
 
 def this_node_of(topology: Topology, env: Mapping[str, str]) -> ThisNode:
-    """This node in a topology. env: of the job; CUDA_VISIBLE_DEVICES limits its GPUs."""
+    """This node in a topology. env: the job's environment, whose CUDA_VISIBLE_DEVICES limits the GPUs."""
     node = topology.nodes[topology.here or 0]
     outside = node.tasks == 0 and len(topology.nodes) > 1
     return ThisNode(node, usable(node.devices, env), topology.faults, outside)
 
 
 def usable(devices: tuple[Gpu, ...], env: Mapping[str, str]) -> tuple[VisibleDevice, ...]:
-    """The GPUs that a job may use; without CUDA_VISIBLE_DEVICES every MIG slice, although a process sees only one."""
+    """The GPUs that a job may use. Without CUDA_VISIBLE_DEVICES that is every MIG slice, although a process sees only
+    one."""
     if VARIABLE in env:
         return visible(env, devices)[0]
     return tuple(VisibleDevice(device, mig) for device in devices for mig in device.mig or (None,))

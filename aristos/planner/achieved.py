@@ -1,10 +1,11 @@
 """The step that a plan's groups and placement give, with tokens sent as the layer sends them.
 
 Equation 1 divides the work of a group by rate, and sends every device of the group the same share. But a placement
-holds whole experts: of an expert's c copies, each source uses number (its place in the group mod c). So a stage takes
+holds whole experts, and each source uses one of an expert's c copies, the one with number (the source's place in the
+group mod c). So a stage takes
 
-    pi = work * max over devices of (load / rate)
-    C_i = crossings * sum over j of alpha_ij + beta_ij * payload * (i's rows that j computes + j's that i does) / 2
+    pi = work * max over devices of (load / rate) C_i = crossings * sum over j of alpha_ij + beta_ij * payload * (i's
+    rows that j computes + j's rows that i does) / 2
 
 with loads and rows as shares of a device's rows. Half of the crossings carry rows out, half carry outputs back. Every
 alpha counts, because every rank is sent an announcement. This module searches nothing.
@@ -27,10 +28,9 @@ BLOCK = 1 << 22  # entries of an array examined at once
 
 @dataclass(frozen=True)
 class Achieved:
-    """The times that a placement gives. step_us: of kappa stages and the all-reduce.
+    """The times that a placement gives. step_us: kappa stages and the all-reduce.
 
-    pi_us, comm_us: [groups]; comm_us is
-    that of the group's device with the largest."""
+    pi_us: [groups]. comm_us: [groups] the largest C of a device of the group."""
 
     step_us: float
     pi_us: NDArray[np.float64]

@@ -12,7 +12,7 @@ from .problem import Problem
 from .terms import link_us
 
 NAMES = ("one group", "one group a node", "2024 greedy")
-GREEDY_MOST = 256  # devices; `all_baselines` skips the greedy merge above this, because its time is cubic
+GREEDY_MOST = 256  # devices; with more, `all_baselines` skips the greedy merge, whose time is cubic
 
 
 def one_group(problem: Problem) -> list[list[int]]:
@@ -76,7 +76,7 @@ def components(linked: np.ndarray) -> np.ndarray:
 
 
 def groups_of(labels: np.ndarray) -> list[list[int]]:
-    """Groups from labels; the devices of each ascend, and the groups are in the order of their first devices."""
+    """Groups from labels. Devices ascend within a group, and groups are in the order of their first devices."""
     first = {int(label): i for i, label in reversed(list(enumerate(labels)))}
     members: dict[int, list[int]] = {label: [] for label in sorted(first, key=first.__getitem__)}
     for i, label in enumerate(labels):
@@ -133,7 +133,7 @@ def _join_leftovers(problem: Problem, groups: list[list[int]], objective: str) -
 
 
 def _padded(problem: Problem, groups: list[list[int]], objective: str) -> float:
-    """F without the check of memory, because leftovers are compared before all of them have joined a group."""
+    """F without the check of memory. It compares partitions in which some group may still lack memory."""
     cost = evaluate(problem, groups, objective)
     return cost.kappa * float((cost.pi_us + cost.comm_us).max()) + cost.allreduce_us
 
@@ -143,8 +143,7 @@ def all_baselines(
 ) -> dict[str, tuple[list[list[int]], Cost]]:
     """Groups and cost of each baseline by name.
 
-    The greedy merge is left out for the compressed form and above GREEDY_MOST
-    devices."""
+    The greedy merge is left out for the compressed form and above GREEDY_MOST devices."""
     made = {NAMES[0]: one_group(problem), NAMES[1]: per_node(problem)}
     if problem.n <= GREEDY_MOST and problem.tree is None:
         made[NAMES[2]] = greedy(problem, objective)

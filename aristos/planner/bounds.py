@@ -41,8 +41,8 @@ Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]
 TIGHT = 1e-3  # relative width at which bisection ends
 ROUNDING = 1e-6  # error of the solver in a count of groups
-FINEST = 1e-6  # least coefficient, in a row's unit
-SLACK = 1e-7  # relative, added to stages: solvers have tolerances
+FINEST = 1e-6  # the least coefficient, in units of its row
+SLACK = 1e-7  # relative; added to stages, because solvers have tolerances
 CALL_SECONDS = {False: 20.0, True: 6.0}  # time limit of one programme; the key says whether counts are whole
 
 
@@ -57,11 +57,11 @@ class Kind:
 
 @dataclass(frozen=True)
 class Part:
-    """How groups of a place may lie in its children of one kind. place: the child's index.
+    """How the groups of a place may lie in its children of one kind. place: the child's index.
 
-    number: how many such children
-    one place has. low, high: [counts] range of devices in a child that a column covers. cost: [bins, counts] lower
-    bound in us. memory, rate: [counts] the most that this count of devices has.
+    number: how many such children the place has. low, high: [counts] range of devices in a child that a column covers.
+    cost: [bins, counts] lower bound in us. memory, rate: [counts] the most that this many devices of a child have
+    together.
     """
 
     place: int
@@ -75,7 +75,7 @@ class Part:
 
 @dataclass(frozen=True)
 class EqualCells:
-    """A cell, or all equal cells. number: how many there are. size: devices in one.
+    """One cell, which may stand for several equal cells. number: how many. size: devices in one cell.
 
     low, high: [bins] range of group sizes.
     fastest: [bins] the sum of rates of the `high` fastest devices. quickest: [bins] the mean rate of the `low` fastest.
@@ -132,7 +132,7 @@ class Programme:
         """Add a place's groups whose sizes lie in one bin, if there can be any."""
         p, low, high = self.problem, float(place.low[s]), float(place.high[s])
         least_pi = pi_us(p.layer_cost, 1, place.quickest[s] if self.grows else place.fastest[s], self.grows)
-        spare = {}  # by kind: a device's rate beyond its part of the rates that pi needs
+        spare = {}  # by kind: a device's rate minus its part of the rates that pi needs
         for t, comm in place.comm.items():
             left = b - comm[s]
             if left >= least_pi:
@@ -162,7 +162,7 @@ class Programme:
     def _add_parts(
         self, model: _Model, most: float, place: EqualCells, s: int, count: int, x: dict[int, int], sums
     ) -> None:
-        """Add the columns that say how those groups lie in the children of their place."""
+        """Add the columns that say how a place's groups lie in the place's children."""
         every = []
         for part, by_count in zip(place.parts, sums):
             child = self.places[part.place]
@@ -195,8 +195,8 @@ def balanced(spare: dict[int, float], size: float) -> dict[int, float]:
     """Spare rates by kind in units of the largest lack. In these units the solver's tolerances are small.
 
     A device that lacks more than all others of a group of `size` can spare is left out, because no group can hold it. A
-    device that can spare more than all others can lack counts as if it spared exactly what they can lack; a sum that
-    was not negative stays so. Values smaller than FINEST are rounded up.
+    device that can spare more than all others can lack counts as if it spared exactly that; a sum that was not
+    negative does not become negative. Values smaller than FINEST are rounded up.
     """
     most = (size - 1) * max(0.0, *spare.values()) if spare else 0.0
     kept = {t: each for t, each in spare.items() if each >= -most}
@@ -331,5 +331,5 @@ def impossible(
         need = fewest(b, k, most + 1)
         if need <= k:
             return False
-        k = need  # such stages need at least `need` groups: check the longest stages that so many groups leave time for
+        k = need  # such stages need at least `need` groups: check the longest stages for which these leave time
     return True

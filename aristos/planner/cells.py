@@ -1,4 +1,4 @@
-"""Cells: nested sets of devices with faster links to each other than to the rest, such as nodes, switches and pods.
+"""Cells: nested sets of devices, for example nodes or pods, whose links to each other are faster than to the rest.
 
 Cells are found from links alone, by single linkage that is cut where the next link is much slower. Any nested family
 of cells gives valid bounds; a good one gives sharp bounds.
@@ -22,8 +22,7 @@ STEP = 1.02  # a level begins where link costs rise by this ratio
 class Cell:
     """A set of devices. members: the devices, ascending.
 
-    children: cells that partition them, or none if no finer structure
-    is known."""
+    children: cells that partition them, or none if no finer structure is known."""
 
     members: NDArray[np.int64]
     children: list[Cell] = field(default_factory=list)

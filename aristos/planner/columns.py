@@ -2,12 +2,13 @@
 
 Let every stage take at most b us, and let each device have a price. A group is worth the sum of its devices' prices. If
 no group with such a stage is worth more than v, then k groups that hold every device once are worth at most k v. So
-there are at least (sum of prices) / v groups, for any prices. The best prices are the duals of a linear programme over
-the groups found so far (`master.py`). The group that is worth most at these prices is the next column (`pricing.py`).
-The set of groups is relaxed, never restricted. Groups are classed by their cell, by their size s, and by c, the fewest
-devices that they have in a lowest cell that they touch. `reach.py` computes a time that some device of such a group
-pays at least for its links. The rest of b then requires a least sum of rates. Memory and rates are counted in units,
-rounded up. Columns whose real stages are short enough are combined to partitions.
+there are at least (sum of prices) / v groups, whatever the prices are. The best prices are the duals of a linear
+programme over the groups found so far (`master.py`). The group that is worth most at these prices is the next column
+(`pricing.py`). The set of groups is relaxed, never restricted. Groups are classed by their cell, by their size s, and
+by c, the least number of devices that they have in any lowest cell that they touch. `reach.py` computes a lower bound
+on the time that some device of such a group pays for its links. What this time leaves of b requires a least sum of
+rates. Memory and rates are counted in units, rounded up. Columns whose real stages are short enough are combined to
+partitions.
 """
 
 from __future__ import annotations
@@ -33,19 +34,19 @@ Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]
 MOST = 96  # devices
 LISTED = 10  # most devices of a lowest cell whose groups are listed one by one
-EACH_MOST = 8  # the most devices in every cell touched that have a class of their own; larger numbers are one class
+EACH_MOST = 8  # the most devices in every cell touched that have their own class; larger numbers share one class
 STATES = 120_000  # the most states of one size's dynamic programme; units are made coarser until it has no more
 UNITS = 64  # the most units of memory
 TIGHT = 1e-3  # relative width at which bisection ends
 STEP = 1.15  # a level of cells begins where link costs rise by this ratio; less would split noisy nodes
-SMOOTH = 0.5  # weight of the best prices so far in the next ones
+SMOOTH = 0.5  # weight of the best prices so far in the next prices
 DEAR = 4.0  # cost of leaving a device out, in groups
 WHOLE_SECONDS = 4.0  # time limit of one search for a partition of whole columns
 WHOLE_MOST = 800  # the most columns of one search: with many thousands the solver overruns its time limit
 KINDS, PARTS = 8, 32  # units are the KINDS largest values, divided by 1..PARTS
-LITTLE = 1e-3  # how much more a unit may add by rounding than the best unit does, as a share of the sum of values
+LITTLE = 1e-3  # how much more rounding may add with a unit than with the best unit, as a share of the sum of values
 UP, DOWN = 1e-9, 1e-6  # rounding errors of values and of sums of under 1000 values, in units
-PARTITIONS = 4  # searches in a row: each finds fewer groups, which allow longer stages
+PARTITIONS = 4  # the most searches in a row; each finds fewer groups, which allow longer stages
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,7 @@ class _Class:
 class _Column:
     """What is known of a group. stage: the shortest stage that the relaxation allows, us.
 
-    real: the real stage, us; infinite
-    if the group cannot hold all experts."""
+    real: the real stage, us; infinite if the group cannot hold all experts."""
 
     members: tuple[int, ...]
     stage: float
@@ -77,12 +77,12 @@ class _Column:
 
 
 class Columns:
-    """One problem's columns. offer: a function that takes groups and returns F of the best so far."""
+    """One problem's columns. offer: a function that takes groups and returns F of the best groups so far."""
 
     def __init__(self, problem: Problem, grows: bool, offer: Callable[[list[list[int]]], float], until: float) -> None:
         self.problem, self.grows, self.offer, self.until = problem, grows, offer, until
         self.columns: dict[tuple[int, ...], _Column] = {}
-        self._prices: Floats | None = None  # those that gave the best bound so far
+        self._prices: Floats | None = None  # the prices that gave the best bound so far
         self._classes: list[_Class] = []
         self._listed: list[tuple[NDArray[np.bool_], Floats]] = []  # groups inside lowest cells and their stages
         for cell in find(problem, STEP).walk():
@@ -107,7 +107,7 @@ class Columns:
         rows = [np.searchsorted(m, each) for each in lowest]
         own = [np.full((n + 1, len(each) + 1), np.inf) for each in lowest]
         alpha, beta = p.alpha_us[np.ix_(m, m)], p.beta_us_per_mib[np.ix_(m, m)]
-        # bound from the children alone: the smallest part has at most half of the devices
+        # the bound from the children alone: the smallest part has at most half of the devices
         split = np.full(n + 1, np.inf)
         comm, parts = reach(p, cell)
         for s in range(2, n + 1):
@@ -227,7 +227,7 @@ class Columns:
         return of, memories, rates, int(needed[0]), np.where(np.isfinite(wanted), need, -1)
 
     def _price(self, tables: list[Any], b: float, asked: Floats, prices: Floats) -> tuple[float, list[tuple[int, ...]]]:
-        """(the most a group is worth at the prices asked, infinite if time is up; new groups for the duals)."""
+        """(the most that a group is worth at the prices `asked`, infinite if time is up; new groups at the duals)."""
         most = 0.0
         fresh: list[tuple[int, ...]] = []
 
@@ -276,9 +276,10 @@ class Columns:
 
 
 def _in_units(values: Floats, sums: Floats, most: int) -> tuple[Counts, Counts]:
-    """(sums, values) as whole units, at most `most` a sum. Values are rounded up: a set that reaches a sum still does.
+    """(sums, values) as whole units, at most `most` a sum. Values are rounded up, so a set that reaches a sum still
+    reaches it.
 
-    The unit is the largest of those by which values grow little.
+    The unit is the largest unit with which rounding adds little.
     """
     top = float(sums.max())
     if top <= 0:

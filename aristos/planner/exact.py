@@ -1,8 +1,9 @@
-"""The best partition of a small problem, by dynamic programming over all: F* = min over k of kappa B_k + T(k).
+"""The best partition of a small problem, by dynamic programming over all partitions: F* = min over k of kappa B_k +
+T(k).
 
 B_k is the least time of the longest stage over all partitions into exactly k groups. With `crossing`, the all-reduce's
-link depends on the partition. Take the pairs of devices from slow to fast links, and join the devices of each: n - 1
-pairs join two components. The slowest crossing pair is one of these, and all slower pairs are inside groups. Each of
+link depends on the partition. Take the pairs of devices from slow to fast links, and join the devices of each pair: n -
+1 pairs join two components. The slowest crossing pair is one of these, and all slower pairs are inside groups. Each of
 these pairs gives a problem of its own, with merged devices.
 """
 
@@ -20,11 +21,11 @@ from .terms import slowness
 MOST = 16  # devices; each more takes three times as long and twice the memory
 MOST_WITH_TIME = 18  # with a deadline of at least SECONDS_WITH_TIME
 SECONDS_WITH_TIME = 30.0
-SLACK = 1e-9  # relative, added to the incumbent: sums of floats differ in their last bits
+SLACK = 1e-9  # relative; added to the incumbent, because sums of floats differ in their last bits
 
 
 def solve(problem: Problem, objective: str, allreduce: str, incumbent: list[list[int]]) -> list[list[int]]:
-    """Groups of an optimal partition. incumbent: any partition; others that cannot beat it are skipped."""
+    """Groups of an optimal partition. incumbent: any partition; partitions that cannot beat it are skipped."""
     stage = subsets.stages(
         problem.alpha_us,
         problem.beta_us_per_mib,

@@ -1,4 +1,4 @@
-"""A machine's part of a published model's problem: rates, links, and memory in experts; and why nothing fits.
+"""The machine's part of a published model's problem: rates, links, and memory in experts. If nothing fits, the reason.
 
 A machine is a file of `aristos topo --measure`, or a cluster file. A cluster file has nested switches as in a problem's
 `cluster`, but its devices have `tflops` and `memory_gb` instead of `rate` and `memory`:
@@ -35,7 +35,7 @@ class Need:
 
 @dataclass(frozen=True)
 class Devices:
-    """`number` devices with `capacity` bytes for parameters each. name: that of the first device."""
+    """`number` devices with `capacity` bytes for parameters each. name: the first device's name."""
 
     number: int
     capacity: int

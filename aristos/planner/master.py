@@ -23,8 +23,7 @@ USED = 1e-6  # a column counts as used from this value on
 class Solved:
     """A solution. value: groups plus the cost of devices left out. prices: [devices] duals.
 
-    whole: whether no device is left
-    out."""
+    whole: whether no device is left out."""
 
     value: float
     prices: NDArray[np.float64]

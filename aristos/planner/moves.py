@@ -10,7 +10,7 @@ from .terms import allreduce_us, comm_us, pi_us, share_mib
 
 INFINITE = np.inf
 SHARPNESS = 12.0  # exponent of a mean that stands for the longest stage, so that shortening any long stage counts
-# penalty on a stage: once as a constant, and once more times the share of experts that do not fit
+# penalty on a stage without enough memory: this, plus this times the share of experts that do not fit
 SHORT_OF_MEMORY = 4.0
 
 
@@ -60,7 +60,8 @@ def chain(distance):
 
 @jit
 def cuts(best, starts, begin, end, order, alpha, beta, rate, memory, experts, work, grows, crossings, payload):
-    """Best cuts of an order's first begin..end - 1 devices into groups of neighbours, given the cuts of fewer devices.
+    """Find the best cuts of an order's first begin..end - 1 devices into groups of neighbours, from cuts of fewer
+    devices.
 
     best and starts, both [most + 1, n + 1], are written: best[k, b] is the longest stage of k groups that cover the
     first b devices, and starts[k, b] is where the last of them begins. Before the first call best is infinite, except
@@ -117,8 +118,7 @@ def _blend(stage, size, groups):
 def _reduce(where, k, link, pairs, alpha, beta, gradient):
     """T_rho over the given link, or if link[0] < 0 over the first of `pairs` that crosses groups.
 
-    gradient: MiB, -1 if there
-    is none."""
+    gradient: MiB, -1 if there is none."""
     if k <= 1 or gradient < 0:
         return 0.0
     i, j = link[0], link[1]
@@ -171,7 +171,7 @@ def _stage(g, leaving, coming, list_of, size, alphas, betas, alpha, beta, rate, 
 def anneal(
     where, groups, alpha, beta, rate, memory, numbers, link, pairs, gradient, kappa, nearest, steps, hot, cold, seed
 ):
-    """Move and swap devices while cooling from hot to cold (shares of F). Returns ([n] best feasible labels, F).
+    """Move and swap devices while the temperature falls from hot to cold. Returns ([n] best feasible labels, F).
 
     where: [n] the labels to start from, all below `groups`; groups may be empty. numbers: experts, layer_cost, 1 if pi
     grows with the group, crossings, payload. nearest: [n, q] the devices with the fastest links to each device.

@@ -1,8 +1,8 @@
 """Whether moving tokens to experts takes fewer bytes in a layer than moving experts' weights to tokens.
 
 Moving tokens sends each token to the devices of its k experts and returns the outputs. Moving weights (Janus, SIGCOMM
-2023) fetches every expert that a device lacks once for all its tokens. The numbers compared are bytes that a device
-sends and receives in one forward call. Which is less depends on the batch, not on the network.
+2023) fetches every expert that a device lacks once for all its tokens. This module compares the bytes that a device
+sends and receives in one forward call. Which way takes fewer depends on the batch, not on the network.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ def compare(
 ) -> Moving:
     """Bytes of both ways for one device of a group of `group` devices that share the experts evenly.
 
-    tokens: how many a device has in a call. With even routing a choice is remote with probability 1 - 1/group. A token
-    is sent once for each of its choices, and each output returns. An expert has 2 (gated: 3) matrices of hidden x ffn.
-    Experts that no token of the device chose are not fetched.
+    tokens: the number of a device's tokens in a call. With even routing a choice is remote with probability 1 -
+    1/group. A token is sent once for each of its choices, and each output returns. An expert has 2 (gated: 3) matrices
+    of hidden x ffn. Experts that no token of the device chose are not fetched.
     """
     remote = 1 - 1 / group
     token_bytes = 2.0 * tokens * top_k * remote * hidden * itemsize

@@ -15,8 +15,8 @@ from .cost import price
 from .problem import Problem
 from .tree import Leaf, Switch, Tree
 
-Pattern = list[np.ndarray]  # groups, as devices counted from the subtree's first
-TRIES = 160  # sizes
+Pattern = list[np.ndarray]  # groups of devices, which are counted from the subtree's first device
+TRIES = 160  # the most sizes tried
 
 
 def pack(problem: Problem, tree: Tree, size: int) -> Pattern:

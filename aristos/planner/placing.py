@@ -1,9 +1,9 @@
 """Which devices of a group hold which experts, by rate, memory, and expert loads if they are known.
 
 A device's time in a stage is its load over its rate; placing makes the longest time in a group short. Experts of equal
-load all have the same number of copies, the one with which that longest time is shortest. If loads are known, experts
-are given to devices from heavy to light, then moved and swapped, and hot experts have copies. A copy has the load that
-the layer gives it: of c copies, each source uses number (its own number mod c).
+load all have the same number of copies: the number with which that longest time is shortest. If loads are known,
+experts are given to devices from heavy to light, then moved and swapped, and hot experts have copies. A copy has the
+load that the layer gives it: of c copies, a source uses the one with number (the source's number mod c).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .replicas import held_loads, replicate
 
 MOST_COPIES = 1 << 18  # the most copies of all experts of one group together
 TRIES = 24  # the most numbers of copies tried
-SMALL = 1e-12  # relative: sums differ in their last bits
+SMALL = 1e-12  # relative; sums differ in their last bits
 
 
 def place(problem: Problem, group: list[int]) -> dict[int, list[int]]:
@@ -51,7 +51,7 @@ def alike(experts: int, rate: np.ndarray, memory: np.ndarray) -> list[list[int]]
         held = shares(copies * experts, rate, np.minimum(memory, experts))
         found: list[list[int]] = [[] for _ in range(experts)]
         for at, d in enumerate(np.repeat(np.arange(n), held)):
-            # a device holds at most `experts` in a row, so no two of them are the same
+            # a device holds at most `experts` copies that follow each other, so no two are of the same expert
             found[at % experts].append(int(d))
         if (mine := longest(found)) < value * (1 - SMALL):
             best, value = found, mine
@@ -66,7 +66,7 @@ def alike(experts: int, rate: np.ndarray, memory: np.ndarray) -> list[list[int]]
 
 
 def numbers(experts: int, memory: np.ndarray) -> list[int]:
-    """Numbers of copies of every expert to try: one, the most that fit, and those that divide the number of sources."""
+    """Numbers of copies per expert to try: one, the most that fit, and numbers that divide the number of sources."""
     n = len(memory)
     if (memory > 0).sum() <= experts:
         return [1]

@@ -11,7 +11,7 @@ NOTHING = -np.inf
 
 @jit
 def price(worth, memory, speed, last, each, least_memory, need):
-    """The most valuable group of each size: ([sizes + 1] worth, [sizes + 1, devices] whether a device is in the group).
+    """Find the most valuable group of each size: ([sizes + 1] worth, [sizes + 1, devices] whether a device is in it).
 
     worth: [devices]. memory, speed: [devices] in whole units. last: [devices] True for the last device of its cell.
     each: the fewest devices that a group may have in a cell that it touches. least_memory: units that a group needs.

@@ -1,4 +1,4 @@
-"""The planning problem, that is devices, links and one MoE layer's costs, and its form in a file.
+"""The planning problem (devices, links and one MoE layer's costs), and its form in a file.
 
 Each error about a file names the field. This module knows no solver.
 """
@@ -21,7 +21,7 @@ from .tree import Tree
 from .values import IDLE, LARGEST, ProblemError, count, number, read_json
 
 OBJECTIVES = ("work_conserving", "literal")
-MOST_EXPERTS = 1 << 16  # fewer than a layer may have (config.py): for every group, Python code visits each expert
+MOST_EXPERTS = 1 << 16  # fewer than a layer may have (config.py): Python code visits each expert for every group
 Matrix = NDArray[np.float64]
 
 
@@ -48,7 +48,7 @@ class Device:
     rate : float
         Cost units per us.
     memory : int
-        How many experts of one layer fit beside as many of every other layer.
+        How many experts of one layer fit, if as many of every other layer fit too.
     name : str
         For messages; may be empty.
     """
@@ -163,8 +163,7 @@ class Problem:
 def _matrix(name: str, value: Any, n: int) -> Matrix:
     """Check that a matrix is [n, n], symmetric, finite and not negative, with a zero diagonal.
 
-    Raises ProblemError for the
-    first wrong entry."""
+    Raises ProblemError for the first wrong entry."""
     if not isinstance(value, list):
         raise ProblemError(name, f"must be {n} lists of {n} numbers, got {type(value).__name__}")
     if len(value) != n:
@@ -241,7 +240,7 @@ def scalars(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def _machine(data: dict[str, Any]) -> str:
-    """The option of `aristos plan` that takes this file if it describes a machine and no model; else ""."""
+    """The option of `aristos plan` for this file if it describes a machine without a model; else ""."""
     if "classes" in data and "hosts" in data:  # a file of `aristos topo --measure`
         return "--topology"
     return "--cluster" if "children" in data or list(data) == ["cluster"] else ""

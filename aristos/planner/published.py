@@ -17,14 +17,14 @@ from .problem import Problem, parse
 from .values import count
 
 ITEM = 2  # bytes of a value on the wire and of a weight: bfloat16
-STATE = 16  # bytes a parameter in training: weight and gradient in bfloat16; master weight and two moments in float32
+STATE = 16  # bytes a parameter in training: weight and gradient in bfloat16, master and two moments in float32
 
 
 def build(
     model: Model, tokens: int, machine: Links | dict[str, Any], inference: bool = False, each: float | None = None
 ) -> Problem:
-    """The problem of a model on a machine. tokens: how many each device has in a layer. machine: measured links, or a
-    cluster that `machine.load` read. each: bytes a parameter, by default STATE in training and ITEM in inference.
+    """The problem of a model on a machine. tokens: how many tokens each device has in a layer. machine: measured links,
+    or a cluster that `machine.load` read. each: bytes a parameter, by default STATE in training and ITEM in inference.
 
     Costs are in MFLOP, rates in MFLOP a us. Raises InputError if the links lack a figure. Raises Infeasible if a device
     lacks memory for the parameters outside the experts, which every device holds, or if all devices together lack
@@ -49,5 +49,5 @@ def build(
 
 
 def moving(model: Model, tokens: int, group: int) -> Moving:
-    """The bytes to move in a group of `group` devices, by tokens and by weights."""
+    """The bytes that moving tokens and moving weights take in a group of `group` devices."""
     return compare(tokens, model.hidden, model.ffn, model.experts, model.top_k, model.gated, group, ITEM)

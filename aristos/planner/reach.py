@@ -5,9 +5,9 @@ For groups of s devices that lie in a cell, but in none of its children, and hol
 - comm[i, s] is at most the largest C of any such group with device i. The device pays for s - 1 partners in the cell,
   so at least for the s - 1 cheapest ones. The bound also uses that the group has enough memory (a Lagrangian multiplier
   prices the missing memory), and that some partner is in another child.
-- part[u][s, c] is at most the largest C of any such group with c devices in child u: the c-th smallest of what each
-  device of u pays for c - 1 partners in u and s - c outside. If u has children and c devices lie in at least n of them,
-  some child has between 1 and c / n of the devices.
+- part[u][s, c] is at most the largest C of any such group with c devices in child u. Each device of u pays for c - 1
+  partners in u and for s - c partners outside; the c-th smallest of these amounts is part[u][s, c]. If u has children
+  and c devices lie in at least n of them, some child has between 1 and c / n of the devices.
 
 `bounds.py` adds rates, and joins groups to partitions.
 """
@@ -94,7 +94,7 @@ def _by_partners(w: Floats, memory: Floats, s: int, experts: int) -> Floats:
     best = _least(others, s - 1)
     ranked = np.sort(memory)[::-1]
     top = np.concatenate([[0.0], np.cumsum(ranked)])
-    # the s - 1 largest of the others: a device that is among the largest itself is replaced by the next one
+    # the s - 1 largest memories of other devices: if a device is among the largest itself, the next one takes its place
     among = memory >= ranked[min(s - 1, n - 1)]
     held = np.where(among, top[min(s, n)], top[s - 1] + memory)
     if memory.min() * s < experts:  # some groups of this size cannot hold all experts

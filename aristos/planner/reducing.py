@@ -1,9 +1,9 @@
 """Lower bound on the all-reduce among k groups, the second term of the bound on F.
 
 With `any` the bound is exact, because the all-reduce uses the slowest link of all. With `crossing` the link depends on
-the groups. Take the pairs of devices from slow to fast links, and join the devices of each: the slowest crossing pair
-is always one of the n - 1 pairs that join two components. All slower pairs lie inside groups, and a group that contains
-a component pays for that component's links.
+the groups. Take the pairs of devices from slow to fast links, and join the devices of each pair. The slowest crossing
+pair is always one of the n - 1 pairs that join two components. All slower pairs lie inside groups, and a group that
+contains a component pays for that component's links.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def least_reduce(problem: Problem, allreduce: str, objective: str, incumbent_us:
         meeting = np.array([s.size > s.children[0][1].size for s in problem.tree.switches])
         real = problem.tree.links[meeting]  # a switch with one child is left out: no two devices meet there
         key = terms.slowness(real[:, 0], real[:, 1], problem.gradient_mib)
-        links = [(a, b) for a, b in np.unique(real[key >= key[0]], axis=0)]  # the topmost of them always crosses
+        links = [(a, b) for a, b in np.unique(real[key >= key[0]], axis=0)]  # the topmost link always crosses
     else:
         links = _links(problem, objective, incumbent_us)
     return lambda k: min(allreduce_us(problem, k, alpha, beta) for alpha, beta in links)

@@ -1,10 +1,10 @@
 """Placing experts by their loads, with copies of hot experts where memory is left.
 
-Copies of an expert have nearly equal shares of its load: each source rank uses one copy, which its number selects. The
-next copy is always one of the expert with the largest load per copy. Copies are given to devices from heavy to light,
-each to the device that would end first with it. Then they are moved and swapped while that shortens the time of the
-slowest device. TRIES numbers of copies are tried, up to what memory allows. The baseline `eplb` is DeepSeek's load
-balancer, written from its description.
+Copies of an expert have nearly equal shares of its load: each source rank uses one copy, which the rank's number
+selects. Copies are added one by one, always to the expert with the largest load per copy. Copies are given to devices
+from heavy to light, each to the device that would end first with it. Then they are moved and swapped while that
+shortens the time of the slowest device. TRIES numbers of copies are tried, up to what memory allows. The baseline
+`eplb` is DeepSeek's load balancer, written from its description.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ def longest(placement: Placement, loads: Floats, rate: Floats, sources: int | No
 def held_loads(placement: Placement, loads: Floats, devices: int, sources: int | None = None) -> Floats:
     """[devices] load of each device.
 
-    sources: the number of source ranks, which have equally many tokens; each uses copy
-    (its number mod copies). None: copies have equal shares."""
+    sources: the number of source ranks, which have equally many tokens; each uses copy (its number mod copies). None:
+    copies have equal shares."""
     found = np.zeros(devices)
     for expert, places in enumerate(placement):
         c = len(places)
@@ -65,8 +65,8 @@ def replicate(
 def copies_of(loads: Floats, total: int, most: int) -> Counts:
     """[experts] number of copies, `total` in all.
 
-    The next copy is always one of the expert with the largest load per copy.
-    most: the most copies of one expert."""
+    Copies are added one by one, always to the expert with the largest load per copy. most: the most copies of one
+    expert."""
     copies = np.ones(len(loads), np.int64)
     share = loads.astype(np.float64).copy()
     for _ in range(total - len(loads)):
@@ -101,7 +101,7 @@ def _pack(loads: Floats, copies: Counts, rate: Floats, space: Counts) -> Placeme
 
 
 def _improve(held: list[set[int]], load: Floats, share: Floats, rate: Floats, space: Counts) -> None:
-    """Move or swap single copies of the slowest device while both devices then end earlier than it did before."""
+    """Move or swap single copies of the slowest device, as long as both devices then end earlier than it did before."""
     for _ in range(PASSES):
         time = load / rate
         slow = int(np.argmax(time))
@@ -137,9 +137,9 @@ def _improve(held: list[set[int]], load: Floats, share: Floats, rate: Floats, sp
 def eplb(loads: Floats, devices: int, slots: int) -> Placement:
     """DeepSeek's global balancing: `slots` copies, as many on every device.
 
-    The next copy is always one of the expert with the largest load per copy. Then, from heavy to light, each copy goes
-    to the least loaded device with a free slot, even if that device holds a copy of that expert. slots: a multiple of
-    devices.
+    Copies are added one by one, always to the expert with the largest load per copy. Then, from heavy to light, each
+    copy goes to the least loaded device with a free slot, even if that device already holds a copy of the expert.
+    slots: a multiple of devices.
     """
     copies = copies_of(loads, slots, slots)
     share = np.repeat(loads / copies, copies)

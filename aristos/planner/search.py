@@ -19,13 +19,13 @@ from .exact import pairs_from_slow
 from .problem import Problem
 
 Groups = list[list[int]]
-NEAREST = 8  # how many devices with the fastest links to a device are considered: it moves to their groups
+NEAREST = 8  # of a device: how many devices with the fastest links to it are considered; it may move to their groups
 STEPS = 1_500_000  # steps of one annealing; with more than 32 devices, this times 32 / devices
 ROUNDS = 12  # rounds of annealing, from the best cuts for different k and from the best groups so far
 PIECES = 10  # parts of one annealing; the clock is checked after each
 HOT, COLD = 0.03, 0.0002  # temperatures as shares of F
 CUT_WORK = 20_000_000  # steps between checks of the clock
-CUT_MOST = 2048  # devices; with more, no cuts are computed, because the work is cubic
+CUT_MOST = 2048  # devices; for more devices no cuts are computed, because the work is cubic
 
 
 class GroupSearch:
@@ -128,8 +128,8 @@ class GroupSearch:
     def _round_starts(self) -> Iterator[Groups]:
         """The groups that each round starts from.
 
-        Of three rounds, two start from the best partition into a number of groups
-        not tried yet, and one from the best of all."""
+        Of three rounds, two start from the best partition into a number of groups not tried yet, and one from the best
+        of all."""
         tried: set[int] = set()
         for number in range(ROUNDS):
             left = sorted((value, k) for k, (value, _) in self.starts.items() if k not in tried and np.isfinite(value))
@@ -151,7 +151,7 @@ def pieces(n: int, most: int) -> Iterator[tuple[int, int]]:
 
 
 def orders(problem: Problem) -> list[np.ndarray]:
-    """Orders in which neighbours have fast links: by clustering, and as the devices are numbered."""
+    """Orders in which neighbours have fast links: by clustering and as numbered. Also an order by rate."""
     n = problem.n
     found = [np.arange(n)]
     key = link_key(problem)
@@ -166,5 +166,5 @@ def orders(problem: Problem) -> list[np.ndarray]:
                 first, second = second, first
             members[a] = first + second
         found.append(np.array(members[min(members)], np.int64))
-    found.append(np.lexsort((np.arange(n), -problem.rate)))  # equal devices together
+    found.append(np.lexsort((np.arange(n), -problem.rate)))  # an order by rate, so that equal devices lie together
     return found

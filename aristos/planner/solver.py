@@ -1,4 +1,4 @@
-"""`solve`: chooses the solvers for a problem, and returns the best plan of them and of the baselines."""
+"""`solve`, which chooses the solvers for a problem, and returns the best of their plans and of the baselines."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def solve(
         "work_conserving": every device brings its tokens. "literal": Equation 1 as the poster has it. None: the
         problem's.
     allreduce : str, default "any"
-        The all-reduce uses the slowest link of "any" pair, or of the pairs that are "crossing" groups.
+        "any": the all-reduce uses the slowest of all links. "crossing": the slowest link between groups.
     deadline_s : float, default 60.0
         Seconds until the best plan so far is returned.
     seed : int, default 0
@@ -107,7 +107,7 @@ class _Large:
     ) -> None:
         self.problem, self.objective, self.allreduce = problem, objective, allreduce
         self.started, self.until, self.seed = started, until, seed
-        # some group's mean rate (`literal`: sum of rates) is no larger than that of all devices
+        # some group's mean rate (`literal`: sum of rates) is at most the mean rate (sum) of all devices
         least_pi = pi_us(problem.layer_cost, problem.n, float(problem.rate.sum()), objective == "work_conserving")
         self.low, self.by = problem.kappa * least_pi, "the sum of rates"
         self._programme: Programme | None = None

@@ -1,11 +1,11 @@
 """The terms of Equation 1, each written once. Costs, searches, the exact solver and the bounds all call these.
 
-They take numbers or NumPy arrays in Python, and numbers in compiled loops. The bounds rely on the following, which a
-change here must keep:
+In Python the functions take numbers or NumPy arrays, in compiled loops numbers. The bounds rely on three properties,
+which a change here must keep:
 
 - `pi_us` grows with the size and falls with the rates. `rates_for` and `rate_each` are its inverses: change all three.
-- `comm_us` is linear in alpha and beta, so that a device's C is the sum over its partners, whether alphas and betas
-  are summed or the times are. It falls with the size of the group only through `share_mib`.
+- `comm_us` is linear in alpha and beta, so a device's C is the same whether its partners' alphas and betas or their
+  times are summed. It falls with the size of the group only through `share_mib`.
 - A stage is pi + max C: `bounds`, `columns` and `reducing` subtract C from a stage's limit.
 """
 
@@ -22,8 +22,7 @@ term = register_jitable(error_model="numpy")
 def pi_us(layer_cost: Any, size: Any, rates: Any, grows: bool) -> Any:
     """Compute time of a stage of `size` devices with this sum of rates.
 
-    grows: whether the objective is `work_conserving`
-    rather than `literal`."""
+    grows: whether the objective is `work_conserving` rather than `literal`."""
     return (size if grows else 1) * layer_cost / rates
 
 
@@ -53,7 +52,8 @@ def link_us(alpha: Any, beta: Any, mib: Any) -> Any:
 
 @term
 def comm_us(crossings: Any, alpha: Any, beta: Any, share: Any) -> Any:
-    """C of a device from sums of alpha and beta over its partners; or one partner's part of C from its own."""
+    """C of a device from sums of alpha and beta over its partners, or one partner's part of C from its alpha and
+    beta."""
     return crossings * link_us(alpha, beta, share)
 
 
@@ -65,5 +65,5 @@ def allreduce_us(k: Any, alpha: Any, beta: Any, gradient_mib: Any) -> Any:
 
 @term
 def slowness(alpha: Any, beta: Any, gradient_mib: Any) -> Any:
-    """The time of one message of T_rho between two groups. The link with the largest is the slowest."""
+    """The time of one message of T_rho between two groups. The slowest link is the one with the largest such time."""
     return link_us(alpha, beta, 0.0 if gradient_mib is None else gradient_mib / 2)

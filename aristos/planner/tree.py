@@ -3,8 +3,8 @@
     {"alpha_us": 15, "beta_us_per_mib": 47.7, "children": [
         {"count": 128, "alpha_us": 3, "beta_us_per_mib": 11.7, "children": [{"count": 8, "rate": 1.0, "memory": 26}]}]}
 
-Devices are numbered in the order of that text, each copy of a child after the previous copy. A node that is slower than
-the others is a switch with links of its own. Equal subtrees are one object, and no array is n x n.
+Devices are numbered in the order of that text, each copy of a child after the previous copy. A node with slower links
+than its siblings is a child of its own. Equal subtrees are one object, and no array is n x n.
 """
 
 from __future__ import annotations
@@ -182,7 +182,7 @@ class TreeBuilder:
     """Builds trees in which equal subtrees are one object."""
 
     known: dict[Any, Any] = field(default_factory=dict)
-    # number of each subtree by its id: the same order in every run
+    # id of a subtree -> its number, which gives the same order in every run
     serial: dict[int, int] = field(default_factory=dict)
 
     def leaf(self, rate: float, memory: int) -> Leaf:

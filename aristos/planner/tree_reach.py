@@ -1,9 +1,9 @@
 """The bound's programme for a cluster in compressed form: equal cells are one place, and sizes are grouped in bins.
 
-Counts give the least time that a device pays: it then has as many partners as possible below its own switches, and the
-rest below the common switch. Further, c devices in a child whose own children have at most q devices each lie in at
-least c / q of those, so one of those has at most c divided by their number. A bin of sizes low..high pays as little as
-its cheapest size could.
+A device pays the least time if as many partners as possible are below its lower switches and the rest below the common
+switch; counting devices gives that time. Further, c devices in a child whose own children have at most q devices each
+lie in at least c / q of these children, so one of these has at most c divided by their number. A bin of sizes low..high
+pays as little as its cheapest size could.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class _Chain:
         """Lower bound in us on C for this many cheapest partners. share: MiB to each partner."""
         total = np.zeros(np.broadcast(partners, share).shape)
         before = 1
-        alpha = beta = np.inf  # the least of this level and those above: lower levels never cost more
+        alpha = beta = np.inf  # the least of this level and all levels above, so that lower levels never cost more
         floor = []
         for a, b in reversed(self.links):
             alpha, beta = min(alpha, a), min(beta, b)
@@ -73,8 +73,7 @@ def programme(problem: Problem, grows: bool) -> Programme:
     def visit(switch: Switch, number: int, above: tuple[tuple[Switch, int], ...]) -> tuple[int, list[int]]:
         """Add the places of a switch, which the cluster has `number` times, and of the switches below it.
 
-        Returns the switch's
-        place and its kinds."""
+        Returns the switch's place and its kinds."""
         line = (*above, (switch, len(above)))
         inside: dict[int, tuple[int, Switch | Leaf]] = {}
         for times, child in switch.children:

@@ -11,8 +11,8 @@ from kernel_cache.errors import quoted
 
 from ..errors import InputError
 
-LARGEST, SMALLEST = 1e30, 1e-30  # limits of numbers and of positive numbers: products of a few of them stay finite
-IDLE = 1e-12  # the rate of a device without memory for an expert, which computes nothing, as a share of the slowest's
+LARGEST, SMALLEST = 1e30, 1e-30  # limits of numbers and of positive numbers; products of a few numbers stay finite
+IDLE = 1e-12  # rate of a device that computes nothing, for lack of memory for an expert, as a share of the slowest rate
 
 
 class ProblemError(InputError):

@@ -14,7 +14,7 @@ from .plan import Plan
 from .terms import comm_us, share_mib
 
 EQUAL = 1e-9  # relative difference up to which times count as equal, because sums differ in their last bits
-MOST_GROUPS = 24  # the most lines of the table; if there are more groups, those with the longest stages
+MOST_GROUPS = 24  # the most lines of the table; of more groups, those with the longest stages are shown
 
 
 def seconds_text(us: float) -> str:

@@ -1,4 +1,5 @@
-"""Results of benchmarks: runs of tables. They are appended to an HDF5 file, which no crash or second writer damages."""
+"""Results of benchmarks: runs, which have tables. Runs are appended to an HDF5 file; no crash or second writer damages
+it."""
 
 from .hdf5 import LOCK_SECONDS, SCHEMA, append, check, load
 from .labelled import open

@@ -1,8 +1,8 @@
 """Reads the parts of an HDF5 file that may come from anywhere, and refuses what a results file never holds.
 
-These are refused: links that lead elsewhere, data kept in other files or assembled from them, names that cannot be
-shown, files larger than MOST_FILE, and data of more bytes than SHARE times the file's size plus SPARE, or than
-MOST_DATA. Sizes are checked before memory is allocated. Every function raises ValueError, or what h5py raises. `trial`
+The module refuses links that lead elsewhere, data kept in other files or assembled from them, names that cannot be
+shown, files larger than MOST_FILE, and data of more bytes than MOST_DATA, or than SHARE times the file's size plus
+SPARE. Sizes are checked before memory is allocated. Every function raises ValueError, or what h5py raises. `trial`
 protects against errors inside the HDF5 library, because a damaged file can make it crash or loop.
 """
 
@@ -23,7 +23,7 @@ from kernel_cache.texts import plain
 
 SHARE, SPARE = 64, 64 << 20  # data may have SHARE times the bytes of the compressed file, plus SPARE bytes
 MOST_FILE, MOST_DATA = 1 << 30, 4 << 30  # most bytes of a file, and of its data, whatever the other limits allow
-SECONDS = 10.0  # limit of a trial; one second more for each 16 MiB of the file
+SECONDS = 10.0  # the time limit of a trial, plus one second for each 16 MiB of the file
 CODE = """
 import resource, sys
 from aristos.results import hdf5
@@ -52,7 +52,7 @@ class Budget:
     def take(self, name: str, nbytes: int) -> None:
         """Take `nbytes` from the bytes left. Raises ValueError if fewer are left.
 
-        name: of the data, for the message.
+        name: the data's name, for the message.
         """
         if nbytes > self.left:
             raise ValueError(f"{name} declares {nbytes} bytes, far more than the file holds")
@@ -108,7 +108,7 @@ def values(data: h5py.Dataset, budget: Budget) -> np.ndarray:
 
 
 def texts(name: str, found: np.ndarray, budget: Budget) -> np.ndarray:
-    """An array of Python strings as an array of NumPy's text, in which every element has the size of the longest."""
+    """An array of Python strings as an array of NumPy's text, in which every element is as long as the longest text."""
     budget.take(name, 4 * found.size * max((len(text) for text in found.flat), default=0))
     return found.astype(str)
 

@@ -1,15 +1,18 @@
 """The results file. Each run of a benchmark is an HDF5 group; runs are appended, and never rewritten.
 
-A run is `runs/<utc>-<id>`. It grows by a suite's tables when the suite ends. Each table is a group in it, laid out as
-in netCDF-4 (dimension scales, `units`, `long_name`), so that xarray, h5dump and HDFView can read it. Times are raw:
-seconds, float64, for each rank and iteration, not averaged. The run's attributes have what is needed to repeat it.
+A run is the group `runs/<utc>-<id>`. When a suite ends, its tables are added to the run. Each table is a group in it,
+laid out as in netCDF-4 (dimension scales, `units`, `long_name`), so that xarray, h5dump and HDFView can read it. Times
+are raw: seconds, float64, for each rank and iteration, not averaged. The run's attributes have what is needed to repeat
+it.
 
-Appending adds to the content in memory, writes it to a new file, syncs that and renames it over the original, under a
-lock file. So a crash in mid-write loses no earlier run, readers never see half a file, and two writers lose nothing.
-HDF5 itself never writes to a disk, which may be full. It also never opens the file by its path, because it would lock
-it: parallel file systems refuse that, and it may conflict with another reader in this process, such as xarray.
+Appending holds a lock file, adds to the content in memory, writes it to a new file, syncs that file and renames it over
+the original. So a crash in mid-write loses no earlier run, readers never see half a file, and two writers lose nothing.
+HDF5 itself never writes to a disk, which may be full. HDF5 also never opens the file by its path, because it would lock
+the file: parallel file systems refuse locks, and a lock may conflict with another reader in this process, for example
+xarray.
 
-It is not a database: there are no updates, deletions or queries. It knows no MPI: one rank gathers and writes.
+The file is not a database: there are no updates, deletions or queries. This module knows no MPI: one rank gathers the
+data and writes.
 """
 
 from __future__ import annotations
@@ -140,7 +143,7 @@ def load(path: str | os.PathLike[str]) -> Results:
 
 
 def read(path: str | os.PathLike[str]) -> Results:
-    """Read all runs in this process. Only for files that this package wrote; otherwise use `load`."""
+    """Read all runs in this process. Use it only for files that this package wrote, and `load` for all others."""
     target = Path(path)
     with _opened(target) as file, _described(target, "cannot be read"):
         budget = guarded.Budget.of(target)
@@ -170,7 +173,7 @@ def _check_signature(path: Path) -> None:
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[h5py.File]:
-    """The file, open for reading; checked to be a results file."""
+    """The file, open for reading, after a check that it is a results file."""
     _check_signature(path)
     with contextlib.ExitStack() as stack:
         with _described(path, "cannot be read"):

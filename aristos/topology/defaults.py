@@ -1,8 +1,8 @@
 """Default figures for machines that cannot be measured: links by class and GPU, rates and memory by the GPU's name.
 
 Each figure names its source. A link's beta is for one direction of one pair while nothing else is sent. Its alpha is
-the time of a put before its first byte lands. The figures are starting points for a plan, not claims about your
-machine.
+the time from the start of a put until its first byte lands. The figures are starting points for a plan, not claims
+about your machine.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ DEVICES: tuple[tuple[str, DeviceFigure], ...] = (
     (r"L40S", DeviceFigure(362, 48, SHEET)),
 )
 
-# (GPU, figure of all NVLinks of a pair together). A100_LINK and ANY_LINK are figures of one link.
+# (GPU, figure of all NVLinks of a pair together). A100_LINK and ANY_LINK are figures of a single link.
 NVLINK: tuple[tuple[str, LinkFigure], ...] = (
     (r"GB200|B200|B300", LinkFigure(2.8, 682, f"{NETWORK}, ring of 8; alpha as H100")),
     (r"GH200|H200", LinkFigure(2.8, 396, f"{NETWORK}, nvbandwidth; alpha as H100")),
@@ -64,7 +64,7 @@ NVLINK: tuple[tuple[str, LinkFigure], ...] = (
 A100_LINK = LinkFigure(3.4, 23.75, "osu_bw D D, EESSI/software-layer PR 716: 95 GB/s over NV4, by link")
 ANY_LINK = LinkFigure(3.0, 20.0, "a link of NVLink 2 or 3 after its protocol; no figure of this GPU found")
 
-# Links through PCIe switches, and through the host: by PCIe 5 for these GPUs, by PCIe 4 for others.
+# Links through PCIe switches and through the host. The GPUs named here have PCIe 5, all other GPUs PCIe 4.
 PCIE5 = r"H[128]00|H20|B[23]00|50[89]0"
 SWITCH5 = LinkFigure(4.1, 54.3, "PCIe 5 x16 P2P, github lukealonso/p2pmark")
 HOST5 = LinkFigure(12.8, 38.2, "PCIe 5 x16 through the host: p2pBandwidthLatencyTest of 5090 pairs")
@@ -74,12 +74,12 @@ SWITCH4 = LinkFigure(
 HOST4 = LinkFigure(12.5, 20.9, "PCIe 4 x16 through the host: p2pBandwidthLatencyTest of 4090 pairs")
 CPU = LinkFigure(0.1, 3.8, "two cores of an AMD EPYC (Zen 4): `aristos topo --measure` on 2 ranks of a busy machine")
 
-# Links between nodes with one NIC for each GPU: (GPU, figure). Other GPUs have EDR.
+# Links between nodes that have one NIC for each GPU: (GPU, figure). For GPUs not named here the figure is EDR.
 NDR = LinkFigure(2.7, 46, "400 Gb/s: NVIDIA/nccl-tests issue 290; alpha of NCCL's model, src/graph/tuning.cc")
 HDR = LinkFigure(2.7, 23, "200 Gb/s, at the share of the line rate that NDR reaches; no measurement found")
 EDR = LinkFigure(2.6, 9.5, "100 Gb/s: profiles of NDv2 and DGX-2, microsoft/taccl and microsoft/TE-CCL")
 NET: tuple[tuple[str, LinkFigure], ...] = ((r"H[128]00|H20|B[23]00", NDR), (r"A[18]00", HDR))
-SWITCH = 0.5  # microseconds for each further switch, from a vendor's table for an EDR port, by stas00/ml-engineering
+SWITCH = 0.5  # microseconds for each further switch: a vendor's figure for an EDR port, by stas00/ml-engineering
 
 
 def link(kind: Link, gpu: str = "") -> LinkFigure:

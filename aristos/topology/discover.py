@@ -87,7 +87,7 @@ def _nodes(job: SlurmJob | None, hosts: Sequence[str] | None, name: str) -> tupl
     tasks: Sequence[int | None] = job.tasks or [None] * len(job.nodes)
     if name in job.nodes:
         return list(job.nodes), list(tasks)
-    if len(job.nodes) == 1:  # Slurm has another name for this machine
+    if len(job.nodes) == 1:  # this machine, for which Slurm has another name
         return [name], list(tasks)
     return [*job.nodes, name], [*tasks, 0]
 
@@ -126,9 +126,9 @@ def _by_nvml(library: Callable[[], Any]) -> Found | None:
 
 
 def _by_smi(ask: Ask) -> Found | None:
-    """Read nvidia-smi's matrix alone, because its other commands also ask NVML.
+    """Read nvidia-smi's matrix, and nothing else of nvidia-smi, because its other commands also ask NVML.
 
-    If it prints an error, that is a fault.
+    If nvidia-smi prints an error, the error becomes a fault.
     """
     shown = ask(("nvidia-smi", "topo", "-m"))
     if shown is None:
@@ -141,7 +141,7 @@ def _by_smi(ask: Ask) -> Found | None:
 
 
 def _by_kernel(root: Path) -> Found:
-    """Return a fault if there are GPUs on the PCI bus but no driver."""
+    """Look for GPUs on the PCI bus. If there are any, the driver is missing, which is a fault."""
     addresses = pci.gpus(root)
     if not addresses:
         return Node(""), []
@@ -150,7 +150,7 @@ def _by_kernel(root: Path) -> Found:
 
 
 def _placed(device: Gpu, root: Path) -> Gpu:
-    """The device with its CPUs and NUMA domain from sysfs, whose lists are complete."""
+    """The device with its CPUs and NUMA domain from sysfs, because sysfs has complete lists."""
     cpus, numa = pci.affinity(root, device.pci) if device.pci else (None, None)
     if cpus is not None:
         device = replace(device, cpus=cpus, cpus_from="sysfs")
@@ -234,7 +234,7 @@ def join(parts: Sequence[Topology]) -> Topology:
     Raises
     ------
     ValueError
-        A part was not made by `discover`, so it does not know its own node.
+        A part does not know its own node, because `discover` did not make it.
     """
     seen: dict[str, Node] = {}
     for part in parts:

@@ -57,7 +57,7 @@ def _level(switch: str, inner: dict[str, list[str]], level: dict[str, int]) -> i
 
 
 def _path(switch: str, parents: Any) -> list[list[str | int]]:
-    """A sort key of names from the top down, by which children of one switch are neighbours."""
+    """A sort key: the names from the top down to a switch. By this key, children of one switch are neighbours."""
     path = [switch]
     while parents.get(path[-1]):
         path.append(parents[path[-1]][0])

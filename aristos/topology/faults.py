@@ -27,8 +27,8 @@ BRIDGES = (  # words in the names of GPUs whose NVLinks need a bridge
     "L20",
     "T4",
 )
-BRIDGE = (1, 2, 4, 12)  # possible numbers of NVLinks of a bridge between two GPUs; a third GPU then has none
-BOARD = 8  # GPUs of a board whose GPUs all have the same number of NVLinks
+BRIDGE = (1, 2, 4, 12)  # numbers of NVLinks that a bridge between two GPUs may have; a third GPU then has none
+BOARD = 8  # number of GPUs of a board on which all GPUs have equally many NVLinks
 
 
 def worse(matrix: Matrix) -> tuple[dict[tuple[str, str], Link], list[Fault]]:
@@ -48,7 +48,7 @@ def worse(matrix: Matrix) -> tuple[dict[tuple[str, str], Link], list[Fault]]:
 
 
 def fewer(gpus: Sequence[str], links: Mapping[tuple[str, str], Link]) -> list[Fault]:
-    """A fault for each GPU or pair that has fewer NVLinks than its siblings have.
+    """Return a fault for each GPU or pair that has fewer NVLinks than its siblings.
 
     In a cube mesh of V100s some pairs have half as many NVLinks as others. So a pair that has at most half of the
     largest number is no fault.
@@ -125,7 +125,7 @@ def fabric(states: Mapping[str, tuple[str, str]]) -> list[Fault]:
 
 
 def cut_lists(devices: Sequence[Gpu]) -> list[Fault]:
-    """A fault if nvidia-smi has cut lists of CPUs short: such lists have four or more numbers without a range."""
+    """Return a fault if nvidia-smi has cut lists of CPUs short. A cut list has four or more numbers without a range."""
     cut = [d.label for d in devices if d.cpus_from == "nvidia-smi" and d.printed and _looks_cut(d.printed.cpus or "")]
     if not cut:
         return []

@@ -57,7 +57,7 @@ def _names(item: str, text: str) -> Iterable[str]:
 
 
 def _crossed(parts: list[str], choices: list[list[str]]) -> Iterator[str]:
-    """Names in Slurm's order: the last brackets vary fastest, then the first, and those before the last slowest."""
+    """Names in Slurm's order: the last brackets vary fastest, then the first, the second and so on."""
     for *slow, fast in itertools.product(*reversed(choices[:-1]), choices[-1]):
         numbers = [*reversed(slow), fast]
         yield "".join(itertools.chain.from_iterable(itertools.zip_longest(parts, numbers, fillvalue="")))

@@ -43,10 +43,10 @@ from ..primitives import aside
 
 SCHEMA = "aristos-links/1"
 MIB = 1 << 20
-SLOW = 2.0  # a link whose time exceeds the class's median so many times is measured twice; if still slow, a fault
+SLOW = 2.0  # a link that takes this many times its class's median is measured twice; if still slow, it is a fault
 SHARE = 0.9  # the share of a device's memory that parameters may take
 LARGEST = 1e30  # the most FLOP or bytes, so that products are finite
-PAYLOAD = MIB  # bytes of the put whose times compare links of a class
+PAYLOAD = MIB  # bytes of the put by whose times links of a class are compared
 Rows = list[list[float | None]]
 
 
@@ -61,7 +61,8 @@ class Span:
 
 @dataclass(frozen=True)
 class RankDevice:
-    """A rank's device. label: GPU0, or '' for cores. rate_from, memory_from: the sources of rate and memory."""
+    """A rank's device. label: for example GPU0, or '' for cores. rate_from, memory_from: the sources of rate and
+    memory."""
 
     name: str
     label: str = ""
@@ -108,7 +109,8 @@ class Links:
 
 
 def symmetric(rows: Rows) -> Rows:
-    """For each pair, the time of the slower direction, or of the only known one. Zeros on the diagonal."""
+    """For each pair, the time of the slower direction, or of the only direction that is known. Zeros on the
+    diagonal."""
     n = len(rows)
 
     def slower(a: int, b: int) -> float | None:
@@ -265,6 +267,6 @@ def cache_path(hosts: Sequence[str], seats: Sequence[str], library: str, env: Ma
     """The cache file for the links of a job with these hosts. seats: the seat of each rank. library: MPI's version."""
     home = env.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     place = Path(env.get("ARISTOS_CACHE") or os.path.join(home, "aristos"))
-    folder = place.parent.resolve() / place.name  # links above the folder are followed, as for compiled code
+    folder = place.parent.resolve() / place.name  # symbolic links above the folder are followed, as for compiled code
     key = json.dumps([SCHEMA, list(hosts), list(seats), library])
     return folder / "links" / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"

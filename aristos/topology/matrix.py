@@ -30,7 +30,7 @@ LEGEND = (
     ("NODE = Connection traversing PCIe as well as", "within a NUMA node"),
     ("SYS = Connection traversing PCIe as well as", "QPI/UPI)"),
 )
-FIELDS = {0: (), 1: (0,), 2: (0, 1), 3: (0, 1, 3)}  # number of headings -> their cells' places among tabs after links
+FIELDS = {0: (), 1: (0,), 2: (0, 1), 3: (0, 1, 3)}  # number of headings -> their cells among tabs after the links
 LONGEST = 10_000  # the most characters of a line; 100 columns have 1000
 MOST_HEADINGS = 16  # the most lines that name columns but have no rows below
 Affinity = tuple[str | None, str | None, str | None]  # CPUs, NUMA domain, the GPU's own NUMA domain
@@ -38,7 +38,7 @@ Affinity = tuple[str | None, str | None, str | None]  # CPUs, NUMA domain, the G
 
 @dataclass(frozen=True)
 class Matrix:
-    """A matrix. labels: those of the columns. cells: [row, column] as printed. nics: label -> device name of each NIC.
+    """A matrix. labels: names of the columns. cells: [row, column] as printed. nics: label -> device name of each NIC.
 
     cpus, numa, gpu_numa: the cells of each GPU as printed; None for N/A and for an empty cell.
     """
@@ -60,7 +60,7 @@ def is_gpu(label: str) -> bool:
 
 
 def clean(text: str) -> list[str]:
-    """The text's lines without codes of colours."""
+    """The text's lines, without the codes that set colours."""
     return _COLOUR.sub("", text).replace("\r\n", "\n").split("\n")
 
 
@@ -81,12 +81,13 @@ def parse(text: str) -> Matrix:
 
 
 def _first(lines: list[str]) -> tuple[int, tuple[str, ...], int]:
-    """(index of the first line that names columns and has rows below, their labels, number of columns after them)."""
+    """(index of the first line that names columns and has rows below, the columns' labels, how many columns follow
+    them)."""
     first_error: TopologyError | None = None
     headings = (at for at, line in enumerate(lines) if _is_heading(line.split()))
     for at in itertools.islice(headings, MOST_HEADINGS):
         below = lines[at + 1].split() if at + 1 < len(lines) else []
-        if any(word in P2P for word in below[1:]):  # another matrix, which the right one may follow
+        if any(word in P2P for word in below[1:]):  # this is another matrix; the right one may follow
             error = f"this is `nvidia-smi topo -p2p`, give the output of `nvidia-smi topo -m`: {_shown(lines[at + 1])}"
         elif not _is_row(below):
             after = next((text for text in lines[at + 1 :] if text.strip()), "the end of the text")
@@ -167,7 +168,7 @@ def _links(rows: Sequence[str], at: int, labels: Sequence[str]) -> list[str]:
 def _is_rest(word: str) -> bool:
     """Whether a word is N/A or an ascending list of CPUs, as the driver prints it.
 
-    Other lists have lost or gained digits.
+    A list that does not ascend has lost or gained digits.
     """
     if word == NONE:
         return True
@@ -181,7 +182,7 @@ def _is_rest(word: str) -> bool:
 
 
 def _affinities(labels: Sequence[str], rows: Sequence[str], columns: int) -> dict[str, Affinity]:
-    """GPU -> its affinities. columns: how many headings the affinities have, 0 to 3."""
+    """GPU -> its affinities. columns: how many headings there are for affinities, 0 to 3."""
     found: dict[str, Affinity] = {}
     whole_rows: dict[str, bool] = {}
     for label, row in zip(labels, rows):
@@ -200,7 +201,7 @@ def _affinities(labels: Sequence[str], rows: Sequence[str], columns: int) -> dic
 
 
 def _rest(row: str, links: int, columns: int) -> list[str]:
-    """The cells after the links, "" for an empty one. The tabs say which one is empty."""
+    """The cells after the links, "" for an empty cell. The tabs say which cell is empty."""
     words = row.split()[1 + links :]
     if len(words) == columns:
         return words
@@ -223,7 +224,7 @@ def _affinity(rest: list[str], row: str) -> Affinity:
 
 
 def _uncut_links(labels: Sequence[str], cells: Mapping[tuple[str, str], str], rows: Sequence[str]) -> None:
-    """Raise if a line was cut, as when it ends with NV1 and the other direction is NV18."""
+    """Raise if a line was cut, for example if it ends with NV1 while the other direction is NV18."""
     for label, row in zip(labels, rows):
         here, there = cells[label, labels[-1]], cells[labels[-1], label]
         if here != there and there.startswith(here) and row.rstrip().endswith(here):
@@ -233,7 +234,8 @@ def _uncut_links(labels: Sequence[str], cells: Mapping[tuple[str, str], str], ro
 
 
 def _uncut_lists(labels: Sequence[str], rows: Sequence[str], found: Mapping[str, Affinity]) -> None:
-    """Raise if a line was cut: its list of CPUs is then the start of another row's list and overlaps with it."""
+    """Raise if a line was cut. Its list of CPUs is then the start of another row's list, and overlaps with that
+    list."""
     lists = {cpus for cpus, _, _ in found.values() if cpus is not None}
     for label, row in zip(labels, rows):
         cpus = found[label][0] if label in found else None
@@ -277,7 +279,7 @@ def _legend(lines: list[str], labels: tuple[str, ...]) -> dict[str, str]:
 
 
 def _whole_names(named: Mapping[str, str]) -> None:
-    """Raise if names were cut, so that a name appears twice or is the start of another one, such as mlx5_ of mlx5_1."""
+    """Raise if names were cut: then a name appears twice, or is the start of another name, as mlx5_ is of mlx5_1."""
     shapes = {label: re.sub(r"\d+", "0", name) for label, name in named.items()}
     for label, name in named.items():
         twice = [other for other in named if other != label and named[other] == name]

@@ -91,7 +91,7 @@ class Network:
                     continue
                 seen.add(each)
                 if each[0]:
-                    found[each[1]] = passed  # the way ends here, because nodes do not forward
+                    found[each[1]] = passed  # the way ends at a node, because nodes do not forward
                 else:
                     queue.append((each, passed + 1))
         return found

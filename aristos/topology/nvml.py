@@ -91,7 +91,7 @@ def read(library: Any) -> Found | None:
 
 
 def state(library: Any, uuid: str) -> dict[str, Any]:
-    """Known facts that a GPU's times depend on: driver version, clocks in MHz, power limit in W.
+    """Facts on which a GPU's times depend, as far as known: driver version, clocks in MHz, power limit in W.
 
     uuid: 'GPU-...', as in CUDA.
     """
@@ -112,7 +112,7 @@ def state(library: Any, uuid: str) -> dict[str, Any]:
 
 
 def samples(library: Any, uuid: str) -> Iterator[dict[str, Any]]:
-    """Samples of a GPU's state, one each time the next item is taken: MHz, W, degrees, reasons of throttling.
+    """Samples of a GPU's state: MHz, W, degrees, reasons for throttling. A sample is read when the next item is taken.
 
     A sample has only the known facts. throttled: the bits nvmlClocksEventReason*. uuid: such as 'GPU-...', as in CUDA.
     There are no samples if the driver knows no such GPU.
@@ -227,7 +227,8 @@ def _wires(library: Any, handle: ctypes.c_void_p) -> tuple[list[bool], Ends]:
 
 
 def _nvlinks(one: Ends, other: Ends, a: str | None, b: str | None) -> Link | None:
-    """The number of NVLinks between two GPUs: the direct ones, or through switches the smaller of the GPUs' numbers."""
+    """The number of NVLinks between two GPUs: direct links, or with switches the smaller number of the two GPUs'
+    links."""
     switched = min(sum(kind == SWITCH for kind, _ in ends) for ends in (one, other))
     direct = min(sum(end == b and b is not None for _, end in one), sum(end == a and a is not None for _, end in other))
     return Link("NV", switched or direct) if switched or direct else None

@@ -13,7 +13,7 @@ from .model import NODE, SYS, Link, Nic
 from .sysfs import cpus_in, natural, read
 
 NVIDIA = "0x10de"
-DISPLAY = "0x03"  # the beginning of the class of VGA and 3D controllers
+DISPLAY = "0x03"  # with this the PCI class of VGA and 3D controllers begins
 HOST = re.compile(r"pci[0-9a-f]{4,8}:[0-9a-f]{2}")
 ADDRESS = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
 
@@ -39,7 +39,7 @@ def affinity(root: Path, address: str) -> tuple[frozenset[int] | None, int | Non
 
 
 def nics(root: Path) -> tuple[Nic, ...]:
-    """Adapters with RDMA (InfiniBand, RoCE and Slingshot), numbered in the order of names like those of nvidia-smi."""
+    """Adapters with RDMA (InfiniBand, RoCE and Slingshot), numbered in the order of their names as nvidia-smi does."""
     found = []
     for kind in ("infiniband", "cxi"):
         for at in (root / "sys/class" / kind).glob("*"):

@@ -17,8 +17,7 @@ WIDE = 100  # the most columns of a matrix that has rows of NICs
 def as_json(topology: Topology, file: bool) -> dict[str, Any]:
     """The object that `aristos topo --json` prints.
 
-    file: whether the topology was read from texts; then only facts from
-    these texts are included."""
+    file: whether the topology was read from texts; then only facts from these texts are included."""
     node = topology.nodes[topology.here] if topology.here is not None and topology.nodes else None
     found: dict[str, Any] = {
         "gpus": [_gpu(device, file) for device in node.devices] if node else [],
@@ -73,7 +72,8 @@ def _node(node: Node) -> dict[str, Any]:
 
 
 def _network(topology: Topology) -> dict[str, Any]:
-    """The nodes, the parents of each, and a matrix of the switches between two nodes, null if no path is known."""
+    """The nodes, each node's parents, and a matrix with the number of switches between two nodes, null for no known
+    path."""
     nodes = [node for node in topology.nodes if node.name]
     names = [node.name for node in nodes]
     network = topology.network

@@ -26,10 +26,10 @@ MOST_GROUPS = 128  # the most parts of a heterogeneous job that Slurm allows
 
 @dataclass(frozen=True)
 class SlurmJob:
-    """A job. nodes: those of this step, or outside a step those of the job. tasks: how many each node has, None if
+    """A job. nodes: the nodes of this step, or outside a step of the job. tasks: how many tasks each node has, None if
     unknown.
 
-    job_nodes: those of the whole job. gpus: Slurm's numbers of the job's GPUs on this node, None if unknown.
+    job_nodes: the nodes of the whole job. gpus: Slurm's numbers of the job's GPUs on this node, None if unknown.
     hides_gpus: the option that hides other tasks' GPUs from each task, '' if none does. address: SLURM_TOPOLOGY_ADDR
     and its pattern. In containers most variables may be missing; then nodes may be empty.
     """
@@ -105,7 +105,7 @@ def _tasks(env: Mapping[str, str], nodes: int, step: bool) -> tuple[int, ...] | 
             found = counts(env[name])
             if len(found) == nodes:
                 return tuple(found)
-            if len(set(found)) == 1:  # the variable describes the whole job, the step has a part of its nodes
+            if len(set(found)) == 1:  # the variable describes the whole job, and the step has some of its nodes
                 return tuple(found[:1] * nodes)
     each = whole(env.get("SLURM_NTASKS_PER_NODE", ""))
     total = whole(env.get("SLURM_STEP_NUM_TASKS" if step else "SLURM_NTASKS", env.get("SLURM_NTASKS", "")))

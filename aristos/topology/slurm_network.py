@@ -75,7 +75,7 @@ class Parents(dict[str, dict[str, None]]):
     links = 0
 
     def put(self, parents: Sequence[str], names: Sequence[str]) -> None:
-        """Put names below each of some switches. Raises TopologyError if there are more links than a cluster has."""
+        """Put names below each of `parents`. Raises TopologyError if there are more links than a cluster has."""
         self.links += len(parents) * max(1, len(names))
         if self.links > MOST_LINKS:
             raise TopologyError(
@@ -93,8 +93,7 @@ def _network(kind: str, parents: Mapping[str, Iterable[str]], nodes: Iterable[st
 def _tree(entries: Sequence[Mapping[str, str]]) -> Network:
     """The network of a tree.
 
-    Only switches without child switches have nodes, although `scontrol` also lists the nodes below
-    a spine."""
+    Only switches without child switches have nodes, although `scontrol` also lists the nodes below a spine."""
     switches, hosts = Parents(), Parents()
     for entry in entries:
         children, nodes = expand(entry.get("switches", "")), expand(entry.get("nodes", ""))
@@ -113,7 +112,7 @@ def _acyclic(parents: Mapping[str, Iterable[str]]) -> None:
     """Raise TopologyError if a switch is above itself."""
     done: set[str] = set()
     for start in parents:
-        # the switches on the way, each with those above it that were not visited yet
+        # the switches on the way, each with the switches above it that were not visited yet
         path = {start: iter(parents[start])}
         while path:
             name = next(reversed(path))
@@ -166,7 +165,8 @@ def _sizes(text: str) -> list[int]:
 
 
 def _aggregated(blocks: Sequence[str], sizes: Sequence[int]) -> list[tuple[str, list[str]]]:
-    """The bigger blocks that Slurm makes: for each size after the first, runs of size/first blocks in order."""
+    """The bigger blocks that Slurm makes: for each size after the first size, (size / first size) consecutive blocks
+    form one."""
     found = []
     for size in sizes[1:]:
         count = max(1, size // sizes[0])
@@ -226,7 +226,7 @@ def _yaml(text: str, topology: str | None) -> Network:
 
 
 def _unfolded(events: Iterable[Any]) -> None:
-    """Raise TopologyError for deep nesting, and for aliases: with them a short text can stand for an endless one."""
+    """Raise TopologyError for deep nesting, and for aliases, with which a short text can stand for an endless text."""
     import yaml
 
     depth = 0
@@ -301,7 +301,7 @@ def from_addresses(addresses: Iterable[tuple[str, str]]) -> Network:
     for address, pattern in addresses:
         levels = split(address, ".")
         depth = len(pattern.split(".")) if pattern else len(levels)
-        levels = [*levels[: depth - 1], ".".join(levels[depth - 1 :])]  # because a node's name may have dots
+        levels = [*levels[: depth - 1], ".".join(levels[depth - 1 :])]  # a node's name may have dots
         kinds.add("block" if pattern.startswith("block") else "tree")
         nodes.append(levels[-1])
         for above, below in itertools.pairwise(expand(level) for level in levels if level):

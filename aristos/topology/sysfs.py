@@ -31,7 +31,7 @@ def natural(name: str) -> list[str | int]:
 
 
 def cpus_in(path: Path) -> frozenset[int]:
-    """A file's list of CPUs; empty if there is no such file, or if it holds no such list."""
+    """A file's list of CPUs; empty if there is no such file, or if it holds no list of CPUs."""
     try:
         return cpusets.parse(read(path))
     except ValueError:

@@ -69,7 +69,7 @@ def from_table(classes: Sequence[Sequence[Link]], devices: Sequence[RankDevice],
 
 
 def of_machine(topology: Topology, devices: Sequence[VisibleDevice]) -> Links:
-    """The table's links of all GPUs of a job, as if all its nodes were like this one. devices: those of this node."""
+    """The table's links for all GPUs of a job, as if all its nodes were like this one. devices: this node's devices."""
     at = topology.here or 0
     node = topology.nodes[at]
     nodes = [i for i, each in enumerate(topology.nodes) if each.tasks != 0] or [at]

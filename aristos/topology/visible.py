@@ -1,7 +1,7 @@
 """CUDA_VISIBLE_DEVICES, which says which GPUs or MIG slices a program sees, and in which order.
 
-The variable's entries may be numbers, the start of a UUID, or MIG names. This module finds the devices of NVML and
-nvidia-smi for them. These always count all GPUs, so CUDA's device 0 may be their GPU3.
+The variable's entries may be numbers, the start of a UUID, or MIG names. This module finds, for each entry, the device
+as NVML and nvidia-smi number it. They always count all GPUs, so CUDA's device 0 may be their GPU3.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def visible(env: Mapping[str, str], devices: Sequence[Gpu]) -> tuple[tuple[Visib
 
 
 def _order(env: Mapping[str, str], devices: Sequence[Gpu]) -> list[Fault]:
-    """A fault if GPUs differ, because CUDA counts from the fastest on, but NVML in PCI order."""
+    """Return a fault if GPUs differ: CUDA then counts the fastest first, but NVML counts in PCI order."""
     names = {d.name for d in devices}
     numbers = re.fullmatch(r"[\d, ]*", env.get(VARIABLE, ""))
     if len(names) < 2 or env.get(ORDER) == "PCI_BUS_ID" or not numbers:
