@@ -1,8 +1,8 @@
 """Measures whether Linux shares a core fairly between sessions: `python bench/autogroups.py [--seconds 5]`.
 
-It takes half a minute. On each of two cores one session has a process that only yields and one that naps; another
-session has a busy process. With autogroups (sched(7)) the scheduler treats a session as a group, so the busy one
-should get half of both cores. If it gets almost nothing, ranks that share cores can stop for minutes:
+The program takes half a minute. On each of two cores one session has a process that only yields and one that naps;
+another session has a busy process. With autogroups (sched(7)) the scheduler treats each session as a group, so the busy
+session should get half of both cores. If it gets almost nothing, ranks that share cores can stop for minutes:
 docs/decisions.md, 21.
 """
 
@@ -62,7 +62,7 @@ def seconds_of(leader: int) -> float:
 
 
 def share(cores: list[int], nap: float, seconds: float) -> float:
-    """Share of the cores' time that a busy session gets beside one that yields and naps for `nap` seconds."""
+    """The share of the cores' time that a busy session gets beside one that yields, and naps for `nap` seconds."""
     leaders = [session(cores, yields, lambda: naps(nap)), session(cores, busy)]
     try:
         time.sleep(seconds)

@@ -1,7 +1,8 @@
 """A barrier for the ranks of a job on one machine, in a file that all of them map.
 
-Each rank counts its arrivals in a cell of its own and polls the others' cells, so all leave within a microsecond,
-whichever library the peer communicates by. It makes calls start together, so that their times compare.
+Each rank counts its arrivals in a cell of its own and polls the others' cells. So all ranks leave the barrier within a
+microsecond, whichever library their peer uses to communicate. Calls that follow the barrier start together, so that
+their times can be compared.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ POLLS = 2000  # polls before the core is offered to other processes
 
 
 class Barrier:
-    """barrier() returns once every rank has called it as often as this one."""
+    """A barrier in a file. A call of the object returns once every rank has called its own as often as this rank."""
 
     def __init__(self, path: Path, rank: int, world: int) -> None:
         with path.open("r+b") as file:

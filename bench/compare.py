@@ -2,9 +2,9 @@
 
 Each peer runs in a Python environment of its own (environments.py). The peer's processes are a team: they sleep while
 another team works. Every output is checked against float64. Each part writes raw times to HDF5 and its tables to
-docs/performance.md, in the section of this family of CPUs; the part `uniform` draws the picture. Nothing is tuned: one
-thread per rank. Exit codes: 0 Aristos's outputs are right, even if a goal was missed; 1 a wrong output or an exception;
-2 a usage error.
+docs/performance.md, in the section of this family of CPUs; the part `uniform` draws the picture. Nothing is tuned. Each
+rank has one thread. Exit codes: 0 Aristos's outputs are right, even if a goal was missed; 1 a wrong output or an
+exception; 2 a usage error.
 """
 
 from __future__ import annotations
@@ -54,7 +54,10 @@ TRACES = ROOT.parent / "shared" / "traces"
 
 @dataclass(frozen=True)
 class Part:
-    """title: of its block on the page. ranks: how many, None: as many as were asked for. entries: its peers."""
+    """A part of the comparison.
+
+    title: the title of its block on the page. entries: its peers. ranks: their number, or None for that of --ranks.
+    """
 
     title: str
     jobs: tuple[str | Product | Step, ...]
@@ -127,7 +130,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 
 def _check_peers(parser: argparse.ArgumentParser, asked: argparse.Namespace) -> None:
-    """Exit with code 2 for peers or shapes that a part cannot run."""
+    """Exit with code 2 if a part cannot run one of the peers or shapes."""
     asked.peers = asked.peers.split(",") if asked.peers else None
     for part in asked.parts:
         known, ranks = PARTS[part].entries, PARTS[part].ranks or asked.ranks
@@ -150,7 +153,7 @@ def shapes_of(asked: argparse.Namespace, part: str) -> list[Shape | Product]:
 
 
 def show(text: str) -> None:
-    """Show progress. A terminal has one line that changes, other outputs a line for each text."""
+    """Show progress. A terminal gets one line that changes, any other output a line for each text."""
     if sys.stderr.isatty():
         print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
     elif text:
@@ -220,7 +223,7 @@ def _compare(
 def make_job(
     folder: Path, shape: Shape | Product, world: int, asked: argparse.Namespace
 ) -> oracle.Truth | oracle.StepTruth:
-    """Write a job's arrays; they replace those of the previous job."""
+    """Write a job's arrays, which replace those of the previous job. Returns the right results."""
     shutil.rmtree(folder, ignore_errors=True)
     if isinstance(shape, Product):
         return oracle.make_product(folder, shape, asked.seed)
@@ -241,7 +244,7 @@ def picture_of(page: Path, measured: list[rounds.ShapeResults], family: figures.
 
 
 def _without_places(argv: list[str]) -> list[str]:
-    """Arguments without paths of this machine: the page does not show these."""
+    """The arguments without those that are paths of this machine, which the page does not show."""
     places = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for option in ("--mpiexec", "--out", "--page", "--traces"):
         places.add_argument(option)

@@ -21,7 +21,7 @@ CALLS, WARM, ROUNDS = 40, 8, 5
 
 
 def rank() -> None:
-    """One rank of a job; rank 0 prints the median seconds per call of each shape."""
+    """Run one rank of a job. Rank 0 prints the median seconds of a call for each shape."""
     import numpy as np
     from mpi4py import MPI
 
@@ -48,7 +48,7 @@ def rank() -> None:
 
 
 def job(ranks: int) -> dict[str, float]:
-    """Seconds per call of each shape on `ranks` ranks."""
+    """Run a job of `ranks` ranks. Returns the seconds of a call for each shape."""
     mpiexec = shutil.which("mpiexec", path=f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}")
     if mpiexec is None:
         sys.exit("no mpiexec beside python or on PATH: pip install '.[mpich]'")

@@ -16,7 +16,7 @@ from teams import Team
 
 
 def of_run(worker: Any, command: str, seed: int) -> dict[str, Any]:
-    """Facts needed to repeat the run, from Aristos's team. Collective."""
+    """The facts that are needed to repeat the run, as Aristos's team finds them. Collective."""
     from aristos.bench import environment
     from aristos.bench.world import World
 
@@ -25,7 +25,7 @@ def of_run(worker: Any, command: str, seed: int) -> dict[str, Any]:
 
 
 def teams(started: dict[str, Team]) -> dict[str, str]:
-    """Environment -> its Python and the packages of its peers, as text."""
+    """For each environment, the versions of its Python and of its peers' packages, as text."""
     found = {name: team("versions")[0] for name, team in started.items()}
     return {name: ", ".join(f"{package} {version}" for package, version in of.items()) for name, of in found.items()}
 

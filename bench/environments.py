@@ -1,8 +1,9 @@
 """The Python environments of the comparison: `python bench/environments.py` makes those that are missing.
 
-Every outside peer has an environment of its own in the folder peers/ of this Python's environment. It has the pinned
-packages of bench/environments/NAME.txt, so that no peer's requirements meet another's or the project's. If they cannot
-be installed, the reason is kept in a file and shown by the comparison; `python bench/environments.py NAME` tries again.
+Every outside peer has an environment of its own in the folder peers/ of this Python's environment. The environment has
+the pinned packages of bench/environments/NAME.txt. So no peer's requirements conflict with those of another peer or of
+the project. If the packages cannot be installed, the reason is kept in a file, and the comparison shows it;
+`python bench/environments.py NAME` tries again.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ HERE = Path(__file__).resolve().parent
 FOLDER = Path(sys.prefix) / "peers"
 NAMES = tuple(sorted(path.stem for path in (HERE / "environments").glob("*.txt")))
 OWN = ("aristos", "numpy")  # these peers use this Python's packages
-APART = ("transformers",)  # not for a peer: `make test-hf` uses it. It is made only if it is named
+APART = ("transformers",)  # not for a peer, but for `make test-hf`; made only if it is named
 ALONE = "# without their dependencies:"  # packages listed after this line are installed by --no-deps
 
 
@@ -26,7 +27,7 @@ class NoEnvironment(Exception):
 
 
 def python(name: str, folder: Path = FOLDER) -> Path:
-    """The Python of an environment. Raises NoEnvironment."""
+    """The Python of an environment. Raises NoEnvironment if the environment is missing or could not be made."""
     if name in OWN:
         return Path(sys.executable)
     here = folder / name
@@ -38,7 +39,7 @@ def python(name: str, folder: Path = FOLDER) -> Path:
 
 
 def make(name: str, folder: Path = FOLDER) -> str:
-    """Make an environment, in place of one that is there. Returns the reason if it fails, else ''."""
+    """Make an environment; it replaces an existing one. Returns the reason if this fails, else ''."""
     here, wanted = folder / name, HERE / "environments" / f"{name}.txt"
     shutil.rmtree(here, ignore_errors=True)
     subprocess.run([sys.executable, "-m", "venv", str(here)], check=True)
@@ -60,7 +61,7 @@ def make(name: str, folder: Path = FOLDER) -> str:
 
 
 def current(name: str, folder: Path = FOLDER) -> bool:
-    """Whether the environment was made, or failed, from the list as it is now."""
+    """Whether an environment is ready and made from the present list of packages, or has failed."""
     here = folder / name
     return (here / "failed").exists() or ((here / "ready").exists() and (here / "ready").read_text() == _stamp(name))
 

@@ -1,8 +1,8 @@
 """The goals of Aristos, compared with the figures that one run reached.
 
-A ratio is formed within each round, from turns that ran within seconds of each other. Then the median over rounds is
-taken, and the least and the largest are shown with it. A goal is reached if the median reaches it. A figure that was
-not measured reaches no goal. Nothing is rounded before it is compared.
+A ratio is formed within each round, from turns that ran within seconds of each other. Then the median over all rounds
+is taken; the least and the largest ratio are shown with it. A goal is reached if the median reaches it. A figure that
+was not measured reaches no goal. Nothing is rounded before it is compared.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Family(NamedTuple):
 class Figure:
     """One figure and its goal.
 
-    at_least: whether more is better. reached: None if not measured; why: the reason for it.
+    at_least: whether more is better. reached: what was measured, or None. why: the reason if nothing was measured.
     """
 
     what: str
@@ -92,12 +92,12 @@ class Figure:
 
 
 def ratio(measured: ShapeResults, peer: str, ours: str = "fused") -> Spread | None:
-    """Time of the peer over ours, round by round; None if either was not timed."""
+    """The peer's time divided by ours, round by round. None if one of the two was not timed."""
     return over_best(measured, [peer], ours)
 
 
 def over_best(measured: ShapeResults, peers: Iterable[str], ours: str) -> Spread | None:
-    """Time of the fastest of the peers in each round over ours; None if none or ours was not timed."""
+    """The time of each round's fastest peer divided by ours. None if no peer was timed, or ours was not."""
     timed = [measured.turns(peer) for peer in peers if peer in measured.times]
     if not timed or ours not in measured.times:
         return None
@@ -112,10 +112,10 @@ def gflops(measured: ShapeResults, peer: str) -> Spread | None:
 
 
 def peak_share(measured: ShapeResults, peer: str = "fused") -> Spread | None:
-    """Time of the busiest rank's GEMMs at the FMA peak over the time of the call; None if not measured.
+    """The time that the busiest rank's GEMMs take at the FMA peak, divided by the time of the call.
 
     The busiest rank counts, because no overlap can make the call shorter. The peak is that of the same round, averaged
-    over ranks, which all ran at once.
+    over the ranks, which measured it at the same time. Returns None if the peak or the call was not measured.
     """
     if measured.peak is None or peer not in measured.times:
         return None
@@ -126,9 +126,9 @@ def peak_share(measured: ShapeResults, peer: str = "fused") -> Spread | None:
 def figures(
     shapes: list[ShapeResults], family: Family, signal_us: dict[int, list[float]] | None = None, why: str = ""
 ) -> list[Figure]:
-    """The figures that have goals, of the jobs that ran and of signals.
+    """All figures that have goals, for the jobs that ran and for signals.
 
-    signal_us: payload bytes -> microseconds there and back; None if the part has no signals. why: the reason if
+    signal_us: payload bytes -> microseconds there and back; None if the part measures no signals. why: the reason if
     signal_us is empty.
     """
     found = _errors(shapes)
@@ -258,7 +258,7 @@ def _signals(signal_us: dict[int, list[float]] | None, why: str) -> list[Figure]
 
 
 def _outside(m: ShapeResults) -> list[Figure]:
-    """Two figures of the time outside kernels. The first is stricter: it counts only the experts' GEMMs as kernels."""
+    """Two figures about the time outside kernels. For the first one, only the experts' kernels count as kernels."""
     found = []
     for i, kernels in enumerate(("expert kernels", "kernels (routing, row copies, experts, combine)")):
         if m.outside is not None and not isinstance(m.shape, Product):
@@ -268,7 +268,7 @@ def _outside(m: ShapeResults) -> list[Figure]:
 
 
 def _errors(shapes: list[ShapeResults]) -> list[Figure]:
-    """Aristos's largest relative error for each dtype and bound. precision="high" has a bound of its own."""
+    """The figures of Aristos's largest relative error, for each dtype and bound. precision="high" has its own bound."""
     worst: dict[tuple[str, float], float] = {}
     for m in shapes:
         for peer, error in m.errors.items():
@@ -283,7 +283,7 @@ def _errors(shapes: list[ShapeResults]) -> list[Figure]:
 
 
 def _why(m: ShapeResults, peers: Iterable[str]) -> str:
-    """Why a comparison with these peers has no number."""
+    """The reason why a comparison with these peers has no number."""
     for name in peers:
         if name in m.wrong():
             return f"{name} gave a wrong output"

@@ -1,9 +1,9 @@
 """Measures what Aristos alone has to reach on this family of CPUs, beside the last run on record: `make goals`.
 
-Figures are shares of the read bandwidth of the same core in the same run, for a few tokens. An expert is gated, with
-H 2048 and F 768. A layer has 32 experts or more, 8 for each token. When experts are measured alone, they take turns,
-and together they have COLD bytes or more. With --record the figures replace those of this family in docs/goals.json,
-and docs/goals.md is written from that file.
+For a few tokens, most figures are shares of the read bandwidth that the same core has in the same run. An expert is
+gated, with H 2048 and F 768. A layer has 32 experts or more, 8 for each token. When experts are measured without a
+layer, they take turns, and together they have COLD bytes or more. With --record the figures replace those of this
+family in docs/goals.json, and docs/goals.md is written from that file.
 
 Exit codes: 0 measured, whatever was reached; 1 an exception, 2 a usage error.
 """
@@ -87,7 +87,11 @@ CAUSES = {  # family -> the beginning of a figure's name -> why it is missed
 
 
 class Figure(NamedTuple):
-    """A figure. value: what was reached. wanted: the goal, a least or a most value. unit: the format of both."""
+    """A figure.
+
+    value: what was reached. wanted: the goal. least: whether the goal is a least value, not a most. unit: the format of
+    value and goal.
+    """
 
     name: str
     value: float
@@ -101,7 +105,7 @@ class Figure(NamedTuple):
 
 
 def configuration(form: str) -> aristos.MoEConfig:
-    """A layer with matrices of a type. If they are codes, the rows are bfloat16."""
+    """The configuration of a layer whose matrices have a type. If they are codes, the rows are bfloat16."""
     cfg = replace(CFG, experts=-(-turns(form) // EXPERTS) * EXPERTS)
     if form in FORMATS:
         return replace(cfg, dtype="bfloat16", weight_dtype=form)
@@ -130,7 +134,7 @@ def _array(form: str) -> Any:
 
 
 def least(call: Callable[[], None]) -> float:
-    """Seconds of a call: the median of turns, by this thread's processor time."""
+    """The seconds that a call takes: the median of several turns, in this thread's processor time."""
     call()
     times = []
     for _ in range(TURNS):
@@ -141,7 +145,7 @@ def least(call: Callable[[], None]) -> float:
 
 
 def expert(form: str) -> dict[int, float]:
-    """{rows: seconds that an expert alone takes, including the call from Python}."""
+    """Measure an expert without a layer. Returns {rows: seconds, including the call from Python}."""
     from aristos.kernels import Packed
 
     up, down, gate = matrices(form, 0)
@@ -160,7 +164,7 @@ def expert(form: str) -> dict[int, float]:
 
 
 def layer(form: str, tokens: int, comm: Any = None) -> tuple[float, int]:
-    """(seconds of a call of the slowest rank, bytes of the weights that each rank reads)."""
+    """Measure a layer. Returns (seconds of a call on the slowest rank, bytes of the weights that each rank reads)."""
     cfg = configuration(form)
     up, down, gate = matrices(form, 0)
     count = cfg.experts
@@ -187,7 +191,7 @@ def layer(form: str, tokens: int, comm: Any = None) -> tuple[float, int]:
 
 
 def _even(tokens: int, experts: int, turn: int) -> np.ndarray:
-    """[tokens, k] ids. No expert is chosen twice unless there are more choices than experts; each turn uses others."""
+    """[tokens, k] ids of a turn. Each turn uses other experts, and none twice if there are enough experts."""
     order = (np.arange(tokens * TOP_K) + turn * tokens * TOP_K) % experts
     ids: np.ndarray = order.reshape(tokens, TOP_K)
     return ids
@@ -213,7 +217,7 @@ def alone(forms: list[str]) -> list[Figure]:
 
 
 def _resident(form: str) -> Figure:
-    """Measure the bytes of packed weights in memory over their bytes in the file."""
+    """Measure the bytes of packed weights in memory, divided by their bytes in the file."""
     from aristos.kernels.cpu.elements import element_type
 
     cfg = configuration(form)
@@ -287,7 +291,7 @@ def _causes(records: dict[str, Any]) -> list[str]:
 
 
 def _against(families: list[str], compared: str) -> list[str]:
-    """A table of the comparisons with peers that each family has. compared: the text of COMPARED."""
+    """A table of the comparisons with peers that each family has. compared: the text of the page COMPARED."""
     sections = {part.partition("\n")[0]: part for part in compared.split("\n## On ")[1:]}
     lines = [
         "",
@@ -302,9 +306,9 @@ def _against(families: list[str], compared: str) -> list[str]:
 
 
 def page(records: dict[str, Any], compared: str) -> str:
-    """The record of all families as Markdown.
+    """The figures of all families as a page of Markdown.
 
-    A figure that a family lacks is shown as owed. compared: the text of COMPARED.
+    A figure that a family lacks is shown as owed. compared: the text of the page COMPARED.
     """
     families = [*records, *(name for name in OTHERS if name not in records)]
     names = sorted({key(name) for each in records.values() for name in each["figures"]})

@@ -1,10 +1,11 @@
 """`make gpu-kit`: dist/aristos-gpu-kit.tar.gz, for a machine with a GPU and without a network.
 
-It holds the checkout's files, kernels compiled ahead for ARCHS, wheels of packages that such a machine may lack or have
-in too new a version, README.txt, and run.sh, which needs nothing else. The wheels come from the index that pip is set
-up with, and must have the hashes in bench/kit/wheels.txt. The first time, compiling takes some 20 minutes of processor
-time; kernels are kept in the usual cache. Before the archive is kept, it is unpacked, and every kernel must be found in
-it. The same commit gives the same archive, except for a number in the kernels' names.
+The archive holds the checkout's files, kernels compiled ahead for ARCHS, wheels of packages that such a machine may
+lack or have in too new a version, README.txt, and run.sh, which needs nothing else. The wheels come from the index that
+pip is set up with, and must have the hashes in bench/kit/wheels.txt. The first time, compiling takes some 20 minutes of
+processor time; kernels are kept in the usual cache. As a last check the archive is unpacked, and a program must find
+every kernel in it; otherwise the archive is removed. The same commit gives the same archive, except for a number in the
+kernels' names.
 
     python bench/gpu_kit.py [--arch sm_90] [--without-wheels] [--out FILE]
 """
@@ -86,7 +87,7 @@ def kernels(folder: Path, archs: list[str]) -> list[Path]:
 
 
 def members(found: list[Path], compiled: list[Path]) -> dict[str, bytes]:
-    """Name in the archive -> content."""
+    """The files of the archive: name -> content."""
     place = ahead.FOLDER.relative_to(ROOT).as_posix()
     inside = {f"source/{name}": (ROOT / name).read_bytes() for name in git("ls-files", "-z").split("\0") if name}
     inside["source/aristos/commit.txt"] = git(*COMMIT).strip().encode()
@@ -113,7 +114,7 @@ def pack(out: Path, inside: dict[str, bytes], when: int) -> int:
 
 
 def places(archive: Path, arch: str) -> dict[str, str]:
-    """Kernel's name -> where a program from the unpacked archive finds it, with an empty cache."""
+    """Where a program from the unpacked archive finds each kernel if its cache is empty: kernel's name -> place."""
     with tempfile.TemporaryDirectory(prefix="aristos-") as folder:
         with tarfile.open(archive) as packed:
             packed.extractall(folder, filter="data")
@@ -127,7 +128,7 @@ def places(archive: Path, arch: str) -> dict[str, str]:
 
 
 def refusal(archive: Path, size: int, archs: list[str]) -> str:
-    """Why the archive must not be used; '' if it may."""
+    """The reason why the archive must not be used; '' if there is none."""
     if size > MOST_BYTES:
         return f"it must have at most {MOST_BYTES >> 20} MiB"
     missed = [

@@ -6,12 +6,12 @@ GPU, its driver and its clocks: these are the files to send back. Each part is a
 Parts that build on wrong results are not run. docs/gpu-first-run.md says what each part should show.
 
 `mpirun -n N python bench/gpu_report.py` reports on N GPUs of a node: products on every GPU, puts and signals between
-them with the class of each link, the layer and its rivals on N ranks. It does not run tests/gpu, and does not notice
-whether another program uses a GPU; a run without mpirun does both. When the time is over, the whole job ends, and
-gpu-report.md has the results up to then.
+the GPUs with the class of each link, the layer and its rivals on N ranks. Such a run does not run tests/gpu, and does
+not notice whether another program uses a GPU; a run without mpirun does both. When the time is over, the whole job
+ends, and gpu-report.md has the results that were found until then.
 
 Exit codes: 0 all parts ran to their end and all outputs were right, even if a figure was missed, 1 a part failed, hung,
-ran out of time or was ended by Ctrl-C, 2 a usage error, 3 no GPU, or one whose figures would say nothing.
+ran out of time or was ended by Ctrl-C, 2 a usage error, 3 no GPU, or a GPU whose figures would mean nothing.
 """
 
 from __future__ import annotations

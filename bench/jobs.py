@@ -1,7 +1,8 @@
-"""The jobs of the comparison, as every process sees them: shapes, and arrays in a folder. Only NumPy is needed.
+"""The jobs of the comparison, as every process sees them: shapes, and arrays in a folder. This module needs only NumPy.
 
 compare.py makes a job once (oracle.py), and every peer reads the same weights, tokens and routing from the folder. A
-few inputs with routings of their own alternate, so that no call finds the rows of the call before in its caches.
+job has a few inputs, each with a routing of its own. Calls take them in turn, so that no call finds the rows of the
+previous call in the caches.
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Shape:
-    """One layer's job. tokens: S per rank; hidden: H; ffn: F; experts: E over all ranks; top_k: k.
+    """One layer's job. tokens: S, on each rank; hidden: H; ffn: F; experts: E, over all ranks; top_k: k.
 
-    gated: SwiGLU experts, else ReLU without a gate; routing: `uniform`, `zipf` (exponent 1.2) or the name of a trace.
-    weights: of experts, "int8" or "int4" if every value is a code times a scale, see oracle.coded; else "".
+    gated: whether experts are SwiGLU; else they are ReLU without a gate. routing: `uniform`, `zipf` (exponent 1.2) or
+    the name of a trace. weights: "int8" or "int4" if every weight of experts is a code times a scale (oracle.coded),
+    else "".
     """
 
     name: str
@@ -48,9 +50,9 @@ class Shape:
 
     @property
     def inputs(self) -> int:
-        """How many inputs alternate.
+        """How many inputs calls take in turn.
 
-        With few tokens there are more: the experts of a few inputs would stay in a cache.
+        With few tokens there are more inputs, because the experts of only two would stay in a cache.
         """
         return 4 if self.tokens <= 16 else 2
 
@@ -72,7 +74,7 @@ class Step(Shape):
         return 2
 
     def flops(self, rows: int) -> int:
-        """Three times those of a forward call: gradients of rows take as many, and so do gradients of weights."""
+        """Three times a forward call's: gradients of rows take as many, and so do gradients of weights."""
         return 3 * super().flops(rows)
 
 
@@ -104,7 +106,7 @@ class Product:
 
 
 CODES = {"int8": 127, "int4": 7}  # the largest code of each type
-GROUP = 128  # successive k of a column, one of which has the largest int4 code. For int8 the group is the column
+GROUP = 128  # successive k of a column, one of which has the largest int4 code; for int8 the whole column is a group
 
 SHAPES = {
     shape.name: shape
@@ -156,8 +158,8 @@ class Job:
     """A layer's arrays, as one rank sees them. Experts are placed contiguously, E / world on each rank.
 
     up, gate: [E, H, F] and down: [E, F, H] for all experts, mapped from files; gate: None if ungated; local: the slice
-    of experts this rank holds; xs: [inputs, S, H]; ids, weights: [inputs, S, k]; rows: [inputs, world] rows each rank
-    computes. dys: [inputs, S, H], for a step the gradients of the outputs.
+    of experts that this rank holds; xs: [inputs, S, H]; ids, weights: [inputs, S, k]; rows: [inputs, world], how many
+    rows each rank computes; dys: [inputs, S, H], for a step the gradients of the outputs.
     """
 
     shape: Shape
@@ -188,7 +190,7 @@ class ProductJob:
 
 
 def write(folder: Path, shape: Shape | Product, world: int, arrays: dict[str, NDArray]) -> None:
-    """Write the arrays of a job; those of a rank are named `name-rank`."""
+    """Write the arrays of a job. An array of one rank is named `name-rank`."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, array in arrays.items():
         np.save(folder / f"{name}.npy", array)

@@ -25,11 +25,11 @@ def peak(worker: Any) -> float:
 
 
 def outside(worker: Any, peer: str) -> NDArray[np.float64]:
-    """[2, calls] seconds of the slowest rank. Collective.
+    """The time of calls outside kernels and waits, on the slowest rank: [2, calls] seconds. Collective.
 
-    The first row is the time neither in expert kernels nor in waits: routing, row copies, combine and the engine's own
-    work. The second row is the engine's own work alone. Waits are the worker's idle time, which includes waits for
-    peers.
+    The first row is the time that is neither in expert kernels nor in waits: routing, row copies, combine and the
+    engine's own work. The second row is the engine's own work alone. Waits are the worker's idle time, which includes
+    waits for peers.
     """
     mine = []
     for i in range(CALLS):
@@ -42,9 +42,9 @@ def outside(worker: Any, peer: str) -> NDArray[np.float64]:
 
 
 def signal(worker: Any, seed: int) -> tuple[dict[int, list[float]], str]:
-    """(payload bytes -> microseconds of each round trip, why there are none), from the suite `signal`. Collective.
+    """Run the suite `signal`. Returns (payload bytes -> microseconds of each round trip, why there are none).
 
-    A run with a wrong payload has no times.
+    Collective. A run with a wrong payload has no times.
     """
     from aristos.bench import options, suites
     from aristos.bench.context import Context

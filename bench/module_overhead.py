@@ -2,8 +2,8 @@
 
     PYTHONPATH=. PEERS/bin/python bench/module_overhead.py
 
-PEERS: .venv/peers/transformers, of `make test-hf`. The layer is tiny (H 64, F 32, 8 experts, k 8), so that it stays in
-the caches. Both are called in turns of ten.
+PEERS is .venv/peers/transformers, which `make test-hf` makes. The layer is tiny (H 64, F 32, 8 experts, k 8), so that
+it stays in the caches. Module and layer are called in turns, ten times each.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ TURNS, TURN = 300, 10  # turns, and calls in each
 
 
 def experts_module(dtype: torch.dtype) -> Any:
-    """A module with drawn weights."""
+    """An experts module with random weights."""
     config = AutoConfig.for_model(
         "qwen3_moe", hidden_size=HIDDEN, moe_intermediate_size=FFN, num_experts=EXPERTS, num_experts_per_tok=EXPERTS
     )
@@ -39,7 +39,7 @@ def experts_module(dtype: torch.dtype) -> Any:
 
 
 def seconds(dtype: torch.dtype) -> tuple[np.ndarray, np.ndarray]:
-    """Seconds of each call of the module, and of each call of its layer."""
+    """Time calls. Returns the seconds of each call of the module, and of each call of its layer."""
     module = experts_module(dtype)
     x, ids, weights = torch.randn(1, HIDDEN).to(dtype), torch.arange(EXPERTS)[None], torch.rand(1, EXPERTS).to(dtype)
     module(x, ids, weights)  # makes the layer

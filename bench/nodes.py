@@ -3,8 +3,8 @@
     launch/virtual_slurm run --nodes 2 -- srun -N2 -n4 --mpi=pmi2 python bench/nodes.py
 
 Of four ranks on two (virtual) nodes, ranks 0 and 1 share a node, ranks 0 and 2 do not. Rank 0 runs the shapes of
-bench/compare.py with both partners in turns, fused and bulk, on the same weights and routing; the idle rank sleeps. So
-both figures come from one run on one machine. All outputs must be equal bit for bit.
+bench/compare.py with rank 1 and with rank 2 in turns, fused and bulk, on the same weights and routing; meanwhile the
+other ranks sleep. So both figures come from one run on one machine. All outputs must be equal bit for bit.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Pair:
                 self.layers[schedule] = layer
 
     def turn(self, schedule, x, ids, scale, calls):
-        """(seconds of each call on the slower rank, last output), after a call for warm-up."""
+        """Make a call for warm-up, then timed ones. Returns (seconds of each call on the slower rank, last output)."""
         layer = self.layers[schedule]
         y = layer(x, ids=ids, weights=scale)
         seconds = []
@@ -73,7 +73,7 @@ def wait_asleep(comm) -> None:
 
 
 def measure(comm, name, rounds):
-    """{(pair, schedule): [seconds of a call, median of each round]} of one shape."""
+    """Time one shape. Returns {(pair, schedule): [the median seconds of a call in each round]}."""
     tokens, hidden, ffn, experts, top_k, calls = SHAPES[name]
     cfg = aristos.MoEConfig(hidden=hidden, ffn=ffn, experts=experts, top_k=top_k, activation="relu", max_tokens=tokens)
     weights = reference.weights(cfg)

@@ -1,4 +1,4 @@
-"""Compares calls in which a token crosses to a rank of the node once with calls that send a row for each choice.
+"""Compares calls that send a token to a rank of the node once with calls that send a row for each choice.
 
     mpirun -n 2 python bench/once.py k=8 k=8,dtype=bfloat16 hidden=2048,ffn=512,experts=32,k=8
 
@@ -25,7 +25,7 @@ CASE = {"hidden": 2048, "ffn": 128, "experts": 16, "k": 8, "tokens": 1024, "pair
 
 
 def parse(text: str) -> dict[str, Any]:
-    """CASE with the values that `name=value,name=value` changes."""
+    """The values of CASE, changed as `name=value,name=value` says."""
     given = dict(item.split("=") for item in text.split(","))
     if unknown := set(given) - set(CASE):
         raise SystemExit(f"a case has {', '.join(CASE)}, got {', '.join(sorted(unknown))}")
@@ -33,7 +33,7 @@ def parse(text: str) -> dict[str, Any]:
 
 
 def measure(comm: MPI.Comm, case: dict[str, Any]) -> str:
-    """The line of a case."""
+    """Measure a case. Returns its line."""
     cfg = MoEConfig(
         hidden=case["hidden"],
         ffn=case["ffn"],

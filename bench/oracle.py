@@ -27,7 +27,7 @@ TRACES = {
 
 
 class Missing(Exception):
-    """A trace is not on this machine; the message says where it was looked for."""
+    """A trace is not on this machine. The message says where it was expected."""
 
 
 @dataclass
@@ -44,7 +44,7 @@ class Truth:
 
 @dataclass
 class StepTruth:
-    """The right results. parts: by input and rank, the arrays of a step (see `jobs.flat`). rows: as in Truth."""
+    """The right results of a step. parts: by input and rank, the step's arrays (see `jobs.flat`). rows: as in Truth."""
 
     parts: list[list[list[NDArray[np.float32]]]]
     rows: NDArray[np.int64]
@@ -72,7 +72,10 @@ def config(shape: Shape) -> MoEConfig:
 
 
 def make(folder: Path, shape: Shape, world: int, seed: int, traces: Path) -> Truth:
-    """Write the job of a shape into the folder. Raises Missing without its trace, ValueError for uneven experts."""
+    """Write the job of a shape into the folder. Returns the right results.
+
+    Raises Missing if the shape's trace is not there, ValueError if ranks cannot hold equally many experts.
+    """
     if shape.experts % world:
         raise ValueError(f"experts must be a multiple of the {world} ranks, got {shape.experts} in {shape}")
     cfg = config(shape)
@@ -89,7 +92,7 @@ def make(folder: Path, shape: Shape, world: int, seed: int, traces: Path) -> Tru
             rng = np.random.default_rng([seed, i, rank])
             x = rng.standard_normal((shape.tokens, shape.hidden), dtype=np.float32)
             chosen, scale = _routing(rng, shape, trace, rank, world, i)
-            if shape.weights:  # inputs of bfloat16 add no error to that of the weights and the arithmetic
+            if shape.weights:  # with bfloat16 inputs, only weights and arithmetic cause errors
                 x, scale = _rounded(x), _rounded(scale)
             results.append(reference.moe(cfg, x, **wide, ids=chosen, weights=scale))
             rows[i] += np.bincount(chosen.ravel() // each, minlength=world)
@@ -103,11 +106,11 @@ def make(folder: Path, shape: Shape, world: int, seed: int, traces: Path) -> Tru
 
 
 def coded(cfg: MoEConfig, kind: str, seed: int) -> dict[str, NDArray[np.float32]]:
-    """Weights of codes times scales: up, gate [E, H, F] and down [E, F, H], exact in bfloat16.
+    """Weights that are codes times scales: up, gate [E, H, F] and down [E, F, H], exact in bfloat16.
 
     A column has one scale: a power of two, which for int4 is multiplied by 1 to 1.875 in steps of 1/8. In each group of
-    k (for int8 a column, for int4 jobs.GROUP) some code is the largest. So a peer that quantises by group or column to
-    symmetric codes gets these codes back.
+    k (a column for int8, jobs.GROUP for int4) at least one code is the largest possible. So a peer that quantises by
+    group or column to symmetric codes gets these codes back.
     """
     most = jobs.CODES[kind]
     rng = np.random.default_rng([seed, most])
@@ -197,7 +200,7 @@ def _trace(shape: Shape, traces: Path) -> routing.Trace | None:
 def _routing(
     rng: np.random.Generator, shape: Shape, trace: routing.Trace | None, rank: int, world: int, i: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """ids [S, k] and weights [S, k] of a rank's input i; a trace gives consecutive tokens of its middle layer."""
+    """ids [S, k] and weights [S, k] of a rank's input i. From a trace: consecutive tokens of its middle layer."""
     if trace is not None:
         return trace.at(trace.prefill(rank, world, shape.tokens, i), trace.layers // 2)
     if shape.routing == "zipf":

@@ -1,9 +1,9 @@
 """Measures what a call of 16 tokens costs outside kernels and waits: `mpirun -n 2 python bench/overhead.py`.
 
-For each shape it prints the median time of a call as its caller sees it, the time that statistics attribute to kernels
-(routing, row copies, experts, combining) and to waits, and the difference: the time of Python, of checks of arguments
-and of the engine's steps. The small shape's weights stay in the caches; those of shape C push the interpreter's own
-code out of them in every call.
+For each shape the program prints the median time of a call as its caller sees it, the time that statistics attribute to
+kernels (routing, row copies, experts, combining) and to waits, and the difference: the time of Python, of checks of
+arguments and of the engine's steps. The small shape's weights stay in the caches; in every call the weights of shape C
+push the interpreter's own code out of the caches.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MEASURED = (Shape("small", 16, 64, 64, 8, 2), replace(SHAPES["C"], tokens=16))
 
 
 def measure(shape: Shape, calls: int, comm: MPI.Comm) -> tuple[float, float]:
-    """Medians in seconds, of the slowest rank: (a call without statistics, kernels and waits of one with them)."""
+    """Median seconds on the slowest rank: (a call without statistics, kernels and waits of a call with statistics)."""
     cfg = aristos.MoEConfig(
         shape.hidden, shape.ffn, experts=shape.experts, top_k=shape.top_k, activation="relu", max_tokens=shape.tokens
     )

@@ -1,4 +1,4 @@
-"""The quality of plans for the table of docs/planner.md: each instance's bound, F of ours and of baselines, and time.
+"""Measures plans for the tables of docs/planner.md: for each instance a bound, F of ours and of baselines, the time.
 
 python bench/planner.py                        six families of generated clusters
 python bench/planner.py --folder PROBLEMS      problem files, compared with their optimum_us if they have one
@@ -23,7 +23,7 @@ SIZES = (24, 32, 48, 64)
 
 
 def generated(family: str, n: int, seed: int) -> dict:
-    """A problem of one family; equal arguments give equal problems."""
+    """A problem of one family of clusters. Equal arguments give equal problems."""
     rng = random.Random(f"{family} {n} {seed}")
     width = rng.choice((4, 8))
     node: list[int] = []
@@ -117,7 +117,7 @@ def large() -> list[dict]:
 
 
 def line(p: dict, deadline: float) -> tuple[str, float]:
-    """(one row of the table, the gap)."""
+    """Solve a problem. Returns (its row of the table, the gap)."""
     problem = planner.parse(p)
     started = time.monotonic()
     try:

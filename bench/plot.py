@@ -1,6 +1,6 @@
-"""Draws the comparison. For each dtype, bars show a peer's time over that of Aristos fused, on a linear axis from 0.
+"""Draws the comparison. For each dtype, bars show peers' times over that of Aristos fused, on a linear axis from 0.
 
-If an environment has several peers, each shape shows the fastest of them. All numbers are computed by figures.py.
+If an environment has several peers, the bar of a shape shows the fastest of them. figures.py computes all numbers.
 """
 
 from __future__ import annotations
@@ -49,7 +49,10 @@ def draw(shapes: list[ShapeResults], path: Path, family: str) -> None:
 
 
 def spread(m: ShapeResults, bar: str, dtype: str) -> Spread | None:
-    """Time of a bar's peer, or the fastest of its environment, over Aristos fused; None if not timed."""
+    """The time of a bar's peer, or of its environment's fastest peer, divided by that of Aristos fused.
+
+    Returns None if one of the two was not timed.
+    """
     ours = OURS[dtype][0]
     if bar.startswith("Aristos"):
         names = [ours if bar.endswith("fused") else {"fused": "bulk", "bf16": "bf16-bulk"}[ours]]

@@ -1,7 +1,7 @@
 """A part of the comparison as Markdown: times, ratios, and the goals beside the figures reached.
 
-The text goes between two marker comments of a page, which name the family of CPUs and the part: another family adds a
-section, another part adds a block to it, and the prose around them stays. All numbers are computed by figures.py.
+The text goes between two marker comments of a page, which name the family of CPUs and the part. Each family has a
+section, and each part a block in it; the prose around the blocks stays. figures.py computes all numbers.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ def markdown(
 def splice(path: Path, text: str, family: str, part: str) -> None:
     """Put the text between the markers of a family's part on the page.
 
-    A new part comes after the family's others, a new family's section after the other families. A page without
-    sections gets them at its end; a missing page is created. Raises ValueError if there is one marker only.
+    A new part comes after the other parts of its family, a new family's section after those of other families, or at
+    the end of a page without sections. A missing page is created. Raises ValueError if only one marker is there.
     """
     page = path.read_text(encoding="utf-8") if path.exists() else PAGE
     first, last = BEGIN.format(family, part), END.format(family, part)
@@ -74,7 +74,7 @@ def _ends(page: str, family: str) -> list[int]:
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table; the first column is left-aligned, the others right-aligned. A wide table is transposed."""
+    """A Markdown table. The first column is left-aligned, the others are right-aligned. A wide table is transposed."""
     if len(head) > WIDEST:
         head, *rows = ([*column] for column in zip(head, *rows))
     lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
@@ -97,7 +97,7 @@ def _kind(dtype: str, weights: str = "", **_: str) -> str:
 
 
 def _tables(shapes: list[ShapeResults]) -> list[str]:
-    """Times and ratios. Types of codes have tables of their own, and so have peers that round rows to int8."""
+    """The tables of times and ratios. Each type of codes has its own, and so have peers that round rows to int8."""
     kinds = list(dict.fromkeys(getattr(m.shape, "weights", "") for m in shapes))
     if not any(kinds):
         known = entries(shapes)
@@ -150,7 +150,7 @@ def _ours(entry: Entry, m: ShapeResults) -> str:
 
 
 def _ratios(shapes: list[ShapeResults], known: list[Entry]) -> str:
-    """The table of times over that of Aristos in the same dtype, and of shares of the peak."""
+    """The table of times divided by that of Aristos in the same dtype, and of shares of the peak."""
     head = ["peer", *(m.shape.name for m in shapes)]
     rows = []
     for entry in known:

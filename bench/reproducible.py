@@ -1,8 +1,8 @@
 """Times a training step with and without equal bits on any number of ranks: mpirun -n 2 python bench/reproducible.py.
 
-Two kinds of steps take turns. One sums by piece and by the fixed tree of pieces. The other has one piece a rank, and
-MPI's Allreduce of the same arrays, whose bits depend on the number of ranks. The program prints the medians of the
-slowest rank's step, and quartiles of the ratios.
+Two kinds of steps take turns. One adds gradients piece by piece, and pieces by a fixed tree. The other has one piece on
+each rank, and adds the same arrays by MPI's Allreduce, so that bits depend on the number of ranks. The program prints
+the medians of the slowest rank's step, and quartiles of the ratios.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ REPLICATED = ("router", "shared_up", "shared_gate", "shared_down")
 
 
 def step(moe: MoE, x: np.ndarray, pieces: int) -> float:
-    """Seconds of forward, backward and the sums over ranks; the slowest rank's. Collective."""
+    """The slowest rank's seconds for forward, backward and the sums over ranks. Collective."""
     comm = MPI.COMM_WORLD
     comm.Barrier()
     began = time.perf_counter()

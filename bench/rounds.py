@@ -1,9 +1,9 @@
-"""The timing, which is the same for every peer: in each round every peer has one turn, in random order.
+"""Times all peers in the same way: in each round every peer has one turn, in random order.
 
-No machine is perfectly quiet, and its speed drifts. So all peers take part in every round and are compared within a
-round only. Each round has a new order. A turn is one untimed call, which loads the peer's weights into the caches, and
-a few timed ones; each starts after a barrier, and its time is the slowest rank's. If calls take seconds, a turn may be
-a single call, which loads the caches itself. While one team works, the others sleep.
+No machine is perfectly quiet, and its speed drifts. So all peers take part in every round and are compared only within
+a round. Each round has a new order. A turn is one untimed call, which loads the peer's weights into the caches, and a
+few timed calls. Each call starts after a barrier, and its time is that of the slowest rank. If calls take seconds, a
+turn may be a single call, which loads the caches itself. While one team works, the other teams sleep.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class ShapeResults:
     """The results of one shape.
 
     times: peer -> [rounds, iters, world] seconds; peak: [rounds, world] GFLOP/s of multiply-adds in registers;
-    load: [rounds] load average; busiest: [iters] operations of the rank with most rows in that timed call; mean: the
+    load: [rounds] load average; busiest: [iters] operations of the rank with most rows in each timed call; mean: the
     same averaged over ranks; errors: peer -> largest relative error on any rank and input; absent: peer -> reason;
     same_bits: whether fused and bulk gave equal outputs, bit for bit, in each dtype; outside: [2, calls] seconds, see
     micro.outside; ran: peer -> element type, precision and ISA of its arrays and kernels, see peers.ran; entries: peer
@@ -55,17 +55,17 @@ class ShapeResults:
     entries: dict[str, Entry] = field(default_factory=dict)
 
     def turns(self, peer: str) -> NDArray[np.float64]:
-        """[rounds] seconds: the median of a turn's calls, each taken on its slowest rank."""
+        """The median seconds of a peer's calls in each round: [rounds]. A call's time is that of its slowest rank."""
         turns: NDArray[np.float64] = np.median(self.times[peer].max(axis=2), axis=1)
         return turns
 
     def wrong(self) -> list[str]:
-        """Peers whose output missed the bound, or that computed in another dtype than their entry's."""
+        """Peers whose error exceeded the bound, or that computed in another dtype than their entry says."""
         missed = [name for name, error in self.errors.items() if not error <= self.entries[name].bound]
         return [*missed, *(name for name in self.other_dtype() if name not in missed)]
 
     def other_dtype(self) -> list[str]:
-        """Peers that computed in another dtype than their entry's, or read weights of another type."""
+        """Peers that computed in another dtype than their entry says, or read weights of another type."""
         of_entries = ((name, of, self.entries[name]) for name, of in self.ran.items() if self.entries[name].checked)
         return [name for name, of, e in of_entries if (of["dtype"], of.get("weights", "")) != (e.dtype, e.weights)]
 
@@ -75,7 +75,7 @@ class ShapeResults:
 
 
 class Teams(dict[str, Team]):
-    """The teams of a run by the names of their environments; each is started when it is first asked for."""
+    """The teams of a run by the names of their environments. A team starts when it is first used."""
 
     def __init__(self, start: Callable[[str], Team]) -> None:
         super().__init__()
@@ -91,7 +91,7 @@ class Teams(dict[str, Team]):
 
 
 def make_peers(teams: Teams, folder: Path, entries: list[Entry], measured: ShapeResults) -> list[Entry]:
-    """Make every peer that can run here. The reasons why others cannot go to measured.absent."""
+    """Make every peer that can run here. For each other peer, the reason goes to measured.absent."""
     made, readers = [], set()
     for entry in entries:
         measured.entries[entry.name] = entry
@@ -152,8 +152,8 @@ def run_rounds(
 ) -> None:
     """Measure one job into `measured`: check, rounds, check the first input again.
 
-    Multiply-adds in registers have a turn of their own in every round if Aristos runs; after(Aristos's team) fills
-    measured.outside; show(text) shows progress.
+    If Aristos runs, multiply-adds in registers have a turn of their own in every round. after: a function that gets
+    Aristos's team and returns measured.outside. show: a function that shows a text as progress.
     """
     made = make_peers(teams, folder, entries, measured)
     check(teams, folder, truth, made, measured, inputs=1 if iters == 1 else None)

@@ -36,7 +36,7 @@ def save(
 
 
 def shape_table(m: ShapeResults) -> results.Table:
-    """Times [peer, round, call, rank]; an attribute has the reasons of the peers that were not timed."""
+    """The times of a job, [peer, round, call, rank]. An attribute says why other peers were not timed."""
     peers = list(m.times)
     rounds, iters, world = m.times[peers[0]].shape
     kind = type(m.shape).__name__.lower()
@@ -62,7 +62,7 @@ def shape_table(m: ShapeResults) -> results.Table:
 
 
 def outside_table(m: ShapeResults) -> results.Table:
-    """Seconds per call outside kernels and waits."""
+    """The seconds of calls outside kernels and waits."""
     values = np.zeros((2, 0)) if m.outside is None else m.outside
     table = results.Table("compare", f"outside-{m.shape.name}".translate(PLAIN))
     table.dim("call", np.arange(values.shape[1]))
@@ -71,7 +71,7 @@ def outside_table(m: ShapeResults) -> results.Table:
 
 
 def figures_table(found: list[Figure]) -> results.Table:
-    """Goals and the medians reached, NaN if not measured."""
+    """The goals, and the medians that were reached: NaN for a figure that was not measured."""
     table = results.Table("compare", "figures").dim("figure", [f.what for f in found])
     table.add("asked", "figure", np.array([f.goal for f in found]))
     table.add("reached", "figure", np.array([np.nan if f.reached is None else f.reached.median for f in found]))

@@ -72,7 +72,7 @@ ret;
 
 
 def run_vector_add(device: Any) -> Callable[[], bool]:
-    """1,000 blocks of 256 threads, float32; returns a check of the result for after the run."""
+    """Launch a vector add: 1,000 blocks of 256 threads, float32. Returns a check of the result, for after the run."""
     a = np.random.default_rng(1).standard_normal(BLOCKS * THREADS).astype(np.float32)
     out = device.empty(a.size, np.float32)
     device.launch(vector_add, BLOCKS, THREADS, device.array(a), device.array(a[::-1].copy()), out)
@@ -80,7 +80,7 @@ def run_vector_add(device: Any) -> Callable[[], bool]:
 
 
 def run_gemm(device: Any) -> Callable[[], bool]:
-    """64 x 64 x 64 by mma.sync of bfloat16, against float32 sums in k order."""
+    """Launch a product of 64 x 64 x 64 by mma.sync of bfloat16. The check compares it with float32 sums in k order."""
     rng = np.random.default_rng(2)
     mask = np.uint32(0xFFFF0000)
     a, b = ((rng.standard_normal((TILE, TILE)).astype(np.float32).view(np.uint32) & mask) for _ in range(2))
@@ -99,7 +99,7 @@ def run_gemm(device: Any) -> Callable[[], bool]:
 
 
 def run_collatz(device: Any) -> Callable[[], bool]:
-    """16 blocks of 128 threads, at most 60 steps each."""
+    """Launch `collatz`: 16 blocks of 128 threads, at most 60 steps for each number. Returns a check of the result."""
     out = device.empty(2048, np.int64)
     device.launch(collatz, 16, 128, out, 60)
 
@@ -119,7 +119,7 @@ KERNELS = {"vector add, 1,000 blocks": run_vector_add, "64x64x64 by mma.sync": r
 
 
 def measure(start: Callable[[Any], Callable[[], bool]], check: bool) -> dict[str, float]:
-    """One run: warp instructions, CPU and wall seconds, instructions a CPU second."""
+    """Measure one run: warp instructions, CPU and wall seconds, instructions a CPU second."""
     machine = ptxsim.Machine(check=check)
     right = start(machine.device(0))
     wall, cpu = time.perf_counter(), time.process_time()

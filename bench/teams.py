@@ -1,8 +1,8 @@
-"""Teams: a team is the ranks of one environment, which start once and take a turn whenever they are asked to.
+"""Runs teams. A team is the ranks of one environment, which start once and then work whenever it is their turn.
 
 A team's ranks sleep on a socket between their turns, so that only the peer whose turn it is uses the cores. glibc's
-malloc keeps freed memory here: else every large array of a call is new memory, whose pages the kernel clears one
-by one, and the peers that allocate (torch most of all) would lose up to half of a call to it.
+malloc is set to keep freed memory. Otherwise every large array of a call would be new memory, whose pages the kernel
+clears one by one, and peers that allocate (torch most of all) would lose up to half of a call to this.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class TeamError(Exception):
 
 
 class Team:
-    """The processes of one environment, a connection to each rank. Raises NoEnvironment or TeamError."""
+    """The processes of one environment, with a connection to each rank. Raises NoEnvironment or TeamError."""
 
     def __init__(self, environment: str, world: int, folder: Path, mpiexec: list[str]) -> None:
         self.name, self.world = environment, world
@@ -60,7 +60,7 @@ class Team:
         return kept | KEPT | dict.fromkeys(ONE_THREAD, "1") | {"HYDRA_IFACE": os.environ.get("HYDRA_IFACE", "lo")}
 
     def _accept(self, listener: socket.socket) -> tuple[int, Connection]:
-        """(rank, connection) of the next rank that calls."""
+        """Wait for the next rank that connects. Returns (rank, connection)."""
         until = time.monotonic() + START_SECONDS
         while True:
             try:

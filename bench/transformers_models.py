@@ -5,10 +5,10 @@
     PYTHONPATH=. PEERS/bin/python bench/transformers_models.py memory
     PYTHONPATH=. PEERS/bin/python bench/transformers_models.py training
 
-PEERS: .venv/peers/transformers, of `make test-hf`. The model is Qwen3-MoE with random weights: 4 layers of H 2048, F
-768, 32 experts, k 8; for training 2 layers of 8 experts. Every way has one turn in each round; each rank has one
-thread. On several ranks transformers' own expert parallelism has two ways: with fsdp each rank has a prompt of its own,
-as with Aristos; with tp every rank has all prompts.
+PEERS is .venv/peers/transformers, which `make test-hf` makes. The model is Qwen3-MoE with random weights: 4 layers of H
+2048, F 768, 32 experts, k 8; for training 2 layers of 8 experts. Every way to run the model has one turn in each round;
+each rank has one thread. On several ranks transformers' own expert parallelism has two ways: with fsdp each rank has a
+prompt of its own, as with Aristos; with tp every rank has all prompts.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ comm = MPI.COMM_WORLD
 
 
 def directory(folder: Path, dtype: torch.dtype, sizes: dict[str, int] = SIZES) -> Path:
-    """A directory with a model, which rank 0 makes."""
+    """Let rank 0 make a directory with a model. Returns the directory."""
     path = folder / f"{dtype}-{sizes['hidden_size']}"
     if comm.rank == 0:
         torch.manual_seed(0)
@@ -86,7 +86,7 @@ def opened(way: str, path: Path, dtype: torch.dtype) -> Any:
 
 
 def prompts(way: str) -> torch.Tensor:
-    """Token ids [1, PROMPT] of this rank; for "tp", whose ranks have the same tokens, those of all ranks."""
+    """This rank's prompt as token ids, [1, PROMPT]; for "tp", whose ranks have the same tokens, all ranks' prompts."""
     of = range(comm.size) if way == "tp" else [comm.rank]
     vocabulary = SIZES["vocab_size"]
     drawn = [torch.randint(0, vocabulary, (1, PROMPT), generator=torch.Generator().manual_seed(rank)) for rank in of]
@@ -153,7 +153,7 @@ class Peak:
 
 
 def loaded(path: Path, dtype: torch.dtype, load: Callable[..., Any] = ours.from_pretrained) -> tuple[Any, int, int]:
-    """(a model after its first call, bytes that it took at its peak, bytes that it takes now)."""
+    """Load a model and call it once. Returns (the model, bytes that it took at its peak, bytes that it takes now)."""
     before, peak = resident(), Peak()
     model = load(path, dtype=dtype).eval()
     with torch.no_grad():
@@ -184,7 +184,7 @@ def memory(folder: Path, _: argparse.Namespace) -> None:
 
 
 def step(path: Path, dtype: torch.dtype) -> tuple[Any, Peak]:
-    """(a model with the gradients of one batch, what was resident since it was opened)."""
+    """Load a model and make the gradients of one batch. Returns (the model, the memory since it was loaded)."""
     model = AutoModelForCausalLM.from_pretrained(path, experts_implementation="aristos", dtype=dtype).train()
     peak = Peak()
     ids = torch.randint(0, SIZES["vocab_size"], (1, TOKENS), generator=torch.Generator().manual_seed(comm.rank))

@@ -1,7 +1,8 @@
 """One rank of a team: makes peers, runs and times them when compare.py asks, and sleeps in between.
 
-Started by teams.py in the environment of its peers, which may lack everything but NumPy. A request is a pair of a
-method's name and its arguments; the reply is a pair ("done", value), ("absent", reason) or ("failed", traceback).
+teams.py starts this program in the environment of its peers, which may lack every package but NumPy. A request is a
+pair of a method's name and its arguments; the reply is a pair ("done", value), ("absent", reason) or ("failed",
+traceback).
 """
 
 from __future__ import annotations
@@ -40,7 +41,10 @@ def _waited() -> float:
 
 
 class Worker:
-    """comm: the MPI communicator of the team, None for a team of one rank. barrier(): meet all ranks."""
+    """What a rank does on request.
+
+    comm: the MPI communicator of the team, None for a team of one rank. barrier: the file of the team's barrier.
+    """
 
     def __init__(self, comm: Any, world: int, barrier: Path) -> None:
         self.comm, self.world = comm, world
@@ -50,7 +54,7 @@ class Worker:
         self.peers: dict[str, Any] = {}
 
     def read(self, folder: str) -> None:
-        """Take the job in a folder."""
+        """Read the job in a folder. The peers that are made next are for this job."""
         self.job = jobs.read(Path(folder), self.rank)
 
     def make(self, name: str, factory: str, options: dict[str, Any]) -> None:
@@ -70,9 +74,9 @@ class Worker:
     def turn(self, name: str, calls: int) -> list[float]:
         """This rank's seconds of each timed call; the inputs alternate. Collective.
 
-        A call that is not timed comes first, unless calls is 1. On one rank, a call is repeated if a thread of this
-        process waited for a core, since its time then contains somebody else's work. A turn makes at most AGAIN times
-        `calls`.
+        A call that is not timed comes first, unless `calls` is 1. On one rank, a call is repeated if a thread of this
+        process waited for a core, because its time then contains somebody else's work. A turn makes at most AGAIN times
+        `calls` calls.
         """
         peer, inputs = self.peers[name], self.job.shape.inputs
         seconds: list[float] = []
@@ -93,7 +97,7 @@ class Worker:
         return seconds + sorted(disturbed)[: calls - len(seconds)]
 
     def run(self, function: str, *arguments: Any) -> Any:
-        """`module:function`(this worker, *arguments)."""
+        """Call the function that `module:function` names with this worker and the arguments. Returns its result."""
         module, _, called = function.partition(":")
         return getattr(importlib.import_module(module), called)(self, *arguments)
 

@@ -4,8 +4,9 @@
     python examples/chat.py smol-moe
     aristos run -n 2 -- python examples/chat.py smol-moe --ask 'What is a compiler?'
 
-Rank 0 talks; the others have no prompts and lend their experts and memory. The text is chosen greedily, and is equal on
-any number of ranks. --top-k takes fewer experts a token than the model was made for; --loss shows what that costs.
+Rank 0 talks; the other ranks have no prompts, and lend their experts and memory. Tokens are chosen greedily, so the
+text is the same on any number of ranks. --top-k takes fewer experts for each token than the model was made for; --loss
+shows what that costs.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ DAY = 86400.0  # seconds that ranks wait for the next question
 
 
 def questions(asked: list[str] | None) -> Iterator[str]:
-    """What to ask: the arguments, or lines of the terminal until an empty one."""
+    """The questions: the arguments, or lines from the terminal until an empty one."""
     if asked:
         yield from asked
         return

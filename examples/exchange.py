@@ -1,4 +1,4 @@
-"""Experts of your own: rows travel to the ranks that hold their experts, are computed there, and outputs travel back.
+"""Experts of your own: rows travel to the ranks that hold their experts and are computed there; outputs travel back.
 
 mpirun -n 2 python examples/exchange.py
 """

@@ -1,4 +1,4 @@
-"""Text generation with experts on many ranks: a decoder in NumPy, its MoE layers by Aristos from a model directory.
+"""Generates text with experts on many ranks: a decoder in NumPy, whose MoE layers Aristos makes of a model directory.
 
     mpirun -n 2 python examples/generate.py MODEL_DIR --prompts '[[11, 7, 3], [5, 9]]'
     mpirun -n 2 python examples/generate.py --random DIR      # first makes a small model with random weights in DIR
@@ -50,7 +50,10 @@ SMALL = {
 
 @dataclass
 class Sequence:
-    """A prompt and what was generated. keys, values: [layer] of [past tokens, heads, head size]. logits: the last."""
+    """A prompt and what was generated. keys, values: for each layer [past tokens, heads, head size].
+
+    logits: those of the last step.
+    """
 
     number: int
     tokens: list[int]
@@ -89,8 +92,8 @@ class Decoder:
         self.moe = aristos.MoE(cfg, comm, layers=len(self.moe_layer))
 
     def load(self) -> None:
-        """Load this rank's experts of every layer, and what every rank has. Collective."""
-        with self.moe.together("the weights outside the experts"):  # a file may be damaged on one node only
+        """Load this rank's experts of every layer, and the weights that every rank has. Collective."""
+        with self.moe.together("the weights outside the experts"):  # a file may be damaged on only one node
             self.embedding = self.weight("model.embed_tokens.weight")
             self.head = self.embedding if self.tied else self.weight("lm_head.weight")
             self.norm = self.weight("model.norm.weight")
@@ -159,7 +162,7 @@ class Decoder:
     # ------------------------------------------------------------ all of this rank's sequences
 
     def step(self, sequences: list[Sequence]) -> None:
-        """Run every sequence's new tokens, and append its most likely next token.
+        """Run every sequence's new tokens, and append the most likely next token to each sequence.
 
         Collective: ranks without sequences call it too.
         """
@@ -188,7 +191,10 @@ class Decoder:
 def generate(
     path: Path, prompts: list[list[int]], new: int, comm: Any = None, dtype: str = "float32"
 ) -> list[Sequence]:
-    """This rank's sequences: its prompts and up to `new` tokens for each. prompts: token ids, equal on all ranks."""
+    """Generate up to `new` tokens for each prompt. Returns this rank's sequences.
+
+    prompts: token ids, the same on all ranks.
+    """
     rank, world = (comm.rank, comm.size) if comm is not None else (0, 1)
     words = range(aristos.Checkpoint(path, comm).options["vocab_size"])
     for number, prompt in enumerate(prompts):
@@ -209,7 +215,7 @@ def generate(
 
 
 def random_model(path: Path, options: dict[str, Any], seed: int = 0) -> None:
-    """Write a directory of a model of this shape with random weights."""
+    """Write a model directory with random weights. options: the model's config.json."""
     rng = np.random.default_rng(seed)
     h, size = options["hidden_size"], options["head_dim"]
     olmoe = options["model_type"] == "olmoe"

@@ -1,6 +1,6 @@
-"""Measurements of your own, kept and drawn: `python examples/own_rows.py`, then `aristos plot own-rows.h5`.
+"""Keeps and draws measurements of your own: `python examples/own_rows.py`, then `aristos plot own-rows.h5`.
 
-Every start adds a run to the file; `aristos compare own-rows.h5` compares the last two.
+Every start adds a run to the file; `aristos compare own-rows.h5` compares the last two runs.
 """
 
 import time

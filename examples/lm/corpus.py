@@ -30,6 +30,6 @@ def load(folder: Path | None = None) -> tuple[Bytes, Bytes]:
 
 
 def batch(text: Bytes, sequences: int, length: int, *key: int) -> NDArray[np.int64]:
-    """[sequences, length + 1] drawn windows of the text; `key`, the seed and the step, decides them on every rank."""
+    """Random windows of the text: [sequences, length + 1]. key: seed and step, so that all ranks draw the same."""
     starts = np.random.default_rng(list(key)).integers(0, len(text) - length, sequences)
     return text[starts[:, None] + np.arange(length + 1)].astype(np.int64)

@@ -1,6 +1,6 @@
 """A Qwen3-MoE-shaped decoder for training, in NumPy: everything but the experts, forward and backward by hand.
 
-Parameters have the names and shapes of a published checkpoint, matrices [out, in]. Every function works on one
+Parameters have the names and shapes of a published checkpoint; matrices are [out, in]. Every function works on one
 sequence of fixed length, so that its bits depend neither on the batch nor on the number of ranks. H: width; T: tokens
 of a sequence; n: heads; d: size of a head, n d = H.
 """
@@ -100,8 +100,8 @@ def cross_entropy(logits: Array, targets: NDArray[np.integer]) -> tuple[float, A
 class Decoder:
     """Forward and backward of one sequence: the parts between the calls of the MoE layers.
 
-    A block's attention part is `attend`, then the caller adds the MoE's output for the rows it returned. What backward
-    needs is kept in a `Saved` list, one entry a block.
+    `attend` is the attention part of a block; then the caller adds the MoE's output for the rows that it returned. What
+    backward needs is kept in a `Saved` list, with one entry for each block.
     """
 
     def __init__(self, shape: Shape, params: Params) -> None:
@@ -136,7 +136,10 @@ class Decoder:
         return kept["after"], rows, kept
 
     def attend_backward(self, layer: int, dx: Array, drows: Array, kept: dict[str, Any], grads: Params) -> Array:
-        """The gradient of x. Adds the parameters' to `grads`. dx: that of x after the block; drows: of MoE rows."""
+        """Return the gradient by x, and add those by the parameters to `grads`.
+
+        dx: the gradient by x after the block. drows: that by the rows for the MoE.
+        """
         p, shape = f"model.layers.{layer}.", self.shape
         name = p + "post_attention_layernorm.weight"
         back, dweight = rms_backward(drows, kept["after"], self.params[name], kept["second_scale"])
@@ -169,7 +172,7 @@ class Decoder:
     def head(self, x: Array, targets: NDArray[np.integer], tokens: int, grads: Params | None) -> tuple[float, Array]:
         """(sum of the sequence's losses, gradient by x [T, H] of the mean loss over `tokens` tokens).
 
-        Adds the parameters' gradients to `grads`. If it is None, only the loss is right.
+        Adds the parameters' gradients to `grads`. If `grads` is None, only the loss is right.
         """
         normed, scale = rms(x, self.params["model.norm.weight"], self.shape.eps)
         weight = self.params["lm_head.weight"]

@@ -1,6 +1,6 @@
 """Live progress of a training run: losses, speed, and how evenly experts are loaded.
 
-On a pipe it prints plain lines.
+If the output is no terminal, plain lines are printed.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Progress:
 
 
 def bars(load: np.ndarray) -> str:
-    """A bar for each expert; half the height is the mean."""
+    """A bar for each expert. A bar of half the height stands for the mean load."""
     heights = load / max(1e-9, load.mean()) * (len(BARS) - 1) / 2
     return "".join(BARS[int(min(len(BARS) - 1, round(float(h))))] for h in heights)
 

@@ -1,8 +1,8 @@
 """all-MiniLM-L6-v2 in plain NumPy: token ids -> sentence embeddings, with the feed-forward layers left open.
 
 The tokens of all sentences lie one after another in one array x: [S, H] float32, without padding; only attention
-knows where sentences begin. `ffn(layer, x)` stands for the six feed-forward layers: `Encoder.dense_ffn`, or a
-mixture of experts. Not a general BERT: one model, one dtype, no gradients.
+knows where sentences begin. `ffn(layer, x)` computes a feed-forward layer: `Encoder.dense_ffn`, or a
+mixture of experts. This is not a general BERT: it has one model, one dtype and no gradients.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Encoder:
         self._tensors: dict[str, Array] = load_file(folder / "model.safetensors")
 
     def embed(self, texts: Sequence[str], ffn: FFN | None = None) -> Array:
-        """texts -> embeddings [len(texts), H] of length one. ffn None: the model's own layers."""
+        """The embeddings of texts: [len(texts), H], of length one. If ffn is None, the model's own layers are used."""
         tokens = [self.tokenize(text) for text in texts]
         bounds = np.cumsum([0, *map(len, tokens)])
         x = self._embeddings(tokens)

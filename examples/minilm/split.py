@@ -5,9 +5,9 @@ of the layer into a sum of experts f_e, exact as long as all of them run:
 
     dense(x) = down_bias + sum over e of f_e(x)
 
-To leave some out, each is put back at its mean m_e over the tokens that leave it out. Expert e therefore carries
+An expert that is left out is replaced by its mean m_e over the tokens that leave it out. Expert e therefore has
 the bias -m_e, and the rest of the sum, `rest` = down_bias + sum over e of m_e, is added once, outside the experts,
-whichever of them run. No expert may carry down_bias itself: a token need not choose it.
+whichever of them run. No expert may have down_bias itself, because a token need not choose that expert.
 
 Nothing is trained: neurons are grouped by the tokens that activate them, routers are least-squares fits.
 """
