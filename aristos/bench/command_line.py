@@ -83,7 +83,12 @@ def make_parser(prog: str = "python -m aristos.bench") -> argparse.ArgumentParse
     )
     run.add_argument("--iters", type=positive, metavar="N", help="timed calls (default: as many as fit the time)")
     run.add_argument("--warmup", type=not_negative, default=2, metavar="N", help="calls before timing (%(default)s)")
-    run.add_argument("--seconds", type=seconds, metavar="S", help="time for all suites together")
+    run.add_argument(
+        "--seconds",
+        type=seconds,
+        metavar="S",
+        help="time for all suites together; more if a few calls of each row take more",
+    )
     run.add_argument("--timeout", type=seconds, metavar="S", help="the longest wait in a call (default: MoE's timeout)")
     run.add_argument("--seed", type=not_negative, default=0, metavar="N", help="of tokens and weights (%(default)s)")
     run.add_argument("--schedule", choices=("both", "fused", "bulk"), default="both", help="of the layer (%(default)s)")

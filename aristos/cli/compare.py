@@ -93,7 +93,8 @@ def run(asked: argparse.Namespace) -> int:
     if asked.regression is None:
         return 0
     if not found.judged:
-        print(f"aristos compare: nothing was judged: {words.summary(found)} Measure again", file=sys.stderr)
+        how = "Measure again, longer (--seconds), on cores that nothing else uses"
+        print(f"aristos compare: nothing was judged. {words.summary(found)} {how}", file=sys.stderr)
         return ENVIRONMENT
     slower = found.regressed(asked.regression)
     if slower:

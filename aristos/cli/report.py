@@ -20,7 +20,10 @@ def options(argv: list[str]) -> argparse.Namespace:
         "the first file. Of one file, its last two runs.",
     )
     parser.add_argument(
-        "files", nargs="+", metavar="FILE", help="results (FILE.h5), and timelines of `bench --timeline` (FILE.json)"
+        "files",
+        nargs="+",
+        metavar="FILE",
+        help="results (FILE.h5), and timelines of `bench --timeline` or MoE.write_timeline (FILE.json)",
     )
     parser.add_argument("--out", default="report.html", metavar="FILE.html", help="the page (%(default)s)")
     parser.add_argument(

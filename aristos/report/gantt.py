@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,16 +14,36 @@ from .markup import label
 MOST_BARS = 4000
 MOST_WORKERS = 512
 KINDS = tuple(timeline.COLOURS)
+WAIT_FOR = "wait for "
+
+
+@dataclass(frozen=True)
+class Rank:
+    """What a rank did: when its first step began and its last one ended, and seconds over its workers.
+
+    waited_for: the rank for which it waited longest, or "".
+    """
+
+    number: int
+    began: float
+    ended: float
+    working: float
+    waiting: float
+    waited_for: str
 
 
 @dataclass(frozen=True)
 class Timeline:
-    """One file. seconds: by kind of step, over all workers. hidden: bars that are not drawn, with the longest's us."""
+    """One file. seconds: by kind of step, over all workers. hidden: bars that are not drawn, with the longest's us.
+
+    ranks: in the order of their numbers.
+    """
 
     title: str
     facts: dict[str, Any]
     workers: list[str]
     seconds: dict[str, float]
+    ranks: list[Rank]
     end: float
     figure: Figure
     hidden: tuple[int, float]
@@ -55,9 +76,34 @@ def read(file: str) -> Timeline:
         facts,
         workers,
         {kind: value for kind, value in seconds.items() if value},
+        _ranks(spans),
         max((s["ts"] + s["dur"] for s in spans), default=0.0) * 1e-6,
         {"data": [each for each in bars if each["y"]], "layout": layout, "height": 170 + 30 * len(workers)},
         (len(left), left[0]["dur"] if left else 0.0),
+    )
+
+
+def _ranks(spans: list[dict[str, Any]]) -> list[Rank]:
+    """Each rank of the spans."""
+    by_rank = defaultdict[int, list[dict[str, Any]]](list)
+    for span in spans:
+        by_rank[span["pid"]].append(span)
+    return [_rank(number, by_rank[number]) for number in sorted(by_rank)]
+
+
+def _rank(number: int, spans: list[dict[str, Any]]) -> Rank:
+    waits = defaultdict[str, float](float)
+    for span in spans:
+        if span["cat"] == "wait":
+            waits[span["name"]] += span["dur"] * 1e-6
+    named = {name: value for name, value in waits.items() if name.startswith(WAIT_FOR)}
+    return Rank(
+        number,
+        min(s["ts"] for s in spans) * 1e-6,
+        max(s["ts"] + s["dur"] for s in spans) * 1e-6,
+        sum(s["dur"] for s in spans if s["cat"] not in ("wait", "wire")) * 1e-6,
+        sum(waits.values()),
+        max(named, key=lambda name: named[name]).removeprefix(WAIT_FOR) if named else "",
     )
 
 
@@ -73,5 +119,6 @@ def _bars(kind: str, spans: list[dict[str, Any]], order: dict[tuple[int, int], i
         "width": high,
         "offset": -0.4,
         "marker": {"color": "faint" if kind == "wait" else timeline.COLOURS[kind], "line": {"width": 0}},
-        "hovertemplate": f"{kind}: from %{{base:.4f}} ms, %{{x:.4f}} ms",
+        "hovertext": [label(s["name"]) for s in spans],
+        "hovertemplate": "%{hovertext}: from %{base:.4f} ms, %{x:.4f} ms",
     }

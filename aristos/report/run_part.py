@@ -92,7 +92,8 @@ def warnings(run: Run) -> Iterator[str]:
         yield f"The run had {crowded}."
     if marked := [each for each in run.tables if each.attributes.get("disturbed")]:
         said = "; ".join(f"{each.name}: {each.attributes['disturbed']}" for each in marked)
-        yield f"Other processes used the cores, or the times changed during the run. Disturbed: {said}."
+        yield "Other processes used the cores, or the times changed during the run."
+        yield f"Disturbed, beside a rank its share of its core: {said}."
 
 
 def _table(found: Table, run: str, plot: Plot) -> Markup:

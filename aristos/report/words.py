@@ -87,11 +87,11 @@ def lines(found: Comparison) -> list[str]:
 
 
 def document(found: Comparison, limit: float | None) -> dict[str, Any]:
-    """The JSON object. limit: of --regression, or None. Times are in seconds."""
+    """The JSON object, with times in seconds. limit: of --regression, or None. "ok": whether the exit code is 0."""
     slower = [] if limit is None else found.regressed(limit)
     return {
         "schema": SCHEMA,
-        "ok": not slower,
+        "ok": limit is None or bool(found.judged and not slower),
         "first": _side(found.first),
         "second": _side(found.second),
         "differs": {name: list(both) for name, both in found.differs.items()},

@@ -181,6 +181,8 @@ def check(words: list[str], monkeypatch) -> None:
         at = rest.index("--")
         check(rest[at + 1 :], monkeypatch)
         first, rest = "python", [first, *rest[:at]]
+    elif first == "launch/virtual_slurm":
+        first, rest = "python", [first, *rest]
     if first == "aristos":
         accepted(lambda: aristos(rest))
     elif first == "ptxsim":

@@ -249,7 +249,10 @@ def test_json_has_every_row_and_nothing_else(files, capsys):
     assert (row["suite"], row["variable"], row["word"], row["regressed"]) == ("layer", "call_time", "slower", True)
     assert row["second_s"] / row["first_s"] == pytest.approx(row["ratio"])
     assert main(["compare", files["few"], files["few2"], "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["rows"][0]["low"] is None
+    found = json.loads(capsys.readouterr().out)
+    assert (found["rows"][0]["low"], found["ok"]) == (None, True)
+    assert main(["compare", files["few"], files["few2"], "--regression", "5%", "--json"]) == 3
+    assert json.loads(capsys.readouterr().out)["ok"] is False
 
 
 @pytest.mark.parametrize(
@@ -263,7 +266,7 @@ def test_json_has_every_row_and_nothing_else(files, capsys):
         (["text", "first"], 3, "not an HDF5 file"),
         (["first", "other"], 3, "results of another version of Aristos, in the format 'aristos-bench/9'"),
         (["first", "foreign"], 3, "an HDF5 file with no schema"),
-        (["few", "few2", "--regression", "5%"], 3, "nothing was judged: Of 1 row, 1 with too few calls to judge."),
+        (["few", "few2", "--regression", "5%"], 3, "nothing was judged. Of 1 row, 1 with too few calls to judge."),
     ],
 )
 def test_what_is_wrong_with_the_files_is_said_in_one_line(files, names, code, said, capsys):

@@ -167,6 +167,33 @@ def test_texts_of_a_file_are_only_texts(tmp_path):
     assert "\u2028" not in text
 
 
+def test_a_timeline_says_which_rank_began_last_and_who_waited_for_whom(tmp_path):
+    calls = Path(timeline(tmp_path / "t.json", steps=1))
+    document = json.loads(calls.read_text())
+    late, bad = 200_000.0, "<b>rank 1</b>"
+    for name, cat, rank, begin, took in (
+        ("wait for rank 1", "wait", 0, 10.0, late),
+        ("wait for another worker", "wait", 0, 300_000.0, 1000.0),
+        (f"wait for {bad}", "wait", 0, 400_000.0, 1.0),
+        ("wire", "wire", 0, 20.0, 5000.0),
+        ("expert 3", "expert", 2, late, 3000.0),
+    ):
+        document["traceEvents"].append(
+            {"ph": "X", "name": name, "cat": cat, "pid": rank, "tid": 0, "ts": begin, "dur": took}
+        )
+    document["traceEvents"].append({"ph": "M", "name": "thread_name", "pid": 2, "tid": 0, "args": {"name": "worker 0"}})
+    calls.write_text(json.dumps(document))
+    text = page([str(calls)])
+    said = Elements(text).text
+    assert "Rank 2 began last, at 200 ms. Rank 0 waited most: 201 ms, longest for rank 1." in said
+    assert "rank 0 0 400 0.016 201 rank 1 rank 1 0.001 0.009 0.016 0 - rank 2 200 203 3 0 -" in said
+    (figure,) = figures(text)
+    (waits,) = (each for each in figure["data"] if each["name"] == "wait")
+    assert waits["hovertext"] == ["wait for rank 1", "wait for another worker", "wait for &lt;b&gt;rank 1&lt;/b&gt;"]
+    one = Path(timeline(tmp_path / "one.json", ranks=1))
+    assert "began last" not in Elements(page([str(one)])).text
+
+
 def test_a_policy_allows_the_pages_own_two_scripts_alone(files):
     import base64
     import hashlib

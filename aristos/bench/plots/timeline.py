@@ -83,7 +83,10 @@ def read(file: str) -> tuple[dict[tuple[int, int], str], list[dict[str, Any]], d
         events, facts = document["traceEvents"], dict(document.get("otherData", {}))
         names = [e for e in events if e["ph"] == "M" and e["name"] == "thread_name"]
         workers = {(int(e["pid"]), int(e["tid"])): f"rank {e['pid']}, {e['args']['name']}" for e in names}
-        spans = [{key: kind(e[key]) for key, kind in SPAN.items()} for e in events if e["ph"] == "X"]
+        complete = [e for e in events if e["ph"] == "X"]
+        spans = [
+            {"name": str(e.get("name", e["cat"]))} | {key: kind(e[key]) for key, kind in SPAN.items()} for e in complete
+        ]
     except OSError as error:
         raise ResultsError(f"{file}: {error.strerror}") from None
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
