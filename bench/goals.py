@@ -1,9 +1,10 @@
-"""Measures what Aristos alone has to reach on this family of CPUs, beside the last run on record: `make goals`.
+"""Measures the figures for which Aristos has goals, and shows the last run on record beside them: `make goals`.
 
-For a few tokens, most figures are shares of the read bandwidth that the same core has in the same run. An expert is
-gated, with H 2048 and F 768. A layer has 32 experts or more, 8 for each token. When experts are measured without a
-layer, they take turns, and together they have COLD bytes or more. With --record the figures replace those of this
-family in docs/goals.json, and docs/goals.md is written from that file.
+The goals hold for this family of CPUs. `make compare` compares with peers. For a few tokens, most figures are shares of
+the read bandwidth that the same core has in the same run. An expert is gated, with H 2048 and F 768. A layer has 32
+experts or more, 8 for each token. When experts are measured without a layer, they take turns, and together they have
+COLD bytes or more. With --record the figures replace those of this family in docs/goals.json, and docs/goals.md is
+written from that file.
 
 Exit codes: 0 measured, whatever was reached; 1 an exception, 2 a usage error.
 """
@@ -52,14 +53,14 @@ AGAINST = {  # parts of `make compare` that have goals of few tokens -> the titl
 BOTH = 0.85  # the share of two cores' bandwidth that 16 tokens have to reach
 SLOWER = 1.05  # a call with fewer rows may take at most this many times as long as one with more
 _PORTS = (
-    "{codes} codes for four rows are {operations} operations of the two vector ports, {cycles} cycles, and memory"
-    " delivers them in 32: a share of {most} for four rows; {busy} were measured while the core issued at half"
-    " its rate, as beside a busy second thread"
+    "for four rows, {codes} codes need {operations} operations of the two vector ports, which take {cycles} cycles;"
+    " memory delivers the codes in 32 cycles, so the share would be {most}; {busy} cycles were measured while the"
+    " core issued at half its rate, as beside a busy second thread"
 )
 _FOUR = _PORTS.format(codes=256, operations=94, cycles=47, most="0.67", busy=64)
 _ONE = (
-    "while the core issues at half its rate, as beside a busy second thread, {codes} codes are computed in {arithmetic}"
-    " cycles, read in 32, and both at once in 38; scales, activations and the call take a tenth more"
+    "while the core issues at half its rate, as beside a busy second thread, it takes {arithmetic} cycles to compute"
+    " {codes} codes, 32 to read them, and 38 to do both at once; scales, activations and the call take a tenth more"
 )
 _GUESTS = (
     "five runs within an hour and a half, beside other guests of the host, gave {low} to {high}; unpacking and tiles"

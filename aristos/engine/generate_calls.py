@@ -8,9 +8,9 @@ from . import call_schema as schema
 
 ARITHMETIC = '''"""The arithmetic that steps call by name. Written by `python -m aristos.engine.generate`: do not edit.
 
-A call takes the address of an element type's kernels, the job's word KERNELS, and a record that names its arguments. On
-CPUs `kernels/cpu/lowering.py` registers a compiled function for each name; the schedule explorer replaces them by
-hashes. A GPU's blocks compute in the persistent kernel and call none of these.
+A function takes the address of an element type's kernels, which the job's word KERNELS holds, and a record that names
+the other arguments. On CPUs `kernels/cpu/lowering.py` registers a compiled function for each name. The schedule
+explorer replaces them by hashes. A GPU's blocks compute in the persistent kernel and call none of these.
 """
 
 from typing import NamedTuple

@@ -286,8 +286,8 @@ JOB_SCALARS: list[Word] = [
         SHARED_UP_BIAS | address | 0: none
         SHARED_GATE_BIAS | address | 0: none | cpu
         SHARED_DOWN_BIAS | address | 0: none
-        SHARED_SIGMOID | address | packed column w: the shared output is weighted by sigmoid(x w), 0: by 1 | cpu | \
-            weigh_shared.column
+        SHARED_SIGMOID | address | packed column w: the shared output is weighted by sigmoid(x w). 0: its weight is 1 \
+            | cpu | weigh_shared.column
         LOADED | flag | weights are loaded
         VERSION | changes | of this rank's weights of the layer so far
         UP | address | up projection of this rank's first expert

@@ -60,7 +60,7 @@ class Copies(SimulatedNetwork):
         return super().key(rank) - WORD * COPIES
 
     def check_caller(self, address: int) -> None:
-        """Whether this actor is the proxy that owns the wire."""
+        """Raise unless this actor is the proxy that owns the wire."""
         memory = self.memory
         assert memory.reach is not None
         if address != private(memory.rank, WIRE, COPIES) or memory.me not in memory.reach.hosts:

@@ -59,7 +59,7 @@ class PackedExperts:
 
 
 def packed_experts(module: Any) -> PackedExperts | None:
-    """The packed weights of an experts module; None if its weights are elements. Raises InputError for other codes."""
+    """The packed weights of an experts module; None if they are not packed. Raises InputError for other formats."""
     down = module.down_proj
     if getattr(module, "down_proj_scale_inv", None) is None or down.element_size() > 1:
         return None
@@ -71,5 +71,8 @@ def packed_experts(module: Any) -> PackedExperts | None:
             f"{name}: a scale must belong to a block of {[BLOCK, BLOCK]} or to a matrix, got {list(block)}"
         )
     if block is not None and module.has_gate and down.shape[2] % BLOCK:
-        raise InputError(f"{name}: with {down.shape[2]} hidden columns a block of {BLOCK} has outputs of gate and up")
+        raise InputError(
+            f"{name}: the inner width of experts must be a multiple of {BLOCK}, so that no block has outputs of both"
+            f" gate and up, got {down.shape[2]}"
+        )
     return PackedExperts(module)

@@ -76,7 +76,7 @@ def _split(
     else:
         mine = f"groups {plan.groups} and placement {plan.placement}"
         if placement is not None:
-            problem = "give plan or placement, not both: the plan has one"
+            problem = "give plan or placement, not both: the plan has its own placement"
         elif plan.ranks != world:
             problem = f"plan must have a device for each of the {world} ranks, got a plan for {plan.ranks} devices"
         elif experts is not None and plan.experts != experts:

@@ -27,7 +27,7 @@ def place(problem: Problem, group: list[int]) -> dict[int, list[int]]:
 
 
 def places(problem: Problem, group: NDArray[np.int64]) -> list[list[int]]:
-    """[experts] the places in the group of the devices that hold each expert, ascending."""
+    """[experts] for each expert, which devices hold it: their indices in `group`, ascending."""
     rate, memory = problem.rate[group], problem.memory[group]
     if problem.loads is None or not problem.loads.any():
         return alike(problem.experts, rate, memory)

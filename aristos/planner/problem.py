@@ -81,9 +81,9 @@ class Problem:
     memory : array [n], int64
         Experts that fit into each device.
     alpha_us : array [n, n], float64
-        Latency of each link in us: symmetric, with a zero diagonal. [0, 0] with `tree`.
+        Latency of each link in us: symmetric, with a zero diagonal. With `tree` it has shape [0, 0].
     beta_us_per_mib : array [n, n], float64
-        Time of each link in us per MiB: symmetric, with a zero diagonal. [0, 0] with `tree`.
+        Time of each link in us per MiB: symmetric, with a zero diagonal. With `tree` it has shape [0, 0].
     objective : str, default "work_conserving"
         "work_conserving": every device brings its tokens. "literal": Equation 1 as the poster has it.
     names : tuple of n str, default ()
@@ -183,7 +183,7 @@ def _matrix(name: str, value: Any, n: int) -> Matrix:
         (~np.isfinite(matrix), "must be finite"),
         (matrix < 0, "must not be negative"),
         (matrix > LARGEST, f"must be at most {LARGEST:g}"),
-        (np.eye(n, dtype=bool) & (matrix != 0), "must be 0: a device's link to itself"),
+        (np.eye(n, dtype=bool) & (matrix != 0), "must be 0 for a device's link to itself"),
         (matrix != matrix.T, "must be symmetric"),
     ):
         if wrong.any():
@@ -267,7 +267,9 @@ def parse(data: Any) -> Problem:
     if not isinstance(data, dict):
         raise ProblemError("problem", f"must be a JSON object, got {type(data).__name__}")
     if "experts" not in data and (option := _machine(data)):
-        raise ProblemError("experts", f"is missing: this file has a machine alone, so give --model NAME {option} FILE")
+        raise ProblemError(
+            "experts", f"is missing: this file describes only a machine, so give --model NAME {option} FILE"
+        )
     checked = scalars(data)
     if "cluster" in data:
         laid = compressed.parse(data["cluster"])

@@ -224,7 +224,9 @@ def _parse(data: Any, where: str, builder: TreeBuilder, level: int) -> Switch | 
     if "children" not in data:
         for key in ("rate", "memory"):
             if key not in data:
-                raise ProblemError(f"{where}.{key}", "is missing (a switch has children, a device rate and memory)")
+                raise ProblemError(
+                    f"{where}.{key}", "is missing (a switch needs children; a device needs rate and memory)"
+                )
         rate = number(f"{where}.rate", data["rate"], positive=True)
         return builder.leaf(rate, count(f"{where}.memory", data["memory"]))
     for key in ("alpha_us", "beta_us_per_mib"):

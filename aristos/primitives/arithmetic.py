@@ -1,8 +1,8 @@
 """The arithmetic that steps call by name. Written by `python -m aristos.engine.generate`: do not edit.
 
-A call takes the address of an element type's kernels, the job's word KERNELS, and a record that names its arguments. On
-CPUs `kernels/cpu/lowering.py` registers a compiled function for each name; the schedule explorer replaces them by
-hashes. A GPU's blocks compute in the persistent kernel and call none of these.
+A function takes the address of an element type's kernels, which the job's word KERNELS holds, and a record that names
+the other arguments. On CPUs `kernels/cpu/lowering.py` registers a compiled function for each name. The schedule
+explorer replaces them by hashes. A GPU's blocks compute in the persistent kernel and call none of these.
 """
 
 from typing import NamedTuple
@@ -131,7 +131,7 @@ class WeighShared(NamedTuple):
     x: int  # address: rows of the tokens
     x_stride: int  # bytes: between rows of INPUT
     hidden: int  # columns: width of a row
-    column: int  # address: packed column w: the shared output is weighted by sigmoid(x w), 0: by 1
+    column: int  # address: packed column w: the shared output is weighted by sigmoid(x w). 0: its weight is 1
     weights: int  # address: float32 that are written
     pitch: int  # columns: from one of them to the next
     scratch: int  # address: `route_bytes` of kernels/cpu/tokens.py

@@ -1,7 +1,7 @@
 """`python -m first_run.child --limit S TASK [WORDS]` is the process of one part of the report.
 
-Shortly before the limit, when the report ends this process, a thread writes the rows so far, where every thread stands,
-what the layer waits for, and whether anything hangs. Where raw times cannot be written, the part goes on.
+The report ends this process at the limit. Shortly before, a thread writes the rows so far, where every thread stands,
+what the layer waits for, and whether anything hangs. If raw times cannot be written, the part goes on.
 
 Exit codes: those of the task (tasks.py: 0 right, 1 wrong outputs); 4 an error; 3 an unsuitable environment.
 """
@@ -58,7 +58,7 @@ def main(argv: list[str]) -> int:
 
 
 def go_on_without_files() -> None:
-    """If results cannot be written, print this instead of raising an error: the page has the tables in any case."""
+    """If results cannot be written, print why and raise no error: the report's page has the tables in any case."""
     from aristos import results
     from aristos.errors import ResultsError
 

@@ -46,7 +46,7 @@ def barrier(low: Lowering, m: Mods) -> None:
 def synced(m: Mods) -> None:
     """Take .sync, which must be there, and .aligned."""
     if not m.take_one("sync"):
-        raise m.fail("without .sync is not supported on sm_70 and later")
+        raise m.fail("needs .sync on sm_70 and later")
     m.take_one("aligned")
 
 

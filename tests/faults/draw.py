@@ -122,7 +122,7 @@ KINDS = {
              lambda rng, job: {"at_once": True, "meet": True}, operations=("save", "result"), refusals=_DISK),
         Kind("cache_full", SURVIVES, "a full disk under the cache of compiled code", _left(1 << 15),
              operations=("forward", "load", "again")),
-        Kind("clock", SURVIVES, "the clock, as Python reads it, set by up to 30 days; ranks started days apart",
+        Kind("clock", SURVIVES, "the clock, as Python reads it, moved by up to 30 days; ranks started days apart",
              lambda rng, job: {"seconds": round(rng.uniform(-30, 30) * DAY), "at_once": True}),
     )
 }  # fmt: skip

@@ -82,7 +82,7 @@ def test_codes_can_be_quantised_again_to_another_weight_type(ours):
 @pytest.mark.parametrize(
     ("ffn", "block", "why"),
     [
-        (96, (128, 128), "with 96 hidden columns a block of 128 has outputs of gate and up"),
+        (96, (128, 128), "must be a multiple of 128, so that no block has outputs of both gate and up, got 96"),
         (128, (64, 64), "must belong to a block"),
     ],
 )

@@ -36,7 +36,7 @@ def values(form, count, seed=0, n=N):
 
 
 def nan_too(form):
-    """A comparison in which any two NaNs agree: PTX does not specify which NaN results. None compares bits."""
+    """A comparison in which any two NaNs agree, or None, if PTX specifies which NaN results: then bits must agree."""
     if form.nan is not None:
         return None
     return lambda got, want: value(got, form)[0] == value(want, form)[0] == "nan"
