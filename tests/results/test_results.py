@@ -366,7 +366,7 @@ def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
     with pytest.raises(ResultsError, match=words):
         results.append(path, example_run("b"))
     assert list(hdf5.read(path)) == ["a"]
-    assert {p.name for p in tmp_path.iterdir()} == {"r.h5", "r.h5.lock"}
+    assert {p.name for p in tmp_path.iterdir()} - {"r.h5.lock"} == {"r.h5"}  # some versions of filelock leave the lock
 
 
 def test_a_link_and_the_file_mode_stay(tmp_path):
@@ -415,7 +415,7 @@ def test_a_kill_during_a_write_loses_no_earlier_run(tmp_path):
         for run in loaded.runs:
             assert (run.tables[0].variables["values"].values == run.attributes["i"]).all()
     results.append(path, example_run())
-    assert {p.name for p in tmp_path.iterdir()} == {"r.h5", "r.h5.lock"}  # copies of killed writers are removed
+    assert {p.name for p in tmp_path.iterdir()} - {"r.h5.lock"} == {"r.h5"}  # copies of killed writers are removed
 
 
 def test_concurrent_writers_lose_nothing(tmp_path):
