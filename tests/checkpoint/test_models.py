@@ -69,7 +69,7 @@ def test_models_are_listed(capsys):
 def test_the_page_names_every_recipe():
     page = (cases.ROOT / "docs" / "models.md").read_text()
     assert [name for name in FAMILIES if f"`{name}`" not in page] == []
-    counted = re.search(r"recipes of (\d+) values", (cases.ROOT / "CHANGELOG.md").read_text())
+    counted = re.search(r"recipes for (\d+) values", (cases.ROOT / "CHANGELOG.md").read_text())
     assert counted is not None
     assert int(counted[1]) == len(FAMILIES)
 

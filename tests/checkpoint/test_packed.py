@@ -231,6 +231,7 @@ def test_each_rank_reads_its_experts_as_they_are_stored(comm, tmp_path):
             assert not moe.summary().weight_errors.any()
 
 
+@pytest.mark.slow  # int8 compiles modules of its own
 def test_a_plain_file_is_quantised_when_a_type_is_given(tmp_path):
     checkpoint = aristos.Checkpoint(write(tmp_path, OLMOE, plain()))
     assert checkpoint.config(weight_dtype="file").weight_dtype is None

@@ -11,7 +11,6 @@ from pages import Typed
 pytestmark = pytest.mark.parallel
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 ELSEWHERE = {"transformers-model": "tests/integrations/test_tutorial.py: needs torch"}
-QUICK = ("first-layer",)
 PAGES = {page.stem: page for folder in ("tutorials", "howto") for page in sorted((DOCS / folder).glob("*.md"))}
 HERE = [name for name in PAGES if name not in ELSEWHERE]
 NEEDS = {"gpu-kernel": "numba_cuda"} | dict.fromkeys(
@@ -19,9 +18,8 @@ NEEDS = {"gpu-kernel": "numba_cuda"} | dict.fromkeys(
 )
 
 
-@pytest.mark.parametrize(
-    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in HERE]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", HERE)
 def test_a_page(name, tmp_path):
     if name in NEEDS:
         pytest.importorskip(NEEDS[name])
