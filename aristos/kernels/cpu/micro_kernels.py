@@ -1,7 +1,7 @@
-"""The micro-kernels of the CPU substrate as LLVM code: inner loops over k. Their sums stay in registers or tiles.
+"""The micro-kernels of the CPU substrate as LLVM code: inner loops over k, whose sums stay in registers or tiles.
 
 Each public function emits one Numba intrinsic whose arguments are int64. `gemm.py`, `widened.py` and `tiles.py` choose
-among these, and define the same functions in plain Python.
+among the intrinsics, and define the same functions in plain Python.
 """
 
 from llvmlite import ir
@@ -12,9 +12,9 @@ from numba.extending import intrinsic
 I8, I16, I32, I64, F32 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
 VOID, BYTE, WORD = ir.VoidType(), I8.as_pointer(), I64.as_pointer()
 L1_CACHE, L2_CACHE = 3, 2  # levels of llvm.prefetch
-STEP = 1024  # bytes of 32 k of a tile of 16 rows or columns of bfloat16
+STEP = 1024  # bytes of a tile of bfloat16: 16 rows or columns, with 32 k each
 NEAR = 4096  # how many bytes ahead a kernel prefetches in its own panel, if it prefetches nothing else
-SUMS = 128  # bytes between rows of 32 sums
+SUMS = 128  # bytes from one row of 32 sums to the next
 
 
 class BFloat(ir.types.Type):
@@ -53,13 +53,16 @@ def _declare(builder, name, result, arguments):
 
 
 def _at(builder, address, offset, kind):
-    """A pointer to `kind` at an int64 address plus `offset` bytes, an int or an int64."""
+    """A pointer to `kind` that lies `offset` bytes after an int64 address. offset: a Python int, or an int64 value."""
     offset = I64(offset) if isinstance(offset, int) else offset
     return builder.bitcast(builder.gep(builder.inttoptr(address, BYTE), [offset]), kind.as_pointer())
 
 
 def _loop(builder, start_values, count, body):
-    """Emit a loop of k in range(count), count >= 1. body(k, values) returns new values, which stay in registers."""
+    """Emit a loop over k in range(count), with count >= 1. Returns the values after the last round.
+
+    body(k, values) emits one round and returns the new values, which stay in registers.
+    """
     entry = builder.block
     head, after = builder.append_basic_block("k"), builder.append_basic_block("k.end")
     builder.branch(head)
@@ -83,7 +86,10 @@ def _loop(builder, start_values, count, body):
 
 
 def _either(builder, condition, first, second):
-    """Emit first() if the int64 `condition` is not 0, else second(). Both return values of the same types."""
+    """Emit a branch: the code of first() runs if the int64 `condition` is not 0, else the code of second().
+
+    The two functions must return equally many values, of the same types.
+    """
     blocks = [builder.append_basic_block(name) for name in ("carry", "fresh", "ready")]
     builder.cbranch(builder.icmp_signed("!=", condition, I64(0)), *blocks[:2])
     found, ends = [], []
@@ -115,7 +121,7 @@ fetch = _intrinsic("fetch", 1, _emit_fetch)
 
 
 def stream(lanes):
-    """Emit stream(dst, src, n), which copies n >= 1 vectors of float32 past the caches. dst is aligned to vectors."""
+    """Emit stream(dst, src, n), which copies n >= 1 vectors of float32 past the caches. dst is aligned to a vector."""
     vector = ir.VectorType(F32, lanes)
 
     def emit(builder, args):
@@ -134,7 +140,7 @@ def stream(lanes):
 
 
 def settle(x86):
-    """Emit settle(), which orders what `stream` has stored before later stores."""
+    """Emit settle(), which orders the stores of `stream` before all later stores."""
 
     def emit(builder, args):
         if x86:
@@ -156,12 +162,12 @@ def _emit_transpose(builder, args):
     for i in range(8):
         row = builder.load(_at(builder, rows, 8 * i, I64), align=8)
         read.append(builder.load(_at(builder, row, offset, vector), align=4))
-    ones = []  # from rows i and i + 1 alternately: columns 0, 1, 4, 5, then 2, 3, 6, 7
+    ones = []  # numbers alternately from rows i and i + 1: of columns 0, 1, 4, 5, then of columns 2, 3, 6, 7
     for i in range(0, 8, 2):
         for first in (0, 2):
             lanes = [first, first + 8, first + 1, first + 9]
             ones.append(pick(read[i], read[i + 1], [*lanes, *(lane + 4 for lane in lanes)]))
-    fours = []  # from four rows: columns c and c + 4
+    fours = []  # numbers from four rows: of column c, then of column c + 4
     for half in (0, 4):
         for low in (0, 1):
             for first in (0, 2):
@@ -190,7 +196,7 @@ def _broadcast(builder, pointer, lanes):
 
 
 def _sums(builder, carry, places, vector):
-    """The initial sums: those at `places` if `carry` is nonzero, else zeros."""
+    """The initial sums: the sums stored at `places` if `carry` is nonzero, else zeros."""
     return _either(
         builder,
         carry,
@@ -208,9 +214,9 @@ def _store(builder, sums, places):
 
 
 def _rounded(builder, values, instruction):
-    """Round <n x float> to bfloat16 as <n x i16>, to nearest, ties to even.
+    """Round a vector <n x float> to bfloat16, to nearest, ties to even. Returns the bits as <n x i16>.
 
-    instruction: whether to use the CPU's conversion, which treats denormals as zeros, or else integer operations.
+    instruction: whether to use the CPU's conversion, which treats denormals as zeros. If not, integer operations round.
     """
     n = values.type.count
     words, halves = ir.VectorType(I32, n), ir.VectorType(I16, n)
@@ -254,7 +260,10 @@ def round_block(lanes, instruction):
 
 
 def split_block(lanes, instruction):
-    """Emit split(high, low, src, n), which splits n <= 32 float32, then zeros, into sums of two bfloat16."""
+    """Emit split(high, low, src, n), which splits each of n <= 32 float32 into a sum of two bfloat16.
+
+    It writes 32 bfloat16 at `high` and 32 at `low`. Those after the first n are zeros.
+    """
 
     def emit(builder, args):
         high, low, src, n = args
@@ -289,8 +298,9 @@ def split_block(lanes, instruction):
 def weighted_rows(lanes, half):
     """Emit combine(n, rows, weights, offset, sums), which sets 32 float32 at `sums` to the sum of weights[i] * row i.
 
-    rows, weights: addresses of n row addresses and n float32; offset: bytes from a row's start to the 32 elements used.
-    Sums are in order of i, from zero. half: whether elements are float16, else bfloat16.
+    rows: the address of an array of n row addresses. weights: the address of n float32. offset: the number of bytes
+    from a row's start to the 32 elements that are used. Each sum starts from zero and adds rows in order of i. half:
+    whether elements are float16; if not, they are bfloat16.
     """
     vector, halves = ir.VectorType(F32, lanes), ir.VectorType(I16, lanes)
     words = ir.VectorType(I32, lanes)
@@ -322,13 +332,15 @@ def weighted_rows(lanes, half):
 
 
 def micro_kernel(rows, vectors, pitch, lanes):
-    """Emit the kernel for `rows` x (`vectors` * `lanes`) outputs. Each is one chain of fused multiply-adds in k order.
+    """Emit the kernel for `rows` x (`vectors` * `lanes`) outputs.
 
-    The compiled call is kernel(a, b, c, jc, count, carry, ahead, pace). a: address of the first of the packed rows,
-    which lie `pitch` bytes apart. b: address of a packed panel of `vectors` vectors. c: address of an array of row
-    addresses. jc: first column of C. count: >= 1, the number of k. carry: nonzero to add to C. For each k the kernel
-    prefetches at `ahead` as many bytes as the panel has for a k, and advances `ahead` by `pace` bytes: a burst of
-    prefetches would delay the loads that are needed now.
+    Each output is one chain of fused multiply-adds in order of k. The compiled call is kernel(a, b, c, jc, count,
+    carry, ahead, pace). a: the address of the first packed row; the rows lie `pitch` bytes apart. b: the address of a
+    packed panel, which has `vectors` vectors for each k. c: the address of an array of row addresses. jc: the first
+    column of C that is computed. count: the number of k, at least 1. carry: nonzero if the products are added to C,
+    0 if they overwrite it. For each k the kernel prefetches, from `ahead` on, as many bytes as the panel has for one k,
+    and advances `ahead` by `pace` bytes. Prefetches are spread in this way because a burst of them would delay the
+    loads that are needed now.
     """
     vector = ir.VectorType(F32, lanes)
 
@@ -359,9 +371,9 @@ def micro_kernel(rows, vectors, pitch, lanes):
 
 
 def fma_loop(lanes, sums):
-    """Emit loop(n, a): n rounds, each with one fused multiply-add for each of `sums` vectors, all in registers.
+    """Emit loop(n, a), which runs n rounds of one fused multiply-add for each of `sums` vectors in registers.
 
-    a: address of `sums` vectors: initial values, later the results.
+    a: the address of `sums` vectors, which hold the initial values and later the results.
     """
     vector = ir.VectorType(F32, lanes)
 
@@ -381,12 +393,12 @@ def fma_loop(lanes, sums):
 
 
 def _walk_bfloat16(name, rows, vectors, lanes, alone, multiply):
-    """An intrinsic kernel(a, b, sums, pairs, carry, ahead, pace) of products with a panel of bfloat16, in order of k.
+    """Emit kernel(a, b, sums, pairs, carry, ahead, pace), which multiplies rows by a panel of bfloat16 in order of k.
 
-    A block of 32 k of a panel has 16 lines of its first 16 columns, then 16 lines of the others
-    (`elements.pack_pairs`). multiply(builder, a, p, raw, sums) returns new sums for pair p of k, of all rows times the
-    vectors of weights `raw`. alone: whether to read a block's lines one after another, which is fastest from memory. If
-    not, a pair's lines are read together, which is faster from a cache.
+    For each block of 32 k, a panel has 16 lines for its first 16 columns, then 16 lines for its other columns
+    (`elements.pack_pairs`). multiply(builder, a, p, raw, sums) emits the products of all rows with `raw`, the vectors
+    of weights for pair p of k, and returns the new sums. alone: whether to read the lines of a block one after another,
+    which is fastest from memory. If not, the lines of a pair of k are read together, which is faster from a cache.
     """
     words, whole = ir.VectorType(I32, lanes), max(1, vectors * lanes // 16)
     each = vectors // whole  # how many vectors a line has
@@ -410,7 +422,10 @@ def _walk_bfloat16(name, rows, vectors, lanes, alone, multiply):
             return pair_of(p, right, values, range(vectors))
 
         def half(first, count, right, columns, values):
-            """Multiply `count` pairs, from `first` on, by the lines from `right` on, for the vectors `columns`."""
+            """Emit the products of `count` pairs of k, from pair `first` on, with the lines from `right` on.
+
+            columns: the numbers of the vectors of weights that the lines hold.
+            """
             chosen = [i * vectors + j for i in range(rows) for j in columns]
 
             def body(n, some):
@@ -442,12 +457,14 @@ def _walk_bfloat16(name, rows, vectors, lanes, alone, multiply):
 
 
 def widened_bfloat16(rows, vectors, pitch, lanes, alone=False):
-    """Emit the kernel for `rows` x (`vectors` * `lanes`) sums of float32 rows and bfloat16 weights, in k order.
+    """Emit the kernel for `rows` x (`vectors` * `lanes`) sums of float32 rows times bfloat16 weights.
 
-    The compiled call is kernel(a, b, sums, pairs, carry, ahead, pace). a: address of the first row of A; rows lie
-    `pitch` bytes apart. b: address of a packed panel (see `elements.pack_pairs`), or of its second half of 16 columns.
-    sums: address of the first of rows of 32 sums. pairs: >= 1, the number of pairs of k. It prefetches as
-    `micro_kernel` does, unless `alone` (see `_walk_bfloat16`).
+    Each sum adds products in order of k. The compiled call is kernel(a, b, sums, pairs, carry, ahead, pace). a: the
+    address of the first row of A; the rows lie `pitch` bytes apart. b: the address of a packed panel (see
+    `elements.pack_pairs`), or of the panel's second half of 16 columns. sums: the address of the first row of 32 sums.
+    pairs: the number of pairs of k, at least 1. For each pair the kernel prefetches the cache line at `ahead`, and
+    advances `ahead` by `pace` bytes. If the kernel is `alone` (see `_walk_bfloat16`), it prefetches its own panel
+    instead, NEAR bytes ahead.
     """
     vector, words = ir.VectorType(F32, lanes), ir.VectorType(I32, lanes)
     high = words([0xFFFF0000] * lanes)
@@ -470,7 +487,7 @@ def widened_bfloat16(rows, vectors, pitch, lanes, alone=False):
 
 
 def widened_float16(rows, vectors, pitch, lanes):
-    """Emit the kernel of `widened_bfloat16` for panels of float16, [K][32]."""
+    """Emit the same kernel as `widened_bfloat16`, but for panels of float16, which are stored as [K][32]."""
     vector, halves = ir.VectorType(F32, lanes), ir.VectorType(ir.HalfType(), lanes)
 
     def emit(builder, args):
@@ -498,9 +515,9 @@ def widened_float16(rows, vectors, pitch, lanes):
 
 
 def dot_bfloat16(rows, vectors, pitch, lanes, alone=False, *, instruction):
-    """Emit the kernel of `widened_bfloat16` with dot products of pairs, for rows of A in bfloat16.
+    """Emit the same kernel as `widened_bfloat16`, but with dot products of pairs. Rows of A are bfloat16.
 
-    instruction: the name of LLVM's intrinsic for vectors of `lanes` sums.
+    instruction: the name of LLVM's intrinsic that adds dot products to a vector of `lanes` sums.
     """
     vector, halves = ir.VectorType(F32, lanes), ir.VectorType(BFloat(), 2 * lanes)
 
@@ -517,11 +534,12 @@ def dot_bfloat16(rows, vectors, pitch, lanes, alone=False, *, instruction):
 
 
 def matrix_bfloat16(rows, vectors, pitch, lanes):
-    """Emit the kernel of `dot_bfloat16` for vectors of 4 sums with Arm's BFMMLA, which adds 2 x 4 k times 4 k x 2.
+    """Emit the same kernel as `dot_bfloat16`, but for vectors of 4 sums, with Arm's instruction BFMMLA.
 
-    An instruction makes the products of two pairs of k, twice as many as BFDOT; after an odd pair it reads zeros. If
-    `rows` is odd, the last row is its own partner, and its second sums are dropped. See Arm Architecture Reference
-    Manual, BFMMLA (vector).
+    One BFMMLA multiplies four k of two rows by four k of two columns, and adds the 2 x 2 products to sums. So it takes
+    two pairs of k, twice as many as BFDOT. If the number of pairs is odd, the last BFMMLA reads zeros after the last
+    pair. If `rows` is odd, the last row is its own partner, and the sums of this partner are dropped. See "BFMMLA
+    (vector)" in the Arm Architecture Reference Manual.
     """
     assert lanes == 4
     vector, words, halves = ir.VectorType(F32, 4), ir.VectorType(I32, 4), ir.VectorType(BFloat(), 8)
@@ -550,7 +568,7 @@ def matrix_bfloat16(rows, vectors, pitch, lanes):
             return [vector([0.0] * 4) for _ in range(2 * vectors * len(partners))]
 
         def body(q, values):
-            """Multiply four k, which are two of the 16 pairs of a block of 32 k."""
+            """Emit the products of four k, which are two of the 16 pairs of a block of 32 k."""
             block, within = builder.lshr(q, I64(3)), builder.and_(q, I64(7))
             for line in range(2):
                 _prefetch(
@@ -591,7 +609,10 @@ def matrix_bfloat16(rows, vectors, pitch, lanes):
 
 
 class Tiles:
-    """Emits operations on `down` x 2 tiles of sums. Tiles 0 to 3 hold sums, tiles 4 and 5 A, tiles 6 and 7 B."""
+    """Emits operations on `down` x 2 tiles of sums.
+
+    Tiles 0 to 3 hold the sums, tiles 4 and 5 hold parts of A, and tiles 6 and 7 hold parts of B.
+    """
 
     def __init__(self, builder, down):
         self.builder, self.down = builder, down
@@ -601,15 +622,15 @@ class Tiles:
         self.dot = _declare(builder, "llvm.x86.tdpbf16ps", VOID, [I8] * 3)
 
     def places(self, sums, upper):
-        """(tile, its address) for all tiles of sums.
+        """(number of the tile, pointer to its sums) for each tile of sums.
 
-        Rows begin at the address `sums`; the first tiles have `upper` rows.
+        sums: the address of the first row of sums. upper: how many rows the upper tiles have.
         """
         first = [sums, self.builder.add(sums, self.builder.mul(upper, I64(SUMS)))][: self.down]
         return [(I8(2 * i + j), _at(self.builder, first[i], 64 * j, I8)) for i in range(self.down) for j in range(2)]
 
     def begin(self, carry, places):
-        """Load the sums if `carry` is not 0, else set them to zero."""
+        """Load the tiles of sums if `carry` is not 0, else set them to zero."""
 
         def resume():
             for tile, place in places:
@@ -640,7 +661,7 @@ class Tiles:
                 self.builder.call(self.dot, [I8(2 * i + j), I8(4 + i), I8(6 + j)])
 
     def end(self, places):
-        """Store the sums."""
+        """Store the tiles of sums."""
         for tile, place in places:
             self.builder.call(self.store, [tile, place, I64(SUMS)])
 
@@ -648,12 +669,15 @@ class Tiles:
 def tile_kernel(down, parts=1):
     """Emit the kernel for `down` x 2 tiles of up to 16 x 16 sums of bfloat16 products.
 
-    The compiled call is kernel(a, below, b, sums, steps, carry, ahead, pace, upper, lower). a: address of the packed
-    tiles of A, which have `upper` rows of 64 bytes for each block of 32 k. below: bytes from there to the lower tile's.
-    b: address of a packed panel. sums: address of the first of rows of 32 sums. upper, lower: rows of the tiles, for
-    which `configure` was called. For each block the kernel prefetches `pace` bytes, a multiple of 64.
-    parts: 2 for operands that are sums of two bfloat16. Then a tile of low values follows each tile of high ones. The
-    products are made in the order low high, high high, high low, so that each tile is loaded once.
+    The compiled call is kernel(a, below, b, sums, steps, carry, ahead, pace, upper, lower). a: the address of the
+    packed upper tiles of A, which have `upper` rows of 64 bytes for each block of 32 k. below: the number of bytes from
+    there to the lower tiles. b: the address of a packed panel. sums: the address of the first row of 32 sums. steps:
+    the number of blocks of 32 k. upper, lower: the numbers of rows of the upper and lower tiles, for which `configure`
+    must have been called. For each block the kernel prefetches `pace` bytes, a multiple of 64, from `ahead` on, and
+    advances `ahead` by as many.
+    parts: 2 if each value of the operands is a sum of two bfloat16, else 1. With two parts, a tile of low values
+    follows each tile of high values. The kernel then multiplies low by high, high by high and high by low values, in
+    this order, so that it loads each tile once.
     """
 
     def emit(builder, args):
@@ -662,7 +686,7 @@ def tile_kernel(down, parts=1):
         tiles = Tiles(builder, down)
 
         def rows(k, part):
-            """Load tiles of A. part: 0 for high values, 1 for low ones."""
+            """Load the tiles of A for block k. part: 0 for high values, 1 for low values."""
             offset = builder.mul(builder.add(builder.mul(k, I64(parts)), I64(part)), tile)
             tiles.load_rows([builder.add(place, offset) for place in left])
 
@@ -707,5 +731,5 @@ def _release(builder, args):
     builder.call(_declare(builder, "llvm.x86.tilerelease", VOID, []), [])
 
 
-configure = _intrinsic("configure", 1, _configure)  # configure(address of 64 bytes)
+configure = _intrinsic("configure", 1, _configure)  # configure(shapes): see `tiles.configure`
 release = _intrinsic("release", 0, _release)
