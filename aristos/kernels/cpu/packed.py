@@ -1,15 +1,15 @@
-"""Products of packed weights by panels of 32 columns: for one format, that of this package (`target.FORMAT`).
+"""Products of rows and packed weights by panels of 32 columns, for one format: this package's (`target.FORMAT`).
 
-A column's sum adds its groups of k in order. A group's sum is scale * (sum of x * code - zero * sum of x). The sum of
-x * code starts from zero; it is computed as with codes as bfloat16 weights (`widened`, `tiles`). One fused multiply-add
-takes the zero point, another one the scale. The sum of x adds blocks of 32 k in order. A block's sum adds eight sums,
-each of every eighth value.
+The sum of a column adds the sums of its groups of k in order. A group's sum is scale * (sum of x * code - zero point *
+sum of x). The sum of x * code starts from zero, and is computed as if the codes were bfloat16 weights (`widened`,
+`tiles`). One fused multiply-add then applies the zero point, and another one applies the scale. The sum of x adds the
+sums of blocks of 32 k in order. The sum of a block adds eight partial sums, each over every eighth value.
 
-There are two ways, with equal bits. Products of up to MOST rows of float32 decode codes in registers, FEW rows at a
-time; so do products of up to FEW rows of bfloat16 where dot products multiply codes (DOTS). Other products first
-convert SHARED_PIECE k of codes, or what a group has left, to a panel of bfloat16 in the L1 cache. All rows then read
-this panel; with tiles, two groups of rows read it. For up to TILE_ROWS rows with tiles, one kernel unpacks and
-multiplies at the same time.
+Products are computed in one of two ways, which give equal bits. Products of up to MOST rows of float32 decode codes in
+registers, for FEW rows at a time. Products of up to FEW rows of bfloat16 do the same if dot products multiply codes
+(DOTS). All other products first convert the codes of SHARED_PIECE k, or of the rest of a group if it is shorter, to a
+panel of bfloat16 in the L1 cache. Then all rows read this panel; with tiles, only two groups of rows read it. With
+tiles and up to TILE_ROWS rows, one kernel unpacks and multiplies at the same time.
 """
 
 import numpy as np
@@ -35,19 +35,20 @@ from .unpack_kernels import NEAR
 from .widened import DOT, PAIRS, SPAN, WIDE
 
 TILED = ISA == "amx"
-FORM = FORMAT or "int8"  # if weights are plain, nothing here is compiled
-TABLE = ISA.startswith(("avx512", "amx"))  # whether one permutation looks up 16 values
-DOTS = ISA == "avx512bf16"  # whether rows of bfloat16 are multiplied with codes by dot products
-SHARED_PIECE = 128  # k of codes that become bfloat16 at once for all rows: 8 KiB of bfloat16
-PIECE, TILE_ROWS = 256, 32  # most k, and most rows, of products by tiles where no other rows read the codes
-GROUPS = PIECE // WIDTH if TILED else 1  # most groups of k in a piece: their sums are kept
-FEW = {16: 12, 8: 4 if TABLE else 2, 4: 2}[LANES]  # rows whose sums, beside decoded codes, fit the registers
-# most rows for the kernels with the fewest micro-operations: faster up to there on Cascade Lake, equally fast beyond
+FORM = FORMAT or "int8"  # with plain weights nothing here is compiled, so any format will do
+TABLE = ISA.startswith(("avx512", "amx"))  # whether a permutation can look up values in a table of 16
+DOTS = ISA == "avx512bf16"  # whether dot products multiply rows of bfloat16 by codes
+SHARED_PIECE = 128  # how many k are unpacked at once for all rows: they take 8 KiB as bfloat16
+PIECE, TILE_ROWS = 256, 32  # most k at once, and most rows, of the kernel that unpacks and multiplies by tiles
+GROUPS = PIECE // WIDTH if TILED else 1  # most groups of k in a piece, which keeps the sums of each
+FEW = {16: 12, 8: 4 if TABLE else 2, 4: 2}[LANES]  # how many rows have sums that fit the registers beside decoded codes
+# most rows for the kernels with the fewest micro-operations; on Cascade Lake they are faster for up to so many rows,
+# and equally fast for more
 LEAN = (FEW if FORM == "fp8" else 4) if (ISA, LANES) == ("avx512", 16) else 0
-MOST = 1 << 30 if TABLE and FORM != "fp8" else FEW  # most rows that decode codes for themselves
+MOST = 1 << 30 if TABLE and FORM != "fp8" else FEW  # most rows of float32 for which codes are decoded in registers
 FLOAT32_SCALE, BFLOAT16_SCALE = SCALE_CODES["float32"], SCALE_CODES["bfloat16"]
-FLOAT16_SCALE = SCALE_CODES["float16"]  # the code of scales of 16 bits; other scales are e8m0
-ROW_BYTES = 128  # spare memory, for the shapes of tiles or for one row of 32 elements
+FLOAT16_SCALE = SCALE_CODES["float16"]  # scales that have none of these three codes are e8m0
+ROW_BYTES = 128  # bytes of spare memory for the shapes of tiles, or for one row of 32 elements
 PAIR = PAIR_BYTES[FORM]
 SCALE_BYTES = packed_kernels.SCALE_BYTES[FORM]
 BITS = PAIR // 8
@@ -65,7 +66,7 @@ def value_of(code):
 
 
 def _codes(codes, pairs, columns=WIDTH):
-    """[2 * pairs, columns]: the codes at an address, of `pairs` pairs of k."""
+    """The codes of `pairs` pairs of k at the address `codes`, as an array [2 * pairs, columns]."""
     if BITS == 8:
         return np.stack([mem.bits8(codes + WIDTH * k, columns) for k in range(2 * pairs)])
     units = (pairs + TOGETHER - 1) // TOGETHER
@@ -77,7 +78,7 @@ def _codes(codes, pairs, columns=WIDTH):
 def unpack(codes, panel, blocks, near):
     """Unpack codes of `blocks` >= 1 blocks of 32 k at the address `codes` into a panel of bfloat16.
 
-    near: address of as many bytes as the codes have, which are prefetched.
+    near: the address of as many bytes as the codes have; these bytes are prefetched.
     """
     found = _codes(codes, 16 * blocks)
     for k in range(32 * blocks):
@@ -89,7 +90,7 @@ def unpack(codes, panel, blocks, near):
 def code_sums(a, below, codes, ring, sums, groups, blocks, carry, pitch, near, upper, lower):
     """Compute sums of up to 32 rows for each of several groups of codes: see `unpack_kernels.code_tiles`.
 
-    ring: address of unpack_kernels.RING blocks of a panel.
+    ring: the address of space for unpack_kernels.RING blocks of a panel.
     """
     for g in range(groups):
         for n in range(blocks):
@@ -125,7 +126,7 @@ def rows_by_codes(code, a, codes, sums, groups, pairs, scales, x, x_pitch, parts
 
 
 def close_groups(m, groups, parts, pitch, sums, scales, x, x_pitch):
-    """Scale m rows of 32 sums of each group and add them to `sums`: see `unpack_kernels.close_groups`."""
+    """Scale each group's m rows of 32 sums, and add them to `sums`: see `unpack_kernels.close_groups`."""
     for i in range(m):
         for g in range(groups):
             found = mem.floats(parts + SUMS * i + pitch * g, WIDTH)
@@ -165,7 +166,7 @@ def _close(n, found, sums, scales, x):
 
 
 _rows_arguments = "a, codes, sums, groups, pairs, scales, x, x_pitch, parts, flags"
-_kernels = {  # kernels for rows of float32; then for rows of bfloat16, if the instruction set has dot products
+_kernels = {  # the kernels for rows of float32, then those for rows of bfloat16 if they use dot products
     rows + FEW * kind: packed_kernels.packed_rows(
         FORM, rows, SPAN // LANES, PITCH, LANES, TABLE, 2 if LEAN < rows <= FEW // 3 else 1, dot, rows <= LEAN
     )
@@ -215,7 +216,7 @@ if TILED:
 
 @inlined
 def rows_size(element, rows, columns):
-    """Bytes of an operand's rows, without their sums."""
+    """Bytes of the rows of an operand, without the sums of blocks behind them."""
     if TILED and element == BFLOAT16:
         return tiles.operand_size(element, rows, columns)
     return widened.operand_size(BFLOAT16, rows, columns)
@@ -223,7 +224,10 @@ def rows_size(element, rows, columns):
 
 @inlined
 def operand_size(element, rows, columns):
-    """Bytes of an operand of `rows` rows: the rows, in the instruction set's form, then a sum for each row and 32 k."""
+    """Bytes of an operand of `rows` rows.
+
+    It has the rows in the form that the instruction set needs, and behind them the sum of each row's blocks of 32 k.
+    """
     return rows_size(element, rows, columns) + (rows * FLOAT * ((columns + WIDTH - 1) // WIDTH) + 63) // 64 * 64
 
 
@@ -231,8 +235,8 @@ def operand_size(element, rows, columns):
 def spare_bytes(rows, depth):
     """Bytes that `panel_sums` needs for `rows` rows and up to `depth` k.
 
-    It is for a spare row and shapes of tiles, scales, sums of rows by group, sums of a piece's groups, and a panel of
-    SHARED_PIECE k.
+    This memory holds a spare row or the shapes of tiles, a panel's scales, each row's sums by group of k, the products'
+    sums for the groups of a piece, and a panel of SHARED_PIECE k.
     """
     groups = (depth + WIDTH - 1) // WIDTH
     parts = max(rows, min(rows, TILE_ROWS) * GROUPS)
@@ -241,7 +245,7 @@ def spare_bytes(rows, depth):
 
 @jit
 def block_place(element, m, columns, a, i, block):
-    """Address of row i's block of 32 k in an operand."""
+    """The address of block number `block`, of 32 k, of row i in an operand of m rows."""
     if TILED and element == BFLOAT16:
         return tiles.block_place(m, columns, a, i, block)
     k = WIDTH * block
@@ -250,7 +254,7 @@ def block_place(element, m, columns, a, i, block):
 
 @jit
 def block_sum(element, place):
-    """The sum of a row's block of 32 k, in the order that this module states."""
+    """The sum of a row's block of 32 k, in the order that the module's docstring states. place: the block's address."""
     total = np.float32(0)
     if (DOT or TILED) and element == BFLOAT16:
         bits = mem.bits16(place, WIDTH)
@@ -271,7 +275,7 @@ def block_sum(element, place):
 
 @jit
 def put_sums(element, m, columns, a, first, last):
-    """Store the sums of blocks first..last for m rows of an operand of `columns` columns, behind the rows."""
+    """Store the sums of blocks first..last of m rows behind the rows of an operand of `columns` columns."""
     blocks = (columns + WIDTH - 1) // WIDTH
     sums = mem.floats(a + rows_size(element, m, columns), m * blocks)
     for i in range(m):
@@ -281,7 +285,10 @@ def put_sums(element, m, columns, a, first, last):
 
 @jit
 def pack_operand(element, m, x, columns, a):
-    """Prepare m rows of `columns` elements. x: address of an array of row addresses; a: of the operand."""
+    """Write m rows of `columns` elements, and the sums of their blocks if needed, into an operand.
+
+    x: the address of an array of row addresses. a: the address of the operand.
+    """
     if element != BFLOAT16:
         widened.copy_rows(FLOAT, m, x, columns, a)
     elif TILED:
@@ -294,7 +301,10 @@ def pack_operand(element, m, x, columns, a):
 
 @jit
 def round_operand(element, m, sums, j, columns, a, spare):
-    """Round 32 sums of m rows to elements and store them as columns j.. of an operand. spare: address of 64 bytes."""
+    """Round 32 sums of each of m rows to elements, and store them as columns j.. of an operand.
+
+    columns: how many columns the operand has. spare: the address of 64 spare bytes.
+    """
     if element != BFLOAT16:
         place = a + PITCH * m * (j // KC) + FLOAT * (j % KC)
         for i in range(m):
@@ -309,7 +319,7 @@ def round_operand(element, m, sums, j, columns, a, spare):
 
 @jit
 def read_scales(panel, groups, scales):
-    """Convert scales and zero points of a panel to float32, SCALE_BYTES for each group."""
+    """Convert a panel's scales and zero points to float32 at `scales`, SCALE_BYTES for each group."""
     zeros = mem.load(panel + ZEROS)
     widen_scales(mem.load(panel + SCALE), panel + LINE, scales, groups, mem.load(panel + SHARED))
     if ZEROED and zeros != 0:
@@ -318,7 +328,10 @@ def read_scales(panel, groups, scales):
 
 @jit
 def read_sums(element, m, a, depth, group, groups, x):
-    """Write sums of m rows by group of k, [m, groups] float32, at x, from the sums behind an operand's rows."""
+    """Write the sums of m rows by group of k at x, as [m, groups] float32.
+
+    They are computed from the sums of blocks behind an operand's rows. group: how many k a group has.
+    """
     blocks = (depth + WIDTH - 1) // WIDTH
     stored, out = mem.floats(a + rows_size(element, m, depth), m * blocks), mem.floats(x, m * groups)
     for i in range(m):
@@ -331,7 +344,7 @@ def read_sums(element, m, a, depth, group, groups, x):
 
 @jit
 def whole_groups(k, group):
-    """k // group without a division. A group is a power of 2, at least 32, or all k."""
+    """k // group, computed without a division. group: a power of 2 that is at least 32, or the number of all k."""
     if k <= group:
         return 1 if k == group else 0
     shift = 5
@@ -383,7 +396,10 @@ def by_codes(kept, m, a, depth, panel, sums, group, scales, x, x_pitch, parts):
 
 @jit
 def near_of(codes, end, ahead):
-    """The address that is prefetched while codes are read. end: of their panel; ahead: address of the next panel."""
+    """The address that is prefetched while the codes at `codes` are read.
+
+    end: the address of the end of their panel. ahead: the address of the next panel.
+    """
     near = codes + NEAR
     return near if near < end else ahead + (near - end)
 
@@ -392,7 +408,7 @@ def near_of(codes, end, ahead):
 def by_tiles(m, a, depth, panel, sums, group, scales, x, x_pitch, parts, ahead, spare):
     """Multiply up to TILE_ROWS rows by a panel's codes with tiles, PIECE k at a time.
 
-    parts: address of sums of a piece's groups, and then of unpack_kernels.RING blocks of a panel.
+    parts: the address of space for the sums of a piece's groups, then for unpack_kernels.RING blocks of a panel.
     """
     ring = parts + m * SUMS * GROUPS
     codes, end = panel + mem.load(panel + CODES), panel + mem.load(panel + PANEL_BYTES)
@@ -420,7 +436,7 @@ def by_tiles(m, a, depth, panel, sums, group, scales, x, x_pitch, parts, ahead, 
 def by_panels(element, m, a, depth, panel, sums, group, scales, x, x_pitch, parts, ahead, spare):
     """Multiply rows by a panel's codes, which are unpacked to bfloat16 for all rows, SHARED_PIECE k at a time.
 
-    parts: address of sums of a group, and then of SHARED_PIECE k of a panel.
+    parts: the address of space for the sums of one group, then for a panel of SHARED_PIECE k.
     """
     codes, end, unpacked, k = (
         panel + mem.load(panel + CODES),
@@ -442,7 +458,7 @@ def by_panels(element, m, a, depth, panel, sums, group, scales, x, x_pitch, part
         else:
             kind = BFLOAT16 if element == BFLOAT16 else WIDE
             place = block_place(element, m, depth, a, 0, k // WIDTH)
-            # products of several pairs read whole blocks
+            # kernels that multiply several pairs at once read whole blocks
             widened.part_sums(kind, m, place, blocks * (WIDTH // 2), unpacked, parts, carry, unpacked, 0)
         k += count
         if k == last:
@@ -454,8 +470,8 @@ def by_panels(element, m, a, depth, panel, sums, group, scales, x, x_pitch, part
 def by_groups_of_rows(m, a, depth, panel, sums, group, scales, x, x_pitch, parts, ahead, spare):
     """Multiply any number of rows with tiles.
 
-    Two groups with equally many rows unpack codes once: their sums fit the L1 cache. Groups of different sizes would
-    change the shapes of tiles at every step.
+    Two neighbouring groups with equally many rows share unpacked codes, because the sums of two groups fit the L1
+    cache. Groups of different sizes do not: they would change the shapes of tiles at every step.
     """
     groups, g = (m + TILE_ROWS - 1) // TILE_ROWS, 0
     while g < groups:
@@ -474,9 +490,10 @@ def by_groups_of_rows(m, a, depth, panel, sums, group, scales, x, x_pitch, parts
 
 @jit
 def panel_sums(element, m, a, depth, panel, sums, carry, ahead, spare):
-    """Set sums[m, 32] to operand x panel for all `depth` k of an operand; if `carry` is nonzero, add to them.
+    """Set sums[m, 32] to operand x panel, over all `depth` k of the operand; if `carry` is nonzero, add to the sums.
 
-    a: address of the operand. panel: address of the panel. sums: address of m rows of 32. spare: of `spare_bytes`.
+    a: the address of the operand. panel: the address of the panel. sums: the address of m rows of 32 sums. ahead: the
+    address of the next panel. spare: the address of spare memory, see `spare_bytes`.
     """
     group = mem.load(panel + GROUP)
     groups, blocks = whole_groups(depth, group), (depth + WIDTH - 1) // WIDTH
@@ -504,5 +521,5 @@ def panel_sums(element, m, a, depth, panel, sums, carry, ahead, spare):
 
 @inlined
 def depth_of(element, rows):
-    """See `widened.depth_of`. It is not used: packed weights have no gradients."""
+    """The counterpart of `widened.depth_of`. It is never called, because packed weights have no gradients."""
     return rows

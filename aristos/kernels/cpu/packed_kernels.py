@@ -1,9 +1,10 @@
-"""The micro-kernels of packed weights as LLVM code: codes become float32 in registers. `packed.py` defines them.
+"""The micro-kernels of packed weights as LLVM code, in which codes become float32 in registers.
 
-With codes of 8 bits a panel has a byte for each of 32 columns and each k. With 4 bits, a column's eight k are one word:
-the even k in its low half, the first in the lowest bits. Shifts move each code, or both of a pair at once, to where a
-permutation looks it up, so that the execution port that looks values up need not widen bytes too. fp8 codes are shifted
-and read as float16, which has 1/256 of their value (FP8_SCALE).
+`packed.py` defines the same functions in plain Python. A panel of codes of 8 bits has, for each k, one byte for each of
+32 columns. In a panel of codes of 4 bits, eight k of a column form one word of 32 bits: the even k lie in its low half,
+the odd k in its high half, and the first k of a half in the lowest bits. Shifts move each code, or both codes of a pair
+of k at once, to the bits by which a permutation looks values up. So the execution port that looks values up need not
+widen bytes too. Codes of fp8 are shifted and read as float16, whose values are 1/256 of the codes' values (FP8_SCALE).
 """
 
 from llvmlite import ir
@@ -32,14 +33,14 @@ from .micro_kernels import (
 )
 from .packed_panels import UNIT
 
-NEAR = 6144  # bytes between the codes that are read and those that are prefetched
-PAIR_BYTES = {name: 2 * 32 * form.bits // 8 for name, form in FORMATS.items()}  # bytes of a pair of k of 32 columns
+NEAR = 6144  # bytes between the codes that are read and the codes that are prefetched
+PAIR_BYTES = {name: 2 * 32 * form.bits // 8 for name, form in FORMATS.items()}  # bytes of the codes of a pair of k
 if set(PAIR_BYTES) != {"fp8", "int8", "int4", "mxfp4"}:
     raise ImportError(f"weight_types names the formats {', '.join(FORMATS)}: extend `_decoded`")
 FP8_SCALE = 256.0
-# bytes of a group: 32 scales, then 32 negated zero points if the format has them
+# bytes of a group's widened scales: 32 scales, then 32 negated zero points if the format has them
 SCALE_BYTES = {name: (1 + form.zeros) * SUMS for name, form in FORMATS.items()}
-BEGINS, ENDS = 1, 2  # flags of a call of `packed_rows`: its groups begin, and end, in this call
+BEGINS, ENDS = 1, 2  # flags of a kernel's call: its groups begin in this call, and end in it
 WHOLE = BEGINS | ENDS
 _INT4 = [float(n) for n in (*range(8), *range(-8, 0))]
 _FP4 = [float(value) for value in FP4]
@@ -47,7 +48,7 @@ _TABLES = {"int4": _INT4, "mxfp4": _FP4}
 
 
 def _looked_up(builder, table, index, lanes):
-    """For each lane, the value in a table of 16 float32 that its low four bits name. lanes: 16 or 8."""
+    """Look up each lane of `index`: its low four bits are a place in a table of 16 float32. lanes: 16 or 8."""
     kind = ir.VectorType(F32, lanes)
     if lanes == 16:
         permute = _declare(builder, "llvm.x86.avx512.permvar.sf.512", kind, [kind, index.type])
@@ -57,7 +58,10 @@ def _looked_up(builder, table, index, lanes):
 
 
 def _fp4(builder, nibble, lanes):
-    """Convert codes of e2m1 in the low four bits to float32, by a permutation of 8 values (AVX2) or by arithmetic."""
+    """Convert codes of e2m1, which are the low four bits of the lanes of `nibble`, to float32.
+
+    AVX2 permutes a table of 8 values; other instruction sets use arithmetic.
+    """
     words, kind = nibble.type, ir.VectorType(F32, lanes)
     sign = builder.and_(builder.shl(nibble, words([28] * lanes)), words([-(1 << 31)] * lanes))
     if lanes == 8:
@@ -73,7 +77,7 @@ def _fp4(builder, nibble, lanes):
 
 
 def _halves(builder, codes):
-    """Convert codes of fp8, a vector of bytes, to float16 of their value divided by FP8_SCALE."""
+    """Convert a vector of fp8 codes to float16. The results are the codes' values divided by FP8_SCALE."""
     words = ir.VectorType(I16, codes.type.count)
     keep, seven = words([0xBF80 - 0x10000] * words.count), words([7] * words.count)
     moved = builder.and_(builder.shl(builder.sext(codes, words), seven), keep)
@@ -81,10 +85,10 @@ def _halves(builder, codes):
 
 
 def _decoded(builder, form, place, j, lanes, table, b, at_end):
-    """(even k, odd k): float32 of `lanes` columns from number j * lanes on, of pair b of the unit of k at `place`.
+    """Decode `lanes` columns, from column j * lanes on, of pair b of the unit of k at `place` to float32.
 
-    table: whether the CPU looks up 16 values by a permutation. at_end: whether bytes beyond the columns must not be
-    read.
+    Returns (values of the even k, values of the odd k). table: whether a permutation of the CPU can look up values in a
+    table of 16. at_end: whether bytes beyond the columns must not be read.
     """
     codes, words, kind = (ir.VectorType(t, lanes) for t in (I8, I32, F32))
     if form in ("int8", "fp8"):
@@ -94,9 +98,9 @@ def _decoded(builder, form, place, j, lanes, table, b, at_end):
         return tuple(builder.fpext(_halves(builder, x), kind) for x in both)
 
     def moved(bits):
-        """Words shifted right by `bits`.
+        """The columns' words, shifted right by `bits`.
 
-        Whole bytes are shifted by the address of the load, which reads beyond the columns.
+        For a shift by whole bytes the load starts at a later address. Such a load reads beyond the columns.
         """
         by_load = 0 if at_end or bits % 8 else bits
         raw = builder.load(_at(builder, place, 4 * lanes * j + by_load // 8, words), align=1)
@@ -112,9 +116,9 @@ def _decoded(builder, form, place, j, lanes, table, b, at_end):
 
 
 def _decoded_fp8(builder, place):
-    """Do what `_decoded` does for all 32 columns of a pair of k: (even k, odd k) for each vector of 16.
+    """Do what `_decoded` does, for all 32 columns of a pair of k. Returns (even k, odd k) for each vector of 16.
 
-    Widens 32 codes.
+    It widens 32 codes at once.
     """
     codes, words, kind = ir.VectorType(I8, 32), ir.VectorType(I32, 16), ir.VectorType(F32, 16)
     columns = [ir.Constant(words, list(range(16 * j, 16 * j + 16))) for j in range(2)]
@@ -123,41 +127,43 @@ def _decoded_fp8(builder, place):
 
 
 def _joined(builder, even, odd):
-    """Join values of a pair of k, which bfloat16 holds, into words of two bfloat16."""
+    """Join the float32 values of a pair of k, which bfloat16 must hold exactly, into words of two bfloat16."""
     words = ir.VectorType(I32, even.type.count)
     low, high = builder.bitcast(even, words), builder.bitcast(odd, words)
     return builder.or_(builder.lshr(low, words([16] * even.type.count)), high)
 
 
 def _pairs_of(form):
-    """How many pairs of k a unit has."""
+    """How many pairs of k a unit of codes has."""
     return UNIT[FORMATS[form].bits]
 
 
 def _units(builder, pairs, together):
-    """How many units hold `pairs` pairs of k."""
+    """How many units hold `pairs` pairs of k. together: how many pairs a unit has."""
     return builder.udiv(builder.add(pairs, I64(together - 1)), I64(together)) if together > 1 else pairs
 
 
 def packed_rows(form, rows, vectors, pitch, lanes, table, at_once, dot="", lean=False):
     """Emit the kernel for `rows` x (`vectors` * `lanes`) sums of float32 rows and codes, group by group.
 
-    The compiled call is kernel(a, codes, sums, groups, pairs, scales, x, x_pitch, parts, flags). a: address of the
-    first row at the first k; rows lie `pitch` bytes apart. codes: address of the panel's codes, or of those of its
-    second half of columns. sums: address of the first of rows of 32 sums. groups, pairs: >= 1 groups of >= 1 pairs of
-    k. scales: address of SCALE_BYTES for each group. x: address of the first row's sum of each group, rows `x_pitch`
-    bytes apart; 0 without zero points. parts: address of rows of 32 sums of a group that is longer than a call. flags:
-    WHOLE, or for one group BEGINS, ENDS or neither. If there are several groups, each has whole units of k. Rows are
-    padded with zeros to a whole unit. Codes are prefetched NEAR bytes ahead, line after line.
+    The compiled call is kernel(a, codes, sums, groups, pairs, scales, x, x_pitch, parts, flags). a: the address of the
+    first row at the first k; the rows lie `pitch` bytes apart. codes: the address of the panel's codes, or of the codes
+    of its second half of columns. sums: the address of the first row of 32 sums. groups: the number of groups of k, at
+    least 1. pairs: the number of pairs of k in each group, at least 1. If there are several groups, each must have
+    whole units of k. scales: the address of the scales, which take SCALE_BYTES for each group. x: the address of the
+    first row's sums by group; the sums of the next row lie `x_pitch` bytes further. Without zero points x is 0. parts:
+    the address of rows of 32 sums, in which the sums of a group wait that is longer than a call. flags: WHOLE, or for
+    a single group BEGINS, ENDS or neither. Rows must be padded with zeros to a whole unit. The kernel prefetches codes
+    NEAR bytes ahead, line after line.
 
-    at_once: how many whole groups have their sums made side by side, because the chain of a single group would be
-    slower than memory. dot: the name of LLVM's intrinsic of dot products, for rows of bfloat16. lean: whether to use
-    the fewest micro-operations, for vectors of 16. Then multiply-adds read rows from memory by separate pointers, no
-    load of codes crosses a line, codes are prefetched to the L1 cache, and at_once is 1.
+    at_once: how many whole groups are summed side by side; with one group at a time, the chain of additions would be
+    slower than memory. dot: the name of LLVM's intrinsic for dot products, if rows are bfloat16; else "". lean: whether
+    to use the fewest micro-operations, which needs vectors of 16. If so, multiply-adds read rows from memory by
+    separate pointers, no load of codes crosses a line, codes are prefetched to the L1 cache, and at_once is 1.
     """
     together = _pairs_of(form)
     kind, size, each = ir.VectorType(F32, lanes), PAIR_BYTES[form] * together, rows * vectors
-    left_bytes = (4 if dot else 8) * together  # of a row, for a unit
+    left_bytes = (4 if dot else 8) * together  # bytes of a row for one unit of k
 
     def emit(builder, args):
         a, codes, sums, groups, pairs, scales, x, x_pitch, parts, flags = args
@@ -167,7 +173,7 @@ def packed_rows(form, rows, vectors, pitch, lanes, table, at_once, dot="", lean=
         def products(first, values):
             """Add the products of neighbouring groups, from `first` on, at the same time.
 
-            values: sums of one group after another.
+            values: the sums of all these groups, one group after another.
             """
             count = len(values) // each
             ahead = builder.add(codes, builder.add(builder.mul(builder.mul(first, units), I64(size)), I64(NEAR)))
@@ -197,7 +203,7 @@ def packed_rows(form, rows, vectors, pitch, lanes, table, at_once, dot="", lean=
         def lean_products(g, values):
             """Do what `products` does, for one group.
 
-            LLVM cannot know that vectors' pointers are equal, so it keeps all loads.
+            `hidden` hides from LLVM that the vectors' pointers are equal, so LLVM keeps all loads.
             """
             hidden = ir.InlineAsm(ir.FunctionType(I64, [I64]), "", "=r,0")
             n = builder.mul(g, units)
@@ -241,7 +247,7 @@ def packed_rows(form, rows, vectors, pitch, lanes, table, at_once, dot="", lean=
             return new
 
         def close(g, found):
-            """Scale the sums of group g and add them."""
+            """Scale the sums of group g, and add them to the sums of the columns."""
             own = builder.add(scales, builder.mul(g, I64(SCALE_BYTES[form])))
             scale = [builder.load(_at(builder, own, 4 * lanes * j, kind), align=4) for j in range(vectors)]
 
@@ -292,13 +298,14 @@ def packed_rows(form, rows, vectors, pitch, lanes, table, at_once, dot="", lean=
     return _intrinsic(f"packed_{form}_{rows}x{vectors * lanes}{'_dot' * bool(dot)}", 10, emit)
 
 
-_STORED = {"float32": F32, "bfloat16": I16, "float16": ir.HalfType(), "e8m0": I8}  # types of scales in a panel
+_STORED = {"float32": F32, "bfloat16": I16, "float16": ir.HalfType(), "e8m0": I8}  # LLVM's types of a panel's scales
 
 
 def widen_scales(scale, form, lanes):
-    """Emit widen(source, target, groups, shared), which converts scales of groups >= 1 groups to float32 at `target`.
+    """Emit widen(source, target, groups, shared), which converts the scales of `groups` >= 1 groups to float32.
 
-    scale: their type. A group has SCALE_BYTES at `target`. At `source` it has 32 scales, or one if `shared` is not 0.
+    scale: the type of the scales at `source`. A group has 32 scales there, or one scale if `shared` is not 0. At
+    `target` a group takes SCALE_BYTES.
     """
     stored, kind, words = _STORED[scale], ir.VectorType(F32, lanes), ir.VectorType(I32, lanes)
     nbytes = {"float32": 4, "e8m0": 1}.get(scale, 2)
@@ -343,9 +350,9 @@ def widen_scales(scale, form, lanes):
 
 
 def widen_zeros(form):
-    """Emit widen(source, target, groups), which converts zero points of groups >= 1 groups to float32, negated.
+    """Emit widen(source, target, groups), which converts the zero points of `groups` >= 1 groups to float32, negated.
 
-    At `target` a group's zero points begin SCALE_BYTES after those of the group before.
+    At `target` a group's zero points begin SCALE_BYTES after the zero points of the group before it.
     """
     bits, columns = PAIR_BYTES[form] // 8, SUMS // 4
     codes, words, kind = (ir.VectorType(t, columns) for t in (I8, I32, F32))

@@ -1,9 +1,9 @@
 """Packed weights in memory: panels of 32 columns, each with its scales, zero points and codes in one stream.
 
-A panel begins with a line of words, `HEAD`. Then come scales, 32 or one for each group, of their own type; then zero
-points, each of as many bits as a code; then codes, arranged as `packed_kernels` says. Each part is padded to whole
-lines. Columns and k are padded to 32 with codes of the value zero. Products do not depend on the padding of zero points
-and scales.
+A panel begins with a line of words, which `HEAD` names. Then come the scales in their own type, 32 scales or one for
+each group; then the zero points, which have as many bits as a code; then the codes, arranged as `packed_kernels` says.
+Each part is padded to whole lines. Columns and k are padded to multiples of 32 with codes of the value zero. Products
+do not depend on the numbers that pad zero points and scales.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from ...primitives.buffers import LINE, aligned
 from ...quantised import Quantised
 from ...weight_types import SCALES, WeightType
 
-WIDTH = 32  # columns of a panel; k is padded to a multiple of it too
+WIDTH = 32  # columns of a panel; k is padded to a multiple of this number too
 HEAD = ("step", "group", "scale", "shared", "zeros", "codes")
 STEP, GROUP, SCALE, SHARED, ZEROS, CODES = (8 * i for i in range(len(HEAD)))
 UNIT = {8: 1, 4: 4}  # bits -> how many bytes of a column lie side by side: one k, or four pairs of k
@@ -29,8 +29,9 @@ def up(n: int, to: int = WIDTH) -> int:
 def head(kind: WeightType, depth: int) -> dict[str, int]:
     """The words of `HEAD` for panels of `depth` k.
 
-    step: bytes of a panel. group: k of a group. scale: one of `SCALE_CODES`. shared: 1 if a group has one scale for all
-    columns of a panel. zeros, codes: bytes before zero points and before codes; zeros is 0 without zero points.
+    step: the bytes of a panel. group: how many k a group has. scale: one of `SCALE_CODES`. shared: 1 if a group has one
+    scale for all columns of a panel, else 0. zeros: how many bytes lie before the zero points; 0 if there are none.
+    codes: how many bytes lie before the codes.
     """
     groups = kind.groups(depth)
     nbytes = np.dtype(SCALES[str(kind.scale)]).itemsize
@@ -52,7 +53,7 @@ def nbytes(kind: WeightType, depth: int, columns: int) -> int:
 
 
 def pack(matrix: Quantised) -> np.ndarray:
-    """The panels of a matrix, `nbytes` bytes, one after the other."""
+    """Pack a matrix into panels, which lie one after the other and take `nbytes` bytes."""
     kind, (depth, columns) = matrix.type, matrix.shape
     words = head(kind, depth)
     count, groups = up(columns) // WIDTH, kind.groups(depth)
@@ -101,5 +102,5 @@ def _units(codes: np.ndarray, bits: int, count: int) -> np.ndarray:
 
 
 def _nibbles(numbers: np.ndarray, bits: int) -> np.ndarray:
-    """Join neighbouring 4-bit numbers of a row into bytes, the first in the low half. Numbers of 8 bits stay."""
+    """Join neighbouring 4-bit numbers of a row into bytes, the first in the low half. Numbers of 8 bits stay bytes."""
     return numbers if bits == 8 else numbers[:, ::2] | numbers[:, 1::2] << np.uint8(4)

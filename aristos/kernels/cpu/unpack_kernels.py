@@ -1,6 +1,6 @@
 """Micro-kernels as LLVM code for codes that become bfloat16 in memory before their products.
 
-Where the CPU permutes words and bytes (every CPU with AMX does), 32 codes become bfloat16 at once. Codes of int8, and
+On a CPU that permutes words and bytes, as every CPU with AMX does, 32 codes become bfloat16 at once. Codes of int8, and
 all codes on other CPUs, become float32 first.
 """
 
@@ -37,13 +37,13 @@ from .packed_kernels import (
     _pairs_of,
 )
 
-RING, LAG = 4, 2  # blocks of 32 k
+RING, LAG = 4, 2  # in blocks of 32 k: the size of the ring of `code_tiles`, and how far ahead it unpacks
 NEAR = 12288  # bytes between the codes that `code_tiles` reads and those that it prefetches
-WORDS, HALVES = ir.VectorType(I32, 16), ir.VectorType(I16, 32)  # a vector has 16 columns, with a pair of k for each
+WORDS, HALVES = ir.VectorType(I32, 16), ir.VectorType(I16, 32)  # a vector has a pair of k for each of 16 columns
 
 
 def _bits(value):
-    """The bits of a value as bfloat16, which must hold it exactly, as a signed integer of 16 bits."""
+    """The bits of a value as bfloat16, in a signed integer of 16 bits. bfloat16 must hold the value exactly."""
     return int(np.float32(value).view(np.int32)) >> 16
 
 
@@ -53,15 +53,15 @@ _FP8_BIAS = 112 << 7
 
 
 def _permuted(builder, table, index):
-    """For each word, the entry of a table of 32 words that its low five bits name."""
+    """Look up each word of `index`: its low five bits are a place in a table of 32 words."""
     permute = _declare(builder, "llvm.x86.avx512.permvar.hi.512", HALVES, [HALVES, HALVES])
     return builder.call(permute, [HALVES(table), index])
 
 
 def _words_of_4_bits(builder, form, raw, b):
-    """The bfloat16 of pair b of a unit of 16 columns with the codes `raw`.
+    """The bfloat16 values of pair b of a unit of k, for 16 columns. raw: the codes of the unit.
 
-    The fifth bit of an index does not matter.
+    The fifth bit of an index does not matter, because both halves of the table are equal.
     """
     table = {"int4": _INT4_BITS, "mxfp4": _FP4_BITS}[form]
     codes = builder.bitcast(raw, HALVES)
@@ -70,10 +70,13 @@ def _words_of_4_bits(builder, form, raw, b):
 
 
 def _words_of_fp8(builder, codes, j):
-    """The values of a pair of k of 16 columns, divided by FP8_SCALE, as bfloat16. codes: all 64 of 32 columns."""
+    """The values of a pair of k for 16 columns, divided by FP8_SCALE, as bfloat16.
+
+    codes: all 64 codes of the pair, for 32 columns. j: 0 for the first 16 columns, 1 for the others.
+    """
     picked = [k for column in range(16 * j, 16 * j + 16) for k in (column, column, 32 + column, 32 + column)]
     both = builder.shuffle_vector(codes, codes, ir.Constant(ir.VectorType(I32, 64), picked))
-    words = builder.bitcast(both, HALVES)  # each word holds its code twice: its sign bit is the code's
+    words = builder.bitcast(both, HALVES)  # each word holds its code twice, so its sign bit is the code's
 
     def every(bits):
         return HALVES([bits] * 32)
@@ -86,7 +89,7 @@ def _words_of_fp8(builder, codes, j):
 
 
 def _unit_words(builder, form, place):
-    """For each pair of k of the unit at `place`, and each 16 columns: words of two bfloat16."""
+    """Unpack the unit at `place`: words of two bfloat16, for each pair of k and each half of the columns."""
     if form == "fp8":
         codes = builder.load(_at(builder, place, 0, ir.VectorType(I8, 64)), align=1)
         return [[_words_of_fp8(builder, codes, j) for j in range(2)]]
@@ -97,7 +100,7 @@ def _unit_words(builder, form, place):
 def _unpack_block(builder, form, lanes, table, in_words, codes, out, near=None):
     """Unpack codes of a block of 32 k into bfloat16 at the address `out`, in the order of `elements.pack_pairs`.
 
-    near: address of as many bytes as the codes have, which are prefetched.
+    near: the address of as many bytes as the codes have; these bytes are prefetched. None: nothing is prefetched.
     """
     together, last = _pairs_of(form), 32 // lanes - 1
     vector = ir.VectorType(I32, lanes)
@@ -125,8 +128,8 @@ def _unpack_block(builder, form, lanes, table, in_words, codes, out, near=None):
 def unpack(form, lanes, table, in_words):
     """Emit unpack(codes, panel, blocks, near), which unpacks blocks >= 1 blocks of 32 k of 32 columns into a panel.
 
-    near: address of as many bytes as the codes have, which are prefetched. in_words: whether the CPU permutes words and
-    bytes.
+    near: the address of as many bytes as the codes have; these bytes are prefetched. in_words: whether the CPU permutes
+    words and bytes.
     """
 
     def emit(builder, args):
@@ -145,13 +148,14 @@ def unpack(form, lanes, table, in_words):
 
 
 def code_tiles(form, down):
-    """Emit the kernel for `down` x 2 tiles of up to 16 x 16 sums of bfloat16 products with codes, by groups of k.
+    """Emit the kernel for `down` x 2 tiles of up to 16 x 16 sums of products of bfloat16 and codes, by groups of k.
 
     The compiled call is kernel(a, below, codes, ring, sums, groups, blocks, carry, pitch, near, upper, lower). For each
-    of groups >= 1, which have `blocks` >= 1 blocks of 32 k, it computes what `micro_kernels.tile_kernel` does. codes:
-    address of the first block's; ring: of RING blocks of a panel. Codes become bfloat16 there, LAG blocks ahead of
-    their products, so that tiles and vectors work at the same time. pitch: bytes from a group's sums to those of the
-    next. near: address of as many bytes as the codes have, which are prefetched.
+    of `groups` >= 1 groups of `blocks` >= 1 blocks of 32 k, it computes what the kernel of `micro_kernels.tile_kernel`
+    does. codes: the address of the first block's codes. ring: the address of space for RING blocks of a panel. Codes
+    become bfloat16 in the ring, LAG blocks ahead of their products, so that the tile unit and the vector units work at
+    the same time. pitch: the number of bytes from a group's sums to the next group's sums. near: the address of as many
+    bytes as the codes have; these bytes are prefetched. The other arguments are explained at `tile_kernel`.
     """
     size = 16 * PAIR_BYTES[form]
 
@@ -196,8 +200,9 @@ def code_tiles(form, down):
 def close_groups(form, lanes):
     """Emit close(m, groups, parts, pitch, sums, scales, x, x_pitch), which scales groups' sums and adds them in order.
 
-    parts: for each of groups >= 1, which lie `pitch` bytes apart, m >= 1 rows of 32 sums; sums: m rows; scales:
-    SCALE_BYTES for each group; x: as in `packed_kernels.packed_rows`.
+    parts: the address of the first group's m >= 1 rows of 32 sums. There are `groups` >= 1 groups, whose sums lie
+    `pitch` bytes apart. sums: the address of m rows of 32 sums, to which the groups are added. scales: the address of
+    the scales, which take SCALE_BYTES for each group. x, x_pitch: as in `packed_kernels.packed_rows`.
     """
     kind = ir.VectorType(F32, lanes)
 
