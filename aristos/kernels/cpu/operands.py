@@ -1,7 +1,7 @@
-"""Products by panels of 32 columns, by tiles if the instruction set has them for the element type, or multiply-adds.
+"""Products by panels of 32 columns: by tiles if the instruction set has them for the element type, or by multiply-adds.
 
-`tiles` and `widened` define operand, panel and sums. An element type has one arithmetic on an instruction set, whatever
-the number of rows, so a row's sums never depend on the rows beside it.
+The docstrings of `tiles` and `widened` define operands, panels and sums. On one instruction set, an element type has
+the same arithmetic for any number of rows, so a row's sums never depend on the rows beside it.
 """
 
 from kernel_cache.compile import inlined, jit
@@ -19,7 +19,7 @@ from .packed_panels import STEP
 from .target import FORMAT, ISA
 
 NARROW_BYTES, SPLIT_BYTES = WEIGHT_TYPES["bfloat16"].nbytes(1, WIDTH), weight_types.SPLIT.nbytes(1, WIDTH)
-SPARE_BYTES = 128  # spare memory, for the shapes of tiles or for one row of 32 elements
+SPARE_BYTES = 128  # of spare memory for the shapes of tiles, or for one row of 32 elements
 
 release = tiles.release if ISA == "amx" else mem.pause
 if FORMAT:
@@ -33,7 +33,7 @@ else:
 
 
 def _by_element(name, arguments):
-    """A function `name`(element, *arguments) that calls the same function of the element type's module."""
+    """A function `name`(element, *arguments) that calls the function `name` of the element type's module."""
     functions = {element: getattr(way, name) for element, way in _ways.items()}
     return jit(unrolled(name, arguments, f"return case(code, {arguments})", functions, globals()))
 
@@ -46,19 +46,19 @@ panel_sums = _by_element("panel_sums", "m, a, depth, panel, sums, carry, ahead, 
 
 
 def operand_bytes(element: int, rows: int, columns: int) -> int:
-    """Bytes of an operand of `rows` rows, called from Python."""
+    """Bytes of an operand of `rows` rows. This function is called from Python."""
     return int(_ways[element].operand_size(element, rows, columns))
 
 
 @inlined
 def panel_bytes(element):
-    """Bytes that a plain panel has for each k."""
+    """Bytes that a panel of plain weights has for each k."""
     return SPLIT_BYTES if element == SPLIT else NARROW_BYTES
 
 
 @jit
 def panel_step(element, panels, depth):
-    """Bytes from one panel of a matrix to the next. panels: address of the first panel. depth: k of the matrix."""
+    """Bytes from one panel of a matrix to the next. panels: the address of the first. depth: how many k there are."""
     if FORMAT:
         return mem.load(panels + STEP)
     return panel_bytes(element) * ((depth + WIDTH - 1) // WIDTH * WIDTH)
@@ -78,9 +78,10 @@ def float_rows(element):
 
 @jit
 def write_rows(element, m, sums, y, j, columns):
-    """Round sums of m rows once, and write them to columns j.. of rows of y. columns: how many y has.
+    """Round 32 sums of each of m rows once, and write them to columns j.. of rows of y.
 
-    y: address of an array of row addresses. Rows of 16-bit elements have space for whole panels.
+    y: the address of an array of row addresses. columns: how many columns y has. Rows of 16-bit elements must have
+    space for whole panels.
     """
     if float_rows(element):
         nbytes = FLOAT * min(WIDTH, columns - j)
@@ -93,7 +94,7 @@ def write_rows(element, m, sums, y, j, columns):
 
 @jit
 def begin(spare):
-    """Prepare for the products of a run. spare: address of SPARE_BYTES bytes."""
+    """Prepare for the products of a run. spare: the address of SPARE_BYTES bytes."""
     mem.store(spare + 64, tiles.NO_SHAPE)
 
 

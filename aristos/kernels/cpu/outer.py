@@ -16,11 +16,11 @@ MOST_OUTER = 1024  # most rows of a pass
 TRANSPOSED = 128  # columns that are transposed at once: few enough to stay in the L2 cache
 LARGE = 1 << 20  # least bytes of a matrix that is written past the caches, if it is written once
 SIDE = 8  # rows and columns of a block that is transposed in registers
-SOON = 4  # how many rows ahead are prefetched: they lie far apart in the store, where the processor cannot foresee them
+SOON = 4  # how many rows ahead to prefetch: rows lie far apart in the store, so the processor cannot foresee them
 
 
 def outer_bytes(rows, widest):
-    """Bytes of scratch memory of `add_outer` for up to `rows` rows. widest: the most columns of either side."""
+    """Bytes of scratch memory of `add_outer` for up to `rows` rows. widest: the larger number of columns of x and b."""
     transposed = PITCH * TRANSPOSED * -(-rows // KC)
     return FLOAT * NR * ROWS + 8 * (ROWS + TRANSPOSED) + 2 * LINE + transposed + FLOAT * rows * (widest + LANES)
 
@@ -34,13 +34,19 @@ def pass_rows(rows):
 
 @jit
 def past_caches(carry, once, nbytes):
-    """Whether a matrix of gradients is written past the caches. once: no later pass of this call adds to it."""
+    """Whether a matrix of gradients is written past the caches.
+
+    once: nonzero if no later pass of this call adds to the matrix. nbytes: the bytes of the matrix.
+    """
     return carry == 0 and once != 0 and nbytes >= LARGE
 
 
 @jit
 def fetch_row(m, rows, i, first, nbytes):
-    """Prefetch `nbytes` bytes of row i of m, from byte `first` on. rows: address of an array of row addresses."""
+    """Prefetch `nbytes` bytes of row i of m rows, from byte `first` on. If there is no row i, do nothing.
+
+    rows: the address of an array of row addresses.
+    """
     if i < m:
         start = mem.load(rows + 8 * i) + first
         for line in range(0, nbytes, LINE):
@@ -49,7 +55,10 @@ def fetch_row(m, rows, i, first, nbytes):
 
 @jit
 def transpose_rows(m, x, first, columns, a):
-    """Transpose columns first.. of m rows of float32. Row c of the packed rows at `a` gets one column of all m rows."""
+    """Transpose `columns` columns, from column `first` on, of m rows of float32.
+
+    x: the address of an array of row addresses. Each of the packed rows at `a` gets one column of all m rows.
+    """
     for k0 in range(0, m, KC):
         transpose_block(min(KC, m - k0), x + 8 * k0, first, columns, a)
         a += PITCH * columns
@@ -74,7 +83,7 @@ def transpose_block(m, x, first, columns, a):
 def pack_panels(m, rows, w, columns, panels):
     """Write m rows of `columns` float32 as panels of a matrix with m rows.
 
-    rows: address of an array of row addresses; w: address of a factor for each row, or 0.
+    rows: the address of an array of row addresses. w: the address of one factor for each row, or 0 for no factors.
     """
     whole = columns // NR * NR
     for i in range(m):
@@ -104,11 +113,13 @@ def pack_panel(to, source, weight):
 
 @jit
 def add_transposed(m, rows, a, panels, columns, out, pitch, carry, past, sums, tables):
-    """Add A^T B, over m rows in order, to out[rows, columns]. a: A transposed. pitch: bytes between rows of out.
+    """Add A^T B, summed over m rows in order, to out[rows, columns].
 
-    carry: 0 to write over `out` instead. Rows of out are computed in groups, as by `gemm.panel_rows`; the next group is
-    prefetched meanwhile. past: whether groups are written past the caches; then they are computed in `sums`, which has
-    space for one. tables: space for the addresses of ROWS rows of sums and of `rows` rows of out.
+    a: the address of A transposed. panels: the address of the panels of B. pitch: the number of bytes between rows of
+    out. carry: 0 if out is overwritten instead. Rows of out are computed in groups, as by `gemm.panel_rows`; while one
+    group is computed, the next one is prefetched. past: whether groups are written past the caches. If so, each group
+    is first computed in `sums`, which has space for one group. tables: the address of space for the addresses of ROWS
+    rows of sums and of `rows` rows of out.
     """
     groups = (rows + ROWS - 1) // ROWS
     size = rows // groups
@@ -146,8 +157,9 @@ def add_transposed(m, rows, a, panels, columns, out, pitch, carry, past, sums, t
 def add_outer(m, x, begin, end, b, w, columns, out, carry, past, scratch):
     """Set out[begin:end, :columns] to the sum over m rows of w[i] x[i]^T b[i], plus out if `carry` is nonzero.
 
-    m: at most MOST_OUTER. x, b: addresses of arrays of row addresses; w: address of m float32, or 0. Rows of out are
-    rounded up to vectors. past: see `add_transposed`. scratch: `outer_bytes(m, the larger of end and columns)` bytes.
+    m: at most MOST_OUTER. x, b: the addresses of arrays of row addresses. w: the address of m float32, or 0 for no
+    factors. Rows of out have space for `columns` rounded up to vectors. past: see `add_transposed`. scratch: the
+    address of `outer_bytes(m, the larger of end and columns)` bytes.
     """
     pitch = FLOAT * ((columns + LANES - 1) // LANES * LANES)
     sums = (scratch + LINE - 1) // LINE * LINE
@@ -165,9 +177,9 @@ def add_outer(m, x, begin, end, b, w, columns, out, carry, past, scratch):
 
 @jit
 def add_rows(m, rows, w, n, out, carry):
-    """Set out[n] to the sum of m rows in order, times w[i] if w is not 0, plus out if `carry` is nonzero.
+    """Set out[n] to the sum of m rows in order, each times w[i] if w is not 0, plus out if `carry` is nonzero.
 
-    rows: address of an array of row addresses.
+    rows: the address of an array of row addresses.
     """
     sums = mem.floats(out, n)
     if carry == 0:

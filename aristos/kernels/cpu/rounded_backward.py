@@ -1,13 +1,14 @@
 """The gradients of one expert on a run of rows of bfloat16, as in `expert_backward`, by products of bfloat16.
 
-x, dy and the weights are bfloat16. So are du, dg and w h, which `expert_rows` rounds once and keeps for each row:
+x, dy and the weights are bfloat16. du, dg and w h become bfloat16: `expert_rows` rounds them once and keeps them.
 
     d = dy down^T, h as in the forward call, dw = <d, h> + <dy, down_bias>
     du, dg = w d times the derivatives of h; dx = du up^T + dg gate^T
-    dup += x^T du, dgate += x^T dg, ddown += (w h)^T dy, and the sums of du, dg, w dy to the biases
+    dup += x^T du, dgate += x^T dg, ddown += (w h)^T dy
+    gradients of the biases += the sums over rows of du, dg and w dy
 
-All sums are float32, and so is dx. A row's results depend on the row alone. In each call a sum over rows is one chain
-in order of rows: blocks of 32 rows, counted from the call's first, are added as `operands.panel_sums` does.
+All sums and dx are float32. A row's results depend on the row alone. In each call a sum over rows is one chain in order
+of rows. Its blocks of 32 rows, counted from the call's first row, are added as `operands.panel_sums` adds blocks of k.
 """
 
 import numpy as np
@@ -44,15 +45,15 @@ from .stored_rows import ENTRY, LISTED, expert_of, give_back, halves, list_rows,
 from .widened import DOT
 
 ELEMENT, BYTES = BFLOAT16, 2
-CHUNK = 512  # columns of F whose du and dg are kept as operands
-TRANSPOSED = 128  # columns of x, or of h, that are transposed at once: their operand stays in the L2 cache
-SIDE = 16  # columns that are paired at once
-PAIRS = 8  # pairs of rows that are transposed at once
-WORDS = PAIRS * (8 + FLOAT * SIDE)  # bytes of a block of such pairs: addresses of its rows, and the rows
+CHUNK = 512  # columns of F in a chunk, whose du and dg are kept as operands
+TRANSPOSED = 128  # how many columns of x or h are transposed at once: their operand stays in the L2 cache
+SIDE = 16  # how many columns of two rows are paired at once
+PAIRS = 8  # how many pairs of rows are transposed at once
+WORDS = PAIRS * (8 + FLOAT * SIDE)  # bytes of PAIRS rows of SIDE words, and of their addresses
 
 
 def part_bytes(columns):
-    """Bytes of `columns` elements in whole lines, which hold 32 elements each."""
+    """Bytes of `columns` elements, rounded up to whole lines of 32 elements."""
     return (BYTES * columns + LINE - 1) // LINE * LINE
 
 
@@ -60,12 +61,12 @@ part_size = jit(part_bytes)
 
 
 def kept_bytes(ffn, gated):
-    """Bytes of what `expert_rows` keeps of a row: du, w h, and dg if gated."""
+    """Bytes of the data that `expert_rows` keeps of a row: du, w h, and dg if gated."""
     return (3 if gated else 2) * part_bytes(ffn)
 
 
 def place_bytes(hidden, ffn, gated):
-    """Bytes of a row's place in the store: dy, x, what `expert_rows` keeps, the combine weight."""
+    """Bytes of a row's place in the store: dy, x, the data that `expert_rows` keeps, and the combine weight."""
     return 2 * part_bytes(hidden) + kept_bytes(ffn, gated) + LINE
 
 
@@ -104,9 +105,10 @@ def stored_bytes(hidden, ffn):
 
 @jit
 def take_hidden(m, saved, j, ffn, part, u, g):
-    """Copy 32 sums of m rows, from column j on, as `expert.keep_hidden` wrote them.
+    """Copy up to 32 columns of m rows, from column j on, to u and g, as `expert.keep_hidden` wrote them.
 
-    part: bytes from u to g, 0: no g.
+    saved: the address of an array of the rows' places. part: the number of bytes from a row's u to its g in such a
+    place; 0 if there is no g.
     """
     nbytes = min(SUMS, line_bytes(ffn) - FLOAT * j)
     for i in range(m):
@@ -118,7 +120,7 @@ def take_hidden(m, saved, j, ffn, part, u, g):
 
 @jit
 def take_sums(to, source, nbytes):
-    """Copy up to 32 float32, and write zeros after them up to 32."""
+    """Copy `nbytes` bytes of float32, and write zeros after them until there are 32 float32."""
     if nbytes == SUMS:
         move(to, source)
     else:
@@ -144,7 +146,7 @@ def scale(at, by):
 
 @jit
 def expert_rows(rows, expert, scratch, wire):
-    """Do what `expert_backward.expert_rows` does, for rows of bfloat16. dx is float32 of `hidden` columns."""
+    """Do what `expert_backward.expert_rows` does, for rows of bfloat16. Rows of dx are `hidden` float32."""
     m, x, dy, w, dx, dw, kept, saved = rows
     weights, transposed, code, hidden, ffn = expert
     up_panels, gate, _, up_bias, gate_bias, down_bias = weights
@@ -227,7 +229,7 @@ def expert_rows(rows, expert, scratch, wire):
 def pack_pairs(m, rows, columns, panels):
     """Write m rows of bfloat16 as panels of 32 columns, in the order of `elements.pack_pairs`.
 
-    Zeros follow up to where a product of m rows reads. rows: address of an array of row addresses.
+    Zeros follow as far as a product of m rows reads. rows: the address of an array of row addresses.
     """
     depth = up(m)
     for p in range(depth_of(ELEMENT, m) // 2):
@@ -242,13 +244,16 @@ def pack_pairs(m, rows, columns, panels):
 
 @jit
 def row_at(m, rows, i):
-    """The address of row i; 0 if there are fewer rows."""
+    """The address of row i, or 0 if there is no row i."""
     return mem.load(rows + 8 * i) if i < m else 0
 
 
 @jit
 def pair(lower, upper, j, columns, to):
-    """Write columns j.. of two rows as 16 words of pairs. A row at address 0, and columns from `columns` on, give 0."""
+    """Write 16 columns of two rows, from column j on, as 16 words, each of which holds a pair of elements.
+
+    lower, upper: the addresses of the rows. A row at address 0 gives zeros, and so do columns from `columns` on.
+    """
     if upper != 0 and j + SIDE <= columns:
         pair_side(lower + BYTES * j, upper + BYTES * j, to)
     else:
@@ -257,7 +262,7 @@ def pair(lower, upper, j, columns, to):
 
 @jit
 def pair_side(lower, upper, to):
-    """Write 16 pairs of elements as words."""
+    """Write the 16 elements at `lower` and the 16 at `upper` as 16 words of pairs."""
     a, b, out = mem.bits16(lower, SIDE), mem.bits16(upper, SIDE), mem.bits32(to, SIDE)
     for c in range(SIDE):
         out[c] = np.uint32(a[c]) | np.uint32(b[c]) << np.uint32(16)
@@ -265,7 +270,7 @@ def pair_side(lower, upper, to):
 
 @jit
 def pair_some(lower, upper, j, columns, to):
-    """Do what `pair_side` does for columns j.. of two rows. A row at address 0, and columns past `columns`, give 0."""
+    """Do what `pair` does, where a row has address 0 or fewer than 16 columns are left."""
     out, n = mem.bits16(to, 2 * SIDE), min(SIDE, columns - j)
     out[:] = 0
     for c in range(n):
@@ -277,10 +282,11 @@ def pair_some(lower, upper, j, columns, to):
 
 @jit
 def transpose_rows(m, rows, first, columns, t, space):
-    """Write columns of m rows transposed, from column `first` on.
+    """Transpose `columns` columns of m rows, from column `first` on, and write them at t.
 
-    Each row at t, of PITCH bytes, gets one column of all m rows, then zeros. With dot products a row holds KC entries,
-    as an operand's; further ones are in later blocks. space: WORDS bytes.
+    Each row at t takes PITCH bytes, and gets one column of all m rows, then zeros. With dot products a row at t holds
+    KC entries, as a row of an operand does; further entries go to later blocks. rows: the address of an array of row
+    addresses. space: the address of WORDS bytes.
     """
     jump = PITCH * columns - BYTES * KC if DOT else 0
     words = space + 8 * PAIRS
@@ -301,9 +307,10 @@ def transpose_rows(m, rows, first, columns, t, space):
 
 @jit
 def add_transposed(m, n, a, panels, columns, out, pitch, carry, past, sums, spare):
-    """Set out[n, columns] to the operand at a, of n rows and m columns, times panels, plus out if `carry` is nonzero.
+    """Set out[n, columns] to an operand [n, m] times panels, plus out if `carry` is nonzero.
 
-    pitch: bytes between rows of out. past: whether rows of out are written past the caches.
+    a: the address of the operand. panels: the address of the panels. pitch: the number of bytes between rows of out.
+    past: whether rows of out are written past the caches.
     """
     step = panel_bytes(ELEMENT) * up(m)
     for j in range(0, columns, WIDTH):
@@ -333,9 +340,9 @@ def add_transposed(m, n, a, panels, columns, out, pitch, carry, past, sums, spar
 
 @jit
 def add_rows(m, rows, w, n, out, carry, wide):
-    """Set out[n] to the sum of m rows in order, times w[i] if w is not 0, plus out if `carry` is nonzero.
+    """Set out[n] to the sum of m rows in order, each times w[i] if w is not 0, plus out if `carry` is nonzero.
 
-    wide: space for n float32.
+    rows: the address of an array of row addresses. wide: the address of space for n float32.
     """
     sums, row = mem.floats(out, n), mem.floats(wide, n)
     if carry == 0:
@@ -356,7 +363,7 @@ def weight_gradients(rows, sums, scratch):
 
 @jit
 def add_gradient(rows, into, scratch, which, first, last):
-    """Do a part of `weight_gradients`: rows first..last of one matrix, and with row 0 its bias."""
+    """Do a part of `weight_gradients`: for rows first..last of one matrix, and for its bias if row 0 is among them."""
     m, x, dy, w, _, _, kept, _ = rows
     gradients, hidden, ffn, carry, once = into
     target, bias = gradients[which], gradients[3 + which]
@@ -400,7 +407,7 @@ def add_gradient(rows, into, scratch, which, first, last):
 
 @jit
 def kept_addresses(m, table, kept, which, ffn):
-    """Write at `table` the addresses of what was kept of m rows. which: 0 du, 1 w h, 2 dg."""
+    """Write at `table` the addresses of one kept part of each of m rows. which: 0 for du, 1 for w h, 2 for dg."""
     for i in range(m):
         mem.store(table + 8 * i, mem.load(kept + 8 * i) + part_size(ffn) * which)
 
@@ -410,7 +417,7 @@ def kept_addresses(m, table, kept, which, ffn):
 
 @jit
 def place_of(hidden, ffn, gated):
-    """How rows of bfloat16 lie in the store."""
+    """The Place of rows of bfloat16 in the store."""
     part, kept = part_size(hidden), 2 * part_size(hidden)
     return Place(BYTES * hidden, part, kept, kept + part_size(ffn) * (3 if gated else 2))
 
@@ -445,7 +452,7 @@ def stored_gradients(rows, places, gradients, hidden, ffn, carry, scratch, which
 
 
 def saved_bytes(hidden, ffn, gated):
-    """Bytes that `expert_blocks` needs in addition to its scratch: a block's rounded rows, and what is kept of them."""
+    """Bytes that `expert_blocks` needs besides its scratch: a block's rounded rows, and the data kept of them."""
     return MOST_ROWS * (3 * 8 + 2 * part_bytes(hidden) + kept_bytes(ffn, gated)) + LINE + SUMS
 
 
@@ -456,7 +463,7 @@ def blocks_bytes(hidden, ffn):
 
 @jit
 def round_exactly(to, source, n, block):
-    """Round n float32, and read no more than these. block: space for 32."""
+    """Round n float32 without reading any beyond them. block: the address of space for 32 float32."""
     whole = n // WIDTH * WIDTH
     round_row(ELEMENT, to, source, whole)
     if whole < n:
@@ -466,7 +473,7 @@ def round_exactly(to, source, n, block):
 
 @jit
 def expert_blocks(call):
-    """Do what `expert_backward.expert_blocks` does. x and dy are float32, and are rounded first."""
+    """Do what `expert_backward.expert_blocks` does, but round x and dy, which are float32, to bfloat16 first."""
     hidden, ffn, scratch, carry, saved = call.hidden, call.ffn, call.scratch, call.carry, call.saved
     expert = Expert(call.weights, call.transposed, call.activation, hidden, ffn)
     to_x, to_dy, kept = saved, saved + 8 * MOST_ROWS, saved + 16 * MOST_ROWS

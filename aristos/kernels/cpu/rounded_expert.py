@@ -1,10 +1,10 @@
 """One expert on a run of rows by panels of 32 columns: y = round(round(act(x up + b1) [* (x gate + bg)]) down + b2).
 
-This is for elements of 16 bits, and for split float32. Sums, biases and activations are float32. Hidden activations and
-outputs are each rounded once (split: hidden activations to 16 significant bits, outputs not at all). A panel of 32
-columns is finished before the next one begins, so its sums stay in the L1 cache. Either all hidden activations of a run
-are kept, or those of a chunk of F and the outputs' sums, whichever takes less memory. The order of every sum is the
-same.
+The kernels serve elements of 16 bits, and split float32. Sums, biases and activations are float32. Hidden activations
+and outputs are each rounded once; with split float32, hidden activations are rounded to 16 significant bits, and
+outputs not at all. A panel of 32 columns is finished before the next one begins, so its sums stay in the L1 cache. A
+run keeps either all its hidden activations, or the hidden activations of one chunk of F and the sums of the outputs,
+whichever takes less memory. The order of every sum is the same in both cases.
 """
 
 from kernel_cache.compile import inlined, jit
@@ -38,15 +38,16 @@ FC = 512  # columns of F in a chunk, if not all hidden activations are kept
 
 @inlined
 def chunk_of(element, hidden, ffn):
-    """Columns of F in a chunk: all, if their activations take no more bytes than a chunk's plus the outputs' sums.
+    """How many columns of F a chunk has.
 
-    With packed weights a chunk has all columns, because a group of k may be longer than a chunk.
+    It has all columns if their activations take no more bytes than the activations of FC columns and the sums of the
+    outputs. With packed weights it always has all columns, because a group of k may be longer than FC.
     """
     return ffn if FORMAT or ffn <= FC + (hidden if element == SPLIT else 2 * hidden) else FC
 
 
 def scratch_bytes(element, rows, hidden, ffn, gated):
-    """Bytes of scratch memory for up to `rows` rows: operands of both products, and sums."""
+    """Bytes of scratch memory for up to `rows` rows: the operands of both products, and sums."""
     chunk = chunk_of(element, hidden, ffn)
     sums = (2 if gated else 1) + (-(-hidden // WIDTH) if chunk < ffn else 0)
     operands = operand_bytes(element, rows, hidden) + operand_bytes(element, rows, chunk)
@@ -59,15 +60,15 @@ def product_bytes(element, rows, depth):
 
 
 def activation_bytes(element, rows, ffn):
-    """Bytes of all hidden activations of a column-split run: an operand."""
+    """Bytes of all hidden activations of a column-split run, which form an operand."""
     return operand_bytes(element, rows, ffn)
 
 
 @jit
 def start_sums(m, bias, sums):
-    """Set m rows of 32 sums to the bias, if there is one; returns whether there is.
+    """Set m rows of 32 sums to the bias, if there is a bias. Returns 1 if there is one, else 0.
 
-    bias: address of 32 float32, or 0.
+    bias: the address of 32 float32, or 0 if there is no bias.
     """
     if bias == 0:
         return 0
@@ -84,16 +85,19 @@ def up(n):
 
 @inlined
 def ahead_of(panel, step, more):
-    """The panel that is prefetched during the product of `panel`: the next one.
+    """The address of the panel that is prefetched during the product with `panel`: the next panel, if there is one.
 
-    The last panel prefetches itself, which costs nothing.
+    more: whether there is one. During the product with the last panel, that panel is prefetched, which costs nothing.
     """
     return panel + step if more else panel
 
 
 @jit
 def keep_hidden(m, kept, j, ffn, u, g):
-    """Copy 32 sums of m rows to column j of their places, as `expert.keep_hidden` does. g: the gate's sums, or 0."""
+    """Copy 32 sums of m rows to columns j.. of the rows' places, as `expert.keep_hidden` does.
+
+    u, g: the addresses of the sums of the up projection and of the gate. g is 0 if there is no gate.
+    """
     nbytes = min(SUMS, line_bytes(ffn) - FLOAT * j)
     for i in range(m):
         entry = mem.load(kept + 8 * i)
@@ -110,8 +114,9 @@ def hidden_panels(
 ):
     """Compute hidden activations first..last of m rows, and round them into columns first - j0.. of the operand h.
 
-    a: operand of x. columns: how many h has. after: address of the weights that are read next, or 0. sums: address of m
-    rows of 32 sums, twice when gated. kept: see ExpertRows in `primitives.arithmetic`.
+    a: the address of the operand of x. columns: how many columns h has. after: the address of the weights that are read
+    next, or 0. sums: the address of m rows of 32 sums, or of twice as many rows if there is a gate. kept: see
+    ExpertRows in `primitives.arithmetic`.
     """
     up_weights, gate, _, up_bias, gate_bias, _ = weights
     step = panel_step(element, up_weights, hidden)
@@ -141,9 +146,9 @@ def hidden_panels(
 def expert_rows(element, call):
     """Run one expert on rows. call: an ExpertRows.
 
-    Rows have elements of this type. If these are of 16 bits, rows of y have space for `hidden` rounded up to 32.
-    weights: packed panels, and biases of float32 padded to 32. scratch: `scratch_bytes(element, rows, hidden, ffn,
-    gated)` bytes, 64-byte aligned.
+    Rows of x and y have elements of this type. If these have 16 bits, each row of y must have space for `hidden`
+    elements rounded up to a multiple of 32. weights: the addresses of packed panels, and of float32 biases padded to
+    multiples of 32. scratch: the address of `scratch_bytes(element, rows, hidden, ffn, gated)` bytes, 64-byte aligned.
     """
     m, y, weights, code, hidden, ffn = call.rows, call.y, call.weights, call.activation, call.hidden, call.ffn
     wire, kept = call.wire, call.kept
@@ -182,7 +187,8 @@ def expert_rows(element, call):
 def up_columns(element, call):
     """Compute hidden activations first..first + columns, a worker's share of a column-split run. call: an UpColumns.
 
-    activations: `activation_bytes(element, rows, ffn)` bytes; scratch: of `scratch_bytes`.
+    activations: the address of `activation_bytes(element, rows, ffn)` bytes. scratch: the address of scratch memory,
+    see `scratch_bytes`.
     """
     m, hidden, ffn = call.rows, call.hidden, call.ffn
     spare, a = call.scratch, call.scratch + spare_bytes(m, max(hidden, ffn))
@@ -217,8 +223,8 @@ def down_columns(element, call):
 def product(element, call):
     """Compute y = round(x W). call: a Product.
 
-    Rows of y have space for `columns` rounded up to 32. scratch: `product_bytes(element, rows, depth)` bytes, 64-byte
-    aligned.
+    Each row of y must have space for `columns` elements rounded up to a multiple of 32. scratch: the address of
+    `product_bytes(element, rows, depth)` bytes, 64-byte aligned.
     """
     m, depth, columns = call.rows, call.depth, call.columns
     spare, a = call.scratch, call.scratch + spare_bytes(m, depth)

@@ -1,12 +1,12 @@
-"""Products of bfloat16 by AMX tiles. Operands are tiles: for each group of rows, two tiles of up to 16 rows.
+"""Products of bfloat16 by AMX tiles. An operand consists of tiles: two tiles of up to 16 rows for each group of rows.
 
-Products of float32 are made too (SPLIT): each value is the sum of two bfloat16, high + low, with 16 significant bits,
-and x w is low high + high high + high low. A tile of low values follows each tile of high ones. Denormals count as
-zeros. A value of 3.39e38 or more, or infinity, gives NaN.
+Products of float32 are computed too (SPLIT). Each value is then the sum of two bfloat16, high + low, which have 16
+significant bits together, and the product of x and w is low high + high high + high low. A tile of low values follows
+each tile of high values. Denormals count as zeros. A value of 3.39e38 or more, or infinity, gives NaN.
 
-Rows are cut into groups of nearly equal size, with at most 32 rows each. For each block of 32 k, a tile of an operand
-has as many rows of 64 bytes as the group's upper tile. So few rows take little space, and stay in the L1 cache. Sums of
-many rows stay in tiles during a pass of KC, and wait in the L1 cache between passes.
+Rows are cut into groups of nearly equal size, with at most 32 rows each. For each block of 32 k, both tiles of a group
+take as many rows of 64 bytes as its upper tile has. So few rows take little space, and stay in the L1 cache. Sums of
+many rows stay in tiles during a pass over KC values of k, and wait in the L1 cache between passes.
 The tile unit adds the products of a sum in its own fixed order of k, which does not depend on the rows.
 """
 
@@ -22,8 +22,8 @@ from .convert import SPLIT, round_bfloat16, split_block
 from .elements import WIDTH
 from .micro_kernels import STEP, SUMS
 
-KC = 256  # k of a pass, or half as many of split values: a panel's part of 16 KiB stays in the L1 cache
-WHOLE_GROUPS = 2  # up to so many groups of rows, memory is the limit, and sums stay in tiles over all of k
+KC = 256  # how many k a pass has (half as many for split values): a panel's part of 16 KiB stays in the L1 cache
+WHOLE_GROUPS = 2  # with at most so many groups of rows, memory is the limit, and sums stay in tiles over all k
 ROW = STEP // 16  # bytes of a row of a tile
 NO_SHAPE = -1
 
@@ -39,7 +39,8 @@ def release():
 def tile_sums(a, below, b, sums, steps, carry, ahead, pace, upper, lower):
     """Set sums[i, :32] to A[i, :32 * steps] x panel, for `upper` rows at `a` and `lower` rows at a + below.
 
-    sums: address of rows of 32 sums. carry: nonzero to add to them. Each block of k prefetches `pace` bytes.
+    sums: the address of rows of 32 sums. carry: nonzero if the products are added to these sums. For each block of k,
+    the compiled kernel prefetches `pace` bytes from `ahead` on.
     """
     _sums(a, below, b, sums, steps, carry, upper, lower, 1, [(0, 0)])
 
@@ -50,7 +51,11 @@ def split_sums(a, below, b, sums, steps, carry, ahead, pace, upper, lower):
 
 
 def _sums(a, below, b, sums, steps, carry, upper, lower, parts, products):
-    """The sums in plain Python. products: (part of A, part of the panel), in order; part 0 has the high values."""
+    """Do what `tile_sums` and `split_sums` do, in plain Python.
+
+    products: pairs (part of A, part of the panel), in the order in which they are multiplied. Part 0 has the high
+    values.
+    """
     right = _widened(b, parts * STEP * steps).reshape(steps, parts, 2, 16, 16, 2)  # block, part, half, pair, column, k
     tile = ROW * upper
     for i in range(upper + lower):
@@ -70,9 +75,10 @@ def _widened(addr, n):
 
 
 def _lowering(name, parts):
-    """The lowering of `tile_sums` (one part) and of `split_sums` (two). It calls the kernel for one or for both tiles.
+    """The lowering of `tile_sums` (one part) or `split_sums` (two parts).
 
-    name: makes the symbols of both differ, because compiled code of several processes may be linked together.
+    It calls the kernel for the upper tiles alone, or for upper and lower tiles. name: the function's name, by which the
+    symbols of the two lowerings differ: compiled code of several processes may be linked together.
     """
     both, upper_alone = micro_kernels.tile_kernel(2, parts), micro_kernels.tile_kernel(1, parts)
 
@@ -97,9 +103,9 @@ overload(split_sums)(_lowering("split_sums", 2))
 
 @jit
 def shape_tiles(upper, lower, shapes):
-    """Load the shapes of tiles for `upper` and `lower` rows, unless they are loaded. shapes: address of 72 bytes.
+    """Load the shapes of tiles for `upper` and `lower` rows, unless these shapes are loaded already.
 
-    Its last word says which shapes are loaded: NO_SHAPE before the first call.
+    shapes: the address of 72 bytes. The last word says which shapes are loaded; before the first call it is NO_SHAPE.
     """
     wanted = 17 * upper + lower
     if mem.load(shapes + 64) == wanted:
@@ -107,7 +113,7 @@ def shape_tiles(upper, lower, shapes):
     below = max(lower, 1)  # a tile without rows would be an error of the processor
     mem.store(shapes, 1)  # palette
     mem.store(shapes + 8, 0)
-    for i in range(4):  # 64 bytes a row, for eight tiles
+    for i in range(4):  # eight tiles have rows of 64 bytes
         mem.store(shapes + 16 + 8 * i, 0x0040004000400040 if i < 2 else 0)
     rows = upper | upper << 8 | below << 16 | below << 24 | upper << 32 | below << 40 | 16 << 48 | 16 << 56
     mem.store(shapes + 48, rows)
@@ -118,7 +124,7 @@ def shape_tiles(upper, lower, shapes):
 
 @jit
 def group_rows(m, g, groups):
-    """(rows, rows of the upper tile) of group g of m rows."""
+    """(number of rows, number of rows of the upper tile) of group g, if m rows form `groups` groups."""
     rows = m // groups + (1 if g < m % groups else 0)
     return rows, rows if rows <= 16 else (rows + 1) // 2
 
@@ -137,15 +143,15 @@ def operand_size(element, rows, columns):
 
 @inlined
 def depth_of(element, rows):
-    """How many packed rows `panel_sums` reads of a matrix of `rows` rows, with the zeros behind them."""
+    """How many packed rows `panel_sums` reads of a matrix of `rows` rows, including the zeros behind them."""
     return (rows + WIDTH - 1) // WIDTH * WIDTH
 
 
 @jit
 def pack_split_row(place, step, source, columns):
-    """Write a row of `columns` float32 into an operand. place: address of its first high values.
+    """Write a row of `columns` float32 into an operand.
 
-    step: bytes of a block.
+    place: the address of the row's first high values. step: the bytes of a block of k.
     """
     for k in range(0, columns, WIDTH):
         split_block(place, place + step // 2, source + FLOAT * k, min(WIDTH, columns - k))
@@ -154,9 +160,9 @@ def pack_split_row(place, step, source, columns):
 
 @jit
 def pack_row(place, step, source, columns):
-    """Write a row of `columns` bfloat16 into an operand. place: address of its row in the first tile.
+    """Write a row of `columns` bfloat16 into an operand.
 
-    step: bytes of a block.
+    place: the address of the row in its first block. step: the bytes of a block of k.
     """
     whole = columns // WIDTH
     for n in range(whole):
@@ -169,7 +175,10 @@ def pack_row(place, step, source, columns):
 
 @jit
 def pack_operand(element, m, x, columns, a):
-    """Write m rows of `columns` elements into an operand. x: address of an array of row addresses. a: the operand's."""
+    """Write m rows of `columns` elements into an operand.
+
+    x: the address of an array of row addresses. a: the address of the operand.
+    """
     groups = (m + 31) // 32
     i = 0
     for g in range(groups):
@@ -188,7 +197,7 @@ def pack_operand(element, m, x, columns, a):
 
 @jit
 def round_operand(element, m, sums, j, columns, a, spare):
-    """Round 32 sums of m rows to elements, or split them, into columns j.. of an operand of `columns` columns."""
+    """Round or split 32 sums of each of m rows, and store them as columns j.. of an operand of `columns` columns."""
     groups = (m + 31) // 32
     for g in range(groups):
         rows, upper = group_rows(m, g, groups)
@@ -208,7 +217,7 @@ def round_operand(element, m, sums, j, columns, a, spare):
 
 @jit
 def block_place(m, columns, a, i, block):
-    """Address of row i's block of 32 k in an operand of m rows of bfloat16."""
+    """The address of block number `block`, of 32 k, of row i in an operand of m rows of bfloat16."""
     groups = (m + 31) // 32
     for g in range(groups):
         rows, upper = group_rows(m, g, groups)
@@ -224,7 +233,7 @@ def block_place(m, columns, a, i, block):
 def part_sums(element, m, a, first, steps, right, sums, count, carry, ahead, pace, spare):
     """Do a part of `panel_sums`: `count` blocks of k from `first` on. Returns the address that is prefetched next.
 
-    steps: blocks of the operand; right: address of the panel at the first block.
+    steps: how many blocks of k the operand has. right: the address of the panel at block `first`.
     """
     groups = (m + 31) // 32
     for g in range(groups):
@@ -246,12 +255,12 @@ def part_sums(element, m, a, first, steps, right, sums, count, carry, ahead, pac
 def panel_sums(element, m, a, depth, panel, sums, carry, ahead, spare):
     """Set sums[m, 32] to operand x panel for k below `depth`; if `carry` is nonzero, add to them.
 
-    a: address of the operand. panel: address of the panel at the operand's first k. sums: address of m rows of 32.
-    ahead: address of the next panel, of which each group of rows prefetches its share. spare: address of the shapes of
-    tiles.
+    a: the address of the operand. panel: the address of the panel at the operand's first k. sums: the address of m rows
+    of 32 sums. ahead: the address of the next panel, of which each group of rows prefetches its share. spare: the
+    address of the shapes of tiles, see `shape_tiles`.
     """
     groups, steps = (m + 31) // 32, (depth + WIDTH - 1) // WIDTH
-    step = step_bytes(element, 16)  # of a panel's 16 columns
+    step = step_bytes(element, 16)  # bytes of 16 columns of a panel, for a block of k
     pace = ((2 * step + groups - 1) // groups + 63) // 64 * 64
     most = steps if groups <= WHOLE_GROUPS else KC * STEP // (WIDTH * step)  # blocks of k in a pass
     for here in range(0, steps, most):

@@ -4,8 +4,8 @@ These products are used for float16, and for bfloat16 on instruction sets withou
 multiply-adds in order of k. Rows of bfloat16 stay bfloat16 on two ISAs: avx512bf16, which has dot products of pairs,
 and neonbf16, which multiplies 2 x 4 by 4 x 2 matrices.
 
-An *operand* is a matrix of few rows, prepared as the left side of a product: packed rows as in `gemm`, padded with
-zeros to blocks of 32 columns.
+An *operand* is a matrix of few rows that is prepared as the left side of a product: its rows are packed as in `gemm`,
+and padded with zeros to blocks of 32 columns.
 """
 
 from functools import partial
@@ -34,14 +34,14 @@ _products: dict[str, Any] = {
 }
 DOT = ISA in _products
 SPAN = WIDTH if ISA.startswith(("avx512", "amx")) else 16  # columns of a micro-kernel
-# the kernel's sums, the weights as loaded and widened, and a broadcast fit the registers
+# the most rows with which the kernel's sums, the loaded and widened weights, and a broadcast fit the registers
 ROWS = {"neon": 5, "neonbf16": 6}.get(ISA) or {16: 12, 8: 5, 4: 4}[LANES]
 AHEAD_GROUPS = 2  # see gemm.py
 
 _bfloat16 = _products.get(ISA, micro_kernels.widened_bfloat16)
-# A kernel's number is rows + ROWS * (kind - 1), for these kinds and the element types.
-_ALONE = 1 + max(BFLOAT16, FLOAT16)  # kind: bfloat16, for a panel that serves one group of rows
-WIDE = 1 + _ALONE if DOT else BFLOAT16  # kind: weights of bfloat16, rows of float32
+# A kernel's number is rows + ROWS * (kind - 1). A kind is the code of an element type, or one of the following.
+_ALONE = 1 + max(BFLOAT16, FLOAT16)  # kind of bfloat16 for panels that serve a single group of rows
+WIDE = 1 + _ALONE if DOT else BFLOAT16  # kind for weights of bfloat16 and rows of float32
 _kinds = [(BFLOAT16, _bfloat16)]
 if not FORMAT:
     _kinds.append((FLOAT16, micro_kernels.widened_float16))
@@ -59,8 +59,8 @@ _kernels = {
 def block(code, a, b, sums, pairs, carry, ahead, pace):
     """Set sums[i, :SPAN] to A[i, :2 * pairs] x panel; if `carry` is nonzero, add to them.
 
-    code: the kernel's number. a: address of the first row of the operand. b: address of the panel, or of its second
-    half. sums: address of the first of rows of 32 sums.
+    code: the kernel's number. a: the address of the first row of the operand. b: the address of the panel, or of its
+    second half. sums: the address of the first row of 32 sums. ahead, pace: see `micro_kernels.widened_bfloat16`.
     """
     kind, rows, depth = 1 + (code - 1) // ROWS, 1 + (code - 1) % ROWS, 2 * pairs
     element = FLOAT16 if kind == FLOAT16 else BFLOAT16
@@ -99,7 +99,7 @@ def operand_size(element, rows, columns):
 
 @inlined
 def depth_of(element, rows):
-    """How many packed rows `panel_sums` reads of a matrix of `rows` rows, with the zeros behind them."""
+    """How many packed rows `panel_sums` reads of a matrix of `rows` rows, including the zeros behind them."""
     return (rows + 3) // 4 * 4
 
 
@@ -107,7 +107,7 @@ def depth_of(element, rows):
 def widen_rows(element, m, x, columns, a):
     """Widen m rows of `columns` elements into packed rows of float32 at `a`.
 
-    x: address of an array of row addresses.
+    x: the address of an array of row addresses.
     """
     for k0 in range(0, columns, KC):
         n = min(KC, columns - k0)
@@ -121,7 +121,10 @@ def widen_rows(element, m, x, columns, a):
 
 @jit
 def copy_rows(size, m, x, columns, a):
-    """Copy m rows of `columns` elements of `size` bytes to packed rows at `a`. x: address of an array of addresses."""
+    """Copy m rows of `columns` elements of `size` bytes to packed rows at `a`.
+
+    x: the address of an array of row addresses.
+    """
     for k0 in range(0, columns, KC):
         n = min(KC, columns - k0)
         rest = (n + WIDTH - 1) // WIDTH * WIDTH - n
@@ -134,7 +137,10 @@ def copy_rows(size, m, x, columns, a):
 
 @jit
 def pack_operand(element, m, x, columns, a):
-    """Write m rows of `columns` elements into an operand. x: address of an array of row addresses. a: the operand's."""
+    """Write m rows of `columns` elements into an operand.
+
+    x: the address of an array of row addresses. a: the address of the operand.
+    """
     if DOT and element == BFLOAT16:
         copy_rows(2, m, x, columns, a)
     else:
@@ -143,7 +149,10 @@ def pack_operand(element, m, x, columns, a):
 
 @jit
 def round_operand(element, m, sums, j, columns, a, spare):
-    """Round 32 sums of m rows to elements and store them as columns j.. of an operand. spare: address of 64 bytes."""
+    """Round 32 sums of each of m rows to elements, and store them as columns j.. of an operand.
+
+    a: the address of the operand. spare: the address of 64 spare bytes.
+    """
     kept = DOT and element == BFLOAT16
     place = a + PITCH * m * (j // KC) + (2 if kept else FLOAT) * (j % KC)
     for i in range(m):
@@ -157,10 +166,10 @@ def round_operand(element, m, sums, j, columns, a, spare):
 
 @jit
 def part_sums(kind, m, a, pairs, panel, sums, carry, ahead, pace):
-    """Do a part of `panel_sums`: pairs of k of one block of packed rows. Returns the address that is prefetched next.
+    """Do a part of `panel_sums`: `pairs` pairs of k in one block of packed rows. Returns the next address to prefetch.
 
-    kind: the kind of kernel. a: address of the first row's first k. Each pair of k prefetches the line at `ahead`, and
-    adds `pace` to it.
+    kind: the kind of kernel. a: the address of the first row at the first k. For each pair of k, the kernel prefetches
+    the line at `ahead` and adds `pace` to `ahead`.
     """
     groups = (m + ROWS - 1) // ROWS
     size = m // groups
@@ -182,8 +191,8 @@ def part_sums(kind, m, a, pairs, panel, sums, carry, ahead, pace):
 def panel_sums(element, m, a, depth, panel, sums, carry, ahead, spare):
     """Set sums[m, 32] to operand x panel for k below `depth`; if `carry` is nonzero, add to them.
 
-    a: address of the operand. panel: address of the panel at the operand's first k. sums: address of m rows of 32.
-    ahead: address of the next panel, of which each group of rows prefetches its share.
+    a: the address of the operand. panel: the address of the panel at the operand's first k. sums: the address of m rows
+    of 32 sums. ahead: the address of the next panel, of which each group of rows prefetches its share.
     """
     groups = (m + ROWS - 1) // ROWS
     parts = groups * (WIDTH // SPAN)
