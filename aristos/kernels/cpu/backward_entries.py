@@ -10,7 +10,7 @@ from .entries import combine
 
 @jit
 def float32_kernels(kernel, block):
-    """Run a kernel on float32 rows: the one for an expert's rows [dy | x], or the one that combines rows of dx."""
+    """Run the kernel for an expert's rows [dy | x], or the kernel that combines rows of dx, on float32 rows."""
     if kernel == calls.COMBINE_TOKEN:
         combine(FLOAT32, block)
     else:
@@ -20,7 +20,7 @@ def float32_kernels(kernel, block):
 
 @jit
 def bfloat16_kernels(kernel, block):
-    """Run one of the same kernels with rows and weights of bfloat16."""
+    """Run one of the same two kernels, with rows and weights of bfloat16."""
     if kernel == calls.COMBINE_TOKEN:
         combine(FLOAT32, block)
     else:

@@ -23,10 +23,10 @@ MOST = 192
 
 @cache
 def rows(element: ElementType, entries: Any) -> int:
-    """How many rows of an expert take longer to compute than its weights to read. Each process measures this once.
+    """How many rows of an expert take as long to compute as its weights take to read. Each process measures this once.
 
-    entries: the module `entries` that has the element type's kernels. A run of one row takes as long as the reading; in
-    a long run each row takes as long as its arithmetic.
+    entries: the module `entries` that has the element type's kernels. A run of one row takes as long as reading the
+    weights. In a long run, each row takes as long as its arithmetic.
     """
     up, down = element.packed_bytes(HIDDEN, FFN), element.packed_bytes(FFN, HIDDEN)
     weights = aligned((EXPERTS, up + down), np.uint8)
@@ -34,7 +34,7 @@ def rows(element: ElementType, entries: Any) -> int:
     scratch = aligned((entries.run_bytes(element.code, MOST, 0, HIDDEN, FFN, False)[0],), np.uint8)
     weights[:, :up] = element.pack(np.zeros((HIDDEN, FFN), np.float32))
     weights[:, up:] = element.pack(np.zeros((FFN, HIDDEN), np.float32))
-    x[:] = 0  # otherwise pages that were never written would all be the same page
+    x[:] = 0  # without this write, all pages would be one and the same page
     xs, ys = (each.ctypes.data + each.strides[0] * np.arange(MOST) for each in (x, y))
     call = KernelCall(entries, element, EXPERT_ROWS)
 
@@ -66,7 +66,7 @@ def rows(element: ElementType, entries: Any) -> int:
 
 
 def _least(work: Callable[[], None]) -> float:
-    """Seconds of the fastest of three runs."""
+    """How many seconds the fastest of three runs of `work` takes."""
     times = []
     for _ in range(3):
         start = time.perf_counter()

@@ -1,8 +1,9 @@
 """The element types of rows and weights on CPUs: codes, sizes, and weights packed for each type.
 
-A 16-bit type's weights [K, N] are packed as panels of 32 columns, each for all of K; both are padded with zeros to
-multiples of 32. All instruction sets read the same panels. Router and biases are float32 in every type. Weights for
-precision="high" are packed like bfloat16, but each value is two of them: panels have as many bytes as those of float32.
+Weights [K, N] of a 16-bit type are packed as panels of 32 columns, each for all of K; K and N are padded with zeros to
+multiples of 32. All instruction sets read the same panels. Router and biases are float32 with every type. Weights for
+precision="high" are packed as bfloat16 weights are, but each value is the sum of two bfloat16, so panels have as many
+bytes as panels of float32.
 """
 
 from __future__ import annotations
@@ -21,12 +22,15 @@ from . import packed_panels, panels
 from .convert import BFLOAT16, FLOAT16, FLOAT32, SPLIT, narrow
 from .target import ISA
 
-WIDTH = 32  # columns of a panel of 16-bit weights; K is padded to a multiple of it too
+WIDTH = 32  # columns of a panel of 16-bit weights; K is padded to a multiple of this number too
 
 
 @dataclass(frozen=True)
 class ElementType:
-    """row, weight: types of rows and of packed weights. code: the key of their kernels in `entries.KERNELS`."""
+    """The types of a layer's rows and weights.
+
+    row: the type of rows. weight: the type of packed weights. code: the key of their kernels in `entries.KERNELS`.
+    """
 
     row: RowType
     weight: WeightType
@@ -82,7 +86,10 @@ class ElementType:
 
 @dataclass(frozen=True)
 class PackedElement(ElementType):
-    """Rows of an element type with packed weights. code: of the rows' type. `by_isa` has kernels for each format."""
+    """An element type whose weights are codes. Its `code` is the code of the rows' type.
+
+    `by_isa` makes the kernels for each format of packed weights.
+    """
 
     @property
     def format(self) -> str:
@@ -95,9 +102,9 @@ class PackedElement(ElementType):
         return packed_panels.nbytes(self.weight, depth, columns)
 
     def pack(self, weight: Any, transposed: bool = False) -> np.ndarray:
-        """Pack weight, which is `Quantised` of this type, or elements [K, N] that become the nearest codes.
+        """Pack a weight that is `Quantised` with this type, or elements [K, N], which become the nearest codes.
 
-        transposed: False.
+        transposed: must be False.
         """
         return packed_panels.pack(weight if isinstance(weight, Quantised) else quantise(weight, self.weight))
 
@@ -115,7 +122,7 @@ _SPLIT = ElementType(ROW_TYPES["float32"], weight_types.SPLIT, SPLIT)
 def element_type(dtype: str, precision: str = "highest", weight: WeightType | None = None) -> ElementType:
     """The element type of a layer. float32 with precision "high" is split if AMX can multiply bfloat16.
 
-    weight: the type of packed weights; None: weights have the rows' type.
+    weight: the type of packed weights, or None if weights have the rows' type.
     """
     if weight is not None:
         return PackedElement(ROW_TYPES[dtype], weight, ELEMENTS[dtype].code)
@@ -140,7 +147,10 @@ def pack_pairs(bits: np.ndarray) -> np.ndarray:
 
 
 def pack_split(weight: np.ndarray) -> np.ndarray:
-    """Arrange [K, N] float32 as `pack_pairs` does, in each block first high and then low values: an axis more, of 2."""
+    """Arrange [K, N] float32 as `pack_pairs` does, with one more axis of 2 after the block of k.
+
+    In each block of k, the high values come first, then the low values.
+    """
     high = narrow(BFLOAT16, weight)
     low = narrow(BFLOAT16, weight - (high.astype(np.uint32) << np.uint32(16)).view(np.float32))
     parts = [pack_pairs(high), pack_pairs(low)]

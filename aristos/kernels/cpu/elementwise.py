@@ -31,7 +31,10 @@ def bound(v, n, limit):
 
 @jit
 def multiply(word, addr, by, n):
-    """Bound and shift n float32 at `addr` by the activation's rule, and multiply them by the gate's values at `by`."""
+    """Bound and shift n float32 at `addr` by the activation's rule, and multiply them by the gate's values at `by`.
+
+    word: `activations.word`.
+    """
     v, w = mem.floats(addr, n), mem.floats(by, n)
     if not plain(word):
         limit, shift = limit_of(word), shift_of(code_of(word))

@@ -1,7 +1,8 @@
 """The kernels of an element type as one compiled function, which the engine calls by address.
 
 In this way the engine's compiled code contains no arithmetic, and only the element types in use are compiled. A call
-passes a kernel's number and the address of its block of arguments, see `call_blocks.py`. `lowering.py` makes the calls.
+passes a kernel's number and the address of the kernel's block of arguments (`call_blocks.py`). `lowering.py` makes the
+calls.
 """
 
 from __future__ import annotations
@@ -98,7 +99,7 @@ def packed_kernels(kernel, block):
     return run_rounded(FLOAT32, kernel, block)
 
 
-# the functions by code of an element type; with a format of packed weights, by code of the rows' type
+# the functions by the code of an element type; with packed weights this is the code of the rows' type
 if FORMAT:
     KERNELS = {FLOAT32: packed_kernels, BFLOAT16: bfloat16_kernels}
 else:
@@ -115,9 +116,9 @@ def product_bytes(element: int, rows: int, depth: int) -> int:
 
 
 def run_rows(element: int) -> tuple[int, int]:
-    """(most rows of a run, rows that a run waits for if more can land) of an element type.
+    """(most rows of a run, number of rows for which a run waits while more can land), for an element type.
 
-    Tiles compute 128 rows in the time in which they read the weights. So long runs save time, and short runs wait for
+    Tiles compute 128 rows in the time that reading the weights takes. So long runs save time, and short runs wait for
     more rows. Without tiles, the copied rows of a longer run would not fit the L2 cache.
     """
     return (384, 192) if ISA == "amx" and element == BFLOAT16 else (192, 32)

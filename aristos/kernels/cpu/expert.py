@@ -1,7 +1,8 @@
 """One expert on a run of rows: y = act(x up + b1) [* (x gate + bg)] down + b2, chunk by chunk over F.
 
-The hidden activations of a chunk stay in the cache. Between chunks the output rows hold the second GEMM's sums in
-float32. So every output is one chain of fused multiply-adds in k order, whichever rows are computed together.
+The hidden activations of a chunk stay in the cache. Between chunks the output rows hold the sums of the product with
+`down` in float32. So every output is one chain of fused multiply-adds in order of k, whichever rows are computed
+together.
 """
 
 from kernel_cache.compile import jit
@@ -18,7 +19,10 @@ FC = 480  # columns of F in a chunk: whole panels of every width, at most KC
 
 
 def scratch_bytes(rows, hidden, gated):
-    """Bytes of scratch memory for `rows` rows: addresses, packed rows, a chunk of hidden activations (two if gated)."""
+    """Bytes of scratch memory for `rows` rows: addresses, packed rows, and a chunk of hidden activations.
+
+    If gated, there is a second chunk for the gate.
+    """
     return rows * 2 * 8 + LINE + packed_bytes(rows, hidden) + (2 if gated else 1) * rows * PITCH
 
 
@@ -34,7 +38,7 @@ def line_bytes(columns):
 
 
 def hidden_bytes(ffn, gated):
-    """Bytes of a row's products with up and gate, as `keep_hidden` writes them."""
+    """Bytes of a row's products with up, and with gate if gated, as `keep_hidden` writes them."""
     return (2 if gated else 1) * (-(-FLOAT * ffn // LINE) * LINE)
 
 
@@ -52,16 +56,17 @@ def keep_hidden(m, kept, f0, columns, ffn, gated, h, g):
 
 @jit
 def fill_rows(m, c, jc, source, n):
-    """Set C[i, jc:jc+n] to n float32 at `source`, for m rows. So sums start from the bias."""
+    """Set C[i, jc:jc+n] to n float32 at `source`, for m rows. Sums then start from the bias."""
     for i in range(m):
         mem.copy_row(mem.load(c + 8 * i) + FLOAT * jc, source, FLOAT * n)
 
 
 @jit
 def hidden_chunk(m, a, up, gate, up_bias, gate_bias, code, hidden, ffn, f0, columns, h, g, wire, kept):
-    """Compute h[m, columns], the hidden activations f0.. of F. a: packed rows of x. g: rows for the gate.
+    """Compute h[m, columns], the hidden activations of columns f0.. of F.
 
-    kept: may be 0.
+    a: the address of packed rows of x. h, g: the addresses of arrays of row addresses, for the activations and for the
+    gate. kept: the address of an array of places on the tape, or 0.
     """
     for k0 in range(0, hidden, KC):
         count = min(KC, hidden - k0)
@@ -113,8 +118,9 @@ def row_addresses(m, table, first):
 def up_columns(call):
     """Compute some columns of act(x up + b1) [* (x gate + bg)]: a worker's share of a column-split run.
 
-    call: an UpColumns. activations: `activation_bytes(rows, ffn, gated)` bytes; scratch: `scratch_bytes` bytes. A share
-    lies within a chunk of F. The sums and their order are those of `expert_rows`.
+    call: an UpColumns. activations: the address of `activation_bytes(rows, ffn, gated)` bytes. scratch: the address of
+    `scratch_bytes(rows, hidden, gated)` bytes. A share lies within one chunk of F. Sums add the same products in the
+    same order as in `expert_rows`.
     """
     m, ffn, f0, weights = call.rows, call.ffn, call.first, call.weights
     h = call.scratch
@@ -135,7 +141,7 @@ def up_columns(call):
 def down_columns(call):
     """Compute columns first..last of h down + b2, after `up_columns` has computed all of h. call: a DownColumns.
 
-    last: the end of a panel. The call's scratch is not used.
+    last: must be the end of a panel. The call's scratch memory is not used.
     """
     m, y, ffn, down, down_bias = call.rows, call.y, call.ffn, call.weights.down, call.weights.down_bias
     for j in range(call.first, call.last, NR):
@@ -155,8 +161,9 @@ def down_columns(call):
 def expert_rows(call):
     """Run one expert on rows. call: an ExpertRows.
 
-    Rows of x hold `hidden` float32, rows of y have space for `hidden` rounded up to vectors. weights: packed panels,
-    and biases padded to vectors. scratch: `scratch_bytes(rows, hidden, gated)` bytes, 64-byte aligned.
+    Rows of x hold `hidden` float32. Rows of y have space for `hidden` rounded up to vectors. weights: the addresses of
+    packed panels, and of biases padded to vectors. scratch: the address of `scratch_bytes(rows, hidden, gated)` bytes,
+    64-byte aligned.
     """
     m, y, code, hidden, ffn = call.rows, call.y, call.activation, call.hidden, call.ffn
     wire, kept = call.wire, call.kept

@@ -1,8 +1,9 @@
-"""Products of packed rows and packed panels: chooses the micro-kernel for rows and columns. It knows no activation.
+"""Products C = A B of packed rows and packed panels. This module chooses the micro-kernel for rows and columns.
 
 Rows of A may lie anywhere. They are copied once into *packed rows*: blocks of KC columns, [K / KC][rows][PITCH bytes].
 So the micro-kernel needs one address for all its rows, and rows that were 4 KiB apart do not share a set of the L1
-cache. Weights are packed when a layer is loaded (`panels`). Rows of C are found through arrays of row addresses.
+cache. Weights are packed as panels of B when a layer is loaded (`panels`). Rows of C are found through arrays of row
+addresses.
 """
 
 import numpy as np
@@ -32,9 +33,10 @@ _kernels = {
 def block(code, a, b, c, jc, count, carry, ahead, pace):
     """C[i, jc:jc+width] (+)= A[i, :count] x panel; adds to C if `carry` is nonzero.
 
-    code: rows + ROWS * (vectors - 1), for 1 to ROWS rows and panels of 1 to VECTORS vectors. a: address of the first
-    packed row; b: of the panel's first row; c: of an array of row addresses; jc: first column of C. For each k it
-    prefetches the cache line at `ahead`, which advances by `pace` bytes.
+    code: rows + ROWS * (vectors - 1), for 1 to ROWS rows and panels of 1 to VECTORS vectors. a: the address of the
+    first packed row. b: the address of the panel's first row. c: the address of an array of row addresses. jc: the
+    first column of C that is computed. count: the number of k. For each k the compiled kernel prefetches from `ahead`
+    on, and advances `ahead` by `pace` bytes.
     """
     width, rows = LANES * (1 + (code - 1) // ROWS), 1 + (code - 1) % ROWS
     panel = mem.floats(b, count * width).reshape(count, width)
@@ -60,12 +62,12 @@ overload(fetch)(lambda address: lambda address: micro_kernels.fetch(address))
 
 
 def stream(target, source, vectors):
-    """Copy vectors of float32 past the caches, because they are not read soon. target: aligned to a vector's bytes."""
+    """Copy vectors of float32, which are not read soon, past the caches. target: an address aligned to vectors."""
     mem.copy_row(target, source, FLOAT * LANES * vectors)
 
 
 def settle():
-    """Order what `stream` has written before what this thread writes later."""
+    """Order the stores of `stream` before all later stores of this thread."""
 
 
 _stream, _settle = micro_kernels.stream(LANES), micro_kernels.settle(not ISA.startswith("neon"))
@@ -74,9 +76,9 @@ overload(settle)(lambda: lambda: _settle())
 
 
 def transpose(rows, offset, to, pitch):
-    """Transpose 8 x 8 words of 4 bytes: column c of 8 rows, from byte `offset` on, goes to 32 bytes at to + c pitch.
+    """Transpose 8 x 8 words of 4 bytes, which begin at byte `offset` of eight rows.
 
-    rows: address of an array of eight row addresses.
+    Column c goes to the 32 bytes at `to` + c * `pitch`. rows: the address of an array of eight row addresses.
     """
     block = np.stack([mem.bits32(mem.load(rows + 8 * i) + offset, 8) for i in range(8)])
     for c in range(8):
@@ -95,7 +97,7 @@ def packed_bytes(rows, columns):
 
 @jit
 def pack_rows(m, x, columns, a):
-    """Copy m rows of `columns` float32 into packed rows at `a`. x: address of an array of row addresses."""
+    """Copy m rows of `columns` float32 into packed rows at `a`. x: the address of an array of row addresses."""
     for k0 in range(0, columns, KC):
         nbytes = FLOAT * min(KC, columns - k0)
         for i in range(m):
@@ -113,8 +115,9 @@ def vectors_of(columns):
 def panel_rows(m, vectors, a, b, c, jc, count, carry, ahead):
     """Do what `block` does for any number m of rows, in groups of nearly equal size of at most ROWS rows.
 
-    ahead: address of the next panel. Each group prefetches its share of it, if there are enough groups. With few
-    groups, memory delivers a panel faster than it is used, so prefetching would cost more than it saves.
+    ahead: the address of the next panel. If there are at least AHEAD_GROUPS groups, each prefetches its share of that
+    panel. With fewer groups, memory delivers a panel faster than it is used, so prefetching the next one would cost
+    more than it saves.
     """
     groups = (m + ROWS - 1) // ROWS
     size = m // groups
@@ -132,9 +135,10 @@ def panel_rows(m, vectors, a, b, c, jc, count, carry, ahead):
 
 @jit
 def block_product(m, a, depth, b, columns, c):
-    """Set C[m, columns] to A x packed panels. a: address of packed rows of `depth` columns.
+    """Set C[m, columns] to the product of packed rows of `depth` columns and packed panels [depth, columns].
 
-    b: of panels [depth, columns]. c: address of an array of row addresses. Rows of C have space for whole vectors.
+    a: the address of the packed rows. b: the address of the panels. c: the address of an array of row addresses. Rows
+    of C have space for whole vectors.
     """
     for k0 in range(0, depth, KC):
         for j in range(0, columns, NR):
@@ -147,6 +151,6 @@ def block_product(m, a, depth, b, columns, c):
 
 @jit
 def product(call):
-    """Pack rows of float32 and do what `block_product` does. call: a Product, with memory for packed rows."""
+    """Pack rows of float32, and do what `block_product` does. call: a Product; its scratch holds the packed rows."""
     pack_rows(call.rows, call.x, call.depth, call.scratch)
     block_product(call.rows, call.scratch, call.depth, call.panels, call.columns, call.y)

@@ -1,4 +1,4 @@
-"""The LLVM lowerings of `memory.py` on CPUs, and nothing else. `micro_kernels.py` has those of the arithmetic.
+"""The LLVM lowerings of `memory.py` on CPUs, and nothing else. `micro_kernels.py` has the LLVM code of the arithmetic.
 
 Importing this module registers the lowerings with Numba; it compiles nothing.
 """
@@ -232,7 +232,7 @@ def _words(addr, n):
     return lambda addr, n: carray(_pointer(addr), n, np.int64)  # type: ignore[call-arg]
 
 
-for _name in ("thread", "warp", "lane"):  # numbers in a worker, which is one thread here
+for _name in ("thread", "warp", "lane"):  # a thread's numbers within its worker, which is one thread here
     overload(getattr(mem, _name), inline="always")(lambda: lambda: 0)
 for _name in ("threads", "warps"):
     overload(getattr(mem, _name), inline="always")(lambda: lambda: 1)

@@ -1,7 +1,7 @@
 """The CPU lowerings of `aristos.primitives.arithmetic`: calls of an element type's compiled kernels by address.
 
-With NUMBA_DISABLE_JIT=1 they run as plain Python, and so do the kernels. The block of a call (`call_blocks.py`) is the
-first part of the worker's scratch.
+With NUMBA_DISABLE_JIT=1 the calls and the kernels run as plain Python. A call's block of arguments (`call_blocks.py`)
+is the first part of the worker's scratch.
 """
 
 from collections.abc import Callable
@@ -17,11 +17,11 @@ from ...primitives.arithmetic import CombineToken
 from .call_blocks import COMBINE_TOKEN, SPARE, STEPS, put_combine_token
 from .entries import SIGNATURE
 
-_plain: list[Callable[[int, int], int]] = []  # in plain Python: the functions, by handle
+_plain: list[Callable[[int, int], int]] = []  # the functions by handle, if they run as plain Python
 
 
 def handle(kernels) -> int:
-    """The job's word KERNELS for a compiled function of kernels: its address, or in plain Python a number."""
+    """The job's word KERNELS for a function of kernels: its address if it is compiled, in plain Python a number."""
     if config.DISABLE_JIT:
         _plain.append(kernels)
         return len(_plain) - 1
@@ -32,7 +32,7 @@ def handle(kernels) -> int:
 
 @jit
 def invoke_compiled(kernels, kernel, block):
-    """Run a kernel of the compiled function at address `kernels`; returns its result."""
+    """Run kernel number `kernel` of the compiled function at address `kernels`. Returns the kernel's result."""
     mem.call(kernels, block, block + 8, kernel, block, 0, 0, 0, 0)
     return mem.load(block)
 
@@ -45,7 +45,7 @@ invoke = _invoke_plain if config.DISABLE_JIT else invoke_compiled
 
 
 def _register(name: str, typed: Callable[..., Any]) -> None:
-    """Set what `arithmetic.<name>` compiles to, or in plain Python, what it calls."""
+    """Set the function that `arithmetic.<name>` compiles to, or in plain Python the function that it calls."""
     if config.DISABLE_JIT:
         setattr(arithmetic, name, typed(None, None))
     else:
@@ -53,7 +53,10 @@ def _register(name: str, typed: Callable[..., Any]) -> None:
 
 
 def _call_of(number: int, put: Callable[..., Any], result: bool) -> Callable[..., Any]:
-    """A function that calls kernel `number`. put: writes its arguments. result: whether it returns a bool."""
+    """A function that calls kernel `number`.
+
+    put: a function that writes the kernel's arguments. result: whether the kernel returns a bool.
+    """
 
     def typed(kernels, call):
         def run(kernels, call):
@@ -70,7 +73,7 @@ def _call_of(number: int, put: Callable[..., Any], result: bool) -> Callable[...
 
 
 def _weigh_row(kernels, call):
-    """Call the kernel that combines a token, with one choice."""
+    """Call the kernel that combines a token, for a token with a single choice."""
 
     def run(kernels, call):
         table = call.scratch + SPARE

@@ -1,4 +1,4 @@
-"""Steps of optimizers on rows of float32, in place and in one pass over memory; sums of squares.
+"""Steps of optimizers on rows of float32, in place and in one pass over memory, and sums of squares.
 
 Every operation is rounded to float32, in the order of the source, so an entry's bits depend on that entry alone.
 """
@@ -18,9 +18,9 @@ ADAM, MOMENTUM = len(AdamScales._fields), len(MomentumScales._fields)  # how man
 
 @jit
 def adam_rows(rows, n, w, g, pitch, mean, square, scales):
-    """Do AdamW on [rows, n] float32 at the addresses w, mean and square. Rows of g lie `pitch` bytes apart.
+    """Do a step of AdamW on [rows, n] float32 at the addresses w, mean and square.
 
-    scales: address of AdamScales, float32.
+    g: the address of the gradients, whose rows lie `pitch` bytes apart. scales: the address of AdamScales in float32.
     """
     s = mem.floats(scales, ADAM)  # in the order of the fields
     by, keep, first, new, second, fresh, past, eps, rate = s[0], s[1], s[2], s[3], s[4], s[5], s[6], s[7], s[8]
@@ -37,7 +37,10 @@ def adam_rows(rows, n, w, g, pitch, mean, square, scales):
 
 @jit
 def momentum_rows(rows, n, w, g, pitch, velocity, scales):
-    """Do v = momentum v + g, w -= lr v, as `adam_rows`. scales: address of MomentumScales, float32."""
+    """Do a step v = momentum v + g, w -= lr v. velocity: the address of v.
+
+    scales: the address of MomentumScales in float32. The other arguments are those of `adam_rows`.
+    """
     s = mem.floats(scales, MOMENTUM)  # in the order of the fields
     by, keep, momentum, rate = s[0], s[1], s[2], s[3]
     for i in range(rows):
@@ -50,7 +53,11 @@ def momentum_rows(rows, n, w, g, pitch, velocity, scales):
 
 @jit
 def square_sum(rows, n, x, pitch):
-    """The sum of squares of [rows, n] float32, in float64: eight chains through each row, added in pairs."""
+    """The sum of squares of [rows, n] float32, computed in float64.
+
+    x: the address of the rows, which lie `pitch` bytes apart. The sum of a row has eight chains, which are added in
+    pairs.
+    """
     total = np.float64(0)
     whole = n // 8 * 8
     for i in range(rows):

@@ -1,4 +1,4 @@
-"""Panels: the micro-kernel's shape on this CPU, and weights packed for it.
+"""Panels: the micro-kernel's shape on this CPU, and weights packed for this shape.
 
 A panel has NR columns of a weight matrix [K, N], row after row. Columns are padded with zeros only to whole vectors, so
 the last panel of a matrix is narrower if N needs fewer vectors.
@@ -16,7 +16,7 @@ from .target import ISA
 
 
 class MicroKernelShape(NamedTuple):
-    """A micro-kernel's shape. It computes up to `rows` x (`vectors` * `lanes`) outputs; their sums fit registers."""
+    """A micro-kernel's shape. It computes up to `rows` x (`vectors` * `lanes`) outputs, whose sums fit registers."""
 
     lanes: int
     vectors: int
@@ -24,7 +24,7 @@ class MicroKernelShape(NamedTuple):
 
 
 def shape_for(isa: str, cpu: str) -> MicroKernelShape:
-    """The shape for an instruction set and a CPU. cpu: LLVM's name."""
+    """The shape for an instruction set and a CPU. cpu: LLVM's name of the CPU."""
     if isa in ("avx512", "avx512bf16", "amx"):
         wide = cpu != "znver4"  # Zen 4 computes 256 bits at a time
         return MicroKernelShape(16, 3, 8) if wide else MicroKernelShape(8, 4, 6)

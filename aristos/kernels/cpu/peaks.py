@@ -1,4 +1,4 @@
-"""Measures rates of a core, to compare kernels with: multiply-adds in registers, and the micro-kernel alone."""
+"""Measures rates of a core with which kernels are compared: multiply-adds in registers, and the micro-kernel alone."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .gemm import KC, PITCH, block
 from .micro_kernels import fma_loop
 from .panels import LANES, NR, ROWS, VECTORS
 
-# vectors of sums in the loop: as many as a full micro-kernel has, which hides the latency of a multiply-add
+# vectors of sums in the loop: a full micro-kernel has as many, enough to hide the latency of a multiply-add
 SUMS = ROWS * VECTORS
 
 _fmas = fma_loop(LANES, SUMS)
@@ -42,7 +42,7 @@ def fma_peak(seconds: float = 0.3) -> float:
 def gemm_peak(seconds: float = 0.3) -> float:
     """GFLOP/s of the micro-kernel alone on operands in the L1 and L2 caches.
 
-    The result is the better of two depths: a panel that fits L1, and a whole block of KC.
+    The result is the higher rate of two depths: one whose panel fits L1, and a whole block of KC.
     """
     a, b, c = aligned((ROWS, PITCH // 4)), aligned((KC, NR)), aligned((ROWS, NR))
     a[:], b[:] = 1e-3, 1e-3

@@ -16,12 +16,12 @@ from .outer import SOON, fetch_row
 
 TABLES = 6  # tables with a word for each row: x, dy, dx, kept, saved, order
 ENTRY = TABLES * 8 + 2 * FLOAT  # bytes that a row takes in all tables
-LISTED = 2 * 8 + FLOAT  # bytes that a row takes in the lists for its expert's gradients
+LISTED = 2 * 8 + FLOAT  # bytes that a row takes in the lists of `list_stored`
 
 
 @jit
 def tables(scratch, rows):
-    """The Tables of `rows` rows at `scratch`, which are not filled yet."""
+    """Tables for `rows` rows at the address `scratch`. They are not filled yet."""
     w = scratch + 8 * TABLES * rows
     dw = w + FLOAT * rows
     free = (dw + FLOAT * rows + LINE - 1) // LINE * LINE
@@ -31,9 +31,10 @@ def tables(scratch, rows):
 
 @jit
 def plain_first(rows, tape, order):
-    """Write the numbers of `rows` rows at `order`, rows with hidden activations on the tape last.
+    """Write the numbers of `rows` rows at `order`. Rows with hidden activations on the tape come last.
 
-    Returns how many rows have none. tape: address of entries, see `primitives.taped`, or 0.
+    Returns how many rows have no hidden activations there. tape: the address of the rows' entries (see
+    `primitives.taped`), or 0 if there are none.
     """
     plain, last = 0, rows - 1
     for i in range(rows):
@@ -48,9 +49,10 @@ def plain_first(rows, tape, order):
 
 @jit
 def store_row(row, place, entry, of, before):
-    """Copy a row [dy | x] to its place. x is taken from the tape if it is kept there.
+    """Copy a row [dy | x] to its place in the store. x is copied from the tape if it is kept there.
 
-    before: bytes of the hidden activations that lie before x on the tape, if they are kept. of: a Place.
+    entry: the row's entry of the tape. of: a Place. before: how many bytes the hidden activations take, which lie
+    before x on the tape if they are kept.
     """
     kept, from_x = taped.kept_of(entry), row + of.nbytes
     if kept & taped.X:
@@ -96,9 +98,9 @@ def expert_of(call):
 
 @jit
 def some_rows(begin, count, found, saved):
-    """The Rows of `count` rows, from `begin` on, of the Tables `found`.
+    """The Rows for `count` rows of the Tables `found`, from row `begin` on.
 
-    saved: address of their places on the tape, or 0.
+    saved: the address of the rows' places on the tape, or 0.
     """
     at, value = 8 * begin, FLOAT * begin
     x, dy, dx = found.x + at, found.dy + at, found.dx + at
@@ -107,7 +109,7 @@ def some_rows(begin, count, found, saved):
 
 @jit
 def halves(rows, plain, found):
-    """(Rows without hidden activations on the tape, Rows with them), of the listed rows."""
+    """The listed rows as (Rows without hidden activations on the tape, Rows with hidden activations there)."""
     return some_rows(0, plain, found, 0), some_rows(plain, rows - plain, found, found.saved + 8 * plain)
 
 
@@ -123,9 +125,10 @@ def give_back(rows, scalars, found):
 
 @jit
 def list_stored(m, places, of, scratch):
-    """List m rows in the store, for their expert's gradients. of: a Place.
+    """List m rows of the store at `scratch`, to add to the gradients of their expert. of: a Place.
 
-    Returns Rows, and the address of the cache line after the lists.
+    places: the address of an array of the rows' addresses. Returns Rows, and the address of the first cache line after
+    the lists.
     """
     to_x, kept = scratch, scratch + 8 * m
     w = kept + 8 * m

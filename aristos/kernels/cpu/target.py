@@ -1,6 +1,7 @@
-"""The instruction set and format for which this package's modules are made, by its name; else the process's set.
+"""The instruction set and the format for which this package's modules are made.
 
-See `by_isa`. FORMAT: the format of packed weights, a name in `weight_types.FORMATS`; "" if weights are elements.
+The package's name states them (see `by_isa`). If it does not, the ISA is the process's. FORMAT: the format of packed
+weights, a name in `weight_types.FORMATS`; "" if weights are elements.
 """
 
 from ...primitives import isa

@@ -1,6 +1,6 @@
 """Backward arithmetic of whole tokens, in float32: gradients of router scores, sums over choices, sums over tokens.
 
-Every value of a token depends on that token alone. A sum over tokens is one chain in their order.
+Every value of a token depends on that token alone. A sum over tokens is one chain in order of tokens.
 """
 
 from kernel_cache.compile import jit
@@ -18,9 +18,10 @@ from .tokens import combine_token
 
 @jit
 def logit_gradients(count, logits, columns, ids, dw, k, code, renormalize, scale, out):
-    """Add the gradient by the scores to out[count, columns]. dw[count, k]: the gradient by the combine weights.
+    """Add the gradient by the router scores of `count` tokens to out[count, columns].
 
-    logits, ids (int64, as chosen), dw, out: addresses of contiguous arrays.
+    logits, ids, dw, out: the addresses of contiguous arrays. logits: the scores. ids: the chosen experts, int64.
+    dw[count, k]: the gradient by the combine weights.
     """
     for t in range(count):
         row, into = mem.floats(logits + FLOAT * columns * t, columns), mem.floats(out + FLOAT * columns * t, columns)
@@ -30,7 +31,7 @@ def logit_gradients(count, logits, columns, ids, dw, k, code, renormalize, scale
 
 @jit
 def combine_rows(count, y, stride, k, factors, rows, hidden):
-    """Set y[t] to the sum over j < k of factors[t, j] * row [t, j], in order of j. rows: addresses, 0 for no row."""
+    """Set y[t] to the sum over j < k of factors[t, j] * row [t, j], in order of j. rows: their addresses, or 0."""
     for t in range(count):
         weights, addresses = factors + FLOAT * k * t, rows + 8 * k * t
         combine_token(
@@ -64,15 +65,16 @@ def product_rows(count, x, depth, panels, columns, y, scratch):
 
 
 def outer_sums_bytes(widest):
-    """Bytes of scratch of `add_outer_sums`; widest: the most columns of either side."""
+    """Bytes of scratch of `add_outer_sums`. widest: the larger number of columns of x and b."""
     return outer_bytes(MOST_OUTER, widest)
 
 
 @jit
 def add_outer_sums(count, x, rows, b, columns, out, sums, scratch):
-    """Add to out[rows, columns] the sum over tokens of x[t]^T b[t], and to sums[columns], if it is not 0, that of b[t].
+    """Add the sum over tokens of x[t]^T b[t] to out[rows, columns], and the sum of b[t] to sums[columns].
 
-    x, b: addresses of arrays of row addresses. Rows of out have space for `columns` rounded up to vectors. scratch:
+    sums: the address of `columns` float32, or 0 if the sum of b[t] is not wanted. x, b: the addresses of arrays of row
+    addresses. Rows of out have space for `columns` rounded up to vectors. scratch: the address of
     `outer_sums_bytes(the larger of rows and columns)` bytes.
     """
     for i in range(0, count, MOST_OUTER):

@@ -24,9 +24,10 @@ ZERO = np.float32(0)
 
 @jit
 def scores(element, m, x, stride, hidden, router, experts, scratch, out):
-    """Set out[m, experts rounded up to vectors] to x[m, hidden] router, in float32. stride: bytes between rows of x.
+    """Set out[m, experts rounded up to vectors] to x[m, hidden] router, in float32.
 
-    element: type of x. router: packed float32 panels. scratch: space for row addresses and packed rows.
+    element: the code of the type of x. stride: the number of bytes between rows of x. router: the address of packed
+    float32 panels. scratch: the address of space for row addresses and packed rows.
     """
     from_x, to_out = scratch, scratch + 8 * m
     a = (scratch + 16 * m + LINE - 1) // LINE * LINE
@@ -48,7 +49,7 @@ def route_bytes(tokens: int, hidden: int, experts: int) -> int:
 
 @jit
 def route_block(element, call):
-    """Score tokens of this element type, choose experts and weights; False if a score is not finite.
+    """Score tokens of this element type, and choose their experts and weights. Returns False if a score is not finite.
 
     call: a RouteBlock.
     """
@@ -78,7 +79,10 @@ def add(row, bias, n):
 
 @jit
 def weigh_shared(element, call):
-    """Write the logistic function of x times a column, for tokens; False if one is not finite. call: a WeighShared."""
+    """Write each token's weight of the shared expert: the logistic function of the token times a column.
+
+    Returns False if a product is not finite. call: a WeighShared.
+    """
     tokens, width = call.tokens, FLOAT * LANES
     made = (call.scratch + LINE - 1) // LINE * LINE
     scores(element, tokens, call.x, call.x_stride, call.hidden, call.column, 1, made + width * tokens, made)
@@ -91,9 +95,10 @@ def weigh_shared(element, call):
 
 
 def weighted_block(element, n, rows, weights, offset, sums):
-    """Set 32 float32 at `sums` to the sum over i < n of weights[i] * 32 elements of 16 bits, `offset` bytes into row i.
+    """Set 32 float32 at `sums` to the sum over i < n of weights[i] times 32 elements of row i, which have 16 bits.
 
-    rows, weights: addresses of n row addresses and n float32. n: at least 1. Sums are in order of i, from zero.
+    n: at least 1. rows: the address of an array of n row addresses. weights: the address of n float32. offset: how many
+    bytes of a row lie before the 32 elements. Each sum starts from zero and adds rows in order of i.
     """
     factors = mem.floats(weights, n)
     total = np.zeros(WIDTH, np.float32)
@@ -119,7 +124,10 @@ def _weighted_block(element, n, rows, weights, offset, sums):
 
 
 def combine_bytes(k: int) -> int:
-    """Bytes of scratch of `combine_token` for k choices: 32 sums; rows, their ends and weights of the choices taken."""
+    """Bytes of scratch of `combine_token` for k choices.
+
+    It has 32 sums, and for each choice taken the row's address, the row's end, the end's address and the weight.
+    """
     return k * (8 + FLOAT + 8 + 2 * WIDTH) + FLOAT * WIDTH + LINE
 
 
@@ -127,7 +135,7 @@ def combine_bytes(k: int) -> int:
 def combine_rows(element, y, k, weights, rows, hidden, scratch):
     """Do what `combine_token` does, for elements of 16 bits.
 
-    Ends of rows are copied: a block of 32 may read past them.
+    Ends of rows are copied, because a block of 32 elements may reach beyond the end of a row.
     """
     sums = (scratch + LINE - 1) // LINE * LINE
     ends = sums + FLOAT * WIDTH
@@ -169,9 +177,10 @@ def add_float32(out, row, weight, n, first):
 
 @jit
 def combine_token(element, call):
-    """Write a token's output: a sum in order, in float32, rounded once to the element type. call: a CombineToken.
+    """Write a token's output: the weighted sum of its choices' rows. call: a CombineToken.
 
-    For rows of float32 the call's scratch is not used.
+    The sum is computed in float32 in the order of choices, and rounded once to the element type. For rows of float32
+    the call's scratch is not used.
     """
     y, k, hidden = call.y, call.k, call.hidden
     weights, rows = mem.floats(call.weights, k), mem.words(call.rows, k)
