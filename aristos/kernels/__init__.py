@@ -1,6 +1,7 @@
 """Arithmetic. `ffn` runs an expert on rows, `Packed` keeps its weights packed, and `Matrix` is one matrix product.
 
-Two rates of this core: `fma_peak`, of multiply-adds in registers, and `gemm_peak`, of the micro-kernel alone.
+Two functions measure a rate of this core: `fma_peak` of multiply-adds in registers, and `gemm_peak` of the micro-kernel
+alone.
 """
 
 from importlib import import_module

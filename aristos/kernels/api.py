@@ -23,7 +23,7 @@ from .cpu.kernel_call import KernelCall
 from .cpu.target import ISA
 
 RUN = 192  # most rows of one run of the kernel
-NARROW_RUN = 128  # most rows of a run of 16-bit elements: their copy stays in the L2 cache, 4 to 25 % faster than 192
+NARROW_RUN = 128  # most rows of a run of 16-bit elements: their copy stays in L2, which is 4 to 25 % faster than 192
 
 
 def entries_of(element: ElementType) -> Any:
@@ -51,9 +51,10 @@ class Matrix:
         self._call = KernelCall(entries_of(self._element), self._element, PRODUCT)
 
     def __call__(self, x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-        """Compute x w for x [M, K] of the weight's dtype, [M, N]; if transposed, x w^T for x [M, N], [M, K].
+        """Return x w [M, N] for x [M, K] of the weight's dtype; if transposed, x w^T [M, K] for x [M, N].
 
-        An array `out` of the result's shape avoids a copy if its columns are a multiple of 32.
+        If an array `out` of the result's shape is given, the result is written there. This avoids a copy if the number
+        of columns is a multiple of 32.
         """
         x, y = _rows(x, out, self.depth, self.columns, self._element)
         from_x, to_y = _addresses(x), _addresses(y)
@@ -76,10 +77,10 @@ class Packed:
     """One expert with its weights packed: y = act(x up + up_bias) [* (x gate + gate_bias)] down + down_bias.
 
     up, gate: [H, F] float32, bfloat16 (ml_dtypes) or float16; down: [F, H]; biases: [F], [F], [H] float32. With a gate,
-    the activation is applied to the gate projection, and `limit` bounds both projections. limit, and precision of
-    float32 products: see MoEConfig. weight_dtype: the type of codes that matrices become, see `aristos.packed`.
-    Matrices may also be `Quantised`; then `dtype` is the type of rows, float32 or bfloat16. Not thread-safe: use one
-    object per thread.
+    the activation is applied to the gate projection, and `limit` bounds both projections. limit, precision: see
+    MoEConfig. weight_dtype: the type of packed weights that the matrices become, see `aristos.packed`. Matrices may
+    also be `Quantised`; then `dtype` is the type of rows, float32 or bfloat16. Not thread-safe: use one object per
+    thread.
     """
 
     def __init__(
@@ -125,7 +126,7 @@ class Packed:
         self._call = KernelCall(entries_of(element), element, EXPERT_ROWS)
 
     def __call__(self, x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-        """Run the expert on x [M, H] of the weights' dtype. `out` [M, H] avoids a copy if H is a multiple of 32."""
+        """Run the expert on x [M, H] of the weights' dtype. An `out` [M, H] avoids a copy if H is a multiple of 32."""
         x, y = _rows(x, out, self.hidden, self.hidden, self._element)
         from_x, to_y = _addresses(x), _addresses(y)
         for first in range(0, len(x), RUN):
@@ -157,14 +158,17 @@ def ffn(
     activation: str = "gelu",
     limit: float | None = None,
 ) -> np.ndarray:
-    """Pack an expert's weights, run it on rows of their dtype: x [M, H], up and gate [H, F], down [F, H] -> [M, H]."""
+    """Pack an expert's weights, and run the expert on rows x [M, H] of their dtype. Returns [M, H].
+
+    up, gate: [H, F]. down: [F, H]. The other arguments are those of `Packed`.
+    """
     return Packed(up, down, gate, up_bias, gate_bias, down_bias, activation, limit)(x)
 
 
 def _weight(
     name: str, value: Any, precision: str, weight: WeightType | None = None, dtype: str | None = None
 ) -> tuple[Any, ElementType]:
-    """Check a matrix of any element type, or of codes. Returns (the matrix, the element type of its expert)."""
+    """Check a matrix of any element type, or a `Quantised`. Returns (the matrix, the element type of its expert)."""
     if isinstance(value, Quantised):
         if dtype not in PACKED_ROWS:
             raise InputError(f"dtype must be the type of rows, {' or '.join(PACKED_ROWS)}, got {dtype!r}")
@@ -180,7 +184,7 @@ def _weight(
 
 
 def _another(name: str, value: Any, shape: tuple[int, ...], element: ElementType) -> Any:
-    """Check another matrix of an expert, which must have the type of the first."""
+    """Check another matrix of an expert, which must have the type of the expert's first matrix."""
     if not isinstance(value, Quantised):
         return _matrix(name, value, shape, element.name)
     if value.type != element.weight or value.shape != shape:
@@ -191,7 +195,7 @@ def _another(name: str, value: Any, shape: tuple[int, ...], element: ElementType
 
 
 def _together(parts: list[np.ndarray | None]) -> list[np.ndarray | None]:
-    """Copy arrays of bytes into one, because each alone is too small for huge pages."""
+    """Copy arrays of bytes into one array on huge pages, because each array alone is too small for them."""
     sizes = [0 if part is None else -(-part.nbytes // LINE) * LINE for part in parts]
     memory, first = on_huge_pages(sum(sizes)), 0
     found: list[np.ndarray | None] = []
@@ -206,7 +210,7 @@ def _together(parts: list[np.ndarray | None]) -> list[np.ndarray | None]:
 def _rows(
     x: Any, out: np.ndarray | None, width: int, columns: int, element: ElementType
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Check x [M, width] and `out` [M, columns]. Returns (rows to read, rows to write with space for whole vectors)."""
+    """Check x [M, width] and `out` [M, columns]. Returns (rows to read, rows to write with their columns padded)."""
     x = _matrix("x", x, (np.shape(x)[0] if np.ndim(x) else 0, width), element.name)
     if out is not None:
         check_out(out, (len(x), columns), x.dtype, x, contiguous=False)
@@ -218,7 +222,7 @@ def _rows(
 
 
 def _result(y: np.ndarray, out: np.ndarray | None, columns: int) -> np.ndarray:
-    """The columns of y that are outputs. They are copied into `out` if y is another array."""
+    """The outputs, which are the first columns of y. They are copied into `out` if it is given and is not y itself."""
     if out is None:
         return y[:, :columns]
     if y is not out:
@@ -227,7 +231,7 @@ def _result(y: np.ndarray, out: np.ndarray | None, columns: int) -> np.ndarray:
 
 
 def _addresses(m: np.ndarray) -> np.ndarray:
-    """[rows] int64."""
+    """The addresses of the rows of m, as int64."""
     return m.ctypes.data + m.strides[0] * np.arange(len(m))
 
 

@@ -1,1 +1,1 @@
-"""Arithmetic that CPU and CUDA kernels share: compiled for either, bound to neither."""
+"""Arithmetic that CPU and CUDA kernels share. It can be compiled for both, and depends on neither."""

@@ -1,4 +1,4 @@
-"""The activations of `config.ACTIVATIONS` on float32, one function for each. LLVM vectorises loops of them.
+"""The activations of `config.ACTIVATIONS` on float32, one function for each. LLVM vectorises loops over them.
 
 The functions use no libm call, no branch and no reassociation, so the bits of a result depend only on the argument, not
 on its place in a vector. Results are accurate to a few units in the last place (tests compare with float64). A new
@@ -15,8 +15,8 @@ from ...config import ACTIVATIONS
 from ...primitives import memory as mem
 from .branches import implementations
 
-LIMIT_SHIFT = 32  # an activation word: code and flag in the low half, the float32 bits of the limit in the high half
-AFTER = 0x100  # the flag: the limit bounds the activation, not its argument
+LIMIT_SHIFT = 32  # an activation word has code and flag in the low half, the float32 bits of the limit in the high half
+AFTER = 0x100  # the flag: the limit bounds the activation's value, not its argument
 
 _f = np.float32
 ZERO, ONE, TWO, HALF, INFINITY = _f(0), _f(1), _f(2), _f(0.5), _f(np.inf)
@@ -49,7 +49,7 @@ C0, C1, C2, C3, C4, C5, C6, C7, C8, C9 = (
 
 @jit
 def exp(x):
-    """e^x for float32: 2^n times a polynomial in the remainder. x is clamped to [-87, 88]; e^-87 is 1.6e-38."""
+    """e^x for float32: 2^n times a polynomial of the remainder. x is clamped to [-87, 88]; e^-87 is 1.6e-38."""
     x = min(max(x, _f(-87.0)), _f(88.0))
     n = (x * LOG2E + MAGIC) - MAGIC
     r = (x - n * LN2_HIGH) - n * LN2_LOW
@@ -110,7 +110,7 @@ def silu(x):
 
 @jit
 def swiglu_oai(x):
-    """The gate's factor in gpt-oss's swiglu (openai/gpt-oss gpt_oss/torch/model.py)."""
+    """The activation of the gate in gpt-oss's swiglu (openai/gpt-oss gpt_oss/torch/model.py)."""
     return x * logistic(OAI_SCALE * x)
 
 
@@ -130,7 +130,7 @@ SHIFTED_CODE, SHIFT = SHIFTED[0].code, _f(SHIFTED[0].shift)
 
 
 def word(activation: str, limit: float | None = None, after: bool = False) -> int:
-    """An activation and its limit, in the 64 bits that kernels get."""
+    """An activation and its limit as one word of 64 bits, which kernels get. after: see AFTER."""
     bits = np.array(np.inf if limit is None else limit, np.float32).view(np.uint32)
     return ACTIVATIONS[activation].code | (AFTER if after else 0) | int(bits) << LIMIT_SHIFT
 
@@ -147,29 +147,29 @@ def limit_of(word):
 
 @jit
 def limits(word):
-    """(bound of the activation's argument, bound of its value): one of them is infinite."""
+    """(bound of the activation's argument, bound of its value). At least one of them is infinite."""
     limit = limit_of(word)
     return (INFINITY, limit) if word & AFTER != 0 else (limit, INFINITY)
 
 
 @jit
 def at_most(x, limit):
-    return limit if x > limit else x  # this order of the comparison keeps a NaN
+    return limit if x > limit else x  # compared in this order, a NaN is kept
 
 
 @jit
 def factor(x, limit, shift):
-    """The factor by which the gate is multiplied: the up projection's product x, bounded and shifted."""
+    """The factor by which the activated gate is multiplied: x, a value of the up projection, bounded and shifted."""
     return (-limit if x < -limit else at_most(x, limit)) + shift
 
 
 @jit
 def shift_of(code):
-    """The number that is added to the gate's factor: 1 in gpt-oss's swiglu, else 0."""
+    """The number that `factor` adds: 1 in gpt-oss's swiglu, else 0."""
     return SHIFT if code == SHIFTED_CODE else ZERO
 
 
 @jit
 def plain(word):
-    """Whether the gate's factor is the unchanged product."""
+    """Whether `factor` returns its x unchanged."""
     return code_of(word) != SHIFTED_CODE and limit_of(word) == INFINITY

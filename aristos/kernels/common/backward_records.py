@@ -1,7 +1,7 @@
 """Records of arguments that the kernels of a backward call pass to each other. Numba passes them as single values.
 
-They are defined here because the modules of `kernels/cpu` exist once for each instruction set; these classes must exist
-only once.
+The records are defined here because the modules of `kernels/cpu` exist once for each instruction set, and these classes
+must exist only once.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Rows(NamedTuple):
     dx: int  # where gradients of the inputs go
     dw: int  # address where gradients of the combine weights go, float32
     kept: int  # places for the data that the gradients of weights need
-    saved: int  # places of hidden activations on the tape, where x is not read; 0 without them
+    saved: int  # places of hidden activations on the tape; if there are any, x is not read. 0 if there are none
 
 
 class Expert(NamedTuple):
@@ -37,25 +37,26 @@ class Expert(NamedTuple):
 class Sums(NamedTuple):
     """Where gradients of an expert's weights go."""
 
-    gradients: tuple[int, ...]  # addresses of up, gate, down and their biases, 0 for absent ones
+    gradients: tuple[int, ...]  # addresses of up, gate, down and their biases; 0 for an absent one
     hidden: int
     ffn: int
-    carry: int  # 0: the gradients are overwritten; else they are added to
+    carry: int  # 0: the gradients are overwritten. Else the call adds to them
     once: int  # 1: the call adds no other rows
 
 
 class Place(NamedTuple):
-    """The places of an element type's rows in the store, each [dy | x | kept | w]. See `stored_rows`."""
+    """How a row of an element type lies in its place in the store: [dy | x | kept | w]. See `stored_rows`."""
 
-    nbytes: int  # bytes of dy, which are also those of x
+    nbytes: int  # bytes of dy; x has as many
     x: int  # offset of x in a place
     kept: int  # offset of the data that is kept for the weights' gradients
     w: int  # offset of the combine weight, float32
 
 
 class Tables(NamedTuple):
-    """Rows of one expert: addresses of arrays with a word for each row. Rows with hidden activations on the tape come
-    last.
+    """Addresses of arrays with an entry for each row of one expert.
+
+    Rows with hidden activations on the tape come last.
     """
 
     x: int  # addresses of inputs

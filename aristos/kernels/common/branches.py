@@ -1,4 +1,4 @@
-"""Generates functions that select by a code. They have a branch for each entry of a table, so that none is missing."""
+"""Generates functions that select by a code. They have a branch for every entry of a table, so none can be missing."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def implementations(table: Mapping[str, int], names: Mapping[str, Any]) -> dict[int, Callable[..., Any]]:
-    """The function of each code, from a table of names and codes, and from a module's globals.
+    """The function for each code. table: names and their codes. names: a module's globals, which have the functions.
 
     Raises ImportError if a function is missing.
     """
@@ -20,10 +20,10 @@ def implementations(table: Mapping[str, int], names: Mapping[str, Any]) -> dict[
 def unrolled(
     name: str, arguments: str, body: str, functions: Mapping[int, Callable[..., Any]], names: Mapping[str, Any]
 ) -> Any:
-    """A function `name`(code, *arguments) that runs the statements `body`. In them `case` is the function of that code.
+    """A function `name`(code, *arguments) that runs the statements `body`, in which `case` is the function for `code`.
 
-    names: the globals of the module that the function belongs to. Numba caches it as part of that module's file. The
-    last function of the table also runs for unknown codes.
+    functions: the function for each code. For unknown codes the last one runs. names: the globals of the module to
+    which the new function belongs. Numba caches it as part of that module's file.
     """
     lines = [f"def {name}(code, {arguments}):"]
     for number, code in enumerate(functions):

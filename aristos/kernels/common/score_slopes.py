@@ -1,7 +1,7 @@
 """The gradient by a token's router scores, from the gradient by its k combine weights, for each of `config.SCORES`.
 
-The choice of experts counts as constant. Terms are float32 and sums float64, so that a token's values depend on that
-token alone. If a score has no function of its name here, importing this module fails.
+The choice of experts counts as constant. Terms are float32 and sums float64. A token's values depend on that token
+alone. If a score has no function of its name here, importing this module fails.
 """
 
 import numpy as np
@@ -18,18 +18,19 @@ LEAST, WIDTH = np.float64(LEAST_SUM), np.float64(SPARSEMIXER_WIDTH)
 ZERO, ONE, TWO = np.float64(0), np.float64(1), np.float64(2)
 
 
-# ---- functions of one signature. They add to out[experts] what follows from dw[k], the gradient by the unscaled
-# weights.
+# ---- functions of one signature. From dw[k], the gradient by the combine weights, they compute the gradient by the
+# scores, and add it to out[experts].
 #
-# row: [experts] float32 scores. ids: [k] int64, the chosen experts, also beyond the capacity. scale: the weights'
-# factor. If one share is nearly 1, 1 - share is computed as the sum of the other shares: a difference loses digits.
+# row: [experts] float32 scores. ids: [k] int64, the chosen experts, also those beyond the capacity. scale: the factor
+# of the weights. 1 - share is computed as the sum of the other shares: if a share is nearly 1, a difference would lose
+# digits.
 
 
 @jit
 def lead(values, dw, k, j, rest):
     """The sum over all shares i of share i * (dw[j] - dw[i]), times the sum of all values.
 
-    values: [k] float64, to which the shares are proportional. rest: the sum of further values, whose dw is 0.
+    values: [k] float64; shares are proportional to them. rest: the sum of the values of further shares, whose dw is 0.
     """
     found = np.float64(dw[j]) * rest
     for i in range(k):
@@ -39,7 +40,7 @@ def lead(values, dw, k, j, rest):
 
 @jit
 def softmax_slopes(row, experts, renormalize, ids, dw, k, scale, out):
-    """See above. Renormalized, the weights are the softmax over the k choices."""
+    """The slopes of the score softmax. If renormalized, the weights are the softmax over the k choices."""
     if renormalize:
         softmax_topk_slopes(row, experts, renormalize, ids, dw, k, scale, out)
         return
@@ -112,7 +113,7 @@ def sum_of(values, k):
 
 @jit
 def sparsemixer_slopes(row, experts, renormalize, ids, dw, k, scale, out):
-    """See above. The set of experts that are close enough to take part counts as constant."""
+    """The slopes of the score sparsemixer. The set of experts whose scores are close enough counts as constant."""
     powers = np.empty(experts, np.float64)
     for j in range(k):
         best, rest = row[ids[j]], ZERO

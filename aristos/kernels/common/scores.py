@@ -1,8 +1,8 @@
 """The k expert ids and k combine weights of a token, from its router scores, for each score of `config.SCORES`.
 
 All arithmetic is float32. Every value depends on its own token alone, not on other tokens of the call. A new score
-needs its code in config.py, and functions of its name here and in _reference_parts.py. If experts can be chosen by it
-with groups or a bias (`config.BIASED`), it also needs a branch in `values`.
+needs its code in config.py, and functions of its name here and in _reference_parts.py. If experts can be chosen by the
+score with groups or with a bias (`config.BIASED`), it also needs a branch in `values`.
 """
 
 import math
@@ -19,16 +19,16 @@ from .branches import implementations, unrolled
 ZERO, HALF, FAR = np.float32(0), np.float32(0.5), np.float32(-20)
 SMALL, WIDTH = np.float32(LEAST_SUM), np.float32(SPARSEMIXER_WIDTH)
 UNLIKE = np.float32(-np.inf)
-RARE = np.float32(2.0**-40)  # below this sum of softmax shares, LEAST_SUM and the range of `exp` change results
+RARE = np.float32(2.0**-40)  # if a sum of softmax shares is smaller, LEAST_SUM and the range of `exp` change results
 SOFTMAX, SIGMOID = SCORES["softmax"], SCORES["sigmoid"]
 if set(BIASED) != {"softmax", "sigmoid", "sqrtsoftplus"}:
     raise ImportError(f"config.BIASED names {', '.join(BIASED)}: extend `values`")
 SUM_TOP2 = GROUP_SCORES["sum_top2"]
-GROUPS_SHIFT, KEPT_SHIFT, GROUP_SCORE_SHIFT = 8, 16, 24  # bits of a rule's word; the score's code lies below them
+GROUPS_SHIFT, KEPT_SHIFT, GROUP_SCORE_SHIFT = 8, 16, 24  # places in a rule's word; the score's code lies below them
 
 
 def rule(router: Router) -> int:
-    """A router's score and groups, in the one word that kernels get."""
+    """A router's score and groups as one word, which kernels get."""
     groups = router.groups << GROUPS_SHIFT | router.topk_groups << KEPT_SHIFT
     return SCORES[router.score] | groups | GROUP_SCORES[router.group_score] << GROUP_SCORE_SHIFT
 
@@ -44,9 +44,10 @@ def job_words(router: Router) -> dict[str, int]:
 
 @jit
 def top_k(row, experts, k, ids, weights):
-    """Write the k largest of row[experts] in falling order: ids[k], and values to weights[k]. Ties: lowest id first.
+    """Find the k largest of row[experts], in falling order. Of equal values, the one with the lowest id comes first.
 
-    This repeats the loop of `insert`, because a call for each expert would cost more than its comparison.
+    The ids are written to ids[k], the values to weights[k]. The function repeats the loop of `insert`, because calling
+    `insert` for each expert would cost more than the comparison.
     """
     for j in range(k):
         ids[j] = -1
@@ -65,7 +66,10 @@ def top_k(row, experts, k, ids, weights):
 
 @jit
 def insert(e, value, k, ids, weights):
-    """Insert expert e into the k best so far, if it is better than the last of them. Ties: lowest id first."""
+    """Insert expert e into the k best so far, if its value is larger than the last of theirs.
+
+    Of equal values, the one that was inserted first stays first. Callers insert experts in order of their ids.
+    """
     if ids[k - 1] >= 0 and not value > weights[k - 1]:
         return
     j = k - 1
@@ -77,16 +81,16 @@ def insert(e, value, k, ids, weights):
     weights[j] = value
 
 
-# ---- scores: functions of one signature, which replace a token's k largest scores by combine weights
+# ---- scores: functions of one signature, which replace the k chosen scores of a token by combine weights
 #
-# row: [experts] float32, all scores; it may be overwritten. largest: the largest of all scores; if the weights are
-# renormalized, the largest of the scores that can be chosen. weights: [k] float32, at first the k largest scores.
-# renormalize: whether the sum of the weights shall be one.
+# row: [experts] float32, all scores of the token; they may be overwritten. largest: the largest of all scores, or if
+# weights are renormalized, the largest of the scores that can be chosen. weights: [k] float32, at first the k chosen
+# scores. renormalize: whether the weights shall add up to one.
 
 
 @jit
 def softmax(row, experts, largest, renormalize, weights, k):
-    """Shares of the softmax over all experts; if renormalized, of the softmax over the k choices."""
+    """Set the weights to shares of the softmax over all experts, or if renormalized, over the k choices."""
     if renormalize:
         divide(weights, k, exponentials(weights, k, largest))
         return
@@ -101,13 +105,13 @@ def softmax(row, experts, largest, renormalize, weights, k):
 
 @jit
 def softmax_topk(row, experts, largest, renormalize, weights, k):
-    """Shares of the softmax over the k choices."""
+    """Set the weights to shares of the softmax over the k choices."""
     divide(weights, k, exponentials(weights, k, largest))
 
 
 @jit
 def sigmoid(row, experts, largest, renormalize, weights, k):
-    """The logistic function of each of the k scores."""
+    """Set the weights to the logistic function of the k scores."""
     for j in range(k):
         weights[j] = logistic(weights[j])
     if renormalize:
@@ -116,13 +120,13 @@ def sigmoid(row, experts, largest, renormalize, weights, k):
 
 @jit
 def root_softplus(x):
-    """sqrt(log(1 + e^x)). Far below zero it is computed as e^(x / 2), because e^x would not fit float32."""
+    """sqrt(log(1 + e^x)). Far below zero, e^(x / 2) takes its place, because e^x would not fit float32."""
     return exp(HALF * x) if x < FAR else math.sqrt(softplus(x))
 
 
 @jit
 def sqrtsoftplus(row, experts, largest, renormalize, weights, k):
-    """The square root of log(1 + e^s) of each of the k scores."""
+    """Set the weights to the square root of log(1 + e^s) for each of the k scores s."""
     for j in range(k):
         weights[j] = root_softplus(weights[j])
     if renormalize:
@@ -131,11 +135,14 @@ def sqrtsoftplus(row, experts, largest, renormalize, weights, k):
 
 @jit
 def sparsemixer(row, experts, largest, renormalize, weights, k):
-    """The share of each choice in the softmax over the experts with close scores that earlier choices left."""
+    """Set each weight to the choice's share of a softmax over some of the experts.
+
+    Experts take part if earlier choices left them and their scores are close to the choice's score.
+    """
     for j in range(k - 1, -1, -1):
         best, taken, total = weights[j], 0, ZERO
         for i in range(j):
-            # counts earlier choices of the same score; larger scores are earlier choices anyway
+            # counts earlier choices with the same score; experts with larger scores are all earlier choices
             taken += weights[i] == best
         for e in range(experts):
             below = best - row[e]
@@ -174,7 +181,7 @@ def sum_of(weights, k):
 
 @jit
 def divide_by_sum(weights, k):
-    """Divide k weights by their sum, which may be zero."""
+    """Divide k weights by their sum, plus a small number because the sum may be zero."""
     divide(weights, k, sum_of(weights, k) + SMALL)
 
 
@@ -192,14 +199,14 @@ weigh = jit(
 
 # ---- groups, and a bias for choosing only
 #
-# total: what `values` returned. ZERO: the row itself has the values that are compared.
+# total: the result of `values`. If it is ZERO, the row itself has the values that are compared.
 
 
 @jit
 def values(code, row, experts, largest):
-    """Replace all scores of a token by the weights that they have before the choice; returns ZERO.
+    """Replace all scores of a token by the weights that their experts have before the choice. Returns ZERO.
 
-    code: one of `config.BIASED`. SOFTMAX keeps the scores, and returns the sum that `value` needs.
+    code: the code of one of `config.BIASED`. For SOFTMAX, keep the scores and return the sum that `value` needs.
     """
     total = ZERO
     if code == SOFTMAX:
@@ -216,14 +223,14 @@ def values(code, row, experts, largest):
 
 @jit
 def value(row, bias, e, largest, total):
-    """The value by which an expert is compared with others. bias: [experts], or empty."""
+    """The value by which expert e is compared with others. bias: [experts], or empty."""
     found = exp(row[e] - largest) / total if total > ZERO else row[e]
     return found + bias[e] if len(bias) > 0 else found
 
 
 @jit
 def group_value(row, bias, first, size, score, largest, total):
-    """A group's best value, or the sum of its two best values."""
+    """The best value of experts first..first + size; if `score` is SUM_TOP2, the sum of their two best values."""
     best, second = UNLIKE, UNLIKE
     for e in range(first, first + size):
         found = value(row, bias, e, largest, total)
@@ -237,7 +244,7 @@ def group_value(row, bias, first, size, score, largest, total):
 
 @jit
 def kept_groups(row, bias, groups, kept, size, score, largest, total):
-    """The `kept` best of `groups` groups, as bits. A group is among them if fewer than `kept` other groups beat it."""
+    """The `kept` best of `groups` groups, as bits. A group is one of them if fewer than `kept` other groups beat it."""
     found = 0
     for g in range(groups):
         mine, beaten = group_value(row, bias, g * size, size, score, largest, total), 0
@@ -252,9 +259,9 @@ def kept_groups(row, bias, groups, kept, size, score, largest, total):
 
 @jit
 def top_k_of_groups(row, bias, experts, groups, found, k, ids, weights, largest, total):
-    """Do what `top_k` does, for the values of the experts in the groups `found`, which are bits.
+    """Do what `top_k` does, for the values of the experts in the groups whose bits `found` has.
 
-    groups: the number of groups; 0 if there are none: then all experts can be chosen.
+    groups: the number of groups. It is 0 if there are no groups; then all experts can be chosen.
     """
     for j in range(k):
         ids[j] = -1
@@ -266,7 +273,7 @@ def top_k_of_groups(row, bias, experts, groups, found, k, ids, weights, largest,
 
 @jit
 def choose_by_rule(row, experts, largest, k, rule, renormalize, bias, ids, weights):
-    """`choose` with groups or a bias, and without the scale."""
+    """Do what `choose` does if there are groups or a bias, but leave the scale out."""
     code, groups = rule & 0xFF, rule >> GROUPS_SHIFT & 0xFF
     kept, score = rule >> KEPT_SHIFT & 0xFF, rule >> GROUP_SCORE_SHIFT
     by_score = len(bias) == 0 and score != SUM_TOP2  # scores are ordered as weights are, but do not round to equal ones
@@ -288,9 +295,9 @@ def choose_by_rule(row, experts, largest, k, rule, renormalize, bias, ids, weigh
 
 @jit
 def softmax_of(row, ids, weights, k):
-    """Weights by the softmax over only the k choices.
+    """Set the weights to the softmax over only the k choices.
 
-    It is for a bias that excludes the best experts: shares of the softmax over all experts would then lose digits.
+    This is needed if a bias excludes the best experts: shares of the softmax over all experts would then lose digits.
     """
     best = row[ids[0]]
     for j in range(k):
@@ -304,10 +311,11 @@ def softmax_of(row, ids, weights, k):
 
 @jit
 def choose(row, experts, k, rule, renormalize, scale, bias, ids, weights):
-    """Choose k ids and k combine weights from the scores of one token; False if a score is not finite.
+    """Choose k experts by the scores of one token, and write their ids and combine weights.
 
-    row: [experts] float32, overwritten. rule: `rule` of the router. bias: address of [experts] float32 that are added
-    to the weights when experts are compared, or 0. ids: [k] int64, weights: [k] float32.
+    Returns False if a score is not finite. row: [experts] float32, the scores; they are overwritten. rule: the result
+    of `rule` for the router. bias: the address of [experts] float32 that are added to the weights when experts are
+    compared, or 0. ids: [k] int64. weights: [k] float32.
     """
     largest = row[0]
     finite = ZERO

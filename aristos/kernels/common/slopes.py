@@ -1,7 +1,7 @@
-"""Each activation of `config.ACTIVATIONS` with its derivative, on float32, as functions of x that return both.
+"""Functions of float32 x that return the value and the slope of an activation, one for each of `config.ACTIVATIONS`.
 
-As in `activations.py`, the bits of a result depend on its argument alone, and LLVM vectorises loops of these functions.
-If an activation has no such function here, importing this module fails.
+As in `activations.py`, the bits of a result depend on its argument alone, and LLVM vectorises loops over the functions.
+If an activation has no function here, importing this module fails.
 """
 
 import math
@@ -27,7 +27,7 @@ from .branches import implementations
 
 _f = np.float32
 DENSITY = _f(1 / math.sqrt(2 * math.pi))
-THREE, FLAT = _f(3), _f(16)  # FLAT: beyond this x gelu_tanh is x or 0, and its slope 1 or 0
+THREE, FLAT = _f(3), _f(16)  # FLAT: if |x| is larger, gelu_tanh is x or 0, and its slope is 1 or 0
 
 
 @jit
@@ -44,7 +44,7 @@ def gelu_and_slope(x):
 @jit
 def gelu_tanh_and_slope(x):
     s = logistic((x + TANH_CUBE * x * x * x) * (TANH_SCALE + TANH_SCALE))
-    z = min(max(x, -FLAT), FLAT)  # so that no square overflows
+    z = min(max(x, -FLAT), FLAT)  # bounded, so that no square overflows
     return x * s, s + z * (s * (ONE - s)) * (TWO * TANH_SCALE * (ONE + THREE * TANH_CUBE * z * z))
 
 
