@@ -1,7 +1,7 @@
 """Converts float32 to 16-bit elements and back. Values are rounded to nearest, ties to even; a NaN stays a NaN.
 
-The instruction sets amx and avx512bf16 have a conversion to bfloat16 that treats denormals as zeros. The others round
-by integer operations, denormals included.
+The instruction sets amx and avx512bf16 have a conversion to bfloat16 that treats denormals as zeros. With the other
+instruction sets, integer operations round to bfloat16, and denormals are rounded too.
 """
 
 import numpy as np

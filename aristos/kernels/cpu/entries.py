@@ -37,7 +37,7 @@ def combine(element, block):
 
 @jit
 def float32_kernels(kernel, block):
-    """Run a kernel on float32 rows and weights; returns its result, 0 if it has none."""
+    """Run a kernel on float32 rows and weights. Returns its result, or 0 if it has none."""
     if kernel == calls.EXPERT_ROWS:
         expert.expert_rows(calls.expert_rows_at(block))
     elif kernel == calls.UP_COLUMNS:
@@ -77,25 +77,25 @@ def run_rounded(element, kernel, block):
 
 @jit
 def bfloat16_kernels(kernel, block):
-    """Run a kernel on bfloat16 rows and weights; returns its result, 0 if it has none."""
+    """Run a kernel on bfloat16 rows and weights. Returns its result, or 0 if it has none."""
     return run_rounded(BFLOAT16, kernel, block)
 
 
 @jit
 def float16_kernels(kernel, block):
-    """Run a kernel on float16 rows and weights; returns its result, 0 if it has none."""
+    """Run a kernel on float16 rows and weights. Returns its result, or 0 if it has none."""
     return run_rounded(FLOAT16, kernel, block)
 
 
 @jit
 def split_kernels(kernel, block):
-    """Run a kernel on float32 rows and split weights; returns its result, 0 if it has none."""
+    """Run a kernel on float32 rows and split weights. Returns its result, or 0 if it has none."""
     return run_rounded(SPLIT, kernel, block)
 
 
 @jit
 def packed_kernels(kernel, block):
-    """Run a kernel on float32 rows and packed weights; returns its result, 0 if it has none."""
+    """Run a kernel on float32 rows and packed weights. Returns its result, or 0 if it has none."""
     return run_rounded(FLOAT32, kernel, block)
 
 
@@ -125,7 +125,10 @@ def run_rows(element: int) -> tuple[int, int]:
 
 
 def run_bytes(element: int, rows: int, few: int, hidden: int, ffn: int, gated: bool) -> tuple[int, int]:
-    """Bytes of scratch memory for a run of `rows` rows, and of hidden activations for a column-split run of `few`."""
+    """(bytes of scratch memory, bytes of hidden activations).
+
+    The first number is for a run of `rows` rows, the second one for a column-split run of `few` rows.
+    """
     if element == FLOAT32 and not FORMAT:
         return expert.scratch_bytes(rows, hidden, gated), expert.activation_bytes(few, ffn, gated)
     run = rounded_expert.scratch_bytes(element, rows, hidden, ffn, gated)

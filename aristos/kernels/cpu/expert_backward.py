@@ -1,11 +1,12 @@
-"""The gradients of one expert on a run of float32 rows: dL/dx, dL/dw (combine weights), and those of its weights.
+"""The gradients of one expert on a run of float32 rows: by x, by the combine weights w, and by the expert's weights.
 
     d = dy down^T, h as in the forward call, dw = <d, h> + <dy, down_bias>
     du, dg = w d times the derivatives of h; dx = du up^T + dg gate^T
 
 `expert_rows` keeps du, h and dg of each row; `weight_gradients` reads them:
 
-    dup += x^T du, dgate += x^T dg, ddown += h^T (w dy), and the sums of du, dg, w dy to the biases
+    dup += x^T du, dgate += x^T dg, ddown += h^T (w dy)
+    gradients of the biases += the sums over rows of du, dg and w dy
 
 Every output of `expert_rows` is one chain of fused multiply-adds in order of k, whichever rows are computed together.
 Each entry of a weight's gradient is one chain in order of rows, which continues from call to call. So the entry depends
@@ -47,7 +48,7 @@ def gradient_bytes(rows, hidden, ffn):
 
 
 def place_bytes(hidden, ffn, gated):
-    """Bytes of a row's place in the store: dy and x as received, what `expert_rows` keeps, the combine weight."""
+    """Bytes of a row's place in the store: received dy and x, the data that `expert_rows` keeps, the combine weight."""
     return -(-2 * FLOAT * hidden // LINE) * LINE + kept_bytes(ffn, gated) + LINE
 
 
@@ -63,7 +64,10 @@ def stored_bytes(hidden, ffn):
 
 @jit
 def chunk_columns(m, a, depth, panels, bias, total, first, columns, c, wire):
-    """Set C[m, columns] to packed rows at `a` times columns first.. of panels [depth, total], plus the bias, if any."""
+    """Set C[m, columns] to packed rows at `a` times columns first.. of panels [depth, total], plus the bias, if any.
+
+    bias: the address of the bias, or 0. c: the address of an array of row addresses.
+    """
     for k0 in range(0, depth, KC):
         for j in range(0, columns, NR):
             mpi.tend(wire)
@@ -94,8 +98,8 @@ both = jit(
 def slopes(word, gated, u, g, d, h, weight, n, spare):
     """Compute n columns of a row: h from the products u and g, then du and dg, which overwrite u and g.
 
-    d: dy down^T. u, g, d, h and spare are addresses; spare has space for n float32. A limit passes the gradient of
-    values up to and at the limit.
+    u, g, d, h, spare: addresses of n float32. d has dy down^T; spare is space for intermediate results. weight: the
+    row's combine weight. The gradient of a value beyond a limit is zero; at the limit itself it passes.
     """
     us, ds, hs, by_x = mem.floats(u, n), mem.floats(d, n), mem.floats(h, n), mem.floats(spare, n)
     if not gated:
@@ -117,7 +121,7 @@ def slopes(word, gated, u, g, d, h, weight, n, spare):
 
 @jit
 def dot(a, b, n):
-    """The sum of products of n float32 at two addresses: eight chains, added in pairs. All ISAs give equal bits."""
+    """The dot product of n float32 at two addresses. It has eight chains, added in pairs. All ISAs give equal bits."""
     x, y = mem.floats(a, n), mem.floats(b, n)
     s0, s1, s2, s3, s4, s5, s6, s7 = ZERO, ZERO, ZERO, ZERO, ZERO, ZERO, ZERO, ZERO
     whole = n // 8 * 8
@@ -138,11 +142,11 @@ def dot(a, b, n):
 
 @jit
 def expert_rows(rows, expert, scratch, wire):
-    """Compute at most MOST_ROWS rows of an expert backwards: dx, dw, and in `kept` what `weight_gradients` needs.
+    """Compute at most MOST_ROWS rows of an expert backwards: dx, dw, and in `kept` the data for `weight_gradients`.
 
-    rows: Rows. Rows of x and dy hold `hidden` float32. Rows of dx have space for `hidden` rounded up to vectors, and
-    rows of kept for `kept_bytes(ffn, gated)` bytes. saved: rows as `expert.keep_hidden` wrote them. expert: an Expert.
-    scratch: `scratch_bytes(rows.length, hidden, ffn)` bytes, 64-byte aligned.
+    rows: a Rows. Rows of x and dy hold `hidden` float32. Rows of dx have space for `hidden` rounded up to vectors. Rows
+    of kept have space for `kept_bytes(ffn, gated)` bytes. Rows of saved are as `expert.keep_hidden` wrote them.
+    expert: an Expert. scratch: the address of `scratch_bytes(rows.length, hidden, ffn)` bytes, 64-byte aligned.
     """
     m, x, dy, w, dx, dw, kept, saved = rows
     weights, transposed, code, hidden, ffn = expert
@@ -192,7 +196,11 @@ def expert_rows(rows, expert, scratch, wire):
 
 @jit
 def take_hidden(m, saved, f0, columns, part, u, g):
-    """Copy columns f0.. of u and g of m rows, as `expert.keep_hidden` wrote them. part: bytes from u to g, 0: no g."""
+    """Copy columns f0.. of m rows of u and g, as `expert.keep_hidden` wrote them.
+
+    saved: the address of an array of the rows' places. part: the number of bytes from a row's u to its g in such a
+    place; 0 if there is no g.
+    """
     for i in range(m):
         place = mem.load(saved + 8 * i) + FLOAT * f0
         mem.copy_row(u + PITCH * i, place, FLOAT * columns)
@@ -204,7 +212,7 @@ def take_hidden(m, saved, f0, columns, part, u, g):
 def add_columns(m, a, panels, depth, first, count, columns, c, carry, wire):
     """Set C[m, columns] to packed rows of `count` columns at `a` times rows first.. of panels.
 
-    carry: add to C instead.
+    carry: nonzero if the products are added to C instead. c: the address of an array of row addresses.
     """
     for j in range(0, columns, NR):
         mpi.tend(wire)
@@ -216,10 +224,10 @@ def add_columns(m, a, panels, depth, first, count, columns, c, carry, wire):
 
 @jit
 def weight_gradients(rows, sums, scratch):
-    """Add what some rows contribute to the weights' gradients, after `expert_rows` of the same rows.
+    """Add some rows' contributions to the weights' gradients, after `expert_rows` has computed the same rows.
 
-    rows: Rows, at most MOST_OUTER. sums: Sums; matrices are [H, F] and [F, H] with columns rounded up to vectors.
-    scratch: `gradient_bytes(rows.length, hidden, ffn)` bytes.
+    rows: a Rows of at most MOST_OUTER rows. sums: a Sums. Its matrices are [H, F] and [F, H], with columns rounded up
+    to vectors. scratch: the address of `gradient_bytes(rows.length, hidden, ffn)` bytes.
     """
     for which in range(3):
         add_gradient(rows, sums, scratch, which, 0, sums.ffn if which == DOWN else sums.hidden)
@@ -227,7 +235,7 @@ def weight_gradients(rows, sums, scratch):
 
 @jit
 def add_gradient(rows, sums, scratch, which, begin, end):
-    """Do a part of `weight_gradients`: rows begin..end of one matrix, and with row 0 its bias.
+    """Do a part of `weight_gradients`: for rows begin..end of one matrix, and for its bias if row 0 is among them.
 
     which: UP, GATE or DOWN.
     """
@@ -252,7 +260,7 @@ def add_gradient(rows, sums, scratch, which, begin, end):
 
 @jit
 def kept_addresses(m, table, kept, which, ffn):
-    """Write at `table` the addresses of what was kept of m rows. which: 0 du, 1 h, 2 dg."""
+    """Write at `table` the addresses of one kept part of each of m rows. which: 0 for du, 1 for h, 2 for dg."""
     for i in range(m):
         mem.store(table + 8 * i, mem.load(kept + 8 * i) + line_bytes(ffn) * which)
 
@@ -271,8 +279,8 @@ def place_of(hidden, ffn, gated):
 def store_rows(call):
     """Copy at most MOST_ROWS rows [dy | x] to their places, then do what `expert_rows` does.
 
-    call: a BackwardRows. Places have `place_bytes` bytes. scratch: `store_bytes(rows, hidden, ffn)` bytes, 64-byte
-    aligned.
+    call: a BackwardRows. A place has `place_bytes` bytes. scratch: the address of `store_bytes(rows, hidden, ffn)`
+    bytes, 64-byte aligned.
     """
     expert, found = expert_of(call), tables(call.scratch, call.rows)
     gated = expert.weights.gate != 0
@@ -287,8 +295,9 @@ def store_rows(call):
 def stored_gradients(rows, places, gradients, hidden, ffn, carry, scratch, which, begin, end):
     """Do what `add_gradient` does for any number of rows after `store_rows`, in the order of `places`.
 
-    places: address of an array of addresses. carry: nonzero to add to the gradients, 0 to overwrite them. scratch:
-    `stored_bytes(hidden, ffn)` bytes, 64-byte aligned. which: a matrix as in `add_gradient`, or ALL, for all of them.
+    places: the address of an array of the rows' addresses. carry: 0 if the gradients are overwritten, else nonzero.
+    scratch: the address of `stored_bytes(hidden, ffn)` bytes, 64-byte aligned. which: a matrix as in `add_gradient`, or
+    ALL for all matrices.
     """
     gated, each = gradients[1] != 0, pass_rows(rows)
     for first in range(0, rows, each):
@@ -305,7 +314,7 @@ def stored_gradients(rows, places, gradients, hidden, ffn, carry, scratch, which
 
 
 def saved_bytes(hidden, ffn, gated):
-    """Bytes that `expert_blocks` keeps between its two parts, whatever `hidden` is."""
+    """Bytes of the data that `expert_blocks` keeps of a block of rows between its two steps, for any `hidden`."""
     return MOST_ROWS * (8 + kept_bytes(ffn, gated)) + LINE
 
 
@@ -316,7 +325,7 @@ def blocks_bytes(hidden, ffn):
 
 @jit
 def expert_blocks(call):
-    """Do what `expert_rows` and `weight_gradients` do, on any number of rows of an expert. call: an ExpertBlocks."""
+    """Do what `expert_rows` and `weight_gradients` do, for any number of rows of an expert. call: an ExpertBlocks."""
     hidden, ffn, scratch, carry = call.hidden, call.ffn, call.scratch, call.carry
     expert = Expert(call.weights, call.transposed, call.activation, hidden, ffn)
     kept, step = call.saved, line_bytes(ffn) * (3 if call.weights.gate != 0 else 2)

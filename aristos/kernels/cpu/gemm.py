@@ -31,7 +31,7 @@ _kernels = {
 
 
 def block(code, a, b, c, jc, count, carry, ahead, pace):
-    """C[i, jc:jc+width] (+)= A[i, :count] x panel; adds to C if `carry` is nonzero.
+    """Set C[i, jc:jc+width] to A[i, :count] x panel; if `carry` is nonzero, add to C instead.
 
     code: rows + ROWS * (vectors - 1), for 1 to ROWS rows and panels of 1 to VECTORS vectors. a: the address of the
     first packed row. b: the address of the panel's first row. c: the address of an array of row addresses. jc: the

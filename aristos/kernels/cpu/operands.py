@@ -19,7 +19,7 @@ from .packed_panels import STEP
 from .target import FORMAT, ISA
 
 NARROW_BYTES, SPLIT_BYTES = WEIGHT_TYPES["bfloat16"].nbytes(1, WIDTH), weight_types.SPLIT.nbytes(1, WIDTH)
-SPARE_BYTES = 128  # of spare memory for the shapes of tiles, or for one row of 32 elements
+SPARE_BYTES = 128  # spare memory for the shapes of tiles, or for one row of 32 elements
 
 release = tiles.release if ISA == "amx" else mem.pause
 if FORMAT:

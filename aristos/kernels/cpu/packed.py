@@ -226,7 +226,8 @@ def rows_size(element, rows, columns):
 def operand_size(element, rows, columns):
     """Bytes of an operand of `rows` rows.
 
-    It has the rows in the form that the instruction set needs, and behind them the sum of each row's blocks of 32 k.
+    An operand has the rows in the form that the instruction set needs, and behind them the sum of each block of 32 k of
+    each row.
     """
     return rows_size(element, rows, columns) + (rows * FLOAT * ((columns + WIDTH - 1) // WIDTH) + 63) // 64 * 64
 
@@ -471,7 +472,7 @@ def by_groups_of_rows(m, a, depth, panel, sums, group, scales, x, x_pitch, parts
     """Multiply any number of rows with tiles.
 
     Two neighbouring groups with equally many rows share unpacked codes, because the sums of two groups fit the L1
-    cache. Groups of different sizes do not: they would change the shapes of tiles at every step.
+    cache. Groups of different sizes do not share them, because the shapes of tiles would change at every step.
     """
     groups, g = (m + TILE_ROWS - 1) // TILE_ROWS, 0
     while g < groups:

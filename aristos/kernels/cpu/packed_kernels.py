@@ -40,7 +40,7 @@ if set(PAIR_BYTES) != {"fp8", "int8", "int4", "mxfp4"}:
 FP8_SCALE = 256.0
 # bytes of a group's widened scales: 32 scales, then 32 negated zero points if the format has them
 SCALE_BYTES = {name: (1 + form.zeros) * SUMS for name, form in FORMATS.items()}
-BEGINS, ENDS = 1, 2  # flags of a kernel's call: its groups begin in this call, and end in it
+BEGINS, ENDS = 1, 2  # flags of a call of a kernel: its groups begin in this call; they end in this call
 WHOLE = BEGINS | ENDS
 _INT4 = [float(n) for n in (*range(8), *range(-8, 0))]
 _FP4 = [float(value) for value in FP4]
@@ -152,9 +152,9 @@ def packed_rows(form, rows, vectors, pitch, lanes, table, at_once, dot="", lean=
     least 1. pairs: the number of pairs of k in each group, at least 1. If there are several groups, each must have
     whole units of k. scales: the address of the scales, which take SCALE_BYTES for each group. x: the address of the
     first row's sums by group; the sums of the next row lie `x_pitch` bytes further. Without zero points x is 0. parts:
-    the address of rows of 32 sums, in which the sums of a group wait that is longer than a call. flags: WHOLE, or for
-    a single group BEGINS, ENDS or neither. Rows must be padded with zeros to a whole unit. The kernel prefetches codes
-    NEAR bytes ahead, line after line.
+    the address of rows of 32 sums; if a group is longer than a call, its sums wait there between calls. flags: WHOLE,
+    or for a single group BEGINS, ENDS or neither. Rows must be padded with zeros to a whole unit. The kernel prefetches
+    codes NEAR bytes ahead, line after line.
 
     at_once: how many whole groups are summed side by side; with one group at a time, the chain of additions would be
     slower than memory. dot: the name of LLVM's intrinsic for dot products, if rows are bfloat16; else "". lean: whether

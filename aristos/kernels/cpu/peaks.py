@@ -42,7 +42,7 @@ def fma_peak(seconds: float = 0.3) -> float:
 def gemm_peak(seconds: float = 0.3) -> float:
     """GFLOP/s of the micro-kernel alone on operands in the L1 and L2 caches.
 
-    The result is the higher rate of two depths: one whose panel fits L1, and a whole block of KC.
+    The result is the higher of the rates at two depths: the depth of a panel that fits L1, and KC.
     """
     a, b, c = aligned((ROWS, PITCH // 4)), aligned((KC, NR)), aligned((ROWS, NR))
     a[:], b[:] = 1e-3, 1e-3

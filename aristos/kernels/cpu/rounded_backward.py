@@ -108,7 +108,7 @@ def take_hidden(m, saved, j, ffn, part, u, g):
     """Copy up to 32 columns of m rows, from column j on, to u and g, as `expert.keep_hidden` wrote them.
 
     saved: the address of an array of the rows' places. part: the number of bytes from a row's u to its g in such a
-    place; 0 if there is no g.
+    place, or 0 if there is no g.
     """
     nbytes = min(SUMS, line_bytes(ffn) - FLOAT * j)
     for i in range(m):

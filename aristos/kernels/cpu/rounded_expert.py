@@ -40,8 +40,8 @@ FC = 512  # columns of F in a chunk, if not all hidden activations are kept
 def chunk_of(element, hidden, ffn):
     """How many columns of F a chunk has.
 
-    It has all columns if their activations take no more bytes than the activations of FC columns and the sums of the
-    outputs. With packed weights it always has all columns, because a group of k may be longer than FC.
+    A chunk has all columns if their activations take no more bytes than the activations of FC columns and the sums of
+    the outputs. With packed weights it always has all columns, because a group of k may be longer than FC.
     """
     return ffn if FORMAT or ffn <= FC + (hidden if element == SPLIT else 2 * hidden) else FC
 
@@ -87,7 +87,8 @@ def up(n):
 def ahead_of(panel, step, more):
     """The address of the panel that is prefetched during the product with `panel`: the next panel, if there is one.
 
-    more: whether there is one. During the product with the last panel, that panel is prefetched, which costs nothing.
+    more: whether there is a next panel. During the product with the last panel, that panel is prefetched, which costs
+    nothing.
     """
     return panel + step if more else panel
 

@@ -65,7 +65,7 @@ def store_row(row, place, entry, of, before):
 def list_rows(call, of, gated, found):
     """Copy rows to their places, and fill the tables. Returns how many rows have no hidden activations on the tape.
 
-    call: a BackwardRows; of: a Place; found: Tables.
+    call: a BackwardRows. of: a Place. found: the Tables that are filled.
     """
     rows, x, places, tape = call.rows, call.x, call.places, call.kept
     plain = plain_first(rows, tape, found.order)
@@ -125,7 +125,7 @@ def give_back(rows, scalars, found):
 
 @jit
 def list_stored(m, places, of, scratch):
-    """List m rows of the store at `scratch`, to add to the gradients of their expert. of: a Place.
+    """Write lists of m rows of the store at `scratch`, for the gradients of the rows' expert. of: a Place.
 
     places: the address of an array of the rows' addresses. Returns Rows, and the address of the first cache line after
     the lists.

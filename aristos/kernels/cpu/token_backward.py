@@ -31,7 +31,10 @@ def logit_gradients(count, logits, columns, ids, dw, k, code, renormalize, scale
 
 @jit
 def combine_rows(count, y, stride, k, factors, rows, hidden):
-    """Set y[t] to the sum over j < k of factors[t, j] * row [t, j], in order of j. rows: their addresses, or 0."""
+    """Set y[t] to the sum over j < k of factors[t, j] * row [t, j], in order of j.
+
+    rows: the address of [count, k] row addresses, each of which is 0 if there is no row.
+    """
     for t in range(count):
         weights, addresses = factors + FLOAT * k * t, rows + 8 * k * t
         combine_token(
@@ -42,7 +45,7 @@ def combine_rows(count, y, stride, k, factors, rows, hidden):
 
 @jit
 def row_dots(count, a, b, n, out):
-    """Set out[i] to the dot product of n float32 of rows i. a, b: addresses of arrays of row addresses."""
+    """Set out[i] to the dot product of rows i of a and b, of n float32. a, b: addresses of arrays of row addresses."""
     sums = mem.floats(out, count)
     for i in range(count):
         sums[i] = dot(mem.load(a + 8 * i), mem.load(b + 8 * i), n)

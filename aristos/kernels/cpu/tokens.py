@@ -126,7 +126,8 @@ def _weighted_block(element, n, rows, weights, offset, sums):
 def combine_bytes(k: int) -> int:
     """Bytes of scratch of `combine_token` for k choices.
 
-    It has 32 sums, and for each choice taken the row's address, the row's end, the end's address and the weight.
+    The memory holds 32 sums, and for each choice taken the row's address, a copy of the row's end, the address of this
+    copy, and the weight.
     """
     return k * (8 + FLOAT + 8 + 2 * WIDTH) + FLOAT * WIDTH + LINE
 
@@ -165,7 +166,7 @@ def combine_rows(element, y, k, weights, rows, hidden, scratch):
 
 @jit
 def add_float32(out, row, weight, n, first):
-    """Set out[n] float32 to weight * row, plus out if not `first`. row: address of n float32."""
+    """Set out[n] float32 to weight * row, plus out if not `first`. row: the address of n float32."""
     sums, values = mem.floats(out, n), mem.floats(row, n)
     if first:
         for i in range(n):
