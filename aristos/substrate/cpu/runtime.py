@@ -248,9 +248,9 @@ class CpuRuntime(Runtime):
         return code
 
     def await_readers(self) -> None:
-        """Wait until no local peer reads this rank's weights, because this rank's last ended call has ended there too.
+        """Wait until local peers have ended this rank's last ended call: then none of them reads this rank's weights.
 
-        A call that is open here must belong to an object with other weights; this does not wait for it. The wait fails
+        A call that is open here must belong to an object with other weights; its end is not awaited. The wait fails
         if a peer makes no progress for the timeout, or has ended. No peer begins to read before this rank announces its
         next call.
         """
