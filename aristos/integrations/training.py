@@ -55,8 +55,8 @@ def layers_of(model: torch.nn.Module) -> dict[str, Experts]:
 def average_dense_grads(model: torch.nn.Module) -> None:
     """Replace the gradients outside the experts by their means over all ranks, with equal bits on each. Collective.
 
-    A rank without a gradient of a parameter counts as zero; if no rank has one, it stays None. The first call compares
-    all values of parameters between ranks; later calls compare the first values of each.
+    A rank without a gradient of a parameter counts as zero; if no rank has one, the gradient stays None. The first call
+    compares all values of parameters between ranks; later calls compare the first values of each parameter.
 
     Parameters
     ----------
@@ -107,7 +107,7 @@ def average_dense_grads(model: torch.nn.Module) -> None:
 def clip_grad_norm_(model: torch.nn.Module, max_norm: float) -> torch.Tensor:
     """Scale all gradients so that their norm over the whole model is at most `max_norm`. Collective.
 
-    Call it after `average_dense_grads`. torch's own function knows only this rank's experts.
+    Call this after `average_dense_grads`. torch's own function knows only this rank's experts.
 
     Parameters
     ----------

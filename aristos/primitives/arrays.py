@@ -15,7 +15,7 @@ _address_of, _buffer_of = ctypes.addressof, ctypes.c_char.from_buffer
 
 
 def view(name: str, value: Any) -> np.ndarray:
-    """`value` as a NumPy array. It may be one, or have `__array_interface__`, or DLPack on the CPU."""
+    """`value` as a NumPy array. `value` may be one, or have `__array_interface__`, or DLPack on the CPU."""
     if isinstance(value, np.ma.MaskedArray):
         raise InputError(f"{name} must be a plain array, got a masked one: pass {name}.filled(...)")
     if isinstance(value, np.ndarray):
