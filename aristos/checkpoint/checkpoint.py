@@ -726,8 +726,7 @@ class Checkpoint:
         expert : int
             The expert's id in 0..E-1.
         packed : bool, default False
-            True: weights are `Quantised`, [in, out], and must be packed in the file. False: packed weights are
-            expanded.
+            True: `Quantised` weights [in, out], which must be packed in the file. False: packed weights are expanded.
 
         Returns
         -------

@@ -166,7 +166,7 @@ def deepseek(o: Options) -> dict[int, Block]:
     n_shared_experts=2,
 )
 def deepseek_v2(o: Options) -> dict[int, Block]:
-    """models/deepseek_v2: softmax, k best, of the best groups by topk_method; norm_topk_prob is not read."""
+    """models/deepseek_v2: softmax, k best, limited to the best groups by one topk_method; norm_topk_prob is ignored."""
     o.only(scoring_func="softmax", mlp_bias=False, moe_layer_freq=1)
     o.ignore("aux_loss_alpha", "seq_aux")
     limited = o.word("topk_method", {"greedy": False, "group_limited_greedy": True})

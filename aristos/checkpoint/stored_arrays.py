@@ -100,11 +100,11 @@ def packed_ways(part: Part, form: str) -> Part:
 
 
 class LayerReader:
-    """Reads the arrays of one layer. prefix: how its tensors' names begin. shapes: of an expert's or the layer's
-    arrays.
+    """Reads the arrays of one layer. prefix: the beginning of its tensors' names.
 
-    experts: how many there are. late: how many of the last experts are stored separately. stored_arrays: how each array
-    is stored, by its name. `check` compares all names and shapes with the headers, before anything is read.
+    shapes: the shape of each array, of one expert or of the layer. experts: how many there are. late: how many of the
+    last experts are stored separately. stored_arrays: how each array is stored, by its name. `check` compares all names
+    and shapes with the headers, before anything is read.
     """
 
     def __init__(

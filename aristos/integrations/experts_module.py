@@ -1,4 +1,4 @@
-"""Finds what an experts module of transformers computes, by calling its gate: a configuration, and its weights.
+"""Finds, by calls of its gate, what an experts module of transformers computes: its configuration and its weights.
 
 `@use_experts_implementation` gives a class `is_transposed`, `is_concatenated`, `has_gate`, `has_bias` and a gate
 between its two projections. The gate is called with numbers that distinguish all activations and limits of

@@ -181,7 +181,7 @@ class ShardedMasters(Masters):
         return False
 
     def _versions(self) -> list[Any] | None:
-        """The parameters' versions in this call; None if its module was not called by its name."""
+        """The parameters' versions in this call; None if no hook ran, as in a direct call of `forward`."""
         found, self._now = self._now, None
         return found
 

@@ -321,7 +321,7 @@ class Experts(torch.nn.Module):
         return int(self.moe.runtime.group.exchange(np.array([mine]), "the number of calls for their tokens").max())
 
     def idle(self, calls: int) -> None:
-        """Take part in the other ranks' calls without tokens."""
+        """Take part, without tokens, in the other ranks' calls."""
         x = torch.empty(0, self.cfg.hidden, dtype=self._dtype)
         ids = torch.empty(0, self.cfg.top_k, dtype=torch.int64)
         with torch.no_grad():

@@ -185,7 +185,7 @@ def whole_state_dict(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _gathered(group: Group, mine: torch.Tensor, owners: list[list[int]]) -> torch.Tensor:
-    """On rank 0, [E, ...] from all ranks' [n, ...]. owners: the experts of each rank."""
+    """Gather all ranks' arrays [n, ...] as one [E, ...], returned on rank 0. owners: the experts of each rank."""
     if group.rank > 0:
         for one in mine:
             group.comm.Send(as_numpy(one).view(np.uint8), 0)

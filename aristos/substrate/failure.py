@@ -162,7 +162,7 @@ class Failure:
 class Patience:
     """Bounds the waits in a call whose steps the host runs: raises WaitTimeout if the awaited rank makes no progress.
 
-    A peer inside the call may make no progress for `timeout` seconds. A peer in user code causes a warning after that
+    A peer inside the call must make progress within `timeout` seconds. A peer in user code causes a warning after that
     time, and the error after `absent_timeout`. `engine.timeout_check` has the same rule for a kernel. A peer whose
     process has ended is given up after ENDED_SECONDS.
     """

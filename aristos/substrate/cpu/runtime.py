@@ -38,7 +38,7 @@ RUN_LEAST = 24  # least rows that a run is cut to: with fewer, reading the weigh
 MERGE_ROWS = 32  # a run with fewer rows waits a little for more rows of its expert
 MERGE_POLLS = 200  # idle polls for which such a run waits
 ONCE_ROWS = 2048  # least rows for a local owner to which tokens cross once: four bundles
-ONCE_SHARE = 300  # least rows for crossing once, in percent of the call's tokens: then at least two thirds repeat
+ONCE_SHARE = 300  # least rows for crossing once, in percent of the call's tokens: at least two thirds are then repeats
 PAUSE_NS = 100_000_000  # compiled code returns to Python at least this often
 POISON_SECONDS = 0.1  # how long a failing rank lets MPI deliver its poison to other nodes
 
