@@ -119,7 +119,7 @@ def _leave_fsdp(state: Any) -> None:
 
 
 def _checked(config: Any) -> None:
-    """Raise InputError for options that Aristos does not have, before a process group is made."""
+    """Raise InputError if FSDP would cut each expert, before a process group is made."""
     if config.efsdp_size > 1:
         raise InputError(
             f"fsdp_size {config.fsdp_size} times tp_size {config.tp_size} over ep_size {config.ep_size} is"

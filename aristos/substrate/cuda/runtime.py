@@ -445,8 +445,7 @@ class CudaRuntime(Runtime):
 
     @staticmethod
     def _answer(ask: Callable[[], Any], seconds: float) -> list[Any]:
-        """Let another thread call ask(). Returns [result], or [] if the driver does not answer, because a
-        thread that holds its lock hangs."""
+        """Let another thread call ask(). Returns [result], or [] after `seconds`: the driver may never answer."""
         answers: list[Any] = []
         errors: list[Exception] = []
 
