@@ -13,7 +13,7 @@ from .stored_arrays import LATE, WEIGHTS
 
 
 def agree(comm: Any, timeout: float, path: Any, problem: Exception | None, options: str) -> None:
-    """Raise `problem` here and PeerInputError on other ranks; MismatchError if `options` differ. Collective."""
+    """Raise a rank's `problem` there, and PeerInputError elsewhere; MismatchError if `options` differ. Collective."""
     from ..substrate.attach import attach
 
     runtime = attach(comm, usable_limits(timeout))

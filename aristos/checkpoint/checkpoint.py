@@ -35,8 +35,8 @@ RECIPES = (
     sigmoid_families,
     encoder_decoder_families,
 )  # recipes register themselves when they are imported
-# INNER: options that hold the options of a model inside another. OUTSIDE: beginnings of names of tensors that are in no
-# layer of the text model
+# INNER: options that hold the options of a model inside another. OUTSIDE: beginnings of the names of tensors that
+# belong to no layer of the text model
 INNER = ("text_config", "thinker_config", "llm_config", "language_config")
 OUTSIDE = ("mtp.", "model.mtp", "mtp_", "model.visual.", "visual.", "vision", "model.vision", "audio", "model.audio")
 MOST_EXPERTS = 1 << 16  # the most experts of a layer: four times the most in any published model
@@ -80,11 +80,11 @@ class Checkpoint:
     InputError
         `path` or `comm` has a wrong type.
     PeerInputError
-        With comm, another rank cannot open it.
+        With comm, another rank cannot open the directory.
     MismatchError
         With comm, the ranks' config.json differ.
     OpenCallError
-        With comm, a call on it is open.
+        With comm, a call on the communicator is open.
     WaitTimeout
         With comm, another rank did not come in time.
     EnvironmentProblem
@@ -169,7 +169,7 @@ class Checkpoint:
 
         Empty if no layer has tensors or files cannot be listed; `check` says why.
         """
-        stacks: dict[str, set[str]] = {}  # the beginning of a layer's names -> its tensors
+        stacks: dict[str, set[str]] = {}  # the beginning of a layer's tensor names -> these tensors
         for block in self._blocks.values():
             probes = stacks.setdefault(block.layer, set())
             probes |= {stored.probe for part in block.parts for way in part for stored in way.values()}
@@ -202,7 +202,7 @@ class Checkpoint:
         Returns
         -------
         str
-            The reason; empty if it can run the layer.
+            The reason; empty if Aristos can run the layer.
 
         Raises
         ------
@@ -471,7 +471,7 @@ class Checkpoint:
         )
 
     def check(self, number: int) -> None:
-        """Check that a layer's tensors exist, in the shapes of config.json, and no others. Reads only headers.
+        """Check that a layer has exactly the tensors that it needs, in config.json's shapes. Reads only headers.
 
         Parameters
         ----------
@@ -567,7 +567,7 @@ class Checkpoint:
     def load_experts(self, moe: Any, *, layer: int, number: int) -> None:
         """Load only this rank's experts of a layer of the model. Not collective.
 
-        For callers that route themselves.
+        This is for callers that do the routing themselves.
 
         Parameters
         ----------
@@ -583,7 +583,7 @@ class Checkpoint:
         CheckpointError
             What `check` raises; or tensors are damaged.
         InputError
-            A layer that the model or `moe` has not, or arrays that do not fit.
+            A layer that the model or `moe` does not have, or an array that does not fit.
         """
         self._load_experts(moe, layer, number, self._checked(number))
 
@@ -665,7 +665,7 @@ class Checkpoint:
         Returns
         -------
         bool
-            True if it has.
+            True if the directory has the tensor.
         """
         return name in self._directory
 
@@ -675,7 +675,7 @@ class Checkpoint:
         Parameters
         ----------
         name : str
-            The tensor's name there.
+            The tensor's name in the directory.
 
         Returns
         -------
@@ -705,7 +705,7 @@ class Checkpoint:
         Raises
         ------
         CheckpointError
-            What `check` raises; or an expert has more than its weights and biases.
+            What `check` raises; or an expert has other arrays than weights and biases.
         InputError
             The model has no MoE layer of this number.
         """
@@ -726,7 +726,7 @@ class Checkpoint:
         expert : int
             The expert's id in 0..E-1.
         packed : bool, default False
-            Weights come as `Quantised`, [in, out]; they must be packed in the file. False: packed weights are expanded.
+            True: `Quantised` weights [in, out], which must be packed in the file. False: packed weights are expanded.
 
         Returns
         -------

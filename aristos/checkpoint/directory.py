@@ -129,7 +129,7 @@ class Directory:
         return names[bisect_left(names, prefix) : bisect_left(names, prefix + "\U0010ffff")]
 
     def numbers(self, layer: str, below: Iterable[str], outside: tuple[str, ...]) -> set[int]:
-        """The n of tensors named PREFIX + layer.format(n=n) + one of `below`.
+        """All numbers n for which a tensor is named PREFIX + layer.format(n=n) + one of `below`.
 
         PREFIX must not begin with one of `outside`.
         """

@@ -36,21 +36,21 @@ class Matrix:
         return named(self.name, suffix)
 
     def has(self, suffix: str) -> bool:
-        """Whether the directory has this tensor."""
+        """Whether the directory has the tensor `part(suffix)`."""
         return self.part(suffix) in self.directory
 
     def array(self, suffix: str) -> np.ndarray:
-        """This expert's values in a tensor."""
+        """This expert's values in the tensor `part(suffix)`."""
         found = self.directory.array(self.part(suffix))
         return found if self.expert is None else found[self.expert]
 
     def refuse(self, suffix: str, why: str, remedy: str = OTHER_FILES) -> NoReturn:
-        """Raise the error for one of the tensors."""
+        """Raise CheckpointError for the tensor `part(suffix)`."""
         name = self.part(suffix)
         raise CheckpointError(f"{self.directory.file(name).path}: tensor {shown(name)} {why}: {remedy}")
 
     def expect(self, suffix: str, shape: tuple[int, ...], *dtypes: str) -> str:
-        """The dtype of a tensor. Raises unless it has this shape, and one of these dtypes."""
+        """The dtype of the tensor `part(suffix)`. Raises unless it has this shape, and one of these dtypes."""
         entry = self.directory.entry(self.part(suffix))
         if entry.shape != shape:
             self.refuse(suffix, f"must have shape {list(shape)}, as config.json says, got {list(entry.shape)}")

@@ -1,4 +1,4 @@
-"""Reads quantization_config: the methods of quantisation that Aristos reads, and what each declares of its tensors.
+"""Reads quantization_config: the methods of quantisation that Aristos reads, and what each declares about its tensors.
 
 The sources are the modules that pack and unpack in AutoGPTQ (nn_modules/qlinear), GPTQModel, AutoAWQ
 (modules/linear/gemm.py) and compressed-tensors (compressors), and quantization_config of the published DeepSeek-V3,
@@ -25,7 +25,7 @@ GPTQ_OFFSETS = {"gptq": 1, "gptq_v2": 0}  # by checkpoint_format, what must be a
 @dataclass(frozen=True)
 class Options:
     """The content of a quantization_config. method: quant_method, or "". form: the form of the tensors that replace
-    NAME.weight, see `packed.FORMS`; "" if it stays. block: how many rows and columns share a scale of fp8.
+    NAME.weight, see `packed.FORMS`; "" if NAME.weight stays. block: how many rows and columns share a scale of fp8.
 
     bits, groups: for integers; groups are the declared sizes of groups, 0 means a whole column. zeros: whether zero
     points may differ from the middle of the range. offset: what must be added to stored zero points. act_order: whether
@@ -115,7 +115,7 @@ def _awq(d: Declared) -> Options:
 def _compressed(d: Declared) -> Options:
     """The options of compressed-tensors.
 
-    Bits and zero points are read from tensors, because groups of layers differ.
+    Bits and zero points are read from tensors, because they differ between groups of layers.
     """
     if d.found.get("format") != "mixed-precision":
         d.one_of("format", (*COMPRESSED, "dense"), "naive-quantized")

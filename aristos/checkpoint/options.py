@@ -20,7 +20,7 @@ CONCERNS = re.compile(
     r"moe|expert|rout|gate|gating|top_?k|scor|swiglu|(?:^|_)act(?:_|$|ivation)|capacity|jitter|shared|clamp|limit|latent|zero|mlp"
     r"|dense|sparse|ffn|feed_forward|intermediate|bias|renorm|norm_topk|correction|identity|group|quant"
 )
-# options that do not concern an MoE layer: of training, of predicting further tokens, of how the model's code runs
+# options of training, of predicting further tokens, and of how the model's code runs: they do not concern the layer
 NO_EFFECT = r"aux_loss|z_loss|loss|output_router_logits|mtp|nextn|initializer|init_|dropout|parallel|use_grouped_mm"
 # options of attention, embeddings, vision, other layers and generation
 ELSEWHERE = re.compile(

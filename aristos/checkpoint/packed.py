@@ -1,12 +1,13 @@
 """One expert's matrix as codes and scales (`Quantised`), directly from a model's tensors. Nothing is expanded.
 
 `FORMS` lists the tensors of each form. They replace NAME.weight, a tensor [out, in]:
-gptq: qweight [in / c, out] int32, c codes along `in` in a word, the lowest bits first; qzeros [groups, out / c], along
-`out`, less one in the format's first version; scales [groups, out]; g_idx [in], the group of each k.
+gptq: qweight [in / c, out] int32, whose words hold c codes along `in`, the lowest bits first; qzeros [groups, out / c],
+whose words hold c zero points along `out`, less one in the format's first version; scales [groups, out]; g_idx [in],
+the group of each k.
 awq: qweight [in, out / 8] int32 and qzeros [groups, out / 8], whose nibbles are columns 0 2 4 6 1 3 5 7; scales.
-packed (compressed-tensors): weight_packed [out, in / c] int32, along `in`, of values plus half their range, or uint8 of
-fp4, two a byte; weight_scale [out, groups]; weight_zero_point [out / c, groups] int32, along `out`, in the same way, or
-int8 as they are.
+packed (compressed-tensors): weight_packed, which is either [out, in / c] int32, whose words hold c values along `in`,
+each plus half the range, or uint8 with two codes of fp4 in a byte; weight_scale [out, groups]; weight_zero_point, which
+is either [out / c, groups] int32, whose words hold c values along `out`, each plus half the range, or plain int8.
 mxfp4 (gpt-oss): NAME_blocks [E, out, in / 32, 16] and NAME_scales [E, out, in / 32].
 fp4 (DeepSeek-V4): weight [out, in / 2] int8, two codes a byte, the low one first, and scale [out, in / 32].
 A tensor of fp8 or int8 keeps the name NAME.weight, and has scales beside it: see `quantised`.
@@ -44,7 +45,8 @@ class Form(NamedTuple):
     """A form. tensors: ends of names of the tensors that replace NAME.weight. beside: ends of names of optional
     tensors.
 
-    kind: a function of the weight type, from headers. parts: a function of codes, scales and zeros of the outputs.
+    kind: a function that finds the weight type from headers. parts: a function that reads codes, scales and zero points
+    of the outputs.
     """
 
     tensors: tuple[str, ...]
@@ -114,7 +116,7 @@ def _awq_parts(m: Matrix, kind: WeightType) -> Parts:
 
 
 def _awq_columns(words: np.ndarray) -> np.ndarray:
-    """[n, N] uint8 from [n, N / 8] int32."""
+    """[n, N] uint8 codes from [n, N / 8] int32 words."""
     stored = unpacked(words, 4).reshape(*words.shape, 8)
     found = np.empty_like(stored)
     found[..., AWQ_COLUMNS] = stored
@@ -312,7 +314,7 @@ def kind_of(m: Matrix) -> WeightType | None:
 
 
 def read(m: Matrix, kind: WeightType) -> Quantised:
-    """The matrix [in, out]. Raises CheckpointError if it has another type, or for values that do not fit."""
+    """The matrix [in, out]. Raises CheckpointError if its type is not `kind`, or for values that do not fit."""
     if (found := kind_of(m)) != kind:
         m.refuse(_first(m), f"is {found or 'plain'}, but others of the layer are {kind}", EXPAND)
     codes, scales, zeros = FORMS[m.form].parts(m, kind)

@@ -118,7 +118,7 @@ def values(directory: Directory, name: str, whole: np.ndarray, rows: Any, asked:
 
 
 def usable(directory: Directory, name: str, scale: np.ndarray, zero: bool = False) -> np.ndarray:
-    """`scale`. Raises CheckpointError if a value is NaN or infinite, or is 0 although not `zero`."""
+    """Return `scale`. Raises CheckpointError if a value is NaN or infinite, or is 0 and `zero` is False."""
     wrong = ~np.isfinite(scale) | ((scale == 0) & (not zero))
     if wrong.any():
         at = np.unravel_index(int(np.argmax(wrong)), scale.shape)
@@ -130,7 +130,7 @@ def usable(directory: Directory, name: str, scale: np.ndarray, zero: bool = Fals
 
 
 def _refuse_infinite(directory: Directory, name: str, product: np.ndarray, counted: Any = True) -> None:
-    """Raise CheckpointError if a value of tensor `name`, times its scale, exceeds float32. counted: values to check."""
+    """Raise CheckpointError if a value of tensor `name`, times its scale, exceeds float32. counted: which to check."""
     beyond = ~np.isfinite(product) & counted
     if beyond.any():
         at = [int(i) for i in np.unravel_index(int(np.argmax(beyond)), product.shape)]
@@ -144,7 +144,7 @@ def mxfp4(directory: Directory, blocks: str, scales: str, expert: int) -> np.nda
     """[out, in] float32 of one expert.
 
     A scale is E8M0: 2^(byte - 127), and 255 is NaN (OCP Microscaling Formats 1.0, section 5.4.1). Values of E2M1 go up
-    to 6, so with bytes from 253 up a product may exceed float32. Such a file is refused.
+    to 6, so with bytes from 253 up a product may exceed float32. A file with such a product is refused.
     """
     codes = directory.array(blocks)[expert].view(np.uint8)  # [out, in / 32, 16]
     exponent = directory.array(scales)[expert].view(np.uint8).astype(np.int32)  # [out, in / 32]

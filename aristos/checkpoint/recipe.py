@@ -25,14 +25,15 @@ LAYERS = "layers.{n}."
 
 @dataclass(frozen=True)
 class Block:
-    """One MoE layer. options: of MoEConfig, without max_tokens, dtype and precision; "router" holds Router's options.
+    """One MoE layer.
 
-    parts: the layer's arrays, each with alternatives. layer: the beginning of the layer's names, with the layer's
-    number for {n}. scopes: what names of all tensors of the block begin with, after `layer`. problem: why Aristos
-    cannot run this layer; empty if it can. note: how the layer differs from the model's own code, or what a call needs.
-    shared_factor: a power of two by which the shared expert's output is multiplied. router_factor: a factor of the
-    router, if the parts have "router_scale". late: how many of the last experts have separate tensors ("late_up" and so
-    on) and are always chosen.
+    options: those of MoEConfig, without max_tokens, dtype and precision; "router" holds Router's options. parts: the
+    layer's arrays, each with alternatives. layer: the beginning of the layer's names, with the layer's number for {n}.
+    scopes: the beginnings, after `layer`, of the names of all tensors of the block. problem: why Aristos cannot run
+    this layer; empty if it can. note: how the layer differs from the model's own code, or what a call needs.
+    shared_factor: a power of two by which the shared expert's output is multiplied. router_factor: a factor by which
+    the router is multiplied, if the parts have "router_scale". late: how many of the last experts have separate tensors
+    ("late_up" and so on) and are always chosen.
 
     Parts may have further arrays: "table" [V, k], the experts of each token id, which replaces choosing by scores;
     "expert_scale" [E] or [1], by which an expert's output is multiplied; "router_scale" [H], by which the router's

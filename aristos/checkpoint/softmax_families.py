@@ -40,7 +40,7 @@ def mixtral(o: Options) -> dict[int, Block]:
 
 @family("minimax", hidden_act="silu")
 def minimax(o: Options) -> dict[int, Block]:
-    """models/minimax (MiniMax-Text-01): as Mixtral; the attention's factors are the decoder's."""
+    """models/minimax (MiniMax-Text-01): as Mixtral; the factors for attention belong to the decoder."""
     o.ignore("mlp_alpha_factor", "mlp_beta_factor")
     o.only(shared_intermediate_size=0)
     o.ignore("shared_moe_mode")  # concerns a shared expert, which the model does not have
@@ -166,7 +166,7 @@ def deepseek(o: Options) -> dict[int, Block]:
     n_shared_experts=2,
 )
 def deepseek_v2(o: Options) -> dict[int, Block]:
-    """models/deepseek_v2: softmax, k best, of the best groups by topk_method; norm_topk_prob is not read."""
+    """models/deepseek_v2: softmax, k best, limited to the best groups by one topk_method; norm_topk_prob is ignored."""
     o.only(scoring_func="softmax", mlp_bias=False, moe_layer_freq=1)
     o.ignore("aux_loss_alpha", "seq_aux")
     limited = o.word("topk_method", {"greedy": False, "group_limited_greedy": True})
@@ -218,7 +218,7 @@ def jamba(o: Options) -> dict[int, Block]:
 
 @family("dbrx")
 def dbrx(o: Options) -> dict[int, Block]:
-    """models/dbrx: softmax, k best, over their 1-norm; all experts' rows follow each other, down is [in, out]."""
+    """models/dbrx: softmax, k best, divided by their 1-norm; all experts' rows follow each other, down is [in, out]."""
     inner = o.get("ffn_config")
     if not isinstance(inner, dict):
         o.refuse("ffn_config must be an object")

@@ -71,7 +71,7 @@ class StoredArray:
 
 
 def _outputs(stored: StoredArray, found: np.ndarray) -> np.ndarray:
-    """The outputs that `stored` means, from a tensor that has all."""
+    """The outputs that `stored` means, from a tensor that has all outputs."""
     if stored.outputs in HALVES:
         half = len(found) // 2
         return found[HALVES[stored.outputs] * half :][:half]
@@ -100,11 +100,11 @@ def packed_ways(part: Part, form: str) -> Part:
 
 
 class LayerReader:
-    """Reads the arrays of one layer. prefix: how its tensors' names begin. shapes: of an expert's or the layer's
-    arrays.
+    """Reads the arrays of one layer. prefix: the beginning of its tensors' names.
 
-    experts: how many there are. late: how many of the last experts are stored separately. stored_arrays: by the array's
-    name. `check` compares all names and shapes with the headers, before anything is read.
+    shapes: the shape of each array, of one expert or of the layer. experts: how many there are. late: how many of the
+    last experts are stored separately. stored_arrays: how each array is stored, by its name. `check` compares all names
+    and shapes with the headers, before anything is read.
     """
 
     def __init__(
@@ -231,7 +231,7 @@ class LayerReader:
     def as_stored(self, names: Iterable[str], expert: int) -> dict[str, Quantised | np.ndarray]:
         """Arrays as `expert` returns them, but weights as stored, [in, out].
 
-        Raises CheckpointError if they are elements.
+        Raises CheckpointError if the weights are elements.
         """
         names, kind = list(names), self.weight_type
         if kind is None:
@@ -247,7 +247,7 @@ class LayerReader:
     def shared(self, kind: WeightType | None, factor: float) -> dict[str, Any]:
         """Arrays of the shared expert: [out, in], or [in, out] if they are stored as `kind`.
 
-        factor: a power of two by which its output is multiplied.
+        factor: a power of two by which the shared expert's output is multiplied.
         """
         found: dict[str, Any] = {}
         for name in (name for name in SHARED if name in self.stored_arrays):

@@ -78,7 +78,7 @@ def granitemoeshared(o: Options) -> dict[int, Block]:
 
 @family("jetmoe", activation_function="silu")
 def jetmoe(o: Options) -> dict[int, Block]:
-    """models/jetmoe: as Granite, with a bias of the output.
+    """models/jetmoe: as Granite, with a bias that is added to the output.
 
     Here every expert has that bias, because the weights sum to one.
     """

@@ -1,1 +1,1 @@
-"""The `aristos` command: one file a subcommand, each with `main(argv) -> exit code` and a one-line `SUMMARY`."""
+"""The `aristos` command: one file for each subcommand, with `main(argv) -> exit code` and a one-line `SUMMARY`."""

@@ -1,6 +1,6 @@
 """`aristos models [NAME]`: the table of published models, with sizes, router, whether they run here, and sources.
 
-For a model directory it prints what `aristos inspect` prints, and returns its exit code. Other exit codes: 0 printed,
+For a model directory, the command prints and returns the same as `aristos inspect`. Other exit codes: 0 printed,
 2 usage.
 """
 

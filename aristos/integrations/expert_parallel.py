@@ -66,8 +66,8 @@ class AristosEP(EPImplementation):
     def _layer(self, top_k: int, dtype: torch.dtype) -> Experts:
         """The layer of this module, which is made at the first call. Collective.
 
-        After that, torch's memory is released, unless the layer trains: then torch's parameters stay the layer's
-        masters.
+        Once the layer is made, torch's memory of the experts is released, unless the layer trains: then torch's
+        parameters stay the layer's masters.
         """
         experts = held(self._module)
         if experts is None:
@@ -90,8 +90,8 @@ class AristosEP(EPImplementation):
 def _release(module: Any) -> None:
     """Release the memory of the module's matrices. Their shapes stay, so that transformers still knows the model.
 
-    Within a call the module's parameters are this rank's local tensors. When the call ends, transformers makes shards
-    again of parameters that were replaced.
+    Within a call the module's parameters are this rank's local tensors. When the call ends, transformers turns
+    parameters that were replaced into shards again.
     """
     if hasattr(module, "_get_fsdp_state"):
         _leave_fsdp(module._get_fsdp_state())
@@ -103,9 +103,9 @@ def _release(module: Any) -> None:
 
 
 def _leave_fsdp(state: Any) -> None:
-    """Remove a module's parameters from FSDP, which holds two copies, and would make one again in each call.
+    """Remove a module's parameters from FSDP, which holds two copies of them, and would make one again in each call.
 
-    The state holds FSDP's groups of parameters, and so do the hooks that they have registered.
+    FSDP's groups of parameters are held by the state, and by the hooks that the groups have registered.
     """
     for group in state._fsdp_param_groups:
         hooks = [
@@ -119,7 +119,7 @@ def _leave_fsdp(state: Any) -> None:
 
 
 def _checked(config: Any) -> None:
-    """Raise for what Aristos cannot do, before a process group is made."""
+    """Raise InputError if FSDP would cut each expert, before a process group is made."""
     if config.efsdp_size > 1:
         raise InputError(
             f"fsdp_size {config.fsdp_size} times tp_size {config.tp_size} over ep_size {config.ep_size} is"

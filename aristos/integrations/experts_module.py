@@ -1,4 +1,4 @@
-"""Finds what an experts module of transformers computes, by calling its gate: a configuration, and its weights.
+"""Finds, by calls of its gate, what an experts module of transformers computes: its configuration and its weights.
 
 `@use_experts_implementation` gives a class `is_transposed`, `is_concatenated`, `has_gate`, `has_bias` and a gate
 between its two projections. The gate is called with numbers that distinguish all activations and limits of
@@ -26,7 +26,7 @@ from .training import SOURCE
 LIMITS = ("limit", "swiglu_limit")  # attributes that hold the limit of a gate
 MATRICES = ("gate_up_proj", "up_proj", "down_proj")  # parameters that a module may have
 FAR = (30.0, 100.0, 300.0)  # gate values that exceed limits whose attribute has another name
-CLOSE = 1e-5  # largest difference, relative to a value or to 1
+CLOSE = 1e-5  # largest accepted difference, relative to a value or to 1
 ELSEWHERE = "_aristos_elsewhere"  # a module's attribute that says that torch does not have all its experts
 CHOICE = "_experts_implementation"  # a property of configurations; object.__getattribute__ reads it in half the time
 
@@ -171,7 +171,8 @@ def release(module: Any) -> None:
 def refuse_others(module: Any) -> None:
     """Let calls by another implementation raise InputError from now on, because torch does not have all experts.
 
-    The module's class checks this, and calls Aristos itself: a hook would cost each call 20 us, and the interface 10.
+    The `forward` of the module's class checks this, and calls Aristos directly: a hook would cost each call 20 us, and
+    transformers' interface 10 us.
     """
     vars(module)[ELSEWHERE] = True
     kind = type(module)
@@ -180,7 +181,7 @@ def refuse_others(module: Any) -> None:
 
 
 def _refusing(forward: Callable[..., Any], ours: Callable[..., Any]) -> Callable[..., Any]:
-    """The forward of a class with modules that were passed to `refuse_others`."""
+    """Wrap the `forward` of a class, for its modules that were passed to `refuse_others`."""
 
     @wraps(forward)
     def whole(self: Any, *args: Any, **given: Any) -> Any:

@@ -61,7 +61,7 @@ def _theirs(module: Any, name: str) -> Callable[..., Any]:
 def check(model: Any) -> None:
     """Raise InputError for classes of experts that only transformers can compute, unless a fallback is set.
 
-    For these transformers accepts "aristos", but never calls it.
+    For such classes transformers accepts "aristos", but never calls it.
     """
     for name in closed(model):
         why = f"{name}: transformers lets nobody else compute these experts, so Aristos would never be called"

@@ -39,7 +39,7 @@ class PackedExperts:
             moe.load_expert(0, expert, **found)
 
     def _matrices(self, expert: int) -> Iterator[tuple[str, Quantised]]:
-        """(name, [in, out]) of one expert."""
+        """(name, matrix [in, out]) for each matrix of one expert."""
         module = self.module
         yield "down", self._matrix(module.down_proj[expert], module.down_proj_scale_inv[expert])
         if module.has_gate:

@@ -1,4 +1,4 @@
-"""Lets ranks use models at their own pace. A rank that has finished takes part without tokens until all have.
+"""Lets ranks use models at their own pace. A rank that has finished takes part without tokens until all have finished.
 
 Before each layer's calls the ranks agree on the layer and on the number of calls. The layer is the first one that any
 rank has reached. A rank at a later layer, or at the end of its block, takes part. If it has not made the layer yet, it

@@ -38,7 +38,7 @@ def start() -> None:
 
 
 def _end(comm: Any, pid: int) -> None:
-    """Wait until all ranks end, or until a rank wants something else of this rank; that rank then learns of the end.
+    """Wait until all ranks end, or until one meets for another reason: that one then learns that this rank has ended.
 
     The wait lasts at most absent_timeout, because a rank may not use this module.
     """

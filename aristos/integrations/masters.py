@@ -24,7 +24,7 @@ _alive: weakref.WeakSet[Masters] = weakref.WeakSet()
 
 
 def _stepped(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-    """React to a step of any optimizer, because fused optimizers change parameters without a count by torch."""
+    """React to a step of any optimizer, because torch does not count the changes by fused optimizers."""
     if not _alive:
         return
     theirs = {id(each) for group in optimizer.param_groups for each in group["params"] if each.grad is not None}
@@ -126,7 +126,7 @@ class Masters:
         self._given, self._packed = True, self._versions()
 
     def gradients(self, moe: MoE, parameters: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """The gradients of `moe.grads` times a share, in the order, forms and types of the parameters."""
+        """The gradients of `moe.grads` times `share`, in the order, forms and types of the parameters."""
         made = [torch.empty_like(each) for each in parameters]
         sums, share = moe.grads(0), self.share(moe)
         for name, view in self.views(made).items():
@@ -135,7 +135,7 @@ class Masters:
         return made
 
     def share(self, moe: MoE) -> float:
-        """The factor of gradients of all ranks' tokens, because the loss is the mean of the ranks' losses."""
+        """The factor for gradients over all ranks' tokens: the loss is the mean of the ranks' losses."""
         return 1 / moe.world
 
     def _versions(self) -> list[Any] | None:
@@ -146,8 +146,8 @@ class ShardedMasters(Masters):
     """Parameters of which transformers gives this rank a shard. Each call has new tensors, made from the optimizer's
     tensors.
 
-    Before each call, torch's counts of changes to the optimizer's tensors show whether values must be compared. To
-    compare them takes 2 to 50 times as long as a call. transformers divides their gradients itself.
+    Before each call, torch's counts of changes to the optimizer's tensors show whether values must be compared. A
+    comparison takes 2 to 50 times as long as a call. transformers divides the gradients itself.
     """
 
     def __init__(self, module: torch.nn.Module, names: Sequence[str], transposed: bool, interleaved: bool) -> None:
@@ -181,7 +181,7 @@ class ShardedMasters(Masters):
         return False
 
     def _versions(self) -> list[Any] | None:
-        """The parameters' versions in this call; None if its module was not called by its name."""
+        """The parameters' versions in this call; None if no hook ran, as in a direct call of `forward`."""
         found, self._now = self._now, None
         return found
 
@@ -190,7 +190,7 @@ class ShardedMasters(Masters):
         return as_numpy(view.clone())
 
     def share(self, moe: MoE) -> float:
-        """The factor of gradients of all ranks' tokens: 1, because transformers divides them."""
+        """The factor for gradients over all ranks' tokens: 1, because transformers divides them."""
         return 1.0
 
 

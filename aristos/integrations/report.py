@@ -17,11 +17,11 @@ class LayerReport:
     name : str
         The module's name in the model.
     kind : str
-        Its class.
+        The module's class.
     experts : int
         How many experts this rank holds.
     nbytes : int
-        Bytes of their packed weights.
+        Bytes of these experts' packed weights.
     ranks : int
         How many ranks share the layer's experts.
     isa : str
@@ -33,7 +33,7 @@ class LayerReport:
     tokens : int
         How many tokens this rank had.
     idle : float
-        The share of its workers' time without work.
+        The share of time in which this rank's workers had no work.
     """
 
     name: str
@@ -57,7 +57,7 @@ class Report:
     layers : tuple of LayerReport
         The modules that have layers.
     without : tuple of (str, str)
-        The name of each module that has none, and why.
+        The name of each module that has no layer, and the reason.
     """
 
     layers: tuple[LayerReport, ...]

@@ -98,7 +98,7 @@ def _number(name: str) -> int:
 
 
 def _dense(checkpoint: Checkpoint, experts: Iterable[str]) -> dict[str, torch.Tensor]:
-    """The tensors of a directory without the experts', mapped from its files."""
+    """The tensors of a directory, except the experts', mapped from its files."""
     from safetensors import safe_open
 
     left_out = set(experts)

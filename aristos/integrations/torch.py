@@ -26,14 +26,14 @@ class Experts(torch.nn.Module):
     """y = experts(x, ids, weights), for any number of tokens on each rank of a communicator. Collective.
 
     With train=True this rank's experts are torch's parameters, by transformers' names: gate_up_proj [n, 2F, H] (up_proj
-    [n, F, H] without a gate), down_proj [n, H, F], and their biases with _bias. After they have changed, the layer
-    reads them again before the next call; after a write through `.data`, call `changed`. Their gradients are those of
-    the mean of all ranks' losses.
+    [n, F, H] without a gate), down_proj [n, H, F], and their biases with _bias. After a change of the parameters,
+    the layer reads them again before the next call; after a write through `.data`, call `changed`. The parameters'
+    gradients are those of the mean of all ranks' losses.
 
     Parameters
     ----------
     cfg : MoEConfig
-        The layer.
+        The layer's configuration.
     comm : communicator or None, default None
         An mpi4py communicator. None: one process.
     threads : int or None, default None
@@ -85,7 +85,8 @@ class Experts(torch.nn.Module):
             self._masters = masters or self._own_masters()
 
     def _own_masters(self) -> Masters:
-        """New parameters, drawn in float32 as torch.nn.Linear does. An expert's are equal on any number of ranks."""
+        """New parameters, drawn in float32 as torch.nn.Linear does. They do not depend on the number of
+        ranks."""
         cfg, mine = self.cfg, self.moe.placement.mine(self.moe.rank)
         first, wide = ("gate_up", 2 * cfg.ffn) if cfg.gated else ("up", cfg.ffn)
         every = {f"{first}_proj": (wide, cfg.hidden), "down_proj": (cfg.hidden, cfg.ffn)}
@@ -132,7 +133,7 @@ class Experts(torch.nn.Module):
         Parameters
         ----------
         load : callable
-            Loads this rank's weights.
+            A function that loads this rank's weights.
 
         Raises
         ------
@@ -167,7 +168,7 @@ class Experts(torch.nn.Module):
     def changed(self) -> None:
         """Read the parameters again before the next call.
 
-        Needed after a write through `.data`, which torch does not count.
+        This is needed after a write through `.data`, which torch does not count.
         """
         if self._masters is not None:
             self._masters.changed()
@@ -176,7 +177,7 @@ class Experts(torch.nn.Module):
     def forward(
         self, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, calls: int | None = None
     ) -> torch.Tensor:
-        """The experts' weighted outputs, added for each token. Collective.
+        """The sum of the experts' weighted outputs for each token. Collective.
 
         More than cfg.max_tokens tokens are computed in several calls, equally many on every rank.
 
@@ -187,7 +188,7 @@ class Experts(torch.nn.Module):
         ids : torch.Tensor [..., k], integers
             The experts of each token.
         weights : torch.Tensor [..., k]
-            Their weights, read as float32.
+            The combine weights of these experts, read as float32.
         calls : int or None, default None
             How many calls the ranks have agreed on. None: they agree now.
 
@@ -320,7 +321,7 @@ class Experts(torch.nn.Module):
         return int(self.moe.runtime.group.exchange(np.array([mine]), "the number of calls for their tokens").max())
 
     def idle(self, calls: int) -> None:
-        """Take part in the other ranks' calls without tokens."""
+        """Take part, without tokens, in the other ranks' calls."""
         x = torch.empty(0, self.cfg.hidden, dtype=self._dtype)
         ids = torch.empty(0, self.cfg.top_k, dtype=torch.int64)
         with torch.no_grad():

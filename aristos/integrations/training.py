@@ -55,8 +55,8 @@ def layers_of(model: torch.nn.Module) -> dict[str, Experts]:
 def average_dense_grads(model: torch.nn.Module) -> None:
     """Replace the gradients outside the experts by their means over all ranks, with equal bits on each. Collective.
 
-    A rank without a gradient of a parameter counts as zero; if no rank has one, it stays None. The first call compares
-    all values of parameters between ranks; later calls compare the first values of each.
+    A rank without a gradient of a parameter counts as zero; if no rank has one, the gradient stays None. The first call
+    compares all values of parameters between ranks; later calls compare the first values of each parameter.
 
     Parameters
     ----------
@@ -107,7 +107,7 @@ def average_dense_grads(model: torch.nn.Module) -> None:
 def clip_grad_norm_(model: torch.nn.Module, max_norm: float) -> torch.Tensor:
     """Scale all gradients so that their norm over the whole model is at most `max_norm`. Collective.
 
-    Call it after `average_dense_grads`. torch's own function knows only this rank's experts.
+    Call this after `average_dense_grads`. torch's own function knows only this rank's experts.
 
     Parameters
     ----------
@@ -185,7 +185,7 @@ def whole_state_dict(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _gathered(group: Group, mine: torch.Tensor, owners: list[list[int]]) -> torch.Tensor:
-    """On rank 0, [E, ...] from all ranks' [n, ...]. owners: the experts of each rank."""
+    """Gather all ranks' arrays [n, ...] as one [E, ...], returned on rank 0. owners: the experts of each rank."""
     if group.rank > 0:
         for one in mine:
             group.comm.Send(as_numpy(one).view(np.uint8), 0)

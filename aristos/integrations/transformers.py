@@ -5,8 +5,8 @@
 
 This works in one process, and on the ranks of `aristos run -n 2 -- python program.py`. Each rank then has its own
 prompts, and an equal part of every layer's experts. A layer is made at its first call, on all ranks together.
-`generate` waits for all ranks at its end; put other uses into a block of `together`. Layers made after `model.train()`
-have gradients.
+`generate` waits for all ranks at its end; put other uses of a model into a block of `together`. Layers made after
+`model.train()` have gradients.
 """
 
 from __future__ import annotations
@@ -179,7 +179,7 @@ def together(*models: Any) -> Iterator[int]:
     Raises
     ------
     InputError
-        A model is used within `together` of others, or has experts that Aristos refuses.
+        A model is used within a block of `together` for other models, or has experts that Aristos refuses.
     MismatchError
         Ranks call different layers with gradients, or differ in a layer's calls.
     PoisonedError
@@ -219,7 +219,7 @@ def from_pretrained(path: str | os.PathLike[str], *, dtype: torch.dtype | str | 
     path : path
         The model's directory.
     dtype : torch.dtype, str or None, default None
-        The type of rows, and of all weights but the experts'. None or "auto": that of config.json.
+        The type of rows, and of all weights but the experts'. None or "auto": the type in config.json.
     **more : object
         Further arguments of transformers' own from_pretrained, such as config.
 
@@ -245,7 +245,7 @@ def from_pretrained(path: str | os.PathLike[str], *, dtype: torch.dtype | str | 
 
 
 def changed(model: Any) -> None:
-    """Read the experts' parameters again. Needed after a write through `.data`, which torch does not count.
+    """Read the experts' parameters again. This is needed after a write through `.data`, which torch does not count.
 
     Parameters
     ----------
@@ -295,7 +295,7 @@ def experts_modules(model: Any) -> list[Any]:
 
 
 def _checked_at_the_end(post_init: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap the end of a model's making: with "aristos", experts are refused that transformers would compute itself."""
+    """Wrap `post_init` of models: with "aristos" it refuses experts that only transformers can compute."""
 
     @wraps(post_init)
     def whole(self: Any) -> None:
@@ -307,7 +307,7 @@ def _checked_at_the_end(post_init: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _checked_choice(choose: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap `set_experts_implementation`: it refuses the same experts."""
+    """Wrap `set_experts_implementation`: it refuses experts that only transformers can compute."""
 
     @wraps(choose)
     def whole(self: Any, experts_implementation: str | dict[str, str]) -> None:

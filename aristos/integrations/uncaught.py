@@ -1,7 +1,7 @@
 """Ends a program of several ranks as a whole if one of them raises an exception that nobody catches.
 
-The other ranks may wait for that rank, and MPI for these ranks. Without this module the job would last as long as the
-longest wait.
+The other ranks may wait for that rank, and MPI may wait for the other ranks. Without this module the job would last as
+long as the longest wait.
 """
 
 from __future__ import annotations

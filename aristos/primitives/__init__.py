@@ -1,1 +1,1 @@
-"""The operations that compiled code uses by name: memory, wire and buffers; and facts and files that need no more."""
+"""The operations that compiled code uses by name (memory, wire, buffers), and small helpers for facts and files."""

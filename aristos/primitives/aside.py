@@ -13,8 +13,8 @@ from pathlib import Path
 def beside(target: Path, prefix: str = "") -> Iterator[Path]:
     """A block with a new, empty file in the target's folder, which the block may rename over the target.
 
-    If it does not, the file is removed at the end. prefix: the beginning of the new file's name; by default a dot and
-    the target's name. Raises OSError.
+    If the block does not, the file is removed at the block's end. prefix: the beginning of the new file's name; by
+    default a dot and the target's name. Raises OSError.
     """
     path = target.parent / f"{prefix or f'.{target.name}.'}{secrets.token_hex(8)}.aside"
     os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666))

@@ -29,7 +29,7 @@ _NO_FLOCK = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.
 
 @contextlib.contextmanager
 def locked(target: Path, seconds: float) -> Iterator[None]:
-    """A block that holds the file's lock: flock, which ends with its holder, or the existence of a file without flock.
+    """A block that holds the file's lock: flock, which ends with its holder, or, without flock, a file's existence.
 
     Raises ResultsError, which names the lock file, if another writer holds it for longer than `seconds`.
     """
@@ -126,7 +126,7 @@ def _prefix(target: Path) -> str:
 
 
 def _remove_leftovers(target: Path) -> None:
-    """Remove copies that writers of this host, which have ended, have left."""
+    """Remove copies left by writers on this host that have ended."""
     prefix = _prefix(target)
     for file in target.parent.iterdir():
         if file.name.startswith(prefix) and file.name.endswith(".aside"):

@@ -13,7 +13,7 @@ HUGE = 2 << 20  # bytes of a huge page
 def on_huge_pages(nbytes: int) -> np.ndarray:
     """[nbytes] uint8 zeros that start at a multiple of HUGE. Linux is asked to back them by huge pages.
 
-    NumPy asks for them too, but only for arrays from 4 MiB on.
+    NumPy also asks for huge pages, but only for arrays from 4 MiB on.
     """
     memory = mmap.mmap(-1, nbytes + HUGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     raw = np.frombuffer(memory, np.uint8)

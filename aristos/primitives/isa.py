@@ -1,7 +1,7 @@
 """Which instruction set the CPU kernels use: the best that this process may use, or the one that ARISTOS_ISA names.
 
 float32 gives the same bits on every set with fused multiply-adds. The bits of other element types differ between sets,
-so ranks that compute with these agree on one set.
+so ranks that compute with such types agree on one set.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ ARCH_PRCTL, REQUEST_PERMISSION, TILE_DATA = 158, 0x1023, 18  # a system call of 
 
 
 def target() -> tuple[str, dict[str, bool]]:
-    """The CPU for which Numba compiles, and its features: this CPU, or NUMBA_CPU_NAME and NUMBA_CPU_FEATURES."""
+    """The CPU for which Numba compiles, and its features: this one, or what NUMBA_CPU_NAME and
+    NUMBA_CPU_FEATURES name."""
     cpu, features = getattr(_config, "CPU_NAME", None), getattr(_config, "CPU_FEATURES", None)
     if features is not None:
         known = {word[1:]: word[0] == "+" for word in features.split(",") if word}
@@ -84,7 +85,7 @@ def choose(has: list[str], wanted: str | None, refused: str) -> str:
 def usable() -> tuple[str, ...]:
     """The instruction sets that this process may use, the best first. ARISTOS_ISA names the best of them, if it is set.
 
-    Kernels that run as plain Python may use any.
+    Kernels that run as plain Python may use any set.
     """
     wanted = os.environ.get("ARISTOS_ISA")
     has = available(*target())

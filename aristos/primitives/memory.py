@@ -1,6 +1,6 @@
 """Shared-memory operations: their names, and their meaning in plain Python.
 
-Only through these functions does the engine access memory that other workers or ranks use, by address (an int64). Each
+The engine accesses memory that other workers or ranks use through these functions only, by address (an int64). Each
 function has three forms: the body below, which tests and the schedule explorer run uncompiled or replace; LLVM on CPUs
 (`kernels/cpu/llvm.py`); PTX on GPUs. The forms bind by name when the engine is compiled, so never pass a function as an
 argument. Words are 8 bytes, aligned, and hold signed 64-bit integers.
@@ -28,7 +28,7 @@ def store(addr, value):
 
 
 def load_acquire(addr):
-    """Read a word that another worker or rank releases. After that, all that it wrote before the release is visible."""
+    """Read a word that another worker or rank releases. Then all that was written before the release is visible."""
     return _word(addr).value
 
 
@@ -38,7 +38,7 @@ def store_release(addr, value):
 
 
 def notify(word, value, nbytes):
-    """Publish a word that the steps of another rank poll, by `store_release`. nbytes: of the data that it announces.
+    """Publish, by `store_release`, a word that another rank's steps poll. nbytes: bytes of the data that it announces.
 
     Only a lowering that emulates a network reads `nbytes`: it delays the word accordingly.
     """
@@ -46,7 +46,7 @@ def notify(word, value, nbytes):
 
 
 def arrived(word):
-    """Poll a word that another rank's `notify` writes, by `load_acquire`."""
+    """Poll, by `load_acquire`, a word that another rank's `notify` writes."""
     return load_acquire(word)
 
 
@@ -59,7 +59,7 @@ def fetch_add(addr, value):
 
 
 def compare_exchange(addr, expected, value):
-    """Write `value` if a word of this rank holds `expected` (acquire and release); True if it did."""
+    """Write `value` if a word of this rank holds `expected` (acquire and release); True if written."""
     word = _word(addr)
     if word.value != expected:
         return False

@@ -1,7 +1,7 @@
 """Reads the arrays of an .npz file as numpy.savez writes it. The file may come from anywhere.
 
 NumPy allocates what a header declares before it reads the data, and evaluates the header as a Python literal. Here the
-header of each member is first compared with the member's size, and the sum of sizes with the file's. Pickles are
+header of each member is first compared with the member's size, and the sum of sizes with the file's size. Pickles are
 refused.
 """
 
@@ -56,7 +56,7 @@ def load(path: str, what: str) -> dict[str, NDArray[Any]]:
 
 
 def read(raw: BinaryIO, most: int | None = None) -> dict[str, NDArray[Any]]:
-    """The arrays of an open file by name. most: limit of the bytes of all arrays, beside SHARE.
+    """The arrays of an open file by name. most: a limit of the bytes of all arrays, in addition to the limit by SHARE.
 
     Raises one of BROKEN.
     """

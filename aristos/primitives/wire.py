@@ -130,7 +130,7 @@ def tend(wire):
 
 @jit
 def run_progress_thread(wire):
-    """Make progress until STOP, as the progress thread: every PROGRESS_US, but in a call only if no worker does."""
+    """The progress thread's loop: makes progress every PROGRESS_US until STOP, in a call only if no worker does."""
     while mem.load_acquire(wire + 8 * STOP) == 0:
         mem.call(mem.load(wire + 8 * SLEEP), PROGRESS_US, 0, 0, 0, 0, 0, 0, 0)
         alone = mem.load_acquire(wire + 8 * IN_CALL) == 0 or mem.clock() - mem.load(wire + 8 * LAST) > ALONE_NS

@@ -1,7 +1,7 @@
 """The comparison of two sides row by row: medians, their ratio with an interval, and one word.
 
-Rows are paired by table, variable and coordinates. A row in which calls were disturbed is not judged; of several runs,
-those in which it was are left out. This module measures nothing.
+Rows are paired by table, variable and coordinates. A row in which calls were disturbed is not judged; if a side has
+several runs, the runs in which the row was disturbed are left out. This module measures nothing.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ WORDS = {
 class Compared:
     """One row of both sides. what: its table and coordinates in words.
 
-    first, second: medians in seconds. low, high: the interval of second / first, None if it is not judged. calls: of
-    each side. word: one of WORDS. why: of a disturbed row, how it was.
+    first, second: medians in seconds. low, high: the interval of second / first, None if the row is not judged. calls:
+    how many calls each side has. word: one of WORDS. why: how the row was disturbed, if it was.
     """
 
     table: Table
@@ -130,7 +130,7 @@ def different_work(one: Table, other: Table) -> str:
 
 
 def _rows(side: Side, works: dict[str, Table], refused: list[str]) -> _Rows:
-    """The rows of a side whose work is that of `works`; of others a sentence is added to `refused`."""
+    """The rows of a side whose tables have the work of `works`; for other tables, `refused` gets a sentence."""
     found: _Rows = {}
     for run in side.runs:
         for table in run.tables:
@@ -172,12 +172,12 @@ def _compared(one: _Row, other: _Row, what: str) -> Compared | None:
 
 
 def _undisturbed(row: _Row) -> list[samples.Row]:
-    """The runs in which the row was not disturbed; all of them if it always was."""
+    """The runs in which the row was not disturbed; all runs if it was disturbed in each."""
     return [each for each in row.each if not each.disturbed] or row.each
 
 
 def _why(row: _Row, name: str) -> str:
-    """How the row was disturbed in all runs of a side; '' if in some it was not."""
+    """How the row was disturbed in all runs of a side; '' if it was not disturbed in some run."""
     marks = [each.disturbed for each in row.each]
     return f"{name} {marks[-1]}" if all(marks) else ""
 

@@ -29,7 +29,7 @@ def differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, 
 
 
 def facts(first: Run, second: Run) -> dict[str, tuple[str, str]]:
-    """Both values of each fact of the runs, and of their common tables, that differs. Those of a table have the name
+    """Both values of each fact of the runs, and of their common tables, that differs. A table's fact has the name
     `table, fact`."""
     found = differing(first.attributes, second.attributes)
     others = {table.name: table for table in second.tables}

@@ -36,9 +36,9 @@ def scale(seconds: float) -> tuple[float, str]:
 
 
 def times(table: Table, name: str, rows: list[Row]) -> Figure | None:
-    """Medians with bars from the 5th to the 95th percentile, over one dimension, a line for all other coordinates.
+    """Medians with bars from the 5th to the 95th percentile, over one dimension; a line for each set of other values.
 
-    Disturbed rows are hollow. None if there is nothing to draw over.
+    Disturbed rows are hollow. None if there is no dimension, or only one row.
     """
     dims = [dim for dim, _ in rows[0].key]
     if not dims or len(rows) < 2:

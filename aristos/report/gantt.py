@@ -19,9 +19,9 @@ WAIT_FOR = "wait for "
 
 @dataclass(frozen=True)
 class Rank:
-    """What a rank did: when its first step began and its last one ended, and seconds over its workers.
+    """What a rank did: when its first step began and its last one ended, in seconds.
 
-    waited_for: the rank for which it waited longest, or "".
+    working, waiting: seconds, added over the rank's workers. waited_for: the rank for which it waited longest, or "".
     """
 
     number: int
@@ -34,7 +34,7 @@ class Rank:
 
 @dataclass(frozen=True)
 class Timeline:
-    """One file. seconds: by kind of step, over all workers. hidden: bars that are not drawn, with the longest's us.
+    """One file. seconds: by kind of step, over all workers. hidden: how many bars are not drawn, and the longest's us.
 
     ranks: in the order of their numbers.
     """
@@ -84,7 +84,7 @@ def read(file: str) -> Timeline:
 
 
 def _ranks(spans: list[dict[str, Any]]) -> list[Rank]:
-    """Each rank of the spans."""
+    """What each rank did, from its spans."""
     by_rank = defaultdict[int, list[dict[str, Any]]](list)
     for span in spans:
         by_rank[span["pid"]].append(span)

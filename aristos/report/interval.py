@@ -33,7 +33,7 @@ def median(side: Sequence[Seconds]) -> float:
 def of_ratio(first: Sequence[Seconds], second: Sequence[Seconds]) -> tuple[float, float]:
     """The interval, from 2.5 % to 97.5 %, of the median of `second` over that of `first`."""
     rng = np.random.default_rng(0)
-    with np.errstate(over="ignore", invalid="ignore"):  # of times that nobody measures
+    with np.errstate(over="ignore", invalid="ignore"):  # for times that nobody measures
         low, high = np.quantile(_drawn(second, rng) / _drawn(first, rng), [LOW, HIGH])
     return float(low), float(high)
 

@@ -12,7 +12,7 @@ from kernel_cache.texts import shown
 from ..bench.tables import plain
 
 MOST = 500  # the most characters of a text from a file
-FOLDED = 16  # rows: a table of more is opened by its reader
+FOLDED = 16  # most rows of a table that is not folded
 
 
 class Markup(str):
@@ -32,7 +32,7 @@ def text(value: Any) -> str:
 
 
 def tag(name: str, /, *parts: Part, **attributes: str | bool) -> Markup:
-    """An element. attributes: with `_` for `-`, and at the end of names that Python reserves; True: without a value."""
+    """An element. attributes: `_` stands for `-`, and may end a name that Python reserves; True: no value."""
     said = "".join(
         f" {key.rstrip('_').replace('_', '-')}" + ("" if value is True else f'="{html.escape(text(value))}"')
         for key, value in attributes.items()
@@ -55,7 +55,7 @@ def joined(*parts: Part) -> Markup:
 
 
 def label(value: Any) -> str:
-    """A text for a plot, in which the library would read tags and entities."""
+    """A text for a plot, escaped because the plot library reads tags and entities."""
     return html.escape(text(value))
 
 
@@ -76,7 +76,7 @@ def table(
 ) -> Markup:
     """A table in a box of its own that scrolls; one of more than FOLDED rows is folded.
 
-    numbers: the columns that are no text. classes: of each row.
+    numbers: the columns that hold numbers. classes: the class of each row.
     """
     kinds = ["number" if i in numbers else False for i in range(len(head))]
     columns = tag("tr", [tag("th", each, scope="col", class_=kind) for each, kind in zip(head, kinds)])

@@ -1,6 +1,6 @@
 """The whole page: one HTML file with its style, script and data, which loads nothing.
 
-A policy in the page forbids every request and every script but its own two, so that no text of a file can start one.
+A policy in the page forbids every request and every script but its own two, so that no text of a file can start either.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Figures:
 
 
 def sides(files: list[str], every: bool) -> list[Side]:
-    """The last run of each results file; of one file its last two. every: all runs of each file."""
+    """The last run of each results file; of one file its last two. every: whether to take all runs of each file."""
     found = []
     for file in files:
         runs = load(file).runs
@@ -123,7 +123,7 @@ def _title(found: list[Side], timelines: list[Timeline]) -> str:
 
 
 def _lead(found: list[Side]) -> str:
-    """A sentence about what ran where, of the last run."""
+    """A sentence about what the last run ran, and where."""
     if not found:
         return "What every worker of every rank did during one call."
     facts = run_part.readable(found[-1].last.attributes)
@@ -176,7 +176,7 @@ def _by_rank(ranks: list[Rank]) -> list[list[str]]:
 
 
 def _last(ranks: list[Rank]) -> str:
-    """A sentence: which of several ranks began last, and which one waited most, for whom."""
+    """A sentence: which of several ranks began last, and which one waited most, and for which rank."""
     late, idle = max(ranks, key=lambda each: each.began), max(ranks, key=lambda each: each.waiting)
     said = f"Rank {late.number} began last, at {late.began * 1e3:.4g} ms."
     longest = f", longest for {idle.waited_for}" if idle.waited_for else ""

@@ -1,4 +1,4 @@
-"""The sides of a comparison: one run each, or a set of runs."""
+"""The sides of a comparison: each is one run, or a set of runs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Side:
 def two(files: list[str], names: list[str], every: bool = False) -> tuple[Side, Side]:
     """The last run of each of two files, or the last two of one file, or the runs with these names.
 
-    every: all runs of each of two files. Raises InputError if there are none.
+    every: whether to take all runs of each of two files. Raises InputError if there are no such runs.
     """
     if every:
         first, second = (Side(file, tuple(load(file).runs)) for file in files)

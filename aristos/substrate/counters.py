@@ -8,7 +8,7 @@ from ..engine import words
 
 
 class Tables:
-    """Finds counters in the words of a state from `first` on, which count one call, or are sums over many calls."""
+    """Finds counters in a copy of a state's words from T_COUNTERS on, of one call or summed over many calls."""
 
     def __init__(self, starts: dict[int, int], workers: int, world: int) -> None:
         self.first = starts[words.T_COUNTERS]
@@ -20,7 +20,7 @@ class Tables:
         return counted[: self.workers * words.COUNTER_WORDS].reshape(self.workers, -1).sum(0)
 
     def peers(self, counted: np.ndarray, name: int) -> np.ndarray:
-        """[W] one of the tables by peer, by its name."""
+        """[W] the table with this name, which has an entry for each peer."""
         return counted[self._starts[name] :][: self.world]
 
     def wait(self, counted: np.ndarray, rank: int) -> np.ndarray:

@@ -86,7 +86,7 @@ def damaged_poison(rank: int, world: int, epoch: int, peer: int, origin: int, ca
 
 
 def bad_word(rank: int, epoch: int, state: np.ndarray) -> CorruptionError:
-    """The error of `out_of_bounds` for the word that a step has found, see `bounds.within`."""
+    """The error of `out_of_bounds` for the word that a step has found out of bounds, see `bounds.within`."""
     found = (words.BAD_PEER, words.BAD_WORD, words.BAD_VALUE, words.BAD_LEAST, words.BAD_MOST)
     return out_of_bounds(rank, epoch, *(int(state[word]) for word in found))
 
@@ -104,8 +104,8 @@ def wait_message(
 ) -> str:
     """The message of a wait that was given up. gone: whether the peer's process has ended.
 
-    waited: a text of how long, and the limit. name: the parameter that sets the limit. owed: what the peer still owes,
-    see `arrivals.standing`. seen: the (epoch, progress) that the peer published last.
+    waited: a text that says how long the wait lasted, and its limit. name: the parameter that sets the limit. owed:
+    what the peer still owes, see `arrivals.standing`. seen: the (epoch, progress) that the peer published last.
     """
     if peer == rank:
         return f"rank {rank}: none of its own workers made progress for {waited} in epoch {epoch}"
@@ -135,9 +135,10 @@ class Failure:
     def record(self, error: BaseException, why: str, notify: Callable[[int, int], None], shared: bool = False) -> None:
         """Keep the first error and notify peers of it, once.
 
-        why: what happened, for the last words of the job if it ends for this reason. notify: called with (origin,
-        cause) of the poison. shared: whether the other ranks have the error too, so that the job need not end. The
-        user's thread and the thread of `start` may both call this; the second one waits until peers have been notified.
+        why: what happened, for the message that is printed if the job ends for this reason. notify: called with
+        (origin, cause) of the poison. shared: whether the other ranks have the error too, so that the job need not end.
+        The user's thread and the thread of `start` may both call this; the second one waits until peers have been
+        notified.
         """
         with self._lock:
             if self.reason is not None:
@@ -161,7 +162,7 @@ class Failure:
 class Patience:
     """Bounds the waits in a call whose steps the host runs: raises WaitTimeout if the awaited rank makes no progress.
 
-    A peer inside the call may make no progress for `timeout` seconds. A peer in user code causes a warning after that
+    A peer inside the call must make progress within `timeout` seconds. A peer in user code causes a warning after that
     time, and the error after `absent_timeout`. `engine.timeout_check` has the same rule for a kernel. A peer whose
     process has ended is given up after ENDED_SECONDS.
     """

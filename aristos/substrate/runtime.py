@@ -142,7 +142,7 @@ class Runtime(ABC):
     # ------------------------------------------------------------ the open call
 
     def refuse_unusable(self) -> None:
-        """Raise ClosedError if a call has failed, or in a fork."""
+        """Raise ClosedError if a call has failed, or if this process is a fork."""
         if os.getpid() != self._pid:
             raise ClosedError(
                 f"this layer was made in process {self._pid}, and this process is a fork of that one, without its"
@@ -172,7 +172,7 @@ class Runtime(ABC):
             self._dropped, self.open = None, False
 
     def enter(self, caller: int) -> None:
-        """Open a call of the object with this number."""
+        """Open a call of the object with the number `caller`."""
         self.refuse_open()
         self.open, self.caller = True, caller
         self.epoch += 1
@@ -211,7 +211,7 @@ class Runtime(ABC):
             self.running = job
 
     def fail_call(self, job: np.ndarray, error: BaseException) -> None:
-        """Fail, because an exception has ended a call: see `failing`."""
+        """Make the engine unusable, because an exception has ended a call: see `failing`."""
         if isinstance(error, WaitTimeout):
             error.add_note(self.standing())
         self._fail(job, error, "its last call failed")
@@ -223,7 +223,7 @@ class Runtime(ABC):
             self._fail(self._blank_job(), error, "it cannot go on" if ours else "its program raised outside of a call")
 
     def cannot_make(self, error: BaseException, part: bool = False) -> None:
-        """Fail, because an object cannot be made here, see `Failure.cannot_make`."""
+        """Leave the making of an object that cannot be made here, see `Failure.cannot_make`."""
         if not self._is_foreign():
             self.failure.cannot_make(error, part)
 

@@ -116,7 +116,7 @@ class EngineMemory:
         return None if self._remote is None else self._remote.calling
 
     def in_call(self, yes: bool) -> None:
-        """Set whether workers let MPI make progress themselves."""
+        """Set whether the workers themselves let MPI make progress."""
         if self._remote is not None:
             self._remote.in_call(yes)
 

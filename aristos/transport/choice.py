@@ -1,6 +1,6 @@
 """Which transport carries the puts between two ranks: one table, and the functions that read it.
 
-A new transport needs a file with a window class, and a row here, before the row that it replaces.
+A new transport needs a file with a window class, and a row in this table, before the row that it replaces.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ TRANSPORTS = (
 
 
 def choose(between: str, memory: str = HOST) -> Transport:
-    """The first transport in the table that serves such ranks, with windows in such memory."""
+    """The first transport in the table with these values of `between` and `memory`."""
     return next(t for t in TRANSPORTS if (t.between, t.memory) == (between, memory))
 
 

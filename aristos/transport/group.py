@@ -29,7 +29,7 @@ from .watchdog import NAMED, Calling, Watchdog
 from .window import Window
 
 ABORTED = 86  # exit code of a job that ends itself
-ABORT_SECONDS = 3  # limit of last words and MPI_Abort; then SIGALRM ends this process, and the launcher the job
+ABORT_SECONDS = 3  # limit of last words and MPI_Abort; then SIGALRM ends this process, and the launcher ends the job
 DRAIN_SECONDS = 0.2  # how long a process waits until the launcher has read its pipes
 MOST_TEXT = 2000  # most characters of an error that other ranks get
 MEETING_POLLS = 99  # polls of a barrier before it sleeps
@@ -58,7 +58,7 @@ def end_job(comm: Any, code: int, last_words: str = "") -> None:
 
 
 def until_done(request: Any) -> Iterator[None]:
-    """A non-blocking collective as an iterator: interruptible and abandonable. Yields until it is complete."""
+    """An iterator that yields until a non-blocking collective is complete. The caller may stop early."""
     while not request.Test():
         yield
 
@@ -119,7 +119,7 @@ class Group:
         self._members = comm.Get_group()
         self._watchdog = Watchdog(lambda why: end_job(comm, ABORTED, why), f"rank {self.rank}")
         self._watchdog.suspects, self._watchdog.ended = self.suspects, self.ended
-        self._meeting: Meeting | None = None  # the last one; MPI may still write there after an exception
+        self._meeting: Meeting | None = None  # the last meeting; MPI may still write to its arrays after an exception
         self.failed = False  # whether a rank of the group has sent FAILED
         self._sent: list[Any] = []  # this rank's messages with the tag FAILED: MPI may still read them
         self._refused = False  # whether a rank cannot form the group: then every rank raises
@@ -131,7 +131,7 @@ class Group:
             raise
 
     def _form(self, comm: Any) -> None:
-        """Meet on the user's communicator, learn who the other ranks are, and make communicators of its own."""
+        """Meet on the user's communicator, learn the other ranks' processes, and make the group's own communicators."""
         ranks = _ranks_of_job(self._members)
         self._processes = {rank: _job[r] for rank, r in enumerate(ranks) if r in _job}
         self.meet("the other ranks to make a layer", comm)
@@ -223,7 +223,7 @@ class Group:
             yield from self._met(kind, NOTHING, what, comm, MEETING_POLLS)
 
     def _met(self, kind: str, words: np.ndarray, what: str, comm: Any, polls: int) -> Iterator[None]:
-        """A meeting as an iterator; it lasts absent_timeout at most. polls: how many before it sleeps between them."""
+        """An iterator that holds a meeting, for absent_timeout at most. polls: how many come without a sleep."""
         with self._watchdog.watch(what, self.limits.absent, ABSENT):
             self._meeting = meeting = Meeting(comm, kind, what, words)
             for tries, _ in enumerate(until_done(meeting.request)):
@@ -247,7 +247,7 @@ class Group:
         return max(1, len(mine) // sharing), -(-sharing // len(mine))
 
     def _lost(self) -> dict[int, str]:
-        """rank -> "has ended" or "is stopped", for such ranks of this machine, if this process can see it."""
+        """rank -> "has ended" or "is stopped", for each rank of this machine that this process sees in such a state."""
         found = {rank: process.trouble() for rank, process in self._processes.items()}
         return {rank: trouble for rank, trouble in found.items() if trouble}
 
@@ -264,7 +264,7 @@ class Group:
         return _clause(self._lost())
 
     def suspects(self) -> str:
-        """The clause of `lost`, with advice; empty if none is seen."""
+        """The clause of `lost` with advice; empty if `lost` is empty."""
         lost = self._lost()
         return f"{_clause(lost)}: see the output of rank {min(lost)}" if lost else ""
 
@@ -279,7 +279,7 @@ class Group:
     def local_window(self, nbytes: int, device: Any = None) -> Window:
         """A window of `nbytes` for the ranks of this node, `base` in rank order; collective.
 
-        device: the GPU whose memory it takes; None for host memory.
+        device: the GPU whose memory the window takes; None for host memory.
         """
         transport = choose(SELF if self.node is None else LOCAL, HOST if device is None else DEVICE)
         with self.together("the other ranks to allocate windows"):
@@ -336,7 +336,7 @@ class Group:
         atexit.register(abort)
 
     def abort_now(self) -> None:
-        """Run now what `abort_at_exit` has registered. Exit handlers call this: what they register would never run."""
+        """Run now what `abort_at_exit` has registered. For exit handlers: what they register would not run."""
         if self in _aborts:
             _aborts[self]()
 

@@ -67,9 +67,9 @@ class IpcWindow:
             raise
 
     def _on_all(self, step: Callable[[], Any]) -> list[Any]:
-        """Every rank's result of a step.
+        """The results of a step on all ranks, in rank order.
 
-        If it fails anywhere, all ranks raise the error of the lowest rank that failed.
+        If the step fails on a rank, all ranks raise the error of the lowest rank that failed.
         """
         made, failed = None, None
         try:

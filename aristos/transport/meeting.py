@@ -13,15 +13,15 @@ from ..errors import MismatchError
 
 CLOSES, ENDS, EXCHANGES, MEETS = "closes", "ends", "exchanges words", "meets"
 KINDS = (CLOSES, ENDS, EXCHANGES, MEETS)
-MOST_WORDS, TEXT_WORDS = 5, 12  # of an exchange, and of what a rank meets for
+MOST_WORDS, TEXT_WORDS = 5, 12  # most words of an exchange, and words of the text that names the reason
 NOTHING = np.empty(0, np.int64)  # words of a meeting without an exchange
 
 
 class Meeting:
     """Exchanges kind, reason and words with all ranks of a communicator.
 
-    kind: one of KINDS. what: the reason, for messages. words: [n] int64, n at most 5. request: of the collective, which
-    has begun.
+    kind: one of KINDS. what: the reason, for messages. words: [n] int64, n at most 5. request: the request of the
+    collective, which has begun.
     """
 
     def __init__(self, comm: Any, kind: str, what: str, words: np.ndarray = NOTHING) -> None:
@@ -34,7 +34,7 @@ class Meeting:
         self.request = comm.Iallgather(self._mine, self._found)
 
     def check(self, rank: int) -> None:
-        """Raise MismatchError where another rank meets for another reason. rank: this one. All have come."""
+        """Raise MismatchError if another rank meets for another reason. rank: this one. All must have come."""
         for other in np.flatnonzero(self._found[:, 0] != self._mine[0]).tolist():
             theirs = self._found[other, 1 + MOST_WORDS :].tobytes().rstrip(b"\0").decode(errors="replace")
             raise MismatchError(

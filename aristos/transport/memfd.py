@@ -4,8 +4,8 @@ Linux takes a page from the NUMA domain of the rank that first reads or writes i
 has written it, peers read only the part's token.
 
 The memory has no name in a file system, and the limit of /dev/shm does not apply. The kernel frees it with the last
-process that maps it, also after a kill. Peers open it by /proc. They check a token, because in another namespace the
-process number may mean another process.
+process that maps it, also after a kill. Peers open it through /proc. They check a token, because in another namespace
+the process number may mean another process.
 
 A rank asks for huge pages for the part that it writes (MADV_COLLAPSE, Linux 6.1): weights are read faster from them,
 but most machines give no huge pages to shared memory unasked (/sys/kernel/mm/transparent_hugepage/shmem_enabled).
@@ -43,7 +43,7 @@ def _libc() -> Any:
 class SharedMap:
     """A whole memfd, mapped at a multiple of HUGE, so that huge pages fit. address: where it is mapped.
 
-    The memory stays mapped until neither this object nor an array of it is in use.
+    The memory stays mapped until neither this object nor an array in it is in use.
     """
 
     def __init__(self, fd: int, writable: bool) -> None:
@@ -61,7 +61,8 @@ class SharedMap:
     def collapse(self, start: int, nbytes: int) -> bool:
         """Back these bytes, and their neighbours in the same pages, by huge pages; False if the machine has none.
 
-        Linux makes huge pages only from existing pages, so one byte of each is written with the value that it has.
+        Linux makes huge pages only from existing pages, so one byte of each page is overwritten with the value that it
+        has.
         """
         first, end = start // HUGE * HUGE, min(self.nbytes, -(-(start + nbytes) // HUGE) * HUGE)
         self.array[first:end:HUGE] |= 0
@@ -84,8 +85,8 @@ def lacking() -> str:
 class NodeMemory:
     """`nbytes` of memory on each rank, which its local peers can read. Collective over all ranks of the group.
 
-    own: this rank's part, zeros. base: for each rank of this node, the address of its part in this process. problem: if
-    a rank could not get its memory, the reason, and no rank has any; else empty.
+    own: this rank's part, zeros. base: for each rank of this node, the address of its part in this process. problem:
+    the reason if a rank could not get its memory, in which case no rank has any; else empty.
     """
 
     def __init__(self, group: Group, nbytes: int, alike: str, small_pages: bool = False) -> None:

@@ -77,7 +77,7 @@ class RmaWindow:
         self.start("aristos-progress", wire.run_progress_thread, self.wire)
         self._pid = os.getpid()
         self._key = MPI.Comm.Create_keyval(delete_fn=lambda *_: self.stop())
-        MPI.COMM_SELF.Set_attr(self._key, self)  # MPI_Finalize deletes it first: later no thread may call MPI
+        MPI.COMM_SELF.Set_attr(self._key, self)  # MPI_Finalize deletes it first, which ends the threads in time
         atexit.register(self._forget)
 
     def _connect(self, comm: Any) -> np.ndarray:
@@ -104,7 +104,7 @@ class RmaWindow:
         self._threads[-1].start()
 
     def in_call(self, yes: bool) -> None:
-        """Set whether workers let MPI make progress themselves."""
+        """Set whether the workers themselves let MPI make progress."""
         self._words[wire.IN_CALL] = yes
 
     def calling(self) -> tuple[int, int, list[int]]:

@@ -38,7 +38,8 @@ class _EndedPeer:
 class Watchdog:
     """Calls `abort` if a blocking MPI call passes its limit, or soon after an awaited rank of this machine has ended.
 
-    abort: a function of the job's last words, which say which rank waits for what. name: this rank's, for messages.
+    abort: a function of the job's last words, which say which rank waits for what. name: this rank's name, for
+    messages.
     """
 
     def __init__(self, abort: Callable[[str], object], name: str) -> None:

@@ -1,7 +1,7 @@
 """`python -m aristos.kernels.cuda --arch sm_80,sm_90,sm_100 --out DIR` writes every kernel as PTX, cubin and SASS.
 
-It needs no GPU and no driver. report.json records the resources of each kernel, and how many of its blocks an SM holds.
-report.md has the same as a table.
+The command needs no GPU and no driver. report.json records the resources of each kernel, and how many of its blocks an
+SM holds. report.md shows the same figures as a table.
 """
 
 from __future__ import annotations

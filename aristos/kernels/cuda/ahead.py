@@ -1,9 +1,9 @@
 """Kernels that were compiled ahead, on another machine: files in the folder `ahead` beside this one.
 
-A checkout has no such folder; `make gpu-kit` fills one. A file's name has the kernel, the target and a hash of sources,
-types and options. CPU, Python and assembler are not in it, because a cubin is for a GPU. If the sources of a kernel
-differ, its file is not found, and the kernel is compiled as usual. A user who can write to the folder can also change
-the package.
+A checkout has no such folder; `make gpu-kit` fills one. A file's name consists of the kernel's name, the target, and a
+hash of sources, types and options. The hash covers neither CPU, Python nor assembler, because a cubin runs on a GPU,
+whatever machine compiled it. If the sources of a kernel differ, its file is not found, and the kernel is compiled as
+usual. The files are trusted, because a user who can write to the folder can also change the package.
 """
 
 from __future__ import annotations

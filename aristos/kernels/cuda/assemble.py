@@ -16,7 +16,7 @@ from kernel_cache.sm_limits import ARCHITECTURES
 from ...errors import EnvironmentProblem
 from .target import OLDEST
 
-TARGETS = {"sm_80": "sm_80", "sm_90": "sm_90a", "sm_100": "sm_100"}  # instructions of Hopper alone need sm_90a
+TARGETS = {"sm_80": "sm_80", "sm_90": "sm_90a", "sm_100": "sm_100"}  # instructions that only Hopper has need sm_90a
 ARCHS = tuple(f"sm_{major}{minor}" for major, minor in ARCHITECTURES if (major, minor) >= capability(OLDEST))
 SECONDS = 300  # time limit of one kernel, which normally takes a second
 WHEELS = {"ptxas": "nvidia-cuda-nvcc-cu12 (CUDA 12) or nvidia-cuda-nvcc (CUDA 13)", "nvdisasm": "nvidia-cuda-nvdisasm"}
@@ -26,7 +26,7 @@ WHEELS = {"ptxas": "nvidia-cuda-nvcc-cu12 (CUDA 12) or nvidia-cuda-nvcc (CUDA 13
 class Assembled:
     """What ptxas reports: registers of a thread, bytes spilled to local memory, bytes of static shared memory.
 
-    advice: ptxas's messages about wgmma, for example that it serialises products that the PTX lets overlap.
+    advice: ptxas's messages about wgmma, for example that ptxas serialises products that the PTX lets overlap.
     """
 
     registers: int
@@ -67,7 +67,7 @@ def _run(command: list[str]) -> str:
 
 
 def assemble(ptx: Path, cubin: Path, arch: str) -> Assembled:
-    """Assemble a file of one kernel. arch: ptxas's name of the architecture, for example sm_90a."""
+    """Assemble one kernel's PTX file into the file `cubin`. arch: ptxas's name of the architecture, such as sm_90a."""
     try:
         printed = _run([str(tool("ptxas")), "-v", f"-arch={arch}", str(ptx), "-o", str(cubin)])
     except EnvironmentProblem as failed:

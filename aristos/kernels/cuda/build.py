@@ -1,8 +1,9 @@
-"""Compiles a kernel of the catalogue to a cubin for one architecture, which is kept on disk. It needs no driver.
+"""Compiles a kernel of the catalogue to a cubin for one architecture, and keeps the cubin on disk, without a driver.
 
-Cubins are kept beside the compiled code of CPUs, and named by a hash of their sources. One process of a node compiles a
-kernel; other ranks there and later processes read the file. A damaged file is rebuilt. A file that other users could
-have written is refused (`kernel_cache/private.py`). Whole kernels are compiled; nothing is linked.
+Cubins are kept beside the code that is compiled for CPUs. A cubin's file is named by a hash of the cubin's sources. One
+process of a node compiles a kernel; other ranks there and later processes read the file. A damaged file is rebuilt. A
+file that other users could have written is refused (`kernel_cache/private.py`). Whole kernels are compiled; nothing is
+linked.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ COMPILED_AHEAD, KEPT, NOWHERE = "compiled ahead", "in the cache", "not compiled 
 def build(kernel: Any, arch: str) -> Built:
     """The cubin of a catalogue.Kernel for an architecture such as sm_90.
 
-    It was compiled ahead, or comes from the cache, or is compiled now and kept there.
+    The cubin was compiled ahead, or lies in the cache, or is compiled now and put into the cache.
 
     One process of a node compiles at a time. Raises EnvironmentProblem if a tool is missing or fails.
     """
@@ -53,7 +54,7 @@ def compile_and_keep(kernel: Any, arch: str) -> Built:
 
 
 def bare(kernel: Any, arch: str) -> Built:
-    """The cubin for shipping: without line numbers and PTX, which are more than half of a cubin. It is kept too."""
+    """The cubin for shipping: without line numbers and PTX, which are more than half of a cubin. It is cached too."""
     target = TARGETS.get(arch, arch)
     path = _path(kernel, target).with_suffix(".bare")
     found = _read(path)
@@ -102,7 +103,7 @@ def ptx(kernel: Any, target: str) -> tuple[str, str]:
 
 
 def for_target(text: str, target: str) -> str:
-    """A PTX text with another target."""
+    """A PTX text whose `.target` line is replaced."""
     return re.sub(r"^\.target .*$", f".target {target}", text, flags=re.M)
 
 
@@ -123,7 +124,7 @@ def assembler() -> tuple[str, str]:
 
 @cache
 def _tools() -> str:
-    """The versions that a cubin depends on, besides its sources."""
+    """The versions of the tools on which a cubin depends besides its sources."""
     return repr((version("numba-cuda"), *assembler()))
 
 

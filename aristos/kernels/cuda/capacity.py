@@ -1,9 +1,9 @@
 """The capacity of experts on a GPU. Choices beyond it are marked before rows get their packed order.
 
-First choices count before second ones, and among these tokens count in order (`drop` in engine/packing.py does the same
-on CPUs). The place of a token's choice j among all choices of its expert is a sum of three counts: how often tokens
-name the expert in choices 0..j-1, in choice j in earlier blocks, and in choice j earlier in this block. The shared
-expert has no limit.
+First choices count before second ones; choices with the same number count in the order of their tokens. (`drop` in
+engine/packing.py does the same on CPUs.) The place of a token's choice j among all choices of its expert is a sum of
+three counts: how often any token names the expert in choices 0..j-1, how often tokens of earlier blocks name it in
+choice j, and how often earlier tokens of this block name it in choice j. The shared expert has no limit.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def drop_shared(slots: int, k: int) -> int:
 
 @cuda.jit
 def drop(job_address):
-    """Set ids beyond the capacity to -2 - id, and write the counts of the others. Grid: blocks(tokens)."""
+    """Set ids of choices beyond the capacity to -2 - id, and count the remaining choices. Grid: blocks(tokens)."""
     job = mem.words(job_address, words.JOB_WORDS)
     if r.unbegun(job):
         return

@@ -18,7 +18,8 @@ ZERO = np.float32(0)
 
 
 def parts(kind: str) -> tuple[Any, Any]:
-    """(four(address) -> four elements of a row as float32, put(address, a, b, c, d)) for rows of a kind."""
+    """Two functions for rows of a kind: four(address) reads four elements as float32, put(address, a, b, c, d)
+    writes four."""
     if BYTES[kind] == 4:
 
         @cuda.jit(device=True)

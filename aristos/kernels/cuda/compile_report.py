@@ -80,8 +80,8 @@ def listed(arch: str, listings: Sequence[Listing]) -> list[Any]:
 def build(name: str, archs: Sequence[str], out: Path, listings: Sequence[Listing]) -> list[Row]:
     """Compile one kernel for these architectures; returns its rows of the report.
 
-    An architecture uses the PTX of an earlier one if the compiler would write the same text: if both are on the same
-    side of NEW_NVVM, and launch bounds are equal. Then only ptxas makes a difference.
+    The compiler writes the same PTX for two architectures if both are on the same side of NEW_NVVM and the launch
+    bounds are equal. Then the later architecture uses the PTX of the earlier one, and only ptxas runs again.
     """
     from .build import for_target, ptx
 

@@ -102,7 +102,7 @@ def finish(tile: Tile) -> Any:
     The function is store(shared, c_rows, m, width, n0, word, gated). It stores rows 0..m of the row address table, and
     columns n0.. of the product. Of each row it stores `width` outputs, rounded up to whole 16 bytes, for which the row
     must have space.
-    word: the activation's (`activations.word`), or NONE. On return the shared memory of the sums may be reused.
+    word: the activation's word (`activations.word`), or NONE. On return the shared memory of the sums may be reused.
     """
     put, threads = _out(tile), tile.threads
     pitch, group = 4 * (tile.n + PAD), 16 // BYTES[tile.kind]

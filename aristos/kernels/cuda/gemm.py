@@ -33,7 +33,7 @@ TILES = {
 }
 for _kind in ("f16", "tf32"):
     TILES[_kind] = tuple(replace(tile, kind=_kind) for tile in TILES["bf16"])
-# For sm_100 and later ptxas needs a few more registers than two such blocks can have.
+# From sm_100 on, an SM holds one block of 128 rows: ptxas needs more registers than two such blocks could have.
 ONE_BLOCK_FROM, ONE_BLOCK_ROWS = 10, 128
 # sm_90 uses these for every number of rows, because wgmma and mma.sync may sum a k step with different last bits
 GROUPS = {
@@ -73,7 +73,7 @@ def tile_for(kind: str, rows: int, gpu: Target) -> Tile:
 
 
 def _own_offsets(tile: Tile) -> Any:
-    """A function f(lane, warp): a thread's byte offsets in chunks of A and B and of its first sum; its first column."""
+    """A function f(lane, warp): a thread's byte offsets in a chunk of A, of B and in the sums, and its first column."""
     warps_n, rows, columns, pitch = tile.warps_n, tile.warp_rows, tile.warp_columns, 4 * (tile.n + PAD)
     swap = CHUNK // 8
 
@@ -114,7 +114,7 @@ def tile_product(tile: Tile) -> Any:
     rows 0..m of the row address tables, m <= tile.m, and columns n0.. of the packed weight. pitch: bytes of k of each
     column. depth: bytes of each row of A. Of each row of C it stores `width` outputs, rounded up to whole 16 bytes, for
     which the row must have space.
-    shared: from `tile_memory`. Rows of A and C start on 16 bytes.
+    shared: the address from `tile_memory`. Rows of A and C start on 16 bytes.
     """
     if tile.groups:
         return group_product(tile)

@@ -20,10 +20,10 @@ def kernel_key(kernel: Any) -> str:
 
 
 def ahead_key(kernel: Any) -> str:
-    """The same hash for a kernel that was compiled on another machine.
+    """A hash of the same things as `kernel_key`, which is equal on the machine that compiles ahead and on this one.
 
-    Other releases of Numba-CUDA may print types and options differently, and files may have been unpacked with a clock
-    that is ahead of this machine's.
+    `kernel_key` may differ: other releases of Numba-CUDA may print types and options differently, and a clock ahead of
+    this machine's may have set the times of files.
     """
     options = [(name, kernel.function.targetoptions.get(name)) for name in READ]
     return _hash((*_sources(kernel, _digest), [str(each) for each in kernel.types], options))

@@ -1,8 +1,8 @@
 """The CUDA lowerings of `aristos.primitives.memory`, the protocol's shared-memory operations.
 
-Releases and acquires have system scope, because other devices and the host share those words. Atomic adds and
-exchanges have device scope, because only this device's blocks use those words. Importing this module registers the
-lowerings with Numba-CUDA; it compiles nothing.
+Releases and acquires have system scope, because other devices and the host use the same words. Atomic adds and
+exchanges have device scope, because their words are used only by this device's blocks. Importing this module registers
+the lowerings with Numba-CUDA; it compiles nothing.
 """
 
 from __future__ import annotations

@@ -18,11 +18,12 @@ NUMBA = {"r": types.int32, "l": types.int64, "f": types.float32}
 def primitive(
     text: str, gives: str = "", takes: str = "", memory: bool = True, carried: bool = False
 ) -> Callable[[Callable[..., Any]], Any]:
-    """Make an intrinsic of one PTX text. gives, takes: a constraint letter for each result and argument, from $0 on.
+    """Make an intrinsic of one PTX text. gives, takes: constraint letters of results and arguments, from $0 on.
 
-    memory: whether it accesses memory, so that the compiler must not move other accesses across it. carried: whether
-    the result registers are also inputs; then their values are one more argument, a tuple, without numbers of their
-    own. The intrinsic has `.plain`, `.text`, and for generated code `.emit(builder, arguments)`, which returns results.
+    memory: whether the text accesses memory, so that the compiler must not move other accesses across it. carried:
+    whether the result registers are also inputs; then one more argument, a tuple, holds their values, which have no
+    numbers of their own. The intrinsic has `.plain`, `.text`, and for generated code `.emit(builder, arguments)`, which
+    returns results.
     """
     ties = [str(i) for i in range(len(gives))] if carried else []
     letters = [f"={letter}" for letter in gives] + list(takes) + ties + (["~{memory}"] if memory else [])

@@ -24,7 +24,7 @@ from .primitive import primitive
 
 @primitive("ld.relaxed.sys.global.s64 $0, [$1];", "l", "l")
 def load_relaxed_sys(address):
-    """Read a word that another device or the host writes, unordered (PTX ISA: ld)."""
+    """Read a word that another device or the host writes, without ordering other accesses (PTX ISA: ld)."""
     return mem.load(address)
 
 
@@ -36,13 +36,14 @@ def load_acquire_gpu(address):
 
 @primitive("ld.acquire.sys.global.s64 $0, [$1];", "l", "l")
 def load_acquire_sys(address):
-    """The same for a writer on any device or the host (PTX ISA: ld)."""
+    """Read a word; afterwards all that its writer, on any device or the host, released with it is visible
+    (PTX ISA: ld)."""
     return mem.load_acquire(address)
 
 
 @primitive("st.relaxed.sys.global.s64 [$0], $1;", "", "ll")
 def store_relaxed_sys(address, value):
-    """Write a word that another device or the host reads, unordered (PTX ISA: st)."""
+    """Write a word that another device or the host reads, without ordering other accesses (PTX ISA: st)."""
     mem.store(address, value)
 
 
@@ -54,7 +55,8 @@ def store_release_gpu(address, value):
 
 @primitive("st.release.sys.global.s64 [$0], $1;", "", "ll")
 def store_release_sys(address, value):
-    """Publish a word to every device and the host (PTX ISA: st)."""
+    """Publish a word to every device and the host, after all that this thread wrote or acquired before
+    (PTX ISA: st)."""
     mem.store_release(address, value)
 
 
@@ -65,7 +67,7 @@ def fence_gpu():
 
 @primitive("fence.acq_rel.sys;")
 def fence_sys():
-    """The same as seen by every device and the host (PTX ISA: membar/fence)."""
+    """Order this thread's earlier and later accesses, as seen by every device and the host (PTX ISA: membar/fence)."""
 
 
 @primitive("atom.acq_rel.gpu.global.add.u64 $0, [$1], $2;", "l", "ll")
@@ -76,7 +78,7 @@ def add_gpu(address, value):
 
 @primitive("atom.acq_rel.sys.global.add.u64 $0, [$1], $2;", "l", "ll")
 def add_sys(address, value):
-    """The same for a word that other devices use (PTX ISA: atom)."""
+    """Add to a word that other devices use; returns its old value (PTX ISA: atom)."""
     return mem.fetch_add(address, value)
 
 
@@ -90,13 +92,13 @@ def exchange_gpu(address, value):
 
 @primitive("atom.acq_rel.sys.global.exch.b64 $0, [$1], $2;", "l", "ll")
 def exchange_sys(address, value):
-    """The same for a word that other devices use (PTX ISA: atom)."""
+    """Write a word that other devices use; returns its old value (PTX ISA: atom)."""
     return exchange_gpu.plain(address, value)
 
 
 @primitive("atom.acq_rel.gpu.global.cas.b64 $0, [$1], $2, $3;", "l", "lll")
 def compare_exchange_gpu(address, expected, value):
-    """Write `value` if the word holds `expected`; returns its old value (PTX ISA: atom)."""
+    """Write `value` if the word holds `expected`; returns the word's old value (PTX ISA: atom)."""
     old = mem.load(address)
     if old == expected:
         mem.store(address, value)
@@ -105,7 +107,7 @@ def compare_exchange_gpu(address, expected, value):
 
 @primitive("atom.acq_rel.sys.global.cas.b64 $0, [$1], $2, $3;", "l", "lll")
 def compare_exchange_sys(address, expected, value):
-    """The same for a word that other devices use (PTX ISA: atom)."""
+    """`compare_exchange_gpu` for a word that other devices use (PTX ISA: atom)."""
     return compare_exchange_gpu.plain(address, expected, value)
 
 
@@ -126,13 +128,13 @@ def store8(address, value):
 
 @primitive("ld.global.f32 $0, [$1];", "f", "l")
 def load_float(address):
-    """Read a float32 (PTX ISA: ld). Not by .nc, which is undefined where the same kernel has written it."""
+    """Read a float32 (PTX ISA: ld). ld.nc would be undefined for data that the same kernel has written."""
     return np.float32(ctypes.c_float.from_address(int(address)).value)
 
 
 @primitive("ld.global.v2.f32 {$0, $1}, [$2];", "ff", "l")
 def load_floats2(address):
-    """Read two of them, aligned to 8 bytes (PTX ISA: ld)."""
+    """Read two float32, aligned to 8 bytes (PTX ISA: ld)."""
     return tuple((ctypes.c_float * 2).from_address(int(address)))
 
 
@@ -152,13 +154,13 @@ def load16(address):
 
 @primitive("ld.global.L1::no_allocate.L2::128B.v4.b32 {$0, $1, $2, $3}, [$4];", "rrrr", "l")
 def load16_once(address):
-    """Read 16 bytes that are read once: not kept in L1, fetched into L2 by 128-byte lines (PTX ISA: ld)."""
+    """Read 16 bytes that are read only once. L1 does not keep them; L2 fetches lines of 128 bytes (PTX ISA: ld)."""
     return _four(address)
 
 
 @primitive("ld.global.L1::no_allocate.L2::128B.v2.b32 {$0, $1}, [$2];", "rr", "l")
 def load8_once(address):
-    """Read 8 bytes that are read once (PTX ISA: ld)."""
+    """Read 8 bytes that are read only once (PTX ISA: ld)."""
     return tuple((ctypes.c_int32 * 2).from_address(int(address)))
 
 
@@ -282,7 +284,7 @@ def barrier_passed(barrier, parity):
 
 @primitive("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [$0], [$1], $2, [$3];", "", "rlrr")
 def copy_bulk(to, source, nbytes, barrier):
-    """Start to copy to shared memory, in aligned units of 16 bytes; the barrier counts the bytes that have arrived
+    """Start to copy to shared memory, in aligned units of 16 bytes. The barrier counts the bytes that have arrived
     (PTX ISA: cp.async.bulk)."""
     ctypes.memmove(int(to), int(source), int(nbytes))
     it = _Barrier.from_address(int(barrier))
@@ -292,14 +294,14 @@ def copy_bulk(to, source, nbytes, barrier):
 
 @primitive("fence.proxy.async.shared::cta;")
 def fence_async():
-    """Order earlier accesses to shared memory by loads, stores and cp.async, as this thread sees them, before later
-    ones by bulk copies and wgmma (PTX ISA: membar/fence, .proxy.async)."""
+    """Order accesses to shared memory: loads, stores and cp.async that this thread has seen come before later bulk
+    copies and wgmma (PTX ISA: membar/fence, .proxy.async)."""
 
 
 @primitive("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {$0, $1, $2, $3}, [$4];", "rrrr", "r")
 def load_matrices(addresses):
     """Load four 8x8 matrices of 16-bit elements, or 8x4 of 32-bit. Lane 8 m + r passes the address of row r of matrix
-    m. Lane l gets the 4 bytes from byte 4 (l % 4) on of row l / 4 of each matrix (PTX ISA: ldmatrix).
+    m. From each matrix, lane l gets 4 bytes of row l / 4, which start at byte 4 (l % 4) (PTX ISA: ldmatrix).
 
     plain: addresses [32] -> [32, 4] int32.
     """
@@ -333,7 +335,7 @@ def multiply_bf16(a, b, c):
     memory=False,
 )
 def multiply_f16(a, b, c):
-    """The same for float16 (PTX ISA: as above)."""
+    """`multiply_bf16` with A and B in float16 (PTX ISA: mma.m16n8k16)."""
     return fragments.product(a, b, c, "f16")
 
 
@@ -371,7 +373,7 @@ def multiply_group_bf16(shared, a, b, c):
 
 @primitive(_multiply_group("f16"), "f" * 64, "ll", carried=True)
 def multiply_group_f16(shared, a, b, c):
-    """The same for float16 (PTX ISA: as above)."""
+    """`multiply_group_bf16` with A and B in float16 (PTX ISA: wgmma.mma_async)."""
     return fragments.group_product(shared, a, b, c, "f16")
 
 
@@ -461,7 +463,7 @@ def fma(a, b, c):
 
 @primitive("mov.u32 $0, %tid.x;", "r")
 def thread():
-    """This thread's number in its block. Reading it again is cheaper than keeping a register (PTX ISA: %tid).
+    """This thread's number in its block. Reading it again is cheaper than keeping it in a register (PTX ISA: %tid).
 
     plain: 0, the only thread.
     """

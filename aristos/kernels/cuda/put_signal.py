@@ -34,9 +34,8 @@ def put_rows(source, target, words, awaited, rows, row_bytes, batch, way, base, 
 
     Grid: an even number of blocks, all resident at once. source, target: [grid, rows, row_bytes]; block b puts to the
     part of its partner, (b + grid / 2) mod grid. words: [grid] lines, where a block's signals go. awaited: [grid]
-    lines, where signals for it arrive.
-    way: BY_HALVES: the first half of the blocks puts and the other half waits. ALL: every block does both. PUTS, WAITS:
-    every block puts, or waits; then target and words belong to another GPU.
+    lines, where signals for a block arrive. way: BY_HALVES: the first half of the blocks puts and the other half waits.
+    ALL: every block does both. PUTS, WAITS: every block puts, or waits; then target and words belong to another GPU.
     """
     half, b = cuda.gridDim.x // 2, cuda.blockIdx.x
     partner = (b + half) % (2 * half)
@@ -59,8 +58,8 @@ def ping_pong(source, slots, words, their_slots, their_words, first, row_bytes, 
     """`rounds` times, side 0 puts a row and a signal to side 1, which puts the row back with a signal.
 
     Grid: 2 blocks of a warp, one for each side; or 1 block for side `first`, if another GPU has the other side. source:
-    a row. slots: [2, row_bytes], where sides 0 and 1 receive. words: [2] lines. their_slots, their_words: the same, of
-    the GPU that has the other side.
+    a row. slots: [2, row_bytes], where sides 0 and 1 receive. words: [2] lines. their_slots, their_words: the slots and
+    words of the GPU that has the other side.
     """
     me = first + cuda.blockIdx.x
     own, other = slots + row_bytes * me, their_slots + row_bytes * (1 - me)

@@ -62,7 +62,7 @@ from .router_job import (
 )
 from .tile import BYTES, CHUNK, Tile, tile_memory
 
-# values of STATUS: the engine's codes, which kernels may not import (a test compares)
+# values of STATUS: the engine's codes, which kernels may not import (a test compares them)
 OK, NOT_FINITE, BAD_IDS = 0, 2, 3
 KINDS = tuple(row.kind for row in BY_KIND.values() if row.name == row.stored)  # types of tokens
 TILE = TILES["f32"][1]
@@ -92,7 +92,8 @@ def padded(experts: int) -> int:
 
 
 def scratch_bytes(tokens: int, experts: int, slots: int, limited: int = 0) -> int:
-    """Bytes of SCRATCH: row addresses, scores, and counts of every block. limited: TOP_K with a capacity, else 0."""
+    """Bytes of SCRATCH: row addresses, scores, and counts of every block. limited: TOP_K with a
+    capacity, 0 without one."""
     return tokens * (2 * WORD + FLOAT * padded(experts) + GATE) + blocks(tokens) * slots * WORD * (1 + limited)
 
 
@@ -150,7 +151,7 @@ def counts_of(job):
 
 @cuda.jit(device=True)
 def counts_by_choice(job):
-    """Address of `route`'s counts with a capacity."""
+    """Address of the counts by choice, which `route` writes if there is a capacity."""
     return counts_of(job) + WORD * job[SLOTS] * ((job[TOKENS] + BLOCK - 1) // BLOCK)
 
 
@@ -158,7 +159,7 @@ def counts_by_choice(job):
 def _checked(job, token, ids, weights):
     """Read a token's routing as the caller brought it, into ids [CHOICES] and weights [CHOICES]. Returns its status.
 
-    Ids must be in -1..E-1, none but -1 twice; weights of choices taken must be finite.
+    Ids must be in -1..E-1, and only -1 may occur twice; weights of choices taken must be finite.
     """
     k, experts, status = job[CHOICES], job[EXPERTS], OK
     given_ids = mem.words(job[GIVEN_IDS] + WORD * k * token, k)
@@ -209,7 +210,7 @@ def route(kind: str) -> Any:
     """The kernel for tokens of a kind (f32, bf16 or f16): computes scores, ids, weights, and counts per block.
 
     Grid: blocks(tokens). 16-bit tokens are widened exactly, so results equal those of the same values in float32. If
-    the caller brought ids and weights, it checks these.
+    the caller brought ids and weights, the kernel checks these.
     """
     product, memory, tile_n, weigh = tile_product(_tile(kind)), tile_memory(_tile(kind)), TILE.n, combine_tokens(kind)
     size = BYTES[kind]

@@ -26,7 +26,7 @@ class Target:
 
     @classmethod
     def named(cls, arch: str) -> Target:
-        """The target of an architecture without a GPU of it. Raises InputError for an unknown name."""
+        """The target of an architecture, without a GPU. Raises InputError for an unknown name."""
         return cls(arch, sm_limits.limits_of_name(arch))
 
     def check(self) -> None:
@@ -42,7 +42,7 @@ class Target:
     def most_blocks(self, threads: int, shared: int) -> int:
         """How many blocks of `threads` threads, with `shared` bytes of shared memory each, an SM can hold; 0: none.
 
-        Registers are not counted, because the compiler uses only as many as this number of blocks leaves for each.
+        Registers are not counted, because the compiler uses only as many as this number of blocks leaves to each block.
         """
         if shared > self.limits.shared_block or threads > self.limits.block_threads:
             return 0

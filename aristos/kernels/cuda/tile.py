@@ -34,7 +34,7 @@ PRODUCTS = {"bf16": ptx.multiply_bf16, "f16": ptx.multiply_f16, "tf32": ptx.mult
 
 @dataclass(frozen=True)
 class Tile:
-    """A tile's shape: m x n outputs of a block of warps_m x warps_n warps, `stages` chunks of k in shared memory.
+    """A tile's shape: m x n outputs of a block of warps_m x warps_n warps, with `stages` chunks of k in shared memory.
 
     blocks: how many blocks an SM must hold, which limits the registers of a thread. rows: bf16 or f16 if rows of A are
     narrower than the arithmetic, which is then f32; they are widened when they are read. groups: whether four warps
@@ -99,7 +99,7 @@ class Tile:
 
     @property
     def narrow(self) -> int:
-        """A shift of bytes: 1 if elements of A have half as many as those of the arithmetic, else 0."""
+        """A shift for numbers of bytes: 1 if an element of A has half the bytes of one of the arithmetic, else 0."""
         return 1 if self.rows else 0
 
     @property
@@ -180,7 +180,7 @@ def shared_address(typing, array):
 
 
 def tile_memory(tile: Tile) -> Any:
-    """A function f() of the first aligned address for chunks in a block's dynamic shared memory."""
+    """A function f() that returns the first address for chunks, aligned, in a block's dynamic shared memory."""
     most = tile.alignment - 1
 
     @cuda.jit(device=True)
@@ -211,7 +211,7 @@ class Code:
         self.multiply = generated(lambda: self.acc, [self.acc, word, word, word], body)
 
     def _row_pointers(self, builder: Any, table: Any, row: Any, last: Any, byte: Any) -> list[Any]:
-        """Addresses of this thread's rows, plus `byte`. Rows after `last` read row `last`, and are not stored."""
+        """Addresses of this thread's rows, plus `byte`. Rows after `last`, which are not stored, get row `last`'s."""
         found = []
         for i in range(self.pointers.count):
             mine = builder.add(row, I32(i * self.tile.pass_a))
@@ -297,7 +297,7 @@ class Code:
         return sums
 
     def _widened_products(self, builder: Any, acc: Any, chunk: Any, own_a: Any, own_b: Any) -> list[Any]:
-        """All products of a chunk with 16-bit rows of A. Two rows share a line of 128 bytes, swizzled by its number."""
+        """All products of a chunk with 16-bit rows of A. Two rows share a 128-byte line, swizzled by its number."""
         tile = self.tile
         rows, columns = tile.warp_rows // 4, tile.warp_columns // 8
         sums = [builder.extract_value(acc, i) for i in range(tile.sums)]

@@ -2,7 +2,7 @@
 
 The sums are the registers of `wgmma.mma_async`. The products of one chunk always run while the next chunks are copied;
 no warp is reserved for copies. A slot of shared memory is rewritten after every warpgroup has waited for the products
-that read it. The epilogue is that of other tiles.
+that read it. The epilogue is the same as for other tiles.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ ROWS, WARPS = 64, 4  # rows of a warpgroup's product; its warps
 
 
 class GroupCode(Code):
-    """The code of a tile of warpgroups: what differs from tiles of warps."""
+    """The code of a tile of warpgroups, where it differs from the code of a tile of warps."""
 
     def __init__(self, tile: Tile) -> None:
         super().__init__(tile)

@@ -11,7 +11,7 @@ from ..idle import rest
 
 @jit
 def note(job, st, worker, kind, start, end, what, rows):
-    """Keep an event for the timeline, up to the most that a worker records."""
+    """Keep an event for the timeline, unless the worker has already recorded EVENTS_MAX events."""
     n = words.counter(job, worker, words.N_EVENTS)
     if st[n] >= job[words.EVENTS_MAX]:
         return
@@ -135,7 +135,7 @@ def work(job, st, worker):
 
 @jit
 def run_alone(job, st):
-    """Run a whole call of a single worker, or its first slice of time."""
+    """Run a call of a single worker to its end, or for its first slice of time."""
     packing.begin(job, st)
     code = work(job, st, 0)
     if code == codes.RAN:

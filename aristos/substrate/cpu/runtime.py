@@ -38,7 +38,7 @@ RUN_LEAST = 24  # least rows that a run is cut to: with fewer, reading the weigh
 MERGE_ROWS = 32  # a run with fewer rows waits a little for more rows of its expert
 MERGE_POLLS = 200  # idle polls for which such a run waits
 ONCE_ROWS = 2048  # least rows for a local owner to which tokens cross once: four bundles
-ONCE_SHARE = 300  # least rows for crossing once, in percent of the call's tokens: then at least two thirds repeat
+ONCE_SHARE = 300  # least rows for crossing once, in percent of the call's tokens: at least two thirds are then repeats
 PAUSE_NS = 100_000_000  # compiled code returns to Python at least this often
 POISON_SECONDS = 0.1  # how long a failing rank lets MPI deliver its poison to other nodes
 
@@ -248,9 +248,9 @@ class CpuRuntime(Runtime):
         return code
 
     def await_readers(self) -> None:
-        """Wait until no local peer reads this rank's weights, because this rank's last ended call has ended there too.
+        """Wait until local peers have ended this rank's last ended call: then none of them reads this rank's weights.
 
-        A call that is open here must belong to an object with other weights; this does not wait for it. The wait fails
+        A call that is open here must belong to an object with other weights; its end is not awaited. The wait fails
         if a peer makes no progress for the timeout, or has ended. No peer begins to read before this rank announces its
         next call.
         """

@@ -10,6 +10,6 @@ from . import persistent
 def kernels(arch: str) -> list[Kernel]:
     """The counting kernels of bfloat16 for an architecture, which the report on a GPU uses.
 
-    Others compile at first use.
+    Counting kernels of other types are compiled at first use.
     """
     return [persistent.layer_kernel(tile, True) for tile in persistent.layer_tiles("bf16", Target.named(arch))]

@@ -31,9 +31,9 @@ DEFAULT_SHARED = 48 << 10  # bytes of shared memory, static and dynamic, that ev
 
 @dataclass
 class Loaded:
-    """A loaded kernel. registers: of each thread.
+    """A loaded kernel. registers: how many each thread has.
 
-    static: bytes of static shared memory; a launch may add dynamic ones.
+    static: bytes of static shared memory; a launch may add dynamic shared memory.
     """
 
     kernel: Any
@@ -53,7 +53,7 @@ def count() -> int:
 
 
 class CudaDevice:
-    """A visible GPU by its ordinal, CUDA's number of it in this process.
+    """A visible GPU, given by its ordinal: the number that CUDA gives it in this process.
 
     name: the GPU's name. uuid: 'GPU-...', the same in every process. arch: such as 'sm_90'. target: arch and the limits
     of an SM. sms: how many streaming multiprocessors it has. driver: the CUDA version that the driver supports, such as
@@ -120,7 +120,8 @@ class CudaDevice:
     def allocate(self, nbytes: int) -> int:
         """The address of zeroed device memory that CUDA IPC can share; raises MemoryProblem if it does not fit.
 
-        As in `free` and `load`, the driver may wait for the whole GPU, so no kernel may be waiting for this process.
+        During this call, as during `free` and `load`, the driver may wait for the whole GPU, so no kernel may be
+        waiting for this process.
         """
         _positive(nbytes)
         with self.current():
@@ -175,8 +176,8 @@ class CudaDevice:
     def copy_in(self, address: int, array: np.ndarray, stream: int | None = None) -> None:
         """Copy a contiguous array to the device, in the order of the stream (default: this object's own).
 
-        An array in memory of `host` must not change until the stream has made the copy. Other arrays may change on
-        return.
+        An array in memory of `host` must not change until the stream has made the copy. Other arrays may change as soon
+        as this returns.
         """
         _contiguous(array)
         if array.nbytes:
@@ -200,7 +201,7 @@ class CudaDevice:
                 self._finish_unpinned(array, stream)
 
     def _finish_unpinned(self, array: np.ndarray, stream: int) -> None:
-        """Wait for a copy of pageable memory. It is asynchronous where the GPU uses the host's page tables (GH200)."""
+        """Wait for a copy of pageable memory. GPUs that use the host's page tables (GH200) make it asynchronous."""
         start, end = array.ctypes.data, array.ctypes.data + array.nbytes
         if not any(low <= start and end <= low + size for low, size in self._pinned.items()):
             call("cuStreamSynchronize", stream)
@@ -327,7 +328,7 @@ class CudaDevice:
     def passed(self, event: int) -> bool:
         """Whether the work before the event's last record is done. Returns at once.
 
-        True for an event never recorded.
+        True for an event that was never recorded.
         """
         with self.current():
             return ready("cuEventQuery", event)
@@ -407,7 +408,7 @@ class CudaDevice:
             return int(call("cuIpcOpenMemHandle", opened, flags))
 
     def close(self, address: int) -> None:
-        """Close memory that `open` returned. Do so before its owner frees it."""
+        """Close memory that `open` returned. Call this before the memory's owner frees it."""
         with self.current():
             call("cuIpcCloseMemHandle", address)
 

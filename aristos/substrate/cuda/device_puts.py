@@ -1,8 +1,8 @@
 """Probe, in a child process, whether MPI can put from GPU memory while a kernel runs.
 
-An MPI without this ability may crash or hang, so a child process tries. The child initialises MPI alone (a singleton),
-and has the environment of this process without the launcher's variables. A running kernel writes a row; the child puts
-it into its own window, in pieces of many sizes, and compares. To run the probe by hand:
+An MPI without this ability may crash or hang, so a child process tries such puts. The child initialises MPI alone (a
+singleton), and has the environment of this process without the launcher's variables. A running kernel writes a row; the
+child puts it into its own window, in pieces of many sizes, and compares. To run the probe by hand:
 `python -m aristos.substrate.cuda.device_puts 0`. Some MPIs implement a put to oneself as a plain copy, so the probe
 cannot show what a fabric does between nodes. `ARISTOS_DEVICE_PUTS=0` keeps rows in pinned host memory, from which every
 MPI can put.
@@ -61,7 +61,7 @@ def alone(env: Mapping[str, str]) -> dict[str, str]:
 def probe(ordinal: int, seconds: float = SECONDS) -> Answer:
     """Whether MPI puts from the memory of a GPU, given by its ordinal. A process tries this once.
 
-    It takes at most `seconds`, and raises nothing, because other ranks wait for the answer.
+    The probe takes at most `seconds`, and raises nothing, because other ranks wait for the answer.
     """
     wanted = os.environ.get(VARIABLE, "")
     if wanted not in ("", "1"):
@@ -107,7 +107,7 @@ def _lines(file: Any) -> list[str]:
 class OwnWindow:
     """A window of this process alone over allocated memory, for which Open MPI uses the same code as between nodes.
 
-    words: [WORDS] int64, what has arrived.
+    words: [WORDS] int64, the data that has arrived.
     """
 
     def __init__(self) -> None:
@@ -132,7 +132,7 @@ class OwnWindow:
 def put_during_kernel(device: Any, window: OwnWindow) -> Answer:
     """Put from a `CudaDevice` while a kernel runs. Puts are made in the device's context, flushes outside of it.
 
-    In a job it is the same: the thread that puts has the context, and other threads that call MPI may have none.
+    The same holds in a job: the thread that puts has the context, and other threads that call MPI may have none.
     """
     from ...kernels.cuda.catalogue import LEND
     from ...kernels.cuda.put_probe import LINE, STEP
@@ -178,7 +178,7 @@ def put_during_kernel(device: Any, window: OwnWindow) -> Answer:
 
 
 def pieces(nbytes: int) -> Iterable[int]:
-    """The offsets of puts of a size: the first and the last possible one in the row."""
+    """The offsets in the row at which puts of `nbytes` are tried: the first and the last possible one."""
     return {0, 8 * WORDS - nbytes}
 
 

@@ -1,7 +1,7 @@
 """Calls the CUDA driver's functions by name. A failure raises an error with advice.
 
-`call("cuMemAlloc", 8)` calls cuda.bindings' function and checks its status. Nothing is imported or started before a
-call.
+`call("cuMemAlloc", 8)` calls cuda.bindings' function and checks its status. Nothing is imported or started before the
+first call.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def call(name: str, *arguments: Any) -> Any:
 
 
 def results(name: str, *arguments: Any) -> list[Any] | None:
-    """Call a function of several results; returns None if it fails."""
+    """Call a function that has several results, and return them; None if it fails."""
     status, values = _answer(name, arguments)
     return None if int(status) else values
 

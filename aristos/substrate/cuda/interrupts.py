@@ -1,4 +1,4 @@
-"""Lets Ctrl-C end calls while the main thread is inside the driver. Python runs its handler only after that.
+"""Lets Ctrl-C end calls while the main thread is in the driver, where Python cannot run its signal handler.
 
 A layer's call that waits for a peer would delay Ctrl-C as long as it waits. Python's C code writes the number of each
 signal to the process's wakeup fd at once; a thread of this module reads it. If the main thread then runs no Python, the
@@ -64,7 +64,7 @@ class Interrupts:
     def leave(self, user: User) -> None:
         """Remove a user.
 
-        The last one restores the wakeup fd, if this is the main thread; otherwise a later user does.
+        If the last user leaves on the main thread, the old wakeup fd is set again; otherwise a later user sets it.
         """
         self._users.discard(user)
         if not self._users and self._ends is not None and _is_main():
@@ -120,10 +120,11 @@ class Interrupts:
 
 
 class _Mark:
-    """Whether the main thread has run Python since this was made.
+    """Whether the main thread has run Python since this object was made.
 
-    The main thread calls libc's `sem_post` when it runs its next bytecode. That happens in C, where no signal can
-    raise. The position in the bytecode would not show it, because a loop that polls returns to the same position.
+    The main thread calls libc's `sem_post` when it runs its next bytecode. The call happens in C, where no signal can
+    raise an exception. The position in the bytecode would not show it, because a loop that polls returns to the same
+    position.
     """
 
     _kept: ClassVar[list[_Mark]] = []  # kept alive: Python has their addresses even after the asking thread has ended
@@ -139,7 +140,7 @@ class _Mark:
         self.queue()
 
     def queue(self) -> None:
-        """Ask Python for the `sem_post`, unless it was asked. Its queue may be full at first. One thread calls this."""
+        """Ask Python, once, to call `sem_post`. Python's queue may be full at first. Only one thread calls this."""
         if not self._queued:
             post = ctypes.cast(LIBC.sem_post, ctypes.c_void_p)
             self._kept.append(self)
@@ -149,7 +150,7 @@ class _Mark:
                 self._kept.remove(self)
 
     def passed(self) -> bool:
-        """Whether the semaphore was posted. Any thread may ask, because this does not take from it."""
+        """Whether the semaphore was posted. Any thread may ask, because the semaphore is not decremented."""
         value = ctypes.c_int()
         LIBC.sem_getvalue(self._semaphore, ctypes.byref(value))
         return value.value > 0

@@ -1,8 +1,8 @@
 """The shared memory of an engine on a GPU with remote peers. Outboxes, window and forwarded words are in host memory.
 
 Kernels can read all of this memory. So a remote rank's put reaches the kernel that waits for it without a call of the
-driver, which could wait for a lock that another thread holds until the kernel ends. If the driver cannot map the MPI
-window, there is a mirror of it, into which the proxy copies what has arrived. If MPI can put from GPU memory
+driver. Such a call could wait for a lock that another thread holds until the kernel ends. If the driver cannot map the
+MPI window, there is a mirror of it, into which the proxy copies what has arrived. If MPI can put from GPU memory
 (device_puts.py), rows wait on the GPU to be put. This module starts no thread.
 """
 
@@ -27,7 +27,7 @@ from ..windows import EngineMemory, window_bytes
 
 
 def device_rows_bytes(shape: EngineShape, nodes: Nodes, rank: int) -> int:
-    """Bytes of the rows that wait on a rank's GPU to be put: for each remote peer a ring, and equally many outputs."""
+    """Bytes of the rows that wait on a rank's GPU to be put: per remote peer a ring, and as many output rows."""
     return 2 * shape.ring_rows * shape.stride * len(nodes.remote(rank))
 
 
@@ -102,8 +102,8 @@ class DeviceMemory(EngineMemory):
     def sides(self, wire_to_device: int, idle: tuple[int, int]) -> Sides:
         """New jobs and states for the proxy.
 
-        wire_to_device: the address of the words of the wire to the GPU. idle: polls until the proxy yields its core,
-        and until it sleeps.
+        wire_to_device: the address of the words of the wire to the GPU. idle: after how many idle polls the proxy
+        yields its core, and after how many it sleeps.
         """
         small = EngineShape(self.group.world, 1, LINE, 1, 1)
         tables = StateLayout(small, 1, 1)

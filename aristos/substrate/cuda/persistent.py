@@ -104,10 +104,10 @@ def keep_refusal(job, st):
 
 @cuda.jit(device=True)
 def enter(job, st):
-    """Wait until no call is in flight, then begin one. UNBEGUN if the host ends it, or the call in flight is stuck.
+    """Wait until no call is in flight, then begin one. Sets UNBEGUN on an abort, or if that call is stuck.
 
     The call in flight gives up its own waits after at most TIMEOUT_NS + ABSENT_NS without progress. After that it
-    counts as stuck, perhaps with the lock, so the peers are notified without taking the lock. Later calls do not wait
+    counts as stuck. It may hold the lock, so the peers are notified without taking the lock. Later calls do not wait
     again.
     """
     polls, since, seen, cause = 0, mem.clock(), -1, 0
@@ -137,7 +137,7 @@ def begin(
     job_address, state_address, routing_address, x, x_stride, tokens, y, ids, weights, status, router_x,
     router_x_stride, given_ids, given_weights, most,
 ):  # fmt: skip
-    """Open a call, before its router kernels. Runs as one block. Arguments are what changes from call to call.
+    """Open a call, before its router kernels. Runs as one block. Its arguments change from call to call.
 
     x, y, router_x: addresses of the tokens, the outputs, and the rows that the router reads. ids, weights: what the
     engine reads. given_ids, given_weights: the caller's routing, or 0. status: OK, or why this rank refuses its input.
@@ -238,7 +238,7 @@ def read_abort(job, st):
 def _waiting(counted: bool) -> Any:
     """A function f(job, st, worker) that returns the kind of the worker's next command.
 
-    counted: it counts idle polls.
+    counted: whether that function counts idle polls.
     """
 
     @cuda.jit(device=True)

@@ -1,8 +1,8 @@
 """The proxy thread, which calls MPI for a rank whose workers are on a GPU, and passes on what has arrived.
 
-It runs `engine.proxy` in a loop of compiled code, without the GIL, and calls no function of CUDA. It lives as long as
-the MPI window, so that it also serves calls that Python does not see, such as those of a captured graph. This module
-knows no protocol.
+The thread runs `engine.proxy` in a loop of compiled code, without the GIL, and calls no function of CUDA. It lives as
+long as the MPI window, so that it also serves calls that Python does not see, such as those of a captured graph. This
+module knows no protocol.
 """
 
 from __future__ import annotations

@@ -48,9 +48,9 @@ from .outboxes import DeviceMemory
 from .proxy_thread import DeviceWire, ProxyThread
 
 MOST_ROWS = 256  # most rows of a tile
-MOST_NS = 1 << 61  # the longest timeout: kernels add two of them
+MOST_NS = 1 << 61  # the longest timeout; the sum of two, which kernels compute, still fits a word
 MERGE_POLLS = 8  # idle polls for which a run of few rows waits for more of its expert
-ANSWER_SECONDS = 0.3  # how long the driver may take to answer; then an abort or a check continues without it
+ANSWER_SECONDS = 0.3  # how long the driver may take to answer; then an abort or a check continues without its answer
 LOOK_SECONDS = 2.0  # how long the driver may take to copy the state
 ASK_SECONDS = 1.0  # interval at which the progress of a long call is read
 FAIL_SECONDS = 5.0  # how long a failing rank waits for its GPU to notify the peers
@@ -279,7 +279,7 @@ class CudaRuntime(Runtime):
             self._captured = (number, nodes[0]) if nodes else None
 
     def refuse_branch(self, stream: int) -> None:
-        """Raise InputError for a call that a graph could run beside an earlier one: ranks could differ in the order."""
+        """Raise InputError for a call that a graph could run before or after an earlier one: ranks might differ."""
         if self.group.world == 1 or self._captured is None:
             return
         number, nodes = self.device.captured(stream)
@@ -318,7 +318,7 @@ class CudaRuntime(Runtime):
                 self.device.copy_in(self.state_at + WORD * first, zeros)
 
     def _wait(self) -> None:
-        """Wait for all calls while remaining interruptible.
+        """Wait for all calls; Ctrl-C can interrupt the wait.
 
         The kernel bounds its own waits (engine/timeout_check.py). If it cannot end because a block hangs, this raises.
         """
@@ -421,7 +421,7 @@ class CudaRuntime(Runtime):
         """End the calls in flight and refuse later ones, because Ctrl-C came while the main thread is in a driver call.
 
         A thread of `Interrupts` calls this. If no call is in flight, the layer stays usable. If the driver does not
-        answer, a call counts as in flight. What it waited for is printed to stderr, because the program may hang.
+        answer, a call counts as in flight. What the call waited for is printed to stderr, because the program may hang.
         """
         if self.broken is not None:
             return
@@ -445,7 +445,7 @@ class CudaRuntime(Runtime):
 
     @staticmethod
     def _answer(ask: Callable[[], Any], seconds: float) -> list[Any]:
-        """[ask()], called by another thread; [] if the driver does not answer: the holder of its lock may hang."""
+        """Let another thread call ask(). Returns [result], or [] after `seconds`: the driver may never answer."""
         answers: list[Any] = []
         errors: list[Exception] = []
 
@@ -464,7 +464,7 @@ class CudaRuntime(Runtime):
 
     @staticmethod
     def _until(what: Callable[[], bool]) -> None:
-        """Wait until `what` is true, which the GPU does soon unless a user's kernel holds it."""
+        """Wait FAIL_SECONDS at most until what() is true. That takes long only if a user's kernel occupies the GPU."""
         since = time.monotonic()
         while not what() and time.monotonic() - since < FAIL_SECONDS:
             time.sleep(min(NAP_SECONDS, 1e-3))
@@ -529,7 +529,7 @@ class Blocks:
         self.device, self.sharing = device, sharing
 
     def resident(self, tile: Tile, sms: int | None = None, counted: bool = False) -> int:
-        """Blocks of a tile's persistent kernel. Raises EnvironmentProblem if the GPU has no block for each rank.
+        """Blocks of a tile's persistent kernel. Raises EnvironmentProblem if the GPU cannot hold a block of each rank.
 
         sms: most SMs to use. The GPU may place every block on its own SM, so there are at most `sms` blocks. counted:
         see `persistent.layer`.
