@@ -37,7 +37,7 @@ export OMPI_MCA_osc ?= ^ucx
 export PRTE_MCA_prte_silence_shared_fs ?= 1
 
 help:
-	@echo "make bench    the main job on $(RANKS) ranks: table, HDF5 file and plots in $(RESULTS)/"
+	@echo "make bench    the main job on $(RANKS) ranks: table, HDF5 file, plots and a page in $(RESULTS)/"
 	@echo "make test     the tests to run before a commit, in minutes   (ARGS='-k layer' for some)"
 	@echo "make test-all all tests, and the core tests also on the MPI libraries $(OTHERS)"
 	@echo "make test-hf  checkpoints against published models' own code, and transformers with these experts; ARGS names families"
@@ -57,9 +57,9 @@ bench: $(READY)-run
 	@mkdir -p $(RESULTS)
 	$(FREE_BLAS) $(MPIRUN) $(PY) -m aristos.bench --out $(RESULTS)/aristos-results.h5 $(ARGS) | tee $(RESULTS)/table.txt
 	$(VENV)/bin/aristos plot $(RESULTS)/aristos-results.h5 --out $(RESULTS)/plots
-	@printf '\ntable  %s\nHDF5   %s\nplots  %s\n' $(RESULTS)/table.txt $(RESULTS)/aristos-results.h5 $(RESULTS)/plots/
-	@echo "page   $(VENV)/bin/aristos report $(RESULTS)/aristos-results.h5 --out $(RESULTS)/report.html"
-	@echo "       writes one; before, once: $(VENV)/bin/pip install plotly"
+	$(VENV)/bin/aristos report $(RESULTS)/aristos-results.h5 --out $(RESULTS)/report.html
+	@printf '\ntable  %s\nHDF5   %s\nplots  %s\npage   %s\n' $(RESULTS)/table.txt $(RESULTS)/aristos-results.h5 \
+		$(RESULTS)/plots/ $(RESULTS)/report.html
 
 # A tier has two parts: tests that may run side by side, then all others. Exit code 5: ARGS chose no test of a part.
 NONE = [ $$? = 5 ]
@@ -156,7 +156,7 @@ $(READY)-run $(READY)-test $(READY)-lint: pyproject.toml $(LOCK) | $(PY)
 	@touch $@
 else
 $(READY)-run: pyproject.toml | $(PY)
-	$(PIP) install -e '.[$(MPI),plot]'
+	$(PIP) install -e '.[$(MPI),plot,report]'
 	@touch $@
 
 $(READY)-test: pyproject.toml | $(PY)
