@@ -113,4 +113,5 @@ def test_make_bench_in_a_fresh_clone(tmp_path):
     assert (results / "table.txt").read_text().strip()
     assert (results / "aristos-results.h5").stat().st_size > 0
     assert list((results / "plots").glob("*.png"))
+    assert (results / "report.html").stat().st_size > 1 << 20
     assert "aristos-results.h5" in done.stdout
