@@ -7,15 +7,15 @@ Ranks send their times to rank 0 between timed calls, at most once in SEND_PERIO
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 import zlib
 from collections import defaultdict, deque
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from ..host import launch_environment
 
 SEND_PERIOD = 0.02  # seconds between two messages of a rank
 PERIOD = 0.25  # seconds between two pictures
@@ -46,7 +46,7 @@ class Watch:
     def begin(self, suite: str) -> None:
         """Start the picture of a suite, on rank 0."""
         self.headline(suite)
-        if shown_on_terminal():
+        if launch_environment.passed_to_terminal():
             from rich.console import Console
             from rich.live import Live
 
@@ -139,25 +139,3 @@ def bars(medians: list[float]) -> list[str]:
     if len(medians) > MOST:
         lines.append(f"the {MOST} slowest of {len(medians)} ranks")
     return lines
-
-
-def shown_on_terminal() -> bool:
-    """Whether what this process writes to stderr reaches a terminal that may get escape codes.
-
-    A launcher gives its ranks pipes, and passes on what they write to its own stderr. So it is enough that a process
-    above this one, on this machine, has a terminal there.
-    """
-    if os.environ.get("NO_COLOR") or os.environ.get("TERM", "dumb") == "dumb":
-        return False
-    pid = os.getpid()
-    while pid > 1:
-        try:
-            target = os.readlink(f"/proc/{pid}/fd/2")
-            if target.startswith(("/dev/pts/", "/dev/tty")):
-                return True
-            if target.startswith("/") and target != "/dev/null":  # a file
-                return False
-            pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-        except OSError:
-            return False
-    return False

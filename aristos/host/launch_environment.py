@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, TextIO
 
 from kernel_cache.texts import whole
@@ -65,6 +66,28 @@ def on_terminal(stream: TextIO | None) -> bool:
     with NO_COLOR.
     """
     return stream is not None and stream.isatty() and started_as() is None and not os.environ.get("NO_COLOR")
+
+
+def passed_to_terminal() -> bool:
+    """Whether what this process writes to stderr reaches a terminal that may get escape codes.
+
+    A launcher gives its ranks pipes, and passes on what they write to its own stderr. So it is enough that a process
+    above this one, on this machine, has a terminal there.
+    """
+    if os.environ.get("NO_COLOR") or os.environ.get("TERM", "dumb") == "dumb":
+        return False
+    pid = os.getpid()
+    while pid > 1:
+        try:
+            target = os.readlink(f"/proc/{pid}/fd/2")
+            if target.startswith(("/dev/pts/", "/dev/tty")):
+                return True
+            if target.startswith("/") and target != "/dev/null":  # a file
+                return False
+            pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            return False
+    return False
 
 
 def unread() -> int:

@@ -9,7 +9,7 @@ from ..results import Run
 
 # facts that differ between any two runs
 OWN = ("started_utc", "load_average", "load_average_end", "command", "suite_seconds", "finished", "interrupted",
-       "options.out", "options.json", "options.timeline", "options.seconds", "schema", "gpu_uuid",
+       "options.out", "options.json", "options.timeline", "options.seconds", "options.watch", "schema", "gpu_uuid",
        "disturbed")  # fmt: skip
 FIRST = ("commit", "isa", "cpu", "mpi_library", "ranks")  # facts that are named first
 

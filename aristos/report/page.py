@@ -13,8 +13,7 @@ from pathlib import Path
 from .._version import __version__
 from ..bench.context import counted
 from ..errors import InputError
-from ..results import load
-from . import compared_part, gantt, library, run_part
+from . import compared_part, gantt, library, run_part, sides
 from .compared import compare
 from .figures import Figure
 from .gantt import Rank, Timeline
@@ -47,20 +46,6 @@ class Figures:
         )
 
 
-def sides(files: list[str], every: bool) -> list[Side]:
-    """The last run of each results file; of one file its last two. every: whether to take all runs of each file."""
-    found = []
-    for file in files:
-        runs = load(file).runs
-        if not runs:
-            raise InputError(f"{file} holds no run")
-        if every:
-            found.append(Side(file, tuple(runs)))
-        else:
-            found += [Side(file, (run,)) for run in (runs[-2:] if len(files) == 1 else runs[-1:])]
-    return found
-
-
 def page(files: list[str], every: bool = False) -> str:
     """The page of results files (FILE.h5) and timelines (FILE.json).
 
@@ -69,7 +54,7 @@ def page(files: list[str], every: bool = False) -> str:
     """
     script = library.script()
     timelines = [gantt.read(file) for file in files if file.endswith(".json")]
-    found = sides([file for file in files if not file.endswith(".json")], every)
+    found = sides.each([file for file in files if not file.endswith(".json")], every)
     figures = Figures()
     changes = [_compared(found[0], each, figures, f"changed-{i}") for i, each in enumerate(found[1:], 1)]
     runs = [run_part.part(each.last, each.file, figures.add, f"run-{i}") for i, each in enumerate(found, 1)]

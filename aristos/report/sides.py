@@ -25,16 +25,33 @@ class Side:
         return ", ".join(run.name for run in self.runs)
 
 
+def whole(file: str) -> Side:
+    """All runs of a file. Raises InputError if it holds none."""
+    runs = load(file).runs
+    if not runs:
+        raise InputError(f"{file} holds no run")
+    return Side(file, tuple(runs))
+
+
+def each(files: list[str], every: bool) -> list[Side]:
+    """The last run of each file; of one file its last two. every: whether to take all runs of each file.
+
+    Raises InputError if a file holds no run.
+    """
+    sides = [whole(file) for file in files]
+    if every:
+        return sides
+    count = 2 if len(files) == 1 else 1
+    return [Side(side.file, (run,)) for side in sides for run in side.runs[-count:]]
+
+
 def two(files: list[str], names: list[str], every: bool = False) -> tuple[Side, Side]:
     """The last run of each of two files, or the last two of one file, or the runs with these names.
 
     every: whether to take all runs of each of two files. Raises InputError if there are no such runs.
     """
     if every:
-        first, second = (Side(file, tuple(load(file).runs)) for file in files)
-        for side in (first, second):
-            if not side.runs:
-                raise InputError(f"{side.file} holds no run")
+        first, second = each(files, every)
         return first, second
     if names or len(files) == 2:
         chosen = zip((files[0], files[-1]), names or (None, None))

@@ -40,7 +40,7 @@ def test_calls_of_another_name_or_another_row_do_not_count(capsys):
     assert [line.rpartition("rank 0 ")[2] for line in lines] == ["1000.000 ms", "2000.000 ms", "4000.000 ms"]
 
 
-ASK = "from aristos.bench import watch; print(watch.shown_on_terminal())"
+ASK = "from aristos.host import launch_environment as here; print(here.passed_to_terminal())"
 
 
 @pytest.mark.parametrize(
