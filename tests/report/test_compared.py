@@ -160,7 +160,11 @@ def test_a_table_whose_parts_do_not_fit_is_refused():
 
 def test_facts_that_differ_are_named_with_both_values():
     first = run(
-        "a", layer(dtype="float32"), commit="c1", started_utc="1", **{"options.tokens": [8], "options.out": "x"}
+        "a",
+        layer(dtype="float32"),
+        commit="c1",
+        started_utc="1",
+        **{"options.tokens": [8], "options.out": "x", "options.watch": True},
     )
     second = run(
         "b", layer(dtype="bfloat16", isa="avx2"), isa="avx2", mpi_library="MPICH", started_utc="2", command="y"
