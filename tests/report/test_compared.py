@@ -13,7 +13,6 @@ from aristos import results
 from aristos.bench.disturbance import CORE_SHARE, PAIR_SHARE
 from aristos.cli.__main__ import main
 from aristos.errors import InputError, ResultsError
-from aristos.report import interval
 from aristos.report.compared import Comparison, compare
 from aristos.report.facts import facts
 from aristos.report.sides import Side
@@ -128,27 +127,6 @@ def test_the_interval_of_several_runs_holds_what_changes_between_them():
     assert row.low < 0.97
     assert row.high > 1.02
     assert row.calls == (1000, 1000)
-
-
-def test_calls_that_resemble_their_neighbours_make_a_wider_interval():
-    rng = np.random.default_rng(2)
-    free = 1 + 0.1 * rng.random(900)
-    calls = {"slow waves": np.sort(free.reshape(9, 100), axis=1).ravel(), "free": free}
-    width = {}
-    for name, each in calls.items():
-        low, high = interval.of_ratio([each[None]], [free[None]])
-        width[name] = high - low
-    assert width["slow waves"] > 1.2 * width["free"]
-    assert interval.of_ratio([free[None]], [free[None]]) == interval.of_ratio([free[None]], [free[None]])
-
-
-def test_random_halves_of_equal_calls_are_noise_nearly_always():
-    rng = np.random.default_rng(3)
-    wrong = 0
-    for _ in range(100):
-        low, high = interval.of_ratio([rng.lognormal(0, 0.3, (1, 60))], [rng.lognormal(0, 0.3, (1, 60))])
-        wrong += not low <= 1 <= high
-    assert wrong <= 10  # 5 are expected
 
 
 def test_a_table_whose_parts_do_not_fit_is_refused():
