@@ -13,6 +13,10 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..report.compared import Comparison
 
 SUMMARY = "what got faster or slower between two runs: aristos compare before.h5 after.h5"
 SLOWER, USAGE, ENVIRONMENT = 1, 2, 3
@@ -102,13 +106,11 @@ def run(asked: argparse.Namespace) -> int:
     return SLOWER if slower else 0
 
 
-def show(found: object) -> None:
+def show(found: Comparison) -> None:
     """Print a comparison."""
     from ..bench.tables import Reporter
     from ..report import words
-    from ..report.compared import Comparison
 
-    assert isinstance(found, Comparison)
     reporter = Reporter(quiet=False)
     for name, side in (("first", found.first), ("second", found.second)):
         reporter.line(f"# {name}: {side.names}, {side.last.attributes.get('command', 'no command')}")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from . import compared, figures, words
 from .compared import Compared, Comparison
+from .figures import Plot
 from .markup import Markup, joined, table, tag
-from .run_part import Plot
 
 MOST_LISTED = 12  # rows that sentences name
 

@@ -5,6 +5,7 @@ Colours have names here; the page's script gives them values for light and dark 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from ..bench.samples import Row, coordinate
 from ..results import Table, Variable
 from . import compared
 from .compared import Compared
-from .markup import label
+from .markup import Markup, label
 
 MOST_LINES, MOST_POINTS = 24, 400
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "star")
@@ -28,11 +29,12 @@ LOOKS = {  # word -> (colour, symbol)
 }
 
 Figure = dict[str, Any]
+Plot = Callable[[Figure | None, str], Markup]  # (figure, what it shows) -> its place in the page
 
 
 def scale(seconds: float) -> tuple[float, str]:
     """(factor, unit) in which a time is shown."""
-    return (1e3, "ms") if seconds >= 1e-4 else (1e6, "µs")
+    return (1e3, "ms") if seconds >= 1e-4 else (1e6, "us")
 
 
 def times(table: Table, name: str, rows: list[Row]) -> Figure | None:

@@ -73,10 +73,12 @@ def table(
     rows: Iterable[list[str]],
     numbers: Container[int] = (),
     classes: list[str] | None = None,
+    folded: bool | None = None,
 ) -> Markup:
-    """A table in a box of its own that scrolls; one of more than FOLDED rows is folded.
+    """A table in a box of its own that scrolls.
 
-    numbers: the columns that hold numbers. classes: the class of each row.
+    numbers: the columns that hold numbers. classes: the class of each row. folded: whether the reader opens it first;
+    None: if it has more than FOLDED rows.
     """
     kinds = ["number" if i in numbers else False for i in range(len(head))]
     columns = tag("tr", [tag("th", each, scope="col", class_=kind) for each, kind in zip(head, kinds)])
@@ -86,6 +88,6 @@ def table(
         body.append(tag("tr", cells, class_=classes[number] if classes and classes[number] else False))
     whole = tag("table", tag("caption", tag("span", caption)), tag("thead", columns), tag("tbody", body))
     box = tag("div", whole, class_="scroll", tabindex="0", role="region", aria_label=caption)
-    if len(body) <= FOLDED:
+    if not (len(body) > FOLDED if folded is None else folded):
         return box
     return tag("details", tag("summary", f"Table of {len(body)} rows: {caption}"), box)

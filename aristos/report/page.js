@@ -1,7 +1,6 @@
 "use strict";
 // Draws every figure of the page from the JSON in it, in the colours of the page.
 (() => {
-  const FIGURES = "div[data-figure]";
   // Okabe and Ito's colours, which colour-blind readers can tell apart; pale enough for dark paper in the second row.
   const LINES = {
     light: ["#0072B2", "#C46A00", "#009E73", "#D55E00", "#8A5A9E", "#444444", "#3399CC", "#A89500"],
@@ -54,7 +53,7 @@
     };
     return Plotly.react(box, figure.data, layout, options);
   };
-  const all = () => document.querySelectorAll(FIGURES).forEach(drawn);
+  const all = () => document.querySelectorAll("div[data-figure]").forEach(drawn);
 
   const print = (now) => {
     printing = now;
@@ -65,8 +64,5 @@
   window.addEventListener("beforeprint", () => print(true));
   window.addEventListener("afterprint", () => print(false));
   dark.addEventListener("change", all);
-  document.querySelectorAll("details").forEach((each) => {
-    each.addEventListener("toggle", () => { if (each.open) each.querySelectorAll(FIGURES).forEach(drawn); });
-  });
   all();
 })();

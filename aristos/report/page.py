@@ -13,11 +13,11 @@ from pathlib import Path
 from .._version import __version__
 from ..bench.context import counted
 from ..errors import InputError
-from . import compared_part, gantt, library, run_part, sides
+from . import compared_part, gantt, library, run_part, sides, timeline_part
 from .compared import compare
 from .figures import Figure
-from .gantt import Rank, Timeline
-from .markup import Markup, data, joined, table, tag
+from .gantt import Timeline
+from .markup import Markup, data, joined, tag
 from .sides import Side
 
 HERE = Path(__file__).parent
@@ -58,7 +58,7 @@ def page(files: list[str], every: bool = False) -> str:
     figures = Figures()
     changes = [_compared(found[0], each, figures, f"changed-{i}") for i, each in enumerate(found[1:], 1)]
     runs = [run_part.part(each.last, each.file, figures.add, f"run-{i}") for i, each in enumerate(found, 1)]
-    calls = [_timeline(each, figures, f"timeline-{i}") for i, each in enumerate(timelines, 1)]
+    calls = [timeline_part.part(each, figures.add, f"timeline-{i}") for i, each in enumerate(timelines, 1)]
     links = [
         *((f"changed-{i}", f"What changed to {each.last.name}") for i, each in enumerate(found[1:], 1)),
         *((f"run-{i}", f"Run {each.last.name}") for i, each in enumerate(found, 1)),
@@ -123,46 +123,3 @@ def _compared(first: Side, second: Side, figures: Figures, place: str) -> Markup
         return compared_part.part(compare(first, second), figures.add, place)
     except InputError as why:
         return compared_part.refused(first.last.name, second.last.name, str(why), place)
-
-
-def _timeline(found: Timeline, figures: Figures, place: str) -> Markup:
-    facts = ", ".join(f"{key} {value}" for key, value in found.facts.items())
-    count, longest = found.hidden
-    whole = found.end * len(found.workers)
-    shares = [
-        [kind, f"{each * 1e3:.4g}", f"{each / whole:.1%}" if whole else "-"] for kind, each in found.seconds.items()
-    ]
-    return tag(
-        "section",
-        tag("h2", f"Timeline {found.title}", id=place),
-        tag("p", f"One call, {found.end * 1e3:.4g} ms, {counted(len(found.workers), 'worker')}. {facts}"),
-        tag("p", _last(found.ranks)) if len(found.ranks) > 1 else "",
-        tag("p", f"Of the bars, the {count} shortest are not drawn: each is at most {longest:.3g} µs.")
-        if count
-        else "",
-        figures.add(found.figure, f"Steps of every worker: {found.title}"),
-        table("What each rank did, its workers' times added up", BY_RANK, _by_rank(found.ranks), range(1, 5)),
-        table("Time of all workers by kind of step", ["step", "ms", "of the workers' time"], shares, (1, 2)),
-        aria_labelledby=place,
-    )
-
-
-BY_RANK = ["rank", "began at ms", "ended at ms", "working ms", "waiting ms", "waited longest for"]
-
-
-def _by_rank(ranks: list[Rank]) -> list[list[str]]:
-    """Rows of a table with the columns BY_RANK."""
-    return [
-        [f"rank {each.number}"]
-        + [f"{seconds * 1e3:.4g}" for seconds in (each.began, each.ended, each.working, each.waiting)]
-        + [each.waited_for or "-"]
-        for each in ranks
-    ]
-
-
-def _last(ranks: list[Rank]) -> str:
-    """A sentence: which of several ranks began last, and which one waited most, and for which rank."""
-    late, idle = max(ranks, key=lambda each: each.began), max(ranks, key=lambda each: each.waiting)
-    said = f"Rank {late.number} began last, at {late.began * 1e3:.4g} ms."
-    longest = f", longest for {idle.waited_for}" if idle.waited_for else ""
-    return f"{said} Rank {idle.number} waited most: {idle.waiting * 1e3:.4g} ms{longest}."

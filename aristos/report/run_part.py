@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from ..bench import samples
 from ..bench.context import counted
 from ..results import Run, Table, Variable
 from . import figures
+from .figures import Plot
 from .markup import Markup, joined, table, tag, text
 
 MOST_ROWS = 300  # rows of a table
@@ -30,7 +31,6 @@ NAMES = {
     "seconds": "seconds of suites",
 }
 KINDS = {"shape": "shape", "dtype": "element type", "precision": "precision", "isa": "ISA"}  # attributes of a table
-Plot = Callable[[figures.Figure | None, str], Markup]  # (figure, what it shows)
 
 
 def part(run: Run, where: str, plot: Plot, place: str) -> Markup:
@@ -45,6 +45,7 @@ def part(run: Run, where: str, plot: Plot, place: str) -> Markup:
         f"Everything that the file says about run {run.name}",
         ["attribute", "value"],
         [[key, str(value)] for key, value in sorted(run.attributes.items())],
+        folded=True,
     )
     return tag(
         "section",
@@ -52,7 +53,7 @@ def part(run: Run, where: str, plot: Plot, place: str) -> Markup:
         tag("p", f"From {where}."),
         [tag("p", each, class_="warning") for each in warnings(run)],
         lists,
-        tag("details", tag("summary", f"All {len(run.attributes)} attributes"), every),
+        every,
         [_table(each, run.name, plot) for each in run.tables],
         aria_labelledby=place,
     )
@@ -149,7 +150,8 @@ def _others(found: Table, shown: set[str]) -> Iterator[Markup]:
             for place in places[:MOST_ROWS]
         ]
         about = "; ".join(f"{name}: {said}" for name in names if (said := found.variables[name].long_name))
-        yield joined(table(about or ", ".join(names), head, lines, range(len(dims), len(head))), _rest(len(places)))
+        numbers = range(len(dims), len(head))
+        yield joined(table(about or ", ".join(names), head, lines, numbers, folded=False), _rest(len(places)))
 
 
 def _rest(count: int) -> Markup:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..bench.context import Column, Sheet, counted
-from . import compared
+from . import compared, figures
 from .compared import Compared, Comparison
 from .sides import Side
 
@@ -21,7 +21,7 @@ def sheets(found: Comparison) -> list[Sheet]:
     """A sheet for each table that both sides have."""
     made = []
     for table, rows in compared.by_table(found.rows):
-        scale, unit = (1e3, "ms") if min(row.first for row in rows) >= 1e-4 else (1e6, "us")
+        scale, unit = figures.scale(min(row.first for row in rows))
         columns = (
             Column("what", "of"),
             Column("first", f"first\n{unit}", ".3f"),

@@ -36,11 +36,13 @@ class Elements(HTMLParser):
         self.found: list[tuple[str, dict[str, str | None]]] = []
         self.open: list[str] = []
         self.texts: list[str] = []
+        self.within: set[tuple[str, str]] = set()  # (an element, one around it)
         self.feed(text)
         assert not self.open
 
     def handle_starttag(self, tag, attrs):
         self.found.append((tag, dict(attrs)))
+        self.within |= {(tag, each) for each in self.open}
         if tag not in VOID:
             self.open.append(tag)
 
@@ -136,6 +138,9 @@ def test_a_page_can_be_used_by_keyboard_and_read_aloud(files):
     assert len(boxes) == names.count("table")
     assert all(each["tabindex"] == "0" and each["aria-label"] for each in boxes)
     assert {"name": "viewport", "content": "width=device-width, initial-scale=1"} in found.of("meta")
+    assert {("table", "details"), ("figure", "main")} <= found.within
+    assert ("details", "details") not in found.within  # one key opens a table
+    assert ("figure", "details") not in found.within  # the script draws all plots at once, none in a closed box
     levels = [int(name[1]) for name in names if re.fullmatch("h[1-6]", name)]
     assert all(after <= before + 1 for before, after in pairwise(levels))
 
@@ -227,7 +232,7 @@ def test_a_long_table_and_a_long_timeline_say_what_is_left_out(tmp_path):
     long.add("took", ("n", "iteration"), np.ones((700, 6)), "s")
     said = Elements(page([write(tmp_path / "r.h5", "a", long), timeline(tmp_path / "t.json", 8, 300)])).text
     assert "The file has 400 more rows of this table." in said
-    assert "Of the bars, the 800 shortest are not drawn: each is at most 57 µs." in said
+    assert "Of the bars, the 800 shortest are not drawn: each is at most 57 us." in said
 
 
 @pytest.mark.parametrize("values", [[[np.inf] * 6, [1.0] * 6], [[1e300] * 6, [1e-300] * 6], [[0.0] * 6, [-1.0] * 6]])
