@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 
 import pytest
@@ -31,3 +32,12 @@ def test_a_hosted_machine_runs_the_projects_own_checks():
     assert os.access(ROOT / ".ci" / "run", os.X_OK)
     for version in job["strategy"]["matrix"]["python"]:
         assert (ROOT / ".ci" / f"lock-{version}-x86_64.txt").exists()
+
+
+def test_the_site_is_published_from_where_make_docs_writes_it():
+    found = yaml.safe_load((ROOT / ".github/workflows/docs.yml").read_text())
+    steps = found["jobs"]["site"]["steps"]
+    assert {"run": "make docs"} in steps
+    (upload,) = (step["with"]["path"] for step in steps if step.get("uses", "").startswith("actions/upload-pages"))
+    (rule,) = re.findall(r"^docs:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.M)
+    assert f" docs {upload}\n" in rule
