@@ -35,7 +35,8 @@ class Figures:
             return Markup()
         self.found.append(figure)
         name = f"figure-{len(self.found)}"
-        box = tag("div", data_figure=name, role="img", aria_label=f"Plot. {caption}. The table below has its numbers.")
+        said = f"Plot. {caption}. The table below has its numbers."
+        box = tag("div", data_figure=name, role="group", aria_label=said)
         return tag("figure", box, tag("figcaption", caption))
 
     def scripts(self) -> Markup:
@@ -75,7 +76,10 @@ def page(files: list[str], every: bool = False) -> str:
     return _whole(_title(found, timelines), joined(body), [script, (HERE / "page.js").read_text(encoding="utf-8")])
 
 
-_KEYS = "Plots: draw a box to zoom, click twice to go back, point at a mark for its values; the tables have the same."
+_KEYS = (
+    "Plots: draw a box or press + to zoom, click twice to go back, point at a mark for its values;"
+    " the tables have the same."
+)
 
 
 def _whole(title: str, body: Markup, scripts: list[str]) -> str:

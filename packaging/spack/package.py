@@ -47,7 +47,7 @@ class PyAristos(PythonPackage):
         depends_on("mpi")
         depends_on("py-matplotlib@3.8:", when="+plot")
         depends_on("py-pandas@2.0:", when="+plot")
-        depends_on("py-plotly@6:", when="+report")
+        depends_on("py-plotly@6.3:", when="+report")
         depends_on("py-xarray@2024.10:", when="+xarray")
         depends_on("py-highspy@1.8:", when="+plan")
         depends_on("py-greenlet@3.1:", when="+explore")

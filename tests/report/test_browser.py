@@ -94,6 +94,22 @@ def test_a_page_is_used_by_keyboard(shown):
     assert found.value("document.querySelectorAll('details:not([open])').length") == closed - 1
 
 
+def test_a_plot_is_zoomed_by_keyboard(opened):
+    found, target = opened
+    found.size(1280, 850)
+    found.open(target)
+    span = "(() => { const [a, b] = document.querySelector('[data-figure]')._fullLayout.xaxis.range; return b - a; })()"
+    before = found.value(span)
+    for _ in range(20):
+        found.press("Tab")
+        if found.value("document.activeElement.getAttribute('aria-label')") == "Zoom in":
+            break
+    assert found.value("getComputedStyle(document.activeElement.closest('.modebar')).opacity") == "1"
+    assert found.value("document.activeElement.closest('[role=img]') === null")  # a picture has no buttons
+    found.press("Enter")
+    assert found.value(f"new Promise((done) => setTimeout(() => done({span}), 500))") < 0.9 * before
+
+
 def test_text_has_enough_contrast(shown):
     """WCAG 2 AA: 4.5 to 1."""
     found, _ = shown
