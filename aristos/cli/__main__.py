@@ -46,7 +46,9 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     if words[0] not in known:
         if launch_environment.prints():
-            print(f"aristos: unknown command {words[0]!r}; the commands are {', '.join(known)}", file=sys.stderr)
+            from ._listing import unknown
+
+            print(f"aristos: the command {unknown(words[0], known, 'aristos --help')}", file=sys.stderr)
         return USAGE
     return _module(words[0]).main(words[1:])
 

@@ -119,6 +119,7 @@ def show(found: Comparison) -> None:
     for sheet in words.sheets(found):
         reporter.show(sheet)
     reporter.line(f"\n# {words.NOTE}")
+    reporter.line(f"# {words.CHANCE}")
     for line in words.lines(found):
         reporter.line(f"# {line}")
     reporter.line(f"# {words.summary(found)}")

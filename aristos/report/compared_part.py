@@ -30,7 +30,11 @@ def part(found: Comparison, plot: Plot, place: str) -> Markup:
         differs if found.differs else tag("p", "No fact differs that the files record."),
         [tag("p", f"{each[0].upper()}{each[1:]}.") for each in words.lines(found)],
         [_rows(name.name, rows, plot) for name, rows in compared.by_table(found.rows)],
-        tag("p", "Words: ", "; ".join(f"{word}: {meaning}" for word, meaning in compared.WORDS.items()) + "."),
+        tag(
+            "p",
+            "Words: ",
+            "; ".join(f"{word}: {meaning}" for word, meaning in compared.WORDS.items()) + f"; {words.CHANCE}.",
+        ),
         aria_labelledby=place,
     )
 

@@ -14,6 +14,7 @@ NOTE = (
     "second / first: of the medians, with its 95 % interval from calls drawn again;"
     " what changed between the runs is in it only if a side has several (--all)"
 )
+CHANCE = "of 100 rows that did not change, about 5 are called faster or slower, by little"
 MOST_NAMED = 8  # rows in a sentence
 
 

@@ -165,8 +165,12 @@ def _described(path: Path, what: str) -> Iterator[None]:
 def _check_signature(path: Path) -> None:
     with _described(path, "cannot be read"):
         # h5py's own messages do not distinguish missing from unreadable
-        with regular.opened(path, guarded.MOST_FILE) as file:
-            first = file.read(len(_SIGNATURE))
+        try:
+            with regular.opened(path, guarded.MOST_FILE) as file:
+                first = file.read(len(_SIGNATURE))
+        except FileNotFoundError:
+            made = f"`python -m aristos.bench --out {path}` writes one"
+            raise ResultsError(f"{path}: No such file or directory; {made}") from None
         if first != _SIGNATURE:
             raise ResultsError(f"{path}: not an HDF5 file; move it away or choose another file")
 

@@ -234,8 +234,6 @@ def test_the_plot_command_draws_every_picture_and_has_exit_codes(whole, tmp_path
         (tmp_path / "broken.json").write_text('{"traceEvents": [{"ph": "X"}]}')
         assert exit_code(main, ["plot", *words, "--out", str(tmp_path)]) == code
         assert said in capsys.readouterr().err
-    assert main(["nonsense"]) == 2
-    assert "unknown command 'nonsense'" in capsys.readouterr().err
 
 
 def test_the_timeline_shows_the_steps_of_every_rank(whole):

@@ -307,6 +307,12 @@ def test_every_module_of_the_command_line_is_a_command(capsys):
     assert max(map(len, capsys.readouterr().out.splitlines())) <= 120
 
 
+def test_an_unknown_command_is_answered_with_one_like_it(capsys):
+    assert aristos(["reprot"]) == 2
+    said = "aristos: the command 'reprot' is not known (near it: report, plot); aristos --help lists all names\n"
+    assert capsys.readouterr().err == said
+
+
 def test_a_wrong_command_is_found(parsers, folder, monkeypatch):
     for wrong in (
         "aristos plan --modle x",

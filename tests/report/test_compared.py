@@ -244,7 +244,7 @@ def test_json_has_every_row_and_nothing_else(files, capsys):
         (["first", "first"], 2, "got first twice"),
         (["first", "both", "--run", "first", "--run", "x"], 2, "--run must name one run"),
         (["first", "few"], 2, "the shape differs"),
-        (["none", "both"], 3, "No such file"),
+        (["none", "both"], 3, "none.h5` writes one"),
         (["text", "first"], 3, "not an HDF5 file"),
         (["first", "other"], 3, "results of another version of Aristos, in the format 'aristos-bench/9'"),
         (["first", "foreign"], 3, "an HDF5 file with no schema"),

@@ -253,7 +253,7 @@ def test_the_command_writes_the_page(files, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
-        (["none.h5"], 3, "No such file"),
+        (["none.h5"], 3, "none.h5` writes one"),
         (["text.h5"], 3, "not an HDF5 file"),
         (["other.h5"], 3, "results of another version of Aristos"),
         (["empty.h5"], 2, "holds no run"),
