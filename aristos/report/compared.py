@@ -101,7 +101,7 @@ def compare(first: Side, second: Side) -> Comparison:
         raise InputError(f"a comparison needs two different runs, got {first.last.name} twice")
     found = Comparison(first, second, facts(first.last, second.last))
     works = {table.name: table for side in (second, first) for run in side.runs for table in run.tables}
-    one, other = ({} if not works else _rows(side, works, found.refused) for side in (first, second))
+    one, other = (_rows(side, works, found.refused) for side in (first, second))
     several = {table for side in (one, other) for table, count in _variables(side).items() if count > 1}
     for at, row in one.items():
         what = _words(at, row, several)

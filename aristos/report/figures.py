@@ -40,7 +40,8 @@ def scale(seconds: float) -> tuple[float, str]:
 def times(table: Table, name: str, rows: list[Row]) -> Figure | None:
     """Medians with bars from the 5th to the 95th percentile, over one dimension; a line for each set of other values.
 
-    Disturbed rows are hollow. None if there is no dimension, or only one row.
+    Disturbed rows are hollow. `left_out` says how many rows are not drawn. None if there is no dimension, or only one
+    row.
     """
     dims = [dim for dim, _ in rows[0].key]
     if not dims or len(rows) < 2:
@@ -88,7 +89,9 @@ def times(table: Table, name: str, rows: list[Row]) -> Figure | None:
         "yaxis": {"title": {"text": label(f"{name} ({unit})")}, **_kind(every, zero=True)},
         "showlegend": len(traces) > 1 or bool(lines.keys() - {""}),
     }
-    return {"data": traces, "layout": layout, "height": 380 + 12 * len(traces)}
+    drawn = sum(len(trace["y"]) for trace in traces)
+    left_out = f"the first {drawn} of {len(rows)} rows" if drawn < len(rows) else ""
+    return {"data": traces, "layout": layout, "height": 380 + 12 * len(traces), "left_out": left_out}
 
 
 def ratios(rows: list[Compared]) -> Figure:

@@ -36,7 +36,7 @@ class Rank:
 class Timeline:
     """One file. seconds: by kind of step, over all workers. hidden: how many bars are not drawn, and the longest's us.
 
-    ranks: in the order of their numbers.
+    ranks: in the order of their numbers. workers: those that are shown; left_out: how many others there are.
     """
 
     title: str
@@ -47,6 +47,7 @@ class Timeline:
     end: float
     figure: Figure
     hidden: tuple[int, float]
+    left_out: int
 
 
 def read(file: str) -> Timeline:
@@ -80,6 +81,7 @@ def read(file: str) -> Timeline:
         max((s["ts"] + s["dur"] for s in spans), default=0.0) * 1e-6,
         {"data": [each for each in bars if each["y"]], "layout": layout, "height": 170 + 30 * len(workers)},
         (len(left), left[0]["dur"] if left else 0.0),
+        len(named) - len(workers),
     )
 
 

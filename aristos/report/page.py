@@ -35,6 +35,7 @@ class Figures:
             return Markup()
         self.found.append(figure)
         name = f"figure-{len(self.found)}"
+        caption += f" ({figure['left_out']})" if figure.get("left_out") else ""
         said = f"Plot. {caption}. The table below has its numbers."
         box = tag("div", data_figure=name, role="group", aria_label=said)
         return tag("figure", box, tag("figcaption", caption))

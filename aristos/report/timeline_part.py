@@ -26,6 +26,9 @@ def part(found: Timeline, plot: Plot, place: str) -> Markup:
         tag("p", f"Of the bars, the {count} shortest are not drawn: each is at most {longest:.3g} us.")
         if count
         else "",
+        tag("p", f"{counted(found.left_out, 'more worker')} in the file: neither drawn nor counted here.")
+        if found.left_out
+        else "",
         plot(found.figure, f"Steps of every worker: {found.title}"),
         table("What each rank did, its workers' times added up", BY_RANK, _by_rank(found.ranks), range(1, 5)),
         table("Time of all workers by kind of step", ["step", "ms", "of the workers' time"], shares, (1, 2)),

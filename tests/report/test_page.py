@@ -232,6 +232,11 @@ def test_a_long_table_and_a_long_timeline_say_what_is_left_out(tmp_path):
     long.add("took", ("n", "iteration"), np.ones((700, 6)), "s")
     said = Elements(page([write(tmp_path / "r.h5", "a", long), timeline(tmp_path / "t.json", 8, 300)])).text
     assert "The file has 400 more rows of this table." in said
+    assert "mine, took: took (the first 400 of 700 rows)" in said
+    wide = Elements(page([timeline(tmp_path / "w.json", 260, 1)])).text
+    assert "512 workers" in wide
+    assert "8 more workers in the file: neither drawn nor counted here." in wide
+    assert "more workers" not in said
     assert "Of the bars, the 800 shortest are not drawn: each is at most 57 us." in said
 
 
