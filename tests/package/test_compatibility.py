@@ -40,6 +40,11 @@ def test_every_row_is_of_packages_that_the_project_admits(script):
     assert any(name.startswith("3.14") for name in rows) != ("none of Python 3.14 yet" in script.PAGE.read_text())
 
 
+def test_versions_of_python_in_the_metadata_have_a_row(script):
+    named = {each.rpartition(" ")[2] for each in PROJECT["classifiers"] if ":: Python ::" in each}
+    assert named == {name.partition("-")[0] for name in script.kept()}
+
+
 def test_the_oldest_packages_are_the_lower_bounds(script):
     wanted = script.requirements("oldest")
     assert "numpy==2.0.*" in wanted
