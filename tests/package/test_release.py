@@ -11,7 +11,6 @@ import sys
 import tarfile
 import tomllib
 import zipfile
-from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -56,8 +55,7 @@ def archives(folder: Path, mask: str) -> dict[str, str]:
 @pytest.mark.slow
 def test_archives_built_twice_are_equal(tmp_path):
     """Each is built from a copy of its own; the copies differ in file times, file modes and folder."""
-    if int(metadata.version("setuptools").partition(".")[0]) < 77:
-        pytest.skip("setuptools is older than pyproject.toml asks for: pip install 'setuptools>=77'")
+    pytest.importorskip("setuptools", "77", reason="older than pyproject.toml asks for: pip install 'setuptools>=77'")
     first, second = archives(tmp_path / "one", "022"), archives(tmp_path / "two" / "deeper", "002")
     assert len(first) == 2
     assert first == second
