@@ -25,6 +25,12 @@ def not_negative(text: str) -> int:
     return value
 
 
+def nonempty(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("must be a name, got '': was a variable of the shell not set?")
+    return text
+
+
 def seconds(text: str) -> float:
     value = float(text)
     if not 0 < value < MOST_SECONDS:

@@ -29,9 +29,13 @@ class Reporter:
     def __init__(self, quiet: bool, watch: Watch | None = None) -> None:
         from rich.console import Console
 
+        class Stdout(Console):
+            def on_broken_pipe(self) -> None:
+                raise  # as print() does; rich would end the process with exit code 1
+
         self._quiet = quiet
         styled = launch_environment.on_terminal(sys.stdout)
-        self._console = Console(highlight=False, width=WIDTH, force_terminal=styled)
+        self._console = Stdout(highlight=False, width=WIDTH, force_terminal=styled)
         self._watch = watch
         self._bar: Any = None
         self._task: Any = None

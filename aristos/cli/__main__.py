@@ -13,6 +13,7 @@ import sys
 from typing import Any
 
 from ..host import launch_environment
+from ._ending import exit_code
 
 USAGE = 2
 
@@ -35,6 +36,11 @@ def main(argv: list[str] | None = None) -> int:
         from ._completion import complete
 
         complete(known, lambda name: _module(name).main)
+    name = f"aristos {words[0]}" if words[:1] and words[0] in known else "aristos"
+    return exit_code(name, lambda: _run(words, known))
+
+
+def _run(words: list[str], known: list[str]) -> int:
     if not words or words[0] in ("-h", "--help"):
         if launch_environment.prints():
             _help(known)
@@ -42,7 +48,8 @@ def main(argv: list[str] | None = None) -> int:
     if words[0] == "--version":
         from .._version import __version__
 
-        print(__version__)
+        if launch_environment.prints():
+            print(__version__)
         return 0
     if words[0] not in known:
         if launch_environment.prints():
@@ -50,7 +57,8 @@ def main(argv: list[str] | None = None) -> int:
 
             print(f"aristos: the command {unknown(words[0], known, 'aristos --help')}", file=sys.stderr)
         return USAGE
-    return _module(words[0]).main(words[1:])
+    code: int = _module(words[0]).main(words[1:])
+    return code
 
 
 def _help(known: list[str]) -> None:

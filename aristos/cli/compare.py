@@ -4,7 +4,8 @@ The command prints medians, their ratio with an interval, one word for each row,
 `--regression 5%` the exit code is 1 if a row is slower by more than 5 % over its whole interval.
 
 Exit codes. 0: fine. 1: slower than `--regression` allows. 2: wrong usage, or runs that cannot be compared. 3: a file is
-missing, damaged or of another format, or with `--regression` no row could be judged.
+missing, damaged or of another format, or with `--regression` no row could be judged. 130: Ctrl-C. 141: nobody read the
+output to its end.
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ..report.compared import Comparison
 
+from ..bench.arguments import nonempty
+
 SUMMARY = "what got faster or slower between two runs: aristos compare before.h5 after.h5"
-SLOWER, USAGE, ENVIRONMENT = 1, 2, 3
+SLOWER, ENVIRONMENT = 1, 3
 
 
 def options(argv: list[str]) -> argparse.Namespace:
@@ -27,7 +30,9 @@ def options(argv: list[str]) -> argparse.Namespace:
         prog="aristos compare",
         description="Compare the times of two runs row by row: faster, slower, or noise.",
     )
-    parser.add_argument("files", nargs="+", metavar="FILE.h5", help="two results files (the last run of each), or one")
+    parser.add_argument(
+        "files", nargs="+", type=nonempty, metavar="FILE.h5", help="two results files (the last run of each), or one"
+    )
     parser.add_argument(
         "--run", action="append", default=[], metavar="NAME", help="twice: the two runs' names, or their first letters"
     )
@@ -41,7 +46,9 @@ def options(argv: list[str]) -> argparse.Namespace:
         help="5%% or 0.05: exit code 1 if a row is slower by more than that, with its whole interval",
     )
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout and nothing else")
-    parser.add_argument("--out", metavar="DIR", help="draw the pictures of both runs side by side in this folder")
+    parser.add_argument(
+        "--out", type=nonempty, metavar="DIR", help="draw the pictures of both runs side by side in this folder"
+    )
     asked = parser.parse_args(argv)
     if len(asked.files) > 2:
         parser.error(f"give two results files, or one with two runs, got {len(asked.files)} files")
@@ -49,8 +56,6 @@ def options(argv: list[str]) -> argparse.Namespace:
         parser.error(f"--run names both runs or none, got {len(asked.run)} names")
     if asked.all and (asked.run or len(asked.files) != 2):
         parser.error("--all takes two files and no --run")
-    if asked.out == "":
-        parser.error("DIR must be a name, got '': was a variable of the shell not set?")
     return asked
 
 
@@ -63,27 +68,14 @@ def share(text: str) -> float:
 
 
 def main(argv: list[str]) -> int:
-    from ..errors import AristosError, InputError
-    from ..host import launch_environment
-
-    asked = options(argv)
-    try:
-        return run(asked)
-    except BrokenPipeError:  # | head
-        return launch_environment.unread()
-    except InputError as why:
-        print(f"aristos compare: {why}", file=sys.stderr)
-        return USAGE
-    except (AristosError, OSError) as why:
-        print(f"aristos compare: {why}", file=sys.stderr)
-        return ENVIRONMENT
-
-
-def run(asked: argparse.Namespace) -> int:
     from ..bench.tables import plain
+    from ..errors import EnvironmentProblem
     from ..report import sides, words
     from ..report.compared import compare
 
+    asked = options(argv)
+    if sys.stdout is None:
+        raise EnvironmentProblem("stdout is closed: if no tables are wanted, redirect it to /dev/null")
     found = compare(*sides.two(asked.files, asked.run, asked.all))
     if asked.json:
         print(json.dumps(plain(words.document(found, asked.regression)), indent=1, allow_nan=False), flush=True)

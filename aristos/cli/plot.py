@@ -2,14 +2,15 @@
 
 `aristos plot FILE.json ...` draws one picture of timelines, one below the other.
 
-Exit codes: 0 fine, 2 usage, 3 the environment: a package or file is missing.
+Exit codes: 0 fine, 2 usage, 3 the environment: a package or file is missing, 130 Ctrl-C.
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
+
+from ..bench.arguments import nonempty
 
 SUMMARY = "pictures of a results file: aristos plot aristos-results.h5"
 FORMATS = ("png", "svg", "pdf")
@@ -20,11 +21,12 @@ def options(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "files",
         nargs="+",
+        type=nonempty,
         metavar="FILE",
         help="results of `aristos bench` (FILE.h5), or timelines of it (FILE.json): those become one picture",
     )
     parser.add_argument("--run", metavar="NAME", help="a run's name or its first letters (default: the last run)")
-    parser.add_argument("--out", metavar="DIR", help="folder for the pictures (default: FILE-plots)")
+    parser.add_argument("--out", type=nonempty, metavar="DIR", help="folder for the pictures (default: FILE-plots)")
     parser.add_argument("--format", choices=FORMATS, default="png")
     asked = parser.parse_args(argv)
     asked.timelines = all(file.endswith(".json") for file in asked.files)
@@ -39,24 +41,15 @@ def options(argv: list[str]) -> argparse.Namespace:
 
 
 def main(argv: list[str]) -> int:
-    from ..errors import AristosError, InputError
+    from ..bench import plots
 
     asked = options(argv)
-    first = asked.files[0]
-    try:
-        from ..bench import plots
-
-        folder = Path(asked.out or f"{Path(first).with_suffix('')}-plots")
-        if asked.timelines:
-            written = [plots.draw_timelines(asked.files, folder / f"timeline.{asked.format}")]
-        else:
-            written = plots.draw(first, folder, run=asked.run, form=asked.format)
-        for path in written:
-            print(path)
-    except InputError as why:
-        print(f"aristos plot: {why}", file=sys.stderr)
-        return 2
-    except (AristosError, OSError) as why:
-        print(f"aristos plot: {why}", file=sys.stderr)
-        return 3
+    first = Path(asked.files[0])
+    folder = Path(asked.out or f"{first.with_suffix('') if first.name else first}-plots")
+    if asked.timelines:
+        written = [plots.draw_timelines(asked.files, folder / f"timeline.{asked.format}")]
+    else:
+        written = plots.draw(asked.files[0], folder, run=asked.run, form=asked.format)
+    for path in written:
+        print(path)
     return 0

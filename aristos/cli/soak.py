@@ -3,7 +3,8 @@
     mpirun -n 4 aristos soak --minutes 30
     aristos soak --seed 7 --first 123 --objects 1     # one object again, on as many ranks
 
-Exit codes: 0 nothing found, 1 a wrong result, an error or a leak, 2 usage, 3 the environment.
+Exit codes: 0 nothing found, 1 a wrong result, an error or a leak, 2 usage, 3 the environment, 130
+Ctrl-C.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,7 +26,12 @@ def beside(target: Path, prefix: str = "") -> Iterator[Path]:
 
 
 def write_text(target: Path, text: str) -> None:
-    """Write a file whole. If that fails, the old file stays. Raises OSError."""
-    with beside(target) as path:
-        path.write_text(text, encoding="utf-8")
-        path.replace(target)
+    """Write a file whole, with the old file's mode. If that fails, the old file stays. Raises OSError with its name."""
+    try:
+        with beside(target) as path:
+            path.write_text(text, encoding="utf-8")
+            if target.exists():
+                shutil.copymode(target, path)
+            path.replace(target)
+    except OSError as why:
+        raise OSError(why.errno, why.strerror, os.fspath(target)) from None

@@ -21,6 +21,7 @@ from .markup import Markup, data, joined, tag
 from .sides import Side
 
 HERE = Path(__file__).parent
+BEGINS = "<!doctype html>"
 
 
 @dataclass
@@ -104,7 +105,7 @@ def _whole(title: str, body: Markup, scripts: list[str]) -> str:
         tag("style", Markup((HERE / "page.css").read_text(encoding="utf-8"))),
     )
     whole = tag("html", head, tag("body", body, [tag("script", Markup(each)) for each in scripts]), lang="en")
-    return f"<!doctype html>\n{whole}\n"
+    return f"{BEGINS}\n{whole}\n"
 
 
 def _title(found: list[Side], timelines: list[Timeline]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 
@@ -13,6 +14,7 @@ from aristos import results
 from aristos.bench.disturbance import CORE_SHARE, PAIR_SHARE
 from aristos.cli.__main__ import main
 from aristos.errors import InputError, ResultsError
+from aristos.host import launch_environment
 from aristos.report.compared import Comparison, compare
 from aristos.report.facts import facts
 from aristos.report.sides import Side
@@ -269,12 +271,35 @@ def test_what_is_wrong_with_the_files_is_said_in_one_line(files, names, code, sa
         ["a", "b", "--regression", "nan"],
         ["a", "b", "--regression", "five"],
         ["a", "b", "--out", ""],
+        ["a", ""],
     ],
 )
 def test_wrong_words_are_refused(words):
     with pytest.raises(SystemExit) as end:
         main(["compare", *words])
     assert end.value.code == 2
+
+
+@pytest.mark.parametrize("lines", [0, 1, 4, 8])
+def test_a_reader_that_ends_early_is_no_regression(files, lines, monkeypatch):
+    """`aristos compare ... | head`: the exit code is not 1, whatever prints the line."""
+
+    class Head(io.StringIO):
+        def write(self, text: str) -> int:
+            super().write(text)
+            if self.getvalue().count("\n") > lines:
+                raise BrokenPipeError
+            return len(text)
+
+    monkeypatch.setattr(launch_environment, "unread", lambda: 141)
+    monkeypatch.setattr("sys.stdout", Head())
+    assert main(["compare", files["first"], files["slower"]]) == 141
+
+
+def test_a_closed_stdout_is_an_error(files, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdout", None)
+    assert main(["compare", files["first"], files["slower"]]) == 3
+    assert "stdout is closed" in capsys.readouterr().err
 
 
 @pytest.mark.slow

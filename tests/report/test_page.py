@@ -264,6 +264,7 @@ def test_the_command_writes_the_page(files, tmp_path, capsys):
         (["empty.h5"], 2, "holds no run"),
         (["text.json"], 3, "is no timeline"),
         (["first.h5", "--out", "folder"], 3, "folder"),
+        (["first.h5", "--out", "first.h5/r.html"], 3, "Not a directory"),
     ],
 )
 def test_what_is_wrong_with_the_files_is_said_in_one_line(files, tmp_path, monkeypatch, words, code, said, capsys):
@@ -281,10 +282,40 @@ def test_what_is_wrong_with_the_files_is_said_in_one_line(files, tmp_path, monke
     assert err.count("\n") == 1
 
 
-def test_a_page_does_not_replace_what_it_reads(files):
-    with pytest.raises(SystemExit) as end:
-        main(["report", files[0], "--out", files[0]])
-    assert end.value.code == 2
+@pytest.mark.parametrize("out", ["second.h5", "./first.h5", "link", "call.json", "notes"])
+def test_a_page_replaces_nothing_but_pages(files, tmp_path, monkeypatch, out, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("link").symlink_to("first.h5")
+    Path("notes").write_text("mine")
+    before = Path(out).read_bytes()
+    assert main(["report", files[0], "--out", out]) == 2
+    assert "which is no page: give the page another name" in capsys.readouterr().err
+    assert Path(out).read_bytes() == before
+
+
+def test_a_page_replaces_an_older_one_whole_or_not_at_all(files, tmp_path, monkeypatch, capsys):
+    target, link = tmp_path / "report.html", tmp_path / "link.html"
+    target.write_bytes(b"")
+    target.chmod(0o600)
+    link.symlink_to(target)
+    assert main(["report", files[0], "--out", str(link)]) == 0
+    assert link.is_symlink()
+    assert target.stat().st_mode & 0o777 == 0o600
+    before = target.read_bytes()
+    assert before == page(files[:1]).encode()
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    capsys.readouterr()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))  # as on a disk that is full
+    try:
+        assert main(["report", *files, "--out", str(target)]) == 3
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert f"File too large: '{target}'" in capsys.readouterr().err
+    monkeypatch.setattr(library, "script", lambda: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert main(["report", *files, "--out", str(target)]) == 130
+    assert target.read_bytes() == before
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_data_cannot_end_its_element():

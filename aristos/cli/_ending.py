@@ -1,0 +1,48 @@
+"""How a command ends that does not return: the exit codes of Ctrl-C, of errors, and of an output nobody reads."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable
+
+from kernel_cache.texts import shown
+
+from ..errors import AristosError, InputError
+from ..host import launch_environment
+
+USAGE, ENVIRONMENT, INTERRUPTED = 2, 3, 130
+
+
+def exit_code(name: str, command: Callable[[], int]) -> int:
+    """Call a command, and write all of its output. Returns the exit code.
+
+    An error of the package or of the system is printed on one line, after the command's name.
+    """
+    if sys.stderr is None:  # `2>&-`: without a file, print() would write errors to stdout
+        with open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.redirect_stderr(nowhere):
+            return exit_code(name, command)
+    try:
+        try:
+            return command()
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except BrokenPipeError:  # | head
+        return launch_environment.unread()
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except InputError as why:
+        print(f"{name}: {shown(str(why))}", file=sys.stderr)
+        return USAGE
+    except AristosError as why:
+        print(f"{name}: {shown(str(why))}", file=sys.stderr)
+        return ENVIRONMENT
+    except OSError as why:
+        stdout = why.filename is None  # other files have names
+        print(f"{name}: {'stdout cannot be written: ' if stdout else ''}{shown(str(why))}", file=sys.stderr)
+        if stdout:
+            launch_environment.unread()
+        return ENVIRONMENT
