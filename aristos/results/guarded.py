@@ -9,6 +9,7 @@ protects against errors inside the HDF5 library, because a damaged file can make
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -23,14 +24,16 @@ from kernel_cache.texts import plain
 
 SHARE, SPARE = 64, 64 << 20  # data may have SHARE times the bytes of the compressed file, plus SPARE bytes
 MOST_FILE, MOST_DATA = 1 << 30, 4 << 30  # most bytes of a file, and of its data, whatever the other limits allow
-SECONDS = 10.0  # the time limit of a trial, plus one second for each 16 MiB of the file
+SECONDS = 10.0  # processor time that a trial may take, plus one second for each 16 MiB of the file
+WALL = 6  # how many times as long a trial may last: a busy machine, or a slow disk, damages no file
 CODE = """
-import resource, sys
+import math, resource, sys, time
 from aristos.results import hdf5
 pages = int(open("/proc/self/statm").read().split()[0])
 most = pages * resource.getpagesize() + int(sys.argv[2])
 resource.setrlimit(resource.RLIMIT_AS, (most, most))
 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(time.process_time() + float(sys.argv[3])), resource.RLIM_INFINITY))
 try:
     hdf5.read(sys.argv[1])
 except Exception as error:
@@ -71,12 +74,15 @@ def trial(path: Path) -> str:
     package = Path(__file__).parents[2]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(package), os.environ.get("PYTHONPATH")]))}
     env |= {"OPENBLAS_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONIOENCODING": "utf-8:backslashreplace"}
-    words = [sys.executable, "-c", CODE, os.fspath(path), str(2 * _most(size))]
+    # -P: a file of the current folder, such as h5py.py, is no module of the trial.
+    words = [sys.executable, "-P", "-c", CODE, os.fspath(path), str(2 * _most(size)), str(seconds)]
     wrong = f"{path}: cannot be read: HDF5"
     try:
-        done = subprocess.run(words, env=env, timeout=seconds, capture_output=True, text=True, errors="replace")
+        done = subprocess.run(words, env=env, timeout=WALL * seconds, capture_output=True, text=True, errors="replace")
     except subprocess.TimeoutExpired:
-        return f"{wrong} was not done after {seconds:.0f} s: the file is damaged"
+        return f"{wrong} was not done after {WALL * seconds:.0f} s: the file is damaged, or its disk does not answer"
+    if done.returncode == -signal.SIGXCPU:
+        return f"{wrong} was not done after {seconds:.0f} s of processor time: the file is damaged"
     if done.returncode < 0:
         return f"{wrong} crashed (signal {-done.returncode}): the file is damaged"
     return done.stdout.strip() or wrong if done.returncode else ""
@@ -103,7 +109,8 @@ def values(data: h5py.Dataset, budget: Budget) -> np.ndarray:
         budget.take(name, int(np.prod(data.chunks, dtype=object)) * data.dtype.itemsize)
     _declared(name, data.shape, data.dtype, budget)
     if h5py.check_string_dtype(data.dtype) is None:
-        return np.asarray(data[()])
+        found = np.asarray(data[()])
+        return found.astype(np.float64) if found.dtype.itemsize > 8 else found  # long double has no JSON form
     return texts(name, np.asarray(data.asstr()[()], dtype=object), budget)
 
 
@@ -126,8 +133,29 @@ def attributes(place: h5py.Group | h5py.Dataset, budget: Budget) -> dict[str, An
         value = place.attrs[key]
         if isinstance(value, h5py.Empty):
             raise ValueError(f"the attribute {key} is empty")
-        found[key] = value.tolist() if isinstance(value, np.ndarray | np.generic) else value
+        found[key] = _plain(value)
     return found
+
+
+def _plain(value: Any) -> Any:
+    """An attribute's value without NumPy's types; bytes become text."""
+    if isinstance(value, np.longdouble):
+        return float(value)
+    if isinstance(value, np.ndarray) and value.dtype == np.longdouble:
+        return value.astype(np.float64).tolist()
+    if isinstance(value, np.ndarray | np.generic):
+        return _plain(value.tolist())
+    if isinstance(value, list):
+        return [_plain(each) for each in value]
+    return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else value
+
+
+def named(found: dict[str, Any], key: str, of: str) -> str:
+    """The text that the attribute `key` of `of` holds; '' if there is no such attribute."""
+    value = found.get(key, "")
+    if not isinstance(value, str):
+        raise ValueError(f"the attribute {key} of {of} must be a text, got {value!r:.80}")
+    return value
 
 
 def dimensions(data: h5py.Dataset) -> tuple[str, ...]:
@@ -136,8 +164,8 @@ def dimensions(data: h5py.Dataset) -> tuple[str, ...]:
         raise ValueError(f"{data.name} must be a dataset")
     if not data.ndim:
         return ()
-    kept = data.attrs.get_id("DIMENSION_LIST")
-    if kept.shape != (data.ndim,) or h5py.check_vlen_dtype(kept.dtype) != h5py.ref_dtype:
+    kept = data.attrs.get_id("DIMENSION_LIST") if "DIMENSION_LIST" in data.attrs else None
+    if kept is None or kept.shape != (data.ndim,) or h5py.check_vlen_dtype(kept.dtype) != h5py.ref_dtype:
         raise ValueError(f"{data.name}: its dimensions are no list of references for each of {data.ndim} axes")
     scales = [axis[0] if len(axis) else None for axis in data.attrs["DIMENSION_LIST"]]
     if not all(scales):

@@ -275,16 +275,25 @@ def _attribute(name: str, value: Any) -> Any:
 
 
 def _read_run(name: str, group: h5py.Group, budget: guarded.Budget) -> Run:
+    if not isinstance(group, h5py.Group):
+        raise ValueError(f"runs/{name} must be a run, which is a group, but it is a dataset")
     tables = [_read_table(*part, budget) for part in guarded.members(group)]
     return Run(name, guarded.attributes(group, budget), tables)
 
 
 def _read_table(name: str, group: h5py.Group, budget: guarded.Budget) -> Table:
+    if not isinstance(group, h5py.Group):
+        raise ValueError(f"{name} must be a table, which is a group, but it is a dataset")
     attributes = guarded.attributes(group, budget)
-    table = Table(attributes.pop("suite"), name, attributes=attributes)
-    dims = [d for d in attributes.pop("dims") if d]
+    suite = guarded.named(attributes, "suite", name)
+    dims = attributes.get("dims")
+    if not suite or not isinstance(dims, list) or not all(isinstance(each, str) for each in dims):
+        raise ValueError(f"{name} is no table: it must have the attributes suite, a text, and dims, a list of texts")
+    table = Table(suite, name, attributes={key: v for key, v in attributes.items() if key not in ("suite", "dims")})
     parts = dict(guarded.members(group))
-    for key in dims:
+    for key in filter(None, dims):
+        if key not in parts:
+            raise ValueError(f"the table {name} has no dimension {key!r:.80}, or has it twice")
         table.dims[key] = _read_array(parts.pop(key), (key,), budget)
     for key, data in parts.items():
         table.variables[key] = _read_array(data, guarded.dimensions(data), budget)
@@ -293,4 +302,5 @@ def _read_table(name: str, group: h5py.Group, budget: guarded.Budget) -> Table:
 
 def _read_array(data: h5py.Dataset, dims: tuple[str, ...], budget: guarded.Budget) -> Variable:
     attributes = guarded.attributes(data, budget)
-    return Variable(dims, guarded.values(data, budget), attributes.get("units", ""), attributes.get("long_name", ""))
+    units, long_name = (guarded.named(attributes, key, str(data.name)) for key in ("units", "long_name"))
+    return Variable(dims, guarded.values(data, budget), units, long_name)

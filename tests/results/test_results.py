@@ -269,7 +269,7 @@ def test_other_files_are_refused_and_left_alone(tmp_path, make, words):
 
 @pytest.mark.parametrize("spoil", ["suite", "dims", "table", "scale"])
 def test_damaged_runs_are_named_without_a_traceback(tmp_path, capsys, spoil):
-    from aristos.cli import plot
+    from aristos.cli.__main__ import main
 
     path = tmp_path / "odd.h5"
     results.append(path, example_run("x"))
@@ -283,16 +283,16 @@ def test_damaged_runs_are_named_without_a_traceback(tmp_path, capsys, spoil):
             del run["layer"].attrs[spoil]
     with pytest.raises(ResultsError, match=r"odd\.h5: cannot be read: ."):
         results.load(path)
-    assert plot.main([str(path)]) == 3
+    assert main(["plot", str(path)]) == 3
     assert f"aristos plot: {path}" in capsys.readouterr().err
 
 
 def test_a_table_without_the_variables_of_its_picture(tmp_path, capsys):
     pytest.importorskip("matplotlib")
-    from aristos.cli import plot
+    from aristos.cli.__main__ import main
 
     results.append(tmp_path / "r.h5", Run("x", {}, [Table("layer")]))
-    assert plot.main([str(tmp_path / "r.h5")]) == 3
+    assert main(["plot", str(tmp_path / "r.h5")]) == 3
     assert "no picture of the table 'layer'" in capsys.readouterr().err
 
 
@@ -300,14 +300,14 @@ def test_a_table_without_the_variables_of_its_picture(tmp_path, capsys):
 def test_a_table_of_ones_own_is_drawn_by_its_dimensions_whatever_its_name(tmp_path, capsys, name):
     """The table lacks variables that the benchmark's pictures need, as `layer` needs `schedule`."""
     pytest.importorskip("matplotlib")
-    from aristos.cli import plot
+    from aristos.cli.__main__ import main
 
     table = Table(name).dim("tokens", [8, 16]).dim("what", ["a", "b"]).dim("rank", range(2)).dim("iteration", range(5))
     seconds = np.random.default_rng(0).random((2, 2, 2, 5))
     table.add("call_time", ("tokens", "what", "rank", "iteration"), seconds, "s")
     table.add("loss", "iteration", np.arange(5.0), "1").add("steps", (), 3)
     results.append(tmp_path / "r.h5", Run("x", {}, [table]))
-    assert plot.main([str(tmp_path / "r.h5"), "--out", str(tmp_path)]) == 0
+    assert main(["plot", str(tmp_path / "r.h5"), "--out", str(tmp_path)]) == 0
     assert capsys.readouterr().out.split() == [str(tmp_path / f"{name}.png")]
     assert (tmp_path / f"{name}.png").stat().st_size > 10_000
 
