@@ -147,8 +147,8 @@ def mark_pairs(core: NDArray[np.float64], pairs: NDArray[np.bool_]) -> dict[str,
 
     core: [origin, target, end] share of a core.
     """
-    shares = np.where(pairs[..., None], core, 1.0)
-    origin, target, end = np.unravel_index(np.nanargmin(shares), shares.shape)
+    shares = np.where(pairs[..., None] & np.isfinite(core), core, 1.0)
+    origin, target, end = np.unravel_index(shares.argmin(), shares.shape)
     least = float(shares[origin, target, end])
     return {"disturbed": f"rank {(origin, target)[end]}: {least:.0%}"} if least < ENOUGH else {}
 

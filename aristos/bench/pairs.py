@@ -27,13 +27,20 @@ from .world import World
 FLAG, ACK, PING, PONG, TAIL, CREDIT, WORDS = range(7)  # words that a peer writes, each in another cache line
 TIMEOUT = 60  # seconds that a compiled wait, or the wait for the wire, may take
 PROBE = 3  # number of first samples, from which the number of all samples is estimated
+SIZES = ("B", "KiB", "MiB", "GiB")
 Bytes = NDArray[np.uint8]
 
 
 def bytes_text(n: float) -> str:
     """A size as text: 8 B, 4 KiB, 1 MiB."""
-    power = min(3, int(np.log2(max(n, 1))) // 10)
-    return f"{n / 1024**power:.4g} {('B', 'KiB', 'MiB', 'GiB')[power]}"
+    power = min(len(SIZES) - 1, int(np.log2(max(n, 1))) // 10)
+    return f"{n / 1024**power:.4g} {SIZES[power]}"
+
+
+def bytes_of(text: str) -> float:
+    """The size that a text of `bytes_text` stands for."""
+    number, unit = text.split()
+    return float(number) * 1024 ** SIZES.index(unit)
 
 
 def read_bytes(address: int, nbytes: int) -> Bytes:

@@ -17,7 +17,7 @@ from kernel_cache.texts import shown
 from ..errors import ResultsError
 from ..results import Table, Variable
 from .disturbance import CORE_SHARE, PAIR_SHARE, mark, mark_pairs
-from .pairs import bytes_text
+from .pairs import bytes_of, bytes_text
 
 SAMPLES = ("iteration", "turn", "pass", "step", "repeat", "round", "call", "sample", "put")  # dimensions of repetition
 PAIR = ("origin", "target")
@@ -59,7 +59,11 @@ def timed(table: Table) -> dict[str, Variable]:
             raise ResultsError(
                 f"the table {shown(table.name)!r} is damaged: {shown(name)!r} does not fit its dimensions"
             )
-    seconds = {name: each for name, each in table.variables.items() if each.units == "s" and each.values.size}
+    seconds = {
+        name: each
+        for name, each in table.variables.items()
+        if each.units == "s" and each.values.size and each.values.dtype.kind in "iufb"
+    }
     sampled = {name: each for name, each in seconds.items() if set(each.dims) & set(SAMPLES)}
     return sampled or seconds
 
@@ -128,12 +132,14 @@ def _ends(table: Table, given: tuple[str, ...]) -> NDArray[np.float64] | None:
 
 
 def coordinate(coordinates: Variable, i: int) -> str:
-    """A coordinate as text: `fused`, `16`, `4 KiB`."""
+    """A coordinate as text: `fused`, `16`, `4 KiB`. Different coordinates have different texts."""
     value = coordinates.values[i]
     unit = coordinates.units if coordinates.units not in ("", "1") else ""
     if coordinates.values.dtype.kind == "U":
         return str(value)
-    if unit == "B" and np.isfinite(value):
-        return bytes_text(float(value))
-    number = str(value) if coordinates.values.dtype.kind in "iu" else f"{value:g}"
+    if unit == "B" and np.isfinite(value) and bytes_of(rounded := bytes_text(float(value))) == value:
+        return rounded
+    number = f"{value:g}" if coordinates.values.dtype.kind == "f" else str(value)
+    if coordinates.values.dtype.kind == "f" and np.isfinite(value) and coordinates.values.dtype.type(number) != value:
+        number = str(value)
     return f"{number} {unit}" if unit else number

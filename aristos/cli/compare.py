@@ -102,12 +102,13 @@ def show(found: Comparison) -> None:
     """Print a comparison."""
     from ..bench.tables import Reporter
     from ..report import words
+    from ..report.markup import text
 
     reporter = Reporter(quiet=False)
     for name, side in (("first", found.first), ("second", found.second)):
-        reporter.line(f"# {name}: {side.names}, {side.last.attributes.get('command', 'no command')}")
+        reporter.line(f"# {name}: {side.names}, {text(side.last.attributes.get('command', 'no command'))}")
     for fact, (mine, theirs) in found.differs.items():
-        reporter.line(f"# differs: {fact}: {mine} | {theirs}")
+        reporter.line(f"# differs: {fact}: {text(mine)} | {text(theirs)}")
     for sheet in words.sheets(found):
         reporter.show(sheet)
     reporter.line(f"\n# {words.NOTE}")

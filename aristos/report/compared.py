@@ -6,6 +6,7 @@ several runs, the runs in which the row was disturbed are left out. This module 
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -15,8 +16,10 @@ from ..errors import InputError
 from ..results import Table
 from . import interval
 from .facts import facts
+from .markup import text
 from .sides import Side
 
+MOST_NAMED = 8  # rows in a sentence
 FASTER, SLOWER, NOISE, DISTURBED, FEW = "faster", "slower", "noise", "disturbed", "too few calls"
 WORDS = {
     FASTER: "the interval of second / first lies below 1",
@@ -110,14 +113,24 @@ def compare(first: Side, second: Side) -> Comparison:
         elif (each := _compared(row, other[at], what)) is not None:
             found.rows.append(each)
         else:
-            found.refused.append(f"{what}: a median is 0")
+            found.refused.append(f"{what}: calls took no time, or less")
     found.only_second += [_words(at, row, several) for at, row in other.items() if at not in one]
     if not found.rows:
-        names = [", ".join(dict.fromkeys(t.name for run in side.runs for t in run.tables)) for side in (first, second)]
-        which = "the tables of the first are {}, of the second {}".format(*(each or "none" for each in names))
-        why = "; ".join(found.refused) or f"they have no row in common: {which}"
+        why = some(found.refused, "; ") or _nothing_in_common(found, one, other)
         raise InputError(f"{first.names} and {second.names} cannot be compared: {why}")
     return found
+
+
+def _nothing_in_common(found: Comparison, one: _Rows, other: _Rows) -> str:
+    """Why two sides have no row in common."""
+    sides = {"first": found.first, "second": found.second}
+    names = [", ".join(dict.fromkeys(t.name for run in side.runs for t in run.tables)) for side in sides.values()]
+    which = "the tables of the first are {}, of the second {}".format(*(each or "none" for each in names))
+    for name, rows in zip(sides, (one, other)):
+        which += "" if rows else f"; the {name} has no times in seconds"
+    if one and other and names[0] == names[1]:
+        which += f"; rows are such as {found.only_first[0]} in the first, {found.only_second[0]} in the second"
+    return f"they have no row in common: {which}"
 
 
 def different_work(one: Table, other: Table) -> str:
@@ -152,11 +165,11 @@ def _variables(side: _Rows) -> Counter[str]:
 def _words(at: tuple[str, str, samples.Key], row: _Row, several: set[str]) -> str:
     """A row in words. several: tables whose variables are named too."""
     table, variable, key = at
-    return f"{table}: {f'{variable}: ' if table in several else ''}{samples.named(key, row.table)}"
+    return text(f"{table}: {f'{variable}: ' if table in several else ''}{samples.named(key, row.table)}")
 
 
 def _compared(one: _Row, other: _Row, what: str) -> Compared | None:
-    """The row of both sides; None if a median is 0, because a wait may take no time."""
+    """The row of both sides; None if there is no ratio, because a wait may take no time."""
     sides = [[row.seconds for row in _undisturbed(each)] for each in (one, other)]
     first, second = (interval.median(each) for each in sides)
     if min(first, second) <= 0:
@@ -166,6 +179,8 @@ def _compared(one: _Row, other: _Row, what: str) -> Compared | None:
     low, high, word = None, None, DISTURBED if why else FEW
     if not why and min(mine, theirs) >= interval.FEWEST:
         low, high = interval.of_ratio(*sides)
+        if math.isnan(low + high):
+            return None
         word = SLOWER if low > 1 else FASTER if high < 1 else NOISE
     key = one.each[0].key
     return Compared(one.table, one.variable, key, what, first, second, low, high, (mine, theirs), word, why)
@@ -180,6 +195,12 @@ def _why(row: _Row, name: str) -> str:
     """How the row was disturbed in all runs of a side; '' if it was not disturbed in some run."""
     marks = [each.disturbed for each in row.each]
     return f"{name} {marks[-1]}" if all(marks) else ""
+
+
+def some(names: list[str], between: str = ", ") -> str:
+    """The first MOST_NAMED names, and how many more there are."""
+    more = f"{between}and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    return between.join(names[:MOST_NAMED]) + more
 
 
 def by_table(rows: list[Compared]) -> Iterator[tuple[Table, list[Compared]]]:

@@ -95,7 +95,13 @@ def times(table: Table, name: str, rows: list[Row]) -> Figure | None:
 
 
 def ratios(rows: list[Compared]) -> Figure:
-    """The ratio of each row with its interval, and a line at 1. The first row is at the top."""
+    """The ratio of each row with its interval, and a line at 1. The first row is at the top.
+
+    Of more than MOST_POINTS rows, those that changed most are drawn, and `left_out` says so.
+    """
+    left_out = f"the {MOST_POINTS} of {len(rows)} rows that changed most" if len(rows) > MOST_POINTS else ""
+    most = set(sorted(range(len(rows)), key=lambda i: -abs(rows[i].ratio - 1))[:MOST_POINTS])
+    rows = [row for i, row in enumerate(rows) if i in most]
     traces = []
     for word, (colour, symbol) in LOOKS.items():
         of = [(i, row) for i, row in enumerate(rows) if row.word == word]
@@ -131,7 +137,7 @@ def ratios(rows: list[Compared]) -> Figure:
         "shapes": [{"type": "line", "x0": 1, "x1": 1, "yref": "paper", "y0": 0, "y1": 1, "line": {"width": 1}}],
         "showlegend": True,
     }
-    return {"data": traces, "layout": layout, "height": 150 + 19 * len(rows)}
+    return {"data": traces, "layout": layout, "height": 150 + 19 * len(rows), "left_out": left_out}
 
 
 def name(row: Compared) -> str:

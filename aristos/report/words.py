@@ -15,7 +15,7 @@ NOTE = (
     " what changed between the runs is in it only if a side has several (--all)"
 )
 CHANCE = "of 100 rows that did not change, about 5 are called faster or slower, by little"
-MOST_NAMED = 8  # rows in a sentence
+MOST_WHAT = 80  # characters of a row's coordinates in a table, so that its numbers fit beside them
 
 
 def sheets(found: Comparison) -> list[Sheet]:
@@ -35,7 +35,7 @@ def sheets(found: Comparison) -> list[Sheet]:
         made.append(Sheet(f"{table.name}: medians of two {'runs' if _single(found) else 'sets of runs'}", columns))
         for row in rows:
             record = {
-                "what": row.what.removeprefix(f"{table.name}: "),
+                "what": figures.cut(figures.name(row), MOST_WHAT),
                 "first": row.first * scale,
                 "second": row.second * scale,
                 "ratio": row.ratio,
@@ -72,18 +72,16 @@ def percent(ratio: float) -> str:
 
 def regressions(rows: list[Compared], limit: float) -> str:
     """A sentence that names the rows that are slower by more than a limit."""
-    named = [f"{row.what} ({percent(row.ratio)})" for row in rows[:MOST_NAMED]]
-    more = f", and {len(rows) - MOST_NAMED} more" if len(rows) > MOST_NAMED else ""
-    return f"{counted(len(rows), 'row')} slower by more than {100 * limit:g} %: {', '.join(named)}{more}"
+    named = compared.some([f"{row.what} ({percent(row.ratio)})" for row in rows])
+    return f"{counted(len(rows), 'row')} slower by more than {100 * limit:g} %: {named}"
 
 
 def lines(found: Comparison) -> list[str]:
     """Sentences about what was not compared."""
-    said = [f"not compared: {why}" for why in found.refused]
+    said = [f"not compared: {compared.some(found.refused, '; ')}"] if found.refused else []
     for which, only in (("first", found.only_first), ("second", found.only_second)):
         if only:
-            more = f", and {len(only) - MOST_NAMED} more" if len(only) > MOST_NAMED else ""
-            said.append(f"only in the {which}: {'; '.join(only[:MOST_NAMED])}{more}")
+            said.append(f"only in the {which}: {compared.some(only, '; ')}")
     return said
 
 

@@ -84,6 +84,51 @@ def test_pairs_of_ranks_are_compared_by_the_median_over_pairs():
     ]
 
 
+def test_unknown_shares_of_cores_mark_no_pair():
+    every = Table("put").dim("origin", [0]).dim("target", [0]).dim("end", ["origin", "target"]).dim("put", range(7))
+    every.add("latency", ("origin", "target", "put"), np.ones((1, 1, 7)), "s")
+    every.add("share", ("origin", "target", "end"), np.full((1, 1, 2), np.nan), "1", PAIR_SHARE)
+    assert words(run("a", every), run("b", every)) == {"noise"}
+
+
+@pytest.mark.parametrize(
+    ("coordinates", "units", "said"),
+    [
+        ([1.0000001, 1.0000002], "", ["n 1.0000001", "n 1.0000002"]),
+        (np.array([0.1, 0.10000001], np.float32), "us", ["n 0.1 us", "n 0.10000001 us"]),
+        ([1 << 20, (1 << 20) + 1, 1536], "B", ["n 1 MiB", "n 1048577 B", "n 1.5 KiB"]),
+        ([np.nan, np.inf, 0.0], "B", ["n nan B", "n inf B", "n 0 B"]),
+        (np.array([2**64 - 1, 2**64 - 2], np.uint64), "", [f"n {2**64 - 1}", f"n {2**64 - 2}"]),
+    ],
+)
+def test_rows_with_nearly_equal_coordinates_are_different_rows(coordinates, units, said):
+    table = Table("mine").dim("n", coordinates, units).dim("call", range(7))
+    table.add("took", ("n", "call"), np.arange(1.0, len(said) + 1)[:, None] * np.ones(7), "s")
+    found = compared(run("a", table), run("b", table))
+    assert [row.what for row in found.rows] == [f"mine: {each}" for each in said]
+    assert [row.first for row in found.rows] == list(range(1, len(said) + 1))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    "calls", [[0.0] * 9, [-1.0] * 9, [0.0, 1.0, 0.0, 1.0, 1.0], [1.0, -1.0, 1.0] * 3, [1e300, 1e-300] * 5]
+)
+def test_calls_that_took_no_time_make_no_trouble(calls):
+    table, usual = (Table("mine").dim("n", [1]).dim("call", range(len(each))) for each in (calls, range(9)))
+    usual.add("took", ("n", "call"), np.ones((1, 9)), "s").dim("m", [1]).add(
+        "other", ("m", "call"), np.ones((1, 9)), "s"
+    )
+    table.add("took", ("n", "call"), [calls], "s").dim("m", [1]).add("other", ("m", "call"), [calls], "s")
+    table.variables["other"].values[:] = 1.0
+    for sides in ((run("a", table), run("b", usual)), (run("a", usual), run("b", table))):
+        found = compared(*sides)
+        assert len(found.rows) + len(found.refused) == 2
+        for row in found.rows:
+            assert row.low is None or row.low <= row.high
+        for each in found.refused:
+            assert each == "mine: took: n 1: calls took no time, or less"
+
+
 def test_disturbed_rows_are_not_judged():
     def busy(share: float, rows=slice(0, 1)) -> Table:
         table = layer(1.5)
@@ -166,7 +211,11 @@ def test_facts_that_differ_are_named_with_both_values():
         (run("b", Table("put")), "the tables of the first are layer, of the second put"),
         (run("b"), "of the second none"),
         (run("b", layer(shape="H 16 F 8")), "layer: the shape differs, 'H 8 F 8' and 'H 16 F 8'"),
-        (run("b", layer(tokens=(4,))), "they have no row in common"),
+        (
+            run("b", layer(tokens=(4,))),
+            "rows are such as layer: tokens 8, bulk in the first, layer: tokens 4, bulk in the second",
+        ),
+        (run("b", Table("layer", attributes={"shape": "H 8 F 8"})), "the second has no times in seconds"),
     ],
 )
 def test_what_cannot_be_compared_is_refused_in_a_sentence(second, said):
@@ -179,6 +228,20 @@ def test_one_table_of_other_work_leaves_the_others():
     found = compared(run("a", layer(), mine), run("b", layer(shape="H 1"), mine))
     assert [row.what for row in found.rows] == ["mine: all"]
     assert found.refused == ["layer: the shape differs, 'H 8 F 8' and 'H 1'"]
+
+
+def test_times_in_other_units_and_texts_are_no_times():
+    table = Table("mine").dim("call", range(7)).add("took", "call", np.ones(7), "ms")
+    table.add("said", "call", np.array(["1"] * 7), "")
+    table.variables["said"].units = "s"
+    with pytest.raises(InputError, match="the first has no times in seconds; the second has no times in seconds"):
+        compared(run("a", table), run("b", table))
+
+
+def test_a_sentence_names_a_few_of_many_rows():
+    many = Table("mine").dim("n", range(3000)).dim("call", [0]).add("took", ("n", "call"), np.zeros((3000, 1)), "s")
+    with pytest.raises(InputError, match=r"mine: n 7: calls took no time, or less; and 2992 more$"):
+        compared(run("a", many), run("b", many))
 
 
 @pytest.fixture
@@ -300,6 +363,29 @@ def test_a_closed_stdout_is_an_error(files, monkeypatch, capsys):
     monkeypatch.setattr("sys.stdout", None)
     assert main(["compare", files["first"], files["slower"]]) == 3
     assert "stdout is closed" in capsys.readouterr().err
+
+
+def test_texts_of_files_change_neither_the_terminal_nor_the_table(tmp_path, capsys):
+    bad, long = "\x1b]0;owned\x07\r\n\u202e", "x" * 100_000
+    for name in ("a", "b"):
+        table = Table("mine").dim("n", [bad, long, "\N{WHITE SMILING FACE}"]).dim("call", range(7))
+        table.add("took", ("n", "call"), np.ones((3, 7)), "s")
+        results.append(tmp_path / f"{name}.h5", run(name, table, command=bad, cpu=bad + name, mpi_library=long + name))
+    assert main(["compare", str(tmp_path / "a.h5"), str(tmp_path / "b.h5")]) == 0
+    out = capsys.readouterr().out
+    widest, escapes = max(map(len, out.splitlines())), {"\x1b", "\x07", "\r", "\u202e"} & set(out)
+    assert widest < 1200
+    assert not escapes
+    assert len(re.findall(r" 1000\.000 +1000\.000 +1\.000 +1\.000 +1\.000 +noise", out)) == 3
+
+
+def test_a_run_is_named_by_its_whole_name_or_its_first_letters(tmp_path, capsys):
+    for name in ("a", "ab", "b"):
+        path = results.append(tmp_path / "r.h5", run(name, layer()))
+    assert main(["compare", str(path), "--run", "a", "--run", "ab"]) == 0
+    assert main(["compare", str(path), "--run", "ab", "--run", "b"]) == 0
+    assert main(["compare", str(path), "--run", "", "--run", "b"]) == 2
+    assert "got ''; it holds a, ab, b" in capsys.readouterr().err
 
 
 @pytest.mark.slow

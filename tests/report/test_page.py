@@ -240,6 +240,23 @@ def test_a_long_table_and_a_long_timeline_say_what_is_left_out(tmp_path):
     assert "Of the bars, the 800 shortest are not drawn: each is at most 57 us." in said
 
 
+def test_a_plot_of_ratios_has_the_rows_that_changed_most(tmp_path):
+    rng = np.random.default_rng(0)
+    for name in ("a", "b"):
+        times = np.ones((600, 1)) * (1 + 0.001 * rng.random((600, 1)))
+        times[[3, 599]] *= 2 if name == "b" else 1
+        write(
+            tmp_path / f"{name}.h5",
+            name,
+            Table("t").dim("n", range(600)).dim("call", [0]).add("s", ("n", "call"), times, "s"),
+        )
+    changed, *_ = figures(page([str(tmp_path / "a.h5"), str(tmp_path / "b.h5")]))
+    labels = changed["layout"]["yaxis"]["ticktext"]
+    assert len(labels) == 400
+    assert {"n 3", "n 599"} <= set(labels)
+    assert changed["height"] < 10_000
+
+
 @pytest.mark.parametrize("values", [[[np.inf] * 6, [1.0] * 6], [[1e300] * 6, [1e-300] * 6], [[0.0] * 6, [-1.0] * 6]])
 def test_odd_times_make_a_page_all_the_same(tmp_path, values):
     for name, of in (("a", values), ("b", values[::-1])):

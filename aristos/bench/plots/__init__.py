@@ -20,6 +20,7 @@ from kernel_cache.texts import shown
 from ...errors import AristosError, EnvironmentProblem, InputError, ResultsError
 from ...results import Run, Table, load
 
+MOST_NAMED = 20  # runs that an error names
 Picture = Callable[[Table], Any]
 
 
@@ -153,15 +154,16 @@ def _figures(table: Table) -> dict[str, Any]:
 
 
 def choose(file: str, run: str | None) -> Run:
-    """The run of a file whose name begins with `run`, or for None the last run. Raises InputError unless one run
-    fits."""
+    """The run of a file whose name is `run` or begins with it, or for None the last run. Raises InputError unless one
+    run fits."""
     runs = load(file).runs
     if not runs:
         raise InputError(f"{file} holds no run")
     if run is None:
         return runs[-1]
-    found = [r for r in runs if r.name.startswith(run)]
+    found = [r for r in runs if r.name == run] or [r for r in runs if r.name.startswith(run)]
     if len(found) != 1:
-        names = ", ".join(r.name for r in runs)
-        raise InputError(f"--run must name one run of {file}, got {run!r}; it holds {names}")
+        names = ", ".join(r.name for r in runs[-MOST_NAMED:])
+        more = f" and {len(runs) - MOST_NAMED} before them" if len(runs) > MOST_NAMED else ""
+        raise InputError(f"--run must name one run of {file}, got {run!r}; it holds {names}{more}")
     return found[0]
