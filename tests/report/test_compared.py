@@ -12,13 +12,14 @@ import pytest
 
 from aristos import results
 from aristos.bench.disturbance import CORE_SHARE, PAIR_SHARE
+from aristos.bench.plots import choose
 from aristos.cli.__main__ import main
 from aristos.errors import InputError, ResultsError
 from aristos.host import launch_environment
 from aristos.report.compared import Comparison, compare
 from aristos.report.facts import facts
 from aristos.report.sides import Side
-from aristos.results import Run, Table
+from aristos.results import Run, Table, guarded
 
 pytestmark = pytest.mark.parallel
 
@@ -379,13 +380,13 @@ def test_texts_of_files_change_neither_the_terminal_nor_the_table(tmp_path, caps
     assert len(re.findall(r" 1000\.000 +1000\.000 +1\.000 +1\.000 +1\.000 +noise", out)) == 3
 
 
-def test_a_run_is_named_by_its_whole_name_or_its_first_letters(tmp_path, capsys):
+def test_a_run_is_named_by_its_whole_name_or_its_first_letters(tmp_path, monkeypatch):
+    monkeypatch.setattr(guarded, "trial", lambda path: "")
     for name in ("a", "ab", "b"):
-        path = results.append(tmp_path / "r.h5", run(name, layer()))
-    assert main(["compare", str(path), "--run", "a", "--run", "ab"]) == 0
-    assert main(["compare", str(path), "--run", "ab", "--run", "b"]) == 0
-    assert main(["compare", str(path), "--run", "", "--run", "b"]) == 2
-    assert "got ''; it holds a, ab, b" in capsys.readouterr().err
+        path = str(results.append(tmp_path / "r.h5", run(name, layer())))
+    assert [choose(path, name).name for name in ("a", "ab", "b", None)] == ["a", "ab", "b", "b"]
+    with pytest.raises(InputError, match="got ''; it holds a, ab, b"):
+        choose(path, "")
 
 
 @pytest.mark.slow

@@ -5,6 +5,8 @@ The clock of each simulation is a random generator with a fixed seed, so the cou
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -78,3 +80,14 @@ def test_calls_that_resemble_their_neighbours_make_a_wider_interval():
         width[name] = high - low
     assert width["slow waves"] > 1.2 * width["free"]
     assert interval.of_ratio([free[None]], [free[None]]) == interval.of_ratio([free[None]], [free[None]])
+
+
+def test_an_interval_of_a_million_calls_takes_bounded_memory():
+    times = np.random.default_rng(0).lognormal(0, 0.3, (1, 1_000_000))
+    tracemalloc.start()
+    try:
+        low, high = interval.of_ratio([times], [1.1 * times])
+        assert tracemalloc.get_traced_memory()[1] < 400e6
+    finally:
+        tracemalloc.stop()
+    assert 1.08 < low < 1.1 < high < 1.12
