@@ -1,7 +1,7 @@
 """`python -m aristos.bench`, the same program on every rank, from the command line to the exit code.
 
 Exit codes: 0 every output was right, 1 a wrong result, 2 a usage error, 3 an unsuitable environment or a rank that
-stopped, 130 Ctrl-C. Any other exception prints its traceback with the rank and ends the job.
+stopped, 130 Ctrl-C, 141 nobody reads stdout. Any other exception prints its traceback with the rank and ends the job.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import results as file
 from ..errors import AristosError, EnvironmentProblem, InputError, PoisonedError, ResultsError, WaitTimeout
-from ..host import workarounds
+from ..host import launch_environment, workarounds
 from ..host.launch_environment import complain
 from . import command_line, disturbance, environment, floors, routing, suites, workload, world
 from .context import Context, Result
@@ -63,6 +63,8 @@ def main(argv: list[str] | None = None, prog: str = "python -m aristos.bench") -
         return ranks.abort(ENVIRONMENT)  # otherwise the layer would end the job with another exit code
     except KeyboardInterrupt:
         return interrupted(ranks, prog)
+    except BrokenPipeError:  # | head
+        return ranks.abort(launch_environment.unread())
     except BaseException as why:
         if isinstance(why, OSError | MemoryError) and not isinstance(why, AristosError):
             return leave(ranks, f"{prog}: {type(why).__name__}: {why}", ENVIRONMENT)
@@ -164,9 +166,14 @@ def run_bench(asked: Options, ranks: world.World, argv: list[str]) -> int:
             budget = float(ranks.bcast(max(1.0, left * share)))
             began = time.monotonic()
             context = Context(ranks, asked, budget, trace=trace)
-            results[suite.name] = _measure(suite, context, reporter, gpu, facts.get("gpu_arch", facts["isa"]))
+            result = _measure(suite, context, reporter, gpu, facts.get("gpu_arch", facts["isa"]))
+            results[suite.name] = result
             spent[suite.name] = time.monotonic() - began
-            _append(asked, kept, results[suite.name])
+            try:
+                _append(asked, kept, result)  # first, because stdout may have no reader or lie on a full disk
+            finally:
+                if reporter is not None:
+                    reporter.show(*result.sheets)
         if asked.timeline:
             from . import timeline
 
@@ -206,8 +213,6 @@ def _measure(suite: Suite, context: Context, reporter: Reporter | None, gpu: Ben
         finally:
             reporter.end()
         _mark(result)
-        for sheet in result.sheets:
-            reporter.show(sheet)
     result.ok = context.world.every(result.ok)
     return result
 

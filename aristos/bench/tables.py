@@ -89,9 +89,9 @@ class Reporter:
             self._bar.stop()
             self._bar = None
 
-    def show(self, sheet: Sheet) -> None:
-        """Print a sheet with its notes, unless quiet."""
-        if not self._quiet:
+    def show(self, *sheets: Sheet) -> None:
+        """Print sheets with their notes, unless quiet."""
+        for sheet in () if self._quiet else sheets:
             self._console.print(f"\n{sheet.title}", style="bold", markup=False, soft_wrap=True)
             whole = table(sheet)
             if self._console.measure(whole).maximum > WIDE:

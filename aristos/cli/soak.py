@@ -49,6 +49,7 @@ def options(argv: list[str]) -> argparse.Namespace:
 def main(argv: list[str]) -> int:
     asked = options(argv)
 
+    from ..bench.main import interrupted
     from ..bench.soak import SoakError, soak
     from ..bench.world import connect
 
@@ -76,6 +77,8 @@ def main(argv: list[str]) -> int:
         )
     try:
         counts = soak(world, seed, asked.first, go_on, asked.largest, show)
+    except KeyboardInterrupt:
+        return interrupted(world, "aristos soak")
     except (AristosError, SoakError) as why:
         traceback.print_exception(why)
         return world.abort(FOUND)

@@ -9,12 +9,14 @@ from aristos.bench import (
     main,
     registry,
     suites,
+    tables,
     timeline,
     world,
 )
-from aristos.bench.context import Result
+from aristos.bench.context import Result, Sheet
 from aristos.bench.world import World
 from aristos.errors import PoisonedError, ResultsError, WaitTimeout
+from aristos.host import launch_environment
 
 pytestmark = pytest.mark.parallel
 
@@ -65,6 +67,32 @@ def test_ctrl_c_keeps_finished_suites(tmp_path, monkeypatch):
     (run,) = results.load(path).runs
     assert [table.name for table in run.tables] == ["gemm"]
     assert run.attributes["interrupted"]
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"), [(BrokenPipeError(), 141, ""), (OSError(28, "No space left"), 3, "No space left")]
+)
+def test_a_stdout_that_fails_loses_no_measurement(tmp_path, monkeypatch, capsys, error, code, said):
+    def fails(*_):
+        raise error
+
+    done = Result(True, [Sheet("a sheet", ())], [results.Table("gemm").add("x", (), 1)])
+    some = {"gemm": registry.Suite("gemm", "", lambda _: done, order=1)}
+    monkeypatch.setattr(suites, "known", lambda backend="cpu": some)
+    monkeypatch.setattr(world, "connect", World)
+    monkeypatch.setattr(launch_environment, "unread", lambda: 141)
+    monkeypatch.setattr(tables.Reporter, "show", fails)
+    assert main.main(["gemm", "--out", str(tmp_path / "r.h5")]) == code
+    (run,) = results.load(tmp_path / "r.h5").runs
+    assert [table.name for table in run.tables] == ["gemm"]
+    assert said in capsys.readouterr().err
+    # nor does a results file that cannot be written lose the table
+    monkeypatch.undo()
+    monkeypatch.setattr(suites, "known", lambda backend="cpu": some)
+    monkeypatch.setattr(world, "connect", World)
+    monkeypatch.setattr(results, "append", fails)
+    main.main(["gemm", "--out", str(tmp_path / "s.h5")])
+    assert "a sheet" in capsys.readouterr().out
 
 
 def test_one_rank_aborts_without_mpi():

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from aristos import MoE, MoEConfig, reference
-from aristos.bench import health
+from aristos.bench import health, world
 from aristos.bench.soak import SoakError, draw, largest_terms, near_kink, soak
 from aristos.bench.world import World
+from aristos.cli import soak as command
 from aristos.cli.soak import options
 
 
@@ -105,3 +106,16 @@ def test_the_largest_terms_do_not_cancel(gated):
     assert abs(largest_terms(cfg, experts, x, **given) - most - 1) < 1e-6
     experts["down"][1, 1] = -experts["down"][1, 0]
     assert largest_terms(cfg, experts, x, **given) > most / 2
+
+
+def test_ctrl_c_ends_the_job_on_all_ranks(monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    ended: list[int] = []
+    monkeypatch.setattr(World, "abort", lambda self, code: ended.append(code) or code)
+    monkeypatch.setattr(world, "connect", World)
+    monkeypatch.setattr("aristos.bench.soak.soak", interrupted)
+    assert command.main(["--json"]) == 130
+    assert ended == [130]
+    assert capsys.readouterr().err == "aristos soak: interrupted\n"
