@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")  # names may have characters that the terminal lacks
     words = sys.argv[1:] if argv is None else argv
     known = commands()
-    if "_ARGCOMPLETE" in os.environ:
+    if {"_ARGCOMPLETE", "COMP_LINE", "COMP_POINT"} <= set(os.environ):
         from ._completion import complete
 
         complete(known, lambda name: _module(name).main)

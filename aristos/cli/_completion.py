@@ -19,8 +19,8 @@ def complete(commands: list[str], main_of: Callable[[str], Callable[[list[str]],
     import argcomplete
 
     first, *_ = [*os.environ["COMP_LINE"].split()[1:], ""]
-    typing = os.environ["COMP_LINE"][: int(os.environ["COMP_POINT"])].split(" ")
-    if len(typing) > 2 and first in commands:
+    typed = os.environ["COMP_LINE"][: int(os.environ["COMP_POINT"])]
+    if len(typed.split()) + typed[-1:].isspace() > 2 and first in commands:
         parse_known_args = argparse.ArgumentParser.parse_known_args
 
         def complete_options(parser: argparse.ArgumentParser, *_: Any, **__: Any) -> NoReturn:

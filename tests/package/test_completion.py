@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from aristos.cli.__main__ import commands
+from aristos.cli.__main__ import commands, main
 
 pytest.importorskip("argcomplete", reason="argcomplete is not installed: pip install 'aristos[completion]'")
 
@@ -33,6 +33,8 @@ def test_the_first_word_is_a_command():
     ("line", "wanted"),
     [
         ("aristos plot --format ", {"png", "svg", "pdf"}),
+        ("aristos\tplot  'a file.h5' --form", {"--format"}),
+        ("aristos  plo", {"plot"}),
         ("aristos run --p", {"--per"}),  # the options are parsed although no program is named yet
         ("aristos bench --watc", {"--watch"}),
         ("aristos simt ", {"check", "profile"}),
@@ -41,3 +43,9 @@ def test_the_first_word_is_a_command():
 )
 def test_after_a_command_its_options_and_their_values_are_offered(line, wanted):
     assert set(completions(line)) >= wanted
+
+
+def test_without_a_line_of_the_shell_the_command_runs(monkeypatch, capsys):
+    monkeypatch.setenv("_ARGCOMPLETE", "1")  # as exported by mistake
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.count("\n") == 1
