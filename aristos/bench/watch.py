@@ -23,7 +23,7 @@ LINES_PERIOD = 5.0  # seconds between two lines where nothing can be drawn
 LAST = 16  # calls of a rank whose median its bar shows
 MOST = 24  # the most bars; if there are more ranks, the slowest ranks get them
 WIDTH = 40  # characters of the longest bar
-EIGHTHS = " ▏▎▍▌▋▊▉"
+EIGHTHS, FULL = " ▏▎▍▌▋▊▉", "█"
 
 
 class Watch:
@@ -98,10 +98,9 @@ class Watch:
         if self._live is not None:
             from rich.text import Text
 
-            self._live.update(Text("\n".join([title, *bars(medians)])), refresh=True)
-        else:
+            self._live.update(Text(encodable("\n".join([title, *bars(medians)]), sys.stderr.encoding)), refresh=True)
+        elif known := [each for each in medians if each]:
             late = max(range(self._world), key=medians.__getitem__)
-            known = [each for each in medians if each]
             text = f"median of {len(known)} ranks {1e3 * np.median(known):.3f} ms"
             text += f", slowest rank {late} {1e3 * medians[late]:.3f} ms"
             print(f"# {title}: {text}", file=sys.stderr, flush=True)
@@ -127,6 +126,15 @@ def key(name: str) -> float:
     return float(zlib.crc32(name.encode()))
 
 
+def encodable(text: str, encoding: str) -> str:
+    """The text with bars of `#` if a terminal of this encoding has no blocks."""
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        return text.translate(dict.fromkeys(map(ord, EIGHTHS[1:]), " ") | {ord(FULL): "#"})
+    return text
+
+
 def bars(medians: list[float]) -> list[str]:
     """A line for each rank: its number, a bar and milliseconds. medians: [ranks] seconds; 0 where nothing has come."""
     longest = max(medians) or 1.0
@@ -134,7 +142,7 @@ def bars(medians: list[float]) -> list[str]:
     lines = []
     for rank in chosen:
         whole, part = divmod(round(8 * WIDTH * medians[rank] / longest), 8)
-        bar = "█" * whole + EIGHTHS[part] * (part > 0)
+        bar = FULL * whole + EIGHTHS[part] * (part > 0)
         lines.append(f"rank {rank:<5d}{bar:<{WIDTH}} {1e3 * medians[rank]:10.3f} ms")
     if len(medians) > MOST:
         lines.append(f"the {MOST} slowest of {len(medians)} ranks")

@@ -40,6 +40,22 @@ def test_calls_of_another_name_or_another_row_do_not_count(capsys):
     assert [line.rpartition("rank 0 ")[2] for line in lines] == ["1000.000 ms", "2000.000 ms", "4000.000 ms"]
 
 
+@pytest.mark.filterwarnings("error")
+def test_calls_without_a_time_print_no_line(capsys):
+    seen = watch.Watch(None)
+    seen.note("a", 0.0)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_terminal_without_blocks_gets_plain_bars():
+    lines = "\n".join(watch.bars([0.001, 0.0013]))
+    assert watch.encodable(lines, "utf-8") == lines
+    for encoding in ("ascii", "latin-1"):
+        plain = watch.encodable(lines, encoding).splitlines()
+        assert plain[1] == f"rank 1    {'#' * watch.WIDTH}      1.300 ms"
+        assert list(map(len, plain)) == list(map(len, lines.splitlines()))
+
+
 ASK = "from aristos.host import launch_environment as here; print(here.passed_to_terminal())"
 
 
