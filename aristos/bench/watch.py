@@ -23,6 +23,7 @@ LINES_PERIOD = 5.0  # seconds between two lines where nothing can be drawn
 LAST = 16  # calls of a rank whose median its bar shows
 MOST = 24  # the most bars; if there are more ranks, the slowest ranks get them
 WIDTH = 40  # characters of the longest bar
+BESIDE = 24  # characters of a line beside its bar
 EIGHTHS, FULL = " ▏▎▍▌▋▊▉", "█"
 
 
@@ -98,7 +99,9 @@ class Watch:
         if self._live is not None:
             from rich.text import Text
 
-            self._live.update(Text(encodable("\n".join([title, *bars(medians)]), sys.stderr.encoding)), refresh=True)
+            console = self._live.console
+            lines = "\n".join([title, *bars(medians, min(WIDTH, console.width - BESIDE))])
+            self._live.update(Text(encodable(lines, console.encoding)), refresh=True)
         elif known := [each for each in medians if each]:
             late = max(range(self._world), key=medians.__getitem__)
             text = f"median of {len(known)} ranks {1e3 * np.median(known):.3f} ms"
@@ -135,15 +138,18 @@ def encodable(text: str, encoding: str) -> str:
     return text
 
 
-def bars(medians: list[float]) -> list[str]:
-    """A line for each rank: its number, a bar and milliseconds. medians: [ranks] seconds; 0 where nothing has come."""
+def bars(medians: list[float], width: int = WIDTH) -> list[str]:
+    """A line for each rank: its number, a bar and milliseconds. medians: [ranks] seconds; 0 where nothing has come.
+
+    width: characters of the longest bar."""
+    width = max(width, 1)
     longest = max(medians) or 1.0
     chosen = sorted(sorted(range(len(medians)), key=lambda rank: -medians[rank])[:MOST])
     lines = []
     for rank in chosen:
-        whole, part = divmod(round(8 * WIDTH * medians[rank] / longest), 8)
+        whole, part = divmod(round(8 * width * medians[rank] / longest), 8)
         bar = FULL * whole + EIGHTHS[part] * (part > 0)
-        lines.append(f"rank {rank:<5d}{bar:<{WIDTH}} {1e3 * medians[rank]:10.3f} ms")
+        lines.append(f"rank {rank:<5d}{bar:<{width}} {1e3 * medians[rank]:10.3f} ms")
     if len(medians) > MOST:
         lines.append(f"the {MOST} slowest of {len(medians)} ranks")
     return lines

@@ -27,9 +27,14 @@ def beside(target: Path, prefix: str = "") -> Iterator[Path]:
 
 def write_text(target: Path, text: str) -> None:
     """Write a file whole, with the old file's mode. If that fails, the old file stays. Raises OSError with its name."""
+    write_bytes(target, text.encode("utf-8"))
+
+
+def write_bytes(target: Path, content: bytes) -> None:
+    """Write a file as `write_text` does."""
     try:
         with beside(target) as path:
-            path.write_text(text, encoding="utf-8")
+            path.write_bytes(content)
             if target.exists():
                 shutil.copymode(target, path)
             path.replace(target)

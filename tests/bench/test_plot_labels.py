@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 
 import numpy as np
 import pytest
@@ -51,6 +52,22 @@ def test_a_picture_replaces_nothing_but_a_regular_file(tmp_path, capsys):
         code, said = plotted(capsys, str(tmp_path / file))
         os.close(held)
         assert (code, "must be a regular file, but it is a pipe" in said, picture.name in said) == (3, True, True), said
+
+
+def test_a_picture_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch, capsys):
+    (tmp_path / "t.json").write_text(json.dumps(timeline_of(["worker 0"])))
+    (tmp_path / "p").mkdir()
+    old = tmp_path / "p" / "timeline.png"
+    old.write_text("old")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))  # as on a disk that is full
+    try:
+        code, said = plotted(capsys, str(tmp_path / "t.json"), "--out", str(old.parent))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (code, said) == (3, f"aristos plot: [Errno 27] File too large: '{old}'\n")
+    assert os.listdir(old.parent) == ["timeline.png"]
+    assert old.read_text() == "old"
 
 
 @pytest.mark.parametrize(

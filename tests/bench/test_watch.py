@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import pty
+import re
 import subprocess
 import sys
 
 import pytest
 
 from aristos.bench import watch
+from aristos.host import launch_environment
 
 
 def test_the_longest_bar_is_the_slowest_ranks():
@@ -54,6 +56,20 @@ def test_a_terminal_without_blocks_gets_plain_bars():
         plain = watch.encodable(lines, encoding).splitlines()
         assert plain[1] == f"rank 1    {'#' * watch.WIDTH}      1.300 ms"
         assert list(map(len, plain)) == list(map(len, lines.splitlines()))
+
+
+@pytest.mark.parametrize(("columns", "blocks"), [(200, watch.WIDTH), (40, 40 - watch.BESIDE), (10, 1)])
+def test_bars_fit_the_terminal(columns, blocks, monkeypatch, capsys):
+    monkeypatch.setattr(launch_environment, "passed_to_terminal", lambda: True)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("TERM", "xterm")
+    seen = watch.Watch(None)
+    seen.begin("layer")
+    try:
+        seen.note("fused", 0.001)
+    finally:
+        seen.end()
+    assert set(re.findall(f"{watch.FULL}+", capsys.readouterr().err)) == {watch.FULL * blocks}
 
 
 ASK = "from aristos.host import launch_environment as here; print(here.passed_to_terminal())"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import io
 import pkgutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from kernel_cache import regular
 from kernel_cache.texts import shown
 
 from ...errors import AristosError, EnvironmentProblem, InputError, ResultsError
+from ...primitives.aside import write_bytes
 from ...results import Run, Table, load
 
 MOST_NAMED = 20  # runs that an error names
@@ -53,8 +55,7 @@ def draw(file: str, folder: Path, *, run: str | None = None, form: str = "png") 
                 for name, figure in _figures(table).items():
                     footer(figure, chosen, table)
                     path = folder / f"{name}.{form}"
-                    regular.refuse_others(path)
-                    figure.savefig(path)
+                    _save(figure, path)
                     written.append(path)
     if not written:
         raise InputError(f"run {chosen.name} of {file} has no table of numbers over a dimension, so nothing to draw")
@@ -85,9 +86,8 @@ def draw_both(runs: tuple[Run, Run], folder: Path) -> list[Path]:
                     footer(mine[name], first, table)
                     footer(theirs[name], second, other)
                     path = folder / f"{name}.png"
-                    regular.refuse_others(path)
                     whole = beside(mine[name], theirs[name])
-                    whole.savefig(path, dpi=whole.dpi)
+                    _save(whole, path, dpi=whole.dpi)
                     written.append(path)
     return sorted(written)
 
@@ -99,10 +99,17 @@ def draw_timelines(files: list[str], target: Path) -> Path:
     from .timeline import timelines
 
     target.parent.mkdir(parents=True, exist_ok=True)
-    regular.refuse_others(target)
     with pyplot.rc_context(STYLE), _described(pyplot, f"{', '.join(files)}: no picture"):
-        timelines(files).savefig(target)
+        _save(timelines(files), target)
     return target
+
+
+def _save(figure: Any, path: Path, **options: Any) -> None:
+    """Write a picture whole, or leave an older one. Raises OSError with the picture's name."""
+    regular.refuse_others(path)
+    content = io.BytesIO()
+    figure.savefig(content, format=path.suffix[1:], **options)
+    write_bytes(path, content.getvalue())
 
 
 def _pyplot() -> Any:
