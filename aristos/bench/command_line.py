@@ -151,7 +151,7 @@ def _check(options: Options) -> None:
         raise UsageError(f"no such file: --routing {options.routing}")
     if options.backend == "cuda":
         _check_cuda(options)
-    if options.timeline is not None and Path(options.timeline).absolute() == Path(options.out).absolute():
+    if options.timeline is not None and Path(options.timeline).resolve() == Path(options.out).resolve():
         raise UsageError(f"--timeline and --out name the same file, {options.out}")
     for flag, value in (("--out", options.out), ("--timeline", options.timeline)):
         if value and value != "none" and not Path(value).absolute().parent.is_dir():

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from kernel_cache import regular
+
 from ..errors import ResultsError
 from ..primitives.atomic_file import try_writing
 from .context import Context
@@ -17,7 +19,14 @@ def check(path: str) -> None:
     target = Path(path).absolute()
     if target.is_dir():
         raise ResultsError(f"{target} is a folder; --timeline needs the name of a file")
+    if target.exists() and _begins(target) not in (b"", b"{"):
+        raise ResultsError(f"--timeline would replace {target}, which is no timeline: give another name")
     try_writing(target, target.parent)
+
+
+def _begins(target: Path) -> bytes:
+    with regular.opened(target) as file:
+        return file.read(1)
 
 
 def record(ctx: Context, path: str) -> None:

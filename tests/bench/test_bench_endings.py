@@ -107,3 +107,8 @@ def test_a_timeline_that_cannot_be_written_is_an_error_before_measuring(tmp_path
     for path in (tmp_path, tmp_path / "none" / "t.json"):
         with pytest.raises(ResultsError, match=r"is a folder|cannot be written"):
             timeline.check(str(path))
+    results.append(tmp_path / "before.h5", results.Run("a"))
+    (tmp_path / "t.json").write_text("{}")
+    timeline.check(str(tmp_path / "t.json"))
+    with pytest.raises(ResultsError, match=r"would replace .*before\.h5, which is no timeline"):
+        timeline.check(str(tmp_path / "before.h5"))

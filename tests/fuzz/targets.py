@@ -38,6 +38,7 @@ from aristos.placement import Placement
 from aristos.planner import load as load_problem
 from aristos.planner import machine, published
 from aristos.primitives import isa
+from aristos.report import gantt, page, timeline_part
 from aristos.results import Run, Table, append, guarded, hdf5
 from aristos.topology import (
     cpusets,
@@ -203,6 +204,9 @@ def saved(path: Path) -> None:
 def timeline_file(path: Path) -> None:
     _, spans, facts = timeline.read(str(path))
     timeline._title(facts, spans)
+    figures = page.Figures()
+    timeline_part.part(gantt.read(str(path)), figures.add, "call")
+    figures.scripts()
 
 
 def cluster(path: Path) -> None:
