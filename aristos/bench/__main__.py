@@ -2,6 +2,8 @@
 
 import sys
 
+from ..cli._ending import exit_code
 from .main import main
 
-sys.exit(main())
+if __name__ == "__main__":
+    sys.exit(exit_code("python -m aristos.bench", main))
