@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -141,17 +143,16 @@ def _others(found: Table, shown: set[str]) -> Iterator[Markup]:
     for dims, names in kinds.items():
         head = [*dims, *(f"{name}{_unit(found.variables[name])}" for name in names)]
         shape = [len(found.dims[dim].values) for dim in dims]
-        places = list(np.ndindex(*shape))
         lines = [
             [
                 *(samples.coordinate(found.dims[dim], i) for dim, i in zip(dims, place)),
                 *(_value(found.variables[name], place) for name in names),
             ]
-            for place in places[:MOST_ROWS]
+            for place in islice(np.ndindex(*shape), MOST_ROWS)
         ]
         about = "; ".join(f"{name}: {said}" for name in names if (said := found.variables[name].long_name))
         numbers = range(len(dims), len(head))
-        yield joined(table(about or ", ".join(names), head, lines, numbers, folded=False), _rest(len(places)))
+        yield joined(table(about or ", ".join(names), head, lines, numbers, folded=False), _rest(math.prod(shape)))
 
 
 def _rest(count: int) -> Markup:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import tracemalloc
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -14,9 +15,9 @@ import pytest
 from result_files import layer, put, timeline, write
 
 from aristos.cli.__main__ import main
-from aristos.report import library, markup
+from aristos.report import library, markup, run_part
 from aristos.report.page import page
-from aristos.results import Table
+from aristos.results import Run, Table
 
 LIBRARY = "window.Plotly = 'stands for plotly.js';"
 VOID = {"meta", "br"}
@@ -255,6 +256,20 @@ def test_a_plot_of_ratios_has_the_rows_that_changed_most(tmp_path):
     assert len(labels) == 400
     assert {"n 3", "n 599"} <= set(labels)
     assert changed["height"] < 10_000
+
+
+def test_a_large_table_takes_bounded_memory():
+    large = Table("mine")
+    for dim in "abc":
+        large.dim(dim, range(200))
+    large.add("bytes", ("a", "b", "c"), np.zeros((200, 200, 200), np.uint8), "B")
+    tracemalloc.start()
+    try:
+        said = run_part.part(Run("x", {}, [large]), "r.h5", lambda figure, caption: markup.Markup(), "run-1")
+        assert tracemalloc.get_traced_memory()[1] < 20e6
+    finally:
+        tracemalloc.stop()
+    assert f"The file has {200**3 - 300} more rows of this table." in said
 
 
 @pytest.mark.parametrize("values", [[[np.inf] * 6, [1.0] * 6], [[1e300] * 6, [1e-300] * 6], [[0.0] * 6, [-1.0] * 6]])
