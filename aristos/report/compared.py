@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from ..bench import samples
 from ..errors import InputError
-from ..results import Table
+from ..results import Run, Table
 from . import interval
 from .facts import facts
 from .markup import text
@@ -100,7 +100,7 @@ _Rows = dict[tuple[str, str, samples.Key], _Row]  # by table, variable and coord
 
 def compare(first: Side, second: Side) -> Comparison:
     """Compare two sides. Raises InputError if they have no row in common."""
-    if first.last.name == second.last.name:
+    if _same(first.last, second.last):
         raise InputError(f"a comparison needs two different runs, got {first.last.name} twice")
     found = Comparison(first, second, facts(first.last, second.last))
     works = {table.name: table for side in (second, first) for run in side.runs for table in run.tables}
@@ -119,6 +119,17 @@ def compare(first: Side, second: Side) -> Comparison:
         why = some(found.refused, "; ") or _nothing_in_common(found, one, other)
         raise InputError(f"{first.names} and {second.names} cannot be compared: {why}")
     return found
+
+
+def _same(one: Run, other: Run) -> bool:
+    """Whether a run is another one, or a copy of it. Two runs of a program of one's own may have one name."""
+
+    def values(run: Run) -> dict[tuple[str, str], bytes]:
+        return {
+            (table.name, name): each.values.tobytes() for table in run.tables for name, each in table.variables.items()
+        }
+
+    return one.name == other.name and values(one) == values(other)
 
 
 def _nothing_in_common(found: Comparison, one: _Rows, other: _Rows) -> str:

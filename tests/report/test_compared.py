@@ -224,6 +224,11 @@ def test_what_cannot_be_compared_is_refused_in_a_sentence(second, said):
         compared(run("a", layer()), second)
 
 
+def test_runs_of_one_name_in_two_files_are_compared():
+    found = compared(run("mine", layer()), run("mine", layer(1.5)))
+    assert {row.word for row in found.rows} == {"slower"}
+
+
 def test_one_table_of_other_work_leaves_the_others():
     mine = Table("mine").dim("step", range(9)).add("took", "step", np.ones(9), "s")
     found = compared(run("a", layer(), mine), run("b", layer(shape="H 1"), mine))
