@@ -39,7 +39,7 @@ from numba.core.compiler_lock import global_compiler_lock
 from numba.core.registry import CPUDispatcher
 from numba.core.typing.templates import make_concrete_template
 
-from . import code_files, linked_code, packages, private, sources
+from . import code_files, import_lists, linked_code, packages, private, sources
 from .errors import EnvironmentProblem, environment_problem
 
 COMPILE_SECONDS = 900  # the longest wait for another process; compiling everything takes far less
@@ -126,11 +126,26 @@ def _read(source: Path) -> frozenset[Path]:
     if not packages.containing([source]):
         return frozenset({source, *_all_files()})
     found: frozenset[Path] = frozenset()
-    more = sources.files(source)
-    while more != found:
-        found = more
-        more = found.union(*(sources.files(path) for each in packages.containing(found) for path in lowerings(each)))
+    with _known_imports():
+        more = sources.files(source)
+        while more != found:
+            found = more
+            more = found.union(
+                *(sources.files(path) for each in packages.containing(found) for path in lowerings(each))
+            )
     return found
+
+
+@contextlib.contextmanager
+def _known_imports() -> Iterator[None]:
+    """A block that uses import statements kept in the cache, if its folder is known, and keeps new ones there."""
+    folder = cache_folder() if cache_folder.cache_info().currsize else None
+    if folder is not None:
+        import_lists.load(folder)
+    known = len(sources.statements)
+    yield
+    if folder is not None and len(sources.statements) > known:
+        import_lists.save(folder)
 
 
 def _all_files() -> Iterator[Path]:
@@ -365,9 +380,9 @@ def warm_up(entries: list[tuple[Any, tuple[Any, ...]]], *, quiet: bool = False) 
     """
     if config.DISABLE_JIT:
         return 0
-    before = compiled_here()
+    before, folder = compiled_here(), cache_folder()
     names = sorted((function.__module__, function.__name__, code_key(_source(function))) for function, _ in entries)
-    done = cache_folder() / f"{hashlib.sha256(repr(names).encode()).hexdigest()[:16]}.compiled"
+    done = folder / f"{hashlib.sha256(repr(names).encode()).hexdigest()[:16]}.compiled"
     with contextlib.nullcontext() if done.exists() else _compile_lock(), _progress(quiet):
         for function, signature in entries:
             _compile(function, signature)

@@ -16,11 +16,26 @@ import hashlib
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 from . import packages
 
 Import = ast.Import | ast.ImportFrom
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
+
+
+class Statement(NamedTuple):
+    """An import statement.
+
+    level: how many folders up a relative import begins, 0: an absolute one, -1: `import a, b`, which has no module.
+    """
+
+    level: int
+    module: str
+    names: tuple[str, ...]
+
+
+statements: dict[str, list[Statement]] = {}  # of files, by the hash of their contents; kept by import_lists.py
 
 
 @cache
@@ -41,12 +56,7 @@ def importers(package: Path, module: str, name: str) -> frozenset[Path]:
         path
         for path in package.rglob("*.py")
         if name.encode() in path.read_bytes()
-        and any(
-            isinstance(node, ast.ImportFrom)
-            and (node.level, node.module) == (0, module)
-            and name in [alias.name for alias in node.names]
-            for node in _imports(_tree(path))
-        )
+        and any((each.level, each.module) == (0, module) and name in each.names for each in _statements(path))
     )
 
 
@@ -63,7 +73,7 @@ def digest(sources: frozenset[Path]) -> str:
 def imported(source: Path) -> frozenset[Path]:
     """The files of the same package and of registered packages that a module imports directly."""
     root = _root(source)
-    return frozenset(path for node in _imports(_tree(source)) for path in _targets(node, source, root)) - {source}
+    return frozenset(path for each in _statements(source) for path in _targets(each, source, root)) - {source}
 
 
 def _root(source: Path) -> Path:
@@ -74,8 +84,20 @@ def _root(source: Path) -> Path:
     return root
 
 
-def _tree(source: Path) -> ast.Module:
-    return ast.parse(source.read_bytes(), str(source))
+def _statements(source: Path) -> list[Statement]:
+    """The import statements of a file whose names compiled code can read. Files of known content are not parsed."""
+    content = source.read_bytes()
+    key = hashlib.sha256(content).hexdigest()
+    if key not in statements:
+        statements[key] = [
+            Statement(
+                node.level if isinstance(node, ast.ImportFrom) else -1,
+                (isinstance(node, ast.ImportFrom) and node.module) or "",
+                tuple(alias.name for alias in node.names),
+            )
+            for node in _imports(ast.parse(content, str(source)))
+        ]
+    return statements[key]
 
 
 def _imports(node: ast.AST) -> Iterator[Import]:
@@ -98,23 +120,24 @@ def _type_checking(test: ast.expr) -> bool:
     return (test.attr if isinstance(test, ast.Attribute) else getattr(test, "id", "")) == "TYPE_CHECKING"
 
 
-def _targets(node: Import, source: Path, root: Path) -> Iterator[Path]:
+def _targets(statement: Statement, source: Path, root: Path) -> Iterator[Path]:
     """The files that an import statement names."""
-    if isinstance(node, ast.Import):
-        for alias in node.names:
-            yield from _module(_absolute(alias.name, root))
+    level, module, names = statement
+    if level < 0:
+        for name in names:
+            yield from _module(_absolute(name, root))
         return
-    if node.level:
+    if level:
         folder = source.parent
-        for _ in range(node.level - 1):
+        for _ in range(level - 1):
             folder = folder.parent
-        base: Path | None = folder.joinpath(*(node.module or "").split(".")) if node.module else folder
+        base: Path | None = folder.joinpath(*module.split(".")) if module else folder
     else:
-        base = _absolute(node.module or "", root)
+        base = _absolute(module, root)
     if base is None:
         return
-    for alias in node.names:
-        own = list(_module(base / alias.name))
+    for name in names:
+        own = list(_module(base / name))
         yield from own or _module(base)
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import shutil
+from functools import cache
 from pathlib import Path
 
 import pytest
 from cache_keys import forget
 from cases import ROOT
 
-from kernel_cache import sources
+from kernel_cache import compile as compiling
+from kernel_cache import import_lists, sources
 
 
 @pytest.fixture
@@ -77,3 +80,48 @@ def fresh(source: Path) -> str:
     """The digest as a new process would find it."""
     forget()
     return sources.digest(sources.files(source))
+
+
+def test_a_later_process_parses_only_files_that_were_edited(package, tmp_path, monkeypatch):
+    kept = tmp_path / "kept"
+    kept.mkdir(mode=0o700)
+    monkeypatch.setattr(compiling, "cache_folder", cache(lambda: kept))
+    compiling.cache_folder()
+    parsed: list[str] = []
+    parse = ast.parse
+
+    def noted(text, name, *more):
+        parsed.append(Path(name).name)
+        return parse(text, name, *more)
+
+    monkeypatch.setattr(ast, "parse", noted)
+    source = ROOT / "kernel_cache" / "import_lists.py"
+    forget()
+    key = compiling.code_key(source)
+    assert {"import_lists.py", "private.py", "sources.py"} <= set(parsed)
+    forget()
+    del parsed[:]
+    assert compiling.code_key(source) == key
+    assert not parsed
+    found = names(package, "a.py")
+    import_lists.save(kept)
+    (package / "b.py").write_text("from . import d")
+    forget()
+    import_lists.load(kept)
+    del parsed[:]
+    assert names(package, "a.py") == found - {"low/__init__.py"} | {"d.py"}
+    assert parsed == ["b.py", "d.py"]
+
+
+def test_damaged_lists_of_imports_are_not_used(package, tmp_path):
+    kept = tmp_path / "kept"
+    kept.mkdir(mode=0o700)
+    forget()
+    found = names(package, "a.py")
+    import_lists.save(kept)
+    (file,) = kept.iterdir()
+    file.write_bytes(file.read_bytes()[:-9])
+    forget()
+    with pytest.warns(UserWarning, match="is damaged"):
+        assert not import_lists.load(kept)
+    assert names(package, "a.py") == found

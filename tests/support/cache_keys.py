@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from kernel_cache import compile as compiling
-from kernel_cache import sources
+from kernel_cache import import_lists, sources
 
 
 def forget() -> None:
     """Forget the sources that this process has read, and their keys."""
     keys = (compiling.source_key, compiling.code_key, compiling._read)
-    for function in (*keys, sources.files, sources.imported, sources.importers, sources.digest):
+    for function in (*keys, sources.files, sources.imported, sources.importers, sources.digest, import_lists.load):
         function.cache_clear()
+    sources.statements.clear()
