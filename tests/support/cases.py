@@ -20,10 +20,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
-from mpi import FLAG, find_mpiexec, rank_environment
 
 import aristos
 from aristos import reference
@@ -141,6 +139,8 @@ def rings_of(rows: int | None) -> Iterator[None]:
     if rows is None:
         yield
         return
+    from unittest import mock  # imports asyncio, which jobs need not wait for
+
     with mock.patch("aristos.layer.collective.ring_rows", return_value=rows):
         yield
 
@@ -189,6 +189,7 @@ rank = int(next(os.environ[v] for v in ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORL
 _out = os.open(f"rank-{rank}.out", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
 os.dup2(_out, 1), os.dup2(_out, 2)
 sys.path[:0] = PATHS
+sys.modules.update(dict.fromkeys(("scipy", "coverage")))  # Numba would import them, and no job uses them
 import numpy as np
 import aristos
 from aristos import errors, reference
@@ -214,6 +215,8 @@ class Job:
 
 def clean_environment() -> dict[str, str]:
     """The environment for a process that is not a rank of the launch that this process belongs to."""
+    from mpi import FLAG, rank_environment  # imports pytest, which jobs need not wait for
+
     env = rank_environment(Path())
     del env[FLAG]
     env.pop("HYDI_CONTROL_FD", None)
@@ -286,6 +289,8 @@ def run_job(
     The body can use the names of HEAD: rank, world, comm, say, aristos, np and more. launcher: further arguments of
     mpiexec.
     """
+    from mpi import find_mpiexec
+
     if not {"ARISTOS_CACHE", "NUMBA_DISABLE_JIT"} & set(env):
         compile_once()
     folder.mkdir(parents=True, exist_ok=True)
