@@ -170,10 +170,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Leave files out whose tests would all be deselected."""
+    """Leave files out whose tests would all be deselected: by the tier, by the part, or by `-m core`."""
     if not collection_path.match("test_*.py") or (folder := folder_at(collection_path)) is None:
         return None
     text = collection_path.read_text(encoding="utf-8")
+    if config.getoption("-m") == "core" and "mark.core" not in text:
+        return True
     return None if may_hold(folder, text, config.getoption("--tier"), config.getoption("--part")) else True
 
 
