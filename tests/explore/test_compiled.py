@@ -23,6 +23,7 @@ def test_compiled_steps_have_no_races(comm):
         assert result.entries > 1000
 
 
+@pytest.mark.parallel
 @pytest.mark.ranks(3, timeout=400)
 def test_compiled_steps_between_two_kinds_of_peers_have_no_races(comm):
     for result in run.make_all(comm, [(case, 0) for case in cases("mixed")], CALLS, seed=1):

@@ -223,7 +223,10 @@ def test_every_kernel_has_its_files(built):
     assert Counter(arch for _, arch in KERNELS) == {"sm_80": 39, "sm_90": 35, "sm_100": 39}
     for kernel, arch in rows:
         files = {kind: out / f"{kernel}.{arch}.{kind}" for kind in ("ptx", "cubin", "sass")}
-        assert re.search(rf"^\.target {TARGETS.get(arch, arch)}$", files["ptx"].read_text(), re.M)
+        ptx = files["ptx"].read_text()
+        assert re.search(rf"^\.target {TARGETS.get(arch, arch)}$", ptx, re.M)
+        bounds = (KERNELS | EVERYWHERE)[kernel, arch].function.targetoptions.get("launch_bounds")
+        assert re.findall(r"^\.minnctapersm (\d+)$", ptx, re.M) == ([str(bounds[1])] if bounds else []), kernel
         assert files["cubin"].read_bytes()[:4] == b"\x7fELF"
         assert "EXIT" in files["sass"].read_text()
     fields = {"kernel", "arch", "registers", "spill_bytes", "shared_bytes", "blocks_per_sm"}

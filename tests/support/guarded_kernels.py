@@ -2,7 +2,8 @@
 
 Results must have the same bits as with arrays beside which memory is free. Array sizes follow the docstrings of
 the kernels: biases and outputs of float32 have whole vectors, those of other types whole panels of 32 columns. Scratch
-and places in a store start on a cache line. PART: a format of packed weights, "plain" or "backward".
+and places in a store start on a cache line. PART: a format of packed weights, "plain", "16-bit" (which leaves float32
+out) or "backward".
 """
 
 from __future__ import annotations
@@ -252,10 +253,10 @@ def whole_tokens(elements: list[ElementType]) -> Iterator[Case]:
 def cases(part: str) -> Iterator[Case]:
     if part == "backward":
         yield from backwards()
-    elif part == "plain":
-        plain = [*cpu_elements.ELEMENTS.values()]
+    elif part in ("plain", "16-bit"):
+        plain = [each for each in cpu_elements.ELEMENTS.values() if part == "plain" or each != FLOAT32]
         split = cpu_elements.element_type("float32", "high")
-        yield from experts(plain + [split] * (split not in plain))
+        yield from experts(plain + [split] * (part == "plain" and split not in plain))
         yield from whole_tokens(plain)
     else:
         kinds = [kind for kind in PAIRS if kind.name == part]

@@ -2,20 +2,21 @@
 
 Without this, every process that launches the kernels of a layer would compile them, which takes half a minute, and
 would read their text, which takes three seconds. Numba takes nearly all of the half minute, and NVVM the rest. So
-Numba's LLVM IR of a kernel is kept too, and the NVVMs of both toolkits compile it.
+Numba's LLVM IR of a kernel is kept too, and the NVVMs of both toolkits compile it, for every architecture.
 """
 
 from __future__ import annotations
 
 import hashlib
 import pickle
+import re
 import zlib
 from functools import cache
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from aristos.kernels.cuda import build
+from aristos.kernels.cuda import build, keys
 from aristos.kernels.cuda.assemble import TARGETS
 from kernel_cache import offline, sources
 from kernel_cache.compile import cache_folder
@@ -24,6 +25,7 @@ from ptxsim.kernels import part
 from ptxsim.lower import lower
 from ptxsim.parser import parse
 
+BLOCKS = re.compile(r'(?<=!"minctasm", i32 )\d+')  # the least blocks of an SM in LLVM IR, a launch bound
 _read: dict[Path, tuple[str, str]] = {}
 _compile = build.ptx
 
@@ -70,13 +72,14 @@ def _machine() -> str:
 
 
 def _compiled(kernel: Any, target: str) -> build.Built:
-    digest = hashlib.sha256(repr((build.kernel_key(kernel), build.version("numba-cuda"))).encode()).hexdigest()[:16]
-    path = cache_folder() / "ptx" / f"{kernel.name}.{target}.{digest}.ir"
+    path, (_, blocks) = _ir_path(kernel), _bounds(kernel)
 
     def from_ir(function: Any, types: tuple[Any, ...], cc: tuple[Any, ...]) -> tuple[Any, list[str]]:
         found = build._read(path)
         if found is not None:
-            library = part("codegen").CUDACodeLibrary._rebuild(**pickle.loads(zlib.decompress(found.cubin)))
+            states = pickle.loads(zlib.decompress(found.cubin))
+            states["llvm_strs"] = [BLOCKS.sub(str(blocks), each) for each in states["llvm_strs"]]
+            library = part("codegen").CUDACodeLibrary._rebuild(**states)
             return library, library.get_asm_strs(cc=cc)
         library, texts = from_source(function, types, cc)
         states = library._reduce_states() | {f"{kind}_cache": {} for kind in ("ptx", "cubin", "linkerinfo")}
@@ -87,3 +90,15 @@ def _compiled(kernel: Any, target: str) -> build.Built:
     with mock.patch.object(offline, "compiled", from_ir):
         text, entry = _compile(kernel, target)
     return build.Built(entry, text.encode())
+
+
+def _ir_path(kernel: Any) -> Path:
+    """The file of a kernel's IR, which is the same for all architectures and toolkits but for the blocks of an SM."""
+    options = kernel.function.targetoptions | {"launch_bounds": _bounds(kernel)[0]}
+    made_of = (*keys._sources(kernel, keys.source_key), kernel.types, options, build.version("numba-cuda"))
+    return cache_folder() / "ptx" / f"{kernel.name}.{keys._hash(made_of)}.ir"
+
+
+def _bounds(kernel: Any) -> tuple[int, int]:
+    """A kernel's launch bounds: the most threads of a block, and the least blocks of an SM. (0, 0) if it has none."""
+    return kernel.function.targetoptions.get("launch_bounds") or (0, 0)
