@@ -29,6 +29,7 @@ def watched(tmp_path_factory) -> tuple[Path, dict, str]:
     ids = np.argsort(rng.random((60, 3, 8)), axis=-1)[..., :2].astype(np.uint8)
     np.savez(folder / "trace.npz", expert_ids=ids, gate_weight=np.full(ids.shape, 0.5, np.float16), seq_lens=[20, 40])
     words = [*suites.known(), *SMALL, "--routing", str(folder / "trace.npz"), "--json"]
+    words += ["--alpha", "2us,1ms", "--rate", "100GB/s,10GB/s"]  # of `overlap`: 4 points instead of 12
     words += ["--watch", "--moves", "tokens", "--out", str(folder / "r.h5"), "--timeline", str(folder / "t.json")]
     done = bench(2, *words)
     assert done.returncode == 0, done.stdout + done.stderr
