@@ -12,6 +12,7 @@ from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
 
+from . import operators
 from .errors import input_error
 
 
@@ -62,7 +63,7 @@ def compiled(kernel: Any, types_: tuple[Any, ...], cc: tuple[Any, ...]) -> tuple
         )
         return library, library.get_asm_strs(cc=cc)
 
-    with lock, driverless(cc):  # two threads must not restore each other's replacement
+    with lock, driverless(cc), operators.remembered():  # two threads must not restore each other's replacement
         return compile_(False) if debug else with_lines(compile_)
 
 
