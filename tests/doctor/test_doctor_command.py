@@ -87,6 +87,7 @@ def states(text: str) -> dict[str, str]:
 
 
 @pytest.mark.slow
+@pytest.mark.parallel
 def test_the_command_alone():
     done = doctor(0, "--json")
     found = states(done.stdout)
@@ -142,6 +143,7 @@ both.end()
 
 
 @pytest.mark.slow
+@pytest.mark.parallel
 def test_a_launcher_of_another_mpi_is_reported():
     for rank in (0, 1):
         done = doctor(0, OMPI_COMM_WORLD_SIZE="4", OMPI_COMM_WORLD_RANK=str(rank))
@@ -155,6 +157,7 @@ def test_a_launcher_of_another_mpi_is_reported():
 
 
 @pytest.mark.slow
+@pytest.mark.parallel
 def test_the_command_without_an_mpi_library():
     done = doctor(0, MPI4PY_LIBMPI="/no/libmpi.so")
     assert done.returncode == 3
@@ -214,6 +217,7 @@ def test_usage_errors_are_printed_by_one_rank(monkeypatch, capsys, words, rank):
 
 
 @pytest.mark.slow
+@pytest.mark.parallel
 @pytest.mark.parametrize("words", ["", "--json"])
 @pytest.mark.parametrize("stdout", [">/dev/full", ">&-"])
 def test_a_report_that_cannot_be_written(words, stdout):
