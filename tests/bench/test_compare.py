@@ -72,6 +72,7 @@ def test_scripts_have_help(name: str, options: tuple[str, ...]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parallel
 def test_a_small_run_checks_every_peer_and_writes_file_page_and_picture(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     page, out = tmp_path / "page.md", tmp_path / "compare.h5"
@@ -118,6 +119,7 @@ def test_peers_in_an_environment_of_their_own(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parallel
 def test_training_steps(tmp_path: Path) -> None:
     out = str(tmp_path / "compare.h5")
     words = ("train", "--shapes", "24/16/32/4/2,6/48/8/4/2/gated", "--rounds", "1", "--iters", "2", "--out", out)
