@@ -161,6 +161,7 @@ def test_encoder_without_a_package_names_the_extra(package):
 
 @pytest.mark.slow
 @demo
+@pytest.mark.parallel
 @pytest.mark.ranks(2, timeout=400)
 def test_encoder_of_experts(comm):
     """With all experts the encoder equals the dense model.

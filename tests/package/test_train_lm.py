@@ -83,6 +83,7 @@ def test_texts_are_whole_files_and_batches_are_drawn_alike(program, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parallel
 @pytest.mark.ranks(2, timeout=300)
 def test_ranks_and_a_resume_do_not_change_the_bits_of_a_model(comm, tmp_path_factory, program):
     from aristos import Checkpoint
