@@ -149,6 +149,7 @@ def test_high_precision_of_float32():
 
 
 @pytest.mark.slow
+@pytest.mark.parallel
 @pytest.mark.ranks(2)
 def test_high_precision_on_ranks(comm, pretend):
     cfg = replace(CFG, precision="high")
@@ -243,6 +244,7 @@ def test_ranks_agree_on_an_instruction_set(comm, dtype, pretend, capfd):
 
 
 @pytest.mark.slow
+@pytest.mark.parallel
 @pytest.mark.ranks(2)
 @pytest.mark.parametrize("schedule", ["fused", "bulk"])
 def test_ranks_that_train_agree_on_an_instruction_set(comm, schedule, pretend):

@@ -43,7 +43,8 @@ def plans(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
-@ranks_each(1, 2, 5)
+@pytest.mark.parallel
+@ranks_each(1, 2, 5, timeout=240)
 @settings(max_examples=20)
 @given(plan=plans())
 def test_any_exchange_moves_the_right_rows(comm, world, plan):

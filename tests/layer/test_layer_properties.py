@@ -18,6 +18,7 @@ from random_layers import plans, run
 from aristos import reference
 
 
+@pytest.mark.parallel
 @ranks_each(1, 2, 3, 4, timeout=240)
 @settings(max_examples=20)
 @given(plan=plans())
@@ -25,6 +26,7 @@ def test_any_layer_equals_the_reference(comm, world, plan):
     run(comm, plan)
 
 
+@pytest.mark.parallel
 @ranks_each(5, 8, timeout=240)
 @settings(max_examples=5)
 @given(plan=plans())

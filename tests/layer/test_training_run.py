@@ -62,9 +62,11 @@ def run(
     return found | {"losses and norms": np.array(values)}
 
 
-ON_RANKS = [pytest.param(n, dtype, marks=pytest.mark.ranks(n)) for dtype, n in (*zip(CFGS, (2, 2)), ("float32", 4))]
+COUNTS = (*zip(CFGS, (2, 2)), ("float32", 4))
+ON_RANKS = [pytest.param(n, dtype, marks=pytest.mark.ranks(n, timeout=240)) for dtype, n in COUNTS]
 
 
+@pytest.mark.parallel
 @pytest.mark.parametrize(("world", "dtype"), ON_RANKS)
 def test_200_steps_have_equal_bits(comm, world, dtype, tmp_path_factory):
     """Losses, norms, and the last weights and states do not depend on ranks, workers, placement and nodes.
