@@ -76,6 +76,8 @@ LONG = (  # workers start with these files, so that none runs alone at the end
     "substrate/test_cuda_layer.py",
     "bench/test_showing.py",
     "layer/test_training.py",
+    "layer/test_training_run.py",
+    "layer/test_layer_properties.py",
     "launch/test_slurm.py",
     "kernel_cache/test_cache.py",
     "explore/test_compiled.py",
