@@ -39,7 +39,7 @@ from numba.core.compiler_lock import global_compiler_lock
 from numba.core.registry import CPUDispatcher
 from numba.core.typing.templates import make_concrete_template
 
-from . import code_files, import_lists, linked_code, packages, private, sources
+from . import code_files, copies, import_lists, linked_code, packages, private, sources
 from .errors import EnvironmentProblem, environment_problem
 
 COMPILE_SECONDS = 900  # the longest wait for another process; compiling everything takes far less
@@ -162,12 +162,23 @@ def lowerings(package: packages.Package) -> frozenset[Path]:
 def module_folder(function: Callable[..., Any]) -> Path:
     """The folder for the compiled code of a function's module.
 
-    If several packages have a module made from the same file (`kernels/by_isa.py`), each has a folder of its own.
+    If several packages have a module made from the same file (`kernels/by_isa.py`, `copies.py`), each has a folder of
+    its own.
     """
     source = Path(function.__code__.co_filename)
     package = function.__module__.rpartition(".")[0].rpartition(".")[2]
     name = source.stem if package in ("", source.parent.name) else f"{package}.{source.stem}"
-    return cache_folder() / f"{name}-{code_key(source)}"
+    if copies.read_by(function.__module__):
+        name = f"{function.__module__.partition('.')[0]}.{name}"
+    return cache_folder() / f"{name}-{_key_of(function)}"
+
+
+def _key_of(function: Callable[..., Any]) -> str:
+    """The key of a function's module: `code_key`, and for a module of a copy the files that define the copy."""
+    key = code_key(Path(function.__code__.co_filename))
+    if read := copies.read_by(function.__module__):
+        key = hashlib.sha256(f"{key} {sources.digest(read)}".encode()).hexdigest()[:16]
+    return key
 
 
 class Locator(code_files.Locator):
@@ -176,12 +187,13 @@ class Locator(code_files.Locator):
     def __init__(self, function: Callable[..., Any], source: str) -> None:
         super().__init__(function, source)
         self._folder = module_folder(function)
+        self._key = _key_of(function)
 
     def get_cache_path(self) -> str:
         return str(self._folder)
 
     def get_source_stamp(self) -> str:
-        return code_key(Path(self._py_file))
+        return self._key
 
 
 class LazyCache(caching.NullCache):

@@ -205,51 +205,22 @@ class Membership:
         some: set the words that `values` does not name to 0. values: the words of the part `object` on this substrate,
         see `engine.job.fill`; return_bytes is row_bytes by default.
         """
-        values = {"return_bytes": values["row_bytes"]} | values
-        places, shared = self.placement, values.get("shared", 0) != 0
-        if shared:
-            places = Placement([*places.copies, list(range(self.world))], len(places.copies) + 1, self.world)
-        slots = places.slots_for(self.rank)
-        of_shared = slots[len(self.placement.copies) :]
-        job = aligned((jobs.size(experts + len(of_shared), self.world, len(foreign)),), np.int64)
-        job[:] = 0
-        nowhere = np.full(values.get("identity", 0), -1)  # identity experts have no slot
-        chosen = slots[: len(self.placement.copies)]
-        moved = [(slot + rank * shared, rank) for slot, rank in foreign]  # each rank has its shared expert last
-        jobs.fill_placement(job, np.concatenate([chosen, nowhere, of_shared]), places.start, moved)
-        held = places.held[self.rank]
-        (jobs.fill_some if some else jobs.fill)(
-            job,
-            schema.OBJECT,
+        return object_job(
             substrate,
-            held=held,
-            computed=held + len(foreign),
-            object=self.number,
-            placement=self.placement.version,
+            self.placement,
+            self.rank,
             experts=experts,
+            foreign=foreign,
+            some=some,
+            object=self.number,
             **values,
         )
-        return job
 
     def new_layer_job(
         self, substrate: str, cfg: MoEConfig, foreign: Sequence[tuple[int, int]] = (), **values: int
     ) -> np.ndarray:
         """`new_job` for forward calls of a layer. values: the words of the part that `cfg` does not give."""
-        return self.new_job(
-            substrate,
-            foreign=foreign,
-            some=False,
-            hidden=cfg.hidden,
-            ffn=cfg.ffn,
-            experts=cfg.columns,
-            top_k=choices(cfg),
-            choices=cfg.top_k,
-            shared=len(self.mine) + 1 if cfg.shared_ffn else 0,
-            shared_ffn=cfg.shared_ffn,
-            identity=cfg.identity_experts,
-            activation=activations.word(cfg.activation, cfg.limit, cfg.limit_after),
-            **values,
-        )
+        return self.new_job(substrate, foreign=foreign, **layer_values(cfg, len(self.mine)), **values)
 
     def agree(self, problem: Exception | None, what: str) -> None:
         """Raise `problem` here, and PeerInputError on the other ranks. Collective.
@@ -326,6 +297,58 @@ def _raise_first(problem: Exception | None, reported: list[str | None], what: st
     for rank, error in enumerate(reported):
         if error is not None:
             raise PeerInputError(f"rank {rank} refused {what}: {error}")
+
+
+def object_job(
+    substrate: str,
+    placement: Placement,
+    rank: int,
+    *,
+    experts: int,
+    foreign: Sequence[tuple[int, int]] = (),
+    some: bool = False,
+    **values: int,
+) -> np.ndarray:
+    """A new job whose part `object` is filled, see `Membership.new_job`. values: also `object`, the object's number."""
+    values = {"return_bytes": values["row_bytes"]} | values
+    places, shared, world = placement, values.get("shared", 0) != 0, len(placement.held)
+    if shared:
+        places = Placement([*places.copies, list(range(world))], len(places.copies) + 1, world)
+    slots = places.slots_for(rank)
+    of_shared = slots[len(placement.copies) :]
+    job = aligned((jobs.size(experts + len(of_shared), world, len(foreign)),), np.int64)
+    job[:] = 0
+    nowhere = np.full(values.get("identity", 0), -1)  # identity experts have no slot
+    chosen = slots[: len(placement.copies)]
+    moved = [(slot + rank * shared, rank) for slot, rank in foreign]  # each rank has its shared expert last
+    jobs.fill_placement(job, np.concatenate([chosen, nowhere, of_shared]), places.start, moved)
+    held = places.held[rank]
+    (jobs.fill_some if some else jobs.fill)(
+        job,
+        schema.OBJECT,
+        substrate,
+        held=held,
+        computed=held + len(foreign),
+        placement=placement.version,
+        experts=experts,
+        **values,
+    )
+    return job
+
+
+def layer_values(cfg: MoEConfig, held: int) -> dict[str, int]:
+    """Words of a job's part `object` that a layer's configuration gives. held: experts that the rank holds."""
+    return {
+        "hidden": cfg.hidden,
+        "ffn": cfg.ffn,
+        "experts": cfg.columns,
+        "top_k": choices(cfg),
+        "choices": cfg.top_k,
+        "shared": held + 1 if cfg.shared_ffn else 0,
+        "shared_ffn": cfg.shared_ffn,
+        "identity": cfg.identity_experts,
+        "activation": activations.word(cfg.activation, cfg.limit, cfg.limit_after),
+    }
 
 
 class Collective:

@@ -17,14 +17,13 @@ finds the table by a symbol, because the kernel cache would keep an address.
 from __future__ import annotations
 
 import numpy as np
-from llvmlite import binding, ir
-from numba import types
-from numba.extending import intrinsic, overload
+from numba.extending import overload
 
 from kernel_cache.compile import jit
 
 from ...primitives import memory as mem
 from ...primitives.buffers import aligned
+from ...primitives.named_words import address_of
 
 WORD, LINE, LINE_WORDS = 8, 64, 8
 MIB = 1 << 20
@@ -43,8 +42,7 @@ QUEUES = 32  # offset of the queues, one for each word of a line
 COUNTS = 2 * LINE_WORDS  # words of a queue before its entries: one line each for the counts of puts and of takes
 VALUE, DUE, QUEUED_WORDS = 0, 1, 2  # words of an entry
 
-SYMBOL = "aristos_delayed_words"
-binding.add_symbol(SYMBOL, TABLE.ctypes.data)
+_table = address_of("aristos_delayed_words", TABLE)
 
 
 def empty(link: int) -> None:
@@ -59,19 +57,10 @@ def link_bytes(capacity: int) -> int:
     return WORD * (QUEUES + LINE_WORDS * (COUNTS + QUEUED_WORDS * capacity))
 
 
-@intrinsic
-def _table(typingctx):
-    def codegen(context, builder, signature, args):
-        name = builder.module.globals.get(SYMBOL) or ir.GlobalVariable(builder.module, ir.IntType(64), SYMBOL)
-        return builder.ptrtoint(name, ir.IntType(64))
-
-    return types.int64(), codegen
-
-
 @jit
 def _entry(word, side):
     """Address of the entry for the line that contains a word, 0 if the table has no such line. side: TO or FROM."""
-    table: int = _table()  # type: ignore[call-arg]
+    table: int = _table()
     for i in range(mem.load(table)):
         entry = table + WORD * (HEAD + ENTRY_WORDS * i)
         if 0 <= word - mem.load(entry + WORD * side) < WORD * LINE_WORDS:

@@ -50,6 +50,43 @@ def signature(job: np.ndarray, state: np.ndarray, worker: bool = True) -> tuple[
     return (typeof(job), typeof(state), types.int64) if worker else (typeof(job), typeof(state))
 
 
+def engine_values(job: np.ndarray, shape: EngineShape, crowded: bool) -> dict[str, int]:
+    """Words of a job's part `engine` that are numbers. Its part `object` is filled. crowded: whether ranks share cores."""
+    spins, yields = CROWDED if crowded else ALONE
+    back = return_stride(int(job[words.RETURN_BYTES]), int(job[words.SCALARS]))
+    assert back <= shape.stride, "staged rows must fit slots of the ring's size"
+    return {
+        "spins": spins,
+        "yields": yields,
+        "merge_polls": MERGE_POLLS,
+        "return_stride": back,
+        "pause_ns": PAUSE_NS,
+        "once_rows": ONCE_ROWS if shape.ring_rows >= ONCE_ROWS else 0,
+        "once_share": ONCE_SHARE,
+    }
+
+
+def tile_values(job: np.ndarray, workers: int, run_rows: int = BATCH, merge_rows: int = MERGE_ROWS) -> dict[str, int]:
+    """Words of a job's part `tile`, except `scratch_step`. Its part `object` is filled. See `CpuRuntime.fill`."""
+    hidden, ffn, shared = int(job[words.HIDDEN]), int(job[words.FFN]), int(job[words.SHARED_FFN])
+    limit = int(RUN_FLOPS / max(1, 4 * hidden * max(ffn, shared)))
+    return {
+        "tile": TILE,
+        "batch": BATCH,
+        "merge_rows": merge_rows,
+        "runs": 1,
+        "workers": workers,
+        "run_rows": min(run_rows, max(RUN_LEAST, limit // GROUP * GROUP)),
+        "split_rows": column_runs.MOST_ROWS,
+        "up_shares": column_runs.shares(ffn),
+        "shared_shares": column_runs.shares(shared),
+        "down_shares": column_runs.shares(hidden),
+        "all_split": 0,
+        "run_step": 0,
+        "run_pitch": 0,
+    }
+
+
 class CpuRuntime(Runtime):
     """The engine of one communicator on CPU cores. isa: the best instruction set that all of its ranks have.
 
@@ -139,47 +176,18 @@ class CpuRuntime(Runtime):
 
     def fill(self, job: np.ndarray, workers: int = 0, run_rows: int = BATCH, merge_rows: int = MERGE_ROWS) -> None:
         """See `Runtime.fill`. Fills the part `tile` too. workers: 0 for all; run_rows: most rows of a run."""
-        hidden, ffn, shared = int(job[words.HIDDEN]), int(job[words.FFN]), int(job[words.SHARED_FFN])
-        limit = int(RUN_FLOPS / max(1, 4 * hidden * max(ffn, shared)))
-        crowded = self._sharing > 1 or self.threads > self.cores
-        spins, yields = CROWDED if crowded else ALONE
         assert self.shape is not None
-        back = return_stride(int(job[words.RETURN_BYTES]), int(job[words.SCALARS]))
-        assert back <= self.shape.stride, "staged rows must fit slots of the ring's size"
         self.fill_engine(
             job,
             schema.CPU,
-            spins=spins,
-            yields=yields,
-            merge_polls=MERGE_POLLS,
-            return_stride=back,
-            pause_ns=PAUSE_NS,
-            once_rows=ONCE_ROWS if self.shape.ring_rows >= ONCE_ROWS else 0,
-            once_share=ONCE_SHARE,
             scratch=self._scratch.ctypes.data,
             lock=self._lock.ctypes.data,
             wire=self.wire,
             state=self.state.ctypes.data,
+            **engine_values(job, self.shape, crowded=self._sharing > 1 or self.threads > self.cores),
         )
-        jobs.fill(
-            job,
-            schema.TILE,
-            schema.CPU,
-            tile=TILE,
-            batch=BATCH,
-            merge_rows=merge_rows,
-            runs=1,
-            workers=workers or self.threads,
-            run_rows=min(run_rows, max(RUN_LEAST, limit // GROUP * GROUP)),
-            split_rows=column_runs.MOST_ROWS,
-            up_shares=column_runs.shares(ffn),
-            shared_shares=column_runs.shares(shared),
-            down_shares=column_runs.shares(hidden),
-            all_split=0,
-            scratch_step=self._scratch_step,
-            run_step=0,
-            run_pitch=0,
-        )
+        tile = tile_values(job, workers or self.threads, run_rows, merge_rows)
+        jobs.fill(job, schema.TILE, schema.CPU, scratch_step=self._scratch_step, **tile)
 
     # ------------------------------------------------------------ calls
 

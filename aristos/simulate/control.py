@@ -1,0 +1,220 @@
+"""The words of a simulation that its compiled code shares: virtual time, events, actors, costs, network.
+
+One process simulates once at a time. An *actor* is a worker of a rank: it has a thread of its own, but only one actor
+runs at any moment. Words are int64 unless stated otherwise.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from kernel_cache.compile import jit
+
+from ..primitives import memory as mem
+from ..primitives.buffers import aligned
+from ..primitives.named_words import address_of
+
+WORD = 8
+FAR = 1 << 60  # addresses from here on have no bytes: rows of tokens and outputs
+NEVER = 1 << 62  # a time that does not come
+MIB = 1 << 20
+
+(
+    NOW,  # ns: the virtual time of the actor that runs
+    CURRENT,  # the actor that runs
+    STOP,  # why the simulation ends early, 0: it goes on; see the causes below
+    NUMBERED,  # events so far
+    HEAP,  # address of the events that are to come
+    EVENTS,  # how many these are
+    EVENTS_MOST,  # for how many the heap has space
+    AHEAD,  # ns that an actor may run ahead of the others
+    ACTORS,  # address of the actors' records
+    WORLD,
+    WORKERS,  # of each rank
+    RANKS,  # address of the ranks' records
+    MEMORY,  # address of the ranks' regions and outboxes, see memory.py
+    RANK_BYTES,
+    REGION_BYTES,
+    CODED_AT,  # bytes from a region's start to its coded words
+    PAIRS,  # address of the records of ordered pairs of ranks
+    CALLS,  # calls that each rank makes
+    ARRIVED,  # actors that wait at the barrier between calls
+    WAIT_SEMAPHORE,
+    POST_SEMAPHORE,  # addresses of sem_wait and sem_post
+    LOAD_NS,
+    ACQUIRE_NS,
+    ATOMIC_NS,
+    PAUSE_NS,
+    CLOCK_NS,
+    DECIDE_NS,
+    PEER_NS,  # of a decision for each rank
+    PUBLISH_NS,
+    PACK_NS,  # of packing, for each (token, choice) pair
+    ROUTE_PS,  # picoseconds of routing, for each token
+    COPY_NS,  # of a copied row, whatever its size
+    COPY_PS,  # picoseconds for each KiB copied
+    COMBINE_PS,  # picoseconds for each number of a row that is combined
+    PUT_NS,  # of a put, on the processor
+    FLUSH_NS,
+    PROGRESS_NS,
+    LOCAL_NS,  # until a word is visible to a local peer
+    LOCAL_PS,  # picoseconds for each KiB that a local word announces, on the link of its pair
+    KERNEL,  # address of float64: ns that a row of a run takes for each million operations, by the run's rows
+    KERNEL_ROWS,  # the most rows of that table
+    KERNEL_NS,  # of a run of the expert kernel, whatever its rows
+    SMALL_BYTES,  # puts of at most this many bytes take no share of a link
+    NETWORK_TIME,  # ns: up to which time flows have been advanced
+    NETWORK_DUE,  # ns: when the next flow ends
+    CHANGED,  # flag: flows have begun or ended since rates were computed
+    CLASSES,  # how many classes of flows there are: ordered pairs of nodes
+    CLASS_OF_PAIR,  # address: the class of each ordered pair of ranks, -1 within a node
+    CLASS_FLOWS,  # address: flows of each class
+    CLASS_NUMBERS,  # address of float64: for each class its rate, and the bytes that each of its flows has sent so far
+    CLASS_FIRST,  # address: the flow of each class that ends first, -1: none
+    ROUTES,  # address: links of each class, ROUTE_MOST of them, -1: no more
+    ROUTE_MOST,
+    LINKS,  # how many links there are
+    CAPACITY,  # address of float64: bytes/ns of each link
+    LINK_STARTS,  # address: for each link where its classes start in LINK_CLASSES
+    LINK_CLASSES,  # address: classes that use a link
+    LINK_BYTES,  # address of float64: bytes that have crossed each link
+    SHARES,  # address of float64: space for each link's free capacity
+    COUNTS,  # address: space for each link's flows without a rate
+    FIXED,  # address: space for a mark of each class
+    FLOWS,  # address of the flows' records
+    FLOWS_MOST,
+    FREE_FLOW,  # the first flow that is not in use, -1: none
+    LATENCY,  # address: ns of each class
+) = range(65)
+
+# records of actors
+(
+    SEMAPHORE,  # address
+    STANDING,  # see below
+    SERIAL,  # how often the actor has run; an event for an earlier number is void
+    RANK,
+    STATE,  # address of its rank's state
+    RESTED,  # flag: the actor has rested since it last took a lock
+    LOCKED,  # flag: the last lock that it tried was taken
+    DECIDED,  # ns: when the poll began after which it rests
+    SEEN,  # what had arrived at its rank by then
+    PARKED_AT,  # ns: when its next poll would begin
+    POLL,  # ns of an idle poll
+    MERGE_POLLS,  # idle polls after which its rank runs few rows
+    CALL,  # calls that it has begun
+) = range(13)
+ACTOR_WORDS = 16
+READY, PARKED, FLUSHING, WAITING, DONE = range(5)
+
+# records of ranks
+(
+    WAKES,  # how often something has arrived
+    OPENED,  # calls that worker 0 has opened
+    LEFT,  # how often workers have left a call
+    BEGAN,  # address: ns when each call began
+    ENDED,  # address: ns when each call ended
+) = range(5)
+RANK_WORDS = 8
+
+# records of ordered pairs (source, target)
+(
+    UNDER_WAY,  # puts that have not landed
+    LANDED_AT,  # ns: when the last put landed
+    FLUSHER,  # 1 + the actor that waits for them, 0: none
+    FREE_AT,  # ns: when the link of the pair's local words becomes free
+    PUT_BYTES,  # bytes put so far
+    PUTS,  # how many puts
+) = range(6)
+PAIR_WORDS = 8
+
+# records of flows
+(
+    FLOW_END,  # float64: bytes that each flow of the class will have sent when this one ends
+    FLOW_PAIR,
+    NEXT_FLOW,  # the next flow of its class, or the next free one; -1: none
+) = range(3)
+FLOW_WORDS = 4
+
+# events
+RUN, LAND, LAND_CODED, LAND_PUT = range(4)
+EVENT_WORDS = 7  # time, number, kind, four arguments
+
+# causes of an early end
+INTERRUPTED, STUCK, FULL, FAILED = 1, 2, 3, 4
+
+CONTROL = aligned((64 + 16,), np.int64)
+CONTROL[:] = 0
+_control = address_of("aristos_simulated_words", CONTROL)
+
+
+@jit
+def get(word):
+    """A word of the simulation."""
+    return mem.load(_control() + WORD * word)
+
+
+@jit
+def put(word, value):
+    """Set a word of the simulation."""
+    mem.store(_control() + WORD * word, value)
+
+
+@jit
+def entry(word, i):
+    """Address of entry i of the array whose address is a word of the simulation."""
+    return get(word) + WORD * i
+
+
+@intrinsic
+def load_real(typingctx, addr):
+    """The float64 at an address."""
+
+    def codegen(context, builder, signature, args):
+        return builder.load(builder.inttoptr(args[0], ir.DoubleType().as_pointer()), align=WORD)
+
+    return types.float64(types.int64), codegen
+
+
+@intrinsic
+def store_real(typingctx, addr, value):
+    """Write a float64 at an address."""
+
+    def codegen(context, builder, signature, args):
+        builder.store(args[1], builder.inttoptr(args[0], ir.DoubleType().as_pointer()), align=WORD)
+        return context.get_dummy_value()
+
+    return types.none(types.int64, types.float64), codegen
+
+
+@jit
+def charge(nanoseconds):
+    """Add to the virtual time of the actor that runs."""
+    now = _control() + WORD * NOW
+    mem.store(now, mem.load(now) + nanoseconds)
+
+
+@jit
+def actor(number):
+    """Address of the record of an actor."""
+    return get(ACTORS) + WORD * ACTOR_WORDS * number
+
+
+@jit
+def rank_record(rank):
+    """Address of the record of a rank."""
+    return get(RANKS) + WORD * RANK_WORDS * rank
+
+
+@jit
+def pair_record(pair):
+    """Address of the record of an ordered pair of ranks, number source * WORLD + target."""
+    return get(PAIRS) + WORD * PAIR_WORDS * pair
+
+
+@jit
+def current_rank():
+    """The rank whose actor runs."""
+    return mem.load(actor(get(CURRENT)) + WORD * RANK)

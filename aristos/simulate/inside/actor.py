@@ -1,0 +1,42 @@
+"""A worker of a rank in virtual time: it makes calls with the shipped loop, and meets the others between calls."""
+
+from kernel_cache.compile import jit
+
+from ...engine import codes, packing, steps, words
+from ...substrate.cpu import loop
+from .. import control as c
+from .. import scheduler
+from ..control import WORD, get, put, rank_record
+from . import costs  # noqa: F401  charges for what no primitive does
+
+
+@jit
+def run(job, st, number, first_epoch):
+    """Make all calls of the simulation as one worker. Returns when it has ended, or ends early."""
+    scheduler.wait(number)
+    worker = number % get(c.WORKERS)
+    for call in range(get(c.CALLS)):
+        if get(c.STOP) == 0:
+            make_call(job, st, number, worker, call, first_epoch)
+    scheduler.finish(number)
+
+
+@jit
+def make_call(job, st, number, worker, call, first_epoch):
+    """Make one call. Worker 0 opens it; the other workers wait for that. At the end all workers of all ranks meet."""
+    rank = rank_record(number // get(c.WORKERS))
+    if worker == 0:
+        job[words.EPOCH] = first_epoch + call
+        packing.begin(job, st)
+        began = get(c.NOW)
+        scheduler.set_word(rank + WORD * c.BEGAN, call, began)
+    code = codes.PAUSED
+    while code == codes.PAUSED and get(c.STOP) == 0:
+        code = loop.work(job, st, worker)
+    if code == codes.POISONED and get(c.STOP) == 0:
+        put(c.STOP, c.FAILED)
+        scheduler.end_all()
+    if worker == 0:
+        steps.end(job, st)
+        scheduler.set_word(rank + WORD * c.ENDED, call, get(c.NOW))
+    scheduler.meet(number)

@@ -1,0 +1,40 @@
+"""Charges for the work of steps that no primitive does, by functions that take the place of the steps'."""
+
+from kernel_cache.compile import jit
+
+from ...engine import packing, routing, steps, words
+from .. import control as c
+from ..control import charge, get
+
+_decide, _publish, _pack, _route = steps.decide, steps.publish, packing.execute, routing.execute
+
+
+@jit
+def decide(job, st, worker):
+    """`steps.decide`, with a charge for the tables that it reads."""
+    charge(get(c.DECIDE_NS) + get(c.PEER_NS) * job[words.WORLD])
+    return _decide(job, st, worker)
+
+
+@jit
+def publish(job, st, worker, kind):
+    """`steps.publish`, with a charge for the tables that it writes."""
+    charge(get(c.PUBLISH_NS))
+    _publish(job, st, worker, kind)
+
+
+@jit
+def pack(job, st):
+    """`packing.execute`, with a charge for the sort."""
+    charge(get(c.PACK_NS) * job[words.TOKENS] * job[words.TOP_K])
+    _pack(job, st)
+
+
+@jit
+def route(job, st, worker):
+    """`routing.execute`, with a charge for the tokens of the block."""
+    charge(get(c.ROUTE_PS) * st[words.command_rows(words.command(job, worker))] // 1000)
+    _route(job, st, worker)
+
+
+steps.decide, steps.publish, packing.execute, routing.execute = decide, publish, pack, route

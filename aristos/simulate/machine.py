@@ -1,0 +1,70 @@
+"""A machine as a simulation sees it: costs of steps, rates of kernels and copies, and the network between nodes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What a worker's operations cost, in ns unless stated otherwise.
+
+    decide, peer: of a decision, and for each rank in it. copy_row, copy_kib: of a copied row, and for each KiB of it.
+    combine_number: for each number of a row that is combined. local, local_kib: until a word is visible to a local
+    peer, and for each KiB that it announces.
+    """
+
+    load: float = 1
+    acquire: float = 2
+    atomic: float = 8
+    pause: float = 15
+    clock: float = 20
+    decide: float = 60
+    peer: float = 8
+    publish: float = 60
+    pack_pair: float = 12
+    route_token: float = 40
+    copy_row: float = 20
+    copy_kib: float = 100
+    combine_number: float = 0.15
+    put: float = 300
+    flush: float = 300
+    progress: float = 150
+    local: float = 100
+    local_kib: float = 0
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """The expert kernel. call: ns of a run, whatever its rows. rates: GFLOP/s of runs, by their rows."""
+
+    call: float = 500.0
+    rates: dict[int, float] = field(default_factory=lambda: {1: 8.0, 8: 50.0, 48: 250.0, 384: 400.0})
+
+    def table(self, most: int) -> np.ndarray:
+        """[most + 1] float64: ns for each million operations of a run, by its rows.
+
+        The time of a run is linear between known numbers of rows.
+        """
+        rows = np.array(sorted(self.rates))
+        took = np.interp(np.arange(most + 1), rows, [n / self.rates[n] for n in rows.tolist()])
+        return 1e6 * took / np.maximum(1, np.arange(most + 1))
+
+
+@dataclass(frozen=True)
+class Links:
+    """The network between nodes. latency: us from node to node. rate: GB/s of a node's link, in each direction."""
+
+    latency: float = 2.0
+    rate: float = 10.0
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A machine."""
+
+    costs: Costs = field(default_factory=Costs)
+    kernel: Kernel = field(default_factory=Kernel)
+    links: Links = field(default_factory=Links)

@@ -1,0 +1,179 @@
+"""The network between nodes: flows that share links by max-min fairness.
+
+The puts of one ordered pair of nodes are a class: they use the same links, and at any time they have the same rate. So
+the bytes that a flow of a class has sent since a moment are the same for all of its flows, and they end in the order of
+the sums at which they end. Rates are computed again when a flow has begun or ended: the link with the least free
+capacity for each of its flows fixes their rate, then the next (progressive filling).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from kernel_cache.compile import jit
+
+from ..primitives import memory as mem
+from . import control as c
+from .control import WORD, entry, get, load_real, put, store_real
+from .events import push
+
+
+@jit
+def latency(pair):
+    """ns from one end of a pair's route to the other."""
+    return mem.load(entry(c.LATENCY, mem.load(entry(c.CLASS_OF_PAIR, pair))))
+
+
+@jit
+def record(flow):
+    """Address of the record of a flow."""
+    return entry(c.FLOWS, c.FLOW_WORDS * flow)
+
+
+@jit
+def rate(which):
+    """Address of the rate of a class, in bytes/ns."""
+    return entry(c.CLASS_NUMBERS, 2 * which)
+
+
+@jit
+def sent(which):
+    """Address of the bytes that each flow of a class has sent so far."""
+    return entry(c.CLASS_NUMBERS, 2 * which + 1)
+
+
+@jit
+def begin(pair, nbytes):
+    """Begin a flow of `nbytes` between a pair of ranks on different nodes."""
+    flow = get(c.FREE_FLOW)
+    if flow < 0:
+        put(c.STOP, c.FULL)
+        return
+    advance(max(get(c.NETWORK_TIME), get(c.NOW)))
+    put(c.FREE_FLOW, mem.load(record(flow) + WORD * c.NEXT_FLOW))
+    which = mem.load(entry(c.CLASS_OF_PAIR, pair))
+    end = load_real(sent(which)) + nbytes
+    store_real(record(flow) + WORD * c.FLOW_END, end)
+    mem.store(record(flow) + WORD * c.FLOW_PAIR, pair)
+    place = entry(c.CLASS_FIRST, which)  # where the number of the flow is written that ends just before this one
+    after = mem.load(place)
+    while after >= 0 and load_real(record(after) + WORD * c.FLOW_END) <= end:
+        place = record(after) + WORD * c.NEXT_FLOW
+        after = mem.load(place)
+    mem.store(record(flow) + WORD * c.NEXT_FLOW, after)
+    mem.store(place, flow)
+    count = entry(c.CLASS_FLOWS, which)
+    mem.store(count, mem.load(count) + 1)
+    put(c.CHANGED, 1)
+
+
+@jit
+def advance(time):
+    """Let all flows send until a time that is not later than when the next one ends."""
+    passed = time - get(c.NETWORK_TIME)
+    if passed <= 0:
+        return
+    fill()
+    put(c.NETWORK_TIME, time)
+    most = get(c.ROUTE_MOST)
+    for which in range(get(c.CLASSES)):
+        flows = mem.load(entry(c.CLASS_FLOWS, which))
+        if flows == 0:
+            continue
+        more = load_real(rate(which)) * passed
+        store_real(sent(which), load_real(sent(which)) + more)
+        for i in range(which * most, (which + 1) * most):
+            link = mem.load(entry(c.ROUTES, i))
+            if link < 0:
+                break
+            crossed = entry(c.LINK_BYTES, link)
+            store_real(crossed, load_real(crossed) + more * flows)
+
+
+@jit
+def fill():
+    """Compute the rate of every class, if flows have begun or ended, and when the next flow ends."""
+    if get(c.CHANGED) == 0:
+        return
+    put(c.CHANGED, 0)
+    classes, links, most = get(c.CLASSES), get(c.LINKS), get(c.ROUTE_MOST)
+    for link in range(links):
+        store_real(entry(c.SHARES, link), load_real(entry(c.CAPACITY, link)))
+        mem.store(entry(c.COUNTS, link), 0)
+    left = 0
+    for which in range(classes):
+        flows = mem.load(entry(c.CLASS_FLOWS, which))
+        mem.store(entry(c.FIXED, which), 1 if flows == 0 else 0)
+        if flows > 0:
+            left += 1
+            take(which, most, 0.0, flows)
+    while left > 0:
+        tightest, least = -1, np.inf
+        for link in range(links):
+            count = mem.load(entry(c.COUNTS, link))
+            if count > 0:
+                share = load_real(entry(c.SHARES, link)) / count
+                if share < least:
+                    tightest, least = link, share
+        for m in range(mem.load(entry(c.LINK_STARTS, tightest)), mem.load(entry(c.LINK_STARTS, tightest + 1))):
+            which = mem.load(entry(c.LINK_CLASSES, m))
+            if mem.load(entry(c.FIXED, which)) == 0:
+                mem.store(entry(c.FIXED, which), 1)
+                store_real(rate(which), least)
+                left -= 1
+                flows = mem.load(entry(c.CLASS_FLOWS, which))
+                take(which, most, least * flows, -flows)
+    put(c.NETWORK_DUE, next_end())
+
+
+@jit
+def take(which, most, capacity, flows):
+    """Take free capacity from every link of a class, and add to the number of the link's flows without a rate."""
+    for i in range(which * most, (which + 1) * most):
+        link = mem.load(entry(c.ROUTES, i))
+        if link < 0:
+            break
+        free, count = entry(c.SHARES, link), entry(c.COUNTS, link)
+        store_real(free, max(0.0, load_real(free) - capacity))
+        mem.store(count, mem.load(count) + flows)
+
+
+@jit
+def next_end():
+    """When the first flow ends at the present rates, in whole ns, rounded up; NEVER without flows."""
+    soonest = np.inf
+    for which in range(get(c.CLASSES)):
+        first = mem.load(entry(c.CLASS_FIRST, which))
+        if first >= 0:
+            left = load_real(record(first) + WORD * c.FLOW_END) - load_real(sent(which))
+            soonest = min(soonest, left / load_real(rate(which)))
+    if soonest == np.inf:
+        return c.NEVER
+    return get(c.NETWORK_TIME) + max(1, int(np.ceil(soonest)))
+
+
+@jit
+def due():
+    """When the next flow ends; NEVER without flows."""
+    fill()
+    return get(c.NETWORK_DUE)
+
+
+@jit
+def end_flows(time):
+    """Advance to a time at which a flow ends, and end every flow that has sent all its bytes."""
+    advance(time)
+    for which in range(get(c.CLASSES)):
+        first, count = entry(c.CLASS_FIRST, which), entry(c.CLASS_FLOWS, which)
+        while True:
+            flow = mem.load(first)
+            if flow < 0 or load_real(record(flow) + WORD * c.FLOW_END) > load_real(sent(which)) + 0.5:
+                break
+            following = record(flow) + WORD * c.NEXT_FLOW
+            mem.store(first, mem.load(following))
+            mem.store(following, get(c.FREE_FLOW))
+            put(c.FREE_FLOW, flow)
+            mem.store(count, mem.load(count) - 1)
+            put(c.CHANGED, 1)
+            pair = mem.load(record(flow) + WORD * c.FLOW_PAIR)
+            push(time + latency(pair), c.LAND_PUT, pair, 0, 0, 0)

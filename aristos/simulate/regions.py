@@ -1,0 +1,82 @@
+"""The memory of simulated ranks: regions and outboxes without rows, and the tables of addresses in each rank's state.
+
+A rank has a region for each source, and an outbox for each peer. Both are laid out as on a real machine (`PairLayout`),
+except that the ring lies at FAR, where addresses have no bytes. The line of arrived words and the buffer of coded words
+follow the outbox. All ranks' memory is one array, so an address says whose it is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ..engine import words
+from ..engine.layout import CODED_BYTES, EngineShape, PairLayout, lines
+from ..host.nodes import Nodes
+from ..primitives.buffers import LINE, aligned
+from .control import FAR
+
+
+@dataclass(frozen=True)
+class Regions:
+    """Where the ranks' memory lies. layout: byte offsets in a region. rank_bytes: of one rank."""
+
+    shape: EngineShape
+    nodes: Nodes
+    layout: PairLayout
+    region_bytes: int
+    outbox_bytes: int
+    rank_bytes: int
+    memory: np.ndarray
+
+    @classmethod
+    def of(cls, shape: EngineShape, nodes: Nodes) -> Regions:
+        """The memory of all ranks, zeros. Pages that no rank touches take no memory."""
+        full = PairLayout.of(shape)
+        cut = full.index - full.ring
+        layout = replace(
+            full, ring=FAR, index=full.index - cut, coded=full.coded - cut, remote_bytes=full.remote_bytes - cut
+        )
+        remote = not nodes.single
+        region = layout.remote_bytes if remote else layout.coded
+        outbox = region + LINE + CODED_BYTES if remote else 0
+        each = shape.world * (region + outbox)
+        return cls(shape, nodes, layout, region, outbox, each, np.zeros(lines(shape.world * each) + LINE, np.uint8))
+
+    @property
+    def base(self) -> int:
+        """The address of the first rank's memory, at the start of a line."""
+        return -(-self.memory.ctypes.data // LINE) * LINE
+
+    def region(self, target: int, source: int) -> int:
+        """The address of the region that `source` writes at `target`."""
+        return self.base + target * self.rank_bytes + source * self.region_bytes
+
+    def outbox(self, rank: int, peer: int) -> int:
+        """The address of a rank's outbox for a remote peer."""
+        return self.base + rank * self.rank_bytes + self.shape.world * self.region_bytes + peer * self.outbox_bytes
+
+    def fill(self, me: int, state: np.ndarray, starts: dict[int, int]) -> None:
+        """Write the addresses of all peers' regions into a state, as `EngineMemory.fill` does."""
+        for p in range(self.shape.world):
+            here = self.region(me, p)
+            found = {words.T_RETURN_ROWS: FAR, words.T_ROWS_BACK: FAR, words.T_REGION_FROM: here}
+            if p == me or p in self.nodes.local(me):
+                there = self.region(p, me)
+                found |= {words.T_REGION_TO: there, words.T_OUT_RING: FAR, words.T_LINE_FROM: here}
+            else:
+                box = self.outbox(me, p)
+                line = box + self.region_bytes
+                found |= {
+                    words.T_REMOTE: 1,
+                    words.T_PUT_REGION: self.region(p, me),
+                    words.T_PUT_RETURN_ROWS: FAR,
+                    words.T_REGION_TO: box,
+                    words.T_OUT_RING: FAR,
+                    words.T_LINE_FROM: line,
+                    words.T_CODED: line + LINE,
+                    words.T_STAGED: FAR,
+                }
+            for table, value in found.items():
+                state[starts[table] + p] = value

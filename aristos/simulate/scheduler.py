@@ -1,0 +1,242 @@
+"""Runs actors in the order of virtual time. Each actor is a thread, and exactly one of them runs at any moment.
+
+An actor runs ahead of the others until it does something that another actor can see. Then `sync` handles all earlier
+events. If one of them is another actor's, the other actor runs first. An actor that finds nothing to do parks: its idle
+polls would all find the same, until something arrives at its rank. So their time passes at once, and they are counted
+in the rank's state as the shipped loop counts them. Semaphores of the C library hand over from thread to thread.
+"""
+
+from __future__ import annotations
+
+from kernel_cache.compile import jit
+
+from ..engine import codes, words
+from ..primitives import memory as mem
+from . import control as c
+from . import network
+from .control import WORD, actor, charge, get, pair_record, put, rank_record
+from .events import pop, push
+
+SKIP_NS = 1_000_000  # a parked actor polls at least this often
+
+# ---------------------------------------------------------------- events
+
+
+@jit
+def next_time():
+    """When the next event comes, or the next flow ends; NEVER if neither will."""
+    first = mem.load(get(c.HEAP)) if get(c.EVENTS) > 0 else c.NEVER
+    return min(first, network.due())
+
+
+@jit
+def step():
+    """Handle the next event. Returns the actor that must run now, after setting the time; otherwise -1."""
+    due = network.due()
+    if get(c.EVENTS) == 0 or due < mem.load(get(c.HEAP)):
+        network.end_flows(due)
+        return -1
+    time, kind, a, b, x, y = pop()
+    if kind == c.RUN:
+        if mem.load(actor(a) + WORD * c.SERIAL) != b:
+            return -1
+        put(c.NOW, time)
+        return a
+    if kind == c.LAND:
+        mem.store_release(a, b)
+        wake((a - get(c.MEMORY)) // get(c.RANK_BYTES), time)
+    elif kind == c.LAND_CODED:
+        mem.copy_row(b, x, y)
+        landed(a, time)
+        wake(a % get(c.WORLD), time)
+    else:
+        landed(a, time)
+    return -1
+
+
+@jit
+def landed(pair, time):
+    """Note that a put of a pair has landed."""
+    record = pair_record(pair)
+    left = mem.load(record + WORD * c.UNDER_WAY) - 1
+    mem.store(record + WORD * c.UNDER_WAY, left)
+    mem.store(record + WORD * c.LANDED_AT, time)
+    flusher = mem.load(record + WORD * c.FLUSHER)
+    if left == 0 and flusher != 0:
+        mem.store(record + WORD * c.FLUSHER, 0)
+        start(flusher - 1, time + network.latency(pair))
+
+
+# ---------------------------------------------------------------- actors
+
+
+@jit
+def start(number, time):
+    """Let an actor that does not run go on at a time."""
+    record = actor(number)
+    mem.store(record + WORD * c.STANDING, c.READY)
+    push(time, c.RUN, number, mem.load(record + WORD * c.SERIAL), 0, 0)
+
+
+@jit
+def wake(rank, time):
+    """Let the parked actors of a rank poll, because something has arrived there."""
+    record = rank_record(rank)
+    mem.store(record + WORD * c.WAKES, mem.load(record + WORD * c.WAKES) + 1)
+    for number in range(rank * get(c.WORKERS), (rank + 1) * get(c.WORKERS)):
+        if mem.load(actor(number) + WORD * c.STANDING) == c.PARKED:
+            since, poll = mem.load(actor(number) + WORD * c.PARKED_AT), mem.load(actor(number) + WORD * c.POLL)
+            skipped = max(0, (time - since + poll - 1) // poll)
+            start(number, since + poll * skipped)
+
+
+@jit
+def sync():
+    """Handle all events before the time of the actor that runs."""
+    if next_time() + get(c.AHEAD) >= get(c.NOW) or get(c.STOP) != 0:
+        return
+    me, now = get(c.CURRENT), get(c.NOW)
+    while next_time() + get(c.AHEAD) < now and get(c.STOP) == 0:
+        other = step()
+        if other >= 0:
+            start(me, now)
+            hand_over(me, other)
+            return
+    if get(c.STOP) != 0:
+        end_all()
+
+
+@jit
+def block(me):
+    """Let other actors run until an event lets this one go on. The caller has set what it waits for."""
+    while get(c.STOP) == 0:
+        if next_time() == c.NEVER:
+            put(c.STOP, c.STUCK)
+            break
+        other = step()
+        if other == me:
+            serial = actor(me) + WORD * c.SERIAL
+            mem.store(serial, mem.load(serial) + 1)
+            return
+        if other >= 0:
+            hand_over(me, other)
+            return
+    end_all()
+
+
+@jit
+def hand_over(me, other):
+    """Run another actor. Returns when this one's turn has come."""
+    pass_to(other)
+    wait(me)
+
+
+@jit
+def pass_to(other):
+    """Run another actor, while the caller does nothing more."""
+    record = actor(other)
+    mem.store(record + WORD * c.SERIAL, mem.load(record + WORD * c.SERIAL) + 1)
+    put(c.CURRENT, other)
+    mem.call(get(c.POST_SEMAPHORE), mem.load(record + WORD * c.SEMAPHORE), 0, 0, 0, 0, 0, 0, 0)
+
+
+@jit
+def wait(me):
+    """Wait until this actor runs, or the simulation ends early."""
+    semaphore = mem.load(actor(me) + WORD * c.SEMAPHORE)
+    while True:
+        mem.call(get(c.WAIT_SEMAPHORE), semaphore, 0, 0, 0, 0, 0, 0, 0)
+        if mem.load_acquire(c._control() + WORD * c.CURRENT) == me or get(c.STOP) != 0:
+            return
+
+
+@jit
+def end_all():
+    """Let every step fail and every thread go on, because the simulation ends early."""
+    for number in range(get(c.WORLD) * get(c.WORKERS)):
+        record = actor(number)
+        mem.store(mem.load(record + WORD * c.STATE) + WORD * words.FAILED, codes.CAUSE_ERROR)
+        mem.call(get(c.POST_SEMAPHORE), mem.load(record + WORD * c.SEMAPHORE), 0, 0, 0, 0, 0, 0, 0)
+
+
+# ---------------------------------------------------------------- rest
+
+
+@jit
+def rest():
+    """What an idle actor does between two polls: it parks until something arrives at its rank, or a timer runs out."""
+    me = get(c.CURRENT)
+    record = actor(me)
+    charge(get(c.PAUSE_NS))
+    if mem.load(record + WORD * c.LOCKED) != 0:  # it waits for a lock, whose holder is an actor with an earlier time
+        sync()
+        return
+    if mem.load(record + WORD * c.RESTED) != 0:
+        return
+    mem.store(record + WORD * c.RESTED, 1)
+    charge(7 * get(c.PAUSE_NS))
+    now = get(c.NOW)
+    if mem.load(rank_record(mem.load(record + WORD * c.RANK)) + WORD * c.WAKES) != mem.load(record + WORD * c.SEEN):
+        return
+    poll = max(1, now - mem.load(record + WORD * c.DECIDED))
+    mem.store(record + WORD * c.PARKED_AT, now)
+    mem.store(record + WORD * c.POLL, poll)
+    mem.store(record + WORD * c.STANDING, c.PARKED)
+    sweeps = mem.load(record + WORD * c.STATE) + WORD * words.IDLE_SWEEPS
+    merging = mem.load(record + WORD * c.MERGE_POLLS) - mem.load(sweeps)
+    most = max(1, SKIP_NS // poll)
+    push(
+        now + poll * (min(most, merging + 1) if merging >= 0 else most),
+        c.RUN,
+        me,
+        mem.load(record + WORD * c.SERIAL),
+        0,
+        0,
+    )
+    block(me)
+    mem.store(record + WORD * c.STANDING, c.READY)
+    mem.store(sweeps, mem.load(sweeps) + max(0, get(c.NOW) - now) // poll)
+
+
+# ---------------------------------------------------------------- calls
+
+
+@jit
+def set_word(where, index, value):
+    """Set a word of the array whose address is at `where`."""
+    mem.store(mem.load(where) + WORD * index, value)
+
+
+@jit
+def meet(me):
+    """Wait until all actors have come here. They go on at the time of the last one."""
+    sync()
+    everyone = get(c.WORLD) * get(c.WORKERS)
+    put(c.ARRIVED, get(c.ARRIVED) + 1)
+    mem.store(actor(me) + WORD * c.STANDING, c.WAITING)
+    if get(c.ARRIVED) == everyone:
+        put(c.ARRIVED, 0)
+        for number in range(everyone):  # worker 0 of a rank goes on before the rank's other workers
+            start(number, get(c.NOW))
+    block(me)
+
+
+@jit
+def finish(me):
+    """End an actor, and let the next one run."""
+    mem.store(actor(me) + WORD * c.STANDING, c.DONE)
+    while get(c.STOP) == 0 and next_time() != c.NEVER:
+        other = step()
+        if other >= 0:
+            pass_to(other)
+            return
+
+
+@jit
+def begin(first):
+    """Let the first actor run. For the thread that starts the others."""
+    while next_time() != c.NEVER:
+        other = step()
+        if other >= 0:
+            pass_to(other)
+            return

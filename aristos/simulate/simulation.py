@@ -1,0 +1,278 @@
+"""One simulation: ranks with jobs and states as the substrate fills them, a thread for each worker, and what came out."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from kernel_cache.compile import warm_up
+
+from ..config import MoEConfig
+from ..engine import codes, schema, words
+from ..engine import job as jobs
+from ..engine.layout import StateLayout
+from ..errors import AristosError
+from ..host.nodes import Nodes
+from ..kernels.common import scores
+from ..layer.collective import layer_values, object_job, shape_of, widths
+from ..placement import Placement
+from ..primitives import wire
+from ..primitives.buffers import aligned
+from ..row_types import ROW_TYPES
+from ..substrate.cpu.runtime import BATCH, engine_values, tile_values
+from ..substrate.runtime import BUNDLE_PAIRS
+from . import control as c
+from . import copied
+from .control import CONTROL, FAR
+from .machine import Machine
+from .regions import Regions
+from .routes import Routes
+
+FLOWS_EACH = 64  # flows for which each rank has space, and as many for each pair of ranks
+SEMAPHORE_BYTES = 64
+MERGE_ROWS = 32
+
+
+class SimulationEnded(AristosError):
+    """A simulation ended before its calls did."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """The simulated layer, its placement and the routing. ids: for each rank [tokens, k] int64."""
+
+    cfg: MoEConfig
+    placement: Placement
+    ids: Sequence[np.ndarray]
+
+
+class Rank:
+    """One rank's job and state, filled as `Membership.new_job` and `CpuRuntime.fill` fill them."""
+
+    def __init__(self, me: int, layer: Layer, regions: Regions, tables: StateLayout, workers: int) -> None:
+        shape, cfg, placement = regions.shape, layer.cfg, layer.placement
+        self.state = aligned((tables.words,), np.int64)
+        self.state[:] = 0
+        regions.fill(me, self.state, tables.starts)
+        self.ids = np.ascontiguousarray(layer.ids[me], np.int64)
+        self.weights = np.ones(self.ids.shape, np.float32)
+        self.locks = aligned((64,), np.int64)
+        self.locks[:] = 0
+        self.wire = aligned((wire.words(shape.world),), np.int64)
+        self.wire[:] = 0
+        remote = len(regions.nodes.remote(me))
+        self.job = job = object_job(
+            schema.CPU,
+            placement,
+            me,
+            object=1,
+            stay_rows=1,
+            reading_rows=0,
+            busiest_decides=0,
+            on_input=0,
+            scalars=0,
+            kernels=0,
+            row_bytes=ROW_TYPES[cfg.dtype].nbytes * cfg.hidden,
+            **scores.job_words(cfg.router),
+            **layer_values(cfg, placement.held[me]),
+        )
+        jobs.fill_engine(
+            job,
+            schema.CPU,
+            shape,
+            tables,
+            rank=me,
+            world=shape.world,
+            all_workers=workers,
+            remote=remote,
+            bundle_pairs=BUNDLE_PAIRS,
+            layout=0,
+            scratch=FAR,
+            lock=self.locks.ctypes.data,
+            wire=self.wire.ctypes.data if remote else 0,
+            state=self.state.ctypes.data,
+            **engine_values(job, shape, crowded=False),
+        )
+        regions.layout.fill(job)  # instead of the layout with rows, which `fill_engine` writes
+        tile = tile_values(job, workers, merge_rows=MERGE_ROWS)
+        jobs.fill(job, schema.TILE, schema.CPU, scratch_step=0, **tile)
+        jobs.fill_some(job, schema.WEIGHTS, schema.CPU, loaded=1, version=1, up=FAR, gate=FAR * cfg.gated, down=FAR)
+        jobs.fill(job, schema.KIND, schema.CPU, layer=0, mode=codes.MODE_LAYER)
+        jobs.leave_out(job, schema.CPU, schema.TAPE, schema.BACKWARD, schema.LANDING, schema.EVENTS)
+        row = int(job[words.ROW_BYTES])
+        jobs.fill_some(
+            job,
+            schema.CALL,
+            schema.CPU,
+            tokens=len(self.ids),
+            status_in=codes.OK,
+            routed=1,
+            x=FAR,
+            x_stride=row,
+            input=FAR,
+            input_stride=row,
+            y=FAR,
+            ids=self.ids.ctypes.data,
+            weights=self.weights.ctypes.data,
+        )
+        jobs.start(job, schema.CPU, 0, 1)
+
+
+class Simulation:
+    """A layer's calls on a machine. run() may be called once.
+
+    calls: how many calls each rank makes; all ranks begin a call when all have ended the one before.
+    """
+
+    def __init__(self, layer: Layer, nodes: Nodes, machine: Machine, workers: int = 1, calls: int = 2) -> None:
+        self.layer, self.nodes, self.machine, self.workers, self.calls = layer, nodes, machine, workers, calls
+        world = len(nodes.node_of)
+        self.world, self.actors = world, world * workers
+        shape = shape_of(world, layer.placement, **widths(layer.cfg))
+        self.regions = Regions.of(shape, nodes)
+        self.tables = StateLayout(shape, workers, BATCH)
+        self.ranks = [Rank(me, layer, self.regions, self.tables, workers) for me in range(world)]
+        self.times = np.zeros((2, world, calls), np.int64)  # ns: when each call began, and when it ended
+        self.pairs = self._words(world * world, c.PAIR_WORDS)
+        self._kept: list[Any] = []
+        self._fill()
+
+    def _words(self, *shape: int) -> np.ndarray:
+        made = aligned((int(np.prod(shape)),), np.int64)
+        made[:] = 0
+        return made.reshape(shape)
+
+    # ------------------------------------------------------------ memory that compiled code shares
+
+    def _set(self, word: int, value: float) -> None:
+        CONTROL[word] = int(round(value))
+
+    def _point(self, word: int, array: np.ndarray) -> np.ndarray:
+        """Store the address of an array, and keep the array."""
+        self._kept.append(array)
+        CONTROL[word] = array.ctypes.data
+        return array
+
+    def _fill(self) -> None:
+        world = self.world
+        CONTROL[:] = 0
+        for word, value in (
+            (c.WORLD, world), (c.WORKERS, self.workers), (c.CALLS, self.calls), (c.RANK_BYTES, self.regions.rank_bytes),
+            (c.REGION_BYTES, self.regions.region_bytes), (c.CODED_AT, self.regions.layout.coded),
+            (c.MEMORY, self.regions.base), (c.SMALL_BYTES, 512), (c.AHEAD, 0),
+        ):  # fmt: skip
+            self._set(word, value)
+        most = 4 * self.actors + 4 * world * world + 1024
+        self._point(c.HEAP, self._words(most, c.EVENT_WORDS))
+        self._set(c.EVENTS_MOST, most)
+        self._point(c.PAIRS, self.pairs)
+        self._fill_costs()
+        self._fill_actors()
+        self._fill_network()
+
+    def _fill_costs(self) -> None:
+        costs, kernel = self.machine.costs, self.machine.kernel
+        for word, value in (
+            (c.LOAD_NS, costs.load), (c.ACQUIRE_NS, costs.acquire), (c.ATOMIC_NS, costs.atomic),
+            (c.PAUSE_NS, costs.pause), (c.CLOCK_NS, costs.clock), (c.DECIDE_NS, costs.decide), (c.PEER_NS, costs.peer),
+            (c.PUBLISH_NS, costs.publish), (c.PACK_NS, costs.pack_pair), (c.ROUTE_PS, 1e3 * costs.route_token),
+            (c.COPY_NS, costs.copy_row), (c.COPY_PS, 1e3 * costs.copy_kib),
+            (c.COMBINE_PS, 1e3 * costs.combine_number), (c.PUT_NS, costs.put), (c.FLUSH_NS, costs.flush),
+            (c.PROGRESS_NS, costs.progress), (c.LOCAL_NS, costs.local), (c.LOCAL_PS, 1e3 * costs.local_kib),
+            (c.KERNEL_NS, kernel.call), (c.KERNEL_ROWS, BATCH),
+        ):  # fmt: skip
+            self._set(word, value)
+        self._point(c.KERNEL, kernel.table(BATCH))
+
+    def _fill_actors(self) -> None:
+        library = ctypes.CDLL(None, use_errno=True)
+        self._set(c.WAIT_SEMAPHORE, ctypes.cast(library.sem_wait, ctypes.c_void_p).value or 0)
+        self._set(c.POST_SEMAPHORE, ctypes.cast(library.sem_post, ctypes.c_void_p).value or 0)
+        semaphores = aligned((self.actors, SEMAPHORE_BYTES), np.uint8)
+        self._kept.append(semaphores)
+        actors = self._point(c.ACTORS, self._words(self.actors, c.ACTOR_WORDS))
+        ranks = self._point(c.RANKS, self._words(self.world, c.RANK_WORDS))
+        for number in range(self.actors):
+            at, rank = semaphores[number].ctypes.data, number // self.workers
+            library.sem_init(ctypes.c_void_p(at), 0, 0)
+            actors[number, [c.SEMAPHORE, c.RANK, c.STATE]] = at, rank, self.ranks[rank].state.ctypes.data
+            actors[number, [c.RESTED, c.MERGE_POLLS]] = 1, self.ranks[rank].job[words.MERGE_POLLS]
+        for rank in range(self.world):
+            ranks[rank, [c.BEGAN, c.ENDED]] = [self.times[i, rank].ctypes.data for i in range(2)]
+
+    def _fill_network(self) -> None:
+        self.routes = routes = Routes.flat(self.nodes.count, self.machine.links)
+        classes, links = len(routes.routes), len(routes.names)
+        node = np.unique(self.nodes.node_of, return_inverse=True)[1]
+        of_pair = node[:, None] * self.nodes.count + node[None, :]
+        of_pair[node[:, None] == node[None, :]] = -1
+        self._point(c.CLASS_OF_PAIR, np.ascontiguousarray(of_pair.astype(np.int64)))
+        starts, members = routes.by_link()
+        for word, array in (
+            (c.ROUTES, np.ascontiguousarray(routes.routes)), (c.CAPACITY, routes.capacity.astype(np.float64)),
+            (c.LATENCY, routes.latency), (c.LINK_STARTS, starts), (c.LINK_CLASSES, members),
+            (c.CLASS_FLOWS, self._words(classes)), (c.CLASS_NUMBERS, np.zeros(2 * classes)),
+            (c.CLASS_FIRST, np.full(classes, -1, np.int64)), (c.SHARES, np.zeros(links)),
+            (c.COUNTS, self._words(links)), (c.FIXED, self._words(classes)),
+        ):  # fmt: skip
+            self._point(word, array)
+        self.link_bytes = self._point(c.LINK_BYTES, np.zeros(links))
+        most = FLOWS_EACH * self.world + 8 * self.world * self.world
+        flows = self._point(c.FLOWS, self._words(most, c.FLOW_WORDS))
+        flows[:, c.NEXT_FLOW] = np.arange(1, most + 1)
+        flows[-1, c.NEXT_FLOW] = -1
+        for word, value in (
+            (c.CLASSES, classes), (c.LINKS, links), (c.ROUTE_MOST, routes.routes.shape[1]), (c.FLOWS_MOST, most),
+            (c.FREE_FLOW, 0), (c.NETWORK_DUE, c.NEVER),
+        ):  # fmt: skip
+            self._set(word, value)
+
+    # ------------------------------------------------------------ the run
+
+    def run(self, progress: Callable[[int], None] = lambda now: None) -> None:
+        """Simulate all calls. progress: called with the virtual time in ns, about every 0.2 s.
+
+        Raises SimulationEnded if no actor can go on.
+        """
+        from numba import int64, typeof
+        from numba import types as nb
+
+        actors = copied.actors()
+        job, state = self.ranks[0].job, self.ranks[0].state
+        warm_up([(actors.run, (typeof(job), typeof(state), int64, int64)), (actors.scheduler.begin, (int64,))])
+        assert nb
+        for number in range(self.actors):
+            actors.scheduler.start(number, 0)
+        threads = [threading.Thread(target=self._serve, args=(actors.run, n), daemon=True) for n in range(self.actors)]
+        before = os.sched_getaffinity(0)
+        os.sched_setaffinity(0, {min(before)})  # a hand-over between threads of one core is the fastest
+        try:
+            stack = threading.stack_size(512 << 10)
+            for thread in threads:
+                thread.start()
+            threading.stack_size(stack)
+        finally:
+            os.sched_setaffinity(0, before)
+        actors.scheduler.begin(0)
+        try:
+            for thread in threads:
+                while thread.is_alive():
+                    thread.join(0.2)
+                    progress(int(CONTROL[c.NOW]))
+        except BaseException:
+            CONTROL[c.STOP] = c.INTERRUPTED
+            for thread in threads:
+                thread.join()
+            raise
+        if CONTROL[c.STOP] != 0:
+            raise SimulationEnded(f"stopped by cause {CONTROL[c.STOP]}")
+
+    def _serve(self, run: Any, number: int) -> None:
+        rank = self.ranks[number // self.workers]
+        run(rank.job, rank.state, number, 1)
