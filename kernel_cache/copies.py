@@ -2,8 +2,8 @@
 
 Compiled code binds names when it is compiled. So code that shall use other primitives needs modules of its own. In a
 copy some subpackages are imported from their files a second time, and all other modules are those of the package. The
-copy's name enters the names of cache folders (`compile.module_folder`), and the files that define the replacements enter
-its keys.
+names of cache folders contain the copy's name (`compile.module_folder`), and its keys cover the files that define the
+replacements.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ def make(
 ) -> None:
     """Make the copy `name` of a package, unless it exists. Its modules are then imported as those of the package are.
 
-    again: subpackages that the copy imports from their files a second time. All other modules that copied ones need must
-    have been imported. replaced: modules of the copy by their names in the package. read: the files that define them.
+    again: subpackages that the copy imports from their files a second time. All other modules that these need must have
+    been imported before. replaced: modules of the copy by their names in the package. read: the files that define them.
     """
     if name in _made:
         return

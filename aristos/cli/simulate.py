@@ -181,7 +181,7 @@ def table(about: dict[str, Any], facts: dict[str, Any], found: Outcome, rates: s
         f"call           {facts['call_ms'][-1]:.3f} ms",
         f"tokens/s       {facts['tokens_per_s']:,.0f}",
         f"a rank's time  {shares}",
-        f"idle           {facts['idle_of_busiest']:.1%} on the busiest rank, {facts['idle_of_idlest']:.1%} on the idlest",
+        f"idle           {facts['idle_of_busiest']:.1%} on one rank at least, {facts['idle_of_idlest']:.1%} at most",
         f"rows           busiest owner over mean: {facts['rows_of_busiest_over_mean']:.2f}",
         f"between nodes  {facts['bytes_between_nodes'] / len(found.calls) / 2**20:,.1f} MiB a call"
         + (f"; {link} is {facts['busiest_link_share']:.0%} in use" if link else ""),

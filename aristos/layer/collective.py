@@ -220,7 +220,7 @@ class Membership:
         self, substrate: str, cfg: MoEConfig, foreign: Sequence[tuple[int, int]] = (), **values: int
     ) -> np.ndarray:
         """`new_job` for forward calls of a layer. values: the words of the part that `cfg` does not give."""
-        return self.new_job(substrate, foreign=foreign, **layer_values(cfg, len(self.mine)), **values)
+        return self.new_job(substrate, foreign=foreign, **{**layer_values(cfg, len(self.mine)), **values})
 
     def agree(self, problem: Exception | None, what: str) -> None:
         """Raise `problem` here, and PeerInputError on the other ranks. Collective.
@@ -336,7 +336,7 @@ def object_job(
     return job
 
 
-def layer_values(cfg: MoEConfig, held: int) -> dict[str, int]:
+def layer_values(cfg: MoEConfig, held: int) -> dict[str, Any]:
     """Words of a job's part `object` that a layer's configuration gives. held: experts that the rank holds."""
     return {
         "hidden": cfg.hidden,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
@@ -63,18 +64,18 @@ def kernel(cfg: MoEConfig) -> Kernel:
         )
 
     operations = 2e-9 * (3 if cfg.gated else 2) * cfg.hidden * cfg.ffn
-    rates = {rows: operations * rows / _median(lambda i, n=rows: call(n, i % count)) for rows in ROWS}
+    rates = {rows: operations * rows / _median(partial(call, rows), count) for rows in ROWS}
     return Kernel(call=0.0, rates=rates)
 
 
-def _median(call: Callable[[int], None]) -> float:
-    """The median of the seconds that calls take, after one that is not counted. Each call gets its number."""
+def _median(call: Callable[[int], None], experts: int) -> float:
+    """The median of the seconds that calls with experts in turn take, after one that is not counted."""
     taken: list[float] = []
     call(0)
     end = time.perf_counter() + SECONDS
     while time.perf_counter() < end or len(taken) < 3:
         start = time.perf_counter()
-        call(1 + len(taken))
+        call((1 + len(taken)) % experts)
         taken.append(time.perf_counter() - start)
     return float(np.median(taken))
 

@@ -88,7 +88,8 @@ MIB = 1 << 20
     FLOWS_MOST,
     FREE_FLOW,  # the first flow that is not in use, -1: none
     LATENCY,  # address: ns of each class
-) = range(65)
+    PROGRESSED,  # ns: when a worker last published a command
+) = range(66)
 
 # records of actors
 (
@@ -144,6 +145,7 @@ EVENT_WORDS = 7  # time, number, kind, four arguments
 
 # causes of an early end
 INTERRUPTED, STUCK, FULL, FAILED = 1, 2, 3, 4
+STUCK_NS = 120 * 10**9  # virtual time after which a simulation without a published command has no hope
 
 CONTROL = aligned((64 + 16,), np.int64)
 CONTROL[:] = 0

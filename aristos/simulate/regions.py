@@ -14,7 +14,7 @@ import numpy as np
 from ..engine import words
 from ..engine.layout import CODED_BYTES, EngineShape, PairLayout, lines
 from ..host.nodes import Nodes
-from ..primitives.buffers import LINE, aligned
+from ..primitives.buffers import LINE
 from .control import FAR
 
 

@@ -19,8 +19,6 @@ from .events import pop, push
 
 SKIP_NS = 1_000_000  # a parked actor polls at least this often
 
-# ---------------------------------------------------------------- events
-
 
 @jit
 def next_time():
@@ -177,6 +175,10 @@ def rest():
     charge(7 * get(c.PAUSE_NS))
     now = get(c.NOW)
     if mem.load(rank_record(mem.load(record + WORD * c.RANK)) + WORD * c.WAKES) != mem.load(record + WORD * c.SEEN):
+        return
+    if now - get(c.PROGRESSED) > c.STUCK_NS:
+        put(c.STOP, c.STUCK)
+        end_all()
         return
     poll = max(1, now - mem.load(record + WORD * c.DECIDED))
     mem.store(record + WORD * c.PARKED_AT, now)

@@ -1,4 +1,4 @@
-"""One simulation: ranks with jobs and states as the substrate fills them, a thread for each worker, and what came out."""
+"""One simulation: ranks with jobs and states as the substrate fills them, and a thread for each worker."""
 
 from __future__ import annotations
 
@@ -79,8 +79,7 @@ class Rank:
             scalars=0,
             kernels=0,
             row_bytes=ROW_TYPES[cfg.dtype].nbytes * cfg.hidden,
-            **scores.job_words(cfg.router),
-            **layer_values(cfg, placement.held[me]),
+            **{**scores.job_words(cfg.router), **layer_values(cfg, placement.held[me])},
         )
         jobs.fill_engine(
             job,
@@ -151,7 +150,7 @@ class Simulation:
     # ------------------------------------------------------------ memory that compiled code shares
 
     def _set(self, word: int, value: float) -> None:
-        CONTROL[word] = int(round(value))
+        CONTROL[word] = round(value)
 
     def _point(self, word: int, array: np.ndarray) -> np.ndarray:
         """Store the address of an array, and keep the array."""
@@ -241,12 +240,10 @@ class Simulation:
         Raises SimulationEnded if no actor can go on.
         """
         from numba import int64, typeof
-        from numba import types as nb
 
         actors = copied.actors()
         job, state = self.ranks[0].job, self.ranks[0].state
         warm_up([(actors.run, (typeof(job), typeof(state), int64, int64)), (actors.scheduler.begin, (int64,))])
-        assert nb
         for number in range(self.actors):
             actors.scheduler.start(number, 0)
         threads = [threading.Thread(target=self._serve, args=(actors.run, n), daemon=True) for n in range(self.actors)]
@@ -271,7 +268,25 @@ class Simulation:
                 thread.join()
             raise
         if CONTROL[c.STOP] != 0:
-            raise SimulationEnded(f"stopped by cause {CONTROL[c.STOP]}")
+            raise SimulationEnded(self._why())
+
+    def _why(self) -> str:
+        """Why the calls did not end."""
+        cause, now = int(CONTROL[c.STOP]), f"at {CONTROL[c.NOW] * 1e-6:.3f} ms of virtual time"
+        if cause == c.FULL:
+            return f"the simulation has no space for more events or flows {now}: simulate fewer ranks or tokens"
+        if cause == c.FAILED:
+            return f"a rank's call failed {now}: this is a fault of the simulation, please report it"
+        names = ("UNREAD", "OWED", "UNSENT", "BLOCKS_LEFT")
+        left = {
+            rank: [int(self.ranks[rank].state[getattr(words, name)]) for name in names] for rank in range(self.world)
+        }
+        waiting = [
+            f"rank {rank} ({', '.join(f'{name} {n}' for name, n in zip(names, counts) if n)})"
+            for rank, counts in left.items()
+            if any(counts)
+        ]
+        return f"no rank can go on {now}; work is left on {', '.join(waiting[:4]) or 'no rank'}"
 
     def _serve(self, run: Any, number: int) -> None:
         rank = self.ranks[number // self.workers]

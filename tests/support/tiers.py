@@ -47,6 +47,7 @@ FOLDERS = {
     "doctor": Budget(10, 80),
     "engine": Budget(40, 60, parallel=True),
     "explore": Budget(60, 400, parallel=True),
+    "simulate": Budget(20, 240, parallel=True),
     "faults": Budget(0, 180, parallel=True),
     "fuzz": Budget(0, 45, parallel=True),
     "gpu": Budget(0, 900),

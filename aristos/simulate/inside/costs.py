@@ -4,7 +4,7 @@ from kernel_cache.compile import jit
 
 from ...engine import packing, routing, steps, words
 from .. import control as c
-from ..control import charge, get
+from ..control import charge, get, put
 
 _decide, _publish, _pack, _route = steps.decide, steps.publish, packing.execute, routing.execute
 
@@ -20,6 +20,7 @@ def decide(job, st, worker):
 def publish(job, st, worker, kind):
     """`steps.publish`, with a charge for the tables that it writes."""
     charge(get(c.PUBLISH_NS))
+    put(c.PROGRESSED, get(c.NOW))
     _publish(job, st, worker, kind)
 
 

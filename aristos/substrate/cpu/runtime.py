@@ -51,7 +51,7 @@ def signature(job: np.ndarray, state: np.ndarray, worker: bool = True) -> tuple[
 
 
 def engine_values(job: np.ndarray, shape: EngineShape, crowded: bool) -> dict[str, int]:
-    """Words of a job's part `engine` that are numbers. Its part `object` is filled. crowded: whether ranks share cores."""
+    """Words of a job's part `engine` that are numbers. Its part `object` is filled. crowded: ranks share cores."""
     spins, yields = CROWDED if crowded else ALONE
     back = return_stride(int(job[words.RETURN_BYTES]), int(job[words.SCALARS]))
     assert back <= shape.stride, "staged rows must fit slots of the ring's size"

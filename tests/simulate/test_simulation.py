@@ -1,0 +1,142 @@
+"""A simulation moves the rows that the routing asks for, conserves bytes, and takes the time of what it models."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from aristos.config import MoEConfig
+from aristos.engine import words
+from aristos.host.nodes import Nodes
+from aristos.placement import Placement
+from aristos.simulate import control as c
+from aristos.simulate import scheduler
+from aristos.simulate.machine import Costs, Kernel, Links, Machine
+from aristos.simulate.outcome import Outcome
+from aristos.simulate.simulation import Layer, Simulation, SimulationEnded
+
+pytestmark = pytest.mark.slow
+HIDDEN, FFN, EXPERTS, TOP_K = 256, 512, 16, 4
+ROW = 2 * HIDDEN
+
+
+def layer(world, tokens, seed=0, uneven=False):
+    """A layer of EXPERTS experts on `world` ranks, and a drawn routing. uneven: every rank has other tokens."""
+    rng = np.random.default_rng(seed)
+    counts = [tokens * (1 + rank % 3) if uneven else tokens for rank in range(world)]
+    ids = [np.argsort(rng.random((n, EXPERTS)), axis=1)[:, :TOP_K].astype(np.int64) for n in counts]
+    cfg = MoEConfig(HIDDEN, FFN, EXPERTS, TOP_K, max_tokens=max(counts), dtype="bfloat16")
+    return Layer(cfg, Placement(None, EXPERTS, world), ids)
+
+
+def simulated(of, ranks_per_node, machine=None, **options):
+    """A simulation of a layer that has run, and its outcome."""
+    world = len(of.ids)
+    sim = Simulation(of, Nodes.of(world, ranks_per_node), machine or Machine(), **options)
+    sim.run()
+    return sim, Outcome.of(sim)
+
+
+def rows_to(of):
+    """[world, world] rows from a source to an owner, counted from the routing."""
+    world = len(of.ids)
+    owner = of.placement.ranks
+    return np.array([np.bincount(owner[ids].ravel(), minlength=world) for ids in of.ids])
+
+
+def crossing(of, nodes):
+    """Rows that cross between nodes: one for each token and rank of another node that has an expert of it."""
+    owner, found = of.placement.ranks, 0
+    for source, ids in enumerate(of.ids):
+        for token in ids:
+            found += sum(nodes.node_of[rank] != nodes.node_of[source] for rank in set(owner[token].tolist()))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("world", "ranks_per_node", "workers", "uneven"),
+    [(1, 1, 1, False), (4, 4, 1, True), (6, 2, 1, True), (4, 1, 2, False)],
+)
+def test_the_rows_of_the_routing_move(world, ranks_per_node, workers, uneven):
+    of = layer(world, 24, uneven=uneven)
+    sim, found = simulated(of, ranks_per_node, workers=workers, calls=3)
+    assert (found.rows == rows_to(of)).all()
+    moved = crossing(of, sim.nodes) * ROW
+    back = int(rows_to(of)[~np.equal.outer(sim.nodes.node_of, sim.nodes.node_of)].sum()) * ROW
+    for rank in sim.ranks:
+        assert int(rank.state[words.OWED]) == int(rank.state[words.UNSENT]) == 0
+    rows = found.put_bytes.sum() / sim.calls
+    assert moved + back <= rows <= (moved + back) * 1.2 + 4096 * world * world  # the rest is records, indices and words
+
+
+def test_bytes_on_links_are_those_that_were_put():
+    of = layer(6, 64)
+    sim, found = simulated(of, 2)
+    crossed = {name: nbytes for name, (nbytes, _) in found.links.items()}
+    node = np.array(sim.nodes.node_of)
+    for n in range(3):
+        out, into = found.put_bytes[node == n].sum(), found.put_bytes[:, node == n].sum()
+        small = 512 * sim.pairs[:, c.PUTS].sum()  # small puts take no share of a link
+        assert out - small <= crossed[f"node {n} out"] <= out + sim.pairs[:, c.PUTS].sum()
+        assert into - small <= crossed[f"node {n} in"] <= into + sim.pairs[:, c.PUTS].sum()
+    assert all(share <= 1 for _, share in found.links.values())
+
+
+def test_equal_options_give_equal_times():
+    of = layer(4, 40)
+    first, second = (simulated(of, 2, workers=2)[1] for _ in range(2))
+    assert (first.calls == second.calls).all()
+    assert (first.ranks == second.ranks).all()
+    assert first.events == second.events
+
+
+def test_one_rank_takes_the_time_of_its_kernels():
+    of = layer(1, 512)
+    rate = 100.0  # GFLOP/s
+    machine = Machine(kernel=Kernel(call=0, rates={1: rate, 384: rate}))
+    _, found = simulated(of, 1, machine)
+    kernels = 4e-6 * HIDDEN * FFN * 512 * TOP_K / rate
+    assert kernels < found.calls[-1] < 1.1 * kernels
+
+
+def test_a_slow_link_binds():
+    of = layer(2, 256)
+    fast, slow = (simulated(of, 1, Machine(links=Links(latency=1.0, rate=rate)))[1] for rate in (100.0, 0.05))
+    least = slow.put_bytes[0, 1] / len(slow.calls) / 0.05 * 1e-6  # ms
+    assert fast.calls[-1] < slow.calls[-1]
+    assert least < slow.calls[-1] < 3 * least
+    assert slow.binds == "network"
+
+
+def test_a_copy_that_costs_more_makes_a_call_longer():
+    of = layer(2, 256)
+    cheap, dear = (
+        simulated(of, 2, Machine(costs=replace(Costs(), copy_kib=kib)))[1].calls[-1] for kib in (10.0, 10_000.0)
+    )
+    copied = ROW / 1024 * max(rows_to(of)[0, 1], rows_to(of)[1, 0])
+    assert dear > cheap + 0.9e-6 * copied * (10_000 - 10)
+
+
+def test_two_workers_share_a_ranks_work():
+    of = layer(2, 384)
+    one, two = (simulated(of, 2, workers=n)[1].calls[-1] for n in (1, 2))
+    assert 0.5 * one <= two < 0.7 * one
+
+
+class OneCalls(Simulation):
+    """A simulation in which only rank 0 makes calls."""
+
+    def _serve(self, run, number):
+        if number == 0:
+            super()._serve(run, number)
+        else:
+            scheduler.wait(number)
+            scheduler.finish(number)
+
+
+def test_a_simulation_that_cannot_go_on_ends():
+    sim = OneCalls(layer(2, 8), Nodes.of(2, 2), Machine())
+    with pytest.raises(SimulationEnded, match=r"no rank can go on at .* ms of virtual time; work is left on rank 0"):
+        sim.run()
