@@ -17,6 +17,7 @@ import numpy as np
 
 from ..bench.arguments import not_negative, positive
 from ..errors import InputError
+from ..row_types import ON_CPUS
 from ._listing import listed, unknown
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def options(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--threads", type=positive, default=1, help="workers of a rank (%(default)s)")
     parser.add_argument("--model", default="olmoe-1b-7b", metavar="NAME", help="'?' lists names (%(default)s)")
     parser.add_argument("--tokens", type=positive, default=1024, help="of each rank and call (%(default)s)")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="bfloat16", help="(%(default)s)")
+    parser.add_argument("--dtype", choices=list(ON_CPUS), default="bfloat16", help="of rows and weights (%(default)s)")
     parser.add_argument("--routing", choices=GENERATORS, default="uniform", help="(%(default)s)")
     parser.add_argument("--calls", type=positive, default=2, help="the last one is reported (%(default)s)")
     parser.add_argument("--seed", type=not_negative, default=0, help="of the routing (%(default)s)")

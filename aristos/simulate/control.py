@@ -89,7 +89,10 @@ MIB = 1 << 20
     FREE_FLOW,  # the first flow that is not in use, -1: none
     LATENCY,  # address: ns of each class
     PROGRESSED,  # ns: when a worker last published a command
-) = range(66)
+    ACTIVE,  # address: the classes that have flows
+    ACTIVES,  # how many these are
+    PLACES,  # address: where each class stands among them
+) = range(69)
 
 # records of actors
 (
@@ -147,7 +150,7 @@ EVENT_WORDS = 7  # time, number, kind, four arguments
 INTERRUPTED, STUCK, FULL, FAILED = 1, 2, 3, 4
 STUCK_NS = 120 * 10**9  # virtual time after which a simulation without a published command has no hope
 
-CONTROL = aligned((64 + 16,), np.int64)
+CONTROL = aligned((80,), np.int64)
 CONTROL[:] = 0
 _control = address_of("aristos_simulated_words", CONTROL)
 

@@ -64,7 +64,21 @@ def begin(pair, nbytes):
     mem.store(place, flow)
     count = entry(c.CLASS_FLOWS, which)
     mem.store(count, mem.load(count) + 1)
+    if mem.load(count) == 1:
+        mem.store(entry(c.PLACES, which), get(c.ACTIVES))
+        mem.store(entry(c.ACTIVE, get(c.ACTIVES)), which)
+        put(c.ACTIVES, get(c.ACTIVES) + 1)
     put(c.CHANGED, 1)
+
+
+@jit
+def leave(which):
+    """Take a class that has no flow left out of the list of those that have."""
+    last = get(c.ACTIVES) - 1
+    put(c.ACTIVES, last)
+    place, other = mem.load(entry(c.PLACES, which)), mem.load(entry(c.ACTIVE, last))
+    mem.store(entry(c.ACTIVE, place), other)
+    mem.store(entry(c.PLACES, other), place)
 
 
 @jit
@@ -76,14 +90,13 @@ def advance(time):
     fill()
     put(c.NETWORK_TIME, time)
     most = get(c.ROUTE_MOST)
-    for which in range(get(c.CLASSES)):
+    for i in range(get(c.ACTIVES)):
+        which = mem.load(entry(c.ACTIVE, i))
         flows = mem.load(entry(c.CLASS_FLOWS, which))
-        if flows == 0:
-            continue
         more = load_real(rate(which)) * passed
         store_real(sent(which), load_real(sent(which)) + more)
-        for i in range(which * most, (which + 1) * most):
-            link = mem.load(entry(c.ROUTES, i))
+        for hop in range(which * most, (which + 1) * most):
+            link = mem.load(entry(c.ROUTES, hop))
             if link < 0:
                 break
             crossed = entry(c.LINK_BYTES, link)
@@ -96,17 +109,15 @@ def fill():
     if get(c.CHANGED) == 0:
         return
     put(c.CHANGED, 0)
-    classes, links, most = get(c.CLASSES), get(c.LINKS), get(c.ROUTE_MOST)
+    links, most = get(c.LINKS), get(c.ROUTE_MOST)
     for link in range(links):
         store_real(entry(c.SHARES, link), load_real(entry(c.CAPACITY, link)))
         mem.store(entry(c.COUNTS, link), 0)
-    left = 0
-    for which in range(classes):
-        flows = mem.load(entry(c.CLASS_FLOWS, which))
-        mem.store(entry(c.FIXED, which), 1 if flows == 0 else 0)
-        if flows > 0:
-            left += 1
-            take(which, most, 0.0, flows)
+    left = get(c.ACTIVES)
+    for i in range(left):
+        which = mem.load(entry(c.ACTIVE, i))
+        mem.store(entry(c.FIXED, which), 0)
+        take(which, most, 0.0, mem.load(entry(c.CLASS_FLOWS, which)))
     while left > 0:
         tightest, least = -1, np.inf
         for link in range(links):
@@ -117,7 +128,7 @@ def fill():
                     tightest, least = link, share
         for m in range(mem.load(entry(c.LINK_STARTS, tightest)), mem.load(entry(c.LINK_STARTS, tightest + 1))):
             which = mem.load(entry(c.LINK_CLASSES, m))
-            if mem.load(entry(c.FIXED, which)) == 0:
+            if mem.load(entry(c.FIXED, which)) == 0 and mem.load(entry(c.CLASS_FLOWS, which)) > 0:
                 mem.store(entry(c.FIXED, which), 1)
                 store_real(rate(which), least)
                 left -= 1
@@ -142,11 +153,11 @@ def take(which, most, capacity, flows):
 def next_end():
     """When the first flow ends at the present rates, in whole ns, rounded up; NEVER without flows."""
     soonest = np.inf
-    for which in range(get(c.CLASSES)):
-        first = mem.load(entry(c.CLASS_FIRST, which))
-        if first >= 0:
-            left = load_real(record(first) + WORD * c.FLOW_END) - load_real(sent(which))
-            soonest = min(soonest, left / load_real(rate(which)))
+    for i in range(get(c.ACTIVES)):
+        which = mem.load(entry(c.ACTIVE, i))
+        first = record(mem.load(entry(c.CLASS_FIRST, which)))
+        left = load_real(first + WORD * c.FLOW_END) - load_real(sent(which))
+        soonest = min(soonest, left / load_real(rate(which)))
     if soonest == np.inf:
         return c.NEVER
     return get(c.NETWORK_TIME) + max(1, int(np.ceil(soonest)))
@@ -163,7 +174,8 @@ def due():
 def end_flows(time):
     """Advance to a time at which a flow ends, and end every flow that has sent all its bytes."""
     advance(time)
-    for which in range(get(c.CLASSES)):
+    for i in range(get(c.ACTIVES) - 1, -1, -1):  # a class that leaves is replaced by one that has been seen
+        which = mem.load(entry(c.ACTIVE, i))
         first, count = entry(c.CLASS_FIRST, which), entry(c.CLASS_FLOWS, which)
         while True:
             flow = mem.load(first)
@@ -177,3 +189,5 @@ def end_flows(time):
             put(c.CHANGED, 1)
             pair = mem.load(record(flow) + WORD * c.FLOW_PAIR)
             push(time + latency(pair), c.LAND_PUT, pair, 0, 0, 0)
+        if mem.load(count) == 0:
+            leave(which)

@@ -219,6 +219,7 @@ class Simulation:
             (c.CLASS_FLOWS, self._words(classes)), (c.CLASS_NUMBERS, np.zeros(2 * classes)),
             (c.CLASS_FIRST, np.full(classes, -1, np.int64)), (c.SHARES, np.zeros(links)),
             (c.COUNTS, self._words(links)), (c.FIXED, self._words(classes)),
+            (c.ACTIVE, self._words(classes)), (c.PLACES, self._words(classes)),
         ):  # fmt: skip
             self._point(word, array)
         self.link_bytes = self._point(c.LINK_BYTES, np.zeros(links))

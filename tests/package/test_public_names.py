@@ -15,7 +15,19 @@ import aristos
 from aristos import errors
 from aristos.host.versions import versions
 
-PRIVATE = {"cli", "doctor", "engine", "explore", "host", "launcher", "layer", "primitives", "report", "substrate"}
+PRIVATE = {
+    "cli",
+    "doctor",
+    "engine",
+    "explore",
+    "host",
+    "launcher",
+    "layer",
+    "primitives",
+    "report",
+    "simulate",
+    "substrate",
+}
 PRIVATE |= {
     "config",
     "quantised",

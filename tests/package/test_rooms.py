@@ -76,6 +76,7 @@ def test_imports_by_a_computed_name_are_known(draw):
         "aristos.bench.delay.steps",
         "aristos.explore.catalogue",
         "aristos.explore.compiled.copies",
+        "aristos.simulate.copied",
     }
 
 

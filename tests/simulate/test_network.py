@@ -34,7 +34,8 @@ class Network:
             c.CLASS_OF_PAIR: np.arange(classes), c.CLASS_FLOWS: np.zeros(classes, np.int64),
             c.CLASS_NUMBERS: self.numbers, c.CLASS_FIRST: np.full(classes, -1, np.int64), c.SHARES: np.zeros(links),
             c.COUNTS: np.zeros(links, np.int64), c.FIXED: np.zeros(classes, np.int64), c.LINK_BYTES: self.crossed,
-            c.FLOWS: flows, c.HEAP: self.heap,
+            c.ACTIVE: np.zeros(classes, np.int64), c.PLACES: np.zeros(classes, np.int64), c.FLOWS: flows,
+            c.HEAP: self.heap,
         }  # fmt: skip
         for word, array in self.kept.items():
             CONTROL[word] = array.ctypes.data
