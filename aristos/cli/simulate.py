@@ -17,6 +17,7 @@ import numpy as np
 
 from ..bench.arguments import not_negative, positive
 from ..errors import InputError
+from ..host import launch_environment
 from ..row_types import ON_CPUS
 from ._listing import listed, unknown
 
@@ -34,7 +35,7 @@ def options(argv: list[str]) -> argparse.Namespace:
     from ..bench.routing import GENERATORS
     from ..models import PRESETS
 
-    parser = argparse.ArgumentParser(
+    parser = launch_environment.OneRankParser(
         prog="aristos simulate",
         description="Run the engine's own compiled steps in virtual time, over a modelled network between nodes.",
     )

@@ -46,11 +46,13 @@ class Kernel:
     def table(self, most: int) -> np.ndarray:
         """[most + 1] float64: ns for each million operations of a run, by its rows.
 
-        The time of a run is linear between known numbers of rows.
+        The time of a run is linear between known numbers of rows. Longer runs have the rate of the longest known one,
+        and shorter ones take as long as the shortest.
         """
-        rows = np.array(sorted(self.rates))
-        took = np.interp(np.arange(most + 1), rows, [n / self.rates[n] for n in rows.tolist()])
-        return 1e6 * took / np.maximum(1, np.arange(most + 1))
+        known, rows = np.array(sorted(self.rates)), np.arange(most + 1)
+        took = np.interp(rows, known, [n / self.rates[n] for n in known.tolist()])
+        took = np.maximum(took, rows / self.rates[int(known[-1])] * (rows > known[-1]))
+        return 1e6 * took / np.maximum(1, rows)
 
 
 @dataclass(frozen=True)

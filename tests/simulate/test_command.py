@@ -1,0 +1,78 @@
+"""`aristos simulate` refuses what it cannot simulate by one line, and prints what it found."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from aristos.cli import simulate
+from aristos.errors import InputError
+from aristos.simulate import machines
+from aristos.simulate.machine import Kernel
+
+FILE = "links: {latency: 1.5, rate: 12}\nkernel: {call: 0, rates: {1: 10, 384: 100}}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("- 1", "must be a mapping with links, costs or kernel, got list"),
+        ("links: {rate: 0}", "rate in links of m.yaml must be a positive number, got 0"),
+        ("links: {rate: .nan}", "must be a positive number, got nan"),
+        ("links: {latency: -1}", "latency in links of m.yaml must be a not negative number, got -1"),
+        ("links: [1]", r"links of m.yaml must be a mapping, got \[1\]"),
+        ("cables: {}", "m.yaml may have links, costs, kernel, got cables"),
+        ("costs: {teleport: 1}", "costs of m.yaml may have .*, got teleport"),
+        ("kernel: {rates: {}}", "rates in kernel of m.yaml must be positive GFLOP/s by rows"),
+        ("kernel: {rates: {0: 5}}", "rates in kernel of m.yaml must be positive GFLOP/s by rows"),
+        ("links: {", "m.yaml must be YAML"),
+    ],
+)
+def test_a_wrong_machine_is_refused(text, message):
+    with pytest.raises(InputError, match=message):
+        machines.from_text(text, "m.yaml")
+
+
+def test_a_file_sets_what_it_names():
+    machine = machines.from_text(FILE, "m.yaml")
+    assert (machine.links.latency, machine.links.rate, machine.costs.put) == (1.5, 12, 300)
+
+
+def test_a_runs_time_is_linear_between_known_rows():
+    table = Kernel(call=0, rates={1: 10, 11: 55}).table(20)
+    assert table[1] == pytest.approx(1e6 / 10)
+    assert table[20] == pytest.approx(1e6 / 55)
+    assert 6 * table[6] == pytest.approx((table[1] + 11 * table[11]) / 2)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--model", "olmo"], "'olmo' is not known"),
+        (["--machine", "nowhere"], "--machine must be a file or one of perlmutter-cpu"),
+        (["--nodes", "600", "--ranks-per-node", "2"], "at most 1024 ranks can be simulated, got 1200"),
+        (["--nodes", "0"], "--nodes"),
+    ],
+)
+def test_a_wrong_option_is_refused(argv, message, capsys):
+    try:
+        code = simulate.main(argv)
+    except SystemExit as end:
+        code = end.code
+    assert code == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_command_prints_what_it_found(tmp_path, capsys):
+    machine = tmp_path / "machine.yaml"
+    machine.write_text(FILE)
+    argv = ["--machine", str(machine), "--nodes", "2", "--ranks-per-node", "2", "--model", "c", "--tokens", "16"]
+    assert simulate.main([*argv, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["ranks"] == 4
+    assert found["call_ms"][-1] > 0
+    assert 0.99 < sum(found["shares"].values()) < 1.01
+    assert simulate.main(argv) == 0
+    assert f"call           {found['call_ms'][-1]:.3f} ms" in capsys.readouterr().out
