@@ -164,7 +164,7 @@ class Simulation:
         for word, value in (
             (c.WORLD, world), (c.WORKERS, self.workers), (c.CALLS, self.calls), (c.RANK_BYTES, self.regions.rank_bytes),
             (c.REGION_BYTES, self.regions.region_bytes), (c.CODED_AT, self.regions.layout.coded),
-            (c.MEMORY, self.regions.base), (c.SMALL_BYTES, 512), (c.AHEAD, 0),
+            (c.MEMORY, self.regions.base), (c.SMALL_BYTES, 512), (c.AHEAD, self._ahead()),
         ):  # fmt: skip
             self._set(word, value)
         most = 4 * self.actors + 4 * world * world + 1024
@@ -174,6 +174,13 @@ class Simulation:
         self._fill_costs()
         self._fill_actors()
         self._fill_network()
+
+    def _ahead(self) -> float:
+        """ns that a rank may run ahead of others: no word reaches another rank sooner. Workers of a rank share words."""
+        if self.workers > 1:
+            return 0
+        local = len(set(self.nodes.node_of)) < self.world
+        return min(self.machine.costs.local if local else np.inf, 1e3 * self.machine.links.latency)
 
     def _fill_costs(self) -> None:
         costs, kernel = self.machine.costs, self.machine.kernel
