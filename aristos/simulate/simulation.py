@@ -176,7 +176,7 @@ class Simulation:
         self._fill_network()
 
     def _ahead(self) -> float:
-        """ns that a rank may run ahead of others: no word reaches another rank sooner. Workers of a rank share words."""
+        """ns that a rank may run ahead of others: no word reaches them sooner. Workers of a rank share words."""
         if self.workers > 1:
             return 0
         local = len(set(self.nodes.node_of)) < self.world
