@@ -130,7 +130,7 @@ def routed_outside(ids: Any, weights: Any, layer: int, has_router: bool) -> bool
     """Whether a call brings its own routing. Raises InputError for ids without weights, or for no routing at all."""
     if (ids is None) != (weights is None):
         raise InputError(
-            "ids and weights must be given together, got one of them: give both, or neither in a layer with a router"
+            "ids and weights must be given together, got only one: give both, or give neither if the layer has a router"
         )
     if ids is None and not has_router:
         raise NotLoaded(f"layer {layer} was loaded without a router: give ids and weights", ROUTER)
@@ -180,5 +180,5 @@ def explain_ids(ids: np.ndarray, experts: int) -> str:
         if (row < -1).any() or (row >= experts).any():
             return f"ids of token {t} must be in -1..{experts - 1}, got {row.tolist()}"
         if len(set(taken.tolist())) < len(taken):
-            return f"ids of token {t} name an expert twice: {row.tolist()}"
+            return f"ids of token {t} must name each expert once at most, got {row.tolist()}"
     return "ids are out of range or repeated"

@@ -233,9 +233,9 @@ class BackwardCalls:
         for rank, (_, theirs) in enumerate(reports):
             if theirs != name:
                 raise MismatchError(
-                    "backward must get the tape of the same forward call and equally many pieces on all ranks: rank"
-                    f" {rank}"
-                    f" has (layer, tape, pieces) {theirs}, rank {group.rank} {name}"
+                    "backward must get the tape of the same forward call, and the same number of pieces, on all ranks:"
+                    f" rank {rank}"
+                    f" has (layer, tape, pieces) {theirs}, and rank {group.rank} has {name}"
                 )
 
     def _finish(self, weights: TrainedWeights, tokens: _Tokens, dlogits: np.ndarray | None, pieces: int) -> np.ndarray:

@@ -131,7 +131,7 @@ class Bulk:
             received = sent
         else:
             each = np.full(world, sent[0].nbytes)
-            self._blocking(job, st, "Alltoall of counts", lambda comm: comm.Alltoall(sent, received), each)
+            self._blocking(job, st, "MPI_Alltoall of row counts", lambda comm: comm.Alltoall(sent, received), each)
         alike = received[:, :status] == sent[me, :status]
         same, same_call = alike.all(1), alike[:, :placement].all(1)
         statuses = received[:, status]  # a refusal is raised even if the calls differ too
@@ -166,7 +166,7 @@ class Bulk:
             self._blocking(
                 job,
                 st,
-                "Alltoallv of rows",
+                "MPI_Alltoallv of rows",
                 lambda comm: comm.Alltoallv(
                     [out, (sent, np.cumsum(sent) - sent), row], [into, (came, np.cumsum(came) - came), row]
                 ),

@@ -35,7 +35,7 @@ def why(status: int) -> str:
     """Why a rank refused its input, by the status that it announced."""
     if status >= codes.NOT_LOADED:
         return f"it has not loaded {part_name(status - codes.NOT_LOADED)} of this layer"
-    return _WHY.get(status, "its own error says why")
+    return _WHY.get(status, "see the error of that rank")
 
 
 def status_of(error: Exception | None) -> int:
@@ -173,8 +173,8 @@ class Membership:
         first = runtime.group.ranks_per_node
         if problem is None and first != self.nodes:
             problem = InputError(
-                f"ranks_per_node must be {first} as for the other objects on this communicator, got {self.nodes}:"
-                " pass a communicator of its own (comm.Dup())"
+                f"ranks_per_node must be {first}, as for the other objects on this communicator, got {self.nodes}:"
+                " pass another communicator (comm.Dup())"
             )
         common = {} if isinstance(request, AristosError) else request.alike
         alike = {**common, "ranks_per_node": str(self.nodes)}
@@ -241,16 +241,16 @@ class Membership:
                 continue
             if status == codes.MISMATCH:
                 raise MismatchError(
-                    f"rank {rank} made another call than rank {self.rank}: layer, object, top_k or width differ;"
+                    f"rank {rank} made a different call from rank {self.rank}: layer, object, top_k or width differ;"
                     " make the same calls in the same order on every rank"
                 )
             if status == codes.MISPLACED:
                 raise MismatchError(
-                    f"rank {rank} has another placement than rank {self.rank}: the ranks that hold experts must be the"
-                    " same on all ranks; change a placement on all of them before the next call"
+                    f"rank {rank} has a different placement from rank {self.rank}: a placement must be equal on all"
+                    " ranks; change the placement on every rank before the next call"
                 )
             raise PeerInputError(
-                f"rank {rank} refused its input ({why(status)}): this call has no result, the layer stays usable"
+                f"rank {rank} refused its input ({why(status)}): this call has no result, but the layer stays usable"
             )
 
     def alive(self) -> Runtime:

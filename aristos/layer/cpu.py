@@ -126,7 +126,7 @@ class CpuBackend(Backend):
             raise InputError(f"sms applies only to backend='cuda', got {sms!r}")
         if cfg.dtype not in ELEMENTS:
             known = ", ".join(ELEMENTS)
-            raise InputError(f"backend='cpu' computes in {known}, got dtype={cfg.dtype!r}: pass backend='cuda'")
+            raise InputError(f"dtype must be one of {known} with backend='cpu', got {cfg.dtype!r}: pass backend='cuda'")
 
     @staticmethod
     def needs(cfg: MoEConfig, runtime: Runtime | None, sms: int | None = None, train: bool = False) -> Needs:

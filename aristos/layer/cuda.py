@@ -131,8 +131,8 @@ class CudaBackend(Backend):
         if capturing:
             if not self._jobs.current(call.layer):
                 raise InputError(
-                    "a captured call needs jobs of the current memory, and another layer has changed it: make a call"
-                    " outside the capture first"
+                    "GPU memory has changed since this layer was last called, and a capture cannot follow the change:"
+                    " call the layer once outside the capture, then capture"
                 )
             call.before, call.after = [], []  # a capture contains no work of other streams
 
@@ -257,14 +257,18 @@ class CudaBackend(Backend):
             return
         reason = why(int(state[words.KEPT_STATUS]))
         if state[words.KEPT_RANK] == self.member.rank:
-            raise InputError(f"an earlier call since the last synchronize() was refused here ({reason})")
-        raise PeerInputError(f"rank {int(state[words.KEPT_RANK])} refused an earlier call's input ({reason})")
+            raise InputError(f"this rank refused its input of an earlier call since the last synchronize() ({reason})")
+        raise PeerInputError(f"rank {int(state[words.KEPT_RANK])} refused its input of an earlier call ({reason})")
 
     def _own_problem(self, call: DeviceCall, status: int) -> str:
         """Why the GPU has refused this rank's routing."""
         if call.host_ids is None:
-            what = "ids must be in 0..E-1 or -1, none twice in a token" if status == codes.BAD_IDS else None
-            given = "weights of choices taken" if call.routed else "router scores"
+            what = (
+                "ids must be in 0..E-1 or -1, and no expert may come twice in a token"
+                if status == codes.BAD_IDS
+                else None
+            )
+            given = "weights of all choices but -1" if call.routed else "router scores"
             if self.cfgs[call.layer].shared_sigmoid:
                 given += ", and x times shared_sigmoid,"
             return what or f"{given} must be finite, got NaN or infinity"

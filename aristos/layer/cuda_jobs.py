@@ -54,8 +54,8 @@ class LayerJobs:
             blocks, fit = self.blocks[tile.m], self._runtime.blocks.resident(tile, counted=True)
             if fit < blocks:
                 raise EnvironmentProblem(
-                    f"{device.name} holds {fit} blocks of {persistent.layer_kernel(tile, True).name} for each rank and"
-                    f" this layer launches {blocks}: make the layer with sms={device.sms} for timeline(True)"
+                    f"timeline(True) needs {blocks} blocks of {persistent.layer_kernel(tile, True).name}, as this layer"
+                    f" launches, but {device.name} holds {fit} for each rank: make the layer with sms={device.sms}"
                 )
 
     def fill(self, layer: int) -> None:

@@ -70,13 +70,13 @@ def _interface(name: str, value: Any) -> DeviceRows:
         strides = tuple(int(n) for n in interface.get("strides") or contiguous(shape, dtype.itemsize))
     except (TypeError, KeyError, ValueError, IndexError) as error:
         raise InputError(
-            f"{name}: its __cuda_array_interface__ must have data, shape and a typestr,"
+            f"the __cuda_array_interface__ of {name} must have data, shape and a typestr,"
             f" got {interface!r:.200} ({error})"
         ) from error
     stream = interface.get("stream")
     problem = "a mask" if interface.get("mask") is not None else ""
-    problem = problem or ("the other byte order" if not dtype.isnative else "")
-    problem = problem or (f"{len(strides)} strides" if len(strides) != len(shape) else "")
+    problem = problem or ("a byte order that is not this machine's" if not dtype.isnative else "")
+    problem = problem or (f"{len(strides)} strides for {len(shape)} dimensions" if len(strides) != len(shape) else "")
     problem = problem or ("stream 0, which the interface forbids" if stream == 0 else "")
     if problem:
         raise InputError(f"{name} cannot be read, because it has {problem}: shape {list(shape)}, typestr {text!r}")
@@ -86,7 +86,7 @@ def _interface(name: str, value: Any) -> DeviceRows:
 
 def _check_shape(name: str, shape: tuple[int, ...]) -> None:
     if min(shape, default=0) < 0:
-        raise InputError(f"{name} has a negative size: shape {list(shape)}")
+        raise InputError(f"{name} must have no negative size, got shape {list(shape)}")
 
 
 def overlap(a: DeviceRows, b: DeviceRows) -> bool:
@@ -129,15 +129,15 @@ def _dlpack(name: str, value: Any, stream: int) -> DeviceRows:
         pointer.restype, pointer.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
         tensor = _Tensor.from_address(pointer(capsule, b"dltensor"))
     except (BufferError, ValueError, TypeError, RuntimeError) as error:
-        raise InputError(f"{name}: no DLPack capsule of it can be read: {type(error).__name__}: {error}") from error
+        raise InputError(f"the DLPack capsule of {name} cannot be read: {type(error).__name__}: {error}") from error
     dtype = "bfloat16" if tensor.code == 4 and tensor.bits == 16 else None
     for letter, code in CODES.items():
         if tensor.code == code and tensor.bits in (8, 16, 32, 64) and not (letter == "f" and tensor.bits == 8):
             dtype = np.dtype(f"{letter}{tensor.bits // 8}").name
     if dtype is None or tensor.lanes != 1:
         raise InputError(
-            f"{name}: a DLPack type with code {tensor.code} and {tensor.bits} bits in {tensor.lanes} lanes is not"
-            " known here"
+            f"{name} must have a DLPack type that Aristos knows, got code {tensor.code}, {tensor.bits} bits and"
+            f" {tensor.lanes} lanes"
         )
     shape = tuple(tensor.shape[i] for i in range(tensor.ndim))
     _check_shape(name, shape)
@@ -172,7 +172,9 @@ def rows(name: str, array: DeviceRows, width: int, dtype: str) -> tuple[tuple[in
     """
     wanted = ROW_TYPES[dtype].stored
     if array.dtype != wanted and not (wanted == "bfloat16" and array.dtype in BITS):
-        raise InputError(f"{name} must have dtype {wanted}, got {array.dtype}: cast it yourself, none is done silently")
+        raise InputError(
+            f"{name} must have dtype {wanted}, got {array.dtype}: cast it yourself, arrays are never cast silently"
+        )
     if not array.shape or array.shape[-1] != width:
         raise InputError(f"{name} must have shape [..., {width}], got {list(array.shape)}")
     size, lead = _size(array.dtype), array.shape[:-1]
@@ -189,7 +191,7 @@ def rows(name: str, array: DeviceRows, width: int, dtype: str) -> tuple[tuple[in
         or step < size * width
     ):
         raise InputError(
-            f"{name} must have rows that follow each other and start on {LINE} bytes, got address"
+            f"{name} must have contiguous rows that start at multiples of {LINE} bytes, got address"
             f" {array.address:#x} and strides {array.strides}: make a contiguous copy"
         )
     return lead, step
@@ -204,7 +206,7 @@ def whole(name: str, array: DeviceRows, shape: tuple[int, ...], dtype: str) -> i
             f" {list(array.shape)} with strides {array.strides}"
         )
     if array.address % _size(dtype):
-        raise InputError(f"{name} must start on {_size(dtype)} bytes, got address {array.address:#x}")
+        raise InputError(f"{name} must start at a multiple of {_size(dtype)} bytes, got address {array.address:#x}")
     return array.address
 
 

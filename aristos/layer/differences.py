@@ -39,9 +39,9 @@ def differences(first: Fields, second: Fields, one: str, other: str) -> str:
     names = [name for name in first if name in second and first[name] != second[name]]
     names = names or sorted(first.keys() ^ second.keys())
     said = [
-        f"{name}: {one} has {_shown(first.get(name))}, {other} {_shown(second.get(name))}" for name in names[:SHOWN]
+        f"{name}: {one} has {_shown(first.get(name))}, {other} has {_shown(second.get(name))}" for name in names[:SHOWN]
     ]
-    return "; ".join(said) + (f"; {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+    return "; ".join(said) + (f"; {len(names) - SHOWN} more differ" if len(names) > SHOWN else "")
 
 
 def _shown(text: str | None) -> str:

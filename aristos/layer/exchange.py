@@ -336,7 +336,9 @@ class Exchange(Collective):
         """
         self._alive()
         if self._open is None or handle is not self._open:
-            raise OpenCallError("combine needs the handle of the dispatch that is open on this exchange")
+            raise OpenCallError(
+                "combine() must get the handle that the last dispatch() of this exchange returned, once"
+            )
         problem: Exception | None = None
         back = y = scale = None
         try:

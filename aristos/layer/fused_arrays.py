@@ -60,7 +60,7 @@ def _parts(name: str, value: Any, dims: int, outputs: int, alternate: bool) -> t
 
 def _part(name: str, value: Any, dims: int, outputs: int, alternate: bool) -> tuple[Any, Any]:
     if isinstance(value, Quantised):
-        raise InputError(f"{name} must be arrays, got packed weights: pass gate= and up= instead")
+        raise InputError(f"{name} must be an array, got packed weights: pass gate= and up= instead")
     array = arrays.view(name, value)
     if array.ndim != dims or array.shape[outputs] % 2:
         raise InputError(

@@ -203,8 +203,8 @@ class FusedBackward(BackwardCalls):
             statuses = state[job[words.T_PEER_STATUS] :][: self.member.world].tolist()
             if codes.MISMATCH in statuses:
                 raise MismatchError(
-                    "backward must get the tape of the same forward call and equally many pieces on all ranks: rank"
-                    f" {statuses.index(codes.MISMATCH)} made another call than rank {me}"
+                    "backward must get the tape of the same forward call, and the same number of pieces, on all ranks:"
+                    f" rank {statuses.index(codes.MISMATCH)} made a different call from rank {me}"
                 )
             if self.member.world > 1:
                 self.member.raise_peer_problem(job)

@@ -98,7 +98,7 @@ class Given:
             return self.codes(name, value)
         array = checked_array(name, value, self.bits)
         if array.shape != shape:
-            hint = f": that is its shape with {self.other}" if array.shape == shape[::-1] and array.ndim == 2 else ""
+            hint = f": this shape is right with {self.other}" if array.shape == shape[::-1] and array.ndim == 2 else ""
             raise InputError(f"{name} must have shape {list(shape)}, got {list(array.shape)}{hint}")
         self.check_values(name, name.removeprefix("shared_"), array)
         return self.inputs_first(array)
@@ -112,8 +112,8 @@ class Given:
         if value.type != self.cfg.packed or value.shape != wanted:
             asked = self.cfg.packed or f"arrays of {self.cfg.dtype}"
             raise InputError(
-                f"{name} must be {list(wanted)} of {asked}, as the configuration says, got {list(value.shape)} of"
-                f" {value.type}"
+                f"{name} must have shape {list(wanted)} and type {asked}, as the configuration says, got"
+                f" {list(value.shape)} and {value.type}"
             )
         return value
 
@@ -159,7 +159,9 @@ class Given:
         found = self.present({name: given[f"shared_{name}"] for name in PROJECTIONS}, "shared_")
         if cfg.shared_sigmoid != (given["shared_sigmoid"] is not None):
             came = "None" if cfg.shared_sigmoid else "an array"
-            raise InputError(f"{self.call}: shared_sigmoid= must fit shared_sigmoid={cfg.shared_sigmoid}, got {came}")
+            raise InputError(
+                f"{self.call}: shared_sigmoid= must fit the configuration's {cfg.shared_sigmoid}, got {came}"
+            )
         names = [*(f"shared_{name}" for name in found), *(["shared_sigmoid"] if cfg.shared_sigmoid else [])]
         wanted = shapes(cfg, self.layout)
         return {name: self.one(name, given[name], wanted[name]) for name in names}
@@ -242,7 +244,7 @@ class GivenLayer(Given):
                     changed.append(f"local={wanted[0]} ({held})")
                 if wanted[1] != self.layout:
                     changed.append(_in_words(wanted[1]))
-                return ": that is its shape with " + " and ".join(changed)
+                return ": this shape is right with " + " and ".join(changed)
         return ""
 
 

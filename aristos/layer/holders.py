@@ -62,11 +62,11 @@ class Holders:
 
     def _meet(self, isa: str | None, holders: Sequence[Sequence[int]]) -> None:
         """Compare instruction sets, and make the communicators."""
-        isas = self.group.allgather(isa, "the instruction sets of the groups of a plan")
+        isas = self.group.allgather(isa, "the instruction sets of a plan's groups")
         if len(set(isas)) > 1:
             raise MismatchError(
-                f"train=True requires one instruction set in all groups of a plan, got {', '.join(map(str, isas))} by"
-                " rank: set ARISTOS_ISA on all ranks to one that all have"
+                f"train=True requires one instruction set in all groups of a plan, got {', '.join(map(str, isas))} on"
+                " ranks 0, 1 and so on: set ARISTOS_ISA on all ranks to one that all have"
             )
         self._first = [ranks[0] for ranks in holders]
         experts: dict[tuple[int, ...], list[int]] = {}

@@ -413,7 +413,7 @@ class LoadedWeights:
         check_layer(layer, len(self._backend.cfgs))
         loaded = self._backend.weights[layer]
         if loaded is None:
-            raise NotLoaded(f"layer {layer} has no weights: load() it first", WEIGHTS)
+            raise NotLoaded(f"layer {layer} has no weights: call load() first", WEIGHTS)
         loaded.check(layer)
         return loaded
 
@@ -422,5 +422,5 @@ class LoadedWeights:
         if self.half_changed:
             raise InputError(
                 "the weights are half changed, because step() or restore() was interrupted while it wrote them:"
-                " restore() what was saved"
+                " call restore() with a saved directory"
             )

@@ -205,7 +205,9 @@ class SavedWeights:
 
         def arrays_of(name: str, arrays: Arrays, rest: bool) -> Arrays:
             if about.files is not None and name not in about.files:
-                raise CheckpointError(f"{folder.parent / saving.MANIFEST} names no {name}: the save lacks it")
+                raise CheckpointError(
+                    f"{folder.parent / saving.MANIFEST} does not name the file {name}: the save is incomplete"
+                )
             recorded = None if about.files is None else about.files[name]
             wanted = {key: array.shape for key, array in arrays.items()}
             return saved_files.read_arrays(folder / name, wanted, rest, recorded)
@@ -245,7 +247,7 @@ class SavedWeights:
         if optimizer is None:
             return {"optimizer": "None"}
         if getattr(optimizer, "training", None) is not self._training:
-            raise InputError(f"optimizer must be one of this layer object's, got {quoted(optimizer)}")
+            raise InputError(f"optimizer must belong to this layer object, got {quoted(optimizer)}")
         optimizer.check_dense()
         whole("the optimizer's steps plus one", optimizer.steps + 1)
         for layer, states in enumerate(optimizer.states):
@@ -283,7 +285,7 @@ class SavedWeights:
 def _named(directory: str | os.PathLike[str]) -> Path:
     """The directory. Raises InputError for the empty name, which would be the current directory."""
     if not os.fspath(directory):
-        raise InputError(f"directory must have a name, got {quoted(directory)}; the current directory is '.'")
+        raise InputError(f"directory must have a name, got {quoted(directory)}: pass '.' for the current directory")
     return Path(directory)
 
 
@@ -302,9 +304,11 @@ def check_layers(directory: Any, saved: Sequence[Fields], here: Sequence[Fields]
         raise CheckpointError(f"{directory} must hold {len(here)} layers as this object does, got {len(saved)}")
     odd = [layer for layer, each in enumerate(here) if saved[layer] != each]
     if odd:
-        unlike = differences(saved[odd[0]], here[odd[0]], "it", "this object")
+        unlike = differences(saved[odd[0]], here[odd[0]], "the save", "this object")
         more = f"; {len(odd) - 1} more layers differ" if len(odd) > 1 else ""
-        raise CheckpointError(f"{directory} holds another layer {odd[0]} than this object's: {unlike}{more}")
+        raise CheckpointError(
+            f"{directory} must hold layers like this object's, but layer {odd[0]} differs: {unlike}{more}"
+        )
 
 
 def _json(extra: Any) -> str:
@@ -329,13 +333,13 @@ def _check_extra(value: Any, where: str, depth: int) -> None:
     if type(value) is dict:
         for key, each in value.items():
             if type(key) is not str:
-                raise InputError(f"keys of {where} must be texts, got {quoted(key)}")
+                raise InputError(f"keys of {where} must be strings, got {quoted(key)}")
             _check_extra(each, f"{where}[{key!r}]", depth + 1)
     elif type(value) is list:
         for i, each in enumerate(value):
             _check_extra(each, f"{where}[{i}]", depth + 1)
     elif not (value is None or type(value) in (bool, int, str) or (type(value) is float and math.isfinite(value))):
         raise InputError(
-            f"{where} must be None, a boolean, a finite number, a text, a list or a dict, of Python's own types, got"
-            f" {quoted(value)}: an array is saved as tolist(), a number of NumPy as item()"
+            f"{where} must be None, a boolean, a finite number, a string, a list or a dict, of Python's own types, got"
+            f" {quoted(value)}: save an array as its tolist(), a NumPy number as its item()"
         )

@@ -112,7 +112,7 @@ def checked_options(cfg: Any, layers: Any, schedule: Any, backend: Any) -> tuple
             if getattr(each, name) != getattr(cfgs[0], name):
                 raise InputError(
                     f"layers of one object must have equal {', '.join(COMMON)}, got {name}={getattr(each, name)!r} in"
-                    f" layer {number} and {getattr(cfgs[0], name)!r} in layer 0: make an object for each"
+                    f" layer {number} and {getattr(cfgs[0], name)!r} in layer 0: make an object for each of them"
                 )
     if not isinstance(schedule, str) or schedule not in ("fused", "bulk"):
         raise InputError(f"schedule must be 'fused' or 'bulk', got {schedule!r}")

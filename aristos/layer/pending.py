@@ -59,7 +59,7 @@ class PendingCall:
         """
         if self._abandoned:
             raise ClosedError(
-                "this layer was closed, so the call that start() began has no result: wait() before close()"
+                "this layer was closed, so the call that start() began has no result: call wait() before close()"
             )
         if self._done is None:
             raise InputError("wait() may be called once for each started call, got a second wait()")
@@ -112,7 +112,7 @@ class OpenCalls:
     def settled(self) -> Runtime:
         """The runtime; raises OpenCallError while a started call of this object is open."""
         if self.started() is not None:
-            raise OpenCallError("a call that start() began is open: wait() for it first")
+            raise OpenCallError("a call that start() began is open: call its wait() first")
         runtime = self._member.alive()
         runtime.end_dropped_call()
         return runtime
@@ -121,7 +121,7 @@ class OpenCalls:
         """Raise OpenCallError if a call of this object or a tape of the layer is open: weights may not change then."""
         runtime = self.settled()
         if runtime.open and runtime.caller == self._member.number:
-            raise OpenCallError(f"a call of this layer has not returned: call {what} before or after it")
+            raise OpenCallError(f"a call of this layer has not returned: call {what} before or after that call")
         check_layer(layer, self._layers)
         self.refuse_tapes(int(layer), what)
 
@@ -129,6 +129,6 @@ class OpenCalls:
         """Raise OpenCallError while a backward call of the layer is due."""
         if layer in self.tapes.values():
             raise OpenCallError(
-                f"{what} would change weights of layer {layer} while a tape of it is open: give the tape to backward(),"
-                " or discard() it"
+                f"{what} would change weights of layer {layer} while a tape of that layer is open: give the tape to"
+                " backward(), or discard() it"
             )

@@ -106,7 +106,7 @@ def read_arrays(path: Path, wanted: dict[str, tuple[int, ...]], rest: bool, reco
         raise cannot(path, "read", error) from error
     except MemoryError:
         raise CheckpointError(
-            f"{path} cannot be read: it does not fit into memory: free some, or use more ranks"
+            f"{path} cannot be read, because it does not fit into memory: free some memory, or use more ranks"
         ) from None
     except npz.BROKEN as error:
         raise CheckpointError(f"{path} is damaged: {str(error)[:400] or type(error).__name__}") from error
@@ -114,7 +114,7 @@ def read_arrays(path: Path, wanted: dict[str, tuple[int, ...]], rest: bool, reco
     got = {name: f"{array.dtype} {list(array.shape)}" for name, array in found.items()}
     need = {name: f"{np.dtype(np.float32)} {list(shape)}" for name, shape in wanted.items()}
     if got != need:
-        raise CheckpointError(f"{path} holds other arrays: {differences(got, need, 'it', 'this object')}")
+        raise CheckpointError(f"{path} holds other arrays: {differences(got, need, 'the file', 'this object')}")
     return found
 
 
@@ -125,4 +125,4 @@ def _check(path: Path, file: Any, recorded: Recorded) -> None:
         found = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=_BYTES)).hexdigest()
     if found != recorded.digest:
         what = "other content than was saved" if size == recorded.size else f"{size} bytes, not {recorded.size}"
-        raise CheckpointError(f"{path} is damaged, or is another save's file: it has {what}")
+        raise CheckpointError(f"{path} is damaged, or belongs to another save: the file has {what}")

@@ -111,8 +111,8 @@ def read_manifest(directory: Path) -> Manifest:
 
 def _damaged(path: Path, why: str) -> CheckpointError:
     return CheckpointError(
-        f"{path} is damaged, or is no file that save() wrote: {why}: put back a copy of it, or remove it to give that"
-        " save up"
+        f"{path} is damaged, or was not written by save(): {why}: put back a copy of the file, or remove the file to"
+        " give that save up"
     )
 
 
@@ -120,21 +120,21 @@ def _checked(found: dict[str, Any]) -> Manifest:
     """The manifest that saved.json has. Raises InputError if its digest or a value is wrong."""
     digest = found.pop("digest", None)
     if digest != digest_of(canonical(found)):
-        raise InputError("its content was changed, and does not fit its digest")
+        raise InputError("the content was changed: it does not fit the digest that the file states")
     layers, extra, files, number = (found.get(key) for key in ("layers", "extra", "files", "id"))
     if not isinstance(layers, list) or not all(isinstance(each, dict) for each in layers):
-        raise InputError(f"layers must be a list of objects, got {quoted(layers)}")
+        raise InputError(f"layers must be a list of JSON objects, got {quoted(layers)}")
     if not all(isinstance(text, str) for each in layers for text in each.values()):
-        raise InputError(f"layers must have texts, got {quoted(layers)}")
+        raise InputError(f"layers must have strings as values, got {quoted(layers)}")
     if not isinstance(extra, dict) or not isinstance(number, str):
-        raise InputError(f"extra must be an object and id a text, got {quoted(extra)} and {quoted(number)}")
+        raise InputError(f"extra must be a JSON object and id a string, got {quoted(extra)} and {quoted(number)}")
     if not isinstance(files, dict):
-        raise InputError(f"files must be an object, got {quoted(files)}")
+        raise InputError(f"files must be a JSON object, got {quoted(files)}")
     recorded = {}
     for name, each in files.items():
         if not isinstance(each, list) or [type(part) for part in each] != [int, str] or not WRITTEN.fullmatch(name):
             raise InputError(
-                f"files must have sizes and digests of files of a save, got {quoted(name)}: {quoted(each)}"
+                f"files must give [size, digest] for each file of a save, got {quoted(name)}: {quoted(each)}"
             )
         recorded[name] = Recorded(*each)
     return Manifest(_folder(found), number, layers, _optimizer(found), extra, recorded)
@@ -144,7 +144,7 @@ def _first_schema(found: dict[str, Any], text: str) -> Manifest:
     """A manifest of schema 1, which has configurations as Python writes them, and no digests. Raises InputError."""
     layers = found.get("layers")
     if not isinstance(layers, list) or not all(isinstance(each, str) for each in layers):
-        raise InputError(f"layers must be a list of texts, got {quoted(layers)}")
+        raise InputError(f"layers must be a list of strings, got {quoted(layers)}")
     fields = [_fields_of_text(each) for each in layers]
     return Manifest(_folder(found), digest_of(text.encode()), fields, _optimizer(found), {}, None)
 
@@ -163,7 +163,7 @@ def _fields_of_text(text: str) -> dict[str, str]:
 def _folder(found: dict[str, Any]) -> str:
     folder = found.get("folder")
     if not isinstance(folder, str) or not FOLDER.fullmatch(folder):
-        raise InputError(f"folder must be saved-1, saved-2, ..., got {quoted(folder)}")
+        raise InputError(f"folder must be saved-NUMBER, got {quoted(folder)}")
     return folder
 
 
@@ -209,9 +209,10 @@ def begin(directory: Path, known: Collection[str], seconds: float = LOCK_SECONDS
         before = _manifest(directory)
         if before is not None and before.id not in known:
             raise CheckpointError(
-                f"{directory} holds a save that this object has neither made nor restored, so it does not replace it:"
+                f"{directory} holds a save that this object has neither made nor restored, and would replace:"
                 " restore()"
-                f" it first to continue from it, save elsewhere, or remove {directory / MANIFEST} to give that save up"
+                f" that save first to continue from it, save elsewhere, or remove {directory / MANIFEST} to give that"
+                " save up"
             )
         after, last = "", 0
         _remove_asides(directory)
@@ -273,7 +274,7 @@ def finish(directory: Path, begun: Begun, about: Mapping[str, Any], seconds: flo
     text = json.dumps(content | {"digest": digest_of(canonical(content))}, indent=1).encode()
     if len(text) > MOST_BYTES:
         raise CheckpointError(
-            f"{directory / MANIFEST} must have at most {MOST_BYTES} bytes, got {len(text)}: too many files"
+            f"{directory / MANIFEST} must have at most {MOST_BYTES} bytes, got {len(text)}: the save has too many files"
         )
     old: list[Path] = []
 
@@ -294,7 +295,7 @@ def _replaced(directory: Path, begun: Begun) -> list[Path]:
     """The folder that saved.json names, if any. Raises CheckpointError if another save was made meanwhile."""
     before = _manifest(directory)
     if (before.id if before is not None else "") != begun.after:
-        raise CheckpointError(f"another object has saved into {directory} meanwhile: its save stays; save elsewhere")
+        raise CheckpointError(f"another object has saved into {directory} meanwhile: that save stays; save elsewhere")
     if _read_mark(directory / begun.folder).get("id") != begun.id:
         raise CheckpointError(f"{directory / begun.folder / MARK} was removed or changed meanwhile: save again")
     return [] if before is None else [directory / before.folder]

@@ -234,8 +234,8 @@ class Summary:
                 lines.append(f"layer {layer}: expert {rows.argmax()} got most rows, {balance:.2f} times the mean")
         for layer, error in enumerate(self.weight_errors):
             if error:
-                lines.append(f"layer {layer}: packed weights differ from those given by {error:.2e} of their size")
-        lines.append("seconds that a rank (line) waited for a rank (column):")
+                lines.append(f"layer {layer}: packing has changed the weights by {error:.2e} of their size")
+        lines.append("seconds that each rank (line) waited for each rank (column):")
         lines += ["  " + " ".join(f"{s:9.4f}" for s in row) for row in self.wait_seconds]
         return "\n".join(lines)
 

@@ -58,7 +58,7 @@ class Reserve:
         try:
             self._memory = aligned((self.nbytes,), np.uint8)
         except MemoryError:
-            raise InputError(f"tape_bytes={nbytes} cannot be allocated: give fewer, or 0") from None
+            raise InputError(f"tape_bytes={nbytes} cannot be allocated: give a smaller number, or 0") from None
         self._taken: list[tuple[int, int]] = []  # first byte and end of each tape's part, in order
 
     @property

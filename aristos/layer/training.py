@@ -265,8 +265,7 @@ class Training:
             extra = None if dlogits is None else self._given("dlogits", dlogits, tape.lead, cfg.columns)
             if extra is not None and saved.logits is None:
                 raise InputError(
-                    "dlogits must be None for a call that brought its ids, because no router computed scores, got an"
-                    " array"
+                    "dlogits must be None for a call that got ids, because no router computed scores, got an array"
                 )
             parts = whole("pieces", pieces)
             if len(rows) % parts:
@@ -387,8 +386,8 @@ class Training:
         for rank, theirs in enumerate(everyone.allgather(waiting, "backward calls since the last reduce_grads")):
             if theirs != waiting:
                 raise MismatchError(
-                    f"rank {rank} has other backward calls to reduce than rank {everyone.rank}: pieces of the calls of"
-                    f" each layer are {theirs} and {waiting}"
+                    f"ranks {rank} and {everyone.rank} have made different backward calls to reduce: by layer, the"
+                    f" pieces of their calls are {theirs} and {waiting}"
                 )
         for weights in backend.weights:
             if weights is None or not weights.pieces:

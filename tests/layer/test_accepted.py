@@ -85,7 +85,9 @@ def test_memory_takes_numpy_scalars_and_refuses_a_layer_that_cannot_be_made():
     with pytest.raises(InputError, match="experts must be a positive int of at most 1048576, got 1000000000"):
         aristos.MoEConfig(hidden=40, ffn=72, experts=10**9)
     tensor = aristos.MoEConfig(hidden=40, ffn=72, experts=5, dtype="tf32")
-    with pytest.raises(InputError, match="backend='cpu' computes in float32, bfloat16, float16, got dtype='tf32'"):
+    with pytest.raises(
+        InputError, match="dtype must be one of float32, bfloat16, float16 with backend='cpu', got 'tf32'"
+    ):
         aristos.MoE.memory(tensor, 2, backend="cpu")
 
 
@@ -115,9 +117,9 @@ def test_wrong_placements_are_refused():
         (None, 2, 0, "world must be a positive int"),
         (np.array(0), 1, 1, r"placement must be 1 integers .*got shape \[\]"),
         (np.zeros((2, 0), int), 2, 2, r"placement\[0\] must be a rank in 0\.\.1 or several"),
-        ([[0], [0.5]], 2, 2, r"placement\[1\] must be a rank in 0\.\.1 or several, got \[0\.5\]"),
+        ([[0], [0.5]], 2, 2, r"placement\[1\] must be a rank in 0\.\.1 or a list of them, got \[0\.5\]"),
         ([[[0], [0, 1]], 1], 2, 2, r"placement\[0\] must be a rank"),
-        (np.array([[0, 0], [0, 1]]), 2, 2, r"placement\[0\] names a rank twice"),
+        (np.array([[0, 0], [0, 1]]), 2, 2, r"placement\[0\] must name each rank once at most"),
     ):
         with pytest.raises(InputError, match=words):
             Placement(ranks, experts, world)

@@ -164,7 +164,7 @@ def test_high_precision_on_ranks(comm, pretend):
         with MoE(cfg, comm, backend="cpu", **options) as moe:
             moe.load(0, **w)
             assert same(moe(x), y), options
-    with pytest.raises(MismatchError, match="precision: rank 0 has 'high', rank 1 'highest'"):
+    with pytest.raises(MismatchError, match="precision: rank 0 has 'high', rank 1 has 'highest'"):
         MoE(replace(cfg, precision=("high", "highest")[comm.rank]), comm, backend="cpu")
     own = isa.usable()
     pretend.setattr(isa, "usable", lambda: (own, (LESS,))[comm.rank])
@@ -237,7 +237,7 @@ def test_ranks_agree_on_an_instruction_set(comm, dtype, pretend, capfd):
         assert moe.isa == again.isa == stats.isa == LESS
         assert same(y, want)
         assert same(again(x), want)
-    said = f"aristos: kernels use {LESS}, the best instruction set that all ranks have, not {best} on rank 0\n"
+    said = f"aristos: kernels use {LESS}, the best instruction set that all ranks have, instead of {best} on rank 0\n"
     lines = capfd.readouterr().err.splitlines(keepends=True)
     shown = "".join(line for line in lines if not line.startswith("aristos: compiling kernels"))
     assert shown == (said if comm.rank == 0 and best != LESS else "")
@@ -276,7 +276,7 @@ def test_ranks_that_train_agree_on_an_instruction_set(comm, schedule, pretend):
 def test_groups_of_a_plan_train_with_one_instruction_set(comm, pretend):
     best, own = isa.chosen(), isa.usable()
     pretend.setattr(isa, "usable", lambda: (LESS,) if comm.rank > 1 else own)
-    with pytest.raises(MismatchError, match=f"{best}, {best}, {LESS}, {LESS} by rank: set ARISTOS_ISA"):
+    with pytest.raises(MismatchError, match=f"{best}, {best}, {LESS}, {LESS} on ranks 0, 1 and so on: set ARISTOS_ISA"):
         MoE(replace(CFG, experts=4, dtype="float32"), comm, plan=plan_of([3, 1, 2, 2]), backend="cpu", train=True)
 
 

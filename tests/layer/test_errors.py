@@ -83,7 +83,7 @@ REFUSED: dict[str, tuple[Callable[[Call], Call], str]] = {
     ),
     "masked ids": (changed("ids", np.ma.MaskedArray), r"ids must be a plain array, got a masked one"),
     "nothing": (changed("x", lambda x: None), "x must be an array .*got NoneType"),
-    "device array": (changed("x", lambda x: Unreadable()), "x: DLPack array cannot be read on the CPU"),
+    "device array": (changed("x", lambda x: Unreadable()), "the DLPack array x cannot be read on the CPU"),
     "too many tokens": (
         lambda c: {"x": np.zeros((31, 40), np.float32)},
         "x has 31 tokens, more than max_tokens=30",
@@ -95,7 +95,10 @@ REFUSED: dict[str, tuple[Callable[[Call], Call], str]] = {
         changed("ids", lambda ids: np.full(ids.shape, 2**64 - 1, np.uint64)),
         r"ids .*-1.*, got .*18446744073709551615",
     ),
-    "id twice": (changed("ids", put(3, 11, slice(None))), r"ids of token 11 name an expert twice: \[3, 3\]"),
+    "id twice": (
+        changed("ids", put(3, 11, slice(None))),
+        r"ids of token 11 must name each expert once at most, got \[3, 3\]",
+    ),
     "ids of floats": (changed("ids", lambda ids: ids.astype("f4")), r"ids must be integers of shape \[20, 2\]"),
     "ids of bools": (changed("ids", lambda ids: ids > 0), r"ids must be integers of shape \[20, 2\], got bool"),
     "ids of another k": (changed("ids", lambda ids: ids[:, :1]), r"ids must be integers .*got int64 \[20, 1\]"),
@@ -255,10 +258,10 @@ def test_ranks_in_different_calls(comm):
             "started": lambda: twin.start(**mine).wait(),
         }
         for n, (name, call) in enumerate(list(odd.items()) * 3):
-            with at_once(), raises(name, MismatchError, "made another call than rank") as caught:
+            with at_once(), raises(name, MismatchError, "made a different call from rank") as caught:
                 call() if comm.rank == n % 3 else moe(**mine)
             if comm.rank != n % 3:
-                assert f"rank {n % 3} made another call" in str(caught.value), name
+                assert f"rank {n % 3} made a different call" in str(caught.value), name
             assert same(moe(**mine), wanted), name
             assert same(twin(**mine), wanted), name
             assert same(other(**other_call), other_wanted), name
@@ -277,7 +280,7 @@ def test_ranks_with_different_placements(comm):
             job[engine_words.PLACEMENT] += comm.rank
             with at_once(), pytest.raises(MismatchError) as caught:
                 moe(**good(comm.rank))
-            assert f"rank {1 - comm.rank} has another placement than rank {comm.rank}" in str(caught.value)
+            assert f"rank {1 - comm.rank} has a different placement from rank {comm.rank}" in str(caught.value)
             job[engine_words.PLACEMENT] -= comm.rank
             assert same(moe(**good(comm.rank)), wanted)
             moe.load_router(0, router=W["router"])
@@ -350,7 +353,7 @@ def test_wrong_options_in_one_process():
         ("placement", [-1, 0, 0, 0, 0], r"placement\[0\] must be a rank in 0\.\.0, got -1"),
         ("placement", "abcde", "placement must be"),
         ("placement", [[0], [0, 1]], "placement must have 5 entries, one for each expert, got 2"),
-        ("placement", [0, [0, 1], 0, 0, 0], r"placement\[1\] must be a rank in 0\.\.0 or several, got \[0, 1\]"),
+        ("placement", [0, [0, 1], 0, 0, 0], r"placement\[1\] must be a rank in 0\.\.0 or a list of them, got \[0, 1\]"),
     ]
     for name, value, words in [*((n, v, m) for n, (v, m) in BAD_OPTIONS.items()), *more]:
         with raises(f"{name}={value!r}", InputError, words):

@@ -101,7 +101,7 @@ def test_a_dispatch_refused_by_one_rank(comm):
             (np.zeros((31, 24), "f4"), call["ids"], "x has 31 tokens, more than max_tokens=30"),
             (x, call["ids"][1:], r"ids must be integers of shape \[20, 2\]"),
             (x, call["ids"] + 9, r"ids of token 0 must be in -1\.\.4"),
-            (x, np.zeros_like(call["ids"]), "ids of token 0 name an expert twice"),
+            (x, np.zeros_like(call["ids"]), "ids of token 0 must name each expert once at most"),
         ]
         for n, (wrong_x, wrong_ids, words) in enumerate(bad):
             start = time.monotonic()

@@ -126,7 +126,7 @@ def test_a_wrong_shape_names_the_argument_that_would_fit(comm, world):
             (turned, {"local": True}, f"{whole} and {linear}"),
             ({**w, "router": turned["router"]}, {}, linear),
         ):
-            with pytest.raises(InputError, match=f"must have shape .*, got .*: that is its shape with {hint}$"):
+            with pytest.raises(InputError, match=f"must have shape .*, got .*: this shape is right with {hint}$"):
                 moe.load(**given, **options)
         with pytest.raises(InputError, match=r"up must have shape \[6, 40, 72\], got \[6, 40, 71\]$"):
             moe.load(**{**w, "up": w["up"][:, :, :71]})
@@ -193,4 +193,6 @@ def test_tasks_that_are_each_a_world_of_one_are_refused():
     said = done.stdout.splitlines()
     assert said[4:] == ["MoE 1 made", "Exchange 1 made"]
     for line, name in zip(said, ("MoE", "Exchange") * 2):
-        assert line.startswith(f"{name} 2 Open MPI's mpirun started 2 tasks but MPI sees 1: use the mpirun that ")
+        assert line.startswith(
+            f"{name} 2 Open MPI's mpirun started 2 tasks, but the size of MPI_COMM_WORLD is 1: use the mpirun that "
+        )

@@ -57,7 +57,7 @@ def test_gate_and_up_in_one_array(interleaved):
         ({"gate_up": W["gate"], "gate_up_bias": joined("_bias", 1, False)}, r"gate must have shape \[4, 24, 40\], got"),
         ({"gate": W["gate"], "up": W["up"], "interleaved": True}, "interleaved=True applies only to gate_up= and w13="),
         ({"gate_up": joined("", 2, False), "interleaved": 1}, "interleaved must be True or False"),
-        ({"gate_up": [quantise(W["gate"][0], aristos.packed("int8"))] * 4}, "must be arrays, got packed"),
+        ({"gate_up": [quantise(W["gate"][0], aristos.packed("int8"))] * 4}, "must be an array, got packed"),
     ],
 )
 def test_arrays_that_cannot_be_parted_are_refused(weights, message):

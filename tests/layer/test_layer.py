@@ -228,7 +228,7 @@ def test_comm_none_under_a_launcher_warns(monkeypatch):
     with make():  # in a batch script, before srun
         pass
     monkeypatch.setenv("SLURM_STEP_ID", "0")
-    with pytest.warns(UserWarning, match=r"comm=None in one of 4 tasks that srun started"), make() as moe:
+    with pytest.warns(UserWarning, match=r"comm is None in one of 4 tasks that srun started"), make() as moe:
         assert (moe.rank, moe.world, moe.comm) == (0, 1, None)
 
 

@@ -226,7 +226,7 @@ def test_loads_while_a_call_is_open(comm):
             with MoE(CFG, comm, moves=moves) as moe:
                 moe.load(**before)
                 pending = moe.start(x)
-                with pytest.raises(OpenCallError, match=r"a call that start\(\) began is open: wait\(\)"):
+                with pytest.raises(OpenCallError, match=r"a call that start\(\) began is open: call its wait\(\)"):
                     moe.load(**after)
                 y = pending.wait()
                 pending = other.start(x)
@@ -239,7 +239,7 @@ def test_loads_while_a_call_is_open(comm):
                 assert same(moe(x), y), moves
                 runtime = moe.runtime
                 runtime.enter(moe._member.number)  # as in another thread of the program
-                with pytest.raises(OpenCallError, match="has not returned: call unload before or after it"):
+                with pytest.raises(OpenCallError, match="has not returned: call unload before or after that call"):
                     moe.unload(0)
                 runtime.leave()
 
@@ -331,10 +331,12 @@ def test_a_load_gives_up_a_peer_that_reads_too_long_and_all_ranks_fail(tmp_path)
     assert job.code == 0, job.out
     gave_up, refused = job.lines(0)
     assert gave_up.startswith(
-        "rank 0 cannot load weights: rank 1 has been in call 1, without progress for 0.5 s (timeout), and"
+        "rank 0 cannot load weights: rank 1 has been in call 1 without progress for 0.5 s (timeout), and"
     )
     assert "unusable" in refused
-    assert job.lines(1)[0].startswith("PoisonedError rank 1: rank 0 gave up in epoch 1 because a wait ran out")
+    assert job.lines(1)[0].startswith(
+        "PoisonedError rank 1: rank 0 gave up in epoch 1 because a wait took longer than its limit"
+    )
 
 
 @pytest.mark.ranks(2)

@@ -54,7 +54,7 @@ def test_a_step_refuses_what_would_make_weights_that_are_not_finite():
         assert np.isfinite(moe.params()["up"]).all()
         descent = SGD(moe, 0.1)
         descent.momentum = 0.9
-        with pytest.raises(InputError, match="momentum must stay 0 in an optimizer that began with 0"):
+        with pytest.raises(InputError, match="momentum must stay 0 in an optimizer that was made with 0"):
             descent.step()
 
 

@@ -289,8 +289,11 @@ def test_configurations_without_meaning_are_refused():
     two = Router(groups=2, topk_groups=1)
     for changes, words in (
         ({"router": replace(two, groups=3)}, "experts must be a multiple of groups=3, got 8"),
-        ({"router": two, "top_k": 5}, "top_k must be at most the 4 experts of topk_groups=1 groups, got 5"),
-        ({"router": Router(groups=8, topk_groups=4, group_score="sum_top2")}, "requires groups of two experts, got 1"),
+        ({"router": two, "top_k": 5}, "top_k must be at most 4, the experts in topk_groups=1 groups, got 5"),
+        (
+            {"router": Router(groups=8, topk_groups=4, group_score="sum_top2")},
+            "requires groups of at least 2 experts, got 1",
+        ),
         ({"router": Router(weight_on="input")}, "weight_on='input' requires top_k=1, got top_k=3"),
         ({"identity_experts": -1}, "identity_experts must be 0 or a positive int"),
         ({"identity_experts": 2, "router": two}, "identity_experts must be 0 with groups, got 2"),

@@ -162,7 +162,9 @@ def test_an_object_replaces_no_save_that_it_has_neither_made_nor_restored(moe, t
     with MoE(CFG, threads=1, train=True) as other:
         other.load(**W)
         up(other, 2.0)
-        with pytest.raises(CheckpointError, match=r"neither made nor restored.*: restore\(\) it first .* save else"):
+        with pytest.raises(
+            CheckpointError, match=r"neither made nor restored.*: restore\(\) that save first .* save else"
+        ):
             other.save(tmp_path)
         assert names(tmp_path) == ["saved-1", "saved.json"]
         other.restore(tmp_path)  # a program that continues a run does this
@@ -224,7 +226,7 @@ def test_two_writers_that_replace_a_save_at_the_same_moment_leave_a_whole_save(t
     assert names(tmp_path / kept.folder) == [saving.MARK]
     assert said == {
         0: "saved",
-        1: f"another object has saved into {tmp_path} meanwhile: its save stays; save elsewhere",
+        1: f"another object has saved into {tmp_path} meanwhile: that save stays; save elsewhere",
     } | ({} if locks else {1: "saved"})
 
 
@@ -356,9 +358,11 @@ def test_a_changed_manifest_and_files_of_others_are_refused_before_anything_chan
     ):
         assert changed != text
         manifest.write_text(changed)
-        with pytest.raises(CheckpointError, match=r"saved\.json is damaged, .*: put back a copy of it, or rem"):
+        with pytest.raises(CheckpointError, match=r"saved\.json is damaged, .*: put back a copy of the file, or rem"):
             moe.restore(tmp_path, optimizer)
-        with pytest.raises(CheckpointError, match=r"saved\.json is damaged, .* or remove it to give that save up$"):
+        with pytest.raises(
+            CheckpointError, match=r"saved\.json is damaged, .* or remove the file to give that save up$"
+        ):
             moe.save(tmp_path, optimizer)
     manifest.write_text(text)
     one, other, common = (tmp_path / "saved-1" / saved_files.name_of(0, expert) for expert in (0, 1, -1))
@@ -366,11 +370,11 @@ def test_a_changed_manifest_and_files_of_others_are_refused_before_anything_chan
     one.write_bytes(contents[1]), other.write_bytes(contents[0])
     with pytest.raises(
         CheckpointError,
-        match=r"expert-0.npz is damaged, or is another save's file: it has other content than was saved",
+        match=r"expert-0.npz is damaged, or belongs to another save: the file has other content than was saved",
     ):
         moe.restore(tmp_path, optimizer)
     one.write_bytes(contents[0]), other.write_bytes(contents[1] + b"\0")
-    with pytest.raises(CheckpointError, match=rf"expert-1.npz is .*: it has {len(contents[1]) + 1} bytes, not"):
+    with pytest.raises(CheckpointError, match=rf"expert-1.npz is .*: the file has {len(contents[1]) + 1} bytes, not"):
         moe.restore(tmp_path, optimizer)
     other.write_bytes(contents[1])
     common.unlink()
@@ -411,7 +415,9 @@ def test_a_link_that_leads_nowhere_is_named(moe, tmp_path):
 def test_a_directory_without_a_name_is_refused(moe, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for act in (moe.save, moe.restore):
-        with pytest.raises(InputError, match=r"directory must have a name, got ''; the current directory is '\.'"):
+        with pytest.raises(
+            InputError, match=r"directory must have a name, got '': pass '\.' for the current directory"
+        ):
             act("")
     assert names(tmp_path) == []
     moe.save(".")
@@ -474,8 +480,11 @@ def test_only_fields_that_differ_are_named(moe, tmp_path, schema):
         other.load(**reference.weights(cfg))
         with pytest.raises(CheckpointError) as caught:
             other.restore(tmp_path)
-    said = f"{tmp_path} holds another layer 0 than this object's: top_k: it has 2, this object 1; gated: it has False,"
-    assert str(caught.value) == f"{said} this object True"
+    said = (
+        f"{tmp_path} must hold layers like this object's, but layer 0 differs: top_k: the save has 2, this object has"
+        " 1;"
+    )
+    assert str(caught.value) == f"{said} gated: the save has False, this object has True"
 
 
 # ------------------------------------------------------------ what save accepts
@@ -550,10 +559,10 @@ def test_names_and_values_that_would_be_lost_are_refused(moe, tmp_path):
     for extra, said in (
         ([1], r"extra must be a dict, got \[1\]"),
         ({"loss": float("nan")}, r"extra\['loss'\] must be None, .* got nan"),
-        ({"a": [one]}, r"extra\['a'\]\[0\] must be .*: an array is saved as tolist\(\)"),
-        ({1: 2}, "keys of extra must be texts, got 1"),
+        ({"a": [one]}, r"extra\['a'\]\[0\] must be .*: save an array as its tolist\(\)"),
+        ({1: 2}, "keys of extra must be strings, got 1"),
         ({"a": (1, 2)}, r"extra\['a'\] must be"),
-        ({"loss": np.float64(2)}, r"extra\['loss'\] must be .* own types, .* a number of NumPy as item\(\)"),
+        ({"loss": np.float64(2)}, r"extra\['loss'\] must be .* own types, .* a NumPy number as its item\(\)"),
         ({"a": OrderedDict(b=1)}, r"extra\['a'\] must be"),
         (OrderedDict(b=1), "extra must be a dict, got OrderedDict"),
         ({"a": np.str_("b")}, r"extra\['a'\] must be"),
@@ -567,7 +576,7 @@ def test_names_and_values_that_would_be_lost_are_refused(moe, tmp_path):
     assert names(tmp_path) == []
     with MoE(CFG, threads=1, train=True) as other:
         other.load(**W)
-        with pytest.raises(InputError, match="optimizer must be one of this layer object's"):
+        with pytest.raises(InputError, match="optimizer must belong to this layer object"):
             other.save(tmp_path, optimizer)
 
 
@@ -584,20 +593,20 @@ def test_ranks_that_save_or_restore_different_things_are_refused_before_the_old_
         manifest = (folder / "saved.json").read_bytes()
         odd = comm.rank == 1
         for optimizer, extra, said in (
-            (None if odd else adam, None, "differ in what they save: optimizer: rank 0 has Adam, rank 1 None$"),
-            (sgd if odd else adam, None, "save: optimizer: rank 0 has Adam, rank 1 SGD"),
+            (None if odd else adam, None, "differ in what they save: optimizer: rank 0 has Adam, rank 1 has None$"),
+            (sgd if odd else adam, None, "save: optimizer: rank 0 has Adam, rank 1 has SGD"),
             (adam, {"step": comm.rank}, r'save: extra: rank 0 has {"step": 0}, rank 1 {"step": 1}$'),
         ):
             with pytest.raises(MismatchError, match=said):
                 moe.save(folder, optimizer, extra)
-        with pytest.raises(InputError if odd else PeerInputError, match="keys of extra must be texts, got 0"):
+        with pytest.raises(InputError if odd else PeerInputError, match="keys of extra must be strings, got 0"):
             moe.save(folder, adam, {0: 1} if odd else {})
         adam.steps += comm.rank
-        with pytest.raises(MismatchError, match=r"save: steps: rank 0 has 0, rank 1 1$"):
+        with pytest.raises(MismatchError, match=r"save: steps: rank 0 has 0, rank 1 has 1$"):
             moe.save(folder, adam)
         with pytest.raises(MismatchError, match="differ in what they restore: save: rank 0 has"):
             moe.restore(folder if odd else base / "other", adam)
-        with pytest.raises(MismatchError, match=r"restore: optimizer: rank 0 has Adam, rank 1 None$"):
+        with pytest.raises(MismatchError, match=r"restore: optimizer: rank 0 has Adam, rank 1 has None$"):
             moe.restore(folder, None if odd else adam)
         assert (folder / "saved.json").read_bytes() == manifest
         assert names(folder) == ["saved-1", "saved.json"]

@@ -263,7 +263,7 @@ def test_refusals_on_two_ranks(comm, schedule):
         with pytest.raises(MismatchError, match="tape of the same forward call"):
             moe.backward(x, first, pieces=1 + comm.rank)
         if schedule == "fused":
-            with pytest.raises(MismatchError, match="made another call"):
+            with pytest.raises(MismatchError, match="made a different call"):
                 moe.backward(x, first) if comm.rank else moe(x)
         assert not any(gradient.any() for gradient in moe.grads().values())
         moe.backward(x, second)
@@ -290,7 +290,7 @@ def test_weights_cannot_change_while_a_tape_is_open():
             lambda: moe.load_router(0, router=w["router"]),
         )
         for change in loads:
-            with pytest.raises(OpenCallError, match="while a tape of it is open"):
+            with pytest.raises(OpenCallError, match="while a tape of that layer is open"):
                 change()
         moe.update(1)
         assert moe.open_tapes == 1
@@ -304,7 +304,7 @@ def test_weights_cannot_change_while_a_tape_is_open():
         assert reference.error(moe(x), expected) < 1e-5
         with pytest.raises(InputError, match=r"up must be float32 of shape \[6, 20, 12\]"):
             moe.update(0, up=w["up"][0])
-        with pytest.raises(InputError, match=r"update must get names of .*, got other="):
+        with pytest.raises(InputError, match=r"update must get arrays of the layer by name, .*, got other="):
             moe.update(0, other=w["up"])
         with pytest.raises(InputError, match="was used or discarded"):
             moe.backward(x, tape)
@@ -525,7 +525,9 @@ def test_what_cannot_be_restored(tmp_path):
         with MoE(SMALL, threads=1, train=True) as moe:
             moe.load(**w)
             moe.save(tmp_path / "new")
-        with pytest.raises(CheckpointError, match=r"layer 0 than this object's: ffn: it has 12, this object 13$"):
+        with pytest.raises(
+            CheckpointError, match=r"like this object's, but layer 0 differs: ffn: the save has 12, this object has 13$"
+        ):
             other.restore(tmp_path / "new")
 
 
@@ -659,7 +661,9 @@ def test_weights_of_an_interrupted_step_are_refused_until_they_are_restored(monk
             optimizer.step,
             lambda: moe.save(tmp_path, optimizer),
         ):
-            with pytest.raises(InputError, match=r"the weights are half changed.*: restore\(\) what was saved"):
+            with pytest.raises(
+                InputError, match=r"the weights are half changed.*: call restore\(\) with a saved directory"
+            ):
                 call()
         moe.restore(tmp_path)  # restores the weights alone
         for call in (optimizer.step, lambda: moe.save(tmp_path, optimizer)):
