@@ -128,13 +128,13 @@ def mismatch(world: int, env: Mapping[str, str] | None = None, library: Library 
         return None
     library = library or mpi_library.find(env)
     launcher, tasks, _ = started
-    return f"{launcher} started {tasks} tasks but MPI sees {world}: {_cure(launcher, library)}"
+    return f"{launcher} started {tasks} tasks, but the size of MPI_COMM_WORLD is {world}: {_cure(launcher, library)}"
 
 
 def _cure(launcher: str, library: Library | None) -> str:
     if launcher != "srun":
         where = f", {library}" if library is not None else ""
-        return f"use the mpirun that belongs to the MPI library mpi4py loads{where}"
+        return f"use the mpirun that belongs to the MPI library that mpi4py loads{where}"
     if library is None or library.pmi is None:
         return "try --mpi=pmi2 or --mpi=pmix (`srun --mpi=list` shows the types; MPICH and Intel MPI need pmi2)"
     return f"try --mpi={library.pmi} (mpi4py loads {library})"

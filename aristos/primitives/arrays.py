@@ -24,12 +24,12 @@ def view(name: str, value: Any) -> np.ndarray:
         try:
             return np.asarray(value)
         except Exception as error:
-            raise InputError(f"{name}: its __array_interface__ cannot be read ({error})") from error
+            raise InputError(f"the __array_interface__ of {name} cannot be read ({error})") from error
     if hasattr(value, "__dlpack__"):
         try:
             return _bfloat16(value) if "bfloat16" in str(getattr(value, "dtype", "")) else np.from_dlpack(value)
         except Exception as error:
-            raise InputError(f"{name}: DLPack array cannot be read on the CPU ({error})") from error
+            raise InputError(f"the DLPack array {name} cannot be read on the CPU ({error})") from error
     raise InputError(f"{name} must be an array (NumPy, __array_interface__ or DLPack), got {type(value).__name__}")
 
 

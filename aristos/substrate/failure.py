@@ -23,7 +23,7 @@ from ..transport.warning import warn
 from ..transport.watchdog import ENDED_SECONDS
 
 CAUSES = {
-    codes.CAUSE_TIMEOUT: "a wait ran out",
+    codes.CAUSE_TIMEOUT: "a wait took longer than its limit",
     codes.CAUSE_INTERRUPT: "it was interrupted",
     codes.CAUSE_ERROR: "it failed",
     codes.CAUSE_OUT_OF_BOUNDS: "a word that it read was damaged",
@@ -115,12 +115,12 @@ def wait_message(
     elif left > 0:
         what = f"{left} announced rows after tile {read}"
     else:
-        what = f"the return of tile {returned} of {sent} sent"
+        what = f"the outputs of tile {returned} of {sent} sent"
     where = "outside a call" if seen[1] < 0 else f"{seen[1]} commands done"
     remedy = f"see the output of rank {peer}{'' if gone else f', or raise {name}='}"
     return (
-        f"rank {rank} waited {waited} for rank {peer} in epoch {epoch}: {what}; last seen of it: epoch {seen[0]},"
-        f" {where}; {remedy}"
+        f"rank {rank} waited {waited} for rank {peer} in epoch {epoch}, to get {what}; rank {peer} was last seen in"
+        f" epoch {seen[0]}, {where}; {remedy}"
     )
 
 

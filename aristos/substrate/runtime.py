@@ -317,7 +317,12 @@ class Runtime(ABC):
                     self.give_up(damaged)
                 return False
             if self._read_word(job, p, words.ANNOUNCED) > self.epoch:
-                self.give_up(MismatchError(f"rank {self.group.rank} closes, and rank {p} makes a call"))
+                self.give_up(
+                    MismatchError(
+                        f"rank {self.group.rank} closes a layer, and rank {p} makes a call: make equal calls before"
+                        " close()"
+                    )
+                )
                 return False
         return True
 

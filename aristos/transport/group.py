@@ -372,7 +372,7 @@ def warn_if_launched() -> None:
     started = launch_environment.started_as()
     if started is not None and started[1] > 1:
         warnings.warn(
-            f"comm=None in one of {started[1]} tasks that {started[0]} started: every task computes alone;"
+            f"comm is None in one of {started[1]} tasks that {started[0]} started, so every task computes alone:"
             " pass comm=MPI.COMM_WORLD to share the experts",
             stacklevel=5,
         )

@@ -23,8 +23,8 @@ SHOW_ALL = (
     " containers with --gpus all or --nv"
 )
 NO_PATH = (
-    "`nvidia-smi topo -p2p r` shows which pairs of GPUs can; use GPUs that NVLink or one PCIe root connects, without"
-    " MIG, with the IOMMU off or passing through (iommu=pt), and with PCIe ACS off"
+    "`nvidia-smi topo -p2p r` shows which pairs of GPUs have one; use GPUs that NVLink or one PCIe root connects,"
+    " without MIG, with the IOMMU off or passing through (iommu=pt), and with PCIe ACS off"
 )
 
 

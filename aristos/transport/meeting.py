@@ -38,8 +38,8 @@ class Meeting:
         for other in np.flatnonzero(self._found[:, 0] != self._mine[0]).tolist():
             theirs = self._found[other, 1 + MOST_WORDS :].tobytes().rstrip(b"\0").decode(errors="replace")
             raise MismatchError(
-                f"rank {rank} waits for {self._what}, and rank {other} for {theirs}: one of them has made other calls,"
-                " or fewer: all ranks call the same layers equally often, and then close them or end"
+                f"rank {rank} waits for {self._what}, and rank {other} waits for {theirs}: the two have made different"
+                " calls; call the same layers equally often on all ranks before they close the layers or end"
             )
 
     @property

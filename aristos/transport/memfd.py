@@ -108,7 +108,7 @@ class NodeMemory:
         lacking, problem = first_problem([offer[0] for offer in offers]), ""
         for rank in () if lacking else group.nodes.local(group.rank):
             if not problem and offers[rank][1] != alike:
-                problem = f"it has {alike}, and rank {rank} {offers[rank][1]}"
+                problem = f"it has {alike}, and rank {rank} has {offers[rank][1]}"
             problem = problem or self._open(rank, *offers[rank][2:])
         self.problem = lacking or first_problem(group.allgather(problem, "the mapping of shared memory"))
         if fd >= 0:

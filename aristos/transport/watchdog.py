@@ -117,7 +117,7 @@ class Watchdog:
         what = f"rank {peer} to receive what is put (MPI_Put, MPI_Win_flush)"
         if others:
             what += f"; puts to {' and '.join(f'rank {r}' for r in others[:NAMED])} are under way too"
-        why = f"it is stopped, gone, or makes no progress in MPI: see the output of rank {peer}"
+        why = f"rank {peer} is stopped, has ended, or makes no progress in MPI: see the output of rank {peer}"
         self._report(since_ns * 1e-9, limit(), what, why, TIMEOUT)
 
     def _report(self, since: float, limit: float, what: str, why: str, name: str = "") -> None:

@@ -200,7 +200,9 @@ def test_variables_are_set_before_mpi_starts():
 
 def test_tasks_that_mpi_does_not_see_as_one_job():
     done = mpi_started("mpi_world.connect()")
-    assert re.search(r"EnvironmentProblem: srun started 2 tasks but MPI sees 1: ", done.stderr), done.stderr
+    assert re.search(r"EnvironmentProblem: srun started 2 tasks, but the size of MPI_COMM_WORLD is 1: ", done.stderr), (
+        done.stderr
+    )
 
 
 def test_tasks_without_an_mpi_library():

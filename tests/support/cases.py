@@ -125,7 +125,7 @@ def digest(a: np.ndarray) -> str:
 def alone(cfg: aristos.MoEConfig, *weights: dict[str, Any], **options: Any) -> Iterator[MoE]:
     """The same layers in one process without MPI. Every other way to compute must give the bits of these layers."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="comm=None in one of")
+        warnings.filterwarnings("ignore", message="comm is None in one of")
         moe = MoE(cfg, layers=len(weights), **options)
     with moe:
         for layer, w in enumerate(weights):

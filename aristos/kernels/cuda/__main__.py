@@ -28,7 +28,7 @@ def architectures(text: str) -> list[str]:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m aristos.kernels.cuda", description=__doc__)
-    parser.add_argument("--arch", default=",".join(TARGETS), help="architectures, with commas (%(default)s)")
+    parser.add_argument("--arch", default=",".join(TARGETS), help="architectures, separated by commas (%(default)s)")
     parser.add_argument(
         "--kernels", default="", help="regular expression: write only kernels with a match in NAME.ARCH"
     )

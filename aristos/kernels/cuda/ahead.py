@@ -54,7 +54,9 @@ def write(folder: Path, kernel: Any, target: str, built: Built) -> Path:
     Raises InputError if a source was edited after this process started.
     """
     if edited(kernel):
-        raise InputError(f"a source of the kernel {kernel.name} was edited while this program ran: start it again")
+        raise InputError(
+            f"a source of the kernel {kernel.name} was edited while this program ran: start the program again"
+        )
     path = _path(folder, kernel, target)
     path.write_bytes(private.hashed(built.to_bytes()))
     return path

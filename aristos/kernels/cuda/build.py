@@ -98,7 +98,7 @@ def ptx(kernel: Any, target: str) -> tuple[str, str]:
     """(PTX of a catalogue.Kernel for a target such as sm_90a, the name of its entry)."""
     _, texts = offline.compiled(kernel.function, kernel.types, offline.capability(target))
     if len(texts) != 1:
-        raise InputError(f"kernel {kernel.name} must be one PTX module, got {len(texts)}: it links other code")
+        raise InputError(f"kernel {kernel.name} must be one PTX module, got {len(texts)}: the kernel links other code")
     return for_target(texts[0], target), offline.entry_of(texts[0], kernel.name)
 
 
@@ -180,6 +180,6 @@ def _write(path: Path, built: Built) -> None:
         private.write(path, built.to_bytes())
     except (OSError, EnvironmentProblem) as error:
         warnings.warn(
-            f"a kernel cannot be kept in {path.parent}: {error}; set ARISTOS_CACHE to a folder that can be written",
+            f"a kernel cannot be kept in {path.parent}: {error}; set ARISTOS_CACHE to a writable folder",
             stacklevel=3,
         )

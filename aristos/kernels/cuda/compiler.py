@@ -18,7 +18,7 @@ except ImportError as error:
 if not hasattr(np, "row_stack"):
     raise EnvironmentProblem(
         f"numba-cuda 0.30 needs numpy<2.5, and {np.__version__} is installed: pip install 'numpy<2.5', or without a"
-        " network run the kit of `make gpu-kit`, which brings it"
+        " network use the kit that `make gpu-kit` makes, which brings a fitting NumPy"
     )
 
 cuda: Any = import_module("numba.cuda")  # untyped: Numba creates its names at run time

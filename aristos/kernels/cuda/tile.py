@@ -80,8 +80,8 @@ class Tile:
             or self.stages < 3
         ):
             raise InputError(
-                f"{self} is of warpgroups: it must be {' or '.join(GROUP_PRODUCTS)}, {GROUP_COLUMNS} columns, 4 x 1 or"
-                " 8 x 1 warps, with 3 stages or more"
+                f"{self} is a tile of warpgroups, which must have {' or '.join(GROUP_PRODUCTS)}, {GROUP_COLUMNS}"
+                " columns, 4 x 1 or 8 x 1 warps, and 3 stages or more"
             )
 
     @property

@@ -108,7 +108,9 @@ class CpuRuntime(Runtime):
     def report_isa(self) -> None:
         """Report once, on rank 0, that ranks have better instruction sets than the common one, which is now used."""
         if self._passed_over and self.group.rank == 0:
-            text = f"kernels use {self.isa}, the best instruction set that all ranks have, not {self._passed_over}"
+            text = (
+                f"kernels use {self.isa}, the best instruction set that all ranks have, instead of {self._passed_over}"
+            )
             print(f"aristos: {text}", file=sys.stderr, flush=True)
         self._passed_over = ""
 
@@ -275,8 +277,11 @@ class CpuRuntime(Runtime):
                         gone, started, seen = False, time.monotonic(), progress
                     waited = time.monotonic() - started
                     if gone or waited > self.group.limits.timeout:
-                        still = f"without progress for {self.group.limits.timeout:.3g} s (timeout), and may read them"
-                        why = f"has ended in call {last}" if gone else f"has been in call {last}, {still}"
+                        still = (
+                            f"without progress for {self.group.limits.timeout:.3g} s (timeout), and may still read the"
+                            " weights"
+                        )
+                        why = f"has ended in call {last}" if gone else f"has been in call {last} {still}"
                         raise WaitTimeout(
                             f"rank {self.group.rank} cannot load weights: rank {peer} {why};"
                             f" see the output of rank {peer}"

@@ -14,8 +14,8 @@ from ...errors import EnvironmentProblem, MemoryProblem
 MODULE = "cuda.bindings.driver"
 INSTALL = "pip install 'aristos[cuda12]' (CUDA 12) or 'aristos[cuda13]' (CUDA 13)"
 GPUS = (
-    "start it with srun --gpus-per-node=N --gpu-bind=none, docker run --gpus all or apptainer exec --nv, or unset"
-    " CUDA_VISIBLE_DEVICES"
+    "start the process with srun --gpus-per-node=N --gpu-bind=none, docker run --gpus all or apptainer exec --nv, or"
+    " unset CUDA_VISIBLE_DEVICES"
 )
 
 _FORKED = (
@@ -168,7 +168,9 @@ def uuid_text(uuid: bytes) -> str:
 
 def _raise(name: str, status: Any) -> NoReturn:
     error = status.name
-    advice = OF_CALL.get((name, error)) or ADVICE.get(error, "see the CUDA driver API's reference of this function")
+    advice = OF_CALL.get((name, error)) or ADVICE.get(
+        error, "see this function in the reference of the CUDA driver API"
+    )
     if error in MEMORY:
         raise MemoryProblem(f"{name}: {error}: {_free_memory()}")
     raise EnvironmentProblem(f"{name}: {error}: {advice}")
@@ -180,4 +182,4 @@ def _free_memory() -> str:
     status, *found = bindings().cuMemGetInfo()
     if int(status):
         return advice
-    return f"{found[0] >> 20} of {found[1] >> 20} MiB of the GPU are free: {advice}"
+    return f"{found[0] >> 20} of the GPU's {found[1] >> 20} MiB are free: {advice}"

@@ -122,7 +122,7 @@ class CudaRuntime(Runtime):
             yield
         except AristosError as error:
             if not first:
-                self.failure.reason = f"it could not grow for another layer: {error}"
+                self.failure.reason = f"its memory could not grow for another layer: {error}"
             raise
 
     def _make_scratch(self, nbytes: int) -> None:
