@@ -122,9 +122,10 @@ def _checked(config: Any) -> None:
     """Raise InputError if FSDP would cut each expert, before a process group is made."""
     if config.efsdp_size > 1:
         raise InputError(
-            f"fsdp_size {config.fsdp_size} times tp_size {config.tp_size} over ep_size {config.ep_size} is"
-            f" {config.efsdp_size}: fsdp would cut each expert once more, which Aristos does not read: set"
-            f" ep_size={config.fsdp_size * config.tp_size}"
+            f"ep_size must be fsdp_size * tp_size, got fsdp_size {config.fsdp_size}, tp_size {config.tp_size} and"
+            " ep_size"
+            f" {config.ep_size}: FSDP would split each expert into {config.efsdp_size} parts, which Aristos does not"
+            f" read; set ep_size={config.fsdp_size * config.tp_size}"
         )
 
 

@@ -69,7 +69,9 @@ def gate_of(module: Any) -> Gate:
                     return Gate(activation, module.has_gate, limit, interleaved)
             if not module.has_gate:
                 break
-    raise InputError(f"{name}: its gate is none of {', '.join(ACTIVATIONS)}, with or without a limit")
+    raise InputError(
+        f"{name}: its gate must be one of {', '.join(ACTIVATIONS)}, with or without a limit, got another function"
+    )
 
 
 def _candidates(module: Any) -> list[tuple[str, float | None]]:
@@ -131,8 +133,8 @@ def trains(module: Any, source: Any) -> bool:
     train = asked_to_train(module)
     if train and source is not None:
         raise InputError(
-            f"{type(module).__name__}: torch does not have its experts as elements, so they cannot be trained: open"
-            " the model by transformers' own from_pretrained"
+            f"{type(module).__name__}: torch does not hold its experts as plain tensors, so they cannot be trained:"
+            " open the model with transformers' own from_pretrained"
         )
     return train
 

@@ -36,11 +36,13 @@ def left_to(module: Any) -> Callable[..., Any] | None:
             packed_experts(module)
         except InputError as why:
             if SOURCE in vars(module):
-                raise InputError(f"{why}; transformers' own from_pretrained reads its experts for a fallback") from why
+                raise InputError(
+                    f"{why}; for a fallback, open the model with transformers' own from_pretrained"
+                ) from why
             if fallback is None:
-                raise InputError(f'{why}; options(fallback="grouped_mm") leaves it to transformers') from why
+                raise InputError(f'{why}; options(fallback="grouped_mm") leaves these experts to transformers') from why
             found = _theirs(module, fallback)
-            _say(type(module).__name__, f"{why}: transformers' {fallback} computes it")
+            _say(type(module).__name__, f"{why}: transformers' {fallback} computes these experts")
         vars(module)["_aristos_left_to"] = found
     left: Callable[..., Any] | None = vars(module)["_aristos_left_to"]
     return left

@@ -48,9 +48,9 @@ class Graphs:
         graph = self._open.get(int(number))
         if graph is None:
             raise InputError(
-                "the tapes of this graph were discarded, because hooks of saved tensors keep copies: use hooks that"
+                "the tapes of this graph were discarded, because hooks for saved tensors keep copies: use hooks that"
                 " keep"
-                " tensors themselves, or gradient checkpointing"
+                " the tensors themselves, or gradient checkpointing"
             )
         return graph
 

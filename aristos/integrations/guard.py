@@ -87,7 +87,7 @@ class Guard:
         if trains and (ahead := [rank for rank, offer in found.items() if offer.layer != first.layer]):
             raise MismatchError(
                 f"rank {ahead[0]} calls layer {found[ahead[0]].layer} of the models with gradients, and other ranks"
-                f" layer {first.layer}: all ranks must take the same training steps, and make other calls under"
+                f" call layer {first.layer}: all ranks must take the same training steps, and make other calls under"
                 " torch.no_grad()"
             )
         return first._replace(calls=max(offer.calls for offer in found.values() if offer.layer == first.layer))

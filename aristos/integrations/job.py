@@ -18,7 +18,7 @@ from ..transport.meeting import ENDS, Meeting
 from .options import limits, world
 
 POLL_SECONDS = 0.005
-WHAT = "the other ranks to end, as its program is over"
+WHAT = "the other ranks to end, because its own program has ended"
 
 
 def start() -> None:

@@ -41,7 +41,7 @@ def _stepped(optimizer: torch.optim.Optimizer, *_: Any) -> None:
 def _say_apart() -> None:
     """Warn once that gradients outside the experts were not averaged."""
     warnings.warn(
-        "an optimizer's step has used gradients outside the experts that come from this rank's tokens alone: call"
+        "an optimizer's step has changed weights outside the experts by gradients of this rank's tokens alone: call"
         " average_dense_grads(model) before each optimizer.step()",
         stacklevel=4,
     )
@@ -198,7 +198,7 @@ def refuse_sharded(module: torch.nn.Module) -> None:
     """Raise InputError if FSDP has cut a module's parameters: torch does not count FSDP's copies of them."""
     if vars(module).get("_is_fsdp_managed_module"):
         raise InputError(
-            f"{type(module).__name__}: FSDP has cut its experts, which Aristos splits itself: leave FSDP out, or give"
+            f"{type(module).__name__}: FSDP has split its experts, which Aristos splits itself: leave FSDP out, or give"
             " transformers' from_pretrained"
             ' distributed_config=DistributedConfig(fsdp_size=N, ep_size=N, ep_implementation="aristos")'
         )

@@ -51,7 +51,9 @@ def model_without_experts(
     from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
     if more.pop("experts_implementation", NAME) != NAME:
-        raise InputError(f"experts_implementation must be {NAME!r} here: other ones need transformers' from_pretrained")
+        raise InputError(
+            f"experts_implementation must be {NAME!r} here: for another one, use transformers' from_pretrained"
+        )
     asked = _type_of(more.pop("torch_dtype", None) if dtype is None else dtype)
     checkpoint = Checkpoint(path, comm)
     config = copy.deepcopy(more.pop("config", None)) or AutoConfig.from_pretrained(path)
@@ -112,7 +114,7 @@ def _dense(checkpoint: Checkpoint, experts: Iterable[str]) -> dict[str, torch.Te
             for name in names:
                 if name.endswith(QUANTISED):
                     raise CheckpointError(
-                        f"{checkpoint.path}: tensor {name} is of a quantised layer outside the experts: use"
+                        f"{checkpoint.path}: tensor {name} belongs to a quantised layer outside the experts: use"
                         " transformers' own from_pretrained, which expands it"
                     )
                 state[name] = opened.get_tensor(name)

@@ -80,10 +80,14 @@ def average_dense_grads(model: torch.nn.Module) -> None:
     every = [has] if group.comm is None else group.allgather(has, "the other ranks' gradients outside the experts")
     for rank, theirs in enumerate(every):
         if [each[:2] for each in theirs] != [each[:2] for each in has]:
-            raise MismatchError(f"rank {rank} trains other parameters outside the experts than rank {group.rank}")
+            raise MismatchError(
+                f"ranks {rank} and {group.rank} train different parameters outside the experts: make equal models"
+            )
         unlike = [mine[0] for mine, other in zip(has, theirs, strict=True) if mine[3] != other[3]]
         if unlike:
-            raise MismatchError(f"{unlike[0]} has other values on rank {rank} than on rank {group.rank}: {_why(first)}")
+            raise MismatchError(
+                f"{unlike[0]} has different values on rank {rank} and on rank {group.rank}: {_why(first)}"
+            )
     vars(model)[ALIKE] = True
     for layer in layers_of(model).values():
         layer.averaged()

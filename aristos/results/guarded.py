@@ -80,9 +80,9 @@ def trial(path: Path) -> str:
     try:
         done = subprocess.run(words, env=env, timeout=WALL * seconds, capture_output=True, text=True, errors="replace")
     except subprocess.TimeoutExpired:
-        return f"{wrong} was not done after {WALL * seconds:.0f} s: the file is damaged, or its disk does not answer"
+        return f"{wrong} took more than {WALL * seconds:.0f} s: the file is damaged, or its disk does not answer"
     if done.returncode == -signal.SIGXCPU:
-        return f"{wrong} was not done after {seconds:.0f} s of processor time: the file is damaged"
+        return f"{wrong} took more than {seconds:.0f} s of processor time: the file is damaged"
     if done.returncode < 0:
         return f"{wrong} crashed (signal {-done.returncode}): the file is damaged"
     return done.stdout.strip() or wrong if done.returncode else ""
@@ -166,7 +166,7 @@ def dimensions(data: h5py.Dataset) -> tuple[str, ...]:
         return ()
     kept = data.attrs.get_id("DIMENSION_LIST") if "DIMENSION_LIST" in data.attrs else None
     if kept is None or kept.shape != (data.ndim,) or h5py.check_vlen_dtype(kept.dtype) != h5py.ref_dtype:
-        raise ValueError(f"{data.name}: its dimensions are no list of references for each of {data.ndim} axes")
+        raise ValueError(f"{data.name}: its dimensions must be a list of references for each of {data.ndim} axes")
     scales = [axis[0] if len(axis) else None for axis in data.attrs["DIMENSION_LIST"]]
     if not all(scales):
         raise ValueError(f"{data.name} has an axis without a dimension")

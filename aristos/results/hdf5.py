@@ -193,7 +193,7 @@ def _check_schema(path: Path, file: h5py.File) -> None:
     if not isinstance(schema, str) or schema != SCHEMA:
         if isinstance(schema, str) and schema.startswith(SCHEMA.split("/")[0] + "/"):
             raise ResultsError(
-                f"{path}: results of another version of Aristos, in the format {schema!r}; this version reads"
+                f"{path}: the results are of another version of Aristos, in the format {schema!r}; this version reads"
                 f" {SCHEMA!r}: use the version that wrote the file, or measure again"
             )
         got = "no schema" if schema is None else f"the schema {schema!r}"
@@ -215,7 +215,8 @@ def _add(target: Path, content: bytes | None, run: Run, more: bool) -> bytes:
     size = memory.getbuffer().nbytes
     if size > guarded.MOST_FILE:
         raise ResultsError(
-            f"{target}: would have {size} bytes with this run, and may have {guarded.MOST_FILE}: choose another file"
+            f"{target}: the file would have {size} bytes with this run, but may have {guarded.MOST_FILE}: choose"
+            " another file"
         )
     return memory.getvalue()
 

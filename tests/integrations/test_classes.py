@@ -16,8 +16,8 @@ from aristos.errors import InputError
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 REFUSED = {  # class -> why it is refused
-    "Inkling2Experts": "its gate is none of",
-    "Inkling2LoopExperts": "its gate is none of",
+    "Inkling2Experts": "its gate must be one of",
+    "Inkling2LoopExperts": "its gate must be one of",
     "MuseSparkExperts": "normalises each expert's output",
 }
 

@@ -211,7 +211,7 @@ def test_experts_that_fsdp_would_cut_are_refused():
 
     config = DistributedConfig(fsdp_size=4, ep_size=2, ep_implementation="aristos")
     for given in (config, config.to_dict()):
-        with pytest.raises(InputError, match=r"fsdp would cut each expert once more, .*: set ep_size=4"):
+        with pytest.raises(InputError, match=r"FSDP would split each expert into 2 parts, .*; set ep_size=4"):
             transformers.PreTrainedModel.prepare_distribute_model(given)
 
 

@@ -38,7 +38,7 @@ def test_a_refused_class_is_left_to_transformers(ours, name):
     with torch.no_grad():
         wanted = module(*given)
         module.config._experts_implementation = "aristos"
-        said = f"Inkling2Experts: its gate is none of .*: transformers' {name} computes it"
+        said = f"Inkling2Experts: its gate must be one of .*: transformers' {name} computes these experts"
         with pytest.warns(UserWarning, match=said):
             assert relative(module(*given), wanted) < 1e-5
         other, _ = refused()

@@ -38,8 +38,11 @@ PROGRAM = """
     ids, model = torch.arange(7)[None], opened("model", "aristos").train()
 """
 RAISED = "aristos: rank 1 ends the job, because its program raised "
-ALONE = "MismatchError: rank 0 waits for the other ranks to make a layer, and rank 1 for .* as its program is over"
-APART = r"MismatchError: rank . waits for the .*, and rank . for the .*: one of them has made other calls, or fewer"
+ALONE = (
+    "MismatchError: rank 0 waits for the other ranks to make a layer, and rank 1 waits for .* because its own program"
+    " has ended"
+)
+APART = r"MismatchError: rank . waits for the .*, and rank . waits for the .*: the two have made different calls"
 
 
 @pytest.mark.parametrize(

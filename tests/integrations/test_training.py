@@ -209,7 +209,7 @@ def test_hooks_that_copy_saved_tensors_are_refused():
     with made() as experts:
         with torch.autograd.graph.saved_tensors_hooks(torch.clone, lambda kept: kept):
             y = experts(*drawn(5))
-        with pytest.raises(InputError, match="hooks of saved tensors keep copies"):
+        with pytest.raises(InputError, match="hooks for saved tensors keep copies"):
             y.sum().backward()
 
 

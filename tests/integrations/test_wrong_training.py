@@ -50,7 +50,9 @@ def test_gradients_that_torch_has_clipped(comm, tmp_path):
     ours, folder = on_ranks(comm, tmp_path, "mixtral")
     model = opened(folder, "aristos").train()
     step(model, comm.rank, clip=torch.nn.utils.clip_grad_norm_, average=ours.average_dense_grads)
-    with pytest.raises(MismatchError, match=r"other values on rank . than on rank .*: steps must be equal.*clip_grad"):
+    with pytest.raises(
+        MismatchError, match=r"different values on rank . and on rank .*: steps must be equal.*clip_grad"
+    ):
         step(model, comm.rank, average=ours.average_dense_grads)
     ours.close(model)
 
@@ -94,7 +96,7 @@ def test_experts_that_fsdp_has_cut(comm, tmp_path, first, cut):
     store = torch.distributed.FileStore(str(folder / "store"), comm.size)
     torch.distributed.init_process_group("gloo", store=store, rank=comm.rank, world_size=comm.size)
     try:
-        with pytest.raises(InputError, match=r"MixtralExperts: FSDP has cut its experts, .* leave FSDP out, or"):
+        with pytest.raises(InputError, match=r"MixtralExperts: FSDP has split its experts, .* leave FSDP out, or"):
             step(cut(model), comm.rank)
     finally:
         torch.distributed.destroy_process_group()

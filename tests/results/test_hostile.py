@@ -128,7 +128,7 @@ CHANGES = [
     (attribute("dims", ["n", "m"]), "the table t has no dimension 'm'"),
     (attribute("dims", ["n", "n"]), "the table t has no dimension 'n', or has it twice"),
     (attribute("units", 3, "v"), "the attribute units of /runs/x/t/v must be a text, got 3"),
-    (no_scales, "no list of references"),
+    (no_scales, "must be a list of references"),
     (escape, r"the name 't\\x1b\]0;owned\\x07' has characters that cannot be shown"),
     (cyclic, "v2 must be a dataset"),
     (long_text, "declares 200.* bytes, far more than the file holds"),
@@ -138,15 +138,15 @@ CHANGES = [
     (replaced(shape=(5,), dtype="S200000000"), "declares .* bytes"),
     (replaced(data=h5py.Empty("f8")), "is empty"),
     (replaced(data=np.zeros(3, "f8,f8")), "numbers or text"),
-    (scales(data=[1]), "no list of references"),
-    (scales(data=["a"]), "no list of references"),
-    (scales(data=np.zeros(1)), "no list of references"),
-    (scales(data=h5py.Empty("f8")), "no list of references"),
-    (scales(data=np.zeros((2, 2))), "no list of references"),
-    (unwritten((3,), h5py.vlen_dtype(h5py.ref_dtype)), "no list of references"),
+    (scales(data=[1]), "must be a list of references"),
+    (scales(data=["a"]), "must be a list of references"),
+    (scales(data=np.zeros(1)), "must be a list of references"),
+    (scales(data=h5py.Empty("f8")), "must be a list of references"),
+    (scales(data=np.zeros((2, 2))), "must be a list of references"),
+    (unwritten((3,), h5py.vlen_dtype(h5py.ref_dtype)), "must be a list of references"),
     (unwritten((1,), h5py.vlen_dtype(h5py.ref_dtype)), "an axis without a dimension"),
-    (unwritten((1,), h5py.vlen_dtype("i8")), "no list of references"),
-    (plain_references, "no list of references"),
+    (unwritten((1,), h5py.vlen_dtype("i8")), "must be a list of references"),
+    (plain_references, "must be a list of references"),
 ]
 
 
@@ -174,9 +174,9 @@ def test_the_command_is_shown_without_escapes(tmp_path):
         ("import os; os.kill(os.getpid(), 11)", r"HDF5 crashed \(signal 11\): the file is damaged"),
         (
             "import time; time.sleep(60)",
-            "HDF5 was not done after 1 s: the file is damaged, or its disk does not answer",
+            "HDF5 took more than 1 s: the file is damaged, or its disk does not answer",
         ),
-        (guarded.CODE.replace("hdf5.read(", "any(iter(int, 1)) or hdf5.read("), "not done after 0 s of processor time"),
+        (guarded.CODE.replace("hdf5.read(", "any(iter(int, 1)) or hdf5.read("), "took more than 0 s of processor time"),
     ],
 )
 def test_a_crash_or_a_loop_inside_hdf5_is_an_error(path, monkeypatch, code, words):
@@ -240,7 +240,7 @@ def test_a_file_has_a_largest_size(path, monkeypatch):
     with open(path, "r+b") as file:
         file.truncate(held)
     monkeypatch.setattr(guarded, "MOST_FILE", held)
-    with pytest.raises(ResultsError, match=f"and may have {held}: choose another file"):
+    with pytest.raises(ResultsError, match=f"but may have {held}: choose another file"):
         results.append(path, Run("y", {}, [Table("t").dim("n", range(3000))]))
     monkeypatch.setattr(guarded, "MOST_DATA", 8)
     with pytest.raises(ResultsError, match="far more than the file holds"):
