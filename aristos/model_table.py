@@ -223,7 +223,7 @@ MODELS: dict[str, Model] = {
     ),
     "step-3.7-flash": _row(
         (4096, 1280, 288, 8, 42, 45), "transformers models/step3p7", "step3p5", SIGMOID, shared=1280, dense=11264,
-        lacking="two layers have another limit for the shared expert than for the others", outside=True,
+        lacking="in two layers the limits of the shared expert and of the routed experts differ", outside=True,
     ),
     "gpt-oss-20b": _row(
         (2880, 2880, 32, 4, 24, 24), "openai/gpt-oss-20b config.json", "gpt_oss", TOPK, {**OAI, "bias": True},
@@ -280,7 +280,7 @@ MODELS: dict[str, Model] = {
     ),
     "zaya1": _row(
         (2048, 2048, 16, 1, 0, 0), "transformers models/zaya", "", PLAIN,
-        lacking="its router is a network with state from the layer before, and may skip the layer", outside=True,
+        lacking="its router is a network with a state from the layer before, and may skip the layer", outside=True,
     ),
     "inkling": _row(
         (6144, 3072, 258, 8, 0, 0), "transformers models/inkling; with its two shared experts", "inkling_text",
@@ -300,6 +300,6 @@ MODELS: dict[str, Model] = {
     ),
     "switchhead": _row(
         (512, 64, 4, 2, 0, 0), "RobertCsordas/switchhead switchhead/switchhead.py; unchecked", "", SIGMOID,
-        lacking="an expert is one matrix, of attention",
+        lacking="its experts are single matrices of attention",
     ),
 }  # fmt: skip

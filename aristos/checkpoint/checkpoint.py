@@ -122,7 +122,7 @@ class Checkpoint:
         options.refuse_unknown(self.model_type)
         if not self._blocks:
             raise CheckpointError(
-                f"{self._where}: at least one layer of a {self.model_type} must be MoE, but its options say none"
+                f"{self._where}: at least one layer of a {self.model_type} must be MoE, but its options name none"
             )
         self._quantised = methods.options({**self._directory.config, **self._config}, str(self._where))
         self.quantisation = self._quantised.method
@@ -446,7 +446,7 @@ class Checkpoint:
         if not there:
             tried = sorted({shown(prefix + stored.probe) for way in part for stored in way.values()})
             raise CheckpointError(
-                f"{self.path} has none of the tensors {', '.join(tried[:6])}{', ...' if len(tried) > 6 else ''},"
+                f"{self.path} has none of the tensors {', '.join(tried[:6])}{' and others' if len(tried) > 6 else ''},"
                 f" which a {self.model_type} must have: is the download complete?"
             )
         if len(there) == 1:

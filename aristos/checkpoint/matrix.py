@@ -67,7 +67,7 @@ class Matrix:
         """How many groups of `size` k there are; size 0: all k are one group."""
         depth = self.shape[1]
         if size and depth % size:
-            self.refuse(suffix, f"must have a multiple of {size} k, the size of a group, got {depth}")
+            self.refuse(suffix, f"must have a multiple of {size} inputs, the size of a group, got {depth}")
         return depth // size if size else 1
 
     def words(self, suffix: str, codes: int, bits: int) -> int:

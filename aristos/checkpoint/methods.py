@@ -62,7 +62,7 @@ class Declared:
             value = default
         if isinstance(value, list | dict) or not any(type(value) is type(a) and value == a for a in allowed):
             words = ", ".join(shown(a) if isinstance(a, str) else str(a) for a in allowed)
-            self.refuse(f"has {key} {shown(value)}, Aristos reads {words}")
+            self.refuse(f"has {key} {shown(value)}, but Aristos reads only {words}")
         return value
 
     def group(self, bits: int) -> int:
@@ -84,7 +84,7 @@ def _mxfp4(d: Declared) -> Options:
 
 def _bitsandbytes(d: Declared) -> Options:
     if d.found.get("load_in_8bit") is not True:
-        raise CheckpointError(f"{d.where}: of bitsandbytes, Aristos reads only load_in_8bit: take unquantised files")
+        raise CheckpointError(f"{d.where}: for bitsandbytes, Aristos reads only load_in_8bit: take unquantised files")
     return Options()
 
 
@@ -92,7 +92,7 @@ def _gptq(d: Declared) -> Options:
     bits = d.one_of("bits", (4, 8), None)
     kind = d.one_of("checkpoint_format", tuple(GPTQ_OFFSETS), "gptq")
     if d.found.get("is_marlin_format"):
-        d.refuse("says is_marlin_format, Aristos reads gptq and gptq_v2")
+        d.refuse("has is_marlin_format, but Aristos reads only gptq and gptq_v2")
     return Options(
         form="gptq",
         bits=bits,
@@ -140,11 +140,11 @@ def _weights(d: Declared) -> int:
     strategy = d.one_of("strategy", STRATEGIES, "channel")
     if of == "float" and (not symmetric or (bits == 4) != (strategy == "group")):
         d.refuse(
-            f"has floats of {bits} bits, symmetric {symmetric}, by {strategy}; Aristos reads symmetric ones, of 8 bits"
-            " by channel, tensor or block and of 4 bits by group"
+            f"has floats of {bits} bits, symmetric {symmetric}, by {strategy}, but Aristos reads only symmetric floats,"
+            " of 8 bits by channel, tensor or block, and of 4 bits by group"
         )
     if strategy == "block" and d.found.get("block_structure") not in (None, list(BLOCK)):
-        d.refuse(f"has block_structure {shown(d.found['block_structure'])}; Aristos reads {list(BLOCK)}")
+        d.refuse(f"has block_structure {shown(d.found['block_structure'])}, but Aristos reads only {list(BLOCK)}")
     if strategy != "group":
         return 0
     return 32 if of == "float" else d.group(bits)
@@ -170,8 +170,8 @@ def options(config: dict[str, Any], where: str) -> Options:
     method = found.get("quant_method") if isinstance(found, dict) else None
     if not isinstance(method, str) or method not in METHODS:
         raise CheckpointError(
-            f"{where}: quantization_config has quant_method {shown(method)}, Aristos reads {', '.join(METHODS)}:"
-            f" {OTHER_FILES}"
+            f"{where}: quantization_config has quant_method {shown(method)}, but Aristos reads only"
+            f" {', '.join(METHODS)}: {OTHER_FILES}"
         )
     read = METHODS[method](Declared(found, where))
     return Options(**{**vars(read), "method": method})

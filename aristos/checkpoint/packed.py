@@ -36,7 +36,7 @@ EXPONENTS = ("U8", "F8_E8M0")
 NARROW = {"F8_E4M3": "fp8", "I8": "int8"}
 MX_GROUP = 32
 AWQ_COLUMNS = [0, 2, 4, 6, 1, 3, 5, 7]  # the column of each of a word's nibbles, the lowest first
-EXPAND = "load the layer without weight_dtype, which expands its weights"
+EXPAND = "load the layer without weight_dtype, so that its weights are expanded"
 
 Parts = tuple[np.ndarray, np.ndarray, np.ndarray | None]  # codes [K, N], scales, zeros
 
@@ -76,13 +76,18 @@ def _gptq_parts(m: Matrix, kind: WeightType) -> Parts:
     zeros: Any = unpacked(m.array("qzeros"), kind.bits)[:, m.outputs]
     most = (1 << kind.bits) - 1
     if m.options.offset and (zeros == most).any():
-        m.refuse("qzeros", f"stores {most} as a zero point, which is 0 or {most + 1}: readers of this format differ")
+        m.refuse(
+            "qzeros",
+            f"stores {most} as a zero point, which some readers of this format take as 0 and others as {most + 1}",
+        )
     zeros = zeros + np.uint8(m.options.offset)
     if not kind.zeros:
         middle = 1 << (kind.bits - 1)
         if (zeros != middle).any():
             other = int(zeros[zeros != middle][0])
-            m.refuse("qzeros", f"has zero point {other}, but quantization_config says sym, which is {middle}")
+            m.refuse(
+                "qzeros", f"has zero point {other}, but quantization_config says sym, for which it must be {middle}"
+            )
         zeros = None
     return unpacked_down(m.array("qweight")[:, m.outputs], kind.bits), m.array("scales")[:, m.outputs], zeros
 
@@ -159,14 +164,14 @@ def _group(m: Matrix, suffix: str) -> int:
     fits = [size for size in m.options.groups or (0,) if groups == (depth // size if size else 1)]
     if not fits:
         sizes = ", ".join(str(size) if size else "a column" for size in m.options.groups or (0,))
-        m.refuse(suffix, f"has {groups} groups of {depth} k, but quantization_config has groups of {sizes}")
+        m.refuse(suffix, f"has {groups} groups for {depth} inputs, but quantization_config has groups of {sizes}")
     return fits[0]
 
 
 def _packed_parts(m: Matrix, kind: WeightType) -> Parts:
     out, depth = m.shape
     if m.has("weight_shape") and m.array("weight_shape").tolist() != [out, depth]:
-        m.refuse("weight_shape", f"says {m.array('weight_shape').tolist()}, config.json says {[out, depth]}")
+        m.refuse("weight_shape", f"says {m.array('weight_shape').tolist()}, but config.json says {[out, depth]}")
     if kind.name == "mxfp4":
         return nibbles(m.array("weight_packed")[m.outputs]).T, _exponents(m.array("weight_scale")[m.outputs]).T, None
     _check_order(m, "weight_g_idx", kind)
@@ -230,10 +235,12 @@ def _scaled_kind(m: Matrix) -> WeightType:
         half = m.outputs.start or m.outputs.stop or 0
         if name != "fp8" or m.options.block != BLOCK or half % BLOCK[1] or (m.outputs.step or 1) != 1:
             what = f"has a scale for blocks of {list(m.options.block)}"
-            m.refuse("", f"{what}, packed weights of fp8 for whole blocks of {list(BLOCK)}", EXPAND)
+            m.refuse(
+                "", f"{what}, but packed weights of fp8 need a scale for each whole block of {list(BLOCK)}", EXPAND
+            )
         return packed_type("fp8", scale=scale)
     if by_row and m.in_out and not whole:
-        m.refuse("", "has a scale for each k, which packed weights do not", EXPAND)
+        m.refuse("", "has a scale for each input, which packed weights cannot have", EXPAND)
     size = 0 if by_row or whole else _group(m, "_scale")
     return packed_type(name, group=size, scale=scale, zeros=name == "int8" and m.has("_zero_point"))
 
@@ -309,14 +316,18 @@ def kind_of(m: Matrix) -> WeightType | None:
     if not m.form and m.directory.entry(m.name).dtype in quantised.ELEMENTS:
         return None
     if not m.form and m.directory.entry(m.name).dtype not in NARROW:
-        m.refuse("", f"has dtype {m.directory.entry(m.name).dtype}, Aristos keeps {', '.join(NARROW)} packed", EXPAND)
+        m.refuse(
+            "",
+            f"has dtype {m.directory.entry(m.name).dtype}, but Aristos keeps only {', '.join(NARROW)} packed",
+            EXPAND,
+        )
     return FORMS[m.form].kind(m)
 
 
 def read(m: Matrix, kind: WeightType) -> Quantised:
     """The matrix [in, out]. Raises CheckpointError if its type is not `kind`, or for values that do not fit."""
     if (found := kind_of(m)) != kind:
-        m.refuse(_first(m), f"is {found or 'plain'}, but others of the layer are {kind}", EXPAND)
+        m.refuse(_first(m), f"has type {found or 'plain'}, but other weights of the layer have type {kind}", EXPAND)
     codes, scales, zeros = FORMS[m.form].parts(m, kind)
     name = scales_of(m)
     values = scales.astype(np.float32)
@@ -325,7 +336,7 @@ def read(m: Matrix, kind: WeightType) -> Quantised:
         at = [int(i) for i in np.argwhere(wrong)[0]]
         what = f"has a scale of {values[tuple(at)]} for group {at[0]} of output {at[1]}"
         raise CheckpointError(
-            f"{m.directory.file(name).path}: tensor {shown(name)} {what}, scales must be finite and not zero:"
+            f"{m.directory.file(name).path}: tensor {shown(name)} {what}, but scales must be finite and not zero:"
             f" {quantised.OTHER_FILES}"
         )
     try:

@@ -97,7 +97,9 @@ def values(directory: Directory, name: str, whole: np.ndarray, rows: Any, asked:
     if isinstance(rows, int) and whole.ndim > 2 and scale.ndim > 1:
         scale = scale[rows]
     elif isinstance(rows, slice) and rows != slice(None) and scale.size > 1:
-        raise CheckpointError(f"{directory.file(name).path}: tensor {shown(name)}: flat experts cannot have scales")
+        raise CheckpointError(
+            f"{directory.file(name).path}: tensor {shown(name)}: experts stored as one matrix cannot have scales"
+        )
     largest = scales.endswith("SCB")  # bitsandbytes stores an output's largest weight, which is 0 if all are 0
     scale = usable(directory, scales, np.asarray(scale, np.float32), zero=largest)
     if largest:
@@ -124,7 +126,7 @@ def usable(directory: Directory, name: str, scale: np.ndarray, zero: bool = Fals
         at = np.unravel_index(int(np.argmax(wrong)), scale.shape)
         raise CheckpointError(
             f"{directory.file(name).path}: tensor {shown(name)} has a scale of {scale[at]} at {[int(i) for i in at]},"
-            f" scales must be finite and not zero: {OTHER_FILES}"
+            f" but scales must be finite and not zero: {OTHER_FILES}"
         )
     return scale
 
@@ -135,8 +137,8 @@ def _refuse_infinite(directory: Directory, name: str, product: np.ndarray, count
     if beyond.any():
         at = [int(i) for i in np.unravel_index(int(np.argmax(beyond)), product.shape)]
         raise CheckpointError(
-            f"{directory.file(name).path}: tensor {shown(name)} has a value at {at} of its expert that its scale takes"
-            f" beyond float32: {OTHER_FILES}"
+            f"{directory.file(name).path}: tensor {shown(name)} has a value at {at} of its expert that is too large"
+            f" for float32 after scaling: {OTHER_FILES}"
         )
 
 

@@ -69,7 +69,7 @@ FAMILIES: dict[str, Family] = {}
 REFUSED = {
     "doge": "product keys choose among thousands of experts of one neuron each",
     "zaya": "its router is a network with a state from the layer before, and may skip the layer",
-    "grok-1": "published code differs on its router: a cap of the scores and whether weights are renormalised",
+    "grok-1": "published code differs on its router: whether scores are capped, and whether weights are renormalised",
 }
 
 

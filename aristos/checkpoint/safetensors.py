@@ -166,7 +166,7 @@ class SafetensorsFile:
                 self._wrong(f"begins at byte {entry.start}, but the tensor before it ends at {at}", name)
             at, before = entry.end, name
         if at != data:
-            self._wrong(f"the tensors have {at} bytes, the file holds {data} behind its header")
+            self._wrong(f"the tensors have {at} bytes, but the file holds {data} after its header")
 
 
 def save(path: Path, tensors: Mapping[str, np.ndarray]) -> None:

@@ -316,7 +316,7 @@ def _listed(o: Options, key: str) -> set[int] | None:
         return None if value is None else set(o.numbers(key) or [])
     words = [word.strip() for word in value.split(",")]
     if not all(word.isdecimal() and len(word) < 9 for word in words):
-        o.refuse(f"{key} must be numbers of layers with commas between, got {shown(value)}")
+        o.refuse(f"{key} must be numbers of layers separated by commas, got {shown(value)}")
     return {int(word) for word in words}
 
 
@@ -327,7 +327,7 @@ def _limits(o: Options, key: str) -> list[float | None]:
         return []
     good = isinstance(value, list) and len(value) >= count
     if not good or not all(n is None or (isinstance(n, int | float) and 0 <= n < math.inf) for n in value):
-        o.refuse(f"{key} must have null or a number from 0 up for each of {count} layers, got {shown(value)}")
+        o.refuse(f"{key} must have null or a number of at least 0 for each of {count} layers, got {shown(value)}")
     return [float(n) if n else None for n in value]
 
 

@@ -177,7 +177,7 @@ def deepseek_v2(o: Options) -> dict[int, Block]:
         router |= groups(o, "max")
     note = ""
     if o.flag("norm_topk_prob"):
-        note = "norm_topk_prob is true: transformers ignores it, as here; the model's own code renormalises by it"
+        note = "norm_topk_prob is true: Aristos ignores it, as transformers does; the model's own code renormalises"
     block = deepseek_layer(o, router, "n_routed_experts")
     return dict.fromkeys(after_dense(o), replace(block, note=note))
 
@@ -281,7 +281,7 @@ def ernie(o: Options) -> dict[int, Block]:
     o.ignore("intermediate_size", "moe_group", "moe_capacity")
     if o.number("moe_norm_min") > 1e-6:
         o.refuse(
-            "moe_norm_min must be at most 1e-6, because Aristos has no least sum of weights, got"
+            "moe_norm_min must be at most 1e-6, because Aristos has no lower bound for sums of weights, got"
             f" {o.number('moe_norm_min')}"
         )
     ffn = o.size("moe_intermediate_size")

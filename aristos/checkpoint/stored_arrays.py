@@ -236,7 +236,7 @@ class LayerReader:
         names, kind = list(names), self.weight_type
         if kind is None:
             raise CheckpointError(
-                f"{self.directory.path}: the experts' weights must be packed, got elements: pass packed=False"
+                f"{self.directory.path}: the experts' weights must be packed, got plain weights: pass packed=False"
             )
         found: dict[str, Quantised | np.ndarray] = {}
         for name in WEIGHTS:
@@ -278,7 +278,8 @@ class LayerReader:
         }.get(stored.outputs, slice(None))
         if stored.flat and self.directory.entry(name).dtype not in quantised.ELEMENTS:
             raise CheckpointError(
-                f"{self.directory.file(name).path}: tensor {shown(name)}: flat experts cannot have scales"
+                f"{self.directory.file(name).path}: tensor {shown(name)}: experts stored as one matrix cannot have"
+                " scales"
             )
         return Matrix(
             self.directory,

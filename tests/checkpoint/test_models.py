@@ -38,7 +38,7 @@ def test_every_model_can_be_made_at_reduced_width(name):
 
 
 def test_what_cannot_be_made_says_why():
-    with pytest.raises(InputError, match="got switchhead: an expert is one matrix"):
+    with pytest.raises(InputError, match="got switchhead: its experts are single matrices"):
         models.reduced("switchhead")
     with pytest.raises(InputError, match="name must be one of"):
         models.reduced("quokka")
@@ -56,14 +56,14 @@ def test_models_are_listed(capsys):
     assert command.main(["models"]) == 0
     out = capsys.readouterr().out
     assert all(name in out for name in models.MODELS)
-    assert "an expert is one matrix" in out
+    assert "its experts are single matrices" in out
     assert max(map(len, out.splitlines())) <= 120
     assert command.main(["models", "deepseek-v3", "--json"]) == 0
     one = json.loads(capsys.readouterr().out)["deepseek-v3"]
     assert (one["experts"], one["router"]["groups"], one["runs"]) == (256, 8, "runs")
     with pytest.raises(SystemExit, match="2"):
         command.main(["models", "mixtral-8x7"])
-    assert "near it: mixtral-8x7b" in capsys.readouterr().err
+    assert "similar: mixtral-8x7b" in capsys.readouterr().err
 
 
 def test_the_page_names_every_recipe():
@@ -114,7 +114,7 @@ def test_inspect_says_bytes_packed_and_expanded(tmp_path, capsys):
     assert found["bytes"]["1"] == cases.MoE.memory(cfg, 1)
     assert command.main(words) == 0
     out = capsys.readouterr().out
-    assert "layers 0: experts of int4 with a float16 scale for 32 k and zero points" in out
+    assert "layers 0: experts of int4 with a float16 scale for 32 rows and zero points" in out
     assert "GiB of all experts' matrices: 0.000 as in the files, 0.000 expanded to bfloat16" in out
     assert command.main([*words, "--dtype", "float16"]) == 0  # packed weights have no rows of float16
     assert "  packed" not in capsys.readouterr().out
@@ -180,7 +180,7 @@ def test_layers_are_those_that_have_tensors(tmp_path, capsys):
     assert command.main(["inspect", str(tmp_path / "encoder")]) == 1
     out = capsys.readouterr().out
     assert "2 MoE layers" in out
-    assert "layers 5 7: MISSING: config.json promises them" in out
+    assert "layers 5 7: MISSING: config.json names these layers" in out
     there |= switch_layer("decoder.block.1.layer.2.") | switch_layer("decoder.block.3.layer.2.")
     whole = aristos.Checkpoint(write(tmp_path / "whole", SWITCH, there))
     assert (whole.layers, whole.missing) == ((1, 3, 5, 7), ())

@@ -371,7 +371,7 @@ def test_an_option_that_transformers_ignores_but_the_models_own_code_uses_is_not
         "num_hidden_layers": 1,
         "norm_topk_prob": True,
     }
-    assert "transformers ignores it" in of(tmp_path, config).note(0)
+    assert "Aristos ignores it, as transformers does" in of(tmp_path, config).note(0)
     assert of(tmp_path, {**config, "norm_topk_prob": False}).note(0) == ""
 
 

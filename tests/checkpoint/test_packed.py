@@ -146,7 +146,9 @@ def test_fp8_in_one_tensor_of_gate_and_up(tmp_path):
         assert np.array_equal(stored[name].dequantised().T, expanded[name])
     checkpoint = aristos.Checkpoint(write(tmp_path / "shared", *fused_fp8(160, 96, 3)))
     checkpoint.arrays(0, 2)
-    with pytest.raises(CheckpointError, match=r"for whole blocks of \[128, 128\]: load the layer without weight_dtype"):
+    with pytest.raises(
+        CheckpointError, match=r"for each whole block of \[128, 128\]: load the layer without weight_dtype"
+    ):
         checkpoint.weight_type(0)
 
 
@@ -303,21 +305,29 @@ HALF = np.float16
     ("case", "change", "words"),
     [
         ("gptq", put("scales", ((1, 3), np.nan)), "up_proj.scales' has a scale of nan for group 1 of output 3"),
-        ("gptq", put("scales", ((0, 2), 0)), "scale of 0.0 for group 0 of output 2, scales must be finite and not ze"),
+        (
+            "gptq",
+            put("scales", ((0, 2), 0)),
+            "scale of 0.0 for group 0 of output 2, but scales must be finite and not ze",
+        ),
         ("awq", put("scales", ((2, 0), np.inf)), "has a scale of inf for group 2 of output 0"),
         ("gptq", put("scales", np.ones((3, 64), HALF)), "up_proj.scales' must have shape [4, 64], as config.json says"),
         ("gptq", put("scales", np.ones((4, 64), np.int32)), "must have dtype F16 or BF16 or F32, got I32"),
         ("gptq", put("qweight", np.zeros((8, 64), np.int32)), "up_proj.qweight' must have shape [16, 64]"),
         ("gptq", put("qzeros", None), "has no tensor 'model.layers.0.mlp.experts.1.up_proj.qzeros'"),
         ("gptq", put("qzeros", (slice(None), -1)), "stores 15 as a zero point, which is 0 or 16"),
-        ("gptq symmetric", put("qzeros", (slice(None), 0)), "zero point 1, but quantization_config says sym, which i"),
+        (
+            "gptq symmetric",
+            put("qzeros", (slice(None), 0)),
+            "zero point 1, but quantization_config says sym, for which i",
+        ),
         ("gptq", put("g_idx", (slice(0, 2), [1, 0])), "up_proj.g_idx' says that groups do not follow each other (act"),
         ("awq", put("qzeros", np.zeros((4, 16), np.int32)), "up_proj.qzeros' must have shape [4, 8]"),
         ("awq", put("qweight", np.zeros((128, 8), np.float32)), "up_proj.qweight' must have dtype I32, got F32"),
         ("int4 in words", put("weight_scale", np.ones((64, 3), np.float32)), "has 3 groups of 128 k, but quantizatio"),
         ("int4 in words", put("weight_scale", ((3, 1), 0)), "up_proj.weight_scale' has a scale of 0.0 for group 1 of"),
         ("int4 in words", put("weight_packed", np.zeros((64, 10), np.int32)), "shape [64, 16] or [64, 32] for 4 or 8"),
-        ("int4 in words", put("weight_shape", np.array([64, 120])), "says [64, 120], config.json says [64, 128]"),
+        ("int4 in words", put("weight_shape", np.array([64, 120])), "says [64, 120], but config.json says [64, 128]"),
         (
             "int4 in words",
             put("weight_g_idx", np.arange(128, dtype=np.int32)[::-1] // 32),
@@ -397,7 +407,7 @@ def test_experts_of_several_types_are_refused(tmp_path):
         ("gptq", {"group_size": 48}, "has group_size 48, Aristos reads -1, 0, 32, 64, 128"),
         ("gptq", {"group_size": [1]}, "has group_size [1], Aristos reads"),
         ("gptq", {"checkpoint_format": "marlin"}, "has checkpoint_format 'marlin', Aristos reads 'gptq', 'gptq_v2'"),
-        ("gptq", {"is_marlin_format": True}, "says is_marlin_format"),
+        ("gptq", {"is_marlin_format": True}, "has is_marlin_format"),
         ("awq", {"bits": 8}, "has bits 8, Aristos reads 4"),
         ("awq", {"version": "gemv"}, "has version 'gemv', Aristos reads 'gemm'"),
         ("awq", {"zero_point": False}, "has zero_point False, Aristos reads True"),
