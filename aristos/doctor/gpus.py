@@ -138,7 +138,9 @@ def peers(facts: Sequence[RankGpus], nodes: Nodes) -> Finding:
         return ok(name, NOT_NEEDED)
     bare = [rank for rank, uuid in enumerate(uuids_of) if not uuid]
     if bare:
-        return warn(name, f"no GPU is visible to {named(bare)}{_variable(facts[bare[0]])}, but to others", IPC)
+        return warn(
+            name, f"no GPU is visible to {named(bare)}{_variable(facts[bare[0]])}, but other ranks see one", IPC
+        )
     pairs = 0
     for rank, mine in enumerate(facts):
         for peer in nodes.local(rank):
@@ -150,7 +152,9 @@ def peers(facts: Sequence[RankGpus], nodes: Nodes) -> Finding:
             if facts[peer].space != mine.space:
                 why = f"ranks {rank} and {peer} are in different PID namespaces: CUDA IPC between them fails"
                 return warn(name, why, "one container for all ranks of a node, or docker run --pid=host")
-    return ok(name, f"every rank may open the GPU memory of its node's others ({pairs} ordered pairs)", pairs=pairs)
+    return ok(
+        name, f"every rank may open the GPU memory of the other ranks of its node ({pairs} ordered pairs)", pairs=pairs
+    )
 
 
 def _variable(mine: RankGpus) -> str:
@@ -171,7 +175,7 @@ def sharing(facts: Sequence[RankGpus], nodes: Nodes) -> Finding:
     if len(found) > 1:
         without = [rank for rank in group if not facts[rank].pipes]
         why = (
-            f"{named(without)} without the others' MPS daemon"
+            f"the others' MPS daemon is not used by {named(without)}"
             if without
             else f"{named(group)} ask different MPS daemons"
         )

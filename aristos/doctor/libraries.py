@@ -105,10 +105,10 @@ def mpirun(found: Library | None, path: str | None, answer: str, beside: str, la
     family = found.kind.removeprefix("Cray ")
     if kind == family and not beside:
         return ok(name, f"{path} ({kind}), of the library's kind", **values)
-    text = f"{path} is {kind}'s, mpi4py loads {found}"
+    text = f"{path} belongs to {kind}, but mpi4py loads {found}"
     if kind in (family, UNKNOWN) or launched:
         return warn(name, text, use, **values)
-    return fail(name, f"{text}: every rank would run as a job of one", use, **values)
+    return fail(name, f"{text}: every rank would be a job of its own", use, **values)
 
 
 def mpirun_here(found: Library | None) -> Finding:
@@ -122,7 +122,9 @@ def launcher(world: int | None, env: Mapping[str, str], found: Library | None) -
     name = "launcher"
     started = launch_environment.started_as(env)
     if started is None:
-        return ok(name, "none: one process, so ranks are not compared (mpirun -n 2 aristos doctor, or srun, does)")
+        return ok(
+            name, "none: one process, so ranks are not compared (mpirun -n 2 aristos doctor, or srun, compares them)"
+        )
     values = {"launcher": started[0], "tasks": started[1], "world": world}
     strange = launch_environment.stranger(env, found) if found is not None else None
     wrong = strange if world is None else launch_environment.mismatch(world, env, found)
@@ -130,7 +132,7 @@ def launcher(world: int | None, env: Mapping[str, str], found: Library | None) -
         wrong = f"{started[0]} started {started[1]} tasks, which cannot meet without an MPI library"
         return fail(name, wrong, "see MPI library", **values)
     if wrong is None:
-        return ok(name, f"{started[0]} started {started[1]} tasks, and MPI sees {world}", **values)
+        return ok(name, f"{started[0]} started {started[1]} tasks, and the size of MPI_COMM_WORLD is {world}", **values)
     if started[0] == "srun":
         remedy = (
             f"srun --mpi={found.pmi if found is not None and found.pmi else 'pmi2'} ... (srun --mpi=list shows all)"

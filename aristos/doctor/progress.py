@@ -151,5 +151,5 @@ def judged(measured: PutTimes) -> Finding:
         remedy = "leave a rank one core more than its threads: MoE(threads=cores - 1), or one more --cpus-per-task"
         return warn(NAME, why, remedy, **values)
     if measured.alone > SLOW:
-        text += ": this MPI makes no progress while the target is outside MPI; Aristos's progress thread calls it"
+        text += ": this MPI makes no progress while the target is outside MPI; Aristos's progress thread calls MPI"
     return ok(NAME, text, **values)

@@ -76,5 +76,5 @@ def in_place() -> Finding:
     problem = memfd.lacking()
     if problem:
         return ok("experts in place", f"no, tokens always travel: {problem}", huge_pages=False)
-    text = "yes: ranks of a node read each other's experts from huge pages where that is cheaper than to send rows"
+    text = "yes: ranks of a node read each other's experts from huge pages where that is cheaper than sending rows"
     return ok("experts in place", text, huge_pages=True)

@@ -42,7 +42,8 @@ def _unseen(ranks: Ranks, here: list[int]) -> list[int]:
 def judged(errors: list[str], wrong: list[list[int]], nodes: Nodes) -> Finding:
     """Judge the ranks' results. errors: [ranks] exceptions, or ''; wrong: [ranks] peers whose stores were not seen."""
     remedy = (
-        "check that /dev/shm is large enough (see its line) and is one for all ranks of a node (containers: --ipc=host)"
+        "check that /dev/shm is large enough (see its line) and is shared by all ranks of a node (containers:"
+        " --ipc=host)"
     )
     failed = [rank for rank, error in enumerate(errors) if error]
     blind = [rank for rank, peers in enumerate(wrong) if peers]
@@ -53,4 +54,4 @@ def judged(errors: list[str], wrong: list[list[int]], nodes: Nodes) -> Finding:
     pairs = sum(len(nodes.local(rank)) for rank in range(len(nodes.node_of)))
     if not pairs:
         return ok(NAME, "not tried: no two ranks share a node", pairs=0)
-    return ok(NAME, f"every rank sees the stores of its node's others ({pairs} ordered pairs)", pairs=pairs)
+    return ok(NAME, f"every rank sees the stores of the other ranks of its node ({pairs} ordered pairs)", pairs=pairs)

@@ -103,7 +103,9 @@ class Checks:
             )
         if cause not in ranks[origin].causes:
             why = sorted(ranks[origin].causes)
-            raise WrongResult(f"rank {rank.me} reads that rank {origin} failed for cause {cause}, but it was {why}")
+            raise WrongResult(
+                f"rank {rank.me} reads that rank {origin} failed for cause {cause}, but the causes were {why}"
+            )
 
     def at_end(self) -> None:
         """Check that the result of every call that ended normally equals the reference."""
@@ -112,7 +114,9 @@ class Checks:
                 raise WrongResult(f"rank {rank.me} ends after {len(rank.outputs)} of {len(rank.calls)} calls")
             for epoch, (call, output) in enumerate(zip(rank.calls, rank.outputs), 1):
                 if not call.broken and output != rank.reference(epoch, call):
-                    raise WrongResult(f"call {epoch} of rank {rank.me}: {output}, not {rank.reference(epoch, call)}")
+                    raise WrongResult(
+                        f"call {epoch} of rank {rank.me} has the outputs {output}, not {rank.reference(epoch, call)}"
+                    )
 
 
 def case_share(row: tuple[int, ...]) -> int:

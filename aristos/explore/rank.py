@@ -601,7 +601,7 @@ class Rank:
         start = self.job[words.T_PEER_STATUS]
         statuses = self.st[start : start + self.case.ranks]
         if not self.call.refuses and not self.call.refuses_combine and any(statuses) != broken:
-            raise WrongResult(f"rank {self.me} in call {self.epoch}: statuses {statuses}")
+            raise WrongResult(f"rank {self.me} in call {self.epoch} has wrong statuses: {statuses}")
         calls = [rank.calls[self.epoch - 1] for rank in self.cluster.ranks]
         if any(call.misplaced for call in calls) and any(set(statuses) - {codes.OK, codes.MISPLACED}):
             raise WrongResult(f"rank {self.me} in call {self.epoch} has another placement: statuses {statuses}")

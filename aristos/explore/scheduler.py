@@ -141,9 +141,9 @@ class Scheduler:
         """Let an actor do its next operation and run on to the following one."""
         self.steps += 1
         if self.steps > self.most:
-            raise TooLong(f"more than {self.most} steps")
+            raise TooLong(f"the schedule has more than {self.most} steps")
         if self.steps > self.bound:
-            raise Livelock(f"{self.steps} steps and no end\n{self.describe()}")
+            raise Livelock(f"the schedule has not ended after {self.steps} steps\n{self.describe()}")
         self.current = actor
         self.resume(actor)
 

@@ -8,7 +8,7 @@ from .memory_model import Event, Memory
 def text(memory: Memory, last: int = 60) -> str:
     """The last events, one on each line."""
     events = memory.story or []
-    lines = [f"... {len(events) - last} events before"] if len(events) > last else []
+    lines = [f"{len(events) - last} earlier events are left out"] if len(events) > last else []
     return "\n".join(lines + [_line(memory, event) for event in events[-last:]])
 
 

@@ -51,7 +51,7 @@ def check_not_inside_a_job(started: tuple[str, int, int] | None) -> None:
     if started is not None and started[1] > 1:
         raise EnvironmentProblem(
             f"{started[0]} has started this as one of {started[1]} tasks, and each would start a job of its own:"
-            " run `aristos run` once, without a launcher around it, or the program itself under this one"
+            f" run `aristos run` once, outside of {started[0]}, or start the program itself with {started[0]}"
         )
 
 
@@ -65,7 +65,7 @@ def find_program(words: list[str]) -> list[str]:
     path = shutil.which(name)
     if path is None:
         if Path(name).is_file() and name.endswith(".py"):
-            raise InputError(f"{name} is not a program: aristos run ... -- python {' '.join(words)}")
+            raise InputError(f"{name} is not a program: start it as aristos run -- python {' '.join(words)}")
         raise InputError(f"the program must be on PATH or an executable file here, got {name!r}")
     return [path, *rest]
 
@@ -183,8 +183,8 @@ def find_mpiexec(library: Library | None) -> str:
     kind = mpi_facts.of_banner(mpi_launchers.mpirun_version(path))
     if kind not in (library.kind.removeprefix("Cray "), mpi_facts.UNKNOWN):
         raise EnvironmentProblem(
-            f"{path} is {kind}'s, mpi4py loads {library}: every rank would run as a job of one;"
-            " put that library's launcher first on PATH"
+            f"{path} belongs to {kind}, but mpi4py loads {library}: every rank would be a job of its own;"
+            " put the launcher of the library that mpi4py loads first on PATH"
         )
     return path
 

@@ -71,7 +71,9 @@ def _start(asked: Namespace, words: list[str], machine: ThisNode, nodes: int, ra
     library = mpi_library.find(env)
     with_srun = asked.launcher == "srun" or (asked.launcher is None and nodes > 0)
     if with_srun and not nodes:
-        raise EnvironmentProblem("srun needs an allocation: salloc -N 2 aristos run ..., or sbatch a script of it")
+        raise EnvironmentProblem(
+            "srun needs an allocation: salloc -N 2 aristos run -- PROGRAM, or sbatch a script with that command"
+        )
     start = commands.by_srun if with_srun else commands.by_mpirun
     command = start(ranks, per_node, used, words, library, env)
     about = [*notes(here, used), *short(per_node, env, with_srun)]
@@ -124,7 +126,7 @@ def notes(here: list[Seat], nodes: int) -> list[str]:
         cores = len(frozenset().union(*(s.cpus for s in crowded)))
         found.append(
             f"oversubscribed: {len(crowded)} ranks share {cores} cores of {where}: they take turns, and each waits for"
-            f" ranks that do not run; at most {cores * nodes} ranks would have one each"
+            f" ranks that do not run; at most {cores * nodes} ranks would have a core each"
         )
     by_device: dict[int, int] = {}
     for seat in here:
@@ -132,7 +134,9 @@ def notes(here: list[Seat], nodes: int) -> list[str]:
             by_device[seat.device] = by_device.get(seat.device, 0) + 1
     several = {device: count for device, count in by_device.items() if count > 1}
     if several:
-        found.append(f"{len(here)} ranks share {len(by_device)} GPUs of a node: the layer is made for one rank a GPU")
+        found.append(
+            f"{len(here)} ranks share {len(by_device)} GPUs of a node: the layer is made for one rank on each GPU"
+        )
     return found
 
 

@@ -131,7 +131,7 @@ def check(need: Need, devices: list[Devices]) -> None:
         raise Infeasible(
             missing,
             f"device {devices.index(worst)} ({worst.name}) has {_gb(worst.capacity)} for parameters ({SHARE} of its"
-            f" memory), and those outside the experts, which every device holds, need {_gb(need.dense)} at"
+            f" memory), but the parameters outside the experts, which every device holds, need {_gb(need.dense)} at"
             f" {need.each:g} bytes each; {sum(d.number for d in short)} of {n} devices have too little; {sizes}."
             + remedy(need, devices, n),
         )

@@ -277,7 +277,7 @@ def parse(data: Any) -> Problem:
         return Problem(**checked, rate=laid.rate, memory=laid.memory, alpha_us=none, beta_us_per_mib=none, tree=laid)
     for key in ("devices", "alpha_us", "beta_us_per_mib"):
         if key not in data:
-            raise ProblemError(key, "is missing (or cluster, for the compressed form)")
+            raise ProblemError(key, "is missing (a problem without it needs cluster, the compressed form)")
     devices = _devices(data["devices"])
     return Problem(
         **checked,

@@ -45,7 +45,7 @@ def report(plan: Plan, seconds: float) -> str:
         times = f"{seconds_text(cost.pi_us[g]):>10}  {seconds_text(cost.comm_us[g]):>10}"
         lines.append(f"{g:>5}  {len(plan.groups[g]):>7}  {times}  {held(plan, g):>7}  {ranges(plan.groups[g])}")
     if k > MOST_GROUPS:
-        lines.append(f"       ... and {k - MOST_GROUPS} groups whose stages are no longer")
+        lines.append(f"       and {k - MOST_GROUPS} more groups, whose stages are not longer")
     return "\n".join([*lines, "", explain(plan)])
 
 
@@ -86,7 +86,9 @@ def explain(plan: Plan) -> str:
             f" slowest link, {problem.device(i)} to {problem.device(j)}"
         )
         half = cost.objective_us - cost.allreduce_us / 2
-        return f"bottleneck: {what}. That link twice as fast: a step of {seconds_text(half)} with the same groups."
+        return (
+            f"bottleneck: {what}. With that link twice as fast, a step takes {seconds_text(half)} with the same groups."
+        )
     stages = cost.pi_us + cost.comm_us
     stage = stages[group]
     if term == "pi":
@@ -106,7 +108,7 @@ def _twice_the_rate(plan: Plan, device: int) -> str:
     rate = plan.problem.rate.copy()
     rate[device] *= 2
     after = evaluate(replace(plan.problem, rate=rate), plan.groups, plan.objective, plan.allreduce)
-    text = f"Twice the rate: a step of {seconds_text(after.objective_us)} with the same groups"
+    text = f"With twice the rate, a step takes {seconds_text(after.objective_us)} with the same groups"
     return f"{text}{_then(plan, after.slowest)}."
 
 
@@ -126,10 +128,12 @@ def _twice_the_links(plan: Plan, group: int) -> str:
     comm[group] = pays[members].max()
     stage = cost.pi_us + comm
     after = cost.kappa * float(stage.max()) + cost.allreduce_us
-    text = f"Its links in the group twice as fast: a step of {seconds_text(after)} with the same groups"
+    text = (
+        f"With the device's links in the group twice as fast, a step takes {seconds_text(after)} with the same groups"
+    )
     slowest, next_device = int(np.argmax(stage)), int(members[np.argmax(pays[members])])
     if slowest == group and next_device != device:
-        return f"{text}; {problem.device(next_device)} would then be the slowest in it."
+        return f"{text}; {problem.device(next_device)} would then be the slowest in that group."
     return f"{text}{_then(plan, slowest)}."
 
 

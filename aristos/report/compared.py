@@ -23,8 +23,8 @@ MOST_NAMED = 8  # rows in a sentence
 FASTER, SLOWER, NOISE, DISTURBED, FEW = "faster", "slower", "noise", "disturbed", "too few calls"
 WORDS = {
     FASTER: "the interval of second / first lies below 1",
-    SLOWER: "it lies above 1",
-    NOISE: "it includes 1",
+    SLOWER: "the interval lies above 1",
+    NOISE: "the interval includes 1",
     DISTURBED: "calls were disturbed: not judged",
     FEW: f"fewer than {interval.FEWEST} calls: not judged",
 }

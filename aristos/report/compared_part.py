@@ -27,7 +27,7 @@ def part(found: Comparison, plot: Plot, place: str) -> Markup:
         _listed(found, compared.FASTER),
         _listed(found, compared.SLOWER),
         tag("p", f"{words.NOTE[0].upper()}{words.NOTE[1:]}."),
-        differs if found.differs else tag("p", "No fact differs that the files record."),
+        differs if found.differs else tag("p", "The facts that the files record do not differ."),
         [tag("p", f"{each[0].upper()}{each[1:]}.") for each in words.lines(found)],
         [_rows(name.name, rows, plot) for name, rows in compared.by_table(found.rows)],
         tag(

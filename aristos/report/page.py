@@ -80,7 +80,7 @@ def page(files: list[str], every: bool = False) -> str:
 
 _KEYS = (
     "Plots: draw a box or press + to zoom, click twice to go back, point at a mark for its values;"
-    " the tables have the same."
+    " the tables have the same values."
 )
 
 

@@ -96,7 +96,7 @@ def warnings(run: Run) -> Iterator[str]:
     if marked := [each for each in run.tables if each.attributes.get("disturbed")]:
         said = "; ".join(f"{each.name}: {each.attributes['disturbed']}" for each in marked)
         yield "Other processes used the cores, or the times changed during the run."
-        yield f"Disturbed, beside a rank its share of its core: {said}."
+        yield f"Disturbed, each with a rank and the share of its core that the rank had: {said}."
 
 
 def _table(found: Table, run: str, plot: Plot) -> Markup:

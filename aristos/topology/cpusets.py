@@ -17,7 +17,7 @@ def parse(text: str) -> frozenset[int]:
         first, dash, last = part.partition("-")
         low, high = whole(first.strip()), whole((last if dash else first).strip())
         if low is None or high is None or low > high or (left := left - (high - low + 1)) < 0:
-            raise ValueError(f"a list of CPUs is like 0-3,8, and not above {MOST} CPUs, got {text[:200]!r}")
+            raise ValueError(f"a list of CPUs must look like 0-3,8 and name at most {MOST} CPUs, got {text[:200]!r}")
         found.update(range(low, high + 1))
     return frozenset(found)
 

@@ -239,7 +239,7 @@ def join(parts: Sequence[Topology]) -> Topology:
     seen: dict[str, Node] = {}
     for part in parts:
         if part.here is None:
-            raise ValueError("only topologies of `discover` can be joined: they know their own node")
+            raise ValueError("only topologies of `discover` can be joined, because they know their own node")
         mine = part.nodes[part.here]
         before = seen.get(mine.name)
         seen[mine.name] = mine if before is None else replace(before, allowed=before.allowed | mine.allowed)

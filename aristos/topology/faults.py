@@ -129,7 +129,7 @@ def cut_lists(devices: Sequence[Gpu]) -> list[Fault]:
     cut = [d.label for d in devices if d.cpus_from == "nvidia-smi" and d.printed and _looks_cut(d.printed.cpus or "")]
     if not cut:
         return []
-    text = f"nvidia-smi cuts long lists of CPUs, and that of {', '.join(cut)} looks cut"
+    text = f"nvidia-smi cuts long lists of CPUs, and the list of {', '.join(cut)} looks cut"
     remedy = (
         "bind by /sys/bus/pci/devices/*/local_cpulist on the machine itself, as `aristos topo` does on that machine"
     )
@@ -155,7 +155,7 @@ def hidden(job: SlurmJob | None, devices: Sequence[Gpu], on_bus: Sequence[str]) 
     if job.gpus is not None and len(job.gpus) > seen > 0:
         text = f"the job has {len(job.gpus)} GPUs on this node, but this process sees {seen}{where}"
         option = f"{job.hides_gpus} hides" if job.hides_gpus else "a cgroup hides"
-        return [Fault(f"{text}: {option} the others from it, and CUDA IPC between ranks fails", remedy)]
+        return [Fault(f"{text}: {option} the other GPUs from this process, and CUDA IPC between ranks fails", remedy)]
     if job.hides_gpus and several and devices:
         text = f"{job.hides_gpus} hides each task's GPU from its peers, so CUDA IPC between them fails"
         return [Fault(text, remedy)]
@@ -170,7 +170,8 @@ def mixed(nodes: Sequence[Node]) -> list[Fault]:
     if len(kinds) < 2:
         return []
     shown = "; ".join(
-        f"{', '.join(names[:4])}{' ...' if len(names) > 4 else ''}: {_counted(gpus)}" for gpus, names in kinds.items()
+        f"{', '.join(names[:4])}{' and others' if len(names) > 4 else ''}: {_counted(gpus)}"
+        for gpus, names in kinds.items()
     )
     return [
         Fault(f"the nodes' GPUs differ ({shown})", "ask for one kind of node: srun --constraint or --gres=gpu:TYPE:N")

@@ -71,7 +71,9 @@ def _numbers(inside: str, text: str) -> list[str]:
             raise TopologyError(f"expected numbers like [1-3,7], got [{shown(inside[:80])}] in {_quoted(text)}")
         first, last = match[1], match[2] or match[1]
         if not int(first) <= int(last) <= int(first) + MOST:
-            raise TopologyError(f"a range must go upwards, and not above {MOST} names, got {part!r} in {_quoted(text)}")
+            raise TopologyError(
+                f"a range must go upwards and have at most {MOST} names, got {part!r} in {_quoted(text)}"
+            )
         found += [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
         if len(found) > MOST:
             raise _too_many(text)

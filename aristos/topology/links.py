@@ -147,7 +147,7 @@ def from_json(found: Any) -> Links:
         raise InputError(f"hosts must be a list of names without control characters, got {hosts!r}"[:200])
     n = len(hosts)
     if not isinstance(devices, list) or len(devices) != n:
-        raise InputError(f"devices must be a list of {n}, one for each of hosts")
+        raise InputError(f"devices must be a list of {n} objects, one for each of hosts")
     contended = found.get("contended")
     return Links(
         hosts=hosts,
@@ -209,7 +209,7 @@ def _span(name: str, found: Any, n: int) -> Span:
 def _rows(name: str, rows: Any, n: int, kind: type) -> list[list[Any]]:
     """Check n rows of n texts, or of numbers and null."""
     if not isinstance(rows, list) or len(rows) != n or not all(isinstance(r, list) and len(r) == n for r in rows):
-        raise InputError(f"{name} must be {n} rows of {n}")
+        raise InputError(f"{name} must be a list of {n} rows, each of {n} entries")
     for a, row in enumerate(rows):
         for b, value in enumerate(row):
             if kind is str:

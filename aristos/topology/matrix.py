@@ -149,7 +149,7 @@ def _links(rows: Sequence[str], at: int, labels: Sequence[str]) -> list[str]:
     words = rows[at].split() if at < len(rows) else []
     if not words or words[0] != labels[at]:
         stopped = _shown(rows[at]) if words else "'the end of the text'"
-        before = f"after {labels[at - 1]}'s comes" if at else "the first is"
+        before = f"after the row of {labels[at - 1]} comes" if at else "the first row is"
         raise TopologyError(f"the columns {' '.join(labels)[:300]!r} need a row each, in order; {before} {stopped}")
     links = words[1 : len(labels) + 1]
     strange = next((word for word in words[1:] if not (LINK.fullmatch(word) or _is_rest(word))), None)
@@ -195,7 +195,7 @@ def _affinities(labels: Sequence[str], rows: Sequence[str], columns: int) -> dic
     if columns < 3 and len(set(whole_rows.values())) > 1:  # a third column would contain at least N/A
         cut = next(row for row, is_whole in whole_rows.items() if not is_whole)
         raise TopologyError(
-            f"this row was cut: other rows have cells after the links, this one has none: {_shown(cut)}"
+            f"this row was cut: other rows have cells after the links, but this row has none: {_shown(cut)}"
         )
     return found
 
@@ -242,7 +242,7 @@ def _uncut_lists(labels: Sequence[str], rows: Sequence[str], found: Mapping[str,
         for other in lists if cpus is not None else ():
             if other != cpus and other.startswith(cpus or "") and cpusets.parse(other) & cpusets.parse(cpus or ""):
                 raise TopologyError(
-                    f"this row was cut: its CPUs are {cpus}, those of another row {other}: {_shown(row)}"
+                    f"this row was cut: its CPUs are {cpus}, but another row has {other}: {_shown(row)}"
                 )
 
 

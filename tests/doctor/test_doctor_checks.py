@@ -87,7 +87,7 @@ def test_the_library_or_its_absence_is_reported():
 def test_a_wrong_pmi_of_srun_is_reported(library, fits):
     got = libraries.launcher(1, STEP, library)
     assert got.state == "fail"
-    assert got.text.startswith(f"srun started 4 tasks but MPI sees 1: try --mpi={fits}")
+    assert got.text.startswith(f"srun started 4 tasks, but the size of MPI_COMM_WORLD is 1: try --mpi={fits}")
     assert got.remedy.startswith(f"srun --mpi={fits} ")
     assert libraries.launcher(4, STEP, library).state == "ok"
 
@@ -95,7 +95,9 @@ def test_a_wrong_pmi_of_srun_is_reported(library, fits):
 def test_launchers_other_than_srun():
     assert libraries.launcher(1, {}, MPICH).text.startswith("none: one process")
     got = libraries.launcher(1, {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "0"}, MPICH)
-    assert got.text.startswith("Open MPI's mpirun started 4 tasks but MPI sees 1: use the mpirun that belongs")
+    assert got.text.startswith(
+        "Open MPI's mpirun started 4 tasks, but the size of MPI_COMM_WORLD is 1: use the mpirun that belongs"
+    )
     env = {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "0", "PMIX_RANK": "0"}
     assert "by PMIx, which pip's mpich does not support" in libraries.launcher(None, env, MPICH).text
     assert libraries.launcher(2, env, OPEN).state == "ok"

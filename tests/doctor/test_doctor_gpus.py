@@ -123,7 +123,7 @@ def test_peers_may_not_be_hidden_by_the_system():
     assert "--gpu-bind=none" in got.remedy
     assert gpus.peers(ranks_see((0,), (1,)), Nodes.of(2, 1)).state == "ok", "on two nodes"
     got = gpus.peers(ranks_see((0, 1), ()), two)
-    assert got.text == "no GPU is visible to rank 1, but to others"
+    assert got.text == "no GPU is visible to rank 1, but other ranks see one"
     apart = [replace(each, space=f"pid:[{rank}]") for rank, each in enumerate(ranks_see((0, 1), (0, 1)))]
     got = gpus.peers(apart, two)
     assert "ranks 0 and 1 are in different PID namespaces" in got.text
@@ -140,7 +140,7 @@ def test_shared_gpus_need_mps():
     assert "nvidia-cuda-mps-control -d" in got.remedy
     assert "by MPS in /mps" in gpus.sharing(ranks_see((0,), (0,), pipes="/mps"), two).text
     got = gpus.sharing(ranks_see((0,), pipes="/mps") + ranks_see((0,)), two)
-    assert "rank 1 without the others' MPS daemon" in got.text
+    assert "the others' MPS daemon is not used by rank 1" in got.text
     assert "CUDA_MPS_PIPE_DIRECTORY" in got.remedy
     got = gpus.sharing(ranks_see((0,), pipes="/a") + ranks_see((0,), pipes="/b"), two)
     assert "ranks 0-1 ask different MPS daemons" in got.text

@@ -137,7 +137,7 @@ def cpu_list(text: str) -> None:
     try:
         cpusets.show(cpusets.parse(text))
     except ValueError as error:
-        if "a list of CPUs is like" not in str(error):
+        if "a list of CPUs must look like" not in str(error):
             raise
 
 

@@ -445,10 +445,10 @@ def test_the_report_names_what_shortens_the_step(pair):
     said = explain(planner.solve(planner.parse({**pair, "layer_cost": 30.0})))
     assert "compute of group 0, 12 us of its stage's 16 us" in said
     assert "device 0 at rate 1" in said
-    assert "Twice the rate: a step of 28 us" in said
+    assert "With twice the rate, a step takes 28 us" in said
     said = explain(planner.solve(planner.parse({**pair, "layer_cost": 1.0})))
     assert "the links of device 0" in said
-    assert "twice as fast: a step of 4.8 us" in said
+    assert "twice as fast, a step takes 4.8 us" in said
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 30])
@@ -471,7 +471,7 @@ def test_equally_slow_groups_are_all_reported(pair, count):
     assert want[count] in said
     assert ("as long" in said) == (count > 1)
     assert "shorter" not in said
-    assert ("6 groups whose stages are no longer" in said) == (count == 30)
+    assert ("6 more groups, whose stages are not longer" in said) == (count == 30)
 
 
 def test_without_time_the_best_baseline_is_the_plan():
@@ -610,7 +610,9 @@ def test_the_report_of_a_compressed_cluster_is_that_of_its_matrices(payload, sha
             better[key][device][j] = better[key][j][device] = better[key][device][j] / 2
     after = planner.evaluate(planner.parse(better), plan.groups)
     step = plan.cost.kappa * float((after.pi_us + after.comm_us).max()) + plan.cost.allreduce_us
-    assert f"Its links in the group twice as fast: a step of {seconds_text(step)} with the same groups" in said
+    assert (
+        f"the device's links in the group twice as fast, a step takes {seconds_text(step)} with the same groups" in said
+    )
 
 
 def nested(levels: int) -> dict:

@@ -317,7 +317,7 @@ def test_json_has_every_row_and_nothing_else(files, capsys):
         (["first", "few"], 2, "the shape differs"),
         (["none", "both"], 3, "none.h5` writes one"),
         (["text", "first"], 3, "not an HDF5 file"),
-        (["first", "other"], 3, "results of another version of Aristos, in the format 'aristos-bench/9'"),
+        (["first", "other"], 3, "the results are of another version of Aristos, in the format 'aristos-bench/9'"),
         (["first", "foreign"], 3, "an HDF5 file with no schema"),
         (["few", "few2", "--regression", "5%"], 3, "nothing was judged. Of 1 row, 1 with too few calls to judge."),
     ],

@@ -238,7 +238,7 @@ def test_a_long_table_and_a_long_timeline_say_what_is_left_out(tmp_path):
     assert "512 workers" in wide
     assert "8 more workers in the file: neither drawn nor counted here." in wide
     assert "more workers" not in said
-    assert "Of the bars, the 800 shortest are not drawn: each is at most 57 us." in said
+    assert "The 800 shortest bars are not drawn: each is at most 57 us." in said
 
 
 def test_a_plot_of_ratios_has_the_rows_that_changed_most(tmp_path):
@@ -292,7 +292,7 @@ def test_the_command_writes_the_page(files, tmp_path, capsys):
     [
         (["none.h5"], 3, "none.h5` writes one"),
         (["text.h5"], 3, "not an HDF5 file"),
-        (["other.h5"], 3, "results of another version of Aristos"),
+        (["other.h5"], 3, "the results are of another version of Aristos"),
         (["empty.h5"], 2, "holds no run"),
         (["text.json"], 3, "is no timeline"),
         (["first.h5", "--out", "folder"], 3, "folder"),

@@ -122,7 +122,7 @@ def test_a_ladder_keeps_its_links():
 def test_lists_of_cpus_are_bounded():
     assert len(cpusets.parse("0-65535")) == 65536
     for text in ("0-65536", "0-65535,1", "5-3", "²", "-1", DIGITS, "1_0", "٣"):
-        with pytest.raises(ValueError, match="a list of CPUs is like"):
+        with pytest.raises(ValueError, match="a list of CPUs must look like"):
             limited(lambda text=text: cpusets.parse(text))
 
 
