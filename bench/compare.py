@@ -136,7 +136,7 @@ def _check_peers(parser: argparse.ArgumentParser, asked: argparse.Namespace) -> 
         known, ranks = PARTS[part].entries, PARTS[part].ranks or asked.ranks
         unknown = [name for name in asked.peers or [] if name not in known]
         if unknown:
-            parser.error(f"peers of {part} must be of {', '.join(known)}, got {unknown[0]!r}")
+            parser.error(f"peers of {part} must be among {', '.join(known)}, got {unknown[0]!r}")
         coded = any(entry.weights for entry in known.values())
         other = [s for s in shapes_of(asked, part) if isinstance(s, Shape) and bool(s.weights) != coded]
         if other:

@@ -74,7 +74,7 @@ def main(argv: list[str]) -> int:
     """Make the named environments, or those of peers that are missing. Returns the exit code."""
     unknown = [name for name in argv if name not in NAMES]
     if unknown:
-        print(f"environments must be of {', '.join(NAMES)}, got {unknown[0]!r}", file=sys.stderr)
+        print(f"environments must be among {', '.join(NAMES)}, got {unknown[0]!r}", file=sys.stderr)
         return 2
     for name in argv or [name for name in NAMES if not current(name) and name not in APART]:
         print(f"{name}: making {FOLDER / name}", file=sys.stderr, flush=True)

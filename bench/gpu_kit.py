@@ -130,7 +130,7 @@ def places(archive: Path, arch: str) -> dict[str, str]:
 def refusal(archive: Path, size: int, archs: list[str]) -> str:
     """The reason why the archive must not be used; '' if there is none."""
     if size > MOST_BYTES:
-        return f"it must have at most {MOST_BYTES >> 20} MiB"
+        return f"the archive must have at most {MOST_BYTES >> 20} MiB"
     missed = [
         f"{name} for {arch}"
         for arch in archs
@@ -142,7 +142,7 @@ def refusal(archive: Path, size: int, archs: list[str]) -> str:
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python bench/gpu_kit.py", description=__doc__.split("\n")[0])
-    parser.add_argument("--arch", default=",".join(ARCHS), help="architectures, with commas (%(default)s)")
+    parser.add_argument("--arch", default=",".join(ARCHS), help="architectures, separated by commas (%(default)s)")
     parser.add_argument("--without-wheels", action="store_true", help="for a machine that has all packages")
     parser.add_argument("--out", type=Path, default=ROOT / "dist" / f"{NAME}.tar.gz", help="%(default)s")
     given = parser.parse_args(argv)
@@ -159,7 +159,7 @@ def main(argv: list[str]) -> int:
     print(f"{given.out}: {size / (1 << 20):.1f} MiB, {len(inside)} files")
     if why := refusal(given.out, size, archs):
         given.out.unlink()
-        print(f"{why}; it was removed", file=sys.stderr)
+        print(f"{why}; the archive was removed", file=sys.stderr)
         return 1
     return 0
 

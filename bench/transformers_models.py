@@ -234,7 +234,9 @@ def main() -> None:
     parser.add_argument("what", choices=("generate", "memory", "training"))
     parser.add_argument("--new", type=int, default=32, help="tokens that a turn of generate makes (%(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="rounds of generate (%(default)s)")
-    parser.add_argument("--dtypes", default="float32,bfloat16", help="dtypes of generate, with commas (%(default)s)")
+    parser.add_argument(
+        "--dtypes", default="float32,bfloat16", help="dtypes of generate, separated by commas (%(default)s)"
+    )
     asked = parser.parse_args()
     folder = Path(comm.bcast(tempfile.mkdtemp(prefix="aristos-models-") if comm.rank == 0 else None))
     try:

@@ -65,9 +65,11 @@ def make_parser(prog: str = "python -m aristos.bench") -> argparse.ArgumentParse
     shape.add_argument("--top-k", type=positive, metavar="K", help="experts per token")
     shape.add_argument("--activation", choices=ACTIVATIONS, help="default: the preset's")
     shape.add_argument(
-        "--dtype", choices=list(ROW_TYPES), help="of rows and weights (float32; bfloat16 with --backend cuda)"
+        "--dtype", choices=list(ROW_TYPES), help="type of rows and weights (float32; bfloat16 with --backend cuda)"
     )
-    shape.add_argument("--precision", choices=PRECISIONS, default="highest", help="of float32 products (%(default)s)")
+    shape.add_argument(
+        "--precision", choices=PRECISIONS, default="highest", help="precision of float32 products (%(default)s)"
+    )
     shape.add_argument(
         "--routing",
         metavar="FILE.npz|NAME",
@@ -90,8 +92,15 @@ def make_parser(prog: str = "python -m aristos.bench") -> argparse.ArgumentParse
         help="time for all suites together; more if a few calls of each row take more",
     )
     run.add_argument("--timeout", type=seconds, metavar="S", help="the longest wait in a call (default: MoE's timeout)")
-    run.add_argument("--seed", type=not_negative, default=0, metavar="N", help="of tokens and weights (%(default)s)")
-    run.add_argument("--schedule", choices=("both", "fused", "bulk"), default="both", help="of the layer (%(default)s)")
+    run.add_argument(
+        "--seed", type=not_negative, default=0, metavar="N", help="seed of tokens and weights (%(default)s)"
+    )
+    run.add_argument(
+        "--schedule",
+        choices=("both", "fused", "bulk"),
+        default="both",
+        help="schedules of the layer to measure (%(default)s)",
+    )
     run.add_argument(
         "--moves",
         choices=MOVES,

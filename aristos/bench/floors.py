@@ -296,7 +296,12 @@ def main(argv: list[str], prog: str = "python -m aristos.bench floors") -> int:
     parser.add_argument(
         "presets", nargs="*", metavar="PRESET", help=f"published shapes (default: {' '.join(COMPARED)})"
     )
-    parser.add_argument("--kinds", default="bf16,f32", metavar="K[,K..]", help=f"of {', '.join(BYTES)} (%(default)s)")
+    parser.add_argument(
+        "--kinds",
+        default="bf16,f32",
+        metavar="K[,K..]",
+        help=f"kinds of arithmetic, out of {', '.join(BYTES)} (%(default)s)",
+    )
     parser.add_argument(
         "--gpus", type=counts, default=(1, 8), metavar="N[,N..]", help="GPUs that share the experts (1,8)"
     )

@@ -250,8 +250,8 @@ def _faults(classes: list[list[str]], hosts: list[str], slower: Slower) -> list[
     found = []
     for a, b, times in slower:
         found.append(
-            f"puts from rank {a} ({hosts[a]}) to rank {b} ({hosts[b]}) take {times:.1f} times what others of class"
-            f" {classes[a][b]} do, in two measurements (a fault is more than {SLOW:g}): check that link, its"
+            f"puts from rank {a} ({hosts[a]}) to rank {b} ({hosts[b]}) take {times:.1f} times as long as others of"
+            f" class {classes[a][b]}, in two measurements (more than {SLOW:g} is a fault): check that link, its"
             " adapters and cables, and whether other jobs compute at one of its ends"
         )
     return found
@@ -279,7 +279,9 @@ def _devices(world: World, ranks: list[RankPlace], rates: list[float | None]) ->
             )
         if not rank.label and bytes_ is not None:
             sharers = sum(other == here for other, _ in free)
-            each = replace(each, memory_bytes=bytes_ // sharers, memory_from=f"free memory of the node, by {sharers}")
+            each = replace(
+                each, memory_bytes=bytes_ // sharers, memory_from=f"free memory of the node, divided by {sharers}"
+            )
         found.append(each)
     return found
 

@@ -41,7 +41,7 @@ class Ran:
         """A sentence if another element type, or a coarser precision, ran than was asked for; else an empty text."""
         if self.dtype == self.asked[0] and self.precision in ("highest", self.asked[1]):
             return ""
-        return f"FAILED: {' '.join(self.asked)} was asked for, {self.dtype} {self.precision} ran"
+        return f"FAILED: {' '.join(self.asked)} was asked for, but {self.dtype} {self.precision} ran"
 
 
 def of_kernels(element: Any, arrays: Iterable[Any], isa: str, cfg: MoEConfig) -> Ran:

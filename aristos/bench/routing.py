@@ -150,7 +150,7 @@ def _of_counts(path: str, counts: NDArray[Any], tokens: NDArray[Any]) -> dict[st
     if rest or (counts.sum(axis=2) != top_k * lengths[:, None]).any() or top_k < 1:
         raise InputError(f"{path}: counts of a sequence and layer must sum to tokens x top-k, the same k everywhere")
     if counts.min() < 0 or (counts.max(axis=(1, 2)) > lengths).any():
-        raise InputError(f"{path}: a count must be 0 to the tokens of its sequence, got {counts.min()}..{counts.max()}")
+        raise InputError(f"{path}: a count must be in 0..tokens of its sequence, got {counts.min()}..{counts.max()}")
     rng = np.random.default_rng(0)
     parts = []
     for each, length in zip(counts, lengths):

@@ -56,7 +56,7 @@ class Reporter:
         cores = len({core for mask in facts["cores_of_rank"] for core in mask.split(",")})
         if hosts == 1 and facts["load_average"] > 0.5 * cores + facts["ranks"]:
             busy = f"# load average {facts['load_average']:.1f} on {cores} cores"
-            print(f"{busy}: other processes, or a run of the last minute, use them too", flush=True)
+            print(f"{busy}: other processes use them too, or a run of the last minute did", flush=True)
 
     def begin(self, suite: str) -> None:
         """Show a progress bar for a suite if stderr is a terminal."""

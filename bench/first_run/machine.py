@@ -71,8 +71,8 @@ def check_before() -> None:
 
     if pipes := gpu_facts.of_rank(os.environ, None).pipes:
         raise EnvironmentProblem(
-            f"MPS listens in {pipes}, and kernels of other programs would share the GPU: end it by"
-            " `echo quit | nvidia-cuda-mps-control`, or, if it is another user's or has ended, pass it by:"
+            f"MPS listens in {pipes}, and kernels of other programs would share the GPU: end MPS by"
+            " `echo quit | nvidia-cuda-mps-control`, or, if MPS is another user's or has ended, avoid it by:"
             f" {gpu_facts.PIPES}=/an/empty/folder"
         )
     for gpu in listed()[:1]:
@@ -83,7 +83,7 @@ def check_before() -> None:
 
 def _too_old(driver: str, cuda: int) -> EnvironmentProblem:
     return EnvironmentProblem(
-        f"{driver} is too old for the packages of CUDA {cuda}: update it to {LEAST_DRIVER[cuda]} or later"
+        f"{driver} is too old for the packages of CUDA {cuda}: update the driver to {LEAST_DRIVER[cuda]} or later"
     )
 
 

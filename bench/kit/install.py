@@ -189,8 +189,8 @@ def install(python: Path, wheels: list[Path]) -> None:
     if done.returncode:
         why = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise MissingPart(
-            f"pip cannot install the kit's wheels into {python}: {why} (they are for Python 3.12 on x86-64, and this is"
-            f" {sys.version.split()[0]}: name another by PYTHON=/path/to/python3.12)"
+            f"pip cannot install the kit's wheels into {python}: {why} (the wheels are for Python 3.12 on x86-64, and"
+            f" this is {sys.version.split()[0]}: name another by PYTHON=/path/to/python3.12)"
         )
 
 
@@ -221,7 +221,9 @@ def main(argv: list[str]) -> int:
     if ranks() > 1:
         if (folder / READY).exists():
             return 0
-        raise MissingPart("several ranks share one that must be there before: start ./run.sh once without a launcher")
+        raise MissingPart(
+            "several ranks share an environment that must be made before: start ./run.sh once without a launcher"
+        )
     specifiers, python = wanted(), made(folder)
     packages = {canonical(wheel.name.split("-")[0]): wheel for wheel in wheels}
     needed = [packages[name] for name in lacking(python, list(packages), specifiers)]

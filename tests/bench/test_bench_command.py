@@ -91,7 +91,7 @@ def test_a_launcher_that_does_not_match_is_an_environment_error():
     for rank, lines in ((0, 1), (1, 0)):
         done = bench(0, SLURM_STEP_ID="0", SLURM_STEP_NUM_TASKS="2", SLURM_PROCID=str(rank))
         assert done.returncode == 3
-        assert done.stderr.count("srun started 2 tasks but MPI sees 1: try --mpi=") == lines
+        assert done.stderr.count("srun started 2 tasks, but the size of MPI_COMM_WORLD is 1: try --mpi=") == lines
         assert done.stdout == ""
 
 

@@ -158,7 +158,9 @@ def test_the_launcher_is_read_from_the_environment(env, want):
     assert launch_environment.started_as(env) == want
     if want is not None:
         assert launch_environment.mismatch(want[1], env) is None
-        assert launch_environment.mismatch(1, env).startswith(f"{want[0]} started {want[1]} tasks but MPI sees 1: ")
+        assert launch_environment.mismatch(1, env).startswith(
+            f"{want[0]} started {want[1]} tasks, but the size of MPI_COMM_WORLD is 1: "
+        )
 
 
 @pytest.mark.parametrize(("kind", "fits"), [("MPICH", "pmi2"), ("Intel MPI", "pmi2"), ("Open MPI", "pmix")])
@@ -166,13 +168,13 @@ def test_a_mismatch_names_the_fitting_launcher(kind, fits):
     message = launch_environment.mismatch(
         1, STEP | {"SLURM_STEP_NUM_TASKS": "4"}, mpi_library.Library(kind, "/opt/libmpi.so")
     )
-    assert message.startswith(f"srun started 4 tasks but MPI sees 1: try --mpi={fits}")
+    assert message.startswith(f"srun started 4 tasks, but the size of MPI_COMM_WORLD is 1: try --mpi={fits}")
     message = launch_environment.mismatch(
         1, {"PMI_SIZE": "4", "PMI_RANK": "0"}, mpi_library.Library(kind, "/opt/libmpi.so")
     )
     assert message == (
-        "mpirun started 4 tasks but MPI sees 1: use the mpirun that belongs to the MPI library mpi4py loads, "
-        f"{kind} (/opt/libmpi.so)"
+        "mpirun started 4 tasks, but the size of MPI_COMM_WORLD is 1: use the mpirun that belongs to the MPI library"
+        f" that mpi4py loads, {kind} (/opt/libmpi.so)"
     )
 
 

@@ -228,7 +228,7 @@ def test_the_plot_command_draws_every_picture_and_has_exit_codes(whole, tmp_path
         assert (tmp_path / f"timeline.{form}").stat().st_size > 10_000
     for words, code, said in (
         ([both[0], str(folder / "r.h5")], 2, "one results file, or timelines"),
-        ([both[0], "--run", "x"], 2, "--run is for results files"),
+        ([both[0], "--run", "x"], 2, "--run needs a results file"),
         ([str(folder / "missing.json")], 3, "No such file"),
         ([str(tmp_path / "broken.json")], 3, "no timeline of"),
     ):

@@ -73,7 +73,7 @@ def test_a_kit_that_is_too_large_is_removed(small, monkeypatch, capsys):
     code, archive = small("a.tar.gz", "--without-wheels")
     assert code == 1
     assert not archive.exists()
-    assert "it must have at most 0 MiB; it was removed" in capsys.readouterr().err
+    assert "the archive must have at most 0 MiB; the archive was removed" in capsys.readouterr().err
 
 
 def test_a_kit_whose_kernels_are_not_found_is_removed(small, monkeypatch, capsys):
@@ -82,7 +82,7 @@ def test_a_kit_whose_kernels_are_not_found_is_removed(small, monkeypatch, capsys
     code, archive = small("a.tar.gz", "--arch", "sm_90")
     assert code == 1
     assert not archive.exists()
-    assert "not found where it is unpacked: place for sm_90; it was removed" in capsys.readouterr().err
+    assert "not found where it is unpacked: place for sm_90; the archive was removed" in capsys.readouterr().err
 
 
 def test_the_page_of_the_kit_names_options_that_exist(capsys):

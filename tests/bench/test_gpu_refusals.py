@@ -77,9 +77,10 @@ def test_a_free_gpu_is_reported_on(refused):
      " 10.x, 12.x: use another GPU, or a newer release"),
     ({"facts": {"gpu_arch": "sm_130"}, "smi": False},
      "has compute capability 13.0, and the kernels are for 8.x, 9.x, 10.x, 12.x"),
-    ({"driver_version": "550.54.15"}, "the driver 550.54.15 is too old for the packages of CUDA 13: update it to 580"),
+    ({"driver_version": "550.54.15"},
+     "the driver 550.54.15 is too old for the packages of CUDA 13: update the driver to 580"),
     ({"facts": {"cuda_driver": "12.4"}, "smi": False},
-     "the driver, which has CUDA 12.4, is too old for the packages of CUDA 13: update it to 580 or later"),
+     "the driver, which has CUDA 12.4, is too old for the packages of CUDA 13: update the driver to 580 or later"),
     ({"mig.mode.current": "Enabled"}, "is in MIG mode, and figures of a slice say nothing of the GPU: nvidia-smi -mig"
      " 0 -i 0 (as root), or choose another GPU by CUDA_VISIBLE_DEVICES"),
     ({"used": "GPU-1, 4242, python train.py"}, "is in use by process 4242 (python train.py), which would disturb"),
@@ -102,7 +103,7 @@ def test_mps_is_refused(refused, tmp_path):
     code, said = refused()
     assert code == 3
     assert f"MPS listens in {tmp_path}" in said
-    assert said.endswith("if it is another user's or has ended, pass it by: CUDA_MPS_PIPE_DIRECTORY=/an/empty/folder")
+    assert said.endswith("if MPS is another user's or has ended, avoid it by: CUDA_MPS_PIPE_DIRECTORY=/an/empty/folder")
 
 
 @pytest.mark.parametrize("said", [[], ["ran out of time: nothing stands still"]], ids=["silent", "stacks"])

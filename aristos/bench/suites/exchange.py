@@ -222,9 +222,9 @@ def _table(ctx: Context, done: list[Measured]) -> Table:
         nbytes[patterns.index(pattern), blocks.index(block)] = _counts(pattern, world, block)[0].sum()
     table = Table("exchange")
     table.dim("pattern", patterns).dim("method", methods)
-    table.dim("block", blocks, "B", "bytes a pair of ranks exchanges, on average")
+    table.dim("block", blocks, "B", "bytes that a pair of ranks exchanges, on average")
     table.dim("rank", np.arange(world)).dim("iteration", np.arange(seconds.shape[-1]))
-    table.add("size", ("pattern", "block"), nbytes, "B", "bytes a rank sends in all")
+    table.add("size", ("pattern", "block"), nbytes, "B", "bytes that a rank sends in all")
     over = ("pattern", "method", "block", "rank", "iteration")
     table.add("call_time", over, seconds, "s", "one all-to-all on one rank")
     had = {(pattern, method, block): c for pattern, block, *_, core in done for method, c in core.items()}

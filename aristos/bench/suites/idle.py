@@ -306,7 +306,11 @@ def _table(ctx: Context, done: list[PatternTimes], ways: list[Way], threads: int
     )
     table.add("core_share", (*way, "rank", "iteration"), core, "1", CORE_SHARE)
     table.add(
-        "wait_time", (*way, "rank", "peer"), padded(of("wait")), "s", "mean time a call that a rank waited for a peer"
+        "wait_time",
+        (*way, "rank", "peer"),
+        padded(of("wait")),
+        "s",
+        "mean time in a call that a rank waited for a peer",
     )
     table.add("tokens", "pattern", [m.tokens for m in done], "1", "tokens per rank and call, the most of any rank")
     table.add("rows", ("pattern", "rank"), [m.rows for m in done], "1", "rows for the rank's experts in a call")

@@ -344,18 +344,18 @@ def _table(
     table.add("beta", pair, problem.beta_us_per_mib * 1e-6, "s/MiB", "set time of a put's bytes")
     table.add("stage_time", each, stage, "s", "one layer call on one rank")
     table.add("core_share", each, np.array([e.core for e in entries]), "1", CORE_SHARE)
-    table.add("compute_time", each, compute, "s", "of it, in experts")
-    table.add("link_time", each, waited, "s", "of it, waiting for the set delays")
+    table.add("compute_time", each, compute, "s", "the part of stage_time in experts")
+    table.add("link_time", each, waited, "s", "the part of stage_time that waits for the set delays")
     for i, (what, text) in enumerate((("bytes", "put"), ("puts", "made"), ("flushes", "made"))):
         table.add(f"link_{what}", each, sent[:, i], "B" if i == 0 else "1", f"{what} {text} in a call")
     table.add("allreduce_time", each, reduce, "s", "the ring over the set links")
     table.add("mpi_allreduce_time", each, own, "s", "MPI_Allreduce among the same ranks")
     pi = [[c.pi_us[g] * 1e-6 for g in row] for c, row in zip(cost, group)]
     comm = [[c.comm_us[g] * 1e-6 for g in row] for c, row in zip(cost, group)]
-    table.add("predicted_pi", one, pi, "s", "of the rank's group")
+    table.add("predicted_pi", one, pi, "s", "pi of the rank's group")
     table.add("predicted_comm", one, comm, "s", "largest C of the rank's group")
-    table.add("predicted_allreduce", "plan", [c.allreduce_us * 1e-6 for c in cost], "s", "T_rho")
-    table.add("predicted_step", "plan", [c.objective_us * 1e-6 for c in cost], "s", "F")
+    table.add("predicted_allreduce", "plan", [c.allreduce_us * 1e-6 for c in cost], "s", "T_rho: the all-reduce")
+    table.add("predicted_step", "plan", [c.objective_us * 1e-6 for c in cost], "s", "F: a step")
     table.add("error", "plan", [e.error for e in entries], "1", "largest relative error against float64")
     records: list[dict[str, Any]] = []
     for i, e in enumerate(entries):

@@ -213,9 +213,9 @@ def _table(ctx: Context, entries: list[Entry], problem: Problem) -> Table:
     table.dim("plan", [each.name for each in entries]).dim("rank", ranks).dim("peer", ranks)
     table.dim("turn", np.arange(times.shape[-1]))
     table.add("groups", "plan", [each.groups for each in entries], "", "ranks of each group")
-    table.add("rate", "rank", problem.rate, "MFLOP/us", "of one product, all ranks at once")
-    table.add("alpha", ("rank", "peer"), problem.alpha_us * 1e-6, "s", "of a small copy from GPU to GPU")
-    table.add("beta", ("rank", "peer"), problem.beta_us_per_mib * 1e-6, "s/MiB", "of each further MiB of a copy")
+    table.add("rate", "rank", problem.rate, "MFLOP/us", "rate of one product, all ranks at once")
+    table.add("alpha", ("rank", "peer"), problem.alpha_us * 1e-6, "s", "time of a small copy from GPU to GPU")
+    table.add("beta", ("rank", "peer"), problem.beta_us_per_mib * 1e-6, "s/MiB", "time of each further MiB of a copy")
     table.add("stage_time", ("plan", "rank", "turn"), times, "s", "one call on one rank, by events")
     predicted = [float((e.plan.cost.pi_us + e.plan.cost.comm_us).max()) * 1e-6 for e in entries]
     table.add("predicted_stage", "plan", predicted, "s", "pi + C of the slowest group")

@@ -163,7 +163,7 @@ def _table(
     table.dim("iteration", np.arange(latency.shape[-1])).dim("segment", [0, 1])
     over = ("origin", "target", "size", "iteration")
     table.add("latency", over, latency, "s", "one put and a quiet")
-    table.add("put_time", over, bandwidth, "s", "time a put with several in flight")
+    table.add("put_time", over, bandwidth, "s", "time of a put with several in flight")
     table.dim("end", ["origin", "target"])
     table.add("core_share", ("origin", "target", "end", "size"), core, "1", PAIR_SHARE)
     table.add("in_flight", "size", flights, "1", "puts before a quiet for put_time")
@@ -176,7 +176,7 @@ def _table(
         residual[o, t] = one.residual
     per_pair = ("origin", "target", "segment")
     table.add("alpha", per_pair, values[0], "s", "start-up of the alpha-beta fit")
-    table.add("beta", per_pair, values[1], "s/B", "time a byte of the alpha-beta fit")
+    table.add("beta", per_pair, values[1], "s/B", "time of a byte by the alpha-beta fit")
     table.add("segment_end", per_pair, values[2], "B", "largest size of the segment")
     add_transports(table, transports)
     return table.add("residual", ("origin", "target"), residual, "1", "rms relative residual of the fit")

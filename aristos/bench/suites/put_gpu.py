@@ -248,5 +248,7 @@ def _table(times: dict[tuple[str, int], dict[str, np.ndarray]], grid: int, name:
     table = Table("put", name, attributes={"block_bytes": BLOCK_BYTES})
     table.dim("way", list(WAYS)).dim("row_bytes", ROW_BYTES, "B").dim("what", names)
     table.dim("turn", np.arange(seconds.shape[-1]))
-    table.add("bytes", ("way",), [BLOCK_BYTES * grid * halves // 2 for halves in WAYS.values()], "B", "of a launch")
+    table.add(
+        "bytes", ("way",), [BLOCK_BYTES * grid * halves // 2 for halves in WAYS.values()], "B", "bytes of a launch"
+    )
     return table.add("time", ("way", "row_bytes", "what", "turn"), seconds, "s", "one launch, or one copy")

@@ -192,7 +192,7 @@ def _result(
     table.dim("origin", ranks).dim("target", ranks).dim("iteration", np.arange(trips.shape[-1]))
     table.dim("size", sizes, "B", "payload of a round trip").dim("message_size", messages, "B", "payload of a message")
     table.add("round_trip", ("origin", "target", "size", "iteration"), trips, "s", "there and back, mean of a sample")
-    table.add("message_time", ("origin", "target", "message_size", "iteration"), rates, "s", "time a message")
+    table.add("message_time", ("origin", "target", "message_size", "iteration"), rates, "s", "time of a message")
     table.dim("end", ["origin", "target"])
     for name, kept, of in (("trip", core[0], "size"), ("message", core[1], "message_size")):
         table.add(f"{name}_core_share", ("origin", "target", "end", of), kept, "1", PAIR_SHARE)
