@@ -59,7 +59,10 @@ class FunctionCache(caching.FunctionCache):
         except OSError as error:
             unkept.append(self._name)
             if len(unkept) == 1:
-                warnings.warn(f"kernels cannot be kept in {self._cache_path}: {error}; set ARISTOS_CACHE", stacklevel=2)
+                warnings.warn(
+                    f"kernels cannot be kept in {self._cache_path}: {error}; set ARISTOS_CACHE to a writable folder",
+                    stacklevel=2,
+                )
 
 
 class Parts(caching.CompileResultCacheImpl):

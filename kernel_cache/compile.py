@@ -77,7 +77,10 @@ def cache_folder() -> Path:
             warnings.warn(str(refused), stacklevel=2)
         except OSError as error:
             if os.environ.get("ARISTOS_CACHE") and place == wanted():
-                warnings.warn(f"ARISTOS_CACHE={place} cannot be used: {error}", stacklevel=2)
+                warnings.warn(
+                    f"ARISTOS_CACHE={place} cannot be used: {error}; kernels are kept in a temporary folder",
+                    stacklevel=2,
+                )
     return Path(tempfile.mkdtemp(prefix="aristos-", dir=temporary)) / key
 
 
@@ -414,7 +417,9 @@ def _compile(function: Any, signature: tuple[Any, ...]) -> None:
     try:
         function.compile(signature)
     except OSError as error:
-        raise environment_problem(f"kernels cannot be read in {cache_folder()}: {error}; set ARISTOS_CACHE") from error
+        raise environment_problem(
+            f"kernels cannot be read in {cache_folder()}: {error}; set ARISTOS_CACHE to another folder"
+        ) from error
 
 
 @contextlib.contextmanager

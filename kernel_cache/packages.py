@@ -35,7 +35,8 @@ def register(name: str, root: Path, parts: Callable[[], Any] = lambda: None) -> 
     """
     if name in passed_over and name not in _registered:
         raise ValueError(
-            f"package {name} must be registered before functions that import it are compiled: their keys lack its files"
+            f"package {name} must be registered before functions that import it are compiled, because their cache keys"
+            " lack its files"
         )
     _registered[name] = Package(name, root, parts)
 

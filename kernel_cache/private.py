@@ -26,8 +26,8 @@ from .errors import environment_problem
 
 SETTING = "ARISTOS_CACHE_SHARED"
 REMEDY = (
-    f"remove it, or export ARISTOS_CACHE=/a/folder/that/you/alone/can/write; {SETTING}=1 accepts the folder, and so"
-    " also the"
+    f"remove that file or folder, or export ARISTOS_CACHE=/a/folder/that/you/alone/can/write; {SETTING}=1 accepts the"
+    " folder, and so also the"
     " code of everybody who can write there"
 )
 OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH

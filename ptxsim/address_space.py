@@ -157,12 +157,12 @@ class Memory:
         cells = -(-size // granule) + 1 if self.checked else 0
         if cells * CELL_BYTES > LARGE_BYTES and cells * CELL_BYTES > available():
             raise MemoryProblem(
-                f"the checker takes {CELL_BYTES} bytes for each item of an array, {cells * CELL_BYTES} for this one of "
-                f"{size} bytes, and {available()} are free. Use check=False, smaller arrays, or free() some"
+                f"the checker needs {CELL_BYTES} bytes for each item of an array: {cells * CELL_BYTES} bytes for this"
+                f" array of {size} bytes, but {available()} are free. Use check=False, smaller arrays, or free() some"
             )
         start = self.runs.take(span(size))
         if start < 0:
-            raise MemoryProblem(f"an array of {size} bytes does not fit the machine's {len(self.data)}")
+            raise MemoryProblem(f"an array of {size} bytes does not fit the machine's memory of {len(self.data)} bytes")
         shadow = self.cell_runs.take(cells) if cells else 0
         if shadow < 0:
             self.runs.give(start, span(size))

@@ -15,7 +15,7 @@ from .shared_arrays import name_shared
 
 AGENTS = clocks.AGENTS >> 10  # bits of a block number that mark asynchronous work
 MISUSES = {  # messages by the numbers in mbarrier.py, bulk.py and warpgroup.py
-    mbarrier.NOT_SHARED: "an mbarrier lies in shared memory, this address does not",
+    mbarrier.NOT_SHARED: "an mbarrier must lie in shared memory, but this address does not",
     mbarrier.NO_BARRIER: "no mbarrier was initialised here, or it was invalidated",
     mbarrier.OVERWRITTEN: "something was written over the mbarrier",
     mbarrier.AGAIN: "an mbarrier is initialised a second time: mbarrier.inval must come between",
@@ -25,7 +25,7 @@ MISUSES = {  # messages by the numbers in mbarrier.py, bulk.py and warpgroup.py
     mbarrier.BAD_BYTES: "the bytes that a phase waits for must be within 1048575 of zero",
     bulk.BAD_SIZE: "the size must be a multiple of 16 above zero",
     bulk.NOT_DONE: "the block ended before the copy was waited for",
-    warpgroup.NOT_WHOLE: "needs four warps of 32 threads, the first a multiple of four",
+    warpgroup.NOT_WHOLE: "needs four warps of 32 threads, the first with a number that is a multiple of four",
     warpgroup.APART: "the lanes of the warp have different descriptors",
     warpgroup.BASE_OFFSET: "a descriptor's base offset must be 0 on the machine",
     warpgroup.NOT_ALIGNED: "the swizzle's pattern must begin at a multiple of 1024, 512 or 256 bytes (by its mode)",

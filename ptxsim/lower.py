@@ -135,7 +135,7 @@ class ModuleLowering(Lowering):
         for labels in reversed(visible):
             if name in labels:
                 return labels[name]
-        raise PTXError(f"PTX line {line}: no label {name}")
+        raise PTXError(f"PTX line {line}: the label {name} is not defined")
 
     def scope(self, scope: Scope, labels: list[dict[str, int]]) -> None:
         """Lower one scope and those inside it."""

@@ -251,7 +251,7 @@ class Lowering:
                     place = self.code[at][isa.LIST] + i
                     self.table_fixups.append((place, self.visible, label, self.instruction.line))
                 return
-        raise self.fail(f"no list of targets {name}")
+        raise self.fail(f"the list of targets {name} is not defined")
 
 
 def immediate(number: Number, type_: int) -> int:

@@ -244,7 +244,7 @@ class Machine(Runner):
     def holds(self, array: DeviceArray) -> None:
         """Raise InputError unless the array belongs to this machine and was not freed."""
         if array.machine is not self:
-            raise InputError("the array is another machine's: make it with this machine's device(n).array")
+            raise InputError("the array belongs to another machine: make it with this machine's device(n).array")
         if array.allocation.freed:
             raise InputError(f"the array {array.allocation.name} was freed")
 

@@ -11,8 +11,8 @@ from .errors import EnvironmentProblem, InputError
 from .host_code import missing_headers, without_host_code
 
 ABSENT = (
-    "compiling CUDA C++ needs NVRTC, which cannot be loaded ({why}): pip install 'aristos[simt]' has it, and needs no "
-    "GPU. Where CUDA is installed, 'nvcc -ptx -lineinfo FILE.cu' makes PTX, which needs no NVRTC here"
+    "compiling CUDA C++ needs NVRTC, which cannot be loaded ({why}): pip install 'aristos[simt]' brings it, and no "
+    "GPU is needed. Where CUDA is installed, 'nvcc -ptx -lineinfo FILE.cu' makes PTX, which needs no NVRTC here"
 )
 HOST_CODE = (
     "Functions of the host that launch, allocate or print are left out. Put other host code, such as global objects, "

@@ -166,7 +166,7 @@ def _held(obj: Any) -> None:
     pointer = getattr(owner, "device_pointer", owner)
     machine = getattr(pointer, "machine", None)
     if machine is not None and machine is not current():
-        raise InputError("the array is another machine's: make it while the machine that uses it is in use")
+        raise InputError("the array belongs to another machine: make it while the machine that uses it is in use")
 
 
 def _own_pointer(original: Any) -> property:

@@ -66,7 +66,9 @@ def linked_above(folder: Path) -> None:
 def test_a_folder_is_checked_whenever_a_file_is_read(folder, change, words):
     private.write(folder / "file", b"code")
     change(folder)
-    with pytest.raises(EnvironmentProblem, match=f"not loaded from .*{words}: remove it, or export ARISTOS_CACHE"):
+    with pytest.raises(
+        EnvironmentProblem, match=f"not loaded from .*{words}: remove that file or folder, or export ARISTOS_CACHE"
+    ):
         private.read(folder / "file")
 
 
@@ -216,7 +218,9 @@ def test_a_root_that_is_not_private_is_refused_and_the_temporary_folder_used(fre
         else:
             root.mkdir()
             root.chmod(0o775)
-    with pytest.warns(UserWarning, match="not loaded from .*remove it, or export ARISTOS_CACHE") as warned:
+    with pytest.warns(
+        UserWarning, match="not loaded from .*remove that file or folder, or export ARISTOS_CACHE"
+    ) as warned:
         found = compiling.cache_folder.__wrapped__()
     assert len(warned) == 2
     assert found.parent.parent == tmp_path / "tmp"

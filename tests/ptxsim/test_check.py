@@ -131,7 +131,7 @@ def test_without_nvrtc_the_command_says_what_to_do(tmp_path, capsys, monkeypatch
     monkeypatch.delattr("cuda.bindings.nvrtc", raising=False)
     code, _, err = checked(capsys, path)
     assert code == 3
-    assert "pip install 'aristos[simt]' has it, and needs no GPU" in err
+    assert "pip install 'aristos[simt]' brings it, and no GPU is needed" in err
     assert "'nvcc -ptx -lineinfo FILE.cu' makes PTX" in err
 
 

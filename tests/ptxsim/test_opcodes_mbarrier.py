@@ -298,7 +298,7 @@ INITIALISED = INIT.format(count=2)
         (INITIALISED + "mbarrier.expect_tx.relaxed.cta.shared.b64 [r30], 1048576;", "within 1048575 of zero"),
         (INITIALISED + "mbarrier.init.shared.b64 [r30], 2;", "a second time"),
         (INITIALISED + "st.shared.b64 [r30], 0;\nmbarrier.arrive.shared.b64 _, [r30];", "written over the mbarrier"),
-        (INITIALISED + "mbarrier.arrive.b64 _, [a0];", "lies in shared memory"),
+        (INITIALISED + "mbarrier.arrive.b64 _, [a0];", "must lie in shared memory"),
         ("mov.u32 r30, bars;\nmbarrier.init.shared.b64 [r30], 0;", "a count must be 1 to"),
         ("mov.u32 r30, bars;\nmbarrier.init.shared.b64 [r30], 1048576;", "a count must be 1 to"),
     ],

@@ -53,7 +53,7 @@ ZEROS = np.zeros(64, np.uint32)
         ("add.u32 5, %r1, 1;", "the result must go to a register"),
         ("add.u32 %r1, %r1, 0f3F800000;", "a float cannot be an operand of an integer type"),
         ("@%r1 bra X; X:", "the guard %r1 is not a predicate register"),
-        ("bra NOWHERE;", "line 7: no label NOWHERE"),
+        ("bra NOWHERE;", "line 7: the label NOWHERE is not defined"),
         ("X: add.u32 %r1, %r1, 1; X: bra X;", "line 7: label X must be defined once"),
         (".reg .b32 %r<5>;", "line 7: %r is declared a second time"),
         ("call foo;", "function foo is neither in the module nor built in"),
