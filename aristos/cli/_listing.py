@@ -33,4 +33,4 @@ def listed(known: Mapping[str, str]) -> str:
 def unknown(name: str, known: Iterable[str], lists: str) -> str:
     """The text of an error for an unknown name: similar names, and the command that lists all."""
     near = ", ".join(difflib.get_close_matches(name, list(known), 3, 0.5))
-    return f"{name!r} is not known{near and f' (near it: {near})'}; {lists} lists all names"
+    return f"{name!r} is not known{near and f' (similar: {near})'}; {lists} lists all names"

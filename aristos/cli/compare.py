@@ -31,19 +31,25 @@ def options(argv: list[str]) -> argparse.Namespace:
         description="Compare the times of two runs row by row: faster, slower, or noise.",
     )
     parser.add_argument(
-        "files", nargs="+", type=nonempty, metavar="FILE.h5", help="two results files (the last run of each), or one"
+        "files",
+        nargs="+",
+        type=nonempty,
+        metavar="FILE.h5",
+        help="two results files (the last run of each), or one (its last two runs)",
     )
     parser.add_argument(
-        "--run", action="append", default=[], metavar="NAME", help="twice: the two runs' names, or their first letters"
+        "--run",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a run's name or its first letters; give it twice, once for each run",
     )
-    parser.add_argument(
-        "--all", action="store_true", help="all runs of each file: their rows are repetitions of one another"
-    )
+    parser.add_argument("--all", action="store_true", help="use all runs of each file, as repetitions of one another")
     parser.add_argument(
         "--regression",
         type=share,
         metavar="SHARE",
-        help="5%% or 0.05: exit code 1 if a row is slower by more than that, with its whole interval",
+        help="such as 5%% or 0.05: exit code 1 if a row's whole interval is slower by more than this",
     )
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout and nothing else")
     parser.add_argument(
@@ -53,7 +59,7 @@ def options(argv: list[str]) -> argparse.Namespace:
     if len(asked.files) > 2:
         parser.error(f"give two results files, or one with two runs, got {len(asked.files)} files")
     if len(asked.run) not in (0, 2):
-        parser.error(f"--run names both runs or none, got {len(asked.run)} names")
+        parser.error(f"--run must be given twice or not at all, got {len(asked.run)} names")
     if asked.all and (asked.run or len(asked.files) != 2):
         parser.error("--all takes two files and no --run")
     return asked

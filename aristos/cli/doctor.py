@@ -26,7 +26,7 @@ def options(argv: list[str]) -> argparse.Namespace:
         type=seconds,
         default=LIMIT,
         metavar="SECONDS",
-        help="end the job if a call of MPI takes longer (%(default)s)",
+        help="end the job if an MPI call takes longer (%(default)s)",
     )
     return parser.parse_args(argv)
 

@@ -26,18 +26,18 @@ def options(argv: list[str]) -> argparse.Namespace:
         description="Run the engine's steps, uncompiled, under many schedules of all ranks, workers and the network; "
         "check every access and every result.",
     )
-    parser.add_argument("--ranks", type=int, help="1 to 8 (2)")
+    parser.add_argument("--ranks", type=int, help="number of ranks, 1 to 8 (2)")
     parser.add_argument("--rows", type=int, help="rows of a ring; 0: drawn from 1 to 4 (4; exhaustive: 2)")
-    parser.add_argument("--calls", type=int, help="calls of every rank; 0: drawn from 1 to 5 (2)")
+    parser.add_argument("--calls", type=int, help="calls of each rank; 0: drawn from 1 to 5 (2)")
     parser.add_argument(
         "--transport",
         choices=("shm", "rma", "mixed", "proxy"),
-        help="proxy: between nodes, for ranks on GPUs (shm)",
+        help="how puts travel; proxy: between nodes, for ranks on GPUs (shm)",
     )
     parser.add_argument(
         "--stay",
         type=int,
-        help="this many rows for a local peer's expert are computed in place; 0: all travel (drawn; exhaustive: 0)",
+        help="number of rows for a local peer's expert that stay; 0: all rows travel (drawn; exhaustive: 0)",
     )
     parser.add_argument(
         "--scalars",
@@ -52,11 +52,16 @@ def options(argv: list[str]) -> argparse.Namespace:
         action="store_true",
         help="tokens cross once to ranks of the node too; exhaustive: in some calls (else drawn; exhaustive: none)",
     )
-    parser.add_argument("--strategy", choices=("pct", "random", "exhaustive"), default="pct", help="(%(default)s)")
-    parser.add_argument("--schedules", type=int, default=300, help="how many (%(default)s)")
-    parser.add_argument("--tokens", type=int, help="of each rank's call, exhaustive only (3)")
     parser.add_argument(
-        "--seconds", type=arguments.seconds, help="time limit, of each bug with --mutation (exhaustive: 1800)"
+        "--strategy",
+        choices=("pct", "random", "exhaustive"),
+        default="pct",
+        help="how schedules are drawn (%(default)s)",
+    )
+    parser.add_argument("--schedules", type=int, default=300, help="number of schedules (%(default)s)")
+    parser.add_argument("--tokens", type=int, help="tokens of each rank's call, only with --strategy exhaustive (3)")
+    parser.add_argument(
+        "--seconds", type=arguments.seconds, help="time limit; with --mutation that of each bug (exhaustive: 1800)"
     )
     parser.add_argument("--seed", type=int, default=0, help="number of the first schedule (%(default)s)")
     parser.add_argument(
@@ -79,7 +84,7 @@ def options(argv: list[str]) -> argparse.Namespace:
             parser.error(f"--{name} must be in {least}..{most}, got {getattr(asked, name)}")
     exhaustive = asked.strategy == "exhaustive"
     if asked.tokens is not None and not exhaustive:
-        parser.error("--tokens must be given with --strategy exhaustive only: other strategies draw it")
+        parser.error("--tokens needs --strategy exhaustive: other strategies draw the number of tokens")
     asked.given = {name for name in SIZES if getattr(asked, name) is not None}
     asked.ranks = 2 if asked.ranks is None else asked.ranks
     asked.transport = asked.transport or "shm"

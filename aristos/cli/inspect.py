@@ -31,12 +31,18 @@ def options(argv: list[str]) -> argparse.Namespace:
         description="Read config.json and the headers of a model directory: layers, experts, recipe, and the bytes of "
         "windows and packed weights on each of N ranks. No weights are read.",
     )
-    parser.add_argument("path", metavar="MODEL_DIR", help="config.json and *.safetensors")
+    parser.add_argument("path", metavar="MODEL_DIR", help="folder with config.json and *.safetensors")
     parser.add_argument(
-        "--ranks", type=positive, nargs="+", metavar="N", help="(1 2 4 ... up to the number of experts)"
+        "--ranks",
+        type=positive,
+        nargs="+",
+        metavar="N",
+        help="numbers of ranks (1, 2, 4 and so on, up to the number of experts)",
     )
-    parser.add_argument("--tokens", type=positive, default=4096, help="of one rank in one call (%(default)s)")
-    parser.add_argument("--dtype", choices=list(ON_CPUS), default="bfloat16", help="of rows and experts (%(default)s)")
+    parser.add_argument("--tokens", type=positive, default=4096, help="tokens of one rank in one call (%(default)s)")
+    parser.add_argument(
+        "--dtype", choices=list(ON_CPUS), default="bfloat16", help="type of rows and experts (%(default)s)"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout and nothing else")
     return parser.parse_args(argv)
 
@@ -168,7 +174,8 @@ def lines(found: dict[str, Any], asked: argparse.Namespace) -> list[str]:
             out.append(f"layers {ranges(numbers, ' ')}: {word}: {text}")
     if found["missing"]:
         out.append(
-            f"layers {ranges(found['missing'], ' ')}: MISSING: config.json promises them, no tensor of them is here"
+            f"layers {ranges(found['missing'], ' ')}: MISSING: config.json names these layers, but none of their"
+            " tensors is here"
         )
     if found["bytes"]:
         out.append(f"GiB of the rank that needs most, {asked.dtype}, {asked.tokens} tokens a call:")

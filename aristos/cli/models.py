@@ -32,7 +32,9 @@ def options(argv: list[str]) -> argparse.Namespace:
         description="Published MoE models: sizes of a layer, router, and whether Aristos runs them. `aristos inspect`"
         " reads a model directory, and so does this command.",
     )
-    parser.add_argument("name", metavar="NAME", nargs="?", help="one model, with all that is known of it; or a folder")
+    parser.add_argument(
+        "name", metavar="NAME", nargs="?", help="a model, to print all that is known of it; or a model directory"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout and nothing else")
     asked = parser.parse_args(argv)
     if asked.name is not None and asked.name not in MODELS and not os.path.isdir(asked.name):
@@ -122,5 +124,5 @@ def lines(chosen: dict[str, Model]) -> list[str]:
         for name, m in chosen.items()
     ]
     lacking = [wrapped(f"{name}: {m.lacking}") for name, m in chosen.items() if m.lacking]
-    more = "`aristos models NAME`: a model's recipe and source too"
+    more = "`aristos models NAME` also prints a model's recipe and source"
     return [*aligned([head, *rows]), "", *lacking, f"{len(rows)} models; layers: MoE layers of all. {more}"]

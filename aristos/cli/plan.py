@@ -60,7 +60,7 @@ def options(argv: list[str]) -> argparse.Namespace:
         help="instead of --topology: measure this machine's GPUs, or ranks on its cores",
     )
     parser.add_argument("--plot", metavar="FILE", help="draw the groups: .png, .svg or .pdf (needs matplotlib)")
-    parser.add_argument("--objective", choices=OBJECTIVES, help="(default: the file's)")
+    parser.add_argument("--objective", choices=OBJECTIVES, help="which objective to minimise (default: the file's)")
     parser.add_argument(
         "--allreduce",
         choices=ALLREDUCES,
@@ -68,7 +68,7 @@ def options(argv: list[str]) -> argparse.Namespace:
         help="the all-reduce's link: the slowest of any pair, or of pairs in different groups (%(default)s)",
     )
     parser.add_argument("--deadline", type=seconds, default=60.0, metavar="SECONDS", help="time limit (%(default)s)")
-    parser.add_argument("--seed", type=not_negative, default=0, help="(%(default)s)")
+    parser.add_argument("--seed", type=not_negative, default=0, help="seed of the search (%(default)s)")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout and nothing else")
     asked = parser.parse_args(argv)
     if asked.model == "?":
@@ -82,7 +82,7 @@ def options(argv: list[str]) -> argparse.Namespace:
     if asked.model is not None and sum(machines) != 1:
         parser.error("--model needs a machine: --topology FILE, --cluster FILE or --discover")
     if asked.problem is not None and (any(machines) or asked.inference or asked.tokens or asked.bytes):
-        parser.error("--tokens, --bytes, --topology, --cluster, --discover and --inference go with --model")
+        parser.error("--tokens, --bytes, --topology, --cluster, --discover and --inference need --model")
     asked.tokens = asked.tokens or TOKENS
     if asked.discover and (started := launch_environment.started_as()) is not None and started[1] > 1:
         parser.error(

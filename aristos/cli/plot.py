@@ -23,7 +23,7 @@ def options(argv: list[str]) -> argparse.Namespace:
         nargs="+",
         type=nonempty,
         metavar="FILE",
-        help="results of `aristos bench` (FILE.h5), or timelines of it (FILE.json): those become one picture",
+        help="results of `aristos bench` (FILE.h5), or its timelines (FILE.json), which become one picture",
     )
     parser.add_argument("--run", metavar="NAME", help="a run's name or its first letters (default: the last run)")
     parser.add_argument("--out", type=nonempty, metavar="DIR", help="folder for the pictures (default: FILE-plots)")
@@ -36,7 +36,7 @@ def options(argv: list[str]) -> argparse.Namespace:
             " runs side by side"
         )
     if asked.timelines and asked.run is not None:
-        parser.error("--run is for results files")
+        parser.error("--run needs a results file, got timelines")
     return asked
 
 

@@ -29,10 +29,14 @@ def main(argv: list[str]) -> int:
         "memory, and let vector clocks look for two conflicting ones that nothing orders. Run it under mpirun, on "
         "one machine.",
     )
-    parser.add_argument("--case", action="append", metavar="NAME", help="only this case, may be repeated; ? lists them")
-    parser.add_argument("--calls", type=positive, default=6, metavar="N", help="of each case (%(default)s)")
-    parser.add_argument("--seed", type=not_negative, default=0, help="of tokens and routing (%(default)s)")
-    parser.add_argument("--planted", metavar="NAME|all", help="switch a deliberate bug on and find it; ? lists them")
+    parser.add_argument(
+        "--case", action="append", metavar="NAME", help="run only this case; may be repeated; ? lists the cases"
+    )
+    parser.add_argument("--calls", type=positive, default=6, metavar="N", help="calls of each case (%(default)s)")
+    parser.add_argument("--seed", type=not_negative, default=0, help="seed of tokens and routing (%(default)s)")
+    parser.add_argument(
+        "--planted", metavar="NAME|all", help="switch a deliberate bug on and find it; ? lists the bugs"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout and nothing else")
     asked = parser.parse_args(argv)
     if asked.case and asked.planted:
@@ -57,7 +61,7 @@ def main(argv: list[str]) -> int:
                 return FINE
             return launch_environment.complain(f"aristos races: {name!r} is none of\n{lines}", USAGE, world.lead)
     if world.comm is None or len(set(world.hosts)) > 1:
-        text = "its log needs ranks of MPI on one machine: mpirun -n 2 aristos races"
+        text = "it needs ranks of MPI on one machine: mpirun -n 2 aristos races"
         return launch_environment.complain(f"aristos races: {text}", ENVIRONMENT, world.lead)
     tries = [(case, 0) for case in run.CASES if (case.name in asked.case if asked.case else case.ranks <= world.size)]
     if asked.planted is not None:
@@ -65,7 +69,7 @@ def main(argv: list[str]) -> int:
         tries = [(cases[bugs[name].wants], planted.NUMBERS[name]) for name in names]
     if more := [case for case, _ in tries if case.ranks > world.size]:
         needed = more[0].ranks
-        text = f"case {more[0].name} needs {needed} ranks, got {world.size}: mpirun -n {needed} ..."
+        text = f"case {more[0].name} needs {needed} ranks, got {world.size}: mpirun -n {needed} aristos races"
         return launch_environment.complain(f"aristos races: {text}", USAGE, world.lead)
     bug_of = {0: "", **{number: name for name, number in planted.NUMBERS.items()}}
     results, unread = [], 0

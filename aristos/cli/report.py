@@ -20,7 +20,7 @@ def options(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="aristos report",
         description="Write one HTML page that needs no network: what ran where, tables, plots, and what changed since "
-        "the first file. Of one file, its last two runs.",
+        "the first file. With one file, the page compares its last two runs.",
     )
     parser.add_argument(
         "files",
@@ -32,9 +32,7 @@ def options(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--out", type=nonempty, default="report.html", metavar="FILE.html", help="the page (%(default)s)"
     )
-    parser.add_argument(
-        "--all", action="store_true", help="all runs of each file: their rows are repetitions of one another"
-    )
+    parser.add_argument("--all", action="store_true", help="use all runs of each file, as repetitions of one another")
     return parser.parse_args(argv)
 
 

@@ -37,7 +37,7 @@ def options(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
         "--per",
         choices=("numa",),
         help="one rank for each NUMA domain whose CPUs may be used, bound to all of its cores, without a GPU; with -n "
-        "so many domains, spread evenly",
+        "only RANKS of these domains, spread evenly",
     )
     parser.add_argument("--smt", action="store_true", help="bind to all hardware threads of a core, not to one")
     parser.add_argument("--launcher", choices=("mpirun", "srun"), help="default: srun in an allocation, else mpirun")
@@ -53,7 +53,7 @@ def options(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
         "--restart-ranks",
         type=_several,
         metavar="RANKS,...",
-        help="ranks of the first, second, ... restart, the last for all that follow; default: as many as before",
+        help="number of ranks for the first restart, the second and so on; the last is used again (default: as before)",
     )
     parser.add_argument(
         "--clean",

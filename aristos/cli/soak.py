@@ -37,11 +37,13 @@ def options(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--minutes", type=amount, default=2.0, help="stop after this time (%(default)g)")
     parser.add_argument("--objects", type=positive, metavar="N", help="stop after N objects")
-    parser.add_argument("--seed", type=not_negative, help="of all that is drawn (default: the time)")
+    parser.add_argument("--seed", type=not_negative, help="seed of all that is drawn (default: the time)")
     parser.add_argument(
         "--first", type=not_negative, default=0, metavar="N", help="number of the first object (%(default)s)"
     )
-    parser.add_argument("--largest", type=positive, default=128, metavar="N", help="of hidden and ffn (%(default)s)")
+    parser.add_argument(
+        "--largest", type=positive, default=128, metavar="N", help="the largest hidden and ffn (%(default)s)"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout and nothing else")
     return parser.parse_args(argv)
 

@@ -29,7 +29,7 @@ def options(argv: list[str]) -> argparse.Namespace:
         help="topology.conf, topology.yaml or the output of `scontrol show topology`; - reads stdin",
     )
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout and nothing else")
-    parser.add_argument("--plot", metavar="FILE", help="draw it: .png, .svg or .pdf (needs matplotlib)")
+    parser.add_argument("--plot", metavar="FILE", help="draw the machine: .png, .svg or .pdf (needs matplotlib)")
     parser.add_argument(
         "--measure",
         action="store_true",
@@ -50,7 +50,7 @@ def options(argv: list[str]) -> argparse.Namespace:
     if asked.nvidia_smi == asked.slurm_topology == "-":
         parser.error("only one file can be stdin: give --nvidia-smi - or --slurm-topology -, the other as a file")
     if asked.again and not asked.measure:
-        parser.error("--again goes with --measure")
+        parser.error("--again needs --measure")
     if asked.measure and (asked.slurm_topology or asked.plot):
         parser.error("--measure takes --nvidia-smi, --out, --again and --json, not --slurm-topology or --plot")
     return asked

@@ -34,7 +34,7 @@ def test_known_mutations_are_listed_and_an_unknown_one_gets_the_names_near_it(ca
     assert max(map(len, listed.splitlines())) <= 120
     assert main(["--mutation", "release-droped"]) == 2
     said = capsys.readouterr().err
-    assert "near it: release-dropped" in said
+    assert "similar: release-dropped" in said
     assert "`aristos explore --mutation ?` lists all names" in said
 
 
