@@ -101,9 +101,9 @@ WEIGHTS = _arguments("""
     up | address | up projection
     gate | address | gate projection, 0: none
     down | address | down projection
-    up_bias | address | 0: none
-    gate_bias | address | 0: none
-    down_bias | address | 0: none
+    up_bias | address | bias of the up projection, 0: none
+    gate_bias | address | bias of the gate projection, 0: none
+    down_bias | address | bias of the down projection, 0: none
 """)
 TRANSPOSED_WEIGHTS = _arguments("""
     up | address | up projection
@@ -115,12 +115,12 @@ TRANSPOSED_WEIGHTS = _arguments("""
 
 CALLS = [_with_words(call) for call in (
     Call("route_block", "Choose experts and weights for a block of tokens.", _arguments("""
-        tokens | tokens | of the block
+        tokens | tokens | tokens of the block
         x | address | rows that the router reads
         x_stride
         hidden
         router
-        experts | experts | that have a score
+        experts | experts | experts that have a score
         k
         score
         renormalize
@@ -129,110 +129,110 @@ CALLS = [_with_words(call) for call in (
         select_bias
         ids | address | [tokens, pitch] int64, whose first k columns are written
         weights | address | [tokens, pitch] float32, whose first k columns are written
-        pitch | columns | of ids and weights
+        pitch | columns | columns of ids and weights
         logits | address | [tokens, experts] float32, where scores are kept, 0: nowhere
-        scratch | address | `route_bytes` of kernels/cpu/tokens.py | scratch
+        scratch | address | memory of the size `route_bytes` of kernels/cpu/tokens.py | scratch
     """), result="False if a score is not finite"),
     Call("expert_rows", "Run one expert on rows.", _arguments("""
-        rows | rows | that are computed
+        rows | rows | rows to compute
         x | address | addresses of the rows
         y | address | addresses of their outputs
-        weights | addresses | of the expert | expert
+        weights | addresses | the expert's weights | expert
         activation
         hidden
         ffn | columns | width of the hidden activations
-        scratch | address | `run_bytes` of kernels/cpu/entries.py | scratch
+        scratch | address | memory of the size `run_bytes` of kernels/cpu/entries.py | scratch
         wire
-        kept | address | entries of primitives/taped.py: where products with up and gate are kept, 0: nowhere
+        kept | address | entries, see primitives/taped.py: where products with up and gate are kept, 0: nowhere
     """)),
     Call("up_columns", "Compute some hidden activations of a column-split run.", _arguments("""
-        rows | rows | of the run
+        rows | rows | rows of the run
         x | address | addresses of the rows
         activations | address | hidden activations of the run
-        weights | addresses | of the expert | expert
+        weights | addresses | the expert's weights | expert
         activation
         hidden
         ffn | columns | width of the hidden activations
-        first | column | of the hidden activations to compute
-        columns | columns | to compute
-        scratch | address | `run_bytes` of kernels/cpu/entries.py | scratch
+        first | column | first column of the hidden activations to compute
+        columns | columns | number of columns to compute
+        scratch | address | memory of the size `run_bytes` of kernels/cpu/entries.py | scratch
         wire
-        kept | address | entries of primitives/taped.py: see `expert_rows`
+        kept | address | as for `expert_rows`
     """)),
     Call("down_columns", "Compute some output columns of a column-split run.", _arguments("""
-        rows | rows | of the run
+        rows | rows | rows of the run
         activations | address | hidden activations of the run
         y | address | addresses of the outputs
-        weights | addresses | of the expert | expert
+        weights | addresses | the expert's weights | expert
         ffn | columns | width of the hidden activations
-        first | column | of the outputs to compute
-        last | column | behind the last one to compute
-        scratch | address | `run_bytes` of kernels/cpu/entries.py | scratch
+        first | column | first column of the outputs to compute
+        last | column | the column after the last one to compute
+        scratch | address | memory of the size `run_bytes` of kernels/cpu/entries.py | scratch
     """)),
     Call("combine_token", "Write y[hidden], the sum over j of weights[j] * row j, in order.", _arguments("""
-        y | address | of the output row
-        k | choices | of the token
+        y | address | the output row
+        k | choices | choices of the token
         weights | address | [k] float32
         rows | address | [k] addresses of rows, 0 for a choice not taken
         hidden
-        scratch | address | `combine_bytes` of kernels/cpu/tokens.py | scratch
+        scratch | address | memory of the size `combine_bytes` of kernels/cpu/tokens.py | scratch
     """)),
     Call("product", "Write y = x times a packed matrix.", _arguments("""
-        rows | rows | of x
+        rows | rows | rows of x
         x | address | addresses of the rows
         depth | columns | width of a row of x
         panels | address | the packed matrix
         columns | columns | width of a row of y
         y | address | addresses of the rows of y
-        scratch | address | `product_bytes` of kernels/cpu/entries.py | scratch
+        scratch | address | memory of the size `product_bytes` of kernels/cpu/entries.py | scratch
     """), step=False),
-    Call("weigh_shared", "Write the logistic function of x times a column, for tokens.", _arguments("""
-        tokens | tokens | of the block
+    Call("weigh_shared", "Write each token's logistic function of its row times a column.", _arguments("""
+        tokens | tokens | tokens of the block
         x | address | rows of the tokens
         x_stride
         hidden
         column
-        weights | address | float32 that are written
-        pitch | columns | from one of them to the next
-        scratch | address | `route_bytes` of kernels/cpu/tokens.py | scratch
+        weights | address | the float32 weights that are written
+        pitch | columns | distance from one weight to the next
+        scratch | address | memory of the size `route_bytes` of kernels/cpu/tokens.py | scratch
     """), result="False if a product is not finite"),
     Call("backward_rows", "Compute rows [dy | x] of one expert backwards; a row is [dy] if x is kept.", _arguments("""
-        rows | rows | that are computed
+        rows | rows | rows to compute
         x | address | addresses of the rows
         y | address | addresses of the rows of dx
         places | address | addresses of places for what gradients of weights need
-        scalars | address | words: combine weights as float32 bits, which become their gradients
-        weights | address | of the expert: ExpertWeights, then TransposedWeights
+        scalars | address | words with combine weights as float32 bits; gradients of the weights are written over them
+        weights | address | the expert's ExpertWeights, then its TransposedWeights
         activation
         hidden
         ffn
-        scratch | address | `store_bytes` of kernels/cpu/expert_backward.py | scratch
+        scratch | address | memory of the size `store_bytes` of kernels/cpu/expert_backward.py | scratch
         wire
-        kept | address | entries of primitives/taped.py: what the forward call has kept of the rows, 0: nothing
+        kept | address | entries, see primitives/taped.py: what the forward call has kept of the rows, 0: nothing
     """)),
     Call("weigh_row", "Write y[hidden] = weight * x, rounded to the element type.", _arguments("""
-        y | address | of the row that is written
-        weight | address | of a float32
-        x | address | of the row
+        y | address | the row that is written
+        weight | address | a float32
+        x | address | the row that is weighted
         hidden
-        scratch | address | `combine_bytes` of kernels/cpu/tokens.py | scratch
+        scratch | address | memory of the size `combine_bytes` of kernels/cpu/tokens.py | scratch
     """), kernel=False),
     Call("expert_blocks", "Compute rows of one expert backwards, and the gradients of its weights.", _arguments("""
-        rows | rows | any number
+        rows | rows | rows to compute, any number
         x | address | addresses of the rows
-        dy | address | addresses of the gradients of their outputs
+        dy | address | addresses of the gradients of the rows' outputs
         w | address | [rows] float32: combine weights
-        dx | address | addresses of rows that are written
-        dw | address | [rows] float32 that are written
-        weights | addresses | of the expert | expert
-        transposed | addresses | of the expert | transposed
-        gradients | addresses | of the expert's gradients, 0: none | gradients
-        activation | | which activation, and its limit
+        dx | address | addresses of the rows of dx, which are written
+        dw | address | [rows] float32: gradients of combine weights, which are written
+        weights | addresses | the expert's weights | expert
+        transposed | addresses | the expert's weights, transposed | transposed
+        gradients | addresses | gradients of the expert's weights, 0: none | gradients
+        activation | | the activation and its limit
         hidden | columns | width of a row
         ffn | columns | width of the hidden activations
-        carry | flag | gradients are added to, or else written over
-        saved | address | `saved_bytes` of the kernel's module
-        scratch | address | `blocks_bytes` of the kernel's module
+        carry | flag | gradients are added to those in memory; otherwise those are written over
+        saved | address | memory of the size `saved_bytes` of the kernel's module
+        scratch | address | memory of the size `blocks_bytes` of the kernel's module
     """), step=False, kernel=False),
 )]  # fmt: skip
 
@@ -240,36 +240,36 @@ CALLS = [_with_words(call) for call in (
 
 ROUTER_JOB = _arguments("""
     x | address | rows of the kernel's kind, which the router reads. Each starts at a multiple of 16 bytes
-    x_stride | bytes | between them
-    tokens | tokens | of the call
+    x_stride | bytes | distance between rows of x
+    tokens | tokens | tokens of the call
     hidden | columns | width of a row
-    router | address | of `pack_router`
-    experts | experts | that ids name, identity experts among them
+    router | address | weights packed by `pack_router`
+    experts | experts | experts that ids may name, identity experts included
     top_k | choices | experts that compute a token
     choices | choices | experts that the router chooses for a token: with a shared expert one less than top_k
-    score | | `rule` of kernels/common/scores.py
+    score | | the score and the groups of experts, see `rule` in kernels/common/scores.py
     renormalize | flag | the weights of a token are divided by their sum
-    scale | float32 bits | factor of the weights
-    ids | address | [tokens, top_k] int64, -1: a choice not taken, -2 - id: one beyond the capacity
-    weights | address | [tokens, top_k] float32
-    given_ids | address | [tokens, choices] int64 from outside. It may be the same address as ids. 0: none
-    given_weights | address | [tokens, choices] float32 from outside, 0: none
-    capacity | choices | most of an expert, 0: no limit
-    slot_of | address | [experts, and the shared one] int64: places in the packed order. An identity expert has -1
-    slots | experts | places in the packed order
+    scale | float32 bits | factor by which weights are multiplied
+    ids | address | [tokens, top_k] int64 chosen experts; -1: no expert; -2 - id: a choice beyond the capacity
+    weights | address | [tokens, top_k] float32 combine weights
+    given_ids | address | [tokens, choices] int64 from the user; may be the address of ids. 0: none
+    given_weights | address | [tokens, choices] float32 from the user, 0: none
+    capacity | choices | most choices of an expert, 0: no limit
+    slot_of | address | [experts, then the shared expert] int64 slots in the packed order; -1: an identity expert
+    slots | experts | slots in the packed order
     offset | address | [slots + 1] int64, see engine/packing.py
-    token | address | [tokens * top_k] int64, see there
-    position | address | [tokens, top_k] int64, see there
+    token | address | [tokens * top_k] int64, see engine/packing.py
+    position | address | [tokens, top_k] int64, see engine/packing.py
     logits | address | [tokens, experts] float32, where scores are kept, 0: nowhere
     select_bias | address | [experts] float32, added to the weights when experts are compared, 0: none
-    input | address | the tokens
-    input_stride | bytes | between them
-    shared_sigmoid | address | `pack_router` of one column w: sigmoid(x w) weighs the shared expert. 0: its weight is 1
+    input | address | rows of the tokens
+    input_stride | bytes | distance between rows of the tokens
+    shared_sigmoid | address | `pack_router` of one column w: sigmoid(x w) weighs the shared expert. 0: weight 1
     weighted | address | where tokens times their weights go, whole rows side by side, 0: nowhere
-    kept_weights | address | [tokens] float32: the weights that WEIGHTED has. `weights` is then 1. 0: nowhere
-    status | address | of a word: OK at first, then a token's largest status; unless OK, `place` assigns no rows
-    unbegun | address | of a word that is not 0 if the engine has failed, so that no call began. 0: no such word
-    scratch | address | of `scratch_bytes` bytes
+    kept_weights | address | [tokens] float32 by which `weighted` was multiplied; `weights` is then 1. 0: nowhere
+    status | address | a word: OK at first, then a token's largest status; unless it is OK, `place` assigns no rows
+    unbegun | address | a word that is not 0 if the engine has failed, so that no call began. 0: no such word
+    scratch | address | memory of `scratch_bytes` bytes
 """)
 ROUTER_CALL = (  # the words of this job that the kernel `begin` fills for each call; the host fills the others
     "x",

@@ -111,14 +111,14 @@ def _words(part: str, rows: str) -> list[Word]:
 
 JOB_SCALARS: list[Word] = [
     *_words(ENGINE, "RANK | rank | this rank\nWORLD | ranks | ranks of the group"),
-    *_words(TILE, "WORKERS | workers | that take part"),
+    *_words(TILE, "WORKERS | workers | workers that take part"),
     *_words(
         OBJECT,
         """
         HELD | experts | experts that this rank holds
-        COMPUTED | experts | that this rank may compute: those held, then those of local peers that it can read
-        STAY_ROWS | rows | least rows for a foreign expert that stay, see staying.py | cpu
-        READING_ROWS | rows | whose arithmetic takes as long as reading the weights of their expert | cpu
+        COMPUTED | experts | experts that this rank may compute: first held ones, then readable ones of local peers
+        STAY_ROWS | rows | fewest rows for a foreign expert that stay, see staying.py | cpu
+        READING_ROWS | rows | rows whose arithmetic takes as long as reading their expert's weights | cpu
         BUSIEST_DECIDES | flag | the busiest rank's work also decides whether rows stay | cpu
         """,
     ),
@@ -132,12 +132,12 @@ JOB_SCALARS: list[Word] = [
     *_words(
         OBJECT,
         """
-        EXPERTS | experts | that ids name: the layer's experts, and its identity experts
-        TOP_K | choices | experts that compute a token: those that it chooses, and the shared expert
-        CHOICES | choices | experts that a token chooses | all | route_block.k
-        SHARED | experts | 1 + the shared expert's place among those held, 0: none
+        EXPERTS | experts | experts that ids may name: the layer's experts and its identity experts
+        TOP_K | choices | experts that compute a token: the chosen ones and the shared expert
+        CHOICES | choices | experts that are chosen for a token | all | route_block.k
+        SHARED | experts | 1 + the shared expert's place among the held experts, 0: no shared expert
         SHARED_FFN | columns | width of the shared expert's hidden activations
-        IDENTITY | experts | identity experts: their ids have no slot
+        IDENTITY | experts | identity experts, whose ids have no slot
         HIDDEN | columns | width of a row | all | \
             route_block expert_rows up_columns combine_token weigh_shared backward_rows weigh_row
         FFN | columns | width of the hidden activations | all | backward_rows
@@ -148,87 +148,89 @@ JOB_SCALARS: list[Word] = [
     *_words(
         OBJECT,
         """
-        OBJECT | | number of the layer or exchange on its communicator
+        OBJECT | | number of the layer object or exchange on its communicator
         PLACEMENT | | version of the placement: a fingerprint of which ranks hold which expert
         """,
     ),
-    *_words(KIND, "LAYER | | layer of the object, 0 for an exchange"),
-    *_words(OBJECT, "ROW_BYTES | bytes | of a row that travels\nRETURN_BYTES | bytes | of a row that comes back"),
+    *_words(KIND, "LAYER | | number of the layer in the object, 0 for an exchange"),
+    *_words(
+        OBJECT, "ROW_BYTES | bytes | size of a row that travels\nRETURN_BYTES | bytes | size of a row that comes back"
+    ),
     *_words(CALL, "STATUS_IN | status | OK, or why this rank refuses its input"),
     *_words(CALL, "ROUTED | flag | ids and weights come from the user | cpu"),
     *_words(
         OBJECT,
         """
-        KERNELS | handle | of the element type's kernels, see kernels/cpu/entries.py | cpu
-        SCORE | | which score, and groups of experts, see `rule` in kernels/common/scores.py | cpu | route_block
+        KERNELS | handle | the element type's kernels, see kernels/cpu/entries.py | cpu
+        SCORE | | the score and the groups of experts, see `rule` in kernels/common/scores.py | cpu | route_block
         RENORMALIZE | flag | the k weights of a token are divided by their sum | cpu | route_block
-        SCALE | float32 bits | factor of the weights | cpu | route_block
-        ON_INPUT | flag | tokens are weighted, not outputs, so X is the engine's own buffer | cpu
+        SCALE | float32 bits | factor by which weights are multiplied | cpu | route_block
+        ON_INPUT | flag | tokens are weighted instead of outputs, so X is the engine's own buffer | cpu
         SCALARS | flag | 32 bits travel beside the row of each pair, out and back, see scalars.py | cpu
-        ACTIVATION | | which activation, and its limit | all | expert_rows up_columns backward_rows
+        ACTIVATION | | the activation and its limit | all | expert_rows up_columns backward_rows
         """,
     ),
-    *_words(KIND, "MODE | mode | which kind of call, see codes.py"),
-    *_words(EVENTS, "EVENTS_MAX | events | most of a worker, 0: no timeline | cpu"),
+    *_words(KIND, "MODE | mode | the kind of call, see codes.py"),
+    *_words(EVENTS, "EVENTS_MAX | events | most events of a worker, 0: no timeline | cpu"),
     *_words(
         ENGINE,
         """
         SPINS | polls | idle polls before a worker yields its core | cpu
-        YIELDS | polls | idle polls before it sleeps | cpu
-        STRIDE | bytes | between rows of a ring
-        RETURN_STRIDE | bytes | between return rows
-        RING_ROWS | rows | of a pair's ring
-        RING_RECORDS | records | of a pair's ring of records
+        YIELDS | polls | idle polls before a worker sleeps | cpu
+        STRIDE | bytes | distance between rows of a ring
+        RETURN_STRIDE | bytes | distance between return rows
+        RING_ROWS | rows | rows in the ring of an ordered pair of ranks
+        RING_RECORDS | records | records in the ring of an ordered pair of ranks
         """,
     ),
     *_words(
         TILE,
         """
         TILE | rows | most rows of a tile
-        BATCH | rows | most rows of a run
-        RUN_ROWS | rows | most rows of a run; more rows of an expert are cut into several
-        MERGE_ROWS | rows | a run with fewer rows waits for announced ones
+        BATCH | rows | most rows of a run; a command has lists for so many
+        RUN_ROWS | rows | more rows of an expert than this are cut into several runs
+        MERGE_ROWS | rows | a run with fewer rows than this waits for announced rows
         """,
     ),
     *_words(
         ENGINE,
         """
-        MERGE_POLLS | polls | idle polls for which such a run waits
-        PAUSE_NS | ns | after which compiled code returns to Python | cpu
+        MERGE_POLLS | polls | idle polls for which a run of fewer than MERGE_ROWS rows waits
+        PAUSE_NS | ns | time after which compiled code returns to Python | cpu
         REMOTE | ranks | peers on other nodes
         BUNDLE_PAIRS | pairs | most (token, choice) pairs of a bundle
-        ONCE_ROWS | rows | least rows for a local owner to which tokens cross once, see packing.py; 0: never | cpu
-        ONCE_SHARE | percent | the least rows for crossing once, over the tokens of the call | cpu
+        ONCE_ROWS | rows | fewest rows for a local owner to which tokens cross once, see packing.py; 0: never | cpu
+        ONCE_SHARE | percent | fewest rows for a local owner to which tokens cross once, over the call's tokens | cpu
         """,
     ),
     *_words(
         OBJECT,
         """
-        TIMEOUT_NS | ns | a wait's limit for a rank in the call | cuda
-        ABSENT_NS | ns | a wait's limit for a rank in user code | cuda
+        TIMEOUT_NS | ns | longest wait for a rank that is in the call | cuda
+        ABSENT_NS | ns | longest wait for a rank that is in user code | cuda
         """,
     ),
     *_words(
         TILE,
         """
-        RUNS | runs | column-split runs at once
+        RUNS | runs | most column-split runs at the same time
         SPLIT_ROWS | rows | most rows of a column-split run
-        UP_SHARES | shares | of the first phase of a column-split run
-        DOWN_SHARES | shares | of the second phase
-        SHARED_SHARES | shares | of the first phase of a run of the shared expert
+        UP_SHARES | shares | shares in the first phase of a column-split run
+        DOWN_SHARES | shares | shares in the second phase of a column-split run
+        SHARED_SHARES | shares | shares in the first phase of a run of the shared expert
         ALL_SPLIT | flag | every run is column-split, not only those with few rows
         """,
     ),
     *_words(
         CALL,
         """
-        X | address | rows that travel: the rows of INPUT, or these times their weights
-        X_STRIDE | bytes | between rows of X
+        X | address | rows that travel: the rows of INPUT, or those rows times their weights
+        X_STRIDE | bytes | distance between rows of X
         INPUT | address | rows of the tokens, as the user gave them
-        INPUT_STRIDE | bytes | between rows of INPUT | all | weigh_shared.x_stride
+        INPUT_STRIDE | bytes | distance between rows of INPUT | all | weigh_shared.x_stride
         ROUTER_X | address | rows that the router reads | cpu
-        ROUTER_X_STRIDE | bytes | between rows of ROUTER_X | cpu | route_block.x_stride
-        CAPACITY | choices | most of an expert by this rank, 0: no limit | cpu
+        ROUTER_X_STRIDE | bytes | distance between rows of ROUTER_X | cpu | route_block.x_stride
+        CAPACITY | choices | most choices of an expert by this rank's tokens, 0: no limit | cpu
         LOGITS | address | where router scores are kept, [tokens, experts] float32, 0: nowhere | cpu
         KEPT_WEIGHTS | address | where weights of tokens are kept, [tokens, top_k] float32, 0: nowhere | cpu
         """,
@@ -237,41 +239,41 @@ JOB_SCALARS: list[Word] = [
         BACKWARD,
         """
         SCALARS_OUT | address | [tokens, top_k] words whose lower halves travel with the rows | cpu
-        SCALARS_BACK | address | [tokens, top_k] words that get the scalars that come back | cpu
+        SCALARS_BACK | address | [tokens, top_k] words for the scalars that come back | cpu
         """,
     ),
     *_words(
         CALL,
         """
         Y | address | rows of the output
-        IDS | address | [tokens, k] int64 experts chosen, -1: a choice not taken, -2 - id: one beyond the capacity
-        WEIGHTS | address | [tokens, k] float32
+        IDS | address | [tokens, k] int64 chosen experts; -1: no expert; -2 - id: a choice beyond the capacity
+        WEIGHTS | address | [tokens, k] float32 combine weights
         """,
     ),
     *_words(
         BACKWARD,
         """
-        TAPE | | of a backward call: number of the tape, and of its pieces; 0 in other calls
-        STORE | address | where this rank keeps the rows that it computes, see store.py, 0: nowhere
-        STORE_STEP | bytes | between places of the store
-        STORE_ROWS | rows | for which the store has places
+        TAPE | | in a backward call the number of the tape and how many pieces it has; 0 in other calls
+        STORE | address | where this rank keeps the rows that it computes, see store.py; 0: nowhere
+        STORE_STEP | bytes | distance between places of the store
+        STORE_ROWS | rows | rows for which the store has places
         """,
     ),
     *_words(
         TAPE,
         """
-        TAPED | address | a record `taped` for each rank, see tape.py, 0: the call has no tape
-        SAVE | | of a forward call: what is kept of a row if it fits, see primitives/taped.py
+        TAPED | address | a record `taped` for each rank, see tape.py; 0: the call has no tape
+        SAVE | | in a forward call what is kept of a row if it fits, see primitives/taped.py
         TAPE_AT | address | start of the memory where this rank may keep rows
         TAPE_END | address | end of that memory
-        TAPE_X | bytes | of a kept row
-        TAPE_HIDDEN | bytes | of kept hidden activations
+        TAPE_X | bytes | size of a kept row
+        TAPE_HIDDEN | bytes | size of the hidden activations that are kept of a row
         """,
     ),
     *_words(
         BACKWARD,
         """
-        BACKWARD_WEIGHTS | address | for each held expert what the kernel of a backward call reads | cpu
+        BACKWARD_WEIGHTS | address | for each held expert the addresses that `backward_rows` gets as weights | cpu
         """,
     ),
     *_words(
@@ -279,75 +281,75 @@ JOB_SCALARS: list[Word] = [
         """
         ROUTER | address | packed router weights, float32, 0: none | cpu | route_block
         ROUTER_BIAS | address | [experts] float32, added to scores, 0: none | cpu | route_block
-        SELECT_BIAS | address | [experts] float32, added to weights for choosing alone, 0: none | cpu | route_block
+        SELECT_BIAS | address | [experts] float32, added to weights only to choose experts, 0: none | cpu | route_block
         SHARED_UP | address | the shared expert's up projection
         SHARED_GATE | address | the shared expert's gate projection, 0: none | cpu
         SHARED_DOWN | address | the shared expert's down projection
-        SHARED_UP_BIAS | address | 0: none
-        SHARED_GATE_BIAS | address | 0: none | cpu
-        SHARED_DOWN_BIAS | address | 0: none
-        SHARED_SIGMOID | address | packed column w: the shared output is weighted by sigmoid(x w). 0: its weight is 1 \
+        SHARED_UP_BIAS | address | bias of the up projection, 0: none
+        SHARED_GATE_BIAS | address | bias of the gate projection, 0: none | cpu
+        SHARED_DOWN_BIAS | address | bias of the down projection, 0: none
+        SHARED_SIGMOID | address | packed column w: the shared output is weighted by sigmoid(x w). 0: the weight is 1 \
             | cpu | weigh_shared.column
         LOADED | flag | weights are loaded
-        VERSION | changes | of this rank's weights of the layer so far
+        VERSION | changes | changes of this rank's weights of the layer so far
         UP | address | up projection of this rank's first expert
-        GATE | address | gate projection, 0: none | cpu
-        DOWN | address | down projection
-        UP_BIAS | address | 0: none on CPUs; CUDA has zeros
-        GATE_BIAS | address | 0: none | cpu
+        GATE | address | gate projection of this rank's first expert, 0: none | cpu
+        DOWN | address | down projection of this rank's first expert
+        UP_BIAS | address | bias of UP; 0 on CPUs: none; on CUDA it is then an array of zeros
+        GATE_BIAS | address | bias of GATE, 0: none | cpu
         GATED | flag | experts have a gate projection, packed with the up projection | cuda
-        DOWN_BIAS | address | 0: none on CPUs; CUDA has zeros
-        UP_STEP | bytes | between the up projections of two experts
-        DOWN_STEP | bytes | between the down projections of two experts
-        UP_BIAS_STEP | bytes | between the biases of two experts' up projections
-        DOWN_BIAS_STEP | bytes | between the biases of two experts' down projections
+        DOWN_BIAS | address | bias of DOWN; 0 on CPUs: none; on CUDA it is then an array of zeros
+        UP_STEP | bytes | distance between the up projections of two experts
+        DOWN_STEP | bytes | distance between the down projections of two experts
+        UP_BIAS_STEP | bytes | distance between the biases of two experts' up projections
+        DOWN_BIAS_STEP | bytes | distance between the biases of two experts' down projections
         """,
     ),
-    *_words(ENGINE, "SCRATCH | address | hidden activations: of each worker, then of column-split runs"),
-    *_words(TILE, "SCRATCH_STEP | bytes | of a worker, 0 on CUDA"),
+    *_words(ENGINE, "SCRATCH | address | hidden activations of each worker, then of column-split runs"),
+    *_words(TILE, "SCRATCH_STEP | bytes | size of a worker's part of SCRATCH, 0 on CUDA"),
     *_words(
         ENGINE,
         """
-        ALL_WORKERS | workers | that the state has commands for
+        ALL_WORKERS | workers | workers for which the state has commands
         LOCK | address | the rank's lock: 0, 1 + the worker that holds it, or OUTSIDE of lock.py
         """,
     ),
     *_words(EVENTS, "EVENTS | address | events of the timeline | cpu"),
-    *_words(LANDING, "OUT_ROWS | address | rows of an exchange | cpu"),
+    *_words(LANDING, "OUT_ROWS | address | rows that an exchange has received | cpu"),
     *_words(
         ENGINE,
         """
         WIRE | address | the wire to remote peers, 0: none; see primitives/wire.py | all | \
             expert_rows up_columns down_columns backward_rows
         STATE | address | the state
-        ABORT | address | of a word in host memory: 0, or the cause for which the host ends the call | cuda
-        MIRROR | address | of what remote peers have put, in host memory that kernels read | cuda
-        MIRROR_BYTES | bytes | of the mirror, 0 without remote peers | cuda
+        ABORT | address | a word in host memory: 0, or the cause for which the host ends the call | cuda
+        MIRROR | address | what remote peers have put, in host memory that kernels read | cuda
+        MIRROR_BYTES | bytes | size of the mirror, 0 without remote peers | cuda
         """,
     ),
     *_words(
         TILE,
         """
-        RUN_STEP | bytes | between the hidden activations of two column-split runs
-        RUN_PITCH | bytes | between rows of hidden activations of a run
+        RUN_STEP | bytes | distance between the hidden activations of two column-split runs
+        RUN_PITCH | bytes | distance between rows of a run's hidden activations
         """,
     ),
     *_words(
         ENGINE,
         """
-        P_ANNOUNCE | bytes | from a region's start to its announcements
-        P_ANNOUNCE_STEP | bytes | between the two announcements
-        P_RECORDS | bytes | from a region's start to its tile records
-        P_RETURN_RECORDS | bytes | from a region's start to its return records
-        P_RING | bytes | from a region's start to its ring
-        P_INDEX | bytes | from a region's start to its index
-        P_CODED | bytes | from a region's start to its coded words, remote regions only
+        P_ANNOUNCE | bytes | distance from a region's start to its announcements
+        P_ANNOUNCE_STEP | bytes | distance between the two announcements
+        P_RECORDS | bytes | distance from a region's start to its tile records
+        P_RETURN_RECORDS | bytes | distance from a region's start to its return records
+        P_RING | bytes | distance from a region's start to its ring
+        P_INDEX | bytes | distance from a region's start to its index
+        P_CODED | bytes | distance from a region's start to its coded words, remote regions only
         """,
     ),
 ]
 JOB_TABLES = [
     Word("SLOT_OF", "for each expert the slot that this rank sends to", "slot", HOST, OBJECT),
-    Word("SLOT_START", "for each rank its first slot; then the number of slots", "slot", HOST, OBJECT),
+    Word("SLOT_START", "for each rank its first slot, then the number of slots", "slot", HOST, OBJECT),
     Word("FOREIGN", "a record `foreign` for each expert of a local peer that this rank may compute", "", HOST, OBJECT),
 ]
 # words that the host alone uses, see job.py
@@ -360,7 +362,7 @@ COMMAND_STEP = Word("T_COMMAND_STEP", "words of a command", "words", HOST, ENGIN
 # ---- the state
 
 STATE_WORDS = [
-    Word("PHASE", "of the call, see codes.py", "phase", LOCK),
+    Word("PHASE", "phase of the call, see codes.py", "phase", LOCK),
     Word("ROUTE_NEXT", "first token that no worker has claimed to route", "token", LOCK),
     Word("ROUTE_DONE", "tokens that are routed", "tokens", LOCK),
     Word("STATUS", "worst status of this rank's input", "status", LOCK),
@@ -368,16 +370,16 @@ STATE_WORDS = [
     Word("OWED", "announced rows that are not computed and returned", "rows", LOCK),
     Word("BLOCKS_LEFT", "blocks of tokens that are not combined", "blocks", LOCK),
     Word("READY_NEXT", "first entry of `ready` that no worker has claimed", "entry", LOCK),
-    Word("NEXT_DEST", "owner that the next tile goes to, if it can", "rank", LOCK),
-    Word("NEXT_EXPERT", "held expert that is examined first", "expert", LOCK),
-    Word("PROGRESS", "commands published, as long as the engine lives", "commands", LOCK),
+    Word("NEXT_DEST", "owner that the next tile goes to if it has credit", "rank", LOCK),
+    Word("NEXT_EXPERT", "held expert that is examined first for rows to compute", "expert", LOCK),
+    Word("PROGRESS", "commands published since the engine was made", "commands", LOCK),
     Word("FAILED", "0, or the cause of the failure", "cause", FAILS),
     Word("BAD_WORD", "0, or which word of a peer is out of its bounds, see bounds.py", "", FAILS),
     Word("BAD_PEER", "the peer that wrote that word", "rank", FAILS),
-    Word("BAD_VALUE", "its value", "", FAILS),
+    Word("BAD_VALUE", "value of that word", "", FAILS),
     Word("BAD_LEAST", "the least value that the word may have", "", FAILS),
     Word("BAD_MOST", "the largest value that the word may have", "", FAILS),
-    Word("IDLE_SWEEPS", "decisions in a row that found nothing", "polls", LOCK),
+    Word("IDLE_SWEEPS", "consecutive decisions that found nothing", "polls", LOCK),
     Word("HEARTBEAT", "when the last heartbeat was sent", "ns", "worker 0"),
     Word("UNSENT", "rows for peers that are not sent", "rows", LOCK),
     Word("TARGETS_SET", "an exchange's rows have places", "flag", "worker 0"),
@@ -385,7 +387,7 @@ STATE_WORDS = [
     Word("TAPE_NEXT", "first byte of the tape that is given to no source", "address", LOCK),
     Word("RUNS_TAKEN", "column-split runs in use", "runs", LOCK),
     Word("READY_COUNT", "entries of `ready`", "entries", ATOMIC),
-    Word("RUNS_OPENED", "phases of column-split runs that were opened, as long as the engine lives", "phases", ATOMIC),
+    Word("RUNS_OPENED", "phases of column-split runs opened since the engine was made", "phases", ATOMIC),
     Word("CALLS", "calls begun", "calls", "the kernel `begin`", substrate=CUDA),
     Word("ORIGIN", "the rank that failed first", "rank", LOCK, substrate=CUDA),
     Word("KEPT_STATUS", "first refusal that the host has not read", "status", "the kernel `begin`", substrate=CUDA),
@@ -400,7 +402,7 @@ STATE_WORDS = [
     Word("IN_FLIGHT", "a call has begun and not all of its workers have left", "flag", "by atomics", substrate=CUDA),
     Word(
         "UNBEGUN",
-        "`begin` gave up its wait for the call in flight: no kernel of its own call may touch anything",
+        "`begin` gave up its wait for the call in flight, so no kernel of the new call may touch anything",
         "flag",
         "the kernel `begin`",
         substrate=CUDA,
@@ -420,9 +422,9 @@ SIZE_CLASSES = 10  # classes of puts by size: 256 bytes, 1 KiB, 4 KiB ...
 DIMENSIONS = {
     "world": "ranks of the group",
     "max_computed": "most experts that a rank may compute",
-    "copies": "slots: copies of experts over all ranks",
+    "copies": "slots: copies of experts on all ranks",
     "copies_and_end": "slots + 1",
-    "records": "records of a pair: ring rows + 1",
+    "records": "records of an ordered pair of ranks: ring rows + 1",
     "rows": "return rows: most tokens * k",
     "blocks": "blocks of TOKEN_BLOCK tokens, + 1",
     "workers": "workers of the rank",
@@ -452,7 +454,7 @@ TABLES = [
     StateTable("sent_rows", PEER, "ring rows used at an owner", "rows"),
     StateTable("sent_tiles", PEER, "tiles sent to an owner", "tiles"),
     StateTable("seen_tiles", PEER, "return records read from an owner", "tiles"),
-    StateTable("extra", PEER, "return records an owner owes beside those of tiles", "records"),
+    StateTable("extra", PEER, "return records that an owner owes beside those of tiles", "records"),
     StateTable("read_tiles", PEER, "tile records read from a source", "tiles"),
     StateTable("read_rows", PEER, "ring rows of the tiles read", "rows"),
     StateTable("free_tiles", PEER, "tiles of a source whose rows are free again", "tiles"),
@@ -490,12 +492,12 @@ TABLES = [
     StateTable("exchanges", PEER, "the source announced an exchange", "flag"),
     StateTable("store_at", PEER, "place in the store of a source's first row", "row"),
     StateTable("peer_status", PEER, "status that a peer announced or returned", "status"),
-    StateTable("front", SOURCE_EXPERT, "first tile with pending rows; of own rows the first packed row", "tile"),
+    StateTable("front", SOURCE_EXPERT, "first tile with pending rows; for own rows the first packed row", "tile"),
     StateTable("latest", SOURCE_EXPERT, "last tile that was read", "tile"),
     StateTable("taken", SOURCE_EXPERT, "rows of the front tile that are claimed", "rows"),
     StateTable("pending", SOURCE_EXPERT, "landed rows that are not claimed", "rows"),
     StateTable("rows_for", SOURCE_EXPERT, "rows that a source announced for a held expert", "rows"),
-    StateTable("source_end", SOURCE_EXPERT, "read_rows when all announced rows have landed", "rows"),
+    StateTable("source_end", SOURCE_EXPERT, "value of read_rows when all announced rows have landed", "rows"),
     StateTable("target", SOURCE_EXPERT, "next row of an exchange's output", "row"),
     StateTable("expert_pending", COMPUTED, "landed rows of all sources that are not claimed", "rows"),
     StateTable("expert_remote", COMPUTED, "landed rows that are not claimed, without own rows", "rows"),
@@ -526,8 +528,8 @@ LINE_WORDS = [
     Word("CREDIT", "rows freed of what the peer put here", "rows", "the source"),
     Word("RETURN_TAIL", "tiles returned to the peer", "tiles", "the source"),
 ]
-POSTED = Word("POSTED", "behind the words of a remote peer: what was put to it, added up", "", WIRE)
-ENDED = Word("ENDED", "first of the next line, for a local peer: last epoch that has ended", "call", "the source")
+POSTED = Word("POSTED", "after the words for a remote peer: a sum of what was put to that peer", "", WIRE)
+ENDED = Word("ENDED", "first word of the next line, for a local peer: last epoch that has ended", "call", "the source")
 
 # ---- records
 
@@ -540,26 +542,26 @@ def _fields(*rows: tuple[Any, ...]) -> tuple[Field, ...]:
 ANNOUNCE_WORDS = 14
 _ARGUMENTS = (
     Field("kind", 0, "what the worker does, see codes.py", "kind"),
-    Field("subject", 1, "the first argument of any kind", "", "all"),
+    Field("subject", 1, "first argument of every kind of command", "", "all"),
     Field("first", 1, "first token", "token", "ROUTE, COMBINE"),
-    Field("owner", 1, "rank the rows go to", "rank", "DISPATCH, BUNDLE"),
+    Field("owner", 1, "rank to which the rows go", "rank", "DISPATCH, BUNDLE"),
     Field("expert", 1, "held expert", "expert", "EXPERT, LIST, SHARE"),
     Field("packed", 2, "first packed row", "packed row", "DISPATCH"),
-    Field("token", 2, "first token, until it is written", "token", "BUNDLE"),
-    Field("crossing", 2, "rows that cross, once it is written", "rows", "BUNDLE"),
+    Field("token", 2, "first token, until the bundle is written", "token", "BUNDLE"),
+    Field("crossing", 2, "rows that cross, after the bundle is written", "rows", "BUNDLE"),
     Field("share", 2, "number of the share in its phase", "share", "SHARE"),
     Field("status", 3, "worst status of the tokens", "status", "ROUTE"),
     Field("owner_expert", 3, "expert among those of the owner", "expert", "DISPATCH"),
     Field("end", 3, "first token after the bundle", "token", "BUNDLE"),
-    Field("phase", 3, "of the run, see codes.py", "phase", "SHARE"),
-    Field("rows", 4, "rows, tokens or pairs", "rows"),
+    Field("phase", 3, "phase of the run, see codes.py", "phase", "SHARE"),
+    Field("rows", 4, "number of rows, tokens or pairs", "rows"),
     Field("parts", 5, "number of parts", "parts", "EXPERT"),
-    Field("tiles", 5, "number of tiles, once it is written", "tiles", "BUNDLE"),
+    Field("tiles", 5, "number of tiles, after the bundle is written", "tiles", "BUNDLE"),
     Field("peer", 6, "rank that the idle time is charged to", "rank"),
-    Field("run", 7, "column-split run the worker is at", "run"),
+    Field("run", 7, "column-split run at which the worker is", "run"),
     Field("shares", 8, "shares that the worker has taken", "shares"),
-    Field("opened", 9, "RUNS_OPENED when it last found no share", "phases"),
-    Field("backs", 10, "records `back` that are not counted; they follow", "records"),
+    Field("opened", 9, "RUNS_OPENED when the worker last found no share", "phases"),
+    Field("backs", 10, "records `back` that are not counted yet; they follow", "records"),
 )
 COMMAND_HEAD = 11  # words of a command before its records `back`
 
@@ -570,53 +572,54 @@ RECORDS = [
         ("top_k", "choices of a token", "choices"), ("scalars", "scalars travel beside rows", "flag"),
         ("placement", "version of the source's placement"),
         ("status", "OK, or why the source refuses", "status"), ("rows", "rows for this rank", "rows"),
-        ("first", "first packed row of them", "packed row"), ("tokens", "tokens of the source", "tokens"),
+        ("first", "first packed row of these rows", "packed row"), ("tokens", "tokens of the source", "tokens"),
         ("version", "version of the source's weights of the layer", "changes"),
-        ("tape", "of a backward call: number of the tape, and of its pieces"),
+        ("tape", "in a backward call the number of the tape and how many pieces it has"),
         ("once", "tokens cross once: rows are in bundles, with an index", "flag"))),
     Record("record", 4, 8, "a tile record", "the source", _fields(
         ("expert", "expert among those of the owner", "expert"), ("rows", "rows of the tile", "rows"),
         ("packed", "first packed row", "packed row"),
-        ("bundle", "rows in the ring of the bundle that ends here, 0: the bundle goes on", "rows"))),
+        ("bundle", "ring rows of the bundle that this tile ends, 0: the bundle goes on", "rows"))),
     Record("returned", 5, 8, "a return record", "the owner", _fields(
         ("packed", "first packed row", "packed row"), ("rows", "rows that came back", "rows"),
         ("status", "OK, or why no rows came back", "status"),
-        ("staged", "pair whose staged row is the first, or `codes.UNSTAGED`", "pair"),
+        ("staged", "pair whose staged row comes first, or `codes.UNSTAGED`", "pair"),
         ("kept", "what the owner keeps of the source's rows, see primitives/taped.py"))),
-    Record("taped", 3, 8, "a tape's part of one rank", LOCK, _fields(
-        ("at", "place of the rank's first row here", "address"), ("kept", "what this rank keeps of its rows"),
-        ("there", "what the rank keeps of this rank's rows"))),
+    Record("taped", 3, 8, "a tape's part for one rank", LOCK, _fields(
+        ("at", "where that rank's first row lies here", "address"), ("kept", "what is kept here of that rank's rows"),
+        ("there", "what that rank keeps of this rank's rows"))),
     Record("landed", 6, 1, "a tile that has landed and was read, as its owner records it", LOCK, _fields(
-        ("row", "number of its first ring row", "row"), ("rows", "rows of the tile", "rows"),
+        ("row", "number of the tile's first ring row", "row"), ("rows", "rows of the tile", "rows"),
         ("packed", "first packed row", "packed row"), ("left", "rows that are not computed", "rows"),
-        ("last", "ring rows of the bundle that ends here, 0: the bundle goes on", "rows"),
+        ("last", "ring rows of the bundle that this tile ends, 0: the bundle goes on", "rows"),
         ("next", "next tile of the same expert", "tile"))),
-    Record("foreign", 8, 1, "an expert of a local peer, of those that this rank may compute", HOST, _fields(
+    Record("foreign", 8, 1, "an expert of a local peer that this rank may compute", HOST, _fields(
         ("slot", "the expert's slot", "slot"), ("owner", "rank that holds it", "rank"),
         ("up", "up projection", "address"), ("gate", "gate projection, 0: none", "address"),
-        ("down", "down projection", "address"), ("up_bias", "0: none", "address"),
-        ("gate_bias", "0: none", "address"), ("down_bias", "0: none", "address"))),
+        ("down", "down projection", "address"), ("up_bias", "bias of `up`, 0: none", "address"),
+        ("gate_bias", "bias of `gate`, 0: none", "address"), ("down_bias", "bias of `down`, 0: none", "address"))),
     Record("command", COMMAND_HEAD, 1, "a command; its records `back`, lists and parts follow", OWN, _ARGUMENTS),
     Record("back", 2, 1, "own rows that came back, one after another", OWN, _fields(
-        ("packed", "first packed row", "packed row"), ("rows", "rows", "rows"))),
+        ("packed", "first packed row", "packed row"), ("rows", "number of rows", "rows"))),
     Record("part", 5, 1, "a part of a run: rows of one source", OWN, _fields(
-        ("source", "rank the rows come from", "rank"),
-        ("where", "number of the rows' tile; for own rows the first packed row", "tile"), ("rows", "rows", "rows"),
+        ("source", "rank from which the rows come", "rank"),
+        ("where", "number of the rows' tile; for own rows the first packed row", "tile"),
+        ("rows", "number of rows", "rows"),
         ("first", "number of the first row in the source's stream; for own rows the packed row", "row"),
         ("output", "where the first output goes", "address"))),
     Record("run", 32, 1, "a column-split run; three of its words are atomic, each on a line of its own", ATOMIC, (
-        Field("next", 0, "next share to take, as long as the engine lives", "shares"),
+        Field("next", 0, "next share to take, counted since the engine was made", "shares"),
         Field("limit", 8, "shares that may be taken", "shares"),
         Field("base", 9, "first share of this run", "shares"),
         Field("done", 16, "shares that are done", "shares"),
-        Field("taken", 24, "the number has a run", "flag"))),
+        Field("taken", 24, "a run has this number", "flag"))),
     Record("event", 5, 8, "an event of the timeline", OWN, _fields(
-        ("kind", "of the command", "kind"), ("start", "when it began", "ns"), ("end", "when it ended", "ns"),
-        ("subject", "token, owner, expert or awaited rank"), ("rows", "rows", "rows"))),
+        ("kind", "kind of the command", "kind"), ("start", "when it began", "ns"), ("end", "when it ended", "ns"),
+        ("subject", "token, owner, expert or awaited rank"), ("rows", "number of rows", "rows"))),
     Record("coded", 2, 8, "a word as MPI puts it", "the source", _fields(
         ("value", "the word"), ("complement", "its complement"))),
     Record("puts", 3, 1, "puts of one size class", OWN, _fields(
-        ("count", "puts", "puts"), ("bytes", "bytes", "bytes"), ("time", "nanoseconds", "ns"))),
+        ("count", "number of puts", "puts"), ("bytes", "bytes put", "bytes"), ("time", "time of the puts", "ns"))),
 ]  # fmt: skip
 
 
@@ -662,9 +665,9 @@ COUNTERS = [
     Word("N_PACK", "packing, and all else", "ns", OWN),
     Word("N_EVENTS", "events kept", "events", OWN),
     Word("N_WIRE", "at the wire", "ns", OWN),
-    Word("N_PUBLISH", "publishing, with waits for the lock, where kernels count it", "ns", OWN, substrate=CUDA),
-    Word("N_LOCK", "waiting for the lock to publish, where kernels count it", "ns", OWN, substrate=CUDA),
-    Word("N_POLLS", "idle polls, where kernels count them", "polls", OWN, substrate=CUDA),
+    Word("N_PUBLISH", "publishing, waits for the lock included, if kernels count it", "ns", OWN, substrate=CUDA),
+    Word("N_LOCK", "waiting for the lock to publish, if kernels count it", "ns", OWN, substrate=CUDA),
+    Word("N_POLLS", "idle polls, if kernels count them", "polls", OWN, substrate=CUDA),
     Word("N_LOCAL_PUTS", "puts in shared memory, by size class", "", OWN),
 ]
 N_REMOTE_PUTS = len(COUNTERS) - 1 + record("puts").words * SIZE_CLASSES  # puts by MPI follow, by size class
@@ -686,18 +689,18 @@ class Index:
 INDICES = [
     Index("slot_of", "job, expert", "job[SLOT_OF] + expert", "Word of the job: the slot that gets an expert's rows."),
     Index("foreign", "job, expert", "job[FOREIGN] + FOREIGN_WORDS * (expert - job[HELD])",
-          "Record, in the job, of an expert that a local peer holds; the first is number HELD."),
+          "Record of an expert that a local peer holds. In the job the first such expert is number HELD."),
     Index("slot_start", "job, rank", "job[SLOT_START] + rank", "Word of the job: first slot of a rank."),
     Index(
         "source_expert",
         "job, source, expert",
         "source * job[MAX_COMPUTED] + expert",
-        "Number of a source and an expert.",
+        "Number of a source's expert in tables by source and expert.",
     ),
     Index("landed", "job, source, tile",
           "job[T_LANDED] + LANDED_WORDS * (source * job[RING_RECORDS] + tile % job[RING_RECORDS])",
           "Record of a source's tile that has landed."),
-    Index("run", "job, number", "job[T_RUN] + RUN_WORDS * number", "Column-split run with a number."),
+    Index("run", "job, number", "job[T_RUN] + RUN_WORDS * number", "The column-split run that has this number."),
     Index("command", "job, worker", "job[T_COMMAND] + job[T_COMMAND_STEP] * worker", "Command of a worker."),
     Index("run_command", "job, number", "job[T_COMMAND] + job[T_COMMAND_STEP] * (job[ALL_WORKERS] + number)",
           "Command of a column-split run."),
@@ -717,7 +720,7 @@ INDICES = [
     Index("part", "job, command, i", "command + COMMAND_LISTS + LISTS * job[BATCH] + PART_WORDS * i",
           "Part i of a command."),
     Index("counter", "job, worker, name", "job[T_COUNTERS] + COUNTER_WORDS * worker + name", "Counter of a worker."),
-    Index("puts", "counter, size", "counter + PUTS_WORDS * size", "Puts of a size class, from the first."),
+    Index("puts", "counter, size", "counter + PUTS_WORDS * size", "Puts of a size class, from those of the first."),
     Index("announced_count", "a, expert", "a + 8 * (ANNOUNCED_WORDS + expert)",
           "Address in an announcement: rows of an expert."),
     Index("event", "job, worker, n", "job[EVENTS] + 8 * EVENT_WORDS * (worker * job[EVENTS_MAX] + n)",

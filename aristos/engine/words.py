@@ -55,7 +55,7 @@ def _table(table: schema.StateTable) -> str:
             f"{table.name}_at",
             "job, source_expert",
             f"job[{start}] + source_expert",
-            "The same, by `source_expert`.",
+            "The same word, by the number that `source_expert` returns.",
         )
     argument = ARGUMENTS.get(table.shape)
     if argument is None:

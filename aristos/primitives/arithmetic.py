@@ -20,9 +20,9 @@ class ExpertWeights(NamedTuple):
     up: int  # address: up projection
     gate: int  # address: gate projection, 0: none
     down: int  # address: down projection
-    up_bias: int  # address: 0: none
-    gate_bias: int  # address: 0: none
-    down_bias: int  # address: 0: none
+    up_bias: int  # address: bias of the up projection, 0: none
+    gate_bias: int  # address: bias of the gate projection, 0: none
+    down_bias: int  # address: bias of the down projection, 0: none
 
 
 class TransposedWeights(NamedTuple):
@@ -36,152 +36,152 @@ class TransposedWeights(NamedTuple):
 class RouteBlock(NamedTuple):
     """Arguments of `route_block`."""
 
-    tokens: int  # tokens: of the block
+    tokens: int  # tokens: tokens of the block
     x: int  # address: rows that the router reads
-    x_stride: int  # bytes: between rows of ROUTER_X
+    x_stride: int  # bytes: distance between rows of ROUTER_X
     hidden: int  # columns: width of a row
     router: int  # address: packed router weights, float32, 0: none
-    experts: int  # experts: that have a score
-    k: int  # choices: experts that a token chooses
-    score: int  # which score, and groups of experts, see `rule` in kernels/common/scores.py
+    experts: int  # experts: experts that have a score
+    k: int  # choices: experts that are chosen for a token
+    score: int  # the score and the groups of experts, see `rule` in kernels/common/scores.py
     renormalize: int  # flag: the k weights of a token are divided by their sum
-    scale: int  # factor of the weights, as bits of a float32
+    scale: int  # factor by which weights are multiplied, as bits of a float32
     router_bias: int  # address: [experts] float32, added to scores, 0: none
-    select_bias: int  # address: [experts] float32, added to weights for choosing alone, 0: none
+    select_bias: int  # address: [experts] float32, added to weights only to choose experts, 0: none
     ids: int  # address: [tokens, pitch] int64, whose first k columns are written
     weights: int  # address: [tokens, pitch] float32, whose first k columns are written
-    pitch: int  # columns: of ids and weights
+    pitch: int  # columns: columns of ids and weights
     logits: int  # address: [tokens, experts] float32, where scores are kept, 0: nowhere
-    scratch: int  # address: `route_bytes` of kernels/cpu/tokens.py
+    scratch: int  # address: memory of the size `route_bytes` of kernels/cpu/tokens.py
 
 
 class ExpertRows(NamedTuple):
     """Arguments of `expert_rows`."""
 
-    rows: int  # rows: that are computed
+    rows: int  # rows: rows to compute
     x: int  # address: addresses of the rows
     y: int  # address: addresses of their outputs
-    weights: ExpertWeights  # addresses: of the expert
-    activation: int  # which activation, and its limit
+    weights: ExpertWeights  # addresses: the expert's weights
+    activation: int  # the activation and its limit
     hidden: int  # columns: width of a row
     ffn: int  # columns: width of the hidden activations
-    scratch: int  # address: `run_bytes` of kernels/cpu/entries.py
+    scratch: int  # address: memory of the size `run_bytes` of kernels/cpu/entries.py
     wire: int  # address: the wire to remote peers, 0: none; see primitives/wire.py
-    kept: int  # address: entries of primitives/taped.py: where products with up and gate are kept, 0: nowhere
+    kept: int  # address: entries, see primitives/taped.py: where products with up and gate are kept, 0: nowhere
 
 
 class UpColumns(NamedTuple):
     """Arguments of `up_columns`."""
 
-    rows: int  # rows: of the run
+    rows: int  # rows: rows of the run
     x: int  # address: addresses of the rows
     activations: int  # address: hidden activations of the run
-    weights: ExpertWeights  # addresses: of the expert
-    activation: int  # which activation, and its limit
+    weights: ExpertWeights  # addresses: the expert's weights
+    activation: int  # the activation and its limit
     hidden: int  # columns: width of a row
     ffn: int  # columns: width of the hidden activations
-    first: int  # column: of the hidden activations to compute
-    columns: int  # columns: to compute
-    scratch: int  # address: `run_bytes` of kernels/cpu/entries.py
+    first: int  # column: first column of the hidden activations to compute
+    columns: int  # columns: number of columns to compute
+    scratch: int  # address: memory of the size `run_bytes` of kernels/cpu/entries.py
     wire: int  # address: the wire to remote peers, 0: none; see primitives/wire.py
-    kept: int  # address: entries of primitives/taped.py: see `expert_rows`
+    kept: int  # address: as for `expert_rows`
 
 
 class DownColumns(NamedTuple):
     """Arguments of `down_columns`."""
 
-    rows: int  # rows: of the run
+    rows: int  # rows: rows of the run
     activations: int  # address: hidden activations of the run
     y: int  # address: addresses of the outputs
-    weights: ExpertWeights  # addresses: of the expert
+    weights: ExpertWeights  # addresses: the expert's weights
     ffn: int  # columns: width of the hidden activations
-    first: int  # column: of the outputs to compute
-    last: int  # column: behind the last one to compute
-    scratch: int  # address: `run_bytes` of kernels/cpu/entries.py
+    first: int  # column: first column of the outputs to compute
+    last: int  # column: the column after the last one to compute
+    scratch: int  # address: memory of the size `run_bytes` of kernels/cpu/entries.py
     wire: int = 0  # address: the wire to remote peers, 0: none; see primitives/wire.py
 
 
 class CombineToken(NamedTuple):
     """Arguments of `combine_token`."""
 
-    y: int  # address: of the output row
-    k: int  # choices: of the token
+    y: int  # address: the output row
+    k: int  # choices: choices of the token
     weights: int  # address: [k] float32
     rows: int  # address: [k] addresses of rows, 0 for a choice not taken
     hidden: int  # columns: width of a row
-    scratch: int  # address: `combine_bytes` of kernels/cpu/tokens.py
+    scratch: int  # address: memory of the size `combine_bytes` of kernels/cpu/tokens.py
 
 
 class Product(NamedTuple):
     """Arguments of `product`."""
 
-    rows: int  # rows: of x
+    rows: int  # rows: rows of x
     x: int  # address: addresses of the rows
     depth: int  # columns: width of a row of x
     panels: int  # address: the packed matrix
     columns: int  # columns: width of a row of y
     y: int  # address: addresses of the rows of y
-    scratch: int  # address: `product_bytes` of kernels/cpu/entries.py
+    scratch: int  # address: memory of the size `product_bytes` of kernels/cpu/entries.py
 
 
 class WeighShared(NamedTuple):
     """Arguments of `weigh_shared`."""
 
-    tokens: int  # tokens: of the block
+    tokens: int  # tokens: tokens of the block
     x: int  # address: rows of the tokens
-    x_stride: int  # bytes: between rows of INPUT
+    x_stride: int  # bytes: distance between rows of INPUT
     hidden: int  # columns: width of a row
-    column: int  # address: packed column w: the shared output is weighted by sigmoid(x w). 0: its weight is 1
-    weights: int  # address: float32 that are written
-    pitch: int  # columns: from one of them to the next
-    scratch: int  # address: `route_bytes` of kernels/cpu/tokens.py
+    column: int  # address: packed column w: the shared output is weighted by sigmoid(x w). 0: the weight is 1
+    weights: int  # address: the float32 weights that are written
+    pitch: int  # columns: distance from one weight to the next
+    scratch: int  # address: memory of the size `route_bytes` of kernels/cpu/tokens.py
 
 
 class BackwardRows(NamedTuple):
     """Arguments of `backward_rows`."""
 
-    rows: int  # rows: that are computed
+    rows: int  # rows: rows to compute
     x: int  # address: addresses of the rows
     y: int  # address: addresses of the rows of dx
     places: int  # address: addresses of places for what gradients of weights need
-    scalars: int  # address: words: combine weights as float32 bits, which become their gradients
-    weights: int  # address: of the expert: ExpertWeights, then TransposedWeights
-    activation: int  # which activation, and its limit
+    scalars: int  # address: words with combine weights as float32 bits; gradients of the weights are written over them
+    weights: int  # address: the expert's ExpertWeights, then its TransposedWeights
+    activation: int  # the activation and its limit
     hidden: int  # columns: width of a row
     ffn: int  # columns: width of the hidden activations
-    scratch: int  # address: `store_bytes` of kernels/cpu/expert_backward.py
+    scratch: int  # address: memory of the size `store_bytes` of kernels/cpu/expert_backward.py
     wire: int  # address: the wire to remote peers, 0: none; see primitives/wire.py
-    kept: int  # address: entries of primitives/taped.py: what the forward call has kept of the rows, 0: nothing
+    kept: int  # address: entries, see primitives/taped.py: what the forward call has kept of the rows, 0: nothing
 
 
 class WeighRow(NamedTuple):
     """Arguments of `weigh_row`."""
 
-    y: int  # address: of the row that is written
-    weight: int  # address: of a float32
-    x: int  # address: of the row
+    y: int  # address: the row that is written
+    weight: int  # address: a float32
+    x: int  # address: the row that is weighted
     hidden: int  # columns: width of a row
-    scratch: int  # address: `combine_bytes` of kernels/cpu/tokens.py
+    scratch: int  # address: memory of the size `combine_bytes` of kernels/cpu/tokens.py
 
 
 class ExpertBlocks(NamedTuple):
     """Arguments of `expert_blocks`."""
 
-    rows: int  # rows: any number
+    rows: int  # rows: rows to compute, any number
     x: int  # address: addresses of the rows
-    dy: int  # address: addresses of the gradients of their outputs
+    dy: int  # address: addresses of the gradients of the rows' outputs
     w: int  # address: [rows] float32: combine weights
-    dx: int  # address: addresses of rows that are written
-    dw: int  # address: [rows] float32 that are written
-    weights: ExpertWeights  # addresses: of the expert
-    transposed: TransposedWeights  # addresses: of the expert
-    gradients: tuple[int, ...]  # addresses: of the expert's gradients, 0: none
-    activation: int  # which activation, and its limit
+    dx: int  # address: addresses of the rows of dx, which are written
+    dw: int  # address: [rows] float32: gradients of combine weights, which are written
+    weights: ExpertWeights  # addresses: the expert's weights
+    transposed: TransposedWeights  # addresses: the expert's weights, transposed
+    gradients: tuple[int, ...]  # addresses: gradients of the expert's weights, 0: none
+    activation: int  # the activation and its limit
     hidden: int  # columns: width of a row
     ffn: int  # columns: width of the hidden activations
-    carry: int  # flag: gradients are added to, or else written over
-    saved: int  # address: `saved_bytes` of the kernel's module
-    scratch: int  # address: `blocks_bytes` of the kernel's module
+    carry: int  # flag: gradients are added to those in memory; otherwise those are written over
+    saved: int  # address: memory of the size `saved_bytes` of the kernel's module
+    scratch: int  # address: memory of the size `blocks_bytes` of the kernel's module
 
 
 def route_block(kernels, call):
@@ -210,7 +210,7 @@ def combine_token(kernels, call):
 
 
 def weigh_shared(kernels, call):
-    """Write the logistic function of x times a column, for tokens. Returns False if a product is not finite."""
+    """Write each token's logistic function of its row times a column. Returns False if a product is not finite."""
     _missing("weigh_shared")
 
 

@@ -6,36 +6,36 @@ from kernel_cache.compile import inlined
 
 (
     X,  # address: rows of the kernel's kind, which the router reads. Each starts at a multiple of 16 bytes
-    X_STRIDE,  # bytes: between them
-    TOKENS,  # tokens: of the call
+    X_STRIDE,  # bytes: distance between rows of x
+    TOKENS,  # tokens: tokens of the call
     HIDDEN,  # columns: width of a row
-    ROUTER,  # address: of `pack_router`
-    EXPERTS,  # experts: that ids name, identity experts among them
+    ROUTER,  # address: weights packed by `pack_router`
+    EXPERTS,  # experts: experts that ids may name, identity experts included
     TOP_K,  # choices: experts that compute a token
     CHOICES,  # choices: experts that the router chooses for a token: with a shared expert one less than top_k
-    SCORE,  # `rule` of kernels/common/scores.py
+    SCORE,  # the score and the groups of experts, see `rule` in kernels/common/scores.py
     RENORMALIZE,  # flag: the weights of a token are divided by their sum
-    SCALE,  # float32 bits: factor of the weights
-    IDS,  # address: [tokens, top_k] int64, -1: a choice not taken, -2 - id: one beyond the capacity
-    WEIGHTS,  # address: [tokens, top_k] float32
-    GIVEN_IDS,  # address: [tokens, choices] int64 from outside. It may be the same address as ids. 0: none
-    GIVEN_WEIGHTS,  # address: [tokens, choices] float32 from outside, 0: none
-    CAPACITY,  # choices: most of an expert, 0: no limit
-    SLOT_OF,  # address: [experts, and the shared one] int64: places in the packed order. An identity expert has -1
-    SLOTS,  # experts: places in the packed order
+    SCALE,  # float32 bits: factor by which weights are multiplied
+    IDS,  # address: [tokens, top_k] int64 chosen experts; -1: no expert; -2 - id: a choice beyond the capacity
+    WEIGHTS,  # address: [tokens, top_k] float32 combine weights
+    GIVEN_IDS,  # address: [tokens, choices] int64 from the user; may be the address of ids. 0: none
+    GIVEN_WEIGHTS,  # address: [tokens, choices] float32 from the user, 0: none
+    CAPACITY,  # choices: most choices of an expert, 0: no limit
+    SLOT_OF,  # address: [experts, then the shared expert] int64 slots in the packed order; -1: an identity expert
+    SLOTS,  # experts: slots in the packed order
     OFFSET,  # address: [slots + 1] int64, see engine/packing.py
-    TOKEN,  # address: [tokens * top_k] int64, see there
-    POSITION,  # address: [tokens, top_k] int64, see there
+    TOKEN,  # address: [tokens * top_k] int64, see engine/packing.py
+    POSITION,  # address: [tokens, top_k] int64, see engine/packing.py
     LOGITS,  # address: [tokens, experts] float32, where scores are kept, 0: nowhere
     SELECT_BIAS,  # address: [experts] float32, added to the weights when experts are compared, 0: none
-    INPUT,  # address: the tokens
-    INPUT_STRIDE,  # bytes: between them
-    SHARED_SIGMOID,  # address: `pack_router` of one column w: sigmoid(x w) weighs the shared expert. 0: its weight is 1
+    INPUT,  # address: rows of the tokens
+    INPUT_STRIDE,  # bytes: distance between rows of the tokens
+    SHARED_SIGMOID,  # address: `pack_router` of one column w: sigmoid(x w) weighs the shared expert. 0: weight 1
     WEIGHTED,  # address: where tokens times their weights go, whole rows side by side, 0: nowhere
-    KEPT_WEIGHTS,  # address: [tokens] float32: the weights that WEIGHTED has. `weights` is then 1. 0: nowhere
-    STATUS,  # address: of a word: OK at first, then a token's largest status; unless OK, `place` assigns no rows
-    UNBEGUN,  # address: of a word that is not 0 if the engine has failed, so that no call began. 0: no such word
-    SCRATCH,  # address: of `scratch_bytes` bytes
+    KEPT_WEIGHTS,  # address: [tokens] float32 by which `weighted` was multiplied; `weights` is then 1. 0: nowhere
+    STATUS,  # address: a word: OK at first, then a token's largest status; unless it is OK, `place` assigns no rows
+    UNBEGUN,  # address: a word that is not 0 if the engine has failed, so that no call began. 0: no such word
+    SCRATCH,  # address: memory of `scratch_bytes` bytes
     JOB_WORDS,
 ) = range(32)
 LASTING = (
