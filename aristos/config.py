@@ -410,8 +410,10 @@ class MoEConfig:
         if self.experts % groups:
             raise InputError(f"experts must be a multiple of groups={groups}, got {self.experts}")
         if self.router.group_score == "sum_top2" and size < 2:
-            raise InputError(f"group_score='sum_top2' requires groups of two experts, got {size} in each of {groups}")
+            raise InputError(
+                f"group_score='sum_top2' requires groups of at least 2 experts, got {size} in each of {groups} groups"
+            )
         if self.top_k > kept * size:
             raise InputError(
-                f"top_k must be at most the {kept * size} experts of topk_groups={kept} groups, got {self.top_k}"
+                f"top_k must be at most {kept * size}, the experts in topk_groups={kept} groups, got {self.top_k}"
             )

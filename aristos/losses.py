@@ -1,7 +1,8 @@
 """Losses on a call's routing: they keep experts evenly loaded and router scores small.
 
 Each function takes the `Routing` of a call with `return_routing=True` and returns (loss, dlogits). loss: the loss over
-all ranks of `comm`, the same float on each rank. dlogits: its gradient by this rank's logits, float32 of their shape.
+all ranks of `comm`, the same float on each rank. dlogits: the gradient of the loss by this rank's logits, float32, in
+the shape of the logits.
 Loads are counts and have no gradient. With comm, calls are collective; comm=None means this process alone. E is the
 number of columns of the logits, T the number of tokens of all ranks, and p the softmax of the logits. Terms of sums
 over tokens are rounded to fixed point, with 52 bits of the largest term, and then added exactly. So loss and gradient
@@ -40,25 +41,25 @@ def switch(routing: Routing, coefficient: float, comm: Any = None) -> Result:
     Parameters
     ----------
     routing : Routing
-        Of a call whose router computed scores.
+        The routing of a call whose router computed scores.
     coefficient : float
         The factor of the loss.
     comm : communicator or None, default None
-        The ranks of the loss. None: this process alone.
+        The ranks whose tokens the loss is over. None: this process alone.
 
     Returns
     -------
     loss : float
-        Over all ranks, equal on each.
+        The loss over all ranks, the same float on each.
     dlogits : array, float32
-        Its gradient by this rank's logits, of their shape.
+        The gradient of the loss by this rank's logits, in the shape of the logits.
 
     Raises
     ------
     InputError
         The routing has no logits.
     PeerInputError
-        Another rank's routing has none.
+        Another rank's routing has no logits.
 
     Source
     ------
@@ -93,25 +94,25 @@ def gshard(routing: Routing, coefficient: float, comm: Any = None) -> Result:
     Parameters
     ----------
     routing : Routing
-        Of a call whose router computed scores.
+        The routing of a call whose router computed scores.
     coefficient : float
         The factor of the loss.
     comm : communicator or None, default None
-        The ranks of the loss. None: this process alone.
+        The ranks whose tokens the loss is over. None: this process alone.
 
     Returns
     -------
     loss : float
-        Over all ranks, equal on each.
+        The loss over all ranks, the same float on each.
     dlogits : array, float32
-        Its gradient by this rank's logits, of their shape.
+        The gradient of the loss by this rank's logits, in the shape of the logits.
 
     Raises
     ------
     InputError
         The routing has no logits.
     PeerInputError
-        Another rank's routing has none.
+        Another rank's routing has no logits.
 
     Source
     ------
@@ -135,19 +136,19 @@ def sequence(
     score: ValuedScore = "sigmoid",
     lengths: Sequence[int] | None = None,
 ) -> Result:
-    """The balance loss of DeepSeek-V3: coefficient * sum over e of f_e P_e in a sequence; the mean over all sequences.
+    """The balance loss of DeepSeek-V3: the mean over all sequences of coefficient * sum over e of f_e P_e.
 
-    f_e: E / (k T) times the choices of e in the sequence of T tokens; P_e: the mean of s_e / sum of s over its tokens,
-    for the router's score s.
+    In a sequence of T tokens, f_e is E / (k T) times the number of choices of expert e, and P_e is the mean over tokens
+    of s_e divided by the sum of s, where s are the token's values of the router's score.
 
     Parameters
     ----------
     routing : Routing
-        Of a call whose router computed scores.
+        The routing of a call whose router computed scores.
     coefficient : float
         The factor of the loss.
     comm : communicator or None, default None
-        The ranks of the loss. None: this process alone.
+        The ranks whose tokens the loss is over. None: this process alone.
     score : str, default "sigmoid"
         The router's score, one of those that allow groups: "softmax", "sigmoid" or "sqrtsoftplus".
     lengths : sequence of int, or None, default None
@@ -157,14 +158,14 @@ def sequence(
     Returns
     -------
     loss : float
-        Over all ranks, equal on each.
+        The loss over all ranks, the same float on each.
     dlogits : array, float32
-        Its gradient by this rank's logits, of their shape.
+        The gradient of the loss by this rank's logits, in the shape of the logits.
 
     Raises
     ------
     InputError
-        The routing has no logits, an unknown score, or lengths that are not positive or have another sum.
+        The routing has no logits, `score` is unknown, or `lengths` has another sum or an entry below 1.
     PeerInputError
         Another rank raised InputError.
 
@@ -203,25 +204,25 @@ def z(routing: Routing, coefficient: float, comm: Any = None) -> Result:
     Parameters
     ----------
     routing : Routing
-        Of a call whose router computed scores.
+        The routing of a call whose router computed scores.
     coefficient : float
         The factor of the loss.
     comm : communicator or None, default None
-        The ranks of the loss. None: this process alone.
+        The ranks whose tokens the loss is over. None: this process alone.
 
     Returns
     -------
     loss : float
-        Over all ranks, equal on each.
+        The loss over all ranks, the same float on each.
     dlogits : array, float32
-        Its gradient by this rank's logits, of their shape.
+        The gradient of the loss by this rank's logits, in the shape of the logits.
 
     Raises
     ------
     InputError
         The routing has no logits.
     PeerInputError
-        Another rank's routing has none.
+        Another rank's routing has no logits.
 
     Source
     ------
@@ -246,7 +247,7 @@ def bias_step(select_bias: ArrayLike, counts: ArrayLike, rate: float, comm: Any 
     select_bias : array [E]
         The bias for choosing, equal on all ranks.
     counts : array [E], integers
-        This rank's `Routing.counts` of all calls of the step, added up.
+        The sum of this rank's `Routing.counts` over all calls of the step.
     rate : float
         The size of the step, in 0..1e9.
     comm : communicator or None, default None
@@ -260,7 +261,7 @@ def bias_step(select_bias: ArrayLike, counts: ArrayLike, rate: float, comm: Any 
     Raises
     ------
     InputError
-        Arrays of another shape or type, or a rate out of its range.
+        An array has another shape or type, or `rate` is out of its range.
     PeerInputError
         Another rank raised InputError.
 
@@ -279,7 +280,7 @@ def bias_step(select_bias: ArrayLike, counts: ArrayLike, rate: float, comm: Any 
     problem: AristosError | None = None
     if bias.ndim != 1 or load.shape != bias.shape or load.dtype.kind not in "iu":
         got = f"{list(bias.shape)} and {load.dtype} {list(load.shape)}"
-        problem = InputError(f"select_bias and counts must be [E], counts integers, got {got}")
+        problem = InputError(f"select_bias and counts must have shape [E], and counts must be integers, got {got}")
     elif not 0 <= real(rate) < 1e9:
         problem = InputError(f"rate must be a number in 0..1e9, got {rate!r}")
     _agree(problem, comm)
@@ -302,7 +303,7 @@ def _meet(routing: Routing, comm: Any, problem: AristosError | None = None) -> F
     """The logits as [S, E] float64. Raises on every rank if one cannot compute the loss."""
     if problem is None and routing.logits is None:
         problem = InputError(
-            "a loss needs the logits of the routing, got none: the call brought its ids, so no router computed scores"
+            "a loss needs the logits of the routing, got none: the call got ids, so no router computed scores"
         )
     _agree(problem, comm)
     assert routing.logits is not None

@@ -261,9 +261,9 @@ def shape(
     )
     note = preset.note
     if experts is None and cfg.experts != preset.experts:
-        note = "; ".join(filter(None, [note, f"{cfg.experts} experts instead of {preset.experts}: one a rank"]))
+        note = "; ".join(filter(None, [note, f"{cfg.experts} experts instead of {preset.experts}: one for each rank"]))
     if changed:
-        note = "; ".join(filter(None, [note, f"not the model's: {', '.join(changed)}"]))
+        note = "; ".join(filter(None, [note, f"changed from the model: {', '.join(changed)}"]))
     return Shape(label, cfg, counts, preset.source, note)
 
 

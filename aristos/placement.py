@@ -119,9 +119,11 @@ class Placement:
             several = list(one) if _is_sequence(one) else [one]
             integers = all(isinstance(rank, int | np.integer) and not isinstance(rank, bool) for rank in several)
             if not several or not integers or not all(0 <= rank < world for rank in several):
-                raise InputError(f"placement[{expert}] must be a rank in 0..{world - 1} or several, got {quoted(each)}")
+                raise InputError(
+                    f"placement[{expert}] must be a rank in 0..{world - 1} or a list of them, got {quoted(each)}"
+                )
             if len(set(several)) < len(several):
-                raise InputError(f"placement[{expert}] names a rank twice: {quoted(each)}")
+                raise InputError(f"placement[{expert}] must name each rank once at most, got {quoted(each)}")
             copies.append([int(rank) for rank in several])
         return copies
 

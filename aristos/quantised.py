@@ -49,7 +49,7 @@ class Quantised:
         groups = kind.groups(depth)
         if kind.columns == 1 and kind.group and depth % kind.group:
             raise InputError(
-                f"codes of {kind.name} must have a multiple of {kind.group} rows, the group of k, got {depth}"
+                f"codes of {kind.name} must have a multiple of {kind.group} rows, the size of a group, got {depth}"
             )
         self._check("scales", self.scales, SCALES[str(kind.scale)], (groups, -(-columns // kind.columns)))
         scales = self.scales.astype(np.float32)
@@ -58,7 +58,7 @@ class Quantised:
             raise InputError(f"scales must be finite and not zero, got {scales[tuple(at)]} at {at}")
         beyond = np.abs(scales) > np.finfo(np.float32).max / kind.form.largest
         if beyond.any():
-            raise InputError(f"scales times codes must fit float32, got a scale of {scales[beyond][0]} of {kind}")
+            raise InputError(f"scales times codes must fit float32, got the scale {scales[beyond][0]} for {kind}")
         if (self.zeros is not None) != kind.zeros:
             raise InputError(f"zeros must {'be given' if kind.zeros else 'be None'} for {kind}")
         if self.zeros is not None:
@@ -181,7 +181,9 @@ def quantise(weight: np.ndarray, kind: WeightType) -> Quantised:
     depth, columns = whole.shape
     rows = kind.group or depth
     if kind.columns == 1 and depth % rows:
-        raise InputError(f"a weight for {kind.name} must have a multiple of {rows} rows, the group of k, got {depth}")
+        raise InputError(
+            f"a weight for {kind.name} must have a multiple of {rows} rows, the size of a group, got {depth}"
+        )
     groups, blocks = kind.groups(depth), -(-columns // kind.columns)
     padded = np.zeros((groups * rows, blocks * kind.columns), np.float32)
     padded[:depth, :columns] = whole

@@ -222,7 +222,7 @@ class Optimizer:
         if self.half_changed:
             raise InputError(
                 "the optimizer's states are half changed, because step() or restore() was interrupted while it wrote"
-                " them: restore(directory, optimizer) what was saved"
+                " them: call restore(directory, optimizer) with a saved directory"
             )
 
     def _refused(self, gradients: Arrays) -> InputError | None:
@@ -438,7 +438,7 @@ class SGD(Optimizer):
         super().check_options()
         _number("momentum", self.momentum)
         if self.momentum and not self._with_states:
-            raise InputError(f"momentum must stay 0 in an optimizer that began with 0, got {quoted(self.momentum)}")
+            raise InputError(f"momentum must stay 0 in an optimizer that was made with 0, got {quoted(self.momentum)}")
 
     def new_state(self, master: np.ndarray) -> Arrays:
         return {"velocity": np.zeros_like(master)} if self.momentum else {}

@@ -56,14 +56,16 @@ class WeightType:
             columns = form.columns if self.group else 1
             if (self.bits, self.columns) != (form.bits, columns):
                 raise InputError(
-                    f"{self.name} must have {form.bits} bits, and a scale for {columns} columns, got {self.bits} and"
-                    f" {self.columns}"
+                    f"{self.name} must have {form.bits} bits, and a scale for {columns} columns, got {self.bits} bits"
+                    f" and {self.columns} columns"
                 )
 
     def __str__(self) -> str:
         if self.scale is None:
             return self.name
-        shared = f"{self.group}x{self.columns}" if self.columns > 1 else f"{self.group} k" if self.group else "a column"
+        shared = (
+            f"{self.group}x{self.columns}" if self.columns > 1 else f"{self.group} rows" if self.group else "a column"
+        )
         return f"{self.name} with a {self.scale} scale for {shared}" + " and zero points" * self.zeros
 
     @property
@@ -190,7 +192,7 @@ def packed(name: str, *, group: int | None = None, scale: str | None = None, zer
     --------
     >>> import aristos
     >>> print(aristos.packed("int4", group=64, zeros=True))
-    int4 with a float32 scale for 64 k and zero points
+    int4 with a float32 scale for 64 rows and zero points
     """
     form = _format(name)
     group = form.groups[0] if group is None else group

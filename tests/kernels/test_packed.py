@@ -196,5 +196,5 @@ def test_an_expert_of_codes_needs_one_type_and_the_rows():
     with pytest.raises(InputError, match="dtype must be the type of rows, float32 or bfloat16, got None"):
         Packed(up, down)
     other = quantise(np.ones((256, 128), np.float32), packed("int4", group=64))
-    with pytest.raises(InputError, match=r"down must be int4 .* for 128 k with shape .* got int4 .* for 64 k"):
+    with pytest.raises(InputError, match=r"down must be int4 .* for 128 rows with shape .* got int4 .* for 64 rows"):
         Packed(up, other, dtype="float32")

@@ -119,7 +119,7 @@ def test_no_tokens_and_no_logits():
     for name in NAMES:
         loss, back = getattr(losses, name)(made(0, 0), 1.0)
         assert (loss, back.shape) == (0.0, (0, EXPERTS))
-        with pytest.raises(InputError, match="needs the logits of the routing, got none: the call brought"):
+        with pytest.raises(InputError, match="needs the logits of the routing, got none: the call got ids"):
             getattr(losses, name)(replace(made(3, 0), logits=None), 1.0)
     for lengths in ([1, 1], [4, -1], [1.0, 2.0], [[3]], [[1], [1, 1]]):
         with pytest.raises(InputError, match="lengths must be positive ints of sum 3"):
@@ -208,7 +208,7 @@ def test_losses_have_equal_bits_on_any_number_of_ranks(comm, world):
     counts = np.array([3, 3, 0, 9, 0]) + comm.rank
     bias = losses.bias_step(np.zeros(EXPERTS), counts, 0.5, comm)
     assert bias.tolist() == [0.0, 0.0, 0.5, -0.5, 0.5]
-    with pytest.raises(PeerInputError if comm.rank else InputError, match="counts integers"):
+    with pytest.raises(PeerInputError if comm.rank else InputError, match="counts must be integers"):
         losses.bias_step(np.zeros(EXPERTS), counts * (1.0 if comm.rank == 0 else 1), 0.5, comm)
 
 

@@ -110,7 +110,7 @@ def test_a_weight_type_as_text():
     assert str(packed("fp8")) == "fp8 with a float32 scale for 128x128"
     assert str(packed("int8")) == "int8 with a float32 scale for a column"
     assert str(packed("int4", group=32, scale="float16", zeros=True)) == (
-        "int4 with a float16 scale for 32 k and zero points"
+        "int4 with a float16 scale for 32 rows and zero points"
     )
 
 
@@ -126,7 +126,7 @@ def test_parts_of_a_weight_type_without_a_scale_are_refused(wrong):
         ("int4", {"group": 96}, "group of int4 must be one of 128, 64, 32, 0, got 96"),
         ("int4", {"group": 16}, "group of int4 must be one of"),
         ("int4", {"bits": 8}, "int4 must have 4 bits"),
-        ("fp8", {"columns": 64}, "a scale for 128 columns, got 8 and 64"),
+        ("fp8", {"columns": 64}, "a scale for 128 columns, got 8 bits and 64"),
         ("mxfp4", {"zeros": True}, "zeros of mxfp4 must be False"),
         ("int8", {"scale": "e8m0"}, "scale of int8 must be one of"),
     ],
