@@ -160,7 +160,7 @@ class Given:
         if cfg.shared_sigmoid != (given["shared_sigmoid"] is not None):
             came = "None" if cfg.shared_sigmoid else "an array"
             raise InputError(
-                f"{self.call}: shared_sigmoid= must fit the configuration's {cfg.shared_sigmoid}, got {came}"
+                f"{self.call}: shared_sigmoid= must fit shared_sigmoid={cfg.shared_sigmoid} of cfg, got {came}"
             )
         names = [*(f"shared_{name}" for name in found), *(["shared_sigmoid"] if cfg.shared_sigmoid else [])]
         wanted = shapes(cfg, self.layout)

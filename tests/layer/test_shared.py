@@ -133,7 +133,7 @@ def test_loading_a_shared_expert(comm, world):
         moe.load_shared(1, **parts)
         assert same(moe(x, layer=1), y)
         for change, words in (
-            ({"sigmoid": None}, "load_shared: shared_sigmoid= must fit the configuration's True, got None"),
+            ({"sigmoid": None}, "load_shared: shared_sigmoid= must fit shared_sigmoid=True of cfg, got None"),
             ({"gate": None}, "load_shared needs shared_gate= for gated=True"),
             ({"up": parts["up"].T}, r"shared_up must have shape \[40, 50\], got \[50, 40\]: .*'out_in'"),
             ({"up_bias": parts["sigmoid"]}, "load_shared got shared_up_bias=, but the configuration has .*bias=False"),
