@@ -78,7 +78,7 @@ def shortage(needs: list[Need]) -> str | None:
         if len(mine) > 1 and windows > shared:
             return (
                 f"windows need {windows / MIB:.1f} MiB of shared memory in {SHM} {ranks}, {shared / MIB:.1f} MiB are"
-                " free there or in main memory: make {SHM} larger (docker run --shm-size), lower max_tokens, or remove"
+                f" free there or in main memory: make {SHM} larger (docker run --shm-size), lower max_tokens, or remove"
                 " what killed jobs left there"
             )
         if everything > have:
