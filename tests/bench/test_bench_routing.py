@@ -115,7 +115,7 @@ def test_a_trace_made_of_counts_has_these_counts(tmp_path):
         ({"tokens": np.array([7, 1])}, r"tokens int64 \[2\]"),
         ({"counts": np.zeros((3, 2, 6))}, "counts float64"),
         ({"counts": np.zeros((3, 2, 6), int)}, "the same k everywhere"),
-        ({"counts": np.full((3, 2, 1), [[[14]], [[2]], [[24]]])}, r"0 to the tokens of its sequence, got 2\.\.24"),
+        ({"counts": np.full((3, 2, 1), [[[14]], [[2]], [[24]]])}, r"in 0\.\.tokens of its sequence, got 2\.\.24"),
     ],
 )
 def test_the_error_of_wrong_counts_names_the_fault(tmp_path, changed, words):

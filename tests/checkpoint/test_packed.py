@@ -315,7 +315,11 @@ HALF = np.float16
         ("gptq", put("scales", np.ones((4, 64), np.int32)), "must have dtype F16 or BF16 or F32, got I32"),
         ("gptq", put("qweight", np.zeros((8, 64), np.int32)), "up_proj.qweight' must have shape [16, 64]"),
         ("gptq", put("qzeros", None), "has no tensor 'model.layers.0.mlp.experts.1.up_proj.qzeros'"),
-        ("gptq", put("qzeros", (slice(None), -1)), "stores 15 as a zero point, which is 0 or 16"),
+        (
+            "gptq",
+            put("qzeros", (slice(None), -1)),
+            "stores 15 as a zero point, which some readers of this format take as 0 and others as 16",
+        ),
         (
             "gptq symmetric",
             put("qzeros", (slice(None), 0)),
@@ -324,7 +328,11 @@ HALF = np.float16
         ("gptq", put("g_idx", (slice(0, 2), [1, 0])), "up_proj.g_idx' says that groups do not follow each other (act"),
         ("awq", put("qzeros", np.zeros((4, 16), np.int32)), "up_proj.qzeros' must have shape [4, 8]"),
         ("awq", put("qweight", np.zeros((128, 8), np.float32)), "up_proj.qweight' must have dtype I32, got F32"),
-        ("int4 in words", put("weight_scale", np.ones((64, 3), np.float32)), "has 3 groups of 128 k, but quantizatio"),
+        (
+            "int4 in words",
+            put("weight_scale", np.ones((64, 3), np.float32)),
+            "has 3 groups for 128 inputs, but quantizatio",
+        ),
         ("int4 in words", put("weight_scale", ((3, 1), 0)), "up_proj.weight_scale' has a scale of 0.0 for group 1 of"),
         ("int4 in words", put("weight_packed", np.zeros((64, 10), np.int32)), "shape [64, 16] or [64, 32] for 4 or 8"),
         ("int4 in words", put("weight_shape", np.array([64, 120])), "says [64, 120], but config.json says [64, 128]"),
@@ -394,7 +402,7 @@ def test_experts_of_several_types_are_refused(tmp_path):
     )
     checkpoint.arrays(0, 0, packed=True)
     with pytest.raises(
-        CheckpointError, match=r"experts\.1\.up_proj\.weight_packed' is int8 with .* the layer are int4"
+        CheckpointError, match=r"experts\.1\.up_proj\.weight_packed' has type int8 with .* the layer have type int4"
     ):
         checkpoint.arrays(0, 1, packed=True)
 

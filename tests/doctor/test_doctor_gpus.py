@@ -89,7 +89,7 @@ def test_whether_mpi_puts_from_gpu_memory(monkeypatch, answer, text):
         (seen(1), {"SLURM_GPU_BIND": "single:1"}, 2, "warn", "--gpu-bind=single:1 hides"),
         (seen(), {"SLURM_GPU_BIND": "none"}, 2, "ok", "2 x"),
         (seen(1), {"SLURM_GPUS_PER_TASK": "1"}, 1, "ok", "1 x"),
-        (seen(1), {"SLURM_JOB_ID": "1", "SLURM_JOB_GPUS": "0,1"}, 2, "warn", "a cgroup hides the others"),
+        (seen(1), {"SLURM_JOB_ID": "1", "SLURM_JOB_GPUS": "0,1"}, 2, "warn", "a cgroup hides the other GPUs"),
         (seen(1), {"SLURM_JOB_ID": "1", "SLURM_JOB_NODELIST": "n[1-"}, 2, "ok", "1 x"),
         (seen(mig=True), {}, 2, "warn", "GPU0, GPU1 in MIG mode"),
         (seen(mig=True), {}, 1, "ok", "2 x"),

@@ -92,7 +92,7 @@ def test_what_belongs_to_another_user_is_refused(folder, monkeypatch, which):
 
     monkeypatch.setattr(Path, "lstat", owned(Path.lstat))
     monkeypatch.setattr(private.os, "fstat", owned(os.fstat))
-    with pytest.raises(EnvironmentProblem, match="belongs to user 12345: remove it"):
+    with pytest.raises(EnvironmentProblem, match="belongs to user 12345: remove that file or folder"):
         private.read(folder / "file")
 
 

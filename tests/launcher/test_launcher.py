@@ -115,7 +115,7 @@ def test_another_mpis_mpiexec_is_an_error(monkeypatch, tmp_path):
     fake.write_text("#!/bin/sh\necho 'mpiexec (Open MPI) 5.0.11'\n")
     fake.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(EnvironmentProblem, match="job of one"):
+    with pytest.raises(EnvironmentProblem, match="job of its own"):
         commands.find_mpiexec(Library("MPICH", "/nowhere/lib/libmpi.so.12"))
     assert commands.find_mpiexec(Library("Open MPI", "/nowhere/lib/libmpi.so.40")) == str(fake)
     monkeypatch.setenv("PATH", "")

@@ -116,7 +116,7 @@ def test_wrong_placements_are_refused():
         (None, 0, 1, "experts must be a positive int"),
         (None, 2, 0, "world must be a positive int"),
         (np.array(0), 1, 1, r"placement must be 1 integers .*got shape \[\]"),
-        (np.zeros((2, 0), int), 2, 2, r"placement\[0\] must be a rank in 0\.\.1 or several"),
+        (np.zeros((2, 0), int), 2, 2, r"placement\[0\] must be a rank in 0\.\.1 or a list of them"),
         ([[0], [0.5]], 2, 2, r"placement\[1\] must be a rank in 0\.\.1 or a list of them, got \[0\.5\]"),
         ([[[0], [0, 1]], 1], 2, 2, r"placement\[0\] must be a rank"),
         (np.array([[0, 0], [0, 1]]), 2, 2, r"placement\[0\] must name each rank once at most"),

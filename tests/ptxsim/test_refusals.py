@@ -66,7 +66,7 @@ ZEROS = np.zeros(64, np.uint32)
         ("{" * 150 + "}" * 150, "nested at most 100 deep"),
         (".local .b8 s[999999999];", "524288 bytes of local memory, got"),
         (".shared .b8 s[-1];", "s has -1 elements"),
-        ("brx.idx %r1, T;", "no list of targets T"),
+        ("brx.idx %r1, T;", "the list of targets T is not defined"),
         ("ld.acquire.global.u32 %r1, [%d1];", "one of .cta, .+ is needed"),
         ("ld.relaxed.global.u32 %r1, [%d1];", "one of .cta, .+ is needed"),
         ("st.release.global.u32 [%d1], %r1;", "one of .cta, .+ is needed"),
@@ -232,9 +232,9 @@ def test_arrays_of_another_machine_and_after_close():
     one, other = ptxsim.Machine(), ptxsim.Machine()
     a, b = one.device(0).array(np.zeros(64, np.float32)), other.device(0).array(np.zeros(64, np.float32))
     for text in (add_one, kernel("", params=".param .u64 x, .param .u64 y")):
-        with pytest.raises(InputError, match="another machine's"):
+        with pytest.raises(InputError, match="belongs to another machine"):
             other.device(0).launch(text, 2, 32, a, b)
-    with ptxsim.use(other), pytest.raises(InputError, match="another machine's"):
+    with ptxsim.use(other), pytest.raises(InputError, match="belongs to another machine"):
         add_one[2, 32](a, b)
     one.device(0).launch(add_one, 2, 32, a, a)
     other.device(0).launch(add_one, 2, 32, b, b)
