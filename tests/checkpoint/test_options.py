@@ -42,7 +42,10 @@ SIZES = (
         ({"num_experts_per_tok": "two"}, "num_experts_per_tok must be an int"),
         ({"num_experts": True}, "num_experts must be an int"),
         ({"norm_topk_prob": 1}, "norm_topk_prob must be true or false"),
-        ({"quantization_config": {"quant_method": "hqq"}}, "quant_method 'hqq', Aristos reads fp8, mxfp4, gptq, awq, "),
+        (
+            {"quantization_config": {"quant_method": "hqq"}},
+            "quant_method 'hqq', but Aristos reads only fp8, mxfp4, gptq, awq, ",
+        ),
         ({"quantization_config": 3}, "quant_method None"),
         ({"quantization_config": {"quant_method": "fp8", "weight_block_size": [True, 128]}}, "two positive ints"),
         (

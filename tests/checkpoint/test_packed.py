@@ -380,7 +380,7 @@ def test_gptq_without_the_order_of_groups(tmp_path):
 def test_a_group_that_does_not_divide_is_refused(tmp_path):
     config, tensors, _ = olmoe(CASES["gptq"], {**packed_files.PACKED, "hidden_size": 160})
     config["quantization_config"]["group_size"] = 128
-    with pytest.raises(CheckpointError, match=r"must have a multiple of 128 k, .*, got 160"):
+    with pytest.raises(CheckpointError, match=r"must have a multiple of 128 inputs, .*, got 160"):
         aristos.Checkpoint(write(tmp_path, config, tensors)).check(0)
 
 
@@ -410,17 +410,25 @@ def test_experts_of_several_types_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("case", "quantization", "words"),
     [
-        ("gptq", {"bits": 3}, "has bits 3, Aristos reads 4, 8"),
-        ("gptq", {"bits": "4"}, "has bits '4', Aristos reads 4, 8"),
-        ("gptq", {"group_size": 48}, "has group_size 48, Aristos reads -1, 0, 32, 64, 128"),
-        ("gptq", {"group_size": [1]}, "has group_size [1], Aristos reads"),
-        ("gptq", {"checkpoint_format": "marlin"}, "has checkpoint_format 'marlin', Aristos reads 'gptq', 'gptq_v2'"),
+        ("gptq", {"bits": 3}, "has bits 3, but Aristos reads only 4, 8"),
+        ("gptq", {"bits": "4"}, "has bits '4', but Aristos reads only 4, 8"),
+        ("gptq", {"group_size": 48}, "has group_size 48, but Aristos reads only -1, 0, 32, 64, 128"),
+        ("gptq", {"group_size": [1]}, "has group_size [1], but Aristos reads only"),
+        (
+            "gptq",
+            {"checkpoint_format": "marlin"},
+            "has checkpoint_format 'marlin', but Aristos reads only 'gptq', 'gptq_v2'",
+        ),
         ("gptq", {"is_marlin_format": True}, "has is_marlin_format"),
-        ("awq", {"bits": 8}, "has bits 8, Aristos reads 4"),
-        ("awq", {"version": "gemv"}, "has version 'gemv', Aristos reads 'gemm'"),
-        ("awq", {"zero_point": False}, "has zero_point False, Aristos reads True"),
-        ("int8", {"format": "marlin-24"}, "has format 'marlin-24', Aristos reads 'pack-quantized', "),
-        ("int8", {"config_groups": {"a": {"weights": {"num_bits": 3}}}}, "'a' has num_bits 3, Aristos reads 4, 8"),
+        ("awq", {"bits": 8}, "has bits 8, but Aristos reads only 4"),
+        ("awq", {"version": "gemv"}, "has version 'gemv', but Aristos reads only 'gemm'"),
+        ("awq", {"zero_point": False}, "has zero_point False, but Aristos reads only True"),
+        ("int8", {"format": "marlin-24"}, "has format 'marlin-24', but Aristos reads only 'pack-quantized', "),
+        (
+            "int8",
+            {"config_groups": {"a": {"weights": {"num_bits": 3}}}},
+            "'a' has num_bits 3, but Aristos reads only 4, 8",
+        ),
         ("int8", {"config_groups": {"a": {"weights": {"strategy": "token"}}}}, "'a' has strategy 'token'"),
         ("int8", {"config_groups": {"a": {"weights": {"type": "float", "num_bits": 4}}}}, "has floats of 4 bits"),
         (
