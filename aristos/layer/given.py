@@ -110,7 +110,7 @@ class Given:
         """
         wanted = shapes(self.cfg, "in_out")[name.partition("[")[0]]
         if value.type != self.cfg.packed or value.shape != wanted:
-            asked = self.cfg.packed or f"arrays of {self.cfg.dtype}"
+            asked = self.cfg.packed or f"plain {self.cfg.dtype}"
             raise InputError(
                 f"{name} must have shape {list(wanted)} and type {asked}, as the configuration says, got"
                 f" {list(value.shape)} and {value.type}"

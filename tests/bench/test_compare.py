@@ -174,7 +174,7 @@ def test_products_on_one_rank(tmp_path: Path) -> None:
     [
         (("nothing",), "a part must be one of"),
         (("uniform", "--shapes", "Q"), "a shape must be one of"),
-        (("uniform", "--peers", "nobody"), "peers of uniform must be of"),
+        (("uniform", "--peers", "nobody"), "peers of uniform must be among"),
         (("--rounds", "0"), "must be at least 1"),
         (("uniform", "--shapes", "1/2/3/4"), "a shape must be one of"),
         (("uniform", "--shapes", "1/2/3/3/1"), "a multiple of the 2 ranks"),

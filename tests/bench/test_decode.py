@@ -48,7 +48,7 @@ def test_the_type_of_weights_is_in_the_text_of_a_shape() -> None:
         (("decode", "--shapes", "1/256/128/4/2/gated"), "shapes of decode must end with /int8 or /int4"),
         (("one", "--shapes", TEXTS[0]), "shapes of one must not end with /int8 or /int4"),
         (("decode2", "--shapes", "1/256/128/3/2/gated/int8"), "a multiple of the 2 ranks"),
-        (("decode", "--peers", "fused"), "peers of decode must be of int8"),
+        (("decode", "--peers", "fused"), "peers of decode must be among int8"),
     ],
 )
 def test_shapes_that_a_part_cannot_run_are_refused(

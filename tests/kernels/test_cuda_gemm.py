@@ -235,7 +235,7 @@ def test_bad_input_is_refused():
     with pytest.raises(InputError, match="2 stages or more"):
         Tile("bf16", 64, 64, 2, 2, 1, 1)
     for wrong in ({"kind": "tf32"}, {"n": 64}, {"stages": 2}, {"warps_m": 2, "warps_n": 2}):
-        with pytest.raises(InputError, match="it must be bf16 or f16, 128 columns, 4 x 1 or 8 x 1 warps"):
+        with pytest.raises(InputError, match="which must have bf16 or f16, 128 columns, 4 x 1 or 8 x 1 warps"):
             replace(GROUPS["bf16"][0], **wrong)
     with pytest.raises(InputError, match=r"weight must be a float32 matrix, got float64 \[2, 2\]"):
         pack(np.zeros((2, 2)), "bf16")

@@ -584,7 +584,7 @@ def test_kernels_that_count_are_refused_where_not_all_their_blocks_fit(monkeypat
         with made(comm) as moe:
             with monkeypatch.context() as patched:
                 patched.setattr(CudaDevice, "resident", fewer)
-                with pytest.raises(EnvironmentProblem, match=r"_counted for each .* with sms=1 for timeline"):
+                with pytest.raises(EnvironmentProblem, match=r"timeline\(True\) needs .*_counted, .* with sms=1$"):
                     moe.timeline(True)
             moe.timeline(True)
             x = tokens(CFG, 5, seed=0)

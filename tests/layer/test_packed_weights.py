@@ -145,7 +145,7 @@ def test_codes_of_another_type_are_refused():
         with pytest.raises(InputError, match=r"up\[0\] must have shape \[128, 256\]"):
             moe.load(0, **w | {"up": [quantise(np.ones((256, 128), np.float32), cfg.packed)] * 5})
     plain = MoE(replace(cfg, weight_dtype=None), backend="cpu", threads=1)
-    with plain as moe, pytest.raises(InputError, match="of arrays of float32, as the configuration says"):
+    with plain as moe, pytest.raises(InputError, match="and type plain float32, as the configuration says"):
         moe.load(0, **w)
 
 

@@ -36,7 +36,7 @@ def test_ranks_that_wait_for_different_things(comm):
         with pytest.raises(MismatchError) as caught:
             ways[mine]()
         both = ["the number of calls", "the end"]
-        wanted = f"rank {group.rank} waits for {both[mine]}, and rank {1 - group.rank} for {both[1 - mine]}: "
+        wanted = f"rank {group.rank} waits for {both[mine]}, and rank {1 - group.rank} waits for {both[1 - mine]}: "
         assert str(caught.value).startswith(wanted)
     group.free()
 

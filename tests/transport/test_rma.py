@@ -161,7 +161,7 @@ def test_objects_on_a_communicator_have_the_same_nodes(comm):
     x = tokens(CFG, 20, seed=comm.rank)
     with make(comm) as moe:
         y = moe(x)
-        with pytest.raises(InputError, match="ranks_per_node must be 1 as for the other objects"):
+        with pytest.raises(InputError, match="ranks_per_node must be 1, as for the other objects"):
             aristos.MoE(CFG, comm, threads=1)
         with pytest.raises(InputError, match=r"got 2: pass another communicator"):
             aristos.Exchange(comm, **SHAPE, ranks_per_node=2)
