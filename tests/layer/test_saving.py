@@ -595,7 +595,7 @@ def test_ranks_that_save_or_restore_different_things_are_refused_before_the_old_
         for optimizer, extra, said in (
             (None if odd else adam, None, "differ in what they save: optimizer: rank 0 has Adam, rank 1 has None$"),
             (sgd if odd else adam, None, "save: optimizer: rank 0 has Adam, rank 1 has SGD"),
-            (adam, {"step": comm.rank}, r'save: extra: rank 0 has {"step": 0}, rank 1 {"step": 1}$'),
+            (adam, {"step": comm.rank}, r'save: extra: rank 0 has {"step": 0}, rank 1 has {"step": 1}$'),
         ):
             with pytest.raises(MismatchError, match=said):
                 moe.save(folder, optimizer, extra)
