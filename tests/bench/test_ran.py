@@ -55,7 +55,7 @@ def test_a_suite_that_measures_another_element_type_fails_and_says_which(tmp_pat
     code, out, table = run(tmp_path, capsys, "--dtype", "bfloat16")
     assert code == 1
     assert f"in turn, float32, {isa.chosen()}\n" in out
-    assert "FAILED: bfloat16 highest was asked for, float32 highest ran" in out
+    assert "FAILED: bfloat16 highest was asked for, but float32 highest ran" in out
     assert table.attributes["dtype"] == "float32"
 
 

@@ -667,7 +667,7 @@ def test_weights_of_an_interrupted_step_are_refused_until_they_are_restored(monk
                 call()
         moe.restore(tmp_path)  # restores the weights alone
         for call in (optimizer.step, lambda: moe.save(tmp_path, optimizer)):
-            with pytest.raises(InputError, match=r"the optimizer's states are half changed.*: restore\("):
+            with pytest.raises(InputError, match=r"the optimizer's states are half changed.*: call restore\("):
                 call()
         moe.restore(tmp_path, optimizer)
         assert optimizer.steps == 1

@@ -309,7 +309,7 @@ def test_every_module_of_the_command_line_is_a_command(capsys):
 
 def test_an_unknown_command_is_answered_with_one_like_it(capsys):
     assert aristos(["reprot"]) == 2
-    said = "aristos: the command 'reprot' is not known (near it: report, plot); aristos --help lists all names\n"
+    said = "aristos: the command 'reprot' is not known (similar: report, plot); aristos --help lists all names\n"
     assert capsys.readouterr().err == said
 
 

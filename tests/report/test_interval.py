@@ -25,7 +25,7 @@ def wrong(times, sides=200) -> float:
     return found / sides
 
 
-@pytest.mark.parametrize("calls", [6, 8, 12, 30, 100])
+@pytest.mark.parametrize("calls", [6, 12, *(pytest.param(calls, marks=pytest.mark.slow) for calls in (8, 30, 100))])
 def test_equal_runs_are_noise_nearly_always(calls):
     assert wrong(lambda rng: [rng.lognormal(0, 0.3, (1, calls))]) <= 0.08  # 0.05, and what 200 pairs may add
 
@@ -38,12 +38,14 @@ def waves(rng, calls: int) -> np.ndarray:
     return np.exp(0.1 * steps[None, 20:])
 
 
-@pytest.mark.parametrize("calls", [8, 30, 100])
+@pytest.mark.parametrize("calls", [8, *(pytest.param(calls, marks=pytest.mark.slow) for calls in (30, 100))])
 def test_runs_whose_calls_resemble_their_neighbours_are_noise_mostly(calls):
     assert wrong(lambda rng: [waves(rng, calls)]) <= 0.15
 
 
-@pytest.mark.parametrize("runs", [(2, 2), (3, 3), (1, 3), (5, 5)])
+@pytest.mark.parametrize(
+    "runs", [(2, 2), (1, 3), *(pytest.param(runs, marks=pytest.mark.slow) for runs in ((3, 3), (5, 5)))]
+)
 def test_equal_sets_of_runs_are_noise_nearly_always(runs):
     """Each run has a speed of its own: 5 % more or less."""
     counts = iter(runs * 200)

@@ -165,7 +165,7 @@ def test_out_of_memory(driver):
     gpu = CudaDevice(1)
     gpu.allocate(1 << 29)
     with pytest.raises(
-        MemoryProblem, match=r"cuMemAlloc: CUDA_ERROR_OUT_OF_MEMORY: 512 of 1024 MiB .* are free: lower"
+        MemoryProblem, match=r"cuMemAlloc: CUDA_ERROR_OUT_OF_MEMORY: 512 of the GPU's 1024 MiB are free: lower"
     ):
         gpu.allocate((1 << 29) + 1)
 

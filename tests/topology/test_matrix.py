@@ -271,7 +271,7 @@ TWO = "\tGPU0\tGPU1\tCPU Affinity\n"
         ("bash: nvidia-smi: command not found\n", "command not found"),
         ("The -i command line argument must be used in conjunction with -n or -p.", "in conjunction"),
         (TWO, "the end of the text"),
-        (TWO + "GPU0\t X \tSYS\t0-7\n", "after GPU0's comes 'the end of the text'"),
+        (TWO + "GPU0\t X \tSYS\t0-7\n", "after the row of GPU0 comes 'the end of the text'"),
         (TWO + "GPU0\t X \tSYS\t0-7\nGPU1\tSYS\n", "GPU1 SYS"),
         (TWO + "GPU0\t X \tSYS\t0-7\nGPU1\tSY\t X \t0-7\n", "'SY' is not a link class"),
         (TWO + "GPU0\t X \t\t0-7\nGPU1\tSYS\t X \t0-7\n", "GPU0 X 0-7"),

@@ -191,7 +191,7 @@ def test_one_rank_out_of_memory(monkeypatch):
     assert {type(error) for error in found} == {MemoryProblem}
     for error in found:
         assert "transport ipc: rank 1 on NVIDIA Made-up GPU-a1" in str(error)
-        assert "cannot share 16 bytes: cuMemAlloc: CUDA_ERROR_OUT_OF_MEMORY: 1 of 1 MiB" in str(error)
+        assert "cannot share 16 bytes: cuMemAlloc: CUDA_ERROR_OUT_OF_MEMORY: 1 of the GPU's 1 MiB" in str(error)
     assert len(machine.allocations) == 1
     assert all_closed(machine)
 
