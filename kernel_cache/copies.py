@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 _made: dict[str, frozenset[Path]] = {}
 
@@ -43,6 +44,14 @@ def make(
         above, _, last = f"{name}.{known}".rpartition(".")
         setattr(sys.modules[above], last, module)
     _made[name] = read
+
+
+def changed(module: ModuleType, name: str, functions: Mapping[str, Any]) -> ModuleType:
+    """A module like another one, for the copy `name` of its package, with some functions replaced."""
+    made = ModuleType(".".join([name, *module.__name__.split(".")[1:]]))
+    vars(made).update({key: value for key, value in vars(module).items() if not key.startswith("__")})
+    vars(made).update(functions)
+    return made
 
 
 def read_by(module: str) -> frozenset[Path]:

@@ -121,7 +121,8 @@ def simulate(asked: argparse.Namespace) -> int:
     from ..host.nodes import Nodes
     from ..placement import Placement
     from ..simulate.outcome import Outcome
-    from ..simulate.simulation import Layer, Simulation, SimulationEnded
+    from ..simulate.rank import Layer
+    from ..simulate.simulation import Simulation, SimulationEnded
 
     world = asked.nodes * asked.ranks_per_node
     cfg = models.shape(asked.model, world, scale=1, tokens=(asked.tokens,), dtype=asked.dtype).cfg

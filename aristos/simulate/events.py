@@ -38,6 +38,8 @@ def before(one, other):
 def push(time, kind, a, b, x, y):
     """Add an event. kind: one of control.py's. Events of one time come in the order in which they were added."""
     i = get(c.EVENTS)
+    if get(c.STOP) != 0:  # actors end, all at once
+        return
     if i == get(c.EVENTS_MOST):
         put(c.STOP, c.FULL)
         return

@@ -46,6 +46,8 @@ def sent(which):
 def begin(pair, nbytes):
     """Begin a flow of `nbytes` between a pair of ranks on different nodes."""
     flow = get(c.FREE_FLOW)
+    if get(c.STOP) != 0:
+        return
     if flow < 0:
         put(c.STOP, c.FULL)
         return

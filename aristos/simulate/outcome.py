@@ -9,7 +9,6 @@ import numpy as np
 
 from ..engine import words
 from . import control as c
-from .control import CONTROL
 from .simulation import Simulation
 
 ACTIVITIES = {
@@ -61,7 +60,7 @@ class Outcome:
             for name, nbytes, capacity in zip(sim.routes.names, sim.link_bytes, sim.routes.capacity)
         }
         put = sim.pairs[:, c.PUT_BYTES].reshape(world, world).copy()
-        return cls(calls, ranks, shares, rows, put, links, int(CONTROL[c.NUMBERED]))
+        return cls(calls, ranks, shares, rows, put, links, sim.events)
 
     @property
     def busiest_link(self) -> tuple[str, float]:

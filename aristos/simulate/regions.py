@@ -7,42 +7,33 @@ follow the outbox. All ranks' memory is one array, so an address says whose it i
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
 from ..engine import words
-from ..engine.layout import CODED_BYTES, EngineShape, PairLayout, lines
+from ..engine.layout import CODED_BYTES, EngineShape, PairLayout
 from ..host.nodes import Nodes
 from ..primitives.buffers import LINE
 from .control import FAR
 
 
-@dataclass(frozen=True)
 class Regions:
     """Where the ranks' memory lies. layout: byte offsets in a region. rank_bytes: of one rank."""
 
-    shape: EngineShape
-    nodes: Nodes
-    layout: PairLayout
-    region_bytes: int
-    outbox_bytes: int
-    rank_bytes: int
-    memory: np.ndarray
-
-    @classmethod
-    def of(cls, shape: EngineShape, nodes: Nodes) -> Regions:
-        """The memory of all ranks, zeros. Pages that no rank touches take no memory."""
+    def __init__(self, shape: EngineShape, nodes: Nodes) -> None:
         full = PairLayout.of(shape)
         cut = full.index - full.ring
-        layout = replace(
-            full, ring=FAR, index=full.index - cut, coded=full.coded - cut, remote_bytes=full.remote_bytes - cut
-        )
-        remote = not nodes.single
-        region = layout.remote_bytes if remote else layout.coded
-        outbox = region + LINE + CODED_BYTES if remote else 0
-        each = shape.world * (region + outbox)
-        return cls(shape, nodes, layout, region, outbox, each, np.zeros(lines(shape.world * each) + LINE, np.uint8))
+        rest = {name: getattr(full, name) - cut for name in ("index", "coded", "remote_bytes")}
+        self.shape, self.nodes, self.layout = shape, nodes, replace(full, ring=FAR, **rest)
+        self.region_bytes = self.layout.coded if nodes.single else self.layout.remote_bytes
+        self.outbox_bytes = 0 if nodes.single else self.region_bytes + LINE + CODED_BYTES
+        self.rank_bytes = shape.world * (self.region_bytes + self.outbox_bytes)
+        self.memory = np.zeros(0, np.uint8)
+
+    def allocate(self) -> None:
+        """Take memory for all ranks, zeros. Pages that no rank touches take none."""
+        self.memory = np.zeros(self.shape.world * self.rank_bytes + 2 * LINE, np.uint8)
 
     @property
     def base(self) -> int:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,117 +13,44 @@ import numpy as np
 from kernel_cache.compile import warm_up
 
 from ..config import MoEConfig
-from ..engine import codes, schema, words
-from ..engine import job as jobs
+from ..engine import words
 from ..engine.layout import StateLayout
-from ..errors import AristosError
+from ..errors import AristosError, InputError
 from ..host.nodes import Nodes
-from ..kernels.common import scores
-from ..layer.collective import layer_values, object_job, shape_of, widths
-from ..placement import Placement
-from ..primitives import wire
+from ..kernels.by_isa import module
+from ..layer.collective import shape_of, widths
+from ..primitives import isa
 from ..primitives.buffers import aligned
-from ..row_types import ROW_TYPES
-from ..substrate.cpu.runtime import BATCH, engine_values, tile_values
-from ..substrate.runtime import BUNDLE_PAIRS
+from ..substrate.cpu.runtime import BATCH
+from ..transport.capacity import free_memory
 from . import control as c
 from . import copied
-from .control import CONTROL, FAR
+from .control import CONTROL
 from .machine import Machine
+from .rank import Layer, Rank
 from .regions import Regions
 from .routes import Routes
 
 FLOWS_EACH = 64  # flows for which each rank has space, and as many for each pair of ranks
 SEMAPHORE_BYTES = 64
-MERGE_ROWS = 32
+
+
+_RUNNING = threading.Lock()  # held while a simulation uses the words of control.py
 
 
 class SimulationEnded(AristosError):
     """A simulation ended before its calls did."""
 
 
-@dataclass(frozen=True)
-class Layer:
-    """The simulated layer, its placement and the routing. ids: for each rank [tokens, k] int64."""
-
-    cfg: MoEConfig
-    placement: Placement
-    ids: Sequence[np.ndarray]
-
-
-class Rank:
-    """One rank's job and state, filled as `Membership.new_job` and `CpuRuntime.fill` fill them."""
-
-    def __init__(self, me: int, layer: Layer, regions: Regions, tables: StateLayout, workers: int) -> None:
-        shape, cfg, placement = regions.shape, layer.cfg, layer.placement
-        self.state = aligned((tables.words,), np.int64)
-        self.state[:] = 0
-        regions.fill(me, self.state, tables.starts)
-        self.ids = np.ascontiguousarray(layer.ids[me], np.int64)
-        self.weights = np.ones(self.ids.shape, np.float32)
-        self.locks = aligned((64,), np.int64)
-        self.locks[:] = 0
-        self.wire = aligned((wire.words(shape.world),), np.int64)
-        self.wire[:] = 0
-        remote = len(regions.nodes.remote(me))
-        self.job = job = object_job(
-            schema.CPU,
-            placement,
-            me,
-            object=1,
-            stay_rows=1,
-            reading_rows=0,
-            busiest_decides=0,
-            on_input=0,
-            scalars=0,
-            kernels=0,
-            row_bytes=ROW_TYPES[cfg.dtype].nbytes * cfg.hidden,
-            **{**scores.job_words(cfg.router), **layer_values(cfg, placement.held[me])},
-        )
-        jobs.fill_engine(
-            job,
-            schema.CPU,
-            shape,
-            tables,
-            rank=me,
-            world=shape.world,
-            all_workers=workers,
-            remote=remote,
-            bundle_pairs=BUNDLE_PAIRS,
-            layout=0,
-            scratch=FAR,
-            lock=self.locks.ctypes.data,
-            wire=self.wire.ctypes.data if remote else 0,
-            state=self.state.ctypes.data,
-            **engine_values(job, shape, crowded=False),
-        )
-        regions.layout.fill(job)  # instead of the layout with rows, which `fill_engine` writes
-        tile = tile_values(job, workers, merge_rows=MERGE_ROWS)
-        jobs.fill(job, schema.TILE, schema.CPU, scratch_step=0, **tile)
-        jobs.fill_some(job, schema.WEIGHTS, schema.CPU, loaded=1, version=1, up=FAR, gate=FAR * cfg.gated, down=FAR)
-        jobs.fill(job, schema.KIND, schema.CPU, layer=0, mode=codes.MODE_LAYER)
-        jobs.leave_out(job, schema.CPU, schema.TAPE, schema.BACKWARD, schema.LANDING, schema.EVENTS)
-        row = int(job[words.ROW_BYTES])
-        jobs.fill_some(
-            job,
-            schema.CALL,
-            schema.CPU,
-            tokens=len(self.ids),
-            status_in=codes.OK,
-            routed=1,
-            x=FAR,
-            x_stride=row,
-            input=FAR,
-            input_stride=row,
-            y=FAR,
-            ids=self.ids.ctypes.data,
-            weights=self.weights.ctypes.data,
-        )
-        jobs.start(job, schema.CPU, 0, 1)
+def run_rows(cfg: MoEConfig) -> tuple[int, int]:
+    """`entries.run_rows` of a layer's kernels, for the instruction set that this process may use."""
+    element = module("elements", isa.chosen()).element_type(cfg.dtype, cfg.precision, cfg.packed)
+    found: tuple[int, int] = module("entries", isa.chosen(), element.format).run_rows(element.code)
+    return found
 
 
 class Simulation:
-    """A layer's calls on a machine. run() may be called once.
+    """A layer's calls on a machine. `run` may be called once; of a process, one simulation runs at a time.
 
     calls: how many calls each rank makes; all ranks begin a call when all have ended the one before.
     """
@@ -134,13 +60,26 @@ class Simulation:
         world = len(nodes.node_of)
         self.world, self.actors = world, world * workers
         shape = shape_of(world, layer.placement, **widths(layer.cfg))
-        self.regions = Regions.of(shape, nodes)
+        self.regions = Regions(shape, nodes)
         self.tables = StateLayout(shape, workers, BATCH)
-        self.ranks = [Rank(me, layer, self.regions, self.tables, workers) for me in range(world)]
+        self._check_memory()
+        self.regions.allocate()
+        rows = run_rows(layer.cfg)
+        self.ranks = [Rank(me, layer, self.regions, self.tables, workers, rows) for me in range(world)]
         self.times = np.zeros((2, world, calls), np.int64)  # ns: when each call began, and when it ended
         self.pairs = self._words(world * world, c.PAIR_WORDS)
+        self.events = 0  # how many were handled
         self._kept: list[Any] = []
-        self._fill()
+
+    def _check_memory(self) -> None:
+        """Raise InputError if the ranks' states and regions do not fit into this process's memory."""
+        wanted = self.world * (8 * self.tables.words + self.regions.rank_bytes)
+        free = free_memory()
+        if free is not None and wanted > free:
+            raise InputError(
+                f"a simulation of {self.world} ranks needs {wanted / 2**30:.1f} GiB here,"
+                f" and {free / 2**30:.1f} GiB are free: simulate fewer ranks or tokens"
+            )
 
     def _words(self, *shape: int) -> np.ndarray:
         made = aligned((int(np.prod(shape)),), np.int64)
@@ -245,8 +184,16 @@ class Simulation:
     def run(self, progress: Callable[[int], None] = lambda now: None) -> None:
         """Simulate all calls. progress: called with the virtual time in ns, about every 0.2 s.
 
-        Raises SimulationEnded if no actor can go on.
+        Raises SimulationEnded if no rank can go on.
         """
+        with _RUNNING:
+            self._fill()
+            try:
+                self._run(progress)
+            finally:
+                self.events = int(CONTROL[c.NUMBERED])
+
+    def _run(self, progress: Callable[[int], None]) -> None:
         from numba import int64, typeof
 
         actors = copied.actors()

@@ -116,7 +116,9 @@ def test_layers_of_another_element_type_than_asked_for_are_caught_in_every_suite
         assert not suite["ok"], name
         for table in suite["tables"]:
             assert ", float32, " in table["title"], name
-            assert any("bfloat16 highest was asked for, but float32 highest ran" in note for note in table["notes"]), name
+            assert any("bfloat16 highest was asked for, but float32 highest ran" in note for note in table["notes"]), (
+                name
+            )
 
 
 def test_idle_measures_tokens_that_move_and_those_that_need_not(whole):

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 
 from aristos.cli import simulate
+from aristos.config import MoEConfig
 from aristos.errors import InputError
+from aristos.host.nodes import Nodes
+from aristos.placement import Placement
 from aristos.simulate import machines
-from aristos.simulate.machine import Kernel
+from aristos.simulate.machine import Kernel, Machine
+from aristos.simulate.rank import Layer
+from aristos.simulate.simulation import Simulation
 
 FILE = "links: {latency: 1.5, rate: 12}\nkernel: {call: 0, rates: {1: 10, 384: 100}}\n"
 
@@ -62,6 +68,28 @@ def test_a_wrong_option_is_refused(argv, message, capsys):
         code = end.code
     assert code == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        ([np.zeros((3, 2), int)], "ids must have an array for each of 2 ranks, got 1"),
+        ([np.zeros((3, 1), int)] * 2, r"ids of rank 0 must have shape \[at most 4, 2\], got \[3, 1\]"),
+        ([np.zeros((5, 2), int)] * 2, r"ids of rank 0 must have shape \[at most 4, 2\], got \[5, 2\]"),
+        ([np.full((1, 2), 3), np.full((1, 2), 8)], r"ids of rank 1 must be in -1\.\.7, got 8 to 8"),
+    ],
+)
+def test_ids_that_a_layer_would_refuse_are_refused(ids, message):
+    cfg = MoEConfig(8, 8, 8, 2, max_tokens=4)
+    with pytest.raises(InputError, match=message):
+        Layer(cfg, Placement(None, 8, 2), ids)
+
+
+def test_more_ranks_than_memory_holds_are_refused():
+    cfg = MoEConfig(8192, 8192, 256, 8, max_tokens=1 << 17)
+    layer = Layer(cfg, Placement(None, 256, 512), [np.zeros((1, 8), int)] * 512)
+    with pytest.raises(InputError, match=r"a simulation of 512 ranks needs .* GiB here, and .* GiB are free"):
+        Simulation(layer, Nodes.of(512, 8), Machine())
 
 
 @pytest.mark.slow

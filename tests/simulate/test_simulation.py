@@ -15,7 +15,8 @@ from aristos.simulate import control as c
 from aristos.simulate import scheduler
 from aristos.simulate.machine import Costs, Kernel, Links, Machine
 from aristos.simulate.outcome import Outcome
-from aristos.simulate.simulation import Layer, Simulation, SimulationEnded
+from aristos.simulate.rank import Layer
+from aristos.simulate.simulation import Simulation, SimulationEnded
 
 pytestmark = pytest.mark.slow
 HIDDEN, FFN, EXPERTS, TOP_K = 256, 512, 16, 4
