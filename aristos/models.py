@@ -34,7 +34,7 @@ class Preset:
     top_k : int
         k of the model.
     tokens : tuple of int
-        Tokens of a rank and call; each is measured.
+        Numbers of tokens that a rank brings to a call; each number is measured.
     activation : str, default "silu"
         See `MoEConfig`.
     gated : bool, default True
@@ -145,7 +145,7 @@ def matching(experts: int, top_k: int) -> str | None:
 
 @dataclass(frozen=True)
 class Shape:
-    """A configuration to measure. Its text has no dtype, which only a run has.
+    """A configuration to measure. Its text does not name the dtype.
 
     Attributes
     ----------
@@ -154,7 +154,7 @@ class Shape:
     cfg : MoEConfig
         The layer.
     tokens : tuple of int
-        Tokens of a rank and call; each is measured.
+        Numbers of tokens that a rank brings to a call; each number is measured.
     source : str
         Where the numbers are published.
     note : str
@@ -200,7 +200,7 @@ def shape(
     scale : int or None, default None
         What hidden and ffn are divided by. None: the preset's divisor.
     tokens : tuple of int, or None, default None
-        Tokens of a rank and call; each is measured. None: the preset's.
+        Numbers of tokens that a rank brings to a call; each number is measured. None: the preset's.
     hidden : int or None, default None
         H. None: the preset's, divided.
     ffn : int or None, default None

@@ -1,4 +1,4 @@
-"""Arithmetic of a warp, which applies the one-lane functions of integer, floating and convert to each lane."""
+"""Arithmetic of a warp, lane by lane. The functions for one lane are in integer.py, floating.py and convert.py."""
 
 from __future__ import annotations
 

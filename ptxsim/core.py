@@ -21,7 +21,7 @@ from .loader import Loader
 from .units import addresses, python_function
 
 FIRST_CLOCKS = 1 << 18  # entries of the first pool of vector clocks, which grows
-FIRST_SYNC = 1 << 14  # rows of the first table of locations that publish, which grows
+FIRST_SYNC = 1 << 14  # rows of the first table of published clocks (state.S_MAP), which grows
 MOST_PRINTS = 4096  # the most lines that kernels may print before the host takes them
 PATIENCE = 50_000_000  # after so many warp instructions without any change, a run counts as a livelock
 
@@ -44,7 +44,7 @@ class Core:
         self.reports: list[Report] = []
         self.first_report = 0  # index of the present run's first report
         self.output: list[str] = []  # lines that kernels printed
-        self.acting = -1  # the number of the actor whose turn it is; -1 outside turns
+        self.acting = -1  # the number of the actor (actors.py) whose turn it is; -1 outside turns
         self.changed = False  # whether the actors changed memory in their last turn
         self.next_gid = 1  # the number of the next block
         self.kept: list[np.ndarray] = []  # tables that the running launches point to
@@ -103,7 +103,7 @@ class Core:
             self.x[s.CLOCKS], self.x[s.CLOCKS_CAP] = bigger.ctypes.data, len(bigger)
 
     def grow_sync(self) -> None:
-        """Double the table of locations that publish."""
+        """Double the table that has a row for each location whose last write publishes clocks."""
         old = self.tables["sync"]
         self.table("sync", (2 * len(old), s.S_FIELDS), s.SYNC)
         self.x[s.SYNC_CAP], self.x[s.SYNC_USED] = 2 * len(old), 0

@@ -93,7 +93,7 @@ def step(x, warp, block):
     elif op >= 500 and op < 600:
         if memory(x, warp, block, line, pc, op, act):
             after(x, warp, mask, pc + 1)
-            return 0  # so that the loop makes space for clocks
+            return 0  # so that the loop makes space for vector clocks
     elif op < 400:
         move(x, warp, line, op, act)
     elif op == isa.BRA:
@@ -153,7 +153,7 @@ def memory(x, warp, block, line, pc, op, act):
 
 @unit
 def special(x, warp, block, line, pc, op, mask, act):
-    """Run an instruction after which lanes may go on elsewhere or wait: call, end, barrier, wait or collective one."""
+    """Run an instruction after which lanes may branch or wait: a call, an end, a barrier, a wait or a collective."""
     store_pc(x, warp, mask, pc + 1)
     if act == 0:
         return select(x, warp)
@@ -295,7 +295,7 @@ def clocks_full(x):
 
 @unit
 def run(x, budget):
-    """Run up to `budget` warp instructions. Returns the reason for stopping (state.BUDGET ...)."""
+    """Run up to `budget` warp instructions. Returns why it stopped: state.BUDGET or another."""
     for number in range(get(x, s.DEVICE_COUNT)):
         admit(x, number)
     until = get(x, s.STEP) + budget
@@ -327,7 +327,7 @@ def run(x, budget):
                 return s.CLOCKS_FULL
             if 2 * get(x, s.SYNC_USED) + 4096 > get(x, s.SYNC_CAP):
                 return s.SYNC_FULL
-        if get(x, s.PENDING_COUNT) > s.P_MOST - 32 * get(x, s.BURST):  # an instruction adds at most one for each lane
+        if get(x, s.PENDING_COUNT) > s.P_MOST - 32 * get(x, s.BURST):  # an instruction adds at most one entry a lane
             land_some(x)
             continue
         quiet = get(x, s.STEP) - get(x, s.PROGRESS)

@@ -27,7 +27,7 @@ TYPES = {
 GENERIC, GLOBAL, SHARED, LOCAL, CONST, PARAM = range(6)
 SHARED_WINDOW = 0x0100_0000_0000  # the first generic address of a block's shared memory
 LOCAL_WINDOW = 0x0200_0000_0000
-PARAM_WINDOW = 0x0300_0000_0000  # the first generic address of the parameters of a run's launches
+PARAM_WINDOW = 0x0300_0000_0000  # the first generic address of the parameters with which kernels are launched
 WINDOW = 0x0100_0000_0000  # bytes of each window
 GLOBAL_START = 0x7F00_0000_0000
 FUNCTION_START = 0x0400_0000_0000  # "addresses" of functions
@@ -44,7 +44,8 @@ ORDER_SHIFT, SCOPE_SHIFT, SPACE_SHIFT = 0, 4, 8  # places in FLAGS of memory ope
 NOT_COHERENT = 1 << 12  # bit of the same FLAGS for ld.nc and ldu
 
 # ---- opcodes, a hundred a group ----
-# The interpreter compares numbers of groups, so a new opcode must not be last. Insert it before the name given here:
+# The interpreter tests ranges of numbers, and the comments below name the opcodes at which ranges begin. If a
+# new opcode belongs to no range, insert it before the first of these names, not at the end of its group.
 # integer, logic, moves; ADDC and the opcodes after it use the carry
 (
     ADD, SUB, MUL, MULHI, MULWIDE, MAD, MADHI, MADWIDE, SAD, DIV, REM, ABS, NEG, MIN, MAX, AND, OR, XOR, NOT,

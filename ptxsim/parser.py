@@ -68,7 +68,7 @@ class Token:
 
 
 def tokens(text: str) -> Iterator[Token]:
-    """The tokens of PTX text without comments. Raises PTXError for anything else."""
+    """The tokens of PTX text; comments are left out. Raises PTXError for text that is no token."""
     line, position = 1, 0
     while position < len(text):
         match = TOKEN.match(text, position)

@@ -1,4 +1,4 @@
-"""A ring all-reduce of k ranks over links of a set latency and bandwidth, in 2 (k-1) turns that each move one k-th.
+"""A ring all-reduce of k ranks over links of a set latency and bandwidth, in 2 (k-1) turns, each with 1/k of the data.
 
 T_rho in Equation 1 predicts the time of this algorithm: a reduce-scatter, then an all-gather. For speed use the
 all-reduce of MPI.

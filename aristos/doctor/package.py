@@ -1,5 +1,4 @@
-"""Checks which copy of Aristos each way of starting loads. If there are a clone and an installation, copies may
-differ."""
+"""Checks which copy of Aristos is loaded, for each way to start a program. A clone and an installed copy may differ."""
 
 from __future__ import annotations
 
@@ -42,8 +41,7 @@ def folder(python: str, *options: str) -> str:
 
 
 def loaded(ways: dict[str, str]) -> Finding:
-    """Whether all ways of starting load the same folder. ways: name of a way -> the folder that it loads, empty for
-    none."""
+    """Whether every way to start a program loads the same folder. ways: name of a way -> its folder; empty for none."""
     name = "package"
     places = dict.fromkeys(ways.values())
     if len(places) == 1:

@@ -313,7 +313,7 @@ class Memory(Clocks):
         if held != expected:
             if at >> AREA_BITS & AREA_MASK == LOCK:
                 self.sched.me.locked_out = at, held
-            else:  # no actor that has other work waits for this word
+            else:  # the actor waits for this word only when it has no other work
                 self.sched.me.seen[at] = held
             return False
         before = self.released.get(at)

@@ -34,8 +34,8 @@ from .tapes import Taping, row_bytes
 class CpuCall:
     """One call between its checks and its result.
 
-    x, router_x: [S, H]. ids, weights: [..., k]; None: the router chooses. logits, kept: if the caller wants the
-    routing, arrays [S, columns] and [S, k'] into which the router writes its logits and the combine weights.
+    x, router_x: [S, H]. ids, weights: [lead, k]; None: the router chooses. If the caller wants the routing, the router
+    writes its logits into logits: [S, columns], and the combine weights into kept: [S, choices of a token].
     """
 
     layer: int = 0
@@ -52,10 +52,10 @@ class CpuCall:
 
 
 class CpuArguments:
-    """Takes the arguments of calls of one object.
+    """Takes the arguments of all calls of one MoE object.
 
     nbytes: the bytes of an element of a row. weights: the backend's weights of each layer. This object holds the arrays
-    into which the engine writes ids, weights and weighted rows.
+    into which the engine writes ids, combine weights, and rows of x times their weights.
     """
 
     def __init__(self, cfgs: tuple[MoEConfig, ...], jobs: CpuJobs, nbytes: int, weights: list[Any]) -> None:

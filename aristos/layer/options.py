@@ -37,7 +37,7 @@ class Options:
     train: Any
     tape_bytes: Any
 
-    # ------------------------------------------------------------ what is used until the ranks have met
+    # ------------------------------------------------------------ used before the ranks have compared their options
 
     @property
     def limits(self) -> Limits:
@@ -51,7 +51,7 @@ class Options:
 
     @property
     def backend_name(self) -> str:
-        """The name of the backend; "cpu" in place of a name that `checked` refuses."""
+        """The name of the backend; "cpu" in place of a name that `checked_options` refuses."""
         name = "cpu" if self.backend is None else str(self.backend)
         return name if name in BACKENDS else "cpu"
 

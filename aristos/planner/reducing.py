@@ -1,9 +1,10 @@
-"""Lower bound on the all-reduce among k groups, the second term of the bound on F.
+"""Lower bound on the time of the all-reduce among k groups: T_rho, the second term of F in Equation 1.
 
-With `any` the bound is exact, because the all-reduce uses the slowest link of all. With `crossing` the link depends on
-the groups. Take the pairs of devices from slow to fast links, and join the devices of each pair. The slowest crossing
-pair is always one of the n - 1 pairs that join two components. All slower pairs lie inside groups, and a group that
-contains a component pays for that component's links.
+With allreduce="any" the bound is exact, because the all-reduce uses the slowest link of all. With "crossing" its link
+depends on the groups. Take the pairs of devices from slow to fast links, and join the devices of each pair into one
+component. The slowest pair whose devices are in different groups is always one of the n - 1 pairs that join two
+components. All slower pairs lie inside groups. So each component so far lies inside one group, which pays for the
+component's links.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from .cells import single_linkage
 from .cost import allreduce_us, link_of, slowest_link
 from .problem import Problem
 
-PRICED_MOST = 256  # with more devices, components are not priced
+PRICED_MOST = 256  # with more devices, no bound on a stage is computed
 
 
 def least_reduce(problem: Problem, allreduce: str, objective: str, incumbent_us: float) -> Callable[[int], float]:

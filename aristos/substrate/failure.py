@@ -149,10 +149,10 @@ class Failure:
             notify(getattr(error, "origin", self._group.rank), cause_of(error))
 
     def cannot_make(self, error: BaseException, part: bool = False) -> None:
-        """Leave a collective that makes an object. Ranks that wait in the collective raise, unless every rank leaves.
+        """Leave a collective that makes an object, because of an error. Ranks that wait in the collective raise too.
 
-        part: whether the group is one of several of a plan. Then an error that all its ranks share still leaves the
-        other groups waiting.
+        If every rank has this error, no rank waits, and none is notified. part: whether this group is one of several
+        groups of a plan. If it is, ranks of the other groups may wait even if every rank of this group has the error.
         """
         shared = getattr(error, "on_all_ranks", False)
         if part or not shared:
@@ -195,7 +195,7 @@ class Patience:
             self.seen, self.since, self.warned, self.gone = seen, now, False, False
             return
         waited = now - self.since
-        # the next slice still reads what a peer wrote before it ended
+        # a peer that has ended counts as gone one slice later: that slice still reads what the peer wrote before
         gone, self.gone = self.gone, waited >= ENDED_SECONDS and self.ended(peer)
         if waited < min(self.limits) and not gone:
             return

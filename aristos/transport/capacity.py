@@ -49,7 +49,7 @@ class Need:
     """What a rank will allocate, in bytes, and what is free on its machine (None: unknown)."""
 
     local: int  # bytes of the window for local peers
-    remote: int  # bytes of the window for remote peers: also shared memory, if ranks share a machine
+    remote: int  # bytes of the window for remote peers; it lies in shared memory too if ranks share a machine
     private: int
     machine: tuple[str, str]
     free: int | None

@@ -86,7 +86,7 @@ class NodeMemory:
     """`nbytes` of memory on each rank, which its local peers can read. Collective over all ranks of the group.
 
     own: this rank's part, zeros. base: for each rank of this node, the address of its part in this process. problem:
-    the reason if a rank could not get its memory, in which case no rank has any; else empty.
+    why a rank could not get its memory, or empty. If one rank could not, no rank has any.
     """
 
     def __init__(self, group: Group, nbytes: int, alike: str, small_pages: bool = False) -> None:
@@ -120,9 +120,10 @@ class NodeMemory:
 
     def _open(self, rank: int, pid: int, fd: int, token: bytes) -> str:
         """Map a peer's part; returns why that failed, or an empty text."""
+        # O_NONBLOCK: in another namespace the path may name a pipe, and an open would wait for the pipe's writer
         try:
             theirs = os.open(f"/proc/{pid}/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        except OSError as error:  # in another namespace the number may be a pipe: do not wait for its writer
+        except OSError as error:
             return f"the shared memory of rank {rank} cannot be opened: {error}"
         try:
             if not os.fstat(theirs).st_size:

@@ -1,4 +1,4 @@
-"""The files beside the page: figures, outcomes and samples in the results file, and at most six pictures."""
+"""The files beside the report: a results file with figures, outcomes and samples, and at most six pictures."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .figures import figures
 from .parts import Ran
 from .samples import Samples
 
-PICTURES = 6  # with the page and the results file there are at most 8 files
+PICTURES = 6  # with the report and the results file there are at most 8 files
 MOST_BYTES = 16 << 20  # a larger picture is removed
 WANTED = ("gpu_samples", "layer_cuda", "gemm_cuda", "put_cuda", "signal_cuda", "idle_cuda", "exchange_cuda")
 

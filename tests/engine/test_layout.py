@@ -74,7 +74,7 @@ def test_nodes():
 
 @given(shapes())
 def test_parts_of_a_region_follow_each_other(shape):
-    """The order is as documented, and each part starts a cache line. Parts of remote regions alone come last."""
+    """The order is as documented, and each part starts a cache line. Parts that only remote regions have are last."""
     w = PairLayout.of(shape)
     starts = [w.announce, w.announce + w.announce_step, w.records, w.return_records, w.ring, w.index, w.coded]
     assert starts == sorted(starts)
@@ -89,7 +89,7 @@ def test_parts_of_a_region_follow_each_other(shape):
 
 @given(clusters())
 def test_return_rows_and_regions_fill_the_windows(cluster):
-    """Nothing overlaps, and no byte is left over. A window without peers has return rows alone."""
+    """Nothing overlaps, and no byte is left over. A window without peers has only return rows."""
     shape, nodes = cluster
     w = PairLayout.of(shape)
     for rank in range(shape.world):
@@ -168,7 +168,7 @@ Written = tuple[str, int, int, int]  # what, whose memory it must be, address, b
 
 
 def region_sizes(s: EngineShape) -> dict[str, int]:
-    """The numbers behind the schema's texts for `entries` and `entry` (bytes) of the parts of a region."""
+    """The number for each text that the schema gives as `entries`, or as `entry` (bytes), of a region's part."""
     return {
         "line words": len(schema.LINE_WORDS),
         "2": 2,
@@ -327,7 +327,7 @@ def test_the_union_of_two_shapes_is_large_enough_for_both(cluster, b):
 
 
 def test_a_union_has_rings_for_all_choices_of_a_token():
-    """A bundle to a remote rank must hold all rows of a token, although the budget has fewer wide rows."""
+    """A bundle to a remote rank must hold all rows of a token, although the budget has space for fewer wide rows."""
     placement = Placement(None, 200, 2)
     many = shape_of(2, placement, hidden=64, experts=200, top_k=100, max_tokens=4)
     wide = shape_of(2, placement, hidden=1 << 18, experts=200, top_k=1, max_tokens=64)

@@ -92,7 +92,7 @@ def test_what_orders_loads(old, new, kinds):
 
 @pytest.mark.parametrize(("fence", "kinds"), [("", {"missing_fence"}), ("fence.proxy.async.shared::cta;", set())])
 def test_a_reused_buffer_needs_a_fence(fence, kinds):
-    """A load may overwrite what other threads have read through the generic proxy only after a fence."""
+    """Only after a fence may a load overwrite what other threads have read through the generic proxy."""
     body = (
         LOAD
         + f"""{fence}

@@ -1,6 +1,6 @@
 """Runs `python -m aristos.kernels.cuda` with PTX that the tests keep, so that no kernel is compiled twice.
 
-One process compiles, since kernels share most of their device functions.
+Only one process compiles: kernels share most of their device functions, which a second process would compile again.
 """
 
 from __future__ import annotations

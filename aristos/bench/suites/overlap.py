@@ -1,23 +1,24 @@
-"""Suite `overlap`: the gain by overlap, as fused against bulk over emulated links of set latencies and bandwidths.
+"""Suite `overlap`: how much faster the fused schedule is than the bulk schedule, for set latencies and bandwidths.
 
-The links (`bench/delay/`) take no processor time: a rank does not see a word, or the end of a collective, before it is
-due. Every row moves (moves="tokens"). A point is a latency and a bandwidth. Each point has these medians over calls of
-the slowest rank:
+The links are emulated (`bench/delay/`) and take no processor time: a rank does not see a word, or the end of a
+collective, before it is due. Every row moves (moves="tokens"). A point is a latency and a bandwidth. For each point the
+suite reports these medians over calls. The time of a call is that of its slowest rank:
 
     fused, bulk          milliseconds of a call
     bulk / fused         above 1: overlap pays
     communication        share of the bulk call inside its collectives, on the rank that spends least time there
-    efficiency           time of the experts alone, on local rows as in suite `layer`, over time of the call
+    efficiency           time of the experts alone, on local rows as in suite `layer`, / time of the call
     idle                 as in suite `idle`
     bound                max(bulk's communication, bulk's other time) / 0.9, plus the arithmetic of one tile and its
                          time on a link: a goal for the fused call where communication is 30 to 70 % of a bulk call
 
-The comparison favours bulk: copying rows costs a fused worker time, while the bulk schedule copies while its collective
-waits for the link anyway. A * marks bandwidths above half of the measured rate of copying, where the copy counts as
-much as the link. Before the layers are measured, the links are checked by pings and by MPI's all-to-alls.
+The comparison favours bulk. A worker of the fused schedule spends time on copying rows. The bulk schedule copies them
+while its collective waits for the link anyway. A * marks bandwidths above half of the measured rate of copying: there
+the copy of a row takes at least half as long as the link. Before the layers are measured, the links are checked by
+pings and by MPI's all-to-alls.
 
-Without options of a shape, the suite measures shapes A to E. Every layer has at least three calls of each schedule at
-each point, so many points or slow links take longer than --seconds.
+If no option names a shape, the suite measures shapes A to E. Every layer has at least three calls of each schedule at
+each point. Therefore a run with many points or slow links takes longer than --seconds.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ PING_BYTES, PINGS, PING_REPEATS = (0, 4096, 65536), 10, 30  # sizes, the most ro
 PING_SHARE, PING_US = 0.05, 0.5  # tolerated error, relative or absolute
 EXCHANGED = 1 << 20  # bytes to each rank in a checked all-to-all
 EXCHANGE_SHARE, EXCHANGES = 0.10, 15  # tolerated error, the most tries
-CHECK_SECONDS = 1.0  # at a point, for the pings of a size and for the all-to-alls; slow links get fewer tries
+CHECK_SECONDS = 1.0  # at each point, for the pings of each size and for the all-to-alls; slow links get fewer tries
 
 POINTS = (
     Column("case", "layer"),
@@ -101,7 +102,7 @@ SAME = (
 class PointTimes:
     """The calls at one point: schedule -> [world, iterations]. times: seconds of calls. idle: idle seconds in them.
 
-    core: each rank's share of its core.
+    core: the share of its core that each rank had.
     """
 
     times: dict[str, np.ndarray]
@@ -184,9 +185,9 @@ class Match:
 
 
 def compile_delayed(world: World) -> None:
-    """Compile or load the steps that delay words. Raises InputError if ranks are on several nodes, or too many.
+    """Compile or load the steps that delay words. Collective.
 
-    Collective.
+    Raises InputError if ranks are on several nodes, or if there are too many ranks.
     """
     from ..delay.network import Network, check_ranks
 
@@ -234,7 +235,10 @@ def run(ctx: Context) -> Result:
 
 
 def _shapes(ctx: Context) -> list[models.Shape]:
-    """The layer of the options, else the layers of the comparison, in bfloat16 too if the core multiplies bfloat16."""
+    """The layer that options or a trace describe; without them the layers of the comparison.
+
+    The layers of the comparison are measured in bfloat16 too if the core multiplies bfloat16.
+    """
     o = ctx.options
     own = (o.preset, o.tokens, o.hidden, o.ffn, o.experts, o.top_k, o.activation)
     native = isa.chosen() in ("amx", "avx512bf16", "neonbf16")

@@ -1,7 +1,7 @@
-"""Suite `replay` on GPUs: a recorded routing, replayed as on CPUs, against the unfused chain.
+"""Suite `replay` on GPUs: a recorded routing is replayed as on CPUs, by the fused layer and by an unfused chain.
 
-Phases and steps are those of the suite on CPUs (`suites/replay.py`): each step is one call with the routing of one
-recorded layer, whose ids and weights are on the GPU. Each step is captured in CUDA graphs:
+Phases and steps are those of the suite on CPUs (`suites/replay.py`). Each step is one call with the routing of one
+recorded layer. Its ids and weights are on the GPU. Each step is captured in CUDA graphs:
 
     aristos graph   MoE(backend="cuda"), one launch of the graph
     chain ...       the unfused chains of suite `layer` with the same routing
@@ -72,7 +72,10 @@ class Step:
 
 @dataclass
 class GpuPhase:
-    """One phase. times: name -> [world, step, pass] seconds. tokens: [step] of all ranks. rows: [step, world]."""
+    """One phase. times: name -> [world, step, pass] seconds.
+
+    tokens: [step] how many tokens all ranks have. rows: [step, world] how many rows each rank's experts compute.
+    """
 
     name: str
     steps: list[Step]

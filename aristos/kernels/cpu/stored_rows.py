@@ -125,10 +125,10 @@ def give_back(rows, scalars, found):
 
 @jit
 def list_stored(m, places, of, scratch):
-    """Write lists of m rows of the store at `scratch`, for the gradients of the rows' expert. of: a Place.
+    """Write lists of m stored rows of one expert, from which the gradients of its weights are computed.
 
-    places: the address of an array of the rows' addresses. Returns Rows, and the address of the first cache line after
-    the lists.
+    places: the address of an array of the rows' addresses. of: a Place. scratch: where the lists begin. Returns Rows,
+    and the address of the first cache line after the lists.
     """
     to_x, kept = scratch, scratch + 8 * m
     w = kept + 8 * m

@@ -77,7 +77,7 @@ def add_outer_sums(count, x, rows, b, columns, out, sums, scratch):
     """Add the sum over tokens of x[t]^T b[t] to out[rows, columns], and the sum of b[t] to sums[columns].
 
     sums: the address of `columns` float32, or 0 if the sum of b[t] is not wanted. x, b: the addresses of arrays of row
-    addresses. Rows of out have space for `columns` rounded up to vectors. scratch: the address of
+    addresses. A row of out has space for `columns` float32, rounded up to whole vectors. scratch: the address of
     `outer_sums_bytes(the larger of rows and columns)` bytes.
     """
     for i in range(0, count, MOST_OUTER):

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..common import activations
 from ..common.branches import unrolled
-from . import memory_lowering as _lowering  # noqa: F401  registers what activations and the router call
+from . import memory_lowering as _lowering  # noqa: F401  registers lowerings that activations and the router need
 from . import ptx
 from .compiler import cuda
 from .pack import INTERLEAVE
@@ -41,7 +41,8 @@ def gated_product(word, g, u):
 def activate(word, sums, pitch, count, shift, gated, thread, threads):
     """Apply an activation in place to `count` staged sums, 2^shift per row; if gated, to the gate's sums only.
 
-    word: the activation's code and limit (`activations.word`). The limit also bounds the gate's factor.
+    word: the activation's code and limit (`activations.word`). If the word bounds or shifts the
+    factor of an activated value, the factor is changed in place too (`activations.factor`).
 
     Elements are computed one at a time, which keeps the code small, so that the main loop stays in the instruction
     cache.
@@ -100,8 +101,8 @@ def finish(tile: Tile) -> Any:
     """The device function that stores a tile. All threads of the block call it together, after the sums are staged.
 
     The function is store(shared, c_rows, m, width, n0, word, gated). It stores rows 0..m of the row address table, and
-    columns n0.. of the product. Of each row it stores `width` outputs, rounded up to whole 16 bytes, for which the row
-    must have space.
+    columns n0.. of the product. A row has `width` outputs, and needs space for them rounded up to whole 16 bytes.
+
     word: the activation's word (`activations.word`), or NONE. On return the shared memory of the sums may be reused.
     """
     put, threads = _out(tile), tile.threads

@@ -96,7 +96,7 @@ class CudaDevice:
 
     @contextlib.contextmanager
     def current(self, queues: bool = False) -> Iterator[None]:
-        """A block in which this thread's driver calls go to this GPU, and are permitted during captures.
+        """A `with` block in which this thread's driver calls go to this GPU, and are permitted during captures.
 
         While a stream captures, the driver refuses calls that it cannot capture, such as an allocation or the query of
         an event, and makes the capture invalid. Calls of this class belong to no capture. queues: whether the block
@@ -131,7 +131,7 @@ class CudaDevice:
         return address
 
     def free(self, address: int) -> None:
-        """Free memory of `allocate`. Kernels that use it must have ended, and other processes must have closed it."""
+        """Free what `allocate` returned. No kernel may use it any more, and other processes must have closed it."""
         with self.current():
             call("cuMemFree", address)
 
@@ -150,7 +150,7 @@ class CudaDevice:
         return array, address
 
     def free_host(self, array: np.ndarray) -> None:
-        """Free memory of `host`. Neither the array nor a view of it may be used afterwards."""
+        """Free what `host` returned. Neither the array nor a view of it may be used afterwards."""
         start = array.ctypes.data
         if self._pinned.pop(start, None) is None:
             raise InputError(f"free_host needs an array that CudaDevice.host returned, got one at {start:#x}")
@@ -288,7 +288,7 @@ class CudaDevice:
             return ready("cuStreamQuery", stream)
 
     def new_stream(self) -> int:
-        """A stream that does not wait for the default stream: a persistent kernel must not hold up its own copies."""
+        """A stream that does not wait for the default stream. So no kernel delays copies that the kernel waits for."""
         with self.current():
             return int(call("cuStreamCreate", int(bindings().CUstream_flags.CU_STREAM_NON_BLOCKING)))
 
@@ -301,8 +301,7 @@ class CudaDevice:
     def record(self, event: int, stream: int, capturing: bool = False) -> None:
         """Let the event be recorded when all work that the stream has now is done.
 
-        capturing: whether the stream captures. If it does, every replay records the event, as a call outside of a
-        capture would.
+        capturing: whether the stream captures. If it does, every replay of the graph records the event.
         """
         flags = bindings().CUevent_record_flags
         with self.current(queues=True):
@@ -392,7 +391,7 @@ class CudaDevice:
 
     # ---- memory of other processes ----
     def handle(self, address: int) -> bytes:
-        """The 64 bytes by which another process of the node opens memory of `allocate`."""
+        """The 64 bytes by which another process of the node opens memory that `allocate` returned."""
         with self.current():
             return ctypes.string_at(call("cuIpcGetMemHandle", address).getPtr(), HANDLE_BYTES)
 
