@@ -28,7 +28,7 @@ def complete(commands: list[str], main_of: Callable[[str], Callable[[list[str]],
             argcomplete.autocomplete(parser)
             raise SystemExit(0)
 
-        os.environ["_ARGCOMPLETE"] = str(int(os.environ["_ARGCOMPLETE"]) + 1)  # the line's words before the options
+        os.environ["_ARGCOMPLETE"] = str(int(os.environ["_ARGCOMPLETE"]) + 1)  # one more word stands before the options
         argparse.ArgumentParser.parse_known_args = complete_options  # type: ignore[assignment]
         main_of(first)(["--", "program"])  # `aristos run` needs a program to parse its options
     parser = argparse.ArgumentParser(prog="aristos")

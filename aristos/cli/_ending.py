@@ -1,4 +1,4 @@
-"""How a command ends that does not return: the exit codes of Ctrl-C, of errors, and of an output nobody reads."""
+"""How a command ends, and its exit code: after Ctrl-C, after an error, or if nobody reads its output."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def exit_code(name: str, command: Callable[[], int]) -> int:
         print(f"{name}: {shown(str(why))}", file=sys.stderr)
         return ENVIRONMENT
     except OSError as why:
-        stdout = why.filename is None  # other files have names
+        stdout = why.filename is None  # the error of any other file has the file's name
         print(f"{name}: {'stdout cannot be written: ' if stdout else ''}{shown(str(why))}", file=sys.stderr)
         if stdout:
             launch_environment.unread()

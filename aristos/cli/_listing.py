@@ -1,4 +1,4 @@
-"""Texts of commands for a terminal: lists and sentences of at most WIDTH columns, and names like a wrong one."""
+"""Texts of commands for a terminal: lists and sentences of at most WIDTH columns, and errors for unknown names."""
 
 from __future__ import annotations
 

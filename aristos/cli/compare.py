@@ -1,7 +1,7 @@
 """`aristos compare FIRST.h5 SECOND.h5`: compares two runs, or with one file its last two runs.
 
 The command prints medians, their ratio with an interval, one word for each row, and the facts that differ. With
-`--regression 5%` the exit code is 1 if a row is slower by more than 5 % over its whole interval.
+`--regression 5%` the exit code is 1 if the whole interval of a row lies above +5 %.
 
 Exit codes. 0: fine. 1: slower than `--regression` allows. 2: wrong usage, or runs that cannot be compared. 3: a file is
 missing, damaged or of another format, or with `--regression` no row could be judged. 130: Ctrl-C. 141: nobody read the

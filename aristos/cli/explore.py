@@ -1,4 +1,4 @@
-"""`aristos explore`: run the engine's protocol under schedules that a checker decides, and look for races and hangs.
+"""`aristos explore`: run the engine's protocol under schedules that a checker chooses, and look for races and hangs.
 
 Exit codes: 0 nothing found, 1 a bug was found, 2 usage, no stdout to write to, no greenlet, or no deliberate bugs,
 3 an exhaustive search ran out of time, 130 Ctrl-C.

@@ -117,8 +117,10 @@ def stored(checkpoint: Any, number: int) -> tuple[WeightType | None, str]:
 
 
 def weights(configs: dict[int, Any], packed: dict[int, Any], ranks: list[int] | None) -> dict[str, Any] | None:
-    """Bytes of all experts' matrices, in the files and expanded, and `memory` with packed weights; None if none are
-    packed."""
+    """Bytes of all experts' matrices, in the files and expanded, and the bytes of `memory` with packed weights.
+
+    None if no layer's experts are packed.
+    """
     if not any(packed.values()):
         return None
     found: dict[str, Any] = {"types": {}, "packed": 0, "expanded": 0, "bytes": {}}

@@ -107,7 +107,7 @@ def router(m: Model) -> str:
 
 
 def lines(chosen: dict[str, Model]) -> list[str]:
-    """The table, with a line for each model, as far as it fits a terminal. `record` also has recipe and source."""
+    """The table: a line for each model, with the columns that fit a terminal. `record` has recipe and source too."""
     head = ("model", "H", "F", "E", "k", "shared", "layers", "router", "here")
     rows = [
         (

@@ -176,7 +176,7 @@ def _problem(asked: argparse.Namespace) -> Problem:
 
 
 def _discovered() -> Links:
-    """The links from `aristos topo --measure`: of this machine's GPUs, or on ranks that it starts."""
+    """The links that `aristos topo --measure` finds between this machine's GPUs, or without GPUs between its ranks."""
     from ..errors import EnvironmentProblem
     from ..launcher import this_node
     from ..topology.links import load as load_links

@@ -41,7 +41,7 @@ def main(argv: list[str]) -> int:
     from ..report.page import page
 
     asked = options(argv)
-    target = Path(os.path.realpath(asked.out))  # a link is followed, so that it stays a link
+    target = Path(os.path.realpath(asked.out))  # a symbolic link is followed, because a new file would replace the link
     refuse_others(target)
     whole = page(asked.files, asked.all)
     target.parent.mkdir(parents=True, exist_ok=True)

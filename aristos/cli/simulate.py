@@ -1,4 +1,4 @@
-"""`aristos simulate`: how long calls of a layer take on a machine that nobody has to hold, by the shipped steps.
+"""`aristos simulate`: how long calls of a layer would take on another machine. The shipped steps run in virtual time.
 
 Exit codes: 0 simulated, 1 the simulated calls could not end, 2 usage or a wrong machine file, 130 Ctrl-C.
 """

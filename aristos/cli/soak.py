@@ -1,7 +1,7 @@
 """`aristos soak`: random layers and calls on the ranks of this job for a long time, each checked.
 
     mpirun -n 4 aristos soak --minutes 30
-    aristos soak --seed 7 --first 123 --objects 1     # one object again, on as many ranks
+    aristos soak --seed 7 --first 123 --objects 1     # the same object again, on as many ranks as before
 
 Exit codes: 0 nothing found, 1 a wrong result, an error or a leak, 2 usage, 3 the environment, 130
 Ctrl-C.

@@ -63,8 +63,8 @@ class Compared:
 class Comparison:
     """Two sides and their rows.
 
-    differs: facts with both values. only_first, only_second: rows of one side alone, in words. refused: sentences about
-    tables that are not compared.
+    differs: facts with both values. only_first, only_second: rows that only this side has, in words. refused: sentences
+    about tables that are not compared.
     """
 
     first: Side
@@ -88,7 +88,7 @@ class Comparison:
 
 @dataclass
 class _Row:
-    """A row of one side: the rows of its runs, and the table of the last of them."""
+    """A row of one side: the same row in each of its runs, and the table of the first run that has it."""
 
     table: Table
     variable: str
@@ -122,7 +122,7 @@ def compare(first: Side, second: Side) -> Comparison:
 
 
 def _same(one: Run, other: Run) -> bool:
-    """Whether a run is another one, or a copy of it. Two runs of a program of one's own may have one name."""
+    """Whether two runs are one run, or copies. Names do not tell: a user's program may give one name to two runs."""
 
     def values(run: Run) -> dict[tuple[str, str], bytes]:
         return {
@@ -154,7 +154,11 @@ def different_work(one: Table, other: Table) -> str:
 
 
 def _rows(side: Side, works: dict[str, Table], refused: list[str]) -> _Rows:
-    """The rows of a side whose tables have the work of `works`; for other tables, `refused` gets a sentence."""
+    """The rows of a side's tables.
+
+    works: name -> the table with whose work a table of this name must agree. Rows of a table that does not agree are
+    left out, and `refused` gets a sentence about it.
+    """
     found: _Rows = {}
     for run in side.runs:
         for table in run.tables:
@@ -180,7 +184,7 @@ def _words(at: tuple[str, str, samples.Key], row: _Row, several: set[str]) -> st
 
 
 def _compared(one: _Row, other: _Row, what: str) -> Compared | None:
-    """The row of both sides; None if there is no ratio, because a wait may take no time."""
+    """The row of both sides; None if there is no ratio, since waits may take no time."""
     sides = [[row.seconds for row in _undisturbed(each)] for each in (one, other)]
     first, second = (interval.median(each) for each in sides)
     if min(first, second) <= 0:
@@ -198,12 +202,12 @@ def _compared(one: _Row, other: _Row, what: str) -> Compared | None:
 
 
 def _undisturbed(row: _Row) -> list[samples.Row]:
-    """The runs in which the row was not disturbed; all runs if it was disturbed in each."""
+    """The row in the runs in which it was not disturbed; in all runs if it was disturbed in each."""
     return [each for each in row.each if not each.disturbed] or row.each
 
 
 def _why(row: _Row, name: str) -> str:
-    """How the row was disturbed in all runs of a side; '' if it was not disturbed in some run."""
+    """How the row was disturbed in a side's last run; '' if there is a run in which it was not disturbed."""
     marks = [each.disturbed for each in row.each]
     return f"{name} {marks[-1]}" if all(marks) else ""
 

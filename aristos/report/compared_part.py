@@ -50,7 +50,7 @@ def refused(first: str, second: str, why: str, place: str) -> Markup:
 
 
 def _listed(found: Comparison, word: str) -> Markup:
-    """The rows of a word as sentences, those that changed most first."""
+    """The rows with this word, as sentences. Those that changed most come first."""
     rows = sorted(found.of(word), key=lambda row: abs(row.ratio - 1), reverse=True)
     if not rows:
         return Markup()

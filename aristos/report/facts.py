@@ -15,7 +15,7 @@ FIRST = ("commit", "isa", "cpu", "mpi_library", "ranks")  # facts that are named
 
 
 def differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
-    """Both values, as text, of each fact that differs, by name; those of FIRST come first."""
+    """The facts that differ: name -> both values as text. The names in FIRST come first."""
 
     def own(name: str) -> bool:
         return any(name == each or name.startswith(f"{each}.") for each in OWN)
@@ -29,8 +29,10 @@ def differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, 
 
 
 def facts(first: Run, second: Run) -> dict[str, tuple[str, str]]:
-    """Both values of each fact of the runs, and of their common tables, that differs. A table's fact has the name
-    `table, fact`."""
+    """The facts of two runs that differ, and those of the tables that both have: name -> both values as text.
+
+    The name of a table's fact is `table, fact`.
+    """
     found = differing(first.attributes, second.attributes)
     others = {table.name: table for table in second.tables}
     for table in first.tables:

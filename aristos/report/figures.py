@@ -19,7 +19,7 @@ from .markup import Markup, label
 
 MOST_LINES, MOST_POINTS = 24, 400
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "star")
-WIDE = 16  # a range of x or y whose ends differ by more than this factor has a logarithmic axis
+WIDE = 16  # an axis is logarithmic if its values differ by more than this factor
 LOOKS = {  # word -> (colour, symbol)
     compared.FASTER: ("good", "triangle-left"),
     compared.SLOWER: ("bad", "triangle-right"),
@@ -38,7 +38,7 @@ def scale(seconds: float) -> tuple[float, str]:
 
 
 def times(table: Table, name: str, rows: list[Row]) -> Figure | None:
-    """Medians with bars from the 5th to the 95th percentile, over one dimension; a line for each set of other values.
+    """Medians with bars from the 5th to the 95th percentile, over one dimension. The other coordinates name the lines.
 
     Disturbed rows are hollow. `left_out` says how many rows are not drawn. None if there is no dimension, or only one
     row.
@@ -146,7 +146,7 @@ def name(row: Compared) -> str:
 
 
 def cut(said: str, most: int = 44) -> str:
-    """The text, its middle left out if it is long."""
+    """The text, without its middle if it is long."""
     return said if len(said) <= most else f"{said[: most // 2 - 1]}…{said[-(most // 2 - 1) :]}"
 
 
@@ -175,7 +175,7 @@ def _axis(of: Variable, dim: str) -> dict[str, Any]:
 
 
 def _kind(values: Any, zero: bool = False) -> dict[str, Any]:
-    """The axis' type for these values, with plain numbers on a logarithmic one. zero: a linear axis begins at 0."""
+    """The type of an axis for these values. A logarithmic axis has plain numbers. zero: a linear axis begins at 0."""
     found = np.asarray(values, float)
     if not len(found) or found.min() <= 0 or found.max() <= WIDE * found.min():
         return {"type": "linear"} | ({"rangemode": "tozero"} if zero else {})

@@ -34,9 +34,10 @@ class Rank:
 
 @dataclass(frozen=True)
 class Timeline:
-    """One file. seconds: by kind of step, over all workers. hidden: how many bars are not drawn, and the longest's us.
+    """The timeline of one file. seconds: by kind of step, over all workers.
 
-    ranks: in the order of their numbers. workers: those that are shown; left_out: how many others there are.
+    hidden: how many bars are not drawn, and how many us the longest of them takes. ranks: in the order of their
+    numbers. workers: those that are shown. left_out: how many other workers the file has.
     """
 
     title: str
@@ -51,7 +52,7 @@ class Timeline:
 
 
 def read(file: str) -> Timeline:
-    """The timeline of a file of `bench --timeline` or `MoE.write_timeline`. Raises ResultsError if it is none."""
+    """The timeline that `bench --timeline` or `MoE.write_timeline` wrote. Raises ResultsError for another file."""
     named, spans, facts = timeline.read(file)
     order = {worker: row for row, worker in enumerate(sorted(named))}
     order = {worker: row for worker, row in order.items() if row < MOST_WORKERS}

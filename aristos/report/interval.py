@@ -9,11 +9,12 @@ Stationary Observations*, Annals of Statistics 17, 1989); a block has n^(1/3) of
 
 Quantiles of the draws lie too close together if a side has few blocks, so they are taken farther out (T. Hesterberg,
 *What Teachers Should Know About the Bootstrap*, The American Statistician 69, 2015: the expanded percentile interval).
-No draw shows how far a few runs may differ: two runs cannot be more than two values. So the interval of several runs is
-at least as wide as Student's, of the logarithms of their medians, with one variance for both sides.
+Draws from a few runs show too little of how far runs may differ: draws from two runs have only two values. So if there
+are several runs, the interval is at least as wide as Student's interval for the logarithms of their medians, with one
+variance for both sides.
 
-With one run on each side, what changed between the runs (other load, other pages of memory, another node) is not in the
-interval: only several runs show that. Draws come from a fixed seed: equal files give equal intervals.
+With one run on each side, the interval does not cover what changed between the runs: other load, other pages of memory,
+another node. Only several runs show that. Draws come from a fixed seed, so equal files give equal intervals.
 tests/report/test_interval.py counts how often equal sides are called different.
 """
 
@@ -29,8 +30,8 @@ from numpy.typing import NDArray
 DRAWS = 600
 TAIL = 0.025  # on each side of a 95 % interval
 STUDENT = (12.706, 4.303, 3.182, 2.776)  # Student's quantiles of 1 to 4 degrees of freedom
-MOST = 8192  # calls of which a draw is made
-FEWEST = 6  # calls: of fewer, even the range of all calls holds the median with less than 95 % probability
+MOST = 8192  # the most calls of a group from which blocks are drawn
+FEWEST = 6  # calls; with fewer, the median lies in the range of all calls with a probability below 95 %
 
 Seconds = NDArray[np.float64]
 
@@ -44,7 +45,7 @@ def of_ratio(first: Sequence[Seconds], second: Sequence[Seconds]) -> tuple[float
     """The 95 % interval of the median of `second` over that of `first`."""
     rng = np.random.default_rng(0)
     tail = _tail(min(_count(first), _count(second)))
-    with np.errstate(all="ignore"):  # for times that nobody measures
+    with np.errstate(all="ignore"):  # for ratios that are not finite
         low, high = np.quantile(_drawn(second, rng) / _drawn(first, rng), [tail, 1 - tail])
         if len(first) + len(second) > 2:
             least, most = _between(first, second)
@@ -69,7 +70,7 @@ def _tail(count: int) -> float:
 
 
 def _count(side: Sequence[Seconds]) -> int:
-    """The number of blocks of a side, of the group that has the fewest in each run."""
+    """The number of blocks of a side. Each run adds the blocks of the group that has the fewest."""
     calls = [int(np.isfinite(run).sum(axis=1).min()) for run in side]
     return sum(-(-n // _length(n)) for n in calls)
 
@@ -101,14 +102,14 @@ def _drawn(side: Sequence[Seconds], rng: np.random.Generator) -> Seconds:
 
 
 def _of_run(run: Seconds, rng: np.random.Generator) -> Seconds:
-    """[DRAWS] medians of one run whose calls are drawn again, each group by itself."""
+    """[DRAWS] medians of one run whose calls are drawn again, in each group for itself."""
     medians = [np.median(_blocks(_some(row[np.isfinite(row)]), rng), axis=1) for row in run]
     found: Seconds = np.median(medians, axis=0)
     return found
 
 
 def _some(calls: Seconds) -> Seconds:
-    """At most MOST calls, evenly from all of them: the interval gets a little wider, and needs bounded memory."""
+    """At most MOST of the calls, evenly spread. This bounds the memory, and makes the interval a little wider."""
     return calls[:: -(-len(calls) // MOST) or 1]
 
 

@@ -1,4 +1,4 @@
-"""HTML from Python: every text is escaped, unless it is markup that these functions made."""
+"""HTML from Python. Every text is escaped, except markup that these functions made."""
 
 from __future__ import annotations
 
@@ -32,7 +32,10 @@ def text(value: Any) -> str:
 
 
 def tag(name: str, /, *parts: Part, **attributes: str | bool) -> Markup:
-    """An element. attributes: `_` stands for `-`, and may end a name that Python reserves; True: no value."""
+    """An element. attributes: name -> value; True: without a value; False: left out.
+
+    In a name `_` stands for `-`. A `_` at the end is dropped, so `class_` is possible.
+    """
     said = "".join(
         f" {key.rstrip('_').replace('_', '-')}" + ("" if value is True else f'="{html.escape(text(value))}"')
         for key, value in attributes.items()
@@ -42,7 +45,7 @@ def tag(name: str, /, *parts: Part, **attributes: str | bool) -> Markup:
 
 
 def joined(*parts: Part) -> Markup:
-    """The parts one after another, those that are no markup escaped."""
+    """The parts one after another. Parts that are no markup are escaped."""
     found: list[str] = []
     for part in parts:
         if isinstance(part, Markup):
@@ -60,7 +63,7 @@ def label(value: Any) -> str:
 
 
 def data(value: Any) -> Markup:
-    """JSON inside a script element, which no text in it can end. Infinities and NaN become null."""
+    """JSON for a script element. No text in it can end the element. Infinities and NaN become null."""
     said = json.dumps(plain(value), allow_nan=False, separators=(",", ":"))
     for each in "<>&\u2028\u2029":
         said = said.replace(each, f"\\u{ord(each):04x}")
@@ -77,8 +80,8 @@ def table(
 ) -> Markup:
     """A table in a box of its own that scrolls.
 
-    numbers: the columns that hold numbers. classes: the class of each row. folded: whether the reader opens it first;
-    None: if it has more than FOLDED rows.
+    numbers: the columns that hold numbers. classes: the class of each row. folded: whether the reader must open
+    the table to see it; None: only if it has more than FOLDED rows.
     """
     kinds = ["number" if i in numbers else False for i in range(len(head))]
     columns = tag("tr", [tag("th", each, scope="col", class_=kind) for each, kind in zip(head, kinds)])

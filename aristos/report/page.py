@@ -1,6 +1,6 @@
 """The whole page: one HTML file with its style, script and data, which loads nothing.
 
-A policy in the page forbids every request and every script but its own two, so that no text of a file can start either.
+A policy in the page forbids all requests, and all scripts except the page's own two. No text of a file can start one.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Figures:
 def page(files: list[str], every: bool = False) -> str:
     """The page of results files (FILE.h5) and timelines (FILE.json).
 
-    The first results file is what the others are compared with. Raises what `results.load` and `gantt.read` raise, and
+    The other results files are compared with the first. Raises what `results.load` and `gantt.read` raise, and
     EnvironmentProblem if the library of plots is not installed.
     """
     script = library.script()

@@ -135,7 +135,7 @@ def times(found: Table, name: str, rows: list[samples.Row]) -> Markup:
 
 
 def _others(found: Table, shown: set[str]) -> Iterator[Markup]:
-    """Tables of the other variables, one for all that have the same dimensions."""
+    """Tables of the other variables. Variables with the same dimensions share a table."""
     kinds: dict[tuple[str, ...], list[str]] = {}
     for name, variable in found.variables.items():
         if name not in shown and not set(variable.dims) & set(samples.SAMPLES) and variable.values.size:

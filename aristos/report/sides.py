@@ -34,7 +34,7 @@ def whole(file: str) -> Side:
 
 
 def each(files: list[str], every: bool) -> list[Side]:
-    """The last run of each file; of one file its last two. every: whether to take all runs of each file.
+    """The last run of each file, or the last two runs of a single file. every: whether to take all runs of each file.
 
     Raises InputError if a file holds no run.
     """

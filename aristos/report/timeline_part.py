@@ -45,7 +45,7 @@ def _by_rank(ranks: list[Rank]) -> list[list[str]]:
 
 
 def _last(ranks: list[Rank]) -> str:
-    """A sentence: which of several ranks began last, and which one waited most, and for which rank."""
+    """Sentences that say which rank began last, which rank waited most, and for which rank it waited longest."""
     late, idle = max(ranks, key=lambda each: each.began), max(ranks, key=lambda each: each.waiting)
     said = f"Rank {late.number} began last, at {late.began * 1e3:.4g} ms."
     longest = f", longest for {idle.waited_for}" if idle.waited_for else ""

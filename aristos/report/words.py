@@ -66,7 +66,7 @@ SAID = {
 
 
 def percent(ratio: float) -> str:
-    """`+12.3 %`, of a ratio of times."""
+    """A ratio of times as a change, such as `+12.3 %`."""
     return f"{100 * (ratio - 1):+.1f} %"
 
 
@@ -86,7 +86,10 @@ def lines(found: Comparison) -> list[str]:
 
 
 def document(found: Comparison, limit: float | None) -> dict[str, Any]:
-    """The JSON object, with times in seconds. limit: of --regression, or None. "ok": whether the exit code is 0."""
+    """The JSON object, with times in seconds. limit: that of --regression, or None.
+
+    "ok" in the object: whether the exit code is 0.
+    """
     slower = [] if limit is None else found.regressed(limit)
     return {
         "schema": SCHEMA,

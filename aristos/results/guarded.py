@@ -25,7 +25,7 @@ from kernel_cache.texts import plain
 SHARE, SPARE = 64, 64 << 20  # data may have SHARE times the bytes of the compressed file, plus SPARE bytes
 MOST_FILE, MOST_DATA = 1 << 30, 4 << 30  # most bytes of a file, and of its data, whatever the other limits allow
 SECONDS = 10.0  # processor time that a trial may take, plus one second for each 16 MiB of the file
-WALL = 6  # how many times as long a trial may last: a busy machine, or a slow disk, damages no file
+WALL = 6  # a trial may last so many times its processor time: a slow disk does not mean a damaged file
 CODE = """
 import math, resource, sys, time
 from aristos.results import hdf5
@@ -74,7 +74,7 @@ def trial(path: Path) -> str:
     package = Path(__file__).parents[2]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(package), os.environ.get("PYTHONPATH")]))}
     env |= {"OPENBLAS_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONIOENCODING": "utf-8:backslashreplace"}
-    # -P: a file of the current folder, such as h5py.py, is no module of the trial.
+    # -P: the trial does not import a file of the current folder, such as h5py.py.
     words = [sys.executable, "-P", "-c", CODE, os.fspath(path), str(2 * _most(size)), str(seconds)]
     wrong = f"{path}: cannot be read: HDF5"
     try:
@@ -180,5 +180,5 @@ def _declared(name: str, shape: tuple[int, ...] | None, dtype: np.dtype, budget:
     text = h5py.check_string_dtype(dtype)
     if text is None and dtype.kind not in "iufb":
         raise ValueError(f"{name} must hold numbers or text, got {dtype}")
-    each = dtype.itemsize if text is None else 64 + 5 * dtype.itemsize  # Python strings, then NumPy's
+    each = dtype.itemsize if text is None else 64 + 5 * dtype.itemsize  # bytes of a Python string, then of NumPy's text
     budget.take(name, int(np.prod(shape, dtype=object)) * each)

@@ -77,7 +77,7 @@ def append(path: str | os.PathLike[str], run: Run, lock_seconds: float = LOCK_SE
     >>> results.load(file)["first"]["tables"]["demo"]["variables"]["seconds"]["units"]
     's'
     """
-    target = Path(os.path.realpath(path))  # a link is followed, so that it stays a link
+    target = Path(os.path.realpath(path))  # a symbolic link is followed, because a new file would replace the link
     if target.exists():
         with _opened(target):
             pass

@@ -1,4 +1,4 @@
-"""The data of a results file: runs of tables of variables, and their conversion to dicts and pandas.
+"""The data of a results file: runs have tables, and tables have variables. They can become dicts or data frames.
 
 This module reads and writes no file.
 """
@@ -86,7 +86,7 @@ class Table:
         values : array [n]
             Its coordinates: numbers, booleans or text.
         units : str, default ""
-            Their unit; of "s" they become float64.
+            Their unit. Coordinates in "s" become float64.
         long_name : str, default ""
             What they are.
 
@@ -115,11 +115,11 @@ class Table:
         name : str
             Its name, without "/".
         dims : tuple of str, or str
-            Names of dimensions, or of the only one.
+            The names of the dimensions; a str if there is only one.
         values : array [len(dim) for dim in dims]
             Numbers, booleans or text.
         units : str, default ""
-            Their unit; of "s" they become float64.
+            Their unit. Values in "s" become float64.
         long_name : str, default ""
             What is measured.
 
@@ -158,14 +158,14 @@ class Table:
         return {"suite": self.suite, "attributes": dict(self.attributes), **plain}
 
     def to_pandas(self) -> dict[tuple[str, ...], pandas.DataFrame]:
-        """Frames of the variables, one for all that have the same dimensions.
+        """The variables as data frames. Variables with the same dimensions share a frame.
 
         A frame has a column for each dimension, then for each variable, and a row for each point. No value is repeated.
 
         Returns
         -------
         dict of tuple of str to DataFrame
-            Dimensions -> the frame of the variables over just these.
+            Dimensions -> the frame of the variables that have exactly these dimensions.
 
         Raises
         ------
@@ -190,7 +190,8 @@ class Run:
     Attributes
     ----------
     name : str
-        `<utc>-<id>` by default; the time is `started_utc` of the attributes (2026-01-31T12:00:00Z), else now.
+        By default `<utc>-<id>`. The time is the attribute `started_utc` (2026-01-31T12:00:00Z), or now if there is
+        none.
     attributes : dict
         Everything needed to repeat the run: text, numbers, booleans and lists of them. Nested mappings are stored flat,
         `{"versions": {"numpy": ...}}` as `versions.numpy`; None is left out.
@@ -233,7 +234,7 @@ class Results(dict[str, dict[str, Any]]):
         return "\n".join(lines)
 
     def to_pandas(self) -> dict[str, dict[tuple[str, ...], pandas.DataFrame]]:
-        """Frames with the rows of all runs, with a first column `run`.
+        """Data frames with the rows of all runs. The first column, `run`, names the run.
 
         Such as `frames["layer"]["tokens", "schedule", "rank", "iteration"]`.
 

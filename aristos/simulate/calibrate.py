@@ -1,4 +1,4 @@
-"""Measures what a simulation needs to know of this machine's core: the expert kernel by rows, and the copy of a row."""
+"""Measures a core of this machine for a simulation: the expert kernel by number of rows, and the copy of a row."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from ..primitives.buffers import aligned
 from .machine import Kernel
 
 ROWS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384)
-COLD = 192 << 20  # bytes of the weights of all experts that take turns: more than a cache, as in a layer
+COLD = 192 << 20  # bytes of all weights that take turns: more than a cache holds, as in a layer
 SECONDS = 0.15  # spent on each number of rows
-COPIED = 64 << 20  # bytes from which rows are copied, and as many to which they are
+COPIED = 64 << 20  # bytes of the rows that are copied
 
 
 def kernel(cfg: MoEConfig) -> Kernel:
@@ -41,7 +41,7 @@ def kernel(cfg: MoEConfig) -> Kernel:
     x, y = (aligned((most, element.nbytes * cfg.hidden), np.uint8) for _ in range(2))
     scratch = aligned((entries.run_bytes(element.code, most, 0, cfg.hidden, cfg.ffn, cfg.gated)[0],), np.uint8)
     for array in (*arrays.values(), x, y, scratch):
-        array[:] = 0  # without this write, all pages would be one and the same page
+        array[:] = 0  # pages that nobody has written all map to one page of zeros, which stays in the cache
     xs, ys = (each.ctypes.data + each.strides[0] * np.arange(most) for each in (x, y))
     run = KernelCall(entries, element, EXPERT_ROWS)
     names = ("up", "gate", "down", "up_bias", "gate_bias", "down_bias")
@@ -69,7 +69,7 @@ def kernel(cfg: MoEConfig) -> Kernel:
 
 
 def _median(call: Callable[[int], None], experts: int) -> float:
-    """The median of the seconds that calls with experts in turn take, after one that is not counted."""
+    """The median time of a call in seconds. The experts take turns. The first call is not counted."""
     taken: list[float] = []
     call(0)
     end = time.perf_counter() + SECONDS

@@ -1,7 +1,7 @@
 """The words of a simulation that its compiled code shares: virtual time, events, actors, costs, network.
 
-One process simulates once at a time. An *actor* is a worker of a rank: it has a thread of its own, but only one actor
-runs at any moment. Words are int64 unless stated otherwise.
+A process runs one simulation at a time. An *actor* is a worker of a rank: it has a thread of its own, but only one
+actor runs at any moment. Words are int64 unless stated otherwise.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ MIB = 1 << 20
     NOW,  # ns: the virtual time of the actor that runs
     CURRENT,  # the actor that runs
     STOP,  # why the simulation ends early, 0: it goes on; see the causes below
-    NUMBERED,  # events so far
+    NUMBERED,  # how many events have been added
     HEAP,  # address of the events that are to come
-    EVENTS,  # how many these are
-    EVENTS_MOST,  # for how many the heap has space
+    EVENTS,  # how many events are to come
+    EVENTS_MOST,  # for how many events the heap has space
     AHEAD,  # ns that an actor may run ahead of the others
     ACTORS,  # address of the actors' records
     WORLD,
     WORKERS,  # of each rank
     RANKS,  # address of the ranks' records
-    MEMORY,  # address of the ranks' regions and outboxes, see memory.py
+    MEMORY,  # address of the ranks' regions and outboxes, see regions.py
     RANK_BYTES,
     REGION_BYTES,
     CODED_AT,  # bytes from a region's start to its coded words
@@ -43,35 +43,35 @@ MIB = 1 << 20
     CALLS,  # calls that each rank makes
     ARRIVED,  # actors that wait at the barrier between calls
     WAIT_SEMAPHORE,
-    POST_SEMAPHORE,  # addresses of sem_wait and sem_post
+    POST_SEMAPHORE,  # addresses of the C functions sem_wait and sem_post
     LOAD_NS,
     ACQUIRE_NS,
     ATOMIC_NS,
     PAUSE_NS,
     CLOCK_NS,
     DECIDE_NS,
-    PEER_NS,  # of a decision for each rank
+    PEER_NS,  # what each rank adds to a decision
     PUBLISH_NS,
-    PACK_NS,  # of packing, for each (token, choice) pair
-    ROUTE_PS,  # picoseconds of routing, for each token
-    COPY_NS,  # of a copied row, whatever its size
-    COPY_PS,  # picoseconds for each KiB copied
-    COMBINE_PS,  # picoseconds for each number of a row that is combined
-    PUT_NS,  # of a put, on the processor
+    PACK_NS,  # of packing a (token, choice) pair
+    ROUTE_PS,  # picoseconds of routing a token
+    COPY_NS,  # of copying a row, whatever its size
+    COPY_PS,  # picoseconds of copying a KiB
+    COMBINE_PS,  # picoseconds of combining one number of a row
+    PUT_NS,  # of a put, for the worker that makes it
     FLUSH_NS,
     PROGRESS_NS,
     LOCAL_NS,  # until a word is visible to a local peer
-    LOCAL_PS,  # picoseconds for each KiB that a local word announces, on the link of its pair
-    KERNEL,  # address of float64: ns that a row of a run takes for each million operations, by the run's rows
-    KERNEL_ROWS,  # the most rows of that table
-    KERNEL_NS,  # of a run of the expert kernel, whatever its rows
+    LOCAL_PS,  # picoseconds that the link of a local pair takes for each KiB that a word announces
+    KERNEL,  # address of float64: ns for each million operations of a run, by its number of rows
+    KERNEL_ROWS,  # the most rows for which that table has a value
+    KERNEL_NS,  # of a run of the expert kernel, whatever its number of rows
     SMALL_BYTES,  # puts of at most this many bytes take no share of a link
-    NETWORK_TIME,  # ns: up to which time flows have been advanced
+    NETWORK_TIME,  # ns: the time up to which flows have been advanced
     NETWORK_DUE,  # ns: when the next flow ends
     CHANGED,  # flag: flows have begun or ended since rates were computed
     CLASSES,  # how many classes of flows there are: ordered pairs of nodes
     CLASS_OF_PAIR,  # address: the class of each ordered pair of ranks, -1 within a node
-    CLASS_FLOWS,  # address: flows of each class
+    CLASS_FLOWS,  # address: how many flows each class has
     CLASS_NUMBERS,  # address of float64: for each class its rate, and the bytes that each of its flows has sent so far
     CLASS_FIRST,  # address: the flow of each class that ends first, -1: none
     ROUTES,  # address: links of each class, ROUTE_MOST of them, -1: no more
@@ -82,32 +82,32 @@ MIB = 1 << 20
     LINK_CLASSES,  # address: classes that use a link
     LINK_BYTES,  # address of float64: bytes that have crossed each link
     SHARES,  # address of float64: space for each link's free capacity
-    COUNTS,  # address: space for each link's flows without a rate
-    FIXED,  # address: space for a mark of each class
+    COUNTS,  # address: space for the number of each link's flows that have no rate yet
+    FIXED,  # address: space for a flag of each class: whether it has a rate
     FLOWS,  # address of the flows' records
     FLOWS_MOST,
     FREE_FLOW,  # the first flow that is not in use, -1: none
-    LATENCY,  # address: ns of each class
+    LATENCY,  # address: ns from one end of a class's route to the other
     PROGRESSED,  # ns: when a worker last published a command
     ACTIVE,  # address: the classes that have flows
-    ACTIVES,  # how many these are
-    PLACES,  # address: where each class stands among them
+    ACTIVES,  # how many classes have flows
+    PLACES,  # address: the position of each class in ACTIVE
 ) = range(69)
 
 # records of actors
 (
     SEMAPHORE,  # address
-    STANDING,  # see below
+    STANDING,  # READY, PARKED, FLUSHING, WAITING or DONE
     SERIAL,  # how often the actor has run; an event for an earlier number is void
     RANK,
     STATE,  # address of its rank's state
     RESTED,  # flag: the actor has rested since it last took a lock
     LOCKED,  # flag: the last lock that it tried was taken
-    DECIDED,  # ns: when the poll began after which it rests
-    SEEN,  # what had arrived at its rank by then
+    DECIDED,  # ns: when its last poll began
+    SEEN,  # how often something had arrived at its rank by then
     PARKED_AT,  # ns: when its next poll would begin
     POLL,  # ns of an idle poll
-    MERGE_POLLS,  # idle polls after which its rank runs few rows
+    MERGE_POLLS,  # idle polls after which its rank runs rows even if they are few
     CALL,  # calls that it has begun
 ) = range(13)
 ACTOR_WORDS = 16
@@ -127,7 +127,7 @@ RANK_WORDS = 8
 (
     UNDER_WAY,  # puts that have not landed
     LANDED_AT,  # ns: when the last put landed
-    FLUSHER,  # 1 + the actor that waits for them, 0: none
+    FLUSHER,  # 1 + the actor that waits until they have landed, 0: none
     FREE_AT,  # ns: when the link of the pair's local words becomes free
     PUT_BYTES,  # bytes put so far
     PUTS,  # how many puts
@@ -148,7 +148,7 @@ EVENT_WORDS = 7  # time, number, kind, four arguments
 
 # causes of an early end
 INTERRUPTED, STUCK, FULL, FAILED = 1, 2, 3, 4
-STUCK_NS = 120 * 10**9  # virtual time after which a simulation without a published command has no hope
+STUCK_NS = 120 * 10**9  # after so much virtual time without a published command, the simulation is stuck
 
 CONTROL = aligned((80,), np.int64)
 CONTROL[:] = 0

@@ -1,4 +1,4 @@
-"""The engine's steps and the CPU substrate's loops, compiled with the lowering of a simulation."""
+"""A copy of the engine's steps and the CPU substrate's loops, compiled with the lowering of a simulation."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from kernel_cache import copies, sources
 
 from ..primitives import arithmetic, memory
-from ..substrate.cpu import loop as _needed  # noqa: F401  imports all that the copy shares
+from ..substrate.cpu import loop as _needed  # noqa: F401  imports what the copy shares with the package
 from . import lowering
 
 NAME, PACKAGE = "aristos_simulated", "aristos"

@@ -1,6 +1,7 @@
 """The events of a simulation, ordered by time: a heap.
 
-Events are read and written by address. Numba removes a write to a view of memory that the function does not read again.
+Events are read and written by address, and not through arrays over this memory: Numba removes a write to such an array
+if the function does not read the array again.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def before(one, other):
 
 @jit
 def push(time, kind, a, b, x, y):
-    """Add an event. kind: one of control.py's. Events of one time come in the order in which they were added."""
+    """Add an event. kind: one of control.py's. Events with equal times come in the order in which they were added."""
     i = get(c.EVENTS)
     if get(c.STOP) != 0:  # actors end, all at once
         return

@@ -1,7 +1,7 @@
 """What the engine's primitives do in a simulation: memory, wire and arithmetic in virtual time.
 
 Words, records and indices are stored as on a real machine. Rows have no bytes. Each operation charges the actor that
-runs, and those that other actors can see wait until all earlier events have been handled.
+runs. An operation that other actors can see waits until all earlier events have been handled.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def clock():
 
 @jit
 def wire_put(wire, peer, at, source, nbytes):
-    """`wire.put`: at is an address. Data is stored at once, coded words when they land; rows only count."""
+    """`wire.put`, where `at` is an address. Data is stored at once, coded words when they land, and rows never."""
     charge(get(c.PUT_NS))
     scheduler.sync()
     pair = current_rank() * get(c.WORLD) + peer
@@ -142,7 +142,7 @@ def wire_put(wire, peer, at, source, nbytes):
 
 @jit
 def wire_flush(wire, peer):
-    """`wire.flush`: the actor waits until its rank's puts to the peer have landed and this is known here."""
+    """`wire.flush`: the actor waits until its rank's puts to the peer have landed and its rank knows it."""
     charge(get(c.FLUSH_NS))
     scheduler.sync()
     me, pair = get(c.CURRENT), current_rank() * get(c.WORLD) + peer
@@ -172,7 +172,7 @@ def wire_progress(wire):
 
 @jit
 def kernel_ns(rows, operations):
-    """ns of a run of `rows` rows with so many operations (multiply-adds count two) in all."""
+    """ns of a run of `rows` rows, which has `operations` operations in all. A multiply-add counts as two."""
     return get(c.KERNEL_NS) + int(operations * 1e-6 * load_real(entry(c.KERNEL, min(rows, get(c.KERNEL_ROWS)))))
 
 

@@ -11,9 +11,9 @@ import numpy as np
 class Costs:
     """What a worker's operations cost, in ns unless stated otherwise.
 
-    decide, peer: of a decision, and for each rank in it. copy_row, copy_kib: of a copied row, and for each KiB of it.
-    combine_number: for each number of a row that is combined. local, local_kib: until a word is visible to a local
-    peer, and for each KiB that it announces.
+    decide, peer: a decision, and what each rank adds to it. copy_row, copy_kib: the copy of a row, and what each KiB
+    adds to it. combine_number: combining one number of a row. local, local_kib: the time until a local peer sees a
+    word, and what each KiB that the word announces adds to it.
     """
 
     load: float = 1
@@ -38,13 +38,13 @@ class Costs:
 
 @dataclass(frozen=True)
 class Kernel:
-    """The expert kernel. call: ns of a run, whatever its rows. rates: GFLOP/s of runs, by their rows."""
+    """The expert kernel. call: ns that every run takes. rates: a run's number of rows -> its GFLOP/s."""
 
     call: float = 500.0
     rates: dict[int, float] = field(default_factory=lambda: {1: 8.0, 8: 50.0, 48: 250.0, 384: 400.0})
 
     def table(self, most: int) -> np.ndarray:
-        """[most + 1] float64: ns for each million operations of a run, by its rows.
+        """[most + 1] float64: ns for each million operations of a run, by its number of rows.
 
         The time of a run is linear between known numbers of rows. Longer runs have the rate of the longest known one,
         and shorter ones take as long as the shortest.
@@ -65,7 +65,7 @@ class Links:
 
 @dataclass(frozen=True)
 class Machine:
-    """A machine."""
+    """A machine, as a simulation sees it."""
 
     costs: Costs = field(default_factory=Costs)
     kernel: Kernel = field(default_factory=Kernel)

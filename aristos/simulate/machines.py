@@ -11,7 +11,10 @@ from .machine import Costs, Kernel, Links, Machine
 
 @dataclass(frozen=True)
 class Preset:
-    """A machine by name: its network, and where the numbers are published. Kernels and copies are measured here."""
+    """A machine by name: its network, and where the numbers are published.
+
+    The rates of kernels and copies are measured on a core of this machine.
+    """
 
     links: Links
     source: str

@@ -1,9 +1,10 @@
 """The network between nodes: flows that share links by max-min fairness.
 
-The puts of one ordered pair of nodes are a class: they use the same links, and at any time they have the same rate. So
-the bytes that a flow of a class has sent since a moment are the same for all of its flows, and they end in the order of
-the sums at which they end. Rates are computed again when a flow has begun or ended: the link with the least free
-capacity for each of its flows fixes their rate, then the next (progressive filling).
+A put of more than SMALL_BYTES bytes is a flow. The flows of one ordered pair of nodes are a class: they use the same
+links, and at any time they have the same rate. A class counts the bytes that a flow would have sent since the
+simulation began. A flow ends when this count has grown by the flow's own bytes, so the count at its end is known when
+the flow begins. Rates are computed again when a flow has begun or ended (progressive filling): the link that has the
+least free capacity for each of its flows fixes their rate, and so on with the remaining flows.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def begin(pair, nbytes):
     end = load_real(sent(which)) + nbytes
     store_real(record(flow) + WORD * c.FLOW_END, end)
     mem.store(record(flow) + WORD * c.FLOW_PAIR, pair)
-    place = entry(c.CLASS_FIRST, which)  # where the number of the flow is written that ends just before this one
+    place = entry(c.CLASS_FIRST, which)  # where this flow's number will stand, in a list ordered by ends
     after = mem.load(place)
     while after >= 0 and load_real(record(after) + WORD * c.FLOW_END) <= end:
         place = record(after) + WORD * c.NEXT_FLOW
@@ -75,7 +76,7 @@ def begin(pair, nbytes):
 
 @jit
 def leave(which):
-    """Take a class that has no flow left out of the list of those that have."""
+    """Remove a class whose last flow has ended from the list of classes that have flows."""
     last = get(c.ACTIVES) - 1
     put(c.ACTIVES, last)
     place, other = mem.load(entry(c.PLACES, which)), mem.load(entry(c.ACTIVE, last))
@@ -85,7 +86,7 @@ def leave(which):
 
 @jit
 def advance(time):
-    """Let all flows send until a time that is not later than when the next one ends."""
+    """Let all flows send until `time`, which must not be later than the end of the next flow."""
     passed = time - get(c.NETWORK_TIME)
     if passed <= 0:
         return
@@ -107,7 +108,7 @@ def advance(time):
 
 @jit
 def fill():
-    """Compute the rate of every class, if flows have begun or ended, and when the next flow ends."""
+    """If flows have begun or ended, compute the rate of every class, and when the next flow ends."""
     if get(c.CHANGED) == 0:
         return
     put(c.CHANGED, 0)
@@ -141,7 +142,7 @@ def fill():
 
 @jit
 def take(which, most, capacity, flows):
-    """Take free capacity from every link of a class, and add to the number of the link's flows without a rate."""
+    """Take `capacity` from each link of a class, and add `flows` to the count of the link's flows without a rate."""
     for i in range(which * most, (which + 1) * most):
         link = mem.load(entry(c.ROUTES, i))
         if link < 0:

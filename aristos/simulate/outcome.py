@@ -29,7 +29,7 @@ class Outcome:
     calls: [calls] ms from the first rank's start of a call to the last rank's end. ranks: [world] ms of the last call.
     shares: activity -> [world] share of the last call's time, over the workers. rows: [world, world] rows from a source
     to an owner in the last call. put_bytes: [world, world] bytes put between nodes in all calls. links: name -> bytes
-    that crossed in all calls, and the share of its capacity that this is. events: how many were handled.
+    that crossed in all calls, and the share of the link's capacity that they used. events: how many were added.
     """
 
     calls: np.ndarray
@@ -71,7 +71,10 @@ class Outcome:
 
     @property
     def binds(self) -> str:
-        """What most of a call's time goes to: `network`, `experts`, `balance` (experts of other ranks), or `steps`."""
+        """What limits a call: `network`, `experts`, `balance` or `steps`.
+
+        `balance`: ranks wait for a rank whose experts take longer.
+        """
         expert = self.shares["expert"]
         candidates = {
             "network": self.busiest_link[1],
@@ -84,7 +87,7 @@ class Outcome:
         return max(candidates, key=candidates.__getitem__)
 
     def facts(self, tokens: int) -> dict[str, Any]:
-        """Plain values for JSON. tokens: of all ranks in a call."""
+        """Plain values for JSON. tokens: how many tokens all ranks have in a call."""
         name, share = self.busiest_link
         last = float(self.calls[-1])
         return {

@@ -33,7 +33,7 @@ class Routes:
         return cls(nodes, names, np.full(2 * nodes, links.rate), routes, latency)
 
     def by_link(self) -> tuple[np.ndarray, np.ndarray]:
-        """For each link where its classes start, and the classes one after another."""
+        """The classes of each link: (where a link's classes start in the second array, the classes of all links)."""
         members: list[list[int]] = [[] for _ in self.names]
         for which, route in enumerate(self.routes.tolist()):
             for link in route:

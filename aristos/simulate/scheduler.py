@@ -2,8 +2,8 @@
 
 An actor runs ahead of the others until it does something that another actor can see. Then `sync` handles all earlier
 events. If one of them is another actor's, the other actor runs first. An actor that finds nothing to do parks: its idle
-polls would all find the same, until something arrives at its rank. So their time passes at once, and they are counted
-in the rank's state as the shipped loop counts them. Semaphores of the C library hand over from thread to thread.
+polls would all find the same, until something arrives at its rank. So the time of these polls passes at once. They are
+counted in the rank's state, as the shipped loop counts them. Threads hand over by semaphores of the C library.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def next_time():
 
 @jit
 def step():
-    """Handle the next event. Returns the actor that must run now, after setting the time; otherwise -1."""
+    """Handle the next event. If an actor must run now, sets the time and returns the actor; otherwise returns -1."""
     due = network.due()
     if get(c.EVENTS) == 0 or due < mem.load(get(c.HEAP)):
         network.end_flows(due)
@@ -90,7 +90,7 @@ def wake(rank, time):
 
 @jit
 def sync():
-    """Handle all events before the time of the actor that runs."""
+    """Handle all events that come before the time of the actor that runs."""
     if next_time() + get(c.AHEAD) >= get(c.NOW) or get(c.STOP) != 0:
         return
     me, now = get(c.CURRENT), get(c.NOW)
@@ -106,7 +106,7 @@ def sync():
 
 @jit
 def block(me):
-    """Let other actors run until an event lets this one go on. The caller has set what it waits for."""
+    """Let other actors run until an event lets this one go on. The caller has arranged for such an event."""
     while get(c.STOP) == 0:
         if next_time() == c.NEVER:
             put(c.STOP, c.STUCK)
@@ -131,7 +131,7 @@ def hand_over(me, other):
 
 @jit
 def pass_to(other):
-    """Run another actor, while the caller does nothing more."""
+    """Let another actor run. After this the caller must only wait or end."""
     record = actor(other)
     mem.store(record + WORD * c.SERIAL, mem.load(record + WORD * c.SERIAL) + 1)
     put(c.CURRENT, other)
@@ -211,7 +211,7 @@ def set_word(where, index, value):
 
 @jit
 def meet(me):
-    """Wait until all actors have come here. They go on at the time of the last one."""
+    """Wait until all actors have come here. They go on at the time at which the last one came."""
     sync()
     everyone = get(c.WORLD) * get(c.WORKERS)
     put(c.ARRIVED, get(c.ARRIVED) + 1)
@@ -236,7 +236,7 @@ def finish(me):
 
 @jit
 def begin(first):
-    """Let the first actor run. For the thread that starts the others."""
+    """Let the first actor run. The thread that has started the actors calls this."""
     while next_time() != c.NEVER:
         other = step()
         if other >= 0:

@@ -31,7 +31,7 @@ from .rank import Layer, Rank
 from .regions import Regions
 from .routes import Routes
 
-FLOWS_EACH = 64  # flows for which each rank has space, and as many for each pair of ranks
+FLOWS_EACH = 64  # for each rank there is space for so many flows; more for each pair of ranks
 SEMAPHORE_BYTES = 64
 
 
@@ -50,9 +50,9 @@ def run_rows(cfg: MoEConfig) -> tuple[int, int]:
 
 
 class Simulation:
-    """A layer's calls on a machine. `run` may be called once; of a process, one simulation runs at a time.
+    """A layer's calls on a machine. `run` may be called only once. A process runs one simulation at a time.
 
-    calls: how many calls each rank makes; all ranks begin a call when all have ended the one before.
+    calls: how many calls each rank makes; a call begins when all ranks have ended the call before.
     """
 
     def __init__(self, layer: Layer, nodes: Nodes, machine: Machine, workers: int = 1, calls: int = 2) -> None:
@@ -115,7 +115,10 @@ class Simulation:
         self._fill_network()
 
     def _ahead(self) -> float:
-        """ns that a rank may run ahead of others: no word reaches them sooner. Workers of a rank share words."""
+        """ns that a rank may run ahead of others, because no word reaches them sooner.
+
+        With several workers it is 0: workers of a rank see each other's words at once.
+        """
         if self.workers > 1:
             return 0
         local = len(set(self.nodes.node_of)) < self.world

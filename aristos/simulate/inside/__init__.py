@@ -1,1 +1,1 @@
-"""Modules of the copy of the package that a simulation makes, see `simulate/copied.py`."""
+"""Modules for the simulation's copy of the package, see `simulate/copied.py`."""

@@ -7,12 +7,12 @@ from ...substrate.cpu import loop
 from .. import control as c
 from .. import scheduler
 from ..control import WORD, get, put, rank_record
-from . import costs  # noqa: F401  charges for what no primitive does
+from . import costs  # noqa: F401  charges for work of steps that no primitive does
 
 
 @jit
 def run(job, st, number, first_epoch):
-    """Make all calls of the simulation as one worker. Returns when it has ended, or ends early."""
+    """Make all calls of the simulation as one worker. Returns when they have ended, or the simulation ends early."""
     scheduler.wait(number)
     worker = number % get(c.WORKERS)
     for call in range(get(c.CALLS)):

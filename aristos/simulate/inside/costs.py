@@ -1,4 +1,4 @@
-"""Charges for the work of steps that no primitive does, by functions that take the place of the steps'."""
+"""Charges for the work of steps that no primitive does. Each function here replaces one of a step, and calls it."""
 
 from kernel_cache.compile import jit
 
