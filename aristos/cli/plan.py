@@ -114,7 +114,7 @@ def run(asked: argparse.Namespace) -> int:
     started = time.monotonic()
     try:
         if asked.plot is not None:
-            picture.check()  # before minutes of solving
+            picture.check()  # now, because the solver may run for minutes
         problem = _problem(asked)
         plan = solve(problem, asked.objective, asked.allreduce, asked.deadline, asked.seed)
     except Infeasible as why:

@@ -1,4 +1,4 @@
-"""`aristos run -n 8 -- python model.py`: start a job on this machine or allocation, each rank close to its device.
+"""`aristos run -n 8 -- python model.py`: start a job here or in an allocation, with each rank close to its device.
 
 Exit codes: the job's own; 2 usage, 3 the environment, 128 + N when signal N ended it.
 """

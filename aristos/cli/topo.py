@@ -1,4 +1,4 @@
-"""`aristos topo`: the machine, its links and the network, of this machine or from files, as text, JSON or a drawing.
+"""`aristos topo`: shows the devices, links and network of this machine, or those in files, as text, JSON or a drawing.
 
 Exit codes: 0 fine, 2 usage, 3 a text that is not a topology or a file that cannot be read or written, 130 Ctrl-C.
 """

@@ -176,7 +176,7 @@ class Table:
         frames = {}
         for dims in dict.fromkeys(variable.dims for variable in self.variables.values()):
             shape = tuple(len(self.dims[d].values) for d in dims)
-            grid = np.indices(shape).reshape(len(shape), int(np.prod(shape)))  # [dims, points]; one point without dims
+            grid = np.indices(shape).reshape(len(shape), int(np.prod(shape)))  # [dims, points]; without dims one point
             columns = {name: self.dims[name].values[at] for name, at in zip(dims, grid)}
             over = {name: v.values.ravel() for name, v in self.variables.items() if v.dims == dims}
             frames[dims] = pd.DataFrame(columns | over)
@@ -236,7 +236,7 @@ class Results(dict[str, dict[str, Any]]):
     def to_pandas(self) -> dict[str, dict[tuple[str, ...], pandas.DataFrame]]:
         """Data frames with the rows of all runs. The first column, `run`, names the run.
 
-        Such as `frames["layer"]["tokens", "schedule", "rank", "iteration"]`.
+        For example, `frames["layer"]["tokens", "schedule", "rank", "iteration"]` is one frame.
 
         Returns
         -------

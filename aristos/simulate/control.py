@@ -72,7 +72,7 @@ MIB = 1 << 20
     CLASSES,  # how many classes of flows there are: ordered pairs of nodes
     CLASS_OF_PAIR,  # address: the class of each ordered pair of ranks, -1 within a node
     CLASS_FLOWS,  # address: how many flows each class has
-    CLASS_NUMBERS,  # address of float64: for each class its rate, and the bytes that each of its flows has sent so far
+    CLASS_NUMBERS,  # address of float64: for each class its rate, and the bytes that a flow would have sent so far
     CLASS_FIRST,  # address: the flow of each class that ends first, -1: none
     ROUTES,  # address: links of each class, ROUTE_MOST of them, -1: no more
     ROUTE_MOST,
@@ -136,9 +136,9 @@ PAIR_WORDS = 8
 
 # records of flows
 (
-    FLOW_END,  # float64: bytes that each flow of the class will have sent when this one ends
+    FLOW_END,  # float64: the flow ends when its class has counted so many bytes, see network.py
     FLOW_PAIR,
-    NEXT_FLOW,  # the next flow of its class, or the next free one; -1: none
+    NEXT_FLOW,  # the next flow of its class in the order of ends, or the next free flow; -1: none
 ) = range(3)
 FLOW_WORDS = 4
 

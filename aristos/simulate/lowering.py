@@ -53,7 +53,7 @@ def store_release(addr, value):
 
 @jit
 def notify(word, value, nbytes):
-    """A local peer sees the word when its link has carried the bytes. For a remote peer the word is in the outbox."""
+    """A local peer sees the word when its link has carried the bytes. A remote peer's word lies in the outbox."""
     charge(get(c.LOAD_NS))
     inside = word - get(c.MEMORY)
     target, offset = inside // get(c.RANK_BYTES), inside % get(c.RANK_BYTES)

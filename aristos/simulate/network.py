@@ -39,7 +39,7 @@ def rate(which):
 
 @jit
 def sent(which):
-    """Address of the bytes that each flow of a class has sent so far."""
+    """Address of the bytes that a flow of a class would have sent since the simulation began."""
     return entry(c.CLASS_NUMBERS, 2 * which + 1)
 
 

@@ -23,7 +23,7 @@ def run(job, st, number, first_epoch):
 
 @jit
 def make_call(job, st, number, worker, call, first_epoch):
-    """Make one call. Worker 0 opens it; the other workers wait for that. At the end all workers of all ranks meet."""
+    """Make one call. Worker 0 opens it, and runs before its rank's other workers. At the end all workers meet."""
     rank = rank_record(number // get(c.WORKERS))
     if worker == 0:
         job[words.EPOCH] = first_epoch + call
