@@ -19,7 +19,7 @@ from .facts import facts
 from .markup import text
 from .sides import Side
 
-MOST_NAMED = 8  # rows in a sentence
+MOST_NAMED = 8  # the most rows that a sentence names
 FASTER, SLOWER, NOISE, DISTURBED, FEW = "faster", "slower", "noise", "disturbed", "too few calls"
 WORDS = {
     FASTER: "the interval of second / first lies below 1",
@@ -122,7 +122,10 @@ def compare(first: Side, second: Side) -> Comparison:
 
 
 def _same(one: Run, other: Run) -> bool:
-    """Whether two runs are one run, or copies. Names do not tell: a user's program may give one name to two runs."""
+    """Whether two runs are the same run, or copies of it.
+
+    Equal names are not enough: a user's own program may give two runs one name.
+    """
 
     def values(run: Run) -> dict[tuple[str, str], bytes]:
         return {

@@ -38,10 +38,10 @@ def scale(seconds: float) -> tuple[float, str]:
 
 
 def times(table: Table, name: str, rows: list[Row]) -> Figure | None:
-    """Medians with bars from the 5th to the 95th percentile, over one dimension. The other coordinates name the lines.
+    """Medians over one dimension, with bars from the 5th to the 95th percentile.
 
-    Disturbed rows are hollow. `left_out` says how many rows are not drawn. None if there is no dimension, or only one
-    row.
+    There is a line for each combination of the other coordinates. Disturbed rows are hollow. `left_out` says how many
+    rows are not drawn. None if there is no dimension, or only one row.
     """
     dims = [dim for dim, _ in rows[0].key]
     if not dims or len(rows) < 2:

@@ -102,7 +102,7 @@ def _drawn(side: Sequence[Seconds], rng: np.random.Generator) -> Seconds:
 
 
 def _of_run(run: Seconds, rng: np.random.Generator) -> Seconds:
-    """[DRAWS] medians of one run whose calls are drawn again, in each group for itself."""
+    """[DRAWS] medians of one run whose calls are drawn again, in each group separately."""
     medians = [np.median(_blocks(_some(row[np.isfinite(row)]), rng), axis=1) for row in run]
     found: Seconds = np.median(medians, axis=0)
     return found

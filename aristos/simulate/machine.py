@@ -38,7 +38,7 @@ class Costs:
 
 @dataclass(frozen=True)
 class Kernel:
-    """The expert kernel. call: ns that every run takes. rates: a run's number of rows -> its GFLOP/s."""
+    """The expert kernel. call: ns that a run takes beside its rows. rates: a run's number of rows -> its GFLOP/s."""
 
     call: float = 500.0
     rates: dict[int, float] = field(default_factory=lambda: {1: 8.0, 8: 50.0, 48: 250.0, 384: 400.0})
