@@ -108,20 +108,17 @@ MIB = 1 << 20
     PARKED_AT,  # ns: when its next poll would begin
     POLL,  # ns of an idle poll
     MERGE_POLLS,  # idle polls after which its rank runs rows even if they are few
-    CALL,  # calls that it has begun
-) = range(13)
+) = range(12)
 ACTOR_WORDS = 16
 READY, PARKED, FLUSHING, WAITING, DONE = range(5)
 
 # records of ranks
 (
     WAKES,  # how often something has arrived
-    OPENED,  # calls that worker 0 has opened
-    LEFT,  # how often workers have left a call
     BEGAN,  # address: ns when each call began
     ENDED,  # address: ns when each call ended
-) = range(5)
-RANK_WORDS = 8
+) = range(3)
+RANK_WORDS = 4
 
 # records of ordered pairs (source, target)
 (
