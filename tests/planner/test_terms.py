@@ -138,7 +138,7 @@ def check_words(p: dict, priced: list, model: str, allreduce: str) -> None:
                 matrix[device][j] = matrix[j][device] = matrix[device][j] / 2
         after = planner.evaluate(planner.parse({**p, **faster}), groups, model)
         step = cost.kappa * float((after.pi_us + after.comm_us).max()) + cost.allreduce_us
-        assert f"a step of {seconds_text(step)}" in explain(plan), "words"
+        assert f"a step takes {seconds_text(step)} with" in explain(plan), "words"
 
 
 if __name__ == "__main__":
