@@ -127,7 +127,7 @@ def broken(**changes: object) -> dict[str, object]:
         (broken(hosts=[]), "hosts must be"),
         (broken(devices=[{"name": "x"}]), "devices must be a list of 3"),
         (broken(devices=[{"name": "x"}, {}, {"name": "y"}]), r"devices\[1\]"),
-        (broken(large={"alpha_us": [[0]]}), "large.alpha_us must be 3 rows of 3"),
+        (broken(large={"alpha_us": [[0]]}), "large.alpha_us must be a list of 3 rows, each of 3 entries"),
         (broken(large=7), "large must be an object"),
         (broken(residual=[[0, 0, -1]] * 3), r"residual\[0\]\[2\] must be a number of at least 0"),
         (broken(residual=[[0, 0, float("nan")]] * 3), r"residual\[0\]\[2\]"),

@@ -9,7 +9,7 @@ from typing import Any
 
 from kernel_cache import copies, sources
 
-from ...primitives import memory
+from ...primitives import arithmetic, memory
 from ...substrate.cpu import loop as _needed  # noqa: F401  imports all that the copy shares
 from . import words
 
@@ -21,5 +21,9 @@ AGAIN = ("engine", "substrate", "substrate.cpu", "primitives")
 def loop() -> Any:
     """The copy of the module `substrate/cpu/loop.py` that delays words."""
     delayed = copies.changed(memory, NAME, {"notify": words.notify, "arrived": words.arrived})
-    copies.make(NAME, PACKAGE, AGAIN, {"primitives.memory": delayed}, sources.files(Path(__file__)))
+    replaced = {
+        "primitives.memory": delayed,
+        "primitives.arithmetic": arithmetic,
+    }  # its lowerings are of these functions
+    copies.make(NAME, PACKAGE, AGAIN, replaced, sources.files(Path(__file__)))
     return import_module(f"{NAME}.substrate.cpu.loop")
