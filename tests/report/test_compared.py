@@ -244,6 +244,7 @@ def test_times_in_other_units_and_texts_are_no_times():
         compared(run("a", table), run("b", table))
 
 
+@pytest.mark.slow
 def test_a_sentence_names_a_few_of_many_rows():
     many = Table("mine").dim("n", range(3000)).dim("call", [0]).add("took", ("n", "call"), np.zeros((3000, 1)), "s")
     with pytest.raises(InputError, match=r"mine: n 7: calls took no time, or less; and 2992 more$"):

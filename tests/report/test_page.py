@@ -228,6 +228,7 @@ def test_one_file_shows_its_last_two_runs_compared(tmp_path):
     assert "first a, b, c, of " in said
 
 
+@pytest.mark.slow
 def test_a_long_table_and_a_long_timeline_say_what_is_left_out(tmp_path):
     long = Table("mine").dim("n", range(700)).dim("iteration", range(6))
     long.add("took", ("n", "iteration"), np.ones((700, 6)), "s")
@@ -241,6 +242,7 @@ def test_a_long_table_and_a_long_timeline_say_what_is_left_out(tmp_path):
     assert "The 800 shortest bars are not drawn: each is at most 57 us." in said
 
 
+@pytest.mark.slow
 def test_a_plot_of_ratios_has_the_rows_that_changed_most(tmp_path):
     rng = np.random.default_rng(0)
     for name in ("a", "b"):
