@@ -1,6 +1,7 @@
 """`aristos simulate`: how long calls of a layer would take on another machine. The shipped steps run in virtual time.
 
-Exit codes: 0 simulated, 1 the simulated calls could not end, 2 usage or a wrong machine file, 130 Ctrl-C.
+Exit codes: 0 simulated, 1 the simulated calls could not end, 2 usage or a wrong machine file,
+3 a machine file that cannot be read, 130 Ctrl-C.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from ..simulate.outcome import Outcome
 
 SUMMARY = "how long a call takes on ranks you do not hold: aristos simulate --model olmoe-1b-7b --nodes 8"
-FAILED, USAGE, INTERRUPTED = 1, 2, 130
+FAILED = 1
 MOST_RANKS = 1024
 
 
@@ -101,17 +102,7 @@ def machine_of(asked: argparse.Namespace, cfg: MoEConfig) -> tuple[Machine, str]
 
 
 def main(argv: list[str]) -> int:
-    asked = options(argv)
-    try:
-        return simulate(asked)
-    except InputError as why:
-        print(f"aristos simulate: {why}", file=sys.stderr)
-        return USAGE
-    except OSError as why:
-        print(f"aristos simulate: cannot read {asked.machine}: {why}", file=sys.stderr)
-        return USAGE
-    except KeyboardInterrupt:
-        return INTERRUPTED
+    return simulate(options(argv))
 
 
 def simulate(asked: argparse.Namespace) -> int:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from aristos.cli import simulate
+from aristos.cli._ending import exit_code
 from aristos.config import MoEConfig
 from aristos.errors import InputError
 from aristos.host.nodes import Nodes
@@ -63,7 +64,7 @@ def test_a_runs_time_is_linear_between_known_rows():
 )
 def test_a_wrong_option_is_refused(argv, message, capsys):
     try:
-        code = simulate.main(argv)
+        code = exit_code("aristos simulate", lambda: simulate.main(argv))
     except SystemExit as end:
         code = end.code
     assert code == 2
