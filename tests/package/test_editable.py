@@ -7,24 +7,19 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from importlib import metadata
 from pathlib import Path
 
 import pytest
 
+from tests.support.setuptools_version import skip_without_setuptools
+
 ROOT = Path(__file__).resolve().parents[2]
-LEAST = 77  # the least version of setuptools, as in pyproject.toml
 BUILD = "import sys; from setuptools import build_meta; build_meta.build_editable(sys.argv[1])"
 
 
 @pytest.mark.slow
 def test_an_editable_install_beside_a_folder_of_its_name(tmp_path):
-    try:  # the import fails if another test has imported Python's own distutils
-        version = metadata.version("setuptools")
-    except metadata.PackageNotFoundError:
-        pytest.skip("no setuptools")
-    if int(version.split(".")[0]) < LEAST:
-        pytest.skip(f"setuptools {version} is older than {LEAST}")
+    skip_without_setuptools()
     clone, installed, home = (tmp_path / name for name in ("clone", "installed", "home"))
     clone.mkdir()
     for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from aristos._version import __version__
+from tests.support.setuptools_version import skip_without_setuptools
 
 ROOT = Path(__file__).resolve().parents[2]
 # Like `python -m build`, this builds the sdist, and then the wheel from the sdist.
@@ -55,7 +56,7 @@ def archives(folder: Path, mask: str) -> dict[str, str]:
 @pytest.mark.slow
 def test_archives_built_twice_are_equal(tmp_path):
     """Each is built from a copy of its own; the copies differ in file times, file modes and folder."""
-    pytest.importorskip("setuptools", "77", reason="older than pyproject.toml asks for: pip install 'setuptools>=77'")
+    skip_without_setuptools()
     first, second = archives(tmp_path / "one", "022"), archives(tmp_path / "two" / "deeper", "002")
     assert len(first) == 2
     assert first == second
