@@ -77,7 +77,6 @@ def _names(option: str) -> str:
 
 def machine_of(asked: argparse.Namespace, cfg: MoEConfig) -> tuple[Machine, str]:
     """The machine, and a sentence on where its kernel's rates come from. Raises InputError."""
-    from ..row_types import ROW_TYPES
     from ..simulate import calibrate, machines
     from ..simulate.machine import Costs, Machine
 
@@ -94,8 +93,7 @@ def machine_of(asked: argparse.Namespace, cfg: MoEConfig) -> tuple[Machine, str]
     else:
         machine = Machine(links=preset.links)
     print("aristos simulate: measuring the expert kernel on this core", file=sys.stderr, flush=True)
-    copied = calibrate.copy_kib(ROW_TYPES[cfg.dtype].nbytes * cfg.hidden)
-    costs = replace(machine.costs, copy_kib=copied) if machine.costs == Costs() else machine.costs
+    costs = calibrate.rows_costs(cfg, machine.costs) if machine.costs == Costs() else machine.costs
     return replace(
         machine, kernel=calibrate.kernel(cfg), costs=costs
     ), "rates of the expert kernel: measured on this core"

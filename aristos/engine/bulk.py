@@ -73,7 +73,8 @@ def run_experts(job, st, worker, order, ends, received, results, next_row):
             expert += 1
         rows = 0
         if expert < len(ends):
-            rows = experts.batch_rows(job, ends[expert] - first, 1)
+            # only the last expert's rows are divided among the workers: other workers find other experts
+            rows = experts.batch_rows(job, ends[expert] - first, len(ends) - expert)
             rows = min(rows, ends[expert] - first)
             next_row[0] = first + rows
         unlock(job)

@@ -73,7 +73,7 @@ class Bulk:
         self._results = self._at_least(self._results, int(came.sum()) * stride)
         step.copy_out(job, st, rows, self._send.ctypes.data)
         self._alltoallv(job, st, self._send, sent, self._received, came, stride)
-        order, ends = self._by_expert(counts)
+        order, ends = self.by_expert(counts)
         if job[words.LOADED] == 0:  # this rank has loaded no weights, so its call was refused
             order = ends = np.zeros(0, np.int64)
         self.run_experts(job, order, ends, self._received, self._results)
@@ -145,7 +145,7 @@ class Bulk:
         return received[:, words.ANNOUNCED_WORDS :][:, :local]
 
     @staticmethod
-    def _by_expert(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def by_expert(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(received rows ordered by expert, the end of each expert in that order).
 
         Rows are received source by source.

@@ -1,10 +1,16 @@
-"""Measures a core of this machine for a simulation: the expert kernel by number of rows, and the copy of a row."""
+"""Measures a core of this machine for a simulation: the expert kernel by number of rows, copies of rows, combining.
+
+Other work on the machine only slows a run down. So each time is a low percentile of many runs, and things that are
+measured take turns.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -14,70 +20,137 @@ from ..config import MoEConfig
 from ..kernels import cpu as _lowerings  # noqa: F401  what the primitives compile to
 from ..kernels.by_isa import module
 from ..kernels.common.activations import word
-from ..kernels.cpu.call_blocks import EXPERT_ROWS
-from ..kernels.cpu.kernel_call import KernelCall
+from ..kernels.cpu.call_blocks import BLOCK_BYTES, COMBINE_TOKEN, EXPERT_ROWS, HEAD_WORDS, flat
+from ..kernels.cpu.entries import SIGNATURE
+from ..kernels.cpu.tokens import combine_bytes
 from ..layer.weights import expert_bytes
 from ..primitives import isa
 from ..primitives import memory as mem
-from ..primitives.arithmetic import ExpertRows, ExpertWeights
+from ..primitives.arithmetic import CombineToken, ExpertRows, ExpertWeights
 from ..primitives.buffers import aligned
-from .machine import Kernel
+from ..row_types import ROW_TYPES
+from .machine import Costs, Kernel
 
 ROWS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384)
-COLD = 192 << 20  # bytes of all weights that take turns: more than a cache holds, as in a layer
-SECONDS = 0.15  # spent on each number of rows
-COPIED = 64 << 20  # bytes of the rows that are copied
+COLD = 192 << 20  # bytes of all weights that take turns: more than a cache holds, as in a model with many layers
+SECONDS, PASSES = 0.2, 8  # spent on each thing that is measured, in so many parts
+UNDISTURBED = 10  # the percentile
+COPIED = 16 << 20  # bytes of the rows that are copied, and of those that are combined: as of a call with many tokens
+KIB = 1024
 
 
-def kernel(cfg: MoEConfig) -> Kernel:
-    """The rates of the expert kernel of a layer on this core, with weights from memory."""
-    elements = module("elements", isa.chosen())
-    element = elements.element_type(cfg.dtype, cfg.precision, cfg.packed)
-    entries = module("entries", isa.chosen(), element.format)
-    sizes = expert_bytes(element, cfg)
-    count = max(2, min(256, COLD // sum(sizes.values())))
-    arrays = {name: aligned((count, nbytes), np.uint8) for name, nbytes in sizes.items()}
-    most = max(ROWS)
-    x, y = (aligned((most, element.nbytes * cfg.hidden), np.uint8) for _ in range(2))
-    scratch = aligned((entries.run_bytes(element.code, most, 0, cfg.hidden, cfg.ffn, cfg.gated)[0],), np.uint8)
-    for array in (*arrays.values(), x, y, scratch):
-        array[:] = 0  # pages that nobody has written all map to one page of zeros, which stays in the cache
-    xs, ys = (each.ctypes.data + each.strides[0] * np.arange(most) for each in (x, y))
-    run = KernelCall(entries, element, EXPERT_ROWS)
-    names = ("up", "gate", "down", "up_bias", "gate_bias", "down_bias")
-
-    def call(rows: int, expert: int) -> None:
-        at = {name: arrays[name][expert].ctypes.data if name in arrays else 0 for name in names}
-        run(
-            ExpertRows(
-                rows=rows,
-                x=xs.ctypes.data,
-                y=ys.ctypes.data,
-                weights=ExpertWeights(**at),
-                activation=word(cfg.activation, cfg.limit, cfg.limit_after),
-                hidden=cfg.hidden,
-                ffn=cfg.ffn,
-                scratch=scratch.ctypes.data,
-                wire=0,
-                kept=0,
-            )
-        )
-
-    operations = 2e-9 * (3 if cfg.gated else 2) * cfg.hidden * cfg.ffn
-    rates = {rows: operations * rows / _median(partial(call, rows), count) for rows in ROWS}
-    return Kernel(call=0.0, rates=rates)
+def undisturbed(calls: Sequence[Callable[[], float]]) -> list[float]:
+    """Seconds that each call takes undisturbed. A call returns the seconds that it took. The calls take turns."""
+    taken: list[list[float]] = [[] for _ in calls]
+    for _ in range(PASSES):
+        for call, seconds in zip(calls, taken):
+            call()
+            end = time.perf_counter() + SECONDS / PASSES
+            seconds.append(call())
+            while time.perf_counter() < end:
+                seconds.append(call())
+    return [float(np.percentile(seconds, UNDISTURBED)) for seconds in taken]
 
 
-def _median(call: Callable[[int], None], experts: int) -> float:
-    """The median time of a call in seconds. The experts take turns. The first call is not counted."""
-    taken: list[float] = []
-    call(0)
-    end = time.perf_counter() + SECONDS
-    while time.perf_counter() < end or len(taken) < 3:
+class KernelRuns:
+    """Runs of one kernel with prepared arguments, which take turns.
+
+    entries: the module that has the kernels of an element type, which has the number `code`. kernel: see call_blocks.
+    arrays: what the arguments point to.
+    """
+
+    def __init__(
+        self, entries: Any, code: int, kernel: int, records: Sequence[tuple[Any, ...]], arrays: tuple[np.ndarray, ...]
+    ) -> None:
+        self._arrays = arrays
+        self._run, self._kernel, self._next = entries.KERNELS[code], kernel, 0
+        warm_up([(self._run, SIGNATURE)])
+        self._blocks = aligned((len(records), BLOCK_BYTES // 8), np.int64)
+        for block, record in zip(self._blocks, records):
+            words = flat(record)
+            block[HEAD_WORDS : HEAD_WORDS + len(words)] = words
+        self._at = [block.ctypes.data for block in self._blocks]
+
+    def __call__(self) -> float:
+        """Run the kernel with the next arguments. Returns seconds."""
+        self._next = (self._next + 1) % len(self._at)
         start = time.perf_counter()
-        call((1 + len(taken)) % experts)
-        taken.append(time.perf_counter() - start)
-    return float(np.median(taken))
+        self._run(self._kernel, self._at[self._next])
+        return time.perf_counter() - start
+
+
+class ExpertRuns:
+    """Runs of the expert kernel of a layer on this core. operations: of a row; a multiply-add counts as two.
+
+    experts: how many experts take turns. With None their weights exceed every cache, so that they come from memory.
+    """
+
+    def __init__(self, cfg: MoEConfig, experts: int | None = None) -> None:
+        self._element, self._entries = _kernels(cfg)
+        sizes = expert_bytes(self._element, cfg)
+        self.experts = max(2, min(256, COLD // sum(sizes.values()))) if experts is None else experts
+        self._weights = {name: _written(self.experts, nbytes) for name, nbytes in sizes.items()}
+        most, width = max(ROWS), self._element.nbytes * cfg.hidden
+        self._x, self._y = _written(most, width), _written(most, width)
+        nbytes = self._entries.run_bytes(self._element.code, most, 0, cfg.hidden, cfg.ffn, cfg.gated)[0]
+        self._scratch = _written(1, nbytes)
+        self._rows = [each.ctypes.data + width * np.arange(most) for each in (self._x, self._y)]
+        self._cfg = cfg
+        self.operations = 2 * (3 if cfg.gated else 2) * cfg.hidden * cfg.ffn
+
+    def of(self, rows: int) -> KernelRuns:
+        """Runs of so many rows; the experts take turns."""
+        cfg = self._cfg
+        common = {
+            "rows": rows,
+            "x": self._rows[0].ctypes.data,
+            "y": self._rows[1].ctypes.data,
+            "activation": word(cfg.activation, cfg.limit, cfg.limit_after),
+            "hidden": cfg.hidden,
+            "ffn": cfg.ffn,
+            "scratch": self._scratch.ctypes.data,
+            "wire": 0,
+            "kept": 0,
+        }
+        arrays = (*self._weights.values(), self._x, self._y, self._scratch, *self._rows)
+        records = [ExpertRows(weights=self._of(expert), **common) for expert in range(self.experts)]
+        return KernelRuns(self._entries, self._element.code, EXPERT_ROWS, records, arrays)
+
+    def _of(self, expert: int) -> ExpertWeights:
+        at = {name: array[expert].ctypes.data for name, array in self._weights.items()}
+        return ExpertWeights(**{name: at.get(name, 0) for name in ExpertWeights._fields})
+
+
+def kernel(cfg: MoEConfig, experts: int | None = None) -> Kernel:
+    """The rates of the expert kernel of a layer on this core. experts: see `ExpertRuns`."""
+    runs = ExpertRuns(cfg, experts)
+    seconds = undisturbed([runs.of(rows) for rows in ROWS])
+    return Kernel(call=0.0, rates={rows: 1e-9 * runs.operations * rows / each for rows, each in zip(ROWS, seconds)})
+
+
+def rows_costs(cfg: MoEConfig, costs: Costs) -> Costs:
+    """Costs with the measured costs of copying rows of a layer and of combining them, on this core."""
+    width, k = ROW_TYPES[cfg.dtype].nbytes * cfg.hidden, cfg.top_k
+    copied, once, twice = undisturbed([_copies(width), _combined(cfg, k), _combined(cfg, 2 * k)])
+    return replace(
+        costs,
+        copy_kib=max(0.0, 1e9 * copied - costs.copy_row) / (width / KIB),
+        combine_kib=max(0.0, 1e9 * (twice - once)) / (k * width / KIB),
+    )
+
+
+def _copies(width: int) -> Callable[[], float]:
+    """A call that copies rows of `width` bytes one after another, and returns the seconds of one."""
+    from numba import int64
+
+    warm_up([(copies, (int64,) * 4)])
+    rows = max(1, COPIED // width)
+    source, target = _written(rows, width), _written(rows, width)
+
+    def call(source: np.ndarray, target: np.ndarray) -> float:
+        return 1e-9 * float(copies(target.ctypes.data, source.ctypes.data, rows, width)) / rows
+
+    return partial(call, source, target)
 
 
 @jit
@@ -89,13 +162,37 @@ def copies(target, source, rows, nbytes):
     return mem.clock() - begun
 
 
-def copy_kib(row_bytes: int) -> float:
-    """ns for each KiB of rows of `row_bytes` bytes that are copied from memory to memory."""
-    from numba import int64
+def _combined(cfg: MoEConfig, k: int) -> Callable[[], float]:
+    """A call that combines k rows of one token, and returns seconds."""
+    element, entries = _kernels(cfg)
+    width = element.nbytes * cfg.hidden
+    tokens = max(1, COPIED // (k * width))
+    rows, y = _written(tokens * k, width), _written(tokens, width)
+    order = np.random.default_rng(0).permutation(tokens * k)  # rows lie sorted by expert
+    at, weights = rows.ctypes.data + width * order, np.ones(k, np.float32)
+    scratch = _written(1, combine_bytes(k))
+    records = [
+        CombineToken(
+            y=y[t].ctypes.data,
+            k=k,
+            weights=weights.ctypes.data,
+            rows=at[t * k :].ctypes.data,
+            hidden=cfg.hidden,
+            scratch=scratch.ctypes.data,
+        )
+        for t in range(tokens)
+    ]
+    return KernelRuns(entries, element.code, COMBINE_TOKEN, records, (rows, y, at, weights, scratch))
 
-    warm_up([(copies, (int64,) * 4)])
-    source, target = (aligned((COPIED,), np.uint8) for _ in range(2))
-    source[:], target[:] = 1, 0
-    rows = COPIED // row_bytes
-    taken = [copies(target.ctypes.data, source.ctypes.data, rows, row_bytes) for _ in range(5)]
-    return float(np.median(taken)) / (rows * row_bytes / 1024)
+
+def _kernels(cfg: MoEConfig) -> tuple[Any, Any]:
+    """(element type, module `entries`) of a layer, for the instruction set that this process may use."""
+    element = module("elements", isa.chosen()).element_type(cfg.dtype, cfg.precision, cfg.packed)
+    return element, module("entries", isa.chosen(), element.format)
+
+
+def _written(count: int, nbytes: int) -> np.ndarray:
+    """[count, nbytes] zeros. Pages that nobody has written would all be one page of zeros, which stays in the cache."""
+    made = aligned((count, nbytes), np.uint8)
+    made[:] = 0
+    return made

@@ -56,12 +56,17 @@ MIB = 1 << 20
     ROUTE_PS,  # picoseconds of routing a token
     COPY_NS,  # of copying a row, whatever its size
     COPY_PS,  # picoseconds of copying a KiB
+    COMBINE_NS,  # of combining a token, whatever its rows
     COMBINE_PS,  # picoseconds of combining one number of a row
     PUT_NS,  # of a put, for the worker that makes it
     FLUSH_NS,
     PROGRESS_NS,
     LOCAL_NS,  # until a word is visible to a local peer
     LOCAL_PS,  # picoseconds that the link of a local pair takes for each KiB that a word announces
+    CALL_NS,  # of a call, outside of the engine's loop
+    COLLECTIVE_NS,  # of a collective of the bulk schedule, for each rank
+    COLLECTIVE_PS,  # picoseconds of each KiB that a collective copies within a node
+    MOST_HELD,  # the most experts that a rank holds
     KERNEL,  # address of float64: ns for each million operations of a run, by its number of rows
     KERNEL_ROWS,  # the most rows for which that table has a value
     KERNEL_NS,  # of a run of the expert kernel, whatever its number of rows
@@ -92,12 +97,12 @@ MIB = 1 << 20
     ACTIVE,  # address: the classes that have flows
     ACTIVES,  # how many classes have flows
     PLACES,  # address: the position of each class in ACTIVE
-) = range(69)
+) = range(74)
 
 # records of actors
 (
     SEMAPHORE,  # address
-    STANDING,  # READY, PARKED, FLUSHING, WAITING or DONE
+    STANDING,  # READY, PARKED, FLUSHING, WAITING, COLLECTING or DONE
     SERIAL,  # how often the actor has run; an event for an earlier number is void
     RANK,
     STATE,  # address of its rank's state
@@ -110,15 +115,22 @@ MIB = 1 << 20
     MERGE_POLLS,  # idle polls after which its rank runs rows even if they are few
 ) = range(12)
 ACTOR_WORDS = 16
-READY, PARKED, FLUSHING, WAITING, DONE = range(5)
+READY, PARKED, FLUSHING, WAITING, COLLECTING, DONE = range(6)
 
 # records of ranks
 (
     WAKES,  # how often something has arrived
     BEGAN,  # address: ns when each call began
     ENDED,  # address: ns when each call ended
-) = range(3)
-RANK_WORDS = 4
+    MEETING,  # workers of the rank that wait for its other workers
+    TURN,  # the number of its last collective
+    ENTERED,  # ns: when it entered its last even collective, and then its last odd one
+    _,
+    MESSAGES,  # messages of even collectives that have landed there and were not collected, then those of odd ones
+    _,
+    SLOWNESS,  # 1024 / the rank's speed
+) = range(10)
+RANK_WORDS = 16
 
 # records of ordered pairs (source, target)
 (
@@ -128,7 +140,8 @@ RANK_WORDS = 4
     FREE_AT,  # ns: when the link of the pair's local words becomes free
     PUT_BYTES,  # bytes put so far
     PUTS,  # how many puts
-) = range(6)
+    LANDINGS,  # how many puts have landed
+) = range(7)
 PAIR_WORDS = 8
 
 # records of flows
@@ -196,6 +209,12 @@ def charge(nanoseconds):
     """Add to the virtual time of the actor that runs."""
     now = _control() + WORD * NOW
     mem.store(now, mem.load(now) + nanoseconds)
+
+
+@jit
+def charge_kernel(nanoseconds):
+    """Add the time of a kernel, which depends on the speed of the rank that runs."""
+    charge(nanoseconds * mem.load(rank_record(current_rank()) + WORD * SLOWNESS) // 1024)
 
 
 @jit

@@ -18,14 +18,14 @@ AGAIN = ("engine", "substrate", "substrate.cpu", "primitives", "simulate.inside"
 
 
 @cache
-def actors() -> Any:
-    """The module `inside/actor.py` of the copy."""
+def module(name: str) -> Any:
+    """The module of this name in the folder `inside` of the copy."""
     replaced = {
         "primitives.memory": copies.changed(memory, NAME, lowering.MEMORY),
         "primitives.arithmetic": copies.changed(arithmetic, NAME, lowering.ARITHMETIC),
     }
     copies.make(NAME, PACKAGE, AGAIN, replaced, sources.files(Path(__file__)))
     wire = import_module(f"{NAME}.primitives.wire")
-    for name, function in lowering.WIRE.items():
-        setattr(wire, name, function)
-    return import_module(f"{NAME}.simulate.inside.actor")
+    for primitive, function in lowering.WIRE.items():
+        setattr(wire, primitive, function)
+    return import_module(f"{NAME}.simulate.inside.{name}")

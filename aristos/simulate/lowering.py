@@ -11,7 +11,19 @@ from kernel_cache.compile import jit
 from ..primitives import memory as mem
 from . import control as c
 from . import network, scheduler
-from .control import WORD, actor, charge, current_rank, entry, get, load_real, pair_record, put, rank_record
+from .control import (
+    WORD,
+    actor,
+    charge,
+    charge_kernel,
+    current_rank,
+    entry,
+    get,
+    load_real,
+    pair_record,
+    put,
+    rank_record,
+)
 from .events import push
 
 KIB = 1024
@@ -179,23 +191,23 @@ def kernel_ns(rows, operations):
 @jit
 def expert_rows(kernels, call):
     products = 3 if call.weights.gate != 0 else 2
-    charge(kernel_ns(call.rows, 2.0 * products * call.rows * call.hidden * call.ffn))
+    charge_kernel(kernel_ns(call.rows, 2.0 * products * call.rows * call.hidden * call.ffn))
 
 
 @jit
 def up_columns(kernels, call):
     products = 2 if call.weights.gate != 0 else 1
-    charge(kernel_ns(call.rows, 2.0 * products * call.rows * call.hidden * call.columns))
+    charge_kernel(kernel_ns(call.rows, 2.0 * products * call.rows * call.hidden * call.columns))
 
 
 @jit
 def down_columns(kernels, call):
-    charge(kernel_ns(call.rows, 2.0 * call.rows * call.ffn * (call.last - call.first)))
+    charge_kernel(kernel_ns(call.rows, 2.0 * call.rows * call.ffn * (call.last - call.first)))
 
 
 @jit
 def combine_token(kernels, call):
-    charge(get(c.COPY_NS) + call.k * call.hidden * get(c.COMBINE_PS) // 1000)
+    charge(get(c.COMBINE_NS) + call.k * call.hidden * get(c.COMBINE_PS) // 1000)
 
 
 MEMORY = {

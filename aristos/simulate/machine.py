@@ -9,31 +9,30 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Costs:
-    """What a worker's operations cost, in ns unless stated otherwise.
+    """What a worker's operations cost, in ns unless stated otherwise."""
 
-    decide, peer: a decision, and what each rank adds to it. copy_row, copy_kib: the copy of a row, and what each KiB
-    adds to it. combine_number: combining one number of a row. local, local_kib: the time until a local peer sees a
-    word, and what each KiB that the word announces adds to it.
-    """
-
-    load: float = 1
-    acquire: float = 2
+    load: float = 1  # a load or store of a word of its own rank
+    acquire: float = 2  # a load of a word that others write
     atomic: float = 8
-    pause: float = 15
+    pause: float = 15  # a spin-wait hint of the core
     clock: float = 20
-    decide: float = 60
-    peer: float = 8
-    publish: float = 60
-    pack_pair: float = 12
-    route_token: float = 40
-    copy_row: float = 20
-    copy_kib: float = 100
-    combine_number: float = 0.15
-    put: float = 300
+    decide: float = 60  # a decision, which reads the tables of the state
+    peer: float = 8  # what each rank adds to a decision
+    publish: float = 60  # the end of a command
+    pack_pair: float = 12  # sorting one (token, choice) pair
+    route_token: float = 12
+    copy_row: float = 20  # the copy of a row, and
+    copy_kib: float = 130  # what each KiB adds to it
+    combine_token: float = 30  # combining a token, and
+    combine_kib: float = 130  # what each KiB of its rows adds
+    put: float = 300  # a put to another node, for the worker that makes it
     flush: float = 300
-    progress: float = 150
-    local: float = 100
-    local_kib: float = 0
+    progress: float = 150  # a call of the wire that only makes progress
+    local: float = 100  # until a local peer sees a word, and
+    local_kib: float = 0  # what each KiB that the word announces adds
+    call: float = 17_000  # a call, outside of the engine's loop
+    collective: float = 45_000  # a collective of the bulk schedule, on each rank, and
+    collective_kib: float = 100  # what each KiB that it copies within a node adds
 
 
 @dataclass(frozen=True)
@@ -42,6 +41,12 @@ class Kernel:
 
     call: float = 500.0
     rates: dict[int, float] = field(default_factory=lambda: {1: 8.0, 8: 50.0, 48: 250.0, 384: 400.0})
+
+    @property
+    def reading_rows(self) -> int:
+        """How many rows take as long to compute in a long run as a run of one row takes, which reads the weights."""
+        known = sorted(self.rates)
+        return max(1, round(known[0] / self.rates[known[0]] * self.rates[known[-1]]))
 
     def table(self, most: int) -> np.ndarray:
         """[most + 1] float64: ns for each million operations of a run, by its number of rows.
@@ -65,8 +70,13 @@ class Links:
 
 @dataclass(frozen=True)
 class Machine:
-    """A machine, as a simulation sees it."""
+    """A machine, as a simulation sees it.
+
+    speeds: rank -> its speed in kernels, copies and combining, as a share of what `kernel` and `costs` say. Other ranks
+    have 1.
+    """
 
     costs: Costs = field(default_factory=Costs)
     kernel: Kernel = field(default_factory=Kernel)
     links: Links = field(default_factory=Links)
+    speeds: dict[int, float] = field(default_factory=dict)

@@ -27,9 +27,10 @@ class Outcome:
     """The outcome of a simulation.
 
     calls: [calls] ms from the first rank's start of a call to the last rank's end. ranks: [world] ms of the last call.
-    shares: activity -> [world] share of the last call's time, over the workers. rows: [world, world] rows from a source
-    to an owner in the last call. put_bytes: [world, world] bytes put between nodes in all calls. links: name -> bytes
-    that crossed in all calls, and the share of the link's capacity that they used. events: how many were added.
+    shares: activity -> [world] share of the last call's time, over the workers; `other` is the engine's own time.
+    rows: [world, world] rows from a source to an owner in the last call. put_bytes: [world, world] bytes put between
+    nodes in all calls. links: name -> bytes that crossed in all calls, and the share of the link's capacity that they
+    used. events: how many were added.
     """
 
     calls: np.ndarray
@@ -52,6 +53,7 @@ class Outcome:
             name: np.array([_counter(sim, rank, getattr(words, word)) for rank in range(world)]) / whole
             for name, word in ACTIVITIES.items()
         }
+        shares["other"] = 1 - sum(shares.values())
         at = starts[words.T_ROWS_TO]
         rows = np.array([rank.state[at : at + world] for rank in sim.ranks])
         span = max(1, int(ended.max() - began.min()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -12,16 +13,24 @@ from ..engine import codes, schema, words
 from ..engine import job as jobs
 from ..engine.layout import StateLayout
 from ..errors import InputError
+from ..host.nodes import Nodes
+from ..kernels.by_isa import module
 from ..kernels.common import scores
 from ..layer.arguments import choices
+from ..layer.bulk import Bulk
 from ..layer.collective import layer_values, object_job
+from ..layer.cpu import COPIES
+from ..layer.node_weights import foreign_slots
+from ..layer.weights import expert_bytes
 from ..placement import Placement
-from ..primitives import wire
+from ..primitives import isa, wire
+from ..primitives.arithmetic import ExpertWeights
 from ..primitives.buffers import aligned
 from ..row_types import ROW_TYPES
 from ..substrate.cpu.runtime import engine_values, tile_values
 from ..substrate.runtime import BUNDLE_PAIRS
 from .control import FAR
+from .machine import Kernel
 from .regions import Regions
 
 
@@ -29,12 +38,15 @@ from .regions import Regions
 class Layer:
     """The simulated layer, its placement and the routing. ids: for each rank [tokens, k] int64.
 
+    moves: what moves within a node, see `aristos.MoE`: "tokens", "experts" or "auto".
+
     Raises InputError for ids that the layer would refuse, and for a layer that cannot be simulated.
     """
 
     cfg: MoEConfig
     placement: Placement
     ids: Sequence[np.ndarray]
+    moves: Literal["tokens", "experts", "auto"] = "tokens"
 
     def __post_init__(self) -> None:
         cfg, world = self.cfg, len(self.placement.held)
@@ -51,6 +63,10 @@ class Layer:
             if ids.size and not -1 <= ids.min() <= ids.max() < cfg.columns:
                 raise InputError(f"ids of rank {rank} must be in -1..{cfg.columns - 1}, got {ids.min()} to {ids.max()}")
 
+    def foreign(self, nodes: Nodes, rank: int) -> list[tuple[int, int]]:
+        """(slot, owner) of the experts of local peers that a rank may compute; none if rows always move."""
+        return [] if self.moves == "tokens" else foreign_slots(self.placement, nodes, rank)
+
     def routed(self, rank: int) -> np.ndarray:
         """[tokens, choices] int64: the ids of a rank, with a last column for the shared expert if there is one."""
         ids = np.zeros((len(self.ids[rank]), choices(self.cfg)), np.int64)
@@ -58,16 +74,51 @@ class Layer:
         return ids
 
 
+@dataclass(frozen=True)
+class Decisions:
+    """What ranks decide by, measured or given by the kernels of a real layer.
+
+    run_rows: see `entries.run_rows`. stay_rows, reading_rows: the job's words of these names.
+    """
+
+    run_rows: tuple[int, int]
+    stay_rows: int
+    reading_rows: int
+
+    @classmethod
+    def of(cls, layer: Layer, kernel: Kernel) -> Decisions:
+        """The decisions of a layer's kernels, for the instruction set that this process may use.
+
+        Reading an expert takes as long as a run of one row, and the arithmetic of a row as long as in a long run.
+        """
+        cfg = layer.cfg
+        element = module("elements", isa.chosen()).element_type(cfg.dtype, cfg.precision, cfg.packed)
+        run_rows = module("entries", isa.chosen(), element.format).run_rows(element.code)
+        if layer.moves != "auto":
+            return cls(run_rows, 1, 0)
+        reading = kernel.reading_rows
+        copied = COPIES * element.nbytes * cfg.hidden
+        return cls(run_rows, max(reading, sum(expert_bytes(element, cfg).values()) // copied), reading)
+
+
 class Rank:
     """One rank's job and state, filled as `Membership.new_job` and `CpuRuntime.fill` fill them.
 
-    run_rows: see `entries.run_rows`.
+    fused: whether the schedule is fused. With the bulk schedule, all outputs come back into this rank's own memory.
     """
 
     def __init__(
-        self, me: int, layer: Layer, regions: Regions, tables: StateLayout, workers: int, run_rows: tuple[int, int]
+        self,
+        me: int,
+        layer: Layer,
+        regions: Regions,
+        tables: StateLayout,
+        workers: int,
+        decisions: Decisions,
+        fused: bool,
     ) -> None:
         shape, cfg, placement = regions.shape, layer.cfg, layer.placement
+        foreign = layer.foreign(regions.nodes, me)
         self.state = aligned((tables.words,), np.int64)
         self.state[:] = 0
         regions.fill(me, self.state, tables.starts)
@@ -83,9 +134,10 @@ class Rank:
             placement,
             me,
             object=1,
-            stay_rows=1,
-            reading_rows=0,
-            busiest_decides=0,
+            foreign=foreign,
+            stay_rows=decisions.stay_rows,
+            reading_rows=decisions.reading_rows,
+            busiest_decides=int(layer.moves != "experts"),
             on_input=0,
             scalars=0,
             kernels=0,
@@ -100,7 +152,7 @@ class Rank:
             rank=me,
             world=shape.world,
             all_workers=workers,
-            remote=remote,
+            remote=remote * fused,
             bundle_pairs=BUNDLE_PAIRS,
             layout=0,
             scratch=FAR,
@@ -110,9 +162,14 @@ class Rank:
             **engine_values(job, shape, crowded=False),
         )
         regions.layout.fill(job)  # instead of the layout with rows, which `fill_engine` writes
-        tile = tile_values(job, workers, *run_rows)
+        tile = tile_values(job, workers, *decisions.run_rows)
         jobs.fill(job, schema.TILE, schema.CPU, scratch_step=0, **tile)
         jobs.fill_some(job, schema.WEIGHTS, schema.CPU, loaded=1, version=1, up=FAR, gate=FAR * cfg.gated, down=FAR)
+        for expert in range(int(job[words.HELD]), int(job[words.COMPUTED])):
+            record = int(words.foreign(job, expert))
+            at = {"up": FAR, "gate": FAR * cfg.gated, "down": FAR}
+            for name in ExpertWeights._fields:
+                job[getattr(words, f"foreign_{name}")(record)] = at.get(name, 0)
         jobs.fill(job, schema.KIND, schema.CPU, layer=0, mode=codes.MODE_LAYER)
         jobs.leave_out(job, schema.CPU, schema.TAPE, schema.BACKWARD, schema.LANDING, schema.EVENTS)
         row = int(job[words.ROW_BYTES])
@@ -132,3 +189,25 @@ class Rank:
             weights=self.weights.ctypes.data,
         )
         jobs.start(job, schema.CPU, 0, 1)
+
+
+def received(ranks: Sequence[Rank]) -> list[tuple[np.ndarray, ...]]:
+    """For each rank the arrays of a bulk call, see `run` in inside/bulk.py."""
+    world = len(ranks)
+    start = ranks[0].job[int(ranks[0].job[words.SLOT_START]) :][: world + 1]
+    counts = np.array([_rows_of_slots(rank, int(start[world])) for rank in ranks])  # [source, slot]
+    arrays: list[tuple[np.ndarray, ...]] = []
+    for me in range(world):
+        here = counts[:, start[me] : start[me + 1]]
+        order, ends = Bulk.by_expert(here)
+        sent = np.add.reduceat(np.append(counts[me], 0), start[:world]) * (np.diff(start) > 0)
+        rows = np.array([sent, here.sum(axis=1)], np.int64)
+        arrays.append((order, ends, np.zeros(1, np.int64), rows))
+    return arrays
+
+
+def _rows_of_slots(rank: Rank, slots: int) -> np.ndarray:
+    """[slots] how many rows a rank's routing has for each slot."""
+    ids = rank.ids[rank.ids >= 0]
+    slot = rank.job[int(rank.job[words.SLOT_OF]) :][ids]
+    return np.bincount(slot[slot >= 0], minlength=slots)

@@ -59,10 +59,23 @@ def landed(pair, time):
     left = mem.load(record + WORD * c.UNDER_WAY) - 1
     mem.store(record + WORD * c.UNDER_WAY, left)
     mem.store(record + WORD * c.LANDED_AT, time)
+    landings = mem.load(record + WORD * c.LANDINGS) + 1
+    mem.store(record + WORD * c.LANDINGS, landings)
+    count_message(pair % get(c.WORLD), landings % 2, time)
     flusher = mem.load(record + WORD * c.FLUSHER)
     if left == 0 and flusher != 0:
         mem.store(record + WORD * c.FLUSHER, 0)
         start(flusher - 1, time + network.latency(pair))
+
+
+@jit
+def count_message(target, odd, time):
+    """Count a message that has landed, and let the target's worker go on if it waits for messages."""
+    count = rank_record(target) + WORD * (c.MESSAGES + odd)
+    mem.store(count, mem.load(count) + 1)
+    number = target * get(c.WORKERS)
+    if mem.load(actor(number) + WORD * c.STANDING) == c.COLLECTING:
+        start(number, time)
 
 
 # ---------------------------------------------------------------- actors
@@ -221,6 +234,26 @@ def meet(me):
         for number in range(everyone):  # worker 0 of a rank goes on before the rank's other workers
             start(number, get(c.NOW))
     block(me)
+
+
+@jit
+def meet_in_rank(me):
+    """Wait until all workers of the rank have come here."""
+    workers = get(c.WORKERS)
+    if workers == 1:
+        return
+    sync()
+    rank = me // workers
+    count = rank_record(rank) + WORD * c.MEETING
+    mem.store(count, mem.load(count) + 1)
+    if mem.load(count) < workers:
+        mem.store(actor(me) + WORD * c.STANDING, c.WAITING)
+        block(me)
+        return
+    mem.store(count, 0)
+    for number in range(rank * workers, (rank + 1) * workers):
+        if number != me:
+            start(number, get(c.NOW))
 
 
 @jit

@@ -6,31 +6,31 @@ import ctypes
 import os
 import threading
 from collections.abc import Callable
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal
 
 import numpy as np
 
 from kernel_cache.compile import warm_up
 
-from ..config import MoEConfig
 from ..engine import words
 from ..engine.layout import StateLayout
 from ..errors import AristosError, InputError
 from ..host.nodes import Nodes
-from ..kernels.by_isa import module
 from ..layer.collective import shape_of, widths
-from ..primitives import isa
 from ..primitives.buffers import aligned
+from ..row_types import ROW_TYPES
 from ..substrate.cpu.runtime import BATCH
 from ..transport.capacity import free_memory
 from . import control as c
 from . import copied
 from .control import CONTROL
 from .machine import Machine
-from .rank import Layer, Rank
+from .rank import Decisions, Layer, Rank, received
 from .regions import Regions
 from .routes import Routes
 
+Schedule = Literal["fused", "bulk"]
 FLOWS_EACH = 64  # for each rank there is space for so many flows; more for each pair of ranks
 SEMAPHORE_BYTES = 64
 
@@ -42,30 +42,39 @@ class SimulationEnded(AristosError):
     """A simulation ended before its calls did."""
 
 
-def run_rows(cfg: MoEConfig) -> tuple[int, int]:
-    """`entries.run_rows` of a layer's kernels, for the instruction set that this process may use."""
-    element = module("elements", isa.chosen()).element_type(cfg.dtype, cfg.precision, cfg.packed)
-    found: tuple[int, int] = module("entries", isa.chosen(), element.format).run_rows(element.code)
-    return found
-
-
 class Simulation:
     """A layer's calls on a machine. `run` may be called only once. A process runs one simulation at a time.
 
-    calls: how many calls each rank makes; a call begins when all ranks have ended the call before.
+    calls: how many calls each rank makes; a call begins when all ranks have ended the call before. schedule: see
+    `aristos.MoE`.
     """
 
-    def __init__(self, layer: Layer, nodes: Nodes, machine: Machine, workers: int = 1, calls: int = 2) -> None:
+    def __init__(
+        self,
+        layer: Layer,
+        nodes: Nodes,
+        machine: Machine,
+        workers: int = 1,
+        calls: int = 2,
+        schedule: Schedule = "fused",
+    ) -> None:
+        if schedule == "bulk":
+            layer = replace(layer, moves="tokens")
         self.layer, self.nodes, self.machine, self.workers, self.calls = layer, nodes, machine, workers, calls
+        self.schedule = schedule
         world = len(nodes.node_of)
         self.world, self.actors = world, world * workers
-        shape = shape_of(world, layer.placement, **widths(layer.cfg))
+        foreign = max(len(layer.foreign(nodes, rank)) for rank in range(world))
+        shape = shape_of(world, layer.placement, foreign=foreign, **widths(layer.cfg))
         self.regions = Regions(shape, nodes)
         self.tables = StateLayout(shape, workers, BATCH)
         self._check_memory()
         self.regions.allocate()
-        rows = run_rows(layer.cfg)
-        self.ranks = [Rank(me, layer, self.regions, self.tables, workers, rows) for me in range(world)]
+        decisions = Decisions.of(layer, machine.kernel)
+        self.ranks = [
+            Rank(me, layer, self.regions, self.tables, workers, decisions, schedule == "fused") for me in range(world)
+        ]
+        self.received = received(self.ranks) if schedule == "bulk" else []
         self.times = np.zeros((2, world, calls), np.int64)  # ns: when each call began, and when it ended
         self.pairs = self._words(world * world, c.PAIR_WORDS)
         self.events = 0  # how many were handled
@@ -125,14 +134,17 @@ class Simulation:
         return min(self.machine.costs.local if local else np.inf, 1e3 * self.machine.links.latency)
 
     def _fill_costs(self) -> None:
-        costs, kernel = self.machine.costs, self.machine.kernel
+        costs, kernel, number = self.machine.costs, self.machine.kernel, ROW_TYPES[self.layer.cfg.dtype].nbytes
         for word, value in (
             (c.LOAD_NS, costs.load), (c.ACQUIRE_NS, costs.acquire), (c.ATOMIC_NS, costs.atomic),
             (c.PAUSE_NS, costs.pause), (c.CLOCK_NS, costs.clock), (c.DECIDE_NS, costs.decide), (c.PEER_NS, costs.peer),
             (c.PUBLISH_NS, costs.publish), (c.PACK_NS, costs.pack_pair), (c.ROUTE_PS, 1e3 * costs.route_token),
             (c.COPY_NS, costs.copy_row), (c.COPY_PS, 1e3 * costs.copy_kib),
-            (c.COMBINE_PS, 1e3 * costs.combine_number), (c.PUT_NS, costs.put), (c.FLUSH_NS, costs.flush),
+            (c.COMBINE_NS, costs.combine_token), (c.COMBINE_PS, 1e3 * costs.combine_kib * number / 1024),
+            (c.PUT_NS, costs.put), (c.FLUSH_NS, costs.flush),
             (c.PROGRESS_NS, costs.progress), (c.LOCAL_NS, costs.local), (c.LOCAL_PS, 1e3 * costs.local_kib),
+            (c.CALL_NS, costs.call), (c.COLLECTIVE_NS, costs.collective),
+            (c.COLLECTIVE_PS, 1e3 * costs.collective_kib), (c.MOST_HELD, max(self.layer.placement.held)),
             (c.KERNEL_NS, kernel.call), (c.KERNEL_ROWS, BATCH),
         ):  # fmt: skip
             self._set(word, value)
@@ -153,6 +165,7 @@ class Simulation:
             actors[number, [c.RESTED, c.MERGE_POLLS]] = 1, self.ranks[rank].job[words.MERGE_POLLS]
         for rank in range(self.world):
             ranks[rank, [c.BEGAN, c.ENDED]] = [self.times[i, rank].ctypes.data for i in range(2)]
+            ranks[rank, c.SLOWNESS] = round(1024 / self.machine.speeds.get(rank, 1.0))
 
     def _fill_network(self) -> None:
         self.routes = routes = Routes.flat(self.nodes.count, self.machine.links)
@@ -199,12 +212,12 @@ class Simulation:
     def _run(self, progress: Callable[[int], None]) -> None:
         from numba import int64, typeof
 
-        actors = copied.actors()
-        job, state = self.ranks[0].job, self.ranks[0].state
-        warm_up([(actors.run, (typeof(job), typeof(state), int64, int64)), (actors.scheduler.begin, (int64,))])
+        actors = copied.module("bulk" if self.schedule == "bulk" else "actor")
+        runs = [self._arguments(number) for number in range(self.actors)]
+        warm_up([(actors.run, tuple(map(typeof, runs[0]))), (actors.scheduler.begin, (int64,))])
         for number in range(self.actors):
             actors.scheduler.start(number, 0)
-        threads = [threading.Thread(target=self._serve, args=(actors.run, n), daemon=True) for n in range(self.actors)]
+        threads = [threading.Thread(target=self._serve, args=(actors.run, *run), daemon=True) for run in runs]
         before = os.sched_getaffinity(0)
         os.sched_setaffinity(0, {min(before)})  # a hand-over between threads of one core is the fastest
         try:
@@ -246,6 +259,11 @@ class Simulation:
         ]
         return f"no rank can go on {now}; work is left on {', '.join(waiting[:4]) or 'no rank'}"
 
-    def _serve(self, run: Any, number: int) -> None:
+    def _serve(self, run: Callable[..., None], *arguments: Any) -> None:
+        run(*arguments)
+
+    def _arguments(self, number: int) -> tuple[Any, ...]:
+        """The arguments of `run` in inside/actor.py or inside/bulk.py for a worker."""
         rank = self.ranks[number // self.workers]
-        run(rank.job, rank.state, number, 1)
+        common = (rank.job, rank.state, number, 1)
+        return common if self.schedule == "fused" else (*common, *self.received[number // self.workers])

@@ -126,12 +126,61 @@ def test_two_workers_share_a_ranks_work():
     assert 0.5 * one <= two < 0.7 * one
 
 
+def test_a_bulk_call_moves_every_row_and_waits_for_the_last_rank():
+    of = layer(4, 96, uneven=True)
+    rate = 100.0  # GFLOP/s
+    machine = Machine(kernel=Kernel(call=0, rates={1: rate, 384: rate}))
+    sim, found = simulated(of, 2, machine, schedule="bulk", calls=3)
+    assert (found.rows == rows_to(of)).all()
+    remote = ~np.equal.outer(sim.nodes.node_of, sim.nodes.node_of)
+    least = 2 * int(rows_to(of)[remote].sum()) * ROW  # every row crosses, and its output comes back
+    assert least < found.put_bytes.sum() / 3 < 1.1 * least + 4096 * int(remote.sum())
+    kernels = 4e-6 * HIDDEN * FFN * rows_to(of).sum(axis=0) / rate
+    assert (found.ranks > kernels.max()).all()  # each rank needs the outputs of the busiest one
+    assert found.calls[-1] < 2 * kernels.max()
+
+
+def test_bulk_calls_of_several_workers():
+    of = layer(2, 384)
+    one, two = (simulated(of, 2, workers=n, schedule="bulk")[1].calls[-1] for n in (1, 2))
+    assert 0.5 * one <= two < 0.75 * one
+
+
+def test_overlap_hides_a_slow_link_that_bulk_waits_for():
+    of = layer(2, 384)
+    machine = Machine(links=Links(latency=1.0, rate=1.0))
+    bulk, fused = (simulated(of, 1, machine, schedule=name)[1].calls[-1] for name in ("bulk", "fused"))
+    assert fused < 0.9 * bulk
+
+
+def test_a_slow_rank_makes_the_others_wait():
+    of = layer(4, 128)
+    even, slow = (simulated(of, 4, Machine(speeds=speeds))[1] for speeds in ({}, {2: 0.5}))
+    assert slow.calls[-1] > 1.7 * even.calls[-1]
+    assert slow.shares["idle"].argmin() == 2
+    assert slow.shares["idle"].max() > 0.4
+
+
+@pytest.mark.parametrize(("moves", "least"), [("tokens", 0.0), ("auto", 0.3), ("experts", 0.99)])
+def test_rows_stay_if_experts_may_move(moves, least):
+    """All tokens of rank 1 have experts of rank 0. What stays is decided by the shipped rule."""
+    of = layer(2, 384)
+    ids = [of.ids[0], np.sort(of.ids[1] % (EXPERTS // 2), axis=1)]
+    ids[1][:] = np.arange(TOP_K)
+    sim, found = simulated(replace(of, ids=ids, moves=moves), 2, calls=2)
+    routed = len(ids[1]) * TOP_K
+    assert found.rows[1].tolist() == [routed, 0]
+    came = int(sim.ranks[0].state[sim.tables.starts[words.T_ROWS_FROM] + 1])
+    assert 1 - came / routed >= least
+
+
 class OneCalls(Simulation):
     """A simulation in which only rank 0 makes calls."""
 
-    def _serve(self, run, number):
+    def _serve(self, run, *arguments):
+        number = arguments[2]
         if number == 0:
-            super()._serve(run, number)
+            super()._serve(run, *arguments)
         else:
             scheduler.wait(number)
             scheduler.finish(number)

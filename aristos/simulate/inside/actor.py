@@ -6,7 +6,7 @@ from ...engine import codes, packing, steps, words
 from ...substrate.cpu import loop
 from .. import control as c
 from .. import scheduler
-from ..control import WORD, get, put, rank_record
+from ..control import WORD, charge, get, put, rank_record
 from . import costs  # noqa: F401  charges for work of steps that no primitive does
 
 
@@ -27,9 +27,9 @@ def make_call(job, st, number, worker, call, first_epoch):
     rank = rank_record(number // get(c.WORKERS))
     if worker == 0:
         job[words.EPOCH] = first_epoch + call
+        scheduler.set_word(rank + WORD * c.BEGAN, call, get(c.NOW))
+        charge(get(c.CALL_NS))
         packing.begin(job, st)
-        began = get(c.NOW)
-        scheduler.set_word(rank + WORD * c.BEGAN, call, began)
     code = codes.PAUSED
     while code == codes.PAUSED and get(c.STOP) == 0:
         code = loop.work(job, st, worker)
