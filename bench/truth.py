@@ -1,0 +1,249 @@
+"""Compares simulated calls of two ranks with real ones:
+
+    mpiexec -n 2 python bench/truth.py measure results/truth.npz
+    python bench/truth.py compare results/truth.npz --page docs/simulate.md
+
+`measure` times calls of shapes A to E and G: fused and bulk, rows that move and rows that may stay, even and skewed
+routing, without and with emulated links (see bench/truth_runs.py). It takes about ten minutes on two idle cores.
+`compare` simulates every point. The rates of the expert kernel come from a layer of another shape, and the costs of
+rows, calls and collectives from three layers that are not judged (aristos/simulate/fit.py). A point is right if the
+simulated call differs from the real one by at most a tenth.
+"""
+
+from __future__ import annotations
+
+import os
+
+for _name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
+    os.environ[_name] = "1"
+
+import argparse  # noqa: E402
+import json  # noqa: E402
+import sys  # noqa: E402
+import time  # noqa: E402
+from dataclasses import dataclass, replace  # noqa: E402
+from pathlib import Path  # noqa: E402
+from typing import Any  # noqa: E402
+
+import numpy as np  # noqa: E402
+from truth_runs import CALIBRATION, QUARTILES, Case, Runs, cases  # noqa: E402
+
+from aristos.host.nodes import Nodes  # noqa: E402
+from aristos.placement import Placement  # noqa: E402
+from aristos.row_types import ROW_TYPES  # noqa: E402
+from aristos.simulate import fit  # noqa: E402
+from aristos.simulate.machine import Costs, Kernel, Machine  # noqa: E402
+from aristos.simulate.outcome import Outcome  # noqa: E402
+from aristos.simulate.rank import Layer  # noqa: E402
+from aristos.simulate.simulation import Simulation  # noqa: E402
+
+BEGIN, END = "<!-- truth:begin (written by bench/truth.py; edit outside the markers) -->", "<!-- truth:end -->"
+NEAR, CLEAR = 0.10, 0.05  # a right time; a difference of fused and bulk whose sign must be right
+
+
+def measure(asked: argparse.Namespace) -> None:
+    """Measure all cases. Rank 0 writes the file."""
+    from aristos.bench.workload import compile_all
+    from aristos.bench.world import connect
+
+    world = connect()
+    compile_all(world)
+    started = time.monotonic()
+    found, routings = [], {}
+    wanted = [c for d in asked.dtypes for c in (replace(each, dtype=d) for each in CALIBRATION)]
+    wanted += [c for c in cases(tuple(asked.dtypes), asked.traces) if c.name in asked.shapes]
+    for case in wanted:
+        runs = Runs(world, case, asked.traces)
+        found.append(runs.measure(asked.seconds))
+        routings[case.key] = runs.ids()
+        runs.close()
+        if world.lead:
+            print(f"{time.monotonic() - started:4.0f} s  {case.key}", file=sys.stderr, flush=True)
+    if world.lead:
+        asked.file.parent.mkdir(parents=True, exist_ok=True)
+        np.savez_compressed(asked.file, found=np.array(json.dumps(found)), **routings)
+
+
+# ---------------------------------------------------------------- simulations
+
+
+@dataclass(frozen=True)
+class Point:
+    """A judged point. link: latency in us and GB/s, or None. real, simulated: milliseconds of a call."""
+
+    case: Case
+    link: tuple[float, float] | None
+    name: str
+    real: float
+    simulated: float
+
+    @property
+    def ratio(self) -> float:
+        return self.simulated / self.real
+
+
+class Simulated:
+    """Simulations of measured cases. which: the quartile that stands for measured times, 0 to 2."""
+
+    def __init__(self, file: Path, which: int) -> None:
+        with np.load(file, allow_pickle=False) as arrays:
+            self.found = json.loads(str(arrays["found"]))
+            self.routings = {name: arrays[name] for name in arrays.files if name != "found"}
+        self.which = which
+        self.costs: dict[str, Costs] = {}
+        for dtype in dict.fromkeys(each["case"]["dtype"] for each in self.found):
+            self.costs[dtype] = self._fit([e for e in self.found if e["case"]["dtype"] == dtype and calibrates(e)])
+
+    def call(self, found: dict[str, Any], point: dict[str, Any], name: str, costs: Costs) -> float:
+        """Milliseconds of a simulated call."""
+        case = Case(**found["case"])
+        kernel = Kernel(call=0.0, rates={int(rows): rate for rows, rate in found["kernel"].items()})
+        table = kernel.table(found["probe_rows"])
+        expected = found["probe_operations"] * 1e-6 * table[found["probe_rows"]] * 1e-6  # ms
+        speeds = {rank: expected / ms[self.which] for rank, ms in enumerate(point["probe"])}
+        if point["link"] is not None:
+            latency, rate = point["link"]
+            costs = replace(costs, local=1e3 * latency, local_kib=fit.KIB / rate)
+        ids = list(self.routings[case.key])
+        moves: Any = "auto" if name == "stay" else "tokens"
+        layer = Layer(case.cfg, Placement(None, case.experts, len(ids)), ids, moves)
+        machine = Machine(costs=costs, kernel=kernel, speeds=speeds)
+        sim = Simulation(layer, Nodes.of(len(ids)), machine, calls=3, schedule="bulk" if name == "bulk" else "fused")
+        sim.run()
+        return float(np.median(Outcome.of(sim).calls[1:]))
+
+    def _fit(self, layers: list[dict[str, Any]]) -> Costs:
+        """Costs that fit the layers of the calibration."""
+        observed = [self._observed(each) for each in layers]
+        costs = replace(fit.rows(Costs(), observed), call=0.0, collective=0.0, collective_kib=0.0)
+        complete = []
+        for each, o in zip(layers, observed):
+            fused, bulk = (1e6 * self.call(each, each["points"][0], name, costs) for name in ("fused", "bulk"))
+            complete.append(replace(o, simulated_fused=fused, simulated_bulk=bulk))
+        return fit.calls(costs, complete)
+
+    def _observed(self, found: dict[str, Any]) -> fit.Observed:
+        case, point = Case(**found["case"]), found["points"][0]
+        width = ROW_TYPES[case.dtype].nbytes * case.hidden
+        stats = point["stats"]["fused"]
+        own = [each["rows"][rank] for rank, each in enumerate(stats)]
+        moved = [sum(each["rows"]) - n for each, n in zip(stats, own)]
+        return fit.Observed(
+            tokens=case.tokens,
+            row_bytes=width,
+            choices=case.top_k,
+            moved=round(float(np.mean(moved))),
+            collective_kib=float(np.mean([2 * (n + m) for n, m in zip(own, moved)])) * width / fit.KIB,
+            dispatch=1e9 * float(np.mean([each["dispatch_seconds"] for each in stats])),
+            combine=1e9 * float(np.mean([each["combine_seconds"] for each in stats])),
+            fused=1e6 * point["fused"][self.which],
+            bulk=1e6 * point["bulk"][self.which],
+        )
+
+    def points(self) -> list[Point]:
+        """Every judged point."""
+        made = []
+        for found in self.found:
+            case = Case(**found["case"])
+            if calibrates(found):
+                continue
+            for point in found["points"]:
+                link = None if point["link"] is None else tuple(point["link"])
+                for name in ("fused", "bulk", "stay"):
+                    if name in point:
+                        ms = self.call(found, point, name, self.costs[case.dtype])
+                        made.append(Point(case, link, name, point[name][self.which], ms))
+            print(f"{case.key}: simulated", file=sys.stderr, flush=True)
+        return made
+
+
+def calibrates(found: dict[str, Any]) -> bool:
+    """Whether a measured layer belongs to the calibration."""
+    return found["case"]["name"] in {case.name for case in CALIBRATION}
+
+
+# ---------------------------------------------------------------- the page
+
+
+def ranked(points: list[Point]) -> tuple[int, int]:
+    """(at how many points the faster schedule is the simulated one, of how many where they differ by CLEAR)."""
+    pairs: dict[Any, dict[str, Point]] = {}
+    for p in points:
+        pairs.setdefault((p.case.key, p.link), {})[p.name] = p
+    right = clear = 0
+    for pair in pairs.values():
+        real = pair["bulk"].real / pair["fused"].real
+        if max(real, 1 / real) >= 1 + CLEAR:
+            clear += 1
+            right += (real > 1) == (pair["bulk"].simulated > pair["fused"].simulated)
+    return right, clear
+
+
+def summary(points: list[Point], costs: dict[str, Costs]) -> list[str]:
+    """Sentences on all points."""
+    ratios = np.array([p.ratio for p in points])
+    right, clear = ranked(points)
+    low, middle, high = np.percentile(ratios, (10, 50, 90))
+    lines = [
+        f"{(abs(ratios - 1) <= NEAR).sum()} of {len(points)} points are within {NEAR:.0%}"
+        f" ({(abs(ratios - 1) <= NEAR).mean():.0%}).",
+        f"Simulated over real: median {middle:.3f}, from {low:.2f} (tenth percentile) to {high:.2f} (ninetieth).",
+        f"Fused and bulk are ranked right at {right} of {clear} points where they differ by {CLEAR:.0%}.",
+    ]
+    for dtype, c in costs.items():
+        lines.append(
+            f"Costs in {dtype}: copy {c.copy_row:.0f} ns and {c.copy_kib:.0f} ns/KiB,"
+            f" combining {c.combine_token:.0f} ns and {c.combine_kib:.0f} ns/KiB, call {c.call / 1e3:.0f} us,"
+            f" collective {c.collective / 1e3:.0f} us and {c.collective_kib:.0f} ns/KiB."
+        )
+    return lines
+
+
+def table(points: list[Point]) -> list[str]:
+    """A line for each case and link: real and simulated milliseconds, and their ratio."""
+    lines = ["| layer | link | fused | bulk | rows may stay |", "| --- | --- | ---: | ---: | ---: |"]
+    rows: dict[Any, dict[str, str]] = {}
+    for p in points:
+        link = "none" if p.link is None else f"{p.link[0]:g} us, {p.link[1]:g} GB/s"
+        mark = "" if abs(p.ratio - 1) <= NEAR else " *"
+        rows.setdefault((p.case.key, link), {})[p.name] = f"{p.real:.3g}, {p.simulated:.3g} ({p.ratio:.2f}){mark}"
+    for (key, link), cells in rows.items():
+        lines.append(f"| {key} | {link} | {cells['fused']} | {cells['bulk']} | {cells.get('stay', '')} |")
+    return lines
+
+
+def compare(asked: argparse.Namespace) -> None:
+    """Simulate all points, print them, and write them to the page."""
+    simulated = Simulated(asked.file, QUARTILES.index({"quartile": 25, "median": 50}[asked.statistic]))
+    points = simulated.points()
+    text = [*summary(points, simulated.costs), "", *table(points)]
+    print("\n".join(text))
+    if asked.page is not None:
+        before, found, rest = asked.page.read_text(encoding="utf-8").partition(BEGIN)
+        if not found:
+            sys.exit(f"{asked.page} must have the line {BEGIN}")
+        after = rest.partition(END)[2]
+        asked.page.write_text("\n".join([before + BEGIN, "", *text, "", END]) + after, encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parts = parser.add_subparsers(required=True)
+    for name, run in (("measure", measure), ("compare", compare)):
+        part = parts.add_parser(name)
+        part.set_defaults(run=run)
+        part.add_argument("file", type=Path)
+        if name == "measure":
+            part.add_argument("--seconds", type=float, default=0.6, help="at each point (%(default)s)")
+            part.add_argument("--shapes", default="ABCDEG", help="(%(default)s)")
+            part.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"], help="(%(default)s)")
+            part.add_argument("--traces", type=Path, help="folder of recorded routings")
+        else:
+            part.add_argument("--statistic", choices=("median", "quartile"), default="median", help="(%(default)s)")
+            part.add_argument("--page", type=Path, help="a page with markers for the table")
+    asked = parser.parse_args()
+    asked.run(asked)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,201 @@
+"""Measures real calls on two ranks for bench/truth.py, and what a simulation of them needs to know of this machine.
+
+Every rank has a core of its own. Other work on the machine, also of other virtual machines on its cores, changes the
+speed of a core while this runs. So each turn of calls has a *probe* between them: runs of the expert kernel, of another
+shape than the judged layer. A probe shows how fast a core was while a point was measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from aristos.bench import routing
+from aristos.bench.delay.network import Network
+from aristos.bench.measure import gathered, in_turns
+from aristos.bench.workload import Workload, execute
+from aristos.bench.world import World
+from aristos.config import MoEConfig
+from aristos.simulate import calibrate
+
+LINKS = tuple(product((2.0, 50.0, 1000.0), (100.0, 25.0, 10.0, 1.0)))  # us, GB/s: the points of suite `overlap`
+STEP = 128  # calibrated widths are multiples of it, as judged ones are
+MOST, FEWEST = 60, 7  # calls of each kind at a point
+QUARTILES = (25, 50, 75)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A layer and its routing. tokens: of a rank. routing: a generator of bench/routing.py, or the name of a trace.
+
+    links: whether it is also measured with emulated links.
+    """
+
+    name: str
+    tokens: int
+    hidden: int
+    ffn: int
+    experts: int
+    top_k: int
+    gated: bool = False
+    dtype: str = "float32"
+    routing: str = "uniform"
+    links: bool = False
+
+    @property
+    def cfg(self) -> MoEConfig:
+        activation: Any = "silu" if self.gated else "relu"
+        return MoEConfig(
+            self.hidden,
+            self.ffn,
+            self.experts,
+            self.top_k,
+            max_tokens=self.tokens,
+            dtype=self.dtype,
+            gated=self.gated,
+            activation=activation,
+        )
+
+    @property
+    def other(self) -> MoEConfig:
+        """A layer of another shape, whose experts have about as many weights."""
+        hidden = max(self.hidden + STEP, round(1.25 * self.hidden / STEP) * STEP)
+        return replace(self.cfg, hidden=hidden, ffn=max(STEP, round(0.8 * self.ffn / STEP) * STEP))
+
+    @property
+    def key(self) -> str:
+        return f"{self.name} {self.dtype} {self.routing}"
+
+
+SHAPES = (
+    Case("A", 1024, 1024, 4096, 8, 2),
+    Case("B", 4096, 128, 128, 8, 2),
+    Case("C", 32, 512, 1024, 8, 2),
+    Case("D", 16, 2048, 512, 32, 8),
+    Case("E", 1024, 2048, 512, 32, 8),
+    Case("G", 512, 512, 1408, 64, 6, gated=True),
+)
+# No judged layer has these shapes: many narrow rows, fewer wide rows, and few rows whose weights fill the caches.
+CALIBRATION = (
+    Case("narrow", 2048, 256, 128, 8, 2),
+    Case("wide", 256, 1536, 256, 16, 4),
+    Case("few", 24, 640, 768, 8, 2),
+)
+TRACES = {"law": "deepseek_v2_lite_esft/law.npz", "gpt-oss": "gpt_oss_20b/decode_traces.npz"}
+
+
+def cases(dtypes: tuple[str, ...], traces: Path | None) -> Iterator[Case]:
+    """The judged layers: every shape with uniform routing and links, skewed routing, and two traces if given."""
+    for dtype in dtypes:
+        for shape in SHAPES:
+            yield replace(shape, dtype=dtype, links=True)
+        for shape, how in product(SHAPES, ("zipf", "one")):
+            yield replace(shape, dtype=dtype, routing=how)
+        if traces is not None:
+            yield replace(SHAPES[5], dtype=dtype, routing="law")
+            yield replace(SHAPES[4], dtype=dtype, routing="gpt-oss", top_k=4)
+
+
+class Runs:
+    """Real calls of one case with each schedule. Every method is collective."""
+
+    def __init__(self, world: World, case: Case, traces: Path | None) -> None:
+        self.world, self.case = world, case
+        work = Workload(world, case.cfg, seed=0)
+        if case.routing in TRACES:
+            assert traces is not None
+            trace = routing.load(str(traces / TRACES[case.routing]))
+            tokens = trace.prefill(world.rank, world.size, case.tokens, 0)
+            call = work.recorded(trace, tokens, trace.layers // 2)
+        else:
+            call = work.call(case.tokens, case.routing, case.tokens)
+        self.call = work.typed(call)
+        stacked = work.weights()
+        self.layers = {
+            name: work.layer("bulk" if name == "bulk" else "fused", 1, stacked, moves=moves)
+            for name, moves in (("fused", "tokens"), ("bulk", "tokens"), ("stay", "auto"))
+        }
+        self.out = np.empty_like(self.call.x)
+        self.held = case.experts // world.size
+        self.expert_runs = calibrate.ExpertRuns(case.other, self.held)
+        rows = case.tokens * world.size * case.top_k // case.experts
+        self.rows = max(1, min(max(calibrate.ROWS), rows))
+        self.probe = self.expert_runs.of(self.rows)
+
+    def kernel(self) -> dict[str, Any]:
+        """Rates of the expert kernel of the other shape: the best rank's, because a rank may be disturbed."""
+        self.world.barrier()
+        rates = calibrate.kernel(self.case.other, self.held).rates
+        best = np.max(self.world.allgather(list(rates.values())), axis=0)
+        return dict(zip(map(str, rates), best.tolist()))
+
+    def _probe(self) -> None:
+        for _ in range(self.held):
+            self.probe()
+
+    def point(self, names: tuple[str, ...], seconds: float) -> dict[str, Any]:
+        """Times of calls in turns, and the probe's. Milliseconds: name -> three quartiles of the slower rank's times.
+
+        `probe`: for each rank the quartiles. `stats`: name -> rank -> seconds of activities in calls with statistics.
+        """
+        calls: dict[str, Any] = {n: partial(execute, self.layers[n], self.call, self.out) for n in names}
+        calls["probe"] = self._probe
+        first = in_turns(self.world, calls, 3)
+        turn = float(sum(gathered(self.world, t).max(axis=0).min() for t in first.values()))
+        count = int(self.world.bcast(max(FEWEST, min(MOST, int(seconds / turn)))))
+        times = in_turns(self.world, calls, count)
+        found: dict[str, Any] = {
+            name: (1e3 * np.percentile(gathered(self.world, times[name]).max(axis=0), QUARTILES)).tolist()
+            for name in names
+        }
+        found["probe"] = (1e3 * np.percentile(gathered(self.world, times["probe"]), QUARTILES, axis=1).T).tolist()
+        found["calls"] = count
+        found["stats"] = {name: self._stats(name, max(3, count // 4)) for name in names}
+        return found
+
+    def _stats(self, name: str, count: int) -> list[dict[str, Any]]:
+        """Medians of what the statistics of calls say, rank by rank."""
+        fields = ("dispatch_seconds", "compute_seconds", "combine_seconds", "idle_seconds", "call_seconds")
+        kept: list[Any] = []
+
+        def play() -> None:
+            kept.append(execute(self.layers[name], self.call, self.out, return_stats=True)[1])
+
+        in_turns(self.world, {name: play}, count)
+        mine: dict[str, Any] = {f: float(np.median([getattr(s, f) for s in kept])) for f in fields}
+        mine["rows"], mine["kept"] = list(kept[-1].rows_to_peer), list(kept[-1].kept_rows_to_peer)
+        mine["tiles"] = list(kept[-1].tiles_to_peer)
+        return self.world.allgather(mine)
+
+    def measure(self, seconds: float) -> dict[str, Any]:
+        """All points of the case, and what a simulation of it needs."""
+        found: dict[str, Any] = {
+            "case": asdict(self.case),
+            "kernel": self.kernel(),
+            "probe_rows": self.rows,
+            "probe_operations": self.expert_runs.operations * self.rows * self.held,
+            "points": [{"link": None, **self.point(("fused", "bulk", "stay"), 1.5 * seconds)}],
+        }
+        if self.case.links:
+            network = Network(self.layers["fused"].runtime, self.layers["bulk"]._backend.bulk)
+            for latency, rate in LINKS:
+                network.set(latency, rate)
+                with network:
+                    point = self.point(("fused", "bulk"), seconds)
+                found["points"].append({"link": [latency, rate], **point})
+            network.close()
+        return found
+
+    def ids(self) -> np.ndarray:
+        """[ranks, tokens, k] the routing."""
+        return np.array(self.world.allgather(np.asarray(self.call.ids)))
+
+    def close(self) -> None:
+        for layer in self.layers.values():
+            layer.close()
