@@ -175,7 +175,9 @@ def next_end():
 
 @jit
 def due():
-    """When the next flow ends; NEVER without flows."""
+    """When the next flow ends; NEVER without flows. While an event comes earlier, the result may be too early."""
+    if get(c.CHANGED) != 0 and get(c.EVENTS) > 0 and mem.load(get(c.HEAP)) <= get(c.NETWORK_TIME):
+        return get(c.NETWORK_TIME) + 1  # later than this event, which may begin a flow and change all rates again
     fill()
     return get(c.NETWORK_DUE)
 

@@ -71,11 +71,14 @@ def test_a_route_of_a_fat_tree_leads_to_its_target(tree):
 
 @pytest.mark.parametrize("tree", [FatTree((4, 4), (1, 4), (1.0,)), FatTree((2, 3, 4), (1, 2, 3), (1.0,))])
 def test_shifts_never_share_a_link_of_a_full_fat_tree(tree):
-    """What Zahavi (2010) proves of D-mod-k routing, and no routing by the source's number has in all levels."""
+    """What Zahavi (2010) proves of D-mod-k routing. The routes to a node have one way down."""
     routes = tree.routes(tree.nodes)
     for shift in range(1, tree.nodes):
         used = Counter(name for n in range(tree.nodes) for name in named(routes, n, (n + shift) % tree.nodes))
         assert max(used.values()) == 1
+    for target in range(tree.nodes):
+        into = {name for n in range(tree.nodes) for name in named(routes, n, target) if " in" in name}
+        assert len(into) == len(tree.down)
 
 
 @pytest.mark.parametrize("fly", DRAGONFLIES)
