@@ -78,7 +78,7 @@ def _names(option: str) -> str:
 def machine_of(asked: argparse.Namespace, cfg: MoEConfig) -> tuple[Machine, str]:
     """The machine, and a sentence on where its kernel's rates come from. Raises InputError."""
     from ..simulate import calibrate, machines
-    from ..simulate.machine import Costs, Machine
+    from ..simulate.machine import Costs, Kernel, Machine
 
     preset = machines.PRESETS.get(asked.machine)
     if preset is None:
@@ -86,12 +86,11 @@ def machine_of(asked: argparse.Namespace, cfg: MoEConfig) -> tuple[Machine, str]
         if not path.is_file():
             known = ", ".join(machines.PRESETS)
             raise InputError(f"--machine must be a file or one of {known}, got {asked.machine!r}")
-        text = path.read_text(encoding="utf-8")
-        machine = machines.from_text(text, asked.machine)
-        if "kernel:" in text:
+        machine = machines.load(path)
+        if machine.kernel != Kernel():
             return machine, f"rates of the expert kernel: {asked.machine}"
     else:
-        machine = Machine(links=preset.links)
+        machine = Machine(links=preset.network)
     print("aristos simulate: measuring the expert kernel on this core", file=sys.stderr, flush=True)
     costs = calibrate.rows_costs(cfg, machine.costs) if machine.costs == Costs() else machine.costs
     return replace(

@@ -153,7 +153,7 @@ PAIR_WORDS = 8
 FLOW_WORDS = 4
 
 # events
-RUN, LAND, LAND_CODED, LAND_PUT = range(4)
+RUN, LAND, LAND_CODED, LAND_PUT, BEGIN_FLOW = range(5)
 EVENT_WORDS = 7  # time, number, kind, four arguments
 
 # causes of an early end

@@ -149,7 +149,7 @@ def wire_put(wire, peer, at, source, nbytes):
     if nbytes <= get(c.SMALL_BYTES):
         push(get(c.NOW) + network.latency(pair), c.LAND_PUT, pair, 0, 0, 0)
     else:
-        network.begin(pair, nbytes)
+        network.send(pair, nbytes)
 
 
 @jit

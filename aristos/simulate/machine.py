@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
+
+from .routes import Routes, pairs
 
 
 @dataclass(frozen=True)
@@ -60,23 +63,41 @@ class Kernel:
         return 1e6 * took / np.maximum(1, rows)
 
 
+class Network(Protocol):
+    """The network between nodes: `Links`, or one of topologies.py, trees.py and measured.py."""
+
+    def routes(self, nodes: int) -> Routes:
+        """The links and routes between the first `nodes` nodes. Raises InputError if there are fewer."""
+        ...
+
+
 @dataclass(frozen=True)
 class Links:
-    """The network between nodes. latency: us from node to node. rate: GB/s of a node's link, in each direction."""
+    """A flat network: each node has one link out and one link in, and the network between them is never full.
+
+    latency: us from node to node. rate: GB/s of a node's link, in each direction.
+    """
 
     latency: float = 2.0
     rate: float = 10.0
+
+    def routes(self, nodes: int) -> Routes:
+        source, target = pairs(nodes, nodes, "the network")
+        hops = np.stack([2 * source, 2 * target + 1], axis=1)
+        hops[source == target] = -1
+        names = [f"node {node} {way}" for node in range(nodes) for way in ("out", "in")]
+        return Routes.of(nodes, hops, names, [self.rate] * len(names), np.full(len(source), self.latency))
 
 
 @dataclass(frozen=True)
 class Machine:
     """A machine, as a simulation sees it.
 
-    speeds: rank -> its speed in kernels, copies and combining, as a share of what `kernel` and `costs` say. Other ranks
-    have 1.
+    links: the network between its nodes. speeds: rank -> its speed in kernels, copies and combining, as a share of what
+    `kernel` and `costs` say. Other ranks have 1.
     """
 
     costs: Costs = field(default_factory=Costs)
     kernel: Kernel = field(default_factory=Kernel)
-    links: Links = field(default_factory=Links)
+    links: Network = field(default_factory=Links)
     speeds: dict[int, float] = field(default_factory=dict)

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from .machine import Costs, Kernel, Links, Machine
+from ..topology import texts
+from . import networks
+from .machine import Costs, Kernel, Links, Machine, Network
+from .topologies import Dragonfly, FatTree
+from .values import check_number, is_number
 
 
 @dataclass(frozen=True)
@@ -16,43 +21,68 @@ class Preset:
     The rates of kernels and copies are measured on a core of this machine.
     """
 
-    links: Links
+    network: Network
     source: str
 
 
 PRESETS = {
     "perlmutter-cpu": Preset(
-        Links(latency=2.0, rate=25.0),
-        "NERSC: a CPU node has one Slingshot 11 NIC of 200 Gb/s; latency: HPE's figure of about 2 us between nodes",
+        Dragonfly(groups=12, switches=16, nodes_each=16, between=8, rate=(25.0, 50.0, 25.0), latency=1.3, hop=0.35),
+        "NERSC: 12 groups, each with 16 switches and 256 nodes; a NIC of 200 Gb/s a node. HPE: 2 us between nodes."
+        " Assumed: 2 links between switches, 8 between groups",
     ),
     "infiniband-hdr": Preset(
-        Links(latency=1.2, rate=25.0), "NVIDIA: ConnectX-6, HDR, 200 Gb/s a port; latency: about 1.2 us for a put"
+        FatTree(down=(20, 40), up=(1, 20), rate=(25.0,), latency=0.95, hop=0.13),
+        "NVIDIA: 40-port switches of 200 Gb/s and 130 ns, half of a leaf's ports up: 800 nodes. Assumed: 0.95 us"
+        " for both NICs",
     ),
     "tcp-cloud": Preset(Links(latency=30.0, rate=3.1), "25 Gb/s of a cloud's instance, 30 us between two over TCP"),
 }
 
 
-def from_text(text: str, name: str) -> Machine:
-    """A machine from YAML: mappings `links`, `costs` and `kernel`, with the fields of machine.py. name: for errors.
+def load(path: Path) -> Machine:
+    """A machine from a file. Raises InputError, OSError.
 
-    What the text leaves out has the default of machine.py. Raises InputError for unknown or impossible values.
+    A file whose name ends in .json has measured links or a planner's cluster, and costs and kernel are the defaults;
+    another one is YAML.
+    """
+    if path.suffix == ".json":
+        return Machine(links=networks.from_file(path))
+    return from_text(texts.read(path), str(path), path.parent)
+
+
+def from_text(text: str, name: str, folder: Path = Path()) -> Machine:
+    """A machine from YAML: mappings `links` or `network`, `costs` and `kernel`.
+
+    name: for errors. folder: of the files that the text names. What the text leaves out has the default of machine.py.
+    Raises InputError for unknown or impossible values, and OSError for a named file that cannot be read.
     """
     import yaml
 
     try:
         found = yaml.safe_load(text)
-    except yaml.YAMLError as why:
+    except (yaml.YAMLError, ValueError, RecursionError) as why:
         raise InputError(f"{name} must be YAML: {' '.join(str(why).split())}") from why
-    if not isinstance(found, dict):
-        raise InputError(f"{name} must be a mapping with links, costs or kernel, got {type(found).__name__}")
     kinds = {"links": Links, "costs": Costs, "kernel": Kernel}
-    if unknown := sorted(map(str, found.keys() - kinds.keys())):
-        raise InputError(f"{name} may have {', '.join(kinds)}, got {', '.join(unknown)}")
+    if not isinstance(found, dict):
+        raise InputError(f"{name} must be a mapping with {_PARTS}, got {type(found).__name__}")
+    if unknown := sorted(map(str, found.keys() - {*kinds, "network"})):
+        raise InputError(f"{name} may have {_PARTS}, got {', '.join(unknown)}")
+    if {"links", "network"} <= found.keys():
+        raise InputError(f"{name} may have links or network, got both")
     parts: dict[str, Any] = {}
     for part, kind in kinds.items():
         if part in found:
             parts[part] = _checked(found[part], kind, f"{part} of {name}")
+    if "network" in found:
+        try:
+            parts["links"] = networks.from_mapping(found["network"], folder)
+        except InputError as why:
+            raise InputError(f"network of {name}: {why}") from why
     return replace(Machine(), **parts)
+
+
+_PARTS = "links or network, costs and kernel"
 
 
 def _checked(given: Any, kind: type, what: str) -> Any:
@@ -65,18 +95,13 @@ def _checked(given: Any, kind: type, what: str) -> Any:
     for field, value in given.items():
         if field == "rates":
             _check_rates(value, what)
-        elif not _number(value) or value < 0 or (field == "rate" and value == 0):
-            least = "positive" if field == "rate" else "not negative"
-            raise InputError(f"{field} in {what} must be a {least} number, got {value!r}")
+        else:
+            check_number(f"{field} in {what}", value, positive=field == "rate")
     return kind(**given)
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and value == value and abs(value) < 1e15
 
 
 def _check_rates(rates: Any, what: str) -> None:
     """Raise InputError unless rates are positive GFLOP/s by positive numbers of rows."""
     good = isinstance(rates, dict) and rates and all(type(n) is int and n > 0 for n in rates)
-    if not good or not all(_number(rate) and rate > 0 for rate in rates.values()):
+    if not good or not all(is_number(rate) and rate > 0 for rate in rates.values()):
         raise InputError(f"rates in {what} must be positive GFLOP/s by rows, such as {{1: 8, 384: 400}}, got {rates!r}")

@@ -1,10 +1,11 @@
 """The network between nodes: flows that share links by max-min fairness.
 
-A put of more than SMALL_BYTES bytes is a flow. The flows of one ordered pair of nodes are a class: they use the same
-links, and at any time they have the same rate. A class counts the bytes that a flow would have sent since the
-simulation began. A flow ends when this count has grown by the flow's own bytes, so the count at its end is known when
-the flow begins. Rates are computed again when a flow has begun or ended (progressive filling): the link that has the
-least free capacity for each of its flows fixes their rate, and so on with the remaining flows.
+A put of more than SMALL_BYTES bytes is a flow. It begins when its first byte has come through the route, and the put
+lands when it ends. The flows of one ordered pair of nodes are a class: they use the same links, and at any time they
+have the same rate. A class counts the bytes that a flow would have sent since the simulation began. A flow ends when
+this count has grown by the flow's own bytes, so the count at its end is known when the flow begins. Rates are computed
+again when a flow has begun or ended (progressive filling): the link that has the least free capacity for each of its
+flows fixes their rate, and so on with the remaining flows.
 """
 
 from __future__ import annotations
@@ -44,7 +45,13 @@ def sent(which):
 
 
 @jit
-def begin(pair, nbytes):
+def send(pair, nbytes):
+    """Put `nbytes` between a pair of ranks on different nodes: a flow begins when its first byte has come through."""
+    push(get(c.NOW) + latency(pair), c.BEGIN_FLOW, pair, nbytes, 0, 0)
+
+
+@jit
+def begin(pair, nbytes, time):
     """Begin a flow of `nbytes` between a pair of ranks on different nodes."""
     flow = get(c.FREE_FLOW)
     if get(c.STOP) != 0:
@@ -52,7 +59,7 @@ def begin(pair, nbytes):
     if flow < 0:
         put(c.STOP, c.FULL)
         return
-    advance(max(get(c.NETWORK_TIME), get(c.NOW)))
+    advance(time)
     put(c.FREE_FLOW, mem.load(record(flow) + WORD * c.NEXT_FLOW))
     which = mem.load(entry(c.CLASS_OF_PAIR, pair))
     end = load_real(sent(which)) + nbytes
@@ -168,7 +175,9 @@ def next_end():
 
 @jit
 def due():
-    """When the next flow ends; NEVER without flows."""
+    """When the next flow ends; NEVER without flows. While an event comes earlier, the result may be too early."""
+    if get(c.CHANGED) != 0 and get(c.EVENTS) > 0 and mem.load(get(c.HEAP)) <= get(c.NETWORK_TIME):
+        return get(c.NETWORK_TIME) + 1  # later than this event, which may begin a flow and change all rates again
     fill()
     return get(c.NETWORK_DUE)
 
@@ -191,6 +200,6 @@ def end_flows(time):
             mem.store(count, mem.load(count) - 1)
             put(c.CHANGED, 1)
             pair = mem.load(record(flow) + WORD * c.FLOW_PAIR)
-            push(time + latency(pair), c.LAND_PUT, pair, 0, 0, 0)
+            push(time, c.LAND_PUT, pair, 0, 0, 0)
         if mem.load(count) == 0:
             leave(which)

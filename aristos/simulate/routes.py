@@ -1,12 +1,13 @@
-"""The links between nodes and the route of each ordered pair of nodes, as arrays for compiled code."""
+"""The links of a network and the route of each ordered pair of nodes, as arrays for compiled code."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from .machine import Links
+from ..errors import InputError
 
 
 @dataclass(frozen=True)
@@ -24,21 +25,51 @@ class Routes:
     latency: np.ndarray
 
     @classmethod
-    def flat(cls, nodes: int, links: Links) -> Routes:
-        """Every node has one link into and one link out of a network that is never full."""
-        pairs = [(a, b) for a in range(nodes) for b in range(nodes)]
-        routes = np.array([[2 * a, 2 * b + 1] if a != b else [-1, -1] for a, b in pairs], np.int64).reshape(-1, 2)
-        names = [f"node {a} {way}" for a in range(nodes) for way in ("out", "in")]
-        latency = np.full(nodes * nodes, round(1e3 * links.latency), np.int64)
-        return cls(nodes, names, np.full(2 * nodes, links.rate), routes, latency)
+    def of(
+        cls, nodes: int, hops: np.ndarray, names: Sequence[str], capacity: Sequence[float], latency: np.ndarray
+    ) -> Routes:
+        """Routes on those links that they use, numbered anew.
+
+        hops: [classes, any] the links of each route in order, and -1 at any place where the route has none. names,
+        capacity: of all links; bytes/ns. latency: [classes] us.
+        """
+        order = np.argsort(hops < 0, axis=1, kind="stable")
+        hops = np.take_along_axis(hops, order, axis=1)
+        most = max(1, int((hops >= 0).sum(axis=1).max(initial=0)))
+        hops = hops[:, :most] if hops.shape[1] else np.full((len(hops), 1), -1, np.int64)
+        used = np.unique(hops[hops >= 0])
+        routes = np.where(hops >= 0, np.searchsorted(used, hops), -1).astype(np.int64)
+        numbers = used.tolist()
+        return cls(
+            nodes,
+            [names[link] for link in numbers],
+            np.array([capacity[link] for link in numbers], np.float64),
+            np.ascontiguousarray(routes),
+            np.rint(1e3 * latency).astype(np.int64),
+        )
+
+    @property
+    def least_latency(self) -> float:
+        """ns between the two nodes that are closest, and at most a second."""
+        between = self.latency.reshape(self.nodes, self.nodes)[~np.eye(self.nodes, dtype=bool)]
+        return float(between.min(initial=10**9))
 
     def by_link(self) -> tuple[np.ndarray, np.ndarray]:
         """The classes of each link: (where a link's classes start in the second array, the classes of all links)."""
-        members: list[list[int]] = [[] for _ in self.names]
-        for which, route in enumerate(self.routes.tolist()):
-            for link in route:
-                if link >= 0:
-                    members[link].append(which)
-        starts = np.concatenate([[0], np.cumsum([len(m) for m in members])]).astype(np.int64)
-        flat = [which for m in members for which in m]
-        return starts, np.array(flat or [0], np.int64)
+        which, place = np.nonzero(self.routes >= 0)
+        links = self.routes[which, place]
+        order = np.argsort(links, kind="stable")
+        counts = np.bincount(links, minlength=len(self.names))
+        starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        return starts, np.ascontiguousarray(which[order]) if len(order) else np.array([0], np.int64)
+
+
+def pairs(nodes: int, most: int, what: str) -> tuple[np.ndarray, np.ndarray]:
+    """(source, target) of each class. Raises InputError if there are more nodes than the network has.
+
+    most: how many nodes the network has. what: its name.
+    """
+    if nodes > most:
+        raise InputError(f"{what} has {most} nodes, and {nodes} are asked for: lower --nodes, or describe a larger one")
+    every = np.arange(nodes)
+    return np.repeat(every, nodes), np.tile(every, nodes)

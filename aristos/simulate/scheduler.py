@@ -47,6 +47,8 @@ def step():
         mem.copy_row(b, x, y)
         landed(a, time)
         wake(a % get(c.WORLD), time)
+    elif kind == c.BEGIN_FLOW:
+        network.begin(a, b, time)
     else:
         landed(a, time)
     return -1

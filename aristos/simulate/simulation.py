@@ -23,12 +23,11 @@ from ..row_types import ROW_TYPES
 from ..substrate.cpu.runtime import BATCH
 from ..transport.capacity import free_memory
 from . import control as c
-from . import copied
+from . import copied, flows
 from .control import CONTROL
 from .machine import Machine
 from .rank import Decisions, Layer, Rank, received
 from .regions import Regions
-from .routes import Routes
 
 Schedule = Literal["fused", "bulk"]
 FLOWS_EACH = 64  # for each rank there is space for so many flows; more for each pair of ranks
@@ -64,6 +63,7 @@ class Simulation:
         self.schedule = schedule
         world = len(nodes.node_of)
         self.world, self.actors = world, world * workers
+        self.routes = machine.links.routes(nodes.count)
         foreign = max(len(layer.foreign(nodes, rank)) for rank in range(world))
         shape = shape_of(world, layer.placement, foreign=foreign, **widths(layer.cfg))
         self.regions = Regions(shape, nodes)
@@ -115,7 +115,7 @@ class Simulation:
             (c.MEMORY, self.regions.base), (c.SMALL_BYTES, 512), (c.AHEAD, self._ahead()),
         ):  # fmt: skip
             self._set(word, value)
-        most = 4 * self.actors + 4 * world * world + 1024
+        most = 4 * self.actors + 12 * world * world + FLOWS_EACH * world + 1024
         self._point(c.HEAP, self._words(most, c.EVENT_WORDS))
         self._set(c.EVENTS_MOST, most)
         self._point(c.PAIRS, self.pairs)
@@ -131,7 +131,7 @@ class Simulation:
         if self.workers > 1:
             return 0
         local = len(set(self.nodes.node_of)) < self.world
-        return min(self.machine.costs.local if local else np.inf, 1e3 * self.machine.links.latency)
+        return min(self.machine.costs.local if local else np.inf, self.routes.least_latency)
 
     def _fill_costs(self) -> None:
         costs, kernel, number = self.machine.costs, self.machine.kernel, ROW_TYPES[self.layer.cfg.dtype].nbytes
@@ -168,32 +168,15 @@ class Simulation:
             ranks[rank, c.SLOWNESS] = round(1024 / self.machine.speeds.get(rank, 1.0))
 
     def _fill_network(self) -> None:
-        self.routes = routes = Routes.flat(self.nodes.count, self.machine.links)
-        classes, links = len(routes.routes), len(routes.names)
         node = np.unique(self.nodes.node_of, return_inverse=True)[1]
         of_pair = node[:, None] * self.nodes.count + node[None, :]
         of_pair[node[:, None] == node[None, :]] = -1
-        self._point(c.CLASS_OF_PAIR, np.ascontiguousarray(of_pair.astype(np.int64)))
-        starts, members = routes.by_link()
-        for word, array in (
-            (c.ROUTES, np.ascontiguousarray(routes.routes)), (c.CAPACITY, routes.capacity.astype(np.float64)),
-            (c.LATENCY, routes.latency), (c.LINK_STARTS, starts), (c.LINK_CLASSES, members),
-            (c.CLASS_FLOWS, self._words(classes)), (c.CLASS_NUMBERS, np.zeros(2 * classes)),
-            (c.CLASS_FIRST, np.full(classes, -1, np.int64)), (c.SHARES, np.zeros(links)),
-            (c.COUNTS, self._words(links)), (c.FIXED, self._words(classes)),
-            (c.ACTIVE, self._words(classes)), (c.PLACES, self._words(classes)),
-        ):  # fmt: skip
+        arrays, numbers = flows.words(self.routes, of_pair, FLOWS_EACH * self.world + 8 * self.world * self.world)
+        for word, array in arrays.items():
             self._point(word, array)
-        self.link_bytes = self._point(c.LINK_BYTES, np.zeros(links))
-        most = FLOWS_EACH * self.world + 8 * self.world * self.world
-        flows = self._point(c.FLOWS, self._words(most, c.FLOW_WORDS))
-        flows[:, c.NEXT_FLOW] = np.arange(1, most + 1)
-        flows[-1, c.NEXT_FLOW] = -1
-        for word, value in (
-            (c.CLASSES, classes), (c.LINKS, links), (c.ROUTE_MOST, routes.routes.shape[1]), (c.FLOWS_MOST, most),
-            (c.FREE_FLOW, 0), (c.NETWORK_DUE, c.NEVER),
-        ):  # fmt: skip
+        for word, value in numbers.items():
             self._set(word, value)
+        self.link_bytes = arrays[c.LINK_BYTES]
 
     # ------------------------------------------------------------ the run
 

@@ -6,14 +6,15 @@ import numpy as np
 import pytest
 
 from aristos.simulate import control as c
-from aristos.simulate import network
+from aristos.simulate import events, flows, network
 from aristos.simulate.control import CONTROL
+from aristos.simulate.routes import Routes
 
 pytestmark = pytest.mark.slow
 
 
 class Network:
-    """Random classes of flows on random routes, as `Simulation` lays them out."""
+    """Random classes of flows on random routes of 1 to 4 links."""
 
     def __init__(self, rng: np.random.Generator, classes: int, links: int) -> None:
         CONTROL[:] = 0
@@ -22,25 +23,15 @@ class Network:
             chosen = rng.choice(links, size=rng.integers(1, min(4, links) + 1), replace=False)
             route[: len(chosen)] = chosen
         self.capacity = rng.uniform(0.5, 20, links)
-        members = [[w for w, route in enumerate(self.routes) if link in route] for link in range(links)]
-        starts = np.concatenate([[0], np.cumsum([len(m) for m in members])]).astype(np.int64)
-        flows = np.zeros((512, c.FLOW_WORDS), np.int64)
-        flows[:, c.NEXT_FLOW] = [*range(1, 512), -1]
-        self.numbers, self.crossed = np.zeros(2 * classes), np.zeros(links)
-        self.heap = np.zeros((1024, c.EVENT_WORDS), np.int64)
-        self.kept = {
-            c.ROUTES: self.routes, c.CAPACITY: self.capacity, c.LATENCY: np.zeros(classes, np.int64),
-            c.LINK_STARTS: starts, c.LINK_CLASSES: np.array([w for m in members for w in m] or [0], np.int64),
-            c.CLASS_OF_PAIR: np.arange(classes), c.CLASS_FLOWS: np.zeros(classes, np.int64),
-            c.CLASS_NUMBERS: self.numbers, c.CLASS_FIRST: np.full(classes, -1, np.int64), c.SHARES: np.zeros(links),
-            c.COUNTS: np.zeros(links, np.int64), c.FIXED: np.zeros(classes, np.int64), c.LINK_BYTES: self.crossed,
-            c.ACTIVE: np.zeros(classes, np.int64), c.PLACES: np.zeros(classes, np.int64), c.FLOWS: flows,
-            c.HEAP: self.heap,
-        }  # fmt: skip
-        for word, array in self.kept.items():
+        names = [f"link {n}" for n in range(links)]
+        routes = Routes(1, names, self.capacity, self.routes, np.zeros(classes, np.int64))
+        self.arrays, numbers = flows.words(routes, np.arange(classes), 512)
+        self.arrays[c.HEAP] = np.zeros((1024, c.EVENT_WORDS), np.int64)
+        self.numbers, self.crossed = self.arrays[c.CLASS_NUMBERS], self.arrays[c.LINK_BYTES]
+        for word, array in self.arrays.items():
             CONTROL[word] = array.ctypes.data
-        CONTROL[[c.CLASSES, c.LINKS, c.ROUTE_MOST, c.FLOWS_MOST, c.EVENTS_MOST]] = classes, links, 4, 512, 1024
-        CONTROL[c.NETWORK_DUE] = c.NEVER
+        for word, value in {**numbers, c.EVENTS_MOST: 1024}.items():
+            CONTROL[word] = value
 
     def rates(self) -> np.ndarray:
         network.fill()
@@ -71,12 +62,12 @@ def test_rates_are_max_min_fair(seed):
     rng = np.random.default_rng(seed)
     classes, links = int(rng.integers(1, 30)), int(rng.integers(1, 12))
     net = Network(rng, classes, links)
-    flows = rng.integers(0, 5, classes)
-    for which, count in enumerate(flows):
+    counts = rng.integers(0, 5, classes)
+    for which, count in enumerate(counts):
         for _ in range(count):
-            network.begin(which, int(rng.integers(1, 10_000)))
+            network.begin(which, int(rng.integers(1, 10_000)), 0)
     found = net.rates()
-    assert np.allclose(found[flows > 0], fair(net.routes, net.capacity, flows)[flows > 0], rtol=1e-9)
+    assert np.allclose(found[counts > 0], fair(net.routes, net.capacity, counts)[counts > 0], rtol=1e-9)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -86,7 +77,7 @@ def test_every_byte_crosses_each_link_of_its_route_once(seed):
     sizes = rng.integers(1, 100_000, (12, 3))
     for which, each in enumerate(sizes):
         for nbytes in each:
-            network.begin(which, int(nbytes))
+            network.begin(which, int(nbytes), 0)
     while (due := network.due()) != c.NEVER:
         network.end_flows(due)
     wanted = [sum(int(s.sum()) for route, s in zip(net.routes, sizes) if link in route) for link in range(6)]
@@ -95,9 +86,20 @@ def test_every_byte_crosses_each_link_of_its_route_once(seed):
     assert (net.crossed <= net.capacity * CONTROL[c.NETWORK_TIME] * (1 + 1e-9)).all()
 
 
-def test_events_come_in_order_of_time_then_of_their_addition():
-    from aristos.simulate import events
+def test_a_flow_begins_after_the_latency_of_its_route():
+    net = Network(np.random.default_rng(0), 1, 1)
+    net.arrays[c.LATENCY][0] = 700
+    CONTROL[c.NOW] = 50
+    network.send(0, 1000)
+    time, kind, *rest = events.pop()
+    assert (time, kind, rest) == (750, c.BEGIN_FLOW, [0, 1000, 0, 0])
+    network.begin(0, 1000, time)
+    network.end_flows(network.due())
+    time, kind, *rest = events.pop()
+    assert (time, kind, rest) == (750 + int(np.ceil(1000 / net.capacity[0])), c.LAND_PUT, [0, 0, 0, 0])
 
+
+def test_events_come_in_order_of_time_then_of_their_addition():
     heap = np.zeros((200, c.EVENT_WORDS), np.int64)
     CONTROL[:] = 0
     CONTROL[c.HEAP], CONTROL[c.EVENTS_MOST] = heap.ctypes.data, 200

@@ -1,0 +1,41 @@
+"""The words of a simulation that network.py reads, for the routes of a network."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..primitives.buffers import aligned
+from . import control as c
+from .routes import Routes
+
+
+def words(routes: Routes, class_of_pair: np.ndarray, most: int) -> tuple[dict[int, np.ndarray], dict[int, int]]:
+    """(arrays, numbers) by words of control.py. An array's word holds its address.
+
+    class_of_pair: the class of each ordered pair of ranks, -1 within a node. most: how many flows there may be at once.
+    """
+    classes, links = len(routes.routes), len(routes.names)
+    starts, members = routes.by_link()
+    flows = _zeros(most, c.FLOW_WORDS)
+    flows[:, c.NEXT_FLOW] = np.arange(1, most + 1)
+    flows[-1, c.NEXT_FLOW] = -1
+    arrays = {
+        c.CLASS_OF_PAIR: np.ascontiguousarray(class_of_pair, np.int64),
+        c.ROUTES: routes.routes, c.CAPACITY: routes.capacity, c.LATENCY: routes.latency,
+        c.LINK_STARTS: starts, c.LINK_CLASSES: members,
+        c.CLASS_FLOWS: _zeros(classes), c.CLASS_NUMBERS: np.zeros(2 * classes),
+        c.CLASS_FIRST: np.full(classes, -1, np.int64), c.FIXED: _zeros(classes), c.ACTIVE: _zeros(classes),
+        c.PLACES: _zeros(classes), c.SHARES: np.zeros(links), c.COUNTS: _zeros(links), c.LINK_BYTES: np.zeros(links),
+        c.FLOWS: flows,
+    }  # fmt: skip
+    numbers = {
+        c.CLASSES: classes, c.LINKS: links, c.ROUTE_MOST: routes.routes.shape[1], c.FLOWS_MOST: most, c.FREE_FLOW: 0,
+        c.NETWORK_DUE: c.NEVER,
+    }  # fmt: skip
+    return arrays, numbers
+
+
+def _zeros(*shape: int) -> np.ndarray:
+    made = aligned((int(np.prod(shape)),), np.int64)
+    made[:] = 0
+    return made.reshape(shape)
