@@ -141,7 +141,8 @@ def planted(bug: Bug, folder: Path) -> Path:
 def milliseconds(package: Path, part: str, bug: Bug, launcher: list[str]) -> float:
     """What one run of this file with a package prints."""
     values = [*map(str, bug.layer), *map(str, bug.link)]
-    start = f"import runpy, sys; sys.path[0] = {str(package)!r}; runpy.run_path({str(Path(__file__).resolve())!r}, run_name='__main__')"
+    here = str(Path(__file__).resolve())
+    start = f"import runpy, sys; sys.path[0] = {str(package)!r}; runpy.run_path({here!r}, run_name='__main__')"
     words = [*(launcher if part == "real" else []), sys.executable, "-c", start, part, *values]
     env = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(words, env=env, cwd=package, capture_output=True, text=True, timeout=600)

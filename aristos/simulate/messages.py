@@ -52,7 +52,7 @@ def send(source, target, nbytes):
     if nbytes <= get(c.SMALL_BYTES):
         push(get(c.NOW) + network.latency(pair), c.LAND_PUT, pair, 0, 0, 0)
     else:
-        network.begin(pair, nbytes)
+        network.send(pair, nbytes)
 
 
 @jit

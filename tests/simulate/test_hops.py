@@ -1,4 +1,4 @@
-"""A layer's calls on networks whose routes have several links: bytes are conserved, and no link exceeds its capacity."""
+"""A layer's calls on networks whose routes have several links: no byte is lost, and no link exceeds its capacity."""
 
 from __future__ import annotations
 
