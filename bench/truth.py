@@ -57,11 +57,10 @@ def measure(asked: argparse.Namespace) -> None:
         found.append(runs.measure(asked.seconds))
         routings[case.key] = runs.ids()
         runs.close()
-        if world.lead:
+        if world.lead:  # each case is kept at once
             print(f"{time.monotonic() - started:4.0f} s  {case.key}", file=sys.stderr, flush=True)
-    if world.lead:
-        asked.file.parent.mkdir(parents=True, exist_ok=True)
-        np.savez_compressed(asked.file, found=np.array(json.dumps(found)), **routings)
+            asked.file.parent.mkdir(parents=True, exist_ok=True)
+            np.savez_compressed(asked.file, found=np.array(json.dumps(found)), **routings)
 
 
 # ---------------------------------------------------------------- simulations
@@ -92,13 +91,15 @@ class Simulated:
         self.which = which
         self.costs: dict[str, Costs] = {}
         for dtype in dict.fromkeys(each["case"]["dtype"] for each in self.found):
-            self.costs[dtype] = self._fit([e for e in self.found if e["case"]["dtype"] == dtype and calibrates(e)])
+            layers = [each for each in self.found if each["case"]["dtype"] == dtype and calibrates(each)]
+            self.costs[dtype] = fit.costs(Costs(), [self._observed(each) for each in layers])
 
     def call(self, found: dict[str, Any], point: dict[str, Any], name: str, costs: Costs) -> float:
         """Milliseconds of a simulated call."""
         case = Case(**found["case"])
-        kernel = Kernel(call=0.0, rates={int(rows): rate for rows, rate in found["kernel"].items()})
-        table = kernel.table(found["probe_rows"])
+        first, second = found["kernels"]
+        table = Kernel(call=0.0, rates={int(rows): rate for rows, rate in first.items()}).table(found["probe_rows"])
+        kernel = Kernel(call=0.0, rates={int(rows): 2 / (1 / first[rows] + 1 / second[rows]) for rows in first})
         expected = found["probe_operations"] * 1e-6 * table[found["probe_rows"]] * 1e-6  # ms
         speeds = {rank: expected / ms[self.which] for rank, ms in enumerate(point["probe"])}
         if point["link"] is not None:
@@ -112,32 +113,24 @@ class Simulated:
         sim.run()
         return float(np.median(Outcome.of(sim).calls[1:]))
 
-    def _fit(self, layers: list[dict[str, Any]]) -> Costs:
-        """Costs that fit the layers of the calibration."""
-        observed = [self._observed(each) for each in layers]
-        costs = replace(fit.rows(Costs(), observed), call=0.0, collective=0.0, collective_kib=0.0)
-        complete = []
-        for each, o in zip(layers, observed):
-            fused, bulk = (1e6 * self.call(each, each["points"][0], name, costs) for name in ("fused", "bulk"))
-            complete.append(replace(o, simulated_fused=fused, simulated_bulk=bulk))
-        return fit.calls(costs, complete)
-
     def _observed(self, found: dict[str, Any]) -> fit.Observed:
+        """What a layer of the calibration showed, as means over the ranks."""
         case, point = Case(**found["case"]), found["points"][0]
+        fused, bulk = (point["stats"][name] for name in ("fused", "bulk"))
+        own = [each["rows"][rank] for rank, each in enumerate(fused)]
+        moved = [sum(each["rows"]) - n for each, n in zip(fused, own)]
         width = ROW_TYPES[case.dtype].nbytes * case.hidden
-        stats = point["stats"]["fused"]
-        own = [each["rows"][rank] for rank, each in enumerate(stats)]
-        moved = [sum(each["rows"]) - n for each, n in zip(stats, own)]
+        busy = max(e["compute_seconds"] + e["dispatch_seconds"] + e["combine_seconds"] for e in bulk)
         return fit.Observed(
             tokens=case.tokens,
             row_bytes=width,
             choices=case.top_k,
             moved=round(float(np.mean(moved))),
             collective_kib=float(np.mean([2 * (n + m) for n, m in zip(own, moved)])) * width / fit.KIB,
-            dispatch=1e9 * float(np.mean([each["dispatch_seconds"] for each in stats])),
-            combine=1e9 * float(np.mean([each["combine_seconds"] for each in stats])),
-            fused=1e6 * point["fused"][self.which],
-            bulk=1e6 * point["bulk"][self.which],
+            dispatch=1e9 * float(np.mean([each["dispatch_seconds"] for each in fused])),
+            combine=1e9 * float(np.mean([each["combine_seconds"] for each in fused])),
+            outside=1e6 * point["fused"][1] - 1e9 * max(each["call_seconds"] for each in fused),
+            between=1e6 * point["bulk"][1] - 1e9 * busy,
         )
 
     def points(self) -> list[Point]:

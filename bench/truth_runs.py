@@ -63,10 +63,18 @@ class Case:
         )
 
     @property
-    def other(self) -> MoEConfig:
-        """A layer of another shape, whose experts have about as many weights."""
-        hidden = max(self.hidden + STEP, round(1.25 * self.hidden / STEP) * STEP)
-        return replace(self.cfg, hidden=hidden, ffn=max(STEP, round(0.8 * self.ffn / STEP) * STEP))
+    def others(self) -> list[MoEConfig]:
+        """Two layers of other shapes, one wider and one narrower, whose experts have about as many weights."""
+
+        def near(width: float, other: int) -> int:
+            """The multiple of STEP next to a width, but not `other`."""
+            found = max(STEP, round(width / STEP) * STEP)
+            return found if found != other else found + STEP
+
+        return [
+            replace(self.cfg, hidden=near(1.25 * self.hidden, self.hidden), ffn=near(0.8 * self.ffn, 0)),
+            replace(self.cfg, hidden=near(0.8 * self.hidden, 0), ffn=near(1.25 * self.ffn, self.ffn)),
+        ]
 
     @property
     def key(self) -> str:
@@ -123,32 +131,45 @@ class Runs:
         }
         self.out = np.empty_like(self.call.x)
         self.held = case.experts // world.size
-        self.expert_runs = calibrate.ExpertRuns(case.other, self.held)
+        self.expert_runs = calibrate.ExpertRuns(case.others[0], self.held)
         rows = case.tokens * world.size * case.top_k // case.experts
         self.rows = max(1, min(max(calibrate.ROWS), rows))
         self.probe = self.expert_runs.of(self.rows)
 
-    def kernel(self) -> dict[str, Any]:
-        """Rates of the expert kernel of the other shape: the best rank's, because a rank may be disturbed."""
-        self.world.barrier()
-        rates = calibrate.kernel(self.case.other, self.held).rates
-        best = np.max(self.world.allgather(list(rates.values())), axis=0)
-        return dict(zip(map(str, rates), best.tolist()))
+    def kernels(self) -> list[dict[str, float]]:
+        """Rates of the expert kernel of each other shape: the best rank's, because a rank may be disturbed."""
+        found = []
+        for cfg in self.case.others:
+            self.world.barrier()
+            rates = calibrate.kernel(cfg, self.held).rates
+            best = np.max(self.world.allgather(list(rates.values())), axis=0)
+            found.append(dict(zip(map(str, rates), best.tolist())))
+        return found
 
     def _probe(self) -> None:
         for _ in range(self.held):
             self.probe()
 
-    def point(self, names: tuple[str, ...], seconds: float) -> dict[str, Any]:
+    def point(self, names: tuple[str, ...], seconds: float, statistics: bool = False) -> dict[str, Any]:
         """Times of calls in turns, and the probe's. Milliseconds: name -> three quartiles of the slower rank's times.
 
-        `probe`: for each rank the quartiles. `stats`: name -> rank -> seconds of activities in calls with statistics.
+        `probe`: for each rank the quartiles. statistics: whether calls with statistics take turns too; then `stats` has
+        name -> rank -> medians of seconds of activities, and counts of rows.
         """
+        kept: dict[str, list[Any]] = {name: [] for name in names}
+
+        def with_statistics(name: str) -> None:
+            kept[name].append(execute(self.layers[name], self.call, self.out, return_stats=True)[1])
+
         calls: dict[str, Any] = {n: partial(execute, self.layers[n], self.call, self.out) for n in names}
         calls["probe"] = self._probe
+        if statistics:
+            calls |= {f"{name} with statistics": partial(with_statistics, name) for name in names}
         first = in_turns(self.world, calls, 3)
         turn = float(sum(gathered(self.world, t).max(axis=0).min() for t in first.values()))
         count = int(self.world.bcast(max(FEWEST, min(MOST, int(seconds / turn)))))
+        for stats in kept.values():
+            stats.clear()
         times = in_turns(self.world, calls, count)
         found: dict[str, Any] = {
             name: (1e3 * np.percentile(gathered(self.world, times[name]).max(axis=0), QUARTILES)).tolist()
@@ -156,31 +177,18 @@ class Runs:
         }
         found["probe"] = (1e3 * np.percentile(gathered(self.world, times["probe"]), QUARTILES, axis=1).T).tolist()
         found["calls"] = count
-        found["stats"] = {name: self._stats(name, max(3, count // 4)) for name in names}
+        if statistics:
+            found["stats"] = {name: self.world.allgather(_statistics(kept[name])) for name in names}
         return found
-
-    def _stats(self, name: str, count: int) -> list[dict[str, Any]]:
-        """Medians of what the statistics of calls say, rank by rank."""
-        fields = ("dispatch_seconds", "compute_seconds", "combine_seconds", "idle_seconds", "call_seconds")
-        kept: list[Any] = []
-
-        def play() -> None:
-            kept.append(execute(self.layers[name], self.call, self.out, return_stats=True)[1])
-
-        in_turns(self.world, {name: play}, count)
-        mine: dict[str, Any] = {f: float(np.median([getattr(s, f) for s in kept])) for f in fields}
-        mine["rows"], mine["kept"] = list(kept[-1].rows_to_peer), list(kept[-1].kept_rows_to_peer)
-        mine["tiles"] = list(kept[-1].tiles_to_peer)
-        return self.world.allgather(mine)
 
     def measure(self, seconds: float) -> dict[str, Any]:
         """All points of the case, and what a simulation of it needs."""
         found: dict[str, Any] = {
             "case": asdict(self.case),
-            "kernel": self.kernel(),
+            "kernels": self.kernels(),
             "probe_rows": self.rows,
             "probe_operations": self.expert_runs.operations * self.rows * self.held,
-            "points": [{"link": None, **self.point(("fused", "bulk", "stay"), 1.5 * seconds)}],
+            "points": [{"link": None, **self.point(("fused", "bulk", "stay"), 3 * seconds, True)}],
         }
         if self.case.links:
             network = Network(self.layers["fused"].runtime, self.layers["bulk"]._backend.bulk)
@@ -199,3 +207,10 @@ class Runs:
     def close(self) -> None:
         for layer in self.layers.values():
             layer.close()
+
+
+def _statistics(calls: list[Any]) -> dict[str, Any]:
+    """Medians of seconds in the statistics of calls, and the last call's rows to each rank."""
+    fields = ("dispatch_seconds", "compute_seconds", "combine_seconds", "idle_seconds", "call_seconds")
+    found: dict[str, Any] = {name: float(np.median([getattr(s, name) for s in calls])) for name in fields}
+    return {**found, "rows": list(calls[-1].rows_to_peer), "kept": list(calls[-1].kept_rows_to_peer)}

@@ -10,15 +10,17 @@ import numpy as np
 from .machine import Costs
 
 KIB = 1024
+COLLECTIVES = 3  # of a bulk call: one for the counts of rows, two for rows
 
 
 @dataclass(frozen=True)
 class Observed:
-    """Real calls of a layer on one rank, and how long a simulation with free calls and collectives says they take.
+    """Real calls of a layer on one rank.
 
     tokens: of the rank. row_bytes: of a row. choices: rows that a token combines. moved: rows copied to peers.
-    collective_kib: KiB that a bulk call's collectives copy. Times are in ns: dispatch, combine (all of a fused call's),
-    fused, bulk (a call's), simulated_fused, simulated_bulk.
+    collective_kib: KiB that a bulk call's collectives copy. Times are in ns: dispatch, combine (of a fused call),
+    outside (a fused call's before and after its loop), between (a bulk call's in which no kernel and no copy runs on
+    the rank that has most of both).
     """
 
     tokens: int
@@ -28,28 +30,29 @@ class Observed:
     collective_kib: float
     dispatch: float
     combine: float
-    fused: float
-    bulk: float
-    simulated_fused: float = 0.0
-    simulated_bulk: float = 0.0
+    outside: float
+    between: float
 
 
-def rows(costs: Costs, observed: Sequence[Observed]) -> Costs:
-    """Costs with the costs of copying and combining rows that fit the observed calls best, relative to each."""
+def costs(given: Costs, observed: Sequence[Observed]) -> Costs:
+    """Costs that fit the observed calls best, relative to each call; those that calls do not show are `given`.
+
+    A call's cost outside of its loop is that of the observed calls that have least of it.
+    """
     copies = _fitted([(o.moved, o.moved * o.row_bytes / KIB, o.dispatch) for o in observed])
     combined = _fitted([(o.tokens, o.tokens * o.choices * o.row_bytes / KIB, o.combine) for o in observed])
-    return replace(costs, copy_row=copies[0], copy_kib=copies[1], combine_token=combined[0], combine_kib=combined[1])
-
-
-def calls(costs: Costs, observed: Sequence[Observed], collectives: int = 3) -> Costs:
-    """Costs with the costs of calls and collectives that simulated times lack.
-
-    The cost of a call is the median of what simulated fused calls lack. A bulk call has `collectives` collectives.
-    """
-    call = max(0.0, float(np.median([o.fused - o.simulated_fused for o in observed])))
-    lacking = [(float(collectives), o.collective_kib, o.bulk - o.simulated_bulk - call) for o in observed]
-    collective, kib = _fitted([(a, b, max(0.0, c)) for a, b, c in lacking])
-    return replace(costs, call=call, collective=collective, collective_kib=kib)
+    call = max(0.0, min(o.outside for o in observed))
+    collective = _fitted([(COLLECTIVES, o.collective_kib, max(0.0, o.between - call)) for o in observed])
+    return replace(
+        given,
+        copy_row=copies[0],
+        copy_kib=copies[1],
+        combine_token=combined[0],
+        combine_kib=combined[1],
+        call=call,
+        collective=collective[0],
+        collective_kib=collective[1],
+    )
 
 
 def _fitted(equations: Sequence[tuple[float, float, float]]) -> tuple[float, float]:
@@ -58,11 +61,10 @@ def _fitted(equations: Sequence[tuple[float, float, float]]) -> tuple[float, flo
     if not len(table):
         return 0.0, 0.0
     scaled, ones = table[:, :2] / table[:, 2:], np.ones(len(table))
-    best, least = (0.0, 0.0), np.inf
     both = np.linalg.lstsq(scaled, ones, rcond=None)[0]
     alone = [float(column @ ones / max(1e-300, column @ column)) for column in scaled.T]
-    for x, y in ((both[0], both[1]), (alone[0], 0.0), (0.0, alone[1])):
-        error = float(((scaled @ [x, y] - ones) ** 2).sum())
-        if x >= 0 and y >= 0 and error < least:
-            best, least = (float(x), float(y)), error
-    return best
+    found = [(float(both[0]), float(both[1])), (alone[0], 0.0), (0.0, alone[1])]
+    return min(
+        (each for each in found if min(each) >= 0),
+        key=lambda each: float(((scaled @ np.array(each) - ones) ** 2).sum()),
+    )
