@@ -57,12 +57,7 @@ def from_text(text: str, name: str, folder: Path = Path()) -> Machine:
     name: for errors. folder: of the files that the text names. What the text leaves out has the default of machine.py.
     Raises InputError for unknown or impossible values, and OSError for a named file that cannot be read.
     """
-    import yaml
-
-    try:
-        found = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as why:
-        raise InputError(f"{name} must be YAML: {' '.join(str(why).split())}") from why
+    found = _parsed(text, name)
     kinds = {"links": Links, "costs": Costs, "kernel": Kernel}
     if not isinstance(found, dict):
         raise InputError(f"{name} must be a mapping with {_PARTS}, got {type(found).__name__}")
@@ -83,6 +78,22 @@ def from_text(text: str, name: str, folder: Path = Path()) -> Machine:
 
 
 _PARTS = "links or network, costs and kernel"
+
+
+def _parsed(text: str, name: str) -> Any:
+    """What a text in YAML holds. Raises InputError, also for aliases, with which a short text can be endless."""
+    try:
+        import yaml
+    except ImportError:
+        raise InputError(f"{name} needs PyYAML: pip install 'aristos[topo]'") from None
+    try:
+        aliases = any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text))
+        found = None if aliases else yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as why:
+        raise InputError(f"{name} must be YAML: {' '.join(str(why).split())}") from why
+    if aliases:
+        raise InputError(f"{name} must have no aliases: write the text out")
+    return found
 
 
 def _checked(given: Any, kind: type, what: str) -> Any:

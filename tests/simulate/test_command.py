@@ -34,6 +34,7 @@ FILE = "links: {latency: 1.5, rate: 12}\nkernel: {call: 0, rates: {1: 10, 384: 1
         ("kernel: {rates: {}}", "rates in kernel of m.yaml must be positive GFLOP/s by rows"),
         ("kernel: {rates: {0: 5}}", "rates in kernel of m.yaml must be positive GFLOP/s by rows"),
         ("links: {", "m.yaml must be YAML"),
+        ("links: &a {rate: 1}\ncosts: *a", "m.yaml must have no aliases"),
     ],
 )
 def test_a_wrong_machine_is_refused(text, message):
