@@ -28,13 +28,13 @@ class Preset:
 PRESETS = {
     "perlmutter-cpu": Preset(
         Dragonfly(groups=12, switches=16, nodes_each=16, between=8, rate=(25.0, 50.0, 25.0), latency=1.3, hop=0.35),
-        "NERSC: 12 groups, each with 16 switches and 256 nodes; a NIC of 200 Gb/s a node. HPE: 2 us between nodes."
-        " Assumed: 2 links between switches, 8 between groups",
+        "NERSC: a dragonfly group a cabinet, of 16 switches and 256 nodes with a NIC of 200 Gb/s. HPE's Slingshot: 0.35"
+        " us a switch, 2 us between nodes. Assumed: 50 GB/s between switches, 8 links of 25 GB/s between groups",
     ),
     "infiniband-hdr": Preset(
         FatTree(down=(20, 40), up=(1, 20), rate=(25.0,), latency=0.95, hop=0.13),
-        "NVIDIA: 40-port switches of 200 Gb/s and 130 ns, half of a leaf's ports up: 800 nodes. Assumed: 0.95 us"
-        " for both NICs",
+        "NVIDIA: HDR switches with 40 ports of 200 Gb/s, here half of a leaf's ports up, 800 nodes. Assumed: 0.13 us a"
+        " link and 0.95 us for both NICs, 1.2 us on one leaf",
     ),
     "tcp-cloud": Preset(Links(latency=30.0, rate=3.1), "25 Gb/s of a cloud's instance, 30 us between two over TCP"),
 }

@@ -173,7 +173,8 @@ class Torus:
         """The routes between the first `nodes` nodes."""
         source, target = pairs(nodes, self.nodes, "the torus")
         rates = by_level("rate", self.rate, len(self.size))
-        axes, here, stride, columns = len(self.size), source, 1, []
+        axes, here, stride = len(self.size), source, 1
+        columns: list[np.ndarray] = []
         for axis, size in enumerate(self.size):
             start, ahead = source // stride % size, (target // stride - source // stride) % size
             upward = (2 * ahead < size) | ((2 * ahead == size) & (start != size // 2))

@@ -94,6 +94,15 @@ def test_more_ranks_than_memory_holds_are_refused():
         Simulation(layer, Nodes.of(512, 8), Machine())
 
 
+def test_a_job_that_does_not_fit_the_network_is_refused(tmp_path, capsys):
+    machine = tmp_path / "machine.yaml"
+    machine.write_text("network: {torus: [2, 2], rate: 10}")
+    argv = ["--machine", str(machine), "--nodes", "5", "--model", "c"]
+    assert exit_code("aristos simulate", lambda: simulate.main(argv)) == 2
+    said = "aristos simulate: the torus has 4 nodes, and 5 are asked for: lower --nodes, or describe a larger one\n"
+    assert capsys.readouterr().err == said
+
+
 @pytest.mark.slow
 def test_the_command_prints_what_it_found(tmp_path, capsys):
     machine = tmp_path / "machine.yaml"
