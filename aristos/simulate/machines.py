@@ -28,13 +28,13 @@ class Preset:
 PRESETS = {
     "perlmutter-cpu": Preset(
         Dragonfly(groups=12, switches=16, nodes_each=16, between=8, rate=(25.0, 50.0, 25.0), latency=1.3, hop=0.35),
-        "NERSC: 12 groups, each with 16 switches and 256 nodes; a NIC of 200 Gb/s a node. HPE: 2 us between nodes."
-        " Assumed: 2 links between switches, 8 between groups",
+        "NERSC: a dragonfly group a cabinet, of 16 switches and 256 nodes with a NIC of 200 Gb/s. HPE's Slingshot: 0.35"
+        " us a switch, 2 us between nodes. Assumed: 50 GB/s between switches, 8 links of 25 GB/s between groups",
     ),
     "infiniband-hdr": Preset(
         FatTree(down=(20, 40), up=(1, 20), rate=(25.0,), latency=0.95, hop=0.13),
-        "NVIDIA: 40-port switches of 200 Gb/s and 130 ns, half of a leaf's ports up: 800 nodes. Assumed: 0.95 us"
-        " for both NICs",
+        "NVIDIA: HDR switches with 40 ports of 200 Gb/s, here half of a leaf's ports up, 800 nodes. Assumed: 0.13 us a"
+        " link and 0.95 us for both NICs, 1.2 us on one leaf",
     ),
     "tcp-cloud": Preset(Links(latency=30.0, rate=3.1), "25 Gb/s of a cloud's instance, 30 us between two over TCP"),
 }
@@ -57,12 +57,7 @@ def from_text(text: str, name: str, folder: Path = Path()) -> Machine:
     name: for errors. folder: of the files that the text names. What the text leaves out has the default of machine.py.
     Raises InputError for unknown or impossible values, and OSError for a named file that cannot be read.
     """
-    import yaml
-
-    try:
-        found = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as why:
-        raise InputError(f"{name} must be YAML: {' '.join(str(why).split())}") from why
+    found = _parsed(text, name)
     kinds = {"links": Links, "costs": Costs, "kernel": Kernel}
     if not isinstance(found, dict):
         raise InputError(f"{name} must be a mapping with {_PARTS}, got {type(found).__name__}")
@@ -83,6 +78,22 @@ def from_text(text: str, name: str, folder: Path = Path()) -> Machine:
 
 
 _PARTS = "links or network, costs and kernel"
+
+
+def _parsed(text: str, name: str) -> Any:
+    """What a text in YAML holds. Raises InputError, also for aliases, with which a short text can be endless."""
+    try:
+        import yaml
+    except ImportError:
+        raise InputError(f"{name} needs PyYAML: pip install 'aristos[topo]'") from None
+    try:
+        aliases = any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text))
+        found = None if aliases else yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as why:
+        raise InputError(f"{name} must be YAML: {' '.join(str(why).split())}") from why
+    if aliases:
+        raise InputError(f"{name} must have no aliases: write the text out")
+    return found
 
 
 def _checked(given: Any, kind: type, what: str) -> Any:

@@ -63,21 +63,20 @@ class KnownPairs:
 
     def routes(self, nodes: int) -> Routes:
         """The routes between the first `nodes` nodes."""
-        most = len(self.rate)
-        source, target = pairs(nodes, most, "the network")
+        source, target = pairs(nodes, len(self.rate), "the network")
         rate, different = self.rate[source, target], source != target
         slower = different & (rate < np.minimum(self.out[source], self.into[target]))
         hops = np.stack(
             [
                 np.where(different, 2 * source, -1),
-                np.where(slower, 2 * most + source * most + target, -1),
+                np.where(slower, 2 * nodes + source * nodes + target, -1),
                 np.where(different, 2 * target + 1, -1),
             ],
             axis=1,
         )
-        names = [f"node {node} {way}" for node in range(most) for way in ("out", "in")]
-        names += [f"node {a} to {b}" for a in range(most) for b in range(most)]
-        capacity = [*np.stack([self.out, self.into], axis=1).ravel(), *self.rate.ravel()]
+        names = [f"node {node} {way}" for node in range(nodes) for way in ("out", "in")]
+        names += [f"node {a} to {b}" for a in range(nodes) for b in range(nodes)]
+        capacity = [*np.stack([self.out[:nodes], self.into[:nodes]], axis=1).ravel(), *rate]
         return Routes.of(nodes, hops, names, capacity, self.latency[source, target])
 
 

@@ -9,6 +9,8 @@ import numpy as np
 
 from ..errors import InputError
 
+LARGEST = 1e9  # the most GB/s and us
+
 
 @dataclass(frozen=True)
 class Routes:
@@ -31,7 +33,8 @@ class Routes:
         """Routes on those links that they use, numbered anew.
 
         hops: [classes, any] the links of each route in order, and -1 at any place where the route has none. names,
-        capacity: of all links; bytes/ns. latency: [classes] us.
+        capacity: of all links; bytes/ns. latency: [classes] us. Raises InputError for rates and latencies that no
+        simulation can count with.
         """
         order = np.argsort(hops < 0, axis=1, kind="stable")
         hops = np.take_along_axis(hops, order, axis=1)
@@ -40,10 +43,15 @@ class Routes:
         used = np.unique(hops[hops >= 0])
         routes = np.where(hops >= 0, np.searchsorted(used, hops), -1).astype(np.int64)
         numbers = used.tolist()
+        rates = np.array([capacity[link] for link in numbers], np.float64)
+        if not ((rates >= 1 / LARGEST) & (rates <= LARGEST)).all():
+            raise InputError(f"rates of links must be from {1 / LARGEST:g} to {LARGEST:g} GB/s")
+        if not (latency <= LARGEST).all():
+            raise InputError(f"latencies must be at most {LARGEST:g} us, got {latency.max():g}")
         return cls(
             nodes,
             [names[link] for link in numbers],
-            np.array([capacity[link] for link in numbers], np.float64),
+            rates,
             np.ascontiguousarray(routes),
             np.rint(1e3 * latency).astype(np.int64),
         )

@@ -16,6 +16,8 @@ from ..errors import InputError
 from .routes import Routes, pairs
 from .values import MOST_LINKS, by_level, check_count, check_counts, check_number
 
+MOST_HOPS = 1 << 27  # links of all routes together
+
 
 @dataclass(frozen=True)
 class FatTree:
@@ -171,12 +173,16 @@ class Torus:
         """The routes between the first `nodes` nodes."""
         source, target = pairs(nodes, self.nodes, "the torus")
         rates = by_level("rate", self.rate, len(self.size))
-        axes, here, stride, columns = len(self.size), source, 1, []
+        axes, here, stride = len(self.size), source, 1
+        columns: list[np.ndarray] = []
         for axis, size in enumerate(self.size):
             start, ahead = source // stride % size, (target // stride - source // stride) % size
             upward = (2 * ahead < size) | ((2 * ahead == size) & (start != size // 2))
             steps = np.where(upward, ahead, size - ahead)
-            for step in range(size // 2):
+            longest = len(columns) + int(steps.max(initial=0))
+            if longest * len(source) > MOST_HOPS:
+                raise InputError(f"routes of up to {longest} links between {nodes} nodes are too long for a simulation")
+            for step in range(longest - len(columns)):
                 goes, place = step < steps, here // stride % size
                 columns.append(np.where(goes, 2 * (here * axes + axis) + ~upward, -1))
                 following = (place + np.where(upward, 1, -1)) % size

@@ -7,7 +7,8 @@ from typing import Any
 from ..errors import InputError
 
 LARGEST = 1e15
-MOST_LINKS = 1 << 19  # of a network, each direction counted
+MOST_LINKS = 1 << 19  # of a network; the two directions count as two
+MOST_LEVELS = 16  # levels of a fat tree, axes of a torus
 
 
 def is_number(value: Any) -> bool:
@@ -34,6 +35,8 @@ def check_counts(field: str, values: Any, number: int | None = None) -> None:
         how_many = "a list of" if number is None else f"{number}"
         shown = list(values) if isinstance(values, tuple) else values
         raise InputError(f"{field} must be {how_many} whole numbers, got {shown!r}"[:300])
+    if len(values) > MOST_LEVELS:
+        raise InputError(f"{field} must have at most {MOST_LEVELS} numbers, got {len(values)}")
     for each in values:
         check_count(f"each of {field}", each)
 

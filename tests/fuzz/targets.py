@@ -40,6 +40,7 @@ from aristos.planner import machine, published
 from aristos.primitives import isa
 from aristos.report import gantt, page, timeline_part
 from aristos.results import Run, Table, append, guarded, hdf5
+from aristos.simulate import machines
 from aristos.topology import (
     cpusets,
     hostlist,
@@ -214,6 +215,10 @@ def cluster(path: Path) -> None:
     published.build(MODELS["mixtral-8x7b"], 64, found, inference=True)
 
 
+def simulated_machine(path: Path) -> None:
+    machines.load(path).links.routes(3)
+
+
 class Memory:
     """The memory of a simulated device."""
 
@@ -332,6 +337,14 @@ CONFIG = {
 TENSORS = json.dumps({"w": {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}, "__metadata__": {"a": "b"}})
 TREE = b"SwitchName=s0 Nodes=n[1-2]\nSwitchName=s1 Nodes=n[3-4]\nSwitchName=top Switches=s[0-1]\n"
 BLOCK = b"BlockName=b1 Nodes=n[1-2]\nBlockName=b2 Nodes=n[3-4]\nBlockSizes=2,4\n"
+MACHINES = (
+    b"links: {latency: 2.0, rate: 25.0}\ncosts: {put: 300}\nkernel: {call: 0, rates: {1: 8, 48: 250}}\n",
+    b"network: {fat-tree: {down: [2, 3], up: [1, 2], cables: [1, 2]}, rate: [25, 50], latency: 1, hop: 0.1}\n",
+    b"network: {dragonfly: {groups: 2, switches: 3, nodes_each: 2, between: 2}, rate: 25}\n",
+    b"network: {torus: [4, 3], rate: 5}\n",
+    b"network: {slurm: m.yaml, rate: 5, nodes: 'n[1-4]'}\n",
+    b"network: {file: m.yaml}\n",
+)
 YAML = b"- topology: t\n  cluster_default: true\n  tree:\n    switches:\n    - switch: s0\n      nodes: n[1-4]\n"
 JOB = (
     b"SLURM_JOB_ID=7\nSLURM_JOB_NODELIST=n[1-2]\nSLURM_STEP_ID=0\nSLURM_STEP_NODELIST=n[1-2]\nSLURM_LOCALID=1\n"
@@ -441,6 +454,14 @@ def targets(folder: Path) -> dict[str, Target]:
         "links": Target(in_file("l.json", links_file), (measured(),), JSON),
         "problem": Target(in_file("p.json", load_problem), (json.dumps(PROBLEM).encode(),), JSON),
         "cluster": Target(in_file("c.json", cluster), (json.dumps(CLUSTER).encode(),), JSON),
+        "machine": Target(
+            in_file("m.yaml", simulated_machine), MACHINES, (b"rate: ", b"[4, 2]", b"&a ", b"*a", b"m.yaml")
+        ),
+        "machine_file": Target(
+            in_file("m.json", simulated_machine),
+            (measured(), json.dumps(CLUSTER).encode(), json.dumps(PROBLEM).encode()),
+            JSON,
+        ),
         "options": Target(options, (json.dumps(OPTIONS).encode(),), JSON),
         "trace": Target(in_file("t.npz", lambda path: routing.load(str(path))), npz(), (b"'<m8'", b"'|O'", b"shape")),
         "results": Target(in_file("r.h5", hdf5.read), results(folder), HDF5_WORDS, 2 * guarded.SPARE),

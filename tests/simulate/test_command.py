@@ -34,6 +34,7 @@ FILE = "links: {latency: 1.5, rate: 12}\nkernel: {call: 0, rates: {1: 10, 384: 1
         ("kernel: {rates: {}}", "rates in kernel of m.yaml must be positive GFLOP/s by rows"),
         ("kernel: {rates: {0: 5}}", "rates in kernel of m.yaml must be positive GFLOP/s by rows"),
         ("links: {", "m.yaml must be YAML"),
+        ("links: &a {rate: 1}\ncosts: *a", "m.yaml must have no aliases"),
     ],
 )
 def test_a_wrong_machine_is_refused(text, message):
@@ -91,6 +92,15 @@ def test_more_ranks_than_memory_holds_are_refused():
     layer = Layer(cfg, Placement(None, 256, 512), [np.zeros((1, 8), int)] * 512)
     with pytest.raises(InputError, match=r"a simulation of 512 ranks needs .* GiB here, and .* GiB are free"):
         Simulation(layer, Nodes.of(512, 8), Machine())
+
+
+def test_a_job_that_does_not_fit_the_network_is_refused(tmp_path, capsys):
+    machine = tmp_path / "machine.yaml"
+    machine.write_text("network: {torus: [2, 2], rate: 10}")
+    argv = ["--machine", str(machine), "--nodes", "5", "--model", "c"]
+    assert exit_code("aristos simulate", lambda: simulate.main(argv)) == 2
+    said = "aristos simulate: the torus has 4 nodes, and 5 are asked for: lower --nodes, or describe a larger one\n"
+    assert capsys.readouterr().err == said
 
 
 @pytest.mark.slow
