@@ -267,6 +267,8 @@ def finish(me):
         if other >= 0:
             pass_to(other)
             return
+    if get(c.STOP) != 0:
+        end_all()
 
 
 @jit

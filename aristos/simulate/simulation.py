@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -13,7 +13,8 @@ import numpy as np
 
 from kernel_cache.compile import warm_up
 
-from ..engine import words
+from ..engine import job as jobs
+from ..engine import schema, words
 from ..engine.layout import StateLayout
 from ..errors import AristosError, InputError
 from ..host.nodes import Nodes
@@ -32,6 +33,7 @@ from .regions import Regions
 Schedule = Literal["fused", "bulk"]
 FLOWS_EACH = 64  # for each rank there is space for so many flows; more for each pair of ranks
 SEMAPHORE_BYTES = 64
+EVENTS_MOST = 1 << 16  # of a worker in a call
 
 
 _RUNNING = threading.Lock()  # held while a simulation uses the words of control.py
@@ -78,7 +80,16 @@ class Simulation:
         self.times = np.zeros((2, world, calls), np.int64)  # ns: when each call began, and when it ended
         self.pairs = self._words(world * world, c.PAIR_WORDS)
         self.events = 0  # how many were handled
+        self.kept: dict[int, np.ndarray] = {}  # rank -> [workers, EVENTS_MOST, words] the events of its last call
         self._kept: list[Any] = []
+
+    def keep_events(self, ranks: Iterable[int]) -> None:
+        """Keep the events of these ranks' workers, for a timeline. Call this before `run`."""
+        for rank in ranks:
+            job = self.ranks[rank].job
+            self.kept[rank] = kept = aligned((self.workers, EVENTS_MOST, words.EVENT_WORDS), np.int64)
+            jobs.renew(job, schema.EVENTS)
+            jobs.fill(job, schema.EVENTS, schema.CPU, events=kept.ctypes.data, events_max=EVENTS_MOST)
 
     def _check_memory(self) -> None:
         """Raise InputError if the ranks' states and regions do not fit into this process's memory."""
