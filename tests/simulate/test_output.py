@@ -143,9 +143,8 @@ def test_a_results_file_has_what_the_command_prints(tmp_path, small, capsys):
 @pytest.mark.slow
 def test_each_change_is_compared_with_the_base(tmp_path, small, capsys):
     file = tmp_path / "runs.h5"
-    code, out, _ = run(
-        *small, "--what-if", "routing=one,zipf", "threads=2", "schedule=bulk", "--out", str(file), "--json", capsys=capsys
-    )
+    words = ["--what-if", "routing=one,zipf", "threads=2", "schedule=bulk", "--out", str(file), "--json"]
+    code, out, _ = run(*small, *words, capsys=capsys)
     assert code == 0
     found = json.loads(out)
     rows = {row["change"]: row for row in found["points"]}
