@@ -21,7 +21,7 @@ from ..host import launch_environment
 if TYPE_CHECKING:
     from ..config import MoEConfig
     from ..placement import Placement
-    from ..simulate.machine import Machine
+    from ..simulate.machine import Costs, Machine
     from ..simulate.outcome import Outcome
     from ..simulate.simulation import Simulation
 
@@ -66,6 +66,12 @@ class Point:
     def moves(self) -> str:
         """What moves within a node. With the bulk schedule, tokens move."""
         return str(self.asked.moves) if self.asked.schedule == "fused" else "tokens"
+
+    @property
+    def costs(self) -> Costs:
+        """The costs of the machine on which it ran."""
+        assert self.machine is not None
+        return self.machine.costs
 
     def facts(self) -> dict[str, Any]:
         """Its options and what it found, as plain values."""
@@ -136,8 +142,8 @@ def _ids(asked: argparse.Namespace, cfg: MoEConfig, placement: Placement) -> lis
 class Progress:
     """Progress on stderr: a bar on a terminal, else a line every LINES_PERIOD seconds. points: how many there are."""
 
-    def __init__(self, points: int) -> None:
-        self._points, self._done, self._said = points, 0, time.monotonic()
+    def __init__(self, points: int, command: str = "aristos simulate") -> None:
+        self._points, self._done, self._said, self._command = points, 0, time.monotonic(), command
         self._reporter = Reporter(quiet=True)
 
     def __enter__(self) -> Progress:
@@ -159,4 +165,4 @@ class Progress:
         now = time.monotonic()
         if not launch_environment.on_terminal(sys.stderr) and now - self._said > LINES_PERIOD:
             self._said = now
-            print(f"aristos simulate: {text}", file=sys.stderr, flush=True)
+            print(f"{self._command}: {text}", file=sys.stderr, flush=True)

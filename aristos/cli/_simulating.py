@@ -100,6 +100,7 @@ def _finish(asked: argparse.Namespace, argv: list[str], points: list[Point], beg
 def document(asked: argparse.Namespace, points: list[Point], done: list[Point]) -> dict[str, Any]:
     """What `--json` prints: the first point's facts, and with several points a record of each that ended."""
     found = points[0].facts() | {"finished": len(done) == len(points)}
+    found["seconds"] = sum(point.seconds for point in points)
     if kind := _studies.name(asked):
         found |= {"study": kind, "points": [{**point.facts(), **row} for point, row in _rows(done)]}
     return found
@@ -186,6 +187,7 @@ def text(point: Point) -> str:
         + (f"; {link} is {facts['busiest_link_share']:.0%} in use" if link else ""),
         f"protocol       {facts['puts_a_call'] / point.ranks:,.0f} puts of a rank to other nodes in a call;"
         f" {found.protocol_bytes / point.ranks / 1024:,.1f} KiB of them are no rows",
+        f"decisions      {facts['decisions_a_call'] / point.ranks:,.0f} of a rank in a call, idle polls included",
         f"binds          {facts['binds']}",
         "",
         f"{facts['events']:,} events in {point.seconds:.1f} s. {CAVEAT}",

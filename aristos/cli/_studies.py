@@ -33,9 +33,10 @@ COLUMNS = (
     Column("link", "busiest\nlink", ".0%"),
     Column("puts", "puts\n/rank", ",.0f"),
     Column("protocol_kib", "protocol\nKiB /rank", ",.1f"),
+    Column("decisions", "decisions\n/rank", ",.0f"),
     Column("binds", "binds"),
 )
-ONLY = {"scaling": ("efficiency", "puts", "protocol_kib"), "what-if": ("over_base",)}
+ONLY = {"scaling": ("efficiency", "puts", "protocol_kib", "decisions"), "what-if": ("over_base",)}
 # variable of the results file -> key of a record, factor, unit, meaning
 VARIABLES = {
     "call_time": ("call_ms", 1e-3, "s", "a simulated call, the last one"),
@@ -46,6 +47,7 @@ VARIABLES = {
     "rows_over_mean": ("rows_over_mean", 1, "1", "rows of the busiest rank's experts over the mean"),
     "link": ("link", 1, "1", "share of its capacity that the busiest link used"),
     "puts": ("puts", 1, "1", "puts between nodes of a rank in a call"),
+    "decisions": ("decisions", 1, "1", "decisions of a rank in a call, idle polls included"),
     "protocol": ("protocol_kib", 1024, "B", "bytes between nodes of a rank in a call that are no rows"),
 }
 
@@ -105,6 +107,8 @@ def records(done: list[Point]) -> list[dict[str, Any]]:
             "rows_over_mean": facts["rows_of_busiest_over_mean"],
             "link": facts["busiest_link_share"],
             "puts": facts["puts_a_call"] / point.ranks,
+            "decisions": facts["decisions_a_call"] / point.ranks,
+            "decision_us": 1e-3 * (point.costs.decide + point.costs.peer * point.ranks),
             "protocol_kib": outcome.protocol_bytes / point.ranks / 1024,
             "binds": facts["binds"],
         }

@@ -31,8 +31,9 @@ class Outcome:
     workers; `other` is the engine's own time. waits: [world, world] s of the last call in which a rank's workers waited
     for a peer. rows: [world, world] rows from a source to an owner in the last call. put_bytes, puts: [world, world]
     bytes and puts between nodes in all calls. row_bytes: bytes of the rows that crossed between nodes in the last call.
-    node_of: the node of each rank. links: name -> bytes that crossed in all calls, and the share of the link's capacity
-    that they used. workers: of a rank. events: how many were added.
+    decisions: [world] how often the workers of a rank decided what to do, in all calls. node_of: the node of each rank.
+    links: name -> bytes that crossed in all calls, and the share of the link's capacity that they used. workers: of a
+    rank. events: how many were added.
     """
 
     times: np.ndarray
@@ -44,6 +45,7 @@ class Outcome:
     put_bytes: np.ndarray
     puts: np.ndarray
     row_bytes: int
+    decisions: np.ndarray
     node_of: np.ndarray
     links: dict[str, tuple[float, float]]
     workers: int
@@ -81,6 +83,7 @@ class Outcome:
             put_bytes,
             puts,
             int((moved + rows)[remote].sum()) * row,
+            sim.decisions,
             node,
             links,
             sim.workers,
@@ -133,6 +136,7 @@ class Outcome:
             "puts_between_nodes": int(self.puts.sum()),
             "row_bytes_a_call": self.row_bytes,
             "protocol_bytes_a_call": round(self.protocol_bytes),
+            "decisions_a_call": round(float(self.decisions.sum()) / count),
             "puts_a_call": round(float(self.puts.sum()) / count),
             "busiest_link": name,
             "busiest_link_share": round(share, 4),

@@ -80,6 +80,7 @@ class Simulation:
         self.times = np.zeros((2, world, calls), np.int64)  # ns: when each call began, and when it ended
         self.pairs = self._words(world * world, c.PAIR_WORDS)
         self.events = 0  # how many were handled
+        self.decisions = np.zeros(world, np.int64)  # of each rank, in all calls
         self.kept: dict[int, np.ndarray] = {}  # rank -> [workers, EVENTS_MOST, words] the events of its last call
         self._kept: list[Any] = []
 
@@ -167,7 +168,7 @@ class Simulation:
         self._set(c.POST_SEMAPHORE, ctypes.cast(library.sem_post, ctypes.c_void_p).value or 0)
         semaphores = aligned((self.actors, SEMAPHORE_BYTES), np.uint8)
         self._kept.append(semaphores)
-        actors = self._point(c.ACTORS, self._words(self.actors, c.ACTOR_WORDS))
+        self._actors = actors = self._point(c.ACTORS, self._words(self.actors, c.ACTOR_WORDS))
         ranks = self._point(c.RANKS, self._words(self.world, c.RANK_WORDS))
         for number in range(self.actors):
             at, rank = semaphores[number].ctypes.data, number // self.workers
@@ -202,6 +203,7 @@ class Simulation:
                 self._run(progress)
             finally:
                 self.events = int(CONTROL[c.NUMBERED])
+                self.decisions = self._actors[:, c.DECISIONS].reshape(self.world, -1).sum(axis=1)
 
     def _run(self, progress: Callable[[int], None]) -> None:
         from numba import int64, typeof
