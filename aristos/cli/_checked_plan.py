@@ -60,5 +60,5 @@ def show(plan: Plan, checked: list[Checked]) -> None:
         if len(each.alike) > 1:
             notes.append(f"group {each.group} stands for {len(each.alike)} groups with equal devices and links")
     if missing := len(plan.groups) - sum(len(each.alike) for each in checked):
-        notes.append(f"{missing} groups were not simulated, because they have devices with high numbers")
+        notes.append(f"{missing} groups were not simulated, because they are too large")
     Reporter(quiet=False).show(Sheet("Equation 1, checked by a simulation", COLUMNS, records, notes))

@@ -16,16 +16,15 @@ from ..config import MoEConfig
 from ..host.nodes import Nodes
 from ..placement import Placement
 from ..planner import Plan
-from ..planner.cost import communication
-from .machine import Kernel, Machine, Network
+from ..planner.cost import communication, links_to
+from .machine import Kernel, Machine
 from .measured import KnownPairs
 from .outcome import Outcome
 from .rank import Layer
-from .routes import Routes
 from .simulation import Simulation
-from .trees import PlannerTree
+from .trees import rate_of
 
-MOST_DEVICES = 512  # a group with a device of a higher number is not simulated: routes of all pairs would be needed
+MOST_DEVICES = 512  # a group of more devices is not simulated
 CROSSINGS = 2  # of a forward stage
 
 
@@ -56,20 +55,6 @@ class Checked:
         return {**about, "predicted": predicted, "simulated": simulated, "error": errors}
 
 
-@dataclass(frozen=True)
-class Part:
-    """A network between some nodes of another one. members: their numbers there."""
-
-    whole: Network
-    members: tuple[int, ...]
-
-    def routes(self, nodes: int) -> Routes:
-        """The routes between the first `nodes` members."""
-        found, chosen = self.whole.routes(max(self.members) + 1), np.array(self.members[:nodes])
-        at = (chosen[:, None] * found.nodes + chosen[None, :]).ravel()
-        return Routes.of(nodes, found.routes[at], found.names, found.capacity.tolist(), 1e-3 * found.latency[at])
-
-
 def distinct(plan: Plan) -> list[list[int]]:
     """Numbers of the groups, those with equal rates, memory and links together."""
     problem, size = plan.problem, np.array([len(group) for group in plan.groups])
@@ -81,7 +66,7 @@ def distinct(plan: Plan) -> list[list[int]]:
     for number, group in enumerate(plan.groups):
         key = tuple(each[group].tobytes() for each in (problem.rate, problem.memory, paid))
         found.setdefault(key, []).append(number)
-    return [alike for alike in found.values() if max(plan.groups[alike[0]]) < MOST_DEVICES]
+    return [alike for alike in found.values() if len(plan.groups[alike[0]]) <= MOST_DEVICES]
 
 
 def check(
@@ -101,7 +86,7 @@ def check(
     fastest = 1e3 * float(rates.max())  # MFLOP/us are TFLOP/s
     machine = Machine(
         kernel=Kernel(0.0, {1: fastest, 384: fastest}),
-        links=Part(network(plan), tuple(group)),
+        links=network(plan, group),
         speeds={rank: float(rate / rates.max()) for rank, rate in enumerate(rates)},
     )
     placement = Placement(copies, cfg.experts, len(group))
@@ -110,10 +95,15 @@ def check(
     return _checked(plan, alike, Outcome.of(sim))
 
 
-def network(plan: Plan) -> Network:
-    """The links of the plan's problem."""
-    problem = plan.problem
-    return KnownPairs.of_problem(problem) if problem.tree is None else PlannerTree(problem.tree)
+def network(plan: Plan, group: Sequence[int]) -> KnownPairs:
+    """The links between the devices of a group."""
+    members = np.array(group)
+    rate, latency = np.zeros((len(group), len(group))), np.zeros((len(group), len(group)))
+    for rank in range(len(group)):
+        others = np.flatnonzero(np.arange(len(group)) != rank)
+        latency[rank, others], beta = links_to(plan.problem, group[rank], members[others]).T
+        rate[rank, others] = [rate_of(value) for value in beta.tolist()]
+    return KnownPairs(rate, latency, rate.max(axis=1), rate.max(axis=0))
 
 
 def _checked(plan: Plan, alike: Sequence[int], found: Outcome) -> Checked:
