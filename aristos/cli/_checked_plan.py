@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from typing import TYPE_CHECKING
 
 from ..bench.context import Column, Sheet
@@ -40,11 +41,13 @@ def of(plan: Plan, asked: argparse.Namespace) -> list[Checked]:
     with Progress(len(kinds), "aristos plan") as progress:
         for alike in kinds:
             progress.next()
-            words = f"simulating group {alike[0]}"
-            found.append(
-                planned.check(plan, alike, cfg, asked.tokens, asked.seed, lambda now, w=words: progress.report(w, 0.0))
-            )
+            report = partial(_report, progress, alike[0])
+            found.append(planned.check(plan, alike, cfg, asked.tokens, asked.seed, report))
     return found
+
+
+def _report(progress: Progress, group: int, now: int) -> None:
+    progress.report(f"group {group}, {now * 1e-6:.3f} ms of virtual time", 0.0)
 
 
 def show(plan: Plan, checked: list[Checked]) -> None:
