@@ -29,6 +29,7 @@ COLUMNS = (
     Column("tokens_per_s", "tokens\n/s", ",.0f"),
     Column("expert", "expert", ".0%"),
     Column("idle", "idle", ".0%"),
+    Column("wire", "wire", ".0%"),
     Column("rows_over_mean", "busiest\n/ mean", ".2f"),
     Column("link", "busiest\nlink", ".0%"),
     Column("puts", "puts\n/rank", ",.0f"),
@@ -36,7 +37,7 @@ COLUMNS = (
     Column("decisions", "decisions\n/rank", ",.0f"),
     Column("binds", "binds"),
 )
-ONLY = {"scaling": ("efficiency", "puts", "protocol_kib", "decisions"), "what-if": ("over_base",)}
+ONLY = {"scaling": ("efficiency", "wire", "puts", "protocol_kib", "decisions"), "what-if": ("over_base",)}
 # variable of the results file -> key of a record, factor, unit, meaning
 VARIABLES = {
     "call_time": ("call_ms", 1e-3, "s", "a simulated call, the last one"),
@@ -44,6 +45,7 @@ VARIABLES = {
     "tokens_per_s": ("tokens_per_s", 1, "1/s", "tokens of all ranks over the call's time"),
     "expert": ("expert", 1, "1", "share of the ranks' time in experts"),
     "idle": ("idle", 1, "1", "share of the ranks' time without work"),
+    "wire": ("wire", 1, "1", "share of the ranks' time at the wire: puts, flushes, words that have arrived"),
     "rows_over_mean": ("rows_over_mean", 1, "1", "rows of the busiest rank's experts over the mean"),
     "link": ("link", 1, "1", "share of its capacity that the busiest link used"),
     "puts": ("puts", 1, "1", "puts between nodes of a rank in a call"),
@@ -104,6 +106,7 @@ def records(done: list[Point]) -> list[dict[str, Any]]:
             "tokens_per_s": facts["tokens_per_s"],
             "expert": facts["shares"]["expert"],
             "idle": facts["shares"]["idle"],
+            "wire": facts["shares"]["wire"],
             "rows_over_mean": facts["rows_of_busiest_over_mean"],
             "link": facts["busiest_link_share"],
             "puts": facts["puts_a_call"] / point.ranks,
