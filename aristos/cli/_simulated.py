@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -61,6 +62,13 @@ class Point:
         if self.asked.model is None and options.is_file(self.asked.routing):
             found = models.matching(_trace(self.asked.routing).experts, _trace(self.asked.routing).top_k)
         return str(self.asked.model or found or models.DEFAULT)
+
+    @property
+    def pattern(self) -> str:
+        """The routing in short, for tables and pictures."""
+        if not options.is_file(self.asked.routing):
+            return str(self.asked.routing)
+        return f"{Path(self.asked.routing).stem}, layer {_chosen(self.asked)}"
 
     @property
     def moves(self) -> str:
@@ -121,6 +129,11 @@ def _trace(path: str) -> routing.Trace:
     return routing.load(path)
 
 
+def _chosen(asked: argparse.Namespace) -> int:
+    """The layer of a recorded routing."""
+    return _trace(asked.routing).layers // 2 if asked.layer is None else int(asked.layer)
+
+
 def _ids(asked: argparse.Namespace, cfg: MoEConfig, placement: Placement) -> list[np.ndarray]:
     """The routing of each rank, [tokens, k]: drawn, or of a prefill batch of a recorded routing."""
     world = len(placement.held)
@@ -133,7 +146,7 @@ def _ids(asked: argparse.Namespace, cfg: MoEConfig, placement: Placement) -> lis
             f"{asked.routing} has {trace.experts} experts and k {trace.top_k}, but the model has {cfg.experts} and"
             f" k {cfg.top_k}: give --model the model of the routing"
         )
-    layer = trace.layers // 2 if asked.layer is None else asked.layer
+    layer = _chosen(asked)
     if layer >= trace.layers:
         raise InputError(f"--layer must be below {trace.layers}, the layers of {asked.routing}, got {layer}")
     return [trace.at(trace.prefill(rank, world, asked.tokens, 0), layer)[0] for rank in range(world)]

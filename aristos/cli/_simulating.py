@@ -118,7 +118,7 @@ def _tables(asked: argparse.Namespace, points: list[Point], done: list[Point]) -
     if first.found is None:
         return [tables.stopped(first.call_ms, about)]
     if not asked.scaling:
-        way = {"pattern": str(first.asked.routing), "schedule": first.asked.schedule, "moves": first.moves}
+        way = {"pattern": first.pattern, "schedule": first.asked.schedule, "moves": first.moves}
         found += tables.whole(first.found, way, about)
     return [*found, *([_studies.table(asked, done)] if _studies.name(asked) else [])]
 

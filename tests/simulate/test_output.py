@@ -100,6 +100,7 @@ def test_a_recorded_routing_is_that_of_its_layer(tmp_path, small, capsys):
     for more, experts in (["--layer", "0"], (0, 1)), ([], (1, 2)), (["--layer", "2"], (2, 3)):
         point = _simulated.Point(simulate.options([*small, "--routing", file, *more]))
         point.asked.nodes = 2
+        assert point.pattern == f"trace, layer {experts[0]}"
         sim = point.simulation(simulate.machine_of)
         assert all((ids[4:] == experts).all() for ids in sim.layer.ids)
     code, _, err = run(*small, "--routing", file, "--layer", "3", capsys=capsys)

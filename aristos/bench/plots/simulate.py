@@ -34,7 +34,7 @@ def ranks(table: Table) -> Any:
     received = rows.sum(axis=0)
     lower.bar(place, received / max(1e-9, received.mean()), wide, color=BLUE, linewidth=0)
     lower.axhline(1, color=GREY, linewidth=0.8)
-    upper.set(ylabel="share of the call (%)", ylim=(0, 100))
+    upper.set(ylabel="share of its call (%)", ylim=(0, 100))
     lower.set(ylabel="rows / mean", xlabel="rank")
     lower.xaxis.get_major_locator().set_params(integer=True)
     for axis in (upper, lower):
