@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..bench.arguments import amount, not_negative, positive, seconds
 from ..host import launch_environment
+from . import _checked_plan as checked_plan
 from ._listing import unknown, wrapped
 
 if TYPE_CHECKING:
@@ -70,6 +71,11 @@ def options(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--deadline", type=seconds, default=60.0, metavar="SECONDS", help="time limit (%(default)s)")
     parser.add_argument("--seed", type=not_negative, default=0, help="seed of the search (%(default)s)")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout and nothing else")
+    parser.add_argument(
+        "--check",
+        choices=("simulate",),
+        help="also simulate a forward stage of each kind of group, and print the error of each term (needs --model)",
+    )
     asked = parser.parse_args(argv)
     if asked.model == "?":
         print("\n".join(MODELS), flush=True)
@@ -83,6 +89,8 @@ def options(argv: list[str]) -> argparse.Namespace:
         parser.error("--model needs a machine: --topology FILE, --cluster FILE or --discover")
     if asked.problem is not None and (any(machines) or asked.inference or asked.tokens or asked.bytes):
         parser.error("--tokens, --bytes, --topology, --cluster, --discover and --inference need --model")
+    if asked.check and asked.model is None:
+        parser.error("--check needs --model NAME: a problem's file does not say what layer it is")
     asked.tokens = asked.tokens or TOKENS
     if asked.discover and (started := launch_environment.started_as()) is not None and started[1] > 1:
         parser.error(
@@ -135,14 +143,22 @@ def run(asked: argparse.Namespace) -> int:
     except AristosError as why:
         print(f"aristos plan: {why}", file=sys.stderr)
         return ENVIRONMENT
-    if asked.json:
-        print(json.dumps(plan.to_json(), allow_nan=False), flush=True)
-    else:
+    if not asked.json:
         from ..planner.words import report
 
-        print(wrapped(report(plan, time.monotonic() - started)))
+        print(wrapped(report(plan, time.monotonic() - started)), flush=True)
         if asked.model is not None:
             print(_moving(asked, max(map(len, plan.groups))))
+    try:
+        checked = checked_plan.of(plan, asked) if asked.check else None
+    except AristosError as why:
+        print(f"aristos plan: {why}", file=sys.stderr)
+        return USAGE if isinstance(why, InputError) else ENVIRONMENT
+    if asked.json:
+        found = plan.to_json() | ({} if checked is None else {"check": [each.to_json() for each in checked]})
+        print(json.dumps(found, allow_nan=False), flush=True)
+    elif checked is not None:
+        checked_plan.show(plan, checked)
     return 0 if asked.plot is None else _plot(plan, asked.plot)
 
 

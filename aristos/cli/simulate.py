@@ -1,40 +1,54 @@
 """`aristos simulate`: how long calls of a layer would take on another machine. The shipped steps run in virtual time.
 
 Exit codes: 0 simulated, 1 the simulated calls could not end, 2 usage or a wrong machine file,
-3 a machine file that cannot be read, 130 Ctrl-C.
+3 a file that cannot be read or written, 130 Ctrl-C. After Ctrl-C, what has been simulated is printed and saved.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from ..bench.arguments import not_negative, positive
+from ..bench.arguments import counts, nonempty, not_negative, positive
+from ..bench.options import is_file
+from ..config import MOVES
 from ..errors import InputError
 from ..host import launch_environment
 from ..row_types import ON_CPUS
+from . import _simulating, _studies
 from ._listing import listed, unknown
 
 if TYPE_CHECKING:
     from ..config import MoEConfig
     from ..simulate.machine import Machine
-    from ..simulate.outcome import Outcome
 
 SUMMARY = "how long a call takes on ranks you do not hold: aristos simulate --model olmoe-1b-7b --nodes 8"
-FAILED = 1
 MOST_RANKS = 1024
 
 
 def options(argv: list[str]) -> argparse.Namespace:
+    """The options, with a point for each change of `--what-if` as `changed`."""
+    parser = make_parser()
+    asked = check(parser, argv, None)
+    if len(asked.nodes) > 1 and not asked.scaling:
+        parser.error(f"--nodes takes several numbers only with --scaling, got {','.join(map(str, asked.nodes))}")
+    if asked.timeline and asked.scaling:
+        parser.error("--timeline needs one number of nodes: leave out --scaling")
+    if asked.timeline and asked.schedule == "bulk":
+        parser.error("--timeline shows steps of the fused schedule, got --schedule bulk")
+    try:
+        asked.changed = _studies.parsed(asked.what_if, asked, lambda words, base: check(parser, words, base))
+    except ValueError as why:
+        parser.error(f"--what-if {why}")
+    return asked
+
+
+def make_parser() -> argparse.ArgumentParser:
     from ..bench.routing import GENERATORS
-    from ..models import PRESETS
+    from ..substrate.cpu.runtime import BATCH, TILE
 
     parser = launch_environment.OneRankParser(
         prog="aristos simulate",
@@ -43,25 +57,73 @@ def options(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--machine", default="perlmutter-cpu", metavar="NAME|FILE", help="'?' lists names (%(default)s)"
     )
-    parser.add_argument("--nodes", type=positive, default=2, help="(%(default)s)")
+    parser.add_argument("--nodes", type=counts, default=(2,), metavar="N[,N..]", help="several with --scaling (2)")
     parser.add_argument("--ranks-per-node", type=positive, default=1, help="(%(default)s)")
     parser.add_argument("--threads", type=positive, default=1, help="workers of a rank (%(default)s)")
-    parser.add_argument("--model", default="olmoe-1b-7b", metavar="NAME", help="'?' lists names (%(default)s)")
+    parser.add_argument(
+        "--model", metavar="NAME", help="'?' lists names (default: that of --routing FILE, else olmoe-1b-7b)"
+    )
     parser.add_argument("--tokens", type=positive, default=1024, help="of each rank and call (%(default)s)")
     parser.add_argument("--dtype", choices=list(ON_CPUS), default="bfloat16", help="of rows and weights (%(default)s)")
-    parser.add_argument("--routing", choices=GENERATORS, default="uniform", help="(%(default)s)")
+    parser.add_argument(
+        "--routing",
+        type=nonempty,
+        default="uniform",
+        metavar="NAME|FILE.npz",
+        help=f"{', '.join(GENERATORS)} (only experts of rank 0), or a recorded routing (%(default)s)",
+    )
+    parser.add_argument(
+        "--layer", type=not_negative, metavar="N", help="of a recorded routing (default: the one in the middle)"
+    )
+    parser.add_argument("--schedule", choices=("fused", "bulk"), default="fused", help="(%(default)s)")
+    parser.add_argument(
+        "--moves", choices=MOVES, default="auto", help="what fused calls move within a node (%(default)s)"
+    )
+    parser.add_argument(
+        "--tile", type=positive, default=TILE, help=f"most rows of a tile, at most {BATCH} (%(default)s)"
+    )
     parser.add_argument("--calls", type=positive, default=2, help="the last one is reported (%(default)s)")
     parser.add_argument("--seed", type=not_negative, default=0, help="of the routing (%(default)s)")
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout and nothing else")
-    asked = parser.parse_args(argv)
-    for name, known in (("model", list(PRESETS)), ("machine", None)):
+    several = parser.add_argument_group("several simulations")
+    several.add_argument(
+        "--what-if",
+        nargs="+",
+        default=[],
+        metavar="NAME=VALUE,..",
+        help=f"also simulate with each of these values, one change at a time: {', '.join(_studies.CHANGED)}",
+    )
+    several.add_argument(
+        "--scaling",
+        choices=("weak", "strong"),
+        help="simulate each of --nodes; weak: --tokens of each rank, strong: as many tokens of all ranks as the first",
+    )
+    output = parser.add_argument_group("output")
+    output.add_argument("--json", action="store_true", help="one JSON object on stdout and nothing else")
+    output.add_argument("--out", type=nonempty, metavar="FILE.h5", help="results file to append to")
+    output.add_argument("--timeline", type=nonempty, metavar="FILE.json", help="Perfetto timeline of some ranks")
+    return parser
+
+
+def check(parser: argparse.ArgumentParser, words: list[str], base: argparse.Namespace | None) -> argparse.Namespace:
+    """The options in `words`, and the others of `base`. Ends the command with one line if they are wrong."""
+    from ..bench.routing import GENERATORS
+    from ..models import PRESETS
+    from ..substrate.cpu.runtime import BATCH
+
+    asked = parser.parse_args(words, base)
+    for name in ("model", "machine"):
         if getattr(asked, name) == "?":
             print(_names(name), flush=True)
             parser.exit(0)
-        if known is not None and getattr(asked, name) not in known:
-            parser.error(f"--{name}: {unknown(getattr(asked, name), known, f'`aristos simulate --{name} ?`')}")
-    if asked.nodes * asked.ranks_per_node > MOST_RANKS:
-        ranks = asked.nodes * asked.ranks_per_node
+    if asked.model is not None and asked.model not in PRESETS:
+        parser.error(f"--model: {unknown(asked.model, PRESETS, '`aristos simulate --model ?`')}")
+    if asked.routing == "router" or (is_file(asked.routing) and not Path(asked.routing).is_file()):
+        parser.error(f"--routing must be a file or one of {', '.join(GENERATORS)}, got {asked.routing!r}")
+    if asked.layer is not None and not is_file(asked.routing):
+        parser.error(f"--layer is for a recorded routing, got --routing {asked.routing}")
+    if asked.tile > BATCH:
+        parser.error(f"--tile must be at most {BATCH}, got {asked.tile}")
+    if (ranks := max(asked.nodes) * asked.ranks_per_node) > MOST_RANKS:
         parser.error(f"at most {MOST_RANKS} ranks can be simulated, got {ranks}: lower --nodes or --ranks-per-node")
     return asked
 
@@ -100,86 +162,4 @@ def machine_of(asked: argparse.Namespace, cfg: MoEConfig) -> tuple[Machine, str]
 
 
 def main(argv: list[str]) -> int:
-    return simulate(options(argv))
-
-
-def simulate(asked: argparse.Namespace) -> int:
-    """Simulate what the options ask for, and print it."""
-    from .. import models
-    from ..bench import routing
-    from ..host.nodes import Nodes
-    from ..placement import Placement
-    from ..simulate.outcome import Outcome
-    from ..simulate.rank import Layer
-    from ..simulate.simulation import Simulation, SimulationEnded
-
-    world = asked.nodes * asked.ranks_per_node
-    cfg = models.shape(asked.model, world, scale=1, tokens=(asked.tokens,), dtype=asked.dtype).cfg
-    placement = Placement(None, cfg.experts, world)
-    rng = np.random.default_rng(asked.seed)
-    ids = [
-        routing.generate(asked.routing, rng, asked.tokens, cfg.experts, cfg.top_k, placement.held[0])
-        for _ in range(world)
-    ]
-    machine, rates = machine_of(asked, cfg)
-    nodes = Nodes.of(world, asked.ranks_per_node)
-    sim = Simulation(Layer(cfg, placement, ids), nodes, machine, asked.threads, asked.calls)
-    started = time.monotonic()
-    try:
-        sim.run(_progress(started))
-    except SimulationEnded as why:
-        print(f"aristos simulate: {why}", file=sys.stderr)
-        return FAILED
-    found = Outcome.of(sim)
-    facts = found.facts(world * asked.tokens)
-    about = {
-        "machine": asked.machine,
-        "nodes": asked.nodes,
-        "ranks": world,
-        "threads": asked.threads,
-        "model": asked.model,
-        "tokens": asked.tokens,
-        "dtype": asked.dtype,
-        "routing": asked.routing,
-        "seed": asked.seed,
-    }
-    if asked.json:
-        print(json.dumps({**about, **facts}))
-    else:
-        print(table(about, facts, found, rates, time.monotonic() - started))
-    return 0
-
-
-def _progress(started: float) -> Any:
-    """A function that reports virtual time on stderr once a second, from the third second on."""
-    last = [started + 2]
-
-    def report(now: int) -> None:
-        if time.monotonic() - last[0] > 1:
-            last[0] = time.monotonic()
-            print(f"aristos simulate: {now * 1e-6:.3f} ms of virtual time", file=sys.stderr, flush=True)
-
-    return report
-
-
-def table(about: dict[str, Any], facts: dict[str, Any], found: Outcome, rates: str, seconds: float) -> str:
-    """The outcome as text."""
-    shares = ", ".join(f"{name} {share:.1%}" for name, share in facts["shares"].items())
-    link = facts["busiest_link"]
-    lines = [
-        "{model}, {tokens} tokens a rank, {dtype}, {routing} routing".format(**about),
-        "{ranks} ranks on {nodes} nodes of {machine}, {threads} workers a rank; ".format(**about) + rates,
-        "",
-        f"call           {facts['call_ms'][-1]:.3f} ms",
-        f"tokens/s       {facts['tokens_per_s']:,.0f}",
-        f"a rank's time  {shares}",
-        f"idle           {facts['idle_of_busiest']:.1%} on one rank at least, {facts['idle_of_idlest']:.1%} at most",
-        f"rows           busiest owner over mean: {facts['rows_of_busiest_over_mean']:.2f}",
-        f"between nodes  {facts['bytes_between_nodes'] / len(found.calls) / 2**20:,.1f} MiB a call"
-        + (f"; {link} is {facts['busiest_link_share']:.0%} in use" if link else ""),
-        f"binds          {facts['binds']}",
-        "",
-        f"{facts['events']:,} events in {seconds:.1f} s. These times have not been compared with a real machine's; see"
-        " docs/simulate.md.",
-    ]
-    return "\n".join(lines)
+    return _simulating.run(options(argv), argv, machine_of)

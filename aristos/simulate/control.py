@@ -113,7 +113,8 @@ MIB = 1 << 20
     PARKED_AT,  # ns: when its next poll would begin
     POLL,  # ns of an idle poll
     MERGE_POLLS,  # idle polls after which its rank runs rows even if they are few
-) = range(12)
+    DECISIONS,  # how often it has decided, idle polls that were only counted included
+) = range(13)
 ACTOR_WORDS = 16
 READY, PARKED, FLUSHING, WAITING, COLLECTING, DONE = range(6)
 

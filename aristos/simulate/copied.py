@@ -24,8 +24,14 @@ def module(name: str) -> Any:
         "primitives.memory": copies.changed(memory, NAME, lowering.MEMORY),
         "primitives.arithmetic": copies.changed(arithmetic, NAME, lowering.ARITHMETIC),
     }
-    copies.make(NAME, PACKAGE, AGAIN, replaced, sources.files(Path(__file__)))
+    copies.make(NAME, PACKAGE, AGAIN, replaced, read())
     wire = import_module(f"{NAME}.primitives.wire")
     for primitive, function in lowering.WIRE.items():
         setattr(wire, primitive, function)
     return import_module(f"{NAME}.simulate.inside.{name}")
+
+
+def read() -> frozenset[Path]:
+    """The files that define what differs from the package: lowerings, and functions that `inside` replaces."""
+    here = Path(__file__)
+    return frozenset().union(*map(sources.files, [here, *here.with_name("inside").glob("*.py")]))

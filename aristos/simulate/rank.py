@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from ..config import MoEConfig
+from ..config import MoEConfig, whole
 from ..engine import codes, schema, words
 from ..engine import job as jobs
 from ..engine.layout import StateLayout
@@ -27,7 +27,7 @@ from ..primitives import isa, wire
 from ..primitives.arithmetic import ExpertWeights
 from ..primitives.buffers import aligned
 from ..row_types import ROW_TYPES
-from ..substrate.cpu.runtime import engine_values, tile_values
+from ..substrate.cpu.runtime import BATCH, TILE, engine_values, tile_values
 from ..substrate.runtime import BUNDLE_PAIRS
 from .control import FAR
 from .machine import Kernel
@@ -38,7 +38,7 @@ from .regions import Regions
 class Layer:
     """The simulated layer, its placement and the routing. ids: for each rank [tokens, k] int64.
 
-    moves: what moves within a node, see `aristos.MoE`: "tokens", "experts" or "auto".
+    moves: what moves within a node, see `aristos.MoE`: "tokens", "experts" or "auto". tile: most rows of a tile.
 
     Raises InputError for ids that the layer would refuse, and for a layer that cannot be simulated.
     """
@@ -47,6 +47,7 @@ class Layer:
     placement: Placement
     ids: Sequence[np.ndarray]
     moves: Literal["tokens", "experts", "auto"] = "tokens"
+    tile: int = TILE
 
     def __post_init__(self) -> None:
         cfg, world = self.cfg, len(self.placement.held)
@@ -56,6 +57,7 @@ class Layer:
             raise InputError(
                 "a shared expert that is weighted by a score cannot be simulated: pass shared_sigmoid=False"
             )
+        whole("tile", self.tile, BATCH, f"an int in 1..{BATCH}")
         for rank, ids in enumerate(self.ids):
             if ids.ndim != 2 or ids.shape[1] != cfg.top_k or len(ids) > cfg.max_tokens:
                 shape = f"[at most {cfg.max_tokens}, {cfg.top_k}]"
@@ -162,7 +164,7 @@ class Rank:
             **engine_values(job, shape, crowded=False),
         )
         regions.layout.fill(job)  # instead of the layout with rows, which `fill_engine` writes
-        tile = tile_values(job, workers, *decisions.run_rows)
+        tile = tile_values(job, workers, *decisions.run_rows) | {"tile": layer.tile}
         jobs.fill(job, schema.TILE, schema.CPU, scratch_step=0, **tile)
         jobs.fill_some(job, schema.WEIGHTS, schema.CPU, loaded=1, version=1, up=FAR, gate=FAR * cfg.gated, down=FAR)
         for expert in range(int(job[words.HELD]), int(job[words.COMPUTED])):

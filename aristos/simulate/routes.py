@@ -30,7 +30,7 @@ class Routes:
     def of(
         cls, nodes: int, hops: np.ndarray, names: Sequence[str], capacity: Sequence[float], latency: np.ndarray
     ) -> Routes:
-        """Routes on those links that they use, numbered anew.
+        """Routes on those links that they use, numbered again.
 
         hops: [classes, any] the links of each route in order, and -1 at any place where the route has none. names,
         capacity: of all links; bytes/ns. latency: [classes] us. Raises InputError for rates and latencies that no

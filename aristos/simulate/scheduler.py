@@ -176,6 +176,13 @@ def end_all():
 
 
 @jit
+def count_decisions(more):
+    """Count decisions of the actor that runs."""
+    count = actor(get(c.CURRENT)) + WORD * c.DECISIONS
+    mem.store(count, mem.load(count) + more)
+
+
+@jit
 def rest():
     """What an idle actor does between two polls: it parks until something arrives at its rank, or a timer runs out."""
     me = get(c.CURRENT)
@@ -212,7 +219,9 @@ def rest():
     )
     block(me)
     mem.store(record + WORD * c.STANDING, c.READY)
-    mem.store(sweeps, mem.load(sweeps) + max(0, get(c.NOW) - now) // poll)
+    skipped = max(0, get(c.NOW) - now) // poll
+    mem.store(sweeps, mem.load(sweeps) + skipped)
+    count_decisions(skipped)
 
 
 # ---------------------------------------------------------------- calls
@@ -267,6 +276,8 @@ def finish(me):
         if other >= 0:
             pass_to(other)
             return
+    if get(c.STOP) != 0:
+        end_all()
 
 
 @jit

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -13,7 +13,8 @@ import numpy as np
 
 from kernel_cache.compile import warm_up
 
-from ..engine import words
+from ..engine import job as jobs
+from ..engine import schema, words
 from ..engine.layout import StateLayout
 from ..errors import AristosError, InputError
 from ..host.nodes import Nodes
@@ -32,6 +33,7 @@ from .regions import Regions
 Schedule = Literal["fused", "bulk"]
 FLOWS_EACH = 64  # for each rank there is space for so many flows; more for each pair of ranks
 SEMAPHORE_BYTES = 64
+EVENTS_MOST = 1 << 16  # of a worker in a call
 
 
 _RUNNING = threading.Lock()  # held while a simulation uses the words of control.py
@@ -78,7 +80,17 @@ class Simulation:
         self.times = np.zeros((2, world, calls), np.int64)  # ns: when each call began, and when it ended
         self.pairs = self._words(world * world, c.PAIR_WORDS)
         self.events = 0  # how many were handled
+        self.decisions = np.zeros(world, np.int64)  # of each rank, in all calls
+        self.kept: dict[int, np.ndarray] = {}  # rank -> [workers, EVENTS_MOST, words] the events of its last call
         self._kept: list[Any] = []
+
+    def keep_events(self, ranks: Iterable[int]) -> None:
+        """Keep the events of these ranks' workers, for a timeline. Call this before `run`."""
+        for rank in ranks:
+            job = self.ranks[rank].job
+            self.kept[rank] = kept = aligned((self.workers, EVENTS_MOST, words.EVENT_WORDS), np.int64)
+            jobs.renew(job, schema.EVENTS)
+            jobs.fill(job, schema.EVENTS, schema.CPU, events=kept.ctypes.data, events_max=EVENTS_MOST)
 
     def _check_memory(self) -> None:
         """Raise InputError if the ranks' states and regions do not fit into this process's memory."""
@@ -156,7 +168,7 @@ class Simulation:
         self._set(c.POST_SEMAPHORE, ctypes.cast(library.sem_post, ctypes.c_void_p).value or 0)
         semaphores = aligned((self.actors, SEMAPHORE_BYTES), np.uint8)
         self._kept.append(semaphores)
-        actors = self._point(c.ACTORS, self._words(self.actors, c.ACTOR_WORDS))
+        self._actors = actors = self._point(c.ACTORS, self._words(self.actors, c.ACTOR_WORDS))
         ranks = self._point(c.RANKS, self._words(self.world, c.RANK_WORDS))
         for number in range(self.actors):
             at, rank = semaphores[number].ctypes.data, number // self.workers
@@ -191,6 +203,7 @@ class Simulation:
                 self._run(progress)
             finally:
                 self.events = int(CONTROL[c.NUMBERED])
+                self.decisions = self._actors[:, c.DECISIONS].reshape(self.world, -1).sum(axis=1)
 
     def _run(self, progress: Callable[[int], None]) -> None:
         from numba import int64, typeof

@@ -13,7 +13,7 @@ from aristos.config import MoEConfig
 from aristos.errors import InputError
 from aristos.host.nodes import Nodes
 from aristos.placement import Placement
-from aristos.simulate import machines
+from aristos.simulate import copied, machines
 from aristos.simulate.machine import Kernel, Machine
 from aristos.simulate.rank import Layer
 from aristos.simulate.simulation import Simulation
@@ -115,3 +115,10 @@ def test_the_command_prints_what_it_found(tmp_path, capsys):
     assert 0.99 < sum(found["shares"].values()) < 1.01
     assert simulate.main(argv) == 0
     assert f"call           {found['call_ms'][-1]:.3f} ms" in capsys.readouterr().out
+
+
+def test_compiled_code_is_kept_for_the_files_that_replace_functions():
+    """Otherwise a change of these files would change no simulation that has been compiled before."""
+    inside = {path.name for path in copied.read() if path.parent.name == "inside"}
+    assert inside >= {"actor.py", "costs.py", "timeline.py"}
+    assert {"lowering.py", "scheduler.py"} <= {path.name for path in copied.read()}

@@ -1,6 +1,6 @@
 """Pictures of the suite `idle`: idle share, straggler ECDFs and waits between ranks.
 
-Each picture compares three ways: bulk, fused where tokens always move, and fused where tokens move if that is cheaper.
+Each picture compares ways: bulk, fused where tokens always move, and fused where tokens move if that is cheaper.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import numpy as np
 
 from ...results import Table
 from ..disturbance import doubtful
-from .style import BLUE, ORANGE, SKY, hatch, heat_map, legend, slowest
+from .style import BLUE, GREEN, ORANGE, SKY, hatch, heat_map, legend, slowest
 from .style import ecdf as draw_ecdf
 
 # (schedule, moves) of the suite -> label, colour
@@ -19,6 +19,7 @@ WAYS = {
     ("bulk", "tokens"): ("bulk", ORANGE),
     ("fused", "tokens"): ('fused, moves="tokens"', SKY),
     ("fused", "auto"): ('fused, moves="auto"', BLUE),
+    ("fused", "experts"): ('fused, moves="experts"', GREEN),
 }
 
 

@@ -7,7 +7,7 @@ from ...substrate.cpu import loop
 from .. import control as c
 from .. import scheduler
 from ..control import WORD, charge, get, put, rank_record
-from . import costs  # noqa: F401  charges for work of steps that no primitive does
+from . import costs, timeline  # noqa: F401  they replace functions of steps and loop
 
 
 @jit

@@ -4,6 +4,7 @@ from kernel_cache.compile import jit
 
 from ...engine import packing, routing, steps, words
 from .. import control as c
+from .. import scheduler
 from ..control import charge, get, put
 
 _decide, _publish, _pack, _route = steps.decide, steps.publish, packing.execute, routing.execute
@@ -13,6 +14,7 @@ _decide, _publish, _pack, _route = steps.decide, steps.publish, packing.execute,
 def decide(job, st, worker):
     """`steps.decide`, with a charge for the tables that it reads."""
     charge(get(c.DECIDE_NS) + get(c.PEER_NS) * job[words.WORLD])
+    scheduler.count_decisions(1)
     return _decide(job, st, worker)
 
 

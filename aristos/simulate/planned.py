@@ -1,0 +1,125 @@
+"""Simulates a stage of a plan's groups, beside the time that Equation 1 predicts, term by term.
+
+A device is a node with one rank. Its kernels have the rate of the plan's problem for any number of rows. So compute
+differs only by what the equation leaves out: whole experts and the routing. Costs of steps are those of `Costs`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..config import MoEConfig
+from ..host.nodes import Nodes
+from ..placement import Placement
+from ..planner import Plan
+from ..planner.cost import communication, links_to
+from .machine import Kernel, Machine
+from .measured import KnownPairs
+from .outcome import Outcome
+from .rank import Layer
+from .simulation import Simulation
+from .trees import rate_of
+
+MOST_DEVICES = 512  # a group of more devices is not simulated
+CROSSINGS = 2  # of a forward stage
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A group, one forward stage of it in us, and the groups with equal rates, memory and links.
+
+    pi, comm: as Equation 1 predicts. compute: of the device that is longest in experts. network: how long that device
+    waits and serves the wire. steps: all else of its call. stage: from the first rank's start to the last one's end.
+    """
+
+    group: int
+    alike: list[int]
+    devices: int
+    pi: float
+    comm: float
+    compute: float
+    network: float
+    steps: float
+    stage: float
+
+    def to_json(self) -> dict[str, Any]:
+        """The values, and the error of each predicted term: predicted / simulated - 1; None if the latter is 0."""
+        predicted = {"pi_us": self.pi, "comm_us": self.comm, "stage_us": self.pi + self.comm}
+        simulated = {"pi_us": self.compute, "comm_us": self.network, "steps_us": self.steps, "stage_us": self.stage}
+        errors = {key: value / simulated[key] - 1 if simulated[key] > 0 else None for key, value in predicted.items()}
+        about = {"group": self.group, "alike": self.alike, "devices": self.devices}
+        return {**about, "predicted": predicted, "simulated": simulated, "error": errors}
+
+
+def distinct(plan: Plan) -> list[list[int]]:
+    """Numbers of the groups, those with equal rates, memory and links together."""
+    problem, size = plan.problem, np.array([len(group) for group in plan.groups])
+    group_of = np.empty(problem.n, np.int64)
+    for number, group in enumerate(plan.groups):
+        group_of[group] = number
+    paid = communication(problem, group_of, size)
+    found: dict[tuple[bytes, ...], list[int]] = {}
+    for number, group in enumerate(plan.groups):
+        key = tuple(each[group].tobytes() for each in (problem.rate, problem.memory, paid))
+        found.setdefault(key, []).append(number)
+    return [alike for alike in found.values() if len(plan.groups[alike[0]]) <= MOST_DEVICES]
+
+
+def check(
+    plan: Plan, alike: Sequence[int], cfg: MoEConfig, tokens: int, seed: int, progress: Callable[[int], None]
+) -> Checked:
+    """Simulate a call of the first of these groups, with uniform routing. cfg: the model's layer.
+
+    Raises InputError if it cannot be simulated, and SimulationEnded.
+    """
+    problem, number = plan.problem, alike[0]
+    group = plan.groups[number]
+    place = {device: rank for rank, device in enumerate(group)}
+    copies = [[place[device] for device in plan.placement[number][expert]] for expert in range(cfg.experts)]
+    rng, rates = np.random.default_rng(seed), problem.rate[group]
+    shape = (tokens, cfg.experts)
+    ids = [np.argsort(rng.random(shape), axis=1)[:, : cfg.top_k].astype(np.int64) for _ in group]
+    fastest = 1e3 * float(rates.max())  # MFLOP/us are TFLOP/s
+    machine = Machine(
+        kernel=Kernel(0.0, {1: fastest, 384: fastest}),
+        links=network(plan, group),
+        speeds={rank: float(rate / rates.max()) for rank, rate in enumerate(rates)},
+    )
+    placement = Placement(copies, cfg.experts, len(group))
+    sim = Simulation(Layer(cfg, placement, ids), Nodes.of(len(group), 1), machine, calls=1)
+    sim.run(progress)
+    return _checked(plan, alike, Outcome.of(sim))
+
+
+def network(plan: Plan, group: Sequence[int]) -> KnownPairs:
+    """The links between the devices of a group."""
+    members = np.array(group)
+    rate, latency = np.zeros((len(group), len(group))), np.zeros((len(group), len(group)))
+    for rank in range(len(group)):
+        others = np.flatnonzero(np.arange(len(group)) != rank)
+        latency[rank, others], beta = links_to(plan.problem, group[rank], members[others]).T
+        rate[rank, others] = [rate_of(value) for value in beta.tolist()]
+    return KnownPairs(rate, latency, rate.max(axis=1), rate.max(axis=0))
+
+
+def _checked(plan: Plan, alike: Sequence[int], found: Outcome) -> Checked:
+    number, shares = alike[0], found.shares
+    busiest = int(np.argmax(shares["expert"] * found.ranks))
+    call = 1e3 * float(found.ranks[busiest])
+    compute = call * float(shares["expert"][busiest])
+    waits = call * float(shares["idle"][busiest] + shares["wire"][busiest])
+    return Checked(
+        number,
+        list(alike),
+        len(plan.groups[number]),
+        float(plan.cost.pi_us[number]),
+        float(plan.cost.comm_us[number]) * CROSSINGS / plan.problem.crossings,
+        compute,
+        waits,
+        call - compute - waits,
+        1e3 * float(found.calls[-1]),
+    )

@@ -1,0 +1,58 @@
+"""The timeline of some ranks in a simulation's last call, as a file like those of `MoE.write_timeline`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..engine import words
+from ..layer.backend import Event
+from ..layer.cpu import EVENT_KINDS, OF_EXPERTS
+from ..layer.timeline import trace_events
+from ..primitives.aside import write_text
+from .rank import Layer
+from .simulation import Simulation
+
+MOST_RANKS = 12  # ranks whose events are kept
+
+
+def interesting(layer: Layer) -> list[int]:
+    """At most MOST_RANKS ranks: those whose experts have the most and the fewest rows, and others evenly between."""
+    world = len(layer.ids)
+    rows = np.bincount(layer.placement.ranks[np.concatenate([ids[ids >= 0] for ids in layer.ids])], minlength=world)
+    if world <= MOST_RANKS:
+        return list(range(world))
+    even = np.linspace(0, world - 1, MOST_RANKS - 2).round().astype(int)
+    return sorted({int(rows.argmax()), int(rows.argmin()), *even.tolist()})
+
+
+def write(path: str, sim: Simulation, facts: Mapping[str, Any]) -> None:
+    """Write the events of the last call. facts: JSON values for `otherData`."""
+    ranks = [(sim.workers, events(sim, rank)) if rank in sim.kept else (0, []) for rank in range(sim.world)]
+    found = trace_events(ranks, [f"simulated node {node}" for node in sim.nodes.node_of])
+    shown = [each for each in found if each["pid"] in sim.kept]
+    write_text(Path(path), json.dumps({"traceEvents": shown, "displayTimeUnit": "ns", "otherData": dict(facts)}))
+
+
+def events(sim: Simulation, rank: int) -> list[Event]:
+    """The events of a rank in the last call. Times are virtual, in s."""
+    found, experts = [], _computed(sim, rank)
+    state, starts = sim.ranks[rank].state, sim.tables.starts
+    for worker in range(sim.workers):
+        count = int(state[words.counter(starts, worker, words.N_EVENTS)])
+        for kind, start, end, what, rows in sim.kept[rank][worker, :count].tolist():
+            what = experts[what] if kind in OF_EXPERTS else what
+            found.append((worker, EVENT_KINDS[kind], start * 1e-9, end * 1e-9, what, rows))
+    return found
+
+
+def _computed(sim: Simulation, rank: int) -> list[int]:
+    """Ids of the experts that a rank may compute, in the engine's order: held ones, the shared one, foreign ones."""
+    cfg, placement = sim.layer.cfg, sim.layer.placement
+    shared = [cfg.columns] if cfg.shared_ffn else []
+    foreign = (placement.expert_of(slot) for slot, _ in sim.layer.foreign(sim.nodes, rank))
+    return [*placement.mine(rank), *shared, *foreign]
