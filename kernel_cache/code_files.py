@@ -80,7 +80,10 @@ class _Files(caching.IndexDataCacheFile):
     """The index and the code of one function."""
 
     def save(self, key: Any, data: Any) -> None:
-        """Write code to a file, and only then name the file in the index. So no entry ever names other code."""
+        """Write code to a file, and only then name the file in the index.
+
+        So the index never gives a signature the code of another one.
+        """
         overloads = self._load_index()
         taken = set(overloads.values())
         name = overloads.get(key) or next(n for n in map(self._data_name, itertools.count(1)) if n not in taken)

@@ -1,7 +1,7 @@
 """Finds the source files that a module's compiled code reads. The key of a kernel cache must depend on them.
 
-Compiled code holds functions and constants of its own module and of the modules that this one imports, directly or not.
-So its sources are the files of these modules, as far as they belong to the same package or to registered packages
+Compiled code holds functions and constants of its own module and of the modules that its module imports, directly or
+not. So its sources are the files of these modules, as far as they belong to the same package or to registered packages
 (`packages.py`). Imports are read from the syntax tree; nothing is imported or run.
 
 Some imports do not count: those for type checkers only (`if TYPE_CHECKING`), `import_module`, and the `__init__.py` of
@@ -85,7 +85,7 @@ def _root(source: Path) -> Path:
 
 
 def _statements(source: Path) -> list[Statement]:
-    """The import statements of a file whose names compiled code can read. Files of known content are not parsed."""
+    """The import statements of a file that count, see the module's docstring. A file of known content is not parsed."""
     content = source.read_bytes()
     key = hashlib.sha256(content).hexdigest()
     if key not in statements:
@@ -101,7 +101,7 @@ def _statements(source: Path) -> list[Statement]:
 
 
 def _imports(node: ast.AST) -> Iterator[Import]:
-    """The import statements below a node whose names compiled code can read."""
+    """The import statements below a node that count, see the module's docstring."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, Import):
             yield child

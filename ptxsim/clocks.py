@@ -2,9 +2,11 @@
 
 A vector clock is a sorted list of pairs (key, clock) in one pool of lists; 0 is the empty list. A list never changes
 once it is made. A key names a thread, a warp or a block; the entry of a warp or a block covers all its threads up to
-that clock. A key may also name a memory location; its clock is the oldest write that the owner may still read. Two
-orders are kept elsewhere: that of a block's threads by the block's floor, which each barrier of the whole block raises,
-and that of a warp's lanes by the table KNOWN.
+that clock. A key may also name a memory location. Its clock is then the number of a write, and the thread that holds
+the list may read no older write.
+
+Two orders are kept elsewhere. Threads of one block are ordered by the block's floor, which each barrier of the whole
+block raises. Lanes of one warp are ordered by the table KNOWN.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ SUB_BITS = 12
 WARP_KEY, BLOCK_KEY = 0x800, 0xFFF
 AGENT_SHIFT = 38  # the bits of a number from here on are the kind of agent (agents.py), 0 for a thread
 AGENTS = 7 << AGENT_SHIFT
-HOST = 1 << 31  # bit of a block's number that marks actors; the other bits are the first number of their run
+HOST = 1 << 31  # bit that a block's number has for actors; its other bits are the first block of the actors' run
 
 
 @jit
@@ -296,7 +298,10 @@ def history_slot(x, location):
 
 @jit
 def remembered(x, key, sequence):
-    """Whether an entry for a location still matters: the history may hold a write that the entry forbids to read."""
+    """Whether an entry for a location still matters.
+
+    It matters while the history of the location may hold a write that the entry forbids to read.
+    """
     slot = history_slot(x, key & ~LOCATION)
     count = get(slot, s.H_COUNT)
     if count == 0 or get(slot, s.H_ADDRESS) != key & ~LOCATION:

@@ -472,7 +472,7 @@ class Parser:
                 if not self.accept(",") and self.peek() != ";":
                     raise PTXError(f"PTX line {self.line}: expected ',' or ';' after an operand, got {self.peek()!r}")
         except PTXError as error:
-            raise PTXError(f"{error}, an operand of {'.'.join([opcode, *mods])}") from None
+            raise PTXError(f"{error} (instruction {'.'.join([opcode, *mods])})") from None
         return Instruction(opcode, mods, operands, guard, line, self.source)
 
     def operand(self) -> Any:

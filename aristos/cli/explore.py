@@ -42,15 +42,18 @@ def options(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--scalars",
         action="store_true",
-        help="every second call has a scalar beside each row (else drawn; exhaustive: none)",
+        help="every second call has a scalar beside each row (default: drawn; exhaustive: none)",
     )
     parser.add_argument(
-        "--backward", action="store_true", help="every second call is a backward call (else drawn; exhaustive: none)"
+        "--backward",
+        action="store_true",
+        help="every second call is a backward call (default: drawn; exhaustive: none)",
     )
     parser.add_argument(
         "--once",
         action="store_true",
-        help="tokens cross once to ranks of the node too; exhaustive: in some calls (else drawn; exhaustive: none)",
+        help="a token that several experts of one rank get is sent to it once, within a node too; with --strategy"
+        " exhaustive only in some calls (default: drawn; exhaustive: never)",
     )
     parser.add_argument(
         "--strategy",

@@ -45,10 +45,10 @@ def loaded(ways: dict[str, str]) -> Finding:
     name = "package"
     places = dict.fromkeys(ways.values())
     if len(places) == 1:
-        return ok(name, f"{next(iter(places))}, by every way of starting", **ways)
+        return ok(name, f"every way to start a program loads {next(iter(places)) or 'no copy'}", **ways)
     parts = [f"{', '.join(way for way, its in ways.items() if its == place)}: {place or 'none'}" for place in places]
     clone = Path(ways[MODULE]).parent
-    remedy = "start in another folder, or install the copy that you mean"
+    remedy = "start programs in another folder, or install the copy that they should load"
     if (clone / "pyproject.toml").exists():
-        remedy = f"to run what you edit: {sys.executable} -m pip install -e {clone}"
-    return warn(name, f"ways of starting load different copies: {'; '.join(parts)}", remedy, **ways)
+        remedy = f"let all of them load this clone: {sys.executable} -m pip install -e {clone}"
+    return warn(name, f"the ways to start a program load different copies: {'; '.join(parts)}", remedy, **ways)

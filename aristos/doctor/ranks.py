@@ -38,7 +38,10 @@ class Ranks:
         self._mine = False  # whether MPI was started here
 
     def start(self) -> None:
-        """Load the MPI library, start MPI, find the nodes. Raises ImportError or RuntimeError if there is none."""
+        """Load the MPI library, start MPI, find the nodes.
+
+        Raises ImportError or RuntimeError if MPI cannot be loaded or started.
+        """
         import mpi4py
 
         mpi4py.rc.initialize = mpi4py.rc.finalize = False

@@ -44,7 +44,10 @@ def set_targets(job, st, counts):
 
 @jit
 def put_back(job, st, source, packed, rows, n):
-    """Put n rows at address `rows`, ROW_BYTES apart, into a remote source's return rows. (Holding the wire's lock.)"""
+    """Put n rows at address `rows`, ROW_BYTES apart, into a remote source's return rows.
+
+    The caller holds the wire's lock.
+    """
     at = st[words.put_return_rows(job, source)]
     if job[words.ROW_BYTES] == job[words.RETURN_STRIDE]:
         if n > 0:

@@ -42,7 +42,10 @@ def all_posted(job, st):
 
 @jit
 def read_words(job, st, peer):
-    """Publish those words of a remote peer that have arrived whole; True if one is new. (Holding the wire's lock.)"""
+    """Publish those words of a remote peer that have arrived whole; True if one is new.
+
+    The caller holds the wire's lock.
+    """
     anything = False
     for word in range(words.LINE_WORDS):
         a = words.coded_word(st[words.region_from(job, peer)] + job[words.P_CODED], word)
@@ -57,7 +60,10 @@ def read_words(job, st, peer):
 
 @jit
 def receive(job, st):
-    """Let MPI make progress and read the words that have arrived; True if any has. (Holding the wire's lock.)"""
+    """Let MPI make progress and read the words that have arrived; True if any has.
+
+    The caller holds the wire's lock.
+    """
     mpi.progress(job[words.WIRE])
     anything = False
     for p in range(job[words.WORLD]):
@@ -80,7 +86,7 @@ def announcing(job, st):
 
 @jit
 def opens(job, st, peer, idle, now):
-    """Whether it is time to open a batch for a remote peer. (Under the rank's lock.)"""
+    """Whether it is time to open a batch for a remote peer. The caller holds the rank's lock."""
     staged = st[words.sent_rows(job, peer)] - st[words.put_rows(job, peer)]
     if st[words.open_epoch(job, peer)] != job[words.EPOCH]:
         if st[words.PHASE] < codes.PHASE_RUN:
@@ -197,7 +203,7 @@ def encode(job, st, peer, word, value):
 
 @jit
 def open_batch(job, st, peer):
-    """Put all data that is ready for a remote peer. (Holding the wire's lock.)"""
+    """Put all data that is ready for a remote peer. The caller holds the wire's lock."""
     acquire(job, OUTSIDE)
     tiles, rows = st[words.sent_tiles(job, peer)], st[words.sent_rows(job, peer)]
     returned, credit = st[words.returned(job, peer)], st[words.freed_rows(job, peer)]
@@ -223,7 +229,10 @@ def open_batch(job, st, peer):
 
 @jit
 def close_batch(job, st, peer):
-    """Flush the data that was put to a remote peer, then put the words that cover it. (Holding the wire's lock.)"""
+    """Flush the data that was put to a remote peer, then put the words that cover it.
+
+    The caller holds the wire's lock.
+    """
     mpi.flush(job[words.WIRE], peer)  # also flushes the earlier batch's words, so their buffer may be written again
     tiles, returned = st[words.open_tiles(job, peer)], st[words.open_returned(job, peer)]
     credit = st[words.open_credit(job, peer)]
@@ -312,7 +321,7 @@ def serve_wire(job, st, worker, idle):
 def put_poison_words(job, st):
     """Put the poison word to every remote peer, without a flush: a peer that does not answer must not block this rank.
 
-    No other put of words writes to the place of the poison word. (Holding the wire's lock.)
+    No other put of words writes to the place of the poison word. The caller holds the wire's lock.
     """
     for p in range(job[words.WORLD]):
         if st[words.remote(job, p)] != 0:

@@ -40,7 +40,7 @@ class Stretches(Cluster):
 
     def __init__(self, case: Case, strategy: Strategy) -> None:
         super().__init__(case, strategy)
-        self.memory.keeps_acquired = False  # otherwise it would be part of every state
+        self.memory.keeps_acquired = False  # otherwise what each actor has acquired would be part of every state
         self.replaying = -1  # how many recorded values an actor being rebuilt has used; -1 if none is being rebuilt
         self.stretches: list[tuple[Private | Host, bytes, Log]] = [
             (Private.of(self.ranks[actor.rank]), b"", []) for actor in self.sched.actors

@@ -39,4 +39,7 @@ def own_problem(call: CpuCall, status: int, cfg: MoEConfig) -> str:
     at = finite.first(rows)
     if at is not None:
         return f"{name} must be finite, got {float(rows[at])} in token {at[0]}, column {at[1]}"
-    return f"router scores must be finite, got NaN or infinity: {name} is finite, but its products are too large"
+    return (
+        f"router scores must be finite, got NaN or infinity: {name} is finite, but the products of {name} and the"
+        " router's weights are too large, so scale one of them down"
+    )

@@ -50,7 +50,8 @@ def separated(given: dict[str, Any], fused: dict[str, Any], interleaved: Any, la
 def _parts(name: str, value: Any, dims: int, outputs: int, alternate: bool) -> tuple[Any, Any]:
     """(gate, up) of an array that also has a dimension of experts, or of a list with an array for each expert.
 
-    dims: how many dimensions an expert has. outputs: the dimension to split, where the experts' dimension counts too.
+    dims: how many dimensions an expert's array has. outputs: the index of the dimension to split, in the array that
+    also has the dimension of experts.
     """
     if isinstance(value, list | tuple):
         each = [(None, None) if one is None else _part(name, one, dims, outputs - 1, alternate) for one in value]

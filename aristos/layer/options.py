@@ -111,8 +111,8 @@ def checked_options(cfg: Any, layers: Any, schedule: Any, backend: Any) -> tuple
         for name in COMMON:
             if getattr(each, name) != getattr(cfgs[0], name):
                 raise InputError(
-                    f"layers of one object must have equal {', '.join(COMMON)}, got {name}={getattr(each, name)!r} in"
-                    f" layer {number} and {getattr(cfgs[0], name)!r} in layer 0: make an object for each of them"
+                    f"all layers of one object must have the same {name}, got {getattr(cfgs[0], name)!r} in layer 0 and"
+                    f" {getattr(each, name)!r} in layer {number}: make an object for each of the two layers"
                 )
     if not isinstance(schedule, str) or schedule not in ("fused", "bulk"):
         raise InputError(f"schedule must be 'fused' or 'bulk', got {schedule!r}")

@@ -141,7 +141,7 @@ class TrainedWeights(LayerWeights):
         """
         for name, array in arrays.items():
             if name not in self.masters:
-                raise InputError(f"update must get arrays of the layer by name, {', '.join(self.masters)}, got {name}=")
+                raise InputError(f"update takes the layer's arrays {', '.join(self.masters)} by name, got {name}=")
             new, wanted = np.asarray(array), list(self.masters[name].shape)
             if new.dtype != np.float32 or list(new.shape) != wanted:
                 raise InputError(f"{name} must be float32 of shape {wanted}, got {new.dtype} {list(new.shape)}")

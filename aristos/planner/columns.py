@@ -4,11 +4,11 @@ Let every stage take at most b us, and let each device have a price. A group is 
 no group with such a stage is worth more than v, then k groups that hold every device once are worth at most k v. So
 there are at least (sum of prices) / v groups, whatever the prices are. The best prices are the duals of a linear
 programme over the groups found so far (`master.py`). The group that is worth most at these prices is the next column
-(`pricing.py`). The set of groups is relaxed, never restricted. Groups are classed by their cell, by their size s, and
-by c, the least number of devices that they have in any lowest cell that they touch. `reach.py` computes a lower bound
-on the time that some device of such a group pays for its links. What this time leaves of b requires a least sum of
-rates. Memory and rates are counted in units, rounded up. Columns whose real stages are short enough are combined to
-partitions.
+(`pricing.py`). The set of groups is relaxed, never restricted. Groups have classes by their cell, their size s and a
+number c: a group has at least c devices in every lowest cell that it touches, and exactly c in one of them. `reach.py`
+computes a lower bound on the time that some device of such a group pays for its links. The group must compute in what
+is left of b, so its sum of rates has a lower bound too. Memory and rates are counted in units, rounded up. Columns
+whose real stages are short enough are combined to partitions.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]
 MOST = 96  # devices
 LISTED = 10  # most devices of a lowest cell whose groups are listed one by one
-EACH_MOST = 8  # the most devices in every cell touched that have their own class; larger numbers share one class
+EACH_MOST = 8  # the numbers c below this one have a class each, all others share one
 STATES = 120_000  # the most states of one size's dynamic programme; units are made coarser until it has no more
 UNITS = 64  # the most units of memory
 TIGHT = 1e-3  # relative width at which bisection ends
@@ -44,7 +44,7 @@ DEAR = 4.0  # cost of leaving a device out, in groups
 WHOLE_SECONDS = 4.0  # time limit of one search for a partition of whole columns
 WHOLE_MOST = 800  # the most columns of one search: with many thousands the solver overruns its time limit
 KINDS, PARTS = 8, 32  # units are the KINDS largest values, divided by 1..PARTS
-LITTLE = 1e-3  # how much more rounding may add with a unit than with the best unit, as a share of the sum of values
+LITTLE = 1e-3  # a unit may add by rounding this share of the sum of values more than the best unit does
 UP, DOWN = 1e-9, 1e-6  # rounding errors of values and of sums of under 1000 values, in units
 PARTITIONS = 4  # the most searches in a row; each finds fewer groups, which allow longer stages
 

@@ -1,7 +1,7 @@
-"""The least number of known groups that hold each device once.
+"""Chooses the fewest of the known groups such that each device is in exactly one of them.
 
-This is a linear programme whose duals are prices of devices. The same programme with whole counts has partitions as
-solutions. Costs of groups are not used here.
+The linear programme may choose a fraction of a group; its duals are prices of devices. If it may choose only whole
+groups, its solutions are partitions. The cost of a group does not count here.
 """
 
 from __future__ import annotations

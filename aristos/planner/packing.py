@@ -2,7 +2,7 @@
 
 A subtree with at least as many devices as a group is split into groups of nearly equal size; if its children are large
 enough, each child is split instead. Smaller subtrees are combined with their siblings. Equal subtrees are packed once.
-Links are not used.
+Links are not used. A *unit* is a set of neighbouring devices that is too small to be a group.
 """
 
 from __future__ import annotations

@@ -113,7 +113,7 @@ def compare(first: Side, second: Side) -> Comparison:
         elif (each := _compared(row, other[at], what)) is not None:
             found.rows.append(each)
         else:
-            found.refused.append(f"{what}: calls took no time, or less")
+            found.refused.append(f"{what}: no ratio, because times are 0 or negative")
     found.only_second += [_words(at, row, several) for at, row in other.items() if at not in one]
     if not found.rows:
         why = some(found.refused, "; ") or _nothing_in_common(found, one, other)

@@ -77,7 +77,7 @@ MIB = 1 << 20
     CLASSES,  # how many classes of flows there are: ordered pairs of nodes
     CLASS_OF_PAIR,  # address: the class of each ordered pair of ranks, -1 within a node
     CLASS_FLOWS,  # address: how many flows each class has
-    CLASS_NUMBERS,  # address of float64: for each class its rate, and the bytes that a flow would have sent so far
+    CLASS_NUMBERS,  # address of float64: for each class its rate and its count of bytes, see network.py
     CLASS_FIRST,  # address: the flow of each class that ends first, -1: none
     ROUTES,  # address: links of each class, ROUTE_MOST of them, -1: no more
     ROUTE_MOST,

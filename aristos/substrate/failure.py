@@ -108,19 +108,19 @@ def wait_message(
     what the peer still owes, see `arrivals.standing`. seen: the (epoch, progress) that the peer published last.
     """
     if peer == rank:
-        return f"rank {rank}: none of its own workers made progress for {waited} in epoch {epoch}"
+        return f"rank {rank}: none of this rank's workers made progress for {waited} in epoch {epoch}"
     announced, left, read, returned, sent = map(int, owed)
     if announced == codes.UNANNOUNCED:
         what = f"its announcement of epoch {epoch}"
     elif left > 0:
-        what = f"{left} announced rows after tile {read}"
+        what = f"{left} rows that rank {peer} announced, from tile {read} on"
     else:
-        what = f"the outputs of tile {returned} of {sent} sent"
-    where = "outside a call" if seen[1] < 0 else f"{seen[1]} commands done"
+        what = f"the outputs of tile {returned} (tiles 0 to {sent - 1} were sent)"
+    where = "outside a call" if seen[1] < 0 else f"after {seen[1]} commands"
     remedy = f"see the output of rank {peer}{'' if gone else f', or raise {name}='}"
     return (
-        f"rank {rank} waited {waited} for rank {peer} in epoch {epoch}, to get {what}; rank {peer} was last seen in"
-        f" epoch {seen[0]}, {where}; {remedy}"
+        f"rank {rank} waited {waited} for rank {peer} in epoch {epoch} and still needs {what}; rank {peer} was last"
+        f" seen in epoch {seen[0]}, {where}; {remedy}"
     )
 
 

@@ -45,8 +45,8 @@ class Network:
     def distance(self, a: str, b: str) -> int | None:
         """The number of switches that a message between two nodes passes.
 
-        The number is 1 on a leaf switch and 3 over a spine; 1 inside a block and 3 inside the next bigger block. On a
-        ring it is the number of links of the shorter way.
+        The number is 1 for two nodes on the same leaf switch or in the same block, and 3 for two nodes below the same
+        spine or in the same next bigger block. On a ring it is the number of links of the shorter way.
 
         Parameters
         ----------

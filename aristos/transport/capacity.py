@@ -70,20 +70,21 @@ def shortage(needs: list[Need]) -> str | None:
     """The message for the first machine that cannot hold what its ranks need; None if all can."""
     for place in dict.fromkeys(need.machine for need in needs):
         mine = [need for need in needs if need.machine == place]
-        ranks = f"for {len(mine)} ranks on {place[1]}" if len(mine) > 1 else f"for a rank on {place[1]}"
+        ranks = f"the {len(mine)} ranks on {place[1]}" if len(mine) > 1 else f"the rank on {place[1]}"
         have = least(need.free for need in mine)
         windows = sum(need.local + need.remote for need in mine)
         everything = windows + sum(need.private for need in mine)
         shared = min(have, least(need.free_shared for need in mine))
         if len(mine) > 1 and windows > shared:
             return (
-                f"windows need {windows / MIB:.1f} MiB of shared memory in {SHM} {ranks}, {shared / MIB:.1f} MiB are"
-                f" free there or in main memory: make {SHM} larger (docker run --shm-size), lower max_tokens, or remove"
-                " what killed jobs left there"
+                f"the windows of {ranks} need {windows / MIB:.1f} MiB of shared memory in {SHM}, but only"
+                f" {shared / MIB:.1f} MiB are free: make {SHM} larger (docker run --shm-size), remove files that killed"
+                " jobs left there, or lower max_tokens"
             )
         if everything > have:
             return (
-                f"{everything / MIB:.1f} MiB of memory are needed {ranks}, {have / MIB:.1f} MiB are free: lower"
-                " max_tokens, top_k or threads, or use fewer ranks on this node (MoE.memory() returns a rank's need)"
+                f"{ranks} need{'' if len(mine) > 1 else 's'} {everything / MIB:.1f} MiB of memory, but only"
+                f" {have / MIB:.1f} MiB are free: lower max_tokens, top_k or threads, or use fewer ranks on this node"
+                " (MoE.memory() returns a rank's need)"
             )
     return None

@@ -3,8 +3,8 @@
 All variants sort, regroup and combine alike; `exchange` and `experts` choose the rest. Each step is done in the fastest
 of several ways: NumPy's radix sort (6 times as fast as torch.argsort), combine by embedding_bag (8 to 17 times as fast
 as index_add_), and an allocator that keeps its memory (see teams.py). Packed weights are oneDNN's own layout, made
-once, as torch's compiler does for a model that is only read. These calls are internal functions of torch, which has no
-public ones for this; oneDNN applies the activation itself.
+once, as torch's compiler does for a model that is only read. torch has only internal functions that pack weights and
+multiply by packed ones; oneDNN applies the activation itself.
 """
 
 from __future__ import annotations

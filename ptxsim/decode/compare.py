@@ -20,7 +20,7 @@ def comparison(m: Mods, type_: int) -> int:
         check_type(m, type_, INTEGERS)
         allowed = [*range(6)] if type_ & 0xF0 == isa.S else [*range(10)]
     if test not in allowed:
-        raise m.fail("this type has no such comparison")
+        raise m.fail("the instruction's type does not have this comparison")
     return test
 
 

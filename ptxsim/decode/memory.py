@@ -35,7 +35,7 @@ def order_scope(m: Mods, orders: tuple[str, ...], default: int, scope: int | Non
     order = default if name is None else ORDERS[name]
     if order in (isa.WEAK, isa.VOLATILE):
         if m.take_one(*SCOPES):
-            raise m.fail(f"a scope needs one of .{', .'.join(orders[2:])}")
+            raise m.fail(f"a scope needs one of the orders .{', .'.join(orders[2:])}")
         return order, isa.SYS
     return order, m.choose(SCOPES, scope)
 

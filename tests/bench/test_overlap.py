@@ -72,7 +72,7 @@ def test_the_sentence_names_the_best_and_the_worst_point():
         "a: fused is at most 2.00 times as fast as bulk, at 2 us and 1 GB/s; it pays at every point."
     )
     assert overlap._sentence("a", [good, bad]).endswith(
-        "; at 1 of 2 points it is slower, most at 50 us and 100* GB/s (0.50)."
+        "; at 1 of 2 points it is slower, and slowest at 50 us and 100* GB/s (0.50 times as fast)."
     )
 
 

@@ -74,8 +74,8 @@ def test_a_picture_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch, capsys
     ("document", "said"),
     [
         (timeline_of(["a thread"] * 30_000), "a picture shows at most 500 workers, got 30000"),
-        (timeline_of(["a"], ts=float("inf")), "a time of a timeline must be finite"),
-        (timeline_of(["a"], dur=float("nan")), "a time of a timeline must be finite"),
+        (timeline_of(["a"], ts=float("inf")), "every time of a timeline must be finite"),
+        (timeline_of(["a"], dur=float("nan")), "every time of a timeline must be finite"),
     ],
 )
 def test_a_timeline_that_no_picture_can_show_is_refused_in_a_sentence(document, said, tmp_path, capsys):

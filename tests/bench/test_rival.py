@@ -1,4 +1,7 @@
-"""`bench/gpu/rival.py`: how a rival on GPUs chooses its way to multiply. Two ranks have chains made for the tests."""
+"""`aristos/bench/gpu/rival.py`: how a rival on GPUs chooses its way to multiply.
+
+Two threads stand for two ranks, and made-up chains for those of a GPU.
+"""
 
 from __future__ import annotations
 
@@ -99,7 +102,7 @@ def test_without_a_way_there_is_no_chain():
 
 
 def test_a_wrong_way_is_not_kept_though_it_is_faster():
-    """If both ways are wrong, the faster one is kept, and the suite names the chain wrong."""
+    """If both ways are wrong, the faster one is kept, and the suite reports the chain as wrong."""
     note = f"{rival.CHAIN_MPI}, grouped: {WRONG_RIVAL}, error 5.0e-01 for 6 tokens"
     assert chosen({"grouped": (1.0, 0.5), "loop": (2.0, 0.0)}) == [("loop", [note])] * 2
     assert [way for way, _ in chosen({"grouped": (1.0, 0.5), "loop": (2.0, 0.5)})] == ["grouped"] * 2

@@ -369,7 +369,7 @@ def test_the_folder_that_each_way_of_starting_loads(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("shutil.which", lambda name: None)
     found = package.here()
-    assert (found.state, found.text) == ("ok", f"{installed}, by every way of starting")
+    assert (found.state, found.text) == ("ok", f"every way to start a program loads {installed}")
     clone = tmp_path / "clone"
     (clone / "aristos").mkdir(parents=True)
     (clone / "aristos" / "__init__.py").touch()

@@ -95,7 +95,7 @@ def on_each(names: Iterable[str], *words: str, **variables: str) -> dict[str, st
 
 
 def wide(names: Iterable[str]) -> list[str]:
-    """The ISAs with 512-bit vectors, which have the same float32 kernels, or those of Arm."""
+    """The ISAs that share their float32 kernels: on x86 those with 512-bit vectors, on Arm those of NEON."""
     return [name for name in names if name not in ("avx2", "generic")]
 
 

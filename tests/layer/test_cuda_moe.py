@@ -299,7 +299,9 @@ def test_a_rank_that_makes_no_call(monkeypatch):
             moe._member.runtime.device.together.run(1)
             moe._member.runtime.users = 0  # as if its process had ended: the exit hook has nothing to do
             return
-        with pytest.raises(WaitTimeout, match=r"rank 0 waited .*for rank 1 in epoch 1, to get its announcement"):
+        with pytest.raises(
+            WaitTimeout, match=r"rank 0 waited .*for rank 1 in epoch 1 and still needs its announcement"
+        ):
             moe(tokens(CFG, 3, seed=0))
         moe._member.runtime.users = 0  # it can never close: rank 1 is gone
 

@@ -478,7 +478,9 @@ def test_windows_that_do_not_fit(comm, monkeypatch, ranks_per_node):
     need = rank_bytes(shape, Nodes.of(2, ranks_per_node), 1)
     if comm.rank == 1:
         monkeypatch.setattr("aristos.transport.capacity.free_shared_memory", lambda: need)  # room for one of two ranks
-    with pytest.raises(MemoryProblem, match=r"windows need [\d.]+ MiB .*for 2 ranks.* MiB are free") as caught:
+    with pytest.raises(
+        MemoryProblem, match=r"windows of the 2 ranks on .* need [\d.]+ MiB .* only [\d.]+ MiB are free"
+    ) as caught:
         MoE(CFG, comm, ranks_per_node=ranks_per_node)
     assert isinstance(caught.value, MemoryError)
     monkeypatch.setattr("aristos.transport.capacity.free_shared_memory", lambda: None)  # the free memory is not known

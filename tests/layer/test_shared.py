@@ -212,10 +212,10 @@ def test_lists_that_cannot_be_one_object_are_refused():
     for cfgs, words in (
         ([], "cfg must be an aristos.MoEConfig or a list of them, got an empty list"),
         ([CFG, "cfg"], r"cfg\[1\] must be an aristos.MoEConfig, got str"),
-        ([CFG, replace(CFG, hidden=48)], "must have equal .*, got hidden=48 in layer 1 and 40 in layer 0"),
-        ([CFG, replace(CFG, top_k=1)], "got top_k=1 in layer 1 and 2 in layer 0: make an object for each"),
-        ([CFG, CFG, replace(CFG, dtype="bfloat16")], "got dtype='bfloat16' in layer 2"),
-        ([replace(CFG, max_tokens=9), CFG], "got max_tokens=70 in layer 1 and 9 in layer 0"),
+        ([CFG, replace(CFG, hidden=48)], "must have the same hidden, got 40 in layer 0 and 48 in layer 1"),
+        ([CFG, replace(CFG, top_k=1)], "the same top_k, got 2 in layer 0 and 1 in layer 1: make an object for each"),
+        ([CFG, CFG, replace(CFG, dtype="bfloat16")], "dtype, got 'float32' in layer 0 and 'bfloat16' in layer 2"),
+        ([replace(CFG, max_tokens=9), CFG], "the same max_tokens, got 9 in layer 0 and 70 in layer 1"),
     ):
         with pytest.raises(InputError, match=words):
             MoE(cfgs)

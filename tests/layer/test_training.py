@@ -304,7 +304,7 @@ def test_weights_cannot_change_while_a_tape_is_open():
         assert reference.error(moe(x), expected) < 1e-5
         with pytest.raises(InputError, match=r"up must be float32 of shape \[6, 20, 12\]"):
             moe.update(0, up=w["up"][0])
-        with pytest.raises(InputError, match=r"update must get arrays of the layer by name, .*, got other="):
+        with pytest.raises(InputError, match=r"update takes the layer's arrays .* by name, got other="):
             moe.update(0, other=w["up"])
         with pytest.raises(InputError, match="was used or discarded"):
             moe.backward(x, tape)

@@ -104,6 +104,7 @@ def test_make_bench_in_a_fresh_clone(tmp_path):
     environment = {name: os.environ[name] for name in kept if name in os.environ}
     # The clone uses compiled code of equal sources; test_cache.py tests an empty cache.
     environment["ARISTOS_CACHE"] = str(root())
+    environment["PIP_NO_COMPILE"] = "1"  # Python compiles the few modules that are imported
     command = ["make", "bench", "ARGS=signal gemm --iters 2"]
     done = subprocess.run(command, cwd=clone, env=environment, capture_output=True, text=True, timeout=600)
     if done.returncode and any(text in done.stderr for text in OFFLINE):

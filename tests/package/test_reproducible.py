@@ -1,4 +1,4 @@
-"""Sums over pieces have a fixed order, which brackets show here, and equal bits on any number of ranks."""
+"""`reproducible_sum`: a fixed order of additions, written with brackets below; equal bits on any number of ranks."""
 
 from __future__ import annotations
 

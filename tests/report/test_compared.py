@@ -127,7 +127,7 @@ def test_calls_that_took_no_time_make_no_trouble(calls):
         for row in found.rows:
             assert row.low is None or row.low <= row.high
         for each in found.refused:
-            assert each == "mine: took: n 1: calls took no time, or less"
+            assert each == "mine: took: n 1: no ratio, because times are 0 or negative"
 
 
 def test_disturbed_rows_are_not_judged():
@@ -247,7 +247,7 @@ def test_times_in_other_units_and_texts_are_no_times():
 @pytest.mark.slow
 def test_a_sentence_names_a_few_of_many_rows():
     many = Table("mine").dim("n", range(3000)).dim("call", [0]).add("took", ("n", "call"), np.zeros((3000, 1)), "s")
-    with pytest.raises(InputError, match=r"mine: n 7: calls took no time, or less; and 2992 more$"):
+    with pytest.raises(InputError, match=r"mine: n 7: no ratio, because times are 0 or negative; and 2992 more$"):
         compared(run("a", many), run("b", many))
 
 

@@ -190,7 +190,7 @@ def test_a_rank_stopped_within_a_call(tmp_path):
         "last seen in epoch",
     ):
         assert word in error
-    assert re.search(r"last seen in epoch 2, \d+ commands done", error)
+    assert re.search(r"last seen in epoch 2, after \d+ commands; ", error)
     assert error.endswith("see the output of rank 1, or raise timeout=; rank 1 is stopped")
 
 

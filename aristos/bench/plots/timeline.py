@@ -94,7 +94,7 @@ def read(file: str) -> tuple[dict[tuple[int, int], str], list[dict[str, Any]], d
             f"{file} is no timeline of `aristos bench --timeline`: {type(error).__name__}: {error}"
         ) from None
     if not all(math.isfinite(s["ts"]) and math.isfinite(s["dur"]) for s in spans):
-        raise ResultsError(f"{file}: a time of a timeline must be finite")
+        raise ResultsError(f"{file}: every time of a timeline must be finite, got NaN or infinity")
     if not spans or not workers:
         raise ResultsError(f"{file}: a timeline must have at least one step")
     return workers, spans, facts

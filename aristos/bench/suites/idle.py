@@ -10,10 +10,11 @@ The suite has routings of rising skew, one routing with tokens only on rank 0, a
 rank sleeps half a call before its own. `--routing FILE.npz` adds prefill batches with the routing of a trace's least,
 median and most skewed layer. The fused schedule is measured twice: with moves="tokens", which shows the cost of the
 protocol, and with moves="auto", where a rank may compute its rows with the weights of a local peer. All calls of all
-routings take turns. With "auto" a rank decides by the tokens that its peers had in the previous call. So where only
-rank 0 has tokens, a call with one token on rank 0 precedes each such call and is timed with it, and an untimed call
-with a token on each rank follows. The 2024 poster has these figures for the time of the collective. This suite has them
-for the layer's call, because the fused schedule has no collective. Every output is checked against the float64 oracle.
+routings take turns. With "auto" a rank decides by the tokens that its peers had in the previous call. So that the
+routing with tokens only on rank 0 is recognised, a call with one token on rank 0 precedes each of its calls and is
+timed with it. An untimed call with a token on each rank follows, so that other routings see usual peers. The 2024
+poster has these figures for the time of the collective. This suite has them for the layer's call, because the fused
+schedule has no collective. Every output is checked against the float64 oracle.
 """
 
 from __future__ import annotations
@@ -302,7 +303,11 @@ def _table(ctx: Context, done: list[PatternTimes], ways: list[Way], threads: int
     way = ("pattern", "schedule", "moves")
     table.add("call_time", (*way, "rank", "iteration"), times, "s", "one layer call on one rank, a late start included")
     table.add(
-        "idle_time", (*way, "rank", "iteration"), idle, "s", "workers' time without a runnable tile, to its own end"
+        "idle_time",
+        (*way, "rank", "iteration"),
+        idle,
+        "s",
+        "workers' time without a runnable tile, until the rank's own call ends",
     )
     table.add("core_share", (*way, "rank", "iteration"), core, "1", CORE_SHARE)
     table.add(

@@ -84,7 +84,7 @@ LINKS = (
     Column("ping_us", "64 KiB\nping us", ".2f"),
     Column("ping_off_us", "worst ping\noff us", ".2f"),
     Column("exchange_us", "all-to-all\nus", ".1f"),
-    Column("exchange_model_us", "of its link\nus", ".1f"),
+    Column("exchange_model_us", "expected\nus", ".1f"),
     Column("as_set", "as set"),
 )
 SAME = (
@@ -450,7 +450,7 @@ def _record(m: CaseTimes, point: tuple[float, float], t: PointTimes, copy: float
 
 
 def _sentence(case: str, records: list[dict[str, Any]]) -> str:
-    """A sentence with the points at which fused is faster for one layer."""
+    """A sentence about one layer: the point at which fused gains most, and the points at which it loses."""
     best = max(records, key=lambda r: r["speedup"])
     losing = [r for r in records if r["speedup"] < 1]
 
@@ -462,7 +462,8 @@ def _sentence(case: str, records: list[dict[str, Any]]) -> str:
         return f"{text}; it pays at every point."
     worst = min(losing, key=lambda r: r["speedup"])
     return (
-        f"{text}; at {len(losing)} of {len(records)} points it is slower, most at {at(worst)} ({worst['speedup']:.2f})."
+        f"{text}; at {len(losing)} of {len(records)} points it is slower, and slowest at {at(worst)}"
+        f" ({worst['speedup']:.2f} times as fast)."
     )
 
 
@@ -482,7 +483,9 @@ def _table(ctx: Context, done: list[CaseTimes], links: list[dict[str, Any]]) -> 
     table.dim("rank", np.arange(world)).dim("iteration", np.arange(times.shape[-1]))
     dims = ("case", "alpha", "rate", "schedule", "rank", "iteration")
     table.add("call_time", dims, times, "s", "one layer call on one rank")
-    table.add("idle_time", dims, of("idle"), "s", "workers' time without a runnable tile, to its own end")
+    table.add(
+        "idle_time", dims, of("idle"), "s", "workers' time without a runnable tile, until the rank's own call ends"
+    )
     table.add("core_share", dims, of("core"), "1", CORE_SHARE)
     table.add("experts_time", "case", [m.alone for m in done], "s", "the busiest rank's experts alone")
     table.add(

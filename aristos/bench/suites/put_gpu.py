@@ -4,9 +4,10 @@
     both ways   both halves put and wait
     copy        cuMemcpyDtoDAsync of as many bytes, in turns with the puts
 
-Each byte is counted once. On one rank all memory is on one GPU. On several ranks of a node, the two halves are rank 0's
-GPU and, one after another, the GPU of each other rank, by CUDA IPC. The time is then the slower side's, and `link`
-names the class of the link between the two GPUs. A launch with a wrong byte or a wait that ran out fails.
+Each byte is counted once. On one rank all memory is on one GPU. On several ranks of a node, rank 0's GPU and the GPU of
+another rank take the place of the two halves, by CUDA IPC, one other rank after another. The time is then the slower
+side's, and `link` names the class of the link between the two GPUs. A launch with a wrong byte or a wait that ran out
+fails.
 """
 
 from __future__ import annotations
@@ -198,7 +199,7 @@ def across(ctx: Context, gpu: BenchGpu, grid: int) -> Result:
 
 
 @gpu_suite(
-    "put", "blocks put rows to others, of one GPU or of a node's; against the driver's copy", order=10, share=1.5
+    "put", "blocks put rows to blocks of the same GPU or of another one; against the driver's copy", order=10, share=1.5
 )
 def run(ctx: Context, gpu: BenchGpu) -> Result:
     from ...kernels.cuda.catalogue import PUT_ROWS

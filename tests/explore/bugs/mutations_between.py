@@ -109,7 +109,10 @@ def ends_before_put(put: Put) -> None:
 
 @mutation("first-phase-unput", transport="rma", plain=False, kind="object", fixed=(("max_tokens", 6),))
 def first_phase_unput(put: Put) -> None:
-    """An exchange's first phase ends before bundles for remote owners are put. No return would show that."""
+    """An exchange's first phase ends before bundles for remote owners are put.
+
+    In that phase no outputs are returned, so none are missed.
+    """
 
     def all_posted(job: Any, st: Any) -> bool:
         remote = [p for p in range(job[words.WORLD]) if st[words.remote(job, p)]]
