@@ -170,8 +170,9 @@ def heat_map(
     axis.grid(False)
     axis.set(title=title, ylabel=rows, xlabel=columns)
     world = len(values)
-    axis.set_xticks(range(world) if world <= 16 else range(0, world, 8))
-    axis.set_yticks(range(world) if world <= 16 else range(0, world, 8))
+    ticks = range(0, world, 1 if world <= 9 else 4 if world <= 32 else 32)
+    axis.set_xticks(ticks)
+    axis.set_yticks(ticks)
     if world <= 12:
         for (i, j), value in np.ndenumerate(values):
             if np.isfinite(value):
