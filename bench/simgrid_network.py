@@ -1,7 +1,7 @@
 """Compares the simulator's network with SimGrid 4: when patterns of flows end, in the table of docs/simulate.md.
 
 python bench/simgrid_network.py --hosts 16,64                             needs g++ and Debian's libsimgrid-dev
-python bench/simgrid_network.py --hosts 256 --networks torus --kib 64
+python bench/simgrid_network.py --hosts 256 --networks torus --patterns incast,pairwise,random
 
 Each pattern of flows runs on our compiled network without ranks, and twice on SimGrid: `topology` is SimGrid's own
 zone, with its own links and routing; `routes` is our links and routes, given to SimGrid one by one. A cell of the
@@ -170,11 +170,11 @@ class Row:
         return max(abs(self.ours - other) / other for other in (self.topology, self.routes))
 
 
-def compare(simgrid: SimGrid, name: str, shape: Shape, sizes: Sequence[int] = KIB) -> Iterator[Row]:
-    """Every pattern on a network, with flows of each size in KiB."""
+def compare(simgrid: SimGrid, name: str, shape: Shape, wanted: Sequence[str]) -> Iterator[Row]:
+    """Patterns with these names on a network, with flows of each size."""
     hosts, routes = shape.nodes, shape.routes(shape.nodes)
     latency = routes.latency.reshape(hosts, hosts) * 1e-9
-    named = [(pattern, kib, each) for kib in sizes for pattern, each in patterns(hosts, kib << 10).items()]
+    named = [(pattern, kib, patterns(hosts, kib << 10)[pattern]) for kib in KIB for pattern in wanted]
     given = [each for _, _, each in named]
     theirs = [simgrid.ends(platform, given, latency) for platform in (topology(shape), explicit(routes))]
     for (pattern, kib, each), *both in zip(named, *theirs):
@@ -185,12 +185,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--hosts", default="16,64", help="16, 64 and 256 are known (%(default)s)")
     parser.add_argument("--networks", default="fat tree,dragonfly,torus", help="(%(default)s)")
-    parser.add_argument("--kib", default="4,64,1024", help="sizes of flows; 64 is one of them (%(default)s)")
+    parser.add_argument("--patterns", default=",".join(patterns(2, 1 << 10)), help="(%(default)s)")
     asked = parser.parse_args()
-    sizes, wanted = [int(size) for size in asked.kib.split(",")], asked.networks.split(",")
+    names, wanted = asked.patterns.split(","), asked.networks.split(",")
     if missing := SimGrid.missing():
         parser.exit(1, f"bench/simgrid_network.py: {missing}\n")
-    names = list(patterns(2, 1 << 10))
     print(f"| network | hosts | {' | '.join(names)} |")
     print("| --- |" + " --- |" * (1 + len(names)))
     worst = 0.0
@@ -198,7 +197,7 @@ def main() -> None:
         simgrid = SimGrid(Path(folder))
         for hosts in map(int, asked.hosts.split(",")):
             for network_name, shape in ((name, shapes(hosts)[name]) for name in wanted):
-                rows = list(compare(simgrid, network_name, shape, sizes))
+                rows = list(compare(simgrid, network_name, shape, names))
                 cells = []
                 for name in names:
                     mine = [row for row in rows if row.pattern == name]
