@@ -149,11 +149,11 @@ def machine_of(asked: argparse.Namespace, cfg: MoEConfig) -> tuple[Machine, str]
             known = ", ".join(machines.PRESETS)
             raise InputError(f"--machine must be a file or one of {known}, got {asked.machine!r}")
         machine = machines.load(path)
-        machine.links.routes(asked.nodes)  # a network that has fewer nodes is refused before anything is measured
-        if machine.kernel != Kernel():
-            return machine, f"rates of the expert kernel: {asked.machine}"
     else:
         machine = Machine(links=preset.network)
+    machine.links.routes(asked.nodes)  # a network that has fewer nodes is refused before anything is measured
+    if machine.kernel != Kernel():
+        return machine, f"rates of the expert kernel: {asked.machine}"
     print("aristos simulate: measuring the expert kernel on this core", file=sys.stderr, flush=True)
     costs = calibrate.rows_costs(cfg, machine.costs) if machine.costs == Costs() else machine.costs
     return replace(
