@@ -24,6 +24,11 @@ PART = re.compile(r"(<!-- (?P<command>aristos simulate .*?) -->\n).*?(<!-- end -
 CHANGES = {"base": "fused", "schedule=bulk": "bulk"}
 
 
+def rounded(value: float) -> str:
+    """Three significant digits."""
+    return f"{float(f'{value:.3g}'):,g}"
+
+
 def table(found: dict[str, Any]) -> list[str]:
     """The lines of a table: a row for each number of nodes, with what fused and bulk take."""
     rows: dict[int, dict[str, dict[str, Any]]] = {}
@@ -40,11 +45,11 @@ def table(found: dict[str, Any]) -> list[str]:
             nodes,
             fused["ranks"],
             fused["tokens"],
-            f"{fused['call_ms']:.3g}",
+            rounded(fused["call_ms"]),
             f"{fused['efficiency']:.0%}",
             f"{fused['idle']:.0%}",
             f"{fused['wire']:.0%}",
-            f"{bulk['call_ms']:.3g}",
+            rounded(bulk["call_ms"]),
             f"{bulk['efficiency']:.0%}",
             f"{bulk['call_ms'] / fused['call_ms']:.2f}",
             f"{fused['rows_over_mean']:.2f}",
