@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ..simulate.machine import Machine
 
 FAILED = 1
-CAVEAT = "Times of two ranks on a node were compared with real ones, those between nodes were not; see docs/simulate.md."
+CAVEAT = "Times of two ranks on a node were compared with real ones, those between nodes not; see docs/simulate.md."
 
 
 def run(asked: argparse.Namespace, argv: list[str], machine_of: MachineOf) -> int:
