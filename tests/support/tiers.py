@@ -86,6 +86,11 @@ LONG = (  # workers start with these files, so that none runs alone at the end
     "explore/test_all_schedules.py",
     "layer/test_element_types.py",
     "substrate/test_waits.py",
+    "substrate/test_cuda_nodes.py",
+    "transport/test_rma.py",
+    "package/test_readme.py",
+    "faults/test_faults.py",
+    "simulate/test_simulation.py",
 )
 
 # The quick tier runs these folders and files last: the functions that they need compile while others run.
