@@ -94,21 +94,25 @@ class Simulated:
             layers = [each for each in self.found if each["case"]["dtype"] == dtype and calibrates(each)]
             self.costs[dtype] = fit.costs(Costs(), [self._observed(each) for each in layers])
 
+    def speeds(self, found: dict[str, Any], point: dict[str, Any]) -> dict[int, float]:
+        """The speed of each rank's core at a point: how long the probe takes undisturbed, over how long it took."""
+        rates = {int(rows): rate for rows, rate in found["kernels"][0].items()}
+        table = Kernel(call=0.0, rates=rates).table(found["probe_rows"])
+        expected = found["probe_operations"] * 1e-6 * table[found["probe_rows"]] * 1e-6  # ms
+        return {rank: expected / ms[self.which] for rank, ms in enumerate(point["probe"])}
+
     def call(self, found: dict[str, Any], point: dict[str, Any], name: str, costs: Costs) -> float:
         """Milliseconds of a simulated call."""
         case = Case(**found["case"])
         first, second = found["kernels"]
-        table = Kernel(call=0.0, rates={int(rows): rate for rows, rate in first.items()}).table(found["probe_rows"])
         kernel = Kernel(call=0.0, rates={int(rows): 2 / (1 / first[rows] + 1 / second[rows]) for rows in first})
-        expected = found["probe_operations"] * 1e-6 * table[found["probe_rows"]] * 1e-6  # ms
-        speeds = {rank: expected / ms[self.which] for rank, ms in enumerate(point["probe"])}
         if point["link"] is not None:
             latency, rate = point["link"]
             costs = replace(costs, local=1e3 * latency, local_kib=fit.KIB / rate)
         ids = list(self.routings[case.key])
         moves: Any = "auto" if name == "stay" else "tokens"
         layer = Layer(case.cfg, Placement(None, case.experts, len(ids)), ids, moves)
-        machine = Machine(costs=costs, kernel=kernel, speeds=speeds)
+        machine = Machine(costs=costs, kernel=kernel, speeds=self.speeds(found, point))
         sim = Simulation(layer, Nodes.of(len(ids)), machine, calls=3, schedule="bulk" if name == "bulk" else "fused")
         sim.run()
         return float(np.median(Outcome.of(sim).calls[1:]))
@@ -120,7 +124,10 @@ class Simulated:
         own = [each["rows"][rank] for rank, each in enumerate(fused)]
         moved = [sum(each["rows"]) - n for each, n in zip(fused, own)]
         width = ROW_TYPES[case.dtype].nbytes * case.hidden
-        busy = max(e["compute_seconds"] + e["dispatch_seconds"] + e["combine_seconds"] for e in bulk)
+        speed = float(np.mean(list(self.speeds(found, point).values())))
+        busy = [e["compute_seconds"] + e["dispatch_seconds"] + e["combine_seconds"] for e in bulk]
+        busiest, elapsed = int(np.argmax(busy)), point["elapsed"]
+        outside = [whole - each["call_seconds"] for whole, each in zip(elapsed["fused"], fused)]
         return fit.Observed(
             tokens=case.tokens,
             row_bytes=width,
@@ -129,8 +136,8 @@ class Simulated:
             collective_kib=float(np.mean([2 * (n + m) for n, m in zip(own, moved)])) * width / fit.KIB,
             dispatch=1e9 * float(np.mean([each["dispatch_seconds"] for each in fused])),
             combine=1e9 * float(np.mean([each["combine_seconds"] for each in fused])),
-            outside=1e6 * point["fused"][1] - 1e9 * max(each["call_seconds"] for each in fused),
-            between=1e6 * point["bulk"][1] - 1e9 * busy,
+            outside=1e9 * speed * float(np.mean(outside)),
+            between=1e9 * speed * (elapsed["bulk"][busiest] - busy[busiest]),
         )
 
     def points(self) -> list[Point]:

@@ -26,7 +26,7 @@ from aristos.simulate import calibrate
 
 LINKS = tuple(product((2.0, 50.0, 1000.0), (100.0, 25.0, 10.0, 1.0)))  # us, GB/s: the points of suite `overlap`
 STEP = 128  # calibrated widths are multiples of it, as judged ones are
-MOST, FEWEST = 60, 7  # calls of each kind at a point
+MOST, FEWEST = 60, 5  # calls of each kind at a point
 QUARTILES = (25, 50, 75)
 _rates: dict[tuple[MoEConfig, int], dict[str, float]] = {}  # measured in this process
 
@@ -154,8 +154,9 @@ class Runs:
     def point(self, names: tuple[str, ...], seconds: float, statistics: bool = False) -> dict[str, Any]:
         """Times of calls in turns, and the probe's. Milliseconds: name -> three quartiles of the slower rank's times.
 
-        `probe`: for each rank the quartiles. statistics: whether calls with statistics take turns too; then `stats` has
-        name -> rank -> medians of seconds of activities, and counts of rows.
+        `probe`: for each rank the quartiles. statistics: whether calls with statistics take turns too. Then `stats` has
+        name -> rank -> medians of seconds of activities, and counts of rows, and `elapsed` has name -> rank -> the
+        median seconds of a call without statistics.
         """
         kept: dict[str, list[Any]] = {name: [] for name in names}
 
@@ -179,6 +180,8 @@ class Runs:
         found["probe"] = (1e3 * np.percentile(gathered(self.world, times["probe"]), QUARTILES, axis=1).T).tolist()
         found["calls"] = count
         if statistics:
+            every = {name: np.median(gathered(self.world, times[name]), axis=1) for name in names}
+            found["elapsed"] = {name: each.tolist() for name, each in every.items()}
             found["stats"] = {name: self.world.allgather(_statistics(kept[name])) for name in names}
         return found
 

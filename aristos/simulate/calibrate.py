@@ -35,6 +35,7 @@ ROWS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384)
 COLD = 192 << 20  # bytes of all weights that take turns: more than a cache holds, as in a model with many layers
 SECONDS, PASSES = 0.2, 8  # spent on each thing that is measured, in so many parts
 UNDISTURBED = 10  # the percentile
+WINDOWS = 16  # more rows than the nearest cache holds
 COPIED = 16 << 20  # bytes of the rows that are copied, and of those that are combined: as of a call with many tokens
 KIB = 1024
 
@@ -91,20 +92,18 @@ class ExpertRuns:
         self.experts = max(2, min(256, COLD // sum(sizes.values()))) if experts is None else experts
         self._weights = {name: _written(self.experts, nbytes) for name, nbytes in sizes.items()}
         most, width = max(ROWS), self._element.nbytes * cfg.hidden
-        self._x, self._y = _written(most, width), _written(most, width)
+        self._x, self._y = _written(WINDOWS * most, width), _written(WINDOWS * most, width)
         nbytes = self._entries.run_bytes(self._element.code, most, 0, cfg.hidden, cfg.ffn, cfg.gated)[0]
         self._scratch = _written(1, nbytes)
-        self._rows = [each.ctypes.data + width * np.arange(most) for each in (self._x, self._y)]
+        self._rows = [each.ctypes.data + width * np.arange(len(each)) for each in (self._x, self._y)]
         self._cfg = cfg
         self.operations = 2 * (3 if cfg.gated else 2) * cfg.hidden * cfg.ffn
 
     def of(self, rows: int) -> KernelRuns:
-        """Runs of so many rows; the experts take turns."""
+        """Runs of so many rows. The experts take turns, and so do WINDOWS parts of the rows, as rows that arrive do."""
         cfg = self._cfg
         common = {
             "rows": rows,
-            "x": self._rows[0].ctypes.data,
-            "y": self._rows[1].ctypes.data,
             "activation": word(cfg.activation, cfg.limit, cfg.limit_after),
             "hidden": cfg.hidden,
             "ffn": cfg.ffn,
@@ -113,7 +112,10 @@ class ExpertRuns:
             "kept": 0,
         }
         arrays = (*self._weights.values(), self._x, self._y, self._scratch, *self._rows)
-        records = [ExpertRows(weights=self._of(expert), **common) for expert in range(self.experts)]
+        records = []
+        for i in range(max(self.experts, WINDOWS)):
+            x, y = (each[max(ROWS) * (i % WINDOWS) :].ctypes.data for each in self._rows)
+            records.append(ExpertRows(x=x, y=y, weights=self._of(i % self.experts), **common))
         return KernelRuns(self._entries, self._element.code, EXPERT_ROWS, records, arrays)
 
     def _of(self, expert: int) -> ExpertWeights:

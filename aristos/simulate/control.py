@@ -213,8 +213,8 @@ def charge(nanoseconds):
 
 
 @jit
-def charge_kernel(nanoseconds):
-    """Add the time of a kernel, which depends on the speed of the rank that runs."""
+def charge_at_speed(nanoseconds):
+    """Add time that depends on the speed of the rank that runs: that of a kernel, or of Python."""
     charge(nanoseconds * mem.load(rank_record(current_rank()) + WORD * SLOWNESS) // 1024)
 
 

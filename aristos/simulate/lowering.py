@@ -15,7 +15,7 @@ from .control import (
     WORD,
     actor,
     charge,
-    charge_kernel,
+    charge_at_speed,
     current_rank,
     entry,
     get,
@@ -191,18 +191,18 @@ def kernel_ns(rows, operations):
 @jit
 def expert_rows(kernels, call):
     products = 3 if call.weights.gate != 0 else 2
-    charge_kernel(kernel_ns(call.rows, 2.0 * products * call.rows * call.hidden * call.ffn))
+    charge_at_speed(kernel_ns(call.rows, 2.0 * products * call.rows * call.hidden * call.ffn))
 
 
 @jit
 def up_columns(kernels, call):
     products = 2 if call.weights.gate != 0 else 1
-    charge_kernel(kernel_ns(call.rows, 2.0 * products * call.rows * call.hidden * call.columns))
+    charge_at_speed(kernel_ns(call.rows, 2.0 * products * call.rows * call.hidden * call.columns))
 
 
 @jit
 def down_columns(kernels, call):
-    charge_kernel(kernel_ns(call.rows, 2.0 * call.rows * call.ffn * (call.last - call.first)))
+    charge_at_speed(kernel_ns(call.rows, 2.0 * call.rows * call.ffn * (call.last - call.first)))
 
 
 @jit

@@ -11,7 +11,7 @@ from kernel_cache.compile import jit
 from ..primitives import memory as mem
 from . import control as c
 from . import network, scheduler
-from .control import WORD, actor, charge, entry, get, pair_record, put, rank_record
+from .control import WORD, actor, charge, charge_at_speed, entry, get, pair_record, put, rank_record
 from .events import push
 
 KIB = 1024
@@ -26,7 +26,7 @@ def local(source, target):
 @jit
 def enter(number):
     """Note when a rank enters its next collective."""
-    charge(get(c.COLLECTIVE_NS))
+    charge_at_speed(get(c.COLLECTIVE_NS))
     scheduler.sync()
     rank = rank_record(number // get(c.WORKERS))
     turn = mem.load(rank + WORD * c.TURN) + 1

@@ -33,6 +33,7 @@ from .regions import Regions
 Schedule = Literal["fused", "bulk"]
 FLOWS_EACH = 64  # for each rank there is space for so many flows; more for each pair of ranks
 SEMAPHORE_BYTES = 64
+AHEAD_MOST = 100  # ns
 EVENTS_MOST = 1 << 16  # of a worker in a call
 
 
@@ -136,14 +137,15 @@ class Simulation:
         self._fill_network()
 
     def _ahead(self) -> float:
-        """ns that a rank may run ahead of others, because no word reaches them sooner.
+        """ns that a rank may run ahead of others, because no word reaches them sooner; at most AHEAD_MOST.
 
-        With several workers it is 0: workers of a rank see each other's words at once.
+        A rank sees a word so much too late at most. With several workers it is 0: workers of a rank see each other's
+        words at once.
         """
         if self.workers > 1:
             return 0
         local = len(set(self.nodes.node_of)) < self.world
-        return min(self.machine.costs.local if local else np.inf, self.routes.least_latency)
+        return min(AHEAD_MOST, self.machine.costs.local if local else np.inf, self.routes.least_latency)
 
     def _fill_costs(self) -> None:
         costs, kernel, number = self.machine.costs, self.machine.kernel, ROW_TYPES[self.layer.cfg.dtype].nbytes

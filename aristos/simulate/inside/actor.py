@@ -6,7 +6,7 @@ from ...engine import codes, packing, steps, words
 from ...substrate.cpu import loop
 from .. import control as c
 from .. import scheduler
-from ..control import WORD, charge, get, put, rank_record
+from ..control import WORD, charge_at_speed, get, put, rank_record
 from . import costs, timeline  # noqa: F401  they replace functions of steps and loop
 
 
@@ -22,14 +22,20 @@ def run(job, st, number, first_epoch):
 
 
 @jit
+def begin(job, st, number, call, first_epoch):
+    """Begin a call on a rank, as its worker 0."""
+    job[words.EPOCH] = first_epoch + call
+    scheduler.set_word(rank_record(number // get(c.WORKERS)) + WORD * c.BEGAN, call, get(c.NOW))
+    charge_at_speed(get(c.CALL_NS))
+    packing.begin(job, st)
+
+
+@jit
 def make_call(job, st, number, worker, call, first_epoch):
     """Make one call. Worker 0 opens it, and runs before its rank's other workers. At the end all workers meet."""
     rank = rank_record(number // get(c.WORKERS))
     if worker == 0:
-        job[words.EPOCH] = first_epoch + call
-        scheduler.set_word(rank + WORD * c.BEGAN, call, get(c.NOW))
-        charge(get(c.CALL_NS))
-        packing.begin(job, st)
+        begin(job, st, number, call, first_epoch)
     code = codes.PAUSED
     while code == codes.PAUSED and get(c.STOP) == 0:
         code = loop.work(job, st, worker)

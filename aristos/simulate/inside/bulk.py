@@ -7,11 +7,11 @@ when the rank has copied its rows, which it can do once all ranks of its node ha
 from kernel_cache.compile import jit
 
 from ...engine import bulk as step
-from ...engine import packing, steps, words
+from ...engine import steps, words
 from .. import control as c
 from .. import messages, scheduler
 from ..control import FAR, WORD, charge, get, rank_record
-from . import costs  # noqa: F401  charges for work of steps that no primitive does
+from . import actor
 
 
 @jit
@@ -34,10 +34,7 @@ def make_call(job, st, number, worker, call, first_epoch, order, ends, claimed, 
     world, stride = job[words.WORLD], job[words.RETURN_STRIDE]
     rank = rank_record(number // get(c.WORKERS))
     if worker == 0:
-        job[words.EPOCH] = first_epoch + call
-        scheduler.set_word(rank + WORD * c.BEGAN, call, get(c.NOW))
-        charge(get(c.CALL_NS))
-        packing.begin(job, st)
+        actor.begin(job, st, number, call, first_epoch)
         claimed[0] = 0
     scheduler.meet_in_rank(number)
     step.route(job, st, worker)
