@@ -202,7 +202,9 @@ def interrupted_at(monkeypatch):
 
         monkeypatch.setattr(_simulated.Progress, "report", interrupt)
 
-    return at
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
+    yield at
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.slow
