@@ -191,6 +191,16 @@ def summary(points: list[Point], costs: dict[str, Costs]) -> list[str]:
         f"Fused and bulk are ranked right at {right} of {clear} points where they differ by {CLEAR:.0%}.",
     ]
     for dtype, c in costs.items():
+        of = np.array([p.ratio for p in points if p.case.dtype == dtype])
+        near = {
+            name: np.mean([abs(p.ratio - 1) <= NEAR for p in points if p.case.dtype == dtype and p.case.name == name])
+            for name in dict.fromkeys(p.case.name for p in points)
+        }
+        lines.append(
+            f"In {dtype} {(abs(of - 1) <= NEAR).mean():.0%} are within {NEAR:.0%}: "
+            + ", ".join(f"{name} {share:.0%}" for name, share in near.items())
+            + "."
+        )
         lines.append(
             f"Costs in {dtype}: copy {c.copy_row:.0f} ns and {c.copy_kib:.0f} ns/KiB,"
             f" combining {c.combine_token:.0f} ns and {c.combine_kib:.0f} ns/KiB, call {c.call / 1e3:.0f} us,"
@@ -216,7 +226,7 @@ def compare(asked: argparse.Namespace) -> None:
     """Simulate all points, print them, and write them to the page."""
     simulated = Simulated(asked.file, QUARTILES.index({"quartile": 25, "median": 50}[asked.statistic]))
     points = simulated.points()
-    text = [*summary(points, simulated.costs), "", *table(points)]
+    text = [*(f"- {line}" for line in summary(points, simulated.costs)), "", *table(points)]
     print("\n".join(text))
     if asked.page is not None:
         before, found, rest = asked.page.read_text(encoding="utf-8").partition(BEGIN)
