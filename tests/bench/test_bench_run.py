@@ -13,10 +13,15 @@ from mpi import find_mpiexec
 
 from aristos import results
 from aristos.bench import plots, suites
+from aristos.bench.plots import simulate as simulated
 
 pytestmark = pytest.mark.slow
 
-CPU_PICTURES = {name: each for name, each in plots.pictures().items() if not name.endswith("_cuda")}
+CPU_PICTURES = {  # of the tables that the suites write on CPUs
+    name: each
+    for name, each in plots.pictures().items()
+    if not name.endswith("_cuda") and name not in simulated.PICTURES
+}
 
 
 @pytest.fixture(scope="module")
