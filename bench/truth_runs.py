@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jobs import SHAPES as COMPARED
 
 from aristos.bench import routing
 from aristos.bench.delay.network import Network
@@ -82,13 +83,8 @@ class Case:
         return f"{self.name} {self.dtype} {self.routing}"
 
 
-SHAPES = (
-    Case("A", 1024, 1024, 4096, 8, 2),
-    Case("B", 4096, 128, 128, 8, 2),
-    Case("C", 32, 512, 1024, 8, 2),
-    Case("D", 16, 2048, 512, 32, 8),
-    Case("E", 1024, 2048, 512, 32, 8),
-    Case("G", 512, 512, 1408, 64, 6, gated=True),
+SHAPES = tuple(
+    Case(s.name, s.tokens, s.hidden, s.ffn, s.experts, s.top_k, s.gated) for s in map(COMPARED.__getitem__, "ABCDEG")
 )
 # No judged layer has these shapes: many narrow rows, fewer wide rows, and few rows whose weights fill the caches.
 CALIBRATION = (

@@ -136,20 +136,14 @@ def wire_put(wire, peer, at, source, nbytes):
     charge(get(c.PUT_NS))
     scheduler.sync()
     pair = current_rank() * get(c.WORLD) + peer
-    record = pair_record(pair)
-    mem.store(record + WORD * c.UNDER_WAY, mem.load(record + WORD * c.UNDER_WAY) + 1)
-    mem.store(record + WORD * c.PUT_BYTES, mem.load(record + WORD * c.PUT_BYTES) + nbytes)
-    mem.store(record + WORD * c.PUTS, mem.load(record + WORD * c.PUTS) + 1)
+    network.count_put(pair, nbytes)
     inside = (at - get(c.MEMORY)) % get(c.RANK_BYTES) % get(c.REGION_BYTES)
     if source < c.FAR and inside >= get(c.CODED_AT):
         push(get(c.NOW) + network.latency(pair), c.LAND_CODED, pair, at, source, nbytes)
         return
     if source < c.FAR:
         mem.copy_row(at, source, nbytes)
-    if nbytes <= get(c.SMALL_BYTES):
-        push(get(c.NOW) + network.latency(pair), c.LAND_PUT, pair, 0, 0, 0)
-    else:
-        network.send(pair, nbytes)
+    network.send(pair, nbytes)
 
 
 @jit

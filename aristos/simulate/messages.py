@@ -38,21 +38,17 @@ def enter(number):
 def send(source, target, nbytes):
     """Begin a message to a rank. Between nodes it is a put, and within a node the link of the pair carries it."""
     pair = source * get(c.WORLD) + target
-    record = pair_record(pair)
-    mem.store(record + WORD * c.UNDER_WAY, mem.load(record + WORD * c.UNDER_WAY) + 1)
     if local(source, target):
+        record = pair_record(pair)
+        mem.store(record + WORD * c.UNDER_WAY, mem.load(record + WORD * c.UNDER_WAY) + 1)
         sent = max(get(c.NOW), mem.load(record + WORD * c.FREE_AT)) + nbytes * get(c.LOCAL_PS) // (1000 * KIB)
         mem.store(record + WORD * c.FREE_AT, sent)
         push(sent + get(c.LOCAL_NS), c.LAND_PUT, pair, 0, 0, 0)
         return
     charge(get(c.PUT_NS))
     scheduler.sync()
-    mem.store(record + WORD * c.PUT_BYTES, mem.load(record + WORD * c.PUT_BYTES) + nbytes)
-    mem.store(record + WORD * c.PUTS, mem.load(record + WORD * c.PUTS) + 1)
-    if nbytes <= get(c.SMALL_BYTES):
-        push(get(c.NOW) + network.latency(pair), c.LAND_PUT, pair, 0, 0, 0)
-    else:
-        network.send(pair, nbytes)
+    network.count_put(pair, nbytes)
+    network.send(pair, nbytes)
 
 
 @jit

@@ -16,7 +16,7 @@ from kernel_cache.compile import jit
 
 from ..primitives import memory as mem
 from . import control as c
-from .control import WORD, entry, get, load_real, put, store_real
+from .control import WORD, entry, get, load_real, pair_record, put, store_real
 from .events import push
 
 
@@ -45,9 +45,24 @@ def sent(which):
 
 
 @jit
+def count_put(pair, nbytes):
+    """Count a put between a pair of ranks, which is under way from now on."""
+    row = pair_record(pair)
+    mem.store(row + WORD * c.UNDER_WAY, mem.load(row + WORD * c.UNDER_WAY) + 1)
+    mem.store(row + WORD * c.PUT_BYTES, mem.load(row + WORD * c.PUT_BYTES) + nbytes)
+    mem.store(row + WORD * c.PUTS, mem.load(row + WORD * c.PUTS) + 1)
+
+
+@jit
 def send(pair, nbytes):
-    """Put `nbytes` between a pair of ranks on different nodes: a flow begins when its first byte has come through."""
-    push(get(c.NOW) + latency(pair), c.BEGIN_FLOW, pair, nbytes, 0, 0)
+    """Put `nbytes` between a pair of ranks on different nodes. Few bytes take no share of a link.
+
+    A flow of more begins when its first byte has come through.
+    """
+    if nbytes <= get(c.SMALL_BYTES):
+        push(get(c.NOW) + latency(pair), c.LAND_PUT, pair, 0, 0, 0)
+    else:
+        push(get(c.NOW) + latency(pair), c.BEGIN_FLOW, pair, nbytes, 0, 0)
 
 
 @jit
