@@ -51,7 +51,8 @@ def measure(asked: argparse.Namespace) -> None:
     started = time.monotonic()
     found, routings = [], {}
     wanted = [c for d in asked.dtypes for c in (replace(each, dtype=d) for each in CALIBRATION)]
-    wanted += [c for c in cases(tuple(asked.dtypes), asked.traces) if c.name in asked.shapes]
+    judged = [c for c in cases(tuple(asked.dtypes), asked.traces) if c.name in asked.shapes]
+    wanted = [*wanted, *judged, *wanted]  # the calibration twice, because other work may disturb it
     for case in wanted:
         runs = Runs(world, case, asked.traces)
         found.append(runs.measure(asked.seconds))
@@ -89,10 +90,14 @@ class Simulated:
             self.found = json.loads(str(arrays["found"]))
             self.routings = {name: arrays[name] for name in arrays.files if name != "found"}
         self.which = which
+        self.python = min(each["python"] for each in self.found)
         self.costs: dict[str, Costs] = {}
         for dtype in dict.fromkeys(each["case"]["dtype"] for each in self.found):
-            layers = [each for each in self.found if each["case"]["dtype"] == dtype and calibrates(each)]
-            self.costs[dtype] = fit.costs(Costs(), [self._observed(each) for each in layers])
+            layers: dict[str, list[fit.Observed]] = {}
+            for each in self.found:
+                if each["case"]["dtype"] == dtype and calibrates(each):
+                    layers.setdefault(each["case"]["name"], []).append(self._observed(each))
+            self.costs[dtype] = fit.costs(Costs(), [fit.least(same) for same in layers.values()])
 
     def speeds(self, found: dict[str, Any], point: dict[str, Any]) -> dict[int, float]:
         """The speed of each rank's core at a point: how long the probe takes undisturbed, over how long it took."""
@@ -100,6 +105,10 @@ class Simulated:
         table = Kernel(call=0.0, rates=rates).table(found["probe_rows"])
         expected = found["probe_operations"] * 1e-6 * table[found["probe_rows"]] * 1e-6  # ms
         return {rank: expected / ms[self.which] for rank, ms in enumerate(point["probe"])}
+
+    def python_speed(self, point: dict[str, Any]) -> float:
+        """The speed of Python at a point, as a mean of the ranks. The fastest probe of all is undisturbed."""
+        return float(np.mean([self.python / ms[self.which] for ms in point["python"]]))
 
     def call(self, found: dict[str, Any], point: dict[str, Any], name: str, costs: Costs) -> float:
         """Milliseconds of a simulated call."""
@@ -112,7 +121,10 @@ class Simulated:
         ids = list(self.routings[case.key])
         moves: Any = "auto" if name == "stay" else "tokens"
         layer = Layer(case.cfg, Placement(None, case.experts, len(ids)), ids, moves)
-        machine = Machine(costs=costs, kernel=kernel, speeds=self.speeds(found, point))
+        speeds = self.speeds(found, point)
+        slower = float(np.mean(list(speeds.values()))) / self.python_speed(point)  # a rank's costs are for its speed
+        costs = replace(costs, call=costs.call * slower, collective=costs.collective * slower)
+        machine = Machine(costs=costs, kernel=kernel, speeds=speeds)
         sim = Simulation(layer, Nodes.of(len(ids)), machine, calls=3, schedule="bulk" if name == "bulk" else "fused")
         sim.run()
         return float(np.median(Outcome.of(sim).calls[1:]))
@@ -124,7 +136,7 @@ class Simulated:
         own = [each["rows"][rank] for rank, each in enumerate(fused)]
         moved = [sum(each["rows"]) - n for each, n in zip(fused, own)]
         width = ROW_TYPES[case.dtype].nbytes * case.hidden
-        speed = float(np.mean(list(self.speeds(found, point).values())))
+        speed = self.python_speed(point)
         busy = [e["compute_seconds"] + e["dispatch_seconds"] + e["combine_seconds"] for e in bulk]
         busiest, elapsed = int(np.argmax(busy)), point["elapsed"]
         outside = [whole - each["call_seconds"] for whole, each in zip(elapsed["fused"], fused)]

@@ -7,6 +7,7 @@ shape than the judged layer. A probe shows how fast a core was while a point was
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -29,7 +30,7 @@ LINKS = tuple(product((2.0, 50.0, 1000.0), (100.0, 25.0, 10.0, 1.0)))  # us, GB/
 STEP = 128  # calibrated widths are multiples of it, as judged ones are
 MOST, FEWEST = 60, 5  # calls of each kind at a point
 QUARTILES = (25, 50, 75)
-_rates: dict[tuple[MoEConfig, int], dict[str, float]] = {}  # measured in this process
+PYTHON = 300  # steps of the probe of Python
 
 
 @dataclass(frozen=True)
@@ -128,31 +129,27 @@ class Runs:
         }
         self.out = np.empty_like(self.call.x)
         self.held = case.experts // world.size
-        self.expert_runs = calibrate.ExpertRuns(case.others[0], self.held)
+        self.others = [calibrate.ExpertRuns(cfg, self.held) for cfg in case.others]
         rows = case.tokens * world.size * case.top_k // case.experts
         self.rows = max(1, min(max(calibrate.ROWS), rows))
-        self.probe = self.expert_runs.of(self.rows)
+        self.probe = self.others[0].of(self.rows)
 
     def kernels(self) -> list[dict[str, float]]:
         """Rates of the expert kernel of each other shape: the best rank's, because a rank may be disturbed."""
-        for cfg in self.case.others:
-            if (cfg, self.held) not in _rates:
-                self.world.barrier()
-                rates = calibrate.kernel(cfg, self.held).rates
-                best = np.max(self.world.allgather(list(rates.values())), axis=0)
-                _rates[cfg, self.held] = dict(zip(map(str, rates), best.tolist()))
-        return [_rates[cfg, self.held] for cfg in self.case.others]
+        self.world.barrier()
+        every = self.world.allgather([list(found.rates.values()) for found in calibrate.kernels(self.others)])
+        return [dict(zip(map(str, calibrate.ROWS), rates)) for rates in np.max(every, axis=0).tolist()]
 
-    def _probe(self) -> None:
-        for _ in range(self.held):
-            self.probe()
+    def _probe(self, kept: list[float]) -> None:
+        """A run with each expert of a layer of another shape, as in a call. Keeps the seconds of all together."""
+        kept.append(sum(self.probe() for _ in range(self.held)))
 
     def point(self, names: tuple[str, ...], seconds: float, statistics: bool = False) -> dict[str, Any]:
         """Times of calls in turns, and the probe's. Milliseconds: name -> three quartiles of the slower rank's times.
 
-        `probe`: for each rank the quartiles. statistics: whether calls with statistics take turns too. Then `stats` has
-        name -> rank -> medians of seconds of activities, and counts of rows, and `elapsed` has name -> rank -> the
-        median seconds of a call without statistics.
+        `probe` and `python`: for each rank the quartiles. statistics: whether calls with statistics take turns too.
+        Then `stats` has name -> rank -> medians of seconds of activities, and counts of rows, and `elapsed` has
+        name -> rank -> the median seconds of a call without statistics.
         """
         kept: dict[str, list[Any]] = {name: [] for name in names}
 
@@ -160,20 +157,22 @@ class Runs:
             kept[name].append(execute(self.layers[name], self.call, self.out, return_stats=True)[1])
 
         calls: dict[str, Any] = {n: partial(execute, self.layers[n], self.call, self.out) for n in names}
-        calls["probe"] = self._probe
+        probes: list[float] = []
+        calls |= {"probe": partial(self._probe, probes), "python": python}
         if statistics:
             calls |= {f"{name} with statistics": partial(with_statistics, name) for name in names}
         first = in_turns(self.world, calls, 3)
         turn = float(sum(gathered(self.world, t).max(axis=0).min() for t in first.values()))
         count = int(self.world.bcast(max(FEWEST, min(MOST, int(seconds / turn)))))
-        for stats in kept.values():
-            stats.clear()
+        for each in (probes, *kept.values()):
+            each.clear()
         times = in_turns(self.world, calls, count)
         found: dict[str, Any] = {
             name: (1e3 * np.percentile(gathered(self.world, times[name]).max(axis=0), QUARTILES)).tolist()
             for name in names
         }
-        found["probe"] = (1e3 * np.percentile(gathered(self.world, times["probe"]), QUARTILES, axis=1).T).tolist()
+        for name, seconds in (("probe", np.array(probes)), ("python", times["python"])):
+            found[name] = (1e3 * np.percentile(gathered(self.world, seconds), QUARTILES, axis=1).T).tolist()
         found["calls"] = count
         if statistics:
             every = {name: np.median(gathered(self.world, times[name]), axis=1) for name in names}
@@ -187,7 +186,8 @@ class Runs:
             "case": asdict(self.case),
             "kernels": self.kernels(),
             "probe_rows": self.rows,
-            "probe_operations": self.expert_runs.operations * self.rows * self.held,
+            "probe_operations": self.others[0].operations * self.rows * self.held,
+            "python": 1e3 * float(np.min(self.world.allgather(calibrate.undisturbed([_python_seconds])[0]))),
             "points": [{"link": None, **self.point(("fused", "bulk", "stay"), 3 * seconds, True)}],
         }
         if self.case.links:
@@ -207,6 +207,18 @@ class Runs:
     def close(self) -> None:
         for layer in self.layers.values():
             layer.close()
+
+
+def python() -> None:
+    """The probe of Python: it makes objects and calls functions, as a layer does before and after its compiled loop."""
+    for i in range(PYTHON):
+        np.empty(i % 3)
+
+
+def _python_seconds() -> float:
+    start = time.perf_counter()
+    python()
+    return time.perf_counter() - start
 
 
 def _statistics(calls: list[Any]) -> dict[str, Any]:

@@ -31,12 +31,15 @@ from ..primitives.buffers import aligned
 from ..row_types import ROW_TYPES
 from .machine import Costs, Kernel
 
-ROWS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384)
+# A kernel multiplies tiles of rows, so a row more than a multiple of 16 takes as long as a whole tile. The longest runs
+# lie halfway between two multiples.
+ROWS = (1, 2, 4, 8, 12, *(n + more for n in range(16, 129, 16) for more in (0, 1)), 200, 264, 392)
 COLD = 192 << 20  # bytes of all weights that take turns: more than a cache holds, as in a model with many layers
-SECONDS, PASSES = 0.2, 8  # spent on each thing that is measured, in so many parts
+SECONDS, PASSES = 0.1, 8  # spent on each thing that is measured, in so many parts
 UNDISTURBED = 10  # the percentile
 WINDOWS = 16  # more rows than the nearest cache holds
 COPIED = 16 << 20  # bytes of the rows that are copied, and of those that are combined: as of a call with many tokens
+PATTERN = 1 << 20  # bytes of random numbers, which are repeated
 KIB = 1024
 
 
@@ -125,9 +128,19 @@ class ExpertRuns:
 
 def kernel(cfg: MoEConfig, experts: int | None = None) -> Kernel:
     """The rates of the expert kernel of a layer on this core. experts: see `ExpertRuns`."""
-    runs = ExpertRuns(cfg, experts)
-    seconds = undisturbed([runs.of(rows) for rows in ROWS])
-    return Kernel(call=0.0, rates={rows: 1e-9 * runs.operations * rows / each for rows, each in zip(ROWS, seconds)})
+    return kernels([ExpertRuns(cfg, experts)])[0]
+
+
+def kernels(layers: Sequence[ExpertRuns]) -> list[Kernel]:
+    """The rates of the expert kernels of several layers, which take turns. So they are right relative to each other."""
+    seconds = undisturbed([runs.of(rows) for rows in ROWS for runs in layers])
+    return [
+        Kernel(
+            call=0.0,
+            rates={rows: 1e-9 * runs.operations * rows / each for rows, each in zip(ROWS, seconds[i :: len(layers)])},
+        )
+        for i, runs in enumerate(layers)
+    ]
 
 
 def rows_costs(cfg: MoEConfig, costs: Costs) -> Costs:
@@ -194,7 +207,16 @@ def _kernels(cfg: MoEConfig) -> tuple[Any, Any]:
 
 
 def _written(count: int, nbytes: int) -> np.ndarray:
-    """[count, nbytes] zeros. Pages that nobody has written would all be one page of zeros, which stays in the cache."""
+    """[count, nbytes] uint8, filled with numbers of about 0.01 (float16: 1) in every row type, and with any codes.
+
+    A core multiplies zeros faster: AMX by a fifth. And pages that nobody has written would all be one page of zeros.
+    """
+    rng = np.random.default_rng(0)
+    some = rng.integers(0, 256, PATTERN, np.uint8)
+    some[1::2] = some[1::2] & 0x80 | 0x3C  # the byte with the sign and the exponent, or a part of it
     made = aligned((count, nbytes), np.uint8)
-    made[:] = 0
+    every = made.reshape(-1)
+    for start in range(0, every.size, PATTERN):
+        part = every[start : start + PATTERN]
+        part[:] = some[: part.size]
     return made

@@ -55,3 +55,9 @@ def test_a_disturbed_layer_moves_the_costs_by_less_than_its_disturbance():
     found = fit.costs(Costs(), observed(TRUE, slower=1.5))
     assert found.call == pytest.approx(TRUE.call)
     assert TRUE.copy_kib / 1.5 < found.copy_kib < 1.5 * TRUE.copy_kib
+
+
+def test_of_equal_layers_the_least_disturbed_times_count():
+    disturbed = observed(TRUE, slower=3)[0]
+    least = fit.least([disturbed, replace(observed(TRUE)[0], combine=2 * disturbed.combine)])
+    assert least == replace(observed(TRUE)[0], combine=disturbed.combine)

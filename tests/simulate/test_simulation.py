@@ -111,6 +111,14 @@ def test_a_slow_link_binds():
     assert slow.binds == "network"
 
 
+def test_an_idle_rank_goes_on_as_soon_as_rows_land():
+    latency, run = 1e6, 60e3  # ns; every run takes as long, so a rank is busy with its own rows for half of the latency
+    machine = Machine(Costs(local=latency), Kernel(run, {1: 1e6}))
+    found = simulated(layer(2, 24), 2, machine, calls=2)[1]
+    remote = EXPERTS // 2 * run
+    assert found.calls == pytest.approx(1e-6 * (2 * latency + remote), rel=0.03)
+
+
 def test_a_copy_that_costs_more_makes_a_call_longer():
     of = layer(2, 256)
     cheap, dear = (

@@ -3,16 +3,18 @@
 from kernel_cache.compile import jit
 
 from ...engine import packing, routing, steps, words
+from ...primitives import memory as mem
 from .. import control as c
 from .. import scheduler
-from ..control import charge, get, put
+from ..control import WORD, actor, charge, get, put
 
 _decide, _publish, _pack, _route = steps.decide, steps.publish, packing.execute, routing.execute
 
 
 @jit
 def decide(job, st, worker):
-    """`steps.decide`, with a charge for the tables that it reads."""
+    """`steps.decide`, with a charge for the tables that it reads. Its first lock marks where a poll begins."""
+    mem.store(actor(get(c.CURRENT)) + WORD * c.RESTED, 1)
     charge(get(c.DECIDE_NS) + get(c.PEER_NS) * job[words.WORLD])
     scheduler.count_decisions(1)
     return _decide(job, st, worker)
