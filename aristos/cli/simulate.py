@@ -57,6 +57,12 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--machine", default="perlmutter-cpu", metavar="NAME|FILE", help="'?' lists names (%(default)s)"
     )
+    parser.add_argument(
+        "--kernel",
+        type=nonempty,
+        metavar="FILE.h5",
+        help="take the kernel's rates from suite gemm in a results file (default: the machine file's, else measured)",
+    )
     parser.add_argument("--nodes", type=counts, default=(2,), metavar="N[,N..]", help="several with --scaling (2)")
     parser.add_argument("--ranks-per-node", type=positive, default=1, help="(%(default)s)")
     parser.add_argument("--threads", type=positive, default=1, help="workers of a rank (%(default)s)")
@@ -139,7 +145,7 @@ def _names(option: str) -> str:
 
 def machine_of(asked: argparse.Namespace, cfg: MoEConfig) -> tuple[Machine, str]:
     """The machine, and a sentence on where its kernel's rates come from. Raises InputError."""
-    from ..simulate import calibrate, machines
+    from ..simulate import calibrate, kernel_rates, machines
     from ..simulate.machine import Costs, Kernel, Machine
 
     preset = machines.PRESETS.get(asked.machine)
@@ -152,6 +158,9 @@ def machine_of(asked: argparse.Namespace, cfg: MoEConfig) -> tuple[Machine, str]
     else:
         machine = Machine(links=preset.network)
     machine.links.routes(asked.nodes)  # a network that has fewer nodes is refused before anything is measured
+    if asked.kernel is not None:
+        measured = kernel_rates.from_results(Path(asked.kernel), cfg.dtype)
+        return replace(machine, kernel=measured.kernel), f"rates of the expert kernel: {measured.source}"
     if machine.kernel != Kernel():
         return machine, f"rates of the expert kernel: {asked.machine}"
     print("aristos simulate: measuring the expert kernel on this core", file=sys.stderr, flush=True)
