@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .machine import Machine, SimulatedGpu
     from .switch import enable, use
     from .syntax import PTXError
+    from .tensor_maps import tensor_map
 
 __all__ = [
     "DeviceArray",
@@ -31,6 +32,7 @@ __all__ = [
     "Report",
     "SimulatedGpu",
     "enable",
+    "tensor_map",
     "use",
 ]
 
@@ -44,6 +46,7 @@ _PLACES = {
     "PtxsimError": "errors",
     "Report": "findings",
     "enable": "switch",
+    "tensor_map": "tensor_maps",
     "use": "switch",
 }
 

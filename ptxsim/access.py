@@ -11,7 +11,7 @@ from kernel_cache.compile import inner as jit
 from . import isa
 from . import state as s
 from .bits import f32_of, f64_of, get, load, load8, load32, put, store, store8, u32_of, u64_of
-from .floating import NAN32, flush32
+from .floating import NAN32, flush32, least_most
 from .integer import cut
 from .integer import read as as_integer
 from .requests import count_access
@@ -334,6 +334,18 @@ def half_add(x, a, b, form):
 
 
 @jit
+def float_extreme(x, a, b, type_, op):
+    """min or max, as bits, of 16-bit floats or pairs of them. A NaN is ignored."""
+    form = BFLOAT if type_ == isa.BF16 or type_ == isa.BF16X2 else HALF
+    result = np.int64(0)
+    for shift in range(0, (type_ & 15) * 8, 16):
+        mine, theirs = widen((np.int64(a) >> shift) & 0xFFFF, form), widen((np.int64(b) >> shift) & 0xFFFF, form)
+        best = least_most(op, mine, theirs, 0)
+        result |= np.int64(exact(x, isa.FABS, u64_of(best), 0, 0, form, isa.RN)) << shift
+    return np.uint64(result)
+
+
+@jit
 def combined(x, kind, type_, old, b, c, flush):
     """The value that an atomic operation writes. kind: 0 to 9 for add, exch, cas, min, max, inc, dec, and, or, xor."""
     floats = type_ & 0xF0 == isa.F or type_ & 0xF0 in (isa.BF16 & 0xF0, isa.F16X2 & 0xF0, isa.BF16X2 & 0xF0)
@@ -345,6 +357,8 @@ def combined(x, kind, type_, old, b, c, flush):
         return b
     if kind == 2:
         return c if old == b else old
+    if floats:
+        return float_extreme(x, old, b, type_, isa.FMIN if kind == 3 else isa.FMAX)
     if kind == 3 or kind == 4:
         mine, theirs = as_integer(old, type_), as_integer(b, type_)
         if type_ & 0xF0 == isa.S:
@@ -367,7 +381,7 @@ def combined(x, kind, type_, old, b, c, flush):
 def atomics(x, warp, block, line, pc, mask):
     """Run atom and red for the lanes in mask, one lane after the other."""
     type_, flags, base = get(line, isa.TYPE), get(line, isa.FLAGS), get(line, isa.A)
-    size, kind_of = type_ & 15, get(line, isa.TYPE2)
+    size, kind_of, whole = type_ & 15, get(line, isa.TYPE2) & 255, get(line, isa.TYPE2) >> 8
     order, scope, space = flags & 15, (flags >> isa.SCOPE_SHIFT) & 3, (flags >> isa.SPACE_SHIFT) & 7
     checked = get(x, s.CHECK) != 0
     how = STRONG | ATOMIC | scope << 1
@@ -382,6 +396,9 @@ def atomics(x, warp, block, line, pc, mask):
         address = np.int64(register(x, warp, base, lane)) + offset
         put(where, lane, address)
         host, place, kind = locate(x, warp, thread, block, lane, space, address, size, True, pc)
+        if host != FAULT and whole and address & (whole - 1):
+            report(x, s.MISALIGNED, pc, get(thread, s.T_GID), address, isa.GLOBAL, whole, 0, 0, 0, True)
+            host = np.int64(FAULT)
         if host == FAULT:
             put(where, lane, -1)
             set_register(x, warp, d, lane, np.uint64(0))

@@ -199,8 +199,8 @@ def check_written(x, thread, space, init, address, size, write, pc):
     """
     fresh, pending = np.int64(-1), np.int64(-1)
     for i in range(0, size, 8):
-        if load64(init + i) != np.uint64(KNOWN_BYTES):
-            for k in range(i, i + 8):
+        if i + 8 > size or load64(init + i) != np.uint64(KNOWN_BYTES):
+            for k in range(i, min(i + 8, size)):
                 state = load8(init + k)
                 if state == np.uint64(0) and fresh < 0:
                     fresh = np.int64(k)
@@ -220,8 +220,8 @@ def check_written(x, thread, space, init, address, size, write, pc):
 def agent_access(x, thread, block, space, place, size, write, pc):
     """Check and record an access by the agent that `as_agent` set. The access is in bounds.
 
-    size: a multiple of 16 bytes. thread: the thread that started the work, for reports. Written bytes count as pending
-    until `landed` is called.
+    size: a multiple of the bytes of the checker's cells there. thread: the thread that started the work, for reports.
+    Written bytes count as pending until `landed` is called.
     """
     init, grain, cells, first, address = shadow_of(x, block, space, place)
     check_written(x, thread, space, init, address, size, write, pc)
@@ -274,7 +274,7 @@ def landed(x, init, location, size):
     """Mark the bytes of a finished copy as written, and let no reader find older values."""
     for i in range(size):
         store8(init + i, np.uint64(1))
-    for i in range(0, size, 8):
-        slot = history_slot(x, location + i)
-        if get(slot, s.H_COUNT) != 0 and get(slot, s.H_ADDRESS) >> 3 == (location + i) >> 3:
+    for at in range(location & ~7, location + size, 8):
+        slot = history_slot(x, at)
+        if get(slot, s.H_COUNT) != 0 and get(slot, s.H_ADDRESS) >> 3 == at >> 3:
             put(slot, s.H_COUNT, 0)

@@ -13,7 +13,7 @@ from kernel_cache.compile import inner as jit
 
 from . import isa
 from . import state as s
-from .access import FAULT, check, locate, location_of, register, thread_of, warp_slot
+from .access import FAULT, check, combined, locate, location_of, register, thread_of, warp_slot
 from .agents import (
     GROUP_READS,
     GROUP_WRITES,
@@ -26,7 +26,18 @@ from .agents import (
     proxy_fence,
     shown,
 )
-from .bits import get, load64, put, store64
+from .bits import get, load, load64, put, store, store64
+from .boxes import (
+    box_to_global,
+    box_to_shared,
+    element_size,
+    end_inside,
+    first_inside,
+    part_place,
+    row_start,
+    rows_of,
+    width,
+)
 from .clocks import SUB_BITS, join, publish, single
 from .copies import finish_copies
 from .mbarrier import expect, live, pending, row_of, settle_phase
@@ -94,24 +105,37 @@ def start(x, warp, thread, block, line, lane, op, pc):
         pending(x, s.P_STORE, block, thread, to_place, origin, size, -1, group, pc)
         return
     at = np.int64(register(x, warp, get(line, isa.E), lane)) + get(line, isa.TYPE2)
-    host, place, _ = locate(x, warp, thread, block, lane, isa.SHARED, at, 8, False, pc)
-    if host == FAULT:
-        return
-    index = live(x, thread, block, place, pc)
+    index = barrier_for(x, warp, thread, block, lane, at, pc)
     if index < 0:
         return
+    if get(x, s.CHECK):
+        agent_access(x, thread, block, isa.GLOBAL, from_place, size, False, pc)
+        agent_access(x, thread, block, isa.SHARED, to_place, size, True, pc)
+    pending(x, s.P_LOAD, block, thread, to_place, origin, size, index, get(get(x, s.AGENT), s.T_CLOCK), pc)
+
+
+@jit
+def barrier_for(x, warp, thread, block, lane, at, pc):
+    """The index of the mbarrier at an address that will count a copy, or -1 after a report.
+
+    The mbarrier's agent, which makes the copy, is set. Its clock is the number of the mbarrier's phase after this one.
+    """
+    host, place, _ = locate(x, warp, thread, block, lane, isa.SHARED, at, 8, False, pc)
+    if host == FAULT:
+        return np.int64(-1)
+    index = live(x, thread, block, place, pc)
+    if index < 0:
+        return index
     barrier = row_of(x, block, index)
-    clock = get(barrier, s.MB_PHASE) + 1
+    clock, vc = get(barrier, s.MB_PHASE) + 1, np.int64(0)
     if get(x, s.CHECK):
         check(x, warp, thread, block, isa.SHARED, place, 8, STRONG | ATOMIC, False, True, pc)
         vc = publish(x, thread, block, warp_slot(x, warp))
         maker = get(barrier, s.MB_GID)
         if not get(barrier, s.MB_FENCED) and not shown(x, vc, isa.SHARED, maker, get(barrier, s.MB_CLOCK)):
             report(x, s.MISSING_FENCE, pc, get(thread, s.T_GID), place, isa.SHARED, 8, 0, 0, 1, 0)
-        as_agent(x, agent_of(block, index), clock, vc)
-        agent_access(x, thread, block, isa.GLOBAL, from_place, size, False, pc)
-        agent_access(x, thread, block, isa.SHARED, to_place, size, True, pc)
-    pending(x, s.P_LOAD, block, thread, to_place, origin, size, index, clock, pc)
+    as_agent(x, agent_of(block, index), clock, vc)
+    return index
 
 
 @jit
@@ -145,32 +169,82 @@ def take_out(x, at):
 @unit
 def land(x, at):
     """Carry out the pending work at an index of the table."""
-    row = get(x, s.PENDING) + at * s.P_FIELDS * 8
-    kind, block, thread = get(row, s.P_KIND), get(row, s.P_BLOCK), get(row, s.P_THREAD)
-    to, source, size, pc = get(row, s.P_TO), get(row, s.P_FROM), get(row, s.P_SIZE), get(row, s.P_PC)
-    index, group = get(row, s.P_BARRIER), get(row, s.P_GROUP)
+    last = get(x, s.PENDING) + s.P_MOST * s.P_FIELDS * 8  # a row of its own, since other work may be added meanwhile
+    for field in range(s.P_FIELDS):
+        put(last, field, get(get(x, s.PENDING) + at * s.P_FIELDS * 8, field))
     take_out(x, at)
     put(x, s.PROGRESS, get(x, s.STEP))
+    kind, block, thread = get(last, s.P_KIND), get(last, s.P_BLOCK), get(last, s.P_THREAD)
+    to, source, size = get(last, s.P_TO), get(last, s.P_FROM), get(last, s.P_SIZE)
     if kind == s.P_ARRIVE:
-        copies_arrive(x, block, thread, index)
+        copies_arrive(x, block, thread, get(last, s.P_BARRIER))
         return 0
-    target = get(block, s.B_SHARED) + to if kind == s.P_LOAD else get(x, s.MEMORY) + to
-    for i in range(0, size, 8):
-        store64(target + i, load64(source + i))
-    checked = get(x, s.CHECK) != 0
-    if kind == s.P_STORE:
-        if checked:
+    if kind == s.P_REDUCE:
+        reduce_bytes(x, to, source, size, get(last, s.P_FLAGS))
+        return 0
+    if kind == s.P_BOX_LOAD or kind == s.P_BOX_STORE:
+        land_box(x, block, last, kind == s.P_BOX_LOAD)
+    else:
+        target = get(block, s.B_SHARED) + to if kind == s.P_LOAD else get(x, s.MEMORY) + to
+        for i in range(0, size, 8):
+            store64(target + i, load64(source + i))
+    if get(x, s.CHECK):
+        if kind == s.P_STORE:
             landed(x, get(x, s.INIT) + to, to, size)
-        return 0
+        elif kind == s.P_LOAD:
+            landed(x, get(block, s.B_INIT) + to, location_of(block, isa.SHARED, to), size)
+    if kind < s.P_STORE:
+        count_copy(x, block, thread, last)
+    return 0
+
+
+@jit
+def count_copy(x, block, thread, row):
+    """Count the bytes of a copy to shared memory on its mbarrier."""
+    index = get(row, s.P_BARRIER)
     barrier = row_of(x, block, index)
-    if checked:
-        landed(x, get(block, s.B_INIT) + to, location_of(block, isa.SHARED, to), size)
+    if get(x, s.CHECK):
         number = agent_of(block, index)
         key = (number >> 10) << SUB_BITS | index
-        put(barrier, s.MB_VC, join(x, get(barrier, s.MB_VC), single(x, key, group)))
+        put(barrier, s.MB_VC, join(x, get(barrier, s.MB_VC), single(x, key, get(row, s.P_GROUP))))
     if get(barrier, s.MB_LIVE):
-        expect(x, thread, barrier, -size, pc)
+        expect(x, thread, barrier, -get(row, s.P_SIZE), get(row, s.P_PC))
         settle_phase(x, block, barrier, index)
+
+
+@jit
+def reduce_bytes(x, to, source, size, flags):
+    """Combine elements of shared memory with those of global memory. The flags have the operation and the type."""
+    type_, kind = flags >> 4, flags & 15
+    for i in range(0, size, type_ & 15):
+        target, bytes_ = get(x, s.MEMORY) + to + i, type_ & 15
+        value = combined(x, kind, type_, load(target, bytes_), load(source + i, bytes_), np.uint64(0), True)
+        store(target, bytes_, value)
+    if get(x, s.CHECK):
+        landed(x, get(x, s.INIT) + to, to, size)
+
+
+@unit
+def land_box(x, block, row, loads):
+    """Carry out the copy of a box of a tensor, and let no reader find older values."""
+    map_, at, place, flags = row + s.P_MAP * 8, row + s.P_AT * 8, get(row, s.P_TO), get(row, s.P_FLAGS)
+    if loads:
+        box_to_shared(x, block, map_, at, place, flags)
+    else:
+        box_to_global(x, block, map_, at, place, flags)
+    if not get(x, s.CHECK):
+        return 0
+    size, first, end = element_size(map_), first_inside(map_, at), end_inside(map_, at)
+    for line in range(rows_of(map_, flags)):
+        if loads:
+            for part in range(width(map_) // 16):
+                to = part_place(map_, place, line, part)
+                landed(x, get(block, s.B_INIT) + to, location_of(block, isa.SHARED, to), 16)
+            continue
+        start = row_start(map_, at, line, flags)
+        if start >= 0 and first < end:
+            to = start + (get(at, 0) + first) * size - isa.GLOBAL_START
+            landed(x, get(x, s.INIT) + to, to, (end - first) * size)
     return 0
 
 
@@ -208,7 +282,7 @@ def wait_groups(x, thread, before, reads):
     at = get(x, s.PENDING_COUNT) - 1
     while at >= 0:
         row = get(x, s.PENDING) + at * s.P_FIELDS * 8
-        if get(row, s.P_KIND) == s.P_STORE and get(row, s.P_THREAD) == thread and get(row, s.P_GROUP) < before:
+        if get(row, s.P_KIND) >= s.P_STORE and get(row, s.P_THREAD) == thread and get(row, s.P_GROUP) < before:
             land(x, at)
         at -= 1
     if get(x, s.CHECK) and before > 0:
@@ -228,7 +302,7 @@ def abandon(x, block, stopped):
             if get(x, s.CHECK) and not stopped and get(row, s.P_KIND) != s.P_ARRIVE:
                 gid = get(get(row, s.P_THREAD), s.T_GID)
                 report(x, s.MISUSE, get(row, s.P_PC), gid, 0, isa.SHARED, get(row, s.P_SIZE), 0, 0, NOT_DONE, 0)
-            if get(row, s.P_KIND) == s.P_STORE:
+            if get(row, s.P_KIND) >= s.P_STORE:
                 land(x, at)
             else:
                 take_out(x, at)

@@ -64,7 +64,7 @@ class Core:
         self.x[s.PRINTS_CAP] = MOST_PRINTS
         self.table("prints", (MOST_PRINTS, 80), s.PRINTS)
         self.table("agent", (s.T_FIELDS,), s.AGENT)
-        self.table("pending", (s.P_MOST, s.P_FIELDS), s.PENDING)
+        self.table("pending", (s.P_MOST + 1, s.P_FIELDS), s.PENDING)
 
     def table(self, name: str, shape: tuple[Any, ...], field: int, dtype: Any = np.int64) -> np.ndarray:
         """Make a table of zeros, keep it under a name, and write its address into a field of x."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from . import bulk, clocks, isa, mbarrier, warpgroup
+from . import bulk, clocks, isa, mbarrier, tensor, warpgroup
 from . import state as s
 from .core import Core
 from .findings import Report
@@ -29,6 +29,8 @@ MISUSES = {  # messages by the numbers in mbarrier.py, bulk.py and warpgroup.py
     warpgroup.APART: "the lanes of the warp have different descriptors",
     warpgroup.BASE_OFFSET: "a descriptor's base offset must be 0 on the machine",
     warpgroup.NOT_ALIGNED: "the swizzle's pattern must begin at a multiple of 1024, 512 or 256 bytes (by its mode)",
+    tensor.NO_MAP: "the tensor map was not encoded, or has a form that the machine lacks (interleaved, im2col)",
+    tensor.NOT_128: "a box must begin at a multiple of 128 bytes in shared memory",
 }
 
 

@@ -16,11 +16,12 @@ S8, S16, S32, S64 = 0x11, 0x12, 0x14, 0x18
 B8, B16, B32, B64 = 0x21, 0x22, 0x24, 0x28
 F16, F32, F64 = 0x32, 0x34, 0x38
 BF16, F16X2, BF16X2, TF32, PREDICATE, U16X2, S16X2 = 0x42, 0x54, 0x64, 0x74, 0x81, 0x94, 0xA4
-E4M3X2, E5M2X2 = 0xB2, 0xC2
+E4M3X2, E5M2X2, F32X2 = 0xB2, 0xC2, 0xD8
 TYPES = {
     "u8": U8, "u16": U16, "u32": U32, "u64": U64, "s8": S8, "s16": S16, "s32": S32, "s64": S64, "b8": B8, "b16": B16,
     "b32": B32, "b64": B64, "f16": F16, "f32": F32, "f64": F64, "bf16": BF16, "f16x2": F16X2, "bf16x2": BF16X2,
     "tf32": TF32, "pred": PREDICATE, "u16x2": U16X2, "s16x2": S16X2, "e4m3x2": E4M3X2, "e5m2x2": E5M2X2,
+    "f32x2": F32X2,
 }  # fmt: skip
 
 # ---- spaces ----
@@ -85,7 +86,7 @@ NOT_COHERENT = 1 << 12  # bit of the same FLAGS for ld.nc and ldu
     TRAP,
     NOP,
 ) = range(400, 408)
-# memory; BULKLOAD and the opcodes after it are of bulk copies
+# memory; BULKLOAD and the opcodes after it are of bulk copies, those from TENSORLOAD on in tensor.py
 (
     LD,
     ST,
@@ -100,7 +101,11 @@ NOT_COHERENT = 1 << 12  # bit of the same FLAGS for ld.nc and ldu
     BULKSTORE,
     BULKCOMMIT,
     BULKWAIT,
-) = range(500, 513)
+    TENSORLOAD,
+    TENSORSTORE,
+    BULKREDUCE,
+    MAPCOPY,
+) = range(500, 517)
 # barriers and waits; those from MBINIT on are of mbarriers, those from PROXYFENCE on are fences
 (
     BAR,

@@ -50,7 +50,7 @@ class Launch:
     @property
     def shared(self) -> int:
         """Bytes of shared memory of a block, static and dynamic."""
-        return -(-self.program.shared_bytes // 128) * 128 + self.dynamic if self.dynamic else self.program.shared_bytes
+        return self.program.dynamic_start + self.dynamic if self.dynamic else self.program.shared_bytes
 
 
 def three(value: Any, what: str) -> tuple[int, int, int]:

@@ -137,7 +137,7 @@ class Loader:
         pairs = [(row, value) for row, value in program.constants.items()]
         for row, name, offset in program.relocations:
             if name == "@dynamic":
-                value = -(-program.shared_bytes // 128) * 128 + offset
+                value = program.dynamic_start + offset
             elif name.startswith("@"):
                 value = isa.FUNCTION_START + self.function_numbers[self.number(program), name[1:]]
             else:

@@ -64,6 +64,7 @@ class ModuleLowering(Lowering):
             self.texts,
             self.indirect,
         )
+        program.dynamic_align = self.dynamic_align
         program.depth, program.local_bytes, program.save_rows = longest(self.functions)
         if program.local_bytes > MOST_LOCAL:
             raise PTXError(f"a thread can have {MOST_LOCAL} bytes of local memory, got {program.local_bytes}")
@@ -79,11 +80,13 @@ class ModuleLowering(Lowering):
                 continue
             if variable.size == 0:
                 self.dynamic.add(variable.name)
+                self.dynamic_align = max(self.dynamic_align, variable.align)
                 continue
             align = max(variable.align, 1)
-            self.shared_bytes = -(-self.shared_bytes // align) * align
             if self.shared:  # a gap after each variable, so that an index beyond its end is detected
-                self.shared_bytes = -(-(self.shared_bytes + 16) // 128) * 128
+                self.shared_bytes += 16
+                align = max(align, 128)
+            self.shared_bytes = -(-self.shared_bytes // align) * align
             self.shared[variable.name] = self.shared_bytes
             self.shared_sizes[variable.name] = variable.size
             self.shared_bytes += variable.size

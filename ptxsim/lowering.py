@@ -46,6 +46,7 @@ class Lowering:
         self.shared_bytes = 0
         self.shared_sizes: dict[str, int] = {}
         self.dynamic: set[str] = set()
+        self.dynamic_align = 128
         self.granule = 8
         self.indirect = False
         self.scopes: list[Scope] = []

@@ -13,29 +13,27 @@ from kernel_cache.compile import inner as jit
 from . import isa
 from . import state as s
 from .bits import f32_of, f64_of, fma32, fma64, get, put, u32_of, u64_of
+from .convert import quarter_value
 from .integer import clamp, spread
 from .rounding import BFLOAT, HALF, exact, widen
 from .units import unit
 
+TF32, F16, BF16, INT8, F64, E4M3, E5M2, INT4, BIT = 0, 2, 4, 6, 9, 10, 11, 12, 13  # kinds of elements
+BIT_XOR = isa.FINITE  # flag of an mma of single bits: they are combined by xor, not by and
+
 
 @jit
-def shape_of(kind):
-    """The shape of a kind (decode/warp.py): (m, n, k, bits of an element of A or B, registers of A, of B, of C)."""
-    if kind == 0:
-        return 16, 8, 8, 32, 4, 2, 4
-    if kind == 1:
-        return 16, 8, 4, 32, 2, 1, 4
-    if kind == 2 or kind == 4:
-        return 16, 8, 16, 16, 4, 2, 4
-    if kind == 3 or kind == 5:
-        return 16, 8, 8, 16, 2, 1, 4
-    if kind == 6:
-        return 16, 8, 32, 8, 4, 2, 4
-    if kind == 7:
-        return 16, 8, 16, 8, 2, 1, 4
-    if kind == 8:
-        return 8, 8, 16, 8, 1, 1, 2
-    return 8, 8, 4, 64, 1, 1, 2
+def bits_of(kind):
+    """The number of bits of an element."""
+    if kind == TF32:
+        return 32
+    if kind in (F16, BF16):
+        return 16
+    if kind == F64:
+        return 64
+    if kind == INT4:
+        return 4
+    return 1 if kind == BIT else 8
 
 
 @jit
@@ -61,16 +59,20 @@ def b_place(bits, row, column):
 
 @unit
 def multiply(x, warp, line):
-    """Run mma.sync for a whole warp."""
-    kind, half, flags = get(line, isa.IMM), get(line, isa.TYPE), get(line, isa.FLAGS)
-    m, n, depth, bits, count_a, count_b, count_c = shape_of(kind)
+    """Run mma.sync for a whole warp. IMM: kinds of A and B, number of rows, depth, 8, 8, 8 and 16 bits of each."""
+    packed, half, flags = get(line, isa.IMM), get(line, isa.TYPE), get(line, isa.FLAGS)
+    kind, kind_b, m, depth, n = packed & 255, (packed >> 8) & 255, (packed >> 16) & 255, packed >> 24, 8
+    bits = bits_of(kind)
     items = get(x, s.OPERANDS) + get(line, isa.LIST) * 8
+    each = 32 * max(bits, 32)  # bits that a register of all lanes holds
+    count_c = m * n // 32
     count_d = 2 if half & 2 else count_c
-    at_a, at_b, at_c = count_d, count_d + count_a, count_d + count_a + count_b
+    at_a, at_b = count_d, count_d + m * depth * bits // each
+    at_c = at_b + depth * n * bits // each
     regs = get(warp, s.W_REGS)
-    result = np.zeros((16, 8), np.uint64)
-    a = np.zeros((16, 32), np.float64)
-    b = np.zeros((32, 8), np.float64)
+    result = np.empty((16, 8), np.uint64)
+    a = np.empty((16, depth), np.float64)
+    b = np.empty((depth, 8), np.float64)
     for row in range(m):
         for column in range(depth):
             lane, which, part = a_place(m, depth, bits, row, column)
@@ -81,7 +83,7 @@ def multiply(x, warp, line):
         for column in range(n):
             lane, which, part = b_place(bits, row, column)
             b[row, column] = element(
-                np.int64(get(regs, get(items, at_b + which) * 32 + lane)), part, kind, flags & isa.WIDE
+                np.int64(get(regs, get(items, at_b + which) * 32 + lane)), part, kind_b, flags & isa.WIDE
             )
     for row in range(m):
         for column in range(n):
@@ -109,30 +111,40 @@ def multiply(x, warp, line):
 @jit
 def element(raw, part, kind, unsigned):
     """An element of A or B as float64, which holds every integer and float of the kinds exactly."""
-    if kind <= 1:
+    if kind == TF32:
         return np.float64(f32_of(np.uint32(raw & 0xFFFFE000)))  # tf32 has 10 bits after the point
-    if kind <= 3:
+    if kind == F16:
         return widen((raw >> (16 * part)) & 0xFFFF, HALF)
-    if kind <= 5:
+    if kind == BF16:
         return widen((raw >> (16 * part)) & 0xFFFF, BFLOAT)
-    if kind <= 8:
-        byte = (raw >> (8 * part)) & 0xFF
+    if kind == F64:
+        return f64_of(np.uint64(raw))
+    if kind == BIT:
+        return np.float64((raw >> part) & 1)
+    if kind == INT4:
+        four = (raw >> (4 * part)) & 15
+        return np.float64(four if unsigned or four < 8 else four - 16)
+    byte = (raw >> (8 * part)) & 0xFF
+    if kind == INT8:
         return np.float64(byte if unsigned else spread(byte, 1))
-    return f64_of(np.uint64(raw))
+    return quarter_value(byte, kind == E5M2)
 
 
 @jit
 def chain(x, a, b, row, column, depth, kind, half, flags, raw):
     """D[row, column]: the element of C, to which the products are added one by one."""
-    if kind == 9:
+    if kind == F64:
         total = f64_of(np.uint64(raw))
         for k in range(depth):
             total = fma64(a[row, k], b[k, column], total)
         return u64_of(total)
-    if kind >= 6:
+    if kind in (INT8, INT4, BIT):
         count = spread(raw, 4)
         for k in range(depth):
-            count += np.int64(a[row, k] * b[k, column])
+            both = np.int64(a[row, k] * b[k, column])
+            if flags & BIT_XOR:
+                both = np.int64(a[row, k] + b[k, column]) - 2 * both
+            count += both
         if flags & isa.SAT:
             count = clamp(count, np.int64(isa.S32))
         return np.uint64(count & 0xFFFFFFFF)

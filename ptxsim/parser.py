@@ -16,6 +16,7 @@ from .syntax import (
     Address,
     Arguments,
     Function,
+    Indexed,
     Instruction,
     Label,
     Module,
@@ -519,5 +520,8 @@ class Parser:
         while self.peek() in ("+", "-"):
             sign = 1 if self.next() == "+" else -1
             offset += sign * self.integer()
+        more = []
+        while self.accept(","):
+            more.append(self.operand())
         self.expect("]")
-        return Address(base, offset)
+        return Indexed(Address(base, offset), tuple(more)) if more else Address(base, offset)

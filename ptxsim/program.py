@@ -53,10 +53,16 @@ class Program:
     indirect: bool  # whether some call goes through a register
     formats: dict[int, str] = field(default_factory=dict)
     local_bytes: int = 0
+    dynamic_align: int = 128  # the multiple of bytes at which dynamic shared memory begins
     depth: int = 1  # depth of the longest chain of calls
     save_rows: int = 0  # the most rows of registers that recursive calls save
     ir: list[str] = field(default_factory=list)  # LLVM's text of the kernel and its callees, if Numba compiled them
     described: dict[str, Any] | None = None  # the program's shared arrays, found by shared_arrays.py
+
+    @property
+    def dynamic_start(self) -> int:
+        """Where dynamic shared memory begins in a block's shared memory."""
+        return -(-self.shared_bytes // self.dynamic_align) * self.dynamic_align
 
 
 def layout(variables: list[Variable], returns: int) -> tuple[list[tuple[int, int]], int]:

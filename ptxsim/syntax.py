@@ -44,6 +44,14 @@ class Address:
 
 
 @dataclass(frozen=True)
+class Indexed:
+    """`[base+offset, {x, y}]`: an address with more operands in its brackets, such as the coordinates of a tensor."""
+
+    address: Address
+    more: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
 class Pair:
     """`d|p`: two destinations."""
 

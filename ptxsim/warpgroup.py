@@ -17,16 +17,19 @@ from . import isa
 from . import state as s
 from .access import FAULT, locate, register, thread_of, warp_slot
 from .agents import OF_WARPGROUP, agent_access, agent_number, as_agent, learnt
-from .bits import f32_of, fma32, get, load16, load32, put, u32_of
+from .bits import f32_of, fma32, get, load8, load16, load32, put, u32_of, u64_of
 from .clocks import publish
-from .matrix import a_place, element
+from .integer import clamp, spread
+from .matrix import INT8, a_place, bits_of, element
+from .rounding import HALF, exact, widen
 from .rows import SPECIAL
 from .units import unit
 from .watch import report
 
 FULL = 0xFFFFFFFF
-NEGATES_A, NEGATES_B, TRANSPOSES_A, TRANSPOSES_B, FROM_REGISTERS = 1, 2, 4, 8, 16  # bits in FLAGS of wgmma.mma_async
-TF32 = 0  # kind of elements, as in matrix.element
+# bits in FLAGS of wgmma.mma_async
+NEGATES_A, NEGATES_B, TRANSPOSES_A, TRANSPOSES_B, FROM_REGISTERS = 1, 2, 4, 8, 16
+UNSIGNED_A, UNSIGNED_B, SATURATES, HALF_RESULT = 32, 64, 128, 256
 NO_SWIZZLE, SWIZZLE_128, SWIZZLE_64 = 0, 1, 2  # modes of a descriptor; 3: 32 bytes
 NOT_WHOLE, APART, BASE_OFFSET, NOT_ALIGNED = 10, 11, 12, 13  # details of MISUSE reports, after those of bulk.py
 CONSTANT = -1  # entry of the table FLIGHT for a row that no instruction writes
@@ -212,10 +215,11 @@ def described(x, warp, row, thread, pc):
 
 
 @jit
-def fetch(x, warp, thread, block, pc, row, kind, transposed, first, count, out):
+def fetch(x, warp, thread, block, pc, row, kind, unsigned, transposed, first, count, out):
     """Read `count` rows of A, or columns of B, from `first` on into out[k, row or column] as float32."""
     descriptor = described(x, warp, row, thread, pc)
-    depth, per = (8, 4) if kind == TF32 else (16, 8)
+    size = bits_of(kind) // 8
+    depth, per = 32 // size, 16 // size
     lines, steps = (count // 8, depth) if transposed else (count, 2)
     begin = first // 8 if transposed else first
     for line in range(lines):
@@ -227,8 +231,12 @@ def fetch(x, warp, thread, block, pc, row, kind, transposed, first, count, out):
             for i in range(per):
                 value = np.float32(0)
                 if host != FAULT:
-                    raw = np.int64(load32(host + 4 * i)) if kind == TF32 else np.int64(load16(host + 2 * i))
-                    value = np.float32(element(raw, 0, kind, 0))
+                    raw = np.int64(load8(host + i))
+                    if size == 4:
+                        raw = np.int64(load32(host + 4 * i))
+                    elif size == 2:
+                        raw = np.int64(load16(host + 2 * i))
+                    value = np.float32(element(raw, 0, kind, unsigned))
                 if transposed:
                     out[step, line * 8 + i] = value
                 else:
@@ -240,43 +248,90 @@ def fetch(x, warp, thread, block, pc, row, kind, transposed, first, count, out):
 def product(x, warp, block, line, pc):
     """Compute one warp's part of wgmma.mma_async."""
     kind, n, flags = get(line, isa.TYPE), get(line, isa.IMM), get(line, isa.FLAGS)
-    depth = 8 if kind == TF32 else 16
+    bits = bits_of(kind)
+    depth = 256 // bits
     items = get(x, s.OPERANDS) + get(line, isa.LIST) * 8
+    results = n // 4 if flags & HALF_RESULT else n // 2
     regs = get(warp, s.W_REGS)
     thread = thread_of(x, warp, 31)  # not elect.sync's lane, whose clock may cover more than those of other lanes
     if get(x, s.CHECK):
         gid = get(thread_of(x, warp, 0), s.T_GID)
         vc = publish(x, thread, block, warp_slot(x, warp))
         as_agent(x, agent_number(OF_WARPGROUP, gid), get(warp, s.W_GROUP) + 1, vc)
-        take_registers(x, warp, items, n // 2, 4 if flags & FROM_REGISTERS else 0, n // 8, pc)
-    a = np.empty((16, 16), np.float32)
-    b = np.empty((16, 256), np.float32)
+        take_registers(x, warp, items, results, 4 if flags & FROM_REGISTERS else 0, n // 8, pc)
+    a = np.empty((32, 16), np.float32)
+    b = np.empty((32, 256), np.float32)
     if flags & FROM_REGISTERS:
         for row in range(16):
             for k in range(depth):
-                lane, which, part = a_place(16, depth, 32 if kind == TF32 else 16, row, k)
-                raw = np.int64(get(regs, get(items, n // 2 + which) * 32 + lane))
-                a[k, row] = np.float32(element(raw, part, kind, 0))
+                lane, which, part = a_place(16, depth, bits, row, k)
+                raw = np.int64(get(regs, get(items, results + which) * 32 + lane))
+                a[k, row] = np.float32(element(raw, part, kind, flags & UNSIGNED_A))
     else:
-        first = 16 * (get(warp, s.W_INDEX) & 3)
-        fetch(x, warp, thread, block, pc, get(line, isa.A), kind, flags & TRANSPOSES_A != 0, first, 16, a)
-    fetch(x, warp, thread, block, pc, get(line, isa.B), kind, flags & TRANSPOSES_B != 0, 0, n, b)
+        first, turned = 16 * (get(warp, s.W_INDEX) & 3), flags & TRANSPOSES_A != 0
+        fetch(x, warp, thread, block, pc, get(line, isa.A), kind, flags & UNSIGNED_A, turned, first, 16, a)
+    kind_b = get(line, isa.TYPE2)
+    fetch(x, warp, thread, block, pc, get(line, isa.B), kind_b, flags & UNSIGNED_B, flags & TRANSPOSES_B != 0, 0, n, b)
+    adds = register(x, warp, get(line, isa.C), 0) & np.uint64(1) != np.uint64(0)
+    if kind == INT8:
+        sum_integers(regs, items, a, b, n, adds, flags & SATURATES)
+        return
     sign = np.float32(-1 if (flags & NEGATES_A != 0) != (flags & NEGATES_B != 0) else 1)
     total = np.zeros((16, 256), np.float32)
-    adds = register(x, warp, get(line, isa.C), 0) & np.uint64(1)
     for row in range(16):
         if adds:
             for column in range(n):
-                raw = get(regs, accumulator(items, row, column))
-                total[row, column] = f32_of(np.uint32(raw & FULL))
+                total[row, column] = held_value(regs, items, row, column, flags)
         for k in range(depth):
             factor = a[k, row] * sign
             for column in range(n):
                 total[row, column] = fma32(factor, b[k, column], total[row, column])
+    for row in range(16):
         for column in range(n):
             value = total[row, column]
-            bits = np.int64(0x7FFFFFFF) if value != value else np.int64(u32_of(value))
-            put(regs, accumulator(items, row, column), bits)
+            if flags & HALF_RESULT:
+                keep_half(x, regs, items, row, column, value)
+            else:
+                raw = np.int64(0x7FFFFFFF) if value != value else np.int64(u32_of(value))
+                put(regs, accumulator(items, row, column), raw)
+
+
+@jit
+def sum_integers(regs, items, a, b, n, adds, saturates):
+    """Sum integer products to D. float32 holds each product exactly, and int64 each sum."""
+    for row in range(16):
+        for column in range(n):
+            at = accumulator(items, row, column)
+            total = spread(get(regs, at), 4) if adds else np.int64(0)
+            for k in range(32):
+                total += np.int64(a[k, row] * b[k, column])
+            if saturates:
+                total = clamp(total, np.int64(isa.S32))
+            put(regs, at, total & FULL)
+
+
+@jit
+def half_place(items, row, column):
+    """Where D[row, column] lies if D has float16: (index among the words of a warp's registers, first bit)."""
+    which = 2 * (column >> 3) + (row >> 3)
+    return get(items, which) * 32 + (row & 7) * 4 + ((column & 7) >> 1), 16 * (column & 1)
+
+
+@jit
+def held_value(regs, items, row, column, flags):
+    """D[row, column] before the product."""
+    if flags & HALF_RESULT:
+        at, shift = half_place(items, row, column)
+        return np.float32(widen((get(regs, at) >> shift) & 0xFFFF, HALF))
+    return f32_of(np.uint32(get(regs, accumulator(items, row, column)) & FULL))
+
+
+@jit
+def keep_half(x, regs, items, row, column, value):
+    """Round D[row, column] to float16, and keep it."""
+    at, shift = half_place(items, row, column)
+    raw = np.int64(exact(x, isa.FABS, u64_of(np.float64(value)), 0, 0, HALF, isa.RN))
+    put(regs, at, (get(regs, at) & ~(0xFFFF << shift) & FULL) | raw << shift)
 
 
 @jit

@@ -27,10 +27,12 @@ from .arithmetic import (
 from .asynchronous import any_fence, copy, mbarrier, warpgroup
 from .bits import bit_find, clamp_wrap, dot_product, logic, lop3, permute, plain
 from .compare import compare, compare_set, copysign, select, select_sign, test_property
-from .control import branch, branch_indexed, call, leave, nothing, stack
+from .control import branch, branch_indexed, call, leave, nothing, set_registers, stack
 from .convert import convert, is_space, move, to_address
 from .memory import atomic, fence, load, policy_of, store
 from .mods import HALVES, INTEGERS, WIDE_FLOATS, WORDS, Mods
+from .packed import pairs
+from .tensor import tensor_map_instruction
 from .warp import (
     active,
     barrier,
@@ -46,9 +48,9 @@ from .warp import (
 )
 
 HANDLERS: dict[str, Callable[[Any, Mods], None]] = {
-    "add": arithmetic(isa.ADD, isa.FADD, isa.ADD2), "sub": arithmetic(isa.SUB, isa.FSUB, isa.SUB2),
+    "add": pairs(arithmetic(isa.ADD, isa.FADD, isa.ADD2)), "sub": pairs(arithmetic(isa.SUB, isa.FSUB, isa.SUB2)),
     "min": arithmetic(isa.MIN, isa.FMIN, isa.MIN2), "max": arithmetic(isa.MAX, isa.FMAX, isa.MAX2),
-    "mul": multiply, "mad": multiply_add, "fma": multiply_add, "div": divide,
+    "mul": pairs(multiply), "mad": multiply_add, "fma": pairs(multiply_add), "div": divide,
     "addc": lambda low, m: add_carry(low, m, True), "subc": lambda low, m: sub_carry(low, m, True),
     "madc": lambda low, m: mad_carry(low, m, True),
     "mul24": multiply24(isa.MUL24, isa.MUL24HI, 2), "mad24": multiply24(isa.MAD24, isa.MAD24HI, 3),
@@ -70,11 +72,12 @@ HANDLERS: dict[str, Callable[[Any, Mods], None]] = {
     "tanh": function(isa.FTANH, (isa.F32, *HALVES)), "mov": move, "cvt": convert, "cvta": to_address,
     "bra": branch, "brx": branch_indexed, "ret": leave(isa.RET), "exit": leave(isa.EXIT), "trap": leave(isa.TRAP),
     "brkpt": leave(isa.TRAP), "call": call, "pmevent": nothing, "prefetch": nothing, "prefetchu": nothing,
-    "discard": nothing, "applypriority": nothing, "griddepcontrol": nothing, "setmaxnreg": nothing,
+    "discard": nothing, "applypriority": nothing, "griddepcontrol": nothing, "setmaxnreg": set_registers,
     "ld": load, "ldu": load, "st": store, "atom": atomic, "red": atomic, "membar": fence, "fence": any_fence,
     "cp": copy, "createpolicy": policy_of, "bar": barrier, "barrier": barrier, "shfl": shuffle, "vote": vote,
     "match": match, "redux": reduce, "activemask": active, "elect": elect, "nanosleep": sleep, "mma": multiply_matrix,
     "mbarrier": mbarrier, "wgmma": warpgroup,
+    "tensormap": tensor_map_instruction,
     "ldmatrix": matrix_access, "stmatrix": matrix_access, "movmatrix": move_matrix,
     "alloca": stack, "stacksave": stack, "stackrestore": stack,
 }  # fmt: skip

@@ -4,21 +4,38 @@ from __future__ import annotations
 
 import re
 
-from .. import isa
+from .. import isa, matrix
 from ..lowering import Lowering
 from ..mbarrier import EXPECTS, NOT_COUNTED, PARITY, TRIES
 from ..syntax import Number, Vector
-from ..warpgroup import FROM_REGISTERS, NEGATES_A, NEGATES_B, TRANSPOSES_A, TRANSPOSES_B
+from ..warpgroup import (
+    FROM_REGISTERS,
+    HALF_RESULT,
+    NEGATES_A,
+    NEGATES_B,
+    SATURATES,
+    TRANSPOSES_A,
+    TRANSPOSES_B,
+    UNSIGNED_A,
+    UNSIGNED_B,
+)
 from .memory import cache_hints, copy_async, fence, order_scope
 from .mods import Mods, groups
+from .tensor import copy_box, fence_maps, reduce_bulk
 
 
 def copy(low: Lowering, m: Mods) -> None:
     """Lower any instruction that begins with cp."""
+    reduces = m.take_one("reduce") is not None
     if not m.take_one("async"):
         raise m.fail("is not supported")
     if m.take_one("bulk"):
-        copy_bulk(low, m)
+        if m.take_one("tensor"):
+            copy_box(low, m, reduces)
+        elif reduces:
+            reduce_bulk(low, m)
+        else:
+            copy_bulk(low, m)
     elif m.take_one("mbarrier"):
         arrive_after_copies(low, m)
     else:
@@ -138,14 +155,17 @@ def copy_bulk(low: Lowering, m: Mods) -> None:
     low.emit(isa.BULKLOAD, offset, place, a=to, b=source, c=m.row(2, isa.B32), e=barrier, imm=at)
 
 
-OTHER_PROXIES = ("alias", "async::generic", "tensormap::generic")
+OTHER_PROXIES = ("alias", "async::generic")
 
 
 def fence_proxy(low: Lowering, m: Mods) -> None:
     """Lower fence.proxy. The machine has only the generic and the asynchronous proxy."""
+    if m.take_one("tensormap::generic"):
+        fence_maps(low, m)
+        return
     if not m.take_one("async"):
         if not m.left or m.left[0] not in OTHER_PROXIES:
-            raise m.fail(f"the proxy is one of .async, .{', .'.join(OTHER_PROXIES)}")
+            raise m.fail(f"the proxy is one of .async, .tensormap::generic, .{', .'.join(OTHER_PROXIES)}")
         m.left = []
         low.emit(isa.NOP)
         return
@@ -166,7 +186,16 @@ def fence_init(low: Lowering, m: Mods) -> None:
     low.emit(isa.INITFENCE)
 
 
-WGMMA_KINDS = {("tf32", 8): 0, ("f16", 16): 2, ("bf16", 16): 4}  # kinds of matrix.element
+# by the type of A: (kind of element, elements of k, types of D)
+WGMMA_KINDS = {
+    "tf32": (matrix.TF32, 8, ("f32",)),
+    "f16": (matrix.F16, 16, ("f32", "f16")),
+    "bf16": (matrix.BF16, 16, ("f32",)),
+    "e4m3": (matrix.E4M3, 32, ("f32", "f16")),
+    "e5m2": (matrix.E5M2, 32, ("f32", "f16")),
+    "s8": (matrix.INT8, 32, ("s32",)),
+    "u8": (matrix.INT8, 32, ("s32",)),
+}
 
 
 def warpgroup(low: Lowering, m: Mods) -> None:
@@ -188,24 +217,32 @@ def warpgroup(low: Lowering, m: Mods) -> None:
 
 def multiply_group(low: Lowering, m: Mods) -> None:
     """Lower wgmma.mma_async."""
-    shape = re.fullmatch(r"m64n(\d+)k(\d+)", m.left[0]) if m.left else None
-    types = m.left[1:]
+    shape = re.fullmatch(r"m64n(\d+)k(\d+)", m.left.pop(0)) if m.left else None
+    saturates = m.flag("satfinite", SATURATES)
+    types, m.left = m.left, []
     if shape is None or len(types) != 3:
         raise m.fail("needs a shape m64nNkK and the types of D, A and B")
-    n, kind = int(shape[1]), WGMMA_KINDS.get((types[1], int(shape[2])), -1)
-    if types[0] != "f32" or types[1] != types[2] or kind < 0 or not 8 <= n <= 256 or n % 8:
-        raise m.fail("this shape and these types are not supported: .f32 of .bf16 or .f16 with k16, or .tf32 with k8")
-    m.left = []
+    n, kinds = int(shape[1]), [WGMMA_KINDS.get(name, (-1, 0, ())) for name in types[1:]]
+    (kind, depth, allowed), integers = kinds[0], types[1] in ("s8", "u8")
+    same = kinds[0][1:] == kinds[1][1:] if depth == 32 else types[1] == types[2]
+    if types[0] not in allowed or not same or depth != int(shape[2]) or not 8 <= n <= 256 or n % 8:
+        raise m.fail("this shape and these types are not supported")
+    if (saturates and not integers) or (integers and n > 24 and n % 16):
+        raise m.fail("this shape and these types are not supported")
     results, a = (*m.operands, None, None)[:2]
     held = isinstance(a, Vector)
-    extra = 0 if kind == 0 else (1 if held else 2)
-    m.done(6 + extra)
-    if not isinstance(results, Vector) or len(results.items) != n // 2:
-        raise m.fail(f"expected {n // 2} registers of D")
+    extra = 0 if kind not in (matrix.F16, matrix.BF16) else (1 if held else 2)
+    m.done(4 if integers else 6 + extra)
+    wanted = n // 4 if types[0] == "f16" else n // 2
+    if not isinstance(results, Vector) or len(results.items) != wanted:
+        raise m.fail(f"expected {wanted} registers of D")
     if isinstance(a, Vector) and len(a.items) != 4:
         raise m.fail(f"expected 4 registers of A, got {len(a.items)}")
+    flags = saturates | (HALF_RESULT if types[0] == "f16" else 0)
+    flags |= (UNSIGNED_A if types[1] == "u8" else 0) | (UNSIGNED_B if types[2] == "u8" else 0)
     signs = choices(m, 4, {1: 0, -1: 1})
-    flags = signs[0] * NEGATES_A | signs[1] * NEGATES_B
+    if signs:
+        flags |= signs[0] * NEGATES_A | signs[1] * NEGATES_B
     transposed = choices(m, 6, {0: 0, 1: 1})
     if transposed:
         flags |= transposed[-1] * TRANSPOSES_B | (0 if held else transposed[0] * TRANSPOSES_A)
@@ -219,6 +256,7 @@ def multiply_group(low: Lowering, m: Mods) -> None:
     low.emit(
         isa.WGMMA,
         kind,
+        kinds[1][0],
         d=rows[0],
         a=a_row,
         b=m.row(2, isa.B64),

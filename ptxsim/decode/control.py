@@ -9,7 +9,7 @@ from .. import isa
 from ..builtin import lower_builtin
 from ..lowering import Lowering
 from ..program import layout
-from ..syntax import Arguments, Name, Variable
+from ..syntax import Arguments, Name, Number, Variable
 from .mods import Mods
 
 
@@ -87,6 +87,18 @@ def call_function(low: Lowering, returns: tuple[Any, ...], target: Name, argumen
 
 def nothing(low: Lowering, m: Mods) -> None:
     """Lower hints that do not change results: prefetch, discard, pmevent, grid dependency control."""
+    low.emit(isa.NOP)
+
+
+def set_registers(low: Lowering, m: Mods) -> None:
+    """Lower setmaxnreg, which changes no result: a warp here always has the registers that its code names."""
+    if m.take_one("inc", "dec") is None or m.take_one("sync") is None or m.take_one("aligned") is None:
+        raise m.fail("needs .inc or .dec, and .sync.aligned")
+    m.take_one("u32")
+    m.done(1)
+    count = m.operands[0]
+    if not isinstance(count, Number) or not 24 <= count.value <= 256 or count.value % 8:
+        raise m.fail("the number of registers must be a multiple of 8 from 24 to 256")
     low.emit(isa.NOP)
 
 

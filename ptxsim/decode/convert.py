@@ -46,7 +46,9 @@ def to_address(low: Lowering, m: Mods) -> None:
     base = {isa.SHARED: isa.SHARED_WINDOW, isa.LOCAL: isa.LOCAL_WINDOW}.get(space, 0)
     if space == isa.PARAM and low.current is not None and not low.current.entry:
         base = isa.LOCAL_WINDOW
-    if base == 0:
+    if space == isa.PARAM and base == 0 and not back:  # a 32-bit register holds the address without its window
+        low.emit(isa.OR, type_, d=m.dest(type_), a=m.row(1, type_), b=low.constant(isa.PARAM_WINDOW))
+    elif base == 0:
         low.emit(isa.MOV, type_, d=m.dest(type_), a=m.row(1, type_))
     else:
         low.emit(isa.SUB if back else isa.ADD, type_, d=m.dest(type_), a=m.row(1, type_), b=low.constant(base))

@@ -111,6 +111,11 @@ ATOMIC_TYPES = {
     **dict.fromkeys(("and", "or", "xor"), (*WORDS, isa.B32, isa.B64)),
 }
 
+VECTOR_TYPES = {
+    **{("add", n): types for n, types in ((2, (isa.F32, *HALVES)), (4, (isa.F32, *HALVES)), (8, (isa.F16, isa.BF16)))},
+    **{(op, n): HALVES if n < 8 else (isa.F16, isa.BF16) for op in ("min", "max") for n in (2, 4, 8)},
+}
+
 
 def atomic(low: Lowering, m: Mods) -> None:
     """Lower atom or red."""
@@ -121,8 +126,14 @@ def atomic(low: Lowering, m: Mods) -> None:
     space = m.choose(SPACES, isa.GENERIC)
     name = next((word for word in m.left if word in isa.ATOMS), "")
     kind = m.choose(isa.ATOMS)
+    vector = m.take_one("v2", "v4", "v8")
     (type_,) = m.types()
-    check_type(m, type_, ATOMIC_TYPES[name])
+    if vector:
+        check_type(m, type_, VECTOR_TYPES.get((name, int(vector[1:])), ()))
+        if space != isa.GLOBAL:
+            raise m.fail("a vector needs .global")
+    else:
+        check_type(m, type_, ATOMIC_TYPES[name])
     if type_ in HALVES:
         m.take_one("noftz")
     swap = kind == isa.ATOMS["cas"]
@@ -130,12 +141,29 @@ def atomic(low: Lowering, m: Mods) -> None:
     m.done(count, count + int(policy))
     first = 0 if reduce else 1
     row, offset, space = place(low, m, m.operands[first], space)
-    a = low.row(m.operands[first + 1], type_)
-    b = low.row(m.operands[first + 2], type_) if swap else 0
     flags = order << isa.ORDER_SHIFT | scope << isa.SCOPE_SHIFT | space << isa.SPACE_SHIFT
     low.granule = min(low.granule, type_ & 15)
+    if vector:  # each element is an atomic operation of its own (the PTX ISA on atom and red)
+        wanted = int(vector[1:])
+        results = [None] * wanted if reduce else elements(m, m.operands[0], wanted)
+        values = [low.row(item, type_) for item in elements(m, m.operands[first + 1], wanted)]
+        for k, (result, value) in enumerate(zip(results, values)):
+            d = 0 if result is None else m.result(result, type_)
+            how = kind if k else kind | wanted * (type_ & 15) << 8  # the first one checks the vector's alignment
+            low.emit(isa.ATOM, type_, how, d=d, a=row, b=value, c=0, imm=offset + k * (type_ & 15), flags=flags)
+        return
+    a = low.row(m.operands[first + 1], type_)
+    b = low.row(m.operands[first + 2], type_) if swap else 0
     d = 0 if reduce else m.dest(type_)
     low.emit(isa.ATOM, type_, kind, d=d, a=row, b=a, c=b, imm=offset, flags=flags)
+
+
+def elements(m: Mods, operand: Any, wanted: int) -> list[Any]:
+    """The operands of a vector in braces. Raises PTXError if their number is not `wanted`."""
+    items = list(operand.items) if isinstance(operand, Vector) else [operand]
+    if len(items) != wanted:
+        raise m.fail(f"the vector must have {wanted} registers, got {len(items)}")
+    return items
 
 
 def fence(low: Lowering, m: Mods) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from .. import isa
+import re
+
+from .. import isa, matrix
 from ..lowering import Lowering
 from ..syntax import Number, Pair, Vector
 from .mods import Mods, check_type
@@ -137,19 +139,19 @@ def sleep(low: Lowering, m: Mods) -> None:
     low.emit(isa.NANOSLEEP, a=m.row(0, isa.U32))
 
 
-SHAPES = {
-    # (shape, type of A and B) -> (kind, numbers of registers of A, B and C); D has as many registers as C
-    ("m16n8k8", "tf32"): (0, 4, 2, 4),
-    ("m16n8k4", "tf32"): (1, 2, 1, 4),
-    ("m16n8k16", "f16"): (2, 4, 2, 4),
-    ("m16n8k8", "f16"): (3, 2, 1, 4),
-    ("m16n8k16", "bf16"): (4, 4, 2, 4),
-    ("m16n8k8", "bf16"): (5, 2, 1, 4),
-    ("m16n8k32", "s8"): (6, 4, 2, 4),
-    ("m16n8k16", "s8"): (7, 2, 1, 4),
-    ("m8n8k16", "s8"): (8, 1, 1, 2),
-    ("m8n8k4", "f64"): (9, 1, 1, 2),
+# by the type of A and B: the kind of element (matrix.py), its bits, the type of D and C, the shapes
+ELEMENTS = {
+    "tf32": (matrix.TF32, 32, "f32", ("m16n8k8", "m16n8k4")),
+    "f16": (matrix.F16, 16, "f32", ("m16n8k16", "m16n8k8")),
+    "bf16": (matrix.BF16, 16, "f32", ("m16n8k16", "m16n8k8")),
+    "e4m3": (matrix.E4M3, 8, "f32", ("m16n8k32", "m16n8k16")),
+    "e5m2": (matrix.E5M2, 8, "f32", ("m16n8k32", "m16n8k16")),
+    "s8": (matrix.INT8, 8, "s32", ("m16n8k32", "m16n8k16", "m8n8k16")),
+    "s4": (matrix.INT4, 4, "s32", ("m16n8k64", "m16n8k32", "m8n8k32")),
+    "b1": (matrix.BIT, 1, "s32", ("m16n8k256", "m16n8k128", "m8n8k128")),
+    "f64": (matrix.F64, 64, "f64", ("m16n8k16", "m16n8k8", "m16n8k4", "m8n8k4")),
 }
+HALF_RESULTS = ("f16", "e4m3", "e5m2")  # types of A whose D and C may be float16
 
 
 def multiply_matrix(low: Lowering, m: Mods) -> None:
@@ -157,39 +159,52 @@ def multiply_matrix(low: Lowering, m: Mods) -> None:
     synced(m)
     if m.take_one("row") is None or m.take_one("col") is None:
         raise m.fail("only .row.col is supported")
-    saturate = m.flag("satfinite", isa.SAT) if {"s8", "u8"} & set(m.left) else 0
+    saturate = m.flag("satfinite", isa.SAT) if {"s8", "u8", "s4", "u4"} & set(m.left) else 0
+    m.take_one("kind::f8f6f4")
+    if "b1" in m.left:
+        saturate |= m.choose({"xor": matrix.BIT_XOR, "and": 0})
+        m.choose({"popc": 0})
     shape = m.left.pop(0) if m.left else ""
     names = m.left
     m.left = []
     if len(names) != 4:
         raise m.fail("needs the types of D, A, B and C")
     d_type, a_type, b_type, c_type = names
-    kind_a = "s8" if a_type in ("u8", "s8") else a_type
-    kind_b = "s8" if b_type in ("u8", "s8") else b_type
-    if kind_a != kind_b or (shape, kind_a) not in SHAPES:
+    kinds = [ELEMENTS.get(name.replace("u", "s", 1)) for name in (a_type, b_type)]
+    first, second = kinds
+    if first is None or second is None or first[1:] != second[1:] or shape not in first[3]:
         raise m.fail("this shape and these types are not supported")
-    kind, count_a, count_b, count_c = SHAPES[shape, kind_a]
+    if first is not second and "e" not in a_type[0]:
+        raise m.fail("this shape and these types are not supported")
+    kind, bits, expected, _ = first
     half = 0
-    if kind_a == "f16":
+    if a_type in HALF_RESULTS:
         half = (1 if c_type == "f16" else 0) | (2 if d_type == "f16" else 0)
-    expected = {"s8": "s32", "f64": "f64"}.get(kind_a, "f32")
     for name, bit in ((d_type, 2), (c_type, 1)):
         if name != expected and not half & bit:
             raise m.fail(f"D or C of type {name} is not supported here")
     m.done(4)
-    counts = (2 if half & 2 else count_c, count_a, count_b, 2 if half & 1 else count_c)
+    rows_of_a, depth = (int(part) for part in re.findall(r"[mk](\d+)", shape))
+    each = 32 * max(bits, 32)
+    count_c = rows_of_a * 8 // 32
+    counts = (
+        2 if half & 2 else count_c, rows_of_a * depth * bits // each, depth * 8 * bits // each,
+        2 if half & 1 else count_c,
+    )  # fmt: skip
     rows: list[int] = []
     for operand, count in zip(m.operands, counts):
         items = operand.items if isinstance(operand, Vector) else (operand,)
         if len(items) != count:
             raise m.fail(f"expected {count} registers, got {len(items)}")
-        type_ = isa.B64 if kind_a == "f64" else isa.B32
+        type_ = isa.B64 if bits == 64 else isa.B32
         if operand is m.operands[0]:
             rows += [m.result(item, type_) for item in items]
         else:
             rows += [low.row(item, type_) for item in items]
-    flags = saturate | (isa.HIGH if a_type == "u8" else 0) | (isa.WIDE if b_type == "u8" else 0)
-    low.emit(isa.MMA, half, d=rows[0], imm=kind, flags=flags, items=rows)
+    flags = saturate | (isa.HIGH if a_type[0] == "u" else 0) | (isa.WIDE if b_type[0] == "u" else 0)
+    low.emit(
+        isa.MMA, half, d=rows[0], imm=kind | second[0] << 8 | rows_of_a << 16 | depth << 24, flags=flags, items=rows
+    )
 
 
 def matrix_access(low: Lowering, m: Mods) -> None:

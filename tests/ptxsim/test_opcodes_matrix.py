@@ -6,6 +6,7 @@ text and not from the machine's code. Products are exact; each element is one ch
 
 from __future__ import annotations
 
+import ml_dtypes
 import numpy as np
 import pytest
 from simt_numbers import BF16, F16, F32, F64, TF32, cut, float_edges, product, read, rounded, saturated, total, value
@@ -43,6 +44,25 @@ LAYOUTS = {
     "m16n8k16 8": (8, 4, lambda g, t, i: (g + (8 if i >= 4 else 0), 4 * t + (i & 3)), lambda g, t, i: (4 * t + i, g)),
     "m8n8k16 8": (4, 4, lambda g, t, i: (g, 4 * t + i), lambda g, t, i: (4 * t + i, g)),
     "m8n8k4 f64": (1, 1, lambda g, t, i: (g, t), lambda g, t, i: (t, g)),
+    "m16n8k4 f64": (2, 1, lambda g, t, i: (g + 8 * i, t), lambda g, t, i: (t, g)),
+    "m16n8k8 f64": (4, 2, lambda g, t, i: (g + 8 * (i & 1), t + 4 * (i // 2)), lambda g, t, i: (t + 4 * i, g)),
+    "m16n8k16 f64": (8, 4, lambda g, t, i: (g + 8 * (i & 1), t + 4 * (i // 2)), lambda g, t, i: (t + 4 * i, g)),
+    "m8n8k32 4": (8, 8, lambda g, t, i: (g, 8 * t + i), lambda g, t, i: (8 * t + i, g)),
+    "m16n8k32 4": (16, 8, lambda g, t, i: (g + 8 * (i >= 8), 8 * t + (i & 7)), lambda g, t, i: (8 * t + i, g)),
+    "m16n8k64 4": (
+        32,
+        16,
+        lambda g, t, i: (g + 8 * (8 <= i < 16 or i >= 24), 8 * t + (i & 7) + 32 * (i >= 16)),
+        lambda g, t, i: (8 * t + (i & 7) + 32 * (i >= 8), g),
+    ),
+    "m8n8k128 1": (32, 32, lambda g, t, i: (g, 32 * t + i), lambda g, t, i: (32 * t + i, g)),
+    "m16n8k128 1": (64, 32, lambda g, t, i: (g + 8 * (i >= 32), 32 * t + (i & 31)), lambda g, t, i: (32 * t + i, g)),
+    "m16n8k256 1": (
+        128,
+        64,
+        lambda g, t, i: (g + 8 * (i // 32 % 2), 32 * t + (i & 31) + 128 * (i >= 64)),
+        lambda g, t, i: (32 * t + (i & 31) + 128 * (i >= 32), g),
+    ),
 }
 
 
@@ -141,6 +161,9 @@ FLOATS = [
     ("m16n8k8 tf32", "tf32", TF32, "f32", "f32"),
     ("m16n8k4 tf32", "tf32", TF32, "f32", "f32"),
     ("m8n8k4 f64", "f64", F64, "f64", "f64"),
+    ("m16n8k4 f64", "f64", F64, "f64", "f64"),
+    ("m16n8k8 f64", "f64", F64, "f64", "f64"),
+    ("m16n8k16 f64", "f64", F64, "f64", "f64"),
 ]
 FORMATS = {"f16": F16, "f32": F32, "f64": F64}
 
@@ -189,6 +212,62 @@ def test_integer_products(shape, kinds, limit):
             )
             expected = cut(saturated(count, "s32") if limit else count, 32)
             assert got[row, column] == expected, (row, column)
+
+
+QUARTERS = {"e4m3": ml_dtypes.float8_e4m3fn, "e5m2": ml_dtypes.float8_e5m2}
+
+
+@pytest.mark.parametrize("kinds", [("e4m3", "e4m3"), ("e4m3", "e5m2"), ("e5m2", "e5m2")])
+@pytest.mark.parametrize("shape", ["m16n8k32 8", "m16n8k16 8"])
+@pytest.mark.parametrize("half", [False, True])
+def test_products_of_eight_bits(shape, kinds, half):
+    """All 256 codes occur, with infinities and NaNs; ml_dtypes says what the codes stand for."""
+    m, n, k = size_of(shape)
+    rng = np.random.default_rng(12)
+    a, b = rng.integers(0, 256, (m, k), np.uint8), rng.integers(0, 256, (k, n), np.uint8)
+    a[:6] &= 0xBF  # most numbers are below 2
+    b[:, :6] &= 0xBF
+    a[7, 0] = 0x7F  # a NaN of both formats
+    c = rng.standard_normal((m, n)).astype(np.float16 if half else np.float32)
+    text = f"{shape.split()[0]}.row.col.{c.dtype.name.replace('loat', '')}.{kinds[0]}.{kinds[1]}."
+    bits = c.view(f"u{c.itemsize}").astype(object)
+    got = multiply(text + text.split(".")[3], shape, 8, a.astype(object), b.astype(object), bits, 8 * c.itemsize,
+                   8 * c.itemsize)  # fmt: skip
+    wide = [x.view(QUARTERS[kind]).astype(np.float64) for x, kind in zip((a, b), kinds)]
+    total = c.astype(np.float32)
+    with np.errstate(all="ignore"):
+        for j in range(k):
+            total = (total + wide[0][:, j, None] * wide[1][None, j]).astype(np.float32)
+        want = total.astype(c.dtype)
+    found = got.astype(f"u{c.itemsize}").view(c.dtype)
+    assert np.array_equal(found, want, equal_nan=True)
+    assert np.isnan(want).any()
+    assert np.isfinite(want).any()
+
+
+@pytest.mark.parametrize("kinds", [("s4", "s4"), ("u4", "s4"), ("s4", "u4")])
+@pytest.mark.parametrize("shape", ["m8n8k32 4", "m16n8k32 4", "m16n8k64 4"])
+def test_products_of_four_bits(shape, kinds):
+    m, n, k = size_of(shape)
+    rng = np.random.default_rng(13)
+    a, b = rng.integers(0, 16, (m, k)), rng.integers(0, 16, (k, n))
+    c = rng.integers(0, 1 << 16, (m, n))
+    text = f"{shape.split()[0]}.row.col.s32.{kinds[0]}.{kinds[1]}.s32"
+    got = multiply(text, shape, 4, a.astype(object), b.astype(object), c.astype(object), 32, 32)
+    values = [np.where((x > 7) & (kind == "s4"), x - 16, x) for x, kind in zip((a, b), kinds)]
+    assert np.array_equal(got.astype(np.uint32).view(np.int32), values[0] @ values[1] + c)
+
+
+@pytest.mark.parametrize("how", ["and", "xor"])
+@pytest.mark.parametrize("shape", ["m8n8k128 1", "m16n8k128 1", "m16n8k256 1"])
+def test_products_of_bits(shape, how):
+    m, n, k = size_of(shape)
+    rng = np.random.default_rng(14)
+    a, b, c = rng.integers(0, 2, (m, k)), rng.integers(0, 2, (k, n)), rng.integers(0, 99, (m, n))
+    text = f"{shape.split()[0]}.row.col.s32.b1.b1.s32.{how}.popc"
+    got = multiply(text, shape, 1, a.astype(object), b.astype(object), c.astype(object), 32, 32)
+    met = a[:, :, None] & b[None] if how == "and" else a[:, :, None] ^ b[None]
+    assert np.array_equal(got.astype(np.int64), met.sum(1) + c)
 
 
 # ---- matrices in shared memory ----
@@ -279,7 +358,8 @@ st.global.b32 [d1], r1;"""
     "text",
     [
         "mma.sync.aligned.m16n8k8.row.row.f32.tf32.tf32.f32 {r1,r2,r3,r4}, {r1,r2,r3,r4}, {r5,r6}, {r1,r2,r3,r4};",
-        "mma.sync.aligned.m16n8k64.row.col.s32.s4.s4.s32 {r1,r2,r3,r4}, {r1,r2,r3,r4}, {r5,r6}, {r1,r2,r3,r4};",
+        "mma.sync.aligned.m16n8k64.row.col.s32.s8.s8.s32 {r1,r2,r3,r4}, {r1,r2,r3,r4}, {r5,r6}, {r1,r2,r3,r4};",
+        "mma.sync.aligned.m16n8k32.row.col.f32.s8.e4m3.f32 {r1,r2,r3,r4}, {r1,r2,r3,r4}, {r5,r6}, {r1,r2,r3,r4};",
         "mma.sync.aligned.m16n8k16.row.col.f32.bf16.f16.f32 {r1,r2,r3,r4}, {r1,r2,r3,r4}, {r5,r6}, {r1,r2,r3,r4};",
         "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {r1,r2,r3,r4}, {r1,r2}, {r5,r6}, {r1,r2,r3,r4};",
         "mma.sync.aligned.m16n8k4.row.col.satfinite.f32.tf32.tf32.f32 {r1,r2,r3,r4}, {r1,r2}, {r5}, {r1,r2,r3,r4};",

@@ -556,7 +556,6 @@ def test_values_survive_memory():
         "mbarrier.arrive_drop.shared.b64 d1, [r1];",
         "mbarrier.complete_tx.shared.b64 [r1], 16;",
         "mbarrier.init.global.b64 [d1], 1;",
-        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [r1], [d1, {r2, r3}], [r4];",
         "suld.b.1d.b32 r1, [d1, {r2}];",
         "ld.f16x3 r1, [d1];",
     ],

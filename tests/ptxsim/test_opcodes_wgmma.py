@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from simt_ptx import launched, rejection
 from simt_wgmma import (
+    BYTES,
     KINDS,
     chained,
     descriptor,
@@ -56,7 +57,9 @@ def multiply(text, n, shared, d, a_desc, b_desc, tail, a_registers=None, before=
         lines += [f"mov.b64 d20, {a};"]
         a = "d20"
     lines += [f"mov.b64 d21, {b_desc:#x};", "setp.eq.u32 p2, t, t;", "not.pred p3, p2;", first]
-    lines += [f"wgmma.mma_async.sync.aligned.{text} {{{', '.join(names)}}}, {a}, d21, {scale}, {tail};"] * repeat
+    lines += [
+        f"wgmma.mma_async.sync.aligned.{text} {{{', '.join(names)}}}, {a}, d21, {scale}{', ' if tail else ''}{tail};"
+    ] * repeat
     lines.append(after)
     lines += [f"st.global.b32 [d10+{4 * i}], {name};" for i, name in enumerate(names)]
     held = np.zeros((128, n // 2), np.float32)
@@ -101,6 +104,89 @@ def test_products_of_shared_operands(kind, n, check):
     got, found = multiply(f"m64n{n}k{KINDS[kind]}.f32.{kind}.{kind}", n, shared, d, a_desc, b_desc, tail, check=check)
     assert found == []
     assert np.array_equal(got, chained(d, a, b))
+
+
+BYTE_CASES = [("e4m3", "e4m3", "f32"), ("e4m3", "e5m2", "f16"), ("s8", "s8", "s32"), ("u8", "s8", "s32")]
+
+
+def codes(shape, kind, seed):
+    """Codes of 8 bits without NaNs and infinities."""
+    found = np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+    return found & 0xBF if kind[0] == "e" else found
+
+
+@pytest.mark.parametrize("held", [False, True])
+@pytest.mark.parametrize(("kind_a", "kind_b", "result"), BYTE_CASES)
+def test_products_of_bytes(kind_a, kind_b, result, held):
+    """Products of 8-bit floats and integers with k = 32; D is float32, float16 (two in a register) or int32."""
+    n, mode = 32, 3
+    a, b = codes((64, 32), kind_a, 1), codes((n, 32), kind_b, 2)
+    shared = np.zeros(65536, np.uint8)
+    to_a, to_b = strides(mode, False, 64, 32, 1), strides(mode, False, n, 32, 1)
+    shared[:B_AT], shared[B_AT:] = image(a, mode, False, *to_a), image(b, mode, False, *to_b)
+    wide_a, wide_b = (x.view(BYTES[kind]).astype(np.float64) for x, kind in ((a, kind_a), (b, kind_b)))
+    rng = np.random.default_rng(3)
+    types = {"f32": np.float32, "f16": np.float16, "s32": np.int32}
+    d = (rng.standard_normal((64, n)) * 1000).astype(types[result])
+    places = fragments(0, n)
+    per = 2 if result == "f16" else 1
+    registers = np.zeros((128, len(places) // per), np.uint32)
+    view = registers.view(types[result])
+    fragment = np.zeros((128, 4), np.uint32)
+    for thread in range(128):
+        first = 16 * (thread // 32)
+        for i, (row, column) in enumerate(fragments(thread % 32, n)):
+            view[thread, i] = d[first + row, column]
+        g, t = thread % 32 // 4, thread % 4
+        for i, (row, k) in enumerate(((g, 4 * t), (g + 8, 4 * t), (g, 16 + 4 * t), (g + 8, 16 + 4 * t))):
+            fragment[thread, i] = a[first + row, k : k + 4].view(np.uint32)[0]
+    names = ", ".join(f"c{i}" for i in range(registers.shape[1]))
+    tail = "" if result == "s32" else ", 1, 1"
+    a_operand = "{r10, r11, r12, r13}" if held else "d20"
+    body = f"""{STAGE}
+fence.proxy.async;
+bar.sync 0;
+mad.wide.u32 d10, t, {4 * registers.shape[1]}, a1;
+{"".join(f"ld.global.b32 c{i}, [d10+{4 * i}];" for i in range(registers.shape[1]))}
+mad.wide.u32 d11, t, 16, a2;
+ld.global.v4.b32 {{r10, r11, r12, r13}}, [d11];
+mov.b64 d20, {descriptor(A_AT, mode, *to_a):#x};
+mov.b64 d21, {descriptor(B_AT, mode, *to_b):#x};
+setp.eq.u32 p2, t, t;
+{FENCE}
+wgmma.mma_async.sync.aligned.m64n{n}k32.{result}.{kind_a}.{kind_b} {{{names}}}, {a_operand}, d21, p2{tail};
+{WAIT}
+{"".join(f"st.global.b32 [d10+{4 * i}], c{i};" for i in range(registers.shape[1]))}"""
+    head = f".reg .b32 c<{registers.shape[1]}>;"
+    out, found = launched(body, shared, registers, fragment, threads=128, module=TILE, head=head)
+    assert found == []
+    total = d.astype(np.float64 if result == "s32" else np.float32)
+    for k in range(32):
+        total = (total + wide_a[:, k, None] * wide_b[None, :, k]).astype(total.dtype)
+    want, got = total.astype(d.dtype), np.zeros_like(d)
+    for thread in range(128):
+        for i, (row, column) in enumerate(fragments(thread % 32, n)):
+            got[16 * (thread // 32) + row, column] = out[1].view(d.dtype)[thread, i]
+    assert np.array_equal(got, want)
+
+
+def test_integers_wrap_or_saturate():
+    """Without .satfinite a sum beyond int32 wraps; with it the sum is the nearest int32."""
+    n, mode = 8, 3
+    a, b = np.full((64, 32), 127, np.uint8), np.full((n, 32), 127, np.uint8)
+    a[32:] = 0x80
+    shared = np.zeros(65536, np.uint8)
+    to_a, to_b = strides(mode, False, 64, 32, 1), strides(mode, False, n, 32, 1)
+    shared[:B_AT], shared[B_AT:] = image(a, mode, False, *to_a), image(b, mode, False, *to_b)
+    d = np.where(np.arange(64)[:, None] < 32, (1 << 31) - 100, -(1 << 31) + 100) + np.zeros((1, n), np.int64)
+    for limit, want in (("", (d + a.view(np.int8).astype(np.int64) @ b.T.astype(np.int64)).astype(np.int32)),
+                        (".satfinite", np.where(d > 0, (1 << 31) - 1, -(1 << 31)).astype(np.int32))):  # fmt: skip
+        got, found = multiply(
+            f"m64n8k32{limit}.s32.s8.s8", n, shared, d.astype(np.int32).view(np.float32), descriptor(A_AT, mode, *to_a),
+            descriptor(B_AT, mode, *to_b), ""
+        )  # fmt: skip
+        assert found == []
+        assert np.array_equal(got.view(np.int32), want)
 
 
 LAYOUTS = [("bf16", 24, mode, ta, tb) for mode in range(4) for ta in (0, 1) for tb in (0, 1)]
@@ -367,7 +453,10 @@ REGISTERS = "{r1, r2, r3, r4}"
         "wgmma.wait_group.sync.aligned 99999999999999999999;",
         "wgmma.mma_async.sync.aligned.m64n8k16.f32.f16.f16;",
         f"wgmma.mma_async.sync.aligned.m64n8k16.f32.f16.f16 {REGISTERS}, {{h1, h2, h3, h4}}, d2, p1, 1, 1, 0;",
-        f"wgmma.mma_async.sync.aligned.m64n8k32.f32.e4m3.e4m3 {REGISTERS}, d1, d2, p1, 1, 1;",
+        f"wgmma.mma_async.sync.aligned.m64n8k16.f32.e4m3.e4m3 {REGISTERS}, d1, d2, p1, 1, 1;",
+        f"wgmma.mma_async.sync.aligned.m64n8k32.f32.s8.s8 {REGISTERS}, d1, d2, p1;",
+        f"wgmma.mma_async.sync.aligned.m64n8k32.s32.s8.s8 {REGISTERS}, d1, d2, p1, 1, 1;",
+        f"wgmma.mma_async.sync.aligned.m64n8k32.satfinite.f32.e4m3.e4m3 {REGISTERS}, d1, d2, p1, 1, 1;",
         f"wgmma.mma_async.sync.aligned.m64n8k16.f16.f16.f16 {REGISTERS}, d1, d2, p1, 1, 1, 0, 0;",
         f"wgmma.mma_async.sync.aligned.m64n8k16.f32.f16.bf16 {REGISTERS}, d1, d2, p1, 1, 1, 0, 0;",
         f"wgmma.mma_async.sync.aligned.m64n12k16.f32.f16.f16 {REGISTERS}, d1, d2, p1, 1, 1, 0, 0;",

@@ -95,7 +95,7 @@ def test_opcodes_that_the_interpreter_finds_by_comparison_end_their_groups():
     names = {number: name for name, number in opcodes().items()}
     ends = {
         isa.ADDC: "ADDC SUBC MADC MADCHI",
-        isa.BULKLOAD: "BULKLOAD BULKSTORE BULKCOMMIT BULKWAIT",
+        isa.BULKLOAD: "BULKLOAD BULKSTORE BULKCOMMIT BULKWAIT TENSORLOAD TENSORSTORE BULKREDUCE MAPCOPY",
         isa.MBINIT: "MBINIT MBINVAL MBARRIVE MBEXPECT MBWAIT MBCOPIES PROXYFENCE INITFENCE",
         isa.MMA: "MMA LDMATRIX STMATRIX MOVMATRIX WGMMA WGFENCE WGCOMMIT WGWAIT",
     }

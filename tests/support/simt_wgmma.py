@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ml_dtypes
 import numpy as np
 
 KINDS = {"bf16": 16, "f16": 16, "tf32": 8}  # elements of k in an instruction
+BYTES = {"e4m3": ml_dtypes.float8_e4m3fn, "e5m2": ml_dtypes.float8_e5m2, "s8": np.int8, "u8": np.uint8}
 WIDTHS = {0: 16, 1: 128, 2: 64, 3: 32}  # bytes of a pattern's row, by the descriptor's mode
 
 
