@@ -42,7 +42,7 @@ from .clocks import (
 from .units import unit
 from .watch import GID_MASK, coherent, noncoherent, report
 
-OF_BARRIER, OF_WARPGROUP, GROUP_READS, GROUP_WRITES = 1, 2, 3, 4  # kinds of agents
+OF_BARRIER, OF_WARPGROUP, GROUP_READS, GROUP_WRITES, OF_TENSOR = 1, 2, 3, 4, 5  # kinds of agents
 PROXY = 1 << 58  # bit for all memory; the next bit is for shared, the one after for global memory alone
 HOST_BIT = 1 << 41
 KNOWN_BYTES = 0x0101010101010101

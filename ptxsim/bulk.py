@@ -18,6 +18,7 @@ from .agents import (
     GROUP_READS,
     GROUP_WRITES,
     OF_BARRIER,
+    OF_TENSOR,
     agent_access,
     agent_number,
     as_agent,
@@ -179,6 +180,9 @@ def land(x, at):
     if kind == s.P_ARRIVE:
         copies_arrive(x, block, thread, get(last, s.P_BARRIER))
         return 0
+    if kind == s.P_COMMIT:
+        count_copy(x, block, thread, last)
+        return 0
     if kind == s.P_REDUCE:
         reduce_bytes(x, to, source, size, get(last, s.P_FLAGS))
         return 0
@@ -200,14 +204,18 @@ def land(x, at):
 
 @jit
 def count_copy(x, block, thread, row):
-    """Count the bytes of a copy to shared memory on its mbarrier."""
+    """Count the bytes of a copy to shared memory on its mbarrier, or arrive there for a thread's tcgen05.commit."""
     index = get(row, s.P_BARRIER)
-    barrier = row_of(x, block, index)
+    barrier, commits = row_of(x, block, index), get(row, s.P_KIND) == s.P_COMMIT
     if get(x, s.CHECK):
-        number = agent_of(block, index)
-        key = (number >> 10) << SUB_BITS | index
+        number = agent_number(OF_TENSOR, get(thread, s.T_GID)) if commits else agent_of(block, index)
+        key = (number >> 10) << SUB_BITS | (number & 1023)
         put(barrier, s.MB_VC, join(x, get(barrier, s.MB_VC), single(x, key, get(row, s.P_GROUP))))
-    if get(barrier, s.MB_LIVE):
+    if get(barrier, s.MB_LIVE) and commits:
+        if get(barrier, s.MB_PENDING) > 0:
+            put(barrier, s.MB_PENDING, get(barrier, s.MB_PENDING) - 1)
+            settle_phase(x, block, barrier, index)
+    elif get(barrier, s.MB_LIVE):
         expect(x, thread, barrier, -get(row, s.P_SIZE), get(row, s.P_PC))
         settle_phase(x, block, barrier, index)
 
@@ -299,7 +307,7 @@ def abandon(x, block, stopped):
     while at >= 0:
         row = get(x, s.PENDING) + at * s.P_FIELDS * 8
         if get(row, s.P_BLOCK) == block:
-            if get(x, s.CHECK) and not stopped and get(row, s.P_KIND) != s.P_ARRIVE:
+            if get(x, s.CHECK) and not stopped and get(row, s.P_KIND) > s.P_COMMIT:
                 gid = get(get(row, s.P_THREAD), s.T_GID)
                 report(x, s.MISUSE, get(row, s.P_PC), gid, 0, isa.SHARED, get(row, s.P_SIZE), 0, 0, NOT_DONE, 0)
             if get(row, s.P_KIND) >= s.P_STORE:

@@ -19,6 +19,7 @@ from .floating import least_most
 from .integer import read as as_integer
 from .matrix import multiply
 from .requests import count_access
+from .tensor_memory import tensor_memory
 from .units import unit
 from .warpgroup import warpgroup
 from .watch import read, report, wrote
@@ -64,6 +65,8 @@ def run_collective(x, warp, block, op, mask):
         transpose(x, warp, mask)
     elif op >= isa.WGMMA:
         warpgroup(x, warp, block, op, mask)
+    elif op >= isa.TCALLOC:
+        tensor_memory(x, warp, block, op, mask)
     else:
         matrices(x, warp, block, op, mask)
     return 0

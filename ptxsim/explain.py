@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from . import bulk, clocks, isa, mbarrier, tensor, warpgroup
+from . import bulk, clocks, isa, mbarrier, tensor, tensor_memory, warpgroup
 from . import state as s
 from .core import Core
 from .findings import Report
@@ -30,6 +30,10 @@ MISUSES = {  # messages by the numbers in mbarrier.py, bulk.py and warpgroup.py
     warpgroup.BASE_OFFSET: "a descriptor's base offset must be 0 on the machine",
     warpgroup.NOT_ALIGNED: "the swizzle's pattern must begin at a multiple of 1024, 512 or 256 bytes (by its mode)",
     tensor.NO_MAP: "the tensor map was not encoded, or has a form that the machine lacks (interleaved, im2col)",
+    tensor_memory.NO_COLUMNS: "the block has not so many free columns of tensor memory (a power of two from 32 to 512)",
+    tensor_memory.NOT_ALLOCATED: "the block has not allocated these columns of tensor memory",
+    tensor_memory.OTHER_LANES: "a warp can only reach the 32 lanes of its number modulo 4",
+    tensor_memory.BAD_PRODUCT: "the machine lacks the shape, types or swizzle that these descriptors name",
     tensor.NOT_128: "a box must begin at a multiple of 128 bytes in shared memory",
 }
 
@@ -108,6 +112,8 @@ def explain(machine: Core, row: Any) -> list[Report]:
     elif kind == s.MISSING_WAIT and detail:
         where = ""
         message = f"{opcode} touches a register that a wgmma.mma_async uses until its group is waited for"
+        if detail == tensor_memory.COLUMN_PENDING:
+            message = f"{opcode} uses tensor memory that a tcgen05.mma writes until an mbarrier has counted its commit"
     elif kind == s.MISUSE:
         where = where if mbarrier.NOT_SHARED < detail < bulk.BAD_SIZE else ""
         message = f"{opcode}: {MISUSES[detail]}" + (f" ({where})" if where else "")

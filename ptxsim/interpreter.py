@@ -21,6 +21,7 @@ from .integer import cut
 from .lanes import after, branch, gather, guarded, select, store_pc
 from .mbarrier import mbarrier, time_out
 from .tensor import tensor
+from .tensor_memory import tensor_core
 from .units import unit
 from .warpgroup import touch
 from .watch import draw, fence, report
@@ -135,6 +136,9 @@ def memory(x, warp, block, line, pc, op, act):
                     fence(x, thread, block, warp_slot(x, warp), flags & 15, (flags >> isa.SCOPE_SHIFT) & 3)
     elif op == isa.CPASYNC:
         start_copy(x, warp, block, line, pc, act)
+    elif op >= isa.TCMMA:
+        tensor_core(x, warp, block, line, pc, op, act)
+        return 1
     elif op >= isa.TENSORLOAD:
         tensor(x, warp, block, line, pc, op, act)
         return 1

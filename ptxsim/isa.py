@@ -86,7 +86,8 @@ NOT_COHERENT = 1 << 12  # bit of the same FLAGS for ld.nc and ldu
     TRAP,
     NOP,
 ) = range(400, 408)
-# memory; BULKLOAD and the opcodes after it are of bulk copies, those from TENSORLOAD on in tensor.py
+# memory; BULKLOAD and the opcodes after it are of bulk copies, those from TENSORLOAD on of tensor.py, those from TCMMA
+# on of tensor_memory.py
 (
     LD,
     ST,
@@ -105,7 +106,9 @@ NOT_COHERENT = 1 << 12  # bit of the same FLAGS for ld.nc and ldu
     TENSORSTORE,
     BULKREDUCE,
     MAPCOPY,
-) = range(500, 517)
+    TCMMA,
+    TCCOMMIT,
+) = range(500, 519)
 # barriers and waits; those from MBINIT on are of mbarriers, those from PROXYFENCE on are fences
 (
     BAR,
@@ -123,10 +126,12 @@ NOT_COHERENT = 1 << 12  # bit of the same FLAGS for ld.nc and ldu
     PROXYFENCE,
     INITFENCE,
 ) = range(600, 614)
-# between the lanes of a warp; those from MMA on need all lanes, those from WGMMA on are of warpgroups
+# between the lanes of a warp; those from MMA on need all lanes, those from TCALLOC on are of tensor memory,
+# those from WGMMA on of warpgroups
 (
-    SHFL, VOTE, MATCH, REDUX, ACTIVEMASK, ELECT, MMA, LDMATRIX, STMATRIX, MOVMATRIX, WGMMA, WGFENCE, WGCOMMIT, WGWAIT,
-) = range(700, 714)  # fmt: skip
+    SHFL, VOTE, MATCH, REDUX, ACTIVEMASK, ELECT, MMA, LDMATRIX, STMATRIX, MOVMATRIX,
+    TCALLOC, TCDEALLOC, TCLOAD, TCSTORE, WGMMA, WGFENCE, WGCOMMIT, WGWAIT,
+) = range(700, 718)  # fmt: skip
 # built-in functions
 (
     PRINTF,

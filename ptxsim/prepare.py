@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from . import isa
+from . import isa, tensor_memory
 from . import state as s
 from .clocks import HOST
 from .core import Core
@@ -43,6 +43,7 @@ def prepare(core: Core, launches: list[Launch]) -> None:
     x[s.CLOCK_SPACE] = 512 + (64 * per_block if barriers else 0)  # an mbarrier can release a whole block at once
     core.table("mbarriers", (max(barriers, 1) * s.MB_MOST, s.MB_FIELDS), s.MBARRIERS)
     core.table("flight", (warp_slots * rows if core.check and isa.WGMMA in uses else 1,), s.FLIGHT)
+    core.table("tensor_memory", (max(slots, 1) * tensor_memory.WORDS if isa.TCALLOC in uses else 1,), s.TENSOR_MEMORY)
     core.table("shared", (max(slots, 1) * shared,), s.SHARED_MEMORY, np.uint8)
     x[s.REGISTERS_PER_WARP], x[s.LOCAL_BYTES], x[s.STACK_BYTES] = rows * 32, local, stack
     x[s.DEPTH], x[s.SAVE_ROWS], x[s.WARP_SLOTS], x[s.BLOCK_SLOTS] = depth + 1, save, warp_slots, slots

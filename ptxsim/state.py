@@ -14,8 +14,8 @@ from __future__ import annotations
     SC_SYSTEM, LAUNCH_COUNT, WARP_SLOTS, BLOCK_SLOTS, DEVICES, STOP, REGISTERS_PER_WARP, LOCAL_BYTES, LOCAL,
     SHARED_MEMORY, SHARED_INIT, SHARED_SHADOW, STACK_BYTES, STACKS, DEPTH, SAVE_ROWS, SUSPECT, SPINNING, WEAK_MEMORY,
     MAX_CLOCKS, DEVICE_COUNT, BURST, PATIENCE, DEAD, BARRIERS, COPIES, START_TIME, FUNCTIONS, AGENT, PENDING,
-    PENDING_COUNT, MBARRIERS, FLIGHT, TIMED_AT, TIMES, CLOCK_SPACE, PARAMETERS,
-) = range(75)  # fmt: skip
+    PENDING_COUNT, MBARRIERS, FLIGHT, TIMED_AT, TIMES, CLOCK_SPACE, PARAMETERS, TENSOR_MEMORY,
+) = range(76)  # fmt: skip
 X_FIELDS = 96  # followed by the addresses of the compiled units (units.py)
 UNITS = 64
 
@@ -30,7 +30,7 @@ W_FIELDS = 20
 # READ: its last relaxed read that found a clock
 (T_PC, T_GID, T_CLOCK, T_VC, T_SV, T_RELEASE0, T_RELEASE1, T_RELEASE2, T_PENDING0, T_PENDING1, T_PENDING2, T_DEPTH,
  T_WAIT, T_BARRIER, T_GROUP, T_COPIES, T_SAVED, T_TID, T_RESULT, T_EXPECT, T_PASSED, T_BULK, T_OWN_AT, T_OWN_VC,
- T_OWN_SCOPE, T_READ_AT, T_READ_MAP) = range(27)  # fmt: skip
+ T_OWN_SCOPE, T_READ_AT, T_READ_MAP, T_TENSOR) = range(28)  # fmt: skip
 T_FIELDS = 28
 # the things that a thread may wait for
 RUNS, AT_BARRIER, AT_WARP, AT_GRID, AT_MBARRIER = range(5)
@@ -141,11 +141,13 @@ S_FIELDS = 4
 (C_TO, C_FROM, C_SIZE, C_READ, C_GROUP, C_PC) = range(6)
 C_FIELDS, C_MOST = 6, 32
 
-# ---- pending work of the asynchronous proxy: bulk copies, and arrivals that wait for cp.async ----
+# ---- pending work of the asynchronous proxy: bulk copies, and arrivals that wait for cp.async or tcgen05 ----
 # FLAGS: those of the instruction; MAP: a tensor map, of 16 words; AT: five coordinates
 (P_KIND, P_BLOCK, P_THREAD, P_TO, P_FROM, P_SIZE, P_BARRIER, P_GROUP, P_PC, P_FLAGS, P_MAP) = range(11)
 P_AT, P_FIELDS, P_MOST = 27, 32, 4096
-P_LOAD, P_ARRIVE, P_BOX_LOAD, P_STORE, P_BOX_STORE, P_REDUCE = range(6)  # from P_STORE on, they write to global memory
+P_ARRIVE, P_COMMIT, P_LOAD, P_BOX_LOAD, P_STORE, P_BOX_STORE, P_REDUCE = range(
+    7
+)  # from P_STORE on, they write to global memory
 
 # ---- a register that wgmma may use ----
 # 0: touched since the last wgmma.fence. 1: not touched since. Another number describes the wgmma that uses the register

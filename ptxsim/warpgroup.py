@@ -218,10 +218,16 @@ def described(x, warp, row, thread, pc):
 def fetch(x, warp, thread, block, pc, row, kind, unsigned, transposed, first, count, out):
     """Read `count` rows of A, or columns of B, from `first` on into out[k, row or column] as float32."""
     descriptor = described(x, warp, row, thread, pc)
+    operand(x, warp, thread, block, pc, descriptor, kind, unsigned, transposed, first, count, out)
+
+
+@jit
+def operand(x, warp, thread, block, pc, descriptor, kind, unsigned, transposed, first, count, out):
+    """Read part of an operand, as `fetch` does, through the agent that is set."""
     size = bits_of(kind) // 8
     depth, per = 32 // size, 16 // size
-    lines, steps = (count // 8, depth) if transposed else (count, 2)
-    begin = first // 8 if transposed else first
+    lines, steps = (count // per, depth) if transposed else (count, 2)
+    begin = first // per if transposed else first
     for line in range(lines):
         for step in range(steps):
             address = part_at(descriptor, transposed, begin + line, step)
@@ -238,7 +244,7 @@ def fetch(x, warp, thread, block, pc, row, kind, unsigned, transposed, first, co
                         raw = np.int64(load16(host + 2 * i))
                     value = np.float32(element(raw, 0, kind, unsigned))
                 if transposed:
-                    out[step, line * 8 + i] = value
+                    out[step, line * per + i] = value
                 else:
                     out[step * per + i, line] = value
 

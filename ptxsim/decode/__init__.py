@@ -33,6 +33,7 @@ from .memory import atomic, fence, load, policy_of, store
 from .mods import HALVES, INTEGERS, WIDE_FLOATS, WORDS, Mods
 from .packed import pairs
 from .tensor import tensor_map_instruction
+from .tensor_memory import tensor_core
 from .warp import (
     active,
     barrier,
@@ -77,7 +78,7 @@ HANDLERS: dict[str, Callable[[Any, Mods], None]] = {
     "cp": copy, "createpolicy": policy_of, "bar": barrier, "barrier": barrier, "shfl": shuffle, "vote": vote,
     "match": match, "redux": reduce, "activemask": active, "elect": elect, "nanosleep": sleep, "mma": multiply_matrix,
     "mbarrier": mbarrier, "wgmma": warpgroup,
-    "tensormap": tensor_map_instruction,
+    "tensormap": tensor_map_instruction, "tcgen05": tensor_core,
     "ldmatrix": matrix_access, "stmatrix": matrix_access, "movmatrix": move_matrix,
     "alloca": stack, "stacksave": stack, "stackrestore": stack,
 }  # fmt: skip
