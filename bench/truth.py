@@ -97,7 +97,21 @@ class Simulated:
             for each in self.found:
                 if each["case"]["dtype"] == dtype and calibrates(each):
                     layers.setdefault(each["case"]["name"], []).append(self._observed(each))
-            self.costs[dtype] = fit.costs(Costs(), [fit.least(same) for same in layers.values()])
+            self.costs[dtype] = self._closed(fit.costs(Costs(), [fit.least(same) for same in layers.values()]), dtype)
+
+    def _closed(self, costs: Costs, dtype: str) -> Costs:
+        """Costs with which simulated calls of the calibration's layer with the fewest tokens take as long as real ones.
+
+        A short call shows what nothing else does: code that has left the caches, and a worker's own steps.
+        """
+        same = [f for f in self.found if calibrates(f) and f["case"]["dtype"] == dtype]
+        few = min(same, key=lambda f: (f["case"]["tokens"], f["points"][0]["fused"][self.which]))
+        point = few["points"][0]
+        for name, cost, parts in (("fused", "call", 1), ("bulk", "collective", fit.COLLECTIVES)):
+            missing = point[name][self.which] - self.call(few, point, name, costs)  # ms
+            more = 1e6 * missing * self.python_speed(point) / parts
+            costs = replace(costs, **{cost: max(0.0, getattr(costs, cost) + more)})
+        return costs
 
     def speeds(self, found: dict[str, Any], point: dict[str, Any]) -> dict[int, float]:
         """The speed of each rank's core at a point: how long the probe takes undisturbed, over how long it took."""

@@ -132,7 +132,7 @@ class Runs:
         self.others = [calibrate.ExpertRuns(cfg, self.held) for cfg in case.others]
         rows = case.tokens * world.size * case.top_k // case.experts
         self.rows = max(1, min(max(calibrate.ROWS), rows))
-        self.probe = self.others[0].of(self.rows)
+        self.probe, self.touch = self.others[0].of(self.rows), self.others[0].of(1)
 
     def kernels(self) -> list[dict[str, float]]:
         """Rates of the expert kernel of each other shape: the best rank's, because a rank may be disturbed."""
@@ -141,7 +141,12 @@ class Runs:
         return [dict(zip(map(str, calibrate.ROWS), rates)) for rates in np.max(every, axis=0).tolist()]
 
     def _probe(self, kept: list[float]) -> None:
-        """A run with each expert of a layer of another shape, as in a call. Keeps the seconds of all together."""
+        """A run with each expert of a layer of another shape, as in a call. Keeps the seconds of all together.
+
+        Short runs come first, because the weights of a layer whose calls take turns have just been read too.
+        """
+        for _ in range(self.held):
+            self.touch()
         kept.append(sum(self.probe() for _ in range(self.held)))
 
     def point(self, names: tuple[str, ...], seconds: float, statistics: bool = False) -> dict[str, Any]:
