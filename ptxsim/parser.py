@@ -54,6 +54,7 @@ LIMITS = (
     ".reqnctapercluster",
     ".explicitcluster",
     ".maxclusterrank",
+    ".blocksareclusters",
     ".pragma",
     ".abi_preserve",
     ".abi_preserve_control",

@@ -42,7 +42,7 @@ B_FIELDS = 24
 # a barrier of a block
 (Q_ARRIVED, Q_EXPECTED, Q_VC, Q_POPC, Q_PARTIAL) = range(5)
 Q_FIELDS = 5
-BARRIERS_PER_BLOCK = 16
+BARRIERS_PER_BLOCK = 17  # those of bar, and that of the cluster
 # an mbarrier: PLACE in shared memory, number of the PHASE, counts. VC: the clocks that its arrivals published so far.
 # DONE: those that they published up to the end of the last phase. GID, CLOCK: thread and moment of its initialisation.
 # FENCED: whether a fence has made the initialisation visible to asynchronous copies. OLD, NEW: the clock of the last

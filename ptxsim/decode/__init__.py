@@ -26,6 +26,7 @@ from .arithmetic import (
 )
 from .asynchronous import any_fence, copy, mbarrier, warpgroup
 from .bits import bit_find, clamp_wrap, dot_product, logic, lop3, permute, plain
+from .cluster import map_address, rank_of
 from .compare import compare, compare_set, copysign, select, select_sign, test_property
 from .control import branch, branch_indexed, call, leave, nothing, set_registers, stack
 from .convert import convert, is_space, move, to_address
@@ -47,6 +48,7 @@ from .warp import (
     sleep,
     vote,
 )
+from .wmma import fragments
 
 HANDLERS: dict[str, Callable[[Any, Mods], None]] = {
     "add": pairs(arithmetic(isa.ADD, isa.FADD, isa.ADD2)), "sub": pairs(arithmetic(isa.SUB, isa.FSUB, isa.SUB2)),
@@ -77,8 +79,8 @@ HANDLERS: dict[str, Callable[[Any, Mods], None]] = {
     "ld": load, "ldu": load, "st": store, "atom": atomic, "red": atomic, "membar": fence, "fence": any_fence,
     "cp": copy, "createpolicy": policy_of, "bar": barrier, "barrier": barrier, "shfl": shuffle, "vote": vote,
     "match": match, "redux": reduce, "activemask": active, "elect": elect, "nanosleep": sleep, "mma": multiply_matrix,
-    "mbarrier": mbarrier, "wgmma": warpgroup,
-    "tensormap": tensor_map_instruction, "tcgen05": tensor_core,
+    "mbarrier": mbarrier, "wgmma": warpgroup, "wmma": fragments,
+    "tensormap": tensor_map_instruction, "tcgen05": tensor_core, "mapa": map_address, "getctarank": rank_of,
     "ldmatrix": matrix_access, "stmatrix": matrix_access, "movmatrix": move_matrix,
     "alloca": stack, "stacksave": stack, "stackrestore": stack,
 }  # fmt: skip

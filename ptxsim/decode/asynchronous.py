@@ -150,7 +150,8 @@ def copy_bulk(low: Lowering, m: Mods) -> None:
         raise m.fail(
             "only .shared::cluster.global.mbarrier::complete_tx::bytes and .global.shared::cta.bulk_group are supported"
         )
-    m.done(4 + int(policy))
+    cast = m.take_one("multicast::cluster") is not None  # to the only block of the cluster
+    m.done(4 + int(policy) + int(cast))
     (to, at), (source, offset), (barrier, place) = (low.memory(m.operands[k])[:2] for k in (0, 1, 3))
     low.emit(isa.BULKLOAD, offset, place, a=to, b=source, c=m.row(2, isa.B32), e=barrier, imm=at)
 

@@ -46,7 +46,8 @@ def copy_box(low: Lowering, m: Mods, reduces: bool) -> None:
         raise m.fail("needs .shared.global.mbarrier::complete_tx::bytes or .global.shared::cta.bulk_group")
     if reduces:
         kind |= m.choose({name: isa.ATOMS[name] for name in BULK_TYPES}) | boxes.REDUCES
-    m.done((3 if loads else 2) + int(policy))
+    cast = loads and m.take_one("multicast::cluster") is not None  # to the only block of the cluster
+    m.done((3 if loads else 2) + int(policy) + int(cast))
     boxed, shared = m.operands[1 if loads else 0], m.operands[0 if loads else 1]
     wanted = 5 if kind & boxes.ROWS else int(dimensions[0])
     if not isinstance(boxed, Indexed) or len(boxed.more) != 1:

@@ -114,8 +114,9 @@ def commit(low: Lowering, m: Mods) -> None:
     if not m.take_one("mbarrier::arrive::one"):
         raise m.fail("needs .mbarrier::arrive::one")
     m.take_one("shared::cluster")
+    cast = m.take_one("multicast::cluster") is not None  # to the only block of the cluster
     m.take_one("b64")
-    m.done(1)
+    m.done(1 + int(cast))
     row, offset, _ = low.memory(m.operands[0])
     low.granule = min(low.granule, 8)
     low.emit(isa.TCCOMMIT, a=row, imm=offset)

@@ -7,6 +7,7 @@ import re
 from .. import isa, matrix
 from ..lowering import Lowering
 from ..syntax import Number, Pair, Vector
+from .cluster import cluster_barrier
 from .mods import Mods, check_type
 
 
@@ -19,7 +20,8 @@ def barrier(low: Lowering, m: Mods) -> None:
         return
     m.take_one("cta")
     if "cluster" in m.left:
-        raise m.fail("barriers of clusters are not supported")
+        cluster_barrier(low, m)
+        return
     aligned = m.take_one("aligned") is not None or m.ins.opcode == "bar"
     kind = m.take_one("sync", "arrive", "red")
     if kind is None:

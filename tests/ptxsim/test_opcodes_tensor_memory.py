@@ -326,7 +326,7 @@ def test_columns_that_cannot_be(columns):
         "tcgen05.mma.cta_group::1.kind::mxf8f6f4.block_scale [r1], d1, d2, r2, [r3], [r4], p1;",
         "tcgen05.mma.ws.cta_group::1.kind::f16 [r1], d1, d2, r2, p1;",
         "tcgen05.mma.cta_group::1.kind::f16 [r1], d1, d2, r2, r3, p1;",
-        "tcgen05.commit.cta_group::1.mbarrier::arrive::one.shared::cluster.multicast::cluster.b64 [r1], h1;",
+        "tcgen05.commit.cta_group::1.mbarrier::arrive::one.shared::cluster.b64 [r1], h1;",
     ],
 )
 def test_rejected_at_load(text):

@@ -403,7 +403,7 @@ st.global.v2.b64 [d5+16], {d6, d2};"""
         "redux.sync.add.f32 r1, r2, r3;",
         "redux.sync.and.u32 r1, r2, r3;",
         "redux.sync.min.b32 r1, r2, r3;",
-        "barrier.cluster.arrive;",
+        "barrier.cluster.sync;",
         "bar.red.xor.pred p1, 0, p2;",
         "wgmma.fence.aligned;",
         "redux.sync.min.abs.u32 r1, r2, r3;",
