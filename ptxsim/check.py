@@ -29,13 +29,22 @@ NO_LAUNCH = (
 )
 
 
-def check(file: str, args: list[str], launches: list[str], seeds: int, github: bool, **options: Any) -> int:
+def check(
+    file: str,
+    args: list[str],
+    launches: list[str],
+    seeds: int,
+    github: bool,
+    flags: tuple[str, ...] = (),
+    **options: Any,
+) -> int:
     """Run a file's kernels with `seeds` seeds and print the reports.
 
     Returns 1 if there are reports or a script fails, else 0. args: the arguments of a script, or for CUDA C++ and PTX
     further files. launches: launches as text, which replace those in the files' comments. github: whether to print
-    reports as annotations of GitHub Actions. options: those of `Machine`. Raises InputError if a file is missing, a
-    launch is wrong or nothing ran, and EnvironmentProblem if NVRTC or numba-cuda is missing.
+    reports as annotations of GitHub Actions. flags: `-I` and `-D` options for CUDA C++. options: those of `Machine`.
+    Raises InputError if a file is missing, a launch is wrong or nothing ran, and EnvironmentProblem if NVRTC or
+    numba-cuda is missing.
     """
     files = [Path(file)] if file.endswith(".py") else [Path(name) for name in (file, *args)]
     for path in files:
@@ -53,7 +62,7 @@ def check(file: str, args: list[str], launches: list[str], seeds: int, github: b
                 code, reports = script(path, args, Machine(seed=seed, **options))
                 failed = failed or code
             else:
-                reports = run(path, launches, Machine(seed=seed, **options))
+                reports = run(path, launches, Machine(seed=seed, **options), flags)
             found += [report for report in reports if not any(same(report, known) for known in found)]
     printed = lines(found, annotation if github else str)
     print(*printed, total(len(printed)), sep="\n")
@@ -90,8 +99,8 @@ def text_of(path: Path) -> str:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
 
 
-def run(path: Path, texts: list[str], machine: Machine) -> list[Report]:
-    """Run the launches of a file, one after the other on one device. Returns their reports."""
+def run(path: Path, texts: list[str], machine: Machine, flags: tuple[str, ...] = ()) -> list[Report]:
+    """Run the launches of a file, those of one device one after the other. Returns their reports."""
     source = text_of(path)
     launches = [launch_text.read(text) for text in texts or launch_text.in_comments(source)]
     if not launches:
@@ -100,15 +109,15 @@ def run(path: Path, texts: list[str], machine: Machine) -> list[Report]:
     ptx = source
     if path.suffix == ".cu":
         wanted = tuple(dict.fromkeys(launch.kernel for launch in launches))
-        ptx, entries = compiled_kernels(source, str(path), machine.cc[:2], wanted)
+        ptx, entries = compiled_kernels(source, str(path), machine.cc, wanted, flags)
     program = machine.load(ptx)
-    device = machine.device(0)
-    arguments = launch_text.Arguments(device, path.parent)
+    arguments = launch_text.Arguments(machine.device(0), path.parent)
     for launch in launches:
         entry = entries.setdefault(launch.kernel, entry_of(program, entries.get(launch.kernel, launch.kernel)))
         names = parameter_names(source, launch.kernel)
         try:
-            values = values_of(launch, arguments, names)
+            device = machine.device(launch.device)
+            values = values_of(launch, arguments.on(device), names)
             device.launch(ptx, launch.grid, launch.block, *values, shared=launch.shared, entry=entry)
         except InputError as error:
             raise InputError(f"{launch.text}: {error}") from error

@@ -59,6 +59,8 @@ def check_options(commands: Any) -> None:
     )
     one.add_argument("--seeds", type=at_least(1), default=1, help="how many schedules to run (%(default)s)")
     one.add_argument("--github", action="store_true", help="print reports as annotations of GitHub Actions")
+    one.add_argument("-I", dest="folders", action="append", default=[], metavar="FOLDER", help="headers of CUDA C++")
+    one.add_argument("-D", dest="macros", action="append", default=[], metavar="NAME[=VALUE]", help="macro of CUDA C++")
     machine_options(one)
     one.add_argument("file", metavar="FILE.cu|FILE.ptx|SCRIPT.py")
     one.add_argument("args", nargs=argparse.REMAINDER, help="arguments of the script; for CUDA C++ and PTX, more files")
@@ -102,7 +104,8 @@ def main(argv: list[str] | None = None, prog: str = "ptxsim") -> int:
         if asked.command == "check":
             from .check import check
 
-            code = check(asked.file, asked.args, asked.launch, asked.seeds, asked.github, **machine)
+            flags = [f"-I{folder}" for folder in asked.folders] + [f"-D{macro}" for macro in asked.macros]
+            code = check(asked.file, asked.args, asked.launch, asked.seeds, asked.github, tuple(flags), **machine)
         else:
             from .profile import profile
 

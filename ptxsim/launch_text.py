@@ -14,8 +14,10 @@ argument is
     data.npy               the array in a file, beside the file with the kernel
     NAME:ARRAY             any of these arrays with a name, for reports and later launches
     NAME                   the array that an earlier launch gave this name
+    {int32 5, float32 2.5, NAME}   a structure by value, of numbers and of arrays' addresses, with C's alignment
 
-In a file of CUDA C++ or PTX a launch is a comment of one line: `// simt: add<<<8, 128>>>(...)`.
+A launch runs on device 0, or with @N before it on device N. In a file of CUDA C++ or PTX a launch is a comment of one
+line: `// simt: add<<<8, 128>>>(...)`.
 """
 
 from __future__ import annotations
@@ -49,9 +51,12 @@ BROKEN = (
     tokenize.TokenError,
 )
 LAUNCH = re.compile(
-    r"(?P<kernel>[A-Za-z_][\w:]*(?:<.*>)?)\s*<<<(?P<sizes>[^<>]*)>>>\s*\((?P<arguments>.*)\)\s*;?", re.S
+    r"(?:@(?P<device>\d{1,3})\s+)?(?P<kernel>[A-Za-z_][\w:]*(?:<.*>)?)\s*"
+    r"<<<(?P<sizes>[^<>]*)>>>\s*\((?P<arguments>.*)\)\s*;?",
+    re.S,
 )
 ARRAY = re.compile(r"(?P<type>[a-z]\w*)\s*\[(?P<shape>[\d\s,]+)\](?:\s*=\s*(?P<fill>.+))?")
+MEMBER = re.compile(r"([a-z]\w*) +([-+]?[\w.][-+\w.]*)")
 NAMED = re.compile(r"([A-Za-z_]\w*)\s*:\s*(.+)", re.S)
 FORM = (
     "a launch is NAME<<<GRID, BLOCK>>>(ARGUMENTS), such as 'add<<<8, 128>>>(float32[1000]=seed:1, float32[1000], 1000)'"
@@ -62,7 +67,7 @@ FORM = (
 class LaunchText:
     """A launch as read from text. The kernel may not exist.
 
-    arguments: the text of each argument. shared: bytes of dynamic shared memory.
+    arguments: the text of each argument. shared: bytes of dynamic shared memory. device: its number.
     """
 
     text: str
@@ -71,6 +76,7 @@ class LaunchText:
     block: tuple[int, ...]
     shared: int
     arguments: tuple[str, ...]
+    device: int = 0
 
 
 def in_comments(source: str) -> list[str]:
@@ -92,7 +98,8 @@ def read(text: str) -> LaunchText:
     if not 2 <= len(sizes) <= 3 or (len(sizes) == 3 and len(sizes[2]) != 1):
         raise InputError(f"{FORM}; a third number between the brackets is the bytes of shared memory, got {text!r}")
     shared = sizes[2][0] if len(sizes) == 3 else 0
-    return LaunchText(text, found["kernel"], sizes[0], sizes[1], shared, tuple(pieces(found["arguments"])))
+    parts, device = tuple(pieces(found["arguments"])), int(found["device"] or 0)
+    return LaunchText(text, found["kernel"], sizes[0], sizes[1], shared, parts, device)
 
 
 def size(part: str, text: str) -> tuple[int, ...]:
@@ -119,14 +126,20 @@ def pieces(text: str) -> list[str]:
 
 
 class Arguments:
-    """Makes the arguments of launches on a device.
+    """Makes the arguments of launches.
 
-    named: the arrays that have got a name so far. folder: the folder of the files that arguments name.
+    named: the arrays that have got a name so far. folder: the folder of the files that arguments name. device: that of
+    the present launch.
     """
 
     def __init__(self, device: Any, folder: Path):
         self.device, self.folder = device, folder
         self.named: dict[str, Any] = {}
+
+    def on(self, device: Any) -> Arguments:
+        """These arguments, of which the next ones are made on a device."""
+        self.device = device
+        return self
 
     def make(self, text: str, name: str) -> Any:
         """Make the argument that a text describes: a number, or an array of the device.
@@ -142,12 +155,30 @@ class Arguments:
             return made
         if text in self.named:
             return self.named[text]
+        if text[:1] == "{" and text[-1:] == "}":
+            return self.structure(text, name)
         if text.endswith(".npy"):
             return self.device.array(self.of_file(text), name)
         found = ARRAY.fullmatch(text)
         if found:
             return self.array(text, found["type"], found["shape"], found["fill"], name)
         return number(text)
+
+    def structure(self, text: str, name: str) -> bytes:
+        """The bytes of a structure: each member lies at a multiple of its size, and the whole ends at one."""
+        data, most = b"", 1
+        for number, part in enumerate(pieces(text[1:-1])):
+            found = MEMBER.fullmatch(part)
+            if found:
+                raw = number_of(text, *found.groups()).tobytes()
+            else:
+                made = self.make(part, f"{name}.{number}")
+                if isinstance(made, (int, float, bytes)):
+                    raise InputError(f"a member of a structure is 'TYPE NUMBER' or an array, got {part!r} in {text!r}")
+                raw = int(made.ptr).to_bytes(8, "little")
+            data += bytes(-len(data) % len(raw)) + raw
+            most = max(most, len(raw))
+        return data + bytes(-len(data) % most)
 
     def of_file(self, text: str) -> np.ndarray:
         """The array of a .npy file."""
@@ -198,6 +229,18 @@ def drawn(sizes: tuple[int, ...], dtype: np.dtype, seed: int, below: int) -> np.
     if dtype.kind == "b":
         return random.integers(2, size=sizes).astype(dtype)
     return np.frombuffer(random.bytes(int(np.prod(sizes)) * dtype.itemsize), dtype).reshape(sizes)
+
+
+def number_of(text: str, type_: str, value: str) -> np.generic:
+    """A number of one of NumPy's types, for a structure."""
+    try:
+        dtype = np.dtype(type_)
+        made = np.array([number(value)]).astype(dtype)[0]
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InputError(f"{text!r} cannot be made: {error}") from error
+    if dtype.kind not in "biuf":
+        raise InputError(f"a member of a structure has one of NumPy's types of numbers, got {type_!r} in {text!r}")
+    return made
 
 
 def number(text: str) -> int | float:

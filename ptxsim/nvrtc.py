@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from . import nvcc
 from .errors import EnvironmentProblem, InputError
 from .host_code import missing_headers, without_host_code
 
@@ -70,16 +71,29 @@ def compiled_source(text: str, name: str, cc: tuple[Any, ...]) -> str:
 
 
 @cache
-def compiled_kernels(text: str, name: str, cc: tuple[Any, ...], wanted: tuple[str, ...]) -> tuple[str, dict[str, str]]:
+def compiled_kernels(
+    text: str, name: str, cc: tuple[Any, ...], wanted: tuple[str, ...], flags: tuple[str, ...] = ()
+) -> tuple[str, dict[str, str]]:
     """Compile a file of CUDA C++. Returns (the PTX with line information, the name of each wanted kernel in the PTX).
 
-    The host's functions are left out, and headers in angle brackets that are not found count as empty. wanted: names in
-    C++, such as `add` or `add<float>`. Raises the same errors as `compiled_source`.
+    NVRTC compiles it: the host's functions are left out, and headers in angle brackets that are not found count as
+    empty. If NVRTC rejects the file, nvcc compiles it where there is one. wanted: names in C++, such as `add` or
+    `add<float>`. flags: `-I` and `-D` options. Raises the same errors as `compiled_source`.
     """
     nvrtc = loaded()
     folder = str(Path(name).resolve().parent)
-    options = ["--generate-line-info", "--device-as-default-execution-space", f"--include-path={folder}"]
-    return compiled(nvrtc, without_host_code(text), name, name, cc, options, wanted)
+    options = ["--generate-line-info", "--device-as-default-execution-space", *flags, f"--include-path={folder}"]
+    try:
+        return compiled(nvrtc, without_host_code(text), name, name, cc, options, wanted)
+    except InputError as error:
+        other = nvcc.found()
+        if other is None:
+            raise InputError(f"{error}\nnvcc would compile more files, and is not on PATH") from None
+        try:
+            ptx = nvcc.compiled(other, name, cc, flags)
+        except InputError as again:
+            raise InputError(f"{error}\n{again}") from None
+        return ptx, nvcc.names(ptx, wanted)
 
 
 def loaded() -> Any:
@@ -118,7 +132,7 @@ def compiled(
     try:
         for kernel in wanted:
             answer(nvrtc, nvrtc.nvrtcAddNameExpression(program, kernel.encode()), what)
-        words = [f"--gpu-architecture=compute_{cc[0]}{cc[1]}", "--std=c++17", *options]
+        words = [f"--gpu-architecture=compute_{''.join(map(str, cc))}", "--std=c++17", *options]
         words += [f"--include-path={folder}" for folder in folders]
         status = nvrtc.nvrtcCompileProgram(program, len(words), [word.encode() for word in words])[0]
         if status != nvrtc.nvrtcResult.NVRTC_SUCCESS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 
@@ -10,7 +11,7 @@ import pytest
 
 pytest.importorskip("numba.cuda.extending", reason="numba-cuda is not installed")
 import ptxsim
-from ptxsim import check, host_code, launch_text, nvrtc
+from ptxsim import check, host_code, launch_text, nvcc, nvrtc
 from ptxsim.command import main
 from ptxsim.errors import EnvironmentProblem, InputError
 
@@ -113,7 +114,8 @@ def test_annotations_and_launches_of_the_command_line(tmp_path, capsys):
 
 
 @compiles
-def test_errors_of_the_compiler_are_shown(tmp_path, capsys):
+def test_errors_of_the_compiler_are_shown(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(nvcc, "found", lambda: None)
     path = tmp_path / "wrong.cu"
     path.write_text("#include <nowhere.h>\n// simt: k<<<1, 1>>>()\n__global__ void k() { undeclared(); }\n")
     code, _, err = checked(capsys, path)
@@ -253,6 +255,75 @@ def test_arrays_of_arguments(tmp_path):
     assert arguments.make("x", "y") is empty
     assert [arguments.make(text, "") for text in ("5", "-0x10", "2.5f", "1e3", "true")] == [5, -16, 2.5, 1000, 1]
     assert not ptxsim.Machine().device(0).empty(3)._view().any()
+
+
+STRUCT = """#include <cuda_runtime.h>
+#include "sizes.h"
+struct Job { float *to; int count; double factor; unsigned char less; };
+__global__ void fill(Job job, float *other) {
+    int i = threadIdx.x;
+    if (i < job.count - job.less) job.to[i] = job.factor * WIDTH + EXTRA + other[i];
+}
+// simt: @1 fill<<<1, 64>>>({out:float32[64]=0, int32 60, float64 1.5, uint8 4}, float32[64]=range)
+// simt: fill<<<1, 64>>>({float32[64]=0, int32 60, float64 1.5, uint8 4}, out)
+"""
+
+
+@compiles
+@pytest.mark.parametrize(("launches", "code"), [(1, 0), (2, 1)])
+def test_structures_macros_folders_and_devices(tmp_path, capsys, launches, code):
+    """A structure with an array's address, -I, -D, and launches on two devices that share an array: they race."""
+    (tmp_path / "headers").mkdir()
+    (tmp_path / "headers" / "sizes.h").write_text("#define WIDTH 2\n")
+    file = tmp_path / "fill.cu"
+    file.write_text("// simt:".join(STRUCT.split("// simt:")[: launches + 1]))
+    words = ["check", "--devices", "2", "-I", str(tmp_path / "headers"), "-D", "EXTRA=1", str(file)]
+    assert main(words) == code
+    assert ("race" in capsys.readouterr().out) == (code == 1)
+    assert main(["check", *words[3:]]) == 2
+    assert "devices 0 to 0" in capsys.readouterr().err
+
+
+def test_bytes_of_a_structure(tmp_path):
+    device = ptxsim.Machine().device(0)
+    arguments = launch_text.Arguments(device, tmp_path)
+    a = arguments.make("a:float32[4]", "x")
+    data = arguments.make("{uint8 1, int32 -2, a, float16 0.5, float64 1e3}", "s")
+    want = np.zeros(1, np.dtype([("b", "u1"), ("i", "i4"), ("p", "u8"), ("h", "f2"), ("d", "f8")], align=True))
+    want[0] = (1, -2, a.ptr, 0.5, 1000)
+    assert data == want.tobytes()
+    for text in ("{int32}", "{int32 5 6}", "{text 5}", "{int32 a}", "{5}"):
+        with pytest.raises(InputError):
+            arguments.make(text, "s")
+
+
+FAKE = """#!/bin/sh
+echo "$@" > {folder}/words
+while [ "$1" != -o ]; do shift; done
+cat {folder}/made.ptx > "$2"
+"""
+
+
+@compiles
+def test_nvcc_compiles_what_nvrtc_rejects(tmp_path, capsys, monkeypatch):
+    """nvcc gets the folders and macros, and its kernels are found by their names in C++."""
+    ptx = ".version 8.0\n.target sm_90\n.address_size 64\n"
+    for name in ("_Z3addIfEvPT_i", "_Z3addIdEvPT_i"):
+        ptx += f".visible .entry {name}(.param .u64 a, .param .u32 n)\n{{\nret;\n}}\n"
+    (tmp_path / "made.ptx").write_text(ptx)
+    program = tmp_path / "nvcc"
+    program.write_text(FAKE.format(folder=tmp_path))
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    file = tmp_path / "add.cu"
+    file.write_text("#error for nvcc alone\n// simt: add<float><<<1, 32>>>(float32[32], 32)\n")
+    assert main(["check", "-D", "A=1", "-I", "b", "--arch", "sm_90a", str(file)]) == 0
+    words = (tmp_path / "words").read_text()
+    assert "-ptx -lineinfo" in words
+    assert "-arch=sm_90a -Ib -DA=1" in words
+    file.write_text(file.read_text().replace("add<float>", "add<int>"))
+    assert main(["check", str(file)]) == 2
+    assert "add<float>, add<double>, not add<int>" in capsys.readouterr().err
 
 
 def test_launches_in_comments_are_found_in_a_long_file():

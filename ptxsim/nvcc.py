@@ -1,0 +1,78 @@
+"""Compiles CUDA C++ by nvcc, for files that NVRTC rejects: nvcc also has the host's headers and code."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from .errors import InputError
+
+TIME = 600  # seconds that a compilation may take
+
+
+def found() -> str | None:
+    """The path of nvcc, or None."""
+    return shutil.which("nvcc")
+
+
+@cache
+def compiled(nvcc: str, name: str, cc: tuple[Any, ...], flags: tuple[str, ...]) -> str:
+    """The PTX of a file of CUDA C++, with line information.
+
+    flags: `-I` and `-D` options. Raises InputError with nvcc's messages.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "kernels.ptx"
+        words = [
+            nvcc,
+            "-ptx",
+            "-lineinfo",
+            "-std=c++17",
+            "--expt-relaxed-constexpr",
+            f"-arch=sm_{''.join(map(str, cc))}",
+            *flags,
+        ]
+        try:
+            done = subprocess.run([*words, "-o", str(target), name], capture_output=True, text=True, timeout=TIME)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise InputError(f"{name} cannot be compiled: {error}") from error
+        if done.returncode:
+            raise InputError(f"{name} does not compile: {done.stderr.strip()}")
+        return target.read_text()
+
+
+def names(ptx: str, wanted: tuple[str, ...]) -> dict[str, str]:
+    """The name in the PTX of each kernel that is named as in C++, such as `add<float>`.
+
+    Raises InputError if a kernel is missing: nvcc makes only those templates that the file itself uses.
+    """
+    entries = re.findall(r"\.entry\s+([\w$]+)", ptx)
+    demangler = shutil.which("c++filt")
+    if demangler is None:
+        return {kernel: kernel for kernel in wanted}
+    done = subprocess.run([demangler, *entries], capture_output=True, text=True, timeout=60)
+    plain = dict(zip(map(shape, done.stdout.splitlines()), entries))
+    missing = [kernel for kernel in wanted if shape(kernel) not in plain]
+    if missing:
+        there = ", ".join(plain) or "(there are none)"
+        raise InputError(
+            f"nvcc made the kernels {there}, not {missing[0]}: a template must be launched or instantiated"
+        )
+    return {kernel: plain[shape(kernel)] for kernel in wanted}
+
+
+def shape(name: str) -> str:
+    """A demangled name without its result, its parameters and blanks."""
+    text = re.sub(r"^void ", "", name.strip())
+    depth, end = 0, len(text)
+    for at, letter in enumerate(text):
+        depth += (letter == "<") - (letter == ">")
+        if letter == "(" and depth == 0 and not text.startswith("(anonymous", at):
+            end = at
+            break
+    return re.sub(r"\s+", "", text[:end])
