@@ -235,7 +235,7 @@ def backward(
     """
     rows, back = np.asarray(x, np.float64), np.asarray(dy, np.float64)
     if rows.ndim != 2 or rows.shape[1:] != (cfg.hidden,) or back.shape != rows.shape:
-        raise InputError(f"x and dy must be [S, {cfg.hidden}], got {rows.shape} and {back.shape}")
+        raise InputError(f"x and dy must have shape [S, {cfg.hidden}], got {rows.shape} and {back.shape}")
     given: Arrays = {name: np.asarray(array, np.float64) for name, array in arrays.items() if array is not None}
     router = {name: given[name] for name in ("router", "router_bias", "select_bias") if name in given}
     by = rows if router_x is None else np.asarray(router_x, np.float64)

@@ -27,7 +27,7 @@ def not_negative(text: str) -> int:
 
 def nonempty(text: str) -> str:
     if not text:
-        raise argparse.ArgumentTypeError("must be a name, got '': was a variable of the shell not set?")
+        raise argparse.ArgumentTypeError("must be a name, got '': check that the shell's variable is set")
     return text
 
 

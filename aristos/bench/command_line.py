@@ -50,7 +50,9 @@ def make_parser(prog: str = "python -m aristos.bench") -> argparse.ArgumentParse
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=__version__)
-    parser.add_argument("suites", nargs="*", metavar="SUITE", help=f"default (two minutes in all): {usual}")
+    parser.add_argument(
+        "suites", nargs="*", metavar="SUITE", help=f"what to measure (default, two minutes in all: {usual})"
+    )
     shape = parser.add_argument_group("shape")
     shape.add_argument(
         "--preset",
@@ -63,7 +65,7 @@ def make_parser(prog: str = "python -m aristos.bench") -> argparse.ArgumentParse
     shape.add_argument("--ffn", type=positive, metavar="F", help="width inside an expert")
     shape.add_argument("--experts", type=positive, metavar="E", help="experts over all ranks")
     shape.add_argument("--top-k", type=positive, metavar="K", help="experts per token")
-    shape.add_argument("--activation", choices=ACTIVATIONS, help="default: the preset's")
+    shape.add_argument("--activation", choices=ACTIVATIONS, help="activation of the experts (default: the preset's)")
     shape.add_argument(
         "--dtype", choices=list(ROW_TYPES), help="type of rows and weights (float32; bfloat16 with --backend cuda)"
     )
@@ -76,12 +78,14 @@ def make_parser(prog: str = "python -m aristos.bench") -> argparse.ArgumentParse
         help="a recorded routing (expert_ids [tokens, layers, k], or counts), or router, uniform, zipf, one",
     )
     run = parser.add_argument_group("run")
-    run.add_argument("--threads", type=_threads, metavar="N", help="workers per rank (default: its cores)")
+    run.add_argument(
+        "--threads", type=_threads, metavar="N", help="workers per rank (default: one for each core of the rank)"
+    )
     run.add_argument(
         "--ranks-per-node",
         type=positive,
         metavar="N",
-        help="pretend that nodes have N ranks (transport rma between them)",
+        help="pretend that a node has N ranks; between nodes the transport is rma",
     )
     run.add_argument("--iters", type=positive, metavar="N", help="timed calls (default: as many as fit the time)")
     run.add_argument("--warmup", type=not_negative, default=2, metavar="N", help="calls before timing (%(default)s)")
@@ -89,7 +93,7 @@ def make_parser(prog: str = "python -m aristos.bench") -> argparse.ArgumentParse
         "--seconds",
         type=seconds,
         metavar="S",
-        help="time for all suites together; more if a few calls of each row take more",
+        help="time for all suites together; every row gets a few calls, even if they need more time",
     )
     run.add_argument("--timeout", type=seconds, metavar="S", help="the longest wait in a call (default: MoE's timeout)")
     run.add_argument(
@@ -105,13 +109,13 @@ def make_parser(prog: str = "python -m aristos.bench") -> argparse.ArgumentParse
         "--moves",
         choices=MOVES,
         default="auto",
-        help="what fused calls move within a node; for suites layer and replay, and --timeline (%(default)s)",
+        help="what a fused call sends within a node, in suites layer and replay and with --timeline (%(default)s)",
     )
     run.add_argument(
         "--backend",
         choices=("cpu", "cuda"),
         default="cpu",
-        help="where the ranks compute; cuda: one GPU per rank, the suites on GPUs, widths not scaled (%(default)s)",
+        help="where the ranks compute; cuda: one GPU per rank, the suites for GPUs, full widths (%(default)s)",
     )
     links = parser.add_argument_group("emulated links (suite overlap)")
     links.add_argument(
@@ -170,11 +174,11 @@ def _check(options: Options) -> None:
 def _check_cuda(options: Options) -> None:
     """Raise UsageError for options that only the CPU backend has."""
     for flag, given, reason in (
-        ("--schedule bulk", options.schedule == "bulk", "GPUs run the fused schedule"),
-        ("--threads", options.threads is not None, "on CUDA the grid size comes from occupancy"),
-        ("--ranks-per-node", options.ranks_per_node is not None, "ranks of pretended nodes would take the same GPUs"),
-        ("--moves", options.moves != "auto", "on GPUs tokens move"),
-        ("--timeline", options.timeline is not None, "nsys profile shows a GPU's kernels"),
+        ("--schedule bulk", options.schedule == "bulk", "GPUs run only the fused schedule"),
+        ("--threads", options.threads is not None, "on a GPU the number of blocks follows from the device"),
+        ("--ranks-per-node", options.ranks_per_node is not None, "ranks of pretended nodes would use the same GPUs"),
+        ("--moves", options.moves != "auto", "between GPUs only tokens are sent"),
+        ("--timeline", options.timeline is not None, "use nsys profile for the kernels of a GPU"),
     ):
         if given:
             raise UsageError(f"{flag} is for --backend cpu: {reason}")

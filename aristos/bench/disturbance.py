@@ -28,8 +28,8 @@ SPREAD = 0.2  # a share of the middle median; a row is marked if its rounds' med
 CORE_SHARE = "share of its core that the rank had in the call"
 PAIR_SHARE = "share of its core that each end of the pair had, the least over repeated samples"
 SENTENCE = (
-    "disturbed: the rank named had only this share of its core, because other processes, or other ranks, ran there; or"
-    " the medians of early, middle and late calls differ by the share named; such times may be wrong"
+    "disturbed: times that may be wrong. Either the named rank had only the named share of its core, because other"
+    " processes or ranks ran there, or the medians of early, middle and late calls differ by the named share"
 )
 
 
@@ -159,6 +159,6 @@ def crowded(hosts: Sequence[str], masks: Sequence[frozenset[int]]) -> str:
         here = [mask for each, mask in zip(hosts, masks) if each == host]
         cores = len(frozenset().union(*here))
         if len(here) > cores:
-            turns = "they take turns, and each waits for ranks that do not run"
-            return f"more ranks than cores: {len(here)} ranks on {cores} of {host}: {turns}"
+            cores_of = f"{cores} core{'s' * (cores > 1)} of {host}"
+            return f"more ranks than cores: {len(here)} ranks share {cores_of}, so they often wait for each other"
     return ""

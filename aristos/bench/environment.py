@@ -67,7 +67,7 @@ def hold_blas(threads: int) -> str:
     try:
         maps = Path("/proc/self/maps").read_text().splitlines()
     except OSError:
-        return "BLAS threads left alone: no /proc/self/maps"
+        return "the number of BLAS threads was not set: /proc/self/maps is missing"
     libraries = {line.split()[-1] for line in maps if any(n in line.lower() for n in ("openblas", "mkl_rt", "blis"))}
     done = []
     for path in sorted(libraries):
@@ -79,8 +79,8 @@ def hold_blas(threads: int) -> str:
                 getattr(library, found)(threads)
                 done.append(f"{Path(path).name.split('-')[0]}: {threads}")
     if forced := os.environ.get("OPENBLAS_CORETYPE"):
-        done.append(f"OPENBLAS_CORETYPE={forced} decides its kernels: unset it to compare with them")
-    return ", ".join(done) or "BLAS threads left alone: no known BLAS found"
+        done.append(f"OPENBLAS_CORETYPE={forced} chooses the kernels of OpenBLAS: unset it to measure its usual ones")
+    return ", ".join(done) or "the number of BLAS threads was not set: no known BLAS was found"
 
 
 def facts(world: World, argv: list[str], seed: int) -> dict[str, Any]:

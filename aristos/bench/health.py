@@ -49,7 +49,7 @@ def growth(samples: list[Sample]) -> dict[str, float]:
 def leaks(samples: list[Sample]) -> list[str]:
     """A text for each figure that grows by more than SLACK."""
     return [
-        f"{name} grows by {grown:.1f} in the second half, but may grow by {SLACK[name]:g}"
+        f"{name} grew by {grown:.1f} in the second half of the run; at most {SLACK[name]:g} is allowed"
         for name, grown in growth(samples).items()
         if grown > SLACK[name]
     ]

@@ -262,8 +262,8 @@ def _notes(hosts: list[str], crowded: set[int], table: Links, ours: NDArray[np.b
     if crowded:
         names = list(dict.fromkeys(hosts[r] for r in sorted(crowded)))
         found.append(
-            f"{', '.join(names[:8])}: more ranks than cores, so their ranks share cores while they are measured, and"
-            " their links are never reported as slow"
+            f"hosts with more ranks than cores: {', '.join(names[:8])}. Ranks share cores there, so slow links of these"
+            " hosts are not reported"
         )
     return found
 

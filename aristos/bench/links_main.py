@@ -64,8 +64,8 @@ def _of_machine(topology: Topology) -> Links:
     here = this_node.this_node_of(topology, os.environ)
     if not here.devices:
         raise InputError(
-            "one process has no links to measure, and there is no GPU to look up: start several ranks,"
-            " aristos run -n 8 -- python -m aristos topo --measure"
+            "one process has no links to measure, and there is no GPU to look up: start several ranks"
+            " by `aristos run -n 8 -- python -m aristos topo --measure`"
         )
     return _stamped(table.of_machine(topology, here.devices))
 
@@ -89,7 +89,7 @@ def _links(ranks: world.World, again: bool) -> Links:
     path = file.cache_path(hosts, links.seats(topology, seats), library, os.environ)
     known = ranks.bcast(None if again or not ranks.lead else _cached(path))
     if known is not None:
-        note = f"read from the cache, measured at {known.measured_utc}; --again measures again"
+        note = f"these links were measured at {known.measured_utc} and read from the cache; --again measures them again"
         return replace(known, notes=[*known.notes, note])
     if ranks.lead:
         print(f"{PROG}: measuring {ranks.size} ranks", file=sys.stderr, flush=True)
@@ -107,7 +107,7 @@ def _links(ranks: world.World, again: bool) -> Links:
             private.make(path.parent)
             file.save(found, path)
         except (OSError, EnvironmentProblem) as why:
-            print(f"{PROG}: could not cache the links: {why}", file=sys.stderr)
+            print(f"{PROG}: the measured links cannot be written to the cache: {why}", file=sys.stderr)
     return found
 
 

@@ -79,7 +79,7 @@ def take_wire(address: int, seconds: float) -> None:
     end = time.monotonic() + seconds
     while not wire.try_lock(address):
         if time.monotonic() > end:
-            raise WaitTimeout(f"the wire was in use for {seconds:g} s: a put or a flush does not return")
+            raise WaitTimeout(f"waited {seconds:g} s for another thread to leave MPI: its put or flush does not return")
         time.sleep(1e-4)
 
 

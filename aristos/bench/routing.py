@@ -148,7 +148,9 @@ def _of_counts(path: str, counts: NDArray[Any], tokens: NDArray[Any]) -> dict[st
     counts, lengths = counts[:first].astype(np.int64), tokens[:first].astype(np.int64)
     top_k, rest = divmod(int(counts[0, 0].sum()), int(lengths[0]))
     if rest or (counts.sum(axis=2) != top_k * lengths[:, None]).any() or top_k < 1:
-        raise InputError(f"{path}: counts of a sequence and layer must sum to tokens x top-k, the same k everywhere")
+        raise InputError(
+            f"{path}: the counts of every sequence and layer must sum to its tokens times k, with one k in the file"
+        )
     if counts.min() < 0 or (counts.max(axis=(1, 2)) > lengths).any():
         raise InputError(f"{path}: a count must be in 0..tokens of its sequence, got {counts.min()}..{counts.max()}")
     rng = np.random.default_rng(0)

@@ -287,4 +287,6 @@ def _check(what: str, cfg: MoEConfig, usual: float, found: np.ndarray, truth: np
     off = float(np.abs(found.astype(np.float64) - truth).max()) / size / ON_CPUS[cfg.dtype].error
     counts.worst = max(counts.worst, off)
     if not off <= 1:
-        raise SoakError(f"{what} is off by {off:.3g} times what {cfg.dtype} explains")
+        raise SoakError(
+            f"the error of {what} must be at most that of rounding to {cfg.dtype}, got {off:.3g} times that"
+        )

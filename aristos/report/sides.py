@@ -29,7 +29,7 @@ def whole(file: str) -> Side:
     """All runs of a file. Raises InputError if it holds none."""
     runs = load(file).runs
     if not runs:
-        raise InputError(f"{file} holds no run")
+        raise InputError(f"{file} holds no run: run `python -m aristos.bench --out {file}` first")
     return Side(file, tuple(runs))
 
 

@@ -116,8 +116,8 @@ def shrink() -> None:
         setattr(module, name, value)
     world.connect = lambda *words, **options: world.World()
     sys.modules["torch"] = None  # neither torch nor cuBLAS may touch a real GPU with the machine's addresses
-    torch_layer.imported = lambda: _refuse("no rival: PyTorch")
-    cublas.library = lambda driver="": _refuse("no cuBLAS: it")
+    torch_layer.imported = lambda: _refuse("PyTorch")
+    cublas.library = lambda driver="": _refuse("cuBLAS")
     tiles = gemm.tiles
     gemm.tiles = lambda kind, target, *rest: tiles(kind, target, *rest)[:TILES]
 

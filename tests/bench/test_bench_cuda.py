@@ -329,7 +329,7 @@ def test_a_chain_that_fails_is_left_out(monkeypatch):
     monkeypatch.setattr(torch_layer.Chain, "compute", fails)
     sheet, _ = measured("layer", tokens=(6,)).sheets
     assert {r["what"] for r in sheet.records} == {layer_gpu.CALLED, layer_gpu.GRAPH}
-    why = "no time of 6 tokens, PyTorch failed with RuntimeError: CUDA out of memory"
+    why = "calls of 6 tokens are not timed, PyTorch failed with RuntimeError: CUDA out of memory"
     assert sheet.notes[-2:] == [f"{rival.CHAIN}, {way}: {why}" for way in torch_layer.WAYS]
 
 
@@ -506,12 +506,12 @@ def test_a_whole_run_writes_the_file(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("words", "why"),
     [
-        (["layer", "--schedule", "bulk"], "--schedule bulk is for --backend cpu: GPUs run the fused schedule"),
+        (["layer", "--schedule", "bulk"], "--schedule bulk is for --backend cpu: GPUs run only the fused schedule"),
         (["layer", "--threads", "2"], "--threads is for --backend cpu"),
         (["put", "--timeline", "t.json"], "--timeline is for --backend cpu"),
         (
             ["layer", "--ranks-per-node", "1"],
-            "--ranks-per-node is for --backend cpu: ranks of pretended nodes would take",
+            "--ranks-per-node is for --backend cpu: ranks of pretended nodes would use",
         ),
     ],
 )

@@ -174,7 +174,7 @@ def test_more_ranks_than_cores_are_reported():
     one = frozenset([0, 1])
     assert disturbance.crowded(["a", "a", "b"], [one] * 3) == ""
     said = disturbance.crowded(["a", "b", "b", "b"], [one] * 4)
-    assert said.startswith("more ranks than cores: 3 ranks on 2 of b: they take turns")
+    assert said.startswith("more ranks than cores: 3 ranks share 2 cores of b, so they often wait")
 
 
 def test_samples_of_a_pair_are_taken_again_if_few_were_disturbed():

@@ -99,7 +99,7 @@ def test_a_peer_that_is_gone_ends_the_wait_for_it(first, wait, message):
 def test_a_wire_in_use_ends_the_wait_for_it():
     words = np.zeros(64, np.int64)
     pairs.take_wire(words.ctypes.data, 1.0)
-    with pytest.raises(WaitTimeout, match=r"the wire was in use for 0.01 s"):
+    with pytest.raises(WaitTimeout, match=r"waited 0.01 s for another thread to leave MPI"):
         pairs.take_wire(words.ctypes.data, 0.01)
 
 

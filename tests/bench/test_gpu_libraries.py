@@ -66,7 +66,9 @@ def test_a_library_that_is_loaded_already_comes_first(tmp_path, monkeypatch):
 
 
 def test_a_missing_library_is_named_with_the_extra(site):
-    with pytest.raises(EnvironmentProblem, match=r"no NCCL \(libnccl.so.2\): pip install 'aristos\[cuda12\]'"):
+    with pytest.raises(
+        EnvironmentProblem, match=r"NCCL is not installed \(libnccl.so.2\): pip install 'aristos\[cuda12\]'"
+    ):
         alltoall.library()
 
 
@@ -160,7 +162,7 @@ def test_nccl_that_fails_on_one_rank_fails_on_all(monkeypatch):
         gpu = SimpleNamespace(world=world, device=SimpleNamespace(current=contextlib.nullcontext, uuid=f"GPU-{rank}"))
         for failing, seconds, why in (
             (("ncclCommInitRank",), 0.5, "rank 1: ncclCommInitRank failed"),
-            ((), 0.1, "rank 0: ncclCommInitRank has not returned after 0.1 s: another rank failed"),
+            ((), 0.1, "rank 0: ncclCommInitRank has not returned after 0.1 s: another rank has failed"),
             (("ncclGetUniqueId",), 60.0, "rank 0: ncclGetUniqueId failed"),
         ):
             fails = failing if rank == (0 if failing == ("ncclGetUniqueId",) else 1) else ()

@@ -44,8 +44,8 @@ def test_a_whole_rehearsal(tmp_path):
         "## idle on PTX machine",
         "two kernels under ncu",
         "tests/gpu needs a GPU: tests/primitives/test_finite.py passed in its place",
-        "- no rival: PyTorch is not used in a rehearsal, which has no GPU\n",
-        "- no cuBLAS: it is not used in a rehearsal, which has no GPU\n",
+        "- PyTorch is not used in a rehearsal, which has no GPU\n",
+        "- cuBLAS is not used in a rehearsal, which has no GPU\n",
     ):
         assert line in page, page
     assert re.search(r"^- commit: [0-9a-f]{40}\+?$(?s:.*)^- numba-cuda: 0\.30", page, re.M), page

@@ -51,7 +51,9 @@ def test_a_wrong_output_is_found_and_the_object_named(monkeypatch):
         return (y, *rest)
 
     monkeypatch.setattr(MoE, "__call__", wrong)
-    with pytest.raises(SoakError, match=r"y is off by [\d.e+]+ times what \w+ explains") as found:
+    with pytest.raises(
+        SoakError, match=r"the error of y must be at most that of rounding to \w+, got [\d.e+]+ times"
+    ) as found:
         soak(World(), 3, 0, lambda number: number < 20, largest=48)
     assert found.value.__notes__[0].startswith("aristos soak --seed 3 --first ")
     assert "MoEConfig(" in found.value.__notes__[0]
@@ -62,8 +64,8 @@ def test_growth_in_the_second_half_is_a_leak():
     assert health.leaks(steady) == []
     growing = [health.Sample(i, 100 + 20 * i, 10 + 2 * i, 4, 0) for i in range(20)]
     memory, files = health.leaks(growing)
-    assert memory.startswith("memory_mib grows by 180.0 in the second half, but may grow by 64")
-    assert files.startswith("files grows by 18.0")
+    assert memory.startswith("memory_mib grew by 180.0 in the second half of the run; at most 64 is allowed")
+    assert files.startswith("files grew by 18.0")
     assert health.growth(growing[:4]) == {}
 
 

@@ -79,14 +79,17 @@ def place(monkeypatch):
     [
         (
             ModuleNotFoundError("No module named 'torch'"),
-            "no rival: PyTorch cannot be imported (No module named 'torch'): pip install torch",
+            "PyTorch is not compared, because it cannot be imported (No module named 'torch'): pip install torch",
         ),
-        (OSError("libcudart.so.13: cannot open"), "PyTorch cannot be imported (libcudart.so.13: cannot open)"),
-        (Torch(cuda=None), "no rival: PyTorch 2.11.0 finds no GPU that it can use"),
-        (Torch(available=False), "no rival: PyTorch 2.11.0 finds no GPU that it can use"),
+        (
+            OSError("libcudart.so.13: cannot open"),
+            "PyTorch is not compared, because it cannot be imported (libcudart.so.13: cannot open)",
+        ),
+        (Torch(cuda=None), "PyTorch 2.11.0 is not compared, because it finds no GPU that it can use"),
+        (Torch(available=False), "PyTorch 2.11.0 is not compared, because it finds no GPU that it can use"),
         (
             Torch(product=RuntimeError("no kernel image\nmore")),
-            "no rival: PyTorch 2.11.0 cannot multiply: PyTorch failed with RuntimeError: no kernel image",
+            "PyTorch 2.11.0 is not compared: PyTorch failed with RuntimeError: no kernel image",
         ),
     ],
     ids=["missing", "broken", "for CPUs", "no GPU", "no kernel"],
@@ -99,19 +102,19 @@ def test_the_error_says_why_pytorch_cannot_be_used(place, torch, why):
 
 def test_the_libraries_in_use_are_named(place):
     assert place(Torch()).used == f"PyTorch 2.11.0 (/site/torch), {BLAS}"
-    assert place(Torch(), blas=False).used.endswith(", a cuBLAS that is not found as a file")
+    assert place(Torch(), blas=False).used.endswith(", its cuBLAS was not found as a file")
 
 
 @pytest.mark.parametrize(
     ("torch", "cfg", "why"),
     [
         (Torch(), CFG, ""),
-        (Torch(grouped=False), CFG, "PyTorch 2.11.0 has none"),
-        (Torch(capability=(8, 0)), CFG, "PyTorch 2.11.0 has no kernel for compute capability 8.0"),
+        (Torch(grouped=False), CFG, "PyTorch 2.11.0 has no grouped product"),
+        (Torch(capability=(8, 0)), CFG, "PyTorch 2.11.0 has no grouped product for compute capability 8.0"),
         (
             Torch(),
             MoEConfig(hidden=16, ffn=24, experts=8, top_k=2),
-            "PyTorch's is for bfloat16 and rows of whole 16 bytes",
+            "PyTorch's grouped product needs bfloat16 and rows of a multiple of 16 bytes",
         ),
     ],
     ids=["there", "older", "other GPU", "other type"],
@@ -121,7 +124,7 @@ def test_without_a_grouped_product_the_chain_loops_and_the_page_says_why(place, 
     assert found.ways(cfg) == ((torch_layer.LOOP,) if why else torch_layer.WAYS)
     work = SimpleNamespace(cfg=cfg, world=SimpleNamespace(size=1))
     notes = rival.Rival(GPU, work, found, None).notes
-    assert notes == [found.used, *([f"no grouped product: {why}"] if why else [])]
+    assert notes == [found.used, *([f"PyTorch multiplies expert by expert: {why}"] if why else [])]
 
 
 @pytest.mark.parametrize("fails", [False, True])

@@ -110,5 +110,5 @@ def test_routed_from_outside_the_weights_have_a_gradient():
 
 def test_shapes_are_checked():
     given, dy = problem(SMALL)
-    with pytest.raises(InputError, match=r"x and dy must be \[S, 5\]"):
+    with pytest.raises(InputError, match=r"x and dy must have shape \[S, 5\]"):
         reference.backward(SMALL, given.pop("x"), dy[:3], **given)

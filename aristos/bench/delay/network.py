@@ -119,7 +119,7 @@ def check_ranks(nodes: Nodes) -> None:
     if not nodes.single:
         raise InputError(
             f"emulated links connect ranks of one node, got {nodes.count} nodes:"
-            " start all ranks on one, and leave --ranks-per-node out"
+            " start all ranks on one node, and leave --ranks-per-node out"
         )
     if count > most:
         raise InputError(f"emulated links connect at most {most} ranks, got {count}")
@@ -214,7 +214,9 @@ class Network:
         enter(self._to, nbytes, self.rank, self._turn)
         self.bulk.at_once(call, nbytes)
         if not leave(self._from, self._links, self._free, self.rank, self._turn, LIMIT_NS):
-            raise WaitTimeout(f"rank {self.rank}: a rank did not enter a collective within {LIMIT_NS / 1e9:g} s")
+            raise WaitTimeout(
+                f"rank {self.rank} waited {LIMIT_NS / 1e9:g} s for the other ranks to enter a collective of MPI"
+            )
 
     def copy_rate(self) -> float:
         """GB/s at which this rank copies rows to a peer while all ranks do; the fastest of three tries."""
@@ -238,7 +240,7 @@ class Network:
             to, back = self._ping_line(self.rank, peer), self._ping_line(peer, self.rank)
             spent = pings(to, back, nbytes, self._pinged, rounds, self.rank == 0)
             if spent < 0:
-                raise WaitTimeout(f"rank {self.rank}: rank {peer} did not answer a ping")
+                raise WaitTimeout(f"rank {self.rank} sent rank {peer} a word, and no answer came")
             taken = spent * 1e-9 / (2 * rounds)
         self._pinged += rounds + 1
         return taken

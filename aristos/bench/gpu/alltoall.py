@@ -62,7 +62,7 @@ class Nccl:
             missing = str(error)
         self._agree(missing)
         if len(set(world.allgather(gpu.device.uuid))) < world.size:
-            raise EnvironmentProblem("no NCCL: ranks share a GPU, and NCCL takes one rank a GPU")
+            raise EnvironmentProblem("NCCL is not measured: it allows one rank on a GPU, and here ranks share a GPU")
         self._agree(self._started(UniqueId.from_buffer_copy(world.bcast(bytes(key)))))
 
     def _agree(self, why: str) -> None:
@@ -78,7 +78,8 @@ class Nccl:
 
         Returns why NCCL has not started, or ''.
         """
-        world, outcome = self.gpu.world, [f"{LATE} after {START_SECONDS:g} s: another rank failed, or is not reached"]
+        world = self.gpu.world
+        outcome = [f"{LATE} after {START_SECONDS:g} s: another rank has failed or cannot be reached"]
 
         def start() -> None:
             try:

@@ -51,7 +51,7 @@ class Library:
             self.path = loaded(Path(candidate).name) or candidate
             return
         raise EnvironmentProblem(
-            f"no {noun} ({' or '.join(names)}): pip install 'aristos[cuda12]' or 'aristos[cuda13]' brings it"
+            f"{noun} is not installed ({' or '.join(names)}): pip install 'aristos[cuda12]' or 'aristos[cuda13]'"
         )
 
     def call(self, name: str, *arguments: Any) -> None:

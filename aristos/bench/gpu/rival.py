@@ -72,9 +72,13 @@ class TorchGpu:
         try:
             self.torch = torch = torch_layer.imported()
         except (ImportError, OSError) as error:
-            raise EnvironmentProblem(f"no rival: PyTorch cannot be imported ({error}): pip install torch") from error
+            raise EnvironmentProblem(
+                f"PyTorch is not compared, because it cannot be imported ({error}): pip install torch"
+            ) from error
         if torch.version.cuda is None or not torch.cuda.is_available():
-            raise EnvironmentProblem(f"no rival: PyTorch {torch.__version__} finds no GPU that it can use")
+            raise EnvironmentProblem(
+                f"PyTorch {torch.__version__} is not compared, because it finds no GPU that it can use"
+            )
         self.device = torch.device("cuda", gpu.device.ordinal)
         self.stream = torch.cuda.ExternalStream(gpu.stream, device=self.device)
         self._pool = torch.cuda.graph_pool_handle()
@@ -84,8 +88,8 @@ class TorchGpu:
                 torch.mm(one, one)
                 torch.cuda.synchronize(self.device)
         except FAILURES as error:
-            raise EnvironmentProblem(f"no rival: PyTorch {torch.__version__} cannot multiply: {said(error)}") from error
-        blas = "a cuBLAS that is not found as a file"
+            raise EnvironmentProblem(f"PyTorch {torch.__version__} is not compared: {said(error)}") from error
+        blas = "its cuBLAS was not found as a file"
         with contextlib.suppress(EnvironmentProblem):
             blas = described(library(gpu.device.driver))
         self.used = f"PyTorch {torch.__version__} ({torch.__path__[0]}), {blas}"
@@ -153,7 +157,7 @@ class Rival:
         self.exchanges: dict[str, Nccl | None] = {CHAIN: None}
         self.notes, self._staged = [place.used], list[Staged]()
         if why := place.why_ungrouped(work.cfg):
-            self.notes.append(f"no grouped product: {why}")
+            self.notes.append(f"PyTorch multiplies expert by expert: {why}")
         if work.world.size > 1:
             nccl, why = nccl_or_why(gpu)
             self.exchanges = ({CHAIN_NCCL: nccl} if nccl is not None else {}) | {CHAIN_MPI: None}
@@ -175,7 +179,7 @@ class Rival:
         """
         gpu, work, place = self.gpu, self.work, self.place
         found: list[tuple[bool, float, Chain]] = []  # whether the chain is wrong, its seconds, the chain
-        untimed = f"no time of {played.count} tokens"
+        untimed = f"calls of {played.count} tokens are not timed"
         try:
             out, via = self._together(partial(self._prepared, played, exchange))
         except EnvironmentProblem as failed:
@@ -215,7 +219,7 @@ class Rival:
     def _together(self, step: Callable[[], T]) -> T:
         """The result of a step. Raises EnvironmentProblem on every rank if the step fails on one. Collective."""
         done: list[T] = []
-        why = "it failed on another rank"
+        why = "PyTorch failed on another rank"
         try:
             done.append(step())
         except FAILURES as error:
@@ -262,7 +266,7 @@ class Rival:
 def rival_or_why(gpu: BenchGpu, work: Workload, weights: dict[str, Any]) -> tuple[Rival | None, list[str]]:
     """(a maker of chains, notes on it), or (None, why there are none). weights: those of this rank, on the host.
     Collective."""
-    place, part, why = None, None, "no rival: another rank cannot make one"
+    place, part, why = None, None, "PyTorch is not compared, because another rank cannot use it"
     try:
         place = TorchGpu(gpu)
         with place.here():
@@ -270,7 +274,7 @@ def rival_or_why(gpu: BenchGpu, work: Workload, weights: dict[str, Any]) -> tupl
     except EnvironmentProblem as missing:
         why = str(missing)
     except FAILURES as error:
-        why = f"no rival: {said(error)}"
+        why = f"PyTorch is not compared: {said(error)}"
     if not work.world.every(part is not None) or place is None or part is None:
         return None, [why]
     made = Rival(gpu, work, place, part)

@@ -47,7 +47,9 @@ def refuse_unless_known(what: str, name: str, known: Iterable[str]) -> None:
     """Raise EnvironmentProblem if the chain lacks a layer's score or activation. what: "score" or "activation"."""
     if name not in known:
         has = ", ".join(known)
-        raise EnvironmentProblem(f"no PyTorch chain: {__name__} has no {what} {name!r}, only {has}: add it there")
+        raise EnvironmentProblem(
+            f"PyTorch is not compared: {__name__} computes the {what}s {has}, got {name!r}: add it to that file"
+        )
 
 
 def dtype_of(torch: Any, cfg: MoEConfig) -> Any:
@@ -69,12 +71,12 @@ def why_ungrouped(torch: Any, cfg: MoEConfig, capability: tuple[int, int]) -> st
     """
     version = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
     if not hasattr(torch, "_grouped_mm") and not hasattr(torch.nn.functional, "grouped_mm"):
-        return f"PyTorch {torch.__version__} has none"
+        return f"PyTorch {torch.__version__} has no grouped product"
     if cfg.dtype != "bfloat16" or 2 * cfg.hidden % ALIGNED or 2 * cfg.ffn % ALIGNED:
-        return f"PyTorch's is for bfloat16 and rows of whole {ALIGNED} bytes"
+        return f"PyTorch's grouped product needs bfloat16 and rows of a multiple of {ALIGNED} bytes"
     if capability[0] == 9 or (capability[0] == 10 and version >= BLACKWELL):
         return ""
-    return f"PyTorch {torch.__version__} has no kernel for compute capability {capability[0]}.{capability[1]}"
+    return f"PyTorch {torch.__version__} has no grouped product for compute capability {capability[0]}.{capability[1]}"
 
 
 @contextlib.contextmanager

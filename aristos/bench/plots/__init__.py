@@ -58,7 +58,9 @@ def draw(file: str, folder: Path, *, run: str | None = None, form: str = "png") 
                     _save(figure, path)
                     written.append(path)
     if not written:
-        raise InputError(f"run {chosen.name} of {file} has no table of numbers over a dimension, so nothing to draw")
+        raise InputError(
+            f"run {chosen.name} of {file} has no table of numbers over a dimension, so there is nothing to draw"
+        )
     return written
 
 
@@ -165,7 +167,7 @@ def choose(file: str, run: str | None) -> Run:
     run fits."""
     runs = load(file).runs
     if not runs:
-        raise InputError(f"{file} holds no run")
+        raise InputError(f"{file} holds no run: run `python -m aristos.bench --out {file}` first")
     if run is None:
         return runs[-1]
     found = [r for r in runs if r.name == run] or [r for r in runs if r.name.startswith(run)]
