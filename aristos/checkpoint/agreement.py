@@ -29,7 +29,9 @@ def agree(comm: Any, timeout: float, path: Any, problem: Exception | None, optio
             raise PeerInputError(f"rank {rank} cannot open its model directory: {text}")
     for rank, (_, theirs) in enumerate(reported):
         if theirs != reported[0][1]:
-            raise MismatchError(f"{path}: ranks 0 and {rank} have different config.json: give all ranks one model")
+            raise MismatchError(
+                f"{path}: ranks 0 and {rank} have different files config.json: open the same model on all ranks"
+            )
 
 
 def shapes_of(cfg: MoEConfig, block: Block) -> dict[str, tuple[int, ...]]:

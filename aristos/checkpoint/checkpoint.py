@@ -42,7 +42,7 @@ OUTSIDE = ("mtp.", "model.mtp", "mtp_", "model.visual.", "visual.", "vision", "m
 MOST_EXPERTS = 1 << 16  # the most experts of a layer: four times the most in any published model
 EXPERT = ("up", "gate", "down", "up_bias", "gate_bias", "down_bias")
 BIASES = ("router_bias", "select_bias")  # the biases of a router
-AS_DTYPE = "declares quantised inputs of linear layers; here they have the layer's dtype"
+AS_DTYPE = "declares quantised inputs of linear layers; Aristos leaves inputs in the layer's dtype"
 
 
 class Checkpoint:
@@ -549,7 +549,7 @@ class Checkpoint:
         if without_capacity(cfg) != without_capacity(wanted):
             raise CheckpointError(
                 f"layer {layer} of the MoE does not fit layer {number} of {self.path} ({difference(cfg, wanted)}):"
-                " make it with Checkpoint.config or configs"
+                " make the MoE with Checkpoint.config or Checkpoint.configs"
             )
         reader = self._checked(number)
         self._load_experts(moe, layer, number, reader)
@@ -634,8 +634,8 @@ class Checkpoint:
             reader = self._checked(number)
             if TABLE not in reader.stored_arrays:
                 raise InputError(
-                    f"route needs a layer that chooses by a table, got {number}, which has a router: call MoE without"
-                    " ids"
+                    f"route() needs a layer that chooses experts by a table, but layer {number} has a router: call MoE"
+                    " without ids"
                 )
             self._tables[number] = TokenTable(reader, self.layer_config(number))
         return self._tables[number].route(x, tokens)
@@ -712,7 +712,9 @@ class Checkpoint:
         reader, cfg = self._checked(number), self.layer_config(number)
         for name in reader.stored_arrays:
             if name.startswith(LATE) or name == "expert_scale":
-                raise CheckpointError(f"{self.path}: experts of a {self.model_type} have {name} beside their weights")
+                raise CheckpointError(
+                    f"{self.path}: the experts of a layer must have only weights and biases, got {name}"
+                )
         stored_arrays = [reader.stored_arrays[name] for name in EXPERT if name in reader.stored_arrays]
         return {reader.prefix + tensor for stored in stored_arrays for tensor in stored.tensors(cfg.experts)}
 

@@ -76,7 +76,9 @@ class Directory:
         if not shards:
             others = sorted(f.name for f in self.path.iterdir() if f.suffix in (".bin", ".pt", ".pth", ".npz", ".gguf"))
             found = (
-                f"; it has {', '.join(others[:3])}, which Aristos does not read: save as safetensors" if others else ""
+                f"; it has {', '.join(others[:3])}, which Aristos does not read: save the model as safetensors"
+                if others
+                else ""
             )
             raise CheckpointError(f"{self.path} has neither {SINGLE} nor {INDEX}{found}")
         return self._unindexed(shards)
@@ -86,7 +88,9 @@ class Directory:
         path = self.path / INDEX
         listed = read_json(path).get("weight_map")
         if not isinstance(listed, dict) or not all(isinstance(file, str) for file in listed.values()):
-            raise CheckpointError(f"{path}: weight_map must be an object of file names by tensor: {COPY}")
+            raise CheckpointError(
+                f"{path}: weight_map must be a JSON object that names the file of each tensor: {COPY}"
+            )
         for file in sorted(set(listed.values())):
             if Path(file).name != file or "\0" in file or not file.endswith(".safetensors"):
                 raise CheckpointError(f"{path} names {shown(file)}, which is no safetensors file of this directory")
@@ -104,13 +108,14 @@ class Directory:
         missing = sorted(set(wanted) - set(shards))
         if missing or len(shards) != total:
             what = f"{missing[0]} is missing" if missing else f"there are {len(shards)} shards of {total}"
-            raise CheckpointError(f"{self.path} has no {INDEX}, and {what}: download it")
+            raise CheckpointError(f"{self.path} has no {INDEX}, and {what}: download what is missing")
         found: dict[str, str] = {}
         for shard in shards:
             for name in self._file(shard).entries:
                 if name in found:
                     raise CheckpointError(
-                        f"{self.path / shard}: tensor {shown(name)} is in {found[name]} too: download {INDEX}"
+                        f"{self.path / shard}: tensor {shown(name)} is in {found[name]} too, and only"
+                        f" {INDEX} says which of them counts: download it"
                     )
                 found[name] = shard
         return found
@@ -152,7 +157,7 @@ class Directory:
             raise CheckpointError(f"{self.path} has no tensor {shown(name)}: is the download complete?")
         file = self._file(self.where[name])
         if name not in file.entries:
-            raise CheckpointError(f"{file.path} does not hold tensor {shown(name)}, but {INDEX} says so: {COPY}")
+            raise CheckpointError(f"{file.path} must hold tensor {shown(name)}, as {INDEX} says, but does not: {COPY}")
         return file
 
     def array(self, name: str) -> np.ndarray:

@@ -59,7 +59,7 @@ def switch(o: Options) -> dict[int, Block]:
     ):
         sparse = o.count(key)
         if sparse > count:
-            o.refuse(f"{key} is {sparse}, but there are {count} layers")
+            o.refuse(f"{key} must be at most {count}, the number of layers, got {sparse}")
         step = count // sparse if sparse else count
         for i in range(count):
             if i % step == 1 or step == 1:

@@ -63,7 +63,10 @@ class Options:
         for key in given[1:]:
             one, other = self.config[given[0]], self.config[key]
             if one != other:
-                self.refuse(f"{given[0]} is {shown(one)} and {key} is {shown(other)}, but they name one option")
+                self.refuse(
+                    f"{given[0]} is {shown(one)} and {key} is {shown(other)}, but both name the same"
+                    " option: make them equal"
+                )
         for source in (self.config, self.defaults):
             for key in keys:
                 if source.get(key) is not None:
@@ -81,7 +84,7 @@ class Options:
     def _number(self, keys: tuple[str, ...], kinds: tuple[type, ...], least: float, most: float = math.inf) -> Any:
         value: Any = self.get(*keys)
         if value is None:
-            self.refuse(f"it has no {' or '.join(keys)}: this model's options are not complete")
+            self.refuse(f"{' or '.join(keys)} is missing, which this model needs")
         good = isinstance(value, kinds) and not isinstance(value, bool)
         if not good or not least <= value <= most or value > sys.float_info.max:
             kind = "an int" if float not in kinds else "a number"

@@ -106,7 +106,8 @@ class SafetensorsFile:
         length = struct.unpack("<Q", file.read(LENGTH))[0]
         if length > min(MOST_HEADER, size - LENGTH):
             self._wrong(
-                f"the header says it has {length} bytes, but the file has {size}: truncated, or not safetensors"
+                f"the header says it has {length} bytes, but the file has {size}: it is truncated, or no"
+                " safetensors file"
             )
         text = file.read(length)
         if len(text) != length:
@@ -148,7 +149,7 @@ class SafetensorsFile:
             self._wrong(f"must have two data_offsets, got {shown(offsets)}", name)
         start, end = offsets
         if not start <= end <= data:
-            self._wrong(f"claims bytes {start} to {end} of the data, which has {data}: truncated or damaged", name)
+            self._wrong(f"claims bytes {start} to {end} of the data, which has only {data} bytes", name)
         bits = PACKED_BITS.get(dtype) or 8 * np.dtype(DTYPES[dtype]).itemsize
         for n in shape:
             bits *= n

@@ -83,7 +83,7 @@ def deepseek_v3(o: Options) -> dict[int, Block]:
     """models/deepseek_v3, glm4_moe, dots1, deepseek_v32, glm4_moe_lite, glm_moe_dsa; Kimi K2 has DeepSeek-V3's code."""
     block = corrected(o)
     if o.get("first_k_dense_replace") is None and o.get("mlp_layer_types") is None:
-        o.refuse("it must have first_k_dense_replace or mlp_layer_types, which say what layers are MoE, got neither")
+        o.refuse("first_k_dense_replace or mlp_layer_types must say which layers are MoE, got neither")
     return dict.fromkeys(after_dense(o), block)
 
 
@@ -304,7 +304,7 @@ def step3p7(o: Options) -> dict[int, Block]:
         if routed is not None:
             chosen |= {"limit": routed, "limit_after": True}
         if beside != routed:
-            problem = f"the shared expert's limit ({beside}) differs from the experts' ({routed})"
+            problem = f"the shared expert's limit ({beside}) differs from the routed experts' ({routed})"
         blocks[i] = Block(chosen, parts, ("mlp.", "moe.", "share_expert."), problem=problem)
     return blocks
 
@@ -316,7 +316,7 @@ def _listed(o: Options, key: str) -> set[int] | None:
         return None if value is None else set(o.numbers(key) or [])
     words = [word.strip() for word in value.split(",")]
     if not all(word.isdecimal() and len(word) < 9 for word in words):
-        o.refuse(f"{key} must be numbers of layers separated by commas, got {shown(value)}")
+        o.refuse(f"{key} must be layer numbers separated by commas, got {shown(value)}")
     return {int(word) for word in words}
 
 
@@ -398,9 +398,7 @@ def nemotron_h(o: Options) -> dict[int, Block]:
     if isinstance(kinds, str):
         kinds = ["moe" if letter == "E" else "other" for letter in kinds]
     if not isinstance(kinds, list):
-        o.refuse(
-            "it must have layers_block_type or hybrid_override_pattern, which say what layers are MoE, got neither"
-        )
+        o.refuse("layers_block_type or hybrid_override_pattern must say which layers are MoE, got neither")
     count = o.depth("num_hidden_layers") if o.get("num_hidden_layers") else min(len(kinds), MOST_LAYERS)
     options = {
         "hidden": o.size("hidden_size"),

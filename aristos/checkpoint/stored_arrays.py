@@ -321,8 +321,8 @@ class LayerReader:
         if not good.all():
             name, at = self.prefix + self.stored_arrays[array].name, int(np.argmin(good))
             raise CheckpointError(
-                f"{self.directory.file(name).path}: tensor {shown(name)} has {found[at]} at {at}: download this file"
-                " again"
+                f"{self.directory.file(name).path}: tensor {shown(name)} must be finite, got {found[at]} at {at}:"
+                " download this file again"
             )
         return found
 

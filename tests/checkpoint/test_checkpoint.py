@@ -143,7 +143,9 @@ def test_a_bias_that_is_not_finite_is_refused_by_file_and_tensor(tmp_path):
     checkpoint = aristos.Checkpoint(write(tmp_path, config, tensors))
     with (
         cases.MoE(checkpoint.config(max_tokens=4), threads=1) as moe,
-        pytest.raises(CheckpointError, match=r"model\.safetensors: tensor '.*correction_bias' has nan at 3"),
+        pytest.raises(
+            CheckpointError, match=r"model\.safetensors: tensor '.*correction_bias' must be finite, got nan at 3"
+        ),
     ):
         checkpoint.load(moe, layer=0, number=0)
 

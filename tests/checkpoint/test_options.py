@@ -35,9 +35,9 @@ SIZES = (
         ({"moe_expert_skip": False}, "option 'moe_expert_skip'"),
         ({"experts_per_token": 3}, "option 'experts_per_token'"),
         ({"moe_token_drop": True}, "option 'moe_token_drop'"),
-        ({"num_local_experts": 4}, "num_experts is 5 and num_local_experts is 4, but they name one option"),
+        ({"num_local_experts": 4}, "num_experts is 5 and num_local_experts is 4, but both name the same option"),
         ({"hidden_act": "mish"}, "hidden_act must be one of silu"),
-        ({"num_experts": None}, "it has no num_experts"),
+        ({"num_experts": None}, " is missing, which this model needs"),
         ({"num_experts": -1}, "num_experts must be an int of at least 1"),
         ({"num_experts_per_tok": "two"}, "num_experts_per_tok must be an int"),
         ({"num_experts": True}, "num_experts must be an int"),
@@ -73,9 +73,12 @@ def test_what_is_not_known_is_refused_by_name(tmp_path, change, words):
         ({"model_type": "step3p5", "swiglu_limits": 3}, "swiglu_limits must have null or a number"),
         ({"model_type": "step3p5", "swiglu_limits": [0.5, 0.5]}, "swiglu_limits must have null or a number"),
         ({"model_type": "step3p5", "swiglu_limits_shared": ["a"] * 4}, "swiglu_limits_shared must have null or a num"),
-        ({"model_type": "step3p5", "moe_layers_enum": "1,x,3"}, "moe_layers_enum must be numbers of layers"),
+        ({"model_type": "step3p5", "moe_layers_enum": "1,x,3"}, "moe_layers_enum must be layer numbers"),
         ({"model_type": "step3p5", "moe_layers_enum": 3}, "moe_layers_enum must be a list of ints"),
-        ({"model_type": "switch_transformers", "num_sparse_decoder_layers": 5}, "is 5, but there are 4 layers"),
+        (
+            {"model_type": "switch_transformers", "num_sparse_decoder_layers": 5},
+            "must be at most 4, the number of layers, got 5",
+        ),
         ({"model_type": "hy_v3", "mlp_layer_types": [["sparse"]] * 4}, "mlp_layer_types must say dense or sparse or"),
         ({"model_type": "hy_v3", "mlp_layer_types": ["sparse"] * 3}, "mlp_layer_types must say dense or sparse or"),
         ({"model_type": "deepseek_v4", "mlp_layer_types": ["moe", "tree"] * 2}, "must say moe or hash_moe for each of"),
@@ -88,7 +91,10 @@ def test_what_is_not_known_is_refused_by_name(tmp_path, change, words):
         ),
         ({"model_type": "gpt_oss", "swiglu_limit": 10**400}, "swiglu_limit must be a number of at least 0, got 1000"),
         ({"model_type": "gpt_oss", "swiglu_limit": float("inf")}, "swiglu_limit must be a number of at least 0, got i"),
-        ({"model_type": "deepseek_v2", "topk_method": "group_limited_greedy"}, "it has no n_group"),
+        (
+            {"model_type": "deepseek_v2", "topk_method": "group_limited_greedy"},
+            "n_group is missing, which this model needs",
+        ),
         (
             {
                 "model_type": "dbrx",
