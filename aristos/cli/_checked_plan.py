@@ -26,8 +26,8 @@ COLUMNS = (
 )
 NOTES = (
     "one forward pass of a layer with uniform routing; compute and network as Equation 1 predicts them, and simulated",
-    "simulated network: how long the busiest device waits, after what overlap hides. Steps, and copies of rows, are"
-    " those of CPU cores; Equation 1 has no term for them",
+    "simulated network: how long the busiest device waits, beyond what overlap hides. Steps and copies of rows take"
+    " the time of CPU cores; Equation 1 has no term for them",
 )
 
 

@@ -96,7 +96,7 @@ def main(argv: list[str]) -> int:
         return 0
     if not found.judged:
         how = "Measure again, longer (--seconds), on cores that nothing else uses"
-        print(f"aristos compare: nothing was judged. {words.summary(found)} {how}", file=sys.stderr)
+        print(f"aristos compare: no row could be judged. {words.summary(found)} {how}", file=sys.stderr)
         return ENVIRONMENT
     slower = found.regressed(asked.regression)
     if slower:

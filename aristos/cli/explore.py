@@ -32,12 +32,13 @@ def options(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--transport",
         choices=("shm", "rma", "mixed", "proxy"),
-        help="how puts travel; proxy: between nodes, for ranks on GPUs (shm)",
+        help="how puts reach a rank; proxy: between nodes, for ranks on GPUs (shm)",
     )
     parser.add_argument(
         "--stay",
         type=int,
-        help="number of rows for a local peer's expert that stay; 0: all rows travel (drawn; exhaustive: 0)",
+        help="this many or more rows for an expert of a local peer are not sent; 0: all are sent (drawn;"
+        " exhaustive: 0)",
     )
     parser.add_argument(
         "--scalars",
@@ -52,7 +53,7 @@ def options(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--once",
         action="store_true",
-        help="a token that several experts of one rank get is sent to it once, within a node too; with --strategy"
+        help="send a token once to a rank that has several of its experts, also within a node; with --strategy"
         " exhaustive only in some calls (default: drawn; exhaustive: never)",
     )
     parser.add_argument(
@@ -64,13 +65,13 @@ def options(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--schedules", type=int, default=300, help="number of schedules (%(default)s)")
     parser.add_argument("--tokens", type=int, help="tokens of each rank's call, only with --strategy exhaustive (3)")
     parser.add_argument(
-        "--seconds", type=arguments.seconds, help="time limit; with --mutation that of each bug (exhaustive: 1800)"
+        "--seconds", type=arguments.seconds, help="time limit; with --mutation the limit of each bug (exhaustive: 1800)"
     )
     parser.add_argument("--seed", type=int, default=0, help="number of the first schedule (%(default)s)")
     parser.add_argument(
         "--mutation",
         metavar="NAME|all",
-        help="in a clone: insert a deliberate bug and find it, by default in its own case; ? lists them",
+        help="insert a deliberate bug and find it, by default in the bug's own case; needs a clone; ? lists the bugs",
     )
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout and nothing else")
     asked = parser.parse_args(argv)

@@ -38,7 +38,7 @@ def options(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout and nothing else")
     asked = parser.parse_args(argv)
     if asked.name is not None and asked.name not in MODELS and not os.path.isdir(asked.name):
-        parser.error(f"{unknown(asked.name, MODELS, '`aristos models`')}; nor is there such a folder")
+        parser.error(f"{unknown(asked.name, MODELS, '`aristos models`')}; and there is no folder of this name")
     return asked
 
 

@@ -66,7 +66,7 @@ def options(argv: list[str]) -> argparse.Namespace:
         "--allreduce",
         choices=ALLREDUCES,
         default="any",
-        help="the all-reduce's link: the slowest of any pair, or of pairs in different groups (%(default)s)",
+        help="link that the all-reduce uses: the slowest of all pairs, or of pairs in different groups (%(default)s)",
     )
     parser.add_argument("--deadline", type=seconds, default=60.0, metavar="SECONDS", help="time limit (%(default)s)")
     parser.add_argument("--seed", type=not_negative, default=0, help="seed of the search (%(default)s)")

@@ -25,9 +25,9 @@ SUMMARY = "look for races in compiled code, in a real job: mpirun -n 2 aristos r
 def main(argv: list[str]) -> int:
     parser = launch_environment.OneRankParser(
         prog="aristos races",
-        description="Make calls on the ranks of this job with steps that are compiled to record each access of shared "
-        "memory, and let vector clocks look for two conflicting ones that nothing orders. Run it under mpirun, on "
-        "one machine.",
+        description="Make calls on the ranks of this job, with steps that record each access of shared memory. Report"
+        " every two conflicting accesses that nothing orders, found by vector clocks. Run it under mpirun,"
+        " on one machine.",
     )
     parser.add_argument(
         "--case", action="append", metavar="NAME", help="run only this case; may be repeated; ? lists the cases"
@@ -59,9 +59,11 @@ def main(argv: list[str]) -> int:
                 if world.lead:
                     print(lines)
                 return FINE
-            return launch_environment.complain(f"aristos races: {name!r} is none of\n{lines}", USAGE, world.lead)
+            return launch_environment.complain(
+                f"aristos races: {name!r} is unknown; known are\n{lines}", USAGE, world.lead
+            )
     if world.comm is None or len(set(world.hosts)) > 1:
-        text = "it needs ranks of MPI on one machine: mpirun -n 2 aristos races"
+        text = "start this command under mpirun, on one machine: mpirun -n 2 aristos races"
         return launch_environment.complain(f"aristos races: {text}", ENVIRONMENT, world.lead)
     tries = [(case, 0) for case in run.CASES if (case.name in asked.case if asked.case else case.ranks <= world.size)]
     if asked.planted is not None:
@@ -108,7 +110,7 @@ def show(result: Any, bug: str) -> None:
     """Print a result."""
     races = result.races
     outcome = f"{len(races)} race{'s'[: len(races) != 1]}" if races else "nothing found"
-    lost = f", {result.lost} more lost: ask for fewer --calls" if result.lost else ""
+    lost = f", {result.lost} more accesses were not recorded: lower --calls" if result.lost else ""
     seconds = f"{result.seconds:6.1f} s"
     print(f"{result.case:14s}{bug:20s}{result.entries:9d} accesses{lost},{seconds}: {outcome}", flush=True)
     for race in races[:1] if bug else races:

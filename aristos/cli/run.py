@@ -31,16 +31,21 @@ def options(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
         type=positive,
         dest="ranks",
         metavar="RANKS",
-        help="default: one for each GPU, or else for each NUMA domain, of every node",
+        help="number of ranks (default: one for each GPU of every node, without GPUs one for each NUMA domain)",
     )
     parser.add_argument(
         "--per",
         choices=("numa",),
-        help="one rank for each NUMA domain whose CPUs may be used, bound to all of its cores, without a GPU; with -n "
-        "only RANKS of these domains, spread evenly",
+        help="start one rank for each NUMA domain whose CPUs may be used; a rank is bound to all cores of the"
+        " domain and "
+        "gets no GPU; with -n only RANKS of these domains, spread evenly",
     )
     parser.add_argument("--smt", action="store_true", help="bind to all hardware threads of a core, not to one")
-    parser.add_argument("--launcher", choices=("mpirun", "srun"), help="default: srun in an allocation, else mpirun")
+    parser.add_argument(
+        "--launcher",
+        choices=("mpirun", "srun"),
+        help="what starts the ranks (default: srun in an allocation, else mpirun)",
+    )
     parser.add_argument(
         "--restarts",
         type=positive,
@@ -58,14 +63,16 @@ def options(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument(
         "--clean",
         action="store_true",
-        help="remove the files that ended jobs of MPI have left in /dev/shm, before and after the job; not where a "
-        "container shares /dev/shm, since its processes are not seen here",
+        help="remove the files that ended jobs of MPI have left in /dev/shm, before and after the job; do not use "
+        "it where a container shares /dev/shm, because the container's processes are not visible here",
     )
-    parser.add_argument("--dry-run", action="store_true", help="print the command and the seat of each rank")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the command, and the cores and the GPU of each rank"
+    )
     parser.add_argument(
         "--nvidia-smi",
         metavar="FILE",
-        help="with --dry-run: the machine in this output of `nvidia-smi topo -m`; - is stdin",
+        help="with --dry-run: place ranks on the machine that this output of `nvidia-smi topo -m` shows; - reads stdin",
     )
     own, program = _split(argv)
     asked, rest = parser.parse_known_args(own)
@@ -76,7 +83,7 @@ def options(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
             hint = f"; put -- before the program: aristos run {shlex.join([*own[:at], '--', *own[at:]])}"
         parser.error(f"unrecognized arguments: {shlex.join(rest)}{hint}")
     if asked.nvidia_smi == "":
-        parser.error("FILE must be a name, got '': was a variable of the shell not set?")
+        parser.error("FILE must be a name, got '': check that the shell's variable is set")
     if asked.restarts > MOST_RESTARTS:
         parser.error(f"--restarts must be at most {MOST_RESTARTS}, got {asked.restarts}")
     return asked, program

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ..config import MoEConfig
     from ..simulate.machine import Machine
 
-SUMMARY = "how long a call takes on ranks you do not hold: aristos simulate --model olmoe-1b-7b --nodes 8"
+SUMMARY = "how long a call takes on ranks that you do not have: aristos simulate --model olmoe-1b-7b --nodes 8"
 MOST_RANKS = 1024
 
 
@@ -55,41 +55,56 @@ def make_parser() -> argparse.ArgumentParser:
         description="Run the engine's own compiled steps in virtual time, over a modelled network between nodes.",
     )
     parser.add_argument(
-        "--machine", default="perlmutter-cpu", metavar="NAME|FILE", help="'?' lists names (%(default)s)"
+        "--machine",
+        default="perlmutter-cpu",
+        metavar="NAME|FILE",
+        help="machine and network; '?' lists names (%(default)s)",
     )
     parser.add_argument(
         "--kernel",
         type=nonempty,
         metavar="FILE.h5",
-        help="take the kernel's rates from suite gemm in a results file (default: the machine file's, else measured)",
+        help="take the expert kernel's rates from suite gemm in a results file (default: those of --machine,"
+        " else measured)",
     )
-    parser.add_argument("--nodes", type=counts, default=(2,), metavar="N[,N..]", help="several with --scaling (2)")
-    parser.add_argument("--ranks-per-node", type=positive, default=1, help="(%(default)s)")
+    parser.add_argument(
+        "--nodes", type=counts, default=(2,), metavar="N[,N..]", help="number of nodes; several with --scaling (2)"
+    )
+    parser.add_argument("--ranks-per-node", type=positive, default=1, help="ranks of a node (%(default)s)")
     parser.add_argument("--threads", type=positive, default=1, help="workers of a rank (%(default)s)")
     parser.add_argument(
-        "--model", metavar="NAME", help="'?' lists names (default: that of --routing FILE, else olmoe-1b-7b)"
+        "--model",
+        metavar="NAME",
+        help="model of the layer; '?' lists names (default: that of --routing FILE, else olmoe-1b-7b)",
     )
-    parser.add_argument("--tokens", type=positive, default=1024, help="of each rank and call (%(default)s)")
-    parser.add_argument("--dtype", choices=list(ON_CPUS), default="bfloat16", help="of rows and weights (%(default)s)")
+    parser.add_argument("--tokens", type=positive, default=1024, help="tokens of a rank in a call (%(default)s)")
+    parser.add_argument(
+        "--dtype", choices=list(ON_CPUS), default="bfloat16", help="type of rows and weights (%(default)s)"
+    )
     parser.add_argument(
         "--routing",
         type=nonempty,
         default="uniform",
         metavar="NAME|FILE.npz",
-        help=f"{', '.join(GENERATORS)} (only experts of rank 0), or a recorded routing (%(default)s)",
+        help=f"how experts are chosen: {', '.join(GENERATORS)} (only experts of rank 0), or a recorded routing "
+        "(%(default)s)",
     )
     parser.add_argument(
-        "--layer", type=not_negative, metavar="N", help="of a recorded routing (default: the one in the middle)"
+        "--layer", type=not_negative, metavar="N", help="layer of a recorded routing (default: the one in the middle)"
     )
-    parser.add_argument("--schedule", choices=("fused", "bulk"), default="fused", help="(%(default)s)")
     parser.add_argument(
-        "--moves", choices=MOVES, default="auto", help="what fused calls move within a node (%(default)s)"
+        "--schedule", choices=("fused", "bulk"), default="fused", help="schedule of a call (%(default)s)"
+    )
+    parser.add_argument(
+        "--moves", choices=MOVES, default="auto", help="what a fused call sends within a node (%(default)s)"
     )
     parser.add_argument(
         "--tile", type=positive, default=TILE, help=f"most rows of a tile, at most {BATCH} (%(default)s)"
     )
-    parser.add_argument("--calls", type=positive, default=2, help="the last one is reported (%(default)s)")
-    parser.add_argument("--seed", type=not_negative, default=0, help="of the routing (%(default)s)")
+    parser.add_argument(
+        "--calls", type=positive, default=2, help="number of calls; the last one is reported (%(default)s)"
+    )
+    parser.add_argument("--seed", type=not_negative, default=0, help="seed of the routing (%(default)s)")
     several = parser.add_argument_group("several simulations")
     several.add_argument(
         "--what-if",
@@ -101,7 +116,8 @@ def make_parser() -> argparse.ArgumentParser:
     several.add_argument(
         "--scaling",
         choices=("weak", "strong"),
-        help="simulate each of --nodes; weak: --tokens of each rank, strong: as many tokens of all ranks as the first",
+        help="simulate every number of --nodes; weak: each rank has --tokens; strong: the tokens of all ranks stay"
+        " those of the first number",
     )
     output = parser.add_argument_group("output")
     output.add_argument("--json", action="store_true", help="one JSON object on stdout and nothing else")

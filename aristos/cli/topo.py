@@ -34,7 +34,7 @@ def options(argv: list[str]) -> argparse.Namespace:
         "--measure",
         action="store_true",
         help="under aristos run, mpirun or srun: measure the links between the ranks, and each rank's rate and memory; "
-        "alone, or with --nvidia-smi: figures of these GPUs from a table",
+        "in one process, or with --nvidia-smi: take the figures of the GPUs from a table",
     )
     parser.add_argument(
         "--out",
@@ -43,10 +43,12 @@ def options(argv: list[str]) -> argparse.Namespace:
         metavar="FILE",
         help="where --measure writes its figures (%(default)s)",
     )
-    parser.add_argument("--again", action="store_true", help="measure even if the links of these ranks are known")
+    parser.add_argument(
+        "--again", action="store_true", help="measure again, even if the links of these ranks are in the cache"
+    )
     asked = parser.parse_args(argv)
     if "" in (asked.nvidia_smi, asked.slurm_topology, asked.plot):
-        parser.error("FILE must be a name, got '': was a variable of the shell not set?")
+        parser.error("FILE must be a name, got '': check that the shell's variable is set")
     if asked.nvidia_smi == asked.slurm_topology == "-":
         parser.error("only one file can be stdin: give --nvidia-smi - or --slurm-topology -, the other as a file")
     if asked.again and not asked.measure:

@@ -67,8 +67,8 @@ def test_a_question_mark_lists_the_names(monkeypatch, capsys, option, name):
     [
         (["--calls", "0"], {}, 2, "--calls: must be at least 1"),
         (["--case", "shm", "--planted", "all"], {}, 2, "leave out --case"),
-        (["--case", "nosuch"], {}, 2, "'nosuch' is none of\n  shm "),
-        (["--planted", "nosuch"], {}, 2, "'nosuch' is none of\n  tail-stored "),
+        (["--case", "nosuch"], {}, 2, "'nosuch' is unknown; known are\n  shm "),
+        (["--planted", "nosuch"], {}, 2, "'nosuch' is unknown; known are\n  tail-stored "),
         (["--case", "mixed"], {}, 2, "case mixed needs 3 ranks, got 2: mpirun -n 3"),
         ([], {"hosts": ["here", "there"]}, 3, "on one machine: mpirun -n 2 aristos races"),
     ],

@@ -320,7 +320,7 @@ def test_json_has_every_row_and_nothing_else(files, capsys):
         (["text", "first"], 3, "not an HDF5 file"),
         (["first", "other"], 3, "the results are of another version of Aristos, in the format 'aristos-bench/9'"),
         (["first", "foreign"], 3, "an HDF5 file with no schema"),
-        (["few", "few2", "--regression", "5%"], 3, "nothing was judged. Of 1 row, 1 with too few calls to judge."),
+        (["few", "few2", "--regression", "5%"], 3, "no row could be judged. Of 1 row, 1 with too few calls to judge."),
     ],
 )
 def test_what_is_wrong_with_the_files_is_said_in_one_line(files, names, code, said, capsys):
