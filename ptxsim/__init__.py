@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .errors import EnvironmentProblem, InputError, PtxsimError
     from .findings import KernelFault, Report
     from .machine import Machine, SimulatedGpu
+    from .streams import Stream
     from .switch import enable, use
     from .syntax import PTXError
     from .tensor_maps import tensor_map
@@ -31,6 +32,7 @@ __all__ = [
     "PtxsimError",
     "Report",
     "SimulatedGpu",
+    "Stream",
     "enable",
     "tensor_map",
     "use",
@@ -45,6 +47,7 @@ _PLACES = {
     "PTXError": "syntax",
     "PtxsimError": "errors",
     "Report": "findings",
+    "Stream": "streams",
     "enable": "switch",
     "tensor_map": "tensor_maps",
     "use": "switch",

@@ -18,13 +18,17 @@ from .requests import count_access
 from .rounding import BFLOAT, HALF, exact, widen
 from .units import unit
 from .watch import (
+    ALONE,
+    ANY,
     ATOMIC,
     GID_MASK,
     NOT_COHERENT,
+    SAME,
     SIZE_SHIFT,
     STRONG,
     coherent,
     log2,
+    newest_of,
     race,
     read,
     read_latest,
@@ -179,7 +183,8 @@ def check(x, warp, thread, block, space, place, size, how, write, reads, pc):
         found = race(x, thread, block, slot, cell, mask, how, write, pc)
         if found != 0:
             other = found & GID_MASK
-            report(x, s.RACE, pc, gid, address, space, size, (found >> s.GID_BITS) & 0x3FFFFF, other, how, write)
+            lack = get(x, s.LACKS)
+            report(x, s.RACE, pc, gid, address, space, size, (found >> s.GID_BITS) & 0x3FFFFF, other, lack, write)
         at += grain
     return 0
 
@@ -260,13 +265,18 @@ def loads(x, warp, block, line, pc, mask):
             continue
         seen = kind
         watched = checked and (kind == isa.GLOBAL or kind == isa.SHARED) and space != isa.CONST
+        newest = np.int64(ANY)
+        if watched and count > 1 and order != isa.WEAK:
+            newest = newest_of(x, location_of(block, kind, place), size, count)
         if watched:
             for k in range(count):
                 check(x, warp, thread, block, kind, place + k * size, size, how, False, True, pc)
         for k in range(count):
-            if watched and get(x, s.WEAK_MEMORY):
+            if watched and (order != isa.WEAK or get(x, s.WEAK_MEMORY)):
                 at = location_of(block, kind, place + k * size)
-                value = np.uint64(read(x, thread, block, slot, at, host + k * size, size, order, scope))
+                value = np.uint64(read(x, thread, block, slot, at, host + k * size, size, order, scope, newest))
+                if order != isa.WEAK:
+                    newest = get(x, s.CHOSEN)
             else:
                 value = load(host + k * size, size)
             if signed:
@@ -300,9 +310,11 @@ def stores(x, warp, block, line, pc, mask):
                 put(x, s.PROGRESS, get(x, s.STEP))
             hidden = np.int64(0)
             if watched:
-                check(x, warp, thread, block, kind, place + k * size, size, how, True, False, pc)
+                flags = how | (SAME if old == value else 0)
+                check(x, warp, thread, block, kind, place + k * size, size, flags, True, False, pc)
                 at = location_of(block, kind, place + k * size)
-                hidden = wrote(x, thread, block, slot, at, size, old, value, order, scope, False)
+                item = k if count > 1 and order != isa.WEAK else np.int64(ALONE)
+                hidden = wrote(x, thread, block, slot, at, size, old, value, order, scope, False, item)
             if not hidden:
                 store(host + k * size, size, value)
     count_access(x, warp, line, pc, mask, seen, size * count, True)
@@ -414,7 +426,7 @@ def atomics(x, warp, block, line, pc, mask):
             check(x, warp, thread, block, kind, place, size, how, True, True, pc)
             read_latest(x, thread, at, order, scope)
             if value != old or kind_of != 2:
-                wrote(x, thread, block, slot, at, size, old, value, order, scope, True)
+                wrote(x, thread, block, slot, at, size, old, value, order, scope, True, ALONE)
             else:
                 saw_latest(x, thread, at, size)
         if old != value:

@@ -30,7 +30,6 @@ from .clocks import (
     WARP_KEY,
     advance,
     closed,
-    earlier_launch,
     earlier_run,
     history_slot,
     in_clock,
@@ -38,6 +37,7 @@ from .clocks import (
     lookup,
     publish,
     single,
+    whole_launch,
 )
 from .units import unit
 from .watch import GID_MASK, coherent, noncoherent, report
@@ -169,9 +169,7 @@ def before(x, agent, gid, clock):
 
     Two accesses of one agent have no order.
     """
-    if earlier_run(x, gid) or in_clock(x, get(agent, s.T_VC), gid, clock):
-        return True
-    return earlier_launch(x, gid, get(agent, s.T_GID))
+    return earlier_run(x, gid) or in_clock(x, get(agent, s.T_VC), gid, clock)
 
 
 @jit
@@ -187,7 +185,8 @@ def examine(x, thread, agent, origin, when, space, address, size, write, pc):
         report(x, s.RACE, pc, mine, address, space, size, other_pc, gid, 0, write)
         return
     thread_now = gid & (AGENTS | HOST_BIT) == 0 and not earlier_run(x, gid)
-    if thread_now and not shown(x, get(agent, s.T_VC), space, gid, clock) and not earlier_launch(x, gid, mine):
+    vc = get(agent, s.T_VC)
+    if thread_now and not shown(x, vc, space, gid, clock) and not whole_launch(x, vc, gid):
         report(x, s.MISSING_FENCE, pc, mine, address, space, size, other_pc, gid, 0, write)
 
 

@@ -89,20 +89,27 @@ class DeviceArray:
         return np.ndarray(self.shape, self.dtype, data, self.offset, self.strides)
 
     def copy_to_host(self, ary: np.ndarray | None = None, stream: Any = 0) -> np.ndarray:
-        """Run all queued launches, then copy the array to a new NumPy array or to `ary`."""
-        self.machine.finish()
+        """Run the queued launches of the array's device, then copy the array to a new NumPy array or to `ary`.
+
+        Launches of other devices run as far as those wait for them. An array of the host's memory waits for all.
+        """
+        self._finish()
         if ary is None:
             return self._view().copy()
         ary[...] = self._view().reshape(ary.shape)
         return ary
 
     def copy_to_device(self, ary: Any, stream: Any = 0) -> None:
-        """Run all queued launches, then overwrite the array with the values of `ary`."""
-        self.machine.finish()
+        """Run the queued launches as `copy_to_host` does, then overwrite the array with the values of `ary`."""
+        self._finish()
         if isinstance(ary, DeviceArray):
             ary = ary._view()
         self._view()[...] = np.asarray(ary).reshape(self.shape)
         self._written(...)
+
+    def _finish(self) -> None:
+        device = self.allocation.device
+        self.machine.finish(device if device >= 0 else None)
 
     def free(self) -> None:
         """Free the memory. The checker reports kernels that touch it later."""
@@ -122,14 +129,14 @@ class DeviceArray:
         return DeviceArray(self.machine, self.allocation, offset, view.shape, view.dtype, view.strides)
 
     def __getitem__(self, key: Any) -> Any:
-        self.machine.finish()
+        self._finish()
         found = self._view()[key]
         if isinstance(found, np.ndarray):
             return self._with(found)
         return found
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        self.machine.finish()
+        self._finish()
         if isinstance(value, DeviceArray):
             value = value.copy_to_host()
         self._view()[key] = value

@@ -11,6 +11,7 @@ from . import state as s
 from .access import register, set_register, thread_of, warp_slot
 from .bits import get, put
 from .clocks import BLOCK_KEY, SUB_BITS, join, publish
+from .missing import share_hints
 from .units import unit
 from .watch import report
 
@@ -189,6 +190,7 @@ def settle(x, block, number):
             put(warp, s.W_DIVERGED, 1)
         wake(x, warp)
     if checked and not partial:
+        share_hints(x, block, -1, 0)
         put(block, s.B_FLOOR, floor)
         put(block, s.B_MAX_CLOCK, floor)
     put(q, s.Q_ARRIVED, 0)

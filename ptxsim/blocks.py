@@ -9,12 +9,12 @@ from kernel_cache.compile import inner as jit
 from . import state as s
 from .access import thread_of
 from .barrier import rest, wake
+from .begin import begin_launches, end_launch, launch_at, trigger
 from .bits import get, put, store8
 from .bulk import abandon
-from .clocks import join
 from .collective import FULL
 from .lanes import select
-from .rows import PARAMS, ROW
+from .rows import ONE, PARAMS, ROW
 from .units import unit
 from .warpgroup import watch_registers
 
@@ -24,6 +24,7 @@ ROW_TID_X, ROW_TID_Y, ROW_TID_Z, ROW_NTID, ROW_CTAID, ROW_NCTAID = (
 ROW_LANEID, ROW_WARPID, ROW_NWARPID, ROW_SMID, ROW_NSMID, ROW_GRIDID, ROW_DYNAMIC = (
     ROW[name] for name in ("laneid", "warpid", "nwarpid", "smid", "nsmid", "gridid", "dynamic_smem_size")
 )
+ROW_WORKSPACE = ROW["envreg1"]
 ROW_EQ, ROW_LE, ROW_LT, ROW_GE, ROW_GT = (ROW[f"lanemask_{name}"] for name in ("eq", "le", "lt", "ge", "gt"))
 
 
@@ -46,6 +47,7 @@ def start_block(x, device, launch, slot, sm):
     put(block, s.B_SC, 0)
     put(block, s.B_AT_GRID, 0)
     put(block, s.B_MBARRIERS, 0)
+    put(block, s.B_TRIGGERED, 0)
     shared = get(launch, s.L_SHARED)
     put(block, s.B_SHARED_SIZE, shared)
     put(block, s.B_VALID, get(launch, s.L_VALID))
@@ -112,7 +114,9 @@ def start_block(x, device, launch, slot, sm):
         fill(regs, PARAMS, get(launch, s.L_PARAMS))
         fill(regs, ROW_DYNAMIC, get(launch, s.L_DYNAMIC))
         fill(regs, ROW_DYNAMIC + 1, shared)
-        fill(regs, ROW_DYNAMIC + 4, 1)
+        fill(regs, ONE, 1)
+        fill(regs, ROW_WORKSPACE, get(launch, s.L_WORKSPACE) >> 32)
+        fill(regs, ROW_WORKSPACE + 1, get(launch, s.L_WORKSPACE) & FULL)
         constants = get(launch, s.L_CONSTANTS)
         for i in range(get(launch, s.L_CONSTANT_COUNT)):
             fill(regs, get(constants, 2 * i), get(constants, 2 * i + 1))
@@ -143,40 +147,47 @@ def clear(address, size):
 
 @unit
 def admit(x, number):
-    """Start the blocks of a device's launch, in the order of their index, while its SMs have space."""
+    """Start the blocks of a device's launches while its SMs have space: those of the earliest launch first."""
     device = get(x, s.DEVICES) + number * (s.D_FIELDS + s.MAX_SMS) * 8
     sms = get(device, s.D_SMS)
-    while True:
-        current = get(device, s.D_CURRENT)
-        if current < 0:
-            return 0
-        launch = get(x, s.LAUNCHES) + current * s.L_FIELDS * 8
-        if get(launch, s.L_NEXT) >= get(launch, s.L_BLOCKS):
-            return 0
-        chosen = np.int64(-1)
-        for k in range(sms):
-            sm = (get(device, s.D_NEXT_SM) + k) % sms
-            if get(device, s.D_FIELDS + sm) < get(launch, s.L_PER_SM):
-                chosen = sm
+    for k in range(get(x, s.LAUNCH_COUNT)):
+        launch = launch_at(x, k)
+        if get(launch, s.L_DEVICE) != number or get(launch, s.L_STATE) != s.ACTIVE:
+            continue
+        while get(launch, s.L_NEXT) < get(launch, s.L_BLOCKS):
+            sm = space_for(device, sms, get(launch, s.L_SHARE))
+            slot = free_slot(x, number)
+            if sm < 0 or slot < 0:
                 break
-        if chosen < 0:
-            return 0
-        slot = np.int64(-1)
-        for i in range(get(x, s.BLOCK_SLOTS)):
-            block = get(x, s.BLOCKS) + i * s.B_FIELDS * 8
-            if get(block, s.B_DEVICE) == number and get(block, s.B_LAUNCH) < 0:
-                slot = np.int64(i)
-                break
-        if slot < 0:
-            return 0
-        put(device, s.D_NEXT_SM, chosen + 1)
-        put(device, s.D_FIELDS + chosen, get(device, s.D_FIELDS + chosen) + 1)
-        start_block(x, device, launch, slot, chosen)
+            put(device, s.D_NEXT_SM, sm + 1)
+            put(device, s.D_FIELDS + sm, get(device, s.D_FIELDS + sm) + get(launch, s.L_SHARE))
+            start_block(x, device, launch, slot, sm)
+    return 0
+
+
+@jit
+def space_for(device, sms, share):
+    """The next SM that has space for a block, or -1."""
+    for k in range(sms):
+        sm = (get(device, s.D_NEXT_SM) + k) % sms
+        if get(device, s.D_FIELDS + sm) + share <= s.WHOLE_SM:
+            return np.int64(sm)
+    return np.int64(-1)
+
+
+@jit
+def free_slot(x, number):
+    """A slot of a device that holds no block, or -1."""
+    for i in range(get(x, s.BLOCK_SLOTS)):
+        block = get(x, s.BLOCKS) + i * s.B_FIELDS * 8
+        if get(block, s.B_DEVICE) == number and get(block, s.B_LAUNCH) < 0:
+            return np.int64(i)
+    return np.int64(-1)
 
 
 @unit
 def remove_ended(x):
-    """Free the slots of blocks that ended. After the last block of a launch, begin the device's next launch."""
+    """Free the slots of blocks that ended, and begin the launches that waited for the end of theirs."""
     put(x, s.DEAD, 0)
     for i in range(get(x, s.BLOCK_SLOTS)):
         block = get(x, s.BLOCKS) + i * s.B_FIELDS * 8
@@ -187,31 +198,20 @@ def remove_ended(x):
             rest(x, get(x, s.WARPS) + (get(block, s.B_FIRST_WARP) + k) * s.W_FIELDS * 8)
         device = get(x, s.DEVICES) + get(block, s.B_DEVICE) * (s.D_FIELDS + s.MAX_SMS) * 8
         sm = s.D_FIELDS + get(block, s.B_SM)
-        put(device, sm, get(device, sm) - 1)
-        launch = get(x, s.LAUNCHES) + number * s.L_FIELDS * 8
+        launch = launch_at(x, number)
+        put(device, sm, get(device, sm) - get(launch, s.L_SHARE))
         if get(x, s.PENDING_COUNT):
             abandon(x, block, get(launch, s.L_STOPPED))
         put(launch, s.L_DONE, get(launch, s.L_DONE) + 1)
+        trigger(x, block)
         put(block, s.B_LAUNCH, -1)
         if get(launch, s.L_STOPPED):
             put(launch, s.L_DONE, get(launch, s.L_DONE) + get(launch, s.L_BLOCKS) - get(launch, s.L_NEXT))
             put(launch, s.L_NEXT, get(launch, s.L_BLOCKS))
+            put(launch, s.L_TRIGGERED, get(launch, s.L_BLOCKS))
         if get(launch, s.L_DONE) == get(launch, s.L_BLOCKS):
-            put(launch, s.L_STATE, s.FINISHED)
-            begin_next(x, device, launch)
-        admit(x, get(block, s.B_DEVICE))
+            end_launch(x, launch)
+    begin_launches(x)
+    for number in range(get(x, s.DEVICE_COUNT)):
+        admit(x, number)
     return 0
-
-
-@jit
-def begin_next(x, device, launch):
-    """Begin the next launch of a device. Everything in the previous launch happened before it."""
-    number = get(launch, s.L_NUMBER)
-    put(device, s.D_CURRENT, -1)
-    for k in range(number + 1, get(x, s.LAUNCH_COUNT)):
-        other = get(x, s.LAUNCHES) + k * s.L_FIELDS * 8
-        if get(other, s.L_DEVICE) == get(launch, s.L_DEVICE) and get(other, s.L_STATE) == s.QUEUED:
-            put(other, s.L_STATE, s.ACTIVE)
-            put(other, s.L_VC, join(x, get(other, s.L_VC), get(launch, s.L_VC_OUT)))
-            put(device, s.D_CURRENT, k)
-            return

@@ -14,7 +14,8 @@ from typing import Any
 
 from kernel_cache import regular
 
-from . import kernels, launch_text, profile
+from . import kernels, launch_text, profile, suppress
+from .coverage import Coverage
 from .errors import InputError
 from .findings import Report, lines, total
 from .launch_text import LaunchText
@@ -42,10 +43,12 @@ def check(
 
     Returns 1 if there are reports or a script fails, else 0. args: the arguments of a script, or for CUDA C++ and PTX
     further files. launches: launches as text, which replace those in the files' comments. github: whether to print
-    reports as annotations of GitHub Actions. flags: `-I` and `-D` options for CUDA C++. options: those of `Machine`.
+    reports as annotations of GitHub Actions. flags: `-I` and `-D` options for CUDA C++. options: those of `Machine`,
+    and `suppress`, a file of known reports.
     Raises InputError if a file is missing, a launch is wrong or nothing ran, and EnvironmentProblem if NVRTC or
     numba-cuda is missing.
     """
+    rules = suppress.read(options.pop("suppress", None))
     files = [Path(file)] if file.endswith(".py") else [Path(name) for name in (file, *args)]
     for path in files:
         if path.suffix not in KINDS or (path.suffix == ".py" and len(files) > 1):
@@ -56,16 +59,20 @@ def check(
         raise InputError("--launch is for CUDA C++ and PTX: a script launches its kernels itself")
     failed, found = 0, list[Report]()
     first = options.pop("seed")
+    covered, known = Coverage(), list[Report]()
     for path in files:
         for seed in range(first, first + seeds):
+            machine = Machine(seed=seed, **options)
             if path.suffix == ".py":
-                code, reports = script(path, args, Machine(seed=seed, **options))
+                code, reports = script(path, args, machine)
                 failed = failed or code
             else:
-                reports = run(path, launches, Machine(seed=seed, **options), flags)
-            found += [report for report in reports if not any(same(report, known) for known in found)]
+                reports = run(path, launches, machine, flags)
+            covered.add(machine)
+            for report in [one for one in reports if not any(same(one, other) for other in [*found, *known])]:
+                (known if suppress.matching(rules, report) else found).append(report)
     printed = lines(found, annotation if github else str)
-    print(*printed, total(len(printed)), sep="\n")
+    print(*printed, *suppress.said(rules, known), covered.said(first, seeds), total(len(printed)), sep="\n")
     return 1 if found or failed else 0
 
 

@@ -2,8 +2,9 @@
 
 A vector clock is a sorted list of pairs (key, clock) in one pool of lists; 0 is the empty list. A list never changes
 once it is made. A key names a thread, a warp or a block; the entry of a warp or a block covers all its threads up to
-that clock. A key may also name a memory location. Its clock is then the number of a write, and the thread that holds
-the list may read no older write.
+that clock. A key may name a launch, whose entry covers all its work, or a stream, whose entry covers all launches up to
+that place in it. A key may also name a memory location. Its clock is then the number of a write, and the thread that
+holds the list may read no older write.
 
 Two orders are kept elsewhere. Threads of one block are ordered by the block's floor, which each barrier of the whole
 block raises. Lanes of one warp are ordered by the table KNOWN.
@@ -19,6 +20,7 @@ from . import state as s
 from .bits import get, put
 
 LOCATION = 1 << 62
+LAUNCH, STREAM = 1 << 61 | 1 << 56, 1 << 61 | 1 << 57
 SUB_BITS = 12
 WARP_KEY, BLOCK_KEY = 0x800, 0xFFF
 AGENT_SHIFT = 38  # the bits of a number from here on are the kind of agent (agents.py), 0 for a thread
@@ -117,7 +119,24 @@ def in_clock(x, vc, gid, clock):
         return True
     if lookup(x, vc, block | WARP_KEY | ((gid & 1023) >> 5)) >= clock:
         return True
-    return lookup(x, vc, block | BLOCK_KEY) >= clock
+    if lookup(x, vc, block | BLOCK_KEY) >= clock:
+        return True
+    return whole_launch(x, vc, gid)
+
+
+@jit
+def whole_launch(x, vc, gid):
+    """Whether a vector clock covers all work of a thread's launch."""
+    pool = get(x, s.CLOCKS)
+    if vc == 0 or get(pool, 2 * (vc + get(pool, 2 * vc))) < LAUNCH:  # keys are sorted; the last may be of a location
+        return False
+    number = launch_of(x, gid)
+    if number < 0:
+        return False
+    launch = get(x, s.LAUNCHES) + number * s.L_FIELDS * 8
+    if lookup(x, vc, STREAM | get(launch, s.L_STREAM)) >= get(launch, s.L_ORDER):
+        return True
+    return lookup(x, vc, LAUNCH | number) >= 0
 
 
 @jit
@@ -148,23 +167,6 @@ def device_of(x, gid):
 
 
 @jit
-def earlier_launch(x, gid, mine):
-    """Whether a thread belonged to an earlier launch on the device of thread `mine`."""
-    number = launch_of(x, mine)
-    if number < 0:
-        return False
-    block = (gid & ~AGENTS) >> 10
-    at = get(get(x, s.LAUNCHES) + number * s.L_FIELDS * 8, s.L_PREVIOUS)
-    while at >= 0:
-        launch = get(x, s.LAUNCHES) + at * s.L_FIELDS * 8
-        first = get(launch, s.L_FIRST_GID)
-        if first <= block < first + get(launch, s.L_BLOCKS):
-            return True
-        at = get(launch, s.L_PREVIOUS)
-    return False
-
-
-@jit
 def same_launch(x, a, b):
     """Whether two threads, or the work that they started, belong to one launch."""
     number = launch_of(x, a)
@@ -173,17 +175,22 @@ def same_launch(x, a, b):
 
 @jit
 def before_launch(x, mine, gid, clock):
-    """Whether a moment (gid, clock) happened before the launch of thread `mine` began."""
-    if earlier_run(x, gid) or earlier_launch(x, gid, mine):
+    """Whether a moment (gid, clock) happened before the launch of thread `mine` began, or before it waited for it.
+
+    A launch that begins early waits for the one before it by griddepcontrol.wait.
+    """
+    if earlier_run(x, gid):
         return True
     launch = get(x, s.LAUNCHES) + launch_of(x, mine) * s.L_FIELDS * 8
-    return in_clock(x, get(launch, s.L_VC), gid, clock)
+    if in_clock(x, get(launch, s.L_VC), gid, clock):
+        return True
+    return get(launch, s.L_PROGRAMMATIC) != 0 and not same_launch(x, mine, gid) and launch_over(x, gid)
 
 
 @jit
-def launch_over(x, mine, gid):
-    """Whether the launch of thread `gid` is over for thread or actor `mine`, which may belong to another launch."""
-    if earlier_run(x, gid) or earlier_launch(x, gid, mine):
+def launch_over(x, gid):
+    """Whether the launch of a thread is over."""
+    if earlier_run(x, gid):
         return True
     return get(get(x, s.LAUNCHES) + launch_of(x, gid) * s.L_FIELDS * 8, s.L_STATE) == s.FINISHED
 
@@ -204,9 +211,7 @@ def happened(x, thread, block, warp, gid, clock):
             table = get(x, s.KNOWN) + (warp * 1024 + (mine & 31) * 32) * 8
             if get(table, gid & 31) >= clock:
                 return True
-    if in_clock(x, get(thread, s.T_VC), gid, clock):
-        return True
-    return gid >> 10 != mine >> 10 and earlier_launch(x, gid, mine)
+    return in_clock(x, get(thread, s.T_VC), gid, clock)
 
 
 @jit

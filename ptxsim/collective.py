@@ -18,11 +18,12 @@ from .clocks import join
 from .floating import least_most
 from .integer import read as as_integer
 from .matrix import multiply
+from .missing import share_hints
 from .requests import count_access
 from .tensor_memory import tensor_memory
 from .units import unit
 from .warpgroup import warpgroup
-from .watch import read, report, wrote
+from .watch import ALONE, ANY, read, report, wrote
 
 FULL = 0xFFFFFFFF
 
@@ -233,6 +234,7 @@ def meet(x, warp, block, mask):
         put(thread, s.T_CLOCK, clock)
         if clock > get(block, s.B_MAX_CLOCK):
             put(block, s.B_MAX_CLOCK, clock)
+    share_hints(x, block, slot, mask)
 
 
 @unit
@@ -282,7 +284,9 @@ def matrices(x, warp, block, op, mask):
                         if get(x, s.CHECK):
                             check(x, warp, thread, block, kind, place + 4 * pair, 4, 0, True, False, pc)
                             at = 1 << 61 | get(block, s.B_GID) << 20 | (place + 4 * pair)
-                            wrote(x, thread, block, slot, at, 4, load32(host + 4 * pair), value, isa.WEAK, 0, False)
+                            wrote(
+                                x, thread, block, slot, at, 4, load32(host + 4 * pair), value, isa.WEAK, 0, False, ALONE
+                            )
                         store32(host + 4 * pair, value)
                 else:
                     value = np.uint64(0)
@@ -291,7 +295,7 @@ def matrices(x, warp, block, op, mask):
                         if get(x, s.CHECK):
                             check(x, warp, thread, block, kind, place + 4 * pair, 4, 0, False, True, pc)
                             at = 1 << 61 | get(block, s.B_GID) << 20 | (place + 4 * pair)
-                            value = np.uint64(read(x, thread, block, slot, at, host + 4 * pair, 4, isa.WEAK, 0))
+                            value = np.uint64(read(x, thread, block, slot, at, host + 4 * pair, 4, isa.WEAK, 0, ANY))
                     set_register(x, warp, get(items, matrix), lane, value)
     if writes:
         put(x, s.PROGRESS, get(x, s.STEP))
@@ -313,7 +317,7 @@ def put16(x, warp, thread, block, slot, host, place, column, value, pc):
     if get(x, s.CHECK):
         check(x, warp, thread, block, isa.SHARED, place + 2 * column, 2, 0, True, False, pc)
         at = 1 << 61 | get(block, s.B_GID) << 20 | (place + 2 * column)
-        wrote(x, thread, block, slot, at, 2, load16(host + 2 * column), value, isa.WEAK, 0, False)
+        wrote(x, thread, block, slot, at, 2, load16(host + 2 * column), value, isa.WEAK, 0, False, ALONE)
     store16(host + 2 * column, value)
 
 

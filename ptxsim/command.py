@@ -57,7 +57,10 @@ def check_options(commands: Any) -> None:
         metavar="'NAME<<<GRID, BLOCK>>>(ARGUMENTS)'",
         help="a launch of CUDA C++ or PTX, instead of those in comments; can be repeated",
     )
-    one.add_argument("--seeds", type=at_least(1), default=1, help="how many schedules to run (%(default)s)")
+    one.add_argument(
+        "--schedules", "--seeds", dest="seeds", type=at_least(1), default=1, help="how many schedules (%(default)s)"
+    )
+    one.add_argument("--suppress", metavar="FILE", help="a file of known reports, with reasons, not to print")
     one.add_argument("--github", action="store_true", help="print reports as annotations of GitHub Actions")
     one.add_argument("-I", dest="folders", action="append", default=[], metavar="FOLDER", help="headers of CUDA C++")
     one.add_argument("-D", dest="macros", action="append", default=[], metavar="NAME[=VALUE]", help="macro of CUDA C++")
@@ -73,6 +76,13 @@ def machine_options(one: argparse.ArgumentParser) -> None:
     one.add_argument("--sm-count", type=at_least(1), default=4, help="streaming multiprocessors of a GPU (%(default)s)")
     one.add_argument("--arch", default="sm_90", help="the architecture that kernels are compiled for (%(default)s)")
     one.add_argument("--limit", type=at_least(1), default=10**11, help="most warp instructions of a run (%(default)s)")
+    one.add_argument(
+        "--patience",
+        type=at_least(1),
+        default=50_000_000,
+        help="warp instructions without any change after which threads count as stuck (%(default)s)",
+    )
+    one.add_argument("--no-stale", action="store_true", help="let no read return an older value; races are still found")
 
 
 def at_least(least: int) -> Callable[[str], int]:
@@ -99,13 +109,16 @@ def main(argv: list[str] | None = None, prog: str = "ptxsim") -> int:
         "arch": asked.arch,
         "seed": asked.seed,
         "limit": asked.limit,
+        "patience": asked.patience,
+        "stale": not asked.no_stale,
     }
     try:
         if asked.command == "check":
             from .check import check
 
             flags = [f"-I{folder}" for folder in asked.folders] + [f"-D{macro}" for macro in asked.macros]
-            code = check(asked.file, asked.args, asked.launch, asked.seeds, asked.github, tuple(flags), **machine)
+            more = {"suppress": asked.suppress, **machine}
+            code = check(asked.file, asked.args, asked.launch, asked.seeds, asked.github, tuple(flags), **more)
         else:
             from .profile import profile
 

@@ -12,7 +12,7 @@ from .access import FAULT, check, locate, location_of, register, thread_of, warp
 from .bits import get, load, load8, put, store8
 from .requests import count_access
 from .units import unit
-from .watch import wrote
+from .watch import ALONE, wrote
 
 
 @unit
@@ -89,7 +89,7 @@ def finish_copies(x, warp, thread, block, before, most):
                     for j in range(min(4, get(row, s.C_READ) - i)):
                         value |= load8(source + i + j) << np.uint64(8 * j)
                     at, old = location_of(block, isa.SHARED, to + i), load(shared + to + i, np.int64(4))
-                    wrote(x, thread, block, warp_slot(x, warp), at, 4, old, value, isa.WEAK, 0, False)
+                    wrote(x, thread, block, warp_slot(x, warp), at, 4, old, value, isa.WEAK, 0, False, ALONE)
             for i in range(get(row, s.C_SIZE)):
                 value = load8(source + i) if i < get(row, s.C_READ) else np.uint64(0)
                 store8(shared + to + i, value)

@@ -25,6 +25,7 @@ from .address_space import Allocation
 from .arrays import granule_of
 from .errors import own
 from .machine import Machine
+from .streams import Stream
 
 FREE_BYTES, TOTAL_BYTES = 1 << 34, 1 << 35  # results of cuMemGetInfo
 VERSION = 12090  # the driver's version: CUDA 12.9
@@ -52,6 +53,7 @@ class Driver:
         self.functions: dict[int, Any] = {}
         self.loaded: Any = weakref.WeakKeyDictionary()  # library that Numba compiled -> its kernel
         self.events: dict[int, float] = {}
+        self.streams: dict[int, Stream] = {}  # by handle
         self.registered: dict[int, tuple[Allocation, int]] = {}  # host memory that kernels may touch
         self.handles = itertools.count(1 << 8)
         self.hints = threading.local()  # dtype and shape of the array that a thread allocates
@@ -269,12 +271,19 @@ class Driver:
             raise failure("CUDA_ERROR_NOT_SUPPORTED", "cuDeviceGetAttribute", f"the machine has no {name}")
         return known[name]
 
-    # ---- streams and events: everything runs in the order of launches ----
+    # ---- streams and events: copies and events run all launches before them ----
     def cuStreamCreate(self, flags: int) -> Any:
-        return self.binding.CUstream(next(self.handles))
+        handle = next(self.handles)
+        self.streams[handle] = self.machine.device(self.current_device()).stream(not flags & 1)
+        return self.binding.CUstream(handle)
 
     def cuStreamDestroy(self, stream: Any) -> None:
-        pass
+        """Forget the handle. The stream's launches still run, and the default stream waits for them."""
+        self.streams.pop(int(stream), None)
+
+    def stream(self, handle: int) -> Stream:
+        """The stream of a handle: of those that CUDA names and of foreign ones, the current device's default stream."""
+        return self.streams.get(handle) or self.machine.device(self.current_device()).default
 
     def cuStreamSynchronize(self, stream: Any) -> None:
         self.machine.finish()

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from . import bulk, clocks, isa, mbarrier, tensor, tensor_memory, warpgroup
+from . import bulk, clocks, isa, mbarrier, tensor, tensor_memory, verdicts, warpgroup
 from . import state as s
 from .core import Core
 from .findings import Report
@@ -124,7 +124,23 @@ def explain(machine: Core, row: Any) -> list[Report]:
         writer, other_line = writes(machine, row, launch)
         rule = "this load is for memory that nothing writes while its kernel runs"
         message = f"{opcode} {verb} at {where}, which {writer}: {rule}"
-    return [Report(s.KINDS[kind], launch.name, file, line, block, thread, message, where, other_line, launch.device)]
+    kinds = verdicts.KINDS.get(kind, ("", ""))
+    return [
+        Report(
+            s.KINDS[kind],
+            launch.name,
+            file,
+            line,
+            block,
+            thread,
+            message,
+            where,
+            other_line,
+            launch.device,
+            verdicts.WRONG,
+            *kinds,
+        )
+    ]
 
 
 def outside(machine: Core, row: Any) -> str:
@@ -204,11 +220,14 @@ def races(
         )
     other_access = f"line {other_line} ({other_opcode})" if other_line else "its access"
     message = f"{opcode} {verb} {where}, with nothing that orders it after {other_access} of {owner}"
-    found = [Report("race", launch.name, file, line, block, thread, message, where, other_line, launch.device)]
+    verdict = (verdicts.WRONG, *verdicts.KINDS[s.MISSING_WAIT]) if work else verdicts.of_race(int(row[s.R_DETAIL]))
+    place_here = launch.name, file, line, block, thread
+    found = [Report("race", *place_here, message, where, other_line, launch.device, *verdict)]
     if other is not None and not work and (other_file, other_line) != (file, line):
         owner = f"line {line} ({opcode}) of block {block}, thread {thread}"
         back = f"{other_opcode} of {where}, with nothing that orders it before {owner}"
-        found.append(Report("race", other.name, other_file, other_line, b, t, back, where, line, other.device))
+        place_there = other.name, other_file, other_line, b, t
+        found.append(Report("race", *place_there, back, where, line, other.device, *verdict))
     return found
 
 
@@ -237,7 +256,7 @@ def stuck(machine: Core, launches: list[Launch], spinning: bool, runs: str = SPI
             pc = int(thread[s.T_RESULT]) if waits in (s.AT_BARRIER, s.AT_MBARRIER) else int(thread[s.T_PC])
             if waits == s.RUNS and int(warps[slot, s.W_MASK]) >> lane & 1:
                 pc = int(warps[slot, s.W_PC])
-            if waits == s.AT_GRID:
+            if waits in (s.AT_GRID, s.AT_LAUNCH):
                 pc -= 1
             places.setdefault((pc, waits), []).append((int(block[s.B_GID]), int(thread[s.T_TID])))
             mixed.setdefault(int(block[s.B_GID]), set()).add(pc if waits != s.RUNS else -1)
@@ -257,6 +276,7 @@ def stuck(machine: Core, launches: list[Launch], spinning: bool, runs: str = SPI
             s.AT_BARRIER: "wait at this barrier, which other threads of the block never reach",
             s.AT_MBARRIER: "wait here for a phase of an mbarrier that never ends",
             s.AT_WARP: f"wait here for lanes of mask {int(threads_mask(machine, gid, tid)):#010x} that never arrive",
+            s.AT_LAUNCH: "wait here for the kernel before theirs, which does not end",
             s.AT_GRID: "wait at the grid's barrier" + missing_blocks(machine, launches, launch),
         }[waits]
         message = f"{opcode}: {len(threads_here)} threads {what}"

@@ -16,7 +16,9 @@ class Report:
     kind: race, out_of_bounds, misaligned, uninitialised, use_after_free, barrier_divergence, missing_wait, deadlock,
     trap, missing_fence, misuse or not_coherent. line: the line in the source file, or in the PTX text if the text does
     not name source lines. block, thread: (x, y, z). address: array[index], or ''. other_line: the line of a race's
-    other access, or of the store that not_coherent is about, else 0.
+    other access, or of the store that not_coherent is about, else 0. verdict: wrong (results can be wrong), formal (a
+    fault by PTX's rules that hardware seldom shows) or "same value" (the same value is written twice). missing: the
+    order that is missing, such as barrier, fence, acquire, scope. repair: the smallest change that gives it.
     """
 
     kind: str
@@ -29,20 +31,36 @@ class Report:
     address: str = ""
     other_line: int = 0
     device: int = 0
+    verdict: str = "wrong"
+    missing: str = ""
+    repair: str = ""
 
     def __str__(self) -> str:
         place = f"{self.file}:{self.line}" if self.file else f"line {self.line}"
-        return f"{self.kind}: {place}: {self.kernel}, block {self.block}, thread {self.thread}: {self.message}"
+        text = f"{self.kind}: {place}: {self.kernel}, block {self.block}, thread {self.thread}: {self.message}"
+        return text + self.advice
+
+    @property
+    def advice(self) -> str:
+        """The end of the report's text: the verdict if results are right nevertheless, what is missing, the repair."""
+        text = "" if self.verdict == "wrong" else f" [{self.verdict}]"
+        return text + (f" [missing {self.missing}: {self.repair}]" if self.missing else "")
 
 
 def lines(reports: Iterable[Report], form: Callable[[Report], str] = str) -> list[str]:
-    """Reports as lines of text. Reports of the same kind, about the same source line and array, share a line."""
+    """Reports as lines of text.
+
+    Reports of the same kind about the same array and the same pair of source lines share a line. What can make results
+    wrong comes first.
+    """
     groups: dict[tuple[Any, ...], list[Report]] = {}
-    for report in reports:
+    for report in sorted(reports, key=lambda one: one.verdict != "wrong"):
         about = report.address.rpartition("[")[0] or report.message
-        groups.setdefault((report.kind, report.kernel, report.file, report.line, about), []).append(report)
+        pair = frozenset((report.line, report.other_line or report.line))
+        groups.setdefault((report.kind, report.file, pair, about), []).append(report)
     return [
-        form(found[0]) + (f" (and {len(found) - 1} more of this line and array)" if len(found) > 1 else "")
+        form(min(found, key=lambda one: one.line))
+        + (f" (and {len(found) - 1} more of these lines and this array)" if len(found) > 1 else "")
         for found in groups.values()
     ]
 

@@ -13,6 +13,7 @@ import numpy as np
 from . import linking
 from .driver import Driver, failure
 from .errors import InputError
+from .machine import How
 from .program import Program
 
 
@@ -126,8 +127,8 @@ class MachineFunction:
         if not -1 <= int(carveout) <= 100:
             raise ValueError("Carveout must be between -1 and 100")
 
-    def launch(self, config: Any, arguments: tuple[Any, ...], names: dict[int, str]) -> None:
-        """Queue the kernel. names: for reports, the names of arrays by the arrays' addresses."""
+    def launch(self, config: Any, arguments: tuple[Any, ...], names: dict[int, str], stream: int) -> None:
+        """Queue the kernel. names: for reports, the names of arrays by their addresses. stream: its handle."""
         machine = self.driver.machine
         for address, name in names.items():
             allocation = machine.memory.at(address)
@@ -143,7 +144,7 @@ class MachineFunction:
                 config.grid,
                 config.block,
                 [number(value) for value in arguments],
-                config.shmem_size or 0,
+                How(config.shmem_size or 0, self.driver.stream(stream)),
                 [],
             )
         except InputError as error:

@@ -8,7 +8,7 @@ from . import isa
 from . import state as s
 from .bits import get, load, put, store
 from .units import unit
-from .watch import SIZE_SHIFT, STRONG, coherent, log2, race, read, sync_entry, wrote
+from .watch import ALONE, ANY, SIZE_SHIFT, STRONG, coherent, log2, race, read, sync_entry, wrote
 
 
 @unit
@@ -28,12 +28,12 @@ def host_access(x, thread, warp, place, size, cell, order, scope, write, value):
         found = race(x, thread, 0, warp, cell, (1 << size) - 1, how, write, 0)
         put(scratch, 0, np.int64(found != 0))
         if not write:
-            return read(x, thread, 0, warp, place, host, size, order, scope)
+            return read(x, thread, 0, warp, place, host, size, order, scope, ANY)
     old = np.int64(load(host, size))
     if write:
         hidden = np.int64(0)
         if checked:
-            hidden = wrote(x, thread, 0, warp, place, size, old, value, order, scope, 0)
+            hidden = wrote(x, thread, 0, warp, place, size, old, value, order, scope, 0, ALONE)
         if not hidden:
             store(host, size, np.uint64(value))
         if old != value:

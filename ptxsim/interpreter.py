@@ -11,6 +11,7 @@ from . import state as s
 from .access import atomics, loads, register, set_register, stores, thread_of, warp_slot
 from .arithmetic import calculate_conversions, calculate_floats, calculate_integers
 from .barrier import arrive, arrive_grid, rest
+from .begin import await_launch, begin_launches, trigger
 from .bits import get, load64, put
 from .blocks import admit, remove_ended
 from .bulk import bulk, fence_of_proxies, land_some
@@ -27,6 +28,8 @@ from .warpgroup import touch
 from .watch import draw, fence, report
 
 REPEATS = 48  # how often a warp must return to the same state to count as spinning
+FIRST_SKIP, MOST_SKIPS = 1 << 20, 10  # cycles; together about half a second at 2 GHz
+MOST_LOCAL = 4096  # bytes of a lane's local memory that belong to its state
 QUIET = 50_000  # instructions without any change before the interpreter looks for spinning warps
 
 
@@ -59,7 +62,8 @@ def move(x, warp, line, op, mask):
             for k in range(count):
                 put(regs, get(items, k) * 32 + lane, np.int64(cut(value >> np.uint64(8 * part * k), part)))
         else:  # CLOCK; IMM: 0 cycles, 1 their high half, 2 nanoseconds, 3 their high half
-            step = get(x, s.STEP) * 4
+            step = get(x, s.STEP) * 4 + get(x, s.SKIPPED)
+            put(x, s.CLOCK_READ, 1)
             if part >= 2:
                 step += get(x, s.START_TIME)
             put(regs, get(line, isa.D) * 32 + lane, step >> 32 if part & 1 else step)
@@ -102,7 +106,7 @@ def step(x, warp, block):
         backward = get(line, isa.IMM) <= pc
         if backward and get(x, s.SUSPECT):
             store_pc(x, warp, mask, pc)
-            spinning(x, warp, block, pc)
+            spinning(x, warp, block, line, pc, mask)
         if branch(x, warp, line, pc, mask, act):
             return select(x, warp)
         return after(x, warp, mask, get(warp, s.W_PC))
@@ -214,6 +218,13 @@ def special(x, warp, block, line, pc, op, mask, act):
         arrive(x, warp, block, line, pc, act)
     elif op == isa.GRIDSYNC:
         arrive_grid(x, warp, block, act)
+    elif op == isa.GRIDWAIT:
+        await_launch(x, warp, block, act)
+    elif op == isa.GRIDTRIGGER:
+        if trigger(x, block):
+            put(x, s.DEAD, get(x, s.DEAD) + 1)  # so that the loop begins the next launch
+            select(x, warp)
+            return 0
     elif op == isa.NANOSLEEP:
         put(warp, s.W_SPINS, get(warp, s.W_SPINS) + 6)
         select(x, warp)
@@ -267,19 +278,28 @@ def printf(x, warp, block, line, pc, lane):
 
 # ---- spinning ----
 @unit
-def spinning(x, warp, block, pc):
+def spinning(x, warp, block, line, pc, mask):
     """Count a warp as spinning if it has returned to the same state REPEATS times.
 
-    This is called when nothing has changed for long.
+    This is called at a backward branch, when nothing has changed for long. The state is that of the registers that the
+    code after the branch may read (liveness.py): the branch's list has their rows, then the rows that any loop of the
+    function may read, which count for the lanes that are elsewhere; each list follows its length. So a clock that the
+    loop reads afresh does not count. The state of a lane also has the beginning of its local memory.
     """
-    launch = get(x, s.LAUNCHES) + get(block, s.B_LAUNCH) * s.L_FIELDS * 8
     h = np.uint64(1469598103934665603) ^ np.uint64(pc)
-    prime = np.uint64(1099511628211)
     regs = get(warp, s.W_REGS)
-    for i in range(get(launch, s.L_ROWS) * 32):
-        h = (h ^ load64(regs + 8 * i)) * prime
+    items = get(x, s.OPERANDS) + get(line, isa.LIST) * 8
+    others = items + (1 + get(items, 0)) * 8
+    size = min(get(get(x, s.LAUNCHES) + get(block, s.B_LAUNCH) * s.L_FIELDS * 8, s.L_LOCAL), MOST_LOCAL) >> 3
     for lane in range(32):
-        h = (h ^ np.uint64(get(thread_of(x, warp, lane), s.T_PC))) * prime
+        rows = items if (mask >> lane) & 1 else others
+        for i in range(get(rows, 0)):
+            h = mixed(h, get(regs, get(rows, 1 + i) * 32 + lane))
+        thread = thread_of(x, warp, lane)
+        h = mixed(h, get(thread, s.T_PC))
+        local = get(x, s.LOCAL) + (warp_slot(x, warp) * 32 + lane) * get(x, s.LOCAL_BYTES)
+        for i in range(size):
+            h = mixed(h, get(local, i))
     value = np.int64(h)
     if value == get(warp, s.W_HASH):
         same = get(warp, s.W_SAME) + 1
@@ -294,6 +314,30 @@ def spinning(x, warp, block, pc):
     return 0
 
 
+@jit
+def mixed(h, value):
+    """A hash with one more value (FNV-1a)."""
+    return (h ^ np.uint64(value)) * np.uint64(1099511628211)
+
+
+@jit
+def skip_time(x):
+    """Let time pass, if threads that spin read clocks: the first time FIRST_SKIP cycles, then twice as many and so on.
+
+    So loops that wait for some time end, but timeouts of a second and more do not. Returns False if no more time may
+    pass before something changes.
+    """
+    if get(x, s.SKIPPED_AT) != get(x, s.PROGRESS):
+        put(x, s.SKIPPED_AT, get(x, s.PROGRESS))
+        put(x, s.SKIPS, 0)
+    if not get(x, s.CLOCK_READ) or get(x, s.SKIPS) >= MOST_SKIPS:
+        return False
+    put(x, s.SKIPPED, get(x, s.SKIPPED) + (FIRST_SKIP << get(x, s.SKIPS)))
+    put(x, s.SKIPS, get(x, s.SKIPS) + 1)
+    put(x, s.CLOCK_READ, 0)
+    return True
+
+
 # ---- the loop ----
 @jit
 def clocks_full(x):
@@ -304,6 +348,7 @@ def clocks_full(x):
 @unit
 def run(x, budget):
     """Run up to `budget` warp instructions. Returns why it stopped: state.BUDGET or another."""
+    begin_launches(x)
     for number in range(get(x, s.DEVICE_COUNT)):
         admit(x, number)
     until = get(x, s.STEP) + budget
@@ -319,11 +364,7 @@ def run(x, budget):
                 continue
             if time_out(x):
                 continue
-            for number in range(get(x, s.DEVICE_COUNT)):
-                device = get(x, s.DEVICES) + number * (s.D_FIELDS + s.MAX_SMS) * 8
-                if get(device, s.D_CURRENT) >= 0:
-                    return s.STUCK
-            return s.ALL_DONE
+            return s.STUCK if get(x, s.OPEN) else s.ALL_DONE
         if get(x, s.STEP) >= until:
             return s.BUDGET
         if get(x, s.STOP):
@@ -343,7 +384,7 @@ def run(x, budget):
             if quiet < QUIET:
                 calm(x)
             elif get(x, s.SPINNING) >= ready or quiet > get(x, s.PATIENCE):
-                if not time_out(x):
+                if not time_out(x) and not skip_time(x):
                     return s.LIVELOCK
                 calm(x)
         elif quiet >= QUIET:

@@ -117,6 +117,8 @@ NOT_COHERENT = 1 << 12  # bit of the same FLAGS for ld.nc and ldu
     WARPSYNC,
     NANOSLEEP,
     GRIDSYNC,
+    GRIDWAIT,
+    GRIDTRIGGER,
     MBINIT,
     MBINVAL,
     MBARRIVE,
@@ -125,7 +127,7 @@ NOT_COHERENT = 1 << 12  # bit of the same FLAGS for ld.nc and ldu
     MBCOPIES,
     PROXYFENCE,
     INITFENCE,
-) = range(600, 614)
+) = range(600, 616)
 # between the lanes of a warp; those from MMA on need all lanes, those from TCALLOC on are of tensor memory,
 # those from WGMMA on of warpgroups
 (

@@ -21,7 +21,9 @@ class Launch:
 
     params: the bytes of its parameters. dynamic: bytes of dynamic shared memory. per_sm: how many blocks can be
     resident on an SM. first: the number of its first block. base: the place of its program in the joined code. first
-    and base are set when the launch runs. after: functions to call when the launch has ended.
+    and base are set when the launch runs. after: functions to call when the launch has ended. stream: the stream that
+    it is in. needs: the launches that must end before it begins, that of its stream last. programmatic: whether it
+    begins as soon as that last one lets it. workspace: the address of memory for cooperative groups, or 0.
     """
 
     device: int
@@ -36,6 +38,10 @@ class Launch:
     per_sm: int = 1
     base: int = 0
     after: list[Callable[[], None]] = field(default_factory=list)
+    stream: Any = None
+    needs: list[Launch] = field(default_factory=list)
+    programmatic: bool = False
+    workspace: int = 0
 
     @property
     def blocks(self) -> int:

@@ -14,10 +14,13 @@ import numpy as np
 from . import isa
 from .callgraph import longest, mark_recursive, registers
 from .decode import decode
+from .liveness import list_live_rows
 from .lowering import Lowering
 from .program import FunctionInfo, Program, layout
+from .rows import ROW
 from .syntax import Function, Instruction, Label, Module, PTXError, Scope, Variable
 
+GRID_BARRIER = (ROW["envreg1"], ROW["envreg2"])  # rows that have the address of a grid's barrier
 MOST_LOCAL = 512 * 1024  # bytes of a thread: the CUDA programming guide's limit
 
 
@@ -35,16 +38,18 @@ class ModuleLowering(Lowering):
         bodies = [f for f in self.module.functions.values() if f.body is not None]
         # callees come first, because lanes at lower instructions run first, so that lanes meet again after a call
         for function in sorted(bodies, key=lambda f: f.entry):
-            self.function(function)
+            self.function_or_refusal(function)
         for at, name, line in self.call_fixups:
             if name not in self.functions:
                 raise PTXError(f"PTX line {line}: call of {name}, which is not in the module and not built in")
             self.code[at][isa.IMM] = self.functions[name].start
+        self.refuse_callers()
         for variable in self.variables.values():
             for value in variable.values:
                 if isinstance(value, tuple) and not (value[0] in self.functions or value[0] in self.variables):
                     raise PTXError(f"{variable.name} holds the address of {value[0]}, which is not in the module")
         mark_recursive(self.functions, self.code)
+        list_live_rows(self.code, self.operands, [info.start for info in self.functions.values()])
         code = np.array(self.code, np.int64).reshape(-1, isa.COLUMNS)
         constants = {row: value for value, row in self.constant_rows.items()}
         relocations = [(row, name, offset) for (name, offset), row in self.symbol_rows.items()]
@@ -66,6 +71,7 @@ class ModuleLowering(Lowering):
             self.indirect,
         )
         program.dynamic_align = self.dynamic_align
+        program.workspace = bool(np.isin(code[:, isa.A : isa.E + 1], GRID_BARRIER).any())
         program.depth, program.local_bytes, program.save_rows = longest(self.functions)
         if program.local_bytes > MOST_LOCAL:
             raise PTXError(f"a thread can have {MOST_LOCAL} bytes of local memory, got {program.local_bytes}")
@@ -91,6 +97,36 @@ class ModuleLowering(Lowering):
             self.shared[variable.name] = self.shared_bytes
             self.shared_sizes[variable.name] = variable.size
             self.shared_bytes += variable.size
+
+    def function_or_refusal(self, function: Function) -> None:
+        """Lower one function. If the machine cannot run it, note why: the module's other kernels can be launched."""
+        start, shared, sizes = len(self.code), dict(self.shared), (self.shared_bytes, self.granule)
+        try:
+            self.function(function)
+        except PTXError as error:
+            info = self.functions[function.name]
+            info.refused, info.calls = str(error), set()
+            del self.code[start:], self.texts[start:]
+            self.fixups, self.table_fixups = [], []
+            self.call_fixups = [fixup for fixup in self.call_fixups if fixup[0] < start]
+            self.shared, (self.shared_bytes, self.granule) = shared, sizes
+            self.scopes, self.names = [], []
+            self.instruction, self.started = Instruction("trap", [], [], None, function.line), False
+            self.emit(isa.TRAP)
+            info.end_row = self.rows
+
+    def refuse_callers(self) -> None:
+        """Refuse the functions that call a refused one. Raises PTXError if no kernel of the module can be launched."""
+        todo = [info for info in self.functions.values() if info.refused]
+        while todo:
+            refused = todo.pop()
+            for info in self.functions.values():
+                if not info.refused and refused.name in info.calls:
+                    info.refused = refused.refused
+                    todo.append(info)
+        reasons = [info.refused for info in self.functions.values() if info.entry or info.refused]
+        if reasons and all(reasons):
+            raise PTXError(reasons[0])
 
     def function(self, function: Function) -> None:
         """Lower one function."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -14,13 +15,26 @@ from kernel_cache.offline import capability
 from . import kernels
 from . import state as s
 from .arrays import DeviceArray, granule_of
+from .core import PATIENCE
 from .errors import ClosedError, InputError, own
 from .launches import Launch, three
 from .program import Program
 from .runner import Runner
+from .streams import Stream, needs_of
+from .syntax import PTXError
 
 LIMIT = 100_000_000_000  # the most warp instructions of one run; so many take about a day
 MOST_LIMIT = 1 << 60
+
+
+@dataclass(frozen=True)
+class How:
+    """How a kernel is launched: the options of SimulatedGpu.launch."""
+
+    shared: int
+    stream: Stream
+    programmatic: bool = False
+    cooperative: bool | None = None
 
 
 class SimulatedGpu:
@@ -28,6 +42,8 @@ class SimulatedGpu:
 
     def __init__(self, machine: Machine, number: int):
         self.machine, self.number = machine, number
+        self.default = Stream(number)
+        self.streams: list[Stream] = []
 
     def array(self, values: Any, name: str = "") -> DeviceArray:
         """A copy of a NumPy array in this device's memory."""
@@ -37,14 +53,40 @@ class SimulatedGpu:
         """An uninitialised array in this device's memory. strides: in bytes."""
         return self.machine.new_array(self.number, None, shape, dtype, name, strides)
 
-    def launch(self, kernel: Any, grid: Any, block: Any, *args: Any, shared: int = 0, entry: str | None = None) -> None:
+    def stream(self, blocking: bool = True) -> Stream:
+        """A new stream, whose launches run at the same time as those of the device's other streams.
+
+        blocking: whether the stream and the default stream wait for each other, as with cudaStreamCreate.
+        """
+        made = Stream(self.number, blocking)
+        self.streams.append(made)
+        return made
+
+    def launch(
+        self,
+        kernel: Any,
+        grid: Any,
+        block: Any,
+        *args: Any,
+        shared: int = 0,
+        entry: str | None = None,
+        stream: Stream | None = None,
+        programmatic: bool = False,
+        cooperative: bool | None = None,
+    ) -> None:
         """Queue a kernel: a `cuda.jit` function, or PTX text and `entry`.
 
-        The kernel runs at the next Machine.run, after earlier launches on this device. args: arrays of the machine,
+        The kernel runs at the next Machine.run, after earlier launches of its stream. args: arrays of the machine,
         NumPy arrays (copied to the device, and back after the run), numbers, tuples. PTX text takes one argument for
-        each parameter; an array then stands for its address. shared: bytes of dynamic shared memory.
+        each parameter; an array then stands for its address. shared: bytes of dynamic shared memory. stream: by default
+        the device's default stream. programmatic: whether the kernel may begin before the one before it in its stream
+        ends (programmatic dependent launch). cooperative: whether all blocks must be resident at once, for a grid's
+        barrier; None: no, but a kernel of cooperative groups finds the barrier's memory.
         """
-        self.machine.launch(self.number, kernel, grid, block, args, shared, entry)
+        how = How(shared, stream or self.default, programmatic, cooperative)
+        if how.stream.device != self.number:
+            raise InputError(f"the stream belongs to device {how.stream.device}, not to device {self.number}")
+        self.machine.launch(self.number, kernel, grid, block, args, how, entry)
 
 
 class Machine(Runner):
@@ -52,8 +94,10 @@ class Machine(Runner):
 
     devices: number of GPUs. sm_count: streaming multiprocessors of each GPU. arch: the architecture that kernels are
     compiled for. seed: the seed of the schedule; the same seed repeats a run. check: whether to report races and other
-    errors, and to let stores become visible late where PTX permits it. strict: whether to raise KernelFault at the
-    first report. limit: the most warp instructions of a run. `profile()` returns the counters of all kernels that ran.
+    errors. strict: whether to raise KernelFault at the
+    first report. limit: the most warp instructions of a run. patience: after so many of them without any change threads
+    count as stuck. stale: whether reads may return older values where PTX permits it; without, memory is sequentially
+    consistent, but races are still reported. `profile()` returns the counters of all kernels that ran.
     docs/ptxsim.md has an example.
     """
 
@@ -66,15 +110,18 @@ class Machine(Runner):
         check: bool = True,
         strict: bool = False,
         limit: int = LIMIT,
+        patience: int = PATIENCE,
+        stale: bool = True,
     ):
         if not isinstance(seed, (int, np.integer)):
             raise InputError(f"seed must be an int, got {seed!r}")
         devices, sm_count = whole("devices", devices, 64), whole("sm_count", sm_count, s.MAX_SMS)
-        limit = whole("limit", limit, MOST_LIMIT)
+        limit, patience = whole("limit", limit, MOST_LIMIT), whole("patience", patience, MOST_LIMIT)
         with own():
             super().__init__(devices, sm_count, capability(arch), int(seed), check, strict=strict, limit=limit)
         self.devices = [SimulatedGpu(self, number) for number in range(devices)]
-        self.arch, self.seed = arch, int(seed)
+        self.arch, self.seed, self.patience = arch, int(seed), patience
+        self.x[s.WEAK_MEMORY] = int(check and stale)
 
     def device(self, number: int = 0) -> SimulatedGpu:
         """A device by its number. Raises InputError if the machine does not have it."""
@@ -121,7 +168,7 @@ class Machine(Runner):
             return self.loader.program(ptx)
 
     def launch(
-        self, device: int, kernel: Any, grid: Any, block: Any, args: tuple[Any, ...], shared: int, entry: str | None
+        self, device: int, kernel: Any, grid: Any, block: Any, args: tuple[Any, ...], how: How, entry: str | None
     ) -> None:
         """Queue a kernel on a device. The arguments are those of SimulatedGpu.launch."""
         names: list[str] = []
@@ -154,7 +201,7 @@ class Machine(Runner):
         for name, value in zip(names, args):
             if isinstance(value, DeviceArray) and not value.allocation.name:
                 value.allocation.name = name
-        self.enqueue(device, program, entry, title, grid, block, numbers, shared, after)
+        self.enqueue(device, program, entry, title, grid, block, numbers, how, after)
 
     def enqueue(
         self,
@@ -165,16 +212,18 @@ class Machine(Runner):
         grid: Any,
         block: Any,
         numbers: list[Any],
-        shared: int,
+        how: How,
         after: list[Callable[[], None]],
     ) -> None:
         """Queue a kernel of a loaded program.
 
-        title: the kernel's name in reports. numbers: its parameters, as `kernels.pack` takes them. shared: bytes of a
-        block's dynamic shared memory. after: functions to call when the kernel has ended. Raises InputError for a
-        launch that no device could hold.
+        title: the kernel's name in reports. numbers: its parameters, as `kernels.pack` takes them. after: functions to
+        call when the kernel has ended. Raises InputError for a launch that no device could hold, or a kernel that has
+        instructions that the machine lacks.
         """
-        info = program.functions[entry]
+        info, shared = program.functions[entry], how.shared
+        if info.refused:
+            raise PTXError(info.refused)
         if not isinstance(shared, (int, np.integer)) or shared < 0:
             raise InputError(f"shared must be a number of bytes, not negative, got {shared!r}")
         one = Launch(
@@ -195,7 +244,18 @@ class Machine(Runner):
             raise InputError(
                 f"{title} was compiled for blocks of at most {int(np.prod(limit))} threads, got {one.threads}"
             )
+        gpu = self.devices[device]
+        most = one.per_sm * self.sm_count
+        if how.cooperative and one.blocks > most:
+            raise InputError(f"a cooperative launch needs all its blocks resident: {most} fit, got {one.blocks}")
+        one.stream, one.programmatic = how.stream, how.programmatic
+        if how.cooperative is not False and program.workspace:
+            barrier = self.new_array(device, np.zeros(16, np.uint32), None, None, "grid barrier")
+            one.workspace = barrier.ptr
+            after.append(partial(self.memory.free, barrier.allocation))
         with self.lock:
+            one.needs = needs_of(how.stream, gpu.default, gpu.streams)
+            how.stream.last, how.stream.waits = one, []
             self.queue.append(one)
 
     def _converted(self, kernel: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:

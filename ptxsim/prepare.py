@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from . import isa, tensor_memory
+from . import isa, streams, tensor_memory
 from . import state as s
 from .clocks import HOST
 from .core import Core
@@ -16,9 +16,7 @@ PARAMETER_ALIGN = 128
 def prepare(core: Core, launches: list[Launch]) -> None:
     """Lay out the tables for these launches: queues, counters, and slots for the blocks that can be resident."""
     x = core.x
-    wanted = [0] * core.device_count
-    for launch in launches:
-        wanted[launch.device] = max(wanted[launch.device], min(launch.blocks, launch.per_sm * core.sm_count))
+    wanted = resident(core, launches)
     slots = sum(wanted)
     per_block = max((-(-launch.threads // 32) for launch in launches), default=1)
     warp_slots = slots * per_block + 1  # the last one is for the host's actors
@@ -63,7 +61,7 @@ def prepare(core: Core, launches: list[Launch]) -> None:
                 row[s.B_INIT] = x[s.SHARED_INIT] + slot * shared
                 row[s.B_SHADOW] = x[s.SHARED_SHADOW] + slot * cells * 8
             slot += 1
-    x[s.PENDING_COUNT] = x[s.TIMES] = 0
+    x[s.PENDING_COUNT] = x[s.TIMES] = x[s.SKIPS] = x[s.CLOCK_READ] = x[s.HINTED] = 0
     x[s.READY_COUNT] = x[s.DEAD] = x[s.STOP] = x[s.SUSPECT] = x[s.SPINNING] = 0
     if core.check:  # everything before this run is over, and the host may have written since then
         core.tables["history"][:, s.H_COUNT] = 0
@@ -76,15 +74,39 @@ def prepare(core: Core, launches: list[Launch]) -> None:
     core.loader.publish()
 
 
+def resident(core: Core, launches: list[Launch]) -> list[int]:
+    """How many blocks of each device can be resident at once.
+
+    Only one launch of a stream runs at a time, except that programmatic ones may run beside those before them.
+    """
+    most: dict[tuple[int, int], int] = {}
+    before: dict[int, int] = {}
+    for launch in launches:
+        stream = id(launch.stream)
+        here = min(launch.blocks, launch.per_sm * core.sm_count)
+        both = here + (before.get(stream, 0) if launch.programmatic else 0)
+        before[stream] = both
+        key = launch.device, stream
+        most[key] = max(most.get(key, 0), both)
+    wanted = [0] * core.device_count
+    for (device, _), count in most.items():
+        wanted[device] += count
+    return wanted
+
+
 def lay_out_queues(core: Core, launches: list[Launch]) -> None:
     """Fill the tables of launches and devices, and place parameters and constants."""
     x = core.x
     table = core.table("launches", (max(len(launches), 1), s.L_FIELDS), s.LAUNCHES)
+    found, lists = streams.places(launches)
+    numbers = core.table("streams", (max(len(lists), 1), s.ST_FIELDS), s.STREAMS)
     devices = core.table("devices", (core.device_count, s.D_FIELDS + s.MAX_SMS), s.DEVICES)
-    devices[:, s.D_SMS], devices[:, s.D_CURRENT] = core.sm_count, -1
-    x[s.LAUNCH_COUNT] = len(launches)
-    last: dict[int, int] = {}
-    core.kept = []
+    devices[:, s.D_SMS] = core.sm_count
+    x[s.LAUNCH_COUNT] = x[s.OPEN] = len(launches)
+    x[s.HELD] = 0
+    core.kept = [np.array(one, np.int64) for one in lists]
+    for row, one in zip(numbers, core.kept):
+        row[s.ST_COUNT], row[s.ST_LIST] = len(one), one.ctypes.data
     starts = np.cumsum([0] + [-(-len(launch.params) // PARAMETER_ALIGN) * PARAMETER_ALIGN for launch in launches])
     parameters = core.table("parameters", (max(starts[-1], 1),), s.PARAMETERS, np.uint8)
     for number, launch in enumerate(launches):
@@ -94,7 +116,9 @@ def lay_out_queues(core: Core, launches: list[Launch]) -> None:
         parameters[starts[number] : starts[number] + len(launch.params)] = np.frombuffer(launch.params, np.uint8)
         constants = core.loader.constants(launch.program, launch.device)
         valid = valid_bytes(launch)
-        core.kept += [constants, valid]
+        needs = [found[id(need)] for need in launch.needs if id(need) in found]
+        pairs = np.array([*needs, (0, 0)], np.int64)
+        core.kept += [constants, valid, pairs]
         row[s.L_DEVICE], row[s.L_BLOCKS], row[s.L_FIRST_GID] = launch.device, launch.blocks, launch.first
         row[s.L_GX], row[s.L_GY], row[s.L_GZ] = launch.grid
         row[s.L_BX], row[s.L_BY], row[s.L_BZ] = launch.block
@@ -103,18 +127,15 @@ def lay_out_queues(core: Core, launches: list[Launch]) -> None:
         row[s.L_PARAM_BYTES] = len(launch.params)
         row[s.L_ROWS], row[s.L_SHARED] = launch.program.rows, launch.shared
         row[s.L_CONSTANTS], row[s.L_CONSTANT_COUNT] = constants.ctypes.data, len(constants)
-        row[s.L_PER_SM], row[s.L_DYNAMIC], row[s.L_LOCAL] = (
-            launch.per_sm,
-            launch.dynamic,
-            launch.program.local_bytes,
-        )
-        row[s.L_PREVIOUS], row[s.L_NUMBER] = last.get(launch.device, -1), number
+        row[s.L_DYNAMIC], row[s.L_LOCAL], row[s.L_NUMBER] = launch.dynamic, launch.program.local_bytes, number
+        row[s.L_SHARE] = s.WHOLE_SM // launch.per_sm
+        row[s.L_STREAM], row[s.L_ORDER] = found[id(launch)]
+        row[s.L_NEEDS], row[s.L_NEED_COUNT] = pairs.ctypes.data, len(needs)
+        row[s.L_PROGRAMMATIC] = launch.programmatic and launch.needs and id(launch.needs[-1]) in found
+        row[s.L_WORKSPACE] = launch.workspace
         row[s.L_GRANULE], row[s.L_VALID] = launch.program.granule, valid.ctypes.data
         row[s.L_WARPGROUP] = int((launch.program.code[:, isa.OP] == isa.WGMMA).any())
-        row[s.L_STATE] = s.QUEUED if launch.device in last else s.ACTIVE
-        if launch.device not in last:
-            devices[launch.device, s.D_CURRENT] = number
-        last[launch.device] = number
+        row[s.L_STATE] = s.QUEUED
     core.running = launches
     host = core.tables["threads"][-32:]
     host[:, s.T_GID] = (HOST | int(core.x[s.RUN_FLOOR])) << 10 | np.arange(32)

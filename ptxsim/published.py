@@ -22,6 +22,7 @@ from . import isa
 from . import state as s
 from .bits import get, put
 from .clocks import closed, device_of, forward, includes, join, publish
+from .missing import see_map
 from .units import unit
 
 DEVICE, SYSTEM = 1 << 40, 1 << 41  # bits that mark a device's and the system's group; a block's group is its number
@@ -133,12 +134,17 @@ def acquire(x, thread, location, found, scope, writer, order, my_scope):
     if now and get(thread, s.T_READ_AT) == location + 1:
         for reach in range(my_scope + 1):
             take(x, thread, get(thread, s.T_READ_MAP), s.T_VC, reach)
-    if found == 0 or not linked(x, writer, scope, get(thread, s.T_GID), my_scope):
+    if found == 0:
+        return
+    see_map(x, thread, found)
+    if not linked(x, writer, scope, get(thread, s.T_GID), my_scope):
         return
     for reach in range(my_scope + 1 if now else 3):
         take(x, thread, found, s.T_VC if now else s.T_PENDING0 + reach, reach)
     if now:
         return
+    for reach in range(my_scope + 1):
+        take(x, thread, found, s.T_LOOSE, reach)
     put(thread, s.T_READ_AT, location + 1)
     put(thread, s.T_READ_MAP, found)
 
@@ -175,6 +181,10 @@ def compact(x, old):
             put(thread, field, moved)
         moved, top = forward(x, old, get(thread, s.T_OWN_VC), top)
         put(thread, s.T_OWN_VC, moved)
+        for field in range(s.T_LOOSE, s.T_SEEN + 1):
+            moved, top = forward(x, old, get(thread, field), top)
+            put(thread, field, moved)
+        put(thread, s.T_WIDE_OF, 0)
         moved, top = forward_map(x, old, get(thread, s.T_READ_MAP), top)
         put(thread, s.T_READ_MAP, moved)
     for i in range(get(x, s.BLOCK_SLOTS)):

@@ -9,7 +9,7 @@ SPECIAL = [
     "_", "tid.x", "tid.y", "tid.z", "ntid.x", "ntid.y", "ntid.z", "ctaid.x", "ctaid.y", "ctaid.z", "nctaid.x",
     "nctaid.y", "nctaid.z", "laneid", "warpid", "nwarpid", "smid", "nsmid", "gridid", "lanemask_eq", "lanemask_le",
     "lanemask_lt", "lanemask_ge", "lanemask_gt", "PARAMS", "FRAME", "STACK", "dynamic_smem_size", "total_smem_size",
-    "CARRY", "ZERO", "ONE",
+    "CARRY", "ZERO", "ONE", "envreg1", "envreg2",
 ]  # fmt: skip
 ROW = {name: row for row, name in enumerate(SPECIAL)}
 TRASH, PARAMS, FRAME = ROW["_"], ROW["PARAMS"], ROW["FRAME"]
@@ -29,6 +29,6 @@ CONSTANT_REGISTERS = {
     **{f"%cluster_nctaid.{axis}": ROW["ONE"] for axis in "xyz"},
     "%cluster_nctarank": ROW["ONE"],
     "%is_explicit_cluster": ROW["ZERO"],
-    **{f"%envreg{i}": ROW["ZERO"] for i in range(32)},
+    **{f"%envreg{i}": ROW["ZERO"] for i in (0, *range(3, 32))},
 }
 CLOCKS = {"%clock": 0, "%clock64": 0, "%clock_hi": 1, "%globaltimer": 2, "%globaltimer_lo": 2, "%globaltimer_hi": 3}

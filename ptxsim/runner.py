@@ -43,11 +43,15 @@ class Runner(Core):
             raise InputError(f"at most {MOST_ACTORS} actors can take part in a run")
         self.actors[len(self.actors)] = iter(function(*args))
 
-    def finish(self) -> None:
-        """Run the launches that have not run yet. In an actor's turn, do nothing."""
+    def finish(self, device: int | None = None) -> None:
+        """Run the launches that have not run yet. In an actor's turn, do nothing.
+
+        device: run those of this device, and others only as far as these need them.
+        """
         with self.lock:
-            if self.queue and self.acting < 0:
-                self.run()
+            if self.acting >= 0 or not any(device in (None, launch.device) for launch in self.queue):
+                return
+            self._run(self.strict, device)
 
     def run(self, strict: bool | None = None) -> list[Report]:
         """Run all queued launches, concurrently, to their end or to a deadlock. Returns the reports of this run.
@@ -57,27 +61,48 @@ class Runner(Core):
         with self.lock:
             return self._run(self.strict if strict is None else strict)
 
-    def _run(self, strict: bool) -> list[Report]:
+    def _run(self, strict: bool, device: int | None = None) -> list[Report]:
         launches, self.queue = self.queue, []
         if not launches and not self.actors:
             return []
         self.x[s.STRICT] = int(strict)
         first = self.first_report = len(self.reports)
         prepare(self, launches)
+        if device is not None:
+            self.hold(launches, device)
         try:
             self._loop(launches)
         finally:
             self.actors = {}
-            self.done += launches
+            held = self.tables["launches"][: len(launches), s.L_HELD] != 0
+            self.queue = [launch for launch, later in zip(launches, held) if later]
+            ended = [launch for launch, later in zip(launches, held) if not later]
+            self.done += ended
             self.flush()
-            for launch in launches:
+            for launch in ended:
                 for action in launch.after:
                     action()
                 launch.after = []  # because callbacks hold the arguments
+                launch.needs = []
         found = self.reports[first:]
         if self.x[s.STRICT] and found:
             raise KernelFault(found[0])
         return found
+
+    def hold(self, launches: list[Launch], device: int) -> None:
+        """Hold back the launches that those of a device do not need, until these are stuck without them."""
+        wanted = {id(launch) for launch in launches if launch.device == device}
+        for launch in reversed(launches):
+            if id(launch) in wanted:
+                wanted |= {id(need) for need in launch.needs}
+        held = [id(launch) not in wanted for launch in launches]
+        self.tables["launches"][: len(launches), s.L_HELD] = held
+        self.x[s.HELD] = sum(held)
+
+    def let_go(self) -> None:
+        """Let all launches that were held back begin."""
+        self.tables["launches"][:, s.L_HELD] = 0
+        self.x[s.HELD] = 0
 
     def _loop(self, launches: list[Launch]) -> None:
         idle, progress = 0, -1
@@ -101,6 +126,11 @@ class Runner(Core):
                     continue
             if reason in (s.STUCK, s.LIVELOCK):
                 if self.x[s.READY_COUNT] and reason == s.STUCK:
+                    continue
+                if self.x[s.OPEN] == self.x[s.HELD] and not self.actors:
+                    return
+                if self.x[s.HELD]:
+                    self.let_go()
                     continue
                 self.reports += stuck(self, launches, reason == s.LIVELOCK)
             if reason in (s.STUCK, s.LIVELOCK, s.ALL_DONE):

@@ -14,10 +14,11 @@ from __future__ import annotations
     SC_SYSTEM, LAUNCH_COUNT, WARP_SLOTS, BLOCK_SLOTS, DEVICES, STOP, REGISTERS_PER_WARP, LOCAL_BYTES, LOCAL,
     SHARED_MEMORY, SHARED_INIT, SHARED_SHADOW, STACK_BYTES, STACKS, DEPTH, SAVE_ROWS, SUSPECT, SPINNING, WEAK_MEMORY,
     MAX_CLOCKS, DEVICE_COUNT, BURST, PATIENCE, DEAD, BARRIERS, COPIES, START_TIME, FUNCTIONS, AGENT, PENDING,
-    PENDING_COUNT, MBARRIERS, FLIGHT, TIMED_AT, TIMES, CLOCK_SPACE, PARAMETERS, TENSOR_MEMORY,
-) = range(76)  # fmt: skip
+    PENDING_COUNT, MBARRIERS, FLIGHT, TIMED_AT, TIMES, CLOCK_SPACE, PARAMETERS, TENSOR_MEMORY, STREAMS, OPEN, HELD,
+    CHOSEN, CLOCK_READ, SKIPPED, SKIPS, SKIPPED_AT, LACKS, HINTED,
+) = range(86)  # fmt: skip
 X_FIELDS = 96  # followed by the addresses of the compiled units (units.py)
-UNITS = 64
+UNITS = 96
 
 # ---- a warp ----
 (W_LIVE, W_WAIT, W_PC, W_MASK, W_BLOCK, W_INDEX, W_REGS, W_DIVERGED, W_AGE, W_STICK, W_HASH, W_HASH_AGE,
@@ -27,17 +28,17 @@ W_FIELDS = 20
 # ---- a thread (lane of a warp slot) ----
 # RELEASE0 to 2: the clocks that its fences of at least scope cta, gpu, sys released. PENDING0 to 2: the clocks that its
 # relaxed reads found for its block, its device, the system; the next fence takes them. OWN: its last release operation.
-# READ: its last relaxed read that found a clock
+# READ: its last relaxed read that found a clock. LOOSE to SEEN: what it would know if rules were weaker (missing.py)
 (T_PC, T_GID, T_CLOCK, T_VC, T_SV, T_RELEASE0, T_RELEASE1, T_RELEASE2, T_PENDING0, T_PENDING1, T_PENDING2, T_DEPTH,
  T_WAIT, T_BARRIER, T_GROUP, T_COPIES, T_SAVED, T_TID, T_RESULT, T_EXPECT, T_PASSED, T_BULK, T_OWN_AT, T_OWN_VC,
- T_OWN_SCOPE, T_READ_AT, T_READ_MAP, T_TENSOR) = range(28)  # fmt: skip
-T_FIELDS = 28
+ T_OWN_SCOPE, T_READ_AT, T_READ_MAP, T_TENSOR, T_LOOSE, T_WIDE, T_SEEN, T_WIDE_OF) = range(32)  # fmt: skip
+T_FIELDS = 32
 # the things that a thread may wait for
-RUNS, AT_BARRIER, AT_WARP, AT_GRID, AT_MBARRIER = range(5)
+RUNS, AT_BARRIER, AT_WARP, AT_GRID, AT_MBARRIER, AT_LAUNCH = range(6)
 
 # ---- a block ----
 (B_LAUNCH, B_CTA, B_THREADS, B_WARPS, B_FIRST_WARP, B_LIVE, B_GID, B_FLOOR, B_SHARED, B_SHARED_SIZE, B_DEVICE, B_SM,
- B_MAX_CLOCK, B_SC, B_INIT, B_SHADOW, B_AT_GRID, B_VALID, B_SLOT, B_MBARRIERS) = range(20)  # fmt: skip
+ B_MAX_CLOCK, B_SC, B_INIT, B_SHADOW, B_AT_GRID, B_VALID, B_SLOT, B_MBARRIERS, B_TRIGGERED) = range(21)  # fmt: skip
 B_FIELDS = 24
 # a barrier of a block
 (Q_ARRIVED, Q_EXPECTED, Q_VC, Q_POPC, Q_PARTIAL) = range(5)
@@ -52,18 +53,28 @@ BARRIERS_PER_BLOCK = 17  # those of bar, and that of the cluster
 MB_FIELDS, MB_MOST = 13, 128
 
 # ---- a launch ----
+# NEEDS: the table of what must end before it begins, as pairs (stream, place in it); the last pair is of its own stream
+# if it is PROGRAMMATIC, which means that it begins when all blocks of the launch before it have TRIGGERED or ended.
+# SHARE: what a block takes of an SM. HELD: not to begin yet. WORKSPACE: the address of the grid's barrier, or 0
 (
     L_DEVICE, L_BLOCKS, L_NEXT, L_DONE, L_FIRST_GID, L_GX, L_GY, L_GZ, L_BX, L_BY, L_BZ, L_THREADS, L_WARPS, L_ENTRY,
     L_PARAMS, L_ROWS, L_SHARED, L_CONSTANTS, L_CONSTANT_COUNT, L_PER_SM, L_STATE, L_VC, L_AT_GRID, L_DYNAMIC,
-    L_PREVIOUS, L_LOCAL, L_NUMBER, L_GRANULE, L_VALID, L_STOPPED, L_VC_OUT, L_WARPGROUP, L_PARAM_BYTES,
-) = range(33)  # fmt: skip
-L_FIELDS = 36
+    L_LOCAL, L_NUMBER, L_GRANULE, L_VALID, L_STOPPED, L_VC_OUT, L_WARPGROUP, L_PARAM_BYTES, L_STREAM, L_ORDER, L_NEEDS,
+    L_NEED_COUNT, L_PROGRAMMATIC, L_TRIGGERED, L_SHARE, L_HELD, L_WORKSPACE,
+) = range(41)  # fmt: skip
+L_FIELDS = 44
 QUEUED, ACTIVE, FINISHED = range(3)
 
 # ---- a device ----
-(D_SMS, D_CURRENT, D_SC, D_NEXT_SM) = range(4)  # followed by the resident blocks of each SM
+(D_SMS, D_SC, D_NEXT_SM) = range(3)  # followed by the shares of each SM that resident blocks take
 D_FIELDS = 8
 MAX_SMS = 256
+WHOLE_SM = 1 << 40  # the shares of an SM
+
+# ---- a stream ----
+# DONE: how many of its launches have ended, counted up to the first that has not. LIST: the numbers of its launches
+(ST_DONE, ST_COUNT, ST_LIST) = range(3)
+ST_FIELDS = 4
 
 # ---- an allocation ----
 (A_START, A_SIZE, A_STATE, A_GRANULE, A_SHADOW) = range(5)

@@ -71,7 +71,7 @@ def _core_stream(stream: Any) -> CoreStream:
 
 
 def _launch(stream: Any, config: Any, kernel: MachineFunction, *arguments: Any) -> None:
-    kernel.launch(config, arguments, getattr(_names, "of", {}))
+    kernel.launch(config, arguments, getattr(_names, "of", {}), int(stream or 0))
 
 
 def _named_launch(original: Any) -> Any:

@@ -32,7 +32,7 @@ from .bulk import BAD_SIZE, barrier_for, count_bytes, locate_all
 from .clocks import publish
 from .mbarrier import pending
 from .units import unit
-from .watch import fence, report, wrote
+from .watch import ALONE, fence, report, wrote
 
 NO_MAP, NOT_128 = 14, 15  # details of MISUSE reports, after those of warpgroup.py
 
@@ -69,7 +69,7 @@ def copy_map(x, warp, thread, block, line, lane, pc):
             check(x, warp, thread, block, kind, place, 8, 0, False, True, pc)
             check(x, warp, thread, block, space, at, 8, 0, True, False, pc)
             location = location_of(block, space, at)
-            wrote(x, thread, block, slot, location, 8, load(target, 8), value, isa.WEAK, 0, False)
+            wrote(x, thread, block, slot, location, 8, load(target, 8), value, isa.WEAK, 0, False, ALONE)
         store(target, np.int64(8), value)
     put(x, s.PROGRESS, get(x, s.STEP))
     if get(x, s.CHECK):

@@ -24,7 +24,7 @@ from .mbarrier import live, pending
 from .rounding import HALF, exact, widen
 from .units import unit
 from .warpgroup import operand
-from .watch import report, wrote
+from .watch import ALONE, report, wrote
 
 FULL = 0xFFFFFFFF
 LANES, COLUMNS = 128, 512
@@ -127,7 +127,7 @@ def allocate(x, warp, thread, block, table, line, pc):
     if get(x, s.CHECK):
         check(x, warp, thread, block, isa.SHARED, place, 4, 0, True, False, pc)
         location, old = location_of(block, isa.SHARED, place), load32(host)
-        wrote(x, thread, block, warp_slot(x, warp), location, 4, old, np.uint64(first), isa.WEAK, 0, False)
+        wrote(x, thread, block, warp_slot(x, warp), location, 4, old, np.uint64(first), isa.WEAK, 0, False, ALONE)
     store32(host, np.uint64(first))
     put(x, s.PROGRESS, get(x, s.STEP))
 

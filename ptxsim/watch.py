@@ -30,12 +30,16 @@ from .clocks import (
     same_launch,
     single,
 )
+from .missing import SAME_VALUE, lacking, see
 from .published import acquire, linked, published, released
 from .units import unit
 
 STRONG, ATOMIC = 1, 8  # flags of an access; bits 1 and 2 are its scope, those from SIZE_SHIFT log2 of its bytes
 SIZE_SHIFT = 4
 NOT_COHERENT = 1 << 6  # flag of a load by ld.global.nc or ldu
+SAME = 1 << 7  # flag of a store that writes the value that is there
+ANY, LATEST = -1, 1 << 62  # which write a read may return: any that it may see, the last one
+ALONE = -1  # of a write: it is no part of a vector
 SEQUENCE_STEP = 1 << 16  # between the numbers of two writes, so that writes can be placed between them
 GID_MASK = (1 << s.GID_BITS) - 1
 
@@ -101,7 +105,7 @@ def conflicts(x, thread, block, warp, origin, when, mask, how):
     if gid == get(thread, s.T_GID) or (when >> 32) & mask == 0:
         return False
     theirs = when >> 40
-    if how & theirs & STRONG and how >> SIZE_SHIFT == theirs >> SIZE_SHIFT:
+    if how & theirs & STRONG and (how ^ theirs) >> SIZE_SHIFT & 3 == 0:
         mine = get(thread, s.T_GID)
         if includes(x, (how >> 1) & 3, mine, gid) and includes(x, (theirs >> 1) & 3, gid, mine):
             return False
@@ -130,19 +134,28 @@ def coherent(x, gid, cell, mask, write, how, address, pc):
         return 0
     for k in range(2, 6, 2):
         r, when = get(cell, k), get(cell, k + 1)
-        if r != 0 and noncoherent(cell, k) and (when >> 32) & mask != 0 and not launch_over(x, gid, r & GID_MASK):
+        if r != 0 and noncoherent(cell, k) and (when >> 32) & mask != 0 and not launch_over(x, r & GID_MASK):
             size = 1 << ((when >> (40 + SIZE_SHIFT)) & 3)
             load_pc = (r >> s.GID_BITS) & 0x3FFFFF
             report(x, s.NOT_COHERENT, load_pc, r & GID_MASK, address, isa.GLOBAL, size, pc, gid, 0, 0)
     return 0
 
 
+@jit
+def note_lack(x, thread, block, origin, when, how, store_how):
+    """Leave in LACKS what the order of two racing accesses lacks. store_how: the flags of the one that writes."""
+    theirs = when >> 40
+    equal = (how ^ theirs) >> SIZE_SHIFT & 3 == 0
+    lack = lacking(x, thread, block, origin & GID_MASK, when & 0xFFFFFFFF, how & theirs & STRONG, equal)
+    put(x, s.LACKS, lack | (SAME_VALUE if store_how & SAME else 0))
+
+
 @unit
 def race(x, thread, block, warp, cell, mask, how, write, pc):
     """Check an access to a cell, and record it there. Returns the first word of the access that it races with, or 0.
 
-    A cell has places for two reads. The first keeps a load by ld.global.nc as long as its launch runs, because every
-    store of the launch to the same bytes is an error.
+    LACKS then says what is missing (missing.py). A cell has places for two reads. The first keeps a load by
+    ld.global.nc as long as its launch runs, because every store of the launch to the same bytes is an error.
     """
     gid = get(thread, s.T_GID)
     origin = gid | pc << s.GID_BITS
@@ -151,12 +164,14 @@ def race(x, thread, block, warp, cell, mask, how, write, pc):
     w = get(cell, 0)
     if w != 0 and conflicts(x, thread, block, warp, w, get(cell, 1), mask, how):
         found = w
+        note_lack(x, thread, block, w, get(cell, 1), how, how if write else get(cell, 1) >> 40)
     if write:
         for k in range(2, 6, 2):
             r = get(cell, k)
             if r != 0:
                 if found == 0 and conflicts(x, thread, block, warp, r, get(cell, k + 1), mask, how):
                     found = r
+                    note_lack(x, thread, block, r, get(cell, k + 1), how, how)
                 put(cell, k, 0)
         put(cell, 0, origin)
         put(cell, 1, when)
@@ -211,6 +226,11 @@ def sync_entry(x, location, make):
 @jit
 def acquire_last(x, thread, location, order, scope):
     """Take the clocks that a strong read of a location acquires if it reads the last write."""
+    slot = history_slot(x, location)
+    count = get(slot, s.H_COUNT)
+    if count != 0 and get(slot, s.H_ADDRESS) == location:
+        message = slot + (s.H_MESSAGES + (count - 1) * s.M_FIELDS) * 8
+        see(x, thread, get(message, s.M_GID), get(message, s.M_CLOCK))
     found, writer_scope, writer = np.int64(0), np.int64(0), np.int64(0)
     entry = sync_entry(x, location, False)
     if entry != 0:
@@ -272,8 +292,15 @@ def device_row(x, gid):
 
 # ---- reads and writes ----
 @unit
-def read(x, thread, block, warp, location, host, size, order, scope):
-    """Choose the value that a load returns. An acquire load joins the clock that the write published."""
+def read(x, thread, block, warp, location, host, size, order, scope, newest):
+    """Choose the value that a load returns. An acquire load joins the clock that the write published.
+
+    newest: the number of a write; the load returns this write or an older one, if it may. Or ANY, LATEST. The number of
+    the write that was chosen is left in CHOSEN.
+    """
+    put(x, s.CHOSEN, LATEST)
+    if not get(x, s.WEAK_MEMORY):
+        newest = np.int64(LATEST)
     value = np.int64(load(host, size))
     slot = history_slot(x, location)
     count = get(slot, s.H_COUNT)
@@ -292,7 +319,7 @@ def read(x, thread, block, warp, location, host, size, order, scope):
                 floor = max(lookup(x, get(thread, s.T_VC), key), lookup(x, get(thread, s.T_SV), key))
             if floor >= get(message, s.M_SEQUENCE):
                 break
-            if draw(x) & 1:
+            if (draw(x) & 1) if newest == ANY else get(message, s.M_SEQUENCE) <= newest:
                 put(
                     thread,
                     s.T_VC,
@@ -304,7 +331,11 @@ def read(x, thread, block, warp, location, host, size, order, scope):
             message = slot + (s.H_MESSAGES + at * s.M_FIELDS) * 8
             value = get(message, s.M_VALUE)
             found, writer_scope, writer = get(message, s.M_MAP), get(message, s.M_SCOPE), get(message, s.M_GID)
+            put(x, s.CHOSEN, get(message, s.M_SEQUENCE))
+            if order != isa.WEAK:
+                see(x, thread, writer, get(message, s.M_CLOCK))
         else:
+            put(x, s.CHOSEN, 0)
             value = get(slot, s.H_BASE)
             found, writer_scope, writer = get(slot, s.H_BASE_MAP), get(slot, s.H_BASE_SCOPE), get(slot, s.H_BASE_GID)
         if order != isa.WEAK:
@@ -316,6 +347,27 @@ def read(x, thread, block, warp, location, host, size, order, scope):
 
 
 @unit
+def newest_of(x, location, size, count):
+    """Which write the load of a vector of `count` items may return first: ANY, or LATEST if some item's is lost.
+
+    So a vector that one store wrote is read whole: the other items are read by the number of the write that was chosen
+    for the first.
+    """
+    first = history_slot(x, location)
+    number, known = get(first, s.H_COUNT), np.int64(0)
+    for k in range(count):
+        slot = history_slot(x, location + k * size)
+        here = get(slot, s.H_ADDRESS) == location + k * size and get(slot, s.H_SIZE) == size
+        if not here or get(slot, s.H_COUNT) != number or number == 0:
+            return np.int64(LATEST)
+        last = get(slot + (s.H_MESSAGES + (number - 1) * s.M_FIELDS) * 8, s.M_SEQUENCE)
+        if k > 0 and last != known:
+            return np.int64(LATEST)
+        known = last
+    return np.int64(ANY)
+
+
+@unit
 def read_latest(x, thread, location, order, scope):
     """Take the clocks that an atomic operation acquires. It always reads the last write."""
     acquire_last(x, thread, location, order, scope)
@@ -323,9 +375,10 @@ def read_latest(x, thread, location, order, scope):
 
 
 @unit
-def wrote(x, thread, block, warp, location, size, old, value, order, scope, atomic):
+def wrote(x, thread, block, warp, location, size, old, value, order, scope, atomic, item):
     """Record a write: the clocks that it publishes, and the previous value, which other threads may still read.
 
+    item: the place of the value in the vector that is written, or ALONE. The items of a vector have one number.
     Returns 1 if the write was placed before an earlier write. The memory must then keep the earlier write's value.
     """
     gid = get(thread, s.T_GID)
@@ -358,10 +411,12 @@ def wrote(x, thread, block, warp, location, size, old, value, order, scope, atom
         for i in range(s.M_FIELDS * (s.M_MOST - 1)):
             put(first, i, get(first, i + s.M_FIELDS))
         count -= 1
-    sequence = get(x, s.SEQUENCE) + SEQUENCE_STEP
-    put(x, s.SEQUENCE, sequence)
+    sequence = get(x, s.SEQUENCE)
+    if item <= 0:
+        sequence += SEQUENCE_STEP
+        put(x, s.SEQUENCE, sequence)
     at = count
-    if order != isa.WEAK and not atomic:
+    if order != isa.WEAK and not atomic and item == ALONE and get(x, s.WEAK_MEMORY):
         at = before_others(x, thread, block, warp, location, slot, count)
     message = slot + (s.H_MESSAGES + at * s.M_FIELDS) * 8
     if at < count:

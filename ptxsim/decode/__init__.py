@@ -28,7 +28,7 @@ from .asynchronous import any_fence, copy, mbarrier, warpgroup
 from .bits import bit_find, clamp_wrap, dot_product, logic, lop3, permute, plain
 from .cluster import map_address, rank_of
 from .compare import compare, compare_set, copysign, select, select_sign, test_property
-from .control import branch, branch_indexed, call, leave, nothing, set_registers, stack
+from .control import branch, branch_indexed, call, dependency, leave, nothing, set_registers, stack
 from .convert import convert, is_space, move, to_address
 from .memory import atomic, fence, load, policy_of, store
 from .mods import HALVES, INTEGERS, WIDE_FLOATS, WORDS, Mods
@@ -75,7 +75,7 @@ HANDLERS: dict[str, Callable[[Any, Mods], None]] = {
     "tanh": function(isa.FTANH, (isa.F32, *HALVES)), "mov": move, "cvt": convert, "cvta": to_address,
     "bra": branch, "brx": branch_indexed, "ret": leave(isa.RET), "exit": leave(isa.EXIT), "trap": leave(isa.TRAP),
     "brkpt": leave(isa.TRAP), "call": call, "pmevent": nothing, "prefetch": nothing, "prefetchu": nothing,
-    "discard": nothing, "applypriority": nothing, "griddepcontrol": nothing, "setmaxnreg": set_registers,
+    "discard": nothing, "applypriority": nothing, "griddepcontrol": dependency, "setmaxnreg": set_registers,
     "ld": load, "ldu": load, "st": store, "atom": atomic, "red": atomic, "membar": fence, "fence": any_fence,
     "cp": copy, "createpolicy": policy_of, "bar": barrier, "barrier": barrier, "shfl": shuffle, "vote": vote,
     "match": match, "redux": reduce, "activemask": active, "elect": elect, "nanosleep": sleep, "mma": multiply_matrix,

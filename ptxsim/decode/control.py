@@ -86,8 +86,17 @@ def call_function(low: Lowering, returns: tuple[Any, ...], target: Name, argumen
 
 
 def nothing(low: Lowering, m: Mods) -> None:
-    """Lower hints that do not change results: prefetch, discard, pmevent, grid dependency control."""
+    """Lower hints that do not change results: prefetch, discard, pmevent."""
     low.emit(isa.NOP)
+
+
+def dependency(low: Lowering, m: Mods) -> None:
+    """Lower griddepcontrol."""
+    op = isa.GRIDWAIT if m.take_one("wait") else isa.GRIDTRIGGER
+    if op == isa.GRIDTRIGGER and not m.take_one("launch_dependents"):
+        raise m.fail("needs .wait or .launch_dependents")
+    m.done(0)
+    low.emit(op)
 
 
 def set_registers(low: Lowering, m: Mods) -> None:

@@ -52,7 +52,7 @@ from aristos.topology import (
     visible,
 )
 from aristos.topology.model import Gpu, Mig
-from ptxsim import PtxsimError, check, host_code, launch_text
+from ptxsim import PtxsimError, check, host_code, launch_text, suppress
 
 DOCUMENTED = (AristosError, PtxsimError, OSError)
 
@@ -238,6 +238,11 @@ def launches(text: str) -> None:
         make = launch_text.Arguments(Memory(), Path.cwd())
         for at, argument in enumerate(found.arguments):
             make.make(argument, str(at))
+
+
+def known_reports(text: str) -> None:
+    """Read a file of known reports."""
+    suppress.rules_in(text, "known")
 
 
 def array_file(path: Path) -> None:
@@ -477,5 +482,6 @@ def targets(folder: Path) -> dict[str, Target]:
         "config": Target(in_file("model/config.json", model), (json.dumps(CONFIG).encode(),), (b'"mixtral"', b"null")),
         "ptx": Target(decoded(ptx), (PTX,), (b"{", b"}", b".reg .b32 %x<9>;", b"call f, ();", b"[%rd1+8]")),
         "launches": Target(decoded(launches), (LAUNCHES,), C),
+        "known": Target(decoded(known_reports), (b"# known\n\nrace k.cu:41 both write it\nmisuse a.cu why\n",)),
         "array": Target(in_file("a.npy", array_file), npy(), (b"'<m8'", b"'|O'", b"shape", b"(", b"9")),
     }

@@ -392,3 +392,38 @@ def test_errors_of_shared_code_are_the_machines(raised, expected):
     with pytest.raises(expected, match="the folder is read-only") as error, own():
         raise raised("the folder is read-only")
     assert isinstance(error.value, PtxsimError)
+
+
+def test_a_kernel_that_the_machine_lacks_leaves_the_others():
+    """An instruction without support refuses its kernel and those that call it, when they are launched."""
+    kernel = ".visible .entry {}(.param .u64 p)\n{{\n.reg .b64 %rd<2>;\nld.param.u64 %rd1, [p];\n{}\nexit;\n}}\n"
+    call = "call.uni lacking;"
+    text = ".version 8.3\n.target sm_90a\n.address_size 64\n"
+    text += ".func lacking()\n{\n.reg .b64 %rd<2>;\nnoway.b32 %rd1;\nret;\n}\n"
+    text += kernel.format("good", "st.global.u32 [%rd1], 7;") + kernel.format("bad", "noway.b32 %rd1;")
+    text += kernel.format("calls", call) + kernel.format("after", "st.global.u32 [%rd1], 9;")
+    machine = ptxsim.Machine()
+    array = machine.device(0).array(np.zeros(1, np.uint32))
+    for name, value in (("good", 7), ("after", 9)):
+        machine.device(0).launch(text, 1, 1, array, entry=name)
+        assert array.copy_to_host()[0] == value
+    for name in ("bad", "calls"):
+        with pytest.raises(ptxsim.PTXError, match="opcode 'noway' is not known"):
+            machine.device(0).launch(text, 1, 1, array, entry=name)
+    with pytest.raises(ptxsim.PTXError, match="noway"):
+        machine.load(text.replace("st.global.u32 [%rd1], 7", "noway").replace("st.global.u32 [%rd1], 9", "noway"))
+
+
+@pytest.mark.parametrize(
+    ("instruction", "why"),
+    [
+        ("griddepcontrol;", "needs .wait or .launch_dependents"),
+        ("griddepcontrol.wait.sync;", "modifier .sync"),
+        ("setmaxnreg.sync.aligned.u32 40;", "needs .inc or .dec"),
+        ("setmaxnreg.inc.sync.aligned.u32 41;", "a multiple of 8 from 24 to 256"),
+    ],
+)
+def test_launch_control_is_read(instruction, why):
+    text = f".version 8.0\n.target sm_90a\n.address_size 64\n.visible .entry k()\n{{\n{instruction}\nexit;\n}}\n"
+    with pytest.raises(ptxsim.PTXError, match=why):
+        ptxsim.Machine().load(text)

@@ -115,16 +115,17 @@ def test_names_of_ptx_and_c(symbol, name):
 
 
 def test_a_missing_barrier_is_few_lines(tmp_path, capsys):
-    """Reports of one kind at one line and array are printed as one, with their number and the first pair of threads."""
+    """Reports of one kind at one pair of lines and one array are printed as one, with their number and two threads."""
     path = tmp_path / "script.py"
     path.write_text(HEAD + SUM)
     assert main(["check", str(path)]) == 1
     out, err = capsys.readouterr()
     printed = out.splitlines()
-    starts = [line.partition(": kernel")[0] for line in printed[:-1]]
-    assert len(starts) == len(set(starts)) == 3
-    assert any(" more of this line and array)" in line for line in printed)
-    assert all("thread (" in line.rpartition("with nothing")[2] for line in printed[:-1])
+    assert len(printed[:-2]) == len(set(printed[:-2])) == 3
+    assert any(" more of these lines and this array)" in line for line in printed)
+    assert all("thread (" in line.rpartition("with nothing")[2] for line in printed[:-2])
+    assert all("[missing barrier: __sync" in line for line in printed[:-2])
+    assert printed[-2].startswith("covered: 1 kernel, 1 launch, seed 0, ")
     assert printed[-1] == "3 reports"
     assert "Warning" not in err
 
@@ -135,7 +136,7 @@ def test_lines_of_reports():
 
     found = lines([report(1, "a[0]"), report(1, "a[1, 2]"), report(2, "a[0]"), report(1, "b[0]"), report(1, "a[7]")])
     assert [line.partition(")")[2].partition("(and")[2] for line in found] == [
-        " 2 more of this line and array)",
+        " 2 more of these lines and this array)",
         "",
         "",
     ]

@@ -1,0 +1,142 @@
+"""What is missing between two accesses that race: hints for reports, never a reason to report.
+
+A thread keeps three more vector clocks, which would be its own if the rules were weaker. LOOSE: if every strong read
+were an acquire operation. WIDE: if, besides, every scope included all threads. SEEN: if, besides, every strong write
+were a release operation that covers its own thread. The first of them that covers the earlier access says what its
+order lacks. Barriers of blocks and warps hand these clocks on, as they do with what the threads know.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from kernel_cache.compile import inner as jit
+
+from . import state as s
+from .bits import get, put
+from .clocks import AGENTS, BLOCK_KEY, HOST, SUB_BITS, in_clock, join, launch_of, lookup, single
+from .units import unit
+
+# what two accesses lack
+(UNKNOWN, SCOPE_OF_ACCESS, SIZES, WARP_BARRIER, BARRIER, ACQUIRE, SCOPE, RELEASE, BARRIER_BEFORE, LAUNCHES, BLOCKS,
+ DEVICES, HOST_ORDER) = range(13)  # fmt: skip
+SAME_VALUE = 16  # flag: the store writes the value that is there
+HINTS = (s.T_LOOSE, s.T_WIDE, s.T_SEEN)
+
+
+@unit
+def see(x, thread, writer, clock):
+    """Note that a thread's strong read has returned what a thread wrote at a moment."""
+    if writer >> 10 == get(thread, s.T_GID) >> 10:
+        return 0
+    key = (writer >> 10) << SUB_BITS | (writer & 1023)
+    if lookup(x, get(thread, s.T_SEEN), key) < clock:
+        put(thread, s.T_SEEN, join(x, get(thread, s.T_SEEN), single(x, key, clock)))
+        put(x, s.HINTED, 1)
+    return 0
+
+
+@unit
+def see_map(x, thread, found):
+    """Note the clocks that a strong read has found, for any group of readers. found: the map of the write."""
+    if found == get(thread, s.T_WIDE_OF):
+        return 0
+    put(thread, s.T_WIDE_OF, found)
+    pool = get(x, s.CLOCKS)
+    for i in range(get(pool, 2 * found)):
+        put(thread, s.T_WIDE, join(x, get(thread, s.T_WIDE), get(pool, 2 * (found + 1 + i) + 1)))
+    put(x, s.HINTED, 1)
+    return 0
+
+
+@jit
+def hints_of(x, slot, lanes, loose, wide, seen):
+    """Join the hints of some lanes of a warp into three vector clocks."""
+    for lane in range(32):
+        if (lanes >> lane) & 1:
+            thread = get(x, s.THREADS) + (slot * 32 + lane) * s.T_FIELDS * 8
+            loose = join(x, loose, get(thread, s.T_LOOSE))
+            wide = join(x, wide, get(thread, s.T_WIDE))
+            seen = join(x, seen, get(thread, s.T_SEEN))
+    return loose, wide, seen
+
+
+@jit
+def give_hints(x, slot, lanes, loose, wide, seen):
+    """Set the hints of some lanes of a warp."""
+    for lane in range(32):
+        if (lanes >> lane) & 1:
+            thread = get(x, s.THREADS) + (slot * 32 + lane) * s.T_FIELDS * 8
+            put(thread, s.T_LOOSE, loose)
+            put(thread, s.T_WIDE, wide)
+            put(thread, s.T_SEEN, seen)
+
+
+@unit
+def share_hints(x, block, slot, lanes):
+    """Let threads that meet at a barrier share their hints: some lanes of a slot's warp, or with slot -1 a block."""
+    if not get(x, s.HINTED):
+        return 0
+    loose, wide, seen = np.int64(0), np.int64(0), np.int64(0)
+    if slot >= 0:
+        loose, wide, seen = hints_of(x, slot, lanes, loose, wide, seen)
+        if loose | wide | seen:
+            give_hints(x, slot, lanes, loose, wide, seen)
+        return 0
+    first = get(block, s.B_FIRST_WARP)
+    for k in range(get(block, s.B_WARPS)):
+        live = get(get(x, s.WARPS) + (first + k) * s.W_FIELDS * 8, s.W_LIVE)
+        loose, wide, seen = hints_of(x, first + k, live, loose, wide, seen)
+    if loose | wide | seen:
+        for k in range(get(block, s.B_WARPS)):
+            live = get(get(x, s.WARPS) + (first + k) * s.W_FIELDS * 8, s.W_LIVE)
+            give_hints(x, first + k, live, loose, wide, seen)
+    return 0
+
+
+@unit
+def lacking(x, thread, block, gid, clock, strong, sizes):
+    """What the order between a thread's earlier access (gid, clock) and the present access of `thread` lacks.
+
+    strong, sizes: whether both accesses are strong, and whether they are of equal sizes.
+    """
+    mine = get(thread, s.T_GID)
+    if strong:
+        return np.int64(SCOPE_OF_ACCESS if sizes else SIZES)
+    if gid >> 10 & (AGENTS >> 10):
+        return np.int64(UNKNOWN)
+    if gid >> 10 == mine >> 10:
+        return np.int64(WARP_BARRIER if gid >> 5 == mine >> 5 else BARRIER)
+    if in_clock(x, get(thread, s.T_LOOSE), gid, clock):
+        return np.int64(ACQUIRE)
+    if in_clock(x, get(thread, s.T_WIDE), gid, clock):
+        return np.int64(SCOPE)
+    if in_clock(x, get(thread, s.T_SEEN), gid, clock):
+        return np.int64(RELEASE)
+    if knows_block(x, get(thread, s.T_VC), gid, clock):
+        return np.int64(BARRIER_BEFORE)
+    if knows_block(x, get(thread, s.T_SEEN), gid, clock + 1):  # a barrier of the block has advanced its clocks between
+        return np.int64(RELEASE)
+    if knows_block(x, get(thread, s.T_SEEN), gid, clock):
+        return np.int64(BARRIER_BEFORE)
+    if block == 0 or gid >> 10 & HOST:
+        return np.int64(HOST_ORDER)
+    here, there = launch_of(x, mine), launch_of(x, gid)
+    if here == there:
+        return np.int64(BLOCKS)
+    of_here = get(get(x, s.LAUNCHES) + here * s.L_FIELDS * 8, s.L_DEVICE)
+    of_there = get(get(x, s.LAUNCHES) + there * s.L_FIELDS * 8, s.L_DEVICE)
+    return np.int64(LAUNCHES if of_here == of_there else DEVICES)
+
+
+@jit
+def knows_block(x, vc, gid, clock):
+    """Whether a vector clock covers some thread of a thread's block up to a clock."""
+    if vc == 0:
+        return False
+    pool = get(x, s.CLOCKS)
+    for i in range(get(pool, 2 * vc)):
+        key, known = get(pool, 2 * (vc + 1 + i)), get(pool, 2 * (vc + 1 + i) + 1)
+        if key >> SUB_BITS == gid >> 10 and key & BLOCK_KEY != BLOCK_KEY and known >= clock:
+            return True
+    return False

@@ -1,0 +1,74 @@
+"""A file of known reports, which `ptxsim check` does not print again.
+
+Each line names a kind of report, a file, perhaps with a line, and a reason:
+
+    race  kernels/reduce.cu:41  both write the same bits, see issue 12
+
+Empty lines and lines that begin with # are left out. A rule without a reason is refused.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from kernel_cache import regular, texts
+
+from . import state as s
+from .errors import InputError
+from .findings import Report
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A line of the file. line: 0 for any line of the source file."""
+
+    kind: str
+    file: str
+    line: int
+    reason: str
+
+    def fits(self, report: Report) -> bool:
+        """Whether the rule is about a report."""
+        at = self.line in (0, report.line, report.other_line)
+        return report.kind == self.kind and at and Path(report.file).as_posix().endswith(self.file)
+
+
+def read(file: str | None) -> list[Rule]:
+    """The rules of a file; none without a file. Raises InputError for a line that is no rule."""
+    if file is None:
+        return []
+    try:
+        return rules_in(regular.read(Path(file)).decode("utf-8", errors="replace"), file)
+    except OSError as error:
+        raise InputError(f"cannot read {file}: {error.strerror}") from error
+
+
+def rules_in(lines: str, file: str) -> list[Rule]:
+    """The rules in the text of a file."""
+    rules = []
+    for number, text in enumerate(lines.splitlines(), 1):
+        words = text.split(maxsplit=2)
+        if not words or words[0].startswith("#"):
+            continue
+        if len(words) < 3 or words[0] not in s.KINDS:
+            raise InputError(f"{file}:{number}: expected KIND FILE[:LINE] REASON, got {texts.shown(text)}")
+        name, colon, line = words[1].rpartition(":")
+        place = texts.whole(line) if colon else None
+        rules.append(Rule(words[0], words[1] if place is None else name, place or 0, words[2]))
+    return rules
+
+
+def matching(rules: list[Rule], report: Report) -> Rule | None:
+    """The first rule about a report, or None."""
+    return next((rule for rule in rules if rule.fits(report)), None)
+
+
+def said(rules: list[Rule], known: list[Report]) -> list[str]:
+    """Lines about the rules: how many reports each has left out, and which are about none."""
+    lines = []
+    for rule in rules:
+        count = sum(matching(rules, report) is rule for report in known)
+        place = f"{rule.file}:{rule.line}" if rule.line else rule.file
+        lines.append(f"suppressed {count}: {rule.kind} {place}: {rule.reason}")
+    return lines

@@ -1,0 +1,121 @@
+"""What reports say of the order that is missing, and how much a report matters."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+pytest.importorskip("numba.cuda.extending", reason="numba-cuda is not installed")
+import ptxsim
+
+pytestmark = pytest.mark.slow
+HEAD = """.version 8.0
+.target sm_90
+.address_size 64
+.visible .entry k(.param .u64 a, .param .u64 f, .param .u64 o, .param .u32 rank)
+{
+.reg .u64 %a, %f, %o, %i; .reg .u32 %t, %c, %rank, %r<8>; .reg .pred %p, %first, %q;
+ld.param.u64 %a, [a]; ld.param.u64 %f, [f]; ld.param.u64 %o, [o]; ld.param.u32 %rank, [rank];
+mov.u32 %t, %tid.x; mov.u32 %c, %ctaid.x; add.u32 %rank, %rank, %c; setp.ne.u32 %first, %t, 0;
+mul.wide.u32 %i, %t, 4; add.u64 %a, %a, %i; add.u64 %o, %o, %i; setp.ne.u32 %q, %rank, 0;
+"""
+SEND = "add.u32 %t, %t, 9; st.global.u32 [%a], %t; {barrier} {fence} @!%first {store}; exit;"
+RECEIVE = "{wait} bar.sync 0; ld.global.u32 %r2, [%a]; st.global.u32 [%o], %r2; exit;"
+WAIT = "@%first bra M; L: {load}; setp.ne.u32 %p, %r1, 1; @%p bra L; {after} M:"
+RELEASE, RELAXED = "st.release.{}.global.u32 [%f], 1", "st.relaxed.{}.global.u32 [%f], 1"
+ACQUIRE, LOOK = "ld.acquire.{}.global.u32 %r1, [%f]", "ld.relaxed.{}.global.u32 %r1, [%f]"
+
+
+def found(send, receive, devices, seeds=6, stale=True):
+    """The reports of a hand-over from block 0 (or device 0) to block 1 (or device 1), about the data, as a set."""
+    text = f"{HEAD}@%q bra R;\n{send}\nR: {receive}\n}}\n"
+    seen = set()
+    for seed in range(seeds):
+        machine = ptxsim.Machine(devices=devices, seed=seed, sm_count=2, stale=stale)
+        a, f, o = (machine.device(0).array(np.zeros(64, np.uint32), name) for name in "afo")
+        for device in range(devices):
+            machine.device(device).launch(text, 3 - devices, 64, a, f, o, device)
+        for report in machine.run():
+            seen.add((report.kind, report.address[0], report.missing, report.verdict))
+    return seen
+
+
+def sent(store, barrier="bar.sync 0;", fence=""):
+    return SEND.format(store=store, barrier=barrier, fence=fence)
+
+
+def received(load, after=""):
+    return RECEIVE.format(wait=WAIT.format(load=load, after=after))
+
+
+@pytest.mark.parametrize(("devices", "scope"), [(1, "gpu"), (2, "sys")])
+@pytest.mark.parametrize("stale", [True, False])
+def test_a_race_names_the_missing_order(devices, scope, stale):
+    release, relaxed = RELEASE.format(scope), RELAXED.format(scope)
+    acquire, look = ACQUIRE.format(scope), LOOK.format(scope)
+    fence = f"fence.acq_rel.{scope};"
+    cases = {
+        "nothing": (sent(release), received(acquire), set()),
+        "fences": (sent(relaxed, fence=fence), received(look, fence), set()),
+        "acquire": (sent(release), received(look), {("acquire", "formal")}),
+        "fence": (sent(relaxed), received(acquire), {("fence", "wrong")}),
+        "barrier": (sent(release, barrier=""), received(acquire), {("barrier", "wrong")}),
+    }
+    for name, (send, receive, want) in cases.items():
+        seen = {(lack, verdict) for _, _, lack, verdict in found(send, receive, devices, stale=stale)}
+        assert seen <= want, name
+        assert bool(seen) == bool(want), name
+
+
+def test_a_race_names_the_missing_scope():
+    seen = found(sent(RELEASE.format("gpu")), received(ACQUIRE.format("sys")), 2)
+    assert ("race", "f", "scope", "wrong") in seen
+    assert ("race", "a", "scope", "wrong") in seen
+    assert {lack for _, _, lack, _ in seen} == {"scope"}
+    seen = found(sent(RELEASE.format("cta")), received(ACQUIRE.format("gpu")), 1)
+    assert {lack for _, _, lack, _ in seen} == {"scope"}
+
+
+BLOCK = """.version 8.0
+.target sm_90
+.address_size 64
+.visible .entry k(.param .u64 a)
+{{
+.reg .u64 %a, %b; .reg .u32 %t, %r<8>; .reg .pred %p;
+ld.param.u64 %a, [a]; mov.u32 %t, %tid.x;
+{}
+exit;
+}}
+"""
+FIRST_LANES = "and.b32 %r1, %t, 31; setp.eq.u32 %p, %r1, 0; @%p st.global.u32 [%a], %t;"
+
+
+@pytest.mark.parametrize(
+    ("threads", "body", "want"),
+    [
+        (32, "st.global.u32 [%a], %t;", {("barrier", "wrong", "__syncwarp")}),
+        (64, FIRST_LANES, {("barrier", "wrong", "__syncthreads")}),
+        (64, "st.global.u32 [%a], 5;", {("barrier", "same value", "__sync"), ("barrier", "wrong", "__sync")}),
+    ],
+)
+def test_races_within_a_block(threads, body, want):
+    machine = ptxsim.Machine()
+    array = machine.device(0).array(np.full(4, 5, np.uint32), "a")
+    machine.device(0).launch(BLOCK.format(body), 1, threads, array)
+    reports = machine.run()
+    assert reports
+    for report in reports:
+        assert any(
+            report.missing == lack and report.verdict == verdict and repair in report.repair
+            for lack, verdict, repair in want
+        )
+
+
+def test_the_same_value_twice_is_said():
+    machine = ptxsim.Machine()
+    array = machine.device(0).array(np.full(4, 5, np.uint32), "a")
+    machine.device(0).launch(BLOCK.format("st.global.u32 [%a], 5;"), 1, 64, array)
+    reports = machine.run()
+    assert {report.verdict for report in reports} == {"same value"}
+    assert "[same value]" in str(reports[0])
+    assert "[missing barrier: " in str(reports[0])
