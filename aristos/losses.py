@@ -331,7 +331,9 @@ def _ends(routing: Routing, score: Any, lengths: Sequence[int] | None) -> np.nda
     except ValueError:  # lists of different lengths are refused below
         given = np.empty((0, 0), np.int64)
     if len(shape) != 2 or given.ndim != 1 or given.dtype.kind not in "iu" or (given < 1).any() or given.sum() != count:
-        raise InputError(f"lengths must be positive ints of sum {count} for logits [S, E], got {lengths!r}")
+        raise InputError(
+            f"lengths must be positive ints whose sum is {count}, the tokens of the logits [S, E], got {lengths!r}"
+        )
     return np.cumsum(given)
 
 

@@ -85,7 +85,7 @@ def options(
     known = [name for name in inspect.signature(MoE.__init__).parameters if name not in OURS]
     for name in layer:
         if name not in known:
-            raise InputError(f"options() must get arguments out of {', '.join(known)}, got {name}")
+            raise InputError(f"options() takes only the arguments {', '.join(known)}, got {name}")
     if type(max_tokens) is not int or max_tokens < 1:
         raise InputError(f"max_tokens must be an int of at least 1, got {max_tokens!r}")
     config = {"weight_dtype": weight_dtype, "precision": precision}

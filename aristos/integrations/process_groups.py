@@ -63,8 +63,8 @@ def communicator_of(group: Any) -> Any:
     key = tuple(ranks)
     if len(set(key)) < size:
         raise EnvironmentProblem(
-            f"the {size} processes of torch.distributed are ranks {', '.join(map(str, key))} of MPI: start the program"
-            " by `aristos run -n RANKS`, not by torchrun"
+            f"the {size} processes of torch.distributed must be different ranks of MPI, got ranks"
+            f" {', '.join(map(str, key))}: start the program by `aristos run -n RANKS`, not by torchrun"
         )
     if key not in _comms:
         whole = MPI.COMM_WORLD.Get_group()

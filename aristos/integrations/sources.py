@@ -95,7 +95,7 @@ def _type_of(asked: torch.dtype | str | None) -> torch.dtype | None:
 def _number(name: str) -> int:
     found = NUMBER.search(f".{name}")
     if found is None:
-        raise CheckpointError(f"the name of an experts module must have the number of its layer, got {name}")
+        raise CheckpointError(f"the name of an experts module must contain the number of its layer, got {name}")
     return int(found[1])
 
 

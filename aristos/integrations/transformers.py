@@ -195,7 +195,7 @@ def together(*models: Any) -> Iterator[int]:
     modules = list(dict.fromkeys(module for model in models for module in experts_modules(model)))
     if _guard is not None and not all(map(_guard.covers, modules)):
         raise InputError(
-            "a model is called within together(), which does not name it: name it there, as in together(first, second)"
+            "together() must get every model that is called inside it, as in together(first, second), got fewer"
         )
     if comm is None or _guard is not None:
         yield rank

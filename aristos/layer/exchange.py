@@ -336,9 +336,7 @@ class Exchange(Collective):
         """
         self._alive()
         if self._open is None or handle is not self._open:
-            raise OpenCallError(
-                "combine() must get the handle that the last dispatch() of this exchange returned, once"
-            )
+            raise OpenCallError("combine() must get the handle of the last dispatch() of this exchange, and only once")
         problem: Exception | None = None
         back = y = scale = None
         try:

@@ -158,9 +158,10 @@ class Given:
             return {}
         found = self.present({name: given[f"shared_{name}"] for name in PROJECTIONS}, "shared_")
         if cfg.shared_sigmoid != (given["shared_sigmoid"] is not None):
-            came = "None" if cfg.shared_sigmoid else "an array"
+            wanted_array, came = ("an array", "None") if cfg.shared_sigmoid else ("None", "an array")
             raise InputError(
-                f"{self.call}: shared_sigmoid= must fit shared_sigmoid={cfg.shared_sigmoid} of cfg, got {came}"
+                f"{self.call}: shared_sigmoid= must be {wanted_array}, because cfg has"
+                f" shared_sigmoid={cfg.shared_sigmoid}, got {came}"
             )
         names = [*(f"shared_{name}" for name in found), *(["shared_sigmoid"] if cfg.shared_sigmoid else [])]
         wanted = shapes(cfg, self.layout)

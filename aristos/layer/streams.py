@@ -29,8 +29,8 @@ def handle(stream: Any) -> int:
         number = -1
     if isinstance(stream, bool) or number < 0:
         raise InputError(
-            "stream must be None, CUDA's number of a stream, or one of CuPy, PyTorch, Numba or cuda.core,"
-            f" got {stream!r}"
+            "stream must be None, the number of a CUDA stream, or a stream of CuPy, PyTorch, Numba or"
+            f" cuda.core, got {stream!r}"
         )
     return 0 if number == LEGACY else number
 

@@ -81,9 +81,9 @@ class Tape:
 
     def take(self, owner: Training) -> Saved:
         if self._owner is not owner:
-            raise InputError("tape comes from another layer object: give it to that object's backward")
+            raise InputError("the tape comes from another layer object: give it to backward() of that object")
         if self._saved is None:
-            raise InputError(f"tape of layer {self.layer} was used or discarded: a forward call gives a new one")
+            raise InputError(f"the tape of layer {self.layer} was used or discarded: make another forward call")
         return self._saved
 
 
@@ -386,8 +386,8 @@ class Training:
         for rank, theirs in enumerate(everyone.allgather(waiting, "backward calls since the last reduce_grads")):
             if theirs != waiting:
                 raise MismatchError(
-                    f"ranks {rank} and {everyone.rank} have made different backward calls to reduce: by layer, the"
-                    f" pieces of their calls are {theirs} and {waiting}"
+                    "all ranks must make the same backward calls before reduce_grads: the calls' pieces, by layer, are"
+                    f" {theirs} on rank {rank} and {waiting} on rank {everyone.rank}"
                 )
         for weights in backend.weights:
             if weights is None or not weights.pieces:

@@ -99,9 +99,9 @@ class PackedLayer:
         if missing:
             named = ", ".join(map(str, missing[:8])) + (f" and {len(missing) - 8} more" if len(missing) > 8 else "")
             experts = "experts" if len(missing) > 1 else "expert"
-            raise NotLoaded(f"layer {layer} lacks {experts} {named}: load_expert() first", EXPERTS + missing[0])
+            raise NotLoaded(f"layer {layer} lacks {experts} {named}: call load_expert() first", EXPERTS + missing[0])
         if not self._has_shared:
-            raise NotLoaded(f"layer {layer} lacks its shared expert: load_shared() first", SHARED)
+            raise NotLoaded(f"layer {layer} lacks its shared expert: call load_shared() first", SHARED)
 
 
 def expert_bytes(element: ElementType, cfg: MoEConfig) -> dict[str, int]:

@@ -215,8 +215,8 @@ def _add(target: Path, content: bytes | None, run: Run, more: bool) -> bytes:
     size = memory.getbuffer().nbytes
     if size > guarded.MOST_FILE:
         raise ResultsError(
-            f"{target}: the file would have {size} bytes with this run, but may have {guarded.MOST_FILE}: choose"
-            " another file"
+            f"{target}: the file would have {size} bytes with this run, but may have at most {guarded.MOST_FILE}:"
+            " choose another file"
         )
     return memory.getvalue()
 

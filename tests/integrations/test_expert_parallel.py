@@ -222,5 +222,5 @@ def test_processes_that_mpi_does_not_know_are_refused():
         found[:] = [mine, mine]
 
     distributed = mock.patch.multiple("torch.distributed", get_world_size=lambda group: 2, all_gather_object=gather)
-    with distributed, pytest.raises(EnvironmentProblem, match="are ranks 0, 0 of MPI: start the program by"):
+    with distributed, pytest.raises(EnvironmentProblem, match="must be different ranks of MPI, got ranks 0, 0: start"):
         process_groups.communicator_of(None)

@@ -37,7 +37,7 @@ def test_wrong_options_in_the_environment_are_refused(ours, monkeypatch, text):
 
     monkeypatch.setenv("ARISTOS_OPTIONS", text)
     with pytest.raises(
-        InputError, match=r"ARISTOS_OPTIONS must be a JSON object|must get arguments out of|max_tokens must be"
+        InputError, match=r"ARISTOS_OPTIONS must be a JSON object|takes only the arguments|max_tokens must be"
     ):
         from_environment()
 

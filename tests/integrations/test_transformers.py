@@ -220,7 +220,7 @@ def test_ranks_use_several_models_at_their_own_pace(comm, tmp_path):
             assert (models[number].generate(ids, **GENERATE) == theirs[number].generate(ids, **GENERATE)).all()
     with (
         ours.together(models[0]),
-        pytest.raises(InputError, match=r"within together.* which does not name it: name it there"),
+        pytest.raises(InputError, match=r"together\(\) must get every model that is called inside it"),
     ):
         models[1].generate(ids, **GENERATE)
     for model in models:

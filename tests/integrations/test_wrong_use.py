@@ -60,7 +60,7 @@ def test_copies_after_the_first_call(ours, tmp_path, taken):
 
 
 def test_options_that_no_layer_has(ours):
-    with pytest.raises(InputError, match=r"must get arguments out of .*threads.*, got thread"):
+    with pytest.raises(InputError, match=r"takes only the arguments .*threads.*, got thread"):
         ours.options(thread=1)
 
 

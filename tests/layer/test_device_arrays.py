@@ -218,7 +218,7 @@ def test_streams_of_every_library_are_taken():
     assert streams.handle(Stream("__cuda_stream__", lambda: (0, 0x5555))) == 0x5555
     assert streams.handle(1) == streams.handle(0) == 0, "0 in CUDA and 1 in the protocols are the legacy default stream"
     for wrong in ("now", -1, True, 1.5 + 2j):
-        with pytest.raises(InputError, match=r"stream must be None, CUDA's number of a stream, or one of CuPy"):
+        with pytest.raises(InputError, match=r"stream must be None, the number of a CUDA stream, or a stream of CuPy"):
             streams.handle(wrong)
 
 

@@ -159,9 +159,9 @@ def test_a_call_names_what_is_missing_on_every_rank(comm, world, schedule):
 
     with MoE(CFG, comm, layers=2, schedule=schedule) as moe:
         by_parts(moe, leave=(0, 1))
-        refused("layer 0 lacks experts 0, 1: load_expert", "rank 0 .* has not loaded expert 0 of this layer")
+        refused("layer 0 lacks experts 0, 1: call load_expert", "rank 0 .* has not loaded expert 0 of this layer")
         moe.load_expert(0, 0, **of_expert(0))
-        refused("layer 0 lacks expert 1: load_expert", "rank 0 .* has not loaded expert 1 of this layer")
+        refused("layer 0 lacks expert 1: call load_expert", "rank 0 .* has not loaded expert 1 of this layer")
         moe.load_expert(0, 1, **of_expert(1))
         y = moe(x)
         if not first:
@@ -237,8 +237,8 @@ def test_an_expert_whose_packing_failed_half_way_counts_as_missing(monkeypatch):
         element = type(moe.packed_weights()._element)
         pack = element.pack
         for load, words in (
-            (lambda: moe.load_expert(0, 2, **of_expert(2)), "layer 0 lacks expert 2: load_expert"),
-            (lambda: moe.load_shared(0, **shared), "layer 0 lacks its shared expert: load_shared"),
+            (lambda: moe.load_expert(0, 2, **of_expert(2)), "layer 0 lacks expert 2: call load_expert"),
+            (lambda: moe.load_shared(0, **shared), "layer 0 lacks its shared expert: call load_shared"),
         ):
             works = iter((True, False))
             with monkeypatch.context() as patch:

@@ -121,7 +121,7 @@ def test_loading_a_shared_expert(comm, world):
         moe.load_router(1, router=w["router"])
         if comm is None or comm.rank:
             moe.load_shared(1, **parts)
-        kind, words = InputError, "layer 1 lacks its shared expert: load_shared"
+        kind, words = InputError, "layer 1 lacks its shared expert: call load_shared"
         if comm is not None:
             kind = PeerInputError if comm.rank else InputError
             words = "rank 0 .* has not loaded the shared expert" if comm.rank else words
@@ -133,7 +133,10 @@ def test_loading_a_shared_expert(comm, world):
         moe.load_shared(1, **parts)
         assert same(moe(x, layer=1), y)
         for change, words in (
-            ({"sigmoid": None}, "load_shared: shared_sigmoid= must fit shared_sigmoid=True of cfg, got None"),
+            (
+                {"sigmoid": None},
+                "load_shared: shared_sigmoid= must be an array, because cfg has shared_sigmoid=True, got None",
+            ),
             ({"gate": None}, "load_shared needs shared_gate= for gated=True"),
             ({"up": parts["up"].T}, r"shared_up must have shape \[40, 50\], got \[50, 40\]: .*'out_in'"),
             ({"up_bias": parts["sigmoid"]}, "load_shared got shared_up_bias=, but the configuration has .*bias=False"),

@@ -122,7 +122,7 @@ def test_no_tokens_and_no_logits():
         with pytest.raises(InputError, match="needs the logits of the routing, got none: the call got ids"):
             getattr(losses, name)(replace(made(3, 0), logits=None), 1.0)
     for lengths in ([1, 1], [4, -1], [1.0, 2.0], [[3]], [[1], [1, 1]]):
-        with pytest.raises(InputError, match="lengths must be positive ints of sum 3"):
+        with pytest.raises(InputError, match="lengths must be positive ints whose sum is 3"):
             losses.sequence(made(3, 0), 1.0, lengths=lengths)
     with pytest.raises(InputError, match=f"score must be one of {', '.join(BIASED)}, got 'relu'"):
         losses.sequence(made(3, 0), 1.0, score="relu")  # type: ignore[arg-type]

@@ -240,7 +240,7 @@ def test_a_file_has_a_largest_size(path, monkeypatch):
     with open(path, "r+b") as file:
         file.truncate(held)
     monkeypatch.setattr(guarded, "MOST_FILE", held)
-    with pytest.raises(ResultsError, match=f"but may have {held}: choose another file"):
+    with pytest.raises(ResultsError, match=f"but may have at most {held}: choose another file"):
         results.append(path, Run("y", {}, [Table("t").dim("n", range(3000))]))
     monkeypatch.setattr(guarded, "MOST_DATA", 8)
     with pytest.raises(ResultsError, match="far more than the file holds"):
