@@ -32,9 +32,7 @@ def remedy(library: Library | None, env: Mapping[str, str], cores: int) -> str:
     """Advice that names the option by which this launcher gives each rank `cores` cores of its own."""
     started = launch_environment.started_as(env)
     if started is not None and started[0] == "srun":
-        return (
-            f"srun --cpus-per-task={cores} --cpu-bind=cores ... (since Slurm 22.05 srun does not take sbatch's number)"
-        )
+        return f"srun --cpus-per-task={cores} --cpu-bind=cores ... (since Slurm 22.05 srun ignores sbatch's number)"
     facts = mpi_facts.facts(library.kind if library is not None else "") or mpi_facts.DEFAULT
     return facts.binding.format(cores=cores)
 
@@ -63,7 +61,7 @@ def binding(seats: list[RankCores], library: Library | None, env: Mapping[str, s
     if crowded:
         union = frozenset().union(*(seats[r].cores for r in crowded if seats[r].node == seats[crowded[0]].node))
         here = sum(seats[r].node == seats[crowded[0]].node for r in crowded)
-        text = f"{here} ranks share {listed(union)}: they take turns, and each waits for ranks that do not run"
+        text = f"{here} ranks share {listed(union)}, so they often wait for each other"
         return warn(name, text, f"start at most one rank a core, or bind otherwise: {fix}", **values)
     if overlapping:
         return warn(
@@ -71,7 +69,7 @@ def binding(seats: list[RankCores], library: Library | None, env: Mapping[str, s
         )
     if single:
         online = seats[single[0]].online
-        text = f"{named(single)}: bound to one core of {online}, a fair share would be {share}"
+        text = f"{named(single)}: bound to one of {online} cores, although each rank could have {share}"
         return warn(name, text, fix, **values)
     return ok(name, _usual(seats), **values)
 
@@ -87,7 +85,9 @@ def scheduler(seats: list[RankCores], autogroups: bool) -> Finding:
     masks = [[s.cores for s in seats if s.node == node] for node in nodes]
     if not autogroups or all(len(each) <= len(frozenset().union(*each)) for each in masks):
         return ok(name, f"autogroups {'on, no ranks share cores' if autogroups else 'off'}")
-    text = "autogroups are on, and ranks share cores: a waiting rank can keep another off its core for minutes"
+    text = (
+        "autogroups are on, and ranks share cores: a rank that waits can keep another rank off their core for minutes"
+    )
     return warn(name, text, "sysctl kernel.sched_autogroup_enabled=0 (as root), or at most one rank a core")
 
 
@@ -153,4 +153,4 @@ def torch_threads(env: Mapping[str, str], installed: bool) -> Finding:
     chosen = [f"{each}={env[each]}" for each in launch_environment.OPENMP_WAITS if each in env]
     if chosen:
         return ok(name, f"wait as {', '.join(chosen)} says")
-    return ok(name, "spin after each operation; OMP_WAIT_POLICY=passive, set before python starts, ends that")
+    return ok(name, "keep cores busy after each operation, unless OMP_WAIT_POLICY=passive is set before python starts")

@@ -175,14 +175,14 @@ def sharing(facts: Sequence[RankGpus], nodes: Nodes) -> Finding:
     if len(found) > 1:
         without = [rank for rank in group if not facts[rank].pipes]
         why = (
-            f"the others' MPS daemon is not used by {named(without)}"
+            f"{named(without)} {'use' if len(without) > 1 else 'uses'} no MPS daemon"
             if without
             else f"{named(group)} ask different MPS daemons"
         )
         return warn(name, f"{text}, but {why}", f"export the same {PIPES} on all ranks of the node")
     if found == {""}:
         start = f"export {PIPES}=FOLDER; nvidia-cuda-mps-control -d, on each node before the ranks start"
-        why = f"{text} without MPS: they take turns, and their times are meaningless"
+        why = f"{text} without MPS: only one of them computes at a time, and their times mean nothing"
         return warn(name, why, f"one rank a GPU, or {start}")
     return ok(name, f"{text}, by MPS in {found.pop()}")
 

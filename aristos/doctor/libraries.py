@@ -76,8 +76,11 @@ def one_mpi(mapped: list[str], installed: list[str], modules: list[str]) -> Find
         keep = f"{pip} {' '.join(installed)}, then install the one you want"
         return fail(name, text, keep, **values)
     if installed and modules:
-        text = f"pip's {installed[0]} meets another MPI ({'; '.join(modules)}): programs of one would load the other"
-        remedy = f"on a cluster: {pip} {installed[0]}, and mpi4py takes the module's\nelse: `module unload` the other"
+        text = f"pip has installed {installed[0]}, and another MPI is loaded as a module ({'; '.join(modules)})"
+        remedy = (
+            f"on a cluster: {pip} {installed[0]}, so that mpi4py loads the module's MPI\n"
+            "elsewhere: `module unload` the other"
+        )
         return fail(name, text, remedy, **values)
     source = (
         f"pip's {installed[0]}"
@@ -129,7 +132,7 @@ def launcher(world: int | None, env: Mapping[str, str], found: Library | None) -
     strange = launch_environment.stranger(env, found) if found is not None else None
     wrong = strange if world is None else launch_environment.mismatch(world, env, found)
     if wrong is None and world is None:
-        wrong = f"{started[0]} started {started[1]} tasks, which cannot meet without an MPI library"
+        wrong = f"{started[0]} started {started[1]} tasks, which cannot become ranks without an MPI library"
         return fail(name, wrong, "see MPI library", **values)
     if wrong is None:
         return ok(name, f"{started[0]} started {started[1]} tasks, and the size of MPI_COMM_WORLD is {world}", **values)

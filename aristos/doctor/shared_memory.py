@@ -75,6 +75,6 @@ def in_place() -> Finding:
     """Whether layers with moves="auto" can compute experts of local peers in place on this machine."""
     problem = memfd.lacking()
     if problem:
-        return ok("experts in place", f"no, tokens always travel: {problem}", huge_pages=False)
+        return ok("experts in place", f"no: tokens are always sent ({problem})", huge_pages=False)
     text = "yes: ranks of a node read each other's experts from huge pages where that is cheaper than sending rows"
     return ok("experts in place", text, huge_pages=True)

@@ -75,10 +75,10 @@ def usual(env: Mapping[str, str]) -> list[Workaround]:
 
     Otherwise threads of BLAS and torch compete with workers for cores.
     """
-    why = "else BLAS starts a thread a core in every rank, which take the cores from the layer's workers"
+    why = "else every rank's BLAS starts a thread for each core, and they take cores from the layer's workers"
     found = [Workaround(name, "1", why) for name in THREADS if name not in env]
     if not any(name in env for name in launch_environment.OPENMP_WAITS):
-        why = "else threads of torch spin after each operation on cores that the layer's workers need"
+        why = "else torch's threads keep cores busy after each operation, and the layer's workers need them"
         found.append(Workaround(launch_environment.OPENMP_WAITS[0], "passive", why))
     return found
 

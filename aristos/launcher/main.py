@@ -100,7 +100,9 @@ def _ranks(machine: ThisNode, nodes: int, env: dict[str, str], per: str | None =
     if nodes and wanted and not per:
         return wanted
     if machine.outside:
-        raise InputError("this machine is none of the job's nodes, whose devices are therefore unknown: give -n RANKS")
+        raise InputError(
+            "this machine is not a node of the job, so the devices of its nodes are unknown: give -n RANKS"
+        )
     if per:
         return len(numa_cores(machine.node, smt)) * max(1, nodes)
     return default_ranks(machine.node, machine.devices) * max(1, nodes)
@@ -125,8 +127,8 @@ def notes(here: list[Seat], nodes: int) -> list[str]:
         where = f"each of {nodes} nodes" if nodes > 1 else "this machine"
         cores = len(frozenset().union(*(s.cpus for s in crowded)))
         found.append(
-            f"oversubscribed: {len(crowded)} ranks share {cores} cores of {where}: they take turns, and each waits for"
-            f" ranks that do not run; at most {cores * nodes} ranks would have a core each"
+            f"oversubscribed: {len(crowded)} ranks share {cores} cores of {where}, so they often wait for each"
+            f" other; at most {cores * nodes} ranks would have a core each"
         )
     by_device: dict[int, int] = {}
     for seat in here:

@@ -102,10 +102,10 @@ def numa_seats(node: Node, ranks: int, smt: bool = False) -> list[Seat]:
     cores = numa_cores(node, smt)
     if ranks > len(cores):
         raise InputError(
-            f"--per numa starts one rank for each NUMA domain: {ranks} ranks were asked of"
-            f" {node.name or 'this machine'}, and"
-            f" {len(cores)} of its domains have CPUs that this process may use ({cpusets.show(node.allowed)} of"
-            f" {_listed(node)}): give at most -n {len(cores)} for each node, or leave out --per"
+            f"--per numa starts at most one rank for each NUMA domain, got {ranks} ranks: the CPUs that this process"
+            f" may use, {cpusets.show(node.allowed)}, lie in {len(cores)} of the domains of"
+            f" {node.name or 'this machine'} ({_listed(node)}); give at most -n {len(cores)} for each node, or leave"
+            " out --per"
         )
     chosen = [list(cores)[r * len(cores) // ranks] for r in range(ranks)]
     cpus = _divide([cores[index] for index in chosen])

@@ -53,7 +53,7 @@ def local_rank(env: Mapping[str, str]) -> tuple[int, int]:
         if rank == slurm_variables.LOCAL_RANK:
             return number, slurm_tasks(env)
     names = ", ".join(rank for rank, _ in LOCAL_VARIABLES)
-    raise NoRank(f"none of {names} is set: this is a part of `aristos run`, not a command")
+    raise NoRank(f"none of {names} is set, because no launcher started this program: use `aristos run`")
 
 
 def slurm_tasks(env: Mapping[str, str]) -> int:
@@ -117,9 +117,9 @@ def bind(cpus: frozenset[int], whole_seat: bool = False) -> None:
     allowed = os.sched_getaffinity(0)
     if whole_seat and not cpus <= allowed:
         raise EnvironmentProblem(
-            f"--per numa: this rank's NUMA domain has CPUs {cpusets.show(cpus)}, and it was started with"
-            f" {cpusets.show(allowed)} alone: unset the variables by which the launcher binds ranks"
-            " (under `aristos run` it binds none), or allow the job whole nodes (sbatch --exclusive)"
+            f"--per numa: this rank needs all CPUs of its NUMA domain, {cpusets.show(cpus)}, but may use only"
+            f" {cpusets.show(allowed)}: unset the variables that make the launcher bind ranks, or ask for whole nodes"
+            " (sbatch --exclusive)"
         )
     mine = cpus & allowed
     if mine:

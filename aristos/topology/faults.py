@@ -70,7 +70,7 @@ def fewer(gpus: Sequence[str], links: Mapping[tuple[str, str], Link]) -> list[Fa
         full = max(total.values())
         for gpu in gpus:
             if 0 < total[gpu] < full:
-                text = f"{gpu} has {total[gpu]} NVLinks in all, its siblings {full}: a link is down"
+                text = f"{gpu} has {total[gpu]} NVLinks in all, the other GPUs have {full}: a link is down"
                 faults.append(Fault(text, f"find it by nvidia-smi nvlink -s; {RESET}"))
     for gpu in gpus:
         others = [peers[other] for other in gpus if other != gpu]
@@ -79,7 +79,7 @@ def fewer(gpus: Sequence[str], links: Mapping[tuple[str, str], Link]) -> list[Fa
             and not peers[gpu]
             and min(others) == len(gpus) - 2
         ):
-            text = f"{gpu} has no NVLink, all its siblings have {max(total.values()) // max(others)} to each other"
+            text = f"{gpu} has no NVLink, but all other GPUs have {max(total.values()) // max(others)} to each other"
             faults.append(Fault(text, f"nvidia-smi nvlink -s -i {gpu[3:]} shows which are inactive; {RESET}"))
     return faults
 
@@ -103,7 +103,7 @@ def dark(wires: Sequence[Wires]) -> list[Fault]:
             faults.append(Fault(text, "reseat the bridge" if bridged else RESET))
         siblings = [len(other.up) for other in wires if other.name == each.name]
         if len(each.up) < max(siblings, default=0):
-            text = f"{name} shows {len(each.up)} NVLinks, its siblings {max(siblings)}"
+            text = f"{name} shows {len(each.up)} NVLinks, another {each.name} shows {max(siblings)}"
             faults.append(Fault(text, RESET))
     return faults
 

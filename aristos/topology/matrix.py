@@ -288,5 +288,6 @@ def _whole_names(named: Mapping[str, str]) -> None:
         ]
         if twice or (longer and label == list(named)[-1]):
             raise TopologyError(
-                f"the legend is cut at '{label}: {name}', {(twice or longer)[0]} is {named[(twice or longer)[0]]}"
+                f"the legend is cut at '{label}: {name}', as its line"
+                f" '{(twice or longer)[0]}: {named[(twice or longer)[0]]}' shows"
             )

@@ -58,7 +58,8 @@ def _entry(line: str) -> dict[str, str]:
     """A line's values by its keys in lower case."""
     if line.lower().startswith("include "):
         raise TopologyError(
-            f"{line[:200]!r} is not followed: insert that file here, or give the output of `scontrol show topology`"
+            f"Aristos does not read the file of {line[:200]!r}: insert its text here, or give the output of"
+            " `scontrol show topology`"
         )
     keys = {key.lower(): quoted or plain for key, quoted, plain in _KEY.findall(line)}
     known = set(keys) & {*NAMES, "blocksizes"}
@@ -244,7 +245,9 @@ def _chosen(listed: Sequence[Mapping[str, Any]], topology: str | None) -> Mappin
     for each in listed:
         if each["topology"] == topology:
             return each
-    raise TopologyError(f"no topology {topology!r} among {', '.join(str(each['topology']) for each in listed)}")
+    raise TopologyError(
+        f"topology must be one of {', '.join(str(each['topology']) for each in listed)}, got {topology!r}"
+    )
 
 
 MOST_LINKS = 1 << 18

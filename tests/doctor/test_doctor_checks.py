@@ -101,7 +101,7 @@ def test_launchers_other_than_srun():
     env = {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "0", "PMIX_RANK": "0"}
     assert "by PMIx, which pip's mpich does not support" in libraries.launcher(None, env, MPICH).text
     assert libraries.launcher(2, env, OPEN).state == "ok"
-    assert "cannot meet without an MPI library" in libraries.launcher(None, env, None).text
+    assert "cannot become ranks without an MPI library" in libraries.launcher(None, env, None).text
 
 
 @pytest.mark.parametrize(
@@ -197,7 +197,7 @@ def seats(*masks: tuple[int, ...], online: int = 8, node: int = 0) -> list[RankC
         (seats(tuple(range(8)), tuple(range(8))), "ok", "2 ranks a node share cores 0-7: 4 for each"),
         (seats(tuple(range(8))), "ok", "cores 0-7 of 8"),
         (seats((0,), (1,), online=2), "ok", "core 0 of 2"),
-        (seats((0,), (1,)), "warn", "ranks 0-1: bound to one core of 8, a fair share would be 4"),
+        (seats((0,), (1,)), "warn", "ranks 0-1: bound to one of 8 cores, although each rank could have 4"),
         (seats((0,), (1, 2, 3, 4)), "warn", "rank 0"),
         (seats((0,), (0,)), "warn", "2 ranks share core 0"),
         (seats((0, 1), (0, 1), (0, 1), online=2), "warn", "3 ranks share cores 0-1"),
@@ -245,7 +245,7 @@ def test_a_containers_cpu_limit_is_reported():
     ("env", "installed", "word"),
     [
         ({}, False, "not installed"),
-        ({}, True, "OMP_WAIT_POLICY=passive, set before python starts"),
+        ({}, True, "unless OMP_WAIT_POLICY=passive is set before python starts"),
         ({"OMP_NUM_THREADS": "1"}, True, "one a rank"),
         ({"KMP_BLOCKTIME": "0"}, True, "wait as KMP_BLOCKTIME=0 says"),
     ],
@@ -307,7 +307,7 @@ def test_the_doctor_says_whether_experts_are_computed_in_place(monkeypatch):
     def refused(*arguments):
         raise OSError(38, "Function not implemented")
 
-    for huge, text in ((True, "yes: ranks of a node read"), (False, "no, tokens always travel: no huge pages")):
+    for huge, text in ((True, "yes: ranks of a node read"), (False, "no: tokens are always sent (no huge pages")):
         monkeypatch.setattr(memfd.SharedMap, "collapse", lambda self, start, nbytes, huge=huge: huge)
         got = shared_memory.in_place()
         assert (got.state, got.values) == ("ok", {"huge_pages": huge})

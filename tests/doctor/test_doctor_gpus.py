@@ -140,7 +140,7 @@ def test_shared_gpus_need_mps():
     assert "nvidia-cuda-mps-control -d" in got.remedy
     assert "by MPS in /mps" in gpus.sharing(ranks_see((0,), (0,), pipes="/mps"), two).text
     got = gpus.sharing(ranks_see((0,), pipes="/mps") + ranks_see((0,)), two)
-    assert "the others' MPS daemon is not used by rank 1" in got.text
+    assert "rank 1 uses no MPS daemon" in got.text
     assert "CUDA_MPS_PIPE_DIRECTORY" in got.remedy
     got = gpus.sharing(ranks_see((0,), pipes="/a") + ranks_see((0,), pipes="/b"), two)
     assert "ranks 0-1 ask different MPS daemons" in got.text

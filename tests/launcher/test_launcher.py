@@ -180,7 +180,7 @@ def aristos_run(*words: object, timeout: float = 60, **more: str) -> subprocess.
         (["-n", "2", "--restarts", "1", "--restart-ranks", "2,0", "--", "true"], 2, "at least 1"),
         (["--launcher", "srun", "-n", "2", "--", "true"], 3, "needs an allocation"),
         (["--nvidia-smi", "x", "--", "true"], 2, "--dry-run"),
-        (["--dry-run", "--nvidia-smi", "", "--", "true"], 2, "variable of the shell"),
+        (["--dry-run", "--nvidia-smi", "", "--", "true"], 2, "shell's variable"),
         (["--dry-run", "--nvidia-smi", "/no/file", "--", "true"], 3, "/no/file"),
         (["--dry-run", "--nvidia-smi", "/etc/hostname", "--", "true"], 3, "aristos run: "),
     ],

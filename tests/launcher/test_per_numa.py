@@ -81,7 +81,9 @@ def test_domains_outside_of_the_cpuset_have_no_rank(tmp_path):
     assert places(node, 1, smt=True) == [(2, "4-5,12-13")]
     assert main._ranks(ThisNode(node, ()), 0, {}, "numa") == 1
     assert "0 (none of its CPUs is allowed)" in numa_note(node, numa_seats(node, 1))
-    with pytest.raises(InputError, match=r"2 ranks .* 1 of its domains .*\(4-5,12-13 of domain 0: .*at most -n 1"):
+    with pytest.raises(
+        InputError, match=r"2 ranks: .* 4-5,12-13, lie in 1 of the domains .*\(domain 0: .*at most -n 1"
+    ):
         numa_seats(node, 2)
     part = two_sockets(tmp_path, allowed="1-2")
     assert places(part, 2) == [(0, "1"), (1, "2")], "the allowed CPUs of each domain"
@@ -90,7 +92,7 @@ def test_domains_outside_of_the_cpuset_have_no_rank(tmp_path):
 def test_a_machine_of_one_domain(tmp_path):
     node = sysfs.node("host", system(tmp_path, ("0-3",)), frozenset(range(4)))
     assert places(node, 1) == [(0, "0-3")]
-    with pytest.raises(InputError, match="2 ranks were asked of host, and 1 of its domains"):
+    with pytest.raises(InputError, match=r"got 2 ranks: .* lie in 1 of the domains of host"):
         numa_seats(node, 2)
 
 
@@ -176,14 +178,16 @@ def take(monkeypatch, node: Node, ranks: int, mask: frozenset[int]) -> int:
 
 def test_another_node_with_fewer_domains(monkeypatch, tmp_path, capsys):
     assert take(monkeypatch, two_sockets(tmp_path, "0-3"), 4, frozenset(range(4))) == 3
-    assert "local rank 0: --per numa starts one rank for each NUMA domain: 4 ranks" in capsys.readouterr().err
+    assert (
+        "local rank 0: --per numa starts at most one rank for each NUMA domain, got 4 ranks" in capsys.readouterr().err
+    )
 
 
 def test_a_rank_that_may_not_use_its_whole_domain(monkeypatch, tmp_path, capsys):
     """Such a rank would compute with fewer workers than its share of the memory needs."""
     assert take(monkeypatch, two_sockets(tmp_path), 4, frozenset({1, 2})) == 3
     found = capsys.readouterr().err
-    assert "this rank's NUMA domain has CPUs 0-1, and it was started with 1-2 alone" in found
+    assert "this rank needs all CPUs of its NUMA domain, 0-1, but may use only 1-2" in found
     assert "sbatch --exclusive" in found
 
 

@@ -63,8 +63,8 @@ def test_nvlinks_and_which_are_inactive():
     assert wires((True, False, True)) == ["GPU0: NVLink 1 inactive, 2 of 3 active"]
     assert wires((False, False)) == ["GPU0 (NVIDIA H100 80GB HBM3): all NVLinks are inactive"]
     assert wires((False, False), name="NVIDIA A100-PCIE-40GB") == []  # a GPU without a bridge
-    assert wires((), (True, True)) == ["GPU0 shows 0 NVLinks, its siblings 2"]
-    assert wires((True,) * 3, (True,)) == ["GPU1 shows 1 NVLinks, its siblings 3"]
+    assert wires((), (True, True)) == ["GPU0 shows 0 NVLinks, another NVIDIA H100 80GB HBM3 shows 2"]
+    assert wires((True,) * 3, (True,)) == ["GPU1 shows 1 NVLinks, another NVIDIA H100 80GB HBM3 shows 3"]
 
 
 def test_addresses_of_devices_as_sysfs_names_them():
@@ -110,7 +110,7 @@ def test_an_asymmetric_matrix_counts_as_the_worse_direction():
         ("X NV4 SYS SYS\nNV4 X SYS SYS\nSYS SYS X SYS\nSYS SYS SYS X", []),  # one bridge for four GPUs
         ("X NV1 NV1 NV2\nNV1 X NV2 NV1\nNV1 NV2 X NV2\nNV2 NV1 NV2 X", []),  # half a cube mesh
         ("X NV4 SYS\nNV4 X SYS\nSYS SYS X", []),  # one bridge for three
-        ("X NV6 SYS\nNV6 X SYS\nSYS SYS X", ["GPU2 has no NVLink, all its siblings have 6 to each other"]),
+        ("X NV6 SYS\nNV6 X SYS\nSYS SYS X", ["GPU2 has no NVLink, but all other GPUs have 6 to each other"]),
         ("X SYS\nSYS X", []),
     ],
 )
@@ -531,8 +531,8 @@ def test_texts_from_windows(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--nvidia-smi", ""], "variable of the shell"),  # an empty name is not taken for this machine
-        (["--slurm-topology", "", "--json"], "variable of the shell"),
+        (["--nvidia-smi", ""], "shell's variable"),  # an empty name is not taken for this machine
+        (["--slurm-topology", "", "--json"], "shell's variable"),
         (["--nvidia-smi", "-", "--slurm-topology", "-"], "only one file can be stdin"),
         (["--again"], "--measure"),
         (["--measure", "--plot", "x.png"], "--measure"),
