@@ -183,9 +183,9 @@ def compare(simgrid: SimGrid, name: str, shape: Shape, wanted: Sequence[str]) ->
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--hosts", default="16,64", help="16, 64 and 256 are known (%(default)s)")
-    parser.add_argument("--networks", default="fat tree,dragonfly,torus", help="(%(default)s)")
-    parser.add_argument("--patterns", default=",".join(patterns(2, 1 << 10)), help="(%(default)s)")
+    parser.add_argument("--hosts", default="16,64", help="numbers of hosts out of 16, 64 and 256 (%(default)s)")
+    parser.add_argument("--networks", default="fat tree,dragonfly,torus", help="networks to compare (%(default)s)")
+    parser.add_argument("--patterns", default=",".join(patterns(2, 1 << 10)), help="patterns of traffic (%(default)s)")
     asked = parser.parse_args()
     names, wanted = asked.patterns.split(","), asked.networks.split(",")
     if missing := SimGrid.missing():

@@ -68,7 +68,7 @@ class Team:
                 return int(rank.recv()), rank
             except TimeoutError:
                 if self._process.poll() is not None or time.monotonic() > until:
-                    raise TeamError(f"{self.name}: no rank came: {self._tail()}") from None
+                    raise TeamError(f"{self.name}: no rank has connected: {self._tail()}") from None
 
     def __call__(self, method: str, *arguments: Any) -> list[Any]:
         """Call a method on all ranks. Returns replies by rank. Raises Absent for a peer, TeamError if a rank fails."""

@@ -270,12 +270,19 @@ def main() -> None:
         part.set_defaults(run=run)
         part.add_argument("file", type=Path)
         if name == "measure":
-            part.add_argument("--seconds", type=float, default=0.6, help="at each point (%(default)s)")
-            part.add_argument("--shapes", default="ABCDEG", help="(%(default)s)")
-            part.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"], help="(%(default)s)")
+            part.add_argument("--seconds", type=float, default=0.6, help="seconds at each point (%(default)s)")
+            part.add_argument("--shapes", default="ABCDEG", help="shapes of bench/compare.py (%(default)s)")
+            part.add_argument(
+                "--dtypes", nargs="+", default=["float32", "bfloat16"], help="types of rows and weights (%(default)s)"
+            )
             part.add_argument("--traces", type=Path, help="folder of recorded routings")
         else:
-            part.add_argument("--statistic", choices=("median", "quartile"), default="median", help="(%(default)s)")
+            part.add_argument(
+                "--statistic",
+                choices=("median", "quartile"),
+                default="median",
+                help="statistic of the calls' times (%(default)s)",
+            )
             part.add_argument("--page", type=Path, help="a page with markers for the table")
     asked = parser.parse_args()
     asked.run(asked)

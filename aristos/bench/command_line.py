@@ -119,10 +119,10 @@ def make_parser(prog: str = "python -m aristos.bench") -> argparse.ArgumentParse
     )
     links = parser.add_argument_group("emulated links (suite overlap)")
     links.add_argument(
-        "--alpha", type=latencies, default=Options.alpha, metavar="T,..", help="latencies (2us,50us,1ms)"
+        "--alpha", type=latencies, default=Options.alpha, metavar="T,..", help="latencies to emulate (2us,50us,1ms)"
     )
     links.add_argument(
-        "--rate", type=bandwidths, default=Options.rate, metavar="R,..", help="bandwidths (100,25,10,1GB/s)"
+        "--rate", type=bandwidths, default=Options.rate, metavar="R,..", help="bandwidths to emulate (100,25,10,1GB/s)"
     )
     output = parser.add_argument_group("output")
     output.add_argument("--json", action="store_true", help="print JSON instead of tables")
@@ -133,7 +133,7 @@ def make_parser(prog: str = "python -m aristos.bench") -> argparse.ArgumentParse
         help="results file to append to; 'none': write no file",
     )
     output.add_argument("--watch", action="store_true", help="live bars on stderr: the last calls of every rank")
-    output.add_argument("--timeline", metavar="FILE.json", help="Perfetto timeline of one call on every rank")
+    output.add_argument("--timeline", metavar="FILE.json", help="write a Perfetto timeline of one call on every rank")
     return parser
 
 

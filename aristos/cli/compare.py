@@ -49,7 +49,7 @@ def options(argv: list[str]) -> argparse.Namespace:
         "--regression",
         type=share,
         metavar="SHARE",
-        help="such as 5%% or 0.05: exit code 1 if a row's whole interval is slower by more than this",
+        help="exit with code 1 if a row's whole interval is slower by more than this share, 5%% or 0.05",
     )
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout and nothing else")
     parser.add_argument(

@@ -29,8 +29,8 @@ def options(argv: list[str]) -> argparse.Namespace:
 
     parser = launch_environment.OneRankParser(
         prog="aristos models",
-        description="Published MoE models: sizes of a layer, router, and whether Aristos runs them. `aristos inspect`"
-        " reads a model directory, and so does this command.",
+        description="Published MoE models: sizes of a layer, router, and whether Aristos runs them. For a model"
+        " directory this command does what `aristos inspect` does.",
     )
     parser.add_argument(
         "name", metavar="NAME", nargs="?", help="a model, to print all that is known of it; or a model directory"

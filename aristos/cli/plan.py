@@ -61,7 +61,7 @@ def options(argv: list[str]) -> argparse.Namespace:
         help="instead of --topology: measure this machine's GPUs, or ranks on its cores",
     )
     parser.add_argument("--plot", metavar="FILE", help="draw the groups: .png, .svg or .pdf (needs matplotlib)")
-    parser.add_argument("--objective", choices=OBJECTIVES, help="which objective to minimise (default: the file's)")
+    parser.add_argument("--objective", choices=OBJECTIVES, help="what to minimise (default: the file's objective)")
     parser.add_argument(
         "--allreduce",
         choices=ALLREDUCES,

@@ -27,7 +27,7 @@ def options(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--run", metavar="NAME", help="a run's name or its first letters (default: the last run)")
     parser.add_argument("--out", type=nonempty, metavar="DIR", help="folder for the pictures (default: FILE-plots)")
-    parser.add_argument("--format", choices=FORMATS, default="png")
+    parser.add_argument("--format", choices=FORMATS, default="png", help="type of the pictures' files (%(default)s)")
     asked = parser.parse_args(argv)
     asked.timelines = all(file.endswith(".json") for file in asked.files)
     if not asked.timelines and len(asked.files) > 1:

@@ -122,7 +122,9 @@ def make_parser() -> argparse.ArgumentParser:
     output = parser.add_argument_group("output")
     output.add_argument("--json", action="store_true", help="one JSON object on stdout and nothing else")
     output.add_argument("--out", type=nonempty, metavar="FILE.h5", help="results file to append to")
-    output.add_argument("--timeline", type=nonempty, metavar="FILE.json", help="Perfetto timeline of some ranks")
+    output.add_argument(
+        "--timeline", type=nonempty, metavar="FILE.json", help="write a Perfetto timeline of some ranks"
+    )
     return parser
 
 

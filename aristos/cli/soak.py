@@ -32,8 +32,8 @@ EVERY = 10.0  # seconds between lines where there is no terminal
 def options(argv: list[str]) -> argparse.Namespace:
     parser = launch_environment.OneRankParser(
         prog="aristos soak",
-        description="Draw layer objects from a seed, make calls, compare each with the float64 reference, and watch "
-        "memory, open files, threads and shared memory. Run it under mpirun or srun.",
+        description="Make random layers and calls from a seed, compare each result with the float64 reference, and"
+        " watch memory, open files, threads and shared memory. Run it under mpirun or srun.",
     )
     parser.add_argument("--minutes", type=amount, default=2.0, help="stop after this time (%(default)g)")
     parser.add_argument("--objects", type=positive, metavar="N", help="stop after N objects")

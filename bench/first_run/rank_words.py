@@ -109,7 +109,7 @@ def _read(rank: int, file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8")
     except OSError:
-        return f"rank {rank} wrote nothing within {GATHER:g} s: its process has ended, or stands still in a call"
+        return f"rank {rank} wrote nothing within {GATHER:g} s: its process has ended, or hangs in a call"
 
 
 class _Kept(io.TextIOBase):

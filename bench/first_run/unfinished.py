@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-OUT_OF_TIME = "ran out of time: nothing stands still"
+OUT_OF_TIME = "ran out of time: no call hangs"
 CALL = re.compile(r"epoch \d+: (?!done).*")  # the first line of an engine's state while a call is open
 DRIVER = "aristos/substrate/cuda/driver.py"
 APART = 1.5  # seconds between the two readings
@@ -60,7 +60,7 @@ def verdict(first: str, state: str, driver: object | None) -> str:
     the process stayed, or None."""
     stuck = [call for call in CALL.findall(state) if call in first]
     if stuck:
-        return f"HUNG: a call stands still at {stuck[0]}"
+        return f"HUNG: a call makes no progress at {stuck[0]}"
     if driver is not None or "the driver has not answered" in state:
         return "HUNG: the driver does not answer"
     return OUT_OF_TIME

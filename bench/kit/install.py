@@ -66,7 +66,7 @@ def requirement_class() -> Any:
         from pip._vendor.packaging.requirements import Requirement
     except ImportError:
         raise MissingPart(
-            f"{sys.executable} has no pip: install it, or name another by PYTHON=/path/to/python3.12"
+            f"{sys.executable} has no pip: install pip, or name another Python by PYTHON=/path/to/python3.12"
         ) from None
     return Requirement
 
@@ -190,7 +190,7 @@ def install(python: Path, wheels: list[Path]) -> None:
         why = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise MissingPart(
             f"pip cannot install the kit's wheels into {python}: {why} (the wheels are for Python 3.12 on x86-64, and"
-            f" this is {sys.version.split()[0]}: name another by PYTHON=/path/to/python3.12)"
+            f" this is {sys.version.split()[0]}: name another Python by PYTHON=/path/to/python3.12)"
         )
 
 

@@ -46,7 +46,7 @@ def problems(found, ranks, suites, expected=()):
     """Sentences that say what is wrong with a document; none if all is right. expected: names of figures."""
     if found is None:
         return ["no JSON document of aristos.bench in the job's output: see its stderr"]
-    wrong = [] if found["ok"] else ["the document's ok is false"]
+    wrong = [] if found["ok"] else ["the document says ok: false, so an output was wrong"]
     if found["environment"]["ranks"] != ranks:
         wrong.append(f"{found['environment']['ranks']} ranks ran instead of {ranks}: launcher and MPI may not fit")
     wrong += [f"suite {name} is missing" for name in suites if name not in found["suites"]]
@@ -58,7 +58,9 @@ def problems(found, ranks, suites, expected=()):
             f"suite {name}, row {i}: check is {row['check']}" for i, row in enumerate(rows) if row["check"] != "ok"
         ]
     missing = sorted(set(expected) - set(figures(found)))
-    return wrong + [f"{name} was not measured, but has a reference: other options?" for name in missing]
+    return wrong + [
+        f"{name} has a reference, but was not measured: use the options of the reference" for name in missing
+    ]
 
 
 def figures(found):

@@ -106,7 +106,7 @@ def test_mps_is_refused(refused, tmp_path):
     assert said.endswith("if MPS is another user's or has ended, avoid it by: CUDA_MPS_PIPE_DIRECTORY=/an/empty/folder")
 
 
-@pytest.mark.parametrize("said", [[], ["ran out of time: nothing stands still"]], ids=["silent", "stacks"])
+@pytest.mark.parametrize("said", [[], ["ran out of time: no call hangs"]], ids=["silent", "stacks"])
 def test_a_driver_that_hangs_is_named(refused, monkeypatch, said):
     monkeypatch.setattr(processes, "run_part", lambda part, *rest: parts.Ran(part, None, 15.0, said))
     code, said = refused()

@@ -206,7 +206,7 @@ def test_a_part_hangs_if_a_call_or_the_driver_stands_still():
         "cuda: rank 0 of 1, epoch 3: running, 7 commands published; worker 2 holds the lock",
         "epoch 3: done, 9",
     )
-    assert unfinished.verdict(still, still, None).startswith("HUNG: a call stands still at epoch 3: running, 7")
+    assert unfinished.verdict(still, still, None).startswith("HUNG: a call makes no progress at epoch 3: running, 7")
     assert unfinished.verdict(still, still.replace("7 c", "8 c"), None) == unfinished.OUT_OF_TIME
     assert unfinished.verdict(done, done, None) == unfinished.OUT_OF_TIME
     assert unfinished.verdict(done, done, object()) == "HUNG: the driver does not answer"

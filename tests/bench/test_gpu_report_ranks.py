@@ -37,7 +37,7 @@ def ranks(monkeypatch, tmp_path):
         each.stop()
 
 
-MISSING = "rank 2 wrote nothing within 0.5 s: its process has ended, or stands still in a call"
+MISSING = "rank 2 wrote nothing within 0.5 s: its process has ended, or hangs in a call"
 
 
 def test_one_rank_that_ends_the_job_lets_all_write(ranks, tmp_path):

@@ -178,12 +178,12 @@ def test_what_is_wrong_with_a_run_is_said(references):
     wrong["suites"]["put"]["tables"][0]["rows"][1]["check"] = "FAILED"
     wrong["suites"]["layer"]["tables"] = []
     assert references.problems(wrong, 4, ["put", "gemm"], ["layer_16_fused"]) == [
-        "the document's ok is false",
+        "the document says ok: false, so an output was wrong",
         "2 ranks ran instead of 4: launcher and MPI may not fit",
         "suite gemm is missing",
         "suite put, row 1: check is FAILED",
         "suite layer has no rows",
-        "layer_16_fused was not measured, but has a reference: other options?",
+        "layer_16_fused has a reference, but was not measured: use the options of the reference",
     ]
 
 

@@ -153,7 +153,7 @@ class Player:
 
 @suite(
     "idle",
-    "idle time, stragglers and the cost of skewed routing and a late rank; fused against bulk, tokens that move or not",
+    "idle time, stragglers and the cost of skewed routing and a late rank; fused against bulk, with tokens sent or not",
     order=70,
     share=3.0,
 )

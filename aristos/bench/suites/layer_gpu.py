@@ -99,7 +99,7 @@ def fastest(times: dict[str, np.ndarray]) -> np.ndarray | None:
 
 @gpu_suite(
     "layer",
-    "called and in a CUDA graph; against an unfused chain in a CUDA graph; the host's cost of a launch",
+    "the layer, called and in a CUDA graph, against an unfused chain in a CUDA graph; the host's cost of a launch",
     order=60,
     share=3.0,
 )

@@ -205,7 +205,7 @@ def compile_delayed(world: World) -> None:
 
 @suite(
     "overlap",
-    "what overlap is worth: fused against bulk over emulated links (--alpha, --rate)",
+    "time that overlap saves: fused against bulk over emulated links (--alpha, --rate)",
     order=75,
     ranks=2,
     share=3.0,

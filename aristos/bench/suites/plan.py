@@ -92,7 +92,7 @@ class Entry:
 
 @suite(
     "plan",
-    "planned groups against baselines on links made unequal, each term predicted and measured",
+    "planned groups against baselines on links of unequal speed; each term predicted and measured",
     order=90,
     ranks=2,
     share=2.0,
