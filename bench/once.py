@@ -28,7 +28,7 @@ def parse(text: str) -> dict[str, Any]:
     """The values of CASE, changed as `name=value,name=value` says."""
     given = dict(item.split("=") for item in text.split(","))
     if unknown := set(given) - set(CASE):
-        raise SystemExit(f"a case has {', '.join(CASE)}, got {', '.join(sorted(unknown))}")
+        raise SystemExit(f"a case may have {', '.join(CASE)}, got {', '.join(sorted(unknown))}")
     return CASE | {name: value if name == "dtype" else int(value) for name, value in given.items()}
 
 

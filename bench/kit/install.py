@@ -94,7 +94,7 @@ def made(folder: Path) -> Path:
     try:
         venv.EnvBuilder(system_site_packages=True, clear=True, symlinks=True, with_pip=False).create(folder)
     except OSError as why:
-        raise MissingPart(f"{why}: unpack the kit in a folder of yours with {ROOM} free") from None
+        raise MissingPart(f"{why}: unpack the kit in a folder of yours with {ROOM} of free space") from None
     python = folder / "bin" / "python"
     own = packages_folder(python)
     places = [*site.getsitepackages(), *([site.getusersitepackages()] if site.ENABLE_USER_SITE else [])]
