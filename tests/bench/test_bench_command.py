@@ -84,7 +84,7 @@ def test_help_needs_no_mpi():
     for word in (*suites.known(), "--routing", "olmoe-1b-7b"):
         assert word in done.stdout
     usual = " ".join(name for name, each in suites.known().items() if each.default)
-    assert f"default (two minutes in all): {usual}" in " ".join(done.stdout.split())
+    assert f"(default, two minutes in all: {usual})" in " ".join(done.stdout.split())
 
 
 def test_a_launcher_that_does_not_match_is_an_environment_error():

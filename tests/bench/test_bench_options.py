@@ -66,7 +66,7 @@ def test_options_override_the_preset():
         (["replay"], "replay needs --routing"),
         (["replay", "--routing", "zipf"], "replay needs --routing"),
         (["--timeline", "/nowhere/t.json"], "no such folder"),
-        (["--backend", "cuda", "--moves", "experts"], "on GPUs tokens move"),
+        (["--backend", "cuda", "--moves", "experts"], "between GPUs only tokens are sent"),
         (["--nonsense"], "--nonsense"),
     ],
 )
