@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,6 +18,7 @@ from . import state as s
 from .arrays import DeviceArray, granule_of
 from .core import PATIENCE
 from .errors import ClosedError, InputError, own
+from .graphs import Graph, capture
 from .launches import Launch, three
 from .program import Program
 from .runner import Runner
@@ -161,6 +163,10 @@ class Machine(Runner):
         """Copy a NumPy array to host memory that every device may read and write (mapped, pinned memory)."""
         return self.new_array(-1, np.asarray(values), None, None, name)
 
+    def capture(self) -> AbstractContextManager[Graph]:
+        """A block whose launches become a graph, to launch again and again: `with machine.capture() as graph:`."""
+        return capture(self)
+
     # ---- launching ----
     def load(self, ptx: str) -> Program:
         """The program of PTX text."""
@@ -252,7 +258,8 @@ class Machine(Runner):
         if how.cooperative is not False and program.workspace:
             barrier = self.new_array(device, np.zeros(16, np.uint32), None, None, "grid barrier")
             one.workspace = barrier.ptr
-            after.append(partial(self.memory.free, barrier.allocation))
+            if not self.capturing:
+                after.append(partial(self.memory.free, barrier.allocation))
         with self.lock:
             one.needs = needs_of(how.stream, gpu.default, gpu.streams)
             how.stream.last, how.stream.waits = one, []

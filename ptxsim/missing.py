@@ -14,12 +14,12 @@ from kernel_cache.compile import inner as jit
 
 from . import state as s
 from .bits import get, put
-from .clocks import AGENTS, BLOCK_KEY, HOST, SUB_BITS, in_clock, join, launch_of, lookup, single
+from .clocks import AGENTS, BLOCK_KEY, HOST, SUB_BITS, device_of, in_clock, join, launch_of, lookup, single
 from .units import unit
 
 # what two accesses lack
 (UNKNOWN, SCOPE_OF_ACCESS, SIZES, WARP_BARRIER, BARRIER, ACQUIRE, SCOPE, RELEASE, BARRIER_BEFORE, LAUNCHES, BLOCKS,
- DEVICES, HOST_ORDER) = range(13)  # fmt: skip
+ DEVICES, HOST_ORDER, FENCE_AFTER) = range(14)  # fmt: skip
 SAME_VALUE = 16  # flag: the store writes the value that is there
 HINTS = (s.T_LOOSE, s.T_WIDE, s.T_SEEN)
 
@@ -113,12 +113,13 @@ def lacking(x, thread, block, gid, clock, strong, sizes):
         return np.int64(SCOPE)
     if in_clock(x, get(thread, s.T_SEEN), gid, clock):
         return np.int64(RELEASE)
-    if knows_block(x, get(thread, s.T_VC), gid, clock):
+    seen = seen_of_block(x, get(thread, s.T_SEEN), gid)  # beyond `clock` if the block has met at a barrier between
+    if seen > clock and fenced_before(x, mine, gid, clock, seen):
+        return np.int64(FENCE_AFTER)
+    if seen_of_block(x, get(thread, s.T_VC), gid) >= clock or seen == clock:
         return np.int64(BARRIER_BEFORE)
-    if knows_block(x, get(thread, s.T_SEEN), gid, clock + 1):  # a barrier of the block has advanced its clocks between
+    if seen > clock:
         return np.int64(RELEASE)
-    if knows_block(x, get(thread, s.T_SEEN), gid, clock):
-        return np.int64(BARRIER_BEFORE)
     if block == 0 or gid >> 10 & HOST:
         return np.int64(HOST_ORDER)
     here, there = launch_of(x, mine), launch_of(x, gid)
@@ -130,13 +131,27 @@ def lacking(x, thread, block, gid, clock, strong, sizes):
 
 
 @jit
-def knows_block(x, vc, gid, clock):
-    """Whether a vector clock covers some thread of a thread's block up to a clock."""
-    if vc == 0:
-        return False
+def seen_of_block(x, vc, gid):
+    """The latest moment of any thread of a thread's block that a vector clock covers, or -1."""
+    latest = np.int64(-1)
     pool = get(x, s.CLOCKS)
-    for i in range(get(pool, 2 * vc)):
-        key, known = get(pool, 2 * (vc + 1 + i)), get(pool, 2 * (vc + 1 + i) + 1)
-        if key >> SUB_BITS == gid >> 10 and key & BLOCK_KEY != BLOCK_KEY and known >= clock:
-            return True
+    for i in range(get(pool, 2 * vc) if vc else 0):
+        key = get(pool, 2 * (vc + 1 + i))
+        if key >> SUB_BITS == gid >> 10 and key & BLOCK_KEY != BLOCK_KEY:
+            latest = max(latest, get(pool, 2 * (vc + 1 + i) + 1))
+    return latest
+
+
+@jit
+def fenced_before(x, mine, gid, clock, seen):
+    """Whether a thread's last fence came after its moment `clock`, and before another's flag was set at `seen`.
+
+    The fence must reach thread `mine`. The block has met at a barrier between the fence and the flag.
+    """
+    field = s.T_RELEASE0 + (1 if device_of(x, mine) == device_of(x, gid) else 2)
+    key = (gid >> 10) << SUB_BITS | (gid & 1023)
+    for i in range(get(x, s.WARP_SLOTS) * 32):
+        thread = get(x, s.THREADS) + i * s.T_FIELDS * 8
+        if get(thread, s.T_GID) == gid:
+            return clock <= lookup(x, get(thread, field), key) < seen
     return False

@@ -33,6 +33,7 @@ class Runner(Core):
         super().__init__(*args)
         self.strict, self.limit = strict, limit
         self.actors: dict[int, Iterator[Any]] = {}
+        self.capturing = False  # whether launches become a graph (graphs.py)
 
     def actor(self, function: Callable[..., Iterator[Any]], *args: Any) -> None:
         """Let a Python generator take part in the next run as a thread of the host.
@@ -62,6 +63,8 @@ class Runner(Core):
             return self._run(self.strict if strict is None else strict)
 
     def _run(self, strict: bool, device: int | None = None) -> list[Report]:
+        if self.capturing:
+            raise InputError("nothing can run while a graph is captured")
         launches, self.queue = self.queue, []
         if not launches and not self.actors:
             return []

@@ -29,6 +29,7 @@ ORDERS = {
     ),
     missing.BLOCKS: ("order of blocks", "a flag with release and acquire, a grid's barrier, or two launches"),
     missing.DEVICES: ("order of devices", "a flag with release and acquire of sys scope"),
+    missing.FENCE_AFTER: ("fence", "put the fence after the barrier too, in the thread that sets the flag"),
     missing.HOST_ORDER: ("order with the host", "a flag with release and acquire of sys scope"),
 }
 KINDS = {
@@ -41,7 +42,7 @@ KINDS = {
 
 def of_race(detail: int) -> tuple[str, str, str]:
     """(verdict, what is missing, the repair) of a race. detail: the record's (missing.py)."""
-    lack, repair = ORDERS[detail & (missing.SAME_VALUE - 1)]
+    number = detail & (missing.SAME_VALUE - 1)
     if detail & missing.SAME_VALUE:
-        return SAME, lack, repair
-    return (FORMAL if lack == "acquire" else WRONG), lack, repair
+        return SAME, *ORDERS[number]
+    return (FORMAL if number in (missing.ACQUIRE, missing.FENCE_AFTER) else WRONG), *ORDERS[number]

@@ -220,3 +220,52 @@ def test_cooperative_groups_synchronise_a_grid():
             assert x.copy_to_host().tolist() == [3, 4, 5, 6, 1, 2]
     d.launch(ptx, 6, 32, x, y, entry=names["turns"], cooperative=False)
     assert "trap" in {report.kind for report in machine.run()}
+
+
+def test_a_graph_keeps_the_order_of_its_launches():
+    for seed in range(3):
+        setting = Setting(seed)
+        one, two = (setting.machine.device(0).stream(blocking=False) for _ in range(2))
+        setting["x"], setting["y"], setting["z"]
+        with setting.machine.capture() as graph:
+            setting.launch("copy", "x", "y", v=1, stream=one)
+            two.wait(one.record())
+            setting.launch("copy", "y", "z", v=1, stream=two)
+            one.wait(two.record())
+            setting.launch("copy", "z", "x", v=1, stream=one)
+        assert setting.machine.run() == []
+        assert (setting["x"].copy_to_host() == 0).all()
+        setting.launch("produce", v=10)
+        for _ in range(3):
+            graph.launch()
+        setting.launch("copy", "x", "w")
+        assert setting.kinds() == set()
+        assert (setting["w"].copy_to_host() == 19).all()
+        graph.launch(one)
+        setting.launch("copy", "x", "w")  # the default stream does not wait for a stream that does not block
+        assert setting.kinds() == {("race", "order of launches")}
+
+
+def test_a_graph_without_an_order_has_none():
+    setting = Setting()
+    one, two = (setting.machine.device(0).stream() for _ in range(2))
+    setting["x"], setting["y"]
+    with setting.machine.capture() as graph:
+        setting.launch("produce", v=1, stream=one)
+        setting.launch("copy", v=1, stream=two)
+    graph.launch()
+    assert setting.kinds() == {("race", "order of launches")}
+
+
+def test_nothing_runs_while_a_graph_is_captured():
+    setting = Setting()
+    array = setting["x"]
+    with setting.machine.capture():
+        setting.launch("produce", v=1)
+        with pytest.raises(InputError, match="nothing can run while a graph is captured"):
+            array.copy_to_host()
+        with pytest.raises(InputError, match="a graph is being captured already"), setting.machine.capture():
+            pass
+    with pytest.raises(InputError, match="a graph takes arrays of the machine"), setting.machine.capture():
+        setting.machine.device(0).launch(PTX, 1, 1, np.zeros(4, np.uint32), array, 1, entry="produce")
+    assert setting.machine.run() == []

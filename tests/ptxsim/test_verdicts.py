@@ -57,6 +57,7 @@ def test_a_race_names_the_missing_order(devices, scope, stale):
     cases = {
         "nothing": (sent(release), received(acquire), set()),
         "fences": (sent(relaxed, fence=fence), received(look, fence), set()),
+        "fence before": (sent(relaxed, f"{fence} bar.sync 0;"), received(acquire), {("fence", "formal")}),
         "acquire": (sent(release), received(look), {("acquire", "formal")}),
         "fence": (sent(relaxed), received(acquire), {("fence", "wrong")}),
         "barrier": (sent(release, barrier=""), received(acquire), {("barrier", "wrong")}),
