@@ -25,7 +25,7 @@ from .address_space import Allocation
 from .arrays import granule_of
 from .errors import own
 from .machine import Machine
-from .streams import Stream
+from .streams import Event, Stream
 
 FREE_BYTES, TOTAL_BYTES = 1 << 34, 1 << 35  # results of cuMemGetInfo
 VERSION = 12090  # the driver's version: CUDA 12.9
@@ -54,6 +54,7 @@ class Driver:
         self.loaded: Any = weakref.WeakKeyDictionary()  # library that Numba compiled -> its kernel
         self.events: dict[int, float] = {}
         self.streams: dict[int, Stream] = {}  # by handle
+        self.recorded: dict[int, Event] = {}  # by handle
         self.registered: dict[int, tuple[Allocation, int]] = {}  # host memory that kernels may touch
         self.handles = itertools.count(1 << 8)
         self.hints = threading.local()  # dtype and shape of the array that a thread allocates
@@ -271,7 +272,7 @@ class Driver:
             raise failure("CUDA_ERROR_NOT_SUPPORTED", "cuDeviceGetAttribute", f"the machine has no {name}")
         return known[name]
 
-    # ---- streams and events: copies and events run all launches before them ----
+    # ---- streams and events; copies run all launches before them ----
     def cuStreamCreate(self, flags: int) -> Any:
         handle = next(self.handles)
         self.streams[handle] = self.machine.device(self.current_device()).stream(not flags & 1)
@@ -289,7 +290,8 @@ class Driver:
         self.machine.finish()
 
     def cuStreamWaitEvent(self, stream: Any, event: Any, flags: int) -> None:
-        pass
+        if int(event) in self.recorded:
+            self.stream(int(stream)).wait(self.recorded[int(event)])
 
     def cuStreamAddCallback(self, stream: Any, callback: Any, data: int, flags: int) -> None:
         """Run all queued launches. Then call the callback in another thread, as CUDA does."""
@@ -305,9 +307,14 @@ class Driver:
 
     def cuEventDestroy(self, event: Any) -> None:
         self.events.pop(int(event), None)
+        self.recorded.pop(int(event), None)
 
     def cuEventRecord(self, event: Any, stream: Any) -> None:
-        self.machine.finish()
+        """Note the event. In the default stream, where programs measure time, run all queued launches first."""
+        found = self.stream(int(stream))
+        self.recorded[int(event)] = found.record()
+        if found is self.machine.devices[found.device].default:
+            self.machine.finish()
         self.events[int(event)] = time.perf_counter()
 
     def cuEventQuery(self, event: Any) -> None:

@@ -225,6 +225,23 @@ def test_streams_and_events_keep_the_order_of_launches(machine):
     np.testing.assert_array_equal(a.copy_to_host(), 4 * np.arange(100.0))
 
 
+@pytest.mark.parametrize("waits", [True, False])
+def test_streams_run_at_the_same_time_unless_an_event_orders_them(machine, waits):
+    a, middle, out = cuda.to_device(np.arange(100.0)), cuda.to_device(np.zeros(100)), cuda.to_device(np.zeros(100))
+    first, second = cuda.stream(), cuda.stream()
+    done = cuda.event()
+    double[1, 128, first](a, middle)
+    done.record(first)
+    if waits:
+        done.wait(second)
+    double[1, 128, second](middle, out)
+    cuda.synchronize()
+    assert {(report.kind, report.missing) for report in machine.reports} == (
+        set() if waits else {("race", "order of launches")}
+    )
+    machine.reports.clear()
+
+
 def test_contexts_of_devices_see_each_other_and_can_be_reset(machine):
     with cuda.gpus[1]:
         there = cuda.current_context()
