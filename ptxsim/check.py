@@ -59,7 +59,7 @@ def check(
         raise InputError("--launch is for CUDA C++ and PTX: a script launches its kernels itself")
     failed, found = 0, list[Report]()
     first = options.pop("seed")
-    covered, known = Coverage(), list[Report]()
+    covered, known, seen = Coverage(), list[Report](), dict[int, int]()
     for path in files:
         for seed in range(first, first + seeds):
             machine = Machine(seed=seed, **options)
@@ -71,7 +71,9 @@ def check(
             covered.add(machine)
             for report in [one for one in reports if not any(same(one, other) for other in [*found, *known])]:
                 (known if suppress.matching(rules, report) else found).append(report)
-    printed = lines(found, annotation if github else str)
+                seen[id(report)] = seed
+    form = annotation if github else str
+    printed = lines(found, form if seeds == 1 else lambda report: f"{form(report)} [--seed {seen[id(report)]}]")
     print(*printed, *suppress.said(rules, known), covered.said(first, seeds), total(len(printed)), sep="\n")
     return 1 if found or failed else 0
 
@@ -83,7 +85,7 @@ def same(one: Report, other: Report) -> bool:
 
 def annotation(report: Report) -> str:
     """A report in the form that GitHub Actions shows beside the line of the file."""
-    text = f"{report.kernel}, block {report.block}, thread {report.thread}: {report.message}"
+    text = f"{report.kernel}, block {report.block}, thread {report.thread}: {report.message}{report.advice}"
     text = text.replace("%", "%25").replace("\n", "%0A")
     return f"::error file={report.file},line={report.line},title={report.kind}::{text}"
 

@@ -180,3 +180,19 @@ template <bool REPAIRED> __global__ void flag_in_kernel(unsigned *flag, unsigned
     }
   }
 }
+
+// Each barrier adds to the own counter and subtracts from the peer's, and waits until its own is not positive. Two such
+// barriers in flight at once, of two batches, take the arrival of one for that of the other.
+__global__ void balanced_barrier(float *mine, float *theirs, int *my_count, int *their_count, float *out, int work) {
+  for (int i = 0; i < work; i++) mine[threadIdx.x] += 1;
+  mine[threadIdx.x] = threadIdx.x;
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    __threadfence_system();
+    atomicAdd_system(my_count, 1);
+    atomicSub_system(their_count, 1);
+    while ((int)load_acquire((unsigned *)my_count) > 0);
+  }
+  __syncthreads();
+  out[threadIdx.x] = mine[threadIdx.x] + theirs[threadIdx.x];
+}

@@ -79,6 +79,23 @@ def next_call(setting: Setting) -> Callable[[], bool]:
     return lambda: equal(out, np.zeros(128))
 
 
+def two_batches(setting: Setting) -> Callable[[], bool]:
+    """Two ranks exchange two batches at once, each on a stream of its own. Each rank has more work for one of them."""
+    counts = [[setting.zeros(1, f"count{rank}", np.int32, rank) for rank in (0, 1)] for _ in range(2)]
+    outputs = []
+    for batch in (0, 1):
+        count = counts[batch if setting.repaired else 0]
+        data = [setting.zeros(32, f"data{rank}", device=rank) for rank in (0, 1)]
+        out = [setting.fresh(32, f"out{rank}", device=rank) for rank in (0, 1)]
+        for rank in (0, 1):
+            stream = setting.machine.device(rank).stream()
+            arrays = data[rank], data[1 - rank], count[rank], count[1 - rank], out[rank]
+            work = 50 if rank == batch else 0
+            setting.launch("balanced_barrier", 1, 32, *arrays, work, device=rank, stream=stream)
+        outputs += out
+    return lambda: all(equal(one, 2 * LANES) for one in outputs)
+
+
 CASES = [
     Case(
         "fifo_head", "flashinfer-ai/flashinfer#4092", "https://github.com/flashinfer-ai/flashinfer/pull/4092",
@@ -141,5 +158,10 @@ CASES = [
         "flag_in_kernel", "microsoft/mscclpp#502", "https://github.com/microsoft/mscclpp/pull/502",
         "block 0 advanced the flag of the next call while other blocks read it; repaired by a barrier of the blocks",
         "flags.cu", ("flag_in_kernel",), next_call,
+    ),
+    Case(
+        "two_batches", "uccl-project/uccl#986", "https://github.com/uccl-project/uccl/issues/986",
+        "two batches in flight shared the counters of one barrier; repaired here by counters for each",
+        "flags.cu", (), two_batches, ("balanced_barrier",),
     ),
 ]  # fmt: skip

@@ -34,6 +34,7 @@ def test_known_reports_are_left_out_with_their_reason(tmp_path, capsys):
     code, out, _ = checked(capsys, tmp_path, "--schedules", "3")
     assert code == 1
     assert {line.partition(":")[0] for line in out[:-2]} == {"race", "out_of_bounds"}
+    assert all(line.partition(" (and")[0].endswith(" [--seed 0]") for line in out[:-2])
     rules = tmp_path / "known"
     rules.write_text("# known\n\nrace  k.ptx:9  a counter that nobody reads\nmisuse other.ptx no longer there\n")
     code, out, _ = checked(capsys, tmp_path, "--suppress", str(rules), "--schedules", "3")
