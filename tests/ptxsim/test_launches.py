@@ -269,3 +269,18 @@ def test_nothing_runs_while_a_graph_is_captured():
     with pytest.raises(InputError, match="a graph takes arrays of the machine"), setting.machine.capture():
         setting.machine.device(0).launch(PTX, 1, 1, np.zeros(4, np.uint32), array, 1, entry="produce")
     assert setting.machine.run() == []
+
+
+def test_a_kernel_may_wait_for_one_of_another_stream_but_not_for_a_later_one_of_its_own():
+    for seed in range(4):
+        setting = Setting(seed, sm_count=1)
+        one, two = (setting.machine.device(0).stream() for _ in range(2))
+        setting.launch("await", b="flag", grid=1, block=1, stream=one)
+        setting.launch("produce", a="z", v=1, grid=60, block=1, stream=two)
+        setting.launch("signal", b="flag", grid=1, block=1, stream=two)
+        assert setting.kinds() == set()
+    setting = Setting(seed, sm_count=1)
+    setting.launch("await", b="flag", grid=1, block=1)
+    setting.launch("signal", b="flag", grid=1, block=1)
+    assert setting.kinds() == {("deadlock", "")}
+    assert "1 blocks wait for an SM" in str(setting.machine.reports[0])
