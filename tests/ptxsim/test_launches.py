@@ -34,6 +34,7 @@ CODE = {
     "early": "griddepcontrol.launch_dependents; st.global.u32 [%i], %v;",
     "copy": "ld.global.u32 %r1, [%i]; add.u32 %r1, %r1, %v; st.global.u32 [%n], %r1;",
     "copy_after": "griddepcontrol.wait; ld.global.u32 %r1, [%i]; add.u32 %r1, %r1, %v; st.global.u32 [%n], %r1;",
+    "copy_nc": "griddepcontrol.wait; ld.global.nc.u32 %r1, [%i]; add.u32 %r1, %r1, %v; st.global.u32 [%n], %r1;",
     "skip_wait": "griddepcontrol.launch_dependents; st.global.u32 [%n], %v;",
     "signal": "st.release.sys.global.u32 [%b], 1;",
     "await": "L: ld.acquire.sys.global.u32 %r1, [%b]; setp.ne.u32 %p, %r1, 1; @%p bra L;"
@@ -128,7 +129,9 @@ def test_an_event_covers_only_what_was_launched_before_it():
     assert setting.kinds() == {("race", "order of launches")}
 
 
-@pytest.mark.parametrize(("kernel", "found"), [("copy", {("race", "order of launches")}), ("copy_after", set())])
+@pytest.mark.parametrize(
+    ("kernel", "found"), [("copy", {("race", "order of launches")}), ("copy_after", set()), ("copy_nc", set())]
+)
 def test_a_programmatic_launch_must_wait(kernel, found):
     values = set()
     for seed in range(6):
