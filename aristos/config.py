@@ -72,6 +72,7 @@ SPARSEMIXER_WIDTH = 0.02  # twice the jitter of Phi-3.5-MoE
 LEAST_SUM = 1e-20  # added to the sum of k weights before they are divided by it, as in DeepSeek-V3's code
 PRECISIONS: tuple[str, ...] = ("highest", "high")
 BACKENDS: tuple[str, ...] = ("cpu", "cuda")
+LEVELS: tuple[int | str, ...] = (1, 2, "auto")  # of the wire between nodes
 MOVES: tuple[str, ...] = ("auto", "tokens", "experts")  # what crosses between the ranks of a node
 MOST_EXPERTS = 1 << 20  # most experts of a layer, and most ranks: tables have an entry for each
 MOST_THREADS = 4096  # most workers of a rank
@@ -286,6 +287,10 @@ class MoEConfig:
         The type in which experts' matrices stay packed: "fp8", "int8", "int4", "mxfp4", or a type that `aristos.packed`
         makes. Packed weights need CPUs and rows of float32 or bfloat16, and cannot be trained. None: matrices have the
         rows' type.
+    levels : int or str, default 1
+        Of the wire between nodes: with 1 a token crosses to every rank of another node that holds one of its experts,
+        with 2 once to the node. "auto" is 2 where a probe finds that it works, and 1 elsewhere. Results do not depend
+        on it. Two levels need CPUs, schedule="fused" and nodes of consecutive ranks; within one node nothing changes.
 
     Raises
     ------
@@ -317,6 +322,7 @@ class MoEConfig:
     shared_sigmoid: bool = False
     limit_after: bool = False
     weight_dtype: str | WeightType | None = None
+    levels: int | str = 1
 
     @property
     def packed(self) -> WeightType | None:
@@ -367,6 +373,8 @@ class MoEConfig:
             raise InputError("shared_sigmoid=True requires a shared expert, got shared_ffn=0")
         if self.limit_after and self.limit is None:
             raise InputError("limit_after=True requires a limit, got limit=None")
+        if isinstance(self.levels, bool) or self.levels not in LEVELS:
+            raise InputError(f"levels must be 1, 2 or 'auto', got {quoted(self.levels)}")
 
     def _check_packed(self) -> None:
         """Replace the name of a type of packed weights by the type. Raises InputError for a type that does not fit."""

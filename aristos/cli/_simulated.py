@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from ..simulate.outcome import Outcome
     from ..simulate.simulation import Simulation
 
-NAMED = ("machine", "nodes", "threads", "tokens", "dtype", "routing", "layer", "schedule", "tile", "calls", "seed")
+NAMED = ("machine", "nodes", "threads", "tokens", "dtype", "routing", "layer", "schedule", "levels", "tile", "calls",
+         "seed")  # fmt: skip
 LINES_PERIOD = 5.0  # seconds between two lines where no progress bar can be drawn
 MachineOf = Callable[[argparse.Namespace, "MoEConfig"], tuple["Machine", str]]
 
@@ -104,6 +105,8 @@ class Point:
         layer = Layer(cfg, placement, _ids(asked, cfg, placement), asked.moves, asked.tile)
         self.machine, self.rates = machine_of(asked, cfg)
         nodes = Nodes.of(self.ranks, asked.ranks_per_node)
+        if asked.levels == 2 and asked.schedule == "fused":
+            nodes = nodes.with_streams()
         return Simulation(layer, nodes, self.machine, asked.threads, asked.calls, asked.schedule)
 
     def run(self, sim: Simulation, report: Callable[[str, float], None]) -> None:

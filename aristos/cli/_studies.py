@@ -14,7 +14,8 @@ from ..results import Table
 from ._simulated import Point
 
 CHANGED = (
-    "schedule", "moves", "tile", "threads", "ranks-per-node", "machine", "routing", "layer", "dtype", "tokens", "model"
+    "schedule", "levels", "moves", "tile", "threads", "ranks-per-node", "machine", "routing", "layer", "dtype",
+    "tokens", "model",
 )  # fmt: skip
 BASE = "base"
 

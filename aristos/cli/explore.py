@@ -31,8 +31,9 @@ def options(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--calls", type=int, help="calls of each rank; 0: drawn from 1 to 5 (2)")
     parser.add_argument(
         "--transport",
-        choices=("shm", "rma", "mixed", "proxy"),
-        help="how puts reach a rank; proxy: between nodes, for ranks on GPUs (shm)",
+        choices=("shm", "rma", "mixed", "levels", "proxy"),
+        help="how puts reach a rank; levels: between nodes, with two levels; proxy: between nodes, for ranks on GPUs"
+        " (shm)",
     )
     parser.add_argument(
         "--stay",
@@ -96,7 +97,7 @@ def options(argv: list[str]) -> argparse.Namespace:
         what = f"--transport {asked.transport}" if asked.transport != "shm" else "--mutation"
         parser.error(f"{what} needs at least 2 ranks, got {asked.ranks}")
     if exhaustive:
-        if asked.ranks != 2 or asked.mutation == "all" or asked.transport == "mixed":
+        if asked.ranks != 2 or asked.mutation == "all" or asked.transport in ("mixed", "levels"):
             parser.error("--strategy exhaustive takes 2 ranks, transport shm, rma or proxy, and one mutation, not all")
         asked.rows, asked.calls = asked.rows or 2, asked.calls or 2
         asked.tokens = 3 if asked.tokens is None else asked.tokens

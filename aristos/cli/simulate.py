@@ -99,6 +99,9 @@ def make_parser() -> argparse.ArgumentParser:
         "--moves", choices=MOVES, default="auto", help="what a fused call sends within a node (%(default)s)"
     )
     parser.add_argument(
+        "--levels", type=int, choices=(1, 2), default=1, help="of the wire of fused calls between nodes (%(default)s)"
+    )
+    parser.add_argument(
         "--tile", type=positive, default=TILE, help=f"most rows of a tile, at most {BATCH} (%(default)s)"
     )
     parser.add_argument(

@@ -11,8 +11,30 @@ from . import bounds, codes, store, tape, words
 from .layout import announcement_from, record_from, return_record_from, word_from
 from .lock import OUTSIDE, acquire, unlock
 from .poison import failure_of
-from .returns import finish_record, note_back, returns_due
+from .returns import finish_record, free_rows, note_back, returns_due
 from .store import computes
+from .streams import end_reader, end_slot, first_reader, slowest
+
+
+@jit
+def own_part(job, st, source, a, rows):
+    """(rows of an announcement that are for this rank, rows for ranks before it, whether the counts are possible)."""
+    first, end = first_reader(job, st, source), end_reader(job, st, source)
+    if end - first == 1:
+        return rows, 0, True
+    start = job[words.slot_start(job, first)]
+    low, high = job[words.slot_start(job, job[words.RANK])], job[words.slot_start(job, job[words.RANK] + 1)]
+    mine, before, left = 0, 0, rows
+    for slot in range(start, job[words.slot_start(job, end)]):
+        count = mem.load(words.announced_count(a, slot - start))
+        if not bounds.within(st, source, bounds.ANNOUNCED_COUNT, count, 0, left):
+            return rows, 0, False
+        left -= count
+        if slot < low:
+            before += count
+        elif slot < high:
+            mine += count
+    return mine, before, bounds.within(st, source, bounds.ANNOUNCED_SUM, rows - left, rows, rows)
 
 
 @jit
@@ -32,12 +54,18 @@ def read_announcement(job, st, source):
         mem.load(words.announced_object(a)) == job[words.OBJECT]
         and mem.load(words.announced_mode(a)) == job[words.MODE]
         and mem.load(words.announced_layer(a)) == job[words.LAYER]
-        and mem.load(words.announced_row_bytes(a)) == tape.bytes_from(job, source)
+        and tape.possible(job, st, source, mem.load(words.announced_row_bytes(a)))
         and mem.load(words.announced_top_k(a)) == job[words.TOP_K]
         and mem.load(words.announced_scalars(a)) == job[words.SCALARS]
         and mem.load(words.announced_tape(a)) == job[words.TAPE]
     )
     placed = mem.load(words.announced_placement(a)) == job[words.PLACEMENT]
+    mine, before = rows, 0  # rows for this rank, and for ranks before it; not known if the counts are of other experts
+    if same and placed:
+        mine, before, fits = own_part(job, st, source, a, rows)
+        if not fits:
+            return False
+        same = mine == 0 or mem.load(words.announced_row_bytes(a)) >= tape.bytes_from(job, source)
     if status == codes.OK and not same:  # a refusal is recorded even if other fields differ
         status = codes.MISMATCH
     elif status == codes.OK and not placed:
@@ -47,23 +75,24 @@ def read_announcement(job, st, source):
     st[words.exchanges(job, source)] = mem.load(words.announced_mode(a)) == codes.MODE_DISPATCH
     # a rank without loaded weights computes nothing; a rank that refused its tape neither, because it has no store
     able = job[words.LOADED] != 0 or not computes(job)
-    able = same and placed and able and store.admit(job, st, source, rows)
+    able = same and placed and able and store.admit(job, st, source, mine)
     st[words.verdict(job, source)] = codes.SERVE if able else codes.SKIP
     st[words.rows_left(job, source)] = rows
-    st[words.rows_from(job, source)] = rows
-    st[words.first_packed(job, source)] = first
+    st[words.rows_from(job, source)] = mine
+    st[words.first_packed(job, source)] = first + before
     st[words.tokens_of(job, source)] = 1 + tokens
     st[words.once_from(job, source)] = once
     st[words.OWED] += rows
     st[words.UNREAD] -= 1
     if able:
-        tape.admit(job, st, source, rows)
+        tape.admit(job, st, source, mine)
         end = st[words.read_rows(job, source)]
         if once != 0:
             end += rows  # bundles mix experts, so the last bundle may hold rows of every expert
-        left = rows
+        left = mine
+        own = job[words.slot_start(job, job[words.RANK])] - job[words.slot_start(job, first_reader(job, st, source))]
         for expert in range(job[words.HELD]):
-            count = mem.load(words.announced_count(a, expert))
+            count = mem.load(words.announced_count(a, own + expert))
             if not bounds.within(st, source, bounds.ANNOUNCED_COUNT, count, 0, left):
                 return False
             left -= count
@@ -73,7 +102,7 @@ def read_announcement(job, st, source):
             st[words.rows_for_at(job, i)] = count
             st[words.source_end_at(job, i)] = end
             st[words.expert_coming(job, expert)] += count
-        if not bounds.within(st, source, bounds.ANNOUNCED_SUM, rows - left, rows, rows):
+        if not bounds.within(st, source, bounds.ANNOUNCED_SUM, mine - left, mine, mine):
             return False
     admit_staying(job, st, source)
     return True
@@ -96,13 +125,15 @@ def admit_staying(job, st, owner):
 def read_record(job, st, source):
     """Read the next tile record of `source`; False if it has values that no rank writes.
 
-    The tile's rows become pending. If the source is skipped, they go back uncomputed.
+    The tile's rows become pending. If the source is skipped, they go back uncomputed. If the tile is for another reader
+    of the stream, this rank needs nothing of it.
     """
     tile = st[words.read_tiles(job, source)]
     a = record_from(job, st, source, tile)
     expert, rows = mem.load(words.record_expert(a)), mem.load(words.record_rows(a))
     packed, bundle = mem.load(words.record_packed(a)), mem.load(words.record_bundle(a))
-    if not bounds.record(job, st, source, expert, rows, packed, bundle):
+    owner = mem.load(words.record_owner(a))
+    if not bounds.record(job, st, source, expert, rows, packed, bundle, owner):
         return False
     r = words.landed(job, source, tile)
     st[words.landed_row(r)] = st[words.read_rows(job, source)]
@@ -113,6 +144,12 @@ def read_record(job, st, source):
     st[words.read_tiles(job, source)] = tile + 1
     st[words.read_rows(job, source)] += rows
     st[words.rows_left(job, source)] -= rows
+    if owner != job[words.RANK]:
+        st[words.landed_left(r)] = 0
+        st[words.OWED] -= rows
+        if bundle != 0:
+            free_rows(job, st, source)
+        return True
     if st[words.verdict(job, source)] == codes.SKIP:
         finish_record(job, st, source, tile, rows)
         return True
@@ -205,9 +242,10 @@ def awaited(job, st):
             return p
     for i in range(1, world):
         p = (me + i) % world
-        unsent = st[words.cursor(job, p)] < st[words.offset(job, job[words.slot_start(job, p + 1)])]
-        if unsent or returns_due(job, st, p) > 0:
+        if returns_due(job, st, p) > 0:
             return p
+        if st[words.cursor(job, p)] < st[words.offset(job, end_slot(job, st, p))]:
+            return slowest(job, st, p)
     return me
 
 

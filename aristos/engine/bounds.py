@@ -30,6 +30,7 @@ from . import codes, words
     RECORD_ROWS,
     RECORD_PACKED,
     RECORD_BUNDLE,
+    RECORD_OWNER,
     PLACE,
     CREDIT,
     RETURN_TAIL,
@@ -40,7 +41,7 @@ from . import codes, words
     ENDED,
     POISON_CAUSE,
     POISON_ORIGIN,
-) = range(24)
+) = range(25)
 NAMES = {
     ANNOUNCED: "the epoch of its announcement",
     ANNOUNCED_STATUS: "the status in its announcement",
@@ -55,6 +56,7 @@ NAMES = {
     RECORD_ROWS: "the rows in a tile record",
     RECORD_PACKED: "the first packed row in a tile record",
     RECORD_BUNDLE: "the rows of a bundle in a tile record",
+    RECORD_OWNER: "the rank that a tile record names",
     PLACE: "the place of a row in its index",
     CREDIT: "its credit",
     RETURN_TAIL: "its count of returned tiles",
@@ -110,16 +112,25 @@ def tail(job, st, source, tiles):
 
 
 @jit
-def record(job, st, source, expert, rows, packed, bundle):
-    """Whether these values are possible in the next tile record of `source`: rows announced, space in the ring."""
+def record(job, st, source, expert, rows, packed, bundle, owner):
+    """Whether these values are possible in the next tile record of `source`: rows announced, space in the ring.
+
+    Of a tile for another rank this rank uses only the number of its rows.
+    """
     ring, announced = job[words.RING_ROWS], st[words.rows_from(job, source)]
     space = ring - st[words.read_rows(job, source)] + st[words.freed_rows(job, source)]
     first = st[words.first_packed(job, source)]
+    me, remote = job[words.RANK], st[words.remote(job, source)] != 0
+    least, most = (job[words.NODE_FIRST], job[words.NODE_END] - 1) if remote else (me, me)
     if not (
         within(st, source, RECORD_ROWS, rows, 1, min(space, st[words.rows_left(job, source)]))
-        and within(st, source, RECORD_PACKED, packed, first, first + announced - rows)
         and within(st, source, RECORD_BUNDLE, bundle, 0, ring)
+        and within(st, source, RECORD_OWNER, owner, least, most)
     ):
+        return False
+    if owner != me:
+        return True
+    if not within(st, source, RECORD_PACKED, packed, first, first + announced - rows):
         return False
     if st[words.verdict(job, source)] == codes.SKIP:  # the record belongs to another call, with other experts
         return True
@@ -129,9 +140,9 @@ def record(job, st, source, expert, rows, packed, bundle):
 
 
 @jit
-def credit(job, st, owner, rows):
-    """Whether `owner` can have freed `rows` rows."""
-    sent = st[words.sent_rows(job, owner)]
+def credit(job, st, peer, owner, rows):
+    """Whether `owner` can have freed `rows` rows of the stream at `peer`."""
+    sent = st[words.sent_rows(job, peer)]
     return within(st, owner, CREDIT, rows, sent - job[words.RING_ROWS], sent)
 
 

@@ -1,11 +1,11 @@
-"""Step `dispatch` in bundles of tiles: each token crosses once to an owner, however many of its experts are there.
+"""Step `dispatch` in bundles of tiles: each token crosses once into a stream, however many of its experts are there.
 
-Tokens always cross once to a remote owner. To a local owner they do so only if the source has announced it for this
-call (`packing.crosses_once`).
+Tokens always cross once to a remote owner, or with two levels to a remote node. To a local owner they do so only if the
+source has announced it for this call (`packing.crosses_once`).
 
-A bundle covers all tokens in t0..t1 that have a (token, choice) pair for the owner. It holds three things: one row for
+A bundle covers all tokens in t0..t1 that have a (token, choice) pair for the stream. It holds three things: one row for
 each of these tokens; an index entry for each pair, which has the place of the pair's row; a record for each tile.
-Entries are ordered by expert, then by token. A bundle takes as many ring rows as it has pairs; the rows that cross fill
+Entries are ordered by owner, expert, token. A bundle takes as many ring rows as it has pairs; the rows that cross fill
 the first of these. So one credit, counted in pairs, bounds the ring, the index and a remote owner's staged outputs.
 Steps write the bundle into a local owner's ring, or into the outbox, from which `outbox.py` puts it.
 """
@@ -13,9 +13,11 @@ Steps write the bundle into a local owner's ring, or into the outbox, from which
 from kernel_cache.compile import jit
 
 from ..primitives import memory as mem
-from . import bounds, codes, scalars, tape, words
-from .layout import RECORD_BYTES, WORD, bundle_row_to, index_to, record_to, word_from, word_to
+from . import codes, scalars, tape, words
+from .layout import RECORD_BYTES, WORD, bundle_row_to, index_to, record_to, word_to
 from .packing import tile_rows
+from .returns import returns_due
+from .streams import end_slot, first_slot, freed
 
 
 @jit
@@ -32,19 +34,19 @@ def first_from(job, st, slot, token):
 
 
 @jit
-def pairs_before(job, st, owner, token):
-    """How many unsent pairs for `owner` have a token before `token`."""
+def pairs_before(job, st, peer, token):
+    """How many unsent pairs for `peer` have a token before `token`."""
     pairs = 0
-    for slot in range(job[words.slot_start(job, owner)], job[words.slot_start(job, owner + 1)]):
+    for slot in range(first_slot(job, st, peer), end_slot(job, st, peer)):
         pairs += first_from(job, st, slot, token) - st[words.slot_from(job, slot)]
     return pairs
 
 
 @jit
-def next_token(job, st, owner):
-    """The first token that has an unsent pair for `owner`."""
+def next_token(job, st, peer):
+    """The first token that has an unsent pair for `peer`."""
     token = job[words.TOKENS]
-    for slot in range(job[words.slot_start(job, owner)], job[words.slot_start(job, owner + 1)]):
+    for slot in range(first_slot(job, st, peer), end_slot(job, st, peer)):
         at = st[words.slot_from(job, slot)]
         if at < st[words.offset(job, slot + 1)]:
             token = min(token, st[words.token(job, at)])
@@ -52,12 +54,12 @@ def next_token(job, st, owner):
 
 
 @jit
-def end_token(job, st, owner, first, most):
+def end_token(job, st, peer, first, most):
     """The end of a bundle that begins at token `first`: at most `most` pairs, but at least one token."""
     low, high = first + 1, job[words.TOKENS]  # the pairs before token `low` fit, or the bundle has only one token
     while low < high:
         middle = (low + high + 1) // 2
-        if pairs_before(job, st, owner, middle) <= most:
+        if pairs_before(job, st, peer, middle) <= most:
             low = middle
         else:
             high = middle - 1
@@ -65,55 +67,58 @@ def end_token(job, st, owner, first, most):
 
 
 @jit
-def claim(job, st, worker, owner, under_way):
-    """Claim the next bundle for `owner`, if there is credit. (Decide, under the lock.)"""
+def claim(job, st, worker, peer):
+    """Claim the next bundle for the stream at a peer, if there is credit. (Decide, under the lock.)"""
     ring = job[words.RING_ROWS]
-    sent = st[words.sent_rows(job, owner)]
-    freed = mem.arrived(word_from(job, st, owner, words.CREDIT))
-    if not bounds.credit(job, st, owner, freed):
-        return False
-    space = ring - sent + freed
-    first = next_token(job, st, owner)
-    end = end_token(job, st, owner, first, min(space, job[words.BUNDLE_PAIRS]))
-    pair, tiles, most = sent, 0, min(job[words.TILE], ring)
-    for slot in range(job[words.slot_start(job, owner)], job[words.slot_start(job, owner + 1)]):
-        stop = first_from(job, st, slot, end)
-        st[words.slot_to(job, slot)] = stop
-        st[words.slot_pair(job, slot)] = pair
-        rows = stop - st[words.slot_from(job, slot)]
-        pair += rows
-        tiles += (rows + most - 1) // most
-    if pair - sent > space or under_way + tiles > ring:
+    sent = st[words.sent_rows(job, peer)]
+    space = ring - sent + freed(job, st, peer)
+    first = next_token(job, st, peer)
+    end = end_token(job, st, peer, first, min(space, job[words.BUNDLE_PAIRS]))
+    pair, most = sent, min(job[words.TILE], ring)
+    for owner in range(st[words.stream_first(job, peer)], st[words.stream_end(job, peer)]):
+        tiles = returns_due(job, st, owner)
+        for slot in range(job[words.slot_start(job, owner)], job[words.slot_start(job, owner + 1)]):
+            stop = first_from(job, st, slot, end)
+            st[words.slot_to(job, slot)] = stop
+            st[words.slot_pair(job, slot)] = pair
+            rows = stop - st[words.slot_from(job, slot)]
+            pair += rows
+            tiles += (rows + most - 1) // most
+        if tiles > ring:
+            return False
+    if pair - sent > space:
         return False
     c = words.command(job, worker)
     st[words.command_kind(c)] = codes.BUNDLE
-    st[words.command_owner(c)] = owner
+    st[words.command_owner(c)] = peer
     st[words.command_token(c)] = first
     st[words.command_end(c)] = end
     st[words.command_rows(c)] = pair - sent
-    st[words.busy(job, owner)] = 1
+    st[words.busy(job, peer)] = 1
     return True
 
 
 @jit
-def write_records(job, st, owner, rows):
+def write_records(job, st, peer, rows):
     """Write a record for every tile of the bundle; returns how many. The last one says that `rows` rows crossed."""
-    tile = st[words.sent_tiles(job, owner)]
+    tile = st[words.sent_tiles(job, peer)]
     most = min(job[words.TILE], job[words.RING_ROWS])
-    start = job[words.slot_start(job, owner)]
     last = 0
     tiles = 0
-    for slot in range(start, job[words.slot_start(job, owner + 1)]):
-        packed, stop = st[words.slot_from(job, slot)], st[words.slot_to(job, slot)]
-        while packed < stop:
-            n = tile_rows(stop - packed, most)
-            last = record_to(job, st, owner, tile + tiles)
-            mem.store(words.record_expert(last), slot - start)
-            mem.store(words.record_rows(last), n)
-            mem.store(words.record_packed(last), packed)
-            mem.store(words.record_bundle(last), 0)
-            packed += n
-            tiles += 1
+    for owner in range(st[words.stream_first(job, peer)], st[words.stream_end(job, peer)]):
+        start = job[words.slot_start(job, owner)]
+        for slot in range(start, job[words.slot_start(job, owner + 1)]):
+            packed, stop = st[words.slot_from(job, slot)], st[words.slot_to(job, slot)]
+            while packed < stop:
+                n = tile_rows(stop - packed, most)
+                last = record_to(job, st, peer, tile + tiles)
+                mem.store(words.record_expert(last), slot - start)
+                mem.store(words.record_rows(last), n)
+                mem.store(words.record_packed(last), packed)
+                mem.store(words.record_bundle(last), 0)
+                mem.store(words.record_owner(last), owner)
+                packed += n
+                tiles += 1
     mem.store(words.record_bundle(last), rows)
     return tiles
 
@@ -122,12 +127,11 @@ def write_records(job, st, owner, rows):
 def execute(job, st, worker):
     """Write the claimed bundle: rows, index entries, then records. On a GPU the warps take rows in turn."""
     c = words.command(job, worker)
-    owner, k = st[words.command_owner(c)], job[words.TOP_K]
-    low = st[words.offset(job, job[words.slot_start(job, owner)])]
-    high = st[words.offset(job, job[words.slot_start(job, owner + 1)])]
+    peer, k = st[words.command_owner(c)], job[words.TOP_K]
+    low, high = st[words.offset(job, first_slot(job, st, peer))], st[words.offset(job, end_slot(job, st, peer))]
     ids = mem.words(job[words.IDS], job[words.TOKENS] * k)
-    sent = st[words.sent_rows(job, owner)]
-    row, nbytes = sent, tape.bytes_to(job, owner)
+    sent = st[words.sent_rows(job, peer)]
+    row, nbytes = sent, tape.bytes_to(job, st, peer)
     for t in range(st[words.command_token(c)], st[words.command_end(c)]):
         mine, crossed = (row - sent) % mem.warps() == mem.warp(), False
         for i in range(t * k, (t + 1) * k):
@@ -135,17 +139,17 @@ def execute(job, st, worker):
             if packed < low or packed >= high:
                 continue
             if mine and not crossed:
-                mem.copy_row(bundle_row_to(job, st, owner, row), job[words.X] + job[words.X_STRIDE] * t, nbytes)
+                mem.copy_row(bundle_row_to(job, st, peer, row), job[words.X] + job[words.X_STRIDE] * t, nbytes)
             crossed = True
             if mine and mem.lane() == 0:
                 slot = job[words.slot_of(job, ids[i])]
                 pair = st[words.slot_pair(job, slot)] + packed - st[words.slot_from(job, slot)]
                 place = row % job[words.RING_ROWS]
-                mem.store(index_to(job, st, owner, pair), scalars.entry(place, scalars.of_pair(job, i)))
+                mem.store(index_to(job, st, peer, pair), scalars.entry(place, scalars.of_pair(job, i)))
         row += crossed
     mem.block_barrier()
     if mem.thread() == 0:
-        st[words.command_tiles(c)] = write_records(job, st, owner, row - sent)
+        st[words.command_tiles(c)] = write_records(job, st, peer, row - sent)
         st[words.command_crossing(c)] = row - sent
 
 
@@ -153,15 +157,19 @@ def execute(job, st, worker):
 def publish(job, st, worker):
     """Publish the written bundle. (Under the lock.)"""
     c = words.command(job, worker)
-    owner, tiles, pairs = st[words.command_owner(c)], st[words.command_tiles(c)], st[words.command_rows(c)]
-    for slot in range(job[words.slot_start(job, owner)], job[words.slot_start(job, owner + 1)]):
-        st[words.slot_from(job, slot)] = st[words.slot_to(job, slot)]
-    st[words.sent_tiles(job, owner)] += tiles
-    st[words.sent_rows(job, owner)] += pairs
-    st[words.cursor(job, owner)] += pairs
-    st[words.tiles_to(job, owner)] += tiles
-    st[words.moved_to(job, owner)] += st[words.command_crossing(c)]
-    st[words.busy(job, owner)] = 0
+    peer, tiles, pairs = st[words.command_owner(c)], st[words.command_tiles(c)], st[words.command_rows(c)]
+    most = min(job[words.TILE], job[words.RING_ROWS])
+    for owner in range(st[words.stream_first(job, peer)], st[words.stream_end(job, peer)]):
+        for slot in range(job[words.slot_start(job, owner)], job[words.slot_start(job, owner + 1)]):
+            n = (st[words.slot_to(job, slot)] - st[words.slot_from(job, slot)] + most - 1) // most
+            st[words.slot_from(job, slot)] = st[words.slot_to(job, slot)]
+            st[words.due_tiles(job, owner)] += n
+            st[words.tiles_to(job, owner)] += n
+    st[words.sent_tiles(job, peer)] += tiles
+    st[words.sent_rows(job, peer)] += pairs
+    st[words.cursor(job, peer)] += pairs
+    st[words.moved_to(job, peer)] += st[words.command_crossing(c)]
+    st[words.busy(job, peer)] = 0
     st[words.UNSENT] -= pairs
-    nbytes = st[words.command_crossing(c)] * tape.bytes_to(job, owner) + pairs * WORD + tiles * RECORD_BYTES
-    mem.notify(word_to(job, st, owner, words.TAIL), st[words.sent_tiles(job, owner)], nbytes)
+    nbytes = st[words.command_crossing(c)] * tape.bytes_to(job, st, peer) + pairs * WORD + tiles * RECORD_BYTES
+    mem.notify(word_to(job, st, peer, words.TAIL), st[words.sent_tiles(job, peer)], nbytes)

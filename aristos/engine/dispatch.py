@@ -3,10 +3,11 @@
 from kernel_cache.compile import jit
 
 from ..primitives import memory as mem
-from . import bounds, bundles, codes, scalars, tape, words
-from .layout import RECORD_BYTES, index_to, record_to, ring_row_to, word_from, word_to
+from . import bundles, codes, scalars, tape, words
+from .layout import RECORD_BYTES, index_to, record_to, ring_row_to, word_to
 from .packing import tile_rows
 from .returns import returns_due
+from .streams import end_slot, freed
 
 
 @jit
@@ -34,20 +35,18 @@ def claim(job, st, worker):
     owner = st[words.NEXT_DEST]
     for _ in range(world):
         packed = st[words.cursor(job, owner)]
-        last = st[words.offset(job, job[words.slot_start(job, owner + 1)])]
+        last = st[words.offset(job, end_slot(job, st, owner))]
         under_way = returns_due(job, st, owner)
         waiting = owner != me and packed < last and st[words.busy(job, owner)] == 0 and under_way < ring
         if waiting and st[words.once_to(job, owner)] != 0:
-            if bundles.claim(job, st, worker, owner, under_way):
+            if bundles.claim(job, st, worker, owner):
                 st[words.NEXT_DEST] = (owner + 1) % world
                 return codes.BUNDLE
         elif waiting:
             slot = slot_at(job, st, owner, packed)
             left = st[words.offset(job, slot + 1)] - packed
             rows = tile_rows(left, min(job[words.TILE], ring))
-            freed = mem.arrived(word_from(job, st, owner, words.CREDIT))
-            fits = bounds.credit(job, st, owner, freed)
-            if fits and st[words.sent_rows(job, owner)] - freed + rows <= ring:
+            if st[words.sent_rows(job, owner)] - freed(job, st, owner) + rows <= ring:
                 c = words.command(job, worker)
                 st[words.command_kind(c)] = codes.DISPATCH
                 st[words.command_owner(c)] = owner
@@ -66,7 +65,7 @@ def execute(job, st, worker):
     """Put the rows into the ring. The owner reads them when the tail has advanced."""
     c = words.command(job, worker)
     owner, packed, rows = st[words.command_owner(c)], st[words.command_packed(c)], st[words.command_rows(c)]
-    ring, nbytes = job[words.RING_ROWS], tape.bytes_to(job, owner)
+    ring, nbytes = job[words.RING_ROWS], tape.bytes_to(job, st, owner)
     row = st[words.sent_rows(job, owner)]
     to_wrap = ring - row % ring
     target = ring_row_to(job, st, owner, row)
@@ -91,11 +90,13 @@ def publish(job, st, worker):
     mem.store(words.record_rows(a), rows)
     mem.store(words.record_packed(a), st[words.command_packed(c)])
     mem.store(words.record_bundle(a), rows)
+    mem.store(words.record_owner(a), owner)
     st[words.sent_tiles(job, owner)] = tile + 1
+    st[words.due_tiles(job, owner)] += 1
     st[words.sent_rows(job, owner)] += rows
     st[words.cursor(job, owner)] += rows
     st[words.tiles_to(job, owner)] += 1
     st[words.moved_to(job, owner)] += rows
     st[words.busy(job, owner)] = 0
     st[words.UNSENT] -= rows
-    mem.notify(word_to(job, st, owner, words.TAIL), tile + 1, rows * tape.bytes_to(job, owner) + RECORD_BYTES)
+    mem.notify(word_to(job, st, owner, words.TAIL), tile + 1, rows * tape.bytes_to(job, st, owner) + RECORD_BYTES)

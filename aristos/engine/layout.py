@@ -2,29 +2,35 @@
 
 A peer is *local* if it can store into this rank's memory (transport shm or ipc), and *remote* if MPI must put for it. A
 rank has one window for its local peers and one for its remote peers. Each holds return rows, then a region for each
-peer:
+peer; with two levels only the window for remote peers has return rows, where local peers store too:
 
     return_rows[N]                     outputs of own tokens, as wide as the call's rows; written by the experts' owners
-    region[p]                          written by p alone
+    region[p]                          written by p alone, except staged rows
 
 A region with a ring of R rows. Each part begins on a line of 64 bytes, so that no two writers share a line:
 
-    words                              two lines, see schema.LINE_WORDS and ENDED
-    announcement[epoch parity]         record `announced` + a word per held expert, in whole lines
-    records[R + 1]                     tile records
+    words                              two lines, see schema.LINE_WORDS and ENDED. In a remote region their place is
+                                       taken by the words in the form that MPI puts, {value, complement}
     return_records[R + 1]              return records
+    announcement[epoch parity]         record `announced` + a word per named expert, in whole lines
+    records[R + 1]                     tile records
     ring[R]                            rows, `stride` bytes each
     index[R]                           for each pair the place of its row, and its scalar, see scalars.py
-    coded[7], remote regions only      copies of the words in the form that MPI puts, {value, complement}
+    staged[R], two levels only         output rows that wait to be put to the source, `stride` bytes each
 
-For each remote peer a rank also keeps three things: an *outbox*, from which MPI puts, laid out like a region; the words
-that have arrived; and R staged output rows. A GPU may keep the outbox's ring and the staged rows in its own memory
+With two levels all of a region but words and return records is a *stream*: what its writer puts for all ranks of this
+node, which they all read here. Ranks of the node stage their outputs beside it. A remote peer whose rows lie at another
+rank of this node has a short region here, which ends before the announcements (`Nodes.stream`).
+
+For each remote peer a rank also keeps an *outbox*, from which MPI puts, laid out like a region, the words that have
+arrived, and at one level R staged output rows. A GPU may keep the outbox's ring and the staged rows in its own memory
 (tables `out_ring`, `staged`).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from kernel_cache.compile import jit
@@ -36,7 +42,8 @@ from . import schema, words
 WORD = 8
 RECORD_BYTES = WORD * words.RECORD_WORDS
 RETURN_RECORD_BYTES = WORD * words.RETURNED_WORDS
-CODED_BYTES = -(-WORD * words.CODED_WORDS * words.LINE_WORDS // LINE) * LINE
+CODED_BYTES = 2 * LINE  # the words of a line in the form that MPI puts
+assert WORD * words.CODED_WORDS * words.LINE_WORDS <= CODED_BYTES
 RING_BUDGET = 64 << 20  # default bytes of all rings that a rank exposes
 LEAST_RING = 64  # least rows of a ring, even beyond RING_BUDGET; a ring is smaller only if calls have fewer rows
 
@@ -60,19 +67,17 @@ class EngineShape:
     max_tokens: int = 1
     foreign: int = 0  # most experts of local peers that a rank may compute
     return_bytes: int = 0  # size of the return rows; 0: return_rows * stride
+    announced: int = 0  # most experts that an announcement names; 0: max_held
+    rings: int = 0  # most rings that a rank exposes; 0: one for each other rank
 
     def union(self, other: EngineShape) -> EngineShape:
         """The smallest shape that is large enough for both."""
-        both = EngineShape(
-            self.world,
-            *(
-                max(getattr(self, n), getattr(other, n))
-                for n in ("ring_rows", "stride", "return_rows", "max_held", "top_k", "experts", "max_tokens", "foreign")
-            ),
-        )
+        names = ("ring_rows", "stride", "return_rows", "max_held", "top_k", "experts", "max_tokens", "foreign")
+        most = {n: max(getattr(self, n), getattr(other, n)) for n in (*names, "announced", "rings")}
+        both = EngineShape(self.world, **most)
         nbytes = max(self.returns, other.returns)  # one user may need more rows, and the other wider rows
         # of wide rows fewer fit RING_BUDGET, but a ring must hold all rows of a token, because a bundle may
-        rows = min(both.ring_rows, max(both.top_k, ring_rows(both.world, both.stride, both.ring_rows)))
+        rows = min(both.ring_rows, max(both.top_k, ring_rows(both.most_rings, both.stride, both.ring_rows)))
         plain = nbytes == both.return_rows * both.stride  # stored as 0, so that equal shapes compare equal
         return replace(both, ring_rows=rows, return_bytes=0 if plain else nbytes)
 
@@ -80,6 +85,11 @@ class EngineShape:
     def returns(self) -> int:
         """Bytes of return rows."""
         return self.return_bytes or self.return_rows * self.stride
+
+    @property
+    def most_rings(self) -> int:
+        """The most rings that a rank exposes."""
+        return self.rings or self.world - 1
 
     @property
     def ring_records(self) -> int:
@@ -91,41 +101,51 @@ class EngineShape:
 class PairLayout:
     """Byte offsets in the region that one rank writes in another's window. The words come first."""
 
+    return_records: int
     announce: int
     announce_step: int
     records: int
-    return_records: int
     ring: int
     index: int
-    coded: int
-    remote_bytes: int
+    staged: int
+    staged_bytes: int
 
     @property
     def nbytes(self) -> int:
-        """Bytes of a local region."""
-        return self.coded
+        """Bytes of a region without staged rows."""
+        return self.staged
 
     @classmethod
     def of(cls, s: EngineShape) -> PairLayout:
-        announce = 2 * LINE
-        step = lines(WORD * (words.ANNOUNCED_WORDS + s.max_held))
+        return_records = 2 * LINE
+        announce = return_records + lines(s.ring_records * RETURN_RECORD_BYTES)
+        step = lines(WORD * (words.ANNOUNCED_WORDS + max(s.announced, s.max_held)))
         records = announce + 2 * step
-        return_records = records + lines(s.ring_records * RECORD_BYTES)
-        ring = return_records + lines(s.ring_records * RETURN_RECORD_BYTES)
+        ring = records + lines(s.ring_records * RECORD_BYTES)
         index = ring + s.ring_rows * s.stride
-        coded = index + lines(WORD * s.ring_rows)
-        return cls(announce, step, records, return_records, ring, index, coded, coded + CODED_BYTES)
+        staged = index + lines(WORD * s.ring_rows)
+        return cls(return_records, announce, step, records, ring, index, staged, s.ring_rows * s.stride)
+
+    def remote_bytes(self, nodes: Nodes, rank: int, source: int) -> int:
+        """Bytes of the region of a remote source in the window of `rank`."""
+        if nodes.levels == 1:
+            return self.nbytes
+        return self.nbytes + self.staged_bytes if nodes.stream(source, rank) else self.announce
+
+    def outbox_bytes(self, nodes: Nodes, rank: int, peer: int) -> int:
+        """Bytes that a rank keeps outside its windows for a remote peer: outbox, arrived words, staged output rows."""
+        region = self.nbytes if nodes.stream(rank, peer) else self.announce
+        return region + LINE + CODED_BYTES + (self.staged_bytes if nodes.levels == 1 else 0)
 
     def fill(self, job) -> None:
         """Write the offsets into a job."""
-        job[words.P_ANNOUNCE : words.P_CODED + 1] = (
+        job[words.P_RETURN_RECORDS : words.P_INDEX + 1] = (
+            self.return_records,
             self.announce,
             self.announce_step,
             self.records,
-            self.return_records,
             self.ring,
             self.index,
-            self.coded,
         )
 
 
@@ -134,43 +154,68 @@ def return_stride(row_bytes: int, scalars: int) -> int:
     return lines(row_bytes + WORD * scalars)
 
 
+def shared_returns(nodes: Nodes) -> bool:
+    """Whether local peers store outputs where remote peers put them: with two levels they can write there."""
+    return nodes.levels == 2 and not nodes.single
+
+
+def _local_returns(s: EngineShape, nodes: Nodes) -> int:
+    """Bytes of return rows in the window for local peers."""
+    return 0 if shared_returns(nodes) else lines(s.returns)
+
+
 def local_region(s: EngineShape, nodes: Nodes, rank: int, source: int) -> int:
     """Byte offset, in the window for local peers of `rank`, of the region of `source`."""
-    return lines(s.returns) + PairLayout.of(s).nbytes * nodes.local(rank).index(source)
+    return _local_returns(s, nodes) + PairLayout.of(s).nbytes * nodes.local(rank).index(source)
 
 
 def remote_region(s: EngineShape, nodes: Nodes, rank: int, source: int) -> int:
     """Byte offset, in the window for remote peers of `rank`, of the region of `source`."""
-    return lines(s.returns) + PairLayout.of(s).remote_bytes * nodes.remote(rank).index(source)
+    layout, before = PairLayout.of(s), (p for p in nodes.remote(rank) if p < source)
+    return lines(s.returns) + sum(layout.remote_bytes(nodes, rank, p) for p in before)
 
 
 def local_bytes(s: EngineShape, nodes: Nodes, rank: int) -> int:
     """Bytes of the window for local peers of `rank`."""
-    return lines(s.returns) + PairLayout.of(s).nbytes * len(nodes.local(rank))
+    return _local_returns(s, nodes) + PairLayout.of(s).nbytes * len(nodes.local(rank))
 
 
 def remote_bytes(s: EngineShape, nodes: Nodes, rank: int) -> int:
     """Bytes of the window for remote peers of `rank`; 0 without any."""
-    peers = len(nodes.remote(rank))
-    return peers and lines(s.returns) + PairLayout.of(s).remote_bytes * peers
+    layout, peers = PairLayout.of(s), nodes.remote(rank)
+    return lines(s.returns) + sum(layout.remote_bytes(nodes, rank, p) for p in peers) if peers else 0
 
 
-def outbox_bytes(s: EngineShape) -> int:
-    """Bytes that a rank keeps outside its windows for each remote peer: outbox, arrived words, staged output rows."""
-    return PairLayout.of(s).remote_bytes + LINE + CODED_BYTES + s.ring_rows * s.stride
+def outbox_bytes(s: EngineShape, nodes: Nodes, rank: int) -> int:
+    """Bytes that a rank keeps outside its windows for its remote peers."""
+    layout = PairLayout.of(s)
+    return sum(layout.outbox_bytes(nodes, rank, p) for p in nodes.remote(rank))
 
 
 def rank_bytes(s: EngineShape, nodes: Nodes, rank: int = 0) -> int:
     """Bytes of both windows and of the outboxes."""
-    return local_bytes(s, nodes, rank) + remote_bytes(s, nodes, rank) + outbox_bytes(s) * len(nodes.remote(rank))
+    return local_bytes(s, nodes, rank) + remote_bytes(s, nodes, rank) + outbox_bytes(s, nodes, rank)
 
 
-def ring_rows(world: int, stride: int, most: int) -> int:
+def most_announced(held: Sequence[int], nodes: Nodes) -> int:
+    """The most experts that an announcement names, if each rank holds `held` experts; 0: those of one rank."""
+    if nodes.levels == 1:
+        return 0
+    return max(sum(held[p] for p in nodes.members(rank)) for rank in range(len(held)))
+
+
+def rings(nodes: Nodes) -> int:
+    """The most rings that a rank of these nodes exposes."""
+    world = range(len(nodes.node_of))
+    return max(sum(len(nodes.stream(p, rank)) > 0 for p in world if p != rank) for rank in world)
+
+
+def ring_rows(rings: int, stride: int, most: int) -> int:
     """The default number of rows in a ring: as many as one source can send in a call.
 
-    All rings together have at most RING_BUDGET bytes.
+    rings: how many rings a rank exposes. All of them together have at most RING_BUDGET bytes.
     """
-    affordable = max(LEAST_RING, RING_BUDGET // (max(1, world - 1) * stride))
+    affordable = max(LEAST_RING, RING_BUDGET // (max(1, rings) * stride))
     return max(1, min(most, affordable))
 
 
@@ -244,7 +289,7 @@ def announcement_to(job, st, peer, epoch):
 @jit
 def announcement_from(job, st, peer, epoch):
     """Address of `peer`'s announcement of `epoch` here."""
-    return st[words.region_from(job, peer)] + job[words.P_ANNOUNCE] + job[words.P_ANNOUNCE_STEP] * (epoch % 2)
+    return st[words.stream_from(job, peer)] + job[words.P_ANNOUNCE] + job[words.P_ANNOUNCE_STEP] * (epoch % 2)
 
 
 @jit
@@ -256,7 +301,7 @@ def record_to(job, st, owner, tile):
 @jit
 def record_from(job, st, source, tile):
     """Address of the record of `source`'s tile number `tile` here."""
-    return st[words.region_from(job, source)] + job[words.P_RECORDS] + RECORD_BYTES * (tile % job[words.RING_RECORDS])
+    return st[words.stream_from(job, source)] + job[words.P_RECORDS] + RECORD_BYTES * (tile % job[words.RING_RECORDS])
 
 
 @jit
@@ -294,7 +339,7 @@ def bundle_row_to(job, st, owner, row):
 @jit
 def ring_row_from(job, st, source, row):
     """Address of row number `row`, counted since the engine began, in `source`'s ring here."""
-    return st[words.region_from(job, source)] + job[words.P_RING] + job[words.STRIDE] * (row % job[words.RING_ROWS])
+    return st[words.stream_from(job, source)] + job[words.P_RING] + job[words.STRIDE] * (row % job[words.RING_ROWS])
 
 
 @jit
@@ -312,7 +357,7 @@ def index_to(job, st, owner, pair):
 @jit
 def index_from(job, st, source, pair):
     """Address of the index entry of pair number `pair` of a source."""
-    return st[words.region_from(job, source)] + job[words.P_INDEX] + WORD * (pair % job[words.RING_ROWS])
+    return st[words.stream_from(job, source)] + job[words.P_INDEX] + WORD * (pair % job[words.RING_ROWS])
 
 
 @jit

@@ -5,6 +5,11 @@ that has become ready as one batch, so that there is one flush for each batch, n
 data is put) and later closed (flush, then the words). A flush costs nothing if the batch had time to land; right after
 the puts, a flush waits until the peer's processor calls MPI. A word is put as {value, complement}. An arriving word is
 accepted when the two agree, and then published to the workers by a release store. Other modules decide what is sent.
+
+With two levels, announcements, rows and the words that cover them are put at the rail in the peer's node, and all ranks
+of that node read them there. MPI does not promise that a rank sees what was put into a window of another rank, so a
+probe tries it before two levels are used (transport/two_levels.py). Nothing else is read in that way: credit, returns,
+heartbeats and poison are put at the rank that reads them.
 """
 
 from kernel_cache.compile import jit
@@ -14,6 +19,7 @@ from ..primitives import wire as mpi
 from . import codes, words
 from .layout import RECORD_BYTES, RETURN_RECORD_BYTES, WORD, record_to, return_record_to, word_from, word_to
 from .lock import OUTSIDE, acquire, unlock
+from .streams import end_slot, streams
 
 SERVE_NS = 100_000  # the least time between two calls of `serve_wire` by workers that have work
 BATCH_NS = 1_000_000  # while there is work, returned rows wait until the last batch is this old
@@ -48,7 +54,8 @@ def read_words(job, st, peer):
     """
     anything = False
     for word in range(words.LINE_WORDS):
-        a = words.coded_word(st[words.region_from(job, peer)] + job[words.P_CODED], word)
+        region = st[words.region_from(job, peer)] if word < words.ANNOUNCED else st[words.stream_from(job, peer)]
+        a = words.coded_word(region, word)
         value = mem.load(words.coded_value(a))
         here = word_from(job, st, peer, word)
         if mem.load(words.coded_complement(a)) == ~value and value != mem.load(here):
@@ -91,7 +98,7 @@ def opens(job, st, peer, idle, now):
     if st[words.open_epoch(job, peer)] != job[words.EPOCH]:
         if st[words.PHASE] < codes.PHASE_RUN:
             return False
-        unsent = st[words.cursor(job, peer)] < st[words.offset(job, job[words.slot_start(job, peer + 1)])]
+        unsent = st[words.cursor(job, peer)] < st[words.offset(job, end_slot(job, st, peer))]
         return idle or staged > 0 or not unsent  # if there will be a bundle, the announcement waits for it
     if st[words.verdict(job, peer)] == codes.UNANNOUNCED:
         return False  # the peer may be in user code, where a flush waits for its progress thread
@@ -188,7 +195,7 @@ def put_returns(job, st, peer, tiles):
 @jit
 def put_words(job, st, peer, first, end):
     """Put words first..end from the buffer of coded words to a remote peer."""
-    there = words.coded_word(st[words.put_region(job, peer)] + job[words.P_CODED], first)
+    there = words.coded_word(st[words.put_region(job, peer)], first)
     here = words.coded_word(st[words.coded(job, peer)], first)
     mpi.put(job[words.WIRE], peer, there, here, 8 * words.CODED_WORDS * (end - first))
 
@@ -211,7 +218,7 @@ def open_batch(job, st, peer):
     st[words.open_epoch(job, peer)] = job[words.EPOCH]
     unlock(job)
     nbytes = 0
-    if first:
+    if first and streams(job, st, peer):
         step = job[words.P_ANNOUNCE_STEP]
         at = job[words.P_ANNOUNCE] + step * (job[words.EPOCH] % 2)
         mpi.put(job[words.WIRE], peer, st[words.put_region(job, peer)] + at, st[words.region_to(job, peer)] + at, step)
@@ -245,7 +252,7 @@ def close_batch(job, st, peer):
     encode(job, st, peer, words.TAIL, tiles)
     encode(job, st, peer, words.CREDIT, credit)
     encode(job, st, peer, words.RETURN_TAIL, returned)
-    put_words(job, st, peer, words.AT_EPOCH, words.LINE_WORDS)
+    put_words(job, st, peer, words.AT_EPOCH, words.LINE_WORDS if streams(job, st, peer) else words.ANNOUNCED)
     acquire(job, OUTSIDE)
     st[words.open(job, peer)] = 0
     st[words.put_tiles(job, peer)] = tiles

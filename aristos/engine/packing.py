@@ -9,6 +9,7 @@ from kernel_cache.compile import jit
 from ..primitives import memory as mem
 from . import codes, staying, store, tape, words
 from .layout import WORD, announcement_to, word_to
+from .streams import end_slot, first_slot, streams
 
 
 @jit
@@ -154,7 +155,7 @@ def set_streams(job, st):
     me, world, local = job[words.RANK], job[words.WORLD], job[words.HELD]
     offset, start = words.offset(job, 0), words.slot_start(job, 0)
     for p in range(mem.thread(), world, mem.threads()):
-        st[words.cursor(job, p)] = st[offset + job[start + p]]
+        st[words.cursor(job, p)] = st[offset + first_slot(job, st, p)]
         st[words.busy(job, p)] = 0
         st[words.verdict(job, p)] = codes.UNANNOUNCED
         st[words.rows_left(job, p)] = 0
@@ -206,7 +207,7 @@ def set_streams(job, st):
 
 @jit
 def write_announcement(job, st, p):
-    """Write the announcement for rank `p`: how many rows each of its experts gets, zeros included.
+    """Write the announcement of the stream at rank `p`: how many rows each expert gets, zeros included.
 
     The announcement of epoch e overwrites the one of epoch e - 2 without waiting, because `p` has read the older one.
     Here is why. This rank is in call e, so its call e - 1 has ended. A call ends only when all its announcements are
@@ -214,41 +215,42 @@ def write_announcement(job, st, p):
     e - 2 had ended, and therefore after it had read all announcements of call e - 2, also this rank's. The acquire of
     `p`'s ANNOUNCED orders those reads before this write.
     """
-    offset, first = words.offset(job, 0), job[words.slot_start(job, p)]
+    offset, first, end = words.offset(job, 0), first_slot(job, st, p), end_slot(job, st, p)
     a = announcement_to(job, st, p, job[words.EPOCH])
     if mem.thread() == 0:
         mem.store(words.announced_object(a), job[words.OBJECT])
         mem.store(words.announced_mode(a), job[words.MODE])
         mem.store(words.announced_layer(a), job[words.LAYER])
-        mem.store(words.announced_row_bytes(a), tape.bytes_to(job, p))
+        mem.store(words.announced_row_bytes(a), tape.bytes_to(job, st, p))
         mem.store(words.announced_top_k(a), job[words.TOP_K])
         mem.store(words.announced_scalars(a), job[words.SCALARS])
         mem.store(words.announced_placement(a), job[words.PLACEMENT])
         mem.store(words.announced_status(a), st[words.STATUS])
-        mem.store(words.announced_rows(a), st[offset + job[words.slot_start(job, p + 1)]] - st[offset + first])
+        mem.store(words.announced_rows(a), st[offset + end] - st[offset + first])
         mem.store(words.announced_first(a), st[offset + first])
         mem.store(words.announced_tokens(a), job[words.TOKENS])
         mem.store(words.announced_version(a), job[words.VERSION])
         mem.store(words.announced_tape(a), job[words.TAPE])
         mem.store(words.announced_once(a), st[words.once_to(job, p)])
-    for slot in range(first + mem.thread(), job[words.slot_start(job, p + 1)], mem.threads()):
+    for slot in range(first + mem.thread(), end, mem.threads()):
         count = st[offset + slot + 1] - st[offset + slot]
         mem.store(words.announced_count(a, slot - first), count)
 
 
 @jit
 def announce(job, st):
-    """Send every other rank its announcement."""
+    """Send an announcement into every stream."""
     me, world = job[words.RANK], job[words.WORLD]
     for i in range(1, world):
-        write_announcement(job, st, (me + i) % world)
+        if streams(job, st, (me + i) % world):
+            write_announcement(job, st, (me + i) % world)
     mem.block_barrier()
     if mem.thread() == 0:
         for i in range(1, world):
             p = (me + i) % world
-            counts = job[words.slot_start(job, p + 1)] - job[words.slot_start(job, p)]
-            nbytes = WORD * (words.ANNOUNCED_WORDS + counts)
-            mem.notify(word_to(job, st, p, words.ANNOUNCED), job[words.EPOCH], nbytes)
+            if streams(job, st, p):
+                nbytes = WORD * (words.ANNOUNCED_WORDS + end_slot(job, st, p) - first_slot(job, st, p))
+                mem.notify(word_to(job, st, p, words.ANNOUNCED), job[words.EPOCH], nbytes)
 
 
 @jit

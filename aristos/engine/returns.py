@@ -34,7 +34,7 @@ def post_return(job, st, source, packed, rows, status, staged):
 @jit
 def returns_due(job, st, owner):
     """How many return records `owner` must send in all: one for every tile, and one for every combined exchange."""
-    return st[words.sent_tiles(job, owner)] + st[words.extra(job, owner)] - st[words.seen_tiles(job, owner)]
+    return st[words.due_tiles(job, owner)] + st[words.extra(job, owner)] - st[words.seen_tiles(job, owner)]
 
 
 @jit

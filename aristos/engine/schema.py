@@ -198,6 +198,8 @@ JOB_SCALARS: list[Word] = [
         MERGE_POLLS | polls | idle polls for which a run of fewer than MERGE_ROWS rows waits
         PAUSE_NS | ns | time after which compiled code returns to Python | cpu
         REMOTE | ranks | peers on other nodes
+        NODE_FIRST | rank | first rank that reads the streams of remote sources with this one; at one level this rank
+        NODE_END | rank | end of the ranks that read these streams
         BUNDLE_PAIRS | pairs | most (token, choice) pairs of a bundle
         ONCE_ROWS | rows | fewest rows for a local owner to which tokens cross once, see packing.py; 0: never | cpu
         ONCE_SHARE | percent | fewest rows for a local owner to which tokens cross once, over the call's tokens | cpu
@@ -337,13 +339,12 @@ JOB_SCALARS: list[Word] = [
     *_words(
         ENGINE,
         """
+        P_RETURN_RECORDS | bytes | distance from a region's start to its return records
         P_ANNOUNCE | bytes | distance from a region's start to its announcements
         P_ANNOUNCE_STEP | bytes | distance between the two announcements
         P_RECORDS | bytes | distance from a region's start to its tile records
-        P_RETURN_RECORDS | bytes | distance from a region's start to its return records
         P_RING | bytes | distance from a region's start to its ring
         P_INDEX | bytes | distance from a region's start to its index
-        P_CODED | bytes | distance from a region's start to its coded words, remote regions only
         """,
     ),
 ]
@@ -440,6 +441,9 @@ PEER, SOURCE_EXPERT, COMPUTED, SLOT = ("world",), ("world", "max_computed"), ("m
 TABLES = [
     StateTable("region_to", PEER, "what this rank writes for a peer", "address", HOST),
     StateTable("region_from", PEER, "what a peer writes for this rank", "address", HOST),
+    StateTable("stream_from", PEER, "region with the stream of a source, here or at a local rank", "address", HOST),
+    StateTable("stream_first", PEER, "first rank whose rows go into the stream at a peer", "rank", HOST),
+    StateTable("stream_end", PEER, "end of the ranks whose rows go into the stream at a peer", "rank", HOST),
     StateTable("line_from", PEER, "a peer's line of words, as workers read it", "address", HOST),
     StateTable("return_rows", PEER, "where outputs for a local peer go", "address", HOST),
     StateTable("rows_back", PEER, "where an owner's outputs come back to", "address", HOST),
@@ -451,8 +455,10 @@ TABLES = [
     StateTable(
         "coded", PEER, "coded words put to a remote peer; for CUDA's proxy those that the GPU reads", "address", HOST
     ),
-    StateTable("sent_rows", PEER, "ring rows used at an owner", "rows"),
-    StateTable("sent_tiles", PEER, "tiles sent to an owner", "tiles"),
+    StateTable("sent_rows", PEER, "ring rows used in the stream at a peer", "rows"),
+    StateTable("sent_tiles", PEER, "tiles sent into the stream at a peer", "tiles"),
+    StateTable("due_tiles", PEER, "tiles sent that an owner must return", "tiles"),
+    StateTable("seen_credit", PEER, "credit last read from an owner", "rows"),
     StateTable("seen_tiles", PEER, "return records read from an owner", "tiles"),
     StateTable("extra", PEER, "return records that an owner owes beside those of tiles", "records"),
     StateTable("read_tiles", PEER, "tile records read from a source", "tiles"),
@@ -480,8 +486,8 @@ TABLES = [
     StateTable("offset", ("copies_and_end",), "first packed row of each slot; then how many rows", "packed row", PACK),
     StateTable("token", ("rows",), "token of a packed row", "token", PACK),
     StateTable("position", ("rows",), "packed row of a (token, choice) pair, -1: none", "packed row", PACK),
-    StateTable("cursor", PEER, "first packed row for an owner that is not sent", "packed row"),
-    StateTable("busy", PEER, "a worker writes for this owner", "flag"),
+    StateTable("cursor", PEER, "first packed row for the stream at a peer that is not sent", "packed row"),
+    StateTable("busy", PEER, "a worker writes into the stream at this peer", "flag"),
     StateTable("once_to", PEER, "tokens of this call cross once to an owner, in bundles", "flag", PACK),
     StateTable("once_from", PEER, "tokens of this call cross once from a source", "flag"),
     StateTable("verdict", PEER, "what a source's announcement led to, see codes.py", "verdict"),
@@ -523,10 +529,11 @@ LINE_WORDS = [
     Word("POISON", "0, or the failure: epoch, origin, cause; see poison.py", "", "the source"),
     Word("AT_EPOCH", "epoch that the rank is in, for its peers' timeouts", "call", "the source"),
     Word("AT_PROGRESS", "the rank's PROGRESS in that epoch; -1: outside a call", "commands", "the source"),
-    Word("ANNOUNCED", "last epoch announced", "call", "the source"),
-    Word("TAIL", "tiles put into the peer's ring", "tiles", "the source"),
     Word("CREDIT", "rows freed of what the peer put here", "rows", "the source"),
     Word("RETURN_TAIL", "tiles returned to the peer", "tiles", "the source"),
+    # words of a stream, from here on
+    Word("ANNOUNCED", "last epoch announced", "call", "the source"),
+    Word("TAIL", "tiles put into the peer's ring", "tiles", "the source"),
 ]
 POSTED = Word("POSTED", "after the words for a remote peer: a sum of what was put to that peer", "", WIRE)
 ENDED = Word("ENDED", "first word of the next line, for a local peer: last epoch that has ended", "call", "the source")
@@ -571,15 +578,16 @@ RECORDS = [
         ("layer", "layer, 0 for an exchange"), ("row_bytes", "bytes of a row", "bytes"),
         ("top_k", "choices of a token", "choices"), ("scalars", "scalars travel beside rows", "flag"),
         ("placement", "version of the source's placement"),
-        ("status", "OK, or why the source refuses", "status"), ("rows", "rows for this rank", "rows"),
+        ("status", "OK, or why the source refuses", "status"), ("rows", "rows of the stream", "rows"),
         ("first", "first packed row of these rows", "packed row"), ("tokens", "tokens of the source", "tokens"),
         ("version", "version of the source's weights of the layer", "changes"),
         ("tape", "in a backward call the number of the tape and how many pieces it has"),
         ("once", "tokens cross once: rows are in bundles, with an index", "flag"))),
-    Record("record", 4, 8, "a tile record", "the source", _fields(
+    Record("record", 5, 8, "a tile record", "the source", _fields(
         ("expert", "expert among those of the owner", "expert"), ("rows", "rows of the tile", "rows"),
         ("packed", "first packed row", "packed row"),
-        ("bundle", "ring rows of the bundle that this tile ends, 0: the bundle goes on", "rows"))),
+        ("bundle", "ring rows of the bundle that this tile ends, 0: the bundle goes on", "rows"),
+        ("owner", "rank that the tile is for", "rank"))),
     Record("returned", 5, 8, "a return record", "the owner", _fields(
         ("packed", "first packed row", "packed row"), ("rows", "rows that came back", "rows"),
         ("status", "OK, or why no rows came back", "status"),
@@ -646,9 +654,9 @@ class RegionPart:
 
 REGION = [
     RegionPart("word", "line words", "8 bytes", "the line of words; then ENDED on a line of its own"),
+    RegionPart("return_record", "records", "returned", "return records"),
     RegionPart("announcement", "2", "announcement", "announcements, by the parity of the epoch"),
     RegionPart("record", "records", "record", "tile records"),
-    RegionPart("return_record", "records", "returned", "return records"),
     RegionPart("ring_row", "ring rows", "stride", "rows"),
     RegionPart("index", "ring rows", "8 bytes", "for each pair the place of its row in the ring, and its scalar"),
 ]

@@ -54,12 +54,26 @@ def note(job, owner, kept):
 
 
 @jit
-def bytes_to(job, owner):
-    """Bytes of a row that goes to an owner. In a backward call they are half as many if the owner keeps x."""
+def keeps_x(job, owner):
+    """Whether an owner keeps x of this rank's rows."""
+    return mem.load(words.taped_there(words.taped(job, owner))) & taped.X != 0
+
+
+@jit
+def bytes_to(job, st, peer):
+    """Bytes of a row that goes into the stream at a peer.
+
+    In a backward call they are half as many if x is kept by all owners that get rows.
+    """
     if job[words.MODE] != codes.MODE_BACKWARD or job[words.TAPED] == 0:
         return job[words.ROW_BYTES]
-    there = mem.load(words.taped_there(words.taped(job, owner)))
-    return job[words.ROW_BYTES] // 2 if there & taped.X else job[words.ROW_BYTES]
+    half = False
+    for owner in range(st[words.stream_first(job, peer)], st[words.stream_end(job, peer)]):
+        if keeps_x(job, owner):
+            half = True
+        elif st[words.rows_to(job, owner)] != 0:
+            return job[words.ROW_BYTES]
+    return job[words.ROW_BYTES] // 2 if half else job[words.ROW_BYTES]
 
 
 @jit
@@ -68,6 +82,19 @@ def bytes_from(job, source):
     if job[words.MODE] == codes.MODE_BACKWARD and kept_of(job, source) & taped.X:
         return job[words.ROW_BYTES] // 2
     return job[words.ROW_BYTES]
+
+
+@jit
+def possible(job, st, source, nbytes):
+    """Whether a source may announce rows of `nbytes` bytes.
+
+    If other ranks read them too, the rows may also be those that this rank would not need.
+    """
+    needed = bytes_from(job, source)
+    alone = job[words.NODE_END] - job[words.NODE_FIRST] == 1 or st[words.remote(job, source)] == 0
+    if nbytes == needed or alone or job[words.MODE] != codes.MODE_BACKWARD:
+        return nbytes == needed
+    return nbytes == job[words.ROW_BYTES] or nbytes == job[words.ROW_BYTES] // 2
 
 
 @jit

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..engine.layout import LINE, EngineShape, lines, return_stride
+from ..engine.layout import LINE, EngineShape, lines, most_announced, return_stride
 from ..host.nodes import Nodes
 from ..layer.node_weights import most_foreign
 from ..placement import Placement
@@ -90,6 +90,7 @@ class Case:
     bundle: int = 9  # the most pairs of a bundle
     once: int = 0  # ONCE_ROWS: tokens cross once to a local owner that gets at least this many rows; 0: never
     once_share: int = 0  # ONCE_SHARE: tokens cross once only if those rows are at least this percentage of the tokens
+    levels: int = 1  # levels of the wire between nodes
     start: int = 0  # where counters begin
     proxy: bool = False  # ranks are on GPUs: a proxy calls MPI, workers do not
     attention: bool = False  # puts land only at ranks that call into MPI
@@ -100,7 +101,7 @@ class Case:
 
     @property
     def nodes(self) -> Nodes:
-        return Nodes(self.node_of)
+        return Nodes(self.node_of, self.levels)
 
     @property
     def shape(self) -> EngineShape:
@@ -115,6 +116,7 @@ class Case:
             ),
             return_rows=self.max_tokens * self.top_k,
             max_held=max(1, *placement.held),
+            announced=most_announced(placement.held, self.nodes),
             top_k=self.top_k,
             experts=len(self.placement),
             max_tokens=self.max_tokens,
@@ -140,7 +142,7 @@ class Case:
     def describe(self) -> str:
         """One line for people."""
         words = [
-            f"{self.ranks} ranks on nodes {list(self.node_of)}",
+            f"{self.ranks} ranks on nodes {list(self.node_of)}" + ", two levels" * (self.levels == 2),
             f"{self.workers} worker{'s'[: self.workers > 1]} each, {self.runs} column-split runs"
             + (" and no others" if self.all_split else ""),
             f"experts at {list(self.placement)}",
@@ -188,7 +190,12 @@ def nodes_of(asked: Asked, rng: random.Random) -> tuple[int, ...]:
     """A node number for each rank."""
     if asked.transport == "shm":
         return (0,) * asked.ranks
-    if asked.transport == "rma" or (asked.transport == "proxy" and (asked.ranks == 2 or rng.random() < 0.5)):
+    if asked.transport == "levels" and asked.ranks > 2:
+        half = asked.ranks // 2
+        return rng.choice(((0,) * half + (1,) * (asked.ranks - half), (0,) + (1,) * (asked.ranks - 1)))
+    if asked.transport in ("rma", "levels") or (
+        asked.transport == "proxy" and (asked.ranks == 2 or rng.random() < 0.5)
+    ):
         return tuple(range(asked.ranks))
     return tuple(r // 2 for r in range(asked.ranks)) if rng.random() < 0.5 else (0, *(1 for _ in range(1, asked.ranks)))
 
@@ -216,6 +223,7 @@ def draw(seed: int, asked: Asked) -> Case:
         words=rng.choice((1, 2)),
         node_of=nodes_of(asked, rng),
         bundle=rng.choice((1, 3, 40)),
+        levels=2 if asked.transport == "levels" else 1,
         start=rng.choice(STARTS),
         attention=rng.random() < 0.5,
         delays=rng.random() < 0.5,

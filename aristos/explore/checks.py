@@ -16,6 +16,7 @@ class Checks:
 
     def __init__(self, cluster: Surroundings[Rank]) -> None:
         self.cluster = cluster
+        self.credit: dict[tuple[int, int], int] = {}  # (owner, source): the credit that the owner has given
         self.runs: Counter[tuple[int, tuple[int, ...], int]] = Counter()  # (weights, row, share): how often computed
 
     # ---- while it runs
@@ -29,16 +30,24 @@ class Checks:
         if word == words.CREDIT:
             if new > mine.table(words.T_READ_ROWS, peer):
                 raise Unbounded(f"rank {me} gives rank {peer} credit for rows that it has not read")
-            cluster.memory.free_rows(me, peer, old, new, mine.job[words.RING_ROWS])
+            before = self.least_credit(me, peer)
+            self.credit[me, peer] = new
+            cluster.memory.free_rows(me, peer, before, self.least_credit(me, peer), mine.job[words.RING_ROWS])
         elif word == words.TAIL:
-            theirs = cluster.ranks[peer]
             ring = mine.job[words.RING_ROWS]
-            under_way = mine.table(words.T_SENT_ROWS, peer) - theirs.table(words.T_FREED_ROWS, me)
-            if under_way > ring:
-                raise Unbounded(f"rank {me} has {under_way} rows in its ring of {ring} at rank {peer}")
-            due = mine.table(words.T_SENT_TILES, peer) - mine.table(words.T_SEEN_TILES, peer)
-            if due > ring + mine.call.exchange:
-                raise Unbounded(f"rank {peer} owes rank {me} {due} tiles, more than there are ring rows")
+            for owner in cluster.case.nodes.stream(me, peer):
+                under_way = mine.table(words.T_SENT_ROWS, peer) - cluster.ranks[owner].table(words.T_FREED_ROWS, me)
+                if under_way > ring:
+                    raise Unbounded(f"rank {me} has {under_way} rows that rank {owner} reads in its ring of {ring}")
+                due = mine.table(words.T_DUE_TILES, owner) - mine.table(words.T_SEEN_TILES, owner)
+                if due > ring + mine.call.exchange:
+                    raise Unbounded(f"rank {owner} owes rank {me} {due} tiles, more than there are ring rows")
+
+    def least_credit(self, owner: int, source: int) -> int:
+        """The least credit that the ranks which read a stream together with `owner` have given its source."""
+        nodes, start = self.cluster.case.nodes, self.cluster.case.start
+        together = nodes.readers(owner) if source in nodes.remote(owner) else (owner,)
+        return min(self.credit.get((rank, source), start) for rank in together)
 
     def count(self, weights: int, row: list[int], share: int) -> None:
         """Count that an expert computed a row (share -1), or one share of the row."""

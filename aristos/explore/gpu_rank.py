@@ -80,7 +80,7 @@ class GpuRank(Rank):
             ):
                 value[word_from(job, st, p, word)] = known_value
 
-    def _put_into(self, peer: int) -> int:
+    def _put_into(self, peer: int, word: int) -> int:
         _, _, gpu, cs = self.sides
         return cs[words.region_to(gpu, peer)]
 

@@ -89,6 +89,7 @@ class Landing(SimulatedNetwork):
 
     def read_coded(self, at: int) -> int:
         memory = self.memory
+        memory.check_mapped(at)
         if memory.regions.place(at).offset // (2 * WORD) not in ORDERED:
             return memory.value.get(at, 0)
         if at % (2 * WORD) == 0:

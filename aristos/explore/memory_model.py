@@ -19,7 +19,7 @@ from .regions import AREAS, CODED, OUT_OF_BOUNDS, RETURNS, RING, WORD, Regions
 from .running_step import where_from
 from .scheduler import LOAD, STORE, UPDATE, Scheduler
 from .state import State
-from .violation import OutOfBounds, RingError, SecondWriter, WrongResult
+from .violation import OutOfBounds, Race, RingError, SecondWriter, WrongResult
 
 PRIVATE_BITS = PRIVATE << PART_BITS
 CHECKED_AREAS = (SCRATCH, STORE_AREA, TAPE, TAPED)  # areas that workers share
@@ -112,11 +112,22 @@ class Memory(Clocks):
             self.network.check_read(at)
         self.note_read(at)
         kind = self.regions.place(at).kind
+        self.check_mapped(at)
         if kind == RING and at not in self.full:
             raise RingError(f"{self.actor(me)} reads {self.name(at)}, which is freed")
         if kind == OUT_OF_BOUNDS:
             raise OutOfBounds(f"{self.actor(me)} reads {self.name(at)}")
         return self.value.get(at, 0)
+
+    def check_mapped(self, at: int) -> None:
+        """Raise unless this rank may use memory into which MPI puts: its own, or that of a stream to its node.
+
+        That a rank sees what was put at another rank of its node is relied on for streams, once it has read the
+        stream's words whole; for nothing else.
+        """
+        if not self.regions.mapped(at, self.rank):
+            owner = self.regions.place(at).rank
+            raise Race(f"{self.actor(self.me)} uses {self.name(at)}, which only rank {owner} may read")
 
     def check_write(self, at: int) -> None:
         """Raise unless this actor may write at this address now, by a store or a put."""
@@ -169,6 +180,7 @@ class Memory(Clocks):
         if self.reach is not None:
             self.reach.write(self.actor(me), me, at)
         self.check_write(at)
+        self.check_mapped(at)
         if self.network.flying or self.network.sources:
             self.network.check_write(at)
         if self.story is not None:

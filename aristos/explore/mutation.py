@@ -16,7 +16,6 @@ from . import places
 from .cases import Asked
 from .replaced import replaced
 
-LOTS = 1 << 62  # more credit than any row waits for
 ONE_BY_ONE = (("tile", 1), ("run", 2), ("max_tokens", 6))  # sizes: each row is a tile
 NOWHERE = places.private(0, places.GATE, 1 << 20)  # the address of a word that no actor reads
 Put = Callable[[Any, str, Any], None]

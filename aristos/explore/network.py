@@ -264,6 +264,7 @@ class SimulatedNetwork:
         """
         memory = self.memory
         self.check_caller(private(memory.rank, WIRE))
+        memory.check_mapped(at)
         self.sched.switch(POLL, at)
         value, other = memory.value.get(at, 0), at ^ WORD
         if other < at and at in self.halves and other in self.halves:

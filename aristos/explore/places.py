@@ -76,7 +76,8 @@ class _Group:
     def remote_window(self, nbytes: int) -> Any:
         self.asked[REMOTE] = nbytes
         shifts = [shift(p) for p in range(len(self.nodes.node_of))]
-        return SimpleNamespace(base=address(self.rank, REMOTE), shift=shifts, wire=self.wire, calling=None)
+        bases = {p: address(p, REMOTE) for p in self.nodes.readers(self.rank)}
+        return SimpleNamespace(base=bases[self.rank], bases=bases, shift=shifts, wire=self.wire, calling=None)
 
     def watch_calls(self, calling: Any) -> None:
         pass
@@ -85,7 +86,7 @@ class _Group:
 def fill(shape: EngineShape, nodes: Nodes, rank: int, state: Any, starts: dict[int, int], wire: int = 1) -> list[int]:
     """Write a rank's addresses into its state. Returns the bytes of its local window, remote window and outboxes."""
     group = _Group(nodes, rank, wire)
-    memory = EngineMemory(group, shape)  # type: ignore[arg-type]
+    memory = EngineMemory(group, shape, remote=group.remote_window)  # type: ignore[arg-type]
     outboxes = memory._outbox.size
     memory._outbox = _at(address(rank, OUTBOX))
     memory.fill(state, starts)

@@ -20,6 +20,7 @@ from ..placement import Placement
 from ..primitives import arithmetic, memory, taped, wire
 from ..substrate.cpu import loop
 from ..substrate.failure import Patience, bad_word
+from ..substrate.windows import readers
 from ..transport.limits import Limits
 from . import experts, places
 from .cases import Call
@@ -121,6 +122,7 @@ class Rank:
             job, schema.CPU, case.shape, self.tables, rank=me, world=case.ranks, all_workers=case.workers, spins=0,
             yields=0, layout=0, return_stride=case.shape.stride, merge_polls=MERGE_POLLS, pause_ns=cluster.pause_ns,
             remote=remote, bundle_pairs=case.bundle, once_rows=case.once, once_share=case.once_share,
+            **readers(case.nodes, me),
             scratch=private(me, places.SCRATCH), lock=private(me, places.LOCK),
             wire=private(me, places.WIRE) if remote else 0, state=private(me, places.STATE),
         )  # fmt: skip
@@ -160,10 +162,10 @@ class Rank:
         if not start:
             return
         value = self.cluster.memory.value
-        counters = (words.T_SENT_ROWS, words.T_SENT_TILES, words.T_SEEN_TILES, words.T_READ_TILES, words.T_READ_ROWS,
-                    words.T_FREE_TILES, words.T_FREED_ROWS, words.T_PUT_ROWS, words.T_PUT_TILES, words.T_PUT_RETURNED,
-                    words.T_PUT_CREDIT, words.T_OPEN_ROWS, words.T_OPEN_TILES, words.T_OPEN_RETURNED,
-                    words.T_OPEN_CREDIT, words.T_RETURNED)  # fmt: skip
+        counters = (words.T_SENT_ROWS, words.T_SENT_TILES, words.T_DUE_TILES, words.T_SEEN_TILES, words.T_SEEN_CREDIT,
+                    words.T_READ_TILES, words.T_READ_ROWS, words.T_FREE_TILES, words.T_FREED_ROWS, words.T_PUT_ROWS,
+                    words.T_PUT_TILES, words.T_PUT_RETURNED, words.T_PUT_CREDIT, words.T_OPEN_ROWS, words.T_OPEN_TILES,
+                    words.T_OPEN_RETURNED, words.T_OPEN_CREDIT, words.T_RETURNED)  # fmt: skip
         for p in range(self.case.ranks):
             if p == self.me:
                 continue
@@ -174,12 +176,12 @@ class Rank:
                 value[word_from(job, st, p, word)] = start
                 if st[words.remote(job, p)]:
                     value[word_from(job, st, p, words.POSTED)] = 2 * start
-                    coded = self._put_into(p) + job[words.P_CODED] + 16 * word
+                    coded = self._put_into(p, word) + 16 * word
                     value[coded], value[coded + WORD] = start, ~start
 
-    def _put_into(self, peer: int) -> int:
-        """The address of the region that a remote peer puts into."""
-        return self.table(words.T_REGION_FROM, peer)
+    def _put_into(self, peer: int, word: int) -> int:
+        """The address of the region into which a remote peer puts a word."""
+        return self.table(words.T_REGION_FROM if word < words.ANNOUNCED else words.T_STREAM_FROM, peer)
 
     def table(self, table: int, peer: int) -> int:
         return self.st[self.job[table] + peer]

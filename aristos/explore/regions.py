@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from bisect import bisect
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate
 
 from ..engine import schema, words
-from ..engine.layout import LINE, EngineShape, PairLayout, lines, local_bytes, outbox_bytes, remote_bytes
+from ..engine.layout import CODED_BYTES, LINE, EngineShape, PairLayout, lines, shared_returns
 from ..host.nodes import Nodes
 from .places import ACCEPTED, AREA, HOME, LOCAL, MIRROR, OUTBOX, PRIVATE, REMOTE, address, where
 
@@ -15,6 +17,8 @@ WORDS = tuple(word.name for word in (*schema.LINE_WORDS, schema.POSTED, schema.E
 AREAS = ("state", "lock", "wire", "x", "y", "ids", "weights", "activations", "landed rows", "rows to return", "gate",
          "scalars", "scalars that came back", "store", "tape", "records of the tape")  # fmt: skip
 RETURNS, RING, PLAIN, CODED, OUT_OF_BOUNDS = range(5)
+SIZES = {"records": words.RECORD_WORDS, "return_records": words.RETURNED_WORDS}
+STREAM = ("announce", "records", "ring", "index", "staged")  # what local ranks of a rail use of a region
 
 
 @dataclass(frozen=True)
@@ -36,10 +40,10 @@ class Regions:
     def __init__(self, shape: EngineShape, nodes: Nodes) -> None:
         self.shape, self.nodes, self.layout = shape, nodes, PairLayout.of(shape)
         self.returns = lines(shape.returns)
-        self._parts: dict[tuple[int, int], tuple[int, list[int], int, int]] = {}
+        self._parts: dict[tuple[int, int], tuple[int, list[int], list[int]]] = {}
         self._known: dict[int, Place] = {}
         starts = {"words": 0, **vars(self.layout)}
-        del starts["announce_step"], starts["remote_bytes"]
+        del starts["announce_step"], starts["staged_bytes"]
         self._starts = sorted(starts.items(), key=lambda item: item[1])
 
     @staticmethod
@@ -63,23 +67,32 @@ class Regions:
             return Place(PLAIN, rank, part, "experts", rank, offset)
         if part == ACCEPTED:
             return Place(PLAIN, rank, part, "accepted words", rank, offset % LINE, offset // LINE)
-        begin, peers, step, nbytes = self._part(rank, part)
-        if at % WORD or not 0 <= offset < nbytes:
+        begin, peers, ends = self._part(rank, part)
+        if at % WORD or not 0 <= offset < (ends[-1] if ends else begin):
             return Place(OUT_OF_BOUNDS, rank, part, "outside", -1, offset)
         if offset < begin:
             return Place(RETURNS, rank, part, "return rows", -1, offset)
-        number, offset = divmod(offset - begin, step)
+        number = bisect(ends, offset)
+        offset -= ends[number - 1] if number else begin
         writer = rank if part in (OUTBOX, MIRROR) else peers[number]
-        region, start = "words", 0
-        for name, first in self._starts:
-            if first <= offset:
-                region, start = name, first
-        if part == OUTBOX and offset >= self.layout.remote_bytes:
-            region, start = self._beside(offset)
+        region, start = self._region(rank, part, peers[number], offset)
         kind = PLAIN
         if part != OUTBOX:
-            kind = {"ring": RING, "coded": CODED if part == REMOTE else PLAIN}.get(region, PLAIN)
-        return Place(kind, rank, part, region, writer, offset - start, peers[number])
+            kind = {"ring": RING, "coded": CODED}.get(region, PLAIN)
+        return Place(kind, rank, part, region, -1 if region == "staged" else writer, offset - start, peers[number])
+
+    def _region(self, rank: int, part: int, peer: int, offset: int) -> tuple[str, int]:
+        """The name and the start of the part of a region, or of an outbox and what lies beside it, at an offset."""
+        region, start = "coded" if part == REMOTE else "words", 0
+        beside = self.layout.outbox_bytes(self.nodes, rank, peer) - CODED_BYTES - LINE if part == OUTBOX else -1
+        if part == OUTBOX and self.nodes.levels == 1:
+            beside -= self.layout.staged_bytes
+        if part == OUTBOX and offset >= beside:
+            return self._beside(offset, beside)
+        for name, first in self._starts:
+            if 0 < first <= offset:
+                region, start = name, first
+        return region, start
 
     def _exists(self, rank: int, part: int, offset: int) -> bool:
         """Whether the part or private area exists."""
@@ -89,40 +102,49 @@ class Regions:
             return offset < WORD * self.shape.experts
         return part <= ACCEPTED or (part == PRIVATE and offset < AREA * len(AREAS))
 
-    def _part(self, rank: int, part: int) -> tuple[int, list[int], int, int]:
-        """(where a part's regions begin, the ranks they are for, the bytes of one region, the bytes of all)."""
+    def _part(self, rank: int, part: int) -> tuple[int, list[int], list[int]]:
+        """(where a part's regions begin, the ranks they are for, where each region ends)."""
         if (rank, part) not in self._parts:
-            local, remote = self.nodes.local(rank), self.nodes.remote(rank)
-            self._parts |= {
-                (rank, LOCAL): (self.returns, local, self.layout.nbytes, local_bytes(self.shape, self.nodes, rank)),
-                (rank, REMOTE): (
-                    self.returns,
-                    remote,
-                    self.layout.remote_bytes,
-                    remote_bytes(self.shape, self.nodes, rank),
-                ),
-                (rank, OUTBOX): (0, remote, outbox_bytes(self.shape), outbox_bytes(self.shape) * len(remote)),
-            }
+            nodes, layout = self.nodes, self.layout
+            local, remote = nodes.local(rank), nodes.remote(rank)
+            for each, begin, peers, sizes in (
+                (LOCAL, 0 if shared_returns(nodes) else self.returns, local, [layout.nbytes for _ in local]),
+                (REMOTE, self.returns * bool(remote), remote, [layout.remote_bytes(nodes, rank, p) for p in remote]),
+                (OUTBOX, 0, remote, [layout.outbox_bytes(nodes, rank, p) for p in remote]),
+            ):
+                self._parts[rank, each] = begin, peers, list(accumulate(sizes, initial=begin))[1:]
             self._parts[rank, MIRROR] = self._parts[rank, REMOTE]
         return self._parts[rank, part]
 
-    def _beside(self, offset: int) -> tuple[str, int]:
+    def _beside(self, offset: int, at: int) -> tuple[str, int]:
         """The name and offset of memory beside an outbox: arrived words, coded words to put, or staged rows."""
-        at = self.layout.remote_bytes
-        if offset < at + 64:
+        if offset < at + LINE:
             return "arrived words", at
-        if offset < at + 64 + 128:
-            return "coded words to put", at + 64
-        return "staged rows", at + 64 + 128
+        if offset < at + LINE + CODED_BYTES:
+            return "coded words to put", at + LINE
+        return "staged rows", at + LINE + CODED_BYTES
+
+    def region(self, rank: int, source: int) -> int:
+        """The address of the region that `source` writes at `rank`."""
+        part = LOCAL if source in self.nodes.local(rank) else REMOTE
+        begin, peers, ends = self._part(rank, part)
+        return address(rank, part, [begin, *ends][peers.index(source)])
 
     def ring_slot(self, owner: int, source: int, slot: int) -> range:
-        """The addresses of a ring row at `owner`."""
-        is_local = source in self.nodes.local(owner)
-        peers = self.nodes.local(owner) if is_local else self.nodes.remote(owner)
-        size = self.layout.nbytes if is_local else self.layout.remote_bytes
-        at = address(owner, LOCAL if is_local else REMOTE, self.returns + size * peers.index(source) + self.layout.ring)
-        at += self.shape.stride * slot
+        """The addresses of a ring row that `owner` reads."""
+        at = self.region(self.nodes.rail(source, owner), source) + self.layout.ring + self.shape.stride * slot
         return range(at, at + self.shape.stride, WORD)
+
+    def mapped(self, at: int, rank: int) -> bool:
+        """Whether `rank` may use an address of a window for remote peers.
+
+        It may use its own window, and at a local peer streams to their node and, to store outputs, return rows.
+        """
+        p = self.place(at)
+        if p.part != REMOTE or p.rank == rank or p.kind == OUT_OF_BOUNDS:
+            return True
+        words_of_stream = p.region == "coded" and p.offset // (2 * WORD) >= words.ANNOUNCED
+        return rank in self.nodes.readers(p.rank) and (p.kind == RETURNS or p.region in STREAM or words_of_stream)
 
     def mirrored(self, at: int) -> int:
         """The address, in the GPU's mirror, of a byte of the rank's remote window."""
@@ -152,8 +174,8 @@ class Regions:
         if p.region == "ring":
             slot, rest = divmod(p.offset, self.shape.stride)
             detail = f"row {slot} word {rest // WORD}"
-        elif p.region in ("records", "return_records"):
-            detail = f"{p.offset // 32} word {number % 4}"
+        elif p.region in SIZES:
+            detail = f"{number // SIZES[p.region]} word {number % SIZES[p.region]}"
         elif p.region == "announce":
             buffer, rest = divmod(p.offset, self.layout.announce_step)
             detail = f"buffer {buffer} word {rest // WORD}"

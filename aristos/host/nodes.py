@@ -1,16 +1,21 @@
-"""Which ranks share a node. Ranks store into the memory of local peers, and reach remote peers by MPI."""
+"""Which ranks share a node. Ranks store into the memory of local peers, and reach remote peers by MPI.
+
+With two levels a rank puts rows for all ranks of a node into one ring there, its *stream* to the node. The ring lies at
+the rank that has its own place in that node, its *rail*; all ranks of the node read it.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 
 @dataclass(frozen=True)
 class Nodes:
-    """Which ranks share a node. node_of: [world] a number for each rank's node."""
+    """Which ranks share a node. node_of: [world] a number for each rank's node. levels: 2 if nodes have streams."""
 
     node_of: tuple[int, ...]
+    levels: int = 1
 
     @classmethod
     def of(cls, world: int, ranks_per_node: int | None = None) -> Nodes:
@@ -39,6 +44,40 @@ class Nodes:
     def remote(self, rank: int) -> list[int]:
         """The ranks of other nodes."""
         return [p for p, node in enumerate(self.node_of) if node != self.node_of[rank]]
+
+    def with_streams(self) -> Nodes:
+        """The same nodes with two levels."""
+        return replace(self, levels=2)
+
+    def members(self, rank: int) -> range:
+        """The ranks of the node of `rank`, if they are consecutive."""
+        first = self.node_of.index(self.node_of[rank])
+        return range(first, first + self.node_of.count(self.node_of[rank]))
+
+    @property
+    def consecutive(self) -> bool:
+        """Whether the ranks of each node are consecutive. Two levels need that."""
+        return all(self.node_of[p] == node for r, node in enumerate(self.node_of) for p in self.members(r))
+
+    def readers(self, rank: int) -> range:
+        """The ranks that read what remote ranks put for `rank`: with two levels its node, else `rank` alone."""
+        return self.members(rank) if self.levels == 2 else range(rank, rank + 1)
+
+    def rail(self, source: int, peer: int) -> int:
+        """The rank at which the rows of `source` for `peer` lie.
+
+        If nodes have different sizes, it is the rank whose place is the source's place modulo the size of the node.
+        """
+        if self.levels == 1 or self.node_of[source] == self.node_of[peer]:
+            return peer
+        node = self.members(peer)
+        return node[(source - self.members(source)[0]) % len(node)]
+
+    def stream(self, source: int, peer: int) -> range:
+        """The ranks whose rows `source` puts into the ring at `peer`; empty if they go to another ring of the node."""
+        if self.levels == 1 or self.node_of[source] == self.node_of[peer]:
+            return range(peer, peer + 1)
+        return self.members(peer) if self.rail(source, peer) == peer else range(peer, peer)
 
     @property
     def count(self) -> int:

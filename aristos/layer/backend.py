@@ -27,7 +27,7 @@ from .updates import Updates
 
 Event = tuple[int, str, float, float, int, int]
 # equal in all layers of an object
-COMMON = ("experts", "hidden", "top_k", "dtype", "max_tokens", "precision", "weight_dtype")
+COMMON = ("experts", "hidden", "top_k", "dtype", "max_tokens", "precision", "weight_dtype", "levels")
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,9 @@ import numpy as np
 from ..config import MoEConfig
 from ..engine import codes, schema, words
 from ..engine import job as jobs
-from ..engine.layout import LINE, EngineShape, lines, return_stride, ring_rows
+from ..engine.layout import LINE, EngineShape, lines, most_announced, return_stride, ring_rows, rings
 from ..errors import AristosError, ClosedError, InputError, MismatchError, NotLoaded, OpenCallError, PeerInputError
+from ..host.nodes import Nodes
 from ..kernels.common import activations
 from ..placement import Placement
 from ..primitives.buffers import FLOAT, aligned
@@ -55,24 +56,26 @@ def shape_of(
     shared: bool = False,
     foreign: int = 0,
     train: bool = False,
+    nodes: Nodes | None = None,
 ) -> EngineShape:
     """The engine's capacity that a layer or an exchange needs.
 
     shared: whether there is a shared expert, which every rank holds. A token's row for it stays on the token's rank.
     foreign: the most experts of local peers that a rank computes. train: whether there are backward calls, which send
-    rows [dy | x] and get rows of dx in float32, each with a scalar.
+    rows [dy | x] and get rows of dx in float32, each with a scalar. nodes: one node by default.
     """
+    nodes = nodes or Nodes.of(world)
     stride, back_stride = lines(ROW_TYPES[dtype].nbytes * (2 if train else 1) * hidden), 0
     if train:
         back_stride = return_stride(FLOAT * hidden, 1)
         stride = max(stride, back_stride)  # staged rows use slots of the same size as rows of a ring
-    most_held = max(placement.held)
-    most = max_tokens * min(top_k, max(1, most_held))
+    most_held, announced = max(placement.held), most_announced([held + shared for held in placement.held], nodes)
+    most = max_tokens * min(top_k, max(1, most_held, announced))
     return_rows = max_tokens * (top_k + shared)
     back = return_rows * back_stride
     return EngineShape(
         world=world,
-        ring_rows=max(ring_rows(world, stride, most), min(top_k, most)) if world > 1 else 1,
+        ring_rows=max(ring_rows(rings(nodes), stride, most), min(top_k, most)) if world > 1 else 1,
         stride=stride,
         return_rows=return_rows,
         max_held=max(1, most_held) + shared,
@@ -81,6 +84,8 @@ def shape_of(
         max_tokens=max_tokens,
         foreign=foreign,
         return_bytes=back if back != return_rows * stride else 0,
+        announced=announced,
+        rings=rings(nodes) if nodes.levels == 2 else 0,
     )
 
 
@@ -112,13 +117,15 @@ class Needs:
 class Request:
     """What an object needs of its runtime.
 
-    alike: what must be equal on all ranks, as texts by name. shape: keywords of `shape_of`.
+    alike: what must be equal on all ranks, as texts by name. shape: keywords of `shape_of`. levels: see
+    `Runtime.settle_levels`.
     """
 
     alike: Fields
     placement: Placement
     shape: dict[str, Any]
     needs: Needs
+    levels: int | str | None = None
 
 
 class Membership:
@@ -180,9 +187,10 @@ class Membership:
         alike = {**common, "ranks_per_node": str(self.nodes)}
         agreed_alike(runtime.group, problem, "its arguments", alike, "ranks are configured differently")
         assert isinstance(request, Request)
+        runtime.settle_levels(request.levels)
         placement, needs = request.placement, request.needs
         workers = int(threads or needs.workers or runtime.cores)
-        capacity = shape_of(self.world, placement, **request.shape)
+        capacity = shape_of(self.world, placement, nodes=runtime.group.nodes, **request.shape)
         runtime.require(capacity, needs.scratch_bytes + LINE, needs.shared_bytes, workers)
         self.joined = True
         self.threads = workers

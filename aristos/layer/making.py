@@ -77,7 +77,17 @@ def _request(settings: Settings, kind: type[Backend], member: Membership, places
     if kind.reads_peers and schedule == "fused" and moves != "tokens":
         shape["foreign"] = most_foreign(places, member.runtime.group.nodes)
     needs = Needs.most(kind.needs(cfg, member.runtime, settings.sms, train) for cfg in dict.fromkeys(cfgs))
-    return Request(alike, places, shape, needs)
+    return Request(alike, places, shape, needs, _levels(cfgs[0], kind, schedule))
+
+
+def _levels(cfg: MoEConfig, kind: type[Backend], schedule: str) -> int | str:
+    """The levels to ask for; raises InputError if this backend and schedule do not have them."""
+    if kind.name == "cpu" and schedule == "fused":
+        return cfg.levels
+    if cfg.levels == 2:
+        what = f"backend={kind.name!r}" if kind.name != "cpu" else f"schedule={schedule!r}"
+        raise InputError(f"levels=2 needs backend='cpu' and schedule='fused', got {what}: use levels=1 or 'auto'")
+    return 1
 
 
 def _reserve_bytes(options: Options, cfgs: tuple[MoEConfig, ...], kind: type[Backend], world: int) -> int:
@@ -100,8 +110,11 @@ def rank_memory(options: Options, world: Any) -> int:
         kind.check(cfg, options.schedule, options.threads)
     places = Placement(options.placement, cfgs[0].experts, world)
     reserve = _reserve_bytes(options, cfgs, kind, world)
-    shape = shape_of(world, places, **widths(*cfgs), train=options.train)
-    total = reserve + rank_bytes(shape, Nodes.of(world, options.ranks_per_node), world - 1)
+    nodes = Nodes.of(world, options.ranks_per_node)
+    if _levels(cfgs[0], kind, options.schedule) != 1 and not nodes.single:
+        nodes = nodes.with_streams()
+    shape = shape_of(world, places, **widths(*cfgs), train=options.train, nodes=nodes)
+    total = reserve + rank_bytes(shape, nodes, world - 1)
     if options.threads is not None:
         needs = Needs.most(kind.needs(cfg, None, train=options.train) for cfg in kinds)
         total += int(options.threads) * lines(needs.scratch_bytes) + needs.shared_bytes

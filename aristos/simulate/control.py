@@ -38,7 +38,6 @@ MIB = 1 << 20
     MEMORY,  # address of the ranks' regions and outboxes, see regions.py
     RANK_BYTES,
     REGION_BYTES,
-    CODED_AT,  # bytes from a region's start to its coded words
     PAIRS,  # address of the records of ordered pairs of ranks
     CALLS,  # calls that each rank makes
     ARRIVED,  # actors that wait at the barrier between calls
@@ -97,7 +96,7 @@ MIB = 1 << 20
     ACTIVE,  # address: the classes that have flows
     ACTIVES,  # how many classes have flows
     PLACES,  # address: the position of each class in ACTIVE
-) = range(74)
+) = range(73)
 
 # records of actors
 (
@@ -130,7 +129,9 @@ READY, PARKED, FLUSHING, WAITING, COLLECTING, DONE = range(6)
     MESSAGES,  # messages of even collectives that have landed there and were not collected, then those of odd ones
     _,
     SLOWNESS,  # 1024 / the rank's speed
-) = range(10)
+    FIRST_READER,
+    END_READER,  # the ranks that see at once what is put at the rank: with two levels those of its node
+) = range(12)
 RANK_WORDS = 16
 
 # records of ordered pairs (source, target)

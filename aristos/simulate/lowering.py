@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from kernel_cache.compile import jit
 
+from ..engine.layout import CODED_BYTES
 from ..primitives import memory as mem
 from . import control as c
 from . import network, scheduler
@@ -138,7 +139,7 @@ def wire_put(wire, peer, at, source, nbytes):
     pair = current_rank() * get(c.WORLD) + peer
     network.count_put(pair, nbytes)
     inside = (at - get(c.MEMORY)) % get(c.RANK_BYTES) % get(c.REGION_BYTES)
-    if source < c.FAR and inside >= get(c.CODED_AT):
+    if source < c.FAR and inside < CODED_BYTES:
         push(get(c.NOW) + network.latency(pair), c.LAND_CODED, pair, at, source, nbytes)
         return
     if source < c.FAR:

@@ -29,6 +29,7 @@ from ..primitives.buffers import aligned
 from ..row_types import ROW_TYPES
 from ..substrate.cpu.runtime import BATCH, TILE, engine_values, tile_values
 from ..substrate.runtime import BUNDLE_PAIRS
+from ..substrate.windows import readers
 from .control import FAR
 from .machine import Kernel
 from .regions import Regions
@@ -156,6 +157,7 @@ class Rank:
             all_workers=workers,
             remote=remote * fused,
             bundle_pairs=BUNDLE_PAIRS,
+            **readers(regions.nodes, me),
             layout=0,
             scratch=FAR,
             lock=self.locks.ctypes.data,

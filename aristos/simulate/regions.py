@@ -24,9 +24,9 @@ class Regions:
     def __init__(self, shape: EngineShape, nodes: Nodes) -> None:
         full = PairLayout.of(shape)
         cut = full.index - full.ring
-        rest = {name: getattr(full, name) - cut for name in ("index", "coded", "remote_bytes")}
+        rest = {name: getattr(full, name) - cut for name in ("index", "staged")}
         self.shape, self.nodes, self.layout = shape, nodes, replace(full, ring=FAR, **rest)
-        self.region_bytes = self.layout.coded if nodes.single else self.layout.remote_bytes
+        self.region_bytes = self.layout.nbytes
         self.outbox_bytes = 0 if nodes.single else self.region_bytes + LINE + CODED_BYTES
         self.rank_bytes = shape.world * (self.region_bytes + self.outbox_bytes)
         self.memory = np.zeros(0, np.uint8)
@@ -51,8 +51,15 @@ class Regions:
     def fill(self, me: int, state: np.ndarray, starts: dict[int, int]) -> None:
         """Write the addresses of all peers' regions into a state, as `EngineMemory.fill` does."""
         for p in range(self.shape.world):
-            here = self.region(me, p)
-            found = {words.T_RETURN_ROWS: FAR, words.T_ROWS_BACK: FAR, words.T_REGION_FROM: here}
+            here, stream = self.region(me, p), self.nodes.stream(me, p)
+            found = {
+                words.T_RETURN_ROWS: FAR,
+                words.T_ROWS_BACK: FAR,
+                words.T_REGION_FROM: here,
+                words.T_STREAM_FROM: self.region(self.nodes.rail(p, me), p),
+                words.T_STREAM_FIRST: stream.start,
+                words.T_STREAM_END: stream.stop,
+            }
             if p == me or p in self.nodes.local(me):
                 there = self.region(p, me)
                 found |= {words.T_REGION_TO: there, words.T_OUT_RING: FAR, words.T_LINE_FROM: here}

@@ -46,7 +46,9 @@ def step():
     elif kind == c.LAND_CODED:
         mem.copy_row(b, x, y)
         landed(a, time)
-        wake(a % get(c.WORLD), time)
+        record = rank_record(a % get(c.WORLD))
+        for rank in range(mem.load(record + WORD * c.FIRST_READER), mem.load(record + WORD * c.END_READER)):
+            wake(rank, time)
     elif kind == c.BEGIN_FLOW:
         network.begin(a, b, time)
     else:

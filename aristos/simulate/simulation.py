@@ -68,7 +68,7 @@ class Simulation:
         self.world, self.actors = world, world * workers
         self.routes = machine.links.routes(nodes.count)
         foreign = max(len(layer.foreign(nodes, rank)) for rank in range(world))
-        shape = shape_of(world, layer.placement, foreign=foreign, **widths(layer.cfg))
+        shape = shape_of(world, layer.placement, foreign=foreign, nodes=nodes, **widths(layer.cfg))
         self.regions = Regions(shape, nodes)
         self.tables = StateLayout(shape, workers, BATCH)
         self._check_memory()
@@ -124,8 +124,8 @@ class Simulation:
         CONTROL[:] = 0
         for word, value in (
             (c.WORLD, world), (c.WORKERS, self.workers), (c.CALLS, self.calls), (c.RANK_BYTES, self.regions.rank_bytes),
-            (c.REGION_BYTES, self.regions.region_bytes), (c.CODED_AT, self.regions.layout.coded),
-            (c.MEMORY, self.regions.base), (c.SMALL_BYTES, 512), (c.AHEAD, self._ahead()),
+            (c.REGION_BYTES, self.regions.region_bytes), (c.MEMORY, self.regions.base),
+            (c.SMALL_BYTES, 512), (c.AHEAD, self._ahead()),
         ):  # fmt: skip
             self._set(word, value)
         most = 4 * self.actors + 12 * world * world + FLOWS_EACH * world + 1024
@@ -180,6 +180,8 @@ class Simulation:
         for rank in range(self.world):
             ranks[rank, [c.BEGAN, c.ENDED]] = [self.times[i, rank].ctypes.data for i in range(2)]
             ranks[rank, c.SLOWNESS] = round(1024 / self.machine.speeds.get(rank, 1.0))
+            readers = self.nodes.readers(rank)
+            ranks[rank, [c.FIRST_READER, c.END_READER]] = readers.start, readers.stop
 
     def _fill_network(self) -> None:
         node = np.unique(self.nodes.node_of, return_inverse=True)[1]

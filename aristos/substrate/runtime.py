@@ -19,13 +19,22 @@ from ..engine import job as jobs
 from ..engine import words
 from ..engine.layout import EngineShape, PairLayout, StateLayout
 from ..engine.poison import failure_of
-from ..errors import AristosError, ClosedError, MismatchError, OpenCallError, WaitTimeout
+from ..errors import (
+    AristosError,
+    ClosedError,
+    EnvironmentProblem,
+    InputError,
+    MismatchError,
+    OpenCallError,
+    WaitTimeout,
+)
+from ..transport import two_levels
 from ..transport.group import Group
 from ..transport.meeting import CLOSES
 from .background import Background
 from .counters import Tables
 from .failure import Failure, damaged_poison
-from .windows import EngineMemory
+from .windows import EngineMemory, readers
 
 OPEN_CALL = (
     "a call is open on this communicator: wait() for what start() returned, or combine() what was dispatched, before"
@@ -56,6 +65,7 @@ class Runtime(ABC):
         self.caller = 0
         self.users = 0
         self.objects = 0
+        self.levels: int | str | None = None  # as the first object asked, see `settle_levels`
         self.open = False
         self.running: np.ndarray | None = None  # the job of the last call
         self._dropped: Callable[[], object] | None = None
@@ -95,6 +105,31 @@ class Runtime(ABC):
         """Bytes of this rank's windows and outboxes; 0 before any object has joined."""
         return 0 if self._memory is None else self._memory.nbytes
 
+    def settle_levels(self, asked: int | str | None) -> None:
+        """Settle the levels of the wire between nodes, once. Collective. asked: None for an object that takes any.
+
+        Raises InputError on every rank if an earlier object has asked for something else, and EnvironmentProblem if two
+        levels are asked for and do not work.
+        """
+        problem: AristosError | None = None
+        if self.levels is None:
+            lacking = ""
+            if asked not in (None, 1) and not self.group.nodes.single:
+                lacking = two_levels.lacking(self.group)
+                self.group.nodes = self.group.nodes if lacking else self.group.nodes.with_streams()
+            if lacking and asked == 2:
+                problem = EnvironmentProblem(f"levels=2 does not work here: {lacking}; use levels=1 or 'auto'")
+            else:
+                self.levels = asked or 1
+        elif asked not in (None, self.levels):
+            problem = InputError(
+                f"levels must be {self.levels!r}, as for the other objects on this communicator, got {asked!r}:"
+                " pass another communicator (comm.Dup())"
+            )
+        if problem is not None:
+            problem.on_all_ranks = True
+            raise problem
+
     def number_object(self) -> int:
         """A number for an object on this communicator.
 
@@ -127,6 +162,7 @@ class Runtime(ABC):
             world=self.group.world,
             all_workers=self.threads,
             remote=len(self._memory.remote),
+            **readers(self.group.nodes, self.group.rank),
             bundle_pairs=BUNDLE_PAIRS,
             layout=self.version,
             **values,

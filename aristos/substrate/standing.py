@@ -16,6 +16,7 @@ from ..engine import codes, words
 from ..engine.lock import OUTSIDE
 from ..engine.poison import failure_of
 from ..engine.returns import returns_due
+from ..engine.streams import end_slot
 
 PHASES = {
     codes.PHASE_ROUTE: "routing",
@@ -23,6 +24,7 @@ PHASES = {
     codes.PHASE_RUN: "running",
     codes.PHASE_DONE: "done",
 }
+STREAM = words.stream_first, words.stream_end
 PRODUCTS = {codes.RUN_UP: "first product", codes.RUN_DOWN: "second product"}
 
 Line = Callable[[int, int], int]  # (peer, word) -> the value that the peer last wrote into the word of its line
@@ -78,8 +80,9 @@ def _peer(job: np.ndarray, state: np.ndarray, line: Line, peer: int) -> list[str
             f"{of(words.rows_left)} of {of(words.rows_from)} announced rows are missing; {of(words.read_tiles)} tiles"
             f" are read of {line(peer, words.TAIL)} that have landed"
         )
-    first, end = of(words.cursor), int(state[words.offset(job, job[words.slot_start(job, peer + 1)])])
-    sent, freed = of(words.sent_rows), line(peer, words.CREDIT)
+    at = next(p for p in range(job[words.WORLD]) if peer in range(*(state[t(job, p)] for t in STREAM)))
+    first, end = int(state[words.cursor(job, at)]), int(state[words.offset(job, end_slot(job, state, at))])
+    sent, freed = int(state[words.sent_rows(job, at)]), line(peer, words.CREDIT)
     back, due = line(peer, words.RETURN_TAIL) - of(words.seen_tiles), int(returns_due(job, state, peer))
     found.append(
         f"{max(0, end - first)} rows must still be sent, {sent - freed} of {job[words.RING_ROWS]} ring rows are in use;"

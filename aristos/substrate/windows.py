@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,11 +22,13 @@ from ..engine.layout import (
     outbox_bytes,
     remote_bytes,
     remote_region,
+    shared_returns,
 )
 from ..host.nodes import Nodes
 from ..primitives import wire
 from ..primitives.buffers import aligned
 from ..transport.group import Group
+from ..transport.node_window import NodeWindow
 from ..transport.rma import RmaWindow
 from ..transport.watchdog import Calling
 from ..transport.window import Window
@@ -33,8 +36,18 @@ from ..transport.window import Window
 
 def window_bytes(shape: EngineShape, nodes: Nodes, rank: int) -> tuple[int, int, int]:
     """Bytes of a rank's window for local peers, of its window for remote peers, and of its outboxes."""
-    outboxes = outbox_bytes(shape) * len(nodes.remote(rank))
-    return local_bytes(shape, nodes, rank), remote_bytes(shape, nodes, rank), outboxes
+    return local_bytes(shape, nodes, rank), remote_bytes(shape, nodes, rank), outbox_bytes(shape, nodes, rank)
+
+
+def readers(nodes: Nodes, rank: int) -> dict[str, int]:
+    """The words of a job's part `engine` that say which ranks read the streams that a rank reads."""
+    ranks = nodes.readers(rank)
+    return {"node_first": ranks.start, "node_end": ranks.stop}
+
+
+def remote_window(group: Group, nbytes: int) -> RmaWindow:
+    """A window for remote peers, which with two levels lies in memory that all ranks of this node map; collective."""
+    return NodeWindow(group, nbytes) if group.nodes.levels == 2 else group.remote_window(nbytes)
 
 
 def _zeros(nbytes: int) -> np.ndarray:
@@ -47,8 +60,9 @@ class EngineMemory:
     """The windows and outboxes that an `EngineShape` needs on this rank; collective.
 
     window: a function of a number of bytes that makes the window for local peers; by default the CPU backend's.
-    outboxes: a function of a number of bytes that makes memory for the outboxes, uint8 zeros. remote: the remote peers.
-    wire: address of the wire to them, 0 if there are none.
+    outboxes: a function of a number of bytes that makes memory for the outboxes, uint8 zeros. The argument `remote`: a
+    function of a number of bytes that makes the window for remote peers. The attribute: the remote peers. wire: address
+    of the wire to them, 0 if there are none.
     """
 
     def __init__(
@@ -57,6 +71,7 @@ class EngineMemory:
         shape: EngineShape,
         window: Callable[[int], Window] | None = None,
         outboxes: Callable[[int], np.ndarray] | None = None,
+        remote: Callable[[int], RmaWindow] | None = None,
     ) -> None:
         self.shape, self.group = shape, group
         self.layout = PairLayout.of(shape)
@@ -68,7 +83,7 @@ class EngineMemory:
         self._outbox: Any = (outboxes or _zeros)(for_outboxes)
         warm_up([(wire.run_progress_thread, (int64,)), (wire.try_lock, (int64,)), (wire.unlock, (int64,))])
         if not group.nodes.single:
-            self._remote = group.remote_window(for_remote)
+            self._remote = (remote or partial(remote_window, group))(for_remote)
             self.wire = self._remote.wire
 
     def fill(self, state: np.ndarray, starts: dict[int, int]) -> None:
@@ -78,15 +93,23 @@ class EngineMemory:
         def put(table: int, peer: int, value: int) -> None:
             state[starts[table] + peer] = value
 
+        for p in range(self.group.world):
+            stream = nodes.stream(me, p)
+            put(words.T_STREAM_FIRST, p, stream.start)
+            put(words.T_STREAM_END, p, stream.stop)
         local = dict(zip(sorted([me, *nodes.local(me)]), self._local.base))
+        returns = local
+        if shared_returns(nodes):
+            assert self._remote is not None
+            returns = self._remote.bases
         for p, base in local.items():
-            put(words.T_RETURN_ROWS, p, base)
-            put(words.T_ROWS_BACK, p, local[me])
+            put(words.T_RETURN_ROWS, p, returns[p])
+            put(words.T_ROWS_BACK, p, returns[me])
             if p != me:
                 region = base + local_region(shape, nodes, p, me)
                 put(words.T_REGION_TO, p, region)
                 put(words.T_OUT_RING, p, region + self.layout.ring)
-                for table in (words.T_REGION_FROM, words.T_LINE_FROM):
+                for table in (words.T_REGION_FROM, words.T_STREAM_FROM, words.T_LINE_FROM):
                     put(table, p, local[me] + local_region(shape, nodes, me, p))
         at = self._outbox.ctypes.data
         for p in self.remote:
@@ -94,15 +117,20 @@ class EngineMemory:
             put(words.T_REMOTE, p, 1)
             put(words.T_ROWS_BACK, p, self._remote.base)
             put(words.T_REGION_FROM, p, self._remote.base + remote_region(shape, nodes, me, p))
+            rail = nodes.rail(p, me)
+            stream_from = self._remote.bases[rail] + remote_region(shape, nodes, rail, p)
+            put(words.T_STREAM_FROM, p, stream_from)
             put(words.T_PUT_REGION, p, self._remote.shift[p] + remote_region(shape, nodes, p, me))
             put(words.T_PUT_RETURN_ROWS, p, self._remote.shift[p])
             put(words.T_REGION_TO, p, at)
             put(words.T_OUT_RING, p, at + self.layout.ring)
-            at += self.layout.remote_bytes
-            put(words.T_LINE_FROM, p, at)
-            put(words.T_CODED, p, at + LINE)
-            put(words.T_STAGED, p, at + LINE + CODED_BYTES)
-            at += LINE + CODED_BYTES + shape.ring_rows * shape.stride
+            end = at + self.layout.outbox_bytes(nodes, me, p)
+            staged = end - self.layout.staged_bytes if nodes.levels == 1 else stream_from + self.layout.staged
+            line = (end if nodes.levels == 2 else staged) - CODED_BYTES - LINE
+            put(words.T_LINE_FROM, p, line)
+            put(words.T_CODED, p, line + LINE)
+            put(words.T_STAGED, p, staged)
+            at = end
 
     @property
     def nbytes(self) -> int:

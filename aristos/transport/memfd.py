@@ -89,8 +89,14 @@ class NodeMemory:
     why a rank could not get its memory, or empty. If one rank could not, no rank has any.
     """
 
-    def __init__(self, group: Group, nbytes: int, alike: str, small_pages: bool = False) -> None:
-        """alike: a text that must be equal on the ranks of a node. small_pages: whether small pages will do."""
+    def __init__(
+        self, group: Group, nbytes: int, alike: str, small_pages: bool = False, writable: bool = False
+    ) -> None:
+        """alike: a text that must be equal on the ranks of a node. small_pages: whether small pages will do.
+
+        writable: whether local peers may write too.
+        """
+        self._writable = writable
         self.base: dict[int, int] = {}
         self.own = np.zeros(0, np.uint8)
         self._maps: list[SharedMap] = []
@@ -122,13 +128,14 @@ class NodeMemory:
         """Map a peer's part; returns why that failed, or an empty text."""
         # O_NONBLOCK: in another namespace the path may name a pipe, and an open would wait for the pipe's writer
         try:
-            theirs = os.open(f"/proc/{pid}/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            mode = os.O_RDWR if self._writable else os.O_RDONLY
+            theirs = os.open(f"/proc/{pid}/fd/{fd}", mode | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError as error:
             return f"the shared memory of rank {rank} cannot be opened: {error}"
         try:
             if not os.fstat(theirs).st_size:
                 return f"/proc/{pid} is not rank {rank}: the ranks have different process namespaces"
-            self._map(theirs, rank, False)
+            self._map(theirs, rank, self._writable)
         except OSError as error:
             return f"the shared memory of rank {rank} cannot be mapped: {error}"
         finally:
@@ -138,6 +145,10 @@ class NodeMemory:
     def _map(self, fd: int, rank: int, writable: bool) -> None:
         self._maps.append(SharedMap(fd, writable))
         self.base[rank] = self._maps[-1].address + HEAD
+
+    def part(self, rank: int) -> np.ndarray:
+        """The part of a rank of this node."""
+        return self._maps[list(self.base).index(rank)].array[HEAD:]
 
     def prepare(self, start: int, nbytes: int) -> None:
         """Give these bytes of this rank's part huge pages, if the machine has any. This rank will write them."""

@@ -47,11 +47,13 @@ def _handle(thing: Any) -> int:
 class RmaWindow:
     """`nbytes` of memory on each rank, into which every rank of `comm` can put. Collective.
 
-    base: address of this rank's part, on a cache line; shift: [world] bytes from the start of each rank's MPI window to
-    that line. wire: address of the words through which compiled code calls MPI. The memory starts as zeros.
+    base: address of this rank's part, on a cache line; bases: of each rank whose part this process maps, by rank of
+    `comm`; shift: [world] bytes from the start of each rank's MPI window to that line. wire: address of the words
+    through which compiled code calls MPI. The memory starts as zeros.
     """
 
-    def __init__(self, comm: Any, nbytes: int) -> None:
+    def __init__(self, comm: Any, nbytes: int, part: np.ndarray | None = None) -> None:
+        """part: this rank's part, uint8, on a cache line; by default MPI allocates it."""
         from mpi4py import MPI
 
         if MPI.Query_thread() < MPI.THREAD_MULTIPLE:
@@ -60,11 +62,15 @@ class RmaWindow:
                 " (mpi4py does so unless mpi4py.rc.thread_level says otherwise)"
             )
         self.nbytes = nbytes
-        self._window: Any = MPI.Win.Allocate(nbytes + LINE, 1, comm=comm)
+        if part is None:
+            self._window: Any = MPI.Win.Allocate(nbytes + LINE, 1, comm=comm)
+        else:
+            self._window = MPI.Win.Create(part, 1, comm=comm)
         # A failed put must not return (with mpi4py it would): peers would trust words that follow data never delivered.
         self._window.Set_errhandler(MPI.ERRORS_ARE_FATAL)
         address = self._window.tomemory().address
         self.base = -(-address // LINE) * LINE
+        self.bases = {comm.Get_rank(): self.base}
         self.shift = comm.allgather(self.base - address)
         ctypes.memset(self.base, 0, nbytes)
         self._window.Lock_all()

@@ -54,10 +54,13 @@ def call():
     jobs.update(
         job, rank=0, world=2, held=2, computed=2, epoch=EPOCH, loaded=1, lock=lock.ctypes.data, tile=RING, batch=RING,
         workers=1, row_bytes=64, top_k=1, state=st.ctypes.data, return_stride=64, bundle_pairs=RING,
+        node_first=0, node_end=1,
     )  # fmt: skip
     st[words.PHASE] = codes.PHASE_RUN
     st[words.UNREAD] = 1
-    st[words.region_from(job, 1)] = st[words.line_from(job, 1)] = window.ctypes.data
+    st[words.region_from(job, 1)] = st[words.stream_from(job, 1)] = st[words.line_from(job, 1)] = window.ctypes.data
+    for p in range(2):
+        st[words.stream_first(job, p)], st[words.stream_end(job, p)] = p, p + 1
     st[words.region_to(job, 1)] = st[words.out_ring(job, 1)] = outbox.ctypes.data
     assert PairLayout.of(shape).nbytes <= window.nbytes
     for table, value in (
@@ -65,6 +68,7 @@ def call():
         (words.read_rows, SENT),
         (words.freed_rows, SENT),
         (words.sent_tiles, TILES + 1),
+        (words.due_tiles, TILES + 1),
         (words.seen_tiles, TILES),
         (words.read_tiles, TILES),
         (words.free_tiles, TILES),
@@ -94,6 +98,7 @@ def call():
         r = record_from(job, st, 1, tile)
         at[f"{name}_expert"], at[f"{name}_rows"] = words.record_expert(r), words.record_rows(r)
         at[f"{name}_packed"], at[f"{name}_bundle"] = words.record_packed(r), words.record_bundle(r)
+        at[f"{name}_owner"] = words.record_owner(r)
     r = return_record_from(job, st, 1, TILES)
     at["returned_rows"], at["returned_packed"] = words.returned_rows(r), words.returned_packed(r)
     at["returned_status"], at["returned_kept"] = words.returned_status(r), words.returned_kept(r)
@@ -152,6 +157,7 @@ WRONG = [
     ("record_rows", bounds.RECORD_ROWS, (-1, 0, 2, 5, HUGE)),
     ("record_packed", bounds.RECORD_PACKED, (-1, 4, 9, HUGE)),
     ("record_bundle", bounds.RECORD_BUNDLE, (-1, RING + 1, HUGE)),
+    ("record_owner", bounds.RECORD_OWNER, (-1, 1, HUGE)),
     ("second_rows", bounds.RECORD_ROWS, (-1, 0, 4, HUGE)),
     ("second_packed", bounds.RECORD_PACKED, (7, HUGE)),
     ("credit", bounds.CREDIT, (SENT - RING + 2, SENT + 4, HUGE, -HUGE)),
@@ -201,7 +207,7 @@ def test_credit_of_a_bundle_out_of_its_bounds_fails_the_call():
         found = call()
         found.st[words.once_to(found.job, 1)] = 1
         found.write(credit=value)
-        assert not bundles.claim(found.job, found.st, 0, 1, 0)
+        assert not bundles.claim(found.job, found.st, 0, 1)
         failed(found, bounds.CREDIT, value)
 
 

@@ -28,10 +28,12 @@ from aristos.engine.layout import (
     lines,
     local_bytes,
     local_region,
+    most_announced,
     outbox_bytes,
     rank_bytes,
     remote_bytes,
     remote_region,
+    shared_returns,
 )
 from aristos.explore.places import LOCAL, OUTBOX, REMOTE, fill, put_target, where
 from aristos.host.nodes import Nodes
@@ -57,10 +59,13 @@ def shapes(draw: st.DrawFn, most_ranks: int = 8, least_ranks: int = 1) -> Engine
 
 @st.composite
 def clusters(draw: st.DrawFn, most_ranks: int = 8, least_ranks: int = 1) -> tuple[EngineShape, Nodes]:
-    """A shape, and nodes of random sizes whose ranks need not be neighbours."""
+    """A shape, and nodes of random sizes. With one level their ranks need not be neighbours."""
     shape = draw(shapes(most_ranks, least_ranks))
     numbers = draw(st.lists(st.integers(0, 3), min_size=shape.world, max_size=shape.world))
-    return shape, Nodes(tuple(numbers))
+    if draw(st.booleans()):
+        return shape, Nodes(tuple(numbers))
+    nodes = Nodes(tuple(sorted(numbers)), levels=2)
+    return replace(shape, announced=most_announced([shape.max_held] * shape.world, nodes)), nodes
 
 
 def test_nodes():
@@ -74,17 +79,16 @@ def test_nodes():
 
 @given(shapes())
 def test_parts_of_a_region_follow_each_other(shape):
-    """The order is as documented, and each part starts a cache line. Parts that only remote regions have are last."""
+    """The order is as documented, and each part starts a cache line. Parts of streams are last."""
     w = PairLayout.of(shape)
-    starts = [w.announce, w.announce + w.announce_step, w.records, w.return_records, w.ring, w.index, w.coded]
+    starts = [w.return_records, w.announce, w.announce + w.announce_step, w.records, w.ring, w.index, w.staged]
     assert starts == sorted(starts)
-    assert all(at % LINE == 0 for at in [*starts, w.nbytes, w.remote_bytes])
-    assert starts[0] >= 8 * words.LINE_WORDS
+    assert all(at % LINE == 0 for at in [*starts, w.nbytes, w.staged_bytes])
+    assert starts[0] >= max(8 * (words.ENDED + 1), 16 * words.LINE_WORDS)
     assert w.announce_step >= 8 * (words.ANNOUNCED_WORDS + shape.max_held)
-    assert w.nbytes == w.coded
+    assert w.nbytes == w.staged
     assert w.index == w.ring + shape.ring_rows * shape.stride
-    assert w.coded - w.index >= 8 * shape.ring_rows
-    assert w.remote_bytes - w.coded >= 16 * words.LINE_WORDS
+    assert w.staged - w.index >= 8 * shape.ring_rows
 
 
 @given(clusters())
@@ -95,13 +99,17 @@ def test_return_rows_and_regions_fill_the_windows(cluster):
     for rank in range(shape.world):
         local, remote = nodes.local(rank), nodes.remote(rank)
         assert sorted([rank, *local, *remote]) == list(range(shape.world))
-        kinds = ((local_region, local, w.nbytes, local_bytes), (remote_region, remote, w.remote_bytes, remote_bytes))
-        for region, peers, size, nbytes in kinds:
+        of_remote = {p: w.remote_bytes(nodes, rank, p) for p in remote}
+        for region, peers, size, nbytes in (
+            (local_region, local, dict.fromkeys(local, w.nbytes), local_bytes),
+            (remote_region, remote, of_remote, remote_bytes),
+        ):
             if region is remote_region and not remote:
                 assert remote_bytes(shape, nodes, rank) == 0
                 continue
-            spans = [(0, lines(shape.returns))]
-            spans += sorted((at, at + size) for at in (region(shape, nodes, rank, p) for p in peers))
+            apart = region is remote_region or not shared_returns(nodes)
+            spans = [(0, lines(shape.returns) * apart)]
+            spans += sorted((at, at + size[p]) for p, at in ((p, region(shape, nodes, rank, p)) for p in peers))
             assert all(end == start for (_, end), (start, _) in pairwise(spans))
             assert spans[-1][1] == nbytes(shape, nodes, rank)
 
@@ -161,7 +169,7 @@ class Addresses:
 
     def coded(self, peer: int, word: int) -> int:
         """Where MPI puts a word for `peer`."""
-        return put_target(peer, self.table(words.T_PUT_REGION, peer) + int(self.job[words.P_CODED]) + 16 * word)
+        return put_target(peer, self.table(words.T_PUT_REGION, peer) + 16 * word)
 
 
 Written = tuple[str, int, int, int]  # what, whose memory it must be, address, bytes
@@ -175,7 +183,7 @@ def region_sizes(s: EngineShape) -> dict[str, int]:
         "records": s.ring_rows + 1,
         "ring rows": s.ring_rows,
         "8 bytes": 8,
-        "announcement": 8 * (schema.ANNOUNCE_WORDS + s.max_held),
+        "announcement": 8 * (schema.ANNOUNCE_WORDS + max(s.max_held, s.announced)),
         "record": 8 * schema.record("record").words,
         "returned": 8 * schema.record("returned").words,
         "stride": s.stride,
@@ -189,6 +197,8 @@ def region_parts(a: Addresses, peer: int, remote: bool) -> Iterator[tuple[str, i
     if not remote:
         yield "ended", a.at("word_to", peer, words.ENDED), 8
     for part in schema.REGION:
+        if part.address not in ("word", "return_record") and not a.nodes.stream(a.me, peer):
+            continue
         entries = sizes[part.entries]
         first = 0 if part.address == "word" else 3 * entries  # indices of other parts grow without end
         for number in range(first, first + entries):
@@ -218,9 +228,14 @@ def written(a: Addresses, row_writers: np.ndarray) -> Iterator[Written]:
             yield "word that came", me, a.at("word_from", p, word), 8
         for word in range(words.LINE_WORDS):
             yield "word to put, coded", me, a.table(words.T_CODED, p) + 16 * word, 16
-            yield "word", p, a.coded(p, word), 16
+            if word < words.ANNOUNCED or a.nodes.stream(me, p):
+                yield "word", p, a.coded(p, word), 16
+        rail = a.nodes.rail(p, me)
         for pair in range(s.ring_rows):
-            yield "staged row", me, a.at("staged_row", p, 2 * s.ring_rows + pair), s.stride
+            if rail == me:  # with two levels the ranks of a node share these rows: each pair has one owner
+                yield "staged row", me, a.at("staged_row", p, 2 * s.ring_rows + pair), s.stride
+            else:
+                assert where(a.at("staged_row", p, pair))[:2] == (rail, REMOTE)
 
 
 @settings(max_examples=60)
@@ -240,7 +255,9 @@ def test_every_byte_has_one_writer(cluster, random):
         for what, target, at, nbytes in written(a, owners):
             rank, part, offset = where(at)
             assert rank == target, f"{what} of rank {a.me} lies with rank {rank}, not {target}"
-            assert part == (REMOTE if target in nodes.remote(a.me) else OUTBOX if " " in what else LOCAL), what
+            staged = REMOTE if what == "staged row" and nodes.levels == 2 else OUTBOX
+            stored = REMOTE if what == "return_row" and shared_returns(nodes) else LOCAL
+            assert part == (REMOTE if target in nodes.remote(a.me) else staged if " " in what else stored), what
             assert 0 <= offset <= room[rank][part] - nbytes, f"{what} leaves its memory"
             spans.setdefault((rank, part), []).append((offset, offset + nbytes, a.me, what))
             for line in range(offset // LINE, -(-(offset + nbytes) // LINE)):
@@ -256,13 +273,15 @@ def test_every_byte_has_one_writer(cluster, random):
 def test_what_one_writes_is_where_the_other_reads(cluster, number):
     shape, nodes = cluster
     writer, reader = Addresses(shape, nodes, 1), Addresses(shape, nodes, 0)
-    remote = 1 in nodes.remote(0)
+    remote, rail = 1 in nodes.remote(0), nodes.rail(1, 0)
     for name in ("announcement", "record", "return_record", "ring_row", "index"):
-        at = writer.at(f"{name}_to", 0, number)
-        assert (writer.put_to(0, at) if remote else at) == reader.at(f"{name}_from", 1, number), name
+        peer = 0 if name == "return_record" else rail
+        at = writer.at(f"{name}_to", peer, number)
+        assert (writer.put_to(peer, at) if remote else at) == reader.at(f"{name}_from", 1, number), name
     word = number % words.LINE_WORDS
     if remote:
-        assert writer.coded(0, word) == reader.table(words.T_REGION_FROM, 1) + reader.job[words.P_CODED] + 16 * word
+        peer, region = (0, words.T_REGION_FROM) if word < words.ANNOUNCED else (rail, words.T_STREAM_FROM)
+        assert writer.coded(peer, word) == reader.table(region, 1) + 16 * word
     else:
         assert writer.at("word_to", 0, word) == reader.at("word_from", 1, word)
 
@@ -373,12 +392,11 @@ def stated_bytes(
     ring = max(1, min(most, max(64, (64 << 20) // (max(1, world - 1) * stride))))
     ring = max(ring, min(cfg.top_k, most)) if world > 1 else 1
     words = 2 * LINE + 2 * lines(8 * (14 + max(1, held)))
-    records = lines((ring + 1) * 32) + lines((ring + 1) * 40)
+    records = lines((ring + 1) * 40) + lines((ring + 1) * 40)
     region = words + records + ring * stride + lines(8 * ring)
-    remote_part = region + 128
     returns = cfg.max_tokens * cfg.top_k * stride
-    outbox = remote_part + LINE + 128 + ring * stride
-    return returns + local * region + (returns + remote * remote_part if remote else 0) + remote * outbox
+    outbox = region + LINE + 128 + ring * stride
+    return returns + local * region + (returns + remote * region if remote else 0) + remote * outbox
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 8, 64])
@@ -400,7 +418,7 @@ def test_memory_is_what_an_engine_asks_for(cluster):
         local, remote, outboxes = Addresses(shape, nodes, rank).asked
         assert local == local_bytes(shape, nodes, rank)
         assert remote == remote_bytes(shape, nodes, rank)
-        assert outboxes == len(nodes.remote(rank)) * outbox_bytes(shape)
+        assert outboxes == outbox_bytes(shape, nodes, rank)
         assert local + remote + outboxes == rank_bytes(shape, nodes, rank)
 
 

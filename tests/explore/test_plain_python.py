@@ -297,7 +297,7 @@ def test_what_a_side_cannot_reach():
     window = rank.sides[3][rank.sides[2][words.T_REGION_TO] + 1]
     mirror, outbox = rank.table(words.T_REGION_FROM, 1), rank.table(words.T_REGION_TO, 1)
     wrong = [
-        (block, lambda: mem.load(window), "cannot reach"),
+        (block, lambda: mem.load(window + rank.job[words.P_RETURN_RECORDS]), "cannot reach"),
         (block, lambda: wire.put(private(0, WIRE), 1, 0, outbox, 8), "calls MPI, which runs on the host"),
         (proxy, lambda: mem.load(mirror), "cannot reach"),
         (proxy, lambda: mem.store(mirror, 1), "which the other side writes"),

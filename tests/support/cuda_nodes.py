@@ -156,13 +156,14 @@ class NodeRank(Rank):
         ranks = sorted([me, *layers.nodes.local(me)])
         self.base = HOST + SPAN * me
         window = SimpleNamespace(base=[layers.windows[p].ptr for p in ranks])
-        remote = SimpleNamespace(base=self.base + WINDOW, shift=[0] * len(layers.tokens), wire=self.base + BUFFERS)
+        base, shift = self.base + WINDOW, [0] * len(layers.tokens)
+        remote = SimpleNamespace(base=base, bases={me: base}, shift=shift, wire=self.base + BUFFERS)
         group: Any = SimpleNamespace(
             rank=me, nodes=layers.nodes, world=len(layers.tokens), remote_window=lambda nbytes: remote
         )
         layout = PairLayout.of(layers.shape)
         for number in range(len(layers.nodes.remote(me))):
-            first = self.base + lines(layers.shape.returns) + layout.remote_bytes * number + layout.coded
+            first = self.base + lines(layers.shape.returns) + layout.nbytes * number
             layers.host.coded.append(range(first, first + CODED_BYTES))
         self.memory = DeviceMemory(group, layers.shape, lambda n: window, self, layers.rows_on_device)
         self.memory._accepted = SimpleNamespace(ctypes=SimpleNamespace(data=self.base + BUFFERS + (1 << 20)))

@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from ...engine import words
+from ...engine.layout import CODED_BYTES
 from ..clocks import Clock, Clocks
-from ..places import OUTBOX, PART, REMOTE, STATE, WIRE, private
+from ..places import OUTBOX, STATE, WIRE, private
 from ..violation import Race
 from . import log
 from .copies import where
@@ -140,10 +141,13 @@ class Checker(Clocks):
 
     def _coded(self, numbers: np.ndarray) -> np.ndarray:
         """Which words MPI puts as {value, complement}."""
-        layout, space = self.space.layout, self.space
-        remote = space.in_part(numbers, REMOTE)
-        offset = (numbers & (PART - 1)) - space.regions.returns
-        return remote & (offset >= 0) & (offset % layout.remote_bytes >= layout.coded)
+        space = self.space
+        found = np.zeros(len(numbers), bool)
+        for rank in range(space.shape.world):
+            for source in space.nodes.remote(rank):
+                first = space.regions.region(rank, source)
+                found |= (numbers >= first) & (numbers < first + CODED_BYTES)
+        return found
 
     def _shared(self, every: Accesses) -> np.ndarray:
         """Which accesses are to words that several actors use, at least one of which writes."""

@@ -60,8 +60,11 @@ def ranges_of(runtime: CpuRuntime, home: Any) -> Mapped:
         for p, base in zip(sorted([me, *nodes.local(me)]), memory._local.base)
     ]
     if memory._remote is not None:
-        found.append(Range(memory._remote.base, remote_bytes(shape, nodes, me), places.address(me, places.REMOTE)))
-        nbytes = outbox_bytes(shape) * len(nodes.remote(me))
+        found += [
+            Range(base, remote_bytes(shape, nodes, p), places.address(p, places.REMOTE))
+            for p, base in memory._remote.bases.items()
+        ]
+        nbytes = outbox_bytes(shape, nodes, me)
         found.append(Range(memory._outbox.ctypes.data, nbytes, places.address(me, places.OUTBOX)))
         found.append(Range(memory.wire, WORD * memory._remote._words.size, places.private(me, places.WIRE)))
     for area, array in (

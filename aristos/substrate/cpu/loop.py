@@ -32,13 +32,13 @@ def charge(job, st, worker, kind, start, end):
         n += words.N_EXPERT
     elif kind == codes.DISPATCH:
         c = words.command(job, worker)
-        nbytes = tape.bytes_to(job, st[words.command_owner(c)])
+        nbytes = tape.bytes_to(job, st, st[words.command_owner(c)])
         outbox.count_put(st, n + words.N_LOCAL_PUTS, st[words.command_rows(c)] * nbytes, end - start)
         n += words.N_DISPATCH
     elif kind == codes.BUNDLE:
         c = words.command(job, worker)
         if st[words.remote(job, st[words.command_owner(c)])] == 0:
-            nbytes = st[words.command_crossing(c)] * tape.bytes_to(job, st[words.command_owner(c)])
+            nbytes = st[words.command_crossing(c)] * tape.bytes_to(job, st, st[words.command_owner(c)])
             outbox.count_put(st, n + words.N_LOCAL_PUTS, nbytes, end - start)
         n += words.N_DISPATCH
     elif kind == codes.COMBINE:

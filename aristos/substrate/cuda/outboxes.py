@@ -23,7 +23,7 @@ from ...host.nodes import Nodes
 from ...primitives.buffers import aligned
 from ...transport.group import Group
 from ...transport.window import Window
-from ..windows import EngineMemory, window_bytes
+from ..windows import EngineMemory, readers, window_bytes
 
 
 def device_rows_bytes(shape: EngineShape, nodes: Nodes, rank: int) -> int:
@@ -86,7 +86,7 @@ class DeviceMemory(EngineMemory):
         assert self._remote is not None
         for tables, shift in (
             ((words.T_REGION_TO, words.T_LINE_FROM, words.T_STAGED, words.T_OUT_RING), self._outbox_shift),
-            ((words.T_REGION_FROM, words.T_ROWS_BACK), self.mirror - self._remote.base),
+            ((words.T_REGION_FROM, words.T_STREAM_FROM, words.T_ROWS_BACK), self.mirror - self._remote.base),
         ):
             for table in tables:
                 state[[starts[table] + p for p in self.remote]] += shift
@@ -139,6 +139,7 @@ class DeviceMemory(EngineMemory):
             job, schema.CPU, self.shape, tables, rank=self.group.rank, world=self.group.world, remote=len(self.remote),
             wire=wire, lock=lock, spins=idle[0], yields=idle[1], return_stride=lines(self.shape.stride), all_workers=1,
             layout=0, state=0, scratch=0, merge_polls=0, pause_ns=0, bundle_pairs=0, once_rows=0, once_share=0,
+            **readers(self.group.nodes, self.group.rank),
         )  # fmt: skip
         return job
 

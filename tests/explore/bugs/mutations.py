@@ -10,7 +10,7 @@ from typing import Any
 from aristos.engine import arrivals, codes, column_runs, dispatch, experts, layout, lock, packing, returns, steps, words
 from aristos.explore import places, rank
 from aristos.explore.cases import RankFault
-from aristos.explore.mutation import LOTS, NOWHERE, ONE_BY_ONE, Instead, Put, mutation, releases_first
+from aristos.explore.mutation import NOWHERE, ONE_BY_ONE, Instead, Put, mutation, releases_first
 from aristos.primitives import memory
 
 # ---- order within a source
@@ -90,7 +90,7 @@ def epoch_not_compared(put: Put) -> None:
 @mutation("credit-not-checked", fixed=(("rows", 2),))
 def credit_not_checked(put: Put) -> None:
     """A source treats every ring row as freed."""
-    put(dispatch, "mem", Instead(arrived=lambda at: memory.arrived(at) + LOTS))
+    put(dispatch, "freed", lambda job, st, peer: st[words.sent_rows(job, peer)])
 
 
 @mutation("tiles-not-bounded", fixed=(("rows", 1), ("tile", 1), ("max_tokens", 6)))

@@ -6,7 +6,7 @@ from typing import Any
 
 from aristos.engine import bundles, layout, outbox, words
 from aristos.explore import network, places
-from aristos.explore.mutation import LOTS, Instead, Put, mutation
+from aristos.explore.mutation import Put, mutation
 from aristos.primitives import memory, wire
 
 
@@ -43,7 +43,7 @@ def accept_any_complement(job: Any, st: Any, peer: int) -> bool:
     """An `outbox.read_words` that ignores the complement."""
     anything = False
     for word in range(words.LINE_WORDS):
-        at = words.coded_word(st[words.region_from(job, peer)] + job[words.P_CODED], word)
+        at = words.coded_word(st[words.region_from(job, peer)], word)
         value, _ = memory.load(words.coded_value(at)), memory.load(words.coded_complement(at))
         here = layout.word_from(job, st, peer, word)
         if value != memory.load(here):
@@ -73,7 +73,7 @@ def two_mpi_callers(put: Put) -> None:
 @mutation("staging-before-credit", transport="rma", fixed=(("rows", 2),))
 def staging_before_credit(put: Put) -> None:
     """A bundle is written into the outbox before there is credit for it."""
-    put(bundles, "mem", Instead(arrived=lambda at: memory.arrived(at) + LOTS))
+    put(bundles, "freed", lambda job, st, peer: st[words.sent_rows(job, peer)])
 
 
 @mutation("credit-not-put", transport="rma", fixed=(("rows", 2),))

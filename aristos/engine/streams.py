@@ -1,0 +1,66 @@
+"""Streams: what a source puts into one ring, for one rank or, between nodes with two levels, for all ranks of a node.
+
+A stream has one ring of rows, one of records, an index and a tail. All its readers read every record, and each takes
+the tiles that are for it. Each reader publishes in a word of its own up to where it has read every record and no longer
+needs row, index entry or staged output. The credit of the stream is the least of these words: a sum would be no prefix.
+"""
+
+from kernel_cache.compile import jit
+
+from ..primitives import memory as mem
+from . import bounds, words
+from .layout import word_from
+
+
+@jit
+def first_slot(job, st, peer):
+    """The first slot whose rows go into the stream at a peer."""
+    return job[words.slot_start(job, st[words.stream_first(job, peer)])]
+
+
+@jit
+def end_slot(job, st, peer):
+    """The end of the slots whose rows go into the stream at a peer."""
+    return job[words.slot_start(job, st[words.stream_end(job, peer)])]
+
+
+@jit
+def streams(job, st, peer):
+    """Whether this rank has a stream at a peer."""
+    return st[words.stream_first(job, peer)] < st[words.stream_end(job, peer)]
+
+
+@jit
+def freed(job, st, peer):
+    """How many rows of the stream at a peer all of its readers have freed."""
+    sent = st[words.sent_rows(job, peer)]
+    least = sent
+    for p in range(st[words.stream_first(job, peer)], st[words.stream_end(job, peer)]):
+        rows = mem.arrived(word_from(job, st, p, words.CREDIT))
+        if not bounds.credit(job, st, peer, p, rows):
+            return sent - job[words.RING_ROWS]  # no space
+        st[words.seen_credit(job, p)] = rows
+        least = min(least, rows)
+    return least
+
+
+@jit
+def slowest(job, st, peer):
+    """The reader of the stream at a peer that had freed the fewest rows when this rank last looked."""
+    found = peer
+    for p in range(st[words.stream_first(job, peer)], st[words.stream_end(job, peer)]):
+        if st[words.seen_credit(job, p)] < st[words.seen_credit(job, found)]:
+            found = p
+    return found
+
+
+@jit
+def first_reader(job, st, source):
+    """The first rank that reads the stream of `source` that this rank reads."""
+    return job[words.NODE_FIRST] if st[words.remote(job, source)] != 0 else job[words.RANK]
+
+
+@jit
+def end_reader(job, st, source):
+    """The end of the ranks that read the stream of `source` that this rank reads."""
+    return job[words.NODE_END] if st[words.remote(job, source)] != 0 else job[words.RANK] + 1

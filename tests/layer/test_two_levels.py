@@ -1,0 +1,173 @@
+"""Two levels between nodes: a token crosses once to a node, and outputs keep the bits that they have with one level."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import comb
+from types import SimpleNamespace
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from cases import ROOT, SKEWS, Exchange, MoE, rings_of, routing, same, tokens
+
+import aristos
+from aristos import reference
+from aristos.engine.layout import rank_bytes
+from aristos.errors import EnvironmentProblem, InputError
+from aristos.host.nodes import Nodes
+from aristos.transport import two_levels
+
+CFG = aristos.MoEConfig(hidden=24, ffn=32, experts=12, top_k=4, gated=True, max_tokens=48)
+KINDS = {
+    "float32": CFG,
+    "bfloat16": replace(CFG, dtype="bfloat16", activation="silu"),
+    "shared": replace(CFG, shared_ffn=16, shared_sigmoid=True),
+    "capacity": replace(CFG, router=aristos.Router(capacity_factor=0.7)),
+}
+
+
+def crossings(ranks: np.ndarray, ids: np.ndarray, nodes: Nodes, me: int) -> int:
+    """How many (token, node) pairs there are with a choice on another node. ranks: of each expert."""
+    node = np.append(np.array(nodes.node_of)[ranks], -1)[ids]
+    return sum(int((node == n).any(axis=1).sum()) for n in set(nodes.node_of) - {nodes.node_of[me]})
+
+
+def checked_layers(comm: Any, per_node: int, kinds: list[str], placement: list[int] | None = None) -> None:
+    """Calls with both levels: equal bits, and as many rows between nodes as there are (token, node) pairs."""
+    nodes = Nodes.of(comm.size, per_node)
+    for name in kinds:
+        cfg, w = KINDS[name], reference.weights(KINDS[name])
+        calls = []
+        for n, skew in enumerate(SKEWS[1:]):
+            x = tokens(cfg, 48 - 11 * ((comm.rank + n) % 3), seed=comm.rank + n)
+            x = x.astype(ml_dtypes.bfloat16) if cfg.dtype == "bfloat16" else x
+            calls.append((x, {} if name == "capacity" else routing(cfg, len(x), skew, seed=comm.rank + n)))
+        wanted = []
+        for levels in (1, 2):
+            options: dict[str, Any] = {"ranks_per_node": per_node, "placement": placement, "threads": levels}
+            part = comm.Dup()
+            with rings_of(7 if levels == 2 else None), MoE(replace(cfg, levels=levels), part, **options) as moe:
+                moe.load(**w)
+                runtime = moe.runtime
+                assert runtime.group.nodes.levels == levels
+                assert runtime.window_bytes == rank_bytes(runtime.shape, runtime.group.nodes, comm.rank)
+                for n, (x, call) in enumerate(calls):
+                    y, stats = moe(x, return_stats=True, **call)
+                    if levels == 1:
+                        wanted.append(y)
+                        continue
+                    assert same(y, wanted[n]), (name, n)
+                    if not call:
+                        continue
+                    remote = nodes.remote(comm.rank)
+                    nbytes = sum(stats.moved_bytes_to_peer[p] for p in remote)
+                    width = x.dtype.itemsize * cfg.hidden
+                    assert nbytes == width * crossings(moe.placement.ranks, call["ids"], nodes, comm.rank), (name, n)
+            part.Free()
+
+
+@pytest.mark.ranks(2)
+def test_two_nodes_of_one_rank(comm):
+    checked_layers(comm, 1, ["float32"])
+
+
+@pytest.mark.core
+@pytest.mark.ranks(4)
+def test_two_nodes_of_two_ranks(comm):
+    checked_layers(comm, 2, list(KINDS))
+    checked_layers(comm, 2, ["float32"], [0, 0, 3, 3, 3, 3, 3, 3, 1, 1, 1, 0])  # rank 2 has no expert
+
+
+@pytest.mark.ranks(3)
+def test_uneven_nodes_and_nodes_of_one_rank(comm):
+    checked_layers(comm, 2, ["float32", "shared"])
+    checked_layers(comm, 1, ["float32"])
+
+
+@pytest.mark.slow
+@pytest.mark.ranks(6)
+def test_two_nodes_of_three_ranks(comm):
+    checked_layers(comm, 3, ["float32", "bfloat16"])
+
+
+@pytest.mark.core
+@pytest.mark.ranks(4)
+def test_training_and_exchanges(comm):
+    """Gradients keep their bits, with tapes for the rows of some owners only. An exchange returns its rows."""
+    cfg = replace(CFG, activation="silu")
+    w, found = reference.weights(cfg), []
+    x, dy = (tokens(cfg, 40 - 5 * comm.rank, seed=comm.rank + n) for n in (0, 9))
+    for levels in (1, 2):
+        part = comm.Dup()
+        options: dict[str, Any] = {"ranks_per_node": 2, "train": True, "tape_bytes": 6000 * comm.rank}
+        with MoE(replace(cfg, levels=levels), part, **options) as moe:
+            moe.load(**w)
+            y, tape = moe.forward(x)
+            dx = moe.backward(dy, tape)
+            moe.reduce_grads()
+            found.append([y, dx, *(moe.grads()[key] for key in sorted(moe.grads()))])
+            shape = {"hidden": 24, "experts": 12, "top_k": 4, "max_tokens": 48}
+            with Exchange(part, **shape, ranks_per_node=2) as exchange:
+                call = routing(cfg, len(x), "uniform", seed=comm.rank)
+                rows, handle = exchange.dispatch(x, call["ids"])
+                back = exchange.combine(rows, handle, call["weights"])
+                assert np.allclose(back, x * call["weights"].sum(axis=1, keepdims=True), atol=1e-5)
+        part.Free()
+    for one, two in zip(*found):
+        assert one.tobytes() == two.tobytes()
+
+
+@pytest.mark.ranks(2)
+def test_levels_that_do_not_work(comm, monkeypatch):
+    """If the probe fails, "auto" means one level, and levels=2 is an error on every rank."""
+    monkeypatch.setattr(two_levels, "lacking", lambda group: "it is forbidden here")
+    part = comm.Dup()
+    with MoE(replace(CFG, levels="auto"), part, ranks_per_node=1) as moe:
+        assert moe.runtime.group.nodes.levels == 1
+        with pytest.raises(InputError, match="levels must be 'auto', as for the other objects"):
+            MoE(replace(CFG, levels=1), part, ranks_per_node=1)
+    with pytest.raises(EnvironmentProblem, match="levels=2 does not work here: it is forbidden here"):
+        MoE(replace(CFG, levels=2), comm, ranks_per_node=1)
+    part.Free()
+
+
+def test_refused_levels():
+    with pytest.raises(InputError, match=r"levels must be 1, 2 or 'auto', got 3"):
+        replace(CFG, levels=3)
+    with pytest.raises(InputError, match=r"levels=2 needs backend='cpu' and schedule='fused', got schedule='bulk'"):
+        MoE(replace(CFG, levels=2), schedule="bulk")
+    with MoE(replace(CFG, levels="auto"), schedule="bulk") as moe:
+        assert moe.runtime.group.nodes.levels == 1
+
+
+def test_the_table_of_the_page():
+    """The page's rows and bytes follow from its formula, and so does what drawn ids give."""
+    page = (ROOT / "docs" / "two_levels.md").read_text()
+    models = {
+        "OLMoE-1B-7B": (64, 8, 2048), "gpt-oss-120b": (128, 4, 2880), "Qwen3-30B-A3B": (128, 8, 2048),
+        "DeepSeek-V3": (256, 8, 7168),
+    }  # fmt: skip
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("| ")]
+    lines = [cells for cells in lines if cells[0] in models]
+    assert {cells[0] for cells in lines} == set(models)
+    for name, nodes_text, *figures in lines:
+        (experts, k, hidden), nodes = models[name], int(nodes_text)
+        held = [1 - comb(experts - experts // parts, k) / comb(experts, k) for parts in (8 * nodes, nodes)]
+        one, two, back = 8 * (nodes - 1) * held[0], (nodes - 1) * held[1], k * (nodes - 1) / nodes
+        right = one, two, back, hidden / 512 * (one + back), hidden / 512 * (two + back), (one + back) / (two + back)
+        assert [float(figure) for figure in figures] == [pytest.approx(value, abs=0.051) for value in right]
+        drawn = np.random.default_rng(0).random((4000, experts)).argsort(axis=1)[:, :k]
+        ranks = np.arange(experts) // (experts // nodes)
+        assert crossings(ranks, drawn, Nodes.of(nodes, 1), 0) == pytest.approx(4000 * two, rel=0.03)
+
+
+def test_rails():
+    """Uneven nodes share rails; the ranks of a node must be consecutive."""
+    nodes = Nodes((0, 0, 0, 1, 1)).with_streams()
+    assert [nodes.rail(p, 3) for p in range(5)] == [3, 4, 3, 3, 3]
+    assert [list(nodes.stream(2, p)) for p in range(5)] == [[0], [1], [2], [3, 4], []]
+    assert list(nodes.readers(4)) == [3, 4]
+    assert not Nodes((0, 1, 0)).consecutive
+    assert two_levels.lacking(SimpleNamespace(nodes=Nodes((0, 1, 0)))) == "the ranks of a node are not consecutive"
