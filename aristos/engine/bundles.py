@@ -73,7 +73,9 @@ def claim(job, st, worker, peer):
     sent = st[words.sent_rows(job, peer)]
     space = ring - sent + freed(job, st, peer)
     first = next_token(job, st, peer)
-    end = end_token(job, st, peer, first, min(space, job[words.BUNDLE_PAIRS]))
+    # as many pairs for each owner, or its experts would get fewer rows at once and read their weights more often
+    most_pairs = job[words.BUNDLE_PAIRS] * (st[words.stream_end(job, peer)] - st[words.stream_first(job, peer)])
+    end = end_token(job, st, peer, first, min(space, most_pairs))
     pair, most = sent, min(job[words.TILE], ring)
     for owner in range(st[words.stream_first(job, peer)], st[words.stream_end(job, peer)]):
         tiles = returns_due(job, st, owner)

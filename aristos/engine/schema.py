@@ -200,7 +200,7 @@ JOB_SCALARS: list[Word] = [
         REMOTE | ranks | peers on other nodes
         NODE_FIRST | rank | first rank that reads the streams of remote sources with this one; at one level this rank
         NODE_END | rank | end of the ranks that read these streams
-        BUNDLE_PAIRS | pairs | most (token, choice) pairs of a bundle
+        BUNDLE_PAIRS | pairs | most (token, choice) pairs of a bundle, for each owner of the stream
         ONCE_ROWS | rows | fewest rows for a local owner to which tokens cross once, see packing.py; 0: never | cpu
         ONCE_SHARE | percent | fewest rows for a local owner to which tokens cross once, over the call's tokens | cpu
         """,
