@@ -65,7 +65,7 @@ def execute(job, st, worker):
     """Put the rows into the ring. The owner reads them when the tail has advanced."""
     c = words.command(job, worker)
     owner, packed, rows = st[words.command_owner(c)], st[words.command_packed(c)], st[words.command_rows(c)]
-    ring, nbytes = job[words.RING_ROWS], tape.bytes_to(job, st, owner)
+    ring, nbytes = job[words.RING_ROWS], tape.bytes_to_owner(job, owner)
     row = st[words.sent_rows(job, owner)]
     to_wrap = ring - row % ring
     target = ring_row_to(job, st, owner, row)
@@ -99,4 +99,4 @@ def publish(job, st, worker):
     st[words.moved_to(job, owner)] += rows
     st[words.busy(job, owner)] = 0
     st[words.UNSENT] -= rows
-    mem.notify(word_to(job, st, owner, words.TAIL), tile + 1, rows * tape.bytes_to(job, st, owner) + RECORD_BYTES)
+    mem.notify(word_to(job, st, owner, words.TAIL), tile + 1, rows * tape.bytes_to_owner(job, owner) + RECORD_BYTES)

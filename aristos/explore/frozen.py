@@ -20,6 +20,7 @@ class Frozen:
     network: tuple[Any, ...]
     clocks: tuple[Any, ...]
     runs: Any
+    credit: dict[tuple[int, int], int]
     ranks: tuple[Private, ...]
     hosts: tuple[Host, ...]
     actors: tuple[tuple[Any, ...], ...]
@@ -33,6 +34,7 @@ class Frozen:
             tuple(getattr(cluster.network, name).copy() for name in landing.DICTS),
             tuple(memory.clocks),
             cluster.checks.runs.copy(),
+            cluster.checks.credit.copy(),
             tuple(Private.of(rank) for rank in cluster.ranks),
             tuple(Host.of(rank) for rank in cluster.ranks),
             tuple((a.enabled, a.done, a.op, a.at, dict(a.seen), a.fresh, a.flushing) for a in cluster.sched.actors),
@@ -47,7 +49,7 @@ class Frozen:
         for name, kept in zip(landing.DICTS, self.network):
             setattr(cluster.network, name, kept.copy())
         memory.clocks = list(self.clocks)
-        cluster.checks.runs = self.runs.copy()
+        cluster.checks.runs, cluster.checks.credit = self.runs.copy(), self.credit.copy()
         cluster.share_network()
         for rank, private, host in zip(cluster.ranks, self.ranks, self.hosts):
             private.restore(rank)

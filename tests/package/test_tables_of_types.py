@@ -52,7 +52,7 @@ def test_formats_of_codes():
         (Router, "score : ", "renormalize : ", SCORES),
         (losses.sequence, "score : ", "lengths : ", BIASED),
         (MoEConfig, "activation : ", "gated : ", ACTIVATIONS),
-        (MoEConfig, "weight_dtype : ", "Raises", FORMATS),
+        (MoEConfig, "weight_dtype : ", "levels : ", FORMATS),
         (packed, "name : ", "group : ", FORMATS),
     ],
 )

@@ -28,7 +28,8 @@ PACKAGE = Path(__file__).parents[2]
 ENGINE, SUBSTRATE, CPU = "aristos.engine", "aristos.substrate", "aristos.substrate.cpu"
 MODULES = {
     ENGINE: ("arrivals", "bundles", "bounds", "column_runs", "combine", "dispatch", "exchange", "experts", "lock",
-             "outbox", "packing", "returns", "routing", "scalars", "staying", "steps", "store", "tape"),
+             "outbox", "packing", "returns", "routing", "scalars", "staying", "steps", "store", "streams",
+             "tape"),
     SUBSTRATE: ("heartbeat",),
     CPU: ("loop",),
 }  # fmt: skip

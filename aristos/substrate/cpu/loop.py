@@ -32,7 +32,7 @@ def charge(job, st, worker, kind, start, end):
         n += words.N_EXPERT
     elif kind == codes.DISPATCH:
         c = words.command(job, worker)
-        nbytes = tape.bytes_to(job, st, st[words.command_owner(c)])
+        nbytes = tape.bytes_to_owner(job, st[words.command_owner(c)])
         outbox.count_put(st, n + words.N_LOCAL_PUTS, st[words.command_rows(c)] * nbytes, end - start)
         n += words.N_DISPATCH
     elif kind == codes.BUNDLE:
