@@ -181,7 +181,9 @@ class Torus:
             steps = np.where(upward, ahead, size - ahead)
             longest = len(columns) + int(steps.max(initial=0))
             if longest * len(source) > MOST_HOPS:
-                raise InputError(f"routes of up to {longest} links between {nodes} nodes are too long for a simulation")
+                raise InputError(
+                    f"routes of up to {longest} links between {nodes} nodes are too long for a simulation: lower --nodes"
+                )
             for step in range(longest - len(columns)):
                 goes, place = step < steps, here // stride % size
                 columns.append(np.where(goes, 2 * (here * axes + axis) + ~upward, -1))
