@@ -182,7 +182,7 @@ class Torus:
             longest = len(columns) + int(steps.max(initial=0))
             if longest * len(source) > MOST_HOPS:
                 raise InputError(
-                    f"routes of up to {longest} links between {nodes} nodes are too long for a simulation: lower --nodes"
+                    f"routes of up to {longest} links between {nodes} nodes are too long to simulate: lower --nodes"
                 )
             for step in range(longest - len(columns)):
                 goes, place = step < steps, here // stride % size
