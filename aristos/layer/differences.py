@@ -45,6 +45,8 @@ def differences(first: Fields, second: Fields, one: str, other: str) -> str:
 
 
 def _shown(text: str | None) -> str:
+    """A field's text, shortened. A surrogate, which a damaged file may have, is shown by its code."""
     if text is None:
         return "none"
+    text = text.encode("utf-8", "backslashreplace").decode("utf-8")
     return text if len(text) <= 200 else f"{text[:200]}..."

@@ -73,10 +73,13 @@ class Begun(NamedTuple):
 
 
 def described(cfgs: Sequence[MoEConfig]) -> list[dict[str, str]]:
-    """Layers as a manifest describes them, without max_tokens: fewer ranks, each with more tokens, may restore them."""
+    """Layers as a manifest describes them, without what another object may have differently when it restores them.
+
+    Fewer ranks, each with more tokens, may restore them, and ranks on other nodes.
+    """
     found = [fields_of(cfg) for cfg in cfgs]
     for each in found:
-        del each["max_tokens"]
+        del each["max_tokens"], each["levels"]
     return found
 
 

@@ -30,7 +30,7 @@ from aristos.layer.collective import shape_of, widths
 from aristos.placement import Placement
 from aristos.substrate.cuda import persistent as substrate
 from aristos.substrate.standing import describe
-from aristos.substrate.windows import EngineMemory
+from aristos.substrate.windows import EngineMemory, readers
 from ptxsim import isa
 
 MOST_ROWS = 256  # the most rows of a tile
@@ -159,7 +159,10 @@ class Rank:
         layers = self.layers
         base = [window.ptr for window in layers.windows]
         group: Any = SimpleNamespace(
-            rank=self.me, nodes=layers.nodes, local_window=lambda n: SimpleNamespace(base=base)
+            rank=self.me,
+            world=len(layers.tokens),
+            nodes=layers.nodes,
+            local_window=lambda n: SimpleNamespace(base=base),
         )
         state = np.zeros(layers.tables.words, np.int64)
         EngineMemory(group, layers.shape).fill(state, layers.tables.starts)
@@ -176,7 +179,7 @@ class Rank:
         builder.fill_engine(
             job, schema.CUDA, shape, layers.tables, rank=self.me, world=world, all_workers=layers.grid,
             return_stride=lines(BYTES[layers.kind] * cfg.hidden), merge_polls=4, layout=0, scratch=scratch.ptr,
-            lock=lock.ptr, wire=0, state=self.state.ptr, abort=abort.ptr, **self._remote(),
+            lock=lock.ptr, wire=0, state=self.state.ptr, abort=abort.ptr, **readers(layers.nodes, self.me), **self._remote(),
         )  # fmt: skip
         builder.fill(
             job,

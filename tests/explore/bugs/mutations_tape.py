@@ -50,10 +50,10 @@ def tape_said_as_asked(put: Put) -> None:
 def x_left_out_though_not_kept(put: Put) -> None:
     """A source leaves x out although the owner does not keep it, and announces rows with x."""
 
-    def bytes_to(job: Any, st: Any, peer: int) -> int:
+    def bytes_to_owner(job: Any, owner: int) -> int:
         return int(job[words.RETURN_BYTES if job[words.TAPED] else words.ROW_BYTES])
 
-    put(dispatch, "tape", Instead(tape, bytes_to=bytes_to))
+    put(dispatch, "tape", Instead(tape, bytes_to_owner=bytes_to_owner))
 
 
 @mutation("tape-without-end", fixed=SMALL, calls=4)
