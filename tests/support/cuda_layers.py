@@ -179,7 +179,8 @@ class Rank:
         builder.fill_engine(
             job, schema.CUDA, shape, layers.tables, rank=self.me, world=world, all_workers=layers.grid,
             return_stride=lines(BYTES[layers.kind] * cfg.hidden), merge_polls=4, layout=0, scratch=scratch.ptr,
-            lock=lock.ptr, wire=0, state=self.state.ptr, abort=abort.ptr, **readers(layers.nodes, self.me), **self._remote(),
+            lock=lock.ptr, wire=0, state=self.state.ptr, abort=abort.ptr,
+            **readers(layers.nodes, self.me), **self._remote(),
         )  # fmt: skip
         builder.fill(
             job,
