@@ -79,8 +79,14 @@ def described(cfgs: Sequence[MoEConfig]) -> list[dict[str, str]]:
     """
     found = [fields_of(cfg) for cfg in cfgs]
     for each in found:
-        del each["max_tokens"], each["levels"]
+        _leave_out(each)
     return found
+
+
+def _leave_out(fields: dict[str, str]) -> None:
+    """Remove the fields in which the object that restores may differ."""
+    for name in ("max_tokens", "levels"):
+        fields.pop(name, None)
 
 
 # ------------------------------------------------------------ the manifest
@@ -159,7 +165,7 @@ def _fields_of_text(text: str) -> dict[str, str]:
     found: dict[str, str] = {}
     for prefix, part in (("", outer), ("router.", router[1] if router else "")):
         found |= {prefix + name: value for name, value in re.findall(r"(\w+)=([^,()]+)", part)}
-    found.pop("max_tokens", None)
+    _leave_out(found)
     return found
 
 
