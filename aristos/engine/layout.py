@@ -30,6 +30,7 @@ arrived, and at one level R staged output rows. A GPU may keep the outbox's ring
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -205,9 +206,18 @@ def most_announced(held: Sequence[int], nodes: Nodes) -> int:
 
 
 def rings(nodes: Nodes) -> int:
-    """The most rings that a rank of these nodes exposes."""
-    world = range(len(nodes.node_of))
-    return max(sum(len(nodes.stream(p, rank)) > 0 for p in world if p != rank) for rank in world)
+    """The most rings that a rank of these nodes exposes.
+
+    With two levels that is the first rank of a node: the sources of another node take turns in its ranks, see
+    `Nodes.rail`.
+    """
+    if nodes.levels == 1:
+        return len(nodes.node_of) - 1
+    sizes = Counter(nodes.node_of)
+    return max(
+        size - 1 + sum(-(-other // size) for there, other in sizes.items() if there != node)
+        for node, size in sizes.items()
+    )
 
 
 def ring_rows(rings: int, stride: int, most: int) -> int:

@@ -116,9 +116,10 @@ class EngineMemory:
             assert self._remote is not None
             put(words.T_REMOTE, p, 1)
             put(words.T_ROWS_BACK, p, self._remote.base)
-            put(words.T_REGION_FROM, p, self._remote.base + remote_region(shape, nodes, me, p))
-            rail = nodes.rail(p, me)
-            stream_from = self._remote.bases[rail] + remote_region(shape, nodes, rail, p)
+            stream_from = region = self._remote.base + remote_region(shape, nodes, me, p)
+            if (rail := nodes.rail(p, me)) != me:
+                stream_from = self._remote.bases[rail] + remote_region(shape, nodes, rail, p)
+            put(words.T_REGION_FROM, p, region)
             put(words.T_STREAM_FROM, p, stream_from)
             put(words.T_PUT_REGION, p, self._remote.shift[p] + remote_region(shape, nodes, p, me))
             put(words.T_PUT_RETURN_ROWS, p, self._remote.shift[p])

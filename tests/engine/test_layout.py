@@ -345,6 +345,15 @@ def test_the_union_of_two_shapes_is_large_enough_for_both(cluster, b):
     assert both.union(b) == both
 
 
+@pytest.mark.parametrize("sizes", [(4,), (2, 2), (1, 3), (3, 1, 2), (4, 2, 3, 1)])
+@pytest.mark.parametrize("levels", [1, 2])
+def test_the_most_rings_of_a_rank_are_the_streams_that_lie_there(sizes, levels):
+    nodes = Nodes(tuple(node for node, size in enumerate(sizes) for _ in range(size)), levels)
+    world = range(len(nodes.node_of))
+    at = [sum(len(nodes.stream(source, rank)) > 0 for source in world if source != rank) for rank in world]
+    assert layout.rings(nodes) == max(at)
+
+
 def test_a_union_has_rings_for_all_choices_of_a_token():
     """A bundle to a remote rank must hold all rows of a token, although the budget has space for fewer wide rows."""
     placement = Placement(None, 200, 2)
