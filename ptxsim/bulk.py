@@ -78,21 +78,35 @@ def bulk(x, warp, block, line, pc, op, mask):
 
 
 @jit
-def start(x, warp, thread, block, line, lane, op, pc):
-    """Start one lane's copy. IMM, TYPE and TYPE2 are added to the addresses of the target, the source, the mbarrier."""
+def ends(x, warp, thread, block, line, lane, pc, to_space, from_space):
+    """Where one lane's copy goes and comes from: (bytes, both addresses, target and its place, origin and its place).
+
+    IMM and TYPE are added to the addresses. The target is FAULT if something is wrong, which is reported.
+    """
     size = np.int64(register(x, warp, get(line, isa.C), lane)) & 0xFFFFFFFF
     to = np.int64(register(x, warp, get(line, isa.A), lane)) + get(line, isa.IMM)
     source = np.int64(register(x, warp, get(line, isa.B), lane)) + get(line, isa.TYPE)
+    target, to_place, origin, from_place = np.int64(FAULT), np.int64(0), np.int64(FAULT), np.int64(0)
     if size & 15 or size == 0:
         report(x, s.MISUSE, pc, get(thread, s.T_GID), size, isa.SHARED, 16, 0, 0, BAD_SIZE, 0)
-        return
+        return size, to, source, target, to_place, origin, from_place
+    target, to_place = locate_all(x, warp, thread, block, lane, to_space, to, size, True, pc)
+    if target != FAULT:
+        origin, from_place = locate_all(x, warp, thread, block, lane, from_space, source, size, False, pc)
+        if origin == FAULT:
+            target = np.int64(FAULT)
+    return size, to, source, target, to_place, origin, from_place
+
+
+@jit
+def start(x, warp, thread, block, line, lane, op, pc):
+    """Start one lane's copy. TYPE2 is added to the address of the mbarrier."""
     loads = op == isa.BULKLOAD
     spaces = (isa.SHARED, isa.GLOBAL) if loads else (isa.GLOBAL, isa.SHARED)
-    target, to_place = locate_all(x, warp, thread, block, lane, spaces[0], to, size, True, pc)
+    size, to, source, target, to_place, origin, from_place = ends(
+        x, warp, thread, block, line, lane, pc, spaces[0], spaces[1]
+    )
     if target == FAULT:
-        return
-    origin, from_place = locate_all(x, warp, thread, block, lane, spaces[1], source, size, False, pc)
-    if origin == FAULT:
         return
     count_bytes(x, pc, to if not loads else source, size)
     if not loads:

@@ -28,7 +28,7 @@ from .boxes import (
     usable,
     width,
 )
-from .bulk import BAD_SIZE, barrier_for, count_bytes, locate_all
+from .bulk import barrier_for, count_bytes, ends, locate_all
 from .clocks import publish
 from .mbarrier import pending
 from .units import unit
@@ -79,17 +79,10 @@ def copy_map(x, warp, thread, block, line, lane, pc):
 @jit
 def start_reduction(x, warp, thread, block, line, lane, pc):
     """Start cp.reduce.async.bulk, which combines bytes of shared memory with those of global memory."""
-    size = np.int64(register(x, warp, get(line, isa.C), lane)) & 0xFFFFFFFF
-    to = np.int64(register(x, warp, get(line, isa.A), lane)) + get(line, isa.IMM)
-    source = np.int64(register(x, warp, get(line, isa.B), lane)) + get(line, isa.TYPE)
-    if size & 15 or size == 0:
-        report(x, s.MISUSE, pc, get(thread, s.T_GID), size, isa.SHARED, 16, 0, 0, BAD_SIZE, 0)
-        return
-    target, to_place = locate_all(x, warp, thread, block, lane, isa.GLOBAL, to, size, True, pc)
+    size, to, _, target, to_place, origin, from_place = ends(
+        x, warp, thread, block, line, lane, pc, isa.GLOBAL, isa.SHARED
+    )
     if target == FAULT:
-        return
-    origin, from_place = locate_all(x, warp, thread, block, lane, isa.SHARED, source, size, False, pc)
-    if origin == FAULT:
         return
     count_bytes(x, pc, to, size)
     group = get(thread, s.T_BULK)

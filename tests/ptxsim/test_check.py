@@ -10,17 +10,12 @@ import numpy as np
 import pytest
 
 pytest.importorskip("numba.cuda.extending", reason="numba-cuda is not installed")
+from needs_nvrtc import compiles
+
 import ptxsim
 from ptxsim import check, host_code, launch_text, nvcc, nvrtc
 from ptxsim.command import main
-from ptxsim.errors import EnvironmentProblem, InputError
-
-try:
-    nvrtc.loaded()
-    NVRTC = True
-except EnvironmentProblem:
-    NVRTC = False
-compiles = pytest.mark.skipif(not NVRTC, reason="NVRTC is not installed")
+from ptxsim.errors import InputError
 
 CU = """#include <cfloat>
 #include <cstdio>

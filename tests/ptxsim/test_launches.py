@@ -6,16 +6,12 @@ import numpy as np
 import pytest
 
 pytest.importorskip("numba.cuda.extending", reason="numba-cuda is not installed")
+from needs_nvrtc import compiles
+
 import ptxsim
 from ptxsim import nvrtc
-from ptxsim.errors import EnvironmentProblem, InputError
+from ptxsim.errors import InputError
 
-try:
-    nvrtc.loaded()
-    NVRTC = True
-except EnvironmentProblem:
-    NVRTC = False
-compiles = pytest.mark.skipif(not NVRTC, reason="NVRTC is not installed")
 pytestmark = pytest.mark.slow
 
 HEAD = ".version 8.0\n.target sm_90\n.address_size 64\n"
