@@ -1,13 +1,15 @@
 """Compares simulated calls of two ranks with real ones:
 
     mpiexec -n 2 python bench/truth.py measure results/truth.npz
-    python bench/truth.py compare results/truth.npz --page docs/simulate.md
+    python bench/truth.py compare results/truth.npz --page docs/truth.md
 
 `measure` times calls of shapes A to E and G: fused and bulk, rows that move and rows that may stay, even and skewed
 routing, without and with emulated links (see bench/truth_runs.py). It takes about ten minutes on two idle cores.
 `compare` simulates every point. The rates of the expert kernel come from a layer of another shape, and the costs of
 rows, calls and collectives from three layers that are not judged (aristos/simulate/fit.py). A point is right if the
-simulated call differs from the real one by at most a tenth.
+simulated call differs from the real one by at most a tenth. `compare` takes several files, which are measurements of
+the same points at different times. Of each point it judges the measurement during which the machine was the least
+disturbed, as the probes show.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import json  # noqa: E402
 import sys  # noqa: E402
 import time  # noqa: E402
 from dataclasses import dataclass, replace  # noqa: E402
+from itertools import combinations  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
@@ -39,6 +42,7 @@ from aristos.simulate.simulation import Simulation  # noqa: E402
 
 BEGIN, END = "<!-- truth:begin (written by bench/truth.py; edit outside the markers) -->", "<!-- truth:end -->"
 NEAR, CLEAR = 0.10, 0.05  # a right time; a difference of fused and bulk whose sign must be right
+QUIET = 1.5  # a point is quiet if no probe took this many times longer than undisturbed
 
 
 def measure(asked: argparse.Namespace) -> None:
@@ -69,13 +73,22 @@ def measure(asked: argparse.Namespace) -> None:
 
 @dataclass(frozen=True)
 class Point:
-    """A judged point. link: latency in us and GB/s, or None. real, simulated: milliseconds of a call."""
+    """A judged point. link: latency in us and GB/s, or None. real, simulated: milliseconds of a call.
+
+    slowed: how many times longer than undisturbed the slowest probe took while the point was measured.
+    """
 
     case: Case
     link: tuple[float, float] | None
     name: str
     real: float
     simulated: float
+    slowed: float
+
+    @property
+    def place(self) -> tuple[str, tuple[float, float] | None, str]:
+        """What measurements of the same point have in common."""
+        return self.case.key, self.link, self.name
 
     @property
     def ratio(self) -> float:
@@ -113,12 +126,21 @@ class Simulated:
             costs = replace(costs, **{cost: max(0.0, getattr(costs, cost) + more)})
         return costs
 
-    def speeds(self, found: dict[str, Any], point: dict[str, Any]) -> dict[int, float]:
-        """The speed of each rank's core at a point: how long the probe takes undisturbed, over how long it took."""
+    def speeds(self, found: dict[str, Any], point: dict[str, Any], which: int) -> dict[int, float]:
+        """The speed of each rank's core at a point: how long the probe takes undisturbed, over how long it took.
+
+        which: the quartile that stands for the probe's times.
+        """
         rates = {int(rows): rate for rows, rate in found["kernels"][0].items()}
         table = Kernel(call=0.0, rates=rates).table(found["probe_rows"])
         expected = found["probe_operations"] * 1e-6 * table[found["probe_rows"]] * 1e-6  # ms
-        return {rank: expected / ms[self.which] for rank, ms in enumerate(point["probe"])}
+        return {rank: expected / ms[which] for rank, ms in enumerate(point["probe"])}
+
+    def slowed(self, found: dict[str, Any], point: dict[str, Any]) -> float:
+        """How many times longer than undisturbed the slowest probe of a point took, by upper quartiles."""
+        slowest = len(QUARTILES) - 1
+        python = max(ms[slowest] / self.python for ms in point["python"])
+        return max(python, 1 / min(self.speeds(found, point, slowest).values()))
 
     def python_speed(self, point: dict[str, Any]) -> float:
         """The speed of Python at a point, as a mean of the ranks. The fastest probe of all is undisturbed."""
@@ -135,7 +157,7 @@ class Simulated:
         ids = list(self.routings[case.key])
         moves: Any = "auto" if name == "stay" else "tokens"
         layer = Layer(case.cfg, Placement(None, case.experts, len(ids)), ids, moves)
-        speeds = self.speeds(found, point)
+        speeds = self.speeds(found, point, self.which)
         slower = float(np.mean(list(speeds.values()))) / self.python_speed(point)  # a rank's costs are for its speed
         costs = replace(costs, call=costs.call * slower, collective=costs.collective * slower)
         machine = Machine(costs=costs, kernel=kernel, speeds=speeds)
@@ -178,7 +200,8 @@ class Simulated:
                 for name in ("fused", "bulk", "stay"):
                     if name in point:
                         ms = self.call(found, point, name, self.costs[case.dtype])
-                        made.append(Point(case, link, name, point[name][self.which], ms))
+                        slowed = self.slowed(found, point)
+                        made.append(Point(case, link, name, point[name][self.which], ms, slowed))
             print(f"{case.key}: simulated", file=sys.stderr, flush=True)
         return made
 
@@ -189,6 +212,23 @@ def calibrates(found: dict[str, Any]) -> bool:
 
 
 # ---------------------------------------------------------------- the page
+
+
+def quietest(measured: list[list[Point]]) -> list[Point]:
+    """Of each point the measurement during which the machine was the least disturbed."""
+    found: dict[Any, Point] = {}
+    for point in (p for points in measured for p in points):
+        if point.place not in found or point.slowed < found[point.place].slowed:
+            found[point.place] = point
+    return list(found.values())
+
+
+def repeated(measured: list[list[Point]]) -> tuple[int, int]:
+    """(how many pairs of measurements of a point differ by at most NEAR, how many pairs there are)."""
+    ratios = []
+    for one, other in combinations([{p.place: p.real for p in points} for points in measured], 2):
+        ratios += [other[place] / one[place] for place in one.keys() & other.keys()]
+    return sum(abs(ratio - 1) <= NEAR for ratio in ratios), len(ratios)
 
 
 def ranked(points: list[Point]) -> tuple[int, int]:
@@ -205,18 +245,21 @@ def ranked(points: list[Point]) -> tuple[int, int]:
     return right, clear
 
 
-def summary(points: list[Point], costs: dict[str, Costs]) -> list[str]:
-    """Sentences on all points."""
+def summary(points: list[Point], costs: list[dict[str, Costs]]) -> list[str]:
+    """Sentences on all points. costs: of each measurement, by type of rows."""
     ratios = np.array([p.ratio for p in points])
+    quiet = [p for p in points if p.slowed < QUIET]
     right, clear = ranked(points)
     low, middle, high = np.percentile(ratios, (10, 50, 90))
     lines = [
         f"{(abs(ratios - 1) <= NEAR).sum()} of {len(points)} points are within {NEAR:.0%}"
         f" ({(abs(ratios - 1) <= NEAR).mean():.0%}).",
+        f"Of the {len(quiet)} points at which no probe took {QUIET:g} times longer than undisturbed,"
+        f" {sum(abs(p.ratio - 1) <= NEAR for p in quiet)} are.",
         f"Simulated over real: median {middle:.3f}, from {low:.2f} (tenth percentile) to {high:.2f} (ninetieth).",
         f"Fused and bulk are ranked right at {right} of {clear} points where they differ by {CLEAR:.0%}.",
     ]
-    for dtype, c in costs.items():
+    for dtype in dict.fromkeys(p.case.dtype for p in points):
         of = np.array([p.ratio for p in points if p.case.dtype == dtype])
         near = {
             name: np.mean([abs(p.ratio - 1) <= NEAR for p in points if p.case.dtype == dtype and p.case.name == name])
@@ -227,10 +270,11 @@ def summary(points: list[Point], costs: dict[str, Costs]) -> list[str]:
             + ", ".join(f"{name} {share:.0%}" for name, share in near.items())
             + "."
         )
-        lines.append(
+        lines.extend(
             f"Costs in {dtype}: copy {c.copy_row:.0f} ns and {c.copy_kib:.0f} ns/KiB,"
             f" combining {c.combine_token:.0f} ns and {c.combine_kib:.0f} ns/KiB, call {c.call / 1e3:.0f} us,"
             f" collective {c.collective / 1e3:.0f} us and {c.collective_kib:.0f} ns/KiB."
+            for c in (each[dtype] for each in costs if dtype in each)
         )
     return lines
 
@@ -250,9 +294,15 @@ def table(points: list[Point]) -> list[str]:
 
 def compare(asked: argparse.Namespace) -> None:
     """Simulate all points, print them, and write them to the page."""
-    simulated = Simulated(asked.file, QUARTILES.index({"quartile": 25, "median": 50}[asked.statistic]))
-    points = simulated.points()
-    text = [*(f"- {line}" for line in summary(points, simulated.costs)), "", *table(points)]
+    which = QUARTILES.index({"quartile": 25, "median": 50}[asked.statistic])
+    simulated = [Simulated(file, which) for file in asked.files]
+    measured = [each.points() for each in simulated]
+    points = quietest(measured)
+    lines = summary(points, [each.costs for each in simulated])
+    near, pairs = repeated(measured)
+    if pairs:
+        lines.append(f"Two real measurements of the same point are within {NEAR:.0%} at {near} of {pairs} pairs.")
+    text = [*(f"- {line}" for line in lines), "", *table(points)]
     print("\n".join(text))
     if asked.page is not None:
         before, found, rest = asked.page.read_text(encoding="utf-8").partition(BEGIN)
@@ -268,8 +318,8 @@ def main() -> None:
     for name, run in (("measure", measure), ("compare", compare)):
         part = parts.add_parser(name)
         part.set_defaults(run=run)
-        part.add_argument("file", type=Path)
         if name == "measure":
+            part.add_argument("file", type=Path)
             part.add_argument("--seconds", type=float, default=0.6, help="seconds at each point (%(default)s)")
             part.add_argument("--shapes", default="ABCDEG", help="shapes of bench/compare.py (%(default)s)")
             part.add_argument(
@@ -277,6 +327,7 @@ def main() -> None:
             )
             part.add_argument("--traces", type=Path, help="folder of recorded routings")
         else:
+            part.add_argument("files", type=Path, nargs="+", metavar="file")
             part.add_argument(
                 "--statistic",
                 choices=("median", "quartile"),
