@@ -27,7 +27,9 @@ ZIPF = 1.2  # default exponent of `zipf`
 def _drawn(rng: np.random.Generator, tokens: int, top_k: int, log_weights: NDArray[np.float64]) -> Ids:
     """ids [tokens, k] drawn without replacement by the given log odds [E] (Gumbel's trick)."""
     keys = log_weights + rng.gumbel(size=(tokens, log_weights.size))
-    return np.argsort(-keys, axis=1, kind="stable")[:, :top_k].astype(np.int64)
+    best = np.argpartition(-keys, min(top_k, log_weights.size - 1), axis=1)[:, :top_k]
+    order = np.argsort(-np.take_along_axis(keys, best, axis=1), axis=1)
+    return np.take_along_axis(best, order, axis=1).astype(np.int64)
 
 
 def combine_weights(rng: np.random.Generator, ids: Ids) -> Weights:

@@ -1,6 +1,6 @@
 """The words of a simulation that its compiled code shares: virtual time, events, actors, costs, network.
 
-A process runs one simulation at a time. An *actor* is a worker of a rank: it has a thread of its own, but only one
+A process runs one simulation at a time. An *actor* is a worker of a rank: it has a stack of its own, but only one
 actor runs at any moment. Words are int64 unless stated otherwise.
 """
 
@@ -41,8 +41,10 @@ MIB = 1 << 20
     PAIRS,  # address of the records of ordered pairs of ranks
     CALLS,  # calls that each rank makes
     ARRIVED,  # actors that wait at the barrier between calls
-    WAIT_SEMAPHORE,
-    POST_SEMAPHORE,  # addresses of the C functions sem_wait and sem_post
+    SWAP,  # address of the C function swapcontext
+    MAIN,  # address of the context that goes on when the simulation ends
+    JOB_WORDS,  # of each rank
+    STATE_WORDS,
     LOAD_NS,
     ACQUIRE_NS,
     ATOMIC_NS,
@@ -96,15 +98,17 @@ MIB = 1 << 20
     ACTIVE,  # address: the classes that have flows
     ACTIVES,  # how many classes have flows
     PLACES,  # address: the position of each class in ACTIVE
-) = range(73)
+) = range(75)
 
 # records of actors
 (
-    SEMAPHORE,  # address
+    CONTEXT,  # address
     STANDING,  # READY, PARKED, FLUSHING, WAITING, COLLECTING or DONE
     SERIAL,  # how often the actor has run; an event for an earlier number is void
     RANK,
     STATE,  # address of its rank's state
+    JOB,  # address of its rank's job
+    BULK,  # address of its rank's words for bulk calls, see `enter` in inside/bulk.py
     RESTED,  # flag: the actor has rested since it last took a lock
     LOCKED,  # flag: the last lock that it tried was taken
     DECIDED,  # ns: when its last poll began
@@ -113,7 +117,7 @@ MIB = 1 << 20
     POLL,  # ns of an idle poll
     MERGE_POLLS,  # idle polls after which its rank runs rows even if they are few
     DECISIONS,  # how often it has decided, idle polls that were only counted included
-) = range(13)
+) = range(15)
 ACTOR_WORDS = 16
 READY, PARKED, FLUSHING, WAITING, COLLECTING, DONE = range(6)
 

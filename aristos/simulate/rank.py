@@ -195,18 +195,22 @@ class Rank:
         jobs.start(job, schema.CPU, 0, 1)
 
 
-def received(ranks: Sequence[Rank]) -> list[tuple[np.ndarray, ...]]:
-    """For each rank the arrays of a bulk call, see `run` in inside/bulk.py."""
+def bulk_words(ranks: Sequence[Rank]) -> list[np.ndarray]:
+    """For each rank the words of its bulk calls, which `enter` in inside/bulk.py reads.
+
+    They are the lengths of `order` and `ends`, these two and `claimed` of `run_experts` in engine/bulk.py, and the rows
+    to each rank and from each.
+    """
     world = len(ranks)
     start = ranks[0].job[int(ranks[0].job[words.SLOT_START]) :][: world + 1]
     counts = np.array([_rows_of_slots(rank, int(start[world])) for rank in ranks])  # [source, slot]
-    arrays: list[tuple[np.ndarray, ...]] = []
+    arrays = []
     for me in range(world):
         here = counts[:, start[me] : start[me + 1]]
         order, ends = Bulk.by_expert(here)
         sent = np.add.reduceat(np.append(counts[me], 0), start[:world]) * (np.diff(start) > 0)
-        rows = np.array([sent, here.sum(axis=1)], np.int64)
-        arrays.append((order, ends, np.zeros(1, np.int64), rows))
+        lengths = [len(order), len(ends)]
+        arrays.append(np.concatenate([lengths, order, ends, [0], sent, here.sum(axis=1)]).astype(np.int64))
     return arrays
 
 

@@ -50,6 +50,7 @@ class Regions:
 
     def fill(self, me: int, state: np.ndarray, starts: dict[int, int]) -> None:
         """Write the addresses of all peers' regions into a state, as `EngineMemory.fill` does."""
+        local = self.nodes.local(me)
         for p in range(self.shape.world):
             here, stream = self.region(me, p), self.nodes.stream(me, p)
             found = {
@@ -60,7 +61,7 @@ class Regions:
                 words.T_STREAM_FIRST: stream.start,
                 words.T_STREAM_END: stream.stop,
             }
-            if p == me or p in self.nodes.local(me):
+            if p == me or p in local:
                 there = self.region(p, me)
                 found |= {words.T_REGION_TO: there, words.T_OUT_RING: FAR, words.T_LINE_FROM: here}
             else:

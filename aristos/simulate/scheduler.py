@@ -1,16 +1,16 @@
-"""Runs actors in the order of virtual time. Each actor is a thread, and exactly one of them runs at any moment.
+"""Runs actors in the order of virtual time. Each actor has a stack of its own, and one of them runs at any moment.
 
 An actor runs ahead of the others until it does something that another actor can see. Then `sync` handles all earlier
 events. If one of them is another actor's, the other actor runs first. An actor that finds nothing to do parks: its idle
 polls would all find the same, until something arrives at its rank. So the time of these polls passes at once. They are
-counted in the rank's state, as the shipped loop counts them. Threads hand over by semaphores of the C library.
+counted in the rank's state, as the shipped loop counts them. Actors hand over by `swapcontext` of the C library.
 """
 
 from __future__ import annotations
 
 from kernel_cache.compile import jit
 
-from ..engine import codes, words
+from ..engine import words
 from ..primitives import memory as mem
 from . import control as c
 from . import network
@@ -115,10 +115,10 @@ def sync():
         other = step()
         if other >= 0:
             start(me, now)
-            hand_over(me, other)
+            hand_over(actor(me), other)
             return
     if get(c.STOP) != 0:
-        end_all()
+        end_all(actor(me))
 
 
 @jit
@@ -134,44 +134,33 @@ def block(me):
             mem.store(serial, mem.load(serial) + 1)
             return
         if other >= 0:
-            hand_over(me, other)
+            hand_over(actor(me), other)
             return
-    end_all()
+    end_all(actor(me))
 
 
 @jit
-def hand_over(me, other):
-    """Run another actor. Returns when this one's turn has come."""
-    pass_to(other)
-    wait(me)
+def hand_over(record, other):
+    """Run another actor. Returns when the turn of the caller has come.
 
-
-@jit
-def pass_to(other):
-    """Let another actor run. After this the caller must only wait or end."""
-    record = actor(other)
-    mem.store(record + WORD * c.SERIAL, mem.load(record + WORD * c.SERIAL) + 1)
+    record: the caller's record, whose first word is the address of its context.
+    """
+    next_record = actor(other)
+    mem.store(next_record + WORD * c.SERIAL, mem.load(next_record + WORD * c.SERIAL) + 1)
     put(c.CURRENT, other)
-    mem.call(get(c.POST_SEMAPHORE), mem.load(record + WORD * c.SEMAPHORE), 0, 0, 0, 0, 0, 0, 0)
+    swap(record, mem.load(next_record + WORD * c.CONTEXT))
 
 
 @jit
-def wait(me):
-    """Wait until this actor runs, or the simulation ends early."""
-    semaphore = mem.load(actor(me) + WORD * c.SEMAPHORE)
-    while True:
-        mem.call(get(c.WAIT_SEMAPHORE), semaphore, 0, 0, 0, 0, 0, 0, 0)
-        if mem.load_acquire(c._control() + WORD * c.CURRENT) == me or get(c.STOP) != 0:
-            return
+def swap(record, context):
+    """Change to a context. Returns when the context of `record` goes on."""
+    mem.call(get(c.SWAP), mem.load(record + WORD * c.CONTEXT), context, 0, 0, 0, 0, 0, 0)
 
 
 @jit
-def end_all():
-    """Let every step fail and every thread go on, because the simulation ends early."""
-    for number in range(get(c.WORLD) * get(c.WORKERS)):
-        record = actor(number)
-        mem.store(mem.load(record + WORD * c.STATE) + WORD * words.FAILED, codes.CAUSE_ERROR)
-        mem.call(get(c.POST_SEMAPHORE), mem.load(record + WORD * c.SEMAPHORE), 0, 0, 0, 0, 0, 0, 0)
+def end_all(record):
+    """End the simulation. The caller does not go on, nor does another actor. record: the caller's."""
+    swap(record, get(c.MAIN))
 
 
 # ---------------------------------------------------------------- rest
@@ -202,8 +191,7 @@ def rest():
         return
     if now - get(c.PROGRESSED) > c.STUCK_NS:
         put(c.STOP, c.STUCK)
-        end_all()
-        return
+        end_all(record)
     poll = max(1, now - mem.load(record + WORD * c.DECIDED))
     mem.store(record + WORD * c.PARKED_AT, now)
     mem.store(record + WORD * c.POLL, poll)
@@ -271,22 +259,23 @@ def meet_in_rank(me):
 
 @jit
 def finish(me):
-    """End an actor, and let the next one run."""
+    """End an actor, and let the next one run. After the last actor the simulation ends."""
     mem.store(actor(me) + WORD * c.STANDING, c.DONE)
     while get(c.STOP) == 0 and next_time() != c.NEVER:
         other = step()
         if other >= 0:
-            pass_to(other)
-            return
-    if get(c.STOP) != 0:
-        end_all()
+            hand_over(actor(me), other)
+    end_all(actor(me))
 
 
 @jit
-def begin(first):
-    """Let the first actor run. The thread that has started the actors calls this."""
-    while next_time() != c.NEVER:
+def begin(thread):
+    """Run all actors. Returns when they have ended, or the simulation ends early.
+
+    thread: address of a record like those of actors, with the context that runs now.
+    """
+    while get(c.STOP) == 0 and next_time() != c.NEVER:
         other = step()
         if other >= 0:
-            pass_to(other)
+            hand_over(thread, other)
             return

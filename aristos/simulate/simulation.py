@@ -1,9 +1,7 @@
-"""One simulation: ranks with jobs and states as the substrate fills them, and a thread for each worker."""
+"""One simulation: ranks with jobs and states as the substrate fills them, and a stack for each worker."""
 
 from __future__ import annotations
 
-import ctypes
-import os
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -11,7 +9,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from kernel_cache.compile import warm_up
+from kernel_cache.compile import Locator, compiling, warm_up
+from kernel_cache.compile import entry as c_function
 
 from ..engine import job as jobs
 from ..engine import schema, words
@@ -25,14 +24,14 @@ from ..substrate.cpu.runtime import BATCH
 from ..transport.capacity import free_memory
 from . import control as c
 from . import copied, flows
+from .contexts import Contexts
 from .control import CONTROL
 from .machine import Machine
-from .rank import Decisions, Layer, Rank, received
+from .rank import Decisions, Layer, Rank, bulk_words
 from .regions import Regions
 
 Schedule = Literal["fused", "bulk"]
 FLOWS_EACH = 64  # for each rank there is space for so many flows; more for each pair of ranks
-SEMAPHORE_BYTES = 64
 AHEAD_MOST = 100  # ns
 EVENTS_MOST = 1 << 16  # of a worker in a call
 
@@ -77,7 +76,7 @@ class Simulation:
         self.ranks = [
             Rank(me, layer, self.regions, self.tables, workers, decisions, schedule == "fused") for me in range(world)
         ]
-        self.received = received(self.ranks) if schedule == "bulk" else []
+        self.bulk_words = bulk_words(self.ranks) if schedule == "bulk" else []
         self.times = np.zeros((2, world, calls), np.int64)  # ns: when each call began, and when it ended
         self.pairs = self._words(world * world, c.PAIR_WORDS)
         self.events = 0  # how many were handled
@@ -165,18 +164,17 @@ class Simulation:
         self._point(c.KERNEL, kernel.table(BATCH))
 
     def _fill_actors(self) -> None:
-        library = ctypes.CDLL(None, use_errno=True)
-        self._set(c.WAIT_SEMAPHORE, ctypes.cast(library.sem_wait, ctypes.c_void_p).value or 0)
-        self._set(c.POST_SEMAPHORE, ctypes.cast(library.sem_post, ctypes.c_void_p).value or 0)
-        semaphores = aligned((self.actors, SEMAPHORE_BYTES), np.uint8)
-        self._kept.append(semaphores)
         self._actors = actors = self._point(c.ACTORS, self._words(self.actors, c.ACTOR_WORDS))
         ranks = self._point(c.RANKS, self._words(self.world, c.RANK_WORDS))
         for number in range(self.actors):
-            at, rank = semaphores[number].ctypes.data, number // self.workers
-            library.sem_init(ctypes.c_void_p(at), 0, 0)
-            actors[number, [c.SEMAPHORE, c.RANK, c.STATE]] = at, rank, self.ranks[rank].state.ctypes.data
-            actors[number, [c.RESTED, c.MERGE_POLLS]] = 1, self.ranks[rank].job[words.MERGE_POLLS]
+            me = number // self.workers
+            own = self.ranks[me]
+            actors[number, [c.RANK, c.STATE, c.JOB]] = me, own.state.ctypes.data, own.job.ctypes.data
+            actors[number, [c.RESTED, c.MERGE_POLLS]] = 1, own.job[words.MERGE_POLLS]
+            if self.bulk_words:
+                actors[number, c.BULK] = self.bulk_words[me].ctypes.data
+        self._set(c.JOB_WORDS, self.ranks[0].job.size)
+        self._set(c.STATE_WORDS, self.ranks[0].state.size)
         for rank in range(self.world):
             ranks[rank, [c.BEGAN, c.ENDED]] = [self.times[i, rank].ctypes.data for i in range(2)]
             ranks[rank, c.SLOWNESS] = round(1024 / self.machine.speeds.get(rank, 1.0))
@@ -210,36 +208,36 @@ class Simulation:
                 self.decisions = self._actors[:, c.DECISIONS].reshape(self.world, -1).sum(axis=1)
 
     def _run(self, progress: Callable[[int], None]) -> None:
-        from numba import int64, typeof
+        from numba import int64, void
 
-        actors = copied.module("bulk" if self.schedule == "bulk" else "actor")
-        runs = [self._arguments(number) for number in range(self.actors)]
-        warm_up([(actors.run, tuple(map(typeof, runs[0]))), (actors.scheduler.begin, (int64,))])
-        for number in range(self.actors):
-            actors.scheduler.start(number, 0)
-        threads = [threading.Thread(target=self._serve, args=(actors.run, *run), daemon=True) for run in runs]
-        before = os.sched_getaffinity(0)
-        os.sched_setaffinity(0, {min(before)})  # a hand-over between threads of one core is the fastest
+        module = copied.module("bulk" if self.schedule == "bulk" else "actor")
+        begin = module.scheduler.begin
+        warm_up([(begin, (int64,))])
+        with compiling():
+            enter = c_function(module.enter, void(int64), Locator)
+        contexts = Contexts(self.actors, enter.address)
+        self._actors[:, c.CONTEXT] = contexts.addresses
+        thread_record = np.array([contexts.main], np.int64)
+        self._set(c.SWAP, contexts.swap)
+        self._set(c.MAIN, contexts.main)
+        self._start(module.scheduler.start)
+        thread = threading.Thread(target=begin, args=(thread_record.ctypes.data,), daemon=True)
+        thread.start()
         try:
-            stack = threading.stack_size(512 << 10)
-            for thread in threads:
-                thread.start()
-            threading.stack_size(stack)
-        finally:
-            os.sched_setaffinity(0, before)
-        actors.scheduler.begin(0)
-        try:
-            for thread in threads:
-                while thread.is_alive():
-                    thread.join(0.2)
-                    progress(int(CONTROL[c.NOW]))
+            while thread.is_alive():
+                thread.join(0.2)
+                progress(int(CONTROL[c.NOW]))
         except BaseException:
             CONTROL[c.STOP] = c.INTERRUPTED
-            for thread in threads:
-                thread.join()
+            thread.join()
             raise
         if CONTROL[c.STOP] != 0:
             raise SimulationEnded(self._why())
+
+    def _start(self, start: Callable[[int, int], None]) -> None:
+        """Let all actors begin at time 0."""
+        for number in range(self.actors):
+            start(number, 0)
 
     def _why(self) -> str:
         """Why the calls did not end."""
@@ -258,12 +256,3 @@ class Simulation:
             if any(counts)
         ]
         return f"no rank can go on {now}; work is left on {', '.join(waiting[:4]) or 'no rank'}"
-
-    def _serve(self, run: Callable[..., None], *arguments: Any) -> None:
-        run(*arguments)
-
-    def _arguments(self, number: int) -> tuple[Any, ...]:
-        """The arguments of `run` in inside/actor.py or inside/bulk.py for a worker."""
-        rank = self.ranks[number // self.workers]
-        common = (rank.job, rank.state, number, 1)
-        return common if self.schedule == "fused" else (*common, *self.received[number // self.workers])

@@ -209,9 +209,9 @@ def interrupted_at(monkeypatch):
 
 @pytest.mark.slow
 def test_ctrl_c_keeps_the_points_that_have_ended(tmp_path, small, capsys, interrupted_at):
-    interrupted_at(0.3)
+    interrupted_at(0.34)
     file = tmp_path / "runs.h5"
-    words = ["--what-if", "tokens=4096", "routing=zipf", "--out", str(file)]
+    words = ["--what-if", "tokens=16384", "routing=zipf", "--out", str(file)]
     code, out, err = run(*small, *words, capsys=capsys)
     assert code == 130
     assert "call  " in out

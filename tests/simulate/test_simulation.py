@@ -12,7 +12,6 @@ from aristos.engine import words
 from aristos.host.nodes import Nodes
 from aristos.placement import Placement
 from aristos.simulate import control as c
-from aristos.simulate import scheduler
 from aristos.simulate.machine import Costs, Kernel, Links, Machine
 from aristos.simulate.outcome import Outcome
 from aristos.simulate.rank import Layer
@@ -185,13 +184,8 @@ def test_rows_stay_if_experts_may_move(moves, least):
 class OneCalls(Simulation):
     """A simulation in which only rank 0 makes calls."""
 
-    def _serve(self, run, *arguments):
-        number = arguments[2]
-        if number == 0:
-            super()._serve(run, *arguments)
-        else:
-            scheduler.wait(number)
-            scheduler.finish(number)
+    def _start(self, start):
+        start(0, 0)
 
 
 def test_a_simulation_that_cannot_go_on_ends():

@@ -8,33 +8,41 @@ from kernel_cache.compile import jit
 
 from ...engine import bulk as step
 from ...engine import steps, words
+from ...primitives import memory as mem
 from .. import control as c
 from .. import messages, scheduler
 from ..control import FAR, WORD, charge, get, rank_record
 from . import actor
 
 
-@jit
-def run(job, st, number, first_epoch, order, ends, claimed, rows):
-    """Make all calls of the simulation as one worker, as `actor.run` does.
+def enter(number):
+    """The C function in which the context of an actor begins, as that of `actor`.
 
-    order, ends, claimed: see `run_experts` in engine/bulk.py. rows: [2, W] int64, rows to each rank, and from each.
+    `bulk_words` in rank.py says what words a rank has for bulk calls.
     """
-    scheduler.wait(number)
+    job, st = actor.job_of(number), actor.state_of(number)
+    at = mem.load(c.actor(number) + WORD * c.BULK)
+    world, runs, experts = get(c.WORLD), mem.load(at), mem.load(at + WORD)
+    at += 2 * WORD
+    order, ends = mem.words(at, runs), mem.words(at + WORD * runs, experts)
+    at += WORD * (runs + experts)
+    claimed, sent, came = mem.words(at, 1), mem.words(at + WORD, world), mem.words(at + WORD * (1 + world), world)
     worker = number % get(c.WORKERS)
     for call in range(get(c.CALLS)):
-        if get(c.STOP) == 0:
-            make_call(job, st, number, worker, call, first_epoch, order, ends, claimed, rows)
+        make_call(job, st, number, worker, call, order, ends, claimed, sent, came)
     scheduler.finish(number)
 
 
 @jit
-def make_call(job, st, number, worker, call, first_epoch, order, ends, claimed, rows):
-    """Make one call. Worker 0 does what only one worker can do. At the end all workers meet."""
+def make_call(job, st, number, worker, call, order, ends, claimed, sent, came):
+    """Make one call. Worker 0 does what only one worker can do. At the end all workers meet.
+
+    order, ends, claimed: see `run_experts` in engine/bulk.py. sent, came: [W] int64, rows to each rank, and from each.
+    """
     world, stride = job[words.WORLD], job[words.RETURN_STRIDE]
     rank = rank_record(number // get(c.WORKERS))
     if worker == 0:
-        actor.begin(job, st, number, call, first_epoch)
+        actor.begin(job, st, number, call)
         claimed[0] = 0
     scheduler.meet_in_rank(number)
     step.route(job, st, worker)
@@ -43,14 +51,14 @@ def make_call(job, st, number, worker, call, first_epoch, order, ends, claimed, 
         charge(get(c.PACK_NS) * job[words.TOKENS] * job[words.TOP_K])
         packed = step.pack(job, st)
         width = 8 * (words.ANNOUNCED_WORDS + get(c.MOST_HELD))
-        all_to_all(job, st, number, rows[0], rows[1], 0, width)
+        all_to_all(job, st, number, sent, came, 0, width)
         step.copy_out(job, st, packed, FAR)
-        all_to_all(job, st, number, rows[0], rows[1], stride, 0)
+        all_to_all(job, st, number, sent, came, stride, 0)
     scheduler.meet_in_rank(number)
     step.run_experts(job, st, worker, order, ends, FAR, FAR, claimed)
     scheduler.meet_in_rank(number)
     if worker == 0:
-        all_to_all(job, st, number, rows[1], rows[0], stride, 0)
+        all_to_all(job, st, number, came, sent, stride, 0)
         step.all_back(job, st)
     scheduler.meet_in_rank(number)
     step.combine_all(job, st, worker)
@@ -58,7 +66,7 @@ def make_call(job, st, number, worker, call, first_epoch, order, ends, claimed, 
     if worker == 0:
         steps.end(job, st)
         for p in range(world):
-            st[words.rows_from(job, p)] = rows[1, p]
+            st[words.rows_from(job, p)] = came[p]
         scheduler.set_word(rank + WORD * c.ENDED, call, get(c.NOW))
     scheduler.meet(number)
 
