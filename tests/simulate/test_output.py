@@ -189,29 +189,29 @@ def test_every_table_has_its_pictures(tmp_path, small, capsys):
 
 
 @pytest.fixture
-def interrupted_at(monkeypatch):
-    """A function that makes Ctrl-C come when a share of the work is done."""
+def interrupts(monkeypatch):
+    """A function after which Ctrl-C comes at the end of each call of this method of `Progress`, from point `at` on."""
 
-    def at(share):
-        report = _simulated.Progress.report
+    def during(method, at=1):
+        called = getattr(_simulated.Progress, method)
 
-        def interrupt(self, text, done):
-            report(self, text, done)
-            if (self._done - 1 + done) / self._points > share:
+        def interrupt(self, *arguments):
+            called(self, *arguments)
+            if self._done >= at:
                 signal.raise_signal(signal.SIGINT)
 
-        monkeypatch.setattr(_simulated.Progress, "report", interrupt)
+        monkeypatch.setattr(_simulated.Progress, method, interrupt)
 
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
-    yield at
+    yield during
     signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.slow
-def test_ctrl_c_keeps_the_points_that_have_ended(tmp_path, small, capsys, interrupted_at):
-    interrupted_at(0.34)
+def test_ctrl_c_keeps_the_points_that_have_ended(tmp_path, small, capsys, interrupts):
+    interrupts("next", at=2)
     file = tmp_path / "runs.h5"
-    words = ["--what-if", "tokens=16384", "routing=zipf", "--out", str(file)]
+    words = ["--what-if", "tokens=32", "routing=zipf", "--out", str(file)]
     code, out, err = run(*small, *words, capsys=capsys)
     assert code == 130
     assert "call  " in out
@@ -227,8 +227,8 @@ def test_ctrl_c_keeps_the_points_that_have_ended(tmp_path, small, capsys, interr
 
 
 @pytest.mark.slow
-def test_ctrl_c_keeps_the_calls_that_have_ended(tmp_path, small, capsys, interrupted_at):
-    interrupted_at(0.0)
+def test_ctrl_c_keeps_the_calls_that_have_ended(tmp_path, small, capsys, interrupts):
+    interrupts("report")
     file = tmp_path / "runs.h5"
     code, out, err = run(*small, "--calls", "100000", "--out", str(file), capsys=capsys)
     assert code == 130
