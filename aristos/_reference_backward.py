@@ -117,7 +117,7 @@ def by_softmax(p: Floats, dp: Floats) -> Floats:
 
 
 def _by_shares(values: Floats, dw: Floats, renormalize: bool) -> Floats:
-    """The derivative by `values`, from the derivative by the weights: the values, or if renormalized their shares."""
+    """The derivative by `values`. dw: that by the weights, which are the values, or if renormalized their shares."""
     if not renormalize:
         return dw
     total = values.sum(axis=1, keepdims=True) + config.LEAST_SUM
@@ -174,7 +174,7 @@ def sparsemixer_scores(scores: Floats, ids: Ints, renormalize: bool, dw: Floats)
 SCORES: dict[str, Callable[[Floats, Ints, bool, Floats], Floats]] = {
     name: globals()[f"{name}_scores"] for name in config.SCORES
 }
-# by kind of score: the derivative by all experts' scores, from that by their `parts.VALUES`
+# by kind of score: turns the derivative by all experts' values (`parts.VALUES`) into that by their scores
 VALUES: dict[str, Callable[[Floats, Floats], Floats]] = {name: globals()[f"{name}_values"] for name in config.BIASED}
 
 

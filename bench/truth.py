@@ -41,7 +41,7 @@ from aristos.simulate.rank import Layer  # noqa: E402
 from aristos.simulate.simulation import Simulation  # noqa: E402
 
 BEGIN, END = "<!-- truth:begin (written by bench/truth.py; edit outside the markers) -->", "<!-- truth:end -->"
-NEAR, CLEAR = 0.10, 0.05  # a right time; a difference of fused and bulk whose sign must be right
+NEAR, CLEAR = 0.10, 0.05  # most error of a right time; least difference of fused and bulk whose sign must be right
 QUIET = 1.5  # a point is quiet if no probe took this many times longer than undisturbed
 
 
@@ -115,7 +115,7 @@ class Simulated:
     def _closed(self, costs: Costs, dtype: str) -> Costs:
         """Costs with which simulated calls of the calibration's layer with the fewest tokens take as long as real ones.
 
-        A short call shows what nothing else does: code that has left the caches, and a worker's own steps.
+        Only a short call shows the time of code that has left the caches, and of a worker's own steps.
         """
         same = [f for f in self.found if calibrates(f) and f["case"]["dtype"] == dtype]
         few = min(same, key=lambda f: (f["case"]["tokens"], f["points"][0]["fused"][self.which]))

@@ -191,7 +191,7 @@ def main() -> None:
     parser.add_argument("runs", type=Path, nargs="*", help="with --draw: folders of runs")
     parser.add_argument("--draw", type=Path, metavar="FILE.png", help="only draw the curves of runs")
     parser.add_argument("--out", type=Path, default=Path("lm-run"), metavar="DIR", help="(%(default)s)")
-    parser.add_argument("--dense", action="store_true", help="one expert with the FLOPs of a token's two")
+    parser.add_argument("--dense", action="store_true", help="one expert with the FLOPs of the two that a token uses")
     parser.add_argument("--resume", action="store_true", help="go on from DIR's last checkpoint")
     for name, value, text in (
         ("steps", 1000, "in all"),

@@ -14,7 +14,7 @@ from typing import Any
 
 @contextlib.contextmanager
 def remembered() -> Iterator[None]:
-    """A block in which Numba resolves each function once for each types of numbers and of arrays of numbers.
+    """A block in which Numba resolves each function once for each combination of types of numbers and arrays.
 
     Overloads are left out: for a call of an overload, Numba compiles its implementation too.
     """

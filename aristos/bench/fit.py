@@ -33,8 +33,8 @@ class Segment:
 
     @property
     def resolved(self) -> bool:
-        """Whether the slope is a bandwidth: the range of sizes is wide enough, and over it bytes at least double the
-        time."""
+        """Whether the slope is a bandwidth: the range of sizes is wide enough, and the time at least doubles from the
+        first size to the last."""
         grows = self.beta * (self.last - self.first) >= self.alpha + self.beta * self.first
         return self.beta > 0 and grows and (self.last >= SPAN * self.first or self.first >= LARGE)
 

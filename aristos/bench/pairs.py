@@ -24,7 +24,7 @@ from ..results import Table
 from .disturbance import ENOUGH, FEW, Guard
 from .world import World
 
-FLAG, ACK, PING, PONG, TAIL, CREDIT, WORDS = range(7)  # words that a peer writes, each in another cache line
+FLAG, ACK, PING, PONG, TAIL, CREDIT, WORDS = range(7)  # words that a peer writes, each in a cache line of its own
 TIMEOUT = 60  # seconds that a compiled wait, or the wait for the wire, may take
 PROBE = 3  # number of first samples, from which the number of all samples is estimated
 SIZES = ("B", "KiB", "MiB", "GiB")

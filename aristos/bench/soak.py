@@ -27,7 +27,7 @@ from .world import World
 
 PROJECTIONS = ("up", "gate", "down")
 LONG_WAIT = 1e-3  # seconds; longer waits for a peer are counted as long
-SMALL = 0.2  # a sum smaller than this share of its terms is what cancellation leaves, and inexact
+SMALL = 0.2  # if a sum is smaller than this share of its terms, they have cancelled, and the sum is inexact
 SAVES: tuple[Literal["nothing", "rows", "hidden"], ...] = ("nothing", "rows", "hidden")
 KINK = 1e-5  # inputs of an activation are about 1; their float32 sums differ from float64 sums by less than this
 SAMPLE_EVERY = 1.0  # the least seconds between two samples; a sample is taken after an object

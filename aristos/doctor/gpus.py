@@ -36,7 +36,7 @@ def driver(node: NodeGpus) -> Finding:
         old = [at for at, arch in enumerate(found.archs) if capability(arch) < capability(OLDEST)]
         if old:
             why = f"supports CUDA {shown(found)}, {count}; GPU {old[0]} is {found.archs[old[0]]}: {NEEDED}"
-            return warn(name, why, "MoE(backend='cpu'), or CUDA_VISIBLE_DEVICES without it")
+            return warn(name, why, "MoE(backend='cpu'), or leave this GPU out of CUDA_VISIBLE_DEVICES")
         return ok(name, f"supports CUDA {shown(found)}, {count}", version=found.version, gpus=len(found.uuids))
     if not on_bus and not node.files:
         return ok(name, NOT_NEEDED)

@@ -43,7 +43,7 @@ def instructions() -> Finding:
 
 
 def suited(kind: str, cpu: str, machine: str, best: str) -> Finding:
-    """Whether kernels use this CPU's best instructions, and whether the CPU has what such machines usually have."""
+    """Whether kernels use this CPU's best instructions, and whether it has the usual ones of its architecture."""
     name = "instructions"
     values = {"isa": kind, "cpu": cpu}
     if kind == "generic" and machine == "x86_64":

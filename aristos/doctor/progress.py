@@ -71,7 +71,7 @@ def progress(ranks: Ranks, multiple: bool) -> Finding:
 
 
 def compiled() -> None:
-    """Compile or load what the measurement calls, before it begins: a rank that is in it alone would wait for ever."""
+    """Compile or load what the measurement calls, before it begins: a rank that enters it alone would wait for ever."""
     from numba import int64
 
     from kernel_cache.compile import warm_up

@@ -19,7 +19,7 @@ from typing import Any
 from ..host.mpi_library import loaded
 from ..host.nodes import Nodes
 
-SAID = 10.0  # seconds
+SAID = 10.0  # seconds that a rank waits silently in `prepare`
 
 
 class Ranks:

@@ -1,8 +1,8 @@
 """Lets ranks use models at their own pace. A rank that has finished takes part without tokens until all have finished.
 
 Before each layer's calls the ranks agree on the layer and on the number of calls. The layer is the first one that any
-rank has reached. A rank at a later layer, or at the end of its block, takes part. If it has not made the layer yet, it
-makes the layer first.
+rank has reached. A rank at a later layer, or at the end of its `with` block, takes part. If it has not made the layer
+yet, it makes the layer first.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ..substrate.attach import attach
 from ..substrate.runtime import Runtime
 from ..transport.limits import Limits
 
-NONE = -1  # stands for a layer: the rank is at the end of its block
+NONE = -1  # stands for a layer: the rank is at the end of its `with` block
 DTYPES = tuple(ON_CPUS)
 WHAT = "the other ranks' next layer"
 
@@ -40,7 +40,7 @@ class Offer(NamedTuple):
 class Guard:
     """The agreements of the ranks of a runtime. modules: the experts modules of the models, equal on all ranks.
 
-    take_part: a function that makes the calls of a module that other ranks need, without tokens.
+    take_part: a function that makes, without tokens, the calls of a module that other ranks are making.
     """
 
     def __init__(self, runtime: Runtime, modules: list[Any], take_part: Callable[[Any, Offer], None]) -> None:
@@ -61,7 +61,7 @@ class Guard:
         return found.calls
 
     def _next(self, mine: Offer | None) -> Offer | None:
-        """What the ranks do now; None if all are at the end of their blocks. mine: None if this rank is at its end.
+        """What the ranks do now; None if all are at the end of their `with` blocks. mine: None if this rank is.
 
         Raises MismatchError for calls with gradients if a rank is at another layer.
         """
@@ -93,14 +93,14 @@ class Guard:
         return first._replace(calls=max(offer.calls for offer in found.values() if offer.layer == first.layer))
 
     def finish(self) -> None:
-        """Take part in what other ranks do, until all are at the end of their blocks."""
+        """Take part in what other ranks do, until all are at the end of their `with` blocks."""
         while (found := self._next(None)) is not None:
             self._take_part(self._modules[found.layer], found)
 
 
 @contextmanager
 def guarded(comm: Any, limits: Limits, modules: list[Any], take_part: Callable[[Any, Offer], None]) -> Iterator[Guard]:
-    """A block of this rank, with its guard. At its end the rank waits for the others. Collective.
+    """A `with` block of this rank, with its guard. At its end the rank waits for the others. Collective.
 
     An exception on one rank ends the others' blocks with PoisonedError, which names it.
     """

@@ -38,7 +38,7 @@ def start() -> None:
 
 
 def _end(comm: Any, pid: int) -> None:
-    """Wait until all ranks end, or until one meets for another reason: that one then learns that this rank has ended.
+    """Wait until all ranks end. A rank that calls a collective instead learns that this rank has ended.
 
     The wait lasts at most absent_timeout, because a rank may not use this module.
     """

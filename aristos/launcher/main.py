@@ -149,8 +149,8 @@ def show(command: Command, here: list[Seat], outside: bool) -> None:
     print(shlex.join(command.words))
     print()
     if outside:
-        print("this is not one of the job's nodes; each places its ranks when they start")
+        print("this machine is not one of the job's nodes; each node places its ranks when they start")
         return
     if command.nodes > 1:
-        print(f"ranks of the first of {command.nodes} nodes, if it is like this one (every node places its own):")
+        print(f"ranks of the first of {command.nodes} nodes, if it is like this one (every node places its own ranks):")
     print(table(here))

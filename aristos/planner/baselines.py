@@ -28,9 +28,9 @@ def link_key(problem: Problem) -> np.ndarray:
 def node_of(problem: Problem) -> np.ndarray:
     """[n] each device's node.
 
-    In the compressed form a node is a lowest switch. Otherwise the names decide if each consists of a node's name, then
-    letters or punctuation, then a last number ("n0d3", "a:1"). Else links are sorted by time and divided at the largest
-    relative gap; a node is then a set of devices connected by the faster links.
+    In the compressed form a node is a lowest switch. Otherwise, if every device's name consists of a node's name, then
+    letters or punctuation, then a last number ("n0d3", "a:1"), the names decide. Else links are sorted by time and
+    divided at the largest relative gap; a node is then a set of devices connected by the faster links.
     """
     if problem.tree is not None:
         bottom = (problem.tree.up >= 0).sum(0) - 1

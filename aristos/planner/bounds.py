@@ -8,7 +8,7 @@ how many of them have c devices in v's child u. Every partition obeys
     sum over t of x[t, v, s] = s y[v, s]                      x = 0 where comm of t exceeds what pi leaves of b
     sum over t of memory[t] x[t, v, s] >= experts y[v, s]
     sum over t of (rate[t] - layer_cost / (b - comm[t, v, s])) x[t, v, s] >= 0        (`literal`: layer_cost / s)
-    sum over t in u of x[t, v, s] = sum over c of c z[v, u, s, c]       z = 0 where part of u exceeds the same
+    sum over t in u of x[t, v, s] = sum over c of c z[v, u, s, c]      z = 0 where part of u exceeds what pi leaves of b
     sum over c of z[v, u, s, c] <= y[v, s]                    sum over u, c of z[v, u, s, c] >= 2 y[v, s]
 
 where y and the sums over s of z are whole numbers. comm and part come from `reach.py`. The fourth line says that a
@@ -41,7 +41,7 @@ Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]
 TIGHT = 1e-3  # relative width at which bisection ends
 ROUNDING = 1e-6  # error of the solver in a count of groups
-FINEST = 1e-6  # the least coefficient, in units of its row
+FINEST = 1e-6  # the smallest coefficient, relative to the largest of its row
 SLACK = 1e-7  # relative; added to stages, because solvers have tolerances
 CALL_SECONDS = {False: 20.0, True: 6.0}  # time limit of one programme; the key says whether counts are whole
 
@@ -57,9 +57,9 @@ class Kind:
 
 @dataclass(frozen=True)
 class Part:
-    """How the groups of a place may lie in its children of one kind. place: the child's index.
+    """How the groups of a cell may lie in its children of one kind. place: the child's index in `Programme.places`.
 
-    number: how many such children the place has. low, high: [counts] range of devices in a child that a column covers.
+    number: how many such children the cell has. low, high: [counts] range of devices in a child that a column covers.
     cost: [bins, counts] lower bound in us. memory, rate: [counts] the most that this many devices of a child have
     together.
     """
@@ -132,7 +132,7 @@ class Programme:
         """Add a place's groups whose sizes lie in one bin, if there can be any."""
         p, low, high = self.problem, float(place.low[s]), float(place.high[s])
         least_pi = pi_us(p.layer_cost, 1, place.quickest[s] if self.grows else place.fastest[s], self.grows)
-        spare = {}  # by kind: a device's rate minus its part of the rates that pi needs
+        spare = {}  # by kind: a device's rate minus the rate that pi needs of each device
         for t, comm in place.comm.items():
             left = b - comm[s]
             if left >= least_pi:
@@ -195,8 +195,8 @@ def balanced(spare: dict[int, float], size: float) -> dict[int, float]:
     """Spare rates by kind in units of the largest lack. In these units the solver's tolerances are small.
 
     A device that lacks more than all others of a group of `size` can spare is left out, because no group can hold it. A
-    device that can spare more than all others can lack counts as if it spared exactly that; a sum that was not
-    negative does not become negative. Values smaller than FINEST are rounded up.
+    device that can spare more than all others can lack counts as if it spared exactly that, which keeps a sum of at
+    least 0 at least 0. Values smaller than FINEST are rounded up.
     """
     most = (size - 1) * max(0.0, *spare.values()) if spare else 0.0
     kept = {t: each for t, each in spare.items() if each >= -most}
@@ -331,5 +331,5 @@ def impossible(
         need = fewest(b, k, most + 1)
         if need <= k:
             return False
-        k = need  # such stages need at least `need` groups: check the longest stages for which these leave time
+        k = need  # such stages need at least `need` groups, whose all-reduce leaves less time for stages: check again
     return True

@@ -44,7 +44,7 @@ DEAR = 4.0  # cost of leaving a device out, in groups
 WHOLE_SECONDS = 4.0  # time limit of one search for a partition of whole columns
 WHOLE_MOST = 800  # the most columns of one search: with many thousands the solver overruns its time limit
 KINDS, PARTS = 8, 32  # units are the KINDS largest values, divided by 1..PARTS
-LITTLE = 1e-3  # a unit may add by rounding this share of the sum of values more than the best unit does
+LITTLE = 1e-3  # rounding to a unit may add this share of the sum of values more than rounding to the best unit
 UP, DOWN = 1e-9, 1e-6  # rounding errors of values and of sums of under 1000 values, in units
 PARTITIONS = 4  # the most searches in a row; each finds fewer groups, which allow longer stages
 
@@ -107,7 +107,7 @@ class Columns:
         rows = [np.searchsorted(m, each) for each in lowest]
         own = [np.full((n + 1, len(each) + 1), np.inf) for each in lowest]
         alpha, beta = p.alpha_us[np.ix_(m, m)], p.beta_us_per_mib[np.ix_(m, m)]
-        # the bound from the children alone: the smallest part has at most half of the devices
+        # the bound from the children alone: a group's smallest part has at most half of its devices
         split = np.full(n + 1, np.inf)
         comm, parts = reach(p, cell)
         for s in range(2, n + 1):
@@ -118,7 +118,7 @@ class Columns:
                     mine[s, c] = found[c - 1, c]
             split[s] = max(min(part[s, 1 : s // 2 + 1].min() for part in parts), comm[:, s].min())
         sizes = sorted((len(each) for each in lowest), reverse=True)
-        widest = sizes[1] if len(sizes) > 1 else 0  # at least two are touched
+        widest = sizes[1] if len(sizes) > 1 else 0  # a group touches at least two lowest cells
         order = np.concatenate(lowest)
         last = np.zeros(n, bool)
         last[np.cumsum([len(each) for each in lowest]) - 1] = True

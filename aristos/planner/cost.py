@@ -74,7 +74,7 @@ def allreduce_us(problem: Problem, k: float, alpha: float, beta: float) -> float
 
 
 def stage_us(problem: Problem, members: Sequence[int] | NDArray[np.int64], grows: bool) -> float:
-    """pi + max C of one group; infinite if it cannot hold all experts. grows: `work_conserving`. Not with a tree."""
+    """pi + max C of one group; infinite if it cannot hold all experts. grows: `work_conserving`. Not for a tree."""
     group = np.asarray(members, np.int64)
     if problem.memory[group].sum() < problem.experts:
         return float("inf")

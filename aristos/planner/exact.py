@@ -46,7 +46,7 @@ def solve(problem: Problem, objective: str, allreduce: str, incumbent: list[list
 
 
 def variants(problem: Problem, allreduce: str) -> Iterator[tuple[tuple[int, int] | None, list[int]]]:
-    """(slowest pair, bit masks of devices that stay together): problems, one of which contains the best partition.
+    """Problems, one of which contains the best partition: (slowest pair, bit masks of devices that stay together).
 
     The pair is None for one group of all devices.
     """

@@ -3,8 +3,8 @@
 With allreduce="any" the bound is exact, because the all-reduce uses the slowest link of all. With "crossing" its link
 depends on the groups. Take the pairs of devices from slow to fast links, and join the devices of each pair into one
 component. The slowest pair whose devices are in different groups is always one of the n - 1 pairs that join two
-components. All slower pairs lie inside groups. So each component so far lies inside one group, which pays for the
-component's links.
+components. All slower pairs lie inside groups. So each component that the slower pairs have formed lies inside one
+group, which pays for the component's links.
 """
 
 from __future__ import annotations

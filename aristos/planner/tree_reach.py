@@ -118,7 +118,7 @@ def programme(problem: Problem, grows: bool) -> Programme:
                 crossings, link[0], link[1], share
             )
             held = memories[np.minimum(high, switch.size) - 1]
-            inside = (low - 1 < spans) & ~((low == 1) & (t in leaves))  # a device of its own may be a group alone
+            inside = (low - 1 < spans) & ~((low == 1) & (t in leaves))  # a device that is a child may be a group alone
             comm[t] = np.where((held < experts) | inside, np.inf, value)
         for place, child, times, below in parts:
             made.append(_part(place, child, times, below, low, high, link))

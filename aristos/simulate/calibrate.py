@@ -35,10 +35,10 @@ from .machine import Costs, Kernel
 # lie halfway between two multiples.
 ROWS = (1, 2, 4, 8, 12, *(n + more for n in range(16, 129, 16) for more in (0, 1)), 200, 264, 392)
 COLD = 192 << 20  # bytes of all weights that take turns: more than a cache holds, as in a model with many layers
-SECONDS, PASSES = 0.1, 8  # spent on each thing that is measured, in so many parts
-UNDISTURBED = 10  # the percentile
+SECONDS, PASSES = 0.1, 8  # seconds spent on each thing that is measured, and the parts in which they are spent
+UNDISTURBED = 10  # the percentile of the runs' times that counts
 WINDOWS = 16  # more rows than the nearest cache holds
-COPIED = 16 << 20  # bytes of the rows that are copied, and of those that are combined: as of a call with many tokens
+COPIED = 16 << 20  # bytes of the rows copied, and of the rows combined: about as many as in a call with many tokens
 PATTERN = 1 << 20  # bytes of random numbers, which are repeated
 KIB = 1024
 

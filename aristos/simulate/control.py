@@ -112,11 +112,11 @@ MIB = 1 << 20
     RESTED,  # flag: the actor has rested since it last took a lock
     LOCKED,  # flag: the last lock that it tried was taken
     DECIDED,  # ns: when its last poll began
-    SEEN,  # how often something had arrived at its rank by then
+    SEEN,  # how often something had arrived at its rank when that poll began
     PARKED_AT,  # ns: when its next poll would begin
     POLL,  # ns of an idle poll
     MERGE_POLLS,  # idle polls after which its rank runs rows even if they are few
-    DECISIONS,  # how often it has decided, idle polls that were only counted included
+    DECISIONS,  # how often it has decided, including idle polls that were only counted
 ) = range(15)
 ACTOR_WORDS = 16
 READY, PARKED, FLUSHING, WAITING, COLLECTING, DONE = range(6)
@@ -128,9 +128,9 @@ READY, PARKED, FLUSHING, WAITING, COLLECTING, DONE = range(6)
     ENDED,  # address: ns when each call ended
     MEETING,  # workers of the rank that wait for its other workers
     TURN,  # the number of its last collective
-    ENTERED,  # ns: when it entered its last even collective, and then its last odd one
+    ENTERED,  # ns: when it entered its last even collective; the next word: its last odd one
     _,
-    MESSAGES,  # messages of even collectives that have landed there and were not collected, then those of odd ones
+    MESSAGES,  # messages of even collectives that have landed and were not collected; the next word: of odd ones
     _,
     SLOWNESS,  # 1024 / the rank's speed
     FIRST_READER,

@@ -18,9 +18,9 @@ class Observed:
     """Real calls of a layer on one rank.
 
     tokens: of the rank. row_bytes: of a row. choices: rows that a token combines. moved: rows copied to peers.
-    collective_kib: KiB that a bulk call's collectives copy. Times are in ns: dispatch, combine (of a fused call),
-    outside (a fused call's before and after its loop), between (a bulk call's in which no kernel and no copy runs on
-    the rank that has most of both).
+    collective_kib: KiB that a bulk call's collectives copy. Times are in ns. dispatch, combine: of a fused call.
+    outside: a fused call's time before and after its loop. between: a bulk call's time without kernels and copies, on
+    the rank whose kernels and copies take longest.
     """
 
     tokens: int

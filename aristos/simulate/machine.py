@@ -24,18 +24,18 @@ class Costs:
     publish: float = 60  # the end of a command
     pack_pair: float = 12  # sorting one (token, choice) pair
     route_token: float = 12
-    copy_row: float = 20  # the copy of a row, and
-    copy_kib: float = 130  # what each KiB adds to it
-    combine_token: float = 30  # combining a token, and
-    combine_kib: float = 130  # what each KiB of its rows adds
+    copy_row: float = 20  # the copy of a row, whatever its size
+    copy_kib: float = 130  # each KiB of a copied row
+    combine_token: float = 30  # combining a token, whatever its rows
+    combine_kib: float = 130  # each KiB of a combined token's rows
     put: float = 300  # a put to another node, for the worker that makes it
     flush: float = 300
     progress: float = 150  # a call of the wire that only makes progress
-    local: float = 100  # until a local peer sees a word, and
-    local_kib: float = 0  # what each KiB that the word announces adds
+    local: float = 100  # until a local peer sees a word
+    local_kib: float = 0  # each KiB that such a word announces
     call: float = 17_000  # a call, outside of the engine's loop
-    collective: float = 45_000  # a collective of the bulk schedule, on each rank, and
-    collective_kib: float = 100  # what each KiB that it copies within a node adds
+    collective: float = 45_000  # a collective of the bulk schedule, on each rank
+    collective_kib: float = 100  # each KiB that such a collective copies within a node
 
 
 @dataclass(frozen=True)

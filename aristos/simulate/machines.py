@@ -33,7 +33,7 @@ PRESETS = {
     ),
     "infiniband-hdr": Preset(
         FatTree(down=(20, 40), up=(1, 20), rate=(25.0,), latency=0.95, hop=0.13),
-        "NVIDIA: HDR switches with 40 ports of 200 Gb/s, here half of a leaf's ports up, 800 nodes. Assumed: 0.13 us a"
+        "NVIDIA: HDR switches with 40 ports of 200 Gb/s, half of a leaf's ports go up, 800 nodes. Assumed: 0.13 us a"
         " link and 0.95 us for both NICs, 1.2 us on one leaf",
     ),
     "tcp-cloud": Preset(Links(latency=30.0, rate=3.1), "25 Gb/s of a cloud's instance, 30 us between two over TCP"),

@@ -30,8 +30,8 @@ class KnownPairs:
         """From a file of `aristos topo --measure`. A node is a host.
 
         The rate of a pair is that of its fastest ranks' large puts. The links of a node have the rate of its fastest
-        pair, or if the ranks put more all at once, this sum. The latency is half of the time that a small put and its
-        flush take. Raises InputError if a figure is unknown.
+        pair, or the sum of its ranks' rates when all put at once, if that is more. The latency is half of the time that
+        a small put and its flush take. Raises InputError if a figure is unknown.
         """
         hosts = list(dict.fromkeys(links.hosts))
         node = np.array([hosts.index(host) for host in links.hosts])
@@ -81,7 +81,7 @@ class KnownPairs:
 
 
 def _known(rows: list[list[float | None]], wanted: np.ndarray, what: str) -> np.ndarray:
-    """[ranks, ranks] float64 of rows with null. Raises InputError if a wanted one is null."""
+    """[ranks, ranks] float64 of rows that may hold null. Raises InputError if a wanted value is null."""
     found = np.array([[np.nan if value is None else value for value in row] for row in rows], np.float64)
     if np.isnan(found[wanted]).any():
         a, b = np.argwhere(wanted & np.isnan(found))[0].tolist()

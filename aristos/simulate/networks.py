@@ -114,7 +114,7 @@ def _slurm(found: Mapping[str, Any], folder: Path) -> Network:
 def _named(found: Mapping[str, Any], folder: Path) -> Network:
     if len(found) > 1:
         raise InputError(
-            f"has all speeds in its file, so it may have only file, got {', '.join(map(str, found))}"[:300]
+            f"must have only the key file, because that file has all speeds, got {', '.join(map(str, found))}"[:300]
         )
     return from_file(_path("file", found, folder))
 

@@ -138,8 +138,8 @@ class Simulation:
     def _ahead(self) -> float:
         """ns that a rank may run ahead of others, because no word reaches them sooner; at most AHEAD_MOST.
 
-        A rank sees a word so much too late at most. With several workers it is 0: workers of a rank see each other's
-        words at once.
+        A rank sees a word too late by at most this time. With several workers it is 0: workers of a rank see each
+        other's words at once.
         """
         if self.workers > 1:
             return 0

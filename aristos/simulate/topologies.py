@@ -110,7 +110,10 @@ class Dragonfly:
 
     @property
     def _counts(self) -> tuple[int, int, int]:
-        """How many links there are of nodes, inside groups, and between groups; those with equal ends count too."""
+        """The numbers of links: of nodes, inside groups, and between groups.
+
+        Links from a switch or group to itself are counted too.
+        """
         return 2 * self.nodes, self.groups * self.switches**2, self.groups**2 * self.between
 
     def routes(self, nodes: int) -> Routes:

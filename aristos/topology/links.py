@@ -46,7 +46,7 @@ MIB = 1 << 20
 SLOW = 2.0  # a link that takes this many times its class's median is measured twice; if still slow, it is a fault
 SHARE = 0.9  # the share of a device's memory that parameters may take
 LARGEST = 1e30  # the most FLOP or bytes, so that products are finite
-PAYLOAD = MIB  # bytes of the put by whose times links of a class are compared
+PAYLOAD = MIB  # bytes of the put whose time is compared between the links of a class
 Rows = list[list[float | None]]
 
 
@@ -264,7 +264,10 @@ def problem(links: Links, expert_bytes: int, other_bytes: int = 0) -> dict[str, 
 
 
 def cache_path(hosts: Sequence[str], seats: Sequence[str], library: str, env: Mapping[str, str]) -> Path:
-    """The cache file for the links of a job with these hosts. seats: the seat of each rank. library: MPI's version."""
+    """The cache file for the links of a job with these hosts. seats: each rank's node, GPU and cores.
+
+    library: MPI's version.
+    """
     home = env.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     place = Path(env.get("ARISTOS_CACHE") or os.path.join(home, "aristos"))
     folder = place.parent.resolve() / place.name  # symbolic links above the folder are followed, as for compiled code

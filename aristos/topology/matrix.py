@@ -110,7 +110,7 @@ def _columns(line: str) -> tuple[tuple[str, ...], int]:
         if numbers != list(range(len(numbers))):
             raise TopologyError(f"{kind}s must be numbered from 0 without gaps, got {_shown(line)}")
     if len(set(labels)) < len(labels):
-        raise TopologyError(f"each column must have another name, but one appears twice in {_shown(line)}")
+        raise TopologyError(f"no two columns may have the same name, but one name appears twice in {_shown(line)}")
     return labels, sum(tail)
 
 

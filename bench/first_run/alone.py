@@ -43,8 +43,8 @@ def phases(context: Any, gpu: Any, counts: list[int]) -> dict[str, Any]:
         rows.append(row | {"error": max(errors), "check": _verdict(work, max(errors))})
     moe.close()
     notes = [
-        "shares of blocks x the time of a call, by the clock of each block; the router's kernels are in that time;"
-        " lock: waits for the rank's lock, to publish"
+        "a share is a part of (blocks x time of a call), by the clock of each block; the time of a call includes the"
+        " router's kernels; lock: blocks wait for the rank's lock, to publish"
     ]
     return {"title": f"time per phase on {gpu.device.name}: {context.shape()}", "rows": rows, "notes": notes}
 

@@ -21,7 +21,7 @@ from peers import Absent
 
 FEW, MANY = 2, 6  # layers
 VOCABULARY, HEAD = 512, 64
-BYTES = 3  # tokens before those of the bytes: unknown, begin, end
+BYTES = 3  # tokens before the 256 tokens that stand for bytes: unknown, begin, end
 ISAS = ("AMX_INT8", "AVX512_VNNI", "AVX512", "AVX_VNNI", "AVX2")
 
 
@@ -125,7 +125,7 @@ class LlamaLayer:
         return []
 
     def kernels(self) -> dict[str, str]:
-        """The type of codes, and the instruction set that its wheel was built for."""
+        """The type of codes, and the instruction set that llama.cpp's wheel was built for."""
         flags = self.llama.get_system_info()
         return {"weights": self.weights, "isa": next((isa for isa in ISAS if f"{isa} = 1" in flags), "less than AVX2")}
 

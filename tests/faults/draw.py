@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-SEVERAL = 8  # the default for the most faults of a job that survives them
+SEVERAL = 8  # a job that survives its faults has at most this number of them, unless the caller says otherwise
 DAY = 86400  # seconds
 SURVIVES, ENDS, EITHER = "survives", "ends", "either"
 TRANSPORTS = ("shm", "rma", "mixed")  # rma and mixed have pretended nodes, between which MPI uses shared memory
@@ -129,7 +129,10 @@ KINDS = {
 
 
 def draw(seed: int, mpi: str, kinds: list[str], several: int = SEVERAL) -> Job:
-    """The job of a seed on an MPI library. Its faults are of one of `kinds`, `several` at most if it survives them."""
+    """The job of a seed on an MPI library.
+
+    Its faults are of one of `kinds`; a job that survives them has at most `several`.
+    """
     kind = KINDS[random.Random(seed).choice([name for name in kinds if transports(name, mpi)])]
     rng = random.Random(f"{seed} {mpi} {kind.name}")  # a line of the table can be run again from these
     survives = kind.outcome == SURVIVES

@@ -19,7 +19,7 @@ import machine
 import table
 from draw import KINDS, SEVERAL, draw, warm_up
 
-MOST_EARLY = 10  # the most jobs that may end before their fault, beyond one for each fault made
+MOST_EARLY = 10  # jobs that may end before their fault is made, besides one for each fault that was made
 
 
 def main() -> int:
@@ -28,13 +28,13 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="seed of the first job")
     parser.add_argument("--mpi", nargs="+", default=["mpich"], choices=("mpich", "openmpi", "impi"))
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=list(KINDS))
-    parser.add_argument("--several", type=int, default=SEVERAL, help="most faults of a job that survives them")
+    parser.add_argument("--several", type=int, default=SEVERAL, help="most faults in a job that should survive them")
     parser.add_argument("--out", type=Path, help="file to which a line for each injection is added")
     parser.add_argument("--keep", type=Path, help="folder for what a bad job leaves")
     asked = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception, so that the running job is ended
     if not machine.own_machine():
-        print("faults: jobs need mounts and a network of their own, which takes root", file=sys.stderr)
+        print("faults: jobs need mounts and a network of their own: run this as root", file=sys.stderr)
         return 3
     with driver.workplace() as folder:
         ended = driver.run(warm_up(), folder)

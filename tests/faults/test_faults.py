@@ -20,7 +20,7 @@ LIMIT = 900.0  # seconds
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not find_mpiexec(), reason="no mpiexec beside python or on PATH"),
-    pytest.mark.skipif(os.geteuid() != 0, reason="jobs need mounts and a network of their own, which takes root"),
+    pytest.mark.skipif(os.geteuid() != 0, reason="jobs need mounts and a network of their own, which needs root"),
 ]
 
 

@@ -59,7 +59,7 @@ DOCUMENTED = (AristosError, PtxsimError, OSError)
 
 @dataclass(frozen=True)
 class Target:
-    """read: what is called with an input. seeds: valid inputs. words: put into inputs, besides the usual ones.
+    """read: what is called with an input. seeds: valid inputs. words: bytes put into inputs, besides the usual ones.
 
     memory: bytes of address space that are left to the process.
     """

@@ -1,4 +1,4 @@
-"""While a kernel is compiled, each operator is resolved once for each types, and the PTX is as without that."""
+"""Each operator is resolved once for each combination of types in a compilation, and the PTX stays the same."""
 
 from __future__ import annotations
 

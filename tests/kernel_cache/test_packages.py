@@ -41,7 +41,7 @@ def places(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def registered(places, monkeypatch) -> Iterator[dict[str, str]]:
-    """Register house and yard. Returns yard's part of the key, which a test may change."""
+    """Register house and yard. Returns the part of the key that yard adds, which a test may change."""
     part = {"yard": "one"}
     monkeypatch.setattr(packages, "_registered", {})
     monkeypatch.setattr(packages, "passed_over", set())

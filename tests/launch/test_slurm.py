@@ -46,7 +46,7 @@ pytestmark = [
     pytest.mark.skipif(not find_mpiexec(), reason="no mpiexec beside python or on PATH"),
 ]
 own_memory = pytest.mark.skipif(
-    os.geteuid() != 0, reason="nodes of several ranks need a /dev/shm each, which takes root"
+    os.geteuid() != 0, reason="nodes of several ranks need a /dev/shm each, which needs root"
 )
 
 
@@ -218,7 +218,7 @@ def test_a_job_with_a_short_time_limit_starts(limited):
 def test_the_benchmark_on_nodes(cluster, tmp_path, where, nodes, transports):
     """The benchmark prints a correct table. The results file loads and records the nodes."""
     if transports != "rma" and os.geteuid() != 0:
-        pytest.skip("nodes of several ranks need a /dev/shm each, which takes root")
+        pytest.skip("nodes of several ranks need a /dev/shm each, which needs root")
     out = tmp_path / "r.h5"
     done = cluster.srun(*where, "--", "-m", "aristos.bench", "layer", *SMALL, "--iters", 3, "--json", "--out", out)
     assert done.returncode == 0, done.stdout + done.stderr

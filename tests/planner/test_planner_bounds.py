@@ -99,7 +99,7 @@ def test_the_bound_of_a_class_holds_for_each_group():
     for seed in SEEDS:
         p, rng = planning.draw(seed + 50, 8), random.Random(seed)
         for i, j in itertools.combinations(range(8), 2):
-            some = rng.uniform(1.0, 1.5)  # links of a cell differ, and so do its devices
+            some = rng.uniform(1.0, 1.5)  # the links of a cell differ from each other, and so do its devices
             for key in ("alpha_us", "beta_us_per_mib"):
                 p[key][i][j] = p[key][j][i] = p[key][i][j] * some
         problem = planner.parse(p)

@@ -118,7 +118,7 @@ def test_switches_that_never_meet_are_refused(tmp_path):
         ("network: {slurm: 5, rate: 1}", "slurm must be a file's name, got 5"),
         ("network: {slurm: t.conf, rate: 1, nodes: [n1]}", "nodes must be names as Slurm writes them"),
         ("network: {slurm: t.conf, rate: 1, nodes: n99}", "node 'n99' is below no switch of the file"),
-        ("network: {file: m.json, rate: 1}", "has all speeds in its file, so it may have only file"),
+        ("network: {file: m.json, rate: 1}", "must have only the key file, because that file has all speeds"),
         ("network: {torus: [4], rate: 1}\nlinks: {rate: 1}", "may have links or network, got both"),
     ],
 )

@@ -29,7 +29,7 @@ def close(layers, ys):
 def test_two_nodes_of_two_gpus(seed, rows_on_device):
     """Rings have few rows (a token must fit), experts are uneven, and some ranks have no experts or no tokens.
 
-    Several calls give the bits of one node.
+    Several calls give the same bits as calls on one node.
     """
     rng = np.random.default_rng(seed)
     sizes: Any = {

@@ -223,7 +223,7 @@ def test_a_file_for_two_plugins():
         ("SwitchName=a Switches=b\nSwitchName=b Switches=a\n", "below itself"),
         ("SwitchName=a Nodes=x\nSwitchName=b Switches=x\n", "switches and nodes must have different names"),
         ("BlockName=b1 Nodes=n1\nBlockSizes=0,4\n", "0,4"),
-        ("Include leaves.conf\nSwitchName=leaf1 Nodes=n1\n", "Aristos does not read the file of 'Include leaves.conf'"),
+        ("Include leaves.conf\nSwitchName=leaf1 Nodes=n1\n", "Aristos does not read the file that is named in 'Incl"),
         ("- topology: x\n  block: {block_sizes: few, blocks: [{block: b1, nodes: n1}]}\n", "'few'"),
         ("- topology: x\n  tree: {switches: 3}\n", "switches"),
         ("- topology: x\n  tree:\n  block:\n", "must be a tree"),

@@ -7,7 +7,7 @@ index. The module also runs on CPUs, where its arithmetic is tested.
 
 Products, in `WAYS`:
     grouped     one `torch.nn.functional.grouped_mm`; the host knows nothing of the routing
-    loop        a `torch.mm` for each expert; the host knows the numbers of rows, so it need not wait: an advantage
+    loop        a `torch.mm` for each expert; the host knows the numbers of rows without a wait, which favours this way
 """
 
 from __future__ import annotations

@@ -362,7 +362,10 @@ def _links(ctx: Context, network: Network) -> list[dict[str, Any]]:
 
 
 def rate_text(rate: float, copy: float) -> str:
-    """A rate in GB/s as text, with a mark if copying rows counts as much as the link. copy: rate of copying, GB/s."""
+    """A rate in GB/s as text, with a * if copying a row takes at least half as long as the link.
+
+    copy: rate of copying, GB/s.
+    """
     return f"{rate:g}{'*' if rate > copy / 2 else ''}"
 
 

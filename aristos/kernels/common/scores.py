@@ -276,7 +276,7 @@ def choose_by_rule(row, experts, largest, k, rule, renormalize, bias, ids, weigh
     """Do what `choose` does if there are groups or a bias, but leave the scale out."""
     code, groups = rule & 0xFF, rule >> GROUPS_SHIFT & 0xFF
     kept, score = rule >> KEPT_SHIFT & 0xFF, rule >> GROUP_SCORE_SHIFT
-    by_score = len(bias) == 0 and score != SUM_TOP2  # scores are ordered as weights are, but do not round to equal ones
+    by_score = len(bias) == 0 and score != SUM_TOP2  # scores have the order of weights, but do not round to ties
     total = ZERO if by_score else values(code, row, experts, largest)
     found = kept_groups(row, bias, groups, kept, experts // groups, score, largest, total) if groups > 0 else 0
     top_k_of_groups(row, bias, experts, groups, found, k, ids, weights, largest, total)

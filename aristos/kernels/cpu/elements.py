@@ -88,7 +88,7 @@ class ElementType:
 class PackedElement(ElementType):
     """An element type whose weights are codes. Its `code` is the code of the rows' type.
 
-    `by_isa` makes the kernels for each format of packed weights.
+    `kernels/by_isa.py` makes the kernels for each format of packed weights.
     """
 
     @property
@@ -135,9 +135,9 @@ def up(n: int) -> int:
 
 
 def pack_pairs(bits: np.ndarray) -> np.ndarray:
-    """Arrange [K, N] uint16 as [panel N / 32, block of k K / 32, half of the columns 2, pair of k 16, column 16, k 2].
+    """Arrange [K, N] uint16 in panels whose two k of a pair lie side by side, as products of bfloat16 read them.
 
-    The two k of a pair lie side by side, because tile and dot products of bfloat16 read them so.
+    The result is [N / 32 panels, K / 32 blocks of k, 2 halves of the columns, 16 pairs of k, 16 columns, 2 k].
     """
     whole = _padded(bits)
     k, n = whole.shape
@@ -160,7 +160,7 @@ def pack_split(weight: np.ndarray) -> np.ndarray:
 
 
 def pack_columns(bits: np.ndarray) -> np.ndarray:
-    """Arrange [K, N] uint16 as [panel N / 32, K, column 32]."""
+    """Arrange [K, N] uint16 as [N / 32 panels, K, 32 columns]."""
     whole = _padded(bits)
     k, n = whole.shape
     packed = aligned((n // 32, k, 32), np.uint16)

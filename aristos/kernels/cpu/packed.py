@@ -42,8 +42,8 @@ SHARED_PIECE = 128  # how many k are unpacked at once for all rows: they take 8 
 PIECE, TILE_ROWS = 256, 32  # most k at once, and most rows, of the kernel that unpacks and multiplies by tiles
 GROUPS = PIECE // WIDTH if TILED else 1  # most groups of k in a piece, which keeps the sums of each
 FEW = {16: 12, 8: 4 if TABLE else 2, 4: 2}[LANES]  # how many rows have sums that fit the registers beside decoded codes
-# most rows for the kernels with the fewest micro-operations; on Cascade Lake they are faster for up to so many rows,
-# and equally fast for more
+# most rows for which the kernels with the fewest micro-operations are used: on Cascade Lake they are faster for up to
+# so many rows, and no faster for more
 LEAN = (FEW if FORM == "fp8" else 4) if (ISA, LANES) == ("avx512", 16) else 0
 MOST = 1 << 30 if TABLE and FORM != "fp8" else FEW  # most rows of float32 for which codes are decoded in registers
 FLOAT32_SCALE, BFLOAT16_SCALE = SCALE_CODES["float32"], SCALE_CODES["bfloat16"]

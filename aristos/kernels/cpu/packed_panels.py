@@ -1,9 +1,9 @@
 """Packed weights in memory: panels of 32 columns, each with its scales, zero points and codes in one stream.
 
-A panel begins with a line of words, which `HEAD` names. Then come the scales in their own type, 32 scales or one for
-each group; then the zero points, which have as many bits as a code; then the codes, arranged as `packed_kernels` says.
-Each part is padded to whole lines. Columns and k are padded to multiples of 32 with codes of the value zero. Products
-do not depend on the numbers that pad zero points and scales.
+A panel begins with a line of words, which `HEAD` names. Then come the scales in their own type, for
+each group 32 of them or one for all columns; then the zero points, which have as many bits as a code; then the codes,
+arranged as `packed_kernels` says. Each part is padded to whole lines. Columns and k are padded to multiples of 32 with
+codes of the value zero. Products do not depend on the numbers that pad zero points and scales.
 """
 
 from __future__ import annotations
@@ -91,7 +91,10 @@ def _put(panels: np.ndarray, offset: int, parts: np.ndarray) -> None:
 
 
 def _units(codes: np.ndarray, bits: int, count: int) -> np.ndarray:
-    """Arrange codes [k, columns] as the bytes of units of k: [units, panels, bytes], as `packed_kernels` says."""
+    """Arrange codes [k, columns] as [units, panels, bytes], as `packed_kernels` says.
+
+    A unit: one k of 8 bits, or 8 of 4.
+    """
     if bits == 8:
         return codes.reshape(len(codes), count, WIDTH)
     of_pairs = codes.reshape(

@@ -42,7 +42,7 @@ class Target:
     def most_blocks(self, threads: int, shared: int) -> int:
         """How many blocks of `threads` threads, with `shared` bytes of shared memory each, an SM can hold; 0: none.
 
-        Registers are not counted, because the compiler uses only as many as this number of blocks leaves to each block.
+        Registers are not counted, because the compiler limits them so that this number of blocks fits.
         """
         if shared > self.limits.shared_block or threads > self.limits.block_threads:
             return 0

@@ -37,8 +37,8 @@ RUN_FLOPS = 5e9  # most work of a run, so that a worker polls again within about
 RUN_LEAST = 24  # least rows that a run is cut to: with fewer, reading the weights would take longer than computing
 MERGE_ROWS = 32  # a run with fewer rows waits a little for more rows of its expert
 MERGE_POLLS = 200  # idle polls for which such a run waits
-ONCE_ROWS = 2048  # least rows for a local owner to which tokens cross once: four bundles
-ONCE_SHARE = 300  # least rows for crossing once, in percent of the call's tokens: at least two thirds are then repeats
+ONCE_ROWS = 2048  # tokens cross once to a local owner only if they have at least so many rows for it: four bundles
+ONCE_SHARE = 300  # and so many rows in percent of the call's tokens: at least two thirds of the rows are then repeats
 PAUSE_NS = 100_000_000  # compiled code returns to Python at least this often
 POISON_SECONDS = 0.1  # how long a failing rank lets MPI deliver its poison to other nodes
 

@@ -146,7 +146,7 @@ def _answer(name: str, arguments: tuple[Any, ...]) -> tuple[Any, list[Any]]:
     function = getattr(bindings(), name)
     try:
         status, *values = function(*arguments)
-    except RuntimeError as error:  # cuda.bindings raises it: no library, or none with this function
+    except RuntimeError as error:  # the driver's library is missing, or lacks this function
         raise EnvironmentProblem(
             f"{name}: NVIDIA's driver (libcuda.so.1) is missing, or older than CUDA 12: install it, or start the"
             f" container with the GPUs (docker run --gpus all, apptainer exec --nv) ({error})"

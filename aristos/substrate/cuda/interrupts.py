@@ -123,8 +123,8 @@ class _Mark:
     """Whether the main thread has run Python since this object was made.
 
     The main thread calls libc's `sem_post` when it runs its next bytecode. The call happens in C, where no signal can
-    raise an exception. The position in the bytecode would not show it, because a loop that polls returns to the same
-    position.
+    raise an exception. The position in the bytecode would not show that Python has run, because a loop that polls
+    returns to the same position.
     """
 
     _kept: ClassVar[list[_Mark]] = []  # kept alive: Python has their addresses even after the asking thread has ended

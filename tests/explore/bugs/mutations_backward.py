@@ -67,7 +67,7 @@ def moved(put: Put, by: Callable[[Any, Any, int], int]) -> None:
 
 @mutation("store-by-packed-row", fixed=BACKWARD)
 def store_by_packed_row(put: Put) -> None:
-    """The place of a row counts from its source's first packed row for any rank, not from the first for this rank."""
+    """A row's place is counted from its source's first packed row for any rank, not from the first for this rank."""
     moved(put, lambda job, st, part: st[words.first_packed(job, st[words.part_source(part)])])
 
 

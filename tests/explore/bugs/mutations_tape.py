@@ -89,7 +89,7 @@ def renumbered(put: Put, number: Callable[[Any, Any, int], int]) -> None:
 
 @mutation("tape-by-packed-row", fixed=LARGE)
 def tape_by_packed_row(put: Put) -> None:
-    """The place of a row on the tape counts from its source's first packed row for any rank."""
+    """A row's place on the tape is counted from the first packed row of its source, for whichever owner that row is."""
     real = tape.number
     renumbered(
         put, lambda job, st, part: real(job, st, part) + st[words.first_packed(job, st[words.part_source(part)])]
