@@ -122,7 +122,8 @@ def sparsemixer_weights(scores: Floats, ids: Ints, renormalize: bool) -> Floats:
 SCORES: dict[str, Callable[[Floats, Ints, bool], Floats]] = {
     name: globals()[f"{name}_weights"] for name in config.SCORES
 }
-# by kind of score: weights of all experts before the choice, which a bias for choosing and `losses.sequence` use
+# by kind of score: a function for the weights of all experts. A bias for choosing is added to these weights, and
+# `losses.sequence` uses them
 VALUES: dict[str, Callable[[Floats], Floats]] = {name: globals()[name] for name in config.BIASED}
 
 

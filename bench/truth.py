@@ -158,7 +158,8 @@ class Simulated:
         moves: Any = "auto" if name == "stay" else "tokens"
         layer = Layer(case.cfg, Placement(None, case.experts, len(ids)), ids, moves)
         speeds = self.speeds(found, point, self.which)
-        slower = float(np.mean(list(speeds.values()))) / self.python_speed(point)  # a rank's costs are for its speed
+        # a simulation divides all costs by the rank's speed
+        slower = float(np.mean(list(speeds.values()))) / self.python_speed(point)
         costs = replace(costs, call=costs.call * slower, collective=costs.collective * slower)
         machine = Machine(costs=costs, kernel=kernel, speeds=speeds)
         sim = Simulation(layer, Nodes.of(len(ids)), machine, calls=3, schedule="bulk" if name == "bulk" else "fused")
@@ -232,7 +233,7 @@ def repeated(measured: list[list[Point]]) -> tuple[int, int]:
 
 
 def ranked(points: list[Point]) -> tuple[int, int]:
-    """(at how many points the faster schedule is the simulated one, of how many where they differ by CLEAR)."""
+    """(at how many points a simulation finds the faster schedule, at how many points the schedules differ by CLEAR)."""
     pairs: dict[Any, dict[str, Point]] = {}
     for p in points:
         pairs.setdefault((p.case.key, p.link), {})[p.name] = p
@@ -301,7 +302,7 @@ def compare(asked: argparse.Namespace) -> None:
     lines = summary(points, [each.costs for each in simulated])
     near, pairs = repeated(measured)
     if pairs:
-        lines.append(f"Two real measurements of the same point are within {NEAR:.0%} at {near} of {pairs} pairs.")
+        lines.append(f"Real measurements of a point are within {NEAR:.0%} of each other in {near} of {pairs} pairs.")
     text = [*(f"- {line}" for line in lines), "", *table(points)]
     print("\n".join(text))
     if asked.page is not None:

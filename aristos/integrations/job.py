@@ -1,7 +1,7 @@
 """The ranks of a program start MPI together and meet when it ends.
 
-A rank that calls a model alone would wait in MPI_Init for ranks that never start MPI, or for ranks that MPI_Finalize
-keeps, and could not say that their programs have ended.
+Without this, a rank that calls a model alone would wait in MPI_Init for ranks that never start MPI, or in a call for
+ranks that already wait in MPI_Finalize. It could not say that their programs have ended.
 """
 
 from __future__ import annotations

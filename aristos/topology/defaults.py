@@ -62,7 +62,7 @@ NVLINK: tuple[tuple[str, LinkFigure], ...] = (
     (r"P100", LinkFigure(1.4, 36.4, "Dell C4130 white paper, two links")),
 )
 A100_LINK = LinkFigure(3.4, 23.75, "osu_bw D D, EESSI/software-layer PR 716: 95 GB/s over NV4, by link")
-ANY_LINK = LinkFigure(3.0, 20.0, "a link of NVLink 2 or 3 after its protocol; no figure of this GPU found")
+ANY_LINK = LinkFigure(3.0, 20.0, "a link of NVLink 2 or 3, less what its protocol takes; no figure of this GPU found")
 
 # Links through PCIe switches and through the host. The GPUs named here have PCIe 5, all other GPUs PCIe 4.
 PCIE5 = r"H[128]00|H20|B[23]00|50[89]0"

@@ -1,8 +1,8 @@
-"""Under mpirun, writes what each rank waits for on the report's page before the job ends.
+"""Under mpirun, writes on the report's page, before the job ends, what each rank waits for.
 
 MPI itself may hang. So the ranks, which share a node, exchange texts by files in the report's folder. A thread of each
-rank writes as soon as one rank is about to end the job, or shortly before the minutes are over. Rank 0's thread makes
-the page.
+rank writes as soon as one rank is about to end the job, or shortly before the report's time (`--minutes`) is over. Rank
+0's thread makes the page.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 from . import processes
 
-NOTICE = 8.0  # seconds before the end of the minutes
+NOTICE = 8.0  # seconds before the report's time is over
 PERIOD = 0.2  # seconds between two looks at the folder
 GATHER = 3.0  # seconds that rank 0 waits for the others' words; a GPU's state is copied within 2
 SHOWN = 60  # lines of a rank's stderr
@@ -45,7 +45,7 @@ class RankWords:
     def start(self, end: float) -> None:
         """Begin to watch.
 
-        All ranks must have made their objects. end: when the minutes are over, on the monotonic clock.
+        All ranks must have made their objects. end: when the report's time is over, on the monotonic clock.
         """
         threading.Thread(target=self._watch, args=(end - NOTICE,), daemon=True, name="rank words").start()
 

@@ -1,7 +1,7 @@
 """The report under mpirun, on the GPUs of a node. All parts run in one process, since MPI starts only once in it.
 
-Every rank runs each part, and rank 0 keeps what was printed. A part that fails on a rank, or the end of the minutes,
-ends the job; the page has what came before, and what every rank waits for.
+Every rank runs each part, and rank 0 keeps what was printed. A part that fails on a rank, or the end of the report's
+time, ends the job; the page has what came before, and what every rank waits for.
 """
 
 from __future__ import annotations

@@ -123,7 +123,7 @@ def test_types_are_named_as_for_transformers(ours, tmp_path):
 
 @pytest.mark.parametrize("how", [{}, {"fused": True}, {"foreach": True}])
 def test_steps_of_any_optimizer_are_taken(ours, tmp_path, how):
-    """torch does not count the changes of fused optimizers, which Trainer uses, as changes of a tensor."""
+    """A fused optimizer, as Trainer uses one, changes tensors without a change of torch's version counters."""
     model = opened(small("mixtral", tmp_path), "aristos").train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, **how)
     model(IDS, labels=IDS).loss.backward()
@@ -159,7 +159,7 @@ class Added(torch.nn.Module):
 
 
 def adapted(model):
-    """The model with adapters of its experts, which are registered as PEFT does it in a call."""
+    """The model with adapters of its experts, registered in the way in which PEFT registers them during a call."""
     for module in experts_of(model):
         torch.nn.utils.parametrize.register_parametrization(module, "down_proj", Added())
     return model

@@ -41,7 +41,7 @@ def fewest_by(problem: planner.Problem, model: str):
 @pytest.mark.parametrize("listed", [columns.LISTED, 0])
 @pytest.mark.parametrize("model", planner.OBJECTIVES)
 def test_the_bound_on_groups_is_valid(model, listed, monkeypatch):
-    """The bound is valid even for exactly the stage of the best partition into k groups."""
+    """The bound is valid even if the stage may be just as long as that of the best partition into k groups."""
     monkeypatch.setattr(columns, "LISTED", listed)
     sharp: dict[str, list[bool]] = {}
     for seed in SEEDS:
@@ -86,7 +86,10 @@ APART = [
 
 @pytest.mark.parametrize(("p", "b"), APART)
 def test_very_different_rates_keep_the_bound_valid(p, b):
-    """One group of all devices is short enough. HiGHS once returned two, for rows with unscaled rates."""
+    """One group of all devices has a stage of less than b.
+
+    HiGHS once found two groups, for rows with unscaled rates.
+    """
     assert planning.stage(p, tuple(range(len(p["devices"]))), "work_conserving") < b
     for name, fewest in fewest_by(planner.parse(p), "work_conserving"):
         for more in (0, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1):

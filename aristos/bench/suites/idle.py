@@ -42,7 +42,7 @@ ONE_SOURCE = "one source"  # only rank 0 has tokens
 RECORDED = "recorded, layer "  # followed by the layer's number in the trace
 LATE = 0.5  # how late the last rank starts, as a share of a call's time
 FEWEST_TOKENS = 16
-COST = 150  # the least time of the suite, in units of one uniform call of every way
+COST = 150  # the suite takes at least as long as this many uniform calls of every way
 MOVES = {"fused": ("tokens", "auto"), "bulk": ("tokens",)}
 Way = tuple[str, str]  # (schedule, moves)
 

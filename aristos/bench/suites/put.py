@@ -1,7 +1,8 @@
 """Suite `put`: the time of a one-sided put between every pair of ranks, by size.
 
-    latency     one put and a quiet, timed at the origin. The target's cache holds the lines, as an owner's holds its
-                ring. The quiet is an atomic, which waits until all earlier stores are visible
+    latency     one put and a quiet, timed at the origin. The target's cache holds the memory that is written,
+                as an owner's cache holds its ring. The quiet is an atomic, which waits until all earlier stores are
+                visible
     bandwidth   16 puts (fewer for the largest sizes) to different slots, and one quiet
 
 Between nodes (transport rma) the quiet is MPI_Win_flush, and the target makes progress. Each transport has a table.

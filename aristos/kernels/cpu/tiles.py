@@ -4,10 +4,11 @@ Products of float32 are computed too (SPLIT). Each value is then the sum of two 
 significant bits together, and the product of x and w is low high + high high + high low. A tile of low values follows
 each tile of high values. Denormals count as zeros. A value of 3.39e38 or more, or infinity, gives NaN.
 
-Rows are cut into groups of nearly equal size, with at most 32 rows each. For each block of 32 k, both tiles of a group
-take as many rows of 64 bytes as its upper tile has. So few rows take little space, and stay in the L1 cache. Sums of
-many rows stay in tiles during a pass over KC values of k, and wait in the L1 cache between passes.
-The tile unit adds the products of a sum in its own fixed order of k, which does not depend on the rows.
+Rows are cut into groups of nearly equal size, with at most 32 rows each. A tile is stored block by block, with 32 k
+to a block and 64 bytes to a row. In a group both tiles have room for as many rows as the upper one has, so an operand
+of few rows is small, and stays in the L1 cache. Sums of many rows stay in tiles during a pass over KC values of k, and
+wait in the L1 cache between passes. The tile unit adds the products of a sum in its own fixed order of k, which does
+not depend on the rows.
 """
 
 import numpy as np
