@@ -117,7 +117,7 @@ def by_softmax(p: Floats, dp: Floats) -> Floats:
 
 
 def _by_shares(values: Floats, dw: Floats, renormalize: bool) -> Floats:
-    """The derivative by `values`. dw: that by the weights, which are the values, or if renormalized their shares."""
+    """The derivative by `values`. dw: the derivative by the weights: the values, or their shares if renormalized."""
     if not renormalize:
         return dw
     total = values.sum(axis=1, keepdims=True) + config.LEAST_SUM

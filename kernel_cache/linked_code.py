@@ -67,7 +67,7 @@ class Linked:
 
     def __init__(self, context: Any, library: Library, fndesc: Any, signature: Any, environments: list[Any]) -> None:
         self.library, self.fndesc, self.signature = library, fndesc, signature
-        # those of this function, and of the functions that it calls, which are linked with it
+        # the environments of this function, and of the functions that it calls, which are linked with it
         self.environments = environments
         context.insert_user_function(self, fndesc, [library])
 

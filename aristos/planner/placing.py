@@ -17,7 +17,7 @@ from .problem import Problem
 from .replicas import held_loads, replicate
 
 MOST_COPIES = 1 << 18  # the most copies of all experts of one group together
-TRIES = 24  # the most numbers of copies tried
+TRIES = 24  # at most this many numbers of copies are tried
 SMALL = 1e-12  # relative; sums differ in their last bits
 
 

@@ -51,7 +51,7 @@ class FatTree:
         return prod(self.up[:level]) * prod(self.down[level:])
 
     def _ports(self, level: int) -> int:
-        """How many links up each of them has."""
+        """How many links up each node (level 0), or each switch of a level, has."""
         return self.up[level] * (self.cables[level] if self.cables else 1)
 
     def routes(self, nodes: int) -> Routes:
@@ -87,7 +87,7 @@ class Dragonfly:
     """Groups of switches, in which each switch has a link to each other one; minimal routing.
 
     groups: how many. switches: of a group. nodes_each: nodes of a switch. between: links from a group to each other
-    group; they leave a group from one switch after the other. A route takes link (source + target) mod `between`. rate:
+    group; the switches of the group have these links in turn. A route takes link (source + target) mod `between`. rate:
     of links of nodes, between the switches of a group, and between groups.
     """
 

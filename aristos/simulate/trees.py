@@ -170,7 +170,7 @@ def meet(nodes: int, names: Sequence[str], way: Way, ways: int) -> Routes:
 
 
 def _met(up: Sequence[Step], down: Sequence[Step]) -> tuple[Sequence[Step], Sequence[Step]] | None:
-    """Both ways up to the first switch of the one that is on the other, if there is one."""
+    """The parts of two ways up that end at the first switch common to both; None if they have none in common."""
     places = {step.switch: place for place, step in enumerate(down)}
     for place, step in enumerate(up):
         if step.switch in places:

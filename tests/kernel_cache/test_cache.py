@@ -307,7 +307,7 @@ def test_a_modules_key_follows_the_sources_that_its_compiled_code_reads(copy):
     codes = copy / "engine" / "codes.py"
     codes.write_text(codes.read_text().replace("RUN_UP, RUN_DOWN = range(2)", "RUN_UP, RUN_DOWN = range(1, 3)"))
     timeout, persistent, _ = after = keys(copy, TIMEOUT, PERSISTENT, LOOP)
-    assert timeout != before[0], "overdue() calls what compiles the codes in"
+    assert timeout != before[0], "overdue() calls a function that has the codes as constants"
     assert persistent != before[1], "the persistent kernel calls overdue()"
     for other in [*copy.glob("bench/plots/*.py"), copy / "doctor" / "main.py", copy / "__init__.py"]:
         other.write_text(other.read_text() + "\n# edited\n")

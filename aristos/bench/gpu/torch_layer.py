@@ -291,8 +291,8 @@ class Part:
 class Chain:
     """The steps of a layer's call on this rank: `pack`, `compute`, `combine`. A call of the chain runs all of them.
 
-    Each step leaves its tensor under another name: a captured step fills the same tensor again, and the next step reads
-    it.
+    Each step stores its result in an attribute of its own, because a captured step fills the same tensor at each
+    replay, and the next step reads that tensor.
 
     x, y: [S, H] tensors. rows: [E] this rank's rows of each expert, which the host knows. given: ids and weights [S, k]
     from outside, or None if the chain routes.

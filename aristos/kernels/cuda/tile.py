@@ -99,7 +99,7 @@ class Tile:
 
     @property
     def narrow(self) -> int:
-        """A shift for numbers of bytes: 1 if an element of A has half the bytes of one of the arithmetic, else 0."""
+        """A shift for numbers of bytes: 1 if elements of A have half as many bytes as the arithmetic's, else 0."""
         return 1 if self.rows else 0
 
     @property
