@@ -117,7 +117,7 @@ def by_softmax(p: Floats, dp: Floats) -> Floats:
 
 
 def _by_shares(values: Floats, dw: Floats, renormalize: bool) -> Floats:
-    """The derivative by `values`. dw: the derivative by the weights: the values, or their shares if renormalized."""
+    """The derivative by `values`. dw: the derivative by the weights (the values; renormalized: their shares)."""
     if not renormalize:
         return dw
     total = values.sum(axis=1, keepdims=True) + config.LEAST_SUM

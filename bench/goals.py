@@ -316,8 +316,8 @@ def page(records: dict[str, Any], compared: str) -> str:
     lines = [
         "# Goals of few tokens",
         "",
-        "Written by `make goals ARGS=--record`, on one family of CPUs after another; read bandwidth is that of the same"
-        " run. Owed: not measured there.",
+        "Written by `make goals ARGS=--record`, on one family of CPUs after another. A share is a share of the memory's"
+        " read bandwidth, measured in the same run. Owed: not measured there.",
         "",
         "| figure | goal | " + " | ".join(families) + " |",
         "| --- | ---: |" + " ---: |" * len(families),

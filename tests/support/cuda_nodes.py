@@ -23,7 +23,7 @@ from aristos.host.nodes import Nodes
 from aristos.substrate.cuda.outboxes import DeviceMemory
 
 HOST = 1 << 58  # first address of host memory; no real memory lies there
-SPAN = 1 << 40  # bytes of a rank's part of it
+SPAN = 1 << 40  # bytes of a rank's part of host memory
 MACHINE_END = 1 << 52
 WORD = 8
 WINDOW, BUFFERS = 0, SPAN // 2

@@ -137,8 +137,7 @@ def _rate(ctx: Context, work: Workload, call: Call, threads: int) -> float:
     """This rank's MFLOP per us on its experts' rows of the call. Ranks measure one at a time, because they may share
     cores.
 
-    Rates decide how many experts a rank holds, so the shortest time counts, because other load only adds time.
-    Collective.
+    Rates decide how many experts a rank holds. The shortest time counts, because other load only adds time. Collective.
     """
     rows = work.rows(work.routed(call)[0])
     layer = work.layer("fused", 1, moves="tokens")

@@ -49,7 +49,7 @@ from .proxy_thread import DeviceWire, ProxyThread
 
 MOST_ROWS = 256  # most rows of a tile
 MOST_NS = 1 << 61  # the longest timeout; the sum of two, which kernels compute, still fits a word
-MERGE_POLLS = 8  # idle polls for which a run of few rows waits for more of its expert
+MERGE_POLLS = 8  # idle polls for which a run of few rows waits for more rows of its expert
 ANSWER_SECONDS = 0.3  # how long the driver may take to answer; then an abort or a check continues without its answer
 LOOK_SECONDS = 2.0  # how long the driver may take to copy the state
 ASK_SECONDS = 1.0  # interval at which the progress of a long call is read
