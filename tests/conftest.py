@@ -1,6 +1,6 @@
 """What all tests share.
 
-Plugins in support/: ranks (mpi.py), tiers and budgets (tiers.py), exit hooks (leftovers.py).
+Plugins in support/: ranks (mpi.py), tiers and budgets (tiers.py), sweeps (sweeps.py), exit hooks (leftovers.py).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-pytest_plugins = ["mpi", "tiers", "leftovers"]
+pytest_plugins = ["mpi", "tiers", "sweeps", "leftovers"]
 
 ROOT = Path(__file__).resolve().parent.parent
 

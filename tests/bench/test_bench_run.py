@@ -25,15 +25,22 @@ CPU_PICTURES = {  # of the tables that the suites write on CPUs
 
 
 @pytest.fixture(scope="module")
-def watched(tmp_path_factory) -> tuple[Path, dict, str]:
+def trace(tmp_path_factory) -> Path:
+    """A recorded routing."""
+    file = tmp_path_factory.mktemp("bench") / "trace.npz"
+    rng = np.random.default_rng(0)
+    ids = np.argsort(rng.random((60, 3, 8)), axis=-1)[..., :2].astype(np.uint8)
+    np.savez(file, expert_ids=ids, gate_weight=np.full(ids.shape, 0.5, np.float16), seq_lens=[20, 40])
+    return file
+
+
+@pytest.fixture(scope="module")
+def watched(trace) -> tuple[Path, dict, str]:
     """One run of every suite on 2 ranks: its folder, the JSON document, and what it wrote to stderr."""
     if not find_mpiexec():
         pytest.skip("no mpiexec beside python or on PATH")
-    folder = tmp_path_factory.mktemp("bench")
-    rng = np.random.default_rng(0)
-    ids = np.argsort(rng.random((60, 3, 8)), axis=-1)[..., :2].astype(np.uint8)
-    np.savez(folder / "trace.npz", expert_ids=ids, gate_weight=np.full(ids.shape, 0.5, np.float16), seq_lens=[20, 40])
-    words = [*suites.known(), *SMALL, "--routing", str(folder / "trace.npz"), "--json"]
+    folder = trace.parent
+    words = [*suites.known(), *SMALL, "--routing", str(trace), "--json"]
     words += ["--alpha", "2us,1ms", "--rate", "100GB/s,10GB/s"]  # of `overlap`: 4 points instead of 12
     words += ["--watch", "--moves", "tokens", "--out", str(folder / "r.h5"), "--timeline", str(folder / "t.json")]
     done = bench(2, *words)
@@ -110,11 +117,11 @@ aristos.MoE, w.Workload.typed = Float32, lambda work, call: call
 """
 
 
+@pytest.mark.parallel
 @needs_mpiexec
-def test_layers_of_another_element_type_than_asked_for_are_caught_in_every_suite(whole):
-    folder, _ = whole
+def test_layers_of_another_element_type_than_asked_for_are_caught_in_every_suite(trace):
     names = ("layer", "idle", "replay", "plan", "overlap")
-    words = [*names, *SMALL, "--dtype", "bfloat16", "--routing", str(folder / "trace.npz"), "--json", "--out", "none"]
+    words = [*names, *SMALL, "--dtype", "bfloat16", "--routing", str(trace), "--json", "--out", "none"]
     done = bench(2, *words, "--alpha", "1us", "--rate", "100GB/s", code=PATCH + OTHER_TYPE + "sys.exit(main())")
     assert done.returncode == 1, done.stderr
     for name, suite in json.loads(done.stdout)["suites"].items():

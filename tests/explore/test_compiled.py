@@ -30,6 +30,7 @@ def test_compiled_steps_between_two_kinds_of_peers_have_no_races(comm):
         assert not result.races
 
 
+@pytest.mark.parallel
 @pytest.mark.ranks(2, timeout=400)
 def test_planted_races_are_found(comm):
     wanted = {case.name: case for case in run.CASES}

@@ -2,15 +2,15 @@
 
 No kernel runs here: the tests read what the compilers wrote. The compiler of CUDA 12, which is in this environment,
 compiles for sm_80 and sm_90. That of CUDA 13, which has its own environment (`make .venv/cuda13/.aristos`), compiles
-for sm_100. Aristos ships kernels that are compiled for these three. With KERNELS=all both compilers compile every
-kernel for the three, and those that once spilled for every other architecture too.
+for sm_100. Aristos ships kernels that are compiled for these three. A run takes a share of the kernels that PATTERNS
+names, see support/sweeps.py. With KERNELS=all both compilers compile every kernel for the three, and those that once
+spilled for every other architecture too.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -19,9 +19,11 @@ import time
 import warnings
 from collections import Counter
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
+import sweeps
 
 pytest.importorskip("numba.cuda.extending", reason="numba-cuda is not installed: pip install 'aristos[simt]'")
 from aristos.errors import EnvironmentProblem
@@ -132,16 +134,16 @@ MAKE_TABLE = "docs/performance.md must have the table of `python -m aristos.kern
 # Layer kernels take longest to compile. Those of one tile differ only in their products, which `gemm_` kernels test
 # too. So one type of each tile is compiled, one tile of each type, and the layer kernels with few free registers.
 # Products of float16, and on sm_100 those of TF32, differ from bfloat16's in one instruction: one tile is enough.
-CHOSEN = {
+PATTERNS = {
     "cuda12": r"^(?!.*\.sm_100$|layer_|gemm_f16_(?!16x128).*\.sm_80$|route_f16\.sm_80$)"
     r"|^layer_(bf16_16x128|f32_16x64)\.sm_80$"
     r"|^layer_(bf16_wgmma_128x128|f16_wgmma_64x128|tf32_64x128|f32_64x64)\.sm_90$",
     "cuda13": r"^(?!layer_|gemm_(f16|tf32)_(?!16x128)|route_f16).*\.sm_100$"
     r"|^layer_(bf16_16x128|f32_16x64|f32_64x64)\.sm_100$",
 }
-ALL = os.environ.get("KERNELS") == "all"
+ALL = sweeps.everything()
 if ALL:
-    CHOSEN = dict.fromkeys(CHOSEN, "")
+    PATTERNS = dict.fromkeys(PATTERNS, "")
 # The users' command, or a script that does the same in one process and keeps the PTX for other tests.
 REPORT = ["-m", "aristos.kernels.cuda"] if ALL else [str(Path(__file__).parents[1] / "support" / "kept_report.py")]
 EVERY_ARCH = assemble.ARCHS if ALL else tuple(ARCHS)
@@ -150,7 +152,7 @@ EVERY_ARCH = assemble.ARCHS if ALL else tuple(ARCHS)
 ONCE_SPILLED = r"^layer_(bf16_(wgmma_)?128x128|tf32_128x128|f32_16x64|f32_64x64)\."
 # Of the kernels with counters, only the one with the fewest free registers is compiled, for Hopper like the GPU report.
 COUNTED = "_counted" if ALL else r"^layer_bf16_wgmma_128x128_counted\.sm_90$"
-TOOLKIT_ARCHS = dict.fromkeys(CHOSEN, EVERY_ARCH) if ALL else {"cuda12": ("sm_80", "sm_90"), "cuda13": ("sm_100",)}
+TOOLKIT_ARCHS = dict.fromkeys(PATTERNS, EVERY_ARCH) if ALL else {"cuda12": ("sm_80", "sm_90"), "cuda13": ("sm_100",)}
 EVERYWHERE = {
     (kernel.name, arch): kernel
     for arch in EVERY_ARCH
@@ -159,17 +161,30 @@ EVERYWHERE = {
 }
 
 
-def chosen(environment):
-    """{(kernel, architecture)}: what the tests compile with a toolkit."""
-    found = {key for key in KERNELS if re.search(CHOSEN[environment], ".".join(key))}
+@cache
+def patterned(environment):
+    """{(kernel, architecture)}: what the tests compile with a toolkit, in all runs together."""
+    found = {key for key in KERNELS if re.search(PATTERNS[environment], ".".join(key))}
     return found | {(kernel, arch) for kernel, arch in EVERYWHERE if arch in TOOLKIT_ARCHS[environment]}
+
+
+def chosen(environment):
+    """{(kernel, architecture)}: what this run compiles with a toolkit."""
+    return patterned(environment) & share()
+
+
+def share():
+    """{(kernel, architecture)}: what this run compiles, of all architectures and types of layers and of products."""
+    found = patterned("cuda12") | patterned("cuda13")
+    layers = sorted(key for key in found if key[0].startswith("layer_"))
+    return {*sweeps.share(layers), *sweeps.share(sorted(found.difference(layers)))}
 
 
 @pytest.fixture(scope="session", params=ENVIRONMENTS)
 def built(request, tmp_path_factory):
     """(folder, {(kernel, architecture): its row of the report}). Equal sources, types and tools are compiled once.
 
-    Tests of kernels that CHOSEN leaves out are skipped.
+    Tests of kernels that this run does not compile are skipped.
     """
     pattern = f"^({'|'.join(sorted('.'.join(key) for key in chosen(request.param)))})$"
     folder = ENVIRONMENTS[request.param]
@@ -203,7 +218,7 @@ def built(request, tmp_path_factory):
 def text(built, kernel, arch):
     """The machine code of a kernel."""
     if (kernel, arch) not in built[1]:
-        pytest.skip("CHOSEN leaves this kernel out")
+        pytest.skip("this run does not compile this kernel")
     return (built[0] / f"{kernel}.{arch}.sass").read_text()
 
 
@@ -215,12 +230,6 @@ def without_type(kernel, arch):
 def test_every_kernel_has_its_files(built):
     out, rows = built
     assert set(rows) in map(chosen, ENVIRONMENTS)
-    compiled = chosen("cuda12") | chosen("cuda13")
-    assert {without_type(*key) for key in set(KERNELS) - set(LAYERS)} <= {without_type(*key) for key in compiled}
-    assert {(tile.kind, arch) for (name, arch), tile in LAYERS.items() if (name, arch) in compiled} >= {
-        *(("bf16", arch) for arch in ARCHS), *(("f32", arch) for arch in ARCHS), ("f16", "sm_90"), ("tf32", "sm_90"),
-    }  # fmt: skip
-    assert Counter(arch for _, arch in KERNELS) == {"sm_80": 39, "sm_90": 35, "sm_100": 39}
     for kernel, arch in rows:
         files = {kind: out / f"{kernel}.{arch}.{kind}" for kind in ("ptx", "cubin", "sass")}
         ptx = files["ptx"].read_text()
@@ -231,6 +240,26 @@ def test_every_kernel_has_its_files(built):
         assert "EXIT" in files["sass"].read_text()
     fields = {"kernel", "arch", "registers", "spill_bytes", "shared_bytes", "blocks_per_sm"}
     assert all(set(row) == fields for row in rows.values())
+
+
+def test_runs_compile_every_kernel_and_each_run_every_architecture(monkeypatch):
+    """Kernels that differ only in their type count as one, except those of layers, of which some types are compiled."""
+    compiled = set()
+    for number in range(sweeps.PARTS):
+        if not ALL:
+            monkeypatch.setenv("KERNELS", str(number))
+        layers = {key for key in share() if key in LAYERS}
+        assert {arch for _, arch in layers} == set(ARCHS)
+        assert {LAYERS[key].kind for key in layers} >= {"bf16", "tf32", "f32"}
+        assert {arch for _, arch in share() - layers} >= set(ARCHS)
+        assert {LOOPS[key].kind for key in share() - layers if key in LOOPS} == set(PRODUCT)
+        compiled |= share()
+    assert compiled == patterned("cuda12") | patterned("cuda13") >= set(EVERYWHERE)
+    assert {without_type(*key) for key in set(KERNELS) - set(LAYERS)} <= {without_type(*key) for key in compiled}
+    assert {(tile.kind, arch) for (name, arch), tile in LAYERS.items() if (name, arch) in compiled} >= {
+        *(("bf16", arch) for arch in ARCHS), *(("f32", arch) for arch in ARCHS), ("f16", "sm_90"), ("tf32", "sm_90"),
+    }  # fmt: skip
+    assert Counter(arch for _, arch in KERNELS) == {"sm_80": 39, "sm_90": 35, "sm_100": 39}
 
 
 def test_shared_memory_is_aligned_to_128_bytes(built):
@@ -249,7 +278,6 @@ def test_kernels_read_nothing_as_read_only(built):
 
 def test_nothing_spills(built):
     """Kernels that once spilled are compiled for each architecture that ships compiled, with the requested blocks."""
-    assert set(EVERYWHERE) <= chosen("cuda12") | chosen("cuda13")
     assert {arch for _, arch in EVERYWHERE} == set(EVERY_ARCH)
     assert set(ARCHS) < set(assemble.ARCHS)
     for (name, arch), row in built[1].items():

@@ -5,7 +5,6 @@ Tests of one set use the same compiled kernels. All are in this file, so that on
 
 from __future__ import annotations
 
-import itertools
 import os
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import sweeps
 
 from aristos.errors import EnvironmentProblem
 from aristos.primitives import isa
@@ -100,18 +100,15 @@ def wide(names: Iterable[str]) -> list[str]:
 
 
 def guarded() -> list[tuple[str, str]]:
-    """[(part, ISA)]: the parts of `guarded_kernels` that run here, and with which ISA. KERNELS=all runs all pairs.
+    """[(part, ISA)]: the parts of `guarded_kernels` that this run makes, and with which ISA.
 
-    Otherwise every ISA runs the plain part; of ISAs with equal float32 kernels, all but the best run its 16-bit half.
-    Each further part runs on the best ISA and on one other.
+    Each part has the next ISA in each run. Of ISAs with equal float32 kernels, all but the best run the 16-bit half of
+    the plain part. KERNELS=all runs all pairs.
     """
     parts, names = ["plain", "backward", *FORMATS], isa.usable()
-    if os.environ.get("KERNELS") == "all" or len(names) == 1:
-        return [(part, name) for part in parts for name in names]
-    others, same = itertools.cycle(names[1:]), wide(names)[1:]
-    return [("16-bit" if name in same else "plain", name) for name in names] + [
-        (part, name) for part in parts[1:] for name in (names[0], next(others))
-    ]
+    pairs = [(part, name) for place, part in enumerate(parts) for name in sweeps.turn(names, place)]
+    halved = [("plain", name) for name in wide(names)[1:] if not sweeps.everything()]
+    return [("16-bit", pair[1]) if pair in halved else pair for pair in pairs]
 
 
 @pytest.mark.slow
@@ -133,16 +130,19 @@ def test_kernels_touch_nothing_beyond_their_arrays(part, name):
 def test_every_isa_of_this_machine_gives_the_same_float32_bits():
     """A float32 sum is one chain of fused multiply-adds in k order, whatever the width of the vectors.
 
-    ISAs with 512-bit vectors have the same float32 kernels, so only the best of them runs.
+    ISAs with 512-bit vectors have the same float32 kernels, so only the best of them runs, and the next one of the
+    others in each run.
     """
-    outputs = on_each([name for name in USABLE if name not in wide(USABLE)[1:]], "-c", SCRIPT)
+    others = [name for name in USABLE[1:] if name not in wide(USABLE)]
+    outputs = on_each([USABLE[0], *sweeps.turn(others)], "-c", SCRIPT)
     assert len(set(outputs.values())) == 1, outputs
 
 
 @pytest.mark.slow
 def test_16_bit_experts_on_every_isa_of_this_machine():
-    """The best ISA is left out here, because the quick tier runs the file on it."""
-    on_each(USABLE[1:], "-m", "pytest", "-q", "-p", "no:cacheprovider", ROUNDED)
+    """Each run has the next ISA, which has also the plain part of `guarded`. The quick tier runs the best one."""
+    names = [name for name in sweeps.turn(USABLE) if name != USABLE[0]]
+    on_each(names, "-m", "pytest", "-q", "-p", "no:cacheprovider", ROUNDED)
 
 
 @pytest.mark.slow

@@ -40,6 +40,7 @@ TAKING = [(2, "no node"), (2, "one node"), (2, "all nodes"), (4, "one node")]
 @pytest.mark.parametrize(
     ("world", "taking"), [pytest.param(n, which, marks=pytest.mark.ranks(n, timeout=400)) for n, which in TAKING]
 )
+@pytest.mark.parallel
 def test_nodes(comm, world, taking):
     """Nodes have one GPU or two. Outputs equal the float64 reference, with equal bits for every division into nodes.
 
@@ -66,6 +67,7 @@ def test_nodes(comm, world, taking):
             assert same(one, other)
 
 
+@pytest.mark.parallel
 @pytest.mark.ranks(2, timeout=300, isolated=True)
 @pytest.mark.parametrize("per_node", [1, 2])
 def test_a_rank_that_closes_while_another_calls(comm, per_node):
