@@ -9,6 +9,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+import sweeps
 
 pytest.importorskip("numba.cuda.extending", reason="numba-cuda is not installed: pip install 'aristos[simt]'")
 from gpu_rivals import (
@@ -254,7 +255,7 @@ def test_layer_against_pytorch(dtype, preset):
     assert used == "grouped, not compiled, one graph"
 
 
-@pytest.mark.parametrize(("dtype", "preset"), LAYERS[:2])
+@pytest.mark.parametrize(("dtype", "preset"), sweeps.turn(LAYERS))
 @pytest.mark.usefixtures("chain")
 def test_layer_against_a_chain(dtype, preset):
     result = measured("layer", dtype=dtype, preset=preset)

@@ -50,6 +50,7 @@ def small(monkeypatch, tmp_path):
     return lambda name, *words: (gpu_kit.main(["--out", str(tmp_path / name), *words]), tmp_path / name)
 
 
+@pytest.mark.slow
 def test_the_kit_holds_source_wheels_kernels_and_the_command(small, tmp_path):
     """The parts lie where run.sh and the package look for them. Packing the kit again gives the same bytes."""
     code, archive = small("a.tar.gz")

@@ -69,6 +69,7 @@ def test_a_put_takes_the_time_set_for_its_link(comm):
     window.close()
 
 
+@pytest.mark.slow
 @pytest.mark.ranks(2, timeout=300)
 def test_a_layer_waits_for_slow_links_and_keeps_its_bits(comm):
     from aristos.bench.slow_links import SlowLinks
@@ -111,6 +112,7 @@ def test_the_ring_sums_exactly_and_takes_the_set_time(comm):
 
 
 @pytest.mark.slow
+@pytest.mark.parallel  # other programs only make times longer
 @pytest.mark.skipif(not find_mpiexec(), reason="no mpiexec beside python or on PATH")
 def test_the_suite_predicts_and_measures_every_term(tmp_path):
     done = bench(6, "plan", *SMALL, "--json", "--out", str(tmp_path / "r.h5"))

@@ -485,6 +485,7 @@ def test_windows_are_as_large_as_stated_whatever_the_skew_and_the_layers(comm, w
     checked_sizes(comm, None)
 
 
+@pytest.mark.slow
 @ranks_each(2, 3)
 def test_windows_over_nodes_are_as_large_as_stated(comm, world):
     for ranks_per_node in (1, 2)[: world - 1]:

@@ -16,7 +16,7 @@ from cases import ROOT, clean_environment
 
 from aristos.cli.explore import main
 
-SECONDS = 5  # for each case of fresh schedules, half a minute in all. `aristos explore --seconds` searches longer
+SECONDS = 3  # for each case of fresh schedules, 20 seconds in all. `aristos explore --seconds` searches longer
 FRESH = ["shm 4 pct", "rma 2 pct", "rma 3 random", "mixed 3 pct", "mixed 4 random", "levels 4 pct", "proxy 3 pct"]
 
 

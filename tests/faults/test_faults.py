@@ -1,6 +1,6 @@
-"""Twenty drawn faults in real jobs: each must end as `draw.KINDS` says, in time, with clear errors and nothing left.
+"""Ten drawn faults in real jobs: each must end as `draw.KINDS` says, in time, with clear errors and nothing left.
 
-`run.py` makes thousands of them, for the table in docs/reliability.md.
+Each run draws others, see support/sweeps.py. `run.py` makes thousands of them, for the table in docs/reliability.md.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import sweeps
 from mpi import find_mpiexec
 
 RUN = Path(__file__).with_name("run.py")
-INJECTIONS, SEED = 20, 7000
+INJECTIONS, SEED = 10, 7000 + 100 * sweeps.number()
 LIMIT = 900.0  # seconds
 
 pytestmark = [

@@ -255,6 +255,7 @@ print(">", compiling.compiled_here(), compiling.cache_folder())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.compiled
 def test_a_damaged_cache_is_rebuilt(tmp_path):
     """A full disk may cut a file short. The next process compiles that function again, and no other."""

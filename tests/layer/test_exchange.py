@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import sweeps
 from cases import SKEWS, Exchange, MoE, one_exchange, rings_of, routing, same, tokens
-from hypothesis import given, settings
+from hypothesis import given, seed, settings
 from hypothesis import strategies as st
 from mpi import ranks_each
 
@@ -45,7 +46,8 @@ def plans(draw: st.DrawFn) -> dict[str, Any]:
 
 @pytest.mark.parallel
 @ranks_each(1, 2, 5, timeout=240)
-@settings(max_examples=20)
+@seed(sweeps.number())
+@settings(max_examples=10)
 @given(plan=plans())
 def test_any_exchange_moves_the_right_rows(comm, world, plan):
     cfg, places = plan["cfg"], plan["placement"]

@@ -57,6 +57,7 @@ CANNOT = {
 }
 # Programs without options that take long -> the test that runs them.
 ELSEWHERE = {
+    "docs/code_lines.py": "tests/package/test_rooms.py",
     "examples/upcycle.py": "tests/integrations/test_model_examples.py",
     "examples/chat.py": "tests/integrations/test_model_examples.py",
     "examples/layer.py": "tests/package/test_examples.py",

@@ -45,6 +45,7 @@ def counts(state, starts, world):
     return {name: state[starts[getattr(words, name)] :][:world].tolist() for name in COUNTED}
 
 
+@pytest.mark.parallel
 @ranks_each(4, 8)
 @pytest.mark.parametrize("moves", ["tokens", "experts"])
 def test_counts_are_those_of_real_ranks(comm, world, moves):

@@ -26,8 +26,8 @@ def everything() -> bool:
 
 
 def number() -> int:
-    """The number of a run that does not take everything."""
-    return int(os.environ["KERNELS"])
+    """The number of a run; 0 if it takes everything."""
+    return 0 if everything() else int(os.environ["KERNELS"])
 
 
 def share(combinations: Sequence[T]) -> Sequence[T]:

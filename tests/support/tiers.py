@@ -175,6 +175,19 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "core: `make test-all` runs it on every MPI library")
     if job_folder() is None:
         config.pluginmanager.register(Costs(config), "aristos-costs")
+    if (worker := getattr(config, "workerinput", None)) and [Path(each).resolve() for each in config.args] == [TESTS]:
+        config.args[:] = folders_from(int(worker["workerid"][2:]) / worker["workercount"])
+
+
+def folders_from(share: float) -> list[str]:
+    """The folders below tests/, from this share of them on.
+
+    The first worker that imports a file keeps its compiled assertions for the others. So each worker begins with other
+    folders, and all of them sort their tests afterwards.
+    """
+    folders = [str(TESTS / folder) for folder in sorted(FOLDERS)]
+    first = int(share * len(folders))
+    return folders[first:] + folders[:first]
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -197,9 +210,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         wanted &= part is None or is_parallel(item) == (part == "parallel")
         (kept if wanted else dropped).append(item)
     first = {str(TESTS / file): place for place, file in enumerate(LONG)} if part == "parallel" else {}
-    items[:] = sorted(
-        kept, key=lambda item: (tier == "quick" and compiled(item), first.get(str(item.path), len(first)))
-    )
+
+    def place(item: pytest.Item) -> tuple[bool, int, str]:
+        return tier == "quick" and compiled(item), first.get(str(item.path), len(first)), str(item.path)
+
+    items[:] = sorted(kept, key=place)
     if dropped:
         config.hook.pytest_deselected(items=dropped)
 
