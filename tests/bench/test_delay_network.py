@@ -33,7 +33,7 @@ def once_within(comm, measured, least, most):
             return
 
 
-@pytest.mark.parallel  # the steps are compiled in the parallel part; suites in test_bench_run.py use them later
+@pytest.mark.parallel
 def test_delayed_steps_give_the_same_bits():
     """One rank runs the steps. It has no links."""
     from aristos.bench.delay import steps
