@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import sweeps
 
 pytest.importorskip("numba.cuda.extending", reason="numba-cuda is not installed: pip install 'aristos[simt]'")
 
@@ -103,10 +104,12 @@ def test_a_full_disk_prints_the_page(tmp_path):
 
 @pytest.mark.parametrize(
     ("fault", "note"),
-    [
-        ("ncu-missing", "ncu was not found on PATH"),
-        ("ncu-forbidden", "may not read the counters (ERR_NVGPUCTRPERM)"),
-    ],
+    sweeps.turn(
+        [
+            ("ncu-missing", "ncu was not found on PATH"),
+            ("ncu-forbidden", "may not read the counters (ERR_NVGPUCTRPERM)"),
+        ]
+    ),
 )
 def test_the_profiler_may_be_missing_or_forbidden(tmp_path, fault, note):
     code, page, _ = rehearsed(tmp_path, fault, "ncu")

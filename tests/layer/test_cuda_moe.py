@@ -7,6 +7,7 @@ from dataclasses import replace
 import leftovers
 import numpy as np
 import pytest
+import sweeps
 
 pytest.importorskip("numba.cuda.extending", reason="numba-cuda is not installed: pip install 'aristos[simt]'")
 from cases import routing, tokens
@@ -97,7 +98,7 @@ def test_several_ranks_equal_the_reference(world, gpus):
     on_ranks(world, body, gpus=gpus, blocks=2 if gpus == world else 4)
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "tf32"])
+@pytest.mark.parametrize("dtype", ["bfloat16", *sweeps.turn(["float16", "tf32"])])
 def test_every_dtype_equals_the_reference(dtype):
     cfg = replace(CFG, dtype=dtype)
     if dtype == "bfloat16":

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import sweeps
 
 pytest.importorskip("numba.cuda.extending", reason="numba-cuda is not installed: pip install 'aristos[simt]'")
 from cuda_layers import SMALL, Layers
@@ -30,7 +31,7 @@ def close(layers, ys):
         assert want.size == 0 or error(y, want) < BOUNDS[layers.kind]
 
 
-@pytest.mark.parametrize("kind", list(BOUNDS))
+@pytest.mark.parametrize("kind", ["bf16", *sweeps.turn(["f16", "tf32"]), "f32"])
 def test_kinds(kind):
     layers = Layers(kind=kind)
     close(layers, layers.run())

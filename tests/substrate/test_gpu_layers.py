@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import sweeps
 
 pytest.importorskip("numba.cuda.extending", reason="numba-cuda is not installed: pip install 'aristos[simt]'")
 import gpu_layers
@@ -34,7 +35,7 @@ def test_same_bits():
         np.testing.assert_array_equal(np.concatenate(ranks(gpu_layers.bits, world)), whole)
 
 
-@pytest.mark.parametrize(("world", "dtype"), [(1, "tf32"), (1, "float16"), (2, "bfloat16")])
+@pytest.mark.parametrize(("world", "dtype"), [(2, "bfloat16"), *sweeps.turn([(1, "float16"), (1, "tf32")])])
 def test_device_arrays(world, dtype):
     ranks(gpu_layers.device_arrays, world, dtype)
 
