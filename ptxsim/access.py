@@ -11,6 +11,7 @@ from kernel_cache.compile import inner as jit
 from . import isa
 from . import state as s
 from .bits import f32_of, f64_of, get, load, load8, load32, put, store, store8, u32_of, u64_of
+from .cluster import LOW, holder, reached
 from .floating import NAN32, flush32, least_most
 from .integer import cut
 from .integer import read as as_integer
@@ -57,7 +58,8 @@ def locate(x, warp, thread, block, lane, space, address, size, write, pc):
     """Find the memory of an access. Returns (address in this process, place, space).
 
     If the access is not allowed, such as a write to parameters, this is reported, and the address is FAULT. place: the
-    offset in the space, or for global memory in the machine's memory.
+    offset in the space, or for global memory in the machine's memory. In another block's shared memory it has the
+    block's rank in its high bits (cluster.py).
     """
     if space == isa.GENERIC:
         if isa.SHARED_WINDOW <= address < isa.SHARED_WINDOW + isa.WINDOW:
@@ -72,10 +74,17 @@ def locate(x, warp, thread, block, lane, space, address, size, write, pc):
     if space == isa.SHARED:
         if isa.SHARED_WINDOW <= address < isa.SHARED_WINDOW + isa.WINDOW:
             address -= isa.SHARED_WINDOW
+        owner = block
+        if address >> isa.RANK_SHIFT != 0:
+            owner = reached(x, thread, block, address, size, write, pc)
+            if owner == 0:
+                return np.int64(FAULT), address, space
+            if owner == block:
+                address &= LOW
         limit = get(block, s.B_SHARED_SIZE)
-        bad = address < 0 or address + size > limit
+        bad = (address & LOW) + size > limit
         if not bad:
-            valid = get(block, s.B_VALID) + address
+            valid = get(block, s.B_VALID) + (address & LOW)
             bad = load8(valid) == np.uint64(0) or load8(valid + size - 1) == np.uint64(0)
         if bad:
             report(x, s.OUT_OF_BOUNDS, pc, gid, address, space, size, 0, 0, limit, write)
@@ -83,7 +92,7 @@ def locate(x, warp, thread, block, lane, space, address, size, write, pc):
         if address & (size - 1):
             report(x, s.MISALIGNED, pc, gid, address, space, size, 0, 0, 0, write)
             return np.int64(FAULT), address, space
-        return get(block, s.B_SHARED) + address, address, space
+        return get(owner, s.B_SHARED) + (address & LOW), address, space
     if space == isa.LOCAL:
         limit = get(get(x, s.LAUNCHES) + get(block, s.B_LAUNCH) * s.L_FIELDS * 8, s.L_LOCAL)
         if address < 0 or address + size > limit:
@@ -140,7 +149,8 @@ def shadow_of(x, block, space, place):
     """
     if space == isa.SHARED:
         grain = get(get(x, s.LAUNCHES) + get(block, s.B_LAUNCH) * s.L_FIELDS * 8, s.L_GRANULE)
-        return get(block, s.B_INIT) + place, grain, get(block, s.B_SHADOW), place, place
+        owner, offset = holder(x, block, place), place & LOW
+        return get(owner, s.B_INIT) + offset, grain, get(owner, s.B_SHADOW), offset, place
     number = np.int64(load32(get(x, s.PAGES) + (place >> s.PAGE_SHIFT) * 4))
     row = get(x, s.ALLOCS) + number * s.A_FIELDS * 8
     cells, first = get(x, s.SHADOW) + get(row, s.A_SHADOW) * s.CELL_WORDS * 8, place - get(row, s.A_START)
@@ -190,10 +200,10 @@ def check(x, warp, thread, block, space, place, size, how, write, reads, pc):
 
 
 @jit
-def location_of(block, space, place):
+def location_of(x, block, space, place):
     """A number that no other location has: the offset in global memory, or block and offset for shared memory."""
     if space == isa.SHARED:
-        return 1 << 61 | get(block, s.B_GID) << 20 | place
+        return 1 << 61 | get(holder(x, block, place), s.B_GID) << 20 | (place & LOW)
     return place
 
 
@@ -267,13 +277,13 @@ def loads(x, warp, block, line, pc, mask):
         watched = checked and (kind == isa.GLOBAL or kind == isa.SHARED) and space != isa.CONST
         newest = np.int64(ANY)
         if watched and count > 1 and order != isa.WEAK:
-            newest = newest_of(x, location_of(block, kind, place), size, count)
+            newest = newest_of(x, location_of(x, block, kind, place), size, count)
         if watched:
             for k in range(count):
                 check(x, warp, thread, block, kind, place + k * size, size, how, False, True, pc)
         for k in range(count):
             if watched and (order != isa.WEAK or get(x, s.WEAK_MEMORY)):
-                at = location_of(block, kind, place + k * size)
+                at = location_of(x, block, kind, place + k * size)
                 value = np.uint64(read(x, thread, block, slot, at, host + k * size, size, order, scope, newest))
                 if order != isa.WEAK:
                     newest = get(x, s.CHOSEN)
@@ -312,7 +322,7 @@ def stores(x, warp, block, line, pc, mask):
             if watched:
                 flags = how | (SAME if old == value else 0)
                 check(x, warp, thread, block, kind, place + k * size, size, flags, True, False, pc)
-                at = location_of(block, kind, place + k * size)
+                at = location_of(x, block, kind, place + k * size)
                 item = k if count > 1 and order != isa.WEAK else np.int64(ALONE)
                 hidden = wrote(x, thread, block, slot, at, size, old, value, order, scope, False, item)
             if not hidden:
@@ -422,7 +432,7 @@ def atomics(x, warp, block, line, pc, mask):
         flush = kind == isa.GLOBAL  # hardware flushes subnormals in global memory, but not in shared memory
         value = combined(x, kind_of, type_, old, b, c, flush)
         if checked and kind != isa.LOCAL:
-            at = location_of(block, kind, place)
+            at = location_of(x, block, kind, place)
             check(x, warp, thread, block, kind, place, size, how, True, True, pc)
             read_latest(x, thread, at, order, scope)
             if value != old or kind_of != 2:

@@ -141,7 +141,8 @@ def fenced(x, vc, known, block, which):
             break
         owner = key >> SUB_BITS
         covered = owner == mine and key & BLOCK_KEY != BLOCK_KEY and clock < floor
-        if owner & (AGENTS >> 10) != 0 or (which == 1 and owner != mine) or covered:
+        foreign = which == 1 and owner != mine and not get(x, s.CLUSTERED)
+        if owner & (AGENTS >> 10) != 0 or foreign or covered:
             continue
         put(pool, 2 * (top + 1 + n), key | PROXY << which)
         put(pool, 2 * (top + 1 + n) + 1, clock)

@@ -43,7 +43,7 @@ def rest(x, warp):
 @jit
 def barrier_of(x, block, number):
     """The row of a block's barrier."""
-    return get(x, s.BARRIERS) + (get(block, s.B_SLOT) * s.BARRIERS_PER_BLOCK + (number & 31)) * s.Q_FIELDS * 8
+    return get(x, s.BARRIERS) + (get(block, s.B_SLOT) * s.BARRIERS_PER_BLOCK + (number & 15)) * s.Q_FIELDS * 8
 
 
 @unit
@@ -57,9 +57,9 @@ def arrive(x, warp, block, line, pc, mask):
         if not (mask >> lane) & 1:
             continue
         thread = thread_of(x, warp, lane)
-        number = np.int64(register(x, warp, get(line, isa.A), lane)) & (31 if flags & 2 else 15)
+        number = np.int64(register(x, warp, get(line, isa.A), lane)) & 15
         count = np.int64(register(x, warp, get(line, isa.B), lane)) & 0xFFFF
-        wrong = (register(x, warp, get(line, isa.A), lane) > np.uint64(15) and not flags & 2) or count & 31 != 0
+        wrong = register(x, warp, get(line, isa.A), lane) > np.uint64(15) or count & 31 != 0
         if wrong and get(x, s.CHECK):
             report(x, s.BARRIER_DIVERGENCE, pc, get(thread, s.T_GID), 0, 0, 0, 0, 0, 3, 0)
         q = barrier_of(x, block, number)
@@ -86,7 +86,7 @@ def arrive(x, warp, block, line, pc, mask):
     first = np.int64(0)
     while not (mask >> first) & 1:
         first += 1
-    return settle(x, block, np.int64(register(x, warp, get(line, isa.A), first)) & (31 if flags & 2 else 15))
+    return settle(x, block, np.int64(register(x, warp, get(line, isa.A), first)) & 15)
 
 
 @jit

@@ -12,6 +12,7 @@ from .barrier import rest, wake
 from .begin import begin_launches, end_launch, launch_at, trigger
 from .bits import get, put, store8
 from .bulk import abandon
+from .cluster import cluster_over, cta_of
 from .collective import FULL
 from .lanes import select
 from .rows import ONE, PARAMS, ROW
@@ -32,8 +33,8 @@ ROW_EQ, ROW_LE, ROW_LT, ROW_GE, ROW_GT = (ROW[f"lanemask_{name}"] for name in ("
 def start_block(x, device, launch, slot, sm):
     """Start the next block of a launch in a slot: set up its threads with their special registers and constants."""
     block = get(x, s.BLOCKS) + slot * s.B_FIELDS * 8
-    cta = get(launch, s.L_NEXT)
-    put(launch, s.L_NEXT, cta + 1)
+    cta = cta_of(launch, get(launch, s.L_NEXT))
+    put(launch, s.L_NEXT, get(launch, s.L_NEXT) + 1)
     threads, warps = get(launch, s.L_THREADS), get(launch, s.L_WARPS)
     put(block, s.B_LAUNCH, get(launch, s.L_NUMBER))
     put(block, s.B_CTA, cta)
@@ -45,6 +46,8 @@ def start_block(x, device, launch, slot, sm):
     put(block, s.B_MAX_CLOCK, 1)
     put(block, s.B_SM, sm)
     put(block, s.B_SC, 0)
+    put(block, s.B_REACHED, 0)
+    put(block, s.B_VC_OUT, 0)
     put(block, s.B_AT_GRID, 0)
     put(block, s.B_MBARRIERS, 0)
     put(block, s.B_TRIGGERED, 0)
@@ -155,14 +158,39 @@ def admit(x, number):
         if get(launch, s.L_DEVICE) != number or get(launch, s.L_STATE) != s.ACTIVE:
             continue
         while get(launch, s.L_NEXT) < get(launch, s.L_BLOCKS):
-            sm = space_for(device, sms, get(launch, s.L_SHARE))
-            slot = free_slot(x, number)
-            if sm < 0 or slot < 0:
+            size = get(launch, s.L_CLUSTER)
+            if size > 1 and not cluster_fits(x, device, number, sms, launch):
                 break
-            put(device, s.D_NEXT_SM, sm + 1)
-            put(device, s.D_FIELDS + sm, get(device, s.D_FIELDS + sm) + get(launch, s.L_SHARE))
-            start_block(x, device, launch, slot, sm)
+            cluster = np.int64(0)
+            for rank in range(size):
+                sm = space_for(device, sms, get(launch, s.L_SHARE))
+                slot = free_slot(x, number)
+                if sm < 0 or slot < 0:
+                    return 0
+                put(device, s.D_NEXT_SM, sm + 1)
+                put(device, s.D_FIELDS + sm, get(device, s.D_FIELDS + sm) + get(launch, s.L_SHARE))
+                if rank == 0:
+                    cluster = get(x, s.CLUSTERS) + slot * s.K_FIELDS * 8
+                    clear(cluster, s.K_FIELDS * 8)
+                    put(cluster, s.K_SIZE, size)
+                block = get(x, s.BLOCKS) + slot * s.B_FIELDS * 8
+                put(block, s.B_CLUSTER, cluster)
+                put(block, s.B_RANK, rank)
+                put(cluster, s.K_BLOCKS + rank, block)
+                start_block(x, device, launch, slot, sm)
     return 0
+
+
+@jit
+def cluster_fits(x, device, number, sms, launch):
+    """Whether a device has space and free slots for all blocks of the next cluster of a launch."""
+    places, slots = np.int64(0), np.int64(0)
+    for sm in range(sms):
+        places += (s.WHOLE_SM - get(device, s.D_FIELDS + sm)) // get(launch, s.L_SHARE)
+    for i in range(get(x, s.BLOCK_SLOTS)):
+        block = get(x, s.BLOCKS) + i * s.B_FIELDS * 8
+        slots += np.int64(get(block, s.B_DEVICE) == number and get(block, s.B_LAUNCH) < 0)
+    return min(places, slots) >= get(launch, s.L_CLUSTER)
 
 
 @jit
@@ -187,12 +215,12 @@ def free_slot(x, number):
 
 @unit
 def remove_ended(x):
-    """Free the slots of blocks that ended, and begin the launches that waited for the end of theirs."""
+    """Free the slots of blocks whose clusters ended, and begin the launches that waited for the end of theirs."""
     put(x, s.DEAD, 0)
     for i in range(get(x, s.BLOCK_SLOTS)):
         block = get(x, s.BLOCKS) + i * s.B_FIELDS * 8
         number = get(block, s.B_LAUNCH)
-        if number < 0 or get(block, s.B_LIVE) > 0:
+        if number < 0 or get(block, s.B_LIVE) > 0 or not cluster_over(block):
             continue
         for k in range(get(block, s.B_WARPS)):
             rest(x, get(x, s.WARPS) + (get(block, s.B_FIRST_WARP) + k) * s.W_FIELDS * 8)

@@ -40,10 +40,11 @@ from .boxes import (
     width,
 )
 from .clocks import SUB_BITS, join, publish, single
+from .cluster import LOW, OTHER_BLOCK, holder
 from .copies import finish_copies
-from .mbarrier import expect, live, pending, row_of, settle_phase
+from .mbarrier import OF_ALL, expect, live, pending, row_of, settle_phase
 from .units import unit
-from .watch import ATOMIC, STRONG, draw, report
+from .watch import draw, report
 
 BAD_SIZE, NOT_DONE = 8, 9  # details of MISUSE reports, after those of mbarrier.py
 
@@ -78,13 +79,14 @@ def bulk(x, warp, block, line, pc, op, mask):
 
 
 @jit
-def ends(x, warp, thread, block, line, lane, pc, to_space, from_space):
+def ends(x, warp, thread, block, line, lane, pc, to_space, from_space, rank):
     """Where one lane's copy goes and comes from: (bytes, both addresses, target and its place, origin and its place).
 
-    IMM and TYPE are added to the addresses. The target is FAULT if something is wrong, which is reported.
+    IMM and TYPE are added to the addresses. The target is FAULT if something is wrong, which is reported. rank: see
+    `in_rank`.
     """
     size = np.int64(register(x, warp, get(line, isa.C), lane)) & 0xFFFFFFFF
-    to = np.int64(register(x, warp, get(line, isa.A), lane)) + get(line, isa.IMM)
+    to = in_rank(np.int64(register(x, warp, get(line, isa.A), lane)) + get(line, isa.IMM), rank)
     source = np.int64(register(x, warp, get(line, isa.B), lane)) + get(line, isa.TYPE)
     target, to_place, origin, from_place = np.int64(FAULT), np.int64(0), np.int64(FAULT), np.int64(0)
     if size & 15 or size == 0:
@@ -100,56 +102,88 @@ def ends(x, warp, thread, block, line, lane, pc, to_space, from_space):
 
 @jit
 def start(x, warp, thread, block, line, lane, op, pc):
-    """Start one lane's copy. TYPE2 is added to the address of the mbarrier."""
-    loads = op == isa.BULKLOAD
-    spaces = (isa.SHARED, isa.GLOBAL) if loads else (isa.GLOBAL, isa.SHARED)
-    size, to, source, target, to_place, origin, from_place = ends(
-        x, warp, thread, block, line, lane, pc, spaces[0], spaces[1]
+    """Start one lane's copy."""
+    if op == isa.BULKLOAD:
+        ranks = np.int64(0)  # the mask of .multicast::cluster
+        if get(line, isa.COUNT):
+            row = get(get(x, s.OPERANDS) + get(line, isa.LIST) * 8, 0)
+            ranks = np.int64(register(x, warp, row, lane)) & 0xFFFF
+        for k in range(s.MOST_CLUSTER):
+            if (ranks >> k) & 1 or (k == 0 and not get(line, isa.COUNT)):
+                start_load(x, warp, thread, block, line, lane, pc, k + 1 if get(line, isa.COUNT) else 0)
+        return
+    size, to, _, target, to_place, origin, from_place = ends(
+        x, warp, thread, block, line, lane, pc, isa.GLOBAL, isa.SHARED, 0
     )
     if target == FAULT:
         return
-    count_bytes(x, pc, to if not loads else source, size)
-    if not loads:
-        group = get(thread, s.T_BULK)
-        if get(x, s.CHECK):
-            vc = publish(x, thread, block, warp_slot(x, warp))
-            as_agent(x, agent_number(GROUP_READS, get(thread, s.T_GID)), group + 1, vc)
-            agent_access(x, thread, block, isa.SHARED, from_place, size, False, pc)
-            as_agent(x, agent_number(GROUP_WRITES, get(thread, s.T_GID)), group + 1, vc)
-            agent_access(x, thread, block, isa.GLOBAL, to_place, size, True, pc)
-        pending(x, s.P_STORE, block, thread, to_place, origin, size, -1, group, pc)
-        return
-    at = np.int64(register(x, warp, get(line, isa.E), lane)) + get(line, isa.TYPE2)
-    index = barrier_for(x, warp, thread, block, lane, at, pc)
-    if index < 0:
-        return
+    count_bytes(x, pc, to, size)
+    group = get(thread, s.T_BULK)
     if get(x, s.CHECK):
-        agent_access(x, thread, block, isa.GLOBAL, from_place, size, False, pc)
-        agent_access(x, thread, block, isa.SHARED, to_place, size, True, pc)
-    pending(x, s.P_LOAD, block, thread, to_place, origin, size, index, get(get(x, s.AGENT), s.T_CLOCK), pc)
+        vc = publish(x, thread, block, warp_slot(x, warp))
+        as_agent(x, agent_number(GROUP_READS, get(thread, s.T_GID)), group + 1, vc)
+        agent_access(x, thread, block, isa.SHARED, from_place, size, False, pc)
+        as_agent(x, agent_number(GROUP_WRITES, get(thread, s.T_GID)), group + 1, vc)
+        agent_access(x, thread, block, isa.GLOBAL, to_place, size, True, pc)
+    pending(x, s.P_STORE, block, thread, to_place, origin, size, -1, group, pc)
 
 
 @jit
-def barrier_for(x, warp, thread, block, lane, at, pc):
-    """The index of the mbarrier at an address that will count a copy, or -1 after a report.
+def in_rank(address, rank):
+    """An address in shared memory, in the block with a rank; 0 leaves it as it is, 1 stands for rank 0 and so on."""
+    return address if rank == 0 else (address & LOW) | rank << isa.RANK_SHIFT
+
+
+@unit
+def start_load(x, warp, thread, block, line, lane, pc, rank):
+    """Start one lane's copy to shared memory. TYPE2 is added to the address of the mbarrier. FLAGS: whence it comes.
+
+    rank: 0, or one more than the rank of the block to which a multicast goes.
+    """
+    space = get(line, isa.FLAGS)
+    size, _, source, target, to_place, origin, from_place = ends(
+        x, warp, thread, block, line, lane, pc, isa.SHARED, space, rank
+    )
+    if target == FAULT:
+        return 0
+    if space == isa.GLOBAL:
+        count_bytes(x, pc, source, size)
+    owner, to_place = holder(x, block, to_place), to_place & LOW
+    at = in_rank(np.int64(register(x, warp, get(line, isa.E), lane)) + get(line, isa.TYPE2), rank)
+    index = barrier_for(x, warp, thread, block, owner, lane, at, pc)
+    if index < 0:
+        return 0
+    if get(x, s.CHECK):
+        agent_access(x, thread, block, space, from_place, size, False, pc)
+        agent_access(x, thread, owner, isa.SHARED, to_place, size, True, pc)
+    pending(x, s.P_LOAD, owner, thread, to_place, origin, size, index, get(get(x, s.AGENT), s.T_CLOCK), pc)
+    return 0
+
+
+@jit
+def barrier_for(x, warp, thread, block, owner, lane, at, pc):
+    """The index of the mbarrier at an address that will count a copy to a block `owner`, or -1 after a report.
 
     The mbarrier's agent, which makes the copy, is set. Its clock is the number of the mbarrier's phase after this one.
     """
     host, place, _ = locate(x, warp, thread, block, lane, isa.SHARED, at, 8, False, pc)
     if host == FAULT:
         return np.int64(-1)
-    index = live(x, thread, block, place, pc)
+    if holder(x, block, place) != owner:
+        report(x, s.MISUSE, pc, get(thread, s.T_GID), place, isa.SHARED, 8, 0, 0, OTHER_BLOCK, 0)
+        return np.int64(-1)
+    index = live(x, thread, owner, place & LOW, pc)
     if index < 0:
         return index
-    barrier = row_of(x, block, index)
+    barrier = row_of(x, owner, index)
     clock, vc = get(barrier, s.MB_PHASE) + 1, np.int64(0)
     if get(x, s.CHECK):
-        check(x, warp, thread, block, isa.SHARED, place, 8, STRONG | ATOMIC, False, True, pc)
+        check(x, warp, thread, block, isa.SHARED, place, 8, OF_ALL, False, True, pc)
         vc = publish(x, thread, block, warp_slot(x, warp))
         maker = get(barrier, s.MB_GID)
         if not get(barrier, s.MB_FENCED) and not shown(x, vc, isa.SHARED, maker, get(barrier, s.MB_CLOCK)):
             report(x, s.MISSING_FENCE, pc, get(thread, s.T_GID), place, isa.SHARED, 8, 0, 0, 1, 0)
-    as_agent(x, agent_of(block, index), clock, vc)
+    as_agent(x, agent_of(owner, index), clock, vc)
     return index
 
 
@@ -210,7 +244,7 @@ def land(x, at):
         if kind == s.P_STORE:
             landed(x, get(x, s.INIT) + to, to, size)
         elif kind == s.P_LOAD:
-            landed(x, get(block, s.B_INIT) + to, location_of(block, isa.SHARED, to), size)
+            landed(x, get(block, s.B_INIT) + to, location_of(x, block, isa.SHARED, to), size)
     if kind < s.P_STORE:
         count_copy(x, block, thread, last)
     return 0
@@ -261,7 +295,7 @@ def land_box(x, block, row, loads):
         if loads:
             for part in range(width(map_) // 16):
                 to = part_place(map_, place, line, part)
-                landed(x, get(block, s.B_INIT) + to, location_of(block, isa.SHARED, to), 16)
+                landed(x, get(block, s.B_INIT) + to, location_of(x, block, isa.SHARED, to), 16)
             continue
         start = row_start(map_, at, line, flags)
         if start >= 0 and first < end:
@@ -342,4 +376,8 @@ def fence_of_proxies(x, warp, block, line, op, mask):
             row = row_of(x, block, index)
             if (mask >> lane) & 1 and get(row, s.MB_GID) == get(thread_of(x, warp, lane), s.T_GID):
                 put(row, s.MB_FENCED, 1)
+                if get(x, s.CLUSTERED) and get(x, s.CHECK):  # a relaxed arrival at the cluster's barrier passes it on
+                    thread = thread_of(x, warp, lane)
+                    now = publish(x, thread, block, warp_slot(x, warp))
+                    put(thread, s.T_RELEASE0, join(x, get(thread, s.T_RELEASE0), now))
     return 0

@@ -12,6 +12,8 @@ from .access import register, set_register, thread_of
 from .barrier import rest, settle, settle_grid
 from .bits import get, load8, put, store8
 from .clocks import join
+from .cluster import left_behind
+from .cluster_barrier import settle_cluster
 from .copies import finish_copies
 from .lanes import resolve
 from .rows import FRAME
@@ -110,11 +112,16 @@ def end_lanes(x, warp, block, mask):
             if get(x, s.CHECK) and get(thread, s.T_VC) != 0:
                 launch = get(x, s.LAUNCHES) + get(block, s.B_LAUNCH) * s.L_FIELDS * 8
                 put(launch, s.L_VC_OUT, join(x, get(launch, s.L_VC_OUT), get(thread, s.T_VC)))
+                if get(x, s.CLUSTERED):
+                    put(block, s.B_VC_OUT, join(x, get(block, s.B_VC_OUT), get(thread, s.T_VC)))
     put(warp, s.W_LIVE, get(warp, s.W_LIVE) & ~mask)
     put(warp, s.W_WAIT, get(warp, s.W_WAIT) & ~mask)
     put(block, s.B_LIVE, get(block, s.B_LIVE) - n)
     put(x, s.PROGRESS, get(x, s.STEP))
+    settle_cluster(x, get(block, s.B_CLUSTER))
     if get(block, s.B_LIVE) == 0:
+        if get(block, s.B_REACHED) and get(x, s.CHECK):
+            left_behind(x, block)
         put(x, s.DEAD, get(x, s.DEAD) + 1)
         return 0
     if get(warp, s.W_WAIT) != 0:

@@ -127,7 +127,9 @@ def run(path: Path, texts: list[str], machine: Machine, flags: tuple[str, ...] =
         try:
             device = machine.device(launch.device)
             values = values_of(launch, arguments.on(device), names)
-            device.launch(ptx, launch.grid, launch.block, *values, shared=launch.shared, entry=entry)
+            device.launch(
+                ptx, launch.grid, launch.block, *values, shared=launch.shared, entry=entry, cluster=launch.cluster
+            )
         except InputError as error:
             raise InputError(f"{launch.text}: {error}") from error
     in_source = {entry: kernel for kernel, entry in entries.items()}

@@ -16,8 +16,10 @@ import numpy as np
 
 from kernel_cache.compile import inner as jit
 
+from . import isa
 from . import state as s
 from .bits import get, put
+from .units import unit
 
 LOCATION = 1 << 62
 LAUNCH, STREAM = 1 << 61 | 1 << 56, 1 << 61 | 1 << 57
@@ -259,16 +261,47 @@ def advance(thread, block):
         put(block, s.B_MAX_CLOCK, clock)
 
 
+@unit
+def first_of_cluster(x, gid):
+    """The number of the first block of a thread's cluster, in a run that has launches with clusters."""
+    block, number = gid >> 10, launch_of(x, gid)
+    if number < 0:
+        return block
+    launch = get(x, s.LAUNCHES) + number * s.L_FIELDS * 8
+    if get(launch, s.L_CLUSTER) == 1:
+        return block
+    gx, gy, at = get(launch, s.L_GX), get(launch, s.L_GY), block - get(launch, s.L_FIRST_GID)
+    column, row, layer = at % gx, at // gx % gy, at // (gx * gy)
+    column -= column % get(launch, s.L_CX)
+    row -= row % get(launch, s.L_CY)
+    layer -= layer % get(launch, s.L_CZ)
+    return get(launch, s.L_FIRST_GID) + column + gx * (row + gy * layer)
+
+
+@jit
+def cluster_of(x, gid):
+    """A number for a thread's cluster: that of its first block."""
+    return first_of_cluster(x, gid) if get(x, s.CLUSTERED) else gid >> 10
+
+
+@jit
+def reach_of(scope):
+    """The widest group (published.py) that a scope reaches: 0 the cluster or block, 1 the device, 2 the system."""
+    return np.int64(0) if scope == isa.CLUSTER else scope
+
+
 @jit
 def includes(x, scope, mine, other):
     """Whether a scope of thread `mine` includes thread `other`.
 
-    Scope 0 (cta) includes the threads of its block, 1 (gpu) those of its device, 2 (sys) all.
+    Scope 0 (cta) includes the threads of its block, 1 (gpu) those of its device, 2 (sys) all, 3 those of its cluster.
     """
     if scope == 2 or mine >> 10 == other >> 10:
         return True
     if scope == 0:
         return False
+    if scope == isa.CLUSTER:
+        return cluster_of(x, mine) == cluster_of(x, other)
     return device_of(x, mine) == device_of(x, other)
 
 

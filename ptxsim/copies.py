@@ -12,7 +12,7 @@ from .access import FAULT, check, locate, location_of, register, thread_of, warp
 from .bits import get, load, load8, put, store8
 from .requests import count_access
 from .units import unit
-from .watch import ALONE, wrote
+from .watch import ALONE, report, wrote
 
 
 @unit
@@ -29,7 +29,7 @@ def start_copy(x, warp, block, line, pc, mask):
         length = min(np.int64(register(x, warp, get(line, isa.C), lane)), size)
         put(where, lane, source if length > 0 else np.int64(-1))
         host, place, _ = locate(x, warp, thread, block, lane, isa.SHARED, to + offset, size, True, pc)
-        if host == FAULT:
+        if host == FAULT or not own_place(x, thread, place, pc):
             continue
         if length > 0:
             aligned = size if source & (size - 1) else length
@@ -67,6 +67,14 @@ def start_copy(x, warp, block, line, pc, mask):
 
 
 @jit
+def own_place(x, thread, place, pc):
+    """Whether a place that `locate` returned lies in the block's own shared memory. If not, this is reported."""
+    if place >> isa.RANK_SHIFT:
+        report(x, s.OUT_OF_BOUNDS, pc, get(thread, s.T_GID), place, isa.SHARED, 4, 0, 0, 0, True)
+    return place >> isa.RANK_SHIFT == 0
+
+
+@jit
 def copy_row(x, thread, n):
     """The row of a thread's n-th pending copy."""
     slot = (thread - get(x, s.THREADS)) // (s.T_FIELDS * 8)
@@ -88,7 +96,7 @@ def finish_copies(x, warp, thread, block, before, most):
                     value = np.uint64(0)
                     for j in range(min(4, get(row, s.C_READ) - i)):
                         value |= load8(source + i + j) << np.uint64(8 * j)
-                    at, old = location_of(block, isa.SHARED, to + i), load(shared + to + i, np.int64(4))
+                    at, old = location_of(x, block, isa.SHARED, to + i), load(shared + to + i, np.int64(4))
                     wrote(x, thread, block, warp_slot(x, warp), at, 4, old, value, isa.WEAK, 0, False, ALONE)
             for i in range(get(row, s.C_SIZE)):
                 value = load8(source + i) if i < get(row, s.C_READ) else np.uint64(0)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from . import bulk, clocks, isa, mbarrier, tensor, tensor_memory, verdicts, warpgroup
+from . import bulk, clocks, cluster, isa, mbarrier, tensor, tensor_memory, verdicts, warpgroup
 from . import state as s
 from .core import Core
 from .findings import Report
@@ -34,6 +34,11 @@ MISUSES = {  # messages by the numbers in mbarrier.py, bulk.py and warpgroup.py
     tensor_memory.NOT_ALLOCATED: "the block has not allocated these columns of tensor memory",
     tensor_memory.OTHER_LANES: "a warp can only reach the 32 lanes of its number modulo 4",
     tensor_memory.BAD_PRODUCT: "the machine lacks the shape, types or swizzle that these descriptors name",
+    mbarrier.REMOTE: "an mbarrier in another block can be arrived at, and no more",
+    cluster.NOT_STARTED: "the address lies in another block of the cluster, which may not have started yet",
+    cluster.ARRIVES_AGAIN: "a thread that has arrived at the cluster's barrier must wait before it arrives again",
+    cluster.NEVER_ARRIVED: "a thread that has not arrived at the cluster's barrier waits there",
+    cluster.OTHER_BLOCK: "the mbarrier must lie in the block to which the copy goes",
     tensor.NOT_128: "a box must begin at a multiple of 128 bytes in shared memory",
 }
 
@@ -61,7 +66,10 @@ def line_of(machine: Core, pc: int) -> tuple[str, int, str]:
 def name_address(machine: Core, launch: Launch | None, space: int, address: int) -> str:
     """An address as array[index], for messages."""
     if space == isa.SHARED:
-        return name_shared(launch, address)
+        rank = address >> isa.RANK_SHIFT
+        if launch is None or not 1 <= rank <= launch.cluster_blocks or launch.cluster_blocks == 1:
+            return name_shared(launch, address)
+        return f"{name_shared(launch, address & cluster.LOW)} of the cluster's block {rank - 1}"
     if space == isa.LOCAL:
         return f"local[byte {address}]"
     if space == isa.PARAM:
@@ -93,7 +101,7 @@ def explain(machine: Core, row: Any) -> list[Report]:
     message = {
         s.OUT_OF_BOUNDS: f"{opcode} {verb} at {where}, {outside(machine, row)}",
         s.MISALIGNED: f"{opcode} {verb} at {where}: the address is not a multiple of the size",
-        s.USE_AFTER_FREE: f"{opcode} {verb} at {where}, which was freed",
+        s.USE_AFTER_FREE: f"{opcode} {verb} at {where}, {freed(row)}",
         s.MISSING_WAIT: f"{opcode} {verb} at {where}, the target of an asynchronous copy that was not waited for",
     }.get(kind, "")
     if kind == s.UNINITIALISED:
@@ -115,7 +123,8 @@ def explain(machine: Core, row: Any) -> list[Report]:
         if detail == tensor_memory.COLUMN_PENDING:
             message = f"{opcode} uses tensor memory that a tcgen05.mma writes until an mbarrier has counted its commit"
     elif kind == s.MISUSE:
-        where = where if mbarrier.NOT_SHARED < detail < bulk.BAD_SIZE else ""
+        placed = (cluster.NOT_STARTED, cluster.OTHER_BLOCK, mbarrier.REMOTE)
+        where = where if mbarrier.NOT_SHARED < detail < bulk.BAD_SIZE or detail in placed else ""
         message = f"{opcode}: {MISUSES[detail]}" + (f" ({where})" if where else "")
     if row[s.R_SPACE] == isa.LOCAL and kind == s.MISSING_FENCE:
         where = ""
@@ -125,6 +134,8 @@ def explain(machine: Core, row: Any) -> list[Report]:
         rule = "this load is for memory that nothing writes while its kernel runs"
         message = f"{opcode} {verb} at {where}, which {writer}: {rule}"
     kinds = verdicts.KINDS.get(kind, ("", ""))
+    if row[s.R_SPACE] == isa.SHARED and (kind == s.USE_AFTER_FREE or (kind, detail) == (s.MISUSE, cluster.NOT_STARTED)):
+        kinds = verdicts.ENDS if kind == s.USE_AFTER_FREE else verdicts.STARTS
     return [
         Report(
             s.KINDS[kind],
@@ -141,6 +152,15 @@ def explain(machine: Core, row: Any) -> list[Report]:
             *kinds,
         )
     ]
+
+
+def freed(row: Any) -> str:
+    """The end of a message on memory that is no longer there."""
+    if row[s.R_SPACE] != isa.SHARED:
+        return "which was freed"
+    if row[s.R_DETAIL] == cluster.NOT_ORDERED:
+        return "with nothing that orders it before the end of this block"
+    return "and this block has ended"
 
 
 def outside(machine: Core, row: Any) -> str:
@@ -253,7 +273,9 @@ def stuck(machine: Core, launches: list[Launch], spinning: bool, runs: str = SPI
                 continue
             thread = threads[slot * 32 + lane]
             waits = int(thread[s.T_WAIT]) if int(warps[slot, s.W_WAIT]) >> lane & 1 else s.RUNS
-            pc = int(thread[s.T_RESULT]) if waits in (s.AT_BARRIER, s.AT_MBARRIER) else int(thread[s.T_PC])
+            pc = (
+                int(thread[s.T_RESULT]) if waits in (s.AT_BARRIER, s.AT_MBARRIER, s.AT_CLUSTER) else int(thread[s.T_PC])
+            )
             if waits == s.RUNS and int(warps[slot, s.W_MASK]) >> lane & 1:
                 pc = int(warps[slot, s.W_PC])
             if waits in (s.AT_GRID, s.AT_LAUNCH):
@@ -274,6 +296,7 @@ def stuck(machine: Core, launches: list[Launch], spinning: bool, runs: str = SPI
         what = {
             s.RUNS: runs,
             s.AT_BARRIER: "wait at this barrier, which other threads of the block never reach",
+            s.AT_CLUSTER: "wait at the cluster's barrier, at which other threads of the cluster never arrive",
             s.AT_MBARRIER: "wait here for a phase of an mbarrier that never ends",
             s.AT_WARP: f"wait here for lanes of mask {int(threads_mask(machine, gid, tid)):#010x} that never arrive",
             s.AT_LAUNCH: "wait here for the kernel before theirs, which does not end",

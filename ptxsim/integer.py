@@ -381,7 +381,8 @@ def integer(op, type_, type2, flags, imm, ra, rb, rc, re):
         shared = isa.SHARED_WINDOW <= address < isa.SHARED_WINDOW + isa.WINDOW
         local = isa.LOCAL_WINDOW <= address < isa.LOCAL_WINDOW + isa.WINDOW
         if imm == isa.SHARED:
-            return np.uint64(shared)
+            far = (address - isa.SHARED_WINDOW) >> isa.RANK_SHIFT != 0
+            return np.uint64(shared and not (far and flags))
         if imm == isa.LOCAL:
             return np.uint64(local)
         return np.uint64(imm == isa.GLOBAL and not shared and not local)

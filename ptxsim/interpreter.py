@@ -16,6 +16,8 @@ from .bits import get, load64, put
 from .blocks import admit, remove_ended
 from .bulk import bulk, fence_of_proxies, land_some
 from .calls import call, end_lanes, return_call, stop_launch
+from .cluster import cluster_register
+from .cluster_barrier import arrive_cluster, await_cluster
 from .collective import FULL
 from .copies import finish_copies, start_copy
 from .integer import cut
@@ -44,7 +46,7 @@ def popcount32(m):
 
 @unit
 def move(x, warp, line, op, mask):
-    """Pack or unpack a vector of registers, or read a clock."""
+    """Pack or unpack a vector of registers, or read a clock or a special register of clusters."""
     regs = get(warp, s.W_REGS)
     type_, part, count = get(line, isa.TYPE), get(line, isa.IMM), get(line, isa.COUNT)
     items = get(x, s.OPERANDS) + get(line, isa.LIST) * 8
@@ -61,6 +63,9 @@ def move(x, warp, line, op, mask):
             value = cut(np.uint64(get(regs, get(line, isa.A) * 32 + lane)), type_)
             for k in range(count):
                 put(regs, get(items, k) * 32 + lane, np.int64(cut(value >> np.uint64(8 * part * k), part)))
+        elif op == isa.CLUSTERREG:
+            block = get(x, s.BLOCKS) + get(warp, s.W_BLOCK) * s.B_FIELDS * 8
+            put(regs, get(line, isa.D) * 32 + lane, cluster_register(x, block, part))
         else:  # CLOCK; IMM: 0 cycles, 1 their high half, 2 nanoseconds, 3 their high half
             step = get(x, s.STEP) * 4 + get(x, s.SKIPPED)
             put(x, s.CLOCK_READ, 1)
@@ -225,6 +230,10 @@ def special(x, warp, block, line, pc, op, mask, act):
             put(x, s.DEAD, get(x, s.DEAD) + 1)  # so that the loop begins the next launch
             select(x, warp)
             return 0
+    elif op == isa.CLUSTERARRIVE:
+        arrive_cluster(x, warp, block, line, pc, act)
+    elif op == isa.CLUSTERWAIT:
+        await_cluster(x, warp, block, pc, act)
     elif op == isa.NANOSLEEP:
         put(warp, s.W_SPINS, get(warp, s.W_SPINS) + 6)
         select(x, warp)
@@ -376,7 +385,8 @@ def run(x, budget):
                 return s.CLOCKS_FULL
             if 2 * get(x, s.SYNC_USED) + 4096 > get(x, s.SYNC_CAP):
                 return s.SYNC_FULL
-        if get(x, s.PENDING_COUNT) > s.P_MOST - 32 * get(x, s.BURST):  # an instruction adds at most one entry a lane
+        # an instruction adds at most one entry a lane, and a copy to the blocks of a cluster one for each
+        if get(x, s.PENDING_COUNT) > s.P_MOST - 32 * max(get(x, s.BURST), s.MOST_CLUSTER):
             land_some(x)
             continue
         quiet = get(x, s.STEP) - get(x, s.PROGRESS)

@@ -30,6 +30,8 @@ SHARED_WINDOW = 0x0100_0000_0000  # the first generic address of a block's share
 LOCAL_WINDOW = 0x0200_0000_0000
 PARAM_WINDOW = 0x0300_0000_0000  # the first generic address of the parameters with which kernels are launched
 WINDOW = 0x0100_0000_0000  # bytes of each window
+# an address in the shared memory of the cluster's block n has n + 1 in the bits from this one on; one's own block has 0
+RANK_SHIFT = 24
 GLOBAL_START = 0x7F00_0000_0000
 FUNCTION_START = 0x0400_0000_0000  # "addresses" of functions
 
@@ -40,7 +42,7 @@ FTZ, SAT, INTEGER, HIGH, WIDE, APPROX, CARRY_IN, CARRY_OUT = 8, 16, 32, 64, 128,
 NAN, XORSIGN, RELU, FINITE = 2048, 4096, 8192, 16384
 # order and scope of a memory operation
 WEAK, VOLATILE, RELAXED, ACQUIRE, RELEASE, ACQ_REL, SC = range(7)
-CTA, GPU, SYS = range(3)
+CTA, GPU, SYS, CLUSTER = range(4)
 ORDER_SHIFT, SCOPE_SHIFT, SPACE_SHIFT = 0, 4, 8  # places in FLAGS of memory operations
 NOT_COHERENT = 1 << 12  # bit of the same FLAGS for ld.nc and ldu
 
@@ -70,11 +72,12 @@ NOT_COHERENT = 1 << 12  # bit of the same FLAGS for ld.nc and ldu
     UNPACK,
     CLOCK,
     GLOBALTIMER,
+    CLUSTERREG,
     LOCALADDR,
     ALLOCA,
     STACKSAVE,
     STACKRESTORE,
-) = range(300, 308)
+) = range(300, 309)
 # control
 (
     BRA,
@@ -119,6 +122,8 @@ NOT_COHERENT = 1 << 12  # bit of the same FLAGS for ld.nc and ldu
     GRIDSYNC,
     GRIDWAIT,
     GRIDTRIGGER,
+    CLUSTERARRIVE,
+    CLUSTERWAIT,
     MBINIT,
     MBINVAL,
     MBARRIVE,
@@ -127,7 +132,7 @@ NOT_COHERENT = 1 << 12  # bit of the same FLAGS for ld.nc and ldu
     MBCOPIES,
     PROXYFENCE,
     INITFENCE,
-) = range(600, 616)
+) = range(600, 618)
 # between the lanes of a warp; those from MMA on need all lanes, those from TCALLOC on are of tensor memory,
 # those from WGMMA on of warpgroups
 (

@@ -2,8 +2,8 @@
 
 The form is that of CUDA C++, except for arrays.
 
-The grid and the block are each a number or (x, y, z). A third number gives the bytes of dynamic shared memory. An
-argument is
+The grid and the block are each a number or (x, y, z). A third number gives the bytes of dynamic shared memory, a fourth
+one or (x, y, z) the blocks of a cluster. An argument is
 
     5, 0x10, 2.5, true     a number
     float32[32, 64]        an uninitialised array, like one of cudaMalloc; types are NumPy's
@@ -68,6 +68,7 @@ class LaunchText:
     """A launch as read from text. The kernel may not exist.
 
     arguments: the text of each argument. shared: bytes of dynamic shared memory. device: its number.
+    cluster: the sizes of clusters in blocks.
     """
 
     text: str
@@ -77,6 +78,7 @@ class LaunchText:
     shared: int
     arguments: tuple[str, ...]
     device: int = 0
+    cluster: tuple[int, ...] | None = None
 
 
 def in_comments(source: str) -> list[str]:
@@ -95,11 +97,14 @@ def read(text: str) -> LaunchText:
     if found is None:
         raise InputError(f"{FORM}, got {text!r}")
     sizes = [size(part, text) for part in pieces(found["sizes"])]
-    if not 2 <= len(sizes) <= 3 or (len(sizes) == 3 and len(sizes[2]) != 1):
-        raise InputError(f"{FORM}; a third number between the brackets is the bytes of shared memory, got {text!r}")
-    shared = sizes[2][0] if len(sizes) == 3 else 0
+    if not 2 <= len(sizes) <= 4 or (len(sizes) > 2 and len(sizes[2]) != 1):
+        raise InputError(
+            f"{FORM}; between the brackets the third number is the bytes of shared memory, and the fourth, or "
+            f"(x, y, z), the blocks of a cluster, got {text!r}"
+        )
+    shared, cluster = sizes[2][0] if len(sizes) > 2 else 0, sizes[3] if len(sizes) > 3 else None
     parts, device = tuple(pieces(found["arguments"])), int(found["device"] or 0)
-    return LaunchText(text, found["kernel"], sizes[0], sizes[1], shared, parts, device)
+    return LaunchText(text, found["kernel"], sizes[0], sizes[1], shared, parts, device, cluster)
 
 
 def size(part: str, text: str) -> tuple[int, ...]:

@@ -11,8 +11,13 @@ import numpy as np
 
 from .errors import InputError
 from .program import FunctionInfo, Program
+from .state import MOST_CLUSTER
 
-MOST = {"grid": (2**31 - 1, 65535, 65535), "block": (1024, 1024, 64)}  # the CUDA programming guide's limits
+MOST = {
+    "grid": (2**31 - 1, 65535, 65535),
+    "block": (1024, 1024, 64),
+    "cluster": (16, 16, 16),
+}  # the CUDA programming guide's limits
 
 
 @dataclass
@@ -23,7 +28,8 @@ class Launch:
     resident on an SM. first: the number of its first block. base: the place of its program in the joined code. first
     and base are set when the launch runs. after: functions to call when the launch has ended. stream: the stream that
     it is in. needs: the launches that must end before it begins, that of its stream last. programmatic: whether it
-    begins as soon as that last one lets it. workspace: the address of memory for cooperative groups, or 0.
+    begins as soon as that last one lets it. workspace: the address of memory for cooperative groups, or 0. cluster: the
+    sizes of a cluster in blocks. explicit: whether the kernel or the launch names them.
     """
 
     device: int
@@ -42,11 +48,18 @@ class Launch:
     needs: list[Launch] = field(default_factory=list)
     programmatic: bool = False
     workspace: int = 0
+    cluster: tuple[int, int, int] = (1, 1, 1)
+    explicit: bool = False
 
     @property
     def blocks(self) -> int:
         """Blocks of the grid."""
         return self.grid[0] * self.grid[1] * self.grid[2]
+
+    @property
+    def cluster_blocks(self) -> int:
+        """Blocks of a cluster."""
+        return self.cluster[0] * self.cluster[1] * self.cluster[2]
 
     @property
     def threads(self) -> int:
@@ -60,7 +73,7 @@ class Launch:
 
 
 def three(value: Any, what: str) -> tuple[int, int, int]:
-    """A grid's or a block's size as (x, y, z). what: "grid" or "block"."""
+    """A grid's, a block's or a cluster's size as (x, y, z). what: "grid", "block" or "cluster"."""
     try:
         sizes = tuple(operator.index(v) for v in (value if isinstance(value, (tuple, list)) else (value,)))
     except TypeError:
@@ -70,6 +83,26 @@ def three(value: Any, what: str) -> tuple[int, int, int]:
     if any(v > most for v, most in zip(sizes, MOST[what])):
         raise InputError(f"{what} can be {MOST[what]} at most, got {value!r}")
     return (*sizes, *(1,) * (3 - len(sizes)))  # type: ignore[return-value]
+
+
+def cluster_size(info: FunctionInfo, given: Any, grid: tuple[int, int, int]) -> tuple[tuple[int, int, int], bool]:
+    """The sizes of a launch's clusters, and whether the kernel or the launch names them. given: the launch's, or None.
+
+    Raises InputError if the two differ, if the kernel needs a size, or if the grid does not consist of whole clusters.
+    """
+    needed = info.limits.get(".reqnctapercluster")
+    wanted = None if given is None else three(given, "cluster")
+    own = three(tuple(needed), "cluster") if needed else None
+    if own and wanted and own != wanted:
+        raise InputError(f"{info.name} was compiled for clusters of {own} blocks, got {wanted}")
+    if ".explicitcluster" in info.limits and not own and not wanted:
+        raise InputError(f"{info.name} needs clusters: launch it with cluster=(x, y, z), a number of blocks in each")
+    size = own or wanted or (1, 1, 1)
+    if size[0] * size[1] * size[2] > MOST_CLUSTER:
+        raise InputError(f"a cluster has at most {MOST_CLUSTER} blocks, got {size}")
+    if any(blocks % part for blocks, part in zip(grid, size)):
+        raise InputError(f"a grid consists of whole clusters: {size} does not divide {grid}")
+    return size, bool(own or wanted)
 
 
 def valid_bytes(launch: Launch) -> np.ndarray:

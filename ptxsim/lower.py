@@ -6,7 +6,6 @@ anything runs.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -132,12 +131,6 @@ class ModuleLowering(Lowering):
         """Lower one function."""
         info = FunctionInfo(function.name, function.entry, limits=function.limits, params=function.params)
         self.functions[function.name] = self.current = info
-        blocks = math.prod(function.limits.get(".reqnctapercluster", ()))
-        if blocks > 1:
-            raise PTXError(
-                f"PTX line {function.line}: {function.name} needs clusters of {blocks} blocks, and the machine has "
-                "clusters of one block: build the kernel for that size (__cluster_dims__, .reqnctapercluster)"
-            )
         info.start, info.first_row = len(self.code), self.rows
         known: dict[str, Any] = {}
         if function.entry:

@@ -15,7 +15,7 @@ from kernel_cache.texts import whole
 
 from . import isa
 from .program import FunctionInfo
-from .rows import CLOCKS, CONSTANT_REGISTERS, FRAME, ONE, PARAMS, SPECIAL, TRASH, ZERO
+from .rows import CLOCKS, CLUSTER_REGISTERS, CONSTANT_REGISTERS, FRAME, ONE, PARAMS, SPECIAL, TRASH, ZERO
 from .syntax import Address, Instruction, Module, Name, Number, PTXError, Scope, Variable
 
 MASK64 = (1 << 64) - 1
@@ -133,6 +133,10 @@ class Lowering:
         if name in CLOCKS:
             row = self.new_row()
             self.emit(isa.CLOCK, isa.U64, d=row, imm=CLOCKS[name])
+            return row
+        if name in CLUSTER_REGISTERS:
+            row = self.new_row()
+            self.emit(isa.CLUSTERREG, isa.U32, d=row, imm=CLUSTER_REGISTERS.index(name))
             return row
         if name in ("%pm0", "%pm1", "%pm2", "%pm3"):
             return ZERO

@@ -19,7 +19,7 @@ from .arrays import DeviceArray, granule_of
 from .core import PATIENCE
 from .errors import ClosedError, InputError, own
 from .graphs import Graph, capture
-from .launches import Launch, three
+from .launches import Launch, cluster_size, three
 from .program import Program
 from .runner import Runner
 from .streams import Stream, needs_of
@@ -37,6 +37,7 @@ class How:
     stream: Stream
     programmatic: bool = False
     cooperative: bool | None = None
+    cluster: Any = None
 
 
 class SimulatedGpu:
@@ -75,6 +76,7 @@ class SimulatedGpu:
         stream: Stream | None = None,
         programmatic: bool = False,
         cooperative: bool | None = None,
+        cluster: Any = None,
     ) -> None:
         """Queue a kernel: a `cuda.jit` function, or PTX text and `entry`.
 
@@ -83,9 +85,10 @@ class SimulatedGpu:
         each parameter; an array then stands for its address. shared: bytes of dynamic shared memory. stream: by default
         the device's default stream. programmatic: whether the kernel may begin before the one before it in its stream
         ends (programmatic dependent launch). cooperative: whether all blocks must be resident at once, for a grid's
-        barrier; None: no, but a kernel of cooperative groups finds the barrier's memory.
+        barrier; None: no, but a kernel of cooperative groups finds the barrier's memory. cluster: the blocks of a
+        cluster, a number or (x, y, z); by default those that the kernel was compiled for.
         """
-        how = How(shared, stream or self.default, programmatic, cooperative)
+        how = How(shared, stream or self.default, programmatic, cooperative, cluster)
         if how.stream.device != self.number:
             raise InputError(f"the stream belongs to device {how.stream.device}, not to device {self.number}")
         self.machine.launch(self.number, kernel, grid, block, args, how, entry)
@@ -254,6 +257,12 @@ class Machine(Runner):
         most = one.per_sm * self.sm_count
         if how.cooperative and one.blocks > most:
             raise InputError(f"a cooperative launch needs all its blocks resident: {most} fit, got {one.blocks}")
+        one.cluster, one.explicit = cluster_size(info, how.cluster, one.grid)
+        if one.cluster_blocks > most:
+            raise InputError(
+                f"all blocks of a cluster must be resident at once: {most} fit, and {title} has clusters of "
+                f"{one.cluster_blocks}; a machine with more SMs (sm_count) holds more"
+            )
         one.stream, one.programmatic = how.stream, how.programmatic
         if how.cooperative is not False and program.workspace:
             barrier = self.new_array(device, np.zeros(16, np.uint32), None, None, "grid barrier")

@@ -20,13 +20,16 @@ from .access import check, locate, register, set_register, thread_of, warp_slot
 from .barrier import wake
 from .bits import get, load64, put, store64
 from .clocks import join, publish
+from .cluster import LOW, holder
 from .units import unit
 from .watch import ATOMIC, STRONG, draw, report
 
+OF_ALL = STRONG | ATOMIC | isa.SYS << 1  # flags of an access that never races with another of this kind
 MOST_COUNT = (1 << 20) - 1  # the highest count of arrivals, and the highest count of bytes
 EXPECTS, PARITY, TRIES, NOT_COUNTED = 1, 2, 4, 8  # bits in TYPE2 of the instructions
 PATIENT_ANSWERS = 3  # if nothing changes, waits return false so often before this counts as a deadlock
 # details of MISUSE reports; explain.py has the messages
+REMOTE = 24
 NOT_SHARED, NO_BARRIER, OVERWRITTEN, AGAIN, BAD_COUNT, TOO_MANY, BEYOND, BAD_BYTES = range(8)
 
 
@@ -83,7 +86,7 @@ def mbarrier(x, warp, block, line, pc, op, mask):
     """Run an mbarrier instruction or cp.async.mbarrier.arrive for the lanes of mask, one after the other."""
     space = (get(line, isa.FLAGS) >> isa.SPACE_SHIFT) & 7
     writes = op == isa.MBINIT or op == isa.MBINVAL
-    how = 0 if writes else STRONG | ATOMIC
+    how = 0 if writes else OF_ALL
     waits = op != isa.MBWAIT or not get(x, s.CHECK) or draw(x) & 7 != 0  # else it times out at once
     for lane in range(32):
         if not (mask >> lane) & 1:
@@ -97,18 +100,22 @@ def mbarrier(x, warp, block, line, pc, op, mask):
         if kind != isa.SHARED:
             wrong(x, thread, place, NOT_SHARED, pc)
             continue
+        owner = holder(x, block, place)
+        if owner != block and op != isa.MBARRIVE and op != isa.MBEXPECT:
+            wrong(x, thread, place, REMOTE, pc)
+            continue
         if op == isa.MBINIT:
             initialise(x, warp, thread, block, line, lane, place, pc)
-        index = live(x, thread, block, place, pc)
+        index = live(x, thread, owner, place & LOW, pc)
         if index < 0:
             continue
         if get(x, s.CHECK):
             check(x, warp, thread, block, isa.SHARED, place, 8, how, op != isa.MBWAIT, op != isa.MBINIT, pc)
-        row = row_of(x, block, index)
+        row = row_of(x, owner, index)
         if op == isa.MBINVAL:
             put(row, s.MB_LIVE, 0)
         elif op == isa.MBARRIVE or op == isa.MBEXPECT:
-            arrive(x, warp, thread, block, line, lane, op, row, index, pc)
+            arrive(x, warp, thread, block, owner, line, lane, op, row, index, pc)
         elif op == isa.MBWAIT:
             wait(x, warp, thread, line, lane, row, index, pc, waits)
         elif op == isa.MBCOPIES:
@@ -152,8 +159,8 @@ def initialise(x, warp, thread, block, line, lane, place, pc):
 
 
 @jit
-def arrive(x, warp, thread, block, line, lane, op, row, index, pc):
-    """Run mbarrier.arrive, mbarrier.expect_tx, or mbarrier.arrive.expect_tx, which does both."""
+def arrive(x, warp, thread, block, owner, line, lane, op, row, index, pc):
+    """Run mbarrier.arrive, mbarrier.expect_tx, or mbarrier.arrive.expect_tx, which does both. owner: its block."""
     place = get(row, s.MB_PLACE)
     if op == isa.MBARRIVE:
         set_register(x, warp, get(line, isa.D), lane, np.uint64(word(row)))
@@ -170,7 +177,7 @@ def arrive(x, warp, thread, block, line, lane, op, row, index, pc):
             wrong(x, thread, place, BEYOND if count >= 1 else BAD_COUNT, pc)
             count = min(count, get(row, s.MB_PENDING))
         put(row, s.MB_PENDING, get(row, s.MB_PENDING) - count)
-    settle_phase(x, block, row, index)
+    settle_phase(x, owner, row, index)
 
 
 @jit

@@ -14,12 +14,12 @@ from kernel_cache.compile import inner as jit
 
 from . import state as s
 from .bits import get, put
-from .clocks import AGENTS, BLOCK_KEY, HOST, SUB_BITS, device_of, in_clock, join, launch_of, lookup, single
+from .clocks import AGENTS, BLOCK_KEY, HOST, SUB_BITS, cluster_of, device_of, in_clock, join, launch_of, lookup, single
 from .units import unit
 
 # what two accesses lack
 (UNKNOWN, SCOPE_OF_ACCESS, SIZES, WARP_BARRIER, BARRIER, ACQUIRE, SCOPE, RELEASE, BARRIER_BEFORE, LAUNCHES, BLOCKS,
- DEVICES, HOST_ORDER, FENCE_AFTER) = range(14)  # fmt: skip
+ DEVICES, HOST_ORDER, FENCE_AFTER, CLUSTERS) = range(15)  # fmt: skip
 SAME_VALUE = 16  # flag: the store writes the value that is there
 HINTS = (s.T_LOOSE, s.T_WIDE, s.T_SEEN)
 
@@ -124,7 +124,7 @@ def lacking(x, thread, block, gid, clock, strong, sizes):
         return np.int64(HOST_ORDER)
     here, there = launch_of(x, mine), launch_of(x, gid)
     if here == there:
-        return np.int64(BLOCKS)
+        return np.int64(CLUSTERS if cluster_of(x, mine) == cluster_of(x, gid) else BLOCKS)
     of_here = get(get(x, s.LAUNCHES) + here * s.L_FIELDS * 8, s.L_DEVICE)
     of_there = get(get(x, s.LAUNCHES) + there * s.L_FIELDS * 8, s.L_DEVICE)
     return np.int64(LAUNCHES if of_here == of_there else DEVICES)

@@ -31,6 +31,8 @@ def prepare(core: Core, launches: list[Launch]) -> None:
     core.table("threads", (warp_slots * 32, s.T_FIELDS), s.THREADS)
     blocks = core.table("blocks", (max(slots, 1), s.B_FIELDS), s.BLOCKS)
     core.table("barriers", (max(slots, 1) * s.BARRIERS_PER_BLOCK, s.Q_FIELDS), s.BARRIERS)
+    core.table("clusters", (max(slots, 1), s.K_FIELDS), s.CLUSTERS)
+    x[s.CLUSTERED] = int(any(launch.cluster_blocks > 1 for launch in launches))
     core.table("ready", (warp_slots,), s.READY)
     core.table("local", (warp_slots * 32 * local,), s.LOCAL, np.uint8)
     stack = (4 * (depth + 1) + save) * 8
@@ -38,7 +40,9 @@ def prepare(core: Core, launches: list[Launch]) -> None:
     core.table("copies", (warp_slots * 32 * s.C_MOST, s.C_FIELDS), s.COPIES)
     uses = {int(op) for launch in launches for op in np.unique(launch.program.code[:, isa.OP])}
     barriers = slots if uses & set(range(isa.MBINIT, isa.MBCOPIES + 1)) else 0
-    x[s.CLOCK_SPACE] = 512 + (64 * per_block if barriers else 0)  # an mbarrier can release a whole block at once
+    most = max((launch.cluster_blocks for launch in launches), default=1) if isa.CLUSTERWAIT in uses else 1
+    released = barriers or isa.CLUSTERWAIT in uses  # an mbarrier can release a whole block at once, or a cluster
+    x[s.CLOCK_SPACE] = 512 + (64 * per_block * most if released else 0)
     core.table("mbarriers", (max(barriers, 1) * s.MB_MOST, s.MB_FIELDS), s.MBARRIERS)
     core.table("flight", (warp_slots * rows if core.check and isa.WGMMA in uses else 1,), s.FLIGHT)
     core.table("tensor_memory", (max(slots, 1) * tensor_memory.WORDS if isa.TCALLOC in uses else 1,), s.TENSOR_MEMORY)
@@ -122,6 +126,8 @@ def lay_out_queues(core: Core, launches: list[Launch]) -> None:
         row[s.L_DEVICE], row[s.L_BLOCKS], row[s.L_FIRST_GID] = launch.device, launch.blocks, launch.first
         row[s.L_GX], row[s.L_GY], row[s.L_GZ] = launch.grid
         row[s.L_BX], row[s.L_BY], row[s.L_BZ] = launch.block
+        row[s.L_CX], row[s.L_CY], row[s.L_CZ] = launch.cluster
+        row[s.L_CLUSTER], row[s.L_EXPLICIT] = launch.cluster_blocks, launch.explicit
         row[s.L_THREADS], row[s.L_WARPS] = launch.threads, -(-launch.threads // 32)
         row[s.L_ENTRY], row[s.L_PARAMS] = launch.base + launch.info.start, isa.PARAM_WINDOW + starts[number]
         row[s.L_PARAM_BYTES] = len(launch.params)

@@ -9,7 +9,8 @@ last one of the acquire pattern include each other's threads, no matter which th
 Therefore an atomic operation may publish releases of several threads, and some readers may take only some of them. So a
 write has a map from groups of readers to vector clocks. The clock for a block has every release of the block's threads,
 that for a device the releases of at least gpu scope of the device's threads, and that for the system the releases of
-system scope. A map lies in the pool of vector clocks and never changes; 0 is the empty map.
+system scope. All blocks of a cluster are one group. A map lies in the pool of vector clocks and never changes; 0 is the
+empty map.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ from kernel_cache.compile import inner as jit
 from . import isa
 from . import state as s
 from .bits import get, put
-from .clocks import closed, device_of, forward, includes, join, publish
+from .clocks import closed, cluster_of, device_of, forward, includes, join, publish, reach_of
 from .missing import see_map
 from .units import unit
 
-DEVICE, SYSTEM = 1 << 40, 1 << 41  # bits that mark a device's and the system's group; a block's group is its number
+DEVICE, SYSTEM = 1 << 40, 1 << 41  # bits that mark a device's and the system's group; a cluster's is its first block
 
 
 @jit
@@ -65,9 +66,10 @@ def released(x, thread, block, warp, location, order, scope):
         put(thread, s.T_OWN_AT, location + 1)
         put(thread, s.T_OWN_VC, now)
         put(thread, s.T_OWN_SCOPE, scope)
-        return now, now if scope >= 1 else r1, now if scope >= 2 else r2
+        reach = reach_of(scope)
+        return now, now if reach >= 1 else r1, now if reach >= 2 else r2
     if get(thread, s.T_OWN_AT) == location + 1:
-        own, reach = get(thread, s.T_OWN_VC), get(thread, s.T_OWN_SCOPE)
+        own, reach = get(thread, s.T_OWN_VC), reach_of(get(thread, s.T_OWN_SCOPE))
         r0 = join(x, r0, own)
         r1 = join(x, r1, own) if reach >= 1 else r1
         r2 = join(x, r2, own) if reach >= 2 else r2
@@ -82,7 +84,7 @@ def published(x, gid, r0, r1, r2, observed):
     """
     if r0 == 0:  # in this case r1 and r2 are 0 too
         return observed
-    own, device = gid >> 10, device_group(x, gid)
+    own, device = cluster_of(x, gid), device_group(x, gid)
     r0 = join(x, clock_for(x, observed, own), r0)
     r1 = join(x, clock_for(x, observed, device), r1)
     r2 = join(x, clock_for(x, observed, SYSTEM), r2)
@@ -115,7 +117,7 @@ def take(x, thread, found, field, reach):
     for the system.
     """
     if reach == 0:
-        group = get(thread, s.T_GID) >> 10
+        group = cluster_of(x, get(thread, s.T_GID))
     elif reach == 1:
         group = device_group(x, get(thread, s.T_GID))
     else:
@@ -131,19 +133,20 @@ def acquire(x, thread, location, found, scope, writer, order, my_scope):
     the clocks of the thread's last relaxed read if this read the same location.
     """
     now = order >= isa.ACQUIRE and order != isa.RELEASE
+    most = reach_of(my_scope) + 1
     if now and get(thread, s.T_READ_AT) == location + 1:
-        for reach in range(my_scope + 1):
+        for reach in range(most):
             take(x, thread, get(thread, s.T_READ_MAP), s.T_VC, reach)
     if found == 0:
         return
     see_map(x, thread, found)
     if not linked(x, writer, scope, get(thread, s.T_GID), my_scope):
         return
-    for reach in range(my_scope + 1 if now else 3):
+    for reach in range(most if now else 3):
         take(x, thread, found, s.T_VC if now else s.T_PENDING0 + reach, reach)
     if now:
         return
-    for reach in range(my_scope + 1):
+    for reach in range(most):
         take(x, thread, found, s.T_LOOSE, reach)
     put(thread, s.T_READ_AT, location + 1)
     put(thread, s.T_READ_MAP, found)
@@ -190,6 +193,12 @@ def compact(x, old):
     for i in range(get(x, s.BLOCK_SLOTS)):
         moved, top = forward(x, old, get(get(x, s.BLOCKS) + i * s.B_FIELDS * 8, s.B_SC), top)
         put(get(x, s.BLOCKS) + i * s.B_FIELDS * 8, s.B_SC, moved)
+        moved, top = forward(x, old, get(get(x, s.BLOCKS) + i * s.B_FIELDS * 8, s.B_VC_OUT), top)
+        put(get(x, s.BLOCKS) + i * s.B_FIELDS * 8, s.B_VC_OUT, moved)
+        for field in (s.K_VC, s.K_DONE):
+            cluster = get(x, s.CLUSTERS) + i * s.K_FIELDS * 8
+            moved, top = forward(x, old, get(cluster, field), top)
+            put(cluster, field, moved)
         for q in range(s.BARRIERS_PER_BLOCK):
             barrier = get(x, s.BARRIERS) + (i * s.BARRIERS_PER_BLOCK + q) * s.Q_FIELDS * 8
             moved, top = forward(x, old, get(barrier, s.Q_VC), top)

@@ -18,17 +18,11 @@ CONSTANT_REGISTERS = {
     **{f"%{name}": ROW[name] for name in SPECIAL if name.islower() and name != "_"},
     "%laneid": ROW["laneid"],
     "WARP_SZ": -32,
-    "%clusterid.x": ROW["ctaid.x"],
-    "%clusterid.y": ROW["ctaid.y"],
-    "%clusterid.z": ROW["ctaid.z"],
-    "%nclusterid.x": ROW["nctaid.x"],
-    "%nclusterid.y": ROW["nctaid.y"],
-    "%nclusterid.z": ROW["nctaid.z"],
-    **{f"%cluster_ctaid.{axis}": ROW["ZERO"] for axis in "xyz"},
-    "%cluster_ctarank": ROW["ZERO"],
-    **{f"%cluster_nctaid.{axis}": ROW["ONE"] for axis in "xyz"},
-    "%cluster_nctarank": ROW["ONE"],
-    "%is_explicit_cluster": ROW["ZERO"],
     **{f"%envreg{i}": ROW["ZERO"] for i in (0, *range(3, 32))},
 }
+# special registers of clusters, in the order of cluster.cluster_register
+CLUSTER_REGISTERS = [
+    *(f"%{name}.{axis}" for name in ("clusterid", "nclusterid", "cluster_ctaid", "cluster_nctaid") for axis in "xyz"),
+    "%cluster_ctarank", "%cluster_nctarank", "%is_explicit_cluster",
+]  # fmt: skip
 CLOCKS = {"%clock": 0, "%clock64": 0, "%clock_hi": 1, "%globaltimer": 2, "%globaltimer_lo": 2, "%globaltimer_hi": 3}

@@ -15,14 +15,16 @@ from __future__ import annotations
     SHARED_MEMORY, SHARED_INIT, SHARED_SHADOW, STACK_BYTES, STACKS, DEPTH, SAVE_ROWS, SUSPECT, SPINNING, WEAK_MEMORY,
     MAX_CLOCKS, DEVICE_COUNT, BURST, PATIENCE, DEAD, BARRIERS, COPIES, START_TIME, FUNCTIONS, AGENT, PENDING,
     PENDING_COUNT, MBARRIERS, FLIGHT, TIMED_AT, TIMES, CLOCK_SPACE, PARAMETERS, TENSOR_MEMORY, STREAMS, OPEN, HELD,
-    CHOSEN, CLOCK_READ, SKIPPED, SKIPS, SKIPPED_AT, LACKS, HINTED,
-) = range(86)  # fmt: skip
+    CHOSEN, CLOCK_READ, SKIPPED, SKIPS, SKIPPED_AT, LACKS, HINTED, CLUSTERS, CLUSTERED,
+) = range(88)  # fmt: skip
 X_FIELDS = 96  # followed by the addresses of the compiled units (units.py)
 UNITS = 96
 
 # ---- a warp ----
+# ARRIVED: its lanes that have arrived at the cluster's barrier in the present phase. PASSED: those whose phase has
+# ended, and that have not waited yet
 (W_LIVE, W_WAIT, W_PC, W_MASK, W_BLOCK, W_INDEX, W_REGS, W_DIVERGED, W_AGE, W_STICK, W_HASH, W_HASH_AGE,
- W_SAME, W_EXISTS, W_READY, W_SPINS, W_FLIGHT, W_GROUP) = range(18)  # fmt: skip
+ W_SAME, W_EXISTS, W_READY, W_SPINS, W_FLIGHT, W_GROUP, W_ARRIVED, W_PASSED) = range(20)  # fmt: skip
 W_FIELDS = 20
 
 # ---- a thread (lane of a warp slot) ----
@@ -34,16 +36,26 @@ W_FIELDS = 20
  T_OWN_SCOPE, T_READ_AT, T_READ_MAP, T_TENSOR, T_LOOSE, T_WIDE, T_SEEN, T_WIDE_OF) = range(32)  # fmt: skip
 T_FIELDS = 32
 # the things that a thread may wait for
-RUNS, AT_BARRIER, AT_WARP, AT_GRID, AT_MBARRIER, AT_LAUNCH = range(6)
+RUNS, AT_BARRIER, AT_WARP, AT_GRID, AT_MBARRIER, AT_LAUNCH, AT_CLUSTER = range(7)
 
 # ---- a block ----
+# CLUSTER: the row of its cluster. RANK: its rank there. REACHED: whether another block has accessed its shared memory.
+# VC_OUT: what its threads that have ended knew
 (B_LAUNCH, B_CTA, B_THREADS, B_WARPS, B_FIRST_WARP, B_LIVE, B_GID, B_FLOOR, B_SHARED, B_SHARED_SIZE, B_DEVICE, B_SM,
- B_MAX_CLOCK, B_SC, B_INIT, B_SHADOW, B_AT_GRID, B_VALID, B_SLOT, B_MBARRIERS, B_TRIGGERED) = range(21)  # fmt: skip
-B_FIELDS = 24
+ B_MAX_CLOCK, B_SC, B_INIT, B_SHADOW, B_AT_GRID, B_VALID, B_SLOT, B_MBARRIERS, B_TRIGGERED, B_CLUSTER, B_RANK,
+ B_REACHED, B_VC_OUT) = range(25)  # fmt: skip
+B_FIELDS = 26
 # a barrier of a block
 (Q_ARRIVED, Q_EXPECTED, Q_VC, Q_POPC, Q_PARTIAL) = range(5)
 Q_FIELDS = 5
-BARRIERS_PER_BLOCK = 17  # those of bar, and that of the cluster
+BARRIERS_PER_BLOCK = 16
+# a cluster: its blocks, in a table that has a row for each slot; a cluster has the row of its first block's slot.
+# SIZE: its number of blocks. OPEN: whether a thread has arrived at its barrier in the present phase. PHASE: how many
+# phases have ended. VC: the clocks that arrivals have
+# published in the present phase. DONE: those of the last phase. Then the rows of its blocks
+(K_SIZE, K_PHASE, K_VC, K_DONE, K_OPEN, K_BLOCKS) = range(6)
+MOST_CLUSTER = 16
+K_FIELDS = K_BLOCKS + MOST_CLUSTER
 # an mbarrier: PLACE in shared memory, number of the PHASE, counts. VC: the clocks that its arrivals published so far.
 # DONE: those that they published up to the end of the last phase. GID, CLOCK: thread and moment of its initialisation.
 # FENCED: whether a fence has made the initialisation visible to asynchronous copies. OLD, NEW: the clock of the last
@@ -55,14 +67,15 @@ MB_FIELDS, MB_MOST = 13, 128
 # ---- a launch ----
 # NEEDS: the table of what must end before it begins, as pairs (stream, place in it); the last pair is of its own stream
 # if it is PROGRAMMATIC, which means that it begins when all blocks of the launch before it have TRIGGERED or ended.
+# CX to CZ, CLUSTER: the sizes of a cluster and its blocks. EXPLICIT: whether the kernel or its launch gave them.
 # SHARE: what a block takes of an SM. HELD: not to begin yet. WORKSPACE: the address of the grid's barrier, or 0
 (
     L_DEVICE, L_BLOCKS, L_NEXT, L_DONE, L_FIRST_GID, L_GX, L_GY, L_GZ, L_BX, L_BY, L_BZ, L_THREADS, L_WARPS, L_ENTRY,
     L_PARAMS, L_ROWS, L_SHARED, L_CONSTANTS, L_CONSTANT_COUNT, L_PER_SM, L_STATE, L_VC, L_AT_GRID, L_DYNAMIC,
     L_LOCAL, L_NUMBER, L_GRANULE, L_VALID, L_STOPPED, L_VC_OUT, L_WARPGROUP, L_PARAM_BYTES, L_STREAM, L_ORDER, L_NEEDS,
-    L_NEED_COUNT, L_PROGRAMMATIC, L_TRIGGERED, L_SHARE, L_HELD, L_WORKSPACE,
-) = range(41)  # fmt: skip
-L_FIELDS = 44
+    L_NEED_COUNT, L_PROGRAMMATIC, L_TRIGGERED, L_SHARE, L_HELD, L_WORKSPACE, L_CX, L_CY, L_CZ, L_CLUSTER, L_EXPLICIT,
+) = range(46)  # fmt: skip
+L_FIELDS = 48
 QUEUED, ACTIVE, FINISHED = range(3)
 
 # ---- a device ----

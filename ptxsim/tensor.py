@@ -17,6 +17,7 @@ from .agents import GROUP_READS, GROUP_WRITES, agent_access, agent_number, as_ag
 from .bits import get, load, load64, put, store
 from .boxes import (
     BYTES,
+    MULTICAST,
     REDUCES,
     element_size,
     end_inside,
@@ -28,8 +29,9 @@ from .boxes import (
     usable,
     width,
 )
-from .bulk import barrier_for, count_bytes, ends, locate_all
+from .bulk import barrier_for, count_bytes, ends, in_rank, locate_all
 from .clocks import publish
+from .cluster import LOW, holder
 from .mbarrier import pending
 from .units import unit
 from .watch import ALONE, fence, report, wrote
@@ -49,7 +51,14 @@ def tensor(x, warp, block, line, pc, op, mask):
             if op == isa.BULKREDUCE:
                 start_reduction(x, warp, thread, block, line, lane, pc)
             else:
-                start_box(x, warp, thread, block, line, lane, op == isa.TENSORLOAD, pc)
+                ranks = np.int64(0)
+                if get(line, isa.FLAGS) & MULTICAST:
+                    ranks = np.int64(register(x, warp, get(line, isa.C), lane)) & 0xFFFF
+                for k in range(s.MOST_CLUSTER):
+                    if (ranks >> k) & 1:
+                        start_box(x, warp, thread, block, line, lane, True, k + 1, pc)
+                if not get(line, isa.FLAGS) & MULTICAST:
+                    start_box(x, warp, thread, block, line, lane, op == isa.TENSORLOAD, 0, pc)
     return 0
 
 
@@ -68,7 +77,7 @@ def copy_map(x, warp, thread, block, line, lane, pc):
         if get(x, s.CHECK):
             check(x, warp, thread, block, kind, place, 8, 0, False, True, pc)
             check(x, warp, thread, block, space, at, 8, 0, True, False, pc)
-            location = location_of(block, space, at)
+            location = location_of(x, block, space, at)
             wrote(x, thread, block, slot, location, 8, load(target, 8), value, isa.WEAK, 0, False, ALONE)
         store(target, np.int64(8), value)
     put(x, s.PROGRESS, get(x, s.STEP))
@@ -80,7 +89,7 @@ def copy_map(x, warp, thread, block, line, lane, pc):
 def start_reduction(x, warp, thread, block, line, lane, pc):
     """Start cp.reduce.async.bulk, which combines bytes of shared memory with those of global memory."""
     size, to, _, target, to_place, origin, from_place = ends(
-        x, warp, thread, block, line, lane, pc, isa.GLOBAL, isa.SHARED
+        x, warp, thread, block, line, lane, pc, isa.GLOBAL, isa.SHARED, 0
     )
     if target == FAULT:
         return
@@ -100,21 +109,24 @@ def last_row(x):
     return get(x, s.PENDING) + (get(x, s.PENDING_COUNT) - 1) * s.P_FIELDS * 8
 
 
-@jit
-def start_box(x, warp, thread, block, line, lane, loads, pc):
-    """Start the copy of a box. The list of operands has the coordinates; IMM, TYPE, TYPE2 are added to addresses."""
+@unit
+def start_box(x, warp, thread, block, line, lane, loads, rank, pc):
+    """Start the copy of a box. The list of operands has the coordinates; IMM, TYPE, TYPE2 are added to addresses.
+
+    rank: see bulk.in_rank.
+    """
     gid, flags = get(thread, s.T_GID), get(line, isa.FLAGS)
     map_at = np.int64(register(x, warp, get(line, isa.B), lane)) + get(line, isa.TYPE)
     map_, _, _ = locate(x, warp, thread, block, lane, isa.GENERIC, map_at, 64, False, pc)
     if map_ == FAULT or locate(x, warp, thread, block, lane, isa.GENERIC, map_at + 64, 64, False, pc)[0] == FAULT:
-        return
+        return 0
     if not usable(map_):
         report(x, s.MISUSE, pc, gid, 0, isa.SHARED, BYTES, 0, 0, NO_MAP, 0)
-        return
-    address = np.int64(register(x, warp, get(line, isa.A), lane)) + get(line, isa.IMM)
+        return 0
+    address = in_rank(np.int64(register(x, warp, get(line, isa.A), lane)) + get(line, isa.IMM), rank)
     if address & 127:
         report(x, s.MISUSE, pc, gid, address, isa.SHARED, 128, 0, 0, NOT_128, 0)
-        return
+        return 0
     items = get(x, s.OPERANDS) + get(line, isa.LIST) * 8
     at = get(x, s.SCRATCH)
     for k in range(get(line, isa.COUNT)):
@@ -125,23 +137,25 @@ def start_box(x, warp, thread, block, line, lane, loads, pc):
         x, warp, thread, block, lane, isa.SHARED, address, rows_of(map_, flags) * pitch(map_), loads, pc
     )
     if host == FAULT or not rows_inside(x, warp, thread, block, lane, map_, at, flags, not loads, pc):
-        return
+        return 0
+    owner, place = holder(x, block, place), place & LOW
     index, group = np.int64(-1), get(thread, s.T_BULK)
     if loads:
-        barrier = np.int64(register(x, warp, get(line, isa.E), lane)) + get(line, isa.TYPE2)
-        index = barrier_for(x, warp, thread, block, lane, barrier, pc)
+        barrier = in_rank(np.int64(register(x, warp, get(line, isa.E), lane)) + get(line, isa.TYPE2), rank)
+        index = barrier_for(x, warp, thread, block, owner, lane, barrier, pc)
         if index < 0:
-            return
+            return 0
         group = get(get(x, s.AGENT), s.T_CLOCK)
     if get(x, s.CHECK):
-        box_accesses(x, warp, thread, block, map_, at, place, flags, loads, group, pc)
-    pending(x, s.P_BOX_LOAD if loads else s.P_BOX_STORE, block, thread, place, 0, size, index, group, pc)
+        box_accesses(x, warp, thread, owner, map_, at, place, flags, loads, group, pc)
+    pending(x, s.P_BOX_LOAD if loads else s.P_BOX_STORE, owner, thread, place, 0, size, index, group, pc)
     row = last_row(x)
     put(row, s.P_FLAGS, flags)
     for k in range(BYTES // 8):
         put(row, s.P_MAP + k, get(map_, k))
     for k in range(5):
         put(row, s.P_AT + k, get(at, k))
+    return 0
 
 
 @jit

@@ -19,6 +19,7 @@ from .access import FAULT, check, locate, location_of, register, set_register, t
 from .agents import OF_TENSOR, agent_number, as_agent
 from .bits import f32_of, fma32, get, load32, put, store32, u32_of, u64_of
 from .clocks import SUB_BITS, lookup, publish
+from .cluster import LOW, holder
 from .integer import clamp, spread
 from .mbarrier import live, pending
 from .rounding import HALF, exact, widen
@@ -126,7 +127,7 @@ def allocate(x, warp, thread, block, table, line, pc):
         return
     if get(x, s.CHECK):
         check(x, warp, thread, block, isa.SHARED, place, 4, 0, True, False, pc)
-        location, old = location_of(block, isa.SHARED, place), load32(host)
+        location, old = location_of(x, block, isa.SHARED, place), load32(host)
         wrote(x, thread, block, warp_slot(x, warp), location, 4, old, np.uint64(first), isa.WEAK, 0, False, ALONE)
     store32(host, np.uint64(first))
     put(x, s.PROGRESS, get(x, s.STEP))
@@ -198,12 +199,25 @@ def tensor_core(x, warp, block, line, pc, op, mask):
             product(x, warp, thread, block, line, lane, pc)
             continue
         at = np.int64(register(x, warp, get(line, isa.A), lane)) + get(line, isa.IMM)
-        host, place, _ = locate(x, warp, thread, block, lane, isa.SHARED, at, 8, False, pc)
-        index = live(x, thread, block, place, pc) if host != FAULT else np.int64(-1)
+        put(thread, s.T_TENSOR, get(thread, s.T_TENSOR) + 1)
+        ranks = np.int64(register(x, warp, get(line, isa.C), lane)) & 0xFFFF
+        if not get(line, isa.FLAGS):
+            commit(x, warp, thread, block, lane, at, pc)
+        for k in range(s.MOST_CLUSTER):
+            if get(line, isa.FLAGS) and (ranks >> k) & 1:
+                commit(x, warp, thread, block, lane, (at & LOW) | (k + 1) << isa.RANK_SHIFT, pc)
+    return 0
+
+
+@unit
+def commit(x, warp, thread, block, lane, at, pc):
+    """Let the mbarrier at an address count a thread's products so far."""
+    host, place, _ = locate(x, warp, thread, block, lane, isa.SHARED, at, 8, False, pc)
+    if host != FAULT:
+        owner = holder(x, block, place)
+        index = live(x, thread, owner, place & LOW, pc)
         if index >= 0:
-            group = get(thread, s.T_TENSOR) + 1
-            put(thread, s.T_TENSOR, group)
-            pending(x, s.P_COMMIT, block, thread, 0, 0, 0, index, group, pc)
+            pending(x, s.P_COMMIT, owner, thread, 0, 0, 0, index, get(thread, s.T_TENSOR), pc)
     return 0
 
 

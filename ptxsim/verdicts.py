@@ -28,6 +28,7 @@ ORDERS = {
         "launch both in one stream, let one stream wait for an event of the other, or run griddepcontrol.wait first",
     ),
     missing.BLOCKS: ("order of blocks", "a flag with release and acquire, a grid's barrier, or two launches"),
+    missing.CLUSTERS: ("barrier of the cluster", "cluster.sync() (barrier.cluster.arrive and .wait) between the two"),
     missing.DEVICES: ("order of devices", "a flag with release and acquire of sys scope"),
     missing.FENCE_AFTER: ("fence", "put the fence after the barrier too, in the thread that sets the flag"),
     missing.HOST_ORDER: ("order with the host", "a flag with release and acquire of sys scope"),
@@ -38,6 +39,10 @@ KINDS = {
     s.NOT_COHERENT: ("plain load", "load without .nc: no __ldg, no const __restrict__"),
     s.UNINITIALISED: ("write", "write the memory first"),
 }
+
+BARRIER = "barrier of the cluster"
+STARTS = BARRIER, "cluster.sync() before the first access to another block's shared memory"
+ENDS = BARRIER, "cluster.sync() after the last access to another block's shared memory"
 
 
 def of_race(detail: int) -> tuple[str, str, str]:

@@ -27,6 +27,7 @@ from .clocks import (
     launch_over,
     lookup,
     publish,
+    reach_of,
     same_launch,
     single,
 )
@@ -244,31 +245,33 @@ def fence(x, thread, block, warp, order, scope):
 
     A fence of a wide scope still counts after a later fence of a narrower scope.
     """
+    reach = reach_of(scope)
     for d in range(3):
-        if d <= scope:
+        if d <= reach:
             put(thread, s.T_VC, join(x, get(thread, s.T_VC), get(thread, s.T_PENDING0 + d)))
             put(thread, s.T_PENDING0 + d, 0)
-    if scope > 0:  # the fence took what an acquire operation would take, and a map takes much space
+    if reach > 0:  # the fence took what an acquire operation would take, and a map takes much space
         put(thread, s.T_READ_AT, 0)
         put(thread, s.T_READ_MAP, 0)
     now = publish(x, thread, block, warp)
     if order != isa.ACQUIRE:
-        for d in range(scope + 1):
+        for d in range(reach + 1):
             put(thread, s.T_RELEASE0 + d, now)
     if order == isa.SC:
+        reach = np.int64(1) if scope == isa.CLUSTER else scope  # a cluster's fences are ordered as its device's
         view = join(x, now, get(thread, s.T_SV))
         number = device_row(x, get(thread, s.T_GID))
         if block != 0:
             view = join(x, view, get(block, s.B_SC))
-        if scope >= 1 and number != 0:
+        if reach >= 1 and number != 0:
             view = join(x, view, get(number, s.D_SC))
-        if scope >= 2:
+        if reach >= 2:
             view = join(x, view, get(x, s.SC_SYSTEM))
         if block != 0:
             put(block, s.B_SC, view)
-        if scope >= 1 and number != 0:
+        if reach >= 1 and number != 0:
             put(number, s.D_SC, view)
-        if scope >= 2:
+        if reach >= 2:
             put(x, s.SC_SYSTEM, view)
         put(thread, s.T_SV, view)
     return 0

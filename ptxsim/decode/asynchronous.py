@@ -146,14 +146,19 @@ def copy_bulk(low: Lowering, m: Mods) -> None:
         (to, at), (source, offset) = (low.memory(operand)[:2] for operand in m.operands[:2])
         low.emit(isa.BULKSTORE, offset, a=to, b=source, c=m.row(2, isa.B32), imm=at)
         return
-    if spaces[1:] != ["global"] or spaces[0] == "global" or not m.take_one("mbarrier::complete_tx::bytes"):
+    known = spaces[1:] == ["global"] or spaces == ["shared::cluster", "shared::cta"]
+    if not known or spaces[0] == "global" or not m.take_one("mbarrier::complete_tx::bytes"):
         raise m.fail(
-            "only .shared::cluster.global.mbarrier::complete_tx::bytes and .global.shared::cta.bulk_group are supported"
+            "only .shared::cluster.global and .shared::cluster.shared::cta with .mbarrier::complete_tx::bytes, and "
+            ".global.shared::cta.bulk_group are supported"
         )
-    cast = m.take_one("multicast::cluster") is not None  # to the only block of the cluster
+    cast = spaces[1] == "global" and m.take_one("multicast::cluster") is not None
     m.done(4 + int(policy) + int(cast))
+    ranks = [m.row(4)] if cast else None
+    space = isa.GLOBAL if spaces[1] == "global" else isa.SHARED
     (to, at), (source, offset), (barrier, place) = (low.memory(m.operands[k])[:2] for k in (0, 1, 3))
-    low.emit(isa.BULKLOAD, offset, place, a=to, b=source, c=m.row(2, isa.B32), e=barrier, imm=at)
+    size = m.row(2, isa.B32)
+    low.emit(isa.BULKLOAD, offset, place, a=to, b=source, c=size, e=barrier, imm=at, flags=space, items=ranks)
 
 
 OTHER_PROXIES = ("alias", "async::generic")

@@ -1,39 +1,43 @@
-"""Lowers instructions on clusters. The machine's clusters have one block, as kernels have if nothing asks for more."""
+"""Lowers instructions on clusters."""
 
 from __future__ import annotations
 
 from .. import isa
 from ..lowering import Lowering
+from ..syntax import Name
 from .mods import Mods
 
-CLUSTER_BARRIER = 16  # its number among the barriers of a block, after those of bar
-OF_CLUSTER = 2  # bit in FLAGS of BAR
-RANK_SHIFT = 24  # an address in the shared memory of the cluster's block n has n in the bits from this one on
+RANKS = 0xFFFF << isa.RANK_SHIFT  # the bits of an address that have a rank
 
 
 def cluster_barrier(low: Lowering, m: Mods) -> None:
-    """Lower barrier.cluster. A thread's arrival counts when it waits, as every thread that arrives must."""
+    """Lower barrier.cluster."""
     m.take_one("cluster")
     kind = m.take_one("arrive", "wait")
     if kind is None:
         raise m.fail("needs .arrive or .wait")
-    m.take_one(*(("release", "relaxed") if kind == "arrive" else ("acquire",)))
-    aligned = m.take_one("aligned") is not None
+    order = m.take_one(*(("release", "relaxed") if kind == "arrive" else ("acquire",)))
+    m.take_one("aligned")
     m.done(0)
     if kind == "arrive":
-        low.emit(isa.NOP)
+        low.emit(isa.CLUSTERARRIVE, flags=isa.RELAXED if order == "relaxed" else isa.RELEASE)
     else:
-        low.emit(isa.BAR, a=low.constant(CLUSTER_BARRIER), b=low.constant(0), flags=OF_CLUSTER | int(aligned))
+        low.emit(isa.CLUSTERWAIT)
 
 
 def map_address(low: Lowering, m: Mods) -> None:
-    """Lower mapa. The address in another block than 0 lies outside of shared memory, so that its use is reported."""
+    """Lower mapa. The address in one's own block stays as it is, in another it gets the block's rank."""
     m.take_one("shared::cluster")
     (type_,) = m.types()
     m.done(3)
-    row = low.new_row()
-    low.emit(isa.SHL, isa.B64, d=row, a=m.row(2, isa.B32), b=low.constant(RANK_SHIFT))
-    low.emit(isa.ADD, type_, d=m.dest(type_), a=m.row(1), b=row)
+    rank, mine = m.row(2, isa.B32), low.row(Name("%cluster_ctarank"))
+    plain, up, far, own = (low.new_row() for _ in range(4))
+    low.emit(isa.AND, isa.B64, d=plain, a=m.row(1), b=low.constant(~RANKS))
+    low.emit(isa.ADD, isa.U64, d=up, a=rank, b=low.constant(1))
+    low.emit(isa.SHL, isa.B64, d=up, a=up, b=low.constant(isa.RANK_SHIFT))
+    low.emit(isa.ADD, isa.U64, d=far, a=plain, b=up)
+    low.emit(isa.SETP, isa.U32, d=own, a=rank, b=mine, imm=isa.COMPARE["eq"])
+    low.emit(isa.SELP, type_, d=m.dest(type_), a=plain, b=far, c=own)
 
 
 def rank_of(low: Lowering, m: Mods) -> None:
@@ -41,4 +45,9 @@ def rank_of(low: Lowering, m: Mods) -> None:
     m.take_one("shared::cluster")
     m.types()
     m.done(2)
-    low.emit(isa.MOV, isa.B32, d=m.dest(isa.B32), a=low.constant(0))
+    mine, rank, own = low.row(Name("%cluster_ctarank")), low.new_row(), low.new_row()
+    low.emit(isa.SHR, isa.U64, d=rank, a=m.row(1), b=low.constant(isa.RANK_SHIFT))
+    low.emit(isa.AND, isa.B64, d=rank, a=rank, b=low.constant(0xFFFF))
+    low.emit(isa.SETP, isa.U64, d=own, a=rank, b=low.constant(0), imm=isa.COMPARE["eq"])
+    low.emit(isa.SUB, isa.U64, d=rank, a=rank, b=low.constant(1))
+    low.emit(isa.SELP, isa.B32, d=m.dest(isa.B32), a=mine, b=rank, c=own)

@@ -12,10 +12,11 @@ WHOLE = {"rni": isa.RN, "rzi": isa.RZ, "rmi": isa.RM, "rpi": isa.RP}
 
 def is_space(low: Lowering, m: Mods) -> None:
     """Lower isspacep."""
+    own = "shared::cluster" not in m.left  # whether addresses in the cluster's other blocks do not count
     space = m.choose(SPACES)
     m.take_one("u32", "u64")
     m.done(2)
-    low.emit(isa.ISSPACEP, isa.U64, d=m.dest(isa.PREDICATE), a=m.row(1), imm=space)
+    low.emit(isa.ISSPACEP, isa.U64, d=m.dest(isa.PREDICATE), a=m.row(1), imm=space, flags=int(own))
 
 
 def move(low: Lowering, m: Mods) -> None:

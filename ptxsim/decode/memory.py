@@ -18,7 +18,7 @@ ORDERS = {
     "acq_rel": isa.ACQ_REL,
     "sc": isa.SC,
 }
-SCOPES = {"cta": isa.CTA, "cluster": isa.CTA, "gpu": isa.GPU, "gl": isa.GPU, "sys": isa.SYS}
+SCOPES = {"cta": isa.CTA, "cluster": isa.CLUSTER, "gpu": isa.GPU, "gl": isa.GPU, "sys": isa.SYS}
 CACHE = ("ca", "cg", "cs", "lu", "cv", "wb", "wt", "nc", "unified")
 
 

@@ -46,7 +46,8 @@ def copy_box(low: Lowering, m: Mods, reduces: bool) -> None:
         raise m.fail("needs .shared.global.mbarrier::complete_tx::bytes or .global.shared::cta.bulk_group")
     if reduces:
         kind |= m.choose({name: isa.ATOMS[name] for name in BULK_TYPES}) | boxes.REDUCES
-    cast = loads and m.take_one("multicast::cluster") is not None  # to the only block of the cluster
+    cast = loads and m.take_one("multicast::cluster") is not None
+    kind |= boxes.MULTICAST if cast else 0
     m.done((3 if loads else 2) + int(policy) + int(cast))
     boxed, shared = m.operands[1 if loads else 0], m.operands[0 if loads else 1]
     wanted = 5 if kind & boxes.ROWS else int(dimensions[0])
@@ -59,7 +60,8 @@ def copy_box(low: Lowering, m: Mods, reduces: bool) -> None:
     (to, at), (source, offset) = low.memory(shared)[:2], map_address(low, boxed.address)
     barrier, place = low.memory(m.operands[2])[:2] if loads else (low.constant(0), 0)
     op = isa.TENSORLOAD if loads else isa.TENSORSTORE
-    low.emit(op, offset, place, a=to, b=source, e=barrier, imm=at, flags=kind, items=coordinates)
+    ranks = m.row(3) if cast else low.constant(0)
+    low.emit(op, offset, place, a=to, b=source, c=ranks, e=barrier, imm=at, flags=kind, items=coordinates)
 
 
 def map_address(low: Lowering, address: Address) -> tuple[int, int]:
@@ -126,7 +128,7 @@ def copy_map(low: Lowering, m: Mods) -> None:
     for word in ("global", "shared::cta", "tensormap::generic", "release", "sync", "aligned"):
         if not m.take_one(word):
             raise m.fail(f"needs .{word}")
-    scope = m.choose({"cta": isa.CTA, "cluster": isa.CTA, "gpu": isa.GPU, "sys": isa.SYS})
+    scope = m.choose({"cta": isa.CTA, "cluster": isa.CLUSTER, "gpu": isa.GPU, "sys": isa.SYS})
     m.done(3)
     (to, at), (source, offset) = (low.memory(operand)[:2] for operand in m.operands[:2])
     low.granule = min(low.granule, 4)

@@ -114,9 +114,10 @@ def commit(low: Lowering, m: Mods) -> None:
     if not m.take_one("mbarrier::arrive::one"):
         raise m.fail("needs .mbarrier::arrive::one")
     m.take_one("shared::cluster")
-    cast = m.take_one("multicast::cluster") is not None  # to the only block of the cluster
+    cast = m.take_one("multicast::cluster") is not None
     m.take_one("b64")
     m.done(1 + int(cast))
     row, offset, _ = low.memory(m.operands[0])
     low.granule = min(low.granule, 8)
-    low.emit(isa.TCCOMMIT, a=row, imm=offset)
+    ranks = m.row(1) if cast else low.constant(0)
+    low.emit(isa.TCCOMMIT, a=row, c=ranks, imm=offset, flags=int(cast))

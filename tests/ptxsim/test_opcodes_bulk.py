@@ -327,7 +327,7 @@ cp.async.bulk.wait_group 0;"""
     "text",
     [
         "cp.async.bulk.shared::cluster.global [r1], [d1], r2, [r3];",
-        "cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [r1], [r2], r3, [r4];",
+        "cp.async.bulk.shared::cta.shared::cta.mbarrier::complete_tx::bytes [r1], [r2], r3, [r4];",
         "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [r1], [d1], r2, [r3];",
         "cp.async.bulk.global.shared::cta [d1], [r1], 16;",
         "cp.async.bulk.wait_group r1;",

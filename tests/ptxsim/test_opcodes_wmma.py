@@ -5,9 +5,7 @@ from __future__ import annotations
 import ml_dtypes
 import numpy as np
 import pytest
-from simt_ptx import HEADER, launched, rejection
-
-import ptxsim
+from simt_ptx import launched, rejection
 
 TYPES = {"f16": np.float16, "bf16": ml_dtypes.bfloat16, "tf32": np.float32, "f64": np.float64, "s8": np.int8,
          "u8": np.uint8, "f32": np.float32, "s32": np.int32}  # fmt: skip
@@ -145,13 +143,6 @@ st.global.b32 [d6], r3;"""
     _, found = launched(body.replace("%cluster_ctarank", "%cluster_nctarank"), np.zeros(64, np.uint32), threads=64,
                         module=".shared .align 4 .b8 tile[256];")  # fmt: skip
     assert {report.kind for report in found} == {"out_of_bounds"}
-
-
-def test_larger_clusters_are_refused():
-    """The message names the kernel, the number of blocks and what to do."""
-    text = f"{HEADER}.visible .entry k()\n.explicitcluster\n.reqnctapercluster 2, 2, 1\n{{\nret;\n}}"
-    with pytest.raises(ptxsim.InputError, match=r"k needs clusters of 4 blocks.*build the kernel"):
-        ptxsim.Machine().device(0).launch(text, 4, 32)
 
 
 @pytest.mark.parametrize(
