@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from . import nvcc
 from .errors import EnvironmentProblem, InputError
-from .host_code import missing_headers, without_host_code
+from .host_code import missing_headers, with_headers
 
 ABSENT = (
     "compiling CUDA C++ needs NVRTC, which cannot be loaded ({why}): pip install 'aristos[simt]' brings it, and no "
@@ -31,6 +32,7 @@ LIBCU = {
     "tuple": "tuple",
     "array": "array",
 }
+ABSENT_HEADER = re.compile(r'cannot open source file "([^"\n]+)"\s*\n\s*#\s*include\s*<')
 MACROS = ("float.h", "cfloat", "limits.h", "climits")
 LIMITS = """
 #define FLT_MAX 3.402823466e+38F
@@ -47,6 +49,8 @@ LIMITS = """
 #define LLONG_MIN (-LLONG_MAX - 1)
 #define ULLONG_MAX 18446744073709551615ULL
 """
+TYPES = "ptxsim/host_types.h"  # names of types that headers of glibc bring
+SHORT_NAMES = "typedef unsigned short ushort;\ntypedef unsigned int uint;\ntypedef unsigned long ulong;\n"
 OFTEN = (
     "assert.h",
     "limits.h",
@@ -67,7 +71,7 @@ def compiled_source(text: str, name: str, cc: tuple[Any, ...]) -> str:
     """
     nvrtc = loaded()
     options = ["--relocatable-device-code=true"]
-    return compiled(nvrtc, text, f"{name}, which the kernel links,", name, cc, options, ())[0]
+    return compiled(nvrtc, text, {}, f"{name}, which the kernel links,", name, cc, options, ())[0]
 
 
 @cache
@@ -84,7 +88,8 @@ def compiled_kernels(
     folder = str(Path(name).resolve().parent)
     options = ["--generate-line-info", "--device-as-default-execution-space", *flags, f"--include-path={folder}"]
     try:
-        return compiled(nvrtc, without_host_code(text), name, name, cc, options, wanted)
+        own = [Path(folder), *(Path(flag[2:].strip()) for flag in flags if flag[:2] == "-I")]
+        return compiled(nvrtc, *with_headers(text, own), name, name, cc, options, wanted)
     except InputError as error:
         other = nvcc.found()
         if other is None:
@@ -108,40 +113,50 @@ def loaded() -> Any:
 
 
 def compiled(
-    nvrtc: Any, text: str, what: str, name: str, cc: tuple[Any, ...], options: list[str], wanted: tuple[str, ...]
+    nvrtc: Any,
+    text: str,
+    included: dict[str, str],
+    what: str,
+    name: str,
+    cc: tuple[Any, ...],
+    options: list[str],
+    wanted: tuple[str, ...],
 ) -> tuple[str, dict[str, str]]:
     """Compile CUDA C++. Returns the same as `compiled_kernels`.
 
-    what: what messages call the source. options: those besides the target, the standard and the folders of headers.
+    included: headers by name that replace those in files. what: what messages call the source. options: those besides
+    the target, the standard and the folders of headers.
     """
     major = answer(nvrtc, nvrtc.nvrtcVersion(), what)[0]
     folders = include_folders(major)
-    missing = missing_headers(text, folders) if wanted else []
-    stubs = [*missing, *(header for header in OFTEN if header not in missing)] if wanted else []
-    program = answer(
-        nvrtc,
-        nvrtc.nvrtcCreateProgram(
-            text.encode(),
-            name.encode(),
-            len(stubs),
-            [header_text(h).encode() for h in stubs],
-            [h.encode() for h in stubs],
-        ),
-        what,
-    )[0]
-    try:
+    words = [f"--gpu-architecture=compute_{''.join(map(str, cc))}", "--std=c++17", *options]
+    words += [f"--include-path={folder}" for folder in folders]
+    if wanted:
+        words.append(f"--pre-include={TYPES}")
+    missing = missing_headers("\n".join([text, *included.values()]), folders) if wanted else []
+    while True:
+        headers = (
+            {header: header_text(header) for header in ([*missing, *OFTEN] if wanted else [])}
+            | included
+            | {TYPES: SHORT_NAMES}
+        )
+        program = created(nvrtc, text, what, name, headers)
         for kernel in wanted:
             answer(nvrtc, nvrtc.nvrtcAddNameExpression(program, kernel.encode()), what)
-        words = [f"--gpu-architecture=compute_{''.join(map(str, cc))}", "--std=c++17", *options]
-        words += [f"--include-path={folder}" for folder in folders]
         status = nvrtc.nvrtcCompileProgram(program, len(words), [word.encode() for word in words])[0]
-        if status != nvrtc.nvrtcResult.NVRTC_SUCCESS:
-            log = b" " * answer(nvrtc, nvrtc.nvrtcGetProgramLogSize(program), what)[0]
-            nvrtc.nvrtcGetProgramLog(program, log)
-            messages = log.decode(errors="replace").strip(" \0\n")
+        if status == nvrtc.nvrtcResult.NVRTC_SUCCESS:
+            break
+        log = b" " * answer(nvrtc, nvrtc.nvrtcGetProgramLogSize(program), what)[0]
+        nvrtc.nvrtcGetProgramLog(program, log)
+        nvrtc.nvrtcDestroyProgram(program)
+        messages = log.decode(errors="replace").strip(" \0\n")
+        absent = ABSENT_HEADER.search(messages) if wanted else None  # one that a header includes
+        if absent is None or absent[1] in missing:
             missing = [header for header in missing if not header_text(header)]
             empty = f". Headers that were not found, and taken as empty: {', '.join(missing)}" if missing else ""
             raise InputError(f"{what} does not compile: {messages}" + (f"\n{HOST_CODE}{empty}" if wanted else ""))
+        missing.append(absent[1])
+    try:
         names = {
             kernel: answer(nvrtc, nvrtc.nvrtcGetLoweredName(program, kernel.encode()), what)[0].decode()
             for kernel in wanted
@@ -153,10 +168,18 @@ def compiled(
     return ptx.decode().rstrip("\x00 "), names
 
 
+def created(nvrtc: Any, text: str, what: str, name: str, headers: dict[str, str]) -> Any:
+    """A program of NVRTC. headers: the texts of headers by name."""
+    texts, names = [text.encode() for text in headers.values()], [name.encode() for name in headers]
+    return answer(nvrtc, nvrtc.nvrtcCreateProgram(text.encode(), name.encode(), len(headers), texts, names), what)[0]
+
+
 def header_text(header: str) -> str:
-    """The text that replaces a header of the host: an include of libcu++'s header, limits of types, or nothing."""
+    """The text that replaces a header of the host: an include of libcu++'s headers, limits of types, or nothing."""
     if header in MACROS:
         return f"#ifndef FLT_MAX{LIMITS}#endif\n"
+    if header not in LIBCU and re.fullmatch("[a-z_]+", header):  # of C++: they often bring what others need
+        return "".join(header_text(other) for other in ("cstdint", "limits", "type_traits", "utility"))
     if header not in LIBCU:
         return ""
     names = "using namespace cuda::std;\n" if LIBCU[header].startswith("c") else ""
@@ -182,9 +205,10 @@ def include_folders(major: int) -> list[str]:
     cuda = get_cuda_paths()["include_dir"]
     if cuda is not None and cuda.info:
         found.append(str(cuda.info))
-    cccl = pathfinder.locate_nvidia_header_directory("cccl")
-    if cccl is not None:
-        found.append(cccl.abs_path)
+    for part in ("cccl", "nvcc"):
+        place = pathfinder.locate_nvidia_header_directory(part)
+        if place is not None:
+            found.append(place.abs_path)
     return found + [
         path for path in (config.CUDA_NVRTC_EXTRA_SEARCH_PATHS or "").split(":") if path and os.path.isdir(path)
     ]

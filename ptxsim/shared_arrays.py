@@ -79,7 +79,7 @@ def arrays(launch: Launch) -> list[SharedArray]:
 def plain(symbol: str) -> str:
     """The name that a shared variable has in the source, PTX or CUDA C++."""
     if "/" in symbol:  # the form kernel/name/number of variables that PTX declares in a function
-        return symbol.split("/")[-2]
+        symbol = symbol.split("/")[-2]
     mangled = re.finditer(r"E(?=(\d+)([A-Za-z_]\w*)$)", symbol) if symbol.startswith("_ZZ") else ()
     return next((one[2] for one in mangled if len(one[2]) == int(one[1])), symbol)
 

@@ -357,3 +357,49 @@ def test_host_functions_are_blank_and_lines_stay():
         assert line_of(left, kept) == line_of(text, kept)
     guarded = "#ifndef X\nint main() { }\n#endif\n"
     assert host_code.without_host_code(guarded) == "#ifndef X\n              \n#endif\n"
+
+
+LIBRARY = {
+    "k.cu": """#include "inner/launch.cuh"
+namespace lib {
+__global__ void add(float *x, int n) {
+    CHECK(n == 32);
+    if (threadIdx.x < n) x[threadIdx.x] += std::numeric_limits<int>::max() > 0 ? one() : 0;
+}
+void add(float *x, int n, cudaStream_t stream) {
+    LAUNCH(add, x, n);
+}
+}
+// simt: lib::add<<<1, 32>>>(float32[32]=1, 32)
+""",
+    "headers/inner/launch.cuh": """#pragma once
+#include <exception>
+#include <string>
+#include "helper.cuh"
+class Failure : public std::exception {
+  std::string text;
+ public:
+  explicit Failure(const char *file, int line) { text = std::string(file) + std::to_string(line); }
+};
+#define CHECK(condition) do { if (not (condition)) { printf("%s", #condition); asm("trap;"); } } while (0)
+#define LAUNCH(kernel, ...) if (cudaLaunchKernelEx(&cfg, kernel, ##__VA_ARGS__)) throw Failure(__FILE__, __LINE__)
+""",
+    "headers/inner/helper.cuh": """#pragma once
+#include <cstdint>
+#include <rarely_used.h>
+inline void print(const std::string &text) { std::cout << text; }
+__device__ float one() { return static_cast<float>(static_cast<uint32_t>(1)); }
+""",
+}
+
+
+@compiles
+def test_a_librarys_headers_with_host_code_are_compiled(tmp_path, capsys):
+    """Its headers bring headers of the host, classes and functions of the host; a host function only launches."""
+    for name, text in LIBRARY.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert main(["check", "-I", str(tmp_path / "headers"), str(tmp_path / "k.cu")]) == 0
+    assert "covered: 1 kernel" in capsys.readouterr().out
+    assert main(["check", str(tmp_path / "k.cu")]) == 2
+    assert "launch.cuh" in capsys.readouterr().err
