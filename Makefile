@@ -70,7 +70,7 @@ test: $(READY)-test
 
 # TIER=rest leaves out what `make test` has run.
 test-all: $(READY)-test $(OTHERS:%=$(VENV)/mpi/%/.aristos) $(VENV)/cuda13/.aristos
-	$(PY) -m pytest --tier $(TIER) $(BESIDE) -n 4 $(ARGS) || $(NONE)
+	$(PY) -m pytest --tier $(TIER) $(BESIDE) -n 5 $(ARGS) || $(NONE)
 	$(PY) -m pytest --tier $(TIER) --part serial $(ARGS) || $(NONE)
 	for mpi in $(OTHERS); do $(VENV)/mpi/$$mpi/bin/python -m pytest -m core $(ARGS) || $(NONE); done
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-pytest_plugins = ["mpi", "tiers", "sweeps", "leftovers"]
+pytest_plugins = ["mpi", "sweeps", "tiers", "leftovers"]
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -54,6 +54,7 @@ def needs(environment: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parallel
 @pytest.mark.parametrize(
     ("name", "options"),
     [

@@ -290,10 +290,11 @@ def shared_bytes() -> int:
     return sum(int(end, 16) - int(start, 16) for start, end in spans)
 
 
+@pytest.mark.parallel
 @pytest.mark.ranks(4, timeout=300)  # it may have to compile
 def test_mpi_takes_both_windows_from_shared_memory(comm):
     """Windows between nodes lie in shared memory too, if ranks share a machine. Therefore `need` counts them."""
-    cfg = aristos.MoEConfig(hidden=512, ffn=8, experts=4, top_k=2, max_tokens=1024)
+    cfg = aristos.MoEConfig(hidden=512, ffn=8, experts=4, top_k=2, max_tokens=256)
     layout = shape_of(4, Placement(None, 4, 4), **widths(cfg))
     local, remote, _ = window_bytes(layout, Nodes.of(4, 2), comm.rank)
     before = shared_bytes()

@@ -70,30 +70,31 @@ FOLDERS = {
     "transport": Budget(10, 80, parallel=True),
 }
 
-LONG = (  # workers start with these files, so that none runs alone at the end
+LONG = (  # Workers start with these files, so that none runs alone at the end. Neighbours compile different code: one
+    # process at a time compiles the code of a package.
     "bench/test_rehearsal.py",
     "kernels/test_isas.py",
-    "bench/test_bench_cuda.py",
     "kernels/test_cuda_compile.py",
-    "substrate/test_cuda_layer.py",
-    "bench/test_bench_run.py",
-    "layer/test_element_types.py",
     "explore/test_explore.py",
-    "explore/test_compiled.py",
-    "bench/test_showing.py",
-    "layer/test_training.py",
-    "layer/test_training_run.py",
-    "layer/test_layer_properties.py",
+    "layer/test_element_types.py",
+    "bench/test_bench_cuda.py",
     "launch/test_slurm.py",
-    "kernel_cache/test_cache.py",
+    "bench/test_bench_run.py",
     "explore/test_all_schedules.py",
+    "substrate/test_cuda_layer.py",
+    "package/test_readme.py",
+    "layer/test_training.py",
+    "kernel_cache/test_cache.py",
+    "layer/test_layer_properties.py",
+    "explore/test_compiled.py",
+    "faults/test_faults.py",
     "substrate/test_cuda_mpi.py",
     "substrate/test_waits.py",
+    "layer/test_training_run.py",
+    "bench/test_showing.py",
     "substrate/test_cuda_nodes.py",
-    "transport/test_rma.py",
-    "package/test_readme.py",
-    "faults/test_faults.py",
     "simulate/test_simulation.py",
+    "transport/test_rma.py",
 )
 
 # The quick tier runs these folders and files last: the functions that they need compile while others run.
