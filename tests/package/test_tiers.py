@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from tiers import FOLDERS, PARTS, TESTS, may_hold
+from tiers import FOLDERS, PARTS, TESTS, folders_from, may_hold
 
 WHOLE = (
     "pytestmark = pytest.mark.slow",
@@ -39,3 +39,9 @@ def test_the_parts_to_which_tests_of_a_file_may_belong(folder, text, held):
 def test_folders_without_quick_tests_hold_none():
     assert not may_hold("faults", "", "quick", None)
     assert {path.name for path in TESTS.iterdir() if list(path.glob("test_*.py"))} == set(FOLDERS)
+
+
+def test_workers_begin_with_different_folders_and_import_all():
+    starts = [folders_from(worker / 5) for worker in range(5)]
+    assert len({folders[0] for folders in starts}) == 5
+    assert {tuple(sorted(folders)) for folders in starts} == {tuple(sorted(str(TESTS / name) for name in FOLDERS))}
