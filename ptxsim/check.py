@@ -18,7 +18,7 @@ from . import kernels, launch_text, profile, suppress
 from .coverage import Coverage
 from .errors import InputError
 from .findings import Report, lines, total
-from .launch_text import LaunchText
+from .launch_text import LaunchText, SymbolText
 from .machine import Machine
 from .nvrtc import compiled_kernels
 from .program import Program
@@ -111,16 +111,20 @@ def text_of(path: Path) -> str:
 def run(path: Path, texts: list[str], machine: Machine, flags: tuple[str, ...] = ()) -> list[Report]:
     """Run the launches of a file, those of one device one after the other. Returns their reports."""
     source = text_of(path)
-    launches = [launch_text.read(text) for text in texts or launch_text.in_comments(source)]
+    texts = texts or launch_text.in_comments(source)
+    symbols = [symbol for symbol in map(launch_text.read_symbol, texts) if symbol]
+    launches = [launch_text.read(text) for text in texts if not launch_text.read_symbol(text)]
     if not launches:
         raise InputError(f"{path}: {NO_LAUNCH}")
     entries: dict[str, str] = {}
     ptx = source
     if path.suffix == ".cu":
-        wanted = tuple(dict.fromkeys(launch.kernel for launch in launches))
+        wanted = tuple(dict.fromkeys([launch.kernel for launch in launches] + [f"&{one.name}" for one in symbols]))
         ptx, entries = compiled_kernels(source, str(path), machine.cc, wanted, flags)
     program = machine.load(ptx)
     arguments = launch_text.Arguments(machine.device(0), path.parent)
+    for symbol in symbols:
+        set_symbol(machine, program, symbol, entries.pop(f"&{symbol.name}", symbol.name), arguments)
     for launch in launches:
         entry = entries.setdefault(launch.kernel, entry_of(program, entries.get(launch.kernel, launch.kernel)))
         names = parameter_names(source, launch.kernel)
@@ -137,6 +141,20 @@ def run(path: Path, texts: list[str], machine: Machine, flags: tuple[str, ...] =
         replace(report, file=shown(report.file, path), kernel=in_source.get(report.kernel, report.kernel))
         for report in machine.run()
     ]
+
+
+def set_symbol(machine: Machine, program: Program, symbol: SymbolText, name: str, arguments: Any) -> None:
+    """Give a variable of the kernels its value, before they run. name: the variable's name in PTX."""
+    try:
+        numbers = range(len(machine.devices)) if symbol.device is None else [symbol.device]
+        for number in numbers:
+            made = arguments.on(machine.device(number)).make(symbol.value, symbol.name)
+            if isinstance(made, (int, float)):
+                raise InputError(f"write the type too, such as '{symbol.name} = int32[1]={symbol.value}'")
+            data = made if isinstance(made, bytes) else made.copy_to_host().tobytes()
+            machine.loader.set_variable(program, number, name, data)
+    except InputError as error:
+        raise InputError(f"{symbol.text}: {error}") from error
 
 
 def shown(file: str, path: Path) -> str:

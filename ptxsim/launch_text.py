@@ -17,7 +17,8 @@ one or (x, y, z) the blocks of a cluster. An argument is
     {int32 5, float32 2.5, NAME}   a structure by value, of numbers and of arrays' addresses, with C's alignment
 
 A launch runs on device 0, or with @N before it on device N. In a file of CUDA C++ or PTX a launch is a comment of one
-line: `// simt: add<<<8, 128>>>(...)`.
+line: `// simt: add<<<8, 128>>>(...)`. A comment `// simt: NAME = ARRAY` gives a `__constant__` or `__device__` variable
+its value, on all devices, or with @N before it on one.
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ LAUNCH = re.compile(
     r"<<<(?P<sizes>[^<>]*)>>>\s*\((?P<arguments>.*)\)\s*;?",
     re.S,
 )
+SYMBOL = re.compile(r"(?:@(?P<device>\d{1,3})\s+)?(?P<name>[A-Za-z_][\w:]*)\s*=(?!=)\s*(?P<value>.+)", re.S)
 ARRAY = re.compile(r"(?P<type>[a-z]\w*)\s*\[(?P<shape>[\d\s,]+)\](?:\s*=\s*(?P<fill>.+))?")
 MEMBER = re.compile(r"([a-z]\w*) +([-+]?[\w.][-+\w.]*)")
 NAMED = re.compile(r"([A-Za-z_]\w*)\s*:\s*(.+)", re.S)
@@ -79,6 +81,24 @@ class LaunchText:
     arguments: tuple[str, ...]
     device: int = 0
     cluster: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class SymbolText:
+    """The value of a variable as read from text. device: its number, or None for all devices."""
+
+    text: str
+    name: str
+    value: str
+    device: int | None
+
+
+def read_symbol(text: str) -> SymbolText | None:
+    """The variable that a text gives a value, or None if the text has another form."""
+    found = SYMBOL.fullmatch(text.strip())
+    if found is None:
+        return None
+    return SymbolText(text, found["name"], found["value"], int(found["device"]) if found["device"] else None)
 
 
 def in_comments(source: str) -> list[str]:

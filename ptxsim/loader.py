@@ -119,6 +119,18 @@ class Loader:
             self.memory.bytes_of(allocation)[: len(data)] = np.frombuffer(data, np.uint8)
         return self.addresses[key]
 
+    def set_variable(self, program: Program, device: int, name: str, data: bytes) -> None:
+        """Set the first bytes of a module's variable on a device. Raises InputError for an unknown or smaller one."""
+        variable = program.variables.get(name)
+        known = [one for one, found in program.variables.items() if found.space in ("const", "global")]
+        if variable is None or name not in known:
+            raise InputError(f"the kernels have the variables {', '.join(known) or '(none)'}, got {name}")
+        if len(data) > variable.size:
+            raise InputError(f"{name} has {variable.size} bytes, got a value of {len(data)}")
+        allocation = self.memory.at(self.address(program, device, name))
+        assert allocation is not None
+        self.memory.bytes_of(allocation)[: len(data)] = np.frombuffer(data, np.uint8)
+
     def initial(self, program: Program, device: int, variable: Variable) -> list[bytes]:
         """The bytes of each of a variable's initial values. A name in the initialiser becomes an address."""
         parts = []

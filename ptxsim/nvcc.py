@@ -47,23 +47,24 @@ def compiled(nvcc: str, name: str, cc: tuple[Any, ...], flags: tuple[str, ...]) 
 
 
 def names(ptx: str, wanted: tuple[str, ...]) -> dict[str, str]:
-    """The name in the PTX of each kernel that is named as in C++, such as `add<float>`.
+    """The name in the PTX of each kernel, and of each variable after `&`, that is named as in C++.
 
     Raises InputError if a kernel is missing: nvcc makes only those templates that the file itself uses.
     """
-    entries = re.findall(r"\.entry\s+([\w$]+)", ptx)
+    variables = re.findall(r"^(?:\.visible\s+)?\.(?:const|global)\s[^;=\n]*?([\w$]+)(?:\[\d*\])?\s*[;=]", ptx, re.M)
+    entries = [*re.findall(r"\.entry\s+([\w$]+)", ptx), *variables]
     demangler = shutil.which("c++filt")
     if demangler is None:
-        return {kernel: kernel for kernel in wanted}
+        return {kernel: kernel.removeprefix("&") for kernel in wanted}
     done = subprocess.run([demangler, *entries], capture_output=True, text=True, timeout=60)
     plain = dict(zip(map(shape, done.stdout.splitlines()), entries))
-    missing = [kernel for kernel in wanted if shape(kernel) not in plain]
+    missing = [kernel for kernel in wanted if shape(kernel.removeprefix("&")) not in plain]
     if missing:
         there = ", ".join(plain) or "(there are none)"
         raise InputError(
             f"nvcc made the kernels {there}, not {missing[0]}: a template must be launched or instantiated"
         )
-    return {kernel: plain[shape(kernel)] for kernel in wanted}
+    return {kernel: plain[shape(kernel.removeprefix("&"))] for kernel in wanted}
 
 
 def shape(name: str) -> str:

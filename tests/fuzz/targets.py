@@ -234,8 +234,12 @@ def launches(text: str) -> None:
     launch_text.MOST_BYTES = 1 << 24
     host_code.without_host_code(text), check.parameter_names(text, "add")
     for each in launch_text.in_comments(text)[:8]:
-        found = launch_text.read(each)
         make = launch_text.Arguments(Memory(), Path.cwd())
+        symbol = launch_text.read_symbol(each)
+        if symbol:
+            make.make(symbol.value, symbol.name)
+            continue
+        found = launch_text.read(each)
         for at, argument in enumerate(found.arguments):
             make.make(argument, str(at))
 

@@ -403,3 +403,44 @@ def test_a_librarys_headers_with_host_code_are_compiled(tmp_path, capsys):
     assert "covered: 1 kernel" in capsys.readouterr().out
     assert main(["check", str(tmp_path / "k.cu")]) == 2
     assert "launch.cuh" in capsys.readouterr().err
+
+
+SYMBOLS = """
+__constant__ float taps[3];
+namespace app {
+struct Scale { int by; float *more; };
+__device__ Scale scale;
+}
+// simt: taps = float32[3]=range
+// simt: app::scale = {int32 4, more:float32[32]=2}
+// simt: blur<<<1, 32>>>(float32[32]=range, out:float32[32])
+// simt: same<<<1, 32>>>(out, WANTED)
+__global__ void blur(const float *x, float *out) {
+    out[threadIdx.x] = (taps[1] * x[threadIdx.x] + taps[2]) * app::scale.by + app::scale.more[threadIdx.x];
+}
+__global__ void same(const float *out, float wanted) {
+    if (out[threadIdx.x] != 4 * threadIdx.x + wanted) asm("trap;");
+}
+"""
+
+
+@compiles
+def test_variables_of_a_file_get_values(tmp_path, capsys):
+    file = tmp_path / "taps.cu"
+    file.write_text(SYMBOLS.replace("WANTED", "10.0"))
+    assert main(["check", str(file)]) == 0
+    assert "0 reports" in capsys.readouterr().out
+    file.write_text(SYMBOLS.replace("WANTED", "11.0"))
+    assert main(["check", str(file)]) == 1
+    for text, message in (
+        ("float32[4]=0", "taps has 12 bytes, got a value of 16"),
+        ("0.5", "write the type too"),
+    ):
+        file.write_text(SYMBOLS.replace("float32[3]=range", text))
+        assert main(["check", str(file)]) == 2
+        assert message in capsys.readouterr().err
+    ptx = tmp_path / "k.ptx"
+    ptx.write_text("// simt: gone = int32[1]=0\n// simt: k<<<1, 32>>>()\n.version 8.0\n.target sm_90\n"
+                   ".address_size 64\n.const .b32 there;\n.visible .entry k()\n{\nret;\n}\n")  # fmt: skip
+    assert main(["check", str(ptx)]) == 2
+    assert "the kernels have the variables there, got gone" in capsys.readouterr().err
