@@ -15,8 +15,10 @@ from .cluster import LOW, holder, reached
 from .floating import NAN32, flush32, least_most
 from .integer import cut
 from .integer import read as as_integer
+from .quick import quiet, rewritten
 from .requests import count_access
 from .rounding import BFLOAT, HALF, exact, widen
+from .rows import PARAMS
 from .units import unit
 from .watch import (
     ALONE,
@@ -137,7 +139,7 @@ def locate(x, warp, thread, block, lane, space, address, size, write, pc):
 @jit
 def warp_slot(x, warp):
     """The number of a warp's slot."""
-    return (warp - get(x, s.WARPS)) // (s.W_FIELDS * 8)
+    return get(warp, s.W_SLOT)
 
 
 @jit
@@ -210,7 +212,7 @@ def location_of(x, block, space, place):
 @jit
 def thread_of(x, warp, lane):
     """The address of the table of a lane's thread."""
-    return get(x, s.THREADS) + (warp_slot(x, warp) * 32 + lane) * s.T_FIELDS * 8
+    return get(warp, s.W_THREADS) + lane * s.T_FIELDS * 8
 
 
 class Access(NamedTuple):
@@ -255,6 +257,23 @@ def locate_lane(x, warp, thread, block, lane, access, write, pc):
     return found
 
 
+@jit
+def load_parameter(x, warp, block, access, pc, mask):
+    """Load a parameter for the lanes in mask, whose address is the same. Returns False if the access is not allowed."""
+    launch = get(x, s.LAUNCHES) + get(block, s.B_LAUNCH) * s.L_FIELDS * 8
+    place, size = access.offset, access.size
+    if place < 0 or place + size > get(launch, s.L_PARAM_BYTES) or place & (size - 1):
+        return False
+    value = load(get(x, s.PARAMETERS) + get(launch, s.L_PARAMS) - isa.PARAM_WINDOW + place, size)
+    if access.type_ & 0xF0 == isa.S:
+        value = np.uint64(as_integer(value, access.type_))
+    row = get(access.items, 0)
+    for lane in range(32):
+        if (mask >> lane) & 1:
+            set_register(x, warp, row, lane, value)
+    return True
+
+
 @unit
 def loads(x, warp, block, line, pc, mask):
     """Run ld for the lanes in mask. line: the address of the instruction's row."""
@@ -264,6 +283,8 @@ def loads(x, warp, block, line, pc, mask):
     checked = get(x, s.CHECK) != 0
     slot = warp_slot(x, warp)
     seen = np.int64(isa.PARAM)
+    if access.base == PARAMS and count == 1 and load_parameter(x, warp, block, access, pc, mask):
+        return 0
     for lane in range(32):
         if not (mask >> lane) & 1:
             continue
@@ -280,10 +301,12 @@ def loads(x, warp, block, line, pc, mask):
             newest = newest_of(x, location_of(x, block, kind, place), size, count)
         if watched:
             for k in range(count):
-                check(x, warp, thread, block, kind, place + k * size, size, how, False, True, pc)
+                shadow = shadow_of(x, block, kind, place + k * size)
+                if not quiet(x, thread, block, slot, shadow, size, how | log2(size) << SIZE_SHIFT, False, pc):
+                    check(x, warp, thread, block, kind, place + k * size, size, how, False, True, pc)
         for k in range(count):
-            if watched and (order != isa.WEAK or get(x, s.WEAK_MEMORY)):
-                at = location_of(x, block, kind, place + k * size)
+            at = location_of(x, block, kind, place + k * size)
+            if watched and (order != isa.WEAK or (get(x, s.WEAK_MEMORY) and rewritten(x, at, size))):
                 value = np.uint64(read(x, thread, block, slot, at, host + k * size, size, order, scope, newest))
                 if order != isa.WEAK:
                     newest = get(x, s.CHOSEN)
@@ -321,7 +344,9 @@ def stores(x, warp, block, line, pc, mask):
             hidden = np.int64(0)
             if watched:
                 flags = how | (SAME if old == value else 0)
-                check(x, warp, thread, block, kind, place + k * size, size, flags, True, False, pc)
+                shadow = shadow_of(x, block, kind, place + k * size)
+                if not quiet(x, thread, block, slot, shadow, size, flags | log2(size) << SIZE_SHIFT, True, pc):
+                    check(x, warp, thread, block, kind, place + k * size, size, flags, True, False, pc)
                 at = location_of(x, block, kind, place + k * size)
                 item = k if count > 1 and order != isa.WEAK else np.int64(ALONE)
                 hidden = wrote(x, thread, block, slot, at, size, old, value, order, scope, False, item)

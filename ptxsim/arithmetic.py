@@ -1,12 +1,14 @@
-"""Arithmetic of a warp, lane by lane. The functions for one lane are in integer.py, floating.py and convert.py."""
+"""Arithmetic of a warp, lane by lane. The functions for one lane are in integer.py, floating.py and convert.py.
+
+Frequent instructions run for all lanes at once (whole_warp.py).
+"""
 
 from __future__ import annotations
 
-import numpy as np
-
 from kernel_cache.compile import inner as jit
 
-from . import isa
+from . import isa, whole_warp
+from . import state as s
 from .bits import get, load64, store64
 from .convert import convert, convert_pair
 from .floating import floating
@@ -15,6 +17,24 @@ from .rows import CARRY
 from .units import unit
 
 FULL = 0xFFFFFFFF
+RESULTS = 256 * 8  # the place in the scratch table for the results of all lanes, if some lanes do not take part
+
+
+@jit
+def place_of(x, d, mask):
+    """Where a whole warp's results go: to the row d, or if some lanes do not take part, to the scratch table."""
+    return d if mask == FULL else get(x, s.SCRATCH) + RESULTS
+
+
+@jit
+def keep(x, d, mask):
+    """Copy the results of the lanes in mask from the scratch table to the row d, unless they are there already."""
+    if mask == FULL:
+        return
+    found = get(x, s.SCRATCH) + RESULTS
+    for lane in range(32):
+        if (mask >> lane) & 1:
+            store64(d + lane * 8, load64(found + lane * 8))
 
 
 @unit
@@ -33,7 +53,8 @@ def calculate_integers(x, regs, line, op, mask):
                 if flags & isa.CARRY_OUT:
                     store64(regs + CARRY * 256 + lane * 8, out)
         return 0
-    if mask == FULL and quick(op, type_, flags, imm, ra, rb, rc, d):
+    if whole_warp.integers(op, type_, flags, imm, ra, rb, rc, place_of(x, d, mask)):
+        keep(x, d, mask)
         return 0
     re = regs + get(line, isa.E) * 256
     for lane in range(32):
@@ -52,6 +73,9 @@ def calculate_floats(x, regs, line, op, mask):
     type_, flags, imm = get(line, isa.TYPE), get(line, isa.FLAGS), get(line, isa.IMM)
     ra, rb, rc = regs + get(line, isa.A) * 256, regs + get(line, isa.B) * 256, regs + get(line, isa.C) * 256
     d = regs + get(line, isa.D) * 256
+    if flags == 0 and whole_warp.floats(op, type_, ra, rb, rc, place_of(x, d, mask)):
+        keep(x, d, mask)
+        return 0
     for lane in range(32):
         if (mask >> lane) & 1:
             k = lane * 8
@@ -64,6 +88,9 @@ def calculate_conversions(x, regs, line, op, mask):
     """Run cvt, lane by lane."""
     type_, flags, type2 = get(line, isa.TYPE), get(line, isa.FLAGS), get(line, isa.TYPE2)
     ra, rb, d = regs + get(line, isa.A) * 256, regs + get(line, isa.B) * 256, regs + get(line, isa.D) * 256
+    if op == isa.CVT and flags == 0 and whole_warp.widths(type_, type2, ra, place_of(x, d, mask)):
+        keep(x, d, mask)
+        return 0
     for lane in range(32):
         if (mask >> lane) & 1:
             k = lane * 8
@@ -71,39 +98,4 @@ def calculate_conversions(x, regs, line, op, mask):
                 store64(d + k, convert(x, type_, type2, flags, load64(ra + k)))
             else:
                 store64(d + k, convert_pair(x, type_, type2, flags, load64(ra + k), load64(rb + k)))
-    return 0
-
-
-@jit
-def quick(op, type_, flags, imm, ra, rb, rc, d):
-    """Run one of the most frequent integer instructions for a whole warp, in loops that the compiler unrolls.
-
-    Returns 0, and runs nothing, for other instructions.
-    """
-    size = type_ & 15
-    keep = ~np.uint64(0) >> np.uint64(64 - size * 8)
-    if op == isa.ADD and not flags & isa.SAT:
-        for k in range(0, 256, 8):
-            store64(d + k, (load64(ra + k) + load64(rb + k)) & keep)
-        return 1
-    if op == isa.MUL:
-        for k in range(0, 256, 8):
-            store64(d + k, (load64(ra + k) * load64(rb + k)) & keep)
-        return 1
-    if op == isa.MAD:
-        for k in range(0, 256, 8):
-            store64(d + k, (load64(ra + k) * load64(rb + k) + load64(rc + k)) & keep)
-        return 1
-    if op == isa.MOV:
-        for k in range(0, 256, 8):
-            store64(d + k, load64(ra + k) & keep)
-        return 1
-    if op == isa.AND:
-        for k in range(0, 256, 8):
-            store64(d + k, load64(ra + k) & load64(rb + k) & keep)
-        return 1
-    if op == isa.SUB and not flags & isa.SAT:
-        for k in range(0, 256, 8):
-            store64(d + k, (load64(ra + k) - load64(rb + k)) & keep)
-        return 1
     return 0

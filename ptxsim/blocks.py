@@ -15,7 +15,7 @@ from .bulk import abandon
 from .cluster import cluster_over, cta_of
 from .collective import FULL
 from .lanes import select
-from .rows import ONE, PARAMS, ROW
+from .rows import ONE, PARAMS, ROW, SPECIAL
 from .units import unit
 from .warpgroup import watch_registers
 
@@ -27,6 +27,8 @@ ROW_LANEID, ROW_WARPID, ROW_NWARPID, ROW_SMID, ROW_NSMID, ROW_GRIDID, ROW_DYNAMI
 )
 ROW_WORKSPACE = ROW["envreg1"]
 ROW_EQ, ROW_LE, ROW_LT, ROW_GE, ROW_GT = (ROW[f"lanemask_{name}"] for name in ("eq", "le", "lt", "ge", "gt"))
+COUNT = len(SPECIAL)
+WRITTEN = tuple(ROW[name] for name in ("_", "FRAME", "STACK", "CARRY"))  # special rows that a kernel changes
 
 
 @unit
@@ -64,62 +66,52 @@ def start_block(x, device, launch, slot, sm):
             put(q, f, 0)
     gx, gy = get(launch, s.L_GX), get(launch, s.L_GY)
     bx, by = get(launch, s.L_BX), get(launch, s.L_BY)
+    entry, gid, vc = get(launch, s.L_ENTRY), get(block, s.B_GID) << 10, get(launch, s.L_VC)
+    tx, ty, tz = np.int64(0), np.int64(0), np.int64(0)
     for k in range(warps):
         number = get(block, s.B_FIRST_WARP) + k
         warp = get(x, s.WARPS) + number * s.W_FIELDS * 8
         regs = get(x, s.REGS) + number * get(x, s.REGISTERS_PER_WARP) * 8
-        clear(regs, get(launch, s.L_ROWS) * 256)
-        clear(warp, s.W_FIELDS * 8)
+        if get(block, s.B_READY) != get(launch, s.L_NUMBER) + 1:
+            set_equal_rows(device, launch, regs, k)
+        clear(regs + COUNT * 256, (get(launch, s.L_ROWS) - COUNT) * 256)
+        for row in WRITTEN:
+            clear(regs + row * 256, 256)
+        clear(warp, s.W_SLOT * 8)  # the fields from W_SLOT on never change
         put(warp, s.W_REGS, regs)
         put(warp, s.W_BLOCK, slot)
         put(warp, s.W_INDEX, k)
         put(warp, s.W_READY, -1)
         if get(x, s.CHECK):
+            known = get(x, s.KNOWN) + number * 1024 * 8
             for i in range(1024):
-                put(get(x, s.KNOWN), number * 1024 + i, -1)
+                put(known, i, -1)
         live = np.int64(0)
         for lane in range(32):
             tid = k * 32 + lane
             thread = thread_of(x, warp, lane)
             clear(thread, s.T_FIELDS * 8)
-            put(thread, s.T_PC, get(launch, s.L_ENTRY))
-            put(thread, s.T_GID, get(block, s.B_GID) << 10 | tid)
+            put(thread, s.T_PC, entry)
+            put(thread, s.T_GID, gid | tid)
             put(thread, s.T_CLOCK, 1)
             put(thread, s.T_TID, tid)
-            put(thread, s.T_VC, get(launch, s.L_VC))
+            put(thread, s.T_VC, vc)
             if tid < threads:
                 live |= 1 << lane
-            put(regs, ROW_TID_X * 32 + lane, tid % bx)
-            put(regs, ROW_TID_Y * 32 + lane, tid // bx % by)
-            put(regs, ROW_TID_Z * 32 + lane, tid // (bx * by))
-            put(regs, ROW_LANEID * 32 + lane, lane)
-            put(regs, ROW_EQ * 32 + lane, 1 << lane)
-            put(regs, ROW_LE * 32 + lane, (2 << lane) - 1)
-            put(regs, ROW_LT * 32 + lane, (1 << lane) - 1)
-            put(regs, ROW_GE * 32 + lane, FULL & ~((1 << lane) - 1))
-            put(regs, ROW_GT * 32 + lane, FULL & ~((2 << lane) - 1))
+            put(regs, ROW_TID_X * 32 + lane, tx)
+            put(regs, ROW_TID_Y * 32 + lane, ty)
+            put(regs, ROW_TID_Z * 32 + lane, tz)
+            tx += 1
+            if tx == bx:
+                tx, ty = np.int64(0), ty + 1
+                if ty == by:
+                    ty, tz = np.int64(0), tz + 1
         put(warp, s.W_LIVE, live)
         put(warp, s.W_EXISTS, live)
-        fill(regs, ROW_NTID, bx)
-        fill(regs, ROW_NTID + 1, by)
-        fill(regs, ROW_NTID + 2, get(launch, s.L_BZ))
         fill(regs, ROW_CTAID, cta % gx)
         fill(regs, ROW_CTAID + 1, cta // gx % gy)
         fill(regs, ROW_CTAID + 2, cta // (gx * gy))
-        fill(regs, ROW_NCTAID, gx)
-        fill(regs, ROW_NCTAID + 1, gy)
-        fill(regs, ROW_NCTAID + 2, get(launch, s.L_GZ))
-        fill(regs, ROW_WARPID, k)
-        fill(regs, ROW_NWARPID, warps)
         fill(regs, ROW_SMID, sm)
-        fill(regs, ROW_NSMID, get(device, s.D_SMS))
-        fill(regs, ROW_GRIDID, get(launch, s.L_NUMBER))
-        fill(regs, PARAMS, get(launch, s.L_PARAMS))
-        fill(regs, ROW_DYNAMIC, get(launch, s.L_DYNAMIC))
-        fill(regs, ROW_DYNAMIC + 1, shared)
-        fill(regs, ONE, 1)
-        fill(regs, ROW_WORKSPACE, get(launch, s.L_WORKSPACE) >> 32)
-        fill(regs, ROW_WORKSPACE + 1, get(launch, s.L_WORKSPACE) & FULL)
         constants = get(launch, s.L_CONSTANTS)
         for i in range(get(launch, s.L_CONSTANT_COUNT)):
             fill(regs, get(constants, 2 * i), get(constants, 2 * i + 1))
@@ -127,8 +119,35 @@ def start_block(x, device, launch, slot, sm):
             watch_registers(x, warp, number, launch)
         select(x, warp)
         wake(x, warp)
+    put(block, s.B_READY, get(launch, s.L_NUMBER) + 1)
     put(x, s.PROGRESS, get(x, s.STEP))
     return 0
+
+
+@jit
+def set_equal_rows(device, launch, regs, k):
+    """Set the rows of special registers that are equal in warp k of every block of a launch."""
+    clear(regs, COUNT * 256)
+    for lane in range(32):
+        put(regs, ROW_LANEID * 32 + lane, lane)
+        put(regs, ROW_EQ * 32 + lane, 1 << lane)
+        put(regs, ROW_LE * 32 + lane, (2 << lane) - 1)
+        put(regs, ROW_LT * 32 + lane, (1 << lane) - 1)
+        put(regs, ROW_GE * 32 + lane, FULL & ~((1 << lane) - 1))
+        put(regs, ROW_GT * 32 + lane, FULL & ~((2 << lane) - 1))
+    for i in range(3):
+        fill(regs, ROW_NTID + i, get(launch, s.L_BX + i))
+        fill(regs, ROW_NCTAID + i, get(launch, s.L_GX + i))
+    fill(regs, ROW_WARPID, k)
+    fill(regs, ROW_NWARPID, get(launch, s.L_WARPS))
+    fill(regs, ROW_NSMID, get(device, s.D_SMS))
+    fill(regs, ROW_GRIDID, get(launch, s.L_NUMBER))
+    fill(regs, PARAMS, get(launch, s.L_PARAMS))
+    fill(regs, ROW_DYNAMIC, get(launch, s.L_DYNAMIC))
+    fill(regs, ROW_DYNAMIC + 1, get(launch, s.L_SHARED))
+    fill(regs, ONE, 1)
+    fill(regs, ROW_WORKSPACE, get(launch, s.L_WORKSPACE) >> 32)
+    fill(regs, ROW_WORKSPACE + 1, get(launch, s.L_WORKSPACE) & FULL)
 
 
 @jit

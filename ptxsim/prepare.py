@@ -27,8 +27,10 @@ def prepare(core: Core, launches: list[Launch]) -> None:
     shared = -(-max((launch.shared for launch in launches), default=0) // 16) * 16 + 16
     granule = min((launch.program.granule for launch in launches), default=4)
     core.table("regs", (max(warp_slots * rows * 32, 1),), s.REGS)
-    core.table("warps", (warp_slots, s.W_FIELDS), s.WARPS)[:, s.W_READY] = -1
+    warps = core.table("warps", (warp_slots, s.W_FIELDS), s.WARPS)
     core.table("threads", (warp_slots * 32, s.T_FIELDS), s.THREADS)
+    warps[:, s.W_READY], warps[:, s.W_SLOT] = -1, np.arange(warp_slots)
+    warps[:, s.W_THREADS] = x[s.THREADS] + np.arange(warp_slots) * 32 * s.T_FIELDS * 8
     blocks = core.table("blocks", (max(slots, 1), s.B_FIELDS), s.BLOCKS)
     core.table("barriers", (max(slots, 1) * s.BARRIERS_PER_BLOCK, s.Q_FIELDS), s.BARRIERS)
     core.table("clusters", (max(slots, 1), s.K_FIELDS), s.CLUSTERS)

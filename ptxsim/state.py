@@ -22,10 +22,10 @@ UNITS = 96
 
 # ---- a warp ----
 # ARRIVED: its lanes that have arrived at the cluster's barrier in the present phase. PASSED: those whose phase has
-# ended, and that have not waited yet
+# ended, and that have not waited yet. SLOT: the number of its slot. THREADS: the address of its first thread's table
 (W_LIVE, W_WAIT, W_PC, W_MASK, W_BLOCK, W_INDEX, W_REGS, W_DIVERGED, W_AGE, W_STICK, W_HASH, W_HASH_AGE,
- W_SAME, W_EXISTS, W_READY, W_SPINS, W_FLIGHT, W_GROUP, W_ARRIVED, W_PASSED) = range(20)  # fmt: skip
-W_FIELDS = 20
+ W_SAME, W_EXISTS, W_READY, W_SPINS, W_FLIGHT, W_GROUP, W_ARRIVED, W_PASSED, W_SLOT, W_THREADS) = range(22)  # fmt: skip
+W_FIELDS = 24
 
 # ---- a thread (lane of a warp slot) ----
 # RELEASE0 to 2: the clocks that its fences of at least scope cta, gpu, sys released. PENDING0 to 2: the clocks that its
@@ -40,10 +40,11 @@ RUNS, AT_BARRIER, AT_WARP, AT_GRID, AT_MBARRIER, AT_LAUNCH, AT_CLUSTER = range(7
 
 # ---- a block ----
 # CLUSTER: the row of its cluster. RANK: its rank there. REACHED: whether another block has accessed its shared memory.
-# VC_OUT: what its threads that have ended knew
+# VC_OUT: what its threads that have ended knew. READY: one more than the number of the launch whose special registers
+# its warps have
 (B_LAUNCH, B_CTA, B_THREADS, B_WARPS, B_FIRST_WARP, B_LIVE, B_GID, B_FLOOR, B_SHARED, B_SHARED_SIZE, B_DEVICE, B_SM,
  B_MAX_CLOCK, B_SC, B_INIT, B_SHADOW, B_AT_GRID, B_VALID, B_SLOT, B_MBARRIERS, B_TRIGGERED, B_CLUSTER, B_RANK,
- B_REACHED, B_VC_OUT) = range(25)  # fmt: skip
+ B_REACHED, B_VC_OUT, B_READY) = range(26)  # fmt: skip
 B_FIELDS = 26
 # a barrier of a block
 (Q_ARRIVED, Q_EXPECTED, Q_VC, Q_POPC, Q_PARTIAL) = range(5)
