@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from .launch_text import LaunchText, SymbolText
 from .machine import Machine
 from .nvrtc import compiled_kernels
 from .program import Program
+from .shorten import shorten
+from .streams import Event, Stream
 
 KINDS = (".py", ".cu", ".ptx")
 NO_LAUNCH = (
@@ -44,11 +47,11 @@ def check(
     Returns 1 if there are reports or a script fails, else 0. args: the arguments of a script, or for CUDA C++ and PTX
     further files. launches: launches as text, which replace those in the files' comments. github: whether to print
     reports as annotations of GitHub Actions. flags: `-I` and `-D` options for CUDA C++. options: those of `Machine`,
-    and `suppress`, a file of known reports.
+    `suppress`, a file of known reports, and `shorten`: whether to print a short schedule of each file's first report.
     Raises InputError if a file is missing, a launch is wrong or nothing ran, and EnvironmentProblem if NVRTC or
     numba-cuda is missing.
     """
-    rules = suppress.read(options.pop("suppress", None))
+    rules, shortens = suppress.read(options.pop("suppress", None)), options.pop("shorten", False)
     files = [Path(file)] if file.endswith(".py") else [Path(name) for name in (file, *args)]
     for path in files:
         if path.suffix not in KINDS or (path.suffix == ".py" and len(files) > 1):
@@ -57,10 +60,13 @@ def check(
             raise InputError(f"there is no file {path}")
     if launches and files[0].suffix == ".py":
         raise InputError("--launch is for CUDA C++ and PTX: a script launches its kernels itself")
+    if shortens and files[0].suffix == ".py":
+        raise InputError("--shorten runs a file again and again: it is for CUDA C++ and PTX, not for scripts")
     failed, found = 0, list[Report]()
     first = options.pop("seed")
-    covered, known, seen = Coverage(), list[Report](), dict[int, int]()
+    covered, known, seen, stories = Coverage(), list[Report](), dict[int, int](), list[str]()
     for path in files:
+        told = not shortens
         for seed in range(first, first + seeds):
             machine = Machine(seed=seed, **options)
             if path.suffix == ".py":
@@ -69,12 +75,17 @@ def check(
             else:
                 reports = run(path, launches, machine, flags)
             covered.add(machine)
+            if reports and not told:
+                told = True
+                make, again = partial(Machine, seed=seed, **options), partial(run, path, launches, flags=flags)
+                story = shorten(make, again)
+                stories += [f"{path} [--seed {seed}] {story.said()}"] if story else []
             for report in [one for one in reports if not any(same(one, other) for other in [*found, *known])]:
                 (known if suppress.matching(rules, report) else found).append(report)
                 seen[id(report)] = seed
     form = annotation if github else str
     printed = lines(found, form if seeds == 1 else lambda report: f"{form(report)} [--seed {seen[id(report)]}]")
-    print(*printed, *suppress.said(rules, known), covered.said(first, seeds), total(len(printed)), sep="\n")
+    print(*printed, *stories, *suppress.said(rules, known), covered.said(first, seeds), total(len(printed)), sep="\n")
     return 1 if found or failed else 0
 
 
@@ -114,33 +125,65 @@ def run(path: Path, texts: list[str], machine: Machine, flags: tuple[str, ...] =
     texts = texts or launch_text.in_comments(source)
     symbols = [symbol for symbol in map(launch_text.read_symbol, texts) if symbol]
     launches = [launch_text.read(text) for text in texts if not launch_text.read_symbol(text)]
-    if not launches:
+    if not any(not launch.action for launch in launches):
         raise InputError(f"{path}: {NO_LAUNCH}")
     entries: dict[str, str] = {}
     ptx = source
     if path.suffix == ".cu":
-        wanted = tuple(dict.fromkeys([launch.kernel for launch in launches] + [f"&{one.name}" for one in symbols]))
-        ptx, entries = compiled_kernels(source, str(path), machine.cc, wanted, flags)
+        kernels = [launch.kernel for launch in launches if not launch.action]
+        wanted = tuple(dict.fromkeys(kernels + [f"&{one.name}" for one in symbols]))
+        ptx, found = compiled(source, str(path), machine.cc, wanted, flags)
+        entries |= found
     program = machine.load(ptx)
     arguments = launch_text.Arguments(machine.device(0), path.parent)
     for symbol in symbols:
         set_symbol(machine, program, symbol, entries.pop(f"&{symbol.name}", symbol.name), arguments)
+    streams, events = dict[tuple[int, str], Stream](), dict[str, Event]()
     for launch in launches:
+        if launch.action:
+            order(launch, stream_of(launch, machine, streams), events)
+            continue
         entry = entries.setdefault(launch.kernel, entry_of(program, entries.get(launch.kernel, launch.kernel)))
         names = parameter_names(source, launch.kernel)
         try:
             device = machine.device(launch.device)
             values = values_of(launch, arguments.on(device), names)
-            device.launch(
-                ptx, launch.grid, launch.block, *values, shared=launch.shared, entry=entry, cluster=launch.cluster
-            )
+            how: dict[str, Any] = {"stream": stream_of(launch, machine, streams), "programmatic": launch.programmatic}
+            how |= {"shared": launch.shared, "entry": entry, "cluster": launch.cluster}
+            device.launch(ptx, launch.grid, launch.block, *values, **how)
+            machine.queue[-1].name = launch.kernel
         except InputError as error:
             raise InputError(f"{launch.text}: {error}") from error
-    in_source = {entry: kernel for kernel, entry in entries.items()}
-    return [
-        replace(report, file=shown(report.file, path), kernel=in_source.get(report.kernel, report.kernel))
-        for report in machine.run()
-    ]
+    return [replace(report, file=shown(report.file, path)) for report in machine.run()]
+
+
+@cache
+def compiled(
+    source: str, name: str, cc: tuple[int, int], wanted: tuple[str, ...], flags: tuple[str, ...]
+) -> tuple[str, dict[str, str]]:
+    """The PTX of CUDA C++ and the names of its kernels there. Each schedule of a file takes the same."""
+    return compiled_kernels(source, name, cc, wanted, flags)
+
+
+def stream_of(launch: LaunchText, machine: Machine, streams: dict[tuple[int, str], Stream]) -> Stream:
+    """The stream that a launch names. The first that names it makes it."""
+    device = machine.device(launch.device)
+    if not launch.stream:
+        return device.default
+    key = launch.device, launch.stream
+    if key not in streams:
+        streams[key] = device.stream()
+    return streams[key]
+
+
+def order(launch: LaunchText, stream: Stream, events: dict[str, Event]) -> None:
+    """Record an event in a stream, or let the stream wait for one. Raises InputError for an event not yet recorded."""
+    if launch.action == "record":
+        events[launch.kernel] = stream.record()
+    elif launch.kernel in events:
+        stream.wait(events[launch.kernel])
+    else:
+        raise InputError(f"{launch.text}: no line before it records the event {launch.kernel}")
 
 
 def set_symbol(machine: Machine, program: Program, symbol: SymbolText, name: str, arguments: Any) -> None:

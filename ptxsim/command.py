@@ -61,6 +61,11 @@ def check_options(commands: Any) -> None:
         "--schedules", "--seeds", dest="seeds", type=at_least(1), default=1, help="how many schedules (%(default)s)"
     )
     one.add_argument("--suppress", metavar="FILE", help="a file of known reports, with reasons, not to print")
+    one.add_argument(
+        "--shorten",
+        action="store_true",
+        help="print a short schedule that shows the first fault of each file",
+    )
     one.add_argument("--github", action="store_true", help="print reports as annotations of GitHub Actions")
     one.add_argument("-I", dest="folders", action="append", default=[], metavar="FOLDER", help="headers of CUDA C++")
     one.add_argument("-D", dest="macros", action="append", default=[], metavar="NAME[=VALUE]", help="macro of CUDA C++")
@@ -117,7 +122,7 @@ def main(argv: list[str] | None = None, prog: str = "ptxsim") -> int:
             from .check import check
 
             flags = [f"-I{folder}" for folder in asked.folders] + [f"-D{macro}" for macro in asked.macros]
-            more = {"suppress": asked.suppress, **machine}
+            more = {"suppress": asked.suppress, "shorten": asked.shorten, **machine}
             code = check(asked.file, asked.args, asked.launch, asked.seeds, asked.github, tuple(flags), **more)
         else:
             from .profile import profile

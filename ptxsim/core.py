@@ -22,6 +22,7 @@ from .units import addresses, python_function
 
 FIRST_CLOCKS = 1 << 18  # entries of the first pool of vector clocks, which grows
 FIRST_SYNC = 1 << 14  # rows of the first table of published clocks (state.S_MAP), which grows
+MOST_TURNS = 1 << 16  # the most turns of warps that a run records
 MOST_PRINTS = 4096  # the most lines that kernels may print before the host takes them
 PATIENCE = 50_000_000  # after so many warp instructions without any change, a run counts as a livelock
 
@@ -72,6 +73,18 @@ class Core:
         self.tables[name] = made
         self.x[field] = made.ctypes.data
         return made
+
+    def record(self, plan: np.ndarray | None = None) -> None:
+        """Record the turns of warps from now on, and let them follow a plan: the first turns of another run."""
+        self.table("turns", (MOST_TURNS, s.U_FIELDS), s.TURNS)
+        self.x[s.TURNS_COUNT], self.x[s.TURNS_CAP] = 0, MOST_TURNS
+        if plan is not None:
+            self.table("plan", (max(len(plan), 1), s.U_FIELDS), s.PLAN)[: len(plan)] = plan
+            self.x[s.PLAN_COUNT], self.x[s.PLAN_AT] = len(plan), 0
+
+    def turns(self) -> np.ndarray:
+        """[turns, state.U_FIELDS] int64: the turns recorded so far, at most MOST_TURNS."""
+        return self.tables["turns"][: self.x[s.TURNS_COUNT]].copy()
 
     # ---- the tables of the checker grow ----
     def clocks_needed(self) -> int:

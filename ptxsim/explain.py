@@ -122,6 +122,10 @@ def explain(machine: Core, row: Any) -> list[Report]:
         message = f"{opcode} touches a register that a wgmma.mma_async uses until its group is waited for"
         if detail == tensor_memory.COLUMN_PENDING:
             message = f"{opcode} uses tensor memory that a tcgen05.mma writes until an mbarrier has counted its commit"
+        elif detail == tensor_memory.STORE_PENDING:
+            message = f"{opcode} uses tensor memory that a tcgen05.st writes until its warp runs tcgen05.wait::st"
+        elif detail == warpgroup.LOAD_PENDING:
+            message = f"{opcode} touches a register that a tcgen05.ld writes until its warp runs tcgen05.wait::ld"
     elif kind == s.MISUSE:
         placed = (cluster.NOT_STARTED, cluster.OTHER_BLOCK, mbarrier.REMOTE)
         where = where if mbarrier.NOT_SHARED < detail < bulk.BAD_SIZE or detail in placed else ""
@@ -133,9 +137,13 @@ def explain(machine: Core, row: Any) -> list[Report]:
         writer, other_line = writes(machine, row, launch)
         rule = "this load is for memory that nothing writes while its kernel runs"
         message = f"{opcode} {verb} at {where}, which {writer}: {rule}"
-    kinds = verdicts.KINDS.get(kind, ("", ""))
+    verdict, kinds = verdicts.WRONG, verdicts.KINDS.get(kind, ("", ""))
     if row[s.R_SPACE] == isa.SHARED and (kind == s.USE_AFTER_FREE or (kind, detail) == (s.MISUSE, cluster.NOT_STARTED)):
         kinds = verdicts.ENDS if kind == s.USE_AFTER_FREE else verdicts.STARTS
+    if kind == s.MISSING_FENCE and detail == 1:
+        verdict, kinds = verdicts.FORMAL, verdicts.INITIALISATION
+    elif kind == s.MISSING_WAIT and detail in verdicts.TENSOR_WAITS:
+        verdict, *kinds = verdicts.TENSOR_WAITS[detail]
     return [
         Report(
             s.KINDS[kind],
@@ -148,7 +156,7 @@ def explain(machine: Core, row: Any) -> list[Report]:
             where,
             other_line,
             launch.device,
-            verdicts.WRONG,
+            verdict,
             *kinds,
         )
     ]

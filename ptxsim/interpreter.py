@@ -32,6 +32,7 @@ from .watch import draw, fence, report
 REPEATS = 48  # how often a warp must return to the same state to count as spinning
 FIRST_SKIP, MOST_SKIPS = 1 << 20, 10  # cycles; together about half a second at 2 GHz
 MOST_LOCAL = 4096  # bytes of a lane's local memory that belong to its state
+LONG_TURN = 400  # instructions of a warp's turn after the end of a plan
 QUIET = 50_000  # instructions without any change before the interpreter looks for spinning warps
 
 
@@ -102,9 +103,11 @@ def step(x, warp, block):
         else:
             calculate_conversions(x, regs, line, op, act)
     elif op >= 500 and op < 600:
-        if memory(x, warp, block, line, pc, op, act):
+        signals = (op == isa.ST or op == isa.ATOM) and get(line, isa.FLAGS) & 15 != isa.WEAK
+        late = signals and act and get(x, s.CHECK) and delay(x, warp)
+        if memory(x, warp, block, line, pc, op, act) or late:
             after(x, warp, mask, pc + 1)
-            return 0  # so that the loop makes space for vector clocks
+            return 0  # so that the loop makes space for vector clocks, or lets others run
     elif op < 400:
         move(x, warp, line, op, act)
     elif op == isa.BRA:
@@ -403,10 +406,72 @@ def run(x, budget):
         if get(x, s.PENDING_COUNT) and r >> 50 & 15 == 0:
             land_some(x)
             ready = get(x, s.READY_COUNT)
-        chosen = get(get(x, s.READY), (r >> 8) % ready)
+        chosen, count = get(get(x, s.READY), (r >> 8) % ready), 1 + (r & 255) % get(x, s.BURST)
+        if get(x, s.PLAN):
+            chosen, count = planned(x, ready)
+        elif get(x, s.STEP) < get(x, s.SLOW_UNTIL) and r >> 40 & 7:  # a delayed warp has some turns
+            chosen = ahead(x, (r >> 8) % ready, ready)
         warp = get(x, s.WARPS) + chosen * s.W_FIELDS * 8
         block = get(x, s.BLOCKS) + get(warp, s.W_BLOCK) * s.B_FIELDS * 8
-        burst(x, warp, block, 1 + (r & 255) % get(x, s.BURST))
+        before = get(x, s.STEP)
+        burst(x, warp, block, count)
+        if get(x, s.TURNS_COUNT) < get(x, s.TURNS_CAP):
+            note_turn(x, warp, block, get(x, s.STEP) - before)
+
+
+@jit
+def delay(x, warp):
+    """Delay a warp for a while, at random, because it signals by a strong write. Returns whether it does.
+
+    So others get ahead of it, as on hardware. Then errors show such as a flag that counts twice.
+    """
+    r = draw(x)
+    if get(x, s.BLOCK_SLOTS) < 2 or r & 3 == 0:
+        return False
+    put(x, s.SLOW, get(warp, s.W_SLOT))
+    put(x, s.SLOW_UNTIL, get(x, s.STEP) + (32 << (r >> 8 & 3)))
+    return True
+
+
+@jit
+def ahead(x, at, ready):
+    """The warp at a place of the list of warps that can run, or the one after it if the first is delayed."""
+    chosen = get(get(x, s.READY), at)
+    return get(get(x, s.READY), (at + 1) % ready) if chosen == get(x, s.SLOW) else chosen
+
+
+@jit
+def planned(x, ready):
+    """The warp that the plan of a run names next, and for how many instructions it runs.
+
+    After the plan the warps that can run take long turns, one after the other.
+    """
+    at = get(x, s.PLAN_AT)
+    put(x, s.PLAN_AT, at + 1)
+    if at < get(x, s.PLAN_COUNT):
+        turn = get(x, s.PLAN) + at * s.U_FIELDS * 8
+        slot = get(turn, s.U_SLOT)
+        if slot < get(x, s.WARP_SLOTS) and get(get(x, s.WARPS) + slot * s.W_FIELDS * 8, s.W_READY) >= 0:
+            return slot, max(get(turn, s.U_COUNT), 1)
+    return get(get(x, s.READY), at % ready), np.int64(LONG_TURN)
+
+
+@jit
+def note_turn(x, warp, block, count):
+    """Record a turn, as one with the turn before if that was of the same warp."""
+    number = get(x, s.TURNS_COUNT)
+    turn = get(x, s.TURNS) + number * s.U_FIELDS * 8
+    last = turn - s.U_FIELDS * 8
+    same = number > 0 and get(last, s.U_SLOT) == get(warp, s.W_SLOT) and get(last, s.U_GID) == get(block, s.B_GID)
+    if same:
+        turn = last
+        count += get(last, s.U_COUNT)
+    else:
+        put(x, s.TURNS_COUNT, number + 1)
+    put(turn, s.U_SLOT, get(warp, s.W_SLOT))
+    put(turn, s.U_COUNT, count)
+    put(turn, s.U_GID, get(block, s.B_GID))
+    put(turn, s.U_PC, get(warp, s.W_PC))
 
 
 @jit

@@ -137,8 +137,8 @@ NOT_COHERENT = 1 << 12  # bit of the same FLAGS for ld.nc and ldu
 # those from WGMMA on of warpgroups
 (
     SHFL, VOTE, MATCH, REDUX, ACTIVEMASK, ELECT, MMA, LDMATRIX, STMATRIX, MOVMATRIX,
-    TCALLOC, TCDEALLOC, TCLOAD, TCSTORE, WGMMA, WGFENCE, WGCOMMIT, WGWAIT,
-) = range(700, 718)  # fmt: skip
+    TCALLOC, TCDEALLOC, TCLOAD, TCSTORE, TCWAIT, WGMMA, WGFENCE, WGCOMMIT, WGWAIT,
+) = range(700, 719)  # fmt: skip
 # built-in functions
 (
     PRINTF,

@@ -16,9 +16,17 @@ one or (x, y, z) the blocks of a cluster. An argument is
     NAME                   the array that an earlier launch gave this name
     {int32 5, float32 2.5, NAME}   a structure by value, of numbers and of arrays' addresses, with C's alignment
 
-A launch runs on device 0, or with @N before it on device N. In a file of CUDA C++ or PTX a launch is a comment of one
-line: `// simt: add<<<8, 128>>>(...)`. A comment `// simt: NAME = ARRAY` gives a `__constant__` or `__device__` variable
-its value, on all devices, or with @N before it on one.
+A launch runs on device 0, or with @N before it on device N; in the device's default stream, or with `stream NAME:` in
+one of that name. `programmatic` before the kernel lets it begin before the one before it in its stream ends. In place
+of a launch, `record EVENT` and `wait EVENT` order streams.
+
+    @1 stream side: add<<<8, 128>>>(x, y, 1000)
+    @1 stream side: record added
+    wait added
+
+In a file of CUDA C++ or PTX a launch is a comment of one line: `// simt: add<<<8, 128>>>(...)`. A comment
+`// simt: NAME = ARRAY` gives a `__constant__` or `__device__` variable its value, on all devices, or with @N before it
+on one.
 """
 
 from __future__ import annotations
@@ -52,11 +60,13 @@ BROKEN = (
     tokenize.TokenError,
 )
 LAUNCH = re.compile(
-    r"(?:@(?P<device>\d{1,3})\s+)?(?P<kernel>[A-Za-z_][\w:]*(?:<.*>)?)\s*"
+    r"(?P<early>programmatic\s+)?(?P<kernel>[A-Za-z_][\w:]*(?:<.*>)?)\s*"
     r"<<<(?P<sizes>[^<>]*)>>>\s*\((?P<arguments>.*)\)\s*;?",
     re.S,
 )
 SYMBOL = re.compile(r"(?:@(?P<device>\d{1,3})\s+)?(?P<name>[A-Za-z_][\w:]*)\s*=(?!=)\s*(?P<value>.+)", re.S)
+PLACE = re.compile(r"(?:@(?P<device>\d{1,3})\s+)?(?:stream\s+(?P<stream>[A-Za-z_]\w*)\s*:\s*)?(?P<what>.*)", re.S)
+EVENT = re.compile(r"(?P<action>record|wait)\s+(?P<event>[A-Za-z_]\w*)\s*;?")
 ARRAY = re.compile(r"(?P<type>[a-z]\w*)\s*\[(?P<shape>[\d\s,]+)\](?:\s*=\s*(?P<fill>.+))?")
 MEMBER = re.compile(r"([a-z]\w*) +([-+]?[\w.][-+\w.]*)")
 NAMED = re.compile(r"([A-Za-z_]\w*)\s*:\s*(.+)", re.S)
@@ -69,8 +79,10 @@ FORM = (
 class LaunchText:
     """A launch as read from text. The kernel may not exist.
 
-    arguments: the text of each argument. shared: bytes of dynamic shared memory. device: its number.
-    cluster: the sizes of clusters in blocks.
+    arguments: the text of each argument. shared: bytes of dynamic shared memory. device: its number. stream: its name,
+    '' for the default stream. programmatic: whether it may begin before the one before it ends. action: '', or for a
+    text that is no launch `record` or `wait`, with the event's name as `kernel`. cluster: the sizes of
+    clusters in blocks.
     """
 
     text: str
@@ -81,6 +93,9 @@ class LaunchText:
     arguments: tuple[str, ...]
     device: int = 0
     cluster: tuple[int, ...] | None = None
+    stream: str = ""
+    programmatic: bool = False
+    action: str = ""
 
 
 @dataclass(frozen=True)
@@ -112,8 +127,13 @@ def in_comments(source: str) -> list[str]:
 
 
 def read(text: str) -> LaunchText:
-    """The launch that a text describes. Raises InputError for a text of another form."""
-    found = LAUNCH.fullmatch(text.strip())
+    """The launch, record or wait that a text describes. Raises InputError for a text of another form."""
+    where = PLACE.fullmatch(text.strip())
+    device, stream = (int(where["device"] or 0), where["stream"] or "") if where else (0, "")
+    what = where["what"] if where else text
+    if event := EVENT.fullmatch(what):
+        return LaunchText(text, event["event"], (), (), 0, (), device, None, stream, action=event["action"])
+    found = LAUNCH.fullmatch(what)
     if found is None:
         raise InputError(f"{FORM}, got {text!r}")
     sizes = [size(part, text) for part in pieces(found["sizes"])]
@@ -123,8 +143,8 @@ def read(text: str) -> LaunchText:
             f"(x, y, z), the blocks of a cluster, got {text!r}"
         )
     shared, cluster = sizes[2][0] if len(sizes) > 2 else 0, sizes[3] if len(sizes) > 3 else None
-    parts, device = tuple(pieces(found["arguments"])), int(found["device"] or 0)
-    return LaunchText(text, found["kernel"], sizes[0], sizes[1], shared, parts, device, cluster)
+    parts, early = tuple(pieces(found["arguments"])), bool(found["early"])
+    return LaunchText(text, found["kernel"], sizes[0], sizes[1], shared, parts, device, cluster, stream, early)
 
 
 def size(part: str, text: str) -> tuple[int, ...]:

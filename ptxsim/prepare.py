@@ -46,7 +46,7 @@ def prepare(core: Core, launches: list[Launch]) -> None:
     released = barriers or isa.CLUSTERWAIT in uses  # an mbarrier can release a whole block at once, or a cluster
     x[s.CLOCK_SPACE] = 512 + (64 * per_block * most if released else 0)
     core.table("mbarriers", (max(barriers, 1) * s.MB_MOST, s.MB_FIELDS), s.MBARRIERS)
-    core.table("flight", (warp_slots * rows if core.check and isa.WGMMA in uses else 1,), s.FLIGHT)
+    core.table("flight", (warp_slots * rows if core.check and uses & {isa.WGMMA, isa.TCLOAD} else 1,), s.FLIGHT)
     core.table("tensor_memory", (max(slots, 1) * tensor_memory.WORDS if isa.TCALLOC in uses else 1,), s.TENSOR_MEMORY)
     core.table("shared", (max(slots, 1) * shared,), s.SHARED_MEMORY, np.uint8)
     x[s.REGISTERS_PER_WARP], x[s.LOCAL_BYTES], x[s.STACK_BYTES] = rows * 32, local, stack
@@ -67,7 +67,7 @@ def prepare(core: Core, launches: list[Launch]) -> None:
                 row[s.B_INIT] = x[s.SHARED_INIT] + slot * shared
                 row[s.B_SHADOW] = x[s.SHARED_SHADOW] + slot * cells * 8
             slot += 1
-    x[s.PENDING_COUNT] = x[s.TIMES] = x[s.SKIPS] = x[s.CLOCK_READ] = x[s.HINTED] = 0
+    x[s.SLOW_UNTIL] = x[s.PENDING_COUNT] = x[s.TIMES] = x[s.SKIPS] = x[s.CLOCK_READ] = x[s.HINTED] = 0
     x[s.READY_COUNT] = x[s.DEAD] = x[s.STOP] = x[s.SUSPECT] = x[s.SPINNING] = 0
     if core.check:  # everything before this run is over, and the host may have written since then
         core.tables["history"][:, s.H_COUNT] = 0

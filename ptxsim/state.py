@@ -15,16 +15,23 @@ from __future__ import annotations
     SHARED_MEMORY, SHARED_INIT, SHARED_SHADOW, STACK_BYTES, STACKS, DEPTH, SAVE_ROWS, SUSPECT, SPINNING, WEAK_MEMORY,
     MAX_CLOCKS, DEVICE_COUNT, BURST, PATIENCE, DEAD, BARRIERS, COPIES, START_TIME, FUNCTIONS, AGENT, PENDING,
     PENDING_COUNT, MBARRIERS, FLIGHT, TIMED_AT, TIMES, CLOCK_SPACE, PARAMETERS, TENSOR_MEMORY, STREAMS, OPEN, HELD,
-    CHOSEN, CLOCK_READ, SKIPPED, SKIPS, SKIPPED_AT, LACKS, HINTED, CLUSTERS, CLUSTERED,
-) = range(88)  # fmt: skip
+    CHOSEN, CLOCK_READ, SKIPPED, SKIPS, SKIPPED_AT, LACKS, HINTED, CLUSTERS, CLUSTERED, SLOW, SLOW_UNTIL, TURNS,
+    TURNS_COUNT, TURNS_CAP, PLAN, PLAN_COUNT, PLAN_AT,
+) = range(96)  # fmt: skip
 X_FIELDS = 96  # followed by the addresses of the compiled units (units.py)
 UNITS = 96
 
+# ---- a turn: how many instructions a warp ran in succession, the number of its block, its next instruction ----
+(U_SLOT, U_COUNT, U_GID, U_PC) = range(4)
+U_FIELDS = 4
+
 # ---- a warp ----
 # ARRIVED: its lanes that have arrived at the cluster's barrier in the present phase. PASSED: those whose phase has
-# ended, and that have not waited yet. SLOT: the number of its slot. THREADS: the address of its first thread's table
+# ended, and that have not waited yet. STORED: when it last waited for its stores to tensor memory. SLOT: the number of
+# its slot. THREADS: the address of its first thread's table
 (W_LIVE, W_WAIT, W_PC, W_MASK, W_BLOCK, W_INDEX, W_REGS, W_DIVERGED, W_AGE, W_STICK, W_HASH, W_HASH_AGE,
- W_SAME, W_EXISTS, W_READY, W_SPINS, W_FLIGHT, W_GROUP, W_ARRIVED, W_PASSED, W_SLOT, W_THREADS) = range(22)  # fmt: skip
+ W_SAME, W_EXISTS, W_READY, W_SPINS, W_FLIGHT, W_GROUP, W_ARRIVED, W_PASSED, W_STORED, W_SLOT,
+ W_THREADS) = range(23)  # fmt: skip
 W_FIELDS = 24
 
 # ---- a thread (lane of a warp slot) ----
@@ -178,6 +185,7 @@ P_ARRIVE, P_COMMIT, P_LOAD, P_BOX_LOAD, P_STORE, P_BOX_STORE, P_REDUCE = range(
 # 0: touched since the last wgmma.fence. 1: not touched since. Another number describes the wgmma that uses the register
 CLEAN, ACCUMULATOR, FRAGMENT = 1, 2, 3
 F_SHAPE, F_GROUP = 2, 8  # the first bits of a use's shape and group
+LOADING = 1 << 60  # tcgen05.ld writes the register until tcgen05.wait::ld
 
 # ---- reasons for the interpreter to stop ----
 BUDGET, ALL_DONE, STUCK, CLOCKS_FULL, STOPPED, LIVELOCK, PRINTS_FULL, SYNC_FULL = range(8)

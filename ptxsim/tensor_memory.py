@@ -24,20 +24,22 @@ from .integer import clamp, spread
 from .mbarrier import live, pending
 from .rounding import HALF, exact, widen
 from .units import unit
-from .warpgroup import operand
+from .warpgroup import load_registers, operand
 from .watch import ALONE, report, wrote
 
 FULL = 0xFFFFFFFF
 LANES, COLUMNS = 128, 512
 OWNERS = LANES * COLUMNS // 2  # the first word of the owners of columns: (agent, clock, instruction) of each
 BLOCKS = OWNERS + 3 * COLUMNS  # the first word of the blocks that have allocated a column, as number + 1
-WORDS = BLOCKS + COLUMNS
+STORED = BLOCKS + COLUMNS  # the first word of the last stores: moment and warp of each, for four parts of a column
+WORDS = STORED + 4 * COLUMNS
 LANE_32, PARTS_64, PARTS_128, PARTS_256, TWICE_32 = range(5)  # shapes of loads and stores
 FROM_TENSOR, PACKS = 1, 2  # bits in FLAGS of products; of loads and stores
 F16_KIND, TF32_KIND, F8_KIND, I8_KIND = range(4)  # kinds of products
 # details of MISUSE and MISSING_WAIT reports, after those of tensor.py
 NO_COLUMNS, NOT_ALLOCATED, OTHER_LANES, BAD_PRODUCT = 16, 17, 18, 19
-COLUMN_PENDING = 3
+COLUMN_PENDING, STORE_PENDING = 3, 5
+EVERY_PART = -1
 
 
 @jit
@@ -53,10 +55,11 @@ def wrong(x, thread, pc, what):
 
 
 @jit
-def usable(x, thread, block, table, first, count, agent, pc):
-    """Whether a block has allocated columns. A column that a pending product writes is reported.
+def usable(x, thread, block, table, first, count, agent, part, pc):
+    """Whether a block has allocated columns. A column that a pending product or store writes is reported.
 
-    agent: the number of the agent that uses them, or 0 for the thread itself.
+    agent: the number of the agent that uses them, or 0 for the thread itself. part: which 32 lanes of the columns are
+    used, or EVERY_PART.
     """
     if first < 0 or first + count > COLUMNS:
         wrong(x, thread, pc, NOT_ALLOCATED)
@@ -76,13 +79,29 @@ def usable(x, thread, block, table, first, count, agent, pc):
                 gid = get(thread, s.T_GID)
                 report(x, s.MISSING_WAIT, pc, gid, column, isa.LOCAL, 4, other, gid, COLUMN_PENDING, 0)
                 break
+        for k in range(4 * first, 4 * (first + count)):
+            if part == EVERY_PART or part == k & 3:
+                settle_store(x, thread, table, k, pc)
     return True
+
+
+@jit
+def settle_store(x, thread, table, k, pc):
+    """Report the use of a part of a column if a warp has stored it and not waited."""
+    word = get(table, STORED + k)
+    if word == 0:
+        return
+    warp = get(x, s.WARPS) + ((word & 0xFFFFF) - 1) * s.W_FIELDS * 8
+    if get(warp, s.W_STORED) <= word >> 20:
+        gid = get(thread, s.T_GID)
+        report(x, s.MISSING_WAIT, pc, gid, k >> 2, isa.LOCAL, 4, 0, gid, STORE_PENDING, 0)
+    put(table, STORED + k, 0)
 
 
 # ---- allocation, loads and stores: all lanes of a warp together ----
 @unit
 def tensor_memory(x, warp, block, op, mask):
-    """Run tcgen05.alloc, dealloc, ld or st for a whole warp."""
+    """Run tcgen05.alloc, dealloc, ld, st or wait for a whole warp."""
     thread = thread_of(x, warp, 0)
     pc = get(thread, s.T_PC)
     line = get(x, s.CODE) + pc * isa.COLUMNS * 8
@@ -92,12 +111,23 @@ def tensor_memory(x, warp, block, op, mask):
     elif op == isa.TCDEALLOC:
         first = np.int64(register(x, warp, get(line, isa.A), 0)) & 0xFFFF
         count = np.int64(register(x, warp, get(line, isa.B), 0)) & 0xFFFF
-        if usable(x, thread, block, table, first, count, 0, pc):
+        if usable(x, thread, block, table, first, count, 0, EVERY_PART, pc):
             for column in range(first, first + count):
                 put(table, BLOCKS + column, 0)
+    elif op == isa.TCWAIT:
+        wait_for_registers(x, warp, get(line, isa.IMM))
     else:
         move(x, warp, block, table, line, op, pc)
     return 0
+
+
+@jit
+def wait_for_registers(x, warp, stores):
+    """Run tcgen05.wait: the warp's loads, or with `stores` its stores, are complete."""
+    if stores:
+        put(warp, s.W_STORED, get(x, s.STEP) + 1)
+    else:
+        put(warp, s.W_FLIGHT, 0)
 
 
 @jit
@@ -121,6 +151,8 @@ def allocate(x, warp, thread, block, table, line, pc):
     for column in range(first, first + count):
         put(table, BLOCKS + column, mine)
         put(table, OWNERS + 3 * column, 0)
+        for part in range(4):
+            put(table, STORED + 4 * column + part, 0)
     address = np.int64(register(x, warp, get(line, isa.A), 0)) + get(line, isa.IMM)
     host, place, _ = locate(x, warp, thread, block, 0, isa.SHARED, address, 4, True, pc)
     if host == FAULT:
@@ -165,9 +197,15 @@ def move(x, warp, block, table, line, op, pc):
     if first_lane >> 5 != get(warp, s.W_INDEX) & 3:
         wrong(x, thread, pc, OTHER_LANES)
         return
-    if not usable(x, thread, block, table, first, last + 1, 0, pc):
+    part = first_lane >> 5 if op == isa.TCLOAD else np.int64(4)  # a warp's stores come one after the other
+    if not usable(x, thread, block, table, first, last + 1, 0, part, pc):
         return
     items = get(x, s.OPERANDS) + get(line, isa.LIST) * 8
+    if get(x, s.CHECK) and op == isa.TCLOAD:
+        load_registers(x, warp, items, count)
+    elif get(x, s.CHECK):
+        for column in range(first, first + last + 1):
+            put(table, STORED + 4 * column + (first_lane >> 5), get(x, s.STEP) << 20 | (get(warp, s.W_SLOT) + 1))
     for lane in range(32):
         for k in range(count):
             row, column = place_of(shape, lane, 2 * k if packs else k, split)
@@ -271,7 +309,7 @@ def product(x, warp, thread, block, line, lane, pc):
     column, base = to & 0xFFFF, (to >> 16) & 127
     gid = get(thread, s.T_GID)
     number, clock = agent_number(OF_TENSOR, gid), get(thread, s.T_TENSOR) + 1
-    if not usable(x, thread, block, table, column, n, number, pc):
+    if not usable(x, thread, block, table, column, n, number, EVERY_PART, pc):
         return
     if get(x, s.CHECK):
         as_agent(x, number, clock, publish(x, thread, block, warp_slot(x, warp)))
@@ -284,7 +322,7 @@ def product(x, warp, thread, block, line, lane, pc):
     a, b = np.empty((32, 128), np.float32), np.empty((32, 256), np.float32)
     if flags & FROM_TENSOR:
         at = np.int64(register(x, warp, get(line, isa.B), lane)) + get(line, isa.TYPE)
-        if not usable(x, thread, block, table, at & 0xFFFF, 8, number, pc):
+        if not usable(x, thread, block, table, at & 0xFFFF, 8, number, EVERY_PART, pc):
             return
         held_operand(table, at, kind_a, signed_a == 0, rows, depth, a)
     else:

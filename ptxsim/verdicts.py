@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import missing
+from . import missing, tensor_memory, warpgroup
 from . import state as s
 
 WRONG, FORMAL, SAME = "wrong", "formal", "same value"
@@ -32,6 +32,11 @@ ORDERS = {
     missing.DEVICES: ("order of devices", "a flag with release and acquire of sys scope"),
     missing.FENCE_AFTER: ("fence", "put the fence after the barrier too, in the thread that sets the flag"),
     missing.HOST_ORDER: ("order with the host", "a flag with release and acquire of sys scope"),
+}
+INITIALISATION = ("proxy fence", "fence.mbarrier_init.release.cluster or fence.proxy.async after mbarrier.init")
+TENSOR_WAITS = {
+    warpgroup.LOAD_PENDING: (FORMAL, "wait", "tcgen05.wait::ld before the first use of what was loaded"),
+    tensor_memory.STORE_PENDING: (WRONG, "wait", "tcgen05.wait::st in the warp that stores, before it signals"),
 }
 KINDS = {
     s.MISSING_FENCE: ("proxy fence", "fence.proxy.async between the two"),

@@ -32,6 +32,7 @@ NEGATES_A, NEGATES_B, TRANSPOSES_A, TRANSPOSES_B, FROM_REGISTERS = 1, 2, 4, 8, 1
 UNSIGNED_A, UNSIGNED_B, SATURATES, HALF_RESULT = 32, 64, 128, 256
 NO_SWIZZLE, SWIZZLE_128, SWIZZLE_64 = 0, 1, 2  # modes of a descriptor; 3: 32 bytes
 NOT_WHOLE, APART, BASE_OFFSET, NOT_ALIGNED = 10, 11, 12, 13  # details of MISUSE reports, after those of bulk.py
+LOAD_PENDING = 4  # detail of MISSING_WAIT reports
 CONSTANT = -1  # entry of the table FLIGHT for a row that no instruction writes
 FIXED_ROWS = len(SPECIAL)
 
@@ -129,19 +130,44 @@ def touch_row(x, warp, flight, row, pc, write):
         return
     state = get(flight, row)
     if state > s.CLEAN:
-        report(x, s.MISSING_WAIT, pc, get(thread_of(x, warp, 0), s.T_GID), row, isa.LOCAL, 4, 0, 0, 1, write)
+        detail = LOAD_PENDING if state == s.LOADING else 1
+        report(x, s.MISSING_WAIT, pc, get(thread_of(x, warp, 0), s.T_GID), row, isa.LOCAL, 4, 0, 0, detail, write)
+        if state == s.LOADING:
+            put(warp, s.W_FLIGHT, 0)  # so that one load is reported once
     if state != CONSTANT:
         put(flight, row, 0)
 
 
+@jit
+def carried(x, flight, line, op):
+    """Whether a vector that is packed or unpacked has a register that tcgen05.ld writes. The result then has the mark.
+
+    Compilers pack such registers before they wait: it only renames them for the assembler.
+    """
+    items, count = get(x, s.OPERANDS) + get(line, isa.LIST) * 8, get(line, isa.COUNT)
+    if op == isa.UNPACK:
+        loading = get(flight, get(line, isa.A)) == s.LOADING
+        for k in range(count if loading else 0):
+            put(flight, get(items, k), s.LOADING)
+        return loading
+    loading = False
+    for k in range(count):
+        loading |= get(flight, get(items, k)) == s.LOADING
+    if loading:
+        put(flight, get(line, isa.D), s.LOADING)
+    return loading
+
+
 @unit
 def touch(x, warp, line, op, pc):
-    """Report the registers that an instruction touches while a wgmma uses them. From now on they need a fence.
+    """Report the registers that an instruction touches while a wgmma or a tcgen05.ld uses them.
+
+    From now on they need a fence.
 
     A `mov` between registers only renames a value for the assembler, so the mark moves with the value.
     """
     flight = get(warp, s.W_FLIGHT)
-    if op == isa.CALL or op == isa.CALLI or op == isa.WGMMA or op == isa.BRX:
+    if op == isa.CALL or op == isa.CALLI or op == isa.WGMMA or op == isa.BRX or op == isa.TCLOAD:
         return 0
     if op == isa.MOV:
         source, target = get(line, isa.A), get(line, isa.D)
@@ -152,6 +178,8 @@ def touch(x, warp, line, op, pc):
             touch_row(x, warp, flight, target, pc, 1)
         put(flight, target, state)
         return 0
+    if (op == isa.PACK or op == isa.UNPACK) and carried(x, flight, line, op):
+        return 0
     for column in range(isa.D, isa.PRED + 1):
         touch_row(x, warp, flight, get(line, column), pc, column == isa.D)
     touch_row(x, warp, flight, get(line, isa.D2), pc, 1)
@@ -160,6 +188,18 @@ def touch(x, warp, line, op, pc):
         for k in range(get(line, isa.COUNT)):
             touch_row(x, warp, flight, get(items, k), pc, op != isa.ST)
     return 0
+
+
+@jit
+def load_registers(x, warp, items, count):
+    """Mark the registers of a tcgen05.ld until its warp waits."""
+    flight = get(x, s.FLIGHT) + get(warp, s.W_SLOT) * rows_of(x) * 8
+    if get(warp, s.W_FLIGHT) == 0:
+        for row in range(rows_of(x)):
+            put(flight, row, s.CLEAN)
+        put(warp, s.W_FLIGHT, flight)
+    for k in range(count):
+        put(flight, get(items, k), s.LOADING)
 
 
 # ---- operands in shared memory ----

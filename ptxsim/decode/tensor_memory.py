@@ -44,7 +44,10 @@ def tensor_core(low: Lowering, m: Mods) -> None:
         raise m.fail("needs .sync.aligned")
     if kind in WAITS:
         m.done(0)
-        low.emit(isa.NOP)
+        if kind.startswith("wait"):
+            low.emit(isa.TCWAIT, imm=int(kind == "wait::st"))
+        else:
+            low.emit(isa.NOP)
     elif kind == "alloc":
         m.take_one("shared::cta")
         m.take_one("b32")

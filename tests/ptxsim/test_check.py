@@ -279,6 +279,55 @@ def test_structures_macros_folders_and_devices(tmp_path, capsys, launches, code)
     assert "devices 0 to 0" in capsys.readouterr().err
 
 
+HAND_OVER = """.version 8.0
+.target sm_90
+.address_size 64
+{launches}
+.visible .entry put(.param .u64 data) {{
+.reg .u64 %d; .reg .u32 %t; ld.param.u64 %d, [data]; mov.u32 %t, %tid.x; mad.wide.u32 %d, %t, 4, %d;
+st.global.u32 [%d], %t; ret; }}
+.visible .entry get(.param .u64 data, .param .u64 out) {{
+.reg .u64 %d, %o; .reg .u32 %t, %x; ld.param.u64 %d, [data]; ld.param.u64 %o, [out]; mov.u32 %t, %tid.x;
+mad.wide.u32 %d, %t, 4, %d; mad.wide.u32 %o, %t, 4, %o; ld.global.u32 %x, [%d]; st.global.u32 [%o], %x; ret; }}
+"""
+PUT, GET = "stream a: put<<<1, 64>>>(data:int32[64]=0)", "stream b: get<<<1, 64>>>(data, int32[64])"
+
+
+@pytest.mark.parametrize(
+    ("launches", "code", "words"),
+    [
+        ([PUT, GET], 1, "order of launches"),
+        ([PUT, "stream a: record done", "stream b: wait done", GET], 0, "6 launches"),
+        ([PUT, GET.replace("stream b", "stream a")], 0, "6 launches"),
+        ([PUT, "stream a: record done", "@1 wait done", "@1 " + GET[10:]], 0, "6 launches"),
+        ([PUT, GET.replace("stream b: ", "stream a: programmatic ")], 1, "order of launches"),
+        ([PUT, "wait done", GET], 2, "no line before it records the event done"),
+        (["record done"], 2, "no launch is given"),
+    ],
+)
+def test_streams_and_events(tmp_path, capsys, launches, code, words):
+    path = tmp_path / "hand_over.ptx"
+    path.write_text(HAND_OVER.format(launches="\n".join(f"// simt: {launch}" for launch in launches)))
+    assert main(["check", "--devices", "2", "--schedules", "3", str(path)]) == code
+    printed = capsys.readouterr()
+    assert words in printed.out + printed.err
+
+
+def test_a_schedule_is_shortened(tmp_path, capsys):
+    path = tmp_path / "hand_over.ptx"
+    path.write_text(HAND_OVER.format(launches=f"// simt: {PUT}\n// simt: {GET}"))
+    assert main(["check", "--shorten", "--seed", "2", str(path)]) == 1
+    story = capsys.readouterr().out.split("turns of warps, shortened to ")
+    before, after = int(story[0].split()[-1]), int(story[1].split()[0])
+    assert 2 <= after <= 4
+    assert after <= before
+    assert story[1].count("instructions, to line") == after
+    assert "put on device 0" in story[1]
+    assert "get on device 0" in story[1]
+    assert main(["check", "--shorten", __file__]) == 2
+    assert "not for scripts" in capsys.readouterr().err
+
+
 def test_bytes_of_a_structure(tmp_path):
     device = ptxsim.Machine().device(0)
     arguments = launch_text.Arguments(device, tmp_path)

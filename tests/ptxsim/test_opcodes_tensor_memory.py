@@ -267,14 +267,36 @@ tcgen05.wait::ld.sync.aligned;
     assert np.array_equal(out[1], after)
 
 
+@pytest.mark.parametrize(("left_out", "said"), [("st", "tcgen05.wait::st"), ("ld", "tcgen05.wait::ld"), ("", "")])
+def test_a_missing_wait_is_reported(left_out, said):
+    """A store that a load of the same warp needs, and a load whose registers a store takes."""
+    waits = {op: "" if op == left_out else f"tcgen05.wait::{op}.sync.aligned;" for op in ("st", "ld")}
+    body = START.format(columns=32) + f"""mad.wide.u32 d10, t, 4, a1;
+ld.global.b32 r1, [d10];
+tcgen05.st.sync.aligned.32x32b.x1.b32 [r28], {{r1}};
+{waits["st"]}
+tcgen05.ld.sync.aligned.32x32b.x1.b32 {{r3}}, [r28];
+mov.b32 r4, r3;
+{waits["ld"]}
+st.global.b32 [d10], r4;
+""" + END.format(columns=32)  # fmt: skip
+    data = np.arange(128, dtype=np.uint32)
+    _, found = launched(body, np.zeros(65536, np.uint8), data, threads=128, module=MODULE, arch="sm_100a")
+    assert {report.kind for report in found} == ({"missing_wait"} if left_out else set())
+    assert all(said in report.message and said in report.repair for report in found)
+    assert {report.verdict for report in found} == {"st": {"wrong"}, "ld": {"formal"}, "": set()}[left_out]
+
+
 def test_two_elements_in_a_register():
     """pack::16b reads the low halves of two columns; unpack::16b writes them."""
     data = np.random.default_rng(7).integers(0, 1 << 32, (128, 2), np.uint32)
     body = START.format(columns=32) + """mad.wide.u32 d10, t, 8, a1;
 ld.global.v2.b32 {r1, r2}, [d10];
 tcgen05.st.sync.aligned.32x32b.x2.unpack::16b.b32 [r28], {r1, r2};
+tcgen05.wait::st.sync.aligned;
 tcgen05.ld.sync.aligned.32x32b.x2.b32 {r3, r4}, [r28+1];
 tcgen05.ld.sync.aligned.32x32b.x1.pack::16b.b32 {r5}, [r28+2];
+tcgen05.wait::ld.sync.aligned;
 st.global.v2.b32 [d10], {r3, r5};
 """ + END.format(columns=32)  # fmt: skip
     out, found = launched(body, np.zeros(65536, np.uint8), data, threads=128, module=MODULE, arch="sm_100a")

@@ -64,7 +64,9 @@ def test_a_race_names_the_missing_order(devices, scope, stale):
     }
     for name, (send, receive, want) in cases.items():
         seen = {(lack, verdict) for _, _, lack, verdict in found(send, receive, devices, stale=stale)}
-        assert seen <= want, name
+        # without the barrier a read may also come before the write that it should follow
+        early = {(f"order of {what}", "wrong") for what in ("blocks", "devices") if name == "barrier"}
+        assert seen <= want | early, name
         assert bool(seen) == bool(want), name
 
 
