@@ -305,7 +305,7 @@ def loads(x, warp, block, line, pc, mask):
                 if not quiet(x, thread, block, slot, shadow, size, how | log2(size) << SIZE_SHIFT, False, pc):
                     check(x, warp, thread, block, kind, place + k * size, size, how, False, True, pc)
         for k in range(count):
-            at = location_of(x, block, kind, place + k * size)
+            at = location_of(x, block, kind, place + k * size) if watched else place
             if watched and (order != isa.WEAK or (get(x, s.WEAK_MEMORY) and rewritten(x, at, size))):
                 value = np.uint64(read(x, thread, block, slot, at, host + k * size, size, order, scope, newest))
                 if order != isa.WEAK:

@@ -66,7 +66,7 @@ def check(
     first = options.pop("seed")
     covered, known, seen, stories = Coverage(), list[Report](), dict[int, int](), list[str]()
     for path in files:
-        told = not shortens
+        looks = shortens  # for a schedule to shorten
         for seed in range(first, first + seeds):
             machine = Machine(seed=seed, **options)
             if path.suffix == ".py":
@@ -75,8 +75,8 @@ def check(
             else:
                 reports = run(path, launches, machine, flags)
             covered.add(machine)
-            if reports and not told:
-                told = True
+            if reports and looks:
+                looks = False
                 make, again = partial(Machine, seed=seed, **options), partial(run, path, launches, flags=flags)
                 story = shorten(make, again)
                 stories += [f"{path} [--seed {seed}] {story.said()}"] if story else []

@@ -143,7 +143,7 @@ def explain(machine: Core, row: Any) -> list[Report]:
     if kind == s.MISSING_FENCE and detail == 1:
         verdict, kinds = verdicts.FORMAL, verdicts.INITIALISATION
     elif kind == s.MISSING_WAIT and detail in verdicts.TENSOR_WAITS:
-        verdict, *kinds = verdicts.TENSOR_WAITS[detail]
+        verdict, kinds = verdicts.TENSOR_WAITS[detail]
     return [
         Report(
             s.KINDS[kind],

@@ -35,8 +35,8 @@ ORDERS = {
 }
 INITIALISATION = ("proxy fence", "fence.mbarrier_init.release.cluster or fence.proxy.async after mbarrier.init")
 TENSOR_WAITS = {
-    warpgroup.LOAD_PENDING: (FORMAL, "wait", "tcgen05.wait::ld before the first use of what was loaded"),
-    tensor_memory.STORE_PENDING: (WRONG, "wait", "tcgen05.wait::st in the warp that stores, before it signals"),
+    warpgroup.LOAD_PENDING: (FORMAL, ("wait", "tcgen05.wait::ld before the first use of what was loaded")),
+    tensor_memory.STORE_PENDING: (WRONG, ("wait", "tcgen05.wait::st in the warp that stores, before it signals")),
 }
 KINDS = {
     s.MISSING_FENCE: ("proxy fence", "fence.proxy.async between the two"),
