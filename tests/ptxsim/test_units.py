@@ -97,7 +97,8 @@ def test_opcodes_that_the_interpreter_finds_by_comparison_end_their_groups():
         isa.ADDC: "ADDC SUBC MADC MADCHI",
         isa.BULKLOAD: "BULKLOAD BULKSTORE BULKCOMMIT BULKWAIT TENSORLOAD TENSORSTORE BULKREDUCE MAPCOPY TCMMA TCCOMMIT",
         isa.MBINIT: "MBINIT MBINVAL MBARRIVE MBEXPECT MBWAIT MBCOPIES PROXYFENCE INITFENCE",
-        isa.MMA: "MMA LDMATRIX STMATRIX MOVMATRIX TCALLOC TCDEALLOC TCLOAD TCSTORE TCWAIT WGMMA WGFENCE WGCOMMIT WGWAIT",
+        isa.MMA: "MMA LDMATRIX STMATRIX MOVMATRIX TCALLOC TCDEALLOC TCLOAD TCSTORE TCWAIT "
+        "WGMMA WGFENCE WGCOMMIT WGWAIT",
     }
     for first, wanted in ends.items():
         assert [names[n] for n in sorted(names) if first <= n < first // 100 * 100 + 100] == wanted.split()
