@@ -45,7 +45,8 @@ RECORD_BYTES = WORD * words.RECORD_WORDS
 RETURN_RECORD_BYTES = WORD * words.RETURNED_WORDS
 CODED_BYTES = 2 * LINE  # the words of a line in the form that MPI puts
 assert WORD * words.CODED_WORDS * words.LINE_WORDS <= CODED_BYTES
-RING_BUDGET = 64 << 20  # default bytes of all rings that a rank exposes
+RING_BUDGET = 192 << 20  # default bytes of all places for rows: rings, their copies in outboxes, staged outputs
+PLACES_EACH = 3  # places for each row of a remote peer's ring: there, in the outbox, and of its staged output
 LEAST_RING = 64  # least rows of a ring, even beyond RING_BUDGET; a ring is smaller only if calls have fewer rows
 
 
@@ -69,16 +70,16 @@ class EngineShape:
     foreign: int = 0  # most experts of local peers that a rank may compute
     return_bytes: int = 0  # size of the return rows; 0: return_rows * stride
     announced: int = 0  # most experts that an announcement names; 0: max_held
-    rings: int = 0  # most rings that a rank exposes; 0: one for each other rank
+    places: int = 0  # most places for rows that a rank has for each row of a ring, see `places`; 0: those of one level
 
     def union(self, other: EngineShape) -> EngineShape:
         """The smallest shape that is large enough for both."""
         names = ("ring_rows", "stride", "return_rows", "max_held", "top_k", "experts", "max_tokens", "foreign")
-        most = {n: max(getattr(self, n), getattr(other, n)) for n in (*names, "announced", "rings")}
+        most = {n: max(getattr(self, n), getattr(other, n)) for n in (*names, "announced", "places")}
         both = EngineShape(self.world, **most)
         nbytes = max(self.returns, other.returns)  # one user may need more rows, and the other wider rows
         # of wide rows fewer fit RING_BUDGET, but a ring must hold all rows of a token, because a bundle may
-        rows = min(both.ring_rows, max(both.top_k, ring_rows(both.most_rings, both.stride, both.ring_rows)))
+        rows = min(both.ring_rows, max(both.top_k, ring_rows(both.most_places, both.stride, both.ring_rows)))
         plain = nbytes == both.return_rows * both.stride  # stored as 0, so that equal shapes compare equal
         return replace(both, ring_rows=rows, return_bytes=0 if plain else nbytes)
 
@@ -88,9 +89,9 @@ class EngineShape:
         return self.return_bytes or self.return_rows * self.stride
 
     @property
-    def most_rings(self) -> int:
-        """The most rings that a rank exposes."""
-        return self.rings or self.world - 1
+    def most_places(self) -> int:
+        """The most places for rows that a rank has for each row of a ring."""
+        return self.places or PLACES_EACH * (self.world - 1)
 
     @property
     def ring_records(self) -> int:
@@ -205,27 +206,30 @@ def most_announced(held: Sequence[int], nodes: Nodes) -> int:
     return max(sum(held[p] for p in nodes.members(rank)) for rank in range(len(held)))
 
 
-def rings(nodes: Nodes) -> int:
-    """The most rings that a rank of these nodes exposes.
+def places(nodes: Nodes) -> int:
+    """The most places for rows that a rank of these nodes has for each row of a ring.
 
-    With two levels that is the first rank of a node: the sources of another node take turns in its ranks, see
-    `Nodes.rail`.
+    With one level they are counted as if all peers were remote, so that rings do not depend on nodes. With two levels a
+    rank has a ring for each local peer, a ring and staged outputs for each stream that lies there, and in its outboxes
+    the ring of its own stream to each node. Most streams lie at the first rank of a node: the sources of another node
+    take turns in its ranks, see `Nodes.rail`.
     """
-    if nodes.levels == 1:
-        return len(nodes.node_of) - 1
+    if nodes.levels == 1 or nodes.single:
+        return PLACES_EACH * (len(nodes.node_of) - 1)
     sizes = Counter(nodes.node_of)
     return max(
-        size - 1 + sum(-(-other // size) for there, other in sizes.items() if there != node)
+        size - 1 + 2 * sum(-(-other // size) for there, other in sizes.items() if there != node) + nodes.count - 1
         for node, size in sizes.items()
     )
 
 
-def ring_rows(rings: int, stride: int, most: int) -> int:
+def ring_rows(places: int, stride: int, most: int) -> int:
     """The default number of rows in a ring: as many as one source can send in a call.
 
-    rings: how many rings a rank exposes. All of them together have at most RING_BUDGET bytes.
+    places: how many places for rows a rank has for each row of a ring. All of them together have at most RING_BUDGET
+    bytes.
     """
-    affordable = max(LEAST_RING, RING_BUDGET // (max(1, rings) * stride))
+    affordable = max(LEAST_RING, RING_BUDGET // (max(1, places) * stride))
     return max(1, min(most, affordable))
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from ..config import MoEConfig
 from ..engine import codes, schema, words
 from ..engine import job as jobs
-from ..engine.layout import LINE, EngineShape, lines, most_announced, return_stride, ring_rows, rings
+from ..engine.layout import LINE, EngineShape, lines, most_announced, places, return_stride, ring_rows
 from ..errors import AristosError, ClosedError, InputError, MismatchError, NotLoaded, OpenCallError, PeerInputError
 from ..host.nodes import Nodes
 from ..kernels.common import activations
@@ -75,7 +75,7 @@ def shape_of(
     back = return_rows * back_stride
     return EngineShape(
         world=world,
-        ring_rows=max(ring_rows(rings(nodes), stride, most), min(top_k, most)) if world > 1 else 1,
+        ring_rows=max(ring_rows(places(nodes), stride, most), min(top_k, most)) if world > 1 else 1,
         stride=stride,
         return_rows=return_rows,
         max_held=max(1, most_held) + shared,
@@ -85,7 +85,7 @@ def shape_of(
         foreign=foreign,
         return_bytes=back if back != return_rows * stride else 0,
         announced=announced,
-        rings=rings(nodes) if nodes.levels == 2 else 0,
+        places=places(nodes) if nodes.levels == 2 else 0,
     )
 
 

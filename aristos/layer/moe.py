@@ -205,8 +205,9 @@ class MoE(Collective):
         """Bytes of windows and packed weights that the rank with the greatest need has, if there are `world` ranks.
 
         A window holds rings, return rows and words. There is a ring for each source, with space for its rows of one
-        call, but at most 64 MiB for all sources together, or 64 rows for each if that is more. There are max_tokens *
-        top_k return rows, and max_tokens more for a shared expert. Neither skew nor `layers` changes the window's size.
+        call, but at most 64 MiB for all sources together, or 64 rows for each if that is more. With two levels at most
+        192 MiB are for rings, outboxes and staged outputs together. There are max_tokens * top_k return rows, and
+        max_tokens more for a shared expert. Neither skew nor `layers` changes the window's size.
         With several nodes there is a second window, and for each rank of another node an outbox and a ring of staged
         outputs. The weights are those of `layers` layers, padded as the kernels read them: a router for each layer, and
         the experts, with biases, of the rank that holds most.

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,8 @@ from aristos.explore.places import LOCAL, OUTBOX, REMOTE, fill, put_target, wher
 from aristos.host.nodes import Nodes
 from aristos.layer.collective import shape_of, widths
 from aristos.placement import Placement
+
+ROOT = Path(__file__).parents[2]
 
 
 @st.composite
@@ -347,11 +350,19 @@ def test_the_union_of_two_shapes_is_large_enough_for_both(cluster, b):
 
 @pytest.mark.parametrize("sizes", [(4,), (2, 2), (1, 3), (3, 1, 2), (4, 2, 3, 1)])
 @pytest.mark.parametrize("levels", [1, 2])
-def test_the_most_rings_of_a_rank_are_the_streams_that_lie_there(sizes, levels):
+def test_places_for_rows_are_those_of_the_rank_that_has_most(sizes, levels):
+    """With one level, or on one node, they are counted as if all peers were remote."""
     nodes = Nodes(tuple(node for node, size in enumerate(sizes) for _ in range(size)), levels)
-    world = range(len(nodes.node_of))
-    at = [sum(len(nodes.stream(source, rank)) > 0 for source in world if source != rank) for rank in world]
-    assert layout.rings(nodes) == max(at)
+    world = len(nodes.node_of)
+
+    def of(rank: int) -> int:
+        here = sum(len(nodes.stream(p, rank)) > 0 for p in nodes.remote(rank))  # a ring, and staged outputs
+        own = sum(len(nodes.stream(rank, p)) > 0 for p in nodes.remote(rank))
+        return len(nodes.local(rank)) + 2 * here + own
+
+    most = 3 * (world - 1) if levels == 1 or nodes.single else max(map(of, range(world)))
+    assert layout.places(nodes) == most
+    assert layout.ring_rows(most, 1 << 14, 1 << 30) * most <= (192 << 20) >> 14
 
 
 def test_a_union_has_rings_for_all_choices_of_a_token():
@@ -367,7 +378,7 @@ def test_a_union_keeps_rings_within_the_budget():
     narrow = EngineShape(world=2, ring_rows=500_000, stride=64, return_rows=10, max_held=1)
     wide = EngineShape(world=2, ring_rows=64, stride=64 << 10, return_rows=10, max_held=1)
     both = narrow.union(wide)
-    assert both.ring_rows * both.stride <= layout.RING_BUDGET
+    assert 3 * both.ring_rows * both.stride <= layout.RING_BUDGET
     assert both.ring_rows >= 64
 
 
@@ -406,6 +417,20 @@ def stated_bytes(
     returns = cfg.max_tokens * cfg.top_k * stride
     outbox = region + LINE + 128 + ring * stride
     return returns + local * region + (returns + remote * region if remote else 0) + remote * outbox
+
+
+def test_the_windows_of_the_page_on_two_levels():
+    """DeepSeek-V3's layer on nodes of 8 ranks: the table has what each rank needs, and it stays within the limits."""
+    page = (ROOT / "docs" / "two_levels.md").read_text()
+    cfg = aristos.MoEConfig(hidden=7168, ffn=2048, experts=256, top_k=8, max_tokens=4096, dtype="bfloat16")
+    for world, most in ((16, 0.65), (64, 0.65), (256, 0.70), (1024, 1.00)):
+        cells = []
+        for nodes in (Nodes.of(world, 8), Nodes.of(world, 8).with_streams()):
+            shape = shape_of(world, Placement(None, 256, world), nodes=nodes, **widths(cfg))
+            needed = rank_bytes(shape, nodes) / 2**30
+            cells.append(f"{needed:.2f} GiB, rings of {shape.ring_rows:,} rows")
+        assert needed < most
+        assert f"| {world:,} | {cells[0]} | {cells[1]} |" in page
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 8, 64])

@@ -1,0 +1,71 @@
+"""Calls with one level and with two between nodes, in virtual time, for the table of docs/two_levels.md.
+
+python bench/levels.py --machine FILE                      256 tokens a rank, 2, 4 and 8 nodes of 8 ranks
+python bench/levels.py --machine FILE --tokens 1024 --nodes 8
+
+Each line has the two times, their ratio, and the ratio of the bytes between nodes, which no wire can exceed.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+from jobs import SHAPES
+
+from aristos import models
+from aristos.config import MoEConfig
+from aristos.host.nodes import Nodes
+from aristos.placement import Placement
+from aristos.simulate import machines
+from aristos.simulate.machine import Machine
+from aristos.simulate.outcome import Outcome
+from aristos.simulate.rank import Layer
+from aristos.simulate.simulation import Simulation
+
+NAMES = ("olmoe-1b-7b", "deepseek-v3", "E", "G")
+
+
+def config(name: str, world: int, tokens: int) -> MoEConfig:
+    """The layer of a published model, or of a shape of the comparison."""
+    if name not in SHAPES:
+        return models.shape(name, world, scale=1, tokens=(tokens,), dtype="bfloat16").cfg
+    s = SHAPES[name]
+    return MoEConfig(
+        s.hidden, s.ffn, s.experts, s.top_k, max_tokens=tokens, dtype="bfloat16", gated=s.gated,
+        activation="silu" if s.gated else "relu",
+    )  # fmt: skip
+
+
+def call(cfg: MoEConfig, nodes: Nodes, machine: Machine) -> Outcome:
+    """The outcome of calls with a uniform routing."""
+    world, rng = len(nodes.node_of), np.random.default_rng(0)
+    shape = cfg.max_tokens, cfg.experts
+    ids = [rng.random(shape).argsort(axis=1)[:, : cfg.top_k].astype(np.int64) for _ in range(world)]
+    sim = Simulation(Layer(cfg, Placement(None, cfg.experts, world), ids), nodes, machine)
+    sim.run()
+    return Outcome.of(sim)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--machine", type=Path, required=True, help="a machine file of aristos simulate")
+    parser.add_argument("--nodes", type=int, nargs="+", default=[2, 4, 8])
+    parser.add_argument("--tokens", type=int, default=256)
+    parser.add_argument("--models", nargs="+", default=NAMES, help=f"names of models, or of {', '.join(SHAPES)}")
+    asked = parser.parse_args()
+    machine = machines.load(asked.machine)
+    print("| layer | nodes | one level | two levels | one / two | bytes, one / two |\n|---|---|---|---|---|---|")
+    for name in asked.models:
+        for count in asked.nodes:
+            nodes = Nodes.of(8 * count, 8)
+            cfg = config(name, 8 * count, asked.tokens)
+            one, two = (call(cfg, each, machine) for each in (nodes, nodes.with_streams()))
+            times, moved = (o.calls[-1] for o in (one, two)), one.put_bytes.sum() / two.put_bytes.sum()
+            first, second = times
+            print(f"| {name} | {count} | {first:.1f} ms | {second:.1f} ms | {first / second:.2f} | {moved:.2f} |")
+
+
+if __name__ == "__main__":
+    main()
