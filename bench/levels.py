@@ -3,7 +3,7 @@
 python bench/levels.py --machine FILE                      256 tokens a rank, 2, 4 and 8 nodes of 8 ranks
 python bench/levels.py --machine FILE --tokens 1024 --nodes 8
 
-Each line has the two times, their ratio, and the ratio of the bytes between nodes, which no wire can exceed.
+Each line has the two times, their ratio, and the ratio of all bytes between nodes.
 """
 
 from __future__ import annotations
