@@ -44,7 +44,7 @@ class Budget:
 
 FOLDERS = {
     "bench": Budget(90, 1300),
-    "checkpoint": Budget(60, 90, parallel=True),
+    "checkpoint": Budget(60, 150, parallel=True),
     "doctor": Budget(15, 80),
     "engine": Budget(40, 60, parallel=True),
     "explore": Budget(60, 700, parallel=True),
