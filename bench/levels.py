@@ -9,9 +9,11 @@ Each line has the two times, their ratio, and the ratio of all bytes between nod
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import oracle
 from jobs import SHAPES
 
 from aristos import models
@@ -31,11 +33,7 @@ def config(name: str, world: int, tokens: int) -> MoEConfig:
     """The layer of a published model, or of a shape of the comparison."""
     if name not in SHAPES:
         return models.shape(name, world, scale=1, tokens=(tokens,), dtype="bfloat16").cfg
-    s = SHAPES[name]
-    return MoEConfig(
-        s.hidden, s.ffn, s.experts, s.top_k, max_tokens=tokens, dtype="bfloat16", gated=s.gated,
-        activation="silu" if s.gated else "relu",
-    )  # fmt: skip
+    return replace(oracle.config(SHAPES[name]), max_tokens=tokens, dtype="bfloat16")
 
 
 def call(cfg: MoEConfig, nodes: Nodes, machine: Machine) -> Outcome:
