@@ -38,9 +38,10 @@ FAILED = 1  # tag of the message by which a rank that cannot enter a collective 
 
 
 def end_job(comm: Any, code: int, last_words: str = "") -> None:
-    """Print the last words, then call MPI_Abort. Both together have a time limit.
+    """Print the last words, then end the whole job with MPI_Abort. Both together have a time limit.
 
-    The launcher gets time to forward the output, because some launchers lose what is in their pipes.
+    comm: any communicator of the job. The launcher gets time to forward the output, because some launchers lose what is
+    in their pipes.
     """
     # A full pipe may block the output for ever. MPICH's MPI_Abort may wait for ever for a lock that a thread in MPI
     # holds, and mpi4py keeps the GIL meanwhile.
@@ -54,7 +55,16 @@ def end_job(comm: Any, code: int, last_words: str = "") -> None:
         with contextlib.suppress(Exception):
             stream.flush()
     time.sleep(DRAIN_SECONDS)
-    comm.Abort(code)
+    whole_job(comm).Abort(code)
+
+
+def whole_job(comm: Any) -> Any:
+    """MPI_COMM_WORLD; `comm` itself if it is no communicator of MPI.
+
+    MPICH 5.0 under Slurm (PMI-2) ends only the calling process if MPI_Abort gets any other communicator.
+    """
+    mpi = sys.modules.get("mpi4py.MPI")
+    return mpi.COMM_WORLD if mpi is not None and isinstance(comm, mpi.Comm) else comm
 
 
 def until_done(request: Any) -> Iterator[None]:

@@ -659,16 +659,23 @@ def test_a_job_outlives_a_killed_slurmd(folder, tmp_path):
     assert not folder.exists()
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "silent"])
-def test_a_lost_rank_ends_the_job(cluster, tmp_path, how):
-    """Slurm notices a killed process. A stopped process is noticed only by the ranks that wait for it."""
+@pytest.mark.parametrize(
+    ("how", "late"),
+    [(signal.SIGKILL, []), (signal.SIGSTOP, []), (signal.SIGSTOP, ["--late", 2])],
+    ids=["killed", "silent", "silent-between-calls"],
+)
+def test_a_lost_rank_ends_the_job(cluster, tmp_path, how, late):
+    """Slurm notices a killed process. A stopped process is noticed only by the ranks that wait for it.
+
+    If it is stopped within a call, their puts wait for it. If between calls, they raise an exception after
+    `absent_timeout`, and end the job at their exit.
+    """
     out = tmp_path / "out"
-    with cluster.job("lost", out, "-N4", "-n4", "--", LAYER, "--hold", 100, "--timeout", 2) as running:
+    with cluster.job("lost", out, "-N4", "-n4", "--", LAYER, "--hold", 100, *late, "--timeout", 2) as running:
         pids = pids_in(out, 4)
         time.sleep(1)
         job = cluster.number("lost")
         os.kill(pids[2], how)
-        # a rank that is stopped between its calls counts as in user code, so the others wait ten times as long for it
         wait_for(lambda: running.poll() is not None, 60, out.read_text)
         assert running.poll() != 0
         wait_for(lambda: not cluster.processes(job), 15, lambda: str(cluster.processes(job)))
