@@ -170,7 +170,7 @@ def test_codes_scales_and_zero_points_are_unpacked_as_in_python(isa, cpu, featur
     assert same(*both(packed._unpack, packed.unpack, codes, panel, 2, 0))
     wide = np.zeros((GROUPS - 1) * packed.SCALE_BYTES // 4 + floats, np.float32)
     for scale in FORMATS[form].scales:
-        kernel, kind = widen_scales(scale, form, packed.LANES), np.dtype(SCALES[scale])
+        kernel, kind = widen_scales(scale, form, packed.REGISTER), np.dtype(SCALES[scale])
         plain = partial(packed.widen_scales, SCALE_CODES[scale])
         for shared in (0, 1):
             count = GROUPS if shared else 32 * GROUPS

@@ -35,13 +35,15 @@ for hidden, ffn, rows in ((70, 530, 13), (1030, 40, 9)):
 def test_the_best_isa_is_chosen_unless_one_is_named():
     zen3 = dict.fromkeys(("avx2", "fma", "f16c"), True)
     skylake = zen3 | dict.fromkeys(("avx512f", "avx512vl"), True)
-    sapphire_rapids = skylake | dict.fromkeys(("avx512bf16", "amx-tile", "amx-bf16"), True)
+    zen4 = skylake | dict.fromkeys(("avx512bw", "avx512vbmi", "avx512bf16"), True)
+    sapphire_rapids = zen4 | dict.fromkeys(("amx-tile", "amx-bf16"), True)
     assert isa.available("znver3", zen3) == ["avx2", "generic"]
     assert isa.available("skylake-avx512", skylake) == ["avx512", "avx2", "generic"]
     assert isa.available("sapphirerapids", sapphire_rapids) == ["amx", "avx512", "avx512bf16", "avx2", "generic"]
     assert isa.available("apple-m1", {"neon": True}) == ["neon", "generic"]
     assert isa.available("neoverse-v2", {"neon": True, "bf16": True}) == ["neonbf16", "neon", "generic"]
-    assert isa.available("znver4", skylake | {"avx512bf16": True})[0] == "avx512bf16"
+    assert isa.available("znver4", zen4)[0] == "avx512bf16"
+    assert isa.available("cooperlake", zen4 | {"avx512vbmi": False}) == ["avx512", "avx2", "generic"]
     assert isa.available("znver3", zen3 | {"f16c": False}) == ["generic"]
     has = isa.available("sapphirerapids", sapphire_rapids)
     assert isa.choose(has, None, "") == isa.choose(has, "", "") == "amx"

@@ -216,4 +216,4 @@ def test_combine_is_an_ordered_sum_rounded_once(dtype):
 
 def test_micro_kernels_of_widened_weights_fit_the_registers():
     assert widened.SPAN in (16, 32)
-    assert widened.SPAN % widened.LANES == 0
+    assert widened.SPAN % widened.REGISTER == 0

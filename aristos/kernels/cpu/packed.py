@@ -22,14 +22,14 @@ from ...primitives.buffers import FLOAT, LINE
 from ...quantised import FP4
 from ...weight_types import FORMATS
 from ..common.branches import unrolled
-from . import packed_kernels, tiles, unpack_kernels, widened
+from . import code_words, packed_kernels, tiles, unpack_kernels, widened
 from .convert import BFLOAT16
 from .gemm import KC, PITCH
 from .micro_kernels import STEP, SUMS
 from .packed_kernels import BEGINS, ENDS, FP8_SCALE, PAIR_BYTES, WHOLE
 from .packed_panels import CODES, GROUP, SCALE, SCALE_CODES, SHARED, UNIT, WIDTH, ZEROS
 from .packed_panels import STEP as PANEL_BYTES
-from .panels import LANES
+from .panels import REGISTER
 from .target import FORMAT, ISA
 from .unpack_kernels import NEAR
 from .widened import DOT, PAIRS, SPAN, WIDE
@@ -38,13 +38,16 @@ TILED = ISA == "amx"
 FORM = FORMAT or "int8"  # with plain weights nothing here is compiled, so any format will do
 TABLE = ISA.startswith(("avx512", "amx"))  # whether a permutation can look up values in a table of 16
 DOTS = ISA == "avx512bf16"  # whether dot products multiply rows of bfloat16 by codes
+# the function of `code_words` by which codes become words of two bfloat16, or None
+WORDS = code_words.looked_up_words if DOTS else code_words.unit_words if TILED and FORM != "int8" else None
 SHARED_PIECE = 128  # how many k are unpacked at once for all rows: they take 8 KiB as bfloat16
 PIECE, TILE_ROWS = 256, 32  # most k at once, and most rows, of the kernel that unpacks and multiplies by tiles
 GROUPS = PIECE // WIDTH if TILED else 1  # most groups of k in a piece, which keeps the sums of each
-FEW = {16: 12, 8: 4 if TABLE else 2, 4: 2}[LANES]  # how many rows have sums that fit the registers beside decoded codes
+# how many rows have sums that fit the registers beside decoded codes, and beside the tables of `looked_up_words`
+FEW = {16: 9 if DOTS and FORMATS[FORM].bits == 8 else 12, 8: 2, 4: 2}[REGISTER]
 # most rows for which the kernels with the fewest micro-operations are used: on Cascade Lake they are faster for up to
 # so many rows, and no faster for more
-LEAN = (FEW if FORM == "fp8" else 4) if (ISA, LANES) == ("avx512", 16) else 0
+LEAN = (FEW if FORM == "fp8" else 4) if ISA == "avx512" else 0
 MOST = 1 << 30 if TABLE and FORM != "fp8" else FEW  # most rows of float32 for which codes are decoded in registers
 FLOAT32_SCALE, BFLOAT16_SCALE = SCALE_CODES["float32"], SCALE_CODES["bfloat16"]
 FLOAT16_SCALE = SCALE_CODES["float16"]  # scales that have none of these three codes are e8m0
@@ -168,18 +171,28 @@ def _close(n, found, sums, scales, x):
 _rows_arguments = "a, codes, sums, groups, pairs, scales, x, x_pitch, parts, flags"
 _kernels = {  # the kernels for rows of float32, then those for rows of bfloat16 if they use dot products
     rows + FEW * kind: packed_kernels.packed_rows(
-        FORM, rows, SPAN // LANES, PITCH, LANES, TABLE, 2 if LEAN < rows <= FEW // 3 else 1, dot, rows <= LEAN
+        FORM,
+        rows,
+        SPAN // REGISTER,
+        PITCH,
+        REGISTER,
+        TABLE,
+        2 if LEAN < rows <= FEW // 3 else 1,
+        dot,
+        rows <= LEAN,
+        WORDS if kind else None,
     )
     for kind, dot in enumerate(("", PAIRS)[: 1 + DOTS])
     for rows in range(FEW, 0, -1)
 }
 _branches = unrolled("_branches", _rows_arguments, f"case({_rows_arguments})", _kernels, globals())
-_unpack, _close_groups = unpack_kernels.unpack(FORM, LANES, TABLE, TILED), unpack_kernels.close_groups(FORM, LANES)
+_unpack = unpack_kernels.unpack(FORM, REGISTER, TABLE, WORDS)
+_close_groups = unpack_kernels.close_groups(FORM, REGISTER)
 _widen_scales = unrolled(
     "_widen_scales",
     "source, target, groups, shared",
     "case(source, target, groups, shared)",
-    {code: packed_kernels.widen_scales(name, FORM, LANES) for name, code in SCALE_CODES.items()},
+    {code: packed_kernels.widen_scales(name, FORM, REGISTER) for name, code in SCALE_CODES.items()},
     globals(),
 )
 _widen_zeros = packed_kernels.widen_zeros(FORM)

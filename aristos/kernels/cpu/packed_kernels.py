@@ -12,6 +12,7 @@ from llvmlite import ir
 from ...primitives.buffers import LINE
 from ...quantised import FP4
 from ...weight_types import FORMATS
+from .code_words import FP8_SCALE
 from .micro_kernels import (
     F32,
     I8,
@@ -37,7 +38,6 @@ NEAR = 6144  # bytes between the codes that are read and the codes that are pref
 PAIR_BYTES = {name: 2 * 32 * form.bits // 8 for name, form in FORMATS.items()}  # bytes of the codes of a pair of k
 if set(PAIR_BYTES) != {"fp8", "int8", "int4", "mxfp4"}:
     raise ImportError(f"weight_types names the formats {', '.join(FORMATS)}: extend `_decoded`")
-FP8_SCALE = 256.0
 # bytes of a group's widened scales: 32 scales, then 32 negated zero points if the format has them
 SCALE_BYTES = {name: (1 + form.zeros) * SUMS for name, form in FORMATS.items()}
 BEGINS, ENDS = 1, 2  # flags of a call of a kernel: its groups begin in this call; they end in this call
@@ -143,7 +143,7 @@ def _units(builder, pairs, together):
     return builder.udiv(builder.add(pairs, I64(together - 1)), I64(together)) if together > 1 else pairs
 
 
-def packed_rows(form, rows, vectors, pitch, lanes, table, at_once, dot="", lean=False):
+def packed_rows(form, rows, vectors, pitch, lanes, table, at_once, dot="", lean=False, words=None):
     """Emit the kernel for `rows` x (`vectors` * `lanes`) sums of float32 rows and codes, group by group.
 
     The compiled call is kernel(a, codes, sums, groups, pairs, scales, x, x_pitch, parts, flags). a: the address of the
@@ -160,6 +160,7 @@ def packed_rows(form, rows, vectors, pitch, lanes, table, at_once, dot="", lean=
     slower than memory. dot: the name of LLVM's intrinsic for dot products, if rows are bfloat16; else "". lean: whether
     to use the fewest micro-operations, which needs vectors of 16. If so, multiply-adds read rows from memory by
     separate pointers, no load of codes crosses a line, codes are prefetched to the L1 cache, and at_once is 1.
+    words: the function of `code_words` that unpacks codes for dot products, which needs vectors of 16; or None.
     """
     together = _pairs_of(form)
     kind, size, each = ir.VectorType(F32, lanes), PAIR_BYTES[form] * together, rows * vectors
@@ -196,8 +197,10 @@ def packed_rows(form, rows, vectors, pitch, lanes, table, at_once, dot="", lean=
             return pairs_of(place, [left] * vectors, some)
 
         def pairs_of(place, lefts, some):
+            unpacked = words(builder, form, place) if words else None
             for b in range(together):
-                some = pair(place, [builder.add(left, I64(left_bytes // together * b)) for left in lefts], b, some)
+                here = [builder.add(left, I64(left_bytes // together * b)) for left in lefts]
+                some = by_dot(here[0], unpacked[b], some) if unpacked else pair(place, here, b, some)
             return some
 
         def lean_products(g, values):

@@ -14,6 +14,8 @@ from ...primitives import isa
 from ...primitives.buffers import aligned
 from .target import ISA
 
+AVX512 = ("avx512", "avx512bf16", "amx")
+
 
 class MicroKernelShape(NamedTuple):
     """A micro-kernel's shape. It computes up to `rows` x (`vectors` * `lanes`) outputs, whose sums fit registers."""
@@ -25,7 +27,7 @@ class MicroKernelShape(NamedTuple):
 
 def shape_for(isa: str, cpu: str) -> MicroKernelShape:
     """The shape for an instruction set and a CPU. cpu: LLVM's name of the CPU."""
-    if isa in ("avx512", "avx512bf16", "amx"):
+    if isa in AVX512:
         wide = cpu != "znver4"  # Zen 4 computes 256 bits at a time
         return MicroKernelShape(16, 3, 8) if wide else MicroKernelShape(8, 4, 6)
     if isa in ("neon", "neonbf16"):
@@ -34,6 +36,7 @@ def shape_for(isa: str, cpu: str) -> MicroKernelShape:
 
 
 LANES, VECTORS, ROWS = shape_for(ISA, isa.target()[0])
+REGISTER = 16 if ISA in AVX512 else LANES  # float32 values of a whole register, for products of other elements
 NR = LANES * VECTORS  # columns of a panel
 
 

@@ -1,19 +1,16 @@
 """Micro-kernels as LLVM code for codes that become bfloat16 in memory before their products.
 
-On a CPU that permutes words and bytes, as every CPU with AMX does, 32 codes become bfloat16 at once. Codes of int8, and
-all codes on other CPUs, become float32 first.
+Where `code_words` can be used, 32 codes become bfloat16 at once. Else codes become float32 first; on AMX those of int8
+do too.
 """
 
-import numpy as np
 from llvmlite import ir
 
 from ...primitives.buffers import LINE
-from ...quantised import FP4
 from ...weight_types import FORMATS
+from .code_words import unit_words
 from .micro_kernels import (
     F32,
-    I8,
-    I16,
     I32,
     I64,
     STEP,
@@ -21,7 +18,6 @@ from .micro_kernels import (
     Tiles,
     _at,
     _broadcast,
-    _declare,
     _either,
     _fma,
     _intrinsic,
@@ -29,7 +25,6 @@ from .micro_kernels import (
     _prefetch,
 )
 from .packed_kernels import (
-    FP8_SCALE,
     PAIR_BYTES,
     SCALE_BYTES,
     _decoded,
@@ -39,65 +34,9 @@ from .packed_kernels import (
 
 RING, LAG = 4, 2  # in blocks of 32 k: the size of the ring of `code_tiles`, and how far ahead it unpacks
 NEAR = 12288  # bytes between the codes that `code_tiles` reads and those that it prefetches
-WORDS, HALVES = ir.VectorType(I32, 16), ir.VectorType(I16, 32)  # a vector has a pair of k for each of 16 columns
 
 
-def _bits(value):
-    """The bits of a value as bfloat16, in a signed integer of 16 bits. bfloat16 must hold the value exactly."""
-    return int(np.float32(value).view(np.int32)) >> 16
-
-
-_INT4_BITS = [_bits(n) for n in (*range(8), *range(-8, 0))]
-_FP4_BITS = [_bits(value) for value in FP4]
-_FP8_BIAS = 112 << 7
-
-
-def _permuted(builder, table, index):
-    """Look up each word of `index`: its low five bits are a place in a table of 32 words."""
-    permute = _declare(builder, "llvm.x86.avx512.permvar.hi.512", HALVES, [HALVES, HALVES])
-    return builder.call(permute, [HALVES(table), index])
-
-
-def _words_of_4_bits(builder, form, raw, b):
-    """The bfloat16 values of pair b of a unit of k, for 16 columns. raw: the codes of the unit.
-
-    The fifth bit of an index does not matter, because both halves of the table are equal.
-    """
-    table = {"int4": _INT4_BITS, "mxfp4": _FP4_BITS}[form]
-    codes = builder.bitcast(raw, HALVES)
-    index = builder.lshr(codes, HALVES([4 * b] * 32)) if b else codes
-    return builder.bitcast(_permuted(builder, table * 2, index), WORDS)
-
-
-def _words_of_fp8(builder, codes, j):
-    """The values of a pair of k for 16 columns, divided by FP8_SCALE, as bfloat16.
-
-    codes: all 64 codes of the pair, for 32 columns. j: 0 for the first 16 columns, 1 for the others.
-    """
-    picked = [k for column in range(16 * j, 16 * j + 16) for k in (column, column, 32 + column, 32 + column)]
-    both = builder.shuffle_vector(codes, codes, ir.Constant(ir.VectorType(I32, 64), picked))
-    words = builder.bitcast(both, HALVES)  # each word holds its code twice, so its sign bit is the code's
-
-    def every(bits):
-        return HALVES([bits] * 32)
-
-    small = [_bits(m / 512 / FP8_SCALE) for m in range(8)]
-    normal = builder.or_(builder.and_(builder.shl(words, every(4)), every(0x07F0)), every(_FP8_BIAS))
-    denormal = builder.icmp_unsigned("==", builder.and_(words, every(0x78)), every(0))
-    value = builder.select(denormal, _permuted(builder, small * 4, words), normal)
-    return builder.bitcast(builder.or_(value, builder.and_(words, every(-0x8000))), WORDS)
-
-
-def _unit_words(builder, form, place):
-    """Unpack the unit at `place`: words of two bfloat16, for each pair of k and each half of the columns."""
-    if form == "fp8":
-        codes = builder.load(_at(builder, place, 0, ir.VectorType(I8, 64)), align=1)
-        return [[_words_of_fp8(builder, codes, j) for j in range(2)]]
-    raw = [builder.load(_at(builder, place, 64 * j, WORDS), align=1) for j in range(2)]
-    return [[_words_of_4_bits(builder, form, each, b) for each in raw] for b in range(_pairs_of(form))]
-
-
-def _unpack_block(builder, form, lanes, table, in_words, codes, out, near=None):
+def _unpack_block(builder, form, lanes, table, words, codes, out, near=None):
     """Unpack codes of a block of 32 k into bfloat16 at the address `out`, in the order of `elements.pack_pairs`.
 
     near: the address of as many bytes as the codes have; these bytes are prefetched. None: nothing is prefetched.
@@ -109,8 +48,8 @@ def _unpack_block(builder, form, lanes, table, in_words, codes, out, near=None):
         place = builder.add(codes, I64(offset))
         for line in range(offset, offset + PAIR_BYTES[form] * together, LINE) if near else ():
             _prefetch(builder, builder.add(near, I64(line)))
-        if in_words and form != "int8":
-            unit = _unit_words(builder, form, place)
+        if words:
+            unit = words(builder, form, place)
         else:
             unit = [
                 [
@@ -119,17 +58,17 @@ def _unpack_block(builder, form, lanes, table, in_words, codes, out, near=None):
                 ]
                 for b in range(together)
             ]
-        for b, words in enumerate(unit):
-            for j, each in enumerate(words):
+        for b, columns in enumerate(unit):
+            for j, each in enumerate(columns):
                 at = 64 * (together * u + b) + STEP * (j * lanes // 16) + 4 * (j * lanes % 16)
                 builder.store(each, _at(builder, out, at, vector), align=4)
 
 
-def unpack(form, lanes, table, in_words):
+def unpack(form, lanes, table, words):
     """Emit unpack(codes, panel, blocks, near), which unpacks blocks >= 1 blocks of 32 k of 32 columns into a panel.
 
-    near: the address of as many bytes as the codes have; these bytes are prefetched. in_words: whether the CPU permutes
-    words and bytes.
+    near: the address of as many bytes as the codes have; these bytes are prefetched. words: the function of
+    `code_words` that unpacks codes, or None.
     """
 
     def emit(builder, args):
@@ -139,7 +78,7 @@ def unpack(form, lanes, table, in_words):
             read = builder.mul(k, I64(16 * PAIR_BYTES[form]))
             place, ahead = builder.add(codes, read), builder.add(near, read)
             out = builder.add(panel, builder.mul(k, I64(2 * STEP)))
-            _unpack_block(builder, form, lanes, table, in_words, place, out, ahead)
+            _unpack_block(builder, form, lanes, table, words, place, out, ahead)
             return []
 
         _loop(builder, [], blocks, body)
@@ -157,7 +96,7 @@ def code_tiles(form, down):
     the same time. pitch: the number of bytes from a group's sums to the next group's sums. near: the address of as many
     bytes as the codes have; these bytes are prefetched. The other arguments are explained at `tile_kernel`.
     """
-    size = 16 * PAIR_BYTES[form]
+    size, words = 16 * PAIR_BYTES[form], None if form == "int8" else unit_words
 
     def emit(builder, args):
         a, below, codes, ring, sums, groups, blocks, carry, pitch, near, upper, _ = args
@@ -170,7 +109,14 @@ def code_tiles(form, down):
             with builder.if_then(builder.icmp_signed("<", k, total)):
                 read = builder.mul(k, I64(size))
                 _unpack_block(
-                    builder, form, 16, True, True, builder.add(codes, read), panel_of(k), builder.add(near, read)
+                    builder,
+                    form,
+                    16,
+                    True,
+                    words,
+                    builder.add(codes, read),
+                    panel_of(k),
+                    builder.add(near, read),
                 )
 
         def group(g, _):

@@ -24,10 +24,10 @@ from .convert import BFLOAT16, FLOAT16, round_row, widen_row
 from .elements import WIDTH
 from .gemm import KC, PITCH
 from .micro_kernels import NEAR, STEP, SUMS
-from .panels import LANES
+from .panels import REGISTER
 from .target import FORMAT, ISA
 
-PAIRS = f"llvm.x86.avx512bf16.dpbf16ps.{32 * LANES}"  # LLVM's dot products of pairs of bfloat16
+PAIRS = f"llvm.x86.avx512bf16.dpbf16ps.{32 * REGISTER}"  # LLVM's dot products of pairs of bfloat16
 _products: dict[str, Any] = {
     "avx512bf16": partial(micro_kernels.dot_bfloat16, instruction=PAIRS),
     "neonbf16": micro_kernels.matrix_bfloat16,
@@ -35,7 +35,7 @@ _products: dict[str, Any] = {
 DOT = ISA in _products
 SPAN = WIDTH if ISA.startswith(("avx512", "amx")) else 16  # columns of a micro-kernel
 # the most rows with which the kernel's sums, the loaded and widened weights, and a broadcast fit the registers
-ROWS = {"neon": 5, "neonbf16": 6}.get(ISA) or {16: 12, 8: 5, 4: 4}[LANES]
+ROWS = {"neon": 5, "neonbf16": 6}.get(ISA) or {16: 12, 8: 5, 4: 4}[REGISTER]
 AHEAD_GROUPS = 2  # see gemm.py
 
 _bfloat16 = _products.get(ISA, micro_kernels.widened_bfloat16)
@@ -50,7 +50,7 @@ if not FORMAT:
 elif DOT:
     _kinds.append((WIDE, micro_kernels.widened_bfloat16))
 _kernels = {
-    rows + ROWS * (kind - 1): emit(rows, SPAN // LANES, PITCH, LANES)
+    rows + ROWS * (kind - 1): emit(rows, SPAN // REGISTER, PITCH, REGISTER)
     for kind, emit in _kinds
     for rows in range(ROWS, 0, -1)
 }
