@@ -114,12 +114,41 @@ def test_loops_over_codes_keep_their_sums_in_registers(isa, cpu, features, form,
     if isa == "avx512bf16":  # codes become words of two bfloat16 at once
         words = "vperm[it]2b" if form in ("fp8", "int8") else "vpermw"
         assert all(re.search(words, loop) for loop in loops if "vdpbf16ps" in loop)
+    if cpu == "znver4":  # all loops prefetch to the L1 cache, not only those with the fewest operations
+        assert all("prefetcht0" in loop for loop in loops)
+        return
     few = [loop for loop in loops if "prefetcht0" in loop]
     assert sorted(len(re.findall("vfmadd", loop)) for loop in few) == [4 * pairs * n for n in range(1, lean + 1)]
     for loop in few:
         assert len(re.findall(r"vfmadd.*\(%r\w+\)\{1to16\}", loop)) == len(re.findall("vfmadd", loop)), loop
         offsets = re.findall(r"vmovdqu64\s+(\d*)\(", loop)
         assert all(int(offset or 0) % 64 == 0 for offset in offsets), f"loads across lines:\n{loop}"
+
+
+ALONE = """
+from aristos.kernels.cpu import widened
+from numba import njit, types
+for rows in (1, 4, 5):
+    kernel = widened._kernels[rows + widened.ROWS * (widened._ALONE - 1)]
+    call = njit(lambda a, b, sums, pairs, carry, ahead, pace: kernel(a, b, sums, pairs, carry, ahead, pace))
+    call.compile((types.int64,) * 7)
+    print("rows", rows, *call.inspect_asm().values())
+"""
+
+
+def test_zen_4_reads_panels_of_few_rows_by_one_load_without_prefetches(tmp_path):
+    """Its own prefetchers follow one load through all lines of a panel. With more rows the kernel prefetches."""
+    features = f"{AVX512},+avx512vbmi,+avx512bf16"
+    env = os.environ | {"NUMBA_CPU_NAME": "znver4", "NUMBA_CPU_FEATURES": features, "ARISTOS_CACHE": str(tmp_path)}
+    script = [sys.executable, "-c", ALONE]
+    done = subprocess.run(script, env=env | {"ARISTOS_ISA": "avx512bf16"}, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    for rows, assembly in zip((1, 4, 5), done.stdout.split("rows ")[1:]):
+        loops = [loop for loop in innermost_loops(assembly) if "vdpbf16ps" in loop]
+        assert loops
+        for loop in loops:
+            assert ("prefetch" in loop) == (rows > 4), loop
+            assert rows > 4 or loop.count("vdpbf16ps") == rows, f"more than one line in a turn:\n{loop}"
 
 
 @pytest.mark.parametrize(

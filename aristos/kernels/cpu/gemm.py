@@ -16,7 +16,7 @@ from ...primitives.buffers import FLOAT, LINE
 from ..common.branches import unrolled
 from . import micro_kernels
 from .micro_kernels import NEAR
-from .panels import LANES, NR, ROWS, VECTORS
+from .panels import BARE, LANES, NR, ROWS, VECTORS
 from .target import ISA
 
 KC = 512  # columns of a block of packed rows: a micro-kernel's rows stay in L1, and a run's rows in L2
@@ -117,14 +117,14 @@ def panel_rows(m, vectors, a, b, c, jc, count, carry, ahead):
 
     ahead: the address of the next panel. If there are at least AHEAD_GROUPS groups, each prefetches its share of that
     panel. With fewer groups, memory delivers a panel faster than it is used, so prefetching the next one would cost
-    more than it saves.
+    more than it saves: the kernel prefetches its own panel, or always one line of it if there are at most BARE rows.
     """
     groups = (m + ROWS - 1) // ROWS
     size = m // groups
     larger = m - size * groups
     pace = (FLOAT * LANES * vectors + groups - 1) // groups
     if groups < AHEAD_GROUPS:
-        ahead, pace = b + NEAR, FLOAT * LANES * vectors
+        ahead, pace = (b, 0) if m <= BARE else (b + NEAR, FLOAT * LANES * vectors)
     i = 0
     for g in range(groups):
         rows = size + 1 if g < larger else size

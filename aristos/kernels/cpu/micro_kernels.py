@@ -58,10 +58,11 @@ def _at(builder, address, offset, kind):
     return builder.bitcast(builder.gep(builder.inttoptr(address, BYTE), [offset]), kind.as_pointer())
 
 
-def _loop(builder, start_values, count, body):
+def _loop(builder, start_values, count, body, unroll=True):
     """Emit a loop over k in range(count), with count >= 1. Returns the values after the last round.
 
-    body(k, values) emits one round and returns the new values, which stay in registers.
+    body(k, values) emits one round and returns the new values, which stay in registers. unroll: whether LLVM may join
+    several rounds.
     """
     entry = builder.block
     head, after = builder.append_basic_block("k"), builder.append_basic_block("k.end")
@@ -80,9 +81,19 @@ def _loop(builder, start_values, count, body):
     k.add_incoming(step, last)
     for phi, value in zip(carried, new):
         phi.add_incoming(value, last)
-    builder.cbranch(builder.icmp_signed("<", step, count), head, after)
+    back = builder.cbranch(builder.icmp_signed("<", step, count), head, after)
+    if not unroll:
+        back.set_metadata("llvm.loop", _never_unrolled(builder.module))
     builder.position_at_end(after)
     return new
+
+
+def _never_unrolled(module):
+    """Metadata of a loop that LLVM must not unroll. Its first operand is itself, which makes it this loop's alone."""
+    rule = module.add_metadata([ir.MetaDataString(module, "llvm.loop.unroll.disable")])
+    node = module.add_metadata([rule, I32(len(module.metadata))])  # unlike all others, so it is a new node
+    node.operands = (node, rule)
+    return node
 
 
 def _either(builder, condition, first, second):
@@ -392,13 +403,15 @@ def fma_loop(lanes, sums):
 # ---------------------------------------------------------------- 16-bit weights, widened in registers
 
 
-def _walk_bfloat16(name, rows, vectors, lanes, alone, multiply):
+def _walk_bfloat16(name, rows, vectors, lanes, alone, fetch, multiply):
     """Emit kernel(a, b, sums, pairs, carry, ahead, pace), which multiplies rows by a panel of bfloat16 in order of k.
 
     For each block of 32 k, a panel has 16 lines for its first 16 columns, then 16 lines for its other columns
     (`elements.pack_pairs`). multiply(builder, a, p, raw, sums) emits the products of all rows with `raw`, the vectors
     of weights for pair p of k, and returns the new sums. alone: whether to read the lines of a block one after another,
     which is fastest from memory. If not, the lines of a pair of k are read together, which is faster from a cache.
+    fetch: whether a kernel that is `alone` prefetches. If not, its loops are not unrolled, because the prefetchers of
+    Zen 4 follow a stream only if one load reads all of its lines.
     """
     words, whole = ir.VectorType(I32, lanes), max(1, vectors * lanes // 16)
     each = vectors // whole  # how many vectors a line has
@@ -430,11 +443,13 @@ def _walk_bfloat16(name, rows, vectors, lanes, alone, multiply):
 
             def body(n, some):
                 at = builder.add(right, builder.mul(n, I64(64)))
-                _prefetch(builder, builder.add(at, I64(STEP * (columns[0] // each) + NEAR)))
+                if fetch:
+                    _prefetch(builder, builder.add(at, I64(STEP * (columns[0] // each) + NEAR)))
                 return pair_of(builder.add(first, n), at, some, columns)
 
             values = list(values)
-            for place, value in zip(chosen, _loop(builder, [values[place] for place in chosen], count, body)):
+            new = _loop(builder, [values[place] for place in chosen], count, body, unroll=fetch)
+            for place, value in zip(chosen, new):
                 values[place] = value
             return values
 
@@ -456,7 +471,7 @@ def _walk_bfloat16(name, rows, vectors, lanes, alone, multiply):
     return _intrinsic(f"{name}_{rows}x{vectors * lanes}{'_alone' * alone}", 7, emit)
 
 
-def widened_bfloat16(rows, vectors, pitch, lanes, alone=False):
+def widened_bfloat16(rows, vectors, pitch, lanes, alone=False, fetch=True):
     """Emit the kernel for `rows` x (`vectors` * `lanes`) sums of float32 rows times bfloat16 weights.
 
     Each sum adds products in order of k. The compiled call is kernel(a, b, sums, pairs, carry, ahead, pace). a: the
@@ -464,7 +479,7 @@ def widened_bfloat16(rows, vectors, pitch, lanes, alone=False):
     `elements.pack_pairs`), or of the panel's second half of 16 columns. sums: the address of the first row of 32 sums.
     pairs: the number of pairs of k, at least 1. For each pair the kernel prefetches the cache line at `ahead`, and
     advances `ahead` by `pace` bytes. If the kernel is `alone` (see `_walk_bfloat16`), it prefetches its own panel
-    instead, NEAR bytes ahead.
+    instead, NEAR bytes ahead, or nothing without `fetch`.
     """
     vector, words = ir.VectorType(F32, lanes), ir.VectorType(I32, lanes)
     high = words([0xFFFF0000] * lanes)
@@ -483,11 +498,14 @@ def widened_bfloat16(rows, vectors, pitch, lanes, alone=False):
             values = new
         return values
 
-    return _walk_bfloat16("bfloat16", rows, vectors, lanes, alone, multiply)
+    return _walk_bfloat16("bfloat16", rows, vectors, lanes, alone, fetch, multiply)
 
 
-def widened_float16(rows, vectors, pitch, lanes):
-    """Emit the same kernel as `widened_bfloat16`, but for panels of float16, which are stored as [K][32]."""
+def widened_float16(rows, vectors, pitch, lanes, unroll=True):
+    """Emit the same kernel as `widened_bfloat16`, but for panels of float16, which are stored as [K][32].
+
+    unroll: whether LLVM may unroll the loop: see `fetch` at `_walk_bfloat16`.
+    """
     vector, halves = ir.VectorType(F32, lanes), ir.VectorType(ir.HalfType(), lanes)
 
     def emit(builder, args):
@@ -509,12 +527,12 @@ def widened_float16(rows, vectors, pitch, lanes):
             return new
 
         count = builder.shl(pairs, I64(1))
-        _store(builder, _loop(builder, _sums(builder, carry, places, vector), count, body), places)
+        _store(builder, _loop(builder, _sums(builder, carry, places, vector), count, body, unroll), places)
 
     return _intrinsic(f"float16_{rows}x{vectors * lanes}", 7, emit)
 
 
-def dot_bfloat16(rows, vectors, pitch, lanes, alone=False, *, instruction):
+def dot_bfloat16(rows, vectors, pitch, lanes, alone=False, fetch=True, *, instruction):
     """Emit the same kernel as `widened_bfloat16`, but with dot products of pairs. Rows of A are bfloat16.
 
     instruction: the name of LLVM's intrinsic that adds dot products to a vector of `lanes` sums.
@@ -530,7 +548,7 @@ def dot_bfloat16(rows, vectors, pitch, lanes, alone=False, *, instruction):
             new += [builder.call(dot, [values[i * len(raw) + j], x, column]) for j, column in enumerate(columns)]
         return new
 
-    return _walk_bfloat16("dot", rows, vectors, lanes, alone, multiply)
+    return _walk_bfloat16("dot", rows, vectors, lanes, alone, fetch, multiply)
 
 
 def matrix_bfloat16(rows, vectors, pitch, lanes):

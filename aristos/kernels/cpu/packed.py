@@ -23,13 +23,14 @@ from ...quantised import FP4
 from ...weight_types import FORMATS
 from ..common.branches import unrolled
 from . import code_words, packed_kernels, tiles, unpack_kernels, widened
+from .code_words import FP8_SCALE
 from .convert import BFLOAT16
 from .gemm import KC, PITCH
-from .micro_kernels import STEP, SUMS
-from .packed_kernels import BEGINS, ENDS, FP8_SCALE, PAIR_BYTES, WHOLE
+from .micro_kernels import L1_CACHE, L2_CACHE, STEP, SUMS
+from .packed_kernels import BEGINS, ENDS, PAIR_BYTES, WHOLE
 from .packed_panels import CODES, GROUP, SCALE, SCALE_CODES, SHARED, UNIT, WIDTH, ZEROS
 from .packed_panels import STEP as PANEL_BYTES
-from .panels import REGISTER
+from .panels import BARE, REGISTER
 from .target import FORMAT, ISA
 from .unpack_kernels import NEAR
 from .widened import DOT, PAIRS, SPAN, WIDE
@@ -181,6 +182,7 @@ _kernels = {  # the kernels for rows of float32, then those for rows of bfloat16
         dot,
         rows <= LEAN,
         WORDS if kind else None,
+        L1_CACHE if BARE else L2_CACHE,
     )
     for kind, dot in enumerate(("", PAIRS)[: 1 + DOTS])
     for rows in range(FEW, 0, -1)

@@ -20,6 +20,7 @@ from .micro_kernels import (
     I32,
     I64,
     L1_CACHE,
+    L2_CACHE,
     SUMS,
     BFloat,
     _at,
@@ -143,7 +144,7 @@ def _units(builder, pairs, together):
     return builder.udiv(builder.add(pairs, I64(together - 1)), I64(together)) if together > 1 else pairs
 
 
-def packed_rows(form, rows, vectors, pitch, lanes, table, at_once, dot="", lean=False, words=None):
+def packed_rows(form, rows, vectors, pitch, lanes, table, at_once, dot="", lean=False, words=None, level=L2_CACHE):
     """Emit the kernel for `rows` x (`vectors` * `lanes`) sums of float32 rows and codes, group by group.
 
     The compiled call is kernel(a, codes, sums, groups, pairs, scales, x, x_pitch, parts, flags). a: the address of the
@@ -161,6 +162,7 @@ def packed_rows(form, rows, vectors, pitch, lanes, table, at_once, dot="", lean=
     to use the fewest micro-operations, which needs vectors of 16. If so, multiply-adds read rows from memory by
     separate pointers, no load of codes crosses a line, codes are prefetched to the L1 cache, and at_once is 1.
     words: the function of `code_words` that unpacks codes for dot products, which needs vectors of 16; or None.
+    level: the cache to which codes are prefetched if the kernel is not `lean`.
     """
     together = _pairs_of(form)
     kind, size, each = ir.VectorType(F32, lanes), PAIR_BYTES[form] * together, rows * vectors
@@ -183,7 +185,7 @@ def packed_rows(form, rows, vectors, pitch, lanes, table, at_once, dot="", lean=
                 new = []
                 line = builder.add(ahead, builder.mul(p, I64(count * size)))
                 for offset in range(0, count * size, LINE):
-                    _prefetch(builder, builder.add(line, I64(offset)))
+                    _prefetch(builder, builder.add(line, I64(offset)), level)
                 for q in range(count):
                     n = builder.add(builder.mul(builder.add(first, I64(q)), units), p)
                     new += unit(n, some[q * each : (q + 1) * each])

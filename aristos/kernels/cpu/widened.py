@@ -24,7 +24,7 @@ from .convert import BFLOAT16, FLOAT16, round_row, widen_row
 from .elements import WIDTH
 from .gemm import KC, PITCH
 from .micro_kernels import NEAR, STEP, SUMS
-from .panels import REGISTER
+from .panels import BARE, REGISTER
 from .target import FORMAT, ISA
 
 PAIRS = f"llvm.x86.avx512bf16.dpbf16ps.{32 * REGISTER}"  # LLVM's dot products of pairs of bfloat16
@@ -42,11 +42,21 @@ _bfloat16 = _products.get(ISA, micro_kernels.widened_bfloat16)
 # A kernel's number is rows + ROWS * (kind - 1). A kind is the code of an element type, or one of the following.
 _ALONE = 1 + max(BFLOAT16, FLOAT16)  # kind of bfloat16 for panels that serve a single group of rows
 WIDE = 1 + _ALONE if DOT else BFLOAT16  # kind for weights of bfloat16 and rows of float32
+
+
+def _float16(rows, vectors, pitch, lanes):
+    return micro_kernels.widened_float16(rows, vectors, pitch, lanes, rows > BARE)
+
+
+def _alone(rows, vectors, pitch, lanes):
+    return _bfloat16(rows, vectors, pitch, lanes, True, rows > BARE)
+
+
 _kinds = [(BFLOAT16, _bfloat16)]
 if not FORMAT:
-    _kinds.append((FLOAT16, micro_kernels.widened_float16))
+    _kinds.append((FLOAT16, _float16))
     if SPAN == WIDTH:
-        _kinds.append((_ALONE, partial(_bfloat16, alone=True)))
+        _kinds.append((_ALONE, _alone))
 elif DOT:
     _kinds.append((WIDE, micro_kernels.widened_bfloat16))
 _kernels = {
@@ -201,7 +211,7 @@ def panel_sums(element, m, a, depth, panel, sums, carry, ahead, spare):
     if groups == 1 and SPAN == WIDTH and element == BFLOAT16:
         kind = _ALONE
     if parts < AHEAD_GROUPS:
-        ahead, pace = panel + NEAR, 2 * LINE
+        ahead, pace = (panel, 0) if m <= BARE else (panel + NEAR, 2 * LINE)
     for k0 in range(0, depth, KC):
         count = min(KC, depth - k0)
         ahead = part_sums(kind, m, a, (count + 1) // 2, panel, sums, carry, ahead, pace)
