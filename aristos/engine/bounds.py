@@ -5,8 +5,8 @@ or by hardware. The rank that reads such a value fails and names the word, inste
 tables. A wrong value within the bounds cannot be distinguished from a right one.
 
 The bounds follow from the protocol. A rank is at most one call ahead of another. A sender never has more rows or tiles
-under way than the ring has rows. So the sender's counts exceed the counts of what this rank has given back by at most
-the size of the ring.
+under way than the ring has rows. So the sender's count of rows, or of tiles, exceeds this rank's count of freed ones by
+at most the number of rows in the ring.
 """
 
 from kernel_cache.compile import inlined, jit
@@ -69,7 +69,7 @@ NAMES = {
     POISON_ORIGIN: "the failed rank in its poison word",
 }
 
-STATUS_MOST = 1 << 32  # statuses name experts, see codes.py
+STATUS_MOST = 1 << 32  # a status can contain the id of an expert, see NOT_LOADED in codes.py
 KEPT_MOST = taped.X | taped.HIDDEN
 
 
@@ -113,9 +113,10 @@ def tail(job, st, source, tiles):
 
 @jit
 def record(job, st, source, expert, rows, packed, bundle, owner):
-    """Whether these values are possible in the next tile record of `source`: rows announced, space in the ring.
+    """Whether these values are possible in the next tile record of `source`.
 
-    Of a tile for another rank this rank uses only the number of its rows.
+    The tile's rows must be announced, and the ring must have space for them. If the tile is for another rank, this rank
+    uses only the number of the tile's rows.
     """
     ring, announced = job[words.RING_ROWS], st[words.rows_from(job, source)]
     space = ring - st[words.read_rows(job, source)] + st[words.freed_rows(job, source)]
@@ -141,14 +142,14 @@ def record(job, st, source, expert, rows, packed, bundle, owner):
 
 @jit
 def credit(job, st, peer, owner, rows):
-    """Whether `owner` can have freed `rows` rows of the stream at `peer`."""
+    """Whether `owner` can have freed `rows` rows of the stream that this rank writes at `peer`."""
     sent = st[words.sent_rows(job, peer)]
     return within(st, owner, CREDIT, rows, sent - job[words.RING_ROWS], sent)
 
 
 @jit
 def returned(job, st, owner, rows, packed, status, kept):
-    """Whether these values are possible in a return record of `owner`: it has got the named rows from this rank."""
+    """Whether these values are possible in a return record of `owner` for rows that this rank sent to `owner`."""
     first, end = job[words.slot_start(job, owner)], job[words.slot_start(job, owner + 1)]
     low, high = st[words.offset(job, first)], st[words.offset(job, end)]
     return (

@@ -1,13 +1,15 @@
 """Column-split runs: workers share a run of an expert by columns, so that few rows use every core or every block.
 
-A run has a *number*. It says which command (after those of the workers) and which memory for hidden activations the run
-uses. A worker claims the run under the rank's lock, lists its rows and opens it. Then workers take the `UP_SHARES`
-shares of the hidden activations and, when all of these are done, the `DOWN_SHARES` shares of the outputs. They take and
-count shares without the lock: `next`, `limit` and `done` of a number count the shares of all its runs as long as the
-engine lives. A worker takes a share by advancing `next` with compare_exchange while it is below `limit`. Counts are
-never used twice, so no share of one run can be mistaken for a share of another. `base` is the number of the run's first
-share. It is written before `limit`, and kept until all shares are done. No sum is split between workers, so the bits do
-not depend on which worker takes which share.
+A run has a *number*. The number selects the run's command, which lies behind the commands of the workers, and the run's
+memory for hidden activations. A worker claims the run under the rank's lock, lists its rows and opens it. Then workers
+take the `UP_SHARES` shares of the hidden activations. When all of these are done, workers take the `DOWN_SHARES` shares
+of the outputs. No sum is split between workers, so the bits do not depend on which worker takes which share.
+
+Workers take and count shares without the lock. Each number has three counters: `next` (shares taken), `limit` (shares
+that may be taken) and `done`. The counters go on from run to run, and the engine never resets them. So no share of one
+run can be mistaken for a share of another. A worker takes a share by advancing `next` with compare_exchange while
+`next` is below `limit`. `base` is the value of `next` at the run's first share. It is written before `limit`, and kept
+until all shares are done.
 """
 
 from kernel_cache.compile import jit
@@ -46,9 +48,10 @@ def free_number(job, st):
 
 @jit
 def wanted(job, rows, active):
-    """Whether a run of `rows` rows is split by columns: if it has few rows, and fewer experts than workers have rows.
+    """Whether a run of `rows` rows is split by columns. active: the number of experts that have rows.
 
-    In a call with scalars no run is split: no single worker ends a split run, so none could write the scalars back.
+    A run is split if it has few rows, and if there are more workers than active experts. In a call with scalars no run
+    is split: no worker computes a whole split run, so no worker could write its scalars back.
     """
     if job[words.MODE] != codes.MODE_LAYER or job[words.SCALARS] != 0:
         return False
@@ -87,7 +90,7 @@ def list_hidden(job, st, number):
 def open_phase(job, run, limit):
     """Let workers take the shares up to `limit`."""
     mem.store_release(state_word(job, words.run_limit(run)), limit)
-    mem.fetch_add(state_word(job, words.RUNS_OPENED), 1)  # after the limit, so its readers see the limit
+    mem.fetch_add(state_word(job, words.RUNS_OPENED), 1)  # last, so a worker that reads this count sees the limit
 
 
 @jit
@@ -107,7 +110,7 @@ def take_from(job, st, worker, number):
     share = mem.load_acquire(state_word(job, words.run_next(run)))
     while share < limit:
         if mem.compare_exchange(state_word(job, words.run_next(run)), share, share + 1):
-            share -= st[words.run_base(run)]  # still this share's run, because it cannot end before the share is done
+            share -= st[words.run_base(run)]  # this run's base: the run cannot end before this share is done
             c, whole = words.command(job, worker), words.run_command(job, number)
             up = up_shares(job, st[words.command_expert(whole)])
             phase = codes.RUN_UP if share < up else codes.RUN_DOWN
@@ -124,7 +127,10 @@ def take_from(job, st, worker, number):
 
 @jit
 def share_first(job, st, worker):
-    """Whether this worker may take a share before it tries the lock: never with few workers, in turns with many."""
+    """Whether this worker may take a share before it tries the lock.
+
+    With fewer than SHARES_PER_TRY workers it may not. Else it tries the lock first once in several shares.
+    """
     c = words.command(job, worker)
     return (st[words.command_shares(c)] + worker) % (1 + job[words.WORKERS] // SHARES_PER_TRY) != 0
 
@@ -237,7 +243,7 @@ def share_done(job, st, number):
     up = up_shares(job, st[words.command_expert(words.run_command(job, number))])
     base, down = st[words.run_base(run)], job[words.DOWN_SHARES]
     done = mem.fetch_add(state_word(job, words.run_done(run)), 1) + 1 - base
-    if done == up:  # the release puts all work of the first phase before shares of the second
+    if done == up:  # the release orders all work of the first phase before shares of the second
         open_phase(job, run, base + up + down)
     return done == up + down
 

@@ -1,8 +1,8 @@
 """Writes the files that follow from `schema.py` and `call_schema.py`: python -m aristos.engine.generate.
 
 The tables of docs/protocol.md follow from `schema.py`. Both sides of each call of a kernel, and the job of the router
-kernels, follow from `call_schema.py`. The arguments that come from a job follow from both files. `words.py` makes the
-words themselves.
+kernels, follow from `call_schema.py`. If a call's argument is a word of the job, both files are used. `words.py` makes
+the words themselves.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""All deliberate bugs by name. Files among the repository's tests define and register them when they are imported."""
+"""All deliberate bugs by name. Files among the repository's tests define them. Importing a file registers its bugs."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def load() -> dict[str, Mutation]:
     spec = spec_from_file_location("aristos_bugs", BUGS / "__init__.py", submodule_search_locations=[str(BUGS)])
     if spec is None or not BUGS.is_dir():
         raise EnvironmentProblem(
-            f"the deliberate bugs belong to a clone of the repository, and {BUGS} is no folder: "
-            "run --mutation in one, installed by `pip install -e .`"
+            f"the deliberate bugs are part of the repository, and {BUGS} is no folder: "
+            "run --mutation in a clone of the repository, installed by `pip install -e .`"
         )
     sys.modules[spec.name] = module_from_spec(spec)
     for file in sorted(BUGS.glob("mutations*.py")):

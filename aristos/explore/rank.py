@@ -1,4 +1,6 @@
-"""One rank: its job and state, filled like the substrate's, the stages of its calls, and hashes instead of kernels.
+"""One rank: its job and state, and the stages of its calls. Hashes take the place of kernels.
+
+Job and state are filled as the substrate fills them.
 
 A stage is the part of `CpuRuntime.run_call`, of `Exchange` or of a worker's thread between two points where no step is
 under way.
@@ -35,14 +37,14 @@ from .watched_state import Watched
 BATCH = 6  # the most rows of a run, column-split or not
 MERGE_POLLS = 3  # number of idle polls for which a short run waits for more rows
 TIMEOUT = 120.0
-GATE_OPEN, GATE_DONE = 0, 8  # words between calling thread and workers: number of the open call, how often workers left
-GATE_HALF = 16  # word with the last exchange whose first phase has ended here, if ranks meet between the phases
+GATE_OPEN, GATE_DONE = 0, 8  # words for workers: the number of the open call, and how often workers have left a call
+GATE_HALF = 16  # word: the last call whose first phase has ended on this rank. Used if ranks meet between the phases
 
 
 class Rank:
     """One rank of a cluster."""
 
-    worker = "worker"  # how names of actors call a worker
+    worker = "worker"  # the word for a worker in the names of actors
     sides: tuple[list[int], ...] = ()  # the jobs and states with which its proxy works, if it has a proxy
 
     def __init__(self, cluster: Surroundings[Rank], me: int) -> None:
@@ -104,7 +106,7 @@ class Rank:
                 f"rank {self.me} progress thread", self.me, self.run_progress_thread, daemon=True
             )
 
-    # ---- as the substrate fills it
+    # ---- job and state, filled as the substrate fills them
 
     def _fill_places(self) -> None:
         """Fill the places of memory as `CpuRuntime._allocate` does."""
@@ -157,7 +159,10 @@ class Rank:
             self.cluster.memory.value[home] = 0
 
     def _fill_counters(self) -> None:
-        """Let every counter begin at the case's first value, on both sides, as if many calls had been made."""
+        """Let all counters begin at the case's first value, as if many calls had been made.
+
+        The words through which this rank and its peers exchange counters get the same value.
+        """
         start, st, job = self.case.start, self.st, self.job
         if not start:
             return
@@ -233,7 +238,7 @@ class Rank:
     # ---- instead of kernels
 
     def _at(self, weights: int) -> int:
-        """The stand-in address of weights. For an address at a local peer, the version is the one stored there."""
+        """The number that stands for weights in hashes. It contains the version that a local peer has stored."""
         if weights < places.FIRST:
             return weights
         _, _, offset = places.where(weights)
@@ -266,10 +271,10 @@ class Rank:
             self.cluster.memory.store(at, experts.activation(weights, row, share))
 
     def _from_tape(self, at: int, entry: int, weights: int) -> list[int]:
-        """A row of a backward call, whose x lies where the entry says.
+        """A row of a backward call. Its x lies on the tape or beside the row's dy, as `entry` says.
 
-        If hidden activations were kept, they must be the row's. They are not checked if this rank alone calls another
-        layer than in the forward call, because such a call has no result.
+        If hidden activations were kept, they must be the row's. They are not checked if the backward call of this rank
+        is of another layer than the forward call: such a call has no result.
         """
         kept, place, mem, width = taped.kept_of(entry), taped.place_of(entry), self.cluster.memory, self.case.words
         if not kept & taped.X:
@@ -295,7 +300,7 @@ class Rank:
             self.cluster.checks.count(weights, row, -1)
             place, scalar = mem.load(call.places + WORD * i), mem.load(scalars + WORD * i)
             if place >= end:
-                raise WrongResult(f"rank {self.me} in call {self.epoch} keeps a row behind its store")
+                raise WrongResult(f"rank {self.me} in call {self.epoch} keeps a row beyond the end of its store")
             for w, word in enumerate([*row, scalar]):
                 mem.store(place + WORD * w, word)
             mem.store(scalars + WORD * i, experts.scalar_back(weights, row, scalar))
@@ -378,7 +383,7 @@ class Rank:
         cluster.memory.forget_returns(me)
         packing.begin(job, self.st)
         within = self._loads_within()
-        # here the progress thread stands for the thread of a started call: it makes MPI progress
+        # the progress thread makes MPI progress, as the thread of a started call does outside the explorer
         self._tend(not within)
         if job[words.WORKERS] > 1:
             memory.store_release(private(me, places.GATE, GATE_OPEN), self.epoch)
@@ -438,10 +443,10 @@ class Rank:
         )
 
     def _loads_within(self) -> bool:
-        """Whether the rank loads weights for its next call while an exchange runs, because an exchange has no weights.
+        """Whether the rank loads the weights of its next call while an exchange runs. An exchange reads no weights.
 
-        It does not if some rank makes another call instead: rows that stay on that rank would be computed with weights
-        that change.
+        If some rank makes another call instead of the exchange, the rank loads nothing. The other call may compute rows
+        in place, and would read weights that change.
         """
         if not self.case.stay or not self.call.exchange or self.call.broken or self.epoch == len(self.calls):
             return False
@@ -464,7 +469,7 @@ class Rank:
             store_step=WORD * (2 * self.case.words + 1),
             scalars_out=private(self.me, places.SCALARS_OUT),
             scalars_back=private(self.me, places.SCALARS_BACK),
-            backward_weights=0,  # then an address of weights is an expert's number times the step
+            backward_weights=0,  # so the address of an expert's weights is the expert's number times the step
         )
 
     def _open_tape(self, call: Call, backward: bool) -> None:
@@ -606,7 +611,7 @@ class Rank:
             raise WrongResult(f"rank {self.me} in call {self.epoch} has wrong statuses: {statuses}")
         calls = [rank.calls[self.epoch - 1] for rank in self.cluster.ranks]
         if any(call.misplaced for call in calls) and any(set(statuses) - {codes.OK, codes.MISPLACED}):
-            raise WrongResult(f"rank {self.me} in call {self.epoch} has another placement: statuses {statuses}")
+            raise WrongResult(f"call {self.epoch}: rank {self.me} has statuses {statuses}, but only placements differ")
         for p in range(self.case.ranks):
             if self.table(words.T_VERSION_OF, p) != experts.weights_version(p, self.epoch):
                 raise WrongResult(f"rank {self.me} in call {self.epoch} has read another version of rank {p}'s weights")
@@ -623,7 +628,7 @@ class Rank:
         self.stage = "open"
 
     def _check_scalars(self) -> None:
-        """Check the scalar that came back for each pair: its expert makes it from the row and from the scalar sent."""
+        """Check the scalar that came back for each pair. The expert makes it from the row and from the scalar sent."""
         if not self.job[words.SCALARS] or self.call.broken:
             return
         for t, ids in enumerate(self.call.ids):
@@ -638,7 +643,7 @@ class Rank:
                     )
 
     def _check_store(self) -> None:
-        """Check that the rows of each expert lie in its store in global token order, each with its scalar."""
+        """Check this rank's store: each expert's rows lie in global token order, each with its scalar."""
         job, epoch = self.job, self.epoch
         if job[words.MODE] != codes.MODE_BACKWARD or self.call.broken:
             return
@@ -708,7 +713,7 @@ class Rank:
     def _read_poison(self) -> tuple[int, int]:
         """Read the first cause and the rank that failed first, like `CpuRuntime._raise_poison`.
 
-        In the explorer no rank writes a word out of its bounds.
+        In the explorer no rank writes words that are out of bounds, so such a word is a violation.
         """
         if self.st[words.BAD_WORD] != 0:
             raise OutOfBounds(str(bad_word(self.me, self.epoch, self.st)))  # type: ignore[arg-type]
@@ -720,7 +725,7 @@ class Rank:
         return cause, origin
 
     def _forwarder(self, peer: int) -> int:
-        """The rank that wrote the poison that this rank found from a peer."""
+        """The rank that wrote the poison that lies in the words from `peer`."""
         return peer
 
     def _fail(self, cause: int, origin: int) -> None:

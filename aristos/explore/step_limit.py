@@ -1,4 +1,8 @@
-"""A limit on the time of one step: the scheduler cannot stop a step that loops without visible operations."""
+"""A limit on the processor time of one step.
+
+The scheduler stops a step only before operations that other actors could see. It cannot stop a step that loops without
+such operations.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +28,9 @@ def every_step_ends(sched: Scheduler, count: Callable[[], int] | None = None) ->
         nonlocal before
         steps = count() if count else sched.steps
         if steps == before and sched.current is not None:
-            raise Livelock(f"{sched.current.name} does not come back from a step, after {steps}\n{sched.describe()}")
+            raise Livelock(
+                f"{sched.current.name} does not come back from a step (progress so far: {steps})\n{sched.describe()}"
+            )
         before = steps
 
     old = signal.signal(signal.SIGVTALRM, look)

@@ -2,7 +2,7 @@
 
 PCT: Burckhardt, Kothari, Musuvathi, Nagarakatte, "A randomized scheduler with probabilistic guarantees of finding
 bugs", ASPLOS 2010. Actors have random priorities. Among actors that can run, the one with the highest priority runs. At
-d - 1 random steps the running actor's priority falls below all others.
+a few random steps, at most CHANGES, the running actor's priority falls below all others.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from .cases import Case
 from .scheduler import Actor, Strategy
 
 CHANGES = 4  # the most changes of priority in a run
-FAIR = 500  # steps after which the running actor's priority falls too: waiting ranks send heartbeats without end
+FAIR = 500  # the running actor's priority also falls once in so many steps, because a waiting rank goes on for ever
 LOCAL_STEPS, REMOTE_STEPS, GPU_STEPS = (
     60,
     350,
     600,
-)  # about how many steps a rank's call takes; priorities change within the sum of all calls' steps
+)  # about how many steps a rank's call takes. The sum over all calls limits the random steps of PCT
 
 
 class Recorded:
@@ -58,7 +58,7 @@ class Replay:
 
 
 class _Chance:
-    """Makes all choices except that of the next actor. Mostly it takes the choice that changes least."""
+    """Makes all choices except that of the next actor. Mostly it takes 0, the choice that changes least."""
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed ^ 0x5EED)

@@ -28,10 +28,11 @@ def blocks_of(cfg: MoEConfig, runtime: CudaRuntime, sms: int | None) -> dict[int
 
 
 class LayerJobs:
-    """The jobs on the GPU of one object's layers, one for each tile. weights: the backend's weights of each layer.
+    """The jobs of one object's layers on the GPU: for each layer and tile, one of the engine and one of the router.
 
-    tiles: the tiles of the persistent kernels. blocks: how many blocks a rank launches, by the rows of a tile. host:
-    the host's copies of the engine's jobs, by (layer, rows of the tile).
+    weights: the backend's weights of each layer. tiles: the tiles of the persistent kernels' products. blocks: how many
+    blocks a rank launches, by the rows of a tile. host: the host's copies of the engine's jobs, by (layer, rows of the
+    tile).
     """
 
     def __init__(self, settings: Settings, member: Membership, runtime: CudaRuntime, weights: list[Any]) -> None:
@@ -44,18 +45,22 @@ class LayerJobs:
         self.host: dict[tuple[int, int], np.ndarray] = {}
         self._jobs: dict[tuple[int, int], tuple[int, int]] = {}  # (layer, tile rows) -> addresses on the GPU
         self._filled = [-1] * settings.layers  # the runtime's version for which a layer's jobs were filled
-        self._keeps_logits = False  # the router writes logits only after a call has wanted its routing
+        self._keeps_logits = False  # whether some call has returned its routing; only then the router writes logits
         self._buffers: dict[str, int] = {}  # name -> address of this object's memory on the GPU
 
     def refuse_counted(self) -> None:
-        """Raise EnvironmentProblem if the blocks of a kernel that counts do not fit: it may need more registers."""
+        """Raise EnvironmentProblem if the GPU cannot hold the blocks of the kernels that keep workers' counters.
+
+        Such a kernel may need more registers than the kernel without counters.
+        """
         device = self._runtime.device
         for tile in self.tiles:
             blocks, fit = self.blocks[tile.m], self._runtime.blocks.resident(tile, counted=True)
             if fit < blocks:
                 raise EnvironmentProblem(
-                    f"timeline(True) needs {blocks} blocks of {persistent.layer_kernel(tile, True).name}, as this layer"
-                    f" launches, but {device.name} holds {fit} for each rank: make the layer with sms={device.sms}"
+                    f"this layer launches {blocks} blocks of a kernel, and timeline(True) needs as many of"
+                    f" {persistent.layer_kernel(tile, True).name}, but {device.name} holds {fit} for each rank: make"
+                    f" the layer with sms={device.sms}"
                 )
 
     def fill(self, layer: int) -> None:
@@ -122,7 +127,8 @@ class LayerJobs:
     def buffer(self, name: str, nbytes: int) -> int:
         """Address of GPU memory of this object, allocated once, while no call is in flight."""
         if name not in self._buffers:
-            self._runtime.idle()  # an allocation may hold the driver's lock while it waits for a call with MPI
+            # an allocation may hold the driver's lock until the GPU is idle, and the proxy of a call needs this lock
+            self._runtime.idle()
             self._buffers[name] = self._runtime.device.allocate(max(1, nbytes))
         return self._buffers[name]
 
@@ -151,7 +157,7 @@ class LayerJobs:
             else:
                 jobs.leave_out(job, schema.CUDA, schema.WEIGHTS)
             runtime.fill_tile(job, tile, self.blocks[tile.m], cfg.gated)
-            jobs.check(job, schema.CUDA, runtime.version, later=(schema.START, schema.CALL))  # the kernel `begin` does
+            jobs.check(job, schema.CUDA, runtime.version, later=(schema.START, schema.CALL))  # `begin` fills these
             self.host[key], at = job, self._copied(job)
             self._jobs[key] = at, self._copied(self._routing_job(layer, at + 8 * int(job[words.SLOT_OF])))
         return self._jobs[key]

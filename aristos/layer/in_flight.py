@@ -11,7 +11,7 @@ from typing import Any
 
 
 class InFlight:
-    """Keeps objects until the work that a stream has now is done. device: a `CudaDevice`, or an object like it."""
+    """Keeps objects until a stream has ended the work queued so far. device: a `CudaDevice`, or an object like it."""
 
     def __init__(self, device: Any) -> None:
         self._device = device
@@ -19,7 +19,7 @@ class InFlight:
         self._events: list[int] = []  # events that can be recorded again
 
     def keep(self, objects: tuple[Any, ...], stream: int) -> None:
-        """Keep objects until all work that the stream has now is done."""
+        """Keep objects until the stream has ended all work that is queued on it now."""
         event = self._events.pop() if self._events else self._device.event(timed=False)
         self._device.record(event, stream)
         self._held.append((event, objects))

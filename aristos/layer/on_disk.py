@@ -70,7 +70,8 @@ class SavedWeights:
         Raises
         ------
         InputError
-            An argument does not fit, weights or states are half changed, or the layer was made without train=True.
+            An argument does not fit, a step or a restore was interrupted while it wrote weights or states, or the layer
+            was made without train=True.
         NotLoaded
             A layer has no weights.
         CheckpointError
@@ -177,8 +178,8 @@ class SavedWeights:
             kind, saved = type(optimizer).__name__, None if about.optimizer is None else about.optimizer[0]
             if optimizer is not None and saved != kind:
                 raise CheckpointError(
-                    f"{directory} must hold the states of the given optimizer, {kind}, got those of {saved}: give"
-                    " restore() an optimizer of the kind that was saved, or none"
+                    f"{directory} must hold states of the given optimizer's kind, {kind}, but was saved with"
+                    f" {saved or 'no optimizer'}: give restore() an optimizer of the kind that was saved, or none"
                 )
             return about, {"save": about.id} | self._described(optimizer, steps=False)
 
@@ -224,7 +225,7 @@ class SavedWeights:
     def _agree(self, what: str, look: Callable[[], tuple[Any, Fields]]) -> Any:
         """Call `look` and return its first result. Collective.
 
-        Raises on every rank if `look` fails on one, or if its texts differ between ranks.
+        Raises on every rank if `look` fails on one, or if its second result differs between ranks.
         """
         problem: AristosError | None = None
         found, alike = None, cast(Fields, {})
@@ -249,7 +250,7 @@ class SavedWeights:
         if getattr(optimizer, "training", None) is not self._training:
             raise InputError(f"optimizer must belong to this layer object, got {quoted(optimizer)}")
         optimizer.check_dense()
-        whole("the optimizer's steps plus one", optimizer.steps + 1)
+        whole("the number of the optimizer's next step", optimizer.steps + 1)
         for layer, states in enumerate(optimizer.states):
             masters = self._training.weights(layer).masters
             for name, state in states.items():

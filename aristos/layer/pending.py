@@ -37,7 +37,7 @@ class PendingCall:
 
     @property
     def waits(self) -> bool:
-        """Whether neither `wait` nor the layer's end has ended the call."""
+        """Whether the call is still open. `wait` ends it, and so does closing the layer."""
         return self._done is not None
 
     def wait(self) -> Any:

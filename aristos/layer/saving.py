@@ -182,7 +182,7 @@ def _optimizer(found: dict[str, Any]) -> tuple[str, int] | None:
         return None
     if not isinstance(given, list) or [type(part) for part in given] != [str, int]:
         raise InputError(f"optimizer must be null or [name, steps], got {quoted(given)}")
-    return given[0], whole("the optimizer's steps plus one", given[1] + 1) - 1
+    return given[0], whole("the number of the optimizer's next step", given[1] + 1) - 1
 
 
 def canonical(about: Mapping[str, Any]) -> bytes:

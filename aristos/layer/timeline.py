@@ -1,9 +1,9 @@
 """Events of a call, and their file for ui.perfetto.dev or chrome://tracing.
 
 In the trace event format a rank is a process and a worker is a thread. Each step is a complete event ("X"). An instant
-("i") marks the return of an expert's rows: the moment when rows of this node are back, and rows of another node are
-ready to be put. Times are microseconds since the first event on any rank. "wire" is time in MPI between nodes. It is
-drawn inside a "wait" if the worker had nothing else to do.
+("i") marks the return of an expert's outputs. At this moment the outputs for tokens of this node have returned, and
+those for tokens of other nodes can be put. Times are microseconds since the first event on any rank. "wire" is time in
+MPI between nodes. It is drawn inside a "wait" if the worker had nothing else to do.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .backend import Backend, Event
 from .collective import Membership
 from .pending import OpenCalls
 
-# the text before an event's fifth field in its title
+# the beginning of an event's title; the event's field `which` follows
 _TITLE = {"dispatch": "dispatch to rank", "expert": "expert", "wait": "wait for rank"}
 Ranks = Sequence[tuple[int, Sequence[Event]]]  # (workers, events) of every rank
 
@@ -36,8 +36,8 @@ class Timeline:
     def timeline(self, on: bool, events: int = 100_000) -> None:
         """Record the events of every worker in later calls.
 
-        With backend="cuda" no events are kept. Instead the stats of later calls have all seconds and idle polls of
-        workers, and the calls take a little longer.
+        With backend="cuda" no events are kept. Instead the stats of later calls contain all of the workers' seconds and
+        idle polls, and the calls take a little longer.
 
         Parameters
         ----------
@@ -53,7 +53,7 @@ class Timeline:
         OpenCallError
             A call that `start` began has not been waited for.
         EnvironmentProblem
-            Not all blocks of the kernels that count fit on the GPU.
+            The GPU cannot hold all blocks of the kernels that count seconds and idle polls.
         ClosedError
             The layer is closed.
         """
@@ -65,7 +65,7 @@ class Timeline:
         """Events of the last call. Times are seconds on CLOCK_MONOTONIC.
 
         An event is (worker, kind, start, end, which, rows). In events of experts, `which` is the expert's id, also if
-        a local peer's expert is computed in place; the shared expert has the first number that is no id. In events that
+        a local peer's expert is computed in place. For the shared expert it is the last id plus one. In events that
         route or combine, `which` is a token; in other events it is a rank. A worker's events do not overlap, except
         that a "wire" event lies within a "wait" if the worker serves the wire while it waits.
 
@@ -144,7 +144,7 @@ def trace_events(ranks: Ranks, hosts: Sequence[str]) -> list[dict[str, Any]]:
             begin, stop = (start - origin) * 1e6, (end - origin) * 1e6
             found.append({"name": _title(kind, which, rank), "ph": "X", "ts": begin, "dur": stop - begin, **place})
             if kind == "expert":
-                # an expert writes its outputs directly into their return rows, so they return when it ends
+                # experts write outputs directly into return rows, so the outputs return when the event ends
                 found.append({"name": "return", "ph": "i", "s": "t", "ts": stop, **place, "cat": "return"})
     return found
 

@@ -34,7 +34,7 @@ class Meeting:
         self.request = comm.Iallgather(self._mine, self._found)
 
     def check(self, rank: int) -> None:
-        """Raise MismatchError if another rank meets for another reason. rank: this one. All must have come."""
+        """Raise MismatchError if another rank meets for another reason. rank: this rank. `request` must be complete."""
         for other in np.flatnonzero(self._found[:, 0] != self._mine[0]).tolist():
             theirs = self._found[other, 1 + MOST_WORDS :].tobytes().rstrip(b"\0").decode(errors="replace")
             raise MismatchError(

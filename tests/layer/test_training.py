@@ -506,7 +506,7 @@ def test_what_cannot_be_restored(tmp_path):
         moe.save(tmp_path)
         moe.save(tmp_path)
         assert sorted(path.name for path in tmp_path.iterdir()) == ["saved-2", "saved.json", "saved.json.lock"]
-        with pytest.raises(CheckpointError, match="given optimizer, Adam, got those of None"):
+        with pytest.raises(CheckpointError, match="given optimizer's kind, Adam, but was saved with no optimizer"):
             moe.restore(tmp_path, Adam(moe))
         moe.update(up=2 * w["up"])
         (tmp_path / "saved-2" / "layer-0-expert-4.npz").write_bytes(b"PK")

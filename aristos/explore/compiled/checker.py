@@ -1,11 +1,12 @@
 """The check of a log: the explorer's vector clocks say which accesses are not ordered.
 
-Actors are the threads of all ranks, and for each rank and remote peer one network, which reads the data of puts and
-writes it at the peer. A flush makes the network's writes known to the thread that called it. A word that MPI puts as
-{value, complement} is a release of its put; a thread that reads the value knows of the put after its next sync.
+Actors are the threads of all ranks, and networks. There is one network for each rank and remote peer. It reads the data
+of the rank's puts and writes the data at the peer. A flush makes the network's writes known to the thread that called
+the flush. If MPI puts a word as {value, complement}, the put counts as a release of this value. A thread that reads the
+value knows of the put after the thread's next sync.
 
 First, NumPy drops accesses that cannot be part of a race: accesses to words that one actor uses alone, or that no actor
-writes, and repetitions of an access by the same actor since its last atomic.
+writes, and repetitions of an access by the same actor since the actor's last atomic operation.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from .recorded import PEER_BITS
 from .space import Space
 
 MOST = 20  # the most races that are kept; no two of them have the same two places
-UNORDERED = (words.FAILED,)  # words of the state set once without the lock; a late reader just fails later
+UNORDERED = (words.FAILED,)  # words of the state that are set once, without the lock. A late reader only fails later
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,7 @@ class Checker(Clocks):
         return found
 
     def _shared(self, every: Accesses) -> np.ndarray:
-        """Which accesses are to words that several actors use, at least one of which writes."""
+        """Which accesses are to shared words: several actors use the word, and at least one of them writes it."""
         atomic = np.flatnonzero((self.kinds >= ACQUIRE) & (self.kinds <= EXCHANGE))
         number = np.concatenate([every.number, self.numbers[atomic]])
         actor = np.concatenate([every.actor, self.thread[atomic]])
@@ -165,8 +166,7 @@ class Checker(Clocks):
         return ((least != most) & wrote)[which[: len(every.number)]]
 
     def _once(self, every: Accesses) -> Accesses:
-        """The accesses without repetitions: of equal accesses of an actor between two of its atomics, only the
-        first."""
+        """Drop repetitions. Of equal accesses of an actor between two of its atomic operations, the first is kept."""
         events = np.flatnonzero(self.kinds >= ACQUIRE)
         segment = np.zeros(len(every.entry), np.int64)
         for actor in range(len(self.names)):

@@ -1,7 +1,7 @@
 """Deliberate bugs in the compiled steps, which the checker must find in a real run. Each bug replaces a statement.
 
 The bugs are compiled into the recorded copies of the steps, behind a word that switches one of them on (0: none). The
-ordinary steps have no such word. Calls with a bug end, and most have right results, because the bugs are races.
+ordinary steps have no such word. The bugs are races. So calls end even if a bug is on, and most results are right.
 """
 
 from __future__ import annotations

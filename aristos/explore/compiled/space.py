@@ -102,7 +102,7 @@ class Space:
         return made
 
     def put_target(self, peer: int, at: int) -> int:
-        """The number of byte `at` of a rank's MPI window."""
+        """The number of the byte at offset `at` of a rank's MPI window."""
         return places.address(peer, places.REMOTE, at - self.mapped[peer].shift[peer])
 
     def is_coded(self, number: int) -> bool:
