@@ -91,7 +91,8 @@ class DeviceArray:
     def copy_to_host(self, ary: np.ndarray | None = None, stream: Any = 0) -> np.ndarray:
         """Run the queued launches of the array's device, then copy the array to a new NumPy array or to `ary`.
 
-        Launches of other devices run as far as those wait for them. An array of the host's memory waits for all.
+        Queued launches of other devices run only if one of these launches waits for them. If the array lies in host
+        memory, the queued launches of all devices run.
         """
         self._finish()
         if ary is None:

@@ -46,10 +46,10 @@ def check(
 
     Returns 1 if there are reports or a script fails, else 0. args: the arguments of a script, or for CUDA C++ and PTX
     further files. launches: launches as text, which replace those in the files' comments. github: whether to print
-    reports as annotations of GitHub Actions. flags: `-I` and `-D` options for CUDA C++. options: those of `Machine`,
-    `suppress`, a file of known reports, and `shorten`: whether to print a short schedule of each file's first report.
-    Raises InputError if a file is missing, a launch is wrong or nothing ran, and EnvironmentProblem if NVRTC or
-    numba-cuda is missing.
+    reports as annotations of GitHub Actions. flags: `-I` and `-D` options for CUDA C++. options: those of `Machine`
+    and two more. `suppress` names a file of known reports. `shorten` says whether to print a short schedule of each
+    file's first report. Raises InputError if a file is missing, a launch is wrong or nothing ran, and
+    EnvironmentProblem if NVRTC or numba-cuda is missing.
     """
     rules, shortens = suppress.read(options.pop("suppress", None)), options.pop("shorten", False)
     files = [Path(file)] if file.endswith(".py") else [Path(name) for name in (file, *args)]
@@ -66,7 +66,7 @@ def check(
     first = options.pop("seed")
     covered, known, seen, stories = Coverage(), list[Report](), dict[int, int](), list[str]()
     for path in files:
-        looks = shortens  # for a schedule to shorten
+        looks = shortens  # whether the next report's schedule is shortened
         for seed in range(first, first + seeds):
             machine = Machine(seed=seed, **options)
             if path.suffix == ".py":
@@ -120,7 +120,7 @@ def text_of(path: Path) -> str:
 
 
 def run(path: Path, texts: list[str], machine: Machine, flags: tuple[str, ...] = ()) -> list[Report]:
-    """Run the launches of a file, those of one device one after the other. Returns their reports."""
+    """Run the launches of a file. Launches of one stream run one after the other. Returns their reports."""
     source = text_of(path)
     texts = texts or launch_text.in_comments(source)
     symbols = [symbol for symbol in map(launch_text.read_symbol, texts) if symbol]
@@ -161,12 +161,12 @@ def run(path: Path, texts: list[str], machine: Machine, flags: tuple[str, ...] =
 def compiled(
     source: str, name: str, cc: tuple[int, int], wanted: tuple[str, ...], flags: tuple[str, ...]
 ) -> tuple[str, dict[str, str]]:
-    """The PTX of CUDA C++ and the names of its kernels there. Each schedule of a file takes the same."""
+    """The PTX of CUDA C++ and the kernels' names in it. A file is compiled once for all its schedules."""
     return compiled_kernels(source, name, cc, wanted, flags)
 
 
 def stream_of(launch: LaunchText, machine: Machine, streams: dict[tuple[int, str], Stream]) -> Stream:
-    """The stream that a launch names. The first that names it makes it."""
+    """The stream that a launch names. It is made for the first launch that names it."""
     device = machine.device(launch.device)
     if not launch.stream:
         return device.default

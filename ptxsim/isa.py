@@ -1,6 +1,7 @@
 """Numbers of opcodes, types, spaces, flags and columns, for lowering and the compiled interpreter.
 
-Numba reads these numbers as constants. A column is a place in an instruction's row of the code.
+Numba reads these numbers as constants. The code is a table with a row for each instruction. A column of this table is a
+field of the instruction.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ SHARED_WINDOW = 0x0100_0000_0000  # the first generic address of a block's share
 LOCAL_WINDOW = 0x0200_0000_0000
 PARAM_WINDOW = 0x0300_0000_0000  # the first generic address of the parameters with which kernels are launched
 WINDOW = 0x0100_0000_0000  # bytes of each window
-# an address in the shared memory of the cluster's block n has n + 1 in the bits from this one on; one's own block has 0
+# The bits of a shared address from RANK_SHIFT on name a block of the cluster: n + 1 for block n, 0 for the thread's own
 RANK_SHIFT = 24
 GLOBAL_START = 0x7F00_0000_0000
 FUNCTION_START = 0x0400_0000_0000  # "addresses" of functions
@@ -89,8 +90,8 @@ NOT_COHERENT = 1 << 12  # bit of the same FLAGS for ld.nc and ldu
     TRAP,
     NOP,
 ) = range(400, 408)
-# memory; BULKLOAD and the opcodes after it are of bulk copies, those from TENSORLOAD on of tensor.py, those from TCMMA
-# on of tensor_memory.py
+# memory; opcodes from BULKLOAD on are bulk copies. tensor.py runs those from TENSORLOAD on, and tensor_memory.py those
+# from TCMMA on
 (
     LD,
     ST,
@@ -133,8 +134,8 @@ NOT_COHERENT = 1 << 12  # bit of the same FLAGS for ld.nc and ldu
     PROXYFENCE,
     INITFENCE,
 ) = range(600, 618)
-# between the lanes of a warp; those from MMA on need all lanes, those from TCALLOC on are of tensor memory,
-# those from WGMMA on of warpgroups
+# between the lanes of a warp; opcodes from MMA on need all lanes. Those from TCALLOC on use tensor memory, those from
+# WGMMA on are instructions of warpgroups
 (
     SHFL, VOTE, MATCH, REDUX, ACTIVEMASK, ELECT, MMA, LDMATRIX, STMATRIX, MOVMATRIX,
     TCALLOC, TCDEALLOC, TCLOAD, TCSTORE, TCWAIT, WGMMA, WGFENCE, WGCOMMIT, WGWAIT,

@@ -1,9 +1,9 @@
 """What is missing between two accesses that race: hints for reports, never a reason to report.
 
-A thread keeps three more vector clocks, which would be its own if the rules were weaker. LOOSE: if every strong read
-were an acquire operation. WIDE: if, besides, every scope included all threads. SEEN: if, besides, every strong write
-were a release operation that covers its own thread. The first of them that covers the earlier access says what its
-order lacks. Barriers of blocks and warps hand these clocks on, as they do with what the threads know.
+A thread has a vector clock by the rules of PTX, and three more vector clocks by weaker rules. LOOSE takes every strong
+read as an acquire operation. WIDE also takes every scope as one that includes all threads. SEEN also takes every strong
+write as a release operation that covers the writing thread. The first of the three clocks that covers the earlier
+access says what is missing. At a barrier of a block or warp, threads share all four clocks.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ HINTS = (s.T_LOOSE, s.T_WIDE, s.T_SEEN)
 
 @unit
 def see(x, thread, writer, clock):
-    """Note that a thread's strong read has returned what a thread wrote at a moment."""
+    """Note that a strong read of `thread` has returned what `writer` wrote at the writer's moment `clock`."""
     if writer >> 10 == get(thread, s.T_GID) >> 10:
         return 0
     key = (writer >> 10) << SUB_BITS | (writer & 1023)
@@ -38,7 +38,7 @@ def see(x, thread, writer, clock):
 
 @unit
 def see_map(x, thread, found):
-    """Note the clocks that a strong read has found, for any group of readers. found: the map of the write."""
+    """Note all clocks of the write that a strong read has returned. found: the write's map, readers -> clock."""
     if found == get(thread, s.T_WIDE_OF):
         return 0
     put(thread, s.T_WIDE_OF, found)
@@ -74,7 +74,7 @@ def give_hints(x, slot, lanes, loose, wide, seen):
 
 @unit
 def share_hints(x, block, slot, lanes):
-    """Let threads that meet at a barrier share their hints: some lanes of a slot's warp, or with slot -1 a block."""
+    """Let threads that meet at a barrier share their hints: `lanes` of the warp in `slot`, or a block if slot is -1."""
     if not get(x, s.HINTED):
         return 0
     loose, wide, seen = np.int64(0), np.int64(0), np.int64(0)
@@ -96,8 +96,9 @@ def share_hints(x, block, slot, lanes):
 
 @unit
 def lacking(x, thread, block, gid, clock, strong, sizes):
-    """What the order between a thread's earlier access (gid, clock) and the present access of `thread` lacks.
+    """What is missing between an earlier access and the present access of `thread`.
 
+    gid, clock: the thread and the moment of the earlier access.
     strong, sizes: whether both accesses are strong, and whether they are of equal sizes.
     """
     mine = get(thread, s.T_GID)
@@ -113,7 +114,7 @@ def lacking(x, thread, block, gid, clock, strong, sizes):
         return np.int64(SCOPE)
     if in_clock(x, get(thread, s.T_SEEN), gid, clock):
         return np.int64(RELEASE)
-    seen = seen_of_block(x, get(thread, s.T_SEEN), gid)  # beyond `clock` if the block has met at a barrier between
+    seen = seen_of_block(x, get(thread, s.T_SEEN), gid)  # beyond `clock` if that block has met at a barrier since
     if seen > clock and fenced_before(x, mine, gid, clock, seen):
         return np.int64(FENCE_AFTER)
     if seen_of_block(x, get(thread, s.T_VC), gid) >= clock or seen == clock:
@@ -132,7 +133,7 @@ def lacking(x, thread, block, gid, clock, strong, sizes):
 
 @jit
 def seen_of_block(x, vc, gid):
-    """The latest moment of any thread of a thread's block that a vector clock covers, or -1."""
+    """The latest moment that a vector clock covers for any thread in the block of thread `gid`, or -1."""
     latest = np.int64(-1)
     pool = get(x, s.CLOCKS)
     for i in range(get(pool, 2 * vc) if vc else 0):
@@ -144,9 +145,10 @@ def seen_of_block(x, vc, gid):
 
 @jit
 def fenced_before(x, mine, gid, clock, seen):
-    """Whether a thread's last fence came after its moment `clock`, and before another's flag was set at `seen`.
+    """Whether the last fence of thread `gid` came after its moment `clock` and before the moment `seen`.
 
-    The fence must reach thread `mine`. The block has met at a barrier between the fence and the flag.
+    At `seen` another thread of the block has set a flag. The fence must reach thread `mine`. The block has met at a
+    barrier between the fence and the flag.
     """
     field = s.T_RELEASE0 + (1 if device_of(x, mine) == device_of(x, gid) else 2)
     key = (gid >> 10) << SUB_BITS | (gid & 1023)

@@ -138,7 +138,7 @@ def declared(file: str, line: int, count: int) -> tuple[str, tuple[int, ...]]:
 
 
 def constants(tree: ast.AST) -> dict[str, int]:
-    """The names to which a source assigns exactly once, and these values. Only whole numbers count."""
+    """The names to which a source assigns exactly once, and their values. Only whole numbers count."""
     values: dict[str, list[Any]] = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):

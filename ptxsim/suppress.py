@@ -65,7 +65,7 @@ def matching(rules: list[Rule], report: Report) -> Rule | None:
 
 
 def said(rules: list[Rule], known: list[Report]) -> list[str]:
-    """Lines about the rules: how many reports each has left out, and which are about none."""
+    """A line about each rule: how many reports the rule has left out, 0 if no report fits it."""
     lines = []
     for rule in rules:
         count = sum(matching(rules, report) is rule for report in known)

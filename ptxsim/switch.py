@@ -45,7 +45,7 @@ def _driver() -> Driver:
 
 
 def _function_of(name: str) -> Any:
-    """A driver function that calls the one of the machine in use. Like CUDA's function, it fails in a forked child."""
+    """A driver function that calls the present machine's function. Like CUDA's function, it fails in a forked child."""
 
     def call(*args: Any) -> Any:
         mine = _driver()
@@ -143,7 +143,7 @@ def _with_lines(original: Any) -> Any:
 
 
 def _hinted(original: Any) -> Any:
-    """A DeviceNDArrayBase.__init__ that gives the allocation dtype and shape: the checker has a cell for each item."""
+    """A DeviceNDArrayBase.__init__ that notes dtype and shape for the allocation. The checker has a cell per item."""
 
     def init(self: Any, shape: Any, strides: Any, dtype: Any, stream: Any = 0, gpu_data: Any = None) -> None:
         mine = _driver()
@@ -166,7 +166,7 @@ def _held(obj: Any) -> None:
     pointer = getattr(owner, "device_pointer", owner)
     machine = getattr(pointer, "machine", None)
     if machine is not None and machine is not current():
-        raise InputError("the array belongs to another machine: make it while the machine that uses it is in use")
+        raise InputError("the array belongs to another machine: make the array and launch its kernels on one machine")
 
 
 def _own_pointer(original: Any) -> property:

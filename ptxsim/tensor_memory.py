@@ -2,9 +2,9 @@
 
 A block has 128 lanes of 512 columns of 32 bits. A product is computed when it is issued; it counts as pending until an
 mbarrier has counted the commit of its thread. For the checker an agent (`agents.py`) reads the operands in shared
-memory, and every column remembers the product that wrote it last. A thread may touch such a column when it has learnt
-the agent's clock. Blocks of one SM do not share columns here. Source: the PTX ISA, "Tensorcore 5th Generation Family
-Instructions".
+memory, and every column remembers the product that wrote it last. A thread may touch the column when the thread has
+learnt the clock of this product's agent. Blocks of one SM do not share columns here. Source: the PTX ISA, "Tensorcore
+5th Generation Family Instructions".
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from .watch import ALONE, report, wrote
 FULL = 0xFFFFFFFF
 LANES, COLUMNS = 128, 512
 OWNERS = LANES * COLUMNS // 2  # the first word of the owners of columns: (agent, clock, instruction) of each
-BLOCKS = OWNERS + 3 * COLUMNS  # the first word of the blocks that have allocated a column, as number + 1
+BLOCKS = OWNERS + 3 * COLUMNS  # the first word of the columns' blocks: 1 + the number of a column's block, or 0
 STORED = BLOCKS + COLUMNS  # the first word of the last stores: moment and warp of each, for four parts of a column
 WORDS = STORED + 4 * COLUMNS
 LANE_32, PARTS_64, PARTS_128, PARTS_256, TWICE_32 = range(5)  # shapes of loads and stores
-FROM_TENSOR, PACKS = 1, 2  # bits in FLAGS of products; of loads and stores
+FROM_TENSOR, PACKS = 1, 2  # bits in FLAGS: the first of products, the second of loads and stores
 F16_KIND, TF32_KIND, F8_KIND, I8_KIND = range(4)  # kinds of products
 # details of MISUSE and MISSING_WAIT reports, after those of tensor.py
 NO_COLUMNS, NOT_ALLOCATED, OTHER_LANES, BAD_PRODUCT = 16, 17, 18, 19
@@ -167,7 +167,7 @@ def allocate(x, warp, thread, block, table, line, pc):
 
 @jit
 def place_of(shape, lane, k, split):
-    """(lane, column) of tensor memory, counted from the address, of register k of a lane."""
+    """Where register k of a lane lies in tensor memory: (lane, column), counted from the instruction's address."""
     if shape == LANE_32:
         return lane, k
     if shape == PARTS_64:
@@ -197,7 +197,7 @@ def move(x, warp, block, table, line, op, pc):
     if first_lane >> 5 != get(warp, s.W_INDEX) & 3:
         wrong(x, thread, pc, OTHER_LANES)
         return
-    part = first_lane >> 5 if op == isa.TCLOAD else np.int64(4)  # a warp's stores come one after the other
+    part = first_lane >> 5 if op == isa.TCLOAD else np.int64(4)  # 4 is no part: stores need not wait for stores
     if not usable(x, thread, block, table, first, last + 1, 0, part, pc):
         return
     items = get(x, s.OPERANDS) + get(line, isa.LIST) * 8
@@ -275,7 +275,7 @@ def kinds_of(kind, a, b, result):
 
 @jit
 def shared_descriptor(descriptor):
-    """A descriptor of tcgen05 as wgmma has it, or -1 if the machine lacks its swizzle or it has a base offset."""
+    """A tcgen05 descriptor in the form of wgmma. -1: the machine lacks the swizzle, or there is a base offset."""
     mode = (descriptor >> 61) & 7
     if mode & 1 or (descriptor >> 49) & 15:
         return np.int64(-1)
@@ -290,7 +290,7 @@ def lane_of(rows, row):
 
 @jit
 def product(x, warp, thread, block, line, lane, pc):
-    """Run tcgen05.mma of one lane. TYPE2: the kind; the list has the predicate and the lanes that D leaves out."""
+    """Run tcgen05.mma of one lane. TYPE2: the kind. LIST: the predicate, then masks of lanes not written."""
     kind, flags = get(line, isa.TYPE2), get(line, isa.FLAGS)
     shape = np.int64(register(x, warp, get(line, isa.E), lane))
     kind_a, kind_b = kinds_of(kind, (shape >> 7) & 7, (shape >> 10) & 7, (shape >> 4) & 3)

@@ -48,7 +48,7 @@ def barrier(low: Lowering, m: Mods) -> None:
 
 
 def synced(m: Mods) -> None:
-    """Take .sync, which must be there, and .aligned."""
+    """Take .sync, which is required, and .aligned, which is optional."""
     if not m.take_one("sync"):
         raise m.fail("needs .sync on sm_70 and later")
     m.take_one("aligned")

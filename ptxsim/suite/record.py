@@ -160,7 +160,7 @@ def pytest_collect_directory(path: Any, parent: Any) -> Any:
 
 @pytest.fixture(scope="class")
 def initialize_from_pytest_config(request: Any) -> None:
-    """Do what the fixture of this name in numba-cuda's conftest does, which its test classes need."""
+    """Take the place of the fixture of this name in numba-cuda's conftest. The test classes need it."""
     if request.cls is not None:
         request.cls._dump_failed_filechecks = False
 
@@ -173,7 +173,7 @@ def pytest_runtest_protocol(item: Any) -> Iterator[None]:
 
     def over(*_: Any) -> None:
         if recorder.running:
-            raise TimeLimit(f"more than {recorder.seconds:.0f} s of a CPU, or {WAITING} times that")
+            raise TimeLimit(f"more than {recorder.seconds:.0f} s on a CPU, or {WAITING} times as long by the clock")
 
     before = signal.signal(signal.SIGPROF, over), signal.signal(signal.SIGALRM, over)
     try:
