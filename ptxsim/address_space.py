@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import collections
+import math
 import mmap
 import os
 import sys
@@ -94,6 +95,22 @@ class FreeRuns:
                 return start
         return -1
 
+    def take_at(self, start: int, length: int) -> None:
+        """Take the consecutive numbers from `start` on, which must be free."""
+        at = bisect.bisect(self.free, (start, math.inf)) - 1
+        first, end = self.free[at]
+        self.free[at : at + 1] = [run for run in ((first, start), (start + length, end)) if run[0] < run[1]]
+
+    def apart(self, length: int, count: int, distance: int) -> int:
+        """The first of `count` free runs whose numbers are `distance` apart: the lowest such number, or -1."""
+
+        def free(start: int) -> bool:
+            at = bisect.bisect(self.free, (start, math.inf)) - 1
+            return at >= 0 and start + length <= self.free[at][1]
+
+        starts = sorted({start - distance * number for start, _ in self.free for number in range(count)})
+        return next((one for one in starts if all(free(one + distance * number) for number in range(count))), -1)
+
     def give(self, start: int, length: int) -> None:
         """Make `length` numbers from `start` on free again."""
         at = bisect.bisect(self.free, (start, 0))
@@ -152,21 +169,29 @@ class Memory:
         x[s.INIT], x[s.PAGES] = self.init.ctypes.data, self.pages.ctypes.data
         x[s.ALLOCS], x[s.SHADOW] = self.table.ctypes.data, self.shadow.ctypes.data
 
-    def allocate(self, size: int, device: int, granule: int, name: str, initialised: bool) -> Allocation:
-        """Allocate `size` bytes; granule: bytes of the smallest item, 1, 2, 4 or 8. Raises MemoryProblem."""
+    def allocate(
+        self, size: int, device: int, granule: int, name: str, initialised: bool, at: int | None = None
+    ) -> Allocation:
+        """Allocate `size` bytes; granule: bytes of the smallest item, 1, 2, 4 or 8. Raises MemoryProblem.
+
+        at: the offset in the machine's memory, which must be free there; None: anywhere.
+        """
         cells = -(-size // granule) + 1 if self.checked else 0
         if cells * CELL_BYTES > LARGE_BYTES and cells * CELL_BYTES > available():
             raise MemoryProblem(
                 f"the checker needs {CELL_BYTES} bytes for each item of an array: {cells * CELL_BYTES} bytes for this"
                 f" array of {size} bytes, but {available()} are free. Use check=False, smaller arrays, or free() some"
             )
-        start = self.runs.take(span(size))
+        start = self.runs.take(span(size)) if at is None else at
         if start < 0:
             raise MemoryProblem(f"an array of {size} bytes does not fit the machine's memory of {len(self.data)} bytes")
         shadow = self.cell_runs.take(cells) if cells else 0
         if shadow < 0:
-            self.runs.give(start, span(size))
+            if at is None:
+                self.runs.give(start, span(size))
             raise MemoryProblem(f"the checker's cells for an array of {size} bytes do not fit; use check=False")
+        if at is not None:
+            self.runs.take_at(at, span(size))
         number = self.numbers.pop() if self.numbers else len(self.allocations) + 1
         if number == len(self.table):
             self.table = np.concatenate([self.table, np.zeros_like(self.table)])

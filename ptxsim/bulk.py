@@ -13,20 +13,18 @@ from kernel_cache.compile import inner as jit
 
 from . import isa
 from . import state as s
-from .access import FAULT, check, combined, locate, location_of, register, thread_of, warp_slot
+from .access import FAULT, combined, locate, location_of, register, thread_of, warp_slot
 from .agents import (
     GROUP_READS,
     GROUP_WRITES,
-    OF_BARRIER,
-    OF_TENSOR,
     agent_access,
     agent_number,
     as_agent,
     landed,
     learnt,
     proxy_fence,
-    shown,
 )
+from .async_store import land_store, start_store
 from .bits import get, load, load64, put, store, store64
 from .boxes import (
     box_to_global,
@@ -39,10 +37,11 @@ from .boxes import (
     rows_of,
     width,
 )
-from .clocks import SUB_BITS, join, publish, single
-from .cluster import LOW, OTHER_BLOCK, holder
+from .clocks import join, publish
+from .cluster import LOW, holder
 from .copies import finish_copies
-from .mbarrier import OF_ALL, expect, live, pending, row_of, settle_phase
+from .counted import barrier_for, count_copy
+from .mbarrier import pending, row_of, settle_phase
 from .units import unit
 from .watch import draw, report
 
@@ -71,6 +70,8 @@ def bulk(x, warp, block, line, pc, op, mask):
         thread = thread_of(x, warp, lane)
         if op == isa.BULKCOMMIT:
             put(thread, s.T_BULK, get(thread, s.T_BULK) + 1)
+        elif op == isa.STASYNC:
+            start_store(x, warp, thread, block, line, lane, pc)
         elif op == isa.BULKWAIT:
             wait_groups(x, thread, get(thread, s.T_BULK) - get(line, isa.IMM), get(line, isa.FLAGS) != 0)
         else:
@@ -150,7 +151,7 @@ def start_load(x, warp, thread, block, line, lane, pc, rank):
         count_bytes(x, pc, source, size)
     owner, to_place = holder(x, block, to_place), to_place & LOW
     at = in_rank(np.int64(register(x, warp, get(line, isa.E), lane)) + get(line, isa.TYPE2), rank)
-    index = barrier_for(x, warp, thread, block, owner, lane, at, pc)
+    index = barrier_for(x, warp, thread, block, owner, lane, at, True, pc)
     if index < 0:
         return 0
     if get(x, s.CHECK):
@@ -158,39 +159,6 @@ def start_load(x, warp, thread, block, line, lane, pc, rank):
         agent_access(x, thread, owner, isa.SHARED, to_place, size, True, pc)
     pending(x, s.P_LOAD, owner, thread, to_place, origin, size, index, get(get(x, s.AGENT), s.T_CLOCK), pc)
     return 0
-
-
-@jit
-def barrier_for(x, warp, thread, block, owner, lane, at, pc):
-    """The index of the mbarrier at an address that will count a copy to a block `owner`, or -1 after a report.
-
-    The mbarrier's agent, which makes the copy, is set. Its clock is the number of the mbarrier's phase after this one.
-    """
-    host, place, _ = locate(x, warp, thread, block, lane, isa.SHARED, at, 8, False, pc)
-    if host == FAULT:
-        return np.int64(-1)
-    if holder(x, block, place) != owner:
-        report(x, s.MISUSE, pc, get(thread, s.T_GID), place, isa.SHARED, 8, 0, 0, OTHER_BLOCK, 0)
-        return np.int64(-1)
-    index = live(x, thread, owner, place & LOW, pc)
-    if index < 0:
-        return index
-    barrier = row_of(x, owner, index)
-    clock, vc = get(barrier, s.MB_PHASE) + 1, np.int64(0)
-    if get(x, s.CHECK):
-        check(x, warp, thread, block, isa.SHARED, place, 8, OF_ALL, False, True, pc)
-        vc = publish(x, thread, block, warp_slot(x, warp))
-        maker = get(barrier, s.MB_GID)
-        if not get(barrier, s.MB_FENCED) and not shown(x, vc, isa.SHARED, maker, get(barrier, s.MB_CLOCK)):
-            report(x, s.MISSING_FENCE, pc, get(thread, s.T_GID), place, isa.SHARED, 8, 0, 0, 1, 0)
-    as_agent(x, agent_of(owner, index), clock, vc)
-    return index
-
-
-@jit
-def agent_of(block, index):
-    """The agent of the copies that an mbarrier counts."""
-    return agent_number(OF_BARRIER, get(block, s.B_GID) << 10 | index)
 
 
 @jit
@@ -234,7 +202,9 @@ def land(x, at):
     if kind == s.P_REDUCE:
         reduce_bytes(x, to, source, size, get(last, s.P_FLAGS))
         return 0
-    if kind == s.P_BOX_LOAD or kind == s.P_BOX_STORE:
+    if kind == s.P_PUT or kind == s.P_ADD:
+        land_store(x, block, last)
+    elif kind == s.P_BOX_LOAD or kind == s.P_BOX_STORE:
         land_box(x, block, last, kind == s.P_BOX_LOAD)
     else:
         target = get(block, s.B_SHARED) + to if kind == s.P_LOAD else get(x, s.MEMORY) + to
@@ -248,24 +218,6 @@ def land(x, at):
     if kind < s.P_STORE:
         count_copy(x, block, thread, last)
     return 0
-
-
-@jit
-def count_copy(x, block, thread, row):
-    """Count the bytes of a copy to shared memory on its mbarrier, or arrive there for a thread's tcgen05.commit."""
-    index = get(row, s.P_BARRIER)
-    barrier, commits = row_of(x, block, index), get(row, s.P_KIND) == s.P_COMMIT
-    if get(x, s.CHECK):
-        number = agent_number(OF_TENSOR, get(thread, s.T_GID)) if commits else agent_of(block, index)
-        key = (number >> 10) << SUB_BITS | (number & 1023)
-        put(barrier, s.MB_VC, join(x, get(barrier, s.MB_VC), single(x, key, get(row, s.P_GROUP))))
-    if get(barrier, s.MB_LIVE) and commits:
-        if get(barrier, s.MB_PENDING) > 0:
-            put(barrier, s.MB_PENDING, get(barrier, s.MB_PENDING) - 1)
-            settle_phase(x, block, barrier, index)
-    elif get(barrier, s.MB_LIVE):
-        expect(x, thread, barrier, -get(row, s.P_SIZE), get(row, s.P_PC))
-        settle_phase(x, block, barrier, index)
 
 
 @jit

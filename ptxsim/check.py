@@ -13,9 +13,11 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from kernel_cache import regular
 
-from . import kernels, launch_text, profile, suppress
+from . import kernels, launch_arguments, launch_text, profile, suppress
 from .coverage import Coverage
 from .errors import InputError
 from .findings import Report, lines, total
@@ -25,6 +27,7 @@ from .nvrtc import compiled_kernels
 from .program import Program
 from .shorten import shorten
 from .streams import Event, Stream
+from .waiting import compile_machine
 
 KINDS = (".py", ".cu", ".ptx")
 NO_LAUNCH = (
@@ -47,11 +50,13 @@ def check(
     Returns 1 if there are reports or a script fails, else 0. args: the arguments of a script, or for CUDA C++ and PTX
     further files. launches: launches as text, which replace those in the files' comments. github: whether to print
     reports as annotations of GitHub Actions. flags: `-I` and `-D` options for CUDA C++. options: those of `Machine`
-    and two more. `suppress` names a file of known reports. `shorten` says whether to print a short schedule of each
-    file's first report. Raises InputError if a file is missing, a launch is wrong or nothing ran, and
-    EnvironmentProblem if NVRTC or numba-cuda is missing.
+    and three more. `suppress` names a file of known reports. `shorten` says whether to print a short schedule of each
+    file's first report. `save` names a folder for the named arrays as they are after the last schedule. Raises
+    InputError if a file is missing, a launch is wrong or nothing ran, and EnvironmentProblem if NVRTC or numba-cuda is
+    missing.
     """
     rules, shortens = suppress.read(options.pop("suppress", None)), options.pop("shorten", False)
+    save = options.pop("save", None)
     files = [Path(file)] if file.endswith(".py") else [Path(name) for name in (file, *args)]
     for path in files:
         if path.suffix not in KINDS or (path.suffix == ".py" and len(files) > 1):
@@ -60,8 +65,11 @@ def check(
             raise InputError(f"there is no file {path}")
     if launches and files[0].suffix == ".py":
         raise InputError("--launch is for CUDA C++ and PTX: a script launches its kernels itself")
+    if save and (files[0].suffix == ".py" or len(files) > 1):
+        raise InputError("--save is for one file of CUDA C++ or PTX: a script has its arrays itself")
     if shortens and files[0].suffix == ".py":
         raise InputError("--shorten runs a file again and again: it is for CUDA C++ and PTX, not for scripts")
+    compile_machine()
     failed, found = 0, list[Report]()
     first = options.pop("seed")
     covered, known, seen, stories = Coverage(), list[Report](), dict[int, int](), list[str]()
@@ -73,7 +81,7 @@ def check(
                 code, reports = script(path, args, machine)
                 failed = failed or code
             else:
-                reports = run(path, launches, machine, flags)
+                reports = run(path, launches, machine, flags, save)
             covered.add(machine)
             if reports and looks:
                 looks = False
@@ -119,12 +127,19 @@ def text_of(path: Path) -> str:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
 
 
-def run(path: Path, texts: list[str], machine: Machine, flags: tuple[str, ...] = ()) -> list[Report]:
-    """Run the launches of a file. Launches of one stream run one after the other. Returns their reports."""
+def run(
+    path: Path, texts: list[str], machine: Machine, flags: tuple[str, ...] = (), save: str | None = None
+) -> list[Report]:
+    """Run the launches of a file. Launches of one stream run one after the other. Returns their reports.
+
+    save: a folder for the arrays that have names.
+    """
     source = text_of(path)
     texts = texts or launch_text.in_comments(source)
     symbols = [symbol for symbol in map(launch_text.read_symbol, texts) if symbol]
-    launches = [launch_text.read(text) for text in texts if not launch_text.read_symbol(text)]
+    shared = [array for array in map(launch_text.read_each, texts) if array]
+    others = [text for text in texts if not launch_text.read_symbol(text) and not launch_text.read_each(text)]
+    launches = [one for text in others for one in on_devices(launch_text.read(text), len(machine.devices))]
     if not any(not launch.action for launch in launches):
         raise InputError(f"{path}: {NO_LAUNCH}")
     entries: dict[str, str] = {}
@@ -135,7 +150,9 @@ def run(path: Path, texts: list[str], machine: Machine, flags: tuple[str, ...] =
         ptx, found = compiled(source, str(path), machine.cc, wanted, flags)
         entries |= found
     program = machine.load(ptx)
-    arguments = launch_text.Arguments(machine.device(0), path.parent)
+    arguments = launch_arguments.Arguments(machine.device(0), path.parent)
+    for array in shared:
+        arguments.each(array, machine)
     for symbol in symbols:
         set_symbol(machine, program, symbol, entries.pop(f"&{symbol.name}", symbol.name), arguments)
     streams, events = dict[tuple[int, str], Stream](), dict[str, Event]()
@@ -147,14 +164,27 @@ def run(path: Path, texts: list[str], machine: Machine, flags: tuple[str, ...] =
         names = parameter_names(source, launch.kernel)
         try:
             device = machine.device(launch.device)
-            values = values_of(launch, arguments.on(device), names)
+            values = values_of(launch, arguments.on(device), names, program.functions[entry].params)
             how: dict[str, Any] = {"stream": stream_of(launch, machine, streams), "programmatic": launch.programmatic}
             how |= {"shared": launch.shared, "entry": entry, "cluster": launch.cluster}
             device.launch(ptx, launch.grid, launch.block, *values, **how)
             machine.queue[-1].name = launch.kernel
         except InputError as error:
             raise InputError(f"{launch.text}: {error}") from error
-    return [replace(report, file=shown(report.file, path)) for report in machine.run()]
+    reports = machine.run()
+    if save:
+        saved(Path(save), arguments.named)
+    return [replace(report, file=shown(report.file, path)) for report in reports]
+
+
+def saved(folder: Path, arrays: dict[str, Any]) -> None:
+    """Write each array to FOLDER/NAME.npy."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, array in arrays.items():
+            np.save(folder / f"{name}.npy", array.copy_to_host())
+    except OSError as error:
+        raise InputError(f"cannot save arrays in {folder}: {error.strerror}") from error
 
 
 @cache
@@ -207,12 +237,22 @@ def shown(file: str, path: Path) -> str:
     return os.path.relpath(file) if Path(file).is_relative_to(Path.cwd()) else file
 
 
-def values_of(launch: LaunchText, arguments: launch_text.Arguments, names: list[str]) -> list[Any]:
+def on_devices(launch: LaunchText, count: int) -> list[LaunchText]:
+    """A launch for each device that it names."""
+    return [launch] if launch.device is not None else [replace(launch, device=number) for number in range(count)]
+
+
+def values_of(
+    launch: LaunchText, arguments: launch_arguments.Arguments, names: list[str], params: list[Any]
+) -> list[Any]:
     """The arguments of a launch. names: the names of the kernel's parameters, which arrays without a name get."""
     values = []
     for number, text in enumerate(launch.arguments):
         name = names[number] if len(names) == len(launch.arguments) else f"arg{number + 1}"
-        values.append(arguments.make(text, name))
+        made = arguments.make(text, name)
+        if isinstance(made, launch_arguments.Open) and number < len(params):
+            made = made + bytes(max(params[number].size - len(made), 0))
+        values.append(made)
     return values
 
 

@@ -66,6 +66,7 @@ def check_options(commands: Any) -> None:
         action="store_true",
         help="print a short schedule that shows the first fault of each file",
     )
+    one.add_argument("--save", metavar="FOLDER", help="write the arrays that launches name to FOLDER/NAME.npy")
     one.add_argument("--github", action="store_true", help="print reports as annotations of GitHub Actions")
     one.add_argument("-I", dest="folders", action="append", default=[], metavar="FOLDER", help="headers of CUDA C++")
     one.add_argument("-D", dest="macros", action="append", default=[], metavar="NAME[=VALUE]", help="macro of CUDA C++")
@@ -122,7 +123,7 @@ def main(argv: list[str] | None = None, prog: str = "ptxsim") -> int:
             from .check import check
 
             flags = [f"-I{folder}" for folder in asked.folders] + [f"-D{macro}" for macro in asked.macros]
-            more = {"suppress": asked.suppress, "shorten": asked.shorten, **machine}
+            more = {"suppress": asked.suppress, "shorten": asked.shorten, "save": asked.save, **machine}
             code = check(asked.file, asked.args, asked.launch, asked.seeds, asked.github, tuple(flags), **more)
         else:
             from .profile import profile

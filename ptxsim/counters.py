@@ -33,6 +33,7 @@ OPCODES = {
     isa.BAR: "bar",
     isa.WGMMA: "wgmma",
     **dict.fromkeys((isa.MBINIT, isa.MBINVAL, isa.MBARRIVE, isa.MBEXPECT, isa.MBWAIT, isa.MBCOPIES), "mbarrier"),
+    isa.STASYNC: "st.async",
     **dict.fromkeys((isa.BULKLOAD, isa.BULKSTORE, isa.BULKCOMMIT, isa.BULKWAIT), "cp.async.bulk"),
 }
 

@@ -7,6 +7,7 @@ code.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from kernel_cache import regular
@@ -16,9 +17,13 @@ NO_CODE = re.compile(
     r"""//[^\n]*|/\*.*?(?:\*/|\Z)|"(?:\\.|[^"\\\n])*"?|'(?:\\.|[^'\\\n])'|^[ \t]*\#(?:\\\n|[^\n])*""", re.S | re.M
 )
 TRANSPARENT = re.compile(r"\bnamespace\b|\bextern$")  # before the brace of a namespace or an extern block
-DEVICE = re.compile(r"\b__(global|device)__\b")
-HOST = re.compile(r"<<<|\bcuda[A-Z]\w*|\bcu[A-Z]\w*|\bstd::|\b(cout|cerr|fprintf|malloc|calloc|exit)\b")
+DEVICE_WORDS = ("__global__", "__device__")
+MACRO = re.compile(r"^[ \t]*#[ \t]*define[ \t]+(\w+)((?:\\\n|[^\n])*)", re.M)
+HOST_CALL = re.compile(r"<<<|\bcuda[A-Z]\w*|\bcu[A-Z]\w*|\b(cout|cerr|fprintf|malloc|calloc|exit)\b")
+STD = re.compile(r"\bstd::")
 HOST_HEAD = re.compile(r"\bmain\s*\(|\b__host__\b|\bstd::")
+CONSTEXPR = re.compile(r"\bconstexpr\b")  # before a function: its result may be known when device code is compiled
+THROW = re.compile(r"(?<=[;{})])(\s*(?:else\s*)?)\bthrow\b[^;{}]*;")  # devices have no exceptions
 # what only classes of the host have, as bases or members
 HOST_CLASS = re.compile(
     r"\bstd::(exception|string|\w*stream|cerr|cout|vector|\w*map|mutex|shared_ptr|unique_ptr|function)\b"
@@ -29,11 +34,31 @@ INCLUDE = re.compile(r"^[ \t]*#[ \t]*include[ \t]*<([^>\n]+)>", re.M)
 ANY_INCLUDE = re.compile(r"""^([ \t]*#[ \t]*include[ \t]*)(["<])([^">\n]+)[">]""", re.M)
 
 
-def without_host_code(source: str) -> str:
-    """The source with blanks in place of the host's functions, so that line numbers do not change."""
+def device_words(texts: Iterable[str]) -> tuple[str, ...]:
+    """The words that mark code of the device: CUDA's own, and macros of the texts that contain one, such as DINLINE."""
+    macros = [found.groups() for text in texts for found in MACRO.finditer(text)]
+    words = dict.fromkeys(DEVICE_WORDS)
+    before = 0
+    while len(words) > before:  # a macro may contain another one
+        before, marks = len(words), any_of(tuple(words))
+        words |= dict.fromkeys(name for name, value in macros if name not in words and marks.search(value))
+    return tuple(words)
+
+
+def any_of(words: tuple[str, ...]) -> re.Pattern[str]:
+    """A form that finds each of the words."""
+    return re.compile(rf"\b(?:{'|'.join(words)})\b")
+
+
+def without_host_code(source: str, words: tuple[str, ...] = ()) -> str:
+    """The source with blanks in place of the host's functions, so that line numbers do not change.
+
+    words: those that mark code of the device, if headers define some.
+    """
+    device = any_of(words or device_words([source]))
     code = NO_CODE.sub(lambda found: blank(found[0]), source)
-    at = start = kept = 0
-    parts = []
+    at = start = 0
+    cuts: list[tuple[int, int, str]] = []  # the begin and the end of what is replaced, and by what
     while (at := code.find("{", at)) >= 0:
         start = max(code.rfind(mark, start, at) for mark in ";{}") + 1 or start
         head = code[start:at]
@@ -42,13 +67,33 @@ def without_host_code(source: str) -> str:
             continue
         end = closing(code, at)
         start += len(head) - len(head.lstrip())
-        function = ")" in head and not head.rstrip().endswith("=") and not DEVICE.search(head)
-        classes = CLASS.search(head[-400:]) and not DEVICE.search(code[at:end]) and HOST_CLASS.search(code[start:end])
-        if classes or (function and (HOST_HEAD.search(head) or HOST.search(code[start:end]))):
-            parts += [source[kept:start], blank(source[start:end])]
-            kept = end
+        if of_host(head, code[start:end], device):
+            cuts.append((start, end, blank(source[start:end])))
+        else:
+            cuts += [(one.end(1), one.end(), trap(one[0])) for one in THROW.finditer(code, at, end)]
         at = start = end
+    kept = 0
+    parts = []
+    for start, end, by in cuts:
+        parts += [source[kept:start], by]
+        kept = end
     return "".join([*parts, source[kept:]])
+
+
+def of_host(head: str, text: str, device: re.Pattern[str]) -> bool:
+    """Whether a function or a class is the host's alone. head: what stands before its brace. text: all of it."""
+    if CLASS.search(head[-400:]) and not device.search(text) and HOST_CLASS.search(text):
+        return True
+    if ")" not in head or head.rstrip().endswith("=") or device.search(head):
+        return False
+    if CONSTEXPR.search(head):
+        return bool(HOST_CALL.search(text) or HOST_CLASS.search(text))
+    return bool(HOST_HEAD.search(head) or HOST_CALL.search(text) or STD.search(text))
+
+
+def trap(text: str) -> str:
+    """What replaces a statement that throws. It has as many line breaks."""
+    return "__trap();" + "\n" * text.count("\n")
 
 
 def blank(text: str) -> str:
@@ -79,24 +124,30 @@ def with_headers(source: str, folders: list[Path]) -> tuple[str, dict[str, str]]
     folders: the source's own folder, and those of `-I`. Headers that lie in none of them are left out. All includes of
     the others name absolute paths, which are the keys of the texts. Line numbers do not change.
     """
-    texts: dict[str, str] = {}
-    todo: list[Path] = []
+
+    def place(found: re.Match[str], here: Path) -> Path | None:
+        """The header that an include names, or None if it lies in none of the folders."""
+        places = [here, *folders] if found[2] == '"' else folders
+        path = next((place / found[3] for place in places if (place / found[3]).is_file()), None)
+        return path and path.resolve()
+
+    def included(text: str, here: Path) -> list[Path]:
+        return [path for found in ANY_INCLUDE.finditer(text) if (path := place(found, here))]
+
+    texts: dict[Path, str] = {}
+    todo = included(source, folders[0])
+    while todo:
+        path = todo.pop()
+        if path not in texts:
+            texts[path] = regular.read(path).decode("utf-8", errors="replace")
+            todo += included(texts[path], path.parent)
+    words = device_words([source, *texts.values()])
 
     def rewritten(text: str, here: Path) -> str:
         def named(found: re.Match[str]) -> str:
-            places = [here, *folders] if found[2] == '"' else folders
-            path = next((place / found[3] for place in places if (place / found[3]).is_file()), None)
-            if path is None:
-                return found[0]
-            todo.append(path.resolve())
-            return f'{found[1]}"{path.resolve()}"'
+            path = place(found, here)
+            return f'{found[1]}"{path}"' if path else found[0]
 
-        return ANY_INCLUDE.sub(named, without_host_code(text))
+        return ANY_INCLUDE.sub(named, without_host_code(text, words))
 
-    source = rewritten(source, folders[0])
-    while todo:
-        path = todo.pop()
-        if str(path) not in texts:
-            texts[str(path)] = ""
-            texts[str(path)] = rewritten(regular.read(path).decode("utf-8", errors="replace"), path.parent)
-    return source, texts
+    return rewritten(source, folders[0]), {str(path): rewritten(text, path.parent) for path, text in texts.items()}

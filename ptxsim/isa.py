@@ -90,8 +90,8 @@ NOT_COHERENT = 1 << 12  # bit of the same FLAGS for ld.nc and ldu
     TRAP,
     NOP,
 ) = range(400, 408)
-# memory; opcodes from BULKLOAD on are bulk copies. tensor.py runs those from TENSORLOAD on, and tensor_memory.py those
-# from TCMMA on
+# memory; opcodes from BULKLOAD on are bulk copies. async_store.py runs STASYNC, tensor.py the opcodes from TENSORLOAD
+# on, and tensor_memory.py those from TCMMA on
 (
     LD,
     ST,
@@ -106,13 +106,14 @@ NOT_COHERENT = 1 << 12  # bit of the same FLAGS for ld.nc and ldu
     BULKSTORE,
     BULKCOMMIT,
     BULKWAIT,
+    STASYNC,
     TENSORLOAD,
     TENSORSTORE,
     BULKREDUCE,
     MAPCOPY,
     TCMMA,
     TCCOMMIT,
-) = range(500, 519)
+) = range(500, 520)
 # barriers and waits; those from MBINIT on are of mbarriers, those from PROXYFENCE on are fences
 (
     BAR,

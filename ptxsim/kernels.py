@@ -142,6 +142,8 @@ def fits(number: Any, param: Any) -> None:
         if param.type[0] in "us" or param.size not in (2, 4, 8):
             raise InputError(f"{wanted}, got the float {number}")
         return
+    if param.size > 8:
+        raise InputError(f"{wanted}: give its {param.size} bytes, as bytes or a structure, got {quoted(number)}")
     bits = 8 * param.size
     integer = isinstance(number, (int, np.integer, np.bool_))
     if not integer or not -(1 << (bits - 1)) <= int(number) < 1 << bits:

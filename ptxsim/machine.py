@@ -15,9 +15,10 @@ from kernel_cache.offline import capability
 
 from . import kernels
 from . import state as s
+from .address_space import span
 from .arrays import DeviceArray, granule_of
 from .core import PATIENCE
-from .errors import ClosedError, InputError, own
+from .errors import ClosedError, InputError, MemoryProblem, own
 from .graphs import Graph, capture
 from .launches import Launch, cluster_size, three
 from .program import Program
@@ -27,6 +28,7 @@ from .syntax import PTXError
 
 LIMIT = 100_000_000_000  # the most warp instructions of one run; so many take about a day
 MOST_LIMIT = 1 << 60
+DISTANCE = 1 << 32  # bytes between the arrays of neighbouring devices that `symmetric` makes
 
 
 @dataclass(frozen=True)
@@ -135,11 +137,18 @@ class Machine(Runner):
         return self.devices[number]
 
     def new_array(
-        self, device: int, values: np.ndarray | None, shape: Any, dtype: Any, name: str, strides: Any = None
+        self,
+        device: int,
+        values: np.ndarray | None,
+        shape: Any,
+        dtype: Any,
+        name: str,
+        strides: Any = None,
+        at: int | None = None,
     ) -> DeviceArray:
         """Make an array on a device, or for device -1 in host memory.
 
-        The array is a copy of `values`, or uninitialised if `values` is None.
+        The array is a copy of `values`, or uninitialised if `values` is None. at: its offset in the machine's memory.
         """
         if values is not None:
             shape, dtype = values.shape, values.dtype
@@ -152,7 +161,7 @@ class Machine(Runner):
         shape = tuple(int(n) for n in shape) if isinstance(shape, (tuple, list)) else (int(shape),)
         size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
         with self.lock:
-            allocation = self.memory.allocate(size, device, granule_of(dtype), name, values is not None)
+            allocation = self.memory.allocate(size, device, granule_of(dtype), name, values is not None, at)
         allocation.dtype, allocation.shape, allocation.itemsize = dtype, shape, dtype.itemsize
         if strides is None:
             strides = np.empty(shape, np.dtype("u1"), order=order).strides  # type: ignore[call-overload]
@@ -165,6 +174,29 @@ class Machine(Runner):
     def host_array(self, values: Any, name: str = "") -> DeviceArray:
         """Copy a NumPy array to host memory that every device may read and write (mapped, pinned memory)."""
         return self.new_array(-1, np.asarray(values), None, None, name)
+
+    def symmetric(
+        self, shape: Any, dtype: Any = np.float64, name: str = "", distance: int = DISTANCE
+    ) -> list[DeviceArray]:
+        """An uninitialised array of each device. Their addresses are `distance` bytes apart.
+
+        Libraries that find a peer's memory by adding to an address need this, such as NCCL with its symmetric windows,
+        whose distance is a multiple of 4 GiB. Raises MemoryProblem if the machine has no space for so many.
+        """
+        count = len(self.devices)
+        size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+        with self.lock:
+            first = self.memory.runs.apart(span(size), count, distance)
+            if first < 0 or distance % span(0) or span(size) > distance:
+                raise MemoryProblem(
+                    f"the machine's memory of {len(self.memory.data)} bytes has no space for {count} arrays of {size} "
+                    f"bytes that are {distance} bytes apart"
+                )
+            names = [f"{name}@{number}" if name else "" for number in range(count)]
+            return [
+                self.new_array(number, None, shape, dtype, names[number], at=first + number * distance)
+                for number in range(count)
+            ]
 
     def capture(self) -> AbstractContextManager[Graph]:
         """A block whose launches become a graph, to launch again and again: `with machine.capture() as graph:`."""

@@ -26,7 +26,7 @@ from .watch import ATOMIC, STRONG, draw, report
 
 OF_ALL = STRONG | ATOMIC | isa.SYS << 1  # flags of an access that never races with another of this kind
 MOST_COUNT = (1 << 20) - 1  # the highest count of arrivals, and the highest count of bytes
-EXPECTS, PARITY, TRIES, NOT_COUNTED = 1, 2, 4, 8  # bits in TYPE2 of the instructions
+EXPECTS, PARITY, TRIES, NOT_COUNTED, COMPLETES, DROPS = 1, 2, 4, 8, 16, 32  # bits in TYPE2 of the instructions
 PATIENT_ANSWERS = 3  # if nothing changes, waits return false so often before this counts as a deadlock
 # details of MISUSE reports; explain.py has the messages
 REMOTE = 24
@@ -160,12 +160,13 @@ def initialise(x, warp, thread, block, line, lane, place, pc):
 
 @jit
 def arrive(x, warp, thread, block, owner, line, lane, op, row, index, pc):
-    """Run mbarrier.arrive, mbarrier.expect_tx, or mbarrier.arrive.expect_tx, which does both. owner: its block."""
-    place = get(row, s.MB_PLACE)
+    """Run mbarrier.arrive, arrive_drop, expect_tx, complete_tx, or arrive.expect_tx. owner: the mbarrier's block."""
+    place, how = get(row, s.MB_PLACE), get(line, isa.TYPE2)
     if op == isa.MBARRIVE:
         set_register(x, warp, get(line, isa.D), lane, np.uint64(word(row)))
-    if op == isa.MBEXPECT or get(line, isa.TYPE2) & EXPECTS:
-        expect(x, thread, row, np.int64(register(x, warp, get(line, isa.C), lane)) & 0xFFFFFFFF, pc)
+    if op == isa.MBEXPECT or how & EXPECTS:
+        size = np.int64(register(x, warp, get(line, isa.C), lane)) & 0xFFFFFFFF
+        expect(x, thread, row, -size if how & COMPLETES else size, pc)
     if op == isa.MBARRIVE:
         if get(x, s.CHECK):
             published = get(thread, s.T_RELEASE0)
@@ -177,6 +178,8 @@ def arrive(x, warp, thread, block, owner, line, lane, op, row, index, pc):
             wrong(x, thread, place, BEYOND if count >= 1 else BAD_COUNT, pc)
             count = min(count, get(row, s.MB_PENDING))
         put(row, s.MB_PENDING, get(row, s.MB_PENDING) - count)
+        if how & DROPS:  # later phases expect fewer arrivals
+            put(row, s.MB_EXPECTED, get(row, s.MB_EXPECTED) - count)
     settle_phase(x, owner, row, index)
 
 
@@ -184,7 +187,7 @@ def arrive(x, warp, thread, block, owner, line, lane, op, row, index, pc):
 def expect(x, thread, row, size, pc):
     """Add size to the number of bytes that the phase waits for. size: negative for bytes that have been copied."""
     total = get(row, s.MB_TX) + size
-    if size > MOST_COUNT or not -MOST_COUNT <= total <= MOST_COUNT:
+    if not -MOST_COUNT <= size <= MOST_COUNT or not -MOST_COUNT <= total <= MOST_COUNT:
         wrong(x, thread, get(row, s.MB_PLACE), BAD_BYTES, pc)
         return
     put(row, s.MB_TX, total)

@@ -21,16 +21,20 @@ def found() -> str | None:
 
 
 @cache
-def compiled(nvcc: str, name: str, cc: tuple[Any, ...], flags: tuple[str, ...]) -> str:
+def compiled(nvcc: str, name: str, cc: tuple[Any, ...], wanted: tuple[str, ...], flags: tuple[str, ...]) -> str:
     """The PTX of a file of CUDA C++, with line information.
 
-    flags: `-I` and `-D` options. Raises InputError with nvcc's messages.
+    wanted: names of kernels; those of templates are instantiated. flags: `-I` and `-D` options. Raises InputError with
+    nvcc's messages.
     """
     with tempfile.TemporaryDirectory() as folder:
-        target = Path(folder) / "kernels.ptx"
+        target, source = Path(folder) / "kernels.ptx", Path(folder) / "kernels.cu"
+        uses = [f"static auto *ptxsim_use_{at} = &{kernel};" for at, kernel in enumerate(wanted) if "<" in kernel]
+        source.write_text("\n".join([f'#include "{Path(name).resolve()}"', *uses, ""]))
         words = [
             nvcc,
             "-ptx",
+            "-w",
             "-lineinfo",
             "-std=c++17",
             "--expt-relaxed-constexpr",
@@ -38,7 +42,9 @@ def compiled(nvcc: str, name: str, cc: tuple[Any, ...], flags: tuple[str, ...]) 
             *flags,
         ]
         try:
-            done = subprocess.run([*words, "-o", str(target), name], capture_output=True, text=True, timeout=TIME)
+            done = subprocess.run(
+                [*words, "-o", str(target), str(source)], capture_output=True, text=True, timeout=TIME
+            )
         except (OSError, subprocess.TimeoutExpired) as error:
             raise InputError(f"{name} cannot be compiled: {error}") from error
         if done.returncode:
@@ -49,7 +55,7 @@ def compiled(nvcc: str, name: str, cc: tuple[Any, ...], flags: tuple[str, ...]) 
 def names(ptx: str, wanted: tuple[str, ...]) -> dict[str, str]:
     """The name in the PTX of each kernel, and of each variable after `&`, that is named as in C++.
 
-    Raises InputError if a kernel is missing: nvcc makes only those templates that the file itself uses.
+    Raises InputError if a kernel is missing.
     """
     variables = re.findall(r"^(?:\.visible\s+)?\.(?:const|global)\s[^;=\n]*?([\w$]+)(?:\[\d*\])?\s*[;=]", ptx, re.M)
     entries = [*re.findall(r"\.entry\s+([\w$]+)", ptx), *variables]
@@ -61,14 +67,12 @@ def names(ptx: str, wanted: tuple[str, ...]) -> dict[str, str]:
     missing = [kernel for kernel in wanted if shape(kernel.removeprefix("&")) not in plain]
     if missing:
         there = ", ".join(plain) or "(there are none)"
-        raise InputError(
-            f"nvcc made the kernels {there}, not {missing[0]}: a template must be launched or instantiated"
-        )
+        raise InputError(f"nvcc made the kernels {there}, not {missing[0]}")
     return {kernel: plain[shape(kernel.removeprefix("&"))] for kernel in wanted}
 
 
 def shape(name: str) -> str:
-    """A demangled name without its result, its parameters and blanks."""
+    """A demangled name without its result, its parameters, blanks and suffixes of numbers."""
     text = re.sub(r"^void ", "", name.strip())
     depth, end = 0, len(text)
     for at, letter in enumerate(text):
@@ -76,4 +80,4 @@ def shape(name: str) -> str:
         if letter == "(" and depth == 0 and not text.startswith("(anonymous", at):
             end = at
             break
-    return re.sub(r"\s+", "", text[:end])
+    return re.sub(r"\b(\d+)[uUlL]+\b", r"\1", re.sub(r"\s+", "", text[:end]))

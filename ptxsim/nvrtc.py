@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from functools import cache
@@ -49,8 +50,17 @@ LIMITS = """
 #define LLONG_MIN (-LLONG_MAX - 1)
 #define ULLONG_MAX 18446744073709551615ULL
 """
+# integers of Linux, which NCCL's headers use: in the CPU's order, or in one that their names say
+LINUX = "".join(
+    f"typedef unsigned {kind} __u{bits};\ntypedef __u{bits} __be{bits};\ntypedef __u{bits} __le{bits};\n"
+    for kind, bits in (("char", 8), ("short", 16), ("int", 32), ("long long", 64))
+) + "".join(f"typedef signed {kind} __s{bits};\n" for kind, bits in (("char", 8), ("short", 16), ("int", 32)))
+ERRNO = "".join(f"#undef {name}\n#define {name} {number}\n" for number, name in errno.errorcode.items())
 TYPES = "ptxsim/host_types.h"  # names of types that headers of glibc bring
 SHORT_NAMES = "typedef unsigned short ushort;\ntypedef unsigned int uint;\ntypedef unsigned long ulong;\n"
+# what CUDA's headers give nvcc alone, and text that needs it
+DEVICE_RUNTIME = "#if __has_include(<cuda_device_runtime_api.h>)\n#include <cuda_device_runtime_api.h>\n#endif\n"
+USES_RUNTIME = re.compile(r"\bcuda(GridDependencySynchronize|TriggerProgrammaticLaunchCompletion)\b")
 OFTEN = (
     "assert.h",
     "limits.h",
@@ -86,7 +96,13 @@ def compiled_kernels(
     """
     nvrtc = loaded()
     folder = str(Path(name).resolve().parent)
-    options = ["--generate-line-info", "--device-as-default-execution-space", *flags, f"--include-path={folder}"]
+    options = [
+        "--generate-line-info",
+        "--disable-warnings",
+        "--device-as-default-execution-space",
+        *flags,
+        f"--include-path={folder}",
+    ]
     try:
         own = [Path(folder), *(Path(flag[2:].strip()) for flag in flags if flag[:2] == "-I")]
         return compiled(nvrtc, *with_headers(text, own), name, name, cc, options, wanted)
@@ -95,7 +111,7 @@ def compiled_kernels(
         if other is None:
             raise InputError(f"{error}\nnvcc would compile more files, and is not on PATH") from None
         try:
-            ptx = nvcc.compiled(other, name, cc, flags)
+            ptx = nvcc.compiled(other, name, cc, wanted, flags)
         except InputError as again:
             raise InputError(f"{error}\n{again}") from None
         return ptx, nvcc.names(ptx, wanted)
@@ -133,12 +149,14 @@ def compiled(
     words += [f"--include-path={folder}" for folder in folders]
     if wanted:
         words.append(f"--pre-include={TYPES}")
-    missing = missing_headers("\n".join([text, *included.values()]), folders) if wanted else []
+    all_text = "\n".join([text, *included.values()])
+    missing = missing_headers(all_text, folders) if wanted else []
+    first = SHORT_NAMES + (DEVICE_RUNTIME if USES_RUNTIME.search(all_text) else "")
     while True:
         headers = (
             {header: header_text(header) for header in ([*missing, *OFTEN] if wanted else [])}
             | included
-            | {TYPES: SHORT_NAMES}
+            | {TYPES: first}
         )
         program = created(nvrtc, text, what, name, headers)
         for kernel in wanted:
@@ -178,6 +196,10 @@ def header_text(header: str) -> str:
     """The text that replaces a header of the host: an include of libcu++'s headers, limits of types, or nothing."""
     if header in MACROS:
         return f"#ifndef FLT_MAX{LIMITS}#endif\n"
+    if header in ("errno.h", "cerrno"):
+        return ERRNO
+    if header == "linux/types.h":
+        return LINUX
     if header not in LIBCU and re.fullmatch("[a-z_]+", header):  # of C++: they often bring what others need
         return "".join(header_text(other) for other in ("cstdint", "limits", "type_traits", "utility"))
     if header not in LIBCU:

@@ -19,6 +19,7 @@ from .errors import InputError
 from .findings import lines, total
 from .machine import Machine
 from .switch import use
+from .waiting import compile_machine
 
 NOTHING = "no kernel ran: only launches as k[grid, block](...) count, not those on a Machine that the script makes"
 
@@ -33,6 +34,7 @@ def profile(script: str, args: list[str], as_json: bool, **options: Any) -> int:
     if not os.path.isfile(path):  # Path.is_file raises for a name that is too long
         raise InputError(f"there is no file {script}")
     kernels.numba_cuda()
+    compile_machine()
     machine = Machine(**options)
     with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
         code, error = run_script(machine, path, args)

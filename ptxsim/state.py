@@ -174,12 +174,12 @@ S_FIELDS = 4
 C_FIELDS, C_MOST = 6, 32
 
 # ---- pending work of the asynchronous proxy: bulk copies, and arrivals that wait for cp.async or tcgen05 ----
-# FLAGS: those of the instruction; MAP: a tensor map, of 16 words; AT: five coordinates
+# FLAGS: those of the instruction; MAP: a tensor map, of 16 words, or what st.async stores; AT: five coordinates
 (P_KIND, P_BLOCK, P_THREAD, P_TO, P_FROM, P_SIZE, P_BARRIER, P_GROUP, P_PC, P_FLAGS, P_MAP) = range(11)
 P_AT, P_FIELDS, P_MOST = 27, 32, 4096
-P_ARRIVE, P_COMMIT, P_LOAD, P_BOX_LOAD, P_STORE, P_BOX_STORE, P_REDUCE = range(
-    7
-)  # from P_STORE on, they write to global memory
+P_ARRIVE, P_COMMIT, P_LOAD, P_BOX_LOAD, P_PUT, P_ADD, P_STORE, P_BOX_STORE, P_REDUCE = range(
+    9
+)  # from P_STORE on, they write to global memory; P_PUT: st.async, P_ADD: red.async
 
 # ---- a register that wgmma may use ----
 # 0: touched since the last wgmma.fence. 1: not touched since. Another number describes the wgmma that uses the register

@@ -29,9 +29,10 @@ from .boxes import (
     usable,
     width,
 )
-from .bulk import barrier_for, count_bytes, ends, in_rank, locate_all
+from .bulk import count_bytes, ends, in_rank, locate_all
 from .clocks import publish
 from .cluster import LOW, holder
+from .counted import barrier_for
 from .mbarrier import pending
 from .units import unit
 from .watch import ALONE, fence, report, wrote
@@ -142,7 +143,7 @@ def start_box(x, warp, thread, block, line, lane, loads, rank, pc):
     index, group = np.int64(-1), get(thread, s.T_BULK)
     if loads:
         barrier = in_rank(np.int64(register(x, warp, get(line, isa.E), lane)) + get(line, isa.TYPE2), rank)
-        index = barrier_for(x, warp, thread, block, owner, lane, barrier, pc)
+        index = barrier_for(x, warp, thread, block, owner, lane, barrier, True, pc)
         if index < 0:
             return 0
         group = get(get(x, s.AGENT), s.T_CLOCK)

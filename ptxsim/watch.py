@@ -58,18 +58,26 @@ def draw(x):
 
 @unit
 def report(x, kind, pc, gid, address, space, size, other_pc, other_gid, detail, write):
-    """Record a finding, unless this run has recorded one of the same kind for the same instruction."""
+    """Record a finding, unless this run has recorded one of the same kind for the same instruction.
+
+    A race that may change a value replaces one whose store writes what is there.
+    """
     seen = get(x, s.SEEN)
     index = pc * len(s.KINDS) + kind
-    if get(seen, index):
+    place, count = get(seen, index), get(x, s.REPORTS_COUNT)
+    if place == 0:
+        place = count + 1
+        put(seen, index, place)
+        if get(x, s.STRICT):
+            put(x, s.STOP, 1)
+        if count >= s.MAX_REPORTS:
+            return 0
+        put(x, s.REPORTS_COUNT, place)
+    row = get(x, s.REPORTS) + (place - 1) * s.R_FIELDS * 8
+    if place <= count and (
+        place > s.MAX_REPORTS or kind != s.RACE or detail & SAME_VALUE or not get(row, s.R_DETAIL) & SAME_VALUE
+    ):
         return 0
-    put(seen, index, 1)
-    count = get(x, s.REPORTS_COUNT)
-    if get(x, s.STRICT):
-        put(x, s.STOP, 1)
-    if count >= s.MAX_REPORTS:
-        return 0
-    row = get(x, s.REPORTS) + count * s.R_FIELDS * 8
     put(row, s.R_KIND, kind)
     put(row, s.R_PC, pc)
     put(row, s.R_BLOCK, gid >> 10)
@@ -81,7 +89,6 @@ def report(x, kind, pc, gid, address, space, size, other_pc, other_gid, detail, 
     put(row, s.R_OTHER_GID, other_gid)
     put(row, s.R_DETAIL, detail)
     put(row, s.R_WRITE, write)
-    put(x, s.REPORTS_COUNT, count + 1)
     return 0
 
 

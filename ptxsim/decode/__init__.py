@@ -24,13 +24,13 @@ from .arithmetic import (
     sub_carry,
     unary,
 )
-from .asynchronous import any_fence, copy, mbarrier, warpgroup
+from .asynchronous import any_fence, any_reduction, any_store, copy, mbarrier, warpgroup
 from .bits import bit_find, clamp_wrap, dot_product, logic, lop3, permute, plain
 from .cluster import map_address, rank_of
 from .compare import compare, compare_set, copysign, select, select_sign, test_property
 from .control import branch, branch_indexed, call, dependency, leave, nothing, set_registers, stack
 from .convert import convert, is_space, move, to_address
-from .memory import atomic, fence, load, policy_of, store
+from .memory import atomic, fence, load, policy_of
 from .mods import HALVES, INTEGERS, WIDE_FLOATS, WORDS, Mods
 from .packed import pairs
 from .tensor import tensor_map_instruction
@@ -76,7 +76,7 @@ HANDLERS: dict[str, Callable[[Any, Mods], None]] = {
     "bra": branch, "brx": branch_indexed, "ret": leave(isa.RET), "exit": leave(isa.EXIT), "trap": leave(isa.TRAP),
     "brkpt": leave(isa.TRAP), "call": call, "pmevent": nothing, "prefetch": nothing, "prefetchu": nothing,
     "discard": nothing, "applypriority": nothing, "griddepcontrol": dependency, "setmaxnreg": set_registers,
-    "ld": load, "ldu": load, "st": store, "atom": atomic, "red": atomic, "membar": fence, "fence": any_fence,
+    "ld": load, "ldu": load, "st": any_store, "atom": atomic, "red": any_reduction, "membar": fence, "fence": any_fence,
     "cp": copy, "createpolicy": policy_of, "bar": barrier, "barrier": barrier, "shfl": shuffle, "vote": vote,
     "match": match, "redux": reduce, "activemask": active, "elect": elect, "nanosleep": sleep, "mma": multiply_matrix,
     "mbarrier": mbarrier, "wgmma": warpgroup, "wmma": fragments,

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 
 from .. import isa, matrix
+from ..async_store import REDUCES, SPACE_SHIFT
 from ..lowering import Lowering
-from ..mbarrier import EXPECTS, NOT_COUNTED, PARITY, TRIES
+from ..mbarrier import COMPLETES, DROPS, EXPECTS, NOT_COUNTED, PARITY, TRIES
 from ..syntax import Number, Vector
 from ..warpgroup import (
     FROM_REGISTERS,
@@ -19,8 +20,8 @@ from ..warpgroup import (
     UNSIGNED_A,
     UNSIGNED_B,
 )
-from .memory import cache_hints, copy_async, fence, order_scope
-from .mods import Mods, groups
+from .memory import atomic, cache_hints, copy_async, elements, fence, order_scope, store
+from .mods import Mods, check_type, groups
 from .tensor import copy_box, fence_maps, reduce_bulk
 
 
@@ -64,10 +65,13 @@ def flags_of(m: Mods, orders: tuple[str, str], default: int) -> int:
     return order << isa.ORDER_SHIFT | scope << isa.SCOPE_SHIFT | space << isa.SPACE_SHIFT
 
 
+KINDS = ("init", "inval", "arrive", "arrive_drop", "test_wait", "try_wait", "pending_count", "expect_tx", "complete_tx")
+
+
 def mbarrier(low: Lowering, m: Mods) -> None:
-    """Lower any mbarrier instruction, except complete_tx, arrive_drop and those with .noComplete."""
-    kind = m.take_one("init", "inval", "arrive", "test_wait", "try_wait", "pending_count", "expect_tx")
-    if kind is None or {"noComplete", "arrive_drop", "complete_tx"} & set(m.left):
+    """Lower any mbarrier instruction, except those with .noComplete."""
+    kind = m.take_one(*KINDS)
+    if kind is None or "noComplete" in m.left:
         raise m.fail("is not supported")
     if not m.take_one("b64"):
         raise m.fail("needs .b64")
@@ -85,20 +89,22 @@ def mbarrier(low: Lowering, m: Mods) -> None:
         count = m.row(1, isa.B32) if kind == "init" else low.constant(0)
         low.emit(isa.MBINIT if kind == "init" else isa.MBINVAL, isa.B64, a=row, b=count, imm=offset, flags=flags)
         return
-    if kind == "expect_tx":
+    if kind in ("expect_tx", "complete_tx"):
+        how = COMPLETES if kind == "complete_tx" else 0
         flags = flags_of(m, ("relaxed", "relaxed"), isa.RELAXED)
         m.done(2)
         row, offset, _ = low.memory(m.operands[0])
-        low.emit(isa.MBEXPECT, isa.B64, a=row, c=m.row(1, isa.B32), imm=offset, flags=flags)
+        low.emit(isa.MBEXPECT, isa.B64, how, a=row, c=m.row(1, isa.B32), imm=offset, flags=flags)
         return
-    if kind == "arrive":
+    if kind in ("arrive", "arrive_drop"):
         expects = m.flag("expect_tx", EXPECTS)
+        how = expects | (DROPS if kind == "arrive_drop" else 0)
         flags = flags_of(m, ("release", "relaxed"), isa.RELEASE)
         m.done(3 if expects else 2, 3)
         row, offset, _ = low.memory(m.operands[1])
         last = m.row(2, isa.B32) if len(m.operands) == 3 else low.constant(1)
         count, size = (low.constant(1), last) if expects else (last, low.constant(0))
-        low.emit(isa.MBARRIVE, isa.B64, expects, d=m.dest(isa.B64), a=row, b=count, c=size, imm=offset, flags=flags)
+        low.emit(isa.MBARRIVE, isa.B64, how, d=m.dest(isa.B64), a=row, b=count, c=size, imm=offset, flags=flags)
         return
     how = m.flag("parity", PARITY) | (TRIES if kind == "try_wait" else 0)
     flags = flags_of(m, ("acquire", "relaxed"), isa.ACQUIRE)
@@ -159,6 +165,55 @@ def copy_bulk(low: Lowering, m: Mods) -> None:
     (to, at), (source, offset), (barrier, place) = (low.memory(m.operands[k])[:2] for k in (0, 1, 3))
     size = m.row(2, isa.B32)
     low.emit(isa.BULKLOAD, offset, place, a=to, b=source, c=size, e=barrier, imm=at, flags=space, items=ranks)
+
+
+STORED = (isa.B32, isa.B64, isa.U32, isa.U64, isa.S32, isa.S64, isa.F32, isa.F64)
+REDUCED = {
+    "inc": (isa.U32,), "dec": (isa.U32,), "min": (isa.U32, isa.S32), "max": (isa.U32, isa.S32),
+    "and": (isa.B32,), "or": (isa.B32,), "xor": (isa.B32,), "add": (isa.U32, isa.S32, isa.U64),
+}  # fmt: skip
+COUNTED = "mbarrier::complete_tx::bytes"
+
+
+def any_store(low: Lowering, m: Mods) -> None:
+    """Lower st, or st.async. One that no mbarrier counts (.release.global) is done at once."""
+    if m.take_one("async") and COUNTED in m.left:
+        store_async(low, m, False)
+    else:
+        store(low, m)
+
+
+def any_reduction(low: Lowering, m: Mods) -> None:
+    """Lower red, or red.async. One that no mbarrier counts (.release.global) is done at once."""
+    if m.take_one("async") and COUNTED in m.left:
+        store_async(low, m, True)
+    else:
+        atomic(low, m)
+
+
+def store_async(low: Lowering, m: Mods, reduces: bool) -> None:
+    """Lower st.async or red.async that an mbarrier counts."""
+    m.take_one(COUNTED)
+    flags = 0
+    if reduces:
+        if not (m.take_one("relaxed") and m.take_one("cluster")):
+            raise m.fail("needs .relaxed.cluster")
+        name = next((word for word in m.left if word in REDUCED), "")
+        flags = REDUCES | m.choose({name: isa.ATOMS[name] for name in REDUCED})
+    else:
+        m.take_one("weak")
+    space = isa.SHARED if m.take_one("shared::cluster") else isa.GENERIC
+    vector = None if reduces else m.take_one("v2", "v4")
+    (type_,) = m.types()
+    check_type(m, type_, REDUCED[name] if reduces else STORED)
+    if vector == "v4" and type_ & 15 == 8:
+        raise m.fail("a vector has at most 16 bytes")
+    m.done(3)
+    rows = [low.row(item, type_) for item in elements(m, m.operands[1], int(vector[1:]) if vector else 1)]
+    (to, at), (barrier, place) = (low.memory(m.operands[k])[:2] for k in (0, 2))
+    low.granule = min(low.granule, type_ & 15)
+    flags |= space << SPACE_SHIFT
+    low.emit(isa.STASYNC, type_, place, a=to, e=barrier, imm=at, flags=flags, items=rows)
 
 
 OTHER_PROXIES = ("alias", "async::generic")

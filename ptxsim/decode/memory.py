@@ -96,7 +96,6 @@ def load(low: Lowering, m: Mods) -> None:
 
 def store(low: Lowering, m: Mods) -> None:
     """Lower st."""
-    m.take_one("async")
     access(low, m, False)
 
 

@@ -52,7 +52,7 @@ from aristos.topology import (
     visible,
 )
 from aristos.topology.model import Gpu, Mig
-from ptxsim import PtxsimError, check, host_code, launch_text, suppress
+from ptxsim import PtxsimError, check, host_code, launch_arguments, launch_text, suppress
 
 DOCUMENTED = (AristosError, PtxsimError, OSError)
 
@@ -222,19 +222,27 @@ def simulated_machine(path: Path) -> None:
 class Memory:
     """The memory of a simulated device."""
 
+    number = 0
+
     def array(self, values: np.ndarray, name: str) -> np.ndarray:
         return values
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype, name: str) -> None:
         return None
 
+    def symmetric(self, shape: tuple[int, ...], dtype: np.dtype, name: str) -> list[np.ndarray]:
+        return []
+
 
 def launches(text: str) -> None:
     """Read launches in the comments of a kernel's file, and their arguments: arrays of up to 16 MiB."""
-    launch_text.MOST_BYTES = 1 << 24
+    launch_arguments.MOST_BYTES = 1 << 24
     host_code.without_host_code(text), check.parameter_names(text, "add")
     for each in launch_text.in_comments(text)[:8]:
-        make = launch_text.Arguments(Memory(), Path.cwd())
+        make = launch_arguments.Arguments(Memory(), Path.cwd())
+        if array := launch_text.read_each(each):
+            make.each(array, Memory())
+            continue
         symbol = launch_text.read_symbol(each)
         if symbol:
             make.make(symbol.value, symbol.name)
@@ -251,7 +259,7 @@ def known_reports(text: str) -> None:
 
 def array_file(path: Path) -> None:
     """Read an array that lies beside a kernel's file."""
-    launch_text.Arguments(Memory(), path.parent).make(path.name, "a")
+    launch_arguments.Arguments(Memory(), path.parent).make(path.name, "a")
 
 
 def model(path: Path) -> None:

@@ -35,7 +35,7 @@ READERS = {
     "timeline.json": "from aristos.bench.plots import timeline; timeline.timelines(['timeline.json'])",
     "kernel.ptx": "from ptxsim.check import text_of; text_of(Path('kernel.ptx'))",
     "kernel.cu": "from ptxsim.linking import of_file; of_file('kernel.cu', (9, 0))",
-    "array.npy": "from ptxsim.launch_text import Arguments; Arguments(None, Path('.')).of_file('array.npy')",
+    "array.npy": "from ptxsim.launch_arguments import Arguments; Arguments(None, Path('.')).of_file('array.npy')",
 }
 PROGRAM = f"""
 import os, resource, signal, sys

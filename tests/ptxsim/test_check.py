@@ -13,7 +13,7 @@ pytest.importorskip("numba.cuda.extending", reason="numba-cuda is not installed"
 from needs_nvrtc import compiles
 
 import ptxsim
-from ptxsim import check, host_code, launch_text, nvcc, nvrtc
+from ptxsim import check, host_code, launch_arguments, launch_text, nvcc, nvrtc
 from ptxsim.command import main
 from ptxsim.errors import InputError
 
@@ -204,7 +204,7 @@ def test_scripts(tmp_path, capsys, share, launch, end, code, words):
         (["--launch", "scale<<<1, 2000>>>(int32[4], int32[4], 1)", "k.ptx"], "block can be (1024, 1024, 64) at most"),
         (
             ["--launch", "scale<<<1, 1>>>(x, int32[4], 1)", "k.ptx"],
-            "or the name of an array of an earlier launch, got 'x'",
+            "the name of an array of an earlier launch, {MEMBERS} or &{MEMBERS}, got 'x'",
         ),
         (["--launch", "scale<<<1>>>(1)", "k.ptx"], "a launch is NAME<<<GRID, BLOCK>>>(ARGUMENTS)"),
         (["--launch", "scale<<<n, 1>>>(1)", "k.ptx"], "a grid or a block is a number or (x, y, z), got 'n'"),
@@ -226,7 +226,7 @@ def test_usage(tmp_path, capsys, monkeypatch, words, message):
 
 def test_arrays_of_arguments(tmp_path):
     np.save(tmp_path / "data.npy", np.arange(6, dtype=np.int16).reshape(2, 3))
-    arguments = launch_text.Arguments(ptxsim.Machine().device(0), tmp_path)
+    arguments = launch_arguments.Arguments(ptxsim.Machine().device(0), tmp_path)
     made = {
         text: arguments.make(text, "x").copy_to_host()
         for text in (
@@ -330,7 +330,7 @@ def test_a_schedule_is_shortened(tmp_path, capsys):
 
 def test_bytes_of_a_structure(tmp_path):
     device = ptxsim.Machine().device(0)
-    arguments = launch_text.Arguments(device, tmp_path)
+    arguments = launch_arguments.Arguments(device, tmp_path)
     a = arguments.make("a:float32[4]", "x")
     data = arguments.make("{uint8 1, int32 -2, a, float16 0.5, float64 1e3}", "s")
     want = np.zeros(1, np.dtype([("b", "u1"), ("i", "i4"), ("p", "u8"), ("h", "f2"), ("d", "f8")], align=True))
@@ -363,7 +363,7 @@ def test_nvcc_compiles_what_nvrtc_rejects(tmp_path, capsys, monkeypatch):
     file.write_text("#error for nvcc alone\n// simt: add<float><<<1, 32>>>(float32[32], 32)\n")
     assert main(["check", "-D", "A=1", "-I", "b", "--arch", "sm_90a", str(file)]) == 0
     words = (tmp_path / "words").read_text()
-    assert "-ptx -lineinfo" in words
+    assert "-ptx -w -lineinfo" in words
     assert "-arch=sm_90a -Ib -DA=1" in words
     file.write_text(file.read_text().replace("add<float>", "add<int>"))
     assert main(["check", str(file)]) == 2

@@ -386,7 +386,7 @@ ret;
         "mbarrier.arrive.b64 r1, [r1];",
         "mbarrier.arrive.expect_tx.b64 _, [r1];",
         "mbarrier.test_wait.b64 p1, [r1], r1;",
-        "mbarrier.arrive_drop.b64 d1, [r1];",
+        "mbarrier.arrive.noComplete.b64 d1, [r1], 1;",
     ],
 )
 def test_rejected_at_load(text):

@@ -122,3 +122,11 @@ def test_the_same_value_twice_is_said():
     assert {report.verdict for report in reports} == {"same value"}
     assert "[same value]" in str(reports[0])
     assert "[missing barrier: " in str(reports[0])
+
+
+@pytest.mark.parametrize(("value", "verdict"), [("mov.u32 %t, %t;", "wrong"), ("mov.u32 %t, 0;", "same value")])
+def test_a_thread_that_writes_what_is_there_does_not_hide_the_others(value, verdict):
+    """Thread 0 writes the 0 that is there in both forms, and its race is found first."""
+    send = sent(RELEASE.format("gpu")).replace("add.u32 %t, %t, 9;", value)
+    verdicts = found(send, received("mov.u32 %r1, 1"), 1, seeds=3, stale=False)
+    assert {one[3] for one in verdicts if one[1] == "a"} == {verdict}
