@@ -42,6 +42,7 @@ from .cluster import LOW, holder
 from .copies import finish_copies
 from .counted import barrier_for, count_copy
 from .mbarrier import pending, row_of, settle_phase
+from .tensor_fence import tensor_fence
 from .units import unit
 from .watch import draw, report
 
@@ -320,7 +321,9 @@ def abandon(x, block, stopped):
 # ---- fences ----
 @unit
 def fence_of_proxies(x, warp, block, line, op, mask):
-    """Run fence.proxy.async, or fence.mbarrier_init for the mbarriers that the thread initialised."""
+    """Run fence.proxy.async, tcgen05.fence, or fence.mbarrier_init for the mbarriers that the thread initialised."""
+    if op == isa.TCFENCE:
+        return tensor_fence(x, warp, get(line, isa.IMM), mask)
     if op == isa.PROXYFENCE:
         return proxy_fence(x, warp, block, get(line, isa.IMM), mask)
     for lane in range(32):

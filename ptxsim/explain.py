@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from . import bulk, clocks, cluster, isa, mbarrier, tensor, tensor_memory, verdicts, warpgroup
+from . import bulk, clocks, cluster, isa, mbarrier, tensor, tensor_fence, tensor_memory, verdicts, warpgroup
 from . import state as s
 from .core import Core
 from .findings import Report
@@ -142,6 +142,8 @@ def explain(machine: Core, row: Any) -> list[Report]:
         kinds = verdicts.ENDS if kind == s.USE_AFTER_FREE else verdicts.STARTS
     if kind == s.MISSING_FENCE and detail == 1:
         verdict, kinds = verdicts.FORMAL, verdicts.INITIALISATION
+    elif kind == s.MISSING_FENCE and detail in verdicts.TENSOR_FENCES:
+        verdict, kinds = verdicts.FORMAL, ("fence", verdicts.TENSOR_FENCES[detail])
     elif kind == s.MISSING_WAIT and detail in verdicts.TENSOR_WAITS:
         verdict, kinds = verdicts.TENSOR_WAITS[detail]
     return [
@@ -198,6 +200,10 @@ def unfenced(machine: Core, row: Any, access: str, opcode: str, detail: int) -> 
     """The message for an access before which a fence is missing."""
     if detail == 2:
         return f"{opcode} takes a register touched since the last wgmma.fence: it needs wgmma.fence between"
+    if detail == tensor_fence.AFTER:
+        return f"{opcode} uses tensor memory after a wait without tcgen05.fence::after_thread_sync between"
+    if detail == tensor_fence.BEFORE:
+        return f"{opcode} uses tensor memory whose tcgen05.st no tcgen05.fence::before_thread_sync follows"
     if detail == 1:
         return f"{access}, an mbarrier whose initialisation needs fence.mbarrier_init or fence.proxy.async after it"
     _, line, opcode = line_of(machine, int(row[s.R_OTHER_PC]))

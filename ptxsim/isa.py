@@ -134,7 +134,8 @@ NOT_COHERENT = 1 << 12  # bit of the same FLAGS for ld.nc and ldu
     MBCOPIES,
     PROXYFENCE,
     INITFENCE,
-) = range(600, 618)
+    TCFENCE,
+) = range(600, 619)
 # between the lanes of a warp; opcodes from MMA on need all lanes. Those from TCALLOC on use tensor memory, those from
 # WGMMA on are instructions of warpgroups
 (

@@ -28,20 +28,23 @@ U_FIELDS = 4
 # ---- a warp ----
 # ARRIVED: its lanes that have arrived at the cluster's barrier in the present phase. PASSED: those whose phase has
 # ended, and that have not waited yet. STORED: when it last waited for its stores to tensor memory. SLOT: the number of
-# its slot. THREADS: the address of its first thread's table
+# its slot. THREADS: the address of its first thread's table. BEFORE: when it last ran
+# tcgen05.fence::before_thread_sync
 (W_LIVE, W_WAIT, W_PC, W_MASK, W_BLOCK, W_INDEX, W_REGS, W_DIVERGED, W_AGE, W_STICK, W_HASH, W_HASH_AGE,
  W_SAME, W_EXISTS, W_READY, W_SPINS, W_FLIGHT, W_GROUP, W_ARRIVED, W_PASSED, W_STORED, W_SLOT,
- W_THREADS) = range(23)  # fmt: skip
+ W_THREADS, W_BEFORE) = range(24)  # fmt: skip
 W_FIELDS = 24
 
 # ---- a thread (lane of a warp slot) ----
 # RELEASE0 to 2: the clocks that its fences of at least scope cta, gpu, sys released. PENDING0 to 2: the clocks that its
 # relaxed reads found for its block, its device, the system; the next fence takes them. OWN: its last release operation.
+# FENCED: the tensor products that its last tcgen05.fence::after_thread_sync covers. FENCE_AT: when that was.
 # READ: its last relaxed read that found a clock. LOOSE to SEEN: what it would know if rules were weaker (missing.py)
-(T_PC, T_GID, T_CLOCK, T_VC, T_SV, T_RELEASE0, T_RELEASE1, T_RELEASE2, T_PENDING0, T_PENDING1, T_PENDING2, T_DEPTH,
- T_WAIT, T_BARRIER, T_GROUP, T_COPIES, T_SAVED, T_TID, T_RESULT, T_EXPECT, T_PASSED, T_BULK, T_OWN_AT, T_OWN_VC,
- T_OWN_SCOPE, T_READ_AT, T_READ_MAP, T_TENSOR, T_LOOSE, T_WIDE, T_SEEN, T_WIDE_OF) = range(32)  # fmt: skip
-T_FIELDS = 32
+(T_PC, T_GID, T_CLOCK, T_VC, T_SV, T_FENCED, T_RELEASE0, T_RELEASE1, T_RELEASE2, T_PENDING0, T_PENDING1, T_PENDING2,
+ T_DEPTH, T_WAIT, T_BARRIER, T_GROUP, T_COPIES, T_SAVED, T_TID, T_RESULT, T_EXPECT, T_PASSED, T_BULK, T_OWN_AT,
+ T_OWN_VC, T_OWN_SCOPE, T_READ_AT, T_READ_MAP, T_TENSOR, T_LOOSE, T_WIDE, T_SEEN, T_WIDE_OF,
+ T_FENCE_AT) = range(34)  # fmt: skip
+T_FIELDS = 34
 # the things that a thread may wait for
 RUNS, AT_BARRIER, AT_WARP, AT_GRID, AT_MBARRIER, AT_LAUNCH, AT_CLUSTER = range(7)
 

@@ -23,6 +23,7 @@ from .cluster import LOW, holder
 from .integer import clamp, spread
 from .mbarrier import live, pending
 from .rounding import HALF, exact, widen
+from .tensor_fence import AFTER, BEFORE, knows_product, unfenced
 from .units import unit
 from .warpgroup import load_registers, operand
 from .watch import ALONE, report, wrote
@@ -40,6 +41,7 @@ F16_KIND, TF32_KIND, F8_KIND, I8_KIND = range(4)  # kinds of products
 NO_COLUMNS, NOT_ALLOCATED, OTHER_LANES, BAD_PRODUCT = 16, 17, 18, 19
 COLUMN_PENDING, STORE_PENDING = 3, 5
 EVERY_PART = -1
+FREES = -1  # in place of an agent: tcgen05.dealloc, which needs no fence
 
 
 @jit
@@ -58,8 +60,8 @@ def wrong(x, thread, pc, what):
 def usable(x, thread, block, table, first, count, agent, part, pc):
     """Whether a block has allocated columns. A column that a pending product or store writes is reported.
 
-    agent: the number of the agent that uses them, or 0 for the thread itself. part: which 32 lanes of the columns are
-    used, or EVERY_PART.
+    agent: the number of the agent that uses them, 0 for the thread itself, or FREES. part: which 32 lanes of the
+    columns are used, or EVERY_PART.
     """
     if first < 0 or first + count > COLUMNS:
         wrong(x, thread, pc, NOT_ALLOCATED)
@@ -74,20 +76,25 @@ def usable(x, thread, block, table, first, count, agent, part, pc):
             key = (owner >> 10) << SUB_BITS | (owner & 1023)
             if owner == 0 or owner == agent:
                 continue
-            if lookup(x, get(thread, s.T_VC), key) < get(table, OWNERS + 3 * column + 1):
-                other = get(table, OWNERS + 3 * column + 2)
+            clock, other = get(table, OWNERS + 3 * column + 1), get(table, OWNERS + 3 * column + 2)
+            if lookup(x, get(thread, s.T_FENCED), key) >= clock:
+                continue
+            if not knows_product(x, thread, key, clock):
                 gid = get(thread, s.T_GID)
                 report(x, s.MISSING_WAIT, pc, gid, column, isa.LOCAL, 4, other, gid, COLUMN_PENDING, 0)
                 break
+            if agent != FREES:
+                unfenced(x, thread, pc, column, other, AFTER)
+                break
         for k in range(4 * first, 4 * (first + count)):
             if part == EVERY_PART or part == k & 3:
-                settle_store(x, thread, table, k, pc)
+                settle_store(x, thread, table, k, agent != FREES, pc)
     return True
 
 
 @jit
-def settle_store(x, thread, table, k, pc):
-    """Report the use of a part of a column if a warp has stored it and not waited."""
+def settle_store(x, thread, table, k, fences, pc):
+    """Report the use of a part of a column if a warp has stored it and not waited, or if fences are missing between."""
     word = get(table, STORED + k)
     if word == 0:
         return
@@ -95,6 +102,11 @@ def settle_store(x, thread, table, k, pc):
     if get(warp, s.W_STORED) <= word >> 20:
         gid = get(thread, s.T_GID)
         report(x, s.MISSING_WAIT, pc, gid, k >> 2, isa.LOCAL, 4, 0, gid, STORE_PENDING, 0)
+    elif fences and get(warp, s.W_SLOT) != (thread - get(x, s.THREADS)) // (s.T_FIELDS * 8) // 32:
+        if get(warp, s.W_BEFORE) <= word >> 20:
+            unfenced(x, thread, pc, k >> 2, 0, BEFORE)
+        elif get(thread, s.T_FENCE_AT) <= word >> 20:
+            unfenced(x, thread, pc, k >> 2, 0, AFTER)
     put(table, STORED + k, 0)
 
 
@@ -111,7 +123,7 @@ def tensor_memory(x, warp, block, op, mask):
     elif op == isa.TCDEALLOC:
         first = np.int64(register(x, warp, get(line, isa.A), 0)) & 0xFFFF
         count = np.int64(register(x, warp, get(line, isa.B), 0)) & 0xFFFF
-        if usable(x, thread, block, table, first, count, 0, EVERY_PART, pc):
+        if usable(x, thread, block, table, first, count, FREES, EVERY_PART, pc):
             for column in range(first, first + count):
                 put(table, BLOCKS + column, 0)
     elif op == isa.TCWAIT:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import missing, tensor_memory, warpgroup
+from . import missing, tensor_fence, tensor_memory, warpgroup
 from . import state as s
 
 WRONG, FORMAL, SAME = "wrong", "formal", "same value"
@@ -37,6 +37,10 @@ INITIALISATION = ("proxy fence", "fence.mbarrier_init.release.cluster or fence.p
 TENSOR_WAITS = {
     warpgroup.LOAD_PENDING: (FORMAL, ("wait", "tcgen05.wait::ld before the first use of what was loaded")),
     tensor_memory.STORE_PENDING: (WRONG, ("wait", "tcgen05.wait::st in the warp that stores, before it signals")),
+}
+TENSOR_FENCES = {
+    tensor_fence.AFTER: "tcgen05.fence::after_thread_sync after the wait, in the thread that uses tensor memory next",
+    tensor_fence.BEFORE: "tcgen05.fence::before_thread_sync after tcgen05.wait::st, before the thread signals",
 }
 KINDS = {
     s.MISSING_FENCE: ("proxy fence", "fence.proxy.async between the two"),

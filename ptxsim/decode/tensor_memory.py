@@ -47,7 +47,7 @@ def tensor_core(low: Lowering, m: Mods) -> None:
         if kind.startswith("wait"):
             low.emit(isa.TCWAIT, imm=int(kind == "wait::st"))
         else:
-            low.emit(isa.NOP)
+            low.emit(isa.NOP) if kind == "relinquish_alloc_permit" else low.emit(isa.TCFENCE, imm=int("after" in kind))
     elif kind == "alloc":
         m.take_one("shared::cta")
         m.take_one("b32")

@@ -81,8 +81,9 @@ def multiply(kind, shape, rows, n, shared, d, a_desc, b_desc, enabled="p27", a="
 tcgen05.st.sync.aligned.32x32b.x{n}.b32 [r28], {wide};
 tcgen05.wait::st.sync.aligned;
 {middle}
-tcgen05.fence::before_thread_sync;
+{options.pop("before", "tcgen05.fence::before_thread_sync;")}
 bar.sync 0;
+{options.pop("after", "tcgen05.fence::after_thread_sync;")}
 setp.eq.u32 p27, t, t;
 not.pred p26, p27;
 mov.b64 d20, {a_desc:#x};
@@ -95,8 +96,9 @@ tcgen05.ld.sync.aligned.32x32b.x{n}.b32 {wide}, [r28];
 tcgen05.wait::ld.sync.aligned;
 {store}
 """ + END.format(columns=columns)  # fmt: skip
+    module = options.pop("module", MODULE)
     out, found = launched(
-        body, shared, held, *options.pop("more", []), threads=128, module=MODULE, head=f".reg .b32 c<{n}>;",
+        body, shared, held, *options.pop("more", []), threads=128, module=module, head=f".reg .b32 c<{n}>;",
         arch="sm_100a", **options
     )  # fmt: skip
     places = [row if rows == 128 else row // 16 * 32 + row % 16 for row in range(rows)]
@@ -315,6 +317,9 @@ REPORTS = [
     ({"middle": "tcgen05.ld.sync.aligned.32x32b.x1.b32 {r1}, [r28+256];"}, {"misuse"}),
     ({"middle": "st.shared.b32 [tile], 1;"}, {"race", "missing_fence"}),
 ]
+RELAXED = """WAIT: mbarrier.try_wait.parity.relaxed.cluster.shared::cta.b64 p28, [bar], 0;
+@!p28 bra WAIT;
+{}"""
 
 
 @pytest.mark.parametrize(("change", "kinds"), REPORTS)
@@ -327,6 +332,49 @@ def test_reports(change, kinds):
     got = {report.kind for report in found}
     assert got
     assert got <= kinds
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"wait": WAIT.partition("tcgen05")[0]}, "after_thread_sync between"),  # before tcgen05.ld
+        ({"wait": "tcgen05.fence::after_thread_sync;\n" + WAIT.partition("tcgen05")[0]}, "after_thread_sync between"),
+        ({"wait": RELAXED.format("")}, "after_thread_sync between"),
+        ({"before": ""}, "before_thread_sync follows"),  # after tcgen05.st of other warps
+        ({"after": ""}, "after_thread_sync between"),  # before tcgen05.mma
+        ({"wait": RELAXED.format("tcgen05.fence::after_thread_sync;")}, None),
+    ],
+)
+def test_a_missing_fence_is_reported(change, said):
+    """Results are right without it, so that its verdict is formal. A relaxed wait with the fence after it is enough."""
+    shared, a_desc, b_desc = staged(A, A[:16], 1)
+    d = np.zeros((128, 16), np.uint32)
+    _, found = multiply("f16", shape_of(128, 16, 1, 0, 0), 128, 16, shared, d, a_desc, b_desc, **change)
+    if said is None:
+        assert found == []
+        return
+    assert {(report.kind, report.verdict, report.missing) for report in found} == {("missing_fence", "formal", "fence")}
+    assert all(said in report.message for report in found)
+
+
+HANDED_ON = """{first}
+mbarrier.arrive.relaxed.cta.shared::cta.b64 _, [other];
+OTHER: mbarrier.try_wait.parity.relaxed.cta.shared::cta.b64 p28, [other], 0;
+@!p28 bra OTHER;
+tcgen05.fence::after_thread_sync;"""
+
+
+@pytest.mark.parametrize("order", ["", "tcgen05.fence::before_thread_sync;"])
+def test_the_completion_of_a_product_is_handed_on(order):
+    """Thread 0 waits for the product and tells all others by relaxed arrivals at another mbarrier."""
+    shared, a_desc, b_desc = staged(A, A[:16], 1)
+    first = f"@p29 bra TELL;\n{WAIT}\n{order}\nTELL:"
+    options = {"before": "@p29 bra MADE;\nmbarrier.init.shared::cta.b64 [other], 128;\nMADE:"
+                         "tcgen05.fence::before_thread_sync;",
+               "wait": HANDED_ON.format(first=first), "module": MODULE + "\n.shared .align 8 .b64 other;"}  # fmt: skip
+    d = np.zeros((128, 16), np.uint32)
+    _, found = multiply("f16", shape_of(128, 16, 1, 0, 0), 128, 16, shared, d, a_desc, b_desc, **options)
+    assert {report.kind for report in found} == (set() if order else {"missing_wait"})
 
 
 @pytest.mark.parametrize("columns", [16, 48])
