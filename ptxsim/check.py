@@ -21,7 +21,7 @@ from . import kernels, launch_arguments, launch_text, profile, suppress
 from .coverage import Coverage
 from .errors import InputError
 from .findings import Report, lines, total
-from .launch_text import LaunchText, SymbolText
+from .launch_text import EVERY, LaunchText, SymbolText
 from .machine import Machine
 from .nvrtc import compiled_kernels
 from .program import Program
@@ -239,7 +239,7 @@ def shown(file: str, path: Path) -> str:
 
 def on_devices(launch: LaunchText, count: int) -> list[LaunchText]:
     """A launch for each device that it names."""
-    return [launch] if launch.device is not None else [replace(launch, device=number) for number in range(count)]
+    return [replace(launch, device=number) for number in range(count)] if launch.device == EVERY else [launch]
 
 
 def values_of(

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from .errors import InputError
 
 COMMENT, MARK = "//", "simt:"
+EVERY = -1  # in place of a device's number: all devices
 LAUNCH = re.compile(
     r"(?P<early>programmatic\s+)?(?P<kernel>[A-Za-z_][\w:]*(?:<.*>)?)\s*"
     r"<<<(?P<sizes>[^<>]*)>>>\s*\((?P<arguments>.*)\)\s*;?",
@@ -44,7 +45,7 @@ FORM = (
 class LaunchText:
     """A launch as read from text. The kernel may not exist.
 
-    arguments: the text of each argument. shared: bytes of dynamic shared memory. device: its number, or None for all
+    arguments: the text of each argument. shared: bytes of dynamic shared memory. device: its number, or EVERY for all
     devices. stream: its name, '' for the default stream. programmatic: whether it may begin before the one before it
     ends. action: '', or for a text that is no launch `record` or `wait`, with the event's name as `kernel`. cluster:
     the sizes of clusters in blocks.
@@ -56,7 +57,7 @@ class LaunchText:
     block: tuple[int, ...]
     shared: int
     arguments: tuple[str, ...]
-    device: int | None = 0
+    device: int = 0
     cluster: tuple[int, ...] | None = None
     stream: str = ""
     programmatic: bool = False
@@ -101,10 +102,10 @@ def read(text: str) -> LaunchText:
     """The launch, record or wait that a text describes. Raises InputError for a text of another form."""
     where = PLACE.fullmatch(text.strip())
     device, stream = (where["device"] or "0", where["stream"] or "") if where else ("0", "")
-    place = None if device == "*" else int(device)
+    place = EVERY if device == "*" else int(device)
     what = where["what"] if where else text
     if event := EVENT.fullmatch(what):
-        if place is None:
+        if place == EVERY:
             raise InputError(f"record and wait name one device, got {text!r}")
         return LaunchText(text, event["event"], (), (), 0, (), place, None, stream, action=event["action"])
     found = LAUNCH.fullmatch(what)
