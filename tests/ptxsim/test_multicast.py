@@ -68,7 +68,7 @@ all_fetch(const __grid_constant__ Map map, int *out) {
 }
 
 #if __CUDA_ARCH__ >= 1000
-// Block 0 computes a product of 128 x 16 x 16, and its commit tells the blocks of Mask. Then block 1 may change B.
+// Block 0 computes a product of 128 x 16 x 16, and its commit notifies the blocks of Mask. Then block 1 may change B.
 template <int Mask, bool Waits> __global__ void __cluster_dims__(2, 1, 1)
 commits(const uint4 *bytes, u64 a, u64 b, unsigned shape, unsigned *out) {
     __shared__ alignas(1024) uint4 tile[1024];
@@ -185,7 +185,7 @@ def committed(mask, waits, seed=0):
     return out.copy_to_host().view(np.float32), a.astype(np.float32) @ b.astype(np.float32).T, reports
 
 
-def test_a_commit_tells_both_blocks():
+def test_a_commit_notifies_both_blocks():
     for seed in range(3):
         got, wanted, found = committed(0b11, True, seed)
         assert found == []
@@ -195,7 +195,7 @@ def test_a_commit_tells_both_blocks():
 @pytest.mark.parametrize(
     ("mask", "waits", "kinds"),
     [
-        (0b01, True, {"deadlock"}),  # block 1 is not told
+        (0b01, True, {"deadlock"}),  # block 1 is not notified
         (0b11, False, {"race"}),  # block 1 changes B without a wait
     ],
 )

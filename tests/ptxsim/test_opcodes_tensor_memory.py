@@ -366,7 +366,7 @@ tcgen05.fence::after_thread_sync;"""
 
 @pytest.mark.parametrize("order", ["", "tcgen05.fence::before_thread_sync;"])
 def test_the_completion_of_a_product_is_handed_on(order):
-    """Thread 0 waits for the product and tells all others by relaxed arrivals at another mbarrier."""
+    """Thread 0 waits for the product and notifies all others by relaxed arrivals at another mbarrier."""
     shared, a_desc, b_desc = staged(A, A[:16], 1)
     first = f"@p29 bra TELL;\n{WAIT}\n{order}\nTELL:"
     options = {"before": "@p29 bra MADE;\nmbarrier.init.shared::cta.b64 [other], 128;\nMADE:"
