@@ -47,9 +47,9 @@ def test_fixture(simt_machine):
 """
 
 
-def block(language):
-    """The first block of code of a language in the docs."""
-    return re.search(rf"```{language}\n(.*?)```", DOCS, re.S)[1]
+def block(language, part=""):
+    """The first block of code of a language in the docs that has a part of text."""
+    return next(text for text in re.findall(rf"```{language}\n(.*?)```", DOCS, re.S) if part in text)
 
 
 def run_pytest(folder, *words, **environment):
@@ -86,7 +86,7 @@ def test_the_file_of_the_docs_is_clean_until_it_is_broken(tmp_path, capsys):
         nvrtc.loaded()
     except EnvironmentProblem as missing:
         pytest.skip(str(missing))
-    path, text = tmp_path / "add.cu", block("cuda")
+    path, text = tmp_path / "add.cu", block("cuda", "(i < n) out")
     path.write_text(text)
     assert main(["check", str(path)]) == 0
     path.write_text(text.replace("(i < n) out", "(i <= n) out"))
