@@ -343,6 +343,8 @@ def test_bytes_of_a_structure(tmp_path):
 
 FAKE = """#!/bin/sh
 echo "$@" > {folder}/words
+for last; do :; done
+cat "$last" > {folder}/source
 while [ "$1" != -o ]; do shift; done
 cat {folder}/made.ptx > "$2"
 """
@@ -365,9 +367,19 @@ def test_nvcc_compiles_what_nvrtc_rejects(tmp_path, capsys, monkeypatch):
     words = (tmp_path / "words").read_text()
     assert "-ptx -w -lineinfo" in words
     assert "-arch=sm_90a -Ib -DA=1" in words
+    source = (tmp_path / "source").read_text()  # a template that the file does not use is made too
+    assert f'#include "{file}"' in source
+    assert "= &add<float>;" in source
     file.write_text(file.read_text().replace("add<float>", "add<int>"))
     assert main(["check", str(file)]) == 2
     assert "add<float>, add<double>, not add<int>" in capsys.readouterr().err
+
+
+def test_names_of_templates_match_without_suffixes_of_numbers():
+    """A demangler prints 1000000l for an argument that a launch writes as 1000000 or 1000000LL."""
+    wanted = nvcc.shape("void a::k<true, 512, 1000000l>(int*)")
+    assert wanted == nvcc.shape("a::k<true, 512, 1000000>") == nvcc.shape("a::k<true,512,1000000LL>")
+    assert wanted != nvcc.shape("a::k<true, 51, 1000000>")
 
 
 def test_launches_in_comments_are_found_in_a_long_file():
