@@ -2,7 +2,7 @@
 
     mpirun -n 2 aristos races                       # all cases that two ranks can make
     mpirun -n 3 aristos races --case mixed          # one of them
-    mpirun -n 2 aristos races --planted all         # deliberate bugs in the compiled steps: each must be found
+    mpirun -n 3 aristos races --planted all         # deliberate bugs in the compiled steps: each must be found
 
 Exit codes: 0 nothing found, 1 a race was found (with --planted: a bug was not found), 2 usage, 3 the environment, or
 the log was too short, 141 the reader of the report ended early.
@@ -67,7 +67,8 @@ def main(argv: list[str]) -> int:
         return launch_environment.complain(f"aristos races: {text}", ENVIRONMENT, world.lead)
     tries = [(case, 0) for case in run.CASES if (case.name in asked.case if asked.case else case.ranks <= world.size)]
     if asked.planted is not None:
-        names = list(bugs) if asked.planted == "all" else [asked.planted]
+        possible = [name for name, bug in bugs.items() if cases[bug.wants].ranks <= world.size]
+        names = possible if asked.planted == "all" else [asked.planted]
         tries = [(cases[bugs[name].wants], planted.NUMBERS[name]) for name in names]
     if more := [case for case, _ in tries if case.ranks > world.size]:
         needed = more[0].ranks

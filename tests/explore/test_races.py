@@ -13,7 +13,7 @@ from aristos import engine
 from aristos.bench import world
 from aristos.cli import races
 from aristos.errors import EnvironmentProblem
-from aristos.explore.compiled import copies, run
+from aristos.explore.compiled import copies, planted, run
 from aristos.host import launch_environment
 
 
@@ -109,6 +109,23 @@ def test_one_object_of_all_cases(monkeypatch, capsys):
     monkeypatch.setattr(run, "make_all", lambda *_: results)
     assert races.main(["--json"]) == races.FOUND
     assert [each["races"] for each in json.loads(capsys.readouterr().out)["cases"]] == [[], ["a race"]]
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_all_planted_bugs_are_those_that_the_ranks_can_show(monkeypatch, size):
+    """Bugs that show only in a case of more ranks are left out, as such cases are."""
+    made = []
+
+    def make_all(comm, tries, calls, seed):
+        made.extend((case.ranks, bug) for case, bug in tries)
+        return []
+
+    ranks = SimpleNamespace(comm=object(), hosts=["here"], size=size, lead=True)
+    monkeypatch.setattr(world, "connect", lambda: ranks)
+    monkeypatch.setattr(run, "make_all", make_all)
+    assert races.main(["--planted", "all"]) == races.FINE
+    assert max(wanted for wanted, _ in made) == size
+    assert (len(made) == len(planted.ALL)) == (size == 3)
 
 
 def test_all_steps_of_the_engine_are_recorded():

@@ -4,6 +4,8 @@ Actors are the threads of all ranks, and networks. There is one network for each
 of the rank's puts and writes the data at the peer. A flush makes the network's writes known to the thread that called
 the flush. If MPI puts a word as {value, complement}, the put counts as a release of this value. A thread that reads the
 value knows of the put after the thread's next sync.
+With two levels a rank may use only those parts of a neighbour's window that `regions.py` names. Nobody promises what it
+sees elsewhere.
 
 First, NumPy drops accesses that cannot be part of a race: accesses to words that one actor uses alone, or that no actor
 writes, and repetitions of an access by the same actor since the actor's last atomic operation.
@@ -18,8 +20,9 @@ import numpy as np
 
 from ...engine import words
 from ...engine.layout import CODED_BYTES
+from .. import places
 from ..clocks import Clock, Clocks
-from ..places import OUTBOX, STATE, WIRE, private
+from ..places import OUTBOX, REMOTE, STATE, WIRE, private
 from ..violation import Race
 from . import log
 from .copies import where
@@ -33,14 +36,14 @@ UNORDERED = (words.FAILED,)  # words of the state that are set once, without the
 
 @dataclass(frozen=True)
 class Found:
-    """A race. here, there: where the steps make its two accesses."""
+    """A race. here, there: where the steps make its two accesses; there is empty if one access is wrong by itself."""
 
     message: str
     here: str
     there: str
 
     def __str__(self) -> str:
-        return f"{self.message}: {self.here}, {self.there}"
+        return f"{self.message}: {self.here}" + (f", {self.there}" if self.there else "")
 
 
 @dataclass
@@ -190,6 +193,7 @@ class Checker(Clocks):
         kept = self.kinds >= ACQUIRE
         kept |= coded | (self.space.in_part(self.numbers, OUTBOX) & (self.kinds == WRITE))
         puts = {i: put for i, *put in self.puts}
+        self._neighbours()
         plain = self._plain
         at, end = 0, len(plain.entry)
         entries, actors = plain.entry.tolist(), plain.actor.tolist()
@@ -204,6 +208,20 @@ class Checker(Clocks):
             self._access(entries[at], actors[at], numbers[at], writes[at])
             at += 1
         return self.races
+
+    def _neighbours(self) -> None:
+        """Look for accesses of a neighbour's window for remote peers where this rank may not use it."""
+        used = np.flatnonzero(self.space.in_part(self.numbers, REMOTE) & (self.kinds <= EXCHANGE))
+        ranks, numbers = self.entries[used, log.RANK], self.numbers[used]
+        used = used[self.space.ranks(numbers) != ranks]
+        _, first = np.unique(self.entries[used][:, [log.RANK, log.AT]], axis=0, return_index=True)
+        for i in used[np.sort(first)].tolist():
+            rank, number = int(self.entries[i, log.RANK]), int(self.numbers[i])
+            if len(self.races) < MOST and not self.space.regions.mapped(number, rank):
+                owner, here = places.where(number)[0], self._site(i)
+                text = f"rank {rank} uses {self.name(number)}, which only rank {owner} may use"
+                if here not in {each.here for each in self.races if not each.there}:
+                    self.races.append(Found(text, here, ""))
 
     def _access(self, entry: int, actor: int, number: int, writes: bool) -> None:
         self._current = actor

@@ -61,6 +61,16 @@ BUGS = (
         "sync-skipped", "An arrived word is passed on without a sync: its data may not be visible.",
         "outbox.read_words", "mpi.sync(job[words.WIRE])", "pass", "rma",
     ),
+    Planted(
+        "credit-before-output", "Credit covers rows whose staged outputs are not put yet.",
+        "outbox.close_batch", "progress = st[words.PROGRESS]",
+        "progress = st[words.PROGRESS]\ncredit = st[words.freed_rows(job, peer)]", "levels",
+    ),
+    Planted(
+        "neighbour-read", "A rank reads its neighbour's life sign, which a remote rank puts at that neighbour.",
+        "outbox.read_words", "anything = False",
+        "anything = False\nmem.load(words.coded_word(st[words.stream_from(job, peer)], words.AT_EPOCH))", "levels",
+    ),
 )  # fmt: skip
 LOAD = Planted(  # a bug of the host: `run.py` leaves the wait out
     "load-without-wait", "A rank loads weights while its local peers may read them.", "", "", "", "shm-in-place"

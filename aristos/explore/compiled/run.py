@@ -52,16 +52,21 @@ class Case:
 
 
 TRAINED = replace(CFG, shared_ffn=32)
+LEVELS, TRAINED_LEVELS = (replace(cfg, levels=2, max_tokens=16) for cfg in (CFG, TRAINED))
+NODES_OF_TWO = {"ranks_per_node": 2}
 CASES = (
     Case("shm", "tokens travel within a node", {"moves": "tokens"}),
     Case("shm-in-place", "experts in place, loads between calls", {"moves": "experts"}, ranks=2, loads=True),
     Case("shm-once", "tokens cross once within a node", {"moves": "tokens"}, ranks=2, once=True),
     Case("rma", "each rank is a node", {"ranks_per_node": 1}, ranks=2),
-    Case("mixed", "nodes of two ranks", {"ranks_per_node": 2}, ranks=3),
+    Case("mixed", "nodes of two ranks", NODES_OF_TWO, ranks=3),
+    Case("levels", "two levels, nodes of two ranks", NODES_OF_TWO, LEVELS, 3),
     Case("train", "forward and backward calls within a node", {"train": True}, TRAINED),
     Case("train-rma", "forward and backward calls between nodes", {"train": True, "ranks_per_node": 1}, TRAINED, 2),
+    Case("train-levels", "forward and backward calls, two levels", {"train": True, **NODES_OF_TWO}, TRAINED_LEVELS, 3),
     Case("exchange", "dispatch and combine within a node", exchange=True),
     Case("exchange-rma", "dispatch and combine between nodes", {"ranks_per_node": 1}, ranks=2, exchange=True),
+    Case("exchange-levels", "dispatch and combine, two levels", NODES_OF_TWO, LEVELS, 3, exchange=True),
 )
 
 
@@ -178,8 +183,11 @@ def make(comm: Any, case: Case, bug: int, record: log.Log, calls: int, seed: int
     }
     with replaced({**small, **once}):
         TABLE[ELEMENT], TABLE[PLANTED] = 4, 0
-        made = _exchange(comm, case) if case.exchange else _layer(comm, case)
-        with made, _recording(made, recorder):
+        with contextlib.ExitStack() as opened:
+            if case.exchange and case.cfg.levels == 2:
+                opened.enter_context(_layer(comm, case))  # an exchange has the levels that it finds
+            made = opened.enter_context(_exchange(comm, case) if case.exchange else _layer(comm, case))
+            opened.enter_context(_recording(made, recorder))
             rng = np.random.default_rng([seed, comm.rank])
             record.start()
             TABLE[PLANTED] = bug

@@ -120,6 +120,10 @@ class Space:
         inside = (numbers >= places.FIRST) & (numbers < OTHER)
         return inside & ((numbers >> places.PART_BITS & places.PRIVATE) == part)
 
+    def ranks(self, numbers: np.ndarray) -> np.ndarray:
+        """The ranks to whose parts these numbers belong."""
+        return (numbers - places.FIRST) // places.SPAN
+
     def name(self, number: int) -> str:
         """The name of a number, for messages."""
         if number >= OTHER:
