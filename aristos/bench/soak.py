@@ -2,10 +2,11 @@
 grow.
 
 All ranks draw the same objects from one seed: shape, router, element type, placement with or without copies, schedule,
-`moves`, pretended nodes, workers, layers, training. Each object makes some calls with random tokens and routing, and
-loads other weights between these calls. Each rank checks its outputs against `aristos.reference`, and after backward
-calls its gradients by x. Then the object is closed. If a call fails, the error names the seed and the object's number;
-`--first N` starts at that object again. The instruction set is that of the process, which ARISTOS_ISA changes.
+`moves`, pretended nodes, workers, layers, training. Levels and nodes may be given instead of drawn. Each object makes
+some calls with random tokens and routing, and loads other weights between these calls. Each rank checks its outputs
+against `aristos.reference`, and after backward calls its gradients by x. Then the object is closed. If a call fails,
+the error names the seed and the object's number; `--first N` starts at that object again. The instruction set is that
+of the process, which ARISTOS_ISA changes.
 """
 
 from __future__ import annotations
@@ -41,6 +42,26 @@ class SoakError(Exception):
 
 
 @dataclass(frozen=True)
+class Asked:
+    """What is given instead of drawn.
+
+    largest: the most that hidden, ffn and shared_ffn may be. levels: of all fused objects. ranks_per_node: of all
+    objects; None: drawn.
+    """
+
+    seed: int
+    largest: int = 128
+    levels: int = 1
+    ranks_per_node: int | None = None
+
+    def command(self, first: int) -> str:
+        """The command that draws the same objects from number `first` on."""
+        levels = f" --levels {self.levels}" if self.levels != 1 else ""
+        nodes = f" --ranks-per-node {self.ranks_per_node}" if self.ranks_per_node else ""
+        return f"aristos soak --seed {self.seed} --first {first} --largest {self.largest}{levels}{nodes}"
+
+
+@dataclass(frozen=True)
 class Drawn:
     """An object and its calls, equal on all ranks. options: keyword arguments of MoE."""
 
@@ -68,9 +89,9 @@ class Counts:
     samples: list[health.Sample] = field(default_factory=list)
 
 
-def draw(seed: int, number: int, world: int, largest: int) -> Drawn:
-    """Draw object `number` of a seed, for `world` ranks. largest: the most that hidden, ffn and shared_ffn may be."""
-    rng = np.random.default_rng([seed, number])
+def draw(asked: Asked, number: int, world: int) -> Drawn:
+    """Draw object `number`, for `world` ranks."""
+    rng, largest = np.random.default_rng([asked.seed, number]), asked.largest
 
     def pick(*of: Any) -> Any:
         return of[int(rng.integers(len(of)))]
@@ -117,15 +138,17 @@ def draw(seed: int, number: int, world: int, largest: int) -> Drawn:
     }
     if schedule == "bulk":
         options["moves"] = "auto"
+    else:
+        cfg = replace(cfg, levels=asked.levels)
+    options["ranks_per_node"] = asked.ranks_per_node or options["ranks_per_node"]
     return Drawn(number, cfg, options, int(rng.integers(1, 13)))
 
 
 def soak(
     world: World,
-    seed: int,
+    asked: Asked,
     first: int,
     go_on: Callable[[int], bool],
-    largest: int = 128,
     show: Callable[[Counts], None] = lambda counts: None,
 ) -> Counts:
     """Run objects, from number `first` on, while rank 0's `go_on(number)` is true. Collective.
@@ -134,11 +157,11 @@ def soak(
     """
     counts, number, begun, sampled = Counts(), first, time.monotonic(), 0.0
     while world.bcast(go_on(number) if world.lead else None):
-        drawn = draw(seed, number, world.size, largest)
+        drawn = draw(asked, number, world.size)
         try:
-            _one(world, seed, drawn, counts)
+            _one(world, asked.seed, drawn, counts)
         except (AristosError, SoakError) as why:
-            why.add_note(f"aristos soak --seed {seed} --first {number} --largest {largest}: {drawn}")
+            why.add_note(f"{asked.command(number)}: {drawn}")
             raise
         counts.objects += 1
         number += 1

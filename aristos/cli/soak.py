@@ -1,7 +1,8 @@
 """`aristos soak`: random layers and calls on the ranks of this job for a long time, each checked.
 
     mpirun -n 4 aristos soak --minutes 30
-    aristos soak --seed 7 --first 123 --objects 1     # the same object again, on as many ranks as before
+    mpirun -n 4 aristos soak --levels 2 --ranks-per-node 2    # two levels on two pretended nodes
+    aristos soak --seed 7 --first 123 --objects 1             # the same object again, on as many ranks as before
 
 Exit codes: 0 nothing found, 1 a wrong result, an error or a leak, 2 usage, 3 the environment, 130
 Ctrl-C.
@@ -44,6 +45,12 @@ def options(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--largest", type=positive, default=128, metavar="N", help="the largest hidden and ffn (%(default)s)"
     )
+    parser.add_argument(
+        "--levels", type=int, choices=(1, 2), default=1, help="levels between nodes, of fused objects (%(default)s)"
+    )
+    parser.add_argument(
+        "--ranks-per-node", type=positive, metavar="N", help="pretend such nodes for all objects (default: drawn)"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout and nothing else")
     return parser.parse_args(argv)
 
@@ -52,7 +59,7 @@ def main(argv: list[str]) -> int:
     asked = options(argv)
 
     from ..bench.main import interrupted
-    from ..bench.soak import SoakError, soak
+    from ..bench.soak import Asked, SoakError, soak
     from ..bench.world import connect
 
     try:
@@ -60,6 +67,7 @@ def main(argv: list[str]) -> int:
     except EnvironmentProblem as why:
         return launch_environment.complain(f"aristos soak: {why}", ENVIRONMENT)
     seed = world.bcast(asked.seed if asked.seed is not None else int(time.time()))
+    drawn = Asked(seed, asked.largest, asked.levels, asked.ranks_per_node)
     begun = time.monotonic()
     shown = [begun]  # when the last line was printed
 
@@ -73,12 +81,9 @@ def main(argv: list[str]) -> int:
             print(f"{shown[0] - begun:7.0f} s  {_line(counts)}", flush=True)
 
     if world.lead and not asked.json:
-        print(
-            f"aristos soak --seed {seed} --first {asked.first} --largest {asked.largest}, {world.size} ranks",
-            flush=True,
-        )
+        print(f"{drawn.command(asked.first)}, {world.size} ranks", flush=True)
     try:
-        counts = soak(world, seed, asked.first, go_on, asked.largest, show)
+        counts = soak(world, drawn, asked.first, go_on, show)
     except KeyboardInterrupt:
         return interrupted(world, "aristos soak")
     except (AristosError, SoakError) as why:

@@ -101,8 +101,11 @@ def wait_message(
     owed: tuple[Any, ...],
     seen: tuple[int, int],
     gone: bool = False,
+    rail: int | None = None,
 ) -> str:
     """The message of a wait that was given up. gone: whether the peer's process has ended.
+
+    rail: the rank at which the peer's rows for this rank lie, see `Nodes.rail`; None if it is this rank.
 
     waited: a text that says how long the wait lasted, and its limit. name: the parameter that sets the limit. owed:
     what the peer still owes, see `arrivals.standing`. seen: the (epoch, progress) that the peer published last.
@@ -110,10 +113,11 @@ def wait_message(
     if peer == rank:
         return f"rank {rank}: none of this rank's workers made progress for {waited} in epoch {epoch}"
     announced, left, read, returned, sent = map(int, owed)
+    at = "" if rail in (None, rank) else f", which rank {peer} puts at rank {rail}"
     if announced == codes.UNANNOUNCED:
-        what = f"its announcement of epoch {epoch}"
+        what = f"its announcement of epoch {epoch}{at}"
     elif left > 0:
-        what = f"{left} rows that rank {peer} announced, from tile {read} on"
+        what = f"{left} rows that rank {peer} announced, from tile {read} on{at}"
     else:
         what = f"the outputs of tile {returned} (tiles 0 to {sent - 1} were sent)"
     where = "outside a call" if seen[1] < 0 else f"after {seen[1]} commands"
@@ -176,9 +180,11 @@ class Patience:
         limits: Limits,
         known: Callable[[], str] = str,
         ended: Callable[[int], bool] = lambda peer: False,
+        rail: Callable[[int, int], int] = lambda source, rank: rank,
     ) -> None:
-        """known, ended: functions that say which ranks do not run, see Group.lost and Group.has_ended."""
-        self.known, self.ended, self.gone = known, ended, False
+        """known, ended: functions that say which ranks do not run, see Group.lost and Group.has_ended. rail: see
+        `Nodes.rail`."""
+        self.known, self.ended, self.rail, self.gone = known, ended, rail, False
         self.rank, self.epoch, self.job, self.state, self.limits = rank, epoch, job, state, limits
         self.seen: Any = None
         self.since = time.monotonic()
@@ -216,6 +222,7 @@ class Patience:
                     owed=owed,
                     seen=(epoch, progress),
                     gone=gone,
+                    rail=self.rail(peer, self.rank),
                 )
                 + _also(self.known())
             )

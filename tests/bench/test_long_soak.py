@@ -17,14 +17,14 @@ pytestmark = [pytest.mark.slow, pytest.mark.parallel, pytest.mark.compiled]
 
 JOB = """
 from aristos.bench import health
-from aristos.bench.soak import soak
+from aristos.bench.soak import Asked, soak
 from aristos.bench.world import connect
 from aristos.cli import soak as command
 assert command.main("--seed 11 --objects 6 --minutes 9".split()) == 0  # these objects need all kernels
 assert command.main("--seed 11 --objects 1 --json".split()) == 0
 os.nice(10)
 begun, ranks = time.monotonic(), connect()
-counts = soak(ranks, 12, 0, lambda number: number < 12 or time.monotonic() - begun < 40)
+counts = soak(ranks, Asked(12), 0, lambda number: number < 12 or time.monotonic() - begun < 40)
 leaks, growth = health.leaks(counts.samples), health.growth(counts.samples)
 say(counts.objects, counts.calls, counts.backward, counts.loads, leaks, *growth)
 """

@@ -3,26 +3,40 @@
 from __future__ import annotations
 
 import mmap
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from aristos import MoE, MoEConfig, reference
 from aristos.bench import health, world
-from aristos.bench.soak import SoakError, draw, largest_terms, near_kink, soak
+from aristos.bench.soak import Asked, SoakError, draw, largest_terms, near_kink, soak
 from aristos.bench.world import World
 from aristos.cli import soak as command
 from aristos.cli.soak import options
 
 
 def test_objects_are_drawn_alike_and_differ():
-    drawn = [draw(5, number, 4, 64) for number in range(60)]
-    assert [str(each) for each in drawn] == [str(draw(5, number, 4, 64)) for number in range(60)]
+    drawn = [draw(Asked(5, 64), number, 4) for number in range(60)]
+    assert [str(each) for each in drawn] == [str(draw(Asked(5, 64), number, 4)) for number in range(60)]
     assert len({str(each) for each in drawn}) == 60
     for name in ("schedule", "train", "moves", "ranks_per_node", "threads", "layers"):
         assert len({each.options[name] for each in drawn}) > 1, name
     assert any(isinstance(rank, list) for each in drawn for rank in each.options["placement"] or ())
     assert {each.cfg.dtype for each in drawn} == {"float32", "bfloat16", "float16"}
+
+
+def test_given_levels_and_nodes_change_nothing_else():
+    """Levels are those of fused objects, since bulk has one level. The command of an object has what was given."""
+    asked = Asked(5, 64, 2, 3)
+    for number in range(60):
+        plain, given = draw(Asked(5, 64), number, 6), draw(asked, number, 6)
+        fused = given.options["schedule"] == "fused"
+        assert given.cfg == replace(plain.cfg, levels=2 if fused else 1)
+        assert given.options == plain.options | {"ranks_per_node": 3}
+    words = asked.command(7).split()
+    assert words[:2] == ["aristos", "soak"]
+    assert vars(options(words[2:])).items() >= {"seed": 5, "first": 7, "levels": 2, "ranks_per_node": 3}.items()
 
 
 @pytest.mark.parametrize("words", ["--minutes nan", "--minutes -1", "--seed -1", "--first -1"])
@@ -36,7 +50,7 @@ def test_options_that_are_no_valid_numbers_are_refused(words, capsys):
 @pytest.mark.slow
 @pytest.mark.ranks(2)
 def test_calls_of_drawn_objects_are_right(comm):
-    counts = soak(World(comm), 3, 0, lambda number: number < 6, largest=48)
+    counts = soak(World(comm), Asked(3, 48), 0, lambda number: number < 6)
     assert (counts.objects, counts.calls > 6, counts.worst < 1) == (6, True, True)
 
 
@@ -54,7 +68,7 @@ def test_a_wrong_output_is_found_and_the_object_named(monkeypatch):
     with pytest.raises(
         SoakError, match=r"the error of y must be at most that of rounding to \w+, got [\d.e+]+ times"
     ) as found:
-        soak(World(), 3, 0, lambda number: number < 20, largest=48)
+        soak(World(), Asked(3, 48), 0, lambda number: number < 20)
     assert found.value.__notes__[0].startswith("aristos soak --seed 3 --first ")
     assert "MoEConfig(" in found.value.__notes__[0]
 

@@ -14,6 +14,7 @@ SURVIVES, ENDS, EITHER = "survives", "ends", "either"
 TRANSPORTS = ("shm", "rma", "mixed")  # rma and mixed have pretended nodes, between which MPI uses shared memory
 TCP = "tcp"  # transport rma, where MPI uses only the network
 NODES = "nodes"  # two nodes with a network each, joined by a link; MPI has shared memory within each
+LEVELS = "levels"  # pretended nodes of two ranks, with two levels between them
 RANKS_OF_NODE = 2
 LIMIT = 2.0  # the timeout of waits, in seconds, in a job that a fault ends
 PATIENT = 20.0  # the same in a job that survives its faults; pauses, and delays of a busy machine, are far shorter
@@ -51,6 +52,7 @@ class Job:
     operations: list[str]
     faults: list[dict[str, Any]] = field(default_factory=list)
     refusals: dict[str, list[str]] = field(default_factory=dict)
+    levels: int = 1  # levels of the wire between nodes
     started: list[int] | None = None  # for each rank, the seconds by which its monotonic clock is ahead
     # If given, the job has no operations, and compiles layers with these options.
     warm: list[dict[str, Any]] | None = None
@@ -63,7 +65,7 @@ class Job:
         )
         return (
             f"seed {self.seed}, {self.mpi}, {self.ranks} ranks, {self.transport}, {self.options}"
-            f"{'' if self.cleanup else ', no clean-up by the launcher'}: {faults}"
+            f"{', two levels' * (self.levels == 2)}{'' if self.cleanup else ', no clean-up by the launcher'}: {faults}"
         )
 
 
@@ -79,6 +81,7 @@ DAMAGED = (  # words of a peer, as `injected.addresses` finds them
     *("returned_rows", "returned_packed", "returned_status", "returned_kept"),
     "index",
 )
+STREAM = ("record_owner",)  # a word of a peer that is used only with two levels
 _DISK = ("CheckpointError", "ResultsError", "PeerInputError")
 _GLOBAL: dict[str, Any] = {"driver": True}
 KINDS = {
@@ -109,7 +112,8 @@ KINDS = {
         Kind("link_lost", ENDS, "the link between two nodes cut for ever", lambda rng, job: _GLOBAL,
              transports=(NODES,)),
         Kind("word", EITHER, "a word that a peer wrote, out of its bounds for up to 20 ms",
-             lambda rng, job: {"word": rng.choice(DAMAGED), "value": rng.choice((-1, 1)) << rng.randrange(33, 62),
+             lambda rng, job: {"word": rng.choice(DAMAGED + STREAM * (job.levels == 2)),
+                               "value": rng.choice((-1, 1)) << rng.randrange(33, 62),
                                "seconds": round(rng.uniform(0, 0.02), 5), "at_once": rng.random() < 0.5},
              options={"schedule": "fused"}, operations=("forward", "backward", "load")),
         Kind("shm_full", SURVIVES, "a full /dev/shm, when a layer is made", _left(1 << 17), operations=("again",),
@@ -128,24 +132,30 @@ KINDS = {
 }  # fmt: skip
 
 
-def draw(seed: int, mpi: str, kinds: list[str], several: int = SEVERAL) -> Job:
+def draw(seed: int, mpi: str, kinds: list[str], several: int = SEVERAL, levels: int = 1) -> Job:
     """The job of a seed on an MPI library.
 
-    Its faults are of one of `kinds`; a job that survives them has at most `several`.
+    Its faults are of one of `kinds`; a job that survives them has at most `several`. levels: of the wire between nodes;
+    with 2 all calls are fused, and a job whose network has no part in the fault has nodes of two ranks.
     """
     kind = KINDS[random.Random(seed).choice([name for name in kinds if transports(name, mpi)])]
     rng = random.Random(f"{seed} {mpi} {kind.name}")  # a line of the table can be run again from these
     survives = kind.outcome == SURVIVES
     transport = rng.choice(transports(kind.name, mpi))
-    ranks = {"shm": rng.choice((2, 3)), "rma": 2, "mixed": 3, TCP: 2, NODES: 3}[transport]
+    if levels == 2 and transport in TRANSPORTS:
+        transport = LEVELS
+    # two nodes of two ranks, or a node of two ranks and one of one
+    ranks = {"shm": rng.choice((2, 3)), "rma": 2, "mixed": 3, TCP: 2, NODES: 3, LEVELS: 3 + seed % 2}[transport]
     train = rng.random() < 0.7
     options = {
         "schedule": rng.choice(("fused", "fused", "bulk")),
         "threads": rng.choice((1, 2)),
-        "ranks_per_node": {"shm": None, "rma": 1, "mixed": 2, TCP: 1, NODES: None}[transport],
+        "ranks_per_node": {"shm": None, "rma": 1, "mixed": 2, TCP: 1, NODES: None, LEVELS: 2}[transport],
         "timeout": PATIENT if survives else LIMIT,
         "train": train,
     } | kind.options
+    if levels == 2:
+        options["schedule"] = "fused"
     if not train and options["schedule"] == "fused":
         options["moves"] = rng.choice(("auto", "tokens", "experts"))
     names = ["forward", "forward", "load", "result", "user", "again"]
@@ -160,7 +170,9 @@ def draw(seed: int, mpi: str, kinds: list[str], several: int = SEVERAL) -> Job:
             "forward",
             "user",
         ]
-    job = Job(seed, mpi, ranks, transport, rng.random() < 0.5 or kind.name == "stop", options, operations)
+    job = Job(
+        seed, mpi, ranks, transport, rng.random() < 0.5 or kind.name == "stop", options, operations, levels=levels
+    )
     if kind.name == "clock":
         job.started = [rng.randrange(int(30 * DAY)) for _ in range(ranks)]
     count = several if survives else 1

@@ -53,7 +53,7 @@ class Program:
         self.job, self.rank, self.comm, self.other = job, rank, comm, comm.Dup()
         self.page = page(Path("page"))
         self.row = self.page[rank]
-        self.cfg = MoEConfig(hidden=24, ffn=40, experts=5, top_k=2, max_tokens=48)
+        self.cfg = MoEConfig(hidden=24, ffn=40, experts=5, top_k=2, max_tokens=48, levels=job["levels"])
         self.weights_of = 0  # the seed of the layer's weights
         self.saved: int | None = None  # the seed of the saved weights
         self.injected = injected.Injected(self, [f for f in job["faults"] if f["rank"] == rank])

@@ -29,6 +29,7 @@ def main() -> int:
     parser.add_argument("--mpi", nargs="+", default=["mpich"], choices=("mpich", "openmpi", "impi"))
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=list(KINDS))
     parser.add_argument("--several", type=int, default=SEVERAL, help="most faults in a job that should survive them")
+    parser.add_argument("--levels", type=int, default=1, choices=(1, 2), help="levels of the wire between nodes")
     parser.add_argument("--out", type=Path, help="file to which a line for each injection is added")
     parser.add_argument("--keep", type=Path, help="folder for what a bad job leaves")
     asked = parser.parse_args()
@@ -45,7 +46,7 @@ def main() -> int:
     started = time.monotonic()
     while made < asked.injections:
         mpi = asked.mpi[seed % len(asked.mpi)]
-        job = draw(seed, mpi, asked.kinds, asked.several)
+        job = draw(seed, mpi, asked.kinds, asked.several, asked.levels)
         seed += 1
         with driver.workplace() as folder:
             ended = driver.run(job, folder)

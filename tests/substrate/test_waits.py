@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from mpi import find_mpiexec
 from aristos.engine import codes, words
 from aristos.primitives import memory as mem
 from aristos.substrate import idle
-from aristos.substrate.failure import poisoned
+from aristos.substrate.failure import poisoned, wait_message
 
 pytestmark = [
     pytest.mark.slow,
@@ -192,6 +193,48 @@ def test_a_rank_stopped_within_a_call(tmp_path):
         assert word in error
     assert re.search(r"last seen in epoch 2, after \d+ commands; ", error)
     assert error.endswith("see the output of rank 1, or raise timeout=; rank 1 is stopped")
+
+
+LEVELS = (
+    LAYER
+    + """
+cfg = aristos.MoEConfig(hidden=40, ffn=72, experts=4, top_k=2, max_tokens=64, levels=2)
+moe = made(timeout=1.5, ranks_per_node=2)
+if rank == LOST:
+    signal_me(signal.SIGSTOP, 0.5)
+    moe(x)
+time.sleep(1.0)
+moe(x)
+"""
+)
+
+
+@pytest.mark.parametrize("lost", [0, 1, 2, 3])
+def test_a_rank_stopped_within_a_call_with_two_levels(tmp_path, lost):
+    """Every message names the stopped rank, also that of its neighbour, which waits for what was put at that rank."""
+    job = run_job(tmp_path, 4, LEVELS.replace("LOST", str(lost)), timeout=40)
+    assert job.code not in (None, 0), job.out
+    assert job.seconds < 25
+    waits = [line for out in job.out for line in out.splitlines() if re.search(r"\bwaited [\d.]+ s \(timeout", line)]
+    assert waits, job.out
+    for line in waits:
+        assert re.search(r"aborting the job$|in epoch 2\b", line), line
+        assert f"rank {lost} is stopped" in line, line
+        if named := re.search(r"for rank (\d) in epoch 2 and still needs (its announcement|\d+ rows)", line):
+            assert int(named[1]) == lost or f"which rank {named[1]} puts at rank {lost};" in line, line
+
+
+def test_a_wait_names_the_rank_at_which_rows_lie():
+    """With two levels it may be another rank of this node, which may be the one that is lost."""
+    about: dict[str, Any] = {"waited": "1 s", "name": "timeout", "seen": (2, 5)}
+    whats = {
+        "its announcement of epoch 2": (codes.UNANNOUNCED, 0, 0, 0, 0),
+        "7 rows that rank 3 announced, from tile 4 on": (codes.SERVE, 7, 4, 0, 0),
+    }
+    for what, owed in whats.items():
+        assert f"{what}, which rank 3 puts at rank 1;" in wait_message(0, 3, 2, owed=owed, rail=1, **about)
+        for own in (0, None):
+            assert f"{what};" in wait_message(0, 3, 2, owed=owed, rail=own, **about)
 
 
 def test_poison_names_a_rank_that_has_ended():

@@ -247,7 +247,8 @@ class CpuRuntime(Runtime):
         while code == codes.PAUSED:
             if patience is None:
                 group = self.group
-                patience = Patience(group.rank, self.epoch, job, self.state, limits, group.lost, group.has_ended)
+                whose = group.lost, group.has_ended, group.nodes.rail
+                patience = Patience(group.rank, self.epoch, job, self.state, limits, *whose)
             patience.check()
             code = self.loop.work(job, self.state, 0)
         if code == codes.POISONED:
