@@ -290,7 +290,8 @@ class MoEConfig:
     levels : int or str, default 1
         Of the wire between nodes: with 1 a token crosses to every rank of another node that holds one of its experts,
         with 2 once to the node. "auto" is 2 where a probe finds that it works, and 1 elsewhere. Results do not depend
-        on it. Two levels need CPUs, schedule="fused" and nodes of consecutive ranks; within one node nothing changes.
+        on it. Two levels need CPUs and nodes of consecutive ranks; within one node nothing changes. With
+        schedule="bulk" the two levels are those of its all-to-all: within each node, then between nodes.
 
     Raises
     ------

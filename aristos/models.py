@@ -171,7 +171,8 @@ class Shape:
         c = self.cfg
         gated = " gated" if c.gated else ""
         limit = "" if c.limit is None else f" limit {c.limit:g}"
-        return f"{self.name}: H {c.hidden} F {c.ffn} E {c.experts} k {c.top_k} {c.activation}{gated}{limit}"
+        levels = " two levels" if c.levels == 2 else ""
+        return f"{self.name}: H {c.hidden} F {c.ffn} E {c.experts} k {c.top_k} {c.activation}{gated}{limit}{levels}"
 
 
 def shape(

@@ -87,6 +87,13 @@ def make_parser(prog: str = "python -m aristos.bench") -> argparse.ArgumentParse
         metavar="N",
         help="pretend that a node has N ranks; between nodes the transport is rma",
     )
+    run.add_argument(
+        "--levels",
+        type=int,
+        choices=(1, 2),
+        default=1,
+        help="levels between nodes, of fused calls and of bulk's all-to-all (%(default)s)",
+    )
     run.add_argument("--iters", type=positive, metavar="N", help="timed calls (default: as many as fit the time)")
     run.add_argument("--warmup", type=not_negative, default=2, metavar="N", help="calls before timing (%(default)s)")
     run.add_argument(
@@ -177,6 +184,7 @@ def _check_cuda(options: Options) -> None:
         ("--schedule bulk", options.schedule == "bulk", "GPUs run only the fused schedule"),
         ("--threads", options.threads is not None, "on a GPU the number of blocks follows from the device"),
         ("--ranks-per-node", options.ranks_per_node is not None, "ranks of pretended nodes would use the same GPUs"),
+        ("--levels 2", options.levels == 2, "GPUs have one level"),
         ("--moves", options.moves != "auto", "between GPUs only tokens are sent"),
         ("--timeline", options.timeline is not None, "use nsys profile for the kernels of a GPU"),
     ):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -119,7 +119,7 @@ class Context:
             top_k = self.trace.top_k
             preset = o.preset or matching(self.trace.experts, top_k) or DEFAULT
             experts = experts or max(self.trace.experts, self.world.size)
-        return shape(
+        made = shape(
             preset,
             self.world.size,
             scale=1 if o.backend == "cuda" and o.scale is None else o.scale,  # published widths fit a GPU
@@ -132,6 +132,7 @@ class Context:
             dtype=o.dtype or ("bfloat16" if o.backend == "cuda" else "float32"),
             precision=o.precision,
         )
+        return replace(made, cfg=replace(made.cfg, levels=o.levels))
 
     def left(self) -> float:
         """Seconds left of the budget; the same on every rank. Collective."""

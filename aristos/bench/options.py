@@ -32,6 +32,7 @@ class Options:
     precision: str = "highest"
     threads: int | None = None
     ranks_per_node: int | None = None
+    levels: int = 1
     iters: int | None = None
     warmup: int = 2
     seconds: float | None = None

@@ -45,8 +45,7 @@ class SoakError(Exception):
 class Asked:
     """What is given instead of drawn.
 
-    largest: the most that hidden, ffn and shared_ffn may be. levels: of all fused objects. ranks_per_node: of all
-    objects; None: drawn.
+    largest: the most that hidden, ffn and shared_ffn may be. ranks_per_node: None if nodes are drawn.
     """
 
     seed: int
@@ -120,6 +119,7 @@ def draw(asked: Asked, number: int, world: int) -> Drawn:
         max_tokens=int(rng.integers(1, 200)),
         router=router,
         shared_ffn=pick(0, 0, int(rng.integers(1, largest + 1))),
+        levels=asked.levels,
     )
     placement: list[Any] | None = None
     if rng.random() < 0.6:
@@ -138,8 +138,6 @@ def draw(asked: Asked, number: int, world: int) -> Drawn:
     }
     if schedule == "bulk":
         options["moves"] = "auto"
-    else:
-        cfg = replace(cfg, levels=asked.levels)
     options["ranks_per_node"] = asked.ranks_per_node or options["ranks_per_node"]
     return Drawn(number, cfg, options, int(rng.integers(1, 13)))
 

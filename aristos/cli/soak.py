@@ -46,7 +46,7 @@ def options(argv: list[str]) -> argparse.Namespace:
         "--largest", type=positive, default=128, metavar="N", help="the largest hidden and ffn (%(default)s)"
     )
     parser.add_argument(
-        "--levels", type=int, choices=(1, 2), default=1, help="levels between nodes, of fused objects (%(default)s)"
+        "--levels", type=int, choices=(1, 2), default=1, help="levels between nodes, of all objects (%(default)s)"
     )
     parser.add_argument(
         "--ranks-per-node", type=positive, metavar="N", help="pretend such nodes for all objects (default: drawn)"

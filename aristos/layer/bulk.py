@@ -1,7 +1,7 @@
 """`schedule="bulk"` computes a layer as GShard does: count exchange, Alltoallv, experts, Alltoallv, combine.
 
-This schedule is the baseline of every comparison. It can also check results of the fused schedule, because it uses the
-same kernels, but nothing of the protocol.
+This schedule is the baseline of every comparison. With two levels its rows go through `node_first.py`. It can also
+check results of the fused schedule, because it uses the same kernels, but nothing of the protocol.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import ctypes
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from ..engine import codes, packing, steps, words
 from ..engine import job as jobs
 from ..primitives.buffers import aligned
 from ..substrate.cpu.runtime import CpuRuntime
+from .node_first import NodeFirst
 
 
 class Bulk:
@@ -30,6 +32,8 @@ class Bulk:
         self.runtime, self.timeout = runtime, timeout
         self.collective: Callable[[Callable[[Any], object], np.ndarray], None] = self.at_once
         self._pool: ThreadPoolExecutor | None = None
+        nodes = runtime.group.nodes
+        self._node_first = NodeFirst(runtime.group) if nodes.levels == 2 and not nodes.single else None
         self._send = self._received = self._results = aligned((0,), np.uint8)
         from numba import typeof, types
 
@@ -159,6 +163,9 @@ class Bulk:
         if len(sent) == 1:
             into[: sent[0] * stride] = out[: sent[0] * stride]
             return
+        if self._node_first is not None:
+            self._node_first(partial(self._blocking, job, st), out, sent, into, came, stride)
+            return
         from mpi4py import MPI
 
         row = MPI.BYTE.Create_contiguous(stride).Commit()
@@ -176,11 +183,11 @@ class Bulk:
             row.Free()
 
     def at_once(self, call: Callable[[Any], object], nbytes: np.ndarray) -> None:
-        """Make an MPI collective that sends nbytes[p] bytes to rank p. A subclass may replace this."""
+        """Make MPI calls that send nbytes[p] bytes to rank p. A subclass may replace this."""
         call(self.runtime.group.comm)
 
     def _blocking(self, job: Any, st: Any, what: str, call: Any, nbytes: np.ndarray) -> None:
-        """Make a blocking MPI call under the watchdog. The call's time counts as idle: no tile can run meanwhile."""
+        """Make blocking MPI calls under the watchdog. The call's time counts as idle: no tile can run meanwhile."""
         started = time.perf_counter_ns()
         with self.runtime.group.bounded(f"the other ranks ({what})", self.timeout):
             self.collective(call, nbytes)

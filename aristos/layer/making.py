@@ -77,16 +77,15 @@ def _request(settings: Settings, kind: type[Backend], member: Membership, places
     if kind.reads_peers and schedule == "fused" and moves != "tokens":
         shape["foreign"] = most_foreign(places, member.runtime.group.nodes)
     needs = Needs.most(kind.needs(cfg, member.runtime, settings.sms, train) for cfg in dict.fromkeys(cfgs))
-    return Request(alike, places, shape, needs, _levels(cfgs[0], kind, schedule))
+    return Request(alike, places, shape, needs, _levels(cfgs[0], kind))
 
 
-def _levels(cfg: MoEConfig, kind: type[Backend], schedule: str) -> int | str:
-    """The levels to ask for; raises InputError if this backend and schedule do not have them."""
-    if kind.name == "cpu" and schedule == "fused":
+def _levels(cfg: MoEConfig, kind: type[Backend]) -> int | str:
+    """The levels to ask for; raises InputError if this backend does not have them."""
+    if kind.name == "cpu":
         return cfg.levels
     if cfg.levels == 2:
-        what = f"backend={kind.name!r}" if kind.name != "cpu" else f"schedule={schedule!r}"
-        raise InputError(f"levels=2 needs backend='cpu' and schedule='fused', got {what}: use levels=1 or 'auto'")
+        raise InputError(f"levels=2 needs backend='cpu', got backend={kind.name!r}: use levels=1 or 'auto'")
     return 1
 
 
@@ -111,7 +110,7 @@ def rank_memory(options: Options, world: Any) -> int:
     places = Placement(options.placement, cfgs[0].experts, world)
     reserve = _reserve_bytes(options, cfgs, kind, world)
     nodes = Nodes.of(world, options.ranks_per_node)
-    if _levels(cfgs[0], kind, options.schedule) != 1 and not nodes.single:
+    if _levels(cfgs[0], kind) != 1 and not nodes.single:
         nodes = nodes.with_streams()
     shape = shape_of(world, places, **widths(*cfgs), train=options.train, nodes=nodes)
     total = reserve + rank_bytes(shape, nodes, world - 1)

@@ -18,8 +18,9 @@ from aristos.bench import (
     suites,
     tables,
 )
-from aristos.bench.context import CHECK, Sheet
+from aristos.bench.context import CHECK, Context, Sheet
 from aristos.bench.options import UsageError
+from aristos.bench.world import World
 from aristos.errors import InputError
 from aristos.host import launch_environment, mpi_library
 from aristos.host.nodes import Nodes
@@ -48,6 +49,13 @@ def test_options_override_the_preset():
     assert shape.tokens == (5,)
     assert "hidden, experts, top_k" in shape.note
     assert models.shape("mixtral-8x7b", 2, scale=1).cfg.ffn == 14336
+
+
+def test_levels_are_those_of_the_measured_layer():
+    for words, levels, text in ([], 1, "silu gated"), (["--levels", "2"], 2, "silu gated two levels"):
+        shape = Context(World(), command_line.parse(words), 1.0).shape()
+        assert shape.cfg.levels == levels
+        assert str(shape).endswith(text)
 
 
 @pytest.mark.parametrize(

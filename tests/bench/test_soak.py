@@ -27,12 +27,11 @@ def test_objects_are_drawn_alike_and_differ():
 
 
 def test_given_levels_and_nodes_change_nothing_else():
-    """Levels are those of fused objects, since bulk has one level. The command of an object has what was given."""
+    """The command of an object has what was given."""
     asked = Asked(5, 64, 2, 3)
     for number in range(60):
         plain, given = draw(Asked(5, 64), number, 6), draw(asked, number, 6)
-        fused = given.options["schedule"] == "fused"
-        assert given.cfg == replace(plain.cfg, levels=2 if fused else 1)
+        assert given.cfg == replace(plain.cfg, levels=2)
         assert given.options == plain.options | {"ranks_per_node": 3}
     words = asked.command(7).split()
     assert words[:2] == ["aristos", "soak"]

@@ -1,4 +1,5 @@
-"""Ten drawn faults in real jobs: each must end as `draw.KINDS` says, in time, with clear errors and nothing left.
+"""Drawn faults in real jobs, some with two levels: each must end as `draw.KINDS` says, in time, with clear errors and
+nothing left.
 
 Each run draws others, see support/sweeps.py. `run.py` makes thousands of them, for the table in docs/reliability.md.
 """
@@ -16,6 +17,7 @@ from mpi import find_mpiexec
 
 RUN = Path(__file__).with_name("run.py")
 INJECTIONS, SEED = 10, 7000 + 100 * sweeps.number()
+LEVELS = ("kill", "stop", "pause", "error", "interrupt", "worker", "progress", "put", "word")  # what the wire can see
 LIMIT = 900.0  # seconds
 
 pytestmark = [
@@ -26,7 +28,16 @@ pytestmark = [
 
 
 def test_drawn_faults():
-    words = [sys.executable, str(RUN), "--injections", str(INJECTIONS), "--seed", str(SEED)]
+    run_faults("--injections", str(INJECTIONS))
+
+
+def test_drawn_faults_with_two_levels():
+    run_faults("--injections", str(INJECTIONS // 2), "--levels", "2", "--kinds", *LEVELS)
+
+
+def run_faults(*options: str) -> None:
+    """Make drawn faults from SEED on; all jobs must end right."""
+    words = [sys.executable, str(RUN), "--seed", str(SEED), *options]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
         try:
             out, err = run.communicate(timeout=LIMIT)

@@ -15,7 +15,7 @@ from cases import ROOT, SKEWS, Exchange, MoE, rings_of, routing, same, tokens
 import aristos
 from aristos import reference
 from aristos.engine.layout import rank_bytes
-from aristos.errors import EnvironmentProblem, InputError
+from aristos.errors import EnvironmentProblem, InputError, PeerInputError
 from aristos.host.nodes import Nodes
 from aristos.transport import two_levels
 
@@ -119,6 +119,67 @@ def test_training_and_exchanges(comm):
         assert one.tobytes() == two.tobytes()
 
 
+def checked_bulk(comm: Any, per_node: int, placement: list[int] | None = None) -> None:
+    """Bulk calls with both levels have equal bits, also with tokens on few ranks, of few experts, and refused ones."""
+    cfg, w = KINDS["shared"], reference.weights(KINDS["shared"])
+    options: dict[str, Any] = {"ranks_per_node": per_node, "placement": placement, "schedule": "bulk"}
+    one, two = comm.Dup(), comm.Dup()
+    with MoE(cfg, one, **options) as flat, MoE(replace(cfg, levels=2), two, **options) as moe:
+        assert moe._backend.bulk._node_first is not None
+        for layer in (flat, moe):
+            layer.load(**w)
+        for n, skew in enumerate(SKEWS):
+            x = tokens(cfg, 0 if comm.rank == n else 48 - 11 * ((comm.rank + n) % 3), seed=comm.rank + n)
+            call = routing(cfg, len(x), skew, seed=comm.rank + n)
+            assert same(moe(x, **call), flat(x, **call)), skew
+        with pytest.raises(InputError if comm.rank == 1 else PeerInputError):
+            moe(x[:, : cfg.hidden - (comm.rank == 1)], **call)
+        assert same(moe(x, **call), flat(x, **call))
+    one.Free()
+    two.Free()
+
+
+@pytest.mark.core
+@pytest.mark.ranks(4)
+def test_bulk_on_two_nodes_of_two_ranks(comm):
+    checked_bulk(comm, 2)
+    checked_bulk(comm, 2, [0, 0, 3, 3, 3, 3, 3, 3, 1, 1, 1, 0])
+    checked_bulk(comm, 3)  # a node of three ranks, and one of one
+
+
+@pytest.mark.ranks(3)
+def test_bulk_on_uneven_nodes_and_nodes_of_one_rank(comm):
+    checked_bulk(comm, 2)
+    checked_bulk(comm, 1)
+
+
+@pytest.mark.slow
+@pytest.mark.ranks(6)
+def test_bulk_on_six_ranks(comm):
+    checked_bulk(comm, 3)
+    checked_bulk(comm, 4)
+
+
+@pytest.mark.ranks(4)
+def test_the_messages_of_bulk(comm):
+    """A rank sends rows to ranks of other nodes only if they have its place in their node."""
+    asked: dict[str, np.ndarray] = {}
+    with MoE(replace(CFG, levels=2), comm.Dup(), ranks_per_node=2, schedule="bulk") as moe:
+        moe.load(**reference.weights(CFG))
+        bulk = moe._backend.bulk
+        real = bulk._blocking
+
+        def blocking(job: Any, st: Any, what: str, call: Any, nbytes: np.ndarray) -> None:
+            asked[what] = nbytes.copy()
+            real(job, st, what, call, nbytes)
+
+        bulk._blocking = blocking
+        moe(tokens(CFG, 48, seed=comm.rank))
+    within = np.flatnonzero(asked["MPI_Alltoallw of rows within the node"])
+    assert set(within) <= {2 * (comm.rank // 2), 2 * (comm.rank // 2) + 1}
+    assert list(np.flatnonzero(asked["messages of rows between nodes"])) == [(comm.rank + 2) % 4]
+
+
 @pytest.mark.ranks(2)
 def test_levels_that_do_not_work(comm, monkeypatch):
     """If the probe fails, "auto" means one level, and levels=2 is an error on every rank."""
@@ -136,8 +197,6 @@ def test_levels_that_do_not_work(comm, monkeypatch):
 def test_refused_levels():
     with pytest.raises(InputError, match=r"levels must be 1, 2 or 'auto', got 3"):
         replace(CFG, levels=3)
-    with pytest.raises(InputError, match=r"levels=2 needs backend='cpu' and schedule='fused', got schedule='bulk'"):
-        MoE(replace(CFG, levels=2), schedule="bulk")
     with MoE(replace(CFG, levels="auto"), schedule="bulk") as moe:
         assert moe.runtime.group.nodes.levels == 1
 
