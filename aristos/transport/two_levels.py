@@ -19,14 +19,19 @@ from .memfd import NodeMemory, first_problem
 ROUNDS = 16
 DATA = 8192  # bytes of data that a rank puts in a round
 SLOT = DATA + 64  # bytes for a source: its word and complement, then its data
+WINDOW = 1 << 18  # bytes of shared memory that MPI itself may need on a rank for a window
 SECONDS = 5.0  # how long a rank waits for the words of a round
 SUBJECT = "a probe of two levels"
 
 
 def lacking(group: Group) -> str:
-    """Why the ranks of a group cannot use two levels; empty if they can. Collective."""
+    """Why the ranks of a group cannot use two levels; empty if they can. Collective.
+
+    Raises MemoryProblem on every rank if shared memory is full: some MPI libraries cannot make a window then.
+    """
     if not group.nodes.consecutive:
         return "the ranks of a node are not consecutive"
+    group.check_capacity(0, WINDOW + SLOT * group.world)
     memory = NodeMemory(group, SLOT * group.world, SUBJECT, small_pages=True, writable=True)
     if memory.problem:
         return memory.problem

@@ -15,9 +15,9 @@ from cases import ROOT, SKEWS, Exchange, MoE, rings_of, routing, same, tokens
 import aristos
 from aristos import reference
 from aristos.engine.layout import rank_bytes
-from aristos.errors import EnvironmentProblem, InputError, PeerInputError
+from aristos.errors import EnvironmentProblem, InputError, MemoryProblem, PeerInputError
 from aristos.host.nodes import Nodes
-from aristos.transport import two_levels
+from aristos.transport import capacity, two_levels
 
 CFG = aristos.MoEConfig(hidden=24, ffn=32, experts=12, top_k=4, gated=True, max_tokens=48)
 KINDS = {
@@ -191,6 +191,21 @@ def test_levels_that_do_not_work(comm, monkeypatch):
             MoE(replace(CFG, levels=1), part, ranks_per_node=1)
     with pytest.raises(EnvironmentProblem, match="levels=2 does not work here: it is forbidden here"):
         MoE(replace(CFG, levels=2), comm, ranks_per_node=1)
+    part.Free()
+
+
+@pytest.mark.ranks(2)
+def test_full_shared_memory_is_found_before_the_probe(comm, monkeypatch):
+    """Open MPI cannot make the probe's window if /dev/shm is full. Later the same communicator gets a layer."""
+    part = comm.Dup()
+    for levels in (2, "auto"):
+        with monkeypatch.context() as patch:
+            patch.setattr(capacity, "free_shared_memory", lambda: 1 << 16)
+            patch.setattr(two_levels, "_probe", lambda *_: pytest.fail("the probe has run"))
+            with pytest.raises(MemoryProblem, match="of shared memory in /dev/shm, but only"):
+                MoE(replace(CFG, levels=levels), part, ranks_per_node=1)
+    with MoE(replace(CFG, levels=2), part, ranks_per_node=1) as moe:
+        assert moe.runtime.group.nodes.levels == 2
     part.Free()
 
 
