@@ -17,6 +17,7 @@ from aristos import reference
 from aristos.engine.layout import rank_bytes
 from aristos.errors import EnvironmentProblem, InputError, MemoryProblem, PeerInputError
 from aristos.host.nodes import Nodes
+from aristos.layer import making
 from aristos.transport import capacity, two_levels
 
 CFG = aristos.MoEConfig(hidden=24, ffn=32, experts=12, top_k=4, gated=True, max_tokens=48)
@@ -212,6 +213,8 @@ def test_full_shared_memory_is_found_before_the_probe(comm, monkeypatch):
 def test_refused_levels():
     with pytest.raises(InputError, match=r"levels must be 1, 2 or 'auto', got 3"):
         replace(CFG, levels=3)
+    with pytest.raises(InputError, match=r"levels=2 needs backend='cpu', got backend='cuda': use levels=1 or 'auto'"):
+        making._levels(replace(CFG, levels=2), SimpleNamespace(name="cuda"))
     with MoE(replace(CFG, levels="auto"), schedule="bulk") as moe:
         assert moe.runtime.group.nodes.levels == 1
 
