@@ -20,7 +20,6 @@ from .micro_kernels import (
     I32,
     I64,
     L1_CACHE,
-    L2_CACHE,
     SUMS,
     BFloat,
     _at,
@@ -144,7 +143,7 @@ def _units(builder, pairs, together):
     return builder.udiv(builder.add(pairs, I64(together - 1)), I64(together)) if together > 1 else pairs
 
 
-def packed_rows(form, rows, vectors, pitch, lanes, table, at_once, dot="", lean=False, words=None, level=L2_CACHE):
+def packed_rows(form, rows, vectors, pitch, lanes, table, at_once, dot="", lean=False, words=None, near=NEAR):
     """Emit the kernel for `rows` x (`vectors` * `lanes`) sums of float32 rows and codes, group by group.
 
     The compiled call is kernel(a, codes, sums, groups, pairs, scales, x, x_pitch, parts, flags). a: the address of the
@@ -155,14 +154,13 @@ def packed_rows(form, rows, vectors, pitch, lanes, table, at_once, dot="", lean=
     first row's sums by group; the sums of the next row lie `x_pitch` bytes further. Without zero points x is 0. parts:
     the address of rows of 32 sums; if a group is longer than a call, its sums wait there between calls. flags: WHOLE,
     or for a single group BEGINS, ENDS or neither. Rows must be padded with zeros to a whole unit. The kernel prefetches
-    codes NEAR bytes ahead, line after line.
+    codes `near` bytes ahead, line after line.
 
     at_once: how many whole groups are summed side by side; with one group at a time, the chain of additions would be
     slower than memory. dot: the name of LLVM's intrinsic for dot products, if rows are bfloat16; else "". lean: whether
     to use the fewest micro-operations, which needs vectors of 16. If so, multiply-adds read rows from memory by
     separate pointers, no load of codes crosses a line, codes are prefetched to the L1 cache, and at_once is 1.
     words: the function of `code_words` that unpacks codes for dot products, which needs vectors of 16; or None.
-    level: the cache to which codes are prefetched if the kernel is not `lean`.
     """
     together = _pairs_of(form)
     kind, size, each = ir.VectorType(F32, lanes), PAIR_BYTES[form] * together, rows * vectors
@@ -179,13 +177,13 @@ def packed_rows(form, rows, vectors, pitch, lanes, table, at_once, dot="", lean=
             values: the sums of all these groups, one group after another.
             """
             count = len(values) // each
-            ahead = builder.add(codes, builder.add(builder.mul(builder.mul(first, units), I64(size)), I64(NEAR)))
+            ahead = builder.add(codes, builder.add(builder.mul(builder.mul(first, units), I64(size)), I64(near)))
 
             def body(p, some):
                 new = []
                 line = builder.add(ahead, builder.mul(p, I64(count * size)))
                 for offset in range(0, count * size, LINE):
-                    _prefetch(builder, builder.add(line, I64(offset)), level)
+                    _prefetch(builder, builder.add(line, I64(offset)))
                 for q in range(count):
                     n = builder.add(builder.mul(builder.add(first, I64(q)), units), p)
                     new += unit(n, some[q * each : (q + 1) * each])
@@ -217,7 +215,7 @@ def packed_rows(form, rows, vectors, pitch, lanes, table, at_once, dot="", lean=
             def body(_, carried):
                 some, (place, *lefts) = carried[:each], carried[each:]
                 for offset in range(0, size, LINE):
-                    _prefetch(builder, builder.add(place, I64(NEAR + offset)), L1_CACHE)
+                    _prefetch(builder, builder.add(place, I64(near + offset)), L1_CACHE)
                 new = pairs_of(place, lefts, some)
                 moved = [builder.add(place, I64(size)), *(builder.add(x, I64(left_bytes)) for x in lefts)]
                 return new + [builder.call(hidden, [x]) for x in moved]
