@@ -42,7 +42,7 @@ def test_without_a_clone_there_are_no_bugs(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(catalogue, "BUGS", tmp_path / "none")
     monkeypatch.setattr(catalogue, "load", catalogue.load.__wrapped__)
     assert main(["--mutation", "?"]) == 2
-    assert "belong to a clone of the repository" in capsys.readouterr().err
+    assert "run --mutation in a clone of the repository" in capsys.readouterr().err
 
 
 def test_all_schedules_of_experts_in_place(capsys):
