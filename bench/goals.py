@@ -70,14 +70,15 @@ _SHARED = (
     " as if other guests used the core's second thread"
 )
 _UNITS = (
-    "a core does one dot product or permutation of 512 bits in a cycle: for {rows} {count} codes take {cycles} cycles"
-    " from the L1 cache, and memory delivers them in 7.8 to 8.7, so the share is at most {most}; {shared}"
+    "a core does one dot product or permutation of 512 bits in a cycle: {count} codes take {cycles} cycles for"
+    " {rows} from the L1 cache, and memory delivers them in 7.8 to 8.7{bound}; {shared}"
 )
 
 
 def _units(rows: str, count: int, cycles: str, most: str, low: str, high: str) -> str:
+    bound = f", so the share is at most {most}" if most else ""
     return _UNITS.format(
-        rows=rows, count=count, cycles=cycles, most=most, shared=_SHARED.format(runs="two", low=low, high=high)
+        rows=rows, count=count, cycles=cycles, bound=bound, shared=_SHARED.format(runs="two", low=low, high=high)
     )
 
 
@@ -92,10 +93,10 @@ CAUSES = {  # family -> the beginning of a figure's name -> why it is missed
         "mxfp4: a token": _GUESTS.format(low="0.56", high="0.72", hot="1.0"),
     },
     "avx512bf16, znver4": {
-        "fp8: a token": _units("a row,", 64, "6.5", "1.0", "0.33 (before codes were looked up)", "0.49"),
-        "int8: a token": _units("a row,", 64, "9.4", "0.93", "0.52", "0.61"),
-        "int4: a token": _units("a row,", 128, "8.2", "1.0", "0.28 (before codes were looked up)", "0.51"),
-        "mxfp4: a token": _units("a row,", 128, "8.2", "1.0", "0.24 (before codes were looked up)", "0.43"),
+        "fp8: a token": _units("a row", 64, "6.5", "", "0.33 (before codes were looked up)", "0.49"),
+        "int8: a token": _units("a row", 64, "9.4", "0.93", "0.52", "0.61"),
+        "int4: a token": _units("a row", 128, "8.2", "", "0.28 (before codes were looked up)", "0.51"),
+        "mxfp4: a token": _units("a row", 128, "8.2", "", "0.24 (before codes were looked up)", "0.43"),
         "fp8: 16 tokens": _units("four rows", 64, "12.4", "0.70", "0.26 (before codes were looked up)", "0.45"),
         "int8: 16 tokens": _units("four rows", 64, "17", "0.51", "0.36", "0.45"),
         "int4: 16 tokens": _units("four rows", 128, "20", "0.43", "0.23 (before codes were looked up)", "0.35"),
@@ -360,7 +361,7 @@ def page(records: dict[str, Any], compared: str) -> str:
         "| --- | ---: |" + " ---: |" * len(families),
     ]
     for name in names:
-        every = [records.get(family, {"figures": {}})["figures"] for family in families]
+        every = [each["figures"] for each in records.values()]
         found = [{key(n): v for n, v in each.items()} for each in every]
         goal = next(each["goals"][name] for each in records.values() if name in each["goals"])
         cells = [f"{values[name]:.2f}" if name in values else "owed" for values in found]

@@ -11,6 +11,7 @@ the log was too short, 141 the reader of the report ended early.
 from __future__ import annotations
 
 import json
+import sys
 from typing import Any
 
 from ..bench.arguments import not_negative, positive
@@ -69,6 +70,9 @@ def main(argv: list[str]) -> int:
     if asked.planted is not None:
         possible = [name for name, bug in bugs.items() if cases[bug.wants].ranks <= world.size]
         names = possible if asked.planted == "all" else [asked.planted]
+        if asked.planted == "all" and len(possible) < len(bugs) and world.lead:
+            left = ", ".join(name for name in bugs if name not in possible)
+            print(f"aristos races: {left} left out, which need more ranks than {world.size}", file=sys.stderr)
         tries = [(cases[bugs[name].wants], planted.NUMBERS[name]) for name in names]
     if more := [case for case, _ in tries if case.ranks > world.size]:
         needed = more[0].ranks

@@ -19,7 +19,7 @@ from numba.core import config as _config
 from ..errors import EnvironmentProblem
 
 NEEDS: dict[str, tuple[str, ...]] = {  # for each set its features, by LLVM's names; the best set first
-    "amx": ("avx512f", "avx512vl", "amx-tile", "amx-bf16"),
+    "amx": ("avx512f", "avx512vl", "avx512bw", "avx512vbmi", "amx-tile", "amx-bf16"),
     "avx512bf16": ("avx512f", "avx512vl", "avx512bw", "avx512vbmi", "avx512bf16"),
     "avx512": ("avx512f", "avx512vl"),
     "avx2": ("avx2", "fma", "f16c"),

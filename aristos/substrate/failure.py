@@ -101,19 +101,18 @@ def wait_message(
     owed: tuple[Any, ...],
     seen: tuple[int, int],
     gone: bool = False,
-    rail: int | None = None,
+    rail: int,
 ) -> str:
-    """The message of a wait that was given up. gone: whether the peer's process has ended.
-
-    rail: the rank at which the peer's rows for this rank lie, see `Nodes.rail`; None if it is this rank.
+    """The message of a wait that was given up.
 
     waited: a text that says how long the wait lasted, and its limit. name: the parameter that sets the limit. owed:
-    what the peer still owes, see `arrivals.standing`. seen: the (epoch, progress) that the peer published last.
+    what the peer still owes, see `arrivals.standing`. seen: the (epoch, progress) that the peer published last. gone:
+    whether the peer's process has ended. rail: the rank at which the peer's rows for this rank lie, see `Nodes.rail`.
     """
     if peer == rank:
         return f"rank {rank}: none of this rank's workers made progress for {waited} in epoch {epoch}"
     announced, left, read, returned, sent = map(int, owed)
-    at = "" if rail in (None, rank) else f", which rank {peer} puts at rank {rail}"
+    at = "" if rail == rank else f", which rank {peer} puts at rank {rail}"
     if announced == codes.UNANNOUNCED:
         what = f"its announcement of epoch {epoch}{at}"
     elif left > 0:

@@ -55,10 +55,10 @@ def end_job(comm: Any, code: int, last_words: str = "") -> None:
         with contextlib.suppress(Exception):
             stream.flush()
     time.sleep(DRAIN_SECONDS)
-    whole_job(comm).Abort(code)
+    _world(comm).Abort(code)
 
 
-def whole_job(comm: Any) -> Any:
+def _world(comm: Any) -> Any:
     """MPI_COMM_WORLD; `comm` itself if it is no communicator of MPI.
 
     MPICH 5.0 under Slurm (PMI-2) ends only the calling process if MPI_Abort gets any other communicator.

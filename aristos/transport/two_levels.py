@@ -31,7 +31,7 @@ def lacking(group: Group) -> str:
     """
     if not group.nodes.consecutive:
         return "the ranks of a node are not consecutive"
-    group.check_capacity(0, WINDOW + SLOT * group.world)
+    group.check_capacity(0, WINDOW, SLOT * group.world)
     memory = NodeMemory(group, SLOT * group.world, SUBJECT, small_pages=True, writable=True)
     if memory.problem:
         return memory.problem

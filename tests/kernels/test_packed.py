@@ -121,8 +121,9 @@ def test_any_number_of_rows_has_the_bits_of_many(name, dtype):
         assert same(np.ascontiguousarray(made(x[:rows])), np.ascontiguousarray(wanted[:rows])), rows
 
 
+@pytest.mark.parametrize("dtype", PACKED_ROWS)
 @pytest.mark.parametrize("name", FORMS)
-def test_every_code_of_a_format_is_multiplied_by_its_value(name):
+def test_every_code_of_a_format_is_multiplied_by_its_value(name, dtype):
     """Each place of a word and each column has each code.
 
     A row that is 1 at one k, times these codes and then times an identity, gives the values of 32 codes.
@@ -141,13 +142,13 @@ def test_every_code_of_a_format_is_multiplied_by_its_value(name):
         for k in places:
             codes[k] = np.roll(np.resize(np.roll(every, -first)[:32], 32), k)
         up = Quantised(kind, codes, ones)
-        made = Packed(up, down, activation="relu", dtype="float32")
-        x = np.zeros((len(places), depth), np.float32)
+        made = Packed(up, down, activation="relu", dtype=dtype)
+        x = np.zeros((len(places), depth), ROWS[dtype])
         x[np.arange(len(places)), places] = 1
         for rows in (x, np.concatenate([x, x])):
             for sign in (1, -1):
                 wanted = np.maximum(sign * up.dequantised()[list(places)], 0)
-                assert (made(sign * rows)[:, :32] == np.tile(wanted, (len(rows) // len(x), 1))).all()
+                assert (made(ROWS[dtype](sign) * rows)[:, :32] == np.tile(wanted, (len(rows) // len(x), 1))).all()
         for n, k in enumerate(places):
             assert (made(x[n : n + 1])[:, :32] == np.maximum(up.dequantised()[k], 0)).all()
 

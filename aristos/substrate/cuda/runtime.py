@@ -396,7 +396,8 @@ class CudaRuntime(Runtime):
         outside = peer != self.group.rank and (seen[0] != epoch or seen[1] < 0)
         name, limit = (ABSENT, limits.absent) if outside else (TIMEOUT, limits.timeout)
         waited = f"more than {limit:g} s ({name})"
-        return wait_message(self.group.rank, peer, epoch, waited=waited, name=name, owed=owed, seen=seen)
+        me = self.group.rank
+        return wait_message(me, peer, epoch, waited=waited, name=name, owed=owed, seen=seen, rail=me)
 
     def _notify_peers(self, job: np.ndarray, error: BaseException, origin: int, cause: int) -> None:
         if self._memory is None:
