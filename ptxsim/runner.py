@@ -13,6 +13,7 @@ from .errors import InputError
 from .explain import explain, stuck, waiting
 from .findings import KernelFault, Report
 from .launches import Launch
+from .missing import SAME_VALUE
 from .prepare import prepare
 from .printf import formatted
 from .units import python_function
@@ -34,6 +35,7 @@ class Runner(Core):
         self.strict, self.limit = strict, limit
         self.actors: dict[int, Iterator[Any]] = {}
         self.capturing = False  # whether launches become a graph (graphs.py)
+        self.same_value: dict[int, list[Report]] = {}  # by instruction, the run's races whose store changes nothing
 
     def actor(self, function: Callable[..., Iterator[Any]], *args: Any) -> None:
         """Let a Python generator take part in the next run as a thread of the host.
@@ -70,6 +72,7 @@ class Runner(Core):
             return []
         self.x[s.STRICT] = int(strict)
         first = self.first_report = len(self.reports)
+        self.same_value = {}
         prepare(self, launches)
         if device is not None:
             self.hold(launches, device)
@@ -158,8 +161,14 @@ class Runner(Core):
 
     def flush(self) -> None:
         """Turn the interpreter's records into reports and printed lines."""
-        for row in range(int(self.x[s.REPORTS_COUNT])):
-            self.reports += explain(self, self.tables["reports"][row])
+        for row in self.tables["reports"][: self.x[s.REPORTS_COUNT]]:
+            made = explain(self, row)
+            if row[s.R_KIND] == s.RACE:
+                old = self.same_value.pop(int(row[s.R_PC]), [])
+                self.reports[:] = [one for one in self.reports if not any(one is gone for gone in old)]
+                if row[s.R_DETAIL] & SAME_VALUE:
+                    self.same_value[int(row[s.R_PC])] = made
+            self.reports += made
         self.x[s.REPORTS_COUNT] = 0
         if self.x[s.PRINTS_COUNT]:
             for row in range(int(self.x[s.PRINTS_COUNT])):

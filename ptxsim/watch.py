@@ -41,6 +41,7 @@ NOT_COHERENT = 1 << 6  # flag of a load by ld.global.nc or ldu
 SAME = 1 << 7  # flag of a store that writes the value that is there
 ANY, LATEST = -1, 1 << 62  # which write a read may return: any that it may see, the last one
 ALONE = -1  # of a write: it is no part of a vector
+SETTLED = -1  # in the table SEEN: a finding that nothing replaces
 SEQUENCE_STEP = 1 << 16  # between the numbers of two writes, so that writes can be placed between them
 GID_MASK = (1 << s.GID_BITS) - 1
 
@@ -60,24 +61,26 @@ def draw(x):
 def report(x, kind, pc, gid, address, space, size, other_pc, other_gid, detail, write):
     """Record a finding, unless this run has recorded one of the same kind for the same instruction.
 
-    A race that may change a value replaces one whose store writes what is there.
+    A race that may change a value replaces one whose store writes what is there. If the runner has taken that one, this
+    one gets a row of its own, and the runner replaces the report. A finding for which the table has no row is left out;
+    it is recorded if it comes again after the runner has taken the rows.
     """
-    seen = get(x, s.SEEN)
+    seen, count = get(x, s.SEEN), get(x, s.REPORTS_COUNT)
     index = pc * len(s.KINDS) + kind
-    place, count = get(seen, index), get(x, s.REPORTS_COUNT)
-    if place == 0:
-        place = count + 1
-        put(seen, index, place)
-        if get(x, s.STRICT):
-            put(x, s.STOP, 1)
+    same = kind == s.RACE and detail & SAME_VALUE != 0
+    place = get(seen, index)  # SETTLED, or where a race was recorded whose store writes what is there, or 0
+    if place == SETTLED or (place != 0 and same):
+        return 0
+    row = get(x, s.REPORTS) + (place - 1) * s.R_FIELDS * 8
+    if place == 0 or place > count or get(row, s.R_KIND) != kind or get(row, s.R_PC) != pc:
         if count >= s.MAX_REPORTS:
             return 0
+        place = count + 1
+        row = get(x, s.REPORTS) + count * s.R_FIELDS * 8
         put(x, s.REPORTS_COUNT, place)
-    row = get(x, s.REPORTS) + (place - 1) * s.R_FIELDS * 8
-    if place <= count and (
-        place > s.MAX_REPORTS or kind != s.RACE or detail & SAME_VALUE or not get(row, s.R_DETAIL) & SAME_VALUE
-    ):
-        return 0
+        if get(x, s.STRICT):
+            put(x, s.STOP, 1)
+    put(seen, index, place if same else np.int64(SETTLED))
     put(row, s.R_KIND, kind)
     put(row, s.R_PC, pc)
     put(row, s.R_BLOCK, gid >> 10)
