@@ -70,7 +70,8 @@ def without_host_code(source: str, words: tuple[str, ...] = ()) -> str:
         if of_host(head, code[start:end], device):
             cuts.append((start, end, blank(source[start:end])))
         else:
-            cuts += [(one.end(1), one.end(), trap(one[0])) for one in THROW.finditer(code, at, end)]
+            places = [(one.end(1), one.end()) for one in THROW.finditer(code, at, end)]
+            cuts += [(first, last, trap(code[first:last])) for first, last in places]
         at = start = end
     kept = 0
     parts = []

@@ -420,6 +420,21 @@ def test_host_functions_are_blank_and_lines_stay():
     assert host_code.without_host_code(guarded) == "#ifndef X\n              \n#endif\n"
 
 
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ('f() {\n  g();\n  throw E("x");\n}\n', "f() {\n  g();\n  __trap();\n}\n"),
+        ("f() {\n\n  throw E(\n    1);\n  g();\n}\n", "f() {\n\n  __trap();\n\n  g();\n}\n"),
+        (
+            "f() {\n  if (a) { }\n  else\n    throw E(1);\n}\n",
+            "f() {\n  if (a) { }\n  else\n    __trap();\n}\n",
+        ),
+    ],
+)
+def test_a_throw_becomes_a_trap_and_lines_stay(text, left):
+    assert host_code.without_host_code("__device__ void " + text) == "__device__ void " + left
+
+
 LIBRARY = {
     "k.cu": """#include "inner/launch.cuh"
 namespace lib {
