@@ -193,10 +193,15 @@ class Machine(Runner):
                     f"bytes that are {distance} bytes apart"
                 )
             names = [f"{name}@{number}" if name else "" for number in range(count)]
-            return [
-                self.new_array(number, None, shape, dtype, names[number], at=first + number * distance)
-                for number in range(count)
-            ]
+            made: list[DeviceArray] = []
+            try:
+                for number in range(count):
+                    made.append(self.new_array(number, None, shape, dtype, names[number], at=first + number * distance))
+            except MemoryProblem:
+                for one in made:
+                    one.free()
+                raise
+            return made
 
     def capture(self) -> AbstractContextManager[Graph]:
         """A block whose launches become a graph, to launch again and again: `with machine.capture() as graph:`."""

@@ -100,6 +100,22 @@ def test_symmetric_arrays_are_at_equal_distances():
         machine.symmetric(4, np.int8, "near", 100)
 
 
+def test_symmetric_arrays_are_freed_if_one_does_not_fit(monkeypatch):
+    machine, made = ptxsim.Machine(devices=3), []
+    allocate = machine.memory.allocate
+
+    def limited(*args):
+        if len(made) == 2:
+            raise MemoryProblem("no cells")
+        made.append(allocate(*args))
+        return made[-1]
+
+    monkeypatch.setattr(machine.memory, "allocate", limited)
+    with pytest.raises(MemoryProblem, match="no cells"):
+        machine.symmetric(4, np.int8)
+    assert [one.freed for one in made] == [True, True]
+
+
 def test_a_number_is_no_structure(tmp_path, capsys):
     path = tmp_path / "k.ptx"
     path.write_text(".version 8.0\n.target sm_90\n.address_size 64\n"
