@@ -22,7 +22,7 @@ from .counted import barrier_for
 from .integer import cut
 from .mbarrier import NOT_SHARED, pending, wrong
 from .units import unit
-from .watch import ATOMIC, GID_MASK, SIZE_SHIFT, STRONG, log2, report
+from .watch import ATOMIC, GID_MASK, SIZE_SHIFT, log2, report
 
 REDUCES = 1 << 4  # FLAGS: a reduction, whose number is in the low 4 bits
 SPACE_SHIFT = 8  # FLAGS: the space of both addresses, from this bit on
@@ -48,8 +48,7 @@ def start_store(x, warp, thread, block, line, lane, pc):
     if get(x, s.CHECK):
         examine_store(x, thread, block, place, size, type_ & 15, reduces, pc)
     kind = s.P_ADD if reduces else s.P_PUT
-    pending(x, kind, owner, thread, to, 0, size, index, get(get(x, s.AGENT), s.T_CLOCK), pc)
-    row = get(x, s.PENDING) + (get(x, s.PENDING_COUNT) - 1) * s.P_FIELDS * 8
+    row = pending(x, kind, owner, thread, to, 0, size, index, get(get(x, s.AGENT), s.T_CLOCK), pc)
     put(row, s.P_FLAGS, type_ << 4 | flags & 15)
     items = get(x, s.OPERANDS) + get(line, isa.LIST) * 8
     for k in range(count):
@@ -79,7 +78,7 @@ def examine_store(x, thread, block, place, size, part, reduces, pc):
         for word in range(0, s.CELL_WORDS, 2):
             origin, when = get(cell, word), get(cell, word + 1)
             other, theirs = origin & GID_MASK, when >> 40
-            if origin == 0 or (reduces and word == 0 and theirs == how and theirs & STRONG == 0):
+            if origin == 0 or (reduces and word == 0 and theirs == how):
                 continue
             if not before(x, agent, other, when & 0xFFFFFFFF):
                 other_pc = (origin >> s.GID_BITS) & 0x3FFFFF

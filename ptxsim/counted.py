@@ -13,7 +13,7 @@ from .agents import OF_BARRIER, OF_TENSOR, agent_number, as_agent, shown
 from .bits import get, put
 from .clocks import SUB_BITS, join, publish, single
 from .cluster import LOW, OTHER_BLOCK, holder
-from .mbarrier import OF_ALL, expect, live, row_of, settle_phase
+from .mbarrier import OF_ALL, check_expects, expect, live, row_of, settle_phase
 from .watch import report
 
 
@@ -34,6 +34,7 @@ def barrier_for(x, warp, thread, block, owner, lane, at, proxy, pc):
     if index < 0:
         return index
     barrier = row_of(x, owner, index)
+    check_expects(x, thread, barrier, pc)
     clock, vc = get(barrier, s.MB_PHASE) + 1, np.int64(0)
     if get(x, s.CHECK):
         check(x, warp, thread, block, isa.SHARED, place, 8, OF_ALL, False, True, pc)

@@ -35,6 +35,7 @@ MISUSES = {  # messages by the numbers in mbarrier.py, bulk.py and warpgroup.py
     tensor_memory.OTHER_LANES: "a warp can only reach the 32 lanes of its number modulo 4",
     tensor_memory.BAD_PRODUCT: "the machine lacks the shape, types or swizzle that these descriptors name",
     mbarrier.REMOTE: "an mbarrier in another block can be arrived at, and no more",
+    mbarrier.ALL_LEFT: "all threads have dropped out of the mbarrier, whose phases need at least one arrival",
     cluster.NOT_STARTED: "the address lies in another block of the cluster, which may not have started yet",
     cluster.ARRIVES_AGAIN: "a thread that has arrived at the cluster's barrier must wait before it arrives again",
     cluster.NEVER_ARRIVED: "a thread that has not arrived at the cluster's barrier waits there",
@@ -127,7 +128,7 @@ def explain(machine: Core, row: Any) -> list[Report]:
         elif detail == warpgroup.LOAD_PENDING:
             message = f"{opcode} touches a register that a tcgen05.ld writes until its warp runs tcgen05.wait::ld"
     elif kind == s.MISUSE:
-        placed = (cluster.NOT_STARTED, cluster.OTHER_BLOCK, mbarrier.REMOTE)
+        placed = (cluster.NOT_STARTED, cluster.OTHER_BLOCK, mbarrier.REMOTE, mbarrier.ALL_LEFT)
         where = where if mbarrier.NOT_SHARED < detail < bulk.BAD_SIZE or detail in placed else ""
         message = f"{opcode}: {MISUSES[detail]}" + (f" ({where})" if where else "")
     if row[s.R_SPACE] == isa.LOCAL and kind == s.MISSING_FENCE:

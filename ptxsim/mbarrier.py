@@ -29,7 +29,7 @@ MOST_COUNT = (1 << 20) - 1  # the highest count of arrivals, and the highest cou
 EXPECTS, PARITY, TRIES, NOT_COUNTED, COMPLETES, DROPS = 1, 2, 4, 8, 16, 32  # bits in TYPE2 of the instructions
 PATIENT_ANSWERS = 3  # if nothing changes, waits return false so often before this counts as a deadlock
 # details of MISUSE reports; explain.py has the messages
-REMOTE = 24
+REMOTE, ALL_LEFT = 24, 25
 NOT_SHARED, NO_BARRIER, OVERWRITTEN, AGAIN, BAD_COUNT, TOO_MANY, BEYOND, BAD_BYTES = range(8)
 
 
@@ -81,6 +81,18 @@ def live(x, thread, block, place, pc):
     return index
 
 
+@jit
+def check_expects(x, thread, row, pc):
+    """Report an operation on an mbarrier that no arrival can use any more.
+
+    If all threads have run arrive_drop, the phase after their last one expects 0 arrivals. The least count that PTX
+    allows is 1, so only tests of earlier phases and inval may follow. The operation is carried out all the same: bytes
+    that are expected and completed then end a phase.
+    """
+    if get(row, s.MB_EXPECTED) == 0 and get(row, s.MB_PENDING) == 0 and get(row, s.MB_TX) == 0:
+        wrong(x, thread, get(row, s.MB_PLACE), ALL_LEFT, pc)
+
+
 @unit
 def mbarrier(x, warp, block, line, pc, op, mask):
     """Run an mbarrier instruction or cp.async.mbarrier.arrive for the lanes of mask, one after the other."""
@@ -112,6 +124,8 @@ def mbarrier(x, warp, block, line, pc, op, mask):
         if get(x, s.CHECK):
             check(x, warp, thread, block, isa.SHARED, place, 8, how, op != isa.MBWAIT, op != isa.MBINIT, pc)
         row = row_of(x, owner, index)
+        if op == isa.MBARRIVE or op == isa.MBEXPECT or op == isa.MBCOPIES:
+            check_expects(x, thread, row, pc)
         if op == isa.MBINVAL:
             put(row, s.MB_LIVE, 0)
         elif op == isa.MBARRIVE or op == isa.MBEXPECT:
@@ -307,7 +321,7 @@ def arrive_after_copies(x, thread, block, line, row, index, pc):
 
 @jit
 def pending(x, kind, block, thread, to, source, size, index, group, pc):
-    """Add a row to the table of pending work, which bulk.py carries out.
+    """Add a row to the table of pending work, which bulk.py carries out. Returns the row.
 
     The interpreter's loop ensures that there is space.
     """
@@ -323,3 +337,4 @@ def pending(x, kind, block, thread, to, source, size, index, group, pc):
     put(row, s.P_GROUP, group)
     put(row, s.P_PC, pc)
     put(x, s.PENDING_COUNT, n + 1)
+    return row

@@ -100,14 +100,8 @@ def start_reduction(x, warp, thread, block, line, lane, pc):
         vc = publish(x, thread, block, warp_slot(x, warp))
         as_agent(x, agent_number(GROUP_READS, get(thread, s.T_GID)), group + 1, vc)
         agent_access(x, thread, block, isa.SHARED, from_place, size, False, pc)
-    pending(x, s.P_REDUCE, block, thread, to_place, origin, size, -1, group, pc)
-    put(last_row(x), s.P_FLAGS, get(line, isa.FLAGS))
-
-
-@jit
-def last_row(x):
-    """The row of the table of pending work that was added last."""
-    return get(x, s.PENDING) + (get(x, s.PENDING_COUNT) - 1) * s.P_FIELDS * 8
+    row = pending(x, s.P_REDUCE, block, thread, to_place, origin, size, -1, group, pc)
+    put(row, s.P_FLAGS, get(line, isa.FLAGS))
 
 
 @unit
@@ -149,8 +143,7 @@ def start_box(x, warp, thread, block, line, lane, loads, rank, pc):
         group = get(get(x, s.AGENT), s.T_CLOCK)
     if get(x, s.CHECK):
         box_accesses(x, warp, thread, owner, map_, at, place, flags, loads, group, pc)
-    pending(x, s.P_BOX_LOAD if loads else s.P_BOX_STORE, owner, thread, place, 0, size, index, group, pc)
-    row = last_row(x)
+    row = pending(x, s.P_BOX_LOAD if loads else s.P_BOX_STORE, owner, thread, place, 0, size, index, group, pc)
     put(row, s.P_FLAGS, flags)
     for k in range(BYTES // 8):
         put(row, s.P_MAP + k, get(map_, k))

@@ -21,7 +21,7 @@ from .bits import f32_of, fma32, get, load32, put, store32, u32_of, u64_of
 from .clocks import SUB_BITS, lookup, publish
 from .cluster import LOW, holder
 from .integer import clamp, spread
-from .mbarrier import live, pending
+from .mbarrier import check_expects, live, pending, row_of
 from .rounding import HALF, exact, widen
 from .tensor_fence import AFTER, BEFORE, knows_product, unfenced
 from .units import unit
@@ -267,6 +267,7 @@ def commit(x, warp, thread, block, lane, at, pc):
         owner = holder(x, block, place)
         index = live(x, thread, owner, place & LOW, pc)
         if index >= 0:
+            check_expects(x, thread, row_of(x, owner, index), pc)
             pending(x, s.P_COMMIT, owner, thread, 0, 0, 0, index, get(thread, s.T_TENSOR), pc)
     return 0
 

@@ -285,6 +285,7 @@ def test_copies_that_are_not_waited_for_are_reported(old, new):
 
 # ---- misuse ----
 INITIALISED = INIT.format(count=2)
+DROP = "mbarrier.arrive_drop.shared.b64 _, [r30], 2;\n"
 
 
 @pytest.mark.parametrize(
@@ -299,6 +300,13 @@ INITIALISED = INIT.format(count=2)
         (INITIALISED + "mbarrier.init.shared.b64 [r30], 2;", "a second time"),
         (INITIALISED + "st.shared.b64 [r30], 0;\nmbarrier.arrive.shared.b64 _, [r30];", "written over the mbarrier"),
         (INITIALISED + "mbarrier.arrive.b64 _, [a0];", "must lie in shared memory"),
+        (INITIALISED + DROP + "mbarrier.expect_tx.relaxed.cta.shared.b64 [r30], 16;", "have dropped out"),
+        (
+            INITIALISED + DROP + "mbarrier.complete_tx.relaxed.cta.shared.b64 [r30], 16;",
+            "have dropped out",
+        ),
+        (INITIALISED + DROP + "mbarrier.arrive.shared.b64 _, [r30];", "have dropped out"),
+        (INITIALISED + DROP + "cp.async.mbarrier.arrive.shared.b64 [r30];", "have dropped out"),
         ("mov.u32 r30, bars;\nmbarrier.init.shared.b64 [r30], 0;", "a count must be 1 to"),
         ("mov.u32 r30, bars;\nmbarrier.init.shared.b64 [r30], 1048576;", "a count must be 1 to"),
     ],
@@ -311,6 +319,21 @@ def test_misuse(body, words):
     assert text.split()[0] in found[0].message
     _, unchecked = launched(body, np.zeros(1, np.uint64), threads=1, module=BARS, check=False)
     assert [r.kind for r in unchecked] == ["misuse"]
+
+
+@CHECKED
+def test_the_last_phase_of_an_mbarrier_that_all_threads_leave(check):
+    """It may wait for bytes. A copy that begins after it has no phase to count its bytes: the least count is 1."""
+    copy = "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [r3], [a0], 16, [r30];\n"
+    body = f"""{INIT.format(count=1)}mov.u32 r3, tile;
+mbarrier.arrive_drop.expect_tx.shared::cta.b64 _, [r30], 16;
+{copy}W: mbarrier.try_wait.parity.shared::cta.b64 p1, [r30], 0;
+@!p1 bra W;
+"""
+    arrays = (np.zeros(2, np.uint64),)
+    assert launched(body, *arrays, threads=1, module=BARS, check=check)[1] == []
+    found = launched(body + copy, *arrays, threads=1, module=BARS, check=check)[1]
+    assert [("cp.async.bulk" in r.message, "have dropped out" in r.message) for r in found] == [(True, True)], found
 
 
 def test_more_barriers_than_a_block_can_have():
