@@ -27,12 +27,12 @@ U_FIELDS = 4
 
 # ---- a warp ----
 # ARRIVED: its lanes that have arrived at the cluster's barrier in the present phase. PASSED: those whose phase has
-# ended, and that have not waited yet. STORED: when it last waited for its stores to tensor memory. SLOT: the number of
-# its slot. THREADS: the address of its first thread's table. BEFORE: when it last ran
-# tcgen05.fence::before_thread_sync
+# ended, and that have not waited yet. STORED: when it last waited for its stores to tensor memory. BEFORE: when it last
+# ran tcgen05.fence::before_thread_sync. SLOT: the number of its slot. THREADS: the address of its first thread's table.
+# These two never change; the start of a block clears those before them
 (W_LIVE, W_WAIT, W_PC, W_MASK, W_BLOCK, W_INDEX, W_REGS, W_DIVERGED, W_AGE, W_STICK, W_HASH, W_HASH_AGE,
- W_SAME, W_EXISTS, W_READY, W_SPINS, W_FLIGHT, W_GROUP, W_ARRIVED, W_PASSED, W_STORED, W_SLOT,
- W_THREADS, W_BEFORE) = range(24)  # fmt: skip
+ W_SAME, W_EXISTS, W_READY, W_SPINS, W_FLIGHT, W_GROUP, W_ARRIVED, W_PASSED, W_STORED, W_BEFORE,
+ W_SLOT, W_THREADS) = range(24)  # fmt: skip
 W_FIELDS = 24
 
 # ---- a thread (lane of a warp slot) ----

@@ -7,6 +7,9 @@ import pytest
 from simt_ptx import launched, rejection
 from simt_wgmma import BYTES, chained, descriptor, image, narrow, strides
 
+import ptxsim
+from ptxsim import state as s
+
 B_AT = 32768
 TILE_AT = 1024  # where `tile` lies in shared memory, after the two words
 MODULE = ".shared .align 8 .b64 bar;\n.shared .align 4 .b32 place;\n.shared .align 1024 .b8 tile[65536];"
@@ -112,6 +115,25 @@ def staged(a, b, mode, turned_a=False, turned_b=False):
     shared = np.zeros(65536, np.uint8)
     shared[:B_AT], shared[B_AT:] = image(a, mode, turned_a, *to_a), image(b, mode, turned_b, *to_b)
     return shared, described(0, mode, *to_a), described(B_AT, mode, *to_b)
+
+
+def test_a_fence_of_a_block_is_none_of_the_next_block_in_its_slot():
+    """The first blocks run tcgen05.fence::before_thread_sync. Those that end last, in the same slots, do not."""
+    machine = ptxsim.Machine(sm_count=1, arch="sm_100")
+    text = """.version 8.6
+.target sm_100a
+.address_size 64
+.visible .entry k()
+{
+.reg .u32 r1; .reg .pred p1;
+mov.u32 r1, %ctaid.x; setp.lt.u32 p1, r1, 32;
+@p1 tcgen05.fence::before_thread_sync;
+ret;
+}"""
+    for blocks, fenced in ((32, True), (320, False)):
+        machine.device(0).launch(text, blocks, 32)
+        assert machine.run() == []
+        assert machine.tables["warps"][:, s.W_BEFORE].any() == fenced
 
 
 FLOATS = [
