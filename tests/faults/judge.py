@@ -32,7 +32,10 @@ DOG = r"^aristos: (?P<text>rank \d+ (?:waited|ends:).*aborting the job)$"
 KILLED = (
     r"BAD TERMINATION|EXIT STRING|KILLED BY SIGNAL|exited on signal|terminated without|non-zero status|process rank"
 )
-REMEDY = r"see the (?:message|output) of (?:all ranks|rank)|raise (?:absent_)?timeout=|start again from the last|look at|make a new layer"
+REMEDY = (
+    r"see the (?:message|output) of (?:all ranks|rank)|raise (?:absent_)?timeout=|look at|make a new layer"
+    r"|start again from the last checkpoint"
+)
 PHASE = r"in epoch \d+|MPI_\w+|\(\w[^)]*\)|to close|to make a layer|to load|in call \d+"
 
 
