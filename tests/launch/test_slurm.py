@@ -377,7 +377,8 @@ def test_links_are_measured_class_by_class(cluster, tmp_path):
     """
     out = tmp_path / "links.json"
     words = ["python", "-m", "aristos", "topo", "--measure", "--again", "--out", out]
-    done = cluster.command(*salloc("-N4", "--", "-n", "5", "--", *words), timeout=180)
+    # with a cold cache the ranks first wait until other tests have compiled their code
+    done = cluster.command(*salloc("-N4", "--", "-n", "5", "--", *words), timeout=400)
     assert done.returncode == 0, done.stderr
     found = links.load(out)
     assert found.hosts == ["n1", "n1", "n2", "n3", "n4"]
