@@ -78,7 +78,7 @@ _UNITS = (
 def _units(rows: str, count: int, cycles: str, most: str, low: str, high: str) -> str:
     bound = f", so the share is at most {most}" if most else ""
     return _UNITS.format(
-        rows=rows, count=count, cycles=cycles, bound=bound, shared=_SHARED.format(runs="two", low=low, high=high)
+        rows=rows, count=count, cycles=cycles, bound=bound, shared=_SHARED.format(runs="three", low=low, high=high)
     )
 
 

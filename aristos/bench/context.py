@@ -132,7 +132,7 @@ class Context:
             dtype=o.dtype or ("bfloat16" if o.backend == "cuda" else "float32"),
             precision=o.precision,
         )
-        return replace(made, cfg=replace(made.cfg, levels=o.levels))
+        return replace(made, cfg=replace(made.cfg, levels=1 if self.world.nodes.single else o.levels))
 
     def left(self) -> float:
         """Seconds left of the budget; the same on every rank. Collective."""

@@ -26,14 +26,11 @@ class NodeFirst:
     def __init__(self, group: Group) -> None:
         nodes, me = group.nodes, group.rank
         self._group, self._members = group, nodes.members(me)
-        self._remote = nodes.remote(me)
+        carriers = {q: nodes.rail(q, me) for q in nodes.remote(me)}
         # for each rank of this node, the ranks whose rows it takes: itself, and those for which it is the carrier
-        self._taken = [
-            [q for q in range(group.world) if q == c or (q in self._remote and nodes.rail(q, c) == c)]
-            for c in self._members
-        ]
+        self._taken = [[q for q in range(group.world) if c in (q, carriers.get(q))] for c in self._members]
         self._own = self._taken[me - self._members[0]]
-        self._sources = {nodes.rail(me, p): nodes.members(p) for p in self._remote}  # carrier -> whose rows it brings
+        self._sources = {nodes.rail(me, p): nodes.members(p) for p in carriers}  # carrier -> whose rows it brings
         self._carried = aligned((0,), np.uint8)
 
     def __call__(

@@ -4,6 +4,8 @@ It needs a CPU that permutes words and bytes of registers of 512 bits (AVX-512 w
 of one column, the even k in its low half. `packed_kernels` says how codes lie in memory.
 """
 
+from functools import cache
+
 import numpy as np
 from llvmlite import ir
 
@@ -62,8 +64,9 @@ def _words_of_fp8(builder, codes, j):
     return builder.bitcast(builder.or_(value, builder.and_(words, every(-0x8000))), WORDS)
 
 
-def _values_of_8_bits(form):
-    """The values of the 256 codes of int8, or of fp8 divided by FP8_SCALE."""
+@cache
+def values_of_8_bits(form):
+    """The values of the 256 codes of int8, or of fp8 divided by FP8_SCALE, as float32."""
     bits = np.arange(256, dtype=np.uint8)
     if form == "int8":
         return bits.view(np.int8).astype(np.float32)
@@ -80,7 +83,7 @@ def _words_of_8_bits(builder, form, place):
     kind = ir.VectorType(I8, 64)
     codes = builder.load(_at(builder, place, 0, kind), align=1)
     lookup = _declare(builder, "llvm.x86.avx512.vpermi2var.qi.512", kind, [kind] * 3)
-    bits = (_values_of_8_bits(form).view(np.uint32) >> 16).astype(np.uint16).view(np.int8).reshape(2, 2, 64, 2)
+    bits = (values_of_8_bits(form).view(np.uint32) >> 16).astype(np.uint16).view(np.int8).reshape(2, 2, 64, 2)
     negative = builder.icmp_signed("<", codes, kind([0] * 64))
 
     def looked_up(byte, sign):

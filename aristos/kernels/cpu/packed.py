@@ -62,11 +62,11 @@ ZEROED = FORMATS[FORM].zeros  # whether weights may have zero points
 
 def value_of(code):
     """The float32 that a code of FORMAT stands for in products."""
-    if FORM == "fp8":
-        return np.uint16((int(np.int8(np.uint8(code))) << 7) & 0xBF80).view(np.float16).astype(np.float32)
+    if BITS == 8:
+        return code_words.values_of_8_bits(FORM)[code]
     if FORM == "mxfp4":
         return FP4[code]
-    return np.float32(code - 2 * (code & 1 << (BITS - 1)))
+    return np.float32(code - 2 * (code & 8))
 
 
 def _codes(codes, pairs, columns=WIDTH):
@@ -216,7 +216,7 @@ overload(close_groups)(
 
 
 if TILED:
-    _both, _upper_alone = unpack_kernels.code_tiles(FORM, 2), unpack_kernels.code_tiles(FORM, 1)
+    _both, _upper_alone = unpack_kernels.code_tiles(FORM, 2, WORDS), unpack_kernels.code_tiles(FORM, 1, WORDS)
 
     @overload(code_sums)
     def _lower_code_sums(a, below, codes, ring, sums, groups, blocks, carry, pitch, near, upper, lower):

@@ -8,7 +8,6 @@ from llvmlite import ir
 
 from ...primitives.buffers import LINE
 from ...weight_types import FORMATS
-from .code_words import unit_words
 from .micro_kernels import (
     F32,
     I32,
@@ -86,7 +85,7 @@ def unpack(form, lanes, table, words):
     return _intrinsic(f"unpack_{form}_{lanes}", 4, emit)
 
 
-def code_tiles(form, down):
+def code_tiles(form, down, words):
     """Emit the kernel for `down` x 2 tiles of up to 16 x 16 sums of products of bfloat16 and codes, by groups of k.
 
     The compiled call is kernel(a, below, codes, ring, sums, groups, blocks, carry, pitch, near, upper, lower). For each
@@ -94,9 +93,10 @@ def code_tiles(form, down):
     does. codes: the address of the first block's codes. ring: the address of space for RING blocks of a panel. Codes
     become bfloat16 in the ring, LAG blocks ahead of their products, so that the tile unit and the vector units work at
     the same time. pitch: the number of bytes from a group's sums to the next group's sums. near: the address of as many
-    bytes as the codes have; these bytes are prefetched. The other arguments are explained at `tile_kernel`.
+    bytes as the codes have; these bytes are prefetched. The other arguments are explained at `tile_kernel`. words: see
+    `unpack`.
     """
-    size, words = 16 * PAIR_BYTES[form], None if form == "int8" else unit_words
+    size = 16 * PAIR_BYTES[form]
 
     def emit(builder, args):
         a, below, codes, ring, sums, groups, blocks, carry, pitch, near, upper, _ = args
