@@ -52,8 +52,15 @@ def test_options_override_the_preset():
 
 
 def test_levels_are_those_of_the_measured_layer():
-    for words, levels, text in ([], 1, "silu gated"), (["--levels", "2"], 2, "silu gated two levels"):
-        shape = Context(World(), command_line.parse(words), 1.0).shape()
+    """Within a node a layer has one level, so its title does not name two."""
+    for words, per_node, levels, text in (
+        ([], 1, 1, "silu gated"),
+        (["--levels", "2"], 1, 2, "silu gated two levels"),
+        (["--levels", "2"], 2, 1, "silu gated"),
+    ):
+        world = World()
+        world.nodes = Nodes.of(2, per_node)
+        shape = Context(world, command_line.parse(words), 1.0).shape()
         assert shape.cfg.levels == levels
         assert str(shape).endswith(text)
 
