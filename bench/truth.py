@@ -118,11 +118,14 @@ class Simulated:
         Only a short call shows the time of code that has left the caches, and of a worker's own steps.
         """
         same = [f for f in self.found if calibrates(f) and f["case"]["dtype"] == dtype]
-        few = min(same, key=lambda f: (f["case"]["tokens"], f["points"][0]["fused"][self.which]))
-        point = few["points"][0]
+        fewest = min(f["case"]["tokens"] for f in same)
+        few = [(f, f["points"][0]) for f in same if f["case"]["tokens"] == fewest]
         for name, cost, parts in (("fused", "call", 1), ("bulk", "collective", fit.COLLECTIVES)):
-            missing = point[name][self.which] - self.call(few, point, name, costs)  # ms
-            more = 1e6 * missing * self.python_speed(point) / parts
+            missing = [  # ms, undisturbed
+                (point[name][self.which] - self.call(f, point, name, costs)) * self.python_speed(point)
+                for f, point in few
+            ]
+            more = 1e6 * float(np.mean(missing)) / parts
             costs = replace(costs, **{cost: max(0.0, getattr(costs, cost) + more)})
         return costs
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from aristos.simulate.machine import Costs
 
 pytestmark = pytest.mark.parallel
 BENCH = Path(__file__).resolve().parents[2] / "bench"
@@ -66,3 +69,20 @@ def test_the_page_counts_points_and_quiet_points(truth: Any) -> None:
     ]
     row = "| A float32 uniform | none | 1, 1.09 (1.09) | 1, 1.2 (1.20) * | 1, 0.8 (0.80) * |"
     assert truth.table(points)[2:] == [row]
+
+
+def test_the_calibration_is_right_for_the_mean_of_its_measurements(truth: Any) -> None:
+    """Neither a lucky nor a disturbed measurement decides alone."""
+    few = asdict(truth.Case("few", 24, 640, 768, 8, 2))
+    probe = {"link": None, "python": [[1.0], [1.0]]}
+    simulated = truth.Simulated.__new__(truth.Simulated)
+    simulated.which, simulated.python = 0, 1.0
+    simulated.found = [
+        {"case": few, "points": [{"fused": [0.3], "bulk": [1.0], **probe}]},
+        {"case": few, "points": [{"fused": [0.5], "bulk": [1.4], **probe}]},
+        {"case": {**few, "name": "wide", "tokens": 256}, "points": [{"fused": [9.0], "bulk": [9.0], **probe}]},
+    ]
+    simulated.call = lambda found, point, name, costs: 1e-6 * (costs.call + 3 * costs.collective * (name == "bulk"))
+    closed = simulated._closed(Costs(), "float32")
+    assert closed.call == pytest.approx(0.4e6)
+    assert closed.collective == pytest.approx(0.8e6 / 3)
