@@ -44,7 +44,7 @@ def started_as(env: Mapping[str, str] | None = None) -> tuple[str, int, int] | N
 
 
 def prints() -> bool:
-    """Whether this process should print, judged by the environment before MPI is initialised."""
+    """Whether this process should print: it is the launcher's task 0, or no launcher started it. Needs no MPI."""
     started = started_as()
     return started is None or started[2] == 0
 
@@ -52,7 +52,7 @@ def prints() -> bool:
 def complain(message: str, code: int, here: bool | None = None) -> int:
     """Print, on one rank, an error that all ranks have. Returns `code`, the exit code of all ranks.
 
-    here: whether this rank prints it, if ranks know their numbers.
+    here: whether this rank prints the error; None: `prints` decides, because ranks do not know their numbers yet.
     """
     if prints() if here is None else here:
         print(message, file=sys.stderr, flush=True)
@@ -62,8 +62,8 @@ def complain(message: str, code: int, here: bool | None = None) -> int:
 def on_terminal(stream: TextIO | None) -> bool:
     """Whether the stream is a terminal that a person reads and that may get escape codes (changing lines, bold text).
 
-    False under a launcher, because Open MPI's launcher gives its ranks a terminal whatever its own output is. False
-    with NO_COLOR.
+    False under a launcher, because Open MPI's launcher gives its ranks a terminal even if its own output is a file.
+    False if NO_COLOR is set.
     """
     return stream is not None and stream.isatty() and started_as() is None and not os.environ.get("NO_COLOR")
 
@@ -71,8 +71,8 @@ def on_terminal(stream: TextIO | None) -> bool:
 def passed_to_terminal() -> bool:
     """Whether what this process writes to stderr reaches a terminal that may get escape codes.
 
-    A launcher gives its ranks pipes, and passes on what they write to its own stderr. So it is enough that a process
-    above this one, on this machine, has a terminal there.
+    A launcher gives its ranks pipes, and passes on what they write to its own stderr. So it is enough that the
+    stderr of a process above this one, on this machine, is a terminal.
     """
     if os.environ.get("NO_COLOR") or os.environ.get("TERM", "dumb") == "dumb":
         return False
@@ -91,7 +91,7 @@ def passed_to_terminal() -> bool:
 
 
 def unread() -> int:
-    """Replace a stdout whose reader has ended, as after `| head`. Returns the exit code for SIGPIPE."""
+    """Redirect stdout to /dev/null, because its reader has ended, as `| head` does. Returns the code for SIGPIPE."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # otherwise Python reports an error when it flushes stdout at exit
     return 128 + signal.SIGPIPE
 
@@ -121,7 +121,7 @@ def stranger(env: Mapping[str, str] | None = None, library: Library | None = Non
 def mismatch(world: int, env: Mapping[str, str] | None = None, library: Library | None = None) -> str | None:
     """Explain why COMM_WORLD has `world` ranks instead of the launcher's tasks, with the fix; None if they agree.
 
-    library: the MPI library in use; None: it is searched.
+    library: the MPI library in use; None: this function searches for it.
     """
     started = started_as(env)
     if started is None or started[1] == world:

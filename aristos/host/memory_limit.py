@@ -24,8 +24,11 @@ ESCAPE = re.compile(r"\\([0-7]{3})")  # mountinfo writes a blank in a path as \0
 
 @dataclass(frozen=True)
 class Files:
-    """Names of a version's files: limit and use in bytes, and the counters of cached files, which the kernel drops
-    before it refuses memory."""
+    """Names of the files of one version of control groups.
+
+    limit, used: files with the limit and the use in bytes. cached: counters in memory.stat, in bytes, of cached file
+    contents. The kernel drops these contents before it refuses memory.
+    """
 
     limit: str
     used: str
@@ -37,7 +40,10 @@ V2 = Files("memory.max", "memory.current", ("inactive_file", "active_file"))
 
 
 def room(root: Path = Path("/")) -> int | None:
-    """Bytes that all groups around this process leave; None without a limit. root: where /proc and the mounts are."""
+    """The bytes that this process may still take under the limits of all its groups; None if there is no limit.
+
+    root: the folder that contains /proc and the mounts.
+    """
     rooms = (_of_group(group, files) for files, group in _groups(root))
     return min((n for n in rooms if n is not None), default=None)
 

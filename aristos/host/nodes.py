@@ -32,7 +32,7 @@ class Nodes:
 
         rank = comm.Get_rank()
         node = comm.Split_type(MPI.COMM_TYPE_SHARED, key=rank)
-        # This is done even without ranks_per_node: it is collective, and other ranks may have another value.
+        # Split is called even without ranks_per_node: it is collective, and other ranks may have another value.
         own = node.Split(rank // (ranks_per_node or comm.Get_size()), key=rank)
         node.Free()
         return cls(tuple(comm.allgather(own.bcast(rank)))), own

@@ -11,10 +11,10 @@ ENDED = "has ended"
 
 @dataclass(frozen=True)
 class Process:
-    """A process. place: its machine, and its namespaces of processes and of time. started: when, in ticks since boot.
+    """A process. place: its machine, and its namespaces of processes and of time. started: when it started.
 
-    place or started is empty if unknown. The kernel reuses process ids, so the time of the start must match too; it is
-    measured in the process's namespace of time.
+    started is in clock ticks since boot, as the process's namespace of time counts them. place or started is empty if
+    unknown. The kernel reuses process ids, so two objects name one process only if their times of the start agree too.
     """
 
     place: str
@@ -29,7 +29,8 @@ class Process:
     def seen_here(self) -> bool:
         """Whether the calling process sees, by the id, that this process runs.
 
-        /proc may hide processes (hidepid=2), and copies of a virtual machine may have the same names.
+        False does not mean that the process has ended: /proc may hide it (hidepid=2), or it may run on a copy of this
+        virtual machine, which has the same place.
         """
         return self._of_this_place() and _stat(self.pid)[1] == self.started
 
@@ -40,7 +41,7 @@ class Process:
     def trouble(self) -> str:
         """A clause that says why the process does not run: it has ended, or is stopped.
 
-        The clause is empty if the process runs, or is of another place. Use this only for a process that was
+        The clause is empty if the process runs, or belongs to another place. Use this only for a process that was
         `seen_here`, or that /proc does not hide.
         """
         if not self._of_this_place():

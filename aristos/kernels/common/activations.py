@@ -15,8 +15,8 @@ from ...config import ACTIVATIONS
 from ...primitives import memory as mem
 from .branches import implementations
 
-LIMIT_SHIFT = 32  # an activation word has code and flag in the low half, the float32 bits of the limit in the high half
-AFTER = 0x100  # the flag: the limit bounds the activation's value, not its argument
+LIMIT_SHIFT = 32  # an activation's word: code and flag in the low half, the limit's float32 bits in the high half
+AFTER = 0x100  # the flag in an activation's word: the limit bounds the activation's value, not its argument
 
 _f = np.float32
 ZERO, ONE, TWO, HALF, INFINITY = _f(0), _f(1), _f(2), _f(0.5), _f(np.inf)
@@ -29,7 +29,8 @@ A3, A5, A7, A9, A11, A13, A15 = (_f(1 / i) for i in range(3, 16, 2))  # coeffici
 SQRT_HALF = _f(math.sqrt(0.5))
 OAI_SCALE = _f(1.702)
 TANH_SCALE, TANH_CUBE = _f(math.sqrt(2 / math.pi)), _f(0.044715)
-# erfc(z) = t * exp(-z^2 + P(t)), t = 1 / (1 + z / 2): Numerical Recipes' Chebyshev fit as a polynomial, 1.2e-7 relative
+# erfc(z) = t * exp(-z^2 + P(t)), t = 1 / (1 + z / 2). The polynomial P is the Chebyshev fit of Numerical Recipes. The
+# relative error is at most 1.2e-7.
 C0, C1, C2, C3, C4, C5, C6, C7, C8, C9 = (
     _f(c)
     for c in (
@@ -130,7 +131,10 @@ SHIFTED_CODE, SHIFT = SHIFTED[0].code, _f(SHIFTED[0].shift)
 
 
 def word(activation: str, limit: float | None = None, after: bool = False) -> int:
-    """An activation and its limit as one word of 64 bits, which kernels get. after: see AFTER."""
+    """An activation and its limit as one word of 64 bits, which kernels get.
+
+    limit: None for no limit. after: whether the limit bounds the activation's value instead of its argument.
+    """
     bits = np.array(np.inf if limit is None else limit, np.float32).view(np.uint32)
     return ACTIVATIONS[activation].code | (AFTER if after else 0) | int(bits) << LIMIT_SHIFT
 
@@ -159,7 +163,7 @@ def at_most(x, limit):
 
 @jit
 def factor(x, limit, shift):
-    """The factor by which the activated gate is multiplied: x, a value of the up projection, bounded and shifted."""
+    """The number that multiplies the activated gate: x, a value of the up projection, bounded and shifted."""
     return (-limit if x < -limit else at_most(x, limit)) + shift
 
 

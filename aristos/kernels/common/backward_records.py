@@ -21,7 +21,7 @@ class Rows(NamedTuple):
     dx: int  # where gradients of the inputs go
     dw: int  # address where gradients of the combine weights go, float32
     kept: int  # places for the data that the gradients of weights need
-    saved: int  # places of hidden activations on the tape; if there are any, x is not read. 0 if there are none
+    saved: int  # places of hidden activations on the tape, for which x is not read; 0 if the tape has none
 
 
 class Expert(NamedTuple):
@@ -35,13 +35,13 @@ class Expert(NamedTuple):
 
 
 class Sums(NamedTuple):
-    """Where gradients of an expert's weights go."""
+    """The memory that receives the gradients of an expert's weights."""
 
     gradients: tuple[int, ...]  # addresses of up, gate, down and their biases; 0 for an absent one
     hidden: int
     ffn: int
     carry: int  # 0: the gradients are overwritten. Else the call adds to them
-    once: int  # 1: the call adds no other rows
+    once: int  # 1: all rows of the call are added in one pass, so no later pass adds to the gradients
 
 
 class Place(NamedTuple):

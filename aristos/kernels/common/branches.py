@@ -1,4 +1,4 @@
-"""Generates functions that select by a code. They have a branch for every entry of a table, so none can be missing."""
+"""Generates functions that select by a code. Each has a branch for every entry of a table, so no branch is missing."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def implementations(table: Mapping[str, int], names: Mapping[str, Any]) -> dict[int, Callable[..., Any]]:
-    """The function for each code. table: names and their codes. names: a module's globals, which have the functions.
+    """The function for each code. table: names and their codes. names: globals of the module that has the functions.
 
     Raises ImportError if a function is missing.
     """

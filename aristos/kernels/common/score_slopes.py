@@ -1,7 +1,7 @@
-"""The gradient by a token's router scores, from the gradient by its k combine weights, for each of `config.SCORES`.
+"""For each of `config.SCORES`: a function that turns gradients of combine weights into gradients of router scores.
 
-The choice of experts counts as constant. Terms are float32 and sums float64. A token's values depend on that token
-alone. If a score has no function of its name here, importing this module fails.
+A function handles one token. The choice of experts counts as constant. Terms are float32 and sums float64. If a score
+has no function of its name here, importing this module fails.
 """
 
 import numpy as np
@@ -18,8 +18,8 @@ LEAST, WIDTH = np.float64(LEAST_SUM), np.float64(SPARSEMIXER_WIDTH)
 ZERO, ONE, TWO = np.float64(0), np.float64(1), np.float64(2)
 
 
-# ---- functions of one signature. From dw[k], the gradient by the combine weights, they compute the gradient by the
-# scores, and add it to out[experts].
+# ---- functions of one signature. From dw[k], the gradients of the combine weights, they compute the gradients of the
+# scores, and add them to out[experts].
 #
 # row: [experts] float32 scores. ids: [k] int64, the chosen experts, also those beyond the capacity. scale: the factor
 # of the weights. 1 - share is computed as the sum of the other shares: if a share is nearly 1, a difference would lose
@@ -130,7 +130,7 @@ def sparsemixer_slopes(row, experts, renormalize, ids, dw, k, scale, out):
 
 @jit
 def close_power(row, e, best, ids, j):
-    """e^(score - best) if earlier choices left the expert and its score is close to the best of choice j; else 0."""
+    """e^(score - best) if no earlier choice is this expert and its score is close to choice j's, `best`; else 0."""
     for i in range(j):
         if ids[i] == e:
             return ZERO

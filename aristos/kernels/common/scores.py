@@ -24,7 +24,7 @@ SOFTMAX, SIGMOID = SCORES["softmax"], SCORES["sigmoid"]
 if set(BIASED) != {"softmax", "sigmoid", "sqrtsoftplus"}:
     raise ImportError(f"config.BIASED names {', '.join(BIASED)}: extend `values`")
 SUM_TOP2 = GROUP_SCORES["sum_top2"]
-GROUPS_SHIFT, KEPT_SHIFT, GROUP_SCORE_SHIFT = 8, 16, 24  # places in a rule's word; the score's code lies below them
+GROUPS_SHIFT, KEPT_SHIFT, GROUP_SCORE_SHIFT = 8, 16, 24  # first bits of a rule's fields; bits 0 to 7: score
 
 
 def rule(router: Router) -> int:
@@ -44,7 +44,7 @@ def job_words(router: Router) -> dict[str, int]:
 
 @jit
 def top_k(row, experts, k, ids, weights):
-    """Find the k largest of row[experts], in falling order. Of equal values, the one with the lowest id comes first.
+    """Find the k largest of row[experts], in descending order. Of equal values, the one with the lowest id comes first.
 
     The ids are written to ids[k], the values to weights[k]. The function repeats the loop of `insert`, because calling
     `insert` for each expert would cost more than the comparison.
@@ -66,9 +66,9 @@ def top_k(row, experts, k, ids, weights):
 
 @jit
 def insert(e, value, k, ids, weights):
-    """Insert expert e into the k best so far, if its value is larger than the last of theirs.
+    """Insert expert e into the k best experts so far, if its value is larger than the smallest of their values.
 
-    Of equal values, the one that was inserted first stays first. Callers insert experts in order of their ids.
+    Of equal values, the value that was inserted first stays first. Callers insert experts in order of their ids.
     """
     if ids[k - 1] >= 0 and not value > weights[k - 1]:
         return
@@ -120,7 +120,7 @@ def sigmoid(row, experts, largest, renormalize, weights, k):
 
 @jit
 def root_softplus(x):
-    """sqrt(log(1 + e^x)). Far below zero, e^(x / 2) takes its place, because e^x would not fit float32."""
+    """sqrt(log(1 + e^x)). Far below zero, e^(x / 2) takes its place, because e^x can be too small for float32."""
     return exp(HALF * x) if x < FAR else math.sqrt(softplus(x))
 
 
@@ -137,7 +137,7 @@ def sqrtsoftplus(row, experts, largest, renormalize, weights, k):
 def sparsemixer(row, experts, largest, renormalize, weights, k):
     """Set each weight to the choice's share of a softmax over some of the experts.
 
-    Experts take part if earlier choices left them and their scores are close to the choice's score.
+    An expert takes part if no earlier choice is this expert, and if its score is close to the choice's score.
     """
     for j in range(k - 1, -1, -1):
         best, taken, total = weights[j], 0, ZERO
@@ -206,7 +206,8 @@ weigh = jit(
 def values(code, row, experts, largest):
     """Replace all scores of a token by the weights that their experts have before the choice. Returns ZERO.
 
-    code: the code of one of `config.BIASED`. For SOFTMAX, keep the scores and return the sum that `value` needs.
+    code: the code of one of `config.BIASED`. For SOFTMAX the function keeps the scores, and returns the sum by which
+    `value` divides.
     """
     total = ZERO
     if code == SOFTMAX:
@@ -276,7 +277,7 @@ def choose_by_rule(row, experts, largest, k, rule, renormalize, bias, ids, weigh
     """Do what `choose` does if there are groups or a bias, but leave the scale out."""
     code, groups = rule & 0xFF, rule >> GROUPS_SHIFT & 0xFF
     kept, score = rule >> KEPT_SHIFT & 0xFF, rule >> GROUP_SCORE_SHIFT
-    by_score = len(bias) == 0 and score != SUM_TOP2  # scores have the order of weights, but do not round to ties
+    by_score = len(bias) == 0 and score != SUM_TOP2  # raw scores have the order of weights, without ties by rounding
     total = ZERO if by_score else values(code, row, experts, largest)
     found = kept_groups(row, bias, groups, kept, experts // groups, score, largest, total) if groups > 0 else 0
     top_k_of_groups(row, bias, experts, groups, found, k, ids, weights, largest, total)
