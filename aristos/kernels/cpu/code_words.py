@@ -1,7 +1,7 @@
-"""Codes that become words of two bfloat16 in registers, 32 codes at once, as LLVM code.
+"""Generates LLVM code that turns codes into words of two bfloat16 in registers, 32 codes at once.
 
-It needs a CPU that permutes words and bytes of registers of 512 bits (AVX-512 with BW and VBMI). A word has a pair of k
-of one column, the even k in its low half. `packed_kernels` says how codes lie in memory.
+This code needs a CPU that permutes words and bytes of registers of 512 bits (AVX-512 with BW and VBMI). A word has a
+pair of k of one column, the even k in its low half. `packed_kernels` says how codes lie in memory.
 """
 
 from functools import cache
@@ -118,6 +118,6 @@ def unit_words(builder, form, place):
 def looked_up_words(builder, form, place):
     """Do what `unit_words` does, for any format. Codes of 8 bits are looked up in tables of bytes.
 
-    It is fast where a lookup in a table of two registers is one operation, as on Zen 4.
+    Such lookups are fast on CPUs that look up bytes in a table of two registers by one operation, as Zen 4 does.
     """
     return _words_of_8_bits(builder, form, place) if FORMATS[form].bits == 8 else unit_words(builder, form, place)

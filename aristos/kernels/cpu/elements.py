@@ -135,7 +135,7 @@ def up(n: int) -> int:
 
 
 def pack_pairs(bits: np.ndarray) -> np.ndarray:
-    """Arrange [K, N] uint16 in panels whose two k of a pair lie side by side, as products of bfloat16 read them.
+    """Arrange [K, N] uint16 in panels in which the two values of a pair of k are neighbours, for products of bfloat16.
 
     The result is [N / 32 panels, K / 32 blocks of k, 2 halves of the columns, 16 pairs of k, 16 columns, 2 k].
     """

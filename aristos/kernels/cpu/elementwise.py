@@ -11,7 +11,7 @@ apply = jit(unrolled("apply", "v, n", "for i in range(n):\n    v[i] = case(v[i])
 
 @jit
 def activate(word, addr, n):
-    """Apply an activation in place to n float32 at `addr`. word: `activations.word`."""
+    """Apply an activation in place to n float32 at `addr`. word: the result of `activations.word`."""
     v = mem.floats(addr, n)
     limit = limit_of(word)
     bounded, after = limit < INFINITY, word & AFTER != 0
@@ -33,7 +33,7 @@ def bound(v, n, limit):
 def multiply(word, addr, by, n):
     """Bound and shift n float32 at `addr` by the activation's rule, and multiply them by the gate's values at `by`.
 
-    word: `activations.word`.
+    word: the result of `activations.word`.
     """
     v, w = mem.floats(addr, n), mem.floats(by, n)
     if not plain(word):

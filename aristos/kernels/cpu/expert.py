@@ -44,7 +44,11 @@ def hidden_bytes(ffn, gated):
 
 @jit
 def keep_hidden(m, kept, f0, columns, ffn, gated, h, g):
-    """Copy columns f0.. of the products of m rows with up and gate to their places; see `primitives/taped.py`."""
+    """Copy columns f0.. of the products of m rows with up and gate to the rows' places on the tape.
+
+    kept: the address of an array of m entries of the tape (`primitives/taped.py`). h, g: the addresses of arrays of row
+    addresses, for the products with up and with gate.
+    """
     for i in range(m):
         entry = mem.load(kept + 8 * i)
         if taped.kept_of(entry) & taped.HIDDEN:
@@ -66,7 +70,7 @@ def hidden_chunk(m, a, up, gate, up_bias, gate_bias, code, hidden, ffn, f0, colu
     """Compute h[m, columns], the hidden activations of columns f0.. of F.
 
     a: the address of packed rows of x. h, g: the addresses of arrays of row addresses, for the activations and for the
-    gate. kept: the address of an array of places on the tape, or 0.
+    gate. kept: the address of an array of entries of the tape (`primitives/taped.py`), or 0.
     """
     for k0 in range(0, hidden, KC):
         count = min(KC, hidden - k0)

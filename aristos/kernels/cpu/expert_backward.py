@@ -1,4 +1,4 @@
-"""The gradients of one expert on a run of float32 rows: by x, by the combine weights w, and by the expert's weights.
+"""The gradients of one expert on a run of float32 rows: of x, of the combine weights w, and of the expert's weights.
 
     d = dy down^T, h as in the forward call, dw = <d, h> + <dy, down_bias>
     du, dg = w d times the derivatives of h; dx = du up^T + dg gate^T
@@ -99,7 +99,7 @@ def slopes(word, gated, u, g, d, h, weight, n, spare):
     """Compute n columns of a row: h from the products u and g, then du and dg, which overwrite u and g.
 
     u, g, d, h, spare: addresses of n float32. d has dy down^T; spare is space for intermediate results. weight: the
-    row's combine weight. The gradient of a value beyond a limit is zero; at the limit itself it passes.
+    row's combine weight. The gradient of a value beyond a limit is zero; the gradient of a value at the limit is not.
     """
     us, ds, hs, by_x = mem.floats(u, n), mem.floats(d, n), mem.floats(h, n), mem.floats(spare, n)
     if not gated:
@@ -235,7 +235,7 @@ def weight_gradients(rows, sums, scratch):
 
 @jit
 def add_gradient(rows, sums, scratch, which, begin, end):
-    """Do a part of `weight_gradients`: for rows begin..end of one matrix, and for its bias if row 0 is among them.
+    """Do a part of `weight_gradients`: for rows begin..end of one matrix, and for its bias if `begin` is 0.
 
     which: UP, GATE or DOWN.
     """

@@ -35,8 +35,8 @@ def block(code, a, b, c, jc, count, carry, ahead, pace):
 
     code: rows + ROWS * (vectors - 1), for 1 to ROWS rows and panels of 1 to VECTORS vectors. a: the address of the
     first packed row. b: the address of the panel's first row. c: the address of an array of row addresses. jc: the
-    first column of C that is computed. count: the number of k. For each k the compiled kernel prefetches from `ahead`
-    on, and advances `ahead` by `pace` bytes.
+    first column of C that is computed. count: the number of k. For each k the compiled kernel prefetches at `ahead`,
+    and then adds `pace` bytes to `ahead`.
     """
     width, rows = LANES * (1 + (code - 1) // ROWS), 1 + (code - 1) % ROWS
     panel = mem.floats(b, count * width).reshape(count, width)
@@ -117,7 +117,8 @@ def panel_rows(m, vectors, a, b, c, jc, count, carry, ahead):
 
     ahead: the address of the next panel. If there are at least AHEAD_GROUPS groups, each prefetches its share of that
     panel. With fewer groups, memory delivers a panel faster than it is used, so prefetching the next one would cost
-    more than it saves: the kernel prefetches its own panel, or always one line of it if there are at most BARE rows.
+    more than it saves. The kernel then prefetches its own panel. With at most BARE rows it prefetches the same line of
+    the panel for every k, which leaves the reading of the panel to the CPU's own prefetchers.
     """
     groups = (m + ROWS - 1) // ROWS
     size = m // groups

@@ -82,7 +82,7 @@ def _copy_row(typingctx, dst, src, nbytes):
 
 @intrinsic
 def _call(typingctx, function, a, b, c, d, e, f, g, h):
-    """Call a C function. In the conventions of x86-64 and AArch64 an `int` argument is the low half of an int64."""
+    """Call a C function. By the calling conventions of x86-64 and AArch64, an `int` argument is an int64's low half."""
 
     def codegen(context, builder, signature, args):
         pointer = builder.inttoptr(args[0], ir.FunctionType(I32, [I64] * 8).as_pointer())

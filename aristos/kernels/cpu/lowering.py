@@ -73,7 +73,7 @@ def _call_of(number: int, put: Callable[..., Any], result: bool) -> Callable[...
 
 
 def _weigh_row(kernels, call):
-    """Call the kernel that combines a token, for a token with a single choice."""
+    """The function that `arithmetic.weigh_row` compiles to: it combines a token with a single choice."""
 
     def run(kernels, call):
         table = call.scratch + SPARE

@@ -89,9 +89,9 @@ def _loop(builder, start_values, count, body, unroll=True):
 
 
 def _never_unrolled(module):
-    """Metadata of a loop that LLVM must not unroll. Its first operand is itself, which makes it this loop's alone."""
+    """Metadata that forbids LLVM to unroll a loop. The node's first operand is the node, so no two loops share one."""
     rule = module.add_metadata([ir.MetaDataString(module, "llvm.loop.unroll.disable")])
-    node = module.add_metadata([rule, I32(len(module.metadata))])  # unlike all others, so it is a new node
+    node = module.add_metadata([rule, I32(len(module.metadata))])  # the number makes llvmlite add a new node
     node.operands = (node, rule)
     return node
 
@@ -479,7 +479,7 @@ def widened_bfloat16(rows, vectors, pitch, lanes, alone=False, fetch=True):
     `elements.pack_pairs`), or of the panel's second half of 16 columns. sums: the address of the first row of 32 sums.
     pairs: the number of pairs of k, at least 1. For each pair the kernel prefetches the cache line at `ahead`, and
     advances `ahead` by `pace` bytes. If the kernel is `alone` (see `_walk_bfloat16`), it prefetches its own panel
-    instead, NEAR bytes ahead, or nothing without `fetch`.
+    instead, NEAR bytes ahead; if `fetch` is False, it prefetches nothing.
     """
     vector, words = ir.VectorType(F32, lanes), ir.VectorType(I32, lanes)
     high = words([0xFFFF0000] * lanes)
@@ -689,7 +689,7 @@ def tile_kernel(down, parts=1):
 
     The compiled call is kernel(a, below, b, sums, steps, carry, ahead, pace, upper, lower). a: the address of the
     packed upper tiles of A, which have `upper` rows of 64 bytes for each block of 32 k. below: the number of bytes from
-    there to the lower tiles. b: the address of a packed panel. sums: the address of the first row of 32 sums. steps:
+    `a` to the lower tiles. b: the address of a packed panel. sums: the address of the first row of 32 sums. steps:
     the number of blocks of 32 k. upper, lower: the numbers of rows of the upper and lower tiles, for which `configure`
     must have been called. For each block the kernel prefetches `pace` bytes, a multiple of 64, from `ahead` on, and
     advances `ahead` by as many.

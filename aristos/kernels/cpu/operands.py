@@ -1,4 +1,4 @@
-"""Products by panels of 32 columns: by tiles if the instruction set has them for the element type, or by multiply-adds.
+"""Products by panels of 32 columns, computed by AMX tiles if these multiply the element type, else by multiply-adds.
 
 The docstrings of `tiles` and `widened` define operands, panels and sums. On one instruction set, an element type has
 the same arithmetic for any number of rows, so a row's sums never depend on the rows beside it.

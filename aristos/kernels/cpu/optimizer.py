@@ -37,7 +37,7 @@ def adam_rows(rows, n, w, g, pitch, mean, square, scales):
 
 @jit
 def momentum_rows(rows, n, w, g, pitch, velocity, scales):
-    """Do a step v = momentum v + g, w -= lr v. velocity: the address of v.
+    """Do a step v = momentum v + by g, w = keep w - rate v, on [rows, n] float32. velocity: the address of v.
 
     scales: the address of MomentumScales in float32. The other arguments are those of `adam_rows`.
     """

@@ -16,7 +16,7 @@ MOST_OUTER = 1024  # most rows of a pass
 TRANSPOSED = 128  # columns that are transposed at once: few enough to stay in the L2 cache
 LARGE = 1 << 20  # least bytes of a matrix that is written past the caches, if it is written once
 SIDE = 8  # rows and columns of a block that is transposed in registers
-SOON = 4  # how many rows ahead to prefetch: rows lie far apart in the store, so the processor cannot foresee them
+SOON = 4  # how many rows ahead to prefetch: rows lie far apart in the store, so the CPU cannot predict their addresses
 
 
 def outer_bytes(rows, widest):

@@ -36,14 +36,14 @@ from .unpack_kernels import NEAR
 from .widened import DOT, PAIRS, SPAN, WIDE
 
 TILED = ISA == "amx"
-FORM = FORMAT or "int8"  # with plain weights nothing here is compiled, so any format will do
+FORM = FORMAT or "int8"  # with plain weights no function of this module is compiled, so any format may stand here
 TABLE = ISA.startswith(("avx512", "amx"))  # whether a permutation can look up values in a table of 16
 DOTS = ISA == "avx512bf16"  # whether dot products multiply rows of bfloat16 by codes
 # the function of `code_words` by which codes become words of two bfloat16, or None
 WORDS = code_words.looked_up_words if DOTS else code_words.unit_words if TILED and FORM != "int8" else None
 SHARED_PIECE = 128  # how many k are unpacked at once for all rows: they take 8 KiB as bfloat16
 PIECE, TILE_ROWS = 256, 32  # most k at once, and most rows, of the kernel that unpacks and multiplies by tiles
-GROUPS = PIECE // WIDTH if TILED else 1  # most groups of k in a piece, which keeps the sums of each
+GROUPS = PIECE // WIDTH if TILED else 1  # most groups of k in a piece; each group has its own sums
 # how many rows have sums that fit the registers beside decoded codes, and beside the tables of `looked_up_words`
 FEW = {16: 9 if DOTS and FORMATS[FORM].bits == 8 else 12, 8: 2, 4: 2}[REGISTER]
 # most rows for which the kernels with the fewest micro-operations are used: on Cascade Lake they are faster for up to
@@ -182,7 +182,7 @@ _kernels = {  # the kernels for rows of float32, then those for rows of bfloat16
         dot,
         rows <= LEAN,
         WORDS if kind else None,
-        2 * packed_kernels.NEAR if BARE else packed_kernels.NEAR,  # Zen 4 reads int4 1.2 times as fast so
+        2 * packed_kernels.NEAR if BARE else packed_kernels.NEAR,  # Zen 4 then reads int4 1.2 times as fast
     )
     for kind, dot in enumerate(("", PAIRS)[: 1 + DOTS])
     for rows in range(FEW, 0, -1)

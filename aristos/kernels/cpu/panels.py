@@ -37,8 +37,9 @@ def shape_for(isa: str, cpu: str) -> MicroKernelShape:
 
 LANES, VECTORS, ROWS = shape_for(ISA, isa.target()[0])
 REGISTER = 16 if ISA in AVX512 else LANES  # float32 values of a whole register, for products of other elements
-# Most rows with which kernels leave it to the CPU's own prefetchers to read a panel from memory. Zen 4 then reads 28
-# GB/s, and 20 with software prefetches. With more rows, products are not yet done when the next line should be read.
+# With at most this many rows, kernels do not prefetch a panel in memory, because the CPU's own prefetchers are faster:
+# Zen 4 reads 28 GB/s with them, and 20 GB/s with software prefetches. With more rows, the products of a line are not
+# yet done when the next line should be read.
 BARE = 4 if ISA in AVX512 and isa.target()[0] == "znver4" else 0
 NR = LANES * VECTORS  # columns of a panel
 

@@ -229,7 +229,7 @@ def expert_rows(rows, expert, scratch, wire):
 def pack_pairs(m, rows, columns, panels):
     """Write m rows of bfloat16 as panels of 32 columns, in the order of `elements.pack_pairs`.
 
-    Zeros follow as far as a product of m rows reads. rows: the address of an array of row addresses.
+    Zeros follow, up to the last row that a product of m rows reads. rows: the address of an array of row addresses.
     """
     depth = up(m)
     for p in range(depth_of(ELEMENT, m) // 2):
@@ -363,7 +363,7 @@ def weight_gradients(rows, sums, scratch):
 
 @jit
 def add_gradient(rows, into, scratch, which, first, last):
-    """Do a part of `weight_gradients`: for rows first..last of one matrix, and for its bias if row 0 is among them."""
+    """Do a part of `weight_gradients`: for rows first..last of one matrix, and for its bias if `first` is 0."""
     m, x, dy, w, _, _, kept, _ = rows
     gradients, hidden, ffn, carry, once = into
     target, bias = gradients[which], gradients[3 + which]

@@ -115,7 +115,7 @@ def halves(rows, plain, found):
 
 @jit
 def give_back(rows, scalars, found):
-    """Overwrite the combine weights by their gradients, in the lower halves of the words at `scalars`."""
+    """Overwrite the combine weights, in the lower halves of the words at `scalars`, with their gradients."""
     back = mem.floats(found.dw, rows)
     for to in range(rows):
         i = mem.load(found.order + 8 * to)

@@ -1,8 +1,8 @@
 """Products of bfloat16 by AMX tiles. An operand consists of tiles: two tiles of up to 16 rows for each group of rows.
 
 Products of float32 are computed too (SPLIT). Each value is then the sum of two bfloat16, high + low, which have 16
-significant bits together, and the product of x and w is low high + high high + high low. A tile of low values follows
-each tile of high values. Denormals count as zeros. A value of 3.39e38 or more, or infinity, gives NaN.
+significant bits together. The product of x and w is low(x) high(w) + high(x) high(w) + high(x) low(w). A tile of low
+values follows each tile of high values. Denormals count as zeros. A value of 3.39e38 or more, or infinity, gives NaN.
 
 Rows are cut into groups of nearly equal size, with at most 32 rows each. A tile is stored block by block, with 32 k
 to a block and 64 bytes to a row. In a group both tiles have room for as many rows as the upper one has, so an operand
@@ -111,7 +111,7 @@ def shape_tiles(upper, lower, shapes):
     wanted = 17 * upper + lower
     if mem.load(shapes + 64) == wanted:
         return
-    below = max(lower, 1)  # a tile without rows would be an error of the processor
+    below = max(lower, 1)  # the processor raises a fault for the shape of a tile without rows
     mem.store(shapes, 1)  # palette
     mem.store(shapes + 8, 0)
     for i in range(4):  # eight tiles have rows of 64 bytes
@@ -254,7 +254,7 @@ def part_sums(element, m, a, first, steps, right, sums, count, carry, ahead, pac
 
 @jit
 def panel_sums(element, m, a, depth, panel, sums, carry, ahead, spare):
-    """Set sums[m, 32] to operand x panel for k below `depth`; if `carry` is nonzero, add to them.
+    """Set sums[m, 32] to operand x panel for k below `depth`; if `carry` is nonzero, add to the sums.
 
     a: the address of the operand. panel: the address of the panel at the operand's first k. sums: the address of m rows
     of 32 sums. ahead: the address of the next panel, of which each group of rows prefetches its share. spare: the

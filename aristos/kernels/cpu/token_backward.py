@@ -18,10 +18,10 @@ from .tokens import combine_token
 
 @jit
 def logit_gradients(count, logits, columns, ids, dw, k, code, renormalize, scale, out):
-    """Add the gradient by the router scores of `count` tokens to out[count, columns].
+    """Add the gradients of the router scores of `count` tokens to out[count, columns].
 
     logits, ids, dw, out: the addresses of contiguous arrays. logits: the scores. ids: the chosen experts, int64.
-    dw[count, k]: the gradient by the combine weights.
+    dw[count, k]: the gradients of the combine weights.
     """
     for t in range(count):
         row, into = mem.floats(logits + FLOAT * columns * t, columns), mem.floats(out + FLOAT * columns * t, columns)

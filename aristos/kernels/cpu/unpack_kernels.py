@@ -1,7 +1,7 @@
 """Micro-kernels as LLVM code for codes that become bfloat16 in memory before their products.
 
-Where `code_words` can be used, 32 codes become bfloat16 at once. Else codes become float32 first; on AMX those of int8
-do too.
+Where `code_words` can be used, 32 codes become bfloat16 at once. Elsewhere codes become float32 first. On AMX, codes of
+int8 become float32 first too.
 """
 
 from llvmlite import ir

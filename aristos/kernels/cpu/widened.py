@@ -67,7 +67,7 @@ _kernels = {
 
 
 def block(code, a, b, sums, pairs, carry, ahead, pace):
-    """Set sums[i, :SPAN] to A[i, :2 * pairs] x panel; if `carry` is nonzero, add to them.
+    """Set sums[i, :SPAN] to A[i, :2 * pairs] x panel; if `carry` is nonzero, add to the sums.
 
     code: the kernel's number. a: the address of the first row of the operand. b: the address of the panel, or of its
     second half. sums: the address of the first row of 32 sums. ahead, pace: see `micro_kernels.widened_bfloat16`.
@@ -199,7 +199,7 @@ def part_sums(kind, m, a, pairs, panel, sums, carry, ahead, pace):
 
 @jit
 def panel_sums(element, m, a, depth, panel, sums, carry, ahead, spare):
-    """Set sums[m, 32] to operand x panel for k below `depth`; if `carry` is nonzero, add to them.
+    """Set sums[m, 32] to operand x panel for k below `depth`; if `carry` is nonzero, add to the sums.
 
     a: the address of the operand. panel: the address of the panel at the operand's first k. sums: the address of m rows
     of 32 sums. ahead: the address of the next panel, of which each group of rows prefetches its share.

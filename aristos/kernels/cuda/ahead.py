@@ -22,7 +22,7 @@ FOLDER = Path(__file__).with_name("ahead")
 
 @dataclass(frozen=True)
 class Built:
-    """entry: the kernel's name in the cubin. cubin: machine code for one architecture, an ELF file."""
+    """A compiled kernel. entry: its name in the cubin. cubin: machine code for one architecture, an ELF file."""
 
     entry: str
     cubin: bytes

@@ -54,7 +54,7 @@ def compile_and_keep(kernel: Any, arch: str) -> Built:
 
 
 def bare(kernel: Any, arch: str) -> Built:
-    """The cubin for shipping: without line numbers and PTX, which are more than half of a cubin. It is cached too."""
+    """The cubin for shipping: without line numbers and PTX, which are more than half of a cubin. It is cached."""
     target = TARGETS.get(arch, arch)
     path = _path(kernel, target).with_suffix(".bare")
     found = _read(path)

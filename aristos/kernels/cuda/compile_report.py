@@ -23,7 +23,7 @@ from kernel_cache.offline import capability
 from ...errors import InputError
 from .assemble import TARGETS, assemble, disassemble, tool, tool_version
 
-NEW_NVVM = (10, 0)  # least compute capability for which a newer library of the compiler is used
+NEW_NVVM = (10, 0)  # from this compute capability on, the compiler uses a newer NVVM library
 PROCESSES = 8  # most processes; each takes about 300 MB
 
 Row = dict[str, Any]  # one entry of report.json

@@ -15,15 +15,15 @@ READ = ("debug", "opt", "fastmath", "launch_bounds")  # the options that kernel_
 
 
 def kernel_key(kernel: Any) -> str:
-    """Hash of a kernel's sources, types and options, which its PTX depends on besides the compiler."""
+    """Hash of a kernel's sources, types and options. The kernel's PTX depends on these and on the compiler."""
     return _hash((*_sources(kernel, source_key), kernel.types, kernel.function.targetoptions))
 
 
 def ahead_key(kernel: Any) -> str:
     """A hash of the same things as `kernel_key`, which is equal on the machine that compiles ahead and on this one.
 
-    `kernel_key` may differ: other releases of Numba-CUDA may print types and options differently, and a clock ahead of
-    this machine's may have set the times of files.
+    `kernel_key` may differ: another release of Numba-CUDA may print types and options differently, and the other
+    machine's clock may run ahead of this machine's, so that files seem newer than they are.
     """
     options = [(name, kernel.function.targetoptions.get(name)) for name in READ]
     return _hash((*_sources(kernel, _digest), [str(each) for each in kernel.types], options))
@@ -39,7 +39,7 @@ def _sources(kernel: Any, key: Callable[[Path], str]) -> tuple[str, str]:
 
 
 def _digest(source: Path) -> str:
-    """Hash of the files of `source_key`. Clocks of the machine and times of files do not matter."""
+    """Hash of the contents of the files that `source_key` hashes. It does not depend on the files' times."""
     return sources.digest(_read(source))
 
 

@@ -27,7 +27,7 @@ def _pointer(typing, addr):
     return types.voidptr(types.int64), codegen
 
 
-def _compare_exchange(addr, expected, value):  # Numba compares annotations too
+def _compare_exchange(addr, expected, value):  # Numba wants the signature of `memory`, so no annotations
     return lambda addr, expected, value: ptx.compare_exchange_gpu(addr, expected, value) == expected
 
 
