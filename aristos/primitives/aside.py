@@ -1,4 +1,4 @@
-"""Makes new files beside others, whole or not at all. Nobody can guess their names and put a link there."""
+"""Makes new files beside others, whole or not at all. Random names prevent that another user puts a link there."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def beside(target: Path, prefix: str = "") -> Iterator[Path]:
 
 
 def write_text(target: Path, text: str) -> None:
-    """Write a file whole, with the old file's mode. If that fails, the old file stays. Raises OSError with its name."""
+    """Replace a file's content, and keep its mode. If that fails, the old file stays. Raises OSError with its name."""
     write_bytes(target, text.encode("utf-8"))
 
 
 def write_bytes(target: Path, content: bytes) -> None:
-    """Write a file as `write_text` does."""
+    """Replace a file's content by these bytes, as `write_text` does."""
     try:
         with beside(target) as path:
             path.write_bytes(content)

@@ -29,9 +29,11 @@ _NO_FLOCK = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.
 
 @contextlib.contextmanager
 def locked(target: Path, seconds: float) -> Iterator[None]:
-    """A block that holds the file's lock: flock, which ends with its holder, or, without flock, a file's existence.
+    """A block that holds the file's lock.
 
-    Raises ResultsError, which names the lock file, if another writer holds it for longer than `seconds`.
+    The lock is a flock, which ends with the process that holds it. On file systems without flock, the lock is held as
+    long as a lock file exists. Raises ResultsError, which names the lock file, if another writer holds the lock for
+    longer than `seconds`.
     """
     import filelock
 

@@ -28,7 +28,7 @@ def first(array: np.ndarray, dtype: str = "float32") -> tuple[int, ...] | None:
 
 
 def problem(name: str, array: np.ndarray, dtype: str = "float32") -> str | None:
-    """A sentence about the entry that `first` finds; None if there is none. name: the array's, for the sentence."""
+    """A sentence about the entry that `first` finds; None if there is none. name: the array's name."""
     index = first(array, dtype)
     if index is None:
         return None

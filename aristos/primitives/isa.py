@@ -27,7 +27,7 @@ NEEDS: dict[str, tuple[str, ...]] = {  # for each set its features, by LLVM's na
     "neon": ("neon",),
     "generic": (),
 }
-ARCH_PRCTL, REQUEST_PERMISSION, TILE_DATA = 158, 0x1023, 18  # a system call of Linux on x86-64, its code, the state
+ARCH_PRCTL, REQUEST_PERMISSION, TILE_DATA = 158, 0x1023, 18  # numbers of Linux: system call, its code, the state
 
 
 def target() -> tuple[str, dict[str, bool]]:

@@ -78,7 +78,7 @@ def call(function, a, b, c, d, e, f, g, h):
 
 
 def pause():
-    """Tell the core that this is a spin loop."""
+    """Hint to the core that this thread is in a spin loop."""
 
 
 def yield_core():

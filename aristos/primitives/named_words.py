@@ -1,4 +1,8 @@
-"""Words of this process that compiled code finds by a symbol. The kernel cache would keep their address."""
+"""Words of this process that compiled code finds by a symbol.
+
+The address itself must not be in compiled code: another process may read this code from the kernel cache, and has its
+words elsewhere.
+"""
 
 from __future__ import annotations
 

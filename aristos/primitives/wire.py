@@ -28,7 +28,7 @@ from . import memory as mem
     SINCE,  # 1 + the peer of the MPI call in progress, or 0, and when it began: for the watchdog
     IN_CALL,  # nonzero while workers make progress themselves
     STOP,  # nonzero: the progress thread ends
-    ERROR,  # MPI_Iprobe's error code, for which the watchdog ends the job; an error of the window ends it at once
+    ERROR,  # MPI_Iprobe's error code, for which the watchdog ends the job; an error of the window ends the job at once
     STATUS,  # 16 words for an MPI_Status; then comes UNDER_WAY
 ) = range(20)
 UNDER_WAY = STATUS + 16  # a word for each rank, nonzero while puts to it are not flushed
@@ -120,7 +120,7 @@ def progress(wire):
 
 @jit
 def tend(wire):
-    """Make progress if no thread has done so for TEND_NS. Kernels call this between panels. wire: 0 for none."""
+    """Make progress if no thread has done so for TEND_NS. Kernels call this between panels. wire: 0: no wire."""
     if wire == 0 or mem.clock() - mem.load(wire + 8 * LAST) < TEND_NS:
         return
     if try_lock(wire):

@@ -187,7 +187,7 @@ def _words(at: tuple[str, str, samples.Key], row: _Row, several: set[str]) -> st
 
 
 def _compared(one: _Row, other: _Row, what: str) -> Compared | None:
-    """The row of both sides; None if there is no ratio, since waits may take no time."""
+    """The row of both sides; None if there is no ratio, because times are 0 or negative."""
     sides = [[row.seconds for row in _undisturbed(each)] for each in (one, other)]
     first, second = (interval.median(each) for each in sides)
     if min(first, second) <= 0:

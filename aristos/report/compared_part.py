@@ -61,7 +61,10 @@ def _listed(found: Comparison, word: str) -> Markup:
 
 
 def sentence(row: Compared) -> str:
-    """`layer: tokens 16, fused: +12.0 % (between +10.1 % and +13.2 %), from 4.03 ms to 4.51 ms`."""
+    """A row as a sentence.
+
+    For example `layer: tokens 16, fused: +12.0 % (between +10.1 % and +13.2 %), from 4.03 ms to 4.51 ms`.
+    """
     factor, unit = figures.scale(min(row.first, row.second))
     between = f"between {words.percent(row.low or 1)} and {words.percent(row.high or 1)}"
     took = f"from {row.first * factor:.4g} {unit} to {row.second * factor:.4g} {unit}"

@@ -151,7 +151,7 @@ def cut(said: str, most: int = 44) -> str:
 
 
 def words(table: Table, part: tuple[str, str]) -> str:
-    """A coordinate: `fused`, `tokens 16`."""
+    """A coordinate as text, such as `fused` or `tokens 16`. part: (dimension, value)."""
     dim, value = part
     return value if table.dims[dim].values.dtype.kind == "U" else f"{dim} {value}"
 
@@ -175,7 +175,10 @@ def _axis(of: Variable, dim: str) -> dict[str, Any]:
 
 
 def _kind(values: Any, zero: bool = False) -> dict[str, Any]:
-    """The type of an axis for these values. A logarithmic axis has plain numbers. zero: a linear axis begins at 0."""
+    """The type of an axis for these values, with plain numbers as ticks of a logarithmic axis.
+
+    zero: whether a linear axis begins at 0.
+    """
     found = np.asarray(values, float)
     if not len(found) or found.min() <= 0 or found.max() <= WIDE * found.min():
         return {"type": "linear"} | ({"rangemode": "tozero"} if zero else {})

@@ -37,7 +37,7 @@ class Timeline:
     """The timeline of one file. seconds: by kind of step, over all workers.
 
     hidden: how many bars are not drawn, and how many us the longest of them takes. ranks: in the order of their
-    numbers. workers: those that are shown. left_out: how many other workers the file has.
+    numbers. workers: names of the workers that are shown. left_out: how many other workers the file has.
     """
 
     title: str

@@ -1,6 +1,7 @@
 """The whole page: one HTML file with its style, script and data, which loads nothing.
 
-A policy in the page forbids all requests, and all scripts except the page's own two. No text of a file can start one.
+A policy in the page forbids all requests, and all scripts except the page's own two. So no text of a file can start a
+script.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ def page(files: list[str], every: bool = False) -> str:
         tag("header", tag("h1", _title(found, timelines)), tag("p", _lead(found))),
         tag("nav", tag("ul", [tag("li", tag("a", said, href=f"#{at}")) for at, said in links]), aria_label="Contents"),
         tag("main", changes, runs, calls, id="main", tabindex="-1"),
-        tag("footer", tag("p", f"Made by aristos {__version__}. Hollow marks and grey rows: disturbed. ", _KEYS)),
+        tag("footer", tag("p", f"Made by aristos {__version__}. Hollow marks, grey rows: disturbed calls. ", _KEYS)),
         figures.scripts(),
     ]
     return _whole(_title(found, timelines), joined(body), [script, (HERE / "page.js").read_text(encoding="utf-8")])

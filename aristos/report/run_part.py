@@ -80,7 +80,7 @@ def _listed(value: Any) -> list[Any]:
 
 
 def _group(attributes: dict[str, Any], prefix: str, form: str) -> str:
-    """The attributes that begin with the prefix, in a line."""
+    """The attributes that begin with the prefix, in a line. form: the format of a name without prefix and its value."""
     known = {key.removeprefix(prefix): value for key, value in attributes.items() if key.startswith(prefix)}
     if "f}" in form:
         known = {key: value for key, value in known.items() if isinstance(value, int | float)}
@@ -90,13 +90,13 @@ def _group(attributes: dict[str, Any], prefix: str, form: str) -> str:
 def warnings(run: Run) -> Iterator[str]:
     """Sentences about what makes the run's figures doubtful."""
     if run.attributes.get("finished") in (False, 0):
-        yield "This run did not finish: it was interrupted, or ended by an error. Suites that had ended are here."
+        yield "This run did not finish: it was interrupted, or ended by an error. The file has the suites that ended."
     if crowded := run.attributes.get("crowded"):
         yield f"The run had {crowded}."
     if marked := [each for each in run.tables if each.attributes.get("disturbed")]:
         said = "; ".join(f"{each.name}: {each.attributes['disturbed']}" for each in marked)
         yield "Other processes used the cores, or the times changed during the run."
-        yield f"Disturbed, each with a rank and the share of its core that the rank had: {said}."
+        yield f"Disturbed tables, each with a rank and the share of its core that this rank had: {said}."
 
 
 def _table(found: Table, run: str, plot: Plot) -> Markup:

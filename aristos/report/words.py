@@ -11,8 +11,8 @@ from .sides import Side
 
 SCHEMA = "aristos-compare/1"
 NOTE = (
-    "second / first: the ratio of the medians, with its 95 % interval from calls drawn again;"
-    " the interval shows what changed between runs only if a side has several (--all)"
+    "second / first: the ratio of the medians, with its 95 % interval by the bootstrap over calls;"
+    " the interval covers differences between runs only if a side has several runs (--all)"
 )
 CHANCE = "of 100 rows that did not change, about 5 are called faster or slower, by little"
 MOST_WHAT = 80  # characters of a row's coordinates in a table, so that its numbers fit beside them

@@ -3,7 +3,7 @@
 The module refuses links that lead elsewhere, data kept in other files or assembled from them, names that cannot be
 shown, files larger than MOST_FILE, and data of more bytes than MOST_DATA, or than SHARE times the file's size plus
 SPARE. Sizes are checked before memory is allocated. Every function raises ValueError, or what h5py raises. `trial`
-protects against errors inside the HDF5 library, because a damaged file can make it crash or loop.
+reads a file in another process first, because a damaged file can make the HDF5 library crash or loop.
 """
 
 from __future__ import annotations

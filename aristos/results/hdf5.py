@@ -43,7 +43,7 @@ _VERSIONS = ("v108", "v110")  # new enough for attributes above 64 KB, old enoug
 
 
 def append(path: str | os.PathLike[str], run: Run, lock_seconds: float = LOCK_SECONDS, *, more: bool = False) -> Path:
-    """Add a run to a file. It and its folder are made if they do not exist.
+    """Add a run to a file. The file and its folder are made if they do not exist.
 
     Parameters
     ----------
@@ -67,7 +67,7 @@ def append(path: str | os.PathLike[str], run: Run, lock_seconds: float = LOCK_SE
         The file cannot be read or written, is not a results file, has a run of that name (with `more`: such a table),
         or another writer holds its lock for longer than `lock_seconds`. The file is unchanged.
     InputError
-        An attribute that cannot be stored. The file is unchanged.
+        An attribute cannot be stored. The file is unchanged.
 
     Examples
     --------
@@ -164,7 +164,7 @@ def _described(path: Path, what: str) -> Iterator[None]:
 
 def _check_signature(path: Path) -> None:
     with _described(path, "cannot be read"):
-        # h5py's own messages do not distinguish missing from unreadable
+        # h5py's own messages do not distinguish a missing file from an unreadable one
         try:
             with regular.opened(path, guarded.MOST_FILE) as file:
                 first = file.read(len(_SIGNATURE))
@@ -223,12 +223,16 @@ def _add(target: Path, content: bytes | None, run: Run, more: bool) -> bytes:
 
 def _write_run(target: Path, runs: h5py.Group, run: Run, more: bool) -> None:
     if run.name in runs and not more:
-        raise ResultsError(f"{target}: has a run {run.name!r} already; runs are never replaced")
+        raise ResultsError(
+            f"{target}: has a run {run.name!r} already, and runs are never replaced: give the run another name"
+        )
     group = runs.require_group(run.name)
     _write_attributes(group, {"schema": SCHEMA, **run.attributes})
     for table in run.tables:
         if table.name in group:
-            raise ResultsError(f"{target}: run {run.name!r} has a table {table.name!r} already")
+            raise ResultsError(
+                f"{target}: run {run.name!r} has a table {table.name!r} already: give the table another name"
+            )
         part = group.create_group(table.name)
         _write_attributes(part, {"suite": table.suite, **table.attributes})
         part.attrs["dims"] = list(table.dims) or [""]
@@ -272,7 +276,10 @@ def _attribute(name: str, value: Any) -> Any:
     try:
         return json.dumps(value)
     except TypeError as error:
-        raise InputError(f"attribute {name!r} cannot be stored: {value!r} ({error})") from None
+        raise InputError(
+            f"attribute {name!r} cannot be stored: it must be text, a number, or a list or dict of these, got {value!r}"
+            f" ({error})"
+        ) from None
 
 
 def _read_run(name: str, group: h5py.Group, budget: guarded.Budget) -> Run:

@@ -56,7 +56,9 @@ def open(path: str | os.PathLike[str]) -> xarray.DataTree:
             tables = {table.name: xr.DataTree(_dataset(xr, table)) for table in run.tables}
             found[run.name] = xr.DataTree(xr.Dataset(attrs=run.attributes), children=tables)
         except (ValueError, TypeError, KeyError) as why:
-            raise ResultsError(f"{path}: run {run.name} is no tree of Datasets: {shown(str(why)[:200])}") from why
+            raise ResultsError(
+                f"{path}: run {run.name} cannot become a tree of Datasets: {shown(str(why)[:200])}"
+            ) from why
     tree: xarray.DataTree = xr.DataTree(children=found)
     return tree
 

@@ -98,7 +98,8 @@ class Table:
         Raises
         ------
         InputError
-            Coordinates that are not one-dimensional or of another type, or a name that is taken.
+            The coordinates are not one-dimensional, or not numbers, booleans or text; or the name is taken, or not
+            allowed.
         """
         array = _array(name, values, units)
         if array.ndim != 1:
@@ -131,7 +132,8 @@ class Table:
         Raises
         ------
         InputError
-            An unknown dimension, values of another shape or type, or a name that is taken.
+            A dimension is unknown; the values have another shape, or are not numbers, booleans or text; or the name is
+            taken, or not allowed.
         """
         dims = (dims,) if isinstance(dims, str) else tuple(dims)
         array = _array(name, values, units)
@@ -149,10 +151,10 @@ class Table:
         if not name or "/" in name:
             raise InputError(f"a name in a table must be non-empty and without '/', got {name!r}")
         if name in self.dims or name in self.variables:
-            raise InputError(f"table {self.name!r} has {name!r} already")
+            raise InputError(f"table {self.name!r} has {name!r} already: choose another name")
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain dicts and arrays."""
+        """The table as plain dicts and arrays."""
         parts = {"dims": self.dims, "variables": self.variables}
         plain = {kind: {name: vars(v).copy() for name, v in part.items()} for kind, part in parts.items()}
         return {"suite": self.suite, "attributes": dict(self.attributes), **plain}

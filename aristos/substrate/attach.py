@@ -35,7 +35,7 @@ def attach(comm: Any, limits: Limits, ranks_per_node: int | None = None, backend
 def standing() -> str:
     """A text about what every engine of this process is doing, for a program that hangs.
 
-    Any thread may call this, which may take seconds.
+    Any thread may call this function. The call may take seconds.
     """
     found = [f"{backend}: {runtime.standing()}" for (_, backend), runtime in list(_runtimes.items())]
     return "\n".join(found) or "no layer is made in this process"

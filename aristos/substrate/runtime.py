@@ -106,7 +106,7 @@ class Runtime(ABC):
         return 0 if self._memory is None else self._memory.nbytes
 
     def settle_levels(self, asked: int | str | None) -> None:
-        """Settle the levels of the wire between nodes, once. Collective. asked: None for an object that takes any.
+        """Settle the levels of the wire between nodes, once. Collective. asked: None if the object works with both.
 
         Raises InputError on every rank if an earlier object has asked for something else, and EnvironmentProblem if two
         levels are asked for and do not work.
@@ -355,8 +355,8 @@ class Runtime(ABC):
             if self._read_word(job, p, words.ANNOUNCED) > self.epoch:
                 self.give_up(
                     MismatchError(
-                        f"rank {self.group.rank} closes a layer, and rank {p} makes a call: make equal calls before"
-                        " close()"
+                        f"rank {self.group.rank} closes a layer, and rank {p} makes a call: make the same calls on all"
+                        " ranks before close()"
                     )
                 )
                 return False

@@ -61,8 +61,8 @@ class EngineMemory:
 
     window: a function of a number of bytes that makes the window for local peers; by default the CPU backend's.
     outboxes: a function of a number of bytes that makes memory for the outboxes, uint8 zeros. The argument `remote`: a
-    function of a number of bytes that makes the window for remote peers. The attribute: the remote peers. wire: address
-    of the wire to them, 0 if there are none.
+    function of a number of bytes that makes the window for remote peers. The attribute `remote`: the remote peers.
+    wire: address of the wire to them, 0 if there are none.
     """
 
     def __init__(

@@ -50,7 +50,7 @@ def test_what_is_no_results_file_is_refused_as_by_load(tmp_path):
     damaged = Table("t").dim("x", [1, 2])
     damaged.variables["v"] = Variable(("x",), np.ones(3))
     write(tmp_path / "r.h5", "a", damaged)
-    with pytest.raises(ResultsError, match="run a is no tree of Datasets"):
+    with pytest.raises(ResultsError, match="run a cannot become a tree of Datasets"):
         results.open(tmp_path / "r.h5")
 
 

@@ -264,7 +264,7 @@ def test_memory_of_another_process(driver, machine):
     theirs.close(opened)
     with pytest.raises(EnvironmentProblem, match="cuIpcCloseMemHandle: CUDA_ERROR_INVALID_VALUE"):
         theirs.close(opened)
-    with pytest.raises(InputError, match="a handle has 64 bytes, got 3"):
+    with pytest.raises(InputError, match="a handle must have 64 bytes, got 3"):
         theirs.open(b"abc")
     del driver.here.process
     with pytest.raises(EnvironmentProblem, match=r"INVALID_CONTEXT: CUDA does not find the process .*--pid=host"):

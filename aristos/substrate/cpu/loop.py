@@ -11,7 +11,10 @@ from ..idle import rest
 
 @jit
 def note(job, st, worker, kind, start, end, what, rows):
-    """Keep an event for the timeline, unless the worker has already recorded EVENTS_MAX events."""
+    """Keep an event for the timeline, unless the worker has already EVENTS_MAX events. start, end: in nanoseconds.
+
+    what: the event's subject, such as a rank, an expert or a token.
+    """
     n = words.counter(job, worker, words.N_EVENTS)
     if st[n] >= job[words.EVENTS_MAX]:
         return

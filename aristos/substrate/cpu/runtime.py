@@ -37,8 +37,10 @@ RUN_FLOPS = 5e9  # most work of a run, so that a worker polls again within about
 RUN_LEAST = 24  # least rows that a run is cut to: with fewer, reading the weights would take longer than computing
 MERGE_ROWS = 32  # a run with fewer rows waits a little for more rows of its expert
 MERGE_POLLS = 200  # idle polls for which such a run waits
-ONCE_ROWS = 2048  # tokens cross once to a local owner only if they have at least so many rows for it: four bundles
-ONCE_SHARE = 300  # and so many rows in percent of the call's tokens: at least two thirds of the rows are then repeats
+# Tokens cross once to a local owner only if the call has at least ONCE_ROWS rows for this owner (four bundles), and at
+# least ONCE_SHARE rows for each 100 tokens of the call. At least two thirds of the rows then repeat a token.
+ONCE_ROWS = 2048
+ONCE_SHARE = 300
 PAUSE_NS = 100_000_000  # compiled code returns to Python at least this often
 POISON_SECONDS = 0.1  # how long a failing rank lets MPI deliver its poison to other nodes
 
@@ -51,7 +53,7 @@ def signature(job: np.ndarray, state: np.ndarray, worker: bool = True) -> tuple[
 
 
 def engine_values(job: np.ndarray, shape: EngineShape, crowded: bool) -> dict[str, int]:
-    """Words of a job's part `engine` that are numbers. Its part `object` is filled. crowded: ranks share cores."""
+    """Words of a job's part `engine` that are numbers, from its filled part `object`. crowded: ranks share cores."""
     spins, yields = CROWDED if crowded else ALONE
     back = return_stride(int(job[words.RETURN_BYTES]), int(job[words.SCALARS]))
     assert back <= shape.stride, "staged rows must fit slots of the ring's size"
@@ -67,7 +69,7 @@ def engine_values(job: np.ndarray, shape: EngineShape, crowded: bool) -> dict[st
 
 
 def tile_values(job: np.ndarray, workers: int, run_rows: int = BATCH, merge_rows: int = MERGE_ROWS) -> dict[str, int]:
-    """Words of a job's part `tile`, except `scratch_step`. Its part `object` is filled. See `CpuRuntime.fill`."""
+    """Words of a job's part `tile` but `scratch_step`, from its filled part `object`. See `CpuRuntime.fill`."""
     hidden, ffn, shared = int(job[words.HIDDEN]), int(job[words.FFN]), int(job[words.SHARED_FFN])
     limit = int(RUN_FLOPS / max(1, 4 * hidden * max(ffn, shared)))
     return {

@@ -398,7 +398,7 @@ class CudaDevice:
     def open(self, handle: bytes) -> int:
         """Open another process's memory, which may lie on another visible GPU. Returns its address on this GPU."""
         if len(handle) != HANDLE_BYTES:
-            raise InputError(f"a handle has {HANDLE_BYTES} bytes, got {len(handle)}")
+            raise InputError(f"a handle must have {HANDLE_BYTES} bytes, got {len(handle)}")
         driver = bindings()
         opened = driver.CUipcMemHandle()
         ctypes.memmove(opened.getPtr(), handle, HANDLE_BYTES)

@@ -40,7 +40,7 @@ NS = 10**9
 
 @dataclass(frozen=True)
 class Answer:
-    """supported: whether MPI puts from GPU memory. why: if not, the reason."""
+    """The result of a probe. supported: whether MPI puts from GPU memory. why: the reason if it does not."""
 
     supported: bool
     why: str = ""

@@ -104,7 +104,7 @@ def keep_refusal(job, st):
 
 @cuda.jit(device=True)
 def enter(job, st):
-    """Wait until no call is in flight, then begin one. Sets UNBEGUN on an abort, or if that call is stuck.
+    """Wait until no call is in flight, then begin one. Sets UNBEGUN on an abort, or if the call in flight is stuck.
 
     The call in flight gives up its own waits after at most TIMEOUT_NS + ABSENT_NS without progress. After that it
     counts as stuck. It may hold the lock, so the peers are notified without taking the lock. Later calls do not wait
@@ -374,7 +374,7 @@ def layer(tile: Tile, counted: bool = False) -> Any:
         shared = memory()
         command = cuda.shared.array(1, np.int64)
         worker, since = np.int64(cuda.blockIdx.x), 0
-        if mem.thread() == 0:  # one thread reads it for the whole block, because it may change
+        if mem.thread() == 0:  # one thread reads the word for all threads, because it may change
             command[0] = mem.load(state_address + WORD * words.UNBEGUN)
         mem.block_barrier()
         unbegun = command[0] != 0

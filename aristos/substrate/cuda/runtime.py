@@ -279,7 +279,7 @@ class CudaRuntime(Runtime):
             self._captured = (number, nodes[0]) if nodes else None
 
     def refuse_branch(self, stream: int) -> None:
-        """Raise InputError for a call that a graph could run before or after an earlier one: ranks might differ."""
+        """Raise InputError if a graph may run this call before or after an earlier one, because ranks might differ."""
         if self.group.world == 1 or self._captured is None:
             return
         number, nodes = self.device.captured(stream)
@@ -554,5 +554,5 @@ class Blocks:
 
 
 def timeout_ns(seconds: float) -> int:
-    """A timeout as a word of a job."""
+    """A timeout in nanoseconds, at most MOST_NS, for a word of a job."""
     return min(int(seconds * 1e9), MOST_NS)
