@@ -61,7 +61,7 @@ WORLD = (  # launcher, number of tasks, this task
     ("srun", slurm_variables.STEP_TASKS, slurm_variables.TASK),
     ("srun", slurm_variables.TASKS, slurm_variables.TASK),
 )
-LOCAL = (  # this rank's number on its node, ranks of the node
+LOCAL = (  # variables with this rank's number on its node, and with the number of ranks on the node
     ("OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"),
     ("MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
     (slurm_variables.LOCAL_RANK, ""),

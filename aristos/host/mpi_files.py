@@ -14,7 +14,7 @@ from .mpi_facts import SHARED_FILES
 
 SHM = "/dev/shm"
 NAMES = re.compile(SHARED_FILES)
-KEPT = re.compile("mpich_shm_[^/]*")
+KEPT = re.compile("mpich_shm_[^/]*")  # files whose names `forget_names` removes
 YOUNG = 60.0  # seconds; a job that is starting may not have mapped a file younger than this yet
 
 

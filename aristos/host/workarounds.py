@@ -77,7 +77,7 @@ def _mpich(env: Mapping[str, str], library: Library, machine: HostFacts) -> list
     if env.get("MPIR_CVAR_CH4_NETMOD", "ofi") != "ofi":
         return []
     # UCX's address can be too long for Slurm's PMI-2; then MPI_Init fails or hangs.
-    why = "the mpich wheel over UCX gives srun's PMI2 an address that can be too long for it"
+    why = "the mpich wheel over UCX gives srun's PMI2 an address that can be too long for PMI2"
     found = [Workaround("MPIR_CVAR_CH4_NETMOD", "ofi", why)]
     if not machine.rdma:
         # By default OFI chooses its provider `sockets`, with which MPI_Init of 32 ranks on 2 cores hung in one run of

@@ -195,7 +195,10 @@ def _another(name: str, value: Any, shape: tuple[int, ...], element: ElementType
 
 
 def _together(parts: list[np.ndarray | None]) -> list[np.ndarray | None]:
-    """Copy arrays of bytes into one array on huge pages, because each array alone is too small for them."""
+    """Copy arrays of bytes into one array on huge pages, because each array alone is too small for a huge page.
+
+    Returns the copies, in order; None stays None.
+    """
     sizes = [0 if part is None else -(-part.nbytes // LINE) * LINE for part in parts]
     memory, first = on_huge_pages(sum(sizes)), 0
     found: list[np.ndarray | None] = []

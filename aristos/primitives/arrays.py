@@ -1,4 +1,4 @@
-"""A user's arrays as NumPy views, without a copy if the memory layout allows. Raises InputError for other objects."""
+"""A user's arrays as NumPy views, without a copy if the memory layout allows. Other objects raise InputError."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _address_of, _buffer_of = ctypes.addressof, ctypes.c_char.from_buffer
 
 
 def view(name: str, value: Any) -> np.ndarray:
-    """`value` as a NumPy array. `value` may be one, or have `__array_interface__`, or DLPack on the CPU."""
+    """`value`, a NumPy array or an object with `__array_interface__` or with DLPack on the CPU, as a NumPy array."""
     if isinstance(value, np.ma.MaskedArray):
         raise InputError(f"{name} must be a plain array, got a masked one: pass {name}.filled(...)")
     if isinstance(value, np.ndarray):
@@ -55,7 +55,10 @@ def address(array: np.ndarray) -> int:
 
 
 def wrong_dtype(name: str, got: np.dtype, wanted: Any) -> InputError:
-    """The error for an array of the wrong dtype. For uint16, perhaps bits of bfloat16, it names the conversion."""
+    """The error for an array of the wrong dtype.
+
+    An array of uint16 may hold bits of bfloat16; for such an array the message names the conversion.
+    """
     advice = "cast it yourself, arrays are never cast silently"
     if got.name in ("uint16", "void16"):
         cast = "" if "bfloat16" in str(wanted) else f".astype({str(wanted)!r})"

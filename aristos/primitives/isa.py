@@ -31,8 +31,10 @@ ARCH_PRCTL, REQUEST_PERMISSION, TILE_DATA = 158, 0x1023, 18  # numbers of Linux:
 
 
 def target() -> tuple[str, dict[str, bool]]:
-    """The CPU for which Numba compiles, and its features: this one, or what NUMBA_CPU_NAME and
-    NUMBA_CPU_FEATURES name."""
+    """(the CPU for which Numba compiles, whether it has each feature), by LLVM's names.
+
+    This is the machine's CPU, unless NUMBA_CPU_NAME and NUMBA_CPU_FEATURES name another one.
+    """
     cpu, features = getattr(_config, "CPU_NAME", None), getattr(_config, "CPU_FEATURES", None)
     if features is not None:
         known = {word[1:]: word[0] == "+" for word in features.split(",") if word}

@@ -11,21 +11,21 @@ from . import memory as mem
 
 (
     LOCK,  # 1 while a thread is in MPI
-    PUT,
-    FLUSH,
-    SYNC,
-    PROBE,
-    SLEEP,  # addresses of MPI_Put, MPI_Win_flush, MPI_Win_sync, MPI_Iprobe, usleep
-    WINDOW,
-    COMM,
-    BYTE,
-    ANY_SOURCE,
-    ANY_TAG,  # handles and constants
+    PUT,  # address of MPI_Put
+    FLUSH,  # address of MPI_Win_flush
+    SYNC,  # address of MPI_Win_sync
+    PROBE,  # address of MPI_Iprobe
+    SLEEP,  # address of usleep
+    WINDOW,  # handle of the window
+    COMM,  # handle of the communicator
+    BYTE,  # handle of MPI_BYTE
+    ANY_SOURCE,  # the constant MPI_ANY_SOURCE
+    ANY_TAG,  # the constant MPI_ANY_TAG
     FLAG,  # MPI_Iprobe writes its result here
     LAST,  # when progress was last made, ns on CLOCK_MONOTONIC
     SERVED,  # when a worker last served the wire, in ns
-    PEER,
-    SINCE,  # 1 + the peer of the MPI call in progress, or 0, and when it began: for the watchdog
+    PEER,  # for the watchdog: 1 + the peer of the MPI call in progress, or 0
+    SINCE,  # for the watchdog: when that MPI call began, in ns
     IN_CALL,  # nonzero while workers make progress themselves
     STOP,  # nonzero: the progress thread ends
     ERROR,  # MPI_Iprobe's error code, for which the watchdog ends the job; an error of the window ends the job at once

@@ -1,4 +1,4 @@
-"""The thread that makes the calls of `start`."""
+"""The thread that makes the calls that `start` begins."""
 
 from __future__ import annotations
 

@@ -78,8 +78,8 @@ def _widened(addr, n):
 def _lowering(name, parts):
     """The lowering of `tile_sums` (one part) or `split_sums` (two parts).
 
-    It calls the kernel for the upper tiles alone, or for upper and lower tiles. name: the function's name, by which the
-    symbols of the two lowerings differ: compiled code of several processes may be linked together.
+    It calls the kernel for the upper tiles alone, or for upper and lower tiles. name: the function's name. It
+    makes the symbols of the two lowerings differ, because compiled code of several processes may be linked together.
     """
     both, upper_alone = micro_kernels.tile_kernel(2, parts), micro_kernels.tile_kernel(1, parts)
 

@@ -79,7 +79,7 @@ def add(row, bias, n):
 
 @jit
 def weigh_shared(element, call):
-    """Write each token's weight of the shared expert: the logistic function of the token times a column.
+    """Write each token's weight of the shared expert: logistic(x w) for a token x and the column w.
 
     Returns False if a product is not finite. call: a WeighShared.
     """

@@ -33,7 +33,7 @@ Listing = Callable[[str], list[Any]]  # architecture -> catalogue.Kernels; a mod
 def build_all(archs: Sequence[str], out: Path, listings: Sequence[Listing], pattern: str = "") -> list[Row]:
     """Write NAME.ARCH.ptx, .cubin and .sass of every kernel, report.json and report.md; print progress on stderr.
 
-    advice.json: ptxas's advice, [{"kernel", "arch", "advice"}]; it should be empty.
+    The function also writes advice.json, ptxas's advice: [{"kernel", "arch", "advice"}]. The list should be empty.
     listings: functions of modules that return the kernels of an architecture; names must be unique.
     pattern: a regular expression; kernels without a match in NAME.ARCH are left out.
     """

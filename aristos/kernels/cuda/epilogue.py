@@ -1,4 +1,4 @@
-"""From a tile's sums to output rows: activation, gate, rounding and stores.
+"""Turns a tile's sums into output rows: activation, gate, rounding and stores.
 
 After every kind of product the sums lie in shared memory, in rows that are n + PAD float32 apart.
 """

@@ -89,7 +89,7 @@ def both(register: int, kind: str) -> tuple[np.float32, ...]:
 
 
 def pair(low: float, high: float, kind: str) -> int:
-    """Two float32 in one register, rounded to nearest even."""
+    """Two float32 as two 16-bit floats in one register, rounded to nearest, ties to even."""
     both = np.array([low, high], np.float32)
     if kind == "f16":
         return int(both.astype(np.float16).view(np.int32)[0])

@@ -79,7 +79,7 @@ class CudaRuntime(Runtime):
         INTERRUPTS.join(self)
 
     def idle(self) -> None:
-        """Wait until this GPU does nothing for this engine. Only then may peers free memory that it writes to.
+        """Wait until this GPU does nothing for this engine. Only then may peers free memory that this GPU writes to.
 
         The wait can be interrupted, and holds no lock of the driver.
         """
