@@ -68,7 +68,7 @@ def begin(wire, peer):
 def put(wire, peer, at, source, nbytes):
     """Put `nbytes` from address `source` to byte `at` of the window of `peer`. The caller holds the lock.
 
-    This may never return: over TCP, MPICH tries for ever to connect to a peer that has ended.
+    The put may never return: over TCP, MPICH tries for ever to connect to a peer that has ended.
     """
     byte = mem.load(wire + 8 * BYTE)
     window = mem.load(wire + 8 * WINDOW)

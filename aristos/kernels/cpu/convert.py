@@ -54,7 +54,7 @@ overload(round_block, inline="always")(lambda dst, src, n: lambda dst, src, n: _
 def split_block(high, low, src, n):
     """Split each of n float32 at src, n in 1..32, into a sum of two bfloat16.
 
-    32 bfloat16 are written at `high` and 32 at `low`. Those after the first n are zeros.
+    32 bfloat16 are written at `high` and 32 at `low`. The values after the first n are zeros.
     """
     values = np.zeros(32, np.float32)
     values[:n] = mem.floats(src, n)

@@ -121,7 +121,7 @@ def slopes(word, gated, u, g, d, h, weight, n, spare):
 
 @jit
 def dot(a, b, n):
-    """The dot product of n float32 at two addresses. It has eight chains, added in pairs. All ISAs give equal bits."""
+    """The dot product of n float32 at two addresses: eight chains, added in pairs. All ISAs give equal bits."""
     x, y = mem.floats(a, n), mem.floats(b, n)
     s0, s1, s2, s3, s4, s5, s6, s7 = ZERO, ZERO, ZERO, ZERO, ZERO, ZERO, ZERO, ZERO
     whole = n // 8 * 8

@@ -273,7 +273,7 @@ def round_block(lanes, instruction):
 def split_block(lanes, instruction):
     """Emit split(high, low, src, n), which splits each of n <= 32 float32 into a sum of two bfloat16.
 
-    It writes 32 bfloat16 at `high` and 32 at `low`. Those after the first n are zeros.
+    It writes 32 bfloat16 at `high` and 32 at `low`. The values after the first n are zeros.
     """
 
     def emit(builder, args):

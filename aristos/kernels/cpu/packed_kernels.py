@@ -118,7 +118,7 @@ def _decoded(builder, form, place, j, lanes, table, b, at_end):
 def _decoded_fp8(builder, place):
     """Do what `_decoded` does, for all 32 columns of a pair of k. Returns (even k, odd k) for each vector of 16.
 
-    It widens 32 codes at once.
+    The emitted code widens 32 codes at once.
     """
     codes, words, kind = ir.VectorType(I8, 32), ir.VectorType(I32, 16), ir.VectorType(F32, 16)
     columns = [ir.Constant(words, list(range(16 * j, 16 * j + 16))) for j in range(2)]

@@ -2,11 +2,11 @@
 
 First runs `route`. A block takes 64 tokens, computes their scores in float32 (each score is one chain of fused
 multiply-adds in k order, as on the CPU), chooses experts with the CPU's own function, and counts the choices by slot.
-If the caller brought ids and weights, the block checks these instead. It adds the choice of the shared expert, and
-multiplies tokens by weights if weights are applied to the input. Then, if there is a capacity, `drop` (capacity.py)
-marks the choices beyond it. Last runs `place`. Each of its blocks adds up the counts of the blocks before it, and
-assigns packed rows to its tokens' choices. This is a stable counting sort by slot without atomics, so the order does
-not depend on the grid.
+If the caller brought ids and weights, the block checks these instead. The block also adds the choice of the shared
+expert, and multiplies tokens by weights if weights are applied to the input. Then, if there is a capacity, `drop`
+(capacity.py) marks the choices beyond it. Last runs `place`. Each of its blocks adds up the counts of the blocks before
+it, and assigns packed rows to its tokens' choices. This is a stable counting sort by slot without atomics, so the order
+does not depend on the grid.
 """
 
 from __future__ import annotations

@@ -200,7 +200,7 @@ class CpuRuntime(Runtime):
         memory = self._memory
         assert memory is not None
         self.watch(job)
-        try:  # does what `failing` and `progressing` do, in half the time
+        try:  # this does what `failing` and `progressing` do, in half the time
             memory.in_call(True)
             if job[words.WORKERS] == 1:
                 self.open_job(job)

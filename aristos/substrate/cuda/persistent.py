@@ -107,8 +107,8 @@ def enter(job, st):
     """Wait until no call is in flight, then begin one. Sets UNBEGUN on an abort, or if the call in flight is stuck.
 
     The call in flight gives up its own waits after at most TIMEOUT_NS + ABSENT_NS without progress. After that it
-    counts as stuck. It may hold the lock, so the peers are notified without taking the lock. Later calls do not wait
-    again.
+    counts as stuck. The stuck call may hold the lock, so the peers are notified without taking the lock. Later calls do
+    not wait again.
     """
     polls, since, seen, cause = 0, mem.clock(), -1, 0
     while not mem.compare_exchange(job[words.STATE] + WORD * words.IN_FLIGHT, 0, 1):
@@ -381,7 +381,7 @@ def layer(tile: Tile, counted: bool = False) -> Any:
         mem.block_barrier()
         if unbegun:  # the state belongs to another call
             return
-        if counted and mem.thread() == 0 and worker == 0:  # the time since `begin` was the router kernels'
+        if counted and mem.thread() == 0 and worker == 0:  # router kernels ran since `begin`
             st[words.counter(job, worker, words.N_ROUTE)] += mem.clock() - st[words.BEGAN]
         while True:
             if mem.thread() == 0:

@@ -56,8 +56,8 @@ ASK_SECONDS = 1.0  # interval at which the progress of a long call is read
 FAIL_SECONDS = 5.0  # how long a failing rank waits for its GPU to notify the peers
 AWAKE_SECONDS, NAP_SECONDS = 0.002, 0.01  # how long the host polls without pauses; its longest pause later
 NO_JOB = np.zeros(0, np.int64)  # for `Runtime.failing`: the job is on the GPU
-# Variables with the process's number on its node, the innermost launcher's first. They count all ranks of the job; the
-# group may have fewer on the node.
+# Variables with the process's number on its node, the innermost launcher's first. A launcher counts all ranks of the
+# job; the group may have fewer ranks on the node.
 LOCAL_RANK = tuple(rank for rank, _ in mpi_facts.LOCAL)
 
 
@@ -320,7 +320,8 @@ class CudaRuntime(Runtime):
     def _wait(self) -> None:
         """Wait for all calls; Ctrl-C can interrupt the wait.
 
-        The kernel bounds its own waits (engine/timeout_check.py). If it cannot end because a block hangs, this raises.
+        The kernel bounds its own waits (engine/timeout_check.py). If it cannot end because a block hangs, the host
+        raises WaitTimeout.
         """
         limits, since, warned = self.group.limits, time.monotonic(), False
         longest, moved, asked, seen = limits.timeout + limits.absent + FAIL_SECONDS, since, since, (0, 0)
@@ -465,7 +466,7 @@ class CudaRuntime(Runtime):
 
     @staticmethod
     def _until(what: Callable[[], bool]) -> None:
-        """Wait FAIL_SECONDS at most until what() is true. That takes long only if a user's kernel occupies the GPU."""
+        """Wait FAIL_SECONDS at most until what() is true. The wait is long only if a user's kernel occupies the GPU."""
         since = time.monotonic()
         while not what() and time.monotonic() - since < FAIL_SECONDS:
             time.sleep(min(NAP_SECONDS, 1e-3))
