@@ -163,6 +163,7 @@ def _described(path: Path, what: str) -> Iterator[None]:
 
 
 def _check_signature(path: Path) -> None:
+    """Raise ResultsError unless the file exists and begins as an HDF5 file."""
     with _described(path, "cannot be read"):
         # h5py's own messages do not distinguish a missing file from an unreadable one
         try:
@@ -189,6 +190,7 @@ def _opened(path: Path) -> Iterator[h5py.File]:
 
 
 def _check_schema(path: Path, file: h5py.File) -> None:
+    """Raise ResultsError unless an open file is a results file in the format of this version."""
     schema = guarded.attributes(file, guarded.Budget(guarded.SPARE)).get("schema")
     if not isinstance(schema, str) or schema != SCHEMA:
         if isinstance(schema, str) and schema.startswith(SCHEMA.split("/")[0] + "/"):

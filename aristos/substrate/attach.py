@@ -42,6 +42,7 @@ def standing() -> str:
 
 
 def _new_runtime(group: Group, backend: str) -> Runtime:
+    """Make a runtime. Collective. Raises MismatchError if ranks have different backends."""
     try:
         for rank, theirs in enumerate(group.allgather(backend, "their backends")):
             if theirs != backend:

@@ -57,6 +57,7 @@ def float32_kernels(kernel, block):
 
 @jit
 def run_rounded(element, kernel, block):
+    """Run a kernel of an element type that `rounded_expert` computes. Returns its result, or 0 if it has none."""
     rows = FLOAT32 if element == SPLIT else element
     if kernel == calls.EXPERT_ROWS:
         rounded_expert.expert_rows(element, calls.expert_rows_at(block))

@@ -88,8 +88,8 @@ def work(job, st, worker):
     started = mem.clock()
     now = started
     idle_since, idle_peer = 0, 0
-    # polls: consecutive idle polls. total: all idle polls of this slice; a busy wire does not reset this number, so it
-    # cannot suppress the timeout
+    # polls: consecutive idle polls. total: all idle polls of this slice; messages do not reset this number, so that a
+    # busy wire cannot suppress the timeout
     polls, total = 0, 0
     while True:
         kind = steps.decide(job, st, worker)

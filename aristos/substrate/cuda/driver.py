@@ -143,6 +143,7 @@ def ready(name: str, *arguments: Any) -> bool:
 
 
 def _answer(name: str, arguments: tuple[Any, ...]) -> tuple[Any, list[Any]]:
+    """(status, results) of a function of the driver. Raises EnvironmentProblem if the driver lacks the function."""
     function = getattr(bindings(), name)
     try:
         status, *values = function(*arguments)
