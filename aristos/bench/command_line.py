@@ -92,7 +92,7 @@ def make_parser(prog: str = "python -m aristos.bench") -> argparse.ArgumentParse
         type=int,
         choices=(1, 2),
         default=1,
-        help="levels between nodes, of fused calls and of bulk's all-to-all (%(default)s)",
+        help="levels of the wire between nodes, for fused calls and for bulk's all-to-all (%(default)s)",
     )
     run.add_argument("--iters", type=positive, metavar="N", help="timed calls (default: as many as fit the time)")
     run.add_argument("--warmup", type=not_negative, default=2, metavar="N", help="calls before timing (%(default)s)")
@@ -175,7 +175,7 @@ def _check(options: Options) -> None:
         raise UsageError(f"--timeline and --out name the same file, {options.out}")
     for flag, value in (("--out", options.out), ("--timeline", options.timeline)):
         if value and value != "none" and not Path(value).absolute().parent.is_dir():
-            raise UsageError(f"no such folder: {flag} {value}")
+            raise UsageError(f"no such folder: {flag} must name a file in an existing folder, got {value}")
 
 
 def _check_cuda(options: Options) -> None:

@@ -32,12 +32,10 @@ from .pairs import PROBE, Pairs, Side, schedule, slot_bytes
 from .timed_puts import cell, landed
 from .world import World
 
-SMALL = (
-    64,
-    256,
-    1024,
-)  # bytes, for start-up. At sizes between SMALL and LARGE, store buffers and protocols bend the curve
-LARGE = (64 << 10, 256 << 10, 1 << 20, 4 << 20)  # bytes, for bandwidth
+# Sizes of puts in bytes: SMALL for start-up, LARGE for bandwidth. Between them, store buffers and protocols bend the
+# curve.
+SMALL = (64, 256, 1024)
+LARGE = (64 << 10, 256 << 10, 1 << 20, 4 << 20)
 SIZES = SMALL + LARGE
 SAMPLES = 100  # the most samples of each size
 QUANTILE = 0.25  # the quantile of the samples that counts, because other load on the machine only adds time

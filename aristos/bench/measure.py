@@ -50,8 +50,8 @@ def rotated(names: Sequence[str], turn: int) -> list[str]:
 class Times(dict[str, Seconds]):
     """Seconds of every call on this rank, name -> [iterations].
 
-    core: name -> [world, iterations], the share of a core that
-    each rank had in the call."""
+    core: name -> [world, iterations], the share of a core that each rank had in the call.
+    """
 
     def __init__(self, names: Sequence[str], world: int, iterations: int) -> None:
         super().__init__({name: np.empty(iterations) for name in names})
@@ -127,7 +127,10 @@ def _once(
 
 
 def placed(values: list[Any], i: int) -> None:
-    """Move the last value to place i. It comes from the call of iteration i, which may be a repeated call."""
+    """Move the last value to place i. Call it after the call of iteration i has appended its value.
+
+    If that call repeats an earlier one, its value replaces the earlier value.
+    """
     if len(values) > i + 1:
         values[i] = values.pop()
 

@@ -215,7 +215,9 @@ def all_to_all(
 
 @jit
 def compute(wire, span, out):
-    """Compute on one core for `span` ns, with progress in between unless `wire` is 0. out: [3] ns, rounds, value.
+    """Compute on one core for `span` ns, with progress in between unless `wire` is 0.
+
+    out: [3] ns, number of rounds, result of the arithmetic times 1e6.
 
     The caller gives a time and not a number of rounds, so that the target still computes while puts to it are timed.
     """

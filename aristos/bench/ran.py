@@ -30,7 +30,7 @@ class Ran:
 
     @property
     def kind(self) -> str:
-        """The kind as text, such as `bfloat16` or `float32 high`."""
+        """The element type, and the precision unless it is the highest: `bfloat16` or `float32 high`."""
         return self.dtype if self.precision == "highest" else f"{self.dtype} {self.precision}"
 
     def __str__(self) -> str:

@@ -1,5 +1,4 @@
-"""Links that are slowed on purpose: each peer's link gets a latency and a bandwidth, of which the putting code knows
-nothing.
+"""Links that are slowed on purpose: each peer's link gets a latency and a bandwidth. The code that puts is unchanged.
 
 The wire's words hold the addresses of the MPI functions that the wire calls. A `SlowLinks` replaces three of these
 functions. A put first waits as long as its bytes take on the link, and a flush waits for the link's latency; then the

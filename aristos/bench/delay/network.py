@@ -126,7 +126,9 @@ def check_ranks(nodes: Nodes) -> None:
 
 
 class Network:
-    """Links between the ranks of a runtime, whose calls use them within a `with` block. Every method is collective.
+    """Links between the ranks of a runtime. Within a `with` block the runtime's calls use these links.
+
+    Every method is collective.
 
     runtime: the runtime of layers that are already made. Its windows must not grow while the network exists. bulk: the
     bulk schedule of a layer on that runtime. Raises InputError if the ranks are on several nodes or are too many.
@@ -240,7 +242,9 @@ class Network:
             to, back = self._ping_line(self.rank, peer), self._ping_line(peer, self.rank)
             spent = pings(to, back, nbytes, self._pinged, rounds, self.rank == 0)
             if spent < 0:
-                raise WaitTimeout(f"rank {self.rank} sent rank {peer} a word, and no answer came")
+                raise WaitTimeout(
+                    f"rank {self.rank} waited too long for a word of rank {peer}: check whether rank {peer} still runs"
+                )
             taken = spent * 1e-9 / (2 * rounds)
         self._pinged += rounds + 1
         return taken

@@ -10,7 +10,7 @@ from typing import Any
 from kernel_cache import copies, sources
 
 from ...primitives import arithmetic, memory
-from ...substrate.cpu import loop as _needed  # noqa: F401  imports all that the copy shares
+from ...substrate.cpu import loop as _needed  # noqa: F401  imports the modules that the copy shares with the package
 from . import words
 
 NAME, PACKAGE = "aristos_delayed", "aristos"
@@ -24,6 +24,6 @@ def loop() -> Any:
     replaced = {
         "primitives.memory": delayed,
         "primitives.arithmetic": arithmetic,
-    }  # its lowerings are of these functions
+    }  # the copy shares `arithmetic`, because the lowerings of its functions are registered for these function objects
     copies.make(NAME, PACKAGE, AGAIN, replaced, sources.files(Path(__file__)))
     return import_module(f"{NAME}.substrate.cpu.loop")

@@ -66,9 +66,10 @@ class Nccl:
         self._agree(self._started(UniqueId.from_buffer_copy(world.bcast(bytes(key)))))
 
     def _agree(self, why: str) -> None:
-        """Raise EnvironmentProblem on every rank if any rank has a reason.
+        """Raise EnvironmentProblem on every rank if any rank cannot use NCCL. Collective.
 
-        If several ranks have one, a reason other than a wait is raised. Collective."""
+        why: why this rank cannot use NCCL, or ''. Of several ranks' reasons, one that is not LATE is raised first.
+        """
         reasons = enumerate(self.gpu.world.allgather(why))
         if found := sorted((f"rank {rank}: {why}" for rank, why in reasons if why), key=lambda each: LATE in each):
             raise EnvironmentProblem(found[0])

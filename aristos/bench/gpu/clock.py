@@ -96,7 +96,7 @@ class BenchGpu:
             yield
 
     def seconds(self, call: Callable[[], object], cold: bool = True) -> float:
-        """Seconds of one call, by events. cold: whether to clear the caches before."""
+        """Seconds of one call, by events. cold: whether to clear the caches before the call."""
         before, after = self.events
         if cold:
             self.device.clear(self._flush, FLUSH, self.stream)

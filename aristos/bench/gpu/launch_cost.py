@@ -65,7 +65,7 @@ class Launches:
         }
 
     def once(self, call: Callable[[], object]) -> tuple[float, float]:
-        """(seconds until it was queued, seconds until it was done)."""
+        """(seconds until `call` was queued, seconds until the stream had finished it)."""
         start = time.perf_counter()
         call()
         queued = time.perf_counter() - start

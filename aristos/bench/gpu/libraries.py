@@ -36,9 +36,10 @@ def candidates(names: tuple[str, ...]) -> Iterator[str]:
 
 
 class Library:
-    """One of these libraries. noun: its name in messages. status: the type of its functions' results.
+    """One of NVIDIA's libraries.
 
-    path: the file in use. Raises EnvironmentProblem if no file can be loaded.
+    noun: the library's name in messages. names: its file names, the best first. status: the name of the type that its
+    functions return. path: the file in use. Raises EnvironmentProblem if no file can be loaded.
     """
 
     def __init__(self, noun: str, names: tuple[str, ...], status: str) -> None:

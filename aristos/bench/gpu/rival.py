@@ -54,7 +54,7 @@ class Chain:
 
 
 class _Memory:
-    """An array of the GPU for PyTorch to read. bfloat16 is given as integers, of which PyTorch makes a view."""
+    """An array of the GPU for PyTorch to read. A bfloat16 array is shown as int16; `TorchGpu.tensor` views it back."""
 
     def __init__(self, array: GpuArray) -> None:
         typestr = "<i2" if array.kind == "bf16" else array.dtype.str
@@ -131,7 +131,7 @@ class TorchGpu:
         return run
 
     def graph(self, call: Call) -> Call:
-        """A call, which has run before, captured in a CUDA graph."""
+        """Capture a call, which must have run before, in a CUDA graph. Returns a function that replays the graph."""
         cuda = self.torch.cuda
         graph, pool = cuda.CUDAGraph(), self._pool
         self._pool = cuda.graph_pool_handle()  # a new one, because a failed capture may leave the pool unusable
@@ -147,7 +147,7 @@ class TorchGpu:
 
 
 class Rival:
-    """A maker of a layer's unfused chains. part: what the chains of this rank share. Collective.
+    """A maker of a layer's unfused chains. part: the gate, experts and sums that this rank's chains share. Collective.
 
     notes: sentences that say what the chains use, and why a chain is missing.
     """

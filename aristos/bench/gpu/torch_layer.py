@@ -1,6 +1,6 @@
-"""The unfused layer in PyTorch, which is the fused layer's rival: gate, top-k, sort, grouped products, combine.
+"""The unfused layer in PyTorch, which is the fused layer's rival: router, top-k, sort, grouped products, combine.
 
-The steps are those of frameworks that have no kernels of their own. The gate, here the router, is a product with
+The steps are those of frameworks that have no kernels of their own. The router (class `Gate`) is a product with
 float32 scores. The choices are sorted by expert, and rows are gathered in that order. Then come the first product of
 all experts (gate and up side by side), the activation, and the second product. Each token's outputs are summed by
 index. The module also runs on CPUs, where its arithmetic is tested.
@@ -58,8 +58,10 @@ def dtype_of(torch: Any, cfg: MoEConfig) -> Any:
 
 
 def ways(torch: Any, cfg: MoEConfig, capability: tuple[int, int]) -> tuple[str, ...]:
-    """The ways that run on a GPU without a wait on the host, which a capture forbids. capability: for example (9,
-    0)."""
+    """The ways that run on a GPU without a wait on the host, which a capture forbids.
+
+    capability: the GPU's compute capability, for example (9, 0).
+    """
     return (LOOP,) if why_ungrouped(torch, cfg, capability) else WAYS
 
 
@@ -91,8 +93,9 @@ def tf32(torch: Any, allowed: bool) -> Any:
 
 
 class Gate:
-    """The product with the router. matrix: [H, E] float32, multiplied in the rows' type if that holds its values.
+    """The router's product, x Wr. matrix: Wr [H, E] float32.
 
+    The product is computed in the rows' type if that type holds the matrix's values exactly, else in float32.
     Raises EnvironmentProblem if `choose` does not know the router's score.
     """
 
@@ -271,7 +274,7 @@ def unfused(function: Callable[..., Any], otherwise: Callable[..., Any]) -> Call
 
 
 class Part:
-    """The parts that the chains of a layer share on one rank: PyTorch, the gate, the experts, the weighted sums."""
+    """The parts that the chains of a layer share on one rank: PyTorch, the router, the experts, the weighted sums."""
 
     def __init__(
         self,

@@ -174,5 +174,5 @@ def choose(file: str, run: str | None) -> Run:
     if len(found) != 1:
         names = ", ".join(r.name for r in runs[-MOST_NAMED:])
         more = f" and {len(runs) - MOST_NAMED} before them" if len(runs) > MOST_NAMED else ""
-        raise InputError(f"--run must name one run of {file}, got {run!r}; it holds {names}{more}")
+        raise InputError(f"--run must name one run of {file}, got {run!r}; the file holds {names}{more}")
     return found[0]

@@ -1,6 +1,6 @@
 """Pictures of the suite `idle`: idle share, straggler ECDFs and waits between ranks.
 
-Each picture compares ways: bulk, fused where tokens always move, and fused where tokens move if that is cheaper.
+Each picture compares ways: the bulk schedule, and the fused schedule with each value of `moves` that was measured.
 """
 
 from __future__ import annotations

@@ -13,8 +13,10 @@ from .style import ecdf as draw_ecdf
 
 
 def layer(table: Table) -> Any:
-    """Times with p95 whiskers from 0 on, in a panel for each token count, the rate against the kernel's peak, and
-    overlap efficiency."""
+    """Draw the calls' median times with whiskers to p95, in a panel for each token count.
+
+    Two more panels show the rate as a share of the FMA peak, and the overlap efficiency.
+    """
     from matplotlib import pyplot
 
     tokens, schedules = table.dims["tokens"].values, table.dims["schedule"].values

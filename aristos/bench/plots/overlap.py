@@ -34,8 +34,10 @@ def _rates(table: Table) -> list[str]:
 
 
 def heat(table: Table) -> Any:
-    """Bulk over fused for each latency and bandwidth, with a panel for each layer. Above 1 (blue) overlap pays; ~ means
-    disturbed."""
+    """The time of a bulk call over that of a fused call for each latency and bandwidth, with a panel for each layer.
+
+    Above 1 (blue), overlap pays; ~ means disturbed.
+    """
     import matplotlib
     from matplotlib import pyplot
     from matplotlib.colors import LogNorm

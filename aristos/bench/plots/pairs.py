@@ -11,7 +11,8 @@ from ..fit import Fit, Segment, alpha_beta
 from ..pairs import bytes_text, medians
 from .style import BLUE, GREEN, GREY, ORANGE, RED, SKY, byte_axis, heat_map
 
-COLOURS = ((BLUE, RED, GREEN), (ORANGE, GREY, SKY))  # per transport: of pairs and their median, the fit, single puts
+# for each transport three colours: of the pairs and their median, of the fit, of single puts
+COLOURS = ((BLUE, RED, GREEN), (ORANGE, GREY, SKY))
 
 
 def _medians(table: Table, name: str) -> np.ndarray:

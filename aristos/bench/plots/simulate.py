@@ -1,4 +1,4 @@
-"""Pictures of `aristos simulate`: each rank's time, waits, what crossed between nodes, changes, and scaling."""
+"""Pictures of `aristos simulate`: each rank's time, waits, bytes put between nodes, what-if changes, and scaling."""
 
 from __future__ import annotations
 
