@@ -137,7 +137,7 @@ def refusal(archive: Path, size: int, archs: list[str]) -> str:
         for name, place in places(archive, arch).items()
         if place != build.COMPILED_AHEAD
     ]
-    return f"kernels that are not found where it is unpacked: {', '.join(missed)}" if missed else ""
+    return f"a program in the unpacked archive does not find these kernels: {', '.join(missed)}" if missed else ""
 
 
 def main(argv: list[str]) -> int:

@@ -1,8 +1,9 @@
 """A report on one GPU, in one command that ends within 8 minutes: `python bench/gpu_report.py`.
 
-It checks every product kernel against float64, runs tests/gpu, and times the suites of `python -m aristos.bench
---backend cuda`, the router alone and each phase. It writes gpu-report.md, gpu-report.h5 and pictures, with facts of the
-GPU, its driver and its clocks: these are the files to send back. Each part is a process of its own with a time limit.
+The command checks every product kernel against float64, runs tests/gpu, and times the suites of `python -m
+aristos.bench --backend cuda`, the router alone and each phase. It writes gpu-report.md, gpu-report.h5 and pictures,
+with facts of the GPU, its driver and its clocks. Please send these files back. Each part is a process of its own with a
+time limit.
 Parts that build on wrong results are not run. docs/gpu-first-run.md says what each part should show.
 
 `mpirun -n N python bench/gpu_report.py` reports on N GPUs of a node: products on every GPU, puts and signals between

@@ -106,7 +106,7 @@ class Product:
 
 
 CODES = {"int8": 127, "int4": 7}  # the largest code of each type
-GROUP = 128  # successive k of a column, one of which has the largest int4 code; for int8 the whole column is a group
+GROUP = 128  # int4: successive codes of a column, at least one of them 7 or -7; int8: the whole column is one group
 
 SHAPES = {
     shape.name: shape

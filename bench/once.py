@@ -2,10 +2,13 @@
 
     mpirun -n 2 python bench/once.py k=8 k=8,dtype=bfloat16 hidden=2048,ffn=512,experts=32,k=8
 
-Both kinds of calls take turns, and their outputs must have equal bits. The engine's own rule, which chooses between
-them, is not used. A line for each case has the median time of a call with a row for each pair, on the slowest rank; the
-ratio of the time of a call that crosses once to that time (median, quartiles, and the ratio of the shortest times); the
-ratio of rows that cross to pairs for other ranks; and the ratio of these pairs to tokens.
+Both kinds of calls take turns, and their outputs must have equal bits. The engine's own rule, which chooses between the
+two kinds, is not used. A line for each case has:
+
+    the median time of a call with a row for each choice, on the slowest rank
+    the time of a call whose tokens cross once, divided by that time: median (quartiles), then for the shortest times
+    the rows that cross once, divided by the choices for experts of other ranks
+    the choices for experts of other ranks, divided by the tokens
 """
 
 from __future__ import annotations

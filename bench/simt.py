@@ -3,7 +3,7 @@
 python bench/simt.py                 a table; --json for programs; --times 5 for the best of five runs (3)
 
 Times are those of the run (CPU time of the process, and wall time), without compiling the kernel to PTX and loading
-the interpreter. They do not compare with a GPU's.
+the interpreter. These times cannot be compared with times on a GPU.
 """
 
 from __future__ import annotations

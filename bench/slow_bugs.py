@@ -139,7 +139,7 @@ def planted(bug: Bug, folder: Path) -> Path:
 
 
 def milliseconds(package: Path, part: str, bug: Bug, launcher: list[str]) -> float:
-    """What one run of this file with a package prints."""
+    """Run a part of this file, "real" or "simulated", with a package. Returns the milliseconds that the part prints."""
     values = [*map(str, bug.layer), *map(str, bug.link)]
     here = str(Path(__file__).resolve())
     start = f"import runpy, sys; sys.path[0] = {str(package)!r}; runpy.run_path({here!r}, run_name='__main__')"

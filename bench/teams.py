@@ -68,10 +68,13 @@ class Team:
                 return int(rank.recv()), rank
             except TimeoutError:
                 if self._process.poll() is not None or time.monotonic() > until:
-                    raise TeamError(f"{self.name}: no rank has connected: {self._tail()}") from None
+                    raise TeamError(f"{self.name}: a rank did not start and connect: {self._tail()}") from None
 
     def __call__(self, method: str, *arguments: Any) -> list[Any]:
-        """Call a method on all ranks. Returns replies by rank. Raises Absent for a peer, TeamError if a rank fails."""
+        """Call a method on all ranks. Returns their replies by rank.
+
+        Raises Absent if the method makes a peer that cannot run here, and TeamError if a rank fails.
+        """
         try:
             for rank in self._ranks:
                 rank.send((method, arguments))

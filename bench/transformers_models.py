@@ -176,8 +176,8 @@ def memory(folder: Path, _: argparse.Namespace) -> None:
         comm.Barrier()
         if rank == comm.rank:
             print(
-                f"rank {rank}: {share / MIB:.0f} MiB of experts; resident, with windows and what is no mapped file:"
-                f" {after / share:.2f} times as much, at the peak {most / share:.2f}",
+                f"rank {rank}: {share / MIB:.0f} MiB of experts; resident memory, with windows but without mapped"
+                f" files: {after / share:.2f} times as much, at its peak {most / share:.2f} times",
                 flush=True,
             )
     ours.close(model)

@@ -1,8 +1,8 @@
 """Measures real calls on two ranks for bench/truth.py, and what a simulation of them needs to know of this machine.
 
 Every rank has a core of its own. Other work on the machine, also of other virtual machines on its cores, changes the
-speed of a core while this runs. So each turn of calls has a *probe* between them: runs of the expert kernel, of another
-shape than the judged layer. A probe shows how fast a core was while a point was measured.
+speed of a core while calls are measured. So in each turn the calls alternate with a *probe*: runs of the expert kernel
+with another shape than the judged layer's. A probe shows how fast a core was while a point was measured.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from aristos.config import MoEConfig
 from aristos.simulate import calibrate
 
 LINKS = tuple(product((2.0, 50.0, 1000.0), (100.0, 25.0, 10.0, 1.0)))  # us, GB/s: the points of suite `overlap`
-STEP = 128  # calibrated widths are multiples of it, as judged ones are
+STEP = 128  # widths of the layers that calibrate are multiples of STEP, as the widths of judged layers are
 MOST, FEWEST = 60, 5  # calls of each kind at a point
 QUARTILES = (25, 50, 75)
 PYTHON = 300  # steps of the probe of Python

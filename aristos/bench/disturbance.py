@@ -1,10 +1,10 @@
 """Whether timed calls had their cores, measured by how long threads of this process were ready but had no core.
 
-Linux counts that time for every thread (/proc/self/task/*/schedstat). Where it does not, the calling thread's processor
-time is compared with the wall time, if the thread was switched out against its will (getrusage). A thread that sleeps
-loses no time. A thread that polls gives its core to any other thread that wants it, and the time until it runs again is
-counted. The counts do not include time that a hypervisor takes. So calls are also compared with earlier and later calls
-of the same row, in ROUNDS rounds whose medians must not differ by more than SPREAD.
+Linux counts that time for every thread (/proc/self/task/*/schedstat). Without these files the calling thread's
+processor time is compared with the wall time, if the thread was switched out against its will (getrusage). A thread
+that sleeps loses no time. A thread that polls gives its core to any other thread that wants it, and the time until the
+polling thread runs again is counted. The counts do not include time that a hypervisor takes. So calls are also compared
+with earlier and later calls of the same row, in ROUNDS rounds whose medians must not differ by more than SPREAD.
 """
 
 from __future__ import annotations

@@ -291,7 +291,7 @@ def page(
 
 
 def main(argv: list[str], prog: str = "python -m aristos.bench floors") -> int:
-    """Print the tables. Returns the exit code. Needs neither MPI nor a GPU, and writes no file."""
+    """Print the tables. Returns the exit code. The command needs neither MPI nor a GPU, and writes no file."""
     parser = launch_environment.OneRankParser(prog=prog, description=__doc__)
     parser.add_argument(
         "presets", nargs="*", metavar="PRESET", help=f"published shapes (default: {' '.join(COMPARED)})"

@@ -33,8 +33,9 @@ def await_word(addr, value, deadline):
 def put_origin(slots, stride, source, nbytes, puts, flag, ack, scratch, base, samples, deadline, out):
     """Time `samples` samples, each of `puts` puts and a quiet. slots: address of the first slot at the target.
 
-    Before each sample the target has read the slots, so that their lines are in its cache, as they are in an owner's.
-    flag: word at the target. ack: word of this rank. scratch: any word of this rank. out: [samples] ns.
+    Before each sample the target has read the slots. So their lines are in the target's cache, as the lines of a ring
+    are in its owner's cache. flag: word at the target. ack: word of this rank. scratch: any word of this rank. out:
+    [samples] ns.
     """
     for s in range(samples):
         if await_word(ack, base + s, deadline) == 0:

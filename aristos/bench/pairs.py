@@ -153,14 +153,14 @@ class Side:
     def agree(self, value: Any) -> Any:
         """Return the origin's value, for example a number of samples, on both sides. Collective over the pair.
 
-        Raises WaitTimeout.
+        Raises WaitTimeout if the other side does not answer within the world's limit.
         """
         return self._same(value, from_origin=True, what="what to measure next")
 
     def verdict(self, check: Callable[[], bool]) -> bool:
-        """Return the result of the target's check, on both sides. The origin waits for it before it writes again.
+        """Return the result of the target's check, on both sides. So the origin writes again only after the check.
 
-        Raises WaitTimeout.
+        Raises WaitTimeout if the other side does not answer within the world's limit.
         """
         right = None if self.first else bool(check())
         return bool(self._same(right, from_origin=False, what="whether the bytes of a put were right"))

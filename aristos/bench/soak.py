@@ -37,13 +37,14 @@ SAMPLE_EVERY = 1.0  # the least seconds between two samples; a sample is taken a
 class SoakError(Exception):
     """A wrong result of a call.
 
-    It is no AristosError, because only this rank sees it, and other ranks must not wait for this rank.
+    A SoakError is no AristosError, because only this rank knows of the wrong result, and other ranks must not wait for
+    this rank.
     """
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What is given instead of drawn.
+    """The values that are given instead of drawn.
 
     largest: the most that hidden, ffn and shared_ffn may be. ranks_per_node: None if nodes are drawn.
     """
@@ -309,5 +310,5 @@ def _check(what: str, cfg: MoEConfig, usual: float, found: np.ndarray, truth: np
     counts.worst = max(counts.worst, off)
     if not off <= 1:
         raise SoakError(
-            f"the error of {what} must be at most that of rounding to {cfg.dtype}, got {off:.3g} times that"
+            f"the error of {what} must be at most the error of rounding to {cfg.dtype}, got {off:.3g} times that error"
         )

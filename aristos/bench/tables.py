@@ -1,7 +1,7 @@
 """The output of rank 0: tables for readers, one JSON document for programs, and a progress bar on terminals.
 
-Tables go to stdout and progress to stderr, so that either can be redirected. Both have no colours and no bar without a
-terminal, under a launcher, or with NO_COLOR.
+Tables go to stdout and progress to stderr, so that either can be redirected. There are no colours and no bar if the
+output is no terminal, under a launcher, or with NO_COLOR.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Reporter:
         cores = len({core for mask in facts["cores_of_rank"] for core in mask.split(",")})
         if hosts == 1 and facts["load_average"] > 0.5 * cores + facts["ranks"]:
             busy = f"# load average {facts['load_average']:.1f} on {cores} cores"
-            print(f"{busy}: other processes use them too, or a run of the last minute did", flush=True)
+            print(f"{busy}: other processes use these cores, or a run of the last minute used them", flush=True)
 
     def begin(self, suite: str) -> None:
         """Show a progress bar for a suite if stderr is a terminal."""

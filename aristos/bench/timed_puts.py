@@ -8,7 +8,10 @@ from .pairs import ACK, FLAG, Side, deadline
 
 
 def cell(side: Side, size: int, flight: int, samples: int) -> np.ndarray:
-    """Take samples; both sides call this. Returns nanoseconds at the origin, and undefined values at the target."""
+    """Time `samples` samples, each of `flight` puts of `size` bytes and a quiet. Both sides of the pair call this.
+
+    Returns [samples] nanoseconds at the origin, and undefined values at the target.
+    """
     from . import oneside, oneside_rma
 
     base = side.advance(FLAG, samples)

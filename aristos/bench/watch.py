@@ -67,7 +67,7 @@ class Watch:
             self._live = None
 
     def note(self, name: str, seconds: float) -> None:
-        """Take in one call of this rank. Not collective; call it outside of what is timed."""
+        """Record one call of this rank, and draw if it is time to. Not collective; call it outside timed code."""
         now = time.monotonic()
         if self._rank == 0:
             self._receive()
@@ -139,9 +139,10 @@ def encodable(text: str, encoding: str) -> str:
 
 
 def bars(medians: list[float], width: int = WIDTH) -> list[str]:
-    """A line for each rank: its number, a bar and milliseconds. medians: [ranks] seconds; 0 where nothing has come.
+    """A line for each rank: its number, a bar and milliseconds.
 
-    width: characters of the longest bar."""
+    medians: [ranks] seconds; 0 for a rank whose times have not arrived. width: characters of the longest bar.
+    """
     width = max(width, 1)
     longest = max(medians) or 1.0
     chosen = sorted(sorted(range(len(medians)), key=lambda rank: -medians[rank])[:MOST])

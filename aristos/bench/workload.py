@@ -1,6 +1,6 @@
 """An MoE layer with random weights and tokens, and the float64 oracle that checks its outputs.
 
-Each expert's weights are drawn from another seed, so that a rank stores only its experts, and the oracle can generate
+Each expert's weights are drawn from a seed of their own. So a rank stores only its experts, and the oracle can generate
 any other expert when a token needs it.
 """
 
@@ -21,8 +21,8 @@ from ..weight_types import WEIGHT_TYPES
 from . import routing
 from .world import World
 
-# tolerances against float64: 16-bit types round weights, hidden activations and outputs, tf32 rounds factors
-HIGH = 2e-5  # the tolerance of precision="high"
+# the tolerance of errors against float64 for precision="high"; `row_types` has those of the element types
+HIGH = 2e-5
 NEAR_TIE = 1e-4  # closer scores may be ordered differently in float32 and float64
 
 Array = NDArray[np.float32]
@@ -40,7 +40,7 @@ class Call:
 
 
 class Workload:
-    """One layer. placement: [E] the rank of every expert, which is the contiguous default."""
+    """One layer, its weights and its inputs. placement: [E] the rank of every expert, by the default placement."""
 
     def __init__(self, world: World, cfg: MoEConfig, seed: int) -> None:
         self.world, self.cfg, self.seed = world, cfg, seed

@@ -1,7 +1,7 @@
 """The ranks of a benchmark, as a thin layer over COMM_WORLD that also works without any MPI library.
 
-It adds a barrier whose waiters sleep, so that idle ranks leave the cores to ranks that are measured, and an agreement
-on exit with a time limit. Every wait is bounded. Timed data does not travel through this layer.
+The module adds a barrier whose waiters sleep, so that idle ranks leave the cores to ranks that are measured. It also
+adds an agreement on the exit, with a time limit. Every wait is bounded. Timed data does not pass through this module.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ GONE = 3  # exit code if other ranks do not come in time
 
 
 class World:
-    """The ranks. comm: an mpi4py communicator, or None for one process without MPI. ranks_per_node: pretend such nodes.
+    """The ranks of a benchmark.
 
-    limit: seconds that a rank may wait for others outside a layer's calls, which have another limit. After that a
-    barrier raises WaitTimeout, and a blocking MPI call ends the job. waits: options for layers, with `--timeout`.
-    watch: the bars that show calls while they are measured, if `watch_calls` was called.
+    comm: an mpi4py communicator, or None for one process without MPI. ranks_per_node: pretend that nodes have this many
+    ranks. limit: seconds that a rank may wait for others outside a layer's calls, which have another limit. After that
+    a barrier raises WaitTimeout, and a blocking MPI call ends the job. waits: the options of layers that `--timeout`
+    sets. watch: the bars that show calls while they are measured, if `watch_calls` was called.
     """
 
     def __init__(
@@ -142,13 +143,13 @@ class World:
     def send(self, value: Any, peer: int, what: str) -> None:
         """Send a small value to one rank, which calls `receive`. what: the value in words, for an error's message.
 
-        Raises WaitTimeout.
+        Raises WaitTimeout past the limit.
         """
         going = self.comm.isend(value, dest=peer)
         self._poll(iter(going.Test, True), f"rank {peer} to receive {what}", os.sched_yield)
 
     def receive(self, peer: int, what: str) -> Any:
-        """The value that rank `peer` sends. what: as in `send`. Raises WaitTimeout."""
+        """The value that rank `peer` sends. what: as in `send`. Raises WaitTimeout past the limit."""
         message: Any = None
 
         def arrived() -> bool:

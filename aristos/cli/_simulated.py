@@ -36,8 +36,9 @@ MachineOf = Callable[[argparse.Namespace, "MoEConfig"], tuple["Machine", str]]
 class Point:
     """One simulation. asked: its options. change: how they differ from the command's, such as `tile=64`.
 
-    When it has run: shape, note: of the layer. machine, rates: what it ran on, and where the kernel's rates are from.
-    found: None if it did not end. call_ms: the calls that ended. seconds: how long it took.
+    `simulation` sets shape and note, which describe the layer, and machine and rates: the simulated machine, and a text
+    that says where the expert kernel's rates come from. `run` sets found, None if the simulation did not end; call_ms,
+    the milliseconds of the calls that ended; and seconds, how long the simulation took.
     """
 
     asked: argparse.Namespace
@@ -78,12 +79,12 @@ class Point:
 
     @property
     def costs(self) -> Costs:
-        """The costs of the machine on which it ran."""
+        """The costs of the simulated machine."""
         assert self.machine is not None
         return self.machine.costs
 
     def facts(self) -> dict[str, Any]:
-        """Its options and what it found, as plain values."""
+        """The point's options and results, as plain values."""
         about = {name: getattr(self.asked, name) for name in NAMED}
         about |= {"ranks": self.ranks, "model": self.model, "moves": self.moves}
         if self.found is None:
@@ -174,7 +175,7 @@ class Progress:
         self._done += 1
 
     def report(self, text: str, share: float) -> None:
-        """share: of the point that runs."""
+        """Show progress. text: how far the point is that runs. share: how much of that point is done, 0 to 1."""
         if self._points > 1:
             text = f"point {self._done} of {self._points}, {text}"
         self._reporter.progress(text, (self._done - 1 + share) / self._points)

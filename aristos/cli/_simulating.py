@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ..simulate.machine import Machine
 
 FAILED = 1
-CAVEAT = "Times of two ranks on a node were compared with real ones, those between nodes not; see docs/simulate.md."
+CAVEAT = "Only times of two ranks on one node were compared with real ones, no times between nodes: docs/simulate.md."
 
 
 def run(asked: argparse.Namespace, argv: list[str], machine_of: MachineOf) -> int:
@@ -181,7 +181,8 @@ def text(point: Point) -> str:
         f"call           {facts['call_ms'][-1]:.3f} ms",
         f"tokens/s       {facts['tokens_per_s']:,.0f}",
         f"a rank's time  {shares}",
-        f"idle           {facts['idle_of_busiest']:.1%} on one rank at least, {facts['idle_of_idlest']:.1%} at most",
+        f"idle           {facts['idle_of_busiest']:.1%} of the least idle rank's time,"
+        f" {facts['idle_of_idlest']:.1%} of the most idle rank's",
         f"rows           busiest owner over mean: {facts['rows_of_busiest_over_mean']:.2f}",
         f"between nodes  {facts['bytes_between_nodes'] / calls / 2**20:,.1f} MiB a call"
         + (f"; {link} is {facts['busiest_link_share']:.0%} in use" if link else ""),

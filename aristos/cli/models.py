@@ -125,4 +125,4 @@ def lines(chosen: dict[str, Model]) -> list[str]:
     ]
     lacking = [wrapped(f"{name}: {m.lacking}") for name, m in chosen.items() if m.lacking]
     more = "`aristos models NAME` also prints a model's recipe and source"
-    return [*aligned([head, *rows]), "", *lacking, f"{len(rows)} models; layers: MoE layers of all. {more}"]
+    return [*aligned([head, *rows]), "", *lacking, f"{len(rows)} models; layers: MoE layers / all layers. {more}"]

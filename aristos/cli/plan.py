@@ -90,7 +90,7 @@ def options(argv: list[str]) -> argparse.Namespace:
     if asked.problem is not None and (any(machines) or asked.inference or asked.tokens or asked.bytes):
         parser.error("--tokens, --bytes, --topology, --cluster, --discover and --inference need --model")
     if asked.check and asked.model is None:
-        parser.error("--check needs --model NAME: a problem's file does not say what layer it is")
+        parser.error("--check needs --model NAME: PROBLEM.json has no layer that could be simulated")
     asked.tokens = asked.tokens or TOKENS
     if asked.discover and (started := launch_environment.started_as()) is not None and started[1] > 1:
         parser.error(

@@ -72,7 +72,7 @@ def main(argv: list[str]) -> int:
         names = possible if asked.planted == "all" else [asked.planted]
         if asked.planted == "all" and len(possible) < len(bugs) and world.lead:
             left = ", ".join(name for name in bugs if name not in possible)
-            print(f"aristos races: {left} left out, which need more ranks than {world.size}", file=sys.stderr)
+            print(f"aristos races: left out {left}: these bugs need more than {world.size} ranks", file=sys.stderr)
         tries = [(cases[bugs[name].wants], planted.NUMBERS[name]) for name in names]
     if more := [case for case, _ in tries if case.ranks > world.size]:
         needed = more[0].ranks

@@ -46,10 +46,10 @@ def options(argv: list[str]) -> argparse.Namespace:
         "--largest", type=positive, default=128, metavar="N", help="the largest hidden and ffn (%(default)s)"
     )
     parser.add_argument(
-        "--levels", type=int, choices=(1, 2), default=1, help="levels between nodes, of all objects (%(default)s)"
+        "--levels", type=int, choices=(1, 2), default=1, help="levels of the wire, for all objects (%(default)s)"
     )
     parser.add_argument(
-        "--ranks-per-node", type=positive, metavar="N", help="pretend such nodes for all objects (default: drawn)"
+        "--ranks-per-node", type=positive, metavar="N", help="pretend that a node has N ranks (default: drawn)"
     )
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout and nothing else")
     return parser.parse_args(argv)
@@ -119,6 +119,6 @@ def _document(seed: int, everyone: list[tuple[Counts, dict[str, float], list[str
 
 def _line(c: Counts) -> str:
     return (
-        f"{c.objects} objects, {c.calls} calls of rank 0, {c.backward} with a backward call, {c.loads} loads between, "
-        f"{c.rows} rows; largest error {c.worst:.2f} of the tolerance"
+        f"{c.objects} objects, {c.calls} calls of rank 0, {c.backward} with a backward call,"
+        f" {c.loads} loads of other weights, {c.rows} rows; largest error {c.worst:.2f} of the tolerance"
     )

@@ -27,7 +27,10 @@ SLOW = 0.05  # seconds; more than a progress thread that has a core needs
 
 @dataclass(frozen=True)
 class PutTimes:
-    """Seconds of put and flush, with and without the progress thread. pair: (origin, target)."""
+    """Seconds of a put and its flush: with the target's progress thread (helped), and without it (alone).
+
+    pair: (origin, target). remote: whether the two ranks are on different nodes.
+    """
 
     helped: float
     alone: float

@@ -81,7 +81,7 @@ def last_words(out: Any, err: Any) -> None:
 
     from . import unfinished
 
-    print(f"no end so far: this process will be ended in {NOTICE:.0f} s", file=err, flush=True)
+    print(f"the part has not ended: its process will be ended in {NOTICE:.0f} s", file=err, flush=True)
     print(unfinished.document(), file=out, flush=True)
     found: list[str] = []
 

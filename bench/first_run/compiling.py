@@ -1,7 +1,7 @@
 """Compile the kernels of a GPU that are neither compiled ahead nor in the cache, on all cores, until a given time.
 
-A layer compiles one kernel at a time, under the lock that its ranks share. Here each process
-compiles a kernel of its own.
+A layer compiles one kernel at a time, under the lock that its ranks share. Here each process compiles a kernel of its
+own.
 """
 
 from __future__ import annotations

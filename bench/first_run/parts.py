@@ -113,9 +113,9 @@ def replayed(trace: Path) -> Part:
 def limits(parts: tuple[Part, ...], seconds: float, rehearsing: bool = False) -> list[float]:
     """When each part must have ended, in seconds from the start of a report of `seconds`.
 
-    Parts share the time in proportion to their own seconds; what one leaves, the next may use. In a short report the
-    driver's part keeps its own seconds, but at most half of the report: a driver does not answer sooner. In a
-    rehearsal it gets at least half, since it compiles the PTX machine there.
+    Parts share the time in proportion to their own seconds. The next part may use time that a part leaves. In a short
+    report the driver's part keeps its own seconds, but at most half of the report: a driver does not answer sooner. In
+    a rehearsal the driver's part gets at least half, since it compiles the PTX machine.
     """
     whole = sum(part.seconds for part in parts) + SAVING
     shares = [seconds * part.seconds / whole for part in parts]

@@ -1,6 +1,6 @@
 """Runs a part of the report as a process of its own, which is ended at its limit whatever it does.
 
-Its output goes through pipes, so that a full disk loses nothing of it.
+The part's output goes through pipes, so that none of it is lost on a full disk.
 """
 
 from __future__ import annotations

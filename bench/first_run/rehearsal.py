@@ -1,8 +1,8 @@
 """A rehearsal without a GPU: the parts run on the PTX machine with small shapes, and one thing goes wrong on purpose.
 
-Its times count events and mean nothing. It needs the checkout's tests/support, and numba-cuda. A fault is planted where
-it would arise: a product loses its weights, a worker keeps the lock, a package cannot be imported, files cannot grow,
-the profiler is missing or forbidden.
+The times of a rehearsal count events and mean nothing. A rehearsal needs the checkout's tests/support, and numba-cuda.
+A fault is planted where it would arise: a product loses its weights, a worker keeps the lock, a package cannot be
+imported, files cannot grow, the profiler is missing or forbidden.
 """
 
 from __future__ import annotations

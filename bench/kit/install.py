@@ -1,8 +1,9 @@
-"""`python install.py ENV WHEELS [FILE]` makes an environment of this Python's packages; the kit's replace unfit ones.
+"""`python install.py ENV WHEELS [FILE]` makes an environment from this Python's packages and, where needed, the wheels.
 
-FILE is the number of an open file, which stays locked until the last program that has it open ends.
+ENV is the environment's folder, and WHEELS the folder of the kit's wheels. FILE is the number of an open file, which
+stays locked until the last program that has it open ends.
 
-It needs no network. A wheel of the kit is installed only if the package is missing here or its version does not fit
+The program needs no network. A wheel is installed only if the package is missing here or its version does not fit
 pyproject.toml; the MPI library is installed only if none can be loaded. The program uses only Python's own modules and
 pip, without pip's configuration files. The packages on PYTHONPATH come behind the environment's own. Several ranks
 share the environment that one process made before.
@@ -234,10 +235,10 @@ def main(argv: list[str]) -> int:
     missing = {name: why for name, why in missing.items() if canonical(name) not in packages} or missing
     if missing:
         each = [f"{name}{specifiers.get(canonical(name), '')} ({why})" for name, why in missing.items()]
-        raise MissingPart(f"{sys.executable} lacks what the kit does not have: {'; '.join(each)}")
+        raise MissingPart(f"{sys.executable} lacks packages that the kit does not have: {'; '.join(each)}")
     for package, found in versions(python, list(NEEDED.values())).items():
         if found and not fits(specifiers, package, found):
-            print(f"{package} {found} is untried: {specifiers[canonical(package)]} was asked for", flush=True)
+            print(f"{package} {found} is untested: Aristos asks for {specifiers[canonical(package)]}", flush=True)
     if why := mpi_failure(python):
         without_mpi(python, why)
         print(f"no MPI, which one rank does not need: {why}", flush=True)

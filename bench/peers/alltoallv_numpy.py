@@ -1,8 +1,8 @@
 """The usual exchange by hand: Alltoall of counts, Alltoallv, NumPy matmuls per expert, Alltoallv back, combine.
 
-As the baseline to beat, it is as fast as mpi4py and NumPy allow: 16-bit stable (radix) argsort, gathers into
-kept buffers, all sources of an expert in one GEMM, no copy if an expert's rows are contiguous already, a combine by
-batched matmul in blocks that stay in cache. Only NumPy's BLAS is compiled.
+This baseline is as fast as mpi4py and NumPy allow. It sorts 16-bit ids by a stable radix argsort, and gathers rows into
+buffers that it keeps. It computes the rows of all sources of an expert in one GEMM, without a copy if these rows are
+contiguous already. It combines by a batched matmul in blocks that stay in cache. Only NumPy's BLAS is compiled.
 """
 
 from __future__ import annotations

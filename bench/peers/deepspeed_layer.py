@@ -1,7 +1,8 @@
 """DeepSpeed's MoE layer on CPUs over gloo: its own dispatch, exchange and combine, with the routing from outside.
 
-The gate is replaced by one that returns the job's experts. Nothing is dropped, so the capacity is the largest number of
-a source's rows for one expert on any rank, and every expert's batch is padded to it, as `drop_tokens=False` does.
+DeepSpeed's gate, its router, is replaced by a module that returns the job's experts. Nothing is dropped. So the
+capacity is the largest number of a source's rows for one expert on any rank, and every expert's batch is padded to the
+capacity, as with `drop_tokens=False`.
 """
 
 from __future__ import annotations

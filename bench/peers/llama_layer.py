@@ -1,7 +1,7 @@
 """llama.cpp by its wheel, on one rank: the time that it takes for one more layer in a model of this shape.
 
-llama.cpp has no layer to call. So two models, of 2 and of 6 layers, are made with the job's weights in each layer, and
-the time of a call is the larger model's time for the prompt's tokens less the smaller one's, divided by 4. In both
+llama.cpp has no layer to call. So two models, of 2 and of 6 layers, are made with the job's weights in each layer. The
+time of a call is the larger model's time for the prompt's tokens less the smaller model's time, divided by 4. In both
 models the last layer computes only the last token. Beside the experts a layer has an attention with one head and its
 own router, which chooses its experts. The codes are not the job's, since 32 successive k share a float16 scale; so the
 output is not the job's either.

@@ -1,7 +1,8 @@
 """A training step in PyTorch on CPUs: forward and backward by autograd, rows by gloo, experts by `mm` or `grouped_mm`.
 
-As in MoE frameworks, rows of tokens are gathered and combined by functions with a backward of their own. They use that
-every packed row belongs to one (token, choice) pair. Autograd would use index_add, which takes several times as long.
+As in MoE frameworks, rows of tokens are gathered and combined by functions with a backward of their own. These rely on
+the fact that every packed row belongs to one (token, choice) pair. Autograd would use index_add, which takes several
+times as long.
 """
 
 from __future__ import annotations

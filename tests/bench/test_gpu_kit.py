@@ -83,7 +83,7 @@ def test_a_kit_whose_kernels_are_not_found_is_removed(small, monkeypatch, capsys
     code, archive = small("a.tar.gz", "--arch", "sm_90")
     assert code == 1
     assert not archive.exists()
-    assert "not found where it is unpacked: place for sm_90; the archive was removed" in capsys.readouterr().err
+    assert "does not find these kernels: place for sm_90; the archive was removed" in capsys.readouterr().err
 
 
 def test_the_page_of_the_kit_names_options_that_exist(capsys):
@@ -383,7 +383,7 @@ def test_the_unpacked_kit_rehearses_without_an_index(tmp_path):
 def test_packages_that_neither_machine_nor_kit_has_are_named(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(install.NEEDED, "nowhere_at_all", "nowhere")
     monkeypatch.setitem(install.NEEDED, "never.at_all", "numba")
-    why = r"lacks what the kit does not have: nowhere \(Mod.*'nowhere_at_all'\); numba<0.69,>=0.63 \(Mod.*\)"
+    why = r"lacks packages that the kit does not have: nowhere \(Mod.*'nowhere_at_all'\); numba<0.69,>=0.63 \(Mod.*\)"
     with pytest.raises(install.MissingPart, match=why):
         install.main([str(tmp_path / "env"), str(tmp_path)])
 

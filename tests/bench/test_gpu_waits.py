@@ -135,5 +135,10 @@ def test_the_last_words_reach_the_page_while_a_task_has_taken_the_streams():
         text=True,
         timeout=120,
     )
-    for line in ("no end so far", "worker 2 holds the lock", "HUNG: a call makes no progress at epoch 3", "in taken"):
+    for line in (
+        "the part has not ended",
+        "worker 2 holds the lock",
+        "HUNG: a call makes no progress at epoch 3",
+        "in taken",
+    ):
         assert line in done.stderr, done.stderr

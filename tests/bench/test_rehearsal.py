@@ -74,7 +74,7 @@ def test_the_page_of_a_hang_has_the_state_of_the_call(tmp_path):
     assert page.startswith("# Aristos on PTX machine: HUNG: layer\n"), page
     held = re.search(r"cuda: rank 0 of 1, epoch 2: running, \d+ commands published; worker (\d) holds the lock", page)
     assert held, page
-    assert "no end so far" in page, "a last line is missing"
+    assert "the part has not ended" in page, "a last line is missing"
     for line in (
         rf"^  workers? .*{held[1]}.*: computes share \d+ of the (first|second) product of run \d+$",
         r"^  run \d+: \d+ rows of held expert \d; \d+ shares are open, \d+ taken, \d+ done$",

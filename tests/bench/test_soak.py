@@ -65,7 +65,7 @@ def test_a_wrong_output_is_found_and_the_object_named(monkeypatch):
 
     monkeypatch.setattr(MoE, "__call__", wrong)
     with pytest.raises(
-        SoakError, match=r"the error of y must be at most that of rounding to \w+, got [\d.e+]+ times"
+        SoakError, match=r"the error of y must be at most the error of rounding to \w+, got [\d.e+]+ times"
     ) as found:
         soak(World(), Asked(3, 48), 0, lambda number: number < 20)
     assert found.value.__notes__[0].startswith("aristos soak --seed 3 --first ")

@@ -130,8 +130,9 @@ class Network:
 
     Every method is collective.
 
-    runtime: the runtime of layers that are already made. Its windows must not grow while the network exists. bulk: the
-    bulk schedule of a layer on that runtime. Raises InputError if the ranks are on several nodes or are too many.
+    runtime: the runtime of layers that are already made. The runtime's windows must not grow while the network exists.
+    bulk: the bulk schedule of a layer on that runtime. Raises InputError if the ranks are on several nodes, or if there
+    are too many ranks.
     """
 
     def __init__(self, runtime: Any, bulk: Any) -> None:

@@ -147,7 +147,7 @@ class TorchGpu:
 
 
 class Rival:
-    """A maker of a layer's unfused chains. part: the gate, experts and sums that this rank's chains share. Collective.
+    """A maker of a layer's unfused chains. part: router, experts and sums that this rank's chains share. Collective.
 
     notes: sentences that say what the chains use, and why a chain is missing.
     """

@@ -95,7 +95,8 @@ def tf32(torch: Any, allowed: bool) -> Any:
 class Gate:
     """The router's product, x Wr. matrix: Wr [H, E] float32.
 
-    The product is computed in the rows' type if that type holds the matrix's values exactly, else in float32.
+    The product is computed in the rows' type if that type holds the matrix's values exactly and PyTorch can multiply
+    so, else in float32.
     Raises EnvironmentProblem if `choose` does not know the router's score.
     """
 

@@ -72,7 +72,7 @@ def heat(table: Table) -> Any:
     bar = figure.colorbar(image, ax=axes, label="bulk / fused", shrink=0.8)
     plain_log(bar.ax.yaxis)
     figure.suptitle(
-        "time of a bulk call over a fused one;  *: a row's copy takes half as long or more;  ~: disturbed",
+        "time of a bulk call / of a fused call;  *: copying a row takes at least half the link's time;  ~: disturbed",
         fontsize=9,
         x=0.01,
         ha="left",

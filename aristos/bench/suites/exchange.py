@@ -117,8 +117,10 @@ class ExchangeCalls:
         return self.world.every(fine)
 
     def _landed(self, sender: int, at: int, size: int) -> NDArray[np.uint8]:
-        """The bytes of `sender` at offset `at` in this epoch's half of the window, shared or MPI's, in which they
-        arrived."""
+        """The `size` bytes at offset `at` in this epoch's half of this rank's window.
+
+        The window is the shared one for a local `sender`, and MPI's for a remote one.
+        """
         window = int(self._base[self.world.rank if self._base[sender] else sender])
         start = window or (self._rma.base if self._rma else 0)
         return read_bytes(start + self._head + self._half * (self.epoch % 2) + at, size)

@@ -202,7 +202,7 @@ def _result(
         f"{experts.nbytes / 2**20:.2f} MiB of weights per expert"
     )
     if ran.dtype != "float32":
-        sheet.notes.append("BLAS computes in float32: NumPy has none for 16-bit types")
+        sheet.notes.append("BLAS computes in float32: NumPy has no BLAS for 16-bit types")
     table = _table(ctx, work, errors, times, core, peak, kernel, bandwidth, intensity)
     return Result(sheet.ok, [sheet], [table], [ran])
 

@@ -1,7 +1,7 @@
 """Suite `idle`: the share of worker time without work, the spread of the slowest call, and what skew costs.
 
-    idle        over all ranks, worker time without a runnable tile / (workers x time of the slowest rank's call). It
-                includes waits inside a call, and the time from a rank's own end to the slowest rank's end
+    idle        over all ranks, worker time without a runnable tile / (workers x time of the slowest rank's call). The
+                worker time includes waits inside a call, and the time from a rank's own end to the slowest rank's end
     straggler   time of the slowest rank's call / its minimum over the run, at p50 and p95; the ECDFs are plots
     over even   time of the slowest rank's call / that of the same layer's evenly routed call in the same turn, each
                 per row: the median over turns. 1 means that skew costs nothing
@@ -67,10 +67,11 @@ COLUMNS = (
 class PatternTimes:
     """One pattern.
 
-    times, idle, core: way -> [world, iterations] seconds of calls, idle seconds in them, and the share of a
-    core that each rank had. wait: way -> [world, world] mean seconds per call that a rank waited for a peer. kept: way
-    -> share of the rows for other ranks' experts that did not move. computed: way -> [world] rows that a rank computed
-    in the last call. rows: [world] rows for each rank's experts."""
+    times, idle, core: way -> [world, iterations] seconds of calls, idle seconds in them, and the share of a core that
+    each rank had. wait: way -> [world, world] mean seconds per call that a rank waited for a peer. kept: way -> share
+    of the rows for other ranks' experts that did not move. computed: way -> [world] rows that a rank computed in the
+    last call. rows: [world] rows for each rank's experts.
+    """
 
     pattern: str
     tokens: int
@@ -153,7 +154,7 @@ class Player:
 
 @suite(
     "idle",
-    "idle time, stragglers and the cost of skewed routing and a late rank; fused against bulk, with tokens sent or not",
+    "idle time, stragglers and the cost of skewed routing and of a late rank, for fused and bulk calls",
     order=70,
     share=3.0,
 )

@@ -105,7 +105,7 @@ def idle_seconds(played: Played) -> float:
     return float(counters[words.N_IDLE]) * 1e-9
 
 
-@gpu_suite("idle", "time of blocks without anything to do, and stragglers", order=70, share=3.0)
+@gpu_suite("idle", "time that blocks wait for work, and stragglers", order=70, share=3.0)
 def run(ctx: Context, gpu: BenchGpu) -> Result:
     shape, world = ctx.shape(), ctx.world
     work = Workload(world, shape.cfg, ctx.options.seed)
@@ -164,7 +164,7 @@ def _table(ctx: Context, work: Workload, done: list[GpuPlayer]) -> Table:
     table.dim("turn", np.arange(times.shape[-1]))
     over = ("pattern", "rank", "turn")
     table.add("call_time", over, times, "s", "one call on one rank, a late start included, by events")
-    table.add("idle_time", over, lost, "s", "its blocks' time without anything to do, summed over blocks")
+    table.add("idle_time", over, lost, "s", "time that the rank's blocks waited for work, summed over blocks")
     table.add("blocks", "pattern", [player.blocks for player in done], "1", "blocks of the persistent kernel on a rank")
     rows = [np.bincount(work.placement, player.played.rows, world).astype(np.int64) for player in done]
-    return table.add("rows", ("pattern", "rank"), rows, "1", "rows the rank's experts compute a call")
+    return table.add("rows", ("pattern", "rank"), rows, "1", "rows that the rank's experts compute in a call")

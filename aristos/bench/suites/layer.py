@@ -6,10 +6,10 @@ for the slowest rank over iterations:
     tokens/s             tokens of all ranks / median
     of peak              GFLOP/s per rank over multiply-adds in registers, on all workers at once. GFLOP/s: 2 H F (3 if
                          gated, else 2) rows / ranks / median; router and combine are not counted
-    overlap efficiency   T_experts / median. T_experts: the busiest rank's time for its experts' rows alone, rows local,
-                         by the layer's own kernels and workers in one compiled loop. 1 means that all communication
-                         is hidden behind arithmetic; the rest is routing, copies, waits and imbalance. It is above 1
-                         where other ranks compute rows of the busiest rank (`MoE(moves="auto")`)
+    overlap efficiency   T_experts / median. T_experts: the time of the busiest rank's experts alone, on local rows, by
+                         the layer's own kernels and workers in one compiled loop. 1 means that all communication is
+                         hidden behind arithmetic. What is missing from 1 is routing, copies, waits and imbalance. The
+                         efficiency is above 1 where other ranks compute rows of the busiest rank (`MoE(moves="auto")`)
 
 A sentence below the table says what limits each call most, see `limit`. JSON also has p99, GFLOP/s and the limits. In
 the 2025 paper, overlap efficiency is something else: T(2 ranks) / T(N ranks) under weak scaling. That needs several

@@ -2,7 +2,7 @@
 
     aristos         MoE(backend="cuda") called on arrays of the GPU, four launches per call
     aristos graph   the same call, captured once and replayed
-    chain graph     `torch_layer.py`: PyTorch's gate, top-k, sort, grouped products and combine; one rank only
+    chain graph     `torch_layer.py`: PyTorch's router, top-k, sort, grouped products and combine; one rank only
     chain, NCCL     the same on several ranks, with NCCL's all-to-all there and back, in one graph
     chain, MPI      the same in three graphs, with MPI_Alltoallv through the hosts' memory between them
 
@@ -49,7 +49,10 @@ COLUMNS = (
 
 
 class Rivals:
-    """The contenders for one token count, and their outputs. Making them is collective."""
+    """The calls that are compared for one token count (layer, its graph, chains). Making a `Rivals` is collective.
+
+    worst: name -> largest error that `check` has found.
+    """
 
     def __init__(self, gpu: BenchGpu, work: Workload, moe: Any, call: Call, rival: Rival | None) -> None:
         self.played = played = Played(gpu, work, moe, call)
@@ -65,13 +68,13 @@ class Rivals:
         return [name for name in self.chains if not self.work.passes(self.worst[name])]
 
     def check(self) -> None:
-        """Call each contender on cleared outputs, and keep in `worst` its largest error on some tokens. Collective."""
+        """Run each call on cleared outputs, and keep in `worst` its largest error on some tokens. Collective."""
         for name, call in self.calls.items():
             out = self.chains[name].out if name in self.chains else self.played.y
             self.worst[name] = max(self.worst.get(name, 0.0), self.played.error(call, out))
 
     def verdict(self, name: str) -> dict[str, Any]:
-        """Error and check of a contender, and for a chain how it computes."""
+        """Error and check of the call `name`, and for a chain how it computes."""
         return verdict(self.work, self.worst[name], self.chains[name].used if name in self.chains else "")
 
 

@@ -98,10 +98,11 @@ def _result(
     right: np.ndarray,
     transports: dict[str, np.ndarray],
 ) -> Result:
-    """The suite's result. latency, bandwidth: [origin, target, size, sample] seconds per put.
+    """The suite's result.
 
-    core: [origin, target, end,
-    size]."""
+    latency, bandwidth: [origin, target, size, sample] seconds per put. core: [origin, target, end, size] share of a
+    core.
+    """
     good = np.logical_and.reduce(ctx.world.allgather(right))
     sheets = [
         _sheet(ctx, name, sizes, latency[pairs], bandwidth[pairs], core, pairs, good)
@@ -120,8 +121,11 @@ def _sheet(
     pairs: np.ndarray,
     good: np.ndarray,
 ) -> Sheet:
-    """The sheet of one transport. latency, bandwidth: [pair, size, sample] seconds per put, of its pairs [W, W]. core:
-    [origin, target, end, size]."""
+    """The sheet of one transport.
+
+    latency, bandwidth: [pair, size, sample] seconds per put. core: [origin, target, end, size] share of a core.
+    pairs: [W, W] which ordered pairs use the transport. good: [size] whether the bytes of a size arrived.
+    """
     (median, typical), (each, usual) = medians(latency), medians(bandwidth)
     whole = fit.alpha_beta(sizes, typical)
     title = f"put by {transport}: {len(median)} ordered pairs of {ctx.world.size} ranks, medians over pairs"

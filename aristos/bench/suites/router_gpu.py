@@ -1,6 +1,6 @@
 """Suite `router` on GPUs: routing alone, from tokens to sorted choices, against PyTorch.
 
-    route   the kernel `route`: scores, ids and weights; PyTorch's gate, top-k and weights
+    route   the kernel `route`: scores, ids and weights; PyTorch's product with the router, top-k and weights
     both    `route` and `place`, which makes the packed order; PyTorch also sorts the choices by expert
 
 Each side is captured in a CUDA graph, and both take turns on the same tokens. Ids and order must equal those of the
@@ -186,7 +186,7 @@ def torch_or_why(gpu: BenchGpu) -> tuple[TorchGpu | None, str]:
 def made(
     gpu: BenchGpu, place: TorchGpu | None, cfg: Any, x: GpuArray, matrix: np.ndarray
 ) -> tuple[dict[str, Any], str]:
-    """(the sides by name, why PyTorch's side is missing). Its kernels have run once. Collective."""
+    """(the sides by name, why PyTorch's side is missing). PyTorch's kernels have run once. Collective."""
     sides, why = {OURS: Ours(gpu, cfg, x, matrix)}, ""
     if place is None:
         return sides, why

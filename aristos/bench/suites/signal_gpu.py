@@ -84,7 +84,7 @@ class PingPong:
         return bool((mine == self.row).all()) and int(self.late.get()[0]) == 0
 
 
-@gpu_suite("signal", "a row and a signal between two blocks, of one GPU or of a node's, there and back", order=20)
+@gpu_suite("signal", "a row and a signal there and back, between two blocks of one GPU or of two GPUs", order=20)
 def run(ctx: Context, gpu: BenchGpu) -> Result:
     world = ctx.world
     several = world.size > 1 and world.nodes.single
