@@ -50,8 +50,8 @@ def check_not_inside_a_job(started: tuple[str, int, int] | None) -> None:
     """Raise EnvironmentProblem if a launcher started this process as one of several: each would start a job."""
     if started is not None and started[1] > 1:
         raise EnvironmentProblem(
-            f"{started[0]} has started {started[1]} tasks of this command, and each would start a job of its own:"
-            f" run `aristos run` once, outside of {started[0]}, or start the program itself with {started[0]}"
+            f"{started[0]} has started `aristos run` as one of {started[1]} tasks, and each would start a job of its"
+            f" own: run `aristos run` once, outside of {started[0]}, or start the program itself with {started[0]}"
         )
 
 
