@@ -99,7 +99,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--peers", help="names of peers, separated by commas (default: all of the part)")
     parser.add_argument("--rounds", type=int, default=5, help="rounds, with a turn of every peer in each (%(default)s)")
     calls = (
-        "timed calls in a turn (default: as many as take 0.15 s, 2 to 40); 1: no other calls, and one input is checked"
+        "timed calls in a turn (default: as many as take 0.15 s, 2 to 40); 1: no untimed call, only one checked input"
     )
     parser.add_argument("--iters", type=int, help=calls)
     parser.add_argument("--seed", type=int, default=0, help="seed of weights, inputs and order (%(default)s)")
@@ -114,7 +114,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     if unknown:
         parser.error(f"a part must be one of {', '.join(PARTS)}, got {unknown[0]!r}")
     if asked.rounds < 1 or asked.ranks < 1 or (asked.iters is not None and asked.iters < 1):
-        parser.error("rounds, iters and ranks must be at least 1")
+        parser.error("--rounds, --iters and --ranks must be at least 1")
     asked.parts = asked.parts or list(PARTS)
     try:
         shapes = [jobs.parse_shape(text) for text in dict.fromkeys((asked.shapes or "").split(",")) if text]

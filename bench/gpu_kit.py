@@ -144,7 +144,7 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python bench/gpu_kit.py", description=__doc__.split("\n")[0])
     parser.add_argument("--arch", default=",".join(ARCHS), help="architectures, separated by commas (%(default)s)")
     parser.add_argument("--without-wheels", action="store_true", help="for a machine that has all packages")
-    parser.add_argument("--out", type=Path, default=ROOT / "dist" / f"{NAME}.tar.gz", help="%(default)s")
+    parser.add_argument("--out", type=Path, default=ROOT / "dist" / f"{NAME}.tar.gz", help="the archive (%(default)s)")
     given = parser.parse_args(argv)
     archs = [arch for arch in given.arch.split(",") if arch]
     if unknown := [arch for arch in archs if arch not in TARGETS]:

@@ -16,7 +16,7 @@ from peers import Absent
 from peers.torch_layer import join_gloo, leave_gloo, one_thread
 
 ROOT = Path(__file__).resolve().parents[2]
-TAKEN: dict[tuple[Any, int, int], tuple[Any, Any]] = {}  # (type, first and last expert) -> (gate with up, down)
+TAKEN: dict[tuple[Any, int, int], tuple[Any, Any]] = {}  # (dtype, first expert, end) -> weights (gate with up, down)
 MOST_BATCHED = 16  # batched_mm copies the weights of every row: 13 MB for a row of the smallest shape here
 
 

@@ -151,8 +151,8 @@ class Network:
             self._to[p], self._from[p] = self._entries(self.rank, p), self._entries(p, self.rank)
             self._links[p] = self._place(p, self.rank)
 
-    # ---- places. For each ordered pair of ranks the target's part has: the engine's link, the link of pings, entries,
-    # the line of pings, space for copies
+    # ---- places. The target's part of the window has for each source, in this order: the engine's link, the link of
+    # pings, the entries, the line of pings, space for copies
 
     def _place(self, source: int, target: int) -> int:
         return int(self._window.base[target]) + self._step * source
