@@ -1,6 +1,6 @@
 """The gradients of `reference.moe` in float64 NumPy (`reference.backward`), slow and obvious.
 
-They are for dy = dL/dy of any loss L. Names are those of `reference.py`; dz is the derivative of L by z:
+They are for dy = dL/dy of any loss L. Names are those of `reference.py`; dz is the derivative of L with respect to z:
 
     dw[t,j]  = <dy[t], f_e(x[t])>, e = ids[t,j]                        0 for a choice not taken
     df_e     = w[t,j] dy[t]                                            of the tokens t that chose e at j
@@ -78,7 +78,7 @@ def gated_slopes(cfg: MoEConfig, g: Floats, u: Floats) -> tuple[Floats, Floats, 
 
 
 class Expert(NamedTuple):
-    """The gradients of one expert on some rows. dx: [M, H]. arrays: by the names of the expert's arrays."""
+    """One expert's outputs y [M, H] and gradients: dx [M, H], and those of the expert's arrays, by name."""
 
     y: Floats
     dx: Floats
@@ -103,7 +103,7 @@ def expert(cfg: MoEConfig, x: Floats, dy: Floats, one: Arrays) -> Expert:
     return Expert(h @ down + one.get("down_bias", 0.0), dx, {name: arrays[name] for name in one})
 
 
-# ---- the router: for each kind of score, the derivative of the k weights by the scores
+# ---- the router: for each kind of score, dL/dscores from dw = dL/dw of the k weights w
 
 
 def _scattered(values: Floats, ids: Ints, columns: int) -> Floats:
@@ -117,7 +117,7 @@ def by_softmax(p: Floats, dp: Floats) -> Floats:
 
 
 def _by_shares(values: Floats, dw: Floats, renormalize: bool) -> Floats:
-    """The derivative by `values`. dw: the derivative by the weights (the values; renormalized: their shares)."""
+    """dL/dvalues from dw = dL/dw. The weights w are the values, or with `renormalize` their shares of their sum."""
     if not renormalize:
         return dw
     total = values.sum(axis=1, keepdims=True) + config.LEAST_SUM
@@ -174,14 +174,16 @@ def sparsemixer_scores(scores: Floats, ids: Ints, renormalize: bool, dw: Floats)
 SCORES: dict[str, Callable[[Floats, Ints, bool, Floats], Floats]] = {
     name: globals()[f"{name}_scores"] for name in config.SCORES
 }
-# by kind of score: turns the derivative by all experts' values (`parts.VALUES`) into that by their scores
+# by kind of score: a function that makes dL/dscores from dL/dvalues, where values are the weights of all experts
+# (`parts.VALUES`)
 VALUES: dict[str, Callable[[Floats, Floats], Floats]] = {name: globals()[f"{name}_values"] for name in config.BIASED}
 
 
 def by_logits(cfg: MoEConfig, logits: ArrayLike, ids: ArrayLike, dw: ArrayLike) -> Floats:
-    """The gradient by the logits [S, columns] (biased scores), from the gradient dw [S, k] by the combine weights.
+    """dL/dlogits [S, columns], from dw = dL/dw [S, k] of the combine weights.
 
-    ids: [S, k], as chosen, with choices beyond the capacity; dw is 0 for those.
+    logits: [S, columns], the scores with the router's bias. ids: [S, k], the chosen experts. Choices beyond the
+    capacity are in ids too, and dw is 0 for them.
     """
     scores, scaled = np.asarray(logits, np.float64), np.asarray(dw, np.float64) * cfg.router.scale
     return SCORES[cfg.router.score](scores, np.asarray(ids, np.int64), cfg.router.renormalize, scaled)
@@ -212,21 +214,21 @@ def backward(
     dy : array [S, H]
         dL/dy.
     ids : array [S, n], integers, or None, default None
-        Choices from outside, with `weights`.
+        The experts of each token, chosen by the caller, with `weights`.
     weights : array [S, n] or None, default None
-        Their weights.
+        The combine weights of `ids`.
     router_x : array [S, H] or None, default None
         What the router reads instead of x.
     dlogits : array [S, columns] or None, default None
-        The gradient of a further loss by the router's logits, which is added to their gradient of L.
+        The gradient of a further loss with respect to the router's logits, which is added to the gradient of L.
     **arrays : array
         The layer's arrays, as `reference.moe` takes them.
 
     Returns
     -------
     dict of str to array, float64
-        "x" and each array's name -> the gradient by it, of its shape. Also "weights" if ids and weights were given, and
-        "router_x" if it was given. select_bias has no gradient.
+        By name, the gradient with respect to "x" and to each array, of the same shape. Also "weights" if ids and
+        weights were given, and "router_x" if router_x was given. select_bias has no gradient.
 
     Raises
     ------

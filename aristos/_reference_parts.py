@@ -122,7 +122,7 @@ def sparsemixer_weights(scores: Floats, ids: Ints, renormalize: bool) -> Floats:
 SCORES: dict[str, Callable[[Floats, Ints, bool], Floats]] = {
     name: globals()[f"{name}_weights"] for name in config.SCORES
 }
-# by kind of score: a function for the weights of all experts. A bias for choosing is added to these weights, and
+# by kind of score: a function for the weights of all experts, chosen or not. select_bias is added to these weights, and
 # `losses.sequence` uses them
 VALUES: dict[str, Callable[[Floats], Floats]] = {name: globals()[name] for name in config.BIASED}
 
@@ -182,9 +182,9 @@ def route(
     router : array [H, columns]
         The router's weights.
     router_bias : array [columns] or None, default None
-        Added to the scores. None: zeros.
+        A bias that is added to the scores. None: zeros.
     select_bias : array [columns] or None, default None
-        A bias that is added to the weights only to choose experts.
+        A bias for choosing only: it is added to the weights when experts are compared, see `Router`.
 
     Returns
     -------

@@ -17,10 +17,10 @@ from .weight_types import PACKED_ROWS, WeightType, packed
 
 
 class ActivationRule(NamedTuple):
-    """An activation. code: its number in kernels. gate_only: whether the layer must be gated.
+    """An activation.
 
-    shift: a number that is added
-    to the product that the gate multiplies.
+    code: its number in kernels. gate_only: whether the layer must be gated. shift: a number that is added to u = x·up
+    before the activated gate multiplies u.
     """
 
     code: int
@@ -41,10 +41,11 @@ Activation = Literal["relu", "gelu", "gelu_tanh", "silu", "swiglu_oai", "relu2"]
 
 
 class ScoreRule(NamedTuple):
-    """A kind of score. code: its number in kernels.
+    """A kind of score.
 
-    valued: whether it gives each expert a value, so that groups and a bias
-    for choosing can be compared. jumps: whether weights jump if two scores are close, so that rounding can move them.
+    code: its number in kernels. valued: whether it gives every expert a weight, chosen or not, so that groups and
+    experts with a select_bias can be compared. jumps: whether weights jump at some scores, so that the rounding of a
+    score can change weights much.
     """
 
     code: int
@@ -64,7 +65,7 @@ SCORES: dict[str, int] = {name: rule.code for name, rule in SCORE_RULES.items()}
 BIASED: tuple[str, ...] = tuple(name for name, rule in SCORE_RULES.items() if rule.valued)
 Score = Literal["softmax", "softmax_topk", "sigmoid", "sqrtsoftplus", "sparsemixer"]
 ValuedScore = Literal["softmax", "sigmoid", "sqrtsoftplus"]
-GROUP_SCORES: dict[str, int] = {"max": 0, "sum_top2": 1}  # a group's score: that of its best expert, or of its best two
+GROUP_SCORES: dict[str, int] = {"max": 0, "sum_top2": 1}  # a group's value: of its best expert, or its best two
 GroupScore = Literal["max", "sum_top2"]
 WEIGHTS_ON: tuple[str, ...] = ("output", "input")
 MOST_GROUPS = 63  # most groups: a set of groups is one word
@@ -212,7 +213,9 @@ class Router:
             raise InputError(f"capacity_factor must be None or a positive number below 1e9, got {quoted(factor)}")
         if self.capacity is not None:
             if factor is not None:
-                raise InputError(f"give capacity or capacity_factor, got {quoted(self.capacity)} and {quoted(factor)}")
+                raise InputError(
+                    f"give capacity or capacity_factor, not both, got {quoted(self.capacity)} and {quoted(factor)}"
+                )
             _normalize(self, capacity=whole("capacity", self.capacity, wanted="None or a positive int below 2**40"))
         _normalize(
             self,
@@ -253,7 +256,7 @@ class MoEConfig:
     top_k : int, default 2
         k, the number of experts for each token.
     activation : str, default "gelu"
-        One of "relu", "gelu", "gelu_tanh", "silu", "swiglu_oai" and "relu2". "swiglu_oai" is gpt-oss's,
+        One of "relu", "gelu", "gelu_tanh", "silu", "swiglu_oai" and "relu2". "swiglu_oai" is that of gpt-oss,
         g * sigmoid(1.702 g) * (u + 1) for g = x·gate and u = x·up; it needs gated. "relu2" is max(x, 0) squared.
     gated : bool, default False
         Whether an expert computes act(x·gate) * (x·up) instead of act(x·up).
@@ -288,10 +291,10 @@ class MoEConfig:
         makes. Packed weights need CPUs and rows of float32 or bfloat16, and cannot be trained. None: matrices have the
         rows' type.
     levels : int or str, default 1
-        Of the wire between nodes: with 1 a token crosses to every rank of another node that holds one of its experts,
-        with 2 once to the node. "auto" is 2 where a probe finds that it works, and 1 elsewhere. Results do not depend
-        on it. Two levels need CPUs and nodes of consecutive ranks; within one node nothing changes. With
-        schedule="bulk" the two levels are those of its all-to-all: within each node, then between nodes.
+        Levels of the wire between nodes. With 1, a token crosses to every rank of another node that holds one of its
+        experts; with 2, it crosses once to that node. "auto" is 2 where a probe finds that it works, and 1 elsewhere.
+        Results do not depend on it. Two levels need CPUs and nodes of consecutive ranks; within one node nothing
+        changes. With schedule="bulk" the two levels are those of its all-to-all: within each node, then between nodes.
 
     Raises
     ------
@@ -378,7 +381,7 @@ class MoEConfig:
             raise InputError(f"levels must be 1, 2 or 'auto', got {quoted(self.levels)}")
 
     def _check_packed(self) -> None:
-        """Replace the name of a type of packed weights by the type. Raises InputError for a type that does not fit."""
+        """Replace the name of a type of packed weights by the type. Raises InputError if it does not fit this layer."""
         if self.weight_dtype is None:
             return
         kind = self.weight_dtype

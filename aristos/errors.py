@@ -17,7 +17,7 @@ class InputError(AristosError, errors.InputError, ValueError):
 
 
 class NotLoaded(InputError):
-    """A call needs a part of a layer's weights that was not loaded; the message names it.
+    """A call needs a part of a layer's weights that was not loaded; the message names the part.
 
     Attributes
     ----------
@@ -35,7 +35,7 @@ class PeerInputError(AristosError):
 
 
 class MismatchError(AristosError):
-    """Ranks disagree: about the configuration, or about which call this is."""
+    """Ranks have different configurations, or make different calls."""
 
 
 class OpenCallError(AristosError):
@@ -67,7 +67,7 @@ class EnvironmentProblem(AristosError, errors.EnvironmentProblem):
 
 
 class MemoryProblem(EnvironmentProblem, MemoryError):
-    """Window memory does not fit; the message has the bytes needed and available."""
+    """The windows do not fit into memory; the message gives the bytes needed and the bytes available."""
 
     on_all_ranks = True
 

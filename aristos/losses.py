@@ -1,14 +1,14 @@
 """Losses on a call's routing: they keep experts evenly loaded and router scores small.
 
 Each function takes the `Routing` of a call with `return_routing=True` and returns (loss, dlogits). loss: the loss over
-all ranks of `comm`, the same float on each rank. dlogits: the gradient of the loss by this rank's logits, float32, in
-the shape of the logits.
-Loads are counts and have no gradient. With comm, calls are collective; comm=None means this process alone. E is the
-number of columns of the logits, T the number of tokens of all ranks, and p the softmax of the logits. Terms of sums
-over tokens are rounded to fixed point, with 52 bits of the largest term, and then added exactly. So loss and gradient
-have the same bits however the tokens are shared among ranks, except for `gshard`, whose groups are the ranks. The
-functions are plain NumPy and know no layer: to use a loss, add it and its gradient yourself. `bias_step` balances loads
-without a loss.
+all ranks of `comm`, the same float on each rank. dlogits: the gradient of the loss with respect to this rank's logits,
+float32, in the shape of the logits. Loads are counts and have no gradient.
+
+With comm, calls are collective; comm=None means this process alone. E is the number of columns of the logits, T the
+number of tokens of all ranks, and p the softmax of the logits. Terms of sums over tokens are rounded to fixed point,
+with 52 bits of the largest term, and then added exactly. So loss and gradient have the same bits however the tokens are
+shared among ranks, except for `gshard`, whose groups are the ranks. The functions are plain NumPy and change no layer:
+give dlogits to `MoE.backward` to train with the loss. `bias_step` balances loads without a loss.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ def switch(routing: Routing, coefficient: float, comm: Any = None) -> Result:
     coefficient : float
         The factor of the loss.
     comm : communicator or None, default None
-        The ranks whose tokens the loss is over. None: this process alone.
+        The ranks over whose tokens the loss is computed. None: this process alone.
 
     Returns
     -------
     loss : float
         The loss over all ranks, the same float on each.
     dlogits : array, float32
-        The gradient of the loss by this rank's logits, in the shape of the logits.
+        The gradient of the loss with respect to this rank's logits, in the shape of the logits.
 
     Raises
     ------
@@ -98,14 +98,14 @@ def gshard(routing: Routing, coefficient: float, comm: Any = None) -> Result:
     coefficient : float
         The factor of the loss.
     comm : communicator or None, default None
-        The ranks whose tokens the loss is over. None: this process alone.
+        The ranks over whose tokens the loss is computed. None: this process alone.
 
     Returns
     -------
     loss : float
         The loss over all ranks, the same float on each.
     dlogits : array, float32
-        The gradient of the loss by this rank's logits, in the shape of the logits.
+        The gradient of the loss with respect to this rank's logits, in the shape of the logits.
 
     Raises
     ------
@@ -148,7 +148,7 @@ def sequence(
     coefficient : float
         The factor of the loss.
     comm : communicator or None, default None
-        The ranks whose tokens the loss is over. None: this process alone.
+        The ranks over whose tokens the loss is computed. None: this process alone.
     score : str, default "sigmoid"
         The router's score, one of those that allow groups: "softmax", "sigmoid" or "sqrtsoftplus".
     lengths : sequence of int, or None, default None
@@ -160,7 +160,7 @@ def sequence(
     loss : float
         The loss over all ranks, the same float on each.
     dlogits : array, float32
-        The gradient of the loss by this rank's logits, in the shape of the logits.
+        The gradient of the loss with respect to this rank's logits, in the shape of the logits.
 
     Raises
     ------
@@ -208,14 +208,14 @@ def z(routing: Routing, coefficient: float, comm: Any = None) -> Result:
     coefficient : float
         The factor of the loss.
     comm : communicator or None, default None
-        The ranks whose tokens the loss is over. None: this process alone.
+        The ranks over whose tokens the loss is computed. None: this process alone.
 
     Returns
     -------
     loss : float
         The loss over all ranks, the same float on each.
     dlogits : array, float32
-        The gradient of the loss by this rank's logits, in the shape of the logits.
+        The gradient of the loss with respect to this rank's logits, in the shape of the logits.
 
     Raises
     ------

@@ -46,7 +46,7 @@ class Preset:
     limit : float or None, default None
         See `MoEConfig`.
     scale : int, default 1
-        What hidden and ffn are divided by, unless a caller gives another divisor.
+        The divisor of hidden and ffn, unless a caller gives another one.
     source : str, default ""
         Where the numbers are published.
     note : str, default ""
@@ -113,7 +113,7 @@ def listing() -> str:
     Returns
     -------
     str
-        One line a preset.
+        One line for each preset.
     """
     lines = []
     for name, p in PRESETS.items():
@@ -150,7 +150,7 @@ class Shape:
     Attributes
     ----------
     name : str
-        The preset's, with its divisor.
+        The name of the preset, with the divisor.
     cfg : MoEConfig
         The layer.
     tokens : tuple of int
@@ -158,7 +158,7 @@ class Shape:
     source : str
         Where the numbers are published.
     note : str
-        How it differs from the model.
+        How the configuration differs from the model.
     """
 
     name: str
@@ -199,7 +199,7 @@ def shape(
         W, the number of ranks. Every rank gets at least one expert: the preset's number of experts is raised to
         `world`.
     scale : int or None, default None
-        What hidden and ffn are divided by. None: the preset's divisor.
+        The divisor of hidden and ffn. None: the preset's divisor.
     tokens : tuple of int, or None, default None
         Numbers of tokens that a rank brings to a call; each number is measured. None: the preset's.
     hidden : int or None, default None
@@ -276,7 +276,7 @@ def reduced(name: str, scale: int = 16, **given: Any) -> MoEConfig:
     name : str
         A name of `MODELS`.
     scale : int, default 16
-        What H, F and the width of the shared expert are divided by.
+        The divisor of H, F and the width of the shared expert.
     **given : object
         Options of MoEConfig that replace the model's.
 

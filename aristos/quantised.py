@@ -12,7 +12,7 @@ from .errors import InputError
 from .weight_types import FORMATS, SCALES, WeightType
 
 FP4 = FORMATS["mxfp4"].values()  # the value of each code
-# codes that are no numbers, by format
+# codes that stand for NaN, by format
 NAN = {name: np.flatnonzero(np.isnan(f.values())).tolist() if f.floats else [] for name, f in FORMATS.items()}
 
 
@@ -27,7 +27,7 @@ class Quantised:
     codes : array [K, N], uint8
         For int8 and int4 unsigned numbers, for fp8 the bits (e4m3), for mxfp4 codes of e2m1.
     scales : array [groups, N], or [groups, ceil(N / 128)] of fp8 in blocks
-        Scales of groups of k, in the type that `type.scale` names.
+        A scale for each group of rows in each column or block of columns, in the type that `type.scale` names.
     zeros : array [groups, N], uint8, or None, default None
         Zero points, if the type has them. None: the zero point is 128 for int8, 8 for int4.
 
@@ -97,7 +97,7 @@ class Quantised:
         Parameters
         ----------
         dtype : dtype, default float64
-            Their type.
+            The type of the result.
 
         Returns
         -------
@@ -126,7 +126,7 @@ class Quantised:
         return np.array([np.dot(apart, apart), np.dot(flat, flat)], np.float64)
 
     def _each(self, groups: Any) -> Any:
-        """[K, N]: for each k the entry of its group, of [groups, N]."""
+        """An array [groups, N] as [K, N]: each of the K rows gets the entries of its group."""
         if groups is None:
             return None
         depth = self.codes.shape[0]
@@ -134,7 +134,7 @@ class Quantised:
 
 
 def values_of(kind: WeightType, codes: np.ndarray, zeros: np.ndarray | None = None) -> np.ndarray:
-    """Codes minus zero points as float32, without scales. Both have the same shape."""
+    """Codes minus zero points as float32, without scales. codes and zeros have the same shape."""
     if kind.form.floats is not None:
         return codes.view(kind.form.floats).astype(np.float32)
     return codes.astype(np.float32) - np.float32(1 << (kind.bits - 1) if zeros is None else zeros)

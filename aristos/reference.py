@@ -87,11 +87,11 @@ def expert(
     e : int
         The expert's id in 0..E-1.
     up : array [E, H, F]
-        Projections of all experts.
+        The up projections of all experts.
     down : array [E, F, H]
-        Projections back.
+        The down projections of all experts.
     gate : array [E, H, F] or None, default None
-        The gate's projections, with cfg.gated.
+        The gate projections of all experts, with cfg.gated.
     up_bias : array [E, F] or None, default None
         None: zeros.
     gate_bias : array [E, F] or None, default None
@@ -147,11 +147,11 @@ def shared_expert(
     x : array [M, H]
         Rows.
     shared_up : array [H, Fs]
-        Its projection.
+        The shared expert's up projection.
     shared_down : array [Fs, H]
-        Its projection back.
+        The shared expert's down projection.
     shared_gate : array [H, Fs] or None, default None
-        The gate's projection, with cfg.gated.
+        The shared expert's gate projection, with cfg.gated.
     shared_up_bias : array [Fs] or None, default None
         None: zeros.
     shared_gate_bias : array [Fs] or None, default None
@@ -223,17 +223,17 @@ def moe(
     x : array [..., H]
         Tokens.
     up : array [E, H, F]
-        Projections of all experts.
+        The up projections of all experts.
     down : array [E, F, H]
-        Projections back.
+        The down projections of all experts.
     gate : array [E, H, F] or None, default None
-        The gate's projections, with cfg.gated.
+        The gate projections of all experts, with cfg.gated.
     router : array [H, columns] or None, default None
         The router's weights. They are used if ids and weights are not given.
     router_bias : array [columns] or None, default None
-        Added to the scores. None: zeros.
+        A bias that is added to the scores. None: zeros.
     select_bias : array [columns] or None, default None
-        A bias for choosing alone, see `Router`.
+        A bias for choosing only, see `Router`.
     up_bias : array [E, F] or None, default None
         None: zeros.
     gate_bias : array [E, F] or None, default None
@@ -241,9 +241,9 @@ def moe(
     down_bias : array [E, H] or None, default None
         None: zeros.
     ids : array [..., n], integers, or None, default None
-        Choices from outside, in -1..columns-1, for any n.
+        The experts of each token, chosen by the caller, in -1..columns-1, for any n.
     weights : array [..., n] or None, default None
-        Their weights.
+        The combine weights of `ids`.
     router_x : array [..., H] or None, default None
         What the router reads instead of x.
     **shared : array

@@ -74,7 +74,7 @@ def reproducible_sum(comm: Any, pieces: Sequence[np.ndarray] | np.ndarray) -> np
     Returns
     -------
     array
-        A new array of that shape and type.
+        The sum, a new array of the pieces' shape and type.
 
     Raises
     ------

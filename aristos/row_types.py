@@ -18,7 +18,7 @@ class RowType:
 
     name: the value of the option. array: the type of elements of users' arrays. kind: the name of its arithmetic in GPU
     kernels. error: the largest error of a result, relative to the largest result, against float64 on the same rounded
-    inputs. cpu, trained, packed: whether CPU kernels, `train=True`, and kernels of packed weights have the type.
+    inputs. cpu, trained, packed: whether CPU kernels, `train=True`, and kernels of packed weights support the type.
     """
 
     name: str
@@ -68,5 +68,5 @@ ROW_TYPES = {
 ON_CPUS = {name: each for name, each in ROW_TYPES.items() if each.cpu}
 KINDS = {name: each.kind for name, each in ROW_TYPES.items()}  # names of arithmetic on GPUs, by `MoEConfig.dtype`
 BY_KIND = {each.kind: each for each in ROW_TYPES.values()}
-# types with fewer bits than float32, by name; weights may be arrays of these, or uint16 with their bits
+# types with fewer bits than float32, by name; weights may be arrays of these types, or of uint16 that hold their bits
 ROUNDED = {name: each for name, each in ROW_TYPES.items() if each.rounds}

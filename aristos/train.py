@@ -96,7 +96,9 @@ class Optimizer:
         self._check_arrays()
         if self.dense.keys() != self.dense_states.keys():
             odd = sorted(map(str, self.dense.keys() ^ self.dense_states.keys()))
-            raise InputError(f"dense must have the same names as when the optimizer was made; these differ: {odd}")
+            raise InputError(
+                f"dense must have the same names as when the optimizer was made; these are new or missing: {odd}"
+            )
         owners: dict[str, str] = {}
         for name, state in self.dense_states.items():
             if not isinstance(name, str) or not 0 < len(name) <= LONGEST or not name.isprintable():
@@ -161,7 +163,7 @@ class Optimizer:
     def step(self, dense_gradients: Arrays | None = None) -> float:
         """Reduce the gradients, change the weights and pack them. Collective.
 
-        If it is interrupted while it changes weights, this rank refuses calls of the layers, `params`, `step` and
+        If the step is interrupted while it changes weights, this rank refuses calls of the layers, `params`, `step` and
         `save`, until `moe.restore` has restored both weights and states.
 
         Parameters
@@ -235,7 +237,9 @@ class Optimizer:
             return problem
         if gradients.keys() != self.dense.keys():
             odd = sorted(gradients.keys() ^ self.dense.keys())
-            return InputError(f"step() needs a gradient for every array of dense and no other; these differ: {odd}")
+            return InputError(
+                f"step() needs a gradient for every array of dense and no other; these are superfluous or missing: {odd}"
+            )
         for name, array in self.dense.items():
             given = gradients[name]
             if not isinstance(given, np.ndarray) or given.dtype != np.float32 or given.shape != array.shape:

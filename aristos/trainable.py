@@ -18,7 +18,7 @@ class Everyone(Protocol):
 
 
 class AdamScales(NamedTuple):
-    """The numbers of a step of AdamW, number t, in the order in which `kernels/cpu/optimizer.py` reads them."""
+    """The numbers of step t of AdamW, in the order in which `kernels/cpu/optimizer.py` reads them."""
 
     by: float  # gradients are multiplied by it
     keep: float  # weights are multiplied by it
@@ -116,7 +116,7 @@ class Trainable(Protocol):
         Parameters
         ----------
         run : callable
-            Takes an item.
+            A function of one item.
         items : sequence
             The items.
 

@@ -1,4 +1,4 @@
-"""The weight types: what a packed weight matrix [K, N] is in memory. Its bytes are read from here."""
+"""The weight types: how a weight matrix [K, N] lies in memory. Other modules ask them for its number of bytes."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ class WeightType:
     scale : str or None, default None
         The type of scales, a name of `SCALES`. None: elements without scales.
     group : int, default 0
-        How many k share a scale; 0: all of a column.
+        How many entries of a column share a scale; 0: all entries of the column.
     columns : int, default 1
-        How many columns share a scale.
+        How many neighbouring columns share a scale.
     zeros : bool, default False
         Whether each group of a column has a zero point, a number of `bits` bits. Otherwise the middle of the range is
-        the zero of integer codes.
+        the zero point of integer codes.
 
     Raises
     ------
@@ -79,17 +79,17 @@ class WeightType:
         return FORMATS[self.name]
 
     def groups(self, depth: int) -> int:
-        """Groups of a column.
+        """The number of groups of a column, each with a scale.
 
         Parameters
         ----------
         depth : int
-            Weights of the column.
+            The number of weights in the column.
 
         Returns
         -------
         int
-            How many scales they have.
+            The number of groups.
         """
         return -(-depth // self.group) if self.group else 1
 
@@ -167,8 +167,8 @@ def packed(name: str, *, group: int | None = None, scale: str | None = None, zer
     name : str
         "fp8" (e4m3), "int8", "int4" or "mxfp4".
     group : int or None, default None
-        How many k share a scale; 0: all of a column. A group of fp8 also has 128 columns, as in DeepSeek-V3. None: the
-        first group that `FORMATS` has for the format.
+        How many entries of a column share a scale; 0: all entries of the column. A group of fp8 also has 128 columns,
+        as in DeepSeek-V3. None: the first group that `FORMATS` has for the format.
     scale : str or None, default None
         The type of scales. None: the first type that `FORMATS` has for the format.
     zeros : bool, default False

@@ -30,9 +30,10 @@ class CallArguments(NamedTuple):
 
 
 def form_of(given: CallArguments) -> tuple[Any, ...] | None:
-    """Types, shapes and strides of a call's arrays; None if the call has other options, or arrays that are not NumPy's.
+    """Types, shapes and strides of a call's x, ids, weights and out.
 
-    If the arrays of an earlier call with the same form were used without a copy, only addresses must be checked.
+    None if one of these is not a NumPy array, `out` is read-only, or stream, router_x or return_routing was given. If
+    the arrays of an earlier call with the same form were used without a copy, only addresses must be checked.
     """
     x, ids, weights, out, stream, router_x, return_routing = given
     if stream is not None or router_x is not None or return_routing is not False:
@@ -127,7 +128,10 @@ def check_comm(comm: Any) -> None:
 
 
 def routed_outside(ids: Any, weights: Any, layer: int, has_router: bool) -> bool:
-    """Whether a call brings its own routing. Raises InputError for ids without weights, or for no routing at all."""
+    """Whether a call brings its own routing.
+
+    Raises InputError if only one of ids and weights was given, NotLoaded if neither was and the layer has no router.
+    """
     if (ids is None) != (weights is None):
         raise InputError(
             "ids and weights must be given together, got only one: give both, or give neither if the layer has a router"
@@ -164,7 +168,7 @@ def _in_order(array: np.ndarray, dtype: Any, copy: bool) -> np.ndarray:
 def not_finite(weights: np.ndarray, taken: np.ndarray) -> str | None:
     """A message that names the first token with a weight of NaN or infinity; None if there is none.
 
-    weights: [S, k]. taken: [S, k], the choices that count.
+    weights: [S, k]. taken: [S, k], True for the choices whose weights are used.
     """
     bad = (~np.isfinite(weights) & taken).any(1)
     if not bad.any():

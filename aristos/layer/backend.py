@@ -26,7 +26,7 @@ from .tapes import Taping
 from .updates import Updates
 
 Event = tuple[int, str, float, float, int, int]
-# equal in all layers of an object
+# fields of the configuration that must be equal in all layers of an object
 COMMON = ("experts", "hidden", "top_k", "dtype", "max_tokens", "precision", "weight_dtype", "levels")
 
 
@@ -69,14 +69,14 @@ class Trainer(Protocol):
         ...
 
     def shared_weights(self, layer: int, count: int) -> np.ndarray:
-        """[count] weights of the shared expert's outputs in the last call, a call of `layer`.
+        """[count] weights of the shared expert's outputs in the last call, which was a call of `layer`.
 
         Without shared_sigmoid all are 1.
         """
         ...
 
     def received(self, layer: int) -> int:
-        """How many rows this rank's own experts computed in the last call, a call of `layer`."""
+        """How many rows this rank's own experts computed in the last call, which was a call of `layer`."""
         ...
 
     def backward_calls(self, number: int) -> BackwardCalls:

@@ -1,4 +1,4 @@
-"""Backward calls with `schedule="bulk"` on CPUs, and the code that fused ones (`fused_backward.py`) use too.
+"""Backward calls with `schedule="bulk"` on CPUs, and the code that fused backward calls (`fused_backward.py`) share.
 
 Rows travel by collective all-to-alls. A source sends each (token, choice) pair of another rank's expert as one row
 [x | dy | combine weight], in its packed order. The owner computes expert by expert, the rows of an expert in global
@@ -143,7 +143,7 @@ class Kernels:
         return out
 
     def product(self, x: np.ndarray, panels: np.ndarray, columns: int) -> np.ndarray:
-        """x W for float32 rows [S, K] and W packed [K, columns]; columns are rounded up to vectors."""
+        """x W for float32 rows [S, K] and W packed [K, columns]: [S, columns rounded up to whole vectors]."""
         y = aligned((len(x), self.padded(columns)))
         scratch = self.scratch("scratch", self.tokens.product_bytes(x.shape[1]))
         from_x, to_y = addresses(x), addresses(y)
@@ -207,8 +207,9 @@ class BackwardCalls:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Returns (dx [S, H], gradients of the combine weights [S, k]); adds to the gradients of weights. Collective.
 
-            number: the tape's number. dy: [S, H] of the layer's dtype. dlogits: [S, columns] float32, or None. dy and
-            dlogits are contiguous.
+        number: the tape's number. dy: [S, H] of the layer's dtype. dlogits: [S, columns] float32, or None. dy and
+        dlogits are contiguous. pieces: how many equal pieces the tokens are cut into.
+
         If this raises PeerInputError or MismatchError, no gradient has changed.
         """
         self._meet(None, (layer, number, pieces))

@@ -1,7 +1,7 @@
 """`schedule="bulk"` computes a layer as GShard does: count exchange, Alltoallv, experts, Alltoallv, combine.
 
-This schedule is the baseline of every comparison. With two levels its rows go through `node_first.py`. It can also
-check results of the fused schedule, because it uses the same kernels, but nothing of the protocol.
+This schedule is the baseline of every comparison. It can also check results of the fused schedule, because it uses the
+same kernels, but nothing of the protocol. With two levels its rows go through `node_first.py`.
 """
 
 from __future__ import annotations
@@ -183,7 +183,10 @@ class Bulk:
             row.Free()
 
     def at_once(self, call: Callable[[Any], object], nbytes: np.ndarray) -> None:
-        """Make MPI calls that send nbytes[p] bytes to rank p. A subclass may replace this."""
+        """Make MPI calls at once. The attribute `collective` holds this function or one that delays the calls.
+
+        call: makes the MPI calls on the communicator that it gets. nbytes: [W], how many bytes they send to each rank.
+        """
         call(self.runtime.group.comm)
 
     def _blocking(self, job: Any, st: Any, what: str, call: Any, nbytes: np.ndarray) -> None:

@@ -227,7 +227,7 @@ class Membership:
     def new_layer_job(
         self, substrate: str, cfg: MoEConfig, foreign: Sequence[tuple[int, int]] = (), **values: int
     ) -> np.ndarray:
-        """`new_job` for forward calls of a layer. values: the words of the part that `cfg` does not give."""
+        """`new_job` for forward calls of a layer. values: those words of the part `object` that `cfg` does not give."""
         return self.new_job(substrate, foreign=foreign, **{**layer_values(cfg, len(self.mine)), **values})
 
     def agree(self, problem: Exception | None, what: str) -> None:

@@ -280,7 +280,7 @@ class CpuBackend(Backend):
         return [int(runtime.state[words.counter(runtime.tables.starts, w, words.N_EVENTS)]) for w in workers]
 
     def _computed_experts(self, layer: int) -> list[int]:
-        """Ids of the experts that this rank may compute, in the engine's order: held ones, shared one, foreign ones."""
+        """Ids of the experts that this rank may compute, in the engine's order: own, shared and foreign experts."""
         cfg, places = self.cfgs[layer], self.member.placement
         shared = [cfg.columns] if cfg.shared_ffn else []
         return [*self.member.mine, *shared, *(places.expert_of(slot) for slot, _ in self._jobs.foreign)]

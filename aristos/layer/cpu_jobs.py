@@ -84,7 +84,7 @@ class CpuJobs:
         return job
 
     def made_for(self, layer: int) -> np.ndarray:
-        """The job of a layer that has had a call."""
+        """The job of a layer that was called before."""
         job = self.made[layer]
         assert job is not None
         return job

@@ -53,7 +53,7 @@ class CudaBackend(Backend):
         self._started = 0.0  # when the last call started
         # an event, recorded after the work that other streams have queued before a call
         self._queued = self._runtime.device.event(timed=False)
-        self._counted = False  # whether kernels count in calls
+        self._counted = False  # whether calls use the kernels that keep workers' counters
         self._in_flight = InFlight(self._runtime.device)
 
     @staticmethod
@@ -97,7 +97,7 @@ class CudaBackend(Backend):
         return DeviceWeights(self._runtime.device, self._kind, self.cfgs[layer], self.member.mine)
 
     def idle(self) -> None:
-        self._runtime.idle()  # memory will be allocated, and memory that a call may read be freed or overwritten
+        self._runtime.idle()  # memory will be allocated, and memory that a call may read will be freed or overwritten
 
     def loaded(self, layer: int) -> None:
         self._jobs.fill(layer)
@@ -264,11 +264,11 @@ class CudaBackend(Backend):
         """Why the GPU has refused this rank's routing."""
         if call.host_ids is None:
             what = (
-                "ids must be in 0..E-1 or -1, and no expert may come twice in a token"
+                "ids must be in 0..E-1 or -1, and a token may name each expert once at most"
                 if status == codes.BAD_IDS
                 else None
             )
-            given = "weights of all choices but -1" if call.routed else "router scores"
+            given = "the weights of all choices whose id is not -1" if call.routed else "router scores"
             if self.cfgs[call.layer].shared_sigmoid:
                 given += ", and x times shared_sigmoid,"
             return what or f"{given} must be finite, got NaN or infinity"
@@ -290,7 +290,7 @@ class CudaBackend(Backend):
         self._raise_status(call)
 
     def timeline(self, on: bool, events: int) -> None:
-        """Use the kernels that count, or stop. These kernels keep no events."""
+        """Use the kernels that keep workers' counters, or stop using them. They record no events."""
         if on and not self._counted:
             self._runtime.idle()  # before kernels are loaded
             self._runtime.prepare(self._jobs.tiles, counted=True)

@@ -27,10 +27,10 @@ class DeviceCall:
     router_x: the rows that the router reads; 0: the rows of x. ids, weights: what the engine reads, with `pitch`
     columns, one of them the shared expert's. given_ids, given_weights: the caller's routing, or 0. wants_routing:
     whether the routing is copied to the host, so that the call ends before its result is returned. waits: whether the
-    result is a host array, so that the call ends before it is returned. stream: the stream on which the call is queued.
-    before: streams for which the call waits. after: streams that wait for the call. keeps: arrays that must stay alive.
-    unordered: whether only `keeps` keeps them alive until the call has ended. captured: whether the call's wait for
-    earlier calls is in a graph. nowhere: whether the graph cannot hold a call, so that nothing is queued.
+    result is a host array, so that the call ends before the result is returned. stream: the stream on which the call is
+    queued. before: streams for which the call waits. after: streams that wait for the call. keeps: arrays that must
+    stay alive. unordered: whether only `keeps` keeps them alive until the call has ended. captured: whether the call's
+    wait for earlier calls is in a graph. nowhere: whether the graph cannot hold a call, so that nothing is queued.
     """
 
     kind: str
@@ -189,7 +189,7 @@ def _empty(x: Any, shape: tuple[int, ...], dtype: str) -> Any:
     cupy = sys.modules.get("cupy")
     if cupy is None or dtype == "bfloat16":
         raise InputError(
-            "the call cannot make its output, because CuPy is not imported or has no such dtype: give out=, an array"
-            " in GPU memory"
+            "the call cannot make its output, because CuPy is not imported, or x is bfloat16, which CuPy does not have:"
+            " give out=, an array in GPU memory"
         )
     return cupy.empty(shape, ROW_TYPES[dtype].stored)

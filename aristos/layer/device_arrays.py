@@ -30,7 +30,7 @@ class DeviceRows:
     dtype: str
     owner: Any
     read_only: bool = False
-    device: int | None = None  # CUDA's number of its GPU, if the array has it
+    device: int | None = None  # CUDA's number of the array's GPU; None if the array does not say it
 
     @property
     def end(self) -> int:

@@ -23,7 +23,10 @@ def fields_of(cfg: Any, prefix: str = "") -> dict[str, str]:
 
 
 def fields_of_layers(cfgs: Sequence[MoEConfig]) -> dict[str, str]:
-    """The fields of an object's layers: all of the first layer, and of later ones those that differ from it."""
+    """The fields of the first layer of an object; if the layers differ, also those of every later layer.
+
+    A field of a later layer has a name such as "ffn of layer 2".
+    """
     found = fields_of(cfgs[0]) | {"layers": str(len(cfgs))}
     if any(cfg != cfgs[0] for cfg in cfgs):
         for number, cfg in enumerate(cfgs[1:], 1):

@@ -96,7 +96,7 @@ class Exchange(Collective):
     ClosedError
         An earlier failure left the engine of the communicator unusable.
     MemoryProblem
-        Windows do not fit.
+        The windows do not fit into memory.
     EnvironmentProblem
         The launcher started several tasks, but MPI gives each of them a world of its own; or MPI lacks something that
         is needed.
@@ -199,7 +199,7 @@ class Exchange(Collective):
         rows : array [rows, H], float32
             The rows that all ranks sent to this rank's experts.
         handle : Handle
-            Which rows they are, for `combine`.
+            Which rank sent each row, and for which expert; `combine` takes it.
 
         Raises
         ------
@@ -214,7 +214,7 @@ class Exchange(Collective):
         ClosedError
             The exchange is closed, or an earlier failure left its engine unusable.
         WaitTimeout, PoisonedError, CorruptionError
-            A rank made no progress, failed, or wrote what no rank writes; the engine is unusable.
+            A rank made no progress, a rank failed, or shared memory was damaged; the engine is unusable.
         """
         runtime = self._alive()
         runtime.enter(self._member.number)
@@ -332,7 +332,7 @@ class Exchange(Collective):
         ClosedError
             The exchange is closed, or an earlier failure left its engine unusable.
         WaitTimeout, PoisonedError, CorruptionError
-            A rank made no progress, failed, or wrote what no rank writes; the engine is unusable.
+            A rank made no progress, a rank failed, or shared memory was damaged; the engine is unusable.
         """
         self._alive()
         if self._open is None or handle is not self._open:
@@ -360,7 +360,10 @@ class Exchange(Collective):
         return y
 
     def _return(self, handle: Handle, back: Any, scale: Any, y: Any) -> None:
-        """Run the second phase and close the call. back: None if this rank refuses, which the others then learn."""
+        """Run the second phase and close the call. back: the outputs; None if this rank refuses.
+
+        The other ranks learn of the refusal and raise PeerInputError.
+        """
         runtime, job = self._alive(), self._job
         counts = np.ascontiguousarray(handle.counts).reshape(-1, self.world)
         self._open = None

@@ -66,8 +66,8 @@ def _split(
 
     Returns (communicator of this rank's group, for each expert the ranks of the group that hold it, number of the
     group). comm: an mpi4py communicator with a rank for each of the plan's devices; rank i is device i. Raises
-    InputError or MismatchError on every rank. This works even if a rank makes a layer without a plan, because that
-    layer compares configurations on the same runtime.
+    InputError or MismatchError on every rank, even if another rank makes a layer without a plan: that layer compares
+    its configuration with the other ranks on the same runtime.
     """
     rank, world = comm.Get_rank(), comm.Get_size()
     problem, mine = None, ""

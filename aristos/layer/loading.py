@@ -62,71 +62,72 @@ class LoadedWeights:
 
         Each array is float32, bfloat16 (ml_dtypes) or float16, and may be memory-mapped. Weights are rounded to
         cfg.dtype; router and biases become float32. In place of an array [E, ...] a list of E arrays may be given, with
-        None for experts that this rank does not hold. `load` sets to zero what this rank adds to `summary`;
+        None for experts that this rank does not hold. `load` sets this rank's counts for `summary` to zero;
         `load_expert`, `load_shared` and `load_router` do not.
 
         After an error the layer keeps the weights it had. There is one exception: if packing itself fails where local
         peers read the layer's experts in place (`moves`), the layer's calls are refused on all ranks. Another object's
-        call may be open. Where local peers read experts in place, `load` waits until they have ended the call before
-        that one.
+        call may be open. Where local peers read experts in place, `load` waits until they have ended all calls that
+        have ended on this rank.
 
         Parameters
         ----------
         layer : int, default 0
             The layer.
         up : array [E, H, F] or None, default None
-            Projections of the experts.
+            The experts' up projections.
         down : array [E, F, H] or None, default None
-            Projections back.
+            The experts' down projections.
         router : array [H, columns] or None, default None
-            The router's weights; needed unless every call brings its ids.
+            The router's weights; needed unless every call brings ids and weights.
         gate : array [E, H, F] or None, default None
-            The gate's projections, with cfg.gated.
+            The experts' gate projections, with cfg.gated.
         up_bias : array [E, F] or None, default None
-            With cfg.bias.
+            The bias of the up projection, with cfg.bias.
         gate_bias : array [E, F] or None, default None
-            With cfg.bias and cfg.gated.
+            The bias of the gate projection, with cfg.bias and cfg.gated.
         down_bias : array [E, H] or None, default None
-            With cfg.bias.
+            The bias of the down projection, with cfg.bias.
         router_bias : array [columns] or None, default None
             A bias that is added to the router scores.
         select_bias : array [columns] or None, default None
-            A bias that is added to the weights only to choose experts.
+            A bias for choosing only: it is added to the weights when experts are compared, see `Router`.
         shared_up : array [H, Fs] or None, default None
-            The shared expert's projection, Fs = cfg.shared_ffn.
+            The shared expert's up projection, Fs = cfg.shared_ffn.
         shared_gate : array [H, Fs] or None, default None
-            Its gate's projection, with cfg.gated.
+            The shared expert's gate projection, with cfg.gated.
         shared_down : array [Fs, H] or None, default None
-            Its projection back.
+            The shared expert's down projection.
         shared_up_bias : array [Fs] or None, default None
-            With cfg.bias.
+            The bias of the up projection, with cfg.bias.
         shared_gate_bias : array [Fs] or None, default None
-            With cfg.bias and cfg.gated.
+            The bias of the gate projection, with cfg.bias and cfg.gated.
         shared_down_bias : array [H] or None, default None
-            With cfg.bias.
+            The bias of the down projection, with cfg.bias.
         shared_sigmoid : array [H] or None, default None
             A vector, with cfg.shared_sigmoid. The shared expert's output is weighted by the sigmoid of x times it.
         gate_up : array [E, H, 2F], or [E, 2F, H] of "out_in", or None, default None
-            gate and up in one array. The columns of gate come first, or alternate with those of up.
+            gate and up in one array. The columns of gate come first, or alternate with those of up (`interleaved`).
         gate_up_bias : array [E, 2F] or None, default None
             The biases of gate and up in one array.
         w13 : array [E, 2F, H] or None, default None
-            gate_up of "out_in", by vLLM's name.
+            gate_up in layout "out_in", by vLLM's name.
         w2 : array [E, H, F] or None, default None
-            down of "out_in", by vLLM's name.
+            down in layout "out_in", by vLLM's name.
         interleaved : bool, default False
             Whether the columns of gate and up alternate in gate_up.
         local : bool, default False
             Whether arrays have only this rank's experts, in the order of their ids (`placement.mine(rank)`).
         layout : str, default "in_out"
-            The order of matrices' axes. "out_in": nn.Linear's, up, gate [E, F, H], down [E, H, F], router [columns, H].
+            The order of matrices' axes. "out_in" is nn.Linear's: up and gate [E, F, H], down [E, H, F], router
+            [columns, H].
         bits : str or None, default None
-            The type whose bits arrays of uint16 hold.
+            If arrays are uint16: the type whose bits they hold.
 
         Raises
         ------
         InputError
-            An array is missing, not wanted, of another shape or type, or must be packed and is not finite.
+            An array is missing or superfluous, has a wrong shape or type, or is to be packed and is not finite.
         OpenCallError
             A tape of the layer is open, or a call that `start` began has not been waited for.
         ClosedError
@@ -173,7 +174,7 @@ class LoadedWeights:
         Raises
         ------
         InputError
-            An id out of range.
+            The id is out of range.
         ClosedError
             The layer is closed.
         """
@@ -204,29 +205,29 @@ class LoadedWeights:
         layer : int
             The layer.
         expert : int
-            The expert's id in 0..E-1. One that this rank does not hold is ignored, whatever the arrays.
+            The expert's id in 0..E-1. An expert that this rank does not hold is ignored, whatever the arrays.
         up : array [H, F]
-            Its projection; types as in `load`.
+            The expert's up projection; types as in `load`.
         down : array [F, H]
-            Its projection back.
+            The expert's down projection.
         gate : array [H, F] or None, default None
-            The gate's projection, with cfg.gated.
+            The expert's gate projection, with cfg.gated.
         up_bias : array [F] or None, default None
-            With cfg.bias.
+            The bias of the up projection, with cfg.bias.
         gate_bias : array [F] or None, default None
-            With cfg.bias and cfg.gated.
+            The bias of the gate projection, with cfg.bias and cfg.gated.
         down_bias : array [H] or None, default None
-            With cfg.bias.
+            The bias of the down projection, with cfg.bias.
         layout : str, default "in_out"
             The order of matrices' axes, see `load`.
         bits : str or None, default None
-            The type whose bits arrays of uint16 hold.
+            If arrays are uint16: the type whose bits they hold.
 
         Raises
         ------
         InputError
-            The id is out of range, or an array is missing, not wanted, of another shape or type, or must be packed and
-            is not finite.
+            The id is out of range, or an array is missing or superfluous, has a wrong shape or type, or is to be packed
+            and is not finite.
         OpenCallError
             A tape of the layer is open, or a call that `start` began has not been waited for.
         ClosedError
@@ -270,28 +271,28 @@ class LoadedWeights:
         layer : int
             The layer.
         up : array [H, Fs]
-            Its projection, Fs = cfg.shared_ffn; types as in `load`.
+            The shared expert's up projection, Fs = cfg.shared_ffn; types as in `load`.
         down : array [Fs, H]
-            Its projection back.
+            The shared expert's down projection.
         gate : array [H, Fs] or None, default None
-            The gate's projection, with cfg.gated.
+            The shared expert's gate projection, with cfg.gated.
         up_bias : array [Fs] or None, default None
-            With cfg.bias.
+            The bias of the up projection, with cfg.bias.
         gate_bias : array [Fs] or None, default None
-            With cfg.bias and cfg.gated.
+            The bias of the gate projection, with cfg.bias and cfg.gated.
         down_bias : array [H] or None, default None
-            With cfg.bias.
+            The bias of the down projection, with cfg.bias.
         sigmoid : array [H] or None, default None
             A vector, with cfg.shared_sigmoid. The expert's output is weighted by the sigmoid of x times it.
         layout : str, default "in_out"
             The order of matrices' axes, see `load`.
         bits : str or None, default None
-            The type whose bits arrays of uint16 hold.
+            If arrays are uint16: the type whose bits they hold.
 
         Raises
         ------
         InputError
-            An array is missing, not wanted, of another shape or type, or must be packed and is not finite.
+            An array is missing or superfluous, has a wrong shape or type, or is to be packed and is not finite.
         OpenCallError
             A tape of the layer is open, or a call that `start` began has not been waited for.
         ClosedError
@@ -334,16 +335,16 @@ class LoadedWeights:
         router_bias : array [columns] or None, default None
             A bias that is added to the router scores.
         select_bias : array [columns] or None, default None
-            A bias that is added to the weights only to choose experts.
+            A bias for choosing only: it is added to the weights when experts are compared, see `Router`.
         layout : str, default "in_out"
             The order of matrices' axes, see `load`.
         bits : str or None, default None
-            The type whose bits arrays of uint16 hold.
+            If arrays are uint16: the type whose bits they hold.
 
         Raises
         ------
         InputError
-            An array has another shape or type, or is not wanted.
+            An array is superfluous, or has a wrong shape or type.
         OpenCallError
             A tape of the layer is open, or a call that `start` began has not been waited for.
         ClosedError

@@ -22,7 +22,7 @@ from .tapes import Reserve, checked_bytes
 
 @dataclass(frozen=True)
 class Checked:
-    """Options that this rank accepts. holders: see `holders_of`. reserve: bytes for tapes; 0 without train=True."""
+    """Options that this rank accepts. holders: see `holders_of`. reserve: memory for tapes; None without train=True."""
 
     settings: Settings
     request: Request
@@ -31,7 +31,7 @@ class Checked:
 
 
 def join(options: Options, placement: Any, kind: type[Backend], member: Membership) -> Checked:
-    """Check the options, and join the runtime with what they need. Raises on every rank if one refuses its own.
+    """Check the options, and join the runtime with what they need. If one rank refuses its options, all ranks raise.
 
     placement: the placement in this rank's group. kind: the class of the backend.
     """

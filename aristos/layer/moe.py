@@ -34,7 +34,7 @@ class MoE(Collective):
     With backend="cuda", a rank has one GPU. Host arrays are copied in and out, and a call with them has ended when it
     returns. Arrays in GPU memory (CuPy, PyTorch, JAX, Numba, `__cuda_array_interface__`, DLPack) are used in place. A
     call with them is queued on their library's current stream or on `stream`, and returns before it has run;
-    `synchronize` waits for it. This call can be captured in a CUDA graph.
+    `synchronize` waits for it. Such a call can be captured in a CUDA graph.
 
     Parameters
     ----------
@@ -104,7 +104,7 @@ class MoE(Collective):
     ClosedError
         An earlier failure left the engine of the communicator unusable.
     MemoryProblem
-        Windows do not fit.
+        The windows do not fit into memory.
     EnvironmentProblem
         The launcher started several tasks, but MPI gives each of them a world of its own; or the backend or MPI lacks
         something that is needed.
@@ -202,7 +202,7 @@ class MoE(Collective):
         train: bool = False,
         tape_bytes: int | None = None,
     ) -> int:
-        """Bytes of windows and packed weights that the rank with the greatest need has, if there are `world` ranks.
+        """Bytes of windows and packed weights on the rank that needs most, if there are `world` ranks.
 
         A window holds rings, return rows and words. There is a ring for each source, with space for its rows of one
         call, but at most 64 MiB for all sources together, or 64 rows for each if that is more. With two levels at most
@@ -220,15 +220,15 @@ class MoE(Collective):
         Parameters
         ----------
         cfg : MoEConfig, or sequence of MoEConfig
-            As the layer is made with.
+            As for `MoE`.
         world : int
             W, the number of ranks.
         placement : sequence of E entries, array [E], or None, default None
-            As the layer is made with.
+            As for `MoE`.
         ranks_per_node : int or None, default None
-            As the layer is made with. None: all ranks are on one node.
+            As for `MoE`. None: all ranks are on one node.
         layers : int, default 1
-            As the layer is made with.
+            As for `MoE`.
         threads : int or None, default None
             Include the scratch memory of this many workers, which holds prepared rows, hidden activations and sums of
             a run for each worker and of one column-split run. None: include none.
@@ -238,7 +238,7 @@ class MoE(Collective):
         train : bool, default False
             Include masters, gradients (twice for experts with copies) and transposed packed projections.
         tape_bytes : int or None, default None
-            As the layer is made with; included with train=True.
+            As for `MoE`. These bytes are included with train=True.
 
         Returns
         -------
@@ -293,9 +293,9 @@ class MoE(Collective):
         x : array [..., H] of cfg.dtype
             This rank's tokens, at most max_tokens.
         ids : array [..., k], integers, or None, default None
-            Choices from outside; -1: choice not taken. None: the router chooses.
+            The experts of each token, chosen by the caller; -1: choice not taken. None: the router chooses.
         weights : array [..., k], floats, or None, default None
-            The weights of `ids`.
+            The combine weights of `ids`.
         layer : int, default 0
             The layer to call.
         out : array [..., H] of cfg.dtype, or None, default None
@@ -304,9 +304,9 @@ class MoE(Collective):
             Return a `CallStats` too.
         stream : stream, int or None, default None
             With backend="cuda", the stream on which the call is queued: a stream of any library, or CUDA's number of a
-            stream. Only later work of this stream sees the result. None: the current stream of the arrays' library,
-            first that of x; then later work of every library sees the result. In either case the call waits for work
-            that the libraries have queued before.
+            stream. Only later work of this stream sees the result. None: the current stream of the library of x, or if
+            that has none, of another array; then later work of every library sees the result. In either case the call
+            waits for work that the libraries have queued before.
         router_x : array [..., H] of cfg.dtype, or None, default None
             What the router reads instead of x.
         return_routing : bool, default False
@@ -333,7 +333,7 @@ class MoE(Collective):
         ClosedError
             The layer is closed, or an earlier failure left its engine unusable.
         WaitTimeout, PoisonedError, CorruptionError
-            A rank made no progress, failed, or wrote what no rank writes; the engine is unusable.
+            A rank made no progress, a rank failed, or shared memory was damaged; the engine is unusable.
         """
         given = CallArguments(x, ids, weights, out, stream, router_x, return_routing)
         call = self._enter(given, layer)
@@ -362,9 +362,9 @@ class MoE(Collective):
         x : array [..., H] of cfg.dtype
             This rank's tokens; all parameters are as for a call.
         ids : array [..., k], integers, or None, default None
-            Choices from outside.
+            The experts of each token, chosen by the caller.
         weights : array [..., k], floats, or None, default None
-            The weights of `ids`.
+            The combine weights of `ids`.
         layer : int, default 0
             The layer to call.
         out : array [..., H] of cfg.dtype, or None, default None
@@ -466,8 +466,8 @@ class MoE(Collective):
         """Totals over all ranks and calls of this object: messages by size, times, waits by peer. Collective.
 
         The summary also has the relative error of each layer's packed weights against the plain arrays given to `load`.
-        Messages within a node are puts of dispatched rows; outputs are not counted, because the kernel stores them
-        itself. Messages between nodes are batches, see `MessageClass`. With backend="cuda" only calls with
+        Messages within a node are puts of dispatched rows; outputs are not counted, because the expert kernel
+        stores them itself. Messages between nodes are batches, see `MessageClass`. With backend="cuda" only calls with
         return_stats=True are counted.
 
         Raises
@@ -554,9 +554,9 @@ class MoE(Collective):
         x : array [..., H] of cfg.dtype
             This rank's tokens.
         ids : array [..., k], integers, or None, default None
-            Choices from outside. None: the router chooses.
+            The experts of each token, chosen by the caller. None: the router chooses.
         weights : array [..., k], floats, or None, default None
-            The weights of `ids`.
+            The combine weights of `ids`.
         layer : int, default 0
             The layer to call.
         save : str, default "rows"
@@ -576,7 +576,8 @@ class MoE(Collective):
         Raises
         ------
         InputError
-            A call would raise it too; or `save` is unknown, or the layer was made without train=True.
+            A call with these arguments would raise it too; or `save` is unknown, or the layer was made without
+            train=True.
         NotLoaded
             This rank has not loaded a part of the layer's weights.
         PeerInputError
@@ -588,7 +589,7 @@ class MoE(Collective):
         ClosedError
             The layer is closed, or an earlier failure left its engine unusable.
         WaitTimeout, PoisonedError, CorruptionError
-            A rank made no progress, failed, or wrote what no rank writes; the engine is unusable.
+            A rank made no progress, a rank failed, or shared memory was damaged; the engine is unusable.
         """
         training = self.training
         with training.taping(layer, save) as taping:

@@ -1,8 +1,9 @@
 """The all-to-all of rows with two levels: first within each node, then between nodes.
 
 Rows for a rank of another node go first to a rank of the source's own node, which carries the rows of its whole node to
-that rank in one message. The carrier is the rank that has the target's place in its own node (`Nodes.rail`). So a rank
-sends a message to each local peer and, if nodes have equal sizes, one to each other node, instead of one to every rank.
+that rank in one message. This carrier has the same place in its node as the target in the other (`Nodes.rail`). So a
+rank sends a message to each local peer and, if nodes have equal sizes, one to each other node, instead of one to every
+rank.
 """
 
 from __future__ import annotations
@@ -58,13 +59,13 @@ class NodeFirst:
                 each.Free()
 
     def _within(self, blocking: Blocking, out: np.ndarray, sent: np.ndarray, stride: int, blocks: Any) -> None:
-        """Exchange rows within the node. They are kept by target, and for each target by source."""
+        """Exchange rows within the node. Received rows are kept by target, and for each target by source."""
         node, size = self._group.node, len(self._members)
         counts = np.zeros((size, self._group.world), np.int64)
         each = np.zeros(self._group.world, np.int64)
         each[self._members] = sent.nbytes
         blocking("MPI_Allgather of row counts", lambda _: node.Allgather(np.ascontiguousarray(sent), counts), each)
-        self._counts = counts[:, self._own]  # [l, ranks that this rank takes rows for]
+        self._counts = counts[:, self._own]  # [ranks of this node, ranks whose rows this rank takes]
         ends = np.cumsum(self._counts.T.ravel()).reshape(len(self._own), size).T
         starts = ends - self._counts
         total = int(self._counts.sum()) * stride
@@ -82,7 +83,7 @@ class NodeFirst:
         )
 
     def _between(self, blocking: Blocking, into: np.ndarray, came: np.ndarray, stride: int, row: Any) -> None:
-        """Keep the rows for this rank, and exchange those that it carries with other nodes."""
+        """Keep the rows for this rank, and exchange the rows that this rank carries with other nodes."""
         from mpi4py import MPI
 
         rows, start = self._counts.sum(axis=0), np.cumsum(came) - came

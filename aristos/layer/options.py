@@ -63,7 +63,7 @@ class Options:
 
 
 def backend_class(name: str) -> type[Backend]:
-    """The class of a backend. It is imported only here, because "cuda" needs numba-cuda."""
+    """The class of a backend. CudaBackend is imported only here, because it needs numba-cuda."""
     if name != "cuda":
         return CpuBackend
     from .cuda import CudaBackend

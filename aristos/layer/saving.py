@@ -5,8 +5,8 @@ itself. For each layer the folder has a file for each expert, which the first ra
 file for router and shared expert, which rank 0 writes. A file is NumPy's npz: it has arrays by `load`'s names, and the
 optimizer's states as `name.state`. Rank 0 also writes a file of the optimizer's dense arrays and their states. A save
 removes the folders that ended saves have left unfinished, makes a new folder, syncs it and replaces saved.json. Only
-then it removes the folder that saved.json named before, and the folders of saves that can no longer be completed. All
-ranks need the same file system. The format is not meant for other programs.
+then does it remove the folder that saved.json named before, and the folders of saves that can no longer be completed.
+All ranks need the same file system. The format is not meant for other programs.
 
 Each save has an id. An object may replace a save only if it has made or restored that save. The first file in a folder
 is `folder.json`, which names the folder and its writer; the folder gets its name only after this file is written. So a
@@ -73,9 +73,9 @@ class Begun(NamedTuple):
 
 
 def described(cfgs: Sequence[MoEConfig]) -> list[dict[str, str]]:
-    """Layers as a manifest describes them, without what another object may have differently when it restores them.
+    """Layers as a manifest describes them, without the fields in which an object that restores them may differ.
 
-    Fewer ranks, each with more tokens, may restore them, and ranks on other nodes.
+    So fewer ranks, each with more tokens, may restore them, and ranks on other nodes.
     """
     found = [fields_of(cfg) for cfg in cfgs]
     for each in found:
@@ -369,7 +369,7 @@ def _discard(folder: Path) -> None:
 
 
 def _aside(directory: Path, number: str) -> Path:
-    """A new name for a folder. A folder that cannot be removed then does not block a later save."""
+    """A name for a folder that will be removed. If that fails, the folder does not block a later save."""
     return directory / f".saved-aside-{number}"
 
 

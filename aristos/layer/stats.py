@@ -231,7 +231,7 @@ class Summary:
             )
         for layer, (rows, balance) in enumerate(zip(self.expert_rows, self.balance)):
             if rows.any():
-                lines.append(f"layer {layer}: expert {rows.argmax()} got most rows, {balance:.2f} times the mean")
+                lines.append(f"layer {layer}: expert {rows.argmax()} got the most rows, {balance:.2f} times the mean")
         for layer, error in enumerate(self.weight_errors):
             if error:
                 lines.append(f"layer {layer}: packing has changed the weights by {error:.2e} of their size")
@@ -262,7 +262,7 @@ def kept_by_peer(job: np.ndarray, state: np.ndarray) -> tuple[int, ...]:
 def not_finite(y: np.ndarray | None) -> int | None:
     """How many rows of float16 outputs have a value that is not finite; None for other types.
 
-    An activation that is not finite makes its token's output so too.
+    If a hidden activation is not finite, its token's output is not finite either.
     """
     if y is None or y.dtype != np.float16:
         return None

@@ -165,7 +165,7 @@ class Training:
 
     @contextmanager
     def taping(self, layer: Any, save: Any) -> Iterator[Taping | None]:
-        """A block with one forward call that keeps a tape. Yields where the call may keep rows, or None for nowhere.
+        """A block with one forward call that keeps a tape. Yields where the call may keep rows; None: it keeps none.
 
         A wrong `save` is refused within the call, because the other ranks enter the call.
         """
@@ -218,8 +218,9 @@ class Training:
     def backward(self, dy: Any, tape: Tape, dlogits: Any = None, pieces: int = 1) -> Any:
         """Compute dx = dL/dx from dy = dL/dy, and add dL/dw to `grads`. Collective.
 
-        All ranks must give equal tapes in equal order. `reduce_grads` adds the gradients of router and shared expert
-        over the ranks. If a rank raises InputError, the others raise PeerInputError, and no gradient has changed.
+        All ranks must give the tapes of the same forward calls, in the same order. `reduce_grads` adds the gradients of
+        router and shared expert over the ranks. If a rank raises InputError, the others raise PeerInputError, and no
+        gradient has changed.
 
         Parameters
         ----------
@@ -228,9 +229,9 @@ class Training:
         tape : Tape
             The tape that a forward call of this object returned. It can be used once.
         dlogits : array [..., columns], float32, or None, default None
-            The gradient of a further loss with respect to the router's logits. It is added to their gradient of L.
+            The gradient of a further loss with respect to the router's logits. It is added to the gradient of L.
         pieces : int, default 1
-            Into how many equal pieces this rank's tokens are cut, see `reduce_grads`.
+            The number of equal pieces into which this rank's tokens are cut, see `reduce_grads`.
 
         Returns
         -------
@@ -251,7 +252,7 @@ class Training:
         ClosedError
             The layer is closed, or an earlier failure left its engine unusable.
         WaitTimeout, PoisonedError, CorruptionError
-            A rank made no progress, failed, or wrote what no rank writes; the engine is unusable.
+            A rank made no progress, a rank failed, or shared memory was damaged; the engine is unusable.
         """
         self._member.alive().refuse_open()
         calls = self._calls

@@ -244,7 +244,7 @@ def test_configurations_without_meaning_are_refused():
             replace(CFG, **changes)
     for options, words in (
         ({"capacity": 0}, "capacity must be None or a positive int"),
-        ({"capacity": 4, "capacity_factor": 1.0}, "give capacity or capacity_factor, got 4 and 1.0"),
+        ({"capacity": 4, "capacity_factor": 1.0}, "give capacity or capacity_factor, not both, got 4 and 1.0"),
     ):
         with pytest.raises(InputError, match=words):
             Router(**options)
