@@ -238,7 +238,7 @@ class Optimizer:
         if gradients.keys() != self.dense.keys():
             odd = sorted(gradients.keys() ^ self.dense.keys())
             return InputError(
-                f"step() needs a gradient for every array of dense and no other; these are superfluous or missing: {odd}"
+                f"step() needs a gradient for every array of dense and no other; superfluous or missing are {odd}"
             )
         for name, array in self.dense.items():
             given = gradients[name]

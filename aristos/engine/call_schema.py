@@ -61,7 +61,7 @@ class Call:
 def _arguments(rows: str) -> tuple[Argument, ...]:
     """Arguments, one on each line: name | unit | meaning | dtype. dtype is left out if it is `word`.
 
-    A line that has only a name says where an argument goes that schema.py declares, as a word of the job with `calls`.
+    A line with only a name places an argument that schema.py declares: a word of the job whose `calls` names this call.
     """
     found = []
     for row in rows.strip().splitlines():

@@ -28,4 +28,6 @@ CAUSE_TIMEOUT, CAUSE_INTERRUPT, CAUSE_ERROR, CAUSE_OUT_OF_BOUNDS = range(1, 5)
 # results of the compiled loop
 RAN, PAUSED, POISONED, ALL_ANNOUNCED = range(4)
 
-UNSTAGED = -(1 << 63)  # in a return record: its rows are not staged. Numbers of pairs may be small negative numbers
+# in a return record, in place of a pair's number: the rows are not staged. No pair has this number; some have small
+# negative ones
+UNSTAGED = -(1 << 63)

@@ -272,9 +272,7 @@ def compute(job, st, worker):
 def finish(job, st, worker, c):
     """Return and free those tiles that are complete now that a command's rows are computed.
 
-    `worker` notes own rows in a record `back`.
-
-    (Under the lock.)
+    A record `back` of `worker` notes own rows. (Under the lock.)
     """
     back = words.command(job, worker)
     for i in range(st[words.command_parts(c)]):

@@ -82,7 +82,7 @@ def fill(job: Any, part: str, substrate: str, **values: int) -> None:
         raise TypeError(f"part {part!r} of a job for {substrate}: missing {missing}, unknown {unknown}")
     _count(job, this, part, substrate)
     if type(job) is np.ndarray:
-        job[this.indices] = ordered  # takes half the time of writing one by one
+        job[this.indices] = ordered  # this takes half the time of writing the words one by one
     else:
         update(job, **values)
 
@@ -107,7 +107,7 @@ def leave_out(job: Any, substrate: str, *parts: str) -> None:
 
 
 def _count(job: Any, this: Part, part: str, substrate: str) -> None:
-    """Count a part as filled. Raises RuntimeError if it is filled, or a part for the other substrate."""
+    """Count a part as filled. Raises RuntimeError if it is filled already, or a part for the other substrate is."""
     filled = _filled(job)
     if filled & this.bit:
         raise RuntimeError(f"part {part!r} of a job is filled twice: call renew() before it changes")

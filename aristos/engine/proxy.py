@@ -8,8 +8,8 @@ cover, flush, publish words.
 
 Therefore the proxy has two pairs of a job and a state. (job, st) serves remote peers as `outbox.py` does, with host
 addresses. (gpu, gs) serves the GPU as if it were a peer. In this second pair, `region_to` is a remote peer's region in
-the MPI window, and `put_region` the region's place on the GPU; for return rows, these are `staged` and
-`put_return_rows`. `line_from` has the words that were accepted, and `coded` the words that the GPU reads. A put by the
+the MPI window, and `put_region` the region's place on the GPU; `staged` and `put_return_rows` are the same two places
+for return rows. `line_from` has the words that were accepted, and `coded` the words that the GPU reads. A put by the
 second pair's wire is a copy to the GPU, and a flush waits for that copy. The proxy does not decide what is sent, and
 takes no lock but the wire's.
 """
@@ -135,7 +135,7 @@ def fetch(gpu, gs, peer):
     epoch = mem.load(word_from(gpu, gs, peer, words.ANNOUNCED))
     known = mem.load(gpu_word(gpu, gs, peer, words.ANNOUNCED))
     step = gpu[words.P_ANNOUNCE_STEP]
-    for e in range(max(known + 1, epoch - 1), epoch + 1):  # a peer without rows from here may be one call ahead
+    for e in range(max(known + 1, epoch - 1), epoch + 1):  # a peer without rows from this rank may be one ahead
         at = gpu[words.P_ANNOUNCE] + step * (e % 2)
         there, here = gs[words.put_region(gpu, peer)] + at, gs[words.region_to(gpu, peer)] + at
         mpi.put(gpu[words.WIRE], peer, there, here, step)

@@ -104,7 +104,7 @@ def _weigh_tokens(job, first, count, scratch):
 
 @jit
 def _check(job, first, count):
-    """Check a user's routing and return its status. Ids must be in -1..E-1, and a token may have none but -1 twice.
+    """Check a user's routing and return its status. Ids must be in -1..E-1, and a token may name no expert twice.
 
     Weights of choices that are taken must be finite.
     """

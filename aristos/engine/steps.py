@@ -13,7 +13,7 @@ from .lock import acquire, lock, unlock
 from .poison import poison_word
 from .returns import returns_due
 
-POISON_SWEEPS = 32  # of consecutive decisions that found nothing, one in so many checks the peers' poison
+POISON_SWEEPS = 32  # after each so many consecutive decisions that found nothing, the peers' poison is checked
 
 
 @jit

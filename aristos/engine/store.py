@@ -23,9 +23,7 @@ def computes(job):
 def admit(job, st, source, rows):
     """Reserve places for `rows` rows of a source; False if the store has too few places.
 
-    In a call without a store this does nothing and returns True.
-
-    (Under the lock.)
+    In a call without a store this does nothing and returns True. (Under the lock.)
     """
     if job[words.MODE] != codes.MODE_BACKWARD:
         return True

@@ -37,7 +37,7 @@ def free_memory() -> int | None:
 
 
 def machine() -> tuple[str, str]:
-    """(boot id, host name): it differs between machines, and between a host and a container with its own host name."""
+    """(boot id, host name). The pair differs between machines, and between a host and a container with its own name."""
     boot = ""
     with contextlib.suppress(OSError):
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()

@@ -212,7 +212,7 @@ class Group:
         return self._meeting.words
 
     def _wait(self, waiting: Iterator[None], what: str) -> None:
-        """Run a wait for ranks that may be in user code. It warns after the timeout."""
+        """Run a wait for ranks that may be in user code, and warn after the timeout."""
         start, warned = time.monotonic(), False
         for _ in waiting:
             waited = time.monotonic() - start
@@ -233,7 +233,7 @@ class Group:
             yield from self._met(kind, NOTHING, what, comm, MEETING_POLLS)
 
     def _met(self, kind: str, words: np.ndarray, what: str, comm: Any, polls: int) -> Iterator[None]:
-        """An iterator that holds a meeting, for absent_timeout at most. polls: how many come without a sleep."""
+        """An iterator that holds a meeting, for absent_timeout at most. polls: the number of polls before it sleeps."""
         with self._watchdog.watch(what, self.limits.absent, ABSENT):
             self._meeting = meeting = Meeting(comm, kind, what, words)
             for tries, _ in enumerate(until_done(meeting.request)):
@@ -346,7 +346,7 @@ class Group:
         atexit.register(abort)
 
     def abort_now(self) -> None:
-        """Run now what `abort_at_exit` has registered. For exit handlers: what they register would not run."""
+        """Run now what `abort_at_exit` has registered. For exit handlers: what they register never runs."""
         if self in _aborts:
             _aborts[self]()
 

@@ -25,7 +25,7 @@ class Limits(NamedTuple):
         return cls(timeout, OVERDUE * timeout if absent is None else absent)
 
     def union(self, other: Limits) -> Limits:
-        """Limits that are each the larger one of this object's and the other's."""
+        """For each limit the larger value of this object and `other`."""
         return Limits(max(self.timeout, other.timeout), max(self.absent, other.absent))
 
 

@@ -47,9 +47,9 @@ def _handle(thing: Any) -> int:
 class RmaWindow:
     """`nbytes` of memory on each rank, into which every rank of `comm` can put. Collective.
 
-    base: address of this rank's part, on a cache line; bases: of each rank whose part this process maps, by rank of
-    `comm`; shift: [world] bytes from the start of each rank's MPI window to that line. wire: address of the words
-    through which compiled code calls MPI. The memory starts as zeros.
+    base: address of this rank's part, on a cache line. bases: the addresses of all parts that this process maps, by
+    rank of `comm`. shift: [world] bytes from the start of each rank's MPI window to its part. wire: address of the
+    words through which compiled code calls MPI. The memory starts as zeros.
     """
 
     def __init__(self, comm: Any, nbytes: int, part: np.ndarray | None = None) -> None:

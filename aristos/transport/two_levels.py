@@ -42,7 +42,7 @@ def lacking(group: Group) -> str:
 
 
 def _probe(group: Group, memory: NodeMemory) -> str:
-    """Put and check ROUNDS times. Returns a rank's problem."""
+    """Put and check ROUNDS times. Returns the problem of the first rank that has one; empty if none has."""
     from mpi4py import MPI
 
     with group.together(SUBJECT):
@@ -91,7 +91,7 @@ def _check(group: Group, window: Any, memory: NodeMemory, number: int) -> str:
         word = part[:16].view(np.int64)
         while word[0] != number or word[1] != ~number:
             if time.monotonic() > end:
-                return f"what rank {source} put at rank {nodes.rail(source, me)} did not arrive within {SECONDS:g} s"
+                return f"data that rank {source} put at rank {nodes.rail(source, me)} did not arrive within {SECONDS:g} s"
             group.comm.iprobe()
             window.Sync()
         window.Sync()

@@ -16,7 +16,7 @@ UNKNOWN = "a rank is missing or in another collective call, or the network fails
 NAMED = 8  # most ranks that a message names
 POLL = 0.25  # seconds
 ENDED_SECONDS = 1.0  # least seconds of a wait before a rank whose process has ended is given up
-ENDED_POLLS = 4  # consecutive polls that must find the process ended: its last words may not be read yet
+ENDED_POLLS = 4  # consecutive polls that must find the process ended: its last words may not have been read yet
 
 
 class _EndedPeer:
@@ -114,7 +114,7 @@ class Watchdog:
         lost = peer >= 0 and self._put.confirmed((peer, since_ns), seconds, lambda: peer in self.ended())
         if peer < 0 or (seconds <= limit() and not lost):
             return
-        what = f"rank {peer} to receive what is put (MPI_Put, MPI_Win_flush)"
+        what = f"rank {peer} to receive the data of a put (MPI_Put, MPI_Win_flush)"
         if others:
             what += f"; puts to {' and '.join(f'rank {r}' for r in others[:NAMED])} are under way too"
         why = f"rank {peer} is stopped, has ended, or makes no progress in MPI: see the output of rank {peer}"
