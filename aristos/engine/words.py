@@ -10,7 +10,7 @@ from __future__ import annotations
 import builtins
 from typing import TYPE_CHECKING, Any
 
-from kernel_cache.compile import inlined  # noqa: F401  read by what is made
+from kernel_cache.compile import inlined  # noqa: F401  for the made text
 
 from . import schema
 

@@ -196,7 +196,7 @@ class Backend(ABC):
 
     @abstractmethod
     def refuse(self, call: Any) -> None:
-        """Make the call announce a refusal instead of rows: the other ranks have already entered it."""
+        """Make the call announce a refusal instead of rows, because the other ranks have already entered the call."""
 
     @abstractmethod
     def run_call(self, call: Any) -> float:

@@ -45,7 +45,7 @@ class LayerJobs:
         self.host: dict[tuple[int, int], np.ndarray] = {}
         self._jobs: dict[tuple[int, int], tuple[int, int]] = {}  # (layer, tile rows) -> addresses on the GPU
         self._filled = [-1] * settings.layers  # the runtime's version for which a layer's jobs were filled
-        self._keeps_logits = False  # whether some call has returned its routing; only then the router writes logits
+        self._keeps_logits = False  # whether a call has returned its routing; the router writes logits only then
         self._buffers: dict[str, int] = {}  # name -> address of this object's memory on the GPU
 
     def refuse_counted(self) -> None:

@@ -91,7 +91,7 @@ def _check(group: Group, window: Any, memory: NodeMemory, number: int) -> str:
         word = part[:16].view(np.int64)
         while word[0] != number or word[1] != ~number:
             if time.monotonic() > end:
-                return f"data that rank {source} put at rank {nodes.rail(source, me)} did not arrive within {SECONDS:g} s"
+                return f"data of rank {source} for rank {nodes.rail(source, me)} did not arrive within {SECONDS:g} s"
             group.comm.iprobe()
             window.Sync()
         window.Sync()
