@@ -9,7 +9,7 @@ from kernel_cache import errors
 class AristosError(Exception):
     """Base class of the errors that Aristos raises on purpose."""
 
-    on_all_ranks = True  # if a collective raises it on one rank, every rank raises
+    on_all_ranks = True  # whether every rank raises if a collective raises this error on one
 
 
 class InputError(AristosError, errors.InputError, ValueError):

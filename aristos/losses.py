@@ -150,7 +150,7 @@ def sequence(
     comm : communicator or None, default None
         The ranks over whose tokens the loss is computed. None: this process alone.
     score : str, default "sigmoid"
-        The router's score, one of those that allow groups: "softmax", "sigmoid" or "sqrtsoftplus".
+        The router's score: "softmax", "sigmoid" or "sqrtsoftplus".
     lengths : sequence of int, or None, default None
         For logits [S, E], the lengths of the sequences, which follow one another; their sum is S. None: each logits[i]
         of logits [B, T, E] is a sequence, or all logits [S, E] are one.

@@ -327,8 +327,8 @@ class Adam(Optimizer):
     weight_decay : float, default 0.0
         Each step multiplies matrices by 1 - lr * weight_decay; vectors (biases) stay.
     clip : float or None, default None
-        The largest global norm of the gradients: above it a step scales all of them, those of `dense` included, so that
-        their norm is `clip`. None: no limit.
+        The largest global norm of the gradients. If the norm is larger, a step scales all gradients, those of `dense`
+        included, so that their norm is `clip`. None: no limit.
     dense : dict of str to array, or None, default None
         A model's arrays outside the MoE layers, by name: writable float32, of any shape, equal on all ranks. `step`
         changes them in place; `MoE.save` writes them and their states.
@@ -413,8 +413,8 @@ class SGD(Optimizer):
     weight_decay : float, default 0.0
         Each step multiplies matrices by 1 - lr * weight_decay; vectors (biases) stay.
     clip : float or None, default None
-        The largest global norm of the gradients: above it a step scales all of them, those of `dense` included, so that
-        their norm is `clip`. None: no limit.
+        The largest global norm of the gradients. If the norm is larger, a step scales all gradients, those of `dense`
+        included, so that their norm is `clip`. None: no limit.
     dense : dict of str to array, or None, default None
         A model's arrays outside the MoE layers, by name: writable float32, of any shape, equal on all ranks. `step`
         changes them in place; `MoE.save` writes them and their states.

@@ -135,7 +135,8 @@ def fetch(gpu, gs, peer):
     epoch = mem.load(word_from(gpu, gs, peer, words.ANNOUNCED))
     known = mem.load(gpu_word(gpu, gs, peer, words.ANNOUNCED))
     step = gpu[words.P_ANNOUNCE_STEP]
-    for e in range(max(known + 1, epoch - 1), epoch + 1):  # a peer without rows from this rank may be one ahead
+    # a peer that gets no rows from this rank may be one call ahead
+    for e in range(max(known + 1, epoch - 1), epoch + 1):
         at = gpu[words.P_ANNOUNCE] + step * (e % 2)
         there, here = gs[words.put_region(gpu, peer)] + at, gs[words.region_to(gpu, peer)] + at
         mpi.put(gpu[words.WIRE], peer, there, here, step)

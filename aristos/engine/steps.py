@@ -13,7 +13,7 @@ from .lock import acquire, lock, unlock
 from .poison import poison_word
 from .returns import returns_due
 
-POISON_SWEEPS = 32  # after each so many consecutive decisions that found nothing, the peers' poison is checked
+POISON_SWEEPS = 32  # each time this many decisions in a row have found nothing, the peers' poison is checked
 
 
 @jit

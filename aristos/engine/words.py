@@ -10,7 +10,7 @@ from __future__ import annotations
 import builtins
 from typing import TYPE_CHECKING, Any
 
-from kernel_cache.compile import inlined  # noqa: F401  for the made text
+from kernel_cache.compile import inlined  # noqa: F401  the made text uses it
 
 from . import schema
 

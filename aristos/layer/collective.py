@@ -426,9 +426,9 @@ class Collective:
         return self
 
     def __exit__(self, kind: Any, value: Any, trace: Any) -> None:
-        """Close the object. If this rank leaves the block by an exception that only it has, first poison the others.
+        """Close the object. No exception is suppressed.
 
-        No exception is suppressed.
+        Only this rank has an exception that is no AristosError. If it leaves the block by one, first poison the others.
         """
         unshared = kind is not None and not issubclass(kind, AristosError)
         if kind is SystemExit and getattr(value, "code", value) in (None, 0):

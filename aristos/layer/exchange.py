@@ -328,7 +328,7 @@ class Exchange(Collective):
         MismatchError
             Another rank made another call.
         OpenCallError
-            The handle is not that of the open dispatch.
+            The handle does not belong to the open dispatch.
         ClosedError
             The exchange is closed, or an earlier failure left its engine unusable.
         WaitTimeout, PoisonedError, CorruptionError

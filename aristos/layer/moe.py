@@ -65,7 +65,7 @@ class MoE(Collective):
         An `aristos.planner.Plan` for the communicator; rank i is device i. The layer then belongs to this rank's group:
         `group` is the group's number, `comm` its communicator, and `rank` this rank's number in it.
     backend : str or None, default None
-        Where the layer runs: "cpu", which None means too, or "cuda". CUDA is experimental: it has never run on a GPU.
+        Where the layer runs: "cpu" or "cuda". None: "cpu". CUDA is experimental: it has never run on a GPU.
     sms : int or None, default None
         With backend="cuda", the most SMs of its GPU that this layer may use. The rest is left to layers on other
         communicators and to kernels of the program. None: all.
@@ -233,8 +233,8 @@ class MoE(Collective):
             Include the scratch memory of this many workers, which holds prepared rows, hidden activations and sums of
             a run for each worker and of one column-split run. None: include none.
         backend : str or None, default None
-            "cpu", which None means too, or "cuda". With "cuda", weights, the first window and a copy of the second lie
-            in GPU memory, and hidden activations are not included.
+            "cpu" or "cuda". None: "cpu". With "cuda", weights, the first window and a copy of the second lie in GPU
+            memory, and hidden activations are not included.
         train : bool, default False
             Include masters, gradients (twice for experts with copies) and transposed packed projections.
         tape_bytes : int or None, default None

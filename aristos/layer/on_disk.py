@@ -300,7 +300,7 @@ def _refusal(what: str, error: Exception) -> AristosError:
 
 
 def check_layers(directory: Any, saved: Sequence[Fields], here: Sequence[Fields]) -> None:
-    """Raise CheckpointError unless the saved layers are those of this object."""
+    """Raise CheckpointError unless the saved layers have the configurations of this object's layers."""
     if len(saved) != len(here):
         raise CheckpointError(f"{directory} must hold {len(here)} layers as this object does, got {len(saved)}")
     odd = [layer for layer, each in enumerate(here) if saved[layer] != each]

@@ -26,7 +26,7 @@ def row_bytes(cfg: MoEConfig) -> int:
 
 
 def place_bytes(cfg: MoEConfig, save: str) -> int:
-    """Bytes that a tape needs for another rank's row. save: what it keeps, a name in SAVES."""
+    """Bytes that a tape needs for another rank's row. save: what the tape keeps, a name in SAVES."""
     kept = SAVES[save]
     return (row_bytes(cfg) if kept & taped.X else 0) + (hidden_bytes(cfg.ffn, cfg.gated) if kept & taped.HIDDEN else 0)
 

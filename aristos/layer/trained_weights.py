@@ -26,7 +26,7 @@ Addresses = tuple[ExpertWeights, TransposedWeights, tuple[int, ...]]  # the last
 class TrainedWeights(LayerWeights):
     """Weights of a layer that is trained: masters, packed copies for forward and backward calls, and gradients.
 
-    masters: float32 arrays by `load`'s names; those of experts are [this rank's experts, ...]. transposed: projections
+    masters: float32 arrays by `load`'s names; arrays of experts are [this rank's experts, ...]. transposed: projections
     that are transposed and then packed, in the element type of rows. sums: gradients of this rank's experts, with rows
     padded to vectors. common: gradients of router and shared expert in one array, one after the other. pending: for
     each backward call since the last `reduce_grads`, sums of common gradients over this rank's pieces. pieces: how many

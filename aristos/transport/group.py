@@ -29,7 +29,7 @@ from .watchdog import NAMED, Calling, Watchdog
 from .window import Window
 
 ABORTED = 86  # exit code of a job that ends itself
-ABORT_SECONDS = 3  # limit of last words and MPI_Abort; then SIGALRM ends this process, and the launcher ends the job
+ABORT_SECONDS = 3  # seconds for last words and MPI_Abort; then SIGALRM ends this process, and the launcher ends the job
 DRAIN_SECONDS = 0.2  # how long a process waits until the launcher has read its pipes
 MOST_TEXT = 2000  # most characters of an error that other ranks get
 MEETING_POLLS = 99  # polls of a barrier before it sleeps

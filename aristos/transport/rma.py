@@ -66,7 +66,8 @@ class RmaWindow:
             self._window: Any = MPI.Win.Allocate(nbytes + LINE, 1, comm=comm)
         else:
             self._window = MPI.Win.Create(part, 1, comm=comm)
-        # A failed put must not return (with mpi4py it would): peers would trust words that follow data never delivered.
+        # A failed put must end the job. By mpi4py's default it would return, and peers would trust the words that follow
+        # although the data never arrived.
         self._window.Set_errhandler(MPI.ERRORS_ARE_FATAL)
         address = self._window.tomemory().address
         self.base = -(-address // LINE) * LINE
@@ -83,7 +84,7 @@ class RmaWindow:
         self.start("aristos-progress", wire.run_progress_thread, self.wire)
         self._pid = os.getpid()
         self._key = MPI.Comm.Create_keyval(delete_fn=lambda *_: self.stop())
-        MPI.COMM_SELF.Set_attr(self._key, self)  # MPI_Finalize deletes it first, which ends the threads in time
+        MPI.COMM_SELF.Set_attr(self._key, self)  # MPI_Finalize deletes this attribute first, so the threads end
         atexit.register(self._forget)
 
     def _connect(self, comm: Any) -> np.ndarray:
