@@ -66,8 +66,8 @@ class RmaWindow:
             self._window: Any = MPI.Win.Allocate(nbytes + LINE, 1, comm=comm)
         else:
             self._window = MPI.Win.Create(part, 1, comm=comm)
-        # A failed put must end the job. By mpi4py's default it would return, and peers would trust the words that follow
-        # although the data never arrived.
+        # A failed put must end the job. By mpi4py's default it would return, and peers would trust later words,
+        # though the data never arrived.
         self._window.Set_errhandler(MPI.ERRORS_ARE_FATAL)
         address = self._window.tomemory().address
         self.base = -(-address // LINE) * LINE
