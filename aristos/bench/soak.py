@@ -4,9 +4,9 @@ grow.
 All ranks draw the same objects from one seed: shape, router, element type, placement with or without copies, schedule,
 `moves`, pretended nodes, workers, layers, training. Levels and nodes may be given instead of drawn. Each object makes
 some calls with random tokens and routing, and loads other weights between these calls. Each rank checks its outputs
-against `aristos.reference`, and after backward calls its gradients by x. Then the object is closed. If a call fails,
-the error names the seed and the object's number; `--first N` starts at that object again. The instruction set is that
-of the process, which ARISTOS_ISA changes.
+against `aristos.reference`, and after backward calls its gradients with respect to x. Then the object is closed. If a
+call fails, the error names the seed and the object's number; `--first N` starts at that object again. The instruction
+set is that of the process, which ARISTOS_ISA changes.
 """
 
 from __future__ import annotations
