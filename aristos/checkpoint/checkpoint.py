@@ -63,7 +63,7 @@ class Checkpoint:
     path : Path
         The directory.
     model_type : str
-        The type of the model that has experts, for example of a text model inside another model.
+        The type of the model that has experts, which may be a text model inside another model.
     layers : tuple of int
         Numbers of the model's MoE layers that have tensors in the directory, in order. In an encoder-decoder model the
         decoder's layers are numbered after the encoder's.
@@ -75,8 +75,8 @@ class Checkpoint:
     Raises
     ------
     CheckpointError
-        The directory cannot be read, or it has a model_type or an option that Aristos does not know. The error names
-        it; nothing is guessed.
+        The directory cannot be read, or config.json has a model_type or an option that Aristos does not know. The error
+        names the file or the option; nothing is guessed.
     InputError
         `path` or `comm` has a wrong type.
     PeerInputError
@@ -86,9 +86,9 @@ class Checkpoint:
     OpenCallError
         With comm, a call on the communicator is open.
     WaitTimeout
-        With comm, another rank did not come in time.
+        With comm, another rank did not open its directory within `timeout`.
     EnvironmentProblem
-        With comm, MPI cannot do what is needed.
+        With comm, MPI lacks a feature that Aristos needs.
     """
 
     def __init__(self, path: str | os.PathLike[str], comm: Any = None, *, timeout: float = DEFAULT_TIMEOUT) -> None:

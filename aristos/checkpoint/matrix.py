@@ -18,8 +18,8 @@ from .safetensors import shown
 class Matrix:
     """Where one expert's matrix lies. name: the name of its tensor, or of the tensor that a form's tensors replace.
 
-    shape: (out, in) of the tensor, without the expert's axis. in_out: whether it is stored [in, out]. expert: the
-    expert's number in a stacked tensor. outputs: which of the tensor's outputs are the matrix's.
+    shape: (out, in) of the tensor, without the expert's axis. in_out: whether the tensor is stored [in, out]. expert:
+    the expert's number in a stacked tensor. outputs: which of the tensor's outputs belong to the matrix.
     """
 
     directory: Directory
@@ -64,7 +64,7 @@ class Matrix:
         return self.shape[1 if self.in_out else 0]
 
     def groups(self, suffix: str, size: int) -> int:
-        """How many groups of `size` k there are; size 0: all k are one group."""
+        """How many groups of `size` inputs there are; size 0: all inputs are one group."""
         depth = self.shape[1]
         if size and depth % size:
             self.refuse(suffix, f"must have a multiple of {size} inputs, the size of a group, got {depth}")

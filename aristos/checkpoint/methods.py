@@ -56,7 +56,7 @@ class Declared:
         raise CheckpointError(f"{self.where}: {self.what} {why}: {OTHER_FILES}")
 
     def one_of(self, key: str, allowed: Any, default: Any) -> Any:
-        """The value of a key, which must be one of these."""
+        """The value of a key, which must be one of `allowed`; `default` if the key is absent or null."""
         value = self.found.get(key, default)
         if value is None:
             value = default

@@ -84,7 +84,7 @@ class Options:
     def _number(self, keys: tuple[str, ...], kinds: tuple[type, ...], least: float, most: float = math.inf) -> Any:
         value: Any = self.get(*keys)
         if value is None:
-            self.refuse(f"{' or '.join(keys)} is missing, which this model needs")
+            self.refuse(f"{' or '.join(keys)} is missing, but this model needs it")
         good = isinstance(value, kinds) and not isinstance(value, bool)
         if not good or not least <= value <= most or value > sys.float_info.max:
             kind = "an int" if float not in kinds else "a number"

@@ -1,4 +1,4 @@
-"""Progress of long loads, on stderr. A terminal has one line that changes; other outputs get a line now and then."""
+"""Progress of long loads, on stderr. On a terminal one line is rewritten; other outputs get a new line at intervals."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ MX_BIAS = 127  # the bias of a scale's exponent
 MX_ROWS = 16  # rows that are looked up at once
 MX_UNSAFE = 253  # with a scale of this byte or more, a product with the largest value, 6, exceeds float32
 LARGEST = float(np.finfo(np.float32).max)
-NARROW = {"F8_E4M3": 448, "F8_E5M2": 57344, "I8": 128}  # the largest finite value of each
+NARROW = {"F8_E4M3": 448, "F8_E5M2": 57344, "I8": 128}  # the largest finite magnitude of each dtype
 OTHER_FILES = "download this file again, or take the model's unquantised files"
 # by the dtype of scales in files, the type of scales of packed weights
 SCALES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F8_E8M0": "float32"}
@@ -105,7 +105,7 @@ def values(directory: Directory, name: str, whole: np.ndarray, rows: Any, asked:
     if largest:
         scale = scale / np.float32(127)
     one = whole[rows].astype(np.float32)
-    with np.errstate(over="ignore"):  # refused below
+    with np.errstate(over="ignore"):  # an overflow is refused below
         if scale.size == 1:
             one *= scale.reshape(())
         elif scale.shape in ((len(one),), (len(one), 1)):
@@ -132,7 +132,9 @@ def usable(directory: Directory, name: str, scale: np.ndarray, zero: bool = Fals
 
 
 def _refuse_infinite(directory: Directory, name: str, product: np.ndarray, counted: Any = True) -> None:
-    """Raise CheckpointError if a value of tensor `name`, times its scale, exceeds float32. counted: which to check."""
+    """Raise CheckpointError if a value of tensor `name`, times its scale, exceeds float32.
+
+    counted: which values to check."""
     beyond = ~np.isfinite(product) & counted
     if beyond.any():
         at = [int(i) for i in np.unravel_index(int(np.argmax(beyond)), product.shape)]
@@ -156,7 +158,7 @@ def mxfp4(directory: Directory, blocks: str, scales: str, expert: int) -> np.nda
     for i in range(0, len(codes), MX_ROWS):  # few rows at a time, because `take` widens the codes
         np.take(MX_PAIRS, codes[i : i + MX_ROWS], axis=0, out=found[i : i + MX_ROWS], mode="clip")
     grouped = found.reshape(*exponent.shape, MX_BLOCK)
-    with np.errstate(over="ignore"):  # refused below
+    with np.errstate(over="ignore"):  # an overflow is refused below
         np.ldexp(grouped, exponent[..., None] - MX_BIAS, out=grouped)
     values = grouped.reshape(len(codes), -1)
     if exponent.max(initial=0) >= MX_UNSAFE:

@@ -88,7 +88,7 @@ def family(*names: str, **defaults: Any) -> Callable[[Build], Build]:
 
 
 def layers(o: Options, key: str = "num_hidden_layers") -> range:
-    """All layers of the model."""
+    """The numbers of all layers of the model."""
     return range(o.depth(key))
 
 
@@ -213,7 +213,7 @@ def gated(o: Options, ffn: int, experts: int, top_k: int, act: str = "hidden_act
 
 
 def groups(o: Options, kind: str, count: str = "n_group", kept: str = "topk_group") -> dict[str, Any]:
-    """Options of a router that first chooses groups of experts; none if all experts are one group."""
+    """Options of a router that first chooses groups of experts; {} if all experts are one group."""
     for key in (count, kept):
         if key in o.config and o.config[key] is None and o.defaults.get(key, 1) != 1:
             o.refuse(f"{key} must be a number, because the model's default is {o.defaults[key]}, got null")

@@ -49,7 +49,7 @@ def shown(name: Any) -> str:
 
 @dataclass(frozen=True)
 class Entry:
-    """A tensor's line of the header. start, end: of its bytes, counted from the header's end."""
+    """A tensor's line of the header. start, end: the range of its bytes, counted from the header's end."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -58,7 +58,9 @@ class Entry:
 
 
 class SafetensorsFile:
-    """A memory-mapped safetensors file. entries: by name. Raises CheckpointError with file, tensor and remedy."""
+    """A memory-mapped safetensors file. entries: each tensor's entry, by name.
+
+    Raises CheckpointError with file, tensor and remedy."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -436,7 +436,7 @@ def inkling(o: Options) -> dict[int, Block]:
     and up alternate.
     """
     o.only(shared_expert_sink=True)
-    o.ignore("intermediate_size", "rms_norm_eps_moe_gate")  # the first concerns dense layers, the second nothing
+    o.ignore("intermediate_size", "rms_norm_eps_moe_gate")  # of dense layers; without effect
     late = o.size("n_shared_experts")
     how: dict[str, Any] = {"score": "sigmoid", "renormalize": True, "scale": o.number("route_scale")}
     sizes = o.size("moe_intermediate_size"), o.size("n_routed_experts") + late, o.size("num_experts_per_tok") + late

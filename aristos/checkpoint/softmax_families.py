@@ -54,7 +54,7 @@ def arctic(o: Options) -> dict[int, Block]:
     The dense residual MLP reads another norm, so it is outside of the layer.
     """
     o.only(moe_token_dropping=False)
-    o.ignore("moe_train_capacity_factor", "moe_eval_capacity_factor", "moe_min_capacity")  # options of drops
+    o.ignore("moe_train_capacity_factor", "moe_eval_capacity_factor", "moe_min_capacity")  # options of dropping
     o.ignore("use_residual", "enable_expert_tensor_parallelism")
     if o.size("num_experts_per_tok") < 2:
         o.refuse(
@@ -74,7 +74,7 @@ def olmoe(o: Options) -> dict[int, Block]:
 
 
 def qwen(o: Options, renormalize: bool, with_shared: bool) -> Block:
-    """models/qwen2_moe and its kin: softmax, k best; a shared expert with a gate of its own."""
+    """models/qwen2_moe and similar models: softmax, k best; a shared expert with a gate of its own."""
     o.ignore("intermediate_size")  # a width of dense layers
     sizes = o.size("moe_intermediate_size"), o.size("num_experts", "num_local_experts"), o.size("num_experts_per_tok")
     options = gated(o, *sizes, score="softmax", renormalize=renormalize)
@@ -130,7 +130,7 @@ def qwen3_vl_moe(o: Options) -> dict[int, Block]:
 
 
 def deepseek_layer(o: Options, router: dict[str, Any], *experts_keys: str) -> Block:
-    """DeepSeek's layer: experts of moe_intermediate_size, and n_shared_experts of them for every token."""
+    """DeepSeek's layer: experts of width moe_intermediate_size, and n_shared_experts more that every token passes."""
     o.ignore("intermediate_size")  # a width of dense layers
     ffn = o.size("moe_intermediate_size")
     options = gated(o, ffn, o.size(*experts_keys), o.size("num_experts_per_tok"), **router)
@@ -313,7 +313,7 @@ def hunyuan(o: Options) -> dict[int, Block]:
     Hunyuan-Large (model_type hunyuan; vllm-project/vllm models/hunyuan_v1.py) does not renormalise a single expert.
     """
     large = o.config.get("model_type") == "hunyuan"
-    o.ignore("capacity_factor")  # options of drops
+    o.ignore("capacity_factor")  # an option of dropping
     o.only(mlp_bias=False, moe_drop_tokens=False, use_mixed_mlp_moe=True)
     beside = o.get("num_shared_expert", "num_shared_experts")
     if beside is not None and any(n != 1 for n in (beside if isinstance(beside, list) else [beside])):
@@ -370,7 +370,7 @@ def longcat(o: Options) -> dict[int, Block]:
 
 @family("gemma4_text", hidden_activation="gelu_pytorch_tanh", enable_moe_block=False)
 def gemma4(o: Options) -> dict[int, Block]:
-    """models/gemma4: softmax, k best, renormalised, times a scale of the expert, which goes to its down projection.
+    """models/gemma4: softmax, k best, renormalised, times a scale of each expert, which its down projection takes in.
 
     Router and experts read two norms of one tensor, which differ only in their weights. The router is multiplied by the
     quotient of the weights, so that both read the experts' input (pre_feedforward_layernorm_2).

@@ -30,11 +30,11 @@ ALTERNATING = {"even": 0, "odd": 1}
 class StoredArray:
     """One array of a layer, as the model stores it.
 
-    name: without the layer's prefix; with {e} if every expert has its own tensor. stacked: whether the first axis
-    counts experts. outputs: which of the tensor's outputs are meant: "all", the "first" or "second" half, or the "even"
-    or "odd" ones. in_out: whether it is stored [in, out]. flat: whether all experts' rows follow each other, [E F, H].
-    form: the form of the tensors that replace it, which are [out, in] whatever `in_out` says: see `packed.FORMS`.
-    row: whether a vector is stored as [1, n].
+    name: the tensor's name without the layer's prefix; with {e} if every expert has its own tensor. stacked: whether
+    the first axis counts experts. outputs: which of the tensor's outputs are the array's: "all", the "first" or
+    "second" half, or the "even" or "odd" ones. in_out: whether the tensor is stored [in, out]. flat: whether all
+    experts' rows follow each other, [E F, H]. form: the form of the tensors that replace this tensor, which are
+    [out, in] whatever `in_out` says: see `packed.FORMS`. row: whether a vector is stored as [1, n].
     """
 
     name: str
@@ -100,11 +100,11 @@ def packed_ways(part: Part, form: str) -> Part:
 
 
 class LayerReader:
-    """Reads the arrays of one layer. prefix: the beginning of its tensors' names.
+    """Reads the arrays of one layer. prefix: the beginning of the layer's tensor names.
 
-    shapes: the shape of each array, of one expert or of the layer. experts: how many there are. late: how many of the
-    last experts are stored separately. stored_arrays: how each array is stored, by its name. `check` compares all names
-    and shapes with the headers, before anything is read.
+    shapes: the shape of each array, of one expert or of the layer. experts: how many experts the layer has. late: how
+    many of the last experts are stored separately. stored_arrays: how each array is stored, by the array's name.
+    `check` compares all names and shapes with the headers, before any values are read.
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class LayerReader:
         """The names of all tensors that hold the layer's arrays. Raises CheckpointError for a wrong shape."""
         used: set[str] = set()
         for array, stored in self.stored_arrays.items():
-            if array == TABLE:  # it has a row for each token id: see `tables`
+            if array == TABLE:  # the table has a row for each token id: see `tables`
                 used.add(self.prefix + stored.name)
                 continue
             wanted = stored.shape(self.shapes[array], self.late if array.startswith(LATE) else self.experts)

@@ -1,4 +1,4 @@
-"""Refuses torch's DistributedDataParallel on ranks, because it would average experts that only one rank has."""
+"""Refuses torch's DistributedDataParallel if ranks share the experts, because it would average different experts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Finds, by calls of its gate, what an experts module of transformers computes: its configuration and its weights.
+"""Finds what an experts module of transformers computes, by calls of the module's gate: configuration and weights.
 
 `@use_experts_implementation` gives a class `is_transposed`, `is_concatenated`, `has_gate`, `has_bias` and a gate
 between its two projections. The gate is called with numbers that distinguish all activations and limits of

@@ -19,7 +19,7 @@ from ..substrate.attach import attach
 from ..substrate.runtime import Runtime
 from ..transport.limits import Limits
 
-NONE = -1  # stands for a layer: the rank is at the end of its `with` block
+NONE = -1  # in place of a layer's number: the rank is at the end of its `with` block
 DTYPES = tuple(ON_CPUS)
 WHAT = "the other ranks' next layer"
 
@@ -61,7 +61,9 @@ class Guard:
         return found.calls
 
     def _next(self, mine: Offer | None) -> Offer | None:
-        """What the ranks do now; None if all are at the end of their `with` blocks. mine: None if this rank is.
+        """What the ranks do now; None if all are at the end of their `with` blocks.
+
+        mine: this rank's offer; None if this rank is at the end of its block.
 
         Raises MismatchError for calls with gradients if a rank is at another layer.
         """
@@ -102,7 +104,7 @@ class Guard:
 def guarded(comm: Any, limits: Limits, modules: list[Any], take_part: Callable[[Any, Offer], None]) -> Iterator[Guard]:
     """A `with` block of this rank, with its guard. At its end the rank waits for the others. Collective.
 
-    An exception on one rank ends the others' blocks with PoisonedError, which names it.
+    An exception on one rank ends the others' blocks with PoisonedError, which names the exception.
     """
     runtime = attach(comm, limits)
     try:

@@ -1,7 +1,7 @@
-"""The ranks of a program start MPI together and meet when it ends.
+"""The ranks of a program start MPI together and meet when the program ends.
 
-Without this, a rank that calls a model alone would wait in MPI_Init for ranks that never start MPI, or in a call for
-ranks that already wait in MPI_Finalize. It could not say that their programs have ended.
+Without this module, a rank that calls a model alone would wait in MPI_Init for ranks that never start MPI, or in a call
+for ranks that already wait in MPI_Finalize. The rank could not report that the other ranks' programs have ended.
 """
 
 from __future__ import annotations
@@ -51,5 +51,5 @@ def _end(comm: Any, pid: int) -> None:
         if time.monotonic() > last:
             return
         time.sleep(POLL_SECONDS)
-    with contextlib.suppress(MismatchError):  # the other rank raises it too
+    with contextlib.suppress(MismatchError):  # the other rank raises the error too
         meeting.check(comm.Get_rank())

@@ -1,6 +1,6 @@
 """torch's parameters as the masters of a trained layer.
 
-Parameters that have changed are packed for the layer; its gradients are given in the parameters' forms.
+Parameters that have changed are packed for the layer. The layer's gradients are given in the parameters' forms.
 """
 
 from __future__ import annotations

@@ -15,19 +15,19 @@ from ..layer.moe import MoE
 from ..transport.limits import Limits
 
 NAME = "aristos"  # the implementation of experts
-VARIABLE = "ARISTOS_OPTIONS"  # a JSON object: arguments of `options`, for programs that do not call it
+VARIABLE = "ARISTOS_OPTIONS"  # a JSON object: arguments of `options`, for programs that do not call `options`
 OURS = ("self", "cfg", "comm", "layers", "backend", "train")  # arguments of MoE that users cannot set here
 
 
 @dataclass
 class Options:
-    """The options of `options`.
+    """The values that `options` sets.
 
-    max_tokens: most rows of a call; more are computed in several calls. comm: an mpi4py communicator; None: all ranks
-    that a launcher has started. train: whether layers have gradients; None: those of modules in training mode. layer:
-    further arguments of `Experts`, such as threads and moves. config: arguments of `MoEConfig`. fallback: the
-    implementation of transformers that computes what Aristos refuses; None: an error. timeline: the folder for each
-    layer's last call; None: nothing is recorded.
+    max_tokens: the most rows of a call; more rows are computed in several calls. comm: an mpi4py communicator; None:
+    all ranks that a launcher has started. train: whether layers have gradients; None: layers of modules in training
+    mode have them. layer: further arguments of `Experts`, such as threads and moves. config: arguments of `MoEConfig`.
+    fallback: the implementation of transformers for experts that Aristos refuses; None: such experts raise an error.
+    timeline: the folder for each layer's last call; None: nothing is recorded.
     """
 
     max_tokens: int = 1024
@@ -58,7 +58,7 @@ def options(
     Parameters
     ----------
     max_tokens : int, default 1024
-        The most rows of a call; more are computed in several calls.
+        The most rows of a call; more rows are computed in several calls.
     comm : communicator or None, default None
         An mpi4py communicator, whose ranks share the experts. None: all ranks that a launcher has started.
     train : bool or None, default None
@@ -93,7 +93,7 @@ def options(
 
 
 def from_environment() -> None:
-    """Call `options` with what VARIABLE holds, if it is set. Raises InputError if the text does not fit."""
+    """Call `options` with the arguments in VARIABLE, if it is set. Raises InputError for a text that holds none."""
     text = os.environ.get(VARIABLE)
     if not text:
         return

@@ -47,7 +47,10 @@ class Source:
 def model_without_experts(
     path: str | os.PathLike[str], comm: Any, dtype: torch.dtype | str | None, more: dict[str, Any]
 ) -> Any:
-    """A causal language model. Its experts modules have a `Source`, and parameters without memory. Collective."""
+    """A causal language model. Its experts modules have a `Source`, and parameters without memory. Collective.
+
+    more: further arguments of transformers' from_pretrained. Raises InputError, and what `Checkpoint` raises.
+    """
     from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
     if more.pop("experts_implementation", NAME) != NAME:
@@ -83,7 +86,7 @@ def model_without_experts(
 
 
 def _type_of(asked: torch.dtype | str | None) -> torch.dtype | None:
-    """The type that transformers' own from_pretrained understands by a value; None: the type in config.json."""
+    """The type of a `dtype` argument, as transformers' own from_pretrained reads it; None: the type in config.json."""
     if asked is None or asked == "auto":
         return None
     found = getattr(torch, asked, None) if isinstance(asked, str) else asked

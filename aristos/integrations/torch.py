@@ -56,7 +56,7 @@ class Experts(torch.nn.Module):
     ClosedError
         An earlier failure left the engine of the communicator unusable.
     EnvironmentProblem
-        The backend or MPI cannot do what is needed.
+        The backend or MPI lacks a feature that Aristos needs.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class Experts(torch.nn.Module):
         )
 
     def load(self, **weights: Any) -> None:
-        """Take the layer's weights. Not collective.
+        """Load the layer's weights. Not collective.
 
         Parameters
         ----------
@@ -195,7 +195,7 @@ class Experts(torch.nn.Module):
         Returns
         -------
         torch.Tensor [..., H], of x's type
-            y.
+            y, a row for each token.
 
         Raises
         ------

@@ -1,4 +1,4 @@
-"""Functions for a model that ranks train together: gradients outside the experts, the norm, and all weights on a rank.
+"""Functions for a model that ranks train together: gradients outside the experts, the norm, all weights on one rank.
 
 Each rank has all parameters outside the experts, and its own experts. The gradients of experts are complete after the
 backward pass. The other gradients then come from this rank's tokens only.
@@ -53,9 +53,10 @@ def layers_of(model: torch.nn.Module) -> dict[str, Experts]:
 
 
 def average_dense_grads(model: torch.nn.Module) -> None:
-    """Replace the gradients outside the experts by their means over all ranks, with equal bits on each. Collective.
+    """Replace the gradients outside the experts by their means over all ranks. Collective.
 
-    A rank without a gradient of a parameter counts as zero; if no rank has one, the gradient stays None. The first call
+    All ranks then have the same bits.
+ If a rank has no gradient of a parameter, zeros are used; if no rank has one, it stays None. The first call
     compares all values of parameters between ranks; later calls compare the first values of each parameter.
 
     Parameters
@@ -68,7 +69,7 @@ def average_dense_grads(model: torch.nn.Module) -> None:
     InputError
         The model has no layer yet, or transformers has split it among ranks.
     MismatchError
-        Ranks have different parameters, or different values of one.
+        Ranks have different parameters, or different values of a parameter.
     """
     group = _group_of(model)
     dense = {name: each for name, each in _dense(model).items() if each.requires_grad}
@@ -151,7 +152,7 @@ def clip_grad_norm_(model: torch.nn.Module, max_norm: float) -> torch.Tensor:
 def whole_state_dict(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """The model's tensors with the experts of all ranks. Collective.
 
-    It is meant for `model.save_pretrained(directory, state_dict=...)`.
+    The result is meant for `model.save_pretrained(directory, state_dict=...)`.
 
     Parameters
     ----------
@@ -161,7 +162,7 @@ def whole_state_dict(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     Returns
     -------
     dict of str to torch.Tensor
-        Name -> tensor on rank 0; nothing on the other ranks.
+        Name -> tensor on rank 0; an empty dict on the other ranks.
 
     Raises
     ------
@@ -189,7 +190,9 @@ def whole_state_dict(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _gathered(group: Group, mine: torch.Tensor, owners: list[list[int]]) -> torch.Tensor:
-    """Gather all ranks' arrays [n, ...] as one [E, ...], returned on rank 0. owners: the experts of each rank."""
+    """Gather all ranks' arrays [n, ...] as one array [E, ...] on rank 0. owners: the experts of each rank.
+
+    Other ranks get their own array back."""
     if group.rank > 0:
         for one in mine:
             group.comm.Send(as_numpy(one).view(np.uint8), 0)
@@ -219,7 +222,7 @@ def _why(first: bool) -> str:
             " numbers, and average_dense_grads before each step"
         )
     return (
-        "steps must be equal on all ranks: call average_dense_grads before each, and clip gradients by"
+        "steps must be equal on all ranks: call average_dense_grads before each step, and clip gradients by"
         " clip_grad_norm_ of aristos.integrations.transformers, not by torch's"
     )
 

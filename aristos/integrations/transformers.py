@@ -161,10 +161,9 @@ def together(*models: Any) -> Iterator[int]:
     """A block in which each rank uses the models at its own pace, with its own prompts or none. Collective.
 
     If ranks are at different layers, the first of these in the order of the models runs first. Ranks that are at later
-    layers or at the end of their block take part in its calls without tokens. A block ends when all ranks are at its
-    end. `model.generate` is such a block.
-    An exception on one rank ends the others' blocks with PoisonedError, which names it. Calls with gradients must be
-    the same on all ranks.
+    layers or at the end of their block take part in that layer's calls without tokens. A block ends when all ranks are
+    at its end. `model.generate` is such a block. An exception on one rank ends the others' blocks with PoisonedError,
+    which names the exception. Calls with gradients must be the same on all ranks.
 
     Parameters
     ----------
@@ -209,7 +208,7 @@ def together(*models: Any) -> Iterator[int]:
 
 
 def from_pretrained(path: str | os.PathLike[str], *, dtype: torch.dtype | str | None = None, **more: Any) -> Any:
-    """A causal language model from a directory. The layers read its experts from there, torch does not. Collective.
+    """A causal language model from a directory. Aristos reads the experts from there, torch all else. Collective.
 
     Each rank reads its own experts when it makes a layer. Packed experts stay packed, unless `options` set another
     weight_dtype.
@@ -239,7 +238,7 @@ def from_pretrained(path: str | os.PathLike[str], *, dtype: torch.dtype | str | 
     MismatchError
         Ranks open different models.
     EnvironmentProblem
-        MPI cannot do what is needed.
+        MPI lacks a feature that Aristos needs.
     """
     return model_without_experts(path, communicator(), dtype, more)
 

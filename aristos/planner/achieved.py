@@ -4,11 +4,12 @@ Equation 1 divides the work of a group by rate, and sends every device of the gr
 holds whole experts, and each source uses one of an expert's c copies, the one with number (the source's place in the
 group mod c). So a stage takes
 
-    pi = work * max over devices of (load / rate) C_i = crossings * sum over j of alpha_ij + beta_ij * payload * (i's
-    rows that j computes + j's rows that i does) / 2
+    pi  = work * max over devices of (load / rate)
+    C_i = crossings * sum over j of (alpha_ij + beta_ij * payload * rows_ij / 2)
 
-with loads and rows as shares of a device's rows. Half of the crossings carry rows out, half carry outputs back. Every
-alpha counts, because every rank is sent an announcement. This module searches nothing.
+where rows_ij are the rows of i that j computes and the rows of j that i computes. Loads and rows are shares of a
+device's rows. Half of the crossings carry rows out, half carry outputs back. The sum counts every alpha, because a rank
+sends each rank of its group an announcement. This module searches nothing.
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ BLOCK = 1 << 22  # entries of an array examined at once
 
 @dataclass(frozen=True)
 class Achieved:
-    """The times that a placement gives. step_us: kappa stages and the all-reduce.
+    """The times that a placement gives, us. step_us: kappa times the longest stage, plus the all-reduce.
 
-    pi_us: [groups]. comm_us: [groups] the largest C of a device of the group."""
+    pi_us: [groups] pi. comm_us: [groups] the largest C of a device of the group."""
 
     step_us: float
     pi_us: NDArray[np.float64]
@@ -38,8 +39,9 @@ class Achieved:
 
 
 def achieve(problem: Problem, groups: Groups, allreduce_us: float, grows: bool) -> Achieved:
-    """The step of these groups with the placement that `place` returns. grows: whether the objective is
-    `work_conserving`."""
+    """The times of a step of these groups, with the placement that `place` returns. allreduce_us: T_rho.
+
+    grows: whether the objective is `work_conserving`."""
     group_of = labels(problem.n, groups)
     alphas, _ = partners(problem, group_of, np.bincount(group_of))
     pi, comm = np.zeros(len(groups)), np.zeros(len(groups))

@@ -1,6 +1,6 @@
 """The baselines that a plan must never be worse than: one group, one group a node, and the greedy merge of 2024.
 
-Each function returns groups. Groups that do not fit into the memory have infinite cost.
+Each function returns groups. Their cost is infinite if a group cannot hold all experts.
 """
 
 from __future__ import annotations
@@ -59,7 +59,9 @@ def _nodes_by_name(names: tuple[str, ...]) -> np.ndarray | None:
 
 
 def components(linked: np.ndarray) -> np.ndarray:
-    """[n] the number of each device's connected component, in order of first devices. linked: [n, n] bool"""
+    """[n] the number of each device's connected component. Numbers follow the components' first devices.
+
+    linked: [n, n] bool"""
     n = len(linked)
     found = np.full(n, -1, np.int64)
     number = 0

@@ -1,21 +1,21 @@
 """A lower bound on F for problems too large to solve exactly: a mixed-integer programme over cells and sizes.
 
 How few groups can there be if every stage takes at most b us? A group belongs to the smallest cell v that contains it.
-Let x[t, v, s] be the devices of type t in groups of size s of v, y[v, s] the number of those groups, and z[v, u, s, c]
-how many of them have c devices in v's child u. Every partition obeys
+Let x[t, v, s] be the devices of type t in groups of size s of v. Let y[v, s] be the number of those groups, and
+z[v, u, s, c] the number of those groups that have c devices in v's child u. Every partition obeys
 
     sum over v, s of x[t, v, s] = devices of type t           x[t, v, s] <= devices of type t * y[v, s]
-    sum over t of x[t, v, s] = s y[v, s]                      x = 0 where comm of t exceeds what pi leaves of b
+    sum over t of x[t, v, s] = s y[v, s]                      x = 0 where comm[t, v, s] + least pi > b
     sum over t of memory[t] x[t, v, s] >= experts y[v, s]
     sum over t of (rate[t] - layer_cost / (b - comm[t, v, s])) x[t, v, s] >= 0        (`literal`: layer_cost / s)
-    sum over t in u of x[t, v, s] = sum over c of c z[v, u, s, c]      z = 0 where part of u exceeds what pi leaves of b
+    sum over t in u of x[t, v, s] = sum over c of c z[v, u, s, c]      z = 0 where part[u][s, c] + least pi > b
     sum over c of z[v, u, s, c] <= y[v, s]                    sum over u, c of z[v, u, s, c] >= 2 y[v, s]
 
 where y and the sums over s of z are whole numbers. comm and part come from `reach.py`. The fourth line says that a
-group's rates suffice for pi within the time that communication leaves of b. The least sum of y is k(b), which falls as
-b grows, and T_rho grows with k. So F < f is impossible if for every k the longest stage allowed, (f - T_rho(k)) /
-kappa, needs more than k groups. The bound is the largest such f that bisection finds. The solver is HiGHS. Its own
-bound is used instead of its solution, so a time limit can weaken the bound but not falsify it.
+group's rates suffice to compute pi in the time b - comm. The least sum of y is k(b), which falls as b grows. T_rho
+grows with k. So no partition has F < f if, for every k, stages of at most (f - T_rho(k)) / kappa us need more than k
+groups. The bound is the largest such f that bisection finds. The solver is HiGHS. Its own bound is used instead of its
+solution, so a time limit can make the bound lower but not wrong.
 """
 
 from __future__ import annotations
@@ -57,11 +57,11 @@ class Kind:
 
 @dataclass(frozen=True)
 class Part:
-    """How the groups of a cell may lie in its children of one kind. place: the child's index in `Programme.places`.
+    """How the groups of a cell may lie in equal children of the cell. place: a child's index in `Programme.places`.
 
     number: how many such children the cell has. low, high: [counts] range of devices in a child that a column covers.
-    cost: [bins, counts] lower bound in us. memory, rate: [counts] the most that this many devices of a child have
-    together.
+    cost: [bins, counts] lower bound on a group's largest C, us. memory, rate: [counts] the most that this many devices
+    of a child have together.
     """
 
     place: int
@@ -79,7 +79,8 @@ class EqualCells:
 
     low, high: [bins] range of group sizes.
     fastest: [bins] the sum of rates of the `high` fastest devices. quickest: [bins] the mean rate of the `low` fastest.
-    comm: by kind, [bins] lower bound in us. parts: the cell's children by kind; none if no finer structure is known.
+    comm: by kind, [bins] lower bound on C of a device of that kind, us. parts: the cell's children, one entry for equal
+    children; empty if no finer structure is known.
     """
 
     number: int

@@ -44,7 +44,7 @@ DEAR = 4.0  # cost of leaving a device out, in groups
 WHOLE_SECONDS = 4.0  # time limit of one search for a partition of whole columns
 WHOLE_MOST = 800  # the most columns of one search: with many thousands the solver overruns its time limit
 KINDS, PARTS = 8, 32  # units are the KINDS largest values, divided by 1..PARTS
-LITTLE = 1e-3  # rounding to a unit may add this share of the sum of values more than rounding to the best unit
+LITTLE = 1e-3  # a unit may be used if it adds at most this share of the sum of values more than the best unit adds
 UP, DOWN = 1e-9, 1e-6  # rounding errors of values and of sums of under 1000 values, in units
 PARTITIONS = 4  # the most searches in a row; each finds fewer groups, which allow longer stages
 
@@ -158,7 +158,7 @@ class Columns:
         return False
 
     def close(self, reduce_us: Callable[[int], float], most: int, low: float, high: float) -> float:
-        """Bisect between a bound and F of the best groups.
+        """Bisect between a bound and F of the best groups. The parameters are those of `bounds.lower_bound`.
 
         Returns the raised bound; offers better groups on the way.
         """

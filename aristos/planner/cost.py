@@ -161,15 +161,15 @@ def evaluate(problem: Problem, groups: Groups, objective: str | None = None, all
     groups : sequence of sequences of int
         A partition of the devices: each index in one group.
     objective : str or None, default None
-        "work_conserving": every device brings its tokens. "literal": Equation 1 as the poster has it. None: the
-        problem's.
+        "work_conserving": every device brings its tokens. "literal": Equation 1 as the poster has it. None:
+        `problem.objective`.
     allreduce : str, default "any"
         "any": the all-reduce uses the slowest of all links. "crossing": the slowest link between groups.
 
     Returns
     -------
     Cost
-        Its terms, in us.
+        The partition's terms, in us.
 
     Raises
     ------

@@ -18,8 +18,8 @@ from .cost import allreduce_us, evaluate, slowest_link
 from .problem import Problem
 from .terms import slowness
 
-MOST = 16  # devices; each more takes three times as long and twice the memory
-MOST_WITH_TIME = 18  # with a deadline of at least SECONDS_WITH_TIME
+MOST = 16  # devices; one more device takes three times the time and twice the memory
+MOST_WITH_TIME = 18  # devices, if the deadline is at least SECONDS_WITH_TIME
 SECONDS_WITH_TIME = 30.0
 SLACK = 1e-9  # relative; added to the incumbent, because sums of floats differ in their last bits
 

@@ -1,4 +1,6 @@
-"""The machine's part of a published model's problem: rates, links, and memory in experts. If nothing fits, the reason.
+"""The machine's part of a published model's problem: rates, links, and memory in experts.
+
+If the model does not fit into the memory, `check` raises Infeasible with what would fit.
 
 A machine is a file of `aristos topo --measure`, or a cluster file. A cluster file has nested switches as in a problem's
 `cluster`, but its devices have `tflops` and `memory_gb` instead of `rate` and `memory`:
@@ -43,7 +45,7 @@ class Devices:
 
 
 def load(path: str | Path) -> dict[str, Any]:
-    """Read a cluster file. Raises ProblemError if the file is none, OSError if it cannot be read."""
+    """Read a cluster file. Raises ProblemError if the file holds no valid cluster, OSError if it cannot be read."""
     try:
         return _cluster(read_json(path, "cluster"))
     except ProblemError as why:

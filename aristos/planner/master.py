@@ -1,7 +1,7 @@
 """Chooses the fewest of the known groups such that each device is in exactly one of them.
 
 The linear programme may choose a fraction of a group; its duals are prices of devices. If it may choose only whole
-groups, its solutions are partitions. The cost of a group does not count here.
+groups, its solutions are partitions. Only the number of groups counts here, not the time of their stages.
 """
 
 from __future__ import annotations

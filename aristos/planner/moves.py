@@ -10,7 +10,7 @@ from .terms import allreduce_us, comm_us, pi_us, share_mib
 
 INFINITE = np.inf
 SHARPNESS = 12.0  # exponent of a mean that stands for the longest stage, so that shortening any long stage counts
-# penalty on a stage without enough memory: this, plus this times the share of experts that do not fit
+# a stage without enough memory counts 1 + SHORT_OF_MEMORY * (1 + the share of experts that do not fit) times
 SHORT_OF_MEMORY = 4.0
 
 

@@ -14,8 +14,7 @@ from dataclasses import dataclass
 class Moving:
     """The comparison. token_bytes, weight_bytes: of one device and layer in one forward call.
 
-    move: "tokens" or "weights",
-    whichever takes fewer bytes."""
+    move: "tokens" or "weights", whichever takes fewer bytes."""
 
     token_bytes: float
     weight_bytes: float

@@ -69,7 +69,7 @@ def pack(problem: Problem, tree: Tree, size: int) -> Pattern:
 def _deal(units: Pattern, k: int) -> Pattern:
     """Put neighbouring units into k groups with nearly equal numbers of devices.
 
-    Cuts units only if they are too few.
+    Units are cut only if there are fewer than k.
     """
     if len(units) < k:
         return [np.array(part) for part in np.array_split(np.concatenate(units), k)]

@@ -22,7 +22,10 @@ def check() -> None:
 
 
 def draw(plan: Plan, path: str) -> None:
-    """Write a picture to `path`, whose ending decides the format. Raises EnvironmentProblem, OSError, ValueError."""
+    """Write a picture to `path`, whose ending decides the format.
+
+    Raises EnvironmentProblem without Matplotlib, ValueError for too many devices or an unknown ending, and OSError.
+    """
     regular.refuse_others(path)
     check()
     import matplotlib

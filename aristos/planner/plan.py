@@ -24,7 +24,7 @@ class Plan(placement.Plan):
     Attributes
     ----------
     problem : Problem
-        What was solved.
+        The problem that was solved.
     objective : str
         "work_conserving" or "literal".
     allreduce : str

@@ -162,7 +162,7 @@ def _nested(w: Floats, members: NDArray[np.int64], u: Cell, s: int) -> Floats:
         if s - c >= outside.shape[1]:
             continue
         spans = int(np.searchsorted(total, c)) + 1
-        few = c // spans  # some child has at most this many
+        few = c // spans  # some child has at most `few` of the c devices
         k = np.arange(1, few + 1)
         pays = inside[:, k - 1] + middle[:, c - k] + outside[:, [s - c]]
         found[c] = pays.min()

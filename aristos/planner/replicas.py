@@ -2,8 +2,8 @@
 
 Copies of an expert have nearly equal shares of its load: each source rank uses one copy, which the rank's number
 selects. Copies are added one by one, always to the expert with the largest load per copy. Copies are given to devices
-from heavy to light, each to the device that would end first with it. Then they are moved and swapped while that
-shortens the time of the slowest device. TRIES numbers of copies are tried, up to what memory allows. The baseline
+from heavy to light, each to the device that would finish first with it. Then they are moved and swapped while that
+shortens the time of the slowest device. TRIES numbers of copies are tried, up to the most that fit. The baseline
 `eplb` is DeepSeek's load balancer, written from its description.
 """
 

@@ -19,7 +19,7 @@ from .exact import pairs_from_slow
 from .problem import Problem
 
 Groups = list[list[int]]
-NEAREST = 8  # of a device: how many devices with the fastest links to it are considered; it may move to their groups
+NEAREST = 8  # a device may move to the groups of this many devices, those with the fastest links to it
 STEPS = 1_500_000  # steps of one annealing; with more than 32 devices, this times 32 / devices
 ROUNDS = 12  # rounds of annealing, from the best cuts for different k and from the best groups so far
 PIECES = 10  # parts of one annealing; the clock is checked after each

@@ -24,7 +24,7 @@ CLOSE = 1e-4  # gap at which the search ends
 CELLS_MOST = 160  # most devices that the bound treats one by one; with more, equal cells are treated as one
 PACKED = 0.7  # the share of the time after which packing ends
 PLAIN, ANNEALED, PARTITIONED = 0.2, 0.4, 0.8  # shares of the time at which the first bound, annealing and columns end
-NUMBERS_SECONDS = 15.0  # limit of the integer programmes before the search
+NUMBERS_SECONDS = 15.0  # time limit of the programmes that give the first bound
 
 
 def solve(
@@ -41,8 +41,8 @@ def solve(
     problem : Problem
         Devices, links and the layer's costs.
     objective : str or None, default None
-        "work_conserving": every device brings its tokens. "literal": Equation 1 as the poster has it. None: the
-        problem's.
+        "work_conserving": every device brings its tokens. "literal": Equation 1 as the poster has it. None:
+        `problem.objective`.
     allreduce : str, default "any"
         "any": the all-reduce uses the slowest of all links. "crossing": the slowest link between groups.
     deadline_s : float, default 60.0

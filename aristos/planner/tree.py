@@ -125,7 +125,7 @@ class Tree:
         return None
 
     def _pair(self, s: int, group_of: NDArray[np.int64] | None) -> tuple[int, int] | None:
-        """The first pair whose lowest common switch is this one."""
+        """The first pair whose lowest common switch is switch s, or None. With group_of, the pair is in two groups."""
         switch, start = self.switches[s], int(self.first[s])
         child = switch.children[0][1].size
         if switch.size == child:

@@ -19,6 +19,7 @@ from .problem import Problem
 from .terms import comm_us, share_mib
 from .tree import Leaf, Switch
 
+# bins of sizes, and of counts in a child: one bin a number up to EXACT, then each bin begins STEP times higher
 EXACT_SIZES, SIZE_STEP = 64, 1.05
 EXACT_COUNTS, COUNT_STEP = 32, 1.2
 
@@ -104,7 +105,7 @@ def programme(problem: Problem, grows: bool) -> Programme:
         comm, made = {}, []
         owner = {t: child.size for _, child, _, below in parts for t in below}
         for t in mine:
-            own = owner.get(t, 1)  # how many devices the child of kind t has
+            own = owner.get(t, 1)  # devices of the child that contains kind t; 1 if a device is itself a child
             if parts and len(leaves) == 0 and len(parts) == 1 and parts[0][2] == 1:
                 # the switch has one child, and every group here is inside that child
                 comm[t] = np.full(len(low), np.inf)

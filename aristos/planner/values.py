@@ -36,8 +36,8 @@ class ProblemError(InputError):
 
 
 def read_json(path: str | Path, what: str) -> Any:
-    """Read a file's JSON. what: what the file should contain. Raises ProblemError if it is no JSON, OSError if the file
-    cannot be read."""
+    """Read a file's JSON. what: what the file should contain, for the message. Raises ProblemError if the text is no
+    JSON, OSError if the file cannot be read."""
     text = b""
     try:
         text = regular.read(path)
@@ -47,7 +47,7 @@ def read_json(path: str | Path, what: str) -> Any:
 
 
 def number(where: str, value: Any, *, positive: bool = False) -> float:
-    """The value as a number from 0 (if `positive`: from SMALLEST) to LARGEST. Raises ProblemError if it is none."""
+    """The value as a number from 0 (if `positive`: from SMALLEST) to LARGEST. Raises ProblemError for other values."""
     want = f"a number from {SMALLEST:g} to {LARGEST:g}" if positive else f"a number from 0 to {LARGEST:g}"
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ProblemError(where, f"must be {want}, got {quoted(value)}")
@@ -59,7 +59,7 @@ def number(where: str, value: Any, *, positive: bool = False) -> float:
 
 
 def count(where: str, value: Any, least: int = 0) -> int:
-    """The value as an integer of at least `least` and under 2**48. Raises ProblemError if it is none."""
+    """The value as an integer of at least `least` and under 2**48. Raises ProblemError for other values."""
     whole = isinstance(value, float) and value.is_integer()
     if isinstance(value, bool) or not (isinstance(value, int) or whole) or not least <= value < 1 << 48:
         raise ProblemError(where, f"must be an integer of at least {least} and under 2**48, got {quoted(value)}")

@@ -138,5 +138,5 @@ def _twice_the_links(plan: Plan, group: int) -> str:
 
 
 def _then(plan: Plan, slowest: int) -> str:
-    """The group that would then be the slowest, if that is another one."""
+    """Text that names the group that would then be the slowest; '' if the slowest group stays the same."""
     return f"; group {slowest} would then be the slowest" if slowest != plan.cost.slowest else ""

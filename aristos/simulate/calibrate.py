@@ -1,7 +1,7 @@
 """Measures a core of this machine for a simulation: the expert kernel by number of rows, copies of rows, combining.
 
-Other work on the machine only slows a run down. So each time is a low percentile of many runs, and things that are
-measured take turns.
+Other work on the machine only slows a run down. So each time is a low percentile of many runs, and the measured
+functions take turns.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from ..primitives.buffers import aligned
 from ..row_types import ROW_TYPES
 from .machine import Costs, Kernel
 
-# A kernel multiplies tiles of rows, so a row more than a multiple of 16 takes as long as a whole tile. The longest runs
-# lie halfway between two multiples.
+# A kernel multiplies tiles of rows, so one row more than a multiple of 16 takes as long as a whole tile. The longest
+# runs lie halfway between two multiples.
 ROWS = (1, 2, 4, 8, 12, *(n + more for n in range(16, 129, 16) for more in (0, 1)), 200, 264, 392)
 COLD = 192 << 20  # bytes of all weights that take turns: more than a cache holds, as in a model with many layers
-SECONDS, PASSES = 0.1, 8  # seconds spent on each thing that is measured, and the parts in which they are spent
+SECONDS, PASSES = 0.1, 8  # seconds spent on each measured function, and the number of parts in which they are spent
 UNDISTURBED = 10  # the percentile of the runs' times that counts
 WINDOWS = 16  # more rows than the nearest cache holds
 COPIED = 16 << 20  # bytes of the rows copied, and of the rows combined: about as many as in a call with many tokens
@@ -103,7 +103,7 @@ class ExpertRuns:
         self.operations = 2 * (3 if cfg.gated else 2) * cfg.hidden * cfg.ffn
 
     def of(self, rows: int) -> KernelRuns:
-        """Runs of so many rows. The experts take turns, and so do WINDOWS parts of the rows, as rows that arrive do."""
+        """Runs of `rows` rows each. The experts take turns, and so do WINDOWS parts of the rows, as in a real call."""
         cfg = self._cfg
         common = {
             "rows": rows,

@@ -142,7 +142,7 @@ RANK_WORDS = 16
 (
     UNDER_WAY,  # puts that have not landed
     LANDED_AT,  # ns: when the last put landed
-    FLUSHER,  # 1 + the actor that waits until they have landed, 0: none
+    FLUSHER,  # 1 + the actor that waits until the pair's puts have landed, 0: none
     FREE_AT,  # ns: when the link of the pair's local words becomes free
     PUT_BYTES,  # bytes put so far
     PUTS,  # how many puts
@@ -219,7 +219,7 @@ def charge(nanoseconds):
 
 @jit
 def charge_at_speed(nanoseconds):
-    """Add time that depends on the speed of the rank that runs: that of a kernel, or of Python."""
+    """Add time that depends on the speed of the rank that runs: the time of a kernel, or of Python code."""
     charge(nanoseconds * mem.load(rank_record(current_rank()) + WORD * SLOWNESS) // 1024)
 
 

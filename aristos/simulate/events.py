@@ -39,7 +39,7 @@ def before(one, other):
 def push(time, kind, a, b, x, y):
     """Add an event. kind: one of control.py's. Events with equal times come in the order in which they were added."""
     i = get(c.EVENTS)
-    if get(c.STOP) != 0:  # actors end, all at once
+    if get(c.STOP) != 0:  # all actors end at once
         return
     if i == get(c.EVENTS_MOST):
         put(c.STOP, c.FULL)
@@ -61,7 +61,7 @@ def push(time, kind, a, b, x, y):
 
 @jit
 def pop():
-    """Remove the next event, of which there must be one. Returns (time, kind, its four arguments)."""
+    """Remove the next event. There must be one. Returns (time, kind, its four arguments)."""
     n = get(c.EVENTS) - 1
     put(c.EVENTS, n)
     at = event(0)

@@ -1,4 +1,4 @@
-"""Costs of a machine from real calls on it: copies, combining, collectives, and calls outside of the loop."""
+"""Costs of a machine from real calls on it: copies, combining, collectives, and calls outside of the engine's loop."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ COLLECTIVES = 3  # of a bulk call: one for the counts of rows, two for rows
 class Observed:
     """Real calls of a layer on one rank.
 
-    tokens: of the rank. row_bytes: of a row. choices: rows that a token combines. moved: rows copied to peers.
-    collective_kib: KiB that a bulk call's collectives copy. Times are in ns. dispatch, combine: of a fused call.
-    outside: a fused call's time before and after its loop. between: a bulk call's time without kernels and copies, on
-    the rank whose kernels and copies take longest.
+    tokens: how many tokens the rank has. row_bytes: bytes of a row. choices: rows that a token combines. moved: rows
+    copied to peers. collective_kib: KiB that a bulk call's collectives copy. Times are in ns. dispatch, combine: the
+    times of these activities in a fused call. outside: a fused call's time before and after its loop. between: a bulk
+    call's time without kernels and copies, on the rank whose kernels and copies take longest.
     """
 
     tokens: int
@@ -35,15 +35,15 @@ class Observed:
 
 
 def least(same: Sequence[Observed]) -> Observed:
-    """The least time of everything in observations of one layer, because other work only slows calls down."""
+    """The least value of each time in observations of one layer, because other work only slows calls down."""
     names = ("dispatch", "combine", "outside", "between")
     return replace(same[0], **{name: min(getattr(each, name) for each in same) for name in names})
 
 
 def costs(given: Costs, observed: Sequence[Observed]) -> Costs:
-    """Costs that fit the observed calls best, relative to each call; those that calls do not show are `given`.
+    """Costs that fit the observed calls best, relative to each call. Costs that calls do not show are those of `given`.
 
-    A call's cost outside of its loop is that of the layer with the fewest tokens, whose calls vary least.
+    A call's cost outside of its loop is taken from the layer with the fewest tokens, because its calls vary least.
     """
     copies = _fitted([(o.moved, o.moved * o.row_bytes / KIB, o.dispatch) for o in observed])
     combined = _fitted([(o.tokens, o.tokens * o.choices * o.row_bytes / KIB, o.combine) for o in observed])

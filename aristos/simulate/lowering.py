@@ -149,7 +149,7 @@ def wire_put(wire, peer, at, source, nbytes):
 
 @jit
 def wire_flush(wire, peer):
-    """`wire.flush`: the actor waits until its rank's puts to the peer have landed and its rank knows it."""
+    """`wire.flush`: the actor waits until its rank's puts to the peer have landed, and the rank knows that."""
     charge(get(c.FLUSH_NS))
     scheduler.sync()
     me, pair = get(c.CURRENT), current_rank() * get(c.WORLD) + peer

@@ -47,7 +47,7 @@ class Kernel:
 
     @property
     def reading_rows(self) -> int:
-        """How many rows take as long to compute in a long run as a run of one row takes, which reads the weights."""
+        """How many rows of a long run take as long as a run of one row, whose time is that of reading the weights."""
         known = sorted(self.rates)
         return max(1, round(known[0] / self.rates[known[0]] * self.rates[known[-1]]))
 
@@ -67,7 +67,7 @@ class Network(Protocol):
     """The network between nodes: `Links`, or one of topologies.py, trees.py and measured.py."""
 
     def routes(self, nodes: int) -> Routes:
-        """The links and routes between the first `nodes` nodes. Raises InputError if there are fewer."""
+        """The links and routes between the first `nodes` nodes. Raises InputError if the network has fewer."""
         ...
 
 

@@ -43,8 +43,8 @@ PRESETS = {
 def load(path: Path) -> Machine:
     """A machine from a file. Raises InputError, OSError.
 
-    A file whose name ends in .json has measured links or a planner's cluster, and costs and kernel are the defaults;
-    another one is YAML.
+    A file whose name ends in .json has measured links or a planner's cluster, and costs and kernel are the defaults.
+    Any other file is YAML.
     """
     if path.suffix == ".json":
         return Machine(links=networks.from_file(path))
@@ -54,7 +54,8 @@ def load(path: Path) -> Machine:
 def from_text(text: str, name: str, folder: Path = Path()) -> Machine:
     """A machine from YAML: mappings `links` or `network`, `costs` and `kernel`.
 
-    name: for errors. folder: of the files that the text names. What the text leaves out has the default of machine.py.
+    name: the text's name, for errors. folder: the folder of the files that the text names. A value that the text leaves
+    out is the default of machine.py.
     Raises InputError for unknown or impossible values, and OSError for a named file that cannot be read.
     """
     found = _parsed(text, name)

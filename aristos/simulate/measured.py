@@ -1,4 +1,4 @@
-"""Networks of which the rate and the latency of each pair of nodes are known: measured links, or the planner's."""
+"""Networks in which the rate and the latency of each pair of nodes are known: measured links, or the planner's."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .trees import rate_of
 
 @dataclass(frozen=True)
 class KnownPairs:
-    """Each node has one link out and one in. A pair that is slower than these has a link of its own beside them.
+    """Each node has one link out and one in. A pair that is slower than these links has a third link of its own.
 
     rate: [nodes, nodes] GB/s from a source to a target. latency: [nodes, nodes] us. out, into: [nodes] GB/s of a node.
     """

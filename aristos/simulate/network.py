@@ -55,9 +55,10 @@ def count_put(pair, nbytes):
 
 @jit
 def send(pair, nbytes):
-    """Put `nbytes` between a pair of ranks on different nodes. Few bytes take no share of a link.
+    """Put `nbytes` between a pair of ranks on different nodes.
 
-    A flow of more begins when its first byte has come through.
+    A put of at most SMALL_BYTES takes no share of a link. A larger put is a flow, which begins when its first byte has
+    come through the route.
     """
     if nbytes <= get(c.SMALL_BYTES):
         push(get(c.NOW) + latency(pair), c.LAND_PUT, pair, 0, 0, 0)
@@ -67,7 +68,7 @@ def send(pair, nbytes):
 
 @jit
 def begin(pair, nbytes, time):
-    """Begin a flow of `nbytes` between a pair of ranks on different nodes."""
+    """Begin a flow of `nbytes` between a pair of ranks on different nodes, at `time` ns."""
     flow = get(c.FREE_FLOW)
     if get(c.STOP) != 0:
         return

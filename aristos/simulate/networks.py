@@ -79,7 +79,7 @@ def _inner(kind: str, found: Mapping[str, Any], wanted: tuple[str, ...], optiona
     missing = [key for key in wanted if key not in inner]
     if unknown or missing:
         problem = f"got {', '.join(unknown)}" if unknown else f"{missing[0]} is missing"
-        raise InputError(f"{kind} has {', '.join((*wanted, *optional))}: {problem}"[:300])
+        raise InputError(f"{kind} takes the keys {', '.join((*wanted, *optional))}: {problem}"[:300])
     return inner
 
 

@@ -32,8 +32,8 @@ class Outcome:
     for a peer. rows: [world, world] rows from a source to an owner in the last call. put_bytes, puts: [world, world]
     bytes and puts between nodes in all calls. row_bytes: bytes of the rows that crossed between nodes in the last call.
     decisions: [world] how often the workers of a rank decided what to do, in all calls. node_of: the node of each rank.
-    links: name -> bytes that crossed in all calls, and the share of the link's capacity that they used. workers: of a
-    rank. events: how many were added.
+    links: name -> bytes that crossed in all calls, and the share of the link's capacity that they used. workers: how
+    many a rank has. events: how many events were added.
     """
 
     times: np.ndarray

@@ -1,7 +1,8 @@
-"""Simulates a stage of a plan's groups, beside the time that Equation 1 predicts, term by term.
+"""Simulates a stage of a plan's groups, and compares each term of its time with the term that Equation 1 predicts.
 
-A device is a node with one rank. Its kernels have the rate of the plan's problem for any number of rows. So compute
-differs only by what the equation leaves out: whole experts and the routing. Costs of steps are those of `Costs`.
+A device is a node with one rank. Its kernels have the rate of the plan's problem for any number of rows. So the compute
+term differs only because the equation does not count whole experts and the routing. Costs of steps are those of
+`Costs`.
 """
 
 from __future__ import annotations
@@ -30,10 +31,11 @@ CROSSINGS = 2  # of a forward stage
 
 @dataclass(frozen=True)
 class Checked:
-    """A group, one forward stage of it in us, and the groups with equal rates, memory and links.
+    """A group, the times of one forward stage of it in us, and `alike`, the groups with equal rates, memory and links.
 
-    pi, comm: as Equation 1 predicts. compute: of the device that is longest in experts. network: how long that device
-    waits and serves the wire. steps: all else of its call. stage: from the first rank's start to the last one's end.
+    pi, comm: as Equation 1 predicts. compute: the longest time that a device spends in experts. network: how long that
+    device waits and serves the wire. steps: the rest of that device's call. stage: from the first rank's start to the
+    last rank's end.
     """
 
     group: int
@@ -47,7 +49,7 @@ class Checked:
     stage: float
 
     def to_json(self) -> dict[str, Any]:
-        """The values, and the error of each predicted term: predicted / simulated - 1; None if the latter is 0."""
+        """The values, and the error of each predicted term: predicted / simulated - 1, None if simulated is 0."""
         predicted = {"pi_us": self.pi, "comm_us": self.comm, "stage_us": self.pi + self.comm}
         simulated = {"pi_us": self.compute, "comm_us": self.network, "steps_us": self.steps, "stage_us": self.stage}
         errors = {key: value / simulated[key] - 1 if simulated[key] > 0 else None for key, value in predicted.items()}
@@ -74,7 +76,7 @@ def check(
 ) -> Checked:
     """Simulate a call of the first of these groups, with uniform routing. cfg: the model's layer.
 
-    Raises InputError if it cannot be simulated, and SimulationEnded.
+    Raises InputError if the call cannot be simulated, and SimulationEnded if it cannot end.
     """
     problem, number = plan.problem, alike[0]
     group = plan.groups[number]

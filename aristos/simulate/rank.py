@@ -79,7 +79,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Decisions:
-    """What ranks decide by, measured or given by the kernels of a real layer.
+    """The numbers by which ranks decide, measured or given by the kernels of a real layer.
 
     run_rows: see `entries.run_rows`. stay_rows, reading_rows: the job's words of these names.
     """
@@ -92,7 +92,8 @@ class Decisions:
     def of(cls, layer: Layer, kernel: Kernel) -> Decisions:
         """The decisions of a layer's kernels, for the instruction set that this process may use.
 
-        Reading an expert takes as long as a run of one row, and the arithmetic of a row as long as in a long run.
+        They assume that reading an expert's weights takes as long as a run of one row, and that the arithmetic of a row
+        takes as long as in a long run.
         """
         cfg = layer.cfg
         element = module("elements", isa.chosen()).element_type(cfg.dtype, cfg.precision, cfg.packed)
@@ -198,8 +199,8 @@ class Rank:
 def bulk_words(ranks: Sequence[Rank]) -> list[np.ndarray]:
     """For each rank the words of its bulk calls, which `enter` in inside/bulk.py reads.
 
-    They are the lengths of `order` and `ends`, these two and `claimed` of `run_experts` in engine/bulk.py, and the rows
-    to each rank and from each.
+    The words are the lengths of `order` and `ends`; the arrays `order`, `ends` and `claimed` of `run_experts` in
+    engine/bulk.py; the number of rows to each rank; and the number of rows from each rank.
     """
     world = len(ranks)
     start = ranks[0].job[int(ranks[0].job[words.SLOT_START]) :][: world + 1]

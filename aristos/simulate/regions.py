@@ -32,7 +32,7 @@ class Regions:
         self.memory = np.zeros(0, np.uint8)
 
     def allocate(self) -> None:
-        """Take memory for all ranks, zeros. Pages that no rank touches take none."""
+        """Allocate zeros for all ranks. Pages that no rank touches take no memory."""
         self.memory = np.zeros(self.shape.world * self.rank_bytes + 2 * LINE, np.uint8)
 
     @property

@@ -30,11 +30,10 @@ class Routes:
     def of(
         cls, nodes: int, hops: np.ndarray, names: Sequence[str], capacity: Sequence[float], latency: np.ndarray
     ) -> Routes:
-        """Routes on those links that they use, numbered again.
+        """Routes with only the links that they use, which are numbered again.
 
         hops: [classes, any] the links of each route in order, and -1 at any place where the route has none. names,
-        capacity: of all links; bytes/ns. latency: [classes] us. Raises InputError for rates and latencies that no
-        simulation can count with.
+        capacity: of all links; bytes/ns. latency: [classes] us. Raises InputError for rates and latencies out of range.
         """
         order = np.argsort(hops < 0, axis=1, kind="stable")
         hops = np.take_along_axis(hops, order, axis=1)

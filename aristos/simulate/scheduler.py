@@ -159,7 +159,7 @@ def swap(record, context):
 
 @jit
 def end_all(record):
-    """End the simulation. The caller does not go on, nor does another actor. record: the caller's."""
+    """End the simulation. Neither the caller nor another actor goes on. record: the caller's."""
     swap(record, get(c.MAIN))
 
 

@@ -31,9 +31,9 @@ from .rank import Decisions, Layer, Rank, bulk_words
 from .regions import Regions
 
 Schedule = Literal["fused", "bulk"]
-FLOWS_EACH = 64  # for each rank there is space for so many flows; more for each pair of ranks
+FLOWS_EACH = 64  # space for this many flows for each rank; there is further space for each pair of ranks
 AHEAD_MOST = 100  # ns
-EVENTS_MOST = 1 << 16  # of a worker in a call
+EVENTS_MOST = 1 << 16  # the most timeline events of a worker in a call
 
 
 _RUNNING = threading.Lock()  # held while a simulation uses the words of control.py

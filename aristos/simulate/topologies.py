@@ -84,11 +84,11 @@ class FatTree:
 
 @dataclass(frozen=True)
 class Dragonfly:
-    """Groups of switches, in which each switch has a link to each other one; minimal routing.
+    """Groups of switches, in which each switch has a link to each other switch of its group; minimal routing.
 
-    groups: how many. switches: of a group. nodes_each: nodes of a switch. between: links from a group to each other
-    group; the switches of the group have these links in turn. A route takes link (source + target) mod `between`. rate:
-    of links of nodes, between the switches of a group, and between groups.
+    groups: how many groups there are. switches: switches of a group. nodes_each: nodes of a switch. between: links from
+    a group to each other group; the switches of the group have these links in turn. A route takes link (source +
+    target) mod `between`. rate: of links of nodes, between the switches of a group, and between groups.
     """
 
     groups: int
@@ -155,7 +155,7 @@ class Torus:
     """A torus, in which a node has a link to each of its two neighbours on each axis; dimension-order routing.
 
     size: nodes on each axis; numbers of nodes count along the first axis first. A route takes the shorter way round
-    each axis. If both ways are equal, it goes upward, except from the middle node of the axis. A node has no other
+    each axis. If both ways are equal, the route goes upward, except from the middle node of the axis. A node has no other
     links, so it can send on all axes at once.
     """
 

@@ -99,7 +99,7 @@ class PlannerTree:
     """The planner's cluster. A node is a lowest switch with the devices below it.
 
     Each device has a link of its own to each switch above it, as in the planner's Equation 1. The links of a node's
-    devices are one link.
+    devices are simulated as one link with the sum of their rates.
     """
 
     tree: Tree
@@ -136,8 +136,8 @@ def rate_of(beta_us_per_mib: float) -> float:
 def meet(nodes: int, names: Sequence[str], way: Way, ways: int) -> Routes:
     """The routes between the first `nodes` of the nodes with these names.
 
-    ways: how many different ways a node has. The target's number chooses one; if the ways of both nodes do not meet,
-    the next one is tried. Raises InputError if none meet.
+    ways: how many different ways up a node has. The target's number chooses one. If the ways of both nodes do not meet,
+    the next way is tried. Raises InputError if no ways meet.
     """
     sources, targets = pairs(nodes, len(names), "the network")
     numbers: dict[tuple[str, str], int] = {}

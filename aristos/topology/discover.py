@@ -36,7 +36,7 @@ def discover(
 ) -> Topology:
     """This machine and the nodes of its job.
 
-    Facts that cannot be read are unknown, or one of `Topology.faults` says why.
+    A fact that cannot be read stays unknown, or a fault in `Topology.faults` says why it cannot be read.
 
     Parameters
     ----------

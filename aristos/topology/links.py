@@ -7,7 +7,7 @@ for n ranks, a row an origin and a column a target; null means unknown:
     source            "measured", "table", or "mixed": some pairs measured, the others from the table of defaults
     hosts             n host names, by rank
     devices           n of {"name", "label", "cpus", "rate_gflops", "rate_from", "memory_bytes", "memory_from"}
-                      label: "GPU0", or "" for cores; rate: the expert kernel's in float32 on cores, bfloat16 on GPUs
+                      label: "GPU0", or "" for cores; rate: of the expert kernel, float32 on cores, bfloat16 on GPUs
     classes           of links: "self", "NV4", "PIX", "PXB", "PHB", "NODE", "SYS", "NET", "NET3" (3 switches apart)
     alpha_us, beta_us_per_mib
                       of large puts (from 64 KiB on), symmetric (the slower direction), zeros on the diagonal; the
@@ -20,9 +20,9 @@ for n ranks, a row an origin and a column a target; null means unknown:
     faults            sentences
     notes             sentences about these figures
     measured_utc, seconds, command
-                      when it was measured, how long that took, and the command
+                      when the links were measured, how many seconds that took, and the command
 
-Measured by `aristos/bench/links.py`.
+`aristos/bench/links.py` measures these figures.
 """
 
 from __future__ import annotations

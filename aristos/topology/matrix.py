@@ -30,7 +30,8 @@ LEGEND = (
     ("NODE = Connection traversing PCIe as well as", "within a NUMA node"),
     ("SYS = Connection traversing PCIe as well as", "QPI/UPI)"),
 )
-FIELDS = {0: (), 1: (0,), 2: (0, 1), 3: (0, 1, 3)}  # number of headings -> their cells among tabs after the links
+# number of headings of affinities -> the places of their cells among the cells that tabs separate after the links
+FIELDS = {0: (), 1: (0,), 2: (0, 1), 3: (0, 1, 3)}
 LONGEST = 10_000  # the most characters of a line; 100 columns have 1000
 MOST_HEADINGS = 16  # the most lines that name columns but have no rows below
 Affinity = tuple[str | None, str | None, str | None]  # CPUs, NUMA domain, the GPU's own NUMA domain

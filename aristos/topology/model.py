@@ -131,7 +131,7 @@ class Gpu:
     memory : int or None
         Bytes.
     numa : int or None
-        The NUMA domain of the CPUs that are close to it.
+        The NUMA domain of the CPUs that are close to the GPU.
     cpus : frozenset of int, or None
         The CPUs that are close to the GPU.
     cpus_from : str or None

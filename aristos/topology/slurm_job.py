@@ -26,12 +26,12 @@ MOST_GROUPS = 128  # the most parts of a heterogeneous job that Slurm allows
 
 @dataclass(frozen=True)
 class SlurmJob:
-    """A job. nodes: the nodes of this step, or outside a step of the job. tasks: how many tasks each node has, None if
-    unknown.
+    """A job. step: whether the process is in a step. nodes: the nodes of the step, or of the job outside any step.
 
-    job_nodes: the nodes of the whole job. gpus: Slurm's numbers of the job's GPUs on this node, None if unknown.
-    hides_gpus: the option that hides other tasks' GPUs from each task, '' if none does. address: SLURM_TOPOLOGY_ADDR
-    and its pattern. In containers most variables may be missing; then nodes may be empty.
+    tasks: how many tasks each node has, None if unknown. job_nodes: the nodes of the whole job. here: this node's name,
+    None if unknown. gpus: Slurm's numbers of the job's GPUs on this node, None if unknown. hides_gpus: the option that
+    hides other tasks' GPUs from each task, '' if none does. address: SLURM_TOPOLOGY_ADDR and its pattern. In containers
+    most variables may be missing; then nodes may be empty.
     """
 
     id: str
@@ -99,7 +99,7 @@ def _groups(env: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def _tasks(env: Mapping[str, str], nodes: int, step: bool) -> tuple[int, ...] | None:
-    """Tasks of each node, if the variables agree with the number of nodes."""
+    """How many tasks each node has; None if the variables do not say, or do not agree with the number of nodes."""
     for name in ("SLURM_STEP_TASKS_PER_NODE", "SLURM_TASKS_PER_NODE") if step else ("SLURM_TASKS_PER_NODE",):
         if env.get(name):
             found = counts(env[name])

@@ -25,7 +25,7 @@ NAMES = {
 
 
 def parse(text: str, topology: str | None = None) -> Network:
-    """A network from the text of a file or of scontrol. Raises TopologyError for any other line.
+    """A network from the text of a file or of scontrol. Raises TopologyError for a line that does not describe one.
 
     topology: the topology to read if the text has several. For a topology.yaml this is a name, and None means the
     cluster's default. For a topology.conf this is a kind (Slurm itself reads the lines of its TopologyPlugin), and None
@@ -128,7 +128,9 @@ def _acyclic(parents: Mapping[str, Iterable[str]]) -> None:
 
 
 def _block(entries: Sequence[Mapping[str, str]]) -> Network:
-    """The network of blocks and of the bigger blocks that contain consecutive ones, as printed or by BlockSizes."""
+    """The network of blocks, and of bigger blocks that contain consecutive blocks.
+
+    If the text does not list the bigger blocks, they follow from BlockSizes."""
     parents = Parents()
     blocks: list[str] = []
     members: dict[str, int] = {}

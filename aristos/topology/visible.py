@@ -40,7 +40,9 @@ def visible(env: Mapping[str, str], devices: Sequence[Gpu]) -> tuple[tuple[Visib
                 )
             break
         if found in seen:
-            faults.append(Fault(f"{VARIABLE}={text} names {entry} twice, so CUDA sees no device", "name each once"))
+            faults.append(
+                Fault(f"{VARIABLE}={text} names {entry} twice, so CUDA sees no device", "name each device once")
+            )
             return (), faults
         seen.append(found)
     return tuple(seen), faults

@@ -37,7 +37,7 @@ SIZES = (
         ({"moe_token_drop": True}, "option 'moe_token_drop'"),
         ({"num_local_experts": 4}, "num_experts is 5 and num_local_experts is 4, but both name the same option"),
         ({"hidden_act": "mish"}, "hidden_act must be one of silu"),
-        ({"num_experts": None}, " is missing, which this model needs"),
+        ({"num_experts": None}, " is missing, but this model needs it"),
         ({"num_experts": -1}, "num_experts must be an int of at least 1"),
         ({"num_experts_per_tok": "two"}, "num_experts_per_tok must be an int"),
         ({"num_experts": True}, "num_experts must be an int"),
@@ -93,7 +93,7 @@ def test_what_is_not_known_is_refused_by_name(tmp_path, change, words):
         ({"model_type": "gpt_oss", "swiglu_limit": float("inf")}, "swiglu_limit must be a number of at least 0, got i"),
         (
             {"model_type": "deepseek_v2", "topk_method": "group_limited_greedy"},
-            "n_group is missing, which this model needs",
+            "n_group is missing, but this model needs it",
         ),
         (
             {

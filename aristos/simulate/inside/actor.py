@@ -1,4 +1,4 @@
-"""A worker of a rank in virtual time: it makes calls with the shipped loop, and meets the others between calls."""
+"""A worker of a rank in virtual time: it makes calls with the shipped loop, and meets all workers between calls."""
 
 from kernel_cache.compile import jit
 

@@ -16,9 +16,9 @@ from . import actor
 
 
 def enter(number):
-    """The C function in which the context of an actor begins, as that of `actor`.
+    """The C function in which the context of an actor begins, in place of `actor.enter`.
 
-    `bulk_words` in rank.py says what words a rank has for bulk calls.
+    `bulk_words` in rank.py says which words a rank has for bulk calls.
     """
     job, st = actor.job_of(number), actor.state_of(number)
     at = mem.load(c.actor(number) + WORD * c.BULK)
@@ -73,7 +73,9 @@ def make_call(job, st, number, worker, call, order, ends, claimed, sent, came):
 
 @jit
 def all_to_all(job, st, number, sent, came, row, least):
-    """Send `least` bytes and `sent[p]` rows of `row` bytes to each rank p, and wait for those of all others."""
+    """Send `least` bytes and `sent[p]` rows of `row` bytes to each rank p, and wait for the messages of all others.
+
+    came: [W] how many rows come from each rank."""
     begun = get(c.NOW)
     messages.enter(number)
     me = number // get(c.WORKERS)

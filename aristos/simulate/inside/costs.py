@@ -1,4 +1,4 @@
-"""Charges for the work of steps that no primitive does. Each function here takes a step's place, and calls the step."""
+"""Charges for work that steps do without a primitive. Each function here takes a step's place, and calls the step."""
 
 from kernel_cache.compile import jit
 
@@ -15,7 +15,7 @@ _decide, _publish, _pack, _route = steps.decide, steps.publish, packing.execute,
 def decide(job, st, worker):
     """`steps.decide`, with a charge for the tables that it reads.
 
-    The first lock that it takes marks the begin of a poll.
+    The first lock that the step takes marks the beginning of a poll.
     """
     mem.store(actor(get(c.CURRENT)) + WORD * c.RESTED, 1)
     charge(get(c.DECIDE_NS) + get(c.PEER_NS) * job[words.WORLD])

@@ -1,4 +1,4 @@
-"""Events of a timeline take no virtual time, so a simulation that keeps them has the times of one that does not."""
+"""Events of a timeline take no virtual time, so a simulation has the same times whether it keeps events or not."""
 
 from kernel_cache.compile import jit
 
@@ -11,7 +11,7 @@ _note = loop.note
 
 @jit
 def note(job, st, worker, kind, start, end, what, rows):
-    """`loop.note`, in no time."""
+    """`loop.note`, without virtual time."""
     now = get(c.NOW)
     _note(job, st, worker, kind, start, end, what, rows)
     put(c.NOW, now)
