@@ -140,7 +140,7 @@ class Case:
         return source if stays else owner
 
     def describe(self) -> str:
-        """One line for people."""
+        """The case for people: a line with its sizes, and a line for each rank's calls."""
         words = [
             f"{self.ranks} ranks on nodes {list(self.node_of)}" + ", two levels" * (self.levels == 2),
             f"{self.workers} worker{'s'[: self.workers > 1]} each, {self.runs} column-split runs"
@@ -313,8 +313,8 @@ def _other_tapes(case: Case, epoch: int, made: tuple[Call, ...], asked: Asked, r
 
 
 def of_tapes(case: Case, rounds: list[tuple[Call, ...]]) -> list[tuple[Call, ...]]:
-    """The rounds, changed so that a backward call has the layer and ids of the forward call before it, if that
-    worked."""
+    """The rounds, changed so that a backward call has the layer and ids of the forward call before it, if that call
+    left a tape."""
     made: list[tuple[Call, ...]] = []
     for epoch, each in enumerate(rounds, 1):
         if case.is_backward(epoch) and case.tape_of(made):

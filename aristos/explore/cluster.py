@@ -33,9 +33,9 @@ PROGRESS_NS = 1_000 * wire.PROGRESS_US
 TOKEN_BLOCK = 2  # tokens of a route or combine command; few, so that a call has several commands
 ROUNDS_OF_TIME = 60  # how often time may be moved on because no actor can go on
 PASSING = 130  # seconds by which time moves on in such a round, more than a timeout
-LATEST = 2 * OVERDUE * PASSING  # seconds in which every wait for a lost rank ends; half a run takes that long
-BLIND = 50  # poison-checking idle polls that an actor may make before it counts as stuck
-PATIENT = 4_000  # visible operations allowed for each row and rank, and the same number again for each call
+LATEST = 2 * OVERDUE * PASSING  # seconds in which every wait for a lost rank ends; half of the allowed steps take as long
+BLIND = 50  # idle polls that an actor may make without having checked every peer's poison
+PATIENT = 4_000  # visible operations allowed for each row, and twice as many for each call of a rank
 
 
 def waits(memory: Memory, actor: Actor) -> str:
@@ -260,7 +260,7 @@ class Cluster:
         self._passed += 1
         self.seconds += PASSING
         alive = [a for a in self.sched.actors if not a.done and a.flushing >= 0]
-        # ranks inside MPI, whose watchdogs act
+        # ranks inside a call of MPI, where their watchdogs act
         held = {a.rank for a in alive if self.ranks[a.flushing].stage == "gone"}
         self.checks.after_a_failure(held)
         if held:

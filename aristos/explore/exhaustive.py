@@ -145,7 +145,9 @@ class StateSearch:
         self._enter(path, sleep)
 
     def _enter(self, path: list[PathState], sleep: set[Move]) -> None:
-        """Enter the state that the cluster is in, if it is new."""
+        """Enter the state that the cluster is in, if some of its moves must still be tried.
+
+        sleep: moves that need not be tried from this state."""
         moves = [Move(a.number, a.op, a.at) for a in self.sched.actors if a.enabled]
         moves += [Move(m.actor, m.op, m.at, 1) for m in moves if m.at in self.network.moving]
         if not moves:

@@ -13,7 +13,7 @@ from ..engine import column_runs
 
 SHARES = 3  # shares of F in a column-split run
 PRIME = (1 << 61) - 1
-VERSION = 20  # the low bits of a stand-in for an address of weights; they hold the slot's number
+VERSION = 20  # how many low bits of a stand-in for an address of weights hold the slot's number
 
 
 def row_of(rank: int, epoch: int, token: int, words: int) -> list[int]:

@@ -28,7 +28,7 @@ class GpuRank(Rank):
     worker = "block"
 
     def __init__(self, cluster: Surroundings[Rank], me: int) -> None:
-        self.host_cause = 0  # why this rank failed, if the host found that
+        self.host_cause = 0  # why this rank failed, if the host noticed the failure
         super().__init__(cluster, me)
         self.remote = cluster.case.nodes.remote(me)
         self.alone = {private(me, LOCK, LINE), private(me, LOCK, 2 * LINE)}
@@ -108,8 +108,9 @@ class GpuRank(Rank):
     def _host_fails(self, cause: int) -> None:
         """Poison as `ProxyThread.poison` does.
 
-        Blocks read and forward the poison; no kernel is launched to notify them,
-        because it might not become resident."""
+        Blocks read and forward the poison. No kernel is launched to notify them, because such a kernel might not become
+        resident.
+        """
         job, st, gpu, cs = self.sides
         self.host_cause = cause
         if self.stage == "work":
@@ -124,7 +125,7 @@ class GpuRank(Rank):
 
     @property
     def poisons(self) -> set[tuple[int, int]]:
-        """The (epoch, origin) that poison may name, although the host may know less of a call than the GPU does."""
+        """The pairs (epoch, origin) that poison may name. The host may not know yet that the GPU has begun a call."""
         mine = {(self.epoch - 1, self.me), (self.epoch, self.me)} if self.host_cause else set()
         return super().poisons | mine
 
@@ -153,8 +154,7 @@ class GpuRank(Rank):
         reach.hosts.remove(me)
 
     def _close(self) -> None:
-        """End the kernel if everything that it owes to remote peers has been put. One word says how far the puts
-        are."""
+        """End the kernel. Raises WrongResult unless everything that it owes to remote peers has been put."""
         super()._close()
         job, st, _, _ = self.sides
         for p in self.remote:

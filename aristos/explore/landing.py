@@ -2,7 +2,7 @@
 
 Data that is put and not flushed may not be read, and its source may not be written (network.py checks both). So the
 moment when the data lands makes no difference, and here it lands with the flush. A coded word lands with its flush at
-the latest. If its target polls it before that, it may or may not have landed, and the search tries both.
+the latest. If the target polls the word before the flush, the word may or may not have landed: the search tries both.
 Readers refuse a torn word like a word that has not arrived (network.py tests that), so both halves land together here.
 Words that only a timeout reads are not put at all. Which rank is inside MPI is not modelled.
 """

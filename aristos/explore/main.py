@@ -45,7 +45,7 @@ class Sweep:
     steps: int
     seconds: float
     failure: FailedSchedule | None
-    interrupted: bool = False  # whether Ctrl-C ended it
+    interrupted: bool = False  # whether Ctrl-C ended the sweep
 
 
 class Clock:

@@ -122,8 +122,8 @@ class Memory(Clocks):
     def check_mapped(self, at: int) -> None:
         """Raise unless this rank may use memory into which MPI puts: its own, or that of a stream to its node.
 
-        That a rank sees what was put at another rank of its node is relied on for streams, once it has read the
-        stream's words whole; for nothing else.
+        The engine relies on seeing what was put at another rank of the node only for streams, and only once the rank
+        has read the stream's words whole.
         """
         if not self.regions.mapped(at, self.rank):
             owner = self.regions.place(at).rank

@@ -128,7 +128,7 @@ class SimulatedNetwork:
             self.actor.enabled = bool(self.moving)
 
     def flush(self, address: int, peer: int) -> None:
-        """Wait until all puts of this rank to `peer` have landed. Its later actions come after them."""
+        """Wait until all puts of this rank to `peer` have landed. The rank's later actions come after these puts."""
         memory = self.memory
         self.check_caller(address)
         self.sched.switch(FLUSH, address)
@@ -241,7 +241,7 @@ class SimulatedNetwork:
         held = memory.value.get(address + WORD * wire.LOCK, 0)
         if not held or memory.holders.get(address) != memory.me:
             raise Race(
-                f"{self.sched.me.name} calls MPI without the wire's lock: another actor of its rank may call it too"
+                f"{self.sched.me.name} calls MPI without the wire's lock: another actor of its rank may call MPI too"
             )
 
     def check_read(self, at: int) -> None:
@@ -252,7 +252,7 @@ class SimulatedNetwork:
 
     def check_write(self, at: int) -> None:
         if self.sources.get(at):
-            raise Race(f"{self.sched.me.name} writes {self.memory.name(at)}, which it still puts from")
+            raise Race(f"{self.sched.me.name} writes {self.memory.name(at)}, the source of an unflushed put")
         if at in self.flying:
             raise Race(f"{self.sched.me.name} writes {self.memory.name(at)}, which was put and is not flushed")
 

@@ -73,7 +73,7 @@ class Rank:
         self.patience: Any = None
         self.counts: Any = None
         self.caller = 0  # the number of worker 0's actor
-        self.print = 0
+        self.print = 0  # a hash of the state that the workers decided from last
         self.left = 0  # how often other workers have left a call
         self.split_rows: dict[int, list[int]] = {}  # rows of column-split runs, by the address of their activations
         self.progress_thread: Actor | None = None

@@ -42,4 +42,4 @@ class Reach:
         else:
             allowed = host and place.part == ACCEPTED
         if not allowed:
-            raise WrongSide(f"{name} writes {self.regions.name(at)}, which the other side writes")
+            raise WrongSide(f"{name} writes {self.regions.name(at)}, which only the other side may write")

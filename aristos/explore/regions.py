@@ -18,12 +18,13 @@ AREAS = ("state", "lock", "wire", "x", "y", "ids", "weights", "activations", "la
          "scalars", "scalars that came back", "store", "tape", "records of the tape")  # fmt: skip
 RETURNS, RING, PLAIN, CODED, OUT_OF_BOUNDS = range(5)
 SIZES = {"records": words.RECORD_WORDS, "return_records": words.RETURNED_WORDS}
-STREAM = ("announce", "records", "ring", "index", "staged")  # what local ranks of a rail use of a region
+STREAM = ("announce", "records", "ring", "index", "staged")  # the parts of a region that local ranks of a rail use
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where an address lies. kind: its rules. writer: the rank that may write there, -1 if it changes between calls."""
+    """Where an address lies. kind: which rules it has, from RETURNS to OUT_OF_BOUNDS. writer: the rank that may write
+    there, -1 if that rank changes between calls."""
 
     kind: int
     rank: int  # the rank that owns the memory
@@ -31,7 +32,7 @@ class Place:
     region: str
     writer: int
     offset: int  # bytes from the region's beginning
-    peer: int = -1  # of an outbox: the rank for which its data is
+    peer: int = -1  # the rank for which an outbox's data is, or whose data a region has
 
 
 class Regions:
@@ -138,7 +139,8 @@ class Regions:
     def mapped(self, at: int, rank: int) -> bool:
         """Whether `rank` may use an address of a window for remote peers.
 
-        It may use its own window, and at a local peer streams to their node and, to store outputs, return rows.
+        The rank may use all of its own window. In a local peer's window it may use streams to their node, and return
+        rows, in which it stores outputs.
         """
         p = self.place(at)
         if p.part != REMOTE or p.rank == rank or p.kind == OUT_OF_BOUNDS:

@@ -18,7 +18,7 @@ from .strategies import Replay
 from .violation import Violation
 
 SECONDS = 20.0  # time limit for shrinking
-IN_VAIN = 24  # trials in a row without a shorter schedule after which none is expected
+IN_VAIN = 24  # shrinking ends after this many trials in a row that gave no shorter schedule
 
 
 @dataclass(frozen=True)

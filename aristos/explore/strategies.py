@@ -13,7 +13,7 @@ from .cases import Case
 from .scheduler import Actor, Strategy
 
 CHANGES = 4  # the most changes of priority in a run
-FAIR = 500  # the running actor's priority also falls once in so many steps, because a waiting rank goes on for ever
+FAIR = 500  # the running actor's priority also falls once in this many steps, because a waiting rank polls for ever
 LOCAL_STEPS, REMOTE_STEPS, GPU_STEPS = (
     60,
     350,

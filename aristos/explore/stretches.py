@@ -150,7 +150,7 @@ class Stretches(Cluster):
         self.idle()
 
     def mark(self, actor: Actor) -> None:
-        """Begin a stretch."""
+        """Begin a stretch of an actor, from the state that its rank is in."""
         rank = self.ranks[actor.rank]
         if actor.daemon:
             host = Host.of(rank)

@@ -12,7 +12,7 @@ class Race(Violation):
 
 
 class SecondWriter(Violation):
-    """A word has a second writing rank, or a return row is written twice in a call."""
+    """A second rank writes a word, or a return row is written twice in a call."""
 
 
 class WrongSide(Violation):

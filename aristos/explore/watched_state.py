@@ -107,7 +107,7 @@ class Watched(State):
         actor = self.memory.actor
         raise Race(
             f"{actor(self.memory.me)} {does} {self.name(i)} in {step} while {actor(other)} may be {done} it in {where}:"
-            " nothing orders the two"
+            " nothing orders the two accesses"
         )
 
     def name(self, i: int) -> str:

@@ -55,9 +55,9 @@ def layers_of(model: torch.nn.Module) -> dict[str, Experts]:
 def average_dense_grads(model: torch.nn.Module) -> None:
     """Replace the gradients outside the experts by their means over all ranks. Collective.
 
-    All ranks then have the same bits.
- If a rank has no gradient of a parameter, zeros are used; if no rank has one, it stays None. The first call
-    compares all values of parameters between ranks; later calls compare the first values of each parameter.
+    All ranks then have the same bits. A rank that has no gradient of a parameter counts as zero. If no rank has one,
+    the gradient stays None. The first call compares all values of parameters between ranks; later calls compare the
+    first values of each parameter.
 
     Parameters
     ----------

@@ -155,8 +155,8 @@ class Torus:
     """A torus, in which a node has a link to each of its two neighbours on each axis; dimension-order routing.
 
     size: nodes on each axis; numbers of nodes count along the first axis first. A route takes the shorter way round
-    each axis. If both ways are equal, the route goes upward, except from the middle node of the axis. A node has no other
-    links, so it can send on all axes at once.
+    each axis. If both ways are equal, the route goes upward, except from the middle node of the axis. A node has no
+    other links, so it can send on all axes at once.
     """
 
     size: tuple[int, ...]

@@ -110,10 +110,10 @@ def test_switches_that_never_meet_are_refused(tmp_path):
         ("network: {torus: [4, x], rate: 1}", "each of torus must be a whole number from 1 to 524288, got 'x'"),
         ("network: {torus: [4], rate: 1, speed: 3}", "may have torus, rate, latency, hop, got speed"),
         ("network: {fat-tree: [4], rate: 1}", r"fat-tree must be a mapping with down, up, got \[4\]"),
-        ("network: {fat-tree: {down: [4]}, rate: 1}", "fat-tree has down, up, cables: up is missing"),
+        ("network: {fat-tree: {down: [4]}, rate: 1}", "fat-tree takes the keys down, up, cables: up is missing"),
         (
             "network: {dragonfly: {groups: 2, switches: 2, nodes_each: 2, tail: 1}, rate: 1}",
-            "dragonfly has .*: got tail",
+            "dragonfly takes the keys .*: got tail",
         ),
         ("network: {slurm: 5, rate: 1}", "slurm must be a file's name, got 5"),
         ("network: {slurm: t.conf, rate: 1, nodes: [n1]}", "nodes must be names as Slurm writes them"),

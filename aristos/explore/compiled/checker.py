@@ -4,8 +4,8 @@ Actors are the threads of all ranks, and networks. There is one network for each
 of the rank's puts and writes the data at the peer. A flush makes the network's writes known to the thread that called
 the flush. If MPI puts a word as {value, complement}, the put counts as a release of this value. A thread that reads the
 value knows of the put after the thread's next sync.
-With two levels a rank may use only those parts of a neighbour's window that `regions.py` names. Nobody promises what it
-sees elsewhere.
+With two levels a rank may use only those parts of a neighbour's window that `regions.py` names. The values that it
+would see elsewhere are undefined.
 
 First, NumPy drops accesses that cannot be part of a race: accesses to words that one actor uses alone, or that no actor
 writes, and repetitions of an access by the same actor since the actor's last atomic operation.
@@ -48,7 +48,11 @@ class Found:
 
 @dataclass
 class Accesses:
-    """Plain accesses, one word each."""
+    """Plain accesses, one word each. All arrays are [n].
+
+    entry: the access's index in the log. actor: the actor's number. number: the word's address in the common space.
+    writes: whether the access writes.
+    """
 
     entry: np.ndarray
     actor: np.ndarray
@@ -210,7 +214,7 @@ class Checker(Clocks):
         return self.races
 
     def _neighbours(self) -> None:
-        """Look for accesses of a neighbour's window for remote peers where this rank may not use it."""
+        """Find accesses to those parts of a neighbour's window for remote peers that this rank may not use."""
         used = np.flatnonzero(self.space.in_part(self.numbers, REMOTE) & (self.kinds <= EXCHANGE))
         ranks, numbers = self.entries[used, log.RANK], self.numbers[used]
         used = used[self.space.ranks(numbers) != ranks]

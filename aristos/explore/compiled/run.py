@@ -39,7 +39,10 @@ CFG = MoEConfig(hidden=16, ffn=224, experts=6, top_k=2, max_tokens=40, gated=Tru
 
 @dataclass(frozen=True)
 class Case:
-    """Calls of one object. options: keyword arguments of MoE. once: whether tokens cross once within a node too."""
+    """Calls of one object. options: keyword arguments of MoE. loads: whether ranks load weights between calls.
+
+    once: whether tokens cross once within a node too. exchange: whether the object is an `Exchange` instead of an MoE.
+    """
 
     name: str
     what: str
@@ -171,7 +174,7 @@ def make_all(comm: Any, tries: list[tuple[Case, int]], calls: int, seed: int) ->
 
 
 def make(comm: Any, case: Case, bug: int, record: log.Log, calls: int, seed: int) -> Result | None:
-    """Make the calls of a case, and check their log."""
+    """Make the calls of a case, and check their log. Returns the result on rank 0, None on the other ranks."""
     recorder, began = Recorder(), time.perf_counter()
     once = {(cpu, "ONCE_ROWS"): 2, (cpu, "ONCE_SHARE"): 100} if case.once else {}
     small = {
@@ -185,7 +188,7 @@ def make(comm: Any, case: Case, bug: int, record: log.Log, calls: int, seed: int
         TABLE[ELEMENT], TABLE[PLANTED] = 4, 0
         with contextlib.ExitStack() as opened:
             if case.exchange and case.cfg.levels == 2:
-                opened.enter_context(_layer(comm, case))  # an exchange has the levels that it finds
+                opened.enter_context(_layer(comm, case))  # an exchange has the levels of the open layer
             made = opened.enter_context(_exchange(comm, case) if case.exchange else _layer(comm, case))
             opened.enter_context(_recording(made, recorder))
             rng = np.random.default_rng([seed, comm.rank])

@@ -110,13 +110,13 @@ class Space:
         return places.where(number)[1] == places.REMOTE and self.regions.place(number).kind == CODED
 
     def in_area(self, numbers: np.ndarray, area: int) -> np.ndarray:
-        """Which numbers lie in this private area, on whatever rank."""
+        """Which numbers lie in this private area of any rank."""
         inside = (numbers >= places.FIRST) & (numbers < OTHER)
         private = (numbers >> places.PART_BITS & places.PRIVATE) == places.PRIVATE
         return inside & private & ((numbers >> places.AREA_BITS & places.AREA_MASK) == area)
 
     def in_part(self, numbers: np.ndarray, part: int) -> np.ndarray:
-        """Which numbers lie in this part, on whatever rank."""
+        """Which numbers lie in this part of any rank's memory."""
         inside = (numbers >= places.FIRST) & (numbers < OTHER)
         return inside & ((numbers >> places.PART_BITS & places.PRIVATE) == part)
 
