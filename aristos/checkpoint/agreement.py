@@ -13,7 +13,10 @@ from .stored_arrays import LATE, WEIGHTS
 
 
 def agree(comm: Any, timeout: float, path: Any, problem: Exception | None, options: str) -> None:
-    """Raise a rank's `problem` there, and PeerInputError elsewhere; MismatchError if `options` differ. Collective."""
+    """Raise `problem` on a rank that has one, and PeerInputError on the other ranks. Collective.
+
+    options: a hash of config.json. Raises MismatchError if ranks have different options.
+    """
     from ..substrate.attach import attach
 
     runtime = attach(comm, usable_limits(timeout))

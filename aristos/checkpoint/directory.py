@@ -50,7 +50,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 class Directory:
-    """The tensors of a model directory. Raises CheckpointError with file, tensor and remedy."""
+    """The tensors of a model directory. All methods raise CheckpointError, with file, tensor and remedy."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -80,7 +80,8 @@ def switch(o: Options) -> dict[int, Block]:
 def nllb(o: Options) -> dict[int, Block]:
     """models/nllb_moe: the two best experts, renormalised, times 1 - moe_token_dropout; ungated, with biases.
 
-    In transformers 5.24 the model's block sends all rows to experts 0 and 1; its router and its experts are right.
+    In transformers 5.24 the model's block has a fault: it sends all rows to experts 0 and 1. Its router and its experts
+    are right.
     """
     o.only(second_expert_policy="all", router_dtype="float32")
     o.ignore("router_ignore_padding_tokens", "expert_capacity")  # they concern the capacity in training

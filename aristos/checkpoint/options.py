@@ -105,7 +105,7 @@ class Options:
         return 0 if self.get(*keys) is None else self._number(keys, (int,), 0, MOST)
 
     def optional_count(self, *keys: str) -> int:
-        """An int from 0 up; 0 if it is null in the file, whatever the family's default."""
+        """An int from 0 up; 0 if the option is null in the file, whatever the family's default is."""
         self.read.update(keys)
         named = [key for key in keys if key in self.config]
         return 0 if named and all(self.config[key] is None for key in named) else self.count(*keys)

@@ -2,8 +2,8 @@
 
 `FORMS` lists the tensors of each form. They replace NAME.weight, a tensor [out, in]:
 gptq: qweight [in / c, out] int32, whose words hold c codes along `in`, the lowest bits first; qzeros [groups, out / c],
-whose words hold c zero points along `out`, less one in the format's first version; scales [groups, out]; g_idx [in],
-the group of each k.
+whose words hold c zero points along `out`, each less one in the format's first version; scales [groups, out]; g_idx
+[in], the group of each k.
 awq: qweight [in, out / 8] int32 and qzeros [groups, out / 8], whose nibbles are columns 0 2 4 6 1 3 5 7; scales.
 packed (compressed-tensors): weight_packed, which is either [out, in / c] int32, whose words hold c values along `in`,
 each plus half the range, or uint8 with two codes of fp4 in a byte; weight_scale [out, groups]; weight_zero_point, which

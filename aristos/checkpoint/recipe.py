@@ -37,7 +37,7 @@ class Block:
 
     Parts may have further arrays: "table" [V, k], the experts of each token id, which replaces choosing by scores;
     "expert_scale" [E] or [1], by which an expert's output is multiplied; "router_scale" [H], by which the router's
-    input is multiplied, and "router_norm" [H], by which the layer's input was multiplied before.
+    input is multiplied, and "router_norm" [H], by which the layer's input has already been multiplied.
     """
 
     options: Mapping[str, Any]

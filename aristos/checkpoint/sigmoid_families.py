@@ -1,4 +1,7 @@
-"""Recipes of models whose router uses a sigmoid or sqrt(softplus). Each names the model's code in transformers 5.24."""
+"""Recipes of models whose router uses a sigmoid or sqrt(softplus).
+
+Each recipe names the model's code in transformers 5.24.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Recipes of models whose router uses a softmax. Each names the model's own code in transformers 5.24."""
+"""Recipes of models whose router uses a softmax. Each recipe names the model's own code in transformers 5.24."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ class StoredArray:
 
 
 def _outputs(stored: StoredArray, found: np.ndarray) -> np.ndarray:
-    """The outputs that `stored` means, from a tensor that has all outputs."""
+    """The outputs of the array that `stored` describes, from a tensor that has all outputs."""
     if stored.outputs in HALVES:
         half = len(found) // 2
         return found[HALVES[stored.outputs] * half :][:half]

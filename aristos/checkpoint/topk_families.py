@@ -1,4 +1,7 @@
-"""Recipes of models that use a softmax over the k best logits. Each names the model's code in transformers 5.24."""
+"""Recipes of models that use a softmax over the k best logits.
+
+Each recipe names the model's code in transformers 5.24.
+"""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ class Clocks(ABC):
     # ---- plain accesses
 
     def check_read(self, at: int) -> None:
-        """Raise if another actor may be writing a word that this one reads."""
+        """Raise if another actor may be writing a word that this actor reads."""
         me = self.me
         mine = self.clocks[me]
         wrote = self.writes.get(at)
@@ -88,7 +88,7 @@ class Clocks(ABC):
             self.reads[at] = (*(r for r in readers if r[0] != me), (me, mine[me]))
 
     def check_write(self, at: int) -> None:
-        """Raise if another actor may be reading, writing, releasing or acquiring a word that this one writes."""
+        """Raise if another actor may be reading, writing, releasing or acquiring a word that this actor writes."""
         me = self.me
         mine = self.clocks[me]
         atomic = self.released.get(at)

@@ -33,7 +33,7 @@ PROGRESS_NS = 1_000 * wire.PROGRESS_US
 TOKEN_BLOCK = 2  # tokens of a route or combine command; few, so that a call has several commands
 ROUNDS_OF_TIME = 60  # how often time may be moved on because no actor can go on
 PASSING = 130  # seconds by which time moves on in such a round, more than a timeout
-LATEST = 2 * OVERDUE * PASSING  # seconds in which every wait for a lost rank ends; half of the allowed steps take as long
+LATEST = 2 * OVERDUE * PASSING  # seconds in which every wait for a lost rank ends; half of all allowed steps take this
 BLIND = 50  # idle polls that an actor may make without having checked every peer's poison
 PATIENT = 4_000  # visible operations allowed for each row, and twice as many for each call of a rank
 

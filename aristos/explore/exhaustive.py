@@ -218,8 +218,9 @@ class StateSearch:
     def key(self) -> Key:
         """A hash of the state that the cluster is in.
 
-        Only accesses that some actor may not know of yet matter later, and of a clock only which of them it covers. So
-        the hash has, instead of each time of a clock, the number of such accesses up to that time.
+        Only accesses that some actor may not know of yet matter later. Of a clock it matters only which of these
+        accesses the clock covers. So the hash has, instead of each time of a clock, the number of these accesses up to
+        that time.
         """
         memory, cluster = self.memory, self.cluster
         known = tuple(map(min, zip(*memory.clocks)))

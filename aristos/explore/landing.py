@@ -53,7 +53,7 @@ class Landing(SimulatedNetwork):
         return self.memory.regions.place(at).kind == CODED
 
     def flush(self, address: int, peer: int) -> None:
-        """Land everything under way."""
+        """Land all words of this rank's puts to `peer`."""
         if self.under_way(peer) and not self.again():  # otherwise the flush changes nothing for other actors
             self.sched.switch(FLUSH, address)
         self.settle(address, peer)

@@ -48,7 +48,8 @@ class PutWord:
 class SimulatedNetwork:
     """All puts that are not flushed.
 
-    attention: whether words land at a rank only after it, or its progress thread, has called into MPI since the put.
+    attention: whether words land at a rank only after the rank or its progress thread has called into MPI since the
+    put.
     """
 
     def __init__(self, memory: Memory, attention: bool = False) -> None:

@@ -23,13 +23,13 @@ class Slice(Exception):
 
 
 class Strategy(Protocol):
-    """All decisions of a schedule. 0 is always the choice that changes least."""
+    """Makes all decisions of a schedule. 0 is always the choice that changes least."""
 
     def pick(self, options: list[Actor]) -> int:
-        """The actor that runs next. options[0] is the one that ran last, if that can still run."""
+        """The index in `options` of the actor that runs next. options[0] ran last, if that actor can still run."""
 
     def choose(self, count: int, what: str) -> int:
-        """One of `count` possible outcomes."""
+        """The number of one of `count` possible outcomes. what: the kind of the decision."""
 
 
 class Actor:

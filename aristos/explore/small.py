@@ -36,8 +36,8 @@ def small(
 ) -> Case:
     """A case by name, with `tokens` tokens on each rank that has any.
 
-    If rows may stay, ranks load weights before calls. Of four calls or more, the last but one is an exchange, during
-    which ranks load weights for the last call.
+    If rows may stay, ranks load weights before calls. If there are at least four calls, the last but one is an
+    exchange, during which ranks load weights for the last call.
 
     once: each rank has two experts, and a token chooses both of them, so that it crosses once. In every second call of
     a rank a token chooses one expert; the two ranks do so in different calls. backward: every second call is a backward

@@ -1,6 +1,7 @@
 """transformers' own expert parallelism with Aristos: `DistributedConfig(..., ep_size=2, ep_implementation="aristos")`.
 
-transformers splits the experts, and each rank reads its own; Aristos moves rows between the ranks and computes them.
+transformers splits the experts, and each rank reads its own experts. Aristos moves rows between the ranks and computes
+them.
 The interface exists from transformers 5.23 on.
 """
 
@@ -66,8 +67,8 @@ class AristosEP(EPImplementation):
     def _layer(self, top_k: int, dtype: torch.dtype) -> Experts:
         """The layer of this module, which is made at the first call. Collective.
 
-        Once the layer is made, torch's memory of the experts is released, unless the layer trains: then torch's
-        parameters stay the layer's masters.
+        Once the layer is made, torch's memory of the experts is released. If the layer trains, torch's parameters stay
+        instead, as the layer's masters.
         """
         experts = held(self._module)
         if experts is None:
@@ -103,7 +104,7 @@ def _release(module: Any) -> None:
 
 
 def _leave_fsdp(state: Any) -> None:
-    """Remove a module's parameters from FSDP, which holds two copies of them, and would make one again in each call.
+    """Remove a module's parameters from FSDP, which holds two copies, and would make another copy in each call.
 
     FSDP's groups of parameters are held by the state, and by the hooks that the groups have registered.
     """

@@ -25,9 +25,9 @@ class Graphs:
     """The calls of a layer for which torch may still run the backward pass.
 
     Each call has a number, in a tensor that torch saves for the backward pass. When torch frees that tensor, the tapes
-    are no longer needed: either torch has dropped the graph, or it saves nothing of this call (gradient checkpointing).
-    In the second case the backward pass makes the call again, and finds the number of that later call. torch may
-    free the tensor within any other call, so the tapes wait for `discard`, which is called between calls.
+    are no longer needed: either torch has dropped the graph, or torch saves nothing of this call (gradient
+    checkpointing). In the second case the backward pass makes the call again, and finds the number of that later call.
+    torch may free the tensor within any other call, so the tapes wait for `discard`, which is called between calls.
     """
 
     def __init__(self) -> None:

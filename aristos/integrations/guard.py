@@ -27,7 +27,7 @@ WHAT = "the other ranks' next layer"
 class Offer(NamedTuple):
     """What a rank wants to call. layer: number of an experts module in the models. calls: how many the rank needs.
 
-    top_k, dtype: the layer's. grad: whether the calls have gradients.
+    top_k, dtype: those of the layer. grad: whether the calls have gradients.
     """
 
     layer: int

@@ -205,7 +205,7 @@ def refuse_sharded(module: torch.nn.Module) -> None:
 
 
 def as_numpy(tensor: torch.Tensor) -> np.ndarray:
-    """A tensor on the CPU as an array of the same memory; bfloat16 becomes that of ml_dtypes."""
+    """A tensor on the CPU as an array of the same memory; torch.bfloat16 becomes ml_dtypes.bfloat16."""
     if tensor.requires_grad:
         tensor = tensor.detach()
     if tensor.dtype == torch.bfloat16:

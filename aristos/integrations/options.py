@@ -126,6 +126,9 @@ def communicator() -> Any:
 
 
 def world() -> Any:
-    """MPI's world if a launcher has started several tasks, else None. Raises EnvironmentProblem if MPI disagrees."""
+    """MPI's world if a launcher has started several tasks, else None.
+
+    Raises EnvironmentProblem if MPI does not see the launcher's tasks as one job.
+    """
     started = launch_environment.started_as()
     return None if started is None or started[1] == 1 else mpi_world.connect()

@@ -49,7 +49,7 @@ def _free_port() -> int:
 
 
 def communicator_of(group: Any) -> Any:
-    """The mpi4py communicator of the ranks of a process group, in its order; None for a group of one. Collective.
+    """The mpi4py communicator of a process group's ranks, in the group's order; None for a group of one. Collective.
 
     Raises EnvironmentProblem if processes of torch.distributed are not ranks of one MPI job.
     """

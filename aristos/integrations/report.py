@@ -50,7 +50,9 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class Report:
-    """What the modules of experts of a model have and have done on this rank. `print` shows it.
+    """The modules of experts of a model on this rank: what each holds, and the calls that it has made.
+
+    `print` shows a table of them.
 
     Attributes
     ----------
@@ -82,7 +84,7 @@ class Report:
 
 
 def report(model: Any) -> Report:
-    """What each module of experts of a model has and has done on this rank. Not collective.
+    """What each module of experts of a model holds on this rank, and the calls that it has made. Not collective.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""The experts of a layer as a module of PyTorch, with gradients: `Experts(cfg, comm, train=True)`. On CPUs."""
+"""The experts of a layer as a module of PyTorch, on CPUs, with gradients: `Experts(cfg, comm, train=True)`."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ class Experts(torch.nn.Module):
         Raises
         ------
         PeerInputError
-            `load` raised on another rank. If it raises on this rank, that exception is raised.
+            `load` raised on another rank. If `load` raises on this rank, its exception is raised instead.
         """
         try:
             with self.moe.together("the experts of a layer"):

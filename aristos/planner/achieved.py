@@ -65,7 +65,9 @@ def achieve(problem: Problem, groups: Groups, allreduce_us: float, grows: bool) 
 
 
 def _shares(problem: Problem, held: list[list[int]]) -> dict[tuple[int, ...], float]:
-    """The share of all rows that goes to experts with each list of owners."""
+    """{owners: the share of all rows that goes to experts with exactly these owners}.
+
+    held: [experts] the owners of each expert."""
     loads = problem.loads
     share = np.ones(problem.experts) if loads is None or not loads.any() else loads
     found: dict[tuple[int, ...], float] = {}
@@ -76,7 +78,7 @@ def _shares(problem: Problem, held: list[list[int]]) -> dict[tuple[int, ...], fl
 
 
 def _owner(owners: tuple[int, ...], size: int) -> NDArray[np.int64]:
-    """[size] the owner that each source uses."""
+    """[size] the owner that each source uses for an expert with these owners."""
     return np.array(owners, np.int64)[np.arange(size) % len(owners)]
 
 

@@ -92,9 +92,9 @@ def per_node(problem: Problem) -> list[list[int]]:
 
 
 def greedy(problem: Problem, objective: str | None = None) -> list[list[int]]:
-    """The merge of 2024: visit links ascending by alpha + beta * payload, and merge the groups of both ends if neither
-    can hold all experts, or if the merged group's stage takes no longer than the longer of the two stages. Then each
-    group that cannot hold the experts joins the group with which F rises least.
+    """The merge of 2024. It visits links in ascending order of alpha + beta * payload, and merges the groups of both
+    ends if neither group can hold all experts, or if the merged group's stage takes no longer than the longer of the
+    two stages. Then each group that cannot hold the experts joins the group with which F rises least.
     """
     objective = objective or problem.objective
     n, kappa = problem.n, problem.kappa

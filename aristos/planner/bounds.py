@@ -75,7 +75,7 @@ class Part:
 
 @dataclass(frozen=True)
 class EqualCells:
-    """One cell, which may stand for several equal cells. number: how many. size: devices in one cell.
+    """One cell, which may stand for several equal cells. number: how many cells it stands for. size: devices in one.
 
     low, high: [bins] range of group sizes.
     fastest: [bins] the sum of rates of the `high` fastest devices. quickest: [bins] the mean rate of the `low` fastest.
@@ -130,7 +130,9 @@ class Programme:
         return model
 
     def _add_groups(self, model: _Model, b: float, place: EqualCells, s: int, uses, sums) -> None:
-        """Add a place's groups whose sizes lie in one bin, if there can be any."""
+        """Add the columns and rows of a place's groups whose sizes lie in bin s, if such groups are possible.
+
+        uses, sums: the lists (column, coefficient) that this method extends."""
         p, low, high = self.problem, float(place.low[s]), float(place.high[s])
         least_pi = pi_us(p.layer_cost, 1, place.quickest[s] if self.grows else place.fastest[s], self.grows)
         spare = {}  # by kind: a device's rate minus the rate that pi needs of each device
@@ -196,8 +198,8 @@ def balanced(spare: dict[int, float], size: float) -> dict[int, float]:
     """Spare rates by kind in units of the largest lack. In these units the solver's tolerances are small.
 
     A device that lacks more than all others of a group of `size` can spare is left out, because no group can hold it. A
-    device that can spare more than all others can lack counts as if it spared exactly that, which keeps a sum of at
-    least 0 at least 0. Values smaller than FINEST are rounded up.
+    device that can spare more than all others can lack counts as if it spared exactly that. So no sum that was at least
+    0 becomes negative. Values smaller than FINEST are rounded up.
     """
     most = (size - 1) * max(0.0, *spare.values()) if spare else 0.0
     kept = {t: each for t, each in spare.items() if each >= -most}
@@ -323,7 +325,7 @@ def lower_bound(
 def impossible(
     f: float, fewest: Callable[[float, int, int], int], reduce_us: Callable[[int], float], kappa: float, most: int
 ) -> bool:
-    """Whether it is proved that no partition costs less than f."""
+    """Whether it is proved that no partition costs less than f. The parameters are those of `lower_bound`."""
     k = 1
     while k <= most:
         b = (f - reduce_us(k)) / kappa

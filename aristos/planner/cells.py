@@ -64,7 +64,7 @@ def find(problem: Problem, step: float = STEP) -> Cell:
 
 
 def _refine(cell: Cell, links: list[tuple[float, int, int]], cuts: list[int]) -> None:
-    """Split a cell at the first cut, from slow to fast links, that separates it."""
+    """Split a cell at the first cut, from slow to fast links, that divides it into several parts."""
     for number, at in enumerate(cuts):
         parts = _components(cell.members, links[: at + 1])
         if len(parts) > 1:

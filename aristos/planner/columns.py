@@ -4,11 +4,11 @@ Let every stage take at most b us, and let each device have a price. A group is 
 no group with such a stage is worth more than v, then k groups that hold every device once are worth at most k v. So
 there are at least (sum of prices) / v groups, whatever the prices are. The best prices are the duals of a linear
 programme over the groups found so far (`master.py`). The group that is worth most at these prices is the next column
-(`pricing.py`). The set of groups is relaxed, never restricted. Groups have classes by their cell, their size s and a
-number c: a group has at least c devices in every lowest cell that it touches, and exactly c in one of them. `reach.py`
-computes a lower bound on the time that some device of such a group pays for its links. The group must compute in what
-is left of b, so its sum of rates has a lower bound too. Memory and rates are counted in units, rounded up. Columns
-whose real stages are short enough are combined to partitions.
+(`pricing.py`). The set of groups is relaxed: it may contain impossible groups, but it contains every possible one.
+Groups have classes by their cell, their size s and a number c: a group has at least c devices in every lowest cell that
+it touches, and exactly c in one of them. `reach.py` computes a lower bound on the time that some device of such a group
+pays for its links. The group must compute in the rest of b, so its sum of rates has a lower bound too. Memory and rates
+are counted in units, rounded up. Columns whose real stages are short enough are combined to partitions.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]
 MOST = 96  # devices
 LISTED = 10  # most devices of a lowest cell whose groups are listed one by one
-EACH_MOST = 8  # the numbers c below this one have a class each, all others share one
-STATES = 120_000  # the most states of one size's dynamic programme; units are made coarser until it has no more
+EACH_MOST = 8  # each number c below this one has a class of its own; all larger numbers share one class
+STATES = 120_000  # the most states of one size's dynamic programme; units are made so coarse that it has no more
 UNITS = 64  # the most units of memory
 TIGHT = 1e-3  # relative width at which bisection ends
 STEP = 1.15  # a level of cells begins where link costs rise by this ratio; less would split noisy nodes
@@ -67,7 +67,7 @@ class _Class:
 
 @dataclass
 class _Column:
-    """What is known of a group. stage: the shortest stage that the relaxation allows, us.
+    """A group and its stage. stage: the shortest stage that the relaxation allows, us.
 
     real: the real stage, us; infinite if the group cannot hold all experts."""
 
@@ -77,7 +77,10 @@ class _Column:
 
 
 class Columns:
-    """One problem's columns. offer: a function that takes groups and returns F of the best groups so far."""
+    """One problem's columns. grows: whether the objective is `work_conserving`. until: deadline, of time.monotonic.
+
+    offer: a function that takes groups and returns F of the best groups so far.
+    """
 
     def __init__(self, problem: Problem, grows: bool, offer: Callable[[list[list[int]]], float], until: float) -> None:
         self.problem, self.grows, self.offer, self.until = problem, grows, offer, until

@@ -25,8 +25,9 @@ from .values import ProblemError, count, number, read_json
 
 @dataclass(frozen=True)
 class Need:
-    """The memory that a model's parameters take on a device. expert: bytes of one expert in all layers. dense: bytes of
-    everything outside the experts. each: bytes a parameter. inference: whether nothing is trained."""
+    """The memory that a model's parameters take on a device. experts: experts of a layer. expert: bytes of one expert
+    in all layers. dense: bytes of all parameters outside the experts. each: bytes a parameter. inference: whether
+    nothing is trained."""
 
     experts: int
     expert: int
@@ -121,7 +122,9 @@ def fitting(need: Need, capacity: int) -> int:
 
 
 def check(need: Need, devices: list[Devices]) -> None:
-    """Raise Infeasible, with what would fit, unless each device holds the dense parameters and all hold the experts."""
+    """Raise Infeasible unless each device holds the dense parameters, and all devices together hold the experts.
+
+    The message says what would fit."""
     short = [d for d in devices if d.capacity < need.dense]
     held = sum(d.number * fitting(need, d.capacity) for d in devices if d.capacity >= need.dense)
     missing = max(0, need.experts - held)

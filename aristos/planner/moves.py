@@ -16,7 +16,9 @@ SHORT_OF_MEMORY = 4.0
 
 @jit
 def chain(distance):
-    """Average linkage by nearest-neighbour chains. Returns [n - 1, 2] merged clusters. distance: [n, n], overwritten.
+    """Average linkage by nearest-neighbour chains. Returns [n - 1, 2]: the two clusters of each merge, in order.
+
+    distance: [n, n], overwritten.
 
     Cluster c is device c at first; a merged cluster keeps the lower number.
     """

@@ -101,7 +101,7 @@ def _pack(loads: Floats, copies: Counts, rate: Floats, space: Counts) -> Placeme
 
 
 def _improve(held: list[set[int]], load: Floats, share: Floats, rate: Floats, space: Counts) -> None:
-    """Move or swap single copies of the slowest device, as long as both devices then end earlier than it did before."""
+    """Move or swap single copies of the slowest device while both devices then finish earlier than it did before."""
     for _ in range(PASSES):
         time = load / rate
         slow = int(np.argmax(time))

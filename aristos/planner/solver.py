@@ -107,7 +107,8 @@ class _Large:
     ) -> None:
         self.problem, self.objective, self.allreduce = problem, objective, allreduce
         self.started, self.until, self.seed = started, until, seed
-        # some group's mean rate (`literal`: sum of rates) is at most the mean rate (sum) of all devices
+        # `work_conserving`: some group's mean rate is at most the mean rate of all devices. `literal`: no group's sum
+        # of rates exceeds that of all devices
         least_pi = pi_us(problem.layer_cost, problem.n, float(problem.rate.sum()), objective == "work_conserving")
         self.low, self.by = problem.kappa * least_pi, "the sum of rates"
         self._programme: Programme | None = None

@@ -2,8 +2,8 @@
 
 A device pays the least time if as many partners as possible are below its lower switches and the rest below the common
 switch; counting devices gives that time. Further, c devices in a child whose own children have at most q devices each
-lie in at least c / q of these children, so one of these has at most c divided by their number. A bin of sizes low..high
-pays as little as its cheapest size could.
+lie in at least c / q of these children. So one of the children in which devices lie has at most c divided by the number
+of such children. A bin of sizes low..high pays as little as its cheapest size could.
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ def programme(problem: Problem, grows: bool) -> Programme:
         return Part(place, times, some, most, cost, memories[most - 1], rates[most - 1])
 
     def _best(switch: Switch) -> tuple[Floats, Floats]:
-        """Sums of the fastest rates and of the largest memories of a subtree."""
+        """([devices] the sums of the 1, 2, ... fastest rates of a subtree, the same sums of its largest memories)."""
         found: dict[tuple[float, int], int] = {}
 
         def add(node: Switch | Leaf, times: int) -> None:

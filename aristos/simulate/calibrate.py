@@ -37,7 +37,7 @@ ROWS = (1, 2, 4, 8, 12, *(n + more for n in range(16, 129, 16) for more in (0, 1
 COLD = 192 << 20  # bytes of all weights that take turns: more than a cache holds, as in a model with many layers
 SECONDS, PASSES = 0.1, 8  # seconds spent on each measured function, and the number of parts in which they are spent
 UNDISTURBED = 10  # the percentile of the runs' times that counts
-WINDOWS = 16  # more rows than the nearest cache holds
+WINDOWS = 16  # parts of the rows, which take turns; together they are more than the nearest cache holds
 COPIED = 16 << 20  # bytes of the rows copied, and of the rows combined: about as many as in a call with many tokens
 PATTERN = 1 << 20  # bytes of random numbers, which are repeated
 KIB = 1024
@@ -132,7 +132,7 @@ def kernel(cfg: MoEConfig, experts: int | None = None) -> Kernel:
 
 
 def kernels(layers: Sequence[ExpertRuns]) -> list[Kernel]:
-    """The rates of the expert kernels of several layers, which take turns. So they are right relative to each other."""
+    """The rates of the expert kernels of several layers, which take turns, so that their rates can be compared."""
     seconds = undisturbed([runs.of(rows) for rows in ROWS for runs in layers])
     return [
         Kernel(
@@ -155,7 +155,7 @@ def rows_costs(cfg: MoEConfig, costs: Costs) -> Costs:
 
 
 def _copies(width: int) -> Callable[[], float]:
-    """A call that copies rows of `width` bytes one after another, and returns the seconds of one."""
+    """A call that copies rows of `width` bytes one after another, and returns the seconds that one row takes."""
     from numba import int64
 
     warm_up([(copies, (int64,) * 4)])
@@ -178,7 +178,7 @@ def copies(target, source, rows, nbytes):
 
 
 def _combined(cfg: MoEConfig, k: int) -> Callable[[], float]:
-    """A call that combines k rows of one token, and returns seconds."""
+    """A call that combines k rows of one token, and returns the seconds that this took."""
     element, entries = _kernels(cfg)
     width = element.nbytes * cfg.hidden
     tokens = max(1, COPIED // (k * width))

@@ -1,6 +1,6 @@
 """Contexts of the C library (`ucontext.h`): each actor has a stack of its own, and one thread runs all of them in turn.
 
-A change of context takes a fraction of a microsecond. Between threads a hand-over takes several.
+A change of context takes a fraction of a microsecond. A hand-over between threads takes several microseconds.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Contexts:
     """
 
     def __init__(self, actors: int, function: int) -> None:
-        """function: address of a C function that takes an int64. It must never return."""
+        """function: address of a C function that takes an int64. The function must never return."""
         library = ctypes.CDLL(None, use_errno=True)
         self.swap = ctypes.cast(library.swapcontext, ctypes.c_void_p).value or 0
         self._words = aligned((actors + 1, CONTEXT_BYTES), np.uint8)

@@ -152,7 +152,7 @@ PAIR_WORDS = 8
 
 # records of flows
 (
-    FLOW_END,  # float64: the flow ends when its class has counted so many bytes, see network.py
+    FLOW_END,  # float64: the flow ends when its class has counted this many bytes, see network.py
     FLOW_PAIR,
     NEXT_FLOW,  # the next flow of its class in the order of ends, or the next free flow; -1: none
 ) = range(3)
@@ -164,7 +164,7 @@ EVENT_WORDS = 7  # time, number, kind, four arguments
 
 # causes of an early end
 INTERRUPTED, STUCK, FULL, FAILED = 1, 2, 3, 4
-STUCK_NS = 120 * 10**9  # after so much virtual time without a published command, the simulation is stuck
+STUCK_NS = 120 * 10**9  # after this much virtual time without a published command, the simulation is stuck
 
 CONTROL = aligned((80,), np.int64)
 CONTROL[:] = 0

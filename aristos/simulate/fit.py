@@ -62,7 +62,10 @@ def costs(given: Costs, observed: Sequence[Observed]) -> Costs:
 
 
 def _fitted(equations: Sequence[tuple[float, float, float]]) -> tuple[float, float]:
-    """(x, y), not negative, with a x + b y = c for each (a, b, c) with the least sum of squared relative errors."""
+    """(x, y), not negative, for which the equations a x + b y = c have the least sum of squared relative errors.
+
+    equations: (a, b, c) of each.
+    """
     table = np.array([each for each in equations if each[2] > 0], float)
     if not len(table):
         return 0.0, 0.0

@@ -10,7 +10,7 @@ from .routes import Routes
 
 
 def words(routes: Routes, class_of_pair: np.ndarray, most: int) -> tuple[dict[int, np.ndarray], dict[int, int]]:
-    """(arrays, numbers) by words of control.py. An array's word holds its address.
+    """(arrays, numbers), each a dict by words of control.py. An array's word holds the array's address.
 
     class_of_pair: the class of each ordered pair of ranks, -1 within a node. most: how many flows there may be at once.
     """

@@ -37,7 +37,7 @@ def from_results(path: Path, dtype: str) -> Measured:
 
 
 def _measured(path: Path, run: Run, table: Table) -> Measured:
-    """A table's rates: the median run of each rank, and the mean of the ranks' times."""
+    """A table's rates, from the median time of each rank's runs and the mean over ranks."""
     try:
         times, rows = table.variables["call_time"], table.dims["rows"].values.astype(int)
         ours = times.values[table.dims["kernel"].values.tolist().index(OURS)]

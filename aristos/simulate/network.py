@@ -202,7 +202,7 @@ def due():
 def end_flows(time):
     """Advance to a time at which a flow ends, and end every flow that has sent all its bytes."""
     advance(time)
-    for i in range(get(c.ACTIVES) - 1, -1, -1):  # a class that leaves is replaced by one that has been seen
+    for i in range(get(c.ACTIVES) - 1, -1, -1):  # from the end, because `leave` fills a gap with the last class
         which = mem.load(entry(c.ACTIVE, i))
         first, count = entry(c.CLASS_FIRST, which), entry(c.CLASS_FLOWS, which)
         while True:

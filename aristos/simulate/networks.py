@@ -24,7 +24,7 @@ SPEEDS = ("rate", "latency", "hop")
 
 
 def from_mapping(found: Any, folder: Path) -> Network:
-    """A network from the mapping `network` of a machine file. folder: of that file, where named files are looked for.
+    """A network from the mapping `network` of a machine file. folder: the machine file's, where named files lie.
 
     Raises InputError, or OSError if a named file cannot be read.
     """

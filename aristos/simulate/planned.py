@@ -58,7 +58,9 @@ class Checked:
 
 
 def distinct(plan: Plan) -> list[list[int]]:
-    """Numbers of the groups, those with equal rates, memory and links together."""
+    """Lists of group numbers, a list for groups with equal rates, memory and links.
+
+    Groups of more than MOST_DEVICES devices are left out."""
     problem, size = plan.problem, np.array([len(group) for group in plan.groups])
     group_of = np.empty(problem.n, np.int64)
     for number, group in enumerate(plan.groups):

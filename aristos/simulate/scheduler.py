@@ -22,7 +22,7 @@ SKIP_NS = 1_000_000  # a parked actor polls at least this often
 
 @jit
 def next_time():
-    """When the next event comes, or the next flow ends; NEVER if neither will."""
+    """When the next event comes, or the next flow ends; NEVER if there is neither."""
     first = mem.load(get(c.HEAP)) if get(c.EVENTS) > 0 else c.NEVER
     return min(first, network.due())
 

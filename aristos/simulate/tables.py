@@ -1,4 +1,4 @@
-"""What a simulation found as tables of a results file, with the dimensions and names that the suite `idle` uses."""
+"""Tables of a results file with what a simulation found. Dimensions and names are those that the suite `idle` uses."""
 
 from __future__ import annotations
 

@@ -125,7 +125,7 @@ class Dragonfly:
         far, cable = group != other, (source + target) % between
         leaves = np.where(
             far, (other * between + cable) % switches, to
-        )  # the switch that the route leaves the group by
+        )  # the switch by which the route leaves the group
         enters = np.where(far, (group * between + cable) % switches, to)
         inside, beyond = self._counts[0], sum(self._counts[:2])
         first = inside + (group * switches + at) * switches + leaves

@@ -114,7 +114,7 @@ class PlannerTree:
         return meet(nodes, [f"node {node}" for node in range(len(order))], lambda node, _: ways[node], 1)
 
     def _up(self, node: int, device: int, devices: int) -> list[Step]:
-        """The steps up from a node. device: its first one. devices: how many it has."""
+        """The steps up from a node. device: the node's first device. devices: how many devices the node has."""
         above = [int(switch) for switch in self.tree.up[::-1, device] if switch >= 0]
         if not any(isinstance(child, Switch) for _, child in self.tree.switches[above[0]].children):
             del above[0]  # the node itself
@@ -127,7 +127,7 @@ class PlannerTree:
 
 
 def rate_of(beta_us_per_mib: float) -> float:
-    """GB/s of a link that takes so many us a MiB. Raises InputError for 0."""
+    """GB/s of a link that takes beta_us_per_mib for each MiB. Raises InputError for 0."""
     if beta_us_per_mib <= 0:
         raise InputError(f"beta_us_per_mib must be positive for a simulation, got {beta_us_per_mib!r}")
     return MIB / (1e3 * beta_us_per_mib)

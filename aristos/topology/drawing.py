@@ -24,7 +24,10 @@ LABELLED = 20  # the most rows of a matrix whose cells have text
 
 
 def draw(topology: Topology, path: Path) -> None:
-    """Write the picture to `path`, a .png, .svg or .pdf. Raises InputError, EnvironmentProblem, OSError."""
+    """Write the picture to `path`, a .png, .svg or .pdf.
+
+    Raises InputError for another ending, EnvironmentProblem without Matplotlib, and OSError.
+    """
     if path.suffix.lower() not in FORMATS:
         raise InputError(f"a picture's name must end in {', '.join(FORMATS)}, got {str(path)!r}")
     regular.refuse_others(path)

@@ -13,7 +13,7 @@ from .model import NODE, SYS, Link, Nic
 from .sysfs import cpus_in, natural, read
 
 NVIDIA = "0x10de"
-DISPLAY = "0x03"  # with this the PCI class of VGA and 3D controllers begins
+DISPLAY = "0x03"  # the beginning of the PCI class of VGA and 3D controllers
 HOST = re.compile(r"pci[0-9a-f]{4,8}:[0-9a-f]{2}")
 ADDRESS = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
 

@@ -1,7 +1,7 @@
 """CUDA_VISIBLE_DEVICES, which says which GPUs or MIG slices a program sees, and in which order.
 
 The variable's entries may be numbers, the start of a UUID, or MIG names. This module finds, for each entry, the device
-as NVML and nvidia-smi number it. They always count all GPUs, so CUDA's device 0 may be their GPU3.
+as NVML and nvidia-smi number it. NVML and nvidia-smi always count all GPUs, so CUDA's device 0 may be GPU3 for them.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ UNORDERED = (words.FAILED,)  # words of the state that are set once, without the
 
 @dataclass(frozen=True)
 class Found:
-    """A race. here, there: where the steps make its two accesses; there is empty if one access is wrong by itself."""
+    """A race. here, there: where the steps make its two accesses. `there` is empty if one access is wrong by itself."""
 
     message: str
     here: str

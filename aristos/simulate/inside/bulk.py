@@ -1,7 +1,7 @@
 """A worker of a rank makes a call of the bulk schedule in virtual time, with the phases of `layer/bulk.py`.
 
 An all-to-all is a message to each other rank. It ends on a rank when the messages of all others have landed there, and
-when the rank has copied its rows, which it can do once all ranks of its node have entered.
+the rank has copied its rows. The copy begins when all ranks of the node have entered.
 """
 
 from kernel_cache.compile import jit
