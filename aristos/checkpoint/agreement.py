@@ -33,7 +33,7 @@ def agree(comm: Any, timeout: float, path: Any, problem: Exception | None, optio
     for rank, (_, theirs) in enumerate(reported):
         if theirs != reported[0][1]:
             raise MismatchError(
-                f"{path}: ranks 0 and {rank} have different files config.json: open the same model on all ranks"
+                f"{path}: ranks 0 and {rank} have different config.json files: open the same model on all ranks"
             )
 
 

@@ -84,7 +84,9 @@ def _mxfp4(d: Declared) -> Options:
 
 def _bitsandbytes(d: Declared) -> Options:
     if d.found.get("load_in_8bit") is not True:
-        raise CheckpointError(f"{d.where}: for bitsandbytes, Aristos reads only load_in_8bit: take unquantised files")
+        raise CheckpointError(
+            f"{d.where}: for bitsandbytes, Aristos reads only load_in_8bit: take the model's unquantised files"
+        )
     return Options()
 
 

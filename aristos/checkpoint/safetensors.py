@@ -108,7 +108,7 @@ class SafetensorsFile:
         length = struct.unpack("<Q", file.read(LENGTH))[0]
         if length > min(MOST_HEADER, size - LENGTH):
             self._wrong(
-                f"the header says it has {length} bytes, but the file has {size}: it is truncated, or no"
+                f"the header should have {length} bytes, but the file has {size}: the file is truncated, or is no"
                 " safetensors file"
             )
         text = file.read(length)

@@ -203,7 +203,7 @@ class LayerReader:
             name, at = self.prefix + self.stored_arrays["router_norm"].name, int(np.argmin(norm != 0))
             raise CheckpointError(
                 f"{self.directory.file(name).path}: tensor {shown(name)} has 0 at {at}: the router cannot be computed"
-                " from the experts' input; load the layer by hand and pass router_x= to its calls"
+                " from the experts' input; load the layer yourself and pass router_x= to its calls"
             )
         columns = factor * self.read_finite("router_scale").astype(np.float64) / norm
         return (found * columns).astype(np.float32)

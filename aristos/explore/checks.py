@@ -107,8 +107,8 @@ class Checks:
         known = 0 <= origin < len(ranks) and ranks[origin].lost
         if not known or (epoch, origin) not in ranks[forwarder].poisons:
             raise WrongResult(
-                f"rank {rank.me} in call {rank.epoch} reads from rank {forwarder} in call {ranks[forwarder].epoch}:"
-                f" rank {origin} failed, in call {epoch}"
+                f"rank {rank.me} in call {rank.epoch} reads wrong poison from rank {forwarder} in call"
+                f" {ranks[forwarder].epoch}: rank {origin} failed, in call {epoch}"
             )
         if cause not in ranks[origin].causes:
             why = sorted(ranks[origin].causes)

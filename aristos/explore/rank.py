@@ -287,7 +287,7 @@ class Rank:
             found, right = mem.load(place + WORD * share), experts.activation(weights, row[width:], share)
             if found != right:
                 raise WrongResult(
-                    f"rank {self.me} in call {self.epoch} takes hidden {found} from its tape, not {right}"
+                    f"rank {self.me} in call {self.epoch} takes hidden activation {found} from its tape, not {right}"
                 )
         return row
 

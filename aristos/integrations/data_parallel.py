@@ -31,8 +31,8 @@ def _refusing(init: Callable[..., None], layers: type[Any]) -> Callable[..., Non
     def whole(self: Any, module: Any, *args: Any, **given: Any) -> None:
         if parts_experts(module, layers):
             raise InputError(
-                "DistributedDataParallel, which Trainer also uses on ranks, would average the gradients of different"
-                " ranks' experts: leave it out, and call average_dense_grads(model) after each loss.backward()"
+                "DistributedDataParallel, which Trainer uses too if there are several ranks, would average gradients of"
+                " different experts: leave it out, and call average_dense_grads(model) after each loss.backward()"
             )
         init(self, module, *args, **given)
 

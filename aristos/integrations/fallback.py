@@ -66,7 +66,7 @@ def check(model: Any) -> None:
     For such classes transformers accepts "aristos", but never calls it.
     """
     for name in closed(model):
-        why = f"{name}: transformers computes these experts only itself, and would never call Aristos"
+        why = f"{name}: only transformers itself can compute these experts, and it would never call Aristos"
         if current().fallback is None:
             raise InputError(f'{why}: leave experts_implementation out, or set options(fallback="grouped_mm")')
         _say(name, f"{why}: transformers computes them")

@@ -82,7 +82,7 @@ def average_dense_grads(model: torch.nn.Module) -> None:
     for rank, theirs in enumerate(every):
         if [each[:2] for each in theirs] != [each[:2] for each in has]:
             raise MismatchError(
-                f"ranks {rank} and {group.rank} train different parameters outside the experts: make equal models"
+                f"ranks {rank} and {group.rank} train different parameters outside the experts: make the same model"
             )
         unlike = [mine[0] for mine, other in zip(has, theirs, strict=True) if mine[3] != other[3]]
         if unlike:

@@ -67,7 +67,7 @@ def whole_experts(plan: Plan) -> str:
         g = int(np.argmax(mine.pi_us + mine.comm_us))
         if cost.pi_us[g] > 0 and mine.pi_us[g] > cost.pi_us[g] * (1 + EQUAL):
             over = mine.pi_us[g] / cost.pi_us[g]
-            text += f"; the busiest device of group {g} computes {over:.3g} times its part by rate"
+            text += f"; the busiest device of group {g} computes {over:.3g} times its share of Equation 1"
     if problem.expert_gb is not None:
         text += f"\nan expert takes {problem.expert_gb:.3g} GB in all layers; a device has memory for "
         text += f"{ranges(sorted({int(m) for m in problem.memory}))} experts"

@@ -63,7 +63,7 @@ def from_text(text: str, name: str, folder: Path = Path()) -> Machine:
     if not isinstance(found, dict):
         raise InputError(f"{name} must be a mapping with {_PARTS}, got {type(found).__name__}")
     if unknown := sorted(map(str, found.keys() - {*kinds, "network"})):
-        raise InputError(f"{name} may have {_PARTS}, got {', '.join(unknown)}")
+        raise InputError(f"{name} may have only {_PARTS}, got {', '.join(unknown)}")
     if {"links", "network"} <= found.keys():
         raise InputError(f"{name} may have links or network, got both")
     parts: dict[str, Any] = {}
@@ -103,7 +103,7 @@ def _checked(given: Any, kind: type, what: str) -> Any:
         raise InputError(f"{what} must be a mapping, got {given!r}")
     known = [each.name for each in fields(kind)]
     if unknown := sorted(map(str, given.keys() - set(known))):
-        raise InputError(f"{what} may have {', '.join(known)}, got {', '.join(unknown)}")
+        raise InputError(f"{what} may have only {', '.join(known)}, got {', '.join(unknown)}")
     for field, value in given.items():
         if field == "rates":
             _check_rates(value, what)

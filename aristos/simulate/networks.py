@@ -59,7 +59,7 @@ def _either(names: Mapping[str, Any]) -> str:
 def _speeds(found: Mapping[str, Any], *others: str) -> dict[str, Any]:
     """rate, latency and hop of a mapping. others: the further keys that it may have."""
     if unknown := sorted(map(str, found.keys() - {*SPEEDS, *others})):
-        raise InputError(f"may have {', '.join((*others, *SPEEDS))}, got {', '.join(unknown)}"[:300])
+        raise InputError(f"takes only the keys {', '.join((*others, *SPEEDS))}, got {', '.join(unknown)}"[:300])
     if "rate" not in found:
         raise InputError("needs rate: GB/s of a link, or a list with one for each level")
     return {**{key: found[key] for key in SPEEDS if key in found}, "rate": _several(found["rate"])}

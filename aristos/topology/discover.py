@@ -145,7 +145,7 @@ def _by_kernel(root: Path) -> Found:
     addresses = pci.gpus(root)
     if not addresses:
         return Node(""), []
-    text = f"{len(addresses)} NVIDIA GPUs are on the PCI bus, but neither NVML nor nvidia-smi is here"
+    text = f"{len(addresses)} NVIDIA GPUs are on the PCI bus, but neither NVML nor nvidia-smi was found"
     return Node(""), [Fault(text, "install NVIDIA's driver, or start the container with --gpus all")]
 
 

@@ -8,7 +8,7 @@ from .matrix import Matrix
 from .model import Fault, Gpu, Link, Node, Wires
 from .slurm_job import SlurmJob
 
-RESET = "stop all jobs, then nvidia-smi --gpu-reset or a reboot; if it stays, have the board or the bridge checked"
+RESET = "stop all jobs, then nvidia-smi --gpu-reset or a reboot; if that fails, have the board or the bridge checked"
 BRIDGES = (  # words in the names of GPUs whose NVLinks need a bridge
     "PCIE",
     "NVL",
@@ -80,7 +80,7 @@ def fewer(gpus: Sequence[str], links: Mapping[tuple[str, str], Link]) -> list[Fa
             and min(others) == len(gpus) - 2
         ):
             text = f"{gpu} has no NVLink, but all other GPUs have {max(total.values()) // max(others)} to each other"
-            faults.append(Fault(text, f"nvidia-smi nvlink -s -i {gpu[3:]} shows which are inactive; {RESET}"))
+            faults.append(Fault(text, f"nvidia-smi nvlink -s -i {gpu[3:]} shows the inactive ones; {RESET}"))
     return faults
 
 

@@ -147,7 +147,7 @@ def from_json(found: Any) -> Links:
         raise InputError(f"hosts must be a list of names without control characters, got {hosts!r}"[:200])
     n = len(hosts)
     if not isinstance(devices, list) or len(devices) != n:
-        raise InputError(f"devices must be a list of {n} objects, one for each of hosts")
+        raise InputError(f"devices must be a list of {n} objects, one for each entry of hosts")
     contended = found.get("contended")
     return Links(
         hosts=hosts,

@@ -65,7 +65,7 @@ class Link:
         """
         found = _CELL.fullmatch(text)
         if not found or text == "NV0":
-            raise ValueError(f"a link is X, NV#, PIX, PXB, PHB, NODE, SYS, SOC, NET or NET#, got {text!r}")
+            raise ValueError(f"a link must be X, NV#, PIX, PXB, PHB, NODE, SYS, SOC, NET or NET#, got {text!r}")
         if found[1]:
             return cls("NV", int(found[1]))
         if text.startswith("NET"):

@@ -58,8 +58,8 @@ def _entry(line: str) -> dict[str, str]:
     """A line's values by its keys in lower case."""
     if line.lower().startswith("include "):
         raise TopologyError(
-            f"Aristos does not read the file that is named in {line[:200]!r}: insert its text here, or give the output"
-            " of `scontrol show topology`"
+            f"Aristos does not read the file that is named in {line[:200]!r}: put that file's text in place of this"
+            " line, or give the output of `scontrol show topology`"
         )
     keys = {key.lower(): quoted or plain for key, quoted, plain in _KEY.findall(line)}
     known = set(keys) & {*NAMES, "blocksizes"}

@@ -188,7 +188,7 @@ def test_ranks_open_a_directory_or_refuse_it_together(comm, tmp_path):
             assert "bad" in str(error.value)
             assert comm.rank == broken or f"rank {broken} cannot open its model directory" in str(error.value)
     other = write(tmp_path / "other", {**OLMOE, "norm_topk_prob": False}, olmoe())
-    with pytest.raises(MismatchError, match=r"ranks 0 and 2 have different files config\.json"):
+    with pytest.raises(MismatchError, match=r"ranks 0 and 2 have different config\.json files"):
         aristos.Checkpoint(other if comm.rank == 2 else good, comm)
     with pytest.raises((InputError, PeerInputError), match="path must be the path of a model directory, got 3"):
         aristos.Checkpoint(3 if comm.rank == 0 else good, comm)

@@ -79,4 +79,6 @@ def test_ranks_of_mpi_are_refused(tmp_path):
     master = {name: value for name, value in variables(0, free_port()).items() if name.startswith("MASTER")}
     job = run_job(tmp_path, 2, PROGRAM + by_hand, timeout=240, **master)
     assert job.code not in (None, 0), job.out
-    assert re.search("InputError: DistributedDataParallel, which Trainer also uses on ranks, .*", "".join(job.out))
+    assert re.search(
+        "InputError: DistributedDataParallel, which Trainer uses too if there are several ranks, .*", "".join(job.out)
+    )

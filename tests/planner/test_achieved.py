@@ -64,7 +64,7 @@ def test_copies_that_do_not_divide_and_slow_devices_are_said():
     assert min(held(plan, 0)) == 1  # the other four hold copies, which do not shorten the stage
     assert plan.achieved.pi_us[0] == near(1.5 * plan.cost.pi_us[0])
     line = report(plan, 0.0).splitlines()[2]
-    assert "the busiest device of group 0 computes 1.5 times its part by rate" in line
+    assert "the busiest device of group 0 computes 1.5 times its share of Equation 1" in line
     slow = planner.solve(planner.parse(equal_devices(3, 2, 2, [1.0, 1.0, 0.01])))
     assert held(slow, 0) == [1, 1, 0]
 

@@ -29,7 +29,7 @@ FILE = "links: {latency: 1.5, rate: 12}\nkernel: {call: 0, rates: {1: 10, 384: 1
         ("links: {rate: .nan}", "must be a positive number, got nan"),
         ("links: {latency: -1}", "latency in links of m.yaml must be a not negative number, got -1"),
         ("links: [1]", r"links of m.yaml must be a mapping, got \[1\]"),
-        ("cables: {}", "m.yaml may have links or network, costs and kernel, got cables"),
+        ("cables: {}", "m.yaml may have only links or network, costs and kernel, got cables"),
         ("costs: {teleport: 1}", "costs of m.yaml may have .*, got teleport"),
         ("kernel: {rates: {}}", "rates in kernel of m.yaml must be positive GFLOP/s by rows"),
         ("kernel: {rates: {0: 5}}", "rates in kernel of m.yaml must be positive GFLOP/s by rows"),

@@ -108,7 +108,7 @@ def test_switches_that_never_meet_are_refused(tmp_path):
         ("network: {torus: [4], rate: 0}", "rate must be a positive number, got 0"),
         ("network: {torus: [4], rate: [1, 2]}", r"rate must be a number, or a list of at most 1, one a level"),
         ("network: {torus: [4, x], rate: 1}", "each of torus must be a whole number from 1 to 524288, got 'x'"),
-        ("network: {torus: [4], rate: 1, speed: 3}", "may have torus, rate, latency, hop, got speed"),
+        ("network: {torus: [4], rate: 1, speed: 3}", "takes only the keys torus, rate, latency, hop, got speed"),
         ("network: {fat-tree: [4], rate: 1}", r"fat-tree must be a mapping with down, up, got \[4\]"),
         ("network: {fat-tree: {down: [4]}, rate: 1}", "fat-tree takes the keys down, up, cables: up is missing"),
         (
