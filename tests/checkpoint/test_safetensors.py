@@ -56,8 +56,8 @@ def test_values_are_read_as_they_were_written(tmp_path):
     ("content", "words"),
     [
         (b"", "too few"),
-        (b"\xff" * 20, "header says"),
-        (pack(HEADER, DATA)[:40], "header says"),
+        (b"\xff" * 20, "the header should have"),
+        (pack(HEADER, DATA)[:40], "the header should have"),
         (pack(HEADER, DATA[:-1]), "'late' claims bytes"),
         (pack(HEADER, DATA + b"x"), "the file holds"),
         (pack(b"{", b""), "not JSON"),

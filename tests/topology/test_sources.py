@@ -41,7 +41,7 @@ def test_links_are_ordered_from_fast_to_slow():
     assert [str(link) for link in links[1:]] == texts[1:]
     assert (Link.parse("SOC"), str(Link.parse("SOC"))) == (Link("SYS"), "SOC")
     for text in ("", "NV", "NV0", "PIXX", "N/A", "OK"):
-        with pytest.raises(ValueError, match="a link is"):
+        with pytest.raises(ValueError, match="a link must be"):
             Link.parse(text)
 
 
