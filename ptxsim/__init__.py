@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .switch import enable, use
     from .syntax import PTXError
     from .tensor_maps import tensor_map
+    from .textures import surface, texture
 
 __all__ = [
     "DeviceArray",
@@ -34,7 +35,9 @@ __all__ = [
     "SimulatedGpu",
     "Stream",
     "enable",
+    "surface",
     "tensor_map",
+    "texture",
     "use",
 ]
 
@@ -49,7 +52,9 @@ _PLACES = {
     "Report": "findings",
     "Stream": "streams",
     "enable": "switch",
+    "surface": "textures",
     "tensor_map": "tensor_maps",
+    "texture": "textures",
     "use": "switch",
 }
 

@@ -53,6 +53,7 @@ def start_block(x, device, launch, slot, sm):
     put(block, s.B_AT_GRID, 0)
     put(block, s.B_MBARRIERS, 0)
     put(block, s.B_TRIGGERED, 0)
+    put(block, s.B_ALLOCATES, 0)
     shared = get(launch, s.L_SHARED)
     put(block, s.B_SHARED_SIZE, shared)
     put(block, s.B_VALID, get(launch, s.L_VALID))

@@ -29,6 +29,7 @@ FLOATS = (0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1)
 MOST_TYPES = len(SIZES)
 ROWS = 1 << 8  # bit of a copy's flags: each row has a coordinate of its own (gather4, scatter4)
 MULTICAST = 1 << 10  # bit of a copy's flags: an operand names the blocks of the cluster that get it
+PAIRED = 1 << 11  # bit of a copy's flags: the mbarrier may lie in the other block of the target's pair
 REDUCES = 1 << 9  # bit of a copy's flags: the low bits are the kind of reduction
 
 

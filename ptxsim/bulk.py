@@ -112,7 +112,7 @@ def start(x, warp, thread, block, line, lane, op, pc):
             ranks = np.int64(register(x, warp, row, lane)) & 0xFFFF
         for k in range(s.MOST_CLUSTER):
             if (ranks >> k) & 1 or (k == 0 and not get(line, isa.COUNT)):
-                start_load(x, warp, thread, block, line, lane, pc, k + 1 if get(line, isa.COUNT) else 0)
+                start_load(x, warp, thread, block, line, lane, pc, k + isa.FIRST_RANK if get(line, isa.COUNT) else 0)
         return
     size, to, _, target, to_place, origin, from_place = ends(
         x, warp, thread, block, line, lane, pc, isa.GLOBAL, isa.SHARED, 0
@@ -132,7 +132,7 @@ def start(x, warp, thread, block, line, lane, op, pc):
 
 @jit
 def in_rank(address, rank):
-    """An address in shared memory, in the block with a rank; 0 leaves it as it is, 1 stands for rank 0 and so on."""
+    """An address in shared memory, in the block with a rank: FIRST_RANK stands for rank 0; 0 leaves it as it is."""
     return address if rank == 0 else (address & LOW) | rank << isa.RANK_SHIFT
 
 
@@ -140,7 +140,7 @@ def in_rank(address, rank):
 def start_load(x, warp, thread, block, line, lane, pc, rank):
     """Start one lane's copy to shared memory. TYPE2 is added to the address of the mbarrier. FLAGS: whence it comes.
 
-    rank: 0, or one more than the rank of the block to which a multicast goes.
+    rank: 0, or FIRST_RANK more than the rank of the block to which a multicast goes.
     """
     space = get(line, isa.FLAGS)
     size, _, source, target, to_place, origin, from_place = ends(

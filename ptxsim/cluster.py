@@ -26,7 +26,7 @@ NOT_ORDERED = 1  # detail of a USE_AFTER_FREE report
 @unit
 def block_at(x, block, place):
     """The row of the block in whose shared memory a place lies, or 0 if the cluster has no block of this rank."""
-    rank = (place >> isa.RANK_SHIFT) - 1
+    rank = (place >> isa.RANK_SHIFT) - isa.FIRST_RANK
     cluster = get(block, s.B_CLUSTER)
     if rank < 0 or rank >= get(cluster, s.K_SIZE):
         return np.int64(0)
@@ -37,6 +37,13 @@ def block_at(x, block, place):
 def holder(x, block, place):
     """The row of the block in whose shared memory a place lies that `locate` has returned."""
     return block if place >> isa.RANK_SHIFT == 0 else block_at(x, block, place)
+
+
+@jit
+def partner(block):
+    """The row of the other block of a pair: its rank in the cluster differs in the last bit. 0 if there is none."""
+    cluster, rank = get(block, s.B_CLUSTER), get(block, s.B_RANK) ^ 1
+    return get(cluster, s.K_BLOCKS + rank) if rank < get(cluster, s.K_SIZE) else np.int64(0)
 
 
 @unit
@@ -86,7 +93,7 @@ def left_behind(x, block):
             if get(cell, word) == 0 or gid >> 10 == get(block, s.B_GID) or gid & AGENTS:
                 continue
             if not in_clock(x, get(block, s.B_VC_OUT), gid, get(cell, word + 1) & 0xFFFFFFFF):
-                address = k * grain | (get(block, s.B_RANK) + 1) << isa.RANK_SHIFT
+                address = k * grain | (get(block, s.B_RANK) + isa.FIRST_RANK) << isa.RANK_SHIFT
                 pc, writes = (get(cell, word) >> s.GID_BITS) & 0x3FFFFF, word == 0
                 report(x, s.USE_AFTER_FREE, pc, gid, address, isa.SHARED, grain, 0, 0, NOT_ORDERED, writes)
     return 0
@@ -125,6 +132,8 @@ def cluster_register(x, block, number):
         return get(launch, s.L_CLUSTER)
     if number == 14:
         return get(launch, s.L_EXPLICIT)
+    if number == 15:
+        return (get(block, s.B_RANK) + isa.FIRST_RANK) << isa.RANK_SHIFT if get(launch, s.L_CLUSTER) > 1 else 0
     axis = number % 3
     most, sizes = get(launch, s.L_GX + axis), get(launch, s.L_CX + axis)
     at = get(block, s.B_CTA)

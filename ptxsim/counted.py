@@ -54,8 +54,13 @@ def agent_of(block, index):
 
 @jit
 def count_copy(x, block, thread, row):
-    """Count the bytes of a copy to shared memory on its mbarrier, or arrive there for a thread's tcgen05.commit."""
+    """Count the bytes of a copy to shared memory on its mbarrier, or arrive there for a thread's tcgen05.commit.
+
+    block: that of the mbarrier, except for a box, whose FROM names this block.
+    """
     index = get(row, s.P_BARRIER)
+    if get(row, s.P_KIND) == s.P_BOX_LOAD:
+        block = get(row, s.P_FROM)
     barrier, commits = row_of(x, block, index), get(row, s.P_KIND) == s.P_COMMIT
     if get(x, s.CHECK):
         number = agent_number(OF_TENSOR, get(thread, s.T_GID)) if commits else agent_of(block, index)

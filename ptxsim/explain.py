@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from . import bulk, clocks, cluster, isa, mbarrier, tensor, tensor_fence, tensor_memory, verdicts, warpgroup
+from . import bulk, clocks, cluster, isa, mbarrier, sampling, tensor, tensor_fence, tensor_memory, verdicts, warpgroup
 from . import state as s
 from .core import Core
 from .findings import Report
@@ -34,12 +34,18 @@ MISUSES = {  # messages by the numbers in mbarrier.py, bulk.py and warpgroup.py
     tensor_memory.NOT_ALLOCATED: "the block has not allocated these columns of tensor memory",
     tensor_memory.OTHER_LANES: "a warp can only reach the 32 lanes of its number modulo 4",
     tensor_memory.BAD_PRODUCT: "the machine lacks the shape, types or swizzle that these descriptors name",
+    tensor_memory.NO_PAIR: "needs a pair of blocks: a cluster in which a block's rank differs in the last bit alone",
+    tensor_memory.OTHER_COUNT: "one warp of each block of the pair must allocate, and equally many columns",
     mbarrier.REMOTE: "an mbarrier in another block can be arrived at, and no more",
     mbarrier.ALL_LEFT: "all threads have dropped out of the mbarrier, whose phases need at least one arrival",
     cluster.NOT_STARTED: "the address lies in another block of the cluster, which may not have started yet",
     cluster.ARRIVES_AGAIN: "a thread that has arrived at the cluster's barrier must wait before it arrives again",
     cluster.NEVER_ARRIVED: "a thread that has not arrived at the cluster's barrier waits there",
     cluster.OTHER_BLOCK: "the mbarrier must lie in the block to which the copy goes",
+    sampling.NO_TEXTURE: "the operand is no handle of a texture (ptxsim.texture)",
+    sampling.NO_SURFACE: "the operand is no handle of a surface (ptxsim.surface)",
+    sampling.OTHER_GEOMETRY: "the texture or surface has other dimensions than the instruction",
+    sampling.OUTSIDE_SURFACE: "the coordinates lie outside the surface",
     tensor.NOT_128: "a box must begin at a multiple of 128 bytes in shared memory",
 }
 
@@ -67,10 +73,10 @@ def line_of(machine: Core, pc: int) -> tuple[str, int, str]:
 def name_address(machine: Core, launch: Launch | None, space: int, address: int) -> str:
     """An address as array[index], for messages."""
     if space == isa.SHARED:
-        rank = address >> isa.RANK_SHIFT
-        if launch is None or not 1 <= rank <= launch.cluster_blocks or launch.cluster_blocks == 1:
+        rank = (address >> isa.RANK_SHIFT) - isa.FIRST_RANK
+        if launch is None or not 0 <= rank < launch.cluster_blocks or launch.cluster_blocks == 1:
             return name_shared(launch, address)
-        return f"{name_shared(launch, address & cluster.LOW)} of the cluster's block {rank - 1}"
+        return f"{name_shared(launch, address & cluster.LOW)} of the cluster's block {rank}"
     if space == isa.LOCAL:
         return f"local[byte {address}]"
     if space == isa.PARAM:
@@ -267,6 +273,7 @@ def races(
 
 
 # ---- a stuck machine ----
+WAITS_AT_RESULT = (s.AT_BARRIER, s.AT_MBARRIER, s.AT_CLUSTER, s.AT_PAIR)  # T_RESULT has the wait's instruction
 SPIN = "spin here, and nothing that they read changes any more"
 
 
@@ -288,9 +295,7 @@ def stuck(machine: Core, launches: list[Launch], spinning: bool, runs: str = SPI
                 continue
             thread = threads[slot * 32 + lane]
             waits = int(thread[s.T_WAIT]) if int(warps[slot, s.W_WAIT]) >> lane & 1 else s.RUNS
-            pc = (
-                int(thread[s.T_RESULT]) if waits in (s.AT_BARRIER, s.AT_MBARRIER, s.AT_CLUSTER) else int(thread[s.T_PC])
-            )
+            pc = int(thread[s.T_RESULT if waits in WAITS_AT_RESULT else s.T_PC])
             if waits == s.RUNS and int(warps[slot, s.W_MASK]) >> lane & 1:
                 pc = int(warps[slot, s.W_PC])
             if waits in (s.AT_GRID, s.AT_LAUNCH):
@@ -312,6 +317,7 @@ def stuck(machine: Core, launches: list[Launch], spinning: bool, runs: str = SPI
             s.RUNS: runs,
             s.AT_BARRIER: "wait at this barrier, which other threads of the block never reach",
             s.AT_CLUSTER: "wait at the cluster's barrier, at which other threads of the cluster never arrive",
+            s.AT_PAIR: "wait here for a warp of the other block of their pair, which does not allocate",
             s.AT_MBARRIER: "wait here for a phase of an mbarrier that never ends",
             s.AT_WARP: f"wait here for lanes of mask {int(threads_mask(machine, gid, tid)):#010x} that never arrive",
             s.AT_LAUNCH: "wait here for the kernel before theirs, which does not end",

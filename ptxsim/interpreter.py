@@ -23,8 +23,9 @@ from .copies import finish_copies, start_copy
 from .integer import cut
 from .lanes import after, branch, gather, guarded, select, store_pc
 from .mbarrier import mbarrier, time_out
+from .sampling import sample
 from .tensor import tensor
-from .tensor_memory import tensor_core
+from .tensor_product import tensor_core
 from .units import unit
 from .warpgroup import touch
 from .watch import draw, fence, report
@@ -157,6 +158,8 @@ def memory(x, warp, block, line, pc, op, act):
     elif op >= isa.BULKLOAD:
         bulk(x, warp, block, line, pc, op, act)
         return 1
+    elif op >= isa.TEX:
+        sample(x, warp, block, line, pc, op, act)
     else:
         for lane in range(32):
             if (act >> lane) & 1:

@@ -31,10 +31,12 @@ SHARED_WINDOW = 0x0100_0000_0000  # the first generic address of a block's share
 LOCAL_WINDOW = 0x0200_0000_0000
 PARAM_WINDOW = 0x0300_0000_0000  # the first generic address of the parameters with which kernels are launched
 WINDOW = 0x0100_0000_0000  # bytes of each window
-# The bits of a shared address from RANK_SHIFT on name a block of the cluster: n + 1 for block n, 0 for the thread's own
-RANK_SHIFT = 24
+# The bits of a shared address from RANK_SHIFT on name a block of the cluster: n + FIRST_RANK for block n, 0 for the
+# thread's own. The lowest of them is the lowest bit of the rank, as on GPUs: kernels of CUTLASS clear it by a mask
+RANK_SHIFT, FIRST_RANK = 24, 2
 GLOBAL_START = 0x7F00_0000_0000
 FUNCTION_START = 0x0400_0000_0000  # "addresses" of functions
+TEXTURE_START = 0x0500_0000_0000  # the first handle of a texture or surface
 
 # ---- flags ----
 RN, RZ, RM, RP, RNA = 0, 1, 2, 3, 4  # the rounding, in the low 3 bits
@@ -90,8 +92,8 @@ NOT_COHERENT = 1 << 12  # bit of the same FLAGS for ld.nc and ldu
     TRAP,
     NOP,
 ) = range(400, 408)
-# memory; opcodes from BULKLOAD on are bulk copies. async_store.py runs STASYNC, tensor.py the opcodes from TENSORLOAD
-# on, and tensor_memory.py those from TCMMA on
+# memory; sampling.py runs those from TEX on, to BULKLOAD; opcodes from BULKLOAD on are bulk copies. async_store.py runs
+# STASYNC, tensor.py the opcodes from TENSORLOAD on, and tensor_product.py those from TCMMA on
 (
     LD,
     ST,
@@ -102,6 +104,10 @@ NOT_COHERENT = 1 << 12  # bit of the same FLAGS for ld.nc and ldu
     CPCOMMIT,
     CPWAIT,
     COPYPARAM,
+    TEX,
+    TEXQUERY,
+    SULOAD,
+    SUSTORE,
     BULKLOAD,
     BULKSTORE,
     BULKCOMMIT,
@@ -112,8 +118,9 @@ NOT_COHERENT = 1 << 12  # bit of the same FLAGS for ld.nc and ldu
     BULKREDUCE,
     MAPCOPY,
     TCMMA,
+    TCCOPY,
     TCCOMMIT,
-) = range(500, 520)
+) = range(500, 525)
 # barriers and waits; those from MBINIT on are of mbarriers, those from PROXYFENCE on are fences
 (
     BAR,

@@ -186,13 +186,15 @@ def resolve(x, warp, block):
         tried |= here
         if want & get(warp, s.W_LIVE) & ~here != 0:
             continue
-        run_collective(x, warp, block, op, here)
+        for other in range(32):
+            if (here >> other) & 1:
+                put(thread_of(x, warp, other), s.T_WAIT, s.RUNS)
+        put(warp, s.W_WAIT, get(warp, s.W_WAIT) & ~here)
+        run_collective(x, warp, block, op, here)  # after which lanes may wait again, for the other block of a pair
         for other in range(32):
             if (here >> other) & 1:
                 peer = thread_of(x, warp, other)
-                put(peer, s.T_WAIT, s.RUNS)
                 put(peer, s.T_PC, get(peer, s.T_PC) + 1)
-        put(warp, s.W_WAIT, get(warp, s.W_WAIT) & ~here)
         put(warp, s.W_DIVERGED, 1)
         put(x, s.PROGRESS, get(x, s.STEP))
     wake(x, warp)

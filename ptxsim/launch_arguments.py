@@ -8,6 +8,9 @@ float32[1000]=seed:7   random numbers: in [0, 1) for floats, any bits for intege
 int32[99]=seed:7<10    random integers in [0, 10)
 data.npy               the array in a file, beside the file with the kernel
 NAME:ARRAY             any of these arrays with a name, for reports and later launches
+texture{ARRAY, OPTION, ...}  the handle of a texture; an option is `4 channels`, `layered`, `clamp`, `border`, `wrap`,
+                       `mirror`, `normalized` (coordinates) or `as floats`
+surface{ARRAY, OPTION, ...}  the handle of a surface; an option is `4 channels` or `layered`
 NAME                   the array that an earlier launch gave this name; of those made by `each`, the device's own
 NAME@1                 of those made by `each`, the one of device 1
 {int32 5, float32 2.5, NAME}   a structure by value, of numbers and of arrays' addresses, with C's alignment;
@@ -29,6 +32,7 @@ from kernel_cache import regular
 
 from .errors import InputError
 from .launch_text import pieces
+from .textures import surface, texture
 
 MOST_BYTES = 1 << 32  # the most bytes of an array
 REST = "..."  # the end of a structure whose further bytes are 0
@@ -47,6 +51,12 @@ BROKEN = (
 )
 ARRAY = re.compile(r"(?P<type>[a-z]\w*)\s*\[(?P<shape>[\d\s,]+)\](?:\s*=\s*(?P<fill>.+))?")
 MEMBER = re.compile(r"([a-z]\w*) +([-+]?[\w.][-+\w.]*)")
+OBJECT = re.compile(r"(texture|surface)\{")
+CHANNELS = re.compile(r"([124]) channels?")
+OPTIONS: dict[str, dict[str, Any]] = {
+    **{name: {"address": name} for name in ("clamp", "border", "wrap", "mirror")},
+    "layered": {"layered": True}, "normalized": {"normalized": True}, "as floats": {"read": "normalized"},
+}  # fmt: skip
 NAMED = re.compile(r"([A-Za-z_]\w*)\s*:\s*(.+)", re.S)
 
 
@@ -87,6 +97,8 @@ class Arguments:
                 return self.named[key]
         if text == "device":
             return int(self.device.number)
+        if OBJECT.match(text) and text[-1:] == "}":
+            return self.handle(text, name)
         if text[:1] == "{" and text[-1:] == "}":
             return self.structure(text, name)
         if text[:2] == "&{" and text[-1:] == "}":
@@ -142,6 +154,8 @@ class Arguments:
             if found:
                 value = str(self.device.number) if found[2] == "device" else found[2]
                 raw = number_of(text, found[1], value).tobytes()
+            elif OBJECT.match(part):
+                raw = int(self.make(part, f"{name}.{number}")).to_bytes(8, "little")
             else:
                 made = self.make(part, f"{name}.{number}")
                 if isinstance(made, (int, float, bytes)):
@@ -150,6 +164,22 @@ class Arguments:
             data += bytes(-len(data) % len(raw)) + raw
             most = max(most, len(raw))
         return Open(data) if rest else data + bytes(-len(data) % most)
+
+    def handle(self, text: str, name: str) -> int:
+        """The handle of a texture or a surface."""
+        kind, _, inside = text.partition("{")
+        first, *words = pieces(inside[:-1]) or [""]
+        array = self.make(first, name)
+        if isinstance(array, (int, float, bytes)):
+            raise InputError(f"{kind}{{ARRAY, OPTIONS}} begins with an array, got {text!r}")
+        options: dict[str, Any] = {}
+        for word in words:
+            channels = CHANNELS.fullmatch(word)
+            found = {"channels": int(channels[1])} if channels else OPTIONS.get(word)
+            if found is None or (kind == "surface" and word != "layered" and not channels):
+                raise InputError(f"an option of a {kind} is one of N channels, {', '.join(OPTIONS)}, got {word!r}")
+            options.update(found)
+        return texture(array, **options) if kind == "texture" else surface(array, **options)
 
     def of_file(self, text: str) -> np.ndarray:
         """The array of a .npy file."""

@@ -28,7 +28,7 @@ class Lowering:
     code, texts: the rows and texts of the instructions lowered so far. operands: the lists of operands that
     instructions have. rows: the number of rows of registers. scopes, names: the open scopes, and the names found in
     them so far. fixups: the branches whose labels are still unknown. current: the function that is being lowered.
-    instruction: the instruction that is being lowered.
+    instruction: the instruction that is being lowered. paired: whether the module has instructions with .cta_group::2.
     """
 
     def __init__(self, module: Module):
@@ -49,6 +49,7 @@ class Lowering:
         self.dynamic_align = 128
         self.granule = 8
         self.indirect = False
+        self.paired = any(paired(function.body) for function in module.functions.values() if function.body)
         self.scopes: list[Scope] = []
         self.names: list[dict[str, Any]] = []
         self.fixups: list[tuple[int, list[dict[str, int]], str, int]] = []
@@ -117,7 +118,7 @@ class Lowering:
         if isinstance(operand, Address):
             if operand.base is None:
                 return self.constant(operand.offset)
-            return self.address_row(operand)
+            return self.shared_address(operand)
         if not isinstance(operand, Name):
             raise self.fail(f"cannot use {operand!r} as an operand")
         name = operand.text
@@ -145,7 +146,20 @@ class Lowering:
             return found[1]
         if found is None and name not in self.module.functions and name not in self.module.aliases:
             raise self.fail(f"{name} is not declared")
-        return self.address_row(Address(Name(name), 0))
+        return self.shared_address(Address(Name(name), 0))
+
+    def shared_address(self, address: Address) -> int:
+        """What `address_row` returns; if a pair of blocks may share products, a shared address with its block's rank.
+
+        On GPUs all shared addresses in a cluster have a rank. Kernels of pairs find the even block's by a mask.
+        """
+        row, found = self.address_row(address), self.find(address.base.text) if address.base else None
+        if not (self.paired and isinstance(found, Variable) and found.space == "shared"):
+            return row
+        base, whole_address = self.new_row(), self.new_row()
+        self.emit(isa.CLUSTERREG, isa.U32, d=base, imm=CLUSTER_REGISTERS.index("shared base"))
+        self.emit(isa.ADD, isa.U64, d=whole_address, a=row, b=base)
+        return whole_address
 
     def address_row(self, address: Address) -> int:
         """A row that holds a variable's address in its space, or a function's address."""
@@ -257,6 +271,14 @@ class Lowering:
                     self.table_fixups.append((place, self.visible, label, self.instruction.line))
                 return
         raise self.fail(f"the list of targets {name} is not defined")
+
+
+def paired(scope: Scope) -> bool:
+    """Whether a scope has an instruction with .cta_group::2."""
+    return any(
+        paired(item) if isinstance(item, Scope) else isinstance(item, Instruction) and "cta_group::2" in item.mods
+        for item in scope.items
+    )
 
 
 def immediate(number: Number, type_: int) -> int:

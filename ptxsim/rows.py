@@ -24,5 +24,6 @@ CONSTANT_REGISTERS = {
 CLUSTER_REGISTERS = [
     *(f"%{name}.{axis}" for name in ("clusterid", "nclusterid", "cluster_ctaid", "cluster_nctaid") for axis in "xyz"),
     "%cluster_ctarank", "%cluster_nctarank", "%is_explicit_cluster",
+    "shared base",  # what the addresses of the block's shared memory have in the bits of its rank (isa.RANK_SHIFT)
 ]  # fmt: skip
 CLOCKS = {"%clock": 0, "%clock64": 0, "%clock_hi": 1, "%globaltimer": 2, "%globaltimer_lo": 2, "%globaltimer_hi": 3}

@@ -16,9 +16,9 @@ from __future__ import annotations
     MAX_CLOCKS, DEVICE_COUNT, BURST, PATIENCE, DEAD, BARRIERS, COPIES, START_TIME, FUNCTIONS, AGENT, PENDING,
     PENDING_COUNT, MBARRIERS, FLIGHT, TIMED_AT, TIMES, CLOCK_SPACE, PARAMETERS, TENSOR_MEMORY, STREAMS, OPEN, HELD,
     CHOSEN, CLOCK_READ, SKIPPED, SKIPS, SKIPPED_AT, LACKS, HINTED, CLUSTERS, CLUSTERED, SLOW, SLOW_UNTIL, TURNS,
-    TURNS_COUNT, TURNS_CAP, PLAN, PLAN_COUNT, PLAN_AT,
-) = range(96)  # fmt: skip
-X_FIELDS = 96  # followed by the addresses of the compiled units (units.py)
+    TURNS_COUNT, TURNS_CAP, PLAN, PLAN_COUNT, PLAN_AT, TEXTURES, TEXTURE_COUNT,
+) = range(98)  # fmt: skip
+X_FIELDS = 98  # followed by the addresses of the compiled units (units.py)
 UNITS = 96
 
 # ---- a turn: how many instructions a warp ran in succession, the number of its block, its next instruction ----
@@ -46,16 +46,16 @@ W_FIELDS = 24
  T_FENCE_AT) = range(34)  # fmt: skip
 T_FIELDS = 34
 # the things that a thread may wait for
-RUNS, AT_BARRIER, AT_WARP, AT_GRID, AT_MBARRIER, AT_LAUNCH, AT_CLUSTER = range(7)
+RUNS, AT_BARRIER, AT_WARP, AT_GRID, AT_MBARRIER, AT_LAUNCH, AT_CLUSTER, AT_PAIR = range(8)
 
 # ---- a block ----
 # CLUSTER: the row of its cluster. RANK: its rank there. REACHED: whether another block has accessed its shared memory.
 # VC_OUT: what its threads that have ended knew. READY: one more than the number of the launch whose special registers
-# its warps have
+# its warps have. ALLOCATES: one more than the slot of its warp that waits in tcgen05.alloc.cta_group::2, or 0
 (B_LAUNCH, B_CTA, B_THREADS, B_WARPS, B_FIRST_WARP, B_LIVE, B_GID, B_FLOOR, B_SHARED, B_SHARED_SIZE, B_DEVICE, B_SM,
  B_MAX_CLOCK, B_SC, B_INIT, B_SHADOW, B_AT_GRID, B_VALID, B_SLOT, B_MBARRIERS, B_TRIGGERED, B_CLUSTER, B_RANK,
- B_REACHED, B_VC_OUT, B_READY) = range(26)  # fmt: skip
-B_FIELDS = 26
+ B_REACHED, B_VC_OUT, B_READY, B_ALLOCATES) = range(27)  # fmt: skip
+B_FIELDS = 27
 # a barrier of a block
 (Q_ARRIVED, Q_EXPECTED, Q_VC, Q_POPC, Q_PARTIAL) = range(5)
 Q_FIELDS = 5
@@ -105,6 +105,14 @@ ST_FIELDS = 4
 A_FIELDS = 5
 LIVE_MEMORY, FREED, CONSTANT = 1, 2, 3
 PAGE_SHIFT = 8
+
+# ---- a texture or a surface ----
+# MODE: what coordinates outside mean. NORMALIZED: whether coordinates are. FLOATS: whether integers are read as floats
+# of at most 1. SIZES: along x, y and z. STRIDES: bytes there. If LAYERED, the last of each is that of layers
+(X_KIND, X_ADDRESS, X_TYPE, X_CHANNELS, X_DIMENSIONS, X_LAYERED, X_MODE, X_NORMALIZED, X_FLOATS, X_SIZES) = range(10)
+X_STRIDES, X_COUNT = X_SIZES + 3, X_SIZES + 6
+TEXTURE, SURFACE = range(2)
+CLAMP, BORDER, WRAP, MIRROR = range(4)
 
 # ---- a cell of the checker: a write and two reads, each in two words: (instruction, thread), (kind, bytes, clock) ----
 CELL_WORDS = 6
@@ -177,7 +185,8 @@ S_FIELDS = 4
 C_FIELDS, C_MOST = 6, 32
 
 # ---- pending work of the asynchronous proxy: bulk copies, and arrivals that wait for cp.async or tcgen05 ----
-# FLAGS: those of the instruction; MAP: a tensor map, of 16 words, or what st.async stores; AT: five coordinates
+# FROM: of a box to shared memory, the block of its mbarrier. FLAGS: those of the instruction; MAP: a tensor map, of 16
+# words, or what st.async stores; AT: five coordinates
 (P_KIND, P_BLOCK, P_THREAD, P_TO, P_FROM, P_SIZE, P_BARRIER, P_GROUP, P_PC, P_FLAGS, P_MAP) = range(11)
 P_AT, P_FIELDS, P_MOST = 27, 32, 4096
 P_ARRIVE, P_COMMIT, P_LOAD, P_BOX_LOAD, P_PUT, P_ADD, P_STORE, P_BOX_STORE, P_REDUCE = range(

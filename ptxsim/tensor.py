@@ -18,6 +18,7 @@ from .bits import get, load, load64, put, store
 from .boxes import (
     BYTES,
     MULTICAST,
+    PAIRED,
     REDUCES,
     element_size,
     end_inside,
@@ -31,7 +32,7 @@ from .boxes import (
 )
 from .bulk import count_bytes, ends, in_rank, locate_all
 from .clocks import publish
-from .cluster import LOW, holder
+from .cluster import LOW, holder, partner
 from .counted import barrier_for
 from .mbarrier import pending
 from .units import unit
@@ -57,7 +58,7 @@ def tensor(x, warp, block, line, pc, op, mask):
                     ranks = np.int64(register(x, warp, get(line, isa.C), lane)) & 0xFFFF
                 for k in range(s.MOST_CLUSTER):
                     if (ranks >> k) & 1:
-                        start_box(x, warp, thread, block, line, lane, True, k + 1, pc)
+                        start_box(x, warp, thread, block, line, lane, True, k + isa.FIRST_RANK, pc)
                 if not get(line, isa.FLAGS) & MULTICAST:
                     start_box(x, warp, thread, block, line, lane, op == isa.TENSORLOAD, 0, pc)
     return 0
@@ -134,22 +135,38 @@ def start_box(x, warp, thread, block, line, lane, loads, rank, pc):
     if host == FAULT or not rows_inside(x, warp, thread, block, lane, map_, at, flags, not loads, pc):
         return 0
     owner, place = holder(x, block, place), place & LOW
-    index, group = np.int64(-1), get(thread, s.T_BULK)
+    index, group, counts = np.int64(-1), get(thread, s.T_BULK), owner
     if loads:
-        barrier = in_rank(np.int64(register(x, warp, get(line, isa.E), lane)) + get(line, isa.TYPE2), rank)
-        index = barrier_for(x, warp, thread, block, owner, lane, barrier, True, pc)
+        barrier = np.int64(register(x, warp, get(line, isa.E), lane)) + get(line, isa.TYPE2)
+        counts = counting(x, block, owner, barrier) if flags & PAIRED else owner
+        if flags & PAIRED or rank:
+            barrier = in_rank(barrier, get(counts, s.B_RANK) + isa.FIRST_RANK)
+        index = barrier_for(x, warp, thread, block, counts, lane, barrier, True, pc)
         if index < 0:
             return 0
         group = get(get(x, s.AGENT), s.T_CLOCK)
     if get(x, s.CHECK):
         box_accesses(x, warp, thread, owner, map_, at, place, flags, loads, group, pc)
-    row = pending(x, s.P_BOX_LOAD if loads else s.P_BOX_STORE, owner, thread, place, 0, size, index, group, pc)
+    kind = s.P_BOX_LOAD if loads else s.P_BOX_STORE
+    row = pending(x, kind, owner, thread, place, counts if loads else 0, size, index, group, pc)
     put(row, s.P_FLAGS, flags)
     for k in range(BYTES // 8):
         put(row, s.P_MAP + k, get(map_, k))
     for k in range(5):
         put(row, s.P_AT + k, get(at, k))
     return 0
+
+
+@jit
+def counting(x, block, owner, barrier):
+    """The block of the target's pair whose mbarrier counts a copy with .cta_group::2: it has the mbarrier's parity.
+
+    barrier: the address that the instruction names, in whichever block of the cluster.
+    """
+    named = holder(x, block, barrier)
+    if named == 0 or (get(named, s.B_RANK) ^ get(owner, s.B_RANK)) & 1 == 0 or partner(owner) == 0:
+        return owner
+    return partner(owner)
 
 
 @jit

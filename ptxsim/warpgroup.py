@@ -258,19 +258,22 @@ def described(x, warp, row, thread, pc):
 def fetch(x, warp, thread, block, pc, row, kind, unsigned, transposed, first, count, out):
     """Read `count` rows of A, or columns of B, from `first` on into out[k, row or column] as float32."""
     descriptor = described(x, warp, row, thread, pc)
-    operand(x, warp, thread, block, pc, descriptor, kind, unsigned, transposed, first, count, out)
+    operand(x, warp, thread, block, pc, descriptor, kind, unsigned, transposed, first, count, 0, 0, out)
 
 
 @jit
-def operand(x, warp, thread, block, pc, descriptor, kind, unsigned, transposed, first, count, out):
-    """Read part of an operand, as `fetch` does, through the agent that is set."""
+def operand(x, warp, thread, block, pc, descriptor, kind, unsigned, transposed, first, count, high, to, out):
+    """Read part of an operand, as `fetch` does, through the agent that is set.
+
+    high: is added to addresses, so that they lie in another block (isa.RANK_SHIFT). to: the first row or column of out.
+    """
     size = bits_of(kind) // 8
     depth, per = 32 // size, 16 // size
     lines, steps = (count // per, depth) if transposed else (count, 2)
     begin = first // per if transposed else first
     for line in range(lines):
         for step in range(steps):
-            address = part_at(descriptor, transposed, begin + line, step)
+            address = part_at(descriptor, transposed, begin + line, step) + high
             host, place, _ = locate(x, warp, thread, block, 0, isa.SHARED, address, 16, False, pc)
             if host != FAULT and get(x, s.CHECK):
                 agent_access(x, thread, block, isa.SHARED, place, 16, False, pc)
@@ -284,9 +287,9 @@ def operand(x, warp, thread, block, pc, descriptor, kind, unsigned, transposed, 
                         raw = np.int64(load16(host + 2 * i))
                     value = np.float32(element(raw, 0, kind, unsigned))
                 if transposed:
-                    out[step, line * per + i] = value
+                    out[step, to + line * per + i] = value
                 else:
-                    out[step * per + i, line] = value
+                    out[step * per + i, to + line] = value
 
 
 # ---- the product ----

@@ -35,6 +35,7 @@ from .mods import HALVES, INTEGERS, WIDE_FLOATS, WORDS, Mods
 from .packed import pairs
 from .tensor import tensor_map_instruction
 from .tensor_memory import tensor_core
+from .texture import query, sample, surface
 from .warp import (
     active,
     barrier,
@@ -82,6 +83,7 @@ HANDLERS: dict[str, Callable[[Any, Mods], None]] = {
     "mbarrier": mbarrier, "wgmma": warpgroup, "wmma": fragments,
     "tensormap": tensor_map_instruction, "tcgen05": tensor_core, "mapa": map_address, "getctarank": rank_of,
     "ldmatrix": matrix_access, "stmatrix": matrix_access, "movmatrix": move_matrix,
+    "tex": sample, "txq": query, "suld": surface, "sust": surface, "suq": query,
     "alloca": stack, "stacksave": stack, "stackrestore": stack,
 }  # fmt: skip
 

@@ -26,16 +26,22 @@ def cluster_barrier(low: Lowering, m: Mods) -> None:
 
 
 def map_address(low: Lowering, m: Mods) -> None:
-    """Lower mapa. The address in one's own block stays as it is, in another it gets the block's rank."""
+    """Lower mapa. The address in one's own block stays as it is, in another it gets the block's rank.
+
+    With .cta_group::2 in the module, it gets its own block's rank too (Lowering.shared_address).
+    """
     m.take_one("shared::cluster")
     (type_,) = m.types()
     m.done(3)
     rank, mine = m.row(2, isa.B32), low.row(Name("%cluster_ctarank"))
     plain, up, far, own = (low.new_row() for _ in range(4))
     low.emit(isa.AND, isa.B64, d=plain, a=m.row(1), b=low.constant(~RANKS))
-    low.emit(isa.ADD, isa.U64, d=up, a=rank, b=low.constant(1))
+    low.emit(isa.ADD, isa.U64, d=up, a=rank, b=low.constant(isa.FIRST_RANK))
     low.emit(isa.SHL, isa.B64, d=up, a=up, b=low.constant(isa.RANK_SHIFT))
     low.emit(isa.ADD, isa.U64, d=far, a=plain, b=up)
+    if low.paired:
+        low.emit(isa.MOV, type_, d=m.dest(type_), a=far)
+        return
     low.emit(isa.SETP, isa.U32, d=own, a=rank, b=mine, imm=isa.COMPARE["eq"])
     low.emit(isa.SELP, type_, d=m.dest(type_), a=plain, b=far, c=own)
 
@@ -49,5 +55,5 @@ def rank_of(low: Lowering, m: Mods) -> None:
     low.emit(isa.SHR, isa.U64, d=rank, a=m.row(1), b=low.constant(isa.RANK_SHIFT))
     low.emit(isa.AND, isa.B64, d=rank, a=rank, b=low.constant(0xFFFF))
     low.emit(isa.SETP, isa.U64, d=own, a=rank, b=low.constant(0), imm=isa.COMPARE["eq"])
-    low.emit(isa.SUB, isa.U64, d=rank, a=rank, b=low.constant(1))
+    low.emit(isa.SUB, isa.U64, d=rank, a=rank, b=low.constant(isa.FIRST_RANK))
     low.emit(isa.SELP, isa.B32, d=m.dest(isa.B32), a=mine, b=rank, c=own)

@@ -28,7 +28,7 @@ def copy_box(low: Lowering, m: Mods, reduces: bool) -> None:
     m.take_one("tile")
     if any(name.startswith("im2col") for name in m.left):
         raise m.fail("only .tile modes are supported: im2col is not")
-    m.take_one("cta_group::1")
+    kind |= boxes.PAIRED if m.take_one("cta_group::1", "cta_group::2") == "cta_group::2" else 0
     if prefetches:
         m.take_one("L2")
         m.take_one("global")

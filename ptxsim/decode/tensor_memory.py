@@ -7,37 +7,42 @@ import re
 from .. import isa
 from ..lowering import Lowering
 from ..syntax import Address, Number, Vector
-from ..tensor_memory import (
+from ..tensor_memory import LANE_32, PACKS, PAIR, PARTS_64, PARTS_128, PARTS_256, TWICE_32
+from ..tensor_product import (
+    EVERY_32,
     F8_KIND,
     F16_KIND,
+    FOUR,
     FROM_TENSOR,
+    HALVES,
     I8_KIND,
-    LANE_32,
-    PACKS,
-    PARTS_64,
-    PARTS_128,
-    PARTS_256,
+    MULTICAST,
+    QUARTERS,
     TF32_KIND,
-    TWICE_32,
+    WHOLE,
 )
 from .mods import Mods
 
 SHAPES = {"32x32b": (LANE_32, 1), "16x64b": (PARTS_64, 1), "16x128b": (PARTS_128, 2), "16x256b": (PARTS_256, 4),
           "16x32bx2": (TWICE_32, 1)}  # fmt: skip
 KINDS = {"kind::f16": F16_KIND, "kind::tf32": TF32_KIND, "kind::f8f6f4": F8_KIND, "kind::i8": I8_KIND}
+COPIES = {  # of tcgen05.cp: parts of 16 bytes in a row, and the lanes that rows fill, by shape and multicast
+    ("128x256b", None): (2, WHOLE), ("128x128b", None): (1, WHOLE), ("4x256b", None): (2, EVERY_32),
+    ("64x128b", "warpx2::02_13"): (1, HALVES), ("64x128b", "warpx2::01_23"): (1, QUARTERS),
+    ("32x128b", "warpx4"): (1, FOUR),
+}  # fmt: skip
 WAITS = ("wait::ld", "wait::st", "fence::before_thread_sync", "fence::after_thread_sync", "relinquish_alloc_permit")
 
 
 def tensor_core(low: Lowering, m: Mods) -> None:
-    """Lower any tcgen05 instruction except cp and shift, and no pairs of blocks."""
-    kind = m.take_one("alloc", "dealloc", "ld", "st", "mma", "commit", *WAITS)
+    """Lower any tcgen05 instruction except shift."""
+    kind = m.take_one("alloc", "dealloc", "ld", "st", "mma", "cp", "commit", *WAITS)
     if kind is None:
         raise m.fail("is not supported")
-    if "cta_group::2" in m.left:
-        raise m.fail("pairs of blocks (.cta_group::2) are not supported: compile the kernel for .cta_group::1")
-    m.take_one("cta_group::1")
-    if kind in ("mma", "commit"):
-        (multiply if kind == "mma" else commit)(low, m)
+    group = m.take_one("cta_group::1", "cta_group::2")
+    pair = PAIR if group == "cta_group::2" else 0
+    if kind in ("mma", "cp", "commit"):
+        {"mma": multiply, "cp": copy, "commit": commit}[kind](low, m, pair)
         return
     synced = m.take_one("sync") is not None and m.take_one("aligned") is not None
     if not synced and not kind.startswith("fence"):
@@ -54,7 +59,7 @@ def tensor_core(low: Lowering, m: Mods) -> None:
         m.done(2)
         row, offset, _ = low.memory(m.operands[0])
         low.granule = min(low.granule, 4)
-        low.emit(isa.TCALLOC, a=row, b=m.row(1, isa.B32), imm=offset)
+        low.emit(isa.TCALLOC, a=row, b=m.row(1, isa.B32), imm=offset, flags=pair)
     elif kind == "dealloc":
         m.take_one("b32")
         m.done(2)
@@ -90,8 +95,8 @@ def move(low: Lowering, m: Mods, load: bool) -> None:
     low.emit(op, shape, split.value, d=rows[0] if load else 0, a=row, imm=offset, flags=flags, items=rows)
 
 
-def multiply(low: Lowering, m: Mods) -> None:
-    """Lower tcgen05.mma."""
+def multiply(low: Lowering, m: Mods, pair: int) -> None:
+    """Lower tcgen05.mma. pair: PAIR for .cta_group::2, else 0."""
     kind = m.choose(KINDS)
     for word in [word for word in m.left if word.startswith("collector::a::")]:
         m.take_one(word)
@@ -99,8 +104,9 @@ def multiply(low: Lowering, m: Mods) -> None:
     to, a, lanes = m.operands[0], m.operands[1], m.operands[4]
     left_out: list[int] = []
     if len(m.operands) == 6:
-        if not isinstance(lanes, Vector) or len(lanes.items) != 4:
-            raise m.fail("only four registers of lanes that D leaves out may stand before the predicate")
+        count = 8 if pair else 4
+        if not isinstance(lanes, Vector) or len(lanes.items) != count:
+            raise m.fail(f"only {count} registers of lanes that D leaves out may stand before the predicate")
         left_out = [low.row(item, isa.B32) for item in lanes.items]
     held = isinstance(a, Address)
     from_row, from_offset = low.memory(a)[:2] if held else (m.row(1, isa.B64), 0)
@@ -108,12 +114,26 @@ def multiply(low: Lowering, m: Mods) -> None:
     predicate = m.row(len(m.operands) - 1, isa.PREDICATE)
     low.emit(
         isa.TCMMA, from_offset, kind, a=to_row, b=from_row, c=m.row(2, isa.B64), e=m.row(3, isa.B32), imm=to_offset,
-        flags=FROM_TENSOR if held else 0, items=[predicate, *left_out],
+        flags=pair | (FROM_TENSOR if held else 0), items=[predicate, *left_out],
     )  # fmt: skip
 
 
-def commit(low: Lowering, m: Mods) -> None:
-    """Lower tcgen05.commit."""
+def copy(low: Lowering, m: Mods, pair: int) -> None:
+    """Lower tcgen05.cp. pair: as for `multiply`."""
+    shape = m.take_one(*{name for name, _ in COPIES})
+    found = COPIES.get((shape or "", m.take_one(*{name for _, name in COPIES if name})))
+    if found is None:
+        raise m.fail("needs one of .128x256b, .128x128b, .4x256b, .64x128b.warpx2::02_13 (::01_23), .32x128b.warpx4")
+    if m.left:
+        raise m.fail("copies that widen elements (.b8x16 and its source's format) are not supported")
+    m.done(2)
+    parts, lanes = found
+    row, offset, _ = low.memory(m.operands[0])
+    low.emit(isa.TCCOPY, parts, lanes, a=row, b=m.row(1, isa.B64), imm=offset, flags=pair)
+
+
+def commit(low: Lowering, m: Mods, pair: int) -> None:
+    """Lower tcgen05.commit. pair: as for `multiply`."""
     if not m.take_one("mbarrier::arrive::one"):
         raise m.fail("needs .mbarrier::arrive::one")
     m.take_one("shared::cluster")
@@ -123,4 +143,4 @@ def commit(low: Lowering, m: Mods) -> None:
     row, offset, _ = low.memory(m.operands[0])
     low.granule = min(low.granule, 8)
     ranks = m.row(1) if cast else low.constant(0)
-    low.emit(isa.TCCOMMIT, a=row, c=ranks, imm=offset, flags=int(cast))
+    low.emit(isa.TCCOMMIT, a=row, c=ranks, imm=offset, flags=pair | (MULTICAST if cast else 0))

@@ -409,12 +409,12 @@ def test_columns_that_cannot_be(columns):
 @pytest.mark.parametrize(
     "text",
     [
-        "tcgen05.alloc.cta_group::2.sync.aligned.shared::cta.b32 [r1], 32;",
+        "tcgen05.shift.cta_group::2.down [r1];",
         "tcgen05.alloc.cta_group::1.shared::cta.b32 [r1], 32;",
         "tcgen05.ld.sync.aligned.32x32b.x4.b32 {r1, r2}, [r3];",
         "tcgen05.ld.sync.aligned.16x64b.x1.pack::16b.b32 {r1}, [r3];",
         "tcgen05.ld.sync.aligned.32x32b.x3.b32 {r1, r2, r3}, [r4];",
-        "tcgen05.cp.cta_group::1.128x256b [r1], d1;",
+        "tcgen05.cp.cta_group::1.128x256b.b8x16.b4x16_p64 [r1], d1;",
         "tcgen05.mma.cta_group::1.kind::mxf8f6f4.block_scale [r1], d1, d2, r2, [r3], [r4], p1;",
         "tcgen05.mma.ws.cta_group::1.kind::f16 [r1], d1, d2, r2, p1;",
         "tcgen05.mma.cta_group::1.kind::f16 [r1], d1, d2, r2, r3, p1;",

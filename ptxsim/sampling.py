@@ -1,0 +1,239 @@
+"""tex, suld, sust, txq and suq: unfiltered textures and surfaces of arrays in global memory.
+
+An instruction on a vector is lowered to one instruction for each element, because these lie at different addresses. For
+the checker a texture is read as by ld.global.nc, since its cache does not see writes of the same kernel; accesses to
+surfaces are weak ones. Source: the PTX ISA, "Texture Instructions" and "Surface Instructions", and the CUDA programming
+guide, "Texture Fetching".
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from kernel_cache.compile import inner as jit
+
+from . import isa
+from . import state as s
+from .access import FAULT, check, locate, location_of, register, set_register, thread_of, warp_slot
+from .bits import f32_of, get, load, put, store, u32_of
+from .integer import spread
+from .quick import rewritten
+from .requests import count_access
+from .rounding import HALF, widen
+from .units import unit
+from .watch import ALONE, ANY, NOT_COHERENT, report, wrote
+from .watch import read as read_history
+
+# bits in FLAGS: the coordinates' number, then whether they are floats, whether the first is a layer, what is outside
+FLOATS, LAYER, OUTSIDE_SHIFT = 8, 16, 8
+TRAPS, CLAMPS, ZERO = range(3)
+# details of MISUSE reports, after those of tensor_memory.py
+NO_TEXTURE, NO_SURFACE, OTHER_GEOMETRY, OUTSIDE_SURFACE = 28, 29, 30, 31
+WIDTH, HEIGHT, DEPTH, ARRAY_SIZE, NORMALIZED, LEVELS = range(6)  # what txq and suq ask for
+
+
+@unit
+def sample(x, warp, block, line, pc, op, mask):
+    """Run an instruction on textures or surfaces for the lanes of mask. IMM: which element, or a question."""
+    seen = np.int64(isa.PARAM)
+    size = get(line, isa.TYPE) & 15
+    for lane in range(32):
+        if not (mask >> lane) & 1:
+            continue
+        put(get(x, s.SCRATCH), lane, -1)
+        thread = thread_of(x, warp, lane)
+        first = op == isa.TEXQUERY or get(line, isa.IMM) == 0  # of its vector: the only one that makes reports
+        row = described(x, thread, np.int64(register(x, warp, get(line, isa.A), lane)), op, first, pc)
+        value = np.uint64(0)
+        if row and op == isa.TEXQUERY:
+            value = np.uint64(asked(row, get(line, isa.IMM)))
+        elif row and op == isa.TEX:
+            address = texel(x, warp, thread, line, lane, row, pc)
+            if address > 0 and get(line, isa.IMM) < get(row, s.X_CHANNELS):
+                size, seen = get(row, s.X_TYPE) & 15, np.int64(isa.GLOBAL)
+                address += get(line, isa.IMM) * size
+                put(get(x, s.SCRATCH), lane, address)
+                value = converted(row, fetched(x, warp, thread, block, lane, address, size, NOT_COHERENT, pc))
+        elif row:
+            address = element(x, warp, thread, line, lane, row, pc)
+            if address > 0:
+                seen = np.int64(isa.GLOBAL)
+                put(get(x, s.SCRATCH), lane, address)
+                if op == isa.SUSTORE:
+                    stored(x, warp, thread, block, lane, address, register(x, warp, get(line, isa.B), lane), size, pc)
+                else:
+                    value = fetched(x, warp, thread, block, lane, address, size, 0, pc)
+        if op != isa.SUSTORE:
+            set_register(x, warp, get(line, isa.D), lane, value)
+    if op != isa.TEXQUERY:
+        count_access(x, warp, line, pc, mask, seen, size, op == isa.SUSTORE)
+    return 0
+
+
+@jit
+def described(x, thread, handle, op, reports, pc):
+    """The row of a texture or surface, or 0 if the handle is none. reports: whether to report this."""
+    number = handle - isa.TEXTURE_START
+    if 0 <= number < get(x, s.TEXTURE_COUNT):
+        row = get(x, s.TEXTURES) + number * s.X_COUNT * 8
+        if op == isa.TEXQUERY or (get(row, s.X_KIND) == s.TEXTURE) == (op == isa.TEX):
+            return row
+    what = NO_TEXTURE if op == isa.TEX else NO_SURFACE
+    if reports:
+        report(x, s.MISUSE, pc, get(thread, s.T_GID), handle, isa.GLOBAL, 8, 0, 0, what, 0)
+    return np.int64(0)
+
+
+@jit
+def asked(row, what):
+    """The answer of txq or suq."""
+    if what == ARRAY_SIZE:
+        return get(row, s.X_SIZES + 2) if get(row, s.X_LAYERED) else np.int64(0)
+    if what == NORMALIZED:
+        return get(row, s.X_NORMALIZED)
+    if what == LEVELS:
+        return np.int64(1)
+    return get(row, s.X_SIZES + what) if what < get(row, s.X_DIMENSIONS) else np.int64(0)
+
+
+@jit
+def coordinate(x, warp, line, lane, k):
+    """Coordinate k of a lane: its bits."""
+    items = get(x, s.OPERANDS) + get(line, isa.LIST) * 8
+    return np.int64(register(x, warp, get(items, k), lane)) & 0xFFFFFFFF
+
+
+@jit
+def fits(x, thread, line, row, pc):
+    """Whether a texture or surface has the dimensions that an instruction names. If not, this is reported."""
+    flags = get(line, isa.FLAGS)
+    layered = np.int64(flags & LAYER != 0)
+    if get(row, s.X_DIMENSIONS) == (flags & 7) - layered and get(row, s.X_LAYERED) == layered:
+        return True
+    if get(line, isa.IMM) == 0:
+        report(x, s.MISUSE, pc, get(thread, s.T_GID), 0, isa.GLOBAL, 8, 0, 0, OTHER_GEOMETRY, 0)
+    return False
+
+
+# ---- textures ----
+@jit
+def texel(x, warp, thread, line, lane, row, pc):
+    """The address of the element that a lane's coordinates name; 0 if its value is that of the border, or a fault."""
+    if not fits(x, thread, line, row, pc):
+        return np.int64(0)
+    flags, address = get(line, isa.FLAGS), get(row, s.X_ADDRESS)
+    first = np.int64(0)
+    if flags & LAYER:
+        layer = spread(coordinate(x, warp, line, lane, 0), 4)
+        address += min(max(layer, 0), get(row, s.X_SIZES + 2) - 1) * get(row, s.X_STRIDES + 2)
+        first = np.int64(1)
+    for k in range(first, flags & 7):
+        size, bits = get(row, s.X_SIZES + k - first), coordinate(x, warp, line, lane, k)
+        at = nearest(row, f32_of(np.uint32(bits)), size) if flags & FLOATS else spread(bits, 4)
+        if at < 0 or at >= size:
+            if get(row, s.X_MODE) == s.BORDER:
+                return np.int64(0)
+            at = min(max(at, 0), size - 1)
+        address += at * get(row, s.X_STRIDES + k - first)
+    return address
+
+
+@jit
+def nearest(row, at, size):
+    """The element at a coordinate, which may lie outside [0, size). A NaN becomes 0."""
+    if at != at:
+        return np.int64(0)
+    if get(row, s.X_NORMALIZED):
+        mode = get(row, s.X_MODE)
+        whole = np.floor(at)
+        if mode == s.WRAP:
+            at -= whole
+        elif mode == s.MIRROR:
+            odd = whole * np.float32(0.5) != np.floor(whole * np.float32(0.5))
+            at = np.float32(1) - (at - whole) if odd else at - whole
+        at = at * np.float32(size)
+        if mode == s.WRAP or mode == s.MIRROR:
+            return min(np.int64(np.floor(at)), size - 1)
+    return np.int64(np.floor(min(max(at, np.float32(-1)), np.float32(size))))
+
+
+@jit
+def converted(row, raw):
+    """What a texture's element becomes in a register of 32 bits: extended, or as a float."""
+    type_ = get(row, s.X_TYPE)
+    signed = type_ & 0xF0 == isa.S
+    if type_ == isa.F16:
+        return np.uint64(u32_of(np.float32(widen(np.int64(raw) & 0xFFFF, HALF))))
+    number = spread(np.int64(raw), type_ & 15) if signed else np.int64(raw)
+    if get(row, s.X_FLOATS):
+        most = (1 << (8 * (type_ & 15) - (1 if signed else 0))) - 1
+        return np.uint64(u32_of(max(np.float32(number) / np.float32(most), np.float32(-1))))
+    return np.uint64(number) & np.uint64(0xFFFFFFFF)
+
+
+# ---- surfaces ----
+@jit
+def element(x, warp, thread, line, lane, row, pc):
+    """The address of the element of a surface that a lane reads or writes, or 0.
+
+    The first coordinate counts bytes. TYPE2: the bytes of the whole vector. What lies outside is reported once.
+    """
+    if not fits(x, thread, line, row, pc):
+        return np.int64(0)
+    flags, address, whole = get(line, isa.FLAGS), get(row, s.X_ADDRESS), get(line, isa.TYPE2)
+    outside, first, gid = flags >> OUTSIDE_SHIFT, np.int64(0), get(thread, s.T_GID)
+    if flags & LAYER:
+        first = np.int64(1)
+    for k in range(flags & 7):
+        axis = np.int64(2) if k < first else k - first
+        at, size, step = spread(coordinate(x, warp, line, lane, k), 4), get(row, s.X_SIZES + axis), np.int64(1)
+        if axis == 0:
+            size, step = size * get(row, s.X_CHANNELS) * (get(row, s.X_TYPE) & 15) - whole + 1, np.int64(1)
+            if at & (whole - 1):
+                if get(line, isa.IMM) == 0:
+                    report(x, s.MISALIGNED, pc, gid, address + at, isa.GLOBAL, whole, 0, 0, 0, 0)
+                return np.int64(0)
+        else:
+            step = get(row, s.X_STRIDES + axis)
+        if at < 0 or at >= size:
+            if outside == CLAMPS:
+                at = min(max(at, 0), size - 1)
+            else:
+                if outside == TRAPS and get(line, isa.IMM) == 0:
+                    report(x, s.MISUSE, pc, gid, address, isa.GLOBAL, whole, 0, 0, OUTSIDE_SURFACE, 0)
+                return np.int64(0)
+        address += at * step
+    return address + get(line, isa.IMM) * (get(line, isa.TYPE) & 15)
+
+
+@jit
+def fetched(x, warp, thread, block, lane, address, size, how, pc):
+    """Load an element. how: NOT_COHERENT for textures, 0 for surfaces."""
+    host, place, kind = locate(x, warp, thread, block, lane, isa.GLOBAL, address, size, False, pc)
+    if host == FAULT:
+        return np.uint64(0)
+    if get(x, s.CHECK):
+        check(x, warp, thread, block, kind, place, size, how, False, True, pc)
+        at = location_of(x, block, kind, place)
+        if not how and get(x, s.WEAK_MEMORY) and rewritten(x, at, size):
+            slot = warp_slot(x, warp)
+            return np.uint64(read_history(x, thread, block, slot, at, host, size, isa.WEAK, 0, np.int64(ANY)))
+    return load(host, size)
+
+
+@jit
+def stored(x, warp, thread, block, lane, address, value, size, pc):
+    """Store an element of a surface."""
+    host, place, kind = locate(x, warp, thread, block, lane, isa.GLOBAL, address, size, True, pc)
+    if host == FAULT:
+        return
+    value = value & (~np.uint64(0) >> np.uint64(64 - 8 * size))
+    old, hidden = load(host, size), np.int64(0)
+    if old != value:
+        put(x, s.PROGRESS, get(x, s.STEP))
+    if get(x, s.CHECK):
+        check(x, warp, thread, block, kind, place, size, 0, True, False, pc)
+        at, slot = location_of(x, block, kind, place), warp_slot(x, warp)
+        hidden = wrote(x, thread, block, slot, at, size, old, value, isa.WEAK, 0, False, ALONE)
+    if not hidden:
+        store(host, size, value)
