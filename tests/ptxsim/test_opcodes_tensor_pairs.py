@@ -87,7 +87,10 @@ tcgen05.commit.cta_group::2.mbarrier::arrive::one.shared::cluster.multicast::clu
 
 
 def run(wide, shared, d, a_desc, b_desc, *, more=None, group=2, blocks=2, cluster=(2, 1, 1), seed=0, **parts):
-    """([2, 128, wide] words of both blocks' tensor memory, reports). shared: [2, 65536] bytes; d: what was there."""
+    """([2, 128, wide] words of both blocks' tensor memory, reports). shared: [2, 65536] bytes; d: what was there.
+
+    more: [256, 8] words, a row for each thread, which the kernel may read and write.
+    """
     columns = max(32, 1 << (wide + 15).bit_length())
     lines = {
         op: "".join(
@@ -111,6 +114,8 @@ def run(wide, shared, d, a_desc, b_desc, *, more=None, group=2, blocks=2, cluste
     device.launch(HEADER.replace("sm_90a", "sm_100a") + KERNEL.format(**text), blocks, 128, device.array(shared), held,
                   rest, cluster=cluster)  # fmt: skip
     found = machine.run()
+    if more is not None:
+        more[...] = rest.copy_to_host()
     return held.copy_to_host(), found
 
 
@@ -234,9 +239,11 @@ tcgen05.alloc.cta_group::2.sync.aligned.shared::cta.b32 [place], 64;
 setp.eq.u32 p20, rank, 1;
 @p20 tcgen05.dealloc.cta_group::2.sync.aligned.b32 r20, 64;
 tcgen05.alloc.cta_group::2.sync.aligned.shared::cta.b32 [place], 64;"""
-    got, found = run(32, shared, np.zeros((2, 128, 32), np.uint32), a_desc, b_desc, alloc=twice,
-                     issue=mma("f16", shape_of(256, 32, 1, 0, 0)))  # fmt: skip
+    more = np.zeros((256, 8), np.uint32)
+    got, found = run(32, shared, np.zeros((2, 128, 32), np.uint32), a_desc, b_desc, alloc=twice, more=more,
+                     middle="st.global.b32 [d11], r29;", issue=mma("f16", shape_of(256, 32, 1, 0, 0)))  # fmt: skip
     assert found == []
+    assert set(more[:, 0]) == {128}
     assert np.array_equal(got.view(np.float32), placed(chained(np.zeros((256, 32), np.float32), a, b)))
 
 
@@ -265,6 +272,16 @@ def test_reports(change, kinds):
         _, found = run(32, shared, np.zeros((2, 128, 32), np.uint32), a_desc, b_desc, seed=seed, **options)
         got = {report.kind for report in found}
         assert got & kinds if kinds else found == []
+
+
+def test_an_allocation_needs_a_pair():
+    shared, a_desc, b_desc = halves(ONES.view(np.uint16), ONES[:32].view(np.uint16), 1)
+    _, found = run(32, shared, np.zeros((2, 128, 32), np.uint32), a_desc, b_desc, cluster=(1, 1, 1),
+                   issue=mma("f16", shape_of(256, 32, 1, 0, 0)))  # fmt: skip
+    said = [report.message for report in found if report.kind == "misuse"]
+    assert {message.partition(".")[2].partition(".")[0] for message in said if "a pair of blocks" in message} >= {
+        "alloc"
+    }
 
 
 COPIES = {  # rows, words in a row, lanes that a row fills

@@ -247,12 +247,13 @@ def test_reports(kernels):
     made = found_by(kernels, "beyond", lambda d: (ptxsim.texture(line(d)), 0))
     assert [(report.kind, surface_words in report.message) for report in made] == [("misuse", True)]
 
-    def fetch(d, handle=None, rows=32):
-        array = d.array(np.zeros(rows, np.float32))
-        return (handle or ptxsim.surface(array), d.array(np.zeros((32, 3), np.float32)), d.empty(32, np.float32), 32)
+    def fetch(d, make, beyond=0):
+        handle = make(d.array(np.zeros(32, np.float32))) + beyond
+        return handle, d.array(np.zeros((32, 3), np.float32)), d.empty(32, np.float32), 32
 
-    made = found_by(kernels, "fetch<float, 1>", fetch)
-    assert [(report.kind, texture_words in report.message) for report in made] == [("misuse", True)]
+    for make, more in ((ptxsim.surface, 0), (ptxsim.texture, 1)):  # a surface's handle, and one that nobody made
+        made = found_by(kernels, "fetch<float, 1>", lambda d, make=make, more=more: fetch(d, make, more))
+        assert [(report.kind, texture_words in report.message) for report in made] == [("misuse", True)]
     made = found_by(kernels, "meet", lambda d: (ptxsim.surface(line(d)), line(d)))
     assert "race" in {report.kind for report in made}
 
@@ -288,6 +289,7 @@ txq.width.b32 r0, [d0]; txq.height.b32 r1, [d0]; txq.depth.b32 r2, [d0]; txq.arr
 txq.normalized_coords.b32 r4, [d0];
 suq.width.b32 r5, [d1]; suq.height.b32 r6, [d1]; suq.array_size.b32 r7, [d1];
 st.global.v4.b32 [d2], {r0, r1, r2, r3}; st.global.v4.b32 [d2+16], {r4, r5, r6, r7};
+mov.b32 r0, 3; mov.b32 r1, 2;
 tex.2d.v4.f32.s32 {r0, r1, r2, r3}, [d0, {r0, r1}];
 st.global.v4.b32 [d2+32], {r0, r1, r2, r3};
 ret;
@@ -307,7 +309,7 @@ def test_queries_and_results_over_operands():
     )
     assert machine.run() == []
     assert out.copy_to_host()[:8].tolist() == [10, 6, 0, 0, 0, 5, 4, 3]
-    assert np.array_equal(out.copy_to_host()[8:].view(np.float32), data[5, 9])
+    assert np.array_equal(out.copy_to_host()[8:].view(np.float32), data[2, 3])
 
 
 @pytest.mark.parametrize(("text", "words"), [
