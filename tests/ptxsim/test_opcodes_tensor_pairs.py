@@ -239,12 +239,14 @@ tcgen05.alloc.cta_group::2.sync.aligned.shared::cta.b32 [place], 64;
 setp.eq.u32 p20, rank, 1;
 @p20 tcgen05.dealloc.cta_group::2.sync.aligned.b32 r20, 64;
 tcgen05.alloc.cta_group::2.sync.aligned.shared::cta.b32 [place], 64;"""
-    more = np.zeros((256, 8), np.uint32)
-    got, found = run(32, shared, np.zeros((2, 128, 32), np.uint32), a_desc, b_desc, alloc=twice, more=more,
-                     middle="st.global.b32 [d11], r29;", issue=mma("f16", shape_of(256, 32, 1, 0, 0)))  # fmt: skip
-    assert found == []
-    assert set(more[:, 0]) == {128}
-    assert np.array_equal(got.view(np.float32), placed(chained(np.zeros((256, 32), np.float32), a, b)))
+    for seed in range(4):
+        more = np.zeros((256, 8), np.uint32)
+        got, found = run(32, shared, np.zeros((2, 128, 32), np.uint32), a_desc, b_desc, alloc=twice, more=more,
+                         seed=seed, middle="st.global.b32 [d11], r29;",
+                         issue=mma("f16", shape_of(256, 32, 1, 0, 0)))  # fmt: skip
+        assert found == []
+        assert set(more[:, 0]) == {128}
+        assert np.array_equal(got.view(np.float32), placed(chained(np.zeros((256, 32), np.float32), a, b)))
 
 
 ONES = np.ones((256, 16), np.float16)

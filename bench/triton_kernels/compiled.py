@@ -1,0 +1,83 @@
+"""Compiles the kernels of kernels.py to PTX, without a GPU: python compiled.py FOLDER ARCH ...
+
+FOLDER gets NAME.ARCH.ptx, and index.json: for each file its kernel, bytes of shared memory, warps and bytes of scratch
+for a block, or why Triton does not compile it. Triton's own Python runs this file.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import kernels as k
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+H, F, N, P = "*fp16", "*fp32", "i32", "*i32"
+TILES = {"BLOCK_SIZE_M": 64, "BLOCK_SIZE_N": 64, "BLOCK_SIZE_K": 32}
+MATMUL = {**TILES, "GROUP_SIZE_M": 4, "stride_ak": 1, "stride_bn": 1, "stride_cn": 1}
+BIG = {"BLOCK_SIZE_M": 128, "BLOCK_SIZE_N": 128, "BLOCK_SIZE_K": 64}
+DOT = {"BM": 64, "BN": 64, "BK": 64}
+MAPS = ["tensordesc<fp16[128, 64]>", "tensordesc<fp16[128, 64]>", "tensordesc<fp16[128, 128]>"]
+KERNELS = {  # by name: the function, the types of its arguments, its constants, the stages of its pipeline
+    "add": (k.add_kernel, [F, F, F, N], {"BLOCK_SIZE": 1024}, None),
+    "softmax": (k.softmax_kernel, [F, F, N, N, N, N], {"BLOCK_SIZE": 1024, "num_stages": 2}, None),
+    "layer_norm": (k.layer_norm_fwd, [H, H, F, F, F, F, N, N, "fp32"], {"BLOCK_SIZE": 256}, None),
+    "layer_norm_bwd": (k.layer_norm_bwd_dx, [F] * 8 + [P, N, N], {"GROUP_SIZE_M": 2, "BLOCK_SIZE_N": 256}, None),
+    "matmul": (k.matmul_kernel, [H] * 3 + [N] * 9, MATMUL, 3),
+    "matmul_bf16": (k.matmul_kernel, ["*bf16"] * 3 + [N] * 9, MATMUL, 3),
+    "matmul_tf32": (k.matmul_kernel, [F] * 3 + [N] * 9, MATMUL, 3),
+    "splitk": (k.splitk_kernel, [H, H, F, N, N, N], {"BM": 64, "BN": 64, "BK": 32, "SPLIT": 4}, 3),
+    "moe": (k.moe_kernel, [H, H, H, F, P, P, P] + [N] * 8, {**TILES, "BLOCK_SIZE_M": 16, "top_k": 2}, 3),
+    "grouped": (k.grouped_matmul_kernel, ["*i64"] * 3 + [P, P, N], {"NUM_SM": 4, **TILES}, 3),
+    "matmul_tma": (k.matmul_tma_kernel, MAPS + [N] * 3, BIG, 3),
+    "matmul_tma_dev": (k.matmul_tma_device_desc, [H] * 3 + [N] * 3, BIG, 3),
+    "attn": (k.attn_fwd, [H] * 4 + ["fp32", N], {"HEAD_DIM": 64, "BLOCK_M": 64, "BLOCK_N": 64}, 2),
+    "int8_dot": (k.int8_dot, ["*i8", "*i8", P, N], DOT, None),
+    "fp8_dot": (k.fp8_dot, ["*fp8e4nv", "*fp8e4nv", F, N], DOT, None),
+    "quant_fp8": (k.quant_fp8, [H, "*fp8e4nv", F], {"N": 512}, None),
+    "cumsum": (k.cumsum_kernel, [P, P], {"N": 512}, None),
+    "sort": (k.sort_kernel, [P, P], {"N": 256}, None),
+    "hist": (k.hist_kernel, [P, P], {"N": 512, "BINS": 32}, None),
+    "dropout": (k.dropout_kernel, [F, F, N, "fp32", N], {"BLOCK": 512}, None),
+}
+ODD = ("n_elements", "n_cols", "seed", "n", "num_valid_tokens", "group_size", "n_rows")  # may be no multiples of 16
+
+
+def compiled(name: str, arch: int) -> triton.compiler.CompiledKernel:
+    """A kernel for an architecture, specialised for pointers, strides and sizes that are multiples of 16."""
+    function, types, constants, stages = KERNELS[name]
+    given = iter(types)
+    signature = {one: "constexpr" if one in constants else next(given) for one in function.arg_names}
+    attributes = {
+        (place,): [["tt.divisibility", 16]]
+        for place, (one, type_) in enumerate(signature.items())
+        if type_.startswith("*") or (type_ == N and one not in ODD)
+    }
+    numbers = {(function.arg_names.index(one),): value for one, value in constants.items()}
+    source = ASTSource(fn=function, constexprs=numbers, signature=signature, attrs=attributes)
+    options = {"num_warps": 4, **({"num_stages": stages} if stages else {})}
+    return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+
+
+def main(folder: str, *archs: str) -> None:
+    """Compile all kernels for the architectures."""
+    index = {}
+    for arch in map(int, archs):
+        for name in KERNELS:
+            key = f"{name}.sm{arch}"
+            try:
+                made = compiled(name, arch)
+            except Exception as error:  # whatever Triton's compiler raises is the answer for this kernel
+                index[key] = {"error": str(error).strip().splitlines()[-1][:200]}
+                continue
+            (Path(folder) / f"{key}.ptx").write_text(made.asm["ptx"])
+            scratch = getattr(made.metadata, "global_scratch_size", 0) or 0
+            index[key] = {"entry": made.metadata.name, "shared": made.metadata.shared, "scratch": scratch}
+    (Path(folder) / "index.json").write_text(json.dumps(index, indent=1))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
