@@ -13,6 +13,7 @@ from kernel_cache.compile import inlined, jit
 
 from ..primitives import taped
 from . import codes, words
+from .layout import ring_of
 
 # codes of the words that are checked, 0: none. `NAMES` has their names in messages
 (
@@ -107,7 +108,7 @@ def announcement(job, st, source, rows, status, first, tokens, once):
 @jit
 def tail(job, st, source, tiles):
     """Whether `source` can have sent `tiles` tiles. A tile takes at least one row of the ring until it is freed."""
-    most = st[words.free_tiles(job, source)] + job[words.RING_ROWS]
+    most = st[words.free_tiles(job, source)] + ring_of(job, st, source)
     return within(st, source, TAIL, tiles, st[words.read_tiles(job, source)], most)
 
 
@@ -118,7 +119,7 @@ def record(job, st, source, expert, rows, packed, bundle, owner):
     The tile's rows must be announced, and the ring must have space for them. If the tile is for another rank, this rank
     uses only the number of the tile's rows.
     """
-    ring, announced = job[words.RING_ROWS], st[words.rows_from(job, source)]
+    ring, announced = ring_of(job, st, source), st[words.rows_from(job, source)]
     space = ring - st[words.read_rows(job, source)] + st[words.freed_rows(job, source)]
     first = st[words.first_packed(job, source)]
     me, remote = job[words.RANK], st[words.remote(job, source)] != 0
@@ -144,7 +145,7 @@ def record(job, st, source, expert, rows, packed, bundle, owner):
 def credit(job, st, peer, owner, rows):
     """Whether `owner` can have freed `rows` rows of the stream that this rank writes at `peer`."""
     sent = st[words.sent_rows(job, peer)]
-    return within(st, owner, CREDIT, rows, sent - job[words.RING_ROWS], sent)
+    return within(st, owner, CREDIT, rows, sent - ring_of(job, st, peer), sent)
 
 
 @jit

@@ -14,7 +14,7 @@ from kernel_cache.compile import jit
 
 from ..primitives import memory as mem
 from . import codes, scalars, tape, words
-from .layout import RECORD_BYTES, WORD, bundle_row_to, index_to, record_to, word_to
+from .layout import RECORD_BYTES, WORD, bundle_row_to, index_to, record_to, ring_of, word_to
 from .packing import tile_rows
 from .returns import returns_due
 from .streams import end_slot, first_slot, freed
@@ -69,7 +69,7 @@ def end_token(job, st, peer, first, most):
 @jit
 def claim(job, st, worker, peer):
     """Claim the next bundle for the stream at a peer, if there is credit. (Decide, under the lock.)"""
-    ring = job[words.RING_ROWS]
+    ring = ring_of(job, st, peer)
     sent = st[words.sent_rows(job, peer)]
     space = ring - sent + freed(job, st, peer)
     first = next_token(job, st, peer)
@@ -104,7 +104,7 @@ def claim(job, st, worker, peer):
 def write_records(job, st, peer, rows):
     """Write a record for every tile of the bundle; returns how many. The last one says that `rows` rows crossed."""
     tile = st[words.sent_tiles(job, peer)]
-    most = min(job[words.TILE], job[words.RING_ROWS])
+    most = min(job[words.TILE], ring_of(job, st, peer))
     last = 0
     tiles = 0
     for owner in range(st[words.stream_first(job, peer)], st[words.stream_end(job, peer)]):
@@ -146,7 +146,7 @@ def execute(job, st, worker):
             if mine and mem.lane() == 0:
                 slot = job[words.slot_of(job, ids[i])]
                 pair = st[words.slot_pair(job, slot)] + packed - st[words.slot_from(job, slot)]
-                place = row % job[words.RING_ROWS]
+                place = row % ring_of(job, st, peer)
                 mem.store(index_to(job, st, peer, pair), scalars.entry(place, scalars.of_pair(job, i)))
         row += crossed
     mem.block_barrier()
@@ -160,7 +160,7 @@ def publish(job, st, worker):
     """Publish the written bundle. (Under the lock.)"""
     c = words.command(job, worker)
     peer, tiles, pairs = st[words.command_owner(c)], st[words.command_tiles(c)], st[words.command_rows(c)]
-    most = min(job[words.TILE], job[words.RING_ROWS])
+    most = min(job[words.TILE], ring_of(job, st, peer))
     for owner in range(st[words.stream_first(job, peer)], st[words.stream_end(job, peer)]):
         for slot in range(job[words.slot_start(job, owner)], job[words.slot_start(job, owner + 1)]):
             n = (st[words.slot_to(job, slot)] - st[words.slot_from(job, slot)] + most - 1) // most

@@ -4,7 +4,7 @@ from kernel_cache.compile import jit
 
 from ..primitives import memory as mem
 from . import bundles, codes, scalars, tape, words
-from .layout import RECORD_BYTES, index_to, record_to, ring_row_to, word_to
+from .layout import RECORD_BYTES, index_to, record_to, ring_of, ring_row_to, word_to
 from .packing import tile_rows
 from .returns import returns_due
 from .streams import end_slot, freed
@@ -31,10 +31,10 @@ def claim(job, st, worker):
     """
     if st[words.UNSENT] == 0:
         return codes.IDLE
-    me, world, ring = job[words.RANK], job[words.WORLD], job[words.RING_ROWS]
+    me, world = job[words.RANK], job[words.WORLD]
     owner = st[words.NEXT_DEST]
     for _ in range(world):
-        packed = st[words.cursor(job, owner)]
+        packed, ring = st[words.cursor(job, owner)], ring_of(job, st, owner)
         last = st[words.offset(job, end_slot(job, st, owner))]
         under_way = returns_due(job, st, owner)
         waiting = owner != me and packed < last and st[words.busy(job, owner)] == 0 and under_way < ring
@@ -65,7 +65,7 @@ def execute(job, st, worker):
     """Put the rows into the ring. The owner reads them when the tail has advanced."""
     c = words.command(job, worker)
     owner, packed, rows = st[words.command_owner(c)], st[words.command_packed(c)], st[words.command_rows(c)]
-    ring, nbytes = job[words.RING_ROWS], tape.bytes_to_owner(job, owner)
+    ring, nbytes = ring_of(job, st, owner), tape.bytes_to_owner(job, owner)
     row = st[words.sent_rows(job, owner)]
     to_wrap = ring - row % ring
     target = ring_row_to(job, st, owner, row)

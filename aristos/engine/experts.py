@@ -10,7 +10,7 @@ from kernel_cache.compile import jit
 from ..primitives import arithmetic
 from ..primitives import memory as mem
 from . import bounds, call_records, codes, column_runs, scalars, store, tape, words
-from .layout import index_from, return_row, ring_row_from, staged_row
+from .layout import index_from, return_row, ring_of, ring_row_from, staged_row
 from .returns import finish_record, note_back
 
 GROUP = 6  # rows that the micro-kernel computes together
@@ -25,7 +25,7 @@ def more_can_land(job, st, expert):
         if source != job[words.RANK] and st[words.verdict(job, source)] == codes.SERVE:
             i = words.source_expert(job, source, expert)
             end = st[words.source_end_at(job, i)]
-            granted = st[words.freed_rows(job, source)] + job[words.RING_ROWS]
+            granted = st[words.freed_rows(job, source)] + ring_of(job, st, source)
             if st[words.read_rows(job, source)] < end <= granted:
                 return True
     return False
@@ -153,7 +153,7 @@ def list_rows(job, st, c):
                 x = own + own_step * st[words.token(job, first + j)]
             elif once:  # first + j is the number of a pair, whose row the index names
                 place = scalars.place_of(mem.load(index_from(job, st, source, first + j)))
-                bounds.within(st, source, bounds.PLACE, place, 0, job[words.RING_ROWS] - 1)
+                bounds.within(st, source, bounds.PLACE, place, 0, ring_of(job, st, source) - 1)
                 x = ring_row_from(job, st, source, place)  # a row of the ring, even if the index entry is damaged
             else:
                 x = ring_row_from(job, st, source, first + j)

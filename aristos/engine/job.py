@@ -176,6 +176,7 @@ def _of_shape(shape: EngineShape) -> dict[str, int]:
     return {
         "stride": shape.stride,
         "ring_rows": shape.ring_rows,
+        "local_rows": shape.local_ring,
         "ring_records": shape.ring_records,
         "max_computed": shape.max_held + shape.foreign,
         "max_rows": shape.return_rows,

@@ -7,15 +7,15 @@ peer; with two levels only the window for remote peers has return rows, where lo
     return_rows[N]                     outputs of own tokens, as wide as the call's rows; written by the experts' owners
     region[p]                          written by p alone, except staged rows
 
-A region with a ring of R rows. Each part begins on a line of 64 bytes, so that no two writers share a line:
+A region whose stream has a ring of R rows. Each part begins on a line of 64 bytes, so that no two writers share a line:
 
     words                              two lines, see schema.LINE_WORDS and ENDED. In a remote region their place is
                                        taken by the words in the form that MPI puts, {value, complement}
     return_records[R + 1]              return records
     announcement[epoch parity]         record `announced` + a word per named expert, in whole lines
     records[R + 1]                     tile records
-    ring[R]                            rows, `stride` bytes each
     index[R]                           for each pair the place of its row, and its scalar, see scalars.py
+    ring[R]                            rows, `stride` bytes each; a local peer's ring may have fewer, see `local_rows`
     staged[R], two levels only         output rows that wait to be put to the source, `stride` bytes each
 
 With two levels all of a region but words and return records is a *stream*: what its writer puts for all ranks of this
@@ -71,17 +71,23 @@ class EngineShape:
     return_bytes: int = 0  # size of the return rows; 0: return_rows * stride
     announced: int = 0  # most experts that an announcement names; 0: max_held
     places: int = 0  # most places for rows that a rank has for each row of a ring, see `places`; 0: those of one level
+    local_rows: int = 0  # rows in the ring of a local peer; 0: ring_rows
+    local_peers: int = 0  # most local peers of a rank, if their rings have local_rows rows
 
     def union(self, other: EngineShape) -> EngineShape:
         """The smallest shape that is large enough for both."""
         names = ("ring_rows", "stride", "return_rows", "max_held", "top_k", "experts", "max_tokens", "foreign")
-        most = {n: max(getattr(self, n), getattr(other, n)) for n in (*names, "announced", "places")}
-        both = EngineShape(self.world, **most)
+        added = ("announced", "places", "local_peers")
+        both = EngineShape(self.world, **{n: max(getattr(self, n), getattr(other, n)) for n in (*names, *added)})
         nbytes = max(self.returns, other.returns)  # one user may need more rows, and the other wider rows
         # of wide rows fewer fit RING_BUDGET, but a ring must hold all rows of a token, because a bundle may
-        rows = min(both.ring_rows, max(both.top_k, ring_rows(both.most_places, both.stride, both.ring_rows)))
+        local = max(self.local_ring, other.local_ring) if self.local_rows or other.local_rows else 0
+        if local:
+            local = min(local, max(both.top_k, ring_rows(PLACES_EACH * (self.world - 1), both.stride, local)))
+        affordable = ring_rows(both.most_places, both.stride, both.ring_rows, both.local_peers * local)
+        rows = min(both.ring_rows, max(both.top_k, affordable))
         plain = nbytes == both.return_rows * both.stride  # stored as 0, so that equal shapes compare equal
-        return replace(both, ring_rows=rows, return_bytes=0 if plain else nbytes)
+        return replace(both, ring_rows=rows, local_rows=local, return_bytes=0 if plain else nbytes)
 
     @property
     def returns(self) -> int:
@@ -92,6 +98,11 @@ class EngineShape:
     def most_places(self) -> int:
         """The most places for rows that a rank has for each row of a ring."""
         return self.places or PLACES_EACH * (self.world - 1)
+
+    @property
+    def local_ring(self) -> int:
+        """Rows in the ring of a local peer, never more than in other rings."""
+        return min(self.local_rows or self.ring_rows, self.ring_rows)
 
     @property
     def ring_records(self) -> int:
@@ -107,14 +118,15 @@ class PairLayout:
     announce: int
     announce_step: int
     records: int
-    ring: int
     index: int
+    ring: int
     staged: int
     staged_bytes: int
+    local_bytes: int  # bytes of the region of a local peer
 
     @property
     def nbytes(self) -> int:
-        """Bytes of a region without staged rows."""
+        """Bytes of the region of a remote peer, without staged rows."""
         return self.staged
 
     @classmethod
@@ -123,10 +135,10 @@ class PairLayout:
         announce = return_records + lines(s.ring_records * RETURN_RECORD_BYTES)
         step = lines(WORD * (words.ANNOUNCED_WORDS + max(s.announced, s.max_held)))
         records = announce + 2 * step
-        ring = records + lines(s.ring_records * RECORD_BYTES)
-        index = ring + s.ring_rows * s.stride
-        staged = index + lines(WORD * s.ring_rows)
-        return cls(return_records, announce, step, records, ring, index, staged, s.ring_rows * s.stride)
+        index = records + lines(s.ring_records * RECORD_BYTES)
+        ring = index + lines(WORD * s.ring_rows)
+        rows, local = s.ring_rows * s.stride, s.local_ring * s.stride
+        return cls(return_records, announce, step, records, index, ring, ring + rows, rows, ring + local)
 
     def remote_bytes(self, nodes: Nodes, rank: int, source: int) -> int:
         """Bytes of the region of a remote source in the window of `rank`."""
@@ -141,13 +153,13 @@ class PairLayout:
 
     def fill(self, job) -> None:
         """Write the offsets into a job."""
-        job[words.P_RETURN_RECORDS : words.P_INDEX + 1] = (
+        job[words.P_RETURN_RECORDS : words.P_RING + 1] = (
             self.return_records,
             self.announce,
             self.announce_step,
             self.records,
-            self.ring,
             self.index,
+            self.ring,
         )
 
 
@@ -168,7 +180,7 @@ def _local_returns(s: EngineShape, nodes: Nodes) -> int:
 
 def local_region(s: EngineShape, nodes: Nodes, rank: int, source: int) -> int:
     """Byte offset, in the window for local peers of `rank`, of the region of `source`."""
-    return _local_returns(s, nodes) + PairLayout.of(s).nbytes * nodes.local(rank).index(source)
+    return _local_returns(s, nodes) + PairLayout.of(s).local_bytes * nodes.local(rank).index(source)
 
 
 def remote_region(s: EngineShape, nodes: Nodes, rank: int, source: int) -> int:
@@ -179,7 +191,7 @@ def remote_region(s: EngineShape, nodes: Nodes, rank: int, source: int) -> int:
 
 def local_bytes(s: EngineShape, nodes: Nodes, rank: int) -> int:
     """Bytes of the window for local peers of `rank`."""
-    return _local_returns(s, nodes) + PairLayout.of(s).nbytes * len(nodes.local(rank))
+    return _local_returns(s, nodes) + PairLayout.of(s).local_bytes * len(nodes.local(rank))
 
 
 def remote_bytes(s: EngineShape, nodes: Nodes, rank: int) -> int:
@@ -210,26 +222,40 @@ def places(nodes: Nodes) -> int:
     """The most places for rows that a rank of these nodes has for each row of a ring.
 
     With one level they are counted as if all peers were remote, so that rings do not depend on nodes. With two levels a
-    rank has a ring for each local peer, a ring and staged outputs for each stream that lies there, and in its outboxes
-    the ring of its own stream to each node. Most streams lie at the first rank of a node: the sources of another node
-    take turns in its ranks, see `Nodes.rail`.
+    rank has a ring and staged outputs for each stream that lies there, and in its outboxes the ring of its own stream
+    to each node. Most streams lie at the first rank of a node: the sources of another node take turns in its ranks, see
+    `Nodes.rail`. Rings of local peers are not counted, see `local_rows`.
     """
     if nodes.levels == 1 or nodes.single:
         return PLACES_EACH * (len(nodes.node_of) - 1)
     sizes = Counter(nodes.node_of)
     return max(
-        size - 1 + 2 * sum(-(-other // size) for there, other in sizes.items() if there != node) + nodes.count - 1
+        2 * sum(-(-other // size) for there, other in sizes.items() if there != node) + nodes.count - 1
         for node, size in sizes.items()
     )
 
 
-def ring_rows(places: int, stride: int, most: int) -> int:
+def local_peers(nodes: Nodes) -> int:
+    """The most local peers that a rank of these nodes has, if their rings are shorter than others; else 0."""
+    return 0 if nodes.levels == 1 or nodes.single else max(Counter(nodes.node_of).values()) - 1
+
+
+def local_rows(nodes: Nodes, stride: int, most: int) -> int:
+    """The default number of rows in the ring of a local peer: with two levels as many as with one. 0: as in others.
+
+    A ring between two ranks of a node carries the rows of one pair of ranks, and credit comes back at once. A stream
+    carries the rows for a whole node.
+    """
+    return ring_rows(PLACES_EACH * (len(nodes.node_of) - 1), stride, most) if local_peers(nodes) else 0
+
+
+def ring_rows(places: int, stride: int, most: int, others: int = 0) -> int:
     """The default number of rows in a ring: as many as one source can send in a call.
 
-    places: how many places for rows a rank has for each row of a ring. All of them together have at most RING_BUDGET
-    bytes.
+    places: how many places for rows a rank has for each row of a ring. others: how many other places for rows it has.
+    All of them together have at most RING_BUDGET bytes.
     """
-    affordable = max(LEAST_RING, RING_BUDGET // (max(1, places) * stride))
+    affordable = max(LEAST_RING, (RING_BUDGET - others * stride) // (max(1, places) * stride))
     return max(1, min(most, affordable))
 
 
@@ -339,21 +365,27 @@ def return_record_from(job, st, owner, tile):
 
 
 @jit
+def ring_of(job, st, peer):
+    """How many rows a ring between this rank and a peer has, in either direction."""
+    return job[words.RING_ROWS] if st[words.remote(job, peer)] != 0 else job[words.LOCAL_ROWS]
+
+
+@jit
 def ring_row_to(job, st, owner, row):
     """Address of row number `row`, counted since the engine began, in this rank's ring at `owner`."""
-    return st[words.region_to(job, owner)] + job[words.P_RING] + job[words.STRIDE] * (row % job[words.RING_ROWS])
+    return st[words.region_to(job, owner)] + job[words.P_RING] + job[words.STRIDE] * (row % ring_of(job, st, owner))
 
 
 @jit
 def bundle_row_to(job, st, owner, row):
     """Address of row number `row` of a bundle: in a local owner's ring, or in the outbox, from which the row is put."""
-    return st[words.out_ring(job, owner)] + job[words.STRIDE] * (row % job[words.RING_ROWS])
+    return st[words.out_ring(job, owner)] + job[words.STRIDE] * (row % ring_of(job, st, owner))
 
 
 @jit
 def ring_row_from(job, st, source, row):
     """Address of row number `row`, counted since the engine began, in `source`'s ring here."""
-    return st[words.stream_from(job, source)] + job[words.P_RING] + job[words.STRIDE] * (row % job[words.RING_ROWS])
+    return st[words.stream_from(job, source)] + job[words.P_RING] + job[words.STRIDE] * (row % ring_of(job, st, source))
 
 
 @jit

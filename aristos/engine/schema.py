@@ -179,7 +179,8 @@ JOB_SCALARS: list[Word] = [
         YIELDS | polls | idle polls before a worker sleeps | cpu
         STRIDE | bytes | distance between rows of a ring
         RETURN_STRIDE | bytes | distance between return rows
-        RING_ROWS | rows | rows in the ring of an ordered pair of ranks
+        RING_ROWS | rows | rows in the ring of a stream: of an ordered pair of ranks, or of a rank and a node
+        LOCAL_ROWS | rows | rows in the ring between two ranks of a node, at most RING_ROWS
         RING_RECORDS | records | records in the ring of an ordered pair of ranks
         """,
     ),
@@ -343,8 +344,8 @@ JOB_SCALARS: list[Word] = [
         P_ANNOUNCE | bytes | distance from a region's start to its announcements
         P_ANNOUNCE_STEP | bytes | distance between the two announcements
         P_RECORDS | bytes | distance from a region's start to its tile records
-        P_RING | bytes | distance from a region's start to its ring
         P_INDEX | bytes | distance from a region's start to its index
+        P_RING | bytes | distance from a region's start to its ring
         """,
     ),
 ]
@@ -657,8 +658,8 @@ REGION = [
     RegionPart("return_record", "records", "returned", "return records"),
     RegionPart("announcement", "2", "announcement", "announcements, by the parity of the epoch"),
     RegionPart("record", "records", "record", "tile records"),
-    RegionPart("ring_row", "ring rows", "stride", "rows"),
     RegionPart("index", "ring rows", "8 bytes", "for each pair the place of its row in the ring, and its scalar"),
+    RegionPart("ring_row", "ring rows", "stride", "rows; a local peer's ring may have fewer"),
 ]
 
 

@@ -9,7 +9,7 @@ from kernel_cache.compile import jit
 
 from ..primitives import memory as mem
 from . import bounds, words
-from .layout import word_from
+from .layout import ring_of, word_from
 
 
 @jit
@@ -38,7 +38,7 @@ def freed(job, st, peer):
     for p in range(st[words.stream_first(job, peer)], st[words.stream_end(job, peer)]):
         rows = mem.arrived(word_from(job, st, p, words.CREDIT))
         if not bounds.credit(job, st, peer, p, rows):
-            return sent - job[words.RING_ROWS]  # no space
+            return sent - ring_of(job, st, peer)  # no space
         st[words.seen_credit(job, p)] = rows
         least = min(least, rows)
     return least

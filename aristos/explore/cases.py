@@ -69,6 +69,7 @@ class Case:
 
     ranks: int = 2
     rows: int = 4  # rows of a ring
+    local_rows: int = 0  # rows of the ring of a local peer, 0: the same
     placement: tuple[int, ...] = (0, 1)
     top_k: int = 1
     max_tokens: int = 3
@@ -115,6 +116,7 @@ class Case:
                 lines(WORD * self.words * (2 if self.backward else 1)),
             ),
             return_rows=self.max_tokens * self.top_k,
+            local_rows=max(self.local_rows, self.top_k) if self.local_rows else 0,
             max_held=max(1, *placement.held),
             announced=most_announced(placement.held, self.nodes),
             top_k=self.top_k,
@@ -146,7 +148,8 @@ class Case:
             f"{self.workers} worker{'s'[: self.workers > 1]} each, {self.runs} column-split runs"
             + (" and no others" if self.all_split else ""),
             f"experts at {list(self.placement)}",
-            f"rings of {self.rows}, tiles of {self.tile}",
+            f"rings of {self.rows}" + f" and {self.local_rows} in a node" * (self.local_rows > 0),
+            f"tiles of {self.tile}",
             f"top-{self.top_k}",
         ]
         if self.stay:
@@ -248,6 +251,8 @@ def draw(seed: int, asked: Asked) -> Case:
     once = random.Random(f"{seed} once")
     if not case.proxy:  # on GPUs tokens never cross once within a node
         case = replace(case, once=once.choice((0, 0, 1, 2, 3)), once_share=once.choice((0, 0, 100, 150)))
+    if case.levels == 2:
+        case = replace(case, local_rows=random.Random(f"{seed} local rings").choice((0, 1, 2)))
     case = replace(case, **dict(asked.fixed))
     if case.backward:
         case = replace(case, stay=0)

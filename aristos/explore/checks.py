@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from ..engine import words
+from ..engine.layout import ring_of
 from . import experts
 from .rank import Rank
 from .surroundings import Surroundings
@@ -30,11 +31,11 @@ class Checks:
         if word == words.CREDIT:
             if new > mine.table(words.T_READ_ROWS, peer):
                 raise Unbounded(f"rank {me} gives rank {peer} credit for rows that it has not read")
-            before = self.least_credit(me, peer)
+            before, ring = self.least_credit(me, peer), int(ring_of(mine.job, mine.st, peer))
             self.credit[me, peer] = new
-            cluster.memory.free_rows(me, peer, before, self.least_credit(me, peer), mine.job[words.RING_ROWS])
+            cluster.memory.free_rows(me, peer, before, self.least_credit(me, peer), ring)
         elif word == words.TAIL:
-            ring = mine.job[words.RING_ROWS]
+            ring = int(ring_of(mine.job, mine.st, peer))
             for owner in cluster.case.nodes.stream(me, peer):
                 under_way = mine.table(words.T_SENT_ROWS, peer) - cluster.ranks[owner].table(words.T_FREED_ROWS, me)
                 if under_way > ring:

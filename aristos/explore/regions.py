@@ -44,7 +44,7 @@ class Regions:
         self._parts: dict[tuple[int, int], tuple[int, list[int], list[int]]] = {}
         self._known: dict[int, Place] = {}
         starts = {"words": 0, **vars(self.layout)}
-        del starts["announce_step"], starts["staged_bytes"]
+        del starts["announce_step"], starts["staged_bytes"], starts["local_bytes"]
         self._starts = sorted(starts.items(), key=lambda item: item[1])
 
     @staticmethod
@@ -109,7 +109,7 @@ class Regions:
             nodes, layout = self.nodes, self.layout
             local, remote = nodes.local(rank), nodes.remote(rank)
             for each, begin, peers, sizes in (
-                (LOCAL, 0 if shared_returns(nodes) else self.returns, local, [layout.nbytes for _ in local]),
+                (LOCAL, 0 if shared_returns(nodes) else self.returns, local, [layout.local_bytes for _ in local]),
                 (REMOTE, self.returns * bool(remote), remote, [layout.remote_bytes(nodes, rank, p) for p in remote]),
                 (OUTBOX, 0, remote, [layout.outbox_bytes(nodes, rank, p) for p in remote]),
             ):

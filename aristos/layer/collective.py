@@ -14,7 +14,17 @@ import numpy as np
 from ..config import MoEConfig
 from ..engine import codes, schema, words
 from ..engine import job as jobs
-from ..engine.layout import LINE, EngineShape, lines, most_announced, places, return_stride, ring_rows
+from ..engine.layout import (
+    LINE,
+    EngineShape,
+    lines,
+    local_peers,
+    local_rows,
+    most_announced,
+    places,
+    return_stride,
+    ring_rows,
+)
 from ..errors import AristosError, ClosedError, InputError, MismatchError, NotLoaded, OpenCallError, PeerInputError
 from ..host.nodes import Nodes
 from ..kernels.common import activations
@@ -71,11 +81,16 @@ def shape_of(
         stride = max(stride, back_stride)  # staged rows use slots of the same size as rows of a ring
     most_held, announced = max(placement.held), most_announced([held + shared for held in placement.held], nodes)
     most = max_tokens * min(top_k, max(1, most_held, announced))
+    most_local = max_tokens * min(top_k, max(1, most_held))
+    local = local_rows(nodes, stride, most_local)
+    if local:
+        local = max(local, min(top_k, most_local))
+    rows = ring_rows(places(nodes), stride, most, local_peers(nodes) * local)
     return_rows = max_tokens * (top_k + shared)
     back = return_rows * back_stride
     return EngineShape(
         world=world,
-        ring_rows=max(ring_rows(places(nodes), stride, most), min(top_k, most)) if world > 1 else 1,
+        ring_rows=max(rows, min(top_k, most)) if world > 1 else 1,
         stride=stride,
         return_rows=return_rows,
         max_held=max(1, most_held) + shared,
@@ -86,6 +101,8 @@ def shape_of(
         return_bytes=back if back != return_rows * stride else 0,
         announced=announced,
         places=places(nodes) if nodes.levels == 2 else 0,
+        local_rows=local,
+        local_peers=local_peers(nodes),
     )
 
 

@@ -23,9 +23,7 @@ class Regions:
 
     def __init__(self, shape: EngineShape, nodes: Nodes) -> None:
         full = PairLayout.of(shape)
-        cut = full.index - full.ring
-        rest = {name: getattr(full, name) - cut for name in ("index", "staged")}
-        self.shape, self.nodes, self.layout = shape, nodes, replace(full, ring=FAR, **rest)
+        self.shape, self.nodes, self.layout = shape, nodes, replace(full, ring=FAR, staged=full.ring)
         self.region_bytes = self.layout.nbytes
         self.outbox_bytes = 0 if nodes.single else self.region_bytes + LINE + CODED_BYTES
         self.rank_bytes = shape.world * (self.region_bytes + self.outbox_bytes)

@@ -13,6 +13,7 @@ import numpy as np
 from kernel_cache.texts import ranges
 
 from ..engine import codes, words
+from ..engine.layout import ring_of
 from ..engine.lock import OUTSIDE
 from ..engine.poison import failure_of
 from ..engine.returns import returns_due
@@ -85,8 +86,8 @@ def _peer(job: np.ndarray, state: np.ndarray, line: Line, peer: int) -> list[str
     sent, freed = int(state[words.sent_rows(job, at)]), line(peer, words.CREDIT)
     back, due = line(peer, words.RETURN_TAIL) - of(words.seen_tiles), int(returns_due(job, state, peer))
     found.append(
-        f"{max(0, end - first)} rows must still be sent, {sent - freed} of {job[words.RING_ROWS]} ring rows are in use;"
-        f" {due} sent tiles must come back, {back} of them have landed"
+        f"{max(0, end - first)} rows must still be sent, {sent - freed} of {ring_of(job, state, at)} ring rows are in"
+        f" use; {due} sent tiles must come back, {back} of them have landed"
     )
     return found
 

@@ -68,7 +68,8 @@ def clusters(draw: st.DrawFn, most_ranks: int = 8, least_ranks: int = 1) -> tupl
     if draw(st.booleans()):
         return shape, Nodes(tuple(numbers))
     nodes = Nodes(tuple(sorted(numbers)), levels=2)
-    return replace(shape, announced=most_announced([shape.max_held] * shape.world, nodes)), nodes
+    announced = most_announced([shape.max_held] * shape.world, nodes)
+    return replace(shape, announced=announced, local_rows=draw(st.integers(0, shape.ring_rows))), nodes
 
 
 def test_nodes():
@@ -84,14 +85,15 @@ def test_nodes():
 def test_parts_of_a_region_follow_each_other(shape):
     """The order is as documented, and each part starts a cache line. Parts of streams are last."""
     w = PairLayout.of(shape)
-    starts = [w.return_records, w.announce, w.announce + w.announce_step, w.records, w.ring, w.index, w.staged]
+    starts = [w.return_records, w.announce, w.announce + w.announce_step, w.records, w.index, w.ring, w.staged]
     assert starts == sorted(starts)
     assert all(at % LINE == 0 for at in [*starts, w.nbytes, w.staged_bytes])
     assert starts[0] >= max(8 * (words.ENDED + 1), 16 * words.LINE_WORDS)
     assert w.announce_step >= 8 * (words.ANNOUNCED_WORDS + shape.max_held)
     assert w.nbytes == w.staged
-    assert w.index == w.ring + shape.ring_rows * shape.stride
-    assert w.staged - w.index >= 8 * shape.ring_rows
+    assert w.staged == w.ring + shape.ring_rows * shape.stride
+    assert w.local_bytes == w.ring + shape.local_ring * shape.stride
+    assert w.ring - w.index >= 8 * shape.ring_rows
 
 
 @given(clusters())
@@ -104,7 +106,7 @@ def test_return_rows_and_regions_fill_the_windows(cluster):
         assert sorted([rank, *local, *remote]) == list(range(shape.world))
         of_remote = {p: w.remote_bytes(nodes, rank, p) for p in remote}
         for region, peers, size, nbytes in (
-            (local_region, local, dict.fromkeys(local, w.nbytes), local_bytes),
+            (local_region, local, dict.fromkeys(local, w.local_bytes), local_bytes),
             (remote_region, remote, of_remote, remote_bytes),
         ):
             if region is remote_region and not remote:
@@ -147,11 +149,9 @@ class Addresses:
         PairLayout.of(shape).fill(self.job)
         self.tables.fill(self.job)
         self.job[words.RANK], self.job[words.WORLD], self.job[words.REMOTE] = me, shape.world, len(nodes.remote(me))
-        self.job[words.STRIDE], self.job[words.RING_ROWS], self.job[words.RING_RECORDS] = (
-            shape.stride,
-            shape.ring_rows,
-            shape.ring_records,
-        )
+        for name in ("stride", "ring_rows", "ring_records"):
+            self.job[getattr(words, name.upper())] = getattr(shape, name)
+        self.job[words.LOCAL_ROWS] = shape.local_ring
         self.job[words.RETURN_STRIDE], self.job[words.SLOT_START] = shape.stride, words.JOB_WORDS
         self.asked = fill(shape, nodes, me, self.st, self.tables.starts)
 
@@ -202,7 +202,7 @@ def region_parts(a: Addresses, peer: int, remote: bool) -> Iterator[tuple[str, i
     for part in schema.REGION:
         if part.address not in ("word", "return_record") and not a.nodes.stream(a.me, peer):
             continue
-        entries = sizes[part.entries]
+        entries = s.local_ring if part.address == "ring_row" and not remote else sizes[part.entries]
         first = 0 if part.address == "word" else 3 * entries  # indices of other parts grow without end
         for number in range(first, first + entries):
             yield part.address, a.at(f"{part.address}_to", peer, number), sizes[part.entry]
@@ -319,8 +319,10 @@ def test_rings_and_records_use_all_their_places_in_turn(cluster, first):
     shape, nodes = cluster
     a = Addresses(shape, nodes, 0)
     remote = 1 in nodes.remote(0)
-    rows = ("ring_row_to", "index_to", *(("staged_row",) if remote else ()))
+    rows = ("index_to", *(("staged_row",) if remote else ()))
     for name, places in (
+        ("ring_row_to", shape.ring_rows if remote else shape.local_ring),
+        ("bundle_row_to", shape.ring_rows if remote else shape.local_ring),
         *((name, shape.ring_rows) for name in rows),
         ("record_to", shape.ring_records),
         ("return_record_to", shape.ring_records),
@@ -358,11 +360,14 @@ def test_places_for_rows_are_those_of_the_rank_that_has_most(sizes, levels):
     def of(rank: int) -> int:
         here = sum(len(nodes.stream(p, rank)) > 0 for p in nodes.remote(rank))  # a ring, and staged outputs
         own = sum(len(nodes.stream(rank, p)) > 0 for p in nodes.remote(rank))
-        return len(nodes.local(rank)) + 2 * here + own
+        return 2 * here + own
 
     most = 3 * (world - 1) if levels == 1 or nodes.single else max(map(of, range(world)))
     assert layout.places(nodes) == most
-    assert layout.ring_rows(most, 1 << 14, 1 << 30) * most <= (192 << 20) >> 14
+    local, stride = layout.local_rows(nodes, 1 << 14, 1 << 30), 1 << 14
+    assert local == (0 if levels == 1 or nodes.single else layout.ring_rows(3 * (world - 1), stride, 1 << 30))
+    others = layout.local_peers(nodes) * local
+    assert (layout.ring_rows(most, stride, 1 << 30, others) * most + others) * stride <= layout.RING_BUDGET
 
 
 def test_a_union_has_rings_for_all_choices_of_a_token():

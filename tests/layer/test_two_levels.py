@@ -49,7 +49,7 @@ def checked_layers(comm: Any, per_node: int, kinds: list[str], placement: list[i
         for levels in (1, 2):
             options: dict[str, Any] = {"ranks_per_node": per_node, "placement": placement, "threads": levels}
             part = comm.Dup()
-            with rings_of(7 if levels == 2 else None), MoE(replace(cfg, levels=levels), part, **options) as moe:
+            with rings_of(7 if levels == 2 else None, 3), MoE(replace(cfg, levels=levels), part, **options) as moe:
                 moe.load(**w)
                 runtime = moe.runtime
                 assert runtime.group.nodes.levels == levels

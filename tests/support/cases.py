@@ -134,14 +134,20 @@ def alone(cfg: aristos.MoEConfig, *weights: dict[str, Any], **options: Any) -> I
 
 
 @contextlib.contextmanager
-def rings_of(rows: int | None) -> Iterator[None]:
-    """In the `with` block, new layers get rings of `rows` rows; None changes nothing. All ranks must use it."""
+def rings_of(rows: int | None, local: int | None = None) -> Iterator[None]:
+    """In the `with` block, new layers get rings of `rows` rows; None changes nothing. All ranks must use it.
+
+    local: the rows in the ring of a local peer, if they are fewer.
+    """
     if rows is None:
         yield
         return
     from unittest import mock  # imports asyncio, which jobs need not wait for
 
-    with mock.patch("aristos.layer.collective.ring_rows", return_value=rows):
+    with (
+        mock.patch("aristos.layer.collective.ring_rows", return_value=rows),
+        mock.patch("aristos.layer.collective.local_rows", return_value=local or 0),
+    ):
         yield
 
 

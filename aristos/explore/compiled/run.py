@@ -178,7 +178,7 @@ def make(comm: Any, case: Case, bug: int, record: log.Log, calls: int, seed: int
     recorder, began = Recorder(), time.perf_counter()
     once = {(cpu, "ONCE_ROWS"): 2, (cpu, "ONCE_SHARE"): 100} if case.once else {}
     small = {
-        (collective, "ring_rows"): lambda world, stride, most: min(RING, most),
+        (collective, "ring_rows"): lambda places, stride, most, others=0: min(RING, most),
         (cpu.CpuRuntime, "loop"): recorder,
         (exchange, "step"): _step(),
         (cpu, "ALONE"): PATIENT,

@@ -63,7 +63,7 @@ def engine_values(job: np.ndarray, shape: EngineShape, crowded: bool) -> dict[st
         "merge_polls": MERGE_POLLS,
         "return_stride": back,
         "pause_ns": PAUSE_NS,
-        "once_rows": ONCE_ROWS if shape.ring_rows >= ONCE_ROWS else 0,
+        "once_rows": ONCE_ROWS if shape.local_ring >= ONCE_ROWS else 0,
         "once_share": ONCE_SHARE,
     }
 

@@ -58,6 +58,12 @@ def credit_of_the_rail(put: Put) -> None:
     credit_of(put, lambda credits: credits[0])
 
 
+@mutation("levels-local-ring-as-long-as-a-stream", transport="levels", ranks=3, fixed=(*SIZES, ("local_rows", 1)))
+def local_ring_as_long_as_a_stream(put: Put) -> None:
+    """A source puts as many rows into the ring of a local peer as into that of a stream."""
+    put(dispatch, "ring_of", lambda job, st, peer: job[words.RING_ROWS])
+
+
 @mutation("levels-credit-is-a-sum", transport="levels", ranks=3, fixed=(*SMALL, ("start", 0)))
 def credit_is_a_sum(put: Put) -> None:
     """Every reader gives credit for its own rows alone, and a source adds the credits up."""
