@@ -108,7 +108,7 @@ def sqrtsoftplus_weights(scores: Floats, ids: Ints, renormalize: bool) -> Floats
 
 
 def sparsemixer_weights(scores: Floats, ids: Ints, renormalize: bool) -> Floats:
-    """For each choice, its share of the softmax over the remaining experts that are close to it; see `Router`."""
+    """For each choice, its share of a softmax over experts that are left and have nearly its score; see `Router`."""
     rest, found = scores.copy(), np.zeros(ids.shape)
     for j in range(ids.shape[1]):
         best = np.take_along_axis(scores, ids[:, j : j + 1], axis=1)

@@ -26,7 +26,7 @@ WORKS = 0.25  # a share of the calls' time; a thread that wanted a core for less
 ROUNDS = 3  # parts of a row's calls, in the order in which they ran
 SPREAD = 0.2  # a share of the middle median; a row is marked if its rounds' medians lie farther apart
 CORE_SHARE = "share of its core that the rank had in the call"
-PAIR_SHARE = "share of its core that each end of the pair had, the least over repeated samples"
+PAIR_SHARE = "share of its core that each end of the pair had, in the samples that were kept"
 SENTENCE = (
     "disturbed: times that may be wrong. Either the named rank had only the named share of its core, because other"
     " processes or ranks ran there, or the medians of early, middle and late calls differ by the named share"
@@ -108,7 +108,7 @@ def _rusage() -> tuple[float, float]:
 
 
 def mark(core: NDArray[np.float64] | None, *times: NDArray[np.float64]) -> dict[str, Any]:
-    """The mark of a record: {"disturbed": text}, or {} if hardly a call lacked a core and the rounds agree.
+    """The mark of a record: {"disturbed": text}, or {} if few calls lacked a core and the rounds agree.
 
     core: [world, iterations] share of a core that each rank had, or None. times: [world, iterations] seconds, one array
     for each kind of call in the record.

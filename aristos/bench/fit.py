@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 POINTS = 3  # the fewest sizes in a segment
-SPAN = 100  # the least ratio of the last size to the first one; if small sizes span less, their slope is noise
+SPAN = 100  # the least ratio of a segment's last size to its first, if that is below LARGE; else the slope is noise
 LARGE = 4096  # bytes; in larger messages, bytes take more time than start-up on any link
 POOR = 0.3  # a fit with a larger relative residual gets a warning
 

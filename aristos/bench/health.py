@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-# the most growth in the second half of a run that allocators, caches and MPI's pools explain
+# growth in the second half of a run up to which allocators, caches and MPI's pools can be the cause
 SLACK = {"memory_mib": 64.0, "files": 8.0, "threads": 4.0, "shared": 2.0}
 
 

@@ -64,7 +64,7 @@ def _of_machine(topology: Topology) -> Links:
     here = this_node.this_node_of(topology, os.environ)
     if not here.devices:
         raise InputError(
-            "one process has no links to measure, and there is no GPU to look up: start several ranks"
+            "one process has no links to measure, and this node has no GPU whose links are known: start several ranks"
             " by `aristos run -n 8 -- python -m aristos topo --measure`"
         )
     return _stamped(table.of_machine(topology, here.devices))

@@ -103,7 +103,7 @@ def leave(ranks: world.World, message: str, code: int) -> int:
 def interrupted(ranks: world.World, prog: str) -> int:
     """End the run after Ctrl-C or SIGTERM on some rank. Waits INTERRUPTED_SECONDS, so that rank 0 can note the
     signal."""
-    # Signals are ignored from here on: a launcher passes on a signal that the terminal has already sent to the ranks.
+    # Ctrl-C may arrive twice, from the terminal and passed on by the launcher. So signals are ignored from here on.
     with _handling((signal.SIGINT, signal.SIG_IGN), (signal.SIGTERM, signal.SIG_IGN)):
         if ranks.lead:
             print(f"{prog}: interrupted", file=sys.stderr, flush=True)

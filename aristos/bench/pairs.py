@@ -1,8 +1,8 @@
 """Measurements of ranks in pairs: the rounds, each pair's transport, and the layout of words and slots in the windows.
 
-Ranks of one node store into each other's window (shm). MPI puts go to other nodes (rma). In a round, as many pairs
-measure at once as there are cores for both of their ranks; the other ranks sleep. Counters of a pair only grow, so they
-need no reset between measurements. The loops that measure are in `oneside.py` and `oneside_rma.py`.
+Ranks of one node store into each other's window (shm). They reach ranks of other nodes by MPI_Put (rma). In a round, as
+many pairs measure at once as there are cores for both of their ranks; the other ranks sleep. Counters of a pair only
+grow, so they need no reset between measurements. The loops that measure are in `oneside.py` and `oneside_rma.py`.
 """
 
 from __future__ import annotations
@@ -111,9 +111,10 @@ class Side:
         return self.pairs.coded.ctypes.data
 
     def word(self, owner: int, kind: int) -> int:
-        """Address of a word in the window of `owner`, one of the two ranks, that the other rank writes.
+        """Address of a word in the window of `owner`, which is one of the pair's ranks. The other one writes the word.
 
-        If that window is a remote peer's, the word's offset for MPI puts."""
+        If that window is a remote peer's, the word's offset for MPI puts.
+        """
         writer = self.peer if owner == self.rank else self.rank
         return self._window(owner) + (writer * WORDS + kind) * LINE
 

@@ -58,7 +58,7 @@ class Job:
         ctypes.CDLL(None).prctl(1, signal.SIGTERM if self.step else signal.SIGKILL)
 
     def send(self, how: int) -> None:
-        """Pass a signal on to the launcher, or through Slurm to the ranks."""
+        """Pass a signal on to the launcher, or an ending signal to the ranks where Slurm or their mark reaches them."""
         if not (how in ENDING and (_to_step(self.step, how) if self.step else _to_ranks(self.mark, how))):
             self._kill(how)
 
@@ -67,7 +67,10 @@ class Job:
             os.killpg(self.child.pid, how)
 
     def wait(self) -> int:
-        """Wait for the launcher's exit code, and pass signals on. After an ending signal SIGTERM and SIGKILL follow."""
+        """Wait for the launcher's exit code, and pass signals on.
+
+        A launcher that outlives an ending signal by PATIENCE gets SIGTERM, and FIRMER later SIGKILL.
+        """
         passed, firmer, last = 0, [(PATIENCE, signal.SIGTERM), (FIRMER, signal.SIGKILL)], None
         while True:
             while passed < len(self.signals):

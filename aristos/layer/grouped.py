@@ -39,9 +39,10 @@ class PlanGroup:
 
     @contextmanager
     def making(self) -> Iterator[None]:
-        """A block that makes a layer of the group. If the block fails, the group's communicator is freed.
+        """A context manager for code that makes a layer of the group.
 
-        If the layer will be trained and the block fails in one group, it fails in all groups.
+        If the block fails, the group's communicator is freed. If the layer will be trained and the block fails in one
+        group, it fails in all groups.
         """
         options, train = self._options, self._options.train is True
         try:
@@ -66,8 +67,8 @@ def _split(
 
     Returns (communicator of this rank's group, for each expert the ranks of the group that hold it, number of the
     group). comm: an mpi4py communicator with a rank for each of the plan's devices; rank i is device i. Raises
-    InputError or MismatchError on every rank, even if another rank makes a layer without a plan: that layer compares
-    its configuration with the other ranks on the same runtime.
+    InputError or MismatchError on every rank, even if another rank makes a layer without a plan, because that layer
+    takes part in the same comparison of arguments.
     """
     rank, world = comm.Get_rank(), comm.Get_size()
     problem, mine = None, ""
@@ -105,9 +106,9 @@ def _split(
 
 @contextmanager
 def _together(comm: Any, limits: Limits, ranks_per_node: int | None) -> Iterator[None]:
-    """A block that makes a layer on each group of a plan. If one rank fails in it, the ranks of all groups raise.
+    """A context manager for code that makes a layer on each group of a plan.
 
-    comm: the communicator of all groups. Collective over comm.
+    If one rank fails in it, the ranks of all groups raise. comm: the communicator of all groups. Collective over comm.
     """
     whole = attach(comm, limits, ranks_per_node)
     try:

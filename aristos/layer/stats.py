@@ -59,8 +59,8 @@ class CallStats:
     combine_seconds : float
         Time to add the outputs of each token.
     wire_seconds : float
-        Time to serve peers on other nodes (puts, flushes, arrived words) between two commands. The time of a worker
-        that serves them because it has no command counts as idle.
+        Time to serve peers on other nodes (puts, flushes, arrived words) between two commands. If a worker
+        serves them because it has no command, that time is in idle_seconds instead.
     wait_seconds : float
         Idle time in which a worker waited for a peer.
     wait_seconds_by_peer : tuple of W floats

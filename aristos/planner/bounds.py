@@ -13,8 +13,9 @@ z[v, u, s, c] the number of those groups that have c devices in v's child u. Eve
 
 where y and the sums over s of z are whole numbers. comm and part come from `reach.py`. The fourth line says that a
 group's rates suffice to compute pi in the time b - comm. The least sum of y is k(b), which falls as b grows. T_rho
-grows with k. So no partition has F < f if, for every k, stages of at most (f - T_rho(k)) / kappa us need more than k
-groups. The bound is the largest such f that bisection finds. The solver is HiGHS. Its own bound is used instead of its
+grows with k. A partition of k groups with F < f has stages of less than b = (f - T_rho(k)) / kappa us. If for every k
+stages of at most b us need more than k groups, no partition has F < f. The bound is the largest such f that bisection
+finds. The solver is HiGHS. Its own bound is used instead of its
 solution, so a time limit can make the bound lower but not wrong.
 """
 
@@ -59,9 +60,9 @@ class Kind:
 class Part:
     """How the groups of a cell may lie in equal children of the cell. place: a child's index in `Programme.places`.
 
-    number: how many such children the cell has. low, high: [counts] range of devices in a child that a column covers.
-    cost: [bins, counts] lower bound on a group's largest C, us. memory, rate: [counts] the most that this many devices
-    of a child have together.
+    number: how many such children the cell has. low, high: [counts] the fewest and the most devices in a child
+    for which a column z stands. cost: [bins, counts] lower bound on a group's largest C, us. memory, rate: [counts] the
+    most that this many devices of a child have together.
     """
 
     place: int
@@ -195,11 +196,13 @@ class Programme:
 
 
 def balanced(spare: dict[int, float], size: float) -> dict[int, float]:
-    """Spare rates by kind in units of the largest lack. In these units the solver's tolerances are small.
+    """Spare rates by kind, divided by the largest lack. A lack is a negative spare rate, without its sign.
+
+    So divided, values are large beside the solver's tolerances.
 
     A device that lacks more than all others of a group of `size` can spare is left out, because no group can hold it. A
-    device that can spare more than all others can lack counts as if it spared exactly that. So no sum that was at least
-    0 becomes negative. Values smaller than FINEST are rounded up.
+    device that can spare more than the others of a group can lack together gets that as its spare rate. So no sum that
+    was at least 0 becomes negative. Values smaller than FINEST are rounded up.
     """
     most = (size - 1) * max(0.0, *spare.values()) if spare else 0.0
     kept = {t: each for t, each in spare.items() if each >= -most}
@@ -305,8 +308,8 @@ def lower_bound(
     """The largest number f found in low..high such that no partition costs less than f.
 
     fewest(b, k, enough): lower bound on the number of groups with stages of at most b us, or `enough` if no such groups
-    exist; it need not be sharp at or below k. reduce_us(k): T_rho, which grows with k. most: the most groups that
-    memory allows. low: a known bound. high: F of a partition.
+    exist; a result of k or less need not be the best bound, because only results above k are used. reduce_us(k): T_rho,
+    which grows with k. most: the most groups that memory allows. low: a known bound. high: F of a partition.
     """
     if high <= low or kappa <= 0:
         return min(low, high)

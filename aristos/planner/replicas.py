@@ -3,8 +3,8 @@
 Copies of an expert have nearly equal shares of its load: each source rank uses one copy, which the rank's number
 selects. Copies are added one by one, always to the expert with the largest load per copy. Copies are given to devices
 from heavy to light, each to the device that would finish first with it. Then they are moved and swapped while that
-shortens the time of the slowest device. TRIES numbers of copies are tried, up to the most that fit. The baseline
-`eplb` is DeepSeek's load balancer, written from its description.
+shortens the time of the slowest device. Up to TRIES totals of copies are tried, from one copy of each expert to the
+most that fit. The baseline `eplb` is DeepSeek's load balancer, written from its description.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]
 Placement = list[list[int]]  # each expert's devices, ascending
 PASSES = 400  # the most moves and swaps
-TRIES = 12  # the most numbers of copies tried
+TRIES = 12  # the most totals of copies that are tried
 
 
 def longest(placement: Placement, loads: Floats, rate: Floats, sources: int | None = None) -> float:
@@ -101,7 +101,11 @@ def _pack(loads: Floats, copies: Counts, rate: Floats, space: Counts) -> Placeme
 
 
 def _improve(held: list[set[int]], load: Floats, share: Floats, rate: Floats, space: Counts) -> None:
-    """Move or swap single copies of the slowest device while both devices then finish earlier than it did before."""
+    """Make the slowest device faster, step by step, at most PASSES times.
+
+    A step moves one of its copies to another device, or swaps it for a copy there. Both devices must then finish
+    earlier than the slowest one did. The best such step is taken.
+    """
     for _ in range(PASSES):
         time = load / rate
         slow = int(np.argmax(time))
@@ -135,7 +139,7 @@ def _improve(held: list[set[int]], load: Floats, share: Floats, rate: Floats, sp
 
 
 def eplb(loads: Floats, devices: int, slots: int) -> Placement:
-    """DeepSeek's global balancing: `slots` copies, as many on every device.
+    """DeepSeek's global balancing: `slots` copies in all, the same number on every device.
 
     Copies are added one by one, always to the expert with the largest load per copy. Then, from heavy to light, each
     copy goes to the least loaded device with a free slot, even if that device already holds a copy of the expert.

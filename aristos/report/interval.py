@@ -9,8 +9,8 @@ Stationary Observations*, Annals of Statistics 17, 1989); a block has n^(1/3) of
 
 Quantiles of the draws lie too close together if a side has few blocks, so they are taken farther out (T. Hesterberg,
 *What Teachers Should Know About the Bootstrap*, The American Statistician 69, 2015: the expanded percentile interval).
-Draws from a few runs show too little of how far runs may differ: draws from two runs have only two values. So if there
-are several runs, the interval is at least as wide as Student's interval for the logarithms of their medians, with one
+Draws from a few runs show too little of how far runs may differ, because they repeat the same few runs. So if there are
+several runs, the interval is at least as wide as Student's interval for the logarithms of their medians, with one
 variance for both sides.
 
 With one run on each side, the interval does not cover what changed between the runs: other load, other pages of memory,
@@ -31,7 +31,7 @@ DRAWS = 600
 TAIL = 0.025  # on each side of a 95 % interval
 STUDENT = (12.706, 4.303, 3.182, 2.776)  # Student's quantiles of 1 to 4 degrees of freedom
 MOST = 8192  # the most calls of a group from which blocks are drawn
-FEWEST = 6  # calls; with fewer, the median lies in the range of all calls with a probability below 95 %
+FEWEST = 6  # calls; of fewer, even fastest to slowest holds the true median with less than 95 % probability
 
 Seconds = NDArray[np.float64]
 
@@ -63,7 +63,7 @@ def student(freedom: int) -> float:
 
 
 def _tail(count: int) -> float:
-    """The quantile of the draws that stands for TAIL if a side has `count` blocks."""
+    """The quantile of the draws that is taken instead of TAIL, because a side has only `count` blocks."""
     if count < 2:
         return 0.0
     return NormalDist().cdf(-student(count - 1) * math.sqrt(count / (count - 1)))

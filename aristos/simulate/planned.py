@@ -1,8 +1,8 @@
 """Simulates a stage of a plan's groups, and compares each term of its time with the term that Equation 1 predicts.
 
 A device is a node with one rank. Its kernels have the rate of the plan's problem for any number of rows. So the compute
-term differs only because the equation does not count whole experts and the routing. Costs of steps are those of
-`Costs`.
+terms differ only because Equation 1 divides the work in proportion to the rates, while the simulation has whole experts
+and a drawn routing. Costs of steps are those of `Costs`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .simulation import Simulation
 from .trees import rate_of
 
 MOST_DEVICES = 512  # a group of more devices is not simulated
-CROSSINGS = 2  # of a forward stage
+CROSSINGS = 2  # a forward stage crosses the links twice: rows out, outputs back
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def check(
     rng, rates = np.random.default_rng(seed), problem.rate[group]
     shape = (tokens, cfg.experts)
     ids = [np.argsort(rng.random(shape), axis=1)[:, : cfg.top_k].astype(np.int64) for _ in group]
-    fastest = 1e3 * float(rates.max())  # MFLOP/us are TFLOP/s
+    fastest = 1e3 * float(rates.max())  # GFLOP/s; the plan's rates are in MFLOP/us, which is TFLOP/s
     machine = Machine(
         kernel=Kernel(0.0, {1: fastest, 384: fastest}),
         links=network(plan, group),

@@ -79,7 +79,9 @@ class Layer:
 
 @dataclass(frozen=True)
 class Decisions:
-    """The numbers by which ranks decide, measured or given by the kernels of a real layer.
+    """The numbers by which ranks decide how runs are cut and merged and which rows stay.
+
+    In a real layer its kernels give them, or they are measured.
 
     run_rows: see `entries.run_rows`. stay_rows, reading_rows: the job's words of these names.
     """

@@ -46,7 +46,10 @@ def _names(item: str, text: str) -> Iterable[str]:
         raise TopologyError(f"a name must have fewer than {MOST_BRACKETS} brackets, got {_quoted(text)}")
     outside = "".join(parts[::2])
     if any(sign in outside for sign in "[] \t=()") or not plain(outside) or len(outside) > LONGEST:
-        raise TopologyError(f"expected node names like n[1-3,7] with whole brackets, got {_quoted(text)}")
+        raise TopologyError(
+            "expected node names like n[1-3,7], with a ] for each [ and no blank, = or parenthesis,"
+            f" got {_quoted(text)}"
+        )
     choices = [_numbers(inside, text) for inside in parts[1::2]]
     if math.prod(map(len, choices)) > MOST:
         raise _too_many(text)
@@ -89,7 +92,7 @@ def _quoted(text: str) -> str:
 
 
 def fold(names: Iterable[str]) -> str:
-    """['n1', 'n2', 'n3', 'x'] -> 'n[1-3],x'. Each name once, in natural order."""
+    """['n1', 'n2', 'n3', 'x'] -> 'n[1-3],x'. Each name once; numbers ascend, names without one are last."""
     groups: dict[tuple[str, str, int], list[int]] = {}
     unnumbered = []
     for name in dict.fromkeys(names):

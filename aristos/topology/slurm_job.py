@@ -3,7 +3,7 @@
 Inside a step some variables change their meaning: in `srun --overlap -N1`, SLURM_NNODES and SLURM_JOB_NODELIST describe
 the step, but SLURM_NODELIST still describes the job. So the nodes of the step are read from SLURM_STEP_NODELIST, and
 the nodes of the job from the longer one of SLURM_JOB_NODELIST and SLURM_NODELIST.
-The module `host/slurm_variables.py` reads variables of this process alone.
+The module `host/slurm_variables.py` reads the variables that describe only this process: its job, step, node and task.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ Calling = Callable[[], tuple[int, int, list[int]]]
 UNKNOWN = "a rank is missing or in another collective call, or the network fails: see the output of all ranks"
 NAMED = 8  # most ranks that a message names
 POLL = 0.25  # seconds
-ENDED_SECONDS = 1.0  # least seconds of a wait before a rank whose process has ended is given up
+ENDED_SECONDS = 1.0  # a wait must last this long before it gives up a rank whose process has ended
 ENDED_POLLS = 4  # consecutive polls that must find the process ended: its last words may not have been read yet
 
 
@@ -38,7 +38,7 @@ class _EndedPeer:
 class Watchdog:
     """Calls `abort` if a blocking MPI call passes its limit, or soon after an awaited rank of this machine has ended.
 
-    abort: a function of the job's last words, which say which rank waits for what. name: this rank's name, for
+    abort: ends the job. Its argument is the message, which says which rank waits for what. name: this rank's name, for
     messages.
     """
 

@@ -68,7 +68,7 @@ class Nccl:
     def _agree(self, why: str) -> None:
         """Raise EnvironmentProblem on every rank if any rank cannot use NCCL. Collective.
 
-        why: why this rank cannot use NCCL, or ''. Of several ranks' reasons, one that is not LATE is raised first.
+        why: why this rank cannot use NCCL, or ''. Only one rank's reason is raised, if possible one that is not LATE.
         """
         reasons = enumerate(self.gpu.world.allgather(why))
         if found := sorted((f"rank {rank}: {why}" for rank, why in reasons if why), key=lambda each: LATE in each):

@@ -64,8 +64,9 @@ def stored_bytes(hidden, ffn):
 
 @jit
 def chunk_columns(m, a, depth, panels, bias, total, first, columns, c, wire):
-    """Set C[m, columns] to packed rows at `a` times columns first.. of panels [depth, total], plus the bias, if any.
+    """Set C[m, columns] to A B, plus the bias, if there is one.
 
+    A: m packed rows at `a`. B: `columns` columns of the panels [depth, total], from column `first` on.
     bias: the address of the bias, or 0. c: the address of an array of row addresses.
     """
     for k0 in range(0, depth, KC):
@@ -210,8 +211,9 @@ def take_hidden(m, saved, f0, columns, part, u, g):
 
 @jit
 def add_columns(m, a, panels, depth, first, count, columns, c, carry, wire):
-    """Set C[m, columns] to packed rows of `count` columns at `a` times rows first.. of panels.
+    """Set C[m, columns] to A B.
 
+    A: m packed rows of `count` columns at `a`. B: `count` rows of the panels [depth, columns], from row `first` on.
     carry: nonzero if the products are added to C instead. c: the address of an array of row addresses.
     """
     for j in range(0, columns, NR):

@@ -63,9 +63,12 @@ def descriptor(address: int) -> int:
 
 
 def described(shared: np.ndarray, matrix: int, rows: int, kind: str) -> np.ndarray:
-    """The matrix that a descriptor of DESCRIPTOR's form names in shared memory, [n] uint8 -> [rows, 16] float64."""
+    """The matrix in shared memory to which a descriptor points, [n] uint8 -> [rows, 16] float64.
+
+    The descriptor's bits are those of DESCRIPTOR, except for the address.
+    """
     if matrix & ~0x3FFF != DESCRIPTOR:
-        raise ValueError(f"descriptor must be {DESCRIPTOR:#x} and an address, got {matrix:#x}")
+        raise ValueError(f"descriptor must be {DESCRIPTOR:#x} with an address in its low 14 bits, got {matrix:#x}")
     place = ((matrix & 0x3FFF) << 4) + LINE * np.arange(rows)[:, None] + np.arange(32)
     place ^= (place >> 7 & 7) << 4
     return elements(np.ascontiguousarray(shared[place]).view(np.int32), kind)

@@ -53,10 +53,13 @@ def signature(job: np.ndarray, state: np.ndarray, worker: bool = True) -> tuple[
 
 
 def engine_values(job: np.ndarray, shape: EngineShape, crowded: bool) -> dict[str, int]:
-    """Words of a job's part `engine` that are numbers, from its filled part `object`. crowded: ranks share cores."""
+    """The words of a job's part `engine` that are neither addresses nor from the layout.
+
+    job: its part `object` is filled already. crowded: whether ranks share cores.
+    """
     spins, yields = CROWDED if crowded else ALONE
     back = return_stride(int(job[words.RETURN_BYTES]), int(job[words.SCALARS]))
-    assert back <= shape.stride, "staged rows must fit slots of the ring's size"
+    assert back <= shape.stride, "a returned row must fit a slot of the ring, because staged rows use such slots"
     return {
         "spins": spins,
         "yields": yields,
@@ -69,7 +72,10 @@ def engine_values(job: np.ndarray, shape: EngineShape, crowded: bool) -> dict[st
 
 
 def tile_values(job: np.ndarray, workers: int, run_rows: int = BATCH, merge_rows: int = MERGE_ROWS) -> dict[str, int]:
-    """Words of a job's part `tile` but `scratch_step`, from its filled part `object`. See `CpuRuntime.fill`."""
+    """The words of a job's part `tile`, except `scratch_step`. See `CpuRuntime.fill`.
+
+    job: its part `object` is filled already.
+    """
     hidden, ffn, shared = int(job[words.HIDDEN]), int(job[words.FFN]), int(job[words.SHARED_FFN])
     limit = int(RUN_FLOPS / max(1, 4 * hidden * max(ffn, shared)))
     return {
@@ -240,7 +246,7 @@ class CpuRuntime(Runtime):
     def go_on(self, job: np.ndarray, limits: Limits, code: int | None = None) -> int:
         """Run steps as worker 0 until the call ends or is ALL_ANNOUNCED.
 
-        code: the first slice's result, if one has run.
+        code: what the loop returned when it ran for this call before; None if it has not run.
         """
         assert self._workers is not None
         patience: Patience | None = None
@@ -261,11 +267,11 @@ class CpuRuntime(Runtime):
         return code
 
     def await_readers(self) -> None:
-        """Wait until local peers have ended this rank's last ended call: then none of them reads this rank's weights.
+        """Wait until every local peer has ended the last call that this rank has ended.
 
-        A call that is open here must belong to an object with other weights; its end is not awaited. The wait fails
-        if a peer makes no progress for the timeout, or has ended. No peer begins to read before this rank announces its
-        next call.
+        After that no peer reads this rank's weights until this rank announces its next call. The wait does not include
+        a call that is still open on this rank: the caller makes sure that such a call uses other weights. The wait
+        fails if a peer makes no progress for the timeout, or has ended.
         """
         self.refuse_unusable()
         last, job = self.epoch - self.open, self._blank_job()
