@@ -28,6 +28,7 @@ THROW = re.compile(r"(?<=[;{})])(\s*(?:else\s*)?)\bthrow\b[^;{}]*;")  # devices 
 HOST_CLASS = re.compile(
     r"\bstd::(exception|string|\w*stream|cerr|cout|vector|\w*map|mutex|shared_ptr|unique_ptr|function)\b"
 )
+ALIGNED = re.compile(r"\b(?:alignas|__align__)\s*\([^()]*\)")  # makes the head of a class look like a function's
 CLASS = re.compile(r"\b(class|struct)\s+\w+[^;(){}=]*$")
 BRACE = re.compile(r"[{}]")
 INCLUDE = re.compile(r"^[ \t]*#[ \t]*include[ \t]*<([^>\n]+)>", re.M)
@@ -83,6 +84,7 @@ def without_host_code(source: str, words: tuple[str, ...] = ()) -> str:
 
 def of_host(head: str, text: str, device: re.Pattern[str]) -> bool:
     """Whether a function or a class is the host's alone. head: what stands before its brace. text: all of it."""
+    head = ALIGNED.sub(" ", head)
     if CLASS.search(head[-400:]) and not device.search(text) and HOST_CLASS.search(text):
         return True
     if ")" not in head or head.rstrip().endswith("=") or device.search(head):

@@ -416,6 +416,9 @@ def test_host_functions_are_blank_and_lines_stay():
     for kept in ("struct Sum", "int ceil_div", "void add", "void twice", "#include <vector>", "// simt: app::add"):
         assert kept in left
         assert line_of(left, kept) == line_of(text, kept)
+    for head in ("struct alignas(1) A", "struct __align__(8) A : Base<int>"):  # a class, although it has parentheses
+        aligned = head + " { int x; void copy(int *y) { std::memcpy(&x, y, 4); } };"
+        assert host_code.without_host_code(aligned) == aligned
     guarded = "#ifndef X\nint main() { }\n#endif\n"
     assert host_code.without_host_code(guarded) == "#ifndef X\n              \n#endif\n"
 
