@@ -391,7 +391,7 @@ def test_a_run_is_named_by_its_whole_name_or_its_first_letters(tmp_path, monkeyp
     for name in ("a", "ab", "b"):
         path = str(results.append(tmp_path / "r.h5", run(name, layer())))
     assert [choose(path, name).name for name in ("a", "ab", "b", None)] == ["a", "ab", "b", "b"]
-    with pytest.raises(InputError, match="got ''; it holds a, ab, b"):
+    with pytest.raises(InputError, match="got ''; the file holds a, ab, b"):
         choose(path, "")
 
 
