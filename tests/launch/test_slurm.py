@@ -330,7 +330,7 @@ def salloc(*words: object) -> list[object]:
 @pytest.mark.parametrize("how", ["srun", "mpirun"])
 def test_aristos_run_in_an_allocation(cluster, how):
     """As many ranks start as were asked for, block by block. Each reports its own binding."""
-    asked = ["-N2", "-n4", "--ntasks-per-node=2"]
+    asked = ["-N2", "-n4", "--ntasks-per-node=2", "--nodelist=n1,n2"]  # waits for earlier jobs there
     done = cluster.command(*salloc(*asked, "--", "--launcher", how, "--", "python", "-c", SEATED))
     assert done.returncode == 0, done.stderr
     rows = sorted(json.loads(line) for line in done.stdout.splitlines())

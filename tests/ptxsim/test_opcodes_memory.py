@@ -552,10 +552,10 @@ def test_values_survive_memory():
         "ld.mmio.global.b32 r1, [d1];",
         "red.async.relaxed.cluster.global.add.u32 [r1], r2, [r3];",
         "multimem.ld_reduce.global.add.u32 r1, [d1];",
-        "tex.1d.v4.f32.s32 {r1,r2,r3,r4}, [d1, {r5}];",
+        "tld4.r.2d.v4.f32.f32 {r1,r2,r3,r4}, [d1, {f1,f2}];",
         "mbarrier.complete_tx.release.cta.shared.b64 [r1], 16;",
         "mbarrier.init.global.b64 [d1], 1;",
-        "suld.b.1d.b32 r1, [d1, {r2}];",
+        "sured.b.add.1d.u32 [d1, {r2}], r1;",
         "ld.f16x3 r1, [d1];",
     ],
 )

@@ -167,7 +167,9 @@ class Job:
         try:
             code = self.process.wait(END)
         except subprocess.TimeoutExpired:
-            self.show(list(range(self.n)), f"the ranks did not end within {END:g} s {tests}")
+            left = [rank for rank in range(self.n) if is_ours(self.pid(rank), self.folder)]
+            which = name(left) if left else f"{self.starter} alone, without ranks,"
+            self.show(left, f"{which} did not end within {END:g} s {tests}", launcher=True)
         if code:
             self.show(list(range(self.n)), f"{self.starter} ended with code {code} {tests}", launcher=True)
 
@@ -210,14 +212,20 @@ class Job:
                     self.process.wait(3.0)
                 except subprocess.TimeoutExpired:
                     continue
-        for file in self.folder.glob("rank-*.pid"):
-            pid = int(file.read_text() or 0)
-            if pid and is_ours(pid, self.folder):
+        for rank in range(self.n):
+            if is_ours(pid := self.pid(rank), self.folder):
                 os.kill(pid, signal.SIGKILL)
+
+    def pid(self, rank: int) -> int:
+        """The process id of a rank; 0 before it has started."""
+        file = self.folder / f"rank-{rank}.pid"
+        return int(file.read_text() or 0) if file.exists() else 0
 
 
 def is_ours(pid: int, folder: Path) -> bool:
     """Whether the process with this id is still a rank of this job: ids are reused."""
+    if not pid:
+        return False
     try:
         return f"{FLAG}={folder}".encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
     except OSError:

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 import pytest
 from mpi import STACKS, job_folder, number_of_ranks
-from rank_job import GRACE, LAST, POLL, READY
+from rank_job import END, GRACE, LAST, POLL, READY
 
 
 def folder() -> Path:
@@ -66,6 +66,7 @@ class Loop:
             item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
             faulthandler.cancel_dump_traceback_later()
         os.ftruncate(1, 0)
+        faulthandler.dump_traceback_later(END - STACKS, exit=False)  # shows where a rank hangs that does not end
         return True
 
     def next(self) -> str:
