@@ -1,10 +1,12 @@
-"""How many of Triton's kernels the machine loads, and how many of them are right: the kernels of bench/triton_kernels/.
+"""How many of Triton's kernels the machine loads, and how many of them are right.
 
-    python bench/ptx_triton.py [ARCH ...] [--ptx FOLDER] [--seed N]
+    python bench/ptx_triton.py KERNELS [ARCH ...] [--seed N]
 
-Triton compiles them in an environment of its own, which `python bench/environments.py triton` makes, or are taken from
-FOLDER, which compiled.py filled. ARCH: 80, 90, 100; by default all. A kernel is right if its results are NumPy's, with
-the checker. The last columns count its reports by what they mean. docs/ptxsim.md has the results.
+KERNELS is a Python file with the kernels that triton_kernels/compiled.py names, or a folder that compiled.py has
+filled. Aristos has no such file: most of these kernels are those of Triton's tutorials. Triton compiles a file in an
+environment of its own, which `python bench/environments.py triton` makes. ARCH: 80, 90, 100; by default all. A kernel
+is right if its results are NumPy's, with the checker. The last columns count its reports by what they mean.
+docs/ptxsim.md has the results.
 """
 
 from __future__ import annotations
@@ -48,16 +50,18 @@ def tried(ptx: str, made: dict[str, Any], name: str, arch: str, seed: int) -> tu
 def main() -> None:
     """Print a line for each kernel, and the table's row for each architecture."""
     options = argparse.ArgumentParser(description="Run Triton's kernels on the machine.")
+    options.add_argument("kernels", type=Path, metavar="KERNELS")
     options.add_argument("archs", nargs="*", choices=["80", "90", "100", []], metavar="ARCH")
-    options.add_argument("--ptx", type=Path, metavar="FOLDER")
     options.add_argument("--seed", type=int, default=0)
     given = options.parse_args()
     archs = given.archs or ["80", "90", "100"]
     with tempfile.TemporaryDirectory() as made:
-        folder = given.ptx or Path(made)
-        if not given.ptx:
-            python = environments.python("triton")
-            subprocess.run([python, HERE / "compiled.py", folder, *archs], check=True)
+        folder = given.kernels
+        if not folder.exists():
+            options.error(f"KERNELS must be a Python file or a folder that compiled.py has filled, got {folder}")
+        if not folder.is_dir():
+            folder, python = Path(made), environments.python("triton")
+            subprocess.run([python, HERE / "compiled.py", given.kernels, folder, *archs], check=True)
         index = json.loads((folder / "index.json").read_text())
         rows = []
         for arch in archs:

@@ -1,4 +1,4 @@
-"""Arguments of the kernels of kernels.py, and NumPy's results: a function for each kernel.
+"""Arguments of the kernels that compiled.py names, and NumPy's results: a function for each kernel.
 
 It takes a device and returns the grid, the arguments, and a function that raises AssertionError if results are wrong.
 """

@@ -1,16 +1,18 @@
-"""Compiles the kernels of kernels.py to PTX, without a GPU: python compiled.py FOLDER ARCH ...
+"""Compiles Triton kernels to PTX, without a GPU: python compiled.py FILE FOLDER ARCH ...
 
-FOLDER gets NAME.ARCH.ptx, and index.json: for each file its kernel, bytes of shared memory, warps and bytes of scratch
-for a block, or why Triton does not compile it. Triton's own Python runs this file.
+FILE is a Python file with the functions that KERNELS names; it is not part of Aristos. FOLDER gets NAME.ARCH.ptx, and
+index.json: for each file its kernel, bytes of shared memory and of scratch for a block, or why Triton does not compile
+it. Triton's own Python runs this file.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
-import kernels as k
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
@@ -21,34 +23,35 @@ MATMUL = {**TILES, "GROUP_SIZE_M": 4, "stride_ak": 1, "stride_bn": 1, "stride_cn
 BIG = {"BLOCK_SIZE_M": 128, "BLOCK_SIZE_N": 128, "BLOCK_SIZE_K": 64}
 DOT = {"BM": 64, "BN": 64, "BK": 64}
 MAPS = ["tensordesc<fp16[128, 64]>", "tensordesc<fp16[128, 64]>", "tensordesc<fp16[128, 128]>"]
-KERNELS = {  # by name: the function, the types of its arguments, its constants, the stages of its pipeline
-    "add": (k.add_kernel, [F, F, F, N], {"BLOCK_SIZE": 1024}, None),
-    "softmax": (k.softmax_kernel, [F, F, N, N, N, N], {"BLOCK_SIZE": 1024, "num_stages": 2}, None),
-    "layer_norm": (k.layer_norm_fwd, [H, H, F, F, F, F, N, N, "fp32"], {"BLOCK_SIZE": 256}, None),
-    "layer_norm_bwd": (k.layer_norm_bwd_dx, [F] * 8 + [P, N, N], {"GROUP_SIZE_M": 2, "BLOCK_SIZE_N": 256}, None),
-    "matmul": (k.matmul_kernel, [H] * 3 + [N] * 9, MATMUL, 3),
-    "matmul_bf16": (k.matmul_kernel, ["*bf16"] * 3 + [N] * 9, MATMUL, 3),
-    "matmul_tf32": (k.matmul_kernel, [F] * 3 + [N] * 9, MATMUL, 3),
-    "splitk": (k.splitk_kernel, [H, H, F, N, N, N], {"BM": 64, "BN": 64, "BK": 32, "SPLIT": 4}, 3),
-    "moe": (k.moe_kernel, [H, H, H, F, P, P, P] + [N] * 8, {**TILES, "BLOCK_SIZE_M": 16, "top_k": 2}, 3),
-    "grouped": (k.grouped_matmul_kernel, ["*i64"] * 3 + [P, P, N], {"NUM_SM": 4, **TILES}, 3),
-    "matmul_tma": (k.matmul_tma_kernel, MAPS + [N] * 3, BIG, 3),
-    "matmul_tma_dev": (k.matmul_tma_device_desc, [H] * 3 + [N] * 3, BIG, 3),
-    "attn": (k.attn_fwd, [H] * 4 + ["fp32", N], {"HEAD_DIM": 64, "BLOCK_M": 64, "BLOCK_N": 64}, 2),
-    "int8_dot": (k.int8_dot, ["*i8", "*i8", P, N], DOT, None),
-    "fp8_dot": (k.fp8_dot, ["*fp8e4nv", "*fp8e4nv", F, N], DOT, None),
-    "quant_fp8": (k.quant_fp8, [H, "*fp8e4nv", F], {"N": 512}, None),
-    "cumsum": (k.cumsum_kernel, [P, P], {"N": 512}, None),
-    "sort": (k.sort_kernel, [P, P], {"N": 256}, None),
-    "hist": (k.hist_kernel, [P, P], {"N": 512, "BINS": 32}, None),
-    "dropout": (k.dropout_kernel, [F, F, N, "fp32", N], {"BLOCK": 512}, None),
+KERNELS = {  # by name: the function's name, the types of its arguments, its constants, the stages of its pipeline
+    "add": ("add_kernel", [F, F, F, N], {"BLOCK_SIZE": 1024}, None),
+    "softmax": ("softmax_kernel", [F, F, N, N, N, N], {"BLOCK_SIZE": 1024, "num_stages": 2}, None),
+    "layer_norm": ("layer_norm_fwd", [H, H, F, F, F, F, N, N, "fp32"], {"BLOCK_SIZE": 256}, None),
+    "layer_norm_bwd": ("layer_norm_bwd_dx", [F] * 8 + [P, N, N], {"GROUP_SIZE_M": 2, "BLOCK_SIZE_N": 256}, None),
+    "matmul": ("matmul_kernel", [H] * 3 + [N] * 9, MATMUL, 3),
+    "matmul_bf16": ("matmul_kernel", ["*bf16"] * 3 + [N] * 9, MATMUL, 3),
+    "matmul_tf32": ("matmul_kernel", [F] * 3 + [N] * 9, MATMUL, 3),
+    "splitk": ("splitk_kernel", [H, H, F, N, N, N], {"BM": 64, "BN": 64, "BK": 32, "SPLIT": 4}, 3),
+    "moe": ("moe_kernel", [H, H, H, F, P, P, P] + [N] * 8, {**TILES, "BLOCK_SIZE_M": 16, "top_k": 2}, 3),
+    "grouped": ("grouped_matmul_kernel", ["*i64"] * 3 + [P, P, N], {"NUM_SM": 4, **TILES}, 3),
+    "matmul_tma": ("matmul_tma_kernel", MAPS + [N] * 3, BIG, 3),
+    "matmul_tma_dev": ("matmul_tma_device_desc", [H] * 3 + [N] * 3, BIG, 3),
+    "attn": ("attn_fwd", [H] * 4 + ["fp32", N], {"HEAD_DIM": 64, "BLOCK_M": 64, "BLOCK_N": 64}, 2),
+    "int8_dot": ("int8_dot", ["*i8", "*i8", P, N], DOT, None),
+    "fp8_dot": ("fp8_dot", ["*fp8e4nv", "*fp8e4nv", F, N], DOT, None),
+    "quant_fp8": ("quant_fp8", [H, "*fp8e4nv", F], {"N": 512}, None),
+    "cumsum": ("cumsum_kernel", [P, P], {"N": 512}, None),
+    "sort": ("sort_kernel", [P, P], {"N": 256}, None),
+    "hist": ("hist_kernel", [P, P], {"N": 512, "BINS": 32}, None),
+    "dropout": ("dropout_kernel", [F, F, N, "fp32", N], {"BLOCK": 512}, None),
 }
 ODD = ("n_elements", "n_cols", "seed", "n", "num_valid_tokens", "group_size", "n_rows")  # may be no multiples of 16
 
 
-def compiled(name: str, arch: int) -> triton.compiler.CompiledKernel:
+def compiled(module: Any, name: str, arch: int) -> triton.compiler.CompiledKernel:
     """A kernel for an architecture, specialised for pointers, strides and sizes that are multiples of 16."""
-    function, types, constants, stages = KERNELS[name]
+    called, types, constants, stages = KERNELS[name]
+    function = getattr(module, called)
     given = iter(types)
     signature = {one: "constexpr" if one in constants else next(given) for one in function.arg_names}
     attributes = {
@@ -62,14 +65,19 @@ def compiled(name: str, arch: int) -> triton.compiler.CompiledKernel:
     return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
 
 
-def main(folder: str, *archs: str) -> None:
-    """Compile all kernels for the architectures."""
+def main(file: str, folder: str, *archs: str) -> None:
+    """Compile all kernels of a file for the architectures."""
+    spec = importlib.util.spec_from_file_location("kernels", file)
+    if spec is None or spec.loader is None:
+        sys.exit(f"KERNELS must be a Python file or a folder of compiled.py, got {file}")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
     index = {}
     for arch in map(int, archs):
         for name in KERNELS:
             key = f"{name}.sm{arch}"
             try:
-                made = compiled(name, arch)
+                made = compiled(module, name, arch)
             except Exception as error:  # whatever Triton's compiler raises is the answer for this kernel
                 index[key] = {"error": str(error).strip().splitlines()[-1][:200]}
                 continue
