@@ -295,6 +295,10 @@ class MoEConfig:
         experts; with 2, it crosses once to that node. "auto" is 2 where a probe finds that it works, and 1 elsewhere.
         Results do not depend on it. Two levels need CPUs and nodes of consecutive ranks; within one node nothing
         changes. With schedule="bulk" the two levels are those of its all-to-all: within each node, then between nodes.
+    combine : str, default "rows"
+        What comes back from another node: with "rows" the output of each expert, with "sums" one row for each token,
+        the weighted sum of the outputs of the node's experts. "sums" needs levels=2 and schedule="fused", and cannot be
+        trained. The sums are rounded to the rows' type, so bits depend on which experts share a node.
 
     Raises
     ------
@@ -327,6 +331,7 @@ class MoEConfig:
     limit_after: bool = False
     weight_dtype: str | WeightType | None = None
     levels: int | str = 1
+    combine: str = "rows"
 
     @property
     def packed(self) -> WeightType | None:
@@ -379,6 +384,12 @@ class MoEConfig:
             raise InputError("limit_after=True requires a limit, got limit=None")
         if isinstance(self.levels, bool) or self.levels not in LEVELS:
             raise InputError(f"levels must be 1, 2 or 'auto', got {quoted(self.levels)}")
+        if not isinstance(self.combine, str) or self.combine not in ("rows", "sums"):
+            raise InputError(f"combine must be 'rows' or 'sums', got {quoted(self.combine)}")
+        if self.combine == "sums" and self.levels != 2:
+            raise InputError(f"combine='sums' needs levels=2, got levels={self.levels!r}: pass it or leave combine out")
+        if self.combine == "sums" and self.router.weight_on == "input":
+            raise InputError("combine='sums' needs weight_on='output', got weight_on='input': leave combine out")
 
     def _check_packed(self) -> None:
         """Replace the name of a type of packed weights by the type. Raises InputError if it does not fit this layer."""

@@ -13,7 +13,7 @@ from .lock import OUTSIDE, acquire, unlock
 from .poison import failure_of
 from .returns import finish_record, free_rows, note_back, returns_due
 from .store import computes
-from .streams import end_reader, end_slot, first_reader, slowest
+from .streams import end_reader, end_slot, first_reader, last_to_stage, note_staged, slowest
 
 
 @jit
@@ -147,6 +147,7 @@ def read_record(job, st, source):
     if owner != job[words.RANK]:
         st[words.landed_left(r)] = 0
         st[words.OWED] -= rows
+        note_staged(job, st, source)
         if bundle != 0:
             free_rows(job, st, source)
         return True
@@ -246,7 +247,7 @@ def awaited(job, st):
             return p
         if st[words.cursor(job, p)] < st[words.offset(job, end_slot(job, st, p))]:
             return slowest(job, st, p)
-    return me
+    return last_to_stage(job, st) if st[words.UNSUMMED] != 0 else me
 
 
 @jit

@@ -42,7 +42,8 @@ from .layout import ring_of
     ENDED,
     POISON_CAUSE,
     POISON_ORIGIN,
-) = range(25)
+    STAGED,
+) = range(26)
 NAMES = {
     ANNOUNCED: "the epoch of its announcement",
     ANNOUNCED_STATUS: "the status in its announcement",
@@ -68,6 +69,7 @@ NAMES = {
     ENDED: "the epoch of the call that it has ended",
     POISON_CAUSE: "the cause in its poison word",
     POISON_ORIGIN: "the failed rank in its poison word",
+    STAGED: "its count of staged outputs",
 }
 
 STATUS_MOST = 1 << 32  # a status can contain the id of an expert, see NOT_LOADED in codes.py

@@ -17,7 +17,7 @@ from . import codes, scalars, tape, words
 from .layout import RECORD_BYTES, WORD, bundle_row_to, index_to, record_to, ring_of, word_to
 from .packing import tile_rows
 from .returns import returns_due
-from .streams import end_slot, first_slot, freed
+from .streams import end_slot, first_slot, freed, has_sums
 
 
 @jit
@@ -126,6 +126,17 @@ def write_records(job, st, peer, rows):
 
 
 @jit
+def last_pair(job, st, token, low, high):
+    """The last of a token's packed rows in low..high, or -1."""
+    last = -1
+    for i in range(token * job[words.TOP_K], (token + 1) * job[words.TOP_K]):
+        packed = st[words.position(job, i)]
+        if low <= packed < high:
+            last = max(last, packed)
+    return last
+
+
+@jit
 def execute(job, st, worker):
     """Write the claimed bundle: rows, index entries, then records. On a GPU the warps take rows in turn."""
     c = words.command(job, worker)
@@ -134,8 +145,10 @@ def execute(job, st, worker):
     ids = mem.words(job[words.IDS], job[words.TOKENS] * k)
     sent = st[words.sent_rows(job, peer)]
     row, nbytes = sent, tape.bytes_to(job, st, peer)
+    sums = has_sums(job) and st[words.remote(job, peer)] != 0
     for t in range(st[words.command_token(c)], st[words.command_end(c)]):
         mine, crossed = (row - sent) % mem.warps() == mem.warp(), False
+        last = last_pair(job, st, t, low, high) if sums else -1
         for i in range(t * k, (t + 1) * k):
             packed = st[words.position(job, i)]
             if packed < low or packed >= high:
@@ -147,7 +160,14 @@ def execute(job, st, worker):
                 slot = job[words.slot_of(job, ids[i])]
                 pair = st[words.slot_pair(job, slot)] + packed - st[words.slot_from(job, slot)]
                 place = row % ring_of(job, st, peer)
-                mem.store(index_to(job, st, peer, pair), scalars.entry(place, scalars.of_pair(job, i)))
+                scalar = scalars.of_pair(job, i)
+                if sums:
+                    scalar = scalars.weight_at(job[words.WEIGHTS], i)
+                    if packed == last:
+                        place |= scalars.LAST
+                    else:
+                        st[words.position(job, i)] = codes.IN_A_SUM
+                mem.store(index_to(job, st, peer, pair), scalars.entry(place, scalar))
         row += crossed
     mem.block_barrier()
     if mem.thread() == 0:

@@ -5,7 +5,7 @@ PHASE_ROUTE, PHASE_PACKING, PHASE_RUN, PHASE_DONE = range(4)
 
 # kinds of commands. IDLE: there is nothing to do now. SETTLE: there are only own rows to count. SIZED: an exchange's
 # rows are known. LIST and SHARE belong to column-split runs. POST is no command: it marks time at the wire in timelines
-IDLE, ROUTE, PACK, DISPATCH, EXPERT, COMBINE, FINISH, FAIL, SIZED, SHARE, BUNDLE, POST, SETTLE, LIST = range(14)
+IDLE, ROUTE, PACK, DISPATCH, EXPERT, COMBINE, FINISH, FAIL, SIZED, SHARE, BUNDLE, POST, SETTLE, LIST, SUM = range(15)
 
 # phases of a column-split run: hidden activations, outputs
 RUN_UP, RUN_DOWN = range(2)
@@ -31,3 +31,5 @@ RAN, PAUSED, POISONED, ALL_ANNOUNCED = range(4)
 # in a return record, in place of a pair's number: the rows are not staged. No pair has this number; some have small
 # negative ones
 UNSTAGED = -(1 << 63)
+
+IN_A_SUM = -2  # the packed row of a pair whose output comes back in the sum that has another pair's packed row

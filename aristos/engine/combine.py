@@ -8,7 +8,10 @@ from kernel_cache.compile import jit
 from ..primitives import arithmetic
 from ..primitives import memory as mem
 from . import call_records, codes, scalars, words
-from .layout import row_back, state_word
+from .layout import lines_of, owner_back, row_back, state_word
+from .streams import has_sums
+
+ONE = 0x3F800000  # the bits of 1 in float32
 
 
 @jit
@@ -39,10 +42,21 @@ def list_rows(job, st, worker):
         packed = st[words.position(job, first + i)]
         if packed >= 0:
             st[rows + i] = row_back(job, st, packed)
-        elif job[words.IDENTITY] != 0 and mem.load(job[words.IDS] + 8 * (first + i)) >= 0:
+        elif job[words.IDENTITY] != 0 and packed != codes.IN_A_SUM and mem.load(job[words.IDS] + 8 * (first + i)) >= 0:
             st[rows + i] = job[words.INPUT] + job[words.INPUT_STRIDE] * ((first + i) // k)
         else:
             st[rows + i] = 0
+
+
+@jit
+def set_weights(job, st, t, weights):
+    """Write a token's weights: 1 for a sum of a remote node, whose outputs are weighted. Returns `weights`."""
+    k = job[words.TOP_K]
+    for j in range(k):
+        packed = st[words.position(job, k * t + j)]
+        weighted = packed >= 0 and st[words.remote(job, owner_back(job, st, packed))] != 0
+        scalars.set_weight(weights, j, ONE if weighted else scalars.weight_at(job[words.WEIGHTS], k * t + j))
+    return weights
 
 
 @jit
@@ -54,11 +68,14 @@ def execute(job, st, worker):
         scalars.take_back(job, st, c)
     first, k, rows = st[words.command_first(c)], job[words.TOP_K], words.row_list(c)
     scratch = job[words.SCRATCH] + job[words.SCRATCH_STEP] * worker
+    space = scratch + lines_of(4 * k) if has_sums(job) else scratch
     for i in range(st[words.command_rows(c)]):
         t = first + i
         weights = job[words.WEIGHTS] + 4 * k * t
         y = job[words.Y] + job[words.RETURN_BYTES] * t
-        call = call_records.combine_token(job, y=y, k=k, weights=weights, rows=state_word(job, rows), scratch=scratch)
+        if has_sums(job):
+            weights = set_weights(job, st, t, scratch)
+        call = call_records.combine_token(job, y=y, k=k, weights=weights, rows=state_word(job, rows), scratch=space)
         arithmetic.combine_token(job[words.KERNELS], call)
         rows += k
 

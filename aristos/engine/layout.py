@@ -18,9 +18,10 @@ A region whose stream has a ring of R rows. Each part begins on a line of 64 byt
     ring[R]                            rows, `stride` bytes each; a local peer's ring may have fewer, see `local_rows`
     staged[R], two levels only         output rows that wait to be put to the source, `stride` bytes each
 
-With two levels all of a region but words and return records is a *stream*: what its writer puts for all ranks of this
-node, which they all read here. Ranks of the node stage their outputs beside it. A remote peer whose rows lie at another
-rank of this node has a short region here, which ends before the announcements (`Nodes.stream`).
+With two levels the region of a local peer ends with a word for each source, `marks`, see sums.py. All of a remote
+region but words and return records is a *stream*: what its writer puts for all ranks of this node, which they all read
+here. Ranks of the node stage their outputs beside it. A remote peer whose rows lie at another rank of this node has a
+short region here, which ends before the announcements (`Nodes.stream`).
 
 For each remote peer a rank also keeps an *outbox*, from which MPI puts, laid out like a region, the words that have
 arrived, and at one level R staged output rows. A GPU may keep the outbox's ring and the staged rows in its own memory
@@ -122,6 +123,7 @@ class PairLayout:
     ring: int
     staged: int
     staged_bytes: int
+    marks: int  # where a local peer's words about sources begin, behind its ring
     local_bytes: int  # bytes of the region of a local peer
 
     @property
@@ -138,7 +140,9 @@ class PairLayout:
         index = records + lines(s.ring_records * RECORD_BYTES)
         ring = index + lines(WORD * s.ring_rows)
         rows, local = s.ring_rows * s.stride, s.local_ring * s.stride
-        return cls(return_records, announce, step, records, index, ring, ring + rows, rows, ring + local)
+        marks = ring + local
+        end = marks + (lines(WORD * s.world) if s.local_peers else 0)
+        return cls(return_records, announce, step, records, index, ring, ring + rows, rows, marks, end)
 
     def remote_bytes(self, nodes: Nodes, rank: int, source: int) -> int:
         """Bytes of the region of a remote source in the window of `rank`."""
@@ -153,13 +157,14 @@ class PairLayout:
 
     def fill(self, job) -> None:
         """Write the offsets into a job."""
-        job[words.P_RETURN_RECORDS : words.P_RING + 1] = (
+        job[words.P_RETURN_RECORDS : words.P_MARKS + 1] = (
             self.return_records,
             self.announce,
             self.announce_step,
             self.records,
             self.index,
             self.ring,
+            self.marks,
         )
 
 
@@ -365,6 +370,24 @@ def return_record_from(job, st, owner, tile):
 
 
 @jit
+def lines_of(nbytes):
+    """`nbytes` rounded up to whole lines."""
+    return (nbytes + LINE - 1) // LINE * LINE
+
+
+@jit
+def mark_to(job, st, peer, source):
+    """Address, at a local peer, of the word that says which outputs for a remote source this rank has staged."""
+    return st[words.region_to(job, peer)] + job[words.P_MARKS] + WORD * source
+
+
+@jit
+def mark_from(job, st, peer, source):
+    """Address of the word that says which outputs for a remote source a local peer has staged."""
+    return st[words.region_from(job, peer)] + job[words.P_MARKS] + WORD * source
+
+
+@jit
 def ring_of(job, st, peer):
     """How many rows a ring between this rank and a peer has, in either direction."""
     return job[words.RING_ROWS] if st[words.remote(job, peer)] != 0 else job[words.LOCAL_ROWS]
@@ -413,8 +436,8 @@ def staged_row(job, st, source, pair):
 
 
 @jit
-def row_back(job, st, packed):
-    """Address where the output of a packed row arrives. Local and remote owners write different windows."""
+def owner_back(job, st, packed):
+    """The owner of a packed row, if there are remote peers and the row does not stay; else this rank."""
     owner = job[words.RANK]
     if job[words.REMOTE] != 0 and packed < st[words.offset(job, job[words.slot_start(job, job[words.WORLD])])]:
         low, high = 0, job[words.WORLD]
@@ -425,4 +448,10 @@ def row_back(job, st, packed):
             else:
                 high = middle
         owner = low
-    return st[words.rows_back(job, owner)] + job[words.RETURN_STRIDE] * packed
+    return owner
+
+
+@jit
+def row_back(job, st, packed):
+    """Address where the output of a packed row arrives. Local and remote owners write different windows."""
+    return st[words.rows_back(job, owner_back(job, st, packed))] + job[words.RETURN_STRIDE] * packed

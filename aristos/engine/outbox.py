@@ -16,10 +16,10 @@ from kernel_cache.compile import jit
 
 from ..primitives import memory as mem
 from ..primitives import wire as mpi
-from . import codes, words
-from .layout import RECORD_BYTES, RETURN_RECORD_BYTES, WORD, record_to, return_record_to, word_from, word_to
+from . import codes, scalars, words
+from .layout import RECORD_BYTES, RETURN_RECORD_BYTES, WORD, index_from, record_to, return_record_to, word_from, word_to
 from .lock import OUTSIDE, acquire, unlock
-from .streams import end_slot, streams
+from .streams import end_slot, has_sums, streams
 
 SERVE_NS = 100_000  # the least time between two calls of `serve_wire` by workers that have work
 BATCH_NS = 1_000_000  # while there is work, returned rows wait until the last batch is this old
@@ -163,7 +163,6 @@ def put_bundles(job, st, peer, tiles, rows):
 @jit
 def put_returns(job, st, peer, tiles):
     """Put output rows and records of tiles returned to a remote source, up to tile `tiles`. Returns the bytes put."""
-    ring, width = job[words.RING_ROWS], job[words.RETURN_STRIDE]
     first = st[words.put_returned(job, peer)]
     nbytes = put_ring(
         job, st, peer, job[words.P_RETURN_RECORDS], first, tiles, job[words.RING_RECORDS], RETURN_RECORD_BYTES
@@ -176,19 +175,43 @@ def put_returns(job, st, peer, tiles):
         tile += 1
         if pair == codes.UNSTAGED:
             continue
+        if has_sums(job):
+            nbytes += put_sums(job, st, peer, packed, pair, rows)
+            continue
         while tile < tiles:  # tiles whose rows are consecutive here and at the source go in one put
             a = return_record_to(job, st, peer, tile)
             if mem.load(words.returned_packed(a)) != packed + rows or mem.load(words.returned_staged(a)) != pair + rows:
                 break
             rows += mem.load(words.returned_rows(a))
             tile += 1
-        while rows > 0:
-            place = pair % ring
-            n = min(rows, ring - place)
-            there = st[words.put_return_rows(job, peer)] + width * packed
-            mpi.put(job[words.WIRE], peer, there, st[words.staged(job, peer)] + width * place, width * n)
-            nbytes += width * n
-            pair, packed, rows = pair + n, packed + n, rows - n
+        nbytes += put_staged(job, st, peer, packed, pair, rows)
+    return nbytes
+
+
+@jit
+def put_staged(job, st, peer, packed, pair, rows):
+    """Put `rows` staged rows, from that of `pair` on, to a remote source's packed rows. Returns the bytes put."""
+    ring, width, nbytes = job[words.RING_ROWS], job[words.RETURN_STRIDE], 0
+    while rows > 0:
+        place = pair % ring
+        n = min(rows, ring - place)
+        there = st[words.put_return_rows(job, peer)] + width * packed
+        mpi.put(job[words.WIRE], peer, there, st[words.staged(job, peer)] + width * place, width * n)
+        nbytes += width * n
+        pair, packed, rows = pair + n, packed + n, rows - n
+    return nbytes
+
+
+@jit
+def put_sums(job, st, peer, packed, pair, rows):
+    """Put those of `rows` staged rows that are sums: those of their tokens' last pairs. Returns the bytes put."""
+    nbytes, i = 0, 0
+    while i < rows:
+        n = 0
+        while i + n < rows and scalars.is_last(mem.load(index_from(job, st, peer, pair + i + n))):
+            n += 1
+        nbytes += put_staged(job, st, peer, packed + i, pair + i, n)
+        i += max(1, n)
     return nbytes
 
 

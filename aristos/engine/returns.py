@@ -9,6 +9,7 @@ from kernel_cache.compile import jit
 from ..primitives import memory as mem
 from . import codes, tape, words
 from .layout import RETURN_RECORD_BYTES, WORD, return_record_to, state_word, word_to
+from .streams import note_staged, summed
 
 
 @jit
@@ -58,11 +59,22 @@ def free_rows(job, st, source):
 
 @jit
 def finish_record(job, st, source, tile, rows):
-    """Count `rows` rows of a tile as computed or skipped. When all rows of the tile are, return it."""
+    """Count `rows` rows of a tile as computed or skipped. When all are, return the tile, or let it be summed.
+
+    Rows that are summed stay owed until their sums are there.
+    """
     r = words.landed(job, source, tile)
     st[words.landed_left(r)] -= rows
+    if summed(job, st, source):
+        if st[words.landed_left(r)] == 0:
+            st[words.landed_left(r)] = -1  # see UNSUMMED in sums.py
+            st[words.unsummed(job, source)] += 1
+            st[words.UNSUMMED] += 1
+            note_staged(job, st, source)
+        return
     st[words.OWED] -= rows
     if st[words.landed_left(r)] == 0:
+        note_staged(job, st, source)
         back = 0 if st[words.exchanges(job, source)] else st[words.landed_rows(r)]  # an exchange returns its rows later
         staged = st[words.landed_row(r)] if st[words.verdict(job, source)] == codes.SERVE else codes.UNSTAGED
         post_return(job, st, source, st[words.landed_packed(r)], back, codes.OK, staged)

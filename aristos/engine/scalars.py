@@ -14,6 +14,7 @@ from . import words
 from .layout import WORD, index_from
 
 HALF = (1 << 32) - 1
+LAST = 1 << 31  # in an entry of the index: no later pair of the bundle is of the same token
 
 
 @jit
@@ -25,7 +26,27 @@ def entry(place, scalar):
 @jit
 def place_of(entry):
     """The place in the ring that an entry of the index names."""
-    return entry & HALF
+    return entry & LAST - 1
+
+
+@jit
+def is_last(entry):
+    """Whether an entry of the index is of its token's last pair, in a call with sums."""
+    return entry & LAST != 0
+
+
+@jit
+def weight_at(weights, i):
+    """The bits of float32 number i of an array of weights."""
+    at = weights + 4 * i
+    return mem.load(at & -WORD) >> 8 * (at & WORD - 1) & HALF
+
+
+@jit
+def set_weight(weights, i, bits):
+    """Write float32 number i, in the order of i, into an array that begins on a line."""
+    at = weights + WORD * (i // 2)
+    mem.store(at, bits if i % 2 == 0 else mem.load(at) & HALF | bits << 32)
 
 
 @jit

@@ -166,6 +166,7 @@ JOB_SCALARS: list[Word] = [
         RENORMALIZE | flag | the k weights of a token are divided by their sum | cpu | route_block
         SCALE | float32 bits | factor by which weights are multiplied | cpu | route_block
         ON_INPUT | flag | tokens are weighted instead of outputs, so X is the engine's own buffer | cpu
+        SUMS | flag | a node's outputs for a token come back as one row, see sums.py | cpu
         SCALARS | flag | 32 bits travel beside the row of each pair, out and back, see scalars.py | cpu
         ACTIVATION | | the activation and its limit | all | expert_rows up_columns backward_rows
         """,
@@ -346,6 +347,7 @@ JOB_SCALARS: list[Word] = [
         P_RECORDS | bytes | distance from a region's start to its tile records
         P_INDEX | bytes | distance from a region's start to its index
         P_RING | bytes | distance from a region's start to its ring
+        P_MARKS | bytes | distance from the start of a local peer's region to its words about sources, see sums.py
         """,
     ),
 ]
@@ -388,6 +390,7 @@ STATE_WORDS = [
     Word("STORE_NEXT", "places of the store that are given to sources", "rows", LOCK),
     Word("TAPE_NEXT", "first byte of the tape that is given to no source", "address", LOCK),
     Word("RUNS_TAKEN", "column-split runs in use", "runs", LOCK),
+    Word("UNSUMMED", "computed tiles whose tokens' sums are not computed, see sums.py", "tiles", LOCK),
     Word("READY_COUNT", "entries of `ready`", "entries", ATOMIC),
     Word("RUNS_OPENED", "phases of column-split runs opened since the engine was made", "phases", ATOMIC),
     Word("CALLS", "calls begun", "calls", "the kernel `begin`", substrate=CUDA),
@@ -466,6 +469,10 @@ TABLES = [
     StateTable("read_rows", PEER, "ring rows of the tiles read", "rows"),
     StateTable("free_tiles", PEER, "tiles of a source whose rows are free again", "tiles"),
     StateTable("freed_rows", PEER, "ring rows freed: the credit given", "rows"),
+    StateTable("staged_tiles", PEER, "tiles up to which all outputs of this rank are staged or in place", "tiles"),
+    StateTable("staged_rows", PEER, "ring rows of these tiles", "rows"),
+    StateTable("unsummed", PEER, "computed tiles of a source whose tokens' sums are not computed", "tiles"),
+    StateTable("summing", PEER, "a worker adds up outputs for the source", "flag"),
     StateTable("put_rows", PEER, "ring rows that were put and flushed", "rows", WIRE),
     StateTable("put_tiles", PEER, "tiles that were put and flushed", "tiles", WIRE),
     StateTable("put_returned", PEER, "return records that were put and flushed", "tiles", WIRE),
@@ -553,10 +560,12 @@ _ARGUMENTS = (
     Field("subject", 1, "first argument of every kind of command", "", "all"),
     Field("first", 1, "first token", "token", "ROUTE, COMBINE"),
     Field("owner", 1, "rank to which the rows go", "rank", "DISPATCH, BUNDLE"),
+    Field("source", 1, "rank from which the rows came", "rank", "SUM"),
     Field("expert", 1, "held expert", "expert", "EXPERT, LIST, SHARE"),
     Field("packed", 2, "first packed row", "packed row", "DISPATCH"),
     Field("token", 2, "first token, until the bundle is written", "token", "BUNDLE"),
     Field("crossing", 2, "rows that cross, after the bundle is written", "rows", "BUNDLE"),
+    Field("tile", 2, "first tile of the bundle", "tile", "SUM"),
     Field("share", 2, "number of the share in its phase", "share", "SHARE"),
     Field("status", 3, "worst status of the tokens", "status", "ROUTE"),
     Field("owner_expert", 3, "expert among those of the owner", "expert", "DISPATCH"),
@@ -564,7 +573,7 @@ _ARGUMENTS = (
     Field("phase", 3, "phase of the run, see codes.py", "phase", "SHARE"),
     Field("rows", 4, "number of rows, tokens or pairs", "rows"),
     Field("parts", 5, "number of parts", "parts", "EXPERT"),
-    Field("tiles", 5, "number of tiles, after the bundle is written", "tiles", "BUNDLE"),
+    Field("tiles", 5, "number of tiles, of a bundle after it is written", "tiles", "BUNDLE, SUM"),
     Field("peer", 6, "rank that the idle time is charged to", "rank"),
     Field("run", 7, "column-split run at which the worker is", "run"),
     Field("shares", 8, "shares that the worker has taken", "shares"),
@@ -660,6 +669,9 @@ REGION = [
     RegionPart("record", "records", "record", "tile records"),
     RegionPart("index", "ring rows", "8 bytes", "for each pair the place of its row in the ring, and its scalar"),
     RegionPart("ring_row", "ring rows", "stride", "rows; a local peer's ring may have fewer"),
+    RegionPart(
+        "mark", "sources", "8 bytes", "for each remote source, at a local peer, the pair up to which outputs are staged"
+    ),
 ]
 
 

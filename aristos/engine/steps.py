@@ -7,7 +7,21 @@ claimed.
 from kernel_cache.compile import jit
 
 from ..primitives import memory as mem
-from . import arrivals, bounds, bundles, codes, column_runs, combine, dispatch, experts, outbox, packing, routing, words
+from . import (
+    arrivals,
+    bounds,
+    bundles,
+    codes,
+    column_runs,
+    combine,
+    dispatch,
+    experts,
+    outbox,
+    packing,
+    routing,
+    sums,
+    words,
+)
 from .layout import word_to
 from .lock import acquire, lock, unlock
 from .poison import poison_word
@@ -53,6 +67,8 @@ def next_command(job, st, worker):
         return kind
     if job[words.MODE] == codes.MODE_DISPATCH and st[words.UNREAD] == 0 and st[words.TARGETS_SET] == 0:
         return codes.SIZED
+    if sums.claim(job, st, worker):
+        return codes.SUM
     kind = experts.claim(job, st, worker)
     if kind != codes.IDLE:
         return kind
@@ -117,6 +133,8 @@ def execute(job, st, worker, kind):
         column_runs.execute(job, st, worker)
     elif kind == codes.LIST:
         experts.list_run(job, st, worker)
+    elif kind == codes.SUM:
+        sums.execute(job, st, worker)
 
 
 @jit
@@ -147,6 +165,8 @@ def publish(job, st, worker, kind, counted=False):
         st[words.PHASE] = codes.PHASE_RUN
     elif kind == codes.SHARE:
         experts.publish_run(job, st, worker)
+    elif kind == codes.SUM:
+        sums.publish(job, st, worker)
     st[words.PROGRESS] += 1
     st[words.IDLE_SWEEPS] = 0
     unlock(job)

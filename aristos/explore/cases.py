@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..engine.layout import LINE, EngineShape, lines, most_announced, return_stride
+from ..engine.layout import LINE, EngineShape, lines, local_peers, most_announced, return_stride
 from ..host.nodes import Nodes
 from ..layer.node_weights import most_foreign
 from ..placement import Placement
@@ -91,6 +91,7 @@ class Case:
     bundle: int = 9  # the most pairs of a bundle
     once: int = 0  # ONCE_ROWS: tokens cross once to a local owner that gets at least this many rows; 0: never
     once_share: int = 0  # ONCE_SHARE: tokens cross once only if those rows are at least this percentage of the tokens
+    sums: bool = False  # a node's outputs of a token come back as one row
     levels: int = 1  # levels of the wire between nodes
     start: int = 0  # where counters begin
     proxy: bool = False  # ranks are on GPUs: a proxy calls MPI, workers do not
@@ -116,6 +117,7 @@ class Case:
                 lines(WORD * self.words * (2 if self.backward else 1)),
             ),
             return_rows=self.max_tokens * self.top_k,
+            local_peers=local_peers(self.nodes),
             local_rows=max(self.local_rows, self.top_k) if self.local_rows else 0,
             max_held=max(1, *placement.held),
             announced=most_announced(placement.held, self.nodes),
@@ -162,7 +164,7 @@ class Case:
             words.append(f"counters from {self.start}")
         if self.fault is not None:
             words.append(str(self.fault))
-        for name in ("proxy", "scalars", "backward", "attention", "delays", "meets"):
+        for name in ("sums", "proxy", "scalars", "backward", "attention", "delays", "meets"):
             if getattr(self, name):
                 words.append(name)
         lines = [", ".join(words)]
@@ -253,6 +255,7 @@ def draw(seed: int, asked: Asked) -> Case:
         case = replace(case, once=once.choice((0, 0, 1, 2, 3)), once_share=once.choice((0, 0, 100, 150)))
     if case.levels == 2:
         case = replace(case, local_rows=random.Random(f"{seed} local rings").choice((0, 1, 2)))
+        case = replace(case, sums=not (case.backward or case.scalars) and random.Random(f"{seed} sums").random() < 0.4)
     case = replace(case, **dict(asked.fixed))
     if case.backward:
         case = replace(case, stay=0)

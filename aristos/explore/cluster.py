@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from ..config import OVERDUE
-from ..engine import arrivals, codes, column_runs, experts, steps, words
+from ..engine import arrivals, codes, column_runs, experts, scalars, steps, words
 from ..primitives import arithmetic, memory, wire
 from ..substrate import failure
 from ..substrate.cpu import loop
@@ -136,6 +136,8 @@ class Cluster:
             (arithmetic, "up_columns"): up_columns,
             (arithmetic, "down_columns"): down_columns,
             (arithmetic, "combine_token"): combine_token,
+            (scalars, "weight_at"): self.memory.weight_at,
+            (scalars, "set_weight"): self.memory.set_weight,
             (words, "TOKEN_BLOCK"): TOKEN_BLOCK,
             (experts, "GROUP"): self.case.group,
             (column_runs, "SHARES_PER_TRY"): 2,

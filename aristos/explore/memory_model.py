@@ -393,6 +393,12 @@ class Memory(Clocks):
         """Read `n` combine weights. The engine counts four bytes for each; here they are integers."""
         return [self.value.get(at + 4 * i, 0) for i in range(n)]
 
+    def weight_at(self, at: int, i: int) -> int:
+        return self.value.get(at + 4 * i, 0)
+
+    def set_weight(self, at: int, i: int, weight: int) -> None:
+        self.value[at + 4 * i] = weight
+
     def functions(self) -> dict[str, Any]:
         """The functions that replace those of `primitives.memory`."""
         names = (

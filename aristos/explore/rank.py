@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from ..engine import arrivals, codes, outbox, packing, schema, steps, store, words
+from ..engine import arrivals, codes, combine, outbox, packing, schema, steps, store, words
 from ..engine import exchange as halves
 from ..engine import job as jobs
-from ..engine.layout import StateLayout, return_stride, word_from, word_to
+from ..engine.layout import StateLayout, mark_to, return_stride, word_from, word_to
 from ..errors import WaitTimeout
 from ..layer.node_weights import foreign_slots
 from ..placement import Placement
@@ -36,6 +36,7 @@ from .watched_state import Watched
 
 BATCH = 6  # the most rows of a run, column-split or not
 MERGE_POLLS = 3  # number of idle polls for which a short run waits for more rows
+SCRATCH_STEP = 4096  # bytes of a worker, for weights, a sum, and what `combine_token` needs
 TIMEOUT = 120.0
 GATE_OPEN, GATE_DONE = 0, 8  # words for workers: the number of the open call, and how often workers have left a call
 GATE_HALF = 16  # word: the last call whose first phase has ended on this rank. Used if ranks meet between the phases
@@ -132,7 +133,7 @@ class Rank:
             job, schema.TILE, schema.CPU, workers=case.workers, tile=case.tile, batch=BATCH, run_rows=case.run,
             merge_rows=case.merge, runs=case.runs, split_rows=BATCH, up_shares=experts.SHARES, down_shares=case.words,
             shared_shares=0,
-            all_split=case.all_split, scratch_step=0, run_step=WORD * experts.SHARES * BATCH, run_pitch=0,
+            all_split=case.all_split, scratch_step=SCRATCH_STEP, run_step=WORD * experts.SHARES * BATCH, run_pitch=0,
         )  # fmt: skip
         jobs.fill_some(
             job,
@@ -149,6 +150,7 @@ class Rank:
             row_bytes=WORD * case.words,
             return_bytes=WORD * case.words,
             stay_rows=case.stay,
+            sums=case.sums,
             reading_rows=case.stay,
             busiest_decides=case.busiest_decides,
         )
@@ -168,7 +170,8 @@ class Rank:
             return
         value = self.cluster.memory.value
         counters = (words.T_SENT_ROWS, words.T_SENT_TILES, words.T_DUE_TILES, words.T_SEEN_TILES, words.T_SEEN_CREDIT,
-                    words.T_READ_TILES, words.T_READ_ROWS, words.T_FREE_TILES, words.T_FREED_ROWS, words.T_PUT_ROWS,
+                    words.T_READ_TILES, words.T_READ_ROWS, words.T_FREE_TILES, words.T_FREED_ROWS,
+                    words.T_STAGED_TILES, words.T_STAGED_ROWS, words.T_PUT_ROWS,
                     words.T_PUT_TILES, words.T_PUT_RETURNED, words.T_PUT_CREDIT, words.T_OPEN_ROWS, words.T_OPEN_TILES,
                     words.T_OPEN_RETURNED, words.T_OPEN_CREDIT, words.T_RETURNED)  # fmt: skip
         for p in range(self.case.ranks):
@@ -176,6 +179,8 @@ class Rank:
                 continue
             for table in counters:
                 st[job[table] + p] = start
+            if p in self.case.nodes.local(self.me):
+                value |= {mark_to(job, st, p, source): start for source in self.case.nodes.remote(self.me)}
             for word in (words.TAIL, words.CREDIT, words.RETURN_TAIL):
                 value[word_to(job, st, p, word)] = start
                 value[word_from(job, st, p, word)] = start
@@ -224,16 +229,29 @@ class Rank:
         """The combined tokens that a call must give."""
         made = {}
         for t, ids in enumerate(call.ids):
-            parts = [
-                (
+            parts = {
+                j: (
                     experts.weight(t, j, self.case.top_k),
                     experts.computed(self.weights_of(e, call.layer), self.row(epoch, t)),
                 )
                 for j, e in enumerate(ids)
                 if e >= 0
-            ]
-            made[t] = experts.combined(parts, self.case.words)
+            }
+            if self.case.sums and not call.exchange:
+                self._add_up(parts, ids)
+            made[t] = experts.combined([parts[j] for j in sorted(parts)], self.case.words)
         return made
+
+    def _add_up(self, parts: dict[int, tuple[int, list[int]]], ids: Sequence[int]) -> None:
+        """Replace the parts of each remote node by their sum, in the order of slots, at the last one's choice."""
+        node, slot_of = self.case.node_of, self.placement.slot_of
+        for n in set(node) - {node[self.me]}:
+            there = sorted((int(slot_of[ids[j]]), j) for j in parts if node[self.placement.ranks[ids[j]]] == n)
+            if there:
+                added = experts.combined([parts[j] for _, j in there], self.case.words)
+                for _, j in there:
+                    del parts[j]
+                parts[there[-1][1]] = combine.ONE, added
 
     # ---- instead of kernels
 
@@ -331,6 +349,11 @@ class Rank:
             mem.store(mem.load(y + WORD * i) + WORD * share, experts.output(made, share))
 
     def run_combine(self, y: int, k: int, weights: Sequence[int], rows: Sequence[int]) -> None:
+        if y >= private(self.me, places.SCRATCH) and y < private(self.me, places.SCRATCH + 1):
+            parts = [(weight, self._row_at(row)) for weight, row in zip(weights, rows)]
+            for w, word in enumerate(experts.combined(parts, self.case.words)):
+                self.cluster.memory.store(y + WORD * w, word)
+            return
         if self.call.broken:
             return
         token = (y - self.job[words.Y]) // self.job[words.RETURN_BYTES]

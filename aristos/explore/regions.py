@@ -44,7 +44,7 @@ class Regions:
         self._parts: dict[tuple[int, int], tuple[int, list[int], list[int]]] = {}
         self._known: dict[int, Place] = {}
         starts = {"words": 0, **vars(self.layout)}
-        del starts["announce_step"], starts["staged_bytes"], starts["local_bytes"]
+        del starts["announce_step"], starts["staged_bytes"], starts["local_bytes"], starts["marks"]
         self._starts = sorted(starts.items(), key=lambda item: item[1])
 
     @staticmethod
@@ -90,6 +90,8 @@ class Regions:
             beside -= self.layout.staged_bytes
         if part == OUTBOX and offset >= beside:
             return self._beside(offset, beside)
+        if part == LOCAL and offset >= self.layout.marks:
+            return "marks", self.layout.marks
         for name, first in self._starts:
             if 0 < first <= offset:
                 region, start = name, first

@@ -27,7 +27,7 @@ from .updates import Updates
 
 Event = tuple[int, str, float, float, int, int]
 # fields of the configuration that must be equal in all layers of an object
-COMMON = ("experts", "hidden", "top_k", "dtype", "max_tokens", "precision", "weight_dtype", "levels")
+COMMON = ("experts", "hidden", "top_k", "dtype", "max_tokens", "precision", "weight_dtype", "levels", "combine")
 
 
 @dataclass(frozen=True)

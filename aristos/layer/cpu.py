@@ -9,13 +9,14 @@ import numpy as np
 
 from ..config import MoEConfig
 from ..engine import codes, column_runs, words
+from ..engine.layout import lines
 from ..errors import EnvironmentProblem, InputError
 from ..kernels.by_isa import module
 from ..kernels.cpu.call_blocks import BLOCK_BYTES
 from ..kernels.cpu.elements import ELEMENTS
 from ..kernels.cpu.lowering import handle
 from ..primitives import isa
-from ..primitives.buffers import LINE, aligned
+from ..primitives.buffers import FLOAT, LINE, aligned
 from ..substrate.cpu.runtime import CpuRuntime
 from ..substrate.runtime import Runtime
 from .arguments import CallArguments, choices
@@ -49,6 +50,7 @@ EVENT_KINDS = {
     codes.SHARE: "expert",
     codes.LIST: "expert",
     codes.COMBINE: "combine",
+    codes.SUM: "combine",
 }
 OF_EXPERTS = (codes.EXPERT, codes.SHARE, codes.LIST)  # kinds whose events name an expert
 
@@ -124,6 +126,8 @@ class CpuBackend(Backend):
     def check(cfg: MoEConfig, schedule: str, threads: int | None, sms: int | None = None) -> None:
         if sms is not None:
             raise InputError(f"sms applies only to backend='cuda', got {sms!r}")
+        if cfg.combine == "sums" and schedule == "bulk":
+            raise InputError("combine='sums' needs schedule='fused', got schedule='bulk': leave combine out")
         if cfg.dtype not in ELEMENTS:
             known = ", ".join(ELEMENTS)
             raise InputError(f"dtype must be one of {known} with backend='cpu', got {cfg.dtype!r}: pass backend='cuda'")
@@ -138,7 +142,8 @@ class CpuBackend(Backend):
         rows, _ = entries.run_rows(element)
         ffn = max(cfg.ffn, cfg.shared_ffn)
         run, activations = entries.run_bytes(element, rows, column_runs.MOST_ROWS, cfg.hidden, ffn, cfg.gated)
-        most = max(run, route, tokens.combine_bytes(choices(cfg)))
+        sums = lines(FLOAT * choices(cfg)) + lines(kind.nbytes * cfg.hidden) if cfg.combine == "sums" else 0
+        most = max(run, route, tokens.combine_bytes(choices(cfg)) + sums)
         forward = Needs(BLOCK_BYTES + most, activations + LINE)
         return Needs.most([forward, backward_needs(cfg)]) if train else forward
 

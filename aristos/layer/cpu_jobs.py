@@ -59,6 +59,7 @@ class CpuJobs:
                 cfg,
                 self.foreign,
                 on_input=on_input(cfg),
+                sums=cfg.combine == "sums",
                 stay_rows=self.stay_rows[layer],
                 reading_rows=self.reading_rows,
                 busiest_decides=self._busiest_decides,

@@ -92,6 +92,8 @@ def check_training(cfg: MoEConfig, kind: type[Backend], moves: str) -> None:
             raise InputError(f"train=True requires {name}={' or '.join(map(repr, wanted))}, got {value!r}")
     if cfg.packed is not None:
         raise InputError(f"train=True requires plain weights, got weight_dtype={cfg.packed.name!r}: leave it out")
+    if cfg.combine == "sums":
+        raise InputError("train=True requires combine='rows', got combine='sums': leave combine out")
     if moves == "experts":
         raise InputError("train=True requires moves='tokens' or 'auto', got moves='experts': leave moves out")
 

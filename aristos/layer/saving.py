@@ -85,7 +85,7 @@ def described(cfgs: Sequence[MoEConfig]) -> list[dict[str, str]]:
 
 def _leave_out(fields: dict[str, str]) -> None:
     """Remove the fields in which the object that restores may differ."""
-    for name in ("max_tokens", "levels"):
+    for name in ("max_tokens", "levels", "combine"):
         fields.pop(name, None)
 
 

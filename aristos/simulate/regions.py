@@ -23,8 +23,8 @@ class Regions:
 
     def __init__(self, shape: EngineShape, nodes: Nodes) -> None:
         full = PairLayout.of(shape)
-        self.shape, self.nodes, self.layout = shape, nodes, replace(full, ring=FAR, staged=full.ring)
-        self.region_bytes = self.layout.nbytes
+        self.shape, self.nodes, self.layout = shape, nodes, replace(full, ring=FAR, staged=full.ring, marks=full.ring)
+        self.region_bytes = full.ring + full.local_bytes - full.marks
         self.outbox_bytes = 0 if nodes.single else self.region_bytes + LINE + CODED_BYTES
         self.rank_bytes = shape.world * (self.region_bytes + self.outbox_bytes)
         self.memory = np.zeros(0, np.uint8)

@@ -118,6 +118,7 @@ def _command(job: np.ndarray, state: np.ndarray, worker: int) -> str:
         codes.EXPERT: f"computes {rows} rows of held expert {subject}",
         codes.LIST: f"lists {rows} rows of held expert {subject} for run {slot}",
         codes.COMBINE: f"combines {rows} tokens from {subject} on",
+        codes.SUM: f"adds up outputs for {rows} pairs of rank {subject}",
         codes.FINISH: "has ended the call",
         codes.FAIL: "has left the failed call",
         codes.SETTLE: "counts rows that came back",

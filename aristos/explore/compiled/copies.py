@@ -29,7 +29,7 @@ ENGINE, SUBSTRATE, CPU = "aristos.engine", "aristos.substrate", "aristos.substra
 MODULES = {
     ENGINE: ("arrivals", "bundles", "bounds", "column_runs", "combine", "dispatch", "exchange", "experts", "lock",
              "outbox", "packing", "returns", "routing", "scalars", "staying", "steps", "store", "streams",
-             "tape"),
+             "sums", "tape"),
     SUBSTRATE: ("heartbeat",),
     CPU: ("loop",),
 }  # fmt: skip

@@ -44,7 +44,7 @@ def charge(job, st, worker, kind, start, end):
             nbytes = st[words.command_crossing(c)] * tape.bytes_to(job, st, st[words.command_owner(c)])
             outbox.count_put(st, n + words.N_LOCAL_PUTS, nbytes, end - start)
         n += words.N_DISPATCH
-    elif kind == codes.COMBINE:
+    elif kind in (codes.COMBINE, codes.SUM):
         n += words.N_COMBINE
     elif kind == codes.ROUTE:
         n += words.N_ROUTE

@@ -3,13 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
-from aristos.engine import arrivals, bundles, dispatch, experts, layout, outbox, packing, returns, streams, tape, words
+from aristos.engine import (
+    arrivals,
+    bundles,
+    call_records,
+    codes,
+    dispatch,
+    experts,
+    layout,
+    outbox,
+    packing,
+    returns,
+    scalars,
+    streams,
+    sums,
+    tape,
+    words,
+)
 from aristos.explore import places
 from aristos.explore.mutation import Instead, Put, mutation
 from aristos.host.nodes import Nodes
-from aristos.primitives import memory
+from aristos.primitives import arithmetic, memory
 
 # rank 0 is a node of its own, ranks 1 and 2 share a node; each rank has two experts
 SIZES: tuple[tuple[str, Any], ...] = (("node_of", (0, 1, 1)), ("placement", (0, 0, 1, 1, 2, 2)), ("max_tokens", 6))
@@ -298,3 +315,136 @@ def return_records_at_the_rail(put: Put) -> None:
         return int(at) - st[words.region_from(job, owner)] + st[words.stream_from(job, owner)]
 
     put(arrivals, "return_record_from", return_record_from)
+
+
+# ---- sums of a node's outputs
+
+SUMS = (*SIZES, ("sums", True), ("top_k", 2), ("scalars", False), ("backward", False))
+
+
+@mutation("sums-before-all-are-staged", transport="levels", ranks=3, fixed=SUMS)
+def sums_before_all_are_staged(put: Put) -> None:
+    """An owner adds up when its own outputs are there, although those of other owners may not be."""
+    put(sums, "all_staged", lambda job, st, source, pair: True)
+
+
+@mutation("sums-when-a-part-is-staged", transport="levels", ranks=3, fixed=(*SUMS, ("bundle", 40)))
+def sums_when_a_part_is_staged(put: Put) -> None:
+    """An owner adds up when the others have staged an output of the bundle, although not all."""
+    real = sums.all_staged
+    put(sums, "all_staged", lambda job, st, source, pair: real(job, st, source, st[words.freed_rows(job, source)] + 1))
+
+
+@mutation("sums-staged-when-read", transport="levels", ranks=3, fixed=SUMS)
+def sums_staged_when_read(put: Put) -> None:
+    """An owner says that its outputs are staged as soon as it has read the records."""
+
+    def note_staged(job: Any, st: Any, source: int) -> None:
+        if st[words.remote(job, source)]:
+            for p in range(job[words.NODE_FIRST], job[words.NODE_END]):
+                if p != job[words.RANK]:
+                    memory.notify(layout.mark_to(job, st, p, source), st[words.read_rows(job, source)], 8)
+
+    put(arrivals, "note_staged", note_staged)
+    put(returns, "note_staged", note_staged)
+
+
+@mutation("sums-by-every-owner", transport="levels", ranks=3, fixed=SUMS)
+def sums_by_every_owner(put: Put) -> None:
+    """Every pair counts as its token's last, so each owner returns a sum, and a token gets several."""
+    put(scalars, "is_last", lambda entry: True)
+
+
+@mutation("sums-by-the-first-owner", transport="levels", ranks=3, fixed=SUMS)
+def sums_by_the_first_owner(put: Put) -> None:
+    """A source names the first pair of a token as the one whose owner adds up, so later outputs are left out."""
+
+    def first_pair(job: Any, st: Any, token: int, low: int, high: int) -> int:
+        k = job[words.TOP_K]
+        taken = [st[words.position(job, i)] for i in range(token * k, (token + 1) * k)]
+        return min((packed for packed in taken if low <= packed < high), default=-1)
+
+    put(bundles, "last_pair", first_pair)
+
+
+@mutation("sums-in-reverse-order", transport="levels", ranks=3, fixed=SUMS)
+def sums_in_reverse_order(put: Put) -> None:
+    """Outputs are added from the last pair to the first, so bits depend on who adds up."""
+    real = sums.staged_row
+
+    def add_up(job: Any, st: Any, worker: int, source: int, last: int, place: int) -> None:
+        c = words.command(job, worker)
+        first = st[words.landed_row(words.landed(job, source, st[words.command_tile(c)]))]
+        scratch, rows, n = job[words.SCRATCH] + job[words.SCRATCH_STEP] * worker, words.row_list(c), 0
+        for pair in range(last, first - 1, -1):
+            entry = memory.load(layout.index_from(job, st, source, pair))
+            if scalars.place_of(entry) == place:
+                st[rows + n] = real(job, st, source, pair)
+                scalars.set_weight(scratch, n, scalars.scalar_of(entry))
+                n += 1
+        y, listed = scratch + 1024, layout.state_word(job, rows)
+        made = call_records.combine_token(job, y=y, k=n, weights=scratch, rows=listed, scratch=scratch + 2048)
+        arithmetic.combine_token(job[words.KERNELS], made)
+        memory.copy_row(real(job, st, source, last), y, job[words.RETURN_BYTES])
+
+    put(sums, "add_up", add_up)
+
+
+@mutation("sums-credit-before-they-are-made", transport="levels", ranks=3, fixed=(*SUMS, ("rows", 2), ("tile", 1)))
+def credit_before_sums(put: Put) -> None:
+    """An owner gives credit when its outputs are staged, before it has added up."""
+    real = returns.finish_record
+
+    def finish_record(job: Any, st: Any, source: int, tile: int, rows: int) -> None:
+        real(job, st, source, tile, rows)
+        if st[words.unsummed(job, source)]:
+            st[words.freed_rows(job, source)] = st[words.staged_rows(job, source)]
+            memory.notify(layout.word_to(job, st, source, words.CREDIT), st[words.freed_rows(job, source)], 8)
+
+    put(arrivals, "finish_record", finish_record)
+    put(experts, "finish_record", finish_record)
+
+
+@mutation("sums-not-owed", transport="levels", ranks=3, fixed=SUMS)
+def sums_not_owed(put: Put) -> None:
+    """A call ends on an owner when its outputs are computed, although their sums are not."""
+    real, publish = returns.finish_record, sums.publish
+
+    def finish_record(job: Any, st: Any, source: int, tile: int, rows: int) -> None:
+        before = st[words.UNSUMMED]
+        real(job, st, source, tile, rows)
+        if st[words.UNSUMMED] != before:
+            st[words.OWED] -= st[words.landed_rows(words.landed(job, source, tile))]
+
+    def publish_sums(job: Any, st: Any, worker: int) -> None:
+        before = st[words.OWED]
+        publish(job, st, worker)
+        st[words.OWED] = before
+
+    put(arrivals, "finish_record", finish_record)
+    put(experts, "finish_record", finish_record)
+    put(sums, "publish", publish_sums)
+
+
+@mutation("sums-weights-of-the-first", transport="levels", ranks=3, fixed=SUMS)
+def weights_of_the_first(put: Put) -> None:
+    """All outputs of a token are weighted by the weight of its first choice."""
+    real = scalars.weight_at
+
+    def weight_at(weights: int, i: int) -> int:
+        return int(real(weights, i - i % 2))
+
+    put(bundles, "scalars", SimpleNamespace(**{**vars(scalars), "weight_at": weight_at}))
+
+
+@mutation("sums-skipped-rows-not-staged", transport="levels", ranks=3, fixed=SUMS, kind="layer")
+def skipped_rows_not_staged(put: Put) -> None:
+    """An owner that skips a source never says that it will stage no more, so others wait for it."""
+    real = streams.note_staged
+
+    def note_staged(job: Any, st: Any, source: int) -> None:
+        if st[words.verdict(job, source)] != codes.SKIP:
+            real(job, st, source)
+
+    put(arrivals, "note_staged", note_staged)
+    put(returns, "note_staged", note_staged)

@@ -1,0 +1,119 @@
+"""Step `sum`: the outputs of a node for a token, weighted and added where they are, cross as one row (combine="sums").
+
+It applies in forward calls with two levels, to the streams of remote sources. An owner stages its outputs as it does
+without sums. When all owners of the node have staged all outputs of a bundle, each owner adds up the outputs of those
+tokens whose last pair is its own, in the order of pairs, which is that of ranks and of their experts. It writes each
+sum in place of the output of the last pair. Then it returns its tiles of the bundle, and gives credit. Only sums are
+put. So an owner's credit says that it reads none of the node's staged outputs any more.
+
+Every owner publishes, in a word for each source at each local peer, up to which pair it has staged its outputs. It does
+so in every call, because a peer may make another call (`streams.note_staged`).
+"""
+
+from kernel_cache.compile import jit
+
+from ..primitives import arithmetic
+from ..primitives import memory as mem
+from . import bounds, call_records, codes, scalars, words
+from .layout import index_from, lines_of, mark_from, staged_row, state_word
+from .returns import free_rows, post_return
+
+UNSUMMED = -1  # `left` of a tile whose rows are computed, and whose tokens' sums are not
+
+
+@jit
+def all_staged(job, st, source, pair):
+    """Whether all ranks of this node have staged their outputs for a source's pairs before number `pair`."""
+    read, freed, ring = st[words.read_rows(job, source)], st[words.freed_rows(job, source)], job[words.RING_ROWS]
+    for p in range(job[words.NODE_FIRST], job[words.NODE_END]):
+        if p == job[words.RANK]:
+            continue
+        staged = mem.arrived(mark_from(job, st, p, source))
+        if not bounds.within(st, p, bounds.STAGED, staged, read - ring, freed + ring) or staged < pair:
+            return False
+    return True
+
+
+@jit
+def claim(job, st, worker):
+    """Claim the first bundle of a source whose outputs are all staged; False if there is none. (Under the lock.)"""
+    if st[words.UNSUMMED] == 0:
+        return False
+    for source in range(job[words.WORLD]):
+        if st[words.unsummed(job, source)] == 0 or st[words.summing(job, source)] != 0:
+            continue
+        first = st[words.free_tiles(job, source)]
+        tile, pair, own, whole = first, st[words.freed_rows(job, source)], 0, False
+        while tile < st[words.read_tiles(job, source)] and not whole:
+            r = words.landed(job, source, tile)
+            if st[words.landed_left(r)] > 0:
+                break
+            own += st[words.landed_left(r)] == UNSUMMED
+            pair += st[words.landed_rows(r)]
+            tile += 1
+            whole = st[words.landed_last(r)] != 0
+        if whole and own > 0 and all_staged(job, st, source, pair):
+            c = words.command(job, worker)
+            st[words.command_source(c)] = source
+            st[words.command_tile(c)] = first
+            st[words.command_tiles(c)] = tile - first
+            st[words.command_rows(c)] = pair - st[words.freed_rows(job, source)]
+            st[words.summing(job, source)] = 1
+            return True
+    return False
+
+
+@jit
+def execute(job, st, worker):
+    """Write the sum of each token whose last pair in the claimed bundle is this rank's."""
+    c = words.command(job, worker)
+    source, first = st[words.command_source(c)], st[words.command_tile(c)]
+    for tile in range(first, first + st[words.command_tiles(c)]):
+        r = words.landed(job, source, tile)
+        if st[words.landed_left(r)] == UNSUMMED:
+            row = st[words.landed_row(r)]
+            for pair in range(row, row + st[words.landed_rows(r)]):
+                entry = mem.load(index_from(job, st, source, pair))
+                if scalars.is_last(entry):
+                    add_up(job, st, worker, source, pair, scalars.place_of(entry))
+
+
+@jit
+def add_up(job, st, worker, source, last, place):
+    """Add up the outputs of the pairs up to `last` of the token whose row lies at `place`, in the order of pairs.
+
+    The bundle begins at the first pair that is not freed.
+    """
+    c = words.command(job, worker)
+    rows, k = words.row_list(c), job[words.TOP_K]
+    weights = job[words.SCRATCH] + job[words.SCRATCH_STEP] * worker
+    n = 0
+    for pair in range(st[words.landed_row(words.landed(job, source, st[words.command_tile(c)]))], last + 1):
+        entry = mem.load(index_from(job, st, source, pair))
+        if scalars.place_of(entry) == place and n < k:
+            st[rows + n] = staged_row(job, st, source, pair)
+            scalars.set_weight(weights, n, scalars.scalar_of(entry))
+            n += 1
+    y = weights + lines_of(4 * k)
+    scratch = y + lines_of(job[words.RETURN_BYTES])
+    call = call_records.combine_token(job, y=y, k=n, weights=weights, rows=state_word(job, rows), scratch=scratch)
+    arithmetic.combine_token(job[words.KERNELS], call)
+    mem.copy_row(staged_row(job, st, source, last), y, job[words.RETURN_BYTES])
+
+
+@jit
+def publish(job, st, worker):
+    """Return this rank's tiles of the claimed bundle, and give credit. (Under the lock.)"""
+    c = words.command(job, worker)
+    source, first = st[words.command_source(c)], st[words.command_tile(c)]
+    for tile in range(first, first + st[words.command_tiles(c)]):
+        r = words.landed(job, source, tile)
+        if st[words.landed_left(r)] == UNSUMMED:
+            rows = st[words.landed_rows(r)]
+            st[words.landed_left(r)] = 0
+            st[words.OWED] -= rows
+            st[words.UNSUMMED] -= 1
+            st[words.unsummed(job, source)] -= 1
+            post_return(job, st, source, st[words.landed_packed(r)], rows, codes.OK, st[words.landed_row(r)])
+    st[words.summing(job, source)] = 0
+    free_rows(job, st, source)
