@@ -1,9 +1,10 @@
-"""Calls with one level and with two between nodes, in virtual time, for the table of docs/two_levels.md.
+"""Calls with one level, with two, and with sums, in virtual time, for the table of docs/two_levels.md.
 
 python bench/levels.py --machine FILE                      256 tokens a rank, 2, 4 and 8 nodes of 8 ranks
 python bench/levels.py --machine FILE --tokens 1024 --nodes 8
 
-Each line has the two times, their ratio, and the ratio of all bytes between nodes.
+Each line has the times, the ratios of one level's time to the others, and those of all bytes between nodes. With
+combine="sums" a node's outputs for a token come back as one row.
 """
 
 from __future__ import annotations
@@ -54,15 +55,19 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=NAMES, help=f"names of models, or of {', '.join(SHAPES)}")
     asked = parser.parse_args()
     machine = machines.load(asked.machine)
-    print("| layer | nodes | one level | two levels | one / two | bytes, one / two |\n|---|---|---|---|---|---|")
+    heads = "layer", "nodes", "one level", "two levels", "sums", "one / two", "one / sums"
+    heads += "bytes, one / two", "bytes, one / sums"
+    print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
     for name in asked.models:
         for count in asked.nodes:
             nodes = Nodes.of(8 * count, 8)
             cfg = config(name, 8 * count, asked.tokens)
-            one, two = (call(cfg, each, machine) for each in (nodes, nodes.with_streams()))
-            times, moved = (o.calls[-1] for o in (one, two)), one.put_bytes.sum() / two.put_bytes.sum()
-            first, second = times
-            print(f"| {name} | {count} | {first:.1f} ms | {second:.1f} ms | {first / second:.2f} | {moved:.2f} |")
+            streams, sums = nodes.with_streams(), replace(cfg, levels=2, combine="sums")
+            made = call(cfg, nodes, machine), call(cfg, streams, machine), call(sums, streams, machine)
+            times, moved = [o.calls[-1] for o in made], [o.put_bytes.sum() for o in made]
+            cells = [name, str(count), *(f"{time:.1f} ms" for time in times)]
+            cells += [f"{of[0] / of[i]:.2f}" for of in (times, moved) for i in (1, 2)]
+            print(f"| {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -43,7 +43,8 @@ from .layout import ring_of
     POISON_CAUSE,
     POISON_ORIGIN,
     STAGED,
-) = range(26)
+    LINK,
+) = range(27)
 NAMES = {
     ANNOUNCED: "the epoch of its announcement",
     ANNOUNCED_STATUS: "the status in its announcement",
@@ -69,6 +70,7 @@ NAMES = {
     ENDED: "the epoch of the call that it has ended",
     POISON_CAUSE: "the cause in its poison word",
     POISON_ORIGIN: "the failed rank in its poison word",
+    LINK: "the pair that its index names as the one before",
     STAGED: "its count of staged outputs",
 }
 

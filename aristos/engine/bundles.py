@@ -14,7 +14,7 @@ from kernel_cache.compile import jit
 
 from ..primitives import memory as mem
 from . import codes, scalars, tape, words
-from .layout import RECORD_BYTES, WORD, bundle_row_to, index_to, record_to, ring_of, word_to
+from .layout import RECORD_BYTES, WORD, bundle_row_to, index_to, link_to, record_to, ring_of, word_to
 from .packing import tile_rows
 from .returns import returns_due
 from .streams import end_slot, first_slot, freed, has_sums
@@ -126,7 +126,7 @@ def write_records(job, st, peer, rows):
 
 
 @jit
-def last_pair(job, st, token, low, high):
+def pair_before(job, st, token, low, high):
     """The last of a token's packed rows in low..high, or -1."""
     last = -1
     for i in range(token * job[words.TOP_K], (token + 1) * job[words.TOP_K]):
@@ -134,6 +134,18 @@ def last_pair(job, st, token, low, high):
         if low <= packed < high:
             last = max(last, packed)
     return last
+
+
+@jit
+def number_of(job, st, packed, low, high):
+    """The number of the pair of a packed row in the claimed bundle, whose slot is one of low..high."""
+    while high - low > 1:
+        middle = (low + high) // 2
+        if st[words.offset(job, middle)] <= packed:
+            low = middle
+        else:
+            high = middle
+    return st[words.slot_pair(job, low)] + packed - st[words.slot_from(job, low)]
 
 
 @jit
@@ -148,7 +160,7 @@ def execute(job, st, worker):
     sums = has_sums(job) and st[words.remote(job, peer)] != 0
     for t in range(st[words.command_token(c)], st[words.command_end(c)]):
         mine, crossed = (row - sent) % mem.warps() == mem.warp(), False
-        last = last_pair(job, st, t, low, high) if sums else -1
+        last = pair_before(job, st, t, low, high) if sums else -1
         for i in range(t * k, (t + 1) * k):
             packed = st[words.position(job, i)]
             if packed < low or packed >= high:
@@ -165,9 +177,15 @@ def execute(job, st, worker):
                     scalar = scalars.weight_at(job[words.WEIGHTS], i)
                     if packed == last:
                         place |= scalars.LAST
-                    else:
-                        st[words.position(job, i)] = codes.IN_A_SUM
+                    before = pair_before(job, st, t, low, packed)
+                    if before >= 0:
+                        before = number_of(job, st, before, first_slot(job, st, peer), end_slot(job, st, peer))
+                    mem.store(link_to(job, st, peer, pair), before)
                 mem.store(index_to(job, st, peer, pair), scalars.entry(place, scalar))
+        if sums:  # only the last pair's output comes back
+            for i in range(t * k, (t + 1) * k):
+                if low <= st[words.position(job, i)] < high and st[words.position(job, i)] != last:
+                    st[words.position(job, i)] = codes.IN_A_SUM
         row += crossed
     mem.block_barrier()
     if mem.thread() == 0:

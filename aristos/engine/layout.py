@@ -15,6 +15,7 @@ A region whose stream has a ring of R rows. Each part begins on a line of 64 byt
     announcement[epoch parity]         record `announced` + a word per named expert, in whole lines
     records[R + 1]                     tile records
     index[R]                           for each pair the place of its row, and its scalar, see scalars.py
+    links[R], two levels only          for each pair the pair before it of the same token, see sums.py
     ring[R]                            rows, `stride` bytes each; a local peer's ring may have fewer, see `local_rows`
     staged[R], two levels only         output rows that wait to be put to the source, `stride` bytes each
 
@@ -120,6 +121,7 @@ class PairLayout:
     announce_step: int
     records: int
     index: int
+    links: int
     ring: int
     staged: int
     staged_bytes: int
@@ -138,11 +140,12 @@ class PairLayout:
         step = lines(WORD * (words.ANNOUNCED_WORDS + max(s.announced, s.max_held)))
         records = announce + 2 * step
         index = records + lines(s.ring_records * RECORD_BYTES)
-        ring = index + lines(WORD * s.ring_rows)
+        links = index + lines(WORD * s.ring_rows)
+        ring = links + (lines(WORD * s.ring_rows) if s.places else 0)
         rows, local = s.ring_rows * s.stride, s.local_ring * s.stride
         marks = ring + local
         end = marks + (lines(WORD * s.world) if s.local_peers else 0)
-        return cls(return_records, announce, step, records, index, ring, ring + rows, rows, marks, end)
+        return cls(return_records, announce, step, records, index, links, ring, ring + rows, rows, marks, end)
 
     def remote_bytes(self, nodes: Nodes, rank: int, source: int) -> int:
         """Bytes of the region of a remote source in the window of `rank`."""
@@ -163,6 +166,7 @@ class PairLayout:
             self.announce_step,
             self.records,
             self.index,
+            self.links,
             self.ring,
             self.marks,
         )
@@ -427,6 +431,18 @@ def index_to(job, st, owner, pair):
 def index_from(job, st, source, pair):
     """Address of the index entry of pair number `pair` of a source."""
     return st[words.stream_from(job, source)] + job[words.P_INDEX] + WORD * (pair % job[words.RING_ROWS])
+
+
+@jit
+def link_to(job, st, owner, pair):
+    """Address, in a stream's links, of the link of pair number `pair`."""
+    return st[words.region_to(job, owner)] + job[words.P_LINKS] + WORD * (pair % job[words.RING_ROWS])
+
+
+@jit
+def link_from(job, st, source, pair):
+    """Address of the link of pair number `pair` of a source: the number of the pair before it of the same token."""
+    return st[words.stream_from(job, source)] + job[words.P_LINKS] + WORD * (pair % job[words.RING_ROWS])
 
 
 @jit

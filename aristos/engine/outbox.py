@@ -146,6 +146,8 @@ def put_bundles(job, st, peer, tiles, rows):
     ring = job[words.RING_ROWS]
     tile, pair = st[words.put_tiles(job, peer)], st[words.put_rows(job, peer)]
     nbytes = put_ring(job, st, peer, job[words.P_INDEX], pair, rows, ring, WORD)
+    if has_sums(job):
+        nbytes += put_ring(job, st, peer, job[words.P_LINKS], pair, rows, ring, WORD)
     nbytes += put_ring(job, st, peer, job[words.P_RECORDS], tile, tiles, job[words.RING_RECORDS], RECORD_BYTES)
     bundle = pair
     while tile < tiles:

@@ -346,6 +346,7 @@ JOB_SCALARS: list[Word] = [
         P_ANNOUNCE_STEP | bytes | distance between the two announcements
         P_RECORDS | bytes | distance from a region's start to its tile records
         P_INDEX | bytes | distance from a region's start to its index
+        P_LINKS | bytes | distance from a region's start to its links, see sums.py
         P_RING | bytes | distance from a region's start to its ring
         P_MARKS | bytes | distance from the start of a local peer's region to its words about sources, see sums.py
         """,
@@ -668,6 +669,7 @@ REGION = [
     RegionPart("announcement", "2", "announcement", "announcements, by the parity of the epoch"),
     RegionPart("record", "records", "record", "tile records"),
     RegionPart("index", "ring rows", "8 bytes", "for each pair the place of its row in the ring, and its scalar"),
+    RegionPart("link", "links", "8 bytes", "with two levels, for each pair the pair before it of the same token"),
     RegionPart("ring_row", "ring rows", "stride", "rows; a local peer's ring may have fewer"),
     RegionPart(
         "mark", "sources", "8 bytes", "for each remote source, at a local peer, the pair up to which outputs are staged"

@@ -15,7 +15,7 @@ from kernel_cache.compile import jit
 from ..primitives import arithmetic
 from ..primitives import memory as mem
 from . import bounds, call_records, codes, scalars, words
-from .layout import index_from, lines_of, mark_from, staged_row, state_word
+from .layout import index_from, lines_of, link_from, mark_from, staged_row, state_word
 from .returns import free_rows, post_return
 
 UNSUMMED = -1  # `left` of a tile whose rows are computed, and whose tokens' sums are not
@@ -75,25 +75,29 @@ def execute(job, st, worker):
             for pair in range(row, row + st[words.landed_rows(r)]):
                 entry = mem.load(index_from(job, st, source, pair))
                 if scalars.is_last(entry):
-                    add_up(job, st, worker, source, pair, scalars.place_of(entry))
+                    add_up(job, st, worker, source, pair)
 
 
 @jit
-def add_up(job, st, worker, source, last, place):
-    """Add up the outputs of the pairs up to `last` of the token whose row lies at `place`, in the order of pairs.
+def add_up(job, st, worker, source, last):
+    """Add up the outputs of pair `last` and of those before it of the same token, in the order of pairs.
 
-    The bundle begins at the first pair that is not freed.
+    The bundle begins at the first pair that is not freed. Each pair names the one before it.
     """
     c = words.command(job, worker)
     rows, k = words.row_list(c), job[words.TOP_K]
     weights = job[words.SCRATCH] + job[words.SCRATCH_STEP] * worker
-    n = 0
-    for pair in range(st[words.landed_row(words.landed(job, source, st[words.command_tile(c)]))], last + 1):
-        entry = mem.load(index_from(job, st, source, pair))
-        if scalars.place_of(entry) == place and n < k:
-            st[rows + n] = staged_row(job, st, source, pair)
-            scalars.set_weight(weights, n, scalars.scalar_of(entry))
-            n += 1
+    first = st[words.landed_row(words.landed(job, source, st[words.command_tile(c)]))]
+    n, pair = 1, mem.load(link_from(job, st, source, last))
+    while pair != -1 and n < k and bounds.within(st, source, bounds.LINK, pair, first, last - 1):
+        n, pair = n + 1, mem.load(link_from(job, st, source, pair))
+    bits, pair = rows + k, last
+    for i in range(n - 1, -1, -1):
+        st[rows + i] = staged_row(job, st, source, pair)
+        st[bits + i] = scalars.scalar_of(mem.load(index_from(job, st, source, pair)))
+        pair = mem.load(link_from(job, st, source, pair))
+    for i in range(n):
+        scalars.set_weight(weights, i, st[bits + i])
     y = weights + lines_of(4 * k)
     scratch = y + lines_of(job[words.RETURN_BYTES])
     call = call_records.combine_token(job, y=y, k=n, weights=weights, rows=state_word(job, rows), scratch=scratch)

@@ -117,6 +117,7 @@ class Case:
                 lines(WORD * self.words * (2 if self.backward else 1)),
             ),
             return_rows=self.max_tokens * self.top_k,
+            places=int(self.levels == 2 and not self.nodes.single),
             local_peers=local_peers(self.nodes),
             local_rows=max(self.local_rows, self.top_k) if self.local_rows else 0,
             max_held=max(1, *placement.held),

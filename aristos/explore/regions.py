@@ -18,7 +18,7 @@ AREAS = ("state", "lock", "wire", "x", "y", "ids", "weights", "activations", "la
          "scalars", "scalars that came back", "store", "tape", "records of the tape")  # fmt: skip
 RETURNS, RING, PLAIN, CODED, OUT_OF_BOUNDS = range(5)
 SIZES = {"records": words.RECORD_WORDS, "return_records": words.RETURNED_WORDS}
-STREAM = ("announce", "records", "ring", "index", "staged")  # the parts of a region that local ranks of a rail use
+STREAM = ("announce", "records", "ring", "index", "links", "staged")  # the parts that local ranks of a rail use
 
 
 @dataclass(frozen=True)

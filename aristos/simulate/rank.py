@@ -130,6 +130,7 @@ class Rank:
         regions.fill(me, self.state, tables.starts)
         self.ids = layer.routed(me)
         self.weights = np.ones(self.ids.shape, np.float32)
+        self.sums = aligned((len(self.ids[0]) + 8,) if len(self.ids) else (8,), np.int64)  # weights of a token
         self.locks = aligned((64,), np.int64)
         self.locks[:] = 0
         self.wire = aligned((wire.words(shape.world),), np.int64)
@@ -163,7 +164,7 @@ class Rank:
             bundle_pairs=BUNDLE_PAIRS,
             **readers(regions.nodes, me),
             layout=0,
-            scratch=FAR,
+            scratch=self.sums.ctypes.data if cfg.combine == "sums" else FAR,
             lock=self.locks.ctypes.data,
             wire=self.wire.ctypes.data if remote else 0,
             state=self.state.ctypes.data,

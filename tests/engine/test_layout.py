@@ -69,7 +69,8 @@ def clusters(draw: st.DrawFn, most_ranks: int = 8, least_ranks: int = 1) -> tupl
         return shape, Nodes(tuple(numbers))
     nodes = Nodes(tuple(sorted(numbers)), levels=2)
     announced = most_announced([shape.max_held] * shape.world, nodes)
-    return replace(shape, announced=announced, local_rows=draw(st.integers(0, shape.ring_rows))), nodes
+    local = {"local_rows": draw(st.integers(0, shape.ring_rows)), "local_peers": layout.local_peers(nodes)}
+    return replace(shape, announced=announced, places=layout.places(nodes), **local), nodes
 
 
 def test_nodes():
@@ -85,15 +86,17 @@ def test_nodes():
 def test_parts_of_a_region_follow_each_other(shape):
     """The order is as documented, and each part starts a cache line. Parts of streams are last."""
     w = PairLayout.of(shape)
-    starts = [w.return_records, w.announce, w.announce + w.announce_step, w.records, w.index, w.ring, w.staged]
+    starts = [w.return_records, w.announce, w.announce + w.announce_step, w.records, w.index, w.links, w.ring, w.staged]
     assert starts == sorted(starts)
     assert all(at % LINE == 0 for at in [*starts, w.nbytes, w.staged_bytes])
     assert starts[0] >= max(8 * (words.ENDED + 1), 16 * words.LINE_WORDS)
     assert w.announce_step >= 8 * (words.ANNOUNCED_WORDS + shape.max_held)
     assert w.nbytes == w.staged
     assert w.staged == w.ring + shape.ring_rows * shape.stride
-    assert w.local_bytes == w.ring + shape.local_ring * shape.stride
-    assert w.ring - w.index >= 8 * shape.ring_rows
+    assert w.marks == w.ring + shape.local_ring * shape.stride
+    assert w.local_bytes - w.marks >= 8 * shape.world * (shape.local_peers > 0)
+    assert w.links - w.index >= 8 * shape.ring_rows
+    assert w.ring - w.links >= 8 * shape.ring_rows * (shape.places > 0)
 
 
 @given(clusters())
@@ -185,6 +188,8 @@ def region_sizes(s: EngineShape) -> dict[str, int]:
         "2": 2,
         "records": s.ring_rows + 1,
         "ring rows": s.ring_rows,
+        "links": s.ring_rows if s.places else 0,
+        "sources": s.world if s.local_peers else 0,
         "8 bytes": 8,
         "announcement": 8 * (schema.ANNOUNCE_WORDS + max(s.max_held, s.announced)),
         "record": 8 * schema.record("record").words,
@@ -201,6 +206,10 @@ def region_parts(a: Addresses, peer: int, remote: bool) -> Iterator[tuple[str, i
         yield "ended", a.at("word_to", peer, words.ENDED), 8
     for part in schema.REGION:
         if part.address not in ("word", "return_record") and not a.nodes.stream(a.me, peer):
+            continue
+        if part.address == "mark":
+            for source in range(0 if remote else sizes[part.entries]):
+                yield "mark", a.at("mark_to", peer, source), 8
             continue
         entries = s.local_ring if part.address == "ring_row" and not remote else sizes[part.entries]
         first = 0 if part.address == "word" else 3 * entries  # indices of other parts grow without end
@@ -281,6 +290,11 @@ def test_what_one_writes_is_where_the_other_reads(cluster, number):
         peer = 0 if name == "return_record" else rail
         at = writer.at(f"{name}_to", peer, number)
         assert (writer.put_to(peer, at) if remote else at) == reader.at(f"{name}_from", 1, number), name
+    if not remote and shape.local_peers:
+        assert writer.at("mark_to", 0, 1) == reader.at("mark_from", 1, 1)
+    if shape.places:
+        at = writer.at("link_to", rail, number)
+        assert (writer.put_to(rail, at) if remote else at) == reader.at("link_from", 1, number)
     word = number % words.LINE_WORDS
     if remote:
         peer, region = (0, words.T_REGION_FROM) if word < words.ANNOUNCED else (rail, words.T_STREAM_FROM)

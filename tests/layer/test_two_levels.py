@@ -210,6 +210,64 @@ def test_full_shared_memory_is_found_before_the_probe(comm, monkeypatch):
     part.Free()
 
 
+def checked_sums(comm: Any, per_node: int, dtype: str = "float32", ring: int | None = 9) -> None:
+    """With sums, results are those of the float64 oracle within the rows' type, and a sum comes back for each pair.
+
+    ring: rows of a stream; few, so that a call needs several rounds.
+    """
+    cfg = replace(CFG, levels=2, combine="sums", dtype=dtype)
+    w, nodes, part = reference.weights(cfg), Nodes.of(comm.size, per_node), comm.Dup()
+    with rings_of(ring, 5), MoE(cfg, part, ranks_per_node=per_node, threads=1 + comm.rank % 2) as moe:
+        moe.load(**w)
+        for n, skew in enumerate(SKEWS):
+            x = tokens(cfg, 48 - 11 * ((comm.rank + n) % 3), seed=comm.rank + n)
+            x = x if dtype == "float32" else x.astype(ml_dtypes.bfloat16)
+            call = routing(cfg, len(x), skew, seed=comm.rank + n)
+            given = call or {"router": w["router"]}
+            y, stats = moe(x, return_stats=True, **call)
+            again = moe(x, **call)
+            assert same(y, again)
+            wanted = reference.moe(cfg, x, **{k: v for k, v in w.items() if k != "router"}, **given)
+            assert not len(x) or reference.error(y, wanted) < (1e-5 if dtype == "float32" else 0.02), skew
+            if not call:
+                continue
+            out = crossings(moe.placement.ranks, call["ids"], nodes, comm.rank) * x.dtype.itemsize * cfg.hidden
+            assert sum(stats.moved_bytes_to_peer[p] for p in nodes.remote(comm.rank)) == out
+    part.Free()
+
+
+@pytest.mark.core
+@pytest.mark.ranks(4)
+def test_sums_on_two_nodes_of_two_ranks(comm):
+    checked_sums(comm, 2)
+    checked_sums(comm, 2, "bfloat16", None)
+
+
+@pytest.mark.ranks(3)
+def test_sums_on_uneven_nodes_and_nodes_of_one_rank(comm):
+    checked_sums(comm, 2)
+    checked_sums(comm, 1)
+
+
+@pytest.mark.slow
+@pytest.mark.ranks(6)
+def test_sums_on_two_nodes_of_three_ranks(comm):
+    checked_sums(comm, 3)
+
+
+def test_refused_sums():
+    with pytest.raises(InputError, match=r"combine must be 'rows' or 'sums', got 'sum'"):
+        replace(CFG, levels=2, combine="sum")
+    for levels in (1, "auto"):
+        with pytest.raises(InputError, match="combine='sums' needs levels=2, got levels="):
+            replace(CFG, levels=levels, combine="sums")
+    cfg = replace(CFG, levels=2, combine="sums")
+    with pytest.raises(InputError, match="combine='sums' needs schedule='fused', got schedule='bulk'"):
+        MoE(cfg, schedule="bulk")
+    with pytest.raises(InputError, match="train=True requires combine='rows', got combine='sums'"):
+        MoE(replace(cfg, activation="silu"), train=True)
+
+
 def test_refused_levels():
     with pytest.raises(InputError, match=r"levels must be 1, 2 or 'auto', got 3"):
         replace(CFG, levels=3)

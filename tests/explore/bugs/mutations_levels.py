@@ -364,7 +364,7 @@ def sums_by_the_first_owner(put: Put) -> None:
         taken = [st[words.position(job, i)] for i in range(token * k, (token + 1) * k)]
         return min((packed for packed in taken if low <= packed < high), default=-1)
 
-    put(bundles, "last_pair", first_pair)
+    put(bundles, "pair_before", first_pair)
 
 
 @mutation("sums-in-reverse-order", transport="levels", ranks=3, fixed=SUMS)
@@ -372,9 +372,10 @@ def sums_in_reverse_order(put: Put) -> None:
     """Outputs are added from the last pair to the first, so bits depend on who adds up."""
     real = sums.staged_row
 
-    def add_up(job: Any, st: Any, worker: int, source: int, last: int, place: int) -> None:
+    def add_up(job: Any, st: Any, worker: int, source: int, last: int) -> None:
         c = words.command(job, worker)
         first = st[words.landed_row(words.landed(job, source, st[words.command_tile(c)]))]
+        place = scalars.place_of(memory.load(layout.index_from(job, st, source, last)))
         scratch, rows, n = job[words.SCRATCH] + job[words.SCRATCH_STEP] * worker, words.row_list(c), 0
         for pair in range(last, first - 1, -1):
             entry = memory.load(layout.index_from(job, st, source, pair))
