@@ -126,6 +126,15 @@ def write_records(job, st, peer, rows):
 
 
 @jit
+def pairs_of(job, st, token, low, high):
+    """How many of a token's packed rows are in low..high."""
+    pairs = 0
+    for i in range(token * job[words.TOP_K], (token + 1) * job[words.TOP_K]):
+        pairs += low <= st[words.position(job, i)] < high
+    return pairs
+
+
+@jit
 def pair_before(job, st, token, low, high):
     """The last of a token's packed rows in low..high, or -1."""
     last = -1
@@ -134,6 +143,18 @@ def pair_before(job, st, token, low, high):
         if low <= packed < high:
             last = max(last, packed)
     return last
+
+
+@jit
+def adding_pair(job, st, token, low, high):
+    """The packed row of the pair whose owner adds up a token's outputs, so that owners add up equally many; or -1.
+
+    It is pair number token mod n of the token's n pairs in low..high.
+    """
+    pairs, packed = pairs_of(job, st, token, low, high), high
+    for _ in range(pairs - token % max(1, pairs)):
+        packed = pair_before(job, st, token, low, packed)
+    return packed if pairs > 0 else -1
 
 
 @jit
@@ -160,7 +181,7 @@ def execute(job, st, worker):
     sums = has_sums(job) and st[words.remote(job, peer)] != 0
     for t in range(st[words.command_token(c)], st[words.command_end(c)]):
         mine, crossed = (row - sent) % mem.warps() == mem.warp(), False
-        last = pair_before(job, st, t, low, high) if sums else -1
+        adding = adding_pair(job, st, t, low, high) if sums else -1
         for i in range(t * k, (t + 1) * k):
             packed = st[words.position(job, i)]
             if packed < low or packed >= high:
@@ -175,16 +196,17 @@ def execute(job, st, worker):
                 scalar = scalars.of_pair(job, i)
                 if sums:
                     scalar = scalars.weight_at(job[words.WEIGHTS], i)
-                    if packed == last:
-                        place |= scalars.LAST
+                    if packed == adding:
+                        place |= scalars.ADDS
                     before = pair_before(job, st, t, low, packed)
-                    if before >= 0:
-                        before = number_of(job, st, before, first_slot(job, st, peer), end_slot(job, st, peer))
+                    if before < 0:  # the links of a token make a circle
+                        before = pair_before(job, st, t, low, high)
+                    before = number_of(job, st, before, first_slot(job, st, peer), end_slot(job, st, peer))
                     mem.store(link_to(job, st, peer, pair), before)
                 mem.store(index_to(job, st, peer, pair), scalars.entry(place, scalar))
-        if sums:  # only the last pair's output comes back
+        if sums:  # only one row comes back
             for i in range(t * k, (t + 1) * k):
-                if low <= st[words.position(job, i)] < high and st[words.position(job, i)] != last:
+                if low <= st[words.position(job, i)] < high and st[words.position(job, i)] != adding:
                     st[words.position(job, i)] = codes.IN_A_SUM
         row += crossed
     mem.block_barrier()

@@ -206,11 +206,11 @@ def put_staged(job, st, peer, packed, pair, rows):
 
 @jit
 def put_sums(job, st, peer, packed, pair, rows):
-    """Put those of `rows` staged rows that are sums: those of their tokens' last pairs. Returns the bytes put."""
+    """Put those of `rows` staged rows that are sums: those of pairs whose owner adds up. Returns the bytes put."""
     nbytes, i = 0, 0
     while i < rows:
         n = 0
-        while i + n < rows and scalars.is_last(mem.load(index_from(job, st, peer, pair + i + n))):
+        while i + n < rows and scalars.adds(mem.load(index_from(job, st, peer, pair + i + n))):
             n += 1
         nbytes += put_staged(job, st, peer, packed + i, pair + i, n)
         i += max(1, n)

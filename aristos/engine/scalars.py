@@ -14,7 +14,7 @@ from . import words
 from .layout import WORD, index_from
 
 HALF = (1 << 32) - 1
-LAST = 1 << 31  # in an entry of the index: no later pair of the bundle is of the same token
+ADDS = 1 << 31  # in an entry of the index: this pair's owner adds up the outputs of the token
 
 
 @jit
@@ -26,13 +26,13 @@ def entry(place, scalar):
 @jit
 def place_of(entry):
     """The place in the ring that an entry of the index names."""
-    return entry & LAST - 1
+    return entry & ADDS - 1
 
 
 @jit
-def is_last(entry):
-    """Whether an entry of the index is of its token's last pair, in a call with sums."""
-    return entry & LAST != 0
+def adds(entry):
+    """Whether the owner of an index entry's pair adds up its token's outputs, in a call with sums."""
+    return entry & ADDS != 0
 
 
 @jit

@@ -2,8 +2,8 @@
 
 It applies in forward calls with two levels, to the streams of remote sources. An owner stages its outputs as it does
 without sums. When all owners of the node have staged all outputs of a bundle, each owner adds up the outputs of those
-tokens whose last pair is its own, in the order of pairs, which is that of ranks and of their experts. It writes each
-sum in place of the output of the last pair. Then it returns its tiles of the bundle, and gives credit. Only sums are
+tokens for which the source names it, in the order of pairs, which is that of ranks and of their experts. It writes each
+sum in place of its own output. Then it returns its tiles of the bundle, and gives credit. Only sums are
 put. So an owner's credit says that it reads none of the node's staged outputs any more.
 
 Every owner publishes, in a word for each source at each local peer, up to which pair it has staged its outputs. It does
@@ -65,7 +65,7 @@ def claim(job, st, worker):
 
 @jit
 def execute(job, st, worker):
-    """Write the sum of each token whose last pair in the claimed bundle is this rank's."""
+    """Write the sum of each token of the claimed bundle for which the source names this rank."""
     c = words.command(job, worker)
     source, first = st[words.command_source(c)], st[words.command_tile(c)]
     for tile in range(first, first + st[words.command_tiles(c)]):
@@ -74,35 +74,38 @@ def execute(job, st, worker):
             row = st[words.landed_row(r)]
             for pair in range(row, row + st[words.landed_rows(r)]):
                 entry = mem.load(index_from(job, st, source, pair))
-                if scalars.is_last(entry):
+                if scalars.adds(entry):
                     add_up(job, st, worker, source, pair)
 
 
 @jit
-def add_up(job, st, worker, source, last):
-    """Add up the outputs of pair `last` and of those before it of the same token, in the order of pairs.
+def add_up(job, st, worker, source, adding):
+    """Add up the outputs of a token's pairs in the order of pairs, in place of the output of pair `adding`.
 
-    The bundle begins at the first pair that is not freed. Each pair names the one before it.
+    Each pair names the one before it, and the first names the last.
     """
     c = words.command(job, worker)
     rows, k = words.row_list(c), job[words.TOP_K]
     weights = job[words.SCRATCH] + job[words.SCRATCH_STEP] * worker
     first = st[words.landed_row(words.landed(job, source, st[words.command_tile(c)]))]
-    n, pair = 1, mem.load(link_from(job, st, source, last))
-    while pair != -1 and n < k and bounds.within(st, source, bounds.LINK, pair, first, last - 1):
+    end, pair, n = first + st[words.command_rows(c)], adding, 0
+    while n < k and bounds.within(st, source, bounds.LINK, pair, first, end - 1):
+        i = n
+        while i > 0 and st[rows + i - 1] > pair:
+            st[rows + i] = st[rows + i - 1]
+            i -= 1
+        st[rows + i] = pair
         n, pair = n + 1, mem.load(link_from(job, st, source, pair))
-    bits, pair = rows + k, last
-    for i in range(n - 1, -1, -1):
-        st[rows + i] = staged_row(job, st, source, pair)
-        st[bits + i] = scalars.scalar_of(mem.load(index_from(job, st, source, pair)))
-        pair = mem.load(link_from(job, st, source, pair))
+        if pair == adding:
+            break
     for i in range(n):
-        scalars.set_weight(weights, i, st[bits + i])
+        scalars.set_weight(weights, i, scalars.scalar_of(mem.load(index_from(job, st, source, st[rows + i]))))
+        st[rows + i] = staged_row(job, st, source, st[rows + i])
     y = weights + lines_of(4 * k)
     scratch = y + lines_of(job[words.RETURN_BYTES])
     call = call_records.combine_token(job, y=y, k=n, weights=weights, rows=state_word(job, rows), scratch=scratch)
     arithmetic.combine_token(job[words.KERNELS], call)
-    mem.copy_row(staged_row(job, st, source, last), y, job[words.RETURN_BYTES])
+    mem.copy_row(staged_row(job, st, source, adding), y, job[words.RETURN_BYTES])
 
 
 @jit

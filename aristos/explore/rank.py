@@ -238,12 +238,12 @@ class Rank:
                 if e >= 0
             }
             if self.case.sums and not call.exchange:
-                self._add_up(parts, ids)
+                self._add_up(t, parts, ids)
             made[t] = experts.combined([parts[j] for j in sorted(parts)], self.case.words)
         return made
 
-    def _add_up(self, parts: dict[int, tuple[int, list[int]]], ids: Sequence[int]) -> None:
-        """Replace the parts of each remote node by their sum, in the order of slots, at the last one's choice."""
+    def _add_up(self, t: int, parts: dict[int, tuple[int, list[int]]], ids: Sequence[int]) -> None:
+        """Replace the parts of each remote node by their sum, in the order of slots, at one of their choices."""
         node, slot_of = self.case.node_of, self.placement.slot_of
         for n in set(node) - {node[self.me]}:
             there = sorted((int(slot_of[ids[j]]), j) for j in parts if node[self.placement.ranks[ids[j]]] == n)
@@ -251,7 +251,7 @@ class Rank:
                 added = experts.combined([parts[j] for _, j in there], self.case.words)
                 for _, j in there:
                     del parts[j]
-                parts[there[-1][1]] = combine.ONE, added
+                parts[there[t % len(there)][1]] = combine.ONE, added
 
     # ---- instead of kernels
 

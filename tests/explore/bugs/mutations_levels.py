@@ -352,19 +352,23 @@ def sums_staged_when_read(put: Put) -> None:
 @mutation("sums-by-every-owner", transport="levels", ranks=3, fixed=SUMS)
 def sums_by_every_owner(put: Put) -> None:
     """Every pair counts as its token's last, so each owner returns a sum, and a token gets several."""
-    put(scalars, "is_last", lambda entry: True)
+    put(scalars, "adds", lambda entry: True)
 
 
-@mutation("sums-by-the-first-owner", transport="levels", ranks=3, fixed=SUMS)
-def sums_by_the_first_owner(put: Put) -> None:
-    """A source names the first pair of a token as the one whose owner adds up, so later outputs are left out."""
+@mutation("sums-and-outputs", transport="levels", ranks=3, fixed=SUMS)
+def sums_and_outputs(put: Put) -> None:
+    """A source combines a node's sum, and also the outputs that are in it."""
+    real = bundles.execute
 
-    def first_pair(job: Any, st: Any, token: int, low: int, high: int) -> int:
-        k = job[words.TOP_K]
-        taken = [st[words.position(job, i)] for i in range(token * k, (token + 1) * k)]
-        return min((packed for packed in taken if low <= packed < high), default=-1)
+    def execute(job: Any, st: Any, worker: int) -> None:
+        pairs = range(job[words.TOKENS] * job[words.TOP_K])
+        before = [st[words.position(job, i)] for i in pairs]
+        real(job, st, worker)
+        for i in pairs:
+            if st[words.position(job, i)] == codes.IN_A_SUM:
+                st[words.position(job, i)] = before[i]
 
-    put(bundles, "pair_before", first_pair)
+    put(bundles, "execute", execute)
 
 
 @mutation("sums-in-reverse-order", transport="levels", ranks=3, fixed=SUMS)
