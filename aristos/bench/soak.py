@@ -140,7 +140,10 @@ def draw(asked: Asked, number: int, world: int) -> Drawn:
     if schedule == "bulk":
         options["moves"] = "auto"
     options["ranks_per_node"] = asked.ranks_per_node or options["ranks_per_node"]
-    return Drawn(number, cfg, options, int(rng.integers(1, 13)))
+    calls = int(rng.integers(1, 13))
+    if asked.levels == 2 and schedule == "fused" and not train and rng.random() < 0.4:
+        cfg = replace(cfg, combine="sums")
+    return Drawn(number, cfg, options, calls)
 
 
 def soak(

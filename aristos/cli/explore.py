@@ -26,7 +26,7 @@ def options(argv: list[str]) -> argparse.Namespace:
         description="Run the engine's steps, uncompiled, under many schedules of all ranks, workers and the network; "
         "check every access and every result.",
     )
-    parser.add_argument("--ranks", type=int, help="number of ranks, 1 to 8 (2)")
+    parser.add_argument("--ranks", type=int, help="number of ranks, 1 to 8 (2; exhaustive with --transport levels: 3)")
     parser.add_argument("--rows", type=int, help="rows of a ring; 0: drawn from 1 to 4 (4; exhaustive: 2)")
     parser.add_argument("--calls", type=int, help="calls of each rank; 0: drawn from 1 to 5 (2)")
     parser.add_argument(
@@ -56,6 +56,12 @@ def options(argv: list[str]) -> argparse.Namespace:
         action="store_true",
         help="send a token once to a rank that has several of its experts, also within a node; with --strategy"
         " exhaustive only in some calls (default: drawn; exhaustive: never)",
+    )
+    parser.add_argument(
+        "--sums",
+        action="store_true",
+        help="a node's outputs of a token come back as one row, only with --transport levels (default: drawn;"
+        " exhaustive: never)",
     )
     parser.add_argument(
         "--strategy",
@@ -90,20 +96,37 @@ def options(argv: list[str]) -> argparse.Namespace:
     exhaustive = asked.strategy == "exhaustive"
     if asked.tokens is not None and not exhaustive:
         parser.error("--tokens needs --strategy exhaustive: other strategies draw the number of tokens")
+    if asked.sums and asked.transport != "levels":
+        parser.error(f"--sums needs --transport levels, got {asked.transport or 'shm'}")
+    if asked.sums and (asked.scalars or asked.backward):
+        parser.error("--sums takes neither --scalars nor --backward: only forward calls of layers have sums")
     asked.given = {name for name in SIZES if getattr(asked, name) is not None}
-    asked.ranks = 2 if asked.ranks is None else asked.ranks
     asked.transport = asked.transport or "shm"
+    if asked.ranks is None:
+        asked.ranks = 3 if exhaustive and asked.transport == "levels" else 2
     if asked.ranks < 2 and (asked.transport != "shm" or (asked.mutation and not exhaustive)):
         what = f"--transport {asked.transport}" if asked.transport != "shm" else "--mutation"
         parser.error(f"{what} needs at least 2 ranks, got {asked.ranks}")
     if exhaustive:
-        if asked.ranks != 2 or asked.mutation == "all" or asked.transport in ("mixed", "levels"):
-            parser.error("--strategy exhaustive takes 2 ranks, transport shm, rma or proxy, and one mutation, not all")
+        if asked.transport == "levels":
+            check_levels(parser, asked)
+        elif asked.ranks != 2 or asked.mutation == "all" or asked.transport == "mixed":
+            what = "2 ranks with transport shm, rma or proxy, 3 with levels, and one mutation, not all"
+            parser.error(f"--strategy exhaustive takes {what}")
         asked.rows, asked.calls = asked.rows or 2, asked.calls or 2
         asked.tokens = 3 if asked.tokens is None else asked.tokens
     asked.rows = (4 if asked.rows is None else asked.rows) or None
     asked.calls = (2 if asked.calls is None else asked.calls) or None
     return asked
+
+
+def check_levels(parser: argparse.ArgumentParser, asked: argparse.Namespace) -> None:
+    """Refuse what a search of all schedules with two levels does not have."""
+    if asked.ranks != 3 or asked.mutation == "all" or (asked.tokens or 1) != 1:
+        parser.error("--strategy exhaustive --transport levels takes 3 ranks, 1 token, and one mutation, not all")
+    for name in ("scalars", "backward", "once", "stay"):
+        if getattr(asked, name):
+            parser.error(f"--strategy exhaustive --transport levels takes no --{name}")
 
 
 def main(argv: list[str]) -> int:
@@ -128,8 +151,10 @@ def main(argv: list[str]) -> int:
             why = unknown(asked.mutation, ["all", *load()], "`aristos explore --mutation ?`")
             print(f"aristos explore: --mutation: {why}", file=sys.stderr)
             return USAGE
-        if asked.strategy == "exhaustive" and asked.mutation and "transport" not in asked.given:
-            asked.transport = load()[asked.mutation].asked.transport  # the transport on which the bug can show
+        if asked.strategy == "exhaustive" and asked.mutation:  # search where the bug can show
+            own = load()[asked.mutation].asked
+            asked.transport = asked.transport if "transport" in asked.given else own.transport
+            asked.sums = asked.sums or dict(own.fixed).get("sums", False)
         code = run_explorer(asked)
         sys.stdout.flush()
         return code

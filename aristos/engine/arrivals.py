@@ -13,7 +13,7 @@ from .lock import OUTSIDE, acquire, unlock
 from .poison import failure_of
 from .returns import finish_record, free_rows, note_back, returns_due
 from .store import computes
-from .streams import end_reader, end_slot, first_reader, last_to_stage, note_staged, slowest
+from .streams import end_reader, end_slot, first_reader, note_staged, slowest
 
 
 @jit
@@ -147,8 +147,8 @@ def read_record(job, st, source):
     if owner != job[words.RANK]:
         st[words.landed_left(r)] = 0
         st[words.OWED] -= rows
-        note_staged(job, st, source)
         if bundle != 0:
+            note_staged(job, st, source)
             free_rows(job, st, source)
         return True
     if st[words.verdict(job, source)] == codes.SKIP:
@@ -232,11 +232,14 @@ def read_poison(job, st, peer):
 
 @jit
 def awaited(job, st):
-    """The peer for which this rank waits: first a source that owes its announcement or rows, then an owner.
+    """The peer for which this rank waits.
 
-    If no peer owes anything, it is this rank itself.
+    First comes a local peer that owes outputs for sums, because sources and owners may wait for these sums. Then comes
+    a source that owes its announcement or rows, then an owner. If no peer owes anything, it is this rank itself.
     """
     me, world = job[words.RANK], job[words.WORLD]
+    if st[words.UNSUMMED] != 0 and st[words.LATE_OWNER] != me:
+        return st[words.LATE_OWNER]
     for i in range(1, world):
         p = (me + i) % world
         if st[words.verdict(job, p)] == codes.UNANNOUNCED or st[words.rows_left(job, p)] > 0:
@@ -247,7 +250,7 @@ def awaited(job, st):
             return p
         if st[words.cursor(job, p)] < st[words.offset(job, end_slot(job, st, p))]:
             return slowest(job, st, p)
-    return last_to_stage(job, st) if st[words.UNSUMMED] != 0 else me
+    return me
 
 
 @jit

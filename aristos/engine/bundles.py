@@ -171,7 +171,11 @@ def number_of(job, st, packed, low, high):
 
 @jit
 def execute(job, st, worker):
-    """Write the claimed bundle: rows, index entries, then records. On a GPU the warps take rows in turn."""
+    """Write the claimed bundle: rows, index entries, then records. On a GPU the warps take rows in turn.
+
+    If a node's outputs come back as sums, an index entry holds the pair's weight and whether its owner adds up, and the
+    pair's link is written too. The pairs that do not come back are marked in the table `token`.
+    """
     c = words.command(job, worker)
     peer, k = st[words.command_owner(c)], job[words.TOP_K]
     low, high = st[words.offset(job, first_slot(job, st, peer))], st[words.offset(job, end_slot(job, st, peer))]
@@ -206,8 +210,9 @@ def execute(job, st, worker):
                 mem.store(index_to(job, st, peer, pair), scalars.entry(place, scalar))
         if sums:  # only one row comes back
             for i in range(t * k, (t + 1) * k):
-                if low <= st[words.position(job, i)] < high and st[words.position(job, i)] != adding:
-                    st[words.position(job, i)] = codes.IN_A_SUM
+                packed = st[words.position(job, i)]
+                if low <= packed < high and packed != adding:
+                    st[words.token(job, packed)] = ~t
         row += crossed
     mem.block_barrier()
     if mem.thread() == 0:

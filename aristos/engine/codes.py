@@ -31,5 +31,3 @@ RAN, PAUSED, POISONED, ALL_ANNOUNCED = range(4)
 # in a return record, in place of a pair's number: the rows are not staged. No pair has this number; some have small
 # negative ones
 UNSTAGED = -(1 << 63)
-
-IN_A_SUM = -2  # the packed row of a pair whose output comes back in the sum that has another pair's packed row

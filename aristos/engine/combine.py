@@ -8,7 +8,7 @@ from kernel_cache.compile import jit
 from ..primitives import arithmetic
 from ..primitives import memory as mem
 from . import call_records, codes, scalars, words
-from .layout import lines_of, owner_back, row_back, state_word
+from .layout import in_a_sum, lines_of, owner_back, row_back, state_word
 from .streams import has_sums
 
 ONE = 0x3F800000  # the bits of 1 in float32
@@ -31,9 +31,10 @@ def claim(job, st, worker):
 
 @jit
 def list_rows(job, st, worker):
-    """List the addresses of the claimed tokens' rows, k for each token; 0 for a choice that was not taken.
+    """List the addresses of the claimed tokens' rows, k for each token; 0 for a choice without a row.
 
-    All threads of the worker do this together. An identity expert's row is the token itself.
+    Such a choice was not taken, or its output is in a sum. All threads of the worker do this together. An identity
+    expert's row is the token itself.
     """
     c = words.command(job, worker)
     k, rows = job[words.TOP_K], words.row_list(c)
@@ -41,8 +42,8 @@ def list_rows(job, st, worker):
     for i in range(mem.thread(), k * st[words.command_rows(c)], mem.threads()):
         packed = st[words.position(job, first + i)]
         if packed >= 0:
-            st[rows + i] = row_back(job, st, packed)
-        elif job[words.IDENTITY] != 0 and packed != codes.IN_A_SUM and mem.load(job[words.IDS] + 8 * (first + i)) >= 0:
+            st[rows + i] = 0 if has_sums(job) and in_a_sum(job, st, packed) else row_back(job, st, packed)
+        elif job[words.IDENTITY] != 0 and mem.load(job[words.IDS] + 8 * (first + i)) >= 0:
             st[rows + i] = job[words.INPUT] + job[words.INPUT_STRIDE] * ((first + i) // k)
         else:
             st[rows + i] = 0
@@ -61,7 +62,10 @@ def set_weights(job, st, t, weights):
 
 @jit
 def execute(job, st, worker):
-    """y[t] = sum over j of weights[t, j] * the return row of (t, j), for the claimed tokens."""
+    """y[t] = sum over j of weights[t, j] * the return row of (t, j), for the claimed tokens.
+
+    A row that is the sum of a remote node counts with weight 1.
+    """
     list_rows(job, st, worker)
     c = words.command(job, worker)
     if job[words.SCALARS] != 0:

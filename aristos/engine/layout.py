@@ -452,6 +452,19 @@ def staged_row(job, st, source, pair):
 
 
 @jit
+def in_a_sum(job, st, packed):
+    """Whether an own packed row does not come back, because its output is in the sum of another row's pair."""
+    return st[words.token(job, packed)] < 0
+
+
+@jit
+def token_of(job, st, packed):
+    """The token of an own packed row."""
+    token = st[words.token(job, packed)]
+    return token if token >= 0 else ~token
+
+
+@jit
 def owner_back(job, st, packed):
     """The owner of a packed row, if there are remote peers and the row does not stay; else this rank."""
     owner = job[words.RANK]

@@ -8,7 +8,7 @@ from kernel_cache.compile import jit
 
 from ..primitives import memory as mem
 from . import codes, tape, words
-from .layout import RETURN_RECORD_BYTES, WORD, return_record_to, state_word, word_to
+from .layout import RETURN_RECORD_BYTES, WORD, return_record_to, state_word, token_of, word_to
 from .streams import note_staged, summed
 
 
@@ -68,6 +68,8 @@ def finish_record(job, st, source, tile, rows):
     if summed(job, st, source):
         if st[words.landed_left(r)] == 0:
             st[words.landed_left(r)] = -1  # see UNSUMMED in sums.py
+            if st[words.UNSUMMED] == 0:
+                st[words.LATE_OWNER] = job[words.RANK]
             st[words.unsummed(job, source)] += 1
             st[words.UNSUMMED] += 1
             note_staged(job, st, source)
@@ -103,7 +105,7 @@ def count_back(job, st, packed, rows):
     and the release of `ready` orders all of them before the reads of the worker that combines the block.
     """
     for p in range(packed + mem.thread(), packed + rows, mem.threads()):
-        b = st[words.token(job, p)] // words.TOKEN_BLOCK
+        b = token_of(job, st, p) // words.TOKEN_BLOCK
         if mem.fetch_add(state_word(job, words.block_left(job, b)), -1) == 1:
             place = mem.fetch_add(state_word(job, words.READY_COUNT), 1)
             mem.store_release(state_word(job, words.ready(job, place)), 1 + b)

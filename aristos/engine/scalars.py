@@ -5,6 +5,9 @@ index; the lower half is the place of the pair's row in the ring. On the way bac
 row's slot. The writer of a row also writes its scalar, and one record and tail cover both. So scalars need no further
 order, and no line has two writers. The engine does not interpret scalars. A kernel finds the scalars that came in the
 command's list of scalars, and writes into this list the scalars that go back.
+
+In calls with sums (`sums.py`) the index of a stream has instead the pair's weight, and a bit that names the pair whose
+owner adds up.
 """
 
 from kernel_cache.compile import jit

@@ -392,6 +392,7 @@ STATE_WORDS = [
     Word("TAPE_NEXT", "first byte of the tape that is given to no source", "address", LOCK),
     Word("RUNS_TAKEN", "column-split runs in use", "runs", LOCK),
     Word("UNSUMMED", "computed tiles whose tokens' sums are not computed, see sums.py", "tiles", LOCK),
+    Word("LATE_OWNER", "a local peer for whose outputs sums wait, or this rank", "rank", LOCK),
     Word("READY_COUNT", "entries of `ready`", "entries", ATOMIC),
     Word("RUNS_OPENED", "phases of column-split runs opened since the engine was made", "phases", ATOMIC),
     Word("CALLS", "calls begun", "calls", "the kernel `begin`", substrate=CUDA),
@@ -493,7 +494,7 @@ TABLES = [
     StateTable("slot_to", SLOT, "end of a slot's packed rows in the claimed bundle", "packed row"),
     StateTable("slot_pair", SLOT, "number of a slot's first pair in the claimed bundle", "pair"),
     StateTable("offset", ("copies_and_end",), "first packed row of each slot; then how many rows", "packed row", PACK),
-    StateTable("token", ("rows",), "token of a packed row", "token", PACK),
+    StateTable("token", ("rows",), "token of a packed row; ~token if its output comes back in a sum", "token", PACK),
     StateTable("position", ("rows",), "packed row of a (token, choice) pair, -1: none", "packed row", PACK),
     StateTable("cursor", PEER, "first packed row for the stream at a peer that is not sent", "packed row"),
     StateTable("busy", PEER, "a worker writes into the stream at this peer", "flag"),
@@ -669,7 +670,9 @@ REGION = [
     RegionPart("announcement", "2", "announcement", "announcements, by the parity of the epoch"),
     RegionPart("record", "records", "record", "tile records"),
     RegionPart("index", "ring rows", "8 bytes", "for each pair the place of its row in the ring, and its scalar"),
-    RegionPart("link", "links", "8 bytes", "with two levels, for each pair the pair before it of the same token"),
+    RegionPart(
+        "link", "links", "8 bytes", "as many as ring rows with two levels, else none: the pair before each pair"
+    ),
     RegionPart("ring_row", "ring rows", "stride", "rows; a local peer's ring may have fewer"),
     RegionPart(
         "mark", "sources", "8 bytes", "for each remote source, at a local peer, the pair up to which outputs are staged"

@@ -9,7 +9,7 @@ from kernel_cache.compile import jit
 
 from ..primitives import memory as mem
 from . import bounds, codes, words
-from .layout import WORD, mark_from, mark_to, ring_of, word_from
+from .layout import WORD, mark_to, ring_of, word_from
 
 
 @jit
@@ -80,35 +80,23 @@ def summed(job, st, source):
 
 @jit
 def note_staged(job, st, source):
-    """Publish to local peers up to which pair of a remote source this rank will stage no more. (Under the lock.)"""
+    """Publish to local peers up to which bundle of a remote source this rank will stage no more. (Under the lock.)"""
     if st[words.remote(job, source)] == 0 or job[words.NODE_END] - job[words.NODE_FIRST] == 1:
         return
     tile, rows = st[words.staged_tiles(job, source)], 0
+    end, staged = tile, 0
     while tile < st[words.read_tiles(job, source)]:
         r = words.landed(job, source, tile)
         if st[words.landed_left(r)] > 0:
             break
         rows += st[words.landed_rows(r)]
         tile += 1
-    if rows == 0:
+        if st[words.landed_last(r)] != 0:
+            end, staged = tile, rows
+    if staged == 0:
         return
-    st[words.staged_tiles(job, source)] = tile
-    st[words.staged_rows(job, source)] += rows
+    st[words.staged_tiles(job, source)] = end
+    st[words.staged_rows(job, source)] += staged
     for p in range(job[words.NODE_FIRST], job[words.NODE_END]):
         if p != job[words.RANK]:
             mem.notify(mark_to(job, st, p, source), st[words.staged_rows(job, source)], WORD)
-
-
-@jit
-def last_to_stage(job, st):
-    """A rank of this node that has staged fewer outputs than this rank, for a source whose outputs are to be summed.
-
-    If there is none, it is this rank itself.
-    """
-    for source in range(job[words.WORLD]):
-        if st[words.unsummed(job, source)] == 0:
-            continue
-        for p in range(job[words.NODE_FIRST], job[words.NODE_END]):
-            if p != job[words.RANK] and mem.arrived(mark_from(job, st, p, source)) < st[words.staged_rows(job, source)]:
-                return p
-    return job[words.RANK]

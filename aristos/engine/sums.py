@@ -23,13 +23,17 @@ UNSUMMED = -1  # `left` of a tile whose rows are computed, and whose tokens' sum
 
 @jit
 def all_staged(job, st, source, pair):
-    """Whether all ranks of this node have staged their outputs for a source's pairs before number `pair`."""
+    """Whether all ranks of this node have staged their outputs for a source's pairs before number `pair`.
+
+    If not, LATE_OWNER becomes one that has not.
+    """
     read, freed, ring = st[words.read_rows(job, source)], st[words.freed_rows(job, source)], job[words.RING_ROWS]
     for p in range(job[words.NODE_FIRST], job[words.NODE_END]):
         if p == job[words.RANK]:
             continue
         staged = mem.arrived(mark_from(job, st, p, source))
         if not bounds.within(st, p, bounds.STAGED, staged, read - ring, freed + ring) or staged < pair:
+            st[words.LATE_OWNER] = p
             return False
     return True
 
@@ -39,6 +43,7 @@ def claim(job, st, worker):
     """Claim the first bundle of a source whose outputs are all staged; False if there is none. (Under the lock.)"""
     if st[words.UNSUMMED] == 0:
         return False
+    st[words.LATE_OWNER] = job[words.RANK]
     for source in range(job[words.WORLD]):
         if st[words.unsummed(job, source)] == 0 or st[words.summing(job, source)] != 0:
             continue

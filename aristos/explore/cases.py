@@ -258,6 +258,8 @@ def draw(seed: int, asked: Asked) -> Case:
         case = replace(case, local_rows=random.Random(f"{seed} local rings").choice((0, 1, 2)))
         case = replace(case, sums=not (case.backward or case.scalars) and random.Random(f"{seed} sums").random() < 0.4)
     case = replace(case, **dict(asked.fixed))
+    if case.backward or case.scalars:
+        case = replace(case, sums=False)
     if case.backward:
         case = replace(case, stay=0)
     count = asked.calls or rng.randint(1, 5)

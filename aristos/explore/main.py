@@ -17,7 +17,7 @@ from typing import Any
 
 from . import cases, catalogue, exhaustive, shrink, strategies
 from .cluster import Cluster
-from .small import ROUTINGS, small
+from .small import routings, small, small_nodes
 from .step_limit import every_step_ends
 from .violation import Crash, Violation
 
@@ -178,6 +178,24 @@ def mutate(options: Any) -> int:
     return FINE if all(result["found"] for result in results) else FOUND
 
 
+def small_case(routing: str, options: Any) -> cases.Case:
+    """The small case that the options name."""
+    rows, calls = options.rows or 2, options.calls or 2
+    if options.transport == "levels":
+        return small_nodes(routing, rows, calls, options.sums)
+    return small(
+        routing,
+        rows,
+        options.tokens,
+        calls,
+        options.transport,
+        options.stay or 0,
+        options.scalars,
+        options.backward,
+        options.once,
+    )
+
+
 def search(options: Any) -> int:
     """Search all schedules of the small cases, with a bug if one is given. Stops at the first case that fails."""
     bug = catalogue.load()[options.mutation].applied() if options.mutation else contextlib.nullcontext()
@@ -185,18 +203,8 @@ def search(options: Any) -> int:
     found: dict[str, Any] | None = None
     left = options.seconds or SECONDS
     with bug:
-        for routing in ROUTINGS:
-            case = small(
-                routing,
-                options.rows or 2,
-                options.tokens,
-                options.calls or 2,
-                options.transport,
-                options.stay or 0,
-                options.scalars,
-                options.backward,
-                options.once,
-            )
+        for routing in routings(options.transport):
+            case = small_case(routing, options)
             result = exhaustive.StateSearch(case).run(left, Clock(f"{routing}: ").tick)
             left -= result.seconds
             numbers = {"states": result.states, "moves": result.moves, "ends": result.ends, "complete": result.complete}
@@ -256,6 +264,7 @@ def run_explorer(options: Any) -> int:
     fixed += (("scalars", True),) if options.scalars else ()
     fixed += (("backward", True),) if options.backward else ()
     fixed += (("once", 1),) if options.once else ()
+    fixed += (("sums", True), ("backward", False), ("scalars", False)) if options.sums else ()
     asked = cases.Asked(options.ranks, options.rows, options.calls, options.transport, fixed=fixed)
     sweep = explore(asked, options.strategy, options.schedules, options.seed, options.seconds or FOREVER)
     return report(sweep, options)

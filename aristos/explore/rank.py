@@ -350,9 +350,10 @@ class Rank:
 
     def run_combine(self, y: int, k: int, weights: Sequence[int], rows: Sequence[int]) -> None:
         if y >= private(self.me, places.SCRATCH) and y < private(self.me, places.SCRATCH + 1):
-            parts = [(weight, self._row_at(row)) for weight, row in zip(weights, rows)]
+            row_words = range(self.case.words)  # by functions whose values an exhaustive search records
+            parts = [(weight, [memory.load(row + WORD * w) for w in row_words]) for weight, row in zip(weights, rows)]
             for w, word in enumerate(experts.combined(parts, self.case.words)):
-                self.cluster.memory.store(y + WORD * w, word)
+                memory.store(y + WORD * w, word)
             return
         if self.call.broken:
             return

@@ -1,7 +1,8 @@
 """Small cases for exhaustive search, with two ranks of one worker, two experts, top-1, tiny rings and few routings.
 
 Each routing is another way for the two ranks to meet. Rows go both ways at once, all to one rank, all to one rank and
-in the next call all to the other, or none and in the next call all; or ranks have no tokens in a call.
+in the next call all to the other, or none and in the next call all; or ranks have no tokens in a call. With two levels
+a third rank and a third expert are on the node of the second ones, and a token chooses two experts.
 """
 
 from __future__ import annotations
@@ -21,6 +22,38 @@ ROUTINGS: dict[str, Callable[[int, int, int], int]] = {
     "one sends": lambda rank, n, t: 1 - rank if (rank + n) % 2 == 0 else -1,
     "both ways": lambda rank, n, t: (1 - rank + (t + n) % 3 % 2) % 2,
 }
+
+# the same for two levels: the choices of the only token of a rank in call n; (): the rank has no token
+ROUTINGS_OF_NODES: dict[str, Callable[[int, int], tuple[int, ...]]] = {
+    "to two owners": lambda rank, n: (1, 2) if rank == 0 else (),
+    "to one owner": lambda rank, n: (2 - n % 2, -1) if rank == 0 else (),
+    "to the other node": lambda rank, n: (0, 1) if rank == 2 else (),
+}
+
+
+def routings(transport: str) -> list[str]:
+    """The names of the routings for a transport."""
+    return list(ROUTINGS_OF_NODES if transport == "levels" else ROUTINGS)
+
+
+def small_nodes(routing: str, rows: int = 2, calls: int = 2, sums: bool = False) -> Case:
+    """A case with two levels by name: rank 0 is a node of its own, ranks 1 and 2 share a node."""
+    choose = ROUTINGS_OF_NODES[routing]
+    made = tuple(tuple(Call((ids,) if (ids := choose(rank, n)) else ()) for n in range(calls)) for rank in range(3))
+    return Case(
+        ranks=3,
+        rows=rows,
+        max_tokens=1,
+        top_k=2,
+        tile=1,
+        run=2,
+        node_of=(0, 1, 1),
+        placement=(0, 1, 2),
+        bundle=2,
+        levels=2,
+        sums=sums,
+        calls=made,
+    )
 
 
 def small(

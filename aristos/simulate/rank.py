@@ -130,7 +130,7 @@ class Rank:
         regions.fill(me, self.state, tables.starts)
         self.ids = layer.routed(me)
         self.weights = np.ones(self.ids.shape, np.float32)
-        self.sums = aligned((len(self.ids[0]) + 8,) if len(self.ids) else (8,), np.int64)  # weights of a token
+        self.sums = aligned((self.ids.shape[1] + 8,), np.int64)  # weights of a token
         self.locks = aligned((64,), np.int64)
         self.locks[:] = 0
         self.wire = aligned((wire.words(shape.world),), np.int64)

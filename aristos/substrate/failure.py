@@ -117,6 +117,8 @@ def wait_message(
         what = f"its announcement of epoch {epoch}{at}"
     elif left > 0:
         what = f"{left} rows that rank {peer} announced, from tile {read} on{at}"
+    elif returned == sent:
+        what = "outputs that are to be added to its own"
     else:
         what = f"the outputs of tile {returned} (tiles 0 to {sent - 1} were sent)"
     where = "outside a call" if seen[1] < 0 else f"after {seen[1]} commands"

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from aristos.engine import bounds, bundles, codes, dispatch, experts, steps, words
+from aristos.engine import bounds, bundles, codes, dispatch, experts, scalars, steps, sums, words
 from aristos.engine import job as jobs
 from aristos.engine.layout import (
     EngineShape,
@@ -19,6 +19,8 @@ from aristos.engine.layout import (
     StateLayout,
     announcement_from,
     index_from,
+    link_from,
+    mark_from,
     record_from,
     return_record_from,
     word_from,
@@ -246,6 +248,67 @@ def test_undamaged_poison_keeps_its_cause():
     assert found.st[words.FAILED] == codes.CAUSE_ERROR
 
 
+def bundle_of_node(monkeypatch):
+    """Rank 0, on a node with rank 1, has read a bundle of four pairs of rank 2. Pairs 1 and 3 are one token's."""
+    shape = EngineShape(3, RING, 64, MOST, 2, 2, 6, MOST, places=1, local_peers=1)
+    tables = StateLayout(shape, 1, RING)
+    job = np.zeros(jobs.size(6, 3), np.int64)
+    st, stream, window, staged = (aligned((n,), np.int64) for n in (tables.words, 1000, 1000, 8 * RING))
+    scratch = aligned((64,), np.int64)
+    for array in (st, stream, window, staged, scratch):
+        array[:] = 0
+    jobs.fill_layout(job, shape, tables)
+    jobs.update(
+        job, rank=0, world=3, top_k=2, epoch=EPOCH, return_stride=64, return_bytes=64, node_first=0, node_end=2,
+        state=st.ctypes.data, scratch=scratch.ctypes.data, scratch_step=256, sums=1,
+    )  # fmt: skip
+    st[words.region_from(job, 1)], st[words.stream_from(job, 2)] = window.ctypes.data, stream.ctypes.data
+    st[words.staged(job, 2)] = staged.ctypes.data
+    st[words.freed_rows(job, 2)], st[words.read_rows(job, 2)] = SENT, SENT + 4
+    c = words.command(job, 0)
+    st[words.command_tile(c)], st[words.command_rows(c)] = TILES, 4
+    st[words.landed_row(words.landed(job, 2, TILES))] = SENT
+    for pair, before in ((1, 3), (3, 1)):
+        stream[(link_from(job, st, 2, SENT + pair) - stream.ctypes.data) // 8] = SENT + before
+        stream[(index_from(job, st, 2, SENT + pair) - stream.ctypes.data) // 8] = scalars.entry(0, pair)
+    added = []
+    monkeypatch.setattr(sums.arithmetic, "combine_token", lambda kernels, call: added.append(call))
+    keep = (staged, scratch)
+    return SimpleNamespace(job=job, st=st, stream=stream, window=window, added=added, keep=keep)
+
+
+def test_a_staged_word_out_of_its_bounds_fails_the_call(monkeypatch):
+    found = bundle_of_node(monkeypatch)
+    at = (mark_from(found.job, found.st, 1, 2) - found.window.ctypes.data) // 8
+    for value, all_staged in ((SENT, False), (SENT + 3, False), (SENT + 4, True), (SENT + RING, True)):
+        found.window[at] = value
+        assert sums.all_staged(found.job, found.st, 2, SENT + 4) == all_staged
+        assert not found.st[words.FAILED]
+    for value in (SENT + 3 - RING, SENT + RING + 1, HUGE, -HUGE):
+        found = bundle_of_node(monkeypatch)
+        found.window[at] = value
+        assert not sums.all_staged(found.job, found.st, 2, SENT + 4)
+        assert found.st[words.FAILED] == codes.CAUSE_OUT_OF_BOUNDS
+        assert (found.st[words.BAD_WORD], found.st[words.BAD_PEER], found.st[words.BAD_VALUE]) == (
+            bounds.STAGED, 1, value,
+        )  # fmt: skip
+
+
+def test_a_link_out_of_its_bundle_fails_the_call(monkeypatch):
+    found = bundle_of_node(monkeypatch)
+    sums.add_up(found.job, found.st, 0, 2, SENT + 3)
+    assert len(found.added) == 1
+    assert not found.st[words.FAILED]
+    for value in (SENT - 1, SENT + 4, -1, HUGE):
+        found = bundle_of_node(monkeypatch)
+        found.stream[(link_from(found.job, found.st, 2, SENT + 3) - found.stream.ctypes.data) // 8] = value
+        sums.add_up(found.job, found.st, 0, 2, SENT + 3)
+        assert found.st[words.FAILED] == codes.CAUSE_OUT_OF_BOUNDS
+        assert (found.st[words.BAD_WORD], found.st[words.BAD_PEER], found.st[words.BAD_VALUE]) == (
+            bounds.LINK, 2, value,
+        )  # fmt: skip
+
+
 def test_every_checked_word_has_a_name_and_a_test():
     tested = {word for _, word, _ in WRONG} | {
         bounds.ANNOUNCED_SUM,
@@ -253,5 +316,7 @@ def test_every_checked_word_has_a_name_and_a_test():
         bounds.POISON_CAUSE,
         bounds.POISON_ORIGIN,
         bounds.ENDED,  # tested in tests/substrate/test_waits.py
+        bounds.STAGED,
+        bounds.LINK,
     }
     assert set(bounds.NAMES) == tested

@@ -97,3 +97,20 @@ def test_all_schedules_of_tokens_that_cross_once(capsys):
     assert result["states"] > 8000
     for bug in ("once-of-the-call-before", "index-after-the-tail"):
         assert explore(capsys, *words, "--mutation", bug)["found"], bug
+
+
+@pytest.mark.slow
+def test_a_search_of_two_levels_finds_bugs(capsys):
+    """A token of rank 0 goes to the node of ranks 1 and 2. The bugs are in how that node adds up its outputs.
+
+    The search itself does not end in the time of a test, see docs/reliability.md.
+    """
+    for bug in ("sums-before-all-are-staged", "sums-not-owed", "sums-by-every-owner"):
+        words = ("--strategy", "exhaustive", "--transport", "levels", "--calls", "1", "--mutation", bug)
+        assert explore(capsys, *words)["found"], bug
+    with pytest.raises(SystemExit):
+        main(["--strategy", "exhaustive", "--transport", "levels", "--once"])
+    assert "takes no --once" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["--sums"])
+    assert "--sums needs --transport levels, got shm" in capsys.readouterr().err

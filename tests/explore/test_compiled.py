@@ -28,7 +28,7 @@ def test_compiled_steps_have_no_races(comm):
 @pytest.mark.ranks(3, timeout=400)
 def test_compiled_steps_between_two_kinds_of_peers_have_no_races(comm):
     tries = [(case, 0) for case in run.CASES if case.ranks == 3]
-    assert [case.name for case, _ in tries] == ["mixed", "levels", "train-levels", "exchange-levels"]
+    assert [case.name for case, _ in tries] == ["mixed", "levels", "levels-sums", "train-levels", "exchange-levels"]
     for result in run.make_all(comm, tries, CALLS, seed=1):
         assert not result.races, result.case
         assert result.entries > 1000
@@ -52,3 +52,4 @@ def test_planted_races_are_found(comm):
 def test_planted_races_of_two_levels_are_found(comm):
     """Here the reader of data is also a rank that is not the target of its puts."""
     find(comm, [bug for bug in planted.ALL if bug.wants in ("rma", "levels")], "levels")
+    find(comm, [bug for bug in planted.ALL if bug.wants == "levels-sums"])

@@ -14,8 +14,8 @@ from cases import ROOT, SKEWS, Exchange, MoE, rings_of, routing, same, tokens
 
 import aristos
 from aristos import reference
-from aristos.engine.layout import rank_bytes
-from aristos.errors import EnvironmentProblem, InputError, MemoryProblem, PeerInputError
+from aristos.engine.layout import rank_bytes, return_stride
+from aristos.errors import AristosError, EnvironmentProblem, InputError, MemoryProblem, PeerInputError
 from aristos.host.nodes import Nodes
 from aristos.layer import making
 from aristos.transport import capacity, two_levels
@@ -211,7 +211,7 @@ def test_full_shared_memory_is_found_before_the_probe(comm, monkeypatch):
 
 
 def checked_sums(comm: Any, per_node: int, dtype: str = "float32", ring: int | None = 9) -> None:
-    """With sums, results are those of the float64 oracle within the rows' type, and a sum comes back for each pair.
+    """With sums, results are those of the float64 oracle within the rows' type, and equal in a second call.
 
     ring: rows of a stream; few, so that a call needs several rounds.
     """
@@ -233,6 +233,51 @@ def checked_sums(comm: Any, per_node: int, dtype: str = "float32", ring: int | N
                 continue
             out = crossings(moe.placement.ranks, call["ids"], nodes, comm.rank) * x.dtype.itemsize * cfg.hidden
             assert sum(stats.moved_bytes_to_peer[p] for p in nodes.remote(comm.rank)) == out
+    part.Free()
+
+
+@pytest.mark.ranks(4)
+def test_each_token_comes_back_once_from_a_node(comm):
+    """All bytes between nodes: with sums there are fewer rows back, one for each (token, node) pair, and links more.
+
+    In large rings a bundle holds all pairs for a node. So both calls have the same bundles and records.
+    """
+    x, nodes, found = tokens(CFG, 48, seed=comm.rank), Nodes.of(comm.size, 2), []
+    call = routing(CFG, len(x), "zipf", seed=comm.rank)
+    for combine in ("rows", "sums"):
+        part = comm.Dup()
+        with MoE(replace(CFG, levels=2, combine=combine), part, ranks_per_node=2) as moe:
+            moe.load(**reference.weights(CFG))
+            moe(x, **call)
+            found.append(sum(m.bytes for m in moe.summary().messages if m.transport == "rma"))
+            ranks = moe.placement.ranks
+        part.Free()
+    once = comm.allreduce(crossings(ranks, call["ids"], nodes, comm.rank))
+    far = np.array(nodes.node_of)[ranks][call["ids"]] != nodes.node_of[comm.rank]
+    pairs = comm.allreduce(int(far.sum()))
+    assert pairs > 1.3 * once
+    assert found[0] - found[1] == (pairs - once) * return_stride(4 * CFG.hidden, 0) - 8 * pairs
+
+
+@pytest.mark.ranks(4)
+def test_failed_calls_with_sums(comm):
+    """Each rank in turn refuses its input, or has no weights and skips others. Then calls are right again."""
+    cfg = replace(CFG, levels=2, combine="sums")
+    w, part = reference.weights(cfg), comm.Dup()
+    with rings_of(9, 5), MoE(cfg, part, ranks_per_node=2, threads=1 + comm.rank % 2) as moe:
+        moe.load(**w)
+        x = tokens(cfg, 40, seed=comm.rank)
+        wanted = moe(x)
+        for refuses in range(comm.size):
+            with pytest.raises(InputError if comm.rank == refuses else PeerInputError):
+                moe(x[:, : cfg.hidden - (comm.rank == refuses)])
+            assert same(moe(x), wanted), refuses
+            if comm.rank == refuses:
+                moe.unload(0)
+            with pytest.raises(AristosError, match="load"):
+                moe(x)
+            moe.load(**w)
+            assert same(moe(x), wanted), refuses
     part.Free()
 
 

@@ -234,6 +234,11 @@ def test_a_wait_names_the_rank_at_which_rows_lie():
     for what, owed in whats.items():
         assert f"{what}, which rank 3 puts at rank 1;" in wait_message(0, 3, 2, owed=owed, rail=1, **about)
         assert f"{what};" in wait_message(0, 3, 2, owed=owed, rail=0, **about)
+    for owed, what in (
+        ((codes.SERVE, 0, 4, 5, 7), "the outputs of tile 5 (tiles 0 to 6 were sent)"),
+        ((codes.SERVE, 0, 4, 7, 7), "outputs that are to be added to its own"),
+    ):
+        assert f"still needs {what};" in wait_message(0, 3, 2, owed=owed, rail=0, **about)
 
 
 def test_poison_names_a_rank_that_has_ended():

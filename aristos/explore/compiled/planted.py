@@ -71,6 +71,10 @@ BUGS = (
         "outbox.read_words", "anything = False",
         "anything = False\nmem.load(words.coded_word(st[words.stream_from(job, peer)], words.AT_EPOCH))", "levels",
     ),
+    Planted(
+        "staged-word-loaded", "A rank reads with a plain load which outputs a neighbour has staged.",
+        "sums.all_staged", "staged = mem.arrived(", "staged = mem.load(mark_from(job, st, p, source))", "levels-sums",
+    ),
 )  # fmt: skip
 LOAD = Planted(  # a bug of the host: `run.py` leaves the wait out
     "load-without-wait", "A rank loads weights while its local peers may read them.", "", "", "", "shm-in-place"

@@ -64,6 +64,7 @@ CASES = (
     Case("rma", "each rank is a node", {"ranks_per_node": 1}, ranks=2),
     Case("mixed", "nodes of two ranks", NODES_OF_TWO, ranks=3),
     Case("levels", "two levels, nodes of two ranks", NODES_OF_TWO, LEVELS, 3),
+    Case("levels-sums", "two levels, outputs come back as sums", NODES_OF_TWO, replace(LEVELS, combine="sums"), 3),
     Case("train", "forward and backward calls within a node", {"train": True}, TRAINED),
     Case("train-rma", "forward and backward calls between nodes", {"train": True, "ranks_per_node": 1}, TRAINED, 2),
     Case("train-levels", "forward and backward calls, two levels", {"train": True, **NODES_OF_TWO}, TRAINED_LEVELS, 3),

@@ -11,6 +11,7 @@ from aristos.engine import (
     bundles,
     call_records,
     codes,
+    combine,
     dispatch,
     experts,
     layout,
@@ -328,13 +329,6 @@ def sums_before_all_are_staged(put: Put) -> None:
     put(sums, "all_staged", lambda job, st, source, pair: True)
 
 
-@mutation("sums-when-a-part-is-staged", transport="levels", ranks=3, fixed=(*SUMS, ("bundle", 40)))
-def sums_when_a_part_is_staged(put: Put) -> None:
-    """An owner adds up when the others have staged an output of the bundle, although not all."""
-    real = sums.all_staged
-    put(sums, "all_staged", lambda job, st, source, pair: real(job, st, source, st[words.freed_rows(job, source)] + 1))
-
-
 @mutation("sums-staged-when-read", transport="levels", ranks=3, fixed=SUMS)
 def sums_staged_when_read(put: Put) -> None:
     """An owner says that its outputs are staged as soon as it has read the records."""
@@ -358,17 +352,7 @@ def sums_by_every_owner(put: Put) -> None:
 @mutation("sums-and-outputs", transport="levels", ranks=3, fixed=SUMS)
 def sums_and_outputs(put: Put) -> None:
     """A source combines a node's sum, and also the outputs that are in it."""
-    real = bundles.execute
-
-    def execute(job: Any, st: Any, worker: int) -> None:
-        pairs = range(job[words.TOKENS] * job[words.TOP_K])
-        before = [st[words.position(job, i)] for i in pairs]
-        real(job, st, worker)
-        for i in pairs:
-            if st[words.position(job, i)] == codes.IN_A_SUM:
-                st[words.position(job, i)] = before[i]
-
-    put(bundles, "execute", execute)
+    put(combine, "in_a_sum", lambda job, st, packed: False)
 
 
 @mutation("sums-in-reverse-order", transport="levels", ranks=3, fixed=SUMS)
