@@ -1,7 +1,8 @@
-"""`aristos soak` for 40 seconds of `make test-all`: random layers and calls on four ranks, each checked.
+"""`aristos soak` in `make test-all`: random layers and calls on four ranks, each checked.
 
-Once all kernels are compiled, the ranks have niceness 10, so that other tests come first. The ranks make at least
-12 objects, even if that takes longer than 40 seconds: a slope needs that many samples.
+Once all kernels are compiled, the ranks have niceness 10, so that other tests come first. The ranks make 40 objects: if
+each leaks a file, the second half of them leaks more than the slack. On a slow machine they make fewer, but at least
+12: a slope needs that many samples.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ assert command.main("--seed 11 --objects 6 --minutes 9".split()) == 0  # these o
 assert command.main("--seed 11 --objects 1 --json".split()) == 0
 os.nice(10)
 begun, ranks = time.monotonic(), connect()
-counts = soak(ranks, Asked(12), 0, lambda number: number < 12 or time.monotonic() - begun < 40)
+counts = soak(ranks, Asked(12), 0, lambda number: number < 12 or (number < 40 and time.monotonic() - begun < 40))
 leaks, growth = health.leaks(counts.samples), health.growth(counts.samples)
 say(counts.objects, counts.calls, counts.backward, counts.loads, leaks, *growth)
 """
 
 
-def test_40_seconds_of_random_calls_are_right_and_nothing_grows(tmp_path):
+def test_random_calls_are_right_and_nothing_grows(tmp_path):
     done = run_job(tmp_path, 4, JOB, timeout=900)
     assert done.code == 0, "\n".join(done.out)[-4000:]
     assert "errors 0, leaks 0" in done.out[0]

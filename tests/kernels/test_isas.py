@@ -104,11 +104,15 @@ def wide(names: Iterable[str]) -> list[str]:
 def guarded() -> list[tuple[str, str]]:
     """[(part, ISA)]: the parts of `guarded_kernels` that this run makes, and with which ISA.
 
-    Each part has the next ISA in each run. Of ISAs with equal float32 kernels, all but the best run the 16-bit half of
-    the plain part. KERNELS=all runs all pairs.
+    Each part has the next ISA in each run. Half of the formats are left out until all ISAs had their turn, then the
+    other half. Of ISAs with equal float32 kernels, all but the best run the 16-bit half of the plain part. KERNELS=all
+    runs all pairs.
     """
     parts, names = ["plain", "backward", *FORMATS], isa.usable()
-    pairs = [(part, name) for place, part in enumerate(parts) for name in sweeps.turn(names, place)]
+    left_out = () if sweeps.everything() else list(FORMATS)[sweeps.number() // len(names) % 2 :: 2]
+    pairs = [
+        (part, name) for place, part in enumerate(parts) for name in sweeps.turn(names, place) if part not in left_out
+    ]
     halved = [("plain", name) for name in wide(names)[1:] if not sweeps.everything()]
     return [("16-bit", pair[1]) if pair in halved else pair for pair in pairs]
 
@@ -163,9 +167,13 @@ def test_packed_experts_on_the_other_isas_of_this_machine():
 
 @pytest.mark.slow
 def test_kernels_as_plain_python_for_every_kind_of_product():
-    """The kinds that this machine lacks run as plain Python: tiles, dot products, Arm's products, wide weights."""
+    """The kinds that this machine lacks run as plain Python: tiles, dot products, Arm's products, wide weights.
+
+    Each run has the next kind.
+    """
     chosen = "float64 or chunked or column or passes or combine or split"
     large = "1030 or 515 or 193 or 1300 or [100-130 or test_every_type"
     kinds = [kind for kind in ("amx", "avx512bf16", "neonbf16", "avx2") if kind not in USABLE]
     words = ("-m", "pytest", "-q", "-p", "no:cacheprovider", ROUNDED, MATRIX, PACKED)
-    on_each(kinds, *words, "-k", f"({chosen}) and not ({large}) or every_code or small_expert", NUMBA_DISABLE_JIT="1")
+    chosen = f"({chosen}) and not ({large}) or every_code or small_expert"
+    on_each(sweeps.turn(kinds), *words, "-k", chosen, NUMBA_DISABLE_JIT="1")
