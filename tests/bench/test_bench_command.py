@@ -24,7 +24,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.parallel]
 def test_pretended_nodes_use_transport_rma_and_pairs_of_an_odd_number_of_ranks_meet(tmp_path):
     """Outputs are right, and the file records the nodes and a latency for each pair."""
     suites = ("put", "signal", "exchange", "layer", "idle")
-    done = bench(3, *suites, *SMALL, "--ranks-per-node", "2", "--json", "--out", str(tmp_path / "r.h5"))
+    words = [*SMALL, "--seconds", "20", "--ranks-per-node", "2", "--json", "--out", str(tmp_path / "r.h5")]
+    done = bench(3, *suites, *words)
     assert done.returncode == 0, done.stdout + done.stderr
     assert all(suite["ok"] for suite in json.loads(done.stdout)["suites"].values())
     (run,) = results.load(tmp_path / "r.h5").runs
