@@ -117,6 +117,19 @@ def guarded() -> list[tuple[str, str]]:
     return [("16-bit", pair[1]) if pair in halved else pair for pair in pairs]
 
 
+def test_runs_one_after_another_make_every_part_with_every_isa(monkeypatch):
+    """Of the plain part, an ISA that shares its float32 kernels with a better one may make only the 16-bit half."""
+    names, made = isa.usable(), set()
+    for number in range(2 * len(names)):
+        monkeypatch.setenv("KERNELS", str(number))
+        one = guarded()
+        assert sum(part in FORMATS for part, _ in one) <= (len(FORMATS) + 1) // 2
+        made |= {("plain" if part == "16-bit" else part, name) for part, name in one}
+    assert made == {(part, name) for part in ("plain", "backward", *FORMATS) for name in names}
+    monkeypatch.setenv("KERNELS", "all")
+    assert set(guarded()) == made
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("part", "name"), guarded())
 def test_kernels_touch_nothing_beyond_their_arrays(part, name):

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -88,6 +89,8 @@ class Job:
         self.n, self.items = n or 1, items
         self.starter = "mpiexec" if n else "the uncompiled process"
         self.started = False
+        self.read = [0] * self.n  # bytes of each rank's reports
+        self.reported: dict[str, dict[int, dict[str, Any]]] = defaultdict(dict)  # by command, then by rank
         self.folder = Path(tempfile.mkdtemp(prefix="aristos-ranks-"))
         config = items[0].config
         args = [item.nodeid for item in items]
@@ -174,14 +177,20 @@ class Job:
             self.show(list(range(self.n)), f"{self.starter} ended with code {code} {tests}", launcher=True)
 
     def reports(self, word: str) -> dict[int, dict[str, Any]]:
-        """The ranks' reports on a command so far, by rank."""
-        found = {}
+        """The ranks' reports on a command so far, by rank. Reads what ranks have written since the last look."""
         for rank in range(self.n):
             file = self.folder / f"rank-{rank}.jsonl"
-            for line in file.read_text().splitlines(keepends=True) if file.exists() else ():
-                if line.endswith("\n") and (report := json.loads(line))["command"] == word:
-                    found[rank] = report
-        return found
+            if not file.exists() or file.stat().st_size == self.read[rank]:
+                continue
+            with open(file, "rb") as lines:
+                lines.seek(self.read[rank])
+                for line in lines:
+                    if not line.endswith(b"\n"):
+                        break
+                    self.read[rank] += len(line)
+                    report = json.loads(line)
+                    self.reported[report["command"]][rank] = report
+        return self.reported[word]
 
     def output(self, rank: int) -> str:
         """What one rank has written since the current test began."""

@@ -43,7 +43,7 @@ class Budget:
 
 
 FOLDERS = {
-    "bench": Budget(90, 1300),
+    "bench": Budget(90, 1100),
     "checkpoint": Budget(60, 150, parallel=True),
     "doctor": Budget(15, 80),
     "engine": Budget(40, 60, parallel=True),
@@ -55,7 +55,7 @@ FOLDERS = {
     "host": Budget(10, 20, parallel=True),
     "integrations": Budget(30, 900),
     "kernel_cache": Budget(50, 160, parallel=True),
-    "kernels": Budget(90, 1300, parallel=True),
+    "kernels": Budget(90, 1150, parallel=True),
     "launch": Budget(0, 60, parallel=True),
     "launcher": Budget(10, 30, parallel=True),
     "layer": Budget(120, 700, parallel=True),
