@@ -36,6 +36,9 @@ MISUSES = {  # messages by the numbers in mbarrier.py, bulk.py and warpgroup.py
     tensor_memory.BAD_PRODUCT: "the machine lacks the shape, types or swizzle that these descriptors name",
     tensor_memory.NO_PAIR: "needs a pair of blocks: a cluster in which a block's rank differs in the last bit alone",
     tensor_memory.OTHER_COUNT: "one warp of each block of the pair must allocate, and equally many columns",
+    tensor_memory.BAD_SCALES: "scale factors must begin in lane 0, outside of D, in the first byte of a group of as "
+    "many bytes as a row has factors; the highest bit of UE4M3 must be 0",
+    tensor_memory.COPIES_DIFFER: "the four parts of 32 lanes must hold the same scale factors (tcgen05.cp .warpx4)",
     mbarrier.REMOTE: "an mbarrier in another block can be arrived at, and no more",
     mbarrier.ALL_LEFT: "all threads have dropped out of the mbarrier, whose phases need at least one arrival",
     cluster.NOT_STARTED: "the address lies in another block of the cluster, which may not have started yet",

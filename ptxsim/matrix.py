@@ -16,6 +16,7 @@ from .bits import f32_of, f64_of, fma32, fma64, get, put, u32_of, u64_of
 from .convert import quarter_value
 from .integer import clamp, spread
 from .rounding import BFLOAT, HALF, exact, widen
+from .small_floats import E2M3, PACKED_E2M1, code_in, small_value
 from .units import unit
 
 TF32, F16, BF16, INT8, F64, E4M3, E5M2, INT4, BIT = 0, 2, 4, 6, 9, 10, 11, 12, 13  # kinds of elements
@@ -31,7 +32,7 @@ def bits_of(kind):
         return 16
     if kind == F64:
         return 64
-    if kind == INT4:
+    if kind in (INT4, PACKED_E2M1):
         return 4
     return 1 if kind == BIT else 8
 
@@ -124,7 +125,11 @@ def element(raw, part, kind, unsigned):
     if kind == INT4:
         four = (raw >> (4 * part)) & 15
         return np.float64(four if unsigned or four < 8 else four - 16)
+    if kind == PACKED_E2M1:
+        return small_value((raw >> (4 * part)) & 15, kind)
     byte = (raw >> (8 * part)) & 0xFF
+    if kind >= E2M3:
+        return small_value(code_in(byte, kind), kind)
     if kind == INT8:
         return np.float64(byte if unsigned else spread(byte, 1))
     return quarter_value(byte, kind == E5M2)

@@ -36,6 +36,7 @@ PACKS, PAIR = 2, 4  # bits in FLAGS: of loads and stores, and of all instruction
 # details of MISUSE and MISSING_WAIT reports, after those of tensor.py
 NO_COLUMNS, NOT_ALLOCATED, OTHER_LANES, BAD_PRODUCT = 16, 17, 18, 19
 NO_PAIR, OTHER_COUNT = 26, 27  # after those of mbarrier.py
+BAD_SCALES, COPIES_DIFFER = 32, 33  # after those of sampling.py
 COLUMN_PENDING, STORE_PENDING = 3, 5
 EVERY_PART = -1
 FREES = -1  # in place of an agent: tcgen05.dealloc, which needs no fence

@@ -16,19 +16,31 @@ from kernel_cache.compile import inner as jit
 from . import isa, matrix
 from . import state as s
 from .access import FAULT, locate, register, thread_of, warp_slot
-from .agents import OF_TENSOR, agent_access, agent_number, as_agent
+from .agents import OF_TENSOR, agent_number, as_agent
 from .bits import f32_of, fma32, get, load32, put, store32, u32_of, u64_of
 from .clocks import publish
 from .cluster import LOW, holder, partner
 from .integer import clamp, spread
 from .mbarrier import check_expects, live, pending, row_of
 from .rounding import HALF, exact, widen
+from .scaled_product import (
+    BY_EXPONENT,
+    FACTORS_SHIFT,
+    MX_KIND,
+    float_kind,
+    row_of_scaled,
+    scaled_fits,
+    scaled_kinds,
+    take_factors,
+)
+from .small_floats import E2M1, E2M3, PART, byte_of, code_at
 from .tensor_memory import BAD_PRODUCT, COLUMNS, EVERY_PART, LANES, NO_PAIR, OWNERS, PAIR, table_of, usable, wrong
 from .units import unit
-from .warpgroup import operand, part_at
+from .warpgroup import operand, part_at, read_part
 
 FULL = 0xFFFFFFFF
 FROM_TENSOR, MULTICAST = 1, 1  # bits in FLAGS: of products and of commits
+WIDENS_4, WIDENS_6 = 8, 16  # bits in FLAGS of copies: elements of 4 or 6 bits get a byte each
 F16_KIND, TF32_KIND, F8_KIND, I8_KIND = range(4)  # kinds of products
 WHOLE, EVERY_32, HALVES, QUARTERS, FOUR = range(5)  # which lanes a copy fills
 ROWS = (128, 4, 64, 64, 32)  # the rows of each of these copies
@@ -87,14 +99,22 @@ def commit(x, warp, thread, block, lane, at, pc):
 
 # ---- products ----
 @jit
-def kinds_of(kind, a, b, result):
-    """The kinds of elements (matrix.py) of A and B, -1 for types that the machine lacks, as a pair."""
+def kinds_of(kind, shape, each):
+    """The kinds of elements (matrix.py) of A and B, as a pair; -1 for what the machine lacks.
+
+    shape: the instruction descriptor. each: the scale factors of a row, if there are any.
+    """
+    if kind >= MX_KIND:
+        return scaled_kinds(kind, shape, each)
+    a, b, result = (shape >> 7) & 7, (shape >> 10) & 7, (shape >> 4) & 3
+    if shape & 7:
+        return -1, -1
     if kind == F16_KIND and a == b and a <= 1 and result <= 1:
         return (matrix.F16 if a == 0 else matrix.BF16), (matrix.F16 if b == 0 else matrix.BF16)
     if kind == TF32_KIND and a == 2 and b == 2 and result == 1:
         return matrix.TF32, matrix.TF32
-    if kind == F8_KIND and a <= 1 and b <= 1 and result <= 1:
-        return (matrix.E4M3 if a == 0 else matrix.E5M2), (matrix.E4M3 if b == 0 else matrix.E5M2)
+    if kind == F8_KIND and result <= 1:
+        return float_kind(a, (shape >> 15) & 1), float_kind(b, (shape >> 16) & 1)
     if kind == I8_KIND and a <= 1 and b <= 1 and result == 2:
         return matrix.INT8, matrix.INT8
     return -1, -1
@@ -148,16 +168,23 @@ def take_columns(x, thread, owner, column, count, clock, pc):
 def product(x, warp, thread, block, first, sides, line, lane, pc):
     """Run tcgen05.mma of one lane, in one block or in the two of a pair, of which `first` has the even rank.
 
-    TYPE2: the kind. LIST: the predicate, then masks of lanes not written. A block of a pair has half of D's rows: 128
-    in as many lanes, or 64, whose left halves are in lanes 0 to 63 and right halves in the same columns of the others.
+    TYPE2: the kind. LIST: the predicate, then the addresses of the scale factors of A and B, or masks of lanes not
+    written. A block of a pair has half of D's rows: 128 in as many lanes, or 64, whose left halves are in lanes 0 to 63
+    and right halves in the same columns of the others.
     """
     kind, flags = get(line, isa.TYPE2), get(line, isa.FLAGS)
     shape = np.int64(register(x, warp, get(line, isa.E), lane))
-    kind_a, kind_b = kinds_of(kind, (shape >> 7) & 7, (shape >> 10) & 7, (shape >> 4) & 3)
+    scaled, each = kind >= MX_KIND, flags >> FACTORS_SHIFT
+    kind_a, kind_b = kinds_of(kind, shape, each)
     n, rows = ((shape >> 17) & 63) << 3, ((shape >> 24) & 31) << 4
     share, part = rows // sides, n // sides
     folded = sides == 2 and share == 64
-    if kind_a < 0 or shape & 7 or not fits(kind, rows, n, sides) or (folded and flags & FROM_TENSOR):
+    turned_a, turned_b = (shape >> 15) & 1 != 0, (shape >> 16) & 1 != 0
+    whole = scaled_fits(rows, n, sides) if scaled else fits(kind, rows, n, sides)
+    if min(kind_a, kind_b) < 0 or not whole or (folded and flags & FROM_TENSOR):
+        wrong(x, thread, pc, BAD_PRODUCT)
+        return
+    if turned_b and part % (128 // matrix.bits_of(kind_b)):
         wrong(x, thread, pc, BAD_PRODUCT)
         return
     desc_a, desc_b = np.int64(0), shared_descriptor(np.int64(register(x, warp, get(line, isa.C), lane)))
@@ -177,9 +204,9 @@ def product(x, warp, thread, block, first, sides, line, lane, pc):
     if get(x, s.CHECK):
         as_agent(x, number, clock, publish(x, thread, block, warp_slot(x, warp)))
     free_a, free_b = (shape >> 7) & 1 == 0, (shape >> 10) & 1 == 0  # of bytes: whether they have no sign
-    turned_a, turned_b = (shape >> 15) & 1 != 0, (shape >> 16) & 1 != 0
     depth = 256 // matrix.bits_of(kind_a)
-    a, b = np.empty((32, 128), np.float32), np.empty((32, 256), np.float32)
+    a, b = np.empty((64, 128), np.float32), np.empty((64, 256), np.float32)
+    factors_a, factors_b = np.empty((4, 128), np.float64), np.empty((4, 256), np.float64)
     for side in range(sides):
         high = far(block, first if side == 0 else partner(first))
         operand(x, warp, thread, block, pc, desc_b, kind_b, free_b, turned_b, 0, part, high, side * part, b)
@@ -196,16 +223,26 @@ def product(x, warp, thread, block, first, sides, line, lane, pc):
             held_operand(table, at, kind_a, free_a, share, depth, a)
         else:
             operand(x, warp, thread, block, pc, desc_a, kind_a, free_a, turned_a, 0, share, far(block, owner), 0, a)
+        if scaled:
+            at_a = np.int64(register(x, warp, get(items, 1), lane))
+            at_b = np.int64(register(x, warp, get(items, 2), lane))
+            grows, id_a, id_b = shape & BY_EXPONENT, (shape >> 29) & 3, (shape >> 4) & 3
+            if not take_factors(
+                x, thread, owner, at_a, id_a, each, share, grows, column, n, number, pc, factors_a
+            ) or not take_factors(x, thread, owner, at_b, id_b, each, n, grows, column, n, number, pc, factors_b):
+                return
         for half in range(2 if folded else 1):
             for row in range(share):
                 target = row + 64 * half if folded else (lane_of(share, row) + base) & 127
-                if get(line, isa.COUNT) > 1:
+                if not scaled and get(line, isa.COUNT) > 1:
                     word = np.int64(register(x, warp, get(items, 1 + 4 * side + (target >> 5)), lane))
                     if (word >> (target & 31)) & 1:
                         continue
                 cells = table + (target * COLUMNS + column) * 4
                 begin, count = half * part, part if folded else n
-                if kind == I8_KIND:
+                if scaled:
+                    row_of_scaled(cells, a, b, row, n, depth, each, adds, sign, factors_a, factors_b)
+                elif kind == I8_KIND:
                     row_of_integers(cells, a, b, row, begin, count, adds, shape & 8)
                 else:
                     row_of_floats(x, cells, a, b, row, begin, count, depth, adds, sign, (shape >> 4) & 3 == 0)
@@ -261,8 +298,10 @@ def row_of_integers(cells, a, b, row, begin, n, adds, saturates):
 def copy(x, warp, thread, block, owner, line, lane, pc):
     """Run tcgen05.cp of one lane in one block, from its shared to its tensor memory.
 
-    TYPE: the parts of 16 bytes in a row. TYPE2: which lanes the rows fill.
+    TYPE: the parts of 16 bytes in a row. TYPE2: which lanes the rows fill. FLAGS: whether elements become wider.
     """
+    flags = get(line, isa.FLAGS)
+    kind = E2M1 if flags & WIDENS_4 else (E2M3 if flags & WIDENS_6 else 0)
     parts, lanes = get(line, isa.TYPE), get(line, isa.TYPE2)
     descriptor = shared_descriptor(np.int64(register(x, warp, get(line, isa.B), lane)))
     if descriptor == -1:
@@ -283,13 +322,22 @@ def copy(x, warp, thread, block, owner, line, lane, pc):
             if host == FAULT:
                 continue
             if get(x, s.CHECK):
-                agent_access(x, thread, block, isa.SHARED, place, 16, False, pc)
+                read_part(x, thread, block, place, kind, pc)
             for replica in range(replicas):
                 target = (base + filled(lanes, row, replica)) & 127
                 for k in range(4):
                     cell = table_of(x, owner) + (target * COLUMNS + column + 4 * part + k) * 4
-                    store32(cell, load32(host + 4 * k))
+                    store32(cell, widened(host, k, kind) if kind else load32(host + 4 * k))
     put(x, s.PROGRESS, get(x, s.STEP))
+
+
+@jit
+def widened(host, k, kind):
+    """Word k of four: elements 4 k to 4 k + 3 of a part of 16 bytes in shared memory, each in a byte."""
+    word = np.int64(0)
+    for j in range(PART // 4):
+        word |= byte_of(code_at(host, 4 * k + j, kind), kind) << (8 * j)
+    return np.uint64(word)
 
 
 @jit

@@ -15,7 +15,7 @@ from kernel_cache.compile import inner as jit
 
 from . import isa
 from . import state as s
-from .access import FAULT, locate, register, thread_of, warp_slot
+from .access import FAULT, locate, register, shadow_of, thread_of, warp_slot
 from .agents import OF_WARPGROUP, agent_access, agent_number, as_agent, learnt
 from .bits import f32_of, fma32, get, load8, load16, load32, put, u32_of, u64_of
 from .clocks import publish
@@ -23,6 +23,7 @@ from .integer import clamp, spread
 from .matrix import INT8, a_place, bits_of, element
 from .rounding import HALF, exact, widen
 from .rows import SPECIAL
+from .small_floats import E2M3, PART, bytes_used, code_at, small_value
 from .units import unit
 from .watch import report
 
@@ -267,8 +268,8 @@ def operand(x, warp, thread, block, pc, descriptor, kind, unsigned, transposed, 
 
     high: is added to addresses, so that they lie in another block (isa.RANK_SHIFT). to: the first row or column of out.
     """
-    size = bits_of(kind) // 8
-    depth, per = 32 // size, 16 // size
+    bits = bits_of(kind)
+    depth, per = 256 // bits, 128 // bits
     lines, steps = (count // per, depth) if transposed else (count, 2)
     begin = first // per if transposed else first
     for line in range(lines):
@@ -276,20 +277,37 @@ def operand(x, warp, thread, block, pc, descriptor, kind, unsigned, transposed, 
             address = part_at(descriptor, transposed, begin + line, step) + high
             host, place, _ = locate(x, warp, thread, block, 0, isa.SHARED, address, 16, False, pc)
             if host != FAULT and get(x, s.CHECK):
-                agent_access(x, thread, block, isa.SHARED, place, 16, False, pc)
+                read_part(x, thread, block, place, kind, pc)
             for i in range(per):
                 value = np.float32(0)
                 if host != FAULT:
-                    raw = np.int64(load8(host + i))
-                    if size == 4:
-                        raw = np.int64(load32(host + 4 * i))
-                    elif size == 2:
-                        raw = np.int64(load16(host + 2 * i))
-                    value = np.float32(element(raw, 0, kind, unsigned))
+                    value = np.float32(element_at(host, i, kind, unsigned))
                 if transposed:
                     out[step, to + line * per + i] = value
                 else:
                     out[step * per + i, to + line] = value
+
+
+@jit
+def read_part(x, thread, block, place, kind, pc):
+    """Check and record that the agent that is set reads 16 bytes of an operand, without those that are padding."""
+    size = bytes_used(kind)
+    if size < PART:
+        grain = shadow_of(x, block, isa.SHARED, place)[1]
+        size = (size + grain - 1) // grain * grain
+    agent_access(x, thread, block, isa.SHARED, place, size, False, pc)
+
+
+@jit
+def element_at(host, i, kind, unsigned):
+    """Element i of 16 bytes of an operand in shared memory, as float64."""
+    if kind >= E2M3:
+        return small_value(code_at(host, i, kind), kind)
+    bits = bits_of(kind)
+    if bits == 32:
+        return element(np.int64(load32(host + 4 * i)), 0, kind, unsigned)
+    raw = np.int64(load16(host + 2 * i)) if bits == 16 else np.int64(load8(host + i))
+    return element(raw, 0, kind, unsigned)
 
 
 # ---- the product ----

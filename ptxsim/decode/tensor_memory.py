@@ -6,6 +6,7 @@ import re
 
 from .. import isa
 from ..lowering import Lowering
+from ..scaled_product import FACTORS_SHIFT, MX4_KIND, MX_KIND, NV4_KIND
 from ..syntax import Address, Number, Vector
 from ..tensor_memory import LANE_32, PACKS, PAIR, PARTS_64, PARTS_128, PARTS_256, TWICE_32
 from ..tensor_product import (
@@ -20,12 +21,21 @@ from ..tensor_product import (
     QUARTERS,
     TF32_KIND,
     WHOLE,
+    WIDENS_4,
+    WIDENS_6,
 )
 from .mods import Mods
 
 SHAPES = {"32x32b": (LANE_32, 1), "16x64b": (PARTS_64, 1), "16x128b": (PARTS_128, 2), "16x256b": (PARTS_256, 4),
           "16x32bx2": (TWICE_32, 1)}  # fmt: skip
 KINDS = {"kind::f16": F16_KIND, "kind::tf32": TF32_KIND, "kind::f8f6f4": F8_KIND, "kind::i8": I8_KIND}
+SCALED = {  # of products with .block_scale: the kind, and by the words for it the scale factors of a row
+    "kind::mxf8f6f4": (MX_KIND, {None: 1, "scale_vec::1X": 1, "block32": 1}),
+    "kind::mxf4": (MX4_KIND, {None: 2, "scale_vec::2X": 2, "block32": 2}),
+    "kind::mxf4nvf4": (NV4_KIND, {"scale_vec::2X": 2, "block32": 2, "scale_vec::4X": 4, "block16": 4}),
+}
+VECTORS = ("scale_vec::1X", "scale_vec::2X", "scale_vec::4X", "block16", "block32")
+WIDENED = {"b4x16_p64": WIDENS_4, "b6x16_p32": WIDENS_6}
 COPIES = {  # of tcgen05.cp: parts of 16 bytes in a row, and the lanes that rows fill, by shape and multicast
     ("128x256b", None): (2, WHOLE), ("128x128b", None): (1, WHOLE), ("4x256b", None): (2, EVERY_32),
     ("64x128b", "warpx2::02_13"): (1, HALVES), ("64x128b", "warpx2::01_23"): (1, QUARTERS),
@@ -37,6 +47,8 @@ WAITS = ("wait::ld", "wait::st", "fence::before_thread_sync", "fence::after_thre
 def tensor_core(low: Lowering, m: Mods) -> None:
     """Lower any tcgen05 instruction except shift."""
     kind = m.take_one("alloc", "dealloc", "ld", "st", "mma", "cp", "commit", *WAITS)
+    if kind is None and "shift" in m.left:
+        raise m.fail("is not supported: the PTX ISA does not say which of the 128 lanes move, nor in which direction")
     if kind is None:
         raise m.fail("is not supported")
     group = m.take_one("cta_group::1", "cta_group::2")
@@ -97,24 +109,66 @@ def move(low: Lowering, m: Mods, load: bool) -> None:
 
 def multiply(low: Lowering, m: Mods, pair: int) -> None:
     """Lower tcgen05.mma. pair: PAIR for .cta_group::2, else 0."""
+    if m.take_one("block_scale"):
+        multiply_scaled(low, m, pair)
+        return
+    scaled = next((word for word in m.left if word in SCALED), None)
+    if scaled:
+        raise m.fail(f".{scaled} needs .block_scale")
     kind = m.choose(KINDS)
-    for word in [word for word in m.left if word.startswith("collector::a::")]:
-        m.take_one(word)
+    take_collector(m)
     m.done(5, 6)
-    to, a, lanes = m.operands[0], m.operands[1], m.operands[4]
+    lanes = m.operands[4]
     left_out: list[int] = []
     if len(m.operands) == 6:
         count = 8 if pair else 4
         if not isinstance(lanes, Vector) or len(lanes.items) != count:
             raise m.fail(f"only {count} registers of lanes that D leaves out may stand before the predicate")
         left_out = [low.row(item, isa.B32) for item in lanes.items]
-    held = isinstance(a, Address)
-    from_row, from_offset = low.memory(a)[:2] if held else (m.row(1, isa.B64), 0)
-    to_row, to_offset, _ = low.memory(to)
+    emit_product(low, m, kind, pair, left_out)
+
+
+def take_collector(m: Mods) -> None:
+    """Take the words about the buffer of A, which change no result."""
+    for word in [word for word in m.left if word.startswith("collector::a::")]:
+        m.take_one(word)
+
+
+def multiply_scaled(low: Lowering, m: Mods, pair: int) -> None:
+    """Lower tcgen05.mma with .block_scale. pair: as for `multiply`."""
+    name = m.take_one(*SCALED)
+    if name is None:
+        raise m.fail(f".block_scale needs one of .{', .'.join(SCALED)}")
+    kind, counts = SCALED[name]
+    words = m.take_one(*VECTORS)
+    if words not in counts:
+        raise m.fail(f".{name} needs one of .{', .'.join(word for word in counts if word)}")
+    take_collector(m)
+    m.done(7)
+    if not all(isinstance(operand, Address) for operand in m.operands[4:6]):
+        raise m.fail("the scale factors of A and B are addresses in brackets: they lie in tensor memory")
+    emit_product(low, m, kind, pair | counts[words] << FACTORS_SHIFT, [scales_row(low, m.operands[k]) for k in (4, 5)])
+
+
+def scales_row(low: Lowering, operand: Address) -> int:
+    """A row that holds the address of scale factors."""
+    row, offset, _ = low.memory(operand)
+    if not offset:
+        return row
+    moved = low.new_row()
+    low.emit(isa.ADD, isa.U32, d=moved, a=row, b=low.constant(offset))
+    return moved
+
+
+def emit_product(low: Lowering, m: Mods, kind: int, flags: int, rest: list[int]) -> None:
+    """Append a product. rest: rows that the list of operands has after the predicate."""
+    held = isinstance(m.operands[1], Address)
+    from_row, from_offset = low.memory(m.operands[1])[:2] if held else (m.row(1, isa.B64), 0)
+    to_row, to_offset, _ = low.memory(m.operands[0])
     predicate = m.row(len(m.operands) - 1, isa.PREDICATE)
     low.emit(
         isa.TCMMA, from_offset, kind, a=to_row, b=from_row, c=m.row(2, isa.B64), e=m.row(3, isa.B32), imm=to_offset,
-        flags=pair | (FROM_TENSOR if held else 0), items=[predicate, *left_out],
+        flags=flags | (FROM_TENSOR if held else 0), items=[predicate, *rest],
     )  # fmt: skip
 
 
@@ -124,12 +178,15 @@ def copy(low: Lowering, m: Mods, pair: int) -> None:
     found = COPIES.get((shape or "", m.take_one(*{name for _, name in COPIES if name})))
     if found is None:
         raise m.fail("needs one of .128x256b, .128x128b, .4x256b, .64x128b.warpx2::02_13 (::01_23), .32x128b.warpx4")
-    if m.left:
-        raise m.fail("copies that widen elements (.b8x16 and its source's format) are not supported")
+    widens = 0
+    if m.take_one("b8x16"):
+        widens = m.choose(WIDENED)
+    elif set(WIDENED) & set(m.left):
+        raise m.fail(f"elements that become wider need .b8x16 before .{' or .'.join(WIDENED)}")
     m.done(2)
     parts, lanes = found
     row, offset, _ = low.memory(m.operands[0])
-    low.emit(isa.TCCOPY, parts, lanes, a=row, b=m.row(1, isa.B64), imm=offset, flags=pair)
+    low.emit(isa.TCCOPY, parts, lanes, a=row, b=m.row(1, isa.B64), imm=offset, flags=pair | widens)
 
 
 def commit(low: Lowering, m: Mods, pair: int) -> None:

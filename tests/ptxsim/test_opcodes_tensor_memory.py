@@ -414,8 +414,9 @@ def test_columns_that_cannot_be(columns):
         "tcgen05.ld.sync.aligned.32x32b.x4.b32 {r1, r2}, [r3];",
         "tcgen05.ld.sync.aligned.16x64b.x1.pack::16b.b32 {r1}, [r3];",
         "tcgen05.ld.sync.aligned.32x32b.x3.b32 {r1, r2, r3}, [r4];",
-        "tcgen05.cp.cta_group::1.128x256b.b8x16.b4x16_p64 [r1], d1;",
-        "tcgen05.mma.cta_group::1.kind::mxf8f6f4.block_scale [r1], d1, d2, r2, [r3], [r4], p1;",
+        "tcgen05.cp.cta_group::1.128x256b.b8x16 [r1], d1;",
+        "tcgen05.cp.cta_group::1.128x256b.b4x16_p64 [r1], d1;",
+        "tcgen05.mma.sp.cta_group::1.kind::f16 [r1], d1, d2, [r3], r2, p1;",
         "tcgen05.mma.ws.cta_group::1.kind::f16 [r1], d1, d2, r2, p1;",
         "tcgen05.mma.cta_group::1.kind::f16 [r1], d1, d2, r2, r3, p1;",
         "tcgen05.commit.cta_group::1.mbarrier::arrive::one.shared::cluster.b64 [r1], h1;",
@@ -423,5 +424,6 @@ def test_columns_that_cannot_be(columns):
 )
 def test_rejected_at_load(text):
     message = rejection(text)
+    assert ("nor in which direction" in message) == (".shift" in text)
     assert text.split()[0] in message
     assert "PTX line" in message

@@ -322,6 +322,37 @@ def test_copies(shape, group):
     assert np.array_equal(got, want)
 
 
+@pytest.mark.parametrize("group", [1, 2])
+@pytest.mark.parametrize("bits", [4, 6])
+@pytest.mark.parametrize("shape", COPIES)
+def test_copies_that_widen(shape, bits, group):
+    """16 elements of 4 or 6 bits lie at the beginning of 16 bytes; each becomes a byte: 4 bits are in its middle."""
+    rows, words, lanes = COPIES[shape]
+    rng = np.random.default_rng(8)
+    codes = rng.integers(0, 1 << bits, (2, rows, words // 4, 16))
+    data = np.zeros((2, rows, words // 4, 16), np.uint8)
+    for at in np.ndindex(2, rows, words // 4):
+        whole = sum(int(code) << bits * k for k, code in enumerate(codes[at]))
+        data[at] = np.frombuffer(whole.to_bytes(16, "little"), np.uint8)
+    before = rng.integers(0, 1 << 32, (2, 128, 16), np.uint32)
+    shared, stride = np.zeros((2, SHARED), np.uint8), strides(0, False, rows, words, 4)
+    for side in range(2):
+        shared[side, :B_AT] = image(data[side].reshape(rows, -1), 0, False, *stride)
+    commit = COMMIT if group == 2 else COMMIT_ALONE.replace("group::2", "group::1")
+    form = "b8x16.b4x16_p64" if bits == 4 else "b8x16.b6x16_p32"
+    got, found = run(16, shared, before, described(0, 0, *stride), 0, group=group, commit=commit, issuer=0,
+                     wait=WAIT if group == 2 else "setp.ne.u32 p24, rank, 0;\n@p24 bra PAST;\n" + WAIT + "\nPAST:",
+                     issue=f"tcgen05.cp.cta_group::{group}.{shape}.{form} [r29+4], d20;")  # fmt: skip
+    assert found == []
+    wide = (codes << (2 if bits == 4 else 0)).astype(np.uint8).reshape(2, rows, -1).view(np.uint32)
+    want = before.copy()
+    for side in range(group):
+        for row in range(rows):
+            for lane in lanes(row):
+                want[side, lane, 4 : 4 + words] = wide[side, row]
+    assert np.array_equal(got, want)
+
+
 FETCH = (
     HEADER.replace("sm_90a", "sm_100a")
     + """.visible .entry k(.param .align 64 .b8 map[128], .param .u64 x0)
