@@ -41,6 +41,7 @@ MISUSES = {  # messages by the numbers in mbarrier.py, bulk.py and warpgroup.py
     tensor_memory.COPIES_DIFFER: "the four parts of 32 lanes must hold the same scale factors (tcgen05.cp .warpx4)",
     mbarrier.REMOTE: "an mbarrier in another block can be arrived at, and no more",
     mbarrier.ALL_LEFT: "all threads have dropped out of the mbarrier, whose phases need at least one arrival",
+    mbarrier.ENDS_PHASE: "an arrival with .noComplete must not be the last that the phase waits for",
     cluster.NOT_STARTED: "the address lies in another block of the cluster, which may not have started yet",
     cluster.ARRIVES_AGAIN: "a thread that has arrived at the cluster's barrier must wait before it arrives again",
     cluster.NEVER_ARRIVED: "a thread that has not arrived at the cluster's barrier waits there",

@@ -26,10 +26,11 @@ from .watch import ATOMIC, STRONG, draw, report
 
 OF_ALL = STRONG | ATOMIC | isa.SYS << 1  # flags of an access that never races with another of this kind
 MOST_COUNT = (1 << 20) - 1  # the highest count of arrivals, and the highest count of bytes
-EXPECTS, PARITY, TRIES, NOT_COUNTED, COMPLETES, DROPS = 1, 2, 4, 8, 16, 32  # bits in TYPE2 of the instructions
+# bits in TYPE2 of the instructions
+EXPECTS, PARITY, TRIES, NOT_COUNTED, COMPLETES, DROPS, ENDS_NONE = 1, 2, 4, 8, 16, 32, 64
 PATIENT_ANSWERS = 3  # if nothing changes, waits return false so often before this counts as a deadlock
 # details of MISUSE reports; explain.py has the messages
-REMOTE, ALL_LEFT = 24, 25
+REMOTE, ALL_LEFT, ENDS_PHASE = 24, 25, 34
 NOT_SHARED, NO_BARRIER, OVERWRITTEN, AGAIN, BAD_COUNT, TOO_MANY, BEYOND, BAD_BYTES = range(8)
 
 
@@ -194,6 +195,8 @@ def arrive(x, warp, thread, block, owner, line, lane, op, row, index, pc):
         put(row, s.MB_PENDING, get(row, s.MB_PENDING) - count)
         if how & DROPS:  # later phases expect fewer arrivals
             put(row, s.MB_EXPECTED, get(row, s.MB_EXPECTED) - count)
+        if how & ENDS_NONE and get(row, s.MB_PENDING) == 0 and get(row, s.MB_TX) == 0:
+            wrong(x, thread, place, ENDS_PHASE, pc)
     settle_phase(x, owner, row, index)
 
 

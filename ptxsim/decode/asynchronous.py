@@ -7,7 +7,7 @@ import re
 from .. import isa, matrix
 from ..async_store import REDUCES, SPACE_SHIFT
 from ..lowering import Lowering
-from ..mbarrier import COMPLETES, DROPS, EXPECTS, NOT_COUNTED, PARITY, TRIES
+from ..mbarrier import COMPLETES, DROPS, ENDS_NONE, EXPECTS, NOT_COUNTED, PARITY, TRIES
 from ..syntax import Number, Vector
 from ..warpgroup import (
     FROM_REGISTERS,
@@ -69,9 +69,9 @@ KINDS = ("init", "inval", "arrive", "arrive_drop", "test_wait", "try_wait", "pen
 
 
 def mbarrier(low: Lowering, m: Mods) -> None:
-    """Lower any mbarrier instruction, except those with .noComplete."""
+    """Lower any mbarrier instruction."""
     kind = m.take_one(*KINDS)
-    if kind is None or "noComplete" in m.left:
+    if kind is None:
         raise m.fail("is not supported")
     if not m.take_one("b64"):
         raise m.fail("needs .b64")
@@ -97,8 +97,13 @@ def mbarrier(low: Lowering, m: Mods) -> None:
         low.emit(isa.MBEXPECT, isa.B64, how, a=row, c=m.row(1, isa.B32), imm=offset, flags=flags)
         return
     if kind in ("arrive", "arrive_drop"):
+        quiet = m.flag("noComplete", ENDS_NONE)
+        if quiet and {"relaxed", "cluster", "shared::cluster", "expect_tx"} & set(m.left):
+            raise m.fail(".noComplete has no .relaxed, no .expect_tx, and no other block's mbarrier")
+        if quiet and len(m.operands) != 3:
+            raise m.fail(".noComplete needs the count of arrivals as its third operand")
         expects = m.flag("expect_tx", EXPECTS)
-        how = expects | (DROPS if kind == "arrive_drop" else 0)
+        how = expects | quiet | (DROPS if kind == "arrive_drop" else 0)
         flags = flags_of(m, ("release", "relaxed"), isa.RELEASE)
         m.done(3 if expects else 2, 3)
         row, offset, _ = low.memory(m.operands[1])

@@ -146,6 +146,44 @@ def test_wrong_arrivals_and_waits_do_not_order(old, new, kinds):
     assert found_in(INIT.format(count=1) + SEND.replace(old, new)) - {"uninitialised"} == kinds
 
 
+QUIET = """mbarrier.arrive.noComplete.release.cta.shared::cta.b64 d1, [r30], {count};
+mbarrier.pending_count.b64 r1, d1;
+mbarrier.{drop}.noComplete.b64 d2, [d30], 1;
+mbarrier.pending_count.b64 r2, d2;
+mbarrier.test_wait.shared::cta.b64 p1, [r30], d2;
+selp.u32 r3, 1, 0, p1;
+mbarrier.arrive.shared::cta.b64 d3, [r30];
+mbarrier.test_wait.shared::cta.b64 p2, [r30], d1;
+selp.u32 r4, 1, 0, p2;
+st.global.v4.b32 [a0], {{r1, r2, r3, r4}};
+mbarrier.arrive.shared::cta.b64 d4, [r30];
+mbarrier.pending_count.b64 r5, d4;
+st.global.b32 [a0+16], r5;
+"""
+
+
+@CHECKED
+@pytest.mark.parametrize(("drop", "next_phase"), [("arrive", 5), ("arrive_drop", 4)])
+def test_arrivals_that_end_no_phase(check, drop, next_phase):
+    """.noComplete counts like any arrival; the last arrival of the phase is another one."""
+    body = INIT.format(count=5) + "mov.u64 d30, bars; cvta.shared.u64 d30, d30;\n" + QUIET.format(count=3, drop=drop)
+    out = execute(body, np.zeros(5, np.uint32), threads=1, module=BARS, check=check)[0]
+    assert out.tolist() == [5, 2, 0, 1, next_phase]
+
+
+def test_an_arrival_that_must_not_end_its_phase():
+    """It is reported if it does: not while bytes are awaited."""
+    form = "{}mbarrier.arrive.noComplete.shared::cta.b64 d1, [r30], 2;\n{}"
+    for before, after, ends in (
+        ("", "", True),
+        ("mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [r30], 16;\n",
+         "mbarrier.complete_tx.relaxed.cta.shared::cta.b64 [r30], 16;", False),
+    ):  # fmt: skip
+        _, found = launched(INIT.format(count=2) + form.format(before, after), threads=1, module=BARS)
+        assert [report.kind for report in found] == ["misuse"] * ends
+        assert all(".noComplete must not be the last" in report.message for report in found)
+
+
 # ---- waits ----
 @pytest.mark.parametrize("check", [True, False])
 def test_a_wait_that_never_ends_is_reported(check):
@@ -409,7 +447,12 @@ ret;
         "mbarrier.arrive.b64 r1, [r1];",
         "mbarrier.arrive.expect_tx.b64 _, [r1];",
         "mbarrier.test_wait.b64 p1, [r1], r1;",
-        "mbarrier.arrive.noComplete.b64 d1, [r1], 1;",
+        "mbarrier.arrive.noComplete.b64 d1, [r1];",
+        "mbarrier.arrive.noComplete.relaxed.cta.b64 d1, [r1], 1;",
+        "mbarrier.arrive.noComplete.release.cluster.b64 d1, [r1], 1;",
+        "mbarrier.arrive.noComplete.shared::cluster.b64 _, [r1], 1;",
+        "mbarrier.arrive.noComplete.expect_tx.b64 d1, [r1], 1;",
+        "mbarrier.test_wait.noComplete.b64 p1, [r1], d1;",
     ],
 )
 def test_rejected_at_load(text):
