@@ -9,7 +9,7 @@ int32[99]=seed:7<10    random integers in [0, 10)
 data.npy               the array in a file, beside the file with the kernel
 NAME:ARRAY             any of these arrays with a name, for reports and later launches
 texture{ARRAY, OPTION, ...}  the handle of a texture; an option is `4 channels`, `layered`, `clamp`, `border`, `wrap`,
-                       `mirror`, `normalized` (coordinates) or `as floats`
+                       `mirror`, `normalized` (coordinates), `as floats` or `linear` (interpolated)
 surface{ARRAY, OPTION, ...}  the handle of a surface; an option is `4 channels` or `layered`
 NAME                   the array that an earlier launch gave this name; of those made by `each`, the device's own
 NAME@1                 of those made by `each`, the one of device 1
@@ -56,6 +56,7 @@ CHANNELS = re.compile(r"([124]) channels?")
 OPTIONS: dict[str, dict[str, Any]] = {
     **{name: {"address": name} for name in ("clamp", "border", "wrap", "mirror")},
     "layered": {"layered": True}, "normalized": {"normalized": True}, "as floats": {"read": "normalized"},
+    "linear": {"filter": "linear"},
 }  # fmt: skip
 NAMED = re.compile(r"([A-Za-z_]\w*)\s*:\s*(.+)", re.S)
 

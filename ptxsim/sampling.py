@@ -1,9 +1,10 @@
-"""tex, suld, sust, txq and suq: unfiltered textures and surfaces of arrays in global memory.
+"""tex, suld, sust, txq and suq: textures and surfaces of arrays in global memory.
 
 An instruction on a vector is lowered to one instruction for each element, because these lie at different addresses. For
 the checker a texture is read as by ld.global.nc, since its cache does not see writes of the same kernel; accesses to
 surfaces are weak ones. Source: the PTX ISA, "Texture Instructions" and "Surface Instructions", and the CUDA programming
-guide, "Texture Fetching".
+guide, "Texture Fetching". It says that the weights of linear filters have 8 bits after the point, and not how they and
+the sum are rounded: here they are rounded to the nearest, and the sum once to float32.
 """
 
 from __future__ import annotations
@@ -47,6 +48,10 @@ def sample(x, warp, block, line, pc, op, mask):
         value = np.uint64(0)
         if row and op == isa.TEXQUERY:
             value = np.uint64(asked(row, get(line, isa.IMM)))
+        elif row and op == isa.TEX and get(row, s.X_LINEAR) and get(line, isa.FLAGS) & FLOATS:
+            value = np.uint64(u32_of(filtered(x, warp, thread, block, line, lane, row, pc)))
+            if np.int64(get(get(x, s.SCRATCH), lane)) >= 0:
+                size, seen = get(row, s.X_TYPE) & 15, np.int64(isa.GLOBAL)
         elif row and op == isa.TEX:
             address = texel(x, warp, thread, line, lane, row, pc)
             if address > 0 and get(line, isa.IMM) < get(row, s.X_CHANNELS):
@@ -155,6 +160,67 @@ def nearest(row, at, size):
         if mode == s.WRAP or mode == s.MIRROR:
             return min(np.int64(np.floor(at)), size - 1)
     return np.int64(np.floor(min(max(at, np.float32(-1)), np.float32(size))))
+
+
+@jit
+def filtered(x, warp, thread, block, line, lane, row, pc):
+    """The mean of the elements around a lane's coordinates, by the weights of a linear filter: a float32.
+
+    The address of the first of them becomes the lane's entry of SCRATCH: the accesses to it are counted.
+    """
+    flags, channel = get(line, isa.FLAGS), get(line, isa.IMM)
+    if not fits(x, thread, line, row, pc) or channel >= get(row, s.X_CHANNELS):
+        return np.float32(0)
+    size, base, first, axes = get(row, s.X_TYPE) & 15, get(row, s.X_ADDRESS), np.int64(0), flags & 7
+    if flags & LAYER:
+        layer = spread(coordinate(x, warp, line, lane, 0), 4)
+        base += min(max(layer, 0), get(row, s.X_SIZES + 2) - 1) * get(row, s.X_STRIDES + 2)
+        first, axes = np.int64(1), axes - 1
+    total = np.float64(0)
+    for corner in range(1 << axes):
+        address, weight = base + channel * size, np.float64(1)
+        for k in range(axes):
+            at = centred(row, f32_of(np.uint32(coordinate(x, warp, line, lane, first + k))), get(row, s.X_SIZES + k))
+            upper, fraction = (corner >> k) & 1, np.floor((at - np.floor(at)) * 256 + 0.5)
+            weight *= (fraction if upper else 256 - fraction) / 256
+            place = inside(row, np.int64(np.floor(at)) + upper, get(row, s.X_SIZES + k))
+            if place < 0:
+                weight = np.float64(0)
+            address += place * get(row, s.X_STRIDES + k)
+        if weight != 0:
+            if np.int64(get(get(x, s.SCRATCH), lane)) < 0:
+                put(get(x, s.SCRATCH), lane, address)
+            raw = converted(row, fetched(x, warp, thread, block, lane, address, size, NOT_COHERENT, pc))
+            total += weight * np.float64(f32_of(np.uint32(raw)))
+    return np.float32(total)
+
+
+@jit
+def centred(row, at, size):
+    """A coordinate in elements, counted from the middle of the first one: a float64 from -2 to size + 1."""
+    if at != at:
+        return np.float64(-0.5)
+    wide = np.float64(at)
+    if get(row, s.X_NORMALIZED):
+        if get(row, s.X_MODE) == s.WRAP:
+            wide -= np.floor(wide)
+        elif get(row, s.X_MODE) == s.MIRROR:
+            wide -= 2 * np.floor(wide / 2)
+            wide = 2 - wide if wide > 1 else wide
+        wide *= size
+    return min(max(wide - 0.5, np.float64(-2)), np.float64(size + 1))
+
+
+@jit
+def inside(row, place, size):
+    """The element that stands for one at `place` of an axis: itself, by the address mode another, or -1 for none."""
+    if 0 <= place < size:
+        return place
+    if get(row, s.X_MODE) == s.BORDER:
+        return np.int64(-1)
+    if get(row, s.X_NORMALIZED) and get(row, s.X_MODE) == s.WRAP:
+        return place % size
+    return min(max(place, 0), size - 1)
 
 
 @jit

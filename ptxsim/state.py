@@ -108,8 +108,11 @@ PAGE_SHIFT = 8
 
 # ---- a texture or a surface ----
 # MODE: what coordinates outside mean. NORMALIZED: whether coordinates are. FLOATS: whether integers are read as floats
-# of at most 1. SIZES: along x, y and z. STRIDES: bytes there. If LAYERED, the last of each is that of layers
-(X_KIND, X_ADDRESS, X_TYPE, X_CHANNELS, X_DIMENSIONS, X_LAYERED, X_MODE, X_NORMALIZED, X_FLOATS, X_SIZES) = range(10)
+# of at most 1. LINEAR: whether values are interpolated. SIZES: along x, y and z. STRIDES: bytes there. If LAYERED, the
+# last of each is that of layers
+(
+    X_KIND, X_ADDRESS, X_TYPE, X_CHANNELS, X_DIMENSIONS, X_LAYERED, X_MODE, X_NORMALIZED, X_FLOATS, X_LINEAR, X_SIZES,
+) = range(11)  # fmt: skip
 X_STRIDES, X_COUNT = X_SIZES + 3, X_SIZES + 6
 TEXTURE, SURFACE = range(2)
 CLAMP, BORDER, WRAP, MIRROR = range(4)

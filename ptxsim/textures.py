@@ -28,7 +28,7 @@ def texture(
 ) -> int:
     """The handle of a texture object that reads an array. Pass it to a kernel as a `cudaTextureObject_t`.
 
-    The texture has one level, and is not filtered. A kernel that writes to the array while it reads the texture is
+    The texture has one level. A kernel that writes to the array while it reads the texture is
     reported (`not_coherent`).
 
     Parameters
@@ -47,7 +47,8 @@ def texture(
     read : str
         ``"element"``, or ``"normalized"``: integers of 8 and 16 bits become floats from 0 to 1, or from -1 to 1.
     filter : str
-        ``"point"``: the nearest element. The machine has no other filter.
+        ``"point"``: the nearest element. ``"linear"``: float coordinates give the mean of the 2, 4 or 8 elements around
+        them, by weights of 8 bits after the point. It needs floats: an array of them, or ``read="normalized"``.
 
     Returns
     -------
@@ -57,7 +58,7 @@ def texture(
     Raises
     ------
     InputError
-        The array has a form that textures do not have, or the machine lacks the filter.
+        The array has a form that textures do not have, or cannot be filtered so.
 
     Examples
     --------
@@ -66,15 +67,18 @@ def texture(
     >>> image = ptxsim.Machine().device(0).array(np.zeros((64, 64), np.float32))
     >>> handle = ptxsim.texture(image, address="border")
     """
-    if filter != "point":
-        raise InputError(f"filter must be 'point', got {filter!r}: the machine does not interpolate between elements")
+    if filter not in ("point", "linear"):
+        raise InputError(f"filter must be 'point' or 'linear', got {filter!r}")
     if address not in ADDRESSES:
         raise InputError(f"address must be one of {', '.join(ADDRESSES)}, got {address!r}")
     if read not in ("element", "normalized"):
         raise InputError(f"read must be 'element' or 'normalized', got {read!r}")
     if read == "normalized" and (array.dtype.kind not in "iu" or array.dtype.itemsize > 2):
         raise InputError(f"read='normalized' needs integers of 8 or 16 bits, got {array.dtype}")
+    if filter == "linear" and read == "element" and array.dtype.kind != "f":
+        raise InputError(f"filter='linear' needs floats, got {array.dtype}: use read='normalized' (8 and 16 bits only)")
     row = described(array, channels, layered)
+    row[s.X_LINEAR] = int(filter == "linear")
     row[s.X_MODE], row[s.X_NORMALIZED] = ADDRESSES[address], int(normalized)
     row[s.X_FLOATS] = int(read == "normalized")
     return kept(array, row)

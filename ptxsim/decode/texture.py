@@ -1,4 +1,4 @@
-"""Lowers instructions on textures and surfaces that are not filtered."""
+"""Lowers instructions on textures and surfaces."""
 
 from __future__ import annotations
 

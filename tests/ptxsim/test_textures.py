@@ -1,4 +1,4 @@
-"""Unfiltered textures and surfaces, in CUDA C++ that NVRTC compiles and in PTX. NumPy is the oracle."""
+"""Textures without a filter, and surfaces, in CUDA C++ that NVRTC compiles and in PTX. NumPy is the oracle."""
 
 from __future__ import annotations
 
@@ -325,7 +325,8 @@ def test_refusals(text, words):
 
 
 @pytest.mark.parametrize(("shape", "dtype", "options", "words"), [
-    ((8, 8), np.float32, {"filter": "linear"}, "does not interpolate"),
+    ((8, 8), np.float32, {"filter": "cubic"}, "filter must be 'point' or 'linear'"),
+    ((8, 8), np.int16, {"filter": "linear"}, "needs floats, got int16: use read='normalized'"),
     ((8, 8), np.float64, {}, "the array's type"),
     ((8, 8), np.float32, {"channels": 3}, "channels must be 1, 2 or 4"),
     ((8, 8), np.float32, {"channels": 4}, "last dimension must be its 4 channels"),
@@ -365,7 +366,8 @@ def test_a_launch_file(tmp_path):
 
 @compiles
 @pytest.mark.parametrize(("argument", "words"), [
-    ("texture{5}", "begins with an array"), ("texture{float32[8], linear}", "an option of a texture"),
+    ("texture{5}", "begins with an array"), ("texture{float32[8], cubic}", "an option of a texture"),
+    ("texture{int32[8], linear}", "needs floats"), ("surface{float32[8], linear}", "an option of a surface"),
     ("surface{float32[8], wrap}", "an option of a surface"), ("texture{float64[8]}", "the array's type"),
 ])  # fmt: skip
 def test_wrong_arguments(tmp_path, argument, words):
