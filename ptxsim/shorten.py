@@ -24,7 +24,10 @@ SHOWN = 12  # the most turns that are printed
 
 @dataclass(frozen=True)
 class Story:
-    """A fault, the number of turns up to it in the first run, and those of the shortened run as sentences."""
+    """A fault, the number of turns up to it in the first run, and those of the shortened run as sentences.
+
+    turns: empty if the first run has more turns than a machine records, which is too many to shorten.
+    """
 
     fault: Report
     before: int
@@ -32,15 +35,16 @@ class Story:
 
     def said(self) -> str:
         """The story as lines of text."""
-        head = (
-            f"{self.fault.kind} at line {self.fault.line}: {self.before} turns of warps, shortened to {len(self.turns)}"
-        )
+        head = f"{self.fault.kind} at line {self.fault.line}: "
+        if not self.turns:
+            return f"{head}after {self.before} turns of warps or more, too many for a short schedule"
+        head += f"{self.before} turns of warps, shortened to {len(self.turns)}"
         more = len(self.turns) - SHOWN
         return "\n  ".join([head, *self.turns[:SHOWN], *([f"and {more} more"] if more > 0 else [])])
 
 
 def shorten(make: Callable[[], Machine], run: Callable[[Machine], Any], seconds: float = SECONDS) -> Story | None:
-    """Shorten the schedule up to the first fault of a run. Returns None if there is none, or it has too many turns.
+    """Shorten the schedule up to the first fault of a run. Returns None if there is none.
 
     make: makes the machine, with the same seed each time. run: queues the launches and runs them. seconds: after this
     time no further run begins.
@@ -58,11 +62,13 @@ def shorten(make: Callable[[], Machine], run: Callable[[Machine], Any], seconds:
 
     until = time.monotonic() + seconds
     first = attempt(None)
-    if first is None or len(first[0].turns()) == len(first[0].tables["turns"]):
+    if first is None:
         return None
     best, wanted = first
     turns = best.turns()
     before = len(turns)
+    if before == len(best.tables["turns"]):
+        return Story(wanted, before, [])
 
     def shows(plan: np.ndarray) -> bool:
         nonlocal best, turns

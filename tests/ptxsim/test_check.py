@@ -328,6 +328,24 @@ def test_a_schedule_is_shortened(tmp_path, capsys):
     assert "not for scripts" in capsys.readouterr().err
 
 
+def test_a_suppressed_fault_has_no_short_schedule(tmp_path, capsys):
+    """The file has a race and an access out of bounds. A rule covers the one that comes first, then two cover both."""
+    path, rules = tmp_path / "hand_over.ptx", tmp_path / "known.txt"
+    launches = f"// simt: {PUT}\n// simt: {GET}\n// simt: stream a: put<<<1, 64>>>(int32[8]=0)"
+    path.write_text(HAND_OVER.format(launches=launches))
+    rules.write_text("")
+    command = ["check", "--shorten", "--seed", "2", "--suppress", str(rules), str(path)]
+    assert main(command) == 1
+    story = next(line for line in capsys.readouterr().out.split("\n") if "shortened to" in line)
+    kinds = ["race", "out_of_bounds"] if "] race at line" in story else ["out_of_bounds", "race"]
+    for count, code in ((1, 1), (2, 0)):
+        rules.write_text("".join(f"{kind} {path} known\n" for kind in kinds[:count]))
+        assert main(command) == code
+        printed = capsys.readouterr().out
+        assert "shortened to" not in printed
+        assert ("no short schedule: the first fault of this run is suppressed" in printed) == (count == 1)
+
+
 def test_bytes_of_a_structure(tmp_path):
     device = ptxsim.Machine().device(0)
     arguments = launch_arguments.Arguments(device, tmp_path)

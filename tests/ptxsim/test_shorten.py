@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("numba.cuda.extending", reason="numba-cuda is not installed")
 import ptxsim
-from ptxsim import shorten
+from ptxsim import core, shorten
 
 pytestmark = pytest.mark.slow
 
@@ -45,6 +45,14 @@ def test_a_deadlock_has_a_story_too():
     spin = "ld.relaxed.gpu.global.u32 %x, [%s]; setp.eq.u32 %p, %x, 0; @%p bra L;"
     make = partial(ptxsim.Machine, seed=1, patience=2000)
     assert shorten.shorten(make, partial(launched, add=spin, count=1)).fault.kind == "deadlock"
+
+
+def test_too_many_turns_are_said(monkeypatch):
+    """A machine records so many turns; if a run has more, the story says so instead of naming turns."""
+    monkeypatch.setattr(core, "MOST_TURNS", 1)
+    story = shorten.shorten(partial(ptxsim.Machine, seed=5), partial(launched, add=PLAIN, count=40))
+    assert (story.fault.kind, story.turns) == ("race", [])
+    assert story.said().endswith(": after 1 turns of warps or more, too many for a short schedule")
 
 
 def test_a_right_kernel_has_no_story():
