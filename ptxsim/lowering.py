@@ -11,8 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from kernel_cache.texts import whole
-
 from . import isa
 from .program import FunctionInfo
 from .rows import CLOCKS, CLUSTER_REGISTERS, CONSTANT_REGISTERS, FRAME, ONE, PARAMS, SPECIAL, TRASH, ZERO
@@ -97,11 +95,10 @@ class Lowering:
             if name in scope.registers:
                 known[name] = ("row", self.new_row(), scope.registers[name])
                 return known[name]
-            for prefix, (kind, count) in scope.families.items():
-                number = whole(name[len(prefix) :]) if name.startswith(prefix) else None
-                if number is not None and number < count:
-                    known[name] = ("row", self.new_row(), kind)
-                    return known[name]
+            kind = scope.of_family(name)
+            if kind is not None:
+                known[name] = ("row", self.new_row(), kind)
+                return known[name]
         return self.variables.get(name)
 
     def kind(self, operand: Any) -> str:

@@ -445,10 +445,10 @@ class Parser:
         if kind not in SIZES:
             raise PTXError(f"PTX line {line}: registers of type .{kind} are not supported")
         while True:
-            name = self.next()
-            if name in scope.families or name in scope.registers:
+            name, family = self.next(), self.accept("<")
+            if name in scope.families if family else name in scope.registers or scope.of_family(name):
                 raise PTXError(f"PTX line {line}: {name} is declared a second time")
-            if self.accept("<"):
+            if family:
                 scope.families[name] = (kind, self.integer())
                 self.expect(">")
             else:

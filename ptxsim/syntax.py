@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from kernel_cache.texts import whole
+
 from .errors import InputError
 
 
@@ -114,6 +116,14 @@ class Scope:
     families: dict[str, tuple[str, int]] = field(default_factory=dict)  # prefix -> (type, count)
     variables: dict[str, Variable] = field(default_factory=dict)
     targets: dict[str, list[str]] = field(default_factory=dict)  # .branchtargets
+
+    def of_family(self, name: str) -> str | None:
+        """The type of a register that a family, such as r<9>, declares; None for other names, such as r itself."""
+        for prefix, (kind, count) in self.families.items():
+            number = whole(name[len(prefix) :]) if name.startswith(prefix) else None
+            if number is not None and number < count:
+                return kind
+        return None
 
 
 @dataclass

@@ -6,6 +6,7 @@ It takes a device and returns the grid, the arguments, and a function that raise
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import ml_dtypes
@@ -249,3 +250,39 @@ def dropout(d: Any) -> Run:
         np.testing.assert_allclose(got[got != 0], x[got != 0] / WIDE(0.5), rtol=1e-6)
 
     return 4, [d.array(x), y, 2000, WIDE(0.5), 123], right
+
+
+FLOATS = {"e4m3": ml_dtypes.float8_e4m3fn, "e5m2": ml_dtypes.float8_e5m2, "e2m1": ml_dtypes.float4_e2m1fn}
+
+
+def narrow(rows: int, k: int, kind: str) -> tuple[np.ndarray, np.ndarray]:
+    """(bytes, values) of random numbers of a type, without NaN and infinities: two of e2m1 in a byte."""
+    codes = rng.integers(0, 16 if kind == "e2m1" else 256, (rows, k)).astype(np.uint8)
+    if kind != "e2m1":
+        codes &= 0xBF
+    values = codes.view(FLOATS[kind]).astype(np.float64)
+    return (codes[:, ::2] | codes[:, 1::2] << 4 if kind == "e2m1" else codes), values
+
+
+def scaled(d: Any, kind_a: str, kind_b: str, m: int, n: int, k: int, block: int) -> Run:
+    """A product of two types with scale factors: powers of two for blocks of 32, e4m3 for blocks of 16."""
+    (a, wide_a), (b, wide_b) = narrow(m, k, kind_a), narrow(n, k, kind_b)
+    low, high, type_ = (117, 138, ml_dtypes.float8_e8m0fnu) if block == 32 else (0, 127, ml_dtypes.float8_e4m3fn)
+    sa, sb = (rng.integers(low, high, (rows, k // block)).astype(np.uint8) for rows in (m, n))
+    wide_a *= np.repeat(sa.view(type_).astype(np.float64), block, 1)
+    wide_b *= np.repeat(sb.view(type_).astype(np.float64), block, 1)
+    out = d.empty((m, n), WIDE)
+
+    def right() -> None:
+        bound = np.abs(wide_a) @ np.abs(wide_b).T  # of what rounding can add up to
+        assert (np.abs(out.copy_to_host() - wide_a @ wide_b.T) <= bound * 1e-6).all()
+
+    return 1, [*(d.array(one) for one in (a, sa, b, sb)), out], right
+
+
+mx_e4m3 = partial(scaled, kind_a="e4m3", kind_b="e4m3", m=128, n=128, k=128, block=32)
+mx_e4m3_e5m2 = partial(scaled, kind_a="e4m3", kind_b="e5m2", m=128, n=64, k=256, block=32)
+mx_e4m3_e2m1 = partial(scaled, kind_a="e4m3", kind_b="e2m1", m=128, n=64, k=128, block=32)
+mx_e2m1_e5m2 = partial(scaled, kind_a="e2m1", kind_b="e5m2", m=128, n=32, k=128, block=32)
+mx_e2m1 = partial(scaled, kind_a="e2m1", kind_b="e2m1", m=128, n=128, k=128, block=32)
+nv_e2m1 = partial(scaled, kind_a="e2m1", kind_b="e2m1", m=128, n=256, k=256, block=16)

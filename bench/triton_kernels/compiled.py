@@ -1,8 +1,8 @@
 """Compiles Triton kernels to PTX, without a GPU: python compiled.py FILE FOLDER ARCH ...
 
-FILE is a Python file with the functions that KERNELS names; it is not part of Aristos. FOLDER gets NAME.ARCH.ptx, and
-index.json: for each file its kernel, bytes of shared memory and of scratch for a block, or why Triton does not compile
-it. Triton's own Python runs this file.
+FILE is a Python file with some of the functions that KERNELS names; only scaled.py is part of Aristos. FOLDER gets
+NAME.ARCH.ptx, and index.json: for each file its kernel, bytes of shared memory and of scratch for a block, or why
+Triton does not compile it. Triton's own Python runs this file.
 """
 
 from __future__ import annotations
@@ -22,6 +22,17 @@ TILES = {"BLOCK_SIZE_M": 64, "BLOCK_SIZE_N": 64, "BLOCK_SIZE_K": 32}
 MATMUL = {**TILES, "GROUP_SIZE_M": 4, "stride_ak": 1, "stride_bn": 1, "stride_cn": 1}
 BIG = {"BLOCK_SIZE_M": 128, "BLOCK_SIZE_N": 128, "BLOCK_SIZE_K": 64}
 DOT = {"BM": 64, "BN": 64, "BK": 64}
+TYPES = {"e4m3": "*fp8e4nv", "e5m2": "*fp8e5", "e2m1": "*u8"}
+
+
+def scaled(a: str, b: str, m: int, n: int, k: int, block: int) -> tuple[str, list[str], dict[str, Any], int | None]:
+    """The row of KERNELS of a product of two types with a scale factor for each block of elements: of 32, or 16."""
+    factors = "*u8" if block == 32 else "*fp8e4nv"
+    constants = {"M": m, "N": n, "K": k, "BLOCK": block, "A_TYPE": a, "B_TYPE": b}
+    packed = {"A_PACKED": 1 + (a == "e2m1"), "B_PACKED": 1 + (b == "e2m1")}
+    return "scaled_kernel", [TYPES[a], factors, TYPES[b], factors, F], {**constants, **packed}, None
+
+
 MAPS = ["tensordesc<fp16[128, 64]>", "tensordesc<fp16[128, 64]>", "tensordesc<fp16[128, 128]>"]
 KERNELS = {  # by name: the function's name, the types of its arguments, its constants, the stages of its pipeline
     "add": ("add_kernel", [F, F, F, N], {"BLOCK_SIZE": 1024}, None),
@@ -44,6 +55,13 @@ KERNELS = {  # by name: the function's name, the types of its arguments, its con
     "sort": ("sort_kernel", [P, P], {"N": 256}, None),
     "hist": ("hist_kernel", [P, P], {"N": 512, "BINS": 32}, None),
     "dropout": ("dropout_kernel", [F, F, N, "fp32", N], {"BLOCK": 512}, None),
+    # the kernel of these is in scaled.py
+    "mx_e4m3": scaled("e4m3", "e4m3", 128, 128, 128, 32),
+    "mx_e4m3_e5m2": scaled("e4m3", "e5m2", 128, 64, 256, 32),
+    "mx_e4m3_e2m1": scaled("e4m3", "e2m1", 128, 64, 128, 32),
+    "mx_e2m1_e5m2": scaled("e2m1", "e5m2", 128, 32, 128, 32),
+    "mx_e2m1": scaled("e2m1", "e2m1", 128, 128, 128, 32),
+    "nv_e2m1": scaled("e2m1", "e2m1", 128, 256, 256, 16),
 }
 ODD = ("n_elements", "n_cols", "seed", "n", "num_valid_tokens", "group_size", "n_rows")  # may be no multiples of 16
 

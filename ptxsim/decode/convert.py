@@ -72,8 +72,9 @@ def convert(low: Lowering, m: Mods) -> None:
         flags |= whole | isa.INTEGER if whole >= 0 else 0
     elif floats[1]:
         exact = floats[0] and (to == isa.F64 or (to == isa.F32 and source != isa.F64))
+        halves = {to, source} == {isa.F16, isa.BF16}  # ptxas takes them without a rounding, and means the nearest
         table = {**DIRECTED, "rna": isa.RNA} if to == isa.TF32 else DIRECTED
-        flags |= m.choose(table, isa.RN if exact else None)
+        flags |= m.choose(table, isa.RN if exact or halves else None)
     if source == isa.F32 and to in (*HALVES, isa.TF32):
         flags |= m.flag("relu", isa.RELU) | m.flag("satfinite", isa.FINITE)
     if to not in (isa.BF16, isa.F16X2, isa.BF16X2, isa.TF32):

@@ -56,6 +56,8 @@ ZEROS = np.zeros(64, np.uint32)
         ("bra NOWHERE;", "line 7: the label NOWHERE is not defined"),
         ("X: add.u32 %r1, %r1, 1; X: bra X;", "line 7: label X must be defined once"),
         (".reg .b32 %r<5>;", "line 7: %r is declared a second time"),
+        (".reg .b32 %r1;", "line 7: %r1 is declared a second time"),
+        (".reg .b32 %q; .reg .b64 %q;", "line 7: %q is declared a second time"),
         ("call foo;", "function foo is neither in the module nor built in"),
         ("ld.param.u32 %r1, [nope];", "nope is not declared"),
         ("ld.global.v4.u32 {%r1, %r2}, [%d1];", "vector"),
@@ -117,6 +119,21 @@ def test_results_of_other_sizes_are_accepted():
         "cvt.u8.u32 %d1, %r1; cvt.u16.u32 %r1, %r2;"
     )
     assert launch(kernel(body), ZEROS) == []
+
+
+def test_a_register_beside_a_family_of_its_name():
+    """a<2> declares a0 and a1, not a. A register of a family may have its own declaration before, as for ptxas."""
+    body = (
+        "{ .reg .b32 a; .reg .b16 a<2>; mov.b32 a, 0x50003; mov.b32 {a0, a1}, a; cvt.u32.u16 %r1, a0; "
+        "cvt.u32.u16 %r2, a1; add.u32 %r1, %r1, %r2; } "
+        "{ .reg .b64 b1; .reg .b32 b<2>; mov.u64 b1, 7; cvt.u32.u64 b0, b1; add.u32 %r1, %r1, b0; } "
+        "ld.param.u64 %d2, [x]; st.global.u32 [%d2], %r1;"
+    )
+    machine = ptxsim.Machine()
+    array = machine.device(0).array(np.zeros(1, np.uint32))
+    machine.device(0).launch(kernel(body), 1, 1, array)
+    assert machine.run() == []
+    assert array.copy_to_host()[0] == 15
 
 
 @pytest.mark.parametrize(
