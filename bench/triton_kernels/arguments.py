@@ -269,15 +269,33 @@ def scaled(d: Any, kind_a: str, kind_b: str, m: int, n: int, k: int, block: int)
     (a, wide_a), (b, wide_b) = narrow(m, k, kind_a), narrow(n, k, kind_b)
     low, high, type_ = (117, 138, ml_dtypes.float8_e8m0fnu) if block == 32 else (0, 127, ml_dtypes.float8_e4m3fn)
     sa, sb = (rng.integers(low, high, (rows, k // block)).astype(np.uint8) for rows in (m, n))
+    out = d.empty((m, n), WIDE)
     wide_a *= np.repeat(sa.view(type_).astype(np.float64), block, 1)
     wide_b *= np.repeat(sb.view(type_).astype(np.float64), block, 1)
-    out = d.empty((m, n), WIDE)
+    return 1, [*(d.array(one) for one in (a, sa, b, sb)), out], lambda: rounded_sum(out, wide_a, wide_b)
 
-    def right() -> None:
-        bound = np.abs(wide_a) @ np.abs(wide_b).T  # of what rounding can add up to
-        assert (np.abs(out.copy_to_host() - wide_a @ wide_b.T) <= bound * 1e-6).all()
 
-    return 1, [*(d.array(one) for one in (a, sa, b, sb)), out], right
+def rounded_sum(out: Any, a: np.ndarray, b: np.ndarray) -> None:
+    """Raise AssertionError if an array is not the product of a and the transpose of b, up to the rounding of sums."""
+    bound = np.abs(a) @ np.abs(b).T
+    assert (np.abs(out.copy_to_host() - a @ b.T) <= bound * 2e-6).all()
+
+
+def mx_maps(d: Any) -> Run:
+    """A pipeline of tensor maps, copies of scale factors to tensor memory, and products."""
+    k, block, operands, given = 512, 32, [], []
+    for _ in range(2):
+        codes, values = narrow(128, k, "e4m3")
+        factors = rng.integers(117, 138, (128, k // block)).astype(np.uint8)
+        operands.append(values * np.repeat(factors.view(ml_dtypes.float8_e8m0fnu).astype(np.float64), block, 1))
+        # rows r, r + 32, r + 64 and r + 96 of 4 blocks lie next to each other
+        tiles = np.ascontiguousarray(factors.reshape(4, 32, -1, 4).transpose(2, 1, 0, 3)).reshape(1, 1, -1, 2, 256)
+        sizes = tiles.shape
+        strides = [sizes[1] * sizes[2] * 512, sizes[2] * 512, 512, 256, 1]
+        given += [ptxsim.tensor_map(d.array(codes), (128, 128), swizzle=128), 128, k, k, 1]
+        given += [ptxsim.tensor_map(d.array(tiles), (1, 1, 1, 2, 256), swizzle=0), *sizes, *strides]
+    out = d.empty((128, 128), WIDE)
+    return 1, [*given, out, k], lambda: rounded_sum(out, *operands)
 
 
 mx_e4m3 = partial(scaled, kind_a="e4m3", kind_b="e4m3", m=128, n=128, k=128, block=32)

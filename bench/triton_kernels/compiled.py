@@ -33,6 +33,8 @@ def scaled(a: str, b: str, m: int, n: int, k: int, block: int) -> tuple[str, lis
     return "scaled_kernel", [TYPES[a], factors, TYPES[b], factors, F], {**constants, **packed}, None
 
 
+SCALED_MAPS = ["tensordesc<fp8e4nv[128, 128]>", "tensordesc<u8[1, 1, 1, 2, 256]>"] * 2 + [F, N]
+SCALED_SIZES = {"M": 128, "N": 128, "DEPTH": 128, "BLOCK": 32, "TYPE": "e4m3"}
 MAPS = ["tensordesc<fp16[128, 64]>", "tensordesc<fp16[128, 64]>", "tensordesc<fp16[128, 128]>"]
 KERNELS = {  # by name: the function's name, the types of its arguments, its constants, the stages of its pipeline
     "add": ("add_kernel", [F, F, F, N], {"BLOCK_SIZE": 1024}, None),
@@ -55,13 +57,14 @@ KERNELS = {  # by name: the function's name, the types of its arguments, its con
     "sort": ("sort_kernel", [P, P], {"N": 256}, None),
     "hist": ("hist_kernel", [P, P], {"N": 512, "BINS": 32}, None),
     "dropout": ("dropout_kernel", [F, F, N, "fp32", N], {"BLOCK": 512}, None),
-    # the kernel of these is in scaled.py
+    # the kernels of these are in scaled.py
     "mx_e4m3": scaled("e4m3", "e4m3", 128, 128, 128, 32),
     "mx_e4m3_e5m2": scaled("e4m3", "e5m2", 128, 64, 256, 32),
     "mx_e4m3_e2m1": scaled("e4m3", "e2m1", 128, 64, 128, 32),
     "mx_e2m1_e5m2": scaled("e2m1", "e5m2", 128, 32, 128, 32),
     "mx_e2m1": scaled("e2m1", "e2m1", 128, 128, 128, 32),
     "nv_e2m1": scaled("e2m1", "e2m1", 128, 256, 256, 16),
+    "mx_maps": ("scaled_maps_kernel", SCALED_MAPS, SCALED_SIZES, 3),
 }
 ODD = ("n_elements", "n_cols", "seed", "n", "num_valid_tokens", "group_size", "n_rows")  # may be no multiples of 16
 

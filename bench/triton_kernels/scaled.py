@@ -1,4 +1,4 @@
-"""A Triton kernel whose product has scale factors for blocks. compiled.py compiles it with several types."""
+"""Triton kernels whose products have scale factors for blocks. compiled.py compiles the first for several types."""
 
 from __future__ import annotations
 
@@ -23,4 +23,25 @@ def scaled_kernel(
     x_factors = tl.load(sa + rows[:, None] * (K // BLOCK) + factors[None, :])
     y_factors = tl.load(sb + columns[:, None] * (K // BLOCK) + factors[None, :])
     total = tl.dot_scaled(x, x_factors, A_TYPE, y.T, y_factors, B_TYPE)
+    tl.store(c + rows[:, None] * N + columns[None, :], total)
+
+
+@triton.jit
+def scaled_maps_kernel(
+    a, sa, b, sb, c, K,
+    M: tl.constexpr, N: tl.constexpr, DEPTH: tl.constexpr, BLOCK: tl.constexpr, TYPE: tl.constexpr,
+):  # fmt: skip
+    """As `scaled_kernel`, in a pipeline: tensor maps fetch the operands and the factors.
+
+    sa, sb: maps of [1, rows / 128, K / BLOCK / 4, 2, 256] bytes, in the order of cuBLAS: of 128 rows and 4 blocks.
+    """
+    total = tl.zeros((M, N), tl.float32)
+    for k in tl.range(0, K, DEPTH):
+        x, y = a.load([0, k]), b.load([0, k])
+        x_factors = sa.load([0, 0, k // BLOCK // 4, 0, 0]).reshape(M // 128, DEPTH // BLOCK // 4, 32, 4, 4)
+        y_factors = sb.load([0, 0, k // BLOCK // 4, 0, 0]).reshape(N // 128, DEPTH // BLOCK // 4, 32, 4, 4)
+        x_factors = x_factors.trans(0, 3, 2, 1, 4).reshape(M, DEPTH // BLOCK)
+        y_factors = y_factors.trans(0, 3, 2, 1, 4).reshape(N, DEPTH // BLOCK)
+        total = tl.dot_scaled(x, x_factors, TYPE, y.T, y_factors, TYPE, total)
+    rows, columns = tl.arange(0, M), tl.arange(0, N)
     tl.store(c + rows[:, None] * N + columns[None, :], total)

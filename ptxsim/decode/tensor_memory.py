@@ -29,7 +29,8 @@ from .mods import Mods
 SHAPES = {"32x32b": (LANE_32, 1), "16x64b": (PARTS_64, 1), "16x128b": (PARTS_128, 2), "16x256b": (PARTS_256, 4),
           "16x32bx2": (TWICE_32, 1)}  # fmt: skip
 KINDS = {"kind::f16": F16_KIND, "kind::tf32": TF32_KIND, "kind::f8f6f4": F8_KIND, "kind::i8": I8_KIND}
-SCALED = {  # of products with .block_scale: the kind, and by the words for it the scale factors of a row
+# of products with .block_scale: the kind, and by the words for it the scale factors of a row
+SCALED: dict[str, tuple[int, dict[str | None, int]]] = {
     "kind::mxf8f6f4": (MX_KIND, {None: 1, "scale_vec::1X": 1, "block32": 1}),
     "kind::mxf4": (MX4_KIND, {None: 2, "scale_vec::2X": 2, "block32": 2}),
     "kind::mxf4nvf4": (NV4_KIND, {"scale_vec::2X": 2, "block32": 2, "scale_vec::4X": 4, "block16": 4}),

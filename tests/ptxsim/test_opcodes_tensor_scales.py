@@ -250,6 +250,17 @@ def test_a_pair_of_blocks(kind, type_, each, words, scale, issuer):
     assert np.array_equal(got[:, :, :n].copy().view(np.float32), placed(summed(d, *scaled)))
 
 
+@pytest.mark.parametrize(("left_out", "kinds"), [
+    ({"middle": STORE.replace("tcgen05.wait::st.sync.aligned;", "")}, {"missing_wait"}),
+    ({"before": ""}, {"missing_fence"}),  # tcgen05.fence::before_thread_sync
+])  # fmt: skip
+def test_factors_are_ordered_like_other_columns(left_out, kinds):
+    """A product reads the factors: tcgen05.st of other warps before it needs a wait and fences."""
+    got, want, found = product("mxf8f6f4", "e4m3", "e4m3", 16, **left_out)
+    assert {report.kind for report in found} == kinds
+    assert np.array_equal(got, want)
+
+
 def other_copy(table):
     table[70, 0] ^= 0xFF
     return table
