@@ -36,8 +36,8 @@ MISUSES = {  # messages by the numbers in mbarrier.py, bulk.py and warpgroup.py
     tensor_memory.BAD_PRODUCT: "the machine lacks the shape, types or swizzle that these descriptors name",
     tensor_memory.NO_PAIR: "needs a pair of blocks: a cluster in which a block's rank differs in the last bit alone",
     tensor_memory.OTHER_COUNT: "one warp of each block of the pair must allocate, and equally many columns",
-    tensor_memory.BAD_SCALES: "scale factors must begin in lane 0, outside of D, in the first byte of a group of as "
-    "many bytes as a row has factors; the highest bit of UE4M3 must be 0",
+    tensor_memory.BAD_SCALES: "scale factors must begin in lane 0, must not overlap D, and must begin at a byte that "
+    "is a multiple of the number of factors of a row; the highest bit of a UE4M3 factor must be 0",
     tensor_memory.COPIES_DIFFER: "the four parts of 32 lanes must hold the same scale factors (tcgen05.cp .warpx4)",
     mbarrier.REMOTE: "an mbarrier in another block can be arrived at, and no more",
     mbarrier.ALL_LEFT: "all threads have dropped out of the mbarrier, whose phases need at least one arrival",
@@ -138,7 +138,7 @@ def explain(machine: Core, row: Any) -> list[Report]:
         elif detail == warpgroup.LOAD_PENDING:
             message = f"{opcode} touches a register that a tcgen05.ld writes until its warp runs tcgen05.wait::ld"
     elif kind == s.MISUSE:
-        placed = (cluster.NOT_STARTED, cluster.OTHER_BLOCK, mbarrier.REMOTE, mbarrier.ALL_LEFT)
+        placed = (cluster.NOT_STARTED, cluster.OTHER_BLOCK, mbarrier.REMOTE, mbarrier.ALL_LEFT, mbarrier.ENDS_PHASE)
         where = where if mbarrier.NOT_SHARED < detail < bulk.BAD_SIZE or detail in placed else ""
         message = f"{opcode}: {MISUSES[detail]}" + (f" ({where})" if where else "")
     if row[s.R_SPACE] == isa.LOCAL and kind == s.MISSING_FENCE:

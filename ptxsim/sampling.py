@@ -3,8 +3,9 @@
 An instruction on a vector is lowered to one instruction for each element, because these lie at different addresses. For
 the checker a texture is read as by ld.global.nc, since its cache does not see writes of the same kernel; accesses to
 surfaces are weak ones. Source: the PTX ISA, "Texture Instructions" and "Surface Instructions", and the CUDA programming
-guide, "Texture Fetching". It says that the weights of linear filters have 8 bits after the point, and not how they and
-the sum are rounded: here they are rounded to the nearest, and the sum once to float32.
+guide, "Texture Fetching". The guide says that the weights of linear filters have 8 bits after the point. It does not
+say how the weights and the sum are rounded. Here the weights are rounded to the nearest, and the sum is rounded once to
+float32.
 """
 
 from __future__ import annotations
@@ -166,7 +167,7 @@ def nearest(row, at, size):
 def filtered(x, warp, thread, block, line, lane, row, pc):
     """The mean of the elements around a lane's coordinates, by the weights of a linear filter: a float32.
 
-    The address of the first of them becomes the lane's entry of SCRATCH: the accesses to it are counted.
+    The address of the first element that is read becomes the lane's entry of SCRATCH, so only this access is counted.
     """
     flags, channel = get(line, isa.FLAGS), get(line, isa.IMM)
     if not fits(x, thread, line, row, pc) or channel >= get(row, s.X_CHANNELS):
@@ -207,13 +208,15 @@ def centred(row, at, size):
         elif get(row, s.X_MODE) == s.MIRROR:
             wide -= 2 * np.floor(wide / 2)
             wide = 2 - wide if wide > 1 else wide
+        if wide != wide:  # an infinite coordinate has no place in a pattern that repeats
+            return np.float64(-0.5)
         wide *= size
     return min(max(wide - 0.5, np.float64(-2)), np.float64(size + 1))
 
 
 @jit
 def inside(row, place, size):
-    """The element that stands for one at `place` of an axis: itself, by the address mode another, or -1 for none."""
+    """The element that is read for `place`, which may lie outside the axis; -1 if the border's value counts there."""
     if 0 <= place < size:
         return place
     if get(row, s.X_MODE) == s.BORDER:

@@ -21,7 +21,8 @@ from .tensor_memory import BAD_SCALES, COLUMNS, COPIES_DIFFER, EVERY_PART, LANES
 MX_KIND, MX4_KIND, NV4_KIND = 4, 5, 6  # kinds of products, after those of tensor_product.py
 FACTORS_SHIFT = 4  # place in FLAGS of the factors of a row: 1, 2 or 4
 BY_EXPONENT = 1 << 23  # bit of the instruction descriptor: factors are of UE8M0, not of UE4M3
-RESERVED = 0x8700104F  # of the descriptor, with the bits for sparse A and for a depth of 96; bit 12 of MX4_KIND and on
+# bits of the descriptor that must be 0, those for sparse A and for a depth of 96 included; bit 12 only from MX4_KIND on
+RESERVED = 0x8700104F
 TURNED_A, TURNED_B = 1 << 15, 1 << 16
 
 
@@ -96,8 +97,8 @@ def take_factors(x, thread, block, at, first, each, count, exponents, used, n, n
 def row_of_scaled(cells, a, b, row, n, depth, each, adds, sign, factors_a, factors_b):
     """A row of D, in float32.
 
-    A product has at most 12 bits, and a sum at most 24. So float64 is wide enough that its rounding of a sum, followed
-    by that to float32, gives the same as one rounding.
+    The product of two elements and two factors has at most 12 bits, and a sum at most 24. So float64 is wide enough:
+    its rounding of a sum, followed by that to float32, gives the same as one rounding.
     """
     total = np.zeros(256, np.float32)
     if adds:

@@ -26,7 +26,7 @@ SHOWN = 12  # the most turns that are printed
 class Story:
     """A fault, the number of turns up to it in the first run, and those of the shortened run as sentences.
 
-    turns: empty if the first run has more turns than a machine records, which is too many to shorten.
+    turns: empty if the first run has as many turns as a machine records, or more; then it is not shortened.
     """
 
     fault: Report
@@ -36,7 +36,7 @@ class Story:
     def said(self) -> str:
         """The story as lines of text."""
         head = f"{self.fault.kind} at line {self.fault.line}: "
-        if not self.turns:
+        if self.before and not self.turns:
             return f"{head}after {self.before} turns of warps or more, too many for a short schedule"
         head += f"{self.before} turns of warps, shortened to {len(self.turns)}"
         more = len(self.turns) - SHOWN
@@ -44,7 +44,7 @@ class Story:
 
 
 def shorten(make: Callable[[], Machine], run: Callable[[Machine], Any], seconds: float = SECONDS) -> Story | None:
-    """Shorten the schedule up to the first fault of a run. Returns None if there is none.
+    """Shorten the schedule up to the first fault of a run. Returns None if the run has no fault.
 
     make: makes the machine, with the same seed each time. run: queues the launches and runs them. seconds: after this
     time no further run begins.

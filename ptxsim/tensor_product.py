@@ -102,7 +102,7 @@ def commit(x, warp, thread, block, lane, at, pc):
 def kinds_of(kind, shape, each):
     """The kinds of elements (matrix.py) of A and B, as a pair; -1 for what the machine lacks.
 
-    shape: the instruction descriptor. each: the scale factors of a row, if there are any.
+    shape: the instruction descriptor. each: how many scale factors a row has; 0 without .block_scale.
     """
     if kind >= MX_KIND:
         return scaled_kinds(kind, shape, each)

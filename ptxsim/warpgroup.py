@@ -290,7 +290,7 @@ def operand(x, warp, thread, block, pc, descriptor, kind, unsigned, transposed, 
 
 @jit
 def read_part(x, thread, block, place, kind, pc):
-    """Check and record that the agent that is set reads 16 bytes of an operand, without those that are padding."""
+    """Check and record that the agent that is set reads 16 bytes of an operand. Padding in them is not read."""
     size = bytes_used(kind)
     if size < PART:
         grain = shadow_of(x, block, isa.SHARED, place)[1]

@@ -1,7 +1,7 @@
 """`aristos explore`: run the engine's protocol under schedules that a checker chooses, and look for races and hangs.
 
-Exit codes: 0 nothing found, 1 a bug was found, 2 usage, no stdout to write to, no greenlet, or no deliberate bugs,
-3 an exhaustive search ran out of time, 130 Ctrl-C.
+Exit codes: 0 nothing found (with --mutation: every bug was found), 1 a bug was found (with --mutation: one was not),
+2 usage, no stdout to write to, no greenlet, or no deliberate bugs, 3 an exhaustive search ran out of time, 130 Ctrl-C.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def options(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--transport",
         choices=("shm", "rma", "mixed", "levels", "proxy"),
-        help="how puts reach a rank; levels: between nodes, with two levels; proxy: between nodes, for ranks on GPUs"
-        " (shm)",
+        help="how puts reach a rank; shm: one node; rma: each rank is a node; mixed: nodes of several ranks; levels:"
+        " the same with two levels; proxy: between nodes, for ranks on GPUs (shm)",
     )
     parser.add_argument(
         "--stay",

@@ -70,7 +70,7 @@ NAMES = {
     ENDED: "the epoch of the call that it has ended",
     POISON_CAUSE: "the cause in its poison word",
     POISON_ORIGIN: "the failed rank in its poison word",
-    LINK: "the pair that its index names as the one before",
+    LINK: "the number of the pair before a pair, in its links",
     STAGED: "its count of staged outputs",
 }
 
@@ -174,6 +174,6 @@ def poison_limits(world):
 
 @jit
 def poison(job, st, peer, origin, cause):
-    """Whether a poison word from `peer` may name this rank and this cause."""
+    """Whether a poison word from `peer` may name the rank `origin` and this cause."""
     least, most, last = poison_limits(job[words.WORLD])
     return within(st, peer, POISON_CAUSE, cause, least, most) and within(st, peer, POISON_ORIGIN, origin, 0, last)

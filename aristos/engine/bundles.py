@@ -73,7 +73,8 @@ def claim(job, st, worker, peer):
     sent = st[words.sent_rows(job, peer)]
     space = ring - sent + freed(job, st, peer)
     first = next_token(job, st, peer)
-    # as many pairs for each owner, or its experts would get fewer rows at once and read their weights more often
+    # the stream of n owners has n * BUNDLE_PAIRS pairs: with fewer, each expert would get fewer rows at once, and
+    # workers would read its weights more often
     most_pairs = job[words.BUNDLE_PAIRS] * (st[words.stream_end(job, peer)] - st[words.stream_first(job, peer)])
     end = end_token(job, st, peer, first, min(space, most_pairs))
     pair, most = sent, min(job[words.TILE], ring)
@@ -147,9 +148,9 @@ def pair_before(job, st, token, low, high):
 
 @jit
 def adding_pair(job, st, token, low, high):
-    """The packed row of the pair whose owner adds up a token's outputs, so that owners add up equally many; or -1.
+    """The packed row of the pair whose owner adds up the outputs of `token`; -1 if no pair of it is in low..high.
 
-    It is pair number token mod n of the token's n pairs in low..high.
+    It is pair number token mod n of the token's n pairs in low..high, so that owners add up about equally often.
     """
     pairs, packed = pairs_of(job, st, token, low, high), high
     for _ in range(pairs - token % max(1, pairs)):
@@ -159,7 +160,7 @@ def adding_pair(job, st, token, low, high):
 
 @jit
 def number_of(job, st, packed, low, high):
-    """The number of the pair of a packed row in the claimed bundle, whose slot is one of low..high."""
+    """The number of a packed row's pair in the claimed bundle. The row's slot must be one of low..high."""
     while high - low > 1:
         middle = (low + high) // 2
         if st[words.offset(job, middle)] <= packed:

@@ -7,7 +7,8 @@ peer; with two levels only the window for remote peers has return rows, where lo
     return_rows[N]                     outputs of own tokens, as wide as the call's rows; written by the experts' owners
     region[p]                          written by p alone, except staged rows
 
-A region whose stream has a ring of R rows. Each part begins on a line of 64 bytes, so that no two writers share a line:
+A region whose stream has a ring of R rows has these parts. Each begins on a line of 64 bytes, so that no two writers
+share a line:
 
     words                              two lines, see schema.LINE_WORDS and ENDED. In a remote region their place is
                                        taken by the words in the form that MPI puts, {value, complement}
@@ -24,9 +25,9 @@ region but words and return records is a *stream*: what its writer puts for all 
 here. Ranks of the node stage their outputs beside it. A remote peer whose rows lie at another rank of this node has a
 short region here, which ends before the announcements (`Nodes.stream`).
 
-For each remote peer a rank also keeps an *outbox*, from which MPI puts, laid out like a region, the words that have
-arrived, and at one level R staged output rows. A GPU may keep the outbox's ring and the staged rows in its own memory
-(tables `out_ring`, `staged`).
+For each remote peer a rank also keeps an *outbox*, which is laid out like a region, and from which MPI puts. Beside it
+the rank keeps the words that have arrived, and at one level R staged output rows. A GPU may keep the outbox's ring and
+the staged rows in its own memory (tables `out_ring`, `staged`).
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ RETURN_RECORD_BYTES = WORD * words.RETURNED_WORDS
 CODED_BYTES = 2 * LINE  # the words of a line in the form that MPI puts
 assert WORD * words.CODED_WORDS * words.LINE_WORDS <= CODED_BYTES
 RING_BUDGET = 192 << 20  # default bytes of all places for rows: rings, their copies in outboxes, staged outputs
-PLACES_EACH = 3  # places for each row of a remote peer's ring: there, in the outbox, and of its staged output
+PLACES_EACH = 3  # places for each row of a remote peer's ring: in the ring, in the outbox, and for the staged output
 LEAST_RING = 64  # least rows of a ring, even beyond RING_BUDGET; a ring is smaller only if calls have fewer rows
 
 
@@ -82,7 +83,7 @@ class EngineShape:
         added = ("announced", "places", "local_peers")
         both = EngineShape(self.world, **{n: max(getattr(self, n), getattr(other, n)) for n in (*names, *added)})
         nbytes = max(self.returns, other.returns)  # one user may need more rows, and the other wider rows
-        # of wide rows fewer fit RING_BUDGET, but a ring must hold all rows of a token, because a bundle may
+        # fewer wide rows fit RING_BUDGET. But a ring must hold all rows of a token, because a bundle may have them all
         local = max(self.local_ring, other.local_ring) if self.local_rows or other.local_rows else 0
         if local:
             local = min(local, max(both.top_k, ring_rows(PLACES_EACH * (self.world - 1), both.stride, local)))
@@ -221,7 +222,7 @@ def rank_bytes(s: EngineShape, nodes: Nodes, rank: int = 0) -> int:
 
 
 def most_announced(held: Sequence[int], nodes: Nodes) -> int:
-    """The most experts that an announcement names, if each rank holds `held` experts; 0: those of one rank."""
+    """The most experts that an announcement names, if rank p holds held[p] experts; 0: as many as one rank holds."""
     if nodes.levels == 1:
         return 0
     return max(sum(held[p] for p in nodes.members(rank)) for rank in range(len(held)))
@@ -232,8 +233,9 @@ def places(nodes: Nodes) -> int:
 
     With one level they are counted as if all peers were remote, so that rings do not depend on nodes. With two levels a
     rank has a ring and staged outputs for each stream that lies there, and in its outboxes the ring of its own stream
-    to each node. Most streams lie at the first rank of a node: the sources of another node take turns in its ranks, see
-    `Nodes.rail`. Rings of local peers are not counted, see `local_rows`.
+    to each node. Most streams lie at the first rank of a node: the stream of a source with place i in its node lies at
+    the rank with place i modulo the size of the node, see `Nodes.rail`. Rings of local peers are not counted, see
+    `local_rows`.
     """
     if nodes.levels == 1 or nodes.single:
         return PLACES_EACH * (len(nodes.node_of) - 1)
@@ -250,7 +252,7 @@ def local_peers(nodes: Nodes) -> int:
 
 
 def local_rows(nodes: Nodes, stride: int, most: int) -> int:
-    """The default number of rows in the ring of a local peer: with two levels as many as with one. 0: as in others.
+    """The default number of rows in the ring of a local peer: with two levels as many as with one; 0: `ring_rows`.
 
     A ring between two ranks of a node carries the rows of one pair of ranks, and credit comes back at once. A stream
     carries the rows for a whole node.

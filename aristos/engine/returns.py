@@ -34,13 +34,13 @@ def post_return(job, st, source, packed, rows, status, staged):
 
 @jit
 def returns_due(job, st, owner):
-    """How many return records `owner` must send in all: one for every tile, and one for every combined exchange."""
+    """How many return records `owner` has still to send: one for each tile sent and one for each combined exchange."""
     return st[words.due_tiles(job, owner)] + st[words.extra(job, owner)] - st[words.seen_tiles(job, owner)]
 
 
 @jit
 def free_rows(job, st, source):
-    """Give credit for ring rows, in ring order, up to the first tile whose rows are still read."""
+    """Give credit for the ring rows of whole bundles, in ring order, up to the first tile whose rows are needed."""
     tile, rows = st[words.free_tiles(job, source)], 0
     free, freed = tile, 0
     while tile < st[words.read_tiles(job, source)]:

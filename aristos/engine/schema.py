@@ -299,10 +299,10 @@ JOB_SCALARS: list[Word] = [
         UP | address | up projection of this rank's first expert
         GATE | address | gate projection of this rank's first expert, 0: none | cpu
         DOWN | address | down projection of this rank's first expert
-        UP_BIAS | address | bias of UP; 0 on CPUs: none; on CUDA it is then an array of zeros
+        UP_BIAS | address | bias of UP. Without a bias: 0 on CPUs, an array of zeros on CUDA
         GATE_BIAS | address | bias of GATE, 0: none | cpu
         GATED | flag | experts have a gate projection, packed with the up projection | cuda
-        DOWN_BIAS | address | bias of DOWN; 0 on CPUs: none; on CUDA it is then an array of zeros
+        DOWN_BIAS | address | bias of DOWN. Without a bias: 0 on CPUs, an array of zeros on CUDA
         UP_STEP | bytes | distance between the up projections of two experts
         DOWN_STEP | bytes | distance between the down projections of two experts
         UP_BIAS_STEP | bytes | distance between the biases of two experts' up projections
@@ -471,7 +471,7 @@ TABLES = [
     StateTable("read_rows", PEER, "ring rows of the tiles read", "rows"),
     StateTable("free_tiles", PEER, "tiles of a source whose rows are free again", "tiles"),
     StateTable("freed_rows", PEER, "ring rows freed: the credit given", "rows"),
-    StateTable("staged_tiles", PEER, "tiles up to which all outputs of this rank are staged or in place", "tiles"),
+    StateTable("staged_tiles", PEER, "tiles up to which this rank has no output left to stage", "tiles"),
     StateTable("staged_rows", PEER, "ring rows of these tiles", "rows"),
     StateTable("unsummed", PEER, "computed tiles of a source whose tokens' sums are not computed", "tiles"),
     StateTable("summing", PEER, "a worker adds up outputs for the source", "flag"),
@@ -575,7 +575,7 @@ _ARGUMENTS = (
     Field("phase", 3, "phase of the run, see codes.py", "phase", "SHARE"),
     Field("rows", 4, "number of rows, tokens or pairs", "rows"),
     Field("parts", 5, "number of parts", "parts", "EXPERT"),
-    Field("tiles", 5, "number of tiles, of a bundle after it is written", "tiles", "BUNDLE, SUM"),
+    Field("tiles", 5, "number of tiles; of a bundle it is known after the bundle is written", "tiles", "BUNDLE, SUM"),
     Field("peer", 6, "rank that the idle time is charged to", "rank"),
     Field("run", 7, "column-split run at which the worker is", "run"),
     Field("shares", 8, "shares that the worker has taken", "shares"),
@@ -746,7 +746,7 @@ INDICES = [
     Index("part", "job, command, i", "command + COMMAND_LISTS + LISTS * job[BATCH] + PART_WORDS * i",
           "Part i of a command."),
     Index("counter", "job, worker, name", "job[T_COUNTERS] + COUNTER_WORDS * worker + name", "Counter of a worker."),
-    Index("puts", "counter, size", "counter + PUTS_WORDS * size", "Puts of a size class, from those of the first."),
+    Index("puts", "counter, size", "counter + PUTS_WORDS * size", "Puts of class `size`; `counter`: those of class 0."),
     Index("announced_count", "a, expert", "a + 8 * (ANNOUNCED_WORDS + expert)",
           "Address in an announcement: rows of an expert."),
     Index("event", "job, worker, n", "job[EVENTS] + 8 * EVENT_WORDS * (worker * job[EVENTS_MAX] + n)",

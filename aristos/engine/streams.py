@@ -2,7 +2,8 @@
 
 A stream has one ring of rows, one of records, an index and a tail. All its readers read every record, and each takes
 the tiles that are for it. Each reader publishes in a word of its own up to where it has read every record and no longer
-needs row, index entry or staged output. The credit of the stream is the least of these words: a sum would be no prefix.
+needs row, index entry or staged output. The credit of the stream is the least of these words: a sum of freed rows would
+not say up to which row all rows are free.
 """
 
 from kernel_cache.compile import jit
@@ -80,7 +81,7 @@ def summed(job, st, source):
 
 @jit
 def note_staged(job, st, source):
-    """Publish to local peers up to which bundle of a remote source this rank will stage no more. (Under the lock.)"""
+    """Publish to local peers up to which bundle this rank has nothing left to stage for a source. (Under the lock.)"""
     if st[words.remote(job, source)] == 0 or job[words.NODE_END] - job[words.NODE_FIRST] == 1:
         return
     tile, rows = st[words.staged_tiles(job, source)], 0

@@ -25,7 +25,7 @@ UNSUMMED = -1  # `left` of a tile whose rows are computed, and whose tokens' sum
 def all_staged(job, st, source, pair):
     """Whether all ranks of this node have staged their outputs for a source's pairs before number `pair`.
 
-    If not, LATE_OWNER becomes one that has not.
+    If not, LATE_OWNER becomes a rank that has not.
     """
     read, freed, ring = st[words.read_rows(job, source)], st[words.freed_rows(job, source)], job[words.RING_ROWS]
     for p in range(job[words.NODE_FIRST], job[words.NODE_END]):

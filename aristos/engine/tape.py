@@ -96,7 +96,7 @@ def bytes_from(job, source):
 def possible(job, st, source, nbytes):
     """Whether a source may announce rows of `nbytes` bytes.
 
-    If other ranks read them too, the rows may also be those that this rank would not need.
+    If other ranks of the node read the rows too, rows of a backward call may have either size: with x or without.
     """
     needed = bytes_from(job, source)
     alone = job[words.NODE_END] - job[words.NODE_FIRST] == 1 or st[words.remote(job, source)] == 0

@@ -77,11 +77,11 @@ class Case:
     runs: int = 1  # column-split runs at once
     all_split: bool = False  # every run is column-split, as on GPUs
     tile: int = 2
-    run: int = 4  # the most rows of a run
-    group: int = 6  # the number of a run's rows is a multiple of this; 1 cuts tiles in two
+    run: int = 4  # RUN_ROWS: more rows of an expert than this are cut into several runs
+    group: int = 6  # GROUP of engine/experts.py: the most rows of a run are rounded up to it; 1 cuts tiles in two
     merge: int = 0
     stay: int = 0  # STAY_ROWS: this many rows or more for a foreign expert stay at their rank; 0: all travel
-    busiest_decides: bool = False  # BUSIEST_DECIDES: rows stay only if the busiest rank gets no more work by that
+    busiest_decides: bool = False  # BUSIEST_DECIDES: the busiest rank's work also decides which rows stay
     scalars: bool = False  # every second call has a scalar beside each row
     backward: bool = False  # every second call of a layer is a backward call
     save: int = 0  # which arrays forward calls keep for their backward calls, see primitives/taped.py
@@ -156,9 +156,12 @@ class Case:
             f"top-{self.top_k}",
         ]
         if self.stay:
-            words.append(f"{self.stay} rows of an expert stay" + ", if ranks stay even" * self.busiest_decides)
+            words.append(f"{self.stay} rows of an expert stay" + ", busiest rank decides" * self.busiest_decides)
         if self.once:
-            words.append(f"{self.once} rows, {self.once_share} % of the tokens, cross once, bundles of {self.bundle}")
+            words.append(
+                f"tokens cross once from {self.once} rows and {self.once_share} % of the tokens on,"
+                f" bundles of {self.bundle}"
+            )
         if self.save:
             words.append(f"tapes keep {self.save} in {self.reserve} words")
         if self.start:

@@ -179,7 +179,7 @@ class Rank:
                 continue
             for table in counters:
                 st[job[table] + p] = start
-            if p in self.case.nodes.local(self.me):
+            if self.case.levels == 2 and p in self.case.nodes.local(self.me):  # else regions have no marks
                 value |= {mark_to(job, st, p, source): start for source in self.case.nodes.remote(self.me)}
             for word in (words.TAIL, words.CREDIT, words.RETURN_TAIL):
                 value[word_to(job, st, p, word)] = start
@@ -243,7 +243,7 @@ class Rank:
         return made
 
     def _add_up(self, t: int, parts: dict[int, tuple[int, list[int]]], ids: Sequence[int]) -> None:
-        """Replace the parts of each remote node by their sum, in the order of slots, at one of their choices."""
+        """Replace the parts of each remote node by one part, at one of their choices: the sum in the order of slots."""
         node, slot_of = self.case.node_of, self.placement.slot_of
         for n in set(node) - {node[self.me]}:
             there = sorted((int(slot_of[ids[j]]), j) for j in parts if node[self.placement.ranks[ids[j]]] == n)
@@ -350,7 +350,8 @@ class Rank:
 
     def run_combine(self, y: int, k: int, weights: Sequence[int], rows: Sequence[int]) -> None:
         if y >= private(self.me, places.SCRATCH) and y < private(self.me, places.SCRATCH + 1):
-            row_words = range(self.case.words)  # by functions whose values an exhaustive search records
+            row_words = range(self.case.words)
+            # memory.load and memory.store are used, because an exhaustive search records their values
             parts = [(weight, [memory.load(row + WORD * w) for w in row_words]) for weight, row in zip(weights, rows)]
             for w, word in enumerate(experts.combined(parts, self.case.words)):
                 memory.store(y + WORD * w, word)

@@ -99,7 +99,10 @@ def mbarrier(low: Lowering, m: Mods) -> None:
     if kind in ("arrive", "arrive_drop"):
         quiet = m.flag("noComplete", ENDS_NONE)
         if quiet and {"relaxed", "cluster", "shared::cluster", "expect_tx"} & set(m.left):
-            raise m.fail(".noComplete has no .relaxed, no .expect_tx, and no other block's mbarrier")
+            raise m.fail(
+                ".noComplete takes no .relaxed, no .expect_tx and no .cluster: the mbarrier must lie in the thread's"
+                " own block"
+            )
         if quiet and len(m.operands) != 3:
             raise m.fail(".noComplete needs the count of arrivals as its third operand")
         expects = m.flag("expect_tx", EXPECTS)

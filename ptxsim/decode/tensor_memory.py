@@ -29,7 +29,7 @@ from .mods import Mods
 SHAPES = {"32x32b": (LANE_32, 1), "16x64b": (PARTS_64, 1), "16x128b": (PARTS_128, 2), "16x256b": (PARTS_256, 4),
           "16x32bx2": (TWICE_32, 1)}  # fmt: skip
 KINDS = {"kind::f16": F16_KIND, "kind::tf32": TF32_KIND, "kind::f8f6f4": F8_KIND, "kind::i8": I8_KIND}
-# of products with .block_scale: the kind, and by the words for it the scale factors of a row
+# products with .block_scale: the kind, and how many factors a row has, by the word that says so (None: no word)
 SCALED: dict[str, tuple[int, dict[str | None, int]]] = {
     "kind::mxf8f6f4": (MX_KIND, {None: 1, "scale_vec::1X": 1, "block32": 1}),
     "kind::mxf4": (MX4_KIND, {None: 2, "scale_vec::2X": 2, "block32": 2}),
@@ -49,7 +49,10 @@ def tensor_core(low: Lowering, m: Mods) -> None:
     """Lower any tcgen05 instruction except shift."""
     kind = m.take_one("alloc", "dealloc", "ld", "st", "mma", "cp", "commit", *WAITS)
     if kind is None and "shift" in m.left:
-        raise m.fail("is not supported: the PTX ISA does not say which of the 128 lanes move, nor in which direction")
+        raise m.fail(
+            "is not supported: the PTX ISA does not say how many lanes have the rows that move, nor whether 'down' is"
+            " towards lane 0"
+        )
     if kind is None:
         raise m.fail("is not supported")
     group = m.take_one("cta_group::1", "cta_group::2")
@@ -162,7 +165,7 @@ def scales_row(low: Lowering, operand: Address) -> int:
 
 
 def emit_product(low: Lowering, m: Mods, kind: int, flags: int, rest: list[int]) -> None:
-    """Append a product. rest: rows that the list of operands has after the predicate."""
+    """Append a product. rest: the rows that follow the predicate in the list of operands."""
     held = isinstance(m.operands[1], Address)
     from_row, from_offset = low.memory(m.operands[1])[:2] if held else (m.row(1, isa.B64), 0)
     to_row, to_offset, _ = low.memory(m.operands[0])

@@ -42,7 +42,7 @@ def watched(trace) -> tuple[Path, dict, str]:
     folder = trace.parent
     words = [*suites.known(), *SMALL, "--routing", str(trace), "--json"]
     words += ["--alpha", "2us,1ms", "--rate", "10GB/s"]  # of `overlap`: 2 points instead of 12
-    words += ["--seconds", "40"]  # of all suites, instead of 25 of each: enough for every row of every table
+    words += ["--seconds", "40"]  # of all suites, instead of 25 of each; `exchange` may leave out larger blocks
     words += ["--watch", "--moves", "tokens", "--out", str(folder / "r.h5"), "--timeline", str(folder / "t.json")]
     done = bench(2, *words)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -1,8 +1,8 @@
 """`aristos soak` in `make test-all`: random layers and calls on four ranks, each checked.
 
-Once all kernels are compiled, the ranks have niceness 10, so that other tests come first. The ranks make 40 objects: if
-each leaks a file, the second half of them leaks more than the slack. On a slow machine they make fewer, but at least
-12: a slope needs that many samples.
+Once all kernels are compiled, the ranks have niceness 10, so that other tests come first. The ranks make 40 objects. If
+each object leaked a file, the second half would leak 20 files, and the slack is 8. Of memory, leaks from 3.2 MiB an
+object are found. On a slow machine the ranks make fewer objects, but at least 12; then smaller leaks pass.
 """
 
 from __future__ import annotations

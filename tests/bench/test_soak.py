@@ -27,12 +27,16 @@ def test_objects_are_drawn_alike_and_differ():
 
 
 def test_given_levels_and_nodes_change_nothing_else():
-    """The command of an object has what was given."""
-    asked = Asked(5, 64, 2, 3)
+    """With two levels some objects also have sums, where they can. The command of an object has what was given."""
+    asked, sums = Asked(5, 64, 2, 3), 0
     for number in range(60):
         plain, given = draw(Asked(5, 64), number, 6), draw(asked, number, 6)
-        assert given.cfg == replace(plain.cfg, levels=2)
+        assert replace(given.cfg, combine="rows") == replace(plain.cfg, levels=2)
         assert given.options == plain.options | {"ranks_per_node": 3}
+        if given.cfg.combine == "sums":
+            sums += 1
+            assert (given.options["schedule"], given.options["train"]) == ("fused", False)
+    assert 5 < sums < 40
     words = asked.command(7).split()
     assert words[:2] == ["aristos", "soak"]
     assert vars(options(words[2:])).items() >= {"seed": 5, "first": 7, "levels": 2, "ranks_per_node": 3}.items()

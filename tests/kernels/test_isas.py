@@ -166,7 +166,10 @@ def test_16_bit_experts_on_every_isa_of_this_machine():
 
 @pytest.mark.slow
 def test_packed_experts_on_the_other_isas_of_this_machine():
-    """The tests of every code run, and tests of some shapes with rows of bfloat16. `guarded` pairs formats and ISAs."""
+    """The tests of every code run, and tests of some shapes with rows of bfloat16.
+
+    `guarded` pairs formats and ISAs, so a run has the same half of the formats here.
+    """
 
     def run(name: str) -> None:
         forms = " or ".join(form for form in FORMATS if (form, name) in guarded())
@@ -179,11 +182,8 @@ def test_packed_experts_on_the_other_isas_of_this_machine():
 
 
 @pytest.mark.slow
-def test_kernels_as_plain_python_for_every_kind_of_product():
-    """The kinds that this machine lacks run as plain Python: tiles, dot products, Arm's products, wide weights.
-
-    Each run has the next kind.
-    """
+def test_kernels_as_plain_python_for_a_kind_of_product_that_this_machine_lacks():
+    """One such kind runs as plain Python: tiles, dot products, Arm's products or wide weights. Runs take turns."""
     chosen = "float64 or chunked or column or passes or combine or split"
     large = "1030 or 515 or 193 or 1300 or [100-130 or test_every_type"
     kinds = [kind for kind in ("amx", "avx512bf16", "neonbf16", "avx2") if kind not in USABLE]

@@ -29,11 +29,11 @@ def test_values_take_turns(monkeypatch):
     assert sweeps.turn([1, 2, 3]) == [1, 2, 3]
 
 
-def test_a_run_at_the_same_time_of_the_next_day_has_the_next_number(monkeypatch):
+def test_a_run_at_the_same_time_of_the_next_day_has_another_number(monkeypatch):
     numbers = []
     for hour in (0, 24, 25):
         monkeypatch.delenv("KERNELS", raising=False)
         monkeypatch.setattr(sweeps.time, "time", lambda at=hour: 3600.0 * at)
         sweeps.pytest_configure()
         numbers.append(sweeps.number())
-    assert numbers == [0, 25, 26]
+    assert numbers == [0, 31, 32]

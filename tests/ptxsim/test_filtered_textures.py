@@ -85,7 +85,7 @@ def test_geometries_and_addresses(kernels, form, address, normalized):  # noqa: 
     ("float", np.int16, 1, "normalized"), ("float4", np.uint8, 2, "normalized"),
 ])  # fmt: skip
 def test_types(kernels, type_, dtype, channels, read):  # noqa: F811
-    """Elements become floats before they are filtered; channels are filtered one by one, and those that lack are 0."""
+    """Elements become floats before they are filtered. Channels are filtered one by one; missing ones are 0."""
     rng = np.random.default_rng(2)
     shape = (9, 37) if channels == 1 else (9, 37, channels)
     data = rng.integers(0, 255, shape).astype(dtype)
@@ -102,7 +102,7 @@ def test_types(kernels, type_, dtype, channels, read):  # noqa: F811
 
 @compiles
 def test_the_step_of_weights(kernels):  # noqa: F811
-    """Weights have 8 bits after the point: 1000 places between two elements give 257 values, and integers no mean."""
+    """Weights have 8 bits after the point: 1000 places between two elements give 257 values."""
     at = np.zeros((1001, 3), np.float32)
     at[:, 0] = 0.5 + np.arange(1001) / 1000
     got = fetched(kernels, "float", 1, np.array([0, 256] + [0] * 35, np.float32), at)[:, 0]
@@ -119,3 +119,15 @@ def test_an_element_without_weight_is_not_read(kernels):  # noqa: F811
     at[:, 0] = 1.5, 2
     got = fetched(kernels, "float", 1, np.array([1, 2, np.inf] + [0] * 34, np.float32), at)[:, 0]
     assert got.tolist() == [2, np.inf]
+
+
+@compiles
+@pytest.mark.parametrize("address", ["clamp", "border", "wrap", "mirror"])
+def test_coordinates_without_a_place(kernels, address):  # noqa: F811
+    """A NaN counts as 0, and in a pattern that repeats so does an infinite coordinate. Else it lies beyond the end."""
+    at = np.zeros((4, 3), np.float32)
+    at[:, 0] = 0, np.nan, np.inf, -np.inf
+    data = np.arange(1, 38, dtype=np.float32)
+    zero, nan, plus, minus = fetched(kernels, "float", 1, data, at, address=address, normalized=True)[:, 0]
+    assert nan == zero
+    assert (plus, minus) == {"clamp": (37, 1), "border": (0, 0)}.get(address, (zero, zero))

@@ -172,7 +172,7 @@ def test_arrivals_that_end_no_phase(check, drop, next_phase):
 
 
 def test_an_arrival_that_must_not_end_its_phase():
-    """It is reported if it does: not while bytes are awaited."""
+    """An arrival with .noComplete that ends its phase is reported. While the phase awaits bytes, it does not end it."""
     form = "{}mbarrier.arrive.noComplete.shared::cta.b64 d1, [r30], 2;\n{}"
     for before, after, ends in (
         ("", "", True),

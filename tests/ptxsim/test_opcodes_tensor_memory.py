@@ -424,6 +424,6 @@ def test_columns_that_cannot_be(columns):
 )
 def test_rejected_at_load(text):
     message = rejection(text)
-    assert ("nor in which direction" in message) == (".shift" in text)
+    assert ("towards lane 0" in message) == (".shift" in text)
     assert text.split()[0] in message
     assert "PTX line" in message

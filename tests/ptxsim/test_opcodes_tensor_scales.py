@@ -274,7 +274,7 @@ def other_sign(table):
 MISUSES = [
     ({"change": other_copy}, "the same scale factors"),
     ({"lanes": f"[r24+{32 << 16}], [r29+{SFB}], "}, "must begin in lane 0"),
-    ({"lanes": f"[r29+8], [r29+{SFB}], "}, "outside of D"),
+    ({"lanes": f"[r29+8], [r29+{SFB}], "}, "must not overlap D"),
     ({"lanes": "[r24], [r29+510], "}, "has not allocated"),
     ({"shape": scaled_shape(128, 16, 2, 0)}, "lacks the shape, types or swizzle"),  # no type has this code
     ({"shape": scaled_shape(128, 16, 6, 0)}, "lacks the shape, types or swizzle"),
@@ -287,8 +287,8 @@ MISUSES = [
 ]
 PACKED_MISUSES = [
     ({"change": other_sign, "each": 4, "words": ".block16", "scale": "ue4m3"}, "must be 0"),
-    ({"shape": scaled_shape(128, 16, 1, 1, 1), "each": 2, "words": ".block32"}, "first byte of a group"),
-    ({"shape": scaled_shape(128, 16, 1, 1, 0, 2), "each": 4, "words": ".block16"}, "first byte of a group"),
+    ({"shape": scaled_shape(128, 16, 1, 1, 1), "each": 2, "words": ".block32"}, "multiple of the number of factors"),
+    ({"shape": scaled_shape(128, 16, 1, 1, 0, 2), "each": 4, "words": ".block16"}, "multiple of the number of factors"),
     ({"shape": scaled_shape(128, 16, 1, 1, exponents=0), "each": 2, "words": ".block32"}, "lacks the shape"),
     ({"shape": scaled_shape(128, 16, 1, 1, more=1 << 31), "each": 2, "words": ".block32"}, "lacks the shape"),  # K = 96
     ({"shape": scaled_shape(128, 16, 5, 5), "each": 2, "words": ".block32"}, "lacks the shape"),

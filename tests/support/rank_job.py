@@ -89,7 +89,7 @@ class Job:
         self.n, self.items = n or 1, items
         self.starter = "mpiexec" if n else "the uncompiled process"
         self.started = False
-        self.read = [0] * self.n  # bytes of each rank's reports
+        self.read = [0] * self.n  # how many bytes of each rank's reports have been read
         self.reported: dict[str, dict[int, dict[str, Any]]] = defaultdict(dict)  # by command, then by rank
         self.folder = Path(tempfile.mkdtemp(prefix="aristos-ranks-"))
         config = items[0].config
@@ -177,7 +177,7 @@ class Job:
             self.show(list(range(self.n)), f"{self.starter} ended with code {code} {tests}", launcher=True)
 
     def reports(self, word: str) -> dict[int, dict[str, Any]]:
-        """The ranks' reports on a command so far, by rank. Reads what ranks have written since the last look."""
+        """The ranks' reports on a command so far, by rank. Reads only what they have written since the last call."""
         for rank in range(self.n):
             file = self.folder / f"rank-{rank}.jsonl"
             if not file.exists() or file.stat().st_size == self.read[rank]:

@@ -34,7 +34,7 @@ from .space import Mapped, Range, Space, ranges_of
 ENTRIES = 6_000_000  # the most entries of a log: 336 MB, of which a case uses only a part
 RING = 6  # rows
 PATIENT = 2, 4  # idle polls until a worker yields its core, and until it sleeps; few, because each takes 100 entries
-PAUSE = 0.001  # seconds between two looks at whether rank 0 has checked the log
+PAUSE = 0.001  # seconds between two polls of whether rank 0 has checked the log
 TRIES = 30  # the most runs of a planted bug; the rarest shows in a third to a half of them
 CFG = MoEConfig(hidden=16, ffn=224, experts=6, top_k=2, max_tokens=40, gated=True)
 
