@@ -31,3 +31,5 @@ RAN, PAUSED, POISONED, ALL_ANNOUNCED = range(4)
 # in a return record, in place of a pair's number: the rows are not staged. No pair has this number; some have small
 # negative ones
 UNSTAGED = -(1 << 63)
+
+UNSUMMED_TILE = -1  # `landed_left` of a tile whose rows are computed, and whose tokens' sums are not

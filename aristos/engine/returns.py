@@ -67,7 +67,7 @@ def finish_record(job, st, source, tile, rows):
     st[words.landed_left(r)] -= rows
     if summed(job, st, source):
         if st[words.landed_left(r)] == 0:
-            st[words.landed_left(r)] = -1  # see UNSUMMED in sums.py
+            st[words.landed_left(r)] = codes.UNSUMMED_TILE
             if st[words.UNSUMMED] == 0:
                 st[words.LATE_OWNER] = job[words.RANK]
             st[words.unsummed(job, source)] += 1

@@ -18,8 +18,6 @@ from . import bounds, call_records, codes, scalars, words
 from .layout import index_from, lines_of, link_from, mark_from, staged_row, state_word
 from .returns import free_rows, post_return
 
-UNSUMMED = -1  # `left` of a tile whose rows are computed, and whose tokens' sums are not
-
 
 @jit
 def all_staged(job, st, source, pair):
@@ -53,7 +51,7 @@ def claim(job, st, worker):
             r = words.landed(job, source, tile)
             if st[words.landed_left(r)] > 0:
                 break
-            own += st[words.landed_left(r)] == UNSUMMED
+            own += st[words.landed_left(r)] == codes.UNSUMMED_TILE
             pair += st[words.landed_rows(r)]
             tile += 1
             whole = st[words.landed_last(r)] != 0
@@ -75,7 +73,7 @@ def execute(job, st, worker):
     source, first = st[words.command_source(c)], st[words.command_tile(c)]
     for tile in range(first, first + st[words.command_tiles(c)]):
         r = words.landed(job, source, tile)
-        if st[words.landed_left(r)] == UNSUMMED:
+        if st[words.landed_left(r)] == codes.UNSUMMED_TILE:
             row = st[words.landed_row(r)]
             for pair in range(row, row + st[words.landed_rows(r)]):
                 entry = mem.load(index_from(job, st, source, pair))
@@ -120,7 +118,7 @@ def publish(job, st, worker):
     source, first = st[words.command_source(c)], st[words.command_tile(c)]
     for tile in range(first, first + st[words.command_tiles(c)]):
         r = words.landed(job, source, tile)
-        if st[words.landed_left(r)] == UNSUMMED:
+        if st[words.landed_left(r)] == codes.UNSUMMED_TILE:
             rows = st[words.landed_rows(r)]
             st[words.landed_left(r)] = 0
             st[words.OWED] -= rows
