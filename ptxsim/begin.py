@@ -1,8 +1,9 @@
 """When launches begin and end. A launch begins when the launches that its stream and its events name have ended.
 
 A programmatic launch begins earlier: when every block of the launch before it in its stream has run
-griddepcontrol.launch_dependents, or has ended. Its threads know nothing of that launch until griddepcontrol.wait. This
-waits for that launch alone: launches before it may still run, if it was programmatic and did not wait for them.
+griddepcontrol.launch_dependents, or has ended. Its threads know nothing of the launch before it until they run
+griddepcontrol.wait. This instruction waits only for the launch before it. If that launch was programmatic too and did
+not wait, launches before that one may still run.
 """
 
 from __future__ import annotations
@@ -53,7 +54,10 @@ def begin_launches(x):
 
 @jit
 def ready(x, launch):
-    """Whether all that a launch needs has ended, or for the launch before a programmatic one, has triggered."""
+    """Whether a launch can begin: all launches that it needs have ended.
+
+    If the launch is programmatic, the launch before it need not have ended, but all its blocks have triggered.
+    """
     count = get(launch, s.L_NEED_COUNT)
     for i in range(count):
         stream, place = need(launch, i)
@@ -93,7 +97,7 @@ def up_to(x, stream, place):
     while place > 0:
         launch = launch_at(x, in_stream(x, stream, place))
         vc = join(x, join(x, vc, get(launch, s.L_VC)), get(launch, s.L_VC_OUT))
-        if not get(launch, s.L_PROGRAMMATIC):  # it has begun with the clock of those before it
+        if not get(launch, s.L_PROGRAMMATIC):  # then the launch's clock contains the clocks of the launches before it
             break
         place -= 1
     return vc
@@ -139,7 +143,10 @@ def await_launch(x, warp, block, mask):
 
 @unit
 def trigger(x, block):
-    """Note that a block has run griddepcontrol.launch_dependents, or has ended."""
+    """Note that a block has run griddepcontrol.launch_dependents, or has ended: it has triggered.
+
+    Returns 1 if with this block all blocks of its launch have triggered, else 0.
+    """
     if get(block, s.B_TRIGGERED):
         return 0
     put(block, s.B_TRIGGERED, 1)

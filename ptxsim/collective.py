@@ -30,7 +30,7 @@ FULL = 0xFFFFFFFF
 
 @jit
 def line_of(x, thread):
-    """The table of a thread's current instruction."""
+    """The address of the row that a thread's current instruction has in the table of the code."""
     return get(x, s.CODE) + get(thread, s.T_PC) * isa.COLUMNS * 8
 
 
@@ -251,7 +251,7 @@ def matrices(x, warp, block, op, mask):
     writes = op == isa.STMATRIX
     where = get(x, s.SCRATCH)
     slot = warp_slot(x, warp)
-    for lane in range(32):  # before the results are written, because a result may overwrite an address
+    for lane in range(32):  # addresses are read before results are written, because a result may overwrite one
         put(where, lane, np.int64(register(x, warp, base, lane)) + offset if lane < 8 * count else -1)
     for matrix in range(count):
         for row in range(8):

@@ -75,7 +75,10 @@ class Core:
         return made
 
     def record(self, plan: np.ndarray | None = None) -> None:
-        """Record the turns of warps from now on, and let them follow a plan: the first turns of another run."""
+        """Record the turns of warps from now on.
+
+        plan: [turns, state.U_FIELDS] recorded turns of another run, which this run follows at its beginning.
+        """
         self.table("turns", (MOST_TURNS, s.U_FIELDS), s.TURNS)
         self.x[s.TURNS_COUNT], self.x[s.TURNS_CAP] = 0, MOST_TURNS
         if plan is not None:

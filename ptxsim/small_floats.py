@@ -1,10 +1,10 @@
 """Floats of 4 and 6 bits as tcgen05 holds them, and the scale factors of their blocks.
 
 In shared memory 16 elements lie next to each other at the beginning of 16 bytes, the first in the lowest bits. Only
-.kind::mxf4 and .kind::mxf4nvf4 have 32 elements of 4 bits in 16 bytes. In tensor memory an element has a byte: 6 bits
-are its lowest bits, 4 bits are its bits 2 to 5. Sources: the PTX ISA, "Packing formats of elements in Tensor and Shared
-memory" and "Optional Decompression". The ISA shows the places in a byte only in figures. The source for them is
-CUTLASS's mma_traits_sm120.hpp, which describes registers.
+.kind::mxf4 and .kind::mxf4nvf4 have 32 elements of 4 bits in 16 bytes. In tensor memory an element has a byte. An
+element of 6 bits takes the lowest bits of the byte, an element of 4 bits takes bits 2 to 5. Sources: the PTX ISA,
+"Packing formats of elements in Tensor and Shared memory" and "Optional Decompression". The ISA shows the places in a
+byte only in figures. The source for them is CUTLASS's mma_traits_sm120.hpp, which describes registers.
 """
 
 from __future__ import annotations

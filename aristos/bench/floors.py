@@ -62,8 +62,8 @@ GPUS = (
 class GpuCall:
     """One call of a layer on one of `gpus` equal GPUs.
 
-    The GPU has `tokens` tokens and computes as many rows as it sends. kind: the arithmetic of the experts, a key of
-    BYTES. The router is float32 without tensor cores for every kind.
+    The GPU has `tokens` tokens, and computes as many rows as its tokens have choices. kind: the arithmetic of the
+    experts, a key of BYTES. The router is float32 without tensor cores for every kind.
     Raises InputError for an unknown kind or a count of GPUs that is not in 1..experts.
     """
 
@@ -89,7 +89,7 @@ class GpuCall:
 
     @property
     def rows(self) -> int:
-        """How many rows a GPU's tokens send. Its experts receive as many."""
+        """How many (token, choice) rows a GPU's tokens have. The GPU's experts compute as many."""
         return self.tokens * self.top_k
 
     @property
@@ -300,10 +300,10 @@ def main(argv: list[str], prog: str = "python -m aristos.bench floors") -> int:
         "--kinds",
         default="bf16,f32",
         metavar="K[,K..]",
-        help=f"kinds of arithmetic, out of {', '.join(BYTES)} (%(default)s)",
+        help=f"kinds of arithmetic, out of {', '.join(BYTES)} (default: %(default)s)",
     )
     parser.add_argument(
-        "--gpus", type=counts, default=(1, 8), metavar="N[,N..]", help="GPUs that share the experts (1,8)"
+        "--gpus", type=counts, default=(1, 8), metavar="N[,N..]", help="GPUs that share the experts (default: 1,8)"
     )
     given = parser.parse_args(argv)
     presets = [name.lower() for name in given.presets] or list(COMPARED)

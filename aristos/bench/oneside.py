@@ -51,9 +51,9 @@ def put_origin(slots, stride, source, nbytes, puts, flag, ack, scratch, base, sa
 
 @jit
 def put_target(slots, stride, nbytes, puts, flag, ack, base, samples, deadline, out):
-    """The target's side of `put_origin`, which reads every line of the slots after each sample.
+    """The target's side of `put_origin`: read the first word of every line of the slots after each sample.
 
-    out: [1] sum of the words.
+    out: [1] sum of the words read.
     """
     total = 0
     for s in range(samples):
@@ -71,7 +71,8 @@ def put_target(slots, stride, nbytes, puts, flag, ack, base, samples, deadline, 
 def ping(there, here, source, nbytes, flag_there, flag_here, base, repeats, samples, deadline, out):
     """Time `samples` samples, each of `repeats` round trips of a payload and a signal. out: [samples] ns.
 
-    The first word of the payload is the number of the round trip. Returns -1 if a wrong number came back.
+    The first word of the payload is the number of the round trip. there, flag_there: addresses at the peer. here,
+    flag_here: addresses at this rank. Returns -1 if a wrong number came back.
     """
     turn = base
     for s in range(samples):
@@ -138,8 +139,8 @@ def all_to_all(rank, bases, flags, data, source, send_at, send_bytes, land_at, e
     """A one-sided all-to-all: a put and a signal to every rank from rank + 1 on, then a wait for every rank's signal.
 
     bases: [W] window addresses. flags, data: offsets, in every window, of the W flag lines and of the blocks; the
-    caller alternates `data` with the epoch. send_at, send_bytes: [W] range of `source` for each rank. land_at: [W]
-    offset of this rank's block in the data of each rank.
+    caller passes two values of `data` in turn, one in even and one in odd epochs. send_at, send_bytes: [W] range of
+    `source` for each rank. land_at: [W] offset of this rank's block in the data of each rank.
     """
     world = bases.size
     for d in range(1, world + 1):

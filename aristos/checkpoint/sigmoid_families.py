@@ -30,7 +30,7 @@ from .stored_arrays import Part, StoredArray
 
 MLP = ("mlp.",)
 CORRECTION = "gate.e_score_correction_bias"
-TABLE = "its experts are chosen by a table of token ids: give each call the ids and weights of Checkpoint.route"
+TABLE = "the layer's experts are chosen by a table of token ids: give each call the ids and weights of Checkpoint.route"
 LATE_NOTE = (
     "the last {late} experts are the model's shared ones, which every token uses: use placement= to give every rank a"
     " copy"
@@ -92,14 +92,14 @@ def deepseek_v3(o: Options) -> dict[int, Block]:
 
 @family("solar_open", n_shared_experts=1, **DEEP)
 def solar_open(o: Options) -> dict[int, Block]:
-    """models/solar_open: as DeepSeek-V3, every layer."""
+    """models/solar_open: as DeepSeek-V3, but every layer is MoE."""
     o.only(first_k_dense_replace=0)
     return dict.fromkeys(layers(o), corrected(o))
 
 
 @family("exaone_moe", first_k_dense_replace=1, num_shared_experts=1, **{**DEEP, "routed_scaling_factor": 2.5})
 def exaone_moe(o: Options) -> dict[int, Block]:
-    """models/exaone_moe: as DeepSeek-V3; the bias lies beside the router."""
+    """models/exaone_moe: as DeepSeek-V3, but the bias can be a tensor of `mlp` instead of `mlp.gate`."""
     o.ignore("is_moe_layer")
     block = corrected(o, bias=("mlp.e_score_correction_bias", "mlp." + CORRECTION))
     return dict.fromkeys(after_dense(o), block)
@@ -173,7 +173,7 @@ def bailing(o: Options) -> dict[int, Block]:
     num_shared_experts=1,
 )
 def hy_v3(o: Options) -> dict[int, Block]:
-    """models/hy_v3: sigmoid, chosen with a bias, renormalised, scaled; the first layer is dense."""
+    """models/hy_v3: as DeepSeek-V3 with other names; the first layer is dense."""
     o.ignore("enable_moe_fp32_combine")
     block = corrected(
         o,
@@ -197,7 +197,7 @@ def hy_v3(o: Options) -> dict[int, Block]:
     num_shared_experts=2,
 )
 def afmoe(o: Options) -> dict[int, Block]:
-    """models/afmoe (Trinity): sigmoid, chosen with a bias, renormalised, scaled."""
+    """models/afmoe (Trinity): DeepSeek-V3's router without groups, with other names."""
     o.only(score_func="sigmoid", route_norm=True, num_expert_groups=1, num_limited_groups=1, n_group=1, topk_group=1)
     block = corrected(
         o,
@@ -212,7 +212,10 @@ def afmoe(o: Options) -> dict[int, Block]:
 
 @family("lfm2_moe", num_dense_layers=2, norm_topk_prob=True, routed_scaling_factor=1.0, use_expert_bias=True)
 def lfm2_moe(o: Options) -> dict[int, Block]:
-    """models/lfm2_moe: sigmoid, chosen with a bias, divided by the sum (plus 1e-6 in its code), scaled; always silu."""
+    """models/lfm2_moe: sigmoid scores. Experts are chosen with a bias; weights are renormalised and scaled.
+
+    The model's code adds 1e-6 to the sum by which it divides weights. Its activation is always silu.
+    """
     o.only(hidden_act="silu")
     base = "feed_forward."
     silu = Options({**o.config, "hidden_act": "silu"}, o.where, o.defaults)
@@ -232,7 +235,7 @@ def lfm2_moe(o: Options) -> dict[int, Block]:
 
 @family("minimax_m2", hidden_act="silu", scoring_func="sigmoid")
 def minimax_m2(o: Options) -> dict[int, Block]:
-    """models/minimax_m2: sigmoid, chosen with a bias, renormalised."""
+    """models/minimax_m2: DeepSeek-V3's router without groups and without a scale."""
     o.only(scoring_func="sigmoid", use_routing_bias=True, shared_intermediate_size=0)
     o.ignore("router_jitter_noise", "mtp_transformer_layers", "num_mtp_modules", "shared_moe_mode")
     bases = ("block_sparse_moe.", "mlp.")
@@ -247,7 +250,7 @@ def minimax_m2(o: Options) -> dict[int, Block]:
 
 @family("minimax_m3_vl_text", swiglu_alpha=1.702, swiglu_limit=7.0, routed_scaling_factor=2.0)
 def minimax_m3(o: Options) -> dict[int, Block]:
-    """models/minimax_m3_vl: as MiniMax-M2, scaled; gpt-oss's gate, for the shared expert too."""
+    """models/minimax_m3_vl: MiniMax-M2's router, with scaled weights. All experts have gpt-oss's activation."""
     o.only(swiglu_alpha=1.702)
     o.ignore("hidden_act", "router_jitter_noise", "dense_intermediate_size")
     bases = ("block_sparse_moe.", "mlp.")
@@ -274,7 +277,7 @@ def minimax_m3(o: Options) -> dict[int, Block]:
 
 @family("step3p5", hidden_act="silu", moe_router_scaling_factor=1.0)
 def step3p7(o: Options) -> dict[int, Block]:
-    """models/step3p7: sigmoid, chosen with a bias, renormalised, scaled; some layers clamp after the activation."""
+    """models/step3p7: DeepSeek-V3's router without groups. Some layers clamp after the activation."""
     o.only(mlp_bias=False, moe_router_activation="sigmoid", norm_expert_weight=True, use_moe_router_bias=True)
     o.ignore("intermediate_size", "need_fp32_gate", "swiglu_limits", "swiglu_limits_shared")
     how: dict[str, Any] = {"score": "sigmoid", "renormalize": True, "scale": o.number("moe_router_scaling_factor")}
@@ -336,7 +339,10 @@ def _limits(o: Options, key: str) -> list[float | None]:
 
 @family("llama4_text", hidden_act="silu", interleave_moe_layer_step=1)
 def llama4(o: Options) -> dict[int, Block]:
-    """models/llama4: the best logit; its sigmoid multiplies the expert's input. Experts are [in, out]."""
+    """models/llama4: the experts with the largest logits are chosen. Tensors of experts are stored [in, out].
+
+    The sigmoid of an expert's logit multiplies the expert's input, not its output.
+    """
     o.only(for_llm_compressor=False)
     o.ignore("router_jitter_noise", "intermediate_size_mlp", "for_llm_compressor")
     how: dict[str, Any] = {"score": "sigmoid", "renormalize": False, "weight_on": "input"}
@@ -365,7 +371,10 @@ def llama4(o: Options) -> dict[int, Block]:
     n_shared_experts=1,
 )
 def deepseek_v4(o: Options) -> dict[int, Block]:
-    """models/deepseek_v4: sqrt(softplus), chosen with a bias, renormalised, scaled; first layers have a table."""
+    """models/deepseek_v4: sqrt(softplus) scores. Weights are renormalised and scaled.
+
+    Experts are chosen with a bias, but in the first layers by a table of token ids.
+    """
     o.only(norm_topk_prob=True, mlp_bias=False, topk_method="noaux_tc")
     stored = o.word("expert_dtype", {"fp4": "fp4", "fp8": ""}) if o.get("expert_dtype") is not None else ""
     o.ignore("router_jitter_noise", "o_groups", "hc_mult", "topk_method")
@@ -433,13 +442,13 @@ def nemotron_h(o: Options) -> dict[int, Block]:
 
 @family("inkling_text", hidden_act="silu", n_shared_experts=2, route_scale=8.0, shared_expert_sink=True)
 def inkling(o: Options) -> dict[int, Block]:
-    """models/inkling: sigmoid, chosen with a bias; the weights of routed and shared experts are divided by one sum.
+    """models/inkling: sigmoid scores and a bias. The weights of routed and shared experts are divided by one sum.
 
-    So here the shared experts are the last experts, and a bias makes every token choose them. In published files gate
-    and up alternate.
+    So here the shared experts are the last experts, and a bias makes every token choose them. In published files the
+    outputs of gate and up alternate.
     """
     o.only(shared_expert_sink=True)
-    o.ignore("intermediate_size", "rms_norm_eps_moe_gate")  # of dense layers; without effect
+    o.ignore("intermediate_size", "rms_norm_eps_moe_gate")  # the first is of dense layers, the second has no effect
     late = o.size("n_shared_experts")
     how: dict[str, Any] = {"score": "sigmoid", "renormalize": True, "scale": o.number("route_scale")}
     sizes = o.size("moe_intermediate_size"), o.size("n_routed_experts") + late, o.size("num_experts_per_tok") + late

@@ -1,8 +1,8 @@
 """Checks of what peers write, before a step uses it as an index, an address or a number of rows.
 
-A value that no rank writes means that shared memory was damaged: by a stray write of the program, by another program,
-or by hardware. The rank that reads such a value fails and names the word, instead of reading or writing outside of its
-tables. A wrong value within the bounds cannot be distinguished from a right one.
+A value that the protocol never writes means that shared memory was damaged: by a stray write of the program, by another
+program, or by hardware. The rank that reads such a value fails and names the word, instead of reading or writing
+outside of its tables. A wrong value within the bounds cannot be distinguished from a right one.
 
 The bounds follow from the protocol. A rank is at most one call ahead of another. A sender never has more rows or tiles
 under way than the ring has rows. So the sender's count of rows, or of tiles, exceeds this rank's count of freed ones by

@@ -51,7 +51,10 @@ def list_rows(job, st, worker):
 
 @jit
 def set_weights(job, st, t, weights):
-    """Write a token's weights: 1 for a sum of a remote node, whose outputs are weighted. Returns `weights`."""
+    """Write a token's k combine weights at the address `weights`. Returns this address.
+
+    A sum from a remote node gets the weight 1, because the outputs in the sum are already weighted.
+    """
     k = job[words.TOP_K]
     for j in range(k):
         packed = st[words.position(job, k * t + j)]

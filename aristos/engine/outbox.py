@@ -8,8 +8,8 @@ accepted when the two agree, and then published to the workers by a release stor
 
 With two levels, announcements, rows and the words that cover them are put at the rail in the peer's node, and all ranks
 of that node read them there. MPI does not promise that a rank sees what was put into a window of another rank, so a
-probe tries it before two levels are used (transport/two_levels.py). Nothing else is read in that way: credit, returns,
-heartbeats and poison are put at the rank that reads them.
+probe tests this before two levels are used (transport/two_levels.py). Nothing else is read in that way: credit,
+returns, heartbeats and poison are put at the rank that reads them.
 """
 
 from kernel_cache.compile import jit
@@ -34,8 +34,9 @@ BUSY_HEARTBEAT_NS = 200_000_000  # interval of heartbeats to remote peers while 
 def all_posted(job, st):
     """Whether everything that remote peers must get has been put. The thread that puts keeps a word for each peer.
 
-    The word is the sum of three numbers: tiles put, returns of tiles put, and the epoch of the announcement put. None
-    of them can be ahead of what this rank has done, so the sums agree only if all three numbers do.
+    The word is the sum of three numbers: how many tiles were put, how many returned tiles were put, and the epoch of
+    the last announcement that was put. None of these numbers can be ahead of what this rank has done. So the sums agree
+    only if all three numbers do.
     """
     for p in range(job[words.WORLD]):
         if st[words.remote(job, p)] != 0:
@@ -122,7 +123,10 @@ def closes(job, st, peer, idle, now):
 
 @jit
 def put_ring(job, st, peer, part, first, end, places, width):
-    """Put entries first..end of a ring in the outbox; an entry has `width` bytes. Returns how many bytes were put."""
+    """Put the entries first..end - 1 of a ring in the outbox. Returns how many bytes were put.
+
+    part: the ring's offset in a region. places: how many entries the ring holds. width: bytes of an entry.
+    """
     return put_from(job, st, peer, st[words.region_to(job, peer)] + part, part, first, end, places, width)
 
 
@@ -192,7 +196,10 @@ def put_returns(job, st, peer, tiles):
 
 @jit
 def put_staged(job, st, peer, packed, pair, rows):
-    """Put `rows` staged rows, from that of `pair` on, to a remote source's packed rows. Returns the bytes put."""
+    """Put `rows` consecutive staged rows into a remote source's return rows. Returns the bytes put.
+
+    packed: the packed row of the first one. pair: the number of the first one's pair, which gives its staged place.
+    """
     ring, width, nbytes = job[words.RING_ROWS], job[words.RETURN_STRIDE], 0
     while rows > 0:
         place = pair % ring
@@ -206,7 +213,11 @@ def put_staged(job, st, peer, packed, pair, rows):
 
 @jit
 def put_sums(job, st, peer, packed, pair, rows):
-    """Put those of `rows` staged rows that are sums: those of pairs whose owner adds up. Returns the bytes put."""
+    """Put only the sums among `rows` consecutive staged rows. Returns the bytes put.
+
+    A staged row is a sum if the owner of its pair adds up the outputs for the token. For the arguments see
+    `put_staged`.
+    """
     nbytes, i = 0, 0
     while i < rows:
         n = 0

@@ -78,8 +78,8 @@ class Case:
     all_split: bool = False  # every run is column-split, as on GPUs
     tile: int = 2
     run: int = 4  # RUN_ROWS: more rows of an expert than this are cut into several runs
-    group: int = 6  # GROUP of engine/experts.py: the most rows of a run are rounded up to it; 1 cuts tiles in two
-    merge: int = 0
+    group: int = 6  # GROUP of engine/experts.py: run sizes are rounded up to it; with 1 a run can end in a tile
+    merge: int = 0  # MERGE_ROWS: a run with fewer rows than this waits for announced rows
     stay: int = 0  # STAY_ROWS: this many rows or more for a foreign expert stay at their rank; 0: all travel
     busiest_decides: bool = False  # BUSIEST_DECIDES: the busiest rank's work also decides which rows stay
     scalars: bool = False  # every second call has a scalar beside each row

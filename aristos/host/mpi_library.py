@@ -100,7 +100,10 @@ def prefixes() -> list[Path]:
 
 
 def search_path(env: Mapping[str, str]) -> list[str]:
-    """The paths where the dynamic loader searches for a bare name: LD_LIBRARY_PATH, its cache, its folders."""
+    """The folders where the dynamic loader searches for a bare name.
+
+    They are those in LD_LIBRARY_PATH, those of MPI libraries in /etc/ld.so.cache, and SYSTEM, in this order.
+    """
     folders = [folder for folder in env.get("LD_LIBRARY_PATH", "").split(":") if folder]
     try:
         cached = re.findall(rb"(/[^\0\s]*)/libmpi\.so[\d.]*\0", Path("/etc/ld.so.cache").read_bytes())
@@ -110,7 +113,10 @@ def search_path(env: Mapping[str, str]) -> list[str]:
 
 
 def identify(path: Path) -> Library | None:
-    """The library of a file, by the marks in it; None for other files, such as the linker scripts of wheels."""
+    """The MPI library in an ELF file. Its kind follows from the text `mark` of an MPI that the file contains.
+
+    Returns None if the file cannot be read or is no ELF file, such as the linker scripts of wheels.
+    """
     try:
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as text:
             if text[:4] != b"\x7fELF":

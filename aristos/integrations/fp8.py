@@ -1,4 +1,7 @@
-"""FP8 experts modules of transformers. A layer gets their codes and scales of blocks unchanged, matrix by matrix."""
+"""Loads the FP8 weights of an experts module of transformers into a layer, matrix by matrix.
+
+The codes and the scales of blocks are not changed, if the layer has the same weight type.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from ..layer.moe import MoE
 from ..quantised import Quantised
 from ..weight_types import WeightType, packed
 
-BLOCK = 128  # outputs and inputs that share a scale
+BLOCK = 128  # a block of BLOCK outputs and BLOCK inputs shares a scale
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,7 @@ def packed_experts(module: Any) -> PackedExperts | None:
         raise InputError(f"{name}: packed weights must have dtype torch.float8_e4m3fn, got {down.dtype}")
     if block is not None and list(block) != [BLOCK, BLOCK]:
         raise InputError(
-            f"{name}: a scale must belong to a block of {[BLOCK, BLOCK]} or to a matrix, got {list(block)}"
+            f"{name}: block_size must be {[BLOCK, BLOCK]}, or None for one scale per matrix, got {list(block)}"
         )
     if block is not None and module.has_gate and down.shape[2] % BLOCK:
         raise InputError(

@@ -1,6 +1,6 @@
-"""Adds up what a call has counted in its state.
+"""Adds up the counters that a call leaves in the engine's state.
 
-This is compiled, because a few lines of Python would take as long as a whole call with few tokens.
+`add_call` is compiled, because a few lines of Python would take as long as a whole call with few tokens.
 """
 
 import numpy as np

@@ -1,4 +1,7 @@
-"""Makes new files beside others, whole or not at all. Random names prevent that another user puts a link there."""
+"""Writes files whole or not at all: into a new file beside the target, which then replaces the target.
+
+The new file has a random name, so that no other user can put a link at its path first.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,9 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def beside(target: Path, prefix: str = "") -> Iterator[Path]:
-    """A block with a new, empty file in the target's folder, which the block may rename over the target.
+    """Make a new, empty file in the target's folder, for a `with` block that may rename the file over the target.
 
-    If the block does not, the file is removed at the block's end. prefix: the beginning of the new file's name; by
+    At the block's end the file is removed if it was not renamed. prefix: the beginning of the new file's name; by
     default a dot and the target's name. Raises OSError.
     """
     path = target.parent / f"{prefix or f'.{target.name}.'}{secrets.token_hex(8)}.aside"

@@ -27,8 +27,8 @@ class Outcome:
     """The outcome of a simulation.
 
     times: [world, calls] s of each rank's calls. calls: [calls] ms from the first rank's start of a call to the last
-    rank's end. ranks: [world] ms of the last call. shares: activity -> [world] share of the last call's time, over the
-    workers; `other` is the engine's own time. waits: [world, world] s of the last call in which a rank's workers waited
+    rank's end. ranks: [world] ms of the last call. shares: activity -> [world] share of the workers' time in the last
+    call; `other` is the engine's own time. waits: [world, world] s of the last call in which a rank's workers waited
     for a peer. rows: [world, world] rows from a source to an owner in the last call. put_bytes, puts: [world, world]
     bytes and puts between nodes in all calls. row_bytes: bytes of the rows that crossed between nodes in the last call.
     decisions: [world] how often the workers of a rank decided what to do, in all calls. node_of: the node of each rank.
@@ -99,7 +99,7 @@ class Outcome:
 
     @property
     def protocol_bytes(self) -> float:
-        """Bytes between nodes in a call that are no rows: announcements, records, indices and words."""
+        """Mean bytes between nodes per call that are not rows: announcements, records, indices and words."""
         return float(self.put_bytes.sum()) / len(self.calls) - self.row_bytes
 
     @property
@@ -153,7 +153,7 @@ def calls_ms(sim: Simulation) -> np.ndarray:
 
 
 def _table(sim: Simulation, table: int) -> np.ndarray:
-    """[world, world] the values of a table by peer, of every rank."""
+    """[world, world]: for every rank, the values that a table of its state has for each peer."""
     at = sim.tables.starts[table]
     return np.array([rank.state[at : at + sim.world] for rank in sim.ranks])
 

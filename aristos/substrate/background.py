@@ -1,4 +1,4 @@
-"""The thread that makes the calls that `start` begins."""
+"""The thread on which `MoE.start` runs its calls, so that `start` returns at once."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Background:
                 done.put((None, error))
 
     def submit(self, call: Callable[[], Any]) -> queue.SimpleQueue[Any]:
-        """Run `call` on the thread. The returned queue gets (result, error)."""
+        """Run `call` on the thread. The returned queue gets (result, None) or (None, error)."""
         done: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._calls.put((call, done))
         return done

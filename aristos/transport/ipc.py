@@ -18,9 +18,9 @@ from .shm import check_one_node
 GRAIN = 2 << 20  # bytes of the blocks that the driver shares whole, with everything that lies in them
 
 SHOW_ALL = (
-    "let every rank see all GPUs of the node (each uses the GPU of its local rank): srun --gpus-per-node=N"
-    " --gpu-bind=none, without --gpus-per-task or another --gpu-bind; the same CUDA_VISIBLE_DEVICES on all ranks;"
-    " containers with --gpus all or --nv"
+    "let every rank see all GPUs of the node (each uses the GPU of its local rank): use srun --gpus-per-node=N"
+    " --gpu-bind=none, without --gpus-per-task or another --gpu-bind; set the same CUDA_VISIBLE_DEVICES on all ranks;"
+    " start containers with --gpus all or --nv"
 )
 NO_PATH = (
     "`nvidia-smi topo -p2p r` shows which pairs of GPUs have one; use GPUs that NVLink or one PCIe root connects,"
@@ -67,7 +67,7 @@ class IpcWindow:
             raise
 
     def _on_all(self, step: Callable[[], Any]) -> list[Any]:
-        """The results of a step on all ranks, in rank order.
+        """Run a step on all ranks. Returns the step's results in rank order.
 
         If the step fails on a rank, all ranks raise the error of the lowest rank that failed.
         """

@@ -83,7 +83,7 @@ def test_codes_can_be_quantised_again_to_another_weight_type(ours):
     ("ffn", "block", "why"),
     [
         (96, (128, 128), "must be a multiple of 128, so that no block has outputs of both gate and up, got 96"),
-        (128, (64, 64), "must belong to a block"),
+        (128, (64, 64), "block_size must be"),
     ],
 )
 def test_blocks_that_do_not_fit_are_refused(ours, ffn, block, why):

@@ -11,7 +11,7 @@ from .style import MARKS, OF, ecdf, slowest
 
 
 def replay(table: Table) -> Any:
-    """Left: ECDF of all steps' times. Right: a step's median time over the rows of its busiest rank."""
+    """Left: ECDF of all steps' times. Right: each step's median time against the rows of its busiest rank."""
     from matplotlib import pyplot
 
     schedules = table.dims["schedule"].values
@@ -23,7 +23,7 @@ def replay(table: Table) -> Any:
         ecdf(left, steps[s].ravel(), schedule, schedule)
         middle = np.nanmedian(steps[s], axis=-1)
         right.scatter(rows, middle, s=14, color=OF[schedule], marker=MARKS[schedule], label=schedule, alpha=0.8)
-    # Shown up to p99, because one interrupted call would compress the rest to a vertical line.
+    # The axis ends at p99, because one interrupted call would compress the rest to a vertical line.
     left.set_xlim(0.98 * np.nanmin(steps), np.nanquantile(steps, 0.99))
     left.set(xlabel="slowest rank's call (ms, up to p99)", ylabel="share of steps", title=table.name.replace("_", ", "))
     right.set(

@@ -4,8 +4,8 @@ A call is the first product of every expert of the shape, [rows, H] times [H, F]
 F doubles if the layer is gated. There is no activation and no bias, because either would favour the fused kernel. A
 call reads the weights of all experts, which follow each other in memory. Both sides write rows in the type of x.
 
-Some outputs of the first and of the last expert are checked against float64. Each expert has rows of its own, of which
-at most DISTINCT differ.
+Some outputs of the first and of the last expert are checked against float64. Each expert reads rows of its
+own in memory. At most DISTINCT rows are drawn, and the other rows are copies of these.
 """
 
 from __future__ import annotations
@@ -193,7 +193,7 @@ def run(ctx: Context, gpu: BenchGpu) -> Result:
 
 
 def _table(ctx: Context, times: list[dict[str, np.ndarray]], flops: float, rival: str) -> Table:
-    """Raw times."""
+    """The table for the file: the time of every turn."""
     names = list(times[0])
     seconds = padded([[found[name] for found in times] for name in names])
     table = Table(

@@ -5,14 +5,14 @@ second rank's links are slow too, as if its adapter were faulty. The nodes are t
 (--ranks-per-node); a job on one node is split into two halves. Every peer is reached by transport rma. The problem has
 these links, this machine's measured rates, memory that requires two devices per group, and a step of 16 stages per
 device with one all-reduce of the dense gradient. Every distinct partition becomes one layer per group. Calls of the
-partitions alternate:
+partitions alternate. The rows of the table are:
 
     stage        time of the slowest rank's call; a median over iterations, like all times below
-    pi           time that this rank spends in experts; predicted: rows at the measured rate
+    pi           time that the slowest rank spends in experts; predicted: rows at the measured rate
     comm         stage - pi: puts, waits for peers, routing, packing and combining; predicted: C
-    in links     the part of comm in which the slowest rank waited for set delays: bytes of puts, latency of flushes
+    in links     the longest time that a rank waited for the set delays, those of put bytes and those of flushes
     all-reduce   a ring over the first devices of the groups, with the same delays; predicted: T_rho, over the slowest
-                 link of all. Beside it MPI_Allreduce, not slowed, which must give equal sums
+                 link of all. MPI_Allreduce has a row of its own: it is not slowed, and must give equal sums
     step         kappa stages and the all-reduce; predicted: F
 
 Every output is checked against the float64 oracle.
@@ -179,7 +179,7 @@ def links(node_of: list[int]) -> tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
 def _problem(ctx: Context, work: Workload, tokens: int, rate: float) -> Problem:
-    """The planner's problem for this run, from its measurements. Equal on every rank. Costs are in MFLOP.
+    """The planner's problem for this run, from its measurements. It is equal on every rank. Costs are in MFLOP.
     Collective."""
     cfg, n, node_of = work.cfg, ctx.world.size, nodes_of(ctx)
     alpha, beta = links(node_of)

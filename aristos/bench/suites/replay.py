@@ -54,9 +54,13 @@ COLUMNS = (
 
 @dataclass
 class Phase:
-    """One phase. times, core: [schedule, world, step, pass] seconds, and shares of the ranks' cores.
+    """The measurements of one phase.
 
-    tokens: [step] of all ranks. rows: [step, world]. layers: [step]."""
+    times: [schedule, world, step, pass] seconds of calls. core: in the same arrangement, the share of its core that
+    each rank had. tokens: [step] tokens of all ranks. rows: [step, world] rows that each rank's experts compute.
+    layers: [step] number of the recorded layer. errors: the largest error of each schedule. right: whether all outputs
+    are right.
+    """
 
     name: str
     times: np.ndarray
@@ -154,8 +158,11 @@ def _phase(
 def _play(
     ctx: Context, layers: dict[str, Any], calls: list[Call], outputs: list[dict[str, np.ndarray]], seconds: float
 ) -> tuple[np.ndarray, np.ndarray, bool]:
-    """([schedule, world, step, pass] seconds, shares of cores in the same arrangement, whether the timed outputs equal
-    the checked ones bit by bit)."""
+    """Run timed passes over all calls: as many as --iters asks for, or else as fit into `seconds`.
+
+    Returns ([schedule, world, step, pass] seconds, shares of cores in the same arrangement, whether the timed outputs
+    equal the checked outputs bit by bit).
+    """
     passes: list[np.ndarray] = []
     cores: list[np.ndarray] = []
     buffers = [np.empty_like(c.x) for c in calls]

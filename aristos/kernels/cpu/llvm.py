@@ -129,7 +129,7 @@ def _nap(typingctx):
 
 @intrinsic
 def _clock(typingctx):
-    """Call clock_gettime(CLOCK_MONOTONIC) of the C library, which is in the vDSO on Linux."""
+    """Call the C library's clock_gettime(CLOCK_MONOTONIC), which on Linux needs no system call (vDSO)."""
     import time
 
     number = time.CLOCK_MONOTONIC

@@ -11,7 +11,7 @@ import numpy as np
 from llvmlite import ir
 
 from ...primitives import memory as mem
-from ..cpu import llvm as cpu  # noqa: F401  registers its overloads first, so that they can be forgotten here
+from ..cpu import llvm as cpu  # noqa: F401  registers the CPU overloads, which the last line removes
 from . import ptx
 from .compiler import carray, cuda, forget_other_targets, intrinsic, overload, types
 
@@ -27,7 +27,7 @@ def _pointer(typing, addr):
     return types.voidptr(types.int64), codegen
 
 
-def _compare_exchange(addr, expected, value):  # Numba wants the signature of `memory`, so no annotations
+def _compare_exchange(addr, expected, value):  # no annotations: Numba requires the signature in `memory`
     return lambda addr, expected, value: ptx.compare_exchange_gpu(addr, expected, value) == expected
 
 
