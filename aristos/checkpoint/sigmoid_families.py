@@ -34,7 +34,7 @@ TABLE = "the layer's experts are chosen by a table of token ids: give each call 
 LATE_NOTE = (
     "the last {late} experts are the model's shared ones, which every token uses: use placement= to give every rank a"
     " copy"
-    " of them, or the ranks that hold them have most of the work"
+    " of them; otherwise the ranks that hold them have most of the work"
 )
 DEEP: dict[str, Any] = {"hidden_act": "silu", "routed_scaling_factor": 1.0, "norm_topk_prob": True}
 V3: dict[str, Any] = {**DEEP, "routed_scaling_factor": 2.5, "n_group": 8, "topk_group": 4}

@@ -74,7 +74,7 @@ class Case:
     top_k: int = 1
     max_tokens: int = 3
     workers: int = 1
-    runs: int = 1  # column-split runs at once
+    runs: int = 1  # the most column-split runs at the same time
     all_split: bool = False  # every run is column-split, as on GPUs
     tile: int = 2
     run: int = 4  # RUN_ROWS: more rows of an expert than this are cut into several runs

@@ -3,9 +3,9 @@
 `slow_links` gives the links two classes: fast within a node, slow between nodes. On nodes of three or more ranks the
 second rank's links are slow too, as if its adapter were faulty. The nodes are the job's, or pretended
 (--ranks-per-node); a job on one node is split into two halves. Every peer is reached by transport rma. The problem has
-these links, this machine's measured rates, memory that requires two devices per group, and a step of 16 stages per
-device with one all-reduce of the dense gradient. Every distinct partition becomes one layer per group. Calls of the
-partitions alternate. The rows of the table are:
+these links, this machine's measured rates, and a step of 16 stages per device with one all-reduce of the dense
+gradient. If a node has two ranks, a device has memory for half of the experts, so that a group needs two devices. Every
+distinct partition becomes one layer per group. Calls of the partitions alternate. The rows of the table are:
 
     stage        time of the slowest rank's call; a median over iterations, like all times below
     pi           time that the slowest rank spends in experts; predicted: rows at the measured rate
