@@ -319,6 +319,28 @@ def count_put(st, table, nbytes, nanoseconds):
 
 
 @jit
+def next_due(job, st, first, idle):
+    """The first remote peer whose batch is to be closed or opened now, as its distance from this rank; WORLD if none.
+
+    The search begins at distance `first`: the rank that comes `first` ranks after this one. The caller holds the
+    wire's lock. One look at the clock and one taking of the rank's lock are enough for all peers, because a job can
+    have hundreds and an idle worker asks all the time.
+    """
+    now = mem.clock()
+    distance = first
+    acquire(job, OUTSIDE)
+    while distance < job[words.WORLD]:
+        p = (job[words.RANK] + distance) % job[words.WORLD]
+        if st[words.remote(job, p)] != 0:
+            due = closes(job, st, p, idle, now) if st[words.open(job, p)] != 0 else opens(job, st, p, idle, now)
+            if due:
+                break
+        distance += 1
+    unlock(job)
+    return distance
+
+
+@jit
 def serve(job, st, worker, peer, idle):
     """Close the open batch for a remote peer and open the next one, each if it is time. True if data was put.
 
@@ -351,10 +373,11 @@ def serve_wire(job, st, worker, idle):
     if not mpi.try_lock(wire):
         return False
     anything = receive(job, st)
-    for i in range(1, job[words.WORLD]):
-        p = (job[words.RANK] + i) % job[words.WORLD]
-        if st[words.remote(job, p)] != 0 and serve(job, st, worker, p, idle):
+    distance = next_due(job, st, 1, idle)
+    while distance < job[words.WORLD]:
+        if serve(job, st, worker, (job[words.RANK] + distance) % job[words.WORLD], idle):
             anything = True
+        distance = next_due(job, st, distance + 1, idle)
     mem.store(wire + 8 * mpi.SERVED, mem.clock())
     mpi.unlock(wire)
     return anything
