@@ -23,7 +23,7 @@ MOST_BYTES = 1 << 36
 LEAST_BYTES = 1 << 30
 CELL_BYTES = s.CELL_WORDS * 8
 SHADOW_BYTES = MOST_BYTES // 4 * CELL_BYTES  # space for the cells of 4-byte items
-BELOW = 1 << 20  # reports name an address at most so many bytes below the memory by the first array
+BELOW = 1 << 20  # for an address at most so many bytes below the memory, reports name the nearest array
 QUARANTINE_BYTES = 1 << 28  # freed memory that is not reused yet, so that accesses to it are reported
 LARGE_BYTES = 1 << 28  # for more bytes of cells than this, an allocation checks that the computer has enough memory
 NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
@@ -50,8 +50,8 @@ class Allocation:
 class Reserved:
     """Reserved address space.
 
-    bytes: [size] uint8 of zeros, which take no memory until they are touched; fewer if the system
-    refuses `size`.
+    bytes: [size] uint8 of zeros, which take no memory until they are touched. If the system refuses `size`,
+    there are fewer bytes.
 
     The space never moves, so the host may hold pointers into it (mapped and managed arrays).
     """
@@ -102,7 +102,7 @@ class FreeRuns:
         self.free[at : at + 1] = [run for run in ((first, start), (start + length, end)) if run[0] < run[1]]
 
     def apart(self, length: int, count: int, distance: int) -> int:
-        """The first of `count` free runs whose numbers are `distance` apart: the lowest such number, or -1."""
+        """The lowest number from which `count` runs of `length` numbers, `distance` apart, are all free; -1 if none."""
 
         def free(start: int) -> bool:
             at = bisect.bisect(self.free, (start, math.inf)) - 1
@@ -234,7 +234,7 @@ class Memory:
         return self.data[allocation.start : allocation.start + allocation.size]
 
     def at(self, address: int) -> Allocation | None:
-        """The allocation, perhaps a freed one, that holds an address, else the one that ends or begins nearest to it.
+        """The allocation that holds an address, or else the nearest allocation. Either may be a freed one.
 
         Returns None if there is no allocation, or if the address lies neither in the machine's memory nor close below.
         """

@@ -39,7 +39,7 @@ OPCODES = {
 
 
 def class_of(op: int) -> str:
-    """The name of an opcode's class, such as those in a profile's table."""
+    """The name in CLASSES of an opcode's class, such as "integer"."""
     return next(name for below, name in CLASSES if op < below)
 
 
@@ -141,7 +141,7 @@ def add(row: dict[str, Any], code: Any, counts: Any) -> None:
 
 
 def finished(row: dict[str, Any]) -> dict[str, Any]:
-    """The row with its quotients added."""
+    """Add to a row the values that are computed from its counters, such as quotients. Returns the row."""
     row["lanes_per_instruction"] = row["lanes"] / row["instructions"] if row["instructions"] else 0.0
     row["sectors_per_request"] = row["sectors"] / row["global_requests"] if row["global_requests"] else 0.0
     row["bytes_efficiency"] = row["bytes_used"] / (32 * row["sectors"]) if row["sectors"] else 1.0
@@ -153,7 +153,7 @@ def finished(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def total(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """The sum of rows."""
+    """One row with the sums of all rows' counters, and the largest `access_bytes`."""
     summed = empty("", 0)
     for row in rows:
         for name, value in summed.items():

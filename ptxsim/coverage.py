@@ -1,4 +1,7 @@
-"""What a check covered: kernels, launches, instructions. The rest is unknown, whatever was found."""
+"""What a check covered: kernels, launches, instructions.
+
+A check says nothing about code, inputs and schedules that did not run.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,7 @@ class Coverage:
                         self.ran.add((launch.name, index - launch.info.start))
 
     def said(self, first: int, schedules: int) -> str:
-        """A line for the end of a check. first: the first seed."""
+        """The line that a check prints at its end. first: the first seed. schedules: how many seeds there were."""
         seeds = f"seed {first}" if schedules == 1 else f"seeds {first} to {first + schedules - 1}"
         return (
             f"covered: {len(self.kernels)} kernel{'s'[: len(self.kernels) != 1]}, "

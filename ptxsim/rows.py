@@ -1,6 +1,6 @@
-"""Rows of the register file that every program has: special registers, starts of frame and parameters, constants.
+"""Rows of the register file that every program has: special registers, addresses of frame and parameters, constants.
 
-Numba reads the rows' numbers as constants. The start of a block fills the rows (blocks.py).
+Numba reads the rows' numbers as constants. `blocks.start_block` fills the rows.
 """
 
 from __future__ import annotations
@@ -24,6 +24,6 @@ CONSTANT_REGISTERS = {
 CLUSTER_REGISTERS = [
     *(f"%{name}.{axis}" for name in ("clusterid", "nclusterid", "cluster_ctaid", "cluster_nctaid") for axis in "xyz"),
     "%cluster_ctarank", "%cluster_nctarank", "%is_explicit_cluster",
-    "shared base",  # what the addresses of the block's shared memory have in the bits of its rank (isa.RANK_SHIFT)
+    "shared base",  # what is added to a shared address so that it names the block (isa.RANK_SHIFT); 0 without a cluster
 ]  # fmt: skip
 CLOCKS = {"%clock": 0, "%clock64": 0, "%clock_hi": 1, "%globaltimer": 2, "%globaltimer_lo": 2, "%globaltimer_hi": 3}

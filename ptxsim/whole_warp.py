@@ -14,7 +14,7 @@ from . import isa
 from .bits import f32_of, f64_of, fma32, fma64, load64, store64, u32_of, u64_of
 from .floating import NAN32
 
-# of each comparison (eq, ne, lt, le, gt, ge): bit 0 if it holds for less, bit 1 for equal, bit 2 for greater operands
+# three bits for each of eq, ne, lt, le, gt, ge: whether it holds if the first operand is less, equal, greater (bit 2)
 HOLDS = 0b010 | 0b101 << 3 | 0b001 << 6 | 0b011 << 9 | 0b100 << 12 | 0b110 << 15
 
 
@@ -92,13 +92,13 @@ def integers(op, type_, flags, imm, ra, rb, rc, d):
 
 @jit
 def bits32(z):
-    """The bits of a float32. A NaN is PTX's."""
+    """The bits of a float32; for any NaN, the bits of the NaN that PTX instructions return."""
     return np.uint64(NAN32) if z != z else np.uint64(u32_of(z))
 
 
 @jit
 def float32(row):
-    """The float32 at an address of a row."""
+    """The float32 of one lane. row: the address of the lane's 64 bits in a row."""
     return f32_of(np.uint32(load64(row)))
 
 
@@ -155,6 +155,6 @@ def widths(to, source, ra, d):
 
 @jit
 def whole_number(type_):
-    """Whether a type is an integer of one number a register: .u, .s or .b of 8 to 64 bits."""
+    """Whether a register of a type holds one integer: .u, .s or .b of 8 to 64 bits."""
     kind = type_ & 0xF0
     return (kind == isa.U or kind == isa.S or kind == isa.BITS) and type_ < 256

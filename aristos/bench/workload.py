@@ -133,7 +133,7 @@ class Workload:
     def recorded(self, trace: routing.Trace, tokens: NDArray[np.int64], layer: int) -> Call:
         """A call with the trace's ids and weights of these tokens [S] in one layer.
 
-        Raises InputError if there are too few experts."""
+        Raises InputError if the layer has fewer experts than the trace."""
         if trace.experts > self.cfg.experts:
             raise InputError(f"experts must be at least {trace.experts}, as in {trace.path}, got {self.cfg.experts}")
         return Call(self.tokens(len(tokens), layer), *trace.at(tokens, layer))

@@ -83,7 +83,7 @@ def options(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
             hint = f"; put -- before the program: aristos run {shlex.join([*own[:at], '--', *own[at:]])}"
         parser.error(f"unrecognized arguments: {shlex.join(rest)}{hint}")
     if asked.nvidia_smi == "":
-        parser.error("FILE must be a name, got '': check that the shell's variable is set")
+        parser.error("--nvidia-smi must name a file or be -, got '': check that the shell's variable is set")
     if asked.restarts > MOST_RESTARTS:
         parser.error(f"--restarts must be at most {MOST_RESTARTS}, got {asked.restarts}")
     return asked, program
@@ -105,7 +105,7 @@ def main(argv: list[str]) -> int:
 
 
 def _several(text: str) -> list[int]:
-    """Positive numbers between commas."""
+    """The positive numbers in a text, separated by commas."""
     return [positive(part) for part in text.split(",")]
 
 

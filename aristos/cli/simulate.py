@@ -30,7 +30,7 @@ MOST_RANKS = 1024
 
 
 def options(argv: list[str]) -> argparse.Namespace:
-    """The options, with a point for each change of `--what-if` as `changed`."""
+    """The options, checked. Their attribute `changed` lists a `_studies.Point` for each change of `--what-if`."""
     parser = make_parser()
     asked = check(parser, argv, None)
     if len(asked.nodes) > 1 and not asked.scaling:
@@ -119,8 +119,8 @@ def make_parser() -> argparse.ArgumentParser:
     several.add_argument(
         "--scaling",
         choices=("weak", "strong"),
-        help="simulate every number of --nodes; weak: each rank has --tokens; strong: the tokens of all ranks stay"
-        " those of the first number",
+        help="simulate every number of --nodes; weak: each rank has --tokens; strong: all ranks"
+        " together keep as many tokens as with the first number",
     )
     output = parser.add_argument_group("output")
     output.add_argument("--json", action="store_true", help="one JSON object on stdout and nothing else")
@@ -147,7 +147,7 @@ def check(parser: argparse.ArgumentParser, words: list[str], base: argparse.Name
     if asked.routing == "router" or (is_file(asked.routing) and not Path(asked.routing).is_file()):
         parser.error(f"--routing must be a file or one of {', '.join(GENERATORS)}, got {asked.routing!r}")
     if asked.layer is not None and not is_file(asked.routing):
-        parser.error(f"--layer is for a recorded routing, got --routing {asked.routing}")
+        parser.error(f"--layer needs a recorded routing (--routing FILE.npz), got --routing {asked.routing}")
     if asked.tile > BATCH:
         parser.error(f"--tile must be at most {BATCH}, got {asked.tile}")
     if (ranks := max(asked.nodes) * asked.ranks_per_node) > MOST_RANKS:

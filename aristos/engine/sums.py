@@ -2,12 +2,12 @@
 
 It applies in forward calls with two levels, to the streams of remote sources. An owner stages its outputs as it does
 without sums. When all owners of the node have staged all outputs of a bundle, each owner adds up the outputs of those
-tokens for which the source names it, in the order of pairs, which is that of ranks and of their experts. It writes each
-sum in place of its own output. Then it returns its tiles of the bundle, and gives credit. Only sums are
-put. So an owner's credit says that it reads none of the node's staged outputs any more.
+tokens for which the source names it, in the order of pairs: by rank, then by expert. It writes each sum in
+place of its own output. Then it returns its tiles of the bundle, and gives credit. Only sums are put. So an owner's
+credit says that the owner reads none of the node's staged outputs any more.
 
-Every owner publishes, in a word for each source at each local peer, up to which pair it has staged its outputs. It does
-so in every call, because a peer may make another call (`streams.note_staged`).
+Every owner publishes marks: for each source, a word at each local peer that says up to which pair the owner has staged
+its outputs. It does so in every call, because a peer may make another call (`streams.note_staged`).
 """
 
 from kernel_cache.compile import jit
@@ -23,7 +23,7 @@ from .returns import free_rows, post_return
 def all_staged(job, st, source, pair):
     """Whether all ranks of this node have staged their outputs for a source's pairs before number `pair`.
 
-    If not, LATE_OWNER becomes a rank that has not.
+    If not, LATE_OWNER becomes a rank that has not staged them.
     """
     read, freed, ring = st[words.read_rows(job, source)], st[words.freed_rows(job, source)], job[words.RING_ROWS]
     for p in range(job[words.NODE_FIRST], job[words.NODE_END]):
@@ -68,7 +68,7 @@ def claim(job, st, worker):
 
 @jit
 def execute(job, st, worker):
-    """Write the sum of each token of the claimed bundle for which the source names this rank."""
+    """Write the sums of those tokens of the claimed bundle that the source has left to this rank (`scalars.adds`)."""
     c = words.command(job, worker)
     source, first = st[words.command_source(c)], st[words.command_tile(c)]
     for tile in range(first, first + st[words.command_tiles(c)]):
@@ -85,7 +85,7 @@ def execute(job, st, worker):
 def add_up(job, st, worker, source, adding):
     """Add up the outputs of a token's pairs in the order of pairs, in place of the output of pair `adding`.
 
-    Each pair names the one before it, and the first names the last.
+    The link of a pair is the number of the token's pair before it; the first pair's link names the last pair.
     """
     c = words.command(job, worker)
     rows, k = words.row_list(c), job[words.TOP_K]

@@ -19,7 +19,7 @@ FAILED = 719  # the error that a failing copy leaves in the wire: CUDA's "launch
 
 
 class Copies(SimulatedNetwork):
-    """All copies under way. The network knows their words too."""
+    """All copies under way. The network's tables list their words too."""
 
     def __init__(self, network: SimulatedNetwork) -> None:
         super().__init__(network.memory)
@@ -64,4 +64,4 @@ class Copies(SimulatedNetwork):
         memory = self.memory
         assert memory.reach is not None
         if address != private(memory.rank, WIRE, COPIES) or memory.me not in memory.reach.hosts:
-            raise WrongSide(f"{self.sched.me.name} uses the wire to another rank's GPU")
+            raise WrongSide(f"{self.sched.me.name} uses a wire for copies that only its rank's proxy may use")

@@ -42,4 +42,4 @@ class Reach:
         else:
             allowed = host and place.part == ACCEPTED
         if not allowed:
-            raise WrongSide(f"{name} writes {self.regions.name(at)}, which only the other side may write")
+            raise WrongSide(f"{name} writes {self.regions.name(at)}, which it may not write itself")

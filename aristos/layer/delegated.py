@@ -14,7 +14,7 @@ R = TypeVar("R")
 
 
 def delegated(part: str, method: Callable[Concatenate[Any, P], R]) -> Callable[Concatenate[Any, P], R]:
-    """`method` of a part as a method of the object, with its signature and docstring.
+    """A method that calls `method` of one of its object's parts, with the signature and docstring of `method`.
 
     part: the attribute that holds the part. It holds None if the layer was made without train=True.
     """

@@ -1,4 +1,4 @@
-"""Options of a layer before it exists: its backend, and a configuration for each layer."""
+"""The options of a layer object, checked before the object is made: its backend, and a configuration of each layer."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Options:
 
     @property
     def experts(self) -> int | None:
-        """The number of experts of the first configuration; None if that is no configuration."""
+        """The number of experts of the first configuration; None if `cfg` does not hold one."""
         first = self.cfg[0] if isinstance(self.cfg, list | tuple) and self.cfg else self.cfg
         return getattr(first, "experts", None)
 
@@ -99,7 +99,7 @@ def check_training(cfg: MoEConfig, kind: type[Backend], moves: str) -> None:
 
 
 def checked_options(cfg: Any, layers: Any, schedule: Any, backend: Any) -> tuple[MoEConfig, ...]:
-    """The configuration of each layer. Raises InputError for an option that no backend has."""
+    """The configuration of each layer. Raises InputError if an argument is wrong for every backend."""
     if backend is not None and not (isinstance(backend, str) and backend in BACKENDS):
         raise InputError(f"backend must be None or one of {', '.join(BACKENDS)}, got {backend!r}")
     listed = isinstance(cfg, list | tuple)

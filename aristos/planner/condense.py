@@ -1,4 +1,4 @@
-"""A problem with matrices as a cluster in compressed form, for problems too large to treat device by device."""
+"""Condenses a problem given by matrices to a tree of switches, for problems too large to treat device by device."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .tree import Leaf, Switch, Tree, TreeBuilder
 def from_matrices(problem: Problem) -> tuple[Tree, NDArray[np.int64]]:
     """(tree, [n] the problem's device at each place of the tree).
 
-    No link of the tree is slower than the problem's, so the tree's costs are lower bounds.
+    No link of the tree is slower than the problem's links that it stands for, so the tree's costs are lower bounds.
     """
     builder = TreeBuilder()
 

@@ -1,4 +1,4 @@
-"""Reads the arrays of an .npz file as numpy.savez writes it. The file may come from anywhere.
+"""Reads the arrays of an .npz file as numpy.savez writes it. The file need not be trustworthy.
 
 NumPy allocates what a header declares before it reads the data, and evaluates the header as a Python literal. Here the
 header of each member is first compared with the member's size, and the sum of sizes with the file's size. Pickles are

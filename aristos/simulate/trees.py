@@ -20,12 +20,12 @@ from .routes import Routes, pairs
 from .values import by_level, check_number
 
 MOST_LEVELS = 64
-MOST_WAYS = 64  # ways up that are tried until both nodes' ways meet
+MOST_WAYS = 64  # the most ways up from a node that are tried until the ways of both nodes meet
 
 
 @dataclass(frozen=True)
 class Step:
-    """A pair of links up to a switch, and down from it. name: the links' name. rate: GB/s in each direction. latency:
+    """A link up to a switch, and the link down from it. name: the links' name. rate: GB/s in each direction. latency:
     us from the node to the switch."""
 
     switch: str | int
@@ -34,18 +34,18 @@ class Step:
     latency: float
 
 
-Way = Callable[[int, int], Sequence[Step]]  # the steps up from a node, on the route with a number
+Way = Callable[[int, int], Sequence[Step]]  # way(node, number): the steps up from the node on its way with this number
 
 
 @dataclass(frozen=True)
 class SlurmTree:
     """The switches or blocks of Slurm's topology.conf.
 
-    The links of a switch to each switch above it are one link in each direction. Of several switches above it, the
-    number of the target chooses one.
+    All links between a switch and one switch above it count as one link in each direction. If a switch is below several
+    switches, the number of the target node chooses one of them.
 
     network: as `aristos.topology` reads it. names: the nodes of the job, in order. rate: GB/s of a node's link, then
-    of the links above. latency: us of a route beside its links. hop: us of each link.
+    of the links above. latency: us that each route has in addition to its hops. hop: us of each link.
     """
 
     network: Network

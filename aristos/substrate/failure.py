@@ -42,7 +42,7 @@ def cause_of(error: BaseException) -> int:
 
 
 def _also(known: str) -> str:
-    """The clause at the end of a message that says what else is known."""
+    """The end of a message: the clause `known`, which says what else is known, or nothing if `known` is empty."""
     return f"; {known}" if known else ""
 
 
@@ -51,7 +51,7 @@ def poisoned(
 ) -> PoisonedError:
     """The error of a rank that has read poison.
 
-    reporter: the peer that it came from, if known. known: what this rank sees of ranks that do not run, see Group.lost.
+    reporter: the peer that the poison came from, if known. known: which ranks have ended or are stopped (Group.lost).
     """
     via = "" if reporter is None else f" (reported by rank {reporter})"
     error = PoisonedError(
@@ -118,7 +118,7 @@ def wait_message(
     elif left > 0:
         what = f"{left} rows that rank {peer} announced, from tile {read} on{at}"
     elif returned == sent:
-        what = "outputs that are to be added to its own"
+        what = "the peer's staged outputs, from which sums are computed"
     else:
         what = f"the outputs of tile {returned} (tiles 0 to {sent - 1} were sent)"
     where = "outside a call" if seen[1] < 0 else f"after {seen[1]} commands"

@@ -33,7 +33,7 @@ ABORT_SECONDS = 3  # seconds for last words and MPI_Abort; then SIGALRM ends thi
 DRAIN_SECONDS = 0.2  # how long a process waits until the launcher has read its pipes
 MOST_TEXT = 2000  # most characters of an error that other ranks get
 MEETING_POLLS = 99  # polls of a barrier before it sleeps
-EXCHANGE_POLLS = 5000  # polls of an exchange before it sleeps, some milliseconds: ranks in step need less
+EXCHANGE_POLLS = 5000  # polls of an exchange before it sleeps; they take some milliseconds. Ranks in step need fewer
 FAILED = 1  # tag of the message by which a rank that cannot enter a collective says why
 
 
@@ -346,7 +346,7 @@ class Group:
         atexit.register(abort)
 
     def abort_now(self) -> None:
-        """Run now what `abort_at_exit` has registered. For exit handlers: functions that they register never run."""
+        """Run now what `abort_at_exit` has registered. Exit handlers need this: what they register never runs."""
         if self in _aborts:
             _aborts[self]()
 

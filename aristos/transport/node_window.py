@@ -1,7 +1,7 @@
 """Transport `rma` with two levels: MPI windows whose parts lie in memory that all ranks of a node map.
 
 A remote rank puts into one rank's part, and the other ranks of that rank's node read the part too. MPI does not promise
-that these ranks see what was put; `two_levels.py` tests it.
+that these ranks see what was put; `two_levels.py` tests whether they do.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Lowers tcgen05."""
+"""Lowers the tcgen05 instructions, which use tensor memory."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from .mods import Mods
 SHAPES = {"32x32b": (LANE_32, 1), "16x64b": (PARTS_64, 1), "16x128b": (PARTS_128, 2), "16x256b": (PARTS_256, 4),
           "16x32bx2": (TWICE_32, 1)}  # fmt: skip
 KINDS = {"kind::f16": F16_KIND, "kind::tf32": TF32_KIND, "kind::f8f6f4": F8_KIND, "kind::i8": I8_KIND}
-# products with .block_scale: the kind, and how many factors a row has, by the word that says so (None: no word)
+# products with .block_scale: the kind, and for each modifier (None: without one) how many factors a row has
 SCALED: dict[str, tuple[int, dict[str | None, int]]] = {
     "kind::mxf8f6f4": (MX_KIND, {None: 1, "scale_vec::1X": 1, "block32": 1}),
     "kind::mxf4": (MX4_KIND, {None: 2, "scale_vec::2X": 2, "block32": 2}),
@@ -37,7 +37,7 @@ SCALED: dict[str, tuple[int, dict[str | None, int]]] = {
 }
 VECTORS = ("scale_vec::1X", "scale_vec::2X", "scale_vec::4X", "block16", "block32")
 WIDENED = {"b4x16_p64": WIDENS_4, "b6x16_p32": WIDENS_6}
-COPIES = {  # of tcgen05.cp: parts of 16 bytes in a row, and the lanes that rows fill, by shape and multicast
+COPIES = {  # of tcgen05.cp, for each (shape, multicast): how many 16-byte parts a row has, and which lanes rows fill
     ("128x256b", None): (2, WHOLE), ("128x128b", None): (1, WHOLE), ("4x256b", None): (2, EVERY_32),
     ("64x128b", "warpx2::02_13"): (1, HALVES), ("64x128b", "warpx2::01_23"): (1, QUARTERS),
     ("32x128b", "warpx4"): (1, FOUR),
@@ -50,8 +50,7 @@ def tensor_core(low: Lowering, m: Mods) -> None:
     kind = m.take_one("alloc", "dealloc", "ld", "st", "mma", "cp", "commit", *WAITS)
     if kind is None and "shift" in m.left:
         raise m.fail(
-            "is not supported: the PTX ISA does not say how many lanes have the rows that move, nor whether 'down' is"
-            " towards lane 0"
+            "is not supported: the PTX ISA does not say how many lanes move, nor whether 'down' is towards lane 0"
         )
     if kind is None:
         raise m.fail("is not supported")
@@ -100,7 +99,7 @@ def move(low: Lowering, m: Mods, load: bool) -> None:
     m.done(3 if halves else 2)
     split = m.operands[2 if load else 1] if halves else Number(0, "i")
     if not isinstance(split, Number):
-        raise m.fail("the distance of the halves must be an immediate")
+        raise m.fail("the distance between the two halves of the lanes must be an immediate")
     value, address = (m.operands[0], m.operands[1]) if load else (m.operands[-1], m.operands[0])
     items = list(value.items) if isinstance(value, Vector) else [value]
     if len(items) != int(times[1:]) * per:
@@ -127,7 +126,7 @@ def multiply(low: Lowering, m: Mods, pair: int) -> None:
     if len(m.operands) == 6:
         count = 8 if pair else 4
         if not isinstance(lanes, Vector) or len(lanes.items) != count:
-            raise m.fail(f"only {count} registers of lanes that D leaves out may stand before the predicate")
+            raise m.fail(f"before the predicate expected a vector of {count} registers, which disable lanes of D")
         left_out = [low.row(item, isa.B32) for item in lanes.items]
     emit_product(low, m, kind, pair, left_out)
 
@@ -155,7 +154,7 @@ def multiply_scaled(low: Lowering, m: Mods, pair: int) -> None:
 
 
 def scales_row(low: Lowering, operand: Address) -> int:
-    """A row that holds the address of scale factors."""
+    """The row of the register file that holds the address of scale factors."""
     row, offset, _ = low.memory(operand)
     if not offset:
         return row

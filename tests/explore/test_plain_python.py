@@ -300,12 +300,12 @@ def test_what_a_side_cannot_reach():
         (block, lambda: mem.load(window + rank.job[words.P_RETURN_RECORDS]), "cannot reach"),
         (block, lambda: wire.put(private(0, WIRE), 1, 0, outbox, 8), "calls MPI, which runs on the host"),
         (proxy, lambda: mem.load(mirror), "cannot reach"),
-        (proxy, lambda: mem.store(mirror, 1), "which only the other side may write"),
-        (proxy, lambda: mem.store_release(outbox + 8 * words.TAIL, 1), "which only the other side may write"),
+        (proxy, lambda: mem.store(mirror, 1), "which it may not write itself"),
+        (proxy, lambda: mem.store_release(outbox + 8 * words.TAIL, 1), "which it may not write itself"),
         (
             block,
             lambda: mem.store_release(rank.table(words.T_LINE_FROM, 1) + 8 * words.TAIL, 1),
-            "which only the other side may write",
+            "which it may not write itself",
         ),
         (proxy, lambda: wire.put(private(0, WIRE, COPIES), 1, mirror + 64, window, 8), "which is not its mirror"),
     ]

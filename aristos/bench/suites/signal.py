@@ -1,11 +1,13 @@
 """Suite `signal`: the round-trip time between two ranks, and the message rate of one sender.
 
-    round trip     a payload and a signal there, the received payload and a signal back; 0 (signal alone) to 64 KiB
-    message rate   a stream of small messages through a ring of 256 slots with tail and credit, like the engine's inbox
+    round trip     One rank puts a payload and a signal. The other rank puts the received payload and a signal back.
+                   Payloads have up to 64 KiB; with 0 bytes there is only a signal.
+    message rate   One rank sends small messages through a ring of 256 slots with tail and credit, like the engine's
+                   inbox.
 
 Between nodes (transport rma) a signal is a word that MPI puts after a flush; up to 64 messages share one signal. Each
-transport has its tables. A sample is 100 round trips, fewer if they are slow. A payload that comes back changed, or a
-stream whose message numbers do not add up, fails.
+transport has its own tables. A sample is 100 round trips, fewer if they are slow. The check fails if a payload comes
+back changed, or if the sum of a stream's message numbers is wrong.
 """
 
 from __future__ import annotations
@@ -182,7 +184,8 @@ def _result(
 ) -> Result:
     """The suite's result. trips: [origin, target, size, sample] seconds per round trip.
 
-    rates: seconds per message, in the same arrangement. core: shares of both, [origin, target, end, size]."""
+    rates: seconds per message, in the same arrangement. core: two arrays [origin, target, end, size], for round
+    trips and for messages: the share of its core that each end of a pair had."""
     sheets = []
     for name, pairs in transports.items():
         sheets.append(_trip_sheet(ctx, name, sizes, trips[pairs], core[0], pairs, right[0]))
@@ -209,8 +212,9 @@ def _trip_sheet(
     pairs: np.ndarray,
     right: np.ndarray,
 ) -> Sheet:
-    """The sheet of round trips. trips: [pair, size, sample] seconds per round trip, of the pairs [W, W]. core: [origin,
-    target, end, size]."""
+    """The sheet of round trips. trips: [pair, size, sample] seconds per round trip.
+
+    core: [origin, target, end, size] share of a core. pairs: [W, W] bool, the pairs that use the transport."""
     trip, usual = medians(trips)
     title = f"signal by {transport}: round trips, {len(trip)} ordered pairs of {ctx.world.size} ranks"
     sheet = Sheet(title, TRIPS)
@@ -234,8 +238,7 @@ def _trip_sheet(
 def _rate_sheet(
     transport: str, messages: list[int], rates: np.ndarray, core: np.ndarray, pairs: np.ndarray, right: np.ndarray
 ) -> Sheet:
-    """The sheet of message rates. rates: [pair, size, sample] seconds per message, of the pairs [W, W]. core: [origin,
-    target, end, size]."""
+    """The sheet of message rates. rates: [pair, size, sample] seconds per message. core, pairs: see `_trip_sheet`."""
     rate, usual = medians(rates)
     sheet = Sheet(f"signal by {transport}: message rate of one sender, ring of {RING} slots", RATES)
     for j, size in enumerate(messages):

@@ -1,4 +1,4 @@
-"""Products of rows and packed weights by panels of 32 columns, for one format: this package's (`target.FORMAT`).
+"""Products of rows and packed weights by panels of 32 columns, in the format `target.FORMAT`.
 
 The sum of a column adds the sums of its groups of k in order. A group's sum is scale * (sum of x * code - zero point *
 sum of x). The sum of x * code starts from zero, and is computed as if the codes were bfloat16 weights (`widened`,
@@ -44,10 +44,10 @@ WORDS = code_words.looked_up_words if DOTS else code_words.unit_words if TILED a
 SHARED_PIECE = 128  # how many k are unpacked at once for all rows: they take 8 KiB as bfloat16
 PIECE, TILE_ROWS = 256, 32  # most k at once, and most rows, of the kernel that unpacks and multiplies by tiles
 GROUPS = PIECE // WIDTH if TILED else 1  # most groups of k in a piece; each group has its own sums
-# how many rows have sums that fit the registers beside decoded codes, and beside the tables of `looked_up_words`
+# the most rows whose sums fit the registers beside decoded codes, and beside the tables of `looked_up_words`
 FEW = {16: 9 if DOTS and FORMATS[FORM].bits == 8 else 12, 8: 2, 4: 2}[REGISTER]
-# most rows for which the kernels with the fewest micro-operations are used: on Cascade Lake they are faster for up to
-# so many rows, and no faster for more
+# most rows for which the kernels with the fewest micro-operations are used: on Cascade Lake these kernels are faster
+# for up to LEAN rows, and no faster for more
 LEAN = (FEW if FORM == "fp8" else 4) if ISA == "avx512" else 0
 MOST = 1 << 30 if TABLE and FORM != "fp8" else FEW  # most rows of float32 for which codes are decoded in registers
 FLOAT32_SCALE, BFLOAT16_SCALE = SCALE_CODES["float32"], SCALE_CODES["bfloat16"]

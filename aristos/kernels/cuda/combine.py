@@ -59,8 +59,9 @@ def parts(kind: str) -> tuple[Any, Any]:
 def combine_tokens(kind: str) -> Any:
     """A function combine(y, count, k, weights, rows, row_bytes): y[t] = sum over j of weights[t, j] * row (t, j).
 
-    All threads of a block call it. y: address of `count` rows of row_bytes (a multiple of 16) in the type of the
-    arithmetic; weights: [count, k] float32; rows: [count, k] addresses of rows, 0 for a choice not taken.
+    All threads of a block call it. y: the address of `count` rows of row_bytes bytes (a multiple of 16), of
+    this kind. weights: the address of [count, k] float32. rows: the address of [count, k] addresses of rows, with 0 for
+    a choice that is not taken.
     """
     four, put = parts(kind)
     width = FLOATS * BYTES[kind]
