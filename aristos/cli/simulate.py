@@ -147,7 +147,7 @@ def check(parser: argparse.ArgumentParser, words: list[str], base: argparse.Name
     if asked.routing == "router" or (is_file(asked.routing) and not Path(asked.routing).is_file()):
         parser.error(f"--routing must be a file or one of {', '.join(GENERATORS)}, got {asked.routing!r}")
     if asked.layer is not None and not is_file(asked.routing):
-        parser.error(f"--layer needs a recorded routing (--routing FILE.npz), got --routing {asked.routing}")
+        parser.error(f"--layer needs a recorded routing, --routing FILE.npz, got --routing {asked.routing}")
     if asked.tile > BATCH:
         parser.error(f"--tile must be at most {BATCH}, got {asked.tile}")
     if (ranks := max(asked.nodes) * asked.ranks_per_node) > MOST_RANKS:

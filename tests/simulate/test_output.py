@@ -62,7 +62,7 @@ def trace(path, experts=8, top_k=2, layers=3):
         (["--what-if", "ranks-per-node=800"], "at most 1024 ranks can be simulated, got 1600"),
         (["--routing", "nowhere.npz"], "--routing must be a file or one of uniform, zipf, one, got 'nowhere.npz'"),
         (["--routing", "router"], "--routing must be a file or one of uniform, zipf, one, got 'router'"),
-        (["--layer", "3"], "--layer needs a recorded routing (--routing FILE.npz), got --routing uniform"),
+        (["--layer", "3"], "--layer needs a recorded routing, --routing FILE.npz, got --routing uniform"),
         (["--tile", "0"], "argument --tile: must be at least 1"),
     ],
 )
