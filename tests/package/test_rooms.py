@@ -142,4 +142,6 @@ def test_lines_of_code():
     counted = runpy.run_path(str(ROOT / "docs" / "code_lines.py"), run_name="__main__")
     text = '"""Two\nlines."""\n\nx = 1  # one\n\n\ndef f():\n    """No."""\n    return """not\na docstring"""\n# no\n'
     assert counted["code_lines"](text) == 4
+    deep = 'try:\n    x = 2\nexcept OSError:\n\n    class C:\n        """No."""\n\n        y = 1\n'
+    assert counted["code_lines"](deep) == 5
     assert counted["rooms"].total() < 56_900
