@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import collections
+import ctypes
 import math
 import mmap
 import os
@@ -53,10 +54,13 @@ class Reserved:
     bytes: [size] uint8 of zeros, which take no memory until they are touched. If the system refuses `size`,
     there are fewer bytes.
 
-    The space never moves, so the host may hold pointers into it (mapped and managed arrays).
+    The space never moves, so the host may hold pointers into it (mapped and managed arrays). at: the address at which
+    the space should begin; if the system refuses it, the space is elsewhere.
     """
 
-    def __init__(self, size: int):
+    def __init__(self, size: int, at: int | None = None):
+        if at is not None and self.placed(size, at):
+            return
         while True:
             try:
                 self.map = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NO_RESERVE)
@@ -69,6 +73,26 @@ class Reserved:
                         "raise the limit (ulimit -v)"
                     ) from error
         self.bytes = np.frombuffer(self.map, np.uint8)
+        self.advise = self.map.madvise
+
+    def placed(self, size: int, at: int) -> bool:
+        """Reserve the space, or part of it, from an address on, for as long as the process lives. False if refused."""
+        libc = ctypes.CDLL(None, use_errno=True)
+        libc.mmap.restype = ctypes.c_void_p
+        libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+        libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+        libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NO_RESERVE
+        while size >= LEAST_BYTES:
+            found = libc.mmap(at, size, mmap.PROT_READ | mmap.PROT_WRITE, flags, -1, 0)
+            if found == at:
+                self.bytes = np.frombuffer((ctypes.c_uint8 * size).from_address(at), np.uint8)
+                self.advise = lambda option, start, length: libc.madvise(at + start, length, option)
+                return True
+            if found not in (None, ctypes.c_void_p(-1).value):
+                libc.munmap(found, size)
+            size //= 2
+        return False
 
     def clear(self, start: int, end: int) -> None:
         """Set bytes to zero. Whole pages are returned to the system."""
@@ -78,7 +102,7 @@ class Reserved:
             return
         self.bytes[start:first] = 0
         self.bytes[last:end] = 0
-        self.map.madvise(mmap.MADV_DONTNEED, first, last - first)
+        self.advise(mmap.MADV_DONTNEED, first, last - first)
 
 
 class FreeRuns:
@@ -144,12 +168,12 @@ class Memory:
     it. pages: for each 256 bytes the number of their allocation. shadow: the cells of the checker.
     """
 
-    def __init__(self, x: np.ndarray, checked: bool):
+    def __init__(self, x: np.ndarray, checked: bool, at: int | None = None):
         self.x, self.checked = x, checked
         self.allocations: dict[int, Allocation] = {}
         self.numbers: list[int] = []  # numbers of released allocations, to be reused
         self.table = np.zeros((64, s.A_FIELDS), np.int64)
-        self.whole = Reserved(MOST_BYTES)
+        self.whole = Reserved(MOST_BYTES, at)
         self.data = self.whole.bytes
         self.pages = Reserved(max(len(self.data) // PAGE * 4, LEAST_BYTES)).bytes.view(np.uint32)
         self.known = Reserved(len(self.data)) if checked else None

@@ -1,7 +1,7 @@
-"""`ptxsim check FILE`, `ptxsim profile SCRIPT.py`: run CUDA kernels on the PTX machine, with its checker.
+"""`ptxsim check FILE`, `ptxsim profile SCRIPT.py`, `ptxsim run PROGRAM`: run CUDA kernels on the PTX machine.
 
-`check` prints the reports of a Python script, or of CUDA C++ or PTX. `profile` also prints the counters of a script's
-kernels.
+`check` prints the checker's reports of a Python script, or of CUDA C++ or PTX. `profile` also prints the counters of a
+script's kernels. `run` prints the reports of any program that uses CUDA's driver API.
 Exit codes: 0 no reports, 1 reports or a failed script, 2 usage, 3 numba-cuda or NVRTC is missing, 130 Ctrl-C. Without
 reports `profile` returns the script's own exit code.
 """
@@ -38,7 +38,24 @@ def options(argv: list[str], prog: str = "ptxsim") -> argparse.Namespace:
     machine_options(one)
     one.add_argument("script", metavar="SCRIPT.py")
     one.add_argument("args", nargs=argparse.REMAINDER, help="arguments of the script")
+    run_options(commands)
     return parser.parse_args(argv)
+
+
+def run_options(commands: Any) -> None:
+    """Add the command `run`."""
+    one = commands.add_parser(
+        "run",
+        help="run a program that uses CUDA's driver API, and print the checker's reports",
+        description="Run any program that uses CUDA's driver API (libcuda.so.1), by cuda.bindings or C++. A stand-in "
+        "for this library runs the program's kernels on the machine, with the checker; see docs/ptxsim-run.md.",
+    )
+    one.add_argument("--no-check", action="store_true", help="no checker: faster")
+    one.add_argument("--schedules", type=at_least(1), default=1, help="how often to run the program (%(default)s)")
+    one.add_argument("--suppress", metavar="FILE", help="a file of known reports, with reasons, not to print")
+    one.add_argument("--folder", action="store_true", help="print the folder of the stand-in libcuda, for g++ -L")
+    machine_options(one)
+    one.add_argument("program", metavar="PROGRAM", nargs=argparse.REMAINDER, help="the program and its arguments")
 
 
 def check_options(commands: Any) -> None:
@@ -125,6 +142,16 @@ def main(argv: list[str] | None = None, prog: str = "ptxsim") -> int:
             flags = [f"-I{folder}" for folder in asked.folders] + [f"-D{macro}" for macro in asked.macros]
             more = {"suppress": asked.suppress, "shorten": asked.shorten, "save": asked.save, **machine}
             code = check(asked.file, asked.args, asked.launch, asked.seeds, asked.github, tuple(flags), **more)
+        elif asked.command == "run":
+            from .libcuda import build, run
+
+            if asked.folder:
+                print(build.folder())
+                return 0
+            program = asked.program[1:] if asked.program[:1] == ["--"] else asked.program
+            if not program:
+                raise errors.InputError("give a program to run, such as `ptxsim run python SCRIPT.py`")
+            code = run.run(program, asked.schedules, asked.suppress, check=not asked.no_check, **machine)
         else:
             from .profile import profile
 

@@ -37,7 +37,7 @@ class Core:
         units = addresses()
         self.x = np.zeros(s.X_FIELDS + s.UNITS, np.int64)
         self.x[s.X_FIELDS : s.X_FIELDS + len(units)] = units
-        self.memory = Memory(self.x, check)
+        self.memory = self.memory_of(check)
         self.loader = Loader(self.x, self.memory)
         self.queue: list[Launch] = []  # launches that have not run yet
         self.running: list[Launch] = []
@@ -66,6 +66,10 @@ class Core:
         self.table("prints", (MOST_PRINTS, 80), s.PRINTS)
         self.table("agent", (s.T_FIELDS,), s.AGENT)
         self.table("pending", (s.P_MOST + 1, s.P_FIELDS), s.PENDING)
+
+    def memory_of(self, checked: bool) -> Memory:
+        """The machine's memory. checked: whether it has the checker's tables."""
+        return Memory(self.x, checked)
 
     def table(self, name: str, shape: tuple[Any, ...], field: int, dtype: Any = np.int64) -> np.ndarray:
         """Make a table of zeros, keep it under a name, and write its address into a field of x."""

@@ -1,0 +1,88 @@
+"""Compiles the stand-in libcuda.so.1, once for each state of its sources, into the kernel cache."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sysconfig
+import tempfile
+from functools import cache
+from pathlib import Path
+
+from kernel_cache import compile as compiler
+from kernel_cache import private, regular
+
+from ..errors import EnvironmentProblem, own
+
+SOURCE = Path(__file__).with_name("stand_in.c")
+NAMES = Path(__file__).with_name("names.txt")
+TIME = 300  # seconds that the compilation may take
+LIBRARY = "libcuda.so.1"
+
+
+@cache
+def versions() -> dict[str, list[int]]:
+    """The driver API's functions: name -> the versions of CUDA that brought its first, second, ... form."""
+    rows = (line.split() for line in NAMES.read_text("ascii").splitlines() if line[:1] != "#")
+    return {row[0]: [int(word) for word in row[1:]] for row in rows}
+
+
+def symbol(name: str, form: int) -> str:
+    """The exported name of a function's form, counted from 0."""
+    return f"{name}_v{form + 1}" if form else name
+
+
+@cache
+def symbols() -> list[str]:
+    """All exported names, in the order of the library's table."""
+    return [symbol(name, form) for name, found in versions().items() for form in range(len(found))]
+
+
+def folder() -> Path:
+    """The folder with the library, as libcuda.so.1 and libcuda.so. The library is compiled if it is not there.
+
+    Raises EnvironmentProblem if there is no C compiler, or if it fails.
+    """
+    text = regular.read(SOURCE).decode() + "".join(symbols())
+    with own():
+        cached = compiler.cache_folder() / "libcuda"
+        private.make(cached)
+        place = cached / hashlib.sha256(text.encode()).hexdigest()[:16]
+        private.make(place)
+    if not (place / LIBRARY).exists():
+        compiled(place)
+    return place
+
+
+def compiled(place: Path) -> None:
+    """Compile the library into a folder."""
+    words = (os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang") or "").split()
+    if not words:
+        raise EnvironmentProblem(
+            "running programs of the driver API needs a C compiler, which makes the stand-in libcuda: install one "
+            "(gcc or clang), or name it in the variable CC"
+        )
+    listed = " ".join(f"X({name})" for name in symbols())
+    with tempfile.TemporaryDirectory(dir=place) as temporary:
+        made = Path(temporary) / LIBRARY
+        options = ["-shared", "-fPIC", "-O2", "-fvisibility=hidden", f"-Wl,-soname,{LIBRARY}", "-w"]
+        words += [*options, f"-DFUNCTIONS={listed}", "-o", str(made), str(SOURCE), "-ldl", "-lpthread"]
+        try:
+            done = subprocess.run(words, capture_output=True, text=True, timeout=TIME)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise EnvironmentProblem(f"the stand-in libcuda cannot be compiled: {error}") from error
+        if done.returncode:
+            raise EnvironmentProblem(f"the stand-in libcuda does not compile by {words[0]}: {done.stderr.strip()}")
+        link = Path(temporary) / "libcuda.so"
+        link.symlink_to(LIBRARY)
+        os.replace(link, place / "libcuda.so")
+        os.replace(made, place / LIBRARY)
+
+
+def libpython() -> str:
+    """The shared library of this Python, which programs without Python load; '' if it has none."""
+    name, place = sysconfig.get_config_var("LDLIBRARY") or "", sysconfig.get_config_var("LIBDIR") or ""
+    found = os.path.join(place, name)
+    return found if ".so" in name and os.path.exists(found) else ""

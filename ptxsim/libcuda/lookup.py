@@ -1,0 +1,59 @@
+"""Names of results, and the addresses of functions by name and version."""
+
+from __future__ import annotations
+
+import ctypes
+
+from .build import symbol, symbols, versions
+from .calls import INT, LONG, POINTER, call, put, text_at
+from .results import TEXTS, Refused
+from .state import State
+
+NAMES = {code: ctypes.create_string_buffer(f"CUDA_{name}".encode()) for name, (code, _) in TEXTS.items()}
+SENTENCES = {code: ctypes.create_string_buffer(text.encode()) for code, text in TEXTS.values()}
+FOUND, NOT_FOUND, TOO_NEW = 0, 1, 2  # CUdriverProcAddressQueryResult
+EXPORTED: dict[str, int] = {}  # the library's functions: name -> address
+
+
+def fill(own: int) -> None:
+    """Read the library's table of its own functions, at an address."""
+    EXPORTED.update(zip(symbols(), (LONG * len(symbols())).from_address(own)))
+
+
+@call(INT, POINTER)
+def cuGetErrorName(now: State, code: int, text: int) -> None:
+    put(text, POINTER, ctypes.addressof(NAMES[code]) if code in NAMES else 0)
+    if code not in NAMES:
+        raise Refused("ERROR_INVALID_VALUE")
+
+
+@call(INT, POINTER)
+def cuGetErrorString(now: State, code: int, text: int) -> None:
+    put(text, POINTER, ctypes.addressof(SENTENCES[code]) if code in SENTENCES else 0)
+    if code not in SENTENCES:
+        raise Refused("ERROR_INVALID_VALUE")
+
+
+@call(POINTER, POINTER, INT, LONG, POINTER)
+def cuGetProcAddress_v2(now: State, name: int, function: int, version: int, flags: int, status: int) -> None:
+    """The newest form of a function that a version of CUDA has. Functions that the stand-in lacks are found too: a call
+    of one says so."""
+    text = text_at(name)
+    forms = [form for form, first in enumerate(versions().get(text, [])) if first <= version]
+    address = EXPORTED[symbol(text, forms[-1])] if forms else EXPORTED.get(text, 0) if "_v" in text else 0
+    put(function, POINTER, address)
+    if status:
+        put(status, INT, FOUND if address else TOO_NEW if text in versions() else NOT_FOUND)
+    if not address:
+        raise Refused("ERROR_NOT_FOUND")
+
+
+@call(POINTER, POINTER)
+def cuGetExportTable(now: State, table: int, number: int) -> None:
+    """Refuse in silence: NVRTC and others ask for tables that they can do without. The CUDA runtime cannot."""
+    raise Refused("ERROR_NOT_SUPPORTED")
+
+
+@call(POINTER, POINTER, INT, LONG)
+def cuGetProcAddress(now: State, name: int, function: int, version: int, flags: int) -> None:
+    cuGetProcAddress_v2(now, name, function, version, flags, 0)

@@ -1,0 +1,104 @@
+"""`ptxsim run PROGRAM`: run a program of CUDA's driver API with the stand-in libcuda, and print the reports."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from .. import suppress
+from ..coverage import Coverage
+from ..errors import InputError
+from ..findings import Report, lines, total
+from ..waiting import compile_machine
+from . import build
+from .session import SETTING
+
+NOTHING = (
+    "the program launched no kernel through the stand-in libcuda: it must use the driver API of the shared library "
+    "libcuda.so.1, and not the CUDA runtime (libcudart), for which the stand-in is not enough"
+)
+
+
+def run(program: list[str], seeds: int, rules_file: str | None, **options: Any) -> int:
+    """Run a program with `seeds` seeds and print the reports.
+
+    options: those of `Machine`. Returns 1 if there are reports or the program fails, else 0. Raises InputError if the
+    program is missing or launches nothing, and EnvironmentProblem if the library cannot be compiled.
+    """
+    if shutil.which(program[0]) is None:
+        raise InputError(f"there is no program {program[0]}")
+    rules = suppress.read(rules_file)
+    library = build.folder()
+    compile_machine()
+    first = options.pop("seed")
+    failed, found, known, covered = 0, list[Report](), list[Report](), Coverage()
+    seen: dict[int, int] = {}
+    for seed in range(first, first + seeds):
+        with tempfile.TemporaryDirectory(prefix="ptxsim-") as folder:
+            code = subprocess.run(program, env=environment(library, folder, {"seed": seed, **options})).returncode
+            failed = failed or code
+            reports = read(Path(folder), covered)
+        for report in [one for one in reports if not any(same(one, other) for other in [*found, *known])]:
+            (known if suppress.matching(rules, report) else found).append(report)
+            seen[id(report)] = seed
+    if not found and not known and not covered.launches:
+        if not failed:
+            raise InputError(NOTHING)
+        print(f"ptxsim run: {NOTHING}", file=sys.stderr)
+    if failed:
+        print(f"ptxsim run: the program ended with exit code {failed}", file=sys.stderr)
+    printed = lines(found, str if seeds == 1 else lambda report: f"{report} [--seed {seen[id(report)]}]")
+    print(*printed, *suppress.said(rules, known), covered.said(first, seeds), sep="\n")
+    print(total(len(printed)) if options["check"] else "not checked")
+    return 1 if found or failed else 0
+
+
+def same(one: Report, other: Report) -> bool:
+    """Whether the reports of two runs name the same fault."""
+    return (one.kind, one.file, one.line, one.other_line) == (other.kind, other.file, other.line, other.other_line)
+
+
+def environment(library: Path, folder: str, machine: dict[str, Any]) -> dict[str, str]:
+    """The variables with which the program finds the library, and the library ptxsim."""
+    root = str(Path(__file__).resolve().parents[2])
+    before = os.environ.get("LD_LIBRARY_PATH")
+    standard = [sysconfig.get_path("stdlib"), os.path.join(sysconfig.get_path("platstdlib"), "lib-dynload")]
+    places = [place for place in sys.path if os.path.isdir(place) and place not in standard]
+    return os.environ | {
+        "LD_LIBRARY_PATH": f"{library}:{before}" if before else str(library),
+        SETTING: json.dumps({"folder": folder, "machine": machine}),
+        "PTXSIM_PATH": os.pathsep.join([root, *places]),
+        "PTXSIM_LIBPYTHON": build.libpython(),
+        "PTXSIM_PYTHONHOME": sys.base_prefix if sys.base_prefix == sys.base_exec_prefix else
+        f"{sys.base_prefix}:{sys.base_exec_prefix}",
+    }  # fmt: skip
+
+
+def read(folder: Path, covered: Coverage) -> list[Report]:
+    """The reports that the program's processes wrote. What they covered is added to `covered`."""
+    found = []
+    for file in sorted(folder.glob("*.reports")):
+        for line in file.read_text(encoding="utf-8").splitlines():
+            made = json.loads(line)
+            report = Report(**made | {"block": tuple(made["block"]), "thread": tuple(made["thread"])})
+            found.append(replace(report, file=shown(report.file)))
+    for file in sorted(folder.glob("*.covered")):
+        made = json.loads(file.read_text(encoding="utf-8"))
+        covered.launches += made["launches"]
+        covered.kernels |= set(made["kernels"])
+        covered.ran |= {(name, index) for name, index in made["ran"]}
+        covered.all |= {(name, index) for name, index in made["all"]}
+    return found
+
+
+def shown(file: str) -> str:
+    """A report's file, relative to the current folder if it is in it."""
+    return os.path.relpath(file) if file and Path(file).is_relative_to(Path.cwd()) else file

@@ -1,0 +1,124 @@
+"""The stand-in in the program's process: its start at the first call, its functions' wrappers, and what it writes.
+
+`ptxsim run` names in PTXSIM_RUN a folder and the options of the machine, as JSON. Reports are appended to a file of the
+folder as soon as they are found, so that they are kept if the program crashes. What was covered is written at the end.
+"""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import dataclasses
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ..coverage import Coverage
+from ..errors import PtxsimError
+from . import devices, launching, lookup, memory, modules, queues  # noqa: F401  (they declare functions)
+from .build import symbols
+from .calls import ARGUMENTS, FUNCTIONS, INT
+from .results import CODES, Refused
+from .state import SharedMachine, State
+
+SETTING = "PTXSIM_RUN"
+ENDED = 4  # the library's state after the end (stand_in.c)
+BEFORE_INIT = ("cuInit", "cuDriverGetVersion", "cuGetErrorName", "cuGetErrorString", "cuGetProcAddress",
+               "cuGetProcAddress_v2")  # fmt: skip
+
+
+class Session:
+    """The stand-in of this process. place: the beginning of the names of the files that it writes."""
+
+    def __init__(self, options: dict[str, Any], place: Path, state: int):
+        self.state = State(SharedMachine(**options), self.told)
+        self.place, self.library, self.written = place, INT.from_address(state), 0
+        self.kept: list[Any] = []  # ctypes' functions, which the library's table points to
+
+    def told(self) -> None:
+        """Write the reports that are new."""
+        reports = self.state.machine.reports
+        with open(f"{self.place}.reports", "a", encoding="utf-8") as file:
+            for report in reports[self.written :]:
+                file.write(json.dumps(dataclasses.asdict(report)) + "\n")
+        self.written = len(reports)
+
+    def wrapped(self, name: str, function: Callable[..., None]) -> Callable[..., int]:
+        """A function of the driver API that returns a result code."""
+
+        def called(*args: int) -> int:
+            try:
+                if not self.state.initialised and name not in BEFORE_INIT:
+                    return CODES["ERROR_NOT_INITIALIZED"]
+                with self.state.lock:
+                    function(self.state, *args)
+                return 0
+            except Refused as refused:
+                if refused.why:
+                    self.state.say(refused.why)
+                return refused.code
+            except PtxsimError as error:
+                self.state.say(f"{name}: {error}")
+                return CODES["ERROR_INVALID_VALUE"]
+            except KeyboardInterrupt:
+                self.end()
+                os._exit(130)
+            except Exception:
+                traceback.print_exc()
+                return CODES["ERROR_UNKNOWN"]
+
+        return called
+
+    def fill(self, made: int) -> None:
+        """Write the functions' addresses into the library's table."""
+        for number, name in enumerate(symbols()):
+            if name in FUNCTIONS:
+                function, types = FUNCTIONS[name]
+                assert len(types) <= ARGUMENTS, name
+                kept = ctypes.CFUNCTYPE(INT, *types)(self.wrapped(name, function))
+                self.kept.append(kept)
+                place = ctypes.c_uint64.from_address(made + 8 * number)
+                place.value = ctypes.cast(kept, ctypes.c_void_p).value or 0
+
+    def end(self) -> None:
+        """Run what is queued, write what was covered, and let the library answer nothing more."""
+        if self.library.value == ENDED:
+            return
+        try:
+            self.state.finish()
+        except (Refused, PtxsimError) as error:
+            print(f"ptxsim: at the program's end: {getattr(error, 'why', error)}", file=sys.stderr)
+        self.library.value = ENDED
+        covered = Coverage()
+        covered.add(self.state.machine)
+        written = {"launches": covered.launches, "kernels": sorted(covered.kernels)}
+        written |= {"ran": sorted(covered.ran), "all": sorted(covered.all)}
+        Path(f"{self.place}.covered").write_text(json.dumps(written), encoding="utf-8")
+        sys.stdout.flush()
+
+
+_sessions: list[Session] = []
+
+
+def start(state: int, made: int, own: int) -> None:
+    """Start the stand-in. The arguments are addresses in the library: of its state, of its table of functions to call,
+    and of the table of those that it exports."""
+    asked = json.loads(os.environ[SETTING])
+    session = Session(asked["machine"], Path(asked["folder"]) / str(os.getpid()), state)
+    lookup.fill(own)
+    session.fill(made)
+    _sessions.append(session)
+    atexit.register(end)
+    if not session.state.machine.unified:
+        session.state.say("host memory has other addresses on devices in this run: cuMemHostGetDevicePointer has them")
+
+
+def end() -> None:
+    """End the stand-in of this process."""
+    for session in _sessions:
+        if int(session.place.name) == os.getpid():
+            session.end()

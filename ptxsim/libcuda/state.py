@@ -1,0 +1,252 @@
+"""What the stand-in knows between two calls: the machine, contexts, and the objects behind handles."""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from .. import isa
+from ..address_space import Allocation, Memory
+from ..machine import Machine
+from ..program import FunctionInfo, Program
+from ..streams import Event, Stream
+from .results import Refused
+
+LEGACY, PER_THREAD = 1, 2  # handles of the two default streams
+SMALL_SHARED = 49152  # bytes of shared memory of a block for which a kernel needs no attribute
+
+
+class SharedMachine(Machine):
+    """A machine whose memory has the same addresses for kernels and for this process, as with unified addressing."""
+
+    def memory_of(self, checked: bool) -> Memory:
+        """The machine's memory. If other memory of the process is in the way, its addresses differ after all."""
+        return Memory(self.x, checked, at=isa.GLOBAL_START)
+
+    @property
+    def unified(self) -> bool:
+        """Whether kernels may use addresses of the host."""
+        return int(self.memory.data.ctypes.data) == isa.GLOBAL_START
+
+
+@dataclass(eq=False)
+class Context:
+    """A context of a device. primary: whether it is the device's primary context, and not of cuCtxCreate."""
+
+    device: int
+    primary: bool
+    handle: int = 0
+    flags: int = 0
+
+
+@dataclass(eq=False)
+class Module:
+    """A loaded module, or a library. text: its PTX."""
+
+    program: Program
+    text: str
+    handle: int = 0
+
+
+@dataclass(eq=False)
+class Function:
+    """A kernel of a module. dynamic: the most bytes of dynamic shared memory of a launch; None: 48 KiB in all."""
+
+    module: Module
+    name: str
+    handle: int = 0
+    dynamic: int | None = None
+    carveout: int = -1
+
+    @property
+    def most_dynamic(self) -> int:
+        """The most bytes of dynamic shared memory of a launch."""
+        return SMALL_SHARED - self.module.program.shared_bytes if self.dynamic is None else self.dynamic
+
+    @property
+    def info(self) -> FunctionInfo:
+        """The kernel's places and parameters."""
+        return self.module.program.functions[self.name]
+
+
+@dataclass(eq=False)
+class QueueStream:
+    """A stream of the program. priority: kept, but without a meaning for the machine."""
+
+    stream: Stream
+    context: Context
+    handle: int = 0
+    flags: int = 0
+    priority: int = 0
+
+
+@dataclass(eq=False)
+class ProgramEvent:
+    """An event of the program. recorded: what it waits for. begun, over: the seconds at which it was recorded, and at
+    which that was over."""
+
+    flags: int
+    handle: int = 0
+    recorded: Event | None = None
+    begun: float = 0.0
+    over: float | None = None
+    context: Context | None = None
+
+
+@dataclass
+class State:
+    """The stand-in's state. told: calls when new reports are there."""
+
+    machine: SharedMachine
+    told: Callable[[], None]
+    objects: dict[int, Any] = field(default_factory=dict)
+    primary: dict[int, Context] = field(default_factory=dict)
+    retained: dict[int, int] = field(default_factory=dict)  # device -> how often its primary context is in use
+    threads: Any = field(default_factory=threading.local)
+    handles: Any = field(default_factory=lambda: itertools.count(0x10000, 16))
+    late: list[Allocation] = field(default_factory=list)  # to be freed when what is queued has run
+    registered: dict[int, tuple[Allocation, int]] = field(default_factory=dict)  # memory of the program, by address
+    pending: list[ProgramEvent] = field(default_factory=list)
+    peers: set[tuple[int, int]] = field(default_factory=set)
+    loaded: dict[str, int] = field(default_factory=dict)  # how many modules have a text
+    initialised: bool = False
+    said: set[str] = field(default_factory=set)
+    lock: Any = field(default_factory=threading.RLock)
+
+    def say(self, text: str) -> None:
+        """Print a line on stderr, once."""
+        if text not in self.said:
+            self.said.add(text)
+            print(f"ptxsim: {text}", file=sys.stderr, flush=True)
+
+    # ---- handles ----
+    def keep(self, made: Any) -> int:
+        """The handle of a new object."""
+        made.handle = next(self.handles)
+        self.objects[made.handle] = made
+        return int(made.handle)
+
+    def get(self, handle: int, kind: Any) -> Any:
+        """The object behind a handle. Raises Refused if there is none of this kind."""
+        found = self.objects.get(handle)
+        if not isinstance(found, kind):
+            raise Refused("ERROR_INVALID_CONTEXT" if kind is Context else "ERROR_INVALID_HANDLE")
+        return found
+
+    # ---- devices, contexts and streams ----
+    def device(self, number: int) -> int:
+        """A device's number. Raises Refused if the machine does not have it."""
+        if not 0 <= number < len(self.machine.devices):
+            raise Refused("ERROR_INVALID_DEVICE")
+        return number
+
+    def stack(self) -> list[Context]:
+        """This thread's stack of contexts."""
+        if not hasattr(self.threads, "stack"):
+            self.threads.stack = []
+        found: list[Context] = self.threads.stack
+        return found
+
+    def context(self) -> Context:
+        """This thread's current context. Raises Refused if there is none."""
+        stack = self.stack()
+        if not stack:
+            raise Refused("ERROR_INVALID_CONTEXT")
+        return stack[-1]
+
+    def primary_of(self, device: int) -> Context:
+        """A device's primary context."""
+        if device not in self.primary:
+            self.primary[device] = Context(device, True)
+            self.keep(self.primary[device])
+        return self.primary[device]
+
+    def stream(self, handle: int) -> Stream:
+        """The stream of a handle. Raises Refused for an unknown one."""
+        if handle in (0, LEGACY):
+            return self.machine.devices[self.context().device].default
+        if handle == PER_THREAD:
+            own = self.threads.__dict__.setdefault("own", {})
+            device = self.context().device
+            if device not in own:
+                own[device] = self.machine.devices[device].stream()
+            found: Stream = own[device]
+            return found
+        made: Stream = self.get(handle, QueueStream).stream
+        return made
+
+    # ---- running ----
+    def finish(self, device: int | None = None) -> None:
+        """Run what is queued, on one device or on all. Raises Refused if kernels hang or trap, as after CUDA's errors.
+
+        device: others run only if it waits for them.
+        """
+        machine = self.machine
+        first = len(machine.reports)
+        with self.lock:
+            before = bool(machine.queue)
+            if before:
+                self.copy_registered(False)
+            try:
+                machine.finish(device)
+            finally:
+                if before:
+                    self.copy_registered(True)
+                if not machine.queue:
+                    while self.late:
+                        machine.memory.free(self.late.pop())
+                now = time.perf_counter()
+                queued = {id(launch) for launch in machine.queue}
+                for event in list(self.pending):
+                    if event.recorded is None or not any(id(one) in queued for one in event.recorded.launches):
+                        event.over = now
+                        self.pending.remove(event)
+        found = [report.kind for report in machine.reports[first:]]
+        if len(machine.reports) > first:
+            self.told()
+        if "deadlock" in found:
+            raise Refused("ERROR_LAUNCH_TIMEOUT", "kernels hang (a deadlock report follows at the end)")
+        if "trap" in found:
+            raise Refused("ERROR_LAUNCH_FAILED", "a kernel trapped (a report follows at the end)")
+
+    def copy_registered(self, out: bool) -> None:
+        """Copy memory that the program registered into the machine before kernels run, or back afterwards."""
+        for address, (allocation, size) in self.registered.items():
+            mine, theirs = self.machine.memory.bytes_of(allocation)[:size], bytes_at(address, size)
+            if out:
+                theirs[:] = mine
+            else:
+                mine[:] = theirs
+
+    # ---- memory ----
+    def place(self, address: int, size: int, what: str) -> tuple[Allocation, int] | None:
+        """(allocation, offset in the machine's memory) of an address, or None if it is not the machine's.
+
+        Raises Refused if `size` bytes there are not in one allocation.
+        """
+        offset = address - isa.GLOBAL_START
+        if not 0 <= offset < len(self.machine.memory.data):
+            offset = address - int(self.machine.memory.data.ctypes.data)
+            if not 0 <= offset < len(self.machine.memory.data):
+                return None
+        found = self.machine.memory.at(isa.GLOBAL_START + offset)
+        if found is None or found.freed or not 0 <= offset - found.start <= found.size - size:
+            raise Refused("ERROR_INVALID_VALUE", f"{what}: {size} bytes at {address:#x} are not in one allocation")
+        return found, offset
+
+
+def bytes_at(address: int, size: int) -> np.ndarray:
+    """[size] uint8: a view of the process's memory."""
+    if not size:
+        return np.zeros(0, np.uint8)
+    if not address:
+        raise Refused("ERROR_INVALID_VALUE")
+    return np.frombuffer((ctypes.c_uint8 * size).from_address(address), np.uint8)

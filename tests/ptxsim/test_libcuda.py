@@ -1,0 +1,250 @@
+"""`ptxsim run`: programs of CUDA's driver API run unchanged through the stand-in libcuda."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("numba.cuda.extending", reason="numba-cuda is not installed")
+
+from ptxsim.libcuda import build
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not (shutil.which("cc") or shutil.which("gcc")), reason="there is no C compiler"),
+]
+
+PTX = """.version 8.0
+.target sm_90
+.address_size 64
+.visible .global .align 4 .f32 factor = 0f40000000;
+.visible .entry saxpy(.param .u64 x, .param .u64 y, .param .u32 n)
+{
+.reg .b64 %x, %y, %i, %g; .reg .b32 %t, %b, %d, %n; .reg .f32 %f<4>; .reg .pred %p;
+ld.param.u64 %x, [x]; ld.param.u64 %y, [y]; ld.param.u32 %n, [n];
+mov.u32 %t, %tid.x; mov.u32 %b, %ctaid.x; mov.u32 %d, %ntid.x; mad.lo.u32 %t, %b, %d, %t;
+setp.ge.u32 %p, %t, %n; @%p bra END;
+mul.wide.u32 %i, %t, 4; add.u64 %x, %x, %i; add.u64 %y, %y, %i;
+mov.u64 %g, factor; ld.global.f32 %f1, [%g]; ld.global.f32 %f2, [%x]; ld.global.f32 %f3, [%y];
+fma.rn.f32 %f3, %f1, %f2, %f3; st.global.f32 [%y], %f3;
+END: ret;
+}
+.visible .entry fill(.param .u64 x, .param .f32 v)
+{
+.reg .b64 %x, %i; .reg .b32 %t, %b, %d; .reg .f32 %v;
+ld.param.u64 %x, [x]; ld.param.f32 %v, [v];
+mov.u32 %t, %tid.x; mov.u32 %b, %ctaid.x; mov.u32 %d, %ntid.x; mad.lo.u32 %t, %b, %d, %t;
+mul.wide.u32 %i, %t, 4; add.u64 %x, %x, %i; st.global.f32 [%x], %v;
+ret;
+}
+"""
+HEAD = """
+import ctypes, sys
+import numpy as np
+from cuda.bindings import driver as cu
+
+def do(found):
+    assert found[0] == cu.CUresult.CUDA_SUCCESS, (found[0], cu.cuGetErrorName(found[0]))
+    return found[1] if len(found) == 2 else found[1:]
+
+PTX = open(sys.argv[1], 'rb').read() + b'\\0'
+do(cu.cuInit(0))
+device = do(cu.cuDeviceGet(0))
+context = do(cu.cuDevicePrimaryCtxRetain(device))
+do(cu.cuCtxSetCurrent(context))
+N = 1000
+
+def to_device(values):
+    made = do(cu.cuMemAlloc(values.nbytes))
+    do(cu.cuMemcpyHtoD(made, values.ctypes.data, values.nbytes))
+    return made
+
+def to_host(pointer):
+    values = np.zeros(N, np.float32)
+    do(cu.cuMemcpyDtoH(values.ctypes.data, pointer, values.nbytes))
+    return values
+
+def launch(name, values, types, stream=0):
+    kernel = do(cu.cuModuleGetFunction(module, name))
+    do(cu.cuLaunchKernel(kernel, 8, 1, 1, 125, 1, 1, 0, stream, (values, types), 0))
+
+module = do(cu.cuModuleLoadData(PTX))
+x = to_device(np.arange(N, dtype=np.float32))
+y = to_device(np.ones(N, np.float32))
+F, I = ctypes.c_float, ctypes.c_uint32
+"""
+SAXPY = """
+launch(b'saxpy', (x, y, N), (None, None, I))
+assert (to_host(y) == 2 * np.arange(N) + 1).all()
+pointer, size = do(cu.cuModuleGetGlobal(module, b'factor'))
+assert size == 4
+do(cu.cuMemcpyHtoD(pointer, np.array([3], np.float32).ctypes.data, 4))
+launch(b'saxpy', (x, y, N), (None, None, I))
+assert (to_host(y) == 5 * np.arange(N) + 1).all()
+do(cu.cuModuleUnload(module))
+module = do(cu.cuModuleLoadData(PTX))
+launch(b'saxpy', (x, y, N), (None, None, I))
+assert (to_host(y) == 7 * np.arange(N) + 1).all(), 'a module loaded again has its initial values'
+assert cu.cuModuleGetFunction(module, b'other')[0] == cu.CUresult.CUDA_ERROR_NOT_FOUND
+do(cu.cuMemFree(x))
+print('right')
+"""
+STREAMS = """
+one, two = do(cu.cuStreamCreate(1)), do(cu.cuStreamCreate(1))
+event = do(cu.cuEventCreate(0))
+launch(b'fill', (x, 4.0), (None, F), one)
+if ORDERED:
+    do(cu.cuEventRecord(event, one))
+    do(cu.cuStreamWaitEvent(two, event, 0))
+launch(b'saxpy', (x, y, N), (None, None, I), two)
+do(cu.cuStreamSynchronize(two))
+if ORDERED:
+    assert (to_host(y) == 9).all()
+print('done')
+"""
+KERNEL = 'const char *ptx = R"(' + PTX + ')";'
+CPP = (
+    """#include <cuda.h>
+#include <cstdio>
+#include <cstring>
+"""
+    + KERNEL
+    + """
+#define DO(call) if (CUresult r = (call)) return printf("%s: %d\\n", #call, r), 7;
+int main(int argc, char **argv) {
+    const unsigned n = 1000;
+    CUdevice device; CUcontext context; CUmodule module; CUfunction kernel; CUdeviceptr x; float *y; int major;
+    DO(cuInit(0));
+    DO(cuDeviceGet(&device, 0));
+    DO(cuDeviceGetAttribute(&major, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, device));
+    DO(cuDevicePrimaryCtxRetain(&context, device));
+    DO(cuCtxSetCurrent(context));
+    DO(cuModuleLoadData(&module, ptx));
+    DO(cuModuleGetFunction(&kernel, module, "saxpy"));
+    DO(cuMemAlloc(&x, n * 4));
+    DO(cuMemsetD32(x, 0x40000000, n));
+    DO(cuMemHostAlloc((void **)&y, n * 4, 0));
+    for (unsigned i = 0; i < n; i++) y[i] = i;
+    unsigned shown = argc > 1 ? 2000 : n;
+    void *values[] = {&x, &y, &shown};
+    DO(cuLaunchKernel(kernel, 16, 1, 1, 64 * (argc > 1) + 64, 1, 1, 0, 0, values, 0));
+    DO(cuCtxSynchronize());
+    for (unsigned i = 0; i < n; i++) if (y[i] != i + 4) { printf("wrong at %u: %f\\n", i, y[i]); return 8; }
+    printf("right on %d\\n", major);
+    return 0;
+}
+"""
+)
+
+
+def run(*words, cwd=None, timeout=300):
+    """(exit code, stdout, stderr) of `ptxsim run`."""
+    root = Path(__file__).parents[2]
+    code = "import sys; from ptxsim.command import main; sys.exit(main())"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "run", *map(str, words)],
+        cwd=cwd, capture_output=True, text=True, timeout=timeout, env=os.environ | {"PYTHONPATH": str(root)},
+    )  # fmt: skip
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.fixture
+def program(tmp_path):
+    """A function that runs a Python program of the driver API, in a folder with the PTX."""
+    pytest.importorskip("cuda.bindings.driver", reason="cuda-bindings is not installed")
+    (tmp_path / "kernels.ptx").write_text(PTX)
+
+    def made(text, *options, head=HEAD):
+        (tmp_path / "program.py").write_text(head + text)
+        return run(*options, "--", sys.executable, "program.py", "kernels.ptx", cwd=tmp_path)
+
+    return made
+
+
+def test_numbers_module_globals_and_modules_that_are_loaded_again(program):
+    code, out, err = program(SAXPY)
+    assert out.splitlines()[0] == "right", err
+    assert (code, out.splitlines()[-1]) == (0, "0 reports")
+    assert "covered: 1 kernel, 3 launches, seed 0" in out
+
+
+def test_an_event_orders_two_streams_and_without_it_the_race_is_reported(program):
+    code, out, err = program("ORDERED = True" + STREAMS)
+    assert (code, out.splitlines()[-1]) == (0, "0 reports"), err
+    code, out, err = program("ORDERED = False" + STREAMS, "--schedules", "2")
+    assert code == 1, err
+    assert out.startswith("done\n"), err
+    assert "race: line" in out
+    assert "argument 1 of fill" in out
+    assert "[--seed 0]" in out
+
+
+def test_results_exit_codes_and_what_is_not_there(program):
+    code, out, err = program("""
+assert cu.cuModuleLoadData(b'\\x7fELF machine code')[0] == cu.CUresult.CUDA_ERROR_NO_BINARY_FOR_GPU
+assert cu.cuModuleLoadData(b'.version 8.0 nonsense')[0] == cu.CUresult.CUDA_ERROR_INVALID_PTX
+assert cu.cuGraphCreate(0)[0] == cu.CUresult.CUDA_ERROR_NOT_SUPPORTED
+assert cu.cuMemAlloc(0)[0] == cu.CUresult.CUDA_ERROR_INVALID_VALUE
+assert cu.cuMemcpyHtoD(x, np.zeros(N + 1, np.float32).ctypes.data, 4 * N + 4)[0] == cu.CUresult.CUDA_ERROR_INVALID_VALUE
+assert cu.cuStreamSynchronize(cu.CUstream(77))[0] == cu.CUresult.CUDA_ERROR_INVALID_HANDLE
+assert do(cu.cuGetErrorString(cu.CUresult.CUDA_ERROR_INVALID_PTX)) == b'a PTX JIT compilation failed'
+kernel = do(cu.cuModuleGetFunction(module, b'fill'))
+large = cu.cuLaunchKernel(kernel, 1, 1, 1, 32, 1, 1, 65536, 0, ((x, 1.0), (None, F)), 0)
+assert large[0] == cu.CUresult.CUDA_ERROR_INVALID_VALUE
+launch(b'fill', (x, 1.0), (None, F))
+sys.exit(5)
+""")
+    assert code == 1, err
+    assert out.splitlines()[-1] == "0 reports", err
+    assert "ended with exit code 5" in err
+    assert "the machine runs PTX" in err
+    assert err.count("calls cuGraphCreate, which the stand-in libcuda lacks") == 1
+    assert "MAX_DYNAMIC_SHARED" in err
+    assert "Traceback" not in err
+
+
+def test_a_program_without_launches_and_one_that_does_not_exist(program):
+    code, _, err = program("", head="print('nothing')")
+    assert code == 2
+    assert "launched no kernel" in err
+    code, _, err = run("no-such-program")
+    assert code == 2
+    assert "there is no program no-such-program" in err
+
+
+def test_each_function_has_a_place_in_the_library():
+    from ptxsim.libcuda import session
+    from ptxsim.libcuda.calls import ARGUMENTS
+
+    assert not session.FUNCTIONS.keys() - set(build.symbols())
+    assert all(len(types) <= ARGUMENTS for _, types in session.FUNCTIONS.values())
+    assert len(session.FUNCTIONS) > 150
+    assert build.versions()["cuMemAlloc"] == [2000, 3020]
+
+
+def test_no_compiler_is_said(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CC", raising=False)
+    from ptxsim.errors import EnvironmentProblem
+
+    with pytest.raises(EnvironmentProblem, match="needs a C compiler"):
+        build.compiled(tmp_path)
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="there is no C++ compiler")
+@pytest.mark.skipif(not build.libpython(), reason="this Python has no shared library")
+def test_a_program_of_cpp(tmp_path):
+    header = Path(pytest.importorskip("nvidia.cuda_runtime", reason="CUDA's headers are not installed").__path__[0])
+    (tmp_path / "program.cpp").write_text(CPP)
+    words = ["g++", "-o", "program", "program.cpp", f"-I{header}/include", f"-L{build.folder()}", "-lcuda"]
+    subprocess.run(words, cwd=tmp_path, check=True, timeout=120)
+    code, out, err = run("./program", cwd=tmp_path)
+    assert (code, out.splitlines()[0], out.splitlines()[-1]) == (0, "right on 9", "0 reports"), err
+    code, out, err = run("./program", "beyond", cwd=tmp_path)
+    assert code == 1, err
+    assert "out_of_bounds" in out, err
