@@ -9,7 +9,9 @@ import math
 import mmap
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -58,6 +60,8 @@ class Reserved:
     the space should begin; if the system refuses it, the space is elsewhere.
     """
 
+    advise: Callable[[int, int, int], None]
+
     def __init__(self, size: int, at: int | None = None):
         if at is not None and self.placed(size, at):
             return
@@ -86,8 +90,8 @@ class Reserved:
         while size >= LEAST_BYTES:
             found = libc.mmap(at, size, mmap.PROT_READ | mmap.PROT_WRITE, flags, -1, 0)
             if found == at:
-                self.bytes = np.frombuffer((ctypes.c_uint8 * size).from_address(at), np.uint8)
-                self.advise = lambda option, start, length: libc.madvise(at + start, length, option)
+                self.bytes = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(at))
+                self.advise = partial(advised, libc, at)
                 return True
             if found not in (None, ctypes.c_void_p(-1).value):
                 libc.munmap(found, size)
@@ -145,6 +149,11 @@ class FreeRuns:
             at -= 1
             start = self.free.pop(at)[0]
         self.free.insert(at, (start, end))
+
+
+def advised(libc: Any, at: int, option: int, start: int, length: int) -> None:
+    """Give the system advice about bytes of the space that begins at an address."""
+    libc.madvise(at + start, length, option)
 
 
 def span(size: int) -> int:

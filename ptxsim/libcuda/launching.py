@@ -38,7 +38,7 @@ def arguments(function: Function, values: int, extra: int) -> list[bytes]:
     """The bytes of each parameter, from the table of pointers `values` or the packed buffer in `extra`."""
     params = function.info.params
     if values:
-        places = (ctypes.c_uint64 * len(params)).from_address(values) if params else []
+        places: Any = (ctypes.c_uint64 * len(params)).from_address(values) if params else []
         if not all(places):
             raise Refused("ERROR_INVALID_VALUE", f"a pointer to a parameter of {function.name} is NULL")
         return [ctypes.string_at(place, param.size) for place, param in zip(places, params)]

@@ -35,11 +35,11 @@ class Session:
     """The stand-in of this process. place: the beginning of the names of the files that it writes."""
 
     def __init__(self, options: dict[str, Any], place: Path, state: int):
-        self.state = State(SharedMachine(**options), self.told)
+        self.state = State(SharedMachine(**options), self.record)
         self.place, self.library, self.written = place, INT.from_address(state), 0
         self.kept: list[Any] = []  # ctypes' functions, which the library's table points to
 
-    def told(self) -> None:
+    def record(self) -> None:
         """Write the reports that are new."""
         reports = self.state.machine.reports
         with open(f"{self.place}.reports", "a", encoding="utf-8") as file:

@@ -103,10 +103,10 @@ class ProgramEvent:
 
 @dataclass
 class State:
-    """The stand-in's state. told: calls when new reports are there."""
+    """The stand-in's state. record: is called when there are new reports."""
 
     machine: SharedMachine
-    told: Callable[[], None]
+    record: Callable[[], None]
     objects: dict[int, Any] = field(default_factory=dict)
     primary: dict[int, Context] = field(default_factory=dict)
     retained: dict[int, int] = field(default_factory=dict)  # device -> how often its primary context is in use
@@ -211,7 +211,7 @@ class State:
                         self.pending.remove(event)
         found = [report.kind for report in machine.reports[first:]]
         if len(machine.reports) > first:
-            self.told()
+            self.record()
         if "deadlock" in found:
             raise Refused("ERROR_LAUNCH_TIMEOUT", "kernels hang (a deadlock report follows at the end)")
         if "trap" in found:
@@ -249,4 +249,4 @@ def bytes_at(address: int, size: int) -> np.ndarray:
         return np.zeros(0, np.uint8)
     if not address:
         raise Refused("ERROR_INVALID_VALUE")
-    return np.frombuffer((ctypes.c_uint8 * size).from_address(address), np.uint8)
+    return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
