@@ -184,6 +184,29 @@ def test_an_event_orders_two_streams_and_without_it_the_race_is_reported(program
     assert "[--seed 0]" in out
 
 
+def test_cuda_core_with_memory_that_host_and_device_share(program):
+    pytest.importorskip("cuda.core", reason="cuda-core is not installed")
+    code, out, err = program(
+        """
+import sys
+import numpy as np
+from cuda.core import Device, LaunchConfig, LegacyPinnedMemoryResource, ObjectCode, launch
+device = Device(0)
+device.set_current()
+stream, memory = device.create_stream(), LegacyPinnedMemoryResource()
+kernel = ObjectCode.from_ptx(open(sys.argv[1], 'rb').read()).get_kernel('saxpy')
+x, y = memory.allocate(4000), memory.allocate(4000)
+a, b = (np.from_dlpack(one).view(np.float32) for one in (x, y))
+a[:], b[:] = np.arange(1000), 1
+launch(stream, LaunchConfig(grid=8, block=125), kernel, x, y, np.uint32(1000))
+stream.sync()
+print((b == 2 * np.arange(1000) + 1).all())
+""",
+        head="",
+    )
+    assert (code, out.splitlines()[0], out.splitlines()[-1]) == (0, "True", "0 reports"), err
+
+
 def test_results_exit_codes_and_what_is_not_there(program):
     code, out, err = program("""
 assert cu.cuModuleLoadData(b'\\x7fELF machine code')[0] == cu.CUresult.CUDA_ERROR_NO_BINARY_FOR_GPU
