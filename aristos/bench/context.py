@@ -132,7 +132,12 @@ class Context:
             dtype=o.dtype or ("bfloat16" if o.backend == "cuda" else "float32"),
             precision=o.precision,
         )
-        return replace(made, cfg=replace(made.cfg, levels=1 if self.world.nodes.single else o.levels))
+        return replace(made, cfg=replace(made.cfg, levels=self.levels))
+
+    @property
+    def levels(self) -> int:
+        """The levels of the wire: those of the options, but one level if all ranks are on one node."""
+        return 1 if self.world.nodes.single else self.options.levels
 
     def left(self) -> float:
         """Seconds left of the budget; the same on every rank. Collective."""

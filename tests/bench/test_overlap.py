@@ -115,8 +115,23 @@ def test_too_many_ranks_or_nodes_are_refused():
     check_ranks(Nodes.of(129))
     with pytest.raises(InputError, match="at most 129 ranks, got 130"):
         check_ranks(Nodes.of(130))
-    with pytest.raises(InputError, match="one node, got 2 nodes: start all ranks on one"):
+    with pytest.raises(InputError, match="one node, got 2 nodes"):
         check_ranks(Nodes.of(4, 2))
+
+
+def test_ranks_of_several_machines_are_refused():
+    world = World()
+    world.hosts = ["a", "b"]
+    with pytest.raises(InputError, match="one machine, got 2 machines: start all ranks on one"):
+        overlap.compile_delayed(world)
+
+
+@pytest.mark.parametrize(("nodes", "levels"), [(Nodes.of(4), 1), (Nodes.of(4, 2), 2)])
+def test_layers_have_two_levels_only_between_nodes(nodes, levels):
+    asked = context(levels=2)
+    asked.world.nodes = nodes
+    assert {each.cfg.levels for each in overlap._shapes(asked)} == {levels}
+    assert ("2 virtual nodes with one NIC each, 2 levels" in overlap._nodes(asked)) == (levels == 2)
 
 
 def test_an_interrupted_suite_waits_for_nobody(monkeypatch):

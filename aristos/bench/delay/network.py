@@ -33,6 +33,18 @@ LIMIT_NS = 60 * 10**9  # the longest wait for another rank
 
 
 @jit
+def wait_until(time):
+    """Wait until the clock has reached `time`, in ns; sleep as long as it is more than NAP_NS away."""
+    left = time - mem.clock()
+    while left > 0:
+        if left > NAP_NS:
+            mem.nap()
+        else:
+            mem.pause()
+        left = time - mem.clock()
+
+
+@jit
 def enter(entries, nbytes, me, turn):
     """Publish that this rank enters collective number `turn`.
 
@@ -72,13 +84,7 @@ def leave(entries, links, free, me, turn, limit):
         )
         free[p] = sent
         last = max(last, sent + mem.load(links[p] + WORD * words.ALPHA))
-    left = last - mem.clock()
-    while left > 0:
-        if left > NAP_NS:
-            mem.nap()
-        else:
-            mem.pause()
-        left = last - mem.clock()
+    wait_until(last)
     return True
 
 
@@ -117,10 +123,7 @@ def check_ranks(nodes: Nodes) -> None:
     """Raise InputError unless links between these ranks can be emulated."""
     most, count = words.MOST_LINES // 2 + 1, len(nodes.node_of)
     if not nodes.single:
-        raise InputError(
-            f"emulated links connect ranks of one node, got {nodes.count} nodes:"
-            " start all ranks on one node, and leave --ranks-per-node out"
-        )
+        raise InputError(f"links of pairs of ranks connect ranks of one node, got {nodes.count} nodes")
     if count > most:
         raise InputError(f"emulated links connect at most {most} ranks, got {count}")
 
@@ -130,10 +133,12 @@ class Network:
 
     Every method is collective.
 
-    runtime: the runtime of layers that are already made. The runtime's windows must not grow while the network exists.
-    bulk: the bulk schedule of a layer on that runtime. Raises InputError if the ranks are on several nodes, or if there
-    are too many ranks.
+    ranks_of_link: how many ranks share a link. runtime: the runtime of layers that are already made. The runtime's
+    windows must not grow while the network exists. bulk: the bulk schedule of a layer on that runtime. Raises
+    InputError if the ranks are on several nodes, or if there are too many ranks.
     """
+
+    ranks_of_link = 1
 
     def __init__(self, runtime: Any, bulk: Any) -> None:
         self.runtime, self.bulk, group = runtime, bulk, runtime.group
@@ -174,6 +179,11 @@ class Network:
                 head[words.CAPACITY], head[words.FREE] = self._capacity, 0
         self._free[:] = 0
         self._meet()
+
+    @staticmethod
+    def carried(nbytes: int) -> int:
+        """The most bytes that a link carries in an all-to-all of `nbytes` to each rank."""
+        return nbytes
 
     def __enter__(self) -> Network:
         self._meet()  # after this all calls have ended, so no word changes

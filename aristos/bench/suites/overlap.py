@@ -1,8 +1,11 @@
 """Suite `overlap`: how much faster the fused schedule is than the bulk schedule, for set latencies and bandwidths.
 
 The links are emulated (`bench/delay/`) and take no processor time: a rank does not see a word, or the end of a
-collective, before it is due. Every row moves (moves="tokens"). A point is a latency and a bandwidth. For each point the
-suite reports these medians over calls. The time of a call is that of its slowest rank:
+collective, before it is due. By default all ranks are on one node, and each ordered pair of ranks has a link. With
+--ranks-per-node N nodes are virtual, all ranks of a node share one NIC, and nothing is delayed within a node
+(`bench/delay/nic.py`); --levels 2 gives both schedules two levels. Every row moves (moves="tokens"). A point is a
+latency and a bandwidth. For each point the suite reports these medians over calls. The time of a call is that of its
+slowest rank:
 
     fused, bulk          milliseconds of a call
     bulk / fused         above 1: overlap pays
@@ -23,7 +26,7 @@ each point. Therefore a run with many points or slow links takes longer than --s
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import product
 from typing import TYPE_CHECKING, Any
@@ -32,6 +35,7 @@ import numpy as np
 
 from ... import models
 from ...config import MoEConfig
+from ...errors import InputError
 from ...primitives import isa
 from ...results import Table
 from ..bounds import ExpertPhase
@@ -46,6 +50,7 @@ from .idle import idle_share
 
 if TYPE_CHECKING:
     from ..delay.network import Network
+    from ..delay.nic import SharedNics
 
 COMPARED = ("a", "b", "c", "d", "e")
 SCHEDULES = ("bulk", "fused")
@@ -185,12 +190,21 @@ class Match:
 
 
 def compile_delayed(world: World) -> None:
-    """Compile or load the steps that delay words. Collective.
+    """Compile or load the code that delays words or puts. Collective.
 
-    Raises InputError if ranks are on several nodes, or if there are too many ranks.
+    Raises InputError if ranks are on several machines, or if there are too many ranks for a link of each pair.
     """
+    from ..delay import nic
     from ..delay.network import Network, check_ranks
 
+    if (machines := len(set(world.hosts))) > 1:
+        raise InputError(
+            f"emulated links connect ranks of one machine, got {machines} machines: start all ranks on one,"
+            " and let --ranks-per-node pretend that there are several nodes"
+        )
+    if not world.nodes.single:
+        nic.compile_all()
+        return
     check_ranks(world.nodes)
     work = Workload(world, MoEConfig(hidden=64, ffn=64, experts=world.size, top_k=1, max_tokens=8), seed=0)
     layers = {s: work.layer(s, 1, moves="tokens") for s in SCHEDULES}
@@ -222,7 +236,7 @@ def run(ctx: Context) -> Result:
         done.append(_case(ctx, work, shape.name, shape.tokens[-1], 1 / (len(cases) - i), links))
     points = list(product(ctx.options.alpha, ctx.options.rate))
     threads = done[0].threads
-    where = f"{counted(ctx.world.size, 'rank')} x {counted(threads, 'thread')}"
+    where = f"{counted(ctx.world.size, 'rank')} x {counted(threads, 'thread')}{_nodes(ctx)}"
     copy = links[0]["copy_gb_per_s"]
     checked = Sheet(f"emulated links, {where}: copying {copy:.1f} GB/s", LINKS, links)
     same = Sheet("the emulation without any delay", SAME, [r for m in done for r in _same_records(m)])
@@ -232,6 +246,12 @@ def run(ctx: Context) -> Result:
     sheet.notes = [_sentence(m.name, [r for r in sheet.records if r["case"] == m.name]) for m in done]
     sheets = [checked, same, sheet]
     return Result(all(m.right for m in done), sheets, [_table(ctx, done, links)], [m.ran for m in done])
+
+
+def _nodes(ctx: Context) -> str:
+    """What a title says about virtual nodes; nothing if all ranks are on one."""
+    count = ctx.world.nodes.count
+    return "" if count == 1 else f", {count} virtual nodes with one NIC each, {counted(ctx.levels, 'level')}"
 
 
 def _shapes(ctx: Context) -> list[models.Shape]:
@@ -247,7 +267,8 @@ def _shapes(ctx: Context) -> list[models.Shape]:
     if any(value is not None for value in own) or ctx.trace is not None:
         return [ctx.shape()]
     given: dict[str, Any] = {"scale": o.scale, "precision": o.precision}
-    return [models.shape(name, ctx.world.size, dtype=dtype, **given) for dtype in dtypes for name in COMPARED]
+    made = [models.shape(name, ctx.world.size, dtype=dtype, **given) for dtype in dtypes for name in COMPARED]
+    return [replace(each, cfg=replace(each.cfg, levels=ctx.levels)) for each in made]
 
 
 def _case(
@@ -255,11 +276,9 @@ def _case(
 ) -> CaseTimes:
     """Measure one layer at every point. share: its share of the time left. links: filled once, by the first call.
     Collective."""
-    from ..delay.network import Network
-
     stacked = work.weights()
     layers = {s: work.layer(s, ctx.options.threads, stacked, moves="tokens") for s in SCHEDULES}
-    network = Network(layers["fused"].runtime, layers["bulk"]._backend.bulk)
+    network = _network(layers["fused"].runtime, layers["bulk"]._backend.bulk)
     match = Match(work, layers, work.typed(_call(ctx, work, tokens)))
     counts = work.counts(work.routed(match.call)[0])
     rows = counts.sum(axis=0)
@@ -284,12 +303,21 @@ def _case(
         ctx.report(f"{m.name}: {alpha:g} us, {rate:g} GB/s", i / len(points))
         network.set(alpha, rate)
         with network:
-            m.points.append(match.measure(_calls(ctx, seconds, turn + _delay(alpha, rate, crossing))))
+            longest = _delay(alpha, rate, network.ranks_of_link * crossing)
+            m.points.append(match.measure(_calls(ctx, seconds, turn + longest)))
     m.errors, m.right = match.errors, ctx.world.every(match.right)
     network.close()
     for layer in layers.values():
         layer.close()
     return m
+
+
+def _network(runtime: Any, bulk: Any) -> Network | SharedNics:
+    """A link for each pair of ranks of one node, or a NIC for each virtual node. Collective."""
+    from ..delay.network import Network
+    from ..delay.nic import SharedNics
+
+    return (Network if runtime.group.nodes.single else SharedNics)(runtime, bulk)
 
 
 def _calls(ctx: Context, seconds: float, turn: float) -> int:
@@ -327,7 +355,7 @@ def _alone(ctx: Context, work: Workload, layer: Any, rows: np.ndarray) -> tuple[
 # ---- the links themselves
 
 
-def _links(ctx: Context, network: Network) -> list[dict[str, Any]]:
+def _links(ctx: Context, network: Network | SharedNics) -> list[dict[str, Any]]:
     """Check the links' latency and bandwidth at every point. Returns a record for each point. Collective."""
     copy = ctx.world.bcast(network.copy_rate())
     records = []
@@ -341,7 +369,7 @@ def _links(ctx: Context, network: Network) -> list[dict[str, Any]]:
             found = {n: _ping(network, n, set_to[n]) for n in PING_BYTES}
             off = {n: abs(found[n] - set_to[n]) for n in PING_BYTES}
             ping_right = all(off[n] <= max(PING_US, PING_SHARE * set_to[n]) for n in PING_BYTES)
-            model = alpha + EXCHANGED / (1e3 * rate)
+            model = alpha + network.carried(EXCHANGED) / (1e3 * rate)
             took = _exchange(ctx, network, model)
             fast = model < 2 * at_once  # then the real collective takes about as long as the link
             right = ping_right and (fast or abs(took - model) <= EXCHANGE_SHARE * model)
@@ -374,13 +402,13 @@ def _tries(most: int, us: float) -> int:
     return max(1, min(most, int(CHECK_SECONDS * 1e6 / us)))
 
 
-def _ping(network: Network, nbytes: int, us: float) -> float:
+def _ping(network: Network | SharedNics, nbytes: int, us: float) -> float:
     """Microseconds of a ping, the best of some tries. us: the time that it should take. Collective."""
     rounds = _tries(PINGS, 2 * us)
     return min(network.ping(nbytes, rounds) for _ in range(_tries(PING_REPEATS, 2 * us * (rounds + 1)))) * 1e6
 
 
-def _exchange(ctx: Context, network: Network, us: float = 1.0) -> float:
+def _exchange(ctx: Context, network: Network | SharedNics, us: float = 1.0) -> float:
     """Microseconds that an all-to-all of EXCHANGED bytes to each rank takes on the slowest rank, the best try.
 
     Collective. us: the time that it should take.
