@@ -54,6 +54,12 @@ class Nodes:
         first = self.node_of.index(self.node_of[rank])
         return range(first, first + self.node_of.count(self.node_of[rank]))
 
+    def others(self, rank: int) -> list[range]:
+        """The ranks of each other node, if they are consecutive."""
+        first = [r for r, node in enumerate(self.node_of) if r == 0 or node != self.node_of[r - 1]]
+        ranges = [range(start, end) for start, end in zip(first, [*first[1:], len(self.node_of)])]
+        return [each for each in ranges if rank not in each]
+
     @property
     def consecutive(self) -> bool:
         """Whether the ranks of each node are consecutive. Two levels need that."""

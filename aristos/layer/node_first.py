@@ -27,11 +27,16 @@ class NodeFirst:
     def __init__(self, group: Group) -> None:
         nodes, me = group.nodes, group.rank
         self._group, self._members = group, nodes.members(me)
-        carriers = {q: nodes.rail(q, me) for q in nodes.remote(me)}
+        place = me - self._members[0]
         # for each rank of this node, the ranks whose rows it takes: itself, and those for which it is the carrier
-        self._taken = [[q for q in range(group.world) if c in (q, carriers.get(q))] for c in self._members]
-        self._own = self._taken[me - self._members[0]]
-        self._sources = {nodes.rail(me, p): nodes.members(p) for p in carriers}  # carrier -> whose rows it brings
+        taken: list[list[int]] = [[rank] for rank in self._members]
+        self._sources: dict[int, range] = {}  # carrier -> whose rows it brings; as in `Nodes.rail`
+        for other in nodes.others(me):
+            for i, q in enumerate(other):
+                taken[i % len(taken)].append(q)
+            self._sources[other[place % len(other)]] = other
+        self._taken = [sorted(ranks) for ranks in taken]
+        self._own = self._taken[place]
         self._carried = aligned((0,), np.uint8)
 
     def __call__(

@@ -18,6 +18,7 @@ from aristos.engine.layout import rank_bytes, return_stride
 from aristos.errors import AristosError, EnvironmentProblem, InputError, MemoryProblem, PeerInputError
 from aristos.host.nodes import Nodes
 from aristos.layer import making
+from aristos.layer.node_first import NodeFirst
 from aristos.transport import capacity, two_levels
 
 CFG = aristos.MoEConfig(hidden=24, ffn=32, experts=12, top_k=4, gated=True, max_tokens=48)
@@ -341,6 +342,17 @@ def test_the_table_of_the_page():
         drawn = np.random.default_rng(0).random((4000, experts)).argsort(axis=1)[:, :k]
         ranks = np.arange(experts) // (experts // nodes)
         assert crossings(ranks, drawn, Nodes.of(nodes, 1), 0) == pytest.approx(4000 * two, rel=0.03)
+
+
+@pytest.mark.parametrize("node_of", [(0, 0, 0, 1, 1), (0, 1, 1, 1, 1, 2, 2), (0, 1, 2), (3, 3, 0, 0, 0, 1)])
+def test_bulk_carries_rows_by_rails(node_of):
+    """The carrier of rows has the target's place in its node, also where nodes have different sizes."""
+    nodes, world = Nodes(node_of).with_streams(), len(node_of)
+    for me in range(world):
+        found = NodeFirst(SimpleNamespace(nodes=nodes, rank=me, world=world))
+        assert found._own == [q for q in range(world) if nodes.rail(q, me) == me and (q == me or q in nodes.remote(me))]
+        assert found._sources == {nodes.rail(me, p): nodes.members(p) for p in nodes.remote(me)}
+        assert sorted(q for taken in found._taken for q in taken) == sorted([*nodes.members(me), *nodes.remote(me)])
 
 
 def test_rails():
