@@ -20,10 +20,10 @@ from ..host import launch_environment
 SEND_PERIOD = 0.02  # seconds between two messages of a rank
 PERIOD = 0.25  # seconds between two pictures
 LINES_PERIOD = 5.0  # seconds between two lines where nothing can be drawn
-LAST = 16  # calls of a rank whose median its bar shows
+LAST = 16  # a rank's bar shows the median of this number of its last calls
 MOST = 24  # the most bars; if there are more ranks, the slowest ranks get them
 WIDTH = 40  # characters of the longest bar
-BESIDE = 24  # characters of a line beside its bar
+BESIDE = 24  # characters of a line that are not its bar
 EIGHTHS, FULL = " ▏▎▍▌▋▊▉", "█"
 
 

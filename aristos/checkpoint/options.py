@@ -50,7 +50,7 @@ class Options:
         self.read: set[str] = set()
 
     def refuse(self, why: str) -> NoReturn:
-        """Raise the error for this file."""
+        """Raise CheckpointError with the file's name and the reason."""
         raise CheckpointError(f"{self.where}: {why}")
 
     def get(self, *keys: str) -> Any:
@@ -93,7 +93,7 @@ class Options:
         return value
 
     def size(self, *keys: str) -> int:
-        """A positive int that one of these keys has."""
+        """The positive int under one of these keys."""
         return self._number(keys, (int,), 1, MOST)
 
     def depth(self, key: str) -> int:

@@ -243,7 +243,7 @@ def shorten(failure: FailedSchedule) -> shrink.Short:
 
 
 def show(failure: FailedSchedule, shorter: shrink.Short) -> None:
-    """Print a failing schedule for readers."""
+    """Print a failing schedule as text."""
     again = f"the same options with --seed {failure.seed} --schedules 1 run it again"
     print(f"schedule {failure.seed} ({again}), shortened in {shorter.seconds:.1f} s")
     tell(type(shorter.violation).__name__, str(shorter.violation), shorter.case.describe(), shorter.story)

@@ -26,14 +26,17 @@ class Strategy(Protocol):
     """Makes all decisions of a schedule. 0 is always the choice that changes least."""
 
     def pick(self, options: list[Actor]) -> int:
-        """The index in `options` of the actor that runs next. options[0] ran last, if that actor can still run."""
+        """The index in `options` of the actor that runs next.
+
+        options[0] is the actor that ran last, if it can still run.
+        """
 
     def choose(self, count: int, what: str) -> int:
         """The number of one of `count` possible outcomes. what: the kind of the decision."""
 
 
 class Actor:
-    """A thread of the run. segment: one stretch of its work; returns False when it has ended."""
+    """A thread of the run. segment: does one stretch of the thread's work; returns False when the thread has ended."""
 
     def __init__(self, number: int, name: str, rank: int, segment: Callable[[], bool], daemon: bool = False) -> None:
         self.number, self.name, self.rank, self.segment, self.daemon = number, name, rank, segment, daemon
@@ -65,7 +68,7 @@ class Scheduler:
         self.steps = 0
         self.most = bound + 1  # the most steps before a run is ended
         self.later: dict[int, Callable[[], None]] = {}  # step -> function called before it
-        self.stuck: Callable[[], bool] = lambda: False  # called if no actor can go on; True if one then can
+        self.stuck: Callable[[], bool] = lambda: False  # called if no actor can go on; returns True if one then can
         self.describe: Callable[[], str] = lambda: ""
         self._main = getcurrent()
 

@@ -78,9 +78,9 @@ class Packed:
 
     up, gate: [H, F] float32, bfloat16 (ml_dtypes) or float16; down: [F, H]; biases: [F], [F], [H] float32. With a gate,
     the activation is applied to the gate projection, and `limit` bounds both projections. limit, precision: see
-    MoEConfig. weight_dtype: the type of packed weights that the matrices become, see `aristos.packed`. Matrices may
-    also be `Quantised`; then `dtype` is the type of rows, float32 or bfloat16. Not thread-safe: use one object per
-    thread.
+    MoEConfig. weight_dtype: the type of packed weights to which the matrices are rounded, see `aristos.packed`.
+    Matrices may also be `Quantised`; then `dtype` is the type of rows, float32 or bfloat16. Not thread-safe: use one
+    object per thread.
     """
 
     def __init__(

@@ -37,8 +37,8 @@ class Saved:
     """What a forward call of S tokens keeps for its backward call. All arrays but x and ids are float32.
 
     x: [S, H] of the layer's dtype. ids: [S, k] int64, -1 for choices that were not taken. chosen: [S, k], the same ids,
-    but also those of choices beyond the capacity. weights: [S, k]. logits: [S, columns], None if the call brought its
-    ids. shared: [S], weights of the shared expert's outputs. received: how many rows this rank's experts computed.
+    but also those of choices beyond the capacity. weights: [S, k]. logits: [S, columns], None if the caller gave
+    the ids. shared: [S], weights of the shared expert's outputs. received: how many rows this rank's experts computed.
     taped: [W, TAPED_WORDS] int64, which rows are kept for the backward call, see `tapes.Taping`; None: no rows.
     """
 
@@ -69,7 +69,9 @@ class Kernels:
         self._kept = threading.local()
 
     def prepare(self, cfgs: Sequence[MoEConfig], blocks: bool) -> None:
-        """Load or compile what backward calls of these layers use. During a call the other ranks would wait for it.
+        """Load or compile the kernels that backward calls of these layers use.
+
+        During a call the other ranks would wait for the compilation.
 
         blocks: whether `run_expert` computes their experts.
         """
@@ -175,7 +177,10 @@ def addresses(array: np.ndarray) -> np.ndarray:
 
 
 class BackwardCalls:
-    """Makes the backward calls of one layer object on this rank. number: this rank's among the ranks of all groups."""
+    """Makes the backward calls of one layer object on this rank.
+
+    number: this rank's number among the ranks of all groups.
+    """
 
     blocks = True  # `Kernels.run_expert` computes the experts
 
@@ -306,7 +311,9 @@ class BackwardCalls:
     ) -> None:
         """Run every expert on its rows, in order of (source, packed row).
 
-        columns: x, dy, w and dx of the rows, source by source.
+        expert: [n] int64, the expert of each row. held: how many experts this rank holds. columns: four arrays [n],
+        source by source: addresses of x and of dy, weights w, addresses where dx goes. results: [n, ...] float32, whose
+        column after dx gets the gradients of w.
         """
         order = np.argsort(expert, kind="stable")
         x, dy, w, dx = (np.ascontiguousarray(column[order]) for column in columns)
@@ -341,7 +348,9 @@ class BackwardCalls:
             return list(group.comm.alltoall(values))
 
     def _alltoallv(self, out: np.ndarray, sent: np.ndarray, came: np.ndarray) -> np.ndarray:
-        """Send rows of `out` in order, sent[p] of them to rank p; returns the rows received, ordered by source.
+        """Send rows of `out` in order, sent[p] of them to rank p, and receive came[p] rows from rank p.
+
+        Returns the rows received, ordered by source.
 
         Rows from this rank to itself are not copied, so their places in the result are not written.
         """
@@ -367,8 +376,9 @@ class BackwardCalls:
 class _Tokens:
     """One backward call's tokens on their source.
 
-    x, dy: [S, H], float32. rows: [S, H], the rows that experts got: x, or x times its weight, rounded. dw: [S, k],
-    gradients of the combine weights. common: for each piece the gradients of router and shared expert.
+    x, dy: [S, H], float32. rows: [S, H], the rows that experts got: x, or x times the token's combine weight,
+    rounded. dw: [S, k], gradients of the combine weights. common: for each piece the gradients of
+    router and shared expert.
     """
 
     def __init__(
@@ -409,7 +419,11 @@ class _Tokens:
         return np.ones(len(pairs), np.float32) if on_input(self.cfg) else self.saved.weights.reshape(-1)[pairs]
 
     def add_experts(self, pairs: np.ndarray, to_dx: np.ndarray, sums: np.ndarray) -> None:
-        """Add rows of dx that came back, given by their addresses, and `sums`, gradients of their combine weights."""
+        """Add what experts have computed for some pairs.
+
+        pairs: [n] numbers of (token, choice) pairs. to_dx: [n] addresses of their rows of dx. sums: [n] gradients of
+        their combine weights.
+        """
         at = np.zeros(self.dw.size, np.int64)
         at[pairs] = to_dx
         factors = (at != 0).astype(np.float32)
@@ -442,7 +456,7 @@ class _Tokens:
         return token, choice
 
     def add_shared(self) -> None:
-        """Add the shared expert's part, piece by piece; with shared_sigmoid also the part of its output's weight."""
+        """Add the shared expert's part, piece by piece. With shared_sigmoid add the sigmoid's part too."""
         cfg, x, w = self.cfg, self.x, self.saved.shared
         dx, dw = aligned((len(x), self.kernels.padded(cfg.hidden))), np.zeros(len(x), np.float32)
         columns = addresses(x), addresses(self.dy), w, addresses(dx), dw

@@ -82,7 +82,7 @@ class DeviceWeights(PackedLayer):
         return interleaved(*rows)[0] if len(rows) == 2 else rows[0][0]
 
     def _keep(self, name: str, i: int, values: np.ndarray, count: int = 0) -> None:
-        """Copy part i of an array of `count` equal parts to the GPU. count: 0 for as many parts as experts here."""
+        """Copy part i of an array of `count` equal parts to the GPU. count: 0 for one part for each own expert."""
         if name not in self._at:
             nbytes = values.nbytes * (count or len(self.mine))
             self._at[name] = self.gpu.allocate(nbytes)

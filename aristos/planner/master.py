@@ -21,7 +21,7 @@ USED = 1e-6  # a column counts as used from this value on
 
 @dataclass(frozen=True)
 class Solved:
-    """A solution. value: groups plus the cost of devices left out. prices: [devices] duals.
+    """A solution. value: the number of groups plus the cost of devices left out. prices: [devices] duals.
 
     whole: whether no device is left out."""
 

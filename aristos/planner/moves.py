@@ -9,8 +9,9 @@ from kernel_cache.compile import jit
 from .terms import allreduce_us, comm_us, pi_us, share_mib
 
 INFINITE = np.inf
-SHARPNESS = 12.0  # exponent of a mean that stands for the longest stage, so that shortening any long stage counts
-# a stage without enough memory counts 1 + SHORT_OF_MEMORY * (1 + the share of experts that do not fit) times
+SHARPNESS = 12.0  # exponent of the power mean that replaces the maximum, so that shortening any long stage is a gain
+# the time of a stage without enough memory is multiplied by
+# 1 + SHORT_OF_MEMORY * (1 + the share of experts that do not fit)
 SHORT_OF_MEMORY = 4.0
 
 
@@ -62,8 +63,9 @@ def chain(distance):
 
 @jit
 def cuts(best, starts, begin, end, order, alpha, beta, rate, memory, experts, work, grows, crossings, payload):
-    """Find the best cuts of an order's first begin..end - 1 devices into groups of neighbours, from cuts of fewer
-    devices.
+    """Find the best cuts of an order's first b devices into groups of consecutive devices, for b from begin to end - 1.
+
+    The best cuts of fewer devices must be known.
 
     best and starts, both [most + 1, n + 1], are written: best[k, b] is the longest stage of k groups that cover the
     first b devices, and starts[k, b] is where the last of them begins. Before the first call best is infinite, except
@@ -118,8 +120,9 @@ def _blend(stage, size, groups):
 
 @jit
 def _reduce(where, k, link, pairs, alpha, beta, gradient):
-    """T_rho over the given link, or if link[0] < 0 over the first of `pairs` that crosses groups.
+    """T_rho in us, the time of the all-reduce among k groups.
 
+    link: the two devices whose link it uses; if link[0] < 0, it uses the first of `pairs` that crosses groups.
     gradient: MiB, -1 if there is none."""
     if k <= 1 or gradient < 0:
         return 0.0
@@ -173,10 +176,11 @@ def _stage(g, leaving, coming, list_of, size, alphas, betas, alpha, beta, rate, 
 def anneal(
     where, groups, alpha, beta, rate, memory, numbers, link, pairs, gradient, kappa, nearest, steps, hot, cold, seed
 ):
-    """Move and swap devices while the temperature falls from hot to cold. Returns ([n] best feasible labels, F).
+    """Move and swap devices while the temperature falls from hot to cold. Returns ([n] best feasible labels, their F).
 
     where: [n] the labels to start from, all below `groups`; groups may be empty. numbers: experts, layer_cost, 1 if pi
-    grows with the group, crossings, payload. nearest: [n, q] the devices with the fastest links to each device.
+    grows with the group, crossings, payload. nearest: [n, q] the devices with the fastest links to each device. F is
+    infinite if no labels were feasible.
     """
     n = len(where)
     np.random.seed(seed)

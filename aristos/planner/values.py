@@ -12,7 +12,8 @@ from kernel_cache.errors import quoted
 from ..errors import InputError
 
 LARGEST, SMALLEST = 1e30, 1e-30  # limits of numbers and of positive numbers; products of a few numbers stay finite
-IDLE = 1e-12  # rate of a device that computes nothing, for lack of memory for an expert, as a share of the slowest rate
+# a device whose memory holds no expert computes nothing: its rate is this share of the slowest rate
+IDLE = 1e-12
 
 
 class ProblemError(InputError):

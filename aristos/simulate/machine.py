@@ -47,12 +47,15 @@ class Kernel:
 
     @property
     def reading_rows(self) -> int:
-        """How many rows of a long run take as long as a run of one row, whose time is that of reading the weights."""
+        """The number of rows that the longest known run computes in the time of the shortest known run.
+
+        The shortest run takes the time of reading the weights.
+        """
         known = sorted(self.rates)
         return max(1, round(known[0] / self.rates[known[0]] * self.rates[known[-1]]))
 
     def table(self, most: int) -> np.ndarray:
-        """[most + 1] float64: ns for each million operations of a run, by its number of rows.
+        """[most + 1] float64: ns for each million operations of a run. The index is the run's number of rows.
 
         The time of a run is linear between known numbers of rows. Longer runs have the rate of the longest known one,
         and shorter ones take as long as the shortest.

@@ -25,7 +25,7 @@ NAMES = {
 
 
 def parse(text: str, topology: str | None = None) -> Network:
-    """A network from the text of a file or of scontrol. Raises TopologyError for a line that does not describe one.
+    """A network from the text of a file or of scontrol. Raises TopologyError for a line of another form.
 
     topology: the topology to read if the text has several. For a topology.yaml this is a name, and None means the
     cluster's default. For a topology.conf this is a kind (Slurm itself reads the lines of its TopologyPlugin), and None
@@ -55,7 +55,7 @@ def _logical(text: str) -> list[str]:
 
 
 def _entry(line: str) -> dict[str, str]:
-    """A line's values by its keys in lower case."""
+    """The values of a line, by key. Keys are in lower case."""
     if line.lower().startswith("include "):
         raise TopologyError(
             f"Aristos does not read the file that is named in {line[:200]!r}: put that file's text in place of this"
@@ -169,7 +169,7 @@ def _sizes(text: str) -> list[int]:
 
 def _aggregated(blocks: Sequence[str], sizes: Sequence[int]) -> list[tuple[str, list[str]]]:
     """The bigger blocks that Slurm makes: for each size after the first size, (size / first size) consecutive blocks
-    form one."""
+    form one bigger block."""
     found = []
     for size in sizes[1:]:
         count = max(1, size // sizes[0])

@@ -77,7 +77,10 @@ def _resolve(entry: str, devices: Sequence[Gpu]) -> VisibleDevice | str:
 
 
 def _slice(entry: str, devices: Sequence[Gpu]) -> VisibleDevice | str:
-    """The slice of an entry: its UUID, or for drivers before 470 MIG-GPU-<uuid>/<gpu instance>/<compute instance>."""
+    """The slice that an entry names, or a text that says why there is none.
+
+    The entry is a UUID, or for drivers before 470 MIG-GPU-<uuid>/<gpu instance>/<compute instance>.
+    """
     for device in devices:
         for mig in device.mig:
             if mig.uuid.lower() == entry.lower():

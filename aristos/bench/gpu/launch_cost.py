@@ -49,7 +49,7 @@ NOTHING = Kernel("empty", nothing, (types.int64,) * 2, 32, 0, 1)
 
 
 class Launches:
-    """Host times of the four launches. call, graph: functions that queue a layer's call."""
+    """Host times of the four launches. call, graph: functions that queue a layer's call and its graph."""
 
     def __init__(self, gpu: BenchGpu, call: Callable[[], object], graph: Callable[[], object]) -> None:
         self.gpu = gpu
@@ -73,7 +73,10 @@ class Launches:
         return queued, time.perf_counter() - start
 
     def measure(self, seconds: float, asked: int | None) -> dict[str, np.ndarray]:
-        """name -> [2, turns] seconds, queued and done, in `asked` turns or as many as fit `seconds`. Collective."""
+        """Time the four launches in turns. Returns name -> [2, turns]: seconds until queued, seconds until done.
+
+        asked: the number of turns; None for as many as fit `seconds`. Collective.
+        """
         world, names = self.gpu.world, list(self.calls)
         with no_gc(), self.gpu.here():
             start = time.perf_counter()

@@ -9,7 +9,7 @@ call takes turns with moves of the same rows without that work:
     MPI, staged     from the GPU to pinned memory, MPI_Alltoallv, to the GPU, and back the same way; several ranks only
     NCCL            its all-to-all there and another back, captured in a CUDA graph; several ranks, a GPU each
 
-The routing comes from outside: uniform and zipf, or the routing of --routing. A rank's own rows do not move. With one
+The call is given its routing: uniform and zipf, or the routing of --routing. A rank's own rows do not move. With one
 rank the layer reads its rows in place, and the copies move all rows within the GPU's memory. GB/s: bytes that the
 busiest rank sends and receives back, over the time of the slowest rank. Outputs are checked against the float64 oracle,
 and moved bytes against the bytes sent.
@@ -166,7 +166,7 @@ class Moves:
 
 
 def moved(world: World, placement: NDArray[np.int64], ids: NDArray[np.int64]) -> NDArray[np.int64]:
-    """[W, W] rows from rank to rank, with a rank's own rows only if there is one rank. Collective."""
+    """[W, W] numbers of rows from rank to rank; a rank's own rows count only if there is one rank. Collective."""
     mine = np.bincount(placement[ids[ids >= 0]], minlength=world.size).astype(np.int64)
     counts = np.array(world.allgather(mine))
     if world.size > 1:
