@@ -35,7 +35,7 @@ def block_at(x, block, place):
 
 @jit
 def holder(x, block, place):
-    """The row of the block in whose shared memory a place lies that `locate` has returned."""
+    """The row of the block in whose shared memory `place` lies. place: what `locate` has returned for an address."""
     return block if place >> isa.RANK_SHIFT == 0 else block_at(x, block, place)
 
 
@@ -48,7 +48,11 @@ def partner(block):
 
 @unit
 def reached(x, thread, block, address, size, write, pc):
-    """The row of the block that an address with a rank names, for an access. Returns 0 after a report."""
+    """The row of the block that an address with a rank names, for an access.
+
+    Returns 0 if there is no such block, or if it has ended; both are reported. An access by a thread that does not know
+    that the block has started is reported too.
+    """
     other = block_at(x, block, address)
     if other == 0:
         limit = get(block, s.B_SHARED_SIZE)
@@ -112,7 +116,7 @@ def cluster_over(block):
 # ---- numbers of blocks ----
 @jit
 def cta_of(launch, number):
-    """The linear index in the grid of the block that starts as number `number`: cluster after cluster."""
+    """The linear index in the grid of the block that starts as number `number`. Blocks start cluster by cluster."""
     cx, cy, cz = get(launch, s.L_CX), get(launch, s.L_CY), get(launch, s.L_CZ)
     gx, gy = get(launch, s.L_GX), get(launch, s.L_GY)
     rank, cluster = number % get(launch, s.L_CLUSTER), number // get(launch, s.L_CLUSTER)

@@ -11,8 +11,8 @@ NAME:ARRAY             any of these arrays with a name, for reports and later la
 texture{ARRAY, OPTION, ...}  the handle of a texture; an option is `4 channels`, `layered`, `clamp`, `border`, `wrap`,
                        `mirror`, `normalized` (coordinates), `as floats` or `linear` (interpolated)
 surface{ARRAY, OPTION, ...}  the handle of a surface; an option is `4 channels` or `layered`
-NAME                   the array that an earlier launch gave this name; of those made by `each`, the device's own
-NAME@1                 of those made by `each`, the one of device 1
+NAME                   the array that an earlier launch gave this name; if `each` made it, that of the launch's device
+NAME@1                 the array of device 1, if `each` made an array NAME on every device
 {int32 5, float32 2.5, NAME}   a structure by value, of numbers and of arrays' addresses, with C's alignment;
                        `...` at its end fills the rest of the parameter with zeros
 &{NAME, NAME}          the address of such a structure in the device's memory, or of a table of addresses
@@ -62,14 +62,14 @@ NAMED = re.compile(r"([A-Za-z_]\w*)\s*:\s*(.+)", re.S)
 
 
 class Open(bytes):
-    """The first bytes of a structure. Those that follow are 0; the parameter says how many."""
+    """The first bytes of a structure. Zeros fill the rest of the kernel's parameter."""
 
 
 class Arguments:
     """Makes the arguments of launches.
 
-    named: the arrays that have got a name so far. folder: the folder of the files that arguments name. device: that of
-    the present launch.
+    named: the arrays that have got a name so far. folder: the folder of the files that arguments name. device: the
+    device of the present launch.
     """
 
     def __init__(self, device: Any, folder: Path):
@@ -77,20 +77,20 @@ class Arguments:
         self.named: dict[str, Any] = {}
 
     def on(self, device: Any) -> Arguments:
-        """These arguments, of which the next ones are made on a device."""
+        """Make the next arguments on this device. Returns self."""
         self.device = device
         return self
 
     def make(self, text: str, name: str) -> Any:
         """Make the argument that a text describes: a number, or an array of the device.
 
-        name: the name of an array to which the text gives none. Raises InputError if the text is wrong.
+        name: the name for an array if the text names none. Raises InputError if the text is wrong.
         """
         found = NAMED.fullmatch(text)
         if found:
             made: Any = 0 if NAMED.fullmatch(found[2]) else self.make(found[2], found[1])
             if found[1] in self.named or isinstance(made, (int, float, bytes)) or found[2] in self.named:
-                raise InputError(f"NAME:ARRAY gives a new array a name, got {text[:200]!r}")
+                raise InputError(f"expected NAME:ARRAY, with a new name and a new array, got {text[:200]!r}")
             self.named[found[1]] = made
             return made
         for key in (text, f"{text}@{self.device.number}"):
@@ -124,9 +124,9 @@ class Arguments:
             self.named[f"{found[1]}@{number}"] = made
 
     def described(self, text: str, device: int = 0) -> tuple[tuple[int, ...], np.dtype, np.ndarray | None] | None:
-        """The shape, the type and the values (None: uninitialised) of an array that a text describes; None for another.
+        """The shape, the type and the values (None: uninitialised) of an array that a text describes.
 
-        device: random numbers differ from device to device.
+        Returns None for a text of another form. device: the device's number; random numbers differ between devices.
         """
         if text.endswith(".npy"):
             values = self.of_file(text)
@@ -138,15 +138,18 @@ class Arguments:
         return sizes, dtype, None if found["fill"] is None else filled(text, sizes, dtype, found["fill"], device)
 
     def table(self, text: str, name: str) -> Any:
-        """A structure in the device's memory."""
+        """Copy a structure to the device's memory. Returns the array that holds it."""
         data = self.structure(text[1:], name)
         if isinstance(data, Open) or not data:
-            raise InputError(f"memory needs all its members: '{REST}' ends a structure by value alone; got {text!r}")
+            raise InputError(f"a structure in memory must have members and cannot end with '{REST}', got {text!r}")
         words = len(data) % 8 == 0
         return self.device.array(np.frombuffer(data, np.uint64 if words else np.uint8), name)
 
     def structure(self, text: str, name: str) -> bytes:
-        """The bytes of a structure: each member lies at a multiple of its size, and the whole ends at one."""
+        """The bytes of a structure: each member lies at a multiple of its own size.
+
+        Zeros fill the structure's end to a multiple of its largest member's size, unless `...` leaves the end open.
+        """
         data, most = b"", 1
         parts = pieces(text[1:-1])
         rest = parts[-1:] == [REST]
@@ -178,7 +181,10 @@ class Arguments:
             channels = CHANNELS.fullmatch(word)
             found = {"channels": int(channels[1])} if channels else OPTIONS.get(word)
             if found is None or (kind == "surface" and word != "layered" and not channels):
-                raise InputError(f"an option of a {kind} is one of N channels, {', '.join(OPTIONS)}, got {word!r}")
+                raise InputError(
+                    f"an option of a {kind} must be N channels (1, 2 or 4) or one of {', '.join(OPTIONS)};"
+                    f" a surface takes only N channels and layered; got {word!r}"
+                )
             options.update(found)
         return texture(array, **options) if kind == "texture" else surface(array, **options)
 
@@ -201,14 +207,14 @@ def sizes_of(text: str, type_: str, shape: str) -> tuple[tuple[int, ...], np.dty
     except (TypeError, ValueError):
         sizes = ()
     if not sizes or dtype.kind not in "biufc":
-        raise InputError(f"an array is TYPE[SHAPE], TYPE one of NumPy's for numbers, got {text!r}")
+        raise InputError(f"expected TYPE[SHAPE], where TYPE is one of NumPy's types of numbers, got {text!r}")
     if math.prod(sizes) * dtype.itemsize > MOST_BYTES:
         raise InputError(f"an array has at most {MOST_BYTES >> 20} MiB, got {text!r}")
     return sizes, dtype
 
 
 def filled(text: str, sizes: tuple[int, ...], dtype: np.dtype, fill: str, device: int = 0) -> np.ndarray:
-    """An array with the numbers that `fill` says. device: random numbers differ from device to device."""
+    """An array with the numbers that `fill` asks for. device: its number; random numbers differ between devices."""
     try:
         if fill == "range":
             return np.arange(np.prod(sizes, dtype=np.int64)).astype(dtype).reshape(sizes)
@@ -219,7 +225,7 @@ def filled(text: str, sizes: tuple[int, ...], dtype: np.dtype, fill: str, device
     except InputError:
         raise
     except (ValueError, OverflowError) as error:
-        raise InputError(f"{text!r} cannot be made: {error}") from error
+        raise InputError(f"cannot make the array {text!r}: {error}") from error
 
 
 def drawn(sizes: tuple[int, ...], dtype: np.dtype, seed: list[int], below: int) -> np.ndarray:
@@ -240,7 +246,7 @@ def number_of(text: str, type_: str, value: str) -> np.generic:
         dtype = np.dtype(type_)
         made = np.array([number(value)]).astype(dtype)[0]
     except (TypeError, ValueError, OverflowError) as error:
-        raise InputError(f"{text!r} cannot be made: {error}") from error
+        raise InputError(f"cannot make the structure {text!r}: {error}") from error
     if dtype.kind not in "biuf":
         raise InputError(f"a member of a structure has one of NumPy's types of numbers, got {type_!r} in {text!r}")
     return made

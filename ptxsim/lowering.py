@@ -146,9 +146,10 @@ class Lowering:
         return self.shared_address(Address(Name(name), 0))
 
     def shared_address(self, address: Address) -> int:
-        """What `address_row` returns; if a pair of blocks may share products, a shared address with its block's rank.
+        """A row that holds an address, as `address_row` returns it, or a shared address with its block's rank.
 
-        On GPUs all shared addresses in a cluster have a rank. Kernels of pairs find the even block's by a mask.
+        Shared addresses get the rank in modules with .cta_group::2. On GPUs all shared addresses in a cluster have a
+        rank. Kernels of pairs of blocks find the even block's address by a mask.
         """
         row, found = self.address_row(address), self.find(address.base.text) if address.base else None
         if not (self.paired and isinstance(found, Variable) and found.space == "shared"):
@@ -257,7 +258,7 @@ class Lowering:
         self.fixups.append((at, self.visible, label.text, self.instruction.line))
 
     def branch_table(self, index: int, name: str) -> None:
-        """Append a branch to one label of a list. The row `index` selects the label; name: that of the list."""
+        """Append a branch to one label of a list. index: the row that selects the label. name: the list's name."""
         assert self.instruction is not None
         for scope in reversed(self.scopes):
             if name in scope.targets:

@@ -1,11 +1,11 @@
 """tex, suld, sust, txq and suq: textures and surfaces of arrays in global memory.
 
-An instruction on a vector is lowered to one instruction for each element, because these lie at different addresses. For
-the checker a texture is read as by ld.global.nc, since its cache does not see writes of the same kernel; accesses to
-surfaces are weak ones. Source: the PTX ISA, "Texture Instructions" and "Surface Instructions", and the CUDA programming
-guide, "Texture Fetching". The guide says that the weights of linear filters have 8 bits after the point. It does not
-say how the weights and the sum are rounded. Here the weights are rounded to the nearest, and the sum is rounded once to
-float32.
+An instruction on a vector is lowered to one instruction for each element, because the elements lie at different
+addresses. The checker treats the read of a texture like ld.global.nc, because the texture cache does not see writes of
+the same kernel. It treats accesses to surfaces as weak accesses. Source: the PTX ISA, "Texture Instructions" and
+"Surface Instructions", and the CUDA programming guide, "Texture Fetching". The guide says that the weights of linear
+filters have 8 bits after the point. It does not say how the weights and the sum are rounded. Here the weights are
+rounded to the nearest, and the sum is rounded once to float32.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from .units import unit
 from .watch import ALONE, ANY, NOT_COHERENT, report, wrote
 from .watch import read as read_history
 
-# bits in FLAGS: the coordinates' number, then whether they are floats, whether the first is a layer, what is outside
+# FLAGS: the number of coordinates in the low 3 bits. FLOATS: coordinates are floats. LAYER: the first coordinate is a
+# layer. From OUTSIDE_SHIFT on: what an access outside the surface does (TRAPS, CLAMPS or ZERO)
 FLOATS, LAYER, OUTSIDE_SHIFT = 8, 16, 8
 TRAPS, CLAMPS, ZERO = range(3)
 # details of MISUSE reports, after those of tensor_memory.py
@@ -36,7 +37,10 @@ WIDTH, HEIGHT, DEPTH, ARRAY_SIZE, NORMALIZED, LEVELS = range(6)  # what txq and 
 
 @unit
 def sample(x, warp, block, line, pc, op, mask):
-    """Run an instruction on textures or surfaces for the lanes of mask. IMM: which element, or a question."""
+    """Run an instruction on textures or surfaces for the lanes of mask.
+
+    IMM: the number of the vector's element, or for txq and suq what they ask for (WIDTH to LEVELS).
+    """
     seen = np.int64(isa.PARAM)
     size = get(line, isa.TYPE) & 15
     for lane in range(32):
@@ -44,7 +48,7 @@ def sample(x, warp, block, line, pc, op, mask):
             continue
         put(get(x, s.SCRATCH), lane, -1)
         thread = thread_of(x, warp, lane)
-        first = op == isa.TEXQUERY or get(line, isa.IMM) == 0  # of its vector: the only one that makes reports
+        first = op == isa.TEXQUERY or get(line, isa.IMM) == 0  # only a vector's first element makes reports
         row = described(x, thread, np.int64(register(x, warp, get(line, isa.A), lane)), op, first, pc)
         value = np.uint64(0)
         if row and op == isa.TEXQUERY:
@@ -78,7 +82,10 @@ def sample(x, warp, block, line, pc, op, mask):
 
 @jit
 def described(x, thread, handle, op, reports, pc):
-    """The row of a texture or surface, or 0 if the handle is none. reports: whether to report this."""
+    """The row of a texture or surface, or 0 if the handle is not that of an object that `op` accepts.
+
+    reports: whether to report a handle that is not accepted.
+    """
     number = handle - isa.TEXTURE_START
     if 0 <= number < get(x, s.TEXTURE_COUNT):
         row = get(x, s.TEXTURES) + number * s.X_COUNT * 8
@@ -124,7 +131,10 @@ def fits(x, thread, line, row, pc):
 # ---- textures ----
 @jit
 def texel(x, warp, thread, line, lane, row, pc):
-    """The address of the element that a lane's coordinates name; 0 if its value is that of the border, or a fault."""
+    """The address of the element that a lane's coordinates name.
+
+    Returns 0 if the lane reads the border's value, or if the instruction does not fit the texture's dimensions.
+    """
     if not fits(x, thread, line, row, pc):
         return np.int64(0)
     flags, address = get(line, isa.FLAGS), get(row, s.X_ADDRESS)
@@ -146,7 +156,7 @@ def texel(x, warp, thread, line, lane, row, pc):
 
 @jit
 def nearest(row, at, size):
-    """The element at a coordinate, which may lie outside [0, size). A NaN becomes 0."""
+    """The index of the element at a coordinate. The index may lie outside [0, size). The index of a NaN is 0."""
     if at != at:
         return np.int64(0)
     if get(row, s.X_NORMALIZED):
@@ -216,7 +226,7 @@ def centred(row, at, size):
 
 @jit
 def inside(row, place, size):
-    """The element that is read for `place`, which may lie outside the axis; -1 if the border's value counts there."""
+    """The index of the element that is read at index `place` of an axis; -1 if the border's value is read."""
     if 0 <= place < size:
         return place
     if get(row, s.X_MODE) == s.BORDER:
@@ -228,7 +238,7 @@ def inside(row, place, size):
 
 @jit
 def converted(row, raw):
-    """What a texture's element becomes in a register of 32 bits: extended, or as a float."""
+    """The 32 bits that a register gets for a texture's element: the integer, extended, or a float32."""
     type_ = get(row, s.X_TYPE)
     signed = type_ & 0xF0 == isa.S
     if type_ == isa.F16:
@@ -243,9 +253,10 @@ def converted(row, raw):
 # ---- surfaces ----
 @jit
 def element(x, warp, thread, line, lane, row, pc):
-    """The address of the element of a surface that a lane reads or writes, or 0.
+    """The address of the element of a surface that a lane reads or writes; 0 if there is no access.
 
-    The first coordinate counts bytes. TYPE2: the bytes of the whole vector. What lies outside is reported once.
+    The first coordinate counts bytes. TYPE2: the bytes of the whole vector. Only the vector's first element reports a
+    misaligned access, or with .trap an access outside the surface.
     """
     if not fits(x, thread, line, row, pc):
         return np.int64(0)

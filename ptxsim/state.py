@@ -21,15 +21,15 @@ from __future__ import annotations
 X_FIELDS = 98  # followed by the addresses of the compiled units (units.py)
 UNITS = 96
 
-# ---- a turn: how many instructions a warp ran in succession, the number of its block, its next instruction ----
+# ---- a turn: the slot of a warp, how many instructions it ran in succession, its block's number, its next instruction
 (U_SLOT, U_COUNT, U_GID, U_PC) = range(4)
 U_FIELDS = 4
 
 # ---- a warp ----
-# ARRIVED: its lanes that have arrived at the cluster's barrier in the present phase. PASSED: those whose phase has
-# ended, and that have not waited yet. STORED: when it last waited for its stores to tensor memory. BEFORE: when it last
-# ran tcgen05.fence::before_thread_sync. SLOT: the number of its slot. THREADS: the address of its first thread's table.
-# These two never change; the start of a block clears those before them
+# ARRIVED: its lanes that have arrived at the cluster's barrier in the present phase. PASSED: its lanes that arrived in
+# a phase that has ended, and have not waited yet. STORED: when it last waited for its stores to tensor memory. BEFORE:
+# when it last ran tcgen05.fence::before_thread_sync. SLOT: the number of its slot. THREADS: the address of its first
+# thread's table. SLOT and THREADS never change. The start of a block clears the fields before SLOT
 (W_LIVE, W_WAIT, W_PC, W_MASK, W_BLOCK, W_INDEX, W_REGS, W_DIVERGED, W_AGE, W_STICK, W_HASH, W_HASH_AGE,
  W_SAME, W_EXISTS, W_READY, W_SPINS, W_FLIGHT, W_GROUP, W_ARRIVED, W_PASSED, W_STORED, W_BEFORE,
  W_SLOT, W_THREADS) = range(24)  # fmt: skip
@@ -37,15 +37,17 @@ W_FIELDS = 24
 
 # ---- a thread (lane of a warp slot) ----
 # RELEASE0 to 2: the clocks that its fences of at least scope cta, gpu, sys released. PENDING0 to 2: the clocks that its
-# relaxed reads found for its block, its device, the system; the next fence takes them. OWN: its last release operation.
-# FENCED: the tensor products that its last tcgen05.fence::after_thread_sync covers. FENCE_AT: when that was.
-# READ: its last relaxed read that found a clock. LOOSE to SEEN: what it would know if rules were weaker (missing.py)
+# relaxed reads found for its block, its device, the system; the next fence takes them.
+# OWN_AT, OWN_VC, OWN_SCOPE: location + 1, clock and scope of its last release operation. READ_AT, READ_MAP: location +
+# 1 and clocks of its last relaxed read that found clocks. FENCED: the tensor products that its last
+# tcgen05.fence::after_thread_sync covers. FENCE_AT: when it ran that fence. LOOSE to SEEN: its vector clocks by weaker
+# rules (missing.py)
 (T_PC, T_GID, T_CLOCK, T_VC, T_SV, T_FENCED, T_RELEASE0, T_RELEASE1, T_RELEASE2, T_PENDING0, T_PENDING1, T_PENDING2,
  T_DEPTH, T_WAIT, T_BARRIER, T_GROUP, T_COPIES, T_SAVED, T_TID, T_RESULT, T_EXPECT, T_PASSED, T_BULK, T_OWN_AT,
  T_OWN_VC, T_OWN_SCOPE, T_READ_AT, T_READ_MAP, T_TENSOR, T_LOOSE, T_WIDE, T_SEEN, T_WIDE_OF,
  T_FENCE_AT) = range(34)  # fmt: skip
 T_FIELDS = 34
-# the things that a thread may wait for
+# what a thread waits for. RUNS: nothing
 RUNS, AT_BARRIER, AT_WARP, AT_GRID, AT_MBARRIER, AT_LAUNCH, AT_CLUSTER, AT_PAIR = range(8)
 
 # ---- a block ----
@@ -60,10 +62,10 @@ B_FIELDS = 27
 (Q_ARRIVED, Q_EXPECTED, Q_VC, Q_POPC, Q_PARTIAL) = range(5)
 Q_FIELDS = 5
 BARRIERS_PER_BLOCK = 16
-# a cluster: its blocks, in a table that has a row for each slot; a cluster has the row of its first block's slot.
-# SIZE: its number of blocks. OPEN: whether a thread has arrived at its barrier in the present phase. PHASE: how many
-# phases have ended. VC: the clocks that arrivals have
-# published in the present phase. DONE: those of the last phase. Then the rows of its blocks
+# a cluster. The table has a row for each slot of a block; a cluster uses the row of its first block's slot. SIZE: its
+# number of blocks. OPEN: whether a thread has arrived at its barrier in the present phase. PHASE: how many phases have
+# ended. VC: the clocks that arrivals have published in the present phase. DONE: the clocks of the last phase. From
+# BLOCKS on: the rows of its blocks
 (K_SIZE, K_PHASE, K_VC, K_DONE, K_OPEN, K_BLOCKS) = range(6)
 MOST_CLUSTER = 16
 K_FIELDS = K_BLOCKS + MOST_CLUSTER
@@ -76,10 +78,11 @@ K_FIELDS = K_BLOCKS + MOST_CLUSTER
 MB_FIELDS, MB_MOST = 13, 128
 
 # ---- a launch ----
-# NEEDS: the table of what must end before it begins, as pairs (stream, place in it); the last pair is of its own stream
-# if it is PROGRAMMATIC, which means that it begins when all blocks of the launch before it have TRIGGERED or ended.
-# CX to CZ, CLUSTER: the sizes of a cluster and its blocks. EXPLICIT: whether the kernel or its launch gave them.
-# SHARE: what a block takes of an SM. HELD: not to begin yet. WORKSPACE: the address of the grid's barrier, or 0
+# NEEDS: the address of pairs (stream, number of its first launches that must end before this launch begins). A
+# PROGRAMMATIC launch already begins when all blocks of the launch before it in its stream have TRIGGERED or ended; the
+# last pair names that launch. CX to CZ: the sizes of a cluster in blocks. CLUSTER: its number of blocks. EXPLICIT:
+# whether the kernel or its launch gave these sizes. SHARE: what a block takes of an SM. HELD: whether the launch is
+# held back. WORKSPACE: the address of the grid's barrier, or 0
 (
     L_DEVICE, L_BLOCKS, L_NEXT, L_DONE, L_FIRST_GID, L_GX, L_GY, L_GZ, L_BX, L_BY, L_BZ, L_THREADS, L_WARPS, L_ENTRY,
     L_PARAMS, L_ROWS, L_SHARED, L_CONSTANTS, L_CONSTANT_COUNT, L_PER_SM, L_STATE, L_VC, L_AT_GRID, L_DYNAMIC,
@@ -107,9 +110,10 @@ LIVE_MEMORY, FREED, CONSTANT = 1, 2, 3
 PAGE_SHIFT = 8
 
 # ---- a texture or a surface ----
-# MODE: what coordinates outside mean. NORMALIZED: whether coordinates are. FLOATS: whether integers are read as floats
-# of at most 1. LINEAR: whether values are interpolated. SIZES: along x, y and z. STRIDES: bytes there. If LAYERED, the
-# last of each is that of layers
+# MODE: how coordinates outside the array are read (CLAMP to MIRROR). NORMALIZED: whether coordinates are normalised.
+# FLOATS: whether integers are read as floats of at most 1. LINEAR: whether values are interpolated. SIZES: elements
+# along x, y and z. STRIDES: bytes between neighbours along x, y and z. If LAYERED, the last size and the last
+# stride are those of layers
 (
     X_KIND, X_ADDRESS, X_TYPE, X_CHANNELS, X_DIMENSIONS, X_LAYERED, X_MODE, X_NORMALIZED, X_FLOATS, X_LINEAR, X_SIZES,
 ) = range(11)  # fmt: skip
@@ -188,13 +192,14 @@ S_FIELDS = 4
 C_FIELDS, C_MOST = 6, 32
 
 # ---- pending work of the asynchronous proxy: bulk copies, and arrivals that wait for cp.async or tcgen05 ----
-# FROM: of a box to shared memory, the block of its mbarrier. FLAGS: those of the instruction; MAP: a tensor map, of 16
-# words, or what st.async stores; AT: five coordinates
+# FROM: the source; for a box that is copied to shared memory, the row of the block that has its mbarrier. FLAGS: the
+# flags of the instruction; for st.async and red.async the type and the reduction. MAP: a tensor map of 16 words, or the
+# values that st.async or red.async stores. AT: five coordinates
 (P_KIND, P_BLOCK, P_THREAD, P_TO, P_FROM, P_SIZE, P_BARRIER, P_GROUP, P_PC, P_FLAGS, P_MAP) = range(11)
 P_AT, P_FIELDS, P_MOST = 27, 32, 4096
 P_ARRIVE, P_COMMIT, P_LOAD, P_BOX_LOAD, P_PUT, P_ADD, P_STORE, P_BOX_STORE, P_REDUCE = range(
     9
-)  # from P_STORE on, they write to global memory; P_PUT: st.async, P_ADD: red.async
+)  # kinds from P_STORE on write to global memory; P_PUT: st.async, P_ADD: red.async
 
 # ---- a register that wgmma may use ----
 # 0: touched since the last wgmma.fence. 1: not touched since. Another number describes the wgmma that uses the register

@@ -1,6 +1,7 @@
 """`python -m ptxsim.cases [--schedules N] [NAME ...]` runs the published bugs and prints what the machine reports.
 
-The exit code is 0 if each bug is reported in at least one schedule and no repaired kernel in any, and otherwise 1.
+The exit code is 0 if the machine reports each bug in at least one schedule, and never reports a repaired kernel.
+Otherwise the exit code is 1.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ def main(argv: list[str] | None = None) -> int:
     asked = parser.parse_args(argv)
     unknown = set(asked.names) - {case.name for case in CASES}
     if unknown:
-        parser.error(f"there is no case {', '.join(sorted(unknown))}; there are {', '.join(c.name for c in CASES)}")
+        parser.error(f"there is no case {', '.join(sorted(unknown))}; the cases are {', '.join(c.name for c in CASES)}")
     text, wrong = table([case for case in CASES if not asked.names or case.name in asked.names], asked.schedules)
     print(text)
     return int(wrong > 0)

@@ -23,7 +23,8 @@ from ..sampling import (
 from ..syntax import Indexed, Vector
 from .mods import Mods
 
-GEOMETRIES = {"1d": 1, "2d": 2, "3d": 3, "a1d": 2 | LAYER, "a2d": 3 | LAYER}  # coordinates; padding is left out
+# geometry -> number of coordinates, padding left out, and flags
+GEOMETRIES = {"1d": 1, "2d": 2, "3d": 3, "a1d": 2 | LAYER, "a2d": 3 | LAYER}
 LACKING = ("cube", "acube", "2dms", "a2dms")
 QUERIES = {
     "width": WIDTH, "height": HEIGHT, "depth": DEPTH, "array_size": ARRAY_SIZE, "normalized_coords": NORMALIZED,
@@ -34,7 +35,7 @@ RESULTS = (isa.U32, isa.S32, isa.F32)
 
 
 def geometry(m: Mods) -> int:
-    """Take the geometry. Returns the flags for it."""
+    """Take the geometry from the modifiers. Returns its flags: number of coordinates, and LAYER if it has layers."""
     if any(name in m.left for name in LACKING):
         raise m.fail(f"only .{', .'.join(GEOMETRIES)} are supported")
     return m.choose(GEOMETRIES)
@@ -65,7 +66,7 @@ def sample(low: Lowering, m: Mods) -> None:
     result, where = m.types(2)
     if result not in RESULTS or where not in (isa.S32, isa.F32):
         raise m.fail("the types must be .u32, .s32 or .f32, then .s32 or .f32")
-    m.done(2 + {"level": 1, "grad": 2}.get(level or "", 0))  # the texture has one level
+    m.done(2 + {"level": 1, "grad": 2}.get(level or "", 0))  # what selects a level is not read: a texture has one level
     value = m.operands[0]
     if not isinstance(value, Vector) or len(value.items) != 4:
         raise m.fail("the result must be four registers in braces")

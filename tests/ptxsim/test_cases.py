@@ -74,7 +74,7 @@ def test_the_command_prints_a_table(capsys):
     assert "1 of 1 bugs reported in at least one of 2 schedules; 0 of 1 repaired kernels reported." in out
     with pytest.raises(SystemExit):
         command.main(["nothing"])
-    assert "there is no case nothing; there are fifo_head," in capsys.readouterr().err
+    assert "there is no case nothing; the cases are fifo_head," in capsys.readouterr().err
 
 
 def test_the_page_has_every_case():

@@ -209,8 +209,8 @@ def test_scripts(tmp_path, capsys, share, launch, end, code, words):
         (["--launch", "scale<<<1>>>(1)", "k.ptx"], "a launch is NAME<<<GRID, BLOCK>>>(ARGUMENTS)"),
         (["--launch", "scale<<<n, 1>>>(1)", "k.ptx"], "a grid or a block is a number or (x, y, z), got 'n'"),
         (["--launch", "scale<<<1, 1>>>(away.npy, int32[4], 1)", "k.ptx"], "cannot read the argument away.npy"),
-        (["--launch", "scale<<<1, 1>>>(text[4], int32[4], 1)", "k.ptx"], "TYPE one of NumPy's for numbers"),
-        (["--launch", "scale<<<1, 1>>>(a:int32[4], a:int32[4], 1)", "k.ptx"], "NAME:ARRAY gives a new array a name"),
+        (["--launch", "scale<<<1, 1>>>(text[4], int32[4], 1)", "k.ptx"], "TYPE is one of NumPy's types of numbers"),
+        (["--launch", "scale<<<1, 1>>>(a:int32[4], a:int32[4], 1)", "k.ptx"], "with a new name and a new array"),
     ],
 )
 def test_usage(tmp_path, capsys, monkeypatch, words, message):

@@ -126,8 +126,8 @@ def test_a_number_is_no_structure(tmp_path, capsys):
         assert main(["check", "--launch", f"k<<<1, 1>>>({{{members}}})", str(path)]) == 0
     for members, message in (
         ("{int32 1, int32 1, ..., int64 2}", "or &{MEMBERS}, got '...'"),
-        ("&{int32 1, ...}", "memory needs all its members"),
-        ("&{}", "memory needs all its members"),
+        ("&{int32 1, ...}", "a structure in memory must have members"),
+        ("&{}", "a structure in memory must have members"),
         ("{uint64 0}", "has 24 bytes, got 8"),
     ):
         assert main(["check", "--launch", f"k<<<1, 1>>>({members})", str(path)]) == 2
