@@ -20,6 +20,7 @@ SOURCE = Path(__file__).with_name("stand_in.c")
 NAMES = Path(__file__).with_name("names.txt")
 TIME = 300  # seconds that the compilation may take
 LIBRARY = "libcuda.so.1"
+PTXAS = Path(__file__).with_name("ptxas.sh")
 
 
 @cache
@@ -41,11 +42,13 @@ def symbols() -> list[str]:
 
 
 def folder() -> Path:
-    """The folder with the library, as libcuda.so.1 and libcuda.so. The library is compiled if it is not there.
+    """The folder with the library, as libcuda.so.1 and libcuda.so, and with a stand-in for ptxas.
+
+    The library is compiled if it is not there.
 
     Raises EnvironmentProblem if there is no C compiler, or if it fails.
     """
-    text = regular.read(SOURCE).decode() + "".join(symbols())
+    text = regular.read(SOURCE).decode() + regular.read(PTXAS).decode() + "".join(symbols())
     with own():
         cached = compiler.cache_folder() / "libcuda"
         private.make(cached)
@@ -77,6 +80,10 @@ def compiled(place: Path) -> None:
             raise EnvironmentProblem(f"the stand-in libcuda does not compile by {words[0]}: {done.stderr.strip()}")
         link = Path(temporary) / "libcuda.so"
         link.symlink_to(LIBRARY)
+        assembler = Path(temporary) / "ptxas"
+        assembler.write_bytes(regular.read(PTXAS))
+        assembler.chmod(0o700)
+        os.replace(assembler, place / "ptxas")
         os.replace(link, place / "libcuda.so")
         os.replace(made, place / LIBRARY)
 

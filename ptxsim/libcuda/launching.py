@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from math import prod
 from typing import Any
 
 from kernel_cache import errors as cache_errors
@@ -10,6 +11,7 @@ from kernel_cache import sm_limits
 
 from .. import isa
 from ..errors import InputError
+from ..launches import cluster_size
 from ..machine import How
 from ..syntax import PTXError
 from .calls import HANDLE, INT, POINTER, SIZE, UINT, call, put
@@ -115,6 +117,12 @@ def cuLaunchCooperativeKernel(
 
 @call(POINTER, HANDLE, POINTER, POINTER)
 def cuLaunchKernelEx(now: State, config: int, function: int, values: int, extra: int) -> None:
+    asked, how = configured(config)
+    launch(now, function, asked.grid, asked.block, how, asked.stream, values, extra)
+
+
+def configured(config: int) -> tuple[Config, dict[str, Any]]:
+    """A CUlaunchConfig in the program's memory, and the options of `How` that it asks for. Raises Refused for NULL."""
     if not config:
         raise Refused("ERROR_INVALID_VALUE")
     asked = Config.from_address(config)
@@ -129,7 +137,7 @@ def cuLaunchKernelEx(now: State, config: int, function: int, values: int, extra:
             how["cluster"] = one.x, one.y, one.z
         elif one.id == PROGRAMMATIC and one.x:
             how["programmatic"] = True
-    launch(now, function, asked.grid, asked.block, how, asked.stream, values, extra)
+    return asked, how
 
 
 # ---- occupancy ----
@@ -141,6 +149,17 @@ def resident(now: State, handle: int, threads: int, dynamic: int) -> int:
         return sm_limits.resident(now.machine.limits, threads, shared, function.info.registers)
     except cache_errors.InputError:
         return 0
+
+
+@call(POINTER, HANDLE, POINTER)
+def cuOccupancyMaxActiveClusters(now: State, count: int, function: int, config: int) -> None:
+    asked, how = configured(config)
+    found = now.get(function, Function)
+    if how["shared"] > found.most_dynamic:
+        raise Refused("ERROR_INVALID_VALUE")
+    cluster, _ = cluster_size(found.info, how.get("cluster"), tuple(asked.grid))
+    blocks = resident(now, function, prod(asked.block), asked.shared) * now.machine.sm_count
+    put(count, INT, blocks // prod(cluster))
 
 
 @call(POINTER, HANDLE, INT, SIZE)

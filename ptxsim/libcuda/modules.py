@@ -23,7 +23,7 @@ WANTED = (
     "nvrtcGetPTX)"
 )
 ERROR_LOG, ERROR_LOG_SIZE = 5, 6  # CUjit_option
-MOST_DYNAMIC, CARVEOUT = 8, 9  # CUfunction_attribute
+MOST_DYNAMIC, CARVEOUT, LAST = 8, 9, 15  # CUfunction_attribute, and the last that CUDA 12.9 has
 _names: dict[str, Any] = {}  # kernels' names as C texts, which programs keep pointers to
 
 
@@ -267,7 +267,9 @@ def function_attribute(now: State, function: Function, attribute: int) -> int:
 
 
 def set_attribute(now: State, function: Function, attribute: int, value: int) -> None:
-    """Set an attribute of a kernel. Those that only hardware has are accepted."""
+    """Set an attribute of a kernel. Those that only hardware has are accepted, those of newer drivers refused."""
+    if not 0 <= attribute <= LAST:
+        raise Refused("ERROR_INVALID_VALUE")
     if attribute == MOST_DYNAMIC:
         if not 0 <= value <= now.machine.limits.shared_block - function.module.program.shared_bytes:
             raise Refused("ERROR_INVALID_VALUE")

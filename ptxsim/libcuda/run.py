@@ -67,13 +67,20 @@ def same(one: Report, other: Report) -> bool:
 
 
 def environment(library: Path, folder: str, machine: dict[str, Any]) -> dict[str, str]:
-    """The variables with which the program finds the library, and the library ptxsim."""
+    """The variables with which the program finds the library, the stand-in for ptxas, and the library ptxsim.
+
+    Triton's cache gets a folder of its own, if the user named none, because its machine code is PTX here.
+    """
     root = str(Path(__file__).resolve().parents[2])
     before = os.environ.get("LD_LIBRARY_PATH")
     standard = [sysconfig.get_path("stdlib"), os.path.join(sysconfig.get_path("platstdlib"), "lib-dynload")]
     places = [place for place in sys.path if os.path.isdir(place) and place not in standard]
     return os.environ | {
         "LD_LIBRARY_PATH": f"{library}:{before}" if before else str(library),
+        "TRITON_LIBCUDA_PATH": str(library),
+        "TRITON_PTXAS_PATH": str(library / "ptxas"),
+        "TRITON_PTXAS_BLACKWELL_PATH": str(library / "ptxas"),
+        "TRITON_CACHE_DIR": os.environ.get("TRITON_CACHE_DIR") or str(library / "triton"),
         SETTING: json.dumps({"folder": folder, "machine": machine}),
         "PTXSIM_PATH": os.pathsep.join([root, *places]),
         "PTXSIM_LIBPYTHON": build.libpython(),

@@ -19,7 +19,7 @@ from typing import Any
 
 from ..coverage import Coverage
 from ..errors import PtxsimError
-from . import devices, launching, lookup, memory, modules, queues  # noqa: F401  (they declare functions)
+from . import devices, launching, lookup, memory, modules, queues, tensor_maps  # noqa: F401  (they declare functions)
 from .build import symbols
 from .calls import ARGUMENTS, FUNCTIONS, INT
 from .results import CODES, Refused
