@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -69,8 +70,10 @@ def same(one: Report, other: Report) -> bool:
 def environment(library: Path, folder: str, machine: dict[str, Any]) -> dict[str, str]:
     """The variables with which the program finds the library, the stand-in for ptxas, and the library ptxsim.
 
-    Triton's cache gets a folder of its own, if the user named none, because its machine code is PTX here.
+    If the user named no cache for Triton, it gets one for programs of the current folder: its machine code is PTX here,
+    and Triton takes a kernel of the same text from another folder, so that reports would name that folder's file.
     """
+    here = hashlib.sha256(os.fsencode(Path.cwd())).hexdigest()[:16]
     root = str(Path(__file__).resolve().parents[2])
     before = os.environ.get("LD_LIBRARY_PATH")
     standard = [sysconfig.get_path("stdlib"), os.path.join(sysconfig.get_path("platstdlib"), "lib-dynload")]
@@ -80,7 +83,7 @@ def environment(library: Path, folder: str, machine: dict[str, Any]) -> dict[str
         "TRITON_LIBCUDA_PATH": str(library),
         "TRITON_PTXAS_PATH": str(library / "ptxas"),
         "TRITON_PTXAS_BLACKWELL_PATH": str(library / "ptxas"),
-        "TRITON_CACHE_DIR": os.environ.get("TRITON_CACHE_DIR") or str(library / "triton"),
+        "TRITON_CACHE_DIR": os.environ.get("TRITON_CACHE_DIR") or str(library / "triton" / here),
         SETTING: json.dumps({"folder": folder, "machine": machine}),
         "PTXSIM_PATH": os.pathsep.join([root, *places]),
         "PTXSIM_LIBPYTHON": build.libpython(),

@@ -123,19 +123,24 @@ def triton(tmp_path):
         done = subprocess.run(
             [sys.executable, "-c", code, "run", *options, "--", sys.executable, "program.py"],
             cwd=tmp_path, capture_output=True, text=True, timeout=300,
-            env=os.environ | {"PYTHONPATH": path} | (environment or {}),
+            env=os.environ | {"PYTHONPATH": path, "TRITON_CACHE_DIR": str(tmp_path / "cache")} | (environment or {}),
         )  # fmt: skip
         return done.returncode, done.stdout.splitlines(), done.stderr
 
     return made
 
 
-def test_a_sum_is_right_and_its_cache_is_apart_from_the_users(triton, tmp_path):
-    home = {"TRITON_HOME": str(tmp_path / "home")}
+def test_a_sum_is_right_and_its_cache_is_apart_from_the_users(triton, tmp_path, monkeypatch):
+    home = {"TRITON_HOME": str(tmp_path / "home"), "TRITON_CACHE_DIR": ""}
     code, out, err = triton(ADD, environment=home)
     assert (code, out[:1], out[-1:]) == (0, ["right"], ["0 reports"]), err
     assert "covered: 1 kernel, 1 launch" in out[-2]
     assert not (tmp_path / "home").exists()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("TRITON_CACHE_DIR", raising=False)
+    cache = Path(running.environment(build.folder(), "", {})["TRITON_CACHE_DIR"])
+    assert list(cache.glob("*/add.cubin"))
+    shutil.rmtree(cache)
 
 
 def test_a_cache_that_the_user_names_gets_the_ptx(triton, tmp_path):
@@ -192,13 +197,15 @@ def test_the_stand_in_for_ptxas(tmp_path):
     assert (failed.returncode, "needs one file of PTX" in failed.stderr) == (2, True)
 
 
-def test_the_variables_for_triton(monkeypatch):
+def test_the_variables_for_triton(monkeypatch, tmp_path):
     monkeypatch.delenv("TRITON_CACHE_DIR", raising=False)
     library = build.folder()
     made = running.environment(library, "", {})
     assert made["TRITON_LIBCUDA_PATH"] == str(library)
     assert made["TRITON_PTXAS_PATH"] == made["TRITON_PTXAS_BLACKWELL_PATH"] == str(library / "ptxas")
-    assert Path(made["TRITON_CACHE_DIR"]).parent == library
+    assert Path(made["TRITON_CACHE_DIR"]).is_relative_to(library)
+    monkeypatch.chdir(tmp_path)  # Triton would take another folder's kernel, with that folder's file in its lines
+    assert running.environment(library, "", {})["TRITON_CACHE_DIR"] != made["TRITON_CACHE_DIR"]
     monkeypatch.setenv("TRITON_CACHE_DIR", "/mine")
     assert running.environment(library, "", {})["TRITON_CACHE_DIR"] == "/mine"
 
