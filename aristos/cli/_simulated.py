@@ -78,6 +78,11 @@ class Point:
         return str(self.asked.moves) if self.asked.schedule == "fused" else "tokens"
 
     @property
+    def levels(self) -> int:
+        """Levels of the simulated wire: one within a single node, and with the bulk schedule."""
+        return int(self.asked.levels) if self.asked.nodes > 1 and self.asked.schedule == "fused" else 1
+
+    @property
     def costs(self) -> Costs:
         """The costs of the simulated machine."""
         assert self.machine is not None
@@ -86,7 +91,7 @@ class Point:
     def facts(self) -> dict[str, Any]:
         """The point's options and results, as plain values."""
         about = {name: getattr(self.asked, name) for name in NAMED}
-        about |= {"ranks": self.ranks, "model": self.model, "moves": self.moves}
+        about |= {"ranks": self.ranks, "model": self.model, "moves": self.moves, "levels": self.levels}
         if self.found is None:
             return {**about, "finished": False, "call_ms": self.call_ms}
         return {**about, "finished": True, **self.found.facts(self.ranks * self.asked.tokens)}
@@ -106,7 +111,7 @@ class Point:
         layer = Layer(cfg, placement, _ids(asked, cfg, placement), asked.moves, asked.tile)
         self.machine, self.rates = machine_of(asked, cfg)
         nodes = Nodes.of(self.ranks, asked.ranks_per_node)
-        if asked.levels == 2 and asked.schedule == "fused":
+        if self.levels == 2:
             nodes = nodes.with_streams()
         return Simulation(layer, nodes, self.machine, asked.threads, asked.calls, asked.schedule)
 

@@ -53,6 +53,7 @@ class Job:
     faults: list[dict[str, Any]] = field(default_factory=list)
     refusals: dict[str, list[str]] = field(default_factory=dict)
     levels: int = 1  # levels of the wire between nodes
+    combine: str = "rows"  # what comes back from another node
     started: list[int] | None = None  # for each rank, the seconds by which its monotonic clock is ahead
     # If given, the job has no operations, and compiles layers with these options.
     warm: list[dict[str, Any]] | None = None
@@ -63,9 +64,10 @@ class Job:
             f" after {1e3 * f['after']:.1f} ms"
             for f in self.faults
         )
+        wire = ", two levels" * (self.levels == 2) + ", sums" * (self.combine == "sums")
         return (
             f"seed {self.seed}, {self.mpi}, {self.ranks} ranks, {self.transport}, {self.options}"
-            f"{', two levels' * (self.levels == 2)}{'' if self.cleanup else ', no clean-up by the launcher'}: {faults}"
+            f"{wire}{'' if self.cleanup else ', no clean-up by the launcher'}: {faults}"
         )
 
 
@@ -82,6 +84,16 @@ DAMAGED = (  # words of a peer, as `injected.addresses` finds them
     "index",
 )
 STREAM = ("record_owner",)  # a word of a peer that is used only with two levels
+SUMMED = ("link", "mark")  # words of a peer that are used only with sums
+
+
+def _words(job: Job) -> tuple[str, ...]:
+    """The words that may be damaged in a job. With sums an index entry is read again for its weight, which is data."""
+    if job.combine == "sums":
+        return tuple(word for word in DAMAGED + STREAM + SUMMED if word != "index")
+    return DAMAGED + STREAM * (job.levels == 2)
+
+
 _DISK = ("CheckpointError", "ResultsError", "PeerInputError")
 _GLOBAL: dict[str, Any] = {"driver": True}
 KINDS = {
@@ -112,7 +124,7 @@ KINDS = {
         Kind("link_lost", ENDS, "the link between two nodes cut for ever", lambda rng, job: _GLOBAL,
              transports=(NODES,)),
         Kind("word", EITHER, "a word that a peer wrote, out of its bounds for up to 20 ms",
-             lambda rng, job: {"word": rng.choice(DAMAGED + STREAM * (job.levels == 2)),
+             lambda rng, job: {"word": rng.choice(_words(job)),
                                "value": rng.choice((-1, 1)) << rng.randrange(33, 62),
                                "seconds": round(rng.uniform(0, 0.02), 5), "at_once": rng.random() < 0.5},
              options={"schedule": "fused"}, operations=("forward", "backward", "load")),
@@ -132,11 +144,12 @@ KINDS = {
 }  # fmt: skip
 
 
-def draw(seed: int, mpi: str, kinds: list[str], several: int = SEVERAL, levels: int = 1) -> Job:
+def draw(seed: int, mpi: str, kinds: list[str], several: int = SEVERAL, levels: int = 1, combine: str = "rows") -> Job:
     """The job of a seed on an MPI library.
 
     Its faults are of one of `kinds`; a job that survives them has at most `several`. levels: of the wire between nodes;
     with 2 all calls are fused, and a job whose network has no part in the fault has nodes of two ranks.
+    combine: "sums" needs levels=2; such a job does not train.
     """
     kind = KINDS[random.Random(seed).choice([name for name in kinds if transports(name, mpi)])]
     rng = random.Random(f"{seed} {mpi} {kind.name}")  # a line of the table can be run again from these
@@ -146,7 +159,7 @@ def draw(seed: int, mpi: str, kinds: list[str], several: int = SEVERAL, levels: 
         transport = LEVELS
     # two nodes of two ranks, or a node of two ranks and one of one
     ranks = {"shm": rng.choice((2, 3)), "rma": 2, "mixed": 3, TCP: 2, NODES: 3, LEVELS: 3 + seed % 2}[transport]
-    train = rng.random() < 0.7
+    train = rng.random() < 0.7 and combine == "rows"
     options = {
         "schedule": rng.choice(("fused", "fused", "bulk")),
         "threads": rng.choice((1, 2)),
@@ -170,9 +183,8 @@ def draw(seed: int, mpi: str, kinds: list[str], several: int = SEVERAL, levels: 
             "forward",
             "user",
         ]
-    job = Job(
-        seed, mpi, ranks, transport, rng.random() < 0.5 or kind.name == "stop", options, operations, levels=levels
-    )
+    cleanup = rng.random() < 0.5 or kind.name == "stop"
+    job = Job(seed, mpi, ranks, transport, cleanup, options, operations, levels=levels, combine=combine)
     if kind.name == "clock":
         job.started = [rng.randrange(int(30 * DAY)) for _ in range(ranks)]
     count = several if survives else 1

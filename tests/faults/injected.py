@@ -47,7 +47,10 @@ def mean(n: int) -> float:
 
 
 def addresses(runtime: Any, peer: int, word: str) -> list[int]:
-    """Addresses in this rank's memory of a word from a peer: one in the peer's line, or one in each of its records."""
+    """Addresses where this rank reads a word from a peer: one in the peer's line, or one in each of its records.
+
+    There are none of a word that such a peer does not write: only remote peers write links, only local ones marks.
+    """
     from aristos.engine import layout, words
 
     job, st = runtime._blank_job(), runtime.state
@@ -55,6 +58,10 @@ def addresses(runtime: Any, peer: int, word: str) -> list[int]:
         return [int(layout.word_from(job, st, peer, getattr(words, word)))]
     if word == "index":
         return [int(layout.index_from(job, st, peer, i)) for i in range(job[words.RING_ROWS])]
+    if word in ("link", "mark"):
+        number, at = (words.RING_ROWS, layout.link_from) if word == "link" else (words.WORLD, layout.mark_from)
+        written = bool(st[words.remote(job, peer)]) == (word == "link")
+        return [int(at(job, st, peer, i)) for i in range(job[number]) if written]
     find = getattr(words, word)
     if word == "announced_count":
         return [int(find(layout.announcement_from(job, st, peer, epoch), 0)) for epoch in range(2)]
@@ -135,14 +142,16 @@ class Injected:
     # ------------------------------------------------------------ words
 
     def word(self, fault: dict[str, Any]) -> None:
-        """Overwrite a word that the next rank has written for this one, again and again for a while."""
+        """Overwrite a word that the next rank that writes it has written for this one, again and again for a while."""
         from aristos.primitives import memory
 
-        peer = (self.program.rank + 1) % self.program.comm.size
+        rank, size = self.program.rank, self.program.comm.size
         # An index has a row's place in its lower half: -1 is no place.
         value = fault["value"] if fault["word"] != "index" else -1
         until = time.monotonic() + fault["seconds"]
-        places = addresses(self.program.moe.runtime, peer, fault["word"])
+        peers = [(rank + n) % size for n in range(1, size)]
+        found = [addresses(self.program.moe.runtime, peer, fault["word"]) for peer in peers]
+        places = next(filter(None, found), [])
 
         def damage() -> None:
             while True:

@@ -30,9 +30,12 @@ def main() -> int:
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=list(KINDS))
     parser.add_argument("--several", type=int, default=SEVERAL, help="most faults in a job that should survive them")
     parser.add_argument("--levels", type=int, default=1, choices=(1, 2), help="levels of the wire between nodes")
+    parser.add_argument("--combine", default="rows", choices=("rows", "sums"), help="sums needs --levels 2")
     parser.add_argument("--out", type=Path, help="file to which a line for each injection is added")
     parser.add_argument("--keep", type=Path, help="folder for what a bad job leaves")
     asked = parser.parse_args()
+    if asked.combine == "sums" and asked.levels == 1:
+        parser.error("--combine sums needs --levels 2")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception, so that the running job is ended
     if not machine.own_machine():
         print("faults: jobs need mounts and a network of their own: run this as root", file=sys.stderr)
@@ -46,7 +49,7 @@ def main() -> int:
     started = time.monotonic()
     while made < asked.injections:
         mpi = asked.mpi[seed % len(asked.mpi)]
-        job = draw(seed, mpi, asked.kinds, asked.several, asked.levels)
+        job = draw(seed, mpi, asked.kinds, asked.several, asked.levels, asked.combine)
         seed += 1
         with driver.workplace() as folder:
             ended = driver.run(job, folder)

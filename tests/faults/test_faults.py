@@ -1,5 +1,5 @@
-"""Drawn faults in real jobs, some with two levels: each must end as `draw.KINDS` says, in time, with clear errors and
-nothing left.
+"""Drawn faults in real jobs, some with two levels and sums: each must end as `draw.KINDS` says, in time, with clear
+errors and nothing left.
 
 Each run draws others, see support/sweeps.py. `run.py` makes thousands of them, for the table in docs/reliability.md.
 """
@@ -31,8 +31,9 @@ def test_drawn_faults():
     run_faults("--injections", str(INJECTIONS))
 
 
-def test_drawn_faults_with_two_levels():
-    run_faults("--injections", str(INJECTIONS // 2), "--levels", "2", "--kinds", *LEVELS)
+@pytest.mark.parametrize("combine", ["rows", "sums"])
+def test_drawn_faults_with_two_levels(combine):
+    run_faults("--injections", str(INJECTIONS // 3), "--levels", "2", "--combine", combine, "--kinds", *LEVELS)
 
 
 def run_faults(*options: str) -> None:

@@ -94,6 +94,15 @@ def test_a_routing_of_another_model_is_refused(kind, experts, top_k, message, tm
     assert message in err
 
 
+def test_facts_say_how_many_levels_are_simulated(small):
+    for nodes, schedule, levels in (2, "fused", 2), (1, "fused", 1), (2, "bulk", 1):
+        words = [*small, "--levels", "2", "--schedule", schedule]
+        point = _simulated.Point(simulate.options(words))
+        point.asked.nodes = nodes
+        assert point.facts()["levels"] == levels
+        assert point.simulation(simulate.machine_of).nodes.levels == levels
+
+
 @pytest.mark.slow
 def test_a_recorded_routing_is_that_of_its_layer(tmp_path, small, capsys):
     file = trace(tmp_path / "trace.npz")
