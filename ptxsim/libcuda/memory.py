@@ -38,6 +38,8 @@ def release(now: State, address: int, what: str) -> None:
     if found is None or found[0].start != found[1]:
         raise Refused("ERROR_INVALID_VALUE", f"{what}: no allocation begins at {address:#x}")
     now.finish()
+    if found[0].freed:  # by cuMemFreeAsync before
+        raise Refused("ERROR_INVALID_VALUE", f"{what}: {address:#x} is freed already")
     with now.machine.lock:
         now.machine.memory.free(found[0])
 
@@ -117,6 +119,8 @@ def cuMemHostGetDevicePointer_v2(now: State, pointer: int, host: int, flags: int
 @call(POINTER, SIZE, UINT, also=("cuMemHostRegister",))
 def cuMemHostRegister_v2(now: State, pointer: int, size: int, flags: int) -> None:
     """Give the memory a place in the machine. It is copied there before kernels run, and back afterwards."""
+    if not pointer:
+        raise Refused("ERROR_INVALID_VALUE")
     if pointer in now.registered:
         raise Refused("ERROR_HOST_MEMORY_ALREADY_REGISTERED")
     now.registered[pointer] = allocate(now, size, -1), size

@@ -48,12 +48,12 @@ def of_fatbin(image: int) -> str:
     header, size = struct.unpack("<HQ", ctypes.string_at(image + 6, 10))
     at, end = image + header, image + header + size
     compressed = False
-    while at < end:
+    while at + ENTRY.size <= end:
         kind, _, first, length, _, _, _, _, _, _, _, _, flags, _, _ = ENTRY.unpack(ctypes.string_at(at, ENTRY.size))
         if kind == PTX_ENTRY and not flags & COMPRESSED:
             return ctypes.string_at(at + first, length).rstrip(b"\0").decode(errors="backslashreplace")
         compressed = compressed or kind == PTX_ENTRY
-        at += first + length
+        at += max(first + length, ENTRY.size)
     what = "a fat binary whose PTX is compressed" if compressed else "a fat binary without PTX"
     raise Refused("ERROR_NO_BINARY_FOR_GPU", WANTED.format(what=what))
 

@@ -21,7 +21,7 @@ from ..coverage import Coverage
 from ..errors import PtxsimError
 from . import devices, launching, lookup, memory, modules, queues, tensor_maps  # noqa: F401  (they declare functions)
 from .build import symbols
-from .calls import ARGUMENTS, FUNCTIONS, INT
+from .calls import ARGUMENTS, FUNCTIONS, INT, LONG
 from .results import CODES, Refused
 from .state import SharedMachine, State
 
@@ -34,8 +34,8 @@ BEFORE_INIT = ("cuInit", "cuDriverGetVersion", "cuGetErrorName", "cuGetErrorStri
 class Session:
     """The stand-in of this process. place: the beginning of the names of the files that it writes."""
 
-    def __init__(self, options: dict[str, Any], place: Path, state: int):
-        self.state = State(SharedMachine(**options), self.record)
+    def __init__(self, options: dict[str, Any], place: Path, state: int, number: int):
+        self.state = State(SharedMachine(**options), self.record, ctypes.PYFUNCTYPE(LONG)(number))
         self.place, self.library, self.written = place, INT.from_address(state), 0
         self.kept: list[Any] = []  # ctypes' functions, which the library's table points to
 
@@ -67,7 +67,7 @@ class Session:
             except KeyboardInterrupt:
                 self.end()
                 os._exit(130)
-            except Exception:
+            except BaseException:  # else ctypes would return 0, which is success
                 traceback.print_exc()
                 return CODES["ERROR_UNKNOWN"]
 
@@ -104,11 +104,11 @@ class Session:
 _sessions: list[Session] = []
 
 
-def start(state: int, made: int, own: int) -> None:
+def start(state: int, made: int, own: int, number: int) -> None:
     """Start the stand-in. The arguments are addresses in the library: of its state, of its table of functions to call,
-    and of the table of those that it exports."""
+    of the table of those that it exports, and of the function that numbers threads."""
     asked = json.loads(os.environ[SETTING])
-    session = Session(asked["machine"], Path(asked["folder"]) / str(os.getpid()), state)
+    session = Session(asked["machine"], Path(asked["folder"]) / str(os.getpid()), state, number)
     lookup.fill(own)
     session.fill(made)
     _sessions.append(session)

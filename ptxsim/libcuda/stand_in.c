@@ -39,6 +39,8 @@ static struct {
 } table;
 static pid_t owner;
 static pthread_t starter;
+static word threads; /* that asked for their number */
+static __thread word number;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
 static int (*is_initialized)(void);
@@ -96,7 +98,7 @@ static const char *const START =
     "    for place in os.environ['PTXSIM_PATH'].split(os.pathsep):\n"
     "        if place not in sys.path: sys.path.append(place)\n"
     "    from ptxsim.libcuda import session\n"
-    "    session.start(%llu, %llu, %llu)\n"
+    "    session.start(%llu, %llu, %llu, %llu)\n"
     "try:\n"
     "    _ptxsim_start()\n"
     "finally:\n"
@@ -109,6 +111,12 @@ static void end(void) {
     run_text("from ptxsim.libcuda import session as _ptxsim_session; _ptxsim_session.end(); del _ptxsim_session", NULL);
     gil_release(held);
     table.state = ENDED;
+}
+
+/* The number of the calling thread, from 1 on. Python forgets what it knows of a thread of C between two calls. */
+static word thread_number(void) {
+    if (!number) number = __sync_add_and_fetch(&threads, 1);
+    return number;
 }
 
 static int start(void) {
@@ -127,7 +135,8 @@ static int start(void) {
         owner = getpid();
         starter = pthread_self();
         snprintf(text, sizeof text, START, (unsigned long long)(uintptr_t)&table.state,
-                 (unsigned long long)(uintptr_t)table.made, (unsigned long long)(uintptr_t)table.own);
+                 (unsigned long long)(uintptr_t)table.made, (unsigned long long)(uintptr_t)table.own,
+                 (unsigned long long)(uintptr_t)thread_number);
         int failed = run_text(text, NULL);
         if (failed)
             fprintf(stderr, "ptxsim: the stand-in libcuda could not start ptxsim (see above). Run the program with the"

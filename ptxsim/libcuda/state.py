@@ -103,14 +103,19 @@ class ProgramEvent:
 
 @dataclass
 class State:
-    """The stand-in's state. record: is called when there are new reports."""
+    """The stand-in's state.
+
+    record: is called when there are new reports. thread_number: returns a number of the calling thread of the program.
+    """
 
     machine: SharedMachine
     record: Callable[[], None]
+    thread_number: Callable[[], int]
     objects: dict[int, Any] = field(default_factory=dict)
     primary: dict[int, Context] = field(default_factory=dict)
     retained: dict[int, int] = field(default_factory=dict)  # device -> how often its primary context is in use
-    threads: Any = field(default_factory=threading.local)
+    stacks: dict[int, list[Context]] = field(default_factory=dict)  # each thread's contexts, the current one last
+    own: dict[tuple[int, int], Stream] = field(default_factory=dict)  # (thread, device) -> the thread's default stream
     handles: Any = field(default_factory=lambda: itertools.count(0x10000, 16))
     late: list[Allocation] = field(default_factory=list)  # to be freed when what is queued has run
     registered: dict[int, tuple[Allocation, int]] = field(default_factory=dict)  # memory of the program, by address
@@ -150,10 +155,7 @@ class State:
 
     def stack(self) -> list[Context]:
         """This thread's stack of contexts."""
-        if not hasattr(self.threads, "stack"):
-            self.threads.stack = []
-        found: list[Context] = self.threads.stack
-        return found
+        return self.stacks.setdefault(self.thread_number(), [])
 
     def context(self) -> Context:
         """This thread's current context. Raises Refused if there is none."""
@@ -174,12 +176,11 @@ class State:
         if handle in (0, LEGACY):
             return self.machine.devices[self.context().device].default
         if handle == PER_THREAD:
-            own = self.threads.__dict__.setdefault("own", {})
             device = self.context().device
-            if device not in own:
-                own[device] = self.machine.devices[device].stream()
-            found: Stream = own[device]
-            return found
+            key = self.thread_number(), device
+            if key not in self.own:
+                self.own[key] = self.machine.devices[device].stream()
+            return self.own[key]
         made: Stream = self.get(handle, QueueStream).stream
         return made
 

@@ -112,6 +112,7 @@ CPP = (
     """#include <cuda.h>
 #include <cstdio>
 #include <cstring>
+#include <thread>
 """
     + KERNEL
     + """
@@ -134,6 +135,20 @@ int main(int argc, char **argv) {
     void *values[] = {&x, &y, &shown};
     DO(cuLaunchKernel(kernel, 16, 1, 1, 64 * (argc > 1) + 64, 1, 1, 0, 0, values, 0));
     DO(cuCtxSynchronize());
+    CUcontext kept = 0;
+    std::thread other([&] { cuCtxSetCurrent(context); cuCtxGetCurrent(&kept); });
+    other.join();
+    if (kept != context) { printf("a thread lost its context\\n"); return 9; }
+    unsigned header[16] = {0xba55ed50, 0x00100001, 256};
+    CUmodule none;
+    if (cuModuleLoadData(&none, header) != CUDA_ERROR_NO_BINARY_FOR_GPU) return 10;
+    if (cuMemHostRegister(0, 64, 0) != CUDA_ERROR_INVALID_VALUE) return 11;
+    CUdeviceptr freed;
+    DO(cuMemAlloc(&freed, 4000));
+    values[0] = &freed;
+    DO(cuMemsetD32(freed, 0, 1000)); shown = 0; DO(cuLaunchKernel(kernel, 1, 1, 1, 1, 1, 1, 0, 0, values, 0));
+    DO(cuMemFreeAsync(freed, 0));
+    if (cuMemFree(freed) != CUDA_ERROR_INVALID_VALUE) return 12;
     for (unsigned i = 0; i < n; i++) if (y[i] != i + 4) { printf("wrong at %u: %f\\n", i, y[i]); return 8; }
     printf("right on %d\\n", major);
     return 0;
@@ -264,7 +279,7 @@ def test_no_compiler_is_said(tmp_path, monkeypatch):
 def test_a_program_of_cpp(tmp_path):
     header = Path(pytest.importorskip("nvidia.cuda_runtime", reason="CUDA's headers are not installed").__path__[0])
     (tmp_path / "program.cpp").write_text(CPP)
-    words = ["g++", "-o", "program", "program.cpp", f"-I{header}/include", f"-L{build.folder()}", "-lcuda"]
+    words = ["g++", "-o", "program", "program.cpp", f"-I{header}/include", f"-L{build.folder()}", "-lcuda", "-pthread"]
     subprocess.run(words, cwd=tmp_path, check=True, timeout=120)
     code, out, err = run("./program", cwd=tmp_path)
     assert (code, out.splitlines()[0], out.splitlines()[-1]) == (0, "right on 9", "0 reports"), err
