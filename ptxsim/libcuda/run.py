@@ -44,7 +44,11 @@ def run(program: list[str], seeds: int, rules_file: str | None, **options: Any) 
     seen: dict[int, int] = {}
     for seed in range(first, first + seeds):
         with tempfile.TemporaryDirectory(prefix="ptxsim-") as folder:
-            code = subprocess.run(program, env=environment(library, folder, {"seed": seed, **options})).returncode
+            variables = environment(library, folder, {"seed": seed, **options})
+            try:
+                code = subprocess.run(program, env=variables).returncode
+            except OSError as error:
+                raise InputError(f"cannot run {program[0]}: {error}") from error
             failed = failed or code
             reports = read(Path(folder), covered)
         for report in [one for one in reports if not any(same(one, other) for other in [*found, *known])]:

@@ -246,13 +246,18 @@ sys.exit(5)
     assert "Traceback" not in err
 
 
-def test_a_program_without_launches_and_one_that_does_not_exist(program):
+def test_a_program_without_launches_and_programs_that_cannot_start(program, tmp_path):
     code, _, err = program("", head="print('nothing')")
     assert code == 2
     assert "launched no kernel" in err
     code, _, err = run("no-such-program")
     assert code == 2
     assert "there is no program no-such-program" in err
+    (tmp_path / "text").write_text("no first line that names a shell")
+    (tmp_path / "text").chmod(0o700)
+    code, _, err = run("./text", cwd=tmp_path)
+    assert code == 2, err
+    assert "cannot run ./text: " in err
 
 
 def test_each_function_has_a_place_in_the_library():
