@@ -188,32 +188,43 @@ def put_attribute(now: State, data: int, attribute: int, allocation: Allocation,
 
 
 # ---- copies ----
-def view(now: State, address: int, size: int, what: str, written: bool = False) -> np.ndarray:
-    """[size] uint8: a view of memory of the machine, or else of the process."""
+def view(now: State, address: int, size: int, what: str, written: bool = False, on_device: bool = False) -> np.ndarray:
+    """[size] uint8: a view of memory of the machine, or else of the process.
+
+    on_device: the address must be one that kernels can use. Raises Refused if it is another one, or if `size` bytes
+    there are not in one allocation.
+    """
     found = now.place(address, size, what) if size else None
     if found is None:
+        registered = any(start <= address <= start + n - size for start, (_, n) in now.registered.items())
+        if size and on_device and not registered:
+            raise Refused("ERROR_INVALID_VALUE", f"{what}: {address:#x} is not memory of a device")
         return bytes_at(address, size)
     if written and now.machine.check:
         now.machine.memory.init[found[1] : found[1] + size] = 1
     return now.machine.memory.data[found[1] : found[1] + size]
 
 
-def copy(now: State, to: int, source: int, size: int, what: str) -> None:
-    """Run what is queued on all devices, then copy."""
+def copy(now: State, to: int, source: int, size: int, what: str, devices: str) -> None:
+    """Run what is queued on all devices, then copy.
+
+    devices: the sides whose addresses must be memory of a device: some of the letters t (to) and s (source).
+    """
     now.context()
     now.finish()
-    view(now, to, size, what, True)[:] = view(now, source, size, what).copy()
+    there = view(now, to, size, what, True, "t" in devices)
+    there[:] = view(now, source, size, what, False, "s" in devices).copy()
 
 
-def copies(name: str, *types: Any) -> None:
-    """Declare a copy of `size` bytes, and its form with a stream."""
+def copies(name: str, devices: str, *types: Any) -> None:
+    """Declare a copy of `size` bytes, and its form with a stream. devices: see `copy`."""
 
     def plain(now: State, to: int, source: int, size: int) -> None:
-        copy(now, to, source, size, name)
+        copy(now, to, source, size, name, devices)
 
     def queued(now: State, to: int, source: int, size: int, stream: int) -> None:
         now.stream(stream)
-        copy(now, to, source, size, name)
+        copy(now, to, source, size, name, devices)
 
     suffix = "" if name == "cuMemcpy" else "_v2"
     call(*types)(renamed(plain, f"{name}{suffix}"))
@@ -225,20 +236,20 @@ def renamed(function: Callable[..., None], name: str) -> Callable[..., None]:
     return function
 
 
-copies("cuMemcpy", ADDRESS, ADDRESS, SIZE)
-copies("cuMemcpyHtoD", ADDRESS, POINTER, SIZE)
-copies("cuMemcpyDtoH", POINTER, ADDRESS, SIZE)
-copies("cuMemcpyDtoD", ADDRESS, ADDRESS, SIZE)
+copies("cuMemcpy", "", ADDRESS, ADDRESS, SIZE)
+copies("cuMemcpyHtoD", "t", ADDRESS, POINTER, SIZE)
+copies("cuMemcpyDtoH", "s", POINTER, ADDRESS, SIZE)
+copies("cuMemcpyDtoD", "ts", ADDRESS, ADDRESS, SIZE)
 
 
 @call(ADDRESS, HANDLE, ADDRESS, HANDLE, SIZE)
 def cuMemcpyPeer(now: State, to: int, target: int, source: int, origin: int, size: int) -> None:
-    copy(now, to, source, size, "cuMemcpyPeer")
+    copy(now, to, source, size, "cuMemcpyPeer", "ts")
 
 
 @call(ADDRESS, HANDLE, ADDRESS, HANDLE, SIZE, HANDLE)
 def cuMemcpyPeerAsync(now: State, to: int, target: int, source: int, origin: int, size: int, stream: int) -> None:
-    copy(now, to, source, size, "cuMemcpyPeerAsync")
+    copy(now, to, source, size, "cuMemcpyPeerAsync", "ts")
 
 
 class Copy2D(ctypes.Structure):
@@ -299,7 +310,7 @@ def fills(bits: int) -> None:
         now.finish()
         row = np.frombuffer(value.to_bytes(size, "little") * width, np.uint8)
         for number in range(height):
-            view(now, address + number * pitch, width * size, name, True)[:] = row
+            view(now, address + number * pitch, width * size, name, True, True)[:] = row
 
     def fill_rows_queued(
         now: State, address: int, pitch: int, value: int, width: int, height: int, stream: int

@@ -26,12 +26,17 @@ NOTHING = (
     "the program launched no kernel through the stand-in libcuda: it must use the driver API of the shared library "
     "libcuda.so.1, and not the CUDA runtime (libcudart), for which the stand-in is not enough"
 )
+UNENDED = (
+    "a process of the program crashed or called os._exit: kernels that it had queued may not have run, and what it "
+    "covered is not counted"
+)
 
 
 def run(program: list[str], seeds: int, rules_file: str | None, **options: Any) -> int:
     """Run a program with `seeds` seeds and print the reports.
 
-    options: those of `Machine`. Returns 1 if there are reports or the program fails, else 0. Raises InputError if the
+    options: those of `Machine`. Returns 1 if there are reports, if the program fails or does not come to its end, or if
+    kernels fail there; else 0. Raises InputError if the
     program is missing or launches nothing, and EnvironmentProblem if the library cannot be compiled.
     """
     if shutil.which(program[0]) is None:
@@ -42,6 +47,7 @@ def run(program: list[str], seeds: int, rules_file: str | None, **options: Any) 
     first = options.pop("seed")
     failed, found, known, covered = 0, list[Report](), list[Report](), Coverage()
     seen: dict[int, int] = {}
+    unended = incomplete = False
     for seed in range(first, first + seeds):
         with tempfile.TemporaryDirectory(prefix="ptxsim-") as folder:
             variables = environment(library, folder, {"seed": seed, **options})
@@ -50,20 +56,24 @@ def run(program: list[str], seeds: int, rules_file: str | None, **options: Any) 
             except OSError as error:
                 raise InputError(f"cannot run {program[0]}: {error}") from error
             failed = failed or code
+            unended = unended or any(Path(folder).glob("*.unended"))
+            incomplete = incomplete or unended or any(Path(folder).glob("*.failed"))
             reports = read(Path(folder), covered)
         for report in [one for one in reports if not any(same(one, other) for other in [*found, *known])]:
             (known if suppress.matching(rules, report) else found).append(report)
             seen[id(report)] = seed
-    if not found and not known and not covered.launches:
+    if not found and not known and not covered.launches and not incomplete:
         if not failed:
             raise InputError(NOTHING)
         print(f"ptxsim run: {NOTHING}", file=sys.stderr)
+    if unended:
+        print(f"ptxsim run: {UNENDED}", file=sys.stderr)
     if failed:
         print(f"ptxsim run: the program ended with exit code {failed}", file=sys.stderr)
     printed = lines(found, str if seeds == 1 else lambda report: f"{report} [--seed {seen[id(report)]}]")
     print(*printed, *suppress.said(rules, known), covered.said(first, seeds), sep="\n")
     print(total(len(printed)) if options["check"] else "not checked")
-    return 1 if found or failed else 0
+    return 1 if found or failed or incomplete else 0
 
 
 def same(one: Report, other: Report) -> bool:

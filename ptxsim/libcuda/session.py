@@ -2,6 +2,7 @@
 
 `ptxsim run` names in PTXSIM_RUN a folder and the options of the machine, as JSON. Reports are appended to a file of the
 folder as soon as they are found, so that they are kept if the program crashes. What was covered is written at the end.
+An empty file says that the process did not come to its end, another one that kernels failed there.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ class Session:
         self.state = State(SharedMachine(**options), self.record, ctypes.PYFUNCTYPE(LONG)(number))
         self.place, self.library, self.written = place, INT.from_address(state), 0
         self.kept: list[Any] = []  # ctypes' functions, which the library's table points to
+        self.failed, self.unended = Path(f"{place}.failed"), Path(f"{place}.unended")
+        self.unended.touch()
 
     def record(self) -> None:
         """Write the reports that are new."""
@@ -90,14 +93,17 @@ class Session:
             return
         try:
             self.state.finish()
-        except (Refused, PtxsimError) as error:
-            print(f"ptxsim: at the program's end: {getattr(error, 'why', error)}", file=sys.stderr)
+        except BaseException as error:
+            why = getattr(error, "why", "") or str(error) or type(error).__name__
+            print(f"ptxsim: at the program's end: {why}", file=sys.stderr)
+            self.failed.touch()
         self.library.value = ENDED
         covered = Coverage()
         covered.add(self.state.machine)
         written = {"launches": covered.launches, "kernels": sorted(covered.kernels)}
         written |= {"ran": sorted(covered.ran), "all": sorted(covered.all)}
         Path(f"{self.place}.covered").write_text(json.dumps(written), encoding="utf-8")
+        self.unended.unlink()
         sys.stdout.flush()
 
 

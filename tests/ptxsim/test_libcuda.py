@@ -260,6 +260,31 @@ def test_a_program_without_launches_and_programs_that_cannot_start(program, tmp_
     assert "cannot run ./text: " in err
 
 
+def test_a_program_that_does_not_come_to_its_end_is_said(program):
+    code, out, err = program("import os\nlaunch(b'saxpy', (x, y, N), (None, None, I))\nos._exit(0)\n")
+    assert (code, out.splitlines()[-1]) == (1, "0 reports"), err
+    assert "kernels that it had queued may not have run" in err
+    assert "launched no kernel" not in err
+
+
+def test_addresses_that_are_no_memory_of_a_device_are_refused(program):
+    code, out, err = program("""
+here = np.ones(N, np.float32)
+for found in (
+    cu.cuMemcpyHtoD(here.ctypes.data, here.ctypes.data, 4),
+    cu.cuMemcpyDtoH(here.ctypes.data, 0x1234, 4),
+    cu.cuMemcpyDtoD(x, here.ctypes.data, 4),
+    cu.cuMemsetD8(0x1234, 0, 1),
+):
+    assert found[0] == cu.CUresult.CUDA_ERROR_INVALID_VALUE, found
+do(cu.cuMemcpy(int(x), here.ctypes.data, 4))
+launch(b'saxpy', (x, y, N), (None, None, I))
+print('refused')
+""")
+    assert (code, out.splitlines()[0]) == (0, "refused"), err
+    assert "cuMemsetD8: 0x1234 is not memory of a device" in err
+
+
 def test_each_function_has_a_place_in_the_library():
     from ptxsim.libcuda import session
     from ptxsim.libcuda.calls import ARGUMENTS
