@@ -1,10 +1,10 @@
-"""Calls with one level, with two, and with sums, in virtual time, for the table of docs/two_levels.md.
+"""Calls with one level, with two, with sums, and bulk with two, in virtual time, for the table of docs/two_levels.md.
 
 python bench/levels.py --machine FILE                      256 tokens a rank, 2, 4 and 8 nodes of 8 ranks
 python bench/levels.py --machine FILE --tokens 1024 --nodes 8
 
-Each line has the times, the ratios of one level's time to the others, and those of all bytes between nodes. With
-combine="sums" a node's outputs for a token come back as one row.
+Each line has the times; the ratios of the time of one level, and of bulk, to those of two levels and of sums;
+and the ratios of all bytes between nodes. With combine="sums" a node's outputs for a token come back as one row.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from aristos.simulate import machines
 from aristos.simulate.machine import Machine
 from aristos.simulate.outcome import Outcome
 from aristos.simulate.rank import Layer
-from aristos.simulate.simulation import Simulation
+from aristos.simulate.simulation import Schedule, Simulation
 
 NAMES = ("olmoe-1b-7b", "deepseek-v3", "E", "G")
 
@@ -37,12 +37,12 @@ def config(name: str, world: int, tokens: int) -> MoEConfig:
     return replace(oracle.config(SHAPES[name]), max_tokens=tokens, dtype="bfloat16")
 
 
-def call(cfg: MoEConfig, nodes: Nodes, machine: Machine) -> Outcome:
+def call(cfg: MoEConfig, nodes: Nodes, machine: Machine, schedule: Schedule = "fused") -> Outcome:
     """The outcome of calls with a uniform routing."""
     world, rng = len(nodes.node_of), np.random.default_rng(0)
     shape = cfg.max_tokens, cfg.experts
     ids = [rng.random(shape).argsort(axis=1)[:, : cfg.top_k].astype(np.int64) for _ in range(world)]
-    sim = Simulation(Layer(cfg, Placement(None, cfg.experts, world), ids), nodes, machine)
+    sim = Simulation(Layer(cfg, Placement(None, cfg.experts, world), ids), nodes, machine, schedule=schedule)
     sim.run()
     return Outcome.of(sim)
 
@@ -55,18 +55,19 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=NAMES, help=f"names of models, or of {', '.join(SHAPES)}")
     asked = parser.parse_args()
     machine = machines.load(asked.machine)
-    heads = "layer", "nodes", "one level", "two levels", "sums", "one / two", "one / sums"
-    heads += "bytes, one / two", "bytes, one / sums"
+    heads = "layer", "nodes", "one level", "two levels", "sums", "bulk", "one / two", "one / sums"
+    heads += "bulk / two", "bulk / sums", "bytes, one / two", "bytes, one / sums"
     print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
     for name in asked.models:
         for count in asked.nodes:
             nodes = Nodes.of(8 * count, 8)
             cfg = config(name, 8 * count, asked.tokens)
             streams, sums = nodes.with_streams(), replace(cfg, levels=2, combine="sums")
-            made = call(cfg, nodes, machine), call(cfg, streams, machine), call(sums, streams, machine)
+            made = [call(cfg, nodes, machine), call(cfg, streams, machine), call(sums, streams, machine)]
+            made.append(call(cfg, streams, machine, "bulk"))
             times, moved = [o.calls[-1] for o in made], [o.put_bytes.sum() for o in made]
             cells = [name, str(count), *(f"{time:.1f} ms" for time in times)]
-            cells += [f"{of[0] / of[i]:.2f}" for of in (times, moved) for i in (1, 2)]
+            cells += [f"{of[k] / of[i]:.2f}" for of, k in ((times, 0), (times, 3), (moved, 0)) for i in (1, 2)]
             print(f"| {' | '.join(cells)} |", flush=True)
 
 

@@ -80,7 +80,7 @@ class Point:
     @property
     def levels(self) -> int:
         """Levels of the simulated wire: one within a single node, and with the bulk schedule."""
-        return int(self.asked.levels) if self.asked.nodes > 1 and self.asked.schedule == "fused" else 1
+        return int(self.asked.levels) if self.asked.nodes > 1 else 1
 
     @property
     def costs(self) -> Costs:

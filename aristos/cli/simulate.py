@@ -98,9 +98,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--moves", choices=MOVES, default="auto", help="what a fused call sends within a node (%(default)s)"
     )
-    parser.add_argument(
-        "--levels", type=int, choices=(1, 2), default=1, help="levels of the wire, for fused calls (%(default)s)"
-    )
+    parser.add_argument("--levels", type=int, choices=(1, 2), default=1, help="levels of the wire (%(default)s)")
     parser.add_argument(
         "--tile", type=positive, default=TILE, help=f"most rows of a tile, at most {BATCH} (%(default)s)"
     )

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ..host.nodes import Nodes
 from ..primitives.buffers import aligned
 from ..transport.group import Group
 
@@ -21,22 +22,28 @@ ROWS = 2  # tag of the messages between nodes
 Blocking = Callable[[str, Callable[[Any], object], np.ndarray], None]  # (what, MPI calls on a communicator, bytes)
 
 
+def carriers(nodes: Nodes, me: int) -> tuple[list[list[int]], dict[int, range]]:
+    """(for each rank of the node of `me`, the ranks whose rows it takes; carrier -> whose rows it brings to `me`).
+
+    A rank takes the rows for itself, and those for the ranks of other nodes for which it is the carrier.
+    """
+    members = nodes.members(me)
+    taken, sources = [[rank] for rank in members], {}
+    for other in nodes.others(me):
+        for i, q in enumerate(other):
+            taken[i % len(taken)].append(q)
+        sources[other[(me - members[0]) % len(other)]] = other  # as in `Nodes.rail`
+    return [sorted(ranks) for ranks in taken], sources
+
+
 class NodeFirst:
     """The all-to-all of one rank. It keeps its buffer between calls."""
 
     def __init__(self, group: Group) -> None:
         nodes, me = group.nodes, group.rank
         self._group, self._members = group, nodes.members(me)
-        place = me - self._members[0]
-        # for each rank of this node, the ranks whose rows it takes: itself, and those for which it is the carrier
-        taken: list[list[int]] = [[rank] for rank in self._members]
-        self._sources: dict[int, range] = {}  # carrier -> whose rows it brings; as in `Nodes.rail`
-        for other in nodes.others(me):
-            for i, q in enumerate(other):
-                taken[i % len(taken)].append(q)
-            self._sources[other[place % len(other)]] = other
-        self._taken = [sorted(ranks) for ranks in taken]
-        self._own = self._taken[place]
+        self._taken, self._sources = carriers(nodes, me)
+        self._own = self._taken[me - self._members[0]]
         self._carried = aligned((0,), np.uint8)
 
     def __call__(

@@ -98,7 +98,8 @@ MIB = 1 << 20
     ACTIVE,  # address: the classes that have flows
     ACTIVES,  # how many classes have flows
     PLACES,  # address: the position of each class in ACTIVE
-) = range(75)
+    NODE_FIRST,  # flag: rows of bulk calls first go within nodes, then between them
+) = range(76)
 
 # records of actors
 (
@@ -127,15 +128,13 @@ READY, PARKED, FLUSHING, WAITING, COLLECTING, DONE = range(6)
     BEGAN,  # address: ns when each call began
     ENDED,  # address: ns when each call ended
     MEETING,  # workers of the rank that wait for its other workers
-    TURN,  # the number of its last collective
-    ENTERED,  # ns: when it entered its last even collective; the next word: its last odd one
-    _,
-    MESSAGES,  # messages of even collectives that have landed and were not collected; the next word: of odd ones
+    TURN,  # the number of its last collective of which all ranks of its node are part
+    ENTERED,  # ns: when it entered the last of these with an even number; the next word: with an odd one
     _,
     SLOWNESS,  # 1024 / the rank's speed
     FIRST_READER,
     END_READER,  # the ranks that see at once what is put at the rank: with two levels those of its node
-) = range(12)
+) = range(10)
 RANK_WORDS = 16
 
 # records of ordered pairs (source, target)
@@ -147,7 +146,8 @@ RANK_WORDS = 16
     PUT_BYTES,  # bytes put so far
     PUTS,  # how many puts
     LANDINGS,  # how many puts have landed
-) = range(7)
+    COLLECTED,  # how many of them the target has waited for in collectives
+) = range(8)
 PAIR_WORDS = 8
 
 # records of flows

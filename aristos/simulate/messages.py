@@ -1,7 +1,7 @@
-"""Messages of a collective between all ranks, in virtual time.
+"""Messages of collectives between ranks, in virtual time.
 
-Collectives are numbered by turns. A rank cannot be more than one collective ahead of another, so two counts of landed
-messages, for even and for odd collectives, are enough.
+For each pair of ranks the target counts the messages for which it has waited. A rank waits for its node in every
+collective with a turn, so it cannot be more than one turn ahead of a local peer: two times of entry are enough.
 """
 
 from __future__ import annotations
@@ -24,10 +24,12 @@ def local(source, target):
 
 
 @jit
-def enter(number):
-    """Note when a rank enters its next collective."""
+def enter(number, turns):
+    """Begin a collective of a rank. turns: 1 if all ranks of the node are part of it: its time is noted; else 0."""
     charge_at_speed(get(c.COLLECTIVE_NS))
     scheduler.sync()
+    if turns == 0:
+        return
     rank = rank_record(number // get(c.WORKERS))
     turn = mem.load(rank + WORD * c.TURN) + 1
     mem.store(rank + WORD * c.TURN, turn)
@@ -52,22 +54,25 @@ def send(source, target, nbytes):
 
 
 @jit
-def collect(number, copied):
-    """Wait until a message of each other rank has landed, and `copied` bytes have been copied within the node.
+def collect(number, turns, came, copied):
+    """Wait until a message of each rank p with came[p] >= 0 has landed, and `copied` bytes have been copied.
 
-    The copy begins when all ranks of the node have entered.
+    The copy begins when all ranks of the node have entered; without a turn it begins at once.
     """
     workers, world = get(c.WORKERS), get(c.WORLD)
     me = number // workers
-    rank = rank_record(me)
-    odd = mem.load(rank + WORD * c.TURN) % 2
-    landed = rank + WORD * (c.MESSAGES + odd)
-    while mem.load(landed) < world - 1 and get(c.STOP) == 0:
-        mem.store(actor(number) + WORD * c.STANDING, c.COLLECTING)
-        scheduler.block(number)
-    mem.store(landed, mem.load(landed) - (world - 1))
-    began = 0
+    odd = mem.load(rank_record(me) + WORD * c.TURN) % 2
+    began = get(c.NOW) * (1 - turns)
     for p in range(world):
+        if p == me or came[p] < 0:
+            continue
+        record = pair_record(p * world + me)
+        collected = mem.load(record + WORD * c.COLLECTED)
+        while mem.load(record + WORD * c.LANDINGS) <= collected and get(c.STOP) == 0:
+            mem.store(actor(number) + WORD * c.STANDING, c.COLLECTING)
+            scheduler.block(number)
+        mem.store(record + WORD * c.COLLECTED, collected + 1)
+    for p in range(world * turns):
         if p == me or local(me, p):
             began = max(began, mem.load(rank_record(p) + WORD * (c.ENTERED + odd)))
     put(c.NOW, max(get(c.NOW), began + copied * get(c.COLLECTIVE_PS) // (1000 * KIB)))

@@ -20,6 +20,7 @@ from ..layer.arguments import choices
 from ..layer.bulk import Bulk
 from ..layer.collective import layer_values, object_job
 from ..layer.cpu import COPIES
+from ..layer.node_first import carriers
 from ..layer.node_weights import foreign_slots
 from ..layer.weights import expert_bytes
 from ..placement import Placement
@@ -200,23 +201,42 @@ class Rank:
         jobs.start(job, schema.CPU, 0, 1)
 
 
-def bulk_words(ranks: Sequence[Rank]) -> list[np.ndarray]:
+def bulk_words(ranks: Sequence[Rank], nodes: Nodes) -> list[np.ndarray]:
     """For each rank the words of its bulk calls, which `enter` in inside/bulk.py reads.
 
     The words are the lengths of `order` and `ends`; the arrays `order`, `ends` and `claimed` of `run_experts` in
-    engine/bulk.py; the number of rows to each rank; and the number of rows from each rank.
+    engine/bulk.py; the number of rows to each rank, and from each; and the same for the messages of each step of the
+    all-to-all that sends rows, and of the one that sends outputs back.
     """
     world = len(ranks)
     start = ranks[0].job[int(ranks[0].job[words.SLOT_START]) :][: world + 1]
     counts = np.array([_rows_of_slots(rank, int(start[world])) for rank in ranks])  # [source, slot]
+    held = [counts[:, start[me] : start[me + 1]] for me in range(world)]
+    rows = np.stack([here.sum(axis=1) for here in held], axis=1)  # [source, target]
+    steps = np.concatenate([rows[None], messages(rows, nodes), messages(rows.T, nodes)])
     arrays = []
-    for me in range(world):
-        here = counts[:, start[me] : start[me + 1]]
+    for me, here in enumerate(held):
         order, ends = Bulk.by_expert(here)
-        sent = np.add.reduceat(np.append(counts[me], 0), start[:world]) * (np.diff(start) > 0)
-        lengths = [len(order), len(ends)]
-        arrays.append(np.concatenate([lengths, order, ends, [0], sent, here.sum(axis=1)]).astype(np.int64))
+        both = np.stack([steps[:, me], steps[:, :, me]], axis=1).reshape(-1)
+        arrays.append(np.concatenate([[len(order), len(ends)], order, ends, [0], both]).astype(np.int64))
     return arrays
+
+
+def messages(rows: np.ndarray, nodes: Nodes) -> np.ndarray:
+    """[steps, source, target] the rows of the messages of an all-to-all, -1: no message. rows: [source, target].
+
+    With one level there is one step. With two levels there is one within nodes and one between them, as in `NodeFirst`.
+    """
+    if nodes.levels == 1 or nodes.single:
+        return rows[None]
+    found = np.full((2, *rows.shape), -1)
+    for me in range(len(rows)):
+        members, (taken, _) = nodes.members(me), carriers(nodes, me)
+        found[0, me, members] = [rows[me, ranks].sum() for ranks in taken]
+        own = taken[me - members[0]]
+        carried = rows[members][:, own].sum(axis=0)
+        found[1, me, own] = np.where((carried > 0) | (np.array(own) == me), carried, -1)
+    return found
 
 
 def _rows_of_slots(rank: Rank, slots: int) -> np.ndarray:

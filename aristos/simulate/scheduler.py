@@ -58,28 +58,19 @@ def step():
 
 @jit
 def landed(pair, time):
-    """Note that a put of a pair has landed."""
+    """Note that a put of a pair has landed. If the target's worker waits for messages, it goes on."""
     record = pair_record(pair)
     left = mem.load(record + WORD * c.UNDER_WAY) - 1
     mem.store(record + WORD * c.UNDER_WAY, left)
     mem.store(record + WORD * c.LANDED_AT, time)
-    landings = mem.load(record + WORD * c.LANDINGS) + 1
-    mem.store(record + WORD * c.LANDINGS, landings)
-    count_message(pair % get(c.WORLD), landings % 2, time)
+    mem.store(record + WORD * c.LANDINGS, mem.load(record + WORD * c.LANDINGS) + 1)
+    number = pair % get(c.WORLD) * get(c.WORKERS)
+    if mem.load(actor(number) + WORD * c.STANDING) == c.COLLECTING:
+        start(number, time)
     flusher = mem.load(record + WORD * c.FLUSHER)
     if left == 0 and flusher != 0:
         mem.store(record + WORD * c.FLUSHER, 0)
         start(flusher - 1, time + network.latency(pair))
-
-
-@jit
-def count_message(target, odd, time):
-    """Count a message that has landed, and let the target's worker go on if it waits for messages."""
-    count = rank_record(target) + WORD * (c.MESSAGES + odd)
-    mem.store(count, mem.load(count) + 1)
-    number = target * get(c.WORKERS)
-    if mem.load(actor(number) + WORD * c.STANDING) == c.COLLECTING:
-        start(number, time)
 
 
 # ---------------------------------------------------------------- actors

@@ -76,7 +76,7 @@ class Simulation:
         self.ranks = [
             Rank(me, layer, self.regions, self.tables, workers, decisions, schedule == "fused") for me in range(world)
         ]
-        self.bulk_words = bulk_words(self.ranks) if schedule == "bulk" else []
+        self.bulk_words = bulk_words(self.ranks, nodes) if schedule == "bulk" else []
         self.times = np.zeros((2, world, calls), np.int64)  # ns: when each call began, and when it ended
         self.pairs = self._words(world * world, c.PAIR_WORDS)
         self.events = 0  # how many were handled
@@ -125,6 +125,7 @@ class Simulation:
             (c.WORLD, world), (c.WORKERS, self.workers), (c.CALLS, self.calls), (c.RANK_BYTES, self.regions.rank_bytes),
             (c.REGION_BYTES, self.regions.region_bytes), (c.MEMORY, self.regions.base),
             (c.SMALL_BYTES, 512), (c.AHEAD, self._ahead()),
+            (c.NODE_FIRST, self.nodes.levels == 2 and not self.nodes.single),
         ):  # fmt: skip
             self._set(word, value)
         most = 4 * self.actors + 12 * world * world + FLOWS_EACH * world + 1024

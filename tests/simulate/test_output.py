@@ -95,7 +95,7 @@ def test_a_routing_of_another_model_is_refused(kind, experts, top_k, message, tm
 
 
 def test_facts_say_how_many_levels_are_simulated(small):
-    for nodes, schedule, levels in (2, "fused", 2), (1, "fused", 1), (2, "bulk", 1):
+    for nodes, schedule, levels in (2, "fused", 2), (1, "fused", 1), (2, "bulk", 2):
         words = [*small, "--levels", "2", "--schedule", schedule]
         point = _simulated.Point(simulate.options(words))
         point.asked.nodes = nodes

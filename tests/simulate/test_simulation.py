@@ -153,6 +153,41 @@ def test_bulk_calls_of_several_workers():
     assert 0.5 * one <= two < 0.75 * one
 
 
+@pytest.mark.parametrize(("world", "ranks_per_node", "workers"), [(6, 3, 1), (6, 2, 2), (5, 2, 1), (3, 1, 1)])
+def test_bulk_rows_with_two_levels_go_by_their_carriers(world, ranks_per_node, workers):
+    of, nodes = layer(world, 48, uneven=True), Nodes.of(world, ranks_per_node).with_streams()
+    sim = Simulation(of, nodes, Machine(), schedule="bulk", calls=3, workers=workers)
+    sim.run()
+    found, rows = Outcome.of(sim), rows_to(of)
+    assert (found.rows == rows).all()
+    carried = np.zeros((2, world, world), np.int64)  # rows out and back that a carrier sends to a rank of another node
+    for source in range(world):
+        for target in nodes.remote(source):
+            carried[0, nodes.rail(target, source), target] += rows[source, target]
+            carried[1, nodes.rail(target, source), target] += rows[target, source]
+    remote = ~np.equal.outer(nodes.node_of, nodes.node_of)
+    counts = 8 * (words.ANNOUNCED_WORDS + max(of.placement.held)) * remote
+    stride = int(sim.ranks[0].job[words.RETURN_STRIDE])
+    assert (found.put_bytes == 3 * (counts + stride * carried.sum(axis=0))).all()
+    assert (found.puts == 3 * (remote + (carried > 0).sum(axis=0))).all()
+    assert found.row_bytes == stride * carried.sum()
+    flat = simulated(of, ranks_per_node, schedule="bulk", calls=3, workers=workers)[1]
+    assert found.put_bytes.sum() == flat.put_bytes.sum()
+    assert ranks_per_node == 1 or found.puts.sum() < flat.puts.sum()
+
+
+def test_rows_for_another_node_wait_for_their_carrier():
+    of, nodes = layer(4, 96), Nodes.of(4, 2).with_streams()
+    usual, late = (
+        Simulation(of, nodes, Machine(Costs(local=local), links=Links(latency=1.0)), schedule="bulk")
+        for local in (100.0, 2e6)
+    )
+    for sim in (usual, late):
+        sim.run()
+    # in a call: counts, and twice counts and rows within the node, before rows go between nodes
+    assert Outcome.of(late).calls[-1] - Outcome.of(usual).calls[-1] == pytest.approx(5 * 2, rel=0.05)
+
+
 def test_overlap_hides_a_slow_link_that_bulk_waits_for():
     of = layer(2, 384)
     machine = Machine(links=Links(latency=1.0, rate=1.0))

@@ -1,7 +1,8 @@
 """A worker of a rank makes a call of the bulk schedule in virtual time, with the phases of `layer/bulk.py`.
 
 An all-to-all is a message to each other rank. It ends on a rank when the messages of all others have landed there, and
-the rank has copied its rows. The copy begins when all ranks of the node have entered.
+the rank has copied its rows. The copy begins when all ranks of the node have entered. With two levels rows go as in
+`layer/node_first.py`.
 """
 
 from kernel_cache.compile import jit
@@ -22,24 +23,27 @@ def enter(number):
     """
     job, st = actor.job_of(number), actor.state_of(number)
     at = mem.load(c.actor(number) + WORD * c.BULK)
-    world, runs, experts = get(c.WORLD), mem.load(at), mem.load(at + WORD)
+    runs, experts = mem.load(at), mem.load(at + WORD)
     at += 2 * WORD
     order, ends = mem.words(at, runs), mem.words(at + WORD * runs, experts)
     at += WORD * (runs + experts)
-    claimed, sent, came = mem.words(at, 1), mem.words(at + WORD, world), mem.words(at + WORD * (1 + world), world)
+    claimed = mem.words(at, 1)
     worker = number % get(c.WORKERS)
     for call in range(get(c.CALLS)):
-        make_call(job, st, number, worker, call, order, ends, claimed, sent, came)
+        make_call(job, st, number, worker, call, order, ends, claimed, at + WORD)
     scheduler.finish(number)
 
 
 @jit
-def make_call(job, st, number, worker, call, order, ends, claimed, sent, came):
+def make_call(job, st, number, worker, call, order, ends, claimed, rows):
     """Make one call. Worker 0 does what only one worker can do. At the end all workers meet.
 
-    order, ends, claimed: see `run_experts` in engine/bulk.py. sent, came: [W] int64, rows to each rank, and from each.
+    order, ends, claimed: see `run_experts` in engine/bulk.py. rows: address of the numbers of rows to each rank and
+    from each, first of all rows, then of the steps of both all-to-alls.
     """
     world, stride = job[words.WORLD], job[words.RETURN_STRIDE]
+    out = rows + WORD * 2 * world
+    back = out + WORD * 2 * world * (1 + get(c.NODE_FIRST))
     rank = rank_record(number // get(c.WORKERS))
     if worker == 0:
         actor.begin(job, st, number, call)
@@ -51,14 +55,14 @@ def make_call(job, st, number, worker, call, order, ends, claimed, sent, came):
         charge(get(c.PACK_NS) * job[words.TOKENS] * job[words.TOP_K])
         packed = step.pack(job, st)
         width = 8 * (words.ANNOUNCED_WORDS + get(c.MOST_HELD))
-        all_to_all(job, st, number, sent, came, 0, width)
+        all_to_all(job, st, number, rows, 0, width, 1)
         step.copy_out(job, st, packed, FAR)
-        all_to_all(job, st, number, sent, came, stride, 0)
+        send_rows(job, st, number, out, stride)
     scheduler.meet_in_rank(number)
     step.run_experts(job, st, worker, order, ends, FAR, FAR, claimed)
     scheduler.meet_in_rank(number)
     if worker == 0:
-        all_to_all(job, st, number, came, sent, stride, 0)
+        send_rows(job, st, number, back, stride)
         step.all_back(job, st)
     scheduler.meet_in_rank(number)
     step.combine_all(job, st, worker)
@@ -66,23 +70,35 @@ def make_call(job, st, number, worker, call, order, ends, claimed, sent, came):
     if worker == 0:
         steps.end(job, st)
         for p in range(world):
-            st[words.rows_from(job, p)] = came[p]
+            st[words.rows_from(job, p)] = mem.load(rows + WORD * (world + p))
         scheduler.set_word(rank + WORD * c.ENDED, call, get(c.NOW))
     scheduler.meet(number)
 
 
 @jit
-def all_to_all(job, st, number, sent, came, row, least):
-    """Send `least` bytes and `sent[p]` rows of `row` bytes to each rank p, and wait for the messages of all others.
+def send_rows(job, st, number, rows, stride):
+    """The all-to-all of rows. rows: address of the numbers of rows to each rank and from each, for each step."""
+    if get(c.NODE_FIRST):
+        all_to_all(job, st, number, rows, 0, WORD * job[words.WORLD], 1)  # MPI_Allgather of row counts within the node
+    all_to_all(job, st, number, rows, stride, 0, 1)
+    if get(c.NODE_FIRST):
+        all_to_all(job, st, number, rows + WORD * 2 * job[words.WORLD], stride, 0, 0)
 
-    came: [W] how many rows come from each rank."""
-    begun = get(c.NOW)
-    messages.enter(number)
+
+@jit
+def all_to_all(job, st, number, rows, row, least, turns):
+    """Send `least` bytes and the rows of `row` bytes to each rank, and wait for the messages of others.
+
+    rows: address of two times [W] int64: how many rows go to each rank, and come from each, -1: no message. turns: see
+    `messages.enter`."""
+    begun, world = get(c.NOW), job[words.WORLD]
+    sent, came = mem.words(rows, world), mem.words(rows + WORD * world, world)
+    messages.enter(number, turns)
     me = number // get(c.WORKERS)
     copied = sent[me] * row
-    for p in range(job[words.WORLD]):
-        if p != me:
+    for p in range(world):
+        if p != me and sent[p] >= 0:
             messages.send(me, p, least + sent[p] * row)
             copied += messages.local(me, p) * (sent[p] + came[p]) * row // 2
-    messages.collect(number, copied)
+    messages.collect(number, turns, came, copied)
     st[words.counter(job, 0, words.N_IDLE)] += (get(c.NOW) - begun) * job[words.WORKERS]
