@@ -79,7 +79,7 @@ class Point:
 
     @property
     def levels(self) -> int:
-        """Levels of the simulated wire: one within a single node, and with the bulk schedule."""
+        """Levels of the simulated wire: one if there is one node."""
         return int(self.asked.levels) if self.asked.nodes > 1 else 1
 
     @property
