@@ -55,7 +55,7 @@ class Nodes:
         return range(first, first + self.node_of.count(self.node_of[rank]))
 
     def others(self, rank: int) -> list[range]:
-        """The ranks of each other node, if they are consecutive."""
+        """For each other node its ranks. The ranks of each node must be consecutive."""
         first = [r for r, node in enumerate(self.node_of) if r == 0 or node != self.node_of[r - 1]]
         ranges = [range(start, end) for start, end in zip(first, [*first[1:], len(self.node_of)])]
         return [each for each in ranges if rank not in each]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import struct
 from typing import Any
 
@@ -62,14 +63,13 @@ def load(now: State, image: int) -> Module:
     """Load a module. One that is loaded again has its variables' initial values."""
     text = ptx_at(image)
     text += heap_for(text)
-    count = now.loaded.get(text, 0)
-    now.loaded[text] = count + 1
-    key = text + "\n//" * count  # because modules that live at the same time have variables of their own
+    taken = {one.copy for one in now.objects.values() if isinstance(one, Module) and one.text == text}
+    copy = next(number for number in itertools.count() if number not in taken)
+    key = text + "\n//" * copy  # because modules that live at the same time have variables of their own
     machine = now.machine
     try:
         program = machine.load(key)
     except InputError as error:
-        now.loaded[text] = count
         raise Refused("ERROR_INVALID_PTX", f"the PTX of a module cannot be loaded: {error}") from error
     number = machine.loader.number(program)
     for owner, device, name in list(machine.loader.addresses):
@@ -77,14 +77,13 @@ def load(now: State, image: int) -> Module:
             data = b"".join(machine.loader.initial(program, device, program.variables[name]))
             variable = program.variables[name]
             machine.loader.set_variable(program, device, name, data.ljust(variable.size, b"\0"))
-    return Module(program, text)
+    return Module(program, text, copy)
 
 
 def unload(now: State, handle: int) -> None:
     """Run what is queued and forget a module."""
     found = now.get(handle, Module)
     now.finish()
-    now.loaded[found.text] -= 1
     for number, one in list(now.objects.items()):
         if one is found or (isinstance(one, Function) and one.module is found):
             del now.objects[number]

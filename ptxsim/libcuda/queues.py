@@ -7,7 +7,7 @@ import time
 
 from .calls import HANDLE, INT, LONG, POINTER, UINT, call, put
 from .results import Refused
-from .state import ProgramEvent, QueueStream, State
+from .state import PER_THREAD, ProgramEvent, QueueStream, State
 
 NON_BLOCKING, NO_TIMING = 1, 2  # flags of streams, of events
 CALLBACK = ctypes.CFUNCTYPE(None, HANDLE, INT, POINTER)
@@ -53,17 +53,17 @@ def cuStreamWaitEvent(now: State, stream: int, event: int, flags: int) -> None:
 
 @call(HANDLE, POINTER)
 def cuStreamGetPriority(now: State, stream: int, priority: int) -> None:
-    put(priority, INT, now.get(stream, QueueStream).priority if stream > 2 else 0)
+    put(priority, INT, now.get(stream, QueueStream).priority if stream > PER_THREAD else 0)
 
 
 @call(HANDLE, POINTER)
 def cuStreamGetFlags(now: State, stream: int, flags: int) -> None:
-    put(flags, UINT, now.get(stream, QueueStream).flags if stream > 2 else 0)
+    put(flags, UINT, now.get(stream, QueueStream).flags if stream > PER_THREAD else 0)
 
 
 @call(HANDLE, POINTER)
 def cuStreamGetCtx(now: State, stream: int, context: int) -> None:
-    put(context, HANDLE, (now.get(stream, QueueStream).context if stream > 2 else now.context()).handle)
+    put(context, HANDLE, (now.get(stream, QueueStream).context if stream > PER_THREAD else now.context()).handle)
 
 
 @call(HANDLE, POINTER)

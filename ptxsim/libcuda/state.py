@@ -49,10 +49,11 @@ class Context:
 
 @dataclass(eq=False)
 class Module:
-    """A loaded module, or a library. text: its PTX."""
+    """A loaded module, or a library. text: its PTX. copy: its number among loaded modules of the same text."""
 
     program: Program
     text: str
+    copy: int
     handle: int = 0
 
 
@@ -121,7 +122,6 @@ class State:
     registered: dict[int, tuple[Allocation, int]] = field(default_factory=dict)  # memory of the program, by address
     pending: list[ProgramEvent] = field(default_factory=list)
     peers: set[tuple[int, int]] = field(default_factory=set)
-    loaded: dict[str, int] = field(default_factory=dict)  # how many modules have a text
     initialised: bool = False
     said: set[str] = field(default_factory=set)
     lock: Any = field(default_factory=threading.RLock)

@@ -188,6 +188,21 @@ def test_numbers_module_globals_and_modules_that_are_loaded_again(program):
     assert "covered: 1 kernel, 3 launches, seed 0" in out
 
 
+def test_modules_of_the_same_text_have_variables_of_their_own(program):
+    code, out, err = program("""
+second = do(cu.cuModuleLoadData(PTX))
+pointer, _ = do(cu.cuModuleGetGlobal(second, b'factor'))
+do(cu.cuMemcpyHtoD(pointer, np.array([3], np.float32).ctypes.data, 4))
+do(cu.cuModuleUnload(module))
+third = do(cu.cuModuleLoadData(PTX))
+module = second
+launch(b'saxpy', (x, y, N), (None, None, I))
+assert (to_host(y) == 3 * np.arange(N) + 1).all(), 'another module of the same text changed the variable'
+print('right')
+""")
+    assert (code, out.splitlines()[0]) == (0, "right"), err
+
+
 def test_an_event_orders_two_streams_and_without_it_the_race_is_reported(program):
     code, out, err = program("ORDERED = True" + STREAMS)
     assert (code, out.splitlines()[-1]) == (0, "0 reports"), err

@@ -119,6 +119,19 @@ def copies(target, source, times):
     return mem.clock() - begun
 
 
+def fastest_copy(target: int, meet: Callable[[], None]) -> float:
+    """GB/s at which this rank copies rows to the address `target`; the fastest of three tries.
+
+    meet: waits for the other ranks, so that all copy at the same time.
+    """
+    source = np.ones(COPIED, np.uint8)
+    taken = []
+    for times in (1, COPIES, COPIES, COPIES):
+        meet()
+        taken.append(copies(target, source.ctypes.data, times) / times)
+    return COPIED / min(taken[1:])
+
+
 def check_ranks(nodes: Nodes) -> None:
     """Raise InputError unless links between these ranks can be emulated."""
     most, count = words.MOST_LINES // 2 + 1, len(nodes.node_of)
@@ -232,14 +245,9 @@ class Network:
             )
 
     def copy_rate(self) -> float:
-        """GB/s at which this rank copies rows to a peer while all ranks do; the fastest of three tries."""
+        """GB/s at which this rank copies rows to a peer while all ranks do: see `fastest_copy`."""
         target = self._ping_line(self.rank, self._peers[0]) + LINE
-        source = np.ones(COPIED, np.uint8)
-        taken = []
-        for times in (1, COPIES, COPIES, COPIES):
-            self._meet()
-            taken.append(copies(target, source.ctypes.data, times) / times)
-        return COPIED / min(taken[1:])
+        return fastest_copy(target, self._meet)
 
     def ping(self, nbytes: int, rounds: int) -> float:
         """Seconds that a word with `nbytes` takes from rank 0 to rank 1 or back, that is half the mean of round trips.
