@@ -4,7 +4,9 @@ python bench/levels.py --machine FILE                      256 tokens a rank, 2,
 python bench/levels.py --machine FILE --tokens 1024 --nodes 8
 
 Each line has the times; the ratios of the time of one level, and of bulk, to those of two levels and of sums;
-and the ratios of all bytes between nodes. With combine="sums" a node's outputs for a token come back as one row.
+the ratios of all bytes between nodes; and, with one level, the share of the capacity of the busiest link that is in
+use, and the least share of a rank's time in which it computes experts. With combine="sums" a node's outputs for a token
+come back as one row.
 """
 
 from __future__ import annotations
@@ -56,7 +58,7 @@ def main() -> None:
     asked = parser.parse_args()
     machine = machines.load(asked.machine)
     heads = "layer", "nodes", "one level", "two levels", "sums", "bulk", "one / two", "one / sums"
-    heads += "bulk / two", "bulk / sums", "bytes, one / two", "bytes, one / sums"
+    heads += "bulk / two", "bulk / sums", "bytes, one / two", "bytes, one / sums", "link", "experts"
     print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
     for name in asked.models:
         for count in asked.nodes:
@@ -68,6 +70,7 @@ def main() -> None:
             times, moved = [o.calls[-1] for o in made], [o.put_bytes.sum() for o in made]
             cells = [name, str(count), *(f"{time:.1f} ms" for time in times)]
             cells += [f"{of[k] / of[i]:.2f}" for of, k in ((times, 0), (times, 3), (moved, 0)) for i in (1, 2)]
+            cells += [f"{made[0].busiest_link[1]:.0%}", f"{made[0].shares['expert'].min():.0%}"]
             print(f"| {' | '.join(cells)} |", flush=True)
 
 
