@@ -109,7 +109,8 @@ def _isa() -> str:
 
 
 _shared.raise_as(InputError, EnvironmentProblem)
-_packages.register("aristos", Path(__file__).parent, parts=_isa)
+_root = Path(__file__).parent
+_packages.register("aristos", _root, parts=_isa, reader=_root / "kernels" / "cpu" / "target.py")
 
 
 def __getattr__(name: str) -> Any:

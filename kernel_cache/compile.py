@@ -5,7 +5,7 @@ cached in `$ARISTOS_CACHE` (default `$XDG_CACHE_HOME/aristos` or `~/.cache/arist
 cannot be used). Only this user may have access to the cache (`private.py`), and its files have hashes
 (`code_files.py`). The cache has a subfolder for each combination of the versions of Python, Numba, llvmlite and NumPy
 and the CPU's features. There each module has a folder. Its name is a hash of the sources that the module's compiled
-code reads (`sources.py`), and of what else the packages of these sources depend on (`packages.py`), such as the ISA.
+code reads (`sources.py`), and of what else these sources depend on (`packages.py`), such as the ISA.
 Numba's own cache does not notice edits in other files, or another ISA at the same path. Equal sources share compiled
 code, for example a clone, an install and a job's copy. Of the processes of a node that run equal sources, one compiles
 at a time. This is not a general build system.
@@ -114,15 +114,16 @@ def source_key(source: Path) -> str:
 def code_key(source: Path) -> str:
     """A hash of everything that a module's machine code depends on, except versions and CPU.
 
-    This is `source_key`, and what the packages of those sources have registered.
+    This is `source_key`, and the parts that the packages of those sources have registered, if a source reads them.
     """
-    parts = [(package.name, package.parts()) for package in packages.containing(_read(source))]
+    read = _read(source)
+    parts = [(each.name, each.parts()) for each in packages.containing(read) if not each.reader or each.reader in read]
     return hashlib.sha256(repr((source_key(source), parts)).encode()).hexdigest()[:16]
 
 
 @cache
 def _read(source: Path) -> frozenset[Path]:
-    """The files that a module's compiled code reads, including the lowerings of every package among them.
+    """The files that a module's compiled code reads, including the lowerings of functions in these files.
 
     A file outside the registered packages is assumed to read all their files.
     """
@@ -134,7 +135,12 @@ def _read(source: Path) -> frozenset[Path]:
         while more != found:
             found = more
             more = found.union(
-                *(sources.files(path) for each in packages.containing(found) for path in lowerings(each))
+                *(
+                    sources.files(path)
+                    for each in packages.containing(found)
+                    for path in lowerings(each)
+                    if (of := sources.lowered(path)) is None or of & found
+                )
             )
     return found
 

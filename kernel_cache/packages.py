@@ -17,18 +17,21 @@ class Package(NamedTuple):
 
     parts: a function. Besides sources, versions and the CPU, the package's compiled code depends on its result. The
     result describes how the modules were made when they were imported, so it is the same at every call.
+    reader: the module that reads what the parts describe. Code depends on them only if it imports this module, directly
+    or not. None: all code of the package depends on them.
     """
 
     name: str
     root: Path
     parts: Callable[[], Any]
+    reader: Path | None = None
 
 
 _registered: dict[str, Package] = {}
 passed_over: set[str] = set()  # the packages, by their top-level names, whose files keys do not cover
 
 
-def register(name: str, root: Path, parts: Callable[[], Any] = lambda: None) -> None:
+def register(name: str, root: Path, parts: Callable[[], Any] = lambda: None, reader: Path | None = None) -> None:
     """Register a package. The arguments are those of `Package`. Its modules that register lowerings need no mention.
 
     Raises ValueError if a key was computed before that should have covered the package's files.
@@ -38,7 +41,7 @@ def register(name: str, root: Path, parts: Callable[[], Any] = lambda: None) -> 
             f"package {name} must be registered before functions that import it are compiled, because their cache keys"
             " lack its files"
         )
-    _registered[name] = Package(name, root, parts)
+    _registered[name] = Package(name, root, parts, reader)
 
 
 def every() -> list[Package]:

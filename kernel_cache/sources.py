@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -22,17 +23,20 @@ from . import packages
 
 Import = ast.Import | ast.ImportFrom
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
+OVERLOAD = re.compile(r"\boverload\(\s*(?:getattr\(\s*)?(\w+)")  # the name with which the first argument begins
 
 
 class Statement(NamedTuple):
     """An import statement.
 
     level: how many folders up a relative import begins, 0: an absolute one, -1: `import a, b`, which has no module.
+    bound: what the importing module calls each of the names.
     """
 
     level: int
     module: str
     names: tuple[str, ...]
+    bound: tuple[str, ...]
 
 
 statements: dict[str, list[Statement]] = {}  # of files, by the hash of their contents; kept by import_lists.py
@@ -58,6 +62,28 @@ def importers(package: Path, module: str, name: str) -> frozenset[Path]:
         if name.encode() in path.read_bytes()
         and any((each.level, each.module) == (0, module) and name in each.names for each in _statements(path))
     )
+
+
+@cache
+def lowered(path: Path) -> frozenset[Path] | None:
+    """The files whose functions a module lowers by `overload(f)`, `overload(m.f)` and `overload(getattr(m, ...))`.
+
+    Here f is a function, and m a module. What the function's module imports counts too, because that module may have
+    imported the function. None if a name is neither imported nor defined at the top of the module: then the functions
+    may be any.
+    """
+    text, found = path.read_text(encoding="utf-8"), set[Path]()
+    for name in set(OVERLOAD.findall(text)):
+        imports = [
+            each._replace(names=(each.names[each.bound.index(name)],))
+            for each in _statements(path)
+            if name in each.bound
+        ]
+        if not imports and not re.search(rf"^(?:def|class) {name}\b|^{name}\b.*=", text, re.MULTILINE):
+            return None
+        modules = [file for each in imports for file in _targets(each, path, _root(path))]
+        found.update(*map(files, modules)) if imports else found.add(path)
+    return frozenset(found)
 
 
 @cache
@@ -94,6 +120,7 @@ def _statements(source: Path) -> list[Statement]:
                 node.level if isinstance(node, ast.ImportFrom) else -1,
                 (isinstance(node, ast.ImportFrom) and node.module) or "",
                 tuple(alias.name for alias in node.names),
+                tuple(alias.asname or alias.name for alias in node.names),
             )
             for node in _imports(ast.parse(content, str(source)))
         ]
@@ -122,7 +149,7 @@ def _type_checking(test: ast.expr) -> bool:
 
 def _targets(statement: Statement, source: Path, root: Path) -> Iterator[Path]:
     """The files that an import statement names."""
-    level, module, names = statement
+    level, module, names, _ = statement
     if level < 0:
         for name in names:
             yield from _module(_absolute(name, root))

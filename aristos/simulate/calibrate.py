@@ -21,7 +21,7 @@ from ..kernels import cpu as _lowerings  # noqa: F401  what the primitives compi
 from ..kernels.by_isa import module
 from ..kernels.common.activations import word
 from ..kernels.cpu.call_blocks import BLOCK_BYTES, COMBINE_TOKEN, EXPERT_ROWS, HEAD_WORDS, flat
-from ..kernels.cpu.entries import SIGNATURE
+from ..kernels.cpu.lowering import SIGNATURE
 from ..kernels.cpu.tokens import combine_bytes
 from ..layer.weights import expert_bytes
 from ..primitives import isa

@@ -287,7 +287,8 @@ def copy(tmp_path, monkeypatch) -> Path:
     """A copy of the package, whose keys `keys` computes."""
     copy = tmp_path / "site" / "aristos"
     shutil.copytree(ROOT / "aristos", copy, ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.setitem(packages._registered, "aristos", packages.Package("aristos", copy, lambda: "an ISA"))
+    reader = copy / "kernels" / "cpu" / "target.py"
+    monkeypatch.setitem(packages._registered, "aristos", packages.Package("aristos", copy, lambda: "an ISA", reader))
     forget()
     yield copy
     forget()
@@ -316,6 +317,25 @@ def test_a_modules_key_follows_the_sources_that_its_compiled_code_reads(copy):
     lowering = copy / "kernels" / "cpu" / "llvm.py"
     lowering.write_text(lowering.read_text() + "\n# edited\n")
     assert keys(copy, TIMEOUT) != [timeout], "memory's names compile to what this file registers"
+
+
+def test_the_engines_code_depends_neither_on_arithmetic_nor_on_the_isa(copy, monkeypatch):
+    """The engine calls kernels by address. So an edited kernel, or another ISA, compiles no step again."""
+
+    def code(*modules: str) -> list[str]:
+        forget()
+        return [compiling.code_key(copy / module) for module in modules]
+
+    steps, kernels = (LOOP, "engine/experts.py", "engine/combine.py"), "kernels/cpu/entries.py"
+    before, arithmetic = code(*steps), code(kernels)
+    edited = copy / "kernels" / "cpu" / "gemm.py"
+    edited.write_text(edited.read_text() + "\n# edited\n")
+    assert code(*steps) == before
+    assert code(kernels) != arithmetic
+    arithmetic, package = code(kernels), packages._registered["aristos"]
+    monkeypatch.setitem(packages._registered, "aristos", package._replace(parts=lambda: "another ISA"))
+    assert code(*steps) == before
+    assert code(kernels) != arithmetic
 
 
 def test_a_source_edited_after_the_start_makes_a_key_of_this_process_alone(copy, monkeypatch):

@@ -27,6 +27,8 @@ TEXTS = {  # `house` reads `yard`, and `yard` has a lowering and a part of the k
     "yard/seed.py": "def seed(n):\n    raise NotImplementedError\n",
     "yard/lowered.py": "from numba.extending import overload\nfrom . import seed\n\n\n@overload(seed.seed)\n"
     "def _seed(n):\n    return lambda n: n\n",
+    "yard/stone.py": "from numba.extending import overload\n\n\ndef heavy():\n    pass\n\n\n@overload(heavy)\n"
+    "def _heavy():\n    return lambda: None\n",
     "far/__init__.py": "",
 }
 
@@ -75,6 +77,9 @@ def test_keys_follow_imports_into_another_registered_package(places, registered)
         before = keys(places)
         edit(places / "yard" / name)
         assert not set(before) & set(keys(places)), f"{name}: yard reads it, and house reads yard"
+    before = keys(places)
+    edit(places / "yard" / "stone.py")
+    assert keys(places) == before, "neither reads the function that stone.py lowers"
 
 
 def test_keys_hold_what_the_packages_that_are_read_have_registered(places, registered):
@@ -85,6 +90,17 @@ def test_keys_hold_what_the_packages_that_are_read_have_registered(places, regis
     after = keys(places)
     packages.register("shed", places / "far", lambda: "three")
     assert keys(places) == after, "neither reads a file of shed"
+
+
+def test_a_registered_part_counts_only_for_code_that_imports_its_reader(places, registered):
+    packages.register("yard", places / "yard", lambda: registered["yard"], places / "yard" / "seed.py")
+    before = keys(places)
+    registered["yard"] = "two"
+    assert not set(before) & set(keys(places)), "tree.py imports seed.py, and room.py imports tree.py"
+    packages.register("yard", places / "yard", lambda: registered["yard"], places / "yard" / "stone.py")
+    before = keys(places)
+    registered["yard"] = "three"
+    assert keys(places) == before, "neither imports stone.py"
 
 
 def test_a_package_that_keys_have_passed_over_cannot_be_registered_any_more(places, registered):
@@ -107,6 +123,7 @@ def test_aristos_is_registered_with_the_isa_that_its_kernels_are_made_for(monkey
     assert mine.root == ROOT / "aristos"
     monkeypatch.setattr(isa, "usable", lambda: ("another",))
     assert mine.parts() == target.ISA != isa.chosen()
+    assert mine.reader == Path(target.__file__)
 
 
 PROGRAM = """

@@ -64,6 +64,32 @@ def test_importers_of_a_name_are_found(package):
     assert not sources.importers(package, "b", "ONE"), "relative imports are of another module"
 
 
+LOWERED = {  # a lowering -> the files whose functions it lowers
+    "from .b import ONE\noverload(ONE)(None)": {"b.py", "low/__init__.py"},
+    "from . import b as other\n@overload(other.ONE, inline='always')\ndef f():\n    pass": {"b.py", "low/__init__.py"},
+    "from .low import c\nfor name in ('a', 'b'):\n    overload(\n        getattr(c, name)\n    )(None)": {
+        "a.py",
+        "b.py",
+        "low/__init__.py",
+        "low/c.py",
+        "low/e.py",
+    },
+    "def f():\n    pass\noverload(f)(None)": {"lowering.py"},
+    "f = g = None\n@overload(g)\ndef h():\n    pass": None,
+    "def lower(f):\n    overload(f)(None)": None,
+    "import house.b\noverload(house.b.ONE)(None)": None,
+}
+
+
+@pytest.mark.parametrize(("text", "found"), LOWERED.items(), ids=[str(n) for n in range(len(LOWERED))])
+def test_a_lowering_counts_for_the_modules_whose_functions_it_lowers(package, text, found):
+    """None: for all modules, because the text does not say which function it lowers."""
+    path = package / "lowering.py"
+    path.write_text("from numba.extending import overload\n" + text)
+    lowered = sources.lowered(path)
+    assert lowered == (None if found is None else {package / name for name in found})
+
+
 def test_the_digest_follows_contents_and_names_and_not_where_the_package_lies(package, tmp_path):
     before = sources.digest(sources.files(package / "a.py"))
     copy = tmp_path / "elsewhere" / "house"

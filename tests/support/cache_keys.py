@@ -9,6 +9,7 @@ from kernel_cache import import_lists, sources
 def forget() -> None:
     """Forget the sources that this process has read, and their keys."""
     keys = (compiling.source_key, compiling.code_key, compiling._read)
-    for function in (*keys, sources.files, sources.imported, sources.importers, sources.digest, import_lists.load):
+    read = (sources.files, sources.imported, sources.importers, sources.lowered, sources.digest)
+    for function in (*keys, *read, import_lists.load):
         function.cache_clear()
     sources.statements.clear()

@@ -7,8 +7,6 @@ calls.
 
 from __future__ import annotations
 
-from numba import types
-
 from kernel_cache.compile import jit
 
 from . import call_blocks as calls
@@ -16,8 +14,6 @@ from . import expert, gemm, rounded_expert
 from .convert import BFLOAT16, FLOAT16, FLOAT32, SPLIT
 from .target import FORMAT, ISA
 from .tokens import combine_token, route_block, weigh_shared
-
-SIGNATURE = types.int64, types.int64
 
 
 @jit

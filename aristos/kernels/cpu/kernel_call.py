@@ -11,7 +11,7 @@ from kernel_cache.compile import warm_up
 from ...primitives.buffers import aligned
 from .call_blocks import BLOCK_BYTES, HEAD_WORDS, flat
 from .elements import ElementType
-from .entries import SIGNATURE
+from .lowering import SIGNATURE
 
 
 class KernelCall:

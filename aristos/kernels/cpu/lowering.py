@@ -7,6 +7,7 @@ is the first part of the worker's scratch.
 from collections.abc import Callable
 from typing import Any
 
+from numba import types
 from numba.extending import overload
 
 from kernel_cache.compile import config, jit, warm_up
@@ -15,8 +16,8 @@ from ...primitives import arithmetic
 from ...primitives import memory as mem
 from ...primitives.arithmetic import CombineToken
 from .call_blocks import COMBINE_TOKEN, SPARE, STEPS, put_combine_token
-from .entries import SIGNATURE
 
+SIGNATURE = types.int64, types.int64  # of the functions in `entries.py`: a kernel's number, its block's address
 _plain: list[Callable[[int, int], int]] = []  # the functions by handle, if they run as plain Python
 
 
