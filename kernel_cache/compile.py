@@ -396,15 +396,17 @@ def _locked(path: Path) -> Iterator[None]:
 def warm_up(entries: list[tuple[Any, tuple[Any, ...]]], *, quiet: bool = False) -> int:
     """Compile or load functions for the given argument types. Reports on stderr if it takes long.
 
-    entries: (compiled function, its signature as a tuple of Numba types). Returns the number of functions that this
-    process compiled.
+    Processes that need the same code wait for each other; code of another package or of a copy is other code. entries:
+    (compiled function, its signature as a tuple of Numba types). Returns the number of functions that this process
+    compiled.
     """
     if config.DISABLE_JIT:
         return 0
     before, folder = compiled_here(), cache_folder()
     names = sorted((function.__module__, function.__name__, code_key(_source(function))) for function, _ in entries)
     done = folder / f"{hashlib.sha256(repr(names).encode()).hexdigest()[:16]}.compiled"
-    with contextlib.nullcontext() if done.exists() else _compile_lock(), _progress(quiet):
+    packages_of = ",".join(sorted({module.partition(".")[0] for module, _, _ in names}))
+    with contextlib.nullcontext() if done.exists() else _compile_lock(packages_of), _progress(quiet):
         for function, signature in entries:
             _compile(function, signature)
     if not code_files.unkept:

@@ -94,7 +94,7 @@ def addresses() -> np.ndarray:
         if not _compiled:
             if len(_units) > s.UNITS:
                 raise ValueError(f"{len(_units)} units do not fit the table's {s.UNITS} places: raise state.UNITS")
-            with compiler.compiling():
+            with compiler.compiling(name=__package__):
                 made = {}
                 for name in names():
                     function = _units[name]

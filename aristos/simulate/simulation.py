@@ -214,7 +214,7 @@ class Simulation:
         module = copied.module("bulk" if self.schedule == "bulk" else "actor")
         begin = module.scheduler.begin
         warm_up([(begin, (int64,))])
-        with compiling():
+        with compiling(name=copied.NAME):
             enter = c_function(module.enter, void(int64), Locator)
         contexts = Contexts(self.actors, enter.address)
         self._actors[:, c.CONTEXT] = contexts.addresses

@@ -193,6 +193,23 @@ def test_only_processes_that_compile_the_same_code_wait_for_each_other(copy, mon
     assert re.search(r"another process has held .*/compiling-\w+\.lock for 0\.2 s.*ARISTOS_CACHE", str(other))
 
 
+@pytest.mark.parametrize(("second", "waits"), [("house.door", True), ("house_copy.room", False)])
+def test_code_of_a_copy_compiles_beside_the_package(monkeypatch, tmp_path, second, waits):
+    """A copy of a package (`copies.py`) shares no compiled code with it."""
+
+    def functions(module: str) -> list[tuple[SimpleNamespace, tuple[()]]]:
+        made = SimpleNamespace(__module__=module, __name__="step", py_func=outcome, compile=lambda signature: None)
+        return [(made, ())]
+
+    monkeypatch.setattr(compiling, "COMPILE_SECONDS", 0.2)
+    monkeypatch.setattr(compiling, "cache_folder", lambda: tmp_path)
+    refused: list[BaseException | None] = []
+    first = functions("house.room")
+    first[0][0].compile = lambda signature: refused.append(outcome(lambda: compiling.warm_up(functions(second))))
+    compiling.warm_up(first, quiet=True)
+    assert [isinstance(each, EnvironmentProblem) for each in refused] == [waits]
+
+
 def test_two_processes_do_not_write_one_index_at_once(tmp_path):
     """Otherwise Numba's index could give one signature the code of another."""
     inside: list[int] = []

@@ -122,7 +122,7 @@ def write(code, at, a, b):
 @cache
 def prepare() -> Any:
     """Compile `write` and give it its symbol. Returns it as a function that Python can call."""
-    with compiling():
+    with compiling(name=__name__):
         made = entry(write, int64(*[int64] * 4), Locator)
     binding.add_symbol(RECORD_SYMBOL, made.address)
     return made.ctypes
