@@ -164,20 +164,25 @@ def list_rows(job, st, c):
 
 @jit
 def gather(job, st, c, expert, target):
-    """Fill a command with up to `target` pending rows of `expert`, rows of peers first."""
+    """Fill a command with up to `target` pending rows of `expert`, rows of peers first.
+
+    With sums all ranks of a node take sources and experts in the same order. So the outputs of one source after another
+    become complete on all of them, and its sums cross while the outputs of the next source are computed.
+    """
     me, world = job[words.RANK], job[words.WORLD]
+    first = job[words.NODE_END] if job[words.SUMS] else me + 1
     st[words.command_kind(c)] = codes.EXPERT
     st[words.command_expert(c)] = expert
     st[words.command_parts(c)] = 0
     have = 0
-    for i in range(1, world):
-        source = (me + i) % world
-        while have < target and st[words.pending(job, source, expert)] > 0:
+    for i in range(world):
+        source = (first + i) % world
+        while source != me and have < target and st[words.pending(job, source, expert)] > 0:
             have += take_tile(job, st, c, source, expert, target - have)
     have += take_own(job, st, c, expert, target - have)
     st[words.command_rows(c)] = have
     st[words.expert_pending(job, expert)] -= have
-    st[words.NEXT_EXPERT] = expert
+    st[words.NEXT_EXPERT] = expert + job[words.SUMS]
 
 
 @jit
