@@ -10,6 +10,7 @@ import json
 import sys
 from pathlib import Path
 
+from ..bench.arguments import nonempty
 from ..host import launch_environment
 
 SUMMARY = "this machine, its links and the network: aristos topo --json"
@@ -22,14 +23,19 @@ def options(argv: list[str]) -> argparse.Namespace:
         description="Show the GPUs, NICs, NUMA domains and CPUs of this machine, the class of every link, the network "
         "of the Slurm job, and their faults. With files: the machine and network that these describe.",
     )
-    parser.add_argument("--nvidia-smi", metavar="FILE", help="output of `nvidia-smi topo -m`; - reads stdin")
+    parser.add_argument(
+        "--nvidia-smi", type=nonempty, metavar="FILE", help="output of `nvidia-smi topo -m`; - reads stdin"
+    )
     parser.add_argument(
         "--slurm-topology",
+        type=nonempty,
         metavar="FILE",
         help="topology.conf, topology.yaml or the output of `scontrol show topology`; - reads stdin",
     )
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout and nothing else")
-    parser.add_argument("--plot", metavar="FILE", help="draw the machine: .png, .svg or .pdf (needs matplotlib)")
+    parser.add_argument(
+        "--plot", type=nonempty, metavar="FILE", help="draw the machine: .png, .svg or .pdf (needs matplotlib)"
+    )
     parser.add_argument(
         "--measure",
         action="store_true",
@@ -47,8 +53,6 @@ def options(argv: list[str]) -> argparse.Namespace:
         "--again", action="store_true", help="measure again, even if the links of these ranks are in the cache"
     )
     asked = parser.parse_args(argv)
-    if "" in (asked.nvidia_smi, asked.slurm_topology, asked.plot):
-        parser.error("FILE must be a name, got '': check that the shell's variable is set")
     if asked.nvidia_smi == asked.slurm_topology == "-":
         parser.error("only one file can be stdin: give --nvidia-smi - or --slurm-topology -, the other as a file")
     if asked.again and not asked.measure:

@@ -531,8 +531,9 @@ def test_texts_from_windows(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--nvidia-smi", ""], "shell's variable"),  # an empty name is not taken for this machine
-        (["--slurm-topology", "", "--json"], "shell's variable"),
+        (["--nvidia-smi", ""], "--nvidia-smi: must be a name, got ''"),  # an empty name is not taken for this machine
+        (["--slurm-topology", "", "--json"], "--slurm-topology: must be a name, got ''"),
+        (["--plot", ""], "--plot: must be a name, got ''"),
         (["--nvidia-smi", "-", "--slurm-topology", "-"], "only one file can be stdin"),
         (["--again"], "--measure"),
         (["--measure", "--plot", "x.png"], "--measure"),
