@@ -5,15 +5,19 @@ It needs few other packages, and none of Aristos' tools.
 
 from __future__ import annotations
 
+import runpy
 import subprocess
 import sys
+from pathlib import Path
 
+DRAW = runpy.run_path(str(Path(__file__).resolve().parents[2] / "docs" / "draw.py"))
+TOOLS = sorted(DRAW["HOLDS"].keys() - set(DRAW["CORE"]))  # the rooms that the core must not import
 NEEDED = ("kernel_cache", "numpy", "numba", "llvmlite", "mpi4py", "ml_dtypes", "filelock")
 ALONE = f"""
 import sys
 from importlib.abc import MetaPathFinder
 
-REFUSED = "bench cli doctor explore launcher planner results topology".split()
+REFUSED = {TOOLS!r}
 
 
 class Refuse(MetaPathFinder):
@@ -66,7 +70,7 @@ def test_a_layer_is_made_loaded_called_trained_and_saved_with_the_packages_of_th
 
 
 def test_the_finder_of_this_file_refuses_other_packages():
-    for name in ("h5py", "aristos.planner"):
+    for name in ("h5py", "aristos.planner", "aristos.simulate"):
         done = subprocess.run(
             [sys.executable, "-c", f"{ALONE}import {name}"], capture_output=True, text=True, timeout=60
         )
