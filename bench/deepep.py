@@ -73,8 +73,20 @@ class Rank:
         gpu.launch(ptx, 2 * channels, 32 * ranks, self.got, 0, sources, got_routes, got_weights, received, heads, x, 0,
                    routes, weights, goes, sent, tokens, hidden // 8, TOPK, experts, 0, buffers, me, SEND, RECEIVE,
                    entry=names["dispatch"])  # fmt: skip
-        gpu.launch(ptx, 1 + channels, max(128, 32 * ranks), buffers, heads, channels, tokens, channels * ranks * 2,
-                   fifos, 3 * ranks, me, entry=names["notify_combine"])  # fmt: skip
+        gpu.launch(
+            ptx,
+            1 + channels,
+            max(128, 32 * ranks),
+            buffers,
+            heads,
+            channels,
+            tokens,
+            channels * ranks * 2,
+            fifos,
+            3 * ranks,
+            me,
+            entry=names["notify_combine"],
+        )
         self.back = gpu.empty((tokens, hidden), np.uint16, "combined_x")
         self.back_weights = gpu.empty((tokens, TOPK), np.float32, "combined_topk_weights")
         gpu.launch(ptx, 2 * channels, COMBINE_THREADS, self.back, self.back_weights, self.got, got_weights, sources,
@@ -120,9 +132,12 @@ def main() -> int:
     ptx, mangled = compiled_kernels(file.read_text(), str(file), (9, 0), tuple(kernels.values()), flags)
     print(f"compiled in {time.perf_counter() - begun:.1f} s")
     machine = ptxsim.Machine(
-        devices=n, sm_count=2 * options.channels, seed=options.seed, check=not options.no_check,
+        devices=n,
+        sm_count=2 * options.channels,
+        seed=options.seed,
+        check=not options.no_check,
         stale=not options.no_stale,
-    )  # fmt: skip
+    )
     ranks = [Rank(machine.device(number), number, options) for number in range(n)]
     for rank in ranks:
         rank.launch(ptx, {short: mangled[name] for short, name in kernels.items()}, ranks, options)

@@ -43,9 +43,22 @@ def upcycled(dense: Any, experts: int, top_k: int) -> Any:
         sys.exit(f"--experts must be a power of two that divides {old.intermediate_size}, got {experts}")
     if not 1 <= top_k <= experts:
         sys.exit(f"--top-k must be in 1..{experts}, got {top_k}")
-    same = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
-            "hidden_act", "max_position_embeddings", "rms_norm_eps", "tie_word_embeddings", "bos_token_id",
-            "eos_token_id", "pad_token_id", "rope_parameters", "head_dim")  # fmt: skip
+    same = (
+        "vocab_size",
+        "hidden_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "hidden_act",
+        "max_position_embeddings",
+        "rms_norm_eps",
+        "tie_word_embeddings",
+        "bos_token_id",
+        "eos_token_id",
+        "pad_token_id",
+        "rope_parameters",
+        "head_dim",
+    )
     config = MixtralConfig(
         **{name: getattr(old, name) for name in same if hasattr(old, name)},
         sliding_window=None,

@@ -10,8 +10,20 @@ from . import isa
 from .program import FunctionInfo
 
 # opcodes that have a list of operands
-LISTS = {isa.LD, isa.ST, isa.PACK, isa.UNPACK, isa.MMA, isa.LDMATRIX, isa.STMATRIX, isa.WGMMA, isa.STASYNC,
-         isa.TEX, isa.SULOAD, isa.SUSTORE}  # fmt: skip
+LISTS = {
+    isa.LD,
+    isa.ST,
+    isa.PACK,
+    isa.UNPACK,
+    isa.MMA,
+    isa.LDMATRIX,
+    isa.STMATRIX,
+    isa.WGMMA,
+    isa.STASYNC,
+    isa.TEX,
+    isa.SULOAD,
+    isa.SUSTORE,
+}
 # in a program with recursion a lane has space for: depth of calls, bytes of frames, recursive calls that save registers
 RECURSIVE_DEPTH, RECURSIVE_FRAMES, RECURSIVE_SAVED = 400, 32768, 100
 

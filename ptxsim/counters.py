@@ -101,9 +101,22 @@ COLUMNS = (
     ("file", "file", "{}"),
 )
 COUNTED = (
-    "instructions", "lanes", "global_requests", "sectors", "bytes_used", "ideal_sectors", "shared_requests", "waves",
-    "ideal_waves", "divergent_branches", "barriers", "atomics", "access_bytes", "loads", "stores",
-)  # fmt: skip
+    "instructions",
+    "lanes",
+    "global_requests",
+    "sectors",
+    "bytes_used",
+    "ideal_sectors",
+    "shared_requests",
+    "waves",
+    "ideal_waves",
+    "divergent_branches",
+    "barriers",
+    "atomics",
+    "access_bytes",
+    "loads",
+    "stores",
+)
 
 
 def empty(file: str, line: int) -> dict[str, Any]:

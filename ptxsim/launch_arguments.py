@@ -55,9 +55,11 @@ OBJECT = re.compile(r"(texture|surface)\{")
 CHANNELS = re.compile(r"([124]) channels?")
 OPTIONS: dict[str, dict[str, Any]] = {
     **{name: {"address": name} for name in ("clamp", "border", "wrap", "mirror")},
-    "layered": {"layered": True}, "normalized": {"normalized": True}, "as floats": {"read": "normalized"},
+    "layered": {"layered": True},
+    "normalized": {"normalized": True},
+    "as floats": {"read": "normalized"},
     "linear": {"filter": "linear"},
-}  # fmt: skip
+}
 NAMED = re.compile(r"([A-Za-z_]\w*)\s*:\s*(.+)", re.S)
 
 

@@ -208,9 +208,22 @@ class Lowering:
         return self.address_row(Address(operand.base, 0)), operand.offset, space
 
     # ---- emission ----
-    def emit(self, op: int, type_: int = 0, type2: int = 0, d: int = TRASH, a: int = ZERO, b: int = ZERO, c: int = ZERO,
-             e: int = ZERO, imm: int = 0, flags: int = 0, d2: int = TRASH, items: list[int] | None = None,
-             guarded: bool = True) -> int:  # fmt: skip
+    def emit(
+        self,
+        op: int,
+        type_: int = 0,
+        type2: int = 0,
+        d: int = TRASH,
+        a: int = ZERO,
+        b: int = ZERO,
+        c: int = ZERO,
+        e: int = ZERO,
+        imm: int = 0,
+        flags: int = 0,
+        d2: int = TRASH,
+        items: list[int] | None = None,
+        guarded: bool = True,
+    ) -> int:
         """Append an instruction and return its index. isa.py names the columns that the arguments fill.
 
         items: the instruction's list of operands. guarded: whether the guard of the PTX instruction applies.

@@ -23,7 +23,9 @@ CONSTANT_REGISTERS = {
 # special registers of clusters, in the order of cluster.cluster_register
 CLUSTER_REGISTERS = [
     *(f"%{name}.{axis}" for name in ("clusterid", "nclusterid", "cluster_ctaid", "cluster_nctaid") for axis in "xyz"),
-    "%cluster_ctarank", "%cluster_nctarank", "%is_explicit_cluster",
+    "%cluster_ctarank",
+    "%cluster_nctarank",
+    "%is_explicit_cluster",
     "shared base",  # what is added to a shared address so that it names the block (isa.RANK_SHIFT); 0 without a cluster
-]  # fmt: skip
+]
 CLOCKS = {"%clock": 0, "%clock64": 0, "%clock_hi": 1, "%globaltimer": 2, "%globaltimer_lo": 2, "%globaltimer_hi": 3}

@@ -12,9 +12,20 @@ from .errors import InputError
 
 # element types as tensormap.replace numbers them
 TYPES = {
-    "uint8": 0, "uint16": 1, "uint32": 2, "int32": 3, "uint64": 4, "int64": 5, "float16": 6, "float32": 7,
-    "float32_ftz": 8, "float64": 9, "bfloat16": 10, "tfloat32": 11, "tfloat32_ftz": 12,
-}  # fmt: skip
+    "uint8": 0,
+    "uint16": 1,
+    "uint32": 2,
+    "int32": 3,
+    "uint64": 4,
+    "int64": 5,
+    "float16": 6,
+    "float32": 7,
+    "float32_ftz": 8,
+    "float64": 9,
+    "bfloat16": 10,
+    "tfloat32": 11,
+    "tfloat32_ftz": 12,
+}
 LIKE = {"int8": "uint8", "int16": "uint16", "bool": "uint8"}
 SWIZZLES = {0: (0, 0), 32: (1, 0), 64: (2, 0), 128: (3, 0), "128_atom_32": (3, 1)}  # (mode, atomicity)
 
@@ -77,15 +88,29 @@ def tensor_map(
         raise InputError(f"fill must be 'zero' or 'nan', got {fill!r}")
     mode, atomicity = SWIZZLES[swizzle]
     return encoded(
-        TYPES[name], array.ptr, array.shape[::-1], array.strides[-2::-1], tuple(box)[::-1],
-        tuple(steps or (1,) * array.ndim)[::-1], mode, atomicity, int(fill == "nan"),
-    )  # fmt: skip
+        TYPES[name],
+        array.ptr,
+        array.shape[::-1],
+        array.strides[-2::-1],
+        tuple(box)[::-1],
+        tuple(steps or (1,) * array.ndim)[::-1],
+        mode,
+        atomicity,
+        int(fill == "nan"),
+    )
 
 
 def encoded(
-    type_: int, address: int, dims: Sequence[int], strides: Sequence[int], box: Sequence[int], steps: Sequence[int],
-    swizzle: int, atomicity: int, fill: int,
-) -> bytes:  # fmt: skip
+    type_: int,
+    address: int,
+    dims: Sequence[int],
+    strides: Sequence[int],
+    box: Sequence[int],
+    steps: Sequence[int],
+    swizzle: int,
+    atomicity: int,
+    fill: int,
+) -> bytes:
     """The descriptor's bytes. Dimensions begin with the contiguous one, strides with that of the next one."""
     rank, size = len(dims), SIZES[type_]
     span = 16 << swizzle if swizzle else 0
@@ -98,14 +123,18 @@ def encoded(
     needs(len(box) == len(steps) == rank, f"box and steps need {rank} numbers, got {len(box)} and {len(steps)}")
     needs(address % 16 == 0, f"the address must be a multiple of 16, got {address:#x}")
     needs(all(1 <= n < 1 << 32 for n in dims), f"dimensions must be in 1..4294967295, got {tuple(dims)}")
-    needs(all(0 < n < 1 << 40 and n % 16 == 0 for n in strides),
-          f"strides must be multiples of 16 bytes below 2**40, got {tuple(strides)}")  # fmt: skip
+    needs(
+        all(0 < n < 1 << 40 and n % 16 == 0 for n in strides),
+        f"strides must be multiples of 16 bytes below 2**40, got {tuple(strides)}",
+    )
     needs(all(1 <= n <= 256 for n in box), f"a box has 1 to 256 elements along a dimension, got {tuple(box)}")
     needs(all(1 <= n <= 8 for n in steps), f"steps must be in 1..8, got {tuple(steps)}")
     inner = box[0] * size
     needs(inner % 16 == 0, f"the box's contiguous dimension must be a multiple of 16 bytes, got {inner}")
-    needs(not span or inner <= span, f"with a swizzle of {span} bytes the box's contiguous dimension has at most these "
-          f"bytes, got {inner}")  # fmt: skip
+    needs(
+        not span or inner <= span,
+        f"with a swizzle of {span} bytes the box's contiguous dimension has at most these bytes, got {inner}",
+    )
     needs(not fill or bool(FLOATS[type_]), "NaNs fill only boxes of floats")
     pad = (0,) * (5 - rank)
     data = struct.pack("<Q6I", address, type_, rank - 1, 0, swizzle, fill, atomicity)

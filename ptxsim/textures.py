@@ -11,9 +11,15 @@ from .errors import InputError
 
 ADDRESSES = {"clamp": s.CLAMP, "border": s.BORDER, "wrap": s.WRAP, "mirror": s.MIRROR}
 TYPES = {
-    "uint8": isa.U8, "int8": isa.S8, "uint16": isa.U16, "int16": isa.S16, "uint32": isa.U32, "int32": isa.S32,
-    "float16": isa.F16, "float32": isa.F32,
-}  # fmt: skip
+    "uint8": isa.U8,
+    "int8": isa.S8,
+    "uint16": isa.U16,
+    "int16": isa.S16,
+    "uint32": isa.U32,
+    "int32": isa.S32,
+    "float16": isa.F16,
+    "float32": isa.F32,
+}
 
 
 def texture(

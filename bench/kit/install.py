@@ -182,9 +182,22 @@ def fits(specifiers: dict[str, Any], package: str, found: str) -> bool:
 
 def install(python: Path, wheels: list[Path]) -> None:
     """Install wheels by this Python's pip, without an index."""
-    words = [sys.executable, "-m", "pip", "--isolated", "--python", str(python), "install", "--quiet", "--no-index",
-             "--no-deps", "--no-cache-dir", "--disable-pip-version-check", "--ignore-installed",
-             *map(str, wheels)]  # fmt: skip
+    words = [
+        sys.executable,
+        "-m",
+        "pip",
+        "--isolated",
+        "--python",
+        str(python),
+        "install",
+        "--quiet",
+        "--no-index",
+        "--no-deps",
+        "--no-cache-dir",
+        "--disable-pip-version-check",
+        "--ignore-installed",
+        *map(str, wheels),
+    ]
     settings = os.environ | {"PIP_CONFIG_FILE": os.devnull}  # a site's may ask for --user, or for an index
     done = subprocess.run(words, env=settings, capture_output=True, text=True)
     if done.returncode:

@@ -59,8 +59,11 @@ def layer_norm(d: Any) -> Run:
     y, mean, rstd = d.empty((rows, columns), np.float16), d.empty(rows, WIDE), d.empty(rows, WIDE)
     wide = x.astype(WIDE)
     want = (wide - wide.mean(1, keepdims=True)) / np.sqrt(wide.var(1, keepdims=True) + 1e-5) * w + b
-    return (rows, [d.array(x), y, d.array(w), d.array(b), mean, rstd, columns, columns, 1e-5],
-            lambda: near(y, want, 2e-3))  # fmt: skip
+    return (
+        rows,
+        [d.array(x), y, d.array(w), d.array(b), mean, rstd, columns, columns, 1e-5],
+        lambda: near(y, want, 2e-3),
+    )
 
 
 def layer_norm_bwd(d: Any) -> Run:
@@ -112,8 +115,11 @@ def matmul_tf32(d: Any) -> Run:
 def splitk(d: Any) -> Run:
     """A product whose parts along k are added by atomic operations."""
     a, b, c = half(64, 256), half(256, 128), d.array(np.zeros((64, 128), WIDE))
-    return ((1, 2, 4), [d.array(a), d.array(b), c, 64, 128, 256],
-            lambda: near(c, a.astype(WIDE) @ b.astype(WIDE), 1e-3))  # fmt: skip
+    return (
+        (1, 2, 4),
+        [d.array(a), d.array(b), c, 64, 128, 256],
+        lambda: near(c, a.astype(WIDE) @ b.astype(WIDE), 1e-3),
+    )
 
 
 def moe(d: Any) -> Run:
@@ -132,13 +138,14 @@ def moe(d: Any) -> Run:
         order += [*mine, *[tokens * top] * padding]
         of_tile += [expert] * ((len(mine) + padding) // 16)
     c = d.array(np.zeros((tokens * top, n), np.float16))
-    want = np.stack([
-        a[i // top].astype(WIDE) @ w[chosen[i]].astype(WIDE).T * weights[i] for i in range(tokens * top)
-    ])  # fmt: skip
+    want = np.stack([a[i // top].astype(WIDE) @ w[chosen[i]].astype(WIDE).T * weights[i] for i in range(tokens * top)])
     lists = [d.array(np.array(one, np.int32)) for one in (order, [*of_tile, 0], [len(order)])]
     sizes = [n, k, len(order), tokens * top, k, n * k, k, n]
-    return (len(order) // 16 * 2 + 2, [d.array(a), d.array(w), c, d.array(weights), *lists, *sizes],
-            lambda: near(c, want, 5e-3))  # fmt: skip
+    return (
+        len(order) // 16 * 2 + 2,
+        [d.array(a), d.array(w), c, d.array(weights), *lists, *sizes],
+        lambda: near(c, want, 5e-3),
+    )
 
 
 def grouped(d: Any) -> Run:

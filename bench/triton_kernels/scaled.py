@@ -8,10 +8,20 @@ import triton.language as tl
 
 @triton.jit
 def scaled_kernel(
-    a, sa, b, sb, c,
-    M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, BLOCK: tl.constexpr,
-    A_TYPE: tl.constexpr, B_TYPE: tl.constexpr, A_PACKED: tl.constexpr, B_PACKED: tl.constexpr,
-):  # fmt: skip
+    a,
+    sa,
+    b,
+    sb,
+    c,
+    M: tl.constexpr,
+    N: tl.constexpr,
+    K: tl.constexpr,
+    BLOCK: tl.constexpr,
+    A_TYPE: tl.constexpr,
+    B_TYPE: tl.constexpr,
+    A_PACKED: tl.constexpr,
+    B_PACKED: tl.constexpr,
+):
     """c [M, N] = (a [M, K], scaled by sa [M, K / BLOCK]) times the transpose of (b [N, K], scaled by sb).
 
     A_PACKED, B_PACKED: elements in a byte.
@@ -28,9 +38,18 @@ def scaled_kernel(
 
 @triton.jit
 def scaled_maps_kernel(
-    a, sa, b, sb, c, K,
-    M: tl.constexpr, N: tl.constexpr, DEPTH: tl.constexpr, BLOCK: tl.constexpr, TYPE: tl.constexpr,
-):  # fmt: skip
+    a,
+    sa,
+    b,
+    sb,
+    c,
+    K,
+    M: tl.constexpr,
+    N: tl.constexpr,
+    DEPTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+    TYPE: tl.constexpr,
+):
     """As `scaled_kernel`, in a pipeline: tensor maps fetch the operands and the factors.
 
     sa, sb: maps of [1, rows / 128, K / BLOCK / 4, 2, 256] bytes, in the order of cuBLAS: of 128 rows and 4 blocks.

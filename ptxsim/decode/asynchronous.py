@@ -177,9 +177,15 @@ def copy_bulk(low: Lowering, m: Mods) -> None:
 
 STORED = (isa.B32, isa.B64, isa.U32, isa.U64, isa.S32, isa.S64, isa.F32, isa.F64)
 REDUCED = {
-    "inc": (isa.U32,), "dec": (isa.U32,), "min": (isa.U32, isa.S32), "max": (isa.U32, isa.S32),
-    "and": (isa.B32,), "or": (isa.B32,), "xor": (isa.B32,), "add": (isa.U32, isa.S32, isa.U64),
-}  # fmt: skip
+    "inc": (isa.U32,),
+    "dec": (isa.U32,),
+    "min": (isa.U32, isa.S32),
+    "max": (isa.U32, isa.S32),
+    "and": (isa.B32,),
+    "or": (isa.B32,),
+    "xor": (isa.B32,),
+    "add": (isa.U32, isa.S32, isa.U64),
+}
 COUNTED = "mbarrier::complete_tx::bytes"
 
 

@@ -12,9 +12,12 @@ BULK_TYPES = {
     "add": (isa.U32, isa.S32, isa.U64, isa.F16, isa.BF16, isa.F32, isa.F64),
     "min": (isa.U32, isa.S32, isa.U64, isa.S64, isa.F16, isa.BF16),
     "max": (isa.U32, isa.S32, isa.U64, isa.S64, isa.F16, isa.BF16),
-    "inc": (isa.U32,), "dec": (isa.U32,),
-    "and": (isa.B32, isa.B64), "or": (isa.B32, isa.B64), "xor": (isa.B32, isa.B64),
-}  # fmt: skip
+    "inc": (isa.U32,),
+    "dec": (isa.U32,),
+    "and": (isa.B32, isa.B64),
+    "or": (isa.B32, isa.B64),
+    "xor": (isa.B32, isa.B64),
+}
 
 
 def copy_box(low: Lowering, m: Mods, reduces: bool) -> None:
@@ -89,13 +92,18 @@ def reduce_bulk(low: Lowering, m: Mods) -> None:
 
 # the fields of a tensor map: (place in the descriptor, type, bytes from one dimension's field to the next or 0)
 FIELDS = {
-    "global_address": (boxes.ADDRESS, isa.B64, 0), "rank": (boxes.RANK, isa.B32, 0),
-    "elemtype": (boxes.TYPE, isa.B32, 0), "interleave_layout": (boxes.INTERLEAVE, isa.B32, 0),
-    "swizzle_mode": (boxes.SWIZZLE, isa.B32, 0), "fill_mode": (boxes.FILL, isa.B32, 0),
-    "swizzle_atomicity": (boxes.ATOMICITY, isa.B32, 0), "box_dim": (boxes.BOX, isa.B32, 4),
-    "global_dim": (boxes.DIMS, isa.B32, 4), "element_stride": (boxes.STEPS, isa.B32, 4),
+    "global_address": (boxes.ADDRESS, isa.B64, 0),
+    "rank": (boxes.RANK, isa.B32, 0),
+    "elemtype": (boxes.TYPE, isa.B32, 0),
+    "interleave_layout": (boxes.INTERLEAVE, isa.B32, 0),
+    "swizzle_mode": (boxes.SWIZZLE, isa.B32, 0),
+    "fill_mode": (boxes.FILL, isa.B32, 0),
+    "swizzle_atomicity": (boxes.ATOMICITY, isa.B32, 0),
+    "box_dim": (boxes.BOX, isa.B32, 4),
+    "global_dim": (boxes.DIMS, isa.B32, 4),
+    "element_stride": (boxes.STEPS, isa.B32, 4),
     "global_stride": (boxes.STRIDES, isa.B64, 8),
-}  # fmt: skip
+}
 
 
 def tensor_map_instruction(low: Lowering, m: Mods) -> None:

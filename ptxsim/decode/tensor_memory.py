@@ -26,8 +26,13 @@ from ..tensor_product import (
 )
 from .mods import Mods
 
-SHAPES = {"32x32b": (LANE_32, 1), "16x64b": (PARTS_64, 1), "16x128b": (PARTS_128, 2), "16x256b": (PARTS_256, 4),
-          "16x32bx2": (TWICE_32, 1)}  # fmt: skip
+SHAPES = {
+    "32x32b": (LANE_32, 1),
+    "16x64b": (PARTS_64, 1),
+    "16x128b": (PARTS_128, 2),
+    "16x256b": (PARTS_256, 4),
+    "16x32bx2": (TWICE_32, 1),
+}
 KINDS = {"kind::f16": F16_KIND, "kind::tf32": TF32_KIND, "kind::f8f6f4": F8_KIND, "kind::i8": I8_KIND}
 # products with .block_scale: the kind, and for each modifier (None: without one) how many factors a row has
 SCALED: dict[str, tuple[int, dict[str | None, int]]] = {
@@ -38,10 +43,13 @@ SCALED: dict[str, tuple[int, dict[str | None, int]]] = {
 VECTORS = ("scale_vec::1X", "scale_vec::2X", "scale_vec::4X", "block16", "block32")
 WIDENED = {"b4x16_p64": WIDENS_4, "b6x16_p32": WIDENS_6}
 COPIES = {  # of tcgen05.cp, for each (shape, multicast): how many 16-byte parts a row has, and which lanes rows fill
-    ("128x256b", None): (2, WHOLE), ("128x128b", None): (1, WHOLE), ("4x256b", None): (2, EVERY_32),
-    ("64x128b", "warpx2::02_13"): (1, HALVES), ("64x128b", "warpx2::01_23"): (1, QUARTERS),
+    ("128x256b", None): (2, WHOLE),
+    ("128x128b", None): (1, WHOLE),
+    ("4x256b", None): (2, EVERY_32),
+    ("64x128b", "warpx2::02_13"): (1, HALVES),
+    ("64x128b", "warpx2::01_23"): (1, QUARTERS),
     ("32x128b", "warpx4"): (1, FOUR),
-}  # fmt: skip
+}
 WAITS = ("wait::ld", "wait::st", "fence::before_thread_sync", "fence::after_thread_sync", "relinquish_alloc_permit")
 
 
@@ -170,9 +178,17 @@ def emit_product(low: Lowering, m: Mods, kind: int, flags: int, rest: list[int])
     to_row, to_offset, _ = low.memory(m.operands[0])
     predicate = m.row(len(m.operands) - 1, isa.PREDICATE)
     low.emit(
-        isa.TCMMA, from_offset, kind, a=to_row, b=from_row, c=m.row(2, isa.B64), e=m.row(3, isa.B32), imm=to_offset,
-        flags=flags | (FROM_TENSOR if held else 0), items=[predicate, *rest],
-    )  # fmt: skip
+        isa.TCMMA,
+        from_offset,
+        kind,
+        a=to_row,
+        b=from_row,
+        c=m.row(2, isa.B64),
+        e=m.row(3, isa.B32),
+        imm=to_offset,
+        flags=flags | (FROM_TENSOR if held else 0),
+        items=[predicate, *rest],
+    )
 
 
 def copy(low: Lowering, m: Mods, pair: int) -> None:

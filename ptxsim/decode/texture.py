@@ -27,9 +27,13 @@ from .mods import Mods
 GEOMETRIES = {"1d": 1, "2d": 2, "3d": 3, "a1d": 2 | LAYER, "a2d": 3 | LAYER}
 LACKING = ("cube", "acube", "2dms", "a2dms")
 QUERIES = {
-    "width": WIDTH, "height": HEIGHT, "depth": DEPTH, "array_size": ARRAY_SIZE, "normalized_coords": NORMALIZED,
+    "width": WIDTH,
+    "height": HEIGHT,
+    "depth": DEPTH,
+    "array_size": ARRAY_SIZE,
+    "normalized_coords": NORMALIZED,
     "num_mipmap_levels": LEVELS,
-}  # fmt: skip
+}
 OUTSIDE = {"trap": TRAPS, "clamp": CLAMPS, "zero": ZERO}
 RESULTS = (isa.U32, isa.S32, isa.F32)
 
@@ -76,8 +80,9 @@ def sample(low: Lowering, m: Mods) -> None:
     each(low, isa.TEX, result, 0, handle, flags, places, rows)
 
 
-def each(low: Lowering, op: int, type_: int, whole: int, handle: int, flags: int, places: list[int],
-         rows: list[int]) -> None:  # fmt: skip
+def each(
+    low: Lowering, op: int, type_: int, whole: int, handle: int, flags: int, places: list[int], rows: list[int]
+) -> None:
     """Append a load for each element of a vector. Results that are operands too are written after the last load."""
     apart = bool({handle, *places} & set(rows))
     made = [low.new_row() if apart else row for row in rows]

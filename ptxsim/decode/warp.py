@@ -190,9 +190,11 @@ def multiply_matrix(low: Lowering, m: Mods) -> None:
     each = 32 * max(bits, 32)
     count_c = rows_of_a * 8 // 32
     counts = (
-        2 if half & 2 else count_c, rows_of_a * depth * bits // each, depth * 8 * bits // each,
+        2 if half & 2 else count_c,
+        rows_of_a * depth * bits // each,
+        depth * 8 * bits // each,
         2 if half & 1 else count_c,
-    )  # fmt: skip
+    )
     rows: list[int] = []
     for operand, count in zip(m.operands, counts):
         items = operand.items if isinstance(operand, Vector) else (operand,)

@@ -18,12 +18,21 @@ from .mods import SPACES, Mods
 from .warp import synced
 
 SHAPES = {
-    "f16": ("m16n16k16", "m32n8k16", "m8n32k16"), "bf16": ("m16n16k16", "m32n8k16", "m8n32k16"),
-    "s8": ("m16n16k16", "m32n8k16", "m8n32k16"), "u8": ("m16n16k16", "m32n8k16", "m8n32k16"),
-    "tf32": ("m16n16k8",), "f64": ("m8n8k4",),
-}  # fmt: skip
-KINDS = {"f16": (matrix.F16, 16), "bf16": (matrix.BF16, 16), "s8": (matrix.INT8, 8), "u8": (matrix.INT8, 8),
-         "tf32": (matrix.TF32, 32), "f64": (matrix.F64, 64)}  # fmt: skip
+    "f16": ("m16n16k16", "m32n8k16", "m8n32k16"),
+    "bf16": ("m16n16k16", "m32n8k16", "m8n32k16"),
+    "s8": ("m16n16k16", "m32n8k16", "m8n32k16"),
+    "u8": ("m16n16k16", "m32n8k16", "m8n32k16"),
+    "tf32": ("m16n16k8",),
+    "f64": ("m8n8k4",),
+}
+KINDS = {
+    "f16": (matrix.F16, 16),
+    "bf16": (matrix.BF16, 16),
+    "s8": (matrix.INT8, 8),
+    "u8": (matrix.INT8, 8),
+    "tf32": (matrix.TF32, 32),
+    "f64": (matrix.F64, 64),
+}
 BITS = {**{name: bits for name, (_, bits) in KINDS.items()}, "f32": 32, "s32": 32}
 
 
@@ -73,17 +82,25 @@ def places(role: str, shape: tuple[int, int, int], bits: int) -> list[tuple[int,
     if role == "a":
         return [
             (top + row, left + part, per, False)
-            for top in range(0, rows, 16) for left in range(0, depth, 4 * per) for row in tall for part in range(per)
-        ]  # fmt: skip
+            for top in range(0, rows, 16)
+            for left in range(0, depth, 4 * per)
+            for row in tall
+            for part in range(per)
+        ]
     if role == "b":
         return [
             (left + part, block, per, True)
-            for block in range(0, columns, 8) for left in range(0, depth, 4 * per) for part in range(per)
-        ]  # fmt: skip
+            for block in range(0, columns, 8)
+            for left in range(0, depth, 4 * per)
+            for part in range(per)
+        ]
     return [
         (top + row, block + part, 2, False)
-        for top in range(0, rows, 16) for block in range(0, columns, 8) for row in tall for part in range(2)
-    ]  # fmt: skip
+        for top in range(0, rows, 16)
+        for block in range(0, columns, 8)
+        for row in tall
+        for part in range(2)
+    ]
 
 
 def transfer(

@@ -32,8 +32,14 @@ class Value(ctypes.Structure):
 class Config(ctypes.Structure):
     """CUlaunchConfig."""
 
-    _fields_ = [("grid", UINT * 3), ("block", UINT * 3), ("shared", UINT), ("stream", HANDLE), ("attributes", POINTER),
-                ("count", UINT)]  # fmt: skip
+    _fields_ = [
+        ("grid", UINT * 3),
+        ("block", UINT * 3),
+        ("shared", UINT),
+        ("stream", HANDLE),
+        ("attributes", POINTER),
+        ("count", UINT),
+    ]
 
 
 def arguments(function: Function, values: int, extra: int) -> list[bytes]:
@@ -89,9 +95,16 @@ def launch(
     found = now.stream(stream)
     try:
         now.machine.enqueue(
-            found.device, program, function.name, function.name, tuple(grid), tuple(block), data,
-            How(stream=found, **how), [],
-        )  # fmt: skip
+            found.device,
+            program,
+            function.name,
+            function.name,
+            tuple(grid),
+            tuple(block),
+            data,
+            How(stream=found, **how),
+            [],
+        )
     except PTXError as error:
         raise Refused("ERROR_NOT_SUPPORTED", f"{function.name} cannot run: {error}") from error
     except InputError as error:
@@ -101,17 +114,36 @@ def launch(
 
 @call(HANDLE, UINT, UINT, UINT, UINT, UINT, UINT, UINT, HANDLE, POINTER, POINTER)
 def cuLaunchKernel(
-    now: State, function: int, gx: int, gy: int, gz: int, bx: int, by: int, bz: int, shared: int, stream: int,
-    values: int, extra: int,
-) -> None:  # fmt: skip
+    now: State,
+    function: int,
+    gx: int,
+    gy: int,
+    gz: int,
+    bx: int,
+    by: int,
+    bz: int,
+    shared: int,
+    stream: int,
+    values: int,
+    extra: int,
+) -> None:
     launch(now, function, (gx, gy, gz), (bx, by, bz), {"shared": shared}, stream, values, extra)
 
 
 @call(HANDLE, UINT, UINT, UINT, UINT, UINT, UINT, UINT, HANDLE, POINTER)
 def cuLaunchCooperativeKernel(
-    now: State, function: int, gx: int, gy: int, gz: int, bx: int, by: int, bz: int, shared: int, stream: int,
+    now: State,
+    function: int,
+    gx: int,
+    gy: int,
+    gz: int,
+    bx: int,
+    by: int,
+    bz: int,
+    shared: int,
+    stream: int,
     values: int,
-) -> None:  # fmt: skip
+) -> None:
     launch(now, function, (gx, gy, gz), (bx, by, bz), {"shared": shared, "cooperative": True}, stream, values, 0)
 
 

@@ -177,11 +177,17 @@ def put_attribute(now: State, data: int, attribute: int, allocation: Allocation,
     """Write an attribute of a place in the machine's memory, by its number in CUpointer_attribute."""
     device = max(allocation.device, 0)
     known: dict[int, tuple[Any, int]] = {
-        1: (HANDLE, now.primary_of(device).handle), 2: (UINT, HOST if allocation.device < 0 else DEVICE),
-        3: (ADDRESS, isa.GLOBAL_START + offset), 4: (POINTER, int(now.machine.memory.data.ctypes.data) + offset),
-        7: (ctypes.c_uint64, allocation.number), 8: (ctypes.c_bool, 0), 9: (INT, device), 11: (ADDRESS, isa.GLOBAL_START
-        + allocation.start), 12: (SIZE, allocation.size), 13: (ctypes.c_bool, 1),
-    }  # fmt: skip
+        1: (HANDLE, now.primary_of(device).handle),
+        2: (UINT, HOST if allocation.device < 0 else DEVICE),
+        3: (ADDRESS, isa.GLOBAL_START + offset),
+        4: (POINTER, int(now.machine.memory.data.ctypes.data) + offset),
+        7: (ctypes.c_uint64, allocation.number),
+        8: (ctypes.c_bool, 0),
+        9: (INT, device),
+        11: (ADDRESS, isa.GLOBAL_START + allocation.start),
+        12: (SIZE, allocation.size),
+        13: (ctypes.c_bool, 1),
+    }
     if attribute not in known:
         raise Refused("ERROR_NOT_SUPPORTED", f"cuPointerGetAttribute has no attribute {attribute}")
     put(data, *known[attribute])
@@ -259,10 +265,15 @@ class Copy2D(ctypes.Structure):
         (f"{side}{name}", kind)
         for side in ("src", "dst")
         for name, kind in (
-            ("XInBytes", SIZE), ("Y", SIZE), ("MemoryType", UINT), ("Host", POINTER), ("Device", ADDRESS),
-            ("Array", HANDLE), ("Pitch", SIZE),
+            ("XInBytes", SIZE),
+            ("Y", SIZE),
+            ("MemoryType", UINT),
+            ("Host", POINTER),
+            ("Device", ADDRESS),
+            ("Array", HANDLE),
+            ("Pitch", SIZE),
         )
-    ] + [("WidthInBytes", SIZE), ("Height", SIZE)]  # fmt: skip
+    ] + [("WidthInBytes", SIZE), ("Height", SIZE)]
 
 
 @call(POINTER, also=("cuMemcpy2DUnaligned_v2",))

@@ -259,10 +259,21 @@ def function_attribute(now: State, function: Function, attribute: int) -> int:
     cluster = [*given, 1, 1, 1] if given else [0, 0, 0]
     arch = now.machine.cc[0] * 10 + now.machine.cc[1]
     return {
-        0: most, 1: program.shared_bytes, 2: constants, 3: program.local_bytes, 4: info.registers, 5: arch, 6: arch,
-        8: function.most_dynamic, 9: function.carveout, 10: int(any(cluster)), 11: cluster[0],
-        12: cluster[1], 13: cluster[2], 14: 1,
-    }.get(attribute, 0)  # fmt: skip
+        0: most,
+        1: program.shared_bytes,
+        2: constants,
+        3: program.local_bytes,
+        4: info.registers,
+        5: arch,
+        6: arch,
+        8: function.most_dynamic,
+        9: function.carveout,
+        10: int(any(cluster)),
+        11: cluster[0],
+        12: cluster[1],
+        13: cluster[2],
+        14: 1,
+    }.get(attribute, 0)
 
 
 def set_attribute(now: State, function: Function, attribute: int, value: int) -> None:

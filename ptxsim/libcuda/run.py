@@ -101,9 +101,10 @@ def environment(library: Path, folder: str, machine: dict[str, Any]) -> dict[str
         SETTING: json.dumps({"folder": folder, "machine": machine}),
         "PTXSIM_PATH": os.pathsep.join([root, *places]),
         "PTXSIM_LIBPYTHON": build.libpython(),
-        "PTXSIM_PYTHONHOME": sys.base_prefix if sys.base_prefix == sys.base_exec_prefix else
-        f"{sys.base_prefix}:{sys.base_exec_prefix}",
-    }  # fmt: skip
+        "PTXSIM_PYTHONHOME": sys.base_prefix
+        if sys.base_prefix == sys.base_exec_prefix
+        else f"{sys.base_prefix}:{sys.base_exec_prefix}",
+    }
 
 
 def read(folder: Path, covered: Coverage) -> list[Report]:

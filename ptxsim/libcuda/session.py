@@ -28,8 +28,14 @@ from .state import SharedMachine, State
 
 SETTING = "PTXSIM_RUN"
 ENDED = 4  # the library's state after the end (stand_in.c)
-BEFORE_INIT = ("cuInit", "cuDriverGetVersion", "cuGetErrorName", "cuGetErrorString", "cuGetProcAddress",
-               "cuGetProcAddress_v2")  # fmt: skip
+BEFORE_INIT = (
+    "cuInit",
+    "cuDriverGetVersion",
+    "cuGetErrorName",
+    "cuGetErrorString",
+    "cuGetProcAddress",
+    "cuGetProcAddress_v2",
+)
 
 
 class Session:

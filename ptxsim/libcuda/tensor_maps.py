@@ -25,9 +25,20 @@ def numbers(address: int, kind: Any, count: int) -> list[int]:
 
 @call(POINTER, INT, UINT, ADDRESS, POINTER, POINTER, POINTER, POINTER, INT, INT, INT, INT)
 def cuTensorMapEncodeTiled(
-    now: State, map_: int, type_: int, rank: int, address: int, dims: int, strides: int, box: int, steps: int,
-    interleave: int, swizzle: int, promotion: int, fill: int,
-) -> None:  # fmt: skip
+    now: State,
+    map_: int,
+    type_: int,
+    rank: int,
+    address: int,
+    dims: int,
+    strides: int,
+    box: int,
+    steps: int,
+    interleave: int,
+    swizzle: int,
+    promotion: int,
+    fill: int,
+) -> None:
     """Write a descriptor. CUDA wants it aligned to 64 bytes, which is not checked: cuda.bindings gives less."""
     if not map_ or not 1 <= rank <= 5:
         raise Refused("ERROR_INVALID_VALUE")
@@ -38,9 +49,15 @@ def cuTensorMapEncodeTiled(
             f"swizzles 0 to {len(SWIZZLES) - 1}; got interleave {interleave}, type {type_}, swizzle {swizzle}",
         )
     data = encoded(
-        TYPES[type_], address, numbers(dims, ctypes.c_uint64, rank), numbers(strides, ctypes.c_uint64, rank - 1),
-        numbers(box, UINT, rank), numbers(steps, UINT, rank), *SWIZZLES[swizzle], int(fill != 0),
-    )  # fmt: skip
+        TYPES[type_],
+        address,
+        numbers(dims, ctypes.c_uint64, rank),
+        numbers(strides, ctypes.c_uint64, rank - 1),
+        numbers(box, UINT, rank),
+        numbers(steps, UINT, rank),
+        *SWIZZLES[swizzle],
+        int(fill != 0),
+    )
     ctypes.memmove(map_, data, BYTES)
 
 

@@ -259,9 +259,20 @@ def bundle_of_node(monkeypatch):
         array[:] = 0
     jobs.fill_layout(job, shape, tables)
     jobs.update(
-        job, rank=0, world=3, top_k=2, epoch=EPOCH, return_stride=64, return_bytes=64, node_first=0, node_end=2,
-        state=st.ctypes.data, scratch=scratch.ctypes.data, scratch_step=256, sums=1,
-    )  # fmt: skip
+        job,
+        rank=0,
+        world=3,
+        top_k=2,
+        epoch=EPOCH,
+        return_stride=64,
+        return_bytes=64,
+        node_first=0,
+        node_end=2,
+        state=st.ctypes.data,
+        scratch=scratch.ctypes.data,
+        scratch_step=256,
+        sums=1,
+    )
     st[words.region_from(job, 1)], st[words.stream_from(job, 2)] = window.ctypes.data, stream.ctypes.data
     st[words.staged(job, 2)] = staged.ctypes.data
     st[words.freed_rows(job, 2)], st[words.read_rows(job, 2)] = SENT, SENT + 4
@@ -290,8 +301,10 @@ def test_a_staged_word_out_of_its_bounds_fails_the_call(monkeypatch):
         assert not sums.all_staged(found.job, found.st, 2, SENT + 4)
         assert found.st[words.FAILED] == codes.CAUSE_OUT_OF_BOUNDS
         assert (found.st[words.BAD_WORD], found.st[words.BAD_PEER], found.st[words.BAD_VALUE]) == (
-            bounds.STAGED, 1, value,
-        )  # fmt: skip
+            bounds.STAGED,
+            1,
+            value,
+        )
 
 
 def test_a_link_out_of_its_bundle_fails_the_call(monkeypatch):
@@ -305,8 +318,10 @@ def test_a_link_out_of_its_bundle_fails_the_call(monkeypatch):
         sums.add_up(found.job, found.st, 0, 2, SENT + 3)
         assert found.st[words.FAILED] == codes.CAUSE_OUT_OF_BOUNDS
         assert (found.st[words.BAD_WORD], found.st[words.BAD_PEER], found.st[words.BAD_VALUE]) == (
-            bounds.LINK, 2, value,
-        )  # fmt: skip
+            bounds.LINK,
+            2,
+            value,
+        )
 
 
 def test_every_checked_word_has_a_name_and_a_test():

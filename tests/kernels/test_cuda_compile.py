@@ -257,8 +257,11 @@ def test_runs_compile_every_kernel_and_each_run_every_architecture(monkeypatch):
     assert compiled == patterned("cuda12") | patterned("cuda13") >= set(EVERYWHERE)
     assert {without_type(*key) for key in set(KERNELS) - set(LAYERS)} <= {without_type(*key) for key in compiled}
     assert {(tile.kind, arch) for (name, arch), tile in LAYERS.items() if (name, arch) in compiled} >= {
-        *(("bf16", arch) for arch in ARCHS), *(("f32", arch) for arch in ARCHS), ("f16", "sm_90"), ("tf32", "sm_90"),
-    }  # fmt: skip
+        *(("bf16", arch) for arch in ARCHS),
+        *(("f32", arch) for arch in ARCHS),
+        ("f16", "sm_90"),
+        ("tf32", "sm_90"),
+    }
     assert Counter(arch for _, arch in KERNELS) == {"sm_80": 39, "sm_90": 35, "sm_100": 39}
 
 
@@ -319,20 +322,43 @@ def test_main_loops_of_warpgroups(built, kernel, arch):
     tile, sass = GROUPS[kernel, arch], text(built, kernel, arch)
     chunks, loop = main_loop(sass, "HGMMA")
     wide = {"bf16": r"HGMMA\.64x128x16\.F32\.BF16 ", "f16": r"HGMMA\.64x128x16\.F32 "}[tile.kind]
-    found = {name: len(re.findall(pattern, loop)) for name, pattern in (
-        ("products", wide), ("all products", r"\b(HGMMA|HMMA|FFMA|FMUL)\b"), ("begun", r"\bgsb0 ;"),
-        ("waits", r"WARPGROUP\.DEPBAR\.LE gsb0, 0x1"), ("all waits", r"WARPGROUP\.DEPBAR"),
-        ("copies", COPY), ("all copies", r"LDGSTS"), ("bulk copies", r"UBLKCP\.S\.G"),
-        ("expected", r"SYNCS\.ARRIVE\.TRANS64"), ("between proxies", r"FENCE\.VIEW\.ASYNC"),
-        ("shared memory", r"(?<!@!PT )\b(LDS|LDSM|STS)\b"), ("global", r"\b(LDG|STG|LD|ST|LDL|STL)\."),
-        ("atomics", r"\b(ATOM|RED)"),
-    )}  # fmt: skip
+    found = {
+        name: len(re.findall(pattern, loop))
+        for name, pattern in (
+            ("products", wide),
+            ("all products", r"\b(HGMMA|HMMA|FFMA|FMUL)\b"),
+            ("begun", r"\bgsb0 ;"),
+            ("waits", r"WARPGROUP\.DEPBAR\.LE gsb0, 0x1"),
+            ("all waits", r"WARPGROUP\.DEPBAR"),
+            ("copies", COPY),
+            ("all copies", r"LDGSTS"),
+            ("bulk copies", r"UBLKCP\.S\.G"),
+            ("expected", r"SYNCS\.ARRIVE\.TRANS64"),
+            ("between proxies", r"FENCE\.VIEW\.ASYNC"),
+            ("shared memory", r"(?<!@!PT )\b(LDS|LDSM|STS)\b"),
+            ("global", r"\b(LDG|STG|LD|ST|LDL|STL)\."),
+            ("atomics", r"\b(ATOM|RED)"),
+        )
+    }
     products, copies = 4 * tile.warp_rows // 16, tile.a_bytes // (16 * tile.threads)
-    assert found == {name: chunks * count for name, count in {
-        "products": products, "all products": products, "begun": 1, "waits": 1, "all waits": 1, "copies": copies,
-        "all copies": copies, "bulk copies": 1, "expected": 1, "between proxies": 1, "shared memory": 0,
-        "global": 0, "atomics": 0,
-    }.items()}  # fmt: skip
+    assert found == {
+        name: chunks * count
+        for name, count in {
+            "products": products,
+            "all products": products,
+            "begun": 1,
+            "waits": 1,
+            "all waits": 1,
+            "copies": copies,
+            "all copies": copies,
+            "bulk copies": 1,
+            "expected": 1,
+            "between proxies": 1,
+            "shared memory": 0,
+            "global": 0,
+            "atomics": 0,
+        }.items()
+    }
     assert "SYNCS.PHASECHK.TRANS64.TRYWAIT" in loop
     assert not re.search(r"\b(HMMA|LDSM)\b", sass), "all products must be wgmma, which reads matrices by descriptors"
     assert len(re.findall(r"SYNCS\.EXCH\.64", sass)) == len(re.findall(r"UBLKCP", sass)) == tile.stages
@@ -346,11 +372,20 @@ def test_main_loops_of_warps(built, kernel, arch):
     """
     tile = LOOPS[kernel, arch]
     chunks, loop = main_loop(text(built, kernel, arch), PRODUCT[tile.kind])
-    found = {name: len(re.findall(pattern, loop)) for name, pattern in (
-        ("products", PRODUCT[tile.kind]), ("matrices", r"LDSM\.16\.M88\.4"), ("reads", r"LDS\.128"), ("copies", COPY),
-        ("other products", r"\b(HMMA|FFMA|FMUL|IMMA)\b"), ("other reads of shared memory", r"\b(LDS|LDSM)\."),
-        ("other copies", r"\bLDGSTS\b"), ("global", r"\b(LDG|STG|LD|ST|LDL|STL)\."), ("atomics", r"\b(ATOM|RED)"),
-    )}  # fmt: skip
+    found = {
+        name: len(re.findall(pattern, loop))
+        for name, pattern in (
+            ("products", PRODUCT[tile.kind]),
+            ("matrices", r"LDSM\.16\.M88\.4"),
+            ("reads", r"LDS\.128"),
+            ("copies", COPY),
+            ("other products", r"\b(HMMA|FFMA|FMUL|IMMA)\b"),
+            ("other reads of shared memory", r"\b(LDS|LDSM)\."),
+            ("other copies", r"\bLDGSTS\b"),
+            ("global", r"\b(LDG|STG|LD|ST|LDL|STL)\."),
+            ("atomics", r"\b(ATOM|RED)"),
+        )
+    }
     if tile.kind == "f32":
         rows, columns = tile.m // (4 * tile.warps_m) >> tile.narrow, tile.n // (8 * tile.warps_n)
         expected = {"products": 32 * tile.sums, "matrices": 0, "reads": 8 * (rows + columns)}

@@ -27,30 +27,43 @@ Oracle = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 # (router, its biases, top_k, the model's own code, which takes scores [S, E])
 MODELS: dict[str, tuple[Router, dict[str, np.ndarray], int, Oracle]] = {
     "DeepSeek-V2": (
-        Router("softmax", renormalize=False, scale=16.0, groups=4, topk_groups=2), {}, 3,
+        Router("softmax", renormalize=False, scale=16.0, groups=4, topk_groups=2),
+        {},
+        3,
         lambda s: published.deepseek_v2(s, 3, 4, 2, 16.0),
     ),
     "DeepSeek-V3": (
-        Router("sigmoid", scale=2.5, groups=4, topk_groups=2, group_score="sum_top2"), {"select_bias": BIAS}, 3,
+        Router("sigmoid", scale=2.5, groups=4, topk_groups=2, group_score="sum_top2"),
+        {"select_bias": BIAS},
+        3,
         lambda s: published.deepseek_v3(s, BIAS, 3, 4, 2, 2.5, True),
     ),
     "groups without a bias": (
-        Router("sigmoid", renormalize=False, groups=2, topk_groups=1, group_score="sum_top2"), {}, 4,
+        Router("sigmoid", renormalize=False, groups=2, topk_groups=1, group_score="sum_top2"),
+        {},
+        4,
         lambda s: published.deepseek_v3(s, 0.0, 4, 2, 1, 1.0, False),
     ),
     "Kimi-K2": (
-        Router("sigmoid", scale=2.827), {"select_bias": BIAS}, 3,
+        Router("sigmoid", scale=2.827),
+        {"select_bias": BIAS},
+        3,
         lambda s: published.deepseek_v3(s, BIAS, 3, 1, 1, 2.827, True),
     ),
     "DeepSeek-V4": (
-        Router("sqrtsoftplus", scale=1.5), {"select_bias": BIAS}, 2, lambda s: published.deepseek_v4(s, BIAS, 2, 1.5),
+        Router("sqrtsoftplus", scale=1.5),
+        {"select_bias": BIAS},
+        2,
+        lambda s: published.deepseek_v4(s, BIAS, 2, 1.5),
     ),
     "Phi-3.5-MoE": (Router("sparsemixer"), {}, 2, published.phimoe),
     "ERNIE-4.5": (
-        Router("softmax"), {"select_bias": BIAS, "router_bias": ROUTER_BIAS}, 3,
+        Router("softmax"),
+        {"select_bias": BIAS, "router_bias": ROUTER_BIAS},
+        3,
         lambda s: (lambda ids, w: (ids, w / w.sum(1, keepdims=True)))(*published.longcat(s + ROUTER_BIAS, BIAS, 3, 1)),
     ),
-}  # fmt: skip
+}
 
 
 def clear(got: np.ndarray, want: np.ndarray) -> np.ndarray:

@@ -327,9 +327,11 @@ def test_the_table_of_the_page():
     """The page's rows and bytes follow from its formula, and so does what drawn ids give."""
     page = (ROOT / "docs" / "two_levels.md").read_text()
     models = {
-        "OLMoE-1B-7B": (64, 8, 2048), "gpt-oss-120b": (128, 4, 2880), "Qwen3-30B-A3B": (128, 8, 2048),
+        "OLMoE-1B-7B": (64, 8, 2048),
+        "gpt-oss-120b": (128, 4, 2880),
+        "Qwen3-30B-A3B": (128, 8, 2048),
         "DeepSeek-V3": (256, 8, 7168),
-    }  # fmt: skip
+    }
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("| ")]
     lines = [cells for cells in lines if cells[0] in models and len(cells) == 8]
     assert {cells[0] for cells in lines} == set(models)

@@ -414,9 +414,22 @@ def test_launches_are_read_as_cuda_writes_them():
         launch_text.read("k(1)")
 
 
-@pytest.mark.parametrize("part", [
-    "/* ", '"\\"', "namespace ", "namespace (", "__global__ ", "add( ", "f() { exit(1); } ", "a", "{ ", "} ", " = ",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "part",
+    [
+        "/* ",
+        '"\\"',
+        "namespace ",
+        "namespace (",
+        "__global__ ",
+        "add( ",
+        "f() { exit(1); } ",
+        "a",
+        "{ ",
+        "} ",
+        " = ",
+    ],
+)
 def test_long_files_of_any_kind_are_read_in_little_time(part):
     source, begun = part * (400_000 // len(part)), time.process_time()
     for text in (source, source + "{}", f"__global__ void add({source}!) {{}}"):
@@ -537,7 +550,9 @@ def test_variables_of_a_file_get_values(tmp_path, capsys):
         assert main(["check", str(file)]) == 2
         assert message in capsys.readouterr().err
     ptx = tmp_path / "k.ptx"
-    ptx.write_text("// simt: gone = int32[1]=0\n// simt: k<<<1, 32>>>()\n.version 8.0\n.target sm_90\n"
-                   ".address_size 64\n.const .b32 there;\n.visible .entry k()\n{\nret;\n}\n")  # fmt: skip
+    ptx.write_text(
+        "// simt: gone = int32[1]=0\n// simt: k<<<1, 32>>>()\n.version 8.0\n.target sm_90\n"
+        ".address_size 64\n.const .b32 there;\n.visible .entry k()\n{\nret;\n}\n"
+    )
     assert main(["check", str(ptx)]) == 2
     assert "the kernels have the variables there, got gone" in capsys.readouterr().err

@@ -253,14 +253,16 @@ BULK = "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes"
         BULK + ".multicast::cluster [r1], [a0], 256, [r30], h1;",
         BULK + ".multicast::cluster.L2::cache_hint [r1], [a0], 256, [r30], h1, d9;",
         # one copy to each block, by a remote address and a remote mbarrier
-        BULK + " [r1], [a0], 256, [r30];\nmapa.shared::cluster.u32 r2, r1, 1;\nmapa.shared::cluster.u32 r3, r30, 1;\n"
-        + BULK + " [r2], [a0], 256, [r3];",
+        BULK
+        + " [r1], [a0], 256, [r30];\nmapa.shared::cluster.u32 r2, r1, 1;\nmapa.shared::cluster.u32 r3, r30, 1;\n"
+        + BULK
+        + " [r2], [a0], 256, [r3];",
         # one copy to the own block, which sends it on from its shared memory
         BULK + " [r1], [a0], 256, [r30];\nPOLL: mbarrier.try_wait.parity.shared::cta.b64 p1, [r30], 0;\n"
         "@!p1 bra POLL;\nmapa.shared::cluster.u32 r2, r1, 1;\nmapa.shared::cluster.u32 r3, r30, 1;\n"
         "cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [r2], [r1], 256, [r3];",
     ],
-)  # fmt: skip
+)
 def test_copies_to_the_blocks_of_a_cluster(copy, check):
     values = np.random.default_rng(3).integers(0, 1 << 62, 32).astype(np.uint64)
     body = INIT + COPY.format(copy=copy) + READ

@@ -66,10 +66,18 @@ def fetched(kernels, type_, form, data, at, lanes=1, **options):  # noqa: F811
 
 
 @compiles
-@pytest.mark.parametrize(("address", "normalized"), [
-    ("clamp", False), ("border", False), ("wrap", True), ("mirror", True), ("clamp", True), ("border", True),
-    ("wrap", False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("address", "normalized"),
+    [
+        ("clamp", False),
+        ("border", False),
+        ("wrap", True),
+        ("mirror", True),
+        ("clamp", True),
+        ("border", True),
+        ("wrap", False),
+    ],
+)
 @pytest.mark.parametrize("form", [1, 2, 3, 5, 6])
 def test_geometries_and_addresses(kernels, form, address, normalized):  # noqa: F811
     rng = np.random.default_rng(form)
@@ -80,10 +88,16 @@ def test_geometries_and_addresses(kernels, form, address, normalized):  # noqa: 
 
 
 @compiles
-@pytest.mark.parametrize(("type_", "dtype", "channels", "read"), [
-    ("float", np.float16, 1, "element"), ("float4", np.float32, 4, "element"), ("float", np.uint8, 1, "normalized"),
-    ("float", np.int16, 1, "normalized"), ("float4", np.uint8, 2, "normalized"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("type_", "dtype", "channels", "read"),
+    [
+        ("float", np.float16, 1, "element"),
+        ("float4", np.float32, 4, "element"),
+        ("float", np.uint8, 1, "normalized"),
+        ("float", np.int16, 1, "normalized"),
+        ("float4", np.uint8, 2, "normalized"),
+    ],
+)
 def test_types(kernels, type_, dtype, channels, read):  # noqa: F811
     """Elements become floats before they are filtered. Channels are filtered one by one; missing ones are 0."""
     rng = np.random.default_rng(2)

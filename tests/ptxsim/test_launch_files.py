@@ -55,7 +55,7 @@ template <typename T, int N> __global__ void add(Table *from, Windows all, __be3
 }
 """,
     "headers/macros.h": "#define CODE static __device__\n#define INLINE CODE \\\n  __forceinline__\n",
-}  # fmt: skip
+}
 
 
 @compiles
@@ -118,8 +118,9 @@ def test_symmetric_arrays_are_freed_if_one_does_not_fit(monkeypatch):
 
 def test_a_number_is_no_structure(tmp_path, capsys):
     path = tmp_path / "k.ptx"
-    path.write_text(".version 8.0\n.target sm_90\n.address_size 64\n"
-                    ".visible .entry k(.param .align 8 .b8 job[24])\n{\nret;\n}\n")  # fmt: skip
+    path.write_text(
+        ".version 8.0\n.target sm_90\n.address_size 64\n.visible .entry k(.param .align 8 .b8 job[24])\n{\nret;\n}\n"
+    )
     assert main(["check", "--launch", "k<<<1, 1>>>(0)", str(path)]) == 2
     assert "give its 24 bytes, as bytes or a structure" in capsys.readouterr().err
     for members in ("uint64 0, ...", "...", "int32 1, int32 1, int64 1, int64 2"):

@@ -163,8 +163,12 @@ def run(*words, cwd=None, timeout=300):
     code = "import sys; from ptxsim.command import main; sys.exit(main())"
     done = subprocess.run(
         [sys.executable, "-c", code, "run", *map(str, words)],
-        cwd=cwd, capture_output=True, text=True, timeout=timeout, env=os.environ | {"PYTHONPATH": str(root)},
-    )  # fmt: skip
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env=os.environ | {"PYTHONPATH": str(root)},
+    )
     return done.returncode, done.stdout, done.stderr
 
 

@@ -122,9 +122,12 @@ def triton(tmp_path):
         code = "import sys; from ptxsim.command import main; sys.exit(main())"
         done = subprocess.run(
             [sys.executable, "-c", code, "run", *options, "--", sys.executable, "program.py"],
-            cwd=tmp_path, capture_output=True, text=True, timeout=300,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=300,
             env=os.environ | {"PYTHONPATH": path, "TRITON_CACHE_DIR": str(tmp_path / "cache")} | (environment or {}),
-        )  # fmt: skip
+        )
         return done.returncode, done.stdout.splitlines(), done.stderr
 
     return made
@@ -241,10 +244,13 @@ def test_encoded_tensor_maps_are_those_of_ptxsim_tensor_map(tmp_path):
 
     (tmp_path / "encode.py").write_text(ENCODE)
     done = subprocess.run(
-        [sys.executable, "encode.py"], cwd=tmp_path, capture_output=True,
-        text=True, timeout=300,
+        [sys.executable, "encode.py"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
         env=os.environ | running.environment(build.folder(), str(tmp_path), {"arch": "sm_90"}),
-    )  # fmt: skip
+    )
     assert not done.returncode, done.stderr
     first, *lines, replaced, address, interleaved = done.stdout.splitlines()
     assert first == "0", done.stderr

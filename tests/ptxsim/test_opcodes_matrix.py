@@ -231,8 +231,9 @@ def test_products_of_eight_bits(shape, kinds, half):
     c = rng.standard_normal((m, n)).astype(np.float16 if half else np.float32)
     text = f"{shape.split()[0]}.row.col.{c.dtype.name.replace('loat', '')}.{kinds[0]}.{kinds[1]}."
     bits = c.view(f"u{c.itemsize}").astype(object)
-    got = multiply(text + text.split(".")[3], shape, 8, a.astype(object), b.astype(object), bits, 8 * c.itemsize,
-                   8 * c.itemsize)  # fmt: skip
+    got = multiply(
+        text + text.split(".")[3], shape, 8, a.astype(object), b.astype(object), bits, 8 * c.itemsize, 8 * c.itemsize
+    )
     wide = [x.view(QUARTERS[kind]).astype(np.float64) for x, kind in zip((a, b), kinds)]
     total = c.astype(np.float32)
     with np.errstate(all="ignore"):

@@ -176,9 +176,12 @@ def test_an_arrival_that_must_not_end_its_phase():
     form = "{}mbarrier.arrive.noComplete.shared::cta.b64 d1, [r30], 2;\n{}"
     for before, after, ends in (
         ("", "", True),
-        ("mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [r30], 16;\n",
-         "mbarrier.complete_tx.relaxed.cta.shared::cta.b64 [r30], 16;", False),
-    ):  # fmt: skip
+        (
+            "mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [r30], 16;\n",
+            "mbarrier.complete_tx.relaxed.cta.shared::cta.b64 [r30], 16;",
+            False,
+        ),
+    ):
         _, found = launched(INIT.format(count=2) + form.format(before, after), threads=1, module=BARS)
         assert [report.kind for report in found] == ["misuse"] * ends
         assert all(".noComplete must not be the last" in report.message for report in found)

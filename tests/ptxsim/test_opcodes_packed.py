@@ -79,19 +79,27 @@ def test_mixed_sums(kind, form):
 
         cases += [
             Case(f"add.{mode}.f32.{kind} $d, $a, $c;", "b32", {"a": a, "c": c}, summed),
-            Case(f"sub.{mode}.f32.{kind} $d, $a, $c;", "b32", {"a": a, "c": c},
-                 lambda x, y, mode=mode: summed(x, y, mode, True)),
+            Case(
+                f"sub.{mode}.f32.{kind} $d, $a, $c;",
+                "b32",
+                {"a": a, "c": c},
+                lambda x, y, mode=mode: summed(x, y, mode, True),
+            ),
             Case(f"fma.{mode}.f32.{kind} $d, $a, $b, $c;", "b32", {"a": a, "b": b, "c": c}, fused),
-        ]  # fmt: skip
+        ]
     check(cases)
 
 
 VECTORS = [
-    ("add", "v2", "f32", np.float32, 1), ("add", "v4", "f32", np.float32, 1), ("add.noftz", "v8", "f16", np.float16, 1),
-    ("add.noftz", "v2", "bf16", ml_dtypes.bfloat16, 1), ("min.noftz", "v4", "f16", np.float16, 1),
-    ("max.noftz", "v8", "bf16", ml_dtypes.bfloat16, 1), ("add.noftz", "v4", "f16x2", np.float16, 2),
+    ("add", "v2", "f32", np.float32, 1),
+    ("add", "v4", "f32", np.float32, 1),
+    ("add.noftz", "v8", "f16", np.float16, 1),
+    ("add.noftz", "v2", "bf16", ml_dtypes.bfloat16, 1),
+    ("min.noftz", "v4", "f16", np.float16, 1),
+    ("max.noftz", "v8", "bf16", ml_dtypes.bfloat16, 1),
+    ("add.noftz", "v4", "f16x2", np.float16, 2),
     ("max.noftz", "v2", "bf16x2", ml_dtypes.bfloat16, 2),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("returns", [False, True])

@@ -130,9 +130,10 @@ CASES = [
 def test_loads(shape, dtype, box, at, steps, swizzle, fill):
     array = (rng.standard_normal(shape) * 50).astype(dtype)
     want, known = placed(
-        boxed(array, box, at, steps or (1,) * len(shape), fill), 128 if swizzle == "128_atom_32" else swizzle,
-        32 if swizzle == "128_atom_32" else 16
-    )  # fmt: skip
+        boxed(array, box, at, steps or (1,) * len(shape), fill),
+        128 if swizzle == "128_atom_32" else swizzle,
+        32 if swizzle == "128_atom_32" else 16,
+    )
     if fill == "nan":  # which NaN is not promised
         kind = f"u{np.dtype(dtype).itemsize}"
         want = np.where(np.isnan(want.view(dtype)), np.full(1, np.nan, dtype).view(kind), want.view(kind)).view(
@@ -191,17 +192,23 @@ cp.async.bulk.commit_group;
 WAIT = "cp.async.bulk.wait_group 0;"
 
 
-def store(array, rows, box, at, swizzle=0, reduce="", check=True, fence="fence.proxy.async;", wait=WAIT, extra="",
-          seed=0):  # fmt: skip
+def store(
+    array, rows, box, at, swizzle=0, reduce="", check=True, fence="fence.proxy.async;", wait=WAIT, extra="", seed=0
+):
     """(the array after the store of a box with these rows, reports)."""
     machine = ptxsim.Machine(check=check, seed=seed)
     held = machine.device(0).array(array)
     image, _ = placed(rows, swizzle, 16)
     bytes_ = rows.size // rows.shape[-1] * (swizzle or rows.shape[-1] * rows.itemsize)
     body = STORE.format(
-        bytes=bytes_, dims=array.ndim, at=", ".join(map(str, at[::-1])), fence=fence, wait=wait,
-        reduce=".reduce" if reduce else "", op=f".{reduce}" if reduce else ""
-    )  # fmt: skip
+        bytes=bytes_,
+        dims=array.ndim,
+        at=", ".join(map(str, at[::-1])),
+        fence=fence,
+        wait=wait,
+        reduce=".reduce" if reduce else "",
+        op=f".{reduce}" if reduce else "",
+    )
     map_ = ptxsim.tensor_map(held, box, swizzle=swizzle)
     _, found = run(body + extra, map_, machine.device(0).array(image), held, machine=machine)
     return held.copy_to_host(), found
@@ -224,10 +231,16 @@ def test_stores_leave_out_what_lies_outside(at, swizzle, check):
 
 @pytest.mark.parametrize(
     ("op", "dtype", "function"),
-    [("add", np.float32, np.add), ("add", np.int32, np.add), ("min", np.float16, np.minimum),
-     ("max", np.int64, np.maximum),
-     ("and", np.uint32, np.bitwise_and), ("or", np.uint64, np.bitwise_or), ("xor", np.uint32, np.bitwise_xor)],
-)  # fmt: skip
+    [
+        ("add", np.float32, np.add),
+        ("add", np.int32, np.add),
+        ("min", np.float16, np.minimum),
+        ("max", np.int64, np.maximum),
+        ("and", np.uint32, np.bitwise_and),
+        ("or", np.uint64, np.bitwise_or),
+        ("xor", np.uint32, np.bitwise_xor),
+    ],
+)
 def test_reductions(op, dtype, function):
     array, rows = ((rng.standard_normal((8, 16)) * 1000).astype(np.int64).astype(dtype) for _ in range(2))
     got, found = store(array, rows, (8, 16), (3, 0), 0, op)
@@ -305,13 +318,23 @@ def test_map_made_by_a_kernel():
     place = machine.device(0).array(np.zeros(128, np.uint8))
     replace = "tensormap.replace.tile.{}.shared::cta.b1024.{} [d10], {};"
     fields = [
-        ("global_address", "b64", "d20"), ("rank", "b32", "1"), ("box_dim", "b32", "0, 32"), ("box_dim", "b32", "1, 8"),
-        ("global_dim", "b32", "0, 32"), ("global_dim", "b32", "1, 16"), ("global_stride", "b64", "0, 64"),
-        ("element_stride", "b32", "0, 1"), ("element_stride", "b32", "1, 1"), ("elemtype", "b32", "6"),
-        ("swizzle_mode", "b32", "2"), ("fill_mode", "b32", "1"), ("interleave_layout", "b32", "0"),
-    ]  # fmt: skip
+        ("global_address", "b64", "d20"),
+        ("rank", "b32", "1"),
+        ("box_dim", "b32", "0, 32"),
+        ("box_dim", "b32", "1, 8"),
+        ("global_dim", "b32", "0, 32"),
+        ("global_dim", "b32", "1, 16"),
+        ("global_stride", "b64", "0, 64"),
+        ("element_stride", "b32", "0, 1"),
+        ("element_stride", "b32", "1, 1"),
+        ("elemtype", "b32", "6"),
+        ("swizzle_mode", "b32", "2"),
+        ("fill_mode", "b32", "1"),
+        ("interleave_layout", "b32", "0"),
+    ]
     text = "\n".join(replace.format(*field) for field in fields)
-    body = f"""ld.param.u64 d20, [x0];
+    body = (
+        f"""ld.param.u64 d20, [x0];
 ld.param.u64 d21, [x1];
 mov.u64 d10, tile;
 add.u64 d10, d10, 16384;
@@ -327,9 +350,12 @@ FILLED: bar.warp.sync -1;
 tensormap.cp_fenceproxy.global.shared::cta.tensormap::generic.release.gpu.sync.aligned [d21], [d10], 128;
 bar.warp.sync -1;
 fence.proxy.tensormap::generic.acquire.gpu [d21], 128;
-""" + LOAD.format(size=512, dims=2, at="0, 12", bytes=512, mode="").replace(
-        "mov.u64 d1, map;\ncvta.param.u64 d1, d1;", "mov.u64 d1, d21;").replace(
-        "mov.u32 r1, 0;\nNEXT", "@p1 bra END;\nmov.u32 r1, 0;\nNEXT") + "END:"  # fmt: skip
+"""
+        + LOAD.format(size=512, dims=2, at="0, 12", bytes=512, mode="")
+        .replace("mov.u64 d1, map;\ncvta.param.u64 d1, d1;", "mov.u64 d1, d21;")
+        .replace("mov.u32 r1, 0;\nNEXT", "@p1 bra END;\nmov.u32 r1, 0;\nNEXT")
+        + "END:"
+    )
     got, found = run(body, bytes(128), out, held, place, threads=32, machine=machine)
     assert found == []
     want, _ = placed(boxed(array, (8, 32), (12, 0), (1, 1), "nan"), 64, 16)
@@ -341,12 +367,16 @@ fence.proxy.tensormap::generic.acquire.gpu [d21], 128;
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"box": (8, 257)}, "1 to 256"), ({"box": (8, 4)}, "multiple of 16 bytes"), ({"box": (8,)}, "need 2 numbers"),
-        ({"box": (8, 64), "swizzle": 64}, "at most these"), ({"box": (8, 64), "swizzle": 96}, "swizzle must be"),
-        ({"box": (8, 64), "fill": "one"}, "fill must be"), ({"box": (8, 64), "steps": (9, 1)}, "steps must be"),
+        ({"box": (8, 257)}, "1 to 256"),
+        ({"box": (8, 4)}, "multiple of 16 bytes"),
+        ({"box": (8,)}, "need 2 numbers"),
+        ({"box": (8, 64), "swizzle": 64}, "at most these"),
+        ({"box": (8, 64), "swizzle": 96}, "swizzle must be"),
+        ({"box": (8, 64), "fill": "one"}, "fill must be"),
+        ({"box": (8, 64), "steps": (9, 1)}, "steps must be"),
         ({"box": (8, 64), "dtype": "float32"}, "with 2 bytes"),
     ],
-)  # fmt: skip
+)
 def test_maps_that_cannot_be(options, message):
     array = ptxsim.Machine().device(0).array(np.zeros((16, 512), np.float16))
     with pytest.raises(ptxsim.InputError, match=message):

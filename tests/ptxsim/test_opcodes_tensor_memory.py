@@ -72,14 +72,23 @@ def multiply(kind, shape, rows, n, shared, d, a_desc, b_desc, enabled="p27", a="
     for row in range(rows):
         held[row if rows == 128 else row // 16 * 32 + row % 16] = d[row]
     load, store = (
-        "".join(f"{op}.global.v4.b32 " + (f"{{c{i}, c{i + 1}, c{i + 2}, c{i + 3}}}, [d10+{4 * i}];" if op == "ld" else
-                f"[d10+{4 * i}], {{c{i}, c{i + 1}, c{i + 2}, c{i + 3}}};") for i in range(0, n, 4))
+        "".join(
+            f"{op}.global.v4.b32 "
+            + (
+                f"{{c{i}, c{i + 1}, c{i + 2}, c{i + 3}}}, [d10+{4 * i}];"
+                if op == "ld"
+                else f"[d10+{4 * i}], {{c{i}, c{i + 1}, c{i + 2}, c{i + 3}}};"
+            )
+            for i in range(0, n, 4)
+        )
         for op in ("ld", "st")
-    )  # fmt: skip
+    )
     columns = 256 if n <= 128 else 512
     wide = names(n)
     text = options.pop("commit", "tcgen05.commit.cta_group::1.mbarrier::arrive::one.shared::cluster.b64 [bar];")
-    body = START.format(columns=columns) + f"""mad.wide.u32 d10, t, {4 * n}, a1;
+    body = (
+        START.format(columns=columns)
+        + f"""mad.wide.u32 d10, t, {4 * n}, a1;
 {load}
 tcgen05.st.sync.aligned.32x32b.x{n}.b32 [r28], {wide};
 tcgen05.wait::st.sync.aligned;
@@ -98,12 +107,21 @@ DONE: {options.pop("wait", WAIT)}
 tcgen05.ld.sync.aligned.32x32b.x{n}.b32 {wide}, [r28];
 tcgen05.wait::ld.sync.aligned;
 {store}
-""" + END.format(columns=columns)  # fmt: skip
+"""
+        + END.format(columns=columns)
+    )
     module = options.pop("module", MODULE)
     out, found = launched(
-        body, shared, held, *options.pop("more", []), threads=128, module=module, head=f".reg .b32 c<{n}>;",
-        arch="sm_100a", **options
-    )  # fmt: skip
+        body,
+        shared,
+        held,
+        *options.pop("more", []),
+        threads=128,
+        module=module,
+        head=f".reg .b32 c<{n}>;",
+        arch="sm_100a",
+        **options,
+    )
     places = [row if rows == 128 else row // 16 * 32 + row % 16 for row in range(rows)]
     return out[1][places], found
 
@@ -137,10 +155,15 @@ ret;
 
 
 FLOATS = [
-    ("f16", 64, 16, 1, False, False), ("bf16", 128, 32, 1, False, False), ("f16", 128, 64, 0, False, False),
-    ("bf16", 64, 32, 3, False, True), ("f16", 128, 128, 2, True, True), ("bf16", 128, 64, 1, True, False),
-    ("tf32", 64, 16, 1, False, False), ("tf32", 128, 32, 3, False, False),
-]  # fmt: skip
+    ("f16", 64, 16, 1, False, False),
+    ("bf16", 128, 32, 1, False, False),
+    ("f16", 128, 64, 0, False, False),
+    ("bf16", 64, 32, 3, False, True),
+    ("f16", 128, 128, 2, True, True),
+    ("bf16", 128, 64, 1, True, False),
+    ("tf32", 64, 16, 1, False, False),
+    ("tf32", 128, 32, 3, False, False),
+]
 
 
 @pytest.mark.parametrize(("kind", "rows", "n", "mode", "ta", "tb"), FLOATS)
@@ -154,8 +177,9 @@ def test_products_of_floats(kind, rows, n, mode, ta, tb, adds):
     shared, a_desc, b_desc = staged(a_bits, b_bits, mode, ta, tb)
     number = {"f16": 0, "bf16": 1, "tf32": 2}[kind]
     shape = shape_of(rows, n, 1, number, number, transposes=ta | tb << 1)
-    got, found = multiply(kind.replace("bf", "f"), shape, rows, n, shared, d.view(np.uint32), a_desc, b_desc,
-                          "p27" if adds else "p26")  # fmt: skip
+    got, found = multiply(
+        kind.replace("bf", "f"), shape, rows, n, shared, d.view(np.uint32), a_desc, b_desc, "p27" if adds else "p26"
+    )
     assert found == []
     assert np.array_equal(got.view(np.float32), chained(d * adds, a, b))
 
@@ -236,8 +260,19 @@ ld.global.v4.b32 {r5, r6, r7, r8}, [d11+16];
 tcgen05.st.sync.aligned.32x32b.x8.b32 [r28+64], {r1, r2, r3, r4, r5, r6, r7, r8};
 tcgen05.wait::st.sync.aligned;"""
     number = {"f16": 0, "bf16": 1, "tf32": 2}[kind]
-    got, found = multiply(kind.replace("bf", "f"), shape_of(rows, 16, 1, number, number), rows, 16, shared,
-                          d.view(np.uint32), 0, b_desc, a="[r29+64]", middle=middle, more=[words])  # fmt: skip
+    got, found = multiply(
+        kind.replace("bf", "f"),
+        shape_of(rows, 16, 1, number, number),
+        rows,
+        16,
+        shared,
+        d.view(np.uint32),
+        0,
+        b_desc,
+        a="[r29+64]",
+        middle=middle,
+        more=[words],
+    )
     assert found == []
     assert np.array_equal(got.view(np.float32), chained(d, a, b))
 
@@ -261,7 +296,9 @@ def test_images_of_loads_and_stores(shape, upper):
     loads = "".join(f"ld.global.b32 c{i}, [d10+{4 * i}];" for i in range(64))
     stores = "".join(f"st.global.b32 [d11+{4 * i}], e{i};" for i in range(count))
     rest = "".join(f"st.global.b32 [d10+{4 * i}], c{i};" for i in range(64))
-    body = START.format(columns=128) + f"""mad.wide.u32 d10, t, 256, a1;
+    body = (
+        START.format(columns=128)
+        + f"""mad.wide.u32 d10, t, 256, a1;
 mad.wide.u32 d11, t, {4 * count}, a2;
 {loads}
 tcgen05.st.sync.aligned.32x32b.x64.b32 [r28], {names(64)};
@@ -275,10 +312,20 @@ tcgen05.wait::st.sync.aligned;
 tcgen05.ld.sync.aligned.32x32b.x64.b32 {names(64)}, [r28];
 tcgen05.wait::ld.sync.aligned;
 {rest}
-""" + END.format(columns=128)  # fmt: skip
+"""
+        + END.format(columns=128)
+    )
     head = f".reg .b32 c<64>;\n.reg .b32 e<{count}>;"
-    out, found = launched(body, np.zeros(65536, np.uint8), data, np.zeros((128, count), np.uint32), threads=128,
-                          module=MODULE, head=head, arch="sm_100a")  # fmt: skip
+    out, found = launched(
+        body,
+        np.zeros(65536, np.uint8),
+        data,
+        np.zeros((128, count), np.uint32),
+        threads=128,
+        module=MODULE,
+        head=head,
+        arch="sm_100a",
+    )
     assert found == []
     want, after = np.zeros((128, count), np.uint32), data.copy()
     for thread in range(128):
@@ -295,7 +342,9 @@ tcgen05.wait::ld.sync.aligned;
 def test_a_missing_wait_is_reported(left_out, said):
     """A store that a load of the same warp needs, and a load whose registers a store takes."""
     waits = {op: "" if op == left_out else f"tcgen05.wait::{op}.sync.aligned;" for op in ("st", "ld")}
-    body = START.format(columns=32) + f"""mad.wide.u32 d10, t, 4, a1;
+    body = (
+        START.format(columns=32)
+        + f"""mad.wide.u32 d10, t, 4, a1;
 ld.global.b32 r1, [d10];
 tcgen05.st.sync.aligned.32x32b.x1.b32 [r28], {{r1}};
 {waits["st"]}
@@ -303,7 +352,9 @@ tcgen05.ld.sync.aligned.32x32b.x1.b32 {{r3}}, [r28];
 mov.b32 r4, r3;
 {waits["ld"]}
 st.global.b32 [d10], r4;
-""" + END.format(columns=32)  # fmt: skip
+"""
+        + END.format(columns=32)
+    )
     data = np.arange(128, dtype=np.uint32)
     _, found = launched(body, np.zeros(65536, np.uint8), data, threads=128, module=MODULE, arch="sm_100a")
     assert {report.kind for report in found} == ({"missing_wait"} if left_out else set())
@@ -314,7 +365,9 @@ st.global.b32 [d10], r4;
 def test_two_elements_in_a_register():
     """pack::16b reads the low halves of two columns; unpack::16b writes them."""
     data = np.random.default_rng(7).integers(0, 1 << 32, (128, 2), np.uint32)
-    body = START.format(columns=32) + """mad.wide.u32 d10, t, 8, a1;
+    body = (
+        START.format(columns=32)
+        + """mad.wide.u32 d10, t, 8, a1;
 ld.global.v2.b32 {r1, r2}, [d10];
 tcgen05.st.sync.aligned.32x32b.x2.unpack::16b.b32 [r28], {r1, r2};
 tcgen05.wait::st.sync.aligned;
@@ -322,7 +375,9 @@ tcgen05.ld.sync.aligned.32x32b.x2.b32 {r3, r4}, [r28+1];
 tcgen05.ld.sync.aligned.32x32b.x1.pack::16b.b32 {r5}, [r28+2];
 tcgen05.wait::ld.sync.aligned;
 st.global.v2.b32 [d10], {r3, r5};
-""" + END.format(columns=32)  # fmt: skip
+"""
+        + END.format(columns=32)
+    )
     out, found = launched(body, np.zeros(65536, np.uint8), data, threads=128, module=MODULE, arch="sm_100a")
     assert found == []
     assert np.array_equal(out[1][:, 0], data[:, 0] >> 16)
@@ -391,9 +446,12 @@ def test_the_completion_of_a_product_is_handed_on(order):
     """Thread 0 waits for the product and notifies all others by relaxed arrivals at another mbarrier."""
     shared, a_desc, b_desc = staged(A, A[:16], 1)
     first = f"@p29 bra TELL;\n{WAIT}\n{order}\nTELL:"
-    options = {"before": "@p29 bra MADE;\nmbarrier.init.shared::cta.b64 [other], 128;\nMADE:"
-                         "tcgen05.fence::before_thread_sync;",
-               "wait": HANDED_ON.format(first=first), "module": MODULE + "\n.shared .align 8 .b64 other;"}  # fmt: skip
+    options = {
+        "before": "@p29 bra MADE;\nmbarrier.init.shared::cta.b64 [other], 128;\nMADE:"
+        "tcgen05.fence::before_thread_sync;",
+        "wait": HANDED_ON.format(first=first),
+        "module": MODULE + "\n.shared .align 8 .b64 other;",
+    }
     d = np.zeros((128, 16), np.uint32)
     _, found = multiply("f16", shape_of(128, 16, 1, 0, 0), 128, 16, shared, d, a_desc, b_desc, **options)
     assert {report.kind for report in found} == (set() if order else {"missing_wait"})
@@ -401,8 +459,12 @@ def test_the_completion_of_a_product_is_handed_on(order):
 
 @pytest.mark.parametrize("columns", [16, 48])
 def test_columns_that_cannot_be(columns):
-    _, found = launched(f"tcgen05.alloc.cta_group::1.sync.aligned.shared::cta.b32 [place], {columns};",
-                          np.zeros(4), module=MODULE, arch="sm_100a")  # fmt: skip
+    _, found = launched(
+        f"tcgen05.alloc.cta_group::1.sync.aligned.shared::cta.b32 [place], {columns};",
+        np.zeros(4),
+        module=MODULE,
+        arch="sm_100a",
+    )
     assert {report.kind for report in found} == {"misuse"}
 
 

@@ -102,17 +102,37 @@ def run(wide, shared, d, a_desc, b_desc, *, more=None, group=2, blocks=2, cluste
     }
     text = {
         "alloc": f"tcgen05.alloc.cta_group::{group}.sync.aligned.shared::cta.b32 [place], {columns};",
-        "load": lines["ld"], "store": lines["st"], "all": names(wide), "wide": wide, "row": 4 * wide, "middle": "",
+        "load": lines["ld"],
+        "store": lines["st"],
+        "all": names(wide),
+        "wide": wide,
+        "row": 4 * wide,
+        "middle": "",
         "load_back": f"tcgen05.ld.sync.aligned.32x32b.x{wide}.b32 {names(wide)}, [r28];",
-        "meet": MEET, "issuer": 0, "commit": COMMIT, "wait": WAIT, "end": MEET, "columns": columns, "group": group,
-        "a_desc": a_desc, "b_desc": b_desc, **parts,
-    }  # fmt: skip
+        "meet": MEET,
+        "issuer": 0,
+        "commit": COMMIT,
+        "wait": WAIT,
+        "end": MEET,
+        "columns": columns,
+        "group": group,
+        "a_desc": a_desc,
+        "b_desc": b_desc,
+        **parts,
+    }
     machine = ptxsim.Machine(arch="sm_100a", sm_count=4, seed=seed)
     device = machine.device(0)
     held = device.array(d.astype(np.uint32))
     rest = device.array(np.zeros((256, 8), np.uint32) if more is None else more)
-    device.launch(HEADER.replace("sm_90a", "sm_100a") + KERNEL.format(**text), blocks, 128, device.array(shared), held,
-                  rest, cluster=cluster)  # fmt: skip
+    device.launch(
+        HEADER.replace("sm_90a", "sm_100a") + KERNEL.format(**text),
+        blocks,
+        128,
+        device.array(shared),
+        held,
+        rest,
+        cluster=cluster,
+    )
     found = machine.run()
     if more is not None:
         more[...] = rest.copy_to_host()
@@ -151,9 +171,13 @@ def mma(kind, shape, enabled="p27", a="d20", lanes=""):
 
 
 FLOATS = [
-    ("f16", 256, 32, 1, False, False), ("bf16", 128, 64, 3, False, True), ("f16", 128, 32, 0, False, False),
-    ("bf16", 256, 64, 2, True, False), ("tf32", 256, 32, 1, False, False), ("tf32", 128, 16, 1, False, False),
-]  # fmt: skip
+    ("f16", 256, 32, 1, False, False),
+    ("bf16", 128, 64, 3, False, True),
+    ("f16", 128, 32, 0, False, False),
+    ("bf16", 256, 64, 2, True, False),
+    ("tf32", 256, 32, 1, False, False),
+    ("tf32", 128, 16, 1, False, False),
+]
 
 
 @pytest.mark.parametrize(("kind", "rows", "n", "mode", "ta", "tb"), FLOATS)
@@ -182,8 +206,7 @@ def test_a_product_of_bytes(rows):
     d = rng.standard_normal((rows, 32)).astype(np.float32)
     shared, a_desc, b_desc = halves(a, b, 3)
     before = placed(d).view(np.uint32)
-    got, found = run(before.shape[2], shared, before, a_desc, b_desc,
-                     issue=mma("f8f6f4", shape_of(rows, 32, 1, 0, 0)))  # fmt: skip
+    got, found = run(before.shape[2], shared, before, a_desc, b_desc, issue=mma("f8f6f4", shape_of(rows, 32, 1, 0, 0)))
     assert found == []
     wide = [x.view(BYTES["e4m3"]).astype(np.float32) for x in (a, b)]
     assert np.array_equal(got.view(np.float32), placed(chained(d, *wide)))
@@ -199,8 +222,14 @@ def test_lanes_left_out():
     masks = [5, 0, 1 << 31, 0, 2, 0, 0, 0xFFFFFFFF]
     registers = "{" + ", ".join(f"r{10 + k}" for k in range(8)) + "}, "
     issue = "".join(f"mov.b32 r{10 + k}, {mask:#x};\n" for k, mask in enumerate(masks))
-    got, found = run(32, shared, placed(d).view(np.uint32), a_desc, b_desc,
-                     issue=issue + mma("f16", shape_of(256, 32, 1, 0, 0), lanes=registers))  # fmt: skip
+    got, found = run(
+        32,
+        shared,
+        placed(d).view(np.uint32),
+        a_desc,
+        b_desc,
+        issue=issue + mma("f16", shape_of(256, 32, 1, 0, 0), lanes=registers),
+    )
     assert found == []
     want = chained(d, a, b)
     for row in range(256):
@@ -219,8 +248,16 @@ def test_a_in_the_tensor_memory_of_both_blocks():
 ld.global.v4.b32 {r5, r6, r7, r8}, [d11+16];
 tcgen05.st.sync.aligned.32x32b.x8.b32 [r28+32], {r1, r2, r3, r4, r5, r6, r7, r8};
 tcgen05.wait::st.sync.aligned;"""
-    got, found = run(32, shared, placed(d).view(np.uint32), 0, b_desc, middle=middle, more=a_bits.view(np.uint32),
-                     issue=mma("f16", shape_of(256, 32, 1, 1, 1), a="[r29+32]"))  # fmt: skip
+    got, found = run(
+        32,
+        shared,
+        placed(d).view(np.uint32),
+        0,
+        b_desc,
+        middle=middle,
+        more=a_bits.view(np.uint32),
+        issue=mma("f16", shape_of(256, 32, 1, 1, 1), a="[r29+32]"),
+    )
     assert found == []
     assert np.array_equal(got.view(np.float32), placed(chained(d, a, b)))
 
@@ -241,9 +278,18 @@ setp.eq.u32 p20, rank, 1;
 tcgen05.alloc.cta_group::2.sync.aligned.shared::cta.b32 [place], 64;"""
     for seed in range(4):
         more = np.zeros((256, 8), np.uint32)
-        got, found = run(32, shared, np.zeros((2, 128, 32), np.uint32), a_desc, b_desc, alloc=twice, more=more,
-                         seed=seed, middle="st.global.b32 [d11], r29;",
-                         issue=mma("f16", shape_of(256, 32, 1, 0, 0)))  # fmt: skip
+        got, found = run(
+            32,
+            shared,
+            np.zeros((2, 128, 32), np.uint32),
+            a_desc,
+            b_desc,
+            alloc=twice,
+            more=more,
+            seed=seed,
+            middle="st.global.b32 [d11], r29;",
+            issue=mma("f16", shape_of(256, 32, 1, 0, 0)),
+        )
         assert found == []
         assert set(more[:, 0]) == {128}
         assert np.array_equal(got.view(np.float32), placed(chained(np.zeros((256, 32), np.float32), a, b)))
@@ -256,14 +302,24 @@ REPORTS = [  # what is changed, and the kinds of reports of which one is expecte
     ({"commit": COMMIT_ALONE}, {"deadlock"}),  # the odd block waits for ever
     ({"commit": COMMIT_ALONE, "wait": "@p25 bra PAST;\n" + WAIT + "\nPAST:"}, {"missing_wait"}),
     ({"cluster": (1, 1, 1)}, {"misuse"}),
-    ({"alloc": "setp.eq.u32 p20, rank, 0;\n@p20 tcgen05.alloc.cta_group::2.sync.aligned.shared::cta.b32 [place], 64;"},
-     {"deadlock"}),
-    ({"alloc": "shl.b32 r20, rank, 5;\nadd.u32 r20, r20, 32;\n"
-               "tcgen05.alloc.cta_group::2.sync.aligned.shared::cta.b32 [place], r20;"}, {"misuse"}),
+    (
+        {
+            "alloc": "setp.eq.u32 p20, rank, 0;\n"
+            "@p20 tcgen05.alloc.cta_group::2.sync.aligned.shared::cta.b32 [place], 64;"
+        },
+        {"deadlock"},
+    ),
+    (
+        {
+            "alloc": "shl.b32 r20, rank, 5;\nadd.u32 r20, r20, 32;\n"
+            "tcgen05.alloc.cta_group::2.sync.aligned.shared::cta.b32 [place], r20;"
+        },
+        {"misuse"},
+    ),
     ({"meet": "bar.sync 0;"}, {"race", "misuse"}),
     ({"issue": mma("f16", shape_of(64, 32, 1, 0, 0))}, {"misuse"}),
     ({"issue": mma("f16", shape_of(128, 32, 1, 0, 0), a="[r29+32]")}, {"misuse"}),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("change", "kinds"), REPORTS)
@@ -278,8 +334,15 @@ def test_reports(change, kinds):
 
 def test_an_allocation_needs_a_pair():
     shared, a_desc, b_desc = halves(ONES.view(np.uint16), ONES[:32].view(np.uint16), 1)
-    _, found = run(32, shared, np.zeros((2, 128, 32), np.uint32), a_desc, b_desc, cluster=(1, 1, 1),
-                   issue=mma("f16", shape_of(256, 32, 1, 0, 0)))  # fmt: skip
+    _, found = run(
+        32,
+        shared,
+        np.zeros((2, 128, 32), np.uint32),
+        a_desc,
+        b_desc,
+        cluster=(1, 1, 1),
+        issue=mma("f16", shape_of(256, 32, 1, 0, 0)),
+    )
     said = [report.message for report in found if report.kind == "misuse"]
     assert {message.partition(".")[2].partition(".")[0] for message in said if "a pair of blocks" in message} >= {
         "alloc"
@@ -310,9 +373,18 @@ def test_copies(shape, group):
     for side in range(2):
         shared[side, :B_AT] = image(data[side], mode, False, *stride)
     commit = COMMIT if group == 2 else COMMIT_ALONE.replace("group::2", "group::1")
-    got, found = run(16, shared, before, described(0, mode, *stride), 0, group=group, commit=commit, issuer=0,
-                     wait=WAIT if group == 2 else "setp.ne.u32 p24, rank, 0;\n@p24 bra PAST;\n" + WAIT + "\nPAST:",
-                     issue=f"tcgen05.cp.cta_group::{group}.{shape} [r29+4], d20;")  # fmt: skip
+    got, found = run(
+        16,
+        shared,
+        before,
+        described(0, mode, *stride),
+        0,
+        group=group,
+        commit=commit,
+        issuer=0,
+        wait=WAIT if group == 2 else "setp.ne.u32 p24, rank, 0;\n@p24 bra PAST;\n" + WAIT + "\nPAST:",
+        issue=f"tcgen05.cp.cta_group::{group}.{shape} [r29+4], d20;",
+    )
     assert found == []
     want = before.copy()
     for side in range(group):
@@ -340,9 +412,18 @@ def test_copies_that_widen(shape, bits, group):
         shared[side, :B_AT] = image(data[side].reshape(rows, -1), 0, False, *stride)
     commit = COMMIT if group == 2 else COMMIT_ALONE.replace("group::2", "group::1")
     form = "b8x16.b4x16_p64" if bits == 4 else "b8x16.b6x16_p32"
-    got, found = run(16, shared, before, described(0, 0, *stride), 0, group=group, commit=commit, issuer=0,
-                     wait=WAIT if group == 2 else "setp.ne.u32 p24, rank, 0;\n@p24 bra PAST;\n" + WAIT + "\nPAST:",
-                     issue=f"tcgen05.cp.cta_group::{group}.{shape}.{form} [r29+4], d20;")  # fmt: skip
+    got, found = run(
+        16,
+        shared,
+        before,
+        described(0, 0, *stride),
+        0,
+        group=group,
+        commit=commit,
+        issuer=0,
+        wait=WAIT if group == 2 else "setp.ne.u32 p24, rank, 0;\n@p24 bra PAST;\n" + WAIT + "\nPAST:",
+        issue=f"tcgen05.cp.cta_group::{group}.{shape}.{form} [r29+4], d20;",
+    )
     assert found == []
     wide = (codes << (2 if bits == 4 else 0)).astype(np.uint8).reshape(2, rows, -1).view(np.uint32)
     want = before.copy()

@@ -14,10 +14,12 @@ from test_opcodes_tensor_memory import WAIT, multiply, shape_of, staged
 from test_opcodes_tensor_pairs import halves, mma, placed, run
 
 FLOATS = {  # the bits of an element, its type, the code in a descriptor of .kind::f8f6f4 and .kind::mxf8f6f4
-    "e4m3": (8, ml_dtypes.float8_e4m3fn, 0), "e5m2": (8, ml_dtypes.float8_e5m2, 1),
-    "e2m3": (6, ml_dtypes.float6_e2m3fn, 3), "e3m2": (6, ml_dtypes.float6_e3m2fn, 4),
+    "e4m3": (8, ml_dtypes.float8_e4m3fn, 0),
+    "e5m2": (8, ml_dtypes.float8_e5m2, 1),
+    "e2m3": (6, ml_dtypes.float6_e2m3fn, 3),
+    "e3m2": (6, ml_dtypes.float6_e3m2fn, 4),
     "e2m1": (4, ml_dtypes.float4_e2m1fn, 5),
-}  # fmt: skip
+}
 SCALES = {"ue8m0": ml_dtypes.float8_e8m0fnu, "ue4m3": ml_dtypes.float8_e4m3fn}
 KINDS = {"mxf8f6f4": 32, "mxf4": 64, "mxf4nvf4": 64}  # the depth of each kind with .block_scale
 SFA, SFB = 208, 216  # columns of the factors, beyond D
@@ -121,8 +123,20 @@ def product(kind, type_a, type_b, n, *, each=1, words="", scale="ue8m0", ids=(0,
     if n > 128:
         options["wait"] = WAIT + "\nadd.u32 r28, r28, 128;"
     options = {"lanes": f"[r24], [r29+{SFB}], ", "middle": STORE + (HOLD if held else ""), **options}
-    got, found = multiply(f"{kind}.block_scale{words}", shape, 128, 128, shared, before.view(np.uint32), a_desc, b_desc,
-                          "p27" if adds else "p26", a="[r29+160]" if held else "d20", more=more, **options)  # fmt: skip
+    got, found = multiply(
+        f"{kind}.block_scale{words}",
+        shape,
+        128,
+        128,
+        shared,
+        before.view(np.uint32),
+        a_desc,
+        b_desc,
+        "p27" if adds else "p26",
+        a="[r29+160]" if held else "d20",
+        more=more,
+        **options,
+    )
     sign = (-1) ** bin(negates).count("1")
     want = summed(d * adds, a * np.repeat(fa, depth // each, 1) * sign, b * np.repeat(fb, depth // each, 1))
     if n > 128:
@@ -156,9 +170,13 @@ def test_products(kind, type_a, type_b, n, options):
     assert np.array_equal(got, want)
 
 
-@pytest.mark.parametrize(("scale", "each", "words", "nan"), [
-    ("ue8m0", 1, "", 255), ("ue4m3", 4, ".scale_vec::4X", 127),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("scale", "each", "words", "nan"),
+    [
+        ("ue8m0", 1, "", 255),
+        ("ue4m3", 4, ".scale_vec::4X", 127),
+    ],
+)
 def test_factors_at_the_ends(scale, each, words, nan):
     """NaN makes its row NaN; the least and the largest factor do not overflow before the sum."""
 
@@ -193,9 +211,18 @@ def test_factors_from_a_copy():
         for k, (at, column) in enumerate(((49152, SFA), (50176, SFB)))
     )
     shape = scaled_shape(128, 32, 0, 0, 2, 2)
-    got, found = multiply("mxf8f6f4.block_scale", shape, 128, 128, shared, d.view(np.uint32), a_desc, b_desc,
-                          lanes="[r24], [r25], ",
-                          after="tcgen05.fence::after_thread_sync;\n" + issue)  # fmt: skip
+    got, found = multiply(
+        "mxf8f6f4.block_scale",
+        shape,
+        128,
+        128,
+        shared,
+        d.view(np.uint32),
+        a_desc,
+        b_desc,
+        lanes="[r24], [r25], ",
+        after="tcgen05.fence::after_thread_sync;\n" + issue,
+    )
     assert found == []
     assert np.array_equal(got[:, :32].copy().view(np.float32), summed(d[:, :32], a * fa, b * fb))
 
@@ -222,9 +249,13 @@ def test_small_floats_without_factors(type_a, type_b, held):
     assert np.array_equal(got[:, :32].copy().view(np.float32), summed(d[:, :32], a, b))
 
 
-@pytest.mark.parametrize(("kind", "type_", "each", "words", "scale"), [
-    ("mxf8f6f4", "e2m3", 1, "", "ue8m0"), ("mxf4nvf4", "e2m1", 4, ".block16", "ue4m3"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("kind", "type_", "each", "words", "scale"),
+    [
+        ("mxf8f6f4", "e2m3", 1, "", "ue8m0"),
+        ("mxf4nvf4", "e2m1", 4, ".block16", "ue4m3"),
+    ],
+)
 @pytest.mark.parametrize("issuer", [0, 1])
 def test_a_pair_of_blocks(kind, type_, each, words, scale, issuer):
     """Each block has the factors of its 128 rows of A, and of all columns of B."""
@@ -250,10 +281,13 @@ def test_a_pair_of_blocks(kind, type_, each, words, scale, issuer):
     assert np.array_equal(got[:, :, :n].copy().view(np.float32), placed(summed(d, *scaled)))
 
 
-@pytest.mark.parametrize(("left_out", "kinds"), [
-    ({"middle": STORE.replace("tcgen05.wait::st.sync.aligned;", "")}, {"missing_wait"}),
-    ({"before": ""}, {"missing_fence"}),  # tcgen05.fence::before_thread_sync
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("left_out", "kinds"),
+    [
+        ({"middle": STORE.replace("tcgen05.wait::st.sync.aligned;", "")}, {"missing_wait"}),
+        ({"before": ""}, {"missing_fence"}),  # tcgen05.fence::before_thread_sync
+    ],
+)
 def test_factors_are_ordered_like_other_columns(left_out, kinds):
     """A product reads the factors: tcgen05.st of other warps before it needs a wait and fences."""
     got, want, found = product("mxf8f6f4", "e4m3", "e4m3", 16, **left_out)
@@ -306,17 +340,20 @@ def test_misuse(kind, change, said):
     assert said in found[0].message
 
 
-@pytest.mark.parametrize(("form", "words"), [
-    ("kind::mxf8f6f4 [r1], d1, d2, r2, [r3], [r4], p1", "needs .block_scale"),
-    ("kind::f16.block_scale [r1], d1, d2, r2, [r3], [r4], p1", "needs one of .kind::mxf8f6f4"),
-    ("kind::mxf8f6f4.block_scale.scale_vec::2X [r1], d1, d2, r2, [r3], [r4], p1", "scale_vec::1X, .block32"),
-    ("kind::mxf4.block_scale.block16 [r1], d1, d2, r2, [r3], [r4], p1", "needs one of .scale_vec::2X"),
-    ("kind::mxf4nvf4.block_scale [r1], d1, d2, r2, [r3], [r4], p1", "needs one of .scale_vec::2X"),
-    ("kind::mxf4.block_scale [r1], d1, d2, r2, r3, r4, p1", "addresses in brackets"),
-    ("kind::mxf4.block_scale [r1], d1, d2, r2, [r3], [r4], {r5, r6, r7, r8}, p1", "has 8 operands"),
-    ("kind::mxf4.block_scale [r1], d1, d2, r2, p1", "has 5 operands"),
-    ("kind::mxf4.block_scale [r1], d1, d2, r2, [r3], [r4], r5", "does not fit"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("form", "words"),
+    [
+        ("kind::mxf8f6f4 [r1], d1, d2, r2, [r3], [r4], p1", "needs .block_scale"),
+        ("kind::f16.block_scale [r1], d1, d2, r2, [r3], [r4], p1", "needs one of .kind::mxf8f6f4"),
+        ("kind::mxf8f6f4.block_scale.scale_vec::2X [r1], d1, d2, r2, [r3], [r4], p1", "scale_vec::1X, .block32"),
+        ("kind::mxf4.block_scale.block16 [r1], d1, d2, r2, [r3], [r4], p1", "needs one of .scale_vec::2X"),
+        ("kind::mxf4nvf4.block_scale [r1], d1, d2, r2, [r3], [r4], p1", "needs one of .scale_vec::2X"),
+        ("kind::mxf4.block_scale [r1], d1, d2, r2, r3, r4, p1", "addresses in brackets"),
+        ("kind::mxf4.block_scale [r1], d1, d2, r2, [r3], [r4], {r5, r6, r7, r8}, p1", "has 8 operands"),
+        ("kind::mxf4.block_scale [r1], d1, d2, r2, p1", "has 5 operands"),
+        ("kind::mxf4.block_scale [r1], d1, d2, r2, [r3], [r4], r5", "does not fit"),
+    ],
+)
 def test_rejected_at_load(form, words):
     """ptxas 12.9 rejects each of these, too."""
     message = rejection(f"tcgen05.mma.cta_group::1.{form};")

@@ -179,12 +179,19 @@ def test_integers_wrap_or_saturate():
     to_a, to_b = strides(mode, False, 64, 32, 1), strides(mode, False, n, 32, 1)
     shared[:B_AT], shared[B_AT:] = image(a, mode, False, *to_a), image(b, mode, False, *to_b)
     d = np.where(np.arange(64)[:, None] < 32, (1 << 31) - 100, -(1 << 31) + 100) + np.zeros((1, n), np.int64)
-    for limit, want in (("", (d + a.view(np.int8).astype(np.int64) @ b.T.astype(np.int64)).astype(np.int32)),
-                        (".satfinite", np.where(d > 0, (1 << 31) - 1, -(1 << 31)).astype(np.int32))):  # fmt: skip
+    for limit, want in (
+        ("", (d + a.view(np.int8).astype(np.int64) @ b.T.astype(np.int64)).astype(np.int32)),
+        (".satfinite", np.where(d > 0, (1 << 31) - 1, -(1 << 31)).astype(np.int32)),
+    ):
         got, found = multiply(
-            f"m64n8k32{limit}.s32.s8.s8", n, shared, d.astype(np.int32).view(np.float32), descriptor(A_AT, mode, *to_a),
-            descriptor(B_AT, mode, *to_b), ""
-        )  # fmt: skip
+            f"m64n8k32{limit}.s32.s8.s8",
+            n,
+            shared,
+            d.astype(np.int32).view(np.float32),
+            descriptor(A_AT, mode, *to_a),
+            descriptor(B_AT, mode, *to_b),
+            "",
+        )
         assert found == []
         assert np.array_equal(got.view(np.int32), want)
 

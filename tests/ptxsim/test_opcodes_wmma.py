@@ -7,18 +7,32 @@ import numpy as np
 import pytest
 from simt_ptx import launched, rejection
 
-TYPES = {"f16": np.float16, "bf16": ml_dtypes.bfloat16, "tf32": np.float32, "f64": np.float64, "s8": np.int8,
-         "u8": np.uint8, "f32": np.float32, "s32": np.int32}  # fmt: skip
+TYPES = {
+    "f16": np.float16,
+    "bf16": ml_dtypes.bfloat16,
+    "tf32": np.float32,
+    "f64": np.float64,
+    "s8": np.int8,
+    "u8": np.uint8,
+    "f32": np.float32,
+    "s32": np.int32,
+}
 # shape, type of A and B, of C, of D, registers of A, B, C, D as the PTX ISA lists them
 CASES = [
-    ("m16n16k16", "f16", "f32", "f32", (8, 8, 8, 8)), ("m16n16k16", "f16", "f16", "f16", (8, 8, 4, 4)),
-    ("m16n16k16", "f16", "f16", "f32", (8, 8, 4, 8)), ("m32n8k16", "f16", "f32", "f32", (8, 8, 8, 8)),
-    ("m8n32k16", "f16", "f32", "f16", (8, 8, 8, 4)), ("m16n16k16", "bf16", "f32", "f32", (4, 4, 8, 8)),
-    ("m32n8k16", "bf16", "f32", "f32", (8, 2, 8, 8)), ("m8n32k16", "bf16", "f32", "f32", (2, 8, 8, 8)),
-    ("m16n16k8", "tf32", "f32", "f32", (4, 4, 8, 8)), ("m8n8k4", "f64", "f64", "f64", (1, 1, 2, 2)),
-    ("m16n16k16", "s8", "s32", "s32", (2, 2, 8, 8)), ("m32n8k16", "u8", "s32", "s32", (4, 1, 8, 8)),
+    ("m16n16k16", "f16", "f32", "f32", (8, 8, 8, 8)),
+    ("m16n16k16", "f16", "f16", "f16", (8, 8, 4, 4)),
+    ("m16n16k16", "f16", "f16", "f32", (8, 8, 4, 8)),
+    ("m32n8k16", "f16", "f32", "f32", (8, 8, 8, 8)),
+    ("m8n32k16", "f16", "f32", "f16", (8, 8, 8, 4)),
+    ("m16n16k16", "bf16", "f32", "f32", (4, 4, 8, 8)),
+    ("m32n8k16", "bf16", "f32", "f32", (8, 2, 8, 8)),
+    ("m8n32k16", "bf16", "f32", "f32", (2, 8, 8, 8)),
+    ("m16n16k8", "tf32", "f32", "f32", (4, 4, 8, 8)),
+    ("m8n8k4", "f64", "f64", "f64", (1, 1, 2, 2)),
+    ("m16n16k16", "s8", "s32", "s32", (2, 2, 8, 8)),
+    ("m32n8k16", "u8", "s32", "s32", (4, 1, 8, 8)),
     ("m8n32k16", "s8", "s32", "s32", (1, 4, 8, 8)),
-]  # fmt: skip
+]
 
 
 def drawn(rng, shape, kind):
@@ -52,8 +66,9 @@ def test_products(shape, kind, kind_c, kind_d, counts, layouts, space):
     wide = kind == "f64"
     name = "d" if wide else "r"
     starts = np.cumsum([0, *counts])
-    a_reg, b_reg, c_reg, d_reg = ("{" + ", ".join(f"{name}{i}" for i in range(s, s + w)) + "}"
-                                  for s, w in zip(starts, counts))  # fmt: skip
+    a_reg, b_reg, c_reg, d_reg = (
+        "{" + ", ".join(f"{name}{i}" for i in range(s, s + w)) + "}" for s, w in zip(starts, counts)
+    )
     types = f"{kind_d}.{kind_c}" if kind == "f16" else f"{kind_d}.{kind}.{kind}.{kind_c}"
     copies, at, module = [], 0, ".shared .align 32 .b8 tile[8192];"
     addresses = ["a0", "a1", "a2"]
@@ -137,11 +152,19 @@ st.global.b32 [d6], r3;"""
     out, found = launched(body, np.zeros(64, np.uint32), threads=64, module=".shared .align 4 .b8 tile[256];")
     assert found == []
     assert np.array_equal(out[0], 63 - np.arange(64))
-    _, found = launched(body.replace("barrier.cluster.wait.acquire.aligned;", ""), np.zeros(64, np.uint32), threads=64,
-                        module=".shared .align 4 .b8 tile[256];")  # fmt: skip
+    _, found = launched(
+        body.replace("barrier.cluster.wait.acquire.aligned;", ""),
+        np.zeros(64, np.uint32),
+        threads=64,
+        module=".shared .align 4 .b8 tile[256];",
+    )
     assert found
-    _, found = launched(body.replace("%cluster_ctarank", "%cluster_nctarank"), np.zeros(64, np.uint32), threads=64,
-                        module=".shared .align 4 .b8 tile[256];")  # fmt: skip
+    _, found = launched(
+        body.replace("%cluster_ctarank", "%cluster_nctarank"),
+        np.zeros(64, np.uint32),
+        threads=64,
+        module=".shared .align 4 .b8 tile[256];",
+    )
     assert {report.kind for report in found} == {"out_of_bounds"}
 
 

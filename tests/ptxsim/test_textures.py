@@ -69,9 +69,17 @@ def kernels():
 
 
 FETCHES = [
-    ("float", 1), ("float", 2), ("float", 3), ("float", 4), ("float", 5), ("float", 6), ("float", 7), ("int", 2),
-    ("unsigned char", 2), ("float4", 2),
-]  # fmt: skip
+    ("float", 1),
+    ("float", 2),
+    ("float", 3),
+    ("float", 4),
+    ("float", 5),
+    ("float", 6),
+    ("float", 7),
+    ("int", 2),
+    ("unsigned char", 2),
+    ("float4", 2),
+]
 TURNS = ["int", "unsigned char", "float4", "short2"]
 SHAPES = {1: (37,), 2: (9, 37), 3: (5, 9, 37), 4: (37,), 5: (5, 37), 6: (5, 9, 37), 7: (9, 37)}
 USED = {1: "x", 2: "xy", 3: "xyz", 4: "x", 5: "xL", 6: "xyL", 7: "xy"}  # the coordinates of each form; L: a layer
@@ -121,9 +129,18 @@ def coordinates(form, normalized, rng, count=400):
 
 
 @compiles
-@pytest.mark.parametrize(("address", "normalized"),
-                         [("clamp", False), ("border", False), ("wrap", True), ("mirror", True), ("clamp", True),
-                          ("border", True), ("wrap", False)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("address", "normalized"),
+    [
+        ("clamp", False),
+        ("border", False),
+        ("wrap", True),
+        ("mirror", True),
+        ("clamp", True),
+        ("border", True),
+        ("wrap", False),
+    ],
+)
 @pytest.mark.parametrize("form", SHAPES)
 def test_addresses(kernels, form, address, normalized):
     """Every geometry and address mode. Without normalized coordinates, wrap means clamp."""
@@ -146,11 +163,20 @@ def test_addresses(kernels, form, address, normalized):
 
 
 @compiles
-@pytest.mark.parametrize(("type_", "dtype", "channels", "read"), [
-    ("int", np.int16, 1, "element"), ("int", np.int32, 1, "element"), ("unsigned char", np.uint8, 1, "element"),
-    ("float", np.float16, 1, "element"), ("float", np.uint8, 1, "normalized"), ("float", np.int16, 1, "normalized"),
-    ("float4", np.uint8, 4, "normalized"), ("float4", np.float32, 4, "element"), ("float4", np.float16, 2, "element"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("type_", "dtype", "channels", "read"),
+    [
+        ("int", np.int16, 1, "element"),
+        ("int", np.int32, 1, "element"),
+        ("unsigned char", np.uint8, 1, "element"),
+        ("float", np.float16, 1, "element"),
+        ("float", np.uint8, 1, "normalized"),
+        ("float", np.int16, 1, "normalized"),
+        ("float4", np.uint8, 4, "normalized"),
+        ("float4", np.float32, 4, "element"),
+        ("float4", np.float16, 2, "element"),
+    ],
+)
 def test_types(kernels, type_, dtype, channels, read):
     """Integers are extended, or become floats from 0 or -1 to 1. Channels that the array lacks are 0."""
     rng = np.random.default_rng(3)
@@ -177,9 +203,15 @@ def test_types(kernels, type_, dtype, channels, read):
 
 
 @compiles
-@pytest.mark.parametrize(("type_", "dtype", "channels"), [
-    ("int", np.int32, 1), ("unsigned char", np.uint8, 1), ("float4", np.float32, 4), ("short2", np.int16, 2),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("type_", "dtype", "channels"),
+    [
+        ("int", np.int32, 1),
+        ("unsigned char", np.uint8, 1),
+        ("float4", np.float32, 4),
+        ("short2", np.int16, 2),
+    ],
+)
 def test_surfaces(kernels, type_, dtype, channels):
     """A matrix is transposed from one surface to another."""
     rng = np.random.default_rng(4)
@@ -203,16 +235,34 @@ def test_geometries_and_bounds_of_surfaces(kernels):
     layers, cube = (device.array(np.zeros((3, 4, 32), np.int32)) for _ in range(2))
     out = device.empty(64, np.int32)
     ptx, names = kernels
-    device.launch(ptx, 1, 32, ptxsim.surface(line), ptxsim.surface(layers, layered=True), ptxsim.surface(cube), out, 0,
-                  entry=names["lines"])  # fmt: skip
+    device.launch(
+        ptx,
+        1,
+        32,
+        ptxsim.surface(line),
+        ptxsim.surface(layers, layered=True),
+        ptxsim.surface(cube),
+        out,
+        0,
+        entry=names["lines"],
+    )
     assert machine.run() == []
     assert np.array_equal(line.copy_to_host(), np.arange(32) + 1)
     for array, place, first in ((layers, (2, 1), 0), (cube, (1, 1), 100)):
         want = np.zeros((3, 4, 32), np.int32)
         want[place] = np.arange(32) + first
         assert np.array_equal(array.copy_to_host(), want)
-    device.launch(ptx, 1, 8, ptxsim.surface(line), ptxsim.surface(layers, layered=True), ptxsim.surface(cube), out, 28,
-                  entry=names["lines"])  # fmt: skip
+    device.launch(
+        ptx,
+        1,
+        8,
+        ptxsim.surface(line),
+        ptxsim.surface(layers, layered=True),
+        ptxsim.surface(cube),
+        out,
+        28,
+        entry=names["lines"],
+    )
     machine.run()
     assert np.array_equal(out.copy_to_host()[4:8], np.zeros(4))  # cudaBoundaryModeZero
     assert np.array_equal(out.copy_to_host()[36:40], np.full(4, 32))  # cudaBoundaryModeClamp
@@ -312,29 +362,38 @@ def test_queries_and_results_over_operands():
     assert np.array_equal(out.copy_to_host()[8:].view(np.float32), data[2, 3])
 
 
-@pytest.mark.parametrize(("text", "words"), [
-    ("tex.cube.v4.f32.f32 {f1, f2, f3, f4}, [d1, {f5, f6, f7, f8}];", "only .1d, .2d, .3d, .a1d, .a2d are supported"),
-    ("tex.2d.v4.f32.f32 {f1, f2, f3, f4}, [d1, d2, {f5, f6}];", "unified mode"),
-    ("tex.2d.v4.f32.f32 {f1, f2, f3, f4}, [d1, {f5}];", "expected 2 coordinates, got 1"),
-    ("tld4.r.2d.v4.f32.f32 {f1, f2, f3, f4}, [d1, {f5, f6}];", "opcode 'tld4' is not known"),
-    ("sust.p.2d.v4.b32.trap [d1, {r1, r2}], {r3, r4, r5, r6};", "only .b"),
-    ("txq.filter_mode.b32 r1, [d1];", "one of .width"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (
+            "tex.cube.v4.f32.f32 {f1, f2, f3, f4}, [d1, {f5, f6, f7, f8}];",
+            "only .1d, .2d, .3d, .a1d, .a2d are supported",
+        ),
+        ("tex.2d.v4.f32.f32 {f1, f2, f3, f4}, [d1, d2, {f5, f6}];", "unified mode"),
+        ("tex.2d.v4.f32.f32 {f1, f2, f3, f4}, [d1, {f5}];", "expected 2 coordinates, got 1"),
+        ("tld4.r.2d.v4.f32.f32 {f1, f2, f3, f4}, [d1, {f5, f6}];", "opcode 'tld4' is not known"),
+        ("sust.p.2d.v4.b32.trap [d1, {r1, r2}], {r3, r4, r5, r6};", "only .b"),
+        ("txq.filter_mode.b32 r1, [d1];", "one of .width"),
+    ],
+)
 def test_refusals(text, words):
     assert words in rejection(text)
 
 
-@pytest.mark.parametrize(("shape", "dtype", "options", "words"), [
-    ((8, 8), np.float32, {"filter": "cubic"}, "filter must be 'point' or 'linear'"),
-    ((8, 8), np.int16, {"filter": "linear"}, "needs floats, got int16: use read='normalized'"),
-    ((8, 8), np.float64, {}, "the array's type"),
-    ((8, 8), np.float32, {"channels": 3}, "channels must be 1, 2 or 4"),
-    ((8, 8), np.float32, {"channels": 4}, "last dimension must be its 4 channels"),
-    ((2, 2, 2, 2), np.float32, {}, "1 to 3 dimensions"),
-    ((8,), np.float32, {"layered": True}, "1 to 3 dimensions"),
-    ((8,), np.float32, {"read": "normalized"}, "integers of 8 or 16 bits"),
-    ((8,), np.float32, {"address": "repeat"}, "address must be one of"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("shape", "dtype", "options", "words"),
+    [
+        ((8, 8), np.float32, {"filter": "cubic"}, "filter must be 'point' or 'linear'"),
+        ((8, 8), np.int16, {"filter": "linear"}, "needs floats, got int16: use read='normalized'"),
+        ((8, 8), np.float64, {}, "the array's type"),
+        ((8, 8), np.float32, {"channels": 3}, "channels must be 1, 2 or 4"),
+        ((8, 8), np.float32, {"channels": 4}, "last dimension must be its 4 channels"),
+        ((2, 2, 2, 2), np.float32, {}, "1 to 3 dimensions"),
+        ((8,), np.float32, {"layered": True}, "1 to 3 dimensions"),
+        ((8,), np.float32, {"read": "normalized"}, "integers of 8 or 16 bits"),
+        ((8,), np.float32, {"address": "repeat"}, "address must be one of"),
+    ],
+)
 def test_textures_that_cannot_be_made(shape, dtype, options, words):
     array = ptxsim.Machine().device(0).array(np.zeros(shape, dtype))
     with pytest.raises(InputError, match=words):
@@ -365,11 +424,17 @@ def test_a_launch_file(tmp_path):
 
 
 @compiles
-@pytest.mark.parametrize(("argument", "words"), [
-    ("texture{5}", "begins with an array"), ("texture{float32[8], cubic}", "an option of a texture"),
-    ("texture{int32[8], linear}", "needs floats"), ("surface{float32[8], linear}", "an option of a surface"),
-    ("surface{float32[8], wrap}", "an option of a surface"), ("texture{float64[8]}", "the array's type"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("argument", "words"),
+    [
+        ("texture{5}", "begins with an array"),
+        ("texture{float32[8], cubic}", "an option of a texture"),
+        ("texture{int32[8], linear}", "needs floats"),
+        ("surface{float32[8], linear}", "an option of a surface"),
+        ("surface{float32[8], wrap}", "an option of a surface"),
+        ("texture{float64[8]}", "the array's type"),
+    ],
+)
 def test_wrong_arguments(tmp_path, argument, words):
     (tmp_path / "blend.cu").write_text(FILE)
     with pytest.raises(InputError, match=words):

@@ -61,8 +61,11 @@ def test_slurms_switches(tmp_path):
     for source, target in ((0, 2), (0, 3), (1, 2), (1, 3)):
         top = f"top{target % 2}"  # of the parallel ways the target chooses one
         assert named(routes, source, target) == [
-            f"n{source + 1} to s0 out", f"s0 to {top} out", f"s1 to {top} in", f"n{target + 1} to s1 in",
-        ]  # fmt: skip
+            f"n{source + 1} to s0 out",
+            f"s0 to {top} out",
+            f"s1 to {top} in",
+            f"n{target + 1} to s1 in",
+        ]
     rates = dict(zip(routes.names, routes.capacity))
     assert rates["n1 to s0 out"] == 25
     assert rates["s0 to top1 out"] == 100
@@ -138,10 +141,16 @@ def measured(hosts, large, small=None, contended=None):
         "beta_us_per_mib": [[MIB / (1e3 * x) if x else 0.0 for x in r] for r in contended],
     }
     return {
-        "schema": "aristos-links/1", "hosts": hosts, "devices": [{"name": "CPU"}] * n, "classes": [["NET"] * n] * n,
-        "small": {**span, "alpha_us": small or [[4.0] * n] * n}, "large": span, "residual": [[0.0] * n] * n,
-        "from": [["measured"] * n] * n, "contended": together,
-    }  # fmt: skip
+        "schema": "aristos-links/1",
+        "hosts": hosts,
+        "devices": [{"name": "CPU"}] * n,
+        "classes": [["NET"] * n] * n,
+        "small": {**span, "alpha_us": small or [[4.0] * n] * n},
+        "large": span,
+        "residual": [[0.0] * n] * n,
+        "from": [["measured"] * n] * n,
+        "contended": together,
+    }
 
 
 def written(tmp_path, found):
@@ -158,8 +167,13 @@ def test_measured_links_of_hosts_with_a_rank_each(tmp_path):
         assert min(capacity[name] for name in named(routes, a, b)) == rates[a][b]
         assert routes.latency[3 * a + b] == 2000  # half of a put and its flush
     assert {name: rate for name, rate in capacity.items() if "to" not in name} == {
-        "node 0 out": 10, "node 0 in": 10, "node 1 out": 10, "node 1 in": 10, "node 2 out": 8, "node 2 in": 8,
-    }  # fmt: skip
+        "node 0 out": 10,
+        "node 0 in": 10,
+        "node 1 out": 10,
+        "node 1 in": 10,
+        "node 2 out": 8,
+        "node 2 in": 8,
+    }
 
 
 def test_ranks_of_a_host_share_its_links(tmp_path):
@@ -190,12 +204,24 @@ def test_unknown_links_are_refused(tmp_path):
 
 
 CLUSTER = {
-    "alpha_us": 15, "beta_us_per_mib": 100, "children": [{
-        "count": 2, "alpha_us": 6, "beta_us_per_mib": 50, "children": [{
-            "count": 3, "alpha_us": 1, "beta_us_per_mib": 4, "children": [{"count": 4, "tflops": 300, "memory_gb": 80}],
-        }],
-    }],
-}  # fmt: skip
+    "alpha_us": 15,
+    "beta_us_per_mib": 100,
+    "children": [
+        {
+            "count": 2,
+            "alpha_us": 6,
+            "beta_us_per_mib": 50,
+            "children": [
+                {
+                    "count": 3,
+                    "alpha_us": 1,
+                    "beta_us_per_mib": 4,
+                    "children": [{"count": 4, "tflops": 300, "memory_gb": 80}],
+                }
+            ],
+        }
+    ],
+}
 
 
 def test_a_planners_cluster(tmp_path):
@@ -212,8 +238,13 @@ def test_a_planners_cluster(tmp_path):
 def test_a_planners_problem_has_the_same_network(tmp_path):
     cluster = json.loads(json.dumps(CLUSTER).replace('"tflops": 300, "memory_gb": 80', '"rate": 1.0, "memory": 8'))
     scalars = {
-        "experts": 8, "layer_cost": 1.0, "payload_mib": 1, "crossings": 4, "stages": 24, "gradient_mib": 10,
-    }  # fmt: skip
+        "experts": 8,
+        "layer_cost": 1.0,
+        "payload_mib": 1,
+        "crossings": 4,
+        "stages": 24,
+        "gradient_mib": 10,
+    }
     one = networks.from_file(written(tmp_path, {**scalars, "cluster": cluster})).routes(6)
     other = networks.from_file(written(tmp_path, CLUSTER)).routes(6)
     assert one.names == other.names
@@ -223,10 +254,16 @@ def test_a_planners_problem_has_the_same_network(tmp_path):
 
 def test_a_planners_problem_with_matrices(tmp_path):
     problem = {
-        "experts": 8, "layer_cost": 1.0, "payload_mib": 1, "crossings": 4, "stages": 24, "gradient_mib": 10,
+        "experts": 8,
+        "layer_cost": 1.0,
+        "payload_mib": 1,
+        "crossings": 4,
+        "stages": 24,
+        "gradient_mib": 10,
         "devices": [{"rate": 1.0, "memory": 8}] * 3,
-        "alpha_us": [[0, 3, 5], [3, 0, 7], [5, 7, 0]], "beta_us_per_mib": [[0, 10, 20], [10, 0, 40], [20, 40, 0]],
-    }  # fmt: skip
+        "alpha_us": [[0, 3, 5], [3, 0, 7], [5, 7, 0]],
+        "beta_us_per_mib": [[0, 10, 20], [10, 0, 40], [20, 40, 0]],
+    }
     routes = networks.from_file(written(tmp_path, problem)).routes(3)
     rates = dict(zip(routes.names, routes.capacity))
     for a, b in itertools.permutations(range(3), 2):

@@ -148,11 +148,20 @@ def browser(folder: Path) -> Iterator[Browser]:
     assert path is not None
     (theirs_in, ours_out), (ours_in, theirs_out) = _pipe(), _pipe()
     options = (
-        "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--remote-debugging-pipe",
-        "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync",
-        "--host-resolver-rules=MAP * ~NOTFOUND", "--proxy-server=127.0.0.1:9", "--hide-scrollbars",
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        "--remote-debugging-pipe",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+        "--host-resolver-rules=MAP * ~NOTFOUND",
+        "--proxy-server=127.0.0.1:9",
+        "--hide-scrollbars",
         f"--user-data-dir={folder / 'profile'}",
-    )  # fmt: skip
+    )
 
     def descriptors() -> None:  # the browser reads 3 and writes 4
         os.dup2(theirs_in, 3)

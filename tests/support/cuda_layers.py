@@ -177,11 +177,24 @@ class Rank:
         scratch, lock, abort = self.device.empty(nbytes // 4, np.int32), *(self._zeros(1, np.int64) for _ in range(2))
         self.scratch, self.lock, self.abort = scratch, lock, abort
         builder.fill_engine(
-            job, schema.CUDA, shape, layers.tables, rank=self.me, world=world, all_workers=layers.grid,
-            return_stride=lines(BYTES[layers.kind] * cfg.hidden), merge_polls=4, layout=0, scratch=scratch.ptr,
-            lock=lock.ptr, wire=0, state=self.state.ptr, abort=abort.ptr,
-            **readers(layers.nodes, self.me), **self._remote(),
-        )  # fmt: skip
+            job,
+            schema.CUDA,
+            shape,
+            layers.tables,
+            rank=self.me,
+            world=world,
+            all_workers=layers.grid,
+            return_stride=lines(BYTES[layers.kind] * cfg.hidden),
+            merge_polls=4,
+            layout=0,
+            scratch=scratch.ptr,
+            lock=lock.ptr,
+            wire=0,
+            state=self.state.ptr,
+            abort=abort.ptr,
+            **readers(layers.nodes, self.me),
+            **self._remote(),
+        )
         builder.fill(
             job,
             schema.TILE,
@@ -249,13 +262,26 @@ class Rank:
             return self.state.ptr + 8 * word
 
         return router_job.new_job(
-            hidden=cfg.hidden, router=self.put(r.pack_router(layers.weights["router"])), experts=cfg.experts,
-            top_k=cfg.top_k, choices=cfg.top_k, **job_words(cfg.router),
+            hidden=cfg.hidden,
+            router=self.put(r.pack_router(layers.weights["router"])),
+            experts=cfg.experts,
+            top_k=cfg.top_k,
+            choices=cfg.top_k,
+            **job_words(cfg.router),
             slot_of=self.put(layers.held.slots_for(self.me)),
-            slots=slots, offset=state(starts[words.T_OFFSET]), token=state(starts[words.T_TOKEN]),
-            position=state(starts[words.T_POSITION]), logits=0, select_bias=0, shared_sigmoid=0, weighted=0,
-            kept_weights=0, status=state(words.STATUS), unbegun=state(words.UNBEGUN), scratch=scratch.ptr,
-        )  # fmt: skip
+            slots=slots,
+            offset=state(starts[words.T_OFFSET]),
+            token=state(starts[words.T_TOKEN]),
+            position=state(starts[words.T_POSITION]),
+            logits=0,
+            select_bias=0,
+            shared_sigmoid=0,
+            weighted=0,
+            kept_weights=0,
+            status=state(words.STATUS),
+            unbegun=state(words.UNBEGUN),
+            scratch=scratch.ptr,
+        )
 
     def launch(self) -> None:
         """Queue a call: begin, route, place, layer."""

@@ -144,11 +144,24 @@ class Streams:
     # while a capture of its own goes on that is not relaxed. A thread in mode GLOBAL may not make them either while any
     # GLOBAL capture goes on. DA names cudaMalloc as such a call. Loads and frees are of the same kind, since they are
     # not queued on a stream. The driver refuses cuEventQuery too: pytorch/pytorch#104555.
-    UNSAFE = frozenset({
-        "cuMemAlloc", "cuMemFree", "cuMemHostAlloc", "cuMemFreeHost", "cuMemHostRegister", "cuMemHostUnregister",
-        "cuModuleLoadData", "cuIpcOpenMemHandle", "cuIpcCloseMemHandle", "cuEventQuery", "cuEventSynchronize",
-        "cuStreamQuery", "cuStreamSynchronize", "cuCtxSynchronize",
-    })  # fmt: skip
+    UNSAFE = frozenset(
+        {
+            "cuMemAlloc",
+            "cuMemFree",
+            "cuMemHostAlloc",
+            "cuMemFreeHost",
+            "cuMemHostRegister",
+            "cuMemHostUnregister",
+            "cuModuleLoadData",
+            "cuIpcOpenMemHandle",
+            "cuIpcCloseMemHandle",
+            "cuEventQuery",
+            "cuEventSynchronize",
+            "cuStreamQuery",
+            "cuStreamSynchronize",
+            "cuCtxSynchronize",
+        }
+    )
 
     # ---- running ----
     def advance(self, machine: Any, target: Iterable[Op] = ()) -> bool:
