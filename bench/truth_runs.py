@@ -176,8 +176,8 @@ class Runs:
             name: (1e3 * np.percentile(gathered(self.world, times[name]).max(axis=0), QUARTILES)).tolist()
             for name in names
         }
-        for name, seconds in (("probe", np.array(probes)), ("python", times["python"])):
-            found[name] = (1e3 * np.percentile(gathered(self.world, seconds), QUARTILES, axis=1).T).tolist()
+        for name, taken in (("probe", np.array(probes)), ("python", times["python"])):
+            found[name] = (1e3 * np.percentile(gathered(self.world, taken), QUARTILES, axis=1).T).tolist()
         found["calls"] = count
         if statistics:
             every = {name: np.median(gathered(self.world, times[name]), axis=1) for name in names}

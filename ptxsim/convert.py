@@ -221,13 +221,12 @@ def saturate(value, to, source):
             value = high
         elif value < -high - 1:
             value = -high - 1
-    else:
-        if value < 0 and not beyond:
-            value = np.int64(0)
-        elif size < 8:
-            high = np.int64((np.uint64(1) << np.uint64(size * 8)) - np.uint64(1))
-            if beyond or value > high:
-                value = high
+    elif value < 0 and not beyond:
+        value = np.int64(0)
+    elif size < 8:
+        high = np.int64((np.uint64(1) << np.uint64(size * 8)) - np.uint64(1))
+        if beyond or value > high:
+            value = high
     return cut(np.uint64(value), to)
 
 

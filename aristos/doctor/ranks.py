@@ -59,12 +59,12 @@ class Ranks:
             self.nodes, self.node = Nodes.shared(comm)
         self.comm = comm
 
-    def _start(self, MPI: Any) -> None:
+    def _start(self, mpi: Any) -> None:
         if self._library is None:
-            MPI.Init_thread()
+            mpi.Init_thread()
             return
         level = ctypes.c_int()
-        code = self._library.MPI_Init_thread(None, None, MPI.THREAD_MULTIPLE, ctypes.byref(level))
+        code = self._library.MPI_Init_thread(None, None, mpi.THREAD_MULTIPLE, ctypes.byref(level))
         if code:
             raise RuntimeError(f"MPI_Init_thread returned {code}")
 
