@@ -31,7 +31,7 @@ NOTES = (
 )
 
 
-def of(plan: Plan, asked: argparse.Namespace) -> list[Checked]:
+def check_plan(plan: Plan, asked: argparse.Namespace) -> list[Checked]:
     """A check of each kind of group. Raises InputError for a layer that cannot be simulated."""
     from .. import models
     from ..simulate import planned

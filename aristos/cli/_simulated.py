@@ -115,7 +115,7 @@ class Point:
             nodes = nodes.with_streams()
         return Simulation(layer, nodes, self.machine, asked.threads, asked.calls, asked.schedule)
 
-    def run(self, sim: Simulation, report: Callable[[str, float], None]) -> None:
+    def run_simulation(self, sim: Simulation, report: Callable[[str, float], None]) -> None:
         """Run the simulation. report: called with words on how far it is, and the share that is done."""
         from ..simulate.outcome import Outcome, calls_ms
 

@@ -28,7 +28,7 @@ FAILED = 1
 CAVEAT = "Only times of two ranks on one node were compared with real ones, no times between nodes: docs/simulate.md."
 
 
-def run(asked: argparse.Namespace, argv: list[str], machine_of: MachineOf) -> int:
+def simulate_points(asked: argparse.Namespace, argv: list[str], machine_of: MachineOf) -> int:
     """Simulate what the options ask for, print it and save it. Returns the exit code."""
     from ..simulate.simulation import SimulationEnded
 
@@ -75,7 +75,7 @@ def _simulate(points: list[Point], machine_of: MachineOf, timeline: str | None) 
             sim = point.simulation(machine_of)
             if timeline and point is points[0]:
                 sim.keep_events(events.interesting(sim.layer))
-            point.run(sim, progress.report)
+            point.run_simulation(sim, progress.report)
             if sim.kept and timeline:
                 facts = {"layer": f"simulated: {point.shape}", "tokens_per_rank": point.asked.tokens}
                 facts |= {"schedule": point.asked.schedule, "moves": point.moves}

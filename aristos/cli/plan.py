@@ -150,7 +150,7 @@ def run(asked: argparse.Namespace) -> int:
         if asked.model is not None:
             print(_moving(asked, max(map(len, plan.groups))))
     try:
-        checked = checked_plan.of(plan, asked) if asked.check else None
+        checked = checked_plan.check_plan(plan, asked) if asked.check else None
     except AristosError as why:
         print(f"aristos plan: {why}", file=sys.stderr)
         return USAGE if isinstance(why, InputError) else ENVIRONMENT

@@ -190,4 +190,4 @@ def machine_of(asked: argparse.Namespace, cfg: MoEConfig) -> tuple[Machine, str]
 
 
 def main(argv: list[str]) -> int:
-    return _simulating.run(options(argv), argv, machine_of)
+    return _simulating.simulate_points(options(argv), argv, machine_of)

@@ -87,7 +87,7 @@ class StateSearch:
         self.moves = self.ends = 0
         self.sched.bound = 1 << 60
 
-    def run(self, seconds: float, report: Callable[[str], None] = lambda done: None) -> SearchResult:
+    def search_states(self, seconds: float, report: Callable[[str], None] = lambda done: None) -> SearchResult:
         """Search until every state is seen, a bug is found, or `seconds` are over.
 
         report: a function that is called with the progress."""

@@ -205,7 +205,7 @@ def search(options: Any) -> int:
     with bug:
         for routing in routings(options.transport):
             case = small_case(routing, options)
-            result = exhaustive.StateSearch(case).run(left, Clock(f"{routing}: ").tick)
+            result = exhaustive.StateSearch(case).search_states(left, Clock(f"{routing}: ").tick)
             left -= result.seconds
             numbers = {"states": result.states, "moves": result.moves, "ends": result.ends, "complete": result.complete}
             done.append({"routing": routing, **numbers, "seconds": round(result.seconds, 3)})

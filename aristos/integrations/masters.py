@@ -118,7 +118,7 @@ class Masters:
         """A part of a parameter as an array."""
         return as_numpy(view)
 
-    def take(self, moe: MoE) -> None:
+    def take_weights(self, moe: MoE) -> None:
         """Write the weights that the layer has loaded into the parameters."""
         masters = moe.params(0)
         for name, view in self.views(list(self.parameters.values())).items():

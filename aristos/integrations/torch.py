@@ -125,7 +125,7 @@ class Experts(torch.nn.Module):
         self._graphs.discard_all()
         self.moe.load(0, **weights)
         if self._masters is not None:
-            self._masters.take(self.moe)
+            self._masters.take_weights(self.moe)
 
     def load_together(self, load: Callable[[], None]) -> None:
         """Load weights. If one rank cannot, every rank raises, and the layer is closed. Collective.

@@ -200,7 +200,7 @@ class BackwardCalls:
         """Make a call in which this rank refuses its arguments, so that the other ranks raise too. Collective."""
         self._meet(error, None)
 
-    def run(
+    def run_backward(
         self,
         layer: int,
         number: int,

@@ -52,7 +52,7 @@ class Bulk:
             ]
         )
 
-    def run(self, job: np.ndarray) -> None:
+    def run_call(self, job: np.ndarray) -> None:
         """Run an entered call to its end; collective.
 
         The watchdog bounds the wait for a rank that is in a fused call.

@@ -216,7 +216,7 @@ class CpuBackend(Backend):
         started = time.perf_counter()
         try:
             if self.bulk is not None:
-                self.bulk.run(job)
+                self.bulk.run_call(job)
             else:
                 runtime.run_call(job, self.settings.limits)
         finally:

@@ -77,7 +77,7 @@ class FusedBackward(BackwardCalls):
         self._fill_weights(job, 0)
         self._call(job)
 
-    def run(
+    def run_backward(
         self,
         layer: int,
         number: int,
@@ -87,7 +87,7 @@ class FusedBackward(BackwardCalls):
         dlogits: np.ndarray | None,
         pieces: int,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """See `BackwardCalls.run`."""
+        """See `BackwardCalls.run_backward`."""
         cfg = self.cfgs[layer]
         tokens = _Tokens(self.kernels, cfg, weights, saved, dy, pieces)
         job, (count, k), hidden = self._job(layer), saved.ids.shape, cfg.hidden

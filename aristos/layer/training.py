@@ -79,7 +79,7 @@ class Tape:
             self._saved = None
             self._owner.tape_closed(self)
 
-    def take(self, owner: Training) -> Saved:
+    def take_saved(self, owner: Training) -> Saved:
         if self._owner is not owner:
             raise InputError("the tape comes from another layer object: give it to backward() of that object")
         if self._saved is None:
@@ -260,7 +260,7 @@ class Training:
         try:
             if not isinstance(tape, Tape):
                 raise InputError(f"tape must be what forward returned, got {type(tape).__name__}")
-            saved = tape.take(self)
+            saved = tape.take_saved(self)
             cfg, weights = self._backend.cfgs[tape.layer], self.weights(tape.layer)
             rows = self._given("dy", dy, tape.lead, cfg.hidden, cfg.dtype)
             extra = None if dlogits is None else self._given("dlogits", dlogits, tape.lead, cfg.columns)
@@ -276,7 +276,7 @@ class Training:
         if problem is not None:
             calls.refuse(problem)
             raise problem
-        dx, dw = calls.run(tape.layer, tape.number, weights, saved, rows, extra, parts)
+        dx, dw = calls.run_backward(tape.layer, tape.number, weights, saved, rows, extra, parts)
         tape.discard()
         dx = narrowed(dx, cfg).reshape(*tape.lead, cfg.hidden)
         return dx if saved.logits is not None else (dx, dw.reshape(*tape.lead, cfg.top_k))

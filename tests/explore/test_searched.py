@@ -43,7 +43,7 @@ def both(monkeypatch: pytest.MonkeyPatch, case: Case) -> tuple[Noted, Noted]:
     """(a complete search with its reduction, a complete search without it)."""
 
     def complete(search: Noted) -> Noted:
-        result: SearchResult = search.run(SECONDS)
+        result: SearchResult = search.search_states(SECONDS)
         assert result.complete, result
         return search
 

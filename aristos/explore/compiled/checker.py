@@ -188,7 +188,7 @@ class Checker(Clocks):
 
     # ---- all events in order
 
-    def run(self) -> list[Found]:
+    def find_races(self) -> list[Found]:
         """Check the log. Returns the races found."""
         self._coded_values: dict[int, int] = {}
         self._history: dict[int, list[tuple[int, Clock]]] = {}

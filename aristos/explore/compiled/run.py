@@ -210,7 +210,7 @@ def make(comm: Any, case: Case, bug: int, record: log.Log, calls: int, seed: int
             result = None
             if everyone is not None:
                 space = Space(runtime.shape, runtime.group.nodes, runtime.tables, everyone)
-                races = Checker(entries, space).run()
+                races = Checker(entries, space).find_races()
                 lost = record.taken - len(entries)
                 result = Result(case.name, bug, len(entries), lost, time.perf_counter() - began, races)
             for _ in until_all_are_in(comm):
