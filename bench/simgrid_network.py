@@ -31,7 +31,7 @@ SOURCE = Path(__file__).with_name("simgrid_ends.cpp")
 HEADER = Path("/usr/include/simgrid/s4u.hpp")
 RATE = 10.0  # GB/s of a link
 SPEEDS = {"latency": 1.0, "hop": 0.1}  # us
-KIB = (4, 64, 1024)  # of a flow
+KIB = (4, 64, 1024)  # sizes of a flow
 SHOWN_KIB = 64
 ZONE = """<?xml version='1.0'?>
 <!DOCTYPE platform SYSTEM "https://simgrid.org/simgrid.dtd">

@@ -132,7 +132,7 @@ class Runs:
         self.others = [calibrate.ExpertRuns(cfg, self.held) for cfg in case.others]
         rows = case.tokens * world.size * case.top_k // case.experts
         self.rows = max(1, min(max(calibrate.ROWS), rows))
-        self.probe, self.touch = self.others[0].of(self.rows), self.others[0].of(1)
+        self.probe, self.touch = self.others[0].runs_of(self.rows), self.others[0].runs_of(1)
 
     def kernels(self) -> list[dict[str, float]]:
         """Rates of the expert kernel of each other shape: the best rank's, because a rank may be disturbed."""

@@ -39,7 +39,7 @@ class Statement(NamedTuple):
     bound: tuple[str, ...]
 
 
-statements: dict[str, list[Statement]] = {}  # of files, by the hash of their contents; kept by import_lists.py
+statements: dict[str, list[Statement]] = {}  # import statements of files by the files' hashes; kept by import_lists.py
 
 
 @cache

@@ -200,7 +200,7 @@ def header_text(header: str) -> str:
         return ERRNO
     if header == "linux/types.h":
         return LINUX
-    if header not in LIBCU and re.fullmatch("[a-z_]+", header):  # of C++: they often bring what others need
+    if header not in LIBCU and re.fullmatch("[a-z_]+", header):  # headers of C++ often bring what others need
         return "".join(header_text(other) for other in ("cstdint", "limits", "type_traits", "utility"))
     if header not in LIBCU:
         return ""

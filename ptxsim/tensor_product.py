@@ -203,7 +203,7 @@ def product(x, warp, thread, block, first, sides, line, lane, pc):
     number = agent_number(OF_TENSOR, get(thread, s.T_GID))
     if get(x, s.CHECK):
         as_agent(x, number, clock, publish(x, thread, block, warp_slot(x, warp)))
-    free_a, free_b = (shape >> 7) & 1 == 0, (shape >> 10) & 1 == 0  # of bytes: whether they have no sign
+    free_a, free_b = (shape >> 7) & 1 == 0, (shape >> 10) & 1 == 0  # whether bytes have no sign
     depth = 256 // matrix.bits_of(kind_a)
     a, b = np.empty((64, 128), np.float32), np.empty((64, 256), np.float32)
     factors_a, factors_b = np.empty((4, 128), np.float64), np.empty((4, 256), np.float64)

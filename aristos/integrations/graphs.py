@@ -43,7 +43,7 @@ class Graphs:
         graph = self._open[self._made] = Graph()
         return graph, torch.from_numpy(number)  # the tensor uses the memory of `number`, and keeps it alive
 
-    def of(self, number: torch.Tensor) -> Graph:
+    def graph_of(self, number: torch.Tensor) -> Graph:
         """The graph with a number. Raises InputError if torch has saved a copy of the tensor."""
         graph = self._open.get(int(number))
         if graph is None:

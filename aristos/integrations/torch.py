@@ -293,7 +293,7 @@ class Experts(torch.nn.Module):
         """(dx, gradient of weights, gradients of the parameters) of a call of `taped`. Collective."""
         with CALLS:
             assert self._masters is not None
-            graph = self._graphs.of(number)
+            graph = self._graphs.graph_of(number)
             if graph.used:
                 raise InputError(
                     "a call of the layer allows one backward pass: leave retain_graph=True out, or call the layer again"

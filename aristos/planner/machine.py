@@ -50,7 +50,7 @@ def load(path: str | Path) -> dict[str, Any]:
     try:
         return _cluster(read_json(path, "cluster"))
     except ProblemError as why:
-        raise why.of(path) from why
+        raise why.in_file(path) from why
 
 
 def _cluster(data: Any) -> dict[str, Any]:

@@ -312,4 +312,4 @@ def load(path: str | Path) -> Problem:
     try:
         return parse(read_json(path, "problem"))
     except ProblemError as why:
-        raise why.of(path) from why
+        raise why.in_file(path) from why

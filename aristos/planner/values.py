@@ -29,7 +29,7 @@ class ProblemError(InputError):
         super().__init__(f"{field} {text}"[:400])
         self.field = field
 
-    def of(self, path: str | Path) -> ProblemError:
+    def in_file(self, path: str | Path) -> ProblemError:
         """The same error with the file's name in its message."""
         found = ProblemError(self.field, "")
         found.args = (f"{path}: {self}",)

@@ -75,7 +75,7 @@ class Comparison:
     only_second: list[str] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
 
-    def of(self, word: str) -> list[Compared]:
+    def with_word(self, word: str) -> list[Compared]:
         return [row for row in self.rows if row.word == word]
 
     @property

@@ -51,7 +51,7 @@ def refused(first: str, second: str, why: str, place: str) -> Markup:
 
 def _listed(found: Comparison, word: str) -> Markup:
     """The rows with this word, as sentences. Those that changed most come first."""
-    rows = sorted(found.of(word), key=lambda row: abs(row.ratio - 1), reverse=True)
+    rows = sorted(found.with_word(word), key=lambda row: abs(row.ratio - 1), reverse=True)
     if not rows:
         return Markup()
     items = [tag("li", sentence(row)) for row in rows[:MOST_LISTED]]

@@ -51,10 +51,10 @@ def summary(found: Comparison) -> str:
     """One sentence: how many rows got faster or slower, by how much, and how many are noise or not judged."""
     parts = []
     for word, worst in ((compared.FASTER, min), (compared.SLOWER, max)):
-        if rows := found.of(word):
+        if rows := found.with_word(word):
             most = worst(rows, key=lambda row: row.ratio)
             parts.append(f"{len(rows)} {word} (the most {percent(most.ratio)}: {most.what})")
-    parts += [f"{len(found.of(word))} {said}" for word, said in SAID.items() if found.of(word)]
+    parts += [f"{len(found.with_word(word))} {said}" for word, said in SAID.items() if found.with_word(word)]
     return f"Of {counted(len(found.rows), 'row')}, " + ", ".join(parts) + "."
 
 

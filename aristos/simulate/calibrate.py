@@ -102,7 +102,7 @@ class ExpertRuns:
         self._cfg = cfg
         self.operations = 2 * (3 if cfg.gated else 2) * cfg.hidden * cfg.ffn
 
-    def of(self, rows: int) -> KernelRuns:
+    def runs_of(self, rows: int) -> KernelRuns:
         """Runs of `rows` rows each. The experts take turns, and so do WINDOWS parts of the rows, as in a real call."""
         cfg = self._cfg
         common = {
@@ -133,7 +133,7 @@ def kernel(cfg: MoEConfig, experts: int | None = None) -> Kernel:
 
 def kernels(layers: Sequence[ExpertRuns]) -> list[Kernel]:
     """The rates of the expert kernels of several layers, which take turns, so that their rates can be compared."""
-    seconds = undisturbed([runs.of(rows) for rows in ROWS for runs in layers])
+    seconds = undisturbed([layer.runs_of(rows) for rows in ROWS for layer in layers])
     return [
         Kernel(
             call=0.0,

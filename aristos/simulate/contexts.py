@@ -13,7 +13,7 @@ import numpy as np
 from ..primitives.buffers import aligned
 
 CONTEXT_BYTES = 16 << 10  # sizeof(ucontext_t) is 968 on x86-64 and 4,560 on AArch64
-STACK_BYTES = 512 << 10  # of an actor
+STACK_BYTES = 512 << 10  # bytes of an actor's stack
 GUARD_BYTES = 64 << 10  # below each stack; a multiple of every page size of Linux
 
 

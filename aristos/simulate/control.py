@@ -33,7 +33,7 @@ MIB = 1 << 20
     AHEAD,  # ns that an actor may run ahead of the others
     ACTORS,  # address of the actors' records
     WORLD,
-    WORKERS,  # of each rank
+    WORKERS,  # how many workers each rank has
     RANKS,  # address of the ranks' records
     MEMORY,  # address of the ranks' regions and outboxes, see regions.py
     RANK_BYTES,
@@ -43,7 +43,7 @@ MIB = 1 << 20
     ARRIVED,  # actors that wait at the barrier between calls
     SWAP,  # address of the C function swapcontext
     MAIN,  # address of the context that goes on when the simulation ends
-    JOB_WORDS,  # of each rank
+    JOB_WORDS,  # words of each rank's job
     STATE_WORDS,
     LOAD_NS,
     ACQUIRE_NS,
@@ -53,24 +53,24 @@ MIB = 1 << 20
     DECIDE_NS,
     PEER_NS,  # what each rank adds to a decision
     PUBLISH_NS,
-    PACK_NS,  # of packing a (token, choice) pair
+    PACK_NS,  # ns of packing a (token, choice) pair
     ROUTE_PS,  # picoseconds of routing a token
-    COPY_NS,  # of copying a row, whatever its size
+    COPY_NS,  # ns of copying a row, whatever its size
     COPY_PS,  # picoseconds of copying a KiB
-    COMBINE_NS,  # of combining a token, whatever its rows
+    COMBINE_NS,  # ns of combining a token, whatever its rows
     COMBINE_PS,  # picoseconds of combining one number of a row
-    PUT_NS,  # of a put, for the worker that makes it
+    PUT_NS,  # ns of a put, for the worker that makes it
     FLUSH_NS,
     PROGRESS_NS,
     LOCAL_NS,  # until a word is visible to a local peer
     LOCAL_PS,  # picoseconds that the link of a local pair takes for each KiB that a word announces
-    CALL_NS,  # of a call, outside of the engine's loop
-    COLLECTIVE_NS,  # of a collective of the bulk schedule, for each rank
+    CALL_NS,  # ns of a call, outside of the engine's loop
+    COLLECTIVE_NS,  # ns of a collective of the bulk schedule, for each rank
     COLLECTIVE_PS,  # picoseconds of each KiB that a collective copies within a node
     MOST_HELD,  # the most experts that a rank holds
     KERNEL,  # address of float64: ns for each million operations of a run, by its number of rows
     KERNEL_ROWS,  # the most rows for which that table has a value
-    KERNEL_NS,  # of a run of the expert kernel, whatever its number of rows
+    KERNEL_NS,  # ns of a run of the expert kernel, whatever its number of rows
     SMALL_BYTES,  # puts of at most this many bytes take no share of a link
     NETWORK_TIME,  # ns: the time up to which flows have been advanced
     NETWORK_DUE,  # ns: when the next flow ends

@@ -10,7 +10,7 @@ import numpy as np
 from .machine import Costs
 
 KIB = 1024
-COLLECTIVES = 3  # of a bulk call: one for the counts of rows, two for rows
+COLLECTIVES = 3  # collectives of a bulk call: one for the counts of rows, two for rows
 
 
 @dataclass(frozen=True)

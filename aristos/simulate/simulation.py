@@ -80,7 +80,7 @@ class Simulation:
         self.times = np.zeros((2, world, calls), np.int64)  # ns: when each call began, and when it ended
         self.pairs = self._words(world * world, c.PAIR_WORDS)
         self.events = 0  # how many were handled
-        self.decisions = np.zeros(world, np.int64)  # of each rank, in all calls
+        self.decisions = np.zeros(world, np.int64)  # how many decisions each rank has made in all calls
         self.kept: dict[int, np.ndarray] = {}  # rank -> [workers, EVENTS_MOST, words] the events of its last call
         self._kept: list[Any] = []
 

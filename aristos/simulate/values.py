@@ -7,7 +7,7 @@ from typing import Any
 from ..errors import InputError
 
 LARGEST = 1e15
-MOST_LINKS = 1 << 19  # of a network; the two directions count as two
+MOST_LINKS = 1 << 19  # most links of a network; the two directions count as two
 MOST_LEVELS = 16  # levels of a fat tree, axes of a torus
 
 

@@ -42,7 +42,7 @@ SCALED: dict[str, tuple[int, dict[str | None, int]]] = {
 }
 VECTORS = ("scale_vec::1X", "scale_vec::2X", "scale_vec::4X", "block16", "block32")
 WIDENED = {"b4x16_p64": WIDENS_4, "b6x16_p32": WIDENS_6}
-COPIES = {  # of tcgen05.cp, for each (shape, multicast): how many 16-byte parts a row has, and which lanes rows fill
+COPIES = {  # tcgen05.cp: (shape, multicast) -> how many 16-byte parts a row has, and which lanes rows fill
     ("128x256b", None): (2, WHOLE),
     ("128x128b", None): (1, WHOLE),
     ("4x256b", None): (2, EVERY_32),

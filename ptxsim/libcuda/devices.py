@@ -10,7 +10,7 @@ from .calls import HANDLE, INT, POINTER, SIZE, UINT, call, put, put_text, text_a
 from .results import Refused
 from .state import Context, State
 
-VERSION = 12090  # of the driver that this library stands for: CUDA 12.9
+VERSION = 12090  # version of the driver that this library stands for: CUDA 12.9
 TOTAL_BYTES = 1 << 35
 NAME = "PTX machine, {arch}"
 CONTEXT_LIMITS = {0: 1024, 1: 1 << 20, 2: 8 << 20, 3: 2, 4: 2048, 5: 128, 6: 0, 7: 0, 8: 0}

@@ -154,7 +154,7 @@ class SharedNics:
             raise InputError("NICs connect several nodes, got one: pass --ranks-per-node")
         self._remote = np.array([node != nodes.node_of[self.rank] for node in nodes.node_of])
         self.ranks_of_link = max(nodes.node_of.count(node) for node in nodes.node_of)
-        self._step = LINE * TURNS  # of the entries of a pair
+        self._step = LINE * TURNS  # bytes of the entries of a pair
         self._window = ShmWindow(group.comm, LINE * NIC_LINES + self._step * self.world + COPIED)
         base = [int(each) for each in self._window.base]
         self._nic = base[nodes.node_of.index(nodes.node_of[self.rank])]
