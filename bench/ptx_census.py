@@ -16,6 +16,7 @@ from typing import Any
 from ptxsim import lower, parser
 from ptxsim.decode import decode
 from ptxsim.errors import InputError
+from ptxsim.heap import heap_for
 
 
 def lacking(text: str) -> set[str]:
@@ -30,7 +31,7 @@ def lacking(text: str) -> set[str]:
 
     lower.decode = tried
     try:
-        lower.lower(parser.parse(text))
+        lower.lower(parser.parse(text + heap_for(text)))
     except InputError as error:
         found.add(str(error))
     finally:

@@ -8,7 +8,6 @@ from typing import Any
 from kernel_cache import regular
 
 from .errors import InputError
-from .heap import heap_for
 from .nvrtc import compiled_source
 
 HEADER = re.compile(r"^\s*\.(version|target|address_size|file|loc)\b.*$", re.M)  # a joined module has them once
@@ -24,9 +23,8 @@ def linked_ptx(library: Any, cc: tuple[Any, ...]) -> str:
 
 
 def joined(texts: list[str]) -> str:
-    """Join PTX modules into one. malloc and free are added if a module declares them."""
-    text = "\n".join([texts[0], *(HEADER.sub("", text) for text in texts[1:])])
-    return text + heap_for(text)
+    """Join PTX modules into one."""
+    return "\n".join([texts[0], *(HEADER.sub("", text) for text in texts[1:])])
 
 
 def of_file(file: Any, cc: tuple[Any, ...]) -> str:

@@ -10,6 +10,7 @@ from . import isa
 from . import state as s
 from .address_space import Memory
 from .errors import InputError
+from .heap import heap_for
 from .lower import lower
 from .parser import parse
 from .program import Program
@@ -45,13 +46,13 @@ class Loader:
         self.addresses: dict[tuple[int, int, str], int] = {}  # (program, device, variable)
 
     def program(self, text: str) -> Program:
-        """The program of PTX text. A text is lowered and loaded only once."""
+        """The program of PTX text, with a heap if it declares malloc or free. A text is lowered and loaded only once."""
         key = key_of(text)
         program = _programs.get(key)
         if program is None:
             if len(_programs) >= MOST_PROGRAMS:
                 _programs.pop(next(iter(_programs)))
-            program = _programs[key] = lower(parse(text))
+            program = _programs[key] = lower(parse(text + heap_for(text)))
         if not any(program is known for known in self.programs):
             self.add(program)
         return program

@@ -36,6 +36,7 @@ from .packed import pairs
 from .tensor import tensor_map_instruction
 from .tensor_memory import tensor_core
 from .texture import query, sample, surface
+from .video import VIDEO
 from .warp import (
     active,
     barrier,
@@ -84,7 +85,7 @@ HANDLERS: dict[str, Callable[[Any, Mods], None]] = {
     "tensormap": tensor_map_instruction, "tcgen05": tensor_core, "mapa": map_address, "getctarank": rank_of,
     "ldmatrix": matrix_access, "stmatrix": matrix_access, "movmatrix": move_matrix,
     "tex": sample, "txq": query, "suld": surface, "sust": surface, "suq": query,
-    "alloca": stack, "stacksave": stack, "stackrestore": stack,
+    "alloca": stack, "stacksave": stack, "stackrestore": stack, **VIDEO,
 }  # fmt: skip
 
 

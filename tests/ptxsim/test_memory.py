@@ -1,4 +1,4 @@
-"""The machine's memory: reuse after free, limits, and writes of the host between runs."""
+"""The machine's memory: reuse after free, limits, the heap of kernels, and writes of the host between runs."""
 
 from __future__ import annotations
 
@@ -246,3 +246,47 @@ def test_parameters_and_constants_cannot_be_written(write, address, why):
     (report,) = machine.run()
     assert (report.kind, report.address) == ("out_of_bounds", address)
     assert why in report.message
+
+
+HEAP = """.version 8.6
+.target sm_90
+.address_size 64
+.extern .func (.param .b64 result) malloc (.param .b64 size);
+.extern .func free (.param .b64 address);
+.visible .entry k(.param .u64 out)
+{
+.reg .b64 %o, %n, %at;
+.reg .b32 %i;
+mov.u64 %n, 12;
+{
+.param .b64 size;
+.param .b64 result;
+st.param.b64 [size], %n;
+call.uni (result), malloc, (size);
+ld.param.b64 %at, [result];
+}
+mov.u32 %i, %tid.x;
+st.u32 [%at+8], %i;
+mul.wide.u32 %n, %i, 8;
+ld.param.u64 %o, [out];
+add.u64 %o, %o, %n;
+st.global.u64 [%o], %at;
+ld.u32 %i, [%at+8];
+{
+.param .b64 address;
+st.param.b64 [address], %at;
+call.uni free, (address);
+}
+ret;
+}
+"""
+
+
+def test_ptx_that_declares_malloc_has_a_heap():
+    """The text is nvcc's: it declares malloc and free, which the CUDA runtime's device code has."""
+    machine = ptxsim.Machine()
+    out = machine.device(0).array(np.zeros(64, np.uint64))
+    machine.device(0).launch(HEAP, 1, 64, out)
+    assert machine.run() == []
+    places = np.sort(out.copy_to_host())
+    assert places[0] > 0 and np.diff(places).min() >= 12
