@@ -46,7 +46,7 @@ class Loader:
         self.addresses: dict[tuple[int, int, str], int] = {}  # (program, device, variable)
 
     def program(self, text: str) -> Program:
-        """The program of PTX text, with a heap if it declares malloc or free. A text is lowered and loaded only once."""
+        """The program of PTX text, with a heap if it declares malloc or free. A text is lowered only once."""
         key = key_of(text)
         program = _programs.get(key)
         if program is None:
