@@ -27,8 +27,9 @@ from .watch import ALONE, ANY, NOT_COHERENT, report, wrote
 from .watch import read as read_history
 
 # FLAGS: the number of coordinates in the low 3 bits. FLOATS: coordinates are floats. LAYER: the first coordinate is a
-# layer. From OUTSIDE_SHIFT on: what an access outside the surface does (TRAPS, CLAMPS or ZERO)
-FLOATS, LAYER, OUTSIDE_SHIFT = 8, 16, 8
+# layer. CUBE: the layers are a cube's faces. From OUTSIDE_SHIFT on: what an access outside the surface does (TRAPS,
+# CLAMPS or ZERO)
+FLOATS, LAYER, CUBE, OUTSIDE_SHIFT = 8, 16, 32, 8
 TRAPS, CLAMPS, ZERO = range(3)
 # details of MISUSE reports, after those of tensor_memory.py
 NO_TEXTURE, NO_SURFACE, OTHER_GEOMETRY, OUTSIDE_SURFACE = 28, 29, 30, 31
@@ -121,7 +122,11 @@ def fits(x, thread, line, row, pc):
     """Whether a texture or surface has the dimensions that an instruction names. If not, this is reported."""
     flags = get(line, isa.FLAGS)
     layered = np.int64(flags & LAYER != 0)
-    if get(row, s.X_DIMENSIONS) == (flags & 7) - layered and get(row, s.X_LAYERED) == layered:
+    good = get(row, s.X_DIMENSIONS) == (flags & 7) - layered and get(row, s.X_LAYERED) == layered
+    if good and flags & CUBE:
+        width, height, faces = get(row, s.X_SIZES), get(row, s.X_SIZES + 1), get(row, s.X_SIZES + 2)
+        good = width == height and faces == 6 and get(row, s.X_NORMALIZED) != 0
+    if good:
         return True
     if get(line, isa.IMM) == 0:
         report(x, s.MISUSE, pc, get(thread, s.T_GID), 0, isa.GLOBAL, 8, 0, 0, OTHER_GEOMETRY, 0)

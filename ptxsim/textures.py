@@ -44,7 +44,8 @@ def texture(
     channels : int
         The channels of an element: 1, 2 or 4. If more than 1, they are the array's last dimension.
     layered : bool
-        Whether the first dimension counts layers (`tex1DLayered`, `tex2DLayered`).
+        Whether the first dimension counts layers (`tex1DLayered`, `tex2DLayered`). Six square layers with normalized
+        coordinates are the faces of a cube map too (`texCubemap`).
     address : str
         What a coordinate outside the array means: ``"clamp"``, ``"border"`` (the value is 0), ``"wrap"`` or
         ``"mirror"``. As on GPUs, the last two need normalized coordinates, and mean ``"clamp"`` otherwise.

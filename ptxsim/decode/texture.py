@@ -9,6 +9,7 @@ from ..lowering import Lowering
 from ..sampling import (
     ARRAY_SIZE,
     CLAMPS,
+    CUBE,
     DEPTH,
     FLOATS,
     HEIGHT,
@@ -21,11 +22,12 @@ from ..sampling import (
     ZERO,
 )
 from ..syntax import Indexed, Vector
+from .cubes import on_face
 from .mods import Mods
 
 # geometry -> number of coordinates, padding left out, and flags
 GEOMETRIES = {"1d": 1, "2d": 2, "3d": 3, "a1d": 2 | LAYER, "a2d": 3 | LAYER}
-LACKING = ("cube", "acube", "2dms", "a2dms")
+LACKING = ("acube", "2dms", "a2dms")
 QUERIES = {
     "width": WIDTH,
     "height": HEIGHT,
@@ -40,9 +42,10 @@ RESULTS = (isa.U32, isa.S32, isa.F32)
 
 def geometry(m: Mods) -> int:
     """Take the geometry from the modifiers. Returns its flags: number of coordinates, and LAYER if it has layers."""
-    if any(name in m.left for name in LACKING):
-        raise m.fail(f"only .{', .'.join(GEOMETRIES)} are supported")
-    return m.choose(GEOMETRIES)
+    allowed = GEOMETRIES if m.ins.opcode != "tex" else GEOMETRIES | {"cube": 3 | CUBE}
+    if any(name in m.left for name in (*LACKING, *({"cube"} - set(allowed)))):
+        raise m.fail(f"only .{', .'.join(allowed)} are supported")
+    return m.choose(allowed)
 
 
 def coordinates(low: Lowering, m: Mods, operand: Any, flags: int) -> tuple[int, list[int]]:
@@ -76,6 +79,10 @@ def sample(low: Lowering, m: Mods) -> None:
         raise m.fail("the result must be four registers in braces")
     handle, places = coordinates(low, m, m.operands[1], flags | (FLOATS if where == isa.F32 else 0))
     flags |= FLOATS if where == isa.F32 else 0
+    if flags & CUBE:
+        if where != isa.F32:
+            raise m.fail("the coordinates of a cube map must be .f32")
+        places, flags = on_face(low, *places), flags | LAYER
     rows = [m.result(item, result, wider=True) for item in value.items]
     each(low, isa.TEX, result, 0, handle, flags, places, rows)
 

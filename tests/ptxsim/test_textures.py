@@ -365,10 +365,9 @@ def test_queries_and_results_over_operands():
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        (
-            "tex.cube.v4.f32.f32 {f1, f2, f3, f4}, [d1, {f5, f6, f7, f8}];",
-            "only .1d, .2d, .3d, .a1d, .a2d are supported",
-        ),
+        ("tex.acube.v4.f32.f32 {f1, f2, f3, f4}, [d1, {r5, f6, f7, f8}];", "only .1d, .2d, .3d, .a1d, .a2d, .cube are"),
+        ("tex.cube.v4.f32.s32 {f1, f2, f3, f4}, [d1, {r5, r6, r7, r8}];", "must be .f32"),
+        ("suld.b.cube.b32.trap r1, [d1, {r5, r6, r7, r8}];", "only .1d, .2d, .3d, .a1d, .a2d are supported"),
         ("tex.2d.v4.f32.f32 {f1, f2, f3, f4}, [d1, d2, {f5, f6}];", "unified mode"),
         ("tex.2d.v4.f32.f32 {f1, f2, f3, f4}, [d1, {f5}];", "expected 2 coordinates, got 1"),
         ("tld4.r.2d.v4.f32.f32 {f1, f2, f3, f4}, [d1, {f5, f6}];", "opcode 'tld4' is not known"),
