@@ -149,13 +149,19 @@ def earlier_run(x, gid):
 
 @jit
 def launch_of(x, gid):
-    """The number of a thread's launch; -1 for the host."""
+    """The number of a thread's launch; -1 for the host. Later launches have later blocks."""
     block = (gid & ~AGENTS) >> 10
-    for number in range(get(x, s.LAUNCH_COUNT) - 1, -1, -1):
+    low, high = np.int64(0), get(x, s.LAUNCH_COUNT) - 1
+    while low <= high:
+        number = (low + high) >> 1
         launch = get(x, s.LAUNCHES) + number * s.L_FIELDS * 8
         first = get(launch, s.L_FIRST_GID)
         if first <= block < first + get(launch, s.L_BLOCKS):
-            return np.int64(number)
+            return number
+        if block < first:
+            high = number - 1
+        else:
+            low = number + 1
     return np.int64(-1)
 
 

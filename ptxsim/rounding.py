@@ -18,6 +18,7 @@ from .units import unit
 
 # ---- formats ----
 HALF, BFLOAT, SINGLE, DOUBLE, TENSOR, QUARTER5 = range(6)
+SUBNORMAL = (2.0**-24, 2.0**-133, 2.0**-149, 2.0**-1074, 2.0**-136, 2.0**-16)  # each format's least number above 0
 
 
 @jit
@@ -138,16 +139,16 @@ def round_pair(hi, lo, shift, form, mode):
 @jit
 def widen(bits, form):
     """The value of a format's bits as float64, which is exact."""
-    p, w = precision(form), exponent_bits(form)
-    fraction = bits & ((1 << (p - 1)) - 1)
-    exponent = (bits >> (p - 1)) & ((1 << w) - 1)
+    p, w, whole = precision(form), exponent_bits(form), np.int64(bits)
+    fraction = whole & ((1 << (p - 1)) - 1)
+    exponent = (whole >> (p - 1)) & ((1 << w) - 1)
     if exponent == (1 << w) - 1:
         value = math.inf if fraction == 0 else math.nan
     elif exponent == 0:
-        value = math.ldexp(float(fraction), least(form))
+        value = float(fraction) * SUBNORMAL[form]
     else:
-        value = math.ldexp(float(fraction + (1 << (p - 1))), exponent - 1 + least(form))
-    return -value if (bits >> (p - 1 + w)) & 1 else value
+        value = f64_of(np.uint64((exponent - (1 << (w - 1)) + 1024) << 52 | fraction << (53 - p)))
+    return -value if (whole >> (p - 1 + w)) & 1 else value
 
 
 @jit
