@@ -170,23 +170,30 @@ def clear(address, size):
 
 @unit
 def admit(x, number):
-    """Start the blocks of a device's launches while its SMs have space: those of the earliest launch first."""
+    """Start the blocks of a device's launches while its SMs have space: those of the earliest launch first.
+
+    Launches that take no part of an SM, which are copies and fills, do not wait behind others.
+    """
     device = get(x, s.DEVICES) + number * (s.D_FIELDS + s.MAX_SMS) * 8
     sms = get(device, s.D_SMS)
+    full = False
     for k in range(get(x, s.LAUNCH_COUNT)):
         launch = launch_at(x, k)
         if get(launch, s.L_DEVICE) != number or get(launch, s.L_STATE) != s.ACTIVE:
+            continue
+        if full and get(launch, s.L_SHARE) != 0:
             continue
         while get(launch, s.L_NEXT) < get(launch, s.L_BLOCKS):
             size = get(launch, s.L_CLUSTER)
             if size > 1 and not cluster_fits(x, device, number, sms, launch):
                 break
+            if space_for(device, sms, get(launch, s.L_SHARE)) < 0 or free_slot(x, number) < 0:
+                full = True
+                break
             cluster = np.int64(0)
             for rank in range(size):
                 sm = space_for(device, sms, get(launch, s.L_SHARE))
                 slot = free_slot(x, number)
-                if sm < 0 or slot < 0:
-                    return 0
                 put(device, s.D_NEXT_SM, sm + 1)
                 put(device, s.D_FIELDS + sm, get(device, s.D_FIELDS + sm) + get(launch, s.L_SHARE))
                 if rank == 0:

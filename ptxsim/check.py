@@ -108,7 +108,7 @@ def same(one: Report, other: Report) -> bool:
 
 def annotation(report: Report) -> str:
     """A report in the form that GitHub Actions shows beside the line of the file."""
-    text = f"{report.kernel}, block {report.block}, thread {report.thread}: {report.message}{report.advice}"
+    text = f"{report.who}: {report.message}{report.advice}"
     text = text.replace("%", "%25").replace("\n", "%0A")
     return f"::error file={report.file},line={report.line},title={report.kind}::{text}"
 

@@ -21,8 +21,9 @@ class Coverage:
 
     def add(self, machine: Machine) -> None:
         """Count what a machine ran."""
-        self.launches += len(machine.done)
-        for launch in machine.done:
+        launches = [launch for launch in machine.done if not launch.action]
+        self.launches += len(launches)
+        for launch in launches:
             self.kernels.add(launch.name)
             base = machine.loader.base(launch.program)
             after = [info.start for info in launch.program.functions.values() if info.start > launch.info.start]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -74,6 +75,12 @@ def line_of(machine: Core, pc: int) -> tuple[str, int, str]:
     return file, line, program.texts[at]
 
 
+def place_of(machine: Core, launch: Launch, pc: int) -> tuple[str, int, str]:
+    """(file, line, PTX opcode) of an instruction of a launch. A copy or fill has no opcode, and perhaps no line: 0."""
+    file, line, opcode = line_of(machine, pc)
+    return (file, line if file else 0, "") if launch.action else (file, line, opcode)
+
+
 def name_address(machine: Core, launch: Launch | None, space: int, address: int) -> str:
     """An address as array[index], for messages."""
     if space == isa.SHARED:
@@ -100,10 +107,13 @@ def explain(machine: Core, row: Any) -> list[Report]:
     """Turn one record into reports: for a race one for each of its two lines, else one."""
     kind, pc = int(row[s.R_KIND]), int(row[s.R_PC])
     launch, index = place(machine, int(row[s.R_BLOCK]))
-    if launch is None:
+    if launch is None or (launch.action and kind == s.UNINITIALISED):  # copies of what nothing has written are right
         return []
-    file, line, opcode = line_of(machine, pc)
-    block, thread = three_of(index, launch.grid), three_of(int(row[s.R_TID]), launch.block)
+    file, line, opcode = place_of(machine, launch, pc)
+    block: tuple[int, ...] = three_of(index, launch.grid)
+    thread: tuple[int, ...] = three_of(int(row[s.R_TID]), launch.block)
+    if launch.action:
+        block = thread = ()
     where = name_address(machine, launch, int(row[s.R_SPACE]), int(row[s.R_ADDRESS]))
     verb = ("writes" if row[s.R_WRITE] else "reads") + f" {int(row[s.R_SIZE])} bytes"
     detail = int(row[s.R_DETAIL])
@@ -165,7 +175,7 @@ def explain(machine: Core, row: Any) -> list[Report]:
             line,
             block,
             thread,
-            message,
+            message.lstrip(),
             where,
             other_line,
             launch.device,
@@ -202,9 +212,18 @@ def writes(machine: Core, row: Any, launch: Launch) -> tuple[str, int]:
     if gid >> 10 & clocks.HOST:
         return "the host writes", 0
     other, _ = place(machine, gid >> 10)
-    _, line, opcode = line_of(machine, int(row[s.R_OTHER_PC]))
+    file, line, opcode = line_of(machine, int(row[s.R_OTHER_PC]))
+    if other is not None and other.action:
+        return f"{called(other, file, line)} writes", line if file else 0
     kernel = "the same kernel" if other is launch or other is None else f"a kernel of device {other.device}"
     return f"line {line} ({opcode}) of {kernel} writes", line
+
+
+def called(action: Launch, file: str, line: int) -> str:
+    """A copy or fill, with the place of its call if that is known, relative to the current folder."""
+    if file and Path(file).is_relative_to(Path.cwd()):
+        file = str(Path(file).relative_to(Path.cwd()))
+    return f"{action.name} ({file}:{line})" if file else action.name
 
 
 def unfenced(machine: Core, row: Any, access: str, opcode: str, detail: int) -> str:
@@ -254,23 +273,28 @@ def races(
         other = None
     else:
         other, index = place(machine, other_gid >> 10)
-        other_file, other_line, other_opcode = line_of(machine, int(row[s.R_OTHER_PC]))
         if other is None:
             return []
+        other_file, other_line, other_opcode = place_of(machine, other, int(row[s.R_OTHER_PC]))
         b, t = three_of(index, other.grid), three_of(other_gid & 1023, other.block)
         owner = (
             f"block {b}"
             + (", which is still running" if work else f", thread {t}")
             + (f" of device {other.device}" if other.device != launch.device else "")
         )
-    other_access = f"line {other_line} ({other_opcode})" if other_line else "its access"
-    message = f"{opcode} {verb} {where}, with nothing that orders it after {other_access} of {owner}"
+    access = f"line {other_line} ({other_opcode}) of {owner}" if other_line else f"its access of {owner}"
+    if other is not None and other.action:
+        access, b, t = called(other, other_file, other_line), (), ()
+    message = f"{opcode} {verb} {where}, with nothing that orders it after {access}".lstrip()
     verdict = (verdicts.WRONG, *verdicts.KINDS[s.MISSING_WAIT]) if work else verdicts.of_race(int(row[s.R_DETAIL]))
     place_here = launch.name, file, line, block, thread
     found = [Report("race", *place_here, message, where, other_line, launch.device, *verdict)]
     if other is not None and not work and (other_file, other_line) != (file, line):
-        owner = f"line {line} ({opcode}) of block {block}, thread {thread}"
-        back = f"{other_opcode} of {where}, with nothing that orders it before {owner}"
+        access = f"line {line} ({opcode}) of block {block}, thread {thread}"
+        if launch.action or other.action:  # of different kernels
+            access = called(launch, file, line) if launch.action else f"line {line} ({opcode}) of {launch.name}"
+        opcode = other_opcode or "its access"
+        back = f"{opcode} of {where}, with nothing that orders it before {access}"
         place_there = other.name, other_file, other_line, b, t
         found.append(Report("race", *place_there, back, where, line, other.device, *verdict))
     return found

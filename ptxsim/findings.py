@@ -15,18 +15,19 @@ class Report:
 
     kind: race, out_of_bounds, misaligned, uninitialised, use_after_free, barrier_divergence, missing_wait, deadlock,
     trap, missing_fence, misuse or not_coherent. line: the line in the source file, or in the PTX text if the text does
-    not name source lines. block, thread: (x, y, z). address: array[index], or ''. other_line: the line of a race's
-    other access, or of the store that not_coherent is about, else 0. verdict: wrong (results can be wrong), formal (a
-    fault by PTX's rules that hardware seldom shows) or "same value" (the same value is written twice). missing: the
-    order that is missing, such as barrier, fence, acquire, scope. repair: the smallest change that gives it.
+    not name source lines; 0 if none is known. block, thread: (x, y, z); empty for a copy or a fill. address:
+    array[index], or ''. other_line: the line of a race's other access, or of the store that not_coherent is about, else
+    0. verdict: wrong (results can be wrong), formal (a fault by PTX's rules that hardware seldom shows) or "same value"
+    (the same value is written twice). missing: the order that is missing, such as barrier, fence, acquire, scope.
+    repair: the smallest change that gives it.
     """
 
     kind: str
     kernel: str
     file: str
     line: int
-    block: tuple[int, int, int]
-    thread: tuple[int, int, int]
+    block: tuple[int, ...]
+    thread: tuple[int, ...]
     message: str
     address: str = ""
     other_line: int = 0
@@ -36,9 +37,13 @@ class Report:
     repair: str = ""
 
     def __str__(self) -> str:
-        place = f"{self.file}:{self.line}" if self.file else f"line {self.line}"
-        text = f"{self.kind}: {place}: {self.kernel}, block {self.block}, thread {self.thread}: {self.message}"
-        return text + self.advice
+        place = f"{self.file}:{self.line}: " if self.file else f"line {self.line}: " if self.block else ""
+        return f"{self.kind}: {place}{self.who}: {self.message}{self.advice}"
+
+    @property
+    def who(self) -> str:
+        """Who makes the access: a kernel with block and thread, or a copy or fill."""
+        return f"{self.kernel}, block {self.block}, thread {self.thread}" if self.block else self.kernel
 
     @property
     def advice(self) -> str:

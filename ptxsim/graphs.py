@@ -9,7 +9,7 @@ from typing import Any
 
 from .errors import InputError
 from .launches import Launch
-from .streams import Stream, needs_of
+from .streams import Stream
 
 
 class Graph:
@@ -23,9 +23,8 @@ class Graph:
         """Queue the launches. They and the stream, by default device 0's default stream, wait for each other."""
         machine = self.machine
         stream = stream or machine.devices[0].default
-        gpu = machine.devices[stream.device]
         with machine.lock:
-            before = needs_of(stream, gpu.default, gpu.streams)
+            before = machine.needs_of(stream)
             copies: dict[int, Launch] = {}
             for one in self.launches:
                 needs = [copies[id(need)] for need in one.needs if id(need) in copies]

@@ -29,7 +29,8 @@ class Launch:
     and base are set when the launch runs. after: functions to call when the launch has ended. stream: the stream that
     it is in. needs: the launches that must end before it begins, that of its stream last. programmatic: whether it
     begins as soon as that last one lets it. workspace: the address of memory for cooperative groups, or 0. cluster: the
-    sizes of a cluster in blocks. explicit: whether the kernel or the launch names them.
+    sizes of a cluster in blocks. explicit: whether the kernel or the launch names them. action: whether it is no kernel
+    of the program, but a copy or a fill. known: whether the host has waited for its end.
     """
 
     device: int
@@ -50,6 +51,8 @@ class Launch:
     workspace: int = 0
     cluster: tuple[int, int, int] = (1, 1, 1)
     explicit: bool = False
+    action: bool = False
+    known: bool = False
 
     @property
     def blocks(self) -> int:

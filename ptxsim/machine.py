@@ -260,7 +260,7 @@ class Machine(Runner):
         numbers: list[Any],
         how: How,
         after: list[Callable[[], None]],
-    ) -> None:
+    ) -> Launch:
         """Queue a kernel of a loaded program.
 
         title: the kernel's name in reports. numbers: its parameters, as `kernels.pack` takes them. after: functions to
@@ -290,7 +290,6 @@ class Machine(Runner):
             raise InputError(
                 f"{title} was compiled for blocks of at most {int(np.prod(limit))} threads, got {one.threads}"
             )
-        gpu = self.devices[device]
         most = one.per_sm * self.sm_count
         if how.cooperative and one.blocks > most:
             raise InputError(f"a cooperative launch needs all its blocks resident: {most} fit, got {one.blocks}")
@@ -307,9 +306,15 @@ class Machine(Runner):
             if not self.capturing:
                 after.append(partial(self.memory.free, barrier.allocation))
         with self.lock:
-            one.needs = needs_of(how.stream, gpu.default, gpu.streams)
+            one.needs = self.needs_of(how.stream)
             how.stream.last, how.stream.waits = one, []
             self.queue.append(one)
+        return one
+
+    def needs_of(self, stream: Stream) -> list[Launch]:
+        """The launches that must end before what is queued next in a stream begins."""
+        gpu = self.devices[stream.device]
+        return [*self.known(), *needs_of(stream, gpu.default, gpu.streams)]
 
     def _converted(self, kernel: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """Convert the arguments by the kernel's extensions. Wrappers such as numba-cuda's ArgHint are kept."""
@@ -368,7 +373,7 @@ class Machine(Runner):
         space is unmapped when the machine and its arrays are collected. `reports` and `profile()` can still be used.
         """
         self.tables.clear()
-        self.queue, self.done = [], []
+        self.queue, self.done, self.past = [], [], []
         self.launch = self.run = self.new_array = self.finish = closed  # type: ignore[method-assign]
 
 

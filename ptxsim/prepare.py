@@ -13,9 +13,12 @@ from .launches import Launch, valid_bytes
 PARAMETER_ALIGN = 128
 
 
-def prepare(core: Core, launches: list[Launch]) -> None:
-    """Lay out the tables for these launches: queues, counters, and slots for the blocks that can be resident."""
-    x = core.x
+def prepare(core: Core, every: list[Launch], past: int) -> None:
+    """Lay out the tables for launches: queues, counters, and slots for the blocks that can be resident.
+
+    past: how many of them ended in earlier runs, with whose clocks this run goes on.
+    """
+    x, launches = core.x, every[past:]
     wanted = resident(core, launches)
     slots = sum(wanted)
     per_block = max((-(-launch.threads // 32) for launch in launches), default=1)
@@ -69,14 +72,17 @@ def prepare(core: Core, launches: list[Launch]) -> None:
             slot += 1
     x[s.SLOW_UNTIL] = x[s.PENDING_COUNT] = x[s.TIMES] = x[s.SKIPS] = x[s.CLOCK_READ] = x[s.HINTED] = 0
     x[s.READY_COUNT] = x[s.DEAD] = x[s.STOP] = x[s.SUSPECT] = x[s.SPINNING] = 0
-    if core.check:  # everything before this run is over, and the host may have written since then
-        core.tables["history"][:, s.H_COUNT] = 0
-        core.tables["sync"][:] = 0
-        x[s.SYNC_USED], x[s.SC_SYSTEM], x[s.CLOCKS_TOP] = 0, 0, 1
+    if core.check:
+        core.tables["history"][:, s.H_COUNT] = 0  # because the host may have written since the last run
+        if not past:  # then everything before this run is over
+            core.tables["sync"][:] = 0
+            x[s.SYNC_USED], x[s.SC_SYSTEM], x[s.CLOCKS_TOP] = 0, 0, 1
     x[s.PROGRESS], x[s.PATIENCE] = x[s.STEP], core.patience
-    x[s.RUN_FLOOR], x[s.DEVICE_COUNT] = core.next_gid, core.device_count
-    core.next_gid += 1  # because a run's first number is the host's
-    lay_out_queues(core, launches)
+    x[s.DEVICE_COUNT] = core.device_count
+    if not past:
+        x[s.RUN_FLOOR] = core.next_gid
+        core.next_gid += 1  # because a run's first number is the host's
+    lay_out_queues(core, every, past)
     core.loader.publish()
 
 
@@ -100,26 +106,34 @@ def resident(core: Core, launches: list[Launch]) -> list[int]:
     return wanted
 
 
-def lay_out_queues(core: Core, launches: list[Launch]) -> None:
-    """Fill the tables of launches and devices, and place parameters and constants."""
-    x = core.x
-    table = core.table("launches", (max(len(launches), 1), s.L_FIELDS), s.LAUNCHES)
-    found, lists = streams.places(launches)
+def lay_out_queues(core: Core, every: list[Launch], past: int) -> None:
+    """Fill the tables of launches and devices, and place parameters and constants.
+
+    The rows of the first `past` launches are those of the last run.
+    """
+    x, launches = core.x, every[past:]
+    before = core.tables["launches"][:past] if past else None
+    table = core.table("launches", (max(len(every), 1), s.L_FIELDS), s.LAUNCHES)
+    if before is not None:
+        table[:past] = before
+        table[:past, [s.L_NEEDS, s.L_CONSTANTS, s.L_VALID]] = 0  # what these pointed to is gone, and they have ended
+    found, lists = streams.places(every)
     numbers = core.table("streams", (max(len(lists), 1), s.ST_FIELDS), s.STREAMS)
     devices = core.table("devices", (core.device_count, s.D_FIELDS + s.MAX_SMS), s.DEVICES)
     devices[:, s.D_SMS] = core.sm_count
-    x[s.LAUNCH_COUNT] = x[s.OPEN] = len(launches)
+    x[s.LAUNCH_COUNT], x[s.OPEN] = len(every), len(launches)
     x[s.HELD] = 0
     core.kept = [np.array(one, np.int64) for one in lists]
     for row, one in zip(numbers, core.kept):
-        row[s.ST_COUNT], row[s.ST_LIST] = len(one), one.ctypes.data
+        row[s.ST_COUNT], row[s.ST_LIST], row[s.ST_DONE] = len(one), one.ctypes.data, (one < past).sum()
     starts = np.cumsum([0] + [-(-len(launch.params) // PARAMETER_ALIGN) * PARAMETER_ALIGN for launch in launches])
     parameters = core.table("parameters", (max(starts[-1], 1),), s.PARAMETERS, np.uint8)
-    for number, launch in enumerate(launches):
+    for at, launch in enumerate(launches):
+        number = past + at
         launch.first, launch.base = core.next_gid, core.loader.base(launch.program)
         core.next_gid += launch.blocks
         row = table[number]
-        parameters[starts[number] : starts[number] + len(launch.params)] = np.frombuffer(launch.params, np.uint8)
+        parameters[starts[at] : starts[at] + len(launch.params)] = np.frombuffer(launch.params, np.uint8)
         constants = core.loader.constants(launch.program, launch.device)
         valid = valid_bytes(launch)
         needs = [found[id(need)] for need in launch.needs if id(need) in found]
@@ -131,7 +145,7 @@ def lay_out_queues(core: Core, launches: list[Launch]) -> None:
         row[s.L_CX], row[s.L_CY], row[s.L_CZ] = launch.cluster
         row[s.L_CLUSTER], row[s.L_EXPLICIT] = launch.cluster_blocks, launch.explicit
         row[s.L_THREADS], row[s.L_WARPS] = launch.threads, -(-launch.threads // 32)
-        row[s.L_ENTRY], row[s.L_PARAMS] = launch.base + launch.info.start, isa.PARAM_WINDOW + starts[number]
+        row[s.L_ENTRY], row[s.L_PARAMS] = launch.base + launch.info.start, isa.PARAM_WINDOW + starts[at]
         row[s.L_PARAM_BYTES] = len(launch.params)
         row[s.L_ROWS], row[s.L_SHARED] = launch.program.rows, launch.shared
         row[s.L_CONSTANTS], row[s.L_CONSTANT_COUNT] = constants.ctypes.data, len(constants)
@@ -144,7 +158,7 @@ def lay_out_queues(core: Core, launches: list[Launch]) -> None:
         row[s.L_GRANULE], row[s.L_VALID] = launch.program.granule, valid.ctypes.data
         row[s.L_WARPGROUP] = int((launch.program.code[:, isa.OP] == isa.WGMMA).any())
         row[s.L_STATE] = s.QUEUED
-    core.running = launches
+    core.running = every
     host = core.tables["threads"][-32:]
     host[:, s.T_GID] = (HOST | int(core.x[s.RUN_FLOOR])) << 10 | np.arange(32)
     host[:, s.T_CLOCK] = 1

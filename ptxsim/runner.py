@@ -1,4 +1,9 @@
-"""Runs the queued launches: interpreter and actors take turns. Its records become reports and output."""
+"""Runs the queued launches: interpreter and actors take turns. Its records become reports and output.
+
+A run ends when all launches that the host waits for have ended. Others may stay queued. As long as some do, or as the
+host has not waited for all that ended, the next run goes on with the checker's clocks, so that races between launches
+of different runs are found. The launches that ended since are the machine's past.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +26,7 @@ from .units import python_function
 BUDGET = 400_000  # warp instructions between two checks for Ctrl-C
 MOST_ACTORS = 31
 ACTOR_STEPS = 400  # warp instructions between two turns of the actors
+MOST_PAST = 1000  # with more launches in the past, the host counts as having waited for all that ended
 ACTOR_PATIENCE = 5000  # after so many turns without any change, waiting actors count as stuck
 
 
@@ -35,6 +41,7 @@ class Runner(Core):
         self.strict, self.limit = strict, limit
         self.actors: dict[int, Iterator[Any]] = {}
         self.capturing = False  # whether launches become a graph (graphs.py)
+        self.past: list[Launch] = []  # launches that ended, while the host has not waited for all, or others are queued
         self.same_value: dict[int, list[Report]] = {}  # by instruction, the run's races whose store changes nothing
 
     def actor(self, function: Callable[..., Iterator[Any]], *args: Any) -> None:
@@ -52,9 +59,38 @@ class Runner(Core):
         device: run those of this device, and others only as far as these need them.
         """
         with self.lock:
-            if self.acting >= 0 or not any(device in (None, launch.device) for launch in self.queue):
+            self.wait([one for one in (*self.past, *self.queue) if device in (None, one.device)])
+
+    def wait(self, launches: list[Launch], known: bool = True) -> None:
+        """Run launches and those that they need. In an actor's turn, do nothing.
+
+        Others run only if these are stuck without them. known: whether the host has waited, so that all that it does
+        from now on comes after these launches.
+        """
+        with self.lock:
+            if self.acting >= 0:
                 return
-            self._run(self.strict, device)
+            wanted = {id(one) for one in launches}
+            for one in reversed([*self.past, *self.queue]):
+                if id(one) in wanted:
+                    wanted |= {id(need) for need in one.needs}
+            if any(id(one) in wanted for one in self.queue):
+                self._run(self.strict, wanted)
+            if known:
+                for one in self.past:
+                    one.known = one.known or id(one) in wanted
+            if len(self.past) > MOST_PAST or (not self.queue and all(one.known for one in self.past)):
+                self.forget()
+
+    def known(self) -> list[Launch]:
+        """The last launch of each stream for which the host has waited, of those in the past."""
+        return list({id(one.stream): one for one in self.past if one.known}.values())
+
+    def forget(self) -> None:
+        """Let all that ended have happened before all that follows."""
+        for one in self.past:
+            one.needs = []
+        self.past = []
 
     def run(self, strict: bool | None = None) -> list[Report]:
         """Run all queued launches, concurrently, to their end or to a deadlock. Returns the reports of this run.
@@ -64,46 +100,47 @@ class Runner(Core):
         with self.lock:
             return self._run(self.strict if strict is None else strict)
 
-    def _run(self, strict: bool, device: int | None = None) -> list[Report]:
+    def _run(self, strict: bool, wanted: set[int] | None = None) -> list[Report]:
+        """Run queued launches. wanted: the ids of those that the host waits for; None: all, and the host knows it."""
         if self.capturing:
             raise InputError("nothing can run while a graph is captured")
         launches, self.queue = self.queue, []
+        if self.actors:  # threads of the host, which knows all that ended
+            self.forget()
         if not launches and not self.actors:
+            self.forget()
             return []
         self.x[s.STRICT] = int(strict)
         first = self.first_report = len(self.reports)
         self.same_value = {}
-        prepare(self, launches)
-        if device is not None:
-            self.hold(launches, device)
+        if wanted is not None:  # they are first, so that a launch of the past keeps its numbers in the next run
+            launches.sort(key=lambda launch: id(launch) not in wanted)
+        count = len(self.past)
+        prepare(self, [*self.past, *launches], count)
+        table = self.tables["launches"][count : count + len(launches)]
+        if wanted is not None:  # the others are held back, until these are stuck without them
+            table[:, s.L_HELD] = [id(launch) not in wanted for launch in launches]
+            self.x[s.HELD] = table[:, s.L_HELD].sum()
         try:
-            self._loop(launches)
+            self._loop([*self.past, *launches])
         finally:
             self.actors = {}
-            held = self.tables["launches"][: len(launches), s.L_HELD] != 0
+            held = table[:, s.L_HELD] != 0
             self.queue = [launch for launch, later in zip(launches, held) if later]
             ended = [launch for launch, later in zip(launches, held) if not later]
             self.done += ended
+            self.past += ended
             self.flush()
             for launch in ended:
                 for action in launch.after:
                     action()
                 launch.after = []  # because callbacks hold the arguments
-                launch.needs = []
+            if wanted is None or not (table[~held, s.L_STATE] == s.FINISHED).all():
+                self.forget()
         found = self.reports[first:]
         if self.x[s.STRICT] and found:
             raise KernelFault(found[0])
         return found
-
-    def hold(self, launches: list[Launch], device: int) -> None:
-        """Hold back the launches that those of a device do not need, until these are stuck without them."""
-        wanted = {id(launch) for launch in launches if launch.device == device}
-        for launch in reversed(launches):
-            if id(launch) in wanted:
-                wanted |= {id(need) for need in launch.needs}
-        held = [id(launch) not in wanted for launch in launches]
-        self.tables["launches"][: len(launches), s.L_HELD] = held
-        self.x[s.HELD] = sum(held)
 
     def let_go(self) -> None:
         """Let all launches that were held back begin."""

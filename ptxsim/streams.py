@@ -46,8 +46,8 @@ def needs_of(stream: Stream, default: Stream, streams: list[Stream]) -> list[Lau
     default: the default stream of the device. streams: the device's other streams.
     """
     others = streams if stream is default else [default]
-    legacy = [other.last for other in others if other.last and stream.blocking and other.blocking]
-    return [*legacy, *stream.waits, *([stream.last] if stream.last else [])]
+    legacy = [one for other in others if stream.blocking and other.blocking for one in (*other.waits, other.last)]
+    return [one for one in (*legacy, *stream.waits, stream.last) if one is not None]
 
 
 def places(launches: list[Launch]) -> tuple[dict[int, tuple[int, int]], list[list[int]]]:

@@ -18,6 +18,7 @@ from ..errors import EnvironmentProblem, own
 
 SOURCE = Path(__file__).with_name("stand_in.c")
 NAMES = Path(__file__).with_name("names.txt")
+PER_THREAD = Path(__file__).with_name("per_thread.txt")
 TIME = 300  # seconds that the compilation may take
 LIBRARY = "libcuda.so.1"
 PTXAS = Path(__file__).with_name("ptxas.sh")
@@ -38,7 +39,14 @@ def symbol(name: str, form: int) -> str:
 @cache
 def symbols() -> list[str]:
     """All exported names, in the order of the library's table."""
-    return [symbol(name, form) for name, found in versions().items() for form in range(len(found))]
+    return [*(symbol(name, form) for name, found in versions().items() for form in range(len(found))), *per_thread()]
+
+
+@cache
+def per_thread() -> dict[str, str]:
+    """The exported names of the forms for per-thread default streams, each with the name of its ordinary form."""
+    names = [line for line in PER_THREAD.read_text("ascii").split("\n") if line[:2] == "cu"]
+    return {name: name.rpartition("_")[0] for name in names}
 
 
 def folder() -> Path:

@@ -58,6 +58,8 @@ def arguments(function: Function, values: int, extra: int) -> list[bytes]:
     while key := POINTER.from_address(at).value:
         words[key] = POINTER.from_address(at + 8).value
         at += 16
+    if not (words.get(BUFFER) and words.get(BUFFER_SIZE)):
+        raise Refused("ERROR_INVALID_VALUE", f"the packed parameters of {function.name} lack the buffer or its size")
     size = SIZE.from_address(words[BUFFER_SIZE]).value
     data, at, found = ctypes.string_at(words[BUFFER], size), 0, []
     for param in params:

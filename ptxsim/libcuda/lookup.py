@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 
-from .build import symbol, symbols, versions
+from .build import per_thread, symbol, symbols, versions
 from .calls import INT, LONG, POINTER, call, put, text_at
 from .results import TEXTS, Refused
 from .state import State
@@ -12,6 +12,7 @@ from .state import State
 NAMES = {code: ctypes.create_string_buffer(f"CUDA_{name}".encode()) for name, (code, _) in TEXTS.items()}
 SENTENCES = {code: ctypes.create_string_buffer(text.encode()) for code, text in TEXTS.values()}
 FOUND, NOT_FOUND, TOO_NEW = 0, 1, 2  # CUdriverProcAddressQueryResult
+OF_THREAD = 2  # CU_GET_PROC_ADDRESS_PER_THREAD_DEFAULT_STREAM
 EXPORTED: dict[str, int] = {}  # the library's functions: name -> address
 
 
@@ -36,11 +37,16 @@ def cuGetErrorString(now: State, code: int, text: int) -> None:
 
 @call(POINTER, POINTER, INT, LONG, POINTER)
 def cuGetProcAddress_v2(now: State, name: int, function: int, version: int, flags: int, status: int) -> None:
-    """The newest form of a function that a version of CUDA has. Functions that the stand-in lacks are found too: a call
-    of one says so."""
+    """The newest form of a function that a version of CUDA has, for per-thread default streams if the flags say so.
+
+    Functions that the stand-in lacks are found too: a call of one says so.
+    """
     text = text_at(name)
     forms = [form for form, first in enumerate(versions().get(text, [])) if first <= version]
-    address = EXPORTED[symbol(text, forms[-1])] if forms else EXPORTED.get(text, 0) if "_v" in text else 0
+    exported = symbol(text, forms[-1]) if forms else text if "_v" in text else ""
+    if flags & OF_THREAD:
+        exported = next((one for one, ordinary in per_thread().items() if ordinary == exported), exported)
+    address = EXPORTED.get(exported, 0)
     put(function, POINTER, address)
     if status:
         put(status, INT, FOUND if address else TOO_NEW if text in versions() else NOT_FOUND)

@@ -1,9 +1,11 @@
-"""Memory: allocations, copies and fills. Copies and fills run what is queued first."""
+"""Memory: allocations, copies and fills. Copies and fills are actions of a stream (actions.py)."""
 
 from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,8 @@ import numpy as np
 from .. import isa
 from ..address_space import Allocation
 from ..errors import MemoryProblem
+from ..streams import Stream
+from . import actions
 from .calls import ADDRESS, HANDLE, INT, POINTER, SIZE, UINT, call, put
 from .devices import TOTAL_BYTES
 from .results import Refused
@@ -80,13 +84,12 @@ def cuMemFree_v2(now: State, pointer: int) -> None:
 
 @call(ADDRESS, HANDLE)
 def cuMemFreeAsync(now: State, pointer: int, stream: int) -> None:
-    """Free memory when what is queued has run."""
+    """Free memory when what is queued in the stream has run."""
     found = now.place(pointer, 0, "cuMemFreeAsync")
-    if found is None or found[0].start != found[1] or found[0] in now.late:
+    if found is None or found[0].start != found[1] or any(found[0] is one for one, _ in now.late):
         raise Refused("ERROR_INVALID_VALUE", f"cuMemFreeAsync: no allocation begins at {pointer:#x}")
-    now.late.append(found[0])
-    if not now.machine.queue:
-        now.finish()
+    now.late.append((found[0], now.machine.needs_of(now.stream(stream))))
+    now.tidy()
 
 
 @call(POINTER, SIZE, UINT)
@@ -194,43 +197,115 @@ def put_attribute(now: State, data: int, attribute: int, allocation: Allocation,
 
 
 # ---- copies ----
-def view(now: State, address: int, size: int, what: str, written: bool = False, on_device: bool = False) -> np.ndarray:
-    """[size] uint8: a view of memory of the machine, or else of the process.
+@dataclass
+class Side:
+    """Where a copy reads or writes. address: in the process.
 
-    on_device: the address must be one that kernels can use. Raises Refused if it is another one, or if `size` bytes
-    there are not in one allocation.
+    device: the device address, 0 for memory that only the host can use. allocation: of the machine, or None. step:
+    bytes between rows.
     """
-    found = now.place(address, size, what) if size else None
-    if found is None:
-        registered = any(start <= address <= start + n - size for start, (_, n) in now.registered.items())
-        if size and on_device and not registered:
-            raise Refused("ERROR_INVALID_VALUE", f"{what}: {address:#x} is not memory of a device")
-        return bytes_at(address, size)
-    if written and now.machine.check:
-        now.machine.memory.init[found[1] : found[1] + size] = 1
-    return now.machine.memory.data[found[1] : found[1] + size]
+
+    address: int
+    device: int
+    allocation: Allocation | None
+    step: int
+
+    @property
+    def on_device(self) -> bool:
+        """Whether it is memory of a device, and not pinned, managed or registered memory."""
+        return self.allocation is not None and self.allocation.device >= 0
 
 
-def copy(now: State, to: int, source: int, size: int, what: str, devices: str) -> None:
-    """Run what is queued on all devices, then copy.
+def side(now: State, address: int, width: int, what: str, device: bool, height: int = 1, step: int = 0) -> Side:
+    """The memory at an address. device: whether it must be memory that kernels can use.
+
+    Raises Refused if it is not, or if the rows there are not in one allocation.
+    """
+    size = width + step * (height - 1)
+    found = now.place(address, size, what)
+    for start, (allocation, length) in now.registered.items():
+        if found is not None and found[0] is allocation:
+            address = start + found[1] - allocation.start
+        if start <= address <= start + length - size:
+            return Side(address, isa.GLOBAL_START + allocation.start + address - start, allocation, step)
+    if found is not None:
+        return Side(int(now.machine.memory.data.ctypes.data) + found[1], isa.GLOBAL_START + found[1], found[0], step)
+    if device:
+        raise Refused("ERROR_INVALID_VALUE", f"{what}: {address:#x} is not memory of a device")
+    if not address:
+        raise Refused("ERROR_INVALID_VALUE")
+    return Side(address, 0, None, step)
+
+
+def rows_of(at: Side, width: int, height: int) -> np.ndarray:
+    """[height, width] uint8: a view of rows in the process's memory."""
+    flat = bytes_at(at.address, at.step * (height - 1) + width)
+    return np.lib.stride_tricks.as_strided(flat, (height, width), (at.step, 1))
+
+
+def note_written(now: State, at: Side, width: int, height: int) -> None:
+    """Let rows count as written."""
+    if at.device and now.machine.check:
+        for row in range(height):
+            start = at.device - isa.GLOBAL_START + row * at.step
+            now.machine.memory.init[start : start + width] = 1
+
+
+def copy(now: State, stream: Stream | None, to: Side, source: Side, width: int, height: int, what: str) -> None:
+    """Copy rows. stream: None for a copy for which the host waits; it is in the default stream.
+
+    A copy within devices is queued in any case, and so is one with a stream between a device and pinned memory. From
+    pageable memory it is queued with what is there now, to pageable memory the host waits for it. If nothing else
+    is queued or unknown to the host, a copy for which it waits is made at once.
+    """
+    if not width or not height:
+        return
+    machine = now.machine
+    waits = not to.device or (stream is None and not (to.on_device and source.on_device))
+    stream = stream or now.stream(0)
+    if waits:
+        now.wait(machine.needs_of(stream))
+    if not (to.device or source.device) or (waits and not machine.queue and not machine.past):
+        note_written(now, to, width, height)
+        rows_of(to, width, height)[:] = rows_of(source, width, height).copy()
+        return
+    after: list[Callable[[], None]] = []
+    rows = actions.Rows(to.device, source.device, width, height, to.step, source.step)
+    staged = None
+    if not (to.device and source.device):
+        staged = allocate(now, width * height, -1)
+        there = machine.memory.bytes_of(staged).reshape(height, width)
+        after.append(partial(machine.memory.free, staged))
+        if not source.device:
+            there[:] = rows_of(source, width, height)
+            rows.source, rows.step, rows.private = isa.GLOBAL_START + staged.start, width, True
+        else:
+            after.insert(0, partial(np.copyto, rows_of(to, width, height), there))
+            rows.to, rows.stride = isa.GLOBAL_START + staged.start, width
+    made = actions.enqueue(machine, stream, what, rows, after)
+    if waits:
+        now.wait([made])
+
+
+def copy_bytes(now: State, stream: Stream | None, to: int, source: int, size: int, what: str, devices: str) -> None:
+    """Copy `size` bytes between addresses of the program. stream: as of `copy`.
 
     devices: the sides whose addresses must be memory of a device: some of the letters t (to) and s (source).
     """
     now.context()
-    now.finish()
-    there = view(now, to, size, what, True, "t" in devices)
-    there[:] = view(now, source, size, what, False, "s" in devices).copy()
+    if size:
+        sides = side(now, to, size, what, "t" in devices), side(now, source, size, what, "s" in devices)
+        copy(now, stream, *sides, size, 1, what)
 
 
 def copies(name: str, devices: str, *types: Any) -> None:
-    """Declare a copy of `size` bytes, and its form with a stream. devices: see `copy`."""
+    """Declare a copy of `size` bytes, and its form with a stream. devices: see `copy_bytes`."""
 
     def plain(now: State, to: int, source: int, size: int) -> None:
-        copy(now, to, source, size, name, devices)
+        copy_bytes(now, None, to, source, size, name, devices)
 
     def queued(now: State, to: int, source: int, size: int, stream: int) -> None:
-        now.stream(stream)
-        copy(now, to, source, size, name, devices)
+        copy_bytes(now, now.stream(stream), to, source, size, f"{name}Async", devices)
 
     suffix = "" if name == "cuMemcpy" else "_v2"
     call(*types)(renamed(plain, f"{name}{suffix}"))
@@ -250,12 +325,12 @@ copies("cuMemcpyDtoD", "ts", ADDRESS, ADDRESS, SIZE)
 
 @call(ADDRESS, HANDLE, ADDRESS, HANDLE, SIZE)
 def cuMemcpyPeer(now: State, to: int, target: int, source: int, origin: int, size: int) -> None:
-    copy(now, to, source, size, "cuMemcpyPeer", "ts")
+    copy_bytes(now, None, to, source, size, "cuMemcpyPeer", "ts")
 
 
 @call(ADDRESS, HANDLE, ADDRESS, HANDLE, SIZE, HANDLE)
 def cuMemcpyPeerAsync(now: State, to: int, target: int, source: int, origin: int, size: int, stream: int) -> None:
-    copy(now, to, source, size, "cuMemcpyPeerAsync", "ts")
+    copy_bytes(now, now.stream(stream), to, source, size, "cuMemcpyPeerAsync", "ts")
 
 
 class Copy2D(ctypes.Structure):
@@ -276,63 +351,83 @@ class Copy2D(ctypes.Structure):
     ] + [("WidthInBytes", SIZE), ("Height", SIZE)]
 
 
-@call(POINTER, also=("cuMemcpy2DUnaligned_v2",))
-def cuMemcpy2D_v2(now: State, how: int) -> None:
+def copy_2d(now: State, stream: Stream | None, how: int, what: str) -> None:
+    """Copy as a CUDA_MEMCPY2D in the program's memory says. stream: as of `copy`."""
     now.context()
-    now.finish()
     if not how:
         raise Refused("ERROR_INVALID_VALUE")
     asked = Copy2D.from_address(how)
-    starts = []
-    for side in ("src", "dst"):
-        kind = getattr(asked, f"{side}MemoryType")
+    width, height = asked.WidthInBytes, asked.Height
+    if not width or not height:
+        return
+    sides = []
+    for name in ("dst", "src"):
+        kind = getattr(asked, f"{name}MemoryType")
         if kind == ARRAY:
-            raise Refused("ERROR_NOT_SUPPORTED", "cuMemcpy2D: the stand-in libcuda has no CUDA arrays")
-        base = getattr(asked, f"{side}Host" if kind == HOST else f"{side}Device")
-        pitch = getattr(asked, f"{side}Pitch") or asked.WidthInBytes
-        starts.append((base + getattr(asked, f"{side}Y") * pitch + getattr(asked, f"{side}XInBytes"), pitch))
-    (source, step), (to, stride) = starts
-    for row in range(asked.Height):
-        piece = view(now, source + row * step, asked.WidthInBytes, "cuMemcpy2D").copy()
-        view(now, to + row * stride, asked.WidthInBytes, "cuMemcpy2D", True)[:] = piece
+            raise Refused("ERROR_NOT_SUPPORTED", f"{what}: the stand-in libcuda has no CUDA arrays")
+        pitch = getattr(asked, f"{name}Pitch") or width
+        if pitch < width:
+            raise Refused("ERROR_INVALID_VALUE", f"{what}: rows of {width} bytes are longer than their pitch {pitch}")
+        start = getattr(asked, f"{name}Host" if kind == HOST else f"{name}Device")
+        start += getattr(asked, f"{name}Y") * pitch + getattr(asked, f"{name}XInBytes")
+        sides.append(side(now, start, width, what, kind == DEVICE, height, pitch))
+    copy(now, stream, *sides, width, height, what)
+
+
+@call(POINTER, also=("cuMemcpy2DUnaligned_v2",))
+def cuMemcpy2D_v2(now: State, how: int) -> None:
+    copy_2d(now, None, how, "cuMemcpy2D")
 
 
 @call(POINTER, HANDLE)
 def cuMemcpy2DAsync_v2(now: State, how: int, stream: int) -> None:
-    now.stream(stream)
-    cuMemcpy2D_v2(now, how)
+    copy_2d(now, now.stream(stream), how, "cuMemcpy2DAsync")
 
 
 # ---- fills ----
+def fill(
+    now: State, stream: Stream | None, address: int, pitch: int, value: int, width: int, height: int, size: int,
+    what: str,
+) -> None:  # fmt: skip
+    """Queue a fill of rows with `width` items of `size` bytes.
+
+    stream: None for a fill of the default stream. The host waits for this one only in memory of the host.
+    """
+    now.context()
+    if not width or not height:
+        return
+    if address % size or (height > 1 and (pitch % size or pitch < width * size)):
+        raise Refused("ERROR_INVALID_VALUE", f"{what}: {address:#x} and the pitch must be multiples of {size}")
+    to = side(now, address, width * size, what, True, height, pitch)
+    value = int.from_bytes(value.to_bytes(size, "little") * (4 // size), "little")
+    rows = actions.Rows(to.device, 0, width * size, height, pitch)
+    made = actions.enqueue(now.machine, stream or now.stream(0), what, rows, [], value, size)
+    if stream is None and not to.on_device:
+        now.wait([made])
+
+
 def fills(bits: int) -> None:
     """Declare the fills with items of 8, 16 or 32 bits."""
     size, kind = bits // 8, getattr(ctypes, f"c_uint{bits}")
     name = f"cuMemsetD{bits}"
+    of_rows = f"cuMemsetD2D{bits}"
 
-    def fill(now: State, address: int, value: int, count: int) -> None:
-        fill_rows(now, address, 0, value, count, 1)
+    def plain(now: State, address: int, value: int, count: int) -> None:
+        fill(now, None, address, 0, value, count, 1, size, name)
 
-    def fill_queued(now: State, address: int, value: int, count: int, stream: int) -> None:
-        now.stream(stream)
-        fill_rows(now, address, 0, value, count, 1)
+    def queued(now: State, address: int, value: int, count: int, stream: int) -> None:
+        fill(now, now.stream(stream), address, 0, value, count, 1, size, f"{name}Async")
 
-    def fill_rows(now: State, address: int, pitch: int, value: int, width: int, height: int) -> None:
-        now.context()
-        now.finish()
-        row = np.frombuffer(value.to_bytes(size, "little") * width, np.uint8)
-        for number in range(height):
-            view(now, address + number * pitch, width * size, name, True, True)[:] = row
+    def plain_rows(now: State, address: int, pitch: int, value: int, width: int, height: int) -> None:
+        fill(now, None, address, pitch, value, width, height, size, of_rows)
 
-    def fill_rows_queued(
-        now: State, address: int, pitch: int, value: int, width: int, height: int, stream: int
-    ) -> None:
-        now.stream(stream)
-        fill_rows(now, address, pitch, value, width, height)
+    def queued_rows(now: State, address: int, pitch: int, value: int, width: int, height: int, stream: int) -> None:
+        fill(now, now.stream(stream), address, pitch, value, width, height, size, f"{of_rows}Async")
 
-    call(ADDRESS, kind, SIZE)(renamed(fill, f"{name}_v2"))
-    call(ADDRESS, kind, SIZE, HANDLE)(renamed(fill_queued, f"{name}Async"))
-    call(ADDRESS, SIZE, kind, SIZE, SIZE)(renamed(fill_rows, f"cuMemsetD2D{bits}_v2"))
-    call(ADDRESS, SIZE, kind, SIZE, SIZE, HANDLE)(renamed(fill_rows_queued, f"cuMemsetD2D{bits}Async"))
+    call(ADDRESS, kind, SIZE)(renamed(plain, f"{name}_v2"))
+    call(ADDRESS, kind, SIZE, HANDLE)(renamed(queued, f"{name}Async"))
+    call(ADDRESS, SIZE, kind, SIZE, SIZE)(renamed(plain_rows, f"{of_rows}_v2"))
+    call(ADDRESS, SIZE, kind, SIZE, SIZE, HANDLE)(renamed(queued_rows, f"{of_rows}Async"))
 
 
 for _bits in (8, 16, 32):

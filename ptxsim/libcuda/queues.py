@@ -1,10 +1,12 @@
-"""Streams and events. Launches run at the next call that waits for them; then all that is queued runs together."""
+"""Streams and events. Launches run at the next call that waits for them."""
 
 from __future__ import annotations
 
 import ctypes
 import time
 
+from ..launches import Launch
+from ..streams import Event
 from .calls import HANDLE, INT, LONG, POINTER, UINT, call, put
 from .results import Refused
 from .state import PER_THREAD, ProgramEvent, QueueStream, State
@@ -12,6 +14,14 @@ from .state import PER_THREAD, ProgramEvent, QueueStream, State
 NON_BLOCKING, NO_TIMING = 1, 2  # flags of streams, of events
 CALLBACK = ctypes.CFUNCTYPE(None, HANDLE, INT, POINTER)
 HOST_FUNCTION = ctypes.CFUNCTYPE(None, POINTER)
+
+
+def in_stream(now: State, handle: int) -> list[Launch]:
+    """What must have ended when a stream is empty. The legacy stream waits for the blocking ones."""
+    found = now.stream(handle)
+    if found is now.machine.devices[found.device].default:
+        return now.machine.needs_of(found)
+    return found.record().launches
 
 
 @call(POINTER, UINT)
@@ -35,13 +45,13 @@ def cuStreamDestroy_v2(now: State, stream: int) -> None:
 
 @call(HANDLE)
 def cuStreamSynchronize(now: State, stream: int) -> None:
-    now.finish(now.stream(stream).device)
+    now.wait(in_stream(now, stream))
 
 
 @call(HANDLE)
 def cuStreamQuery(now: State, stream: int) -> None:
-    """Run what is queued, so that a program that asks again and again goes on."""
-    now.finish(now.stream(stream).device)
+    """Run what is queued in the stream, so that a program that asks again and again goes on."""
+    now.wait(in_stream(now, stream))
 
 
 @call(HANDLE, HANDLE, UINT)
@@ -88,16 +98,18 @@ def cuThreadExchangeStreamCaptureMode(now: State, mode: int) -> None:
 
 @call(HANDLE, POINTER, POINTER, UINT)
 def cuStreamAddCallback(now: State, stream: int, function: int, data: int, flags: int) -> None:
-    """Run what is queued, then call the program's function."""
-    now.finish(now.stream(stream).device)
-    CALLBACK(function)(stream, 0, data)
+    """Run what is queued in the stream, then call the program's function."""
+    now.wait(now.machine.needs_of(now.stream(stream)), known=False)
+    with now.unlocked():
+        CALLBACK(function)(stream, 0, data)
 
 
 @call(HANDLE, POINTER, POINTER)
 def cuLaunchHostFunc(now: State, stream: int, function: int, data: int) -> None:
-    """Run what is queued, then call the program's function."""
-    now.finish(now.stream(stream).device)
-    HOST_FUNCTION(function)(data)
+    """Run what is queued in the stream, then call the program's function."""
+    now.wait(now.machine.needs_of(now.stream(stream)), known=False)
+    with now.unlocked():
+        HOST_FUNCTION(function)(data)
 
 
 # ---- events ----
@@ -115,7 +127,11 @@ def cuEventDestroy_v2(now: State, event: int) -> None:
 @call(HANDLE, HANDLE)
 def cuEventRecord(now: State, event: int, stream: int) -> None:
     found = now.get(event, ProgramEvent)
-    found.recorded, found.begun, found.over = now.stream(stream).record(), time.perf_counter(), None
+    queue = now.stream(stream)
+    found.recorded = Event(now.machine.needs_of(queue))  # as of an action in the stream
+    if queue is now.machine.devices[queue.device].default:  # for which blocking streams wait
+        queue.waits = list(found.recorded.launches)
+    found.begun, found.over = time.perf_counter(), None
     if not any(one is found for one in now.pending):
         now.pending.append(found)
 
@@ -127,15 +143,14 @@ def cuEventRecordWithFlags(now: State, event: int, stream: int, flags: int) -> N
 
 @call(HANDLE)
 def cuEventSynchronize(now: State, event: int) -> None:
-    now.get(event, ProgramEvent)
-    now.finish()
+    found = now.get(event, ProgramEvent)
+    now.wait(found.recorded.launches if found.recorded is not None else [])
 
 
 @call(HANDLE)
 def cuEventQuery(now: State, event: int) -> None:
-    """Run what is queued, so that a program that asks again and again goes on."""
-    now.get(event, ProgramEvent)
-    now.finish()
+    """Run what was queued before the event, so that a program that asks again and again goes on."""
+    cuEventSynchronize(now, event)
 
 
 @call(POINTER, HANDLE, HANDLE, also=("cuEventElapsedTime_v2",))

@@ -21,7 +21,7 @@ from typing import Any
 from ..coverage import Coverage
 from ..errors import PtxsimError
 from . import devices, launching, lookup, memory, modules, queues, tensor_maps  # noqa: F401  (they declare functions)
-from .build import symbols
+from .build import per_thread, symbols
 from .calls import ARGUMENTS, FUNCTIONS, INT, LONG
 from .results import CODES, Refused
 from .state import SharedMachine, State
@@ -56,14 +56,15 @@ class Session:
                 file.write(json.dumps(dataclasses.asdict(report)) + "\n")
         self.written = len(reports)
 
-    def wrapped(self, name: str, function: Callable[..., None]) -> Callable[..., int]:
-        """A function of the driver API that returns a result code."""
+    def wrapped(self, name: str, function: Callable[..., None], of_thread: bool) -> Callable[..., int]:
+        """A function of the driver API that returns a result code. of_thread: whether stream 0 is the thread's own."""
 
         def called(*args: int) -> int:
             try:
                 if not self.state.initialised and name not in BEFORE_INIT:
                     return CODES["ERROR_NOT_INITIALIZED"]
                 with self.state.lock:
+                    self.state.per_thread = of_thread
                     function(self.state, *args)
                 return 0
             except Refused as refused:
@@ -74,7 +75,7 @@ class Session:
                 self.state.say(f"{name}: {error}")
                 return CODES["ERROR_INVALID_VALUE"]
             except KeyboardInterrupt:
-                self.end()
+                self.end(finish=False)
                 os._exit(130)
             except BaseException:  # else ctypes would return 0, which is success
                 traceback.print_exc()
@@ -85,20 +86,22 @@ class Session:
     def fill(self, made: int) -> None:
         """Write the functions' addresses into the library's table."""
         for number, name in enumerate(symbols()):
-            if name in FUNCTIONS:
-                function, types = FUNCTIONS[name]
+            ordinary = per_thread().get(name, name)
+            if ordinary in FUNCTIONS:
+                function, types = FUNCTIONS[ordinary]
                 assert len(types) <= ARGUMENTS, name
-                kept = ctypes.CFUNCTYPE(INT, *types)(self.wrapped(name, function))
+                kept = ctypes.CFUNCTYPE(INT, *types)(self.wrapped(ordinary, function, ordinary != name))
                 self.kept.append(kept)
                 place = ctypes.c_uint64.from_address(made + 8 * number)
                 place.value = ctypes.cast(kept, ctypes.c_void_p).value or 0
 
-    def end(self) -> None:
-        """Run what is queued, write what was covered, and let the library answer nothing more."""
+    def end(self, finish: bool = True) -> None:
+        """Write what was covered, and let the library answer nothing more. finish: whether to run what is queued."""
         if self.library.value == ENDED:
             return
         try:
-            self.state.finish()
+            if finish:
+                self.state.finish()
         except BaseException as error:
             why = getattr(error, "why", "") or str(error) or type(error).__name__
             print(f"ptxsim: at the program's end: {why}", file=sys.stderr)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import itertools
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 
 from .. import isa
 from ..address_space import Allocation, Memory
+from ..launches import Launch
 from ..machine import Machine
 from ..program import FunctionInfo, Program
 from ..streams import Event, Stream
@@ -118,13 +120,23 @@ class State:
     stacks: dict[int, list[Context]] = field(default_factory=dict)  # each thread's contexts, the current one last
     own: dict[tuple[int, int], Stream] = field(default_factory=dict)  # (thread, device) -> the thread's default stream
     handles: Any = field(default_factory=lambda: itertools.count(0x10000, 16))
-    late: list[Allocation] = field(default_factory=list)  # to be freed when what is queued has run
+    late: list[tuple[Allocation, list[Launch]]] = field(default_factory=list)  # to be freed when launches have ended
     registered: dict[int, tuple[Allocation, int]] = field(default_factory=dict)  # memory of the program, by address
     pending: list[ProgramEvent] = field(default_factory=list)
     peers: set[tuple[int, int]] = field(default_factory=set)
     initialised: bool = False
+    per_thread: bool = False  # whether the present call means the thread's default stream by the stream 0
     said: set[str] = field(default_factory=set)
     lock: Any = field(default_factory=threading.RLock)
+
+    @contextlib.contextmanager
+    def unlocked(self) -> Iterator[None]:
+        """A block in which other threads may call the driver API, while this call is not over."""
+        self.lock.release()
+        try:
+            yield
+        finally:
+            self.lock.acquire()
 
     def say(self, text: str) -> None:
         """Print a line on stderr, once."""
@@ -173,9 +185,9 @@ class State:
 
     def stream(self, handle: int) -> Stream:
         """The stream of a handle. Raises Refused for an unknown one."""
-        if handle in (0, LEGACY):
+        if handle == LEGACY or (handle == 0 and not self.per_thread):
             return self.machine.devices[self.context().device].default
-        if handle == PER_THREAD:
+        if handle in (0, PER_THREAD):
             device = self.context().device
             key = self.thread_number(), device
             if key not in self.own:
@@ -186,37 +198,46 @@ class State:
 
     # ---- running ----
     def finish(self, device: int | None = None) -> None:
-        """Run what is queued, on one device or on all. Raises Refused if kernels hang or trap, as after CUDA's errors.
+        """Run what is queued, on one device or on all. The rest is as of `wait`."""
+        machine = self.machine
+        self.wait([one for one in (*machine.past, *machine.queue) if device in (None, one.device)])
 
-        device: others run only if it waits for them.
+    def wait(self, launches: list[Launch], known: bool = True) -> None:
+        """Run launches and those that they need. Raises Refused if kernels hang or trap, as after CUDA's errors.
+
+        known: whether the program has waited, so that what it does next comes after them.
         """
         machine = self.machine
         first = len(machine.reports)
-        with self.lock:
-            before = bool(machine.queue)
+        before = bool(machine.queue)
+        if before:
+            self.copy_registered(False)
+        try:
+            machine.wait(launches, known)
+        finally:
             if before:
-                self.copy_registered(False)
-            try:
-                machine.finish(device)
-            finally:
-                if before:
-                    self.copy_registered(True)
-                if not machine.queue:
-                    while self.late:
-                        machine.memory.free(self.late.pop())
-                now = time.perf_counter()
-                queued = {id(launch) for launch in machine.queue}
-                for event in list(self.pending):
-                    if event.recorded is None or not any(id(one) in queued for one in event.recorded.launches):
-                        event.over = now
-                        self.pending.remove(event)
+                self.copy_registered(True)
+            self.tidy()
+            if len(machine.reports) > first:
+                self.record()
         found = [report.kind for report in machine.reports[first:]]
-        if len(machine.reports) > first:
-            self.record()
         if "deadlock" in found:
             raise Refused("ERROR_LAUNCH_TIMEOUT", "kernels hang (a deadlock report follows at the end)")
         if "trap" in found:
             raise Refused("ERROR_LAUNCH_FAILED", "a kernel trapped (a report follows at the end)")
+
+    def tidy(self) -> None:
+        """Free memory and note the time of events, if what these wait for has ended."""
+        queued = {id(launch) for launch in self.machine.queue}
+        for one in list(self.late):
+            if not any(id(launch) in queued for launch in one[1]):
+                self.machine.memory.free(one[0])
+                self.late.remove(one)
+        now = time.perf_counter()
+        for event in list(self.pending):
+            if event.recorded is None or not any(id(one) in queued for one in event.recorded.launches):
+                event.over = now
+                self.pending.remove(event)
 
     def copy_registered(self, out: bool) -> None:
         """Copy memory that the program registered into the machine before kernels run, or back afterwards."""
