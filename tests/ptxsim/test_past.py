@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -189,21 +191,22 @@ def test_a_copy_takes_no_part_of_an_sm():
     assert not [report for report in machine.reports if report.kind != "race"]
 
 
-def test_reports_name_the_copy_and_where_it_is_called():
-    machine = ptxsim.Machine()
-    x, y = (machine.device(0).array(np.zeros(16, np.uint32), name) for name in "xy")
-    one, two = (machine.device(0).stream(False) for _ in range(2))
-    actions.enqueue(machine, one, "cuMemsetD8Async", rows(x), [], 3)
-    machine.device(0).launch(PTX, 1, 1, x.ptr, x.ptr, entry="write", stream=two)
-    actions.enqueue(machine, two, "cuMemcpyDtoDAsync", rows(y, x), [])
-    machine.finish()
-    texts = [str(report) for report in machine.reports]
-    here = "test_past.py"
-    assert any(f"race: {__file__}:" in one and "cuMemsetD8Async: " in one and "of write" in one for one in texts), texts
-    assert any("write, block (0, 0, 0)" in one and f"cuMemsetD8Async ({__file__}:" in one for one in texts) or any(
-        "before line 6 (st.global.u32) of write" in one for one in texts
-    ), texts
-    assert any("cuMemcpyDtoDAsync" in one and "cuMemsetD8Async" in one and here in one for one in texts), texts
+def test_reports_name_the_copy_and_where_it_is_called(monkeypatch, tmp_path):
+    for folder in (tmp_path, Path(__file__).parent):  # of another folder the whole path is named
+        monkeypatch.chdir(folder)
+        machine = ptxsim.Machine()
+        x, y = (machine.device(0).array(np.zeros(16, np.uint32), name) for name in "xy")
+        one, two = (machine.device(0).stream(False) for _ in range(2))
+        fill = actions.enqueue(machine, one, "cuMemsetD8Async", rows(x), [], 3)
+        machine.device(0).launch(PTX, 1, 1, x.ptr, x.ptr, entry="write", stream=two)
+        actions.enqueue(machine, two, "cuMemcpyDtoDAsync", rows(y, x), [])
+        machine.wait([fill])
+        machine.finish()
+        texts = [str(report) for report in machine.reports]
+        here = Path(__file__) if folder == tmp_path else Path(__file__).name
+        assert any("write, block (0, 0, 0)" in one and f"cuMemsetD8Async ({here}:" in one for one in texts), texts
+        assert any("cuMemcpyDtoDAsync: reads x[" in one and f"cuMemsetD8Async ({here}:" in one for one in texts), texts
+        assert any(one.startswith(f"race: {__file__}:") for one in texts), texts
 
 
 def test_reports_of_a_copy_without_a_place(monkeypatch):
