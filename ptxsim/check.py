@@ -50,12 +50,12 @@ def check(
     Returns 1 if there are reports or a script fails, else 0. args: the arguments of a script, or for CUDA C++ and PTX
     further files. launches: launches as text, which replace those in the files' comments. github: whether to print
     reports as annotations of GitHub Actions. flags: `-I` and `-D` options for CUDA C++. options: those of `Machine`
-    and three more. `suppress` names a file of known reports. `shorten` says whether to print a short schedule of each
+    and three more. `suppress` names files of known reports. `shorten` says whether to print a short schedule of each
     file's first report. `save` names a folder for the named arrays as they are after the last schedule. Raises
     InputError if a file is missing, a launch is wrong or nothing ran, and EnvironmentProblem if NVRTC or numba-cuda is
     missing.
     """
-    rules, shortens = suppress.read(options.pop("suppress", None)), options.pop("shorten", False)
+    rules, shortens = suppress.read(options.pop("suppress", [])), options.pop("shorten", False)
     save = options.pop("save", None)
     files = [Path(file)] if file.endswith(".py") else [Path(name) for name in (file, *args)]
     for path in files:

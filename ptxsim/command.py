@@ -52,7 +52,7 @@ def run_options(commands: Any) -> None:
     )
     one.add_argument("--no-check", action="store_true", help="no checker: faster")
     one.add_argument("--schedules", type=at_least(1), default=1, help="how often to run the program (%(default)s)")
-    one.add_argument("--suppress", metavar="FILE", help="a file of known reports, with reasons, not to print")
+    suppress_option(one)
     one.add_argument("--folder", action="store_true", help="print the folder of the stand-in libcuda, for g++ -L")
     machine_options(one)
     one.add_argument("program", metavar="PROGRAM", nargs=argparse.REMAINDER, help="the program and its arguments")
@@ -77,7 +77,7 @@ def check_options(commands: Any) -> None:
     one.add_argument(
         "--schedules", "--seeds", dest="seeds", type=at_least(1), default=1, help="how many schedules (%(default)s)"
     )
-    one.add_argument("--suppress", metavar="FILE", help="a file of known reports, with reasons, not to print")
+    suppress_option(one)
     one.add_argument(
         "--shorten",
         action="store_true",
@@ -90,6 +90,17 @@ def check_options(commands: Any) -> None:
     machine_options(one)
     one.add_argument("file", metavar="FILE.cu|FILE.ptx|SCRIPT.py")
     one.add_argument("args", nargs=argparse.REMAINDER, help="arguments of the script; for CUDA C++ and PTX, more files")
+
+
+def suppress_option(one: argparse.ArgumentParser) -> None:
+    """Add the option --suppress."""
+    one.add_argument(
+        "--suppress",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a file of known reports, with reasons, not to print; `triton` for those of Triton's code",
+    )
 
 
 def machine_options(one: argparse.ArgumentParser) -> None:

@@ -4,7 +4,9 @@ Each line names a kind of report, a file, perhaps with a line, and a reason:
 
     race  kernels/reduce.cu:41  both write the same bits, see issue 12
 
-Empty lines and lines that begin with # are left out. A rule without a reason is refused.
+The kind same_value_in_shared names races whose two stores write the same value to shared memory, and the file * any
+file. Empty lines and lines that begin with # are left out. A rule without a reason is refused. The folder `known` has
+files for the code of compilers.
 """
 
 from __future__ import annotations
@@ -15,13 +17,17 @@ from pathlib import Path
 from kernel_cache import regular, texts
 
 from . import state as s
+from . import verdicts
 from .errors import InputError
 from .findings import Report
+
+SAME_IN_SHARED = "same_value_in_shared"
+KNOWN = Path(__file__).with_name("known")
 
 
 @dataclass(frozen=True)
 class Rule:
-    """A line of the file. line: 0 for any line of the source file."""
+    """A line of the file. file: * for any. line: 0 for any line of the source file."""
 
     kind: str
     file: str
@@ -30,18 +36,27 @@ class Rule:
 
     def fits(self, report: Report) -> bool:
         """Whether the rule is about a report."""
+        kinds = {report.kind}
+        if (report.kind, report.verdict) == ("race", verdicts.SAME) and report.address.startswith("shared "):
+            kinds.add(SAME_IN_SHARED)
         at = self.line in (0, report.line, report.other_line)
-        return report.kind == self.kind and at and Path(report.file).as_posix().endswith(self.file)
+        return self.kind in kinds and at and (self.file == "*" or Path(report.file).as_posix().endswith(self.file))
 
 
-def read(file: str | None) -> list[Rule]:
-    """The rules of a file; none without a file. Raises InputError for a line that is no rule."""
-    if file is None:
-        return []
-    try:
-        return rules_in(regular.read(Path(file)).decode("utf-8", errors="replace"), file)
-    except OSError as error:
-        raise InputError(f"cannot read {file}: {error.strerror}") from error
+def read(files: list[str]) -> list[Rule]:
+    """The rules of files. Raises InputError for a line that is no rule.
+
+    A name without a folder and an ending, such as `triton`, is that of a file in the folder `known`, if there is one.
+    """
+    rules = []
+    for file in files:
+        known = KNOWN / f"{file}.txt"
+        try:
+            text = regular.read(known if "/" not in file and known.exists() else Path(file))
+        except OSError as error:
+            raise InputError(f"cannot read {file}: {error.strerror}") from error
+        rules += rules_in(text.decode("utf-8", errors="replace"), file)
+    return rules
 
 
 def rules_in(lines: str, file: str) -> list[Rule]:
@@ -51,7 +66,7 @@ def rules_in(lines: str, file: str) -> list[Rule]:
         words = text.split(maxsplit=2)
         if not words or words[0].startswith("#"):
             continue
-        if len(words) < 3 or words[0] not in s.KINDS:
+        if len(words) < 3 or words[0] not in (*s.KINDS, SAME_IN_SHARED):
             raise InputError(f"{file}:{number}: expected KIND FILE[:LINE] REASON, got {texts.shown(text)}")
         name, colon, line = words[1].rpartition(":")
         place = texts.whole(line) if colon else None

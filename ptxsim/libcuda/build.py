@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
 import subprocess
 import sysconfig
 import tempfile
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -21,6 +23,7 @@ NAMES = Path(__file__).with_name("names.txt")
 PER_THREAD = Path(__file__).with_name("per_thread.txt")
 TIME = 300  # seconds that the compilation may take
 LIBRARY = "libcuda.so.1"
+OPTIONS = ["-shared", "-fPIC", "-O2", "-fvisibility=hidden", f"-Wl,-soname,{LIBRARY}", "-w"]
 PTXAS = Path(__file__).with_name("ptxas.sh")
 
 
@@ -56,15 +59,30 @@ def folder() -> Path:
 
     Raises EnvironmentProblem if there is no C compiler, or if it fails.
     """
-    text = regular.read(SOURCE).decode() + regular.read(PTXAS).decode() + "".join(symbols())
+    parts = [*(regular.read(file).decode() for file in (SOURCE, PTXAS)), *symbols(), *OPTIONS]
+    parts.append(os.environ.get("CC", ""))
     with own():
         cached = compiler.cache_folder() / "libcuda"
-        private.make(cached)
-        place = cached / hashlib.sha256(text.encode()).hexdigest()[:16]
-        private.make(place)
+        try:
+            private.make(cached)
+            place = cached / hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+            private.make(place)
+        except OSError as error:
+            raise EnvironmentProblem(f"the stand-in libcuda has no place in {cached}: {error.strerror}") from error
     if not (place / LIBRARY).exists():
         compiled(place)
     return place
+
+
+@contextlib.contextmanager
+def temporary_folder(place: Path) -> Iterator[str]:
+    """A folder inside a folder for the time of a block. Raises EnvironmentProblem if it cannot be made."""
+    try:
+        folder = tempfile.TemporaryDirectory(dir=place)
+    except OSError as error:
+        raise EnvironmentProblem(f"the stand-in libcuda cannot be written to {place}: {error.strerror}") from error
+    with folder as name:
+        yield name
 
 
 def compiled(place: Path) -> None:
@@ -76,10 +94,9 @@ def compiled(place: Path) -> None:
             "(gcc or clang), or name it in the variable CC"
         )
     listed = " ".join(f"X({name})" for name in symbols())
-    with tempfile.TemporaryDirectory(dir=place) as temporary:
+    with temporary_folder(place) as temporary:
         made = Path(temporary) / LIBRARY
-        options = ["-shared", "-fPIC", "-O2", "-fvisibility=hidden", f"-Wl,-soname,{LIBRARY}", "-w"]
-        words += [*options, f"-DFUNCTIONS={listed}", "-o", str(made), str(SOURCE), "-ldl", "-lpthread"]
+        words += [*OPTIONS, f"-DFUNCTIONS={listed}", "-o", str(made), str(SOURCE), "-ldl", "-lpthread"]
         try:
             done = subprocess.run(words, capture_output=True, text=True, timeout=TIME)
         except (OSError, subprocess.TimeoutExpired) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -22,6 +23,8 @@ from ..waiting import compile_machine
 from . import build
 from .session import SETTING
 
+INTERRUPTED = 130
+LAST_SECONDS = 20.0  # that a program may take to end after Ctrl-C
 NOTHING = (
     "the program launched no kernel through the stand-in libcuda: it must use the driver API of the shared library "
     "libcuda.so.1, and not the CUDA runtime (libcudart), for which the stand-in is not enough"
@@ -32,37 +35,38 @@ UNENDED = (
 )
 
 
-def run(program: list[str], seeds: int, rules_file: str | None, **options: Any) -> int:
+def run(program: list[str], seeds: int, rules_files: list[str], **options: Any) -> int:
     """Run a program with `seeds` seeds and print the reports.
 
     options: those of `Machine`. Returns 1 if there are reports, if the program fails or does not come to its end, or if
-    kernels fail there; else 0. Raises InputError if the
+    kernels fail there; else 0. After Ctrl-C it prints the reports so far and returns 130. Raises InputError if the
     program is missing or launches nothing, and EnvironmentProblem if the library cannot be compiled.
     """
     if shutil.which(program[0]) is None:
         raise InputError(f"there is no program {program[0]}")
-    rules = suppress.read(rules_file)
+    rules = suppress.read(rules_files)
     library = build.folder()
     compile_machine()
     first = options.pop("seed")
     failed, found, known, covered = 0, list[Report](), list[Report](), Coverage()
     seen: dict[int, int] = {}
-    unended = incomplete = False
+    unended = incomplete = interrupted = False
     for seed in range(first, first + seeds):
         with tempfile.TemporaryDirectory(prefix="ptxsim-") as folder:
             variables = environment(library, folder, {"seed": seed, **options})
-            try:
-                code = subprocess.run(program, env=variables).returncode
-            except OSError as error:
-                raise InputError(f"cannot run {program[0]}: {error}") from error
-            failed = failed or code
-            unended = unended or any(Path(folder).glob("*.unended"))
+            code = ended(program, variables)
+            interrupted = code is None
+            failed = failed or code or 0
+            unended = unended or (not interrupted and any(Path(folder).glob("*.unended")))
             incomplete = incomplete or unended or any(Path(folder).glob("*.failed"))
             reports = read(Path(folder), covered)
         for report in [one for one in reports if not any(same(one, other) for other in [*found, *known])]:
             (known if suppress.matching(rules, report) else found).append(report)
             seen[id(report)] = seed
-    if not found and not known and not covered.launches and not incomplete:
+        if interrupted:
+            print("ptxsim run: interrupted: these are the reports so far", file=sys.stderr)
+            break
+    if not (found or interrupted) and not known and not covered.launches and not incomplete:
         if not failed:
             raise InputError(NOTHING)
         print(f"ptxsim run: {NOTHING}", file=sys.stderr)
@@ -73,7 +77,26 @@ def run(program: list[str], seeds: int, rules_file: str | None, **options: Any) 
     printed = lines(found, str if seeds == 1 else lambda report: f"{report} [--seed {seen[id(report)]}]")
     print(*printed, *suppress.said(rules, known), covered.said(first, seeds), sep="\n")
     print(total(len(printed)) if options["check"] else "not checked")
-    return 1 if found or failed or incomplete else 0
+    return INTERRUPTED if interrupted else 1 if found or failed or incomplete else 0
+
+
+def ended(program: list[str], variables: dict[str, str]) -> int | None:
+    """Run a program to its end. Returns its exit code, or None after Ctrl-C, which the program gets too.
+
+    A program that does not end by itself then, or after a second Ctrl-C, is killed.
+    """
+    try:
+        process = subprocess.Popen(program, env=variables)
+    except OSError as error:
+        raise InputError(f"cannot run {program[0]}: {error}") from error
+    try:
+        return process.wait()
+    except KeyboardInterrupt:
+        with contextlib.suppress(KeyboardInterrupt, subprocess.TimeoutExpired):
+            process.wait(LAST_SECONDS)
+        process.kill()
+        process.wait()
+        return None
 
 
 def same(one: Report, other: Report) -> bool:

@@ -1,6 +1,6 @@
 """The stand-in in the program's process: its start at the first call, its functions' wrappers, and what it writes.
 
-`ptxsim run` names in PTXSIM_RUN a folder and the options of the machine, as JSON. Reports are appended to a file of the
+`ptxsim run` names in PTXSIM_RUN a folder and the options of the machine, as JSON. Reports are written to a file of the
 folder as soon as they are found, so that they are kept if the program crashes. What was covered is written at the end.
 An empty file says that the process did not come to its end, another one that kernels failed there.
 """
@@ -20,6 +20,7 @@ from typing import Any
 
 from ..coverage import Coverage
 from ..errors import PtxsimError
+from ..findings import Report
 from . import devices, launching, lookup, memory, modules, queues, tensor_maps  # noqa: F401  (they declare functions)
 from .build import per_thread, symbols
 from .calls import ARGUMENTS, FUNCTIONS, INT, LONG
@@ -42,19 +43,20 @@ class Session:
     """The stand-in of this process. place: the beginning of the names of the files that it writes."""
 
     def __init__(self, options: dict[str, Any], place: Path, state: int, number: int):
-        self.state = State(SharedMachine(**options), self.record, ctypes.PYFUNCTYPE(LONG)(number))
-        self.place, self.library, self.written = place, INT.from_address(state), 0
+        self.state = State(SharedMachine(self.record, **options), ctypes.PYFUNCTYPE(LONG)(number))
+        self.place, self.library = place, INT.from_address(state)
+        self.written: list[Report] = []
         self.kept: list[Any] = []  # ctypes' functions, which the library's table points to
         self.failed, self.unended = Path(f"{place}.failed"), Path(f"{place}.unended")
         self.unended.touch()
 
-    def record(self) -> None:
-        """Write the reports that are new."""
-        reports = self.state.machine.reports
-        with open(f"{self.place}.reports", "a", encoding="utf-8") as file:
-            for report in reports[self.written :]:
-                file.write(json.dumps(dataclasses.asdict(report)) + "\n")
-        self.written = len(reports)
+    def record(self, reports: list[Report]) -> None:
+        """Write the reports, if there are others than before."""
+        if reports != self.written:
+            self.written = list(reports)
+            text = "".join(json.dumps(dataclasses.asdict(report)) + "\n" for report in reports)
+            Path(f"{self.place}.new").write_text(text, encoding="utf-8")
+            os.replace(f"{self.place}.new", f"{self.place}.reports")
 
     def wrapped(self, name: str, function: Callable[..., None], of_thread: bool) -> Callable[..., int]:
         """A function of the driver API that returns a result code. of_thread: whether stream 0 is the thread's own."""
@@ -133,7 +135,7 @@ def start(state: int, made: int, own: int, number: int) -> None:
 
 
 def end() -> None:
-    """End the stand-in of this process."""
+    """End the stand-in of this process. After Ctrl-C what is queued does not run."""
     for session in _sessions:
         if int(session.place.name) == os.getpid():
-            session.end()
+            session.end(finish=getattr(sys, "last_type", None) is not KeyboardInterrupt)

@@ -16,6 +16,7 @@ import numpy as np
 
 from .. import isa
 from ..address_space import Allocation, Memory
+from ..findings import Report
 from ..launches import Launch
 from ..machine import Machine
 from ..program import FunctionInfo, Program
@@ -27,7 +28,19 @@ SMALL_SHARED = 49152  # bytes of shared memory of a block for which a kernel nee
 
 
 class SharedMachine(Machine):
-    """A machine whose memory has the same addresses for kernels and for this process, as with unified addressing."""
+    """A machine whose memory has the same addresses for kernels and for this process, as with unified addressing.
+
+    record: is called with all reports when there may be new ones.
+    """
+
+    def __init__(self, record: Callable[[list[Report]], None], **options: Any):
+        super().__init__(**options)
+        self.record_reports = record
+
+    def flush(self) -> None:
+        """Take the interpreter's records, and hand on the reports."""
+        super().flush()
+        self.record_reports(self.reports)
 
     def memory_of(self, checked: bool) -> Memory:
         """The machine's memory. If other memory of the process is in the way, its addresses differ after all."""
@@ -106,13 +119,9 @@ class ProgramEvent:
 
 @dataclass
 class State:
-    """The stand-in's state.
-
-    record: is called when there are new reports. thread_number: returns a number of the calling thread of the program.
-    """
+    """The stand-in's state. thread_number: returns a number of the calling thread of the program."""
 
     machine: SharedMachine
-    record: Callable[[], None]
     thread_number: Callable[[], int]
     objects: dict[int, Any] = field(default_factory=dict)
     primary: dict[int, Context] = field(default_factory=dict)
@@ -218,8 +227,7 @@ class State:
             if before:
                 self.copy_registered(True)
             self.tidy()
-            if len(machine.reports) > first:
-                self.record()
+            machine.record_reports(machine.reports)
         found = [report.kind for report in machine.reports[first:]]
         if "deadlock" in found:
             raise Refused("ERROR_LAUNCH_TIMEOUT", "kernels hang (a deadlock report follows at the end)")

@@ -70,14 +70,20 @@ F, I = ctypes.c_float, ctypes.c_uint32
 """
 
 
+def command(*words):
+    """The command `ptxsim run`."""
+    code = "import sys; from ptxsim.command import main; sys.exit(main())"
+    return [sys.executable, "-c", code, "run", *map(str, words)]
+
+
+def environment():
+    """The variables with which `command` finds ptxsim."""
+    return os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+
+
 def run(*words, cwd=None, timeout=300):
     """(exit code, stdout, stderr) of `ptxsim run`."""
-    root = Path(__file__).parents[2]
-    code = "import sys; from ptxsim.command import main; sys.exit(main())"
-    done = subprocess.run(
-        [sys.executable, "-c", code, "run", *map(str, words)],
-        cwd=cwd, capture_output=True, text=True, timeout=timeout, env=os.environ | {"PYTHONPATH": str(root)},
-    )  # fmt: skip
+    done = subprocess.run(command(*words), cwd=cwd, capture_output=True, text=True, timeout=timeout, env=environment())
     return done.returncode, done.stdout, done.stderr
 
 

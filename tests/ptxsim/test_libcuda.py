@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 import shutil
+import signal
 import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -11,7 +17,7 @@ import pytest
 
 pytest.importorskip("numba.cuda.extending", reason="numba-cuda is not installed")
 
-from driver_programs import PTX, run, run_python
+from driver_programs import HEAD, PTX, command, environment, run, run_python
 
 from ptxsim.libcuda import build
 
@@ -232,6 +238,98 @@ def test_each_function_has_a_place_in_the_library():
     assert all(len(types) <= ARGUMENTS for _, types in session.FUNCTIONS.values())
     assert len(session.FUNCTIONS) > 150
     assert build.versions()["cuMemAlloc"] == [2000, 3020]
+
+
+INTERRUPTED = """
+one, two = do(cu.cuStreamCreate(1)), do(cu.cuStreamCreate(1))
+launch(b'fill', (x, 4.0), (None, F), one)
+launch(b'saxpy', (x, y, N), (None, None, I), two)
+do(cu.cuCtxSynchronize())
+print('started', flush=True)
+WAIT
+"""
+POLL = """
+loop = PTX.split(b'.visible')[0] + (
+    b'.visible .entry loop(.param .u64 x) { .reg .u64 %x; .reg .u32 %v; ld.param.u64 %x, [x]; '
+    b'L: ld.volatile.global.u32 %v, [%x]; add.u32 %v, %v, 1; st.volatile.global.u32 [%x], %v; bra L; }') + bytes(1)
+kernel = do(cu.cuModuleGetFunction(do(cu.cuModuleLoadData(loop)), b'loop'))
+do(cu.cuLaunchKernel(kernel, 1, 1, 1, 1, 1, 1, 0, 0, ((x,), (None,)), 0))
+"""
+
+
+@pytest.mark.parametrize("wait", ["import time; time.sleep(60)", "do(cu.cuCtxSynchronize())"])
+def test_after_ctrl_c_the_reports_so_far_are_printed(tmp_path, wait):
+    """In the program's own code, and in kernels that do not end. What is queued then does not run."""
+    pytest.importorskip("cuda.bindings.driver", reason="cuda-bindings is not installed")
+    (tmp_path / "kernels.ptx").write_text(PTX)
+    (tmp_path / "program.py").write_text(HEAD + INTERRUPTED.replace("WAIT", POLL + wait))
+    words = command("--schedules", "3", "--", sys.executable, "program.py", "kernels.ptx")
+    with subprocess.Popen(
+        words, cwd=tmp_path, env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        start_new_session=True,
+    ) as process:  # fmt: skip
+        try:
+            assert process.stdout.readline() == "started\n"
+            time.sleep(1)
+            os.killpg(process.pid, signal.SIGINT)
+            out, err = process.communicate(timeout=100)
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 130, err
+    assert out.startswith("race: "), err
+    assert "[--seed 0]" in out
+    assert "started" not in out, "there is no second schedule"
+    assert "these are the reports so far" in err
+
+
+FORK = """
+import os
+launch(b'saxpy', (x, y, N), (None, None, I))
+child = os.fork()
+if not child:
+    found = cu.cuMemAlloc(16)[0]
+    os._exit(int(found == cu.CUresult.CUDA_ERROR_NOT_INITIALIZED))
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
+child = os.fork()
+if not child:
+    sys.exit(0)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+assert (to_host(y) == 2 * np.arange(N) + 1).all()
+print('parent')
+"""
+
+
+def test_a_process_that_is_forked_after_the_start_gets_an_error_and_disturbs_nothing(program):
+    code, out, err = program(FORK)
+    assert (code, out.splitlines()[0], out.splitlines()[-1]) == (0, "parent", "0 reports"), err
+    assert "covered: 1 kernel, 1 launch," in out
+
+
+def test_the_library_is_compiled_again_for_other_options_and_by_several_at_once(monkeypatch, tmp_path):
+    monkeypatch.setenv("ARISTOS_CACHE", str(tmp_path / "cache"))
+    with ThreadPoolExecutor(4) as pool:
+        found = set(pool.map(lambda _: build.folder(), range(4)))
+    (first,) = found
+    assert sorted(path.name for path in first.iterdir()) == ["libcuda.so", "libcuda.so.1", "ptxas"]
+    ctypes.CDLL(str(first / "libcuda.so.1"))
+    monkeypatch.setattr(build, "OPTIONS", [*build.OPTIONS, "-DOTHER"])
+    assert build.folder() != first
+
+
+def test_a_folder_that_cannot_be_written_is_said(monkeypatch, tmp_path):
+    from ptxsim.errors import EnvironmentProblem
+
+    with pytest.raises(EnvironmentProblem, match=r"cannot be written to .*No such file"):
+        build.compiled(tmp_path / "missing")
+
+    def full(folder):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(build.private, "make", full)
+    monkeypatch.setattr(build.compiler, "cache_folder", lambda: tmp_path)
+    with pytest.raises(EnvironmentProblem, match=r"has no place in .*Permission denied"):
+        build.folder()
 
 
 def test_no_compiler_is_said(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -169,6 +170,40 @@ def test_a_product_with_tensor_maps_of_the_host(triton, arch):
     reports = out[1:-2]
     assert all("[formal]" in report for report in reports), reports
     assert code == bool(reports)
+
+
+SUMS = """
+@triton.jit
+def total(x, out, N: tl.constexpr):
+    tl.store(out, tl.sum(tl.load(x + tl.arange(0, N)), axis=0))
+
+
+@triton.jit
+def rows(x, out, N: tl.constexpr):
+    values = tl.load(x + tl.arange(0, N)[:, None] * N + tl.arange(0, N)[None, :])
+    tl.store(out + tl.arange(0, N), tl.max(values, axis=1))
+
+
+x, out = Tensor(np.arange(1024, dtype=np.float32)), Tensor(np.zeros(32, np.float32))
+total[(1,)](x, out, N=64)
+assert out.read()[0] == 63 * 32
+rows[(1,)](x, out, N=32)
+assert (out.read() == np.arange(32) * 32 + 31).all()
+"""
+
+
+def test_the_ready_rules_leave_out_what_tritons_code_does_by_design(triton):
+    code, out, err = triton(SUMS)
+    assert code == 1, err
+    assert all("[same value]" in line for line in out[:-2]), out
+    assert len(out) > 2
+    code, out, err = triton(SUMS + "last[(2,)](x, )\n", "--suppress", "triton")
+    assert code == 1, err
+    assert [line for line in out if line.startswith("race")] == [out[0]], out
+    assert out[0].startswith("race: program.py:"), out
+    assert re.match(r"suppressed [1-9]\d*: same_value_in_shared \*: Triton: threads that hold copies", out[1])
+    code, out, err = triton(SUMS, "--suppress", "triton")
+    assert (code, out[-1]) == (0, "0 reports"), (out, err)
 
 
 def test_clusters_and_how_many_are_active(triton):

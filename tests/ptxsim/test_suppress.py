@@ -63,3 +63,34 @@ def test_a_rule_without_a_reason_is_refused(tmp_path, capsys, line):
     code, _, err = checked(capsys, tmp_path, "--suppress", str(tmp_path / "missing"))
     assert code == 2
     assert "cannot read" in err
+
+
+SAME = """// simt: k<<<1, 64>>>(uint32[4]=5)
+.version 8.0
+.target sm_90
+.address_size 64
+.visible .entry k(.param .u64 a)
+{
+.reg .u64 %a; .shared .align 4 .b32 word;
+ld.param.u64 %a, [a];
+st.shared.u32 [word], 5;
+st.global.u32 [%a], 5;
+exit;
+}
+"""
+
+
+def test_ready_rules_and_several_files(tmp_path, capsys, monkeypatch):
+    """The rules for Triton leave out the same value in shared memory, of any file, but not in global memory."""
+    (tmp_path / "k.ptx").write_text(SAME)
+    code, out, _ = checked(capsys, tmp_path, "--suppress", "triton")
+    assert code == 1
+    assert [line.partition(":")[2] for line in out if line.startswith("race")] == [out[0].partition(":")[2]]
+    assert "st.global" in out[0]
+    assert out[1].startswith("suppressed 1: same_value_in_shared *: Triton: ")
+    (tmp_path / "mine").write_text("race k.ptx:10 the same value")
+    code, out, _ = checked(capsys, tmp_path, "--suppress", "triton", "--suppress", str(tmp_path / "mine"))
+    assert (code, out[-1]) == (0, "0 reports")
+    code, _, err = checked(capsys, tmp_path, "--suppress", "no-such-rules")
+    assert code == 2
+    assert "cannot read no-such-rules" in err
