@@ -276,7 +276,8 @@ def races(
         if other is None:
             return []
         other_file, other_line, other_opcode = place_of(machine, other, int(row[s.R_OTHER_PC]))
-        b, t = three_of(index, other.grid), three_of(other_gid & 1023, other.block)
+        b: tuple[int, ...] = three_of(index, other.grid)
+        t: tuple[int, ...] = three_of(other_gid & 1023, other.block)
         owner = (
             f"block {b}"
             + (", which is still running" if work else f", thread {t}")

@@ -371,7 +371,7 @@ def copy_2d(now: State, stream: Stream | None, how: int, what: str) -> None:
         start = getattr(asked, f"{name}Host" if kind == HOST else f"{name}Device")
         start += getattr(asked, f"{name}Y") * pitch + getattr(asked, f"{name}XInBytes")
         sides.append(side(now, start, width, what, kind == DEVICE, height, pitch))
-    copy(now, stream, *sides, width, height, what)
+    copy(now, stream, sides[0], sides[1], width, height, what)
 
 
 @call(POINTER, also=("cuMemcpy2DUnaligned_v2",))
