@@ -151,6 +151,9 @@ do(cu.cuCtxSynchronize())
     code, _, reports = program(text)
     assert code == 1
     assert any(f"race: program.py:{line_of(text, '# the fill')}: cuMemsetD32: " in one for one in reports), reports
+    code, _, reports = program(text.replace("cuMemsetD32(x, 0, N)", "cuMemcpyDtoD(x, y, 4 * N)"))
+    assert code == 1
+    assert any("cuMemcpyDtoD: " in one and "saxpy" in one for one in reports), reports
     code, _, reports = program(text.replace("saxpy(free)", "do(cu.cuStreamSynchronize(0))\nsaxpy(free)"))
     assert (code, reports) == (0, [])
 
