@@ -27,7 +27,7 @@ def attributes(now: State, device: int) -> dict[int, int]:
         32: 0, 33: device, 34: 0, 35: 0, 36: 1000000, 37: 256, 38: 50 << 20, 39: limit.threads, 40: 1,
         41: int(machine.unified), 50: 0, 75: cc[0], 76: cc[1], 78: 1, 79: 1, 80: 1, 81: limit.shared,
         82: limit.registers, 83: int(machine.unified), 86: 1, 87: 2, 89: int(machine.unified), 90: 1, 95: 1,
-        97: limit.shared_block, 99: 1, 106: limit.blocks, 111: sm_limits.RESERVED_SHARED, 120: int(cc[0] >= 9),
+        97: limit.shared_block, 99: 1, 106: limit.blocks, 111: sm_limits.RESERVED_SHARED, 115: 1, 120: int(cc[0] >= 9),
     }  # fmt: skip
 
 

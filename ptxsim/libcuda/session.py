@@ -21,7 +21,7 @@ from typing import Any
 from ..coverage import Coverage
 from ..errors import PtxsimError
 from ..findings import Report
-from . import devices, launching, lookup, memory, modules, queues, tensor_maps  # noqa: F401  (they declare functions)
+from . import devices, launching, lookup, memory, modules, pools, queues, tensor_maps  # noqa: F401  (declarations)
 from .build import per_thread, symbols
 from .calls import ARGUMENTS, FUNCTIONS, INT, LONG
 from .results import CODES, Refused

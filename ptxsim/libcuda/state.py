@@ -133,6 +133,8 @@ class State:
     registered: dict[int, tuple[Allocation, int]] = field(default_factory=dict)  # memory of the program, by address
     pending: list[ProgramEvent] = field(default_factory=list)
     peers: set[tuple[int, int]] = field(default_factory=set)
+    pools: dict[int, Any] = field(default_factory=dict)  # device -> the memory pool that the program has set
+    default_pools: dict[int, Any] = field(default_factory=dict)
     initialised: bool = False
     per_thread: bool = False  # whether the present call means the thread's default stream by the stream 0
     said: set[str] = field(default_factory=set)

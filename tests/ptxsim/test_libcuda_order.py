@@ -277,3 +277,38 @@ launch(b'fill', (x, 1.0), (None, F))
 print('refused')
 """)
     assert (code, lines[0]) == (0, "refused"), lines
+
+
+def test_memory_of_pools_is_freed_in_the_order_of_the_stream(program):
+    text = """
+pool = do(cu.cuDeviceGetDefaultMemPool(device))
+assert int(do(cu.cuDeviceGetMemPool(device))) == int(pool)
+P = cu.CUmemPool_attribute
+assert int(do(cu.cuMemPoolGetAttribute(pool, P.CU_MEMPOOL_ATTR_RELEASE_THRESHOLD))) == 0
+do(cu.cuMemPoolSetAttribute(pool, P.CU_MEMPOOL_ATTR_RELEASE_THRESHOLD, cu.cuuint64_t(1 << 30)))
+assert int(do(cu.cuMemPoolGetAttribute(pool, P.CU_MEMPOOL_ATTR_RELEASE_THRESHOLD))) == 1 << 30
+properties = cu.CUmemPoolProps()
+properties.allocType = cu.CUmemAllocationType.CU_MEM_ALLOCATION_TYPE_PINNED
+properties.location.type = cu.CUmemLocationType.CU_MEM_LOCATION_TYPE_DEVICE
+mine = do(cu.cuMemPoolCreate(properties))
+do(cu.cuDeviceSetMemPool(device, mine))
+assert int(do(cu.cuDeviceGetMemPool(device))) == int(mine) != int(pool)
+x, z = do(cu.cuMemAllocFromPoolAsync(4 * N, mine, free)), do(cu.cuMemAllocAsync(4 * N, free))
+do(cu.cuMemcpyHtoDAsync(x, values.ctypes.data, 4 * N, free))
+saxpy(free)
+do(cu.cuMemFreeAsync(x, free))
+assert cu.cuMemFreeAsync(x, free)[0] == cu.CUresult.CUDA_ERROR_INVALID_VALUE
+do(cu.cuMemPoolDestroy(mine))
+assert cu.cuMemPoolDestroy(pool)[0] == cu.CUresult.CUDA_ERROR_INVALID_VALUE
+assert cu.cuMemAllocFromPoolAsync(4, mine, free)[0] == cu.CUresult.CUDA_ERROR_INVALID_HANDLE
+do(cu.cuStreamSynchronize(free))
+assert (to_host(y) == 11).all()
+assert cu.cuMemFree(x)[0] == cu.CUresult.CUDA_ERROR_INVALID_VALUE
+print('right')
+"""
+    code, lines, reports = program(text)
+    assert (code, lines[0], reports) == (0, "right", []), lines
+    code, _, reports = program(text + "saxpy(free)\ndo(cu.cuCtxSynchronize())\n")
+    assert code == 1
+    assert reports
+    assert all(one.startswith("use_after_free: ") for one in reports), reports
