@@ -20,7 +20,8 @@ share a line:
     ring[R]                            rows, `stride` bytes each; a local peer's ring may have fewer, see `local_rows`
     staged[R], two levels only         output rows that wait to be put to the source, `stride` bytes each
 
-With two levels the region of a local peer ends with a word for each source, `marks`, see sums.py. All of a remote
+With two levels the region of a local peer ends with a word for each source, `marks`, see sums.py. Behind the regions of
+remote peers lie bells, a byte each: one from each rank, then one for each stream that lies here, see bells.py. All of a remote
 region but words and return records is a *stream*: what its writer puts for all ranks of this node, which they all read
 here. Ranks of the node stage their outputs beside it. A remote peer whose rows lie at another rank of this node has a
 short region here, which ends before the announcements (`Nodes.stream`).
@@ -199,6 +200,39 @@ def remote_region(s: EngineShape, nodes: Nodes, rank: int, source: int) -> int:
     return lines(s.returns) + sum(layout.remote_bytes(nodes, rank, p) for p in before)
 
 
+def has_bells(nodes: Nodes, rank: int) -> bool:
+    """Whether a rank reads bells, see bells.py. With one remote peer it would save nothing."""
+    return nodes.levels == 2 and len(nodes.node_of) - nodes.node_of.count(nodes.node_of[rank]) > 1
+
+
+def bell_words(nodes: Nodes) -> int:
+    """Words with the bells of all ranks for one rank. There is a bell for each rank, so that its number is its place."""
+    return -(-len(nodes.node_of) // WORD)
+
+
+def stream_bell_words(nodes: Nodes, rank: int) -> int:
+    """Words with the bells of the streams at a rank: the same at all ranks of its node."""
+    members, sizes = nodes.members(rank), Counter(nodes.node_of)
+    most = sum(-(-size // len(members)) for node, size in sizes.items() if node != nodes.node_of[rank])
+    return -(-most // WORD)
+
+
+def stream_sources(nodes: Nodes, rank: int) -> list[int]:
+    """The remote sources whose streams lie at a rank, in the order of their bells there."""
+    return [p for p in nodes.remote(rank) if nodes.stream(p, rank)]
+
+
+def bell_bytes(nodes: Nodes, rank: int) -> int:
+    """Bytes of the bells in the window for remote peers of a rank: first of those for it, then of those of streams."""
+    return lines(WORD * bell_words(nodes)) + lines(WORD * stream_bell_words(nodes, rank)) if has_bells(nodes, rank) else 0
+
+
+def heard_bytes(nodes: Nodes, rank: int) -> int:
+    """Bytes that a rank keeps about all bells that it reads."""
+    count = bell_words(nodes) + stream_bell_words(nodes, rank) * len(nodes.members(rank)) if has_bells(nodes, rank) else 0
+    return lines(WORD * count)
+
+
 def local_bytes(s: EngineShape, nodes: Nodes, rank: int) -> int:
     """Bytes of the window for local peers of `rank`."""
     return _local_returns(s, nodes) + PairLayout.of(s).local_bytes * len(nodes.local(rank))
@@ -207,13 +241,15 @@ def local_bytes(s: EngineShape, nodes: Nodes, rank: int) -> int:
 def remote_bytes(s: EngineShape, nodes: Nodes, rank: int) -> int:
     """Bytes of the window for remote peers of `rank`; 0 without any."""
     layout, peers = PairLayout.of(s), nodes.remote(rank)
-    return lines(s.returns) + sum(layout.remote_bytes(nodes, rank, p) for p in peers) if peers else 0
+    if not peers:
+        return 0
+    return lines(s.returns) + sum(layout.remote_bytes(nodes, rank, p) for p in peers) + bell_bytes(nodes, rank)
 
 
 def outbox_bytes(s: EngineShape, nodes: Nodes, rank: int) -> int:
     """Bytes that a rank keeps outside its windows for its remote peers."""
     layout = PairLayout.of(s)
-    return sum(layout.outbox_bytes(nodes, rank, p) for p in nodes.remote(rank))
+    return sum(layout.outbox_bytes(nodes, rank, p) for p in nodes.remote(rank)) + heard_bytes(nodes, rank)
 
 
 def rank_bytes(s: EngineShape, nodes: Nodes, rank: int = 0) -> int:

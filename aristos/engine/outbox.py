@@ -16,7 +16,7 @@ from kernel_cache.compile import jit
 
 from ..primitives import memory as mem
 from ..primitives import wire as mpi
-from . import codes, scalars, words
+from . import bells, codes, scalars, words
 from .layout import RECORD_BYTES, RETURN_RECORD_BYTES, WORD, index_from, record_to, return_record_to, word_from, word_to
 from .lock import OUTSIDE, acquire, unlock
 from .streams import end_slot, has_sums, streams
@@ -27,6 +27,8 @@ BATCH_ROWS = 256  # while there is work, credit alone opens a batch only for mor
 CLOSE_NS = 150_000  # a worker that has work flushes a batch after this time plus the transfer time of its bytes
 LINK_BYTES_PER_NS = 2  # assumed bandwidth of the link, for the transfer time
 HEARTBEAT_NS = 20_000_000  # interval of heartbeats to local peers, and to remote ones while this rank is idle
+# a look reads so many words of so many remote peers in turn, whether their bells ring or not
+TURN_RANKS, TURN_WORDS = 1, words.LINE_WORDS
 BUSY_HEARTBEAT_NS = 200_000_000  # interval of heartbeats to remote peers while there is work; batches carry them too
 
 
@@ -48,13 +50,13 @@ def all_posted(job, st):
 
 
 @jit
-def read_words(job, st, peer):
-    """Publish those words of a remote peer that have arrived whole; True if one is new.
+def read_words(job, st, peer, end):
+    """Publish those of the words before `end` of a remote peer that have arrived whole; True if one is new.
 
     The caller holds the wire's lock.
     """
     anything = False
-    for word in range(words.LINE_WORDS):
+    for word in range(end):
         region = st[words.region_from(job, peer)] if word < words.ANNOUNCED else st[words.stream_from(job, peer)]
         a = words.coded_word(region, word)
         value = mem.load(words.coded_value(a))
@@ -75,8 +77,36 @@ def receive(job, st):
     mpi.progress(job[words.WIRE])
     anything = False
     for p in range(job[words.WORLD]):
-        if st[words.remote(job, p)] != 0 and read_words(job, st, p):
+        if st[words.remote(job, p)] != 0 and read_words(job, st, p, words.LINE_WORDS):
             anything = True
+    return anything
+
+
+@jit
+def look(job, st):
+    """Do what `receive` does, but with bells read the words only of peers whose bells ring, and of a peer in turn.
+
+    The caller holds the wire's lock.
+    """
+    if st[words.BELLS] == 0:
+        return receive(job, st)
+    mpi.progress(job[words.WIRE])
+    anything = False
+    if bells.any_rings(job, st):
+        for p in range(job[words.WORLD]):
+            if st[words.remote(job, p)] != 0 and bells.rings(job, st, p) and hear(job, st, p, words.LINE_WORDS):
+                anything = True
+    for _ in range(TURN_RANKS):
+        if hear(job, st, bells.next_in_turn(job, st), TURN_WORDS):
+            anything = True
+    return anything
+
+
+@jit
+def hear(job, st, peer, end):
+    """Do what `read_words` does, and note the bells of the words that have been accepted."""
+    anything = read_words(job, st, peer, end)
+    bells.note_heard(job, st, peer)
     return anything
 
 
@@ -289,6 +319,7 @@ def close_batch(job, st, peer):
     encode(job, st, peer, words.CREDIT, credit)
     encode(job, st, peer, words.RETURN_TAIL, returned)
     put_words(job, st, peer, words.AT_EPOCH, words.LINE_WORDS if streams(job, st, peer) else words.ANNOUNCED)
+    bells.ring(job, st, peer)
     acquire(job, OUTSIDE)
     st[words.open(job, peer)] = 0
     st[words.put_tiles(job, peer)] = tiles
@@ -372,7 +403,7 @@ def serve_wire(job, st, worker, idle):
         return False
     if not mpi.try_lock(wire):
         return False
-    anything = receive(job, st)
+    anything = look(job, st)
     distance = next_due(job, st, 1, idle)
     while distance < job[words.WORLD]:
         if serve(job, st, worker, (job[words.RANK] + distance) % job[words.WORLD], idle):

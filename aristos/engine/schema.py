@@ -393,6 +393,11 @@ STATE_WORDS = [
     Word("RUNS_TAKEN", "column-split runs in use", "runs", LOCK),
     Word("UNSUMMED", "computed tiles whose tokens' sums are not computed, see sums.py", "tiles", LOCK),
     Word("LATE_OWNER", "a local peer for whose outputs sums wait, or this rank", "rank", LOCK),
+    Word("BELLS", "bells of remote peers for this rank, see bells.py; 0: all words are read", "address", substrate=CPU),
+    Word("BELL_WORDS", "words with these bells", "words", substrate=CPU),
+    Word("STREAM_BELL_WORDS", "words with bells of streams at each rank of this node", "words", substrate=CPU),
+    Word("HEARD", "what this rank has heard: as many bytes as it reads bells", "address", substrate=CPU),
+    Word("TURN", "distance to the remote peer whose words were read last in turn", "ranks", WIRE, substrate=CPU),
     Word("READY_COUNT", "entries of `ready`", "entries", ATOMIC),
     Word("RUNS_OPENED", "phases of column-split runs opened since the engine was made", "phases", ATOMIC),
     Word("CALLS", "calls begun", "calls", "the kernel `begin`", substrate=CUDA),
@@ -461,6 +466,11 @@ TABLES = [
     StateTable(
         "coded", PEER, "coded words put to a remote peer; for CUDA's proxy those that the GPU reads", "address", HOST
     ),
+    StateTable("stream_bells", PEER, "bells of the streams at a rank of this node", "address", HOST, CPU),
+    StateTable("stream_bell", PEER, "bell of a remote source's stream, here or at a local rank", "address", HOST, CPU),
+    StateTable("stream_heard", PEER, "what this rank has heard of that bell", "address", HOST, CPU),
+    StateTable("put_bell", PEER, "where this rank's bell lies in a remote peer's window, 0: none", "bytes", HOST, CPU),
+    StateTable("put_stream_bell", PEER, "the same for the bell of this rank's stream there", "bytes", HOST, CPU),
     StateTable("sent_rows", PEER, "ring rows used in the stream at a peer", "rows"),
     StateTable("sent_tiles", PEER, "tiles sent into the stream at a peer", "tiles"),
     StateTable("due_tiles", PEER, "tiles sent that an owner must return", "tiles"),

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from ..config import OVERDUE
-from ..engine import arrivals, codes, column_runs, experts, scalars, steps, words
+from ..engine import arrivals, codes, column_runs, experts, outbox, scalars, steps, words
 from ..primitives import arithmetic, memory, wire
 from ..substrate import failure
 from ..substrate.cpu import loop
@@ -141,6 +141,8 @@ class Cluster:
             (words, "TOKEN_BLOCK"): TOKEN_BLOCK,
             (experts, "GROUP"): self.case.group,
             (column_runs, "SHARES_PER_TRY"): 2,
+            (outbox, "TURN_RANKS"): self.case.ranks - 1,  # only poison is read in turn, of all peers in each look, so
+            (outbox, "TURN_WORDS"): words.POISON + 1,  # that a rank waits for ever if a bell does not ring
             (failure, "load_acquire"): self.memory.load_acquire,
             (failure, "time"): SimpleNamespace(monotonic=self.monotonic),
         }

@@ -4,7 +4,7 @@ Data that is put and not flushed may not be read, and its source may not be writ
 moment when the data lands makes no difference, and here it lands with the flush. A coded word lands with its flush at
 the latest. If the target polls the word before the flush, the word may or may not have landed: the search tries both.
 Readers refuse a torn word like a word that has not arrived (network.py tests that), so both halves land together here.
-Words that only a timeout reads are not put at all. Which rank is inside MPI is not modelled.
+Words that only a timeout reads are not put at all, and no bells, because each look reads all words. Which rank is inside MPI is not modelled.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ..engine import words
 from .copies import Copies
 from .network import Put, PutWord, SimulatedNetwork
 from .places import put_target
-from .regions import CODED, WORD
+from .regions import BELL, CODED, WORD
 from .scheduler import FLUSH, LAND, POLL
 
 ORDERED = (words.ANNOUNCED, words.TAIL, words.CREDIT, words.RETURN_TAIL)
@@ -37,7 +37,7 @@ class Landing(SimulatedNetwork):
         for offset in range(0, nbytes, WORD):
             put_word = PutWord(put, put_target(peer, at) + offset, source + offset)
             place = memory.regions.place(put_word.target)
-            if place.kind == CODED and place.offset // (2 * WORD) not in ORDERED:
+            if place.kind == BELL or (place.kind == CODED and place.offset // (2 * WORD) not in ORDERED):
                 continue
             self._send(put_word)
         memory.tick()

@@ -15,7 +15,7 @@ from .clocks import Clocks, Release
 from .places import AREA, AREA_BITS, AREA_MASK, FIRST, LOCK, PART_BITS, PRIVATE, SCRATCH, SPAN, STATE, TAPE, TAPED
 from .places import STORE as STORE_AREA
 from .reach import Reach
-from .regions import AREAS, CODED, OUT_OF_BOUNDS, RETURNS, RING, WORD, Regions
+from .regions import AREAS, BELL, CODED, OUT_OF_BOUNDS, RETURNS, RING, WORD, Regions
 from .running_step import where_from
 from .scheduler import LOAD, STORE, UPDATE, Scheduler
 from .state import State
@@ -43,6 +43,8 @@ class Network(Protocol):
     def check_write(self, at: int) -> None: ...
 
     def read_coded(self, at: int) -> int: ...
+
+    def read_bells(self, at: int) -> int: ...
 
     def wants(self, rank: int) -> bool: ...
 
@@ -161,8 +163,10 @@ class Memory(Clocks):
                 return self.states[(at - FIRST) >> 40].load((at & (AREA - 1)) >> 3)
             if area in FREE_AREAS:
                 return self.value.get(at, 0)
-        elif self.regions.place(at).kind == CODED:
+        elif (kind := self.regions.place(at).kind) == CODED:
             return self.network.read_coded(at)
+        elif kind == BELL:
+            return self.network.read_bells(at)
         return self.read(at)
 
     def store(self, at: int, value: int) -> None:

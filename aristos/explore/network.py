@@ -4,7 +4,8 @@ A put is cut into words. Each word is read from its source late, and words land 
 were put earlier. A flush waits for all words that have not landed. Until the flush the source must not be written, and
 the target must be neither read nor put again. Only a coded word, which is put as {value, complement}, may be read while
 it is being put, by the holder of the wire's lock. The value read may then be anything. Once both halves of a coded word
-have landed, everything put before that word is known to have landed.
+have landed, everything put before that word is known to have landed. A bell is put as a byte and may be read so too.
+From a bell a reader learns nothing.
 Source of the semantics: MPI 4.1, chapter 12.
 """
 
@@ -16,7 +17,7 @@ from ..primitives import wire
 from .clocks import Clock
 from .memory_model import Memory
 from .places import FIRST, WIRE, private, put_target
-from .regions import CODED, WORD
+from .regions import BELL, CODED, WORD
 from .scheduler import FLUSH, LAND, POLL, PUT, Actor
 from .violation import Race, Unbounded, WrongSide
 
@@ -38,7 +39,7 @@ class Put:
 
 @dataclass(frozen=True)
 class PutWord:
-    """One word of a put until the put is flushed: its target, and the place of its value."""
+    """One word of a put until the put is flushed: its target, and the place of its value. A bell is one byte."""
 
     put: Put
     target: int
@@ -76,7 +77,8 @@ class SimulatedNetwork:
         memory = self.memory
         self.check_caller(address)
         self.sched.switch(PUT, address)
-        if nbytes <= 0 or nbytes % WORD:
+        bell = memory.regions.place(self.target(peer, at)).kind == BELL
+        if nbytes != 1 if bell else nbytes <= 0 or nbytes % WORD:
             raise Unbounded(f"rank {memory.rank} puts {nbytes} bytes")
         self.count += 1
         put = Put(address, self.count, memory.rank, peer, memory.me, memory.clocks[memory.me])
@@ -93,8 +95,8 @@ class SimulatedNetwork:
         return put_target(peer, at)
 
     def _send(self, put_word: PutWord) -> None:
-        memory, coded = self.memory, self.memory.regions.place(put_word.target).kind == CODED
-        if coded:
+        memory, kind = self.memory, self.memory.regions.place(put_word.target).kind
+        if kind in (CODED, BELL):
             memory.own(put_word.target)
         else:
             memory.check_write(put_word.target)
@@ -155,7 +157,7 @@ class SimulatedNetwork:
         for put_word in [p for p in self.flying.values() if p.put.wire == address and p.put.peer == peer]:
             del self.flying[put_word.target]
             self._release_source(put_word)
-            if self.memory.regions.place(put_word.target).kind != CODED:
+            if self.memory.regions.place(put_word.target).kind not in (CODED, BELL):
                 memory.writes[put_word.target] = me, mine[me]
                 memory.reads.pop(put_word.target, None)
 
@@ -218,6 +220,9 @@ class SimulatedNetwork:
     def land(self, put_word: PutWord) -> None:
         memory = self.memory
         del self.moving[put_word.target]
+        if memory.regions.place(put_word.target).kind == BELL:
+            self._land_bell(put_word)
+            return
         old = memory.value.get(put_word.target, 0)
         new = memory.value.get(put_word.source, 0)
         memory.value[put_word.target] = new
@@ -226,9 +231,23 @@ class SimulatedNetwork:
             self.halves[put_word.target] = put_word.put
             if memory.story is not None:
                 memory.note("lands", put_word.target, old, new)
-        memory.changed(put_word.target)
+        self._landed(put_word, put_word.target)
+
+    def _land_bell(self, put_word: PutWord) -> None:
+        """Land a byte of a word that has bells of several ranks."""
+        value, shift = self.memory.value, put_word.target % WORD * 8
+        word = put_word.target - put_word.target % WORD
+        old = value.get(word, 0)
+        value[word] = old & ~(255 << shift) | (value.get(put_word.source, 0) & 255) << shift
+        if self.memory.story is not None:
+            self.memory.note("lands", put_word.target, old >> shift & 255, value[word] >> shift & 255)
+        self._landed(put_word, word)
+
+    def _landed(self, put_word: PutWord, word: int) -> None:
+        """Wake the actors that wait for a word, or for the end of this rank's puts."""
+        self.memory.changed(word)
         if not any(p.put.origin == put_word.put.origin for p in self.moving.values()):
-            memory.changed(self.key(put_word.put.origin))  # wakes actors that flush
+            self.memory.changed(self.key(put_word.put.origin))  # wakes actors that flush
 
     # ---- accesses while words are under way
 
@@ -273,6 +292,19 @@ class SimulatedNetwork:
         if at in self.moving or at in self.waiting:
             value += GARBAGE * self.sched.strategy.choose(2, "torn")
         self.sched.me.seen[at] = value  # also garbage, so that the actor polls again even if an equal value lands
+        return value
+
+    def read_bells(self, at: int) -> int:
+        """Read a word of bells. A bell that is under way may read as anything. The actor learns nothing."""
+        memory = self.memory
+        self.check_caller(private(memory.rank, WIRE))
+        memory.check_mapped(at)
+        self.sched.switch(POLL, at)
+        value = memory.value.get(at, 0)
+        for i in range(WORD):
+            if at + i in self.moving or at + i in self.waiting:
+                value ^= self.sched.strategy.choose(2, "torn") << 8 * i
+        self.sched.me.seen[at] = value
         return value
 
     def _learn(self, put: Put) -> None:

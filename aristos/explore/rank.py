@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from ..engine import arrivals, codes, combine, outbox, packing, schema, steps, store, words
+from ..engine import arrivals, bells, codes, combine, outbox, packing, schema, steps, store, words
 from ..engine import exchange as halves
 from ..engine import job as jobs
 from ..engine.layout import StateLayout, mark_to, return_stride, word_from, word_to
@@ -188,6 +188,16 @@ class Rank:
                     value[word_from(job, st, p, words.POSTED)] = 2 * start
                     coded = self._put_into(p, word) + 16 * word
                     value[coded], value[coded + WORD] = start, ~start
+            if st[words.remote(job, p)] and st[words.BELLS]:
+                of_line, of_stream = 2 * start % bells.MODULUS, start % bells.MODULUS
+                for at, bell in (
+                    (st[words.BELLS] + p, of_line),
+                    (st[words.HEARD] + p, of_line),
+                    (st[words.stream_bell(job, p)], of_stream),
+                    (st[words.stream_heard(job, p)], of_stream),
+                ):
+                    word, shift = at - at % WORD, 8 * (at % WORD)
+                    value[word] = value.get(word, 0) & ~(255 << shift) | bell << shift
 
     def _put_into(self, peer: int, word: int) -> int:
         """The address of the region into which a remote peer puts a word."""

@@ -8,7 +8,18 @@ from functools import lru_cache
 from itertools import accumulate
 
 from ..engine import schema, words
-from ..engine.layout import CODED_BYTES, LINE, EngineShape, PairLayout, lines, shared_returns
+from ..engine.layout import (
+    CODED_BYTES,
+    LINE,
+    EngineShape,
+    PairLayout,
+    bell_bytes,
+    bell_words,
+    heard_bytes,
+    lines,
+    shared_returns,
+    stream_sources,
+)
 from ..host.nodes import Nodes
 from .places import ACCEPTED, AREA, HOME, LOCAL, MIRROR, OUTBOX, PRIVATE, REMOTE, address, where
 
@@ -16,7 +27,7 @@ WORD = 8
 WORDS = tuple(word.name for word in (*schema.LINE_WORDS, schema.POSTED, schema.ENDED))
 AREAS = ("state", "lock", "wire", "x", "y", "ids", "weights", "activations", "landed rows", "rows to return", "gate",
          "scalars", "scalars that came back", "store", "tape", "records of the tape")  # fmt: skip
-RETURNS, RING, PLAIN, CODED, OUT_OF_BOUNDS = range(5)
+RETURNS, RING, PLAIN, CODED, BELL, OUT_OF_BOUNDS = range(6)
 SIZES = {"records": words.RECORD_WORDS, "return_records": words.RETURNED_WORDS}
 STREAM = ("announce", "records", "ring", "index", "links", "staged")  # the parts that local ranks of a rail use
 
@@ -69,6 +80,8 @@ class Regions:
         if part == ACCEPTED:
             return Place(PLAIN, rank, part, "accepted words", rank, offset % LINE, offset // LINE)
         begin, peers, ends = self._part(rank, part)
+        if ends and offset >= ends[-1] and part in (REMOTE, OUTBOX):
+            return self._behind(rank, part, offset - ends[-1])
         if at % WORD or not 0 <= offset < (ends[-1] if ends else begin):
             return Place(OUT_OF_BOUNDS, rank, part, "outside", -1, offset)
         if offset < begin:
@@ -81,6 +94,26 @@ class Regions:
         if part != OUTBOX:
             kind = {"ring": RING, "coded": CODED}.get(region, PLAIN)
         return Place(kind, rank, part, region, -1 if region == "staged" else writer, offset - start, peers[number])
+
+    def _behind(self, rank: int, part: int, offset: int) -> Place:
+        """The place of a bell in a window for remote peers, or of a byte beside the outboxes about bells.
+
+        A place of a bell that no rank puts belongs to the rank of the window.
+        """
+        if part == OUTBOX:
+            kind = PLAIN if offset < heard_bytes(self.nodes, rank) and offset % WORD == 0 else OUT_OF_BOUNDS
+            return Place(kind, rank, part, "heard", rank, offset)
+        if offset >= bell_bytes(self.nodes, rank):
+            return Place(OUT_OF_BOUNDS, rank, part, "outside", -1, offset)
+        region, sources = "bells", self.nodes.remote(rank)
+        if offset >= (first := lines(WORD * bell_words(self.nodes))):
+            region, offset = "bells of streams", offset - first
+            streams = stream_sources(self.nodes, rank)
+            sources = streams[offset : offset + 1]
+        elif offset not in sources:
+            sources = []
+        writer = rank if not sources else offset if region == "bells" else sources[0]
+        return Place(BELL, rank, part, region, writer, offset)
 
     def _region(self, rank: int, part: int, peer: int, offset: int) -> tuple[str, int]:
         """The name and the start of the part of a region, or of an outbox and what lies beside it, at an offset."""
@@ -148,7 +181,9 @@ class Regions:
         if p.part != REMOTE or p.rank == rank or p.kind == OUT_OF_BOUNDS:
             return True
         words_of_stream = p.region == "coded" and p.offset // (2 * WORD) >= words.ANNOUNCED
-        return rank in self.nodes.readers(p.rank) and (p.kind == RETURNS or p.region in STREAM or words_of_stream)
+        return rank in self.nodes.readers(p.rank) and (
+            p.kind == RETURNS or p.region in (*STREAM, "bells of streams") or words_of_stream
+        )
 
     def mirrored(self, at: int) -> int:
         """The address, in the GPU's mirror, of a byte of the rank's remote window."""
@@ -160,6 +195,8 @@ class Regions:
         if p.kind == OUT_OF_BOUNDS:
             return f"address {at:#x}, where nothing lies"
         number = p.offset // WORD
+        if p.kind == BELL:
+            return f"{p.region} {p.offset} at rank {p.rank}"
         if p.region.endswith("words"):
             word = WORDS[number] if number <= words.ENDED else f"word {number}"
             if p.part == ACCEPTED:
@@ -173,6 +210,8 @@ class Regions:
             )
         if p.region.startswith("coded"):
             half = "value" if number % 2 == 0 else "complement"
+            if number // 2 == words.LINE_WORDS:
+                return f"{'bell of a stream' if number % 2 else 'bell'} to put at rank {p.rank}"
             return f"{WORDS[number // 2 % words.LINE_WORDS]} ({half}) of rank {p.writer} at rank {p.rank}"
         detail = f"word {number}"
         if p.region == "ring":

@@ -40,6 +40,8 @@ class Stretches(Cluster):
 
     def __init__(self, case: Case, strategy: Strategy) -> None:
         super().__init__(case, strategy)
+        for rank in self.ranks:
+            rank.st[words.BELLS] = 0  # then each look reads all words; bells only save such reads
         self.memory.keeps_acquired = False  # otherwise what each actor has acquired would be part of every state
         self.replaying = -1  # how many recorded values an actor being rebuilt has used; -1 if none is being rebuilt
         self.stretches: list[tuple[Private | Host, bytes, Log]] = [

@@ -15,14 +15,21 @@ from ..engine import words
 from ..engine.layout import (
     CODED_BYTES,
     LINE,
+    WORD,
     EngineShape,
     PairLayout,
+    bell_bytes,
+    bell_words,
+    has_bells,
+    lines,
     local_bytes,
     local_region,
     outbox_bytes,
     remote_bytes,
     remote_region,
     shared_returns,
+    stream_bell_words,
+    stream_sources,
 )
 from ..host.nodes import Nodes
 from ..primitives import wire
@@ -132,6 +139,35 @@ class EngineMemory:
             put(words.T_CODED, p, line + LINE)
             put(words.T_STAGED, p, staged)
             at = end
+        self._fill_bells(state, starts, at)
+
+    def _fill_bells(self, state: np.ndarray, starts: dict[int, int], heard: int) -> None:
+        """Write the addresses of bells into a state. heard: address of the bytes that this rank keeps about them."""
+        me, nodes = self.group.rank, self.group.nodes
+        window = self._remote
+        if window is None or nodes.levels == 1:
+            return
+
+        def bells_of(rank: int) -> int:  # bytes from the start of a rank's window to the bells
+            return remote_bytes(self.shape, nodes, rank) - bell_bytes(nodes, rank)
+
+        own = WORD * bell_words(nodes)
+        if has_bells(nodes, me):
+            of_streams = stream_bell_words(nodes, me)
+            state[words.BELLS], state[words.HEARD] = window.base + bells_of(me), heard
+            state[words.BELL_WORDS], state[words.STREAM_BELL_WORDS] = bell_words(nodes), of_streams
+            for number, rail in enumerate(nodes.members(me)):
+                bells = window.bases[rail] + bells_of(rail) + lines(own)
+                state[starts[words.T_STREAM_BELLS] + rail] = bells
+                for i, source in enumerate(stream_sources(nodes, rail)):
+                    state[starts[words.T_STREAM_BELL] + source] = bells + i
+                    state[starts[words.T_STREAM_HEARD] + source] = heard + own + WORD * of_streams * number + i
+        for p in self.remote:
+            if has_bells(nodes, p):
+                at = window.shift[p] + bells_of(p)
+                state[starts[words.T_PUT_BELL] + p] = at + me
+                if nodes.stream(me, p):
+                    state[starts[words.T_PUT_STREAM_BELL] + p] = at + lines(own) + stream_sources(nodes, p).index(me)
 
     @property
     def nbytes(self) -> int:

@@ -12,11 +12,19 @@ from typing import Any
 import numpy as np
 
 from ...engine import words
-from ...engine.layout import EngineShape, PairLayout, StateLayout, local_bytes, outbox_bytes, remote_bytes
+from ...engine.layout import (
+    EngineShape,
+    PairLayout,
+    StateLayout,
+    bell_bytes,
+    local_bytes,
+    outbox_bytes,
+    remote_bytes,
+)
 from ...host.nodes import Nodes
 from ...substrate.cpu.runtime import CpuRuntime
 from .. import places
-from ..regions import CODED, Regions
+from ..regions import BELL, CODED, Regions
 
 OTHER, OTHER_BITS = 1 << 61, 48
 WORD = 8
@@ -108,6 +116,15 @@ class Space:
     def is_coded(self, number: int) -> bool:
         """Whether MPI puts a word as {value, complement}."""
         return places.where(number)[1] == places.REMOTE and self.regions.place(number).kind == CODED
+
+    def is_bell(self, number: int) -> bool:
+        """Whether a number is a byte that MPI puts as a bell."""
+        return places.where(number)[1] == places.REMOTE and self.regions.place(number).kind == BELL
+
+    def bells(self, rank: int) -> range:
+        """The numbers of the bells in a rank's window for remote peers."""
+        end = places.address(rank, places.REMOTE, remote_bytes(self.shape, self.nodes, rank))
+        return range(end - bell_bytes(self.nodes, rank), end)
 
     def in_area(self, numbers: np.ndarray, area: int) -> np.ndarray:
         """Which numbers lie in this private area of any rank."""
