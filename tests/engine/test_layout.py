@@ -118,6 +118,8 @@ def test_return_rows_and_regions_fill_the_windows(cluster):
             apart = region is remote_region or not shared_returns(nodes)
             spans = [(0, lines(shape.returns) * apart)]
             spans += sorted((at, at + size[p]) for p, at in ((p, region(shape, nodes, rank, p)) for p in peers))
+            if region is remote_region:  # bells come last
+                spans.append((spans[-1][1], spans[-1][1] + layout.bell_bytes(nodes, rank)))
             assert all(end == start for (_, end), (start, _) in pairwise(spans))
             assert spans[-1][1] == nbytes(shape, nodes, rank)
 
@@ -242,6 +244,13 @@ def written(a: Addresses, row_writers: np.ndarray) -> Iterator[Written]:
             yield "word to put, coded", me, a.table(words.T_CODED, p) + 16 * word, 16
             if word < words.ANNOUNCED or a.nodes.stream(me, p):
                 yield "word", p, a.coded(p, word), 16
+        if layout.has_bells(a.nodes, p):
+            yield "bell", p, put_target(p, a.table(words.T_PUT_BELL, p)), 1
+            if a.nodes.stream(me, p):
+                yield "bell", p, put_target(p, a.table(words.T_PUT_STREAM_BELL, p)), 1
+        if layout.has_bells(a.nodes, me):
+            yield "what this rank has heard", me, int(a.st[words.HEARD]) + p, 1
+            yield "what this rank has heard", me, a.table(words.T_STREAM_HEARD, p), 1
         rail = a.nodes.rail(p, me)
         for pair in range(s.ring_rows):
             if rail == me:  # with two levels the ranks of a node share these rows: each pair has one owner
@@ -272,6 +281,8 @@ def test_every_byte_has_one_writer(cluster, random):
             assert part == (REMOTE if target in nodes.remote(a.me) else staged if " " in what else stored), what
             assert 0 <= offset <= room[rank][part] - nbytes, f"{what} leaves its memory"
             spans.setdefault((rank, part), []).append((offset, offset + nbytes, a.me, what))
+            if what == "bell":  # bells of several ranks share a line, so that a reader reads few lines
+                continue
             for line in range(offset // LINE, -(-(offset + nbytes) // LINE)):
                 lines_of.setdefault((rank, part, line), set()).add(a.me)
     for taken in spans.values():
@@ -296,6 +307,9 @@ def test_what_one_writes_is_where_the_other_reads(cluster, number):
         at = writer.at("link_to", rail, number)
         assert (writer.put_to(rail, at) if remote else at) == reader.at("link_from", 1, number)
     word = number % words.LINE_WORDS
+    if remote and layout.has_bells(nodes, 0):
+        assert put_target(0, writer.table(words.T_PUT_BELL, 0)) == int(reader.st[words.BELLS]) + 1
+        assert put_target(rail, writer.table(words.T_PUT_STREAM_BELL, rail)) == reader.table(words.T_STREAM_BELL, 1)
     if remote:
         peer, region = (0, words.T_REGION_FROM) if word < words.ANNOUNCED else (rail, words.T_STREAM_FROM)
         assert writer.coded(peer, word) == reader.table(region, 1) + 16 * word
