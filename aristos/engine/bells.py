@@ -1,14 +1,14 @@
 """Bells: a byte that says whether a remote peer's words must be read. With two levels an idle look reads bells first.
 
 A rank has a bell from each remote peer, for the words that the peer puts at this rank, and a bell for each stream of
-its node, at the stream's rail. A bell is a digest of the words that it is for: their sum modulo MODULUS. The peer puts
-the bell right after the words, without a flush between. A reader keeps a byte `heard` for each bell: the digest of those
-words that it has accepted. If the two bytes differ, it reads the words. So it need not remember which bell it has acted
-on, and a bell that lands before its words stays different until the words have landed.
+its node, at the stream's rail. A bell is a digest of its words: their sum modulo MODULUS. The peer puts it right after
+the words, without a flush between. A reader keeps a byte `heard` for each bell: the digest of those words that it has
+accepted. If the two bytes differ, the bell rings, and the reader reads the words. So it need not remember which bell it
+has acted on, and a bell that lands before its words rings until the words have landed.
 
 Bells order nothing: a reader uses a word only if the word's value and complement agree. A bell is silent by mistake if
 it has not landed, or if the sum has changed by a multiple of MODULUS. Therefore each look also reads all words of one
-peer, in turn (`next_in_turn`). No other word of the protocol needs a bell, and poison has none.
+peer, in turn (`next_in_turn`). Poison has no bell, and is found in this way.
 
 Eight bells share a word of memory, and each has another writer. MPI allows puts to different bytes at the same time.
 """
@@ -89,7 +89,7 @@ def rings(job, st, peer):
 
 @jit
 def note_heard(job, st, peer):
-    """Note the digests of those words of a remote peer that this rank has accepted. The caller holds the wire's lock."""
+    """Note the digests of a remote peer's words that this rank has accepted. The caller holds the wire's lock."""
     line = word_from(job, st, peer, 0)
     set_byte(st[words.HEARD] + peer, digest(line, WORD, words.AT_EPOCH, words.ANNOUNCED))
     set_byte(st[words.stream_heard(job, peer)], digest(line, WORD, words.ANNOUNCED, words.LINE_WORDS))

@@ -20,11 +20,11 @@ share a line:
     ring[R]                            rows, `stride` bytes each; a local peer's ring may have fewer, see `local_rows`
     staged[R], two levels only         output rows that wait to be put to the source, `stride` bytes each
 
-With two levels the region of a local peer ends with a word for each source, `marks`, see sums.py. Behind the regions of
-remote peers lie bells, a byte each: one from each rank, then one for each stream that lies here, see bells.py. All of a remote
+With two levels the region of a local peer ends with a word for each source, `marks`, see sums.py. All of a remote
 region but words and return records is a *stream*: what its writer puts for all ranks of this node, which they all read
 here. Ranks of the node stage their outputs beside it. A remote peer whose rows lie at another rank of this node has a
-short region here, which ends before the announcements (`Nodes.stream`).
+short region here, which ends before the announcements (`Nodes.stream`). Behind the regions of remote peers lie bells, a
+byte each: one from each rank, then one for each stream that lies here, see bells.py.
 
 For each remote peer a rank also keeps an *outbox*, which is laid out like a region, and from which MPI puts. Beside it
 the rank keeps the words that have arrived, and at one level R staged output rows. A GPU may keep the outbox's ring and
@@ -206,7 +206,7 @@ def has_bells(nodes: Nodes, rank: int) -> bool:
 
 
 def bell_words(nodes: Nodes) -> int:
-    """Words with the bells of all ranks for one rank. There is a bell for each rank, so that its number is its place."""
+    """Words with the bells of all ranks for one rank. The number of a rank is the place of its bell."""
     return -(-len(nodes.node_of) // WORD)
 
 
@@ -224,13 +224,16 @@ def stream_sources(nodes: Nodes, rank: int) -> list[int]:
 
 def bell_bytes(nodes: Nodes, rank: int) -> int:
     """Bytes of the bells in the window for remote peers of a rank: first of those for it, then of those of streams."""
-    return lines(WORD * bell_words(nodes)) + lines(WORD * stream_bell_words(nodes, rank)) if has_bells(nodes, rank) else 0
+    if not has_bells(nodes, rank):
+        return 0
+    return lines(WORD * bell_words(nodes)) + lines(WORD * stream_bell_words(nodes, rank))
 
 
 def heard_bytes(nodes: Nodes, rank: int) -> int:
     """Bytes that a rank keeps about all bells that it reads."""
-    count = bell_words(nodes) + stream_bell_words(nodes, rank) * len(nodes.members(rank)) if has_bells(nodes, rank) else 0
-    return lines(WORD * count)
+    if not has_bells(nodes, rank):
+        return 0
+    return lines(WORD * (bell_words(nodes) + stream_bell_words(nodes, rank) * len(nodes.members(rank))))
 
 
 def local_bytes(s: EngineShape, nodes: Nodes, rank: int) -> int:

@@ -27,8 +27,8 @@ from . import planted, recorded
 PACKAGE = Path(__file__).parents[2]
 ENGINE, SUBSTRATE, CPU = "aristos.engine", "aristos.substrate", "aristos.substrate.cpu"
 MODULES = {
-    ENGINE: ("arrivals", "bells", "bundles", "bounds", "column_runs", "combine", "dispatch", "exchange", "experts", "lock",
-             "outbox", "packing", "returns", "routing", "scalars", "staying", "steps", "store", "streams",
+    ENGINE: ("arrivals", "bells", "bundles", "bounds", "column_runs", "combine", "dispatch", "exchange", "experts",
+             "lock", "outbox", "packing", "returns", "routing", "scalars", "staying", "steps", "store", "streams",
              "sums", "tape"),
     SUBSTRATE: ("heartbeat",),
     CPU: ("loop",),

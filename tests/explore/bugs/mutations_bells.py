@@ -14,30 +14,21 @@ from aristos.primitives import memory
 from aristos.primitives import wire as mpi
 
 # two nodes of two ranks
-SIZES: tuple[tuple[str, Any], ...] = (("node_of", (0, 0, 1, 1)), ("placement", (0, 1, 2, 3)), ("max_tokens", 4))
+SIZES: tuple[tuple[str, Any], ...] = (
+    ("node_of", (0, 0, 1, 1)), ("placement", (0, 1, 2, 3)), ("max_tokens", 2), ("workers", 1)
+)  # fmt: skip
 NODES: dict[str, Any] = {"transport": "levels", "ranks": 4, "fixed": SIZES}
-
-
-def some_bells(put: Put, half: int) -> None:
-    """Put only the bells that lie in this half of the place in the buffer of coded words."""
-
-    def some(wire: int, peer: int, at: int, source: int, nbytes: int) -> None:
-        if source // 8 % 2 == half:
-            mpi.put(wire, peer, at, source, nbytes)
-
-    put(bells, "mpi", Instead(mpi, put=some))
-
-
-@mutation("bells-of-ranks-not-put", **NODES)
-def bells_of_ranks_not_put(put: Put) -> None:
-    """A rank rings for its streams only, not for credit and returns."""
-    some_bells(put, 1)
 
 
 @mutation("bells-of-streams-not-put", **NODES)
 def bells_of_streams_not_put(put: Put) -> None:
     """A rank rings for credit and returns only, not for its streams."""
-    some_bells(put, 0)
+
+    def some(wire: int, peer: int, at: int, source: int, nbytes: int) -> None:
+        if source // WORD % 2 == 0:  # the bell of a stream is put from the second half of a coded word
+            mpi.put(wire, peer, at, source, nbytes)
+
+    put(bells, "mpi", Instead(mpi, put=some))
 
 
 @mutation("bells-heard-without-words", **NODES)
@@ -130,12 +121,6 @@ def bells_before_the_flush(put: Put) -> None:
         bells.ring(job, st, peer)
 
     put(outbox, "open_batch", open_batch)
-
-
-@mutation("bells-without-turns", **{**NODES, "faults": True})
-def bells_without_turns(put: Put) -> None:
-    """A look reads the words of those peers only whose bells ring, so it misses poison, which has no bell."""
-    put(outbox, "TURN_RANKS", 0)
 
 
 @mutation("bells-read-without-the-wire", **NODES)
