@@ -58,13 +58,13 @@ def bells_before_words_change(put: Put) -> None:
     put(bells, "digest", digest)
 
 
-@mutation("bells-without-returns", **NODES)
-def bells_without_returns(put: Put) -> None:
-    """The digest of a rank's words leaves out the count of returned tiles."""
+@mutation("bells-of-epochs", **NODES)
+def bells_of_epochs(put: Put) -> None:
+    """The digest of a rank's words has the epoch alone, so a rank does not ring for credit and returns."""
     real = bells.digest
 
     def digest(a: int, step: int, first: int, end: int) -> int:
-        return real(a, step, first, words.RETURN_TAIL if first < words.ANNOUNCED else end)
+        return real(a, step, first, words.AT_EPOCH + 1 if first < words.ANNOUNCED else end)
 
     put(bells, "digest", digest)
 
