@@ -2,9 +2,9 @@
 
 A rank has a bell from each remote peer, for the words that the peer puts at this rank, and a bell for each stream of
 its node, at the stream's rail. A bell is a digest of its words: their sum modulo MODULUS. The peer puts it right after
-the words, without a flush between. A reader keeps a byte `heard` for each bell: the digest of those words that it has
-accepted. If the two bytes differ, the bell rings, and the reader reads the words. So it need not remember which bell it
-has acted on, and a bell that lands before its words rings until the words have landed.
+the words, without a flush between. For each bell a reader keeps a byte, `answered`: the digest of those words that it
+has accepted. If the two bytes differ, the bell rings, and the reader reads the words. So it need not remember which
+bell it has acted on, and a bell that lands before its words rings until the words have landed.
 
 Bells order nothing: a reader uses a word only if the word's value and complement agree. A bell is silent by mistake if
 it has not landed, or if the sum has changed by a multiple of MODULUS. Therefore each look also reads all words of one
@@ -64,35 +64,35 @@ def ring(job, st, peer):
 
 @jit
 def any_rings(job, st):
-    """Whether a bell for this rank, or of a stream of its node, differs from what this rank has heard."""
-    here, heard = st[words.BELLS], st[words.HEARD]
+    """Whether a bell for this rank, or of a stream of its node, differs from what this rank has answered."""
+    here, answered = st[words.BELLS], st[words.ANSWERED]
     for i in range(st[words.BELL_WORDS]):
-        if mem.load(here + WORD * i) != mem.load(heard + WORD * i):
+        if mem.load(here + WORD * i) != mem.load(answered + WORD * i):
             return True
-    heard += WORD * st[words.BELL_WORDS]
+    answered += WORD * st[words.BELL_WORDS]
     for rail in range(job[words.NODE_FIRST], job[words.NODE_END]):
         here = st[words.stream_bells(job, rail)]
         for i in range(st[words.STREAM_BELL_WORDS]):
-            if mem.load(here + WORD * i) != mem.load(heard + WORD * i):
+            if mem.load(here + WORD * i) != mem.load(answered + WORD * i):
                 return True
-        heard += WORD * st[words.STREAM_BELL_WORDS]
+        answered += WORD * st[words.STREAM_BELL_WORDS]
     return False
 
 
 @jit
 def rings(job, st, peer):
-    """Whether a bell of a remote peer differs from what this rank has heard."""
-    if byte_at(st[words.BELLS] + peer) != byte_at(st[words.HEARD] + peer):
+    """Whether a bell of a remote peer differs from what this rank has answered."""
+    if byte_at(st[words.BELLS] + peer) != byte_at(st[words.ANSWERED] + peer):
         return True
-    return byte_at(st[words.stream_bell(job, peer)]) != byte_at(st[words.stream_heard(job, peer)])
+    return byte_at(st[words.stream_bell(job, peer)]) != byte_at(st[words.stream_answered(job, peer)])
 
 
 @jit
-def note_heard(job, st, peer):
+def note_answered(job, st, peer):
     """Note the digests of a remote peer's words that this rank has accepted. The caller holds the wire's lock."""
     line = word_from(job, st, peer, 0)
-    set_byte(st[words.HEARD] + peer, digest(line, WORD, words.AT_EPOCH, words.ANNOUNCED))
-    set_byte(st[words.stream_heard(job, peer)], digest(line, WORD, words.ANNOUNCED, words.LINE_WORDS))
+    set_byte(st[words.ANSWERED] + peer, digest(line, WORD, words.AT_EPOCH, words.ANNOUNCED))
+    set_byte(st[words.stream_answered(job, peer)], digest(line, WORD, words.ANNOUNCED, words.LINE_WORDS))
 
 
 @jit

@@ -229,7 +229,7 @@ def bell_bytes(nodes: Nodes, rank: int) -> int:
     return lines(WORD * bell_words(nodes)) + lines(WORD * stream_bell_words(nodes, rank))
 
 
-def heard_bytes(nodes: Nodes, rank: int) -> int:
+def answered_bytes(nodes: Nodes, rank: int) -> int:
     """Bytes that a rank keeps about all bells that it reads."""
     if not has_bells(nodes, rank):
         return 0
@@ -252,7 +252,7 @@ def remote_bytes(s: EngineShape, nodes: Nodes, rank: int) -> int:
 def outbox_bytes(s: EngineShape, nodes: Nodes, rank: int) -> int:
     """Bytes that a rank keeps outside its windows for its remote peers."""
     layout = PairLayout.of(s)
-    return sum(layout.outbox_bytes(nodes, rank, p) for p in nodes.remote(rank)) + heard_bytes(nodes, rank)
+    return sum(layout.outbox_bytes(nodes, rank, p) for p in nodes.remote(rank)) + answered_bytes(nodes, rank)
 
 
 def rank_bytes(s: EngineShape, nodes: Nodes, rank: int = 0) -> int:

@@ -94,19 +94,19 @@ def look(job, st):
     anything = False
     if bells.any_rings(job, st):
         for p in range(job[words.WORLD]):
-            if st[words.remote(job, p)] != 0 and bells.rings(job, st, p) and hear(job, st, p, words.LINE_WORDS):
+            if st[words.remote(job, p)] != 0 and bells.rings(job, st, p) and answer(job, st, p, words.LINE_WORDS):
                 anything = True
     for _ in range(TURN_RANKS):
-        if hear(job, st, bells.next_in_turn(job, st), TURN_WORDS):
+        if answer(job, st, bells.next_in_turn(job, st), TURN_WORDS):
             anything = True
     return anything
 
 
 @jit
-def hear(job, st, peer, end):
+def answer(job, st, peer, end):
     """Do what `read_words` does, and note the bells of the words that have been accepted."""
     anything = read_words(job, st, peer, end)
-    bells.note_heard(job, st, peer)
+    bells.note_answered(job, st, peer)
     return anything
 
 

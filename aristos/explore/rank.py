@@ -192,9 +192,9 @@ class Rank:
                 of_line, of_stream = 2 * start % bells.MODULUS, start % bells.MODULUS
                 for at, bell in (
                     (st[words.BELLS] + p, of_line),
-                    (st[words.HEARD] + p, of_line),
+                    (st[words.ANSWERED] + p, of_line),
                     (st[words.stream_bell(job, p)], of_stream),
-                    (st[words.stream_heard(job, p)], of_stream),
+                    (st[words.stream_answered(job, p)], of_stream),
                 ):
                     word, shift = at - at % WORD, 8 * (at % WORD)
                     value[word] = value.get(word, 0) & ~(255 << shift) | bell << shift

@@ -13,9 +13,9 @@ from ..engine.layout import (
     LINE,
     EngineShape,
     PairLayout,
+    answered_bytes,
     bell_bytes,
     bell_words,
-    heard_bytes,
     lines,
     shared_returns,
     stream_sources,
@@ -101,8 +101,8 @@ class Regions:
         A place of a bell that no rank puts belongs to the rank of the window.
         """
         if part == OUTBOX:
-            kind = PLAIN if offset < heard_bytes(self.nodes, rank) and offset % WORD == 0 else OUT_OF_BOUNDS
-            return Place(kind, rank, part, "heard", rank, offset)
+            kind = PLAIN if offset < answered_bytes(self.nodes, rank) and offset % WORD == 0 else OUT_OF_BOUNDS
+            return Place(kind, rank, part, "answered", rank, offset)
         if offset >= bell_bytes(self.nodes, rank):
             return Place(OUT_OF_BOUNDS, rank, part, "outside", -1, offset)
         region, sources = "bells", self.nodes.remote(rank)

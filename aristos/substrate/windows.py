@@ -141,8 +141,8 @@ class EngineMemory:
             at = end
         self._fill_bells(state, starts, at)
 
-    def _fill_bells(self, state: np.ndarray, starts: dict[int, int], heard: int) -> None:
-        """Write the addresses of bells into a state. heard: address of the bytes that this rank keeps about them."""
+    def _fill_bells(self, state: np.ndarray, starts: dict[int, int], answered: int) -> None:
+        """Write the addresses of bells into a state. answered: address of the bytes that this rank keeps about them."""
         me, nodes = self.group.rank, self.group.nodes
         window = self._remote
         if window is None or nodes.levels == 1:
@@ -154,14 +154,14 @@ class EngineMemory:
         own = WORD * bell_words(nodes)
         if has_bells(nodes, me):
             of_streams = stream_bell_words(nodes, me)
-            state[words.BELLS], state[words.HEARD] = window.base + bells_of(me), heard
+            state[words.BELLS], state[words.ANSWERED] = window.base + bells_of(me), answered
             state[words.BELL_WORDS], state[words.STREAM_BELL_WORDS] = bell_words(nodes), of_streams
             for number, rail in enumerate(nodes.members(me)):
                 bells = window.bases[rail] + bells_of(rail) + lines(own)
                 state[starts[words.T_STREAM_BELLS] + rail] = bells
                 for i, source in enumerate(stream_sources(nodes, rail)):
                     state[starts[words.T_STREAM_BELL] + source] = bells + i
-                    state[starts[words.T_STREAM_HEARD] + source] = heard + own + WORD * of_streams * number + i
+                    state[starts[words.T_STREAM_ANSWERED] + source] = answered + own + WORD * of_streams * number + i
         for p in self.remote:
             if has_bells(nodes, p):
                 at = window.shift[p] + bells_of(p)

@@ -249,8 +249,8 @@ def written(a: Addresses, row_writers: np.ndarray) -> Iterator[Written]:
             if a.nodes.stream(me, p):
                 yield "bell", p, put_target(p, a.table(words.T_PUT_STREAM_BELL, p)), 1
         if layout.has_bells(a.nodes, me):
-            yield "what this rank has heard", me, int(a.st[words.HEARD]) + p, 1
-            yield "what this rank has heard", me, a.table(words.T_STREAM_HEARD, p), 1
+            yield "what this rank has answered", me, int(a.st[words.ANSWERED]) + p, 1
+            yield "what this rank has answered", me, a.table(words.T_STREAM_ANSWERED, p), 1
         rail = a.nodes.rail(p, me)
         for pair in range(s.ring_rows):
             if rail == me:  # with two levels the ranks of a node share these rows: each pair has one owner

@@ -98,8 +98,8 @@ class Reader:
         assert (place.kind, place.writer) == (BELL, source)
         assert where(at)[:2] == (self.nodes.rail(source, self.rank) if stream else self.rank, WINDOW)
         shift = 8 * (at % 8)
-        word = self.value.get(at - at % 8, 0) & ~(255 << shift)
-        self.value[at - at % 8] = word | bell << shift
+        word = self.value.get(at - at % 8, 0) & ~(255 << shift) | bell << shift
+        self.value[at - at % 8] = (word + (1 << 63)) % (1 << 64) - (1 << 63)  # words are signed
 
     def accepted(self, source: int, word: int) -> int:
         return self.value.get(int(self.st[words.line_from(self.job, source)]) + 8 * word, 0)
@@ -194,7 +194,7 @@ def test_words_are_found_in_turn_if_a_bell_does_not_ring(monkeypatch):
             reader.lands(source, word, value)
             assert [reader.look()[0] for _ in nodes.remote(5)].count(True) == 1
             assert reader.accepted(source, word) == value
-            if word == words.RETURN_TAIL:  # the bell comes late, and says what this rank has heard
+            if word == words.RETURN_TAIL:  # the bell comes late, and says what this rank has answered
                 with monkeypatch.context() as turns:
                     turns.setattr(outbox, "TURN_RANKS", 0)
                     assert {p for _, p, _ in reader.look()[1]} == {source}

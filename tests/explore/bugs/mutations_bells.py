@@ -31,15 +31,15 @@ def bells_of_streams_not_put(put: Put) -> None:
     put(bells, "mpi", Instead(mpi, put=some))
 
 
-@mutation("bells-heard-without-words", **NODES)
-def bells_heard_without_words(put: Put) -> None:
-    """A reader notes a bell as heard, although words that it is for have not landed."""
+@mutation("bells-answered-without-words", **NODES)
+def bells_answered_without_words(put: Put) -> None:
+    """A reader notes a bell as answered, although words that it is for have not landed."""
 
-    def note_heard(job: Any, st: Any, peer: int) -> None:
-        bells.set_byte(st[words.HEARD] + peer, bells.byte_at(st[words.BELLS] + peer))
-        bells.set_byte(st[words.stream_heard(job, peer)], bells.byte_at(st[words.stream_bell(job, peer)]))
+    def note_answered(job: Any, st: Any, peer: int) -> None:
+        bells.set_byte(st[words.ANSWERED] + peer, bells.byte_at(st[words.BELLS] + peer))
+        bells.set_byte(st[words.stream_answered(job, peer)], bells.byte_at(st[words.stream_bell(job, peer)]))
 
-    put(bells, "note_heard", note_heard)
+    put(bells, "note_answered", note_answered)
 
 
 @mutation("bells-before-words-change", **NODES)
@@ -76,7 +76,7 @@ def bells_of_own_rail_only(put: Put) -> None:
     def any_rings(job: Any, st: Any) -> bool:
         me, remote = job[words.RANK], [p for p in range(job[words.WORLD]) if st[words.remote(job, p)]]
         own = range(st[words.stream_bells(job, me)], st[words.stream_bells(job, me)] + 8)
-        at = words.BELLS, words.HEARD
+        at = words.BELLS, words.ANSWERED
         return any(
             bells.byte_at(st[at[0]] + p) != bells.byte_at(st[at[1]] + p)
             or (st[words.stream_bell(job, p)] in own and bells.rings(job, st, p))
