@@ -140,6 +140,15 @@ def test_a_look_reads_at_most_2n_and_3l_words(monkeypatch, count, size):
         assert len(read) + rung == words_read(nodes, rank) <= 2 * count + 3 * size
 
 
+def test_the_limit_holds_for_any_number_of_nodes_of_up_to_8_ranks():
+    for size in range(1, 9):
+        for count in range(2 + (size == 1), 200):
+            most = -(-count * size // 8) + size * -(-(count - 1) // 8) + words.LINE_WORDS
+            assert most <= 2 * count + 3 * size
+            if count < 12:
+                assert words_read(even(count, size), 0) == most
+
+
 @pytest.mark.parametrize("node_of", [*UNEVEN, Nodes.of(8, 2).node_of])
 def test_looks_read_all_words_in_turn(monkeypatch, node_of):
     """After as many looks as there are remote peers, each coded word was read once, whether bells ring or not."""
