@@ -307,7 +307,7 @@ def test_a_process_that_is_forked_after_the_start_gets_an_error_and_disturbs_not
 
 
 def test_the_library_is_compiled_again_for_other_options_and_by_several_at_once(monkeypatch, tmp_path):
-    monkeypatch.setenv("ARISTOS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(build.compiler, "cache_folder", lambda: tmp_path / "cache")
     with ThreadPoolExecutor(4) as pool:
         found = set(pool.map(lambda _: build.folder(), range(4)))
     (first,) = found
