@@ -21,8 +21,12 @@ from ..streams import Stream
 THREADS = 256  # at most, of an action
 LIBRARIES = tuple({sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), sysconfig.get_path("stdlib")})
 ITEMS = {  # bytes -> an item's suffix and registers
-    16: ("v4.u32", "{%a, %b, %c, %d}"), 8: ("v2.u32", "{%a, %b}"), 4: ("u32", "%a"), 2: ("u16", "%a"), 1: ("u8", "%a"),
-}  # fmt: skip
+    16: ("v4.u32", "{%a, %b, %c, %d}"),
+    8: ("v2.u32", "{%a, %b}"),
+    4: ("u32", "%a"),
+    2: ("u16", "%a"),
+    1: ("u8", "%a"),
+}
 # {body} handles an item; {item} are the bytes of one, {tail} those of one after the last whole item of a row.
 TEXT = """.version 8.0
 .target sm_80
@@ -97,9 +101,14 @@ def text_of(what: str, rows: Rows, item: int, tail: int) -> str:
     file, line = caller()
     quoted = file.replace('"', "'").replace("\n", " ")
     return TEXT.format(
-        file=f'.file 1 "{quoted}"' if file else "", place=f".loc 1 {line} 0" if file else "",
-        name=what, item=item, tail=tail, body=moves[0], last=moves[1],
-    )  # fmt: skip
+        file=f'.file 1 "{quoted}"' if file else "",
+        place=f".loc 1 {line} 0" if file else "",
+        name=what,
+        item=item,
+        tail=tail,
+        body=moves[0],
+        last=moves[1],
+    )
 
 
 def enqueue(

@@ -386,9 +386,16 @@ def cuMemcpy2DAsync_v2(now: State, how: int, stream: int) -> None:
 
 # ---- fills ----
 def fill(
-    now: State, stream: Stream | None, address: int, pitch: int, value: int, width: int, height: int, size: int,
+    now: State,
+    stream: Stream | None,
+    address: int,
+    pitch: int,
+    value: int,
+    width: int,
+    height: int,
+    size: int,
     what: str,
-) -> None:  # fmt: skip
+) -> None:
     """Queue a fill of rows with `width` items of `size` bytes.
 
     stream: None for a fill of the default stream. The host waits for this one only in memory of the host.

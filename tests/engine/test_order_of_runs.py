@@ -30,9 +30,21 @@ def runs(rank: int, sums: bool) -> list[tuple[int, list[int]]]:
     jobs.fill_layout(job, shape, tables)
     first = rank // NODE * NODE
     jobs.update(
-        job, rank=rank, world=WORLD, held=HELD, computed=HELD, batch=RUN, run_rows=RUN, workers=1, row_bytes=64,
-        state=st.ctypes.data, return_stride=64, node_first=first, node_end=first + NODE, sums=int(sums),
-    )  # fmt: skip
+        job,
+        rank=rank,
+        world=WORLD,
+        held=HELD,
+        computed=HELD,
+        batch=RUN,
+        run_rows=RUN,
+        workers=1,
+        row_bytes=64,
+        state=st.ctypes.data,
+        return_stride=64,
+        node_first=first,
+        node_end=first + NODE,
+        sums=int(sums),
+    )
     for source in set(range(WORLD)) - {rank}:
         for expert in range(HELD):
             i = words.source_expert(job, source, expert)

@@ -265,9 +265,14 @@ def test_after_ctrl_c_the_reports_so_far_are_printed(tmp_path, wait):
     (tmp_path / "program.py").write_text(HEAD + INTERRUPTED.replace("WAIT", POLL + wait))
     words = command("--schedules", "3", "--", sys.executable, "program.py", "kernels.ptx")
     with subprocess.Popen(
-        words, cwd=tmp_path, env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        words,
+        cwd=tmp_path,
+        env=environment(),
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         start_new_session=True,
-    ) as process:  # fmt: skip
+    ) as process:
         try:
             assert process.stdout.readline() == "started\n"
             time.sleep(1)

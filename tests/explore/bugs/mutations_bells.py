@@ -15,8 +15,11 @@ from aristos.primitives import wire as mpi
 
 # two nodes of two ranks
 SIZES: tuple[tuple[str, Any], ...] = (
-    ("node_of", (0, 0, 1, 1)), ("placement", (0, 1, 2, 3)), ("max_tokens", 2), ("workers", 1)
-)  # fmt: skip
+    ("node_of", (0, 0, 1, 1)),
+    ("placement", (0, 1, 2, 3)),
+    ("max_tokens", 2),
+    ("workers", 1),
+)
 NODES: dict[str, Any] = {"transport": "levels", "ranks": 4, "fixed": SIZES}
 
 
