@@ -39,10 +39,10 @@ def sync_skipped(put: Put) -> None:
     put(network.SimulatedNetwork, "sync", lambda self, address: None)
 
 
-def accept_any_complement(job: Any, st: Any, peer: int) -> bool:
+def accept_any_complement(job: Any, st: Any, peer: int, end: int) -> bool:
     """An `outbox.read_words` that ignores the complement."""
     anything = False
-    for word in range(words.LINE_WORDS):
+    for word in range(end):
         at = words.coded_word(st[words.region_from(job, peer)], word)
         value, _ = memory.load(words.coded_value(at)), memory.load(words.coded_complement(at))
         here = layout.word_from(job, st, peer, word)
