@@ -103,11 +103,15 @@ def source_key(source: Path) -> str:
     If a source was edited after this process started, the process may run the old source; then the key is unique to
     this process.
     """
-    read = _read(source)
+    return _digest(_read(source))[:16]
+
+
+def _digest(read: frozenset[Path]) -> str:
+    """A hash of files. It is unique to this process if one was edited after the process started."""
     key = sources.digest(read)
     if any(path.stat().st_mtime > STARTED for path in read):
         key = hashlib.sha256(f"{key} {os.getpid()} {STARTED}".encode()).hexdigest()
-    return key[:16]
+    return key
 
 
 @cache
@@ -116,9 +120,12 @@ def code_key(source: Path) -> str:
 
     This is `source_key`, and the parts that the packages of those sources have registered, if a source reads them.
     """
-    read = _read(source)
-    parts = [(each.name, each.parts()) for each in packages.containing(read) if not each.reader or each.reader in read]
-    return hashlib.sha256(repr((source_key(source), parts)).encode()).hexdigest()[:16]
+    return hashlib.sha256(repr((source_key(source), _parts(_read(source)))).encode()).hexdigest()[:16]
+
+
+def _parts(read: frozenset[Path]) -> list[tuple[str, Any]]:
+    """What the packages of files have registered, if one of the files reads it."""
+    return [(each.name, each.parts()) for each in packages.containing(read) if not each.reader or each.reader in read]
 
 
 @cache
@@ -186,7 +193,7 @@ def _key_of(function: Callable[..., Any]) -> str:
     """The key of a function's module: `code_key`, and for a module of a copy the files that define the copy."""
     key = code_key(Path(function.__code__.co_filename))
     if read := copies.read_by(function.__module__):
-        key = hashlib.sha256(f"{key} {sources.digest(read)}".encode()).hexdigest()[:16]
+        key = hashlib.sha256(repr((key, _digest(read), _parts(read))).encode()).hexdigest()[:16]
     return key
 
 
@@ -403,7 +410,7 @@ def warm_up(entries: list[tuple[Any, tuple[Any, ...]]], *, quiet: bool = False) 
     if config.DISABLE_JIT:
         return 0
     before, folder = compiled_here(), cache_folder()
-    names = sorted((function.__module__, function.__name__, code_key(_source(function))) for function, _ in entries)
+    names = sorted((function.__module__, function.__name__, _key_of(function.py_func)) for function, _ in entries)
     done = folder / f"{hashlib.sha256(repr(names).encode()).hexdigest()[:16]}.compiled"
     packages_of = ",".join(sorted({module.partition(".")[0] for module, _, _ in names}))
     with contextlib.nullcontext() if done.exists() else _compile_lock(packages_of), _progress(quiet):
@@ -413,11 +420,6 @@ def warm_up(entries: list[tuple[Any, tuple[Any, ...]]], *, quiet: bool = False) 
         with contextlib.suppress(OSError):
             done.touch()
     return compiled_here() - before
-
-
-def _source(function: Any) -> Path:
-    """The source file of a compiled function."""
-    return Path(function.py_func.__code__.co_filename)
 
 
 def _compile(function: Any, signature: tuple[Any, ...]) -> None:

@@ -23,7 +23,8 @@ from . import packages
 
 Import = ast.Import | ast.ImportFrom
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
-OVERLOAD = re.compile(r"\boverload\(\s*(?:getattr\(\s*)?(\w+)")  # the name with which the first argument begins
+# the name with which the first argument begins, and whether it is of the form a.b.c
+OVERLOAD = re.compile(r"\boverload\(\s*(?:getattr\(\s*)?(\w*)(?:\.\w+(\.))?")
 
 
 class Statement(NamedTuple):
@@ -69,19 +70,24 @@ def lowered(path: Path) -> frozenset[Path] | None:
     """The files whose functions a module lowers by `overload(f)`, `overload(m.f)` and `overload(getattr(m, ...))`.
 
     Here f is a function, and m a module. What the function's module imports counts too, because that module may have
-    imported the function. None if a name is neither imported nor defined at the top of the module: then the functions
-    may be any.
+    imported the function. None if the text does not say which functions these are, or if they are of a package that is
+    not registered: then they may be any.
     """
     text, found = path.read_text(encoding="utf-8"), set[Path]()
-    for name in set(OVERLOAD.findall(text)):
+    calls = set(OVERLOAD.findall(text))
+    if not calls:
+        return None
+    for name, deep in calls:
         imports = [
             each._replace(names=(each.names[each.bound.index(name)],))
             for each in _statements(path)
             if name in each.bound
         ]
-        if not imports and not re.search(rf"^(?:def|class) {name}\b|^{name}\b.*=", text, re.MULTILINE):
-            return None
         modules = [file for each in imports for file in _targets(each, path, _root(path))]
+        if not imports and re.search(rf"^(?:def|class) {name}\b|^{name}\b.*=", text, re.MULTILINE):
+            modules = [path]
+        if deep or not name or not modules:
+            return None
         found.update(*map(files, modules)) if imports else found.add(path)
     return frozenset(found)
 

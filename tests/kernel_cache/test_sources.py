@@ -78,6 +78,10 @@ LOWERED = {  # a lowering -> the files whose functions it lowers
     "f = g = None\n@overload(g)\ndef h():\n    pass": None,
     "def lower(f):\n    overload(f)(None)": None,
     "import house.b\noverload(house.b.ONE)(None)": None,
+    "from . import low\noverload(low.c.third)(None)": None,
+    "import numpy as np\noverload(np.clip)(None)": None,
+    "from .b import ONE\noverload(  # why\n    ONE\n)(None)": None,
+    "from numba.extending import overload as lower\nfrom .b import ONE\nlower(ONE)(None)": None,
 }
 
 

@@ -192,7 +192,7 @@ class Resident:
         memory.runs = FreeRuns(self.parameters, self.parameters + PARAMETERS)
         memory.publish()
         machine.loader.program(text)
-        prepare(machine, [launch])
+        prepare(machine, [launch], past=0)
         self.machine = machine
         self.owner.resides(self.process, self.kernel.name, 1)
         return True

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from kernel_cache import sources
+from kernel_cache.compile import code_key
 
 from . import planted, recorded
 
@@ -52,7 +52,7 @@ def copied(module: str) -> str:
 
 @cache
 def _suffix() -> str:
-    return f"recorded_{sources.digest(sources.files(Path(__file__)))[:8]}"
+    return f"recorded_{code_key(Path(__file__))[:8]}"
 
 
 class Recording(ast.NodeTransformer):
