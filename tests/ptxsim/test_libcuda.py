@@ -264,6 +264,7 @@ def test_after_ctrl_c_the_reports_so_far_are_printed(tmp_path, wait):
     (tmp_path / "kernels.ptx").write_text(PTX)
     (tmp_path / "program.py").write_text(HEAD + INTERRUPTED.replace("WAIT", POLL + wait))
     words = command("--schedules", "3", "--", sys.executable, "program.py", "kernels.ptx")
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
     with subprocess.Popen(
         words,
         cwd=tmp_path,
@@ -279,6 +280,7 @@ def test_after_ctrl_c_the_reports_so_far_are_printed(tmp_path, wait):
             os.killpg(process.pid, signal.SIGINT)
             out, err = process.communicate(timeout=100)
         finally:
+            signal.signal(signal.SIGINT, before)
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == 130, err
