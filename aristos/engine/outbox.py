@@ -84,9 +84,9 @@ def receive(job, st):
 
 @jit
 def look(job, st):
-    """Do what `receive` does, but with bells read the words only of peers whose bells ring, and of a peer in turn.
+    """Let MPI make progress and, if this rank has bells, read words of peers whose bells ring, and of one peer in turn.
 
-    The caller holds the wire's lock.
+    Without bells it reads the words of all peers. True if any word is new. The caller holds the wire's lock.
     """
     if st[words.BELLS] == 0:
         return receive(job, st)
@@ -404,7 +404,7 @@ def serve_wire(job, st, worker, idle):
         return False
     if not mpi.try_lock(wire):
         return False
-    anything = look(job, st)
+    anything = look(job, st) if idle else receive(job, st)
     distance = next_due(job, st, 1, idle)
     while distance < job[words.WORLD]:
         if serve(job, st, worker, (job[words.RANK] + distance) % job[words.WORLD], idle):
