@@ -242,7 +242,10 @@ def free_slot(x, number):
 
 @unit
 def remove_ended(x):
-    """Free the slots of blocks whose clusters ended, and begin the launches that waited for the end of theirs."""
+    """Free the slots of blocks whose clusters have ended, and end the launches whose blocks have all ended.
+
+    Then begin the launches that waited for these launches, and start blocks where SMs have space.
+    """
     put(x, s.DEAD, 0)
     for i in range(get(x, s.BLOCK_SLOTS)):
         block = get(x, s.BLOCKS) + i * s.B_FIELDS * 8

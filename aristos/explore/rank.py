@@ -36,7 +36,7 @@ from .watched_state import Watched
 
 BATCH = 6  # the most rows of a run, column-split or not
 MERGE_POLLS = 3  # number of idle polls for which a short run waits for more rows
-SCRATCH_STEP = 4096  # bytes of a worker, for weights, a sum, and what `combine_token` needs
+SCRATCH_STEP = 4096  # bytes of scratch memory of a worker: weights, a sum, and what `combine_token` needs
 TIMEOUT = 120.0
 GATE_OPEN, GATE_DONE = 0, 8  # words for workers: the number of the open call, and how often workers have left a call
 GATE_HALF = 16  # word: the last call whose first phase has ended on this rank. Used if ranks meet between the phases
@@ -253,7 +253,10 @@ class Rank:
         return made
 
     def _add_up(self, t: int, parts: dict[int, tuple[int, list[int]]], ids: Sequence[int]) -> None:
-        """Replace the parts of each remote node by one part, at one of their choices: the sum in the order of slots."""
+        """Replace the parts of a token from each remote node by their sum, added in the order of slots.
+
+        The sum gets the number of one of the choices that it replaces.
+        """
         node, slot_of = self.case.node_of, self.placement.slot_of
         for n in set(node) - {node[self.me]}:
             there = sorted((int(slot_of[ids[j]]), j) for j in parts if node[self.placement.ranks[ids[j]]] == n)
@@ -418,7 +421,8 @@ class Rank:
         cluster.memory.forget_returns(me)
         packing.begin(job, self.st)
         within = self._loads_within()
-        # the progress thread makes MPI progress, as the thread of a started call does outside the explorer
+        # while the rank loads weights, none of its workers runs steps, so the progress thread makes MPI progress.
+        # Outside the explorer the thread of the started exchange does so
         self._tend(not within)
         if job[words.WORKERS] > 1:
             memory.store_release(private(me, places.GATE, GATE_OPEN), self.epoch)
@@ -427,7 +431,7 @@ class Rank:
     def _fill_call(self, call: Call, backward: bool, count: int) -> None:
         """Fill the call's words as `CpuBackend` and `FusedBackward` do.
 
-        The calling object may differ from call to call.
+        Successive calls may be those of different objects, so the words in which objects differ are written anew.
         """
         job, me, width = self.job, self.me, WORD * self.case.words
         jobs.renew_call(job)
@@ -540,7 +544,7 @@ class Rank:
                 memory.yield_core()
 
     def _tend(self, yes: bool) -> None:
-        """Set whether the progress thread makes MPI progress, like `CpuRuntime.progressing`."""
+        """Set whether workers make MPI progress, like `CpuRuntime.progressing`. If not, the progress thread does."""
         if self.job[words.REMOTE]:
             memory.store_release(self.job[words.WIRE] + WORD * wire.IN_CALL, int(yes))
             self._wake_progress_thread()
@@ -643,13 +647,13 @@ class Rank:
         start = self.job[words.T_PEER_STATUS]
         statuses = self.st[start : start + self.case.ranks]
         if not self.call.refuses and not self.call.refuses_combine and any(statuses) != broken:
-            raise WrongResult(f"rank {self.me} in call {self.epoch} has wrong statuses: {statuses}")
+            raise WrongResult(f"rank {self.me} in call {self.epoch} has statuses {statuses}, which do not fit the case")
         calls = [rank.calls[self.epoch - 1] for rank in self.cluster.ranks]
         if any(call.misplaced for call in calls) and any(set(statuses) - {codes.OK, codes.MISPLACED}):
             raise WrongResult(f"call {self.epoch}: rank {self.me} has statuses {statuses}, but only placements differ")
         for p in range(self.case.ranks):
             if self.table(words.T_VERSION_OF, p) != experts.weights_version(p, self.epoch):
-                raise WrongResult(f"rank {self.me} in call {self.epoch} has read another version of rank {p}'s weights")
+                raise WrongResult(f"rank {self.me} in call {self.epoch} has read a version that rank {p} did not announce")
 
     def _close(self) -> None:
         if not self.call.ends_early or not self.call.exchange:
@@ -805,7 +809,7 @@ class Rank:
 
 
 class Counts(dict[Any, Any]):
-    """A table [L, W] of counts."""
+    """A table [rows, columns] of counts, which are 0 at first."""
 
     def __init__(self, rows: int, columns: int) -> None:
         super().__init__({(i, j): 0 for i in range(rows) for j in range(columns)})

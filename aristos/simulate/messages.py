@@ -1,7 +1,8 @@
 """Messages of collectives between ranks, in virtual time.
 
-For each pair of ranks the target counts the messages for which it has waited. A rank waits for its node in every
-collective with a turn, so it cannot be more than one turn ahead of a local peer: two times of entry are enough.
+For each pair of ranks the target counts the messages for which it has waited. A rank's *turn* is the number of the last
+collective that it has entered, of those of which all ranks of its node are part. In each of these a rank waits for its
+node, so it is at most one turn ahead of a local peer. Therefore two times of entry are enough.
 """
 
 from __future__ import annotations
@@ -25,7 +26,10 @@ def local(source, target):
 
 @jit
 def enter(number, turns):
-    """Begin a collective of a rank. turns: 1 if all ranks of the node are part of it: its time is noted; else 0."""
+    """Begin a collective of a rank. turns: 1 if all ranks of the node are part of the collective, else 0.
+
+    With turns = 1 the rank's turn and its time of entry are recorded.
+    """
     charge_at_speed(get(c.COLLECTIVE_NS))
     scheduler.sync()
     if turns == 0:
@@ -57,7 +61,7 @@ def send(source, target, nbytes):
 def collect(number, turns, came, copied):
     """Wait until a message of each rank p with came[p] >= 0 has landed, and `copied` bytes have been copied.
 
-    The copy begins when all ranks of the node have entered; without a turn it begins at once.
+    turns: as for `enter`. With 1 the copy begins when all ranks of the node have entered, with 0 it begins at once.
     """
     workers, world = get(c.WORKERS), get(c.WORLD)
     me = number // workers

@@ -38,8 +38,9 @@ def enter(number):
 def make_call(job, st, number, worker, call, order, ends, claimed, rows):
     """Make one call. Worker 0 does what only one worker can do. At the end all workers meet.
 
-    order, ends, claimed: see `run_experts` in engine/bulk.py. rows: address of the numbers of rows to each rank and
-    from each, first of all rows, then of the steps of both all-to-alls.
+    order, ends, claimed: `order`, `ends` and `next_row` of `run_experts` in engine/bulk.py. rows: the address of
+    tables [2, W] int64, as `all_to_all` takes them: one for the whole call, then one for each step of the all-to-all
+    that sends rows, then one for each step of the all-to-all that sends outputs back.
     """
     world, stride = job[words.WORLD], job[words.RETURN_STRIDE]
     out = rows + WORD * 2 * world
@@ -78,7 +79,7 @@ def make_call(job, st, number, worker, call, order, ends, claimed, rows):
 
 @jit
 def send_rows(job, st, number, rows, stride):
-    """The all-to-all of rows. rows: address of the numbers of rows to each rank and from each, for each step."""
+    """The all-to-all of rows. rows: the address of one table for each step, as `all_to_all` takes it."""
     if get(c.NODE_FIRST):
         all_to_all(job, st, number, rows, 0, WORD * job[words.WORLD], 1)  # MPI_Allgather of row counts within the node
     all_to_all(job, st, number, rows, stride, 0, 1)
@@ -90,8 +91,9 @@ def send_rows(job, st, number, rows, stride):
 def all_to_all(job, st, number, rows, row, least, turns):
     """Send `least` bytes and the rows of `row` bytes to each rank, and wait for the messages of others.
 
-    rows: address of two times [W] int64: how many rows go to each rank, and come from each, -1: no message. turns: see
-    `messages.enter`."""
+    rows: the address of a table [2, W] int64: how many rows go to each rank, then how many come from each; -1 where
+    there is no message. turns: see `messages.enter`.
+    """
     begun, world = get(c.NOW), job[words.WORLD]
     sent, came = mem.words(rows, world), mem.words(rows + WORD * world, world)
     messages.enter(number, turns)
