@@ -298,7 +298,7 @@ def without_capacity(cfg: MoEConfig) -> MoEConfig:
 
 
 def _shared(cfg: MoEConfig, rows: Floats, back: Floats, given: Arrays, found: Arrays) -> None:
-    """Add the shared expert's part."""
+    """Write the gradients of the shared expert's arrays into `found`, and add its part of dL/dx to found["x"]."""
     one = {name: given[f"shared_{name}"] for name in expert_names(cfg) if f"shared_{name}" in given}
     factor = np.ones((len(rows), 1))
     if cfg.shared_sigmoid:

@@ -22,7 +22,7 @@ from . import private
 
 
 class Locator(caching.UserProvidedCacheLocator):
-    """Says where a function's code is kept. Derived classes choose the folder and the sources that count.
+    """Says where a function's code is kept. Derived classes choose the folder and the sources that code depends on.
 
     function: the Python function. source: the path of its file.
     """

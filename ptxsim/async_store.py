@@ -1,4 +1,4 @@
-"""st.async and red.async: stores and reductions to shared memory of a cluster that an mbarrier counts.
+"""st.async and red.async: stores and reductions to shared memory of a cluster, which complete on an mbarrier.
 
 They are checked when they start, and carried out later, at a time that the seed chooses. The bytes are then counted on
 the mbarrier, which lies in the block that the store goes to. They are weak, or for reductions relaxed, operations of
@@ -58,7 +58,7 @@ def start_store(x, warp, thread, block, line, lane, pc):
 
 @jit
 def examine_store(x, thread, block, place, size, part, reduces, pc):
-    """Check and record a store or a reduction by the agent that is set. part: bytes of an element.
+    """Check and record a store or a reduction by the present agent (AGENT). part: bytes of an element.
 
     Reductions of one size do not race with each other. Bytes of a store count as pending until it is carried out.
     """
@@ -90,7 +90,7 @@ def examine_store(x, thread, block, place, size, part, reduces, pc):
 
 @unit
 def land_store(x, block, row):
-    """Carry out a store or a reduction. row: that of the pending work, in the block whose memory changes."""
+    """Carry out a store or a reduction. block: the block whose memory changes. row: the row of the pending work."""
     type_, kind, to = get(row, s.P_FLAGS) >> 4, get(row, s.P_FLAGS) & 15, get(row, s.P_TO)
     part = type_ & 15
     for k in range(get(row, s.P_SIZE) // part):

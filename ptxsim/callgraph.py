@@ -42,7 +42,7 @@ def mark_recursive(functions: dict[str, FunctionInfo], code: list[list[int]]) ->
 
 
 def cyclic(graph: Mapping[str, Iterable[str]]) -> set[str]:
-    """The nodes from which a path leads back to them.
+    """The nodes that lie on a cycle of a directed graph.
 
     The algorithm is R. Tarjan's for strongly connected components, without recursion: "Depth-first search and linear
     graph algorithms", SIAM J. Comput. 1 (1972).

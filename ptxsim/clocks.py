@@ -2,9 +2,9 @@
 
 A vector clock is a sorted list of pairs (key, clock) in one pool of lists; 0 is the empty list. A list never changes
 once it is made. A key names a thread, a warp or a block; the entry of a warp or a block covers all its threads up to
-that clock. A key may name a launch, whose entry covers all its work, or a stream, whose entry covers all launches up to
-that place in it. A key may also name a memory location. Its clock is then the number of a write, and the thread that
-holds the list may read no older write.
+that clock. A key may name a launch: its entry covers all work of the launch. A key may name a stream: its clock is then
+a place in the stream, and the entry covers all launches up to this place. A key may also name a memory location. Its
+clock is then the number of a write, and the thread that holds the list may read no older write.
 
 Two orders are kept elsewhere. Threads of one block are ordered by the block's floor, which each barrier of the whole
 block raises. Lanes of one warp are ordered by the table KNOWN.
@@ -27,7 +27,7 @@ SUB_BITS = 12
 WARP_KEY, BLOCK_KEY = 0x800, 0xFFF
 AGENT_SHIFT = 38  # the bits of a number from here on are the kind of agent (agents.py), 0 for a thread
 AGENTS = 7 << AGENT_SHIFT
-HOST = 1 << 31  # bit that a block's number has for actors; its other bits are the first block of the actors' run
+HOST = 1 << 31  # this bit of a block number marks Python actors; the other bits are the first number of the run
 
 
 @jit
@@ -130,7 +130,7 @@ def in_clock(x, vc, gid, clock):
 def whole_launch(x, vc, gid):
     """Whether a vector clock covers all work of a thread's launch."""
     pool = get(x, s.CLOCKS)
-    if vc == 0 or get(pool, 2 * (vc + get(pool, 2 * vc))) < LAUNCH:  # keys are sorted; the last may be of a location
+    if vc == 0 or get(pool, 2 * (vc + get(pool, 2 * vc))) < LAUNCH:  # keys are sorted, so none names a launch or stream
         return False
     number = launch_of(x, gid)
     if number < 0:
@@ -183,9 +183,10 @@ def same_launch(x, a, b):
 
 @jit
 def before_launch(x, mine, gid, clock):
-    """Whether a moment (gid, clock) happened before the launch of thread `mine` began, or before it waited for it.
+    """Whether a moment (gid, clock) happened before the launch of thread `mine` began.
 
-    A launch that begins early waits for the one before it by griddepcontrol.wait.
+    A PROGRAMMATIC launch may begin before earlier launches end, and waits for them by griddepcontrol.wait. So for its
+    threads each moment of another launch that has ended counts as earlier too.
     """
     if earlier_run(x, gid):
         return True

@@ -85,10 +85,11 @@ class SimulatedGpu:
         The kernel runs at the next Machine.run, after earlier launches of its stream. args: arrays of the machine,
         NumPy arrays (copied to the device, and back after the run), numbers, tuples. PTX text takes one argument for
         each parameter; an array then stands for its address. shared: bytes of dynamic shared memory. stream: by default
-        the device's default stream. programmatic: whether the kernel may begin before the one before it in its stream
-        ends (programmatic dependent launch). cooperative: whether all blocks must be resident at once, for a grid's
-        barrier; None: no, but a kernel of cooperative groups finds the barrier's memory. cluster: the blocks of a
-        cluster, a number or (x, y, z); by default those that the kernel was compiled for.
+        the device's default stream. programmatic: whether the kernel may begin before the previous kernel of its stream
+        has ended (programmatic dependent launch). cooperative: whether all blocks must be resident at once, as a
+        barrier of the whole grid needs; with None they need not be, but a kernel that uses cooperative groups still
+        gets memory for this barrier. cluster: the blocks of a cluster, a number or (x, y, z); by default those that the
+        kernel was compiled for.
         """
         how = How(shared, stream or self.default, programmatic, cooperative, cluster)
         if how.stream.device != self.number:
@@ -103,7 +104,7 @@ class Machine(Runner):
     compiled for. seed: the seed of the schedule; the same seed repeats a run. check: whether to report races and other
     errors. strict: whether to raise KernelFault at the
     first report. limit: the most warp instructions of a run. patience: after so many of them without any change threads
-    count as stuck. stale: whether reads may return older values where PTX permits it; without, memory is sequentially
+    count as stuck. stale: whether reads may return older values where PTX permits it; if False, memory is sequentially
     consistent, but races are still reported. `profile()` returns the counters of all kernels that ran.
     docs/ptxsim.md has an example.
     """
@@ -332,7 +333,7 @@ class Machine(Runner):
     def _own(self, device: int, args: tuple[Any, ...], after: list[Callable[[], None]]) -> tuple[Any, ...]:
         """The arguments, with NumPy arrays replaced by copies on the device.
 
-        To `after` are appended functions that copy these back.
+        The method appends to `after` functions that copy the copies back into the arrays, and free them.
         """
         own = []
         for value in args:

@@ -130,7 +130,7 @@ def key(name: str) -> float:
 
 
 def encodable(text: str, encoding: str) -> str:
-    """The text with bars of `#` if a terminal of this encoding has no blocks."""
+    """The text with bars of `#` if a terminal of this encoding has no block characters."""
     try:
         text.encode(encoding)
     except UnicodeEncodeError:

@@ -653,7 +653,7 @@ class Rank:
             raise WrongResult(f"call {self.epoch}: rank {self.me} has statuses {statuses}, but only placements differ")
         for p in range(self.case.ranks):
             if self.table(words.T_VERSION_OF, p) != experts.weights_version(p, self.epoch):
-                raise WrongResult(f"rank {self.me} in call {self.epoch} has read a version that rank {p} did not announce")
+                raise WrongResult(f"rank {self.me} in call {self.epoch} has read a wrong version of rank {p}'s weights")
 
     def _close(self) -> None:
         if not self.call.ends_early or not self.call.exchange:

@@ -14,7 +14,7 @@ class Process:
     """A process. place: its machine, and its namespaces of processes and of time. started: when it started.
 
     started is in clock ticks since boot, as the process's namespace of time counts them. place or started is empty if
-    unknown. The kernel reuses process ids, so two objects name one process only if their times of the start agree too.
+    unknown. The kernel reuses process ids, so two objects name one process only if they have the same `started` too.
     """
 
     place: str

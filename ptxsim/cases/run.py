@@ -1,4 +1,4 @@
-"""A run of a case: its kernels compiled as reported or as repaired, its machine, and what came of it."""
+"""A run of a case: its kernels compiled as reported or as repaired, its machine, and its outcome."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Setting:
         return self.machine.device(device).array(np.zeros(count, dtype), name)
 
     def fresh(self, count: int, name: str, dtype: Any = np.float32, device: int = 0) -> DeviceArray:
-        """An array on a device that nothing has written."""
+        """An uninitialised array on a device."""
         return self.machine.device(device).empty(count, dtype, name)
 
     def stream(self) -> Stream:

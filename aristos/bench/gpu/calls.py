@@ -115,7 +115,7 @@ class Played:
             return partial(gpu.device.replay, gpu.device.graph(gpu.stream, self), gpu.stream)
 
     def error(self, call: Callable[[], object] | None = None, out: GpuArray | None = None) -> float:
-        """The largest error on any rank after `call`, by default this call, which writes to `out`.
+        """The largest error on any rank of the outputs that `call`, by default this call, writes to `out`.
 
         The outputs are cleared before the call. Collective."""
         gpu, out = self.gpu, out or self.y

@@ -28,7 +28,7 @@ def library(driver: str = "") -> Library:
 
 
 def described(found: Library) -> str:
-    """`cuBLAS 13.1.0 (PATH)`."""
+    """The library's version and path, as `cuBLAS 13.1.0 (PATH)`."""
     version = ".".join(str(found.number("cublasGetProperty", ctypes.c_int(each))) for each in PROPERTIES)
     return f"cuBLAS {version} ({found.path})"
 

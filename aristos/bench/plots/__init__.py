@@ -128,7 +128,7 @@ def _pyplot() -> Any:
 
 @contextlib.contextmanager
 def _described(pyplot: Any, what: str) -> Iterator[None]:
-    """While inside, turn errors about data that cannot be drawn into a ResultsError. At the end, close all figures.
+    """A `with` block that turns errors about data that cannot be drawn into a ResultsError. Its end closes all figures.
 
     Another version or program may have written the data.
     """
@@ -163,8 +163,10 @@ def _figures(table: Table) -> dict[str, Any]:
 
 
 def choose(file: str, run: str | None) -> Run:
-    """The run of a file whose name is `run` or begins with it, or for None the last run. Raises InputError unless one
-    run fits."""
+    """The run of a file with the name `run`, else the only run whose name begins with `run`; for None the last run.
+
+    Raises InputError if the file has no such run, or several.
+    """
     runs = load(file).runs
     if not runs:
         raise InputError(f"{file} holds no run: run `python -m aristos.bench --out {file}` first")

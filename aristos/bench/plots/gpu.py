@@ -37,7 +37,7 @@ def _counts(axis: Any, counts: np.ndarray, label: str) -> None:
 
 
 def put(table: Table) -> Any:
-    """GB/s by the size of rows beside the driver's copy, with a panel for each way."""
+    """GB/s of puts and of the driver's copy over the size of a row, with a panel for each way."""
     from matplotlib import pyplot
 
     ways, sizes = table.dims["way"].values, table.dims["row_bytes"].values
@@ -66,7 +66,7 @@ def signal(table: Table) -> Any:
 
 
 def gemm(table: Table) -> Any:
-    """TFLOP/s by rows and, if cuBLAS was measured, its time over ours."""
+    """TFLOP/s over rows, and for each other kernel that was measured the ratio of its time to ours."""
     from matplotlib import pyplot
 
     rows, names = table.dims["rows"].values, table.dims["kernel"].values
@@ -89,7 +89,7 @@ def gemm(table: Table) -> Any:
 
 
 def layer(table: Table) -> Any:
-    """Time of a call by tokens, and each other way's time over the time of `aristos graph`."""
+    """Time of a call over tokens, and for each other way the ratio of its time to that of `aristos graph`."""
     from matplotlib import pyplot
 
     tokens, names = table.dims["tokens"].values, [str(name) for name in table.dims["what"].values]

@@ -3,18 +3,18 @@
     idle        over all ranks, worker time without a runnable tile / (workers x time of the slowest rank's call). The
                 worker time includes waits inside a call, and the time from a rank's own end to the slowest rank's end
     straggler   time of the slowest rank's call / its minimum over the run, at p50 and p95; the ECDFs are plots
-    over even   time of the slowest rank's call / that of the same layer's evenly routed call in the same turn, each
-                per row: the median over turns. 1 means that skew costs nothing
+    over even   time per row of the slowest rank's call / time per row of the same layer's evenly routed call in the
+                same turn; the median of this ratio over turns. 1 means that skew costs nothing
 
 The suite has routings of rising skew, one routing with tokens only on rank 0, and one with a late rank, where the last
-rank sleeps half a call before its own. `--routing FILE.npz` adds prefill batches with the routing of a trace's least,
-median and most skewed layer. The fused schedule is measured twice: with moves="tokens", which shows the cost of the
-protocol, and with moves="auto", where a rank may compute its rows with the weights of a local peer. All calls of all
-routings take turns. With "auto" a rank decides by the tokens that its peers had in the previous call. So that the
-routing with tokens only on rank 0 is recognised, a call with one token on rank 0 precedes each of its calls and is
-timed with it. An untimed call with a token on each rank follows, so that other routings see usual peers. The 2024
-poster has these figures for the time of the collective. This suite has them for the layer's call, because the fused
-schedule has no collective. Every output is checked against the float64 oracle.
+rank sleeps for half the time of a call before its call. `--routing FILE.npz` adds prefill batches with the routing of a
+trace's least, median and most skewed layer. The fused schedule is measured twice: with moves="tokens", which shows the
+cost of the protocol, and with moves="auto", where a rank may compute its rows with the weights of a local peer. All
+calls of all routings take turns. With "auto" a rank decides by the tokens that its peers had in the previous call. So
+that the routing with tokens only on rank 0 is recognised, a call with one token on rank 0 precedes each call of this
+routing and is timed with it. An untimed call with a token on each rank follows, so that other routings see usual peers.
+The 2024 poster has these figures for the time of the collective. This suite has them for the layer's call, because the
+fused schedule has no collective. Every output is checked against the float64 oracle.
 """
 
 from __future__ import annotations

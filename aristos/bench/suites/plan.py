@@ -45,7 +45,7 @@ from ..workload import Call, Workload
 NODE, NET = (20.0, 5e3), (200.0, 50e3)  # us and us per MiB: 0.2 GB/s within a node, 0.02 GB/s between nodes
 STAGES = 16  # per device and step
 CROSSINGS = 2  # per forward stage: rows go, outputs return
-DENSE = 12  # float32 parameters outside a layer's experts, over hidden^2
+DENSE = 12  # number of float32 parameters outside a layer's experts, divided by hidden^2
 ITEM = 4  # bytes of a float32
 MIB = 1 << 20
 SOLVE_SECONDS = 5.0

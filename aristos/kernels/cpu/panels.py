@@ -36,7 +36,7 @@ def shape_for(isa: str, cpu: str) -> MicroKernelShape:
 
 
 LANES, VECTORS, ROWS = shape_for(ISA, isa.target()[0])
-REGISTER = 16 if ISA in AVX512 else LANES  # float32 values of a whole register, for products of other elements
+REGISTER = 16 if ISA in AVX512 else LANES  # float32 values of a whole register, for products of other element types
 # With at most this many rows, kernels do not prefetch a panel in memory, because the CPU's own prefetchers are faster:
 # Zen 4 reads 28 GB/s with them, and 20 GB/s with software prefetches. With more rows, the products of a line are not
 # yet done when the next line should be read.

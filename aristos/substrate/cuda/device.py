@@ -340,7 +340,7 @@ class CudaDevice:
             return bool(int(call("cuStreamIsCapturing", stream)))
 
     def captured(self, stream: int) -> tuple[int, list[Any]]:
-        """(number of the capture that a stream is in, the nodes that its next node will follow); (0, []) if unknown."""
+        """(number of a stream's capture, nodes on which the next captured node will depend); (0, []) if unknown."""
         with self.current(queues=True):
             found = results("cuStreamGetCaptureInfo", stream)
         if found is None:
