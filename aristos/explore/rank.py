@@ -431,7 +431,7 @@ class Rank:
     def _fill_call(self, call: Call, backward: bool, count: int) -> None:
         """Fill the call's words as `CpuBackend` and `FusedBackward` do.
 
-        Successive calls may be those of different objects, so the words in which objects differ are written anew.
+        Successive calls may be those of different objects, so each call writes the words in which objects differ.
         """
         job, me, width = self.job, self.me, WORD * self.case.words
         jobs.renew_call(job)
