@@ -29,6 +29,12 @@ def test_a_name_without_a_function_is_refused():
         implementations({"one": 0, "three": 1, "four": 2}, globals())
 
 
+def test_an_imported_function_of_the_name_is_refused():
+    """A score named softplus would else take the helper of that name, which activations.py has."""
+    with pytest.raises(ImportError, match=f"{__name__} has no function for unrolled"):
+        implementations({"one": 0, "unrolled": 1}, globals())
+
+
 def test_each_function_has_a_branch():
     chosen = unrolled("chosen", "x", "return case(x)", implementations({"one": 7, "three": 1}, globals()), globals())
     assert (chosen(7, 5), chosen(1, 5)) == (5, 15)

@@ -9,11 +9,12 @@ from typing import Any
 def implementations(table: Mapping[str, int], names: Mapping[str, Any]) -> dict[int, Callable[..., Any]]:
     """The function for each code. table: names and their codes. names: globals of the module that has the functions.
 
-    Raises ImportError if a function is missing.
+    Raises ImportError if a function is missing. An imported function of the name does not count: it is a helper.
     """
-    missing = [name for name in table if not callable(names.get(name))]
+    here = names["__name__"]
+    missing = [name for name in table if getattr(names.get(name), "__module__", None) != here]
     if missing:
-        raise ImportError(f"{names['__name__']} has no function for {', '.join(missing)}, which config.py names")
+        raise ImportError(f"{here} has no function for {', '.join(missing)}, which config.py names")
     return {code: names[name] for name, code in table.items()}
 
 
