@@ -204,7 +204,7 @@ class Rank:
 def bulk_words(ranks: Sequence[Rank], nodes: Nodes) -> list[np.ndarray]:
     """For each rank the words of its bulk calls, which `enter` in inside/bulk.py reads.
 
-    The words are the lengths of `order` and `ends`; the arrays `order`, `ends` and `claimed` of `run_experts` in
+    The words are the lengths of `order` and `ends`; the arrays `order`, `ends` and `next_row` of `run_experts` in
     engine/bulk.py; the number of rows to each rank, and from each; and the same for the messages of each step of the
     all-to-all that sends rows, and of the one that sends outputs back.
     """
