@@ -103,10 +103,10 @@ def source_key(source: Path) -> str:
     If a source was edited after this process started, the process may run the old source; then the key is unique to
     this process.
     """
-    return _digest(_read(source))[:16]
+    return digest_of(_read(source))[:16]
 
 
-def _digest(read: frozenset[Path]) -> str:
+def digest_of(read: frozenset[Path]) -> str:
     """A hash of files. It is unique to this process if one was edited after the process started."""
     key = sources.digest(read)
     if any(path.stat().st_mtime > STARTED for path in read):
@@ -193,7 +193,7 @@ def _key_of(function: Callable[..., Any]) -> str:
     """The key of a function's module: `code_key`, and for a module of a copy the files that define the copy."""
     key = code_key(Path(function.__code__.co_filename))
     if read := copies.read_by(function.__module__):
-        key = hashlib.sha256(repr((key, _digest(read), _parts(read))).encode()).hexdigest()[:16]
+        key = hashlib.sha256(repr((key, digest_of(read), _parts(read))).encode()).hexdigest()[:16]
     return key
 
 

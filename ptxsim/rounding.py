@@ -125,11 +125,9 @@ def round_pair(hi, lo, shift, form, mode):
     top = 1 << (p - 1)
     if kept < top:
         bits = kept
-    elif quantum - least(form) + 1 >= (1 << w) - 1:
+    elif quantum - least(form) + 1 >= (1 << w) - 1:  # before the exponent is shifted beyond 64 bits
         return overflow_bits(negative, form, mode)
     else:
-        if quantum - least(form) + 1 >= (1 << w) - 1:  # before the exponent is shifted beyond 64 bits
-            return overflow_bits(negative, form, mode)
         bits = ((quantum - least(form) + 1) << (p - 1)) + (kept - top)
         if bits >= ((1 << w) - 1) << (p - 1):
             return overflow_bits(negative, form, mode)

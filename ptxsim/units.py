@@ -53,7 +53,7 @@ class Locator(code_files.Locator):
     def get_source_stamp(self) -> str:
         """A hash of the files that a unit is compiled from, and of the names of all units."""
         files = sources.files(Path(self._py_file))
-        return hashlib.sha256((sources.digest(files) + repr(names())).encode()).hexdigest()
+        return hashlib.sha256((compiler.digest_of(files) + repr(names())).encode()).hexdigest()
 
 
 def unit(function: Callable[..., Any]) -> Any:

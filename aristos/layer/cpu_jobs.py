@@ -59,7 +59,7 @@ class CpuJobs:
                 cfg,
                 self.foreign,
                 on_input=on_input(cfg),
-                sums=cfg.combine == "sums",
+                sums=cfg.combine == "sums" and bool(runtime.group.nodes.remote(self._member.rank)),
                 stay_rows=self.stay_rows[layer],
                 reading_rows=self.reading_rows,
                 busiest_decides=self._busiest_decides,

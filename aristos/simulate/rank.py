@@ -147,7 +147,7 @@ class Rank:
             reading_rows=decisions.reading_rows,
             busiest_decides=int(layer.moves != "experts"),
             on_input=0,
-            sums=int(cfg.combine == "sums"),
+            sums=int(cfg.combine == "sums" and bool(remote)),
             scalars=0,
             kernels=0,
             row_bytes=ROW_TYPES[cfg.dtype].nbytes * cfg.hidden,

@@ -26,14 +26,25 @@ SIZES = {1: 8, 2: 4, 3: 8, 4: 8, 7: 8, 8: 1, 9: 4, 11: 8, 12: 8, 13: 1}  # bytes
 
 # ---- allocations ----
 def allocate(now: State, size: int, device: int) -> Allocation:
-    """Allocate memory on a device, or for device -1 memory of the host, which counts as initialised."""
+    """Allocate memory on a device, or for device -1 memory of the host, which counts as initialised.
+
+    If there is not enough, what is queued runs first, since memory may be freed after it.
+    """
     if not size:
         raise Refused("ERROR_INVALID_VALUE")
-    with now.machine.lock:
-        try:
+
+    def take() -> Allocation:
+        with now.machine.lock:
             return now.machine.memory.allocate(size, device, 1, "", device < 0)
-        except MemoryProblem as error:
-            raise Refused("ERROR_OUT_OF_MEMORY", f"{error} (ptxsim run --no-check)") from error
+
+    try:
+        return take()
+    except MemoryProblem:
+        now.finish()
+    try:
+        return take()
+    except MemoryProblem as error:
+        raise Refused("ERROR_OUT_OF_MEMORY", f"{error} (ptxsim run --no-check)") from error
 
 
 def release(now: State, address: int, what: str) -> None:

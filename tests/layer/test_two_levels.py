@@ -14,6 +14,7 @@ from cases import ROOT, SKEWS, Exchange, MoE, rings_of, routing, same, tokens
 
 import aristos
 from aristos import reference
+from aristos.engine import words
 from aristos.engine.layout import rank_bytes, return_stride
 from aristos.errors import AristosError, EnvironmentProblem, InputError, MemoryProblem, PeerInputError
 from aristos.host.nodes import Nodes
@@ -312,6 +313,15 @@ def test_refused_sums():
         MoE(cfg, schedule="bulk")
     with pytest.raises(InputError, match="train=True requires combine='rows', got combine='sums'"):
         MoE(replace(cfg, activation="silu"), train=True)
+
+
+def test_on_one_node_nothing_is_added_up():
+    cfg = replace(CFG, levels=2, combine="sums")
+    with MoE(cfg) as moe:
+        moe.load(**reference.weights(cfg))
+        moe(tokens(cfg, 5, 0))
+        (job,) = moe._backend._jobs.made
+        assert job[words.SUMS] == 0
 
 
 def test_refused_levels():

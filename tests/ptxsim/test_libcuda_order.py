@@ -5,14 +5,17 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 pytest.importorskip("numba.cuda.extending", reason="numba-cuda is not installed")
 from driver_programs import HEAD, PTX, run, run_python
 
-from ptxsim.libcuda import build
+from ptxsim.errors import MemoryProblem
+from ptxsim.libcuda import build, memory, state
 
 pytestmark = [
     pytest.mark.slow,
@@ -312,3 +315,20 @@ print('right')
     assert code == 1
     assert reports
     assert all(one.startswith("use_after_free: ") for one in reports), reports
+
+
+def test_memory_that_queued_work_frees_is_found_before_an_allocation_fails():
+    free, calls = [0], []
+
+    def take(size, device, granule, name, initialised):
+        calls.append(size)
+        if size > free[0]:
+            raise MemoryProblem("there is none")
+        return "memory"
+
+    machine = SimpleNamespace(lock=nullcontext(), memory=SimpleNamespace(allocate=take))
+    now = SimpleNamespace(machine=machine, finish=lambda: free.__setitem__(0, 100))
+    assert memory.allocate(now, 60, 0) == "memory"
+    assert calls == [60, 60]
+    with pytest.raises(state.Refused, match="ERROR_OUT_OF_MEMORY"):
+        memory.allocate(now, 160, 0)
