@@ -1,9 +1,13 @@
-"""The plugin behind `--tier` and `--part` knows which files it need not import."""
+"""The plugin behind `--tier` and `--part`: which files it need not import, and which tests take turns."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
+
 import pytest
-from tiers import FOLDERS, PARTS, TESTS, folders_from, may_hold
+import tiers
+from tiers import FOLDERS, IN_TURN, LONG, PARTS, TESTS, folders_from, may_hold, waiting
 
 WHOLE = (
     "pytestmark = pytest.mark.slow",
@@ -45,3 +49,31 @@ def test_workers_begin_with_different_folders_and_import_all():
     starts = [folders_from(worker / 5) for worker in range(5)]
     assert len({folders[0] for folders in starts}) == 5
     assert {tuple(sorted(folders)) for folders in starts} == {tuple(sorted(str(TESTS / name) for name in FOLDERS))}
+
+
+@dataclass(frozen=True)
+class Item:
+    path: Path
+    name: str
+
+
+def test_two_runs_take_every_test_in_turn(monkeypatch):
+    monkeypatch.setattr(tiers, "is_quick", lambda item: item.name == "quick")
+    items = [
+        Item(TESTS / file, name) for file in (*IN_TURN[:2], "engine/test_x.py") for name in ("a", "b", "c", "quick")
+    ]
+    later = []
+    for number in (7, 8, 9):
+        monkeypatch.setenv("KERNELS", str(number))
+        later.append({(item.path.name, item.name) for item in waiting(items)})
+    first, second = (Path(file).name for file in IN_TURN[:2])
+    assert later[0] == {(first, "b"), (second, "a"), (second, "c")}
+    assert later[1] == {(first, "a"), (first, "c"), (second, "b")}
+    assert later[2] == later[0]
+    monkeypatch.setenv("KERNELS", "all")
+    assert not waiting(items)
+
+
+def test_files_in_turn_exist():
+    assert all((TESTS / file).is_file() for file in (*IN_TURN, *LONG))
+    assert len(set(IN_TURN)) == len(IN_TURN)

@@ -134,7 +134,7 @@ def test_the_step_of_a_compressed_cluster_is_that_of_its_matrices():
 
 
 @pytest.mark.parametrize("model", MODELS_OF_COST)
-@pytest.mark.parametrize("gradient", [100.0, None])
+@pytest.mark.parametrize("gradient", [pytest.param(100.0, marks=pytest.mark.slow), None])
 def test_devices_that_hold_nothing_do_not_count(model, gradient, monkeypatch):
     """Optima and bounds agree with a search of all partitions. In inference (gradient None) nothing is reduced."""
     monkeypatch.setattr(search, "ROUNDS", 1)

@@ -38,7 +38,7 @@ def fewest_by(problem: planner.Problem, model: str):
     yield "columns", lambda b, true: max(made.fewest(b, k, problem.n + 1) for k in (true, true - 1))
 
 
-@pytest.mark.parametrize("listed", [columns.LISTED, 0])
+@pytest.mark.parametrize("listed", [columns.LISTED, pytest.param(0, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("model", planner.OBJECTIVES)
 def test_the_bound_on_groups_is_valid(model, listed, monkeypatch):
     """The bound is valid even if the stage may be just as long as that of the best partition into k groups."""

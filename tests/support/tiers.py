@@ -2,7 +2,8 @@
 
 A test belongs to the quick tier unless one of these holds: its folder has no quick budget in FOLDERS; it, or its file
 by `pytestmark`, is marked `slow`; it runs on a number of ranks other than 2, or on isolated ranks. Everything else is
-the tier `rest`. A new file is quick until it declares otherwise; a new folder needs a line in FOLDERS.
+the tier `rest`. A new file is quick until it declares otherwise; a new folder needs a line in FOLDERS. Tests of the tier
+`rest` in the files IN_TURN take turns: a run of a tier takes half of them, unless KERNELS=all.
 
 Budgets are processor seconds of all processes of a test, so other work on the machine hardly counts. A run that
 overruns one fails.
@@ -25,6 +26,7 @@ from mpi import BATCH, job_folder, mark_of
 
 TESTS = Path(__file__).resolve().parents[1]
 SHOWN = 15
+TURNS = 2  # so many runs take all tests of IN_TURN
 TIERS = ("quick", "rest", "all")
 PARTS = ("parallel", "serial")
 
@@ -97,6 +99,55 @@ LONG = (  # Workers start with these files, so that none runs alone at the end. 
     "transport/test_rma.py",
 )
 
+# A run takes every second test of each of these files, and the next run takes the others: sweeps.py numbers the runs.
+# Neighbours begin with different halves. The order makes the two runs equally long.
+IN_TURN = (
+    "bench/test_bench_command.py",
+    "bench/test_bench_cuda.py",
+    "bench/test_compare.py",
+    "bench/test_decode.py",
+    "bench/test_gpu_kit.py",
+    "bench/test_long_soak.py",
+    "bench/test_slow_links.py",
+    "bench/test_rehearsal.py",
+    "checkpoint/test_packed.py",
+    "explore/test_plain_python.py",
+    "faults/test_restarts.py",
+    "kernel_cache/test_cache.py",
+    "kernels/test_arm_emulated.py",
+    "kernels/test_cpu_assembly.py",
+    "kernels/test_cuda_gemm.py",
+    "kernels/test_cuda_router.py",
+    "kernels/test_cuda_scopes.py",
+    "kernels/test_rounded_backward.py",
+    "layer/test_cuda_moe.py",
+    "layer/test_cuda_streams.py",
+    "layer/test_element_types.py",
+    "layer/test_exchange.py",
+    "layer/test_layer_properties.py",
+    "layer/test_training_run.py",
+    "package/test_examples.py",
+    "package/test_ranks_marker.py",
+    "package/test_readme.py",
+    "package/test_site.py",
+    "package/test_train_lm.py",
+    "package/test_tutorials.py",
+    "planner/test_terms.py",
+    "ptxsim/test_libcuda.py",
+    "ptxsim/test_libcuda_order.py",
+    "ptxsim/test_multicast.py",
+    "ptxsim/test_plugin.py",
+    "ptxsim/test_profile.py",
+    "results/test_labelled.py",
+    "simulate/test_counts.py",
+    "simulate/test_simgrid.py",
+    "substrate/test_cuda_layer.py",
+    "substrate/test_cuda_mpi.py",
+    "substrate/test_cuda_nodes.py",
+    "substrate/test_waits.py",
+    "transport/test_rma.py",
+)
+
 # The quick tier runs these folders and files last: the functions that they need compile while others run.
 COMPILED = (
     "package/test_docstrings.py",
@@ -164,6 +215,17 @@ def is_parallel(item: pytest.Item) -> bool:
     return item.get_closest_marker("parallel") is not None or (folder is not None and FOLDERS[folder].parallel)
 
 
+def waiting(items: list[pytest.Item]) -> set[pytest.Item]:
+    """The tests of files in IN_TURN that the next run takes. Tests of the quick tier do not wait."""
+    if sweeps.everything():
+        return set()
+    found = set()
+    for place, file in enumerate(IN_TURN):
+        slow = [item for item in items if item.path == TESTS / file and not is_quick(item)]
+        found.update(slow[(sweeps.number() + place) % TURNS :: TURNS])
+    return found
+
+
 # ---- what pytest calls -----------------------------------------------------------------------------------------------
 
 
@@ -208,10 +270,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Deselect the tests of the other tier or part; long files come first where workers share them."""
     tier, part = config.getoption("--tier"), config.getoption("--part")
     kept, dropped = [], []
+    later = waiting(items) if tier else set()
     for item in items:
         quick = is_quick(item)
         wanted = tier in (None, "all") or quick == (tier == "quick")
         wanted &= part is None or is_parallel(item) == (part == "parallel")
+        wanted &= item not in later
         (kept if wanted else dropped).append(item)
     first = {str(TESTS / file): place for place, file in enumerate(LONG)} if part == "parallel" else {}
 
@@ -282,6 +346,8 @@ class Costs:
                 write(f"{seconds:8.1f}  {test}")
             for folder, seconds in self.folders().items():
                 write(f"{seconds:8.1f}  tests/{folder}, of {self.budget(folder)}")
+            if self.config.getoption("--tier") != "quick" and not sweeps.everything():
+                write(f"KERNELS={sweeps.number()} took half of the tests of files in IN_TURN (tests/support/tiers.py)")
         for line in self.over:
             write(f"ERROR: {line}; make its tests cheaper, or change FOLDERS in tests/support/tiers.py", red=True)
 
