@@ -2,8 +2,9 @@
 
 A test belongs to the quick tier unless one of these holds: its folder has no quick budget in FOLDERS; it, or its file
 by `pytestmark`, is marked `slow`; it runs on a number of ranks other than 2, or on isolated ranks. Everything else is
-the tier `rest`. A new file is quick until it declares otherwise; a new folder needs a line in FOLDERS. Tests of the tier
-`rest` in the files IN_TURN take turns: a run of a tier takes half of them, unless KERNELS=all.
+the tier `rest`. A new file is quick until it declares otherwise; a new folder needs a line in FOLDERS.
+
+Tests of the tier `rest` in the files IN_TURN take turns: a run of a tier takes half of them, unless KERNELS=all.
 
 Budgets are processor seconds of all processes of a test, so other work on the machine hardly counts. A run that
 overruns one fails.

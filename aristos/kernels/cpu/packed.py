@@ -7,7 +7,7 @@ sums of blocks of 32 k in order. The sum of a block adds eight partial sums, eac
 
 Products are computed in one of two ways, which give equal bits. Products of up to MOST rows of float32 decode codes in
 registers, for FEW rows at a time. Products of up to FEW rows of bfloat16 do the same if dot products multiply codes
-(DOTS). All other products first convert the codes of SHARED_PIECE k, or of the rest of a group if it is shorter, to a
+(DOTS). All other products first convert the codes of SHARED_DEPTH k, or of the rest of a group if it is shorter, to a
 panel of bfloat16 in the L1 cache. Then all rows read this panel; with tiles, only two groups of rows read it. With
 tiles and up to TILE_ROWS rows, one kernel unpacks and multiplies at the same time.
 """
@@ -41,9 +41,9 @@ TABLE = ISA.startswith(("avx512", "amx"))  # whether a permutation can look up v
 DOTS = ISA == "avx512bf16"  # whether dot products multiply rows of bfloat16 by codes
 # the function of `code_words` by which codes become words of two bfloat16, or None
 WORDS = code_words.looked_up_words if DOTS else code_words.unit_words if TILED and FORM != "int8" else None
-SHARED_PIECE = 128  # how many k are unpacked at once for all rows: they take 8 KiB as bfloat16
-PIECE, TILE_ROWS = 256, 32  # most k at once, and most rows, of the kernel that unpacks and multiplies by tiles
-GROUPS = PIECE // WIDTH if TILED else 1  # most groups of k in a piece; each group has its own sums
+SHARED_DEPTH = 128  # how many k are unpacked at once for all rows: they take 8 KiB as bfloat16
+MOST_DEPTH, TILE_ROWS = 256, 32  # most k at once, and most rows, of the kernel that unpacks and multiplies by tiles
+GROUPS = MOST_DEPTH // WIDTH if TILED else 1  # most groups in MOST_DEPTH k; each group has its own sums
 # the most rows whose sums fit the registers beside decoded codes, and beside the tables of `looked_up_words`
 FEW = {16: 9 if DOTS and FORMATS[FORM].bits == 8 else 12, 8: 2, 4: 2}[REGISTER]
 # most rows for which the kernels with the fewest micro-operations are used: on Cascade Lake these kernels are faster
@@ -252,11 +252,11 @@ def spare_bytes(rows, depth):
     """Bytes that `panel_sums` needs for `rows` rows and up to `depth` k.
 
     This memory holds a spare row or the shapes of tiles, a panel's scales, each row's sums by group of k, the products'
-    sums for the groups of a piece, and a panel of SHARED_PIECE k.
+    sums for GROUPS groups, and a panel of SHARED_DEPTH k.
     """
     groups = (depth + WIDTH - 1) // WIDTH
     parts = max(rows, min(rows, TILE_ROWS) * GROUPS)
-    return ROW_BYTES + groups * SCALE_BYTES + (rows * FLOAT * groups + 63) // 64 * 64 + parts * SUMS + 64 * SHARED_PIECE
+    return ROW_BYTES + groups * SCALE_BYTES + (rows * FLOAT * groups + 63) // 64 * 64 + parts * SUMS + 64 * SHARED_DEPTH
 
 
 @jit
@@ -422,9 +422,9 @@ def near_of(codes, end, ahead):
 
 @jit
 def by_tiles(m, a, depth, panel, sums, group, scales, x, x_pitch, parts, ahead, spare):
-    """Multiply up to TILE_ROWS rows by a panel's codes with tiles, PIECE k at a time.
+    """Multiply up to TILE_ROWS rows by a panel's codes with tiles, MOST_DEPTH k at a time.
 
-    parts: the address of space for the sums of a piece's groups, then for unpack_kernels.RING blocks of a panel.
+    parts: the address of space for the sums of GROUPS groups, then for unpack_kernels.RING blocks of a panel.
     """
     ring = parts + m * SUMS * GROUPS
     codes, end = panel + mem.load(panel + CODES), panel + mem.load(panel + PANEL_BYTES)
@@ -435,9 +435,9 @@ def by_tiles(m, a, depth, panel, sums, group, scales, x, x_pitch, parts, ahead, 
     while k < depth:
         g = whole_groups(k, group)
         last = min(depth, (g + 1) * group)
-        groups, count = 1, min(PIECE, last - k)
-        if last - k == group and 2 * group <= PIECE:
-            groups, count = whole_groups(min(PIECE, depth - k), group), group
+        groups, count = 1, min(MOST_DEPTH, last - k)
+        if last - k == group and 2 * group <= MOST_DEPTH:
+            groups, count = whole_groups(min(MOST_DEPTH, depth - k), group), group
         here, blocks = codes + PAIR * (k // 2), (count + WIDTH - 1) // WIDTH
         near = near_of(here, end, ahead)
         carry, place = 0 if k == g * group else 1, a + step * (k // WIDTH)
@@ -450,9 +450,9 @@ def by_tiles(m, a, depth, panel, sums, group, scales, x, x_pitch, parts, ahead, 
 
 @jit
 def by_panels(element, m, a, depth, panel, sums, group, scales, x, x_pitch, parts, ahead, spare):
-    """Multiply rows by a panel's codes, which are unpacked to bfloat16 for all rows, SHARED_PIECE k at a time.
+    """Multiply rows by a panel's codes, which are unpacked to bfloat16 for all rows, SHARED_DEPTH k at a time.
 
-    parts: the address of space for the sums of one group, then for a panel of SHARED_PIECE k.
+    parts: the address of space for the sums of one group, then for a panel of SHARED_DEPTH k.
     """
     codes, end, unpacked, k = (
         panel + mem.load(panel + CODES),
@@ -463,7 +463,7 @@ def by_panels(element, m, a, depth, panel, sums, group, scales, x, x_pitch, part
     while k < depth:
         g = whole_groups(k, group)
         last = min(depth, (g + 1) * group)
-        count = min(SHARED_PIECE, last - k)
+        count = min(SHARED_DEPTH, last - k)
         blocks = (count + WIDTH - 1) // WIDTH
         here = codes + PAIR * (k // 2)
         unpack(here, unpacked, blocks, near_of(here, end, ahead))
