@@ -137,7 +137,7 @@ def _read(source: Path) -> frozenset[Path]:
     if not packages.containing([source]):
         return frozenset({source, *_all_files()})
     found: frozenset[Path] = frozenset()
-    with _known_imports():
+    with known_imports():
         more = sources.files(source)
         while more != found:
             found = more
@@ -153,7 +153,7 @@ def _read(source: Path) -> frozenset[Path]:
 
 
 @contextlib.contextmanager
-def _known_imports() -> Iterator[None]:
+def known_imports() -> Iterator[None]:
     """A block that uses import statements kept in the cache, if its folder is known, and keeps new ones there."""
     folder = cache_folder() if cache_folder.cache_info().currsize else None
     if folder is not None:

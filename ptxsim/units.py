@@ -15,6 +15,7 @@ import hashlib
 import inspect
 import threading
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +53,14 @@ class Locator(code_files.Locator):
 
     def get_source_stamp(self) -> str:
         """A hash of the files that a unit is compiled from, and of the names of all units."""
-        files = sources.files(Path(self._py_file))
-        return hashlib.sha256((compiler.digest_of(files) + repr(names())).encode()).hexdigest()
+        return _stamp(self._py_file, tuple(names()))
+
+
+@cache
+def _stamp(file: str, listed: tuple[str, ...]) -> str:
+    with compiler.known_imports():
+        files = sources.files(Path(file))
+    return hashlib.sha256((compiler.digest_of(files) + repr(listed)).encode()).hexdigest()
 
 
 def unit(function: Callable[..., Any]) -> Any:
@@ -86,6 +93,12 @@ def unit(function: Callable[..., Any]) -> Any:
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
     call.__signature__ = inspect.Signature([inspect.Parameter(n, kind) for n in parameters])  # type: ignore[attr-defined]
     return intrinsic(call)
+
+
+def kept() -> bool:
+    """Whether the cache has the code of every unit. This takes no time, unlike loading the code."""
+    found = (code_files.FunctionCache(_units[name], Locator) for name in names())
+    return all(Path(each._cache_file._index_path).exists() for each in found)
 
 
 def addresses() -> np.ndarray:

@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .. import suppress
+from .. import suppress, units
 from ..coverage import Coverage
 from ..errors import InputError
 from ..findings import Report, lines, total
@@ -46,7 +46,8 @@ def run(program: list[str], seeds: int, rules_files: list[str], **options: Any) 
         raise InputError(f"there is no program {program[0]}")
     rules = suppress.read(rules_files)
     library = build.folder()
-    compile_machine()
+    if not units.kept():
+        compile_machine()  # the program's process then loads the code
     first = options.pop("seed")
     failed, found, known, covered = 0, list[Report](), list[Report](), Coverage()
     seen: dict[int, int] = {}

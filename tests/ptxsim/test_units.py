@@ -50,6 +50,13 @@ def test_a_change_of_the_names_compiles_units_again(monkeypatch):
     assert stamp("rounding.py") != before
 
 
+def test_the_cache_says_whether_it_has_the_code_of_every_unit(monkeypatch):
+    units.addresses()
+    assert units.kept()
+    monkeypatch.setitem(units._units, "one_more", stamp)
+    assert not units.kept()
+
+
 def test_units_depend_on_what_they_are_compiled_from():
     """Units depend on the interpreter's files, but not on lowering and reports."""
     files = {path.name for path in sources.files(FOLDER / "interpreter.py")}
