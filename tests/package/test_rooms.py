@@ -10,6 +10,8 @@ from types import ModuleType
 
 import pytest
 
+from aristos.engine import generate
+
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = {
     "kernel_cache",
@@ -144,4 +146,12 @@ def test_lines_of_code():
     assert counted["code_lines"](text) == 4
     deep = 'try:\n    x = 2\nexcept OSError:\n\n    class C:\n        """No."""\n\n        y = 1\n'
     assert counted["code_lines"](deep) == 5
-    assert counted["rooms"].total() < 57_500
+    texts = {path: path.read_text(encoding="utf-8") for path in (ROOT / "aristos").rglob("*.py")}
+    assert {path for path, text in texts.items() if counted["is_generated"](text)} == {
+        generate.ARITHMETIC,
+        generate.BLOCKS,
+        generate.RECORDS,
+        generate.ROUTER_JOB,
+    }
+    assert counted["generated"] > 0
+    assert counted["rooms"].total() < 56_800
