@@ -145,4 +145,9 @@ class Context:
 
 
 CHECK = Column("check", "check")
-ERROR = Column("error", "error", ".1e")
+ERROR_AND_CHECK = (Column("error", "error", ".1e"), CHECK)  # the last columns where outputs have an error
+
+
+def ratio_columns(key: str, title: str, form: str) -> tuple[Column, ...]:
+    """Three columns: the median of a ratio over turns, and its 5 and 95 % quantiles (`gpu.clock.ratio_values`)."""
+    return Column(key, title, form), Column(f"{key}_low", "5 %", form), Column(f"{key}_high", "95 %", form)

@@ -196,6 +196,11 @@ class Statistics:
     fastest: float
     iterations: int
 
+    def values_in(self, unit: str) -> dict[str, float]:
+        """Median, 95 and 99 % quantile as values of a record. unit: "ms" or "us", with which the names end."""
+        factor = {"ms": 1e3, "us": 1e6}[unit]
+        return {f"{name}_{unit}": getattr(self, name) * factor for name in ("median", "p95", "p99")}
+
     @classmethod
     def of(cls, times: Seconds) -> Statistics:
         """The statistics of times: [world, iterations] seconds, or [iterations] seconds of one clock."""

@@ -19,6 +19,7 @@ from ..placement import Placement
 from ..row_types import ROW_TYPES
 from ..weight_types import WEIGHT_TYPES
 from . import routing
+from .context import Context
 from .world import World
 
 # the tolerance of errors against float64 for precision="high"; `row_types` has those of the element types
@@ -179,6 +180,14 @@ class Workload:
     def flops_per_row(self) -> int:
         """Multiplications and additions of the GEMMs for one row."""
         return 2 * self.cfg.hidden * self.cfg.ffn * (3 if self.cfg.gated else 2)
+
+
+def routed_call(ctx: Context, work: Workload, count: int, usual: str = "router") -> Call:
+    """A call of `count` tokens on this rank, routed as --routing says, or without that option as `usual` says."""
+    if ctx.trace is not None:
+        tokens = ctx.trace.prefill(ctx.world.rank, ctx.world.size, count, 0)
+        return work.recorded(ctx.trace, tokens, ctx.trace.layers // 2)
+    return work.call(count, ctx.options.routing or usual, count)
 
 
 def compile_all(world: World) -> None:

@@ -11,7 +11,8 @@ CALLS = 3  # the statistics of the last one are shown
 
 
 def _played(context: Any, gpu: Any, work: Any, moe: Any, tokens: int) -> Any:
-    from aristos.bench.gpu.calls import Played, routed_call
+    from aristos.bench.gpu.calls import Played
+    from aristos.bench.workload import routed_call
 
     return Played(gpu, work, moe, routed_call(context, work, tokens))
 

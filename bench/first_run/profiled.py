@@ -100,10 +100,10 @@ def two_kernels() -> int:
     """Run one bfloat16 product of the largest tile, and one call of a layer."""
     from aristos.bench.command_line import parse
     from aristos.bench.context import Context
-    from aristos.bench.gpu.calls import Played, routed_call
+    from aristos.bench.gpu.calls import Played
     from aristos.bench.gpu.clock import BenchGpu
     from aristos.bench.suites.gemm_gpu import OURS, Products
-    from aristos.bench.workload import Workload
+    from aristos.bench.workload import Workload, routed_call
     from aristos.bench.world import World
     from aristos.kernels.cuda.gemm import tiles
 

@@ -41,7 +41,7 @@ from aristos.bench.suites import (
     router_gpu,
     signal_gpu,
 )
-from aristos.bench.workload import Workload
+from aristos.bench.workload import Workload, routed_call
 from aristos.bench.world import World
 from aristos.errors import EnvironmentProblem
 from aristos.row_types import KINDS
@@ -481,7 +481,7 @@ def test_an_output_that_is_not_written_is_an_error():
         ctx = Context(world, Options(**SMALL), 5.0)
         work = Workload(world, ctx.shape().cfg, 0)
         moe = work.layer("fused", None, backend="cuda")
-        played = calls.Played(gpu, work, moe, calls.routed_call(ctx, work, 6))
+        played = calls.Played(gpu, work, moe, routed_call(ctx, work, 6))
         found = played.error(), played.error(lambda: None)
         moe.close()
         gpu.close()

@@ -6,59 +6,17 @@ Every suite on GPUs runs a `Played`, which is a call that is queued launch by la
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from ...row_types import BY_KIND, KINDS
-from ..context import Context
 from ..ran import Ran, of_gpu_layer
-from ..workload import NEAR_TIE, Call, Workload
+from ..workload import Call, Workload
 from .clock import BenchGpu, GpuArray
 
 CHECKED = 64  # tokens per call that the oracle computes
-
-
-def rounded(values: np.ndarray, kind: str) -> np.ndarray:
-    """Values rounded to a kind's rows, as float32. Rows of tf32 stay float32, because tf32 rounds only factors of
-    products."""
-    from ...kernels.cuda.pack import narrow, widen
-
-    return widen(narrow(values, kind), kind) if BY_KIND[kind].rounds else values
-
-
-def settled(work: Workload, count: int, kind: str) -> np.ndarray:
-    """Draw x: [count, H] float32, rounded to a kind.
-
-    The router's scores of x have no near ties, so that float32 and float64 route alike.
-    """
-    x = rounded(work.tokens(count, count), kind)
-    rng, k = np.random.default_rng(work.world.rank), work.cfg.top_k
-    while count and k < work.cfg.experts:
-        scores = -np.sort(-(x.astype(np.float64) @ work.router), axis=1)
-        close = np.flatnonzero(scores[:, k - 1] - scores[:, k] < NEAR_TIE)
-        if not len(close):
-            break
-        x[close] = rounded(rng.standard_normal((len(close), x.shape[1]), np.float32), kind)
-    return x
-
-
-def held(work: Workload, call: Call) -> Call:
-    """The same call with x rounded to the type of rows on the GPU."""
-    return replace(call, x=rounded(call.x, KINDS[work.cfg.dtype]))
-
-
-def routed_call(ctx: Context, work: Workload, count: int, usual: str = "router") -> Call:
-    """A call of `count` tokens on this rank, routed as --routing says, or without that option as `usual` says."""
-    if ctx.trace is not None:
-        where = ctx.trace.prefill(ctx.world.rank, ctx.world.size, count, 0)
-        return held(work, work.recorded(ctx.trace, where, ctx.trace.layers // 2))
-    how = ctx.options.routing or usual
-    if how == "router":
-        return Call(settled(work, count, KINDS[work.cfg.dtype]))
-    return held(work, work.call(count, how, count))
 
 
 def sample(call: Call, most: int = CHECKED) -> tuple[np.ndarray, Call]:

@@ -166,3 +166,8 @@ def ratios(ours: Seconds, theirs: Seconds) -> tuple[float, float, float]:
     """(median, 5 %, 95 %) of theirs / ours, turn by turn. ours, theirs: [turns] seconds."""
     low, middle, high = np.quantile(theirs / ours, [0.05, 0.5, 0.95])
     return float(middle), float(low), float(high)
+
+
+def ratio_values(key: str, ours: Seconds, theirs: Seconds) -> dict[str, float]:
+    """The values of the columns `ratio_columns(key)`: theirs / ours, turn by turn."""
+    return dict(zip((key, f"{key}_low", f"{key}_high"), ratios(ours, theirs)))

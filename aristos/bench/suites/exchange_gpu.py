@@ -26,13 +26,13 @@ from numpy.typing import NDArray
 
 from ...results import Table
 from ...transport.ipc import IpcWindow
-from ..context import CHECK, ERROR, VERDICTS, Column, Context, Result, Sheet, counted
+from ..context import ERROR_AND_CHECK, VERDICTS, Column, Context, Result, Sheet, counted, ratio_columns
 from ..gpu.alltoall import Nccl, Staged, nccl_or_why, starts
-from ..gpu.calls import Played, routed_call
-from ..gpu.clock import BenchGpu, ratios
+from ..gpu.calls import Played
+from ..gpu.clock import BenchGpu, ratio_values, ratios
 from ..measure import Statistics, gathered, padded
 from ..registry import gpu_suite
-from ..workload import Workload
+from ..workload import Workload, routed_call
 from ..world import World
 
 GRAPH, COPY, STAGED, NCCL = "aristos graph", "copy", "MPI, staged", "NCCL"
@@ -47,16 +47,13 @@ COLUMNS = (
     Column("p95_us", "p95\nus", ".1f"),
     Column("gbs", "GB/s", ".1f"),
     Column("copy_gbs", "copy\nGB/s", ".1f"),
-    Column("share", "of the\ncopy", ".0%"),
-    Column("share_low", "5 %", ".0%"),
-    Column("share_high", "95 %", ".0%"),
+    *ratio_columns("share", "of the\ncopy", ".0%"),
     Column("mpi_us", "MPI, staged\nus", ".1f"),
     Column("speedup", "against\nMPI", ".2f"),
     Column("nccl_us", "NCCL\nus", ".1f"),
     Column("nccl_speedup", "against\nNCCL", ".2f"),
     Column("turns", "turns", "d"),
-    ERROR,
-    CHECK,
+    *ERROR_AND_CHECK,
 )
 
 
@@ -226,15 +223,14 @@ def _record(moves: Moves, times: dict[str, np.ndarray]) -> dict[str, Any]:
     ours = Statistics.of(slowest[GRAPH])
     record: dict[str, Any] = {
         "mb": most / 1e6,
-        "median_us": ours.median * 1e6,
-        "p95_us": ours.p95 * 1e6,
+        **ours.values_in("us"),
         "gbs": 2 * most / ours.median / 1e9,
         "turns": len(slowest[GRAPH]),
     }
     if COPY in slowest:
         copy = Statistics.of(slowest[COPY]).median
         record |= {"copy_us": copy * 1e6, "copy_gbs": 2 * most / copy / 1e9}
-        record["share"], record["share_low"], record["share_high"] = ratios(slowest[GRAPH], slowest[COPY])
+        record |= ratio_values("share", slowest[GRAPH], slowest[COPY])
     if STAGED in slowest:
         record |= {"mpi_us": Statistics.of(slowest[STAGED]).median * 1e6}
         record["speedup"], *_ = ratios(slowest[GRAPH], slowest[STAGED])

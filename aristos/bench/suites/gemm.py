@@ -24,7 +24,7 @@ from ...errors import InputError
 from ...results import Table
 from ...row_types import ROW_TYPES
 from .. import bounds
-from ..context import CHECK, ERROR, VERDICTS, Column, Context, Result, Sheet, counted
+from ..context import ERROR_AND_CHECK, VERDICTS, Column, Context, Result, Sheet, counted
 from ..disturbance import CORE_SHARE, mark
 from ..measure import Statistics, gathered, in_turns, iterations, padded
 from ..ran import Ran, of_kernels
@@ -45,8 +45,7 @@ COLUMNS = (
     Column("intensity", "FLOP\n/byte", ".1f"),
     Column("roofline_gflops", "roofline\nGFLOP/s", ".1f"),
     Column("share_of_roofline", "of\nroofline", ".0%"),
-    ERROR,
-    CHECK,
+    *ERROR_AND_CHECK,
 )
 
 

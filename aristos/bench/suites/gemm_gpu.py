@@ -18,8 +18,8 @@ import numpy as np
 from ... import reference
 from ...results import Table
 from ...row_types import KINDS, ROW_TYPES
-from ..context import CHECK, ERROR, VERDICTS, WRONG_RIVAL, Column, Context, Result, Sheet
-from ..gpu.clock import BenchGpu, GpuArray, ratios
+from ..context import ERROR_AND_CHECK, VERDICTS, WRONG_RIVAL, Column, Context, Result, Sheet, ratio_columns
+from ..gpu.clock import BenchGpu, GpuArray, ratio_values
 from ..gpu.cublas import Cublas, cublas_or_why
 from ..measure import Statistics, padded
 from ..ran import of_gpu
@@ -37,12 +37,9 @@ COLUMNS = (
     Column("median_us", "median\nus", ".1f"),
     Column("tflops", "TFLOP/s", ".1f"),
     Column("blas_tflops", "cuBLAS\nTFLOP/s", ".1f"),
-    Column("share", "of\ncuBLAS", ".0%"),
-    Column("share_low", "5 %", ".0%"),
-    Column("share_high", "95 %", ".0%"),
+    *ratio_columns("share", "of\ncuBLAS", ".0%"),
     Column("turns", "turns", "d"),
-    ERROR,
-    CHECK,
+    *ERROR_AND_CHECK,
 )
 
 
@@ -177,12 +174,9 @@ def run(ctx: Context, gpu: BenchGpu) -> Result:
             sheet.notes.append(f"{WRONG_RIVAL}: cuBLAS's outputs for {rows} rows have an error of {errors[BLAS]:.1e}")
             found[BLAS] = np.full_like(found[BLAS], np.nan)
         elif BLAS in found:
-            share, low, high = ratios(found[OURS], found[BLAS])
             record |= {
                 "blas_tflops": flops * rows / median[BLAS] / 1e12,
-                "share": share,
-                "share_low": low,
-                "share_high": high,
+                **ratio_values("share", found[OURS], found[BLAS]),
                 "blas_error": errors[BLAS],
             }
         sheet.records.append(record)

@@ -29,7 +29,7 @@ import numpy as np
 
 from ...models import with_max_tokens
 from ...results import Table
-from ..context import CHECK, ERROR, VERDICTS, Column, Context, Result, Sheet, counted
+from ..context import ERROR_AND_CHECK, VERDICTS, Column, Context, Result, Sheet, counted
 from ..disturbance import CORE_SHARE, mark
 from ..measure import Statistics, gathered, in_turns, iterations, padded
 from ..ran import of_layer
@@ -58,8 +58,7 @@ COLUMNS = (
     Column("straggler_p50 straggler_p95", "straggler\np50, p95", ".2f"),
     Column("speedup_over_bulk", "against\nbulk", ".2f"),
     Column("iterations", "calls", "d"),
-    ERROR,
-    CHECK,
+    *ERROR_AND_CHECK,
 )
 
 

@@ -22,8 +22,8 @@ import numpy as np
 
 from ...engine import words
 from ...results import Table
-from ..context import CHECK, ERROR, VERDICTS, Column, Context, Result, Sheet, counted
-from ..gpu.calls import Played, held
+from ..context import ERROR_AND_CHECK, VERDICTS, Column, Context, Result, Sheet, counted
+from ..gpu.calls import Played
 from ..gpu.clock import BenchGpu
 from ..measure import Statistics, gathered, padded
 from ..registry import gpu_suite
@@ -44,8 +44,7 @@ COLUMNS = (
     Column("straggler_p50", "straggler\np50", ".2f"),
     Column("straggler_p95", "straggler\np95", ".2f"),
     Column("turns", "turns", "d"),
-    ERROR,
-    CHECK,
+    *ERROR_AND_CHECK,
 )
 
 
@@ -119,7 +118,7 @@ def run(ctx: Context, gpu: BenchGpu) -> Result:
         # if all rows go to rank 0, ranks have fewer tokens: rank 0 gets as many rows as two ranks have in other
         # patterns
         count = max(1, 2 * tokens // max(2, world.size)) if pattern == "one" else tokens
-        call = held(work, work.call(count, "uniform" if pattern == "late rank" else pattern, i))
+        call = work.call(count, "uniform" if pattern == "late rank" else pattern, i)
         player = GpuPlayer(Played(gpu, work, moe, call), pattern)
         if pattern == "late rank" and world.rank == world.size - 1:
             player.late = LATE * Statistics.of(done[0].times).median

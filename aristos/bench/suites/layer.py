@@ -26,13 +26,13 @@ import numpy as np
 
 from ...results import Table
 from .. import bounds
-from ..context import CHECK, ERROR, VERDICTS, Column, Context, Result, Sheet, counted
+from ..context import ERROR_AND_CHECK, VERDICTS, Column, Context, Result, Sheet, counted
 from ..disturbance import CORE_SHARE, mark
 from ..measure import Statistics, gathered, in_turns, iterations, padded
 from ..ran import of_layer
 from ..registry import suite
 from ..routing import busiest_over_mean
-from ..workload import Call, Workload, execute
+from ..workload import Call, Workload, execute, routed_call
 
 ALONE = "experts alone"
 COLUMNS = (
@@ -46,8 +46,7 @@ COLUMNS = (
     Column("overlap_efficiency", "overlap\neffi-\nciency", ".0%"),
     Column("speedup_over_bulk", "against\nbulk", ".2f"),
     Column("iterations", "calls", "d"),
-    ERROR,
-    CHECK,
+    *ERROR_AND_CHECK,
 )
 
 
@@ -89,7 +88,7 @@ def run(ctx: Context) -> Result:
         done = []
         for i, tokens in enumerate(shape.tokens):
             ctx.report(f"{tokens} tokens", i / len(shape.tokens))
-            call = work.typed(_call(ctx, work, tokens))
+            call = work.typed(routed_call(ctx, work, tokens))
             ran = [of_layer(layer, (call.x, execute(layer, call)), work.cfg) for layer in layers.values()]
             done.append(_measure(ctx, work, layers, call, tokens, ctx.left() / (len(shape.tokens) - i), bandwidth))
     finally:
@@ -105,13 +104,6 @@ def run(ctx: Context) -> Result:
     sheet.notes += [_sentence(m.tokens, m.records) for m in done]
     sheet.notes.append(f"FMA peak measured between the calls: {best:.1f} GFLOP/s per rank, all workers at once")
     return Result(all(m.ok for m in done), [sheet], [_table(ctx, work, done, threads)], ran)
-
-
-def _call(ctx: Context, work: Workload, tokens: int) -> Call:
-    if ctx.trace is not None:
-        where = ctx.trace.prefill(ctx.world.rank, ctx.world.size, tokens, 0)
-        return work.recorded(ctx.trace, where, ctx.trace.layers // 2)
-    return work.call(tokens, ctx.options.routing or "router", tokens)
 
 
 def _measure(
@@ -196,9 +188,7 @@ def _record(work: Workload, m: LayerTimes, schedule: str) -> dict[str, Any]:
         "busiest_over_mean": m.imbalance,
         "limit": limit(summary.median, busiest, m.imbalance, m.reading, arithmetic),
         "schedule": schedule,
-        "median_ms": summary.median * 1e3,
-        "p95_ms": summary.p95 * 1e3,
-        "p99_ms": summary.p99 * 1e3,
+        **summary.values_in("ms"),
         "tokens_per_s": m.tokens * world / summary.median,
         "gflops_per_rank": rate,
         "share_of_peak": rate / float(m.peak.mean()),

@@ -20,13 +20,13 @@ from typing import Any
 import numpy as np
 
 from ...results import Table
-from ..context import CHECK, ERROR, VERDICTS, WRONG_RIVAL, Column, Context, Result, Sheet, counted
-from ..gpu.calls import Played, routed_call
-from ..gpu.clock import BenchGpu, ratios
+from ..context import ERROR_AND_CHECK, VERDICTS, WRONG_RIVAL, Column, Context, Result, Sheet, counted, ratio_columns
+from ..gpu.calls import Played
+from ..gpu.clock import BenchGpu, ratio_values
 from ..gpu.rival import CHAINS, Rival, rival_or_why
 from ..measure import Statistics, gathered, padded
 from ..registry import gpu_suite
-from ..workload import Call, Workload
+from ..workload import Call, Workload, routed_call
 
 CALLED, GRAPH = "aristos", "aristos graph"
 LAUNCH_SHARE = 0.1  # the share of the suite's time for measuring the cost of launches
@@ -38,13 +38,10 @@ COLUMNS = (
     Column("p95_us", "p95\nus", ".1f"),
     Column("tokens_per_s", "tokens/s", ",.0f"),
     Column("tflops_per_rank", "TFLOP/s\n/rank", ".1f"),
-    Column("speedup", "against\nchain", ".2f"),
-    Column("speedup_low", "5 %", ".2f"),
-    Column("speedup_high", "95 %", ".2f"),
+    *ratio_columns("speedup", "against\nchain", ".2f"),
     Column("turns", "turns", "d"),
     Column("used", "made of"),
-    ERROR,
-    CHECK,
+    *ERROR_AND_CHECK,
 )
 
 
@@ -154,14 +151,13 @@ def _record(
         return record
     summary, world = Statistics.of(times), work.world.size
     record |= {
-        "median_us": summary.median * 1e6,
-        "p95_us": summary.p95 * 1e6,
+        **summary.values_in("us"),
         "tokens_per_s": tokens * world / summary.median,
         "turns": len(times),
         "tflops_per_rank": float(rivals.rows.sum()) * work.flops_per_row / world / summary.median / 1e12,
     }
     if name == GRAPH and chain is not None:
-        record["speedup"], record["speedup_low"], record["speedup_high"] = ratios(times, chain)
+        record |= ratio_values("speedup", times, chain)
     return record
 
 

@@ -39,12 +39,12 @@ from ...errors import InputError
 from ...primitives import isa
 from ...results import Table
 from ..bounds import ExpertPhase
-from ..context import CHECK, ERROR, VERDICTS, Column, Context, Result, Sheet, counted
+from ..context import ERROR_AND_CHECK, VERDICTS, Column, Context, Result, Sheet, counted
 from ..disturbance import CORE_SHARE, mark
 from ..measure import gathered, in_turns, iterations, padded
 from ..ran import Ran, of_layer
 from ..registry import suite
-from ..workload import Call, Workload, execute
+from ..workload import Call, Workload, execute, routed_call
 from ..world import World
 from .idle import idle_share
 
@@ -80,8 +80,7 @@ POINTS = (
     Column("bound_ms", "bound\nms", ".3f"),
     Column("within", "within"),
     Column("iterations", "calls", "d"),
-    ERROR,
-    CHECK,
+    *ERROR_AND_CHECK,
 )
 LINKS = (
     Column("alpha_us", "alpha\nus", "g"),
@@ -279,7 +278,7 @@ def _case(
     stacked = work.weights()
     layers = {s: work.layer(s, ctx.options.threads, stacked, moves="tokens") for s in SCHEDULES}
     network = _network(layers["fused"].runtime, layers["bulk"]._backend.bulk)
-    match = Match(work, layers, work.typed(_call(ctx, work, tokens)))
+    match = Match(work, layers, work.typed(routed_call(ctx, work, tokens, "uniform")))
     counts = work.counts(work.routed(match.call)[0])
     rows = counts.sum(axis=0)
     width = match.call.x.itemsize * work.cfg.hidden
@@ -332,12 +331,6 @@ def _delay(alpha: float, rate: float, nbytes: float) -> float:
     nbytes: the most bytes that a rank sends; as many come back. A bulk call has one more collective, for the counts.
     """
     return 5e-6 * alpha + 4e-9 * nbytes / rate
-
-
-def _call(ctx: Context, work: Workload, tokens: int) -> Call:
-    if ctx.trace is None:
-        return work.call(tokens, ctx.options.routing or "uniform", tokens)
-    return work.recorded(ctx.trace, ctx.trace.prefill(ctx.world.rank, ctx.world.size, tokens, 0), ctx.trace.layers // 2)
 
 
 def _alone(ctx: Context, work: Workload, layer: Any, rows: np.ndarray) -> tuple[float, float]:

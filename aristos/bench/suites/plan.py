@@ -34,13 +34,13 @@ from ...planner.baselines import all_baselines
 from ...planner.cost import evaluate, link_of
 from ...results import Table
 from .. import bounds, ring
-from ..context import CHECK, ERROR, VERDICTS, Column, Context, Result, Sheet, counted
+from ..context import ERROR_AND_CHECK, VERDICTS, Column, Context, Result, Sheet, counted
 from ..disturbance import CORE_SHARE, mark
 from ..measure import gathered, in_turns, iterations, placed
 from ..ran import of_layer
 from ..registry import suite
 from ..slow_links import SlowLinks
-from ..workload import Call, Workload
+from ..workload import Call, Workload, routed_call
 
 NODE, NET = (20.0, 5e3), (200.0, 50e3)  # us and us per MiB: 0.2 GB/s within a node, 0.02 GB/s between nodes
 STAGES = 16  # per device and step
@@ -58,8 +58,7 @@ COLUMNS = (
     Column("measured_ms", "measured\nms", ".2f"),
     Column("ratio", "measured /\npredicted", ".2f"),
     Column("iterations", "calls", "d"),
-    ERROR,
-    CHECK,
+    *ERROR_AND_CHECK,
 )
 
 
@@ -104,7 +103,7 @@ def run(ctx: Context) -> Result:
     work = Workload(ctx.world, shape.cfg, ctx.options.seed)
     threads = ctx.options.threads or 1
     ctx.report("rates", 0.0)
-    call = _call(ctx, work, tokens)
+    call = routed_call(ctx, work, tokens, "uniform")
     problem = _problem(ctx, work, tokens, _rate(ctx, work, call, threads))
     entries = ctx.world.bcast(entries_of(problem) if ctx.world.lead else None)
     truth = work.oracle(call)
@@ -124,13 +123,6 @@ def run(ctx: Context) -> Result:
     sheet = Sheet(_title(ctx, shape, tokens, threads), COLUMNS, records)
     sheet.notes = _notes(problem, records)
     return Result(sheet.ok, [sheet], [table], ran)
-
-
-def _call(ctx: Context, work: Workload, tokens: int) -> Call:
-    if ctx.trace is not None:
-        where = ctx.trace.prefill(ctx.world.rank, ctx.world.size, tokens, 0)
-        return work.recorded(ctx.trace, where, ctx.trace.layers // 2)
-    return work.call(tokens, ctx.options.routing or "uniform", tokens)
 
 
 def _rate(ctx: Context, work: Workload, call: Call, threads: int) -> float:

@@ -27,12 +27,12 @@ from ...planner import Problem, parse
 from ...results import Table
 from ...row_types import KINDS
 from ...transport.ipc import IpcWindow
-from ..context import CHECK, ERROR, VERDICTS, Column, Context, Result, Sheet, counted
-from ..gpu.calls import Played, routed_call
-from ..gpu.clock import BenchGpu, ratios
+from ..context import ERROR_AND_CHECK, VERDICTS, Column, Context, Result, Sheet, counted, ratio_columns
+from ..gpu.calls import Played
+from ..gpu.clock import BenchGpu, ratio_values
 from ..measure import Statistics, gathered
 from ..registry import gpu_suite
-from ..workload import Workload
+from ..workload import Workload, routed_call
 from .plan import CROSSINGS, MIB, STAGES, Entry, entries_of
 
 SIZES = (4096, 16 << 20)  # bytes of the copies that give alpha and beta
@@ -47,12 +47,9 @@ COLUMNS = (
     Column("predicted_us", "stage,\npredicted us", ".1f"),
     Column("measured_us", "stage,\nmeasured us", ".1f"),
     Column("ratio", "measured /\npredicted", ".2f"),
-    Column("speedup", "planned,\nspeed-up", ".2f"),
-    Column("speedup_low", "5 %", ".2f"),
-    Column("speedup_high", "95 %", ".2f"),
+    *ratio_columns("speedup", "planned,\nspeed-up", ".2f"),
     Column("turns", "turns", "d"),
-    ERROR,
-    CHECK,
+    *ERROR_AND_CHECK,
 )
 
 
@@ -178,7 +175,6 @@ def _record(work: Workload, entry: Entry, planned: Entry) -> dict[str, Any]:
     cost, worst = entry.plan.cost, entry.plan.cost.slowest
     slowest = entry.times["stage"].max(axis=0)
     measured, predicted = Statistics.of(slowest).median * 1e6, float(cost.pi_us[worst] + cost.comm_us[worst])
-    speedup, low, high = ratios(planned.times["stage"].max(axis=0), slowest)
     return {
         "plan": entry.name,
         "groups": entry.groups,
@@ -187,9 +183,7 @@ def _record(work: Workload, entry: Entry, planned: Entry) -> dict[str, Any]:
         "predicted_us": predicted,
         "measured_us": measured,
         "ratio": measured / predicted,
-        "speedup": speedup,
-        "speedup_low": low,
-        "speedup_high": high,
+        **ratio_values("speedup", planned.times["stage"].max(axis=0), slowest),
         "turns": len(slowest),
         "error": entry.error,
         "check": VERDICTS[work.passes(entry.error)],

@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 
 from ...results import Table
-from ..context import CHECK, ERROR, VERDICTS, Column, Context, Result, Sheet, counted
-from ..gpu.calls import Played, routed_call
-from ..gpu.clock import BenchGpu, ratios
+from ..context import ERROR_AND_CHECK, VERDICTS, Column, Context, Result, Sheet, counted, ratio_columns
+from ..gpu.calls import Played
+from ..gpu.clock import BenchGpu, ratio_values
 from ..measure import gathered, no_gc, padded
 from ..registry import gpu_suite
-from ..workload import Workload
+from ..workload import Workload, routed_call
 
 WAITS, COMPUTES, ALONE = "host waits", "host computes", "host alone"
 CALLS = 20  # per burst
@@ -35,15 +35,10 @@ COLUMNS = (
     Column("tokens", "tokens\n/rank", "d"),
     Column("waits_us", "host waits\nus", ".1f"),
     Column("computes_us", "host computes\nus", ".1f"),
-    Column("slowdown", "of a call:\nslow-down", ".1%"),
-    Column("slowdown_low", "5 %", ".1%"),
-    Column("slowdown_high", "95 %", ".1%"),
-    Column("host_slowdown", "of the host:\nslow-down", ".1%"),
-    Column("host_slowdown_low", "5 %", ".1%"),
-    Column("host_slowdown_high", "95 %", ".1%"),
+    *ratio_columns("slowdown", "of a call:\nslow-down", ".1%"),
+    *ratio_columns("host_slowdown", "of the host:\nslow-down", ".1%"),
     Column("turns", "turns", "d"),
-    ERROR,
-    CHECK,
+    *ERROR_AND_CHECK,
 )
 
 
@@ -149,8 +144,7 @@ def _record(work: Workload, tokens: int, found: dict[str, np.ndarray], error: fl
         "check": VERDICTS[work.passes(error)],
     }
     for name, each in (("slowdown", calls), ("host_slowdown", host)):
-        middle, low, high = (ratio - 1 for ratio in ratios(each[0], each[1]))
-        record |= {name: middle, f"{name}_low": low, f"{name}_high": high}
+        record |= {key: ratio - 1 for key, ratio in ratio_values(name, each[0], each[1]).items()}
     return record
 
 

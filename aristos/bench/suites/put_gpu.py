@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from ...results import Table
-from ..context import CHECK, VERDICTS, Column, Context, Result, Sheet
+from ..context import CHECK, VERDICTS, Column, Context, Result, Sheet, ratio_columns
 from ..gpu.clock import BenchGpu, ratios
 from ..gpu.pairs import Pair, pairs
 from ..measure import Statistics, gathered, padded
@@ -36,9 +36,7 @@ COLUMNS = (
     Column("link", "link"),
     Column("gbs", "GB/s", ".1f"),
     Column("copy_gbs", "copy\nGB/s", ".1f"),
-    Column("share", "of the\ncopy", ".0%"),
-    Column("share_low", "5 %", ".0%"),
-    Column("share_high", "95 %", ".0%"),
+    *ratio_columns("share", "of the\ncopy", ".0%"),
     Column("turns", "turns", "d"),
     CHECK,
 )

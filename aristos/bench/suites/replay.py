@@ -22,7 +22,7 @@ import numpy as np
 from ...errors import InputError
 from ...models import with_max_tokens
 from ...results import Table
-from ..context import CHECK, ERROR, VERDICTS, Column, Context, Result, Sheet, counted
+from ..context import ERROR_AND_CHECK, VERDICTS, Column, Context, Result, Sheet, counted
 from ..disturbance import CORE_SHARE, mark
 from ..measure import Statistics, gathered, in_order, rotated
 from ..ran import of_layer
@@ -47,8 +47,7 @@ COLUMNS = (
     Column("p99_ms", "p99\nms", ".3f"),
     Column("tokens_per_s", "tokens/s", ",.0f"),
     Column("speedup_over_bulk", "against\nbulk", ".2f"),
-    ERROR,
-    CHECK,
+    *ERROR_AND_CHECK,
 )
 
 
@@ -212,9 +211,7 @@ def _records(work: Workload, phase: Phase, schedules: list[str]) -> list[dict[st
                 "busiest_median": float(np.median(skew)),
                 "busiest_most": float(np.max(skew)),
                 "schedule": s,
-                "median_ms": summaries[s].median * 1e3,
-                "p95_ms": summaries[s].p95 * 1e3,
-                "p99_ms": summaries[s].p99 * 1e3,
+                **summaries[s].values_in("ms"),
                 "tokens_per_s": float(phase.tokens.sum()) / total,
                 "speedup_over_bulk": summaries["bulk"].median / summaries[s].median if "bulk" in summaries else None,
                 "passes": phase.times.shape[-1],

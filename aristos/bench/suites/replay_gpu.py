@@ -21,9 +21,9 @@ import numpy as np
 from ...errors import InputError
 from ...models import with_max_tokens
 from ...results import Table
-from ..context import CHECK, ERROR, Column, Context, Result, Sheet, counted
-from ..gpu.calls import Played, held, sample
-from ..gpu.clock import BenchGpu, ratios
+from ..context import ERROR_AND_CHECK, Column, Context, Result, Sheet, counted, ratio_columns
+from ..gpu.calls import Played, sample
+from ..gpu.clock import BenchGpu, ratio_values
 from ..gpu.rival import Chain, Rival, rival_or_why
 from ..measure import Statistics, gathered, no_gc, rotated
 from ..registry import gpu_suite
@@ -45,13 +45,10 @@ COLUMNS = (
     Column("p95_us", "p95\nus", ".1f"),
     Column("p99_us", "p99\nus", ".1f"),
     Column("tokens_per_s", "tokens/s", ",.0f"),
-    Column("speedup", "against\nchain", ".2f"),
-    Column("speedup_low", "5 %", ".2f"),
-    Column("speedup_high", "95 %", ".2f"),
+    *ratio_columns("speedup", "against\nchain", ".2f"),
     Column("passes", "passes", "d"),
     Column("used", "made of"),
-    ERROR,
-    CHECK,
+    *ERROR_AND_CHECK,
 )
 
 
@@ -141,7 +138,7 @@ def _phase(
     assert ctx.trace is not None
     count = MOST_STEPS[name]
     made = [step_call(work, ctx.trace, name, prefill, i, count) for i in range(count)]
-    calls, layers = [held(work, call) for call, _ in made], [layer for _, layer in made]
+    calls, layers = [call for call, _ in made], [layer for _, layer in made]
     few = [sample(call, CHECKED)[1] for call in calls]
     truth = work.oracle(_joined(few))
     cuts = np.cumsum([len(call.x) for call in few])[:-1]
@@ -208,14 +205,12 @@ def _records(work: Workload, phase: GpuPhase) -> list[dict[str, Any]]:
             continue
         summary = Statistics.of(times.reshape(-1))
         record |= {
-            "median_us": summary.median * 1e6,
-            "p95_us": summary.p95 * 1e6,
-            "p99_us": summary.p99 * 1e6,
+            **summary.values_in("us"),
             "tokens_per_s": float(phase.tokens.sum() / np.median(whole[name])),
             "passes": times.shape[1],
         }
         if name == GRAPH and (chain := fastest(whole)) is not None:
-            record["speedup"], record["speedup_low"], record["speedup_high"] = ratios(whole[name], chain)
+            record |= ratio_values("speedup", whole[name], chain)
     return records
 
 

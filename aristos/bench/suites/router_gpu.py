@@ -19,9 +19,8 @@ from ... import reference
 from ...errors import EnvironmentProblem
 from ...results import Table
 from ...row_types import BY_KIND, KINDS, ROW_TYPES
-from ..context import CHECK, ERROR, VERDICTS, WRONG_RIVAL, Column, Context, Result, Sheet
-from ..gpu.calls import settled
-from ..gpu.clock import BenchGpu, GpuArray, ratios
+from ..context import ERROR_AND_CHECK, VERDICTS, WRONG_RIVAL, Column, Context, Result, Sheet, ratio_columns
+from ..gpu.clock import BenchGpu, GpuArray, ratio_values
 from ..gpu.rival import FAILURES, TorchGpu, said
 from ..measure import Statistics, padded
 from ..ran import of_gpu
@@ -40,12 +39,9 @@ COLUMNS = (
     Column("median_us", "median\nus", ".1f"),
     Column("p95_us", "p95\nus", ".1f"),
     Column("torch_us", "PyTorch\nus", ".1f"),
-    Column("speedup", "against\nPyTorch", ".2f"),
-    Column("speedup_low", "5 %", ".2f"),
-    Column("speedup_high", "95 %", ".2f"),
+    *ratio_columns("speedup", "against\nPyTorch", ".2f"),
     Column("turns", "turns", "d"),
-    ERROR,
-    CHECK,
+    *ERROR_AND_CHECK,
 )
 
 
@@ -153,7 +149,7 @@ def run(ctx: Context, gpu: BenchGpu) -> Result:
     done, most = [], ROW_TYPES["float32"].error
     for i, tokens in enumerate(shape.tokens):
         ctx.report(f"{tokens} tokens", i / len(shape.tokens))
-        values = settled(work, tokens, kind)
+        values = work.tokens(tokens, tokens, settle=True)
         x, want = rows_on(gpu, values, kind), reference.route(cfg, values, work.router)
         sides, why = made(gpu, place, cfg, x, work.router)
         sheet.notes += [f"{tokens} tokens: {why}"] if why else []
@@ -222,13 +218,12 @@ def _record(found: Found, steps: str) -> dict[str, Any]:
     summary = Statistics.of(ours)
     record: dict[str, Any] = {
         "what": steps,
-        "median_us": summary.median * 1e6,
-        "p95_us": summary.p95 * 1e6,
+        **summary.values_in("us"),
         "turns": len(ours),
     }
     if theirs is not None:
         record["torch_us"] = Statistics.of(theirs).median * 1e6
-        record["speedup"], record["speedup_low"], record["speedup_high"] = ratios(ours, theirs)
+        record |= ratio_values("speedup", ours, theirs)
     return record
 
 

@@ -110,8 +110,7 @@ def run(ctx: Context, gpu: BenchGpu) -> Result:
                 {
                     "row_bytes": row_bytes,
                     "link": link,
-                    "median_us": summary.median * 1e6,
-                    "p95_us": summary.p95 * 1e6,
+                    **summary.values_in("us"),
                     "fastest_us": summary.fastest * 1e6,
                     "turns": len(found),
                     "check": VERDICTS[right],

@@ -25,7 +25,7 @@ import numpy as np
 from ... import _reference_backward, reference
 from ...results import Table
 from .. import bounds
-from ..context import CHECK, ERROR, VERDICTS, Column, Context, Result, Sheet, counted
+from ..context import ERROR_AND_CHECK, VERDICTS, Column, Context, Result, Sheet, counted
 from ..disturbance import CORE_SHARE, mark
 from ..measure import Statistics, gathered, in_turns, iterations, padded, placed
 from ..ran import Ran, of_layer
@@ -44,8 +44,7 @@ COLUMNS = (
     Column("gflops_per_rank", "GFLOP/s\n/rank", ".1f"),
     Column("share_of_peak", "of FMA\npeak", ".0%"),
     Column("iterations", "steps", "d"),
-    ERROR,
-    CHECK,
+    *ERROR_AND_CHECK,
 )
 
 
