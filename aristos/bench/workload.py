@@ -6,6 +6,7 @@ any other expert when a token needs it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -61,13 +62,12 @@ class Workload:
         del made["router"]
         return made
 
-    def weights(self) -> dict[str, Array]:
-        """The weights of this rank's experts, stacked [L, ...]; arrays of length 0 if it has none."""
-        if not len(self.local):
-            return {name: w[:0] for name, w in self.expert(0).items()}
-        first = self.expert(int(self.local[0]))
-        stacked = {name: np.empty((len(self.local), *w.shape[1:]), w.dtype) for name, w in first.items()}
-        for i, e in enumerate(self.local):
+    def weights(self, experts: Sequence[int] | NDArray[np.int64] | None = None) -> dict[str, Array]:
+        """The weights of some experts, by default of this rank's, stacked [L, ...]; arrays of length 0 for none."""
+        experts = self.local if experts is None else experts
+        first = self.expert(int(experts[0]) if len(experts) else 0)
+        stacked = {name: np.empty((len(experts), *w.shape[1:]), w.dtype) for name, w in first.items()}
+        for i, e in enumerate(experts):
             for name, w in self.expert(int(e)).items():
                 stacked[name][i] = w[0]
         return stacked

@@ -222,9 +222,7 @@ class _Running:
         plan = entry.plan
         self.moe = aristos.MoE(work.cfg, world.comm, plan=plan, threads=threads, ranks_per_node=1, **world.waits)
         stack.enter_context(self.moe)
-        mine = [work.expert(e) for e in self.moe.placement.mine(self.moe.rank)]
-        some = mine or [{name: w[:0] for name, w in work.expert(0).items()}]
-        stacked: dict[str, Any] = {name: np.concatenate([e[name] for e in some]) for name in some[0]}
+        stacked: dict[str, Any] = work.weights(self.moe.placement.mine(self.moe.rank))
         self.moe.load(router=work.router, local=True, **stacked)
         self.out = np.empty_like(call.x)
         members = plan.groups[self.moe.group]

@@ -125,9 +125,7 @@ class Running:
 
         moe = aristos.MoE(work.cfg, work.world.comm, plan=entry.plan, backend="cuda", **work.world.waits)
         stack.enter_context(moe)
-        mine = [work.expert(e) for e in moe.placement.mine(moe.rank)]
-        some = mine or [{name: w[:0] for name, w in work.expert(0).items()}]
-        stacked: dict[str, Any] = {name: np.concatenate([e[name] for e in some]) for name in some[0]}
+        stacked: dict[str, Any] = work.weights(moe.placement.mine(moe.rank))
         moe.load(router=work.router, local=True, **stacked)
         self.entry, self.played = entry, Played(gpu, work, moe, call, truth=truth)
         self.graph = self.played.graph()

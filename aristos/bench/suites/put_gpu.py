@@ -19,7 +19,7 @@ import numpy as np
 
 from ...results import Table
 from ..context import CHECK, VERDICTS, Column, Context, Result, Sheet, ratio_columns
-from ..gpu.clock import BenchGpu, ratios
+from ..gpu.clock import BenchGpu, ratio_values
 from ..gpu.pairs import Pair, pairs
 from ..measure import Statistics, gathered, padded
 from ..registry import gpu_suite
@@ -43,36 +43,51 @@ COLUMNS = (
 
 
 class Puts:
-    """Memory and launches for one size of rows."""
+    """Memory and launches for one size of rows within a GPU.
+
+    blocks: the number of blocks that put or wait. nbytes: the bytes of the rows of all blocks.
+    """
+
+    link = "self"
 
     def __init__(self, gpu: BenchGpu, row_bytes: int, grid: int) -> None:
-        from ...kernels.cuda.catalogue import PUT_ROWS
-        from ...kernels.cuda.put_signal import LINE
-
-        self.gpu, self.kernel, self.row_bytes, self.grid = gpu, PUT_ROWS, row_bytes, grid
+        self.gpu, self.row_bytes, self.grid, self.blocks = gpu, row_bytes, grid, grid
         self.rows = max(1, BLOCK_BYTES // row_bytes)
         self.nbytes = grid * self.rows * row_bytes
-        rng = np.random.default_rng(row_bytes)
-        self.values = rng.integers(0, 1 << 62, self.nbytes // 8)
-        self.source, self.target = gpu.array(self.values), gpu.array(np.zeros_like(self.values))
-        self.words, self.late = gpu.array(np.zeros(grid * LINE // 8, np.int64)), gpu.array(np.zeros(1, np.int64))
+        self.late = gpu.array(np.zeros(1, np.int64))
         self._base = 0
+        self._allocate()
+
+    def _allocate(self) -> None:
+        from ...kernels.cuda.put_signal import LINE
+
+        gpu = self.gpu
+        self.values = np.random.default_rng(self.row_bytes).integers(0, 1 << 62, self.nbytes // 8)
+        self.source, self.target = gpu.array(self.values), gpu.array(np.zeros_like(self.values))
+        self.words = gpu.array(np.zeros(self.grid * LINE // 8, np.int64))
 
     def put(self, halves: int) -> None:
-        """Queue a launch in which one half of the grid puts, or both halves."""
-        batch = max(1, BATCH_BYTES // self.row_bytes)
+        """Queue a launch in which one half of the blocks puts, or both halves."""
+        from ...kernels.cuda.put_signal import ALL, BY_HALVES
+
+        self._launch(self.target.at, self.words.at, self.words.at, ALL if halves == 2 else BY_HALVES)
+
+    def _launch(self, target: int, words: int, awaited: int, way: int) -> None:
+        """Queue a launch of `put_rows` on this rank."""
+        from ...kernels.cuda.catalogue import PUT_ROWS
+
         self.gpu.launch(
-            self.kernel,
+            PUT_ROWS,
             self.grid,
             0,
             self.source.at,
-            self.target.at,
-            self.words.at,
-            self.words.at,
+            target,
+            words,
+            awaited,
             self.rows,
             self.row_bytes,
-            batch,
-            halves,
+            max(1, BATCH_BYTES // self.row_bytes),
+            way,
             self._base,
             LIMIT_NS,
             self.late.at,
@@ -84,7 +99,10 @@ class Puts:
         self.gpu.device.copy(self.target.at, self.source.at, self.nbytes * halves // 2, self.gpu.stream)
 
     def right(self, halves: int) -> bool:
-        """Launch once more. Returns whether every row has arrived, and no wait has run out so far."""
+        """Launch once more. Returns whether every row has arrived on this rank, and no wait has run out so far.
+
+        Collective.
+        """
         self.target.put(np.zeros_like(self.values))
         self.put(halves)
         want = np.roll(self.values.reshape(2, -1), 1, axis=0)
@@ -93,19 +111,18 @@ class Puts:
         return bool(np.array_equal(self.target.get().reshape(2, -1), want)) and int(self.late.get()[0]) == 0
 
 
-class PairPuts:
+class PairPuts(Puts):
     """Rows of one size between two GPUs. pair: one of `pairs.pairs`, whose windows have `size_of` bytes."""
 
     def __init__(self, gpu: BenchGpu, pair: Pair, row_bytes: int, grid: int) -> None:
-        from ...kernels.cuda.catalogue import PUT_ROWS
+        self.pair, self.link = pair, f"0-{pair.peer} {pair.link}"
+        super().__init__(gpu, row_bytes, grid)
+        self.blocks, self.nbytes = 2 * grid, 2 * self.nbytes
 
-        self.gpu, self.pair, self.kernel, self.row_bytes, self.grid = gpu, pair, PUT_ROWS, row_bytes, grid
-        self.rows = max(1, BLOCK_BYTES // row_bytes)
-        self.nbytes = grid * self.rows * row_bytes
-        self.values = [np.random.default_rng([row_bytes, n]).integers(0, 1 << 62, self.nbytes // 8) for n in range(2)]
-        if pair.side is not None:
-            self.source, self.late = gpu.array(self.values[pair.side]), gpu.array(np.zeros(1, np.int64))
-        self._base = 0
+    def _allocate(self) -> None:
+        sides = [np.random.default_rng([self.row_bytes, n]).integers(0, 1 << 62, self.nbytes // 8) for n in range(2)]
+        if self.pair.side is not None:
+            self.source, self.wanted = self.gpu.array(sides[self.pair.side]), sides[1 - self.pair.side]
 
     @staticmethod
     def size_of(grid: int) -> int:
@@ -122,29 +139,13 @@ class PairPuts:
         if pair.side is None:
             return
         way = put_signal.ALL if halves == 2 else (put_signal.PUTS, put_signal.WAITS)[pair.side]
-        batch, words = max(1, BATCH_BYTES // self.row_bytes), self.size_of(self.grid) - self.grid * put_signal.LINE
-        self.gpu.launch(
-            self.kernel,
-            self.grid,
-            0,
-            self.source.at,
-            pair.theirs,
-            pair.theirs + words,
-            pair.own + words,
-            self.rows,
-            self.row_bytes,
-            batch,
-            way,
-            self._base,
-            LIMIT_NS,
-            self.late.at,
-        )
-        self._base += self.rows
+        words = self.size_of(self.grid) - self.grid * put_signal.LINE
+        self._launch(pair.theirs, pair.theirs + words, pair.own + words, way)
 
     def copy(self, halves: int) -> None:
         """Queue this side's copy of as many bytes as it puts."""
         if self.pair.side is not None and self.pair.side < halves:
-            self.gpu.device.copy(self.pair.theirs, self.source.at, self.nbytes, self.gpu.stream)
+            self.gpu.device.copy(self.pair.theirs, self.source.at, self.nbytes // 2, self.gpu.stream)
 
     def right(self, halves: int) -> bool:
         """Launch once more. Returns whether every row has arrived on this rank, and no wait has run out so far.
@@ -153,7 +154,7 @@ class PairPuts:
         """
         gpu, pair = self.gpu, self.pair
         if pair.side is not None:
-            gpu.device.clear(pair.own, self.nbytes, gpu.stream)
+            gpu.device.clear(pair.own, self.nbytes // 2, gpu.stream)
             gpu.device.synchronize(gpu.stream)
         gpu.world.barrier()
         self.put(halves)
@@ -161,80 +162,66 @@ class PairPuts:
         gpu.world.barrier()
         if pair.side is None:
             return True
-        want = np.roll(self.values[1 - pair.side].reshape(2, -1), 1, axis=0)
+        want = np.roll(self.wanted.reshape(2, -1), 1, axis=0)
         if halves == 1 and pair.side == 0:
             want[:] = 0
-        found = np.empty(self.nbytes // 8, np.int64)
+        found = np.empty(self.nbytes // 16, np.int64)
         gpu.device.copy_out(found, pair.own, gpu.stream)
         return bool(np.array_equal(found.reshape(2, -1), want)) and int(self.late.get()[0]) == 0
 
 
-def across(ctx: Context, gpu: BenchGpu, grid: int) -> Result:
-    """The suite on several ranks of a node."""
-    sheet = Sheet(f"put from rank 0 on {gpu.device.name}: {grid} blocks, {BLOCK_BYTES >> 10} KiB a block", COLUMNS)
-    tables, most = [], PairPuts.size_of(grid)
-    for pair in pairs(gpu, most):
-        times: dict[tuple[str, int], dict[str, np.ndarray]] = {}
-        for i, row_bytes in enumerate(ROW_BYTES):
-            ctx.report(
-                f"rank {pair.peer}, rows of {row_bytes} bytes", ((pair.peer - 1) + i / len(ROW_BYTES)) / ctx.world.size
-            )
-            puts = PairPuts(gpu, pair, row_bytes, grid)
-            for way, halves in WAYS.items():
-                calls: dict[str, Any] = {"put": partial(puts.put, halves), "copy": partial(puts.copy, halves)}
-                right = ctx.world.every(puts.right(halves))
-                left = (ctx.world.size - pair.peer) * 2 * len(ROW_BYTES) - 2 * i - halves + 1
-                found = gpu.in_turns(calls, ctx.left() / left, ctx.options.warmup, ctx.options.iters)
-                found = {name: gathered(ctx.world, t).max(axis=0) for name, t in found.items()}
-                times[way, row_bytes] = found
-                right = ctx.world.every(right and puts.right(halves))
-                link = f"0-{pair.peer} {pair.link}"
-                sheet.records.append(_record(puts.nbytes * halves, row_bytes, way, found, right) | {"link": link})
-        tables.append(_table(times, 2 * grid, f"put_cuda_{pair.peer}"))
-    if ctx.world.size > 1:
-        sheet.notes.append("ranks that share a GPU are time-sliced, and their times mean little")
-    return Result(sheet.ok, [sheet], tables)
+def grid_of(ctx: Context, gpu: BenchGpu, several: bool) -> int:
+    """The blocks of a launch, which must all run at once: an even number. Collective if GPUs put to each other."""
+    from ...kernels.cuda.catalogue import PUT_ROWS
+
+    resident = gpu.device.resident(gpu.device.load(PUT_ROWS), 0) * gpu.device.sms
+    if not several:
+        return resident // 2 * 2
+    sharing = ctx.world.allgather(gpu.device.uuid).count(gpu.device.uuid)
+    return max(2, min(ctx.world.allgather(resident // sharing // 2 * 2)))
 
 
 @gpu_suite(
     "put", "blocks put rows to blocks of the same GPU or of another one; against the driver's copy", order=10, share=1.5
 )
 def run(ctx: Context, gpu: BenchGpu) -> Result:
-    from ...kernels.cuda.catalogue import PUT_ROWS
-
-    if ctx.world.size > 1 and ctx.world.nodes.single:
-        sharing = ctx.world.allgather(gpu.device.uuid).count(gpu.device.uuid)
-        each = gpu.device.resident(gpu.device.load(PUT_ROWS), 0) * gpu.device.sms // sharing // 2 * 2
-        return across(ctx, gpu, max(2, min(ctx.world.allgather(each))))
-    grid = gpu.device.resident(gpu.device.load(PUT_ROWS), 0) * gpu.device.sms // 2 * 2
-    sheet = Sheet(f"put on {gpu.device.name}: {grid} blocks, {BLOCK_BYTES >> 10} KiB a block", COLUMNS)
-    times: dict[tuple[str, int], dict[str, np.ndarray]] = {}
-    for i, row_bytes in enumerate(ROW_BYTES):
-        ctx.report(f"rows of {row_bytes} bytes", i / len(ROW_BYTES))
-        puts = Puts(gpu, row_bytes, grid)
-        for way, halves in WAYS.items():
-            calls: dict[str, Any] = {"put": partial(puts.put, halves), "copy": partial(puts.copy, halves)}
-            right = ctx.world.every(puts.right(halves))
-            found = gpu.in_turns(
-                calls, ctx.left() / (2 * len(ROW_BYTES) - 2 * i - halves + 1), ctx.options.warmup, ctx.options.iters
-            )
-            times[way, row_bytes] = found
-            right = right and puts.right(halves)
-            sheet.records.append(_record(puts.nbytes * halves // 2, row_bytes, way, found, right) | {"link": "self"})
-    return Result(sheet.ok, [sheet], [_table(times, grid, "put_cuda")])
+    world = ctx.world
+    several = world.size > 1 and world.nodes.single
+    grid = grid_of(ctx, gpu, several)
+    title = f"put from rank 0 on {gpu.device.name}" if several else f"put on {gpu.device.name}"
+    sheet = Sheet(f"{title}: {grid} blocks, {BLOCK_BYTES >> 10} KiB a block", COLUMNS)
+    tables = []
+    for pair in pairs(gpu, PairPuts.size_of(grid)) if several else (None,):
+        done, whole = (0, 1) if pair is None else (pair.peer - 1, world.size - 1)
+        times: dict[tuple[str, int], dict[str, np.ndarray]] = {}
+        for i, row_bytes in enumerate(ROW_BYTES):
+            where = "" if pair is None else f"rank {pair.peer}, "
+            ctx.report(f"{where}rows of {row_bytes} bytes", (done + i / len(ROW_BYTES)) / whole)
+            puts = Puts(gpu, row_bytes, grid) if pair is None else PairPuts(gpu, pair, row_bytes, grid)
+            for way, halves in WAYS.items():
+                calls: dict[str, Any] = {"put": partial(puts.put, halves), "copy": partial(puts.copy, halves)}
+                right = world.every(puts.right(halves))
+                left = (whole - done) * 2 * len(ROW_BYTES) - 2 * i - halves + 1
+                found = gpu.in_turns(calls, ctx.left() / left, ctx.options.warmup, ctx.options.iters)
+                found = {name: gathered(world, t).max(axis=0) for name, t in found.items()}
+                times[way, row_bytes] = found
+                right = world.every(right and puts.right(halves))
+                record = _record(puts.nbytes * halves // 2, row_bytes, way, found, right)
+                sheet.records.append(record | {"link": puts.link})
+        tables.append(_table(times, puts.blocks, "put_cuda" if pair is None else f"put_cuda_{pair.peer}"))
+    if several:
+        sheet.notes.append("ranks that share a GPU are time-sliced, and their times mean little")
+    return Result(sheet.ok, [sheet], tables)
 
 
 def _record(nbytes: int, row_bytes: int, way: str, found: dict[str, np.ndarray], right: bool) -> dict[str, Any]:
     """A row of the sheet. nbytes: the bytes that a launch moves, over both sides."""
-    share, low, high = ratios(found["put"], found["copy"])
     return {
         "row_bytes": row_bytes,
         "way": way,
         "gbs": nbytes / Statistics.of(found["put"]).median / 1e9,
         "copy_gbs": nbytes / Statistics.of(found["copy"]).median / 1e9,
-        "share": share,
-        "share_low": low,
-        "share_high": high,
+        **ratio_values("share", found["put"], found["copy"]),
         "turns": len(found["put"]),
         "check": VERDICTS[right],
     }
