@@ -8,7 +8,7 @@ from typing import Any
 from ..config import MoEConfig
 from ..errors import MismatchError, PeerInputError
 from ..layer.arguments import usable_limits
-from .recipe import Block
+from .recipe import StoredLayer
 from .stored_arrays import LATE, WEIGHTS
 
 
@@ -37,7 +37,7 @@ def agree(comm: Any, timeout: float, path: Any, problem: Exception | None, optio
             )
 
 
-def shapes_of(cfg: MoEConfig, block: Block) -> dict[str, tuple[int, ...]]:
+def shapes_of(cfg: MoEConfig, stored: StoredLayer) -> dict[str, tuple[int, ...]]:
     """Shapes of one expert's arrays and of the layer's, in nn.Linear's order."""
     h, f = cfg.hidden, cfg.ffn
     columns, beside = cfg.columns, cfg.shared_ffn
@@ -50,14 +50,14 @@ def shapes_of(cfg: MoEConfig, block: Block) -> dict[str, tuple[int, ...]]:
         "down_bias": (h,),
         "router": (columns, h),
         "router_bias": (columns,),
-        "select_bias": (columns - block.late,),
+        "select_bias": (columns - stored.late,),
         "shared_up": (beside, h),
         "shared_gate": (beside, h),
         "shared_down": (h, beside),
         "shared_sigmoid": (h,),
         "router_scale": (h,),
         "router_norm": (h,),
-        "expert_scale": (1 if block.late else columns,),
+        "expert_scale": (1 if stored.late else columns,),
     }
     return shapes | {LATE + name: shapes[name] for name in WEIGHTS}
 

@@ -24,7 +24,7 @@ from .agreement import agree, difference, shapes_of, without_capacity
 from .directory import Directory
 from .options import Options
 from .progress import Progress
-from .recipe import FAMILIES, REFUSED, Block, Family
+from .recipe import FAMILIES, REFUSED, Family, StoredLayer
 from .safetensors import shown
 from .stored_arrays import LATE, TABLE, LayerReader, StoredArray, packed_ways
 from .tables import TokenTable
@@ -118,17 +118,17 @@ class Checkpoint:
         self.model_type, self._config = self._text_model(self._directory.config)
         family = self._family()
         options = Options(self._config, self._where, family.defaults)
-        self._blocks: dict[int, Block] = family.build(options)
+        self._layers: dict[int, StoredLayer] = family.build(options)
         options.refuse_unknown(self.model_type)
-        if not self._blocks:
+        if not self._layers:
             raise CheckpointError(
                 f"{self._where}: at least one layer of a {self.model_type} must be MoE, but its options name none"
             )
         self._quantised = methods.options({**self._directory.config, **self._config}, str(self._where))
         self.quantisation = self._quantised.method
         if form := self._quantised.form:
-            for n, block in self._blocks.items():
-                self._blocks[n] = replace(block, parts=tuple(packed_ways(part, form) for part in block.parts))
+            for n, stored in self._layers.items():
+                self._layers[n] = replace(stored, parts=tuple(packed_ways(part, form) for part in stored.parts))
         self._progress, self._warned = Progress(), False
 
     def _text_model(self, config: dict[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -161,7 +161,7 @@ class Checkpoint:
 
     @cached_property
     def layers(self) -> tuple[int, ...]:
-        return tuple(number for number in sorted(self._blocks) if number not in self.missing)
+        return tuple(number for number in sorted(self._layers) if number not in self.missing)
 
     @cached_property
     def missing(self) -> tuple[int, ...]:
@@ -170,26 +170,26 @@ class Checkpoint:
         Empty if no layer has tensors or files cannot be listed; `check` says why.
         """
         stacks: dict[str, set[str]] = {}  # the beginning of a layer's tensor names -> these tensors
-        for block in self._blocks.values():
-            probes = stacks.setdefault(block.layer, set())
-            probes |= {stored.probe for part in block.parts for way in part for stored in way.values()}
+        for stored in self._layers.values():
+            probes = stacks.setdefault(stored.layer, set())
+            probes |= {array.probe for part in stored.parts for way in part for array in way.values()}
         try:
             there = {layer: self._directory.numbers(layer, probes, OUTSIDE) for layer, probes in stacks.items()}
         except CheckpointError:
             return ()
-        own = {n: n if block.own is None else block.own for n, block in self._blocks.items()}
-        gone = [n for n, block in self._blocks.items() if own[n] not in there[block.layer]]
-        return tuple(sorted(gone)) if len(gone) < len(self._blocks) else ()
+        own = {n: n if stored.own is None else stored.own for n, stored in self._layers.items()}
+        gone = [n for n, stored in self._layers.items() if own[n] not in there[stored.layer]]
+        return tuple(sorted(gone)) if len(gone) < len(self._layers) else ()
 
     # ------------------------------------------------------------ configurations
 
-    def _block(self, number: Any) -> Block:
-        if isinstance(number, bool) or not isinstance(number, int | np.integer) or int(number) not in self._blocks:
+    def _stored(self, number: Any) -> StoredLayer:
+        if isinstance(number, bool) or not isinstance(number, int | np.integer) or int(number) not in self._layers:
             raise InputError(
-                f"number must be one of Checkpoint.layers, the model's MoE layers {sorted(self._blocks)}, got"
+                f"number must be one of Checkpoint.layers, the model's MoE layers {sorted(self._layers)}, got"
                 f" {number!r}"
             )
-        return self._blocks[int(number)]
+        return self._layers[int(number)]
 
     def problem(self, number: int) -> str:
         """Why Aristos cannot run a layer of the model.
@@ -209,9 +209,9 @@ class Checkpoint:
         InputError
             The model has no MoE layer of this number.
         """
-        block = self._block(number)
-        if block.problem:
-            return block.problem
+        stored = self._stored(number)
+        if stored.problem:
+            return stored.problem
         try:
             self._layer_config(number, {})
         except AristosError as error:
@@ -236,7 +236,7 @@ class Checkpoint:
         InputError
             The model has no MoE layer of this number.
         """
-        note = self._block(number).note
+        note = self._stored(number).note
         if self._quantised.activations:
             note = "; ".join(filter(None, [note, f"config.json {AS_DTYPE}"]))
         return note
@@ -300,7 +300,7 @@ class Checkpoint:
         InputError
             A value that MoEConfig refuses, or a layer that the model does not have.
         """
-        if why := self._block(number).problem:
+        if why := self._stored(number).problem:
             raise CheckpointError(f"{self._where}: layer {number} of this {self.model_type} is not supported: {why}")
         given: dict[str, Any] = {"max_tokens": max_tokens, "dtype": dtype, "precision": precision}
         if weight_dtype == "file":
@@ -310,7 +310,7 @@ class Checkpoint:
         return self._layer_config(number, given)
 
     def _layer_config(self, number: int, given: Mapping[str, Any]) -> MoEConfig:
-        options = dict(self._block(number).options)
+        options = dict(self._stored(number).options)
         try:
             cfg = MoEConfig(**{**options, "router": Router(**options["router"])})
         except InputError as error:
@@ -401,21 +401,21 @@ class Checkpoint:
 
     # ------------------------------------------------------------ tensors
 
-    def _prefix(self, number: int, block: Block) -> str:
+    def _prefix(self, number: int, stored: StoredLayer) -> str:
         """The common beginning of the names of a layer's tensors."""
-        key = block.layer
+        key = stored.layer
         if key not in self._prefixes:
-            first = next((n for n in self.layers if self._blocks[n].layer == key), number)
-            self._prefixes[key] = self._find_prefix(first, self._blocks[first])
-        return self._prefixes[key] + key.format(n=number if block.own is None else block.own)
+            first = next((n for n in self.layers if self._layers[n].layer == key), number)
+            self._prefixes[key] = self._find_prefix(first, self._layers[first])
+        return self._prefixes[key] + key.format(n=number if stored.own is None else stored.own)
 
     @cached_property
     def _prefixes(self) -> dict[str, str]:
         return {}
 
-    def _find_prefix(self, number: int, block: Block) -> str:
-        below = block.layer.format(n=number if block.own is None else block.own)
-        probes = {stored.probe for part in block.parts[:2] for way in part for stored in way.values()}
+    def _find_prefix(self, number: int, stored: StoredLayer) -> str:
+        below = stored.layer.format(n=number if stored.own is None else stored.own)
+        probes = {array.probe for part in stored.parts[:2] for way in part for array in way.values()}
         ends = re.compile(r"(?:^|.*?\.)(?=" + re.escape(below) + "(?:" + "|".join(map(re.escape, probes)) + r")$)")
         found = {match[0] for name in self._directory.where if (match := ends.match(name))}
         found = {prefix for prefix in found if not prefix.startswith(OUTSIDE)}
@@ -429,14 +429,14 @@ class Checkpoint:
 
     def _reader(self, number: int) -> LayerReader:
         """A reader of the layer's arrays, as the directory stores them."""
-        block = self._block(number)
+        stored = self._stored(number)
         cfg = self.layer_config(number)
-        prefix = self._prefix(number, block)
-        shapes = shapes_of(cfg, block)
+        prefix = self._prefix(number, stored)
+        shapes = shapes_of(cfg, stored)
         stored_arrays: dict[str, StoredArray] = {}
-        for part in block.parts:
-            stored_arrays |= self._choose(prefix, part, shapes, cfg.experts - block.late)
-        return LayerReader(self._directory, prefix, stored_arrays, shapes, cfg.experts, block.late, self._quantised)
+        for part in stored.parts:
+            stored_arrays |= self._choose(prefix, part, shapes, cfg.experts - stored.late)
+        return LayerReader(self._directory, prefix, stored_arrays, shapes, cfg.experts, stored.late, self._quantised)
 
     def _choose(
         self, prefix: str, part: Any, shapes: Mapping[str, tuple[int, ...]], experts: int
@@ -489,8 +489,8 @@ class Checkpoint:
 
     def _checked(self, number: int) -> LayerReader:
         reader = self._reader(number)
-        used = reader.check() | {reader.prefix + name for name in self._block(number).unused}
-        for scope in self._block(number).scopes:
+        used = reader.check() | {reader.prefix + name for name in self._stored(number).unused}
+        for scope in self._stored(number).scopes:
             for name in self._directory.names(reader.prefix + scope):
                 if name not in used:
                     self._refuse_tensor(name, number)
@@ -498,7 +498,7 @@ class Checkpoint:
 
     def _refuse_tensor(self, name: str, number: int) -> NoReturn:
         what = f"{self._directory.file(name).path}: tensor {shown(name)}"
-        if "shared" in name and not self._block(number).options.get("shared_ffn"):
+        if "shared" in name and not self._stored(number).options.get("shared_ffn"):
             raise CheckpointError(
                 f"{what} belongs to a shared expert, but {self._where} says that layer {number} has none: add the"
                 " missing"
@@ -555,13 +555,13 @@ class Checkpoint:
         self._load_experts(moe, layer, number, reader)
         if TABLE not in reader.stored_arrays:  # if a router were loaded, a call without ids would choose by scores
             biases: dict[str, Any] = {name: reader.read_finite(name) for name in BIASES if name in reader.stored_arrays}
-            block = self._block(number)
-            if block.late:  # larger than any value that sigmoid and bias give other experts
+            stored = self._stored(number)
+            if stored.late:  # larger than any value that sigmoid and bias give other experts
                 bias = np.asarray(biases["select_bias"], np.float32)
-                biases["select_bias"] = np.append(bias, [2 + 2 * np.abs(bias).max()] * block.late).astype(np.float32)
-            router = reader.router(block.router_factor)
+                biases["select_bias"] = np.append(bias, [2 + 2 * np.abs(bias).max()] * stored.late).astype(np.float32)
+            router = reader.router(stored.router_factor)
             moe.load_router(layer, layout="out_in", router=router, **biases)
-        if beside := reader.shared(cfg.packed, self._block(number).shared_factor):
+        if beside := reader.shared(cfg.packed, self._stored(number).shared_factor):
             moe.load_shared(layer, layout="out_in", **{name.removeprefix("shared_"): a for name, a in beside.items()})
 
     def load_experts(self, moe: Any, *, layer: int, number: int) -> None:
@@ -629,7 +629,7 @@ class Checkpoint:
         CheckpointError
             The table is damaged or missing.
         """
-        self._block(number)
+        self._stored(number)
         if number not in self._tables:
             reader = self._checked(number)
             if TABLE not in reader.stored_arrays:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from .options import Options
-from .recipe import ACTIVATIONS, Block, family, named
+from .recipe import ACTIVATIONS, StoredLayer, family, named
 from .stored_arrays import StoredArray
 
 
@@ -21,7 +21,7 @@ from .stored_arrays import StoredArray
     is_gated_act=False,
     expert_capacity=64,
 )
-def switch(o: Options) -> dict[int, Block]:
+def switch(o: Options) -> dict[int, StoredLayer]:
     """models/switch_transformers: the best expert; ungated."""
     o.only(
         add_router_probs=False,
@@ -52,7 +52,7 @@ def switch(o: Options) -> dict[int, Block]:
         parts.append(named("router_bias", "mlp.router.classifier.bias"))
     encoder = o.depth("num_layers")
     decoder = encoder if o.get("num_decoder_layers") is None else o.depth("num_decoder_layers")
-    blocks = {}
+    found = {}
     for first, count, key, layer in (
         (0, encoder, "num_sparse_encoder_layers", "encoder.block.{n}.layer.1."),
         (encoder, decoder, "num_sparse_decoder_layers", "decoder.block.{n}.layer.2."),
@@ -63,8 +63,8 @@ def switch(o: Options) -> dict[int, Block]:
         step = count // sparse if sparse else count
         for i in range(count):
             if i % step == 1 or step == 1:
-                blocks[first + i] = Block(options, tuple(parts), layer=layer, own=i, note=note)
-    return blocks
+                found[first + i] = StoredLayer(options, tuple(parts), layer=layer, own=i, note=note)
+    return found
 
 
 @family(
@@ -77,10 +77,10 @@ def switch(o: Options) -> dict[int, Block]:
     moe_eval_capacity_token_fraction=1.0,
     moe_token_dropout=0.2,
 )
-def nllb(o: Options) -> dict[int, Block]:
+def nllb(o: Options) -> dict[int, StoredLayer]:
     """models/nllb_moe: the two best experts, renormalised, times 1 - moe_token_dropout; ungated, with biases.
 
-    In transformers 5.24 the model's block has a fault: it sends all rows to experts 0 and 1. Its router and its experts
+    In transformers 5.24 the model's layer has a fault: it sends all rows to experts 0 and 1. Its router and its experts
     are right.
     """
     o.only(second_expert_policy="all", router_dtype="float32")
@@ -101,7 +101,7 @@ def nllb(o: Options) -> dict[int, Block]:
     parts = [(stored_arrays,), named("router", "ffn.router.classifier.weight")]
     if o.flag("router_bias"):
         parts.append(named("router_bias", "ffn.router.classifier.bias"))
-    blocks, first = {}, 0
+    found, first = {}, 0
     for stack in ("encoder", "decoder"):
         options = {
             "hidden": o.size("d_model"),
@@ -117,6 +117,6 @@ def nllb(o: Options) -> dict[int, Block]:
         for i in range(count):
             if step and (i + 1) % step == 0:
                 layer = f"{stack}.layers.{{n}}."
-                blocks[first + i] = Block(options, tuple(parts), ("ffn.",), layer=layer, own=i)
+                found[first + i] = StoredLayer(options, tuple(parts), ("ffn.",), layer=layer, own=i)
         first += count
-    return blocks
+    return found

@@ -24,12 +24,12 @@ LAYERS = "layers.{n}."
 
 
 @dataclass(frozen=True)
-class Block:
-    """One MoE layer.
+class StoredLayer:
+    """One MoE layer of a model, as its directory stores it.
 
     options: those of MoEConfig, without max_tokens, dtype and precision; "router" holds Router's options. parts: the
     layer's arrays, each with alternatives. layer: the beginning of the layer's names, with the layer's number for {n}.
-    scopes: the beginnings, after `layer`, of the names of all tensors of the block. problem: why Aristos cannot run
+    scopes: the beginnings, after `layer`, of the names of all tensors of the layer. problem: why Aristos cannot run
     this layer; empty if it can. note: how the layer differs from the model's own code, or what a call needs.
     shared_factor: a power of two by which the shared expert's output is multiplied. router_factor: a factor by which
     the router is multiplied, if the parts have "router_scale". late: how many of the last experts have separate tensors
@@ -53,7 +53,7 @@ class Block:
     late: int = 0
 
 
-Build = Callable[[Options], dict[int, Block]]
+Build = Callable[[Options], dict[int, StoredLayer]]
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 from .options import MOST_LAYERS, Options
 from .recipe import (
     ACTIVATIONS,
-    Block,
+    StoredLayer,
     after_dense,
     each,
     experts,
@@ -54,7 +54,7 @@ def corrected(
     shared_names: tuple[str, ...] = ("mlp.shared_experts.",),
     router: tuple[str, ...] = ("mlp.gate.weight",),
     bias: tuple[str, ...] = ("mlp." + CORRECTION,),
-) -> Block:
+) -> StoredLayer:
     """DeepSeek-V3's router: sigmoid; experts of the best groups are chosen with a bias; weights are computed without
     the bias, and scaled."""
     if o.get("scoring_func") not in (None, "sigmoid", "noaux_tc"):  # dots.llm1 has the method's name here
@@ -74,7 +74,7 @@ def corrected(
     if number := o.optional_count(*shared_count):
         options["shared_ffn"] = width * number
         parts.append(shared(*shared_names))
-    return Block(options, tuple(parts), bases)
+    return StoredLayer(options, tuple(parts), bases)
 
 
 @family("deepseek_v3", "kimi_k2", "deepseek_v32", n_shared_experts=1, **V3)
@@ -82,36 +82,36 @@ def corrected(
 @family("glm4_moe_lite", n_shared_experts=1, **{**DEEP, "routed_scaling_factor": 1.8})
 @family("glm_moe_dsa", n_shared_experts=1, **{**DEEP, "routed_scaling_factor": 2.5})
 @family("dots1", **{**DEEP, "norm_topk_prob": False})
-def deepseek_v3(o: Options) -> dict[int, Block]:
+def deepseek_v3(o: Options) -> dict[int, StoredLayer]:
     """models/deepseek_v3, glm4_moe, dots1, deepseek_v32, glm4_moe_lite, glm_moe_dsa; Kimi K2 has DeepSeek-V3's code."""
-    block = corrected(o)
+    layer = corrected(o)
     if o.get("first_k_dense_replace") is None and o.get("mlp_layer_types") is None:
         o.refuse("first_k_dense_replace or mlp_layer_types must say which layers are MoE, got neither")
-    return dict.fromkeys(after_dense(o), block)
+    return dict.fromkeys(after_dense(o), layer)
 
 
 @family("solar_open", n_shared_experts=1, **DEEP)
-def solar_open(o: Options) -> dict[int, Block]:
+def solar_open(o: Options) -> dict[int, StoredLayer]:
     """models/solar_open: as DeepSeek-V3, but every layer is MoE."""
     o.only(first_k_dense_replace=0)
     return dict.fromkeys(layers(o), corrected(o))
 
 
 @family("exaone_moe", first_k_dense_replace=1, num_shared_experts=1, **{**DEEP, "routed_scaling_factor": 2.5})
-def exaone_moe(o: Options) -> dict[int, Block]:
+def exaone_moe(o: Options) -> dict[int, StoredLayer]:
     """models/exaone_moe: as DeepSeek-V3, but the bias can be a tensor of `mlp` instead of `mlp.gate`."""
     o.ignore("is_moe_layer")
-    block = corrected(o, bias=("mlp.e_score_correction_bias", "mlp." + CORRECTION))
-    return dict.fromkeys(after_dense(o), block)
+    layer = corrected(o, bias=("mlp.e_score_correction_bias", "mlp." + CORRECTION))
+    return dict.fromkeys(after_dense(o), layer)
 
 
 @family("mimo_v2_flash", **DEEP)
-def mimo(o: Options) -> dict[int, Block]:
+def mimo(o: Options) -> dict[int, StoredLayer]:
     """models/mimo_v2_flash: as DeepSeek-V3, without a shared expert; the first layer is dense."""
-    block = corrected(o)
+    layer = corrected(o)
     if o.get("mlp_layer_types") is None and o.get("moe_layer_freq") is None:
-        return {i: block for i in layers(o) if i > 0}
-    return dict.fromkeys(after_dense(o), block)
+        return {i: layer for i in layers(o) if i > 0}
+    return dict.fromkeys(after_dense(o), layer)
 
 
 @family(
@@ -122,10 +122,10 @@ def mimo(o: Options) -> dict[int, Block]:
     routed_scaling_factor=2.446,
     num_shared_experts=1,
 )
-def kimi_linear(o: Options) -> dict[int, Block]:
+def kimi_linear(o: Options) -> dict[int, StoredLayer]:
     """models/kimi_linear: as DeepSeek-V3 with other names."""
     bases = ("block_sparse_moe.", "mlp.")
-    block = corrected(
+    layer = corrected(
         o,
         bases,
         count=("num_experts",),
@@ -137,7 +137,7 @@ def kimi_linear(o: Options) -> dict[int, Block]:
         bias=tuple(base + CORRECTION for base in bases),
     )
     o.only(use_grouped_topk=True)
-    return dict.fromkeys(after_dense(o), block)
+    return dict.fromkeys(after_dense(o), layer)
 
 
 @family(
@@ -150,10 +150,10 @@ def kimi_linear(o: Options) -> dict[int, Block]:
     topk_group=4,
     num_shared_experts=1,
 )
-def bailing(o: Options) -> dict[int, Block]:
+def bailing(o: Options) -> dict[int, StoredLayer]:
     """models/bailing_hybrid (Ling 3.0): as DeepSeek-V3 with other names."""
     o.ignore("kda_safe_gate", "layer_group_size")
-    block = corrected(
+    layer = corrected(
         o,
         count=("num_experts",),
         top_k=("num_experts_per_token", "num_experts_per_tok"),
@@ -161,7 +161,7 @@ def bailing(o: Options) -> dict[int, Block]:
         group=("num_expert_group", "topk_group"),
         bias=("mlp.gate.expert_bias", "mlp." + CORRECTION),
     )
-    return dict.fromkeys(after_dense(o), block)
+    return dict.fromkeys(after_dense(o), layer)
 
 
 @family(
@@ -172,10 +172,10 @@ def bailing(o: Options) -> dict[int, Block]:
     route_norm=True,
     num_shared_experts=1,
 )
-def hy_v3(o: Options) -> dict[int, Block]:
+def hy_v3(o: Options) -> dict[int, StoredLayer]:
     """models/hy_v3: as DeepSeek-V3 with other names; the first layer is dense."""
     o.ignore("enable_moe_fp32_combine")
-    block = corrected(
+    layer = corrected(
         o,
         count=("num_experts",),
         norm="route_norm",
@@ -184,7 +184,7 @@ def hy_v3(o: Options) -> dict[int, Block]:
         router=("mlp.router.gate.weight", "mlp.gate.weight"),
         bias=("mlp.expert_bias", "mlp.e_score_correction_bias"),
     )
-    return dict.fromkeys(after_dense(o), block)
+    return dict.fromkeys(after_dense(o), layer)
 
 
 @family(
@@ -196,10 +196,10 @@ def hy_v3(o: Options) -> dict[int, Block]:
     score_func="sigmoid",
     num_shared_experts=2,
 )
-def afmoe(o: Options) -> dict[int, Block]:
+def afmoe(o: Options) -> dict[int, StoredLayer]:
     """models/afmoe (Trinity): DeepSeek-V3's router without groups, with other names."""
     o.only(score_func="sigmoid", route_norm=True, num_expert_groups=1, num_limited_groups=1, n_group=1, topk_group=1)
-    block = corrected(
+    layer = corrected(
         o,
         count=("num_experts",),
         norm="route_norm",
@@ -207,11 +207,11 @@ def afmoe(o: Options) -> dict[int, Block]:
         router=("mlp.router.gate.weight",),
         bias=("mlp.expert_bias",),
     )
-    return dict.fromkeys(after_dense(o, "num_dense_layers"), block)
+    return dict.fromkeys(after_dense(o, "num_dense_layers"), layer)
 
 
 @family("lfm2_moe", num_dense_layers=2, norm_topk_prob=True, routed_scaling_factor=1.0, use_expert_bias=True)
-def lfm2_moe(o: Options) -> dict[int, Block]:
+def lfm2_moe(o: Options) -> dict[int, StoredLayer]:
     """models/lfm2_moe: sigmoid scores. Experts are chosen with a bias; weights are renormalised and scaled.
 
     The model's code adds 1e-6 to the sum by which it divides weights. Its activation is always silu.
@@ -229,12 +229,12 @@ def lfm2_moe(o: Options) -> dict[int, Block]:
     parts = [experts(base), named("router", base + "gate.weight")]
     if o.flag("use_expert_bias"):
         parts.append(named("select_bias", base + "expert_bias"))
-    block = Block(gated(silu, *sizes, **how), tuple(parts), (base,))
-    return dict.fromkeys(after_dense(o, "num_dense_layers"), block)
+    layer = StoredLayer(gated(silu, *sizes, **how), tuple(parts), (base,))
+    return dict.fromkeys(after_dense(o, "num_dense_layers"), layer)
 
 
 @family("minimax_m2", hidden_act="silu", scoring_func="sigmoid")
-def minimax_m2(o: Options) -> dict[int, Block]:
+def minimax_m2(o: Options) -> dict[int, StoredLayer]:
     """models/minimax_m2: DeepSeek-V3's router without groups and without a scale."""
     o.only(scoring_func="sigmoid", use_routing_bias=True, shared_intermediate_size=0)
     o.ignore("router_jitter_noise", "mtp_transformer_layers", "num_mtp_modules", "shared_moe_mode")
@@ -245,11 +245,11 @@ def minimax_m2(o: Options) -> dict[int, Block]:
         named("router", *(base + "gate.weight" for base in bases)),
         named("select_bias", *(base + "e_score_correction_bias" for base in bases)),
     )
-    return dict.fromkeys(layers(o), Block(gated(o, *sizes, score="sigmoid", renormalize=True), parts, bases))
+    return dict.fromkeys(layers(o), StoredLayer(gated(o, *sizes, score="sigmoid", renormalize=True), parts, bases))
 
 
 @family("minimax_m3_vl_text", swiglu_alpha=1.702, swiglu_limit=7.0, routed_scaling_factor=2.0)
-def minimax_m3(o: Options) -> dict[int, Block]:
+def minimax_m3(o: Options) -> dict[int, StoredLayer]:
     """models/minimax_m3_vl: MiniMax-M2's router, with scaled weights. All experts have gpt-oss's activation."""
     o.only(swiglu_alpha=1.702)
     o.ignore("hidden_act", "router_jitter_noise", "dense_intermediate_size")
@@ -272,11 +272,11 @@ def minimax_m3(o: Options) -> dict[int, Block]:
         named("select_bias", *biases),
         shared(*(base + "shared_experts." for base in bases)),
     )
-    return dict.fromkeys(after_dense(o), Block(options, parts, bases))
+    return dict.fromkeys(after_dense(o), StoredLayer(options, parts, bases))
 
 
 @family("step3p5", hidden_act="silu", moe_router_scaling_factor=1.0)
-def step3p7(o: Options) -> dict[int, Block]:
+def step3p7(o: Options) -> dict[int, StoredLayer]:
     """models/step3p7: DeepSeek-V3's router without groups. Some layers clamp after the activation."""
     o.only(mlp_bias=False, moe_router_activation="sigmoid", norm_expert_weight=True, use_moe_router_bias=True)
     o.ignore("intermediate_size", "need_fp32_gate", "swiglu_limits", "swiglu_limits_shared")
@@ -302,7 +302,7 @@ def step3p7(o: Options) -> dict[int, Block]:
         chosen_layers = after_dense(o)
     else:
         chosen_layers = [i for i in layers(o) if (i >= 3 if listed is None else i in listed)]
-    blocks = {}
+    found = {}
     limits = [_limits(o, key) for key in ("swiglu_limits", "swiglu_limits_shared")]
     for i in chosen_layers:
         routed, beside = (limit[i] if limit else None for limit in limits)
@@ -311,8 +311,8 @@ def step3p7(o: Options) -> dict[int, Block]:
             chosen |= {"limit": routed, "limit_after": True}
         if beside != routed:
             problem = f"the shared expert's limit ({beside}) differs from the routed experts' ({routed})"
-        blocks[i] = Block(chosen, parts, ("mlp.", "moe.", "share_expert."), problem=problem)
-    return blocks
+        found[i] = StoredLayer(chosen, parts, ("mlp.", "moe.", "share_expert."), problem=problem)
+    return found
 
 
 def _listed(o: Options, key: str) -> set[int] | None:
@@ -338,7 +338,7 @@ def _limits(o: Options, key: str) -> list[float | None]:
 
 
 @family("llama4_text", hidden_act="silu", interleave_moe_layer_step=1)
-def llama4(o: Options) -> dict[int, Block]:
+def llama4(o: Options) -> dict[int, StoredLayer]:
     """models/llama4: the experts with the largest logits are chosen. Tensors of experts are stored [in, out].
 
     The sigmoid of an expert's logit multiplies the expert's input, not its output.
@@ -357,8 +357,8 @@ def llama4(o: Options) -> dict[int, Block]:
     step = o.size("interleave_moe_layer_step")
     listed = o.numbers("moe_layers")
     chosen = None if listed is None else set(listed)
-    block = Block(options, parts, (base,))
-    return {i: block for i in layers(o) if (i in chosen if chosen is not None else (i + 1) % step == 0)}
+    layer = StoredLayer(options, parts, (base,))
+    return {i: layer for i in layers(o) if (i in chosen if chosen is not None else (i + 1) % step == 0)}
 
 
 @family(
@@ -370,7 +370,7 @@ def llama4(o: Options) -> dict[int, Block]:
     swiglu_limit=10.0,
     n_shared_experts=1,
 )
-def deepseek_v4(o: Options) -> dict[int, Block]:
+def deepseek_v4(o: Options) -> dict[int, StoredLayer]:
     """models/deepseek_v4: sqrt(softplus) scores. Weights are renormalised and scaled.
 
     Experts are chosen with a bias, but in the first layers by a table of token ids.
@@ -390,9 +390,9 @@ def deepseek_v4(o: Options) -> dict[int, Block]:
     if count:
         parts.append(shared(*(base + "shared_experts." for base in bases)))
     biased = named("select_bias", "ffn.gate.bias", *(base + CORRECTION for base in bases))
-    chosen = Block(options, (*parts, biased), bases)
+    chosen = StoredLayer(options, (*parts, biased), bases)
     table = named("table", *(base + "gate.tid2eid" for base in bases))
-    looked_up = Block(options, (*parts, table), bases, note=TABLE)
+    looked_up = StoredLayer(options, (*parts, table), bases, note=TABLE)
     hashed = o.count("num_hash_layers")
     kinds = None if o.get("mlp_layer_types") is None else kinds_of_layers(o, "moe", "hash_moe")
     by_table = (i < hashed if kinds is None else kinds[i] == "hash_moe" for i in layers(o))
@@ -400,7 +400,7 @@ def deepseek_v4(o: Options) -> dict[int, Block]:
 
 
 @family("nemotron_h", mlp_hidden_act="relu2", routed_scaling_factor=1.0, norm_topk_prob=True)
-def nemotron_h(o: Options) -> dict[int, Block]:
+def nemotron_h(o: Options) -> dict[int, StoredLayer]:
     """models/nemotron_h: DeepSeek-V3's router; ungated experts with relu(x)^2 and a shared one of another width."""
     o.only(mlp_bias=False, moe_latent_size=None)
     o.ignore(
@@ -436,12 +436,12 @@ def nemotron_h(o: Options) -> dict[int, Block]:
         named("select_bias", base + CORRECTION),
         (both,),
     )
-    block = Block(options, parts, (base,))
-    return {i: block for i, kind in enumerate(kinds[:count]) if kind == "moe"}
+    layer = StoredLayer(options, parts, (base,))
+    return {i: layer for i, kind in enumerate(kinds[:count]) if kind == "moe"}
 
 
 @family("inkling_text", hidden_act="silu", n_shared_experts=2, route_scale=8.0, shared_expert_sink=True)
-def inkling(o: Options) -> dict[int, Block]:
+def inkling(o: Options) -> dict[int, StoredLayer]:
     """models/inkling: sigmoid scores and a bias. The weights of routed and shared experts are divided by one sum.
 
     So here the shared experts are the last experts, and a bias makes every token choose them. In published files the
@@ -467,5 +467,5 @@ def inkling(o: Options) -> dict[int, Block]:
         named("select_bias", "mlp." + CORRECTION, "mlp.gate.bias"),
         named("expert_scale", "mlp.gate.global_scale"),
     )
-    block = Block(gated(o, *sizes, **how), parts, late=late, note=LATE_NOTE.format(late=late))
-    return dict.fromkeys(after_dense(o), block)
+    layer = StoredLayer(gated(o, *sizes, **how), parts, late=late, note=LATE_NOTE.format(late=late))
+    return dict.fromkeys(after_dense(o), layer)

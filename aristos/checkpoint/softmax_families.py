@@ -8,7 +8,7 @@ from typing import Any
 from .options import MOST, Options, concerns
 from .recipe import (
     ACTIVATIONS,
-    Block,
+    StoredLayer,
     after_dense,
     by_step,
     each,
@@ -29,17 +29,17 @@ SPARSE = ("block_sparse_moe.", "mlp.")
 
 
 @family("mixtral", hidden_act="silu")
-def mixtral(o: Options) -> dict[int, Block]:
+def mixtral(o: Options) -> dict[int, StoredLayer]:
     """models/mixtral: softmax, k best, renormalised."""
     o.ignore("router_jitter_noise")  # used only in training
     sizes = o.size("intermediate_size"), o.size("num_local_experts", "num_experts"), o.size("num_experts_per_tok")
     parts = (experts(*SPARSE), named("router", *(base + "gate.weight" for base in SPARSE)))
-    block = Block(gated(o, *sizes, score="softmax", renormalize=True), parts, SPARSE)
-    return dict.fromkeys(layers(o), block)
+    layer = StoredLayer(gated(o, *sizes, score="softmax", renormalize=True), parts, SPARSE)
+    return dict.fromkeys(layers(o), layer)
 
 
 @family("minimax", hidden_act="silu")
-def minimax(o: Options) -> dict[int, Block]:
+def minimax(o: Options) -> dict[int, StoredLayer]:
     """models/minimax (MiniMax-Text-01): as Mixtral; the factors for attention belong to the decoder."""
     o.ignore("mlp_alpha_factor", "mlp_beta_factor")
     o.only(shared_intermediate_size=0)
@@ -48,7 +48,7 @@ def minimax(o: Options) -> dict[int, Block]:
 
 
 @family("arctic", hidden_act="silu")
-def arctic(o: Options) -> dict[int, Block]:
+def arctic(o: Options) -> dict[int, StoredLayer]:
     """Snowflake Arctic (vllm-project/vllm models/arctic.py): as Mixtral in every moe_layer_frequency-th layer.
 
     The dense residual MLP reads another norm, so it is outside of the layer.
@@ -61,19 +61,19 @@ def arctic(o: Options) -> dict[int, Block]:
             "num_experts_per_tok must be at least 2, because published code differs on a single expert's weight, got 1"
         )
     step = o.size("moe_layer_frequency")
-    return {i: block for i, block in mixtral(o).items() if (i + 1) % step == 0}
+    return {i: layer for i, layer in mixtral(o).items() if (i + 1) % step == 0}
 
 
 @family("olmoe", "flex_olmo", hidden_act="silu", norm_topk_prob=False)
-def olmoe(o: Options) -> dict[int, Block]:
+def olmoe(o: Options) -> dict[int, StoredLayer]:
     """models/olmoe, models/flex_olmo: softmax, k best; renormalised if the model says so."""
     sizes = o.size("intermediate_size"), o.size("num_experts", "num_local_experts"), o.size("num_experts_per_tok")
     router: dict[str, Any] = {"score": "softmax", "renormalize": o.flag("norm_topk_prob")}
-    block = Block(gated(o, *sizes, **router), (experts(*MLP), named("router", "mlp.gate.weight")))
-    return dict.fromkeys(layers(o), block)
+    layer = StoredLayer(gated(o, *sizes, **router), (experts(*MLP), named("router", "mlp.gate.weight")))
+    return dict.fromkeys(layers(o), layer)
 
 
-def qwen(o: Options, renormalize: bool, with_shared: bool) -> Block:
+def qwen(o: Options, renormalize: bool, with_shared: bool) -> StoredLayer:
     """models/qwen2_moe and similar models: softmax, k best; a shared expert with a gate of its own."""
     o.ignore("intermediate_size")  # a width of dense layers
     sizes = o.size("moe_intermediate_size"), o.size("num_experts", "num_local_experts"), o.size("num_experts_per_tok")
@@ -82,54 +82,54 @@ def qwen(o: Options, renormalize: bool, with_shared: bool) -> Block:
     if with_shared:
         options |= {"shared_ffn": o.size("shared_expert_intermediate_size"), "shared_sigmoid": True}
         parts += [shared("mlp.shared_expert."), named("shared_sigmoid", "mlp.shared_expert_gate.weight", row=True)]
-    return Block(options, tuple(parts))
+    return StoredLayer(options, tuple(parts))
 
 
 STEPS: dict[str, Any] = {"decoder_sparse_step": 1, "hidden_act": "silu"}
 
 
 @family("qwen2_moe", norm_topk_prob=False, **STEPS)
-def qwen2_moe(o: Options) -> dict[int, Block]:
+def qwen2_moe(o: Options) -> dict[int, StoredLayer]:
     """models/qwen2_moe."""
     return dict.fromkeys(by_step(o), qwen(o, o.flag("norm_topk_prob"), True))
 
 
 @family("qwen3_moe", norm_topk_prob=False, **STEPS)
-def qwen3_moe(o: Options) -> dict[int, Block]:
+def qwen3_moe(o: Options) -> dict[int, StoredLayer]:
     """models/qwen3_moe."""
     return dict.fromkeys(by_step(o), qwen(o, o.flag("norm_topk_prob"), False))
 
 
 @family("mellum", norm_topk_prob=True, first_k_dense_replace=0, hidden_act="silu")
-def mellum(o: Options) -> dict[int, Block]:
+def mellum(o: Options) -> dict[int, StoredLayer]:
     """models/mellum: as Qwen3-MoE, in the layers that mlp_layer_types calls sparse."""
     return dict.fromkeys(after_dense(o), qwen(o, o.flag("norm_topk_prob"), False))
 
 
 @family("qwen3_next", norm_topk_prob=True, **STEPS)
-def qwen3_next(o: Options) -> dict[int, Block]:
+def qwen3_next(o: Options) -> dict[int, StoredLayer]:
     """models/qwen3_next."""
     return dict.fromkeys(by_step(o), qwen(o, o.flag("norm_topk_prob"), True))
 
 
 @family("qwen3_5_moe_text", **STEPS)
-def qwen3_5_moe(o: Options) -> dict[int, Block]:
+def qwen3_5_moe(o: Options) -> dict[int, StoredLayer]:
     """models/qwen3_5_moe: always renormalised, every layer."""
     o.only(norm_topk_prob=True)
     return dict.fromkeys(by_step(o), qwen(o, True, True))
 
 
 @family("qwen3_vl_moe_text", "qwen3_omni_moe_text", **STEPS)
-def qwen3_vl_moe(o: Options) -> dict[int, Block]:
+def qwen3_vl_moe(o: Options) -> dict[int, StoredLayer]:
     """models/qwen3_vl_moe: always renormalised; experts are stored stacked, [in, out] in published files."""
-    block = qwen(o, True, False)
+    layer = qwen(o, True, False)
     o.only(norm_topk_prob=True)
     hub = fused("mlp.", in_out=True)
-    block = Block(block.options, ((*block.parts[0], hub), *block.parts[1:]))
-    return dict.fromkeys(by_step(o), block)
+    layer = StoredLayer(layer.options, ((*layer.parts[0], hub), *layer.parts[1:]))
+    return dict.fromkeys(by_step(o), layer)
 
 
-def deepseek_layer(o: Options, router: dict[str, Any], *experts_keys: str) -> Block:
+def deepseek_layer(o: Options, router: dict[str, Any], *experts_keys: str) -> StoredLayer:
     """DeepSeek's layer: experts of width moe_intermediate_size, and n_shared_experts more that every token passes."""
     o.ignore("intermediate_size")  # a width of dense layers
     ffn = o.size("moe_intermediate_size")
@@ -138,7 +138,7 @@ def deepseek_layer(o: Options, router: dict[str, Any], *experts_keys: str) -> Bl
     if count := o.optional_count("n_shared_experts"):
         options["shared_ffn"] = ffn * count
         parts.append(shared("mlp.shared_experts."))
-    return Block(options, tuple(parts))
+    return StoredLayer(options, tuple(parts))
 
 
 @family(
@@ -149,12 +149,12 @@ def deepseek_layer(o: Options, router: dict[str, Any], *experts_keys: str) -> Bl
     norm_topk_prob=False,
     scoring_func="softmax",
 )
-def deepseek(o: Options) -> dict[int, Block]:
+def deepseek(o: Options) -> dict[int, StoredLayer]:
     """DeepSeek-MoE-16B (vllm-project/vllm models/deepseek.py): softmax, k best; renormalised if the model says so."""
     o.only(scoring_func="softmax", mlp_bias=False)
     o.ignore("aux_loss_alpha", "seq_aux")
-    block = deepseek_layer(o, {"score": "softmax", "renormalize": o.flag("norm_topk_prob")}, "n_routed_experts")
-    return dict.fromkeys(after_dense(o), block)
+    layer = deepseek_layer(o, {"score": "softmax", "renormalize": o.flag("norm_topk_prob")}, "n_routed_experts")
+    return dict.fromkeys(after_dense(o), layer)
 
 
 @family(
@@ -165,7 +165,7 @@ def deepseek(o: Options) -> dict[int, Block]:
     topk_method="greedy",
     n_shared_experts=2,
 )
-def deepseek_v2(o: Options) -> dict[int, Block]:
+def deepseek_v2(o: Options) -> dict[int, StoredLayer]:
     """models/deepseek_v2: softmax, k best, limited to the best groups by one topk_method; norm_topk_prob is ignored."""
     o.only(scoring_func="softmax", mlp_bias=False, moe_layer_freq=1)
     o.ignore("aux_loss_alpha", "seq_aux")
@@ -178,8 +178,8 @@ def deepseek_v2(o: Options) -> dict[int, Block]:
     note = ""
     if o.flag("norm_topk_prob"):
         note = "norm_topk_prob is true: Aristos ignores it, as transformers does; the model's own code renormalises"
-    block = deepseek_layer(o, router, "n_routed_experts")
-    return dict.fromkeys(after_dense(o), replace(block, note=note))
+    layer = deepseek_layer(o, router, "n_routed_experts")
+    return dict.fromkeys(after_dense(o), replace(layer, note=note))
 
 
 @family(
@@ -190,7 +190,7 @@ def deepseek_v2(o: Options) -> dict[int, Block]:
     norm_topk_prob=True,
     n_shared_experts=1,
 )
-def mistral4(o: Options) -> dict[int, Block]:
+def mistral4(o: Options) -> dict[int, StoredLayer]:
     """models/mistral4: softmax; groups valued by their two best; renormalised if the model says so."""
     router: dict[str, Any] = {
         "score": "softmax",
@@ -198,26 +198,26 @@ def mistral4(o: Options) -> dict[int, Block]:
         "scale": o.number("routed_scaling_factor"),
         **groups(o, "sum_top2"),
     }
-    block = deepseek_layer(o, router, "n_routed_experts", "num_local_experts")
-    return dict.fromkeys(after_dense(o), block)
+    layer = deepseek_layer(o, router, "n_routed_experts", "num_local_experts")
+    return dict.fromkeys(after_dense(o), layer)
 
 
 @family("jamba", hidden_act="silu", expert_layer_period=2, expert_layer_offset=1)
-def jamba(o: Options) -> dict[int, Block]:
+def jamba(o: Options) -> dict[int, StoredLayer]:
     """models/jamba: softmax, k best, not renormalised; every expert_layer_period-th layer."""
     base = "feed_forward."
     sizes = o.size("intermediate_size"), o.size("num_experts"), o.size("num_experts_per_tok")
-    block = Block(
+    layer = StoredLayer(
         gated(o, *sizes, score="softmax", renormalize=False),
         (experts(base), named("router", base + "router.weight")),
         (base,),
     )
     period, offset = o.size("expert_layer_period"), o.count("expert_layer_offset")
-    return {i: block for i in layers(o) if i % period == offset}
+    return {i: layer for i in layers(o) if i % period == offset}
 
 
 @family("dbrx")
-def dbrx(o: Options) -> dict[int, Block]:
+def dbrx(o: Options) -> dict[int, StoredLayer]:
     """models/dbrx: softmax, k best, divided by their 1-norm; all experts' rows follow each other, down is [in, out]."""
     inner = o.get("ffn_config")
     if not isinstance(inner, dict):
@@ -249,21 +249,21 @@ def dbrx(o: Options) -> dict[int, Block]:
         "up": StoredArray(base + "v1", flat=True),
         "down": StoredArray(base + "w2", flat=True, in_out=True),
     }
-    block = Block(options, ((flat,), named("router", "ffn.router.layer.weight")), ("ffn.",), "blocks.{n}.")
-    return dict.fromkeys(layers(o, "n_layers"), block)
+    layer = StoredLayer(options, ((flat,), named("router", "ffn.router.layer.weight")), ("ffn.",), "blocks.{n}.")
+    return dict.fromkeys(layers(o, "n_layers"), layer)
 
 
 @family("phimoe", hidden_act="silu", router_jitter_noise=0.01)
-def phimoe(o: Options) -> dict[int, Block]:
+def phimoe(o: Options) -> dict[int, StoredLayer]:
     """models/phimoe: sparsemixer, two experts."""
     o.only(router_jitter_noise=0.01, num_experts_per_tok=2)
     o.ignore("input_jitter_noise")
     sizes = o.size("intermediate_size"), o.size("num_local_experts"), o.size("num_experts_per_tok")
     names = [base + name for base in SPARSE for name in ("gate.weight", "router.weight")]
-    block = Block(
+    layer = StoredLayer(
         gated(o, *sizes, score="sparsemixer", renormalize=False), (experts(*SPARSE), named("router", *names)), SPARSE
     )
-    return dict.fromkeys(layers(o), block)
+    return dict.fromkeys(layers(o), layer)
 
 
 @family(
@@ -275,7 +275,7 @@ def phimoe(o: Options) -> dict[int, Block]:
     moe_norm_min=1e-12,
     moe_num_shared_experts=2,
 )
-def ernie(o: Options) -> dict[int, Block]:
+def ernie(o: Options) -> dict[int, StoredLayer]:
     """models/ernie4_5_moe: softmax, chosen with a bias, weights without it, renormalised."""
     o.only(use_bias=False, moe_gate="topk", moe_use_aux_free=True)
     o.ignore("intermediate_size", "moe_group", "moe_capacity")
@@ -302,12 +302,12 @@ def ernie(o: Options) -> dict[int, Block]:
     last = o.get("moe_layer_end_index")
     every = layers(o)
     end = len(every) - 1 if last in (None, -1) else o.count("moe_layer_end_index")
-    block = Block(options, tuple(parts))
-    return {i: block for i in every if (i + 1) % interval == 0 and start <= i <= end}
+    layer = StoredLayer(options, tuple(parts))
+    return {i: layer for i in every if (i + 1) % interval == 0 and start <= i <= end}
 
 
 @family("hunyuan", "hunyuan_v1_moe", hidden_act="silu")
-def hunyuan(o: Options) -> dict[int, Block]:
+def hunyuan(o: Options) -> dict[int, StoredLayer]:
     """models/hunyuan_v1_moe: softmax, k best, renormalised; sizes may be lists by layer.
 
     Hunyuan-Large (model_type hunyuan; vllm-project/vllm models/hunyuan_v1.py) does not renormalise a single expert.
@@ -330,7 +330,7 @@ def hunyuan(o: Options) -> dict[int, Block]:
             return numbers[layer]
         return o.size(*keys)
 
-    blocks = {}
+    found = {}
     for i in layers(o):
         ffn = of(i, o.first("moe_intermediate_size", "intermediate_size"))
         top_k = of(i, "moe_topk", "num_experts_per_tok")
@@ -338,12 +338,12 @@ def hunyuan(o: Options) -> dict[int, Block]:
         options = gated(o, ffn, of(i, "num_experts"), top_k, score="softmax", renormalize=renormalize)
         options["shared_ffn"] = o.size("intermediate_size")
         parts = (experts(*MLP), named("router", "mlp.gate.wg.weight"), shared("mlp.shared_mlp."))
-        blocks[i] = Block(options, parts)
-    return blocks
+        found[i] = StoredLayer(options, parts)
+    return found
 
 
 @family("longcat_flash", hidden_act="silu", routed_scaling_factor=6.0, zero_expert_num=256, router_bias=False)
-def longcat(o: Options) -> dict[int, Block]:
+def longcat(o: Options) -> dict[int, StoredLayer]:
     """models/longcat_flash: softmax over experts and identity experts, chosen with a bias, not renormalised."""
     o.only(router_bias=False, zero_expert_type="identity", norm_topk_prob=False)
     o.ignore("ffn_hidden_size", "intermediate_size", "moe_intermediate_size")
@@ -365,20 +365,20 @@ def longcat(o: Options) -> dict[int, Block]:
     )
     first, identity = options["experts"], options["identity_experts"]
     names = (f"mlp.experts.{e}.{name}_proj.weight" for e in range(first, first + identity) for name in ("gate", "up"))
-    return dict.fromkeys(layers(o, "num_layers"), Block(options, parts, unused=tuple(names)))
+    return dict.fromkeys(layers(o, "num_layers"), StoredLayer(options, parts, unused=tuple(names)))
 
 
 @family("gemma4_text", hidden_activation="gelu_pytorch_tanh", enable_moe_block=False)
-def gemma4(o: Options) -> dict[int, Block]:
+def gemma4(o: Options) -> dict[int, StoredLayer]:
     """models/gemma4: softmax, k best, renormalised, times a scale of each expert, which its down projection takes in.
 
     Router and experts read two norms of one tensor, which differ only in their weights. The router is multiplied by the
     quotient of the weights, so that both read the experts' input (pre_feedforward_layernorm_2).
     """
-    o.ignore("intermediate_size", "use_double_wide_mlp", "num_kv_shared_layers")  # the dense block, attention
+    o.ignore("intermediate_size", "use_double_wide_mlp", "num_kv_shared_layers")  # the dense layer, attention
     own = o.get("per_layer_config")
-    for layer in own.values() if isinstance(own, dict) else ():
-        if not isinstance(layer, dict) or any(map(concerns, layer)):
+    for options in own.values() if isinstance(own, dict) else ():
+        if not isinstance(options, dict) or any(map(concerns, options)):
             o.refuse(
                 f"per_layer_config must be left out: Aristos has one configuration for all layers, got {shown(own)}"
             )
@@ -400,5 +400,5 @@ def gemma4(o: Options) -> dict[int, Block]:
         named("router_norm", "pre_feedforward_layernorm_2.weight"),
         named("expert_scale", "router.per_expert_scale"),
     )
-    block = Block(options, parts, ("experts.", "router."), router_factor=options["hidden"] ** -0.5)
-    return dict.fromkeys(layers(o), block)
+    layer = StoredLayer(options, parts, ("experts.", "router."), router_factor=options["hidden"] ** -0.5)
+    return dict.fromkeys(layers(o), layer)

@@ -8,14 +8,14 @@ from __future__ import annotations
 from typing import Any
 
 from .options import Options
-from .recipe import Block, after_dense, experts, family, fused, gated, layers, named, shared
+from .recipe import StoredLayer, after_dense, experts, family, fused, gated, layers, named, shared
 from .stored_arrays import StoredArray
 
 MLP = ("mlp.",)
 
 
 @family("gpt_oss", "openai_privacy_filter", swiglu_limit=7.0, swiglu_alpha=1.702)
-def gpt_oss(o: Options) -> dict[int, Block]:
+def gpt_oss(o: Options) -> dict[int, StoredLayer]:
     """models/gpt_oss: biases everywhere; gate and up alternate, or are halves in models/openai_privacy_filter."""
     o.only(swiglu_alpha=1.702, experts_per_token=o.get("num_experts_per_tok"))
     o.ignore("hidden_act")  # it is silu in files, but the experts have another activation
@@ -50,37 +50,37 @@ def gpt_oss(o: Options) -> dict[int, Block]:
         named("router", "mlp.router.weight"),
         named("router_bias", "mlp.router.bias"),
     )
-    return dict.fromkeys(layers(o), Block(options, parts))
+    return dict.fromkeys(layers(o), StoredLayer(options, parts))
 
 
-def granite(o: Options) -> Block:
+def granite(o: Options) -> StoredLayer:
     """models/granitemoe: the k best logits, softmax over these; input_linear holds gate and up."""
     o.ignore("logits_scaling", "residual_multiplier", "embedding_multiplier")  # outside the layer
     sizes = o.size("intermediate_size"), o.size("num_local_experts"), o.size("num_experts_per_tok")
     base = "block_sparse_moe."
     ways = (fused(base, "input_linear.weight", "output_linear.weight"), fused(base))
     router = named("router", base + "router.layer.weight", base + "router.weight")
-    return Block(gated(o, *sizes, score="softmax_topk"), (ways, router), (base,))
+    return StoredLayer(gated(o, *sizes, score="softmax_topk"), (ways, router), (base,))
 
 
 @family("granitemoe", hidden_act="silu")
-def granitemoe(o: Options) -> dict[int, Block]:
+def granitemoe(o: Options) -> dict[int, StoredLayer]:
     """models/granitemoe."""
     return dict.fromkeys(layers(o), granite(o))
 
 
 @family("granitemoehybrid", hidden_act="silu", shared_intermediate_size=1024)
 @family("granitemoeshared", "granitemoe_swa", hidden_act="silu")
-def granitemoeshared(o: Options) -> dict[int, Block]:
+def granitemoeshared(o: Options) -> dict[int, StoredLayer]:
     """models/granitemoeshared, granitemoehybrid, _swa: the decoder adds shared_mlp, which is part of the layer here."""
-    block, width = granite(o), o.count("shared_intermediate_size")
-    parts = (*block.parts, shared("shared_mlp.")) if width else block.parts
-    options = {**block.options, "shared_ffn": width}
-    return dict.fromkeys(layers(o), Block(options, parts, (*block.scopes, "shared_mlp.")))
+    layer, width = granite(o), o.count("shared_intermediate_size")
+    parts = (*layer.parts, shared("shared_mlp.")) if width else layer.parts
+    options = {**layer.options, "shared_ffn": width}
+    return dict.fromkeys(layers(o), StoredLayer(options, parts, (*layer.scopes, "shared_mlp.")))
 
 
 @family("jetmoe", activation_function="silu")
-def jetmoe(o: Options) -> dict[int, Block]:
+def jetmoe(o: Options) -> dict[int, StoredLayer]:
     """models/jetmoe: as Granite, with a bias that is added to the output.
 
     Here every expert has that bias, because the weights sum to one.
@@ -95,11 +95,11 @@ def jetmoe(o: Options) -> dict[int, Block]:
         named("router", "mlp.router.layer.weight"),
         named("down_bias", "mlp.bias"),
     )
-    return dict.fromkeys(layers(o), Block(options, parts))
+    return dict.fromkeys(layers(o), StoredLayer(options, parts))
 
 
 @family("aria_text", hidden_act="silu", moe_num_shared_experts=2)
-def aria(o: Options) -> dict[int, Block]:
+def aria(o: Options) -> dict[int, StoredLayer]:
     """models/aria: the k best logits, softmax over these; fc1 and fc2 are [in, out]; routed experts are always silu."""
     o.only(hidden_act="silu", mlp_bias=False)
     o.ignore("moe_z_loss_coeff", "moe_aux_loss_coeff")
@@ -110,7 +110,7 @@ def aria(o: Options) -> dict[int, Block]:
     if count := o.optional_count("moe_num_shared_experts"):
         options["shared_ffn"] = ffn * count
         parts.append(shared("mlp.shared_experts."))
-    return dict.fromkeys(layers(o), Block(options, tuple(parts)))
+    return dict.fromkeys(layers(o), StoredLayer(options, tuple(parts)))
 
 
 @family(
@@ -121,7 +121,7 @@ def aria(o: Options) -> dict[int, Block]:
     first_k_dense_replace=0,
     norm_topk_prob=True,
 )
-def cohere2_moe(o: Options) -> dict[int, Block]:
+def cohere2_moe(o: Options) -> dict[int, StoredLayer]:
     """models/cohere2_moe: the k best logits, softmax or sigmoid over these; the mean or sum with a shared expert."""
     o.ignore("prefix_dense_intermediate_size", "prefix_dense_sliding_window_pattern")
     sigmoid = o.word("expert_selection_fn", {"softmax": False, "sigmoid": True})
@@ -136,5 +136,5 @@ def cohere2_moe(o: Options) -> dict[int, Block]:
     if count:
         options["shared_ffn"] = ffn * count
         parts.append(shared("mlp.shared_experts."))
-    block = Block(options, tuple(parts), shared_factor=0.5 if mean else 1.0)
-    return dict.fromkeys(after_dense(o), block)
+    layer = StoredLayer(options, tuple(parts), shared_factor=0.5 if mean else 1.0)
+    return dict.fromkeys(after_dense(o), layer)

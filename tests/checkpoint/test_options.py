@@ -266,7 +266,7 @@ def test_published_options_of_deepseek_v3(tmp_path):
     checkpoint = of(tmp_path, DEEP)
     assert checkpoint.layers == tuple(range(3, 61))
     assert checkpoint.quantisation == "fp8"
-    r = dict(checkpoint._blocks[3].options["router"])
+    r = dict(checkpoint._layers[3].options["router"])
     assert r == {
         "score": "sigmoid",
         "renormalize": True,
