@@ -35,7 +35,4 @@ def main(argv: list[str]) -> int:
     from ..doctor import main as doctor
 
     asked = options(argv)
-    try:
-        return doctor.run_doctor(asked.json, asked.timeout)
-    except KeyboardInterrupt:
-        return doctor.INTERRUPTED
+    return doctor.run_doctor(asked.json, asked.timeout)

@@ -16,7 +16,7 @@ from ..errors import EnvironmentProblem
 from ._listing import listed, unknown
 
 SUMMARY = "look for races and hangs in the protocol: aristos explore --schedules 300"
-FINE, USAGE, INTERRUPTED = 0, 2, 130
+FINE, USAGE = 0, 2
 SIZES = ("ranks", "rows", "calls", "transport")
 
 
@@ -158,8 +158,6 @@ def main(argv: list[str]) -> int:
         code = run_explorer(asked)
         sys.stdout.flush()
         return code
-    except KeyboardInterrupt:
-        return INTERRUPTED
     except EnvironmentProblem as why:  # no clone, so no deliberate bugs
         print(f"aristos explore: {why}", file=sys.stderr)
         return USAGE

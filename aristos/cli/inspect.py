@@ -21,7 +21,7 @@ from ..weight_types import PACKED_ROWS, WEIGHT_TYPES, WeightType
 from ._listing import wrapped
 
 SUMMARY = "which layers of a model directory run, and the bytes a rank needs: aristos inspect MODEL_DIR"
-PROBLEMS, USAGE, INTERRUPTED = 1, 2, 130
+PROBLEMS, USAGE = 1, 2
 RANKS = (1, 2, 4, 8, 16, 32, 64)
 
 
@@ -56,10 +56,6 @@ def main(argv: list[str]) -> int:
     try:
         found = examine(asked)
         print(json.dumps(found, indent=1) if asked.json else wrapped("\n".join(lines(found, asked))))
-    except BrokenPipeError:  # | head
-        return launch_environment.unread()
-    except KeyboardInterrupt:
-        return INTERRUPTED
     except AristosError as error:
         print(f"aristos inspect: {error}", file=sys.stderr)
         return USAGE

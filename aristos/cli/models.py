@@ -51,16 +51,13 @@ def main(argv: list[str]) -> int:
     if not launch_environment.prints():
         return 0
     chosen = MODELS if asked.name is None else {asked.name: MODELS[asked.name]}
-    try:
-        if asked.json:
-            print(json.dumps({name: record(m) for name, m in chosen.items()}, indent=1))
-        elif asked.name is not None:
-            for key, value in record(chosen[asked.name]).items():
-                print(f"{key:12s}{'-' if value is None else value}")
-        else:
-            print("\n".join(lines(chosen)))
-    except BrokenPipeError:  # | head
-        return launch_environment.unread()
+    if asked.json:
+        print(json.dumps({name: record(m) for name, m in chosen.items()}, indent=1))
+    elif asked.name is not None:
+        for key, value in record(chosen[asked.name]).items():
+            print(f"{key:12s}{'-' if value is None else value}")
+    else:
+        print("\n".join(lines(chosen)))
     return 0
 
 

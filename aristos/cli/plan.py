@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ..topology.links import Links
 
 SUMMARY = "plan the expert-parallel groups: aristos plan PROBLEM.json"
-INFEASIBLE, USAGE, ENVIRONMENT, INTERRUPTED = 1, 2, 3, 130
+INFEASIBLE, USAGE, ENVIRONMENT = 1, 2, 3
 TOKENS = 4096
 DISCOVER_SECONDS = 300
 DISCOVER_RANKS = 8  # the most ranks that measure cores
@@ -103,19 +103,11 @@ def options(argv: list[str]) -> argparse.Namespace:
 
 
 def main(argv: list[str]) -> int:
-    try:
-        asked = options(argv)
-        if not launch_environment.prints():
-            return 0  # only one rank of the job plans
-        return run(asked)
-    except BrokenPipeError:  # | head
-        return launch_environment.unread()
-    except KeyboardInterrupt:
-        return INTERRUPTED
+    asked = options(argv)
+    return run(asked) if launch_environment.prints() else 0  # only one rank of the job plans
 
 
 def run(asked: argparse.Namespace) -> int:
-    from ..errors import AristosError, InputError
     from ..planner import Infeasible, picture, solve
     from ..planner.plan import infeasible_json
 
@@ -130,9 +122,6 @@ def run(asked: argparse.Namespace) -> int:
             print(json.dumps(infeasible_json(why.missing)))
         print(f"aristos plan: {why}", file=sys.stderr)
         return INFEASIBLE
-    except InputError as why:
-        print(f"aristos plan: {why}", file=sys.stderr)
-        return USAGE
     except OSError as why:
         file = asked.problem or asked.topology or asked.cluster or why.filename
         print(
@@ -140,20 +129,13 @@ def run(asked: argparse.Namespace) -> int:
             file=sys.stderr,
         )
         return USAGE
-    except AristosError as why:
-        print(f"aristos plan: {why}", file=sys.stderr)
-        return ENVIRONMENT
     if not asked.json:
         from ..planner.words import report
 
         print(wrapped(report(plan, time.monotonic() - started)), flush=True)
         if asked.model is not None:
             print(_moving(asked, max(map(len, plan.groups))))
-    try:
-        checked = checked_plan.check_plan(plan, asked) if asked.check else None
-    except AristosError as why:
-        print(f"aristos plan: {why}", file=sys.stderr)
-        return USAGE if isinstance(why, InputError) else ENVIRONMENT
+    checked = checked_plan.check_plan(plan, asked) if asked.check else None
     if asked.json:
         found = plan.to_json() | ({} if checked is None else {"check": [each.to_json() for each in checked]})
         print(json.dumps(found, allow_nan=False), flush=True)

@@ -14,7 +14,7 @@ from ..bench.arguments import nonempty
 from ..host import launch_environment
 
 SUMMARY = "this machine, its links and the network: aristos topo --json"
-PROBLEM, INTERRUPTED = 3, 130
+PROBLEM = 3
 
 
 def options(argv: list[str]) -> argparse.Namespace:
@@ -79,8 +79,6 @@ def main(argv: list[str]) -> int:
     except (AristosError, OSError) as why:
         print(f"aristos topo: {why}", file=sys.stderr)
         return PROBLEM
-    except KeyboardInterrupt:
-        return INTERRUPTED
 
 
 def run(asked: argparse.Namespace) -> int:

@@ -20,7 +20,7 @@ from .finding import Finding, fail, guarded, merged
 from .output import ReportWriter
 from .ranks import Ranks
 
-OK, FAILED, INTERRUPTED = 0, 3, 130
+OK, FAILED = 0, 3
 Check = tuple[str, Callable[[], Finding]]
 
 

@@ -11,7 +11,7 @@ import planning
 import pytest
 
 from aristos import planner
-from aristos.cli.plan import main as plan_command
+from aristos.cli.__main__ import main as aristos
 from aristos.models import MODELS
 from aristos.planner import baselines, machine, placing, published, search, solver
 from aristos.planner.achieved import achieve
@@ -181,7 +181,7 @@ def test_copies_of_equal_experts_stay_within_memory():
 
 def run(capsys, *words: str) -> tuple[int, str, str]:
     try:
-        code = plan_command(list(words))
+        code = aristos(["plan", *words])
     except SystemExit as ended:
         code = ended.code
     said = capsys.readouterr()

@@ -18,7 +18,7 @@ import planning
 import pytest
 
 from aristos import planner
-from aristos.cli.plan import main as plan_command
+from aristos.cli.__main__ import main as aristos
 from aristos.errors import InputError
 from aristos.planner import baselines, exact, search, solver
 from aristos.planner.words import explain, report, seconds_text
@@ -241,7 +241,7 @@ def test_a_wrong_field_is_named(pair, field, value):
 def run_here(capsys, *words: str) -> tuple[int, str, str]:
     """Run the command in this process. Returns (exit code, stdout, stderr); a traceback fails the test."""
     try:
-        code = plan_command([*words, "--json", "--deadline", "2"])
+        code = aristos(["plan", *words, "--json", "--deadline", "2"])
     except SystemExit as ended:
         code = ended.code
     said = capsys.readouterr()
@@ -279,7 +279,7 @@ def test_wrong_paths_and_options_are_errors(pair, tmp_path, capsys):
         *(([str(path), "--deadline", wrong], "--deadline") for wrong in ("0", "-1", "nan", "inf", "x")),
     ):
         try:
-            code = plan_command([*words])
+            code = aristos(["plan", *words])
         except SystemExit as ended:
             code = ended.code
         said = capsys.readouterr()
@@ -386,7 +386,7 @@ def test_the_command_prints_json_alone(pair, tmp_path, capsys):
         assert sorted(placement, key=int) == ["0", "1"]
         assert {d for devices in placement.values() for d in devices} <= set(members)
     assert out["bottleneck"]["device"] in out["groups"][out["bottleneck"]["group"]]
-    assert plan_command([str(path)]) == 0
+    assert aristos(["plan", str(path)]) == 0
     words = capsys.readouterr().out
     assert "bottleneck" in words
     assert max(map(len, words.splitlines())) <= 120

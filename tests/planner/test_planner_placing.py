@@ -16,7 +16,7 @@ import pytest
 from mpi import FLAG, LAUNCHER_VARIABLES, find_mpiexec
 
 from aristos import planner
-from aristos.cli.plan import main as plan_command
+from aristos.cli.__main__ import main as aristos
 from aristos.errors import InputError
 from aristos.models import MODELS
 from aristos.planner import moving, placing, published, replicas
@@ -165,7 +165,7 @@ def test_a_model_on_measured_links(tmp_path, capsys):
     path = tmp_path / "links.json"
     path.write_text(json.dumps(links(8, 80)))
     words = ["--model", "olmoe-1b-7b", "--topology", str(path), "--json"]
-    assert plan_command(words) == 0
+    assert aristos(["plan", *words]) == 0
     out = json.loads(capsys.readouterr().out)
     assert sorted(i for g in out["groups"] for i in g) == list(range(8))
     assert len(out["placement"][0]) == 64
@@ -177,7 +177,7 @@ def test_a_model_on_measured_links(tmp_path, capsys):
         ({**links(8, 80), "large": {"alpha_us": [[0]]}}, "large.alpha_us"),
     ):
         path.write_text(json.dumps(wrong))
-        code = plan_command(words)
+        code = aristos(["plan", *words])
         said = capsys.readouterr()
         assert (code, said.out) == (2, "")
         assert word in said.err
@@ -252,7 +252,7 @@ def test_a_device_too_small_for_the_dense_parameters(tmp_path, capsys):
     assert published.build(m, 1024, from_json(some), inference=True).n == 4
     path = tmp_path / "links.json"
     path.write_text(json.dumps(some))
-    assert plan_command(["--model", "olmoe-1b-7b", "--topology", str(path), "--json"]) == 1
+    assert aristos(["plan", "--model", "olmoe-1b-7b", "--topology", str(path), "--json"]) == 1
     printed = capsys.readouterr()
     out = json.loads(printed.out)
     assert (out["feasible"], out["missing_memory"]) == (False, said.value.missing)
