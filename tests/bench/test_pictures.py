@@ -54,7 +54,9 @@ def close(figure) -> None:
 @pytest.mark.parametrize("transports", TRANSPORTS)
 def test_the_picture_of_put_has_the_rates_of_its_table(transports):
     sizes, core = [8, 1024, 4 << 20], np.ones((3, 3, 2, 3))
-    result = put._result(context(3), sizes, [16] * 3, times(3), times(3, 1), core, np.ones(3, bool), transports)
+    result = put._result(
+        context(3), put.PutTimes(sizes, [16] * 3, times(3), times(3, 1), core, np.ones(3, bool), transports)
+    )
     figure = plots.pictures()["put"][0][1](result.tables[0])
     for sheet in result.sheets:
         for column in ("latency_us", "bandwidth_gbs", "fitted_us"):
@@ -66,7 +68,8 @@ def test_the_picture_of_put_has_the_rates_of_its_table(transports):
 def test_the_picture_of_signal_has_the_times_and_rates_of_its_tables(transports):
     sizes, messages, core = [0, 8, 1024], [8, 64], [np.ones((3, 3, 2, n)) for n in (3, 2)]
     right = np.ones((2, 3), bool)
-    result = signal._result(context(3), sizes, messages, times(3), times(2, 1), core, right, transports)
+    parts = [signal.Sent(*each) for each in zip((sizes, messages), (times(3), times(2, 1)), core, right)]
+    result = signal._result(context(3), *parts, transports)
     figure = plots.pictures()["signal"][0][1](result.tables[0])
     for sheet in result.sheets:
         if "message rate" in sheet.title:

@@ -15,6 +15,7 @@ Every output is checked against the float64 oracle.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -134,6 +135,22 @@ class Experts:
         return self.work.passes(errors[OURS]) and errors[BLAS] <= ROW_TYPES["float32"].error
 
 
+@dataclass
+class Measured:
+    """What the suite measured. errors, times, core: for each of ROWS, by side.
+
+    times: [world, iterations] seconds. core: the share of its core that each rank had, arranged like times. kernel,
+    peak, bandwidth: [world] of a core, GFLOP/s of the micro-kernel and of multiply-adds in registers, and bytes/s read.
+    """
+
+    kernel: np.ndarray
+    peak: np.ndarray
+    bandwidth: np.ndarray
+    errors: list[dict[str, float]] = field(default_factory=list)
+    times: list[dict[str, np.ndarray]] = field(default_factory=list)
+    core: list[dict[str, np.ndarray]] = field(default_factory=list)
+
+
 @suite("gemm", "expert kernel GFLOP/s by rows against BLAS, and the roofline", order=50, share=1.0)
 def run(ctx: Context) -> Result:
     shape = ctx.shape()
@@ -143,47 +160,37 @@ def run(ctx: Context) -> Result:
     kernel = np.array(ctx.world.allgather(bounds.micro_kernel(ctx.world, 1)))
     peak = np.array(ctx.world.allgather(bounds.peak(ctx.world, 1)))
     ctx.world.barrier()
-    bandwidth = np.array(ctx.world.allgather(bounds.read_bandwidth()))
-    errors, times, core = [], [], []
+    found = Measured(kernel, peak, np.array(ctx.world.allgather(bounds.read_bandwidth())))
     for i, m in enumerate(ROWS):
         ctx.report(f"{m} rows", i / len(ROWS))
-        errors.append(experts.errors(m))
+        found.errors.append(experts.errors(m))
         calls: dict[str, Any] = dict(experts.calls(m))
         seconds = 0.8 * ctx.left() / (len(ROWS) - i)
         count = iterations(ctx.world, calls, seconds, warmup=ctx.options.warmup, asked=ctx.options.iters)
         taken = in_turns(ctx.world, calls, count)
-        times.append({name: gathered(ctx.world, t) for name, t in taken.items()})
-        core.append(taken.core)
-    peak = np.maximum(peak, np.array(ctx.world.allgather(bounds.peak(ctx.world, 1))))
-    return _result(ctx, work, experts, errors, times, core, peak, kernel, bandwidth)
+        found.times.append({name: gathered(ctx.world, t) for name, t in taken.items()})
+        found.core.append(taken.core)
+    found.peak = np.maximum(peak, np.array(ctx.world.allgather(bounds.peak(ctx.world, 1))))
+    return _result(ctx, work, experts, found)
 
 
-def _result(
-    ctx: Context,
-    work: Workload,
-    experts: Experts,
-    errors: list[dict[str, float]],
-    times: list[dict[str, np.ndarray]],
-    core: list[dict[str, np.ndarray]],
-    peak: np.ndarray,
-    kernel: np.ndarray,
-    bandwidth: np.ndarray,
-) -> Result:
+def _result(ctx: Context, work: Workload, experts: Experts, found: Measured) -> Result:
     sheet = Sheet(f"gemm: one expert of {ctx.shape()}, {len(experts.plain)} experts in turn", COLUMNS)
     ran, intensity = experts.ran(), []
+    peak, bandwidth = float(found.peak.mean()), float(found.bandwidth.mean())
     itemsize = experts.rows(0).itemsize
-    for m, error, t, had in zip(ROWS, errors, times, core):
+    for m, error, t, had in zip(ROWS, found.errors, found.times, found.core):
         median = {name: Statistics.of(values).median for name, values in t.items()}
         flops = m * work.flops_per_row
         intensity.append(flops / (experts.nbytes + 2 * itemsize * m * work.cfg.hidden))
-        roof = min(float(peak.mean()), intensity[-1] * float(bandwidth.mean()) / 1e9)
+        roof = min(peak, intensity[-1] * bandwidth / 1e9)
         rate = flops / median[OURS] / 1e9
         sheet.records.append(
             {
                 "rows": m,
                 "median_us": median[OURS] * 1e6,
                 "gflops": rate,
-                "share_of_peak": rate / float(peak.mean()),
+                "share_of_peak": rate / peak,
                 "blas_gflops": flops / median[BLAS] / 1e9,
                 "speedup_over_blas": median[BLAS] / median[OURS],
                 "intensity": intensity[-1],
@@ -196,37 +203,26 @@ def _result(
             }
         )
     sheet.notes.append(
-        f"per core, {counted(ctx.world.size, 'rank')} at once: float32 peak {peak.mean():.1f} GFLOP/s, "
-        f"float32 micro-kernel {kernel.mean():.1f} GFLOP/s, read bandwidth {bandwidth.mean() / 1e9:.1f} GB/s; "
+        f"per core, {counted(ctx.world.size, 'rank')} at once: float32 peak {peak:.1f} GFLOP/s, "
+        f"float32 micro-kernel {found.kernel.mean():.1f} GFLOP/s, read bandwidth {bandwidth / 1e9:.1f} GB/s; "
         f"{experts.nbytes / 2**20:.2f} MiB of weights per expert"
     )
     if ran.dtype != "float32":
         sheet.notes.append("BLAS computes in float32: NumPy has no BLAS for 16-bit types")
-    table = _table(ctx, work, errors, times, core, peak, kernel, bandwidth, intensity)
-    return Result(sheet.ok, [sheet], [table], [ran])
+    return Result(sheet.ok, [sheet], [_table(ctx, work, found, intensity)], [ran])
 
 
-def _table(
-    ctx: Context,
-    work: Workload,
-    errors: list[dict[str, float]],
-    times: list[dict[str, np.ndarray]],
-    core: list[dict[str, np.ndarray]],
-    peak: np.ndarray,
-    kernel: np.ndarray,
-    bandwidth: np.ndarray,
-    intensity: list[float],
-) -> Table:
+def _table(ctx: Context, work: Workload, found: Measured, intensity: list[float]) -> Table:
     kernels = [OURS, BLAS]
-    seconds = padded([[row[name] for row in times] for name in kernels])
+    seconds = padded([[row[name] for row in found.times] for name in kernels])
     table = Table("gemm", attributes={"shape": str(ctx.shape()), "flops_per_row": work.flops_per_row})
     table.dim("kernel", kernels).dim("rows", ROWS, "1", "rows of one expert")
     table.dim("rank", np.arange(ctx.world.size)).dim("iteration", np.arange(seconds.shape[-1]))
     table.add("call_time", ("kernel", "rows", "rank", "iteration"), seconds, "s", "one expert on one rank")
-    shares = padded([[row[name] for row in core] for name in kernels])
+    shares = padded([[row[name] for row in found.core] for name in kernels])
     table.add("core_share", ("kernel", "rows", "rank", "iteration"), shares, "1", CORE_SHARE)
-    table.add("error", ("kernel", "rows"), [[e[k] for e in errors] for k in kernels], "1", "against float64")
+    table.add("error", ("kernel", "rows"), [[e[k] for e in found.errors] for k in kernels], "1", "against float64")
     table.add("intensity", "rows", intensity, "FLOP/B", "FLOPs over bytes of weights, rows in and rows out")
-    table.add("peak", "rank", peak, "GFLOP/s", "multiply-adds in registers")
-    table.add("micro_kernel", "rank", kernel, "GFLOP/s", "the micro-kernel alone, operands in L1 and L2")
-    return table.add("read_bandwidth", "rank", bandwidth, "B/s", "one core reading memory")
+    table.add("peak", "rank", found.peak, "GFLOP/s", "multiply-adds in registers")
+    table.add("micro_kernel", "rank", found.kernel, "GFLOP/s", "the micro-kernel alone, operands in L1 and L2")
+    return table.add("read_bandwidth", "rank", found.bandwidth, "B/s", "one core reading memory")

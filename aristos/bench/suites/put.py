@@ -14,6 +14,7 @@ fails.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -40,6 +41,24 @@ COLUMNS = (
     Column("fitted_us", "alpha-beta\nus", ".3f"),
     CHECK,
 )
+
+
+@dataclass(frozen=True)
+class PutTimes:
+    """What the suite measured, of all ordered pairs of ranks.
+
+    flights: puts in flight, for each size. latency, bandwidth: [origin, target, size, sample] seconds per put. core:
+    [origin, target, end, size] share of a core. good: [size] whether the bytes of a size arrived. transports: for each
+    transport which ordered pairs [W, W] use it.
+    """
+
+    sizes: list[int]
+    flights: list[int]
+    latency: np.ndarray
+    bandwidth: np.ndarray
+    core: np.ndarray
+    good: np.ndarray
+    transports: dict[str, np.ndarray]
 
 
 @suite(
@@ -80,7 +99,8 @@ def run(ctx: Context) -> Result:
         transports = pairs.transports()
     latency, bandwidth = np.stack(world.allgather(times), axis=1)
     shares = np.fmin(*np.stack(world.allgather(core), axis=1))  # [origin, target, end, size]
-    return _result(ctx, sizes, flights, latency, bandwidth, shares, right, transports)
+    good = np.logical_and.reduce(world.allgather(right))
+    return _result(ctx, PutTimes(sizes, flights, latency, bandwidth, shares, good, transports))
 
 
 def _flight(capacity: int, size: int) -> int:
@@ -88,45 +108,15 @@ def _flight(capacity: int, size: int) -> int:
     return max(1, min(FLIGHT, capacity // max(64, size)))
 
 
-def _result(
-    ctx: Context,
-    sizes: list[int],
-    flights: list[int],
-    latency: np.ndarray,
-    bandwidth: np.ndarray,
-    core: np.ndarray,
-    right: np.ndarray,
-    transports: dict[str, np.ndarray],
-) -> Result:
-    """The suite's result.
-
-    latency, bandwidth: [origin, target, size, sample] seconds per put. core: [origin, target, end, size] share of a
-    core.
-    """
-    good = np.logical_and.reduce(ctx.world.allgather(right))
-    sheets = [
-        _sheet(ctx, name, sizes, latency[pairs], bandwidth[pairs], core, pairs, good)
-        for name, pairs in transports.items()
-    ]
-    return Result(bool(good.all()), sheets, [_table(ctx, sizes, flights, latency, bandwidth, core, transports)])
+def _result(ctx: Context, found: PutTimes) -> Result:
+    sheets = [_sheet(ctx, name, found, pairs) for name, pairs in found.transports.items()]
+    return Result(bool(found.good.all()), sheets, [_table(ctx, found)])
 
 
-def _sheet(
-    ctx: Context,
-    transport: str,
-    sizes: list[int],
-    latency: np.ndarray,
-    bandwidth: np.ndarray,
-    core: np.ndarray,
-    pairs: np.ndarray,
-    good: np.ndarray,
-) -> Sheet:
-    """The sheet of one transport.
-
-    latency, bandwidth: [pair, size, sample] seconds per put. core: [origin, target, end, size] share of a core.
-    pairs: [W, W] which ordered pairs use the transport. good: [size] whether the bytes of a size arrived.
-    """
-    (median, typical), (each, usual) = medians(latency), medians(bandwidth)
+def _sheet(ctx: Context, transport: str, found: PutTimes, pairs: np.ndarray) -> Sheet:
+    """The sheet of one transport. pairs: [W, W] which ordered pairs use it."""
+    sizes, latency = found.sizes, found.latency[pairs]
+    (median, typical), (each, usual) = medians(latency), medians(found.bandwidth[pairs])
     whole = fit.alpha_beta(sizes, typical)
     title = f"put by {transport}: {len(median)} ordered pairs of {ctx.world.size} ranks, medians over pairs"
     sheet = Sheet(title, COLUMNS)
@@ -142,8 +132,8 @@ def _sheet(
                 "bandwidth_gbs": size / float(usual[j]) / 1e9,
                 "slowest_pair_gbs": size / float(each[:, j].max()) / 1e9,
                 "fitted_us": float(whole(size)) * 1e6,
-                "check": VERDICTS[bool(good[j])],
-                **mark_pairs(core[..., j], pairs),
+                "check": VERDICTS[bool(found.good[j])],
+                **mark_pairs(found.core[..., j], pairs),
             }
         )
     for segment in whole.segments:
@@ -153,28 +143,21 @@ def _sheet(
     return sheet
 
 
-def _table(
-    ctx: Context,
-    sizes: list[int],
-    flights: list[int],
-    latency: np.ndarray,
-    bandwidth: np.ndarray,
-    core: np.ndarray,
-    transports: dict[str, np.ndarray],
-) -> Table:
+def _table(ctx: Context, found: PutTimes) -> Table:
+    sizes, latency = found.sizes, found.latency
     ranks = np.arange(ctx.world.size)
     table = Table("put", attributes={"puts_in_flight": FLIGHT})
     table.dim("origin", ranks).dim("target", ranks).dim("size", sizes, "B", "bytes of a put")
     table.dim("iteration", np.arange(latency.shape[-1])).dim("segment", [0, 1])
     over = ("origin", "target", "size", "iteration")
     table.add("latency", over, latency, "s", "one put and a quiet")
-    table.add("put_time", over, bandwidth, "s", "time of a put with several in flight")
+    table.add("put_time", over, found.bandwidth, "s", "time of a put with several in flight")
     table.dim("end", ["origin", "target"])
-    table.add("core_share", ("origin", "target", "end", "size"), core, "1", PAIR_SHARE)
-    table.add("in_flight", "size", flights, "1", "puts before a quiet for put_time")
+    table.add("core_share", ("origin", "target", "end", "size"), found.core, "1", PAIR_SHARE)
+    table.add("in_flight", "size", found.flights, "1", "puts before a quiet for put_time")
     values = np.full((3, ctx.world.size, ctx.world.size, 2), np.nan)
     residual = np.full((ctx.world.size, ctx.world.size), np.nan)
-    for o, t in np.argwhere(np.logical_or.reduce(list(transports.values()))):
+    for o, t in np.argwhere(np.logical_or.reduce(list(found.transports.values()))):
         one = fit.alpha_beta(sizes, np.nanmedian(latency[o, t], axis=-1))
         both = (one.segments[0], one.segments[-1])
         values[:, o, t] = [[s.alpha for s in both], [s.beta for s in both], [s.last for s in both]]
@@ -183,5 +166,5 @@ def _table(
     table.add("alpha", per_pair, values[0], "s", "start-up of the alpha-beta fit")
     table.add("beta", per_pair, values[1], "s/B", "time of a byte by the alpha-beta fit")
     table.add("segment_end", per_pair, values[2], "B", "largest size of the segment")
-    add_transports(table, transports)
+    add_transports(table, found.transports)
     return table.add("residual", ("origin", "target"), residual, "1", "rms relative residual of the fit")

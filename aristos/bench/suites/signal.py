@@ -13,6 +13,7 @@ back changed, or if the sum of a stream's message numbers is wrong.
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -95,7 +96,8 @@ def run(ctx: Context) -> Result:
     all_right = np.logical_and.reduce(world.allgather(right))
     times = np.stack(world.allgather(trips)), np.stack(world.allgather(rates))
     both = np.split(np.stack(world.allgather(core)), [len(sizes)], axis=-1)
-    return _result(ctx, sizes, messages, *times, both, all_right, transports)
+    parts = [Sent(*each) for each in zip((sizes, messages), times, both, all_right)]
+    return _result(ctx, *parts, transports)
 
 
 def _repeats(side: Side, size: int, seconds: float) -> int:
@@ -172,53 +174,47 @@ def _receive(side: Side, ring: int, stride: int, tail: int, credit: int, base: i
     return oneside.stream_receive(ring, RING, stride, tail, credit, base, MESSAGES, deadline(), total)
 
 
-def _result(
-    ctx: Context,
-    sizes: list[int],
-    messages: list[int],
-    trips: np.ndarray,
-    rates: np.ndarray,
-    core: list[np.ndarray],
-    right: np.ndarray,
-    transports: dict[str, np.ndarray],
-) -> Result:
-    """The suite's result. trips: [origin, target, size, sample] seconds per round trip.
+@dataclass(frozen=True)
+class Sent:
+    """Round trips or messages of all ordered pairs of ranks.
 
-    rates: seconds per message, in the same arrangement. core: two arrays [origin, target, end, size], for round
-    trips and for messages: the share of its core that each end of a pair had."""
+    seconds: [origin, target, size, sample], of one. core: [origin, target, end, size] the share of its core that each
+    end of a pair had. right: whether the payloads of each size arrived; it may have further entries.
+    """
+
+    sizes: list[int]
+    seconds: np.ndarray
+    core: np.ndarray
+    right: np.ndarray
+
+
+def _result(ctx: Context, trips: Sent, messages: Sent, transports: dict[str, np.ndarray]) -> Result:
     sheets = []
     for name, pairs in transports.items():
-        sheets.append(_trip_sheet(ctx, name, sizes, trips[pairs], core[0], pairs, right[0]))
-        sheets.append(_rate_sheet(name, messages, rates[pairs], core[1], pairs, right[1]))
+        sheets += [_trip_sheet(ctx, name, trips, pairs), _rate_sheet(name, messages, pairs)]
     ranks = np.arange(ctx.world.size)
     table = Table("signal", attributes={"most_repeats": REPEATS, "messages": MESSAGES, "ring_slots": RING})
-    table.dim("origin", ranks).dim("target", ranks).dim("iteration", np.arange(trips.shape[-1]))
-    table.dim("size", sizes, "B", "payload of a round trip").dim("message_size", messages, "B", "payload of a message")
-    table.add("round_trip", ("origin", "target", "size", "iteration"), trips, "s", "there and back, mean of a sample")
-    table.add("message_time", ("origin", "target", "message_size", "iteration"), rates, "s", "time of a message")
+    table.dim("origin", ranks).dim("target", ranks).dim("iteration", np.arange(trips.seconds.shape[-1]))
+    over = ("origin", "target", "size", "iteration")
+    table.dim("size", trips.sizes, "B", "payload of a round trip")
+    table.dim("message_size", messages.sizes, "B", "payload of a message")
+    table.add("round_trip", over, trips.seconds, "s", "there and back, mean of a sample")
+    over = ("origin", "target", "message_size", "iteration")
+    table.add("message_time", over, messages.seconds, "s", "time of a message")
     table.dim("end", ["origin", "target"])
-    for name, kept, of in (("trip", core[0], "size"), ("message", core[1], "message_size")):
+    for name, kept, of in (("trip", trips.core, "size"), ("message", messages.core, "message_size")):
         table.add(f"{name}_core_share", ("origin", "target", "end", of), kept, "1", PAIR_SHARE)
     add_transports(table, transports)
-    return Result(bool(right.all()), sheets, [table])
+    return Result(bool(trips.right.all() and messages.right.all()), sheets, [table])
 
 
-def _trip_sheet(
-    ctx: Context,
-    transport: str,
-    sizes: list[int],
-    trips: np.ndarray,
-    core: np.ndarray,
-    pairs: np.ndarray,
-    right: np.ndarray,
-) -> Sheet:
-    """The sheet of round trips. trips: [pair, size, sample] seconds per round trip.
-
-    core: [origin, target, end, size] share of a core. pairs: [W, W] bool, the pairs that use the transport."""
+def _trip_sheet(ctx: Context, transport: str, found: Sent, pairs: np.ndarray) -> Sheet:
+    """The sheet of round trips. pairs: [W, W] bool, the pairs that use the transport."""
+    trips = found.seconds[pairs]
     trip, usual = medians(trips)
     title = f"signal by {transport}: round trips, {len(trip)} ordered pairs of {ctx.world.size} ranks"
     sheet = Sheet(title, TRIPS)
-    for j, size in enumerate(sizes):
+    for j, size in enumerate(found.sizes):
         sheet.records.append(
             {
                 "transport": transport,
@@ -228,20 +224,18 @@ def _trip_sheet(
                 "p99_us": float(np.nanquantile(trips[:, j], 0.99)) * 1e6,
                 "fastest_pair_us": float(trip[:, j].min()) * 1e6,
                 "slowest_pair_us": float(trip[:, j].max()) * 1e6,
-                "check": VERDICTS[bool(right[j])],
-                **mark_pairs(core[..., j], pairs),
+                "check": VERDICTS[bool(found.right[j])],
+                **mark_pairs(found.core[..., j], pairs),
             }
         )
     return sheet
 
 
-def _rate_sheet(
-    transport: str, messages: list[int], rates: np.ndarray, core: np.ndarray, pairs: np.ndarray, right: np.ndarray
-) -> Sheet:
-    """The sheet of message rates. rates: [pair, size, sample] seconds per message. core, pairs: see `_trip_sheet`."""
-    rate, usual = medians(rates)
+def _rate_sheet(transport: str, found: Sent, pairs: np.ndarray) -> Sheet:
+    """The sheet of message rates. pairs: see `_trip_sheet`."""
+    rate, usual = medians(found.seconds[pairs])
     sheet = Sheet(f"signal by {transport}: message rate of one sender, ring of {RING} slots", RATES)
-    for j, size in enumerate(messages):
+    for j, size in enumerate(found.sizes):
         typical = float(usual[j])
         sheet.records.append(
             {
@@ -251,8 +245,8 @@ def _rate_sheet(
                 "million_per_s": 1e-6 / typical,
                 "slowest_pair_million_per_s": 1e-6 / float(rate[:, j].max()),
                 "bandwidth_gbs": size / typical / 1e9,
-                "check": VERDICTS[bool(right[j])],
-                **mark_pairs(core[..., j], pairs),
+                "check": VERDICTS[bool(found.right[j])],
+                **mark_pairs(found.core[..., j], pairs),
             }
         )
     return sheet
