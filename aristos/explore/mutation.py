@@ -50,23 +50,6 @@ class Instead:
         return getattr(self._module, name)
 
 
-def releases_first() -> Instead:
-    """A stand-in for `aristos.primitives.memory` that delays an actor's stores until after the actor's next release."""
-    late: dict[int, list[tuple[int, int]]] = {}
-
-    def mine() -> list[tuple[int, int]]:
-        return late.setdefault(memory.store.__self__.me, [])  # type: ignore[attr-defined]  # a Memory's method
-
-    def release(at: int, value: int) -> None:
-        memory.store_release(at, value)
-        while mine():
-            memory.store(*mine().pop())
-
-    return Instead(
-        store=lambda at, value: mine().append((at, value)), notify=lambda at, value, nbytes: release(at, value)
-    )
-
-
 REGISTERED: dict[str, Mutation] = {}  # filled by the modules of the catalogue when they are imported
 
 

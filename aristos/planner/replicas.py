@@ -4,7 +4,7 @@ Copies of an expert have nearly equal shares of its load: each source rank uses 
 selects. Copies are added one by one, always to the expert with the largest load per copy. Copies are given to devices
 from heavy to light, each to the device that would finish first with it. Then they are moved and swapped while that
 shortens the time of the slowest device. Up to TRIES totals of copies are tried, from one copy of each expert to the
-most that fit. The baseline `eplb` is DeepSeek's load balancer, written from its description.
+most that fit.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def held_loads(placement: Placement, loads: Floats, devices: int, sources: int |
     for expert, places in enumerate(placement):
         c = len(places)
         part = np.full(c, 1 / c) if sources is None else -(-(sources - np.arange(c)) // c) / sources
-        np.add.at(found, places, loads[expert] * part)  # the baseline may put two copies on one device
+        np.add.at(found, places, loads[expert] * part)  # a baseline may put two copies on one device
     return found
 
 
@@ -136,23 +136,3 @@ def _improve(held: list[set[int]], load: Floats, share: Floats, rate: Floats, sp
             held[slow].add(taken)
             load[slow] += share[taken]
             load[d] -= share[taken]
-
-
-def eplb(loads: Floats, devices: int, slots: int) -> Placement:
-    """DeepSeek's global balancing: `slots` copies in all, the same number on every device.
-
-    Copies are added one by one, always to the expert with the largest load per copy. Then, from heavy to light, each
-    copy goes to the least loaded device with a free slot, even if that device already holds a copy of the expert.
-    slots: a multiple of devices.
-    """
-    copies = copies_of(loads, slots, slots)
-    share = np.repeat(loads / copies, copies)
-    expert = np.repeat(np.arange(len(loads)), copies)
-    load, left = np.zeros(devices), np.full(devices, slots // devices)
-    placement: Placement = [[] for _ in loads]
-    for at in np.argsort(-share, kind="stable"):
-        d = int(np.argmin(np.where(left > 0, load, np.inf)))
-        load[d] += share[at]
-        left[d] -= 1
-        placement[expert[at]].append(d)
-    return placement

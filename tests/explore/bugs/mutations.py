@@ -10,8 +10,26 @@ from typing import Any
 from aristos.engine import arrivals, codes, column_runs, dispatch, experts, layout, lock, packing, returns, steps, words
 from aristos.explore import places, rank
 from aristos.explore.cases import RankFault
-from aristos.explore.mutation import NOWHERE, ONE_BY_ONE, Instead, Put, mutation, releases_first
+from aristos.explore.mutation import NOWHERE, ONE_BY_ONE, Instead, Put, mutation
 from aristos.primitives import memory
+
+
+def releases_first() -> Instead:
+    """A stand-in for `aristos.primitives.memory` that delays an actor's stores until after the actor's next release."""
+    late: dict[int, list[tuple[int, int]]] = {}
+
+    def mine() -> list[tuple[int, int]]:
+        return late.setdefault(memory.store.__self__.me, [])  # type: ignore[attr-defined]  # a Memory's method
+
+    def release(at: int, value: int) -> None:
+        memory.store_release(at, value)
+        while mine():
+            memory.store(*mine().pop())
+
+    return Instead(
+        store=lambda at, value: mine().append((at, value)), notify=lambda at, value, nbytes: release(at, value)
+    )
+
 
 # ---- order within a source
 
