@@ -52,6 +52,24 @@ class Saved:
     taped: np.ndarray | None = None
 
 
+@dataclass(frozen=True)
+class BackwardCall:
+    """The checked arguments of a backward call.
+
+    number: the tape's number. dy: [S, H] of the layer's dtype. dlogits: [S, columns] float32, the caller's own
+    gradients of the router scores, or None. dy and dlogits are contiguous. pieces: how many equal pieces the tokens are
+    cut into.
+    """
+
+    layer: int
+    number: int
+    weights: TrainedWeights
+    saved: Saved
+    dy: np.ndarray
+    dlogits: np.ndarray | None
+    pieces: int
+
+
 def experts_module(dtype: str, isa: str) -> Any:
     """The kernels of experts for rows of a dtype."""
     return module("expert_backward" if dtype == "float32" else "rounded_backward", isa)
@@ -200,30 +218,18 @@ class BackwardCalls:
         """Make a call in which this rank refuses its arguments, so that the other ranks raise too. Collective."""
         self._meet(error, None)
 
-    def run_backward(
-        self,
-        layer: int,
-        number: int,
-        weights: TrainedWeights,
-        saved: Saved,
-        dy: np.ndarray,
-        dlogits: np.ndarray | None,
-        pieces: int,
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def run_backward(self, call: BackwardCall) -> tuple[np.ndarray, np.ndarray]:
         """Returns (dx [S, H], gradients of the combine weights [S, k]); adds to the gradients of weights. Collective.
-
-        number: the tape's number. dy: [S, H] of the layer's dtype. dlogits: [S, columns] float32, or None. dy and
-        dlogits are contiguous. pieces: how many equal pieces the tokens are cut into.
 
         If this raises PeerInputError or MismatchError, no gradient has changed.
         """
-        self._meet(None, (layer, number, pieces))
-        cfg, runtime = self.cfgs[layer], self.member.runtime
+        self._meet(None, (call.layer, call.number, call.pieces))
+        runtime = self.member.runtime
         with runtime.failing(runtime._blank_job()):
-            tokens = _Tokens(self.kernels, cfg, weights, saved, dy, pieces)
-            order, to_dx, sums, owned = self._experts(cfg, weights, tokens)
+            tokens = _Tokens(self.kernels, self.cfgs[call.layer], call)
+            order, to_dx, sums, owned = self._experts(tokens)
             tokens.add_experts(order, to_dx, sums)
-            dx = self._finish(weights, tokens, dlogits, pieces)
+            dx = self._finish(tokens)
             del owned  # the rows of dx were read by their addresses until here
         return dx, tokens.dw
 
@@ -244,15 +250,16 @@ class BackwardCalls:
                     f" has (layer, tape, pieces) {theirs}, and rank {group.rank} has {name}"
                 )
 
-    def _finish(self, weights: TrainedWeights, tokens: _Tokens, dlogits: np.ndarray | None, pieces: int) -> np.ndarray:
+    def _finish(self, tokens: _Tokens) -> np.ndarray:
         """Add the shared expert's part and the router's to the experts' part of dx; returns dx [S, H].
 
         After this the call adds nothing more to the gradients.
         """
+        weights, pieces = tokens.weights, tokens.call.pieces
         if tokens.cfg.shared_ffn:
             tokens.add_shared()
         if tokens.saved.logits is not None:
-            tokens.add_router(dlogits)
+            tokens.add_router()
         if tokens.common:
             weights.pending.append(partial_sums(self.number * pieces, tokens.common))
         weights.pieces.append(pieces)
@@ -261,14 +268,13 @@ class BackwardCalls:
 
     # ------------------------------------------------------------ rows of experts
 
-    def _experts(
-        self, cfg: MoEConfig, weights: TrainedWeights, tokens: _Tokens
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, Any]:
+    def _experts(self, tokens: _Tokens) -> tuple[np.ndarray, np.ndarray, np.ndarray, Any]:
         """Send the rows, run the experts, and get the results back.
 
         Returns (pair of each packed row, address of its dx, gradient of its combine weight, arrays that hold the dx).
         """
-        member, H, x, dy = self.member, cfg.hidden, tokens.rows, tokens.dy
+        member, cfg, x, dy = self.member, tokens.cfg, tokens.rows, tokens.dy
+        H = cfg.hidden
         me, world, places = member.rank, member.world, member.placement
         ids = tokens.saved.ids.reshape(-1)
         pairs = np.flatnonzero((ids >= 0) & (ids < cfg.experts))
@@ -294,20 +300,14 @@ class BackwardCalls:
         results = aligned((len(rows), self.kernels.padded(H) + SPARE))
         held = came.shape[1]
         expert = np.repeat(np.tile(np.arange(held), world), came.reshape(-1))
-        self._run(cfg, weights, expert, held, (x_at, dy_at, w, addresses(results)), results)
+        self._run(tokens, expert, held, (x_at, dy_at, w, addresses(results)), results)
         back = self._alltoallv(results, from_each, sent)
         to_dx, dw = addresses(back), back[:, self.kernels.padded(H)].copy()
         to_dx[mine], dw[mine] = addresses(results)[here], results[here, self.kernels.padded(H)]
         return order, to_dx, dw, (back, results)
 
     def _run(
-        self,
-        cfg: MoEConfig,
-        weights: TrainedWeights,
-        expert: np.ndarray,
-        held: int,
-        columns: tuple[np.ndarray, ...],
-        results: np.ndarray,
+        self, tokens: _Tokens, expert: np.ndarray, held: int, columns: tuple[np.ndarray, ...], results: np.ndarray
     ) -> None:
         """Run every expert on its rows, in order of (source, packed row).
 
@@ -315,7 +315,7 @@ class BackwardCalls:
         source by source: addresses of x and of dy, weights w, addresses where dx goes. results: [n, ...] float32, whose
         column after dx gets the gradients of w.
         """
-        order = np.argsort(expert, kind="stable")
+        cfg, weights, order = tokens.cfg, tokens.weights, np.argsort(expert, kind="stable")
         x, dy, w, dx = (np.ascontiguousarray(column[order]) for column in columns)
         dw = np.empty(len(order), np.float32)
         ends = np.concatenate([[0], np.cumsum(np.bincount(expert, minlength=held))])
@@ -381,13 +381,11 @@ class _Tokens:
     router and shared expert.
     """
 
-    def __init__(
-        self, kernels: Kernels, cfg: MoEConfig, weights: TrainedWeights, saved: Saved, dy: np.ndarray, pieces: int
-    ) -> None:
-        self.kernels, self.cfg, self.weights, self.saved, self._dy = kernels, cfg, weights, saved, dy
-        self.dw = np.zeros(saved.ids.shape, np.float32)
-        self.common = [weights.new_common() for _ in range(pieces)] if weights.places else []
-        each = len(dy) // pieces
+    def __init__(self, kernels: Kernels, cfg: MoEConfig, call: BackwardCall) -> None:
+        self.kernels, self.cfg, self.call, self.weights, self.saved = kernels, cfg, call, call.weights, call.saved
+        self.dw = np.zeros(call.saved.ids.shape, np.float32)
+        self.common = [call.weights.new_common() for _ in range(call.pieces)] if call.weights.places else []
+        each = len(call.dy) // call.pieces
         self.pieces = [slice(each * i, each * (i + 1)) for i in range(len(self.common))]
         self._terms: list[tuple[np.ndarray, np.ndarray]] = []  # addresses and factors, [S, n] each
         self._kept: list[np.ndarray] = []  # the arrays that the addresses point into
@@ -398,7 +396,7 @@ class _Tokens:
 
     @cached_property
     def dy(self) -> np.ndarray:
-        return widened(self._dy)
+        return widened(self.call.dy)
 
     @cached_property
     def rows(self) -> np.ndarray:
@@ -412,7 +410,7 @@ class _Tokens:
 
     def sent(self) -> np.ndarray:
         """[S, 2 H] of the layer's dtype: rows [dy | x] as the fused backward call sends them."""
-        return np.concatenate([self._dy, self._rows()], axis=1)
+        return np.concatenate([self.call.dy, self._rows()], axis=1)
 
     def factor(self, pairs: np.ndarray) -> np.ndarray:
         """The factor by which dy of each of these (token, choice) pairs is multiplied."""
@@ -472,9 +470,9 @@ class _Tokens:
             for part, common in zip(self.pieces, self.common):
                 self.kernels.add_outer(x[part], back[part, None], self.weights.part(common, "shared_sigmoid"), None)
 
-    def add_router(self, dlogits: np.ndarray | None) -> None:
-        """Add the router's part. dlogits: [S, columns], the caller's own gradients of the router scores, or None."""
-        cfg, saved, router = self.cfg, self.saved, self.cfg.router
+    def add_router(self) -> None:
+        """Add the router's part, with the caller's own gradients of the router scores."""
+        cfg, saved, router, dlogits = self.cfg, self.saved, self.cfg.router, self.call.dlogits
         assert saved.logits is not None
         assert self.weights.router_transposed is not None
         back = np.zeros((len(self.x), cfg.columns), np.float32) if dlogits is None else dlogits.copy()

@@ -30,10 +30,9 @@ from ..primitives.buffers import FLOAT, aligned
 from ..substrate.cpu.runtime import RUN_LEAST, CpuRuntime
 from ..transport.limits import Limits
 from .arguments import on_input
-from .backward import BackwardCalls, Saved, _Tokens, experts_module
+from .backward import BackwardCall, BackwardCalls, _Tokens, experts_module
 from .collective import Membership, Needs, status_of
 from .tapes import row_bytes
-from .trained_weights import TrainedWeights
 
 RUN_ROWS = 192  # the most rows of a run, as many as in a forward call of float32
 PIECES = 1 << 24  # the job's word TAPE is a tape's number times this, plus the number of pieces
@@ -77,20 +76,11 @@ class FusedBackward(BackwardCalls):
         self._fill_weights(job, 0)
         self._call(job)
 
-    def run_backward(
-        self,
-        layer: int,
-        number: int,
-        weights: TrainedWeights,
-        saved: Saved,
-        dy: np.ndarray,
-        dlogits: np.ndarray | None,
-        pieces: int,
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def run_backward(self, call: BackwardCall) -> tuple[np.ndarray, np.ndarray]:
         """See `BackwardCalls.run_backward`."""
-        cfg = self.cfgs[layer]
-        tokens = _Tokens(self.kernels, cfg, weights, saved, dy, pieces)
-        job, (count, k), hidden = self._job(layer), saved.ids.shape, cfg.hidden
+        cfg, weights, saved = self.cfgs[call.layer], call.weights, call.saved
+        tokens = _Tokens(self.kernels, cfg, call)
+        job, (count, k), hidden = self._job(call.layer), saved.ids.shape, cfg.hidden
         rows = tokens.sent()
         sent = tokens.factor(np.arange(count * k)).view(np.uint32).astype(np.int64)
         back = np.zeros((count, k), np.int64)
@@ -124,7 +114,7 @@ class FusedBackward(BackwardCalls):
             job,
             schema.BACKWARD,
             schema.CPU,
-            tape=PIECES * number + pieces,
+            tape=PIECES * call.number + call.pieces,
             scalars_out=sent.ctypes.data,
             scalars_back=back.ctypes.data,
             store=self._store.ctypes.data,
@@ -145,9 +135,9 @@ class FusedBackward(BackwardCalls):
         self._call(job)
         with self.runtime.failing(job):
             weights.half_changed = True
-            self._add_weight_gradients(job, cfg, weights, [sums for _, _, sums in addresses])
+            self._add_weight_gradients(job, tokens, [sums for _, _, sums in addresses])
         tokens.add_combined(combined, back.astype(np.uint32).view(np.float32))
-        return self._finish(weights, tokens, dlogits, pieces), tokens.dw
+        return self._finish(tokens), tokens.dw
 
     # ------------------------------------------------------------ the call
 
@@ -211,10 +201,9 @@ class FusedBackward(BackwardCalls):
         finally:
             runtime.open = False
 
-    def _add_weight_gradients(
-        self, job: np.ndarray, cfg: MoEConfig, weights: TrainedWeights, sums: list[tuple[int, ...]]
-    ) -> None:
+    def _add_weight_gradients(self, job: np.ndarray, tokens: _Tokens, sums: list[tuple[int, ...]]) -> None:
         """Add the gradients of every expert's weights, over its rows in order of (source, packed row)."""
+        cfg, weights = tokens.cfg, tokens.weights
         held, world, counts = len(sums), self.member.world, self._counts
         store.count_rows(job, self.runtime.state, counts)
         each = counts[:, :held]

@@ -17,7 +17,7 @@ from ..routing import Routing
 from ..transport.group import Group
 from .arguments import refusal
 from .backend import Backend
-from .backward import Saved
+from .backward import BackwardCall, Saved
 from .collective import Membership
 from .holders import Holders
 from .loading import LoadedWeights
@@ -276,7 +276,7 @@ class Training:
         if problem is not None:
             calls.refuse(problem)
             raise problem
-        dx, dw = calls.run_backward(tape.layer, tape.number, weights, saved, rows, extra, parts)
+        dx, dw = calls.run_backward(BackwardCall(tape.layer, tape.number, weights, saved, rows, extra, parts))
         tape.discard()
         dx = narrowed(dx, cfg).reshape(*tape.lead, cfg.hidden)
         return dx if saved.logits is not None else (dx, dw.reshape(*tape.lead, cfg.top_k))

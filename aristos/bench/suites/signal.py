@@ -96,8 +96,8 @@ def run(ctx: Context) -> Result:
     all_right = np.logical_and.reduce(world.allgather(right))
     times = np.stack(world.allgather(trips)), np.stack(world.allgather(rates))
     both = np.split(np.stack(world.allgather(core)), [len(sizes)], axis=-1)
-    parts = [Sent(*each) for each in zip((sizes, messages), times, both, all_right)]
-    return _result(ctx, *parts, transports)
+    there_and_back, streamed = (Sent(*each) for each in zip((sizes, messages), times, both, all_right))
+    return _result(ctx, there_and_back, streamed, transports)
 
 
 def _repeats(side: Side, size: int, seconds: float) -> int:
