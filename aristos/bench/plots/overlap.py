@@ -33,13 +33,30 @@ def _rates(table: Table) -> list[str]:
     return [rate_text(rate, copy) for rate in table.dims["rate"].values]
 
 
+def _panels(table: Table, wide: float, more: float, ylabel: str, **style: Any) -> tuple[Any, Any, Any]:
+    """(figure, its axes, the axes of each layer), five layers in a row. wide: inches of a layer; more: of the rest."""
+    from matplotlib import pyplot
+
+    count = len(table.dims["case"].values)
+    columns = min(5, count)
+    lines = -(-count // columns)
+    size = (max(6.0, wide * columns + more), 2.3 * lines + more)
+    figure, axes = pyplot.subplots(lines, columns, figsize=size, squeeze=False, **style)
+    for axis in axes.flat[count:]:
+        axis.set_visible(False)
+    for axis in axes[:, 0]:
+        axis.set_ylabel(ylabel)
+    for axis in axes[-1]:
+        axis.set_xlabel("bandwidth (GB/s)")
+    return figure, axes, axes.flat[:count]
+
+
 def heat(table: Table) -> Any:
     """The time of a bulk call over that of a fused call for each latency and bandwidth, with a panel for each layer.
 
     Above 1 (blue), overlap pays; ~ means disturbed.
     """
     import matplotlib
-    from matplotlib import pyplot
     from matplotlib.colors import LogNorm
 
     times, cases = _medians(table), table.dims["case"].values
@@ -47,13 +64,10 @@ def heat(table: Table) -> Any:
     ratio = times[..., schedules.index("bulk")] / times[..., schedules.index("fused")]
     marked = np.asarray(_doubtful(table).any(axis=-1))
     alphas, rates = table.dims["alpha"].values, _rates(table)
-    columns = min(5, len(cases))
-    lines = -(-len(cases) // columns)
-    size = (max(6.0, 2.6 * columns + 0.8), 2.3 * lines + 0.6)
-    figure, axes = pyplot.subplots(lines, columns, figsize=size, squeeze=False, layout="compressed")
+    figure, axes, of_cases = _panels(table, 2.6, 0.7, "latency of a link", layout="compressed")
     most = max(1.1, float(np.nanmax(ratio)), 1 / float(np.nanmin(ratio)))
     norm, shades = LogNorm(1 / most, most), matplotlib.colormaps["RdBu"]
-    for c, axis in zip(range(len(cases)), axes.flat):
+    for c, axis in enumerate(of_cases):
         image = axis.imshow(ratio[c], cmap=shades, norm=norm, aspect="auto")
         for (i, j), value in np.ndenumerate(ratio[c]):
             dark = abs(norm(value) - 0.5) > 0.35
@@ -63,12 +77,6 @@ def heat(table: Table) -> Any:
         axis.set(title=str(cases[c]))
         axis.set_xticks(range(len(rates)), rates)
         axis.set_yticks(range(len(alphas)), [_latency(a) for a in alphas])
-    for axis in axes.flat[len(cases) :]:
-        axis.set_visible(False)
-    for axis in axes[:, 0]:
-        axis.set_ylabel("latency of a link")
-    for axis in axes[-1]:
-        axis.set_xlabel("bandwidth (GB/s)")
     bar = figure.colorbar(image, ax=axes, label="bulk / fused", shrink=0.8)
     plain_log(bar.ax.yaxis)
     figure.suptitle(
@@ -84,22 +92,11 @@ def efficiency(table: Table) -> Any:
     """The time of the experts alone over the time of the call, by bandwidth, with a panel for each layer.
 
     Solid lines belong to the lowest latency."""
-    from matplotlib import pyplot
-
     times, cases = _medians(table), table.dims["case"].values
     alone, marked = table.variables["experts_time"].values, _doubtful(table)
     alphas, rates = table.dims["alpha"].values, _rates(table)
-    columns = min(5, len(cases))
-    lines = -(-len(cases) // columns)
-    figure, axes = pyplot.subplots(
-        lines,
-        columns,
-        figsize=(max(6.0, 2.5 * columns + 0.6), 2.3 * lines + 0.7),
-        squeeze=False,
-        sharex=True,
-        sharey=True,
-    )
-    for c, axis in zip(range(len(cases)), axes.flat):
+    figure, axes, of_cases = _panels(table, 2.5, 0.7, "experts alone / call (%)", sharex=True, sharey=True)
+    for c, axis in enumerate(of_cases):
         for s, schedule in enumerate(table.dims["schedule"].values):
             for a, style in zip(range(len(alphas)), ("-", "--", ":", "-.") * len(alphas)):
                 label = f"{schedule}, {_latency(alphas[a])}"
@@ -109,12 +106,6 @@ def efficiency(table: Table) -> Any:
                 hollow(axis, range(len(rates)), share, marked[c, a, :, s], line)
         axis.set(title=str(cases[c]), ylim=(0, 110))
         axis.set_xticks(range(len(rates)), rates)
-    for axis in axes.flat[len(cases) :]:
-        axis.set_visible(False)
-    for axis in axes[:, 0]:
-        axis.set_ylabel("experts alone / call (%)")
-    for axis in axes[-1]:
-        axis.set_xlabel("bandwidth (GB/s)")
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper right", ncols=3, fontsize=7)
     return figure
