@@ -108,7 +108,10 @@ def sqrtsoftplus_weights(scores: Floats, ids: Ints, renormalize: bool) -> Floats
 
 
 def sparsemixer_weights(scores: Floats, ids: Ints, renormalize: bool) -> Floats:
-    """For each choice, its share of a softmax over experts that are left and have nearly its score; see `Router`."""
+    """[S, k]: each choice's share of a softmax over the experts that no earlier choice took and whose scores are near.
+
+    `Router` says which scores are near.
+    """
     rest, found = scores.copy(), np.zeros(ids.shape)
     for j in range(ids.shape[1]):
         best = np.take_along_axis(scores, ids[:, j : j + 1], axis=1)

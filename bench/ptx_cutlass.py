@@ -1,4 +1,4 @@
-"""Run a product of CUTLASS 3's interface (cutlass_gemm.cu) on the machine, and compare it with NumPy's.
+"""Run a product of CUTLASS 3's interface (cutlass_gemm.cu) on the PTX machine, and compare it with NumPy's.
 
     python bench/ptx_cutlass.py CUTLASS/include [--schedules N]
 
@@ -48,7 +48,7 @@ def run(ptx: str, names: dict[str, str], seed: int) -> tuple[float, list[ptxsim.
 
 def main() -> int:
     """Print a line for each schedule and the reports. Returns the exit code."""
-    options = argparse.ArgumentParser(description="Run a product of CUTLASS 3 on the machine.")
+    options = argparse.ArgumentParser(description="Run a product of CUTLASS 3 on the PTX machine.")
     options.add_argument("include", type=Path)
     options.add_argument("--schedules", type=int, default=3)
     given = options.parse_args()

@@ -90,7 +90,7 @@ def compiled(kernel: Any, types_: tuple[Any, ...], cc: tuple[Any, ...]) -> Compi
 
 
 def declared_types(kernel: Any, types_: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The argument types of a kernel's declared signature that fits, or if none was declared, the arguments' own types.
+    """The argument types of a kernel's first declared signature that fits; without signatures the arguments' own types.
 
     Raises InputError if no declared signature takes the arguments.
     """

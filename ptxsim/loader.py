@@ -121,7 +121,10 @@ class Loader:
         return self.addresses[key]
 
     def set_variable(self, program: Program, device: int, name: str, data: bytes) -> None:
-        """Set the first bytes of a module's variable on a device. Raises InputError for an unknown or smaller one."""
+        """Set the first bytes of a module's variable on a device.
+
+        Raises InputError if the variable is unknown, or smaller than `data`.
+        """
         variable = program.variables.get(name)
         known = [one for one, found in program.variables.items() if found.space in ("const", "global")]
         if variable is None or name not in known:

@@ -53,9 +53,9 @@ def compiled(nvcc: str, name: str, cc: tuple[Any, ...], wanted: tuple[str, ...],
 
 
 def names(ptx: str, wanted: tuple[str, ...]) -> dict[str, str]:
-    """The name in the PTX of each kernel, and of each variable after `&`, that is named as in C++.
+    """A dict from each of the names in `wanted` to the name that it has in the PTX.
 
-    Raises InputError if a kernel is missing.
+    wanted: names of kernels as in C++, and names of variables, each after an `&`. Raises InputError if one is missing.
     """
     variables = re.findall(r"^(?:\.visible\s+)?\.(?:const|global)\s[^;=\n]*?([\w$]+)(?:\[\d*\])?\s*[;=]", ptx, re.M)
     entries = [*re.findall(r"\.entry\s+([\w$]+)", ptx), *variables]

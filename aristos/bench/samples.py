@@ -48,8 +48,8 @@ class Row:
 
 
 def timed(table: Table) -> dict[str, Variable]:
-    """The variables of a table that can be compared: those in seconds that have a dimension of repetition, or if there
-    are none, all in seconds.
+    """The variables of a table that can be compared: those in seconds that have a dimension of repetition. If no
+    variable in seconds has one, all variables in seconds.
 
     Raises ResultsError if a variable does not fit the table's dimensions, because the file is damaged.
     """

@@ -100,7 +100,7 @@ def main(argv: list[str]) -> int:
 
 
 def as_json(result: Any, bug: str) -> dict[str, Any]:
-    """A result as JSON has it."""
+    """A result as an object of the JSON output."""
     return {
         "case": result.case,
         "planted": bug or None,

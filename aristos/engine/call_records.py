@@ -1,6 +1,7 @@
 """The arguments of steps' calls. Written by `python -m aristos.engine.generate`: do not edit.
 
-A function takes what a step computes. The other arguments are words of the job.
+Each function returns the record of one call. Its parameters are the values that a step computes. It reads the call's
+other arguments from the job.
 """
 
 from kernel_cache.compile import jit

@@ -10,7 +10,7 @@ ARITHMETIC = '''"""The arithmetic that steps call by name. Written by `python -m
 
 A function takes the address of an element type's kernels, which the job's word KERNELS holds, and a record that names
 the other arguments. On CPUs `kernels/cpu/lowering.py` registers a compiled function for each name. The schedule
-explorer replaces them by hashes. A GPU's blocks compute in the persistent kernel and call none of these.
+explorer replaces the functions by hashes. A GPU's blocks compute in the persistent kernel and call none of them.
 """
 
 from typing import NamedTuple
@@ -36,8 +36,8 @@ class TransposedWeights(NamedTuple):
 
 BLOCKS = '''"""How arguments cross to compiled kernels. Written by `python -m aristos.engine.generate`: do not edit.
 
-A block of words holds a call: result, error, then its arguments in order. A function `put_` writes a record into the
-block at its scratch; a function `_at` reads one from a block.
+A block of words holds a call: result, error, then its arguments in order. put_NAME writes the record of the call
+NAME into the block at the record's scratch. NAME_at reads the record from a block.
 """
 
 from kernel_cache.compile import inlined
@@ -109,7 +109,8 @@ def fill_routing(job, {call}):
 '''
 RECORDS = '''"""The arguments of steps' calls. Written by `python -m aristos.engine.generate`: do not edit.
 
-A function takes what a step computes. The other arguments are words of the job.
+Each function returns the record of one call. Its parameters are the values that a step computes. It reads the call's
+other arguments from the job.
 """
 
 from kernel_cache.compile import jit

@@ -304,8 +304,8 @@ class MoE(Collective):
             Return a `CallStats` too.
         stream : stream, int or None, default None
             With backend="cuda", the stream on which the call is queued: a stream of any library, or CUDA's number of a
-            stream. Only later work of this stream sees the result. None: the current stream of the library of x, or if
-            that has none, of another array; then later work of every library sees the result. In either case the call
+            stream. Only later work of this stream sees the result. None: the current stream of the first array whose
+            library has one, beginning with x; then later work of every library sees the result. In both cases the call
             waits for work that the libraries have queued before.
         router_x : array [..., H] of cfg.dtype, or None, default None
             What the router reads instead of x.
@@ -454,9 +454,9 @@ class MoE(Collective):
     def moves(self) -> str:
         """What crosses between the ranks of a node: the option `moves`, or "tokens" if rows always travel.
 
-        The value is equal on all ranks. Rows always travel with schedule="bulk", with train=True and on CUDA; if the
-        ranks share no memory for weights, see `aristos doctor`; and if no rank sends rows to experts of local peers, as
-        with one rank on each node.
+        The value is equal on all ranks. Rows always travel with schedule="bulk", with train=True and on CUDA. They also
+        always travel if the ranks share no memory for weights (`aristos doctor` shows this), or if no rank sends rows
+        to experts of local peers, for example if each node has one rank.
         """
         return self._backend.moves
 
@@ -628,7 +628,7 @@ class MoE(Collective):
 
     @property
     def tape_bytes_taken(self) -> int:
-        """How many of this rank's `tape_bytes` open tapes hold."""
+        """How many bytes of this rank's `tape_bytes` are held by open tapes."""
         return 0 if self._training is None else self._training.tape_bytes_taken
 
     # ------------------------------------------------------------ end

@@ -148,7 +148,7 @@ class Training:
 
     @property
     def tape_bytes_taken(self) -> int:
-        """How many of this rank's `tape_bytes` open tapes hold."""
+        """How many bytes of this rank's `tape_bytes` are held by open tapes."""
         return self._reserve.taken
 
     def saves(self, expert: int) -> bool:

@@ -44,7 +44,7 @@ def stages(alpha, beta, rate, memory, experts, work, grows, crossings, payload):
 
 @jit
 def bottlenecks(stage, items, most, cap):
-    """[2**items, most + 1] the longest stage of the best partition of each set of items into exactly k groups.
+    """[2**items, most + 1]: entry [set, k] is the longest stage of the best partition of the set into exactly k groups.
 
     stage: [2**items] the stage of every set. Sets with a stage above cap are not used.
     """

@@ -1,9 +1,11 @@
 """The bound's programme for a cluster in compressed form: equal cells are one place, and sizes are grouped in bins.
 
 A device pays the least time if as many partners as possible are below its lower switches and the rest below the common
-switch; counting devices gives that time. Further, c devices in a child whose own children have at most q devices each
-lie in at least c / q of these children. So one of the children in which devices lie has at most c divided by the number
-of such children. A bin of sizes low..high pays as little as its cheapest size could.
+switch. The sizes of these switches therefore give a lower bound on its time. There is a second bound. Let a group have
+c devices in a child, and let each grandchild, a child of that child, have at most q devices. Then at least c / q
+grandchildren hold devices of the group, and one of these grandchildren holds at most their average number.
+
+A bin of sizes low..high pays as little as its cheapest size could.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from .problem import Problem
 from .terms import comm_us, share_mib
 from .tree import Leaf, Switch
 
-# bins of sizes, and of counts in a child: one bin a number up to EXACT, then each bin begins STEP times higher
+# bins of sizes, and of counts in a child: one for each number up to EXACT, then each begins STEP times higher
 EXACT_SIZES, SIZE_STEP = 64, 1.05
 EXACT_COUNTS, COUNT_STEP = 32, 1.2
 
@@ -155,7 +157,7 @@ def programme(problem: Problem, grows: bool) -> Programme:
         return Part(place, times, some, most, cost, memories[most - 1], rates[most - 1])
 
     def _best(switch: Switch) -> tuple[Floats, Floats]:
-        """([devices] the sums of the 1, 2, ... fastest rates of a subtree, the same sums of its largest memories)."""
+        """([devices] the sums of the 1, 2, ... fastest rates in a subtree, [devices] sums of the largest memories)."""
         found: dict[tuple[float, int], int] = {}
 
         def add(node: Switch | Leaf, times: int) -> None:

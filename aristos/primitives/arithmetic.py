@@ -2,7 +2,7 @@
 
 A function takes the address of an element type's kernels, which the job's word KERNELS holds, and a record that names
 the other arguments. On CPUs `kernels/cpu/lowering.py` registers a compiled function for each name. The schedule
-explorer replaces them by hashes. A GPU's blocks compute in the persistent kernel and call none of these.
+explorer replaces the functions by hashes. A GPU's blocks compute in the persistent kernel and call none of them.
 """
 
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""The page: the verdict in its first line, figures beside predictions, parts, clocks, tables, last lines of output."""
+"""The report: a verdict in its first line, figures beside predictions, parts, clocks, tables, last lines of output."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ def _follow(pipe: Any, chunks: list[bytes]) -> None:
 
 
 def environment() -> dict[str, str]:
-    """The environment of a part. Python finds the checkout's packages and this one before installed ones."""
+    """The environment of a part. Python finds the checkout's packages, first_run too, before installed packages."""
     places = [str(ROOT), str(ROOT / "bench"), *filter(None, [os.environ.get("PYTHONPATH")])]
     return os.environ | {"PYTHONPATH": os.pathsep.join(places), "PYTHONUNBUFFERED": "1"}
 

@@ -72,7 +72,7 @@ def convert(low: Lowering, m: Mods) -> None:
         flags |= whole | isa.INTEGER if whole >= 0 else 0
     elif floats[1]:
         exact = floats[0] and (to == isa.F64 or (to == isa.F32 and source != isa.F64))
-        halves = {to, source} == {isa.F16, isa.BF16}  # ptxas takes them without a rounding, and means the nearest
+        halves = {to, source} == {isa.F16, isa.BF16}  # ptxas rounds to nearest if no rounding is given
         table = {**DIRECTED, "rna": isa.RNA} if to == isa.TF32 else DIRECTED
         flags |= m.choose(table, isa.RN if exact or halves else None)
     if source == isa.F32 and to in (*HALVES, isa.TF32):
@@ -106,7 +106,7 @@ def convert_quarters(low: Lowering, m: Mods, to: int, source: int) -> None:
 
 
 def convert_pack(low: Lowering, m: Mods) -> None:
-    """Lower cvt.pack.sat, which packs two saturated integers, below the bits of the third operand if there is one."""
+    """Lower cvt.pack.sat, which packs two saturated integers. A third operand gives the bits above them."""
     if not m.take_one("sat"):
         raise m.fail("needs .sat")
     names = m.left

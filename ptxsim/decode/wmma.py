@@ -1,8 +1,9 @@
 """Lowers wmma to loads and stores of single elements and to mma.
 
 PTX leaves open where the elements of a fragment lie. Here they lie as in the fragments of mma.sync: a fragment of 16x16
-is two blocks of mma's 8 columns, one of 32 rows two blocks of 16. A shape of 8 rows and 32 columns is computed as the
-transpose of its product. A fragment of float16 with more registers than elements repeats them.
+consists of two blocks of mma's 8 columns, and a fragment of 32 rows consists of two blocks of 16 rows. For a shape of 8
+rows and 32 columns mma computes the transpose of the product. If a fragment of float16 has more registers than its
+elements fill, the elements are repeated.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def fragments(low: Lowering, m: Mods) -> None:
     rows, columns, depth = (int(part) for part in re.findall(r"\d+", shape))
     if what == "mma":
         types, m.left = m.left, []
-        if len(types) == 2:  # those of D and C: A and B are float16
+        if len(types) == 2:  # the types of D and C; A and B are float16
             types = [types[0], "f16", "f16", types[1]]
         known = len(types) == 4 and all(shape in SHAPES.get(name, ()) for name in types[1:3])
         if not known or KINDS[types[1]] != KINDS[types[2]]:
@@ -71,7 +72,8 @@ def fragments(low: Lowering, m: Mods) -> None:
 def places(role: str, shape: tuple[int, int, int], bits: int) -> list[tuple[int, int, int, bool]]:
     """Where a fragment's elements lie, in the order of registers: (row, column, step, turned).
 
-    An element's row and column are these, plus lane // 4 and step * (lane % 4), or if turned the reverse.
+    A lane's element is at (row + lane // 4, column + step * (lane % 4)). If turned, it is at (row + step * (lane % 4),
+    column + lane // 4).
     """
     rows, columns, depth = shape
     if rows == 8 and columns == 32:  # the transpose: A in the role of B, and B in that of A

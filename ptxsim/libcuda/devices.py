@@ -17,7 +17,7 @@ CONTEXT_LIMITS = {0: 1024, 1: 1 << 20, 2: 8 << 20, 3: 2, 4: 2048, 5: 128, 6: 0, 
 
 
 def attributes(now: State, device: int) -> dict[int, int]:
-    """A device's attributes, by the numbers of CUdevice_attribute. Those that are missing are 0."""
+    """A device's attributes, by the numbers of CUdevice_attribute. An attribute that is missing here is 0."""
     machine = now.machine
     limit, cc = machine.limits, machine.cc
     return {
@@ -110,7 +110,7 @@ def cuDeviceGetP2PAttribute(now: State, value: int, attribute: int, device: int,
 
 @call(HANDLE, UINT)
 def cuCtxEnablePeerAccess(now: State, context: int, flags: int) -> None:
-    """Only note it: devices of a machine always see each other's memory."""
+    """Only note the pair of devices: the devices of a machine always see each other's memory."""
     pair = now.context().device, now.get(context, Context).device
     if pair in now.peers:
         raise Refused("ERROR_PEER_ACCESS_ALREADY_ENABLED")

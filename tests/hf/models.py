@@ -134,7 +134,7 @@ ROUTER = re.compile(r"(Router|Gate|Gating)$")
 
 
 def config_of(family: str, options: dict[str, Any]) -> Any:
-    """The family's config with the reduced sizes that it has, and `options`."""
+    """The family's config, with `options` and the reduced sizes in COMMON that it knows."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     kind = CONFIG_MAPPING[family]
@@ -203,7 +203,7 @@ def gemma4(layer: Any, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tens
 
 
 def nllb(block: Any, x: torch.Tensor) -> torch.Tensor:
-    """What a block of models/nllb_moe should compute: its router's weights times its experts, with its dropout.
+    """What a block of models/nllb_moe should compute: the sum of weights times experts' outputs, with its dropout.
 
     NllbMoeExperts of transformers 5.24 uses the mask of each token's first expert as ids, so that all rows go to
     experts 0 and 1.
@@ -254,7 +254,7 @@ def blocks(model: Any) -> dict[str, np.ndarray]:
             hook.remove()
         y = y[0] if isinstance(y, tuple) else y
         beside = getattr(model.get_submodule(name.rpartition(".")[0]), "shared_mlp", None)
-        if beside is not None:  # models/granitemoeshared: the decoder adds it
+        if beside is not None:  # in models/granitemoeshared the decoder adds the shared expert
             with torch.no_grad():
                 y = y + beside(x)
         found[f"{name}.x"], found[f"{name}.y"] = x[0].numpy(), y.reshape(TOKENS, width).numpy()
@@ -271,7 +271,7 @@ def blocks(model: Any) -> dict[str, np.ndarray]:
         if dense is not None:
             if c.model_type == "gemma4_text":  # the scale of an expert goes to its down projection
                 dense /= module.router.per_expert_scale.detach().numpy()
-            if c.model_type == "inkling_text":  # the same; shared experts are the last ones
+            if c.model_type == "inkling_text":  # so does the global scale; shared experts are the last columns
                 dense = np.concatenate([dense, routed[0][3].float().numpy()], axis=1)
                 dense /= module.gate.global_scale.detach().numpy()
             found[f"{name}.dense"] = dense

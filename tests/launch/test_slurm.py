@@ -330,7 +330,7 @@ def salloc(*words: object) -> list[object]:
 @pytest.mark.parametrize("how", ["srun", "mpirun"])
 def test_aristos_run_in_an_allocation(cluster, how):
     """As many ranks start as were asked for, block by block. Each reports its own binding."""
-    asked = ["-N2", "-n4", "--ntasks-per-node=2", "--nodelist=n1,n2"]  # waits for earlier jobs there
+    asked = ["-N2", "-n4", "--ntasks-per-node=2", "--nodelist=n1,n2"]  # the job waits for earlier ones on n1, n2
     done = cluster.command(*salloc(*asked, "--", "--launcher", how, "--", "python", "-c", SEATED))
     assert done.returncode == 0, done.stderr
     rows = sorted(json.loads(line) for line in done.stdout.splitlines())
@@ -668,8 +668,8 @@ def test_a_job_outlives_a_killed_slurmd(folder, tmp_path):
 def test_a_lost_rank_ends_the_job(cluster, tmp_path, how, late):
     """Slurm notices a killed process. A stopped process is noticed only by the ranks that wait for it.
 
-    If it is stopped within a call, their puts wait for it. If between calls, they raise an exception after
-    `absent_timeout`, and end the job at their exit.
+    If the process is stopped within a call, the other ranks' puts wait for it. If it is stopped between calls, the
+    other ranks raise an exception after `absent_timeout`, and end the job at their exit.
     """
     out = tmp_path / "out"
     with cluster.job("lost", out, "-N4", "-n4", "--", LAYER, "--hold", 100, *late, "--timeout", 2) as running:

@@ -223,7 +223,7 @@ def test_streams_of_every_library_are_taken():
 
 
 def test_the_stream_passed_to_an_exporter():
-    """The exporter gets the stream on which the call is queued, and makes it wait for its own stream."""
+    """The exporter gets the stream on which the call is queued, and makes it wait for the exporter's own stream."""
     value = Dlpack((5, 32))
     for stream in (0, 0x5555):
         on_device("x", value, stream)

@@ -172,7 +172,7 @@ def test_arrivals_that_end_no_phase(check, drop, next_phase):
 
 
 def test_an_arrival_that_must_not_end_its_phase():
-    """An arrival with .noComplete that ends its phase is reported. While the phase awaits bytes, it does not end it."""
+    """An arrival with .noComplete that ends its phase is reported. No arrival ends a phase that awaits bytes."""
     form = "{}mbarrier.arrive.noComplete.shared::cta.b64 d1, [r30], 2;\n{}"
     for before, after, ends in (
         ("", "", True),
@@ -289,7 +289,10 @@ mad.wide.u32 d5, t, 16, a1; st.global.v4.u32 [d5], {r2, r3, r4, r5};"""
 @CHECKED
 @pytest.mark.parametrize("seed", range(4))
 def test_arrivals_of_copies(seed, check):
-    """cp.async.mbarrier.arrive with .noinc is one of the arrivals that `init` counted; without it, it is one more."""
+    """The arrival of cp.async.mbarrier.arrive.noinc is one of those that `init` counted.
+
+    Without .noinc the instruction adds an arrival.
+    """
     data = np.random.default_rng(3).integers(0, 1 << 32, (64, 4), np.uint32)
     own = ARRIVE.replace(".noinc", "").replace("W: ", "mbarrier.arrive.shared::cta.b64 _, [r30];\nW: ")
     for body in (ARRIVE, own):
@@ -364,7 +367,10 @@ def test_misuse(body, words):
 
 @CHECKED
 def test_the_last_phase_of_an_mbarrier_that_all_threads_leave(check):
-    """It may wait for bytes. A copy that begins after it has no phase to count its bytes: the least count is 1."""
+    """The last phase may wait for bytes. A copy that begins after this phase is reported.
+
+    No phase can follow to count its bytes, because a phase expects at least one arrival.
+    """
     copy = "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [r3], [a0], 16, [r30];\n"
     body = f"""{INIT.format(count=1)}mov.u32 r3, tile;
 mbarrier.arrive_drop.expect_tx.shared::cta.b64 _, [r30], 16;

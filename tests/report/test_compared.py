@@ -253,7 +253,7 @@ def test_a_sentence_names_a_few_of_many_rows():
 
 @pytest.fixture
 def files(tmp_path) -> dict[str, str]:
-    """Two equal runs, one run that is 20 % slower, a file of two runs, and files that are none."""
+    """Files: of runs with equal and with 20 % longer times, of two runs, of runs with one call, and without results."""
     for name, slower in (("first", 1.0), ("slower", 1.2), ("both", 1.0)):
         results.append(tmp_path / f"{name}.h5", run(name, layer(slower, isa="avx2"), isa=name))
     results.append(tmp_path / "both.h5", run("c", layer(1.2)))
@@ -352,7 +352,7 @@ def test_wrong_words_are_refused(words):
 
 @pytest.mark.parametrize("lines", [0, 1, 4, 8])
 def test_a_reader_that_ends_early_is_no_regression(files, lines, monkeypatch):
-    """`aristos compare ... | head`: the exit code is not 1, whatever prints the line."""
+    """`aristos compare ... | head`: the exit code is not 1, whichever line cannot be written."""
 
     class Head(io.StringIO):
         def write(self, text: str) -> int:

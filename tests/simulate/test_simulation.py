@@ -23,7 +23,7 @@ ROW = 2 * HIDDEN
 
 
 def layer(world, tokens, seed=0, uneven=False):
-    """A layer of EXPERTS experts on `world` ranks, and a drawn routing. uneven: every rank has other tokens."""
+    """A layer of EXPERTS experts on `world` ranks, and a drawn routing. uneven: numbers of tokens differ by rank."""
     rng = np.random.default_rng(seed)
     counts = [tokens * (1 + rank % 3) if uneven else tokens for rank in range(world)]
     ids = [np.argsort(rng.random((n, EXPERTS)), axis=1)[:, :TOP_K].astype(np.int64) for n in counts]
@@ -111,7 +111,7 @@ def test_a_slow_link_binds():
 
 
 def test_an_idle_rank_goes_on_as_soon_as_rows_land():
-    latency, run = 1e6, 60e3  # ns; every run takes as long, so a rank is busy with its own rows for half of the latency
+    latency, run = 1e6, 60e3  # ns; all runs take equal time, and its own rows keep a rank busy for half of the latency
     machine = Machine(Costs(local=latency), Kernel(run, {1: 1e6}))
     found = simulated(layer(2, 24), 2, machine, calls=2)[1]
     remote = EXPERTS // 2 * run
@@ -184,7 +184,8 @@ def test_rows_for_another_node_wait_for_their_carrier():
     )
     for sim in (usual, late):
         sim.run()
-    # in a call: counts, and twice counts and rows within the node, before rows go between nodes
+    # 5 exchanges of a call are within a node and in sequence: the counts of the call; counts and rows on the way out;
+    # counts and rows on the way back. Each takes 2 ms longer
     assert Outcome.of(late).calls[-1] - Outcome.of(usual).calls[-1] == pytest.approx(5 * 2, rel=0.05)
 
 

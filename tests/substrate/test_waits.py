@@ -211,7 +211,7 @@ moe(x)
 
 @pytest.mark.parametrize("lost", [0, 1, 2, 3])
 def test_a_rank_stopped_within_a_call_with_two_levels(tmp_path, lost):
-    """Every message names the stopped rank, also that of its neighbour, which waits for what was put at that rank."""
+    """Every message names the stopped rank, also that of its neighbour, which waits for data put at that rank."""
     job = run_job(tmp_path, 4, LEVELS.replace("LOST", str(lost)), timeout=40)
     assert job.code not in (None, 0), job.out
     assert job.seconds < 25
@@ -225,7 +225,7 @@ def test_a_rank_stopped_within_a_call_with_two_levels(tmp_path, lost):
 
 
 def test_a_wait_names_the_rank_at_which_rows_lie():
-    """With two levels it may be another rank of this node, which may be the one that is lost."""
+    """With two levels a wait's data may lie at another rank of this node, and that rank may be the lost one."""
     about: dict[str, Any] = {"waited": "1 s", "name": "timeout", "seen": (2, 5)}
     whats = {
         "its announcement of epoch 2": (codes.UNANNOUNCED, 0, 0, 0, 0),
@@ -351,7 +351,7 @@ def trained(**options):
     moe = aristos.MoE(cfg, comm, train=True, **options)
     moe.load(**reference.weights(cfg))
     return moe, moe.forward(x)[1]
-def untouched(moe):  # what backward and its failure have left
+def untouched(moe):  # whether all gradients are still zero
     return not any(gradient.any() for gradient in moe.grads().values())
 """
 

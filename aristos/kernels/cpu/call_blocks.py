@@ -1,7 +1,7 @@
 """How arguments cross to compiled kernels. Written by `python -m aristos.engine.generate`: do not edit.
 
-A block of words holds a call: result, error, then its arguments in order. A function `put_` writes a record into the
-block at its scratch; a function `_at` reads one from a block.
+A block of words holds a call: result, error, then its arguments in order. put_NAME writes the record of the call
+NAME into the block at the record's scratch. NAME_at reads the record from a block.
 """
 
 from kernel_cache.compile import inlined
