@@ -105,7 +105,7 @@ class LoadedWeights:
         shared_down_bias : array [H] or None, default None
             The bias of the down projection, with cfg.bias.
         shared_sigmoid : array [H] or None, default None
-            A vector, with cfg.shared_sigmoid. The shared expert's output is multiplied by sigmoid(x·shared_sigmoid).
+            A vector v, with cfg.shared_sigmoid. The shared expert's output is multiplied by sigmoid(x·v).
         gate_up : array [E, H, 2F], or [E, 2F, H] of "out_in", or None, default None
             gate and up in one array. The columns of gate come first, or alternate with those of up (`interleaved`).
         gate_up_bias : array [E, 2F] or None, default None
@@ -283,7 +283,7 @@ class LoadedWeights:
         down_bias : array [H] or None, default None
             The bias of the down projection, with cfg.bias.
         sigmoid : array [H] or None, default None
-            A vector, with cfg.shared_sigmoid. The expert's output is multiplied by sigmoid(x·sigmoid).
+            A vector v, with cfg.shared_sigmoid. The expert's output is multiplied by sigmoid(x·v).
         layout : str, default "in_out"
             The order of matrices' axes, see `load`.
         bits : str or None, default None
