@@ -9,21 +9,6 @@ import numpy as np
 from . import isa
 from .program import FunctionInfo
 
-# opcodes that have a list of operands
-LISTS = {
-    isa.LD,
-    isa.ST,
-    isa.PACK,
-    isa.UNPACK,
-    isa.MMA,
-    isa.LDMATRIX,
-    isa.STMATRIX,
-    isa.WGMMA,
-    isa.STASYNC,
-    isa.TEX,
-    isa.SULOAD,
-    isa.SUSTORE,
-}
 # in a program with recursion a lane has space for: depth of calls, bytes of frames, recursive calls that save registers
 RECURSIVE_DEPTH, RECURSIVE_FRAMES, RECURSIVE_SAVED = 400, 32768, 100
 
@@ -122,7 +107,7 @@ def registers(code: np.ndarray, operands: list[int], functions: dict[str, Functi
     lowest = min((f.first_row for f in functions.values()), default=0)
     wide = {}
     for pc, line in enumerate(code.tolist()):
-        listed = operands[line[isa.LIST] : line[isa.LIST] + line[isa.COUNT]] if line[isa.OP] in LISTS else []
+        listed = operands[line[isa.LIST] : line[isa.LIST] + line[isa.COUNT]] if line[isa.OP] in isa.ROW_LISTS else []
         for row in [*(line[column] for column in (isa.D, isa.A, isa.B, isa.C, isa.E, isa.D2)), *listed]:
             if row >= lowest:
                 first.setdefault(row, pc)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from itertools import pairwise
 
 from . import isa
-from .callgraph import LISTS
 
 USED = (isa.A, isa.B, isa.C, isa.E, isa.PRED)
 ENDS = (isa.RET, isa.EXIT, isa.TRAP)
@@ -80,7 +79,7 @@ def effect_of(block: list[list[int]], operands: list[int]) -> tuple[int, int]:
     writes: set[int] = set()
     for line in reversed(block):
         op = line[isa.OP]
-        listed = operands[line[isa.LIST] : line[isa.LIST] + line[isa.COUNT]] if op in LISTS else []
+        listed = operands[line[isa.LIST] : line[isa.LIST] + line[isa.COUNT]] if op in isa.ROW_LISTS else []
         results = [line[isa.D], line[isa.D2]]
         if op in (isa.LD, isa.UNPACK):
             results, listed = [*results, *listed], []

@@ -238,6 +238,7 @@ class Lowering:
             guard, negate = self.guard_row or found[1], int(ins.guard.negated)
         place, count = len(self.operands), 0
         if items is not None:
+            assert op in isa.ROW_LISTS or op in isa.OTHER_LISTS
             count = len(items)
             self.operands += items
         file = self.module.files.get(ins.source[0], "")
