@@ -21,7 +21,7 @@ from ...primitives.buffers import FLOAT
 from . import micro_kernels
 from .convert import SPLIT, round_bfloat16, split_block
 from .elements import WIDTH
-from .micro_kernels import STEP, SUMS
+from .micro_kernels import NEAR, STEP, SUMS
 
 KC = 256  # how many k a pass has (half as many for split values): a panel's part of 16 KiB stays in the L1 cache
 WHOLE_GROUPS = 2  # with at most so many groups of rows, memory is the limit, and sums stay in tiles over all k
@@ -257,13 +257,16 @@ def panel_sums(element, m, a, depth, panel, sums, carry, ahead, spare):
     """Set sums[m, 32] to operand x panel for k below `depth`; if `carry` is nonzero, add to the sums.
 
     a: the address of the operand. panel: the address of the panel at the operand's first k. sums: the address of m rows
-    of 32 sums. ahead: the address of the next panel, of which each group of rows prefetches its share. spare: the
-    address of the shapes of tiles, see `shape_tiles`.
+    of 32 sums. ahead: the address of the next panel, of which each group of rows prefetches its share. A single
+    group prefetches its own panel instead, NEAR bytes ahead: it waits for memory, and a whole panel ahead may be too
+    much for the L2 cache. spare: the address of the shapes of tiles, see `shape_tiles`.
     """
     groups, steps = (m + 31) // 32, (depth + WIDTH - 1) // WIDTH
     step = step_bytes(element, 16)  # bytes of 16 columns of a panel, for a block of k
     pace = ((2 * step + groups - 1) // groups + 63) // 64 * 64
     most = steps if groups <= WHOLE_GROUPS else KC * STEP // (WIDTH * step)  # blocks of k in a pass
+    if groups == 1:
+        ahead = panel + NEAR
     for here in range(0, steps, most):
         count = min(most, steps - here)
         right = panel + 2 * step * here
