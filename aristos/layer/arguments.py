@@ -91,7 +91,7 @@ def check_common(threads: Any, timeout: Any, ranks_per_node: Any = None, absent_
 
 
 def usable_limits(timeout: Any, absent_timeout: Any = None) -> Limits:
-    """The limits; the default ones if they are invalid, so that the ranks can meet and refuse them together."""
+    """The limits of waits; the defaults if a value is invalid, so that the ranks can meet and refuse it together."""
     try:
         check_common(None, timeout, absent_timeout=absent_timeout)
     except InputError:

@@ -25,7 +25,7 @@ from .stats import Totals
 from .tapes import Taping
 from .updates import Updates
 
-Event = tuple[int, str, float, float, int, int]
+Event = tuple[int, str, float, float, int, int]  # (worker, kind, start, end, which, rows), see `Timeline.events`
 # fields of the configuration that must be equal in all layers of an object
 COMMON = ("experts", "hidden", "top_k", "dtype", "max_tokens", "precision", "weight_dtype", "levels", "combine")
 
@@ -36,7 +36,7 @@ class Settings:
 
     sms: the most SMs of a GPU that are used, None for all. moves: what crosses between ranks of a node, see `MoE`.
     train: whether the layers can be trained. copied: for layers that can be trained, the ids of the experts that
-    several ranks hold, counted over all groups.
+    several ranks hold, in one group or in several.
     """
 
     cfgs: tuple[MoEConfig, ...]
@@ -56,7 +56,7 @@ class Trainer(Protocol):
     """What training needs of a backend whose layers it trains.
 
     keeps_rows: whether owners can keep rows of forward calls. taping: where owners keep the rows of the next call, or
-    the error with which the next call is refused.
+    the error with which that call is refused; None for a call of which no rows are kept.
     """
 
     taping: Taping | InputError | None
@@ -230,12 +230,12 @@ class Backend(ABC):
         return "tokens"
 
     def trainer(self) -> Trainer:
-        """What training needs. Raises InputError where layers of this backend cannot be trained, see `trains`."""
+        """The object that training calls. Raises InputError if this backend cannot train layers, see `trains`."""
         raise InputError(f"train=True requires backend='cpu', got {self.name!r}")
 
     @abstractmethod
     def timeline(self, on: bool, events: int) -> None:
-        """Record events of later calls, or stop."""
+        """Record the events of later calls, or stop recording. events: the most that a worker records in a call."""
 
     def events(self) -> list[Event]:
         """Recorded events of the last call."""

@@ -1,4 +1,4 @@
-"""Backward calls with `schedule="bulk"` on CPUs, and the code that fused backward calls (`fused_backward.py`) share.
+"""Backward calls with `schedule="bulk"` on CPUs, and the code that they share with fused ones (`fused_backward.py`).
 
 Rows travel by collective all-to-alls. A source sends each (token, choice) pair of another rank's expert as one row
 [x | dy | combine weight], in its packed order. The owner computes expert by expert, the rows of an expert in global
@@ -36,8 +36,8 @@ SPARE = LINE // FLOAT  # how many float32 follow a row of dx: the first is the g
 class Saved:
     """What a forward call of S tokens keeps for its backward call. All arrays but x and ids are float32.
 
-    x: [S, H] of the layer's dtype. ids: [S, k] int64, -1 for choices that were not taken. chosen: [S, k], the same ids,
-    but also those of choices beyond the capacity. weights: [S, k]. logits: [S, columns], None if the caller gave
+    x: [S, H] of the layer's dtype. ids: [S, k] int64, -1 for choices that were not computed. chosen: [S, k], the same
+    ids, but also those of choices beyond the capacity. weights: [S, k]. logits: [S, columns], None if the caller gave
     the ids. shared: [S], weights of the shared expert's outputs. received: how many rows this rank's experts computed.
     taped: [W, TAPED_WORDS] int64, which rows are kept for the backward call, see `tapes.Taping`; None: no rows.
     """
@@ -76,7 +76,7 @@ def experts_module(dtype: str, isa: str) -> Any:
 
 
 class Kernels:
-    """The kernels of an instruction set, on arrays.
+    """Calls the kernels of an instruction set with arrays.
 
     expert: the module for rows of experts, in the layer's dtype. tokens: the module for tokens.
     """

@@ -107,7 +107,7 @@ def shape_of(
 
 
 def widths(*layers: MoEConfig) -> dict[str, Any]:
-    """The keywords of `shape_of` for layers of one object, which differ only in `shared`."""
+    """The keywords of `shape_of` for layers of one object. Of these, only `shared` can differ between the layers."""
     common = {name: getattr(layers[0], name) for name in ("hidden", "experts", "top_k", "max_tokens", "dtype")}
     return common | {"shared": any(cfg.shared_ffn for cfg in layers)}
 
@@ -192,7 +192,7 @@ class Membership:
         runtime = self.runtime
         runtime.end_dropped_call()
         runtime.refuse_unusable()
-        if problem is None and runtime.open:  # not raised yet, because other ranks may have no open call
+        if problem is None and runtime.open:  # raised in agreed_alike, because other ranks may have no open call
             problem = OpenCallError(OPEN_CALL)
         first = runtime.group.ranks_per_node
         if problem is None and first != self.nodes:
@@ -345,7 +345,7 @@ def object_job(
     job[:] = 0
     nowhere = np.full(values.get("identity", 0), -1)  # identity experts have no slot
     chosen = slots[: len(placement.copies)]
-    moved = [(slot + rank * shared, rank) for slot, rank in foreign]  # each rank has its shared expert last
+    moved = [(slot + rank * shared, rank) for slot, rank in foreign]  # behind the shared experts of earlier ranks
     jobs.fill_placement(job, np.concatenate([chosen, nowhere, of_shared]), places.start, moved)
     held = places.held[rank]
     (jobs.fill_some if some else jobs.fill)(
@@ -445,11 +445,11 @@ class Collective:
     def __exit__(self, kind: Any, value: Any, trace: Any) -> None:
         """Close the object. No exception is suppressed.
 
-        Only this rank has an exception that is no AristosError. If it leaves the block by one, first poison the others.
+        An exception that is no AristosError was raised on this rank alone, so the other ranks are poisoned first.
         """
         unshared = kind is not None and not issubclass(kind, AristosError)
         if kind is SystemExit and getattr(value, "code", value) in (None, 0):
-            unshared = False  # if one rank leaves the block without an exception, all do
+            unshared = False  # an exit without an error: the other ranks exit too
         if unshared and self._member.joined:
             self._member.runtime.give_up(value)
         self.close()

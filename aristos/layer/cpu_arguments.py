@@ -34,8 +34,9 @@ from .tapes import Taping, row_bytes
 class CpuCall:
     """One call between its checks and its result.
 
-    x, router_x: [S, H]. ids, weights: [lead, k]; None: the router chooses. If the caller wants the routing, the router
-    writes its logits into logits: [S, columns], and the combine weights into kept: [S, choices of a token].
+    x, router_x: [S, H]. lead: the shape of the caller's x, without H. ids, weights: [*lead, k]; None: the router
+    chooses. If the caller wants the routing, the engine writes the router's scores into logits: [S, columns], and if
+    weights are applied to the input, the combine weights into kept: [S, choices of a token].
     """
 
     layer: int = 0

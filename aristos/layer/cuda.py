@@ -78,7 +78,7 @@ class CudaBackend(Backend):
     @staticmethod
     def needs(cfg: MoEConfig, runtime: Runtime | None, sms: int | None = None, train: bool = False) -> Needs:
         assert isinstance(runtime, CudaRuntime)
-        runtime.idle()  # before kernels are loaded
+        runtime.idle()  # no call may be in flight while kernels are loaded, see `CudaDevice.allocate`
         blocks = blocks_of(cfg, runtime, sms)
         tiles = persistent.layer_tiles(KINDS[cfg.dtype], runtime.device.target)
         runs = [
@@ -292,7 +292,7 @@ class CudaBackend(Backend):
     def timeline(self, on: bool, events: int) -> None:
         """Use the kernels that keep workers' counters, or stop using them. They record no events."""
         if on and not self._counted:
-            self._runtime.idle()  # before kernels are loaded
+            self._runtime.idle()  # as in `needs`
             self._runtime.prepare(self._jobs.tiles, counted=True)
             self._jobs.refuse_counted()
         self._counted = on

@@ -31,7 +31,7 @@ class DeviceCall:
     queued. before: streams for which the call waits. after: streams that wait for the call. keeps: arrays that must
     stay alive. unordered: whether a library might reuse memory of `keeps` while the call uses it. captured: whether a
     graph has captured the call's wait for earlier calls. nowhere: whether the call is captured in a graph that cannot
-    hold calls; then nothing is queued.
+    hold calls; then nothing is queued. slots: see `LayerJobs.slots`.
     """
 
     kind: str

@@ -34,7 +34,7 @@ class DeviceRows:
 
     @property
     def end(self) -> int:
-        """The address after its last byte."""
+        """The address behind the array's last byte."""
         return self.address + _size(self.dtype) + sum((n - 1) * step for n, step in zip(self.shape, self.strides))
 
 

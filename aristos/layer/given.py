@@ -180,7 +180,7 @@ class Given:
 class GivenLayer(Given):
     """The checked weights of a whole layer, as `MoE.load` takes them. mine: ids of this rank's experts.
 
-    Raises InputError with the name of an array that does not fit, and with the layout= or local= that it would fit.
+    Raises InputError, which names an array that does not fit, and the layout= or local= with which it would fit.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """Keeps arrays of calls alive until the calls have ended on their streams.
 
 When a user drops an array, its library may give the memory to a later array. If the call runs on the library's current
-stream, the later use of the memory is ordered after the call. On another stream, and with JAX, it is not.
+stream, the later use of the memory is ordered after the call. On another stream, and with JAX, nothing orders the two.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """The all-to-all of rows with two levels: first within each node, then between nodes.
 
-Rows for a rank of another node go first to a rank of the source's own node, which carries the rows of its whole node to
-that rank in one message. This carrier has the same place in its node as the target in the other (`Nodes.rail`). So a
-rank sends a message to each local peer and, if nodes have equal sizes, one to each other node, instead of one to every
-rank.
+Rows for a target on another node go first to a rank of the source's own node, their carrier. The carrier sends the rows
+of its whole node to the target in one message. The carrier has the same place in its node as the target in the other
+(`Nodes.rail`). So a rank sends a message to each local peer and, if nodes have equal sizes, one to each other node,
+instead of one to every rank.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ Blocking = Callable[[str, Callable[[Any], object], np.ndarray], None]  # (what, 
 
 
 def carriers(nodes: Nodes, me: int) -> tuple[list[list[int]], dict[int, range]]:
-    """(for each rank of the node of `me`, the ranks whose rows it takes; carrier -> whose rows it brings to `me`).
+    """(for each rank of `me`'s node the targets of the rows that it gets; carrier -> sources of the rows for `me`).
 
-    A rank takes the rows for itself, and those for the ranks of other nodes for which it is the carrier.
+    Within a node a rank gets the rows for itself, and those that it carries to ranks of other nodes.
     """
     members = nodes.members(me)
     taken, sources = [[rank] for rank in members], {}
@@ -77,7 +77,7 @@ class NodeFirst:
         each = np.zeros(self._group.world, np.int64)
         each[self._members] = sent.nbytes
         blocking("MPI_Allgather of row counts", lambda _: node.Allgather(np.ascontiguousarray(sent), counts), each)
-        self._counts = counts[:, self._own]  # [ranks of this node, ranks whose rows this rank takes]
+        self._counts = counts[:, self._own]  # [sources on this node, targets of the rows that this rank gets]
         ends = np.cumsum(self._counts.T.ravel()).reshape(len(self._own), size).T
         starts = ends - self._counts
         total = int(self._counts.sum()) * stride
@@ -95,7 +95,7 @@ class NodeFirst:
         )
 
     def _between(self, blocking: Blocking, into: np.ndarray, came: np.ndarray, stride: int, row: Any) -> None:
-        """Keep the rows for this rank, and exchange the rows that this rank carries with other nodes."""
+        """Copy the rows for this rank into `into`, send the rows that it carries, and receive those of other nodes."""
         from mpi4py import MPI
 
         rows, start = self._counts.sum(axis=0), np.cumsum(came) - came

@@ -49,7 +49,7 @@ class NodeWeights:
     ) -> NodeWeights:
         """Reserve memory for all layers. It succeeds on all ranks or on none; collective.
 
-        isa: the instruction set for which experts are packed. small_pages: whether memory without huge pages will do.
+        isa: the instruction set for which experts are packed. small_pages: whether to accept memory without huge pages.
         """
         memory = NodeMemory(group, cls.nbytes(layers, held[group.rank]), f"kernels for {isa}", small_pages)
         return cls(memory, layers, held, group.rank)

@@ -241,7 +241,7 @@ class SavedWeights:
         return self._agree(what, lambda: (work(), {}))
 
     def _described(self, optimizer: Optimizer | None, steps: bool = True) -> dict[str, str]:
-        """What must be equal on all ranks in an optimizer.
+        """The facts about an optimizer that must be equal on all ranks, as texts by name.
 
         Raises InputError for an optimizer that cannot be saved or restored.
         """

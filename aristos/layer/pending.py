@@ -84,7 +84,7 @@ def _end(done: Any) -> tuple[float, BaseException | None]:
     """Wait until a started call has ended, and return what it has put into its queue."""
     while True:
         try:
-            return done.get(timeout=0.1)  # the timeout lets Ctrl-C in; wait() can be called again
+            return done.get(timeout=0.1)  # Ctrl-C can end each short wait; wait() can be called again
         except queue.Empty:
             continue
 
@@ -126,7 +126,7 @@ class OpenCalls:
         self.refuse_tapes(int(layer), what)
 
     def refuse_tapes(self, layer: int, what: str) -> None:
-        """Raise OpenCallError while a backward call of the layer is due."""
+        """Raise OpenCallError while a tape of the layer is open."""
         if layer in self.tapes.values():
             raise OpenCallError(
                 f"{what} would change weights of layer {layer} while a tape of that layer is open: give the tape to"

@@ -234,7 +234,7 @@ def begin(directory: Path, known: Collection[str], seconds: float = LOCK_SECONDS
 
 
 def _made(directory: Path, last: int, after: str) -> Begun:
-    """Make a folder, write its mark, then name it: by the first free number after `last`, or after all folders."""
+    """Make a folder, write its mark, then name it by the first free number after `last`. LARGEST is followed by 1."""
     numbers = chain(range(last + 1, LARGEST + 1), range(1, last + 1))
     folder = next(name for name in map("saved-{}".format, numbers) if not os.path.lexists(directory / name))
     begun = Begun(folder, uuid.uuid4().hex, after)
@@ -264,7 +264,7 @@ def check_place(directory: Path, begun: Begun) -> None:
 
 
 def undo(directory: Path, begun: Begun, seconds: float = LOCK_SECONDS) -> None:
-    """Remove the folder of a failed save, on rank 0. If saved.json names it already, or cannot be read, it stays."""
+    """Remove the folder of a failed save, on rank 0. The folder stays if saved.json names it or cannot be read."""
     with contextlib.suppress(CheckpointError, OSError), _alone(directory, seconds):
         named = _manifest(directory)
         if named is None or named.folder != begun.folder:
@@ -333,7 +333,7 @@ def _read_mark(folder: Path) -> dict[str, Any]:
 
 
 def _ended(folder: Path) -> bool:
-    """Whether the save that made a folder has surely ended: it ran in this process, or its own process has ended."""
+    """Whether the save that made a folder has surely ended: it left RUNNING here, or its process has ended."""
     try:
         mark = _read_mark(folder)
         writer = Process(**mark["writer"])

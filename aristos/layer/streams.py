@@ -41,7 +41,7 @@ def current(value: Any) -> int | None:
     For an array of PyTorch or CuPy, this is the library's current stream. For an array with `__cuda_array_interface__`,
     such as Numba's, it is the stream that the array names. For other arrays it is CuPy's current stream if CuPy is
     imported, else the legacy default, 0. None for a host array. None also for an array of JAX, which hides its streams:
-    DLPack orders JAX's arrays, and `out` belongs to another library.
+    DLPack makes the call wait for JAX's work, and the call's `out` is an array of another library.
     """
     library = type(value).__module__.partition(".")[0]
     module = sys.modules.get(library)

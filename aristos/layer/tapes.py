@@ -38,7 +38,7 @@ def default_bytes(cfgs: Sequence[MoEConfig], world: int) -> int:
 
 @dataclass(frozen=True)
 class Taping:
-    """What is given to a forward call that keeps a tape.
+    """What `Reserve.offer` gives to a forward call that keeps a tape.
 
     table: [W, TAPED_WORDS] int64, a record `taped` for each rank. save: what to keep, see `primitives.taped`. first,
     end: addresses of the part of the reserve that the call may use.

@@ -103,7 +103,7 @@ class Training:
         holders: Holders,
         reserve: Reserve,
     ) -> None:
-        """Make the part, after the layer has joined its runtime. `close` also closes holders and reserve."""
+        """Make the part, after the layer has joined its runtime. `close` also closes `holders`."""
         self._backend, self._member, self._weights, self._open_calls = backend, member, weights, calls
         self._holders, self._reserve = holders, reserve
         self._trainer, self.layers, self.mine = backend.trainer(), backend.settings.layers, member.mine
@@ -183,7 +183,7 @@ class Training:
             trainer.taping = None
 
     def new_tape(self, x: Any, layer: int, routing: Routing, taping: Taping | None) -> Tape:
-        """The tape of the last call, which was made in a block of `taping`. x: the call's rows. routing: its result."""
+        """The tape of the last call, which was made in a block of `taping`. x, routing: the call's rows and routing."""
         trainer = self._trainer
         part = (0, 0) if taping is None else self._reserve.take_part(taping, trainer.kept_up_to())
         cfg = self._backend.cfgs[layer]
@@ -317,7 +317,7 @@ class Training:
         return self.weights(layer).gradients()
 
     def params(self, layer: int = 0) -> dict[str, np.ndarray]:
-        """The float32 masters of a layer by `load`'s names, in the order of `grads`.
+        """The float32 masters of a layer by `load`'s names. This rank's experts are ordered as in `grads`.
 
         Call `update` after you have written to them.
 

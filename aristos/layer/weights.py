@@ -42,7 +42,7 @@ class PackedLayer:
 
     @property
     def squares(self) -> np.ndarray:
-        """Sums of squares of the packed weights' errors, and of their arrays; see `Quantised.squares`."""
+        """[2] sums of squares: of the packed weights' errors, and of the plain weights; see `Quantised.squares`."""
         return np.zeros(2)
 
     @property
