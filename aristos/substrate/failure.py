@@ -183,8 +183,7 @@ class Patience:
         ended: Callable[[int], bool] = lambda peer: False,
         rail: Callable[[int, int], int] = lambda source, rank: rank,
     ) -> None:
-        """known, ended: functions that say which ranks do not run, see Group.lost and Group.has_ended. rail: see
-        `Nodes.rail`."""
+        """known, ended: functions like Group.lost and Group.has_ended. rail: see `Nodes.rail`."""
         self.known, self.ended, self.rail, self.gone = known, ended, rail, False
         self.rank, self.epoch, self.job, self.state, self.limits = rank, epoch, job, state, limits
         self.seen: Any = None

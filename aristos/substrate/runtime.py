@@ -259,7 +259,7 @@ class Runtime(ABC):
             self._fail(self._blank_job(), error, "it cannot go on" if ours else "its program raised outside of a call")
 
     def cannot_make(self, error: BaseException, part: bool = False) -> None:
-        """Leave the making of an object that cannot be made here, see `Failure.cannot_make`."""
+        """Leave the collective that makes an object, because this rank cannot make it: see `Failure.cannot_make`."""
         if not self._is_foreign():
             self.failure.cannot_make(error, part)
 
@@ -270,7 +270,7 @@ class Runtime(ABC):
     def standing(self) -> str:
         """A text about where the last call stands on this rank, see standing.py.
 
-        Any thread may ask; it never raises.
+        Any thread may call this method, which raises no exception.
         """
         me = f"rank {self.group.rank} of {self.group.world}"
         if self.running is None:
@@ -282,7 +282,7 @@ class Runtime(ABC):
 
     @abstractmethod
     def _standing(self, job: np.ndarray) -> str:
-        """The text of `standing.describe` for this rank's state. job: of the last call."""
+        """The text of `standing.describe` for this rank's state. job: the job of the last call."""
 
     @abstractmethod
     def _notify_peers(self, job: np.ndarray, error: BaseException, origin: int, cause: int) -> None:

@@ -142,7 +142,7 @@ class EngineMemory:
         self._fill_bells(state, starts, at)
 
     def _fill_bells(self, state: np.ndarray, starts: dict[int, int], answered: int) -> None:
-        """Write the addresses of bells into a state. answered: address of the bytes that this rank keeps about them."""
+        """Write the addresses of bells into a state. answered: address of the digests of accepted words."""
         me, nodes = self.group.rank, self.group.nodes
         window = self._remote
         if window is None or nodes.levels == 1:

@@ -139,7 +139,7 @@ class CpuRuntime(Runtime):
             self._allocate(shape, workers)
 
     def _allocate(self, shape: EngineShape, workers: int) -> None:
-        """New windows and a new state. The old ones stay if there is no memory for the new."""
+        """Make new windows and a new state. The old ones stay if there is no memory for the new."""
         tables = StateLayout(shape, workers, BATCH)
         memory = EngineMemory(self.group, shape)
         state = aligned((tables.words,), np.int64)
@@ -244,7 +244,7 @@ class CpuRuntime(Runtime):
         self._workers.release(self.loop.work, job, self.state)
 
     def go_on(self, job: np.ndarray, limits: Limits, code: int | None = None) -> int:
-        """Run steps as worker 0 until the call ends or is ALL_ANNOUNCED.
+        """Run steps as worker 0 until the call ends, or all announcements are read. Returns RAN or ALL_ANNOUNCED.
 
         code: what the loop returned when it ran for this call before; None if it has not run.
         """

@@ -288,7 +288,7 @@ class CudaDevice:
             return ready("cuStreamQuery", stream)
 
     def new_stream(self) -> int:
-        """A stream that does not wait for the default stream. So no kernel delays copies that the kernel waits for."""
+        """A stream that does not wait for the default stream. So a kernel cannot delay a copy that it waits for."""
         with self.current():
             return int(call("cuStreamCreate", int(bindings().CUstream_flags.CU_STREAM_NON_BLOCKING)))
 

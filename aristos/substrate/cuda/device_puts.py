@@ -2,10 +2,10 @@
 
 An MPI without this ability may crash or hang, so a child process tries such puts. The child initialises MPI alone (a
 singleton), and has the environment of this process without the launcher's variables. A running kernel writes a row; the
-child puts it into its own window, in pieces of many sizes, and compares. To run the probe by hand:
-`python -m aristos.substrate.cuda.device_puts 0`. Some MPIs implement a put to oneself as a plain copy, so the probe
-cannot show what a fabric does between nodes. `ARISTOS_DEVICE_PUTS=0` keeps rows in pinned host memory, from which every
-MPI can put.
+child puts pieces of several sizes into its own window, and checks what arrives. To run the probe by hand:
+`python -m aristos.substrate.cuda.device_puts 0`. Some MPIs implement a put to the own rank as a plain copy, so the
+probe cannot show what a fabric does between nodes. `ARISTOS_DEVICE_PUTS=0` keeps rows in pinned host memory, from which
+every MPI can put.
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ def put_during_kernel(device: Any, window: OwnWindow) -> Answer:
             wrong.append(f"{type(error).__name__}: {error}")
 
     limit = int(3 * STUCK_SECONDS * NS)
-    legacy = 0  # work in the default stream holds up most other work
+    legacy = 0  # the hardest case: work in the default stream holds up most other work
     device.launch(device.load(LEND), 1, 0, row, WORDS, flags_at, limit, stream=legacy)
     until = time.monotonic() + STUCK_SECONDS
     while flags[0] == 0:

@@ -359,12 +359,12 @@ def _share(tile: Tile) -> Any:
 
 @cache
 def layer(tile: Tile, counted: bool = False) -> Any:
-    """The persistent kernel for a tile: layer(job, state), which are addresses of arrays of `engine.words`.
+    """The persistent kernel for a tile: layer(job, state). Both arguments are addresses of arrays of `engine.words`.
 
-    counted: whether it keeps its workers' counters of a call, which costs some reads of the clock for each command.
+    counted: whether the kernel keeps its workers' counters, which costs some reads of the clock for each command.
 
     The grid has as many blocks of tile.threads threads as the job has workers. All of them must be resident at once.
-    Each has `tile.shared_bytes` of dynamic shared memory.
+    Each block has `tile.shared_bytes` of dynamic shared memory.
     """
     share, memory, combine_rows = _share(tile), tile_memory(tile), combine_tokens(tile.kind)
     wait_for_work = _waiting(counted)

@@ -1,7 +1,7 @@
 """The engine of one communicator on GPUs. Windows are shared by CUDA IPC; the state and the jobs lie in GPU memory.
 
-The host writes a job once. A call is four launches. The host reads the state when a call has ended. With remote peers a
-proxy thread calls MPI (proxy_thread.py).
+The host writes a job once. A call is at most five launches. The host reads the state when a call has ended. With remote
+peers a proxy thread calls MPI (proxy_thread.py).
 
 Calls share one state, so they run one after another, whatever their streams. Each call waits for an event that the call
 before it records, even if the earlier call is a replay of a graph. The host's own copies and queries have a separate
@@ -115,7 +115,7 @@ class CudaRuntime(Runtime):
     def _growing(self) -> Iterator[None]:
         """A block in which old memory is freed before new is allocated.
 
-        A failure makes the engine unusable on all ranks.
+        A failure makes the engine unusable on all ranks, unless it is the first allocation.
         """
         first = self.shape is None
         try:
@@ -138,7 +138,7 @@ class CudaRuntime(Runtime):
         return self.group.local_window(nbytes, self.device)
 
     def _allocate(self, shape: EngineShape, workers: int) -> None:
-        """New windows and a new state."""
+        """Make new windows and a new state."""
         tables = StateLayout(shape, workers, MOST_ROWS, persistent.MOST_RUNS)
         if self._memory is not None:
             self.idle()
@@ -279,7 +279,7 @@ class CudaRuntime(Runtime):
             self._captured = (number, nodes[0]) if nodes else None
 
     def refuse_branch(self, stream: int) -> None:
-        """Raise InputError if a graph may run this call before or after an earlier one, because ranks might differ."""
+        """Raise InputError if a capture does not order this call after its last one: the ranks' orders might differ."""
         if self.group.world == 1 or self._captured is None:
             return
         number, nodes = self.device.captured(stream)
