@@ -92,7 +92,7 @@ class NodeMemory:
     def __init__(
         self, group: Group, nbytes: int, alike: str, small_pages: bool = False, writable: bool = False
     ) -> None:
-        """alike: a text that must be equal on the ranks of a node. small_pages: whether small pages will do.
+        """alike: a text that must be equal on the ranks of a node. small_pages: whether small pages are accepted.
 
         writable: whether local peers may write too.
         """
