@@ -24,12 +24,13 @@ GPTQ_OFFSETS = {"gptq": 1, "gptq_v2": 0}  # by checkpoint_format, what must be a
 
 @dataclass(frozen=True)
 class Options:
-    """The content of a quantization_config. method: quant_method, or "". form: the form of the tensors that replace
-    NAME.weight, see `packed.FORMS`; "" if NAME.weight stays. block: how many rows and columns share a scale of fp8.
+    """The content of a quantization_config.
 
-    bits, groups: for integers; groups are the declared sizes of groups, 0 means a whole column. zeros: whether zero
-    points may differ from the middle of the range. offset: what must be added to stored zero points. act_order: whether
-    groups may have another order than k. activations: whether inputs of the layers are declared as quantised too.
+    method: quant_method, or "". form: the form of the tensors that replace NAME.weight, see `packed.FORMS`; "" if
+    NAME.weight stays. block: how many rows and columns share a scale of fp8. bits, groups: for integers; groups are the
+    declared sizes of groups, 0 means a whole column. zeros: whether zero points may differ from the middle of the
+    range. offset: what must be added to stored zero points. act_order: whether groups may have another order than k.
+    activations: whether inputs of the layers are declared as quantised too.
     """
 
     method: str = ""

@@ -42,11 +42,11 @@ Parts = tuple[np.ndarray, np.ndarray, np.ndarray | None]  # codes [K, N], scales
 
 
 class Form(NamedTuple):
-    """A form. tensors: ends of names of the tensors that replace NAME.weight. beside: ends of names of optional
-    tensors.
+    """A form in which tensors hold a packed matrix.
 
-    kind: a function that finds the weight type from headers. parts: a function that reads codes, scales and zero points
-    of the outputs.
+    tensors: ends of names of the tensors that replace NAME.weight. beside: ends of names of optional tensors. kind: a
+    function that finds the weight type from headers. parts: a function that reads codes, scales and zero points of the
+    matrix's outputs.
     """
 
     tensors: tuple[str, ...]

@@ -65,7 +65,7 @@ class Family:
 
 
 FAMILIES: dict[str, Family] = {}
-# by model_type: what a layer of such a model needs, but the MoE layer does not have
+# by model_type: why Aristos has no recipe for such a model
 REFUSED = {
     "doge": "product keys choose among thousands of experts of one neuron each",
     "zaya": "its router is a network with a state from the layer before, and may skip the layer",
@@ -101,7 +101,8 @@ def by_step(o: Options) -> list[int]:
 def after_dense(o: Options, key: str = "first_k_dense_replace") -> list[int]:
     """The layers that mlp_layer_types does not call dense.
 
-    Without that option, every moe_layer_freq-th layer after the first layers, which are dense.
+    Without that option: the layers that a list in moe_layer_freq marks; or every moe_layer_freq-th layer after the
+    first ones, which are dense and whose number is the option `key`.
     """
     kinds = o.get("mlp_layer_types")
     freq = o.get("moe_layer_freq")

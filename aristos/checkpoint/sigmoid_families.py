@@ -55,8 +55,10 @@ def corrected(
     router: tuple[str, ...] = ("mlp.gate.weight",),
     bias: tuple[str, ...] = ("mlp." + CORRECTION,),
 ) -> StoredLayer:
-    """DeepSeek-V3's router: sigmoid; experts of the best groups are chosen with a bias; weights are computed without
-    the bias, and scaled."""
+    """DeepSeek-V3's router: sigmoid scores; experts of the best groups are chosen with a bias.
+
+    Weights are computed without the bias, and scaled.
+    """
     if o.get("scoring_func") not in (None, "sigmoid", "noaux_tc"):  # dots.llm1 has the method's name here
         o.only(scoring_func="sigmoid")
     o.only(topk_method="noaux_tc", mlp_bias=False, moe_router_use_sigmoid=True)

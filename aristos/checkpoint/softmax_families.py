@@ -74,7 +74,7 @@ def olmoe(o: Options) -> dict[int, StoredLayer]:
 
 
 def qwen(o: Options, renormalize: bool, with_shared: bool) -> StoredLayer:
-    """models/qwen2_moe and similar models: softmax, k best; a shared expert with a gate of its own."""
+    """models/qwen2_moe and similar models: softmax, k best; a shared expert with a sigmoid factor."""
     o.ignore("intermediate_size")  # a width of dense layers
     sizes = o.size("moe_intermediate_size"), o.size("num_experts", "num_local_experts"), o.size("num_experts_per_tok")
     options = gated(o, *sizes, score="softmax", renormalize=renormalize)
@@ -166,7 +166,7 @@ def deepseek(o: Options) -> dict[int, StoredLayer]:
     n_shared_experts=2,
 )
 def deepseek_v2(o: Options) -> dict[int, StoredLayer]:
-    """models/deepseek_v2: softmax, k best, limited to the best groups by one topk_method; norm_topk_prob is ignored."""
+    """models/deepseek_v2: softmax, k best, of the best groups if topk_method says so; norm_topk_prob is ignored."""
     o.only(scoring_func="softmax", mlp_bias=False, moe_layer_freq=1)
     o.ignore("aux_loss_alpha", "seq_aux")
     limited = o.word("topk_method", {"greedy": False, "group_limited_greedy": True})
@@ -191,7 +191,7 @@ def deepseek_v2(o: Options) -> dict[int, StoredLayer]:
     n_shared_experts=1,
 )
 def mistral4(o: Options) -> dict[int, StoredLayer]:
-    """models/mistral4: softmax; groups valued by their two best; renormalised if the model says so."""
+    """models/mistral4: softmax; groups valued by the sum of their two best; renormalised if the model says so."""
     router: dict[str, Any] = {
         "score": "softmax",
         "renormalize": o.flag("norm_topk_prob"),
@@ -276,7 +276,7 @@ def phimoe(o: Options) -> dict[int, StoredLayer]:
     moe_num_shared_experts=2,
 )
 def ernie(o: Options) -> dict[int, StoredLayer]:
-    """models/ernie4_5_moe: softmax, chosen with a bias, weights without it, renormalised."""
+    """models/ernie4_5_moe: softmax, renormalised; a bias takes part in the choice, not in the weights."""
     o.only(use_bias=False, moe_gate="topk", moe_use_aux_free=True)
     o.ignore("intermediate_size", "moe_group", "moe_capacity")
     if o.number("moe_norm_min") > 1e-6:
@@ -370,7 +370,7 @@ def longcat(o: Options) -> dict[int, StoredLayer]:
 
 @family("gemma4_text", hidden_activation="gelu_pytorch_tanh", enable_moe_block=False)
 def gemma4(o: Options) -> dict[int, StoredLayer]:
-    """models/gemma4: softmax, k best, renormalised, times a scale of each expert, which its down projection takes in.
+    """models/gemma4: softmax, k best, renormalised. Each expert's scale is multiplied into its down projection.
 
     Router and experts read two norms of one tensor, which differ only in their weights. The router is multiplied by the
     quotient of the weights, so that both read the experts' input (pre_feedforward_layernorm_2).

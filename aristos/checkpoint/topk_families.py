@@ -83,7 +83,7 @@ def granitemoeshared(o: Options) -> dict[int, StoredLayer]:
 def jetmoe(o: Options) -> dict[int, StoredLayer]:
     """models/jetmoe: as Granite, with a bias that is added to the output.
 
-    Here every expert has that bias, because the weights sum to one.
+    Here every expert has that bias, which gives the same output, because the weights sum to one.
     """
     ffn = o.size(o.first("ffn_hidden_size", "intermediate_size"))
     sizes = ffn, o.size("moe_num_experts", "num_local_experts")
