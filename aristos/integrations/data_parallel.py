@@ -13,8 +13,10 @@ from .options import NAME, communicator
 
 
 def parts_experts(module: Any, layers: type[Any]) -> bool:
-    """Whether ranks share, or will share, the experts of a module or of a module within it. layers: the class
-    `Experts`."""
+    """Whether ranks share, or will share, the experts of a module or of a module within it.
+
+    layers: the class `Experts`.
+    """
     for each in module.modules():
         if isinstance(each, layers):
             if each.moe.world > 1:

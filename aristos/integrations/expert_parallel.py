@@ -1,8 +1,7 @@
 """transformers' own expert parallelism with Aristos: `DistributedConfig(..., ep_size=2, ep_implementation="aristos")`.
 
 transformers splits the experts, and each rank reads its own experts. Aristos moves rows between the ranks and computes
-them.
-The interface exists from transformers 5.23 on.
+them. The interface exists from transformers 5.23 on.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ from .training import SOURCE
 LIMITS = ("limit", "swiglu_limit")  # attributes that hold the limit of a gate
 MATRICES = ("gate_up_proj", "up_proj", "down_proj")  # parameters that a module may have
 FAR = (30.0, 100.0, 300.0)  # gate values that exceed limits whose attribute has another name
-CLOSE = 1e-5  # largest accepted difference, relative to a value or to 1
+CLOSE = 1e-5  # largest accepted difference from a value, relative to 1 + its magnitude
 ELSEWHERE = "_aristos_elsewhere"  # a module's attribute that says that torch does not have all its experts
 CHOICE = "_experts_implementation"  # a property of configurations; object.__getattribute__ reads it in half the time
 

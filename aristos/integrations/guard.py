@@ -1,8 +1,8 @@
 """Lets ranks use models at their own pace. A rank that has finished takes part without tokens until all have finished.
 
-Before each layer's calls the ranks agree on the layer and on the number of calls. The layer is the first one that any
-rank has reached. A rank at a later layer, or at the end of its `with` block, takes part. If it has not made the layer
-yet, it makes the layer first.
+Before each layer's calls the ranks agree on the layer and on the number of calls. They call the first of the layers at
+which ranks are now. A rank at a later layer, or at the end of its `with` block, takes part. If it has not made the
+layer yet, it makes the layer first.
 """
 
 from __future__ import annotations

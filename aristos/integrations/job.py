@@ -22,10 +22,9 @@ WHAT = "the other ranks to end, because its own program has ended"
 
 
 def start() -> None:
-    """Start MPI if a launcher has started several tasks, and let them meet at their end. Does nothing in a task's
-    children.
+    """Start MPI if a launcher has started several tasks, and let the tasks meet at their end.
 
-    If MPI cannot start, the first layer that is made raises the error.
+    Does nothing in a task's children. If MPI cannot start, the first layer that is made raises the error.
     """
     if multiprocessing.parent_process() is not None:
         return

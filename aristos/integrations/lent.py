@@ -1,4 +1,4 @@
-"""Arrays that share a tensor's memory for the time of one call. They take a third of the time of `Tensor.numpy`.
+"""Arrays that share a tensor's memory for the time of one call. Making one takes a third of the time of `Tensor.numpy`.
 
 A model that decodes calls its layers with tensors at few addresses, so arrays are kept by address. An array does not
 keep its tensor alive, and is used only while the tensor lives.
@@ -26,7 +26,7 @@ DTYPES = {
 
 
 def lent(tensor: torch.Tensor) -> np.ndarray:
-    """An array of the memory of a tensor on the CPU, for a call that ends before the tensor does."""
+    """An array of the memory of a tensor on the CPU, for a call that ends while the tensor still exists."""
     dtype = DTYPES.get(tensor.dtype)
     if dtype is None or not tensor.is_contiguous() or not tensor.numel():
         return as_numpy(tensor)

@@ -143,11 +143,11 @@ class Masters:
 
 
 class ShardedMasters(Masters):
-    """Parameters of which transformers gives this rank a shard. Each call has new tensors, made from the optimizer's
-    tensors.
+    """Parameters of which transformers gives this rank a shard.
 
-    Before each call, torch's counts of changes to the optimizer's tensors show whether values must be compared. A
-    comparison takes 2 to 50 times as long as a call. transformers divides the gradients itself.
+    Each call has new tensors, made from the optimizer's tensors. Before each call, torch's counts of changes to the
+    optimizer's tensors show whether values must be compared. A comparison takes 2 to 50 times as long as a call.
+    transformers divides the gradients itself.
     """
 
     def __init__(self, module: torch.nn.Module, names: Sequence[str], transposed: bool, interleaved: bool) -> None:

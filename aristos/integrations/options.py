@@ -16,7 +16,7 @@ from ..transport.limits import Limits
 
 NAME = "aristos"  # the implementation of experts
 VARIABLE = "ARISTOS_OPTIONS"  # a JSON object: arguments of `options`, for programs that do not call `options`
-OURS = ("self", "cfg", "comm", "layers", "backend", "train")  # arguments of MoE that users cannot set here
+OURS = ("self", "cfg", "comm", "layers", "backend", "train")  # arguments of MoE that `**layer` must not have
 
 
 @dataclass
@@ -93,7 +93,7 @@ def options(
 
 
 def from_environment() -> None:
-    """Call `options` with the arguments in VARIABLE, if it is set. Raises InputError for a text that holds none."""
+    """Call `options` with the arguments in VARIABLE, if it is set. Raises InputError for a text without arguments."""
     text = os.environ.get(VARIABLE)
     if not text:
         return

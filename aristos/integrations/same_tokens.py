@@ -1,4 +1,4 @@
-"""Ranks of a tensor parallel group have the same tokens: each computes a part of the rows, and gets the rest."""
+"""Ranks of a tensor parallel group have the same tokens: each computes a part of them, and gets the others' outputs."""
 
 from __future__ import annotations
 

@@ -85,8 +85,7 @@ class Experts(torch.nn.Module):
             self._masters = masters or self._own_masters()
 
     def _own_masters(self) -> Masters:
-        """New parameters, drawn in float32 as torch.nn.Linear does. They do not depend on the number of
-        ranks."""
+        """New parameters, drawn in float32 as torch.nn.Linear does. They do not depend on the number of ranks."""
         cfg, mine = self.cfg, self.moe.placement.mine(self.moe.rank)
         first, wide = ("gate_up", 2 * cfg.ffn) if cfg.gated else ("up", cfg.ffn)
         every = {f"{first}_proj": (wide, cfg.hidden), "down_proj": (cfg.hidden, cfg.ffn)}
