@@ -71,8 +71,8 @@ def on_terminal(stream: TextIO | None) -> bool:
 def passed_to_terminal() -> bool:
     """Whether what this process writes to stderr reaches a terminal that may get escape codes.
 
-    A launcher gives its ranks pipes, and passes on what they write to its own stderr. So it is enough that the
-    stderr of a process above this one, on this machine, is a terminal.
+    A launcher gives its ranks pipes, and copies what arrives there to its own stderr. So it is enough that the stderr
+    of an ancestor of this process on this machine is a terminal.
     """
     if os.environ.get("NO_COLOR") or os.environ.get("TERM", "dumb") == "dumb":
         return False

@@ -58,8 +58,7 @@ def find(env: Mapping[str, str] | None = None) -> Library | None:
 
 
 def linked(extension: Path, env: Mapping[str, str]) -> Library:
-    """The library to which mpi4py was linked when it was built. The file is found as the dynamic loader would find
-    it."""
+    """The library to which mpi4py was linked. Its file is found as the dynamic loader would find it."""
     named = dict.fromkeys(re.findall(rb"\0(libmpi[\w-]*\.so[\d.]*)", extension.read_bytes()))
     for name in (n.decode() for n in named):
         for folder in (*map(str, prefixes()), *search_path(env)):
