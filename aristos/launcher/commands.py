@@ -71,7 +71,7 @@ def find_program(words: list[str]) -> list[str]:
 
 
 def usual(env: Mapping[str, str]) -> list[Workaround]:
-    """Variables for every job, unless they are set.
+    """Variables for every job, without those that the user has set.
 
     Otherwise threads of BLAS and torch compete with workers for cores.
     """
@@ -86,8 +86,7 @@ def usual(env: Mapping[str, str]) -> list[Workaround]:
 def by_srun(
     ranks: int, per_node: int, nodes: int, program: list[str], library: Library | None, env: Mapping[str, str]
 ) -> Command:
-    """srun with the PMI that SLURM_MPI_TYPE names, else the library's PMI. Raises EnvironmentProblem if there is
-    none."""
+    """srun with the PMI that SLURM_MPI_TYPE names, else the library's. Raises EnvironmentProblem if there is none."""
     # Inside a step (an interactive shell) the variable says how that step was started, and is not the user's choice.
     asked = None if slurm_variables.in_step(env) else slurm_variables.mpi_type(env)
     pmi = asked or pmi_for(library, mpi_launchers.pmi_types(mpi_launchers.srun("--mpi=list")))
@@ -133,8 +132,7 @@ def pmi_for(library: Library | None, types: list[str]) -> str:
 def by_mpirun(
     ranks: int, per_node: int, nodes: int, program: list[str], library: Library | None, env: Mapping[str, str]
 ) -> Command:
-    """mpiexec of the library that mpi4py loads. nodes: 1, or the number in the allocation, whose nodes mpiexec finds
-    itself."""
+    """mpiexec of the library that mpi4py loads. nodes: how many; mpiexec finds the nodes of an allocation itself."""
     words = [find_mpiexec(library), "-n", str(ranks)]
     kind = library.kind if library is not None else ""
     found = usual(env)

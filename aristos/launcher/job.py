@@ -28,7 +28,7 @@ ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 PATIENCE = 10.0  # seconds from an ending signal to the launcher's SIGTERM
 FIRMER = 3.0  # seconds from that SIGTERM to SIGKILL
 OPEN_MPI = "OMPI_COMM_WORLD_RANK"  # a variable that only ranks under Open MPI have
-GONE = 5.0  # seconds that the job's processes have to end after the launcher has ended; then SIGKILL
+GONE = 5.0  # seconds from the launcher's end to SIGKILL for the job's processes that still run
 
 
 class Job:

@@ -17,8 +17,10 @@ from .take_seat import RESTART
 
 
 def ranks_of(asked: Namespace, ranks: int) -> list[int]:
-    """How many ranks the first start and each restart have. The last number of --restart-ranks holds for later
-    restarts."""
+    """How many ranks the first start and each restart have.
+
+    The last number of --restart-ranks also holds for all later restarts.
+    """
     later = asked.restart_ranks or [ranks]
     return [ranks, *(later[min(i, len(later) - 1)] for i in range(asked.restarts))]
 

@@ -94,10 +94,10 @@ def numa_cores(node: Node, smt: bool = False) -> dict[int, Cores]:
 
 
 def numa_seats(node: Node, ranks: int, smt: bool = False) -> list[Seat]:
-    """Seats without GPUs, each with all usable cores of one NUMA domain. Fewer ranks than domains are spread over
-    domains.
+    """Seats without GPUs, each with all usable cores of one NUMA domain.
 
-    Raises EnvironmentProblem if the domains are unknown, and InputError if there are fewer domains than ranks.
+    If there are fewer ranks than domains, ranks are spread over the domains. Raises EnvironmentProblem if the domains
+    are unknown, and InputError if there are fewer domains than ranks.
     """
     cores = numa_cores(node, smt)
     if ranks > len(cores):
@@ -171,8 +171,10 @@ def _close_cores(node: Node, device: Gpu, cores: Cores) -> Cores:
 
 
 def _as_linux_counts(cpus: frozenset[int]) -> Cores:
-    """One core for each CPU of a list, if cores are unknown. Of a list like 0-15,64-79 the second half, which has the
-    other hardware threads, is left out."""
+    """One core for each CPU of a list, if cores are unknown.
+
+    Of a list like 0-15,64-79 the second half is left out, because it has the cores' other hardware threads.
+    """
     halves = cpusets.show(cpus).split(",")
     first, second = (cpusets.parse(halves[0]), cpusets.parse(halves[-1])) if len(halves) == 2 else (cpus, cpus)
     kept = first if len(first) == len(second) else cpus
@@ -180,10 +182,10 @@ def _as_linux_counts(cpus: frozenset[int]) -> Cores:
 
 
 def _by_domain(domains: list[Cores], ranks: int) -> list[Cores]:
-    """The cores that each rank may use: the cores of its domain, or of several domains if there are fewer ranks than
-    domains.
+    """The cores that each rank may use.
 
-    Ranks are divided among domains in proportion to their usable cores.
+    These are the cores of its domain, or of several domains if there are fewer ranks than domains. Ranks are divided
+    among domains in proportion to the domains' usable cores.
     """
     if not domains:
         return [[] for _ in range(ranks)]
@@ -234,8 +236,7 @@ def _groups(wanted: list[Cores]) -> list[list[int]]:
 
 
 def _fewest_first(wanted: list[Cores], pool: Cores) -> list[Cores]:
-    """Give each core to the rank that has the fewest so far. A rank that gets no core shares all cores that it may
-    use."""
+    """Give each core to the rank that has the fewest so far. A rank that gets none shares all cores that it may use."""
     taken: list[Cores] = [[] for _ in wanted]
     for core in sorted(pool, key=lambda c: (sum(c in each for each in wanted), min(c))):
         able = [i for i, each in enumerate(wanted) if core in each]
