@@ -75,7 +75,7 @@ def is_type(array: np.ndarray, dtype: str) -> bool:
 def _native(dtype: np.dtype) -> str:
     """The name of a dtype in this machine's byte order, else "".
 
-    The name is kept, because NumPy needs microseconds to make it.
+    The name is cached, because NumPy needs microseconds to make it.
     """
     return dtype.name if dtype.isnative else ""
 

@@ -29,7 +29,7 @@ def beside(target: Path, prefix: str = "") -> Iterator[Path]:
 
 
 def write_text(target: Path, text: str) -> None:
-    """Replace a file's content, and keep its mode. If that fails, the old file stays. Raises OSError with its name."""
+    """Replace a file's content, and keep its mode. If that fails, the old file stays, and OSError names it."""
     write_bytes(target, text.encode("utf-8"))
 
 

@@ -27,7 +27,7 @@ NEEDS: dict[str, tuple[str, ...]] = {  # for each set its features, by LLVM's na
     "neon": ("neon",),
     "generic": (),
 }
-ARCH_PRCTL, REQUEST_PERMISSION, TILE_DATA = 158, 0x1023, 18  # numbers of Linux: system call, its code, the state
+ARCH_PRCTL, REQUEST_PERMISSION, TILE_DATA = 158, 0x1023, 18  # numbers of Linux: system call, operation, tile state
 
 
 def target() -> tuple[str, dict[str, bool]]:
@@ -56,7 +56,7 @@ def available(cpu: str, features: Mapping[str, bool]) -> list[str]:
 def tiles_refused() -> str:
     """Ask for the permission to use AMX tiles. Returns why Linux refuses it; '' if it does not.
 
-    The process has the permission: its threads and forks have it too, but a program started by exec must ask again.
+    The process then has the permission, and so do its threads and forks. A program started by exec must ask again.
     Linux refuses if a signal stack is too small for tiles.
     """
     if platform.system() != "Linux" or platform.machine() != "x86_64":
