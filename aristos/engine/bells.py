@@ -1,4 +1,4 @@
-"""Bells: a byte that says whether a remote peer's words must be read. With two levels an idle look reads bells first.
+"""Bells: a byte that says whether a remote peer's words must be read. With two levels an idle worker reads bells first.
 
 A rank has a bell from each remote peer, for the words that the peer puts at this rank, and a bell for each stream of
 its node, at the stream's rail. A bell is a digest of its words: their sum modulo MODULUS. The peer puts it right after
@@ -7,8 +7,8 @@ has accepted. If the two bytes differ, the bell rings, and the reader reads the 
 bell it has acted on, and a bell that lands before its words rings until the words have landed.
 
 Bells order nothing: a reader uses a word only if the word's value and complement agree. A bell is silent by mistake if
-it has not landed, or if the sum has changed by a multiple of MODULUS. Therefore each look also reads all words of one
-peer, in turn (`next_in_turn`). Poison has no bell, and is found in this way.
+it has not landed, or if the sum has changed by a multiple of MODULUS. Therefore each call of `outbox.look` also reads
+all words of one peer, in turn (`next_in_turn`). Poison has no bell, and is found in this way.
 
 Eight bells share a word of memory, and each has another writer. MPI allows puts to different bytes at the same time.
 Bells are put from the lowest byte of a word, which is the first one on the little-endian machines that Aristos runs on.
@@ -48,14 +48,14 @@ def set_byte(a, value):
 
 @jit
 def ring(job, st, peer):
-    """Put the bells of those words in the buffer of coded words that were just put to a remote peer.
+    """Put the bells of the words that were just put to a remote peer from the buffer of coded words.
 
-    The last batch was flushed since its bells were put. The caller holds the wire's lock.
+    The bells of the batch before are flushed, so their place may be written. The caller holds the wire's lock.
     """
     if st[words.put_bell(job, peer)] == 0:
         return
     coded, step = st[words.coded(job, peer)], 8 * words.CODED_WORDS
-    here = words.coded_word(coded, words.LINE_WORDS)  # the place of one more word, of which each half holds a bell
+    here = words.coded_word(coded, words.LINE_WORDS)  # the place after the line's words: each half holds a bell
     mem.store(words.coded_value(here), digest(coded, step, words.AT_EPOCH, words.ANNOUNCED))
     mpi.put(job[words.WIRE], peer, st[words.put_bell(job, peer)], words.coded_value(here), 1)
     if streams(job, st, peer):

@@ -92,7 +92,7 @@ def run_experts(job, st, worker, order, ends, received, results, next_row):
 
 @jit
 def all_back(job, st):
-    """Queue every block to be combined, because all rows are back."""
+    """Queue every token block for the combine, because all rows are back."""
     tokens = job[words.TOKENS] if st[words.STATUS] == codes.OK else 0
     blocks = (tokens + words.TOKEN_BLOCK - 1) // words.TOKEN_BLOCK
     for b in range(blocks):

@@ -44,7 +44,7 @@ def pairs_before(job, st, peer, token):
 
 @jit
 def next_token(job, st, peer):
-    """The first token that has an unsent pair for `peer`."""
+    """The first token that has an unsent pair for `peer`; TOKENS if there is none."""
     token = job[words.TOKENS]
     for slot in range(first_slot(job, st, peer), end_slot(job, st, peer)):
         at = st[words.slot_from(job, slot)]
@@ -73,7 +73,7 @@ def claim(job, st, worker, peer):
     sent = st[words.sent_rows(job, peer)]
     space = ring - sent + freed(job, st, peer)
     first = next_token(job, st, peer)
-    # the stream of n owners has n * BUNDLE_PAIRS pairs: with fewer, each expert would get fewer rows at once, and
+    # a bundle for n owners may have n * BUNDLE_PAIRS pairs: with fewer, each expert would get fewer rows at once, and
     # workers would read its weights more often
     most_pairs = job[words.BUNDLE_PAIRS] * (st[words.stream_end(job, peer)] - st[words.stream_first(job, peer)])
     end = end_token(job, st, peer, first, min(space, most_pairs))
@@ -148,7 +148,7 @@ def pair_before(job, st, token, low, high):
 
 @jit
 def adding_pair(job, st, token, low, high):
-    """The packed row of the pair whose owner adds up the outputs of `token`; -1 if no pair of it is in low..high.
+    """The packed row of the pair whose owner adds up the outputs of `token`; -1 if the token has no pair in low..high.
 
     It is pair number token mod n of the token's n pairs in low..high, so that owners add up about equally often.
     """

@@ -173,7 +173,7 @@ CALLS = [_with_words(call) for call in (
         y | address | the output row
         k | choices | choices of the token
         weights | address | [k] float32
-        rows | address | [k] addresses of rows, 0 for a choice not taken
+        rows | address | [k] addresses of rows, 0 for a choice without a row
         hidden
         scratch | address | memory of the size `combine_bytes` of kernels/cpu/tokens.py | scratch
     """)),
@@ -186,7 +186,7 @@ CALLS = [_with_words(call) for call in (
         y | address | addresses of the rows of y
         scratch | address | memory of the size `product_bytes` of kernels/cpu/entries.py | scratch
     """), step=False),
-    Call("weigh_shared", "Write each token's logistic function of its row times a column.", _arguments("""
+    Call("weigh_shared", "Write sigmoid(x w) of each token's row x and a column w.", _arguments("""
         tokens | tokens | tokens of the block
         x | address | rows of the tokens
         x_stride
@@ -200,8 +200,8 @@ CALLS = [_with_words(call) for call in (
         rows | rows | rows to compute
         x | address | addresses of the rows
         y | address | addresses of the rows of dx
-        places | address | addresses of places for what gradients of weights need
-        scalars | address | words with combine weights as float32 bits; gradients of the weights are written over them
+        places | address | addresses of the rows' places in the store
+        scalars | address | words with combine weights as float32 bits; their gradients are written over them
         weights | address | the expert's ExpertWeights, then its TransposedWeights
         activation
         hidden
@@ -230,7 +230,7 @@ CALLS = [_with_words(call) for call in (
         activation | | the activation and its limit
         hidden | columns | width of a row
         ffn | columns | width of the hidden activations
-        carry | flag | gradients are added to those in memory; otherwise those are written over
+        carry | flag | 1: the call adds to the gradients in memory. 0: it overwrites them
         saved | address | memory of the size `saved_bytes` of the kernel's module
         scratch | address | memory of the size `blocks_bytes` of the kernel's module
     """), step=False, kernel=False),

@@ -129,8 +129,8 @@ def take_from(job, st, worker, number):
 def share_first(job, st, worker):
     """Whether this worker may take a share before it tries the lock.
 
-    With fewer than SHARES_PER_TRY workers it always tries the lock first. With more, it does so before one of several
-    shares.
+    With fewer than SHARES_PER_TRY workers it always tries the lock first. With more workers, it tries the lock first
+    for one of several shares.
     """
     c = words.command(job, worker)
     return (st[words.command_shares(c)] + worker) % (1 + job[words.WORKERS] // SHARES_PER_TRY) != 0

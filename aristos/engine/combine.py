@@ -33,8 +33,8 @@ def claim(job, st, worker):
 def list_rows(job, st, worker):
     """List the addresses of the claimed tokens' rows, k for each token; 0 for a choice without a row.
 
-    Such a choice was not taken, or its output is in a sum. All threads of the worker do this together. An identity
-    expert's row is the token itself.
+    Such a choice is not taken (id -1) or dropped, or its output is in a sum. An identity expert's row is the token
+    itself. All threads of the worker do this together.
     """
     c = words.command(job, worker)
     k, rows = job[words.TOP_K], words.row_list(c)

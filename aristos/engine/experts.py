@@ -18,7 +18,7 @@ GROUP = 6  # rows that the micro-kernel computes together
 
 @jit
 def more_can_land(job, st, expert):
-    """Whether there are announced rows of `expert` that can land before this rank frees any."""
+    """Whether announced rows of `expert` can land before this rank frees more ring rows."""
     if st[words.expert_coming(job, expert)] == 0:
         return False
     for source in range(job[words.WORLD]):
@@ -82,7 +82,7 @@ def output_row(job, st, source, i, rows, packed):
 
 @jit
 def take_own(job, st, c, expert, most):
-    """Add up to `most` own rows, which are read in place from x. Returns how many."""
+    """Add up to `most` own rows, which are read in place from x, to a command. Returns how many."""
     me = job[words.RANK]
     i = words.source_expert(job, me, expert)
     rows = min(most, st[words.pending_at(job, i)])
@@ -98,7 +98,7 @@ def take_own(job, st, c, expert, most):
 
 @jit
 def take_tile(job, st, c, source, expert, most):
-    """Add up to `most` rows of the front tile of `source` for `expert`, read in place from the ring.
+    """Add up to `most` rows of the front tile of `source` for `expert`, read in place from the ring, to a command.
 
     Returns how many.
     """
@@ -277,7 +277,7 @@ def compute(job, st, worker):
 def finish(job, st, worker, c):
     """Return and free those tiles that are complete now that a command's rows are computed.
 
-    A record `back` of `worker` notes own rows. (Under the lock.)
+    Own rows are noted in records `back` of the worker's command. (Under the lock.)
     """
     back = words.command(job, worker)
     for i in range(st[words.command_parts(c)]):

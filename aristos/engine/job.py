@@ -52,7 +52,7 @@ class Part:
 
 @cache
 def bits_of(substrate: str, *parts: str) -> int:
-    """The bit of each part in a job's word FILLED."""
+    """The bits of parts in a job's word FILLED."""
     return sum(BITS[substrate, part] for part in parts)
 
 
@@ -93,7 +93,7 @@ def fill_some(job: Any, part: str, substrate: str, **values: int) -> None:
 
 
 def fill_again(job: Any, part: str, substrate: str, **values: int) -> None:
-    """Write some words of a part; the others keep the values of its last filling. Raises as `fill` does."""
+    """Write some words of a part; the others keep the values of the part's last filling. Raises as `fill` does."""
     this = part_of(part, substrate)
     _count(job, this, part, substrate)
     for name, value in values.items():

@@ -74,7 +74,7 @@ class EngineShape:
     foreign: int = 0  # most experts of local peers that a rank may compute
     return_bytes: int = 0  # size of the return rows; 0: return_rows * stride
     announced: int = 0  # most experts that an announcement names; 0: max_held
-    places: int = 0  # most places for rows that a rank has for each row of a ring, see `places`; 0: those of one level
+    places: int = 0  # most places for rows that a rank has for each row of a ring, see `places`; 0: as with one level
     local_rows: int = 0  # rows in the ring of a local peer; 0: ring_rows
     local_peers: int = 0  # most local peers of a rank, if their rings have local_rows rows
 
@@ -201,17 +201,17 @@ def remote_region(s: EngineShape, nodes: Nodes, rank: int, source: int) -> int:
 
 
 def has_bells(nodes: Nodes, rank: int) -> bool:
-    """Whether a rank reads bells, see bells.py. With one remote peer it would save nothing."""
+    """Whether a rank reads bells, see bells.py. With one remote peer bells would save nothing."""
     return nodes.levels == 2 and len(nodes.node_of) - nodes.node_of.count(nodes.node_of[rank]) > 1
 
 
 def bell_words(nodes: Nodes) -> int:
-    """Words with the bells of all ranks for one rank. The number of a rank is the place of its bell."""
+    """How many words hold the bells of all ranks for one rank. A rank's number is the place of its bell."""
     return -(-len(nodes.node_of) // WORD)
 
 
 def stream_bell_words(nodes: Nodes, rank: int) -> int:
-    """Words with the bells of the streams at a rank: the same at all ranks of its node."""
+    """How many words hold the bells of the streams at a rank. All ranks of a node have the same number."""
     members, sizes = nodes.members(rank), Counter(nodes.node_of)
     most = sum(-(-size // len(members)) for node, size in sizes.items() if node != nodes.node_of[rank])
     return -(-most // WORD)
@@ -223,7 +223,7 @@ def stream_sources(nodes: Nodes, rank: int) -> list[int]:
 
 
 def bell_bytes(nodes: Nodes, rank: int) -> int:
-    """Bytes of the bells in the window for remote peers of a rank: first of those for it, then of those of streams."""
+    """Bytes of the bells in a rank's window for remote peers: bells for the rank, then bells of streams."""
     if not has_bells(nodes, rank):
         return 0
     return lines(WORD * bell_words(nodes)) + lines(WORD * stream_bell_words(nodes, rank))
@@ -300,10 +300,10 @@ def local_rows(nodes: Nodes, stride: int, most: int) -> int:
 
 
 def ring_rows(places: int, stride: int, most: int, others: int = 0) -> int:
-    """The default number of rows in a ring: as many as one source can send in a call.
+    """The default number of rows in a ring: `most`, or as many as RING_BUDGET allows, but at least LEAST_RING.
 
-    places: how many places for rows a rank has for each row of a ring. others: how many other places for rows it has.
-    All of them together have at most RING_BUDGET bytes.
+    places: how many places for rows a rank has for each row of a ring. most: how many rows one source can send in a
+    call. others: how many other places for rows the rank has, for which RING_BUDGET must suffice too.
     """
     affordable = max(LEAST_RING, (RING_BUDGET - others * stride) // (max(1, places) * stride))
     return max(1, min(most, affordable))

@@ -27,7 +27,7 @@ BATCH_ROWS = 256  # while there is work, credit alone opens a batch only for mor
 CLOSE_NS = 150_000  # a worker that has work flushes a batch after this time plus the transfer time of its bytes
 LINK_BYTES_PER_NS = 2  # assumed bandwidth of the link, for the transfer time
 HEARTBEAT_NS = 20_000_000  # interval of heartbeats to local peers, and to remote ones while this rank is idle
-# each look reads this many words of this many remote peers, in turn, even if their bells do not ring
+# each call of `look` reads this many words of this many remote peers, in turn, even if their bells do not ring
 TURN_RANKS, TURN_WORDS = 1, words.LINE_WORDS
 BUSY_HEARTBEAT_NS = 200_000_000  # interval of heartbeats to remote peers while there is work; batches carry them too
 
@@ -153,7 +153,7 @@ def closes(job, st, peer, idle, now):
 
 @jit
 def put_ring(job, st, peer, part, first, end, places, width):
-    """Put the entries first..end - 1 of a ring in the outbox. Returns how many bytes were put.
+    """Put entries first..end - 1 of a ring from the outbox to a remote peer. Returns how many bytes were put.
 
     part: the ring's offset in a region. places: how many entries the ring holds. width: bytes of an entry.
     """
@@ -354,8 +354,8 @@ def next_due(job, st, first, idle):
     """The first remote peer whose batch is to be closed or opened now, as its distance from this rank; WORLD if none.
 
     The search begins at distance `first`: the rank that comes `first` ranks after this one. The caller holds the
-    wire's lock. One look at the clock and one taking of the rank's lock are enough for all peers, because a job can
-    have hundreds and an idle worker asks all the time.
+    wire's lock. The clock is read once and the rank's lock is taken once for all peers, because a job can have hundreds
+    of peers, and an idle worker calls this all the time.
     """
     now = mem.clock()
     distance, p = first, (job[words.RANK] + first) % job[words.WORLD]
@@ -366,7 +366,7 @@ def next_due(job, st, first, idle):
             if due:
                 break
         distance, p = distance + 1, p + 1
-        if p == job[words.WORLD]:  # a division for each peer would take half the time of a look
+        if p == job[words.WORLD]:  # a division for each peer would take half the time of the search
             p = 0
     unlock(job)
     return distance

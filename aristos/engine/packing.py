@@ -68,8 +68,8 @@ def drop(job, st, tokens, ids):
 def sort(job, st, tokens):
     """Sort tokens * k choices by counting. Set offset [slots + 1], token [rows] and position [tokens, k].
 
-    The position is -1 for a choice that was not taken, that is beyond the capacity, or whose expert is an identity
-    expert. Rows that stay come after the rows of all slots. Slots do not count them, so they are not announced. Returns
+    The position is -1 for a choice that is not taken (id -1) or dropped, or whose expert is an identity expert. Rows
+    that stay come after the rows of all slots. Slots do not count them, so they are not announced. Returns
     offset[slots], the number of rows that do not stay.
     """
     slots, k = job[words.slot_start(job, job[words.WORLD])], job[words.TOP_K]

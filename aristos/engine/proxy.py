@@ -182,14 +182,15 @@ def deliver(gpu, gs):
     return came
 
 
-# ---- both
+# ---- both directions
 
 
 @jit
 def serve_both(job, st, gpu, gs):
     """Serve both directions once.
 
-    Returns how much moved. If a copy or this rank's engine has failed, returns -1; then the proxy ends.
+    Returns 0 if nothing came or was put, else a positive number. If a copy or this rank's engine has failed, returns
+    -1; then the proxy ends.
     """
     refresh(job, st, gpu)
     moved = 0

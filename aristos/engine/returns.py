@@ -61,7 +61,7 @@ def free_rows(job, st, source):
 def finish_record(job, st, source, tile, rows):
     """Count `rows` rows of a tile as computed or skipped. When all are, return the tile, or let it be summed.
 
-    Rows that are summed stay owed until their sums are there.
+    Rows that are summed remain in OWED until their sums are written.
     """
     r = words.landed(job, source, tile)
     st[words.landed_left(r)] -= rows

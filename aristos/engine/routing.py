@@ -106,7 +106,7 @@ def _weigh_tokens(job, first, count, scratch):
 def _check(job, first, count):
     """Check a user's routing and return its status. Ids must be in -1..E-1, and a token may name no expert twice.
 
-    Weights of choices that are taken must be finite.
+    The weight of a choice must be finite, unless its id is -1.
     """
     k, pitch, experts = job[words.CHOICES], job[words.TOP_K], job[words.EXPERTS]
     ids = mem.words(job[words.IDS] + 8 * pitch * first, pitch * count)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 ALL, CPU, CUDA = "all", "cpu", "cuda"
-# parts of a job, see job.py. Each is filled as a whole. LASTING: later calls use them too. OF_CALL: for each call
+# parts of a job, see job.py. Each is filled as a whole. LASTING: kept for later calls. OF_CALL: filled by each call
 ENGINE, TILE, OBJECT, WEIGHTS, KIND, EVENTS, TAPE, BACKWARD, LANDING = LASTING = (
     "engine",
     "tile",
@@ -189,7 +189,7 @@ JOB_SCALARS: list[Word] = [
         TILE,
         """
         TILE | rows | most rows of a tile
-        BATCH | rows | most rows of a run; a command has lists for so many
+        BATCH | rows | most rows of a run, and the length of a command's lists
         RUN_ROWS | rows | more rows of an expert than this are cut into several runs
         MERGE_ROWS | rows | a run with fewer rows than this waits for announced rows
         """,
@@ -200,11 +200,11 @@ JOB_SCALARS: list[Word] = [
         MERGE_POLLS | polls | idle polls for which a run of fewer than MERGE_ROWS rows waits
         PAUSE_NS | ns | time after which compiled code returns to Python | cpu
         REMOTE | ranks | peers on other nodes
-        NODE_FIRST | rank | first rank that reads the streams of remote sources with this one; at one level this rank
+        NODE_FIRST | rank | first of the ranks that read the same streams of remote sources; at one level this rank
         NODE_END | rank | end of the ranks that read these streams
         BUNDLE_PAIRS | pairs | most (token, choice) pairs of a bundle, for each owner of the stream
         ONCE_ROWS | rows | fewest rows for a local owner to which tokens cross once, see packing.py; 0: never | cpu
-        ONCE_SHARE | percent | fewest rows for a local owner to which tokens cross once, over the call's tokens | cpu
+        ONCE_SHARE | percent | the same limit in percent of the call's tokens; both limits must be reached | cpu
         """,
     ),
     *_words(
@@ -257,7 +257,7 @@ JOB_SCALARS: list[Word] = [
     *_words(
         BACKWARD,
         """
-        TAPE | | in a backward call the number of the tape and how many pieces it has; 0 in other calls
+        TAPE | | in a backward call the number of the tape and the number of pieces; 0 in other calls
         STORE | address | where this rank keeps the rows that it computes, see store.py; 0: nowhere
         STORE_STEP | bytes | distance between places of the store
         STORE_ROWS | rows | rows for which the store has places
@@ -375,7 +375,7 @@ STATE_WORDS = [
     Word("OWED", "announced rows that are not computed and returned", "rows", LOCK),
     Word("BLOCKS_LEFT", "blocks of tokens that are not combined", "blocks", LOCK),
     Word("READY_NEXT", "first entry of `ready` that no worker has claimed", "entry", LOCK),
-    Word("NEXT_DEST", "owner that the next tile goes to if it has credit", "rank", LOCK),
+    Word("NEXT_DEST", "owner that is tried first for the next tile", "rank", LOCK),
     Word("NEXT_EXPERT", "held expert that is examined first for rows to compute", "expert", LOCK),
     Word("PROGRESS", "commands published since the engine was made", "commands", LOCK),
     Word("FAILED", "0, or the cause of the failure", "cause", FAILS),
@@ -396,7 +396,7 @@ STATE_WORDS = [
     Word("BELLS", "bells of remote peers for this rank, see bells.py; 0: all words are read", "address", substrate=CPU),
     Word("BELL_WORDS", "words with these bells", "words", substrate=CPU),
     Word("STREAM_BELL_WORDS", "words with bells of streams at each rank of this node", "words", substrate=CPU),
-    Word("ANSWERED", "digests of accepted words: as many bytes as this rank reads bells", "address", substrate=CPU),
+    Word("ANSWERED", "for each bell that this rank reads, the digest of the accepted words", "address", substrate=CPU),
     Word("TURN", "distance to the remote peer whose words were read last in turn", "ranks", WIRE, substrate=CPU),
     Word("READY_COUNT", "entries of `ready`", "entries", ATOMIC),
     Word("RUNS_OPENED", "phases of column-split runs opened since the engine was made", "phases", ATOMIC),
@@ -603,7 +603,7 @@ RECORDS = [
         ("status", "OK, or why the source refuses", "status"), ("rows", "rows of the stream", "rows"),
         ("first", "first packed row of these rows", "packed row"), ("tokens", "tokens of the source", "tokens"),
         ("version", "version of the source's weights of the layer", "changes"),
-        ("tape", "in a backward call the number of the tape and how many pieces it has"),
+        ("tape", "in a backward call the number of the tape and the number of pieces"),
         ("once", "tokens cross once: rows are in bundles, with an index", "flag"))),
     Record("record", 5, 8, "a tile record", "the source", _fields(
         ("expert", "expert among those of the owner", "expert"), ("rows", "rows of the tile", "rows"),
@@ -761,12 +761,12 @@ INDICES = [
           "Address in an announcement: rows of an expert."),
     Index("event", "job, worker, n", "job[EVENTS] + 8 * EVENT_WORDS * (worker * job[EVENTS_MAX] + n)",
           "Address of event n of a worker."),
-    Index("coded_word", "a, word", "a + 8 * CODED_WORDS * word", "Address of a coded word, from that of the first."),
+    Index("coded_word", "a, word", "a + 8 * CODED_WORDS * word", "Address of a coded word; `a`: of the first one."),
 ]  # fmt: skip
 
 
 def job_words() -> list[Word]:
-    """All words of a job in order: scalars, starts of the state's tables, its own tables, what checks it."""
+    """All words of a job in order: scalars, starts of the state's tables, the job's own tables, words for checks."""
     starts = []
     for table in TABLES:
         starts.append(Word(table.start, f"where table `{table.name}` starts in the state", "word", HOST, ENGINE))

@@ -119,7 +119,7 @@ def arithmetic(job):
 
 @jit
 def copies(job):
-    """The work that a row's copies are for its source; for the owner they are as much."""
+    """Work of a row's copies for its source. The owner has as much work with them."""
     return job[words.READING_ROWS]
 
 

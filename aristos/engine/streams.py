@@ -47,7 +47,7 @@ def freed(job, st, peer):
 
 @jit
 def slowest(job, st, peer):
-    """The reader of the stream at a peer that had freed the fewest rows when this rank last looked."""
+    """The reader of the stream at a peer that had freed the fewest rows when this rank last read credit."""
     found = peer
     for p in range(st[words.stream_first(job, peer)], st[words.stream_end(job, peer)]):
         if st[words.seen_credit(job, p)] < st[words.seen_credit(job, found)]:
@@ -57,13 +57,13 @@ def slowest(job, st, peer):
 
 @jit
 def first_reader(job, st, source):
-    """The first rank that reads the stream of `source` that this rank reads."""
+    """The first of the ranks that read the same stream of `source` as this rank."""
     return job[words.NODE_FIRST] if st[words.remote(job, source)] != 0 else job[words.RANK]
 
 
 @jit
 def end_reader(job, st, source):
-    """The end of the ranks that read the stream of `source` that this rank reads."""
+    """The end of the ranks that read the same stream of `source` as this rank."""
     return job[words.NODE_END] if st[words.remote(job, source)] != 0 else job[words.RANK] + 1
 
 

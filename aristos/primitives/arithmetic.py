@@ -107,7 +107,7 @@ class CombineToken(NamedTuple):
     y: int  # address: the output row
     k: int  # choices: choices of the token
     weights: int  # address: [k] float32
-    rows: int  # address: [k] addresses of rows, 0 for a choice not taken
+    rows: int  # address: [k] addresses of rows, 0 for a choice without a row
     hidden: int  # columns: width of a row
     scratch: int  # address: memory of the size `combine_bytes` of kernels/cpu/tokens.py
 
@@ -143,8 +143,8 @@ class BackwardRows(NamedTuple):
     rows: int  # rows: rows to compute
     x: int  # address: addresses of the rows
     y: int  # address: addresses of the rows of dx
-    places: int  # address: addresses of places for what gradients of weights need
-    scalars: int  # address: words with combine weights as float32 bits; gradients of the weights are written over them
+    places: int  # address: addresses of the rows' places in the store
+    scalars: int  # address: words with combine weights as float32 bits; their gradients are written over them
     weights: int  # address: the expert's ExpertWeights, then its TransposedWeights
     activation: int  # the activation and its limit
     hidden: int  # columns: width of a row
@@ -179,7 +179,7 @@ class ExpertBlocks(NamedTuple):
     activation: int  # the activation and its limit
     hidden: int  # columns: width of a row
     ffn: int  # columns: width of the hidden activations
-    carry: int  # flag: gradients are added to those in memory; otherwise those are written over
+    carry: int  # flag: 1: the call adds to the gradients in memory. 0: it overwrites them
     saved: int  # address: memory of the size `saved_bytes` of the kernel's module
     scratch: int  # address: memory of the size `blocks_bytes` of the kernel's module
 
@@ -210,7 +210,7 @@ def combine_token(kernels, call):
 
 
 def weigh_shared(kernels, call):
-    """Write each token's logistic function of its row times a column. Returns False if a product is not finite."""
+    """Write sigmoid(x w) of each token's row x and a column w. Returns False if a product is not finite."""
     _missing("weigh_shared")
 
 
