@@ -158,7 +158,7 @@ def limits(word):
 
 @jit
 def at_most(x, limit):
-    return limit if x > limit else x  # compared in this order, a NaN is kept
+    return limit if x > limit else x  # a NaN is kept, because the comparison is false
 
 
 @jit

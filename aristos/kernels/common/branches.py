@@ -9,7 +9,7 @@ from typing import Any
 def implementations(table: Mapping[str, int], names: Mapping[str, Any]) -> dict[int, Callable[..., Any]]:
     """The function for each code. table: names and their codes. names: globals of the module that has the functions.
 
-    Raises ImportError if a function is missing. An imported function of the name does not count: it is a helper.
+    Raises ImportError if a function is missing. An imported function of that name does not count: it is only a helper.
     """
     here = names["__name__"]
     missing = [name for name in table if getattr(names.get(name), "__module__", None) != here]

@@ -17,7 +17,7 @@ from ...primitives import memory as mem
 from ...primitives.arithmetic import CombineToken
 from .call_blocks import COMBINE_TOKEN, SPARE, STEPS, put_combine_token
 
-SIGNATURE = types.int64, types.int64  # of the functions in `entries.py`: a kernel's number, its block's address
+SIGNATURE = types.int64, types.int64  # what functions in `entries.py` take: a kernel's number, its block's address
 _plain: list[Callable[[int, int], int]] = []  # the functions by handle, if they run as plain Python
 
 

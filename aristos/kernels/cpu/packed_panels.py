@@ -1,7 +1,7 @@
 """Packed weights in memory: panels of 32 columns, each with its scales, zero points and codes in one stream.
 
-A panel begins with a line of words, which `HEAD` names. Then come the scales in their own type, for
-each group 32 of them or one for all columns; then the zero points, which have as many bits as a code; then the codes,
+A panel begins with a line of words, which `HEAD` names. Then come the scales in their own type: for each group 32
+scales, or one for all columns. Then come the zero points, which have as many bits as a code, and last the codes,
 arranged as `packed_kernels` says. Each part is padded to whole lines. Columns and k are padded to multiples of 32 with
 codes of the value zero. Products do not depend on the numbers that pad zero points and scales.
 """

@@ -1,10 +1,10 @@
 """One expert on a run of rows by panels of 32 columns: y = round(round(act(x up + b1) [* (x gate + bg)]) down + b2).
 
-The kernels serve elements of 16 bits, and split float32. Sums, biases and activations are float32. Hidden activations
-and outputs are each rounded once; with split float32, hidden activations are rounded to 16 significant bits, and
-outputs not at all. A panel of 32 columns is finished before the next one begins, so its sums stay in the L1 cache. A
-run keeps either all its hidden activations, or the hidden activations of one chunk of F and the sums of the outputs,
-whichever takes less memory. The order of every sum is the same in both cases.
+The kernels serve elements of 16 bits, split float32, and all rows with packed weights. Sums, biases and activations are
+float32. Hidden activations and outputs are each rounded once to the rows' type; with split float32, hidden activations
+are rounded to 16 significant bits. A panel of 32 columns is finished before the next one begins, so its sums stay in
+the L1 cache. A run keeps either all its hidden activations, or the hidden activations of one chunk of F and the sums of
+the outputs, whichever takes less memory. The order of every sum is the same in both cases.
 """
 
 from kernel_cache.compile import inlined, jit

@@ -126,8 +126,8 @@ def _weighted_block(element, n, rows, weights, offset, sums):
 def combine_bytes(k: int) -> int:
     """Bytes of scratch of `combine_token` for k choices.
 
-    The memory holds 32 sums, and for each choice taken the row's address, a copy of the row's end, the address of this
-    copy, and the weight.
+    The memory holds 32 sums, and for each choice that has a row the row's address, a copy of the row's end, the address
+    of this copy, and the weight.
     """
     return k * (8 + FLOAT + 8 + 2 * WIDTH) + FLOAT * WIDTH + LINE
 

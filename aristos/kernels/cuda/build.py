@@ -103,7 +103,7 @@ def ptx(kernel: Any, target: str) -> tuple[str, str]:
 
 
 def for_target(text: str, target: str) -> str:
-    """A PTX text whose `.target` line is replaced."""
+    """A PTX text with another target, such as sm_90a, in its `.target` line."""
     return re.sub(r"^\.target .*$", f".target {target}", text, flags=re.M)
 
 

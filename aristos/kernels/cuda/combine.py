@@ -18,8 +18,10 @@ ZERO = np.float32(0)
 
 
 def parts(kind: str) -> tuple[Any, Any]:
-    """Two functions for rows of a kind: four(address) reads four elements as float32, put(address, a, b, c, d)
-    writes four."""
+    """Two functions for rows of a kind: `four` reads four elements, and `put` writes four.
+
+    They are four(address), which returns four float32, and put(address, a, b, c, d).
+    """
     if BYTES[kind] == 4:
 
         @cuda.jit(device=True)
@@ -59,9 +61,9 @@ def parts(kind: str) -> tuple[Any, Any]:
 def combine_tokens(kind: str) -> Any:
     """A function combine(y, count, k, weights, rows, row_bytes): y[t] = sum over j of weights[t, j] * row (t, j).
 
-    All threads of a block call it. y: the address of `count` rows of row_bytes bytes (a multiple of 16), of
-    this kind. weights: the address of [count, k] float32. rows: the address of [count, k] addresses of rows, with 0 for
-    a choice that is not taken.
+    All threads of a block call it. y: the address of `count` rows of this kind, of row_bytes bytes each (a multiple of
+    16). weights: the address of [count, k] float32. rows: the address of [count, k] addresses of rows, with 0 for a
+    choice without a row.
     """
     four, put = parts(kind)
     width = FLOATS * BYTES[kind]

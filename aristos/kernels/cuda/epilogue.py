@@ -41,11 +41,9 @@ def gated_product(word, g, u):
 def activate(word, sums, pitch, count, shift, gated, thread, threads):
     """Apply an activation in place to `count` staged sums, 2^shift per row; if gated, to the gate's sums only.
 
-    word: the activation's code and limit (`activations.word`). If the word bounds or shifts the
-    factor of an activated value, the factor is changed in place too (`activations.factor`).
-
-    Elements are computed one at a time, which keeps the code small, so that the main loop stays in the instruction
-    cache.
+    word: the activation's code and limit (`activations.word`). If the word bounds or shifts the factor of an activated
+    value, the factor is changed in place too (`activations.factor`). Elements are computed one at a time, which keeps
+    the code small, so that the main loop stays in the instruction cache.
     """
     code, limit, plain = activations.code_of(word), activations.limit_of(word), activations.plain(word)
     for i in range(thread, count, threads):
@@ -100,10 +98,10 @@ def _out(tile: Tile) -> Any:
 def finish(tile: Tile) -> Any:
     """The device function that stores a tile. All threads of the block call it together, after the sums are staged.
 
-    The function is store(shared, c_rows, m, width, n0, word, gated). It stores rows 0..m of the row address table, and
-    columns n0.. of the product. A row has `width` outputs, and needs space for them rounded up to whole 16 bytes.
-
-    word: the activation's word (`activations.word`), or NONE. On return the shared memory of the sums may be reused.
+    The function is store(shared, c_rows, m, width, n0, word, gated). It stores columns n0.. of m rows of the product.
+    c_rows: the address of an array of m row addresses. A row has `width` outputs, and needs space for them rounded up
+    to whole 16 bytes. word: the activation's word (`activations.word`), or NONE. On return the shared memory of the
+    sums may be reused.
     """
     put, threads = _out(tile), tile.threads
     pitch, group = 4 * (tile.n + PAD), 16 // BYTES[tile.kind]

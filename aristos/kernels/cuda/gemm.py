@@ -111,10 +111,10 @@ def tile_product(tile: Tile) -> Any:
     """The device function of a tile: all threads of the block call it together, with equal arguments.
 
     The function is product(shared, a_rows, c_rows, m, weight, pitch, bias, width, depth, n0, code, gated). It computes
-    rows 0..m of the row address tables, m <= tile.m, and columns n0.. of the packed weight. pitch: bytes of k of each
-    column. depth: bytes of each row of A. Of each row of C it stores `width` outputs, rounded up to whole 16 bytes, for
-    which the row must have space.
-    shared: the address from `tile_memory`. Rows of A and C start on 16 bytes.
+    m <= tile.m rows, and columns n0.. of the packed weight. a_rows, c_rows: the addresses of arrays of m row addresses.
+    Rows of A and C start at multiples of 16 bytes. pitch: bytes of k of each column. depth: bytes of each row of A. A
+    row of C has `width` outputs, and needs space for them rounded up to whole 16 bytes. shared: the address from
+    `tile_memory`.
     """
     if tile.groups:
         return group_product(tile)

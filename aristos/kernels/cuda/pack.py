@@ -8,7 +8,7 @@ from ...errors import InputError
 from .tile import BYTES, CHUNK
 
 COLUMNS = 128  # outputs are padded to a multiple of this number; no tile is wider
-INTERLEAVE = 8  # 8 outputs of W are followed by 8 of G, so that the thread that stores an output has both
+INTERLEAVE = 8  # 8 columns of W are followed by 8 of G, so that the thread that stores an output has both
 
 
 def narrow(values: np.ndarray, kind: str) -> np.ndarray:

@@ -1,10 +1,10 @@
 """Routing on a GPU: scores, the best k experts and their weights, rows by expert, and the packed order.
 
-First runs `route`. A block takes 64 tokens, computes their scores in float32 (each score is one chain of fused
+`route` runs first. A block takes 64 tokens, computes their scores in float32 (each score is one chain of fused
 multiply-adds in k order, as on the CPU), chooses experts with the CPU's own function, and counts the choices by slot.
 If the caller brought ids and weights, the block checks these instead. The block also adds the choice of the shared
 expert, and multiplies tokens by weights if weights are applied to the input. Then, if there is a capacity, `drop`
-(capacity.py) marks the choices beyond it. Last runs `place`. Each of its blocks adds up the counts of the blocks before
+(capacity.py) marks the choices beyond it. `place` runs last. Each of its blocks adds up the counts of the blocks before
 it, and assigns packed rows to its tokens' choices. This is a stable counting sort by slot without atomics, so the order
 does not depend on the grid.
 """
@@ -92,8 +92,10 @@ def padded(experts: int) -> int:
 
 
 def scratch_bytes(tokens: int, experts: int, slots: int, limited: int = 0) -> int:
-    """Bytes of SCRATCH: row addresses, scores, and counts of every block. limited: TOP_K with a
-    capacity, 0 without one."""
+    """Bytes of SCRATCH: row addresses, scores, and counts of every block.
+
+    limited: TOP_K if there is a capacity, else 0.
+    """
     return tokens * (2 * WORD + FLOAT * padded(experts) + GATE) + blocks(tokens) * slots * WORD * (1 + limited)
 
 
@@ -159,7 +161,7 @@ def counts_by_choice(job):
 def _checked(job, token, ids, weights):
     """Read a token's routing as the caller brought it, into ids [CHOICES] and weights [CHOICES]. Returns its status.
 
-    Ids must be in -1..E-1, and only -1 may occur twice; weights of choices taken must be finite.
+    Ids must be in -1..E-1, and only -1 may occur twice. The weight of a choice must be finite, unless its id is -1.
     """
     k, experts, status = job[CHOICES], job[EXPERTS], OK
     given_ids = mem.words(job[GIVEN_IDS] + WORD * k * token, k)

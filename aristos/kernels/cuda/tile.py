@@ -151,9 +151,9 @@ class Tile:
 
 
 def generated(result: Callable[[], Any], arguments: list[Any], body: Callable[..., Any]) -> Any:
-    """An intrinsic whose code `body(builder, *values)` emits.
+    """An intrinsic, named after `body`. The function body(builder, *values) emits its code.
 
-    If the result is a tuple, `body` returns its LLVM values.
+    result: a function that returns the type of the result. If this is a tuple, `body` returns its LLVM values.
     """
 
     def typed(typing: Any, *given: Any) -> Any:
