@@ -300,10 +300,10 @@ def local_rows(nodes: Nodes, stride: int, most: int) -> int:
 
 
 def ring_rows(places: int, stride: int, most: int, others: int = 0) -> int:
-    """The default number of rows in a ring: `most`, or as many as RING_BUDGET allows, but at least LEAST_RING.
+    """The default number of rows in a ring: `most`, or the rows that RING_BUDGET allows, if those are fewer.
 
     places: how many places for rows a rank has for each row of a ring. most: how many rows one source can send in a
-    call. others: how many other places for rows the rank has, for which RING_BUDGET must suffice too.
+    call. others: how many other places for rows the rank has; they use RING_BUDGET too. It always allows LEAST_RING.
     """
     affordable = max(LEAST_RING, (RING_BUDGET - others * stride) // (max(1, places) * stride))
     return max(1, min(most, affordable))

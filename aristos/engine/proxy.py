@@ -189,8 +189,7 @@ def deliver(gpu, gs):
 def serve_both(job, st, gpu, gs):
     """Serve both directions once.
 
-    Returns 0 if nothing came or was put, else a positive number. If a copy or this rank's engine has failed, returns
-    -1; then the proxy ends.
+    Returns -1 if a copy or this rank's engine has failed; then the proxy ends. Else returns 0 if nothing moved.
     """
     refresh(job, st, gpu)
     moved = 0

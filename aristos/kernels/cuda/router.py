@@ -92,10 +92,7 @@ def padded(experts: int) -> int:
 
 
 def scratch_bytes(tokens: int, experts: int, slots: int, limited: int = 0) -> int:
-    """Bytes of SCRATCH: row addresses, scores, and counts of every block.
-
-    limited: TOP_K if there is a capacity, else 0.
-    """
+    """Bytes of SCRATCH: row addresses, scores, counts of blocks. limited: TOP_K if there is a capacity, else 0."""
     return tokens * (2 * WORD + FLOAT * padded(experts) + GATE) + blocks(tokens) * slots * WORD * (1 + limited)
 
 
