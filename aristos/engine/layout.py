@@ -303,7 +303,7 @@ def ring_rows(places: int, stride: int, most: int, others: int = 0) -> int:
     """The default number of rows in a ring: `most`, or the rows that RING_BUDGET allows, if those are fewer.
 
     places: how many places for rows a rank has for each row of a ring. most: how many rows one source can send in a
-    call. others: how many other places for rows the rank has; they use RING_BUDGET too. It always allows LEAST_RING.
+    call. others: how many other places for rows the rank has; they use RING_BUDGET too. LEAST_RING is always allowed.
     """
     affordable = max(LEAST_RING, (RING_BUDGET - others * stride) // (max(1, places) * stride))
     return max(1, min(most, affordable))
