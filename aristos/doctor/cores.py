@@ -62,7 +62,7 @@ def binding(seats: list[RankCores], library: Library | None, env: Mapping[str, s
         union = frozenset().union(*(seats[r].cores for r in crowded if seats[r].node == seats[crowded[0]].node))
         here = sum(seats[r].node == seats[crowded[0]].node for r in crowded)
         text = f"{here} ranks share {listed(union)}, so they often wait for each other"
-        return warn(name, text, f"start at most one rank a core, or bind otherwise: {fix}", **values)
+        return warn(name, text, f"start at most one rank a core, or bind ranks to more cores: {fix}", **values)
     if overlapping:
         return warn(
             name, f"{named(overlapping)} share some cores but not all: some cores get twice the work", fix, **values
@@ -109,7 +109,7 @@ def _usual(seats: list[RankCores]) -> str:
         return f"{listed(here[0])} of {seats[0].online}" + (" for each rank" if len(seats) > 1 else "")
     if len(set(here)) == 1:
         return f"{len(here)} ranks a node share {listed(here[0])}: {max(1, len(here[0]) // len(here))} for each"
-    return f"each rank has its own, rank 0 {listed(here[0])} of {seats[0].online}"
+    return f"each rank has cores of its own, rank 0 has {listed(here[0])} of {seats[0].online}"
 
 
 def listed(cores: frozenset[int]) -> str:
@@ -128,7 +128,10 @@ def quota() -> float | None:
 
 
 def granted(cores: int, limit: float | None, env: Mapping[str, str]) -> Finding:
-    """Whether the container limits a rank to less time than `cores` cores have. limit: in cores."""
+    """Whether the container grants a rank less CPU time than the cores that it may use would give.
+
+    cores: how many the rank may use. limit: the granted time, see `quota`.
+    """
     name = "core limits"
     if limit is not None and limit < cores - 0.5:
         text = f"the container grants {limit:g} cores' worth of time, {cores} are visible: threads will be throttled"

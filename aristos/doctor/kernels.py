@@ -43,7 +43,10 @@ def instructions() -> Finding:
 
 
 def suited(kind: str, cpu: str, machine: str, best: str) -> Finding:
-    """Whether kernels use this CPU's best instructions, and whether it has the usual ones of its architecture."""
+    """Whether kernels use the best ISA of this CPU, and whether the CPU has the usual one of its architecture.
+
+    kind: the ISA that kernels use. machine: the architecture. best: the best ISA that the CPU has.
+    """
     name = "instructions"
     values = {"isa": kind, "cpu": cpu}
     if kind == "generic" and machine == "x86_64":
@@ -55,7 +58,7 @@ def suited(kind: str, cpu: str, machine: str, best: str) -> Finding:
 
 
 def folder() -> Path:
-    """The folder where compiled kernels are kept. There is no warning if it is not the folder that was wanted."""
+    """The folder where compiled kernels are kept. Warnings about the choice of the folder are suppressed."""
     from kernel_cache.compile import cache_folder
 
     with warnings.catch_warnings():
@@ -71,8 +74,8 @@ def cache() -> Finding:
 
 
 def kept(folder: Path, wanted: Path) -> Finding:
-    """Whether kernels are kept in the wanted place. folder: where this version's kernels are. wanted: the parent it
-    should have."""
+    """Whether kernels are kept in the wanted place. folder: where this version's kernels are. wanted: the parent that
+    this folder should have."""
     name = "kernel cache"
     size = sum(path.stat().st_size for path in folder.parent.rglob("*") if path.is_file())
     functions = sum(1 for _ in folder.rglob("*.nbc"))

@@ -29,7 +29,7 @@ def library(found: Library | None, why: str = "") -> Finding:
         skip = ("No such file", "cannot load MPI library")  # mpi4py tries several names in several folders
         lines = [line for line in why.splitlines() if not any(each in line for each in skip)]
         where = f"; {found} was expected" if found is not None else ""
-        return fail(name, f"mpi4py loads none: {' '.join(lines) or 'none is where it searches'}{where}", INSTALL)
+        return fail(name, f"mpi4py loads none: {' '.join(lines) or 'it finds none where it searches'}{where}", INSTALL)
     if found is None:
         return fail(name, "mpi4py finds no MPI library", INSTALL)
     brought = "from pip" if found.wheel else "the system's"
@@ -58,8 +58,8 @@ def loaded_modules(env: Mapping[str, str], own: list[Path]) -> list[str]:
 
 
 def one_mpi(mapped: list[str], installed: list[str], modules: list[str]) -> Finding:
-    """Whether MPI libraries are mixed. mapped: loaded in this process. installed: by pip. modules: loaded as site's
-    modules."""
+    """Whether MPI libraries are mixed. mapped: paths of libraries that this process has loaded. installed: packages of
+    pip with MPI libraries. modules: variables that show another MPI, see `loaded_modules`."""
     name = "one MPI"
     values = {"mapped": mapped, "wheels": installed, "modules": modules}
     several = list(

@@ -124,7 +124,7 @@ def _once(comm: Any, window: Any, helped: bool) -> float:
 
 
 def _take(words: int) -> None:
-    """Become the one thread of this process that calls MPI, by a window's wire."""
+    """Take the lock of a window's wire, so that no other thread of the process calls MPI. words: the wire's address."""
     from ..primitives import wire
 
     while not wire.try_lock(words):

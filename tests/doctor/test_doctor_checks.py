@@ -193,7 +193,7 @@ def seats(*masks: tuple[int, ...], online: int = 8, node: int = 0) -> list[RankC
 @pytest.mark.parametrize(
     ("where", "state", "word"),
     [
-        (seats((0, 1, 2, 3), (4, 5, 6, 7)), "ok", "each rank has its own, rank 0 cores 0-3 of 8"),
+        (seats((0, 1, 2, 3), (4, 5, 6, 7)), "ok", "each rank has cores of its own, rank 0 has cores 0-3 of 8"),
         (seats(tuple(range(8)), tuple(range(8))), "ok", "2 ranks a node share cores 0-7: 4 for each"),
         (seats(tuple(range(8))), "ok", "cores 0-7 of 8"),
         (seats((0,), (1,), online=2), "ok", "core 0 of 2"),
