@@ -1,10 +1,10 @@
 """A lower bound on F for problems too large to solve exactly: a mixed-integer programme over cells and sizes.
 
 How few groups can there be if every stage takes at most b us? A group belongs to the smallest cell v that contains it.
-Let x[t, v, s] be the devices of type t in groups of size s of v. Let y[v, s] be the number of those groups, and
+Let x[t, v, s] be the devices of kind t in v's groups of size s. Let y[v, s] be the number of those groups, and
 z[v, u, s, c] the number of those groups that have c devices in v's child u. Every partition obeys
 
-    sum over v, s of x[t, v, s] = devices of type t           x[t, v, s] <= devices of type t * y[v, s]
+    sum over v, s of x[t, v, s] = devices of kind t           x[t, v, s] <= devices of kind t * y[v, s]
     sum over t of x[t, v, s] = s y[v, s]                      x = 0 where comm[t, v, s] + least pi > b
     sum over t of memory[t] x[t, v, s] >= experts y[v, s]
     sum over t of (rate[t] - layer_cost / (b - comm[t, v, s])) x[t, v, s] >= 0        (`literal`: layer_cost / s)
@@ -15,8 +15,8 @@ where y and the sums over s of z are whole numbers. comm and part come from `rea
 group's rates suffice to compute pi in the time b - comm. The least sum of y is k(b), which falls as b grows. T_rho
 grows with k. A partition of k groups with F < f has stages of less than b = (f - T_rho(k)) / kappa us. If for every k
 stages of at most b us need more than k groups, no partition has F < f. The bound is the largest such f that bisection
-finds. The solver is HiGHS. Its own bound is used instead of its
-solution, so a time limit can make the bound lower but not wrong.
+finds. The solver is HiGHS. The bound that it proves is used, not its solution, so a time limit can make k(b) lower but
+not wrong.
 """
 
 from __future__ import annotations
@@ -198,11 +198,11 @@ class Programme:
 def balanced(spare: dict[int, float], size: float) -> dict[int, float]:
     """Spare rates by kind, divided by the largest lack. A lack is a negative spare rate, without its sign.
 
-    So divided, values are large beside the solver's tolerances.
+    After the division, values are large compared with the solver's tolerances.
 
-    A device that lacks more than all others of a group of `size` can spare is left out, because no group can hold it. A
-    device that can spare more than the others of a group can lack together gets that as its spare rate. So no sum that
-    was at least 0 becomes negative. Values smaller than FINEST are rounded up.
+    A kind that lacks more than all other devices of a group of `size` can spare is left out, because no group can hold
+    it. A spare rate above what all other devices of a group can lack together is lowered to that amount. So no sum
+    that was at least 0 becomes negative. Values smaller than FINEST are rounded up.
     """
     most = (size - 1) * max(0.0, *spare.values()) if spare else 0.0
     kept = {t: each for t, each in spare.items() if each >= -most}

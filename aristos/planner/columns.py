@@ -45,7 +45,7 @@ WHOLE_SECONDS = 4.0  # time limit of one search for a partition of whole columns
 WHOLE_MOST = 800  # the most columns of one search: with many thousands the solver overruns its time limit
 KINDS, PARTS = 8, 32  # units are the KINDS largest values, divided by 1..PARTS
 LITTLE = 1e-3  # a unit may be used if it adds at most this share of the sum of values more than the best unit adds
-UP, DOWN = 1e-9, 1e-6  # rounding errors of values and of sums of under 1000 values, in units
+UP, DOWN = 1e-9, 1e-6  # the most rounding error of a value, and of a sum of under 1000 values, in units
 PARTITIONS = 4  # the most searches in a row; each finds fewer groups, which allow longer stages
 
 
@@ -279,10 +279,10 @@ class Columns:
 
 
 def _in_units(values: Floats, sums: Floats, most: int) -> tuple[Counts, Counts]:
-    """(sums, values) as whole units, at most `most` a sum. Values are rounded up, so a set that reaches a sum still
-    reaches it.
+    """(sums, values) in whole units. The largest sum has at most `most` units.
 
-    The unit is the largest unit with which rounding adds little.
+    Values are rounded up, so a set that reaches a sum still reaches it. The unit is the largest unit with which
+    rounding adds little.
     """
     top = float(sums.max())
     if top <= 0:

@@ -1,10 +1,9 @@
-"""The best partition of a small problem, by dynamic programming over all partitions: F* = min over k of kappa B_k +
-T(k).
+"""The best partition of a small problem, by dynamic programming over all partitions.
 
-B_k is the least time of the longest stage over all partitions into exactly k groups. With `crossing`, the all-reduce's
-link depends on the partition. Take the pairs of devices from slow to fast links, and join the devices of each pair: n -
-1 pairs join two components. The slowest crossing pair is one of these, and all slower pairs are inside groups. Each of
-these pairs gives a problem of its own, with merged devices.
+F* = min over k of kappa B_k + T(k), where B_k is the least time of the longest stage over all partitions into exactly k
+groups. With `crossing`, the all-reduce's link depends on the partition. Take the pairs of devices from slow to fast
+links, and join the devices of each pair: n - 1 pairs join two components. The slowest crossing pair is one of these,
+and all slower pairs are inside groups. Each of these pairs gives a problem of its own, with merged devices.
 """
 
 from __future__ import annotations
@@ -84,8 +83,9 @@ def _best(
     incumbent_us: float,
     apart: bool,
 ) -> tuple[list[list[int]] | None, float]:
-    """The best partition that keeps components together, and its F. apart: whether the pair's ends must be in different
-    groups."""
+    """The best partition that keeps each component in one group, and its F.
+
+    apart: whether the two devices of the pair must be in different groups."""
     items = len(components)
     devices = np.zeros(1 << items, np.int64)
     for bit, mask in enumerate(components):

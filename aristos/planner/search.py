@@ -82,7 +82,7 @@ class GroupSearch:
                 self.offer(groups)
 
     def _cuts(self, order: np.ndarray, until: float) -> tuple[np.ndarray, np.ndarray] | None:
-        """([most + 1] longest stage by number of groups, [most + 1, n + 1] first devices), or None if time is up."""
+        """([most + 1] longest stage by number of groups, `starts` of `moves.cuts`), or None if time is up."""
         p = self.problem
         best, starts = np.full((self.most + 1, p.n + 1), np.inf), np.zeros((self.most + 1, p.n + 1), np.int64)
         best[0, 0] = 0.0
