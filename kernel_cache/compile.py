@@ -4,8 +4,8 @@
 cached in `$ARISTOS_CACHE` (default `$XDG_CACHE_HOME/aristos` or `~/.cache/aristos`, or a temporary folder if that
 cannot be used). Only this user may have access to the cache (`private.py`), and its files have hashes
 (`code_files.py`). The cache has a subfolder for each combination of the versions of Python, Numba, llvmlite and NumPy
-and the CPU's features. There each module has a folder. Its name is a hash of the sources that the module's compiled
-code reads (`sources.py`), and of what else these sources depend on (`packages.py`), such as the ISA.
+and the CPU's features. There each module has a folder. The folder's name ends with a hash of the sources that the
+module's compiled code reads (`sources.py`), and of what else these sources depend on (`packages.py`), such as the ISA.
 Numba's own cache does not notice edits in other files, or another ISA at the same path. Equal sources share compiled
 code, for example a clone, an install and a job's copy. Of the processes of a node that run equal sources, one compiles
 at a time. This is not a general build system.
@@ -154,7 +154,7 @@ def _read(source: Path) -> frozenset[Path]:
 
 @contextlib.contextmanager
 def known_imports() -> Iterator[None]:
-    """A block that uses import statements kept in the cache, if its folder is known, and keeps new ones there."""
+    """A block that uses the import statements kept in the cache's folder, if it is known, and keeps new ones there."""
     folder = cache_folder() if cache_folder.cache_info().currsize else None
     if folder is not None:
         import_lists.load(folder)
@@ -367,8 +367,7 @@ def compiled_here() -> int:
 
 
 def _compile_lock(name: str = "") -> contextlib.AbstractContextManager[None]:
-    """A lock with which, of the processes that need the same code, one compiles at a time. The others load its code.
-
+    """A lock. Of the processes that need the same code, one holds it and compiles. The others then load the code.
     A process with other sources, or with another ISA, does not wait, because it needs other code. name: as in
     `compiling`.
     """

@@ -37,7 +37,7 @@ def environment_problem(message: str) -> EnvironmentProblem:
 def quoted(value: object, most: int = 200) -> str:
     """A value's representation for a message, cut to `most` characters.
 
-    Python makes none of integers with more than 4,300 digits.
+    Python refuses to represent an integer with more than 4,300 digits.
     """
     try:
         text = repr(value)

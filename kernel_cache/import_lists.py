@@ -39,5 +39,5 @@ def save(folder: Path) -> None:
 
 
 def _path(folder: Path) -> Path:
-    """The file, which is named by the code that chooses the statements."""
+    """The file of the statements. Its name has a hash of `sources.py`, which chooses the statements."""
     return folder / f"imports-{hashlib.sha256(Path(sources.__file__).read_bytes()).hexdigest()[:16]}.json"

@@ -1,7 +1,7 @@
 """The LLVM code of compiled functions, which compiled callers link.
 
-For every function that compiled code calls, Numba makes LLVM code, machine code and a Python wrapper, although the
-callers need only the LLVM code. `Linked` has nothing else (docs/decisions.md, 61).
+For every function that compiled code calls, Numba makes LLVM code, machine code and a Python wrapper. The callers need
+only the LLVM code, so `Linked` holds only that (docs/decisions.md, 61).
 
 Numba has no public interface for this, so these private parts of it are used: the class `JITCodeLibrary` with the
 methods in PRIVATE, its attributes `_final_module`, `_finalized` and `_reload_init`, `compile_extra` and `Flags` of its

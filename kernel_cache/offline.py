@@ -1,4 +1,4 @@
-"""Runs Numba-CUDA's compiler without a driver and a GPU: it compiles a kernel for argument types to PTX.
+"""Runs Numba-CUDA's compiler without a driver or a GPU: it compiles a kernel for argument types to PTX.
 
 During compilation only the query for the current device is replaced. Importing this module does not import Numba-CUDA.
 """
@@ -70,7 +70,7 @@ def compiled(kernel: Any, types_: tuple[Any, ...], cc: tuple[Any, ...]) -> tuple
 def with_lines(compile_: Callable[[bool], Any]) -> Any:
     """Call `compile_` with line information (True), or if that fails, without (False). Returns its result.
 
-    With line information reports name source lines, without it lines of the PTX text. numba-cuda 0.30 cannot describe
+    With line information, reports name source lines; without it, lines of the PTX text. numba-cuda 0.30 cannot describe
     arguments that are empty tuples, and NVVM rejects numba-cuda's debug information for variables of some kernels.
     """
     nvvm_error: Any = import_module("numba.cuda.cudadrv.nvvm").nvvmError

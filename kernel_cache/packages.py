@@ -28,7 +28,7 @@ class Package(NamedTuple):
 
 
 _registered: dict[str, Package] = {}
-passed_over: set[str] = set()  # the packages, by their top-level names, whose files keys do not cover
+passed_over: set[str] = set()  # top-level names of imported packages that no key covers
 
 
 def register(name: str, root: Path, parts: Callable[[], Any] = lambda: None, reader: Path | None = None) -> None:
