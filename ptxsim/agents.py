@@ -235,7 +235,7 @@ def agent_access(x, thread, block, space, place, size, write, pc):
         at = address + k * grain
         if write and space == isa.GLOBAL:
             coherent(x, origin & GID_MASK, cell, (1 << grain) - 1, True, 0, at, pc)
-        if get(cell, 0) != 0 and (get(cell, 0) != w or get(cell, 1) != w_when):  # else it is that of the previous cell
+        if get(cell, 0) != 0 and (get(cell, 0) != w or get(cell, 1) != w_when):  # else it was examined one cell before
             w, w_when = get(cell, 0), get(cell, 1)
             examine(x, thread, agent, w, w_when, space, at, size, write, pc)
         if get(cell, 2) != 0 and (get(cell, 2) != r or get(cell, 3) != r_when):

@@ -28,7 +28,7 @@ KINDS = (
 FLOATS = (0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1)
 MOST_TYPES = len(SIZES)
 ROWS = 1 << 8  # bit of a copy's flags: each row has a coordinate of its own (gather4, scatter4)
-MULTICAST = 1 << 10  # bit of a copy's flags: an operand names the blocks of the cluster that get it
+MULTICAST = 1 << 10  # bit of a copy's flags: an operand names the blocks of the cluster that get the box
 PAIRED = 1 << 11  # bit of a copy's flags: the mbarrier may lie in the other block of the target's pair
 REDUCES = 1 << 9  # bit of a copy's flags: the low bits are the kind of reduction
 
@@ -76,14 +76,14 @@ def width(map_):
 
 @jit
 def pitch(map_):
-    """Bytes from a row of the box to the next one in shared memory: with a swizzle those of its pattern."""
+    """Bytes from one row of the box to the next in shared memory. With a swizzle, this is the width of its pattern."""
     mode = np.int64(load32(map_ + SWIZZLE))
     return width(map_) if mode == 0 else np.int64(16) << mode
 
 
 @jit
 def usable(map_):
-    """Whether a descriptor has the form that the machine has: known types, sizes within the limits."""
+    """Whether the machine can use a descriptor: its types are known, and its sizes are within the limits."""
     if np.int64(load32(map_ + TYPE)) >= MOST_TYPES or rank(map_) > 5 or load32(map_ + INTERLEAVE) != np.uint64(0):
         return False
     if load32(map_ + SWIZZLE) > np.uint64(3) or load32(map_ + ATOMICITY) > np.uint64(1):
@@ -122,13 +122,13 @@ def first_inside(map_, at):
 
 @jit
 def end_inside(map_, at):
-    """The element of a row, counted in the box, before which all lie inside the tensor, apart from the first ones."""
+    """One past the last element of a row, counted in the box, that lies inside the tensor; at least `first_inside`."""
     return max(min(np.int64(load32(map_ + DIMS)) - get(at, 0), box(map_, 0)), first_inside(map_, at))
 
 
 @jit
 def part_place(map_, place, row, part):
-    """Where 16 bytes of the box lie in shared memory. place: that of the box."""
+    """Where 16 bytes of the box lie in shared memory. place: where the box begins. part: their number in the row."""
     at = place + row * pitch(map_) + part * 16
     mode = np.int64(load32(map_ + SWIZZLE))
     if mode == 0:

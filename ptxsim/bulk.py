@@ -132,15 +132,18 @@ def start(x, warp, thread, block, line, lane, op, pc):
 
 @jit
 def in_rank(address, rank):
-    """An address in shared memory, in the block with a rank: FIRST_RANK stands for rank 0; 0 leaves it as it is."""
+    """The same address of shared memory in another block of the cluster.
+
+    rank: the block's rank plus FIRST_RANK. If rank is 0, the address is not changed.
+    """
     return address if rank == 0 else (address & LOW) | rank << isa.RANK_SHIFT
 
 
 @unit
 def start_load(x, warp, thread, block, line, lane, pc, rank):
-    """Start one lane's copy to shared memory. TYPE2 is added to the address of the mbarrier. FLAGS: whence it comes.
+    """Start one lane's copy to shared memory. TYPE2 is added to the address of the mbarrier. FLAGS: the source's space.
 
-    rank: 0, or FIRST_RANK more than the rank of the block to which a multicast goes.
+    rank: 0, or for a multicast the rank of the block to which this copy goes, plus FIRST_RANK.
     """
     space = get(line, isa.FLAGS)
     size, _, source, target, to_place, origin, from_place = ends(

@@ -275,7 +275,7 @@ def entry_of(program: Program, kernel: str) -> str:
 def parameter_names(source: str, kernel: str) -> list[str]:
     """The names of a kernel's parameters in CUDA C++. Returns [] if the kernel is not found.
 
-    Parameters whose names are not plain to see are left out.
+    A parameter whose name is not found is left out.
     """
     name = re.escape(kernel.partition("<")[0].rpartition("::")[2])
     heads = (piece.partition("__global__")[2] for piece in re.split("[;{}]", source))

@@ -56,7 +56,7 @@ def agent_of(block, index):
 def count_copy(x, block, thread, row):
     """Count the bytes of a copy to shared memory on its mbarrier, or arrive there for a thread's tcgen05.commit.
 
-    block: that of the mbarrier, except for a box, whose FROM names this block.
+    block: the mbarrier's block. For a box, the row's FROM names the mbarrier's block instead.
     """
     index = get(row, s.P_BARRIER)
     if get(row, s.P_KIND) == s.P_BOX_LOAD:

@@ -283,7 +283,7 @@ class Driver:
         self.streams.pop(int(stream), None)
 
     def stream(self, handle: int) -> Stream:
-        """The stream of a handle: of those that CUDA names and of foreign ones, the current device's default stream."""
+        """The stream of a handle. For an unknown handle, or one of CUDA's own, the current device's default stream."""
         return self.streams.get(handle) or self.machine.device(self.current_device()).default
 
     def cuStreamSynchronize(self, stream: Any) -> None:

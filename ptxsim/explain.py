@@ -31,16 +31,16 @@ MISUSES = {  # messages by the numbers in mbarrier.py, bulk.py and warpgroup.py
     warpgroup.BASE_OFFSET: "a descriptor's base offset must be 0 on the machine",
     warpgroup.NOT_ALIGNED: "the swizzle's pattern must begin at a multiple of 1024, 512 or 256 bytes (by its mode)",
     tensor.NO_MAP: "the tensor map was not encoded, or has a form that the machine lacks (interleaved, im2col)",
-    tensor_memory.NO_COLUMNS: "the block has not so many free columns of tensor memory (a power of two from 32 to 512)",
+    tensor_memory.NO_COLUMNS: "too few columns of tensor memory are free, or the count is no power of two in 32..512",
     tensor_memory.NOT_ALLOCATED: "the block has not allocated these columns of tensor memory",
     tensor_memory.OTHER_LANES: "a warp can only reach the 32 lanes of its number modulo 4",
     tensor_memory.BAD_PRODUCT: "the machine lacks the shape, types or swizzle that these descriptors name",
-    tensor_memory.NO_PAIR: "needs a pair of blocks: a cluster in which a block's rank differs in the last bit alone",
+    tensor_memory.NO_PAIR: "needs a pair of blocks: two of a cluster, whose ranks differ in the last bit alone",
     tensor_memory.OTHER_COUNT: "one warp of each block of the pair must allocate, and equally many columns",
     tensor_memory.BAD_SCALES: "scale factors must begin in lane 0, must not overlap D, and must begin at a byte that "
     "is a multiple of the number of factors of a row; the highest bit of a UE4M3 factor must be 0",
     tensor_memory.COPIES_DIFFER: "the four parts of 32 lanes must hold the same scale factors (tcgen05.cp .warpx4)",
-    mbarrier.REMOTE: "an mbarrier in another block can be arrived at, and no more",
+    mbarrier.REMOTE: "at an mbarrier of another block a thread can only arrive, or change the count of bytes",
     mbarrier.ALL_LEFT: "all threads have dropped out of the mbarrier, whose phases need at least one arrival",
     mbarrier.ENDS_PHASE: "an arrival with .noComplete must not be the last that the phase waits for",
     cluster.NOT_STARTED: "the address lies in another block of the cluster, which may not have started yet",
@@ -107,7 +107,7 @@ def explain(machine: Core, row: Any) -> list[Report]:
     """Turn one record into reports: for a race one for each of its two lines, else one."""
     kind, pc = int(row[s.R_KIND]), int(row[s.R_PC])
     launch, index = place(machine, int(row[s.R_BLOCK]))
-    if launch is None or (launch.action and kind == s.UNINITIALISED):  # copies of what nothing has written are right
+    if launch is None or (launch.action and kind == s.UNINITIALISED):  # a copy may read memory that nothing has written
         return []
     file, line, opcode = place_of(machine, launch, pc)
     block: tuple[int, ...] = three_of(index, launch.grid)
@@ -233,7 +233,8 @@ def unfenced(machine: Core, row: Any, access: str, opcode: str, detail: int) -> 
     if detail == tensor_fence.AFTER:
         return f"{opcode} uses tensor memory after a wait without tcgen05.fence::after_thread_sync between"
     if detail == tensor_fence.BEFORE:
-        return f"{opcode} uses tensor memory whose tcgen05.st no tcgen05.fence::before_thread_sync follows"
+        why = "no tcgen05.fence::before_thread_sync follows the tcgen05.st that wrote it"
+        return f"{opcode} uses tensor memory, but {why}"
     if detail == 1:
         return f"{access}, an mbarrier whose initialisation needs fence.mbarrier_init or fence.proxy.async after it"
     _, line, opcode = line_of(machine, int(row[s.R_OTHER_PC]))
@@ -248,7 +249,7 @@ def divergence(machine: Core, row: Any, opcode: str, detail: int) -> str:
         other = line_of(machine, int(row[s.R_OTHER_PC]))[1]
         return f"{opcode}: other threads of the same warp wait at the barrier of line {other}"
     if detail == 3:
-        return f"{opcode}: a block has barriers 0 to 15, each of a multiple of 32 threads; this is not one"
+        return f"{opcode}: a block has barriers 0 to 15, and a barrier's number of threads must be a multiple of 32"
     return f"{opcode}: the mask {int(row[s.R_ADDRESS]):#010x} does not name the lane that executes it"
 
 
@@ -292,7 +293,7 @@ def races(
     found = [Report("race", *place_here, message, where, other_line, launch.device, *verdict)]
     if other is not None and not work and (other_file, other_line) != (file, line):
         access = f"line {line} ({opcode}) of block {block}, thread {thread}"
-        if launch.action or other.action:  # of different kernels
+        if launch.action or other.action:  # then this access is of another kernel, or of a copy or fill
             access = called(launch, file, line) if launch.action else f"line {line} ({opcode}) of {launch.name}"
         opcode = other_opcode or "its access"
         back = f"{opcode} of {where}, with nothing that orders it before {access}"

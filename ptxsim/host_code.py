@@ -47,7 +47,7 @@ def device_words(texts: Iterable[str]) -> tuple[str, ...]:
 
 
 def any_of(words: tuple[str, ...]) -> re.Pattern[str]:
-    """A form that finds each of the words."""
+    """A regular expression that finds any of the words."""
     return re.compile(rf"\b(?:{'|'.join(words)})\b")
 
 

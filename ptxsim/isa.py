@@ -92,8 +92,8 @@ NOT_COHERENT = 1 << 12  # bit of the same FLAGS for ld.nc and ldu
     TRAP,
     NOP,
 ) = range(400, 408)
-# memory; sampling.py runs those from TEX on, to BULKLOAD; opcodes from BULKLOAD on are bulk copies. async_store.py runs
-# STASYNC, tensor.py the opcodes from TENSORLOAD on, and tensor_product.py those from TCMMA on
+# memory; sampling.py runs the opcodes from TEX on, before BULKLOAD. Those from BULKLOAD on are bulk copies.
+# async_store.py runs STASYNC, tensor.py the opcodes from TENSORLOAD on, and tensor_product.py those from TCMMA on
 (
     LD,
     ST,

@@ -190,7 +190,7 @@ def resolve(x, warp, block):
             if (here >> other) & 1:
                 put(thread_of(x, warp, other), s.T_WAIT, s.RUNS)
         put(warp, s.W_WAIT, get(warp, s.W_WAIT) & ~here)
-        run_collective(x, warp, block, op, here)  # after which lanes may wait again, for the other block of a pair
+        run_collective(x, warp, block, op, here)  # afterwards lanes may wait again, for the other block of a pair
         for other in range(32):
             if (here >> other) & 1:
                 peer = thread_of(x, warp, other)

@@ -6,8 +6,8 @@ The grid and the block are each a number or (x, y, z). A third number gives the 
 one or (x, y, z) the blocks of a cluster. launch_arguments.py has the forms of arguments.
 
 A launch runs on device 0, or with @N before it on device N, or with @* on every device; in the device's default stream,
-or with `stream NAME:` in one of that name. `programmatic` before the kernel lets it begin before the one before it in
-its stream ends. In place of a launch, `record EVENT` and `wait EVENT` order streams.
+or with `stream NAME:` in one of that name. `programmatic` before the kernel lets it begin before the previous kernel of
+its stream has ended. In place of a launch, `record EVENT` and `wait EVENT` order streams.
 
     @1 stream side: add<<<8, 128>>>(x, y, 1000)
     @1 stream side: record added
@@ -46,9 +46,9 @@ class LaunchText:
     """A launch as read from text. The kernel may not exist.
 
     arguments: the text of each argument. shared: bytes of dynamic shared memory. device: its number, or EVERY for all
-    devices. stream: its name, '' for the default stream. programmatic: whether it may begin before the one before it
-    ends. action: '', or for a text that is no launch `record` or `wait`, with the event's name as `kernel`. cluster:
-    the sizes of clusters in blocks.
+    devices. stream: its name, '' for the default stream. programmatic: whether it may begin before the previous launch
+    of its stream has ended. action: '', or for a text that is no launch `record` or `wait`, with the event's name as
+    `kernel`. cluster: the sizes of clusters in blocks.
     """
 
     text: str

@@ -27,10 +27,11 @@ class Launch:
     params: the bytes of its parameters. dynamic: bytes of dynamic shared memory. per_sm: how many blocks can be
     resident on an SM. first: the number of its first block. base: the place of its program in the joined code. first
     and base are set when the launch runs. after: functions to call when the launch has ended. stream: the stream that
-    it is in. needs: the launches that must end before it begins, that of its stream last. programmatic: whether it
-    begins as soon as that last one lets it. workspace: the address of memory for cooperative groups, or 0. cluster: the
-    sizes of a cluster in blocks. explicit: whether the kernel or the launch names them. action: whether it is no kernel
-    of the program, but a copy or a fill. known: whether the host has waited for its end.
+    it is in. needs: the launches that must end before it begins; the last of them is the previous launch of its stream.
+    programmatic: whether it begins as soon as that previous launch lets it. workspace: the address of memory for
+    cooperative groups, or 0. cluster: the sizes of a cluster in blocks. explicit: whether the kernel or the launch
+    names these sizes. action: whether it is no kernel of the program, but a copy or a fill. known: whether the host has
+    waited for its end.
     """
 
     device: int

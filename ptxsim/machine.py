@@ -102,11 +102,10 @@ class Machine(Runner):
 
     devices: number of GPUs. sm_count: streaming multiprocessors of each GPU. arch: the architecture that kernels are
     compiled for. seed: the seed of the schedule; the same seed repeats a run. check: whether to report races and other
-    errors. strict: whether to raise KernelFault at the
-    first report. limit: the most warp instructions of a run. patience: after so many of them without any change threads
-    count as stuck. stale: whether reads may return older values where PTX permits it; if False, memory is sequentially
-    consistent, but races are still reported. `profile()` returns the counters of all kernels that ran.
-    docs/ptxsim.md has an example.
+    errors. strict: whether to raise KernelFault at the first report. limit: the most warp instructions of a run.
+    patience: after so many warp instructions without any change, threads count as stuck. stale: whether reads may
+    return older values where PTX permits it; if False, memory is sequentially consistent, but races are still reported.
+    `profile()` returns the counters of all kernels that ran. docs/ptxsim.md has an example.
     """
 
     def __init__(
@@ -179,7 +178,7 @@ class Machine(Runner):
     def symmetric(
         self, shape: Any, dtype: Any = np.float64, name: str = "", distance: int = DISTANCE
     ) -> list[DeviceArray]:
-        """An uninitialised array of each device. Their addresses are `distance` bytes apart.
+        """An uninitialised array on each device. The arrays' addresses are `distance` bytes apart.
 
         Libraries that find a peer's memory by adding to an address need this, such as NCCL with its symmetric windows,
         whose distance is a multiple of 4 GiB. Raises MemoryProblem if the machine has no space for so many.

@@ -28,7 +28,7 @@ OF_ALL = STRONG | ATOMIC | isa.SYS << 1  # flags of an access that never races w
 MOST_COUNT = (1 << 20) - 1  # the highest count of arrivals, and the highest count of bytes
 # bits in TYPE2 of the instructions
 EXPECTS, PARITY, TRIES, NOT_COUNTED, COMPLETES, DROPS, ENDS_NONE = 1, 2, 4, 8, 16, 32, 64
-PATIENT_ANSWERS = 3  # if nothing changes, waits return false so often before this counts as a deadlock
+PATIENT_ANSWERS = 3  # how often all waits return false without any change before the machine reports a deadlock
 # details of MISUSE reports; explain.py has the messages
 REMOTE, ALL_LEFT, ENDS_PHASE = 24, 25, 34
 NOT_SHARED, NO_BARRIER, OVERWRITTEN, AGAIN, BAD_COUNT, TOO_MANY, BEYOND, BAD_BYTES = range(8)
@@ -100,7 +100,7 @@ def mbarrier(x, warp, block, line, pc, op, mask):
     space = (get(line, isa.FLAGS) >> isa.SPACE_SHIFT) & 7
     writes = op == isa.MBINIT or op == isa.MBINVAL
     how = 0 if writes else OF_ALL
-    waits = op != isa.MBWAIT or not get(x, s.CHECK) or draw(x) & 7 != 0  # else it times out at once
+    waits = op != isa.MBWAIT or not get(x, s.CHECK) or draw(x) & 7 != 0  # else try_wait returns false at once
     for lane in range(32):
         if not (mask >> lane) & 1:
             continue

@@ -50,7 +50,7 @@ LIMITS = """
 #define LLONG_MIN (-LLONG_MAX - 1)
 #define ULLONG_MAX 18446744073709551615ULL
 """
-# integers of Linux, which NCCL's headers use: in the CPU's order, or in one that their names say
+# integers of Linux, which NCCL's headers use: in the CPU's byte order, or in the byte order that the name gives
 LINUX = "".join(
     f"typedef unsigned {kind} __u{bits};\ntypedef __u{bits} __be{bits};\ntypedef __u{bits} __le{bits};\n"
     for kind, bits in (("char", 8), ("short", 16), ("int", 32), ("long long", 64))
@@ -58,7 +58,7 @@ LINUX = "".join(
 ERRNO = "".join(f"#undef {name}\n#define {name} {number}\n" for number, name in errno.errorcode.items())
 TYPES = "ptxsim/host_types.h"  # names of types that headers of glibc bring
 SHORT_NAMES = "typedef unsigned short ushort;\ntypedef unsigned int uint;\ntypedef unsigned long ulong;\n"
-# what CUDA's headers give nvcc alone, and text that needs it
+# a header that CUDA includes for nvcc alone, and the calls that need it
 DEVICE_RUNTIME = "#if __has_include(<cuda_device_runtime_api.h>)\n#include <cuda_device_runtime_api.h>\n#endif\n"
 USES_RUNTIME = re.compile(r"\bcuda(GridDependencySynchronize|TriggerProgrammaticLaunchCompletion)\b")
 OFTEN = (
@@ -70,7 +70,7 @@ OFTEN = (
     "stdio.h",
     "stdlib.h",
     "string.h",
-)  # by other headers
+)  # headers of the host that other headers often include
 
 
 @cache
@@ -168,7 +168,7 @@ def compiled(
         nvrtc.nvrtcGetProgramLog(program, log)
         nvrtc.nvrtcDestroyProgram(program)
         messages = log.decode(errors="replace").strip(" \0\n")
-        absent = ABSENT_HEADER.search(messages) if wanted else None  # one that a header includes
+        absent = ABSENT_HEADER.search(messages) if wanted else None  # a header that another header includes
         if absent is None or absent[1] in missing:
             missing = [header for header in missing if not header_text(header)]
             empty = f". Headers that were not found, and taken as empty: {', '.join(missing)}" if missing else ""

@@ -16,7 +16,7 @@ PARAMETER_ALIGN = 128
 def prepare(core: Core, every: list[Launch], past: int) -> None:
     """Lay out the tables for launches: queues, counters, and slots for the blocks that can be resident.
 
-    past: how many of them ended in earlier runs, with whose clocks this run goes on.
+    past: how many of the launches ended in earlier runs. This run continues with their clocks.
     """
     x, launches = core.x, every[past:]
     wanted = resident(core, launches)
@@ -116,7 +116,7 @@ def lay_out_queues(core: Core, every: list[Launch], past: int) -> None:
     table = core.table("launches", (max(len(every), 1), s.L_FIELDS), s.LAUNCHES)
     if before is not None:
         table[:past] = before
-        table[:past, [s.L_NEEDS, s.L_CONSTANTS, s.L_VALID]] = 0  # what these pointed to is gone, and they have ended
+        table[:past, [s.L_NEEDS, s.L_CONSTANTS, s.L_VALID]] = 0  # these launches ended, and the arrays here are gone
     found, lists = streams.places(every)
     numbers = core.table("streams", (max(len(lists), 1), s.ST_FIELDS), s.STREAMS)
     devices = core.table("devices", (core.device_count, s.D_FIELDS + s.MAX_SMS), s.DEVICES)

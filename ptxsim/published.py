@@ -26,7 +26,7 @@ from .clocks import closed, cluster_of, device_of, forward, includes, join, publ
 from .missing import see_map
 from .units import unit
 
-DEVICE, SYSTEM = 1 << 40, 1 << 41  # bits that mark a device's and the system's group; a cluster's is its first block
+DEVICE, SYSTEM = 1 << 40, 1 << 41  # bits of a device's and the system's group; a cluster's group is its first block
 
 
 @jit
@@ -154,7 +154,7 @@ def acquire(x, thread, location, found, scope, writer, order, my_scope):
 
 @jit
 def forward_map(x, old, found, new_top):
-    """Move a map and its clocks to the new pool; the old place keeps the new one. Returns (new place, new top)."""
+    """Move a map and its clocks to the new pool. The old place then holds the new one. Returns (new place, new top)."""
     if found == 0:
         return np.int64(0), new_top
     if get(old, 2 * found + 1) < 0:

@@ -1,8 +1,8 @@
 """Runs the queued launches: interpreter and actors take turns. Its records become reports and output.
 
-A run ends when all launches that the host waits for have ended. Others may stay queued. As long as some do, or as the
-host has not waited for all that ended, the next run goes on with the checker's clocks, so that races between launches
-of different runs are found. The launches that ended since are the machine's past.
+A run ends when all launches that the host waits for have ended. Others may stay queued. Ended launches are the
+machine's past as long as others are queued, or as the host has not waited for all of them. While there is a past, the
+next run continues with the checker's clocks, so that races between launches of different runs are found.
 """
 
 from __future__ import annotations
@@ -83,11 +83,11 @@ class Runner(Core):
                 self.forget()
 
     def known(self) -> list[Launch]:
-        """The last launch of each stream for which the host has waited, of those in the past."""
+        """Of the past launches for which the host has waited, the last one of each stream."""
         return list({id(one.stream): one for one in self.past if one.known}.values())
 
     def forget(self) -> None:
-        """Let all that ended have happened before all that follows."""
+        """Let all ended launches count as having happened before everything that follows."""
         for one in self.past:
             one.needs = []
         self.past = []
@@ -105,7 +105,7 @@ class Runner(Core):
         if self.capturing:
             raise InputError("nothing can run while a graph is captured")
         launches, self.queue = self.queue, []
-        if self.actors:  # threads of the host, which knows all that ended
+        if self.actors:  # actors are threads of the host, which knows all ended launches
             self.forget()
         if not launches and not self.actors:
             self.forget()
@@ -113,12 +113,12 @@ class Runner(Core):
         self.x[s.STRICT] = int(strict)
         first = self.first_report = len(self.reports)
         self.same_value = {}
-        if wanted is not None:  # they are first, so that a launch of the past keeps its numbers in the next run
+        if wanted is not None:  # wanted ones come first, so that a past launch keeps its numbers in the next run
             launches.sort(key=lambda launch: id(launch) not in wanted)
         count = len(self.past)
         prepare(self, [*self.past, *launches], count)
         table = self.tables["launches"][count : count + len(launches)]
-        if wanted is not None:  # the others are held back, until these are stuck without them
+        if wanted is not None:  # the others are held back until the wanted ones are stuck without them
             table[:, s.L_HELD] = [id(launch) not in wanted for launch in launches]
             self.x[s.HELD] = table[:, s.L_HELD].sum()
         try:

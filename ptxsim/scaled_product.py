@@ -1,8 +1,8 @@
 """The factors of tcgen05.mma with .block_scale: D = (A times its scale factors) (B times its scale factors) + D.
 
-A row of A, or a column of B, has a factor for each block of 16 or 32 elements. They lie in tensor memory: those of row
-r in lane r % 32 of column r // 32, next to each other from the byte that the instruction descriptor names. All four
-parts of 32 lanes must hold the same factors. A product and its two factors are multiplied exactly, and each sum is
+A row of A, or a column of B, has a factor for each block of 16 or 32 elements. The factors lie in tensor memory: those
+of row r in lane r % 32 of column r // 32, next to each other from the byte that the instruction descriptor names. All
+four parts of 32 lanes must hold the same factors. A product and its two factors are multiplied exactly, and each sum is
 rounded once to float32. With .cta_group::2 both blocks hold the factors of all of B. Sources: the PTX ISA, "Block
 Scaling"; for the column of a row CUTLASS, tmem_sf_frg of mma_traits_sm100.hpp.
 """
@@ -58,7 +58,7 @@ def scaled_kinds(kind, shape, each):
 
 @jit
 def scaled_fits(rows, n, sides):
-    """Whether there is a scaled product of so many rows and columns. The machine lacks that of 128 rows in a pair."""
+    """Whether the machine has a scaled product of so many rows and columns. It lacks the one of 128 rows in a pair."""
     return rows == LANES * sides and 8 * sides <= n <= 256 and n % (8 * sides) == 0
 
 

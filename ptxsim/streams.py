@@ -14,7 +14,7 @@ class Stream:
     """A queue of launches of one device, which begin in order.
 
     Launches of different streams run at the same time. blocking: whether the stream and the device's default stream
-    wait for each other, as those that cudaStreamCreate makes do.
+    wait for each other, as with a stream of cudaStreamCreate.
     """
 
     device: int

@@ -4,9 +4,9 @@ Each line names a kind of report, a file, perhaps with a line, and a reason:
 
     race  kernels/reduce.cu:41  both write the same bits, see issue 12
 
-The kind same_value_in_shared names races whose two stores write the same value to shared memory, and the file * any
-file. Empty lines and lines that begin with # are left out. A rule without a reason is refused. The folder `known` has
-files for the code of compilers.
+The kind same_value_in_shared names races whose two stores write the same value to shared memory. The file * stands for
+any file. Empty lines and lines that begin with # are left out. A rule without a reason is refused. The folder `known`
+has files for the code of compilers.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""cp.async.bulk.tensor and cp.reduce.async.bulk: copies of a box of a tensor, and bulk copies that add.
+"""cp.async.bulk.tensor and cp.reduce.async.bulk: copies of a box of a tensor, and bulk reductions.
 
 A copy is checked when it starts: the descriptor, and every row of the box that lies inside the tensor. It is carried
 out later, as other bulk copies are. The descriptor is read when the copy starts.
@@ -159,9 +159,10 @@ def start_box(x, warp, thread, block, line, lane, loads, rank, pc):
 
 @jit
 def counting(x, block, owner, barrier):
-    """The block of the target's pair whose mbarrier counts a copy with .cta_group::2: it has the mbarrier's parity.
+    """The block of the target's pair whose mbarrier counts a copy with .cta_group::2.
 
-    barrier: the address that the instruction names, in whichever block of the cluster.
+    Its rank is even if the rank of the block in which the named mbarrier lies is even, else odd. barrier: the address
+    that the instruction names, in any block of the cluster.
     """
     named = holder(x, block, barrier)
     if named == 0 or (get(named, s.B_RANK) ^ get(owner, s.B_RANK)) & 1 == 0 or partner(owner) == 0:

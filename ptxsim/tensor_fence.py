@@ -2,9 +2,9 @@
 
 After a thread has waited for other work on tensor memory, by an mbarrier or a barrier, fence::after_thread_sync is
 needed before it uses the same columns. Before it notifies others of its own work, fence::before_thread_sync is needed;
-tcgen05.commit implies it. For the checker the first notes which products the thread knows, even from a relaxed wait,
-and the second hands this on, even by a relaxed arrival. Source: the PTX ISA, "Memory Consistency Model for 5th
-generation of TensorCore operations".
+tcgen05.commit implies it. For the checker, after_thread_sync notes which products the thread knows, even from a relaxed
+wait, and before_thread_sync passes this on, even by a relaxed arrival. Source: the PTX ISA, "Memory Consistency Model
+for 5th generation of TensorCore operations".
 """
 
 from __future__ import annotations

@@ -342,7 +342,7 @@ def widened(host, k, kind):
 
 @jit
 def filled(lanes, row, replica):
-    """The lane that a replica of a row fills. lanes: WHOLE, or for each other shape of tcgen05.cp its name here."""
+    """The lane that a replica of a row fills. lanes: which lanes the copy fills, one of WHOLE to FOUR."""
     if lanes == EVERY_32:
         return 32 * row
     if lanes == HALVES:  # .warpx2::02_13

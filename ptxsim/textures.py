@@ -1,4 +1,4 @@
-"""Texture and surface objects of arrays: 64-bit handles, as cudaCreateTextureObject and its sister make them."""
+"""Texture and surface objects of arrays: 64-bit handles as of cudaCreateTextureObject, cudaCreateSurfaceObject."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def texture(
 ) -> int:
     """The handle of a texture object that reads an array. Pass it to a kernel as a `cudaTextureObject_t`.
 
-    The texture has one level. A kernel that writes to the array while it reads the texture is
-    reported (`not_coherent`).
+    The texture has one level. A kernel that writes to the array while it reads the texture is reported
+    (`not_coherent`).
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Says why nothing happens while the machine is compiled, which it is once."""
+"""Compiles the machine, which happens once, and says on stderr why nothing else happens meanwhile."""
 
 from __future__ import annotations
 

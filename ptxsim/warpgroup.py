@@ -141,9 +141,9 @@ def touch_row(x, warp, flight, row, pc, write):
 
 @jit
 def carried(x, flight, line, op):
-    """Whether a vector that is packed or unpacked has a register that tcgen05.ld writes. The result then has the mark.
+    """Whether a vector that is packed or unpacked has a register that tcgen05.ld writes. The result then gets the mark.
 
-    Compilers pack such registers before they wait: it only renames them for the assembler.
+    Compilers pack such registers before they wait. The packing only renames registers for the assembler.
     """
     items, count = get(x, s.OPERANDS) + get(line, isa.LIST) * 8, get(line, isa.COUNT)
     if op == isa.UNPACK:

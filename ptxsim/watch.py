@@ -61,9 +61,9 @@ def draw(x):
 def report(x, kind, pc, gid, address, space, size, other_pc, other_gid, detail, write):
     """Record a finding, unless this run has recorded one of the same kind for the same instruction.
 
-    A race that may change a value replaces one whose store writes what is there. If the runner has taken that one, this
-    one gets a row of its own, and the runner replaces the report. A finding for which the table has no row is left out;
-    it is recorded if it comes again after the runner has taken the rows.
+    A race that may change a value replaces a race whose store writes the value that is there. If the runner has already
+    taken the replaced race, the new one gets a row of its own, and the runner replaces the report. A finding for which
+    the table has no row is left out. It is recorded if it comes again after the runner has taken the rows.
     """
     seen, count = get(x, s.SEEN), get(x, s.REPORTS_COUNT)
     index = pc * len(s.KINDS) + kind
@@ -289,7 +289,7 @@ def fence(x, thread, block, warp, order, scope):
 
 @jit
 def device_row(x, gid):
-    """The table of a thread's device, or 0 for the host."""
+    """The row of a thread's device, or 0 for the host."""
     from_launch = np.int64(-1)
     block = gid >> 10
     for number in range(get(x, s.LAUNCH_COUNT) - 1, -1, -1):
@@ -308,8 +308,8 @@ def device_row(x, gid):
 def read(x, thread, block, warp, location, host, size, order, scope, newest):
     """Choose the value that a load returns. An acquire load joins the clock that the write published.
 
-    newest: the number of a write; the load returns this write or an older one, if it may. Or ANY, LATEST. The number of
-    the write that was chosen is left in CHOSEN.
+    newest: ANY, LATEST, or the number of a write; then the load returns this write or an older one, if it may. The
+    number of the write that was chosen is left in CHOSEN.
     """
     put(x, s.CHOSEN, LATEST)
     if not get(x, s.WEAK_MEMORY):
@@ -361,10 +361,9 @@ def read(x, thread, block, warp, location, host, size, order, scope, newest):
 
 @unit
 def newest_of(x, location, size, count):
-    """Which write the load of a vector of `count` items may return first: ANY, or LATEST if some item's is lost.
-
-    So a vector that one store wrote is read whole: the other items are read by the number of the write that was chosen
-    for the first.
+    """Which write the load of a vector may return for its first item: LATEST, or ANY if all items have equal histories.
+    The other items are then read by the number of the write that was chosen for the first, so that a vector that one
+    store wrote is read whole. count: the number of items.
     """
     first = history_slot(x, location)
     number, known = get(first, s.H_COUNT), np.int64(0)

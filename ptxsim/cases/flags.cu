@@ -22,7 +22,7 @@ template <bool REPAIRED> __global__ void fifo_receive(int *packets, unsigned *he
   }
 }
 
-// The lock of a tile is set for the own GPU alone; another GPU polls it.
+// The lock of a tile is set with gpu scope, but another GPU polls it.
 template <bool REPAIRED> __global__ void tile_ready(float *tile, unsigned *lock) {
   tile[threadIdx.x] = threadIdx.x;
   __syncthreads();
@@ -129,7 +129,7 @@ template <bool REPAIRED> __global__ void nvlink_barrier(float *mine, float *thei
   out[threadIdx.x] = mine[threadIdx.x] + theirs[threadIdx.x];
 }
 
-// A signal that another GPU stores is polled with the scope of the own GPU.
+// A signal that another GPU stores is polled with gpu scope.
 template <bool REPAIRED> __global__ void remote_signal(float *data, unsigned *flag) {
   data[threadIdx.x] = threadIdx.x;
   __syncthreads();
@@ -165,7 +165,7 @@ template <bool REPAIRED> __global__ void serial_blocks(float *sum, unsigned *sem
   }
 }
 
-// Block 0 advances the flag of the next call while other blocks have not read that of this call yet.
+// Block 0 advances the flag for the next call before the other blocks have read it for this call.
 template <bool REPAIRED> __global__ void flag_in_kernel(unsigned *flag, unsigned *arrived, unsigned *out) {
   out[blockIdx.x * blockDim.x + threadIdx.x] = *flag;
   __syncthreads();
@@ -181,8 +181,8 @@ template <bool REPAIRED> __global__ void flag_in_kernel(unsigned *flag, unsigned
   }
 }
 
-// Each barrier adds to the own counter and subtracts from the peer's, and waits until its own is not positive. Two such
-// barriers in flight at once, of two batches, take the arrival of one for that of the other.
+// At a barrier each rank adds to its own counter, subtracts from the peer's, and waits until its own is not positive. If
+// barriers of two batches are in flight at once, an arrival at one of them counts for the other.
 __global__ void balanced_barrier(float *mine, float *theirs, int *my_count, int *their_count, float *out, int work) {
   for (int i = 0; i < work; i++) mine[threadIdx.x] += 1;
   mine[threadIdx.x] = threadIdx.x;

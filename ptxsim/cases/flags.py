@@ -109,7 +109,7 @@ CASES = [
     ),
     Case(
         "fixed_lock_value", "ROCm/iris#465", "https://github.com/ROCm/iris/issues/465",
-        "every call signalled by 1, so a lock of the call before counted; repaired by the number of the call",
+        "every call set the lock to 1, so the lock of the call before counted; repaired by the number of the call",
         "flags.cu", ("calls_produce", "calls_consume"), two_calls,
     ),
     Case(
@@ -139,7 +139,7 @@ CASES = [
     ),
     Case(
         "poll_scope", "ROCm/aiter#4786", "https://github.com/ROCm/aiter/pull/4786",
-        "signals of remote GPUs were polled with the scope of the own GPU; repaired by system scope",
+        "signals of other GPUs were polled with gpu scope; repaired by system scope",
         "flags.cu", ("remote_signal", "poll_signal"),
         partial(handed_over, send="remote_signal", receive="poll_signal"),
     ),
@@ -151,7 +151,7 @@ CASES = [
     ),
     Case(
         "serial_blocks", "NVIDIA/Fuser#2391", "https://github.com/NVIDIA/Fuser/pull/2391",
-        "a semaphore between blocks was advanced without __threadfence; repaired by one in the thread that does",
+        "a semaphore between blocks was advanced without __threadfence; repaired by a fence in the same thread",
         "flags.cu", ("serial_blocks",), in_turn,
     ),
     Case(

@@ -67,7 +67,7 @@ __global__ void partition_early(int *partitions, int n) {
   if (threadIdx.x == 0) partitions[blockIdx.x] = blockIdx.x * n;
 }
 
-// Blocks wait for all blocks of the grid, but another stream's kernel holds the places of some.
+// Blocks wait for all blocks of the grid, but the device cannot hold all of them at once.
 __global__ void resident(unsigned *arrived, float *x) {
   x[blockIdx.x * blockDim.x + threadIdx.x] = 1;
   __syncthreads();

@@ -108,7 +108,7 @@ def reused(setting: Setting) -> Callable[[], bool]:
 
 
 def beside_another(setting: Setting) -> Callable[[], bool]:
-    """A grid whose blocks wait for each other is larger than the device holds, or is not."""
+    """The blocks of a grid wait for each other. Unless repaired, the grid is larger than the device holds at once."""
     blocks = 2 if setting.repaired else 2 * setting.machine.sm_count * 32
     arrived, x = setting.zeros(1, "arrived", np.uint32), setting.zeros(blocks * THREADS, "x")
     setting.launch("resident", blocks, THREADS, arrived, x)
@@ -123,7 +123,7 @@ CASES = [
     ),
     Case(
         "shape_before_wait", "NVIDIA/cutlass#2962", "https://github.com/NVIDIA/cutlass/issues/2962",
-        "the scheduler of tiles read a shape before griddepcontrol.wait; repaired by the wait before it",
+        "the scheduler of tiles read a shape before griddepcontrol.wait; repaired by reading it after the wait",
         "launches.cu", ("scheduler",), shapes, ("shapes_early",),
     ),
     Case(
@@ -138,7 +138,7 @@ CASES = [
     ),
     Case(
         "read_before_wait", "NVIDIA/cccl#5297", "https://github.com/NVIDIA/cccl/issues/5297",
-        "a merge read its partition before the wait that was to guard it; repaired by the wait before it",
+        "a merge read its partition before the wait that should guard it; repaired by reading it after the wait",
         "launches.cu", ("merge",), merge, ("partition_early",),
     ),
     Case(
@@ -164,7 +164,7 @@ CASES = [
     ),
     Case(
         "not_resident", "local-inference-lab/b12x#32", "https://github.com/local-inference-lab/b12x/pull/32",
-        "blocks waited for all blocks of a grid that was not resident as a whole; repaired by one that fits",
+        "blocks waited for all blocks of a grid that was not resident as a whole; repaired by a grid that fits",
         "launches.cu", (), beside_another, ("resident",),
     ),
 ]  # fmt: skip

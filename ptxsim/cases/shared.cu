@@ -1,6 +1,6 @@
 // Shared memory of a block: published bugs, reduced. Each kernel is a template: REPAIRED is false as reported, true as repaired.
 
-// A histogram is cleared for the next round while slow threads still read that of the last.
+// A histogram is cleared for the next round while slow threads still read the counts of this round.
 template <bool REPAIRED> __global__ void histogram_rounds(const int *keys, int *out) {
   __shared__ int counts[64];
   int left = 0;
@@ -30,7 +30,7 @@ template <bool REPAIRED> __global__ void norm_of_tokens(const float *x, float *y
   }
 }
 
-// A list of rows is loaded again for the next tile without waiting for those that use it.
+// A list of rows is loaded again for the next tile without waiting for the threads that use it.
 template <bool REPAIRED> __global__ void rows_of_tiles(const int *ids, const float *x, float *y) {
   __shared__ int rows[64];
   for (int tile = 0; tile < 3; tile++) {

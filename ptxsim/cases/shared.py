@@ -49,7 +49,7 @@ def reduced(setting: Setting, kernel: str, block: int, count: int, results: int,
 CASES = [
     Case(
         "histogram", "flashinfer-ai/flashinfer#3529", "https://github.com/flashinfer-ai/flashinfer/pull/3529",
-        "a histogram was cleared for the next round while threads read that of the last; repaired by __syncthreads",
+        "a histogram was cleared for the next round while threads still read its counts; repaired by __syncthreads",
         "shared.cu", ("histogram_rounds",), rounds,
     ),
     Case(

@@ -190,7 +190,7 @@ COUNTED = "mbarrier::complete_tx::bytes"
 
 
 def any_store(low: Lowering, m: Mods) -> None:
-    """Lower st, or st.async. One that no mbarrier counts (.release.global) is done at once."""
+    """Lower st, or st.async. An st.async that no mbarrier counts (.release.global) is done at once."""
     if m.take_one("async") and COUNTED in m.left:
         store_async(low, m, False)
     else:
@@ -198,7 +198,7 @@ def any_store(low: Lowering, m: Mods) -> None:
 
 
 def any_reduction(low: Lowering, m: Mods) -> None:
-    """Lower red, or red.async. One that no mbarrier counts (.release.global) is done at once."""
+    """Lower red, or red.async. A red.async that no mbarrier counts (.release.global) is done at once."""
     if m.take_one("async") and COUNTED in m.left:
         store_async(low, m, True)
     else:

@@ -26,9 +26,9 @@ def cluster_barrier(low: Lowering, m: Mods) -> None:
 
 
 def map_address(low: Lowering, m: Mods) -> None:
-    """Lower mapa. The address in one's own block stays as it is, in another it gets the block's rank.
+    """Lower mapa. An address in another block gets that block's rank. An address in the thread's own block gets none.
 
-    With .cta_group::2 in the module, it gets its own block's rank too (Lowering.shared_address).
+    With .cta_group::2 in the module, the latter gets the own block's rank too (Lowering.shared_address).
     """
     m.take_one("shared::cluster")
     (type_,) = m.types()

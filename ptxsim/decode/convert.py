@@ -38,7 +38,8 @@ def move(low: Lowering, m: Mods) -> None:
 def to_address(low: Lowering, m: Mods) -> None:
     """Lower cvta, which converts an address from a space to the generic space, or back.
 
-    Generic addresses of shared and local memory lie in windows. Other generic addresses are those of the space.
+    Generic addresses of shared memory, local memory and kernels' parameters lie in windows. All other generic addresses
+    equal those in their space.
     """
     back = m.take_one("to")
     space = m.choose(SPACES)

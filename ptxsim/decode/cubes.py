@@ -60,7 +60,7 @@ def true(low: Lowering, a: int, b: int, test: str) -> int:
 
 
 def either(low: Lowering, truth: int, yes: int, no: int) -> int:
-    """The row of one of two 32-bit values."""
+    """The row of a 32-bit value: `yes` where the row `truth` is true, else `no`."""
     made = low.new_row()
     low.emit(isa.SELP, isa.B32, d=made, a=yes, b=no, c=truth)
     return made
