@@ -66,7 +66,7 @@ def check(
     if launches and files[0].suffix == ".py":
         raise InputError("--launch is for CUDA C++ and PTX: a script launches its kernels itself")
     if save and (files[0].suffix == ".py" or len(files) > 1):
-        raise InputError("--save is for one file of CUDA C++ or PTX: a script has its arrays itself")
+        raise InputError("--save is for one file of CUDA C++ or PTX: a script can save its arrays itself")
     if shortens and files[0].suffix == ".py":
         raise InputError("--shorten runs a file again and again: it is for CUDA C++ and PTX, not for scripts")
     compile_machine()

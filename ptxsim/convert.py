@@ -196,7 +196,7 @@ def convert(machine, to, source, flags, ra):
     if is_float(to):
         bits = np.int64(int_bits(value, source & 0xF0 != isa.S, form_of(to), flags & isa.ROUND))
         if flags & isa.SAT:
-            above = value > 1 or (value < 0 and source & 0xF0 != isa.S)  # or 2**63 and more
+            above = value > 1 or (value < 0 and source & 0xF0 != isa.S)  # unsigned bits that read as below 0 are 2**63 or more
             bits = finish(machine, bits, to, flags, 2.0 if above else np.float64(value))
         return np.uint64(bits)
     if flags & isa.SAT:
@@ -244,7 +244,7 @@ def convert_pair(machine, to, source, flags, ra, rb):
         return np.uint64(result)
     if source == isa.F32:
         high, low = value_of(ra, isa.F32), value_of(rb, isa.F32)
-    else:  # from f16x2 to 8 bits
+    else:  # the source is f16x2, the target two 8-bit floats
         high, low = widen((np.int64(ra) >> 16) & 0xFFFF, HALF), widen(np.int64(ra) & 0xFFFF, HALF)
     relu = flags & isa.RELU != 0
     if to == isa.E4M3X2:

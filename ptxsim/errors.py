@@ -21,7 +21,7 @@ class EnvironmentProblem(PtxsimError, errors.EnvironmentProblem):
 
 
 class MemoryProblem(EnvironmentProblem, MemoryError):
-    """A simulated GPU has not enough memory."""
+    """A simulated GPU does not have enough memory."""
 
 
 class ClosedError(PtxsimError):

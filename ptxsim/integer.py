@@ -159,7 +159,7 @@ def find_nth(mask, base, offset):
 
 @jit
 def dot(a, b, c, flags, half, signed_a, signed_b):
-    """The result of dp4a or dp2a. half: whether it is dp2a, which uses two bytes of b: the low, or with HIGH the high."""
+    """The result of dp4a or dp2a. half: whether it is dp2a, which uses the low two bytes of b, with HIGH the high."""
     total = c
     if half:
         for i in range(2):

@@ -73,7 +73,7 @@ class ModuleLowering(Lowering):
         program.workspace = bool(np.isin(code[:, isa.A : isa.E + 1], GRID_BARRIER).any())
         program.depth, program.local_bytes, program.save_rows = longest(self.functions)
         if program.local_bytes > MOST_LOCAL:
-            raise PTXError(f"a thread can have {MOST_LOCAL} bytes of local memory, got {program.local_bytes}")
+            raise PTXError(f"a thread can have at most {MOST_LOCAL} bytes of local memory, got {program.local_bytes}")
         most = registers(code, self.operands, self.functions)
         for info in self.functions.values():
             info.registers = most

@@ -140,8 +140,8 @@ def compiled(
 ) -> tuple[str, dict[str, str]]:
     """Compile CUDA C++. Returns the same as `compiled_kernels`.
 
-    included: headers by name that replace those in files. what: what messages call the source. options: those besides
-    the target, the standard and the folders of headers.
+    included: texts by names of headers, which replace the headers in files. what: what messages call the source.
+    options: those besides the target, the standard and the folders of headers.
     """
     major = answer(nvrtc, nvrtc.nvrtcVersion(), what)[0]
     folders = include_folders(major)

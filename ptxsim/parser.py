@@ -353,7 +353,7 @@ class Parser:
             else:
                 many = self.integer()
                 if many < 0:
-                    raise PTXError(f"PTX line {line}: {name} has {many} elements")
+                    raise PTXError(f"PTX line {line}: the size of {name} must not be negative, got {many}")
                 count *= many
                 self.expect("]")
         element = SIZES[kind]
@@ -364,7 +364,7 @@ class Parser:
             count = len(values)
         size = element * vector * count
         if len(values) * element > size:
-            raise PTXError(f"PTX line {line}: {name} has {count} elements and {len(values)} values")
+            raise PTXError(f"PTX line {line}: {name} must have at most {count} values, got {len(values)}")
         return Variable(name, space[1:], kind, max(align, element * vector), size, values, element, vector)
 
     def initialiser(self, values: list[Any], kind: str) -> None:

@@ -7,8 +7,8 @@ breaks if a scope excludes the other thread. Second, the scopes of the first ope
 last one of the acquire pattern include each other's threads, no matter which threads wrote in between.
 
 Therefore an atomic operation may publish releases of several threads, and some readers may take only some of them. So a
-write has a map from groups of readers to vector clocks. The clock for a block has every release of the block's threads,
-that for a device the releases of at least gpu scope of the device's threads, and that for the system the releases of
+write has a map from groups of readers to vector clocks. The clock for a block has every release of the block's threads.
+The clock for a device has the device's releases of at least gpu scope, and the clock for the system the releases of
 system scope. All blocks of a cluster are one group. A map lies in the pool of vector clocks and never changes; 0 is the
 empty map.
 """

@@ -56,7 +56,7 @@ class Runner(Core):
     def finish(self, device: int | None = None) -> None:
         """Run the launches that have not run yet. In an actor's turn, do nothing.
 
-        device: run those of this device, and others only as far as these need them.
+        device: run only this device's launches, and others that they need. None: run all.
         """
         with self.lock:
             self.wait([one for one in (*self.past, *self.queue) if device in (None, one.device)])

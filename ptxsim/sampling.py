@@ -83,7 +83,7 @@ def sample(x, warp, block, line, pc, op, mask):
 
 @jit
 def described(x, thread, handle, op, reports, pc):
-    """The row of a texture or surface, or 0 if the handle is not that of an object that `op` accepts.
+    """The row of a texture or surface, or 0 if the handle names no object that `op` accepts.
 
     reports: whether to report a handle that is not accepted.
     """

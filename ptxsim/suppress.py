@@ -46,7 +46,7 @@ class Rule:
 def read(files: list[str]) -> list[Rule]:
     """The rules of files. Raises InputError for a line that is no rule.
 
-    A name without a folder and an ending, such as `triton`, is that of a file in the folder `known`, if there is one.
+    A name without a folder and an ending, such as `triton`, names a file in the folder `known`, if that file exists.
     """
     rules = []
     for file in files:

@@ -111,7 +111,7 @@ def encoded(
     atomicity: int,
     fill: int,
 ) -> bytes:
-    """The descriptor's bytes. Dimensions begin with the contiguous one, strides with that of the next one."""
+    """The descriptor's bytes. dims, box, steps: the contiguous dimension first. strides: without that dimension's."""
     rank, size = len(dims), SIZES[type_]
     span = 16 << swizzle if swizzle else 0
 

@@ -35,7 +35,7 @@ from .missing import SAME_VALUE, lacking, see
 from .published import acquire, linked, published, released
 from .units import unit
 
-STRONG, ATOMIC = 1, 8  # flags of an access; bits 1 and 2 are its scope, those from SIZE_SHIFT log2 of its bytes
+STRONG, ATOMIC = 1, 8  # flags of an access; bits 1 and 2 are its scope, bits from SIZE_SHIFT on log2 of its bytes
 SIZE_SHIFT = 4
 NOT_COHERENT = 1 << 6  # flag of a load by ld.global.nc or ldu
 SAME = 1 << 7  # flag of a store that writes the value that is there

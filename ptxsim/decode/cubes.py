@@ -21,7 +21,7 @@ def on_face(low: Lowering, x: int, y: int, z: int) -> list[int]:
     to_y = true(low, size[1], size[2], "ge")
 
     def chosen(values: list[int]) -> int:
-        """The row of the one of three values that belongs to the axis of the face."""
+        """Of the rows of three values, for x, y and z, the one for the axis of the face."""
         return either(low, to_x, values[0], either(low, to_y, values[1], values[2]))
 
     faces = [either(low, back[k], low.constant(2 * k + 1), low.constant(2 * k)) for k in range(3)]

@@ -68,7 +68,8 @@ class Mods:
         if self.left:
             raise self.fail(f"modifier .{self.left[0]} is not supported here")
         if not least <= len(self.operands) <= (least if most is None else most):
-            raise self.fail(f"has {len(self.operands)} operands")
+            wanted = f"{least}" if most in (None, least) else f"{least} to {most}"
+            raise self.fail(f"the number of operands must be {wanted}, got {len(self.operands)}")
 
     def fail(self, what: str) -> Exception:
         """Make an error that names this instruction. The caller raises it."""

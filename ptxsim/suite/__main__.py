@@ -26,7 +26,7 @@ import os
 if os.environ.get("PTXSIM_SUITE_CHILD"):
     import ptxsim
     ptxsim.enable()
-"""  # for tests that start Python processes, so that these get a machine too
+"""  # tests start Python processes, which get a machine too by this code
 TOGETHER = 10  # modules in one process, because the start of a process takes some seconds
 
 

@@ -349,8 +349,8 @@ def test_misuse(kind, change, said):
         ("kind::mxf4.block_scale.block16 [r1], d1, d2, r2, [r3], [r4], p1", "needs one of .scale_vec::2X"),
         ("kind::mxf4nvf4.block_scale [r1], d1, d2, r2, [r3], [r4], p1", "needs one of .scale_vec::2X"),
         ("kind::mxf4.block_scale [r1], d1, d2, r2, r3, r4, p1", "addresses in brackets"),
-        ("kind::mxf4.block_scale [r1], d1, d2, r2, [r3], [r4], {r5, r6, r7, r8}, p1", "has 8 operands"),
-        ("kind::mxf4.block_scale [r1], d1, d2, r2, p1", "has 5 operands"),
+        ("kind::mxf4.block_scale [r1], d1, d2, r2, [r3], [r4], {r5, r6, r7, r8}, p1", "operands must be 7, got 8"),
+        ("kind::mxf4.block_scale [r1], d1, d2, r2, p1", "operands must be 7, got 5"),
         ("kind::mxf4.block_scale [r1], d1, d2, r2, [r3], [r4], r5", "does not fit"),
     ],
 )
