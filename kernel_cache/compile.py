@@ -43,7 +43,7 @@ from . import code_files, copies, import_lists, linked_code, packages, private, 
 from .errors import EnvironmentProblem, environment_problem
 
 COMPILE_SECONDS = 900  # the longest wait for another process; compiling everything takes far less
-FIRST_SECONDS, NEXT_SECONDS = 1.0, 10.0  # from the start to the first progress report, and between reports
+FIRST_SECONDS, NEXT_SECONDS = 1.0, 10.0  # seconds before the first progress report, and between reports
 STARTED = time.time()
 config: Any = _config  # Numba creates its options at run time; type checkers do not know them
 _registered: list[Any] = []

@@ -53,7 +53,7 @@ def _refuse(path: str | Path, found: os.stat_result) -> None:
 def read(path: str | Path, most: int = JSON) -> bytes:
     """The content of a file. Raises OSError, also if the file has more than `most` bytes or is no regular file."""
     with opened(path, most) as file:
-        found = file.read(most + 1)  # not trusting the size: a file may grow, and files of /proc have the size 0
+        found = file.read(most + 1)  # the size is not trusted: a file may grow, and files of /proc have the size 0
     if len(found) > most:
         raise _too_large(path, "it has more", most)
     return found
