@@ -196,7 +196,7 @@ def convert(machine, to, source, flags, ra):
     if is_float(to):
         bits = np.int64(int_bits(value, source & 0xF0 != isa.S, form_of(to), flags & isa.ROUND))
         if flags & isa.SAT:
-            above = value > 1 or (value < 0 and source & 0xF0 != isa.S)  # unsigned bits that read as below 0 are 2**63 or more
+            above = value > 1 or (value < 0 and source & 0xF0 != isa.S)  # below 0: 2**63 and more
             bits = finish(machine, bits, to, flags, 2.0 if above else np.float64(value))
         return np.uint64(bits)
     if flags & isa.SAT:
