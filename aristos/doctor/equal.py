@@ -1,4 +1,4 @@
-"""Checks that ranks are alike. Each property that should be equal has a line, which names the ranks that differ."""
+"""Checks that ranks are alike. For each property that should be equal, a finding names the ranks that differ."""
 
 from __future__ import annotations
 

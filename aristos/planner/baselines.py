@@ -92,7 +92,7 @@ def per_node(problem: Problem) -> list[list[int]]:
 
 
 def greedy(problem: Problem, objective: str | None = None) -> list[list[int]]:
-    """The merge of 2024. It visits links in ascending order of alpha + beta * payload, and merges the groups of both
+    """The merge of 2024. It visits links in ascending order of alpha + beta * payload. It merges the groups of both
     ends if neither group can hold all experts, or if the merged group's stage takes no longer than the longer of the
     two stages. Then each group that cannot hold the experts joins the group with which F rises least.
     """

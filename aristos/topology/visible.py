@@ -1,4 +1,4 @@
-"""CUDA_VISIBLE_DEVICES, which says which GPUs or MIG slices a program sees, and in which order.
+"""Reads CUDA_VISIBLE_DEVICES: the GPUs or MIG slices that a program sees, and their order.
 
 The variable's entries may be numbers, the start of a UUID, or MIG names. This module finds, for each entry, the device
 as NVML and nvidia-smi number it. NVML and nvidia-smi always count all GPUs, so CUDA's device 0 may be GPU3 for them.
