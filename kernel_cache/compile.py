@@ -118,7 +118,8 @@ def digest_of(read: frozenset[Path]) -> str:
 def code_key(source: Path) -> str:
     """A hash of everything that a module's machine code depends on, except versions and CPU.
 
-    This is `source_key`, and the parts that the packages of those sources have registered, if a source reads them.
+    It covers the sources (`source_key`), and the parts that the sources' packages have registered, if a source reads
+    them.
     """
     return hashlib.sha256(repr((source_key(source), _parts(_read(source)))).encode()).hexdigest()[:16]
 
