@@ -266,7 +266,7 @@ def settle_grid(x, launch):
 
 @jit
 def grid_clock(x, number):
-    """One vector clock that covers the present moment of every thread of a launch, and all moments that it knows of."""
+    """One vector clock that covers the present moment of every thread of a launch, and all that these threads know."""
     vc = np.int64(0)
     launch = get(x, s.LAUNCHES) + number * s.L_FIELDS * 8
     blocks, first = get(launch, s.L_BLOCKS), get(launch, s.L_FIRST_GID)

@@ -89,7 +89,7 @@ def prepare(core: Core, every: list[Launch], past: int) -> None:
 def resident(core: Core, launches: list[Launch]) -> list[int]:
     """How many blocks of each device can be resident at once.
 
-    Only one launch of a stream runs at a time, except that programmatic ones may run beside those before them.
+    Only one launch of a stream runs at a time, except that a programmatic launch may run beside the launches before it.
     """
     most: dict[tuple[int, int], int] = {}
     before: dict[int, int] = {}

@@ -78,7 +78,7 @@ def released(x, thread, block, warp, location, order, scope):
 
 @jit
 def published(x, gid, r0, r1, r2, observed):
-    """The map of a write: the clocks that its thread releases, joined with the map of the write that it observed.
+    """The map of a write: the clocks that its thread releases, joined with the map of the observed write.
 
     r0, r1, r2: the results of `released`. observed: the map of the write that an atomic operation read, or 0.
     """

@@ -64,8 +64,8 @@ class Runner(Core):
     def wait(self, launches: list[Launch], known: bool = True) -> None:
         """Run launches and those that they need. In an actor's turn, do nothing.
 
-        Others run only if these are stuck without them. known: whether the host has waited, so that all that it does
-        from now on comes after these launches.
+        Other launches run only if the wanted ones are stuck without them. known: whether the host has waited, so that
+        all that the host does from now on comes after these launches.
         """
         with self.lock:
             if self.acting >= 0:

@@ -35,7 +35,7 @@ class Stream:
 
 @dataclass(frozen=True)
 class Event:
-    """A moment in a stream. launches: those that end before it, with all that precede them in their streams."""
+    """A moment in a stream. launches: these, and all that precede them in their streams, end before the moment."""
 
     launches: list[Launch]
 

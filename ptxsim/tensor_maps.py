@@ -51,7 +51,7 @@ def tensor_map(
     box : sequence of int
         Elements of the box along each dimension, in the order of `array.shape`.
     steps : sequence of int, optional
-        The stride between elements of the box along each dimension; by default 1. That of the last dimension is 1.
+        The stride between elements of the box along each dimension; by default 1, along the last dimension always 1.
     swizzle : int or str
         Bytes of the swizzle's pattern: 0 (none), 32, 64 or 128, or ``"128_atom_32"``, which moves parts of 32 bytes.
     fill : str

@@ -296,7 +296,7 @@ def row_of_integers(cells, a, b, row, begin, n, adds, saturates):
 # ---- copies from shared memory ----
 @jit
 def copy(x, warp, thread, block, owner, line, lane, pc):
-    """Run tcgen05.cp of one lane in one block, from its shared to its tensor memory.
+    """Run tcgen05.cp of one lane: copy from a block's shared memory to the block's tensor memory.
 
     TYPE: the parts of 16 bytes in a row. TYPE2: which lanes the rows fill. FLAGS: whether elements become wider.
     """

@@ -1,10 +1,11 @@
 """The checker: finds the races of an access, and chooses which of several writes a read returns.
 
-The history of a location holds its last few writes. A read returns a random one of them. It returns no write that is
-older than another write that happened before the read (by the vector clocks), that the reading thread has already read,
-or that a sequentially consistent fence ordered before the read. All threads see the writes of a location in one order,
-which need not be the order of execution: a strong write may be placed, at random, before writes that are not ordered
-before it. Together these rules give exactly the outcomes that PTX permits for stores that become visible late.
+The history of a location holds its last few writes. A read returns a random one of them, but none that is older than
+one of these: a write that happened before the read (by the vector clocks), a write that the reading thread has already
+read, and a write that a sequentially consistent fence ordered before the read. All threads see the writes of a location
+in one order, which need not be the order of execution: a strong write may be placed, at random, before writes that are
+not ordered before it. Together these rules give exactly the outcomes that PTX permits for stores that become visible
+late.
 """
 
 from __future__ import annotations
@@ -468,8 +469,9 @@ def between(slot, at):
 def before_others(x, thread, block, warp, location, slot, count):
     """Choose, at random, the index of a strong write among its location's messages (the writes recorded so far).
 
-    The write is never placed before a message that happened before it, that its thread wrote or read, that a fence
-    ordered before it, or that is an atomic operation, which must directly follow the write that it read.
+    The write is never placed before a message that happened before it, that its thread wrote or read, or that a fence
+    ordered before it. Nor is it placed before the write of an atomic operation, which must directly follow the write
+    that the operation read.
     """
     key = LOCATION | location
     floor = np.int64(-2)

@@ -95,7 +95,7 @@ def initialised_aside(setting: Setting) -> Callable[[], bool]:
 
 
 def reused(setting: Setting) -> Callable[[], bool]:
-    """Memory that one stream still reads is given out again on the stream that made it."""
+    """Memory is given out again on the stream that allocated it, while another stream still reads it."""
     maker, reader = setting.stream(), setting.stream()
     block, out = setting.zeros(COUNT, "block"), setting.fresh(COUNT, "out")
     setting.launch("fill", BLOCKS, THREADS, block, np.float32(1), stream=maker)
