@@ -393,6 +393,7 @@ def test_a_folder_without_the_package_is_no_copy_of_it(tmp_path, monkeypatch):
     """Python imports any folder of that name as a namespace package. With -S it finds no installation instead."""
     (tmp_path / "aristos").mkdir()
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PYTHONPATH", raising=False)
     assert package.folder(sys.executable, "-S") == ""
 
 
