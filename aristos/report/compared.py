@@ -88,7 +88,7 @@ class Comparison:
 
 @dataclass
 class _Row:
-    """A row of one side: the same row in each of its runs, and the table of the first run that has it."""
+    """A row of one side: its samples in each of the side's runs, and the table of the first run that has it."""
 
     table: Table
     variable: str
@@ -148,7 +148,7 @@ def _nothing_in_common(found: Comparison, one: _Rows, other: _Rows) -> str:
 
 
 def different_work(one: Table, other: Table) -> str:
-    """A text that says why the times of two tables with one name are of different work; '' if the work is the same."""
+    """Why the times of two tables with one name measure different work, as a text; '' if the work is the same."""
     for name in ("shape", "trace"):
         values = [str(table.attributes.get(name, "none")) for table in (one, other)]
         if values[0] != values[1]:
@@ -159,8 +159,8 @@ def different_work(one: Table, other: Table) -> str:
 def _rows(side: Side, works: dict[str, Table], refused: list[str]) -> _Rows:
     """The rows of a side's tables.
 
-    works: name -> the table with whose work a table of this name must agree. Rows of a table that does not agree are
-    left out, and `refused` gets a sentence about it.
+    works: name -> a table whose work all tables of this name must measure. Rows of a table that measures other work are
+    left out, and `refused` gets a sentence about that table.
     """
     found: _Rows = {}
     for run in side.runs:

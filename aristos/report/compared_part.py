@@ -15,7 +15,7 @@ def part(found: Comparison, plot: Plot, place: str) -> Markup:
     sides = [("first", found.first), ("second", found.second)]
     named = [joined(tag("dt", name), tag("dd", f"{side.names}, of {side.file}")) for name, side in sides]
     differs = table(
-        "Facts of the two that differ",
+        "Facts in which the two differ",
         ["fact", "first", "second"],
         [[name, *both] for name, both in found.differs.items()],
     )
@@ -40,7 +40,7 @@ def part(found: Comparison, plot: Plot, place: str) -> Markup:
 
 
 def refused(first: str, second: str, why: str, place: str) -> Markup:
-    """The section where two sides cannot be compared."""
+    """The section about two sides that cannot be compared."""
     return tag(
         "section",
         tag("h2", f"What changed from {first} to {second}", id=place),

@@ -1,4 +1,4 @@
-"""The facts of two runs that differ: commit, ISA, CPU, MPI library, options."""
+"""The facts in which two runs differ: commit, ISA, CPU, MPI library, options."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, 
 
 
 def facts(first: Run, second: Run) -> dict[str, tuple[str, str]]:
-    """The facts of two runs that differ, and those of the tables that both have: name -> both values as text.
+    """The facts in which two runs differ, or their tables of one name: name -> both values as text.
 
-    The name of a table's fact is `table, fact`.
+    A fact of a table has the name `table, fact`.
     """
     found = differing(first.attributes, second.attributes)
     others = {table.name: table for table in second.tables}

@@ -29,7 +29,7 @@ LOOKS = {  # word -> (colour, symbol)
 }
 
 Figure = dict[str, Any]
-Plot = Callable[[Figure | None, str], Markup]  # (figure, what it shows) -> its place in the page
+Plot = Callable[[Figure | None, str], Markup]  # (figure, what it shows) -> the element where the page draws it
 
 
 def scale(seconds: float) -> tuple[float, str]:

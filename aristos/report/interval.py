@@ -31,13 +31,16 @@ DRAWS = 600
 TAIL = 0.025  # on each side of a 95 % interval
 STUDENT = (12.706, 4.303, 3.182, 2.776)  # Student's quantiles of 1 to 4 degrees of freedom
 MOST = 8192  # the most calls of a group from which blocks are drawn
-FEWEST = 6  # calls; of fewer, even fastest to slowest holds the true median with less than 95 % probability
+FEWEST = 6  # calls; with fewer, even the range from fastest to slowest has the true median with less than 95 % chance
 
 Seconds = NDArray[np.float64]
 
 
 def median(side: Sequence[Seconds]) -> float:
-    """The median over runs of the median over groups of the median over calls. side: for each run [group, call]."""
+    """The median over runs of the median over groups of the median over calls, in seconds.
+
+    side: for each run [group, call] seconds; a group is a pair of ranks, see `samples.Row`.
+    """
     return float(np.median([np.median(np.nanmedian(each, axis=1)) for each in side]))
 
 

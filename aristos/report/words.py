@@ -1,4 +1,4 @@
-"""A comparison in words: tables for a terminal, one JSON object for programs, and the sentences that both say."""
+"""A comparison in words: tables for a terminal, one JSON object for programs, and sentences."""
 
 from __future__ import annotations
 
