@@ -1,5 +1,4 @@
-"""Results of benchmarks: runs, which have tables. Runs are appended to an HDF5 file; no crash or second writer damages
-it."""
+"""Results of benchmarks: runs, which have tables, in an HDF5 file that no crash and no second writer damages."""
 
 from .hdf5 import LOCK_SECONDS, SCHEMA, append, check, load
 from .labelled import open

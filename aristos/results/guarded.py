@@ -25,7 +25,7 @@ from kernel_cache.texts import plain
 SHARE, SPARE = 64, 64 << 20  # data may have SHARE times the bytes of the compressed file, plus SPARE bytes
 MOST_FILE, MOST_DATA = 1 << 30, 4 << 30  # most bytes of a file, and of its data, whatever the other limits allow
 SECONDS = 10.0  # processor time that a trial may take, plus one second for each 16 MiB of the file
-WALL = 6  # a trial may last so many times its processor time: a slow disk does not mean a damaged file
+WALL = 6  # a trial may last this many times its limit of processor time: a slow disk does not mean a damaged file
 CODE = """
 import math, resource, sys, time
 from aristos.results import hdf5

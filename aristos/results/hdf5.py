@@ -5,8 +5,9 @@ laid out as in netCDF-4 (dimension scales, `units`, `long_name`), so that xarray
 are raw: seconds, float64, for each rank and iteration, not averaged. The run's attributes have what is needed to repeat
 it.
 
-Appending holds a lock file, adds to the content in memory, writes it to a new file, syncs that file and renames it over
-the original. So a crash in mid-write loses no earlier run, readers never see half a file, and two writers lose nothing.
+`append` holds a lock file, adds the run to the content in memory, writes it all to a new file, syncs that file and
+renames it over the original. So a crash in mid-write loses no earlier run, readers never see half a file, and two
+writers lose nothing.
 HDF5 itself never writes to a disk, which may be full. HDF5 also never opens the file by its path, because it would lock
 the file: parallel file systems refuse locks, and a lock may conflict with another reader in this process, for example
 xarray.
