@@ -97,7 +97,7 @@ class Point:
         return {**about, "finished": True, **self.found.facts(self.ranks * self.asked.tokens)}
 
     def simulation(self, machine_of: MachineOf) -> Simulation:
-        """The simulation, which has not run. Raises InputError for a layer or a routing that cannot be simulated."""
+        """The simulation, not yet run. Raises InputError for a layer or a routing that cannot be simulated."""
         from .. import models
         from ..host.nodes import Nodes
         from ..placement import Placement
@@ -139,7 +139,7 @@ def _trace(path: str) -> routing.Trace:
 
 
 def _chosen(asked: argparse.Namespace) -> int:
-    """The layer of a recorded routing."""
+    """The number of the recorded layer that is simulated."""
     return _trace(asked.routing).layers // 2 if asked.layer is None else int(asked.layer)
 
 

@@ -53,7 +53,7 @@ def simulate_points(asked: argparse.Namespace, argv: list[str], machine_of: Mach
 
 
 def once(machine_of: MachineOf) -> MachineOf:
-    """`machine_of`, which measures a kernel once for all points with equal experts."""
+    """A `machine_of` that measures a kernel only once for all points with equal experts."""
     known: dict[tuple[Any, ...], tuple[Machine, str]] = {}
 
     def found(asked: argparse.Namespace, cfg: MoEConfig) -> tuple[Machine, str]:
@@ -66,7 +66,7 @@ def once(machine_of: MachineOf) -> MachineOf:
 
 
 def _simulate(points: list[Point], machine_of: MachineOf, timeline: str | None) -> None:
-    """Run the points one after another. timeline: the file for the events of the first."""
+    """Run the points one after another. timeline: the file for the events of the first point, or None."""
     from ..simulate import timeline as events
 
     with Progress(len(points)) as progress:

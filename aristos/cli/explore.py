@@ -121,7 +121,7 @@ def options(argv: list[str]) -> argparse.Namespace:
 
 
 def check_levels(parser: argparse.ArgumentParser, asked: argparse.Namespace) -> None:
-    """Refuse what a search of all schedules with two levels does not have."""
+    """Refuse options that a search of all schedules with two levels does not have."""
     if asked.ranks != 3 or asked.mutation == "all" or (asked.tokens or 1) != 1:
         parser.error("--strategy exhaustive --transport levels takes 3 ranks, 1 token, and one mutation, not all")
     for name in ("scalars", "backward", "once", "stay"):
@@ -138,7 +138,7 @@ def main(argv: list[str]) -> int:
         print("aristos explore: greenlet is not installed: pip install 'aristos[explore]'", file=sys.stderr)
         return USAGE
     try:
-        if os.environ.get("NUMBA_DISABLE_JIT") != "1":  # Numba decides when a module is imported
+        if os.environ.get("NUMBA_DISABLE_JIT") != "1":  # @jit decides when its module is imported
             again = [sys.executable, "-m", "aristos", "explore", *argv]
             os.execve(sys.executable, again, {**os.environ, "NUMBA_DISABLE_JIT": "1"})
         from ..explore.catalogue import load

@@ -58,7 +58,7 @@ def options(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
         "--restart-ranks",
         type=_several,
         metavar="RANKS,...",
-        help="number of ranks for the first restart, the second and so on; the last is used again (default: as before)",
+        help="numbers of ranks of restarts 1, 2 and so on; later restarts use the last number (default: as before)",
     )
     parser.add_argument(
         "--clean",
