@@ -68,8 +68,10 @@ def weight_bandwidth(world: World, threads: int, seconds: float = 0.2) -> float:
 
 
 class ExpertPhase:
-    """The arithmetic of a call's experts on this rank, by the layer's own kernels, weights and workers, in one compiled
-    loop. This is the phase `experts` of the bulk schedule on local rows, without routing, copies or waits.
+    """The arithmetic of a call's experts on this rank, in one compiled loop.
+
+    This is the phase `experts` of the bulk schedule on local rows, with the layer's own kernels, weights and workers,
+    without routing, copies or waits.
 
     moe: a loaded layer on CPUs that is idle when the phase is called. rows: [E] rows of each expert, from all ranks
     together.

@@ -33,8 +33,7 @@ class Segment:
 
     @property
     def resolved(self) -> bool:
-        """Whether the slope is a bandwidth: the range of sizes is wide enough, and the time at least doubles from the
-        first size to the last."""
+        """Whether the slope is a bandwidth: the sizes span enough, and from first to last the time at least doubles."""
         grows = self.beta * (self.last - self.first) >= self.alpha + self.beta * self.first
         return self.beta > 0 and grows and (self.last >= SPAN * self.first or self.first >= LARGE)
 

@@ -24,9 +24,9 @@ COMPARED = ("a", "b", "c", "d", "e")
 
 @dataclass(frozen=True)
 class DataSheet:
-    """A GPU's data sheet: peak FLOP/s by arithmetic (dense, without structured sparsity), memory bytes/s, and bytes/s
-    of all its NVLinks together in one direction. l2: bytes.
+    """A GPU's data sheet. bf16, f16, tf32, f32: peak FLOP/s, dense, without structured sparsity. l2: bytes.
 
+    memory: bytes/s. link: bytes/s of all NVLinks together, in one direction.
     topology/defaults.py has the rates that such GPUs reach in practice. A floor must not depend on measured rates.
     """
 

@@ -9,14 +9,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-# growth in the second half of a run up to which allocators, caches and MPI's pools can be the cause
+# allocators, caches and MPI's pools may cause this much growth in the second half of a run
 SLACK = {"memory_mib": 64.0, "files": 8.0, "threads": 4.0, "shared": 2.0}
 
 
 @dataclass(frozen=True)
 class Sample:
-    """The resources of this process at one time. memory_mib: resident memory. shared: number of files mapped as shared
-    memory."""
+    """This process's resources at one time. memory_mib: resident memory. shared: files mapped as shared memory."""
 
     seconds: float
     memory_mib: float

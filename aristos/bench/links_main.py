@@ -33,8 +33,9 @@ SECONDS = 6.0  # seconds of puts, without synchronisation and start-up
 
 
 def run_links(asked: Namespace, smi: str | None) -> int:
-    """Run the command. Returns its exit code. smi: text of another machine's `nvidia-smi topo -m`, whose links are then
-    looked up in the table."""
+    """Run the command. Returns its exit code.
+
+    smi: another machine's output of `nvidia-smi topo -m`, whose links are looked up in the table; None: measure."""
     if smi is not None:
         from ..topology import from_text
 

@@ -75,7 +75,7 @@ def main(argv: list[str] | None = None, prog: str = "python -m aristos.bench") -
 
 @contextlib.contextmanager
 def _handling(*handlers: tuple[int, Any]) -> Iterator[None]:
-    """While inside, the given handlers are set: pairs (signal, handler). Only the main thread can set handlers."""
+    """A block in which handlers, pairs (signal, handler), are set. Only the main thread can set them."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -88,8 +88,9 @@ def _handling(*handlers: tuple[int, Any]) -> Iterator[None]:
 
 
 def leave(ranks: world.World, message: str, code: int) -> int:
-    """End the run after an error on one rank or on all ranks. If all ranks failed, rank 0 prints each message once,
-    else the job is aborted. Returns `code`."""
+    """End the run after an error on one rank or on all ranks. Returns `code`.
+
+    If all ranks failed, rank 0 prints each message once. Else the job is aborted."""
     messages = ranks.agree_on_exit(message)
     if messages is None:
         print(f"[rank {ranks.rank}] {message}", file=sys.stderr, flush=True)
@@ -101,8 +102,9 @@ def leave(ranks: world.World, message: str, code: int) -> int:
 
 
 def interrupted(ranks: world.World, prog: str) -> int:
-    """End the run after Ctrl-C or SIGTERM on some rank. Waits INTERRUPTED_SECONDS, so that rank 0 can note the
-    signal."""
+    """End the run after Ctrl-C or SIGTERM on some rank.
+
+    Waits for all ranks, at most INTERRUPTED_SECONDS, so that rank 0 can print that it was interrupted."""
     # Ctrl-C may arrive twice, from the terminal and passed on by the launcher. So signals are ignored from here on.
     with _handling((signal.SIGINT, signal.SIG_IGN), (signal.SIGTERM, signal.SIG_IGN)):
         if ranks.lead:

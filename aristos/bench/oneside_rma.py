@@ -71,7 +71,7 @@ def put_origin(
 
 @jit
 def put_target(wire, peer, flag_here, ack_at, coded, base, samples, deadline):
-    """The target's side of `put_origin`, which makes progress, and signals when a sample has arrived."""
+    """The target's side of `put_origin`: make progress, and signal when a sample has arrived."""
     for s in range(samples):
         if await_coded(wire, flag_here, base + s + 1, deadline) == 0:
             return 0

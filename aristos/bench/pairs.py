@@ -49,8 +49,9 @@ def read_bytes(address: int, nbytes: int) -> Bytes:
 
 
 def slot_bytes(world: World, most: int) -> int:
-    """Bytes of slots per rank: `most`, or less, so that all ranks together use at most a quarter of the free shared
-    memory. Collective."""
+    """Bytes of slots per rank, at most `most`. Collective.
+
+    All ranks together use at most a quarter of the free shared memory."""
     from ..transport.capacity import free_shared_memory
 
     have = free_shared_memory()
@@ -61,8 +62,7 @@ def slot_bytes(world: World, most: int) -> int:
 
 
 def schedule(ranks: int, lanes: int) -> list[list[tuple[int, int]]]:
-    """The rounds of a round-robin tournament: every ordered pair once, at most `lanes` pairs a round, which share no
-    rank."""
+    """The rounds of a tournament: every ordered pair once, in rounds of at most `lanes` pairs that share no rank."""
     seats = list(range(ranks + ranks % 2))
     rounds = []
     for _ in range(len(seats) - 1):
@@ -113,7 +113,7 @@ class Side:
     def word(self, owner: int, kind: int) -> int:
         """Address of a word in the window of `owner`, which is one of the pair's ranks. The other one writes the word.
 
-        If that window is a remote peer's, the word's offset for MPI puts.
+        If that window is a remote peer's, this is not the address but the word's offset for MPI puts.
         """
         writer = self.peer if owner == self.rank else self.rank
         return self._window(owner) + (writer * WORDS + kind) * LINE
@@ -205,11 +205,11 @@ class Side:
 
 
 class Pairs:
-    """Windows for local and remote peers: words for every peer, then `capacity` bytes of slots. Collective; a context
-    manager.
+    """Windows for local and remote peers: words for every peer, then `capacity` bytes of slots. Collective.
 
-    ranks_per_node: pretend nodes of this many ranks, even if the run has real nodes. base: rank -> address of its
-    shared window, for the ranks of this node. rma: the window into which ranks of other nodes put, or None.
+    A `Pairs` is a context manager. ranks_per_node: pretend nodes of this many ranks, even if the run has real nodes.
+    base: rank -> address of its shared window, for the ranks of this node. rma: the window into which ranks of other
+    nodes put, or None.
     """
 
     def __init__(self, world: World, capacity: int, ranks_per_node: int | None = None) -> None:
@@ -233,8 +233,7 @@ class Pairs:
         self.rounds = schedule(world.size, max(1, world.cores(world.hosts[0]) // 2))
 
     def repeats(self, disturbed: bool) -> bool:
-        """Whether this rank, as origin, takes disturbed samples again: only if few of its samples so far were
-        disturbed."""
+        """Whether this rank, as origin, takes samples again: if they were disturbed, but few of its samples so far."""
         self.taken += 1
         self.disturbed += disturbed
         return disturbed and self.disturbed <= max(1, FEW * self.taken)
@@ -274,8 +273,9 @@ class Pairs:
 
 
 def medians(times: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """([pair, size] each pair's median, [size] the median over pairs). times: [pair, size, sample], NaN for samples not
-    taken.
+    """([pair, size] each pair's median, [size] the median over pairs).
+
+    times: [pair, size, sample], NaN for samples not taken.
 
     Tables and pictures show these medians. A rate is the bytes over such a median, never a median of rates."""
     each = np.nanmedian(times, axis=-1)

@@ -1,4 +1,4 @@
-"""Other functions in the place of those MPI functions that a wire calls. The code that puts is unchanged."""
+"""Replaces the MPI functions that a wire calls by other functions. The code that puts is unchanged."""
 
 from __future__ import annotations
 
@@ -69,9 +69,9 @@ def c_functions(put: Any, flush: Any) -> tuple[Any, Any, Any]:
 class ReplacedWire:
     """A context manager: within the block a wire calls other functions. It is not collective.
 
-    wire: address of the wire. ranks: of the wire's communicator. words: int64 on a cache line, OWN words for this class
-    and any others for the functions. functions: from `c_functions`. Leave the block before the window is closed. Raises
-    WaitTimeout if another thread does not release the wire.
+    wire: address of the wire. ranks: the number of ranks of its communicator. words: int64 on a cache line, OWN words
+    for this class and any others for the functions. functions: from `c_functions`. Leave the block before the window is
+    closed. Raises WaitTimeout if another thread does not release the wire.
     """
 
     def __init__(self, wire: int, ranks: int, words: np.ndarray, functions: Sequence[Any]) -> None:

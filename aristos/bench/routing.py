@@ -75,8 +75,9 @@ def generate(name: str, rng: np.random.Generator, tokens: int, experts: int, top
 
 @dataclass(frozen=True)
 class Trace:
-    """A recorded routing. ids: [T, L, k] as in the file. weights: [T, L, k] float32. lengths: [N] tokens of each
-    sequence."""
+    """A recorded routing of T tokens in L layers. ids: [T, L, k] as in the file. weights: [T, L, k] float32.
+
+    lengths: [N] numbers of tokens of the sequences."""
 
     path: str
     ids: NDArray[np.integer]

@@ -48,9 +48,9 @@ class Row:
 
 
 def timed(table: Table) -> dict[str, Variable]:
-    """The variables of a table that can be compared: those in seconds that have a dimension of repetition. If no
-    variable in seconds has one, all variables in seconds.
+    """The variables of a table that can be compared: those in seconds that have a dimension of repetition.
 
+    If no variable in seconds has such a dimension, all variables in seconds can be compared.
     Raises ResultsError if a variable does not fit the table's dimensions, because the file is damaged.
     """
     for name, each in table.variables.items():

@@ -1,6 +1,4 @@
-"""`aristos soak`: random layers and calls for a long time. Every call is checked; memory, files and threads must not
-grow.
-
+"""`aristos soak`: random layers and calls for a long time. Calls are checked; memory, files, threads must not grow.
 All ranks draw the same objects from one seed: shape, router, element type, placement with or without copies, schedule,
 `moves`, pretended nodes, workers, layers, training. Levels and nodes may be given instead of drawn. Each object makes
 some calls with random tokens and routing, and loads other weights between these calls. Each rank checks its outputs

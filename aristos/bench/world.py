@@ -110,8 +110,7 @@ class World:
             between()
 
     def bounded(self, call: str) -> contextlib.AbstractContextManager[None]:
-        """A block for blocking MPI calls. It ends the job if they exceed the limit, because then some rank has
-        stopped."""
+        """A block for blocking MPI calls. It ends the job if they exceed the limit: then some rank has stopped."""
         if self.comm is None:
             return contextlib.nullcontext()
         return self._watchdog.watch(f"the other ranks ({call})", self._limit)
@@ -195,7 +194,7 @@ class World:
 
 
 def connect(ranks_per_node: int | None = None, limit: float = LIMIT, timeout: float | None = None) -> World:
-    """COMM_WORLD, perhaps with pretended nodes, or one process if there is no MPI library. Arguments: of `World`.
+    """COMM_WORLD, perhaps with pretended nodes, or one process if there is no MPI library. Arguments: as in `World`.
 
     Raises EnvironmentProblem if a launcher started several tasks that MPI does not see as one job.
     """

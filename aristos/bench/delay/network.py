@@ -63,7 +63,7 @@ def enter(entries, nbytes, me, turn):
 def leave(entries, links, free, me, turn, limit):
     """Wait until the bytes of all ranks in collective number `turn` are due. Returns False after `limit` ns.
 
-    entries: [W] addresses of each rank's entries for this rank. links: [W] addresses of each rank's link to this one.
+    entries: [W] addresses of each rank's entries for this rank. links: [W] addresses of each rank's link to this rank.
     free: [W] when each link becomes free, in ns.
     """
     begun = mem.clock()

@@ -6,9 +6,10 @@ a set latency and bandwidth, through which all bytes go that the ranks of a node
     free = max(now, free) + bytes / rate          due = free + alpha
 
 A put only takes its share of the NIC and runs at once. A flush ends when the last put that it covers is due, so words
-that wait for a flush come late; it sleeps, and takes no processor time, but its worker does nothing else meanwhile. A
-message of a collective takes its share of the NIC when its rank enters the collective, which ends on a rank when the
-messages for it are due. Within a node nothing is delayed. What a node receives has no limit of its own.
+that wait for a flush come late. A flush sleeps and takes no processor time, but its worker does nothing else meanwhile.
+A message of a collective takes its share of the NIC when its source enters the collective. On each rank the collective
+ends when the messages for that rank are due. Within a node nothing is delayed. What a node receives has no limit of its
+own.
 
 Bulk has the same advantage as in `network.py`: it copies while the link is busy.
 """

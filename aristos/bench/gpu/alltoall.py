@@ -130,8 +130,7 @@ class Staged:
         self._host = [gpu.device.host(most)[0] for _ in range(2)]
 
     def __call__(self, to: int, source: int, sends: Bytes, gets: Bytes) -> None:
-        """Move the bytes, with a wait for the stream before and after MPI. The arguments are those of `Nccl`.
-        Collective."""
+        """Move the bytes, with a wait for the stream before and after MPI. Collective. Arguments: those of `Nccl`."""
         from mpi4py import MPI
 
         device, stream = self.gpu.device, self.gpu.stream

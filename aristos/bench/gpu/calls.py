@@ -1,6 +1,6 @@
 """A layer's call on a GPU, whose inputs are made on the host and whose outputs are checked against float64.
 
-Every suite on GPUs runs a `Played`, which is a call that is queued launch by launch or captured in a CUDA graph.
+Every suite on GPUs that calls a layer runs a `Played`: a call that is queued launch by launch or as a CUDA graph.
 """
 
 from __future__ import annotations
@@ -73,9 +73,9 @@ class Played:
             return partial(gpu.device.replay, gpu.device.graph(gpu.stream, self), gpu.stream)
 
     def error(self, call: Callable[[], object] | None = None, out: GpuArray | None = None) -> float:
-        """The largest error on any rank of the outputs that `call`, by default this call, writes to `out`.
+        """Clear `out`, run `call`, which writes `out`, and return the largest error on any rank. Collective.
 
-        The outputs are cleared before the call. Collective."""
+        By default `call` is this call, and `out` its outputs."""
         gpu, out = self.gpu, out or self.y
         if out.nbytes:
             gpu.device.clear(out.at, out.nbytes, gpu.stream)

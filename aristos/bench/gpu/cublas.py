@@ -34,8 +34,9 @@ def described(found: Library) -> str:
 
 
 class Cublas:
-    """A handle on a GPU's stream. used: library, version and path. Raises EnvironmentProblem if the library is missing
-    or a call fails."""
+    """A cuBLAS handle for a GPU's stream. used: library, version and path.
+
+    Raises EnvironmentProblem if the library is missing or a call fails."""
 
     def __init__(self, gpu: Any) -> None:
         self._gpu, self._handle = gpu, ctypes.c_void_p()

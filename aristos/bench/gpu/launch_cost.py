@@ -94,8 +94,7 @@ class Launches:
 
 
 def sheet(gpu: BenchGpu, done: list[tuple[int, dict[str, np.ndarray], bool]]) -> Sheet:
-    """The table for the reader. done: for each call the number of tokens, the times, and whether the outputs were right
-    afterwards."""
+    """The table for the reader. done: for each call (tokens, times, whether the outputs were right afterwards)."""
     shown = Sheet(f"launching on {gpu.device.name}, by the host's clock", COLUMNS)
     for tokens, found, right in done:
         for name, times in found.items():

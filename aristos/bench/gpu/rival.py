@@ -264,8 +264,7 @@ class Rival:
 
 
 def rival_or_why(gpu: BenchGpu, work: Workload, weights: dict[str, Any]) -> tuple[Rival | None, list[str]]:
-    """(a maker of chains, notes on it), or (None, why there are none). weights: those of this rank, on the host.
-    Collective."""
+    """(a maker of chains, notes on it), or (None, why there is none). Collective. weights: this rank's, on the host."""
     place, part, why = None, None, "PyTorch is not compared, because another rank cannot use it"
     try:
         place = TorchGpu(gpu)

@@ -83,7 +83,7 @@ def why_ungrouped(torch: Any, cfg: MoEConfig, capability: tuple[int, int]) -> st
 
 @contextlib.contextmanager
 def tf32(torch: Any, allowed: bool) -> Any:
-    """While inside, float32 products may round their factors to tf32 if `allowed`."""
+    """A block in which float32 products may round their factors to tf32, if `allowed`."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if allowed else "highest")
     try:
@@ -95,8 +95,8 @@ def tf32(torch: Any, allowed: bool) -> Any:
 class Gate:
     """The router's product, x Wr. matrix: Wr [H, E] float32.
 
-    The product is computed in the rows' type if that type holds the matrix's values exactly and PyTorch can multiply
-    so, else in float32.
+    Factors have the rows' type if it holds the matrix's values exactly and PyTorch can return their product in float32.
+    Else they are float32.
     Raises EnvironmentProblem if `choose` does not know the router's score.
     """
 
@@ -157,8 +157,9 @@ class Order:
         self.rows = torch.arange(count * cfg.top_k, device=device)
 
     def __call__(self, ids: Any, some_missing: bool = False) -> tuple[Any, Any, Any, Any]:
-        """ids: [S, k] -> (choice of each packed row [S k], its expert [S k], end of each expert's rows [E] int32,
-        packed row of each choice [S, k]). some_missing: whether ids may be -1."""
+        """ids: [S, k] -> (choice of each packed row [S k], its expert [S k], ends [E] int32, packed rows [S, k]).
+
+        ends: where each expert's rows end. packed rows: that of each choice. some_missing: whether ids may be -1."""
         torch, experts = self.torch, self.cfg.experts
         keys = (ids.masked_fill(ids < 0, experts) if some_missing else ids).reshape(-1).to(self.key)
         keys, order = keys.sort(stable=True)
@@ -299,7 +300,7 @@ class Chain:
     replay, and the next step reads that tensor.
 
     x, y: [S, H] tensors. rows: [E] this rank's rows of each expert, which the host knows. given: ids and weights [S, k]
-    from outside, or None if the chain routes.
+    from outside; empty if the chain routes.
     """
 
     def __init__(self, part: Part, way: str, x: Any, y: Any, rows: NDArray[np.int64], given: Any = ()) -> None:

@@ -34,7 +34,7 @@ def _rates(table: Table) -> list[str]:
 
 
 def _panels(table: Table, wide: float, more: float, ylabel: str, **style: Any) -> tuple[Any, Any, Any]:
-    """(figure, its axes, the axes of each layer), five layers in a row. wide: inches of a layer; more: of the rest."""
+    """(figure, its axes, the axes of each layer), five layers in a row. wide: inches of a layer. more: other inches."""
     from matplotlib import pyplot
 
     count = len(table.dims["case"].values)

@@ -25,7 +25,7 @@ def _medians(table: Table, name: str) -> np.ndarray:
 
 
 def _transports(table: Table) -> list[tuple[str, np.ndarray, tuple[str, str, str]]]:
-    """(text for labels, its pairs [W, W], colours) of each transport.
+    """For each transport (text for labels, [W, W] which pairs use it, colours).
 
     The text is empty if there is only one transport.
     """
@@ -43,8 +43,10 @@ def _fit_text(fit: Fit) -> str:
 
 
 def put(table: Table) -> Any:
-    """Latency and bandwidth by size, log-log, for each transport: every pair's median, the median over pairs, and its
-    alpha-beta fit. A bandwidth is the size over such a median, as in the table."""
+    """Latency and bandwidth by size, log-log, for each transport.
+
+    Lines: every pair's median, the median over pairs, and the alpha-beta fit of that. A bandwidth is the size over such
+    a median, as in the table."""
     from matplotlib import pyplot
 
     sizes = table.dims["size"].values

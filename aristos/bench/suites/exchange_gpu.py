@@ -84,8 +84,7 @@ class Moves:
             self.calls[NCCL] = partial(gpu.device.replay, gpu.device.graph(gpu.stream, move), gpu.stream)
 
     def _window(self, nbytes: int) -> tuple[Any, list[int]]:
-        """(the window that peers open, or None; the address on this GPU of each rank's window, 0 if it cannot be
-        reached)."""
+        """(the window that peers open, or None; each rank's window's address on this GPU, 0 if it is out of reach)."""
         world = self.world
         if world.size > 1 and world.nodes.single:
             window = IpcWindow(world.comm, self.gpu.device, nbytes)

@@ -129,8 +129,9 @@ class Player:
             execute(self.layers[way], self.after)
 
     def measured(self, times: dict[Way, np.ndarray], core: dict[Way, np.ndarray]) -> PatternTimes:
-        """The pattern's times on all ranks. times: way -> [iterations] seconds on this rank; core: way -> [world,
-        iterations] shares. Collective."""
+        """The pattern's times on all ranks. Collective.
+
+        times: way -> [iterations] seconds on this rank. core: way -> [world, iterations] shares of cores."""
         world, stats = self.work.world, {way: list(each.values()) for way, each in self.stats.items()}
         last = {way: np.array(world.allgather(stats[way][-1][2:])) for way in self.layers}  # [world, 3]
         moved = {way: each[:, :2].sum(axis=0) for way, each in last.items()}
@@ -185,7 +186,7 @@ def run(ctx: Context) -> Result:
 
 
 def _recorded(ctx: Context) -> list[str]:
-    """The patterns of a trace: its layers of the least, the median and the most rows of the busiest expert."""
+    """The patterns of a trace: the layers whose busiest expert has the fewest, the median and the most rows."""
     if ctx.trace is None:
         return []
     by_layer = enumerate(np.moveaxis(ctx.trace.ids, 1, 0))
@@ -245,8 +246,7 @@ def idle_share(times: np.ndarray, idle: np.ndarray, workers: int) -> np.ndarray:
 
 
 def over_even(times: np.ndarray, even: np.ndarray, rows: int, even_rows: int) -> float:
-    """The median over turns of a ratio: the slowest rank's time per row over that of the evenly routed call of the
-    turn.
+    """The slowest rank's time per row over that of the same turn's evenly routed call; the median over turns.
 
     times, even: [world, iterations] seconds.
     """

@@ -153,8 +153,8 @@ def limit(call: float, alone: float, imbalance: float, reading: float, arithmeti
     """The strongest limit of a call of `call` seconds.
 
     It is "communication" or "imbalance", whichever costs more, if that is at least a tenth of the call. Else it is
-    "weights' bytes" if the experts take as long as reading their weights, and this takes longer than their arithmetic.
-    Else it is "arithmetic".
+    "weights' bytes" if reading the experts' weights takes longer than their arithmetic, and at most 1.25 times as long
+    as the experts alone. Else it is "arithmetic".
 
     alone, reading, arithmetic: seconds of the busiest rank's experts alone, of reading their weights from memory, and
     of their arithmetic at the peak. imbalance: that rank's rows over the mean.

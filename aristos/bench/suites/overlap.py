@@ -273,8 +273,10 @@ def _shapes(ctx: Context) -> list[models.Shape]:
 def _case(
     ctx: Context, work: Workload, shape: str, tokens: int, share: float, links: list[dict[str, Any]]
 ) -> CaseTimes:
-    """Measure one layer at every point. share: its share of the time left. links: filled once, by the first call.
-    Collective."""
+    """Measure one layer at every point. Collective.
+
+    share: the layer's share of the time left. links: records of the links, which the first call adds to an empty list.
+    """
     stacked = work.weights()
     layers = {s: work.layer(s, ctx.options.threads, stacked, moves="tokens") for s in SCHEDULES}
     network = _network(layers["fused"].runtime, layers["bulk"]._backend.bulk)
@@ -328,7 +330,8 @@ def _calls(ctx: Context, seconds: float, turn: float) -> int:
 def _delay(alpha: float, rate: float, nbytes: float) -> float:
     """The most seconds that links of `alpha` us and `rate` GB/s add to one call of each schedule.
 
-    nbytes: the most bytes that a rank sends; as many come back. A bulk call has one more collective, for the counts.
+    nbytes: the most bytes that a link carries to owners; as many come back. A bulk call has one more collective, for
+    the counts.
     """
     return 5e-6 * alpha + 4e-9 * nbytes / rate
 

@@ -126,10 +126,11 @@ def run(ctx: Context) -> Result:
 
 
 def _rate(ctx: Context, work: Workload, call: Call, threads: int) -> float:
-    """This rank's MFLOP per us on its experts' rows of the call. Ranks measure one at a time, because they may share
-    cores.
+    """This rank's MFLOP per us on its experts' rows of the call. Collective.
 
-    Rates decide how many experts a rank holds. The shortest time counts, because other load only adds time. Collective.
+    Ranks measure one at a time, because they may share cores.
+
+    Rates decide how many experts a rank holds. The shortest time counts, because other load only adds time.
     """
     rows = work.rows(work.routed(call)[0])
     layer = work.layer("fused", 1, moves="tokens")
@@ -171,8 +172,7 @@ def links(node_of: list[int]) -> tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
 def _problem(ctx: Context, work: Workload, tokens: int, rate: float) -> Problem:
-    """The planner's problem for this run, from its measurements. It is equal on every rank. Costs are in MFLOP.
-    Collective."""
+    """The planner's problem for this run, from measurements. Equal on every rank. Costs are in MFLOP. Collective."""
     cfg, n, node_of = work.cfg, ctx.world.size, nodes_of(ctx)
     alpha, beta = links(node_of)
     memory = -(-cfg.experts // 2) if np.bincount(node_of).max() > 1 else cfg.experts

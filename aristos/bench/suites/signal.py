@@ -107,8 +107,7 @@ def _repeats(side: Side, size: int, seconds: float) -> int:
 
 
 def _trips(side: Side, size: int, repeats: int, samples: int) -> tuple[np.ndarray, bool]:
-    """(nanoseconds of `repeats` round trips for each sample, whether payloads came back unchanged), valid at the
-    origin."""
+    """(ns of each sample of `repeats` round trips, whether payloads came back unchanged), valid at the origin."""
     from .. import oneside, oneside_rma
 
     turns = samples * repeats
@@ -135,8 +134,7 @@ def _trips(side: Side, size: int, repeats: int, samples: int) -> tuple[np.ndarra
 
 
 def _stream(side: Side, size: int, samples: int) -> tuple[np.ndarray, bool]:
-    """(nanoseconds of MESSAGES messages for each sample, valid at the origin; whether their numbers added up, valid at
-    the target)."""
+    """(at the origin ns of each sample of MESSAGES messages, at the target whether the messages' numbers add up)."""
     ring, stride = side.slots(side.target), max(64, size)
     tail, credit = side.word(side.target, TAIL), side.word(side.origin, CREDIT)
     total = np.zeros(1, np.int64)
@@ -178,8 +176,8 @@ def _receive(side: Side, ring: int, stride: int, tail: int, credit: int, base: i
 class Sent:
     """Round trips or messages of all ordered pairs of ranks.
 
-    seconds: [origin, target, size, sample], of one. core: [origin, target, end, size] the share of its core that each
-    end of a pair had. right: whether the payloads of each size arrived; it may have further entries.
+    seconds: [origin, target, size, sample], of one round trip or message. core: [origin, target, end, size] the share
+    of its core that each end of a pair had. right: [size] whether the payloads arrived; it may have further entries.
     """
 
     sizes: list[int]
