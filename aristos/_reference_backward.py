@@ -1,6 +1,6 @@
 """The gradients of `reference.moe` in float64 NumPy (`reference.backward`), slow and obvious.
 
-They are for dy = dL/dy of any loss L. Names are those of `reference.py`; dz is the derivative of L with respect to z:
+L is any loss with dL/dy = dy. Names are those of `reference.py`; dz is the derivative of L with respect to z:
 
     dw[t,j]  = <dy[t], f_e(x[t])>, e = ids[t,j]                        0 for a choice not taken
     df_e     = w[t,j] dy[t]                                            of the tokens t that chose e at j

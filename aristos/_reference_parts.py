@@ -69,7 +69,7 @@ def softmax(scores: Floats) -> Floats:
 def softmax_weights(scores: Floats, ids: Ints, renormalize: bool) -> Floats:
     """[S, k]: the softmax over all experts, at the experts `ids` [S, k]. scores: [S, E].
 
-    If renormalized, it is computed as the softmax over the k, which keeps the digits of small weights.
+    With `renormalize` the weights are the softmax over the k scores alone, which keeps the digits of small weights.
     """
     return softmax_topk_weights(scores, ids, True) if renormalize else at(softmax(scores), ids)
 
@@ -90,7 +90,7 @@ def sigmoid(x: Floats) -> Floats:
 
 
 def sqrtsoftplus(x: Floats) -> Floats:
-    """sqrt(log(1 + e^x)). Far below zero it is computed as e^(x / 2), because e^x is zero there."""
+    """sqrt(log(1 + e^x)). Below FAR, log(1 + e^x) is e^x to all digits. So e^(x / 2) is right, and underflows later."""
     return np.where(x < FAR, np.exp(0.5 * np.minimum(x, 0.0)), np.sqrt(np.logaddexp(0.0, np.maximum(x, FAR))))
 
 

@@ -65,7 +65,8 @@ SCORES: dict[str, int] = {name: rule.code for name, rule in SCORE_RULES.items()}
 BIASED: tuple[str, ...] = tuple(name for name, rule in SCORE_RULES.items() if rule.valued)
 Score = Literal["softmax", "softmax_topk", "sigmoid", "sqrtsoftplus", "sparsemixer"]
 ValuedScore = Literal["softmax", "sigmoid", "sqrtsoftplus"]
-GROUP_SCORES: dict[str, int] = {"max": 0, "sum_top2": 1}  # a group's value: of its best expert, or its best two
+# a group's value: the largest weight of its experts, or the sum of their two largest
+GROUP_SCORES: dict[str, int] = {"max": 0, "sum_top2": 1}
 GroupScore = Literal["max", "sum_top2"]
 WEIGHTS_ON: tuple[str, ...] = ("output", "input")
 MOST_GROUPS = 63  # most groups: a set of groups is one word
@@ -84,7 +85,7 @@ OVERDUE = 10  # absent_timeout is by default this many times timeout
 def whole(name: str, value: object, most: int = LARGEST, wanted: str = "a positive int below 2**40") -> int:
     """`value` as an int. Raises InputError unless it is an integer of Python or NumPy in 1..most.
 
-    wanted: for the message.
+    wanted: what the message says that the value must be.
     """
     number = int(value) if isinstance(value, int | np.integer) and not isinstance(value, bool) else 0
     if not 1 <= number <= most:
@@ -140,7 +141,7 @@ class Router:
     """How the scores of a token become k expert ids and k combine weights.
 
     The scores are s = x Wr + router_bias. `select_bias`, a bias for choosing only, is added to the weights when experts
-    and groups are compared. Of equal values, the one with the lowest id wins.
+    and groups are compared. Of experts (or groups) with equal values, the lowest id wins.
 
     Parameters
     ----------
@@ -152,17 +153,17 @@ class Router:
         - "sigmoid": 1 / (1 + e^-s) at the k largest (DeepSeek-V3).
         - "sqrtsoftplus": sqrt(log(1 + e^s)) at the k largest (DeepSeek-V4).
         - "sparsemixer": each choice is the best of the experts that earlier choices left. Its weight is its share of a
-          softmax over these experts, without experts i that lie more than 0.02 max(abs(s_i), best) below the best
-          (Phi-3.5-MoE, arXiv:2409.12136).
+          softmax over these experts, without every expert i for which s - s_i exceeds 0.02 max(abs(s_i), s), where s is
+          the score of the choice (Phi-3.5-MoE, arXiv:2409.12136).
     renormalize : bool, default True
-        Divide the k weights by their sum plus 1e-20. It has no effect with "softmax_topk", whose weights sum to one,
-        and with "sparsemixer".
+        Divide the k weights by their sum plus 1e-20. It has no effect with "sparsemixer", nor with "softmax_topk",
+        whose weights sum to one.
     scale : float, default 1.0
         A factor on every combine weight.
     groups : int, default 0
         How many groups of equal size the experts form, at most 63. 0: no groups.
     topk_groups : int, default 0
-        With groups, how many of the best groups experts are chosen from.
+        With groups, experts are chosen only from this many of the best groups.
     group_score : str, default "max"
         The value by which groups are compared: "max", their largest weight (DeepSeek-V2), or "sum_top2", the sum of
         their two largest weights (DeepSeek-V3).
@@ -174,8 +175,8 @@ class Router:
         "output": an expert's output is multiplied by the weight. "input", for k = 1: the expert gets the token times
         the weight, and its output is not weighted (Llama 4).
     capacity : int or None, default None
-        The same limit as a number of choices (`expert_capacity` of Switch Transformers). At most one of `capacity` and
-        `capacity_factor` may be given.
+        The most choices that a rank sends to an expert (`expert_capacity` of Switch Transformers). At most one of
+        `capacity` and `capacity_factor` may be given.
 
     Raises
     ------

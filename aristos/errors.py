@@ -22,7 +22,7 @@ class NotLoaded(InputError):
     Attributes
     ----------
     part : int
-        0: any weights; 1: the router; 2: the shared expert; 3 + e: expert e.
+        0: all weights; 1: the router; 2: the shared expert; 3 + e: expert e.
     """
 
     def __init__(self, message: str, part: int) -> None:

@@ -5,10 +5,10 @@ all ranks of `comm`, the same float on each rank. dlogits: the gradient of the l
 float32, in the shape of the logits. Loads are counts and have no gradient.
 
 With comm, calls are collective; comm=None means this process alone. E is the number of columns of the logits, T the
-number of tokens of all ranks, and p the softmax of the logits. Terms of sums over tokens are rounded to fixed point,
-with 52 bits of the largest term, and then added exactly. So loss and gradient have the same bits however the tokens are
-shared among ranks, except for `gshard`, whose groups are the ranks. The functions are plain NumPy and change no layer:
-give dlogits to `MoE.backward` to train with the loss. `bias_step` balances loads without a loss.
+number of tokens of all ranks, and p the softmax of the logits. Terms of sums over tokens are rounded to multiples of
+about 2^-52 times the largest term, and then added exactly. So loss and gradient have the same bits however the tokens
+are shared among ranks, except for `gshard`, whose groups are the ranks. The functions are plain NumPy and change no
+layer: give dlogits to `MoE.backward` to train with the loss. `bias_step` balances loads without a loss.
 """
 
 from __future__ import annotations
@@ -138,8 +138,8 @@ def sequence(
 ) -> Result:
     """The balance loss of DeepSeek-V3: the mean over all sequences of coefficient * sum over e of f_e P_e.
 
-    In a sequence of T tokens, f_e is E / (k T) times the number of choices of expert e, and P_e is the mean over tokens
-    of s_e divided by the sum of s, where s are the token's values of the router's score.
+    In a sequence of T tokens, f_e is E / (k T) times the number of choices of expert e. P_e is the mean over tokens of
+    s_e / (sum over all experts of s), where s_e is the token's value of the router's score for expert e.
 
     Parameters
     ----------

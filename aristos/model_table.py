@@ -1,7 +1,7 @@
 """Published MoE models: sizes, router, experts and source of each model, and what Aristos lacks for it.
 
 A source names a file, such as a config.json or a script, or a directory of transformers. The sizes from a directory are
-its defaults in transformers 5.24.0. "unchecked" in a source means that a size was not read there. 0 layers: not known.
+its defaults in transformers 5.24.0. "unchecked" in a source: a size does not come from it. 0 layers: not known.
 """
 
 from __future__ import annotations

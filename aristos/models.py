@@ -145,7 +145,7 @@ def matching(experts: int, top_k: int) -> str | None:
 
 @dataclass(frozen=True)
 class Shape:
-    """A configuration to measure. Its text does not name the dtype.
+    """A configuration to measure. `str` of it does not name the dtype.
 
     Attributes
     ----------
@@ -207,7 +207,7 @@ def shape(
     ffn : int or None, default None
         F. None: the preset's, divided.
     experts : int or None, default None
-        E, which is kept whatever `world` is. None: the preset's.
+        E, even if it is below `world`. None: the preset's.
     top_k : int or None, default None
         k. None: the preset's.
     activation : str or None, default None

@@ -18,7 +18,7 @@ from .errors import InputError
 class Placement:
     """A map expert -> ranks. Slots number the copies of experts by (rank, id): one rank's slots are contiguous.
 
-    Of several copies, each source rank uses number (source rank mod copies).
+    If an expert has several copies, a source rank uses the copy with number (source rank mod copies).
 
     Parameters
     ----------
@@ -167,7 +167,7 @@ class Placement:
         return [int(e) for e in self._expert[self.start[rank] : self.start[rank + 1]]]
 
     def expert_of(self, slot: int) -> int:
-        """The expert whose copy has a slot.
+        """The expert whose copy has this slot.
 
         Parameters
         ----------

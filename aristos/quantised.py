@@ -26,7 +26,7 @@ class Quantised:
         See `aristos.packed`.
     codes : array [K, N], uint8
         For int8 and int4 unsigned numbers, for fp8 the bits (e4m3), for mxfp4 codes of e2m1.
-    scales : array [groups, N], or [groups, ceil(N / 128)] of fp8 in blocks
+    scales : array [groups, N], or [groups, ceil(N / 128)] for fp8 in blocks
         A scale for each group of rows in each column or block of columns, in the type that `type.scale` names.
     zeros : array [groups, N], uint8, or None, default None
         Zero points, if the type has them. None: the zero point is 128 for int8, 8 for int4.
@@ -88,7 +88,7 @@ class Quantised:
         return self.type.nbytes(*self.shape)
 
     def values(self) -> np.ndarray:
-        """[K, N] float32: codes minus zero points, without scales. bfloat16 holds them exactly too."""
+        """[K, N] float32: codes minus zero points, without scales. bfloat16 can hold these values exactly too."""
         return values_of(self.type, self.codes, self._each(self.zeros))
 
     def dequantised(self, dtype: Any = np.float64) -> np.ndarray:

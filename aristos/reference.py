@@ -93,11 +93,11 @@ def expert(
     gate : array [E, H, F] or None, default None
         The gate projections of all experts, with cfg.gated.
     up_bias : array [E, F] or None, default None
-        None: zeros.
+        The biases of the up projections. None: zeros.
     gate_bias : array [E, F] or None, default None
-        None: zeros.
+        The biases of the gate projections. None: zeros.
     down_bias : array [E, H] or None, default None
-        None: zeros.
+        The biases of the down projections. None: zeros.
 
     Returns
     -------
@@ -153,11 +153,11 @@ def shared_expert(
     shared_gate : array [H, Fs] or None, default None
         The shared expert's gate projection, with cfg.gated.
     shared_up_bias : array [Fs] or None, default None
-        None: zeros.
+        The bias of the up projection. None: zeros.
     shared_gate_bias : array [Fs] or None, default None
-        None: zeros.
+        The bias of the gate projection. None: zeros.
     shared_down_bias : array [H] or None, default None
-        None: zeros.
+        The bias of the down projection. None: zeros.
     shared_sigmoid : array [H] or None, default None
         The vector w of sigmoid(x·w), with cfg.shared_sigmoid.
 
@@ -235,11 +235,11 @@ def moe(
     select_bias : array [columns] or None, default None
         A bias for choosing only, see `Router`.
     up_bias : array [E, F] or None, default None
-        None: zeros.
+        The biases of the up projections. None: zeros.
     gate_bias : array [E, F] or None, default None
-        None: zeros.
+        The biases of the gate projections. None: zeros.
     down_bias : array [E, H] or None, default None
-        None: zeros.
+        The biases of the down projections. None: zeros.
     ids : array [..., n], integers, or None, default None
         The experts of each token, chosen by the caller, in -1..columns-1, for any n.
     weights : array [..., n] or None, default None
@@ -252,7 +252,7 @@ def moe(
     Returns
     -------
     array [..., H], float64
-        y.
+        The outputs y.
 
     Raises
     ------

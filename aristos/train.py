@@ -238,7 +238,7 @@ class Optimizer:
         if gradients.keys() != self.dense.keys():
             odd = sorted(gradients.keys() ^ self.dense.keys())
             return InputError(
-                f"step() needs a gradient for every array of dense and no other; superfluous or missing are {odd}"
+                f"step() needs a gradient for every array of dense and no other; superfluous or missing: {odd}"
             )
         for name, array in self.dense.items():
             given = gradients[name]
@@ -321,7 +321,7 @@ class Adam(Optimizer):
     lr : float, default 1e-3
         Learning rate.
     betas : (float, float), default (0.9, 0.999)
-        b1 and b2, each at least 0 and below 1: the factors by which a step keeps m and v.
+        b1 and b2, the factors of m and v in a step, each at least 0 and below 1.
     eps : float, default 1e-8
         A number of at least 2**-126 that is added to the square root.
     weight_decay : float, default 0.0
@@ -409,7 +409,7 @@ class SGD(Optimizer):
     lr : float
         Learning rate.
     momentum : float, default 0.0
-        How much v keeps of its value in a step. An optimizer that was made with 0 has no v, so momentum must stay 0.
+        The factor of v in a step. An optimizer that was made with 0 has no v, so momentum must stay 0.
     weight_decay : float, default 0.0
         Each step multiplies matrices by 1 - lr * weight_decay; vectors (biases) stay.
     clip : float or None, default None

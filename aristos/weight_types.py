@@ -1,4 +1,4 @@
-"""The weight types: how a weight matrix [K, N] lies in memory. Other modules ask them for its number of bytes."""
+"""The weight types: how a weight matrix [K, N] lies in memory. A type computes the matrix's number of bytes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SCALES: dict[str, Any] = {name: row.array for name, row in ON_CPUS.items()} | {"
 
 @dataclass(frozen=True)
 class WeightType:
-    """A matrix of elements, or of codes with scales: weight = scale * (code - zero).
+    """The type of a matrix of elements, or of codes with scales: weight = scale * (code - zero).
 
     Parameters
     ----------

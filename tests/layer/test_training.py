@@ -569,7 +569,7 @@ def test_gradients_of_dense_arrays_that_do_not_fit_are_refused():
             SGD(moe, 0.1, dense={"head": np.ones(3)})
         optimizer = SGD(moe, 0.1, dense=dense)
         for wrong, said in (
-            (None, r"superfluous or missing are \['head'\]"),
+            (None, r"superfluous or missing: \['head'\]"),
             ({"head": dense["head"], "tail": dense["head"]}, r"\['tail'\]"),
             ({"head": np.ones((4, 3), np.float32)}, r"head must be float32 \[3, 4\], got float32 \[4, 3\]"),
             ({"head": np.full((3, 4), np.nan, np.float32)}, "dense array head is not finite"),
