@@ -1,7 +1,7 @@
 """Compiled loops of the microbenchmarks: puts, signals and waits on shared windows, without the engine.
 
 The loops' times are a lower bound for the engine's. Every wait is bounded by a deadline, past which a function returns
-0. The suites check whole payloads with NumPy.
+0. base: the value of a loop's counters before it runs. The suites check whole payloads with NumPy.
 """
 
 from numba import types

@@ -47,7 +47,10 @@ COLUMNS = (
 
 
 class ExchangeCalls:
-    """One pattern at one size: buffers and a call for each method. counts: [W, W] bytes from rank to rank."""
+    """One pattern at one size: buffers and a call for each method. counts: [W, W] bytes from rank to rank.
+
+    half: bytes of either half of a window's slots; epochs use the two halves in turn.
+    """
 
     def __init__(self, pairs: Pairs, counts: NDArray[np.int64], half: int) -> None:
         self.world, self.counts, self._half = pairs.world, counts, half

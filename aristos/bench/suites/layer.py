@@ -56,7 +56,7 @@ class LayerTimes:
 
     reading: the least seconds in which the busiest rank can read its experts' weights from memory. times: schedule ->
     [world, iterations] seconds. core: each rank's share of a core, arranged like times. alone: times of the experts
-    alone. rows: [E]. peak: [world] GFLOP/s."""
+    alone. rows: [E] rows of each expert, over all ranks. peak: [world] GFLOP/s of multiply-adds in registers."""
 
     tokens: int
     imbalance: float

@@ -63,7 +63,7 @@ PING_BYTES, PINGS, PING_REPEATS = (0, 4096, 65536), 10, 30  # sizes, the most ro
 PING_SHARE, PING_US = 0.05, 0.5  # tolerated error, relative or absolute
 EXCHANGED = 1 << 20  # bytes to each rank in a checked all-to-all
 EXCHANGE_SHARE, EXCHANGES = 0.10, 15  # tolerated error, the most tries
-CHECK_SECONDS = 1.0  # at each point, for the pings of each size and for the all-to-alls; slow links get fewer tries
+CHECK_SECONDS = 1.0  # for the pings of one size, and for the all-to-alls, at each point; slow links get fewer tries
 
 POINTS = (
     Column("case", "layer"),

@@ -157,7 +157,7 @@ def run(ctx: Context, gpu: BenchGpu) -> Result:
         before = errors(gpu, sides, graphs, want)
         share = ctx.left() / (len(shape.tokens) - i)
         found = gpu.in_turns(graphs, share, ctx.options.warmup, ctx.options.iters)
-        after = errors(gpu, sides, graphs, want)  # because the timed graphs must still give right outputs
+        after = errors(gpu, sides, graphs, want)  # the timed graphs must still give right outputs
         worst = {name: ctx.world.largest(max(before[name], after[name])) for name in sides}
         if worst.get(TORCH, 0.0) > most:
             sheet.notes.append(f"{WRONG_RIVAL}: PyTorch's routing of {tokens} tokens, error {worst[TORCH]:.1e}")
