@@ -90,7 +90,7 @@ def sigmoid(x: Floats) -> Floats:
 
 
 def sqrtsoftplus(x: Floats) -> Floats:
-    """sqrt(log(1 + e^x)). Below FAR, log(1 + e^x) is e^x to all digits. So e^(x / 2) is right, and underflows later."""
+    """sqrt(log(1 + e^x)). Below FAR it is e^(x / 2) to all digits, and e^(x / 2) underflows at smaller x than e^x."""
     return np.where(x < FAR, np.exp(0.5 * np.minimum(x, 0.0)), np.sqrt(np.logaddexp(0.0, np.maximum(x, FAR))))
 
 
@@ -108,9 +108,9 @@ def sqrtsoftplus_weights(scores: Floats, ids: Ints, renormalize: bool) -> Floats
 
 
 def sparsemixer_weights(scores: Floats, ids: Ints, renormalize: bool) -> Floats:
-    """[S, k]: each choice's share of a softmax over the experts that no earlier choice took and whose scores are near.
+    """[S, k]: each choice's share of a softmax over some of the experts that no earlier choice took.
 
-    `Router` says which scores are near.
+    They are the experts with scores near the choice's own; `Router` says which scores are near.
     """
     rest, found = scores.copy(), np.zeros(ids.shape)
     for j in range(ids.shape[1]):

@@ -1,7 +1,7 @@
 """Remembers, while a kernel is compiled, how Numba resolves operators for types of operands.
 
 For every addition and every index in a kernel's source, Numba tries the templates of the operator one after another.
-A layer's kernel has ten thousand of them, and the result depends only on the types.
+A layer's kernel has ten thousand such operations, and the result depends only on the types.
 """
 
 from __future__ import annotations

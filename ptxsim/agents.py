@@ -73,7 +73,7 @@ def learnt(x, vc, number, clock):
 # ---- the proxies ----
 @jit
 def in_proxy(x, vc, bits, gid, clock):
-    """Whether a vector clock covers a thread's clock through a fence between the proxies."""
+    """Whether a vector clock notes a fence that covers a thread up to a clock. bits: one of the bits of `PROXY`."""
     block = (gid >> 10) << SUB_BITS | bits
     if lookup(x, vc, block | (gid & 1023)) >= clock or lookup(x, vc, block | BLOCK_KEY) >= clock:
         return True

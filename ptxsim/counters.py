@@ -1,4 +1,4 @@
-"""Counts, for each source line, of the instructions that ran and their memory requests, as a table or as JSON."""
+"""The counters of each source line, of instructions that ran and their memory requests, as a table or as JSON."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ NAME:ARRAY             any of these arrays with a name, for reports and later la
 texture{ARRAY, OPTION, ...}  the handle of a texture; an option is `4 channels`, `layered`, `clamp`, `border`, `wrap`,
                        `mirror`, `normalized` (coordinates), `as floats` or `linear` (interpolated)
 surface{ARRAY, OPTION, ...}  the handle of a surface; an option is `4 channels` or `layered`
-NAME                   the array that an earlier launch gave this name; if `each` made it, that of the launch's device
+NAME                   the array that an earlier launch has named so; of arrays that `each` made, the present device's
 NAME@1                 the array of device 1, if `each` made an array NAME on every device
 {int32 5, float32 2.5, NAME}   a structure by value, of numbers and of arrays' addresses, with C's alignment;
                        `...` at its end fills the rest of the parameter with zeros
@@ -84,7 +84,7 @@ class Arguments:
         return self
 
     def make(self, text: str, name: str) -> Any:
-        """Make the argument that a text describes: a number, or an array of the device.
+        """Make the argument that a text describes: a number, an array of the device, or a structure's bytes.
 
         name: the name for an array if the text names none. Raises InputError if the text is wrong.
         """

@@ -35,7 +35,8 @@ class ModuleLowering(Lowering):
         """Lower all functions and put the program together."""
         self.place_shared(self.module.variables)
         bodies = [f for f in self.module.functions.values() if f.body is not None]
-        # callees come first, because lanes at lower instructions run first, so that lanes meet again after a call
+        # callees come first: of a warp's lanes, those whose instruction has the lowest index run first. So lanes in a
+        # callee return before lanes after the call go on, and they meet there again
         for function in sorted(bodies, key=lambda f: f.entry):
             self.function_or_refusal(function)
         for at, name, line in self.call_fixups:

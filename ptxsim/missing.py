@@ -114,7 +114,8 @@ def lacking(x, thread, block, gid, clock, strong, sizes):
         return np.int64(SCOPE)
     if in_clock(x, get(thread, s.T_SEEN), gid, clock):
         return np.int64(RELEASE)
-    seen = seen_of_block(x, get(thread, s.T_SEEN), gid)  # beyond `clock` if that block has met at a barrier since
+    seen = seen_of_block(x, get(thread, s.T_SEEN), gid)
+    # `seen` is later than `clock` if this thread has read what the block wrote after a barrier that followed the access
     if seen > clock and fenced_before(x, mine, gid, clock, seen):
         return np.int64(FENCE_AFTER)
     if seen_of_block(x, get(thread, s.T_VC), gid) >= clock or seen == clock:
@@ -147,8 +148,8 @@ def seen_of_block(x, vc, gid):
 def fenced_before(x, mine, gid, clock, seen):
     """Whether the last fence of thread `gid` came after its moment `clock` and before the moment `seen`.
 
-    At `seen` another thread of the block has set a flag. The fence must reach thread `mine`. The block has met at a
-    barrier between the fence and the flag.
+    Only a fence whose scope includes thread `mine` counts. After the fence the block has met at a barrier, and at
+    `seen` another thread of the block has set a flag.
     """
     field = s.T_RELEASE0 + (1 if device_of(x, mine) == device_of(x, gid) else 2)
     key = (gid >> 10) << SUB_BITS | (gid & 1023)

@@ -15,7 +15,7 @@ WARMUP = 5
 
 
 def check(path: str) -> None:
-    """Raise ResultsError, before the measurements, if `write` could not work."""
+    """Raise ResultsError, before the measurements, if `record` could not write the file."""
     target = Path(path).absolute()
     if target.is_dir():
         raise ResultsError(f"{target} is a folder; --timeline needs the name of a file")

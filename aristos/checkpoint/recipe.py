@@ -28,7 +28,7 @@ class StoredLayer:
     """One MoE layer of a model, as its directory stores it.
 
     options: those of MoEConfig, without max_tokens, dtype and precision; "router" holds Router's options. parts: the
-    layer's arrays, each with alternatives. layer: the beginning of the layer's names, with the layer's number for {n}.
+    layer's arrays, each with alternatives. layer: the beginning of the layer's names, with {n} for the layer's number.
     scopes: the beginnings, after `layer`, of the names of all tensors of the layer. problem: why Aristos cannot run
     this layer; empty if it can. note: how the layer differs from the model's own code, or what a call needs.
     shared_factor: a power of two by which the shared expert's output is multiplied. router_factor: a factor by which
@@ -122,7 +122,7 @@ def after_dense(o: Options, key: str = "first_k_dense_replace") -> list[int]:
 def kinds_of_layers(o: Options, *known: str) -> list[str]:
     """mlp_layer_types, a word of `known` for each layer.
 
-    Further entries belong to layers that predict further tokens.
+    Entries after these belong to layers that predict further tokens, and are left out.
     """
     kinds, count = o.get("mlp_layer_types"), len(layers(o))
     if not isinstance(kinds, list) or len(kinds) < count or not all(kind in known for kind in kinds):

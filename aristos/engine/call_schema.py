@@ -143,7 +143,7 @@ CALLS = [_with_words(call) for call in (
         ffn | columns | width of the hidden activations
         scratch | address | memory of the size `run_bytes` of kernels/cpu/entries.py | scratch
         wire
-        kept | address | entries, see primitives/taped.py: where products with up and gate are kept, 0: nowhere
+        kept | address | entries (primitives/taped.py) that say where products with up and gate are kept, 0: nowhere
     """)),
     Call("up_columns", "Compute some hidden activations of a column-split run.", _arguments("""
         rows | rows | rows of the run
@@ -196,7 +196,7 @@ CALLS = [_with_words(call) for call in (
         pitch | columns | distance from one weight to the next
         scratch | address | memory of the size `route_bytes` of kernels/cpu/tokens.py | scratch
     """), result="False if a product is not finite"),
-    Call("backward_rows", "Compute rows [dy | x] of one expert backwards; a row is [dy] if x is kept.", _arguments("""
+    Call("backward_rows", "Compute one expert's rows [dy | x] backwards, or [dy] if the tape has x.", _arguments("""
         rows | rows | rows to compute
         x | address | addresses of the rows
         y | address | addresses of the rows of dx
@@ -208,7 +208,7 @@ CALLS = [_with_words(call) for call in (
         ffn
         scratch | address | memory of the size `store_bytes` of kernels/cpu/expert_backward.py | scratch
         wire
-        kept | address | entries, see primitives/taped.py: what the forward call has kept of the rows, 0: nothing
+        kept | address | entries (primitives/taped.py) that say what the forward call has kept of the rows, 0: nothing
     """)),
     Call("weigh_row", "Write y[hidden] = weight * x, rounded to the element type.", _arguments("""
         y | address | the row that is written

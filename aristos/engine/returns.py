@@ -14,10 +14,10 @@ from .streams import note_staged, summed
 
 @jit
 def post_return(job, st, source, packed, rows, status, staged):
-    """Report by a record, and then by the tail, that the outputs of rows packed..packed+rows are at `source`.
+    """Report the outputs of rows packed..packed+rows to `source`: write a record, and then the tail.
 
-    staged: for a remote source, the pair whose staged row is the first of these rows; UNSTAGED if the rows are already
-    at the source.
+    staged: the number of the first row's pair, which gives the row's place among the rows staged for a remote source;
+    UNSTAGED if no staged row belongs to this record. Nothing reads it for a local source.
     """
     tile = st[words.returned(job, source)]
     a = return_record_to(job, st, source, tile)
@@ -34,7 +34,7 @@ def post_return(job, st, source, packed, rows, status, staged):
 
 @jit
 def returns_due(job, st, owner):
-    """How many return records `owner` has still to send: one for each tile sent and one for each combined exchange."""
+    """How many return records `owner` owes: one for each tile sent, and one for each second phase of an exchange."""
     return st[words.due_tiles(job, owner)] + st[words.extra(job, owner)] - st[words.seen_tiles(job, owner)]
 
 

@@ -67,7 +67,7 @@ class ExpertRows(NamedTuple):
     ffn: int  # columns: width of the hidden activations
     scratch: int  # address: memory of the size `run_bytes` of kernels/cpu/entries.py
     wire: int  # address: the wire to remote peers, 0: none; see primitives/wire.py
-    kept: int  # address: entries, see primitives/taped.py: where products with up and gate are kept, 0: nowhere
+    kept: int  # address: entries (primitives/taped.py) that say where products with up and gate are kept, 0: nowhere
 
 
 class UpColumns(NamedTuple):
@@ -151,7 +151,7 @@ class BackwardRows(NamedTuple):
     ffn: int  # columns: width of the hidden activations
     scratch: int  # address: memory of the size `store_bytes` of kernels/cpu/expert_backward.py
     wire: int  # address: the wire to remote peers, 0: none; see primitives/wire.py
-    kept: int  # address: entries, see primitives/taped.py: what the forward call has kept of the rows, 0: nothing
+    kept: int  # address: entries (primitives/taped.py) that say what the forward call has kept of the rows, 0: nothing
 
 
 class WeighRow(NamedTuple):
@@ -215,7 +215,7 @@ def weigh_shared(kernels, call):
 
 
 def backward_rows(kernels, call):
-    """Compute rows [dy | x] of one expert backwards; a row is [dy] if x is kept."""
+    """Compute one expert's rows [dy | x] backwards, or [dy] if the tape has x."""
     _missing("backward_rows")
 
 

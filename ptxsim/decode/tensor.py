@@ -123,7 +123,7 @@ def tensor_map_instruction(low: Lowering, m: Mods) -> None:
     if pitch:
         number = m.operands[1]
         if not isinstance(number, Number) or not 0 <= number.value < (4 if name == "global_stride" else 5):
-            raise m.fail("the number of the dimension must be an immediate from 0 to 4 (a stride: 3)")
+            raise m.fail("the dimension must be an immediate from 0 to 4, or from 0 to 3 for .global_stride")
         place += pitch * number.value
     row, offset, _ = low.memory(m.operands[0])
     value = m.row(len(m.operands) - 1, type_)
@@ -144,7 +144,7 @@ def copy_map(low: Lowering, m: Mods) -> None:
 
 
 def fence_maps(low: Lowering, m: Mods) -> None:
-    """Lower fence.proxy.tensormap::generic, which orders as a fence of its kind does; maps have no cache here."""
+    """Lower fence.proxy.tensormap::generic to a fence of its order and scope, because maps have no cache here."""
     order, scope = order_scope(m, ("acquire", "release"), isa.ACQ_REL)
     m.done(2 if order == isa.ACQUIRE else 0)
     low.emit(isa.FENCE, flags=order << isa.ORDER_SHIFT | scope << isa.SCOPE_SHIFT)

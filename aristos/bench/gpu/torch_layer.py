@@ -95,8 +95,8 @@ def tf32(torch: Any, allowed: bool) -> Any:
 class Gate:
     """The router's product, x Wr. matrix: Wr [H, E] float32.
 
-    Factors have the rows' type if it holds the matrix's values exactly and PyTorch can return their product in float32.
-    Else they are float32.
+    Factors have the rows' type if that type holds the matrix's values exactly and PyTorch can return their product in
+    float32. Else they are float32.
     Raises EnvironmentProblem if `choose` does not know the router's score.
     """
 
@@ -299,8 +299,8 @@ class Chain:
     Each step stores its result in an attribute of its own, because a captured step fills the same tensor at each
     replay, and the next step reads that tensor.
 
-    x, y: [S, H] tensors. rows: [E] this rank's rows of each expert, which the host knows. given: ids and weights [S, k]
-    from outside; empty if the chain routes.
+    x, y: [S, H] tensors. rows: [E] how many rows this rank has for each expert; the host knows it. given: ids and
+    weights [S, k] from outside; empty if the chain routes.
     """
 
     def __init__(self, part: Part, way: str, x: Any, y: Any, rows: NDArray[np.int64], given: Any = ()) -> None:
@@ -352,8 +352,8 @@ Exchange = Callable[[int, int, Any, Any], None]  # to, source, sends, gets: an a
 class RankChain(Chain):
     """A chain on one of several ranks: rows travel to the experts' ranks, and outputs come back.
 
-    counts: [W, E] rows of each rank for each expert. The host knows them, like a framework after its exchange of
-    counts. placement: [E] the rank of each expert, ascending. The other arguments are those of `Chain`.
+    counts: [W, E] numbers of rows of each rank for each expert. The host knows them, like a framework after its
+    exchange of counts. placement: [E] the rank of each expert, ascending. The other arguments are those of `Chain`.
     """
 
     def __init__(

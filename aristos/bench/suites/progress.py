@@ -137,7 +137,7 @@ def _await(side: Side, wire: int, address: int, value: int) -> None:
 
 
 def _uneven(computing: np.ndarray) -> float:
-    """Slow-down of the target's work without puts against its fastest round. computing: [mode, size, repeat]."""
+    """Slow-down without puts: the slowest mode's median round against the fastest. computing: [mode, size, repeat]."""
     rounds = computing[MODES.index("computes") :, 0]
     return float(np.median(rounds, axis=1).max() / rounds.min() - 1)
 

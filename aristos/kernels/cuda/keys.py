@@ -20,7 +20,7 @@ def kernel_key(kernel: Any) -> str:
 
 
 def ahead_key(kernel: Any) -> str:
-    """A hash of the same things as `kernel_key`, which is equal on the machine that compiles ahead and on this one.
+    """A hash of the same things as `kernel_key`. It is equal on the machine that compiles ahead and on this one.
 
     `kernel_key` may differ: another release of Numba-CUDA may print types and options differently, and the other
     machine's clock may run ahead of this machine's, so that files seem newer than they are.

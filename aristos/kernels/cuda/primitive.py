@@ -21,9 +21,9 @@ def primitive(
     """Make an intrinsic of one PTX text. gives, takes: constraint letters of results and arguments, from $0 on.
 
     memory: whether the text accesses memory, so that the compiler must not move other accesses across it. carried:
-    whether the result registers are also inputs; then one more argument, a tuple, holds their values, which have no
-    numbers of their own. The intrinsic has `.plain`, the Python function, `.text`, the PTX, and for generated code
-    `.emit(builder, arguments)`, which emits the PTX and returns the results.
+    whether the result registers are also inputs; then the intrinsic takes one more argument, a tuple of their values,
+    and the text names a register by its result's number. The intrinsic has `.plain`, the Python function, `.text`, the
+    PTX, and for generated code `.emit(builder, arguments)`, which emits the PTX and returns the results.
     """
     ties = [str(i) for i in range(len(gives))] if carried else []
     letters = [f"={letter}" for letter in gives] + list(takes) + ties + (["~{memory}"] if memory else [])

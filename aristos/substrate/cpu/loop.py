@@ -83,7 +83,7 @@ def tend_wire(job, st, worker, idle):
 def work(job, st, worker):
     """Run steps until the call ends (RAN), a rank fails (POISONED), or a slice of time is over (PAUSED).
 
-    An exchange also returns when every announcement is read (ALL_ANNOUNCED).
+    In the first phase of an exchange this function also returns once every announcement is read (ALL_ANNOUNCED).
     """
     started = mem.clock()
     now = started
