@@ -151,6 +151,8 @@ def publish(job, st, worker, kind, counted=False):
     acquire(job, 1 + worker)
     if counted:
         st[words.counter(job, worker, words.N_LOCK)] += mem.clock() - asked
+    if st[words.FAILED] != 0:
+        kind = codes.FAIL  # what was computed may follow from a damaged word, so it must not reach a peer
     if kind == codes.EXPERT:
         experts.publish(job, st, worker)
     elif kind == codes.DISPATCH:

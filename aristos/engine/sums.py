@@ -85,7 +85,8 @@ def execute(job, st, worker):
 def add_up(job, st, worker, source, adding):
     """Add up the outputs of a token's pairs in the order of pairs, in place of the output of pair `adding`.
 
-    The link of a pair is the number of the token's pair before it; the first pair's link names the last pair.
+    The link of a pair is the number of the token's pair before it; the first pair's link names the last pair. So the
+    links lead back to `adding`, after at most k pairs. If they do not, or leave the bundle, this rank fails.
     """
     c = words.command(job, worker)
     rows, k = words.row_list(c), job[words.TOP_K]
@@ -101,6 +102,7 @@ def add_up(job, st, worker, source, adding):
         n, pair = n + 1, mem.load(link_from(job, st, source, pair))
         if pair == adding:
             break
+    bounds.within(st, source, bounds.LINK, pair, adding, adding)
     for i in range(n):
         scalars.set_weight(weights, i, scalars.scalar_of(mem.load(index_from(job, st, source, st[rows + i]))))
         st[rows + i] = staged_row(job, st, source, st[rows + i])

@@ -254,8 +254,8 @@ def bundle_of_node(monkeypatch):
     tables = StateLayout(shape, 1, RING)
     job = np.zeros(jobs.size(6, 3), np.int64)
     st, stream, window, staged = (aligned((n,), np.int64) for n in (tables.words, 1000, 1000, 8 * RING))
-    scratch = aligned((64,), np.int64)
-    for array in (st, stream, window, staged, scratch):
+    scratch, outbox, lock = aligned((64,), np.int64), aligned((1000,), np.int64), aligned((8,), np.int64)
+    for array in (st, stream, window, staged, scratch, outbox, lock):
         array[:] = 0
     jobs.fill_layout(job, shape, tables)
     jobs.update(
@@ -269,22 +269,25 @@ def bundle_of_node(monkeypatch):
         node_first=0,
         node_end=2,
         state=st.ctypes.data,
+        lock=lock.ctypes.data,
         scratch=scratch.ctypes.data,
         scratch_step=256,
         sums=1,
     )
     st[words.region_from(job, 1)], st[words.stream_from(job, 2)] = window.ctypes.data, stream.ctypes.data
-    st[words.staged(job, 2)] = staged.ctypes.data
+    st[words.staged(job, 2)], st[words.region_to(job, 2)] = staged.ctypes.data, outbox.ctypes.data
     st[words.freed_rows(job, 2)], st[words.read_rows(job, 2)] = SENT, SENT + 4
     c = words.command(job, 0)
     st[words.command_tile(c)], st[words.command_rows(c)] = TILES, 4
-    st[words.landed_row(words.landed(job, 2, TILES))] = SENT
+    st[words.command_source(c)], st[words.command_tiles(c)] = 2, 1
+    tile = words.landed(job, 2, TILES)
+    st[words.landed_row(tile)], st[words.landed_rows(tile)], st[words.landed_left(tile)] = SENT, 4, codes.UNSUMMED_TILE
     for pair, before in ((1, 3), (3, 1)):
         stream[(link_from(job, st, 2, SENT + pair) - stream.ctypes.data) // 8] = SENT + before
         stream[(index_from(job, st, 2, SENT + pair) - stream.ctypes.data) // 8] = scalars.entry(0, pair)
     added = []
     monkeypatch.setattr(sums.arithmetic, "combine_token", lambda kernels, call: added.append(call))
-    keep = (staged, scratch)
+    keep = (staged, scratch, outbox, lock)
     return SimpleNamespace(job=job, st=st, stream=stream, window=window, added=added, keep=keep)
 
 
@@ -322,6 +325,31 @@ def test_a_link_out_of_its_bundle_fails_the_call(monkeypatch):
             2,
             value,
         )
+
+
+def test_links_that_do_not_lead_back_fail_the_call(monkeypatch):
+    """Pairs 0 and 2 are another token's. Links may lead there, or, from the last of k pairs, out of the bundle."""
+    for damaged, value in ((1, 2), (3, 0), (1, 1), (1, 99)):
+        found = bundle_of_node(monkeypatch)
+        for pair, before in ((0, 2), (2, 0), (damaged, value)):
+            found.stream[(link_from(found.job, found.st, 2, SENT + pair) - found.stream.ctypes.data) // 8] = (
+                SENT + before
+            )
+        sums.add_up(found.job, found.st, 0, 2, SENT + 3)
+        assert found.st[words.FAILED] == codes.CAUSE_OUT_OF_BOUNDS
+        assert found.st[words.BAD_WORD] == bounds.LINK
+
+
+def test_a_rank_that_has_failed_returns_nothing(monkeypatch):
+    """What a step has computed before it finds a damaged word, or after that, may be wrong."""
+    for fails in (False, True):
+        found = bundle_of_node(monkeypatch)
+        if fails:
+            found.stream[(link_from(found.job, found.st, 2, SENT + 3) - found.stream.ctypes.data) // 8] = HUGE
+        sums.add_up(found.job, found.st, 0, 2, SENT + 3)
+        steps.publish(found.job, found.st, 0, codes.SUM)
+        assert found.st[words.returned(found.job, 2)] == (not fails)
+        assert steps.next_command(found.job, found.st, 0) == codes.FAIL or not fails
 
 
 def test_every_checked_word_has_a_name_and_a_test():
