@@ -54,17 +54,20 @@ class Job:
     refusals: dict[str, list[str]] = field(default_factory=dict)
     levels: int = 1  # levels of the wire between nodes
     combine: str = "rows"  # what comes back from another node
+    dtype: str = "float32"  # the rows' type
+    damaged: tuple[str, ...] = ()  # the words of which one is damaged; empty: `words_of` the job
     started: list[int] | None = None  # for each rank, the seconds by which its monotonic clock is ahead
     # If given, the job has no operations, and compiles layers with these options.
     warm: list[dict[str, Any]] | None = None
 
     def __str__(self) -> str:
         faults = "; ".join(
-            f"{f['kind']} of rank {f['rank']} in operation {f['operation']} ({self.operations[f['operation'] - 1]})"
-            f" after {1e3 * f['after']:.1f} ms"
+            f"{f['kind']}{' ' + f['word'] if 'word' in f else ''} of rank {f['rank']}"
+            f" in operation {f['operation']} ({self.operations[f['operation'] - 1]}) after {1e3 * f['after']:.1f} ms"
             for f in self.faults
         )
         wire = ", two levels" * (self.levels == 2) + ", sums" * (self.combine == "sums")
+        wire += f", {self.dtype}" * (self.dtype != "float32")
         return (
             f"seed {self.seed}, {self.mpi}, {self.ranks} ranks, {self.transport}, {self.options}"
             f"{wire}{'' if self.cleanup else ', no clean-up by the launcher'}: {faults}"
@@ -83,11 +86,12 @@ DAMAGED = (  # words of a peer, as `injected.addresses` finds them
     *("returned_rows", "returned_packed", "returned_status", "returned_kept"),
     "index",
 )
-STREAM = ("record_owner",)  # a word of a peer that is used only with two levels
+# words of a peer that are used only with two levels; and half of a word as MPI puts it, and bells
+STREAM = ("record_owner", "coded_TAIL", "coded_CREDIT", "coded_RETURN_TAIL", "coded_ANNOUNCED", "bell")
 SUMMED = ("link", "mark")  # words of a peer that are used only with sums
 
 
-def _words(job: Job) -> tuple[str, ...]:
+def words_of(job: Job) -> tuple[str, ...]:
     """The words that may be damaged in a job. With sums an index entry is read again for its weight, which is data."""
     if job.combine == "sums":
         return tuple(word for word in DAMAGED + STREAM + SUMMED if word != "index")
@@ -124,7 +128,7 @@ KINDS = {
         Kind("link_lost", ENDS, "the link between two nodes cut for ever", lambda rng, job: _GLOBAL,
              transports=(NODES,)),
         Kind("word", EITHER, "a word that a peer wrote, out of its bounds for up to 20 ms",
-             lambda rng, job: {"word": rng.choice(_words(job)),
+             lambda rng, job: {"word": rng.choice(job.damaged or words_of(job)),
                                "value": rng.choice((-1, 1)) << rng.randrange(33, 62),
                                "seconds": round(rng.uniform(0, 0.02), 5), "at_once": rng.random() < 0.5},
              options={"schedule": "fused"}, operations=("forward", "backward", "load")),
@@ -144,12 +148,21 @@ KINDS = {
 }  # fmt: skip
 
 
-def draw(seed: int, mpi: str, kinds: list[str], several: int = SEVERAL, levels: int = 1, combine: str = "rows") -> Job:
+def draw(
+    seed: int,
+    mpi: str,
+    kinds: list[str],
+    several: int = SEVERAL,
+    levels: int = 1,
+    combine: str = "rows",
+    dtype: str = "float32",
+    damaged: tuple[str, ...] = (),
+) -> Job:
     """The job of a seed on an MPI library.
 
     Its faults are of one of `kinds`; a job that survives them has at most `several`. levels: of the wire between nodes;
     with 2 all calls are fused, and a job whose network has no part in the fault has nodes of two ranks.
-    combine: "sums" needs levels=2; such a job does not train.
+    combine: "sums" needs levels=2; such a job does not train. dtype: of the layer. damaged: see `Job`.
     """
     kind = KINDS[random.Random(seed).choice([name for name in kinds if transports(name, mpi)])]
     rng = random.Random(f"{seed} {mpi} {kind.name}")  # a line of the table can be run again from these
@@ -184,7 +197,8 @@ def draw(seed: int, mpi: str, kinds: list[str], several: int = SEVERAL, levels: 
             "user",
         ]
     cleanup = rng.random() < 0.5 or kind.name == "stop"
-    job = Job(seed, mpi, ranks, transport, cleanup, options, operations, levels=levels, combine=combine)
+    wire: dict[str, Any] = {"levels": levels, "combine": combine, "dtype": dtype, "damaged": damaged}
+    job = Job(seed, mpi, ranks, transport, cleanup, options, operations, **wire)
     if kind.name == "clock":
         job.started = [rng.randrange(int(30 * DAY)) for _ in range(ranks)]
     count = several if survives else 1
@@ -197,8 +211,8 @@ def draw(seed: int, mpi: str, kinds: list[str], several: int = SEVERAL, levels: 
     return job
 
 
-def warm_up() -> Job:
-    """A job without faults, which compiles the code of all other jobs."""
+def warm_up(dtype: str) -> Job:
+    """A job without faults, which compiles the code of all other jobs with rows of this type."""
     options = [
         {"schedule": schedule, "threads": threads, "ranks_per_node": nodes} | more
         for schedule in ("fused", "bulk")
@@ -206,7 +220,7 @@ def warm_up() -> Job:
         for nodes in (None, 1)
         for more in ({"train": True}, *({"moves": moves} for moves in ("tokens", "experts") if schedule == "fused"), {})
     ]
-    return Job(0, "mpich", 2, "shm", True, {}, [], warm=options)
+    return Job(0, "mpich", 2, "shm", True, {}, [], dtype=dtype, warm=options)
 
 
 def transports(kind: str, mpi: str) -> list[str]:

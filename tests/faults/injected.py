@@ -49,11 +49,21 @@ def mean(n: int) -> float:
 def addresses(runtime: Any, peer: int, word: str) -> list[int]:
     """Addresses where this rank reads a word from a peer: one in the peer's line, or one in each of its records.
 
-    There are none of a word that such a peer does not write: only remote peers write links, only local ones marks.
+    There are none of a word that such a peer does not write: only remote peers write links, coded words and bells, and
+    only local ones marks. Of a coded word, the address is that of its value, without the complement. A bell is a byte
+    of the word at the address.
     """
     from aristos.engine import layout, words
 
     job, st = runtime._blank_job(), runtime.state
+    if word.startswith("coded") or word == "bell":
+        if not st[words.remote(job, peer)]:
+            return []
+        if word == "bell":
+            return [int(st[words.BELLS]) + peer // 8 * 8] if st[words.BELLS] else []
+        number = getattr(words, word.removeprefix("coded_"))
+        region = (words.region_from if number < words.ANNOUNCED else words.stream_from)(job, peer)
+        return [int(words.coded_value(words.coded_word(st[region], number)))]
     if word.isupper():
         return [int(layout.word_from(job, st, peer, getattr(words, word)))]
     if word == "index":
@@ -142,9 +152,10 @@ class Injected:
     # ------------------------------------------------------------ words
 
     def word(self, fault: dict[str, Any]) -> None:
-        """Overwrite a word that the next rank that writes it has written for this one, again and again for a while."""
-        from aristos.primitives import memory
+        """Overwrite a word that the next rank that writes it has written for this one, again and again for a while.
 
+        All places of a word in records or tables are overwritten at once. They lie equally far apart.
+        """
         rank, size = self.program.rank, self.program.comm.size
         # An index has a row's place in its lower half: -1 is no place.
         value = fault["value"] if fault["word"] != "index" else -1
@@ -152,11 +163,16 @@ class Injected:
         peers = [(rank + n) % size for n in range(1, size)]
         found = [addresses(self.program.moe.runtime, peer, fault["word"]) for peer in peers]
         places = next(filter(None, found), [])
+        cells = np.zeros(0, np.int64)
+        if places:
+            step = (places[1] - places[0]) // 8 if len(places) > 1 else 1
+            assert places == list(range(places[0], places[-1] + 1, 8 * step))
+            whole = (ctypes.c_int64 * ((places[-1] - places[0]) // 8 + 1)).from_address(places[0])
+            cells = np.frombuffer(whole, np.int64)[::step]
 
         def damage() -> None:
             while True:
-                for place in places:
-                    memory.store(place, value)
+                cells[:] = value
                 if time.monotonic() > until:
                     return
 

@@ -49,11 +49,12 @@ class Program:
         import injected
 
         from aristos import MoEConfig
+        from aristos.row_types import ON_CPUS
 
         self.job, self.rank, self.comm, self.other = job, rank, comm, comm.Dup()
         self.page = page(Path("page"))
-        self.row = self.page[rank]
-        wire = {name: job[name] for name in ("levels", "combine")}
+        self.row, self.kind = self.page[rank], ON_CPUS[job["dtype"]]
+        wire = {name: job[name] for name in ("levels", "combine", "dtype")}
         self.cfg = MoEConfig(hidden=24, ffn=40, experts=5, top_k=2, max_tokens=48, **wire)
         self.weights_of = 0  # the seed of the layer's weights
         self.saved: int | None = None  # the seed of the saved weights
@@ -113,27 +114,35 @@ class Program:
     def tokens(self, number: int) -> np.ndarray:
         rng = np.random.default_rng([self.job["seed"], number, self.rank])
         count = int(rng.integers(self.cfg.max_tokens + 1))
-        return rng.standard_normal((count, self.cfg.hidden), np.float32)
+        return rng.standard_normal((count, self.cfg.hidden), np.float32).astype(self.kind.array)
 
     def weights(self) -> dict[str, Any]:
         from aristos import reference
 
         return reference.weights(self.cfg, seed=self.weights_of)
 
+    def used(self) -> dict[str, Any]:
+        """The weights that calls use: experts' matrices are rounded to the rows' type, the router is not."""
+        return {
+            name: array if name == "router" else array.astype(self.kind.array).astype(np.float32)
+            for name, array in self.weights().items()
+        }
+
     def check(self, what: str, found: np.ndarray, truth: np.ndarray) -> None:
         """Compare a result with the float64 reference, which knows no nodes.
 
-        With combine="sums" each node's float32 sum is rounded once more, by at most 2^-24 of it: far below the limit.
+        With combine="sums" each node's sum is rounded once more, by at most half a unit in its last place: in float32
+        far below the limit, in bfloat16 an eighth of it.
         """
-        off = float(np.abs(found - truth).max(initial=0))
-        if not off <= 1e-4 * float(np.abs(truth).max(initial=1)):
+        off = float(np.abs(found.astype(np.float64) - truth).max(initial=0))
+        if not off <= max(1e-4, self.kind.error) * float(np.abs(truth).max(initial=1)):
             print(f"WRONG: {what} of operation {self.row[OPERATION]} is off by {off:g}", flush=True)
             os._exit(77)
 
     def forward(self, number: int) -> None:
         from aristos import reference
 
-        x, w = self.tokens(number), self.weights()
+        x, w = self.tokens(number), self.used()
         y, routing = self.moe(x, return_routing=True)
         given = {"ids": routing.ids, "weights": routing.weights}
         del w["router"]
@@ -142,7 +151,7 @@ class Program:
     def backward(self, number: int) -> None:
         from aristos import reference
 
-        x, w = self.tokens(number), self.weights()
+        x, w = self.tokens(number), self.used()
         _, tape = self.moe.forward(x)
         dx = self.moe.backward(np.ones_like(x), tape)
         self.check("dx", dx, reference.backward(self.cfg, x, np.ones_like(x), **w)["x"])

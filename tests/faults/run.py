@@ -17,7 +17,9 @@ import driver
 import judge
 import machine
 import table
-from draw import KINDS, SEVERAL, draw, warm_up
+from draw import DAMAGED, KINDS, SEVERAL, STREAM, SUMMED, draw, warm_up
+
+from aristos.row_types import ON_CPUS
 
 MOST_EARLY = 10  # jobs that may end before their fault is made, besides one for each fault that was made
 
@@ -31,6 +33,10 @@ def main() -> int:
     parser.add_argument("--several", type=int, default=SEVERAL, help="most faults in a job that should survive them")
     parser.add_argument("--levels", type=int, default=1, choices=(1, 2), help="levels of the wire between nodes")
     parser.add_argument("--combine", default="rows", choices=("rows", "sums"), help="sums needs --levels 2")
+    parser.add_argument("--dtype", default="float32", choices=[n for n, row in ON_CPUS.items() if row.trained])
+    parser.add_argument(
+        "--damaged", nargs="+", default=[], choices=(*DAMAGED, *STREAM, *SUMMED), help="words of `word`"
+    )
     parser.add_argument("--out", type=Path, help="file to which a line for each injection is added")
     parser.add_argument("--keep", type=Path, help="folder for what a bad job leaves")
     asked = parser.parse_args()
@@ -41,7 +47,7 @@ def main() -> int:
         print("faults: jobs need mounts and a network of their own: run this as root", file=sys.stderr)
         return 3
     with driver.workplace() as folder:
-        ended = driver.run(warm_up(), folder)
+        ended = driver.run(warm_up(asked.dtype), folder)
     if ended.code:
         print(f"a job without faults fails: {ended}")
         return 3
@@ -49,7 +55,9 @@ def main() -> int:
     started = time.monotonic()
     while made < asked.injections:
         mpi = asked.mpi[seed % len(asked.mpi)]
-        job = draw(seed, mpi, asked.kinds, asked.several, asked.levels, asked.combine)
+        job = draw(
+            seed, mpi, asked.kinds, asked.several, asked.levels, asked.combine, asked.dtype, tuple(asked.damaged)
+        )
         seed += 1
         with driver.workplace() as folder:
             ended = driver.run(job, folder)
@@ -72,6 +80,9 @@ def main() -> int:
             f"{'BAD ' if problems else 'right'} {ended.wall:.1f} s, code {ended.code}, ranks {ended.seconds}: {job}",
             flush=True,
         )
+        for rank, out in enumerate(ended.out):
+            for message in judge.own_messages(out)[-1:]:
+                print(f"    rank {rank}: {message}", flush=True)
         for problem in problems:
             print(f"    {problem}", flush=True)
     print(f"{made} injections in {time.monotonic() - started:.0f} s, {bad} jobs ended wrongly")
