@@ -12,19 +12,7 @@ from ..engine.layout import CODED_BYTES
 from ..primitives import memory as mem
 from . import control as c
 from . import network, scheduler
-from .control import (
-    WORD,
-    actor,
-    charge,
-    charge_at_speed,
-    current_rank,
-    entry,
-    get,
-    load_real,
-    pair_record,
-    put,
-    rank_record,
-)
+from .control import WORD, actor, charge, charge_at_speed, current_rank, get, pair_record, rank_record
 from .events import push
 
 KIB = 1024
@@ -133,13 +121,16 @@ def clock():
 
 @jit
 def wire_put(wire, peer, at, source, nbytes):
-    """`wire.put`, where `at` is an address. Data is stored at once, coded words when they land, and rows never."""
+    """`wire.put`, where `at` is an address. Data is stored at once, coded words and bells when they land, rows never.
+
+    Of all puts only those of bells have one byte.
+    """
     charge(get(c.PUT_NS))
     scheduler.sync()
     pair = current_rank() * get(c.WORLD) + peer
     network.count_put(pair, nbytes)
     inside = (at - get(c.MEMORY)) % get(c.RANK_BYTES) % get(c.REGION_BYTES)
-    if source < c.FAR and inside < CODED_BYTES:
+    if source < c.FAR and (inside < CODED_BYTES or nbytes == 1):
         push(get(c.NOW) + network.latency(pair), c.LAND_CODED, pair, at, source, nbytes)
         return
     if source < c.FAR:
@@ -161,7 +152,7 @@ def wire_flush(wire, peer):
         return
     known = mem.load(record + WORD * c.LANDED_AT) + network.latency(pair)
     if known > get(c.NOW):
-        put(c.NOW, known)
+        c.put(c.NOW, known)
 
 
 @jit
@@ -180,7 +171,7 @@ def wire_progress(wire):
 @jit
 def kernel_ns(rows, operations):
     """ns of a run of `rows` rows, which has `operations` operations in all. A multiply-add counts as two."""
-    return get(c.KERNEL_NS) + int(operations * 1e-6 * load_real(entry(c.KERNEL, min(rows, get(c.KERNEL_ROWS)))))
+    return get(c.KERNEL_NS) + int(operations * 1e-6 * c.load_real(c.entry(c.KERNEL, min(rows, get(c.KERNEL_ROWS)))))
 
 
 @jit

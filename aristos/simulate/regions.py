@@ -2,7 +2,8 @@
 
 A rank has a region for each source, and an outbox for each peer. Both are laid out as on a real machine (`PairLayout`),
 except that the ring lies at FAR, where addresses have no bytes. The line of arrived words and the buffer of coded words
-follow the outbox. All ranks' memory is one array, so an address shows in which rank's memory it lies.
+follow the outbox. Behind all outboxes lie the rank's bells, and what it keeps about bells. All ranks' memory is one
+array, so an address shows in which rank's memory it lies.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ from dataclasses import replace
 import numpy as np
 
 from ..engine import words
-from ..engine.layout import CODED_BYTES, EngineShape, PairLayout
+from ..engine.layout import CODED_BYTES, EngineShape, PairLayout, answered_bytes, bell_bytes
 from ..host.nodes import Nodes
 from ..primitives.buffers import LINE
+from ..substrate.windows import fill_bells
 from .control import FAR
 
 
@@ -26,7 +28,9 @@ class Regions:
         self.shape, self.nodes, self.layout = shape, nodes, replace(full, ring=FAR, staged=full.ring, marks=full.ring)
         self.region_bytes = full.ring + full.local_bytes - full.marks
         self.outbox_bytes = 0 if nodes.single else self.region_bytes + LINE + CODED_BYTES
-        self.rank_bytes = shape.world * (self.region_bytes + self.outbox_bytes)
+        self._bells = shape.world * (self.region_bytes + self.outbox_bytes)
+        bells = [bell_bytes(nodes, rank) + answered_bytes(nodes, rank) for rank in range(shape.world)]
+        self.rank_bytes = self._bells + max(bells)
         self.memory = np.zeros(0, np.uint8)
 
     def allocate(self) -> None:
@@ -45,6 +49,10 @@ class Regions:
     def outbox(self, rank: int, peer: int) -> int:
         """The address of a rank's outbox for a remote peer."""
         return self.base + rank * self.rank_bytes + self.shape.world * self.region_bytes + peer * self.outbox_bytes
+
+    def bells(self, rank: int) -> int:
+        """The address of the bells at a rank."""
+        return self.base + rank * self.rank_bytes + self._bells
 
     def fill(self, me: int, state: np.ndarray, starts: dict[int, int]) -> None:
         """Write the addresses of all peers' regions into a state, as `EngineMemory.fill` does."""
@@ -77,3 +85,4 @@ class Regions:
                 }
             for table, value in found.items():
                 state[starts[table] + p] = value
+        fill_bells(state, starts, self.nodes, me, self.bells(me) + bell_bytes(self.nodes, me), self.bells, self.bells)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from kernel_cache.compile import jit
 
 from ..engine import words
+from ..engine.layout import word_from
 from ..primitives import memory as mem
 from . import control as c
 from . import network
@@ -165,6 +166,23 @@ def count_decisions(more):
 
 
 @jit
+def unread(record):
+    """Whether a word has landed that the actor's rank has not accepted, because its bell has not landed, or is silent.
+
+    Then the next poll may find it, so an actor must not park. Without bells each poll reads all words.
+    """
+    job = mem.words(mem.load(record + WORD * c.JOB), get(c.JOB_WORDS))
+    st = mem.words(mem.load(record + WORD * c.STATE), get(c.STATE_WORDS))
+    for p in range(job[words.WORLD] if st[words.BELLS] != 0 else 0):
+        for word in range(words.AT_EPOCH, words.LINE_WORDS if st[words.remote(job, p)] != 0 else 0):
+            region = st[words.region_from(job, p)] if word < words.ANNOUNCED else st[words.stream_from(job, p)]
+            value = mem.load(words.coded_value(words.coded_word(region, word)))
+            if value != mem.load(word_from(job, st, p, word)):
+                return True
+    return False
+
+
+@jit
 def rest():
     """What an idle actor does between two polls: it parks until something arrives at its rank, or a timer runs out."""
     me = get(c.CURRENT)
@@ -178,7 +196,8 @@ def rest():
     mem.store(record + WORD * c.RESTED, 1)
     charge(7 * get(c.PAUSE_NS))
     now = get(c.NOW)
-    if mem.load(rank_record(mem.load(record + WORD * c.RANK)) + WORD * c.WAKES) != mem.load(record + WORD * c.SEEN):
+    wakes = mem.load(rank_record(mem.load(record + WORD * c.RANK)) + WORD * c.WAKES)
+    if wakes != mem.load(record + WORD * c.SEEN) or unread(record):
         return
     if now - get(c.PROGRESSED) > c.STUCK_NS:
         put(c.STOP, c.STUCK)
@@ -190,14 +209,8 @@ def rest():
     sweeps = mem.load(record + WORD * c.STATE) + WORD * words.IDLE_SWEEPS
     merging = mem.load(record + WORD * c.MERGE_POLLS) - mem.load(sweeps)
     most = max(1, SKIP_NS // poll)
-    push(
-        now + poll * (min(most, merging + 1) if merging >= 0 else most),
-        c.RUN,
-        me,
-        mem.load(record + WORD * c.SERIAL),
-        0,
-        0,
-    )
+    until = now + poll * (min(most, merging + 1) if merging >= 0 else most)
+    push(until, c.RUN, me, mem.load(record + WORD * c.SERIAL), 0, 0)
     block(me)
     mem.store(record + WORD * c.STANDING, c.READY)
     skipped = max(0, get(c.NOW) - now) // poll
@@ -252,10 +265,7 @@ def meet_in_rank(me):
 def finish(me):
     """End an actor, and let the next one run. After the last actor the simulation ends."""
     mem.store(actor(me) + WORD * c.STANDING, c.DONE)
-    while get(c.STOP) == 0 and next_time() != c.NEVER:
-        other = step()
-        if other >= 0:
-            hand_over(actor(me), other)
+    begin(actor(me))
     end_all(actor(me))
 
 
@@ -263,7 +273,8 @@ def finish(me):
 def begin(thread):
     """Run all actors. Returns when they have ended, or the simulation ends early.
 
-    thread: address of a record like those of actors, with the context that runs now.
+    thread: address of a record like those of actors, with the context that runs now. An actor that has ended does not
+    go on.
     """
     while get(c.STOP) == 0 and next_time() != c.NEVER:
         other = step()

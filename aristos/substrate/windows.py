@@ -57,6 +57,38 @@ def remote_window(group: Group, nbytes: int) -> RmaWindow:
     return NodeWindow(group, nbytes) if group.nodes.levels == 2 else group.remote_window(nbytes)
 
 
+def fill_bells(
+    state: np.ndarray,
+    starts: dict[int, int],
+    nodes: Nodes,
+    me: int,
+    answered: int,
+    here: Callable[[int], int],
+    there: Callable[[int], int],
+) -> None:
+    """Write the addresses of bells into the state of rank `me`.
+
+    answered: address of the digests of accepted words. here: address of the bells at a rank of its node.
+    there: where bells lie at a remote peer, as `wire.put` takes it.
+    """
+    own = WORD * bell_words(nodes)
+    if has_bells(nodes, me):
+        of_streams = stream_bell_words(nodes, me)
+        state[words.BELLS], state[words.ANSWERED] = here(me), answered
+        state[words.BELL_WORDS], state[words.STREAM_BELL_WORDS] = bell_words(nodes), of_streams
+        for number, rail in enumerate(nodes.members(me)):
+            bells = here(rail) + lines(own)
+            state[starts[words.T_STREAM_BELLS] + rail] = bells
+            for i, source in enumerate(stream_sources(nodes, rail)):
+                state[starts[words.T_STREAM_BELL] + source] = bells + i
+                state[starts[words.T_STREAM_ANSWERED] + source] = answered + own + WORD * of_streams * number + i
+    for p in nodes.remote(me):
+        if has_bells(nodes, p):
+            state[starts[words.T_PUT_BELL] + p] = there(p) + me
+            if nodes.stream(me, p):
+                state[starts[words.T_PUT_STREAM_BELL] + p] = there(p) + lines(own) + stream_sources(nodes, p).index(me)
+
+
 def _zeros(nbytes: int) -> np.ndarray:
     buffer = aligned((nbytes,), np.uint8)
     buffer[:] = 0
@@ -139,35 +171,14 @@ class EngineMemory:
             put(words.T_CODED, p, line + LINE)
             put(words.T_STAGED, p, staged)
             at = end
-        self._fill_bells(state, starts, at)
+        if (window := self._remote) is not None:
 
-    def _fill_bells(self, state: np.ndarray, starts: dict[int, int], answered: int) -> None:
-        """Write the addresses of bells into a state. answered: address of the digests of accepted words."""
-        me, nodes = self.group.rank, self.group.nodes
-        window = self._remote
-        if window is None or nodes.levels == 1:
-            return
+            def bells(rank: int) -> int:  # bytes from the start of a rank's window to its bells
+                return remote_bytes(shape, nodes, rank) - bell_bytes(nodes, rank)
 
-        def bells_of(rank: int) -> int:  # bytes from the start of a rank's window to the bells
-            return remote_bytes(self.shape, nodes, rank) - bell_bytes(nodes, rank)
-
-        own = WORD * bell_words(nodes)
-        if has_bells(nodes, me):
-            of_streams = stream_bell_words(nodes, me)
-            state[words.BELLS], state[words.ANSWERED] = window.base + bells_of(me), answered
-            state[words.BELL_WORDS], state[words.STREAM_BELL_WORDS] = bell_words(nodes), of_streams
-            for number, rail in enumerate(nodes.members(me)):
-                bells = window.bases[rail] + bells_of(rail) + lines(own)
-                state[starts[words.T_STREAM_BELLS] + rail] = bells
-                for i, source in enumerate(stream_sources(nodes, rail)):
-                    state[starts[words.T_STREAM_BELL] + source] = bells + i
-                    state[starts[words.T_STREAM_ANSWERED] + source] = answered + own + WORD * of_streams * number + i
-        for p in self.remote:
-            if has_bells(nodes, p):
-                at = window.shift[p] + bells_of(p)
-                state[starts[words.T_PUT_BELL] + p] = at + me
-                if nodes.stream(me, p):
-                    state[starts[words.T_PUT_STREAM_BELL] + p] = at + lines(own) + stream_sources(nodes, p).index(me)
+            fill_bells(
+                state, starts, nodes, me, at, lambda p: window.bases[p] + bells(p), lambda p: window.shift[p] + bells(p)
+            )
 
     @property
     def nbytes(self) -> int:
