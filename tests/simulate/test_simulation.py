@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 
 from aristos.config import MoEConfig
-from aristos.engine import words
+from aristos.engine import bells, words
+from aristos.engine.layout import word_from
 from aristos.host.nodes import Nodes
 from aristos.placement import Placement
+from aristos.primitives import memory as mem
 from aristos.simulate import control as c
+from aristos.simulate import scheduler
 from aristos.simulate.machine import Costs, Kernel, Links, Machine
 from aristos.simulate.outcome import Outcome
 from aristos.simulate.rank import Layer
@@ -151,6 +154,51 @@ def test_bulk_calls_of_several_workers():
     of = layer(2, 384)
     one, two = (simulated(of, 2, workers=n, schedule="bulk")[1].calls[-1] for n in (1, 2))
     assert 0.5 * one <= two < 0.75 * one
+
+
+def landed(job, st, p, first, end):
+    """Words first..end - 1 of a remote peer that have landed at a rank, whether the rank has accepted them or not."""
+    region = st[words.region_from(job, p) if first < words.ANNOUNCED else words.stream_from(job, p)]
+    return [mem.load(int(words.coded_value(words.coded_word(region, word)))) for word in range(first, end)]
+
+
+def test_idle_looks_read_bells():
+    """With two levels ranks have bells. At the end each is the digest of the words that have landed with it."""
+    of, nodes, calls = layer(6, 64, uneven=True), Nodes.of(6, 2).with_streams(), []
+    for has_bells in (True, False):
+        sim = Simulation(of, nodes, Machine(), calls=20)
+        for rank in sim.ranks:
+            assert rank.state[words.BELLS] != 0
+            rank.state[words.BELLS] *= has_bells  # without bells each look reads all words
+        sim.run()
+        calls.append((sim.times[1] - sim.times[0]).max(axis=0))
+        memory, base = sim.regions.memory, sim.regions.memory.ctypes.data
+        for me, rank in enumerate(sim.ranks):
+            assert int(rank.state[words.OWED]) == int(rank.state[words.UNSENT]) == 0
+            for p in nodes.remote(me):
+                own = landed(rank.job, rank.state, p, words.AT_EPOCH, words.ANNOUNCED)
+                assert memory[sim.regions.bells(me) - base + p] == sum(own) % bells.MODULUS
+                own = landed(rank.job, rank.state, p, words.ANNOUNCED, words.LINE_WORDS)
+                assert memory[rank.state[words.stream_bell(rank.job, p)] - base] == sum(own) % bells.MODULUS
+    rung, read = calls
+    assert 0.9 < np.median(rung) / np.median(read) < 1.1
+    assert rung.max() - np.median(rung) < 1.5 * (read.max() - np.median(read)) + 1e4  # no word waits for a timer: 1 ms
+
+
+def test_an_actor_parks_only_if_all_words_are_read():
+    """A bell may be silent by mistake, and a later one may be under way. Then the next polls may find the words."""
+    for levels in (1, 2):
+        nodes = Nodes.of(6, 2).with_streams() if levels == 2 else Nodes.of(6, 2)
+        sim = Simulation(layer(6, 8), nodes, Machine())
+        sim._fill()
+        own, record = sim.ranks[3], sim._actors[3].ctypes.data
+        assert not scheduler.unread(record)
+        for word in (words.CREDIT, words.RETURN_TAIL, words.TAIL):
+            region = own.state[(words.stream_from if word == words.TAIL else words.region_from)(own.job, 0)]
+            mem.store(int(words.coded_value(words.coded_word(region, word))), 5)
+            assert scheduler.unread(record) == (levels == 2)
+            mem.store(int(word_from(own.job, own.state, 0, word)), 5)
+            assert not scheduler.unread(record)
 
 
 @pytest.mark.parametrize(("world", "ranks_per_node", "workers"), [(6, 3, 1), (6, 2, 2), (5, 2, 1), (3, 1, 1)])
