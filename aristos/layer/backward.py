@@ -27,6 +27,7 @@ from ..primitives.buffers import FLOAT, LINE, aligned
 from ..reproducible import partial_sums
 from .arguments import on_input
 from .collective import Membership
+from .node_first import all_to_all
 from .trained_weights import Addresses, TrainedWeights, narrowed, widened
 
 SPARE = LINE // FLOAT  # how many float32 follow a row of dx: the first is the gradient of the row's combine weight
@@ -207,6 +208,7 @@ class BackwardCalls:
         self.cfgs = cfgs
         self.kernels.prepare(cfgs, self.blocks)
         self._pool: ThreadPoolExecutor | None = None
+        self._all_to_all = all_to_all(member.runtime.group)
 
     def close(self) -> None:
         """End the threads."""
@@ -289,31 +291,33 @@ class BackwardCalls:
         away = np.ones(len(order), bool)
         away[mine] = False
         factor = tokens.factor(order)
-        out = np.empty((len(order), 2 * H + 1), np.float32)
-        out[away, :H], out[away, H:-1], out[away, -1] = x[token[away]], dy[token[away]], factor[away]
-        from_each = came.sum(axis=1)
-        rows = self._alltoallv(out, sent, from_each)
-        here = slice(int(from_each[:me].sum()), int(from_each[: me + 1].sum()))  # this rank's rows among those received
-        x_at, w = addresses(rows), rows[:, -1].copy()
-        dy_at = x_at + FLOAT * H
-        x_at[here], dy_at[here], w[here] = addresses(x)[token[mine]], addresses(dy)[token[mine]], factor[mine]
-        results = aligned((len(rows), self.kernels.padded(H) + SPARE))
+        out = np.concatenate([x[token[away]], dy[token[away]], factor[away, None]], axis=1)
+        from_each, others = came.sum(axis=1), np.arange(world) != me
+        rows = self._exchange_rows(out, sent * others, from_each * others)
+        before, own = int(from_each[:me].sum()), int(from_each[me])
+
+        def with_own(received: np.ndarray, mine: np.ndarray) -> np.ndarray:  # source by source
+            return np.concatenate([received[:before], mine, received[before:]])
+
+        x_at = with_own(addresses(rows), addresses(x)[token[mine]])
+        dy_at = with_own(addresses(rows) + FLOAT * H, addresses(dy)[token[mine]])
+        results = aligned((len(rows) + own, self.kernels.padded(H) + SPARE))  # last those of own rows
+        place = with_own(np.arange(len(rows)), np.arange(len(rows), len(results)))
         held = came.shape[1]
         expert = np.repeat(np.tile(np.arange(held), world), came.reshape(-1))
-        self._run(tokens, expert, held, (x_at, dy_at, w, addresses(results)), results)
-        back = self._alltoallv(results, from_each, sent)
-        to_dx, dw = addresses(back), back[:, self.kernels.padded(H)].copy()
-        to_dx[mine], dw[mine] = addresses(results)[here], results[here, self.kernels.padded(H)]
+        columns = x_at, dy_at, with_own(rows[:, -1], factor[mine]), addresses(results)[place]
+        results[place, self.kernels.padded(H)] = self._run(tokens, expert, held, columns)
+        back = self._exchange_rows(results[: len(rows)], from_each * others, sent * others)
+        to_dx, dw = (np.empty(len(order), kind) for kind in (np.int64, np.float32))
+        for which, found in (away, back), (mine, results[len(rows) :]):
+            to_dx[which], dw[which] = addresses(found), found[:, self.kernels.padded(H)]
         return order, to_dx, dw, (back, results)
 
-    def _run(
-        self, tokens: _Tokens, expert: np.ndarray, held: int, columns: tuple[np.ndarray, ...], results: np.ndarray
-    ) -> None:
-        """Run every expert on its rows, in order of (source, packed row).
+    def _run(self, tokens: _Tokens, expert: np.ndarray, held: int, columns: tuple[np.ndarray, ...]) -> np.ndarray:
+        """Run every expert on its rows, in order of (source, packed row). Returns the gradients of w, [n] float32.
 
         expert: [n] int64, the expert of each row. held: how many experts this rank holds. columns: four arrays [n],
-        source by source: addresses of x and of dy, weights w, addresses where dx goes. results: [n, ...] float32, whose
-        column after dx gets the gradients of w.
+        source by source: addresses of x and of dy, weights w, addresses where dx goes.
         """
         cfg, weights, order = tokens.cfg, tokens.weights, np.argsort(expert, kind="stable")
         x, dy, w, dx = (np.ascontiguousarray(column[order]) for column in columns)
@@ -329,7 +333,9 @@ class BackwardCalls:
         most_first = sorted(range(held), key=lambda i: ends[i] - ends[i + 1])
         self.everywhere(run, [i for i in most_first if ends[i + 1] > ends[i]])
         weights.added(np.diff(ends))
-        results[order, self.kernels.padded(cfg.hidden)] = dw
+        found = np.empty(len(order), np.float32)
+        found[order] = dw
+        return found
 
     def everywhere(self, run: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
         """Run a function for every item, on all workers; returns the results in order."""
@@ -347,29 +353,18 @@ class BackwardCalls:
         with group.bounded("the other ranks (counts of rows of a backward call)"):
             return list(group.comm.alltoall(values))
 
-    def _alltoallv(self, out: np.ndarray, sent: np.ndarray, came: np.ndarray) -> np.ndarray:
-        """Send rows of `out` in order, sent[p] of them to rank p, and receive came[p] rows from rank p.
-
-        Returns the rows received, ordered by source.
-
-        Rows from this rank to itself are not copied, so their places in the result are not written.
-        """
+    def _exchange_rows(self, out: np.ndarray, sent: np.ndarray, came: np.ndarray) -> np.ndarray:
+        """Send rows of `out` in order, sent[p] of them to rank p. Returns the rows received: came[p] from rank p."""
         group, width = self.member.runtime.group, out.shape[1]
         into = aligned((int(came.sum()), width))
-        if group.comm is None:
-            return into
-        from mpi4py import MPI
 
-        row = MPI.FLOAT.Create_contiguous(width).Commit()
-        others = np.arange(len(sent)) != self.member.rank
-        try:
-            with group.bounded("the other ranks (rows of a backward call)"):
-                group.comm.Alltoallv(
-                    [out, (sent * others, np.cumsum(sent) - sent), row],
-                    [into, (came * others, np.cumsum(came) - came), row],
-                )
-        finally:
-            row.Free()
+        def blocking(what: str, call: Callable[[Any], object], nbytes: np.ndarray) -> None:
+            with group.bounded(f"the other ranks ({what} of a backward call)"):
+                call(group.comm)
+
+        if group.comm is not None:
+            flat = (each.reshape(-1).view(np.uint8) for each in (out, into))
+            self._all_to_all(blocking, next(flat), sent, next(flat), came, FLOAT * width)
         return into
 
 

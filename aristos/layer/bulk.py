@@ -22,7 +22,7 @@ from ..engine import codes, packing, steps, words
 from ..engine import job as jobs
 from ..primitives.buffers import aligned
 from ..substrate.cpu.runtime import CpuRuntime
-from .node_first import NodeFirst
+from .node_first import all_to_all
 
 
 class Bulk:
@@ -32,8 +32,7 @@ class Bulk:
         self.runtime, self.timeout = runtime, timeout
         self.collective: Callable[[Callable[[Any], object], np.ndarray], None] = self.at_once
         self._pool: ThreadPoolExecutor | None = None
-        nodes = runtime.group.nodes
-        self._node_first = NodeFirst(runtime.group) if nodes.levels == 2 and not nodes.single else None
+        self._all_to_all = all_to_all(runtime.group)
         self._send = self._received = self._results = aligned((0,), np.uint8)
         from numba import typeof, types
 
@@ -159,28 +158,11 @@ class Bulk:
         return np.argsort(expert_of, kind="stable").astype(np.int64), np.cumsum(counts.sum(0)).astype(np.int64)
 
     def _alltoallv(self, job: Any, st: Any, out: Any, sent: Any, into: Any, came: Any, stride: int) -> None:
-        """Alltoallv of whole rows; a single rank copies."""
+        """Exchange whole rows; a single rank copies."""
         if len(sent) == 1:
             into[: sent[0] * stride] = out[: sent[0] * stride]
             return
-        if self._node_first is not None:
-            self._node_first(partial(self._blocking, job, st), out, sent, into, came, stride)
-            return
-        from mpi4py import MPI
-
-        row = MPI.BYTE.Create_contiguous(stride).Commit()
-        try:
-            self._blocking(
-                job,
-                st,
-                "MPI_Alltoallv of rows",
-                lambda comm: comm.Alltoallv(
-                    [out, (sent, np.cumsum(sent) - sent), row], [into, (came, np.cumsum(came) - came), row]
-                ),
-                sent * stride,
-            )
-        finally:
-            row.Free()
+        self._all_to_all(partial(self._blocking, job, st), out, sent, into, came, stride)
 
     def at_once(self, call: Callable[[Any], object], nbytes: np.ndarray) -> None:
         """Make MPI calls at once. The attribute `collective` holds this function or one that delays the calls.

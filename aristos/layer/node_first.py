@@ -1,9 +1,9 @@
-"""The all-to-all of rows with two levels: first within each node, then between nodes.
+"""The all-to-all of rows in bulk calls: direct with one level; with two first within each node, then between nodes.
 
-Rows for a target on another node go first to a rank of the source's own node, their carrier. The carrier sends the rows
-of its whole node to the target in one message. The carrier has the same place in its node as the target in the other
-(`Nodes.rail`). So a rank sends a message to each local peer and, if nodes have equal sizes, one to each other node,
-instead of one to every rank.
+With two levels, rows for a target on another node go first to a rank of the source's own node, their carrier. The
+carrier sends the rows of its whole node to the target in one message. It has the same place in its node as the target
+in the other (`Nodes.rail`). So a rank sends a message to each local peer and, if nodes have equal sizes, one to each
+other node, instead of one to every rank.
 """
 
 from __future__ import annotations
@@ -20,6 +20,26 @@ from ..transport.group import Group
 ROWS = 2  # tag of the messages between nodes
 
 Blocking = Callable[[str, Callable[[Any], object], np.ndarray], None]  # (what, MPI calls on a communicator, bytes)
+AllToAll = Callable[[Blocking, np.ndarray, np.ndarray, np.ndarray, np.ndarray, int], None]
+
+
+def all_to_all(group: Group) -> AllToAll:
+    """The function that exchanges rows between all ranks of a group. For its arguments see `NodeFirst.__call__`."""
+    return direct if group.nodes.levels == 1 or group.nodes.single else NodeFirst(group)
+
+
+def direct(
+    blocking: Blocking, out: np.ndarray, sent: np.ndarray, into: np.ndarray, came: np.ndarray, stride: int
+) -> None:
+    """Do what `NodeFirst.__call__` does, by one MPI_Alltoallv over all ranks."""
+    from mpi4py import MPI
+
+    row = MPI.BYTE.Create_contiguous(stride).Commit()
+    both = [[buffer, (rows, np.cumsum(rows) - rows), row] for buffer, rows in ((out, sent), (into, came))]
+    try:
+        blocking("MPI_Alltoallv of rows", lambda comm: comm.Alltoallv(*both), sent * stride)
+    finally:
+        row.Free()
 
 
 def carriers(nodes: Nodes, me: int) -> tuple[list[list[int]], dict[int, range]]:

@@ -123,18 +123,32 @@ def test_training_and_exchanges(comm):
 
 
 def checked_bulk(comm: Any, per_node: int, placement: list[int] | None = None) -> None:
-    """Bulk calls with both levels have equal bits, also with tokens on few ranks, of few experts, and refused ones."""
-    cfg, w = KINDS["shared"], reference.weights(KINDS["shared"])
-    options: dict[str, Any] = {"ranks_per_node": per_node, "placement": placement, "schedule": "bulk"}
+    """Bulk calls with both levels have equal bits, also with tokens on few ranks, of few experts, and refused ones.
+
+    So have their backward calls.
+    """
+    cfg = replace(KINDS["shared"], activation="silu")
+    w = reference.weights(cfg)
+    options: dict[str, Any] = {"ranks_per_node": per_node, "placement": placement, "schedule": "bulk", "train": True}
     one, two = comm.Dup(), comm.Dup()
     with MoE(cfg, one, **options) as flat, MoE(replace(cfg, levels=2), two, **options) as moe:
-        assert moe._backend.bulk._node_first is not None
+        assert isinstance(moe._backend.bulk._all_to_all, NodeFirst)
+        assert isinstance(moe._training._calls._all_to_all, NodeFirst)
         for layer in (flat, moe):
             layer.load(**w)
         for n, skew in enumerate(SKEWS):
             x = tokens(cfg, 0 if comm.rank == n else 48 - 11 * ((comm.rank + n) % 3), seed=comm.rank + n)
             call = routing(cfg, len(x), skew, seed=comm.rank + n)
             assert same(moe(x, **call), flat(x, **call)), skew
+            found = []
+            for layer in (flat, moe):
+                _, tape = layer.forward(x, **call)
+                found.append(layer.backward(np.cos(x), tape))
+            for one_level, two_levels in zip(*found) if call else [found]:
+                assert same(one_level, two_levels), skew
+        for layer in (flat, moe):
+            layer.reduce_grads()
+        assert all(same(flat.grads()[name], each) for name, each in moe.grads().items())
         with pytest.raises(InputError if comm.rank == 1 else PeerInputError):
             moe(x[:, : cfg.hidden - (comm.rank == 1)], **call)
         assert same(moe(x, **call), flat(x, **call))
