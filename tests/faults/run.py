@@ -80,7 +80,7 @@ def main() -> int:
             f"{'BAD ' if problems else 'right'} {ended.wall:.1f} s, code {ended.code}, ranks {ended.seconds}: {job}",
             flush=True,
         )
-        for rank, out in enumerate(ended.out):
+        for rank, out in enumerate(ended.out if ended.code else []):
             for message in judge.own_messages(out)[-1:]:
                 print(f"    rank {rank}: {message}", flush=True)
         for problem in problems:
