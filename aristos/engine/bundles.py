@@ -14,7 +14,7 @@ from kernel_cache.compile import jit
 
 from ..primitives import memory as mem
 from . import codes, scalars, tape, words
-from .layout import RECORD_BYTES, WORD, bundle_row_to, index_to, link_to, record_to, ring_of, word_to
+from .layout import ALONE, RECORD_BYTES, WORD, bundle_row_to, index_to, link_to, record_to, ring_of, word_to
 from .packing import tile_rows
 from .returns import returns_due
 from .streams import end_slot, first_slot, freed, has_sums
@@ -175,7 +175,7 @@ def execute(job, st, worker):
     """Write the claimed bundle: rows, index entries, then records. On a GPU the warps take rows in turn.
 
     If a node's outputs come back as sums, an index entry holds the pair's weight and whether its owner adds up, and the
-    pair's link is written too. The pairs that do not come back are marked in the table `token`.
+    pair's link is written too. Pairs that do not come back, and pairs that are alone, are marked in the table `token`.
     """
     c = words.command(job, worker)
     peer, k = st[words.command_owner(c)], job[words.TOP_K]
@@ -208,6 +208,8 @@ def execute(job, st, worker):
                         before = pair_before(job, st, t, low, high)
                     before = number_of(job, st, before, first_slot(job, st, peer), end_slot(job, st, peer))
                     mem.store(link_to(job, st, peer, pair), before)
+                    if before == pair:
+                        st[words.token(job, packed)] = ALONE + t
                 mem.store(index_to(job, st, peer, pair), scalars.entry(place, scalar))
         if sums:  # only one row comes back
             for i in range(t * k, (t + 1) * k):

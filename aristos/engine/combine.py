@@ -8,7 +8,7 @@ from kernel_cache.compile import jit
 from ..primitives import arithmetic
 from ..primitives import memory as mem
 from . import call_records, codes, scalars, words
-from .layout import in_a_sum, lines_of, owner_back, row_back, state_word
+from .layout import alone, in_a_sum, lines_of, owner_back, row_back, state_word
 from .streams import has_sums
 
 ONE = 0x3F800000  # the bits of 1 in float32
@@ -53,12 +53,14 @@ def list_rows(job, st, worker):
 def set_weights(job, st, t, weights):
     """Write a token's k combine weights at the address `weights`. Returns this address.
 
-    A sum from a remote node gets the weight 1, because the outputs in the sum are already weighted.
+    A sum from a remote node gets the weight 1, because the outputs in the sum are already weighted. An output that is
+    alone is not.
     """
     k = job[words.TOP_K]
     for j in range(k):
         packed = st[words.position(job, k * t + j)]
-        weighted = packed >= 0 and st[words.remote(job, owner_back(job, st, packed))] != 0
+        remote = packed >= 0 and st[words.remote(job, owner_back(job, st, packed))] != 0
+        weighted = remote and not alone(job, st, packed)
         scalars.set_weight(weights, j, ONE if weighted else scalars.weight_at(job[words.WEIGHTS], k * t + j))
     return weights
 

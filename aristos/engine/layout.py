@@ -50,6 +50,7 @@ RETURN_RECORD_BYTES = WORD * words.RETURNED_WORDS
 CODED_BYTES = 2 * LINE  # the words of a line in the form that MPI puts
 assert WORD * words.CODED_WORDS * (words.LINE_WORDS + 1) <= CODED_BYTES  # bells are put from one more word
 RING_BUDGET = 192 << 20  # default bytes of all places for rows: rings, their copies in outboxes, staged outputs
+ALONE = 1 << 40  # in the table `token`, added to the token of a packed row that is alone in a call with sums
 PLACES_EACH = 3  # places for each row of a remote peer's ring: in the ring, in the outbox, and for the staged output
 LEAST_RING = 64  # least rows of a ring, even beyond RING_BUDGET; a ring is smaller only if calls have fewer rows
 
@@ -493,6 +494,12 @@ def staged_row(job, st, source, pair):
 
 
 @jit
+def alone(job, st, packed):
+    """Whether the output for an own packed row comes back as it is, because it is the only one of its token there."""
+    return st[words.token(job, packed)] >= ALONE
+
+
+@jit
 def in_a_sum(job, st, packed):
     """Whether an own packed row does not come back, because its output is in the sum of another row's pair."""
     return st[words.token(job, packed)] < 0
@@ -502,7 +509,7 @@ def in_a_sum(job, st, packed):
 def token_of(job, st, packed):
     """The token of an own packed row."""
     token = st[words.token(job, packed)]
-    return token if token >= 0 else ~token
+    return (token if token >= 0 else ~token) & ALONE - 1
 
 
 @jit

@@ -68,7 +68,10 @@ def claim(job, st, worker):
 
 @jit
 def execute(job, st, worker):
-    """Write the sums of those tokens of the claimed bundle that the source has left to this rank (`scalars.adds`)."""
+    """Write the sums of those tokens of the claimed bundle that the source has left to this rank (`scalars.adds`).
+
+    An output that is the only one of its token on this node stays as it is; the source weights it.
+    """
     c = words.command(job, worker)
     source, first = st[words.command_source(c)], st[words.command_tile(c)]
     for tile in range(first, first + st[words.command_tiles(c)]):
@@ -77,7 +80,7 @@ def execute(job, st, worker):
             row = st[words.landed_row(r)]
             for pair in range(row, row + st[words.landed_rows(r)]):
                 entry = mem.load(index_from(job, st, source, pair))
-                if scalars.adds(entry):
+                if scalars.adds(entry) and mem.load(link_from(job, st, source, pair)) != pair:
                     add_up(job, st, worker, source, pair)
 
 

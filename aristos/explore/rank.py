@@ -253,14 +253,14 @@ class Rank:
         return made
 
     def _add_up(self, t: int, parts: dict[int, tuple[int, list[int]]], ids: Sequence[int]) -> None:
-        """Replace the parts of a token from each remote node by their sum, added in the order of slots.
+        """Replace the parts of a token from each remote node by their sum, if there are several, in the order of slots.
 
         The sum gets the number of one of the choices that it replaces.
         """
         node, slot_of = self.case.node_of, self.placement.slot_of
         for n in set(node) - {node[self.me]}:
             there = sorted((int(slot_of[ids[j]]), j) for j in parts if node[self.placement.ranks[ids[j]]] == n)
-            if there:
+            if len(there) > 1:
                 added = experts.combined([parts[j] for _, j in there], self.case.words)
                 for _, j in there:
                     del parts[j]

@@ -276,6 +276,26 @@ def test_each_token_comes_back_once_from_a_node(comm):
 
 
 @pytest.mark.ranks(4)
+def test_an_output_that_is_alone_keeps_its_bits(comm):
+    """With sums, an output that is the only one of its token on a node is not rounded with its weight before it comes
+    back. So the call has the bits of combine="rows" if no token has two choices on another node.
+    """
+    cfg, found = replace(KINDS["bfloat16"], levels=2), []
+    x = tokens(cfg, 48, seed=comm.rank).astype(ml_dtypes.bfloat16)
+    rng, own = np.random.default_rng(comm.rank), 6 * (comm.rank // 2)
+    drawn = [own + rng.permutation(6)[:2] for _ in x]
+    ids = np.array([[a, (a + 6) % 12, b, -1] for a, b in drawn])
+    weights = rng.random(ids.shape, np.float32)
+    for combine in ("rows", "sums"):
+        part = comm.Dup()
+        with rings_of(9, 5), MoE(replace(cfg, combine=combine), part, ranks_per_node=2) as moe:
+            moe.load(**reference.weights(cfg))
+            found.append(moe(x, ids=ids, weights=weights))
+        part.Free()
+    assert same(*found)
+
+
+@pytest.mark.ranks(4)
 def test_failed_calls_with_sums(comm):
     """Each rank in turn refuses its input, or has no weights and skips others. Then calls are right again."""
     cfg = replace(CFG, levels=2, combine="sums")
