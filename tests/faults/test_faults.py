@@ -31,14 +31,22 @@ def test_drawn_faults():
     run_faults("--injections", str(INJECTIONS))
 
 
-@pytest.mark.parametrize("combine", ["rows", "sums"])
-def test_drawn_faults_with_two_levels(combine):
-    run_faults("--injections", str(INJECTIONS // 3), "--levels", "2", "--combine", combine, "--kinds", *LEVELS)
+@pytest.mark.parametrize(("combine", "dtype"), [("rows", "bfloat16"), ("sums", "float32")])
+def test_drawn_faults_with_two_levels(combine, dtype):
+    wire = "--levels", "2", "--combine", combine, "--dtype", dtype
+    run_faults("--injections", str(INJECTIONS // 3), *wire, "--kinds", *LEVELS)
 
 
-def run_faults(*options: str) -> None:
-    """Make drawn faults from SEED on; all jobs must end right."""
-    words = [sys.executable, str(RUN), "--seed", str(SEED), *options]
+def test_a_damaged_link_is_found():
+    """In a third of the jobs or so nothing reads the links while they are damaged."""
+    damaged = "--kinds", "word", "--damaged", "link", "--dtype", "bfloat16"
+    out = run_faults("--injections", "6", "--levels", "2", "--combine", "sums", *damaged, seed=80)
+    assert "as the number of the pair before a pair, in its links, got" in out
+
+
+def run_faults(*options: str, seed: int = SEED) -> str:
+    """Make drawn faults from `seed` on; all jobs must end right. Returns the output."""
+    words = [sys.executable, str(RUN), "--seed", str(seed), *options]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
         try:
             out, err = run.communicate(timeout=LIMIT)
@@ -53,3 +61,4 @@ def run_faults(*options: str) -> None:
         pytest.skip(err)
     assert run.returncode == 0, out + err
     print(out)
+    return out
