@@ -115,6 +115,7 @@ class ProgramEvent:
     begun: float = 0.0
     over: float | None = None
     context: Context | None = None
+    captured: Any = None  # (capture, nodes) if it was last recorded in a stream that was captured (capture.py)
 
 
 @dataclass
@@ -138,6 +139,8 @@ class State:
     initialised: bool = False
     per_thread: bool = False  # whether the present call means the thread's default stream by the stream 0
     said: set[str] = field(default_factory=set)
+    captures: list[Any] = field(default_factory=list)  # that are going on
+    modes: dict[int, int] = field(default_factory=dict)  # thread -> its mode for captures, by default 0
     lock: Any = field(default_factory=threading.RLock)
 
     @contextlib.contextmanager
@@ -197,7 +200,10 @@ class State:
     def stream(self, handle: int) -> Stream:
         """The stream of a handle. Raises Refused for an unknown one."""
         if handle == LEGACY or (handle == 0 and not self.per_thread):
-            return self.machine.devices[self.context().device].default
+            device = self.context().device
+            for capture in self.captures:
+                capture.refuse_default(device)
+            return self.machine.devices[device].default
         if handle in (0, PER_THREAD):
             device = self.context().device
             key = self.thread_number(), device
