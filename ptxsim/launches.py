@@ -30,8 +30,9 @@ class Launch:
     it is in. needs: the launches that must end before it begins; the last of them is the previous launch of its stream.
     programmatic: whether it begins as soon as that previous launch lets it. workspace: the address of memory for
     cooperative groups, or 0. cluster: the sizes of a cluster in blocks. explicit: whether the kernel or the launch
-    names these sizes. action: whether it is no kernel of the program, but a copy or a fill. known: whether the host has
-    waited for its end.
+    names these sizes. action: whether it is no kernel of the program, but a copy, a fill or a host function. call: a
+    function of the host to call before it begins, None once it was called. known: whether the host has waited for its
+    end.
     """
 
     device: int
@@ -53,6 +54,7 @@ class Launch:
     cluster: tuple[int, int, int] = (1, 1, 1)
     explicit: bool = False
     action: bool = False
+    call: Callable[[], None] | None = None
     known: bool = False
 
     @property

@@ -142,10 +142,30 @@ class Runner(Core):
             raise KernelFault(found[0])
         return found
 
-    def let_go(self) -> None:
-        """Let all launches that were held back begin."""
-        self.tables["launches"][:, s.L_HELD] = 0
-        self.x[s.HELD] = 0
+    def let_go(self, launches: list[Launch]) -> bool:
+        """Let launches that were held back begin, all that come after no function of the host.
+
+        If there is none, call the first such function whose needs have ended. Returns whether something can go on.
+        """
+        table, before = self.tables["launches"], int(self.x[s.HELD])
+        after = set[int]()
+        for launch, row in zip(launches, table):
+            if launch.call is not None or any(id(need) in after for need in launch.needs):
+                after.add(id(launch))
+            elif row[s.L_HELD]:
+                row[s.L_HELD] = 0
+        self.x[s.HELD] = table[:, s.L_HELD].sum()
+        if self.x[s.HELD] < before:
+            return True
+        open_ = {id(launch) for launch, row in zip(launches, table) if row[s.L_STATE] != s.FINISHED}
+        for launch, row in zip(launches, table):
+            if launch.call is not None and not any(id(need) in open_ for need in launch.needs):
+                launch.call()
+                launch.call = None
+                row[s.L_HELD] = 0
+                self.x[s.HELD] -= 1
+                return True
+        return False
 
     def _loop(self, launches: list[Launch]) -> None:
         idle, progress = 0, -1
@@ -172,8 +192,7 @@ class Runner(Core):
                     continue
                 if self.x[s.OPEN] == self.x[s.HELD] and not self.actors:
                     return
-                if self.x[s.HELD]:
-                    self.let_go()
+                if self.x[s.HELD] and self.let_go(launches):
                     continue
                 self.reports += stuck(self, launches, reason == s.LIVELOCK)
             if reason in (s.STUCK, s.LIVELOCK, s.ALL_DONE):

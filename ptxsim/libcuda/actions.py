@@ -90,15 +90,18 @@ def caller() -> tuple[str, int]:
     return next(iter([*outside, *found]), ("", 0))
 
 
-def text_of(what: str, rows: Rows, item: int, tail: int) -> str:
-    """The PTX of an action. what: its name. item, tail: the bytes of an item, and of one at the end of a row."""
+def text_of(what: str, rows: Rows, item: int, tail: int, place: tuple[str, int]) -> str:
+    """The PTX of an action. what: its name. item, tail: the bytes of an item, and of one at the end of a row.
+
+    place: file and line of the call, as of `caller`.
+    """
     moves = []
     for size in (item, tail):
         kind, registers = ITEMS[size]
         space = "const" if rows.private else "global"  # the checker leaves constants alone
         load = f"add.u64 %here, %from, %at; ld.{space}.{kind} {registers}, [%here];" if rows.source else ""
         moves.append(f"{load} add.u64 %there, %to, %at; st.global.{kind} [%there], {registers};")
-    file, line = caller()
+    file, line = place
     quoted = file.replace('"', "'").replace("\n", " ")
     return TEXT.format(
         file=f'.file 1 "{quoted}"' if file else "",
@@ -112,18 +115,38 @@ def text_of(what: str, rows: Rows, item: int, tail: int) -> str:
 
 
 def enqueue(
-    machine: Any, stream: Stream, what: str, rows: Rows, after: list[Callable[[], None]], value: int = 0, tail: int = 1
+    machine: Any,
+    stream: Stream,
+    what: str,
+    rows: Rows,
+    after: list[Callable[[], None]],
+    place: tuple[str, int],
+    value: int = 0,
+    tail: int = 1,
 ) -> Launch:
     """Queue a copy, or a fill with the 32 bits of `value`, in a stream. tail: the bytes of a fill's items.
 
-    after: functions to call when it has ended.
+    after: functions to call when it has ended. place: file and line of the call, as of `caller`.
     """
     apart = (rows.stride, rows.step) if rows.height > 1 else ()
     item = gcd(16, rows.to, rows.source, *apart)
-    program = machine.load(text_of(what, rows, item, tail))
+    program = machine.load(text_of(what, rows, item, tail, place))
     numbers = [rows.to, rows.source, rows.stride, rows.step, rows.width, rows.height, value]
     threads = min(THREADS, -(-rows.width // (32 * item)) * 32)
+    return queued(machine, stream, program, what, threads, numbers, after)
+
+
+def queued(
+    machine: Any,
+    stream: Stream,
+    program: Any,
+    what: str,
+    threads: int,
+    numbers: list[int],
+    after: list[Callable[[], None]],
+) -> Launch:
+    """Queue the kernel of an action, as one block that takes no part of an SM."""
     how = How(0, stream)
     launch: Launch = machine.enqueue(stream.device, program, what, what, (1,), (threads,), numbers, how, after)
-    launch.action, launch.per_sm = True, s.WHOLE_SM + 1  # which takes no part of an SM
+    launch.action, launch.per_sm = True, s.WHOLE_SM + 1
     return launch

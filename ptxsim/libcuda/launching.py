@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+from dataclasses import dataclass
+from functools import cached_property, partial
 from math import prod
 from typing import Any
 
@@ -13,7 +15,10 @@ from .. import isa
 from ..errors import InputError
 from ..launches import cluster_size
 from ..machine import How
+from ..streams import Stream
 from ..syntax import PTXError
+from . import work
+from .capture import submit
 from .calls import HANDLE, INT, POINTER, SIZE, UINT, call, put
 from .results import Refused
 from .state import Function, State
@@ -83,8 +88,40 @@ def name_arrays(now: State, function: Function, data: list[bytes]) -> None:
 def launch(
     now: State, handle: int, grid: Any, block: Any, how: dict[str, Any], stream: int, values: int, extra: int
 ) -> None:
-    """Queue a kernel. how: the options of `How` without the stream."""
-    function = now.get(handle, Function)
+    """Queue a kernel, or capture it. how: the options of `How` without the stream."""
+    made = kernel(now, now.get(handle, Function), tuple(grid), tuple(block), how, values, extra)
+    submit(now, now.stream(stream), made)
+
+
+@dataclass(eq=False)
+class Kernel:
+    """A launch of a kernel as the program asked for it. data: the bytes of each parameter. how: see `launch`."""
+
+    function: Function
+    grid: tuple[int, ...]
+    block: tuple[int, ...]
+    how: dict[str, Any]
+    data: list[bytes]
+
+    def pointers(self) -> int:
+        """The address of a table of pointers to the values of the parameters, which lives as long as this object."""
+        return ctypes.addressof(self.table)
+
+    @cached_property
+    def table(self) -> Any:
+        """The table of pointers to `values`."""
+        return (POINTER * max(len(self.values), 1))(*(ctypes.addressof(one) for one in self.values))
+
+    @cached_property
+    def values(self) -> list[Any]:
+        """The bytes of each parameter, in memory of their own."""
+        return [ctypes.create_string_buffer(one, max(len(one), 1)) for one in self.data]
+
+
+def kernel(
+    now: State, function: Function, grid: tuple[int, ...], block: tuple[int, ...], how: dict[str, Any], *given: int
+) -> work.Work:
+    """The work of a kernel. given: the addresses of the table of pointers to parameters and of the packed buffer."""
     program = function.module.program
     if how["shared"] > function.most_dynamic:
         raise Refused(
@@ -92,19 +129,24 @@ def launch(
             f"{function.name} asks for {how['shared']} bytes of dynamic shared memory: more than 48 KiB in all need "
             "cuFuncSetAttribute with CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES",
         )
-    data = arguments(function, values, extra)
-    name_arrays(now, function, data)
-    found = now.stream(stream)
+    asked = Kernel(function, grid, block, how, arguments(function, *given))
+    name_arrays(now, function, asked.data)
+    return work.Work(work.KERNEL, partial(queue_kernel, asked=asked), asked)
+
+
+def queue_kernel(now: State, stream: Stream, asked: Kernel) -> None:
+    """Queue a kernel in a stream."""
+    function = asked.function
     try:
         now.machine.enqueue(
-            found.device,
-            program,
+            stream.device,
+            function.module.program,
             function.name,
             function.name,
-            tuple(grid),
-            tuple(block),
-            data,
-            How(stream=found, **how),
+            asked.grid,
+            asked.block,
+            asked.data,
+            How(stream=stream, **asked.how),
             [],
         )
     except PTXError as error:

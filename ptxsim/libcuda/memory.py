@@ -13,8 +13,10 @@ import numpy as np
 from .. import isa
 from ..address_space import Allocation
 from ..errors import MemoryProblem
+from ..launches import Launch
 from ..streams import Stream
-from . import actions
+from . import actions, work
+from .capture import active, submit
 from .calls import ADDRESS, HANDLE, INT, POINTER, SIZE, UINT, call, put
 from .devices import TOTAL_BYTES
 from .results import Refused
@@ -59,6 +61,13 @@ def release(now: State, address: int, what: str) -> None:
         now.machine.memory.free(found[0])
 
 
+def refuse_in_graph(now: State, stream: Stream) -> None:
+    """Raise Refused if a stream is captured: graphs have no nodes that allocate or free memory."""
+    found = active(now, stream)
+    if found is not None:
+        raise found.refuse("ERROR_NOT_SUPPORTED", "graphs of the stand-in libcuda cannot allocate or free memory")
+
+
 def host_address(now: State, allocation: Allocation) -> int:
     return int(now.machine.memory.data.ctypes.data) + allocation.start
 
@@ -70,7 +79,9 @@ def cuMemAlloc_v2(now: State, pointer: int, size: int) -> None:
 
 @call(POINTER, SIZE, HANDLE)
 def cuMemAllocAsync(now: State, pointer: int, size: int, stream: int) -> None:
-    put(pointer, ADDRESS, isa.GLOBAL_START + allocate(now, size, now.stream(stream).device).start)
+    queue = now.stream(stream)
+    refuse_in_graph(now, queue)
+    put(pointer, ADDRESS, isa.GLOBAL_START + allocate(now, size, queue.device).start)
 
 
 @call(POINTER, POINTER, SIZE, SIZE, UINT)
@@ -96,6 +107,7 @@ def cuMemFree_v2(now: State, pointer: int) -> None:
 @call(ADDRESS, HANDLE)
 def cuMemFreeAsync(now: State, pointer: int, stream: int) -> None:
     """Free memory when what is queued in the stream has run."""
+    refuse_in_graph(now, now.stream(stream))
     found = now.place(pointer, 0, "cuMemFreeAsync")
     if found is None or found[0].start != found[1] or any(found[0] is one for one, _ in now.late):
         raise Refused("ERROR_INVALID_VALUE", f"cuMemFreeAsync: no allocation begins at {pointer:#x}")
@@ -265,13 +277,21 @@ def note_written(now: State, at: Side, width: int, height: int) -> None:
 def copy(now: State, stream: Stream | None, to: Side, source: Side, width: int, height: int, what: str) -> None:
     """Copy rows. stream: None for a copy for which the host waits; it is in the default stream.
 
+    In a captured stream the copy becomes a node. A pageable source is then read at each launch of the graph.
+
     A copy within devices is queued in any case, and so is one with a stream between a device and pinned memory. From
     pageable memory it is queued with what is there now, to pageable memory the host waits for it. If nothing else
     is queued or unknown to the host, a copy for which it waits is made at once.
     """
     if not width or not height:
         return
-    machine = now.machine
+    machine, place = now.machine, actions.caller()
+    if stream is not None and active(now, stream) is not None:
+        if to.device or source.device:
+            queue = partial(queue_copy, to=to, source=source, width=width, height=height, what=what, place=place)
+            submit(now, stream, work.Work(work.COPY, queue))
+            return
+        raise Refused("ERROR_NOT_SUPPORTED", f"{what} between memory of the host cannot be captured")
     waits = not to.device or (stream is None and not (to.on_device and source.on_device))
     stream = stream or now.stream(0)
     if waits:
@@ -280,6 +300,16 @@ def copy(now: State, stream: Stream | None, to: Side, source: Side, width: int, 
         note_written(now, to, width, height)
         rows_of(to, width, height)[:] = rows_of(source, width, height).copy()
         return
+    made = queue_copy(now, stream, to, source, width, height, what, place)
+    if waits:
+        now.wait([made])
+
+
+def queue_copy(
+    now: State, stream: Stream, to: Side, source: Side, width: int, height: int, what: str, place: tuple[str, int]
+) -> Launch:
+    """Queue a copy in a stream. place: file and line of the call."""
+    machine = now.machine
     after: list[Callable[[], None]] = []
     rows = actions.Rows(to.device, source.device, width, height, to.step, source.step)
     staged = None
@@ -293,9 +323,7 @@ def copy(now: State, stream: Stream | None, to: Side, source: Side, width: int, 
         else:
             after.insert(0, partial(np.copyto, rows_of(to, width, height), there))
             rows.to, rows.stride = isa.GLOBAL_START + staged.start, width
-    made = actions.enqueue(machine, stream, what, rows, after)
-    if waits:
-        now.wait([made])
+    return actions.enqueue(machine, stream, what, rows, after, place)
 
 
 def copy_bytes(now: State, stream: Stream | None, to: int, source: int, size: int, what: str, devices: str) -> None:
@@ -362,6 +390,19 @@ class Copy2D(ctypes.Structure):
     ] + [("WidthInBytes", SIZE), ("Height", SIZE)]
 
 
+def side_2d(now: State, asked: Any, name: str, what: str) -> Side:
+    """The side "dst" or "src" of a CUDA_MEMCPY2D, or of a CUDA_MEMCPY3D of one layer."""
+    width, kind = asked.WidthInBytes, getattr(asked, f"{name}MemoryType")
+    if kind == ARRAY:
+        raise Refused("ERROR_NOT_SUPPORTED", f"{what}: the stand-in libcuda has no CUDA arrays")
+    pitch = getattr(asked, f"{name}Pitch") or width
+    if pitch < width:
+        raise Refused("ERROR_INVALID_VALUE", f"{what}: rows of {width} bytes are longer than their pitch {pitch}")
+    start = getattr(asked, f"{name}Host" if kind == HOST else f"{name}Device") or 0
+    start += getattr(asked, f"{name}Y") * pitch + getattr(asked, f"{name}XInBytes")
+    return side(now, start, width, what, kind == DEVICE, asked.Height, pitch)
+
+
 def copy_2d(now: State, stream: Stream | None, how: int, what: str) -> None:
     """Copy as a CUDA_MEMCPY2D in the program's memory says. stream: as of `copy`."""
     now.context()
@@ -371,17 +412,7 @@ def copy_2d(now: State, stream: Stream | None, how: int, what: str) -> None:
     width, height = asked.WidthInBytes, asked.Height
     if not width or not height:
         return
-    sides = []
-    for name in ("dst", "src"):
-        kind = getattr(asked, f"{name}MemoryType")
-        if kind == ARRAY:
-            raise Refused("ERROR_NOT_SUPPORTED", f"{what}: the stand-in libcuda has no CUDA arrays")
-        pitch = getattr(asked, f"{name}Pitch") or width
-        if pitch < width:
-            raise Refused("ERROR_INVALID_VALUE", f"{what}: rows of {width} bytes are longer than their pitch {pitch}")
-        start = getattr(asked, f"{name}Host" if kind == HOST else f"{name}Device")
-        start += getattr(asked, f"{name}Y") * pitch + getattr(asked, f"{name}XInBytes")
-        sides.append(side(now, start, width, what, kind == DEVICE, height, pitch))
+    sides = [side_2d(now, asked, name, what) for name in ("dst", "src")]
     copy(now, stream, sides[0], sides[1], width, height, what)
 
 
@@ -414,14 +445,29 @@ def fill(
     now.context()
     if not width or not height:
         return
+    made = fill_work(now, address, pitch, value, width, height, size, what)
+    if stream is not None:
+        submit(now, stream, made)
+        return
+    launch = made.queue(now, now.stream(0))
+    if not side(now, address, 1, what, True).on_device:
+        now.wait([launch])
+
+
+def fill_work(
+    now: State, address: int, pitch: int, value: int, width: int, height: int, size: int, what: str
+) -> work.Work:
+    """The work of a fill. The arguments are as of `fill`."""
     if address % size or (height > 1 and (pitch % size or pitch < width * size)):
         raise Refused("ERROR_INVALID_VALUE", f"{what}: {address:#x} and the pitch must be multiples of {size}")
     to = side(now, address, width * size, what, True, height, pitch)
-    value = int.from_bytes(value.to_bytes(size, "little") * (4 // size), "little")
-    rows = actions.Rows(to.device, 0, width * size, height, pitch)
-    made = actions.enqueue(now.machine, stream or now.stream(0), what, rows, [], value, size)
-    if stream is None and not to.on_device:
-        now.wait([made])
+    word = int.from_bytes(value.to_bytes(size, "little") * (4 // size), "little")
+    rows, place = actions.Rows(to.device, 0, width * size, height, pitch), actions.caller()
+
+    def queue(now: State, stream: Stream) -> Launch:
+        return actions.enqueue(now.machine, stream, what, rows, [], place, word, size)
+
+    return work.Work(work.FILL, queue)
 
 
 def fills(bits: int) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from .. import isa
 from .calls import ADDRESS, HANDLE, INT, LONG, POINTER, SIZE, call, put
-from .memory import allocate
+from .memory import allocate, refuse_in_graph
 from .results import Refused
 from .state import State
 
@@ -112,5 +112,5 @@ def cuMemPoolSetAccess(now: State, pool: int, places: int, count: int) -> None:
 
 @call(POINTER, SIZE, HANDLE, HANDLE)
 def cuMemAllocFromPoolAsync(now: State, pointer: int, size: int, pool: int, stream: int) -> None:
-    now.stream(stream)
+    refuse_in_graph(now, now.stream(stream))
     put(pointer, ADDRESS, isa.GLOBAL_START + allocate(now, size, now.get(pool, Pool).device).start)

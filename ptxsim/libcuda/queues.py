@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import ctypes
 import time
+from functools import partial
 
 from ..launches import Launch
-from ..streams import Event
+from ..streams import Event, Stream
+from . import work
 from .calls import HANDLE, INT, LONG, POINTER, UINT, call, put
+from .capture import active, record, refuse_captured, refuse_captured_event, submit, wait
 from .results import Refused
 from .state import PER_THREAD, ProgramEvent, QueueStream, State
 
 NON_BLOCKING, NO_TIMING = 1, 2  # flags of streams, of events
-CALLBACK = ctypes.CFUNCTYPE(None, HANDLE, INT, POINTER)
-HOST_FUNCTION = ctypes.CFUNCTYPE(None, POINTER)
+EXTERNAL = 1  # flag of records of events and of waits for them: in a capture they become nodes
 
 
 def in_stream(now: State, handle: int) -> list[Launch]:
@@ -45,20 +47,30 @@ def cuStreamDestroy_v2(now: State, stream: int) -> None:
 
 @call(HANDLE)
 def cuStreamSynchronize(now: State, stream: int) -> None:
+    refuse_captured(now, now.stream(stream))
     now.wait(in_stream(now, stream))
 
 
 @call(HANDLE)
 def cuStreamQuery(now: State, stream: int) -> None:
     """Run what is queued in the stream, so that a program that asks again and again goes on."""
+    refuse_captured(now, now.stream(stream))
     now.wait(in_stream(now, stream))
 
 
 @call(HANDLE, HANDLE, UINT)
 def cuStreamWaitEvent(now: State, stream: int, event: int, flags: int) -> None:
-    found = now.get(event, ProgramEvent)
-    if found.recorded is not None:
-        now.stream(stream).wait(found.recorded)
+    found, queue = now.get(event, ProgramEvent), now.stream(stream)
+    if flags & EXTERNAL and active(now, queue) is not None:
+        submit(now, queue, work.Work(work.WAIT, partial(wait_for, event=found), found))
+    elif not wait(now, queue, found):
+        wait_for(now, queue, found)
+
+
+def wait_for(now: State, stream: Stream, event: ProgramEvent) -> None:
+    """Let a stream wait for an event that was recorded in no capture."""
+    if event.recorded is not None:
+        stream.wait(event.recorded)
 
 
 @call(HANDLE, POINTER)
@@ -86,32 +98,6 @@ def cuStreamGetId(now: State, stream: int, number: int) -> None:
     put(number, LONG, stream)
 
 
-@call(HANDLE, POINTER)
-def cuStreamIsCapturing(now: State, stream: int, status: int) -> None:
-    put(status, INT, 0)
-
-
-@call(POINTER)
-def cuThreadExchangeStreamCaptureMode(now: State, mode: int) -> None:
-    """Do nothing: streams cannot be captured."""
-
-
-@call(HANDLE, POINTER, POINTER, UINT)
-def cuStreamAddCallback(now: State, stream: int, function: int, data: int, flags: int) -> None:
-    """Run what is queued in the stream, then call the program's function."""
-    now.wait(now.machine.needs_of(now.stream(stream)), known=False)
-    with now.unlocked():
-        CALLBACK(function)(stream, 0, data)
-
-
-@call(HANDLE, POINTER, POINTER)
-def cuLaunchHostFunc(now: State, stream: int, function: int, data: int) -> None:
-    """Run what is queued in the stream, then call the program's function."""
-    now.wait(now.machine.needs_of(now.stream(stream)), known=False)
-    with now.unlocked():
-        HOST_FUNCTION(function)(data)
-
-
 # ---- events ----
 @call(POINTER, UINT)
 def cuEventCreate(now: State, event: int, flags: int) -> None:
@@ -126,24 +112,35 @@ def cuEventDestroy_v2(now: State, event: int) -> None:
 
 @call(HANDLE, HANDLE)
 def cuEventRecord(now: State, event: int, stream: int) -> None:
-    found = now.get(event, ProgramEvent)
-    queue = now.stream(stream)
-    found.recorded = Event(now.machine.needs_of(queue))  # as of an action in the stream
-    if queue is now.machine.devices[queue.device].default:  # for which blocking streams wait
-        queue.waits = list(found.recorded.launches)
-    found.begun, found.over = time.perf_counter(), None
-    if not any(one is found for one in now.pending):
-        now.pending.append(found)
+    found, queue = now.get(event, ProgramEvent), now.stream(stream)
+    if not record(now, found, queue):
+        record_in(now, queue, found)
+
+
+def record_in(now: State, stream: Stream, event: ProgramEvent) -> None:
+    """Record an event in a stream."""
+    event.recorded = Event(now.machine.needs_of(stream))  # as of an action in the stream
+    if stream is now.machine.devices[stream.device].default:  # for which blocking streams wait
+        stream.waits = list(event.recorded.launches)
+    event.begun, event.over, event.captured = time.perf_counter(), None, None
+    if not any(one is event for one in now.pending):
+        now.pending.append(event)
 
 
 @call(HANDLE, HANDLE, UINT)
 def cuEventRecordWithFlags(now: State, event: int, stream: int, flags: int) -> None:
-    cuEventRecord(now, event, stream)
+    queue = now.stream(stream)
+    if flags & EXTERNAL and active(now, queue) is not None:
+        found = now.get(event, ProgramEvent)
+        submit(now, queue, work.Work(work.RECORD, partial(record_in, event=found), found))
+    else:
+        cuEventRecord(now, event, stream)
 
 
 @call(HANDLE)
 def cuEventSynchronize(now: State, event: int) -> None:
     found = now.get(event, ProgramEvent)
+    refuse_captured_event(found)
     now.wait(found.recorded.launches if found.recorded is not None else [])
 
 
@@ -157,6 +154,8 @@ def cuEventQuery(now: State, event: int) -> None:
 def cuEventElapsedTime(now: State, milliseconds: int, start: int, end: int) -> None:
     """The time that passed on this computer. It is no estimate of a GPU's time."""
     first, last = now.get(start, ProgramEvent), now.get(end, ProgramEvent)
+    refuse_captured_event(first)
+    refuse_captured_event(last)
     if first.recorded is None or last.recorded is None or (first.flags | last.flags) & NO_TIMING:
         raise Refused("ERROR_INVALID_HANDLE")
     if first.over is None or last.over is None:

@@ -38,9 +38,15 @@ TEXTS = {
     "ERROR_STREAM_CAPTURE_UNMATCHED": (903, "capture was not ended in the same stream as it began"),
     "ERROR_STREAM_CAPTURE_UNJOINED": (904, "capturing stream has unjoined work"),
     "ERROR_STREAM_CAPTURE_ISOLATION": (905, "dependency created on uncaptured work in another stream"),
-    "ERROR_STREAM_CAPTURE_IMPLICIT": (906, "operation would make the legacy stream depend on a capturing blocking stream"),
+    "ERROR_STREAM_CAPTURE_IMPLICIT": (
+        906,
+        "operation would make the legacy stream depend on a capturing blocking stream",
+    ),
     "ERROR_CAPTURED_EVENT": (907, "operation not permitted on an event last recorded in a capturing stream"),
-    "ERROR_STREAM_CAPTURE_WRONG_THREAD": (908, "attempt to terminate a thread-local capture sequence from another thread"),
+    "ERROR_STREAM_CAPTURE_WRONG_THREAD": (
+        908,
+        "attempt to terminate a thread-local capture sequence from another thread",
+    ),
     "ERROR_GRAPH_EXEC_UPDATE_FAILURE": (910, "the graph update was not performed because of a violated constraint"),
     "ERROR_UNKNOWN": (999, "unknown error"),
 }

@@ -13,6 +13,7 @@ import dataclasses
 import json
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +22,19 @@ from typing import Any
 from ..coverage import Coverage
 from ..errors import PtxsimError
 from ..findings import Report
-from . import devices, launching, lookup, memory, modules, pools, queues, tensor_maps  # noqa: F401  (declarations)
+from . import (
+    capture,
+    devices,
+    graph_calls,
+    host_functions,
+    launching,
+    lookup,
+    memory,
+    modules,
+    pools,
+    queues,
+    tensor_maps,
+)  # noqa: F401  (declarations)
 from .build import per_thread, symbols
 from .calls import ARGUMENTS, FUNCTIONS, INT, LONG
 from .results import CODES, Refused
@@ -65,9 +78,14 @@ class Session:
             try:
                 if not self.state.initialised and name not in BEFORE_INIT:
                     return CODES["ERROR_NOT_INITIALIZED"]
+                if self.state.calling and self.state.thread_number() in self.state.calling:
+                    raise Refused("ERROR_NOT_PERMITTED", f"{name} is not permitted in a host function of a stream")
+                self.state.last_call = time.monotonic()
                 with self.state.lock:
                     self.state.per_thread = of_thread
+                    capture.check(self.state, name)
                     function(self.state, *args)
+                    self.state.last_call = time.monotonic()
                 return 0
             except Refused as refused:
                 if refused.why:
@@ -103,7 +121,8 @@ class Session:
             return
         try:
             if finish:
-                self.state.finish()
+                with self.state.lock:
+                    self.state.finish()
         except BaseException as error:
             why = getattr(error, "why", "") or str(error) or type(error).__name__
             print(f"ptxsim: at the program's end: {why}", file=sys.stderr)

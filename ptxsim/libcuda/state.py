@@ -141,7 +141,18 @@ class State:
     said: set[str] = field(default_factory=set)
     captures: list[Any] = field(default_factory=list)  # that are going on
     modes: dict[int, int] = field(default_factory=dict)  # thread -> its mode for captures, by default 0
+    host: dict[int, Launch] = field(
+        default_factory=dict
+    )  # by id, host functions that were not called yet (host_functions.py)
+    calling: dict[int, Launch] = field(default_factory=dict)  # thread -> the host function that it is in
+    caller: threading.Thread | None = None  # the stand-in's own thread for host functions
+    last_call: float = 0.0  # when the program last called the driver API, as of time.monotonic
     lock: Any = field(default_factory=threading.RLock)
+    returned: Any = None  # the condition that a host function has returned
+
+    def __post_init__(self) -> None:
+        """Make the condition, whose lock is the state's."""
+        self.returned = threading.Condition(self.lock)
 
     @contextlib.contextmanager
     def unlocked(self) -> Iterator[None]:
@@ -222,8 +233,45 @@ class State:
     def wait(self, launches: list[Launch], known: bool = True) -> None:
         """Run launches and those that they need. Raises Refused if kernels hang or trap, as after CUDA's errors.
 
-        known: whether the program has waited, so that what it does next comes after them.
+        Host functions among them are called. known: whether the program has waited, so that what it does next comes
+        after them.
         """
+        while (host := self.first_function(launches)) is not None:
+            if any(host is one for one in self.calling.values()):
+                self.returned.wait()
+                continue
+            self.run(host.needs, False)
+            if host.call is None:  # it was called because kernels were stuck without it
+                continue
+            self.calling[self.thread_number()] = host
+            with self.unlocked():
+                host.call()
+            self.returned.notify_all()
+        self.run(launches, known)
+
+    def first_function(self, launches: list[Launch]) -> Launch | None:
+        """The first host function that was not called yet, of launches and those that they need."""
+        if not self.host:
+            return None
+        wanted = {id(one) for one in launches}
+        for one in reversed(self.machine.queue):
+            if id(one) in wanted:
+                wanted |= {id(need) for need in one.needs}
+        return next((one for number, one in self.host.items() if number in wanted), None)
+
+    def call_host(self, launch: Launch, function: Callable[[], None]) -> None:
+        """Call the program's function of a host function."""
+        thread = self.thread_number()
+        self.calling[thread] = launch
+        try:
+            function()
+        finally:
+            launch.call = None
+            self.host.pop(id(launch), None)
+            del self.calling[thread]
+
+    def run(self, launches: list[Launch], known: bool) -> None:
+        """Run launches, before which no host function is left to call. The rest is as of `wait`."""
         machine = self.machine
         first = len(machine.reports)
         before = bool(machine.queue)
