@@ -523,7 +523,7 @@ def cuGraphExecNodeSetParams(now: State, made: int, node: int, how: int) -> None
 @call(HANDLE, POINTER, UINT)
 def cuGraphDebugDotPrint(now: State, graph: int, path: int, flags: int) -> None:
     """Write a graph's nodes and edges as a file for Graphviz."""
-    names = "kernel copy fill host graph empty wait record".split()
+    names = ["kernel", "copy", "fill", "host", "graph", "empty", "wait", "record"]
     lines = ["digraph {"]
     for node in now.get(graph, Graph).nodes:
         label = node.work.asked.function.name if isinstance(node.work.asked, Kernel) else names[node.work.kind]

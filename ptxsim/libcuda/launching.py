@@ -18,8 +18,8 @@ from ..machine import How
 from ..streams import Stream
 from ..syntax import PTXError
 from . import work
-from .capture import submit
 from .calls import HANDLE, INT, POINTER, SIZE, UINT, call, put
+from .capture import submit
 from .results import Refused
 from .state import Function, State
 
@@ -122,7 +122,6 @@ def kernel(
     now: State, function: Function, grid: tuple[int, ...], block: tuple[int, ...], how: dict[str, Any], *given: int
 ) -> work.Work:
     """The work of a kernel. given: the addresses of the table of pointers to parameters and of the packed buffer."""
-    program = function.module.program
     if how["shared"] > function.most_dynamic:
         raise Refused(
             "ERROR_INVALID_VALUE",

@@ -16,8 +16,8 @@ from ..errors import MemoryProblem
 from ..launches import Launch
 from ..streams import Stream
 from . import actions, work
-from .capture import active, submit
 from .calls import ADDRESS, HANDLE, INT, POINTER, SIZE, UINT, call, put
+from .capture import active, submit
 from .devices import TOTAL_BYTES
 from .results import Refused
 from .state import State, bytes_at

@@ -40,12 +40,12 @@ TEXTS = {
     "ERROR_STREAM_CAPTURE_ISOLATION": (905, "dependency created on uncaptured work in another stream"),
     "ERROR_STREAM_CAPTURE_IMPLICIT": (
         906,
-        "operation would make the legacy stream depend on a capturing blocking stream",
+        "the legacy stream would depend on a capturing blocking stream",
     ),
     "ERROR_CAPTURED_EVENT": (907, "operation not permitted on an event last recorded in a capturing stream"),
     "ERROR_STREAM_CAPTURE_WRONG_THREAD": (
         908,
-        "attempt to terminate a thread-local capture sequence from another thread",
+        "capture of another thread cannot be ended by this one",
     ),
     "ERROR_GRAPH_EXEC_UPDATE_FAILURE": (910, "the graph update was not performed because of a violated constraint"),
     "ERROR_UNKNOWN": (999, "unknown error"),

@@ -22,7 +22,7 @@ from typing import Any
 from ..coverage import Coverage
 from ..errors import PtxsimError
 from ..findings import Report
-from . import (
+from . import (  # noqa: F401  (declarations)
     capture,
     devices,
     graph_calls,
@@ -34,7 +34,7 @@ from . import (
     pools,
     queues,
     tensor_maps,
-)  # noqa: F401  (declarations)
+)
 from .build import per_thread, symbols
 from .calls import ARGUMENTS, FUNCTIONS, INT, LONG
 from .results import CODES, Refused

@@ -141,9 +141,7 @@ class State:
     said: set[str] = field(default_factory=set)
     captures: list[Any] = field(default_factory=list)  # that are going on
     modes: dict[int, int] = field(default_factory=dict)  # thread -> its mode for captures, by default 0
-    host: dict[int, Launch] = field(
-        default_factory=dict
-    )  # by id, host functions that were not called yet (host_functions.py)
+    host: dict[int, Launch] = field(default_factory=dict)  # by id, host functions (host_functions.py) to call
     calling: dict[int, Launch] = field(default_factory=dict)  # thread -> the host function that it is in
     caller: threading.Thread | None = None  # the stand-in's own thread for host functions
     last_call: float = 0.0  # when the program last called the driver API, as of time.monotonic

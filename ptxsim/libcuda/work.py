@@ -1,7 +1,7 @@
 """What a stream or a node of a graph does, and graphs with their executable forms.
 
-A launch of a graph queues each of its works in a stream of the graph's own, so that nothing but edges orders them: works
-that follow each other along edges share one.
+A launch of a graph queues each of its works in a stream of the graph's own, so that nothing but edges orders them:
+works that follow each other along edges share one.
 """
 
 from __future__ import annotations
