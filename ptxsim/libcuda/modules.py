@@ -157,7 +157,8 @@ def file_image(path: int) -> Any:
 
 @call(POINTER, POINTER)
 def cuModuleLoad(now: State, module: int, path: int) -> None:
-    cuModuleLoadData(now, module, ctypes.addressof(file_image(path)))
+    image = file_image(path)  # which must live until it is loaded
+    cuModuleLoadData(now, module, ctypes.addressof(image))
 
 
 @call(HANDLE)
@@ -192,7 +193,8 @@ def cuLibraryLoadData(
 def cuLibraryLoadFromFile(
     now: State, library: int, path: int, options: int, values: int, count: int, others: int, settings: int, more: int
 ) -> None:
-    with_log(now, library, ctypes.addressof(file_image(path)), count, options, values)
+    file = file_image(path)  # which must live until it is loaded
+    with_log(now, library, ctypes.addressof(file), count, options, values)
 
 
 @call(HANDLE)
