@@ -115,6 +115,7 @@ later(two, lambda: host.view(np.uint32).fill(1))
 fill(x, 2.0, two)
 do(cu.cuStreamSynchronize(one))
 assert host.view(np.uint32)[0] == 1
+do(cu.cuStreamSynchronize(two))
 assert (to_host(x) == 2).all()
 print('right')
 """)
