@@ -1,4 +1,4 @@
-"""Compiles the stand-in libcuda.so.1, once for each state of its sources, into the kernel cache."""
+"""Compiles the stand-ins libcuda.so.1 and libcudart.so, once for each state of their sources, into the kernel cache."""
 
 from __future__ import annotations
 
@@ -21,9 +21,13 @@ from ..errors import EnvironmentProblem, own
 SOURCE = Path(__file__).with_name("stand_in.c")
 NAMES = Path(__file__).with_name("names.txt")
 PER_THREAD = Path(__file__).with_name("per_thread.txt")
+RUNTIME = [Path(__file__).with_name(name) for name in ("runtime.c", "runtime_missing.c")]
+RUNTIME_NAMES = Path(__file__).with_name("runtime_names.txt")
+RUNTIMES = (12, 13)  # the major versions of libcudart
 TIME = 300  # seconds that the compilation may take
 LIBRARY = "libcuda.so.1"
-OPTIONS = ["-shared", "-fPIC", "-O2", "-fvisibility=hidden", f"-Wl,-soname,{LIBRARY}", "-w"]
+OPTIONS = ["-shared", "-fPIC", "-O2", "-fvisibility=hidden", "-w"]
+VERSIONS = "{library} {{ global: cuda*; __cuda*; local: *; }};\n"  # NVIDIA's version of the runtime's symbols
 PTXAS = Path(__file__).with_name("ptxas.sh")
 
 
@@ -52,14 +56,21 @@ def per_thread() -> dict[str, str]:
     return {name: name.rpartition("_")[0] for name in names}
 
 
-def folder() -> Path:
-    """The folder with the library, as libcuda.so.1 and libcuda.so, and with a stand-in for ptxas.
+@cache
+def runtime_symbols() -> list[str]:
+    """The names that NVIDIA's runtimes export."""
+    return [line for line in RUNTIME_NAMES.read_text("ascii").splitlines() if line[:1] != "#"]
 
-    The library is compiled if it is not there.
+
+def folder() -> Path:
+    """The folder with the library, as libcuda.so.1 and libcuda.so, with runtimes, and with a stand-in for ptxas.
+
+    The libraries are compiled if they are not there.
 
     Raises EnvironmentProblem if there is no C compiler, or if it fails.
     """
-    parts = [*(regular.read(file).decode() for file in (SOURCE, PTXAS)), *symbols(), *OPTIONS]
+    parts = [regular.read(file).decode() for file in (SOURCE, PTXAS, *RUNTIME)]
+    parts += [*symbols(), *runtime_symbols(), VERSIONS, *OPTIONS]
     parts.append(os.environ.get("CC", ""))
     with own():
         cached = compiler.cache_folder() / "libcuda"
@@ -86,23 +97,27 @@ def temporary_folder(place: Path) -> Iterator[str]:
 
 
 def compiled(place: Path) -> None:
-    """Compile the library into a folder."""
+    """Compile the libraries into a folder."""
     words = (os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang") or "").split()
     if not words:
         raise EnvironmentProblem(
             "running programs of the driver API needs a C compiler, which makes the stand-in libcuda: install one "
             "(gcc or clang), or name it in the variable CC"
         )
-    listed = " ".join(f"X({name})" for name in symbols())
     with temporary_folder(place) as temporary:
         made = Path(temporary) / LIBRARY
-        words += [*OPTIONS, f"-DFUNCTIONS={listed}", "-o", str(made), str(SOURCE), "-ldl", "-lpthread"]
-        try:
-            done = subprocess.run(words, capture_output=True, text=True, timeout=TIME)
-        except (OSError, subprocess.TimeoutExpired) as error:
-            raise EnvironmentProblem(f"the stand-in libcuda cannot be compiled: {error}") from error
-        if done.returncode:
-            raise EnvironmentProblem(f"the stand-in libcuda does not compile by {words[0]}: {done.stderr.strip()}")
+        library([*words, f"-DFUNCTIONS={listed(symbols())}", str(SOURCE), "-ldl", "-lpthread"], made)
+        for version in RUNTIMES:
+            runtime = Path(temporary) / f"libcudart.so.{version}"
+            script = Path(temporary) / "versions"
+            script.write_text(VERSIONS.format(library=runtime.name))
+            defined = [
+                f"-DRUNTIME={version}",
+                f"-DMISSING={listed(runtime_symbols())}",
+                f"-Wl,--version-script={script}",
+            ]
+            library([*words, *defined, *map(str, RUNTIME), str(made), "-Wl,-rpath,$ORIGIN", "-lpthread"], runtime)
+            os.replace(runtime, place / runtime.name)
         link = Path(temporary) / "libcuda.so"
         link.symlink_to(LIBRARY)
         assembler = Path(temporary) / "ptxas"
@@ -111,6 +126,22 @@ def compiled(place: Path) -> None:
         os.replace(assembler, place / "ptxas")
         os.replace(link, place / "libcuda.so")
         os.replace(made, place / LIBRARY)
+
+
+def listed(names: list[str]) -> str:
+    """Names as a list X(name) for the compiler."""
+    return " ".join(f"X({name})" for name in names)
+
+
+def library(words: list[str], made: Path) -> None:
+    """Compile a shared library. words: the compiler with its options and files."""
+    words = [*words, *OPTIONS, f"-Wl,-soname,{made.name}", "-o", str(made)]
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, timeout=TIME)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise EnvironmentProblem(f"the stand-in libcuda cannot be compiled: {error}") from error
+    if done.returncode:
+        raise EnvironmentProblem(f"the stand-in libcuda does not compile by {words[0]}: {done.stderr.strip()}")
 
 
 def libpython() -> str:

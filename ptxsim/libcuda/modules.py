@@ -11,57 +11,36 @@ import numpy as np
 
 from ..errors import InputError
 from ..heap import heap_for
+from . import fatbins
 from .calls import ADDRESS, HANDLE, INT, POINTER, SIZE, UINT, call, put, text_at
 from .results import Refused
 from .state import Function, Module, State
 
-FATBIN, WRAPPER, ELF = 0xBA55ED50, 0x466243B1, b"\x7fELF"
-PTX_ENTRY, COMPRESSED = 1, 0x2000 | 0x8000
-ENTRY = struct.Struct("<HHIQIIIHHIIIQQQ")  # an entry of a fat binary
-WANTED = (
-    "the machine runs PTX, and the program loads {what}: let it compile to PTX (nvcc -ptx, nvcc -fatbin with "
-    "-gencode arch=compute_90,code=compute_90 and -Xfatbin -no-compress, NVRTC with --gpu-architecture=compute_90 and "
-    "nvrtcGetPTX)"
-)
+ELF = b"\x7fELF"
 ERROR_LOG, ERROR_LOG_SIZE = 5, 6  # CUjit_option
 MOST_DYNAMIC, CARVEOUT, LAST = 8, 9, 15  # CUfunction_attribute, and the last that CUDA 12.9 has
 _names: dict[str, Any] = {}  # kernels' names as C texts, which programs keep pointers to
 
 
-def ptx_at(image: int) -> str:
+def ptx_at(now: State, image: int) -> str:
     """The PTX text of a module's image in the program's memory. Raises Refused for machine code."""
     if not image:
         raise Refused("ERROR_INVALID_VALUE")
     start = ctypes.string_at(image, 4)
     (magic,) = struct.unpack("<I", start)
-    if magic == WRAPPER:
+    if magic == fatbins.WRAPPER:
         image = ctypes.c_uint64.from_address(image + 8).value
         (magic,) = struct.unpack("<I", ctypes.string_at(image, 4))
-    if magic == FATBIN:
-        return of_fatbin(image)
+    if magic == fatbins.FATBIN:
+        return fatbins.ptx_of(image, 10 * now.machine.cc[0] + now.machine.cc[1])
     if start == ELF:
-        raise Refused("ERROR_NO_BINARY_FOR_GPU", WANTED.format(what="machine code (a cubin)"))
+        raise fatbins.refused("machine code (a cubin)")
     return text_at(image)
-
-
-def of_fatbin(image: int) -> str:
-    """The PTX in a fat binary."""
-    header, size = struct.unpack("<HQ", ctypes.string_at(image + 6, 10))
-    at, end = image + header, image + header + size
-    compressed = False
-    while at + ENTRY.size <= end:
-        kind, _, first, length, _, _, _, _, _, _, _, _, flags, _, _ = ENTRY.unpack(ctypes.string_at(at, ENTRY.size))
-        if kind == PTX_ENTRY and not flags & COMPRESSED:
-            return ctypes.string_at(at + first, length).rstrip(b"\0").decode(errors="backslashreplace")
-        compressed = compressed or kind == PTX_ENTRY
-        at += max(first + length, ENTRY.size)
-    what = "a fat binary whose PTX is compressed" if compressed else "a fat binary without PTX"
-    raise Refused("ERROR_NO_BINARY_FOR_GPU", WANTED.format(what=what))
 
 
 def load(now: State, image: int) -> Module:
     """Load a module. One that is loaded again has its variables' initial values."""
-    text = ptx_at(image)
+    text = ptx_at(now, image)
     text += heap_for(text)
     taken = {one.copy for one in now.objects.values() if isinstance(one, Module) and one.text == text}
     copy = next(number for number in itertools.count() if number not in taken)

@@ -2,9 +2,8 @@
 
 NVIDIA's libcudart talks to NVIDIA's libcuda by tables of functions that no document describes, one of which proves that
 the driver is NVIDIA's. So the stand-in has a runtime of its own, for programs that link the shared runtime. RUNTIME is
-its major version. MISSING is a list X(name) of all functions that NVIDIA's runtimes export: one that is not defined here
-returns cudaErrorNotSupported. Codes of errors have the same numbers in both APIs. As in stand_in.c, arguments are passed on
-as words. */
+its major version. Functions that it lacks are in runtime_missing.c. Codes of errors have the same numbers in both APIs.
+As in stand_in.c, arguments are passed on as words. */
 
 #include <ctype.h>
 #include <pthread.h>
@@ -203,12 +202,10 @@ API const char *cudaGetErrorName(int code) {
     cuGetErrorName((word)code, W(&name));
     if (!name) return "unrecognized error code";
     char *to = made + sprintf(made, "cuda");
-    for (int upper = 1; *(name += *name == '_' || name[4] == '_' ? 0 : 0) && to < made + 120; name++) {
-        if (*name == '_') upper = 1;
-        else if (to > made + 4 || upper) {
-            *to++ = upper ? *name : (char)tolower(*name);
-            upper = 0;
-        }
+    int upper = 1;
+    for (name += 4; *name && to < made + sizeof made - 1; name++) {
+        if (*name != '_') *to++ = upper ? *name : (char)tolower(*name);
+        upper = *name == '_';
     }
     *to = 0;
     return made;
