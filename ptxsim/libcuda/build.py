@@ -26,7 +26,7 @@ RUNTIME_NAMES = Path(__file__).with_name("runtime_names.txt")
 RUNTIMES = (12, 13)  # the major versions of libcudart
 TIME = 300  # seconds that the compilation may take
 LIBRARY = "libcuda.so.1"
-OPTIONS = ["-shared", "-fPIC", "-O2", "-fvisibility=hidden", "-w"]
+OPTIONS = ["-shared", "-fPIC", "-O2", "-fvisibility=hidden", "-Wl,-z,nodelete", "-w"]
 VERSIONS = "{library} {{ global: cuda*; __cuda*; local: *; }};\n"  # NVIDIA's version of the runtime's symbols
 PTXAS = Path(__file__).with_name("ptxas.sh")
 

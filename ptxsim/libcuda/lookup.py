@@ -13,6 +13,11 @@ NAMES = {code: ctypes.create_string_buffer(f"CUDA_{name}".encode()) for name, (c
 SENTENCES = {code: ctypes.create_string_buffer(text.encode()) for code, text in TEXTS.values()}
 FOUND, NOT_FOUND, TOO_NEW = 0, 1, 2  # CUdriverProcAddressQueryResult
 OF_THREAD = 2  # CU_GET_PROC_ADDRESS_PER_THREAD_DEFAULT_STREAM
+RUNTIME = bytes.fromhex("6bd5fb6c5bf4e74a8987d93912fd9df9")  # the first table that NVIDIA's runtime asks for
+OWN_RUNTIME = (
+    "the program brings NVIDIA's CUDA runtime with it, which needs NVIDIA's libcuda: link the shared runtime "
+    "(nvcc -cudart shared), in whose place ptxsim has one of its own"
+)
 EXPORTED: dict[str, int] = {}  # the library's functions: name -> address
 
 
@@ -56,8 +61,9 @@ def cuGetProcAddress_v2(now: State, name: int, function: int, version: int, flag
 
 @call(POINTER, POINTER)
 def cuGetExportTable(now: State, table: int, number: int) -> None:
-    """Refuse in silence: NVRTC and others ask for tables that they can do without. The CUDA runtime cannot."""
-    raise Refused("ERROR_NOT_SUPPORTED")
+    """Refuse: NVRTC and others ask for tables that they can do without. NVIDIA's CUDA runtime cannot, so this is said."""
+    asked = ctypes.string_at(number, 16) if number else b""
+    raise Refused("ERROR_NOT_SUPPORTED", OWN_RUNTIME if asked == RUNTIME else "")
 
 
 @call(POINTER, POINTER, INT, LONG)

@@ -27,7 +27,7 @@ INTERRUPTED = 130
 LAST_SECONDS = 20.0  # that a program may take to end after Ctrl-C
 NOTHING = (
     "the program launched no kernel through the stand-in libcuda: it must use the driver API of the shared library "
-    "libcuda.so.1, and not the CUDA runtime (libcudart), for which the stand-in is not enough"
+    "libcuda.so.1, or the CUDA runtime as the shared library libcudart.so (nvcc -cudart shared)"
 )
 UNENDED = (
     "a process of the program crashed or called os._exit: kernels that it had queued may not have run, and what it "

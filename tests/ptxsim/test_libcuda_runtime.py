@@ -176,6 +176,18 @@ def test_a_program_by_nvcc_runs_unchanged(tmp_path):
     assert f"race: program.cu:{line}: " in out
 
 
+@pytest.mark.slow
+def test_nvidias_own_runtime_is_refused_with_what_to_do(tmp_path):
+    """The bindings of the runtime contain it. It unloads libcuda, which must not end the program by a crash."""
+    pytest.importorskip("cuda.bindings.runtime", reason="cuda-bindings is not installed")
+    (tmp_path / "program.py").write_text(
+        "from cuda.bindings import runtime\nprint(int(runtime.cudaGetDeviceCount()[0]))\n"
+    )
+    code, out, err = run("--", sys.executable, "program.py", cwd=tmp_path)
+    assert (code, out.splitlines()[:1]) == (2, ["801"]), (out, err)
+    assert "link the shared runtime (nvcc -cudart shared)" in err
+
+
 # ---- compressed PTX ----
 def fatbin(*entries):
     """A fat binary with entries (architecture, flags, data, bytes when uncompressed)."""
