@@ -61,7 +61,7 @@ def cuGetProcAddress_v2(now: State, name: int, function: int, version: int, flag
 
 @call(POINTER, POINTER)
 def cuGetExportTable(now: State, table: int, number: int) -> None:
-    """Refuse: NVRTC and others ask for tables that they can do without. NVIDIA's CUDA runtime cannot, so this is said."""
+    """Refuse: NVRTC and others ask for tables that they can do without. NVIDIA's runtime cannot, so this is said."""
     asked = ctypes.string_at(number, 16) if number else b""
     raise Refused("ERROR_NOT_SUPPORTED", OWN_RUNTIME if asked == RUNTIME else "")
 

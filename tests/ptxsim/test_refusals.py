@@ -58,6 +58,10 @@ ZEROS = np.zeros(64, np.uint32)
         (".reg .b32 %r<5>;", "line 7: %r is declared a second time"),
         (".reg .b32 %r1;", "line 7: %r1 is declared a second time"),
         (".reg .b32 %q; .reg .b64 %q;", "line 7: %q is declared a second time"),
+        (
+            "call __cudaCDP2LaunchDeviceV2;",
+            "line 7: call: the kernel calls __cudaCDP2LaunchDeviceV2, .* dynamic parallelism is not supported",
+        ),
         ("call foo;", "function foo is neither in the module nor built in"),
         ("ld.param.u32 %r1, [nope];", "nope is not declared"),
         ("ld.global.v4.u32 {%r1, %r2}, [%d1];", "vector"),
