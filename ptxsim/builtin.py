@@ -34,8 +34,8 @@ def lower_builtin(low: Lowering, name: str, places: list[int], returns: int) -> 
         result(isa.B32, low.constant(0))
     elif name.lstrip("_").startswith("cuda"):
         raise low.fail(
-            f"the kernel calls {name}, a function of CUDA's runtime for devices, by which kernels launch others: dynamic "
-            "parallelism is not supported. Launch these kernels from the host"
+            f"the kernel calls {name}, a function of CUDA's runtime for devices, by which kernels launch others: "
+            "dynamic parallelism is not supported. Launch these kernels from the host"
         )
     else:
         raise low.fail(f"function {name} is neither in the module nor built in (vprintf, __assertfail, grid barriers)")
