@@ -11,6 +11,7 @@ from typing import Any
 from .results import Refused
 
 FATBIN, WRAPPER = 0xBA55ED50, 0x466243B1  # the first words of a fat binary and of a program's reference to one
+LINKED = 2  # the version of a reference to what nvcc linked of several files
 PTX, BY_LZ4, BY_ZSTANDARD = 1, 0x2000, 0x8000  # a kind of entry, and two of the flags of entries
 # an entry: kind, version, bytes of this header, bytes of the data, those that are used if it is compressed, place of
 # options, version of PTX in two parts, architecture, place and length of the name, flags, 0, bytes when uncompressed
@@ -26,8 +27,11 @@ def refused(what: str) -> Refused:
     return Refused("ERROR_NO_BINARY_FOR_GPU", WANTED.format(what=what))
 
 
-def ptx_of(image: int, arch: int) -> str:
-    """The PTX of a fat binary at an address: that of the newest architecture up to `arch`, else of the oldest one."""
+def ptx_of(image: int, arch: int, linked: bool = False) -> str:
+    """The PTX of a fat binary at an address: that of the newest architecture up to `arch`, else of the oldest one.
+
+    linked: whether it is what nvcc linked of several files.
+    """
     header, size = struct.unpack("<HQ", ctypes.string_at(image + 6, 10))
     at, end = image + header, image + header + size
     found: dict[int, tuple[int, tuple[Any, ...]]] = {}
@@ -37,7 +41,7 @@ def ptx_of(image: int, arch: int) -> str:
             found.setdefault(entry[8], (at, entry))
         at += max(entry[2] + entry[3], ENTRY.size)
     if not found:
-        raise refused("a fat binary without PTX")
+        raise refused("code of separate compilation (-rdc=true)" if linked else "a fat binary without PTX")
     at, entry = found[max((one for one in found if one <= arch), default=min(found))]
     first, length, used, flags, size = entry[2], entry[3], entry[4], entry[11], entry[13]
     data = ctypes.string_at(at + first, length)

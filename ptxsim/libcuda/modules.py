@@ -28,11 +28,13 @@ def ptx_at(now: State, image: int) -> str:
         raise Refused("ERROR_INVALID_VALUE")
     start = ctypes.string_at(image, 4)
     (magic,) = struct.unpack("<I", start)
+    linked = False
     if magic == fatbins.WRAPPER:
+        linked = UINT.from_address(image + 4).value == fatbins.LINKED
         image = ctypes.c_uint64.from_address(image + 8).value
         (magic,) = struct.unpack("<I", ctypes.string_at(image, 4))
     if magic == fatbins.FATBIN:
-        return fatbins.ptx_of(image, 10 * now.machine.cc[0] + now.machine.cc[1])
+        return fatbins.ptx_of(image, 10 * now.machine.cc[0] + now.machine.cc[1], linked)
     if start == ELF:
         raise fatbins.refused("machine code (a cubin)")
     return text_at(image)
