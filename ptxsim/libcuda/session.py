@@ -25,7 +25,9 @@ from ..findings import Report
 from . import (  # noqa: F401  (declarations)
     capture,
     devices,
-    graph_calls,
+    executable_graphs,
+    fills,
+    graph_nodes,
     host_functions,
     launching,
     lookup,
@@ -34,6 +36,7 @@ from . import (  # noqa: F401  (declarations)
     pools,
     queues,
     tensor_maps,
+    user_objects,
 )
 from .build import per_thread, symbols
 from .calls import ARGUMENTS, FUNCTIONS, INT, LONG

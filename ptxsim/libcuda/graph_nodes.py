@@ -1,25 +1,22 @@
-"""The driver API's functions for graphs: explicit nodes and edges, executable graphs, and user objects."""
+"""The driver API's functions for graphs, their nodes and their edges."""
 
 from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from . import actions, memory
-from .calls import ADDRESS, HANDLE, INT, LONG, POINTER, SIZE, UINT, call, put, text_at
-from .capture import nodes_at, submit
-from .host_functions import FUNCTION, host_work
+from . import actions, fills, memory
+from .calls import ADDRESS, HANDLE, INT, POINTER, SIZE, UINT, call, put, text_at
+from .capture import nodes_at
+from .host_functions import host_work
 from .launching import Kernel, kernel
 from .queues import record_in, wait_for
 from .results import Refused
 from .state import Function, ProgramEvent, State
-from .work import CHILD, COPY, EMPTY, FILL, HOST, KERNEL, RECORD, WAIT, Executable, Graph, Node, Work
-
-INVALID_STRUCTURE, TOPOLOGY_CHANGED = 2, 2  # CUgraphInstantiateResult, CUgraphExecUpdateResult
-DEVICE_LAUNCH, MOVE = 4, 1  # flags of executable graphs, of references to user objects
+from .user_objects import release_all, retained
+from .work import CHILD, COPY, EMPTY, FILL, HOST, KERNEL, RECORD, WAIT, Graph, Node, Work
 
 
 class KernelParameters(ctypes.Structure):
@@ -85,7 +82,7 @@ def fill_work(now: State, address: int) -> Work:
     if asked.size not in (1, 2, 4) or asked.value >> 8 * asked.size:
         raise Refused("ERROR_INVALID_VALUE")
     pitch = asked.pitch if asked.height > 1 else 0
-    return memory.fill_work(
+    return fills.fill_work(
         now, asked.to, pitch, asked.value, asked.width, asked.height, asked.size, "cuGraphAddMemsetNode"
     )
 
@@ -392,134 +389,6 @@ def clear(edges: int, count: int, listing: Callable[[], None]) -> None:
         ctypes.memset(edges, 0, 8 * SIZE.from_address(count).value)
 
 
-# ---- executable graphs ----
-def instantiated(now: State, graph: Graph, flags: int) -> Executable:
-    """A new executable graph. Raises Refused if edges form a cycle, or for one that kernels launch."""
-    if flags & DEVICE_LAUNCH:
-        raise Refused("ERROR_NOT_SUPPORTED", "graphs that kernels launch are not supported")
-    made = Executable(graph, flags)
-    made.users = retained(graph.users)
-    now.keep(made)
-    return made
-
-
-@call(POINTER, HANDLE, LONG)
-def cuGraphInstantiateWithFlags(now: State, made: int, graph: int, flags: int) -> None:
-    put(made, HANDLE, instantiated(now, now.get(graph, Graph), flags).handle)
-
-
-@call(POINTER, HANDLE, POINTER, POINTER, SIZE, also=("cuGraphInstantiate_v2",))
-def cuGraphInstantiate(now: State, made: int, graph: int, node: int, log: int, size: int) -> None:
-    put(made, HANDLE, instantiated(now, now.get(graph, Graph), 0).handle)
-
-
-class Instantiation(ctypes.Structure):
-    """CUDA_GRAPH_INSTANTIATE_PARAMS."""
-
-    _fields_ = [("flags", LONG), ("stream", HANDLE), ("node", HANDLE), ("result", INT)]
-
-
-@call(POINTER, HANDLE, POINTER)
-def cuGraphInstantiateWithParams(now: State, made: int, graph: int, how: int) -> None:
-    if not how:
-        raise Refused("ERROR_INVALID_VALUE")
-    asked = Instantiation.from_address(how)
-    found = now.get(graph, Graph)
-    asked.node, asked.result = 0, INVALID_STRUCTURE
-    put(made, HANDLE, instantiated(now, found, asked.flags).handle)
-    asked.result = 0
-
-
-@call(HANDLE, HANDLE)
-def cuGraphLaunch(now: State, made: int, stream: int) -> None:
-    """Queue a graph's works in a stream, or make the graph a node of the stream's capture."""
-    found = now.get(made, Executable)
-    queue = now.stream(stream)
-    submit(now, queue, Work(CHILD, found.launch), found.graph)
-
-
-@call(HANDLE, HANDLE)
-def cuGraphUpload(now: State, made: int, stream: int) -> None:
-    """Do nothing: a graph has all that it needs."""
-    now.get(made, Executable)
-    now.stream(stream)
-
-
-@call(HANDLE)
-def cuGraphExecDestroy(now: State, made: int) -> None:
-    """Forget the handle. What was launched still runs."""
-    found = now.get(made, Executable)
-    del now.objects[made]
-    release_all(now, found.users)
-
-
-@call(HANDLE, POINTER)
-def cuGraphExecGetFlags(now: State, made: int, flags: int) -> None:
-    put(flags, LONG, now.get(made, Executable).flags)
-
-
-class Update(ctypes.Structure):
-    """CUgraphExecUpdateResultInfo."""
-
-    _fields_ = [("result", INT), ("node", HANDLE), ("source", HANDLE)]
-
-
-@call(HANDLE, HANDLE, POINTER)
-def cuGraphExecUpdate_v2(now: State, made: int, graph: int, result: int) -> None:
-    """Give an executable graph the works of another graph with the same edges and kinds of nodes."""
-    found, other = now.get(made, Executable), now.get(graph, Graph)
-    if not result:
-        raise Refused("ERROR_INVALID_VALUE")
-    out = Update.from_address(result)
-    out.result, out.node, out.source = 0, 0, 0
-    if not found.same_form(other):
-        out.result = TOPOLOGY_CHANGED
-        raise Refused("ERROR_GRAPH_EXEC_UPDATE_FAILURE")
-    for mine, theirs in zip(found.steps, Executable(other).steps):
-        mine.work = theirs.work
-
-
-def set_step(now: State, made: int, node: int, work: Work) -> None:
-    """Replace the work of an executable graph's node."""
-    wanted = now.get(node, Node)
-    found = [step for step in now.get(made, Executable).steps if step.path == (wanted,)]
-    if not found or found[0].work.kind != work.kind:
-        raise Refused("ERROR_INVALID_VALUE")
-    found[0].work = work
-
-
-@call(HANDLE, HANDLE, POINTER)
-def cuGraphExecKernelNodeSetParams_v2(now: State, made: int, node: int, how: int) -> None:
-    set_step(now, made, node, kernel_work(now, how))
-
-
-@call(HANDLE, HANDLE, POINTER)
-def cuGraphExecKernelNodeSetParams(now: State, made: int, node: int, how: int) -> None:
-    set_step(now, made, node, kernel_work(now, how, 1))
-
-
-@call(HANDLE, HANDLE, POINTER, HANDLE)
-def cuGraphExecMemcpyNodeSetParams(now: State, made: int, node: int, how: int, context: int) -> None:
-    set_step(now, made, node, copy_work(now, how))
-
-
-@call(HANDLE, HANDLE, POINTER, HANDLE)
-def cuGraphExecMemsetNodeSetParams(now: State, made: int, node: int, how: int, context: int) -> None:
-    set_step(now, made, node, fill_work(now, how))
-
-
-@call(HANDLE, HANDLE, POINTER)
-def cuGraphExecHostNodeSetParams(now: State, made: int, node: int, how: int) -> None:
-    set_step(now, made, node, host_work_at(now, how))
-
-
-@call(HANDLE, HANDLE, POINTER)
-def cuGraphExecNodeSetParams(now: State, made: int, node: int, how: int) -> None:
-    if not how:
-        raise Refused("ERROR_INVALID_VALUE")
-    set_step(now, made, node, work_at(now, INT.from_address(how).value, how + 16))
-
-
 @call(HANDLE, POINTER, UINT)
 def cuGraphDebugDotPrint(now: State, graph: int, path: int, flags: int) -> None:
     """Write a graph's nodes and edges as a file for Graphviz."""
@@ -534,75 +403,3 @@ def cuGraphDebugDotPrint(now: State, graph: int, path: int, flags: int) -> None:
             file.write("\n".join([*lines, "}\n"]))
     except OSError as error:
         raise Refused("ERROR_INVALID_VALUE", f"cannot write a graph's file: {error}") from error
-
-
-# ---- user objects ----
-@dataclass(eq=False)
-class UserObject:
-    """Something of the program that a function destroys once nothing refers to it. count: the references to it."""
-
-    function: int
-    data: int
-    count: int
-    handle: int = 0
-
-
-def release(now: State, found: UserObject, count: int) -> None:
-    """Release references to a user object, and destroy it after the last one."""
-    if not 0 < count <= found.count:
-        raise Refused("ERROR_INVALID_VALUE")
-    found.count -= count
-    if not found.count:
-        now.objects.pop(found.handle, None)
-        with now.unlocked():
-            FUNCTION(found.function)(found.data)
-
-
-def release_all(now: State, users: dict[Any, int]) -> None:
-    """Release a graph's references."""
-    for found, count in users.items():
-        release(now, found, count)
-    users.clear()
-
-
-def retained(users: dict[Any, int]) -> dict[Any, int]:
-    """Further references to user objects, for a copy of a graph: one to each."""
-    for found in users:
-        found.count += 1
-    return dict.fromkeys(users, 1)
-
-
-@call(POINTER, POINTER, POINTER, UINT, UINT)
-def cuUserObjectCreate(now: State, made: int, data: int, destroy: int, count: int, flags: int) -> None:
-    if not destroy or not count:
-        raise Refused("ERROR_INVALID_VALUE")
-    put(made, HANDLE, now.keep(UserObject(destroy, data, count)))
-
-
-@call(HANDLE, UINT)
-def cuUserObjectRetain(now: State, user: int, count: int) -> None:
-    now.get(user, UserObject).count += count
-
-
-@call(HANDLE, UINT)
-def cuUserObjectRelease(now: State, user: int, count: int) -> None:
-    release(now, now.get(user, UserObject), count)
-
-
-@call(HANDLE, HANDLE, UINT, UINT)
-def cuGraphRetainUserObject(now: State, graph: int, user: int, count: int, flags: int) -> None:
-    found, kept = now.get(user, UserObject), now.get(graph, Graph)
-    if not flags & MOVE:
-        found.count += count
-    kept.users[found] = kept.users.get(found, 0) + count
-
-
-@call(HANDLE, HANDLE, UINT)
-def cuGraphReleaseUserObject(now: State, graph: int, user: int, count: int) -> None:
-    found, kept = now.get(user, UserObject), now.get(graph, Graph)
-    if kept.users.get(found, 0) < count:
-        raise Refused("ERROR_INVALID_VALUE")
-    kept.users[found] -= count
-    if not kept.users[found]:
-        del kept.users[found]
-    release(now, found, count)
