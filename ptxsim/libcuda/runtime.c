@@ -37,7 +37,8 @@ DRIVER(cuMemcpy2DAsync_v2); DRIVER(cuMemAllocPitch_v2); DRIVER(cuFuncGetAttribut
 DRIVER(cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags); DRIVER(cuDeviceGetAttribute); DRIVER(cuDeviceGetName);
 DRIVER(cuDeviceTotalMem_v2); DRIVER(cuDeviceGetUuid); DRIVER(cuGetErrorName); DRIVER(cuGetErrorString);
 DRIVER(cuDriverGetVersion); DRIVER(cuCtxEnablePeerAccess); DRIVER(cuCtxDisablePeerAccess); DRIVER(cuEventCreate);
-DRIVER(cuStreamCreate); DRIVER(cuPointerGetAttribute); DRIVER(cuDevicePrimaryCtxReset_v2); DRIVER(cuMemAllocManaged);
+DRIVER(cuStreamCreate); DRIVER(cuGraphAddKernelNode_v2); DRIVER(cuGraphAddMemcpyNode);
+DRIVER(cuPointerGetAttribute); DRIVER(cuDevicePrimaryCtxReset_v2); DRIVER(cuMemAllocManaged);
 #define W(value) ((word)(uintptr_t)(value))
 
 /* Start the driver API, and give the thread the context of its device if it has none. Returns a code. */
@@ -92,7 +93,9 @@ PASS(cudaGraphInstantiateWithFlags, cuGraphInstantiateWithFlags) PASS(cudaGraphL
 PASS(cudaGraphExecDestroy, cuGraphExecDestroy) PASS(cudaGraphUpload, cuGraphUpload)
 PASS(cudaGraphGetNodes, cuGraphGetNodes) PASS(cudaGraphAddEmptyNode, cuGraphAddEmptyNode)
 PASS(cudaGraphAddHostNode, cuGraphAddHostNode) PASS(cudaGraphAddChildGraphNode, cuGraphAddChildGraphNode)
-PASS(cudaGraphDebugDotPrint, cuGraphDebugDotPrint) PASS(cudaProfilerStart, cuProfilerStart)
+PASS(cudaGraphAddMemsetNode, cuGraphAddMemsetNode) PASS(cudaGraphAddDependencies, cuGraphAddDependencies)
+PASS(cudaGraphNodeGetType, cuGraphNodeGetType) PASS(cudaGraphClone, cuGraphClone)
+PASS(cudaGraphGetRootNodes, cuGraphGetRootNodes) PASS(cudaGraphDebugDotPrint, cuGraphDebugDotPrint) PASS(cudaProfilerStart, cuProfilerStart)
 PASS(cudaProfilerStop, cuProfilerStop) PASS(cudaGraphInstantiate, cuGraphInstantiateWithFlags)
 
 API int cudaStreamCreate(word stream) { return cudaStreamCreateWithFlags(stream, 0, 0, 0, 0, 0); }
@@ -485,4 +488,47 @@ API int cudaPointerGetAttributes(char *made, word pointer) {
     } else *(word *)(made + 16) = pointer;
     *(int *)made = type, *(int *)(made + 4) = type ? on : -2;
     return 0;
+}
+
+/* ---- nodes of explicit graphs ---- */
+typedef struct { const void *function; dim3 grid, block; unsigned shared; void **values, **extra; } kernel_node;
+
+API int cudaGraphAddKernelNode(word node, word graph, word needs, size_t count, const kernel_node *asked) {
+    struct { word function; dim3 grid, block; unsigned shared; void **values, **extra; word kernel, context; } made;
+    if (!asked) return done(INVALID_VALUE);
+    memset(&made, 0, sizeof made);
+    int code = kernel_of(asked->function, &made.function);
+    made.grid = asked->grid, made.block = asked->block, made.shared = asked->shared;
+    made.values = asked->values, made.extra = asked->extra;
+    return done(code ? code : cuGraphAddKernelNode_v2(node, graph, needs, (word)count, W(&made)));
+}
+
+typedef struct { size_t x, y, z, lod; unsigned type; word host, device, array, reserved; size_t pitch, height; } side_3d;
+typedef struct { word array; size_t x, y, z; word pointer; size_t pitch, width, height; } place_3d; /* of cudaMemcpy3DParms */
+typedef struct { place_3d from, to; size_t width, height, depth; int kind; } copy_node;
+
+static void fill_side(side_3d *made, const place_3d *asked, int host, int by_address) {
+    made->x = asked->x, made->y = asked->y, made->z = asked->z;
+    made->type = asked->array ? 3 : by_address ? 4 : host ? 1 : 2;
+    made->host = made->device = asked->pointer, made->array = asked->array;
+    made->pitch = asked->pitch, made->height = asked->height;
+}
+
+API int cudaGraphAddMemcpyNode(word node, word graph, word needs, size_t count, const copy_node *asked) {
+    struct { side_3d from, to; size_t width, height, depth; } made;
+    if (!asked) return done(INVALID_VALUE);
+    memset(&made, 0, sizeof made);
+    int kind = asked->kind, code = ready();
+    fill_side(&made.from, &asked->from, kind == TO_DEVICE, kind == BY_ADDRESS);
+    fill_side(&made.to, &asked->to, kind == TO_HOST, kind == BY_ADDRESS);
+    made.width = asked->width, made.height = asked->height, made.depth = asked->depth;
+    return done(code ? code : cuGraphAddMemcpyNode(node, graph, needs, (word)count, W(&made), (word)0));
+}
+
+API int cudaGraphAddMemcpyNode1D(word node, word graph, word needs, size_t count, word to, word from, size_t size, int kind) {
+    copy_node how;
+    memset(&how, 0, sizeof how);
+    how.from.pointer = from, how.to.pointer = to, how.from.pitch = how.to.pitch = size;
+    how.width = size, how.height = how.depth = 1, how.kind = kind;
+    return cudaGraphAddMemcpyNode(node, graph, needs, count, &how);
 }

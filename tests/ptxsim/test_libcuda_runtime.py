@@ -141,6 +141,25 @@ int main(int argc, char **) {
     for (int i = 0; i < 3; i++) DO(cudaGraphLaunch(made, a));
     DO(cudaStreamSynchronize(a));
     DO(cudaMemcpyFromSymbol(got, counters, sizeof got));
+    cudaGraphNode_t copy, kernel, back, last;
+    float values_[256] = {}, out[256], two = 2;
+    void *arguments[] = {&x, &two};
+    cudaKernelNodeParams how = {};
+    how.func = (void *)scale<float>, how.gridDim = dim3(2), how.blockDim = dim3(128), how.kernelParams = arguments;
+    cudaHostNodeParams then = {called, &seen};
+    cudaMemcpy3DParms there = {};
+    there.srcPtr = make_cudaPitchedPtr(x, 1024, 256, 1), there.dstPtr = make_cudaPitchedPtr(out, 1024, 256, 1);
+    there.extent = make_cudaExtent(1024, 1, 1), there.kind = cudaMemcpyDeviceToHost;
+    DO(cudaGraphCreate(&graph, 0));
+    DO(cudaGraphAddMemcpyNode1D(&copy, graph, 0, 0, x, values_, 1024, cudaMemcpyHostToDevice));
+    DO(cudaGraphAddKernelNode(&kernel, graph, &copy, 1, &how));
+    DO(cudaGraphAddMemcpyNode(&back, graph, &kernel, 1, &there));
+    DO(cudaGraphAddHostNode(&last, graph, &back, 1, &then));
+    DO(cudaGraphInstantiate(&made, graph, 0));
+    for (float &v : values_) v = 5;
+    DO(cudaGraphLaunch(made, b));
+    DO(cudaStreamSynchronize(b));
+    if (out[255] != 10 || seen != 2) { printf("wrong graph: %g %d\n", out[255], seen); return 1; }
     printf("%d %g %d %d ", properties.multiProcessorCount, argc < 2 ? host[7] : 0, seen, y[0]);
     printf("%d %d %d\n", managed, got[1], size);
 }
@@ -169,7 +188,7 @@ def test_a_program_by_nvcc_runs_unchanged(tmp_path):
     path = f"{compiler.parent}{os.pathsep}{os.environ['PATH']}"
     subprocess.run([*words, "program.cu"], cwd=tmp_path, check=True, timeout=300, env=os.environ | {"PATH": path})
     code, out, err = run("./program", cwd=tmp_path)
-    assert (code, out.splitlines()[0]) == (0, "4 12 1 128 4 192 1024"), (out, err)
+    assert (code, out.splitlines()[0]) == (0, "4 12 2 128 4 192 1024"), (out, err)
     code, out, err = run("./program", "race", cwd=tmp_path)
     line = 1 + next(at for at, text in enumerate(CU.splitlines()) if "void scale" in text)
     assert code == 1, (out, err)
