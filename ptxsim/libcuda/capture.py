@@ -46,10 +46,14 @@ class Capture:
         self.invalid = True
         return Refused(name, why)
 
-    def refuse_default(self, device: int) -> None:
-        """Raise Refused for a use of a device's default stream, for which a captured stream would have to wait."""
+    def refuse_default(self, device: int, use: bool) -> None:
+        """Raise Refused for a device's default stream, for which a captured stream would have to wait.
+
+        use: whether the stream is used, so that the capture is invalid, and not asked for its state alone.
+        """
         if any(stream.blocking and stream.device == device for stream in self.branches):
-            raise self.refuse("ERROR_STREAM_CAPTURE_IMPLICIT")
+            self.invalid = self.invalid or use
+            raise Refused("ERROR_STREAM_CAPTURE_IMPLICIT")
 
 
 def capture_of(now: State, stream: Stream) -> Capture | None:
@@ -193,7 +197,7 @@ def cuStreamEndCapture(now: State, stream: int, graph: int) -> None:
 # ---- state of a capture ----
 def status_of(now: State, handle: int) -> tuple[int, Capture | None]:
     """A stream's status of capture, and the capture."""
-    found = capture_of(now, now.stream(handle))
+    found = capture_of(now, now.stream(handle, use=False))
     return (NONE if found is None else INVALIDATED if found.invalid else ACTIVE), found
 
 

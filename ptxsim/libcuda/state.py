@@ -206,12 +206,12 @@ class State:
             self.keep(self.primary[device])
         return self.primary[device]
 
-    def stream(self, handle: int) -> Stream:
-        """The stream of a handle. Raises Refused for an unknown one."""
+    def stream(self, handle: int, use: bool = True) -> Stream:
+        """The stream of a handle. Raises Refused for an unknown one. use: as of `Capture.refuse_default`."""
         if handle == LEGACY or (handle == 0 and not self.per_thread):
             device = self.context().device
             for capture in self.captures:
-                capture.refuse_default(device)
+                capture.refuse_default(device, use)
             return self.machine.devices[device].default
         if handle in (0, PER_THREAD):
             device = self.context().device

@@ -193,6 +193,8 @@ gives('STREAM_CAPTURE_ISOLATION', cu.cuStreamWaitEvent(one, event, 0))
 ends('STREAM_CAPTURE_INVALIDATED')
 blocking = do(cu.cuStreamCreate(0))
 begin(blocking)
+gives('STREAM_CAPTURE_IMPLICIT', cu.cuStreamIsCapturing(0))
+assert int(do(cu.cuStreamIsCapturing(blocking))) == 1, 'a question does not spoil a capture'
 gives('STREAM_CAPTURE_IMPLICIT', cu.cuMemsetD8(x, 0, 4))
 ends('STREAM_CAPTURE_INVALIDATED', blocking)
 import threading
