@@ -12,7 +12,7 @@ import numpy as np
 
 from kernel_cache import sm_limits as limits
 
-from . import host, interpreter  # noqa: F401  (host and interpreter import every unit)
+from . import host, interpreter, matrix_halves  # noqa: F401  (host and interpreter import every unit)
 from . import state as s
 from .address_space import Memory
 from .findings import Report
@@ -60,7 +60,7 @@ class Core:
             self.table("sync", (FIRST_SYNC, s.S_FIELDS), s.SYNC)
             self.table("history", (s.HISTORY_SLOTS, s.H_FIELDS), s.HISTORY)
             self.x[s.CLOCKS_CAP], self.x[s.SYNC_CAP] = FIRST_CLOCKS, FIRST_SYNC
-        self.table("scratch", (512,), s.SCRATCH)
+        self.table("scratch", (matrix_halves.WORDS,), s.SCRATCH)
         self.table("reports", (s.MAX_REPORTS, s.R_FIELDS), s.REPORTS)
         self.x[s.PRINTS_CAP] = MOST_PRINTS
         self.table("prints", (MOST_PRINTS, 80), s.PRINTS)

@@ -22,6 +22,7 @@ from .collective import FULL
 from .copies import finish_copies, start_copy
 from .integer import cut
 from .lanes import after, branch, gather, guarded, select, store_pc
+from .matrix import multiply
 from .mbarrier import mbarrier, time_out
 from .sampling import sample
 from .tensor import tensor
@@ -119,6 +120,8 @@ def step(x, warp, block):
         if branch(x, warp, line, pc, mask, act):
             return select(x, warp)
         return after(x, warp, mask, get(warp, s.W_PC))
+    elif op == isa.MMA and act == get(warp, s.W_LIVE) and not get(warp, s.W_DIVERGED):
+        multiply(x, warp, line)  # no lane waits for another
     else:
         return special(x, warp, block, line, pc, op, mask, act)
     return after(x, warp, mask, pc + 1)

@@ -15,6 +15,7 @@ from . import state as s
 from .bits import f32_of, f64_of, fma32, fma64, get, put, u32_of, u64_of
 from .convert import quarter_value
 from .integer import clamp, spread
+from .matrix_halves import multiply_halves
 from .rounding import BFLOAT, HALF, exact, widen
 from .small_floats import E2M3, PACKED_E2M1, code_in, small_value
 from .units import unit
@@ -71,6 +72,9 @@ def multiply(x, warp, line):
     at_a, at_b = count_d, count_d + m * depth * bits // each
     at_c = at_b + depth * n * bits // each
     regs = get(warp, s.W_REGS)
+    if kind in (F16, BF16) and half == 0:
+        multiply_halves(x, regs, items, depth, kind == BF16)
+        return 0
     result = np.empty((16, 8), np.uint64)
     a = np.empty((16, depth), np.float64)
     b = np.empty((depth, 8), np.float64)
