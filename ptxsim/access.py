@@ -10,12 +10,13 @@ from kernel_cache.compile import inner as jit
 
 from . import isa
 from . import state as s
-from .bits import f32_of, f64_of, get, load, load8, load32, put, store, store8, u32_of, u64_of
+from .bits import f32_of, f64_of, get, load, load8, load32, load64, put, store, store8, store64, u32_of, u64_of
 from .cluster import LOW, holder, reached
 from .floating import NAN32, flush32, least_most
 from .integer import cut
 from .integer import read as as_integer
-from .quick import quiet, rewritten
+from .quick import LONG, UNWRITTEN, quiet, rewritten
+from .region import FULL, NOWHERE, region_of
 from .requests import count_access
 from .rounding import BFLOAT, HALF, exact, widen
 from .rows import PARAMS
@@ -38,6 +39,7 @@ from .watch import (
     report,
     saw_latest,
     wrote,
+    wrote_weakly,
 )
 
 FAULT = -1
@@ -202,6 +204,14 @@ def check(x, warp, thread, block, space, place, size, how, write, reads, pc):
 
 
 @jit
+def examine(x, warp, thread, block, slot, space, place, size, how, write, reads, pc):
+    """Check an access like `check`, by the short way if nothing can be wrong with it. It is no atomic operation."""
+    shadow = shadow_of(x, block, space, place)
+    if quiet(x, thread, block, slot, shadow, size, how | log2(size) << SIZE_SHIFT, write, pc) == LONG:
+        check(x, warp, thread, block, space, place, size, how, write, reads, pc)
+
+
+@jit
 def location_of(x, block, space, place):
     """A number that no other location has: the offset in global memory, or block and offset for shared memory."""
     if space == isa.SHARED:
@@ -278,13 +288,78 @@ def load_parameter(x, warp, block, access, pc, mask):
 def loads(x, warp, block, line, pc, mask):
     """Run ld for the lanes in mask. line: the address of the instruction's row."""
     access = access_at(x, line)
-    type_, size, count, _, _, order, scope, space, items, how = access
+    space, bytes_ = access.space, access.size * access.values
+    if access.base == PARAMS and access.values == 1 and load_parameter(x, warp, block, access, pc, mask):
+        return 0
+    if access.order == isa.WEAK:
+        region = region_of(x, warp, block, space, access.base, access.offset, bytes_, False, mask)
+        if region.space != NOWHERE:
+            if get(x, s.CHECK) and region.space != isa.LOCAL and space != isa.CONST:
+                load_watched(x, warp, block, access, region, pc, mask)
+            else:
+                load_plainly(x, warp, access, region, mask)
+            count_access(x, warp, line, pc, mask, region.space, bytes_, False)
+            return 0
+    load_lanes(x, warp, block, line, pc, mask)
+    return 0
+
+
+@jit
+def load_plainly(x, warp, access, region, mask):
+    """Load from a region that the checker does not watch."""
+    regs, where, size = get(warp, s.W_REGS), get(x, s.SCRATCH), access.size
+    signed = access.type_ & 0xF0 == isa.S
+    whole = mask == FULL and region.step == 0 and not signed
+    for k in range(access.values):
+        row, host = regs + get(access.items, k) * 256, region.host + k * size
+        if whole and size == 4:
+            for lane in range(32):
+                store64(row + lane * 8, load32(host + get(where, lane)))
+        elif whole and size == 8:
+            for lane in range(32):
+                store64(row + lane * 8, load64(host + get(where, lane)))
+        else:
+            for lane in range(32):
+                if (mask >> lane) & 1:
+                    value = load(host + get(where, lane) + lane * region.step, size)
+                    store64(row + lane * 8, np.uint64(as_integer(value, access.type_)) if signed else value)
+
+
+@jit
+def load_watched(x, warp, block, access, region, pc, mask):
+    """Load from a region that the checker watches, by weak accesses."""
+    regs, where, slot = get(warp, s.W_REGS), get(x, s.SCRATCH), warp_slot(x, warp)
+    type_, size, how = access.type_, access.size, access.how
+    signed, weak = type_ & 0xF0 == isa.S, get(x, s.WEAK_MEMORY)
+    for lane in range(32):
+        if not (mask >> lane) & 1:
+            continue
+        thread = thread_of(x, warp, lane)
+        for k in range(access.values):
+            at = get(where, lane) + k * size
+            shadow = region.init + at, region.grain, region.cells, region.first + at, at
+            known = quiet(x, thread, block, slot, shadow, size, how | log2(size) << SIZE_SHIFT, False, pc)
+            if known == LONG:
+                check(x, warp, thread, block, region.space, region.place + at, size, how, False, True, pc)
+            if weak and known != UNWRITTEN and rewritten(x, region.location + at, size):
+                value = np.uint64(
+                    read(x, thread, block, slot, region.location + at, region.host + at, size, isa.WEAK, 0, ANY)
+                )
+            else:
+                value = load(region.host + at, size)
+            if signed:
+                value = np.uint64(as_integer(value, type_))
+            put(regs, get(access.items, k) * 32 + lane, np.int64(value))
+
+
+@unit
+def load_lanes(x, warp, block, line, pc, mask):
+    """Run ld for the lanes in mask, one after the other. Each address is looked up."""
+    type_, size, count, _, _, order, scope, space, items, how = access = access_at(x, line)
     signed = type_ & 0xF0 == isa.S
     checked = get(x, s.CHECK) != 0
     slot = warp_slot(x, warp)
     seen = np.int64(isa.PARAM)
-    if access.base == PARAMS and count == 1 and load_parameter(x, warp, block, access, pc, mask):
-        return 0
     for lane in range(32):
         if not (mask >> lane) & 1:
             continue
@@ -301,9 +376,7 @@ def loads(x, warp, block, line, pc, mask):
             newest = newest_of(x, location_of(x, block, kind, place), size, count)
         if watched:
             for k in range(count):
-                shadow = shadow_of(x, block, kind, place + k * size)
-                if not quiet(x, thread, block, slot, shadow, size, how | log2(size) << SIZE_SHIFT, False, pc):
-                    check(x, warp, thread, block, kind, place + k * size, size, how, False, True, pc)
+                examine(x, warp, thread, block, slot, kind, place + k * size, size, how, False, True, pc)
         for k in range(count):
             at = location_of(x, block, kind, place + k * size) if watched else place
             if watched and (order != isa.WEAK or (get(x, s.WEAK_MEMORY) and rewritten(x, at, size))):
@@ -323,7 +396,48 @@ def loads(x, warp, block, line, pc, mask):
 def stores(x, warp, block, line, pc, mask):
     """Run st for the lanes in mask."""
     access = access_at(x, line)
-    type_, size, count, _, _, order, scope, _, items, how = access
+    space, bytes_ = access.space, access.size * access.values
+    if access.order == isa.WEAK:
+        region = region_of(x, warp, block, space, access.base, access.offset, bytes_, True, mask)
+        if region.space != NOWHERE:
+            store_in_region(x, warp, block, access, region, pc, mask)
+            count_access(x, warp, line, pc, mask, region.space, bytes_, True)
+            return 0
+    store_lanes(x, warp, block, line, pc, mask)
+    return 0
+
+
+@jit
+def store_in_region(x, warp, block, access, region, pc, mask):
+    """Store to a region by weak accesses."""
+    regs, where, slot = get(warp, s.W_REGS), get(x, s.SCRATCH), warp_slot(x, warp)
+    type_, size, how = access.type_, access.size, access.how
+    watched, changed = get(x, s.CHECK) and region.space != isa.LOCAL, False
+    for lane in range(32):
+        if not (mask >> lane) & 1:
+            continue
+        thread = thread_of(x, warp, lane)
+        for k in range(access.values):
+            at = get(where, lane) + k * size
+            host = region.host + at + lane * region.step
+            value = cut(np.uint64(get(regs, get(access.items, k) * 32 + lane)), type_)
+            old = load(host, size)
+            changed |= old != value
+            if watched:
+                flags = how | (SAME if old == value else 0)
+                shadow = region.init + at, region.grain, region.cells, region.first + at, at
+                if quiet(x, thread, block, slot, shadow, size, flags | log2(size) << SIZE_SHIFT, True, pc) == LONG:
+                    check(x, warp, thread, block, region.space, region.place + at, size, flags, True, False, pc)
+                wrote_weakly(x, thread, region.location + at, size, old, value, access.scope)
+            store(host, size, value)
+    if changed and region.space != isa.LOCAL:
+        put(x, s.PROGRESS, get(x, s.STEP))
+
+
+@unit
+def store_lanes(x, warp, block, line, pc, mask):
+    """Run st for the lanes in mask, one after the other. Each address is looked up."""
+    type_, size, count, _, _, order, scope, _, items, how = access = access_at(x, line)
     checked = get(x, s.CHECK) != 0
     slot = warp_slot(x, warp)
     seen = np.int64(isa.PARAM)
@@ -344,9 +458,7 @@ def stores(x, warp, block, line, pc, mask):
             hidden = np.int64(0)
             if watched:
                 flags = how | (SAME if old == value else 0)
-                shadow = shadow_of(x, block, kind, place + k * size)
-                if not quiet(x, thread, block, slot, shadow, size, flags | log2(size) << SIZE_SHIFT, True, pc):
-                    check(x, warp, thread, block, kind, place + k * size, size, flags, True, False, pc)
+                examine(x, warp, thread, block, slot, kind, place + k * size, size, flags, True, False, pc)
                 at = location_of(x, block, kind, place + k * size)
                 item = k if count > 1 and order != isa.WEAK else np.int64(ALONE)
                 hidden = wrote(x, thread, block, slot, at, size, old, value, order, scope, False, item)

@@ -25,6 +25,7 @@ LOCATION = 1 << 62
 LAUNCH, STREAM = 1 << 61 | 1 << 56, 1 << 61 | 1 << 57
 SUB_BITS = 12
 WARP_KEY, BLOCK_KEY = 0x800, 0xFFF
+NONE, SOME, ALL = range(3)  # how much of a block's work a vector clock covers
 AGENT_SHIFT = 38  # the bits of a number from here on are the kind of agent (agents.py), 0 for a thread
 AGENTS = 7 << AGENT_SHIFT
 HOST = 1 << 31  # this bit of a block number marks Python actors; the other bits are the first number of the run
@@ -204,14 +205,48 @@ def launch_over(x, gid):
     return get(get(x, s.LAUNCHES) + launch_of(x, gid) * s.L_FIELDS * 8, s.L_STATE) == s.FINISHED
 
 
+@unit
+def ask(x, vc, gid):
+    """How much of the work of a thread's block a vector clock covers: ALL, SOME or NONE. Earlier runs count as covered.
+
+    The answer is kept in x: the lanes of a warp mostly ask the same. It is forgotten when vector clocks move.
+    """
+    answer = np.int64(NONE)
+    if earlier_run(x, gid):
+        answer = np.int64(ALL)
+    elif vc != 0:
+        pool, first = get(x, s.CLOCKS), (gid >> 10) << SUB_BITS
+        low, high = np.int64(0), get(pool, 2 * vc)
+        while low < high:
+            mid = (low + high) >> 1
+            if get(pool, 2 * (vc + 1 + mid)) < first:
+                low = mid + 1
+            else:
+                high = mid
+        if low < get(pool, 2 * vc) and get(pool, 2 * (vc + 1 + low)) <= first | BLOCK_KEY:
+            answer = np.int64(SOME)
+        elif whole_launch(x, vc, gid):
+            answer = np.int64(ALL)
+    put(x, s.ASKED_VC, vc)
+    put(x, s.ASKED_BLOCK, gid >> 10)
+    put(x, s.ANSWER, answer)
+    return answer
+
+
 @jit
 def happened(x, thread, block, warp, gid, clock):
     """Whether a thread's moment (gid, clock) happened before the present moment of `thread`.
 
     thread, block: addresses of the tables (block 0: the host). warp: the number of the warp's slot.
     """
-    mine = get(thread, s.T_GID)
-    if gid == mine or earlier_run(x, gid):
+    mine, vc = get(thread, s.T_GID), get(thread, s.T_VC)
+    if gid == mine:
+        return True
+    if get(x, s.ASKED_BLOCK) == gid >> 10 and get(x, s.ASKED_VC) == vc:
+        answer = get(x, s.ANSWER)
+    else:
+        answer = ask(x, vc, gid)
+    if answer == ALL:
         return True
     if block != 0 and gid >> 10 == mine >> 10:
         if clock < get(block, s.B_FLOOR):
@@ -220,7 +255,7 @@ def happened(x, thread, block, warp, gid, clock):
             table = get(x, s.KNOWN) + (warp * 1024 + (mine & 31) * 32) * 8
             if get(table, gid & 31) >= clock:
                 return True
-    return in_clock(x, get(thread, s.T_VC), gid, clock)
+    return answer == SOME and in_clock(x, vc, gid, clock)
 
 
 @jit

@@ -12,13 +12,14 @@ from kernel_cache.compile import inner as jit
 
 from . import isa
 from . import state as s
-from .access import check, locate, register, set_register, thread_of, warp_slot
+from .access import examine, locate, register, set_register, thread_of, warp_slot
 from .bits import f32_of, get, load16, load32, put, store16, store32, u32_of
 from .clocks import join
 from .floating import least_most
 from .integer import read as as_integer
 from .matrix import multiply
 from .missing import share_hints
+from .quick import rewritten
 from .requests import count_access
 from .tensor_memory import tensor_memory
 from .units import unit
@@ -282,7 +283,7 @@ def matrices(x, warp, block, op, mask):
                     value = register(x, warp, get(items, matrix), lane) & np.uint64(FULL)
                     if host >= 0:
                         if get(x, s.CHECK):
-                            check(x, warp, thread, block, kind, place + 4 * pair, 4, 0, True, False, pc)
+                            examine(x, warp, thread, block, slot, kind, place + 4 * pair, 4, 0, True, False, pc)
                             at = 1 << 61 | get(block, s.B_GID) << 20 | (place + 4 * pair)
                             wrote(
                                 x, thread, block, slot, at, 4, load32(host + 4 * pair), value, isa.WEAK, 0, False, ALONE
@@ -293,9 +294,11 @@ def matrices(x, warp, block, op, mask):
                     if host >= 0:
                         value = load32(host + 4 * pair)
                         if get(x, s.CHECK):
-                            check(x, warp, thread, block, kind, place + 4 * pair, 4, 0, False, True, pc)
+                            examine(x, warp, thread, block, slot, kind, place + 4 * pair, 4, 0, False, True, pc)
                             at = 1 << 61 | get(block, s.B_GID) << 20 | (place + 4 * pair)
-                            value = np.uint64(read(x, thread, block, slot, at, host + 4 * pair, 4, isa.WEAK, 0, ANY))
+                            if rewritten(x, at, 4):
+                                source_of = host + 4 * pair
+                                value = np.uint64(read(x, thread, block, slot, at, source_of, 4, isa.WEAK, 0, ANY))
                     set_register(x, warp, get(items, matrix), lane, value)
     if writes:
         put(x, s.PROGRESS, get(x, s.STEP))
@@ -307,7 +310,7 @@ def matrices(x, warp, block, op, mask):
 def get16(x, warp, thread, block, slot, host, place, column, pc):
     """Check the access to one element of a row, and load it."""
     if get(x, s.CHECK):
-        check(x, warp, thread, block, isa.SHARED, place + 2 * column, 2, 0, False, True, pc)
+        examine(x, warp, thread, block, slot, isa.SHARED, place + 2 * column, 2, 0, False, True, pc)
     return load16(host + 2 * column)
 
 
@@ -315,7 +318,7 @@ def get16(x, warp, thread, block, slot, host, place, column, pc):
 def put16(x, warp, thread, block, slot, host, place, column, value, pc):
     """Check the access to one element of a row, and store it."""
     if get(x, s.CHECK):
-        check(x, warp, thread, block, isa.SHARED, place + 2 * column, 2, 0, True, False, pc)
+        examine(x, warp, thread, block, slot, isa.SHARED, place + 2 * column, 2, 0, True, False, pc)
         at = 1 << 61 | get(block, s.B_GID) << 20 | (place + 2 * column)
         wrote(x, thread, block, slot, at, 2, load16(host + 2 * column), value, isa.WEAK, 0, False, ALONE)
     store16(host + 2 * column, value)

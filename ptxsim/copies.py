@@ -8,7 +8,7 @@ from kernel_cache.compile import inner as jit
 
 from . import isa
 from . import state as s
-from .access import FAULT, check, locate, location_of, register, thread_of, warp_slot
+from .access import FAULT, examine, locate, location_of, register, thread_of, warp_slot
 from .bits import get, load, load8, put, store8
 from .requests import count_access
 from .units import unit
@@ -19,7 +19,7 @@ from .watch import ALONE, report, wrote
 def start_copy(x, warp, block, line, pc, mask):
     """Run cp.async: check the copy and queue it. Until the thread has waited for it, no access may touch its target."""
     size, offset = get(line, isa.TYPE), get(line, isa.IMM)
-    where = get(x, s.SCRATCH)
+    where, slot = get(x, s.SCRATCH), warp_slot(x, warp)
     for lane in range(32):
         if not (mask >> lane) & 1:
             continue
@@ -39,12 +39,12 @@ def start_copy(x, warp, block, line, pc, mask):
             if get(x, s.CHECK):
                 step = min(np.int64(4), length)
                 for k in range(0, length, step):
-                    check(x, warp, thread, block, kind, at + k, step, 0, False, True, pc)
+                    examine(x, warp, thread, block, slot, kind, at + k, step, 0, False, True, pc)
         else:
             origin = np.int64(0)
         if get(x, s.CHECK):
             for k in range(0, size, 4):
-                check(x, warp, thread, block, isa.SHARED, place + k, 4, 0, True, False, pc)
+                examine(x, warp, thread, block, slot, isa.SHARED, place + k, 4, 0, True, False, pc)
             for k in range(size):
                 store8(get(block, s.B_INIT) + place + k, np.uint64(2))
         if get(thread, s.T_COPIES) == s.C_MOST:
@@ -85,7 +85,7 @@ def copy_row(x, thread, n):
 def finish_copies(x, warp, thread, block, before, most):
     """Carry out at most `most` of a thread's copies, of groups below `before`. The rows of its other copies move up."""
     n, kept, done = get(thread, s.T_COPIES), np.int64(0), np.int64(0)
-    shared = get(block, s.B_SHARED)
+    shared, slot = get(block, s.B_SHARED), warp_slot(x, warp)
     for k in range(n):
         row = copy_row(x, thread, k)
         if get(row, s.C_GROUP) < before and done < most:
@@ -97,7 +97,7 @@ def finish_copies(x, warp, thread, block, before, most):
                     for j in range(min(4, get(row, s.C_READ) - i)):
                         value |= load8(source + i + j) << np.uint64(8 * j)
                     at, old = location_of(x, block, isa.SHARED, to + i), load(shared + to + i, np.int64(4))
-                    wrote(x, thread, block, warp_slot(x, warp), at, 4, old, value, isa.WEAK, 0, False, ALONE)
+                    wrote(x, thread, block, slot, at, 4, old, value, isa.WEAK, 0, False, ALONE)
             for i in range(get(row, s.C_SIZE)):
                 value = load8(source + i) if i < get(row, s.C_READ) else np.uint64(0)
                 store8(shared + to + i, value)
@@ -105,7 +105,7 @@ def finish_copies(x, warp, thread, block, before, most):
                     store8(get(block, s.B_INIT) + to + i, np.uint64(1))
             if get(x, s.CHECK):
                 for i in range(0, get(row, s.C_SIZE), 4):
-                    check(x, warp, thread, block, isa.SHARED, to + i, 4, 0, True, False, get(row, s.C_PC))
+                    examine(x, warp, thread, block, slot, isa.SHARED, to + i, 4, 0, True, False, get(row, s.C_PC))
             put(x, s.PROGRESS, get(x, s.STEP))
         else:
             target = copy_row(x, thread, kept)

@@ -71,6 +71,7 @@ def prepare(core: Core, every: list[Launch], past: int) -> None:
                 row[s.B_SHADOW] = x[s.SHARED_SHADOW] + slot * cells * 8
             slot += 1
     x[s.SLOW_UNTIL] = x[s.PENDING_COUNT] = x[s.TIMES] = x[s.SKIPS] = x[s.CLOCK_READ] = x[s.HINTED] = 0
+    x[s.ASKED_BLOCK] = -1
     x[s.READY_COUNT] = x[s.DEAD] = x[s.STOP] = x[s.SUSPECT] = x[s.SPINNING] = 0
     if core.check:
         core.tables["history"][:, s.H_COUNT] = 0  # because the host may have written since the last run

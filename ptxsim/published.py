@@ -236,4 +236,5 @@ def compact(x, old):
                 moved, top = forward_map(x, old, get(message, s.M_MAP), top)
                 put(message, s.M_MAP, moved)
     put(x, s.CLOCKS_TOP, top)
+    put(x, s.ASKED_BLOCK, -1)
     return 0

@@ -11,27 +11,27 @@ from kernel_cache.compile import inner as jit
 
 from . import state as s
 from .bits import get, load, put, store
-from .clocks import happened, history_slot
-from .watch import GID_MASK, NOT_COHERENT, noncoherent
+from .clocks import before_launch, happened, history_slot, launch_over
+from .watch import GID_MASK, NOT_COHERENT, noncoherent, record_read
 
 INITIALISED = 0x0101010101010101  # the flags of 8 bytes that were written
 PENDING = 0x0202020202020202  # the flags of 8 bytes that a pending copy will write
+LONG, QUIET, UNWRITTEN = range(3)  # the access takes the long way; it is recorded; and nothing ever wrote its cells
 
 
 @jit
 def quiet(x, thread, block, slot, shadow, size, how, write, pc):
-    """Record an access in its cells, unless it or an earlier access could be reported. Then False is returned.
+    """Record an access in its cells, unless it or an earlier access could be reported. Then LONG (0) is returned.
 
-    shadow: what `shadow_of` returns. how: the flags of the access, with its size. The access is no atomic operation.
+    Returns UNWRITTEN if nobody has written to the cells, so that their bytes have no history, else QUIET. shadow: what
+    `shadow_of` returns. how: the flags of the access, with its size. The access is no atomic operation.
     """
     init, grain, cells, first, _ = shadow
     written = np.uint64(INITIALISED >> (64 - 8 * size))
     if load(init, size) != written:
         if not write or load(init, size) & np.uint64(PENDING) != np.uint64(0):
-            return False
+            return LONG
         store(init, size, written)
-    if how & NOT_COHERENT:
-        return False
     gid = get(thread, s.T_GID)
     origin, when = gid | pc << s.GID_BITS, get(thread, s.T_CLOCK) | how << 40
     mask, step = (1 << grain) - 1, grain
@@ -39,42 +39,41 @@ def quiet(x, thread, block, slot, shadow, size, how, write, pc):
         mask, step = ((1 << size) - 1) << (first & (grain - 1)), size
     when |= mask << 32
     shift = (grain >> 1) - (grain >> 3)
+    found = UNWRITTEN
     for at in range(first, first + size, step):
         cell = cells + (at >> shift) * s.CELL_WORDS * 8
-        w, r, q = get(cell, 0), get(cell, 2), get(cell, 4)
-        if w != 0 and not over(x, thread, block, slot, w, get(cell, 1)):
-            return False
+        w = get(cell, 0)
+        if w != 0:
+            found = QUIET
+            clock = get(cell, 1) & 0xFFFFFFFF
+            if not happened(x, thread, block, slot, w & GID_MASK, clock):
+                return LONG
+            if how & NOT_COHERENT and not before_launch(x, gid, w & GID_MASK, clock):
+                return LONG
         if write:
-            if r != 0 and (noncoherent(cell, 2) or not over(x, thread, block, slot, r, get(cell, 3))):
-                return False
-            if q != 0 and (noncoherent(cell, 4) or not over(x, thread, block, slot, q, get(cell, 5))):
-                return False
+            if not over(x, thread, block, slot, cell, 2) or not over(x, thread, block, slot, cell, 4):
+                return LONG
             put(cell, 0, origin)
             put(cell, 1, when)
             put(cell, 2, 0)
             put(cell, 4, 0)
-            continue
-        if r != 0 and noncoherent(cell, 2):
-            return False
-        if r == 0 or r & GID_MASK == gid:
-            put(cell, 2, origin)
-            put(cell, 3, when)
-        elif q == 0 or q & GID_MASK == gid:
-            put(cell, 4, origin)
-            put(cell, 5, when)
-        elif over(x, thread, block, slot, r, get(cell, 3)):
-            put(cell, 2, origin)
-            put(cell, 3, when)
-        elif (r & GID_MASK) >> 5 == (q & GID_MASK) >> 5 != gid >> 5 or over(x, thread, block, slot, q, get(cell, 5)):
-            put(cell, 4, origin)
-            put(cell, 5, when)
-    return True
+        else:
+            record_read(x, thread, block, slot, cell, gid, origin, when, how)
+    return found
 
 
 @jit
-def over(x, thread, block, slot, origin, when):
-    """Whether an earlier access, described by two words of a cell, happened before the thread's present moment."""
-    return happened(x, thread, block, slot, origin & GID_MASK, when & 0xFFFFFFFF)
+def over(x, thread, block, slot, cell, k):
+    """Whether a write need not report the read that two words of a cell describe: it happened before, or there is none.
+
+    A load by ld.global.nc is over only when its launch is.
+    """
+    r = get(cell, k)
+    if r == 0:
+        return True
+    if noncoherent(cell, k) and not launch_over(x, r & GID_MASK):
+        return False
+    return happened(x, thread, block, slot, r & GID_MASK, get(cell, k + 1) & 0xFFFFFFFF)
 
 
 @jit

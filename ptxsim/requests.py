@@ -41,7 +41,7 @@ def distinct(x, mask, width, shift):
     """Count the addresses in the scratch table. Returns (the number of different sectors, the number of lanes)."""
     where = get(x, s.SCRATCH)
     found = where + 64 * 8
-    n, lanes = np.int64(0), np.int64(0)
+    n, lanes, highest = np.int64(0), np.int64(0), np.int64(-1)
     for lane in range(32):
         if not (mask >> lane) & 1 or get(where, lane) == -1:
             continue
@@ -49,7 +49,7 @@ def distinct(x, mask, width, shift):
         first, last = get(where, lane) >> shift, (get(where, lane) + width - 1) >> shift
         for sector in range(first, last + 1):
             known = n > 0 and get(found, n - 1) == sector
-            if not known:
+            if not known and sector <= highest:
                 for k in range(n):
                     if get(found, k) == sector:
                         known = True
@@ -57,6 +57,7 @@ def distinct(x, mask, width, shift):
             if not known:
                 put(found, n, sector)
                 n += 1
+                highest = max(highest, sector)
     return n, lanes
 
 

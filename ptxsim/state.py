@@ -16,9 +16,9 @@ from __future__ import annotations
     MAX_CLOCKS, DEVICE_COUNT, BURST, PATIENCE, DEAD, BARRIERS, COPIES, START_TIME, FUNCTIONS, AGENT, PENDING,
     PENDING_COUNT, MBARRIERS, FLIGHT, TIMED_AT, TIMES, CLOCK_SPACE, PARAMETERS, TENSOR_MEMORY, STREAMS, OPEN, HELD,
     CHOSEN, CLOCK_READ, SKIPPED, SKIPS, SKIPPED_AT, LACKS, HINTED, CLUSTERS, CLUSTERED, SLOW, SLOW_UNTIL, TURNS,
-    TURNS_COUNT, TURNS_CAP, PLAN, PLAN_COUNT, PLAN_AT, TEXTURES, TEXTURE_COUNT,
-) = range(98)  # fmt: skip
-X_FIELDS = 98  # followed by the addresses of the compiled units (units.py)
+    TURNS_COUNT, TURNS_CAP, PLAN, PLAN_COUNT, PLAN_AT, TEXTURES, TEXTURE_COUNT, ASKED_VC, ASKED_BLOCK, ANSWER,
+) = range(101)  # fmt: skip
+X_FIELDS = 101  # followed by the addresses of the compiled units (units.py)
 UNITS = 96
 
 # ---- a turn: the slot of a warp, how many instructions it ran in succession, its block's number, its next instruction

@@ -166,8 +166,7 @@ def note_lack(x, thread, block, origin, when, how, store_how):
 def race(x, thread, block, warp, cell, mask, how, write, pc):
     """Check an access to a cell, and record it there. Returns the first word of the access that it races with, or 0.
 
-    LACKS then says what is missing (missing.py). A cell has places for two reads. The first keeps a load by
-    ld.global.nc as long as its launch runs, because every store of the launch to the same bytes is an error.
+    LACKS then says what is missing (missing.py).
     """
     gid = get(thread, s.T_GID)
     origin = gid | pc << s.GID_BITS
@@ -188,30 +187,40 @@ def race(x, thread, block, warp, cell, mask, how, write, pc):
         put(cell, 0, origin)
         put(cell, 1, when)
         return found
-    r = get(cell, 2)
-    kept = r != 0 and noncoherent(cell, 2) and same_launch(x, r & GID_MASK, gid)
-    if how & NOT_COHERENT and not kept and r != 0 and r & GID_MASK != gid:
+    record_read(x, thread, block, warp, cell, gid, origin, when, how)
+    return found
+
+
+@jit
+def record_read(x, thread, block, warp, cell, gid, origin, when, how):
+    """Record a read in one of the two places that a cell has for reads, unless both are kept for others.
+
+    origin, when: the two words for this read. The first place keeps a load by ld.global.nc as long as its launch runs,
+    because every store of the launch to the same bytes is an error.
+    """
+    r, place = get(cell, 2), np.int64(0)
+    reader = r & GID_MASK
+    kept = r != 0 and noncoherent(cell, 2) and (reader >> 10 == gid >> 10 or same_launch(x, reader, gid))
+    if how & NOT_COHERENT and not kept and r != 0 and reader != gid:
         put(cell, 4, r)
         put(cell, 5, get(cell, 3))
         r = np.int64(0)
-    if r == 0 or (r & GID_MASK == gid and (not kept or how & NOT_COHERENT)):
-        put(cell, 2, origin)
-        put(cell, 3, when)
-        return found
-    q = get(cell, 4)
-    if q == 0 or q & GID_MASK == gid:
-        put(cell, 4, origin)
-        put(cell, 5, when)
-        return found
-    if not kept and happened(x, thread, block, warp, r & GID_MASK, get(cell, 3) & 0xFFFFFFFF):
-        put(cell, 2, origin)
-        put(cell, 3, when)
-    elif happened(x, thread, block, warp, q & GID_MASK, get(cell, 5) & 0xFFFFFFFF) or (
-        (r & GID_MASK) >> 5 == (q & GID_MASK) >> 5 != gid >> 5
-    ):
-        put(cell, 4, origin)
-        put(cell, 5, when)
-    return found
+    if r == 0 or (reader == gid and (not kept or how & NOT_COHERENT)):
+        place = np.int64(2)
+    else:
+        q = get(cell, 4)
+        other = q & GID_MASK
+        if q == 0 or other == gid:
+            place = np.int64(4)
+        elif not kept and happened(x, thread, block, warp, reader, get(cell, 3) & 0xFFFFFFFF):
+            place = np.int64(2)
+        elif reader >> 5 == other >> 5 != gid >> 5 or happened(
+            x, thread, block, warp, other, get(cell, 5) & 0xFFFFFFFF
+        ):
+            place = np.int64(4)
+    if place:
+        put(cell, place, origin)
+        put(cell, place + 1, when)
 
 
 # ---- acquire and release ----
@@ -394,17 +403,62 @@ def wrote(x, thread, block, warp, location, size, old, value, order, scope, atom
     item: the place of the value in the vector that is written, or ALONE. The items of a vector have one number.
     Returns 1 if the write was placed before an earlier write. The memory must then keep the earlier write's value.
     """
+    if order == isa.WEAK:
+        wrote_weakly(x, thread, location, size, old, value, scope)
+        return 0
     gid = get(thread, s.T_GID)
-    entry, shown = np.int64(0), np.int64(0)
-    if order != isa.WEAK:
-        r0, r1, r2 = released(x, thread, block, warp, location, order, scope)
-        entry = sync_entry(x, location, r0 != 0)
-        observed = np.int64(0)
-        if atomic and entry != 0 and linked(x, get(entry, s.S_GID), get(entry, s.S_SCOPE), gid, scope):
-            observed = get(entry, s.S_MAP)
-        shown = published(x, gid, r0, r1, r2, observed)
-    elif get(x, s.SYNC_USED) != 0:
+    r0, r1, r2 = released(x, thread, block, warp, location, order, scope)
+    entry = sync_entry(x, location, r0 != 0)
+    observed = np.int64(0)
+    if atomic and entry != 0 and linked(x, get(entry, s.S_GID), get(entry, s.S_SCOPE), gid, scope):
+        observed = get(entry, s.S_MAP)
+    shown = published(x, gid, r0, r1, r2, observed)
+    slot, count = room(x, location, size, old, entry)
+    sequence = get(x, s.SEQUENCE)
+    if item <= 0:
+        sequence += SEQUENCE_STEP
+        put(x, s.SEQUENCE, sequence)
+    at = count
+    if not atomic and item == ALONE and get(x, s.WEAK_MEMORY):
+        at = before_others(x, thread, block, warp, location, slot, count)
+    message = slot + (s.H_MESSAGES + at * s.M_FIELDS) * 8
+    if at < count:
+        sequence = between(slot, at)
+        for i in range((count - at) * s.M_FIELDS - 1, -1, -1):
+            put(message, i + s.M_FIELDS, get(message, i))
+    # a release has advanced the clock; the write itself belongs to the moment that it publishes
+    clock = get(thread, s.T_CLOCK) - (1 if order >= isa.RELEASE else 0)
+    put_message(message, value, gid, clock, shown, scope, sequence, atomic)
+    put(slot, s.H_COUNT, count + 1)
+    if at < count:
+        return 1
+    if entry != 0:
+        publish_last(entry, shown, scope, gid)
+    return 0
+
+
+@jit
+def wrote_weakly(x, thread, location, size, old, value, scope):
+    """Record a weak write: the previous value, which other threads may still read. It publishes no clocks."""
+    gid, entry = get(thread, s.T_GID), np.int64(0)
+    if get(x, s.SYNC_USED) != 0:
         entry = sync_entry(x, location, False)
+    slot, count = room(x, location, size, old, entry)
+    sequence = get(x, s.SEQUENCE) + SEQUENCE_STEP
+    put(x, s.SEQUENCE, sequence)
+    message = slot + (s.H_MESSAGES + count * s.M_FIELDS) * 8
+    put_message(message, value, gid, get(thread, s.T_CLOCK), np.int64(0), scope, sequence, False)
+    put(slot, s.H_COUNT, count + 1)
+    if entry != 0:
+        publish_last(entry, np.int64(0), scope, gid)
+
+
+@jit
+def room(x, location, size, old, entry):
+    """Make room for one more write in the history of a location. Returns (its slot, the number of writes there).
+
+    old: the value before the write. entry: the location's row in the sync table, or 0.
+    """
     slot = history_slot(x, location)
     count = get(slot, s.H_COUNT)
     if count == 0 or get(slot, s.H_ADDRESS) != location or get(slot, s.H_SIZE) != size:
@@ -424,34 +478,27 @@ def wrote(x, thread, block, warp, location, size, old, value, order, scope, atom
         for i in range(s.M_FIELDS * (s.M_MOST - 1)):
             put(first, i, get(first, i + s.M_FIELDS))
         count -= 1
-    sequence = get(x, s.SEQUENCE)
-    if item <= 0:
-        sequence += SEQUENCE_STEP
-        put(x, s.SEQUENCE, sequence)
-    at = count
-    if order != isa.WEAK and not atomic and item == ALONE and get(x, s.WEAK_MEMORY):
-        at = before_others(x, thread, block, warp, location, slot, count)
-    message = slot + (s.H_MESSAGES + at * s.M_FIELDS) * 8
-    if at < count:
-        sequence = between(slot, at)
-        for i in range((count - at) * s.M_FIELDS - 1, -1, -1):
-            put(message, i + s.M_FIELDS, get(message, i))
+    return slot, count
+
+
+@jit
+def put_message(message, value, gid, clock, shown, scope, sequence, atomic):
+    """Fill the row of a write in a history."""
     put(message, s.M_VALUE, np.int64(value))
     put(message, s.M_GID, gid)
-    # a release has advanced the clock; the write itself belongs to the moment that it publishes
-    put(message, s.M_CLOCK, get(thread, s.T_CLOCK) - (1 if order >= isa.RELEASE else 0))
+    put(message, s.M_CLOCK, clock)
     put(message, s.M_MAP, shown)
     put(message, s.M_SCOPE, scope)
     put(message, s.M_SEQUENCE, sequence)
     put(message, s.M_ATOMIC, atomic)
-    put(slot, s.H_COUNT, count + 1)
-    if at < count:
-        return 1
-    if entry != 0:
-        put(entry, s.S_MAP, shown)
-        put(entry, s.S_SCOPE, scope)
-        put(entry, s.S_GID, gid)
-    return 0
+
+
+@jit
+def publish_last(entry, shown, scope, gid):
+    """Note in the row of the sync table what the last write of a location publishes."""
+    put(entry, s.S_MAP, shown)
+    put(entry, s.S_SCOPE, scope)
+    put(entry, s.S_GID, gid)
 
 
 @jit

@@ -1,7 +1,8 @@
 """The interpreter's short ways give what its plain ways give: drawn instructions, drawn accesses.
 
 whole_warp.py computes frequent instructions for all lanes at once, where integer.py, floating.py and convert.py go lane
-by lane. quick.py records accesses that nothing can be wrong with, where `check` looks at everything.
+by lane. quick.py records accesses that nothing can be wrong with, where `check` looks at everything. region.py looks up
+the memory of a whole warp, where `locate` looks up a lane's. `happened` remembers what a vector clock covers.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ import pytest
 
 pytest.importorskip("numba.cuda.extending", reason="numba-cuda is not installed")
 import ptxsim
-from ptxsim import convert, floating, integer, isa, quick, whole_warp
+from ptxsim import clocks, convert, floating, integer, isa, quick, whole_warp
 from ptxsim import state as s
-from ptxsim.access import shadow_of, warp_slot
-from ptxsim.bits import load64
+from ptxsim.access import FAULT, locate, location_of, shadow_of, warp_slot
+from ptxsim.bits import get, load64
+from ptxsim.region import NOWHERE, region_of
 from ptxsim.units import python_function
 from ptxsim.watch import NOT_COHERENT, SIZE_SHIFT, STRONG
 
@@ -142,7 +144,7 @@ BARRIERS = """.version 8.0
 .visible .entry k(.param .u64 p)
 {
 .reg .b32 %r<4>; .reg .b64 %d<4>; .reg .pred %p;
-.shared .align 8 .b8 there[256];
+.shared .align 8 .b8 there[256]; .local .align 8 .b8 mine[64];
 ld.param.u64 %d1, [p]; mov.u32 %r1, %tid.x; and.b32 %r2, %r1, 7; mad.wide.u32 %d2, %r2, 4, %d1;
 atom.add.acq_rel.gpu.global.u32 %r3, [%d2], 1; bar.sync 0;
 setp.lt.u32 %p, %r1, 40; @%p atom.add.acq_rel.gpu.global.u32 %r3, [%d2], 1; bar.sync 0;
@@ -151,6 +153,7 @@ ret;
 }
 """
 SIZES = (1, 2, 4, 8)
+BASE = 40  # a row of registers for drawn addresses
 
 
 @numba.njit(error_model="numpy")
@@ -158,6 +161,46 @@ def quietly(x, warp, thread, block, space, place, size, how, write, pc):
     """Call `quiet`, as ld and st do."""
     shadow = shadow_of(x, block, space, place)
     return quick.quiet(x, thread, block, warp_slot(x, warp), shadow, size, how, write, pc)
+
+
+@numba.njit(error_model="numpy")
+def happened_both(x, thread, block, warp, gid, clock):
+    """Whether a moment happened before a thread's, as `happened` says, and as follows from the clocks alone."""
+    short = clocks.happened(x, thread, block, warp, gid, clock)
+    mine = get(thread, s.T_GID)
+    plain = gid == mine or clocks.earlier_run(x, gid) or clocks.in_clock(x, get(thread, s.T_VC), gid, clock)
+    if gid >> 10 == mine >> 10:
+        known = get(x, s.KNOWN) + (warp * 1024 + (mine & 31) * 32) * 8
+        same = gid >> 5 == mine >> 5 and get(known, gid & 31) >= clock
+        plain = plain or clock < get(block, s.B_FLOOR) or same
+    return short, plain
+
+
+@numba.njit(error_model="numpy")
+def regions_both(x, warp, block, space, size, write, mask, found):
+    """Look up the addresses in row BASE of a warp by `region_of`, and each by `locate`. Returns the region's space.
+
+    found: [2, 32, 8] int64. In both ways, for each lane: the address in this process, the place, its space, its number,
+    its init flag, the bytes of an item, the first cell, the offset from there.
+    """
+    region = region_of(x, warp, block, space, BASE, 0, size, write, mask)
+    regs = get(warp, s.W_REGS)
+    for lane in range(32):
+        if not (mask >> lane) & 1:
+            continue
+        address, thread = get(regs, BASE * 32 + lane), get(warp, s.W_THREADS) + lane * s.T_FIELDS * 8
+        host, place, kind = locate(x, warp, thread, block, lane, space, address, size, write, np.int64(3))
+        found[1, lane, :3] = host, place, kind
+        if host != FAULT and (kind == isa.GLOBAL or kind == isa.SHARED):
+            init, grain, cells, first, _ = shadow_of(x, block, kind, place)
+            found[1, lane, 3:] = location_of(x, block, kind, place), init, grain, cells, first
+        if region.space != NOWHERE:
+            found[0, lane, :3] = region.host + address + lane * region.step, region.place + address, region.space
+            if region.space != isa.LOCAL:
+                found[0, lane, 3] = region.location + address
+                found[0, lane, 4:6] = region.init + address, region.grain
+                found[0, lane, 6:] = region.cells, region.first + address
+    return region.space
 
 
 @numba.njit(error_model="numpy")
@@ -244,8 +287,10 @@ class Trials:
         init[:], cells[:] = given
         plain = self.plainly(warp, thread, block, space, place, size, how, write, init, cells)
         init[:], cells[:] = before
-        self.quiet, self.both, self.reported = self.quiet + quiet, self.both + 1, self.reported + bool(plain[2])
+        self.quiet, self.both, self.reported = self.quiet + bool(quiet), self.both + 1, self.reported + bool(plain[2])
         assert all(np.array_equal(one, other) for one, other in zip(short, plain)), (size, at, grain, write, how, given)
+        if quiet == quick.UNWRITTEN:
+            assert not given[1][at // grain : (at + size - 1) // grain + 1, 0].any()
 
     def plainly(self, warp, thread, block, space, place, size, how, write, init, cells):
         """(flags, cells, kinds of reports) after `check`."""
@@ -257,6 +302,21 @@ class Trials:
         return init.copy(), cells.copy(), kinds
 
 
+def waiting_run(machine, flags, middle):
+    """Run a kernel of three blocks that waits for flags[16], and call `middle` while it waits."""
+
+    def act():
+        for number in range(60):  # the kernel goes on meanwhile; something changes, so that it does not count as stuck
+            flags.store(17, number + 1)
+            yield
+        middle()
+        flags.store(16, 1)
+
+    machine.device(0).launch(BARRIERS, 3, 64, flags)
+    machine.actor(act)
+    assert machine.run() == []
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_accesses_that_the_short_way_records(seed):
     """In the middle of a run, so that threads know some of each other's moments and not others."""
@@ -264,21 +324,96 @@ def test_accesses_that_the_short_way_records(seed):
     device = machine.device(0)
     flags = device.array(np.zeros(32, np.uint32))
     arrays = [device.array(np.zeros(64 // np.dtype(kind).itemsize, kind)) for kind in ("u1", "u2", "u4", "u8")]
-    trials = []
+    made = Trials(machine, arrays, seed)
 
     def try_accesses():
-        for number in range(60):  # the kernel goes on meanwhile; something changes, so that it does not count as stuck
-            flags.store(17, number + 1)
-            yield
-        trials.append(Trials(machine, arrays, seed))
         for _ in range(3000):
-            trials[0].run()
-        flags.store(16, 1)
+            made.run()
 
-    device.launch(BARRIERS, 3, 64, flags)
-    machine.actor(try_accesses)
-    assert machine.run() == []
-    made = trials[0]
+    waiting_run(machine, flags, try_accesses)
     assert made.both == 3000
     assert 0.1 < made.quiet / made.both < 0.9
     assert made.reported > 100
+
+
+def test_what_happened_before():
+    """For drawn threads of three launches, one of them in an earlier run. The remembered answer fits some pairs."""
+    machine = ptxsim.Machine(seed=5, sm_count=2)
+    device = machine.device(0)
+    over, flags = (device.array(np.array([0] * 16 + [last] + [0] * 15, np.uint32)) for last in (1, 0))
+    device.launch(BARRIERS, 2, 64, over)
+    assert machine.run() == []
+    device.launch(BARRIERS, 2, 64, over)
+    made = []
+
+    def try_pairs():
+        rng, trials = np.random.default_rng(6), Trials(machine, [], 6)
+        for _ in range(4000):
+            warp, thread, block, _ = trials.live()
+            gid, clock = (int(n) for n in words(trials.live()[1], s.T_FIELDS)[[s.T_GID, s.T_CLOCK]])
+            if rng.random() < 0.3:
+                gid = int(rng.integers(1, gid >> 10)) << 10 | int(rng.integers(0, 64))
+            slot, clock = int(words(warp, s.W_FIELDS)[s.W_SLOT]), max(int(clock + rng.integers(-3, 2)), 0)
+            made.append(happened_both(trials.x, thread, block, slot, gid, clock))
+
+    waiting_run(machine, flags, try_pairs)
+    assert len(made) == 4000
+    assert all(short == plain for short, plain in made)
+    assert 0.1 < np.mean([short for short, _ in made]) < 0.9
+
+
+def drawn_addresses(rng, arrays, size):
+    """(space, [32] int64 addresses) of a warp: mostly in one region, sometimes with a lane that lies elsewhere."""
+    starts = [arrays[k].allocation.start + isa.GLOBAL_START for k in range(len(arrays))]
+    space, start, length = [
+        (isa.GENERIC, starts[0], 64), (isa.GLOBAL, starts[1], 64), (isa.CONST, starts[2], 64), (isa.SHARED, 0, 256),
+        (isa.SHARED, isa.SHARED_WINDOW, 256), (isa.GENERIC, isa.SHARED_WINDOW, 256), (isa.LOCAL, 0, 64),
+        (isa.GENERIC, isa.LOCAL_WINDOW, 64), (isa.GENERIC, isa.PARAM_WINDOW, 8), (isa.PARAM, isa.PARAM_WINDOW, 8),
+    ][rng.integers(10)]  # fmt: skip
+    made = start + rng.integers(0, length // size, 32) * size
+    if rng.random() < 0.3:
+        made[:] = start + np.arange(32) % (length // size) * size
+    if rng.random() < 0.3:
+        odd = [*starts, starts[0] - 8, starts[1] + 64, isa.SHARED_WINDOW, isa.SHARED_WINDOW + 256, isa.LOCAL_WINDOW,
+               isa.LOCAL_WINDOW + 64, isa.PARAM_WINDOW, 0, 64, 256, -8, 1 << 62, start + 1, start + length]  # fmt: skip
+        made[rng.integers(32)] = rng.choice(odd)
+    return space, made
+
+
+@pytest.mark.parametrize("check", [False, True])
+def test_regions(check):
+    """`region_of` finds what `locate` finds lane by lane, whenever no lane faults and all lie in one region."""
+    machine = ptxsim.Machine(seed=7, check=check)
+    arrays = [machine.device(0).array(np.zeros(64 // np.dtype(kind).itemsize, kind)) for kind in ("u1", "u4", "u8")]
+    flags = machine.device(0).array(np.zeros(32, np.uint32))
+    spaces = []
+
+    def try_accesses():
+        rng, trials = np.random.default_rng(8), Trials(machine, [], 8)
+        for _ in range(3000):
+            warp, _, block, _ = trials.live()
+            size, write = int(rng.choice([1, 2, 4, 8])), bool(rng.random() < 0.5)
+            mask = 0xFFFFFFFF if rng.random() < 0.5 else int(rng.integers(1, 1 << 32))
+            space, addresses = drawn_addresses(rng, arrays, size)
+            first = int(words(warp, s.W_FIELDS)[s.W_REGS]) + BASE * 256
+            row = np.ctypeslib.as_array((ctypes.c_int64 * 32).from_address(first))
+            before, found = row.copy(), np.zeros((2, 32, 8), np.int64)
+            row[:] = addresses
+            got = regions_both(trials.x, warp, block, space, size, write, mask, found)
+            row[:] = before
+            machine.x[s.REPORTS_COUNT], machine.loader.seen[:] = 0, 0
+            lanes = [lane for lane in range(32) if mask >> lane & 1]
+            hosts, kinds, cells = found[1, lanes, 0], set(found[1, lanes, 2]), set(found[1, lanes, 6])
+            kind = min(kinds)
+            one = (hosts != FAULT).all() and len(kinds) == 1 and kind != isa.PARAM
+            one = one and (kind != isa.GLOBAL or not check or len(cells) == 1)
+            one = one and len(set(addresses[lanes] - found[1, lanes, 1])) == 1  # not some as generic addresses
+            assert (got != NOWHERE) == one, (space, size, write, addresses[lanes])
+            if one:
+                columns = 3 if kind == isa.LOCAL else (8 if check else 4)
+                assert np.array_equal(found[0, lanes, :columns], found[1, lanes, :columns]), (space, addresses[lanes])
+            spaces.append(got)
+
+    waiting_run(machine, flags, try_accesses)
+    assert len(spaces) == 3000
+    assert all(spaces.count(kind) > 100 for kind in (NOWHERE, isa.GLOBAL, isa.SHARED, isa.LOCAL))
