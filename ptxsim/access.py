@@ -15,7 +15,7 @@ from .cluster import LOW, holder, reached
 from .floating import NAN32, flush32, least_most
 from .integer import cut
 from .integer import read as as_integer
-from .quick import LONG, UNWRITTEN, quiet, rewritten
+from .quick import LONG, UNWRITTEN, quiet, quiet_read, quiet_write, rewritten
 from .region import FULL, NOWHERE, region_of
 from .requests import count_access
 from .rounding import BFLOAT, HALF, exact, widen
@@ -330,7 +330,7 @@ def load_watched(x, warp, block, access, region, pc, mask):
     """Load from a region that the checker watches, by weak accesses."""
     regs, where, slot = get(warp, s.W_REGS), get(x, s.SCRATCH), warp_slot(x, warp)
     type_, size, how = access.type_, access.size, access.how
-    signed, weak = type_ & 0xF0 == isa.S, get(x, s.WEAK_MEMORY)
+    signed, weak, floor = type_ & 0xF0 == isa.S, get(x, s.WEAK_MEMORY), get(block, s.B_FLOOR)
     for lane in range(32):
         if not (mask >> lane) & 1:
             continue
@@ -338,7 +338,7 @@ def load_watched(x, warp, block, access, region, pc, mask):
         for k in range(access.values):
             at = get(where, lane) + k * size
             shadow = region.init + at, region.grain, region.cells, region.first + at, at
-            known = quiet(x, thread, block, slot, shadow, size, how | log2(size) << SIZE_SHIFT, False, pc)
+            known = quiet_read(x, thread, block, slot, floor, shadow, size, how | log2(size) << SIZE_SHIFT, pc)
             if known == LONG:
                 check(x, warp, thread, block, region.space, region.place + at, size, how, False, True, pc)
             if weak and known != UNWRITTEN and rewritten(x, region.location + at, size):
@@ -412,7 +412,7 @@ def store_in_region(x, warp, block, access, region, pc, mask):
     """Store to a region by weak accesses."""
     regs, where, slot = get(warp, s.W_REGS), get(x, s.SCRATCH), warp_slot(x, warp)
     type_, size, how = access.type_, access.size, access.how
-    watched, changed = get(x, s.CHECK) and region.space != isa.LOCAL, False
+    watched, changed, floor = get(x, s.CHECK) and region.space != isa.LOCAL, False, get(block, s.B_FLOOR)
     for lane in range(32):
         if not (mask >> lane) & 1:
             continue
@@ -426,7 +426,8 @@ def store_in_region(x, warp, block, access, region, pc, mask):
             if watched:
                 flags = how | (SAME if old == value else 0)
                 shadow = region.init + at, region.grain, region.cells, region.first + at, at
-                if quiet(x, thread, block, slot, shadow, size, flags | log2(size) << SIZE_SHIFT, True, pc) == LONG:
+                flags_of = flags | log2(size) << SIZE_SHIFT
+                if quiet_write(x, thread, block, slot, floor, shadow, size, flags_of, pc) == LONG:
                     check(x, warp, thread, block, region.space, region.place + at, size, flags, True, False, pc)
                 wrote_weakly(x, thread, region.location + at, size, old, value, access.scope)
             store(host, size, value)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from kernel_cache.compile import inlined
 from kernel_cache.compile import inner as jit
 
 from . import state as s
@@ -26,54 +27,94 @@ def quiet(x, thread, block, slot, shadow, size, how, write, pc):
     Returns UNWRITTEN if nobody has written to the cells, so that their bytes have no history, else QUIET. shadow: what
     `shadow_of` returns. how: the flags of the access, with its size. The access is no atomic operation.
     """
+    floor = get(block, s.B_FLOOR)
+    if write:
+        return quiet_write(x, thread, block, slot, floor, shadow, size, how, pc)
+    return quiet_read(x, thread, block, slot, floor, shadow, size, how, pc)
+
+
+@inlined
+def quiet_read(x, thread, block, slot, floor, shadow, size, how, pc):
+    """`quiet` for a read. floor: the block's."""
     init, grain, cells, first, _ = shadow
-    written = np.uint64(INITIALISED >> (64 - 8 * size))
-    if load(init, size) != written:
-        if not write or load(init, size) & np.uint64(PENDING) != np.uint64(0):
-            return LONG
-        store(init, size, written)
     gid = get(thread, s.T_GID)
-    origin, when = gid | pc << s.GID_BITS, get(thread, s.T_CLOCK) | how << 40
-    mask, step = (1 << grain) - 1, grain
-    if size < grain:
-        mask, step = ((1 << size) - 1) << (first & (grain - 1)), size
-    when |= mask << 32
-    shift = (grain >> 1) - (grain >> 3)
-    found = UNWRITTEN
-    for at in range(first, first + size, step):
-        cell = cells + (at >> shift) * s.CELL_WORDS * 8
-        w = get(cell, 0)
-        if w != 0:
-            found = QUIET
-            clock = get(cell, 1) & 0xFFFFFFFF
-            if not happened(x, thread, block, slot, w & GID_MASK, clock):
-                return LONG
-            if how & NOT_COHERENT and not before_launch(x, gid, w & GID_MASK, clock):
-                return LONG
-        if write:
-            if not over(x, thread, block, slot, cell, 2) or not over(x, thread, block, slot, cell, 4):
-                return LONG
+    found = UNWRITTEN if load(init, size) == np.uint64(INITIALISED >> (64 - 8 * size)) else LONG
+    if found != LONG:
+        origin, when, step, shift = words_for(gid, get(thread, s.T_CLOCK), grain, first, size, how, pc)
+        for at in range(first, first + size, step):
+            cell = cells + (at >> shift) * s.CELL_WORDS * 8
+            w, r = get(cell, 0), get(cell, 2)
+            if w != 0:
+                found = QUIET
+                if not settled(cell, 0, gid, floor) and not passed(x, thread, block, slot, cell, 0):
+                    found = LONG
+                    break
+                if how & NOT_COHERENT and not before_launch(x, gid, w & GID_MASK, get(cell, 1) & 0xFFFFFFFF):
+                    found = LONG
+                    break
+            if r == 0 or ((r ^ gid) & GID_MASK == 0 and (how & NOT_COHERENT or not noncoherent(cell, 2))):
+                put(cell, 2, origin)
+                put(cell, 3, when)
+            else:
+                record_read(x, thread, block, slot, cell, gid, origin, when, how)
+    return found
+
+
+@inlined
+def quiet_write(x, thread, block, slot, floor, shadow, size, how, pc):
+    """`quiet` for a write. floor: the block's."""
+    init, grain, cells, first, _ = shadow
+    gid = get(thread, s.T_GID)
+    flags, written = load(init, size), np.uint64(INITIALISED >> (64 - 8 * size))
+    found = UNWRITTEN if flags & np.uint64(PENDING) == np.uint64(0) else LONG
+    if found != LONG:
+        if flags != written:
+            store(init, size, written)
+        origin, when, step, shift = words_for(gid, get(thread, s.T_CLOCK), grain, first, size, how, pc)
+        for at in range(first, first + size, step):
+            cell = cells + (at >> shift) * s.CELL_WORDS * 8
+            w, r, q = get(cell, 0), get(cell, 2), get(cell, 4)
+            if w != 0:
+                found = QUIET
+                if not settled(cell, 0, gid, floor) and not passed(x, thread, block, slot, cell, 0):
+                    found = LONG
+                    break
+            if r != 0 and not settled(cell, 2, gid, floor) and not passed(x, thread, block, slot, cell, 2):
+                found = LONG
+                break
+            if q != 0 and not settled(cell, 4, gid, floor) and not passed(x, thread, block, slot, cell, 4):
+                found = LONG
+                break
             put(cell, 0, origin)
             put(cell, 1, when)
             put(cell, 2, 0)
             put(cell, 4, 0)
-        else:
-            record_read(x, thread, block, slot, cell, gid, origin, when, how)
     return found
 
 
-@jit
-def over(x, thread, block, slot, cell, k):
-    """Whether a write need not report the read that two words of a cell describe: it happened before, or there is none.
+@inlined
+def words_for(gid, clock, grain, first, size, how, pc):
+    """(origin, when, step, shift) of an access: its two words in a cell, the bytes of it in a cell, log2 of grain."""
+    mask, step = (1 << grain) - 1, grain
+    if size < grain:
+        mask, step = ((1 << size) - 1) << (first & (grain - 1)), size
+    return gid | pc << s.GID_BITS, clock | how << 40 | mask << 32, step, (grain >> 1) - (grain >> 3)
 
-    A load by ld.global.nc is over only when its launch is.
-    """
-    r = get(cell, k)
-    if r == 0:
-        return True
-    if noncoherent(cell, k) and not launch_over(x, r & GID_MASK):
+
+@inlined
+def settled(cell, k, gid, floor):
+    """Whether two words of a cell describe a plain access by the thread itself, or by its block before its floor."""
+    apart, when = (get(cell, k) ^ gid) & GID_MASK, get(cell, k + 1)
+    return (when >> 40) & NOT_COHERENT == 0 and (apart == 0 or (apart >> 10 == 0 and when & 0xFFFFFFFF < floor))
+
+
+@jit
+def passed(x, thread, block, slot, cell, k):
+    """Whether the access that two words of a cell describe happened before. A load by ld.global.nc: all its launch."""
+    origin = get(cell, k) & GID_MASK
+    if noncoherent(cell, k) and not launch_over(x, origin):
         return False
-    return happened(x, thread, block, slot, r & GID_MASK, get(cell, k + 1) & 0xFFFFFFFF)
+    return happened(x, thread, block, slot, origin, get(cell, k + 1) & 0xFFFFFFFF)
 
 
 @jit
