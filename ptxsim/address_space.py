@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import collections
+import contextlib
 import ctypes
 import math
 import mmap
@@ -29,6 +30,8 @@ SHADOW_BYTES = MOST_BYTES // 4 * CELL_BYTES  # space for the cells of 4-byte ite
 BELOW = 1 << 20  # for an address at most so many bytes below the memory, reports name the nearest array
 QUARANTINE_BYTES = 1 << 28  # freed memory that is not reused yet, so that accesses to it are reported
 LARGE_BYTES = 1 << 28  # for more bytes of cells than this, an allocation checks that the computer has enough memory
+MOST_MADE = 1 << 24  # for at most so many bytes of cells, pages are made when an array is made
+POPULATE_WRITE = 23  # Linux' MADV_POPULATE_WRITE, for which Python has no name
 NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
 
 
@@ -107,6 +110,18 @@ class Reserved:
         self.bytes[start:first] = 0
         self.bytes[last:end] = 0
         self.advise(mmap.MADV_DONTNEED, first, last - first)
+
+
+    def expect(self, start: int, end: int) -> None:
+        """Make the pages of bytes that will be read and then written. This only saves time.
+
+        Such a page would cost two page faults, for the read and for the write. Pages of more than MOST_MADE bytes are
+        left alone, because some may never be touched.
+        """
+        if end - start <= MOST_MADE:
+            first, last = start // mmap.PAGESIZE * mmap.PAGESIZE, -(-end // mmap.PAGESIZE) * mmap.PAGESIZE
+            with contextlib.suppress(OSError):  # an old system, or not Linux
+                self.advise(POPULATE_WRITE, first, last - first)
 
 
 class FreeRuns:
@@ -225,6 +240,8 @@ class Memory:
             raise MemoryProblem(f"the checker's cells for an array of {size} bytes do not fit; use check=False")
         if at is not None:
             self.runs.take_at(at, span(size))
+        if self.cells is not None:
+            self.cells.expect(shadow * CELL_BYTES, (shadow + cells) * CELL_BYTES)
         number = self.numbers.pop() if self.numbers else len(self.allocations) + 1
         if number == len(self.table):
             self.table = np.concatenate([self.table, np.zeros_like(self.table)])

@@ -51,6 +51,7 @@ class Core:
         self.kept: list[np.ndarray] = []  # tables that the running launches point to
         self.tables: dict[str, np.ndarray] = {}
         self.patience = PATIENCE
+        self.cleared = 0  # the number of the last write when the history of writes was cleared
         self.x[s.RNG] = (seed * 2654435761 + 88172645463325252) & ((1 << 62) - 1)
         self.x[s.CHECK] = self.x[s.WEAK_MEMORY] = int(check)
         self.x[s.CLOCKS_TOP] = 1

@@ -74,9 +74,12 @@ def prepare(core: Core, every: list[Launch], past: int) -> None:
     x[s.ASKED_BLOCK] = -1
     x[s.READY_COUNT] = x[s.DEAD] = x[s.STOP] = x[s.SUSPECT] = x[s.SPINNING] = 0
     if core.check:
-        core.tables["history"][:, s.H_COUNT] = 0  # because the host may have written since the last run
+        if x[s.SEQUENCE] != core.cleared:  # the host may have written since the last run
+            core.tables["history"][:, s.H_COUNT] = 0
+            core.cleared = int(x[s.SEQUENCE])
         if not past:  # then everything before this run is over
-            core.tables["sync"][:] = 0
+            if x[s.SYNC_USED]:
+                core.tables["sync"][:] = 0
             x[s.SYNC_USED], x[s.SC_SYSTEM], x[s.CLOCKS_TOP] = 0, 0, 1
     x[s.PROGRESS], x[s.PATIENCE] = x[s.STEP], core.patience
     x[s.DEVICE_COUNT] = core.device_count
