@@ -144,7 +144,7 @@ BARRIERS = """.version 8.0
 .visible .entry k(.param .u64 p)
 {
 .reg .b32 %r<4>; .reg .b64 %d<4>; .reg .pred %p;
-.shared .align 8 .b8 there[256]; .local .align 8 .b8 mine[64];
+.shared .align 4 .b8 few[4]; .shared .align 8 .b8 there[256]; .local .align 8 .b8 mine[64];
 ld.param.u64 %d1, [p]; mov.u32 %r1, %tid.x; and.b32 %r2, %r1, 7; mad.wide.u32 %d2, %r2, 4, %d1;
 atom.add.acq_rel.gpu.global.u32 %r3, [%d2], 1; bar.sync 0;
 setp.lt.u32 %p, %r1, 40; @%p atom.add.acq_rel.gpu.global.u32 %r3, [%d2], 1; bar.sync 0;
@@ -302,17 +302,20 @@ class Trials:
         return init.copy(), cells.copy(), kinds
 
 
-def waiting_run(machine, flags, middle):
-    """Run a kernel of three blocks that waits for flags[16], and call `middle` while it waits."""
+def waiting_run(machine, middle, *launches):
+    """Run kernels of BARRIERS, (blocks, flags, stream) each, and call `middle` while they wait for flags[16]."""
 
     def act():
-        for number in range(60):  # the kernel goes on meanwhile; something changes, so that it does not count as stuck
-            flags.store(17, number + 1)
+        for number in range(60):  # the kernels go on meanwhile; something changes, so that they do not count as stuck
+            for _, flags, _ in launches:
+                flags.store(17, number + 1)
             yield
         middle()
-        flags.store(16, 1)
+        for _, flags, _ in launches:
+            flags.store(16, 1)
 
-    machine.device(0).launch(BARRIERS, 3, 64, flags)
+    for blocks, flags, stream in launches:
+        machine.device(0).launch(BARRIERS, blocks, 64, flags, stream=stream)
     machine.actor(act)
     assert machine.run() == []
 
@@ -330,52 +333,62 @@ def test_accesses_that_the_short_way_records(seed):
         for _ in range(3000):
             made.run()
 
-    waiting_run(machine, flags, try_accesses)
+    waiting_run(machine, try_accesses, (3, flags, None))
     assert made.both == 3000
     assert 0.1 < made.quiet / made.both < 0.9
     assert made.reported > 100
 
 
 def test_what_happened_before():
-    """For drawn threads of three launches, one of them in an earlier run. The remembered answer fits some pairs."""
+    """For drawn threads of an earlier run, and of launches in two streams that know nothing of each other.
+
+    Each moment is asked of two threads, so that the remembered answer fits sometimes, and sometimes not.
+    """
     machine = ptxsim.Machine(seed=5, sm_count=2)
     device = machine.device(0)
-    over, flags = (device.array(np.array([0] * 16 + [last] + [0] * 15, np.uint32)) for last in (1, 0))
+    over, *flags = (device.array(np.array([0] * 16 + [last] + [0] * 15, np.uint32)) for last in (1, 0, 0))
+    streams = [device.stream(blocking=False) for _ in flags]
     device.launch(BARRIERS, 2, 64, over)
     assert machine.run() == []
-    device.launch(BARRIERS, 2, 64, over)
+    device.launch(BARRIERS, 2, 64, over, stream=streams[0])
     made = []
 
     def try_pairs():
         rng, trials = np.random.default_rng(6), Trials(machine, [], 6)
-        for _ in range(4000):
-            warp, thread, block, _ = trials.live()
+        for _ in range(3000):
             gid, clock = (int(n) for n in words(trials.live()[1], s.T_FIELDS)[[s.T_GID, s.T_CLOCK]])
             if rng.random() < 0.3:
                 gid = int(rng.integers(1, gid >> 10)) << 10 | int(rng.integers(0, 64))
-            slot, clock = int(words(warp, s.W_FIELDS)[s.W_SLOT]), max(int(clock + rng.integers(-3, 2)), 0)
-            made.append(happened_both(trials.x, thread, block, slot, gid, clock))
+            clock = max(int(clock + rng.integers(-3, 2)), 0)
+            for _ in range(2):
+                warp, thread, block, _ = trials.live()
+                slot = int(words(warp, s.W_FIELDS)[s.W_SLOT])
+                made.append(happened_both(trials.x, thread, block, slot, gid, clock))
 
-    waiting_run(machine, flags, try_pairs)
-    assert len(made) == 4000
+    waiting_run(machine, try_pairs, *((2, one, stream) for one, stream in zip(flags, streams)))
+    assert len(made) == 6000
     assert all(short == plain for short, plain in made)
     assert 0.1 < np.mean([short for short, _ in made]) < 0.9
 
 
 def drawn_addresses(rng, arrays, size):
-    """(space, [32] int64 addresses) of a warp: mostly in one region, sometimes with a lane that lies elsewhere."""
+    """(space, [32] int64 addresses) of a warp: mostly in one region, sometimes with a lane that lies elsewhere.
+
+    Bytes 4 to 127 of shared memory belong to no variable. Local memory has 80 bytes.
+    """
     starts = [arrays[k].allocation.start + isa.GLOBAL_START for k in range(len(arrays))]
+    shared, local = isa.SHARED_WINDOW, isa.LOCAL_WINDOW
     space, start, length = [
-        (isa.GENERIC, starts[0], 64), (isa.GLOBAL, starts[1], 64), (isa.CONST, starts[2], 64), (isa.SHARED, 0, 256),
-        (isa.SHARED, isa.SHARED_WINDOW, 256), (isa.GENERIC, isa.SHARED_WINDOW, 256), (isa.LOCAL, 0, 64),
-        (isa.GENERIC, isa.LOCAL_WINDOW, 64), (isa.GENERIC, isa.PARAM_WINDOW, 8), (isa.PARAM, isa.PARAM_WINDOW, 8),
+        (isa.GENERIC, starts[0], 64), (isa.GLOBAL, starts[1], 64), (isa.CONST, starts[2], 64), (isa.SHARED, 128, 256),
+        (isa.SHARED, shared + 128, 256), (isa.GENERIC, shared + 128, 256), (isa.LOCAL, 0, 80), (isa.GENERIC, local, 80),
+        (isa.GENERIC, isa.PARAM_WINDOW, 8), (isa.PARAM, isa.PARAM_WINDOW, 8),
     ][rng.integers(10)]  # fmt: skip
     made = start + rng.integers(0, length // size, 32) * size
     if rng.random() < 0.3:
         made[:] = start + np.arange(32) % (length // size) * size
     if rng.random() < 0.3:
-        odd = [*starts, starts[0] - 8, starts[1] + 64, isa.SHARED_WINDOW, isa.SHARED_WINDOW + 256, isa.LOCAL_WINDOW,
-               isa.LOCAL_WINDOW + 64, isa.PARAM_WINDOW, 0, 64, 256, -8, 1 << 62, start + 1, start + length]  # fmt: skip
+        odd = [*starts, starts[0] - 8, starts[1] + 64, shared, shared + 4, shared + 384, local, local + 80,
+               isa.PARAM_WINDOW, 0, 4, 64, 80, 384, -8, 1 << 62, start + 1, start + length]  # fmt: skip
         made[rng.integers(32)] = rng.choice(odd)
     return space, made
 
@@ -414,6 +427,6 @@ def test_regions(check):
                 assert np.array_equal(found[0, lanes, :columns], found[1, lanes, :columns]), (space, addresses[lanes])
             spaces.append(got)
 
-    waiting_run(machine, flags, try_accesses)
+    waiting_run(machine, try_accesses, (3, flags, None))
     assert len(spaces) == 3000
     assert all(spaces.count(kind) > 100 for kind in (NOWHERE, isa.GLOBAL, isa.SHARED, isa.LOCAL))
