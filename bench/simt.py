@@ -1,4 +1,4 @@
-"""Measures the PTX machine on this core: warp instructions a second of three kernels, with and without the checker.
+"""Measures the PTX machine on this core: warp instructions a second of six kernels, with and without the checker.
 
 python bench/simt.py                 a table; --json for programs; --times 5 for the best of five runs (3)
 
@@ -12,6 +12,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -70,6 +71,60 @@ add.u32 %m, %m, 16; setp.lt.u32 %p, %m, 64; @%p bra ROWS;
 ret;
 }"""
 
+# the same product from tiles in shared memory: cp.async, ldmatrix; a row of a tile takes 144 bytes there
+TILES = """.version 8.6
+.target sm_90
+.address_size 64
+.visible .entry tiles(.param .u64 pa, .param .u64 pb, .param .u64 pc)
+{
+.reg .b64 %a, %b, %c, %o; .reg .b32 %t, %w, %l, %r, %s, %x, %y, %m, %k, %sa, %sb, %f<4>, %h<2>; .reg .f32 %d<4>;
+.reg .pred %p;
+.shared .align 16 .b8 ta[9216]; .shared .align 16 .b8 tb[9216];
+ld.param.u64 %a, [pa]; ld.param.u64 %b, [pb]; ld.param.u64 %c, [pc];
+mov.u32 %t, %tid.x; shr.u32 %w, %t, 5; and.b32 %l, %t, 31; mov.u32 %sa, ta; mov.u32 %sb, tb; mov.u32 %k, 0;
+COPY:
+mad.lo.u32 %x, %k, 256, %t; shr.u32 %r, %x, 3; and.b32 %s, %x, 7; shl.b32 %s, %s, 4; mad.lo.u32 %s, %r, 144, %s;
+mad.wide.u32 %o, %x, 16, %a; add.u32 %y, %sa, %s; cp.async.cg.shared.global [%y], [%o], 16;
+mad.wide.u32 %o, %x, 16, %b; add.u32 %y, %sb, %s; cp.async.cg.shared.global [%y], [%o], 16;
+add.u32 %k, %k, 1; setp.lt.u32 %p, %k, 2; @%p bra COPY;
+cp.async.commit_group; cp.async.wait_group 0; bar.sync 0;
+mov.u32 %m, 0;
+ROWS:
+mov.f32 %d0, 0f00000000; mov.f32 %d1, %d0; mov.f32 %d2, %d0; mov.f32 %d3, %d0; mov.u32 %k, 0;
+STEP:
+and.b32 %r, %l, 15; add.u32 %r, %r, %m; shr.u32 %s, %l, 4; mad.lo.u32 %s, %s, 8, %k; shl.b32 %s, %s, 1;
+mad.lo.u32 %x, %r, 144, %s; add.u32 %x, %x, %sa;
+ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%f0,%f1,%f2,%f3}, [%x];
+and.b32 %r, %l, 7; mad.lo.u32 %r, %w, 8, %r; bfe.u32 %s, %l, 3, 1; mad.lo.u32 %s, %s, 8, %k; shl.b32 %s, %s, 1;
+mad.lo.u32 %x, %r, 144, %s; add.u32 %x, %x, %sb;
+ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%h0,%h1}, [%x];
+mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32
+    {%d0,%d1,%d2,%d3}, {%f0,%f1,%f2,%f3}, {%h0,%h1}, {%d0,%d1,%d2,%d3};
+add.u32 %k, %k, 16; setp.lt.u32 %p, %k, 64; @%p bra STEP;
+shr.u32 %r, %l, 2; add.u32 %x, %m, %r; shl.b32 %x, %x, 6; mad.lo.u32 %x, %w, 8, %x;
+and.b32 %r, %l, 3; mad.lo.u32 %x, %r, 2, %x; mad.wide.u32 %o, %x, 4, %c;
+st.global.v2.f32 [%o], {%d0, %d1}; st.global.v2.f32 [%o+2048], {%d2, %d3};
+add.u32 %m, %m, 16; setp.lt.u32 %p, %m, 64; @%p bra ROWS;
+ret;
+}"""
+
+# each thread copies 8 times 32 bytes, as two vectors of 16 bytes
+COPY = """.version 8.6
+.target sm_90
+.address_size 64
+.visible .entry copy(.param .u64 from, .param .u64 to)
+{
+.reg .b64 %a, %b; .reg .b32 %t, %x, %f<8>; .reg .pred %p;
+ld.param.u64 %a, [from]; ld.param.u64 %b, [to];
+mov.u32 %t, %ctaid.x; mov.u32 %x, %tid.x; mad.lo.u32 %t, %t, 256, %x;
+mad.wide.u32 %a, %t, 32, %a; mad.wide.u32 %b, %t, 32, %b; mov.u32 %x, 0;
+L:
+ld.global.nc.v4.b32 {%f0, %f1, %f2, %f3}, [%a]; ld.global.nc.v4.b32 {%f4, %f5, %f6, %f7}, [%a+16];
+st.global.v4.b32 [%b], {%f0, %f1, %f2, %f3}; st.global.v4.b32 [%b+16], {%f4, %f5, %f6, %f7};
+add.u64 %a, %a, 65536; add.u64 %b, %b, 65536; add.u32 %x, %x, 1; setp.lt.u32 %p, %x, 8; @%p bra L;
+ret;
+}"""
+
 
 def run_vector_add(device: Any) -> Callable[[], bool]:
     """Launch a vector add: 1,000 blocks of 256 threads, float32. Returns a check of the result, for after the run."""
@@ -79,14 +134,16 @@ def run_vector_add(device: Any) -> Callable[[], bool]:
     return lambda: bool(np.array_equal(out.copy_to_host(), a + a[::-1]))
 
 
-def run_gemm(device: Any) -> Callable[[], bool]:
+def run_gemm(device: Any, ptx: str = GEMM, launches: int = 1) -> Callable[[], bool]:
     """Launch a product of 64 x 64 x 64 by mma.sync of bfloat16. The check compares it with float32 sums in k order."""
     rng = np.random.default_rng(2)
     mask = np.uint32(0xFFFF0000)
     a, b = ((rng.standard_normal((TILE, TILE)).astype(np.float32).view(np.uint32) & mask) for _ in range(2))
     out = device.empty((TILE, TILE), np.float32)
     by_columns = np.ascontiguousarray(b.T)
-    device.launch(GEMM, 1, 256, *(device.array((x >> 16).astype(np.uint16)) for x in (a, by_columns)), out)
+    inputs = [device.array((x >> 16).astype(np.uint16)) for x in (a, by_columns)]
+    for _ in range(launches):
+        device.launch(ptx, 1, 256, *inputs, out)
 
     def right() -> bool:
         want = np.zeros((TILE, TILE), np.float32)
@@ -96,6 +153,14 @@ def run_gemm(device: Any) -> Callable[[], bool]:
         return bool(np.array_equal(out.copy_to_host(), want))
 
     return right
+
+
+def run_copy(device: Any) -> Callable[[], bool]:
+    """Launch a copy of 262,144 items of 16 bits. Returns a check of the result, for after the run."""
+    data = np.arange(1 << 18).astype(np.uint16)
+    out = device.empty(data.size, np.uint16)
+    device.launch(COPY, 8, 256, device.array(data), out)
+    return lambda: bool(np.array_equal(out.copy_to_host(), data))
 
 
 def run_collatz(device: Any) -> Callable[[], bool]:
@@ -115,7 +180,14 @@ def run_collatz(device: Any) -> Callable[[], bool]:
     return right
 
 
-KERNELS = {"vector add, 1,000 blocks": run_vector_add, "64x64x64 by mma.sync": run_gemm, "Collatz": run_collatz}
+KERNELS = {
+    "vector add, 1,000 blocks": run_vector_add,
+    "64x64x64 by mma.sync": run_gemm,
+    "the same, 100 launches": partial(run_gemm, launches=100),
+    "100 launches by ldmatrix": partial(run_gemm, ptx=TILES, launches=100),
+    "copy of 16-bit items": run_copy,
+    "Collatz": run_collatz,
+}
 
 
 def measure(start: Callable[[Any], Callable[[], bool]], check: bool) -> dict[str, float]:
