@@ -111,7 +111,6 @@ class Reserved:
         self.bytes[last:end] = 0
         self.advise(mmap.MADV_DONTNEED, first, last - first)
 
-
     def expect(self, start: int, end: int) -> None:
         """Make the pages of bytes that will be read and then written. This only saves time.
 
