@@ -60,7 +60,7 @@ def read_announcement(job, st, source):
         and mem.load(words.announced_tape(a)) == job[words.TAPE]
     )
     placed = mem.load(words.announced_placement(a)) == job[words.PLACEMENT]
-    mine, before = rows, 0  # rows for this rank and for ranks before it; unknown if the source counts other experts
+    mine, before = rows, 0  # rows for this rank and for ranks before it; unknown if the source made another call
     if same and placed:
         mine, before, fits = own_part(job, st, source, a, rows)
         if not fits:
@@ -73,7 +73,7 @@ def read_announcement(job, st, source):
     st[words.peer_status(job, source)] = status
     st[words.version_of(job, source)] = mem.load(words.announced_version(a))
     st[words.exchanges(job, source)] = mem.load(words.announced_mode(a)) == codes.MODE_DISPATCH
-    # a rank computes nothing if it has no loaded weights, or if it refused its tape, because then it has no store
+    # a rank computes nothing without loaded weights, nor in a backward call that it refuses: then it has no store
     able = job[words.LOADED] != 0 or not computes(job)
     able = same and placed and able and store.admit(job, st, source, mine)
     st[words.verdict(job, source)] = codes.SERVE if able else codes.SKIP
@@ -175,7 +175,7 @@ def read_returns(job, st, worker, owner):
     seen = st[words.seen_tiles(job, owner)]
     tail = mem.arrived(word_from(job, st, owner, words.RETURN_TAIL))
     due = returns_due(job, st, owner)
-    # an owner may already be in an exchange's second phase; this rank reads that record in its own second phase
+    # an owner may already have added its record of an exchange's second phase; this rank reads it in that phase too
     if not bounds.within(st, owner, bounds.RETURN_TAIL, tail, seen, seen + due + 1):
         return False
     tail = min(tail, seen + min(due, words.BACK_MOST - st[words.command_backs(c)]))

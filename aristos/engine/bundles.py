@@ -22,7 +22,7 @@ from .streams import end_slot, first_slot, freed, has_sums
 
 @jit
 def first_from(job, st, slot, token):
-    """The first unsent packed row of a slot whose token is `token` or later."""
+    """The first of a slot's unsent packed rows whose token is `token` or later."""
     low, high = st[words.slot_from(job, slot)], st[words.offset(job, slot + 1)]
     while low < high:
         middle = (low + high) // 2

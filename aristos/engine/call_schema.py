@@ -42,7 +42,7 @@ class Call:
     """A call of a kernel. result: what it returns, "" if it returns nothing.
 
     step: whether steps call it by name. kernel: whether it has its own kernel; if not, a lowering calls another kernel.
-    A call with neither gets its record directly and uses no block.
+    The kernel of a call with neither gets the record directly, without a block.
     """
 
     name: str
@@ -93,7 +93,7 @@ def _with_words(call: Call) -> Call:
 # ---- the arrays of an expert's weights, each packed as the kernels read it
 #
 # The arrays do not depend on the weight type (weight_types.py): codes, scales and zero points of a projection are one
-# stream, so each type has these addresses. A further array would need a line here, and words in the part `weights` and
+# array, so each type has these addresses. A further array would need a line here, and words in the part `weights` and
 # in the record `foreign` of schema.py. `column_runs.weights_of` reads these words, and layer/weights.py fills them by
 # the same names.
 

@@ -28,8 +28,8 @@ CAUSE_TIMEOUT, CAUSE_INTERRUPT, CAUSE_ERROR, CAUSE_OUT_OF_BOUNDS = range(1, 5)
 # results of the compiled loop
 RAN, PAUSED, POISONED, ALL_ANNOUNCED = range(4)
 
-# stands for a pair's number in a return record whose rows are not staged. No pair has this number; some pairs have
-# small negative numbers
+# UNSTAGED stands for a pair's number in a return record whose rows are not staged. No pair has this number; some pairs
+# have small negative numbers
 UNSTAGED = -(1 << 63)
 
 UNSUMMED_TILE = -1  # `landed_left` of a tile whose rows are computed, and whose tokens' sums are not

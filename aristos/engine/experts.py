@@ -166,8 +166,8 @@ def list_rows(job, st, c):
 def gather(job, st, c, expert, target):
     """Fill a command with up to `target` pending rows of `expert`, rows of peers first.
 
-    With sums all ranks of a node take sources and experts in the same order. So the outputs of one source after another
-    become complete on all of them, and its sums cross while the outputs of the next source are computed.
+    With sums all ranks of a node take sources and experts in the same order. So they complete the outputs for a source
+    at about the same time, and the sums for this source cross while the outputs for the next source are computed.
     """
     me, world = job[words.RANK], job[words.WORLD]
     first = job[words.NODE_END] if job[words.SUMS] else me + 1

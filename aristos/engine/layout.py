@@ -1,8 +1,8 @@
 """Where everything lies in the windows that a rank exposes, and in its state. Formulas give all sizes; nothing grows.
 
 A peer is *local* if it can store into this rank's memory (transport shm or ipc), and *remote* if MPI must put for it. A
-rank has one window for its local peers and one for its remote peers. Each holds return rows, then a region for each
-peer; with two levels only the window for remote peers has return rows, where local peers store too:
+rank has one window for its local peers and one for its remote peers. With one level each holds return rows, then a
+region for each peer. With two levels only the window for remote peers has return rows, where local peers store too:
 
     return_rows[N]                     outputs of own tokens, as wide as the call's rows; written by the experts' owners
     region[p]                          written by p alone, except staged rows
@@ -530,5 +530,8 @@ def owner_back(job, st, packed):
 
 @jit
 def row_back(job, st, packed):
-    """Address where the output of a packed row arrives. Local and remote owners write different windows."""
+    """Address where the output of a packed row arrives.
+
+    With one level local and remote owners write different windows.
+    """
     return st[words.rows_back(job, owner_back(job, st, packed))] + job[words.RETURN_STRIDE] * packed

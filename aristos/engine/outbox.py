@@ -27,7 +27,7 @@ BATCH_ROWS = 256  # while there is work, credit alone opens a batch only for mor
 CLOSE_NS = 150_000  # a worker that has work flushes a batch after this time plus the transfer time of its bytes
 LINK_BYTES_PER_NS = 2  # assumed bandwidth of the link, for the transfer time
 HEARTBEAT_NS = 20_000_000  # interval of heartbeats to local peers, and to remote ones while this rank is idle
-# each call of `look` reads this many words of this many remote peers, in turn, even if their bells do not ring
+# each call of `look` reads the first TURN_WORDS words of TURN_RANKS remote peers, in turn, even if no bell rings
 TURN_RANKS, TURN_WORDS = 1, words.LINE_WORDS
 BUSY_HEARTBEAT_NS = 200_000_000  # interval of heartbeats to remote peers while there is work; batches carry them too
 

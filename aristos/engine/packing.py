@@ -50,7 +50,7 @@ def begin(job, st):
 def drop(job, st, tokens, ids):
     """Mark choices beyond the capacity, and clear `count`.
 
-    All tokens' first choices count before all second choices; among equal choices, tokens count in order.
+    First choices count before second ones; choices with the same number count in the order of their tokens.
     """
     count, slot_of = words.count(job, 0), words.slot_of(job, 0)
     for j in range(job[words.CHOICES]):

@@ -41,7 +41,7 @@ def count(job, st, peer, line):
 
 @jit
 def refresh(job, st, gpu):
-    """Read what steps on the GPU have written for remote peers, and in which call they are.
+    """Read what steps on the GPU have written for remote peers, and in which call the GPU is.
 
     The epoch is read last. So everything counted before belongs to this call, or to an earlier call and is already put.
     """

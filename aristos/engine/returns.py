@@ -17,7 +17,7 @@ def post_return(job, st, source, packed, rows, status, staged):
     """Report the outputs of rows packed..packed+rows to `source`: write a record, and then the tail.
 
     staged: the number of the first row's pair, which gives the row's place among the rows staged for a remote source;
-    UNSTAGED if no staged row belongs to this record. Nothing reads it for a local source.
+    UNSTAGED if no staged row belongs to this record. For a local source nothing reads the number.
     """
     tile = st[words.returned(job, source)]
     a = return_record_to(job, st, source, tile)

@@ -47,7 +47,7 @@ def weight_at(weights, i):
 
 @jit
 def set_weight(weights, i, bits):
-    """Write float32 number i, in the order of i, into an array that begins on a line."""
+    """Write float32 number i into an array that begins on a line. The caller writes them in rising order of i."""
     at = weights + WORD * (i // 2)
     mem.store(at, bits if i % 2 == 0 else mem.load(at) & HALF | bits << 32)
 

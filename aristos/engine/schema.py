@@ -203,7 +203,7 @@ JOB_SCALARS: list[Word] = [
         NODE_FIRST | rank | first of the ranks that read the same streams of remote sources; at one level this rank
         NODE_END | rank | end of the ranks that read these streams
         BUNDLE_PAIRS | pairs | most (token, choice) pairs of a bundle, for each owner of the stream
-        ONCE_ROWS | rows | fewest rows for a local owner to which tokens cross once, see packing.py; 0: never | cpu
+        ONCE_ROWS | rows | tokens cross once to a local owner of at least so many rows, see packing.py; 0: never | cpu
         ONCE_SHARE | percent | the same limit in percent of the call's tokens; both limits must be reached | cpu
         """,
     ),
@@ -457,7 +457,7 @@ TABLES = [
     StateTable("stream_end", PEER, "end of the ranks whose rows go into the stream at a peer", "rank", HOST),
     StateTable("line_from", PEER, "a peer's line of words, as workers read it", "address", HOST),
     StateTable("return_rows", PEER, "where outputs for a local peer go", "address", HOST),
-    StateTable("rows_back", PEER, "where an owner's outputs come back to", "address", HOST),
+    StateTable("rows_back", PEER, "where an owner's outputs for this rank arrive", "address", HOST),
     StateTable("remote", PEER, "the peer is on another node", "flag", HOST),
     StateTable("put_region", PEER, "where this rank's region lies in a remote peer's window", "bytes", HOST),
     StateTable("put_return_rows", PEER, "where the return rows lie in a remote peer's window", "bytes", HOST),
@@ -468,9 +468,11 @@ TABLES = [
     ),
     StateTable("stream_bells", PEER, "bells of the streams at a rank of this node", "address", HOST, CPU),
     StateTable("stream_bell", PEER, "bell of a remote source's stream, here or at a local rank", "address", HOST, CPU),
-    StateTable("stream_answered", PEER, "digest of the words of that bell that are accepted", "address", HOST, CPU),
+    StateTable(
+        "stream_answered", PEER, "digest of the accepted words of a remote source's stream", "address", HOST, CPU
+    ),
     StateTable("put_bell", PEER, "where this rank's bell lies in a remote peer's window, 0: none", "bytes", HOST, CPU),
-    StateTable("put_stream_bell", PEER, "the same for the bell of this rank's stream there", "bytes", HOST, CPU),
+    StateTable("put_stream_bell", PEER, "where its stream's bell lies there, if it has a stream", "bytes", HOST, CPU),
     StateTable("sent_rows", PEER, "ring rows used in the stream at a peer", "rows"),
     StateTable("sent_tiles", PEER, "tiles sent into the stream at a peer", "tiles"),
     StateTable("due_tiles", PEER, "tiles sent that an owner must return", "tiles"),
@@ -500,13 +502,13 @@ TABLES = [
     StateTable("returned", PEER, "tiles returned to a source", "tiles"),
     StateTable("landed", ("world", "records", "landed_words"), "tiles that have landed and were read"),
     StateTable("count", SLOT, "pairs of each slot; during the sort, where the slot's next pair goes", "rows", PACK),
-    StateTable("slot_from", SLOT, "first packed row of a slot that is in no bundle yet", "packed row"),
+    StateTable("slot_from", SLOT, "first of a slot's packed rows that is in no bundle yet", "packed row"),
     StateTable("slot_to", SLOT, "end of a slot's packed rows in the claimed bundle", "packed row"),
     StateTable("slot_pair", SLOT, "number of a slot's first pair in the claimed bundle", "pair"),
     StateTable("offset", ("copies_and_end",), "first packed row of each slot; then how many rows", "packed row", PACK),
     StateTable("token", ("rows",), "token of a packed row; ~token if its output comes back in a sum", "token", PACK),
     StateTable("position", ("rows",), "packed row of a (token, choice) pair, -1: none", "packed row", PACK),
-    StateTable("cursor", PEER, "first packed row for the stream at a peer that is not sent", "packed row"),
+    StateTable("cursor", PEER, "first unsent packed row for the stream at a peer", "packed row"),
     StateTable("busy", PEER, "a worker writes into the stream at this peer", "flag"),
     StateTable("once_to", PEER, "tokens of this call cross once to an owner, in bundles", "flag", PACK),
     StateTable("once_from", PEER, "tokens of this call cross once from a source", "flag"),
@@ -539,7 +541,7 @@ TABLES = [
     StateTable("peer_wait", PEER, "idle time charged to a peer", "ns", ATOMIC),
     StateTable("rows_to", PEER, "rows for an owner", "rows", PACK),
     StateTable("tiles_to", PEER, "tiles sent to an owner in this call", "tiles"),
-    StateTable("rows_from", PEER, "rows announced by a source", "rows"),
+    StateTable("rows_from", PEER, "rows that a source announced for this rank", "rows"),
     StateTable("moved_to", PEER, "rows moved to an owner in this call", "rows"),
 ]
 

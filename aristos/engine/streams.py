@@ -1,9 +1,9 @@
 """Streams: what a source puts into one ring, for one rank or, between nodes with two levels, for all ranks of a node.
 
 A stream has one ring of rows, one of records, an index and a tail. All its readers read every record, and each takes
-the tiles that are for it. Each reader publishes in a word of its own up to where it has read every record and no longer
-needs row, index entry or staged output. The credit of the stream is the least of these words: a sum of freed rows would
-not say up to which row all rows are free.
+the tiles that are for it. Each reader has a word of its own. The word says up to which row the reader has read every
+record, and needs neither rows, index entries nor staged outputs any more. The credit of the stream is the least of
+these words: a sum of freed rows would not say up to which row all rows are free.
 """
 
 from kernel_cache.compile import jit

@@ -7,7 +7,8 @@ place of its own output. Then it returns its tiles of the bundle, and gives cred
 credit says that the owner reads none of the node's staged outputs any more.
 
 Every owner publishes marks: for each source, a word at each local peer that says up to which pair the owner has staged
-its outputs. It does so in every call, because a peer may make another call (`streams.note_staged`).
+its outputs. It does so in every call, also without sums, because a local peer may have made a call with sums
+(`streams.note_staged`).
 """
 
 from kernel_cache.compile import jit

@@ -1,4 +1,4 @@
-"""Memory on huge pages. A stream of reads is far faster from these than from small pages."""
+"""Memory on huge pages. Long sequential reads are far faster from these than from small pages."""
 
 from __future__ import annotations
 

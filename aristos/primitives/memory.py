@@ -18,7 +18,7 @@ def _word(addr):
 
 
 def load(addr):
-    """Read a word, unordered. Only this worker may write the word now."""
+    """Read a word, unordered. No other thread may write the word meanwhile."""
     return _word(addr).value
 
 

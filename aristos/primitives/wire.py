@@ -120,7 +120,7 @@ def progress(wire):
 
 @jit
 def tend(wire):
-    """Make progress if no thread has done so for TEND_NS. Kernels call this between panels. wire: 0: no wire."""
+    """Make progress if no thread has done so for TEND_NS. Kernels call this between panels. wire: 0 means none."""
     if wire == 0 or mem.clock() - mem.load(wire + 8 * LAST) < TEND_NS:
         return
     if try_lock(wire):

@@ -8,7 +8,7 @@ from ..engine import words
 
 
 class Tables:
-    """Finds counters in a copy of a state's words from T_COUNTERS on. They count one call, or are sums over calls."""
+    """Finds counters in a copy of a state's words from T_COUNTERS on. The counters count one call, or several."""
 
     def __init__(self, starts: dict[int, int], workers: int, world: int) -> None:
         self.first = starts[words.T_COUNTERS]

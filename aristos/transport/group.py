@@ -346,7 +346,7 @@ class Group:
         atexit.register(abort)
 
     def abort_now(self) -> None:
-        """Run now what `abort_at_exit` has registered. Exit handlers need this: what they register never runs."""
+        """Run now what `abort_at_exit` has registered. For exit handlers: what they register would never run."""
         if self in _aborts:
             _aborts[self]()
 

@@ -130,7 +130,7 @@ def sparsemixer_slopes(row, experts, renormalize, ids, dw, k, scale, out):
 
 @jit
 def close_power(row, e, best, ids, j):
-    """e^(score - best) if no earlier choice is this expert and its score is close to choice j's, `best`; else 0."""
+    """e^(row[e] - best) if e is no earlier choice and row[e] is close to `best`, the score of choice j; else 0."""
     for i in range(j):
         if ids[i] == e:
             return ZERO

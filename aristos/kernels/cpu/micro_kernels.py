@@ -411,7 +411,7 @@ def _walk_bfloat16(name, rows, vectors, lanes, alone, fetch, multiply):
     of weights for pair p of k, and returns the new sums. alone: whether to read the lines of a block one after another,
     which is fastest from memory. If not, the lines of a pair of k are read together, which is faster from a cache.
     fetch: whether a kernel that is `alone` prefetches. If not, its loops are not unrolled, because the prefetchers of
-    Zen 4 follow a stream only if one load reads all of its lines.
+    Zen 4 follow consecutive lines only if one load reads them all.
     """
     words, whole = ir.VectorType(I32, lanes), max(1, vectors * lanes // 16)
     each = vectors // whole  # how many vectors a line has

@@ -1,4 +1,4 @@
-"""Packed weights in memory: panels of 32 columns, each with its scales, zero points and codes in one stream.
+"""Packed weights in memory: panels of 32 columns, each with its scales, zero points and codes in one array.
 
 A panel begins with a line of words, which `HEAD` names. Then come the scales in their own type: for each group 32
 scales, or one for all columns. Then come the zero points, which have as many bits as a code, and last the codes,
@@ -93,7 +93,7 @@ def _put(panels: np.ndarray, offset: int, parts: np.ndarray) -> None:
 def _units(codes: np.ndarray, bits: int, count: int) -> np.ndarray:
     """Arrange codes [k, columns] as [units, panels, bytes], as `packed_kernels` says.
 
-    A unit: one k of 8 bits, or 8 of 4.
+    A unit has one k if codes have 8 bits, and 8 k if they have 4 bits.
     """
     if bits == 8:
         return codes.reshape(len(codes), count, WIDTH)

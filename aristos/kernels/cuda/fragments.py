@@ -57,7 +57,7 @@ DESCRIPTOR = 1 << 62 | (8 * LINE >> 4) << 32 | 1 << 16  # 128-byte swizzle; stri
 def descriptor(address: int) -> int:
     """wgmma's descriptor of a matrix in shared memory, with 128 bytes of k per row, at a multiple of 1024 bytes.
 
-    To advance 16 elements in k, add 32 bytes to the address; the hardware applies the swizzle to the sum.
+    To advance 16 elements in k, add 32 bytes to the address; the hardware swizzles the new address.
     """
     return DESCRIPTOR | address >> 4 & 0x3FFF
 

@@ -2,7 +2,7 @@
 
 Kernels can read all of this memory. So a remote rank's put reaches the kernel that waits for it without a call of the
 driver. Such a call could wait for a lock that another thread holds until the kernel ends. If the driver cannot map the
-MPI window, there is a mirror of it, into which the proxy copies what has arrived. If MPI can put from GPU memory
+MPI window, kernels read a copy of it, into which the proxy copies what has arrived. If MPI can put from GPU memory
 (device_puts.py), rows wait on the GPU to be put. This module starts no thread.
 """
 

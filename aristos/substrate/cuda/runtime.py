@@ -279,7 +279,10 @@ class CudaRuntime(Runtime):
             self._captured = (number, nodes[0]) if nodes else None
 
     def refuse_branch(self, stream: int) -> None:
-        """Raise InputError if a capture does not order this call after its last one: the ranks' orders might differ."""
+        """Raise InputError if a capture does not order this call after the capture's last call.
+
+        The ranks' orders might differ.
+        """
         if self.group.world == 1 or self._captured is None:
             return
         number, nodes = self.device.captured(stream)
