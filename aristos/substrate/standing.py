@@ -78,7 +78,7 @@ def _peer(job: np.ndarray, state: np.ndarray, line: Line, peer: int) -> list[str
         found.append(f"its announcement {where}")
     else:
         found.append(
-            f"announced {of(words.rows_from)} rows for this rank; records of {of(words.rows_left)} rows are not read yet;"
+            f"announced {of(words.rows_from)} rows for this rank; {of(words.rows_left)} rows' records are not read yet,"
             f" {of(words.read_tiles)} tiles are read of {line(peer, words.TAIL)} that have landed"
         )
     at = next(p for p in range(job[words.WORLD]) if peer in range(*(state[t(job, p)] for t in STREAM)))

@@ -456,7 +456,7 @@ def test_a_hang_of_two_ranks_names_the_lock_the_run_and_the_tiles(monkeypatch):
             assert re.search(line, text, re.M), text
     for line in (
         r"^rank 1 of 2, epoch 2: running, ",
-        r"^  rank 0: announced \d+ rows for this rank; records of \d+ rows are not read yet; \d+ tiles are read of \d+ ",
+        r"^  rank 0: announced \d+ rows for this rank; \d+ rows' records are not read yet, \d+ tiles are read of \d+ ",
         r"^  rank 0: 0 rows must still be sent, [1-9]\d* of \d+ ring rows are in use; [1-9]\d* sent tiles must come",
     ):
         assert re.search(line, waits, re.M), waits
