@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
@@ -89,6 +90,27 @@ def test_an_argument_is_declared_once():
     for line, wanted in (("warmth", "warmth of weigh_row"), ("hidden | columns | again", "hidden of weigh_row")):
         with pytest.raises(ValueError, match=f"argument {wanted} must be declared once"):
             call_schema._with_words(call_schema.Call("weigh_row", "Weigh.", call_schema._arguments(line)))
+
+
+def lacking(name: str, source: str) -> list[str]:
+    """Where source makes a record of arguments without each argument by its name."""
+    records = {call.record: {argument.name for argument in call.arguments} for call in call_schema.CALLS}
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        made = getattr(node.func, "id", getattr(node.func, "attr", "")) if isinstance(node, ast.Call) else ""
+        named = {each.arg for each in node.keywords} if isinstance(node, ast.Call) else set()
+        if made in records and None not in named and (left_out := records[made] - named):
+            found.append(f"{name}:{node.lineno}: {made} lacks {', '.join(sorted(left_out))}")
+    return found
+
+
+def test_every_record_names_each_argument():
+    """Numba cannot compile a record whose argument is left out, and its error does not name the argument."""
+    root = KERNELS.parents[1]
+    made = re.compile(rf"\b({'|'.join(call.record for call in call_schema.CALLS)})\(")
+    files = {str(path.relative_to(root)): path.read_text() for path in sorted(root.rglob("*.py"))}
+    assert [line for name, text in files.items() if made.search(text) for line in lacking(name, text)] == []
+    assert lacking("a.py", "WeighRow(y=1, x=2, hidden=3, scratch=4)") == ["a.py:1: WeighRow lacks weight"]
 
 
 @pytest.mark.parametrize("name", STEPS)
