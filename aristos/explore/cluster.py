@@ -51,13 +51,14 @@ class Cluster:
     """A case, ready to run once. pause_ns: time after which a rank's steps return to its program."""
 
     pause_ns = 3_000_000
+    memory_class = Memory
 
     def __init__(self, case: Case, strategy: Strategy) -> None:
         self.case = case
         regions = Regions.of(case.shape, case.nodes)
         rows = sum(len(call.ids) * case.top_k + 1 for mine in case.calls for call in mine)
         self.sched = Scheduler(strategy, PATIENT * (rows + case.ranks * len(case.calls[0])))
-        self.memory = Memory(regions, self.sched)
+        self.memory = self.memory_class(regions, self.sched)
         self.network = self.make_network()
         self.checks = Checks(self)
         self.ranks = [(GpuRank if case.proxy else Rank)(self, me) for me in range(case.ranks)]

@@ -18,6 +18,9 @@ from bisect import bisect_right
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cache
+from operator import ge
+from typing import Any
 
 from greenlet import getcurrent, greenlet
 
@@ -79,13 +82,17 @@ class StateSearch:
 
     def __init__(self, case: Case) -> None:
         self.choice = 0
-        self.cluster = Stretches(case, self)
+        self.cluster = self.make_cluster(case)
         self.sched, self.memory = self.cluster.sched, self.cluster.memory
         self.network = self.cluster.network
         self.live: PathState | None = None  # the state that the cluster is in, with living actors
         self.visited: dict[Key, frozenset[Move]] = {}
         self.moves = self.ends = 0
+        self.users = cache(self.find_users)
         self.sched.bound = 1 << 60
+
+    def make_cluster(self, case: Case) -> Stretches:
+        return Stretches(case, self)
 
     def search_states(self, seconds: float, report: Callable[[str], None] = lambda done: None) -> SearchResult:
         """Search until every state is seen, a bug is found, or `seconds` are over.
@@ -215,66 +222,97 @@ class StateSearch:
 
     # ---- the name of a state
 
+    def find_users(self, at: int) -> frozenset[int]:
+        """The numbers of the actors that may access a word."""
+        return frozenset(range(len(self.memory.clocks)))
+
+    def mixed(self, at: int) -> bool:
+        """Whether an actor may access a word plainly after another actor has read or released it."""
+        return True
+
+    def dated(self, shows: Callable[[int, Clock], Any]) -> list[Any]:
+        """The words that a rank will read as they were earlier: here none. shows: see `key`."""
+        return []
+
     def key(self) -> Key:
         """A hash of the state that the cluster is in.
 
-        Only accesses that some actor may not know of yet matter later. Of a clock it matters only which of these
-        accesses the clock covers. So the hash has, instead of each time of a clock, the number of these accesses up to
-        that time.
+        Only accesses that some user of the word may not know of yet matter later. Of a clock it matters only which of
+        these accesses the clock covers. So the hash has, instead of each time of a clock, the number of these accesses
+        up to that time. Of the clock of a word it matters only what the word shows its users.
         """
-        memory, cluster = self.memory, self.cluster
-        known = tuple(map(min, zip(*memory.clocks)))
-        times: list[set[int]] = [set() for _ in known]
-        writes, reads, releases = [], [], []
-        for at, (a, c) in memory.writes.items():
-            if c > known[a]:
-                times[a].add(c)
-                writes.append((at, a, c))
-        for at, readers in memory.reads.items():
-            for a, c in readers:
-                if c > known[a]:
-                    times[a].add(c)
-                    reads.append((at, a, c))
-        for at, r in memory.released.items():
-            if r.time > known[r.actor]:
-                times[r.actor].add(r.time)
-                releases.append((at, r.actor, r.time))
+        memory, cluster, clocks, users = self.memory, self.cluster, self.memory.clocks, self.users
+
+        @cache
+        def least(some: frozenset[int]) -> Clock:
+            return tuple(map(min, zip(*(clocks[a] for a in some))))
+
+        writes = [(at, a, c) for at, (a, c) in memory.writes.items() if c > least(users(at))[a]]
+        reads = [
+            (at, a, c)
+            for at, readers in memory.reads.items()
+            if self.mixed(at)
+            for a, c in readers
+            if c > least(users(at))[a]
+        ]
+        releases = [
+            (at, r.actor, r.time)
+            for at, r in memory.released.items()
+            if self.mixed(at) and r.time > least(users(at))[r.actor]
+        ]
+        times: list[set[int]] = [set() for _ in clocks]
+        for _, a, c in (*writes, *reads, *releases):
+            times[a].add(c)
         ordered = [sorted(each) for each in times]
 
         def covers(clock: Clock) -> tuple[int, ...]:
             return tuple(map(bisect_right, ordered, clock))
 
-        nothing = (0,) * len(known)
-        parts = (
+        known = [covers(clock) for clock in clocks]
+
+        @cache
+        def shown(some: frozenset[int], clock: Clock) -> list[tuple[int, ...]]:
+            covered, before = covers(clock), [known[a] for a in some]
+            after = [tuple(map(max, covered, mine)) for mine in before]
+            return after if after != before else []
+
+        def shows(at: int, clock: Clock) -> list[tuple[int, ...]]:
+            some = users(at)
+            return [] if all(map(ge, least(some), clock)) else shown(some, clock)
+
+        network = self.network
+        parts: Any = (
             sorted((at, v) for at, v in memory.value.items() if v and at >> PART_BITS & PRIVATE != PRIVATE),
-            sorted((at, a, bisect_right(ordered[a], c)) for at, a, c in writes),
-            sorted((at, a, bisect_right(ordered[a], c)) for at, a, c in reads),
-            sorted((at, a, bisect_right(ordered[a], c)) for at, a, c in releases),
-            sorted((at, covered) for at, r in memory.released.items() if (covered := covers(r.clock)) != nothing),
-            [covers(clock) for clock in memory.clocks],
-            sorted((at, covers(put.clock)) for at, put in self.network.halves.items() if covers(put.clock) != nothing),
-            sorted((a, covers(clock)) for a, clock in self.network.learned.items()),
-            sorted((at, covers(word.put.clock)) for at, word in self.network.moving.items()),
+            *(sorted((at, a, bisect_right(ordered[a], c)) for at, a, c in some) for some in (writes, reads, releases)),
+            sorted((at, new) for at, r in memory.released.items() if (new := shows(at, r.clock))),
+            known,
+            sorted((at, new) for at, put in network.halves.items() if (new := shows(at, put.clock))),
+            sorted((a, new) for a, c in network.learned.items() if (new := shown(frozenset((a,)), c))),
+            sorted((at, shows(at, word.put.clock)) for at, word in network.moving.items()),
             sorted(memory.returned.items()),
             sorted(memory.full),
             sorted((w, list(row), s, n) for (w, row, s), n in cluster.checks.runs.items()),
             [cluster.summary(actor) for actor in self.sched.actors],
+            self.dated(shows),
         )
         return hashlib.blake2b(marshal.dumps(parts, FLAT), digest_size=16).digest()
 
 
-def story_of(case: Case, path: list[Move]) -> str:
-    """The story of a path of moves."""
-    search = StateSearch(case)
+def story_of(search: StateSearch, path: list[Move]) -> str:
+    """The story of a path of moves. search: a search that has not begun."""
     search.memory.story = []
     search.sched._main = getcurrent()
     limit = every_step_ends(search.sched)
+    states: list[PathState] = []
     with search.cluster.patched(), search.cluster.recorded(), suppress(Violation), limit:
         for actor in search.sched.actors:
             search._begin(actor)
+        search._enter(states, set())
         for move in path:
             search.sched.steps += 1
-            search.do(move)
+            search.visited.clear()
+            states[-1].todo = [move]
+            search._advance(states)
     search.sched.current = None
     search.sched.kill()
     return text(search.memory)

@@ -37,18 +37,24 @@ class Landing(SimulatedNetwork):
             memory.note(f"put {nbytes // WORD} words", put_target(peer, at), 0, 0)
         for offset in range(0, nbytes, WORD):
             put_word = PutWord(put, put_target(peer, at) + offset, source + offset)
-            place = memory.regions.place(put_word.target)
-            if place.kind == BELL or (place.kind == CODED and place.offset // (2 * WORD) not in ORDERED):
-                continue
-            self._send(put_word)
+            if self._carries(put_word.target):
+                self._send(put_word)
         memory.tick()
 
+    def _carries(self, at: int) -> bool:
+        """Whether words are put there in this search."""
+        place = self.memory.regions.place(at)
+        return place.kind != BELL and (place.kind != CODED or place.offset // (2 * WORD) in ORDERED)
+
     def _go(self, put_word: PutWord) -> None:
-        memory = self.memory
-        new = memory.value.get(put_word.source, 0) != memory.value.get(put_word.target, 0)
-        if new and self._coded(put_word.target) and put_word.target % (2 * WORD) == 0:
+        if self._is_new(put_word.target, put_word.source) and put_word.target % (2 * WORD) == 0:
             self.moving[put_word.target] = put_word
-            memory.changed(put_word.target)
+            self.memory.changed(put_word.target)
+
+    def _is_new(self, target: int, source: int) -> bool:
+        """Whether a put changes a coded word."""
+        value = self.memory.value
+        return self._coded(target) and value.get(source, 0) != value.get(target, 0)
 
     def _coded(self, at: int) -> bool:
         return self.memory.regions.place(at).kind == CODED
@@ -91,7 +97,7 @@ class Landing(SimulatedNetwork):
     def read_coded(self, at: int) -> int:
         memory = self.memory
         memory.check_mapped(at)
-        if memory.regions.place(at).offset // (2 * WORD) not in ORDERED:
+        if not self._carries(at):
             return memory.value.get(at, 0)
         if at % (2 * WORD) == 0:
             self.sched.switch(POLL, at)

@@ -15,7 +15,7 @@ import warnings
 from dataclasses import dataclass, replace
 from typing import Any
 
-from . import cases, catalogue, exhaustive, shrink, strategies
+from . import cases, catalogue, exhaustive, news, shrink, strategies
 from .cluster import Cluster
 from .small import routings, small, small_nodes
 from .step_limit import every_step_ends
@@ -205,7 +205,7 @@ def search(options: Any) -> int:
     with bug:
         for routing in routings(options.transport):
             case = small_case(routing, options)
-            result = exhaustive.StateSearch(case).search_states(left, Clock(f"{routing}: ").tick)
+            result = news.search_of(case).search_states(left, Clock(f"{routing}: ").tick)
             left -= result.seconds
             numbers = {"states": result.states, "moves": result.moves, "ends": result.ends, "complete": result.complete}
             done.append({"routing": routing, **numbers, "seconds": round(result.seconds, 3)})
@@ -220,7 +220,7 @@ def search(options: Any) -> int:
                     "what": type(result.violation).__name__,
                     "message": str(result.violation),
                     "case": case.describe(),
-                    "story": exhaustive.story_of(case, result.path).splitlines(),
+                    "story": exhaustive.story_of(news.search_of(case), result.path).splitlines(),
                 }
                 break
     total = sum(each["states"] for each in done)

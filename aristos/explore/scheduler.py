@@ -70,6 +70,7 @@ class Scheduler:
         self.later: dict[int, Callable[[], None]] = {}  # step -> function called before it
         self.stuck: Callable[[], bool] = lambda: False  # called if no actor can go on; returns True if one then can
         self.describe: Callable[[], str] = lambda: ""
+        self.stops: Callable[[str, int], bool] = lambda op, at: True  # whether an actor stops before an operation
         self._main = getcurrent()
 
     def add(self, name: str, rank: int, segment: Callable[[], bool], daemon: bool = False) -> Actor:
@@ -91,7 +92,8 @@ class Scheduler:
         if me is None:
             return  # the cluster is still being built
         me.op, me.at = op, at
-        self._main.switch()
+        if self.stops(op, at):
+            self._main.switch()
 
     def wait(self, why: str, *, cut: bool = False) -> None:
         """Stop until another actor wakes this one. cut: whether the wait also ends, by a Slice, if this actor's slice

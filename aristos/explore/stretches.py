@@ -37,6 +37,7 @@ class Stretches(Cluster):
     """A cluster with one worker a rank, and on GPUs one proxy a rank, whose turns are stretches."""
 
     pause_ns = -1
+    network_class: type[Landing] = Landing
 
     def __init__(self, case: Case, strategy: Strategy) -> None:
         super().__init__(case, strategy)
@@ -57,7 +58,7 @@ class Stretches(Cluster):
     network: Landing
 
     def make_network(self) -> SimulatedNetwork:
-        network = Landing(self.memory)
+        network = self.network_class(self.memory)
         network.again = lambda: self.replaying >= 0
         if self.case.proxy:
             self.memory.reach = Reach(self.memory.regions)

@@ -103,7 +103,7 @@ def test_all_schedules_of_tokens_that_cross_once(capsys):
 def test_a_search_of_two_levels_finds_bugs(capsys):
     """A token of rank 0 goes to the node of ranks 1 and 2. The bugs are in how that node adds up its outputs.
 
-    The search itself does not end in the time of a test, see docs/reliability.md.
+    The search of one call ends, but not in the time of a test: see docs/reliability.md.
     """
     for bug in ("sums-before-all-are-staged", "sums-not-owed", "sums-by-every-owner"):
         words = ("--strategy", "exhaustive", "--transport", "levels", "--calls", "1", "--mutation", bug)

@@ -1,0 +1,389 @@
+"""The search over all schedules of a small case in which ranks stop only at news, and so in far fewer states.
+
+In exhaustive.py a rank may stop at each read of each poll. Here it stops only where that makes a difference.
+
+A rank's course begins after each of its operations. It is what the rank will do if all words stay as they are: reads,
+then one operation that others can see (a store, a put or a flush of coded words, or its end). Or there is no such
+operation, because a stretch changes nothing: then the rank would poll for ever, and sleeps. A word is news to a rank if
+it has changed, or may land, since the rank's course began. A rank moves in two ways: it makes one of the course's reads
+at which there is news, or the operation at the course's end. A new course begins after each move.
+
+Nothing is lost by this. Take the reads of a rank in any schedule, up to the first that gives something else than the
+course says. The reads before it give the same values if the rank makes them at once, when its course begins, and nobody
+sees them. What the rank does between reads goes with them: it is private, or it is plain data. If plain accesses of two
+ranks have no order, that is a race, and clocks show it in either order; if they have one, the rank's moves keep it. A
+read that is made earlier can only know of less, so it hides no race. So all behaviour is that of schedules in which
+each rank makes the first reads of its course at once and then waits for its move. Which reads these are is decided only
+when it moves: for these reads the search then sets the words back to what they were when the course began.
+
+A put that follows an operation without a read between them is made with the operation, because that only lets its words
+land, and they may land later. Of two moves, some need only one order. Let b change no word that a reads, and a change
+no word that b's rank may read. Then b after a leads to all that a after b leads to: the courses are the same, but for
+that of a's rank, which began earlier, so that what b changes is news to it. So a is not tried after b once it was tried
+before b (sleep sets, as in exhaustive.py, where the relation is symmetric).
+
+Who knows of a word's reads and releases matters only if the word is later accessed plainly. The search notes the
+regions in which such accesses follow, and begins again when it finds one more.
+
+Found are the violations that exhaustive.py finds in such cases: races, wrong results, passed bounds and deadlocks. A
+course is checked when it begins, and again when it is made. A rank that runs on for ever without news is a Livelock.
+One worker a rank, no proxies and no failures are assumed, and asserted. Also asserted are that a rank makes the same
+reads again when it moves, that its course reads no word that it writes, and that it is one of the ranks that may read
+the word (`_readers`). That each word has one writing rank is a check of the memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..engine import words
+from ..engine.layout import word_to
+from .cases import Case
+from .clocks import Clock, Release
+from .exhaustive import Move, PathState, StateSearch
+from .frozen import Frozen
+from .landing import Landing
+from .memory_model import CHANGE, Memory
+from .network import Put
+from .places import HOME, LOCAL, REMOTE, put_target
+from .rank import Rank
+from .regions import CODED, WORD, Regions
+from .scheduler import ANYWHERE, FLUSH, LOAD, POLL, PUT, Actor, Scheduler, Slice
+from .stretches import Stretches
+from .violation import Deadlock
+
+READS = (LOAD, POLL)
+SLEEP, END = "sleep", "end"  # how a course ends without an operation that others can see
+Operation = tuple[str, int]
+Cell = tuple[int, Release | None, Put | None]  # a word's value, its release, and the put that landed in it
+
+
+@dataclass(frozen=True)
+class Course:
+    """What a rank does if nothing is news to it: `reads`, then `end`. cells: the words read, as the course began."""
+
+    reads: tuple[Operation, ...] = ()
+    cells: dict[int, Cell] = field(default_factory=dict)
+    end: Operation = (SLEEP, ANYWHERE)
+
+
+@dataclass(frozen=True)
+class NewsMove(Move):
+    """A read of news, or the end of a course. number: how many reads of the course come before it.
+
+    readers: the ranks that may read what it changes.
+    """
+
+    number: int = 0
+    readers: frozenset[int] = frozenset()
+
+    def commutes(self, other: Move) -> bool:
+        """Whether this move need not be tried after `other` once it was tried before."""
+        assert isinstance(other, NewsMove)
+        if self.actor == other.actor or other.actor in self.readers:
+            return False
+        changes = self.op in READS and self.actor in other.readers
+        return not (changes and (self.at == other.at or other.op in (PUT, FLUSH)))
+
+
+@dataclass
+class NewsState(PathState):
+    """A state on the path that is being searched. last: the rank that has moved into it."""
+
+    courses: list[Course | None] = field(default_factory=list)
+    last: int = 0
+
+
+class Posting(Landing):
+    """A network in which a rank may stop before it puts new coded words, and a flush names its target."""
+
+    def put(self, address: int, peer: int, at: int, source: int, nbytes: int) -> None:
+        target = put_target(peer, at)
+        if any(self._carries(target + i) and self._is_new(target + i, source + i) for i in range(0, nbytes, WORD)):
+            self.sched.switch(PUT, target)
+        super().put(address, peer, at, source, nbytes)
+
+    def under_way(self, peer: int) -> bool:
+        """Whether coded words of this rank to `peer` are not flushed. Unlike whether they have landed, only this rank
+        changes that."""
+        rank = self.memory.rank
+        return any(w.put.origin == rank and w.put.peer == peer and self._coded(w.target) for w in self.flying.values())
+
+    def flush(self, address: int, peer: int) -> None:
+        if self.under_way(peer) and not self.again():
+            self.sched.switch(FLUSH, put_target(peer, 0))
+        self.settle(address, peer)
+
+
+class Mixing(Memory):
+    """A memory that notes in which regions a word is accessed plainly after it was read, written or released.
+
+    Only there it matters who knows of reads and releases.
+    """
+
+    def __init__(self, regions: Regions, sched: Scheduler) -> None:
+        super().__init__(regions, sched)
+        self.mixed: set[tuple[str, int, int]] = set()  # region, rank, writer
+
+    def group(self, at: int) -> tuple[str, int, int]:
+        place = self.regions.place(at)
+        return place.region, place.rank, place.writer
+
+    def check_write(self, at: int) -> None:
+        if at in self.writes or at in self.reads or at in self.released:
+            self.mixed.add(self.group(at))
+        super().check_write(at)
+
+    def check_read(self, at: int) -> None:
+        if at in self.released:
+            self.mixed.add(self.group(at))
+        super().check_read(at)
+
+
+class Courses(Stretches):
+    """A cluster in which an idle poll ends a stretch, and nothing more. begins: called when a stretch begins."""
+
+    begins: Callable[[Actor], None]
+    network_class = Posting
+    memory_class = Mixing
+    memory: Mixing
+
+    def _take_for_local(self, rank: Rank, peer: int) -> None:
+        super()._take_for_local(rank, peer)
+        if not self.case.stay:  # then no rank reads when a peer has ended
+            self.memory.local.add(word_to(rank.job, rank.st, peer, words.ENDED))
+
+    def idle(self) -> None:
+        raise Slice
+
+    def mark(self, actor: Actor) -> None:
+        super().mark(actor)
+        self.begins(actor)
+
+
+class NewsSearch(StateSearch):
+    """The search over the states of one case in which ranks stop only at news."""
+
+    memory: Mixing
+
+    def __init__(self, case: Case) -> None:
+        super().__init__(case)
+        assert case.workers == 1
+        assert not case.proxy
+        assert case.fault is None
+        assert [actor.rank for actor in self.sched.actors] == list(range(case.ranks))
+        self.courses: list[Course | None] = [None] * case.ranks  # None: not known yet
+        self.last = case.ranks - 1  # the rank that has moved last
+        self.move: NewsMove | None = None  # the move that is being made; None once its operation is done
+        self.before: list[Operation] = []  # the reads that come before it, the next one last
+        self.now: dict[int, Cell] = {}  # the words that are set back for these reads, as they are now
+        self.coursing = False  # whether the running rank makes its course
+        self.reads: list[Operation] = []
+        self.cells: dict[int, Cell] = {}
+        self.begun: Any = None  # what the stretch of the course began from
+        self.sched.stops = self._stops
+
+    def make_cluster(self, case: Case) -> Stretches:
+        cluster = Courses(case, self)
+        cluster.begins = self._begins
+        return cluster
+
+    # ---- words
+
+    def _cell(self, at: int) -> Cell:
+        return self.memory.value.get(at, 0), self.memory.released.get(at), self.network.halves.get(at)
+
+    def _set(self, cells: dict[int, Cell]) -> None:
+        """Set words to what they were."""
+        tables: tuple[dict[int, Any], ...] = self.memory.value, self.memory.released, self.network.halves
+        for at, cell in cells.items():
+            for table, entry in zip(tables, cell):
+                if entry is None:
+                    table.pop(at, None)
+                else:
+                    table[at] = entry
+
+    def _words(self, at: int) -> tuple[int, ...]:
+        """The words that one read reads: both halves of a coded word."""
+        return (at, at + WORD) if self.memory.regions.place(at).kind == CODED else (at,)
+
+    def _readers(self, at: int) -> frozenset[int]:
+        """The ranks that may read a word, or the coded words of a rank."""
+        place = self.memory.regions.place(at)
+        return frozenset(self.cluster.case.nodes.readers(place.rank) if place.part == REMOTE else (place.rank,))
+
+    def find_users(self, at: int) -> frozenset[int]:
+        place, nodes = self.memory.regions.place(at), self.cluster.case.nodes
+        ranks = {place.rank, place.writer} - {-1}
+        if place.part == REMOTE:
+            ranks |= {*nodes.readers(place.rank), *(nodes.remote(place.rank) if place.writer < 0 else ())}
+        elif place.part == HOME or (place.part == LOCAL and place.writer < 0):
+            ranks |= {*nodes.local(place.rank)}
+        return frozenset(ranks)
+
+    def mixed(self, at: int) -> bool:
+        return self.memory.group(at) in self.memory.mixed
+
+    # ---- a rank runs
+
+    def _stops(self, op: str, at: int) -> bool:
+        """Whether the running rank stops before an operation."""
+        if op not in READS if self.coursing else self.move is None:
+            return self.coursing or op != PUT
+        self._pass(op, at)
+        return False
+
+    def _pass(self, op: str, at: int) -> None:
+        """Let the running rank do an operation of its course or of its move."""
+        if self.coursing:
+            me = self.sched.me.rank
+            assert me in self._readers(at)
+            assert self.memory.regions.place(at).writer != me
+            self.reads.append((op, at))
+            self.cells |= {word: self._cell(word) for word in self._words(at)}
+        elif self.before:
+            assert self.before.pop() == (op, at)
+        else:
+            assert self.move is not None
+            assert (self.move.op, self.move.at) == (op, at)
+            self._set(self.now)
+            self.choice, self.move, self.now = self.move.choice, None, {}
+
+    def do(self, move: Move) -> None:
+        """Make a move of a rank, and go on to its next operation."""
+        assert isinstance(move, NewsMove)
+        actor, course = self.sched.actors[move.actor], self.courses[move.actor]
+        assert course is not None
+        self.courses[move.actor], self.last, self.choice = None, move.actor, 0
+        self.sched.current = actor
+        if actor.greenlet is None or actor.greenlet.dead:
+            self._rebuild(actor)
+            self.before = list(reversed(course.reads[: move.number]))
+            self.now = {at: self._cell(at) for at in course.cells}
+            self._set(course.cells)
+        self.move = move
+        self._pass(actor.op, actor.at)
+        self.sched.resume(actor)
+        if move.op == END:
+            self._set(self.now)
+            self.move, self.now = None, {}
+        assert self.move is None
+
+    def _course_of(self, actor: Actor) -> Course:
+        """A rank's course. Afterwards the cluster is where the course ends."""
+        if actor.done:
+            return Course()
+        self.sched.current, self.choice = actor, 0
+        if actor.greenlet is None or actor.greenlet.dead:
+            self._rebuild(actor)
+        self.reads, self.cells, self.begun = [], {}, None
+        story = self.memory.story
+        shown = len(story or ())
+        if actor.op in READS:
+            self.coursing = True
+            self._pass(actor.op, actor.at)
+            self.sched.resume(actor)
+            self.coursing = False
+        if story:  # the story has what the rank does in its course when a move does it
+            del story[shown:]
+        return Course(tuple(self.reads), self.cells, (END, ANYWHERE) if actor.done else (actor.op, actor.at))
+
+    def _begins(self, actor: Actor) -> None:
+        """Let a rank sleep if the last stretch of its course has changed nothing."""
+        if not self.coursing:
+            return
+        begun = self.cluster.stretches[actor.number][1], self.memory.value.copy()
+        if begun == self.begun:
+            actor.op, actor.at = SLEEP, ANYWHERE
+            self.sched._main.switch()
+        self.begun = begun
+
+    # ---- the search
+
+    def _advance(self, path: list[PathState]) -> None:
+        state = path[-1]
+        assert isinstance(state, NewsState)
+        if not state.todo:
+            path.pop()
+            return
+        move = state.todo.pop()
+        sleep = {other for other in (*state.sleep, *state.tried) if other.commutes(move)}
+        state.tried.append(move)
+        at_end = self.live is state and move.actor == state.last and move.op not in (*READS, END)
+        if not at_end or self.memory.story is not None:
+            state.frozen.restore(self.cluster)
+        self.live, self.courses, known = None, list(state.courses), len(self.memory.mixed)
+        self.do(move)
+        self.moves += 1
+        self._enter(path, sleep)
+        if len(self.memory.mixed) > known and self.memory.story is None:  # begin again, since states differ by more
+            self.visited.clear()
+            self.ends, self.live = 0, None
+            del path[1:]
+            path[0].todo += path[0].tried
+            path[0].tried = []
+
+    def _enter(self, path: list[PathState], sleep: set[Move]) -> None:
+        key = self.key()
+        before = self.visited.get(key)
+        todo = [] if before is None else list(before - sleep)
+        if before is None or todo:
+            frozen, last = Frozen.of(self.cluster), self.last
+            for actor in self.sched.actors:
+                if self.courses[actor.number] is None:
+                    self.courses[actor.number] = self._course_of(actor)
+                    if actor.number != last:
+                        frozen.restore(self.cluster)
+        if before is None:
+            todo = [move for move in self._moves() if move not in sleep]
+        else:
+            sleep = sleep & before
+        self.visited[key] = frozenset(sleep)
+        if todo:
+            # last, so first tried: reads, which most other moves need not come before
+            todo.sort(key=lambda move: (move.op in READS, move.actor == last))
+            self.live = NewsState(frozen, todo, sleep, [], list(self.courses), last)
+            path.append(self.live)
+
+    def _moves(self) -> list[Move]:
+        """The moves of all ranks. If there are none, check that all calls have ended, and how."""
+        moves: list[Move] = []
+        for actor, course in zip(self.sched.actors, self.courses):
+            assert course is not None
+            for number, (op, at) in enumerate(course.reads):
+                if any(self._cell(word)[0] != course.cells[word][0] for word in self._words(at)):
+                    moves.append(NewsMove(actor.number, op, at, 0, number))
+                if at in self.network.moving:
+                    moves.append(NewsMove(actor.number, op, at, 1, number, self._readers(at)))
+            op, at = course.end
+            if op != SLEEP:
+                readers = self._readers(at) if op != END else frozenset()
+                moves.append(NewsMove(actor.number, op, at, 0, len(course.reads), readers))
+        if not moves:
+            for actor, course in zip(self.sched.actors, self.courses):
+                assert course is not None
+                actor.enabled, actor.why, actor.seen = False, CHANGE, dict.fromkeys(course.cells, 0)
+            if not all(actor.done for actor in self.sched.actors):
+                raise Deadlock(self.cluster.describe())
+            self.cluster.checks.at_end()
+            self.ends += 1
+        return moves
+
+    def dated(self, shows: Callable[[int, Clock], Any]) -> list[Any]:
+        def shown(at: int, cell: Cell) -> tuple[Any, ...]:
+            value, release, put = cell
+            return value, release and shows(at, release.clock), put and shows(at, put.clock)
+
+        return [
+            (number, at, old)
+            for number, course in enumerate(self.courses)
+            for at, cell in (sorted(course.cells.items()) if course else ())
+            if (old := shown(at, cell)) != shown(at, self._cell(at))
+        ]
+
+
+def search_of(case: Case) -> StateSearch:
+    """The search for a case: with two levels only this one ends soon."""
+    return NewsSearch(case) if case.levels == 2 else StateSearch(case)
