@@ -92,9 +92,9 @@ class Backend(ABC):
     """Executes the calls of one layer object, on CPUs or on a GPU.
 
     weights: the packed weights of each layer, None before `load`. cfgs: a configuration for each layer. cfg: the first
-    of them; it is read only for fields that are equal in all layers, see `COMMON`. name: as in `MoE(backend=...)`.
-    reads_peers: whether a rank can compute with the experts of local peers, see `moves` of `MoE`. trains: whether a
-    layer can be made with train=True.
+    of them; only those of its fields are read that are equal in all layers, see `COMMON`. name: as in
+    `MoE(backend=...)`. reads_peers: whether a rank can compute with the experts of local peers, see `moves` of `MoE`.
+    trains: whether a layer can be made with train=True.
     """
 
     name: ClassVar[str]

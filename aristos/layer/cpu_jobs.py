@@ -27,8 +27,8 @@ class CpuJobs:
     """Jobs of an object's layers. They are filled again when weights or the runtime's windows have changed.
 
     weights: the backend's weights of each layer. foreign: (slot, owner) of experts of local peers. stay_rows: for each
-    layer the job's word STAY_ROWS. reading_rows: the job's word READING_ROWS. events: the array into which workers
-    write the timeline, or None.
+    layer, the fewest rows for a foreign expert that stay. reading_rows: how many rows take as long to compute as it
+    takes to read their expert's weights. events: the array into which workers write the timeline, or None.
     """
 
     def __init__(

@@ -25,13 +25,13 @@ class DeviceCall:
     """One call between its checks and its result: addresses on the GPU, and arrays of the host.
 
     router_x: the rows that the router reads; 0 if it reads x. ids, weights: what the engine reads, with `pitch`
-    columns, one of them the shared expert's. given_ids, given_weights: the caller's routing, or 0. wants_routing:
-    whether the routing is copied to the host, so that the call ends before its result is returned. waits: whether the
-    result is a host array, so that the call ends before the result is returned. stream: the stream on which the call is
-    queued. before: streams for which the call waits. after: streams that wait for the call. keeps: arrays that must
-    stay alive. unordered: whether a library might reuse memory of `keeps` while the call uses it. captured: whether a
-    graph has captured the call's wait for earlier calls. nowhere: whether the call is captured in a graph that cannot
-    hold calls; then nothing is queued. slots: see `LayerJobs.slots`.
+    columns, the last for the shared expert if there is one. given_ids, given_weights: the caller's routing, or 0.
+    wants_routing: whether the routing is copied to the host, so that the call ends before its result is returned.
+    waits: whether the result is a host array, so that the call ends before the result is returned. stream: the stream
+    on which the call is queued. before: streams for which the call waits. after: streams that wait for the call. keeps:
+    arrays that must stay alive. unordered: whether a library might reuse memory of `keeps` while the call uses it.
+    captured: whether a graph has captured the call's wait for earlier calls. nowhere: whether the call is captured in a
+    graph that cannot hold calls; then nothing is queued. slots: see `LayerJobs.slots`.
     """
 
     kind: str

@@ -84,7 +84,7 @@ class LayerJobs:
         return self._member.placement.slots + self._member.world * bool(self._cfgs[layer].shared_ffn)
 
     def _routing_job(self, layer: int, slot_of: int) -> np.ndarray:
-        """The job of the router kernels. slot_of: address of the engine's table on the GPU."""
+        """The job of the router kernels. slot_of: GPU address of the engine's table of slots."""
         cfg, runtime, starts = self._cfgs[layer], self._runtime, self._runtime.tables.starts
         loaded = self._weights[layer]
         scratch = max(self._router_scratch(layer) for layer in range(len(self._cfgs)))

@@ -67,8 +67,8 @@ class LoadedWeights:
 
         After an error the layer keeps the weights it had. There is one exception: if packing itself fails where local
         peers read the layer's experts in place (`moves`), the layer's calls are refused on all ranks. A call of another
-        object may be open during `load`. Where local peers read experts in place, `load` waits until they have ended
-        all calls that have ended on this rank.
+        object may be open during `load`. Where local peers read experts in place, `load` waits until these peers have
+        ended every call that this rank has ended.
 
         Parameters
         ----------

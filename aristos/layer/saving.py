@@ -369,7 +369,7 @@ def _discard(folder: Path) -> None:
 
 
 def _aside(directory: Path, number: str) -> Path:
-    """A name for a folder that will be removed. If that fails, the folder does not block a later save."""
+    """A name for a folder that has no final name yet, or that will be removed. It does not block later saves."""
     return directory / f".saved-aside-{number}"
 
 

@@ -252,7 +252,7 @@ def widened(array: np.ndarray) -> np.ndarray:
 
 
 def training_bytes(cfg: MoEConfig, count: int, copied: int) -> int:
-    """Bytes of `TrainedWeights` that `weights.packed_bytes` leaves out. count: experts; copied: those with copies.
+    """Bytes of `TrainedWeights` that `weights.packed_bytes` leaves out: for `count` experts, `copied` with copies.
 
     These are the bytes of the masters (without select_bias), of the projections packed for the backward call, and of
     the gradients. Common gradients that wait for `reduce_grads` are not included.
