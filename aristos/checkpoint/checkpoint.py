@@ -252,7 +252,7 @@ class Checkpoint:
         Returns
         -------
         WeightType or None
-            None if weights are elements.
+            The type; None if weights are stored as float32, bfloat16 or float16.
 
         Raises
         ------
@@ -296,7 +296,7 @@ class Checkpoint:
         Raises
         ------
         CheckpointError
-            Aristos cannot run the layer; with "file", also what `weight_type` raises.
+            Aristos cannot run the layer; with weight_dtype="file" also what `weight_type` raises.
         InputError
             A value that MoEConfig refuses, or a layer that the model does not have.
         """
@@ -352,7 +352,7 @@ class Checkpoint:
         Raises
         ------
         CheckpointError
-            Aristos cannot run a layer; with "file", also what `weight_type` raises.
+            Aristos cannot run a layer; with weight_dtype="file" also what `weight_type` raises.
         InputError
             A value that MoEConfig refuses.
         """
@@ -388,7 +388,8 @@ class Checkpoint:
         Raises
         ------
         CheckpointError
-            The layers differ (see `configs`), or Aristos cannot run one; with "file", also what `weight_type` raises.
+            The layers differ (see `configs`), or Aristos cannot run one; with weight_dtype="file" also what
+            `weight_type` raises.
         InputError
             A value that MoEConfig refuses.
         """

@@ -312,7 +312,7 @@ def check(m: Matrix) -> set[str]:
 
 
 def kind_of(m: Matrix) -> WeightType | None:
-    """The weight type of a matrix; None for elements. Raises CheckpointError for headers that do not fit."""
+    """The weight type of a matrix; None if it is not packed. Raises CheckpointError for headers that do not fit."""
     if not m.form and m.directory.entry(m.name).dtype in quantised.ELEMENTS:
         return None
     if not m.form and m.directory.entry(m.name).dtype not in NARROW:

@@ -114,7 +114,7 @@ def qwen3_next(o: Options) -> dict[int, StoredLayer]:
 
 @family("qwen3_5_moe_text", **STEPS)
 def qwen3_5_moe(o: Options) -> dict[int, StoredLayer]:
-    """models/qwen3_5_moe: always renormalised, every layer."""
+    """models/qwen3_5_moe: always renormalised."""
     o.only(norm_topk_prob=True)
     return dict.fromkeys(by_step(o), qwen(o, True, True))
 

@@ -210,7 +210,7 @@ class LayerReader:
 
     @cached_property
     def weight_type(self) -> WeightType | None:
-        """The weight type of the experts, None if their weights are elements. It is read from headers."""
+        """The weight type of the experts, read from headers; None if their weights are not packed."""
         late = [LATE + name for name in WEIGHTS if LATE + name in self.stored_arrays]
         arrays = [*(name for name in WEIGHTS if name in self.stored_arrays), *late]
         kinds = {array: packed.kind_of(self._matrix(array, 0)) for array in arrays}
@@ -231,7 +231,7 @@ class LayerReader:
     def as_stored(self, names: Iterable[str], expert: int) -> dict[str, Quantised | np.ndarray]:
         """Arrays as `expert` returns them, but weights as stored, [in, out].
 
-        Raises CheckpointError if the weights are elements.
+        Raises CheckpointError if the weights are not packed.
         """
         names, kind = list(names), self.weight_type
         if kind is None:
