@@ -81,7 +81,7 @@ class Nodes:
         return node[(source - self.members(source)[0]) % len(node)]
 
     def stream(self, source: int, peer: int) -> range:
-        """The ranks whose rows `source` puts into the ring at `peer`; empty if they go to another ring of the node."""
+        """The ranks for which `source` puts rows into the ring at `peer`; none if it uses another ring of the node."""
         if self.levels == 1 or self.node_of[source] == self.node_of[peer]:
             return range(peer, peer + 1)
         return self.members(peer) if self.rail(source, peer) == peer else range(peer, peer)

@@ -14,7 +14,7 @@ from ..layer.training import Tape
 
 
 class Graph:
-    """The tapes of one call, one for each chunk, in order. used: whether torch has run its backward pass."""
+    """A call's tapes, one for each call of the `MoE`, in order. used: whether torch has run its backward pass."""
 
     def __init__(self) -> None:
         self.tapes: list[Tape] = []

@@ -36,7 +36,7 @@ class Source:
 
     @property
     def weight_type(self) -> WeightType | None:
-        """The type of packed experts; None if they are elements."""
+        """The weight type of the experts; None if their weights are not packed."""
         return self.checkpoint.weight_type(self.number)
 
     def load(self, moe: MoE) -> None:

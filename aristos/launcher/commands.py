@@ -73,7 +73,7 @@ def find_program(words: list[str]) -> list[str]:
 def usual(env: Mapping[str, str]) -> list[Workaround]:
     """Variables for every job, without those that the user has set.
 
-    Otherwise threads of BLAS and torch compete with workers for cores.
+    Without these variables, threads of BLAS and torch would compete with workers for cores.
     """
     why = "else every rank's BLAS starts a thread for each core, and they take cores from the layer's workers"
     found = [Workaround(name, "1", why) for name in THREADS if name not in env]

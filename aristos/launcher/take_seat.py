@@ -112,7 +112,7 @@ def active_port(nic: str, root: Path = Path("/sys")) -> int:
 def bind(cpus: frozenset[int], whole_seat: bool = False) -> None:
     """Bind this process to the CPUs of `cpus` that it may use. If it may use none of them, nothing changes.
 
-    whole_seat: whether to raise EnvironmentProblem unless it may use all of them.
+    whole_seat: whether to raise EnvironmentProblem if the process may not use all CPUs of `cpus`.
     """
     allowed = os.sched_getaffinity(0)
     if whole_seat and not cpus <= allowed:

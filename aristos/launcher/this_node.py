@@ -42,7 +42,7 @@ def this_node_of(topology: Topology, env: Mapping[str, str]) -> ThisNode:
 
 
 def usable(devices: tuple[Gpu, ...], env: Mapping[str, str]) -> tuple[VisibleDevice, ...]:
-    """The GPUs that a job may use: without CUDA_VISIBLE_DEVICES all MIG slices, although a process sees only one."""
+    """A job's GPUs. Without CUDA_VISIBLE_DEVICES every MIG slice is one, although CUDA shows a process only one."""
     if VARIABLE in env:
         return visible(env, devices)[0]
     return tuple(VisibleDevice(device, mig) for device in devices for mig in device.mig or (None,))
