@@ -52,7 +52,7 @@ def link_us(alpha: Any, beta: Any, mib: Any) -> Any:
 
 @term
 def comm_us(crossings: Any, alpha: Any, beta: Any, share: Any) -> Any:
-    """C of a device from sums of alpha and beta over its partners; or one partner's part of C from one link's."""
+    """C of a device from sums of alpha and beta over its partners; or a partner's part of C from its link's."""
     return crossings * link_us(alpha, beta, share)
 
 

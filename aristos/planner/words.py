@@ -138,5 +138,5 @@ def _twice_the_links(plan: Plan, group: int) -> str:
 
 
 def _then(plan: Plan, slowest: int) -> str:
-    """Text that names the group that would then be the slowest; '' if the slowest group stays the same."""
+    """Text that names the slowest group after the change, `slowest`; '' if it was the slowest before too."""
     return f"; group {slowest} would then be the slowest" if slowest != plan.cost.slowest else ""

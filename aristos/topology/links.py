@@ -14,7 +14,7 @@ for n ranks, a row an origin and a column a target; null means unknown:
                       planner's problem has fields of the same names and values
     small             {"alpha_us", "beta_us_per_mib"} of small puts, each direction
     large             the same of large puts, each direction
-    contended         the same of large puts while all pairs of a round send at once; null where not measured
+    contended         the same of large puts while other pairs of ranks send too; null where not measured
     residual          root mean square of (fitted - measured) / measured over both ranges, each direction
     from              "measured" or "table" for each pair
     faults            sentences

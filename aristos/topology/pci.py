@@ -62,7 +62,7 @@ def link(root: Path, a: str, b: str) -> Link | None:
     """The class of two devices by the bridges between them; None if sysfs lacks one of the devices.
 
     A switch is an upstream bridge with one downstream bridge for each device. So two devices of one switch are at most
-    two steps below their common bridge, which is class PIX.
+    two steps below their common bridge. Such a pair has class PIX.
     """
     one, other = path(root, a), path(root, b)
     if not one or not other:

@@ -29,7 +29,7 @@ def parse(text: str, topology: str | None = None) -> Network:
 
     topology: the topology to read if the text has several. For a topology.yaml this is a name, and None means the
     cluster's default. For a topology.conf this is a kind (Slurm itself reads the lines of its TopologyPlugin), and None
-    means the tree.
+    means the first kind of READERS that the text has.
     """
     lines = _logical(text)
     if any(re.match(r"-\s|---|\w+:$", line) for line in lines[:1]):
