@@ -216,7 +216,7 @@ class Locator(code_files.Locator):
 class LazyCache(caching.NullCache):
     """A function's cache. It touches no file before the function is first loaded or compiled.
 
-    kind: whether the code is machine code or LLVM code.
+    kind: the class of the cache, for machine code or for LLVM code.
     """
 
     def __init__(self, function: Callable[..., Any], kind: type[code_files.FunctionCache]) -> None:

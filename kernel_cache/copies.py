@@ -47,7 +47,7 @@ def make(
 
 
 def changed(module: ModuleType, name: str, functions: Mapping[str, Any]) -> ModuleType:
-    """A module like another one, for the copy `name` of its package, with some functions replaced."""
+    """A module like `module`, for the copy `name` of its package, with some functions replaced."""
     made = ModuleType(".".join([name, *module.__name__.split(".")[1:]]))
     vars(made).update({key: value for key, value in vars(module).items() if not key.startswith("__")})
     vars(made).update(functions)

@@ -23,7 +23,7 @@ from . import packages
 
 Import = ast.Import | ast.ImportFrom
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
-# the name with which the first argument begins, and whether it is of the form a.b.c
+# finds calls of overload. Groups: the name with which the first argument begins; a dot if it has the form a.b.c
 OVERLOAD = re.compile(r"\boverload\(\s*(?:getattr\(\s*)?(\w*)(?:\.\w+(\.))?")
 
 
