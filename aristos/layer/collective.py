@@ -345,7 +345,7 @@ def object_job(
     job[:] = 0
     nowhere = np.full(values.get("identity", 0), -1)  # identity experts have no slot
     chosen = slots[: len(placement.copies)]
-    moved = [(slot + rank * shared, rank) for slot, rank in foreign]  # each earlier rank has one slot more if there is a shared expert
+    moved = [(slot + rank * shared, rank) for slot, rank in foreign]  # earlier ranks have a shared expert each
     jobs.fill_placement(job, np.concatenate([chosen, nowhere, of_shared]), places.start, moved)
     held = places.held[rank]
     (jobs.fill_some if some else jobs.fill)(
