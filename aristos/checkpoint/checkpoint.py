@@ -185,10 +185,7 @@ class Checkpoint:
 
     def _stored(self, number: Any) -> StoredLayer:
         if isinstance(number, bool) or not isinstance(number, int | np.integer) or int(number) not in self._layers:
-            raise InputError(
-                f"number must be one of Checkpoint.layers, the model's MoE layers {sorted(self._layers)}, got"
-                f" {number!r}"
-            )
+            raise InputError(f"number must be one of the model's MoE layers {sorted(self._layers)}, got {number!r}")
         return self._layers[int(number)]
 
     def problem(self, number: int) -> str:

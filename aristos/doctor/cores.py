@@ -32,7 +32,7 @@ def remedy(library: Library | None, env: Mapping[str, str], cores: int) -> str:
     """Advice that names the option by which this launcher gives each rank `cores` cores of its own."""
     started = launch_environment.started_as(env)
     if started is not None and started[0] == "srun":
-        return f"srun --cpus-per-task={cores} --cpu-bind=cores ... (since Slurm 22.05 srun ignores sbatch's number)"
+        return f"srun --cpus-per-task={cores} --cpu-bind=cores ... (since Slurm 22.05 srun ignores sbatch's value)"
     facts = mpi_facts.facts(library.kind if library is not None else "") or mpi_facts.DEFAULT
     return facts.binding.format(cores=cores)
 
