@@ -221,7 +221,8 @@ class Memory:
     ) -> Allocation:
         """Allocate `size` bytes; granule: bytes of the smallest item, 1, 2, 4 or 8. Raises MemoryProblem.
 
-        at: the offset in the machine's memory, which must be free there; None: anywhere.
+        initialised: whether the bytes count as written. at: their offset in the machine's memory, which must be free
+        there; None: anywhere.
         """
         cells = -(-size // granule) + 1 if self.checked else 0
         if cells * CELL_BYTES > LARGE_BYTES and cells * CELL_BYTES > available():

@@ -43,7 +43,7 @@ from .units import unit
 from .watch import GID_MASK, coherent, noncoherent, report
 
 OF_BARRIER, OF_WARPGROUP, GROUP_READS, GROUP_WRITES, OF_TENSOR = 1, 2, 3, 4, 5  # kinds of agents
-PROXY = 1 << 58  # bit for all memory; the next bit is for shared, the one after for global memory alone
+PROXY = 1 << 58  # bit for all memory; the next two bits are for shared memory alone and for global memory alone
 HOST_BIT = 1 << 41
 KNOWN_BYTES = 0x0101010101010101
 
@@ -73,7 +73,7 @@ def learnt(x, vc, number, clock):
 # ---- the proxies ----
 @jit
 def in_proxy(x, vc, bits, gid, clock):
-    """Whether a vector clock notes a fence that covers a thread up to a clock. bits: one of the bits of `PROXY`."""
+    """Whether a vector clock notes a fence that covers a thread up to a clock. bits: PROXY or one of the next two."""
     block = (gid >> 10) << SUB_BITS | bits
     if lookup(x, vc, block | (gid & 1023)) >= clock or lookup(x, vc, block | BLOCK_KEY) >= clock:
         return True
@@ -220,7 +220,7 @@ def check_written(x, thread, space, init, address, size, write, pc):
 def agent_access(x, thread, block, space, place, size, write, pc):
     """Check and record an access by the agent that `as_agent` set. The access is in bounds.
 
-    size: a multiple of the bytes of the checker's cells there. thread: the thread that started the work, for reports.
+    size: bytes, a multiple of those of one of the checker's cells. thread: the one that started the work, for reports.
     Written bytes count as pending until `landed` is called.
     """
     init, grain, cells, first, address = shadow_of(x, block, space, place)
@@ -235,7 +235,7 @@ def agent_access(x, thread, block, space, place, size, write, pc):
         at = address + k * grain
         if write and space == isa.GLOBAL:
             coherent(x, origin & GID_MASK, cell, (1 << grain) - 1, True, 0, at, pc)
-        if get(cell, 0) != 0 and (get(cell, 0) != w or get(cell, 1) != w_when):  # else it was examined one cell before
+        if get(cell, 0) != 0 and (get(cell, 0) != w or get(cell, 1) != w_when):  # else this write was examined already
             w, w_when = get(cell, 0), get(cell, 1)
             examine(x, thread, agent, w, w_when, space, at, size, write, pc)
         if get(cell, 2) != 0 and (get(cell, 2) != r or get(cell, 3) != r_when):

@@ -3,7 +3,7 @@
 They are checked when they start, and carried out later, at a time that the seed chooses. The bytes are then counted on
 the mbarrier, which lies in the block that the store goes to. They are weak, or for reductions relaxed, operations of
 the generic proxy, so no fence between proxies is needed. Like bulk copies they are accesses of the mbarrier's agent
-(agents.py): only the end of its phase orders them. Source: the PTX ISA, "st.async", "red.async".
+(agents.py): only the end of the mbarrier's phase orders them. Source: the PTX ISA, "st.async", "red.async".
 """
 
 from __future__ import annotations

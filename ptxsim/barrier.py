@@ -138,7 +138,7 @@ def has_work(x, pc):
 
 @unit
 def settle(x, block, number):
-    """Release the threads that wait at a barrier if every thread that has not ended has arrived."""
+    """Release the threads that wait at a barrier if its count of threads, or without a count all live ones, arrived."""
     q = barrier_of(x, block, number)
     arrived, expected = get(q, s.Q_ARRIVED), get(q, s.Q_EXPECTED)
     if arrived == 0:

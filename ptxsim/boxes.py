@@ -20,7 +20,7 @@ from .units import unit
 # places of the fields in a descriptor, in bytes; the fields that have one element a dimension come last
 ADDRESS, TYPE, RANK, INTERLEAVE, SWIZZLE, FILL, ATOMICITY = 0, 8, 12, 16, 20, 24, 28
 DIMS, BOX, STEPS, STRIDES, BYTES = 32, 52, 72, 96, 128
-# element types, as numbered by tensormap.replace: bytes, and the type for reductions
+# for each element type, in the order of tensormap.replace's numbers: its bytes, its type in reductions, is it a float
 SIZES = (1, 2, 4, 4, 8, 8, 2, 4, 4, 8, 2, 4, 4)
 KINDS = (
     0, 0, isa.U32, isa.S32, isa.U64, isa.S64, isa.F16, isa.F32, isa.F32, isa.F64, isa.BF16, isa.F32, isa.F32,
@@ -47,7 +47,7 @@ def rank(map_):
 
 @jit
 def box(map_, d):
-    """Elements of the box along a dimension, before strides."""
+    """Elements of the tensor that the box spans along a dimension. With a stride, fewer of them are copied."""
     return np.int64(load32(map_ + BOX + 4 * d))
 
 
@@ -128,12 +128,12 @@ def end_inside(map_, at):
 
 @jit
 def part_place(map_, place, row, part):
-    """Where 16 bytes of the box lie in shared memory. place: where the box begins. part: their number in the row."""
+    """Where 16 bytes of the box lie in shared memory. place: the box's beginning. part: their number in the row."""
     at = place + row * pitch(map_) + part * 16
     mode = np.int64(load32(map_ + SWIZZLE))
     if mode == 0:
         return at
-    if load32(map_ + ATOMICITY) == np.uint64(1):  # parts of 32 bytes move
+    if load32(map_ + ATOMICITY) == np.uint64(1):  # the swizzle moves parts of 32 bytes
         return at ^ ((at >> 7) & 3) << 5
     return at ^ ((at >> 7) & ((1 << mode) - 1)) << 4
 

@@ -190,7 +190,7 @@ def take_out(x, at):
 @unit
 def land(x, at):
     """Carry out the pending work at an index of the table."""
-    last = get(x, s.PENDING) + s.P_MOST * s.P_FIELDS * 8  # a row of its own, since other work may be added meanwhile
+    last = get(x, s.PENDING) + s.P_MOST * s.P_FIELDS * 8  # a copy of the row, since work may be added meanwhile
     for field in range(s.P_FIELDS):
         put(last, field, get(get(x, s.PENDING) + at * s.P_FIELDS * 8, field))
     take_out(x, at)
@@ -334,7 +334,7 @@ def fence_of_proxies(x, warp, block, line, op, mask):
             row = row_of(x, block, index)
             if (mask >> lane) & 1 and get(row, s.MB_GID) == get(thread_of(x, warp, lane), s.T_GID):
                 put(row, s.MB_FENCED, 1)
-                if get(x, s.CLUSTERED) and get(x, s.CHECK):  # a relaxed arrival at the cluster's barrier passes it on
+                if get(x, s.CLUSTERED) and get(x, s.CHECK):  # so that a relaxed arrival passes the fence on
                     thread = thread_of(x, warp, lane)
                     now = publish(x, thread, block, warp_slot(x, warp))
                     put(thread, s.T_RELEASE0, join(x, get(thread, s.T_RELEASE0), now))

@@ -101,7 +101,7 @@ def await_cluster(x, warp, block, pc, mask):
 def learn_phase(x, thread, cluster, old, new):
     """Join the clock of a cluster's last phase into a thread's. Returns this thread's clock before and after.
 
-    old, new: what this returned for the thread before, which most often has an equal clock.
+    old, new: what the call for the previous thread returned. Most often both threads have equal clocks.
     """
     known = get(thread, s.T_VC)
     if not get(x, s.CHECK):

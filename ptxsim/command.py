@@ -170,7 +170,7 @@ def main(argv: list[str] | None = None, prog: str = "ptxsim") -> int:
         sys.stdout.flush()
         return code
     except BrokenPipeError:  # the reader of stdout has ended, such as `| head`
-        # because Python would report an error when it flushes stdout at exit
+        # Python flushes stdout at exit, and would report an error for the closed pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 128 + signal.SIGPIPE
     except KeyboardInterrupt:

@@ -29,7 +29,7 @@ from .rounding import (
 
 @jit
 def form_of(type_):
-    """The format, as rounding.py numbers it, of a float type."""
+    """The number that rounding.py gives to the format of a float type."""
     if type_ == isa.F32:
         return SINGLE
     if type_ == isa.F64:
@@ -140,7 +140,7 @@ def quarter_value(bits, five):
 
 @jit
 def finish(machine, bits, type_, flags, x):
-    """Apply .ftz, .sat and .relu, if the flags have them, to the bits of a converted float. x: its value before."""
+    """Apply .ftz, .sat and .relu, if the flags have them, to the bits of a converted float. x: the value converted."""
     if flags & isa.FTZ and type_ == isa.F32:
         bits = flush32(bits)
     if flags & isa.SAT:

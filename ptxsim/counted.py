@@ -21,7 +21,7 @@ from .watch import report
 def barrier_for(x, warp, thread, block, owner, lane, at, proxy, pc):
     """The index of the mbarrier at an address that will count a copy to a block `owner`, or -1 after a report.
 
-    The mbarrier's agent, which makes the copy, is set. Its clock is the number of the mbarrier's phase after this one.
+    Sets the mbarrier's agent, which makes the copy. The agent's clock is the number of the phase after the present one.
     proxy: whether the copy signals the mbarrier in the asynchronous proxy.
     """
     host, place, _ = locate(x, warp, thread, block, lane, isa.SHARED, at, 8, False, pc)

@@ -1,4 +1,4 @@
-"""Makes reports of the interpreter's records, and reports where the threads of a stuck machine wait."""
+"""Turns the interpreter's records into reports, and reports where the threads of a stuck machine wait."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .launches import Launch
 from .shared_arrays import name_shared
 
 AGENTS = clocks.AGENTS >> 10  # bits of a block number that mark asynchronous work
-MISUSES = {  # messages by the numbers in mbarrier.py, bulk.py and warpgroup.py
+MISUSES = {  # the message for each detail of a MISUSE report
     mbarrier.NOT_SHARED: "an mbarrier must lie in shared memory, but this address does not",
     mbarrier.NO_BARRIER: "no mbarrier was initialised here, or it was invalidated",
     mbarrier.OVERWRITTEN: "something was written over the mbarrier",
