@@ -284,7 +284,7 @@ def races(
             + (", which is still running" if work else f", thread {t}")
             + (f" of device {other.device}" if other.device != launch.device else "")
         )
-    access = f"line {other_line} ({other_opcode}) of {owner}" if other_line else f"its access of {owner}"
+    access = f"line {other_line} ({other_opcode}) of {owner}" if other_line else f"an access by {owner}"
     if other is not None and other.action:
         access, b, t = called(other, other_file, other_line), (), ()
     message = f"{opcode} {verb} {where}, with nothing that orders it after {access}".lstrip()

@@ -1,4 +1,4 @@
-"""Compiles CUDA C++ by nvcc, for files that NVRTC rejects: nvcc also has the host's headers and code."""
+"""Compiles CUDA C++ by nvcc, for files that NVRTC rejects: nvcc also reads the host's headers and code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs the queued launches: interpreter and actors take turns. Its records become reports and output.
+"""Runs the queued launches: interpreter and actors take turns. The interpreter's records become reports and output.
 
 A run ends when all launches that the host waits for have ended. Others may stay queued. Ended launches are the
 machine's past as long as others are queued, or as the host has not waited for all of them. While there is a past, the
@@ -101,7 +101,7 @@ class Runner(Core):
             return self._run(self.strict if strict is None else strict)
 
     def _run(self, strict: bool, wanted: set[int] | None = None) -> list[Report]:
-        """Run queued launches. wanted: the ids of those that the host waits for; None: all, and the host knows it."""
+        """Run queued launches. wanted: the ids of those that the host waits for; None: the host waits for all."""
         if self.capturing:
             raise InputError("nothing can run while a graph is captured")
         launches, self.queue = self.queue, []

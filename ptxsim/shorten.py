@@ -24,7 +24,7 @@ SHOWN = 12  # the most turns that are printed
 
 @dataclass(frozen=True)
 class Story:
-    """A fault, the number of turns up to it in the first run, and those of the shortened run as sentences.
+    """A fault, the number of turns up to it in the first run, and the turns of the shortened run as sentences.
 
     turns: empty if the first run has as many turns as a machine records, or more; then it is not shortened.
     """

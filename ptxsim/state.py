@@ -177,7 +177,7 @@ N_FIELDS = 11
 # ---- the history of a location: recent writes that a thread may not have seen yet ----
 # MAP: the clocks that a write publishes (published.py). SCOPE, GID: the scope and the thread of the write
 (H_ADDRESS, H_SIZE, H_COUNT, H_BASE, H_BASE_MAP, H_BASE_SCOPE, H_BASE_GID) = range(7)
-H_MESSAGES = 8  # followed by messages with the fields
+H_MESSAGES = 8  # the first word of the messages, one for each write, with these fields:
 (M_VALUE, M_GID, M_CLOCK, M_MAP, M_SCOPE, M_SEQUENCE, M_ATOMIC) = range(7)
 M_FIELDS, M_MOST = 7, 4
 H_FIELDS = H_MESSAGES + M_FIELDS * M_MOST

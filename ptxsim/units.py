@@ -96,7 +96,7 @@ def unit(function: Callable[..., Any]) -> Any:
 
 
 def kept() -> bool:
-    """Whether the cache has the code of every unit. This takes no time, unlike loading the code."""
+    """Whether the cache has the code of every unit. The check takes no time, unlike loading the code."""
     found = (code_files.FunctionCache(_units[name], Locator) for name in names())
     return all(Path(each._cache_file._index_path).exists() for each in found)
 

@@ -266,7 +266,7 @@ def fetch(x, warp, thread, block, pc, row, kind, unsigned, transposed, first, co
 def operand(x, warp, thread, block, pc, descriptor, kind, unsigned, transposed, first, count, high, to, out):
     """Read part of an operand, as `fetch` does, through the agent that is set.
 
-    high: is added to addresses, so that they lie in another block (isa.RANK_SHIFT). to: the first row or column of out.
+    high: a number added to addresses to name another block (isa.RANK_SHIFT). to: the first row or column of out.
     """
     bits = bits_of(kind)
     depth, per = 256 // bits, 128 // bits
