@@ -155,7 +155,7 @@ def coherent(x, gid, cell, mask, write, how, address, pc):
 
 @jit
 def note_lack(x, thread, block, origin, when, how, store_how):
-    """Leave in LACKS what the order of two racing accesses lacks. store_how: the flags of the one that writes."""
+    """Leave in LACKS what the order of two racing accesses lacks. store_how: the flags of the access that writes."""
     theirs = when >> 40
     equal = (how ^ theirs) >> SIZE_SHIFT & 3 == 0
     lack = lacking(x, thread, block, origin & GID_MASK, when & 0xFFFFFFFF, how & theirs & STRONG, equal)

@@ -49,7 +49,7 @@ def compare(low: Lowering, m: Mods) -> None:
         low.emit(isa.NOT, isa.PREDICATE, d=other, a=truth)
     code = {None: isa.MOV, "and": isa.AND, "or": isa.OR, "xor": isa.XOR}[joined]
     low.emit(code, isa.PREDICATE, d=result, a=truth, b=extra)
-    if second is not None:  # emitted before the first result is written, which may be an operand
+    if second is not None:  # before the write of the first result, whose register may be an operand
         low.emit(code, isa.PREDICATE, d=m.result(second, isa.PREDICATE), a=other, b=extra)
     low.emit(isa.MOV, isa.PREDICATE, d=m.result(first, isa.PREDICATE), a=result)
 
@@ -72,7 +72,7 @@ def compare_set(low: Lowering, m: Mods) -> None:
     low.emit(isa.FSETP if is_float(type_) else isa.SETP, type_, d=tmp, a=a, b=b, imm=test, flags=flags)
     if joined:
         extra = m.row(3)
-        if packed:  # the comparison of both halves
+        if packed:  # the predicate is combined with the comparison of each half
             pair = low.new_row()
             low.emit(isa.SELP, isa.B32, d=pair, a=low.constant(3), b=low.constant(0), c=extra)
             extra = pair

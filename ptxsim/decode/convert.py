@@ -12,7 +12,7 @@ WHOLE = {"rni": isa.RN, "rzi": isa.RZ, "rmi": isa.RM, "rpi": isa.RP}
 
 def is_space(low: Lowering, m: Mods) -> None:
     """Lower isspacep."""
-    own = "shared::cluster" not in m.left  # whether of shared memory only the own block's counts
+    own = "shared::cluster" not in m.left  # whether only the own block's shared memory counts
     space = m.choose(SPACES)
     m.take_one("u32", "u64")
     m.done(2)

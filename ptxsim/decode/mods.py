@@ -104,8 +104,8 @@ class Mods:
     def result(self, operand: Any, type_: int, wider: bool = False) -> int:
         """The row of a register for a result. Raises PTXError, as ptxas does, if its size or kind is wrong.
 
-        wider: whether the register may be wider than the type, unless this is a float (as for ld and cvt, see the PTX
-        ISA on operand sizes).
+        wider: whether the register may be wider than the type, unless the type is a float (as for ld and cvt, see the
+        PTX ISA on operand sizes).
         """
         kind = self.low.kind(operand)
         if kind:

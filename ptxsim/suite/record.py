@@ -26,7 +26,7 @@ from ..machine import Machine
 from ..switch import enable, use
 
 OUTPUT, LIMIT = "PTXSIM_SUITE_OUTPUT", "PTXSIM_SUITE_SECONDS"
-WAITING = 3
+WAITING = 3  # by the clock a test may take so many times its limit of CPU time
 DRIVER_WORDS = (
     "libcuda",
     "CUDA driver",
