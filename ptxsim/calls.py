@@ -30,7 +30,10 @@ def stack_of(x, thread):
 
 @unit
 def call(x, warp, block, line, pc, lane, target, first, end):
-    """Call a function in one lane: copy parameters into the callee's frame, and push the place to return to."""
+    """Call a function in one lane: copy parameters into the callee's frame, and push the place to return to.
+
+    first, end: the rows that the call saves, from `first` to below `end`. The two are equal if it saves none.
+    """
     thread = thread_of(x, warp, lane)
     depth = get(thread, s.T_DEPTH)
     launch = get(x, s.LAUNCHES) + get(block, s.B_LAUNCH) * s.L_FIELDS * 8

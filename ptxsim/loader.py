@@ -41,7 +41,7 @@ class Loader:
         self.operands = np.zeros(0, np.int64)
         self.counts = np.zeros((0, s.N_FIELDS), np.int64)
         self.seen = np.zeros(0, np.int64)
-        self.functions: list[tuple[int, int, int]] = []
+        self.functions: list[tuple[int, int, int]] = []  # (first instruction, first and end of the rows a call saves)
         self.function_numbers: dict[tuple[int, str], int] = {}
         self.addresses: dict[tuple[int, int, str], int] = {}  # (program, device, variable)
 

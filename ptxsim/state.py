@@ -18,7 +18,7 @@ from __future__ import annotations
     CHOSEN, CLOCK_READ, SKIPPED, SKIPS, SKIPPED_AT, LACKS, HINTED, CLUSTERS, CLUSTERED, SLOW, SLOW_UNTIL, TURNS,
     TURNS_COUNT, TURNS_CAP, PLAN, PLAN_COUNT, PLAN_AT, TEXTURES, TEXTURE_COUNT, ASKED_VC, ASKED_BLOCK, ANSWER,
 ) = range(101)  # fmt: skip
-X_FIELDS = 101  # followed by the addresses of the compiled units (units.py)
+X_FIELDS = 101  # from this index on x has the addresses of the compiled units (units.py)
 UNITS = 96
 
 # ---- a turn: the slot of a warp, how many instructions it ran in succession, its block's number, its next instruction

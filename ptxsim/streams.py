@@ -14,7 +14,8 @@ class Stream:
     """A queue of launches of one device, which begin in order.
 
     Launches of different streams run at the same time. blocking: whether the stream and the device's default stream
-    wait for each other, as with a stream of cudaStreamCreate.
+    wait for each other, as with a stream of cudaStreamCreate. last: the launch queued last. waits: launches that the
+    next launch of the stream also waits for.
     """
 
     device: int

@@ -80,7 +80,7 @@ def next_call(setting: Setting) -> Callable[[], bool]:
 
 
 def two_batches(setting: Setting) -> Callable[[], bool]:
-    """Two ranks exchange two batches at once, each on its own stream. Each rank has more work for one of the batches."""
+    """Two ranks exchange two batches at once, each on its own stream. Each rank has more work for one of the two."""
     counts = [[setting.zeros(1, f"count{rank}", np.int32, rank) for rank in (0, 1)] for _ in range(2)]
     outputs = []
     for batch in (0, 1):

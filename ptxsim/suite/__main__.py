@@ -20,7 +20,7 @@ from ..errors import EnvironmentProblem, InputError
 from .table import load, rate, table
 
 FOLDERS = ("cudapy", "doc_examples", "cudadrv", "nrt")
-MODULE_SECONDS = 1500  # that a process with tests may take
+MODULE_SECONDS = 1500  # the most seconds of a process that runs tests
 IN_CHILDREN = """
 import os
 if os.environ.get("PTXSIM_SUITE_CHILD"):
