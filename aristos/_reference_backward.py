@@ -117,7 +117,7 @@ def by_softmax(p: Floats, dp: Floats) -> Floats:
 
 
 def _by_shares(values: Floats, dw: Floats, renormalize: bool) -> Floats:
-    """dL/dvalues from dw = dL/dw. The weights w are the values, or with `renormalize` their shares of their sum."""
+    """dL/dvalues from dw = dL/dw. The weights w are the values, or with `renormalize` each value's share of the sum."""
     if not renormalize:
         return dw
     total = values.sum(axis=1, keepdims=True) + config.LEAST_SUM

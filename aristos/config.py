@@ -168,9 +168,9 @@ class Router:
         The value by which groups are compared: "max", their largest weight (DeepSeek-V2), or "sum_top2", the sum of
         their two largest weights (DeepSeek-V3).
     capacity_factor : float or None, default None
-        A rank sends at most ceil(capacity_factor * S * k / E) of its S tokens to an expert. All first choices count
-        before all second choices; among these, tokens count in order. `Routing.dropped` is the number of choices that
-        were dropped; their ids are -1. None: no limit.
+        A rank sends at most ceil(capacity_factor * S * k / E) of its S tokens to an expert: first choices token by
+        token, then second choices, and so on. `Routing.dropped` is the number of choices that were dropped; their ids
+        are -1. None: no limit.
     weight_on : str, default "output"
         "output": an expert's output is multiplied by the weight. "input", for k = 1: the expert gets the token times
         the weight, and its output is not weighted (Llama 4).
@@ -277,12 +277,12 @@ class MoEConfig:
         hidden activations and weights. Errors of outputs are within 2e-5 of the largest output. Only CPUs with AMX do
         this, because only they gain by it; all others compute as with "highest".
     identity_experts : int, default 0
-        How many identity experts there are. They return the token itself (LongCat). Their ids begin with `experts`, and
-        the router has a column for each of them.
+        How many identity experts there are. They return the token itself (LongCat). Their ids are E, E + 1 and so on.
+        The router has a column for each of them.
     shared_ffn : int, default 0
         The width of the shared expert, which every rank has and every token passes; 0: there is none. Several shared
         experts count as one expert with their summed width. Activation, gate, limit and biases are those of the other
-        experts. Its output is added to the outputs of the chosen experts.
+        experts. The shared expert's output is added to those of the chosen experts.
     shared_sigmoid : bool, default False
         Whether the shared expert's output is multiplied by sigmoid(x·w) for a vector w (Qwen2-MoE).
     limit_after : bool, default False
@@ -294,8 +294,8 @@ class MoEConfig:
     levels : int or str, default 1
         Levels of the wire between nodes. With 1, a token crosses to every rank of another node that holds one of its
         experts; with 2, it crosses once to that node. "auto" is 2 where a probe finds that it works, and 1 elsewhere.
-        Results do not depend on it. Two levels need CPUs and nodes of consecutive ranks; within one node nothing
-        changes. With schedule="bulk" the two levels are those of its all-to-all: within each node, then between nodes.
+        Results do not depend on the levels. Two levels need CPUs and nodes of consecutive ranks; within one node
+        nothing changes. With schedule="bulk" the all-to-all has the two levels: within each node, then between nodes.
     combine : str, default "rows"
         What comes back from another node: with "rows" the output of each expert, with "sums" one row for each token,
         the weighted sum of the outputs of the node's experts. "sums" needs levels=2 and schedule="fused", and cannot be

@@ -356,7 +356,7 @@ def _fixed_sum(values: Floats, comm: Any) -> Floats:
     """
     largest = float(np.abs(values).max(initial=0.0))
     if comm is not None:
-        largest = float(np.max(comm.allgather(largest)))  # NaN if any rank's is
+        largest = float(np.max(comm.allgather(largest)))  # NaN if a rank's largest is NaN
     if not 0.0 < largest < np.inf:
         return np.full(values.shape[1], largest)
     shift = FIXED - int(np.frexp(largest)[1])

@@ -36,7 +36,7 @@ class Model:
     source : str
         Where the numbers are published.
     shared : int, default 0
-        The total width of the experts of an MoE layer that every token uses.
+        The total width of the shared experts of an MoE layer; 0: it has none.
     dense_ffn : int, default 0
         The width of the feed-forward block in the other layers.
     family : str, default ""

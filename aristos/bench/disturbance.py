@@ -34,7 +34,7 @@ SENTENCE = (
 
 
 class Guard:
-    """A watch on the calls of the thread that makes it.
+    """A watch on calls of one thread, which makes the Guard.
 
     For each call: `arm`, `begin`, the call itself, `end`. After the last call: `shares`.
     """
@@ -45,7 +45,7 @@ class Guard:
         tasks = os.listdir("/proc/self/task") if self._main is not None else []
         self._others = [file for task in tasks if int(task) != me and (file := _opened(int(task))) is not None]
         self._seconds: list[float] = []
-        self._lost: list[list[float]] = []  # for each call, seconds of each thread without a core, the caller's first
+        self._lost: list[list[float]] = []  # for each call, seconds that each thread lacked a core, the caller first
         self._ran = np.zeros(len(self._others))
         self._before: list[tuple[float, float]] = []
         self._start = (0.0, 0.0)
@@ -143,9 +143,9 @@ def doubtful(times: NDArray[np.float64], core: NDArray[np.float64]) -> NDArray[n
 
 
 def mark_pairs(core: NDArray[np.float64], pairs: NDArray[np.bool_]) -> dict[str, Any]:
-    """The mark, as `mark` returns it, of samples of pairs [origin, target].
+    """The mark of samples of pairs of ranks, as `mark` returns it.
 
-    core: [origin, target, end] share of a core.
+    core: [origin, target, end] share of a core. pairs: [origin, target] the pairs that count.
     """
     shares = np.where(pairs[..., None] & np.isfinite(core), core, 1.0)
     origin, target, end = np.unravel_index(shares.argmin(), shares.shape)

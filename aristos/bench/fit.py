@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 POINTS = 3  # the fewest sizes in a segment
-SPAN = 100  # the least ratio of a segment's last size to its first, if that is below LARGE; else the slope is noise
+SPAN = 100  # from a first size below LARGE, a segment must reach SPAN times that size; else its slope is noise
 LARGE = 4096  # bytes; in larger messages, bytes take more time than start-up on any link
 POOR = 0.3  # a fit with a larger relative residual gets a warning
 

@@ -77,7 +77,7 @@ def _stamped(links: Links) -> Links:
 
 
 def _links(ranks: world.World, again: bool) -> Links:
-    """Links of this job, from the cache for its hosts, else measured. Collective."""
+    """Links of this job: for one process from the table, else from the cache or measured. Collective."""
     if ranks.size == 1:
         from ..topology import discover
 

@@ -140,8 +140,8 @@ def iterations(
 ) -> int:
     """Warm up, then return how many iterations of all calls fit into `seconds`. Equal on every rank. Collective.
 
-    warmup: untimed iterations; fewer are run if they would take a quarter of the time. asked: the user's --iters, which
-    is returned if given.
+    warmup: untimed iterations, at least one; without `asked` they end after a quarter of the time. asked: the user's
+    --iters, which is returned if given.
     """
     start = time.perf_counter()
     one = spent = 0.0

@@ -144,8 +144,7 @@ class Side:
     def advance(self, kind: int, steps: int) -> int:
         """Advance the ordered pair's counter of a kind by `steps`. Returns its value before, equal on both sides.
 
-        The words of a counter must belong to one direction: words that the origin writes and words that the target
-        writes have different kinds."""
+        Only one side of the pair may write words of this kind."""
         key = (self.origin, self.target, kind)
         base = self.pairs.counters[key]
         self.pairs.counters[key] += steps
@@ -229,11 +228,11 @@ class Pairs:
             # The wire's lock is kept until the windows are closed, because the loops make progress themselves.
             take_wire(self.wire, TIMEOUT)
         self.counters: dict[tuple[int, int, int], int] = defaultdict(int)
-        self.taken = self.disturbed = 0  # numbers of samples of which this rank was the origin
+        self.taken = self.disturbed = 0  # how often this rank took samples as origin; how often disturbed ones
         self.rounds = schedule(world.size, max(1, world.cores(world.hosts[0]) // 2))
 
     def repeats(self, disturbed: bool) -> bool:
-        """Whether this rank, as origin, takes samples again: if they were disturbed, but few of its samples so far."""
+        """Count samples of this rank as origin. Returns whether to repeat them: if disturbed, unless many so far were."""
         self.taken += 1
         self.disturbed += disturbed
         return disturbed and self.disturbed <= max(1, FEW * self.taken)

@@ -60,7 +60,7 @@ def one(rng: np.random.Generator, tokens: int, experts: int, top_k: int, local: 
 
 
 def generate(name: str, rng: np.random.Generator, tokens: int, experts: int, top_k: int, local: int) -> Ids:
-    """ids [tokens, top_k] by the generator called `name`. local: experts of rank 0.
+    """ids [tokens, top_k] by the generator called `name`. local: the number of experts of rank 0.
 
     Raises InputError for other names.
     """

@@ -29,7 +29,7 @@ LONG_WAIT = 1e-3  # seconds; longer waits for a peer are counted as long
 SMALL = 0.2  # if a sum is smaller than this share of its terms, they have cancelled, and the sum is inexact
 SAVES: tuple[Literal["nothing", "rows", "hidden"], ...] = ("nothing", "rows", "hidden")
 KINK = 1e-5  # inputs of an activation are about 1; their float32 sums differ from float64 sums by less than this
-SAMPLE_EVERY = 1.0  # the least seconds between two samples; a sample is taken after an object
+SAMPLE_EVERY = 1.0  # after the first 8 samples, the least seconds between two; a sample is taken after an object
 
 
 class SoakError(Exception):
@@ -83,7 +83,7 @@ class Counts:
     loads: int = 0
     rows: int = 0
     long_waits: int = 0
-    worst: float = 0.0  # the largest error over its tolerance
+    worst: float = 0.0  # the largest ratio of an error to its tolerance
     samples: list[health.Sample] = field(default_factory=list)
 
 

@@ -37,8 +37,8 @@ class Point:
     """One simulation. asked: its options. change: how they differ from the command's, such as `tile=64`.
 
     `simulation` sets shape and note, which describe the layer, and machine and rates: the simulated machine, and a text
-    that says where the expert kernel's rates come from. `run` sets found, None if the simulation did not end; call_ms,
-    the milliseconds of the calls that ended; and seconds, how long the simulation took.
+    that says where the expert kernel's rates come from. `run_simulation` sets found, None if the simulation did not
+    end; call_ms, the milliseconds of the calls that ended; and seconds, how long the simulation took.
     """
 
     asked: argparse.Namespace

@@ -92,7 +92,7 @@ def name(asked: argparse.Namespace) -> str:
 
 
 def records(done: list[Point]) -> list[dict[str, Any]]:
-    """A record for each point that ended. The first one is the base."""
+    """A record for each point that ended. The first record with a number of nodes is the base for that number."""
     found: list[dict[str, Any]] = []
     first: dict[str, dict[str, Any]] = {}  # change -> the record of its fewest nodes
     for point in done:

@@ -111,7 +111,7 @@ def options(argv: list[str]) -> argparse.Namespace:
         if asked.transport == "levels":
             check_levels(parser, asked)
         elif asked.ranks != 2 or asked.mutation == "all" or asked.transport == "mixed":
-            what = "2 ranks with transport shm, rma or proxy, 3 with levels, and one mutation, not all"
+            what = "2 ranks with --transport shm, rma or proxy, 3 with levels, and not --mutation all"
             parser.error(f"--strategy exhaustive takes {what}")
         asked.rows, asked.calls = asked.rows or 2, asked.calls or 2
         asked.tokens = 3 if asked.tokens is None else asked.tokens
@@ -123,7 +123,7 @@ def options(argv: list[str]) -> argparse.Namespace:
 def check_levels(parser: argparse.ArgumentParser, asked: argparse.Namespace) -> None:
     """Refuse options that a search of all schedules with two levels does not have."""
     if asked.ranks != 3 or asked.mutation == "all" or (asked.tokens or 1) != 1:
-        parser.error("--strategy exhaustive --transport levels takes 3 ranks, 1 token, and one mutation, not all")
+        parser.error("--strategy exhaustive --transport levels takes 3 ranks and 1 token, and not --mutation all")
     for name in ("scalars", "backward", "once", "stay"):
         if getattr(asked, name):
             parser.error(f"--strategy exhaustive --transport levels takes no --{name}")

@@ -180,5 +180,5 @@ def _declared(name: str, shape: tuple[int, ...] | None, dtype: np.dtype, budget:
     text = h5py.check_string_dtype(dtype)
     if text is None and dtype.kind not in "iufb":
         raise ValueError(f"{name} must hold numbers or text, got {dtype}")
-    each = dtype.itemsize if text is None else 64 + 5 * dtype.itemsize  # bytes of a Python string, then of NumPy's text
+    each = dtype.itemsize if text is None else 64 + 5 * dtype.itemsize  # text is stored twice: by Python and NumPy
     budget.take(name, int(np.prod(shape, dtype=object)) * each)

@@ -25,7 +25,7 @@ from ...transport.shm import ShmWindow
 from . import steps, words
 from .words import LINE, WORD
 
-TURNS = 8  # collectives whose entries are kept; no rank is ever that many collectives ahead of another
+TURNS = 8  # entries of a pair, used in turn by its collectives; no rank is ever that many collectives ahead of another
 TURN, TIME, BYTES = 0, 1, 2  # words of an entry
 COPIED, COPIES, ROW = 1 << 20, 20, 4096  # for the copy rate: bytes of a copy, number of copies, bytes of a row
 NAP_NS = 200_000  # a rank sleeps in waits longer than this

@@ -1,7 +1,7 @@
 """An emulated network of virtual nodes, in which all ranks of a node share one NIC.
 
 Between virtual nodes MPI puts, inside one machine. While the network is in use, these puts take as long as on a NIC of
-a set latency and bandwidth, through which all bytes go that the ranks of a node put at other nodes:
+a set latency and bandwidth. A node's NIC sends all bytes that the node's ranks put at other nodes:
 
     free = max(now, free) + bytes / rate          due = free + alpha
 
@@ -37,16 +37,16 @@ from .words import LINE, MIB, WORD, due_after
 PING_BYTES = 65536  # the most bytes of a ping
 # Words of a NIC, each on a line of its own: a lock, and when the NIC has sent everything, in ns.
 LOCK, FREE, NIC_LINES = 0, LINE, 2
-NAPS = 1000  # after this many tries the holder of the lock has surely lost its core
+NAPS = 1000  # tries to take the lock before a rank sleeps; by then the lock's holder has surely lost its core
 TURN, DUE = 0, 1  # words of an entry for a collective: its number, and when the message is due in ns
 # Words of a replaced wire after the first OWN: the address of the node's NIC, ns of latency, ns per MiB; then for each
-# peer when the bytes that were put since the last flush have been sent, 0 if there are none.
+# peer the time in ns at which the NIC has sent the bytes put since the last flush, 0 if there are none.
 NIC, ALPHA, PER_MIB, SENT = OWN, OWN + 1, OWN + 2, OWN + 3
 
 
 @jit
 def reserve(nic, now, nbytes, per_mib):
-    """Take a NIC's time for `nbytes`. Returns when they have been sent, in ns."""
+    """Reserve a NIC for `nbytes`. Returns the time at which the NIC has sent these bytes, in ns."""
     tries = 0
     while not mem.compare_exchange(nic + LOCK, 0, 1):
         tries += 1

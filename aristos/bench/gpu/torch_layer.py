@@ -159,7 +159,7 @@ class Order:
     def __call__(self, ids: Any, some_missing: bool = False) -> tuple[Any, Any, Any, Any]:
         """ids: [S, k] -> (choice of each packed row [S k], its expert [S k], ends [E] int32, packed rows [S, k]).
 
-        ends: where each expert's rows end. packed rows: that of each choice. some_missing: whether ids may be -1."""
+        ends: where each expert's rows end. packed rows: those of the choices. some_missing: whether ids may be -1."""
         torch, experts = self.torch, self.cfg.experts
         keys = (ids.masked_fill(ids < 0, experts) if some_missing else ids).reshape(-1).to(self.key)
         keys, order = keys.sort(stable=True)
@@ -237,7 +237,7 @@ class Experts:
         """Outputs of rows [M, H] in order of experts. way: one of `WAYS`.
 
         expert: [M] the expert of each row, L for none.
-        ends: [L] int32. known: [L] the numbers of rows that the host knows."""
+        ends: [L] int32. known: [L] each expert's number of rows, for the host."""
         with tf32(self.torch, self.cfg.dtype == "tf32"):
             h = self._product(way, rows, self.first, ends, known)
             bias = () if self.first_bias is None else (self.first_bias, expert.long())

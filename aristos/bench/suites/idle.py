@@ -248,7 +248,7 @@ def idle_share(times: np.ndarray, idle: np.ndarray, workers: int) -> np.ndarray:
 def over_even(times: np.ndarray, even: np.ndarray, rows: int, even_rows: int) -> float:
     """The slowest rank's time per row over that of the same turn's evenly routed call; the median over turns.
 
-    times, even: [world, iterations] seconds.
+    times, even: [world, iterations] seconds. rows, even_rows: rows of all ranks in a call of either kind.
     """
     ratio = times.max(axis=0) / even.max(axis=0)
     return float(np.median(ratio)) * even_rows / max(1, rows)

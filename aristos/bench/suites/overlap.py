@@ -275,7 +275,7 @@ def _case(
 ) -> CaseTimes:
     """Measure one layer at every point. Collective.
 
-    share: the layer's share of the time left. links: records of the links, which the first call adds to an empty list.
+    share: the layer's share of the time left. links: the links' records; the first call fills this list.
     """
     stacked = work.weights()
     layers = {s: work.layer(s, ctx.options.threads, stacked, moves="tokens") for s in SCHEDULES}

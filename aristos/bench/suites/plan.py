@@ -126,7 +126,7 @@ def run(ctx: Context) -> Result:
 
 
 def _rate(ctx: Context, work: Workload, call: Call, threads: int) -> float:
-    """This rank's MFLOP per us on its experts' rows of the call. Collective.
+    """This rank's MFLOP per us: one worker's rate on the rows of the rank's experts, times `threads`. Collective.
 
     Ranks measure one at a time, because they may share cores.
 

@@ -157,7 +157,7 @@ def _phase(
 def _play(
     ctx: Context, layers: dict[str, Any], calls: list[Call], outputs: list[dict[str, np.ndarray]], seconds: float
 ) -> tuple[np.ndarray, np.ndarray, bool]:
-    """Run timed passes over all calls: as many as --iters asks for, or else as fit into `seconds`.
+    """Run passes over all calls, as many as --iters asks for or fit into `seconds`; the first of several is warm-up.
 
     Returns ([schedule, world, step, pass] seconds, shares of cores in the same arrangement, whether the timed outputs
     equal the checked outputs bit by bit).

@@ -101,7 +101,7 @@ def run(ctx: Context) -> Result:
 
 
 def _repeats(side: Side, size: int, seconds: float) -> int:
-    """Round trips per sample: REPEATS, or fewer if ranks share a core and a trip takes a time slice."""
+    """Round trips per sample: REPEATS, or fewer if trips are slow, for example if ranks share a core."""
     taken, _ = _trips(side, size, PROBE_TRIPS, 1)
     return side.agree(int(max(1, min(REPEATS, seconds / 20 / (taken[0] * 1e-9 / PROBE_TRIPS)))))
 
@@ -177,7 +177,7 @@ class Sent:
     """Round trips or messages of all ordered pairs of ranks.
 
     seconds: [origin, target, size, sample], of one round trip or message. core: [origin, target, end, size] the share
-    of its core that each end of a pair had. right: [size] whether the payloads arrived; it may have further entries.
+    of its core that each end of a pair had. right: for each size whether the payloads arrived, then unused entries.
     """
 
     sizes: list[int]
