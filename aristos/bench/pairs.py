@@ -232,7 +232,10 @@ class Pairs:
         self.rounds = schedule(world.size, max(1, world.cores(world.hosts[0]) // 2))
 
     def repeats(self, disturbed: bool) -> bool:
-        """Count samples of this rank as origin. Returns whether to repeat them: if disturbed, unless many so far were."""
+        """Count samples of this rank as origin. Returns whether to take them again.
+
+        Disturbed samples are taken again, unless many of this rank's samples were disturbed.
+        """
         self.taken += 1
         self.disturbed += disturbed
         return disturbed and self.disturbed <= max(1, FEW * self.taken)

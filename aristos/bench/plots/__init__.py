@@ -95,7 +95,10 @@ def draw_both(runs: tuple[Run, Run], folder: Path) -> list[Path]:
 
 
 def draw_timelines(files: list[str], target: Path) -> Path:
-    """Draw files of `bench --timeline` or `MoE.write_timeline` as one picture. Returns its path. Raises like `draw`."""
+    """Draw files of `bench --timeline` or `MoE.write_timeline` as one picture. Returns its path.
+
+    Raises ResultsError if a file is no timeline, EnvironmentProblem if Matplotlib is not installed.
+    """
     pyplot = _pyplot()
     from .style import STYLE
     from .timeline import timelines
