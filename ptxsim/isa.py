@@ -164,8 +164,6 @@ ATOMS = {
 }
 REDUCTIONS = {"add": 0, "min": 3, "max": 4, "and": 7, "or": 8, "xor": 9}
 # opcodes whose list of operands has rows of registers; in the lists of the others are places and offsets
-ROW_LISTS = {
-    LD, ST, PACK, UNPACK, TEX, SULOAD, SUSTORE, BULKLOAD, STASYNC, TENSORLOAD, TENSORSTORE, TCMMA, MMA, LDMATRIX,
-    STMATRIX, TCLOAD, TCSTORE, WGMMA,
-}  # fmt: skip
+ROW_LISTS = {LD, ST, PACK, UNPACK, TEX, SULOAD, SUSTORE, STASYNC, MMA, LDMATRIX, STMATRIX, WGMMA}
+ROW_LISTS |= {BULKLOAD, TENSORLOAD, TENSORSTORE, TCMMA, TCLOAD, TCSTORE}
 OTHER_LISTS = {CALL, CALLI, BRX}

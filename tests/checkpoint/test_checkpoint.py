@@ -92,7 +92,7 @@ def test_tensors_that_do_not_fit_are_refused_by_name(tmp_path, change, words):
 def test_numbers_of_layers_and_experts_are_checked(tmp_path):
     checkpoint = aristos.Checkpoint(write(tmp_path, OLMOE, olmoe()))
     for number in (2, -1, True, "1"):
-        with pytest.raises(InputError, match=r"number must be one of Checkpoint\.layers"):
+        with pytest.raises(InputError, match=r"number must be one of the model's MoE layers"):
             checkpoint.check(number)
     with pytest.raises(InputError, match="expert must be an int"):
         checkpoint.arrays(0, E)

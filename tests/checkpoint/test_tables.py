@@ -59,7 +59,7 @@ def test_a_layer_that_chooses_by_a_table_of_token_ids(tmp_path):
         with pytest.raises(InputError, match=words):
             checkpoint.route(0, *wrong)
     for number in (1, True, [0]):
-        with pytest.raises(InputError, match=r"number must be one of Checkpoint\.layers"):
+        with pytest.raises(InputError, match=r"number must be one of the model's MoE layers"):
             checkpoint.route(number, x, tokens)
     with pytest.raises(InputError, match="needs a layer that chooses experts by a table, but layer 0 has a router"):
         aristos.Checkpoint(write(tmp_path / "olmoe", OLMOE, olmoe())).route(0, x, tokens)
