@@ -41,11 +41,41 @@ WORK = {
 FLOATS = (isa.FADD, isa.FSUB, isa.FMUL, isa.FFMA)
 # numbers at which rules change, as bits
 EDGES = np.array(
-    [0, 1, 2, 31, 32, 63, 64, 255, 256, 0x7FFF, 0x8000, 0xFFFF, 0x7FFFFFFF, 1 << 31, (1 << 32) - 1, 1 << 32, 1 << 63,
-     (1 << 63) - 1, (1 << 64) - 1, 0x7F800000, 0xFF800000, 0x7FC00000, 0x7F800001, 0x00000001, 0x3F800000, 0x80000000,
-     0x7FF0000000000000, 0xFFF0000000000000, 0x7FF8000000000000, 0x3FF0000000000000, 0x000FFFFFFFFFFFFF],
+    [
+        0,
+        1,
+        2,
+        31,
+        32,
+        63,
+        64,
+        255,
+        256,
+        0x7FFF,
+        0x8000,
+        0xFFFF,
+        0x7FFFFFFF,
+        1 << 31,
+        (1 << 32) - 1,
+        1 << 32,
+        1 << 63,
+        (1 << 63) - 1,
+        (1 << 64) - 1,
+        0x7F800000,
+        0xFF800000,
+        0x7FC00000,
+        0x7F800001,
+        0x00000001,
+        0x3F800000,
+        0x80000000,
+        0x7FF0000000000000,
+        0xFFF0000000000000,
+        0x7FF8000000000000,
+        0x3FF0000000000000,
+        0x000FFFFFFFFFFFFF,
+    ],
     np.uint64,
-)  # fmt: skip
+)
 
 
 @numba.njit(error_model="numpy")
@@ -379,16 +409,41 @@ def drawn_addresses(rng, arrays, size):
     starts = [arrays[k].allocation.start + isa.GLOBAL_START for k in range(len(arrays))]
     shared, local = isa.SHARED_WINDOW, isa.LOCAL_WINDOW
     space, start, length = [
-        (isa.GENERIC, starts[0], 64), (isa.GLOBAL, starts[1], 64), (isa.CONST, starts[2], 64), (isa.SHARED, 128, 256),
-        (isa.SHARED, shared + 128, 256), (isa.GENERIC, shared + 128, 256), (isa.LOCAL, 0, 80), (isa.GENERIC, local, 80),
-        (isa.GENERIC, isa.PARAM_WINDOW, 8), (isa.PARAM, isa.PARAM_WINDOW, 8),
-    ][rng.integers(10)]  # fmt: skip
+        (isa.GENERIC, starts[0], 64),
+        (isa.GLOBAL, starts[1], 64),
+        (isa.CONST, starts[2], 64),
+        (isa.SHARED, 128, 256),
+        (isa.SHARED, shared + 128, 256),
+        (isa.GENERIC, shared + 128, 256),
+        (isa.LOCAL, 0, 80),
+        (isa.GENERIC, local, 80),
+        (isa.GENERIC, isa.PARAM_WINDOW, 8),
+        (isa.PARAM, isa.PARAM_WINDOW, 8),
+    ][rng.integers(10)]
     made = start + rng.integers(0, length // size, 32) * size
     if rng.random() < 0.3:
         made[:] = start + np.arange(32) % (length // size) * size
     if rng.random() < 0.3:
-        odd = [*starts, starts[0] - 8, starts[1] + 64, shared, shared + 4, shared + 384, local, local + 80,
-               isa.PARAM_WINDOW, 0, 4, 64, 80, 384, -8, 1 << 62, start + 1, start + length]  # fmt: skip
+        odd = [
+            *starts,
+            starts[0] - 8,
+            starts[1] + 64,
+            shared,
+            shared + 4,
+            shared + 384,
+            local,
+            local + 80,
+            isa.PARAM_WINDOW,
+            0,
+            4,
+            64,
+            80,
+            384,
+            -8,
+            1 << 62,
+            start + 1,
+            start + length,
+        ]
         made[rng.integers(32)] = rng.choice(odd)
     return space, made
 
