@@ -246,7 +246,7 @@ def draw(seed: int, asked: Asked) -> Case:
     case = replace(case, stay=random.Random(f"{seed} experts in place").choice((0, 0, 0, 1, 2)))
     case = replace(case, busiest_decides=case.stay > 0 and random.Random(f"{seed} balanced").random() < 0.67)
     more_scalars = random.Random(f"{seed} scalars")
-    if more_scalars.random() < 0.3:  # sometimes a row fills its lines, so that a scalar needs another line
+    if more_scalars.random() < 0.3:  # sometimes a row fills its cache lines, so that a scalar needs another
         case = replace(case, scalars=True, words=more_scalars.choice((case.words, case.words, LINE // WORD)))
     more_backward = random.Random(f"{seed} backward")
     if more_backward.random() < 0.3 and not case.proxy:  # a GPU has no backward call

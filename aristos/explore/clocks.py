@@ -1,9 +1,9 @@
 """Vector clocks, which say what each actor knows of other actors, and which accesses are not ordered.
 
-An actor that acquires a word joins the clock of the release that it reads. Two conflicting accesses of two actors, one
-of them plain, are a race unless the later actor knows of the earlier access. The values read do not matter. Subclasses
-know which actor acts, and the names of actors and addresses. The subclass in `memory_model.py` learns this from a
-scheduler, the one in `compiled/checker.py` from a log.
+An actor that acquires a word takes over the clock of the release that it reads. Two conflicting accesses of two actors,
+one of them plain, are a race unless the later actor knows of the earlier access. The values read do not matter.
+Subclasses know which actor acts, and the names of actors and addresses. The subclass in `memory_model.py` learns this
+from a scheduler, the one in `compiled/checker.py` from a log.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The cluster of a run: the memory and actors of every rank, and checks of both. The engine's steps run on it.
 
-The cluster replaces `substrate.runtime` and MPI, and does nothing that they do not do.
+The cluster replaces `substrate.runtime` and MPI, and does only what they may do.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ PROGRESS_NS = 1_000 * wire.PROGRESS_US
 TOKEN_BLOCK = 2  # tokens of a route or combine command; few, so that a call has several commands
 ROUNDS_OF_TIME = 60  # how often time may be moved on because no actor can go on
 PASSING = 130  # seconds by which time moves on in such a round, more than a timeout
-LATEST = 2 * OVERDUE * PASSING  # seconds in which every wait for a lost rank ends; half of all allowed steps take this
+LATEST = 2 * OVERDUE * PASSING  # s in which every wait for a lost rank ends; half of the allowed steps last as long
 BLIND = 50  # idle polls that an actor may make without having checked every peer's poison
 PATIENT = 4_000  # visible operations allowed for each row, and twice as many for each call of a rank
 
@@ -142,8 +142,8 @@ class Cluster:
             (words, "TOKEN_BLOCK"): TOKEN_BLOCK,
             (experts, "GROUP"): self.case.group,
             (column_runs, "SHARES_PER_TRY"): 2,
-            (outbox, "TURN_RANKS"): self.case.ranks - 1,  # only poison is read in turn, of all peers in each look, so
-            (outbox, "TURN_WORDS"): words.POISON + 1,  # that a rank waits for ever if a bell does not ring
+            (outbox, "TURN_RANKS"): self.case.ranks - 1,  # without a bell a poll reads only poison, of all peers: so
+            (outbox, "TURN_WORDS"): words.POISON + 1,  # a rank waits for ever if a bell does not ring
             (failure, "load_acquire"): self.memory.load_acquire,
             (failure, "time"): SimpleNamespace(monotonic=self.monotonic),
         }
@@ -189,7 +189,7 @@ class Cluster:
     def idle(self) -> None:
         """Let a worker that has nothing to do wait.
 
-        Its wait for more rows to merge, and its polls before a check for poison, pass at once.
+        Its wait for more rows to merge, and its polls before a check for poison, count as over at once.
         """
         actor = self.sched.me
         rank = self.ranks[actor.rank]
@@ -288,7 +288,7 @@ class Cluster:
         self.ranks[rank].stage = "gone"
 
     def describe(self) -> str:
-        """Say for readers what every actor waits for."""
+        """What every actor waits for, as text."""
         lines = []
         before, self.sched.current = self.sched.current, None  # no actor shall count as the reader of these tables
         for rank in self.ranks:

@@ -46,7 +46,7 @@ class Move:
     actor: int
     op: str
     at: int
-    choice: int = 0  # 1: the polled word lands just before
+    choice: int = 0  # 1: the word that the move polls lands just before the poll
 
     def commutes(self, other: Move) -> bool:
         if self.actor == other.actor or {self.op, other.op} == {FLUSH, POLL}:

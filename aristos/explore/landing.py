@@ -4,7 +4,7 @@ Data that is put and not flushed may not be read, and its source may not be writ
 moment when the data lands makes no difference, and here it lands with the flush. A coded word lands with its flush at
 the latest. If the target polls the word before the flush, the word may or may not have landed: the search tries both.
 Readers refuse a torn word like a word that has not arrived (network.py tests that), so both halves land together here.
-Words that only a timeout reads are not put at all. Nor are bells, because here each look reads all words. Which rank is
+Words that only a timeout reads are not put at all. Nor are bells, because here each poll reads all words. Which rank is
 inside MPI is not modelled.
 """
 

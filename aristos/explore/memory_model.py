@@ -124,8 +124,8 @@ class Memory(Clocks):
     def check_mapped(self, at: int) -> None:
         """Raise unless this rank may use memory into which MPI puts: its own, or that of a stream to its node.
 
-        The engine relies on seeing what was put at another rank of the node only for streams, and only once the rank
-        has read the stream's words whole.
+        Of what MPI puts at another rank of the node, the engine reads only streams, and only once this rank has read
+        the stream's words whole.
         """
         if not self.regions.mapped(at, self.rank):
             owner = self.regions.place(at).rank

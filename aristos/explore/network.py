@@ -4,8 +4,8 @@ A put is cut into words. Each word is read from its source late, and words land 
 were put earlier. A flush waits for all words that have not landed. Until the flush the source must not be written, and
 the target must be neither read nor put again. Only a coded word, which is put as {value, complement}, may be read while
 it is being put, by the holder of the wire's lock. The value read may then be anything. Once both halves of a coded word
-have landed, everything put before that word is known to have landed. A bell is put as a byte and may be read so too.
-From a bell a reader learns nothing.
+have landed, everything put before that word is known to have landed. A bell is put as one byte, which may be read
+while it is being put. A reader of a bell learns nothing about other words.
 Source of the semantics: MPI 4.1, chapter 12.
 """
 

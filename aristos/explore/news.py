@@ -1,35 +1,34 @@
 """The search over all schedules of a small case in which ranks stop only at news, and so in far fewer states.
 
 In exhaustive.py a rank may stop at each read of each poll. Here it stops only where that makes a difference.
+A rank's course is what the rank will do if all words stay as they are: reads, and then one operation that others can
+see (a store, a put or a flush of coded words) or the rank's end. If a stretch changes nothing, no such operation
+follows: the rank would poll for ever, and its course ends in sleep. A word is news to a rank if it has changed since
+the rank's course began, or if it is under way and may land. A rank moves in two ways: it makes one of the course's
+reads at which there is news, or the operation at the course's end. A new course begins after each move of its rank.
 
-A rank's course begins after each of its operations. It is what the rank will do if all words stay as they are: reads,
-then one operation that others can see (a store, a put or a flush of coded words, or its end). Or there is no such
-operation, because a stretch changes nothing: then the rank would poll for ever, and sleeps. A word is news to a rank if
-it has changed, or may land, since the rank's course began. A rank moves in two ways: it makes one of the course's reads
-at which there is news, or the operation at the course's end. A new course begins after each move.
+No behaviour is lost. In any schedule, take the reads of a rank up to the first whose value differs from the course. The
+reads before that one give the same values if the rank makes them at once, when its course begins, and no other rank
+sees them. What the rank does between these reads is private, or concerns plain data. If plain accesses of two ranks
+have no order, they are a race, which clocks show in either order. If they have an order, the ranks' moves keep it. A
+read that is made earlier can only learn of less, so it hides no race. So it is enough to search the schedules in which
+each rank makes the first reads of its course at once and then waits for its move. Only the move decides how many reads
+these are. The search then sets the words back to what they were when the course began, and the rank makes the reads.
 
-Nothing is lost by this. Take the reads of a rank in any schedule, up to the first that gives something else than the
-course says. The reads before it give the same values if the rank makes them at once, when its course begins, and nobody
-sees them. What the rank does between reads goes with them: it is private, or it is plain data. If plain accesses of two
-ranks have no order, that is a race, and clocks show it in either order; if they have one, the rank's moves keep it. A
-read that is made earlier can only know of less, so it hides no race. So all behaviour is that of schedules in which
-each rank makes the first reads of its course at once and then waits for its move. Which reads these are is decided only
-when it moves: for these reads the search then sets the words back to what they were when the course began.
-
-A put that follows an operation without a read between them is made with the operation, because that only lets its words
-land, and they may land later. Of two moves, some need only one order. Let b change no word that a reads, and a change
-no word that b's rank may read. Then b after a leads to all that a after b leads to: the courses are the same, but for
-that of a's rank, which began earlier, so that what b changes is news to it. So a is not tried after b once it was tried
-before b (sleep sets, as in exhaustive.py, where the relation is symmetric).
+If no read lies between an operation and the next put, both are made in one move: the put only lets its words land, and
+they may land later. Some pairs of moves a and b need only one order. Let b change no word that a reads, and a change no
+word that b's rank may read. Then the order a, b leads to all that the order b, a leads to: all courses are the same,
+except that in the order a, b the course of a's rank begins before b, so what b changes is news to it. So a move a that
+was tried before b is not tried after b (sleep sets, as in exhaustive.py, where the relation is symmetric).
 
 Who knows of a word's reads and releases matters only if the word is later accessed plainly. The search notes the
-regions in which such accesses follow, and begins again when it finds one more.
+regions with such plain accesses, and begins again when it finds another such region.
 
-Found are the violations that exhaustive.py finds in such cases: races, wrong results, passed bounds and deadlocks. A
-course is checked when it begins, and again when it is made. A rank that runs on for ever without news is a Livelock.
-One worker a rank, no proxies and no failures are assumed, and asserted. Also asserted are that a rank makes the same
-reads again when it moves, that its course reads no word that it writes, and that it is one of the ranks that may read
-the word (`_readers`). That each word has one writing rank is a check of the memory.
+The search finds the violations that exhaustive.py finds in such cases: races, wrong results, exceeded bounds and
+deadlocks. A course is checked when it begins, and again when moves make it. A rank that runs on for ever without news
+is a Livelock. The search asserts that each rank has one worker and no proxy, and that no rank shall fail. It also
+asserts that a rank that moves makes the same reads again, that its course reads no word that the rank itself writes,
+and that the rank is one of those that may read the word (`_readers`). The memory checks that each word has one writer.
 """
 
 from __future__ import annotations
@@ -62,7 +61,7 @@ Cell = tuple[int, Release | None, Put | None]  # a word's value, its release, an
 
 @dataclass(frozen=True)
 class Course:
-    """What a rank does if nothing is news to it: `reads`, then `end`. cells: the words read, as the course began."""
+    """What a rank does if nothing is news to it: `reads`, then `end`. cells: the words read, as they were at first."""
 
     reads: tuple[Operation, ...] = ()
     cells: dict[int, Cell] = field(default_factory=dict)
@@ -73,14 +72,14 @@ class Course:
 class NewsMove(Move):
     """A read of news, or the end of a course. number: how many reads of the course come before it.
 
-    readers: the ranks that may read what it changes.
+    readers: the ranks that may read what the move changes.
     """
 
     number: int = 0
     readers: frozenset[int] = frozenset()
 
     def commutes(self, other: Move) -> bool:
-        """Whether this move need not be tried after `other` once it was tried before."""
+        """Whether this move need not be tried after `other` if it was tried before `other`."""
         assert isinstance(other, NewsMove)
         if self.actor == other.actor or other.actor in self.readers:
             return False
@@ -106,8 +105,8 @@ class Posting(Landing):
         super().put(address, peer, at, source, nbytes)
 
     def under_way(self, peer: int) -> bool:
-        """Whether coded words of this rank to `peer` are not flushed. Unlike whether they have landed, only this rank
-        changes that."""
+        """Whether coded words of this rank to `peer` are not flushed. Only this rank can change that, while
+        other moves can decide whether the words have landed."""
         rank = self.memory.rank
         return any(w.put.origin == rank and w.put.peer == peer and self._coded(w.target) for w in self.flying.values())
 
@@ -120,7 +119,7 @@ class Posting(Landing):
 class Mixing(Memory):
     """A memory that notes in which regions a word is accessed plainly after it was read, written or released.
 
-    Only there it matters who knows of reads and releases.
+    Only in these regions it matters who knows of reads and releases.
     """
 
     def __init__(self, regions: Regions, sched: Scheduler) -> None:
@@ -143,7 +142,7 @@ class Mixing(Memory):
 
 
 class Courses(Stretches):
-    """A cluster in which an idle poll ends a stretch, and nothing more. begins: called when a stretch begins."""
+    """A cluster in which an idle poll only ends a stretch, without a wait. begins: called when a stretch begins."""
 
     begins: Callable[[Actor], None]
     network_class = Posting
@@ -177,12 +176,12 @@ class NewsSearch(StateSearch):
         self.courses: list[Course | None] = [None] * case.ranks  # None: not known yet
         self.last = case.ranks - 1  # the rank that has moved last
         self.move: NewsMove | None = None  # the move that is being made; None once its operation is done
-        self.before: list[Operation] = []  # the reads that come before it, the next one last
-        self.now: dict[int, Cell] = {}  # the words that are set back for these reads, as they are now
+        self.before: list[Operation] = []  # the reads that the move repeats before its operation, the next one last
+        self.now: dict[int, Cell] = {}  # the present contents of the words that are set back for these reads
         self.coursing = False  # whether the running rank makes its course
         self.reads: list[Operation] = []
         self.cells: dict[int, Cell] = {}
-        self.begun: Any = None  # what the stretch of the course began from
+        self.begun: Any = None  # the state that the course's latest stretch began from
         self.sched.stops = self._stops
 
     def make_cluster(self, case: Case) -> Stretches:
@@ -210,7 +209,7 @@ class NewsSearch(StateSearch):
         return (at, at + WORD) if self.memory.regions.place(at).kind == CODED else (at,)
 
     def _readers(self, at: int) -> frozenset[int]:
-        """The ranks that may read a word, or the coded words of a rank."""
+        """The ranks that may read a word. For the target of a flush: those that may read its rank's coded words."""
         place = self.memory.regions.place(at)
         return frozenset(self.cluster.case.nodes.readers(place.rank) if place.part == REMOTE else (place.rank,))
 
@@ -272,7 +271,7 @@ class NewsSearch(StateSearch):
         assert self.move is None
 
     def _course_of(self, actor: Actor) -> Course:
-        """A rank's course. Afterwards the cluster is where the course ends."""
+        """A rank's course, found by running the rank. Afterwards the cluster is where the course ends."""
         if actor.done:
             return Course()
         self.sched.current, self.choice = actor, 0
@@ -286,7 +285,7 @@ class NewsSearch(StateSearch):
             self._pass(actor.op, actor.at)
             self.sched.resume(actor)
             self.coursing = False
-        if story:  # the story has what the rank does in its course when a move does it
+        if story:  # events of a course come into the story only when a move makes them
             del story[shown:]
         return Course(tuple(self.reads), self.cells, (END, ANYWHERE) if actor.done else (actor.op, actor.at))
 
@@ -318,7 +317,7 @@ class NewsSearch(StateSearch):
         self.do(move)
         self.moves += 1
         self._enter(path, sleep)
-        if len(self.memory.mixed) > known and self.memory.story is None:  # begin again, since states differ by more
+        if len(self.memory.mixed) > known and self.memory.story is None:  # begin again: states now differ in more
             self.visited.clear()
             self.ends, self.live = 0, None
             del path[1:]
@@ -342,7 +341,7 @@ class NewsSearch(StateSearch):
             sleep = sleep & before
         self.visited[key] = frozenset(sleep)
         if todo:
-            # last, so first tried: reads, which most other moves need not come before
+            # reads stand last and are tried first: then most of them need not be tried after other moves
             todo.sort(key=lambda move: (move.op in READS, move.actor == last))
             self.live = NewsState(frozen, todo, sleep, [], list(self.courses), last)
             path.append(self.live)
@@ -385,5 +384,5 @@ class NewsSearch(StateSearch):
 
 
 def search_of(case: Case) -> StateSearch:
-    """The search for a case: with two levels only this one ends soon."""
+    """The search for a case: with two levels a NewsSearch, because a StateSearch would take too long."""
     return NewsSearch(case) if case.levels == 2 else StateSearch(case)

@@ -96,7 +96,7 @@ class Regions:
         return Place(kind, rank, part, region, -1 if region == "staged" else writer, offset - start, peers[number])
 
     def _behind(self, rank: int, part: int, offset: int) -> Place:
-        """The place of a bell in a window for remote peers, or of a byte beside the outboxes about bells.
+        """The place of a bell in a window for remote peers, or of an `answered` word beside the outboxes.
 
         A place of a bell that no rank puts belongs to the rank of the window.
         """

@@ -42,7 +42,7 @@ class Stretches(Cluster):
     def __init__(self, case: Case, strategy: Strategy) -> None:
         super().__init__(case, strategy)
         for rank in self.ranks:
-            rank.st[words.BELLS] = 0  # then each look reads all words; bells only save such reads
+            rank.st[words.BELLS] = 0  # then each poll reads all words; bells only save such reads
         self.memory.keeps_acquired = False  # otherwise what each actor has acquired would be part of every state
         self.replaying = -1  # how many recorded values an actor being rebuilt has used; -1 if none is being rebuilt
         self.stretches: list[tuple[Private | Host, bytes, Log]] = [
@@ -84,7 +84,7 @@ class Stretches(Cluster):
             word_to(job, st, peer, w)
             for w in (range(words.LINE_WORDS) if remote else (words.AT_EPOCH, words.AT_PROGRESS))
         }
-        if remote:  # also the outbox, the arrived words, and the lock of the wire
+        if remote:  # also words that arrive from the peer, and words of the wire such as its lock
             local |= {word_from(job, st, peer, w) for w in (*range(words.LINE_WORDS), words.POSTED)}
             local |= {job[words.WIRE] + WORD * w for w in range(wire.STATUS)}
 

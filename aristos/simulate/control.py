@@ -146,7 +146,7 @@ RANK_WORDS = 16
     PUT_BYTES,  # bytes put so far
     PUTS,  # how many puts
     LANDINGS,  # how many puts have landed
-    COLLECTED,  # how many of them the target has waited for in collectives
+    COLLECTED,  # how many of these puts the target has waited for in collectives
 ) = range(8)
 PAIR_WORDS = 8
 

@@ -123,7 +123,7 @@ def clock():
 def wire_put(wire, peer, at, source, nbytes):
     """`wire.put`, where `at` is an address. Data is stored at once, coded words and bells when they land, rows never.
 
-    Of all puts only those of bells have one byte.
+    Only a put of a bell has one byte.
     """
     charge(get(c.PUT_NS))
     scheduler.sync()

@@ -2,7 +2,7 @@
 
 A rank has a region for each source, and an outbox for each peer. Both are laid out as on a real machine (`PairLayout`),
 except that the ring lies at FAR, where addresses have no bytes. The line of arrived words and the buffer of coded words
-follow the outbox. Behind all outboxes lie the rank's bells, and what it keeps about bells. All ranks' memory is one
+follow the outbox. Behind all outboxes lie the rank's bells, and its words about bells. All ranks' memory is one
 array, so an address shows in which rank's memory it lies.
 """
 

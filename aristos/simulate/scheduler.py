@@ -167,7 +167,7 @@ def count_decisions(more):
 
 @jit
 def unread(record):
-    """Whether a word has landed that the actor's rank has not accepted, because its bell has not landed, or is silent.
+    """Whether a word has landed that the actor's rank has not accepted: its bell has not landed, or does not ring.
 
     Then the next poll may find it, so an actor must not park. Without bells each poll reads all words.
     """

@@ -23,8 +23,9 @@ MOST_HOPS = 1 << 27  # links of all routes together
 class FatTree:
     """A fat tree whose parallel ways up are chosen by the target: D-mod-k routing (Zahavi 2010).
 
-    down: the children of a switch, for each level, lowest first. up: the parents of a node, and then those of a switch
-    of each level below the highest. cables: parallel links between a child and a parent, for each level; empty: one.
+    down: how many children a switch has, for each level, lowest first. up: how many parents a node has, and then a
+    switch of each level below the highest. cables: how many parallel links join a child and a parent, for each level;
+    empty: one.
     """
 
     down: tuple[int, ...]

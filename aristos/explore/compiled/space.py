@@ -45,7 +45,7 @@ class Range:
 
 @dataclass
 class Mapped:
-    """A rank's report about its process. shift: see RmaWindow. labels: names of memory outside the ranges."""
+    """A rank's report about its process. shift: the shifts of its RmaWindow. labels: names of memory elsewhere."""
 
     ranges: list[Range]
     shift: list[int]
