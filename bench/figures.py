@@ -39,8 +39,8 @@ OF_MODULES = {  # ranks -> tokens -> the goal over the best of transformers' own
     2: {1: 1.5, 16: 1.5, 256: 1.5, 2048: 1.3},
 }
 ADDED_US = 40.0  # the most that an experts module may add to a call of one token, on one rank
-OVER_CODES, FEW_TOKENS, OVER_ANY = 1.2, 16, 1.0  # over peers with 16-bit rows; up to FEW_TOKENS over all peers
-FEW_ROWS, OVER_FEW, OVER_MANY = 64, 1.2, 1.0  # bfloat16 products over oneDNN's: up to FEW_ROWS rows, and beyond
+OVER_CODES, FEW_TOKENS, OVER_ANY = 1.2, 16, 1.0  # goals over peers with 16-bit rows; up to FEW_TOKENS, over all
+FEW_ROWS, OVER_FEW, OVER_MANY = 64, 1.2, 1.0  # goals of bfloat16 products over oneDNN's: up to FEW_ROWS, and beyond
 PRODUCT_SHARE = {"avx512": 0.86, "avx512 on znver4": 0.92}  # least share of the FMA peak, by ISA and CPU
 SHARE_OF = (1024, 4096), (64, 512)  # the weight and the numbers of rows for which a product has a share to reach
 SIGNAL_US = {8: 0.4, 4096: 1.5}

@@ -128,7 +128,7 @@ CAUSES = {  # family -> the beginning of a figure's name -> why it is missed
 class Figure(NamedTuple):
     """A figure.
 
-    value: what was reached. wanted: the goal. least: whether the goal is a least value, not a most. unit: the format of
+    value: what was reached. wanted: the goal. least: whether the goal is a lower bound. unit: the format of
     value and goal.
     """
 

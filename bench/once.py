@@ -6,7 +6,7 @@ Both kinds of calls take turns, and their outputs must have equal bits. The engi
 two kinds, is not used. A line for each case has:
 
     the median time of a call with a row for each choice, on the slowest rank
-    the time of a call whose tokens cross once, divided by that time: median (quartiles), then for the shortest times
+    the time of a call whose tokens cross once, divided by that time: median (quartiles), ratio of the shortest
     the rows that cross once, divided by the choices for experts of other ranks
     the choices for experts of other ranks, divided by the tokens
 """

@@ -1,4 +1,4 @@
-"""Measures plans for the tables of docs/planner.md: F of our plan and of baselines, a bound, and the planning time.
+"""Measures plans for the tables of docs/planner.md: the objective F of ours and of baselines, a bound, planning time.
 
 python bench/planner.py                        six families of generated clusters
 python bench/planner.py --folder PROBLEMS      problem files, compared with their optimum_us if they have one

@@ -5,8 +5,8 @@
 KERNELS is a Python file with some of the kernels that triton_kernels/compiled.py names, or a folder that compiled.py
 has filled. Aristos has only triton_kernels/scaled.py: most other kernels are those of Triton's tutorials. Triton
 compiles a file in an environment of its own, which `python bench/environments.py triton` makes. ARCH: 80, 90, 100; by
-default all. A kernel is right if its results are NumPy's, with the checker. The last columns count its reports by what
-they mean. docs/ptxsim.md has the results.
+default all. A kernel is right if its results agree with NumPy's in a run with the checker. The last columns count
+reports by what they mean. docs/ptxsim.md has the results.
 """
 
 from __future__ import annotations

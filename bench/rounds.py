@@ -193,7 +193,7 @@ def take_rounds(
     taken: dict[str, list[list[list[float]]]] = {name: [] for name in by_name}
     peaks: list[list[float]] = []
     if with_peak:
-        teams[PEAK]("run", "micro:peak")  # this compiles it and warms it up
+        teams[PEAK]("run", "micro:peak")  # a first, unused measurement compiles its code
     for number in range(rounds):
         for name in draw.permutation(names).tolist():
             if name == "peak":

@@ -1,7 +1,8 @@
 """Simulates weak and strong scaling of three models to 256 ranks, and writes the tables of docs/scaling.md.
 
 Each table is what one command prints as JSON; the command stands above it. All use examples/machine.yaml, so the
-figures are the same on every computer. With expressions, only commands in which one of them is found run.
+figures are the same on every computer. If expressions are given, only the commands in which one of them is
+found are run.
 
 Exit codes: 0 written, 1 a command failed, 2 a usage error.
 """

@@ -56,7 +56,7 @@ def shapes(hosts: int) -> dict[str, Shape]:
 
 
 def patterns(hosts: int, nbytes: int) -> dict[str, Flows]:
-    """All-to-all, incast, an exchange of each host with the one opposite, and flows of drawn ends and sizes."""
+    """All-to-all, incast, an exchange of each host with the one opposite, and flows of drawn hosts and sizes."""
     rng = random.Random(hosts)
     pairs = [(a, b) for a in range(hosts) for b in range(hosts) if a != b]
     return {

@@ -3,8 +3,8 @@
     python bench/slow_bugs.py
 
 Each bug is a change of one line of the engine, in a copy of the package. Two real ranks and a simulation of them run
-the unchanged and the changed engine in turns. A bug counts as seen if both get slower by more than CLEAR. The first run
-compiles the engine for every bug, which takes some minutes.
+the unchanged and the changed engine in turns. A bug counts as seen if real and simulated calls get slower
+by more than CLEAR. The first run compiles the engine for every bug, which takes some minutes.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ ROUNDS, SECONDS = 3, 1.0
 
 @dataclass(frozen=True)
 class Bug:
-    """A planted bug: in a file of the package, `right` becomes `wrong`. layer, link: where it costs time.
+    """A planted bug: in a file of the package, `right` becomes `wrong`. layer, link: the case in which it costs time.
 
     layer: tokens of each rank, hidden, ffn, experts, top_k. link: us and GB/s of the emulated link.
     """

@@ -62,7 +62,7 @@ def measure(asked: argparse.Namespace) -> None:
         found.append(runs.measure(asked.seconds))
         routings[case.key] = runs.ids()
         runs.close()
-        if world.lead:  # each case is kept at once
+        if world.lead:  # each case is saved as soon as it is measured
             print(f"{time.monotonic() - started:4.0f} s  {case.key}", file=sys.stderr, flush=True)
             asked.file.parent.mkdir(parents=True, exist_ok=True)
             np.savez_compressed(asked.file, found=np.array(json.dumps(found)), **routings)

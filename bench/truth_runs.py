@@ -141,7 +141,7 @@ class Runs:
         return [dict(zip(map(str, calibrate.ROWS), rates)) for rates in np.max(every, axis=0).tolist()]
 
     def _probe(self, kept: list[float]) -> None:
-        """A run with each expert of a layer of another shape, as in a call. Keeps the seconds of all together.
+        """Run each expert of a layer of another shape, as in a call. Appends the seconds of all these runs to `kept`.
 
         Short runs come first, because the weights of a layer whose calls take turns have just been read too.
         """

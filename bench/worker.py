@@ -27,7 +27,7 @@ from peers import Absent, ran
 PACKAGES = ("torch", "kt-kernel", "xllamacpp", "deepspeed", "jax", "numpy")  # a team reports their versions
 
 
-AGAIN = 4  # a turn makes at most this many times its number of calls
+AGAIN = 4  # a turn makes at most AGAIN times as many calls as asked for
 WAITED_SHARE = 0.02  # a call that waited for more than this share of its time is repeated
 
 
