@@ -205,7 +205,7 @@ def check(x, warp, thread, block, space, place, size, how, write, reads, pc):
 
 @jit
 def examine(x, warp, thread, block, slot, space, place, size, how, write, reads, pc):
-    """Check an access like `check`, by the short way if nothing can be wrong with it. It is no atomic operation."""
+    """Check an access like `check`, by the short way if nothing can be wrong with it. Not for atomic operations."""
     shadow = shadow_of(x, block, space, place)
     if quiet(x, thread, block, slot, shadow, size, how | log2(size) << SIZE_SHIFT, write, pc) == LONG:
         check(x, warp, thread, block, space, place, size, how, write, reads, pc)

@@ -76,7 +76,7 @@ def _bfloat(builder: Any, halves: Any) -> Any:
 
 
 def _float16(builder: Any, halves: Any) -> Any:
-    """The values of float16s, given as <32 x i32>. Of a NaN only that it is one is kept."""
+    """The values of float16s, given as <32 x i32>. A NaN stays a NaN, but its other bits may change."""
     words, floats = halves.type, ir.VectorType(_F32, 32)
     exponent = builder.and_(halves, _all(words, 0x7C00))
     wide = builder.shl(builder.and_(halves, _all(words, 0x7FFF)), _all(words, 13))

@@ -1,6 +1,6 @@
 """The checker's short way for accesses that nothing can be wrong with, which are nearly all.
 
-`check` (access.py) is the long way: it looks at everything, and reports. Both leave the same marks in a cell.
+`check` (access.py) is the long way: it checks everything, and reports. Both leave the same marks in a cell.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def settled(cell, k, gid, floor):
 
 @jit
 def passed(x, thread, block, slot, cell, k):
-    """Whether the access that two words of a cell describe happened before. A load by ld.global.nc: all its launch."""
+    """Whether the access of two words of a cell happened before. For ld.global.nc the launch must also be over."""
     origin = get(cell, k) & GID_MASK
     if noncoherent(cell, k) and not launch_over(x, origin):
         return False

@@ -1,7 +1,7 @@
 """Copies and fills as actions of a stream: launches of small kernels, which the checker sees like those of a program.
 
 Each place in the program that calls a function has kernels of its own, because a run reports a finding once for each
-instruction. Their instructions have the line of the call, if Python code calls.
+instruction. If Python code makes the call, the kernels' instructions have its line.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ..launches import Launch
 from ..machine import How
 from ..streams import Stream
 
-THREADS = 256  # at most, of an action
+THREADS = 256  # the most threads of an action
 LIBRARIES = tuple({sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), sysconfig.get_path("stdlib")})
 ITEMS = {  # bytes -> an item's suffix and registers
     16: ("v4.u32", "{%a, %b, %c, %d}"),
@@ -27,7 +27,7 @@ ITEMS = {  # bytes -> an item's suffix and registers
     2: ("u16", "%a"),
     1: ("u8", "%a"),
 }
-# {body} handles an item; {item} are the bytes of one, {tail} those of one after the last whole item of a row.
+# {body} handles an item of {item} bytes, {last} a smaller item, of {tail} bytes, after the last whole item of a row.
 TEXT = """.version 8.0
 .target sm_80
 .address_size 64
@@ -61,8 +61,8 @@ END: ret;
 class Rows:
     """What an action touches: `height` rows of `width` bytes.
 
-    to, source: device addresses of the first rows; source 0 for a fill. stride, step: bytes between rows there.
-    private: whether nothing but the action uses the source.
+    to, source: device addresses of the first rows; source 0 for a fill. stride, step: bytes between rows, at `to` and
+    at `source`. private: whether nothing but the action uses the source.
     """
 
     to: int
@@ -91,7 +91,7 @@ def caller() -> tuple[str, int]:
 
 
 def text_of(what: str, rows: Rows, item: int, tail: int, place: tuple[str, int]) -> str:
-    """The PTX of an action. what: its name. item, tail: the bytes of an item, and of one at the end of a row.
+    """The PTX of an action. what: its name. item, tail: bytes of an item, and of a smaller one at a row's end.
 
     place: file and line of the call, as of `caller`.
     """
@@ -126,7 +126,7 @@ def enqueue(
 ) -> Launch:
     """Queue a copy, or a fill with the 32 bits of `value`, in a stream. tail: the bytes of a fill's items.
 
-    after: functions to call when it has ended. place: file and line of the call, as of `caller`.
+    after: functions to call when the action has ended. place: file and line of the call, as of `caller`.
     """
     apart = (rows.stride, rows.step) if rows.height > 1 else ()
     item = gcd(16, rows.to, rows.source, *apart)

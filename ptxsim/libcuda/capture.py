@@ -1,7 +1,7 @@
 """Capture of streams: what a program queues in a captured stream becomes nodes of a graph.
 
-A stream joins a capture when it waits for an event of it. A captured stream has the nodes that come before what it
-queues next.
+A stream joins a capture when it waits for one of the capture's events. A capture knows for each of its streams the
+nodes that come before what the stream queues next.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ class Capture:
     listed: Any = None  # the array of handles that the program was given last
 
     def refuse(self, name: str, why: str = "") -> Refused:
-        """The exception for a call that ends the capture's validity."""
+        """The exception for a call that makes the capture invalid."""
         self.invalid = True
         return Refused(name, why)
 
     def refuse_default(self, device: int, use: bool) -> None:
         """Raise Refused for a device's default stream, for which a captured stream would have to wait.
 
-        use: whether the stream is used, so that the capture is invalid, and not asked for its state alone.
+        use: whether the stream is used, which makes the capture invalid; False if only its state is asked for.
         """
         if any(stream.blocking and stream.device == device for stream in self.branches):
             self.invalid = self.invalid or use
@@ -107,7 +107,7 @@ def record(now: State, event: ProgramEvent, stream: Stream) -> bool:
 
 
 def wait(now: State, stream: Stream, event: ProgramEvent) -> bool:
-    """Let a stream wait for an event of a capture, which it joins. Returns whether that is all, as in no capture."""
+    """Let a stream wait for a capture's event, and so join the capture. Returns False if no capture is concerned."""
     mine = active(now, stream)
     theirs, nodes = event.captured or (None, [])
     if theirs is None:

@@ -17,7 +17,7 @@ DEVICE_LAUNCH = 4  # a flag: kernels launch the graph
 
 
 def instantiated(now: State, graph: Graph, flags: int) -> Executable:
-    """A new executable graph. Raises Refused if edges form a cycle, or for one that kernels launch."""
+    """A new executable graph. Raises Refused if edges form a cycle, or if kernels launch the graph."""
     if flags & DEVICE_LAUNCH:
         raise Refused("ERROR_NOT_SUPPORTED", "graphs that kernels launch are not supported")
     made = Executable(graph, flags)

@@ -27,7 +27,7 @@ def fill(
 ) -> None:
     """Queue a fill of rows with `width` items of `size` bytes.
 
-    stream: None for a fill of the default stream. The host waits for this one only in memory of the host.
+    stream: None for a fill in the default stream. The host waits for such a fill only if the memory is the host's.
     """
     now.context()
     if not width or not height:

@@ -116,7 +116,7 @@ def event_work(now: State, event: int, kind: int) -> Work:
 
 
 def nothing(*_: Any) -> None:
-    """Queue nothing: what an empty node does, and one with a child, whose own nodes are queued."""
+    """Queue nothing: for an empty node, and for a node with a child graph, whose nodes are queued instead."""
 
 
 def child_node(now: State, graph: Graph, needs: list[Node], child: int) -> Node:
@@ -173,7 +173,7 @@ def cuGraphNodeFindInClone(now: State, node: int, original: int, clone: int) -> 
 
 # ---- nodes ----
 def adds(name: str, made: Callable[..., Work], *types: Any) -> None:
-    """Declare a function that adds a node. made: makes its work from the arguments of `types`."""
+    """Declare a function that adds a node. made: makes the node's work from arguments of `types`."""
 
     def add(now: State, node: int, graph: int, needs: int, count: int, first: int, *more: int) -> None:
         if not first:
@@ -264,7 +264,7 @@ def cuGraphChildGraphNodeGetGraph(now: State, node: int, graph: int) -> None:
 
 @call(HANDLE, POINTER)
 def cuGraphKernelNodeGetParams_v2(now: State, node: int, how: int) -> None:
-    """Write the parameters of a kernel's node. The pointers to its parameters' values are the stand-in's."""
+    """Write the parameters of a kernel's node. The values of its parameters lie in memory of the stand-in."""
     asked = now.get(node, Node).work.asked
     if not how or not isinstance(asked, Kernel):
         raise Refused("ERROR_INVALID_VALUE")
@@ -324,7 +324,7 @@ def cuGraphRemoveDependencies_v2(now: State, graph: int, sources: int, targets: 
 
 
 def put_list(count: int, *lists: tuple[int, list[Node]]) -> None:
-    """Write lists of nodes of one length to arrays in the program's memory, or only the length where there are none.
+    """Write lists of nodes, of equal length, to arrays of the program, or only the length if there are no arrays.
 
     count: the address of the arrays' length, which becomes the number of nodes that are written.
     """

@@ -44,7 +44,7 @@ def cuGetErrorString(now: State, code: int, text: int) -> None:
 def cuGetProcAddress_v2(now: State, name: int, function: int, version: int, flags: int, status: int) -> None:
     """The newest form of a function that a version of CUDA has, for per-thread default streams if the flags say so.
 
-    Functions that the stand-in lacks are found too: a call of one says so.
+    Functions that the stand-in lacks are found too: a line on stderr says so if the program calls one.
     """
     text = text_at(name)
     forms = [form for form, first in enumerate(versions().get(text, [])) if first <= version]
@@ -61,7 +61,7 @@ def cuGetProcAddress_v2(now: State, name: int, function: int, version: int, flag
 
 @call(POINTER, POINTER)
 def cuGetExportTable(now: State, table: int, number: int) -> None:
-    """Refuse: NVRTC and others ask for tables that they can do without. NVIDIA's runtime cannot, so this is said."""
+    """Refuse: NVRTC and others can do without such tables. NVIDIA's runtime cannot, so a line on stderr says why."""
     asked = ctypes.string_at(number, 16) if number else b""
     raise Refused("ERROR_NOT_SUPPORTED", OWN_RUNTIME if asked == RUNTIME else "")
 

@@ -275,13 +275,13 @@ def note_written(now: State, at: Side, width: int, height: int) -> None:
 
 
 def copy(now: State, stream: Stream | None, to: Side, source: Side, width: int, height: int, what: str) -> None:
-    """Copy rows. stream: None for a copy for which the host waits; it is in the default stream.
+    """Copy rows. stream: None for a copy by a function without a stream: it is in the default stream.
 
     In a captured stream the copy becomes a node. A pageable source is then read at each launch of the graph.
 
-    A copy within devices is queued in any case, and so is one with a stream between a device and pinned memory. From
-    pageable memory it is queued with what is there now, to pageable memory the host waits for it. If nothing else
-    is queued or unknown to the host, a copy for which it waits is made at once.
+    The host waits for each copy to pageable memory, and without a stream for each copy that is not within devices. Any
+    other copy is queued, with the present content of a pageable source. A copy for which the host waits is made at once
+    if both sides are pageable, or if nothing else is queued or unknown to the host.
     """
     if not width or not height:
         return

@@ -19,7 +19,7 @@ EXTERNAL = 1  # flag of records of events and of waits for them: in a capture th
 
 
 def in_stream(now: State, handle: int) -> list[Launch]:
-    """What must have ended when a stream is empty. The legacy stream waits for the blocking ones."""
+    """The launches that must end before a stream is empty. The legacy stream waits for the blocking streams."""
     found = now.stream(handle)
     if found is now.machine.devices[found.device].default:
         return now.machine.needs_of(found)
@@ -119,8 +119,8 @@ def cuEventRecord(now: State, event: int, stream: int) -> None:
 
 def record_in(now: State, stream: Stream, event: ProgramEvent) -> None:
     """Record an event in a stream."""
-    event.recorded = Event(now.machine.needs_of(stream))  # as of an action in the stream
-    if stream is now.machine.devices[stream.device].default:  # for which blocking streams wait
+    event.recorded = Event(now.machine.needs_of(stream))  # the event needs what an action in the stream would need
+    if stream is now.machine.devices[stream.device].default:  # blocking streams wait for the default stream
         stream.waits = list(event.recorded.launches)
     event.begun, event.over, event.captured = time.perf_counter(), None, None
     if not any(one is event for one in now.pending):

@@ -24,7 +24,7 @@ from . import build
 from .session import SETTING
 
 INTERRUPTED = 130
-LAST_SECONDS = 20.0  # that a program may take to end after Ctrl-C
+LAST_SECONDS = 20.0  # seconds that a program may take to end after Ctrl-C
 NOTHING = (
     "the program launched no kernel through the stand-in libcuda: it must use the driver API of the shared library "
     "libcuda.so.1, or the CUDA runtime as the shared library libcudart.so (nvcc -cudart shared)"
@@ -39,7 +39,7 @@ def run(program: list[str], seeds: int, rules_files: list[str], **options: Any) 
     """Run a program with `seeds` seeds and print the reports.
 
     options: those of `Machine`. Returns 1 if there are reports, if the program fails or does not come to its end, or if
-    kernels fail there; else 0. After Ctrl-C it prints the reports so far and returns 130. Raises InputError if the
+    kernels fail at its end; else 0. After Ctrl-C it prints the reports so far and returns 130. Raises InputError if the
     program is missing or launches nothing, and EnvironmentProblem if the library cannot be compiled.
     """
     if shutil.which(program[0]) is None:
@@ -108,8 +108,9 @@ def same(one: Report, other: Report) -> bool:
 def environment(library: Path, folder: str, machine: dict[str, Any]) -> dict[str, str]:
     """The variables with which the program finds the library, the stand-in for ptxas, and the library ptxsim.
 
-    If the user named no cache for Triton, it gets one for programs of the current folder: its machine code is PTX here,
-    and Triton takes a kernel of the same text from another folder, so that reports would name that folder's file.
+    If the user named no cache for Triton, Triton gets one for programs of the current folder. One reason is that its
+    machine code is PTX here. Another is that Triton would reuse a kernel of the same text that a program of another
+    folder compiled, and reports would name that folder's file.
     """
     here = hashlib.sha256(os.fsencode(Path.cwd())).hexdigest()[:16]
     root = str(Path(__file__).resolve().parents[2])

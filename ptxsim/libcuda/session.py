@@ -2,7 +2,7 @@
 
 `ptxsim run` names in PTXSIM_RUN a folder and the options of the machine, as JSON. Reports are written to a file of the
 folder as soon as they are found, so that they are kept if the program crashes. What was covered is written at the end.
-An empty file says that the process did not come to its end, another one that kernels failed there.
+One empty file says that the process did not come to its end, another one that kernels failed at the end.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Session:
         self.unended.touch()
 
     def record(self, reports: list[Report]) -> None:
-        """Write the reports, if there are others than before."""
+        """Write the reports, if they differ from those written last."""
         if reports != self.written:
             self.written = list(reports)
             text = "".join(json.dumps(dataclasses.asdict(report)) + "\n" for report in reports)

@@ -39,7 +39,7 @@ static struct {
 } table;
 static pid_t owner;
 static pthread_t starter;
-static word threads; /* that asked for their number */
+static word threads; /* how many threads have asked for their number */
 static __thread word number;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
@@ -104,7 +104,7 @@ static const char *const START =
     "finally:\n"
     "    del _ptxsim_start\n";
 
-/* Call in the program's end: run what is queued, then answer nothing more. */
+/* Called at the program's end: run what is queued, then answer nothing more. */
 static void end(void) {
     if (table.state != READY || getpid() != owner || !is_initialized()) return;
     int held = gil_ensure();

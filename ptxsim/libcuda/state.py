@@ -30,7 +30,7 @@ SMALL_SHARED = 49152  # bytes of shared memory of a block for which a kernel nee
 class SharedMachine(Machine):
     """A machine whose memory has the same addresses for kernels and for this process, as with unified addressing.
 
-    record: is called with all reports when there may be new ones.
+    record: a function that gets all reports when there may be new ones.
     """
 
     def __init__(self, record: Callable[[list[Report]], None], **options: Any):
@@ -106,8 +106,8 @@ class QueueStream:
 
 @dataclass(eq=False)
 class ProgramEvent:
-    """An event of the program. recorded: what it waits for. begun, over: the seconds at which it was recorded, and at
-    which that was over."""
+    """An event of the program. recorded: the launches that must end before it. begun, over: time.perf_counter's seconds
+    when it was recorded, and when these launches were found to have ended."""
 
     flags: int
     handle: int = 0
@@ -139,7 +139,7 @@ class State:
     initialised: bool = False
     per_thread: bool = False  # whether the present call means the thread's default stream by the stream 0
     said: set[str] = field(default_factory=set)
-    captures: list[Any] = field(default_factory=list)  # that are going on
+    captures: list[Any] = field(default_factory=list)  # the captures that are going on
     modes: dict[int, int] = field(default_factory=dict)  # thread -> its mode for captures, by default 0
     host: dict[int, Launch] = field(default_factory=dict)  # by id, host functions (host_functions.py) to call
     calling: dict[int, Launch] = field(default_factory=dict)  # thread -> the host function that it is in
@@ -239,7 +239,7 @@ class State:
                 self.returned.wait()
                 continue
             self.run(host.needs, False)
-            if host.call is None:  # it was called because kernels were stuck without it
+            if host.call is None:  # the runner has called it, because kernels were stuck without it
                 continue
             self.calling[self.thread_number()] = host
             with self.unlocked():
@@ -258,7 +258,7 @@ class State:
         return next((one for number, one in self.host.items() if number in wanted), None)
 
     def call_host(self, launch: Launch, function: Callable[[], None]) -> None:
-        """Call the program's function of a host function."""
+        """Call the program's function, for which the host function `launch` stands in the queue."""
         thread = self.thread_number()
         self.calling[thread] = launch
         try:

@@ -1,4 +1,4 @@
-"""User objects: things of the program that graphs keep alive, and that a function destroys afterwards."""
+"""User objects: things of the program that graphs keep alive. A function of the program destroys each of them."""
 
 from __future__ import annotations
 

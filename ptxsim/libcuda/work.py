@@ -22,7 +22,7 @@ KERNEL, COPY, FILL, HOST, CHILD, EMPTY, WAIT, RECORD = range(8)  # CUgraphNodeTy
 class Work:
     """A kernel, a copy, a fill, a host function, or a record of an event. kind: by its number in CUgraphNodeType.
 
-    queue: queues the work in a stream. asked: what the program gave, for those who ask for it.
+    queue: queues the work in a stream. asked: the parameters that the program gave, which it can ask for.
     """
 
     kind: int
@@ -32,7 +32,7 @@ class Work:
 
 @dataclass(eq=False)
 class Node:
-    """A node of a graph. needs: the nodes from which edges lead to it. child: its graph, if it is a graph's node.
+    """A node of a graph. needs: the nodes from which edges lead to it. child: the graph of a child node, else None.
 
     origin: the node of which it is a copy.
     """
@@ -135,7 +135,7 @@ class Executable:
         self.ends = self.expand(self.graph, (), [], [])
 
     def expand(self, graph: Graph, path: tuple[Node, ...], before: list[Step], tails: list[Step]) -> list[Step]:
-        """Add a graph's works after others. Returns those after which none of the graph come.
+        """Add a graph's works after the steps `before`. Returns the steps after which no other step of the graph comes.
 
         tails: the last step of each stream.
         """
