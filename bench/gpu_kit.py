@@ -130,7 +130,7 @@ def places(archive: Path, arch: str) -> dict[str, str]:
 def refusal(archive: Path, size: int, archs: list[str]) -> str:
     """The reason why the archive must not be used; '' if there is none."""
     if size > MOST_BYTES:
-        return f"the archive must have at most {MOST_BYTES >> 20} MiB"
+        return f"the archive must have at most {MOST_BYTES >> 20} MiB, got {size / (1 << 20):.1f}"
     missed = [
         f"{name} for {arch}"
         for arch in archs

@@ -52,7 +52,7 @@ class Shape:
     def inputs(self) -> int:
         """How many inputs calls take in turn.
 
-        With few tokens there are more inputs, because the experts of only two would stay in a cache.
+        With few tokens there are more inputs, because the experts of only two inputs would stay in a cache.
         """
         return 4 if self.tokens <= 16 else 2
 

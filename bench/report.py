@@ -20,7 +20,7 @@ from aristos.primitives.aside import write_text
 BEGIN = "<!-- compare:begin {}: {} (written by bench/compare.py; edit outside the markers) -->"
 END = "<!-- compare:end {}: {} -->"
 PAGE = "# Performance\n\nWritten by `make compare`.\n"
-WIDEST = 10  # columns of a table with a row for each peer; of more jobs than that, each has a row instead
+WIDEST = 10  # the most columns of a table; a wider table is transposed, so that each job has a row
 OURS = {  # the entry of Aristos that peers of a dtype are compared with: for layers, products, steps, modules
     "float32": ("fused", "product", "step", "hf"),
     "bfloat16": ("bf16", "product-bf16", "bf16-step", "hf-bf16"),

@@ -23,7 +23,7 @@ WORKER = Path(__file__).resolve().with_name("worker.py")
 START_SECONDS, REPLY_SECONDS, POLL_SECONDS = 120.0, 600.0, 0.2
 ONE_THREAD = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 KEPT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40), "MALLOC_TOP_PAD_": str(64 << 20)}
-FORCED = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")  # set on some machines for old builds; peers would be slow
+FORCED = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")  # set on some machines for old builds; they slow peers down
 
 
 class TeamError(Exception):

@@ -299,10 +299,11 @@ def printf(x, warp, block, line, pc, lane):
 def spinning(x, warp, block, line, pc, mask):
     """Count a warp as spinning if it has returned to the same state REPEATS times.
 
-    This is called at a backward branch, when nothing has changed for long. The state is that of the registers that the
-    code after the branch may read (liveness.py): the branch's list has their rows, then the rows that any loop of the
-    function may read, which count for the lanes that are elsewhere; each list follows its length. So a clock that the
-    loop reads afresh does not count. The state of a lane also has the beginning of its local memory.
+    This is called at a backward branch, when nothing has changed for long. The state of a lane is its place in the
+    code, the beginning of its local memory, and some registers: for lanes at the branch those that the code after the
+    branch may read (liveness.py), for other lanes those that any loop of the function may read. The branch's list has
+    the rows of the former, then of the latter, each after their number. So a clock that the loop reads afresh does not
+    count.
     """
     h = np.uint64(1469598103934665603) ^ np.uint64(pc)
     regs = get(warp, s.W_REGS)

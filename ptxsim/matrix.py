@@ -61,7 +61,7 @@ def b_place(bits, row, column):
 
 @unit
 def multiply(x, warp, line):
-    """Run mma.sync for a whole warp. IMM: kinds of A and B, number of rows, depth, 8, 8, 8 and 16 bits of each."""
+    """Run mma.sync for a whole warp. IMM has 8 bits each for the kinds of A and B and the rows, 16 for the depth."""
     packed, half, flags = get(line, isa.IMM), get(line, isa.TYPE), get(line, isa.FLAGS)
     kind, kind_b, m, depth, n = packed & 255, (packed >> 8) & 255, (packed >> 16) & 255, packed >> 24, 8
     bits = bits_of(kind)

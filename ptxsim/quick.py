@@ -17,15 +17,15 @@ from .watch import GID_MASK, NOT_COHERENT, noncoherent, record_read
 
 INITIALISED = 0x0101010101010101  # the flags of 8 bytes that were written
 PENDING = 0x0202020202020202  # the flags of 8 bytes that a pending copy will write
-LONG, QUIET, UNWRITTEN = range(3)  # the access takes the long way; it is recorded; and nothing ever wrote its cells
+LONG, QUIET, UNWRITTEN = range(3)  # take the long way; recorded; recorded in cells that nothing ever wrote
 
 
 @jit
 def quiet(x, thread, block, slot, shadow, size, how, write, pc):
-    """Record an access in its cells, unless it or an earlier access could be reported. Then LONG (0) is returned.
+    """Record an access in its cells. If it or an earlier one could be reported, only return LONG (0).
 
-    Returns UNWRITTEN if nobody has written to the cells, so that their bytes have no history, else QUIET. shadow: what
-    `shadow_of` returns. how: the flags of the access, with its size. The access is no atomic operation.
+    Else returns UNWRITTEN if nobody has written to the cells, so that their bytes have no history, or QUIET. shadow:
+    what `shadow_of` returns. how: the flags of the access, with its size. The access is no atomic operation.
     """
     floor = get(block, s.B_FLOOR)
     if write:

@@ -237,9 +237,9 @@ class StateSearch:
     def key(self) -> Key:
         """A hash of the state that the cluster is in.
 
-        Only accesses that some user of the word may not know of yet matter later. Of a clock it matters only which of
-        these accesses the clock covers. So the hash has, instead of each time of a clock, the number of these accesses
-        up to that time. Of the clock of a word it matters only what the word shows its users.
+        An access matters later only if some user of its word may not know of it yet. Call these accesses open. A clock
+        matters only by the open accesses that it covers. So the hash has, in place of each time of a clock, the number
+        of an actor's open accesses up to that time. A word's clock matters only by what the word shows its users.
         """
         memory, cluster, clocks, users = self.memory, self.cluster, self.memory.clocks, self.users
 

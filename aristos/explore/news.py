@@ -26,7 +26,7 @@ regions with such plain accesses, and begins again when it finds another such re
 
 The search finds the violations that exhaustive.py finds in such cases: races, wrong results, exceeded bounds and
 deadlocks. A course is checked when it begins, and again when moves make it. A rank that runs on for ever without news
-is a Livelock. The search asserts that each rank has one worker and no proxy, and that no rank shall fail. It also
+is a Livelock. The search asserts that each rank has one worker and no proxy, and that the case has no fault. It also
 asserts that a rank that moves makes the same reads again, that its course reads no word that the rank itself writes,
 and that the rank is one of those that may read the word (`_readers`). The memory checks that each word has one writer.
 """

@@ -51,7 +51,7 @@ MIB = 1 << 20
     PAUSE_NS,
     CLOCK_NS,
     DECIDE_NS,
-    PEER_NS,  # what each rank adds to a decision
+    PEER_NS,  # ns that each rank adds to a decision
     PUBLISH_NS,
     PACK_NS,  # ns of packing a (token, choice) pair
     ROUTE_PS,  # picoseconds of routing a token
@@ -62,7 +62,7 @@ MIB = 1 << 20
     PUT_NS,  # ns of a put, for the worker that makes it
     FLUSH_NS,
     PROGRESS_NS,
-    LOCAL_NS,  # until a word is visible to a local peer
+    LOCAL_NS,  # ns until a word is visible to a local peer
     LOCAL_PS,  # picoseconds that the link of a local pair takes for each KiB that a word announces
     CALL_NS,  # ns of a call, outside of the engine's loop
     COLLECTIVE_NS,  # ns of a collective of the bulk schedule, for each rank

@@ -120,7 +120,7 @@ def nothing(*_: Any) -> None:
 
 
 def child_node(now: State, graph: Graph, needs: list[Node], child: int) -> Node:
-    """A new node with a copy of a graph."""
+    """A new node, whose child is a copy of a graph."""
     return graph.add(now, Work(CHILD, nothing), device_of(now), needs, now.get(child, Graph).clone(now))
 
 

@@ -1,4 +1,4 @@
-"""Functions of the program that a stream or a graph calls at their place.
+"""Host functions: functions of the program that a stream or a graph calls between its other work.
 
 A host function is a launch of an empty kernel, which begins when the function has returned. What the stream waits for
 has run before the call. The call is made by a thread that waits for something that comes after it, or by a thread of

@@ -43,7 +43,7 @@ class SharedMachine(Machine):
         self.record_reports(self.reports)
 
     def memory_of(self, checked: bool) -> Memory:
-        """The machine's memory. If other memory of the process is in the way, its addresses differ after all."""
+        """The machine's memory. If other memory of the process is in the way, kernels see other addresses."""
         return Memory(self.x, checked, at=isa.GLOBAL_START)
 
     @property

@@ -11,7 +11,7 @@ from .results import Refused
 from .state import State
 from .work import Graph
 
-MOVE = 1  # flag of a graph's references: they are the caller's
+MOVE = 1  # flag: a graph takes over references of the caller
 
 
 @dataclass(eq=False)
