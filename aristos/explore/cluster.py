@@ -157,7 +157,7 @@ class Cluster:
             kind, me = step(job, st, worker), self.sched.me
             if kind != codes.IDLE:
                 me.locked_out = None  # the worker took a share without the lock
-            elif self.case.workers > 1:  # the lock kept the worker out, so it has read nothing
+            elif self.case.workers > 1:  # None if the lock kept the worker out: it has then read nothing
                 me.print = self.rank.fingerprint() if me.locked_out is None else None
             return kind
 

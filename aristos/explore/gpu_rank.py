@@ -180,7 +180,7 @@ class GpuRank(Rank):
             self.stage = "failed"
 
     def _put_poison_words(self) -> None:
-        """Put poison to remote peers, by the proxy."""
+        """Do nothing: the proxy puts poison to remote peers."""
 
     def _forwarder(self, peer: int) -> int:
         return self.me if self.host_cause else peer

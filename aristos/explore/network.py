@@ -117,7 +117,7 @@ class SimulatedNetwork:
             self._wake()
 
     def _attract(self, rank: int) -> None:
-        """Wake a rank's idle actors if words wait for it to call into MPI."""
+        """Wake a rank's idle actors, because words wait for the rank to call into MPI."""
         for actor in self.sched.actors:
             if actor.rank == rank and not actor.enabled:
                 self.sched.wake(actor)
@@ -244,7 +244,7 @@ class SimulatedNetwork:
         self._landed(put_word, word)
 
     def _landed(self, put_word: PutWord, word: int) -> None:
-        """Wake the actors that wait for a word, or for the end of this rank's puts."""
+        """Wake the actors that wait for a word, or for the end of the puts of its origin."""
         self.memory.changed(word)
         if not any(p.put.origin == put_word.put.origin for p in self.moving.values()):
             self.memory.changed(self.key(put_word.put.origin))  # wakes actors that flush

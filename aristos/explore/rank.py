@@ -728,7 +728,7 @@ class Rank:
         return fault is not None and (fault.rank, fault.epoch) == (self.me, self.epoch) and self.slices > fault.slice
 
     def _fault(self) -> None:
-        """Fail or kill the rank if the case says so."""
+        """Let the case's fault happen: the call fails, or the rank waits until it is killed."""
         fault = self.case.fault
         assert fault is not None
         if fault.dies >= 0:

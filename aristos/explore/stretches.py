@@ -47,7 +47,7 @@ class Stretches(Cluster):
         self.replaying = -1  # how many recorded values an actor being rebuilt has used; -1 if none is being rebuilt
         self.stretches: list[tuple[Private | Host, bytes, Log]] = [
             (Private.of(self.ranks[actor.rank]), b"", []) for actor in self.sched.actors
-        ]  # the stretches of each actor
+        ]  # by actor: the state in which its stretch began, a hash of this state, and the values recorded since
         if self.memory.reach is not None:  # proxies release all words of a line, but changed ones suffice for order
             self.memory.skips_same = self.memory.reach.hosts
         for rank in self.ranks:

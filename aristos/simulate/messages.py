@@ -26,7 +26,7 @@ def local(source, target):
 
 @jit
 def enter(number, turns):
-    """Begin a collective of a rank. turns: 1 if all ranks of the node are part of the collective, else 0.
+    """Begin a collective on the rank of actor `number`. turns: 1 if all ranks of the node are part, else 0.
 
     With turns = 1 the rank's turn and its time of entry are recorded.
     """

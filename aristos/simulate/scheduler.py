@@ -59,7 +59,7 @@ def step():
 
 @jit
 def landed(pair, time):
-    """Note that a put of a pair has landed. If the target's worker waits for messages, it goes on."""
+    """Note that a pair's put has landed. A target that waits for messages goes on, and a flush of the last put."""
     record = pair_record(pair)
     left = mem.load(record + WORD * c.UNDER_WAY) - 1
     mem.store(record + WORD * c.UNDER_WAY, left)

@@ -175,7 +175,7 @@ def cuStreamBeginCaptureToGraph(
 
 @call(HANDLE, POINTER)
 def cuStreamEndCapture(now: State, stream: int, graph: int) -> None:
-    """End a capture, whose graph must have no ends but those of the stream in which it began."""
+    """End a capture. The nodes of all its streams must come before the last nodes of the stream that began it."""
     queue = now.stream(stream)
     found = capture_of(now, queue)
     if found is None:

@@ -119,7 +119,7 @@ class Step:
 
 @dataclass(eq=False)
 class Executable:
-    """An executable graph. streams: of its works. last: the works of its last launch after which no others come."""
+    """An executable graph. streams: of its works. last: the final works of its latest launch."""
 
     graph: Graph
     flags: int = 0
@@ -173,7 +173,7 @@ class Executable:
             step.work.queue(now, queue)
             added = queue.last is not first
             if added and queue.last is not None and not step.needs:
-                queue.last.programmatic = False  # no such edge leads into a graph
+                queue.last.programmatic = False  # no programmatic edge leads into a graph
             done[step] = [queue.last] if added and queue.last is not None else [*needs, *queue.waits]
         ends = list({id(one): one for step in self.ends for one in done[step]}.values())
         if ends:
