@@ -31,6 +31,7 @@ HOST_CLASS = re.compile(
 ALIGNED = re.compile(r"\b(?:alignas|__align__)\s*\([^()]*\)")  # makes the head of a class look like a function's
 CLASS = re.compile(r"\b(class|struct)\s+\w+[^;(){}=]*$")
 BRACE = re.compile(r"[{}]")
+HOST_WORD = re.compile(r"\b__host__\b")  # NVRTC rejects functions of the host alone, such as constructors of classes
 INCLUDE = re.compile(r"^[ \t]*#[ \t]*include[ \t]*<([^>\n]+)>", re.M)
 ANY_INCLUDE = re.compile(r"""^([ \t]*#[ \t]*include[ \t]*)(["<])([^">\n]+)[">]""", re.M)
 
@@ -72,7 +73,9 @@ def without_host_code(source: str, words: tuple[str, ...] = ()) -> str:
             cuts.append((start, end, blank(source[start:end])))
         else:
             places = [(one.end(1), one.end()) for one in THROW.finditer(code, at, end)]
-            cuts += [(first, last, trap(code[first:last])) for first, last in places]
+            changes = [(first, last, trap(code[first:last])) for first, last in places]
+            changes += [(*one.span(), blank(one[0])) for one in HOST_WORD.finditer(code, start, end)]
+            cuts += sorted(changes)
         at = start = end
     kept = 0
     parts = []

@@ -13,6 +13,10 @@ from typing import Any
 from .errors import InputError
 
 TIME = 600  # seconds that a compilation may take
+# empty kernels, whose names have the name of a kernel of a template as the compiler writes it, and its place in `wanted`
+MARK = "ptxsim_use"
+MARKER = f"template <auto Kernel, int At> __global__ void {MARK}() {{}}"
+MARKED = re.compile(rf"void {MARK}<&\((.*)\), (\d+)>\(\)")
 
 
 def found() -> str | None:
@@ -29,8 +33,10 @@ def compiled(nvcc: str, name: str, cc: tuple[Any, ...], wanted: tuple[str, ...],
     """
     with tempfile.TemporaryDirectory() as folder:
         target, source = Path(folder) / "kernels.ptx", Path(folder) / "kernels.cu"
-        uses = [f"static auto *ptxsim_use_{at} = &{kernel};" for at, kernel in enumerate(wanted) if "<" in kernel]
-        source.write_text("\n".join([f'#include "{Path(name).resolve()}"', *uses, ""]))
+        uses = [
+            f"template __global__ void {MARK}<&{kernel}, {at}>();" for at, kernel in enumerate(wanted) if "<" in kernel
+        ]
+        source.write_text("\n".join([f'#include "{Path(name).resolve()}"', MARKER, *uses, ""]))
         words = [
             nvcc,
             "-ptx",
@@ -63,12 +69,15 @@ def names(ptx: str, wanted: tuple[str, ...]) -> dict[str, str]:
     if demangler is None:
         return {kernel: kernel.removeprefix("&") for kernel in wanted}
     done = subprocess.run([demangler, *entries], capture_output=True, text=True, timeout=60)
-    plain = dict(zip(map(shape, done.stdout.splitlines()), entries))
-    missing = [kernel for kernel in wanted if shape(kernel.removeprefix("&")) not in plain]
+    lines = done.stdout.splitlines()
+    marked = {int(at): shape(kernel) for kernel, at in MARKED.findall(done.stdout)}
+    plain = {shape(line): entry for line, entry in zip(lines, entries) if not MARKED.fullmatch(line)}
+    keys = [marked.get(at, shape(kernel.removeprefix("&"))) for at, kernel in enumerate(wanted)]
+    missing = [kernel for kernel, key in zip(wanted, keys) if key not in plain]
     if missing:
-        there = ", ".join(plain) or "(there are none)"
+        there = ", ".join(key for key, entry in plain.items() if entry not in variables) or "(there are none)"
         raise InputError(f"nvcc made the kernels {there}, not {missing[0]}")
-    return {kernel: plain[shape(kernel.removeprefix("&"))] for kernel in wanted}
+    return {kernel: plain[key] for kernel, key in zip(wanted, keys)}
 
 
 def shape(name: str) -> str:

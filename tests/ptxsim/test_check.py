@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import time
 
@@ -387,10 +388,23 @@ def test_nvcc_compiles_what_nvrtc_rejects(tmp_path, capsys, monkeypatch):
     assert "-arch=sm_90a -Ib -DA=1" in words
     source = (tmp_path / "source").read_text()  # a template that the file does not use is made too
     assert f'#include "{file}"' in source
-    assert "= &add<float>;" in source
+    assert "<&add<float>, 0>();" in source
     file.write_text(file.read_text().replace("add<float>", "add<int>"))
     assert main(["check", str(file)]) == 2
     assert "add<float>, add<double>, not add<int>" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not shutil.which("c++filt"), reason="there is no c++filt")
+def test_nvcc_tells_which_kernel_a_name_stands_for():
+    """Aliases, enumerators and default arguments of a template are written in another way by the compiler."""
+    ptx = ".visible .global .align 4 .u32 size = 0;\n"
+    mark = "_Z10ptxsim_useIXadL_ZN1n1kI6__halfL5Order0ELb0EEEvPT_EELi1EEvv"
+    for name in ("_Z5plainPf", "_ZN1n1kI6__halfL5Order0ELb0EEEvPT_", mark):
+        ptx += f".visible .entry {name}(\n"
+    wanted = ("plain", "n::k<half, Order::big>", "&size")
+    assert list(nvcc.names(ptx, wanted).values()) == ["_Z5plainPf", "_ZN1n1kI6__halfL5Order0ELb0EEEvPT_", "size"]
+    with pytest.raises(InputError, match=r"made the kernels plain, n::k<__half,\(Order\)0,false>, not plane$"):
+        nvcc.names(ptx, ("plane",))
 
 
 def test_names_of_templates_match_without_suffixes_of_numbers():
@@ -452,6 +466,13 @@ def test_host_functions_are_blank_and_lines_stay():
         assert host_code.without_host_code(aligned) == aligned
     guarded = "#ifndef X\nint main() { }\n#endif\n"
     assert host_code.without_host_code(guarded) == "#ifndef X\n              \n#endif\n"
+
+
+def test_functions_of_classes_lose_the_mark_of_the_host():
+    """NVRTC rejects such a mark. As code of the device they do no harm."""
+    text = "struct A {\n  /* __host__ */ __host__ A(int n) : n_(n) {}\n  __host__ __device__ A();\n#define M __host__\n};\n"
+    left = host_code.without_host_code(text)
+    assert left == text.replace("__host__ A", "         A").replace("__host__ __dev", "         __dev")
 
 
 @pytest.mark.parametrize(
