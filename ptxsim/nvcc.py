@@ -13,7 +13,7 @@ from typing import Any
 from .errors import InputError
 
 TIME = 600  # seconds that a compilation may take
-# empty kernels, whose names have the name of a kernel of a template as the compiler writes it, and its place in `wanted`
+# empty kernels; each name has that of a template's kernel as the compiler writes it, and its place in `wanted`
 MARK = "ptxsim_use"
 MARKER = f"template <auto Kernel, int At> __global__ void {MARK}() {{}}"
 MARKED = re.compile(rf"void {MARK}<&\((.*)\), (\d+)>\(\)")

@@ -61,6 +61,9 @@ SHORT_NAMES = "typedef unsigned short ushort;\ntypedef unsigned int uint;\ntyped
 # a header that CUDA includes for nvcc alone, and the calls that need it
 DEVICE_RUNTIME = "#if __has_include(<cuda_device_runtime_api.h>)\n#include <cuda_device_runtime_api.h>\n#endif\n"
 USES_RUNTIME = re.compile(r"\bcuda(GridDependencySynchronize|TriggerProgrammaticLaunchCompletion)\b")
+CUB = "cub/cub.cuh"  # this header brings functions of the host too; these of its includes bring none
+CUB_OF_DEVICES = re.compile(r"^#include <cub/(?:(?:block|thread|warp)/|util_(?:debug|ptx|type|temporary)).*$", re.M)
+SHOWN = 40  # lines of NVRTC's messages that an error has
 OFTEN = (
     "assert.h",
     "limits.h",
@@ -157,6 +160,7 @@ def compiled(
             {header: header_text(header) for header in ([*missing, *OFTEN] if wanted else [])}
             | included
             | {TYPES: first}
+            | (cub_header(folders) if wanted else {})
         )
         program = created(nvrtc, text, what, name, headers)
         for kernel in wanted:
@@ -172,6 +176,9 @@ def compiled(
         if absent is None or absent[1] in missing:
             missing = [header for header in missing if not header_text(header)]
             empty = f". Headers that were not found, and taken as empty: {', '.join(missing)}" if missing else ""
+            lines = messages.splitlines()
+            if len(lines) > SHOWN:
+                messages = "\n".join([*lines[:SHOWN], f"({len(lines) - SHOWN} more lines)"])
             raise InputError(f"{what} does not compile: {messages}" + (f"\n{HOST_CODE}{empty}" if wanted else ""))
         missing.append(absent[1])
     try:
@@ -206,6 +213,12 @@ def header_text(header: str) -> str:
         return ""
     names = "using namespace cuda::std;\n" if LIBCU[header].startswith("c") else ""
     return f"#include <cuda/std/{LIBCU[header]}>\nnamespace std {{ using namespace cuda::std; }}\n{names}"
+
+
+def cub_header(folders: list[str]) -> dict[str, str]:
+    """A dict from the name of CUB's main header to the text that replaces it; empty if no folder has it."""
+    path = next((path for folder in folders if (path := Path(folder) / CUB).is_file()), None)
+    return {} if path is None else {CUB: "\n".join(["#pragma once", *CUB_OF_DEVICES.findall(path.read_text()), ""])}
 
 
 def answer(nvrtc: Any, values: tuple[Any, ...], what: str) -> tuple[Any, ...]:

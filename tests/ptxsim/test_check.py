@@ -394,6 +394,38 @@ def test_nvcc_compiles_what_nvrtc_rejects(tmp_path, capsys, monkeypatch):
     assert "add<float>, add<double>, not add<int>" in capsys.readouterr().err
 
 
+CUB = """#include <cub/cub.cuh>
+// simt: k<<<1, 64>>>(int32[64]=range, sum:int32[1])
+__global__ void k(const int *x, int *sum) {
+    using Reduce = cub::BlockReduce<int, 64>;
+    __shared__ Reduce::TempStorage room;
+    int all = Reduce(room).Sum(x[threadIdx.x]);
+    if (!threadIdx.x) *sum = all;
+}
+"""
+
+
+@compiles
+def test_the_main_header_of_cub_needs_no_nvcc(tmp_path, monkeypatch):
+    monkeypatch.setattr(nvcc, "found", lambda: None)
+    (tmp_path / "sum.cu").write_text(CUB)
+    assert main(["check", "--save", str(tmp_path), str(tmp_path / "sum.cu")]) == 0
+    assert np.load(tmp_path / "sum.npy") == [2016]
+
+
+@compiles
+def test_a_hundred_errors_of_the_compiler_do_not_hide_what_to_do(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(nvcc, "found", lambda: None)
+    wrong = "".join(f"__global__ void k{at}() {{ none{at}(); }}\n" for at in range(30))
+    (tmp_path / "k.cu").write_text("#include <no_such.h>\n// simt: k0<<<1, 1>>>()\n" + wrong)
+    assert main(["check", str(tmp_path / "k.cu")]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) < 50
+    assert "none0" in lines[0]
+    assert "more lines)" in lines[-3]
+    assert "taken as empty: no_such.h" in lines[-2]
+
+
 @pytest.mark.skipif(not shutil.which("c++filt"), reason="there is no c++filt")
 def test_nvcc_tells_which_kernel_a_name_stands_for():
     """Aliases, enumerators and default arguments of a template are written in another way by the compiler."""
@@ -470,7 +502,7 @@ def test_host_functions_are_blank_and_lines_stay():
 
 def test_functions_of_classes_lose_the_mark_of_the_host():
     """NVRTC rejects such a mark. As code of the device they do no harm."""
-    text = "struct A {\n  /* __host__ */ __host__ A(int n) : n_(n) {}\n  __host__ __device__ A();\n#define M __host__\n};\n"
+    text = "struct A {\n  /* __host__ */ __host__ A(int n) {}\n  __host__ __device__ A();\n#define M __host__\n};\n"
     left = host_code.without_host_code(text)
     assert left == text.replace("__host__ A", "         A").replace("__host__ __dev", "         __dev")
 
