@@ -427,7 +427,7 @@ def test_a_hundred_errors_of_the_compiler_do_not_hide_what_to_do(tmp_path, capsy
 
 
 @pytest.mark.skipif(not shutil.which("c++filt"), reason="there is no c++filt")
-def test_nvcc_tells_which_kernel_a_name_stands_for():
+def test_nvcc_shows_which_kernel_a_name_stands_for():
     """Aliases, enumerators and default arguments of a template are written in another way by the compiler."""
     ptx = ".visible .global .align 4 .u32 size = 0;\n"
     mark = "_Z10ptxsim_useIXadL_ZN1n1kI6__halfL5Order0ELb0EEEvPT_EELi1EEvv"
