@@ -279,7 +279,7 @@ def test_copies_to_the_blocks_of_a_cluster(copy, check):
             "the block to which the copy goes",
         ),
         ("mov.u16 h1, 7; " + BULK + ".multicast::cluster [r1], [a0], 256, [r30], h1;", "outside what is allocated"),
-        ("mapa.shared::cluster.u32 r3, r30, 1; mbarrier.try_wait.shared::cta.b64 p1, [r3], d1;", "no more"),
+        ("mapa.shared::cluster.u32 r3, r30, 1; mbarrier.try_wait.shared::cta.b64 p1, [r3], d1;", "can only arrive"),
     ],
 )
 def test_wrong_copies_are_reported(copy, message):

@@ -147,13 +147,18 @@ def rows(array, source=None, width=64, **more):
     return actions.Rows(array.ptr, source.ptr if source is not None else 0, width, **more)
 
 
+def enqueue(machine, stream, what, made, *fill, place=(__file__, 1)):
+    """Queue a copy or a fill. place: file and line of the call that queues it."""
+    return actions.enqueue(machine, stream, what, made, [], place, *fill)
+
+
 @pytest.mark.parametrize(("to", "source", "width"), [(0, 0, 4096), (3, 0, 777), (2, 6, 30), (8, 24, 1001), (0, 0, 1)])
 def test_copies_of_any_alignment(to, source, width):
     machine = ptxsim.Machine()
     values = np.random.default_rng(0).integers(0, 256, 8192, dtype=np.uint8)
     x, y = machine.device(0).array(values, "x"), machine.device(0).array(np.zeros(8192, np.uint8), "y")
     made = actions.Rows(y.ptr + to, x.ptr + source, width)
-    launch = actions.enqueue(machine, machine.device(0).default, "copy", made, [])
+    launch = enqueue(machine, machine.device(0).default, "copy", made)
     machine.wait([launch])
     want = np.zeros(8192, np.uint8)
     want[to : to + width] = values[source : source + width]
@@ -166,9 +171,9 @@ def test_copies_and_fills_of_rows():
     values = np.arange(600, dtype=np.uint8)
     x, y = machine.device(0).array(values, "x"), machine.device(0).array(np.zeros(600, np.uint8), "y")
     stream = machine.device(0).default
-    actions.enqueue(machine, stream, "copy", rows(y, x, 10, height=7, stride=36, step=20), [])
+    enqueue(machine, stream, "copy", rows(y, x, 10, height=7, stride=36, step=20))
     fill = actions.Rows(y.ptr + 320, 0, 6, 5, 50)
-    actions.enqueue(machine, stream, "fill", fill, [], 0x02010201, 2)
+    enqueue(machine, stream, "fill", fill, 0x02010201, 2)
     machine.finish()
     want = np.zeros(600, np.uint8)
     for row in range(7):
@@ -186,7 +191,7 @@ def test_a_copy_takes_no_part_of_an_sm():
     device = machine.device(0)
     device.launch(PTX, 200, 1, x.ptr, x.ptr, entry="await", stream=streams[0])  # more blocks than the SM holds
     one = device.array(np.ones(1, np.uint32), "one")
-    actions.enqueue(machine, streams[1], "copy", rows(x, one, 4), [])
+    enqueue(machine, streams[1], "copy", rows(x, one, 4))
     machine.run()
     assert not [report for report in machine.reports if report.kind != "race"]
 
@@ -197,9 +202,9 @@ def test_reports_name_the_copy_and_where_it_is_called(monkeypatch, tmp_path):
         machine = ptxsim.Machine()
         x, y = (machine.device(0).array(np.zeros(16, np.uint32), name) for name in "xy")
         one, two = (machine.device(0).stream(False) for _ in range(2))
-        fill = actions.enqueue(machine, one, "cuMemsetD8Async", rows(x), [], 3)
+        fill = enqueue(machine, one, "cuMemsetD8Async", rows(x), 3)
         machine.device(0).launch(PTX, 1, 1, x.ptr, x.ptr, entry="write", stream=two)
-        actions.enqueue(machine, two, "cuMemcpyDtoDAsync", rows(y, x), [])
+        enqueue(machine, two, "cuMemcpyDtoDAsync", rows(y, x))
         machine.wait([fill])
         machine.finish()
         texts = [str(report) for report in machine.reports]
@@ -209,12 +214,11 @@ def test_reports_name_the_copy_and_where_it_is_called(monkeypatch, tmp_path):
         assert any(one.startswith(f"race: {__file__}:") for one in texts), texts
 
 
-def test_reports_of_a_copy_without_a_place(monkeypatch):
-    monkeypatch.setattr(actions, "caller", lambda: ("", 0))
+def test_reports_of_a_copy_without_a_place():
     machine = ptxsim.Machine()
     x = machine.device(0).array(np.zeros(16, np.uint32), "x")
     one, two = (machine.device(0).stream(False) for _ in range(2))
-    first = actions.enqueue(machine, one, "cuMemsetD8Async", rows(x), [], 3)
+    first = enqueue(machine, one, "cuMemsetD8Async", rows(x), 3, place=("", 0))
     machine.device(0).launch(PTX, 1, 1, x.ptr, x.ptr, entry="write", stream=two)
     machine.wait([first])
     machine.finish()
@@ -229,6 +233,6 @@ def test_reports_of_a_copy_without_a_place(monkeypatch):
 def test_a_copy_of_what_nothing_has_written_is_no_fault():
     machine = ptxsim.Machine()
     x, y = (machine.device(0).empty(16, np.uint32, name) for name in "xy")
-    actions.enqueue(machine, machine.device(0).default, "copy", rows(x, y), [])
+    enqueue(machine, machine.device(0).default, "copy", rows(x, y))
     machine.finish()
     assert not machine.reports
