@@ -6,8 +6,8 @@ cannot be used). Only this user may have access to the cache (`private.py`), and
 (`code_files.py`). The cache has a subfolder for each combination of the versions of Python, Numba, llvmlite and NumPy
 and the CPU's features. There each module has a folder. The folder's name ends with a hash of the sources that the
 module's compiled code reads (`sources.py`), and of what else these sources depend on (`packages.py`), such as the ISA.
-Numba's own cache does not notice edits in other files, or another ISA at the same path. Equal sources share compiled
-code, for example a clone, an install and a job's copy. Of the processes of a node that run equal sources, one compiles
+Numba's own cache does not notice edits in other files, or another ISA at the same path. Equal sources, such as a
+clone, an install and a job's copy, share compiled code. Of the processes of a node that run equal sources, one compiles
 at a time. This is not a general build system.
 """
 
@@ -125,7 +125,7 @@ def code_key(source: Path) -> str:
 
 
 def _parts(read: frozenset[Path]) -> list[tuple[str, Any]]:
-    """What the packages of files have registered, if one of the files reads it."""
+    """The registered parts of the packages that files belong to, without parts that none of the files reads."""
     return [(each.name, each.parts()) for each in packages.containing(read) if not each.reader or each.reader in read]
 
 
@@ -155,7 +155,7 @@ def _read(source: Path) -> frozenset[Path]:
 
 @contextlib.contextmanager
 def known_imports() -> Iterator[None]:
-    """A block that uses the import statements kept in the cache's folder, if it is known, and keeps new ones there."""
+    """A block that uses the import statements kept in the cache, and adds new ones, if the cache's folder is known."""
     folder = cache_folder() if cache_folder.cache_info().currsize else None
     if folder is not None:
         import_lists.load(folder)
@@ -191,7 +191,7 @@ def module_folder(function: Callable[..., Any]) -> Path:
 
 
 def _key_of(function: Callable[..., Any]) -> str:
-    """The key of a function's module: `code_key`, and for a module of a copy the files that define the copy."""
+    """The key of a function's module: `code_key`, and in a copy also a hash of the files that define the copy."""
     key = code_key(Path(function.__code__.co_filename))
     if read := copies.read_by(function.__module__):
         key = hashlib.sha256(repr((key, digest_of(read), _parts(read))).encode()).hexdigest()[:16]
@@ -292,7 +292,7 @@ class Compiled(CPUDispatcher):
         return found
 
     def get_call_template(self, args: Any, kws: Any) -> Any:
-        """Return, in Numba's form for calls in compiled code, the signatures for which the function has LLVM code."""
+        """Return what Numba needs to compile a call: the signatures for which the function has LLVM code."""
         named = {name: types.unliteral(each) for name, each in kws.items()}
         signature, args = self._compiler.fold_argument_types(tuple(types.unliteral(each) for each in args), named)
         self.link(tuple(args))
@@ -403,9 +403,9 @@ def _locked(path: Path) -> Iterator[None]:
 def warm_up(entries: list[tuple[Any, tuple[Any, ...]]], *, quiet: bool = False) -> int:
     """Compile or load functions for the given argument types. Reports on stderr if it takes long.
 
-    Processes that need the same code wait for each other; code of another package or of a copy is other code. entries:
-    (compiled function, its signature as a tuple of Numba types). Returns the number of functions that this process
-    compiled.
+    Of the processes that compile functions of the same packages, one compiles at a time; a copy counts as a package of
+    its own. entries: (compiled function, its signature as a tuple of Numba types). Returns the number of functions that
+    this process compiled.
     """
     if config.DISABLE_JIT:
         return 0

@@ -70,7 +70,7 @@ class Loader:
                 operands[at : at + line[isa.COUNT]] += base
         code[:, isa.LIST] += operand_base
         if base + len(code) >= 1 << 21:
-            raise InputError("the machine holds at most 2 million instructions of all its kernels")
+            raise InputError("the kernels of a machine may have at most 2 million instructions together")
         self.programs.append(program)
         self.bases.append((base, operand_base))
         self.code = np.concatenate([self.code, code])

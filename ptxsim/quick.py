@@ -1,4 +1,4 @@
-"""The checker's short way for accesses that nothing can be wrong with, which are nearly all.
+"""The checker's short way for accesses that cannot be wrong. Nearly all accesses take it.
 
 `check` (access.py) is the long way: it checks everything, and reports. Both leave the same marks in a cell.
 """
@@ -24,8 +24,8 @@ LONG, QUIET, UNWRITTEN = range(3)  # take the long way; recorded; recorded in ce
 def quiet(x, thread, block, slot, shadow, size, how, write, pc):
     """Record an access in its cells. If it or an earlier one could be reported, only return LONG (0).
 
-    Else returns UNWRITTEN if nobody has written to the cells, so that their bytes have no history, or QUIET. shadow:
-    what `shadow_of` returns. how: the flags of the access, with its size. The access is no atomic operation.
+    Else returns UNWRITTEN if nobody has written to the cells, whose bytes then have no history, and QUIET otherwise.
+    shadow: what `shadow_of` returns. how: the flags of the access, with its size. The access is no atomic operation.
     """
     floor = get(block, s.B_FLOOR)
     if write:
@@ -103,14 +103,17 @@ def words_for(gid, clock, grain, first, size, how, pc):
 
 @inlined
 def settled(cell, k, gid, floor):
-    """Whether two words of a cell describe a plain access by the thread itself, or by its block before its floor."""
+    """Whether two words of a cell describe a plain access by the thread, or by its block before clock `floor`."""
     apart, when = (get(cell, k) ^ gid) & GID_MASK, get(cell, k + 1)
     return (when >> 40) & NOT_COHERENT == 0 and (apart == 0 or (apart >> 10 == 0 and when & 0xFFFFFFFF < floor))
 
 
 @jit
 def passed(x, thread, block, slot, cell, k):
-    """Whether the access of two words of a cell happened before. For ld.global.nc the launch must also be over."""
+    """Whether the access that two words of a cell describe happened before this one.
+
+    If it was ld.global.nc, its launch must also be over.
+    """
     origin = get(cell, k) & GID_MASK
     if noncoherent(cell, k) and not launch_over(x, origin):
         return False

@@ -143,7 +143,7 @@ def doubtful(times: NDArray[np.float64], core: NDArray[np.float64]) -> NDArray[n
 
 
 def mark_pairs(core: NDArray[np.float64], pairs: NDArray[np.bool_]) -> dict[str, Any]:
-    """The mark of samples of pairs of ranks, as `mark` returns it.
+    """What `mark` returns, for samples that pairs of ranks took.
 
     core: [origin, target, end] share of a core. pairs: [origin, target] the pairs that count.
     """

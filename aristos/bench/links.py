@@ -215,7 +215,7 @@ def _mixed(measured: Span, table: Span, ours: NDArray[np.bool_]) -> Span:
 
 
 def _crowded(world: World, where: Sequence[object]) -> set[int]:
-    """The ranks of machines with more ranks than cores, where the cores of a pair are not fixed."""
+    """The ranks of machines with more ranks than cores. They share cores, so their times say little about links."""
     found: set[int] = set()
     for each in dict.fromkeys(where):
         ranks = [r for r, at in enumerate(where) if at == each]
@@ -236,7 +236,7 @@ def _only(rounds: Rounds, suspects: Slower) -> Rounds:
 
 
 def _still_slow(suspects: Slower, after: Slower) -> Slower:
-    """The links of `after` that are also in `suspects`, so that they were measured twice.
+    """The links of `after` that were measured twice, because `suspects` has them too.
 
     `after` may also have other links, because shorter times shift a class's median.
     """

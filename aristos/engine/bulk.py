@@ -43,7 +43,7 @@ def pack(job, st):
 def copy_out(job, st, rows, target):
     """Copy rows in packed order to `target`, where rows lie RETURN_STRIDE bytes apart."""
     start = mem.clock()
-    shared, end = rows, rows  # packed rows of the shared expert; its tokens are never multiplied by weights
+    shared, end = rows, rows  # packed rows of the shared expert; they are copied unweighted, even if X is weighted
     if job[words.SHARED] != 0:
         slot = job[words.slot_of(job, job[words.EXPERTS])]
         shared, end = st[words.offset(job, slot)], st[words.offset(job, slot + 1)]
@@ -73,7 +73,7 @@ def run_experts(job, st, worker, order, ends, received, results, next_row):
             expert += 1
         rows = 0
         if expert < len(ends):
-            # only the last expert's rows are divided among the workers: other workers find other experts
+            # the fewer experts are left, the more workers an expert's rows are divided among
             rows = experts.batch_rows(job, ends[expert] - first, len(ends) - expert)
             rows = min(rows, ends[expert] - first)
             next_row[0] = first + rows

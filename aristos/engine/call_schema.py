@@ -267,7 +267,7 @@ ROUTER_JOB = _arguments("""
     shared_sigmoid | address | `pack_router` of one column w: sigmoid(x w) weighs the shared expert. 0: weight 1
     weighted | address | where tokens times their weights go, whole rows side by side, 0: nowhere
     kept_weights | address | [tokens] float32 by which `weighted` was multiplied; `weights` is then 1. 0: nowhere
-    status | address | a word: OK at first, then a token's largest status; unless it is OK, `place` assigns no rows
+    status | address | a word: OK, or the largest status of all tokens; unless it is OK, `place` assigns no rows
     unbegun | address | a word that is not 0 if the engine has failed, so that no call began. 0: no such word
     scratch | address | memory of `scratch_bytes` bytes
 """)

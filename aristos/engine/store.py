@@ -3,8 +3,8 @@
 A call has a store if its job's STORE is set; backward calls have one. When the owner reads a source's announcement, it
 reserves consecutive places for the source's rows, in the source's packed order. So the rows of an expert, source by
 source, are in global token order. The kernel copies each row that it computes to the row's place, so the store delays
-no ring row, and nothing waits for a stored row. The kernel may keep more data in a row's place, which the engine does
-not read.
+no ring row, and nothing waits for a stored row. The kernel may keep more data in a row's place; the engine does not
+read them.
 """
 
 from kernel_cache.compile import jit

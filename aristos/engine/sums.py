@@ -1,10 +1,10 @@
-"""Step `sum`: the outputs of a node for a token, weighted and added where they are, cross as one row (combine="sums").
+"""Step `sum`: a node adds up its weighted outputs for a token, so that they cross as one row (combine="sums").
 
 It applies in forward calls with two levels, to the streams of remote sources. An owner stages its outputs as it does
 without sums. When all owners of the node have staged all outputs of a bundle, each owner adds up the outputs of those
 tokens for which the source names it, in the order of pairs: by rank, then by expert. It writes each sum in
 place of its own output. Then it returns its tiles of the bundle, and gives credit. Only sums are put. So an owner's
-credit says that the owner reads none of the node's staged outputs any more.
+credit says that the owner has finished reading the node's staged outputs.
 
 Every owner publishes marks: for each source, a word at each local peer that says up to which pair the owner has staged
 its outputs. It does so in every call, also without sums, because a local peer may have made a call with sums

@@ -1,7 +1,7 @@
 """Which ranks share a node. Ranks store into the memory of local peers, and reach remote peers by MPI.
 
 With two levels a rank puts rows for all ranks of a node into one ring there, its *stream* to the node. The ring lies at
-the rank that has the same place in that node as the source in its own: the source's *rail*. All ranks of the node read
+the source's *rail*: the rank whose place in that node is the source's place in its own node. All ranks of the node read
 the ring.
 """
 

@@ -93,7 +93,7 @@ def options(
 
 
 def from_environment() -> None:
-    """Call `options` with the arguments in VARIABLE, if it is set. Raises InputError for a text without arguments."""
+    """Call `options` with the arguments in VARIABLE, if it is set. Raises InputError if it holds no such arguments."""
     text = os.environ.get(VARIABLE)
     if not text:
         return
@@ -103,7 +103,7 @@ def from_environment() -> None:
         given = None
     if not isinstance(given, dict) or "comm" in given:
         raise InputError(
-            f'{VARIABLE} must be a JSON object of arguments of options, without comm, such as {{"threads": 2}};'
+            f'{VARIABLE} must be a JSON object with arguments of options(), but not comm, such as {{"threads": 2}};'
             f" got {text!r}"
         )
     options(**given)

@@ -1,4 +1,4 @@
-"""The machine's part of a published model's problem: rates, links, and memory in experts.
+"""The fields that describe the machine in a published model's problem: rates, links, and how many experts fit.
 
 If the model does not fit into the memory, `check` raises Infeasible with what would fit.
 
@@ -64,7 +64,7 @@ def _cluster(data: Any) -> dict[str, Any]:
 
 
 def _leaves(node: Any, where: str, times: int) -> Iterator[tuple[str, int, dict[str, Any]]]:
-    """(field, how many the cluster has, leaf) of every kind of device. Raises ProblemError for a wrong field."""
+    """(field, how many devices, leaf) for each kind of device in the cluster. Raises ProblemError for a wrong field."""
     if not isinstance(node, dict):
         raise ProblemError(where, f"must be an object, got {type(node).__name__}")
     times *= count(f"{where}.count", node.get("count", 1), 1)
@@ -109,7 +109,7 @@ def fields(machine: Links | dict[str, Any], need: Need) -> dict[str, Any]:
 
 
 def _counted(node: dict[str, Any], need: Need) -> dict[str, Any]:
-    """The same cluster with rates in MFLOP a us, which equal TFLOP/s, and memory in experts."""
+    """The same cluster, with rates in MFLOP per us (= TFLOP/s), and memory as a number of experts."""
     if "children" in node:
         return {**node, "children": [_counted(child, need) for child in node["children"]]}
     fits = fitting(need, int(node["memory_gb"] * 1e9 * SHARE))
@@ -117,7 +117,7 @@ def _counted(node: dict[str, Any], need: Need) -> dict[str, Any]:
 
 
 def fitting(need: Need, capacity: int) -> int:
-    """How many experts a device holds in `capacity` bytes beside the parameters outside the experts."""
+    """How many experts fit into `capacity` bytes of a device, together with the parameters outside the experts."""
     return min(need.experts, max(0, capacity - need.dense) // need.expert)
 
 

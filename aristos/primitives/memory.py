@@ -97,7 +97,7 @@ def clock():
 
 
 def thread():
-    """This thread's number among the `threads` that execute a step together: 1 thread on a CPU, a block's on a GPU."""
+    """This thread's number among the `threads` that execute a step together; on a GPU, a block's."""
     return 0
 
 

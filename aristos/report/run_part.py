@@ -96,7 +96,8 @@ def warnings(run: Run) -> Iterator[str]:
     if marked := [each for each in run.tables if each.attributes.get("disturbed")]:
         said = "; ".join(f"{each.name}: {each.attributes['disturbed']}" for each in marked)
         yield "Other processes used the cores, or the times changed during the run."
-        yield f"Disturbed tables, each with a rank and the share of its core that this rank had: {said}."
+        yield f"Disturbed tables: {said}."
+        yield "Beside a rank is the share of its core that it had; beside rounds, how much the rounds' medians differ."
 
 
 def _table(found: Table, run: str, plot: Plot) -> Markup:

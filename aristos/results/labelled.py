@@ -35,7 +35,7 @@ def open(path: str | os.PathLike[str]) -> xarray.DataTree:
     Raises
     ------
     ResultsError
-        The file cannot be read, is not a results file, or has a table that is no Dataset.
+        The file cannot be read, is not a results file, or has a table that cannot become a Dataset.
     EnvironmentProblem
         xarray is not installed.
 

@@ -30,7 +30,7 @@ class KnownPairs:
         """From a file of `aristos topo --measure`. A node is a host.
 
         The rate of a pair is that of its fastest ranks' large puts. The links of a node have the rate of its fastest
-        pair, or the sum of its ranks' rates when all put at once, if that is more. The latency is half of the time that
+        pair, or, if it is more, the sum of its ranks' rates when all put at once. The latency is half of the time that
         a small put and its flush take. Raises InputError if a figure is unknown.
         """
         hosts = list(dict.fromkeys(links.hosts))

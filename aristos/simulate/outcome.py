@@ -28,12 +28,12 @@ class Outcome:
 
     times: [world, calls] s of each rank's calls. calls: [calls] ms from the first rank's start of a call to the last
     rank's end. ranks: [world] ms of the last call. shares: activity -> [world] share of the workers' time in the last
-    call; `other` is the engine's own time. waits: [world, world] s of the last call in which a rank's workers waited
-    for a peer. rows: [world, world] rows from a source to an owner in the last call. put_bytes, puts: [world, world]
+    call; `other` is the engine's own time. waits: [world, world] s that a rank's workers waited for a peer in the
+    last call. rows: [world, world] rows from a source to an owner in the last call. put_bytes, puts: [world, world]
     bytes and puts between nodes in all calls. row_bytes: bytes of the rows that crossed between nodes in the last call.
     decisions: [world] how often the workers of a rank decided what to do, in all calls. node_of: the node of each rank.
     links: name -> bytes that crossed in all calls, and the share of the link's capacity that they used. workers: how
-    many a rank has. events: how many events were added.
+    many a rank has. events: how many events the simulation had.
     """
 
     times: np.ndarray

@@ -31,7 +31,7 @@ from .recorded import PEER_BITS
 from .space import Space
 
 MOST = 20  # the most races that are kept; no two of them have the same two places
-UNORDERED = (words.FAILED,)  # words of the state that are set once, without the lock. A late reader only fails later
+UNORDERED = (words.FAILED,)  # words of the state that are set once, without the lock. Late readers fail later
 
 
 @dataclass(frozen=True)
@@ -217,7 +217,7 @@ class Checker(Clocks):
         return self.races
 
     def _neighbours(self) -> None:
-        """Find accesses to those parts of a neighbour's window for remote peers that this rank may not use."""
+        """Find accesses in which a rank uses a part of a neighbour's window that only the neighbour may use."""
         used = np.flatnonzero(self.space.in_part(self.numbers, REMOTE) & (self.kinds <= EXCHANGE))
         ranks, numbers = self.entries[used, log.RANK], self.numbers[used]
         used = used[self.space.ranks(numbers) != ranks]

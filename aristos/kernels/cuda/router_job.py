@@ -33,7 +33,7 @@ from kernel_cache.compile import inlined
     SHARED_SIGMOID,  # address: `pack_router` of one column w: sigmoid(x w) weighs the shared expert. 0: weight 1
     WEIGHTED,  # address: where tokens times their weights go, whole rows side by side, 0: nowhere
     KEPT_WEIGHTS,  # address: [tokens] float32 by which `weighted` was multiplied; `weights` is then 1. 0: nowhere
-    STATUS,  # address: a word: OK at first, then a token's largest status; unless it is OK, `place` assigns no rows
+    STATUS,  # address: a word: OK, or the largest status of all tokens; unless it is OK, `place` assigns no rows
     UNBEGUN,  # address: a word that is not 0 if the engine has failed, so that no call began. 0: no such word
     SCRATCH,  # address: memory of `scratch_bytes` bytes
     JOB_WORDS,
