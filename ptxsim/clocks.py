@@ -205,6 +205,20 @@ def launch_over(x, gid):
     return get(get(x, s.LAUNCHES) + launch_of(x, gid) * s.L_FIELDS * 8, s.L_STATE) == s.FINISHED
 
 
+@jit
+def next_key(x, vc, first):
+    """The least key of a vector clock that is at least `first`; -1 if there is none."""
+    pool = get(x, s.CLOCKS)
+    low, high = np.int64(0), get(pool, 2 * vc)
+    while low < high:
+        mid = (low + high) >> 1
+        if get(pool, 2 * (vc + 1 + mid)) < first:
+            low = mid + 1
+        else:
+            high = mid
+    return get(pool, 2 * (vc + 1 + low)) if low < get(pool, 2 * vc) else np.int64(-1)
+
+
 @unit
 def ask(x, vc, gid):
     """How much of the work of a thread's block a vector clock covers: ALL, SOME or NONE. Earlier runs count as covered.
@@ -215,15 +229,9 @@ def ask(x, vc, gid):
     if earlier_run(x, gid):
         answer = np.int64(ALL)
     elif vc != 0:
-        pool, first = get(x, s.CLOCKS), (gid >> 10) << SUB_BITS
-        low, high = np.int64(0), get(pool, 2 * vc)
-        while low < high:
-            mid = (low + high) >> 1
-            if get(pool, 2 * (vc + 1 + mid)) < first:
-                low = mid + 1
-            else:
-                high = mid
-        if low < get(pool, 2 * vc) and get(pool, 2 * (vc + 1 + low)) <= first | BLOCK_KEY:
+        first = (gid >> 10) << SUB_BITS
+        key = next_key(x, vc, first)
+        if first <= key <= first | BLOCK_KEY:
             answer = np.int64(SOME)
         elif whole_launch(x, vc, gid):
             answer = np.int64(ALL)

@@ -13,7 +13,7 @@ from kernel_cache.compile import inner as jit
 from . import isa
 from . import state as s
 from .bits import get, put
-from .clocks import AGENTS, SUB_BITS, in_clock
+from .clocks import AGENTS, SUB_BITS, in_clock, next_key
 from .units import unit
 from .watch import GID_MASK, report
 
@@ -72,17 +72,11 @@ def reached(x, thread, block, address, size, write, pc):
 @jit
 def knows(x, thread, other):
     """Whether a thread knows that a block has started, because anything that the block did happened before now."""
-    vc, pool, first = get(thread, s.T_VC), get(x, s.CLOCKS), get(other, s.B_GID) << SUB_BITS
+    vc = get(thread, s.T_VC)
     if vc == 0:
         return False
-    low, high = np.int64(0), get(pool, 2 * vc)
-    while low < high:
-        mid = (low + high) >> 1
-        if get(pool, 2 * (vc + 1 + mid)) < first:
-            low = mid + 1
-        else:
-            high = mid
-    return low < get(pool, 2 * vc) and get(pool, 2 * (vc + 1 + low)) >> SUB_BITS == get(other, s.B_GID)
+    key = next_key(x, vc, get(other, s.B_GID) << SUB_BITS)
+    return key >= 0 and key >> SUB_BITS == get(other, s.B_GID)
 
 
 @unit
