@@ -74,6 +74,12 @@ _UNITS = (
     " {rows} from the L1 cache, and memory delivers them in 7.8 to 8.7{bound}; {shared}"
 )
 
+_LONGER = (
+    "the kernel alone reads an expert at {alone} of the bandwidth with one row, an expert with H 4096 and F 1536 at"
+    " {longer}, and this one at {rows}; why is not known"
+)
+_UNPACKED = "codes prefetched 4 to 12 KiB ahead are read equally fast, so memory does not limit; not split further"
+
 
 def _units(rows: str, count: int, cycles: str, most: str, low: str, high: str) -> str:
     bound = f", so the share is at most {most}" if most else ""
@@ -114,6 +120,13 @@ CAUSES = {  # family -> the beginning of a figure's name -> why it is missed
         "float16: an expert": _SHARED.format(runs="three", low="1.02", high="1.23"),
         "fp8: an expert": _SHARED.format(runs="three", low="0.98", high="1.15"),
     },
+    "amx, rocketlake": {
+        "float32: a token": _LONGER.format(alone="0.84", longer="0.86", rows="0.94 with two rows"),
+        "float32: 16 tokens": _LONGER.format(alone="0.84", longer="0.86", rows="0.94 with two rows"),
+        "bfloat16: a token": _LONGER.format(alone="0.84", longer="0.97", rows="0.86 with four rows"),
+        "float16: 16 tokens": _LONGER.format(alone="0.90", longer="0.99", rows="0.79 with eight rows"),
+    }
+    | dict.fromkeys([f"{form}: {of}" for form in FORMATS for of in ("a token", "16 tokens")], _UNPACKED),
     "avx512, cascadelake": {
         "int4: a token": _ONE.format(codes=256, arithmetic=33),
         "mxfp4: a token": _ONE.format(codes=256, arithmetic=36),
