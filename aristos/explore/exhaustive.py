@@ -144,12 +144,16 @@ class StateSearch:
         move = state.todo.pop()
         sleep = {other for other in (*state.sleep, *state.tried) if other.commutes(move)}
         state.tried.append(move)
-        if self.live is not state:
-            state.frozen.restore(self.cluster)
+        self._return_to(state, move)
         self.live = None
         self.do(move)
         self.moves += 1
         self._enter(path, sleep)
+
+    def _return_to(self, state: PathState, move: Move) -> None:
+        """Bring the cluster into a state of the path, in which `move` will be made."""
+        if self.live is not state:
+            state.frozen.restore(self.cluster)
 
     def _enter(self, path: list[PathState], sleep: set[Move]) -> None:
         """Enter the state that the cluster is in, if some of its moves must still be tried.

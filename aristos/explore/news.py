@@ -301,22 +301,16 @@ class NewsSearch(StateSearch):
 
     # ---- the search
 
-    def _advance(self, path: list[PathState]) -> None:
-        state = path[-1]
+    def _return_to(self, state: PathState, move: Move) -> None:
         assert isinstance(state, NewsState)
-        if not state.todo:
-            path.pop()
-            return
-        move = state.todo.pop()
-        sleep = {other for other in (*state.sleep, *state.tried) if other.commutes(move)}
-        state.tried.append(move)
         at_end = self.live is state and move.actor == state.last and move.op not in (*READS, END)
         if not at_end or self.memory.story is not None:
             state.frozen.restore(self.cluster)
-        self.live, self.courses, known = None, list(state.courses), len(self.memory.mixed)
-        self.do(move)
-        self.moves += 1
-        self._enter(path, sleep)
+        self.courses = list(state.courses)
+
+    def _advance(self, path: list[PathState]) -> None:
+        known = len(self.memory.mixed)
+        super()._advance(path)
         if len(self.memory.mixed) > known and self.memory.story is None:  # begin again: states now differ in more
             self.visited.clear()
             self.ends, self.live = 0, None

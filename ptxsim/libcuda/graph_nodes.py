@@ -51,22 +51,15 @@ class Copy3D(ctypes.Structure):
     """CUDA_MEMCPY3D."""
 
     _fields_ = [
-        (f"{side}{name}", kind)
-        for side in ("src", "dst")
-        for name, kind in (
-            ("XInBytes", SIZE),
-            ("Y", SIZE),
-            ("Z", SIZE),
-            ("LOD", SIZE),
-            ("MemoryType", UINT),
-            ("Host", POINTER),
-            ("Device", ADDRESS),
-            ("Array", HANDLE),
-            ("reserved", POINTER),
-            ("Pitch", SIZE),
-            ("Height", SIZE),
-        )
-    ] + [("WidthInBytes", SIZE), ("Height", SIZE), ("Depth", SIZE)]
+        *memory.sides(
+            [
+                *(("XInBytes", SIZE), ("Y", SIZE), ("Z", SIZE), ("LOD", SIZE)),
+                *memory.PLACE,
+                *(("reserved", POINTER), ("Pitch", SIZE), ("Height", SIZE)),
+            ]
+        ),
+        *(("WidthInBytes", SIZE), ("Height", SIZE), ("Depth", SIZE)),
+    ]
 
 
 # ---- works of nodes, by the program's parameters at an address ----

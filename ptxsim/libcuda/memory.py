@@ -372,22 +372,21 @@ def cuMemcpyPeerAsync(now: State, to: int, target: int, source: int, origin: int
     copy_bytes(now, now.stream(stream), to, source, size, "cuMemcpyPeerAsync", "ts")
 
 
+PLACE = [("MemoryType", UINT), ("Host", POINTER), ("Device", ADDRESS), ("Array", HANDLE)]
+
+
+def sides(fields: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
+    """The fields of a copy's source, then those of its target."""
+    return [(f"{side}{name}", kind) for side in ("src", "dst") for name, kind in fields]
+
+
 class Copy2D(ctypes.Structure):
     """CUDA_MEMCPY2D."""
 
     _fields_ = [
-        (f"{side}{name}", kind)
-        for side in ("src", "dst")
-        for name, kind in (
-            ("XInBytes", SIZE),
-            ("Y", SIZE),
-            ("MemoryType", UINT),
-            ("Host", POINTER),
-            ("Device", ADDRESS),
-            ("Array", HANDLE),
-            ("Pitch", SIZE),
-        )
-    ] + [("WidthInBytes", SIZE), ("Height", SIZE)]
+        *sides([("XInBytes", SIZE), ("Y", SIZE), *PLACE, ("Pitch", SIZE)]),
+        *(("WidthInBytes", SIZE), ("Height", SIZE)),
+    ]
 
 
 def side_2d(now: State, asked: Any, name: str, what: str) -> Side:
