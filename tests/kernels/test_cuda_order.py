@@ -7,9 +7,9 @@ import pytest
 
 pytest.importorskip("numba.cuda.extending", reason="numba-cuda is not installed: pip install 'aristos[simt]'")
 from cuda_order import ACROSS, check_rows, writing
+from scopes import store_release_gpu
 
 import ptxsim
-from aristos.kernels.cuda import ptx
 
 pytestmark = pytest.mark.slow
 
@@ -38,5 +38,5 @@ def test_a_release_at_system_scope_covers_what_was_handed_over_at_gpu_scope(seed
 
 def test_a_release_at_gpu_scope_does_not_reach_a_peer():
     """The checker reports a race for at least one schedule."""
-    found = [report for seed in range(3) for report in run(ptx.store_release_gpu, seed)[0]]
+    found = [report for seed in range(3) for report in run(store_release_gpu, seed)[0]]
     assert any(report.kind == "race" for report in found)

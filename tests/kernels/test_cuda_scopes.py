@@ -11,6 +11,8 @@ import re
 import pytest
 
 pytest.importorskip("numba.cuda.extending", reason="numba-cuda is not installed: pip install 'aristos[simt]'")
+import scopes
+
 from aristos.errors import EnvironmentProblem
 from aristos.kernels.cuda import assemble, ptx
 from aristos.kernels.cuda.assemble import TARGETS
@@ -37,16 +39,16 @@ ORDERED = {
     "store_release": ["MEMBAR.ALL.{}", "ERRBAR", "STG.E.64.STRONG.{}"],
     "fence": ["MEMBAR.ALL.{}", "ERRBAR", "CCTL.IVALL"],
     "add": ["MEMBAR.ALL.{}", "ERRBAR", "ATOMG.E.ADD.64.STRONG.{}", "CCTL.IVALL"],
-    "exchange": ["MEMBAR.ALL.{}", "ERRBAR", "ATOMG.E.EXCH.64.STRONG.{}", "CCTL.IVALL"],
     "compare_exchange": ["MEMBAR.ALL.{}", "ERRBAR", "ATOMG.E.CAS.64.STRONG.{}", "CCTL.IVALL"],
 }
 WIDE = {
-    "load16": "LDG.E.128",
     "load16_once": "LDG.E.NA.LTC128B.128",
-    "store16": "STG.E.128",
     "store16_once": "STG.E.NA.128",
 }
-NAMES = [f"{name}_{scope}" for name in ORDERED for scope in ("gpu", "sys") if hasattr(ptx, f"{name}_{scope}")]
+PRIMITIVES = {
+    name: value for module in (ptx, scopes) for name, value in vars(module).items() if hasattr(value, "plain")
+}
+NAMES = [f"{name}_{scope}" for name in ORDERED for scope in ("gpu", "sys") if f"{name}_{scope}" in PRIMITIVES]
 MEMORY = r"^(LD|ST|ATOM|RED|MEMBAR|ERRBAR|CCTL\.)"
 
 
@@ -63,7 +65,7 @@ def opcodes(function, arch, folder, takes=2):
 
 def kernel_of(name):
     """The smallest kernel that applies a primitive to the word at `a` and stores its result at `b`."""
-    it = getattr(ptx, name)
+    it = PRIMITIVES[name]
     given = it.plain.__code__.co_argcount
 
     if name.startswith("fence"):

@@ -30,14 +30,6 @@ def bounded(word, x):
 
 
 @cuda.jit(device=True)
-def gated_product(word, g, u):
-    """act(g) * u, with the bounds encoded in the activation's word."""
-    limit, code = activations.limit_of(word), activations.code_of(word)
-    by = u if activations.plain(word) else activations.factor(u, limit, activations.shift_of(code))
-    return bounded(word, g) * by
-
-
-@cuda.jit(device=True)
 def activate(word, sums, pitch, count, shift, gated, thread, threads):
     """Apply an activation in place to `count` staged sums, 2^shift per row; if gated, to the gate's sums only.
 

@@ -22,35 +22,11 @@ from .primitive import primitive
 # ---------------------------------------------------------------- shared words
 
 
-@primitive("ld.relaxed.sys.global.s64 $0, [$1];", "l", "l")
-def load_relaxed_sys(address):
-    """Read a word that another device or the host writes, without ordering other accesses (PTX ISA: ld)."""
-    return mem.load(address)
-
-
-@primitive("ld.acquire.gpu.global.s64 $0, [$1];", "l", "l")
-def load_acquire_gpu(address):
-    """Read a word; afterwards all that its writer on this device released with it is visible (PTX ISA: ld)."""
-    return mem.load_acquire(address)
-
-
 @primitive("ld.acquire.sys.global.s64 $0, [$1];", "l", "l")
 def load_acquire_sys(address):
     """Read a word; afterwards all that its writer, on any device or the host, released with it is visible
     (PTX ISA: ld)."""
     return mem.load_acquire(address)
-
-
-@primitive("st.relaxed.sys.global.s64 [$0], $1;", "", "ll")
-def store_relaxed_sys(address, value):
-    """Write a word that another device or the host reads, without ordering other accesses (PTX ISA: st)."""
-    mem.store(address, value)
-
-
-@primitive("st.release.gpu.global.s64 [$0], $1;", "", "ll")
-def store_release_gpu(address, value):
-    """Publish a word to this device, after all that this thread wrote or acquired before (PTX ISA: st)."""
-    mem.store_release(address, value)
 
 
 @primitive("st.release.sys.global.s64 [$0], $1;", "", "ll")
@@ -60,40 +36,10 @@ def store_release_sys(address, value):
     mem.store_release(address, value)
 
 
-@primitive("fence.acq_rel.gpu;")
-def fence_gpu():
-    """Order this thread's earlier and later accesses, as seen by this device's threads (PTX ISA: membar/fence)."""
-
-
-@primitive("fence.acq_rel.sys;")
-def fence_sys():
-    """Order this thread's earlier and later accesses, as seen by every device and the host (PTX ISA: membar/fence)."""
-
-
 @primitive("atom.acq_rel.gpu.global.add.u64 $0, [$1], $2;", "l", "ll")
 def add_gpu(address, value):
     """Add to a word; returns its old value (PTX ISA: atom)."""
     return mem.fetch_add(address, value)
-
-
-@primitive("atom.acq_rel.sys.global.add.u64 $0, [$1], $2;", "l", "ll")
-def add_sys(address, value):
-    """Add to a word that other devices use; returns its old value (PTX ISA: atom)."""
-    return mem.fetch_add(address, value)
-
-
-@primitive("atom.acq_rel.gpu.global.exch.b64 $0, [$1], $2;", "l", "ll")
-def exchange_gpu(address, value):
-    """Write a word; returns its old value (PTX ISA: atom)."""
-    old = mem.load(address)
-    mem.store(address, value)
-    return old
-
-
-@primitive("atom.acq_rel.sys.global.exch.b64 $0, [$1], $2;", "l", "ll")
-def exchange_sys(address, value):
-    """Write a word that other devices use; returns its old value (PTX ISA: atom)."""
-    return exchange_gpu.plain(address, value)
 
 
 @primitive("atom.acq_rel.gpu.global.cas.b64 $0, [$1], $2, $3;", "l", "lll")
@@ -103,12 +49,6 @@ def compare_exchange_gpu(address, expected, value):
     if old == expected:
         mem.store(address, value)
     return old
-
-
-@primitive("atom.acq_rel.sys.global.cas.b64 $0, [$1], $2, $3;", "l", "lll")
-def compare_exchange_sys(address, expected, value):
-    """`compare_exchange_gpu` for a word that other devices use (PTX ISA: atom)."""
-    return compare_exchange_gpu.plain(address, expected, value)
 
 
 # ---------------------------------------------------------------- plain loads, and 16 bytes at a time
@@ -146,12 +86,6 @@ def _put_four(address: int, values: Sequence[int]) -> None:
     (ctypes.c_int32 * 4).from_address(int(address))[:] = [int(np.int32(value)) for value in values]
 
 
-@primitive("ld.global.v4.b32 {$0, $1, $2, $3}, [$4];", "rrrr", "l")
-def load16(address):
-    """Read 16 bytes, aligned (PTX ISA: ld)."""
-    return _four(address)
-
-
 @primitive("ld.global.L1::no_allocate.L2::128B.v4.b32 {$0, $1, $2, $3}, [$4];", "rrrr", "l")
 def load16_once(address):
     """Read 16 bytes that are read only once. L1 does not keep them; L2 fetches lines of 128 bytes (PTX ISA: ld)."""
@@ -168,12 +102,6 @@ def load8_once(address):
 def store8_once(address, a, b):
     """Write 8 bytes that this device will not read again (PTX ISA: st)."""
     (ctypes.c_int32 * 2).from_address(int(address))[:] = [int(np.int32(a)), int(np.int32(b))]
-
-
-@primitive("st.global.v4.b32 [$0], {$1, $2, $3, $4};", "", "lrrrr")
-def store16(address, a, b, c, d):
-    """Write 16 bytes, aligned (PTX ISA: st)."""
-    _put_four(address, (a, b, c, d))
 
 
 @primitive("st.global.L1::no_allocate.v4.b32 [$0], {$1, $2, $3, $4};", "", "lrrrr")
@@ -312,13 +240,13 @@ def load_matrices(addresses):
 # ---------------------------------------------------------------- tensor cores
 
 
-@primitive(
-    "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {$0, $1, $2, $3}, {$4, $5, $6, $7}, {$8, $9},"
-    " {$10, $11, $12, $13};",
-    "ffff",
-    "rrrrrrffff",
-    memory=False,
-)
+def _multiply(shape: str, kind: str) -> str:
+    """The text of a warp's product; $0 to $3 are the results, then come the registers of A, B and C."""
+    operands = "{$0, $1, $2, $3}, {$4, $5, $6, $7}, {$8, $9}, {$10, $11, $12, $13}"
+    return f"mma.sync.aligned.{shape}.row.col.f32.{kind}.{kind}.f32 {operands};"
+
+
+@primitive(_multiply("m16n8k16", "bf16"), "ffff", "rrrrrrffff", memory=False)
 def multiply_bf16(a, b, c):
     """D = A B + C, A [16, 16], B [16, 8] bfloat16, C and D float32 (PTX ISA: mma.m16n8k16).
 
@@ -327,25 +255,13 @@ def multiply_bf16(a, b, c):
     return fragments.product(a, b, c, "bf16")
 
 
-@primitive(
-    "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {$0, $1, $2, $3}, {$4, $5, $6, $7}, {$8, $9},"
-    " {$10, $11, $12, $13};",
-    "ffff",
-    "rrrrrrffff",
-    memory=False,
-)
+@primitive(_multiply("m16n8k16", "f16"), "ffff", "rrrrrrffff", memory=False)
 def multiply_f16(a, b, c):
     """`multiply_bf16` with A and B in float16 (PTX ISA: mma.m16n8k16)."""
     return fragments.product(a, b, c, "f16")
 
 
-@primitive(
-    "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {$0, $1, $2, $3}, {$4, $5, $6, $7}, {$8, $9},"
-    " {$10, $11, $12, $13};",
-    "ffff",
-    "rrrrrrffff",
-    memory=False,
-)
+@primitive(_multiply("m16n8k8", "tf32"), "ffff", "rrrrrrffff", memory=False)
 def multiply_tf32(a, b, c):
     """D = A B + C, A [16, 8], B [8, 8] float32 truncated to 10 fraction bits (PTX ISA: mma.m16n8k8)."""
     return fragments.product(a, b, c, "tf32")
