@@ -98,260 +98,161 @@ class Record:
     fields: tuple[Field, ...]
 
 
-def _words(part: str, rows: str) -> list[Word]:
-    """Words of a job, one on each line: name | unit | meaning | substrate | calls. The last two may be left out."""
+def _words(rows: str) -> list[Word]:
+    """Words of a job, one on each line: name | part | unit | meaning | substrate | calls.
+
+    The last two may be left out.
+    """
     found = []
     for row in rows.strip().splitlines():
-        name, unit, meaning, *more = (cell.strip() for cell in row.split("|"))
+        name, part, unit, meaning, *more = (cell.strip() for cell in row.split("|"))
         found.append(Word(name, meaning, unit, HOST, part, *more))
     return found
 
 
 # ---- the job, in order: scalars, where the state's tables start, the job's own tables, words of the host
 
-JOB_SCALARS: list[Word] = [
-    *_words(ENGINE, "RANK | rank | this rank\nWORLD | ranks | ranks of the group"),
-    *_words(TILE, "WORKERS | workers | workers that take part"),
-    *_words(
-        OBJECT,
-        """
-        HELD | experts | experts that this rank holds
-        COMPUTED | experts | experts that this rank may compute: first held ones, then readable ones of local peers
-        STAY_ROWS | rows | fewest rows for a foreign expert that stay, see staying.py | cpu
-        READING_ROWS | rows | rows whose arithmetic takes as long as reading their expert's weights | cpu
-        BUSIEST_DECIDES | flag | the busiest rank's work also decides whether rows stay | cpu
-        """,
-    ),
-    *_words(
-        ENGINE,
-        """
-        MAX_COMPUTED | experts | most experts that a rank may compute
-        MAX_ROWS | rows | most packed rows of a rank
-        """,
-    ),
-    *_words(
-        OBJECT,
-        """
-        EXPERTS | experts | experts that ids may name: the layer's experts and its identity experts
-        TOP_K | choices | experts that compute a token: the chosen ones and the shared expert
-        CHOICES | choices | experts that are chosen for a token | all | route_block.k
-        SHARED | experts | 1 + the shared expert's place among the held experts, 0: no shared expert
-        SHARED_FFN | columns | width of the shared expert's hidden activations
-        IDENTITY | experts | identity experts, whose ids have no slot
-        HIDDEN | columns | width of a row | all | \
-            route_block expert_rows up_columns combine_token weigh_shared backward_rows weigh_row
-        FFN | columns | width of the hidden activations | all | backward_rows
-        """,
-    ),
-    *_words(CALL, "TOKENS | tokens | tokens of this call"),
-    *_words(START, "EPOCH | call | serial number of this call"),
-    *_words(
-        OBJECT,
-        """
-        OBJECT | | number of the layer object or exchange on its communicator
-        PLACEMENT | | version of the placement: a fingerprint of which ranks hold which expert
-        """,
-    ),
-    *_words(KIND, "LAYER | | number of the layer in the object, 0 for an exchange"),
-    *_words(
-        OBJECT, "ROW_BYTES | bytes | size of a row that travels\nRETURN_BYTES | bytes | size of a row that comes back"
-    ),
-    *_words(CALL, "STATUS_IN | status | OK, or why this rank refuses its input"),
-    *_words(CALL, "ROUTED | flag | ids and weights come from the user | cpu"),
-    *_words(
-        OBJECT,
-        """
-        KERNELS | handle | the element type's kernels, see kernels/cpu/entries.py | cpu
-        SCORE | | the score and the groups of experts, see `rule` in kernels/common/scores.py | cpu | route_block
-        RENORMALIZE | flag | the k weights of a token are divided by their sum | cpu | route_block
-        SCALE | float32 bits | factor by which weights are multiplied | cpu | route_block
-        ON_INPUT | flag | tokens are weighted instead of outputs, so X is the engine's own buffer | cpu
-        SUMS | flag | a node's outputs for a token come back as one row, see sums.py | cpu
-        SCALARS | flag | 32 bits travel beside the row of each pair, out and back, see scalars.py | cpu
-        ACTIVATION | | the activation and its limit | all | expert_rows up_columns backward_rows
-        """,
-    ),
-    *_words(KIND, "MODE | mode | the kind of call, see codes.py"),
-    *_words(EVENTS, "EVENTS_MAX | events | most events of a worker, 0: no timeline | cpu"),
-    *_words(
-        ENGINE,
-        """
-        SPINS | polls | idle polls before a worker yields its core | cpu
-        YIELDS | polls | idle polls before a worker sleeps | cpu
-        STRIDE | bytes | distance between rows of a ring
-        RETURN_STRIDE | bytes | distance between return rows
-        RING_ROWS | rows | rows in the ring of a stream: of an ordered pair of ranks, or of a rank and a node
-        LOCAL_ROWS | rows | rows in the ring between two ranks of a node, at most RING_ROWS
-        RING_RECORDS | records | records in the ring of an ordered pair of ranks
-        """,
-    ),
-    *_words(
-        TILE,
-        """
-        TILE | rows | most rows of a tile
-        BATCH | rows | most rows of a run, and the length of a command's lists
-        RUN_ROWS | rows | more rows of an expert than this are cut into several runs
-        MERGE_ROWS | rows | a run with fewer rows than this waits for announced rows
-        """,
-    ),
-    *_words(
-        ENGINE,
-        """
-        MERGE_POLLS | polls | idle polls for which a run of fewer than MERGE_ROWS rows waits
-        PAUSE_NS | ns | time after which compiled code returns to Python | cpu
-        REMOTE | ranks | peers on other nodes
-        NODE_FIRST | rank | first of the ranks that read the same streams of remote sources; at one level this rank
-        NODE_END | rank | end of the ranks that read these streams
-        BUNDLE_PAIRS | pairs | most (token, choice) pairs of a bundle, for each owner of the stream
-        ONCE_ROWS | rows | tokens cross once to a local owner of at least so many rows, see packing.py; 0: never | cpu
-        ONCE_SHARE | percent | the same limit in percent of the call's tokens; both limits must be reached | cpu
-        """,
-    ),
-    *_words(
-        OBJECT,
-        """
-        TIMEOUT_NS | ns | longest wait for a rank that is in the call | cuda
-        ABSENT_NS | ns | longest wait for a rank that is in user code | cuda
-        """,
-    ),
-    *_words(
-        TILE,
-        """
-        RUNS | runs | most column-split runs at the same time
-        SPLIT_ROWS | rows | most rows of a column-split run
-        UP_SHARES | shares | shares in the first phase of a column-split run
-        DOWN_SHARES | shares | shares in the second phase of a column-split run
-        SHARED_SHARES | shares | shares in the first phase of a run of the shared expert
-        ALL_SPLIT | flag | every run is column-split, not only those with few rows
-        """,
-    ),
-    *_words(
-        CALL,
-        """
-        X | address | rows that travel: the rows of INPUT, or those rows times their weights
-        X_STRIDE | bytes | distance between rows of X
-        INPUT | address | rows of the tokens, as the user gave them
-        INPUT_STRIDE | bytes | distance between rows of INPUT | all | weigh_shared.x_stride
-        ROUTER_X | address | rows that the router reads | cpu
-        ROUTER_X_STRIDE | bytes | distance between rows of ROUTER_X | cpu | route_block.x_stride
-        CAPACITY | choices | most choices of an expert by this rank's tokens, 0: no limit | cpu
-        LOGITS | address | where router scores are kept, [tokens, experts] float32, 0: nowhere | cpu
-        KEPT_WEIGHTS | address | where weights of tokens are kept, [tokens, top_k] float32, 0: nowhere | cpu
-        """,
-    ),
-    *_words(
-        BACKWARD,
-        """
-        SCALARS_OUT | address | [tokens, top_k] words whose lower halves travel with the rows | cpu
-        SCALARS_BACK | address | [tokens, top_k] words for the scalars that come back | cpu
-        """,
-    ),
-    *_words(
-        CALL,
-        """
-        Y | address | rows of the output
-        IDS | address | [tokens, k] int64 chosen experts; -1: no expert; -2 - id: a choice beyond the capacity
-        WEIGHTS | address | [tokens, k] float32 combine weights
-        """,
-    ),
-    *_words(
-        BACKWARD,
-        """
-        TAPE | | in a backward call the number of the tape and the number of pieces; 0 in other calls
-        STORE | address | where this rank keeps the rows that it computes, see store.py; 0: nowhere
-        STORE_STEP | bytes | distance between places of the store
-        STORE_ROWS | rows | rows for which the store has places
-        """,
-    ),
-    *_words(
-        TAPE,
-        """
-        TAPED | address | a record `taped` for each rank, see tape.py; 0: the call has no tape
-        SAVE | | in a forward call what is kept of a row if it fits, see primitives/taped.py
-        TAPE_AT | address | start of the memory where this rank may keep rows
-        TAPE_END | address | end of that memory
-        TAPE_X | bytes | size of a kept row
-        TAPE_HIDDEN | bytes | size of the hidden activations that are kept of a row
-        """,
-    ),
-    *_words(
-        BACKWARD,
-        """
-        BACKWARD_WEIGHTS | address | for each held expert the addresses that `backward_rows` gets as weights | cpu
-        """,
-    ),
-    *_words(
-        WEIGHTS,
-        """
-        ROUTER | address | packed router weights, float32, 0: none | cpu | route_block
-        ROUTER_BIAS | address | [experts] float32, added to scores, 0: none | cpu | route_block
-        SELECT_BIAS | address | [experts] float32, added to weights only to choose experts, 0: none | cpu | route_block
-        SHARED_UP | address | the shared expert's up projection
-        SHARED_GATE | address | the shared expert's gate projection, 0: none | cpu
-        SHARED_DOWN | address | the shared expert's down projection
-        SHARED_UP_BIAS | address | bias of the up projection, 0: none
-        SHARED_GATE_BIAS | address | bias of the gate projection, 0: none | cpu
-        SHARED_DOWN_BIAS | address | bias of the down projection, 0: none
-        SHARED_SIGMOID | address | packed column w: the shared output is weighted by sigmoid(x w). 0: the weight is 1 \
-            | cpu | weigh_shared.column
-        LOADED | flag | weights are loaded
-        VERSION | changes | changes of this rank's weights of the layer so far
-        UP | address | up projection of this rank's first expert
-        GATE | address | gate projection of this rank's first expert, 0: none | cpu
-        DOWN | address | down projection of this rank's first expert
-        UP_BIAS | address | bias of UP. Without a bias: 0 on CPUs, an array of zeros on CUDA
-        GATE_BIAS | address | bias of GATE, 0: none | cpu
-        GATED | flag | experts have a gate projection, packed with the up projection | cuda
-        DOWN_BIAS | address | bias of DOWN. Without a bias: 0 on CPUs, an array of zeros on CUDA
-        UP_STEP | bytes | distance between the up projections of two experts
-        DOWN_STEP | bytes | distance between the down projections of two experts
-        UP_BIAS_STEP | bytes | distance between the biases of two experts' up projections
-        DOWN_BIAS_STEP | bytes | distance between the biases of two experts' down projections
-        """,
-    ),
-    *_words(ENGINE, "SCRATCH | address | hidden activations of each worker, then of column-split runs"),
-    *_words(TILE, "SCRATCH_STEP | bytes | size of a worker's part of SCRATCH, 0 on CUDA"),
-    *_words(
-        ENGINE,
-        """
-        ALL_WORKERS | workers | workers for which the state has commands
-        LOCK | address | the rank's lock: 0, 1 + the worker that holds it, or OUTSIDE of lock.py
-        """,
-    ),
-    *_words(EVENTS, "EVENTS | address | events of the timeline | cpu"),
-    *_words(LANDING, "OUT_ROWS | address | rows that an exchange has received | cpu"),
-    *_words(
-        ENGINE,
-        """
-        WIRE | address | the wire to remote peers, 0: none; see primitives/wire.py | all | \
-            expert_rows up_columns down_columns backward_rows
-        STATE | address | the state
-        ABORT | address | a word in host memory: 0, or the cause for which the host ends the call | cuda
-        MIRROR | address | what remote peers have put, in host memory that kernels read | cuda
-        MIRROR_BYTES | bytes | size of the mirror, 0 without remote peers | cuda
-        """,
-    ),
-    *_words(
-        TILE,
-        """
-        RUN_STEP | bytes | distance between the hidden activations of two column-split runs
-        RUN_PITCH | bytes | distance between rows of a run's hidden activations
-        """,
-    ),
-    *_words(
-        ENGINE,
-        """
-        P_RETURN_RECORDS | bytes | distance from a region's start to its return records
-        P_ANNOUNCE | bytes | distance from a region's start to its announcements
-        P_ANNOUNCE_STEP | bytes | distance between the two announcements
-        P_RECORDS | bytes | distance from a region's start to its tile records
-        P_INDEX | bytes | distance from a region's start to its index
-        P_LINKS | bytes | distance from a region's start to its links, see sums.py
-        P_RING | bytes | distance from a region's start to its ring
-        P_MARKS | bytes | distance from the start of a local peer's region to its words about sources, see sums.py
-        """,
-    ),
-]
+JOB_SCALARS = _words("""
+    RANK | engine | rank | this rank
+    WORLD | engine | ranks | ranks of the group
+    WORKERS | tile | workers | workers that take part
+    HELD | object | experts | experts that this rank holds
+    COMPUTED | object | experts | experts that this rank may compute: first held ones, then readable ones of local peers
+    STAY_ROWS | object | rows | fewest rows for a foreign expert that stay, see staying.py | cpu
+    READING_ROWS | object | rows | rows whose arithmetic takes as long as reading their expert's weights | cpu
+    BUSIEST_DECIDES | object | flag | the busiest rank's work also decides whether rows stay | cpu
+    MAX_COMPUTED | engine | experts | most experts that a rank may compute
+    MAX_ROWS | engine | rows | most packed rows of a rank
+    EXPERTS | object | experts | experts that ids may name: the layer's experts and its identity experts
+    TOP_K | object | choices | experts that compute a token: the chosen ones and the shared expert
+    CHOICES | object | choices | experts that are chosen for a token | all | route_block.k
+    SHARED | object | experts | 1 + the shared expert's place among the held experts, 0: no shared expert
+    SHARED_FFN | object | columns | width of the shared expert's hidden activations
+    IDENTITY | object | experts | identity experts, whose ids have no slot
+    HIDDEN | object | columns | width of a row | all | \
+        route_block expert_rows up_columns combine_token weigh_shared backward_rows weigh_row
+    FFN | object | columns | width of the hidden activations | all | backward_rows
+    TOKENS | call | tokens | tokens of this call
+    EPOCH | start | call | serial number of this call
+    OBJECT | object | | number of the layer object or exchange on its communicator
+    PLACEMENT | object | | version of the placement: a fingerprint of which ranks hold which expert
+    LAYER | kind | | number of the layer in the object, 0 for an exchange
+    ROW_BYTES | object | bytes | size of a row that travels
+    RETURN_BYTES | object | bytes | size of a row that comes back
+    STATUS_IN | call | status | OK, or why this rank refuses its input
+    ROUTED | call | flag | ids and weights come from the user | cpu
+    KERNELS | object | handle | the element type's kernels, see kernels/cpu/entries.py | cpu
+    SCORE | object | | the score and the groups of experts, see `rule` in kernels/common/scores.py | cpu | route_block
+    RENORMALIZE | object | flag | the k weights of a token are divided by their sum | cpu | route_block
+    SCALE | object | float32 bits | factor by which weights are multiplied | cpu | route_block
+    ON_INPUT | object | flag | tokens are weighted instead of outputs, so X is the engine's own buffer | cpu
+    SUMS | object | flag | a node's outputs for a token come back as one row, see sums.py | cpu
+    SCALARS | object | flag | 32 bits travel beside the row of each pair, out and back, see scalars.py | cpu
+    ACTIVATION | object | | the activation and its limit | all | expert_rows up_columns backward_rows
+    MODE | kind | mode | the kind of call, see codes.py
+    EVENTS_MAX | events | events | most events of a worker, 0: no timeline | cpu
+    SPINS | engine | polls | idle polls before a worker yields its core | cpu
+    YIELDS | engine | polls | idle polls before a worker sleeps | cpu
+    STRIDE | engine | bytes | distance between rows of a ring
+    RETURN_STRIDE | engine | bytes | distance between return rows
+    RING_ROWS | engine | rows | rows in the ring of a stream: of an ordered pair of ranks, or of a rank and a node
+    LOCAL_ROWS | engine | rows | rows in the ring between two ranks of a node, at most RING_ROWS
+    RING_RECORDS | engine | records | records in the ring of an ordered pair of ranks
+    TILE | tile | rows | most rows of a tile
+    BATCH | tile | rows | most rows of a run, and the length of a command's lists
+    RUN_ROWS | tile | rows | more rows of an expert than this are cut into several runs
+    MERGE_ROWS | tile | rows | a run with fewer rows than this waits for announced rows
+    MERGE_POLLS | engine | polls | idle polls for which a run of fewer than MERGE_ROWS rows waits
+    PAUSE_NS | engine | ns | time after which compiled code returns to Python | cpu
+    REMOTE | engine | ranks | peers on other nodes
+    NODE_FIRST | engine | rank | first of the ranks that read the same streams of remote sources; at one level this rank
+    NODE_END | engine | rank | end of the ranks that read these streams
+    BUNDLE_PAIRS | engine | pairs | most (token, choice) pairs of a bundle, for each owner of the stream
+    ONCE_ROWS | engine | rows \
+        | tokens cross once to a local owner of at least so many rows, see packing.py; 0: never | cpu
+    ONCE_SHARE | engine | percent | the same limit in percent of the call's tokens; both limits must be reached | cpu
+    TIMEOUT_NS | object | ns | longest wait for a rank that is in the call | cuda
+    ABSENT_NS | object | ns | longest wait for a rank that is in user code | cuda
+    RUNS | tile | runs | most column-split runs at the same time
+    SPLIT_ROWS | tile | rows | most rows of a column-split run
+    UP_SHARES | tile | shares | shares in the first phase of a column-split run
+    DOWN_SHARES | tile | shares | shares in the second phase of a column-split run
+    SHARED_SHARES | tile | shares | shares in the first phase of a run of the shared expert
+    ALL_SPLIT | tile | flag | every run is column-split, not only those with few rows
+    X | call | address | rows that travel: the rows of INPUT, or those rows times their weights
+    X_STRIDE | call | bytes | distance between rows of X
+    INPUT | call | address | rows of the tokens, as the user gave them
+    INPUT_STRIDE | call | bytes | distance between rows of INPUT | all | weigh_shared.x_stride
+    ROUTER_X | call | address | rows that the router reads | cpu
+    ROUTER_X_STRIDE | call | bytes | distance between rows of ROUTER_X | cpu | route_block.x_stride
+    CAPACITY | call | choices | most choices of an expert by this rank's tokens, 0: no limit | cpu
+    LOGITS | call | address | where router scores are kept, [tokens, experts] float32, 0: nowhere | cpu
+    KEPT_WEIGHTS | call | address | where weights of tokens are kept, [tokens, top_k] float32, 0: nowhere | cpu
+    SCALARS_OUT | backward | address | [tokens, top_k] words whose lower halves travel with the rows | cpu
+    SCALARS_BACK | backward | address | [tokens, top_k] words for the scalars that come back | cpu
+    Y | call | address | rows of the output
+    IDS | call | address | [tokens, k] int64 chosen experts; -1: no expert; -2 - id: a choice beyond the capacity
+    WEIGHTS | call | address | [tokens, k] float32 combine weights
+    TAPE | backward | | in a backward call the number of the tape and the number of pieces; 0 in other calls
+    STORE | backward | address | where this rank keeps the rows that it computes, see store.py; 0: nowhere
+    STORE_STEP | backward | bytes | distance between places of the store
+    STORE_ROWS | backward | rows | rows for which the store has places
+    TAPED | tape | address | a record `taped` for each rank, see tape.py; 0: the call has no tape
+    SAVE | tape | | in a forward call what is kept of a row if it fits, see primitives/taped.py
+    TAPE_AT | tape | address | start of the memory where this rank may keep rows
+    TAPE_END | tape | address | end of that memory
+    TAPE_X | tape | bytes | size of a kept row
+    TAPE_HIDDEN | tape | bytes | size of the hidden activations that are kept of a row
+    BACKWARD_WEIGHTS | backward | address \
+        | for each held expert the addresses that `backward_rows` gets as weights | cpu
+    ROUTER | weights | address | packed router weights, float32, 0: none | cpu | route_block
+    ROUTER_BIAS | weights | address | [experts] float32, added to scores, 0: none | cpu | route_block
+    SELECT_BIAS | weights | address | [experts] float32, added to weights only to choose experts, 0: none | cpu \
+        | route_block
+    SHARED_UP | weights | address | the shared expert's up projection
+    SHARED_GATE | weights | address | the shared expert's gate projection, 0: none | cpu
+    SHARED_DOWN | weights | address | the shared expert's down projection
+    SHARED_UP_BIAS | weights | address | bias of the up projection, 0: none
+    SHARED_GATE_BIAS | weights | address | bias of the gate projection, 0: none | cpu
+    SHARED_DOWN_BIAS | weights | address | bias of the down projection, 0: none
+    SHARED_SIGMOID | weights | address \
+        | packed column w: the shared output is weighted by sigmoid(x w). 0: the weight is 1 | cpu | weigh_shared.column
+    LOADED | weights | flag | weights are loaded
+    VERSION | weights | changes | changes of this rank's weights of the layer so far
+    UP | weights | address | up projection of this rank's first expert
+    GATE | weights | address | gate projection of this rank's first expert, 0: none | cpu
+    DOWN | weights | address | down projection of this rank's first expert
+    UP_BIAS | weights | address | bias of UP. Without a bias: 0 on CPUs, an array of zeros on CUDA
+    GATE_BIAS | weights | address | bias of GATE, 0: none | cpu
+    GATED | weights | flag | experts have a gate projection, packed with the up projection | cuda
+    DOWN_BIAS | weights | address | bias of DOWN. Without a bias: 0 on CPUs, an array of zeros on CUDA
+    UP_STEP | weights | bytes | distance between the up projections of two experts
+    DOWN_STEP | weights | bytes | distance between the down projections of two experts
+    UP_BIAS_STEP | weights | bytes | distance between the biases of two experts' up projections
+    DOWN_BIAS_STEP | weights | bytes | distance between the biases of two experts' down projections
+    SCRATCH | engine | address | hidden activations of each worker, then of column-split runs
+    SCRATCH_STEP | tile | bytes | size of a worker's part of SCRATCH, 0 on CUDA
+    ALL_WORKERS | engine | workers | workers for which the state has commands
+    LOCK | engine | address | the rank's lock: 0, 1 + the worker that holds it, or OUTSIDE of lock.py
+    EVENTS | events | address | events of the timeline | cpu
+    OUT_ROWS | landing | address | rows that an exchange has received | cpu
+    WIRE | engine | address | the wire to remote peers, 0: none; see primitives/wire.py | all | \
+        expert_rows up_columns down_columns backward_rows
+    STATE | engine | address | the state
+    ABORT | engine | address | a word in host memory: 0, or the cause for which the host ends the call | cuda
+    MIRROR | engine | address | what remote peers have put, in host memory that kernels read | cuda
+    MIRROR_BYTES | engine | bytes | size of the mirror, 0 without remote peers | cuda
+    RUN_STEP | tile | bytes | distance between the hidden activations of two column-split runs
+    RUN_PITCH | tile | bytes | distance between rows of a run's hidden activations
+    P_RETURN_RECORDS | engine | bytes | distance from a region's start to its return records
+    P_ANNOUNCE | engine | bytes | distance from a region's start to its announcements
+    P_ANNOUNCE_STEP | engine | bytes | distance between the two announcements
+    P_RECORDS | engine | bytes | distance from a region's start to its tile records
+    P_INDEX | engine | bytes | distance from a region's start to its index
+    P_LINKS | engine | bytes | distance from a region's start to its links, see sums.py
+    P_RING | engine | bytes | distance from a region's start to its ring
+    P_MARKS | engine | bytes | distance from the start of a local peer's region to its words about sources, see sums.py
+""")
 JOB_TABLES = [
     Word("SLOT_OF", "for each expert the slot that this rank sends to", "slot", HOST, OBJECT),
     Word("SLOT_START", "for each rank its first slot, then the number of slots", "slot", HOST, OBJECT),
