@@ -36,7 +36,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 
 from kernel_cache.compile import jit
 
@@ -117,7 +117,10 @@ class EngineShape:
 
 @dataclass(frozen=True)
 class PairLayout:
-    """Byte offsets in the region that one rank writes in another's window. The words come first."""
+    """Byte offsets in the region that one rank writes in another's window. The words come first.
+
+    The fields up to `marks` are words of a job, in the job's order.
+    """
 
     return_records: int
     announce: int
@@ -126,9 +129,9 @@ class PairLayout:
     index: int
     links: int
     ring: int
+    marks: int  # where a local peer's words about sources begin, behind its ring
     staged: int
     staged_bytes: int
-    marks: int  # where a local peer's words about sources begin, behind its ring
     local_bytes: int  # bytes of the region of a local peer
 
     @property
@@ -148,7 +151,7 @@ class PairLayout:
         rows, local = s.ring_rows * s.stride, s.local_ring * s.stride
         marks = ring + local
         end = marks + (lines(WORD * s.world) if s.local_peers else 0)
-        return cls(return_records, announce, step, records, index, links, ring, ring + rows, rows, marks, end)
+        return cls(return_records, announce, step, records, index, links, ring, marks, ring + rows, rows, end)
 
     def remote_bytes(self, nodes: Nodes, rank: int, source: int) -> int:
         """Bytes of the region of a remote source in the window of `rank`."""
@@ -163,16 +166,8 @@ class PairLayout:
 
     def fill(self, job) -> None:
         """Write the offsets into a job."""
-        job[words.P_RETURN_RECORDS : words.P_MARKS + 1] = (
-            self.return_records,
-            self.announce,
-            self.announce_step,
-            self.records,
-            self.index,
-            self.links,
-            self.ring,
-            self.marks,
-        )
+        first, end = words.P_RETURN_RECORDS, words.P_MARKS + 1
+        job[first:end] = astuple(self)[: end - first]
 
 
 def return_stride(row_bytes: int, scalars: int) -> int:

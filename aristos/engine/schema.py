@@ -678,34 +678,15 @@ def job_words() -> list[Word]:
     return [*JOB_SCALARS, *starts, *JOB_TABLES, *JOB_CHECKS]
 
 
-def sizes(
-    *,
-    world: int,
-    max_computed: int,
-    copies: int,
-    records: int,
-    rows: int,
-    tokens: int,
-    top_k: int,
-    workers: int,
-    runs: int,
-    batch: int,
-) -> dict[str, int]:
-    """The DIMENSIONS of a configuration."""
+def sizes(*, tokens: int, top_k: int, batch: int, **given: int) -> dict[str, int]:
+    """The DIMENSIONS of a configuration. given: those that do not follow from others."""
     # a combine command lists the rows of its tokens' choices
     lists = max(batch * (LISTS + record("part").words), min(TOKEN_BLOCK, tokens) * top_k)
     command = COMMAND_HEAD + record("back").words * BACK_MOST + lists
-    return {
-        "world": world,
-        "max_computed": max_computed,
-        "copies": copies,
-        "copies_and_end": copies + 1,
-        "records": records,
-        "rows": rows,
+    return given | {
+        "copies_and_end": given["copies"] + 1,
         "blocks": -(-tokens // TOKEN_BLOCK) + 1,
-        "workers": workers,
-        "runs": runs,
-        "commands": workers + runs,
+        "commands": given["workers"] + given["runs"],
         "landed_words": record("landed").words,
         "run_words": record("run").words,
         "command_words": -(-command // 8) * 8,
