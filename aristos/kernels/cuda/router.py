@@ -21,45 +21,12 @@ from ...primitives import memory as mem
 from ...row_types import BY_KIND, ROW_TYPES
 from ..common.activations import logistic
 from ..common.scores import choose
+from . import router_job as words
 from .combine import combine_tokens
 from .compiler import cuda
 from .epilogue import NONE
 from .gemm import TILES, tile_product
 from .pack import COLUMNS, outputs, pack, pack_bias
-from .router_job import (
-    CAPACITY,
-    CHOICES,
-    EXPERTS,
-    GIVEN_IDS,
-    GIVEN_WEIGHTS,
-    HIDDEN,
-    IDS,
-    INPUT,
-    INPUT_STRIDE,
-    JOB_WORDS,
-    KEPT_WEIGHTS,
-    LOGITS,
-    OFFSET,
-    POSITION,
-    RENORMALIZE,
-    ROUTER,
-    SCALE,
-    SCORE,
-    SCRATCH,
-    SELECT_BIAS,
-    SHARED_SIGMOID,
-    SLOT_OF,
-    SLOTS,
-    STATUS,
-    TOKEN,
-    TOKENS,
-    TOP_K,
-    UNBEGUN,
-    WEIGHTED,
-    WEIGHTS,
-    X_STRIDE,
-    X,
-)
 from .tile import BYTES, CHUNK, Tile, tile_memory
 
 # values of STATUS: the engine's codes, which kernels may not import (a test compares them)
@@ -115,43 +82,43 @@ def pack_router(router: np.ndarray, bias: np.ndarray | None = None) -> np.ndarra
 @cuda.jit(device=True)
 def _report(job, status):
     """Raise STATUS to at least `status`."""
-    cuda.atomic.max(mem.words(job[STATUS], 1), 0, status)
+    cuda.atomic.max(mem.words(job[words.STATUS], 1), 0, status)
 
 
 @cuda.jit(device=True)
 def unbegun(job):
     """Whether the kernels must touch nothing, because the job belongs to an earlier call, whose arrays may be gone."""
-    return job[UNBEGUN] != 0 and mem.load(job[UNBEGUN]) != 0
+    return job[words.UNBEGUN] != 0 and mem.load(job[words.UNBEGUN]) != 0
 
 
 @cuda.jit(device=True)
 def width_of(job):
     """How many scores are stored for each token, padding included."""
-    return (job[EXPERTS] + COLUMNS - 1) // COLUMNS * COLUMNS
+    return (job[words.EXPERTS] + COLUMNS - 1) // COLUMNS * COLUMNS
 
 
 @cuda.jit(device=True)
 def _scores(job, token):
     """Address of a token's scores."""
-    return job[SCRATCH] + 2 * WORD * job[TOKENS] + FLOAT * width_of(job) * token
+    return job[words.SCRATCH] + 2 * WORD * job[words.TOKENS] + FLOAT * width_of(job) * token
 
 
 @cuda.jit(device=True)
 def _gate(job, token):
     """Address of a token's product with SHARED_SIGMOID."""
-    return _scores(job, job[TOKENS]) + GATE * token
+    return _scores(job, job[words.TOKENS]) + GATE * token
 
 
 @cuda.jit(device=True)
 def counts_of(job):
     """Address of the counts of every block, [blocks, slots]. Counts by choice, [blocks, TOP_K, slots], follow them."""
-    return _gate(job, job[TOKENS])
+    return _gate(job, job[words.TOKENS])
 
 
 @cuda.jit(device=True)
 def counts_by_choice(job):
     """Address of the counts by choice, which `route` writes if there is a capacity."""
-    return counts_of(job) + WORD * job[SLOTS] * ((job[TOKENS] + BLOCK - 1) // BLOCK)
+    return counts_of(job) + WORD * job[words.SLOTS] * ((job[words.TOKENS] + BLOCK - 1) // BLOCK)
 
 
 @cuda.jit(device=True)
@@ -160,10 +127,10 @@ def _checked(job, token, ids, weights):
 
     Ids must be in -1..E-1, and only -1 may occur twice. The weight of a choice must be finite, unless its id is -1.
     """
-    k, experts, status = job[CHOICES], job[EXPERTS], OK
-    given_ids = mem.words(job[GIVEN_IDS] + WORD * k * token, k)
-    given_weights = mem.floats(job[GIVEN_WEIGHTS] + FLOAT * k * token, k)
-    apart = job[GIVEN_IDS] != job[IDS]
+    k, experts, status = job[words.CHOICES], job[words.EXPERTS], OK
+    given_ids = mem.words(job[words.GIVEN_IDS] + WORD * k * token, k)
+    given_weights = mem.floats(job[words.GIVEN_WEIGHTS] + FLOAT * k * token, k)
+    apart = job[words.GIVEN_IDS] != job[words.IDS]
     for j in range(k):
         e = given_ids[j]
         good = -1 <= e < experts
@@ -183,22 +150,22 @@ def _checked(job, token, ids, weights):
 @cuda.jit(device=True)
 def _chosen(job, token, row, ids, weights):
     """Choose a token's experts by its scores `row` [EXPERTS]: ids [CHOICES], weights [CHOICES]. Returns its status."""
-    k, experts = job[CHOICES], job[EXPERTS]
-    if job[LOGITS] != 0:
-        kept = mem.floats(job[LOGITS] + FLOAT * experts * token, experts)
+    k, experts = job[words.CHOICES], job[words.EXPERTS]
+    if job[words.LOGITS] != 0:
+        kept = mem.floats(job[words.LOGITS] + FLOAT * experts * token, experts)
         for e in range(experts):
             kept[e] = row[e]
     for j in range(k):
         weights[j] = 0  # compiled code may read weights speculatively
-    scale, bias = mem.float_of_bits(job[SCALE]), job[SELECT_BIAS]
-    found = choose(row, experts, k, job[SCORE], job[RENORMALIZE], scale, bias, ids, weights)
+    scale, bias = mem.float_of_bits(job[words.SCALE]), job[words.SELECT_BIAS]
+    found = choose(row, experts, k, job[words.SCORE], job[words.RENORMALIZE], scale, bias, ids, weights)
     return OK if found else NOT_FINITE
 
 
 @cuda.jit(device=True)
 def _shared_weight(job, token):
     """(weight of the shared expert for a token, its status)."""
-    if job[SHARED_SIGMOID] == 0:
+    if job[words.SHARED_SIGMOID] == 0:
         return ONE, OK
     gate = mem.floats(_gate(job, token), 1)[0]
     return logistic(gate), OK if gate - gate == 0 else NOT_FINITE
@@ -215,68 +182,73 @@ def route(kind: str) -> Any:
     size = BYTES[kind]
 
     def kernel(job_address):
-        job = mem.words(job_address, JOB_WORDS)
+        job = mem.words(job_address, words.JOB_WORDS)
         if unbegun(job):
             return
         shared = memory()
         # First come the router's columns, then SHARED_SIGMOID's column as one more tile. Each tile reads the job again,
         # because registers cannot hold its words during a product.
-        n0 = width_of(job) if job[GIVEN_IDS] != 0 else 0
-        while n0 < width_of(job) + (tile_n if job[SHARED_SIGMOID] != 0 else 0):
+        n0 = width_of(job) if job[words.GIVEN_IDS] != 0 else 0
+        while n0 < width_of(job) + (tile_n if job[words.SHARED_SIGMOID] != 0 else 0):
             thread, first = cuda.threadIdx.x, cuda.blockIdx.x * BLOCK
-            m, width, depth = min(job[TOKENS] - first, BLOCK), width_of(job), FLOAT * job[HIDDEN]
+            m, width, depth = min(job[words.TOKENS] - first, BLOCK), width_of(job), FLOAT * job[words.HIDDEN]
             pitch = (depth + CHUNK - 1) // CHUNK * CHUNK
-            a_rows = job[SCRATCH] + WORD * first
-            c_rows = a_rows + WORD * job[TOKENS]
-            weight, columns, stored, at = job[ROUTER], width, width, n0
+            a_rows = job[words.SCRATCH] + WORD * first
+            c_rows = a_rows + WORD * job[words.TOKENS]
+            weight, columns, stored, at = job[words.ROUTER], width, width, n0
             if n0 == width:
-                weight, columns, stored, at = job[SHARED_SIGMOID], COLUMNS, 1, 0
+                weight, columns, stored, at = job[words.SHARED_SIGMOID], COLUMNS, 1, 0
             if thread < m and (n0 == 0 or n0 == width):
                 token = first + thread
-                row = job[X] + job[X_STRIDE] * token if n0 == 0 else job[INPUT] + job[INPUT_STRIDE] * token
+                if n0 == 0:
+                    row = job[words.X] + job[words.X_STRIDE] * token
+                else:
+                    row = job[words.INPUT] + job[words.INPUT_STRIDE] * token
                 mem.store(a_rows + WORD * thread, row)
                 mem.store(c_rows + WORD * thread, _scores(job, token) if n0 == 0 else _gate(job, token))
             cuda.syncthreads()
             product(shared, a_rows, c_rows, m, weight, pitch, weight + pitch * columns, stored, depth, at, NONE, 0)
             n0 += tile_n
         thread, first = cuda.threadIdx.x, cuda.blockIdx.x * BLOCK
-        m, a_rows = min(job[TOKENS] - first, BLOCK), job[SCRATCH] + WORD * first
+        m, a_rows = min(job[words.TOKENS] - first, BLOCK), job[words.SCRATCH] + WORD * first
         counts = cuda.shared.array(0, np.int64, CHUNK)
-        slots, limited = job[SLOTS], job[CAPACITY] > 0
-        counted = slots * job[TOP_K] if limited else slots
+        slots, limited = job[words.SLOTS], job[words.CAPACITY] > 0
+        counted = slots * job[words.TOP_K] if limited else slots
         for i in range(thread, counted, THREADS):
             counts[i] = 0
         cuda.syncthreads()
         if thread < m:
-            token, k, chosen = first + thread, job[TOP_K], job[CHOICES]
-            ids, weights = mem.words(job[IDS] + WORD * k * token, k), mem.floats(job[WEIGHTS] + FLOAT * k * token, k)
-            if job[GIVEN_IDS] != 0:
+            token, k, chosen = first + thread, job[words.TOP_K], job[words.CHOICES]
+            ids = mem.words(job[words.IDS] + WORD * k * token, k)
+            weights = mem.floats(job[words.WEIGHTS] + FLOAT * k * token, k)
+            if job[words.GIVEN_IDS] != 0:
                 status = _checked(job, token, ids, weights)
             else:
-                row = mem.floats(_scores(job, token), job[EXPERTS])
+                row = mem.floats(_scores(job, token), job[words.EXPERTS])
                 status = _chosen(job, token, row, ids, weights)
             if k > chosen:
-                ids[chosen] = job[EXPERTS]
+                ids[chosen] = job[words.EXPERTS]
                 weights[chosen], fine = _shared_weight(job, token)
                 status = max(status, fine)
             if status == OK:
-                slot_of = mem.words(job[SLOT_OF], job[EXPERTS] + 1)
+                slot_of = mem.words(job[words.SLOT_OF], job[words.EXPERTS] + 1)
                 for j in range(k):
                     if ids[j] >= 0 and slot_of[ids[j]] >= 0:
                         cuda.atomic.add(counts, slot_of[ids[j]] + (slots * j if limited else 0), 1)
             else:
                 _report(job, status)
-            if job[WEIGHTED] != 0:
-                mem.floats(job[KEPT_WEIGHTS] + FLOAT * token, 1)[0] = weights[0]
+            if job[words.WEIGHTED] != 0:
+                mem.floats(job[words.KEPT_WEIGHTS] + FLOAT * token, 1)[0] = weights[0]
                 weights[0] = ONE
-                mem.store(a_rows + WORD * thread, job[INPUT] + job[INPUT_STRIDE] * token)
+                mem.store(a_rows + WORD * thread, job[words.INPUT] + job[words.INPUT_STRIDE] * token)
         cuda.syncthreads()
         total = (counts_by_choice(job) if limited else counts_of(job)) + WORD * counted * cuda.blockIdx.x
         for i in range(thread, counted, THREADS):
             mem.store(total + WORD * i, counts[i])
-        if job[WEIGHTED] != 0:
-            row_bytes = size * job[HIDDEN]
-            weigh(job[WEIGHTED] + row_bytes * first, m, 1, job[KEPT_WEIGHTS] + FLOAT * first, a_rows, row_bytes)
+        if job[words.WEIGHTED] != 0:
+            row_bytes = size * job[words.HIDDEN]
+            y, factors = job[words.WEIGHTED] + row_bytes * first, job[words.KEPT_WEIGHTS] + FLOAT * first
+            weigh(y, m, 1, factors, a_rows, row_bytes)
 
     kernel.__name__ = "route" if kind == "f32" else f"route_{kind}"
     return cuda.jit(kernel)
@@ -299,17 +271,17 @@ def _before(partial, thread):
 @cuda.jit
 def place(job_address):
     """Compute OFFSET, TOKEN and POSITION from ids and counts. Grid: blocks(tokens), at least one."""
-    job = mem.words(job_address, JOB_WORDS)
+    job = mem.words(job_address, words.JOB_WORDS)
     if unbegun(job):
         return
     shared = cuda.shared.array(0, np.int64, CHUNK)
     thread, block, first = cuda.threadIdx.x, cuda.blockIdx.x, cuda.blockIdx.x * BLOCK
-    tokens, k, slots = job[TOKENS], job[TOP_K], job[SLOTS]
+    tokens, k, slots = job[words.TOKENS], job[words.TOP_K], job[words.SLOTS]
     before, base, partial = shared[:slots], shared[slots : 2 * slots], shared[2 * slots : 2 * slots + THREADS]
     slot_of_choice = shared[2 * slots + THREADS :]
     parts = (tokens + BLOCK - 1) // BLOCK  # without tokens: 0 parts, but one block
     counts = mem.words(counts_of(job), parts * slots)
-    good = mem.load(job[STATUS]) == OK
+    good = mem.load(job[words.STATUS]) == OK
     for slot in range(thread, slots, THREADS):
         all_blocks, earlier = 0, 0
         if good:
@@ -331,13 +303,13 @@ def place(job_address):
         count = base[slot]
         base[slot] = offset + before[slot]
         if block == 0:
-            mem.store(job[OFFSET] + WORD * slot, offset)
+            mem.store(job[words.OFFSET] + WORD * slot, offset)
         offset += count
     if block == 0 and thread == THREADS - 1:
-        mem.store(job[OFFSET] + WORD * slots, offset)
+        mem.store(job[words.OFFSET] + WORD * slots, offset)
     choices = min(tokens - first, BLOCK) * k if good else 0
-    ids = mem.words(job[IDS] + WORD * k * first, choices)
-    slot_of = mem.words(job[SLOT_OF], job[EXPERTS] + 1)
+    ids = mem.words(job[words.IDS] + WORD * k * first, choices)
+    slot_of = mem.words(job[words.SLOT_OF], job[words.EXPERTS] + 1)
     for i in range(thread, choices, THREADS):
         slot_of_choice[i] = slot_of[ids[i]] if ids[i] >= 0 else -1
     cuda.syncthreads()
@@ -347,5 +319,5 @@ def place(job_address):
             row = base[slot]
             for j in range(i):
                 row += slot_of_choice[j] == slot
-            mem.store(job[TOKEN] + WORD * row, first + i // k)
-        mem.store(job[POSITION] + WORD * (k * first + i), row)
+            mem.store(job[words.TOKEN] + WORD * row, first + i // k)
+        mem.store(job[words.POSITION] + WORD * (k * first + i), row)
