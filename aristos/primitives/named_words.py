@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from llvmlite import binding, ir
 from numba import types
-from numba.extending import intrinsic
+
+from .intrinsics import emitted
 
 
 def address_of(symbol: str, words: np.ndarray) -> Any:
@@ -22,12 +23,9 @@ def address_of(symbol: str, words: np.ndarray) -> Any:
     binding.add_symbol(symbol, words.ctypes.data)
     kind = ir.ArrayType(ir.IntType(64), words.size)  # LLVM assumes that no access goes beyond a variable
 
-    @intrinsic
-    def address(typingctx: Any) -> Any:
-        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            name = builder.module.globals.get(symbol) or ir.GlobalVariable(builder.module, kind, symbol)
-            return builder.ptrtoint(name, ir.IntType(64))
-
-        return types.int64(), codegen
+    @emitted(types.int64)
+    def address(builder: Any) -> Any:
+        name = builder.module.globals.get(symbol) or ir.GlobalVariable(builder.module, kind, symbol)
+        return builder.ptrtoint(name, ir.IntType(64))
 
     return address

@@ -3,208 +3,147 @@
 Importing this module registers the lowerings with Numba; it compiles nothing.
 """
 
+import time
+
 import numpy as np
 from llvmlite import binding, ir
 from numba import carray, types
 from numba.core import cgutils
-from numba.extending import intrinsic, overload
+from numba.extending import overload
 
 from ...primitives import memory as mem
+from ...primitives.intrinsics import emitted, forward
 
 I32, I64, F32 = ir.IntType(32), ir.IntType(64), ir.FloatType()
-WORD = I64.as_pointer()
+BYTE, WORD = ir.IntType(8).as_pointer(), I64.as_pointer()
+INT, VOID = types.int64, types.void
+
+
+def _lowering(result, *arguments):
+    """A decorator that makes an intrinsic, as `emitted` does. It lowers the function of `memory` that has its name."""
+
+    def register(emit):
+        made = emitted(result, *arguments)(emit)
+        overload(getattr(mem, emit.__name__), inline="always")(forward(getattr(mem, emit.__name__), made))
+        return made
+
+    return register
+
+
+def _call(builder, name, result, arguments):
+    """Call a C function. arguments: LLVM values."""
+    kind = ir.FunctionType(result, [each.type for each in arguments])
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), arguments)
 
 
 # ---------------------------------------------------------------- words
 
 
-@intrinsic
-def _load(typingctx, addr):
-    def codegen(context, builder, signature, args):
-        return builder.load(builder.inttoptr(args[0], WORD), align=8)
-
-    return types.int64(types.int64), codegen
+@_lowering(INT, INT)
+def load(builder, addr):
+    return builder.load(builder.inttoptr(addr, WORD), align=8)
 
 
-@intrinsic
-def _store(typingctx, addr, value):
-    def codegen(context, builder, signature, args):
-        builder.store(args[1], builder.inttoptr(args[0], WORD), align=8)
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.int64), codegen
+@_lowering(VOID, INT, INT)
+def store(builder, addr, value):
+    builder.store(value, builder.inttoptr(addr, WORD), align=8)
 
 
-@intrinsic
-def _load_acquire(typingctx, addr):
-    def codegen(context, builder, signature, args):
-        return builder.load_atomic(builder.inttoptr(args[0], WORD), "acquire", 8)
-
-    return types.int64(types.int64), codegen
+@_lowering(INT, INT)
+def load_acquire(builder, addr):
+    return builder.load_atomic(builder.inttoptr(addr, WORD), "acquire", 8)
 
 
-@intrinsic
-def _store_release(typingctx, addr, value):
-    def codegen(context, builder, signature, args):
-        builder.store_atomic(args[1], builder.inttoptr(args[0], WORD), "release", 8)
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.int64), codegen
+@_lowering(VOID, INT, INT)
+def store_release(builder, addr, value):
+    builder.store_atomic(value, builder.inttoptr(addr, WORD), "release", 8)
 
 
-@intrinsic
-def _fetch_add(typingctx, addr, value):
-    def codegen(context, builder, signature, args):
-        return builder.atomic_rmw("add", builder.inttoptr(args[0], WORD), args[1], "acq_rel")
-
-    return types.int64(types.int64, types.int64), codegen
+@_lowering(INT, INT)
+def arrived(builder, word):
+    return builder.load_atomic(builder.inttoptr(word, WORD), "acquire", 8)
 
 
-@intrinsic
-def _compare_exchange(typingctx, addr, expected, value):
-    def codegen(context, builder, signature, args):
-        pointer = builder.inttoptr(args[0], WORD)
-        pair = builder.cmpxchg(pointer, args[1], args[2], "acq_rel", "acquire")
-        return builder.extract_value(pair, 1)
-
-    return types.boolean(types.int64, types.int64, types.int64), codegen
+overload(mem.notify, inline="always")(
+    lambda word, value, nbytes: lambda word, value, nbytes: store_release(word, value)  # type: ignore[call-arg]
+)
 
 
-@intrinsic
-def _copy_row(typingctx, dst, src, nbytes):
-    def codegen(context, builder, signature, args):
-        byte = ir.IntType(8).as_pointer()
-        cgutils.raw_memcpy(builder, builder.inttoptr(args[0], byte), builder.inttoptr(args[1], byte), args[2], 1)
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.int64, types.int64), codegen
+@_lowering(INT, INT, INT)
+def fetch_add(builder, addr, value):
+    return builder.atomic_rmw("add", builder.inttoptr(addr, WORD), value, "acq_rel")
 
 
-@intrinsic
-def _call(typingctx, function, a, b, c, d, e, f, g, h):
+@_lowering(types.boolean, INT, INT, INT)
+def compare_exchange(builder, addr, expected, value):
+    pair = builder.cmpxchg(builder.inttoptr(addr, WORD), expected, value, "acq_rel", "acquire")
+    return builder.extract_value(pair, 1)
+
+
+@_lowering(VOID, INT, INT, INT)
+def copy_row(builder, dst, src, nbytes):
+    cgutils.raw_memcpy(builder, builder.inttoptr(dst, BYTE), builder.inttoptr(src, BYTE), nbytes, 1)
+
+
+@_lowering(INT, *[INT] * 9)
+def call(builder, function, *arguments):
     """Call a C function. By the calling conventions of x86-64 and AArch64, an `int` argument is an int64's low half."""
-
-    def codegen(context, builder, signature, args):
-        pointer = builder.inttoptr(args[0], ir.FunctionType(I32, [I64] * 8).as_pointer())
-        return builder.sext(builder.call(pointer, args[1:]), I64)
-
-    return types.int64(*[types.int64] * 9), codegen
+    pointer = builder.inttoptr(function, ir.FunctionType(I32, [I64] * 8).as_pointer())
+    return builder.sext(builder.call(pointer, arguments), I64)
 
 
 # ---------------------------------------------------------------- spinning, yielding, clock
 
 
-@intrinsic
-def _pause(typingctx):
-    def codegen(context, builder, signature, args):
-        if "x86" in binding.get_default_triple():
-            function = cgutils.get_or_insert_function(
-                builder.module, ir.FunctionType(ir.VoidType(), []), "llvm.x86.sse2.pause"
-            )
-            builder.call(function, [])
-        return context.get_dummy_value()
-
-    return types.void(), codegen
+@_lowering(VOID)
+def pause(builder):
+    if "x86" in binding.get_default_triple():
+        _call(builder, "llvm.x86.sse2.pause", ir.VoidType(), [])
 
 
-@intrinsic
-def _yield_core(typingctx):
-    def codegen(context, builder, signature, args):
-        function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(I32, []), "sched_yield")
-        builder.call(function, [])
-        return context.get_dummy_value()
-
-    return types.void(), codegen
+@_lowering(VOID)
+def yield_core(builder):
+    _call(builder, "sched_yield", I32, [])
 
 
-@intrinsic
-def _nap(typingctx):
-    def codegen(context, builder, signature, args):
-        function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(I32, [I32]), "usleep")
-        builder.call(function, [I32(1)])
-        return context.get_dummy_value()
-
-    return types.void(), codegen
+@_lowering(VOID)
+def nap(builder):
+    _call(builder, "usleep", I32, [I32(1)])
 
 
-@intrinsic
-def _clock(typingctx):
+@_lowering(INT)
+def clock(builder):
     """Call the C library's clock_gettime(CLOCK_MONOTONIC), which on Linux needs no system call (vDSO)."""
-    import time
-
-    number = time.CLOCK_MONOTONIC
-
-    def codegen(context, builder, signature, args):
-        function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(I32, [I32, WORD]), "clock_gettime")
-        spec = cgutils.alloca_once(builder, ir.ArrayType(I64, 2))
-        pointer = builder.bitcast(spec, WORD)
-        builder.call(function, [I32(number), pointer])
-        seconds = builder.load(pointer)
-        return builder.add(builder.mul(seconds, I64(10**9)), builder.load(builder.gep(pointer, [I64(1)])))
-
-    return types.int64(), codegen
+    pointer = builder.bitcast(cgutils.alloca_once(builder, ir.ArrayType(I64, 2)), WORD)
+    _call(builder, "clock_gettime", I32, [I32(time.CLOCK_MONOTONIC), pointer])
+    seconds = builder.load(pointer)
+    return builder.add(builder.mul(seconds, I64(10**9)), builder.load(builder.gep(pointer, [I64(1)])))
 
 
-@intrinsic
-def _pointer(typingctx, addr):
-    def codegen(context, builder, signature, args):
-        return builder.inttoptr(args[0], cgutils.voidptr_t)
-
-    return types.voidptr(types.int64), codegen
+# ---------------------------------------------------------------- floats
 
 
-@intrinsic
-def half_of_float(typingctx, value):
-    def codegen(context, builder, signature, args):
-        return builder.bitcast(builder.fptrunc(args[0], ir.HalfType()), ir.IntType(16))
-
-    return types.uint16(types.float32), codegen
+@_lowering(types.float32, INT)
+def float_of_bits(builder, bits):
+    return builder.bitcast(builder.trunc(bits, I32), F32)
 
 
-@intrinsic
-def float_of_half(typingctx, bits):
-    def codegen(context, builder, signature, args):
-        return builder.fpext(builder.bitcast(args[0], ir.HalfType()), F32)
-
-    return types.float32(types.uint16), codegen
+@emitted(types.uint16, types.float32)
+def half_of_float(builder, value):
+    return builder.bitcast(builder.fptrunc(value, ir.HalfType()), ir.IntType(16))
 
 
-@intrinsic
-def _float_of_bits(typingctx, bits):
-    def codegen(context, builder, signature, args):
-        return builder.bitcast(builder.trunc(args[0], I32), F32)
-
-    return types.float32(types.int64), codegen
+@emitted(types.float32, types.uint16)
+def float_of_half(builder, bits):
+    return builder.fpext(builder.bitcast(bits, ir.HalfType()), F32)
 
 
-def _bind(name, lowered, count):
-    """Register `lowered` as the CPU lowering of `memory.<name>`."""
-    arguments = ", ".join("abcdefghi"[:count])
-    scope = {"lowered": lowered}
-    exec(f"def typed({arguments}):\n    return lambda {arguments}: lowered({arguments})", scope)
-    overload(getattr(mem, name), inline="always")(scope["typed"])
+# ---------------------------------------------------------------- views
 
 
-for _name, _lowered, _count in (
-    ("load", _load, 1),
-    ("store", _store, 2),
-    ("load_acquire", _load_acquire, 1),
-    ("store_release", _store_release, 2),
-    ("arrived", _load_acquire, 1),
-    ("fetch_add", _fetch_add, 2),
-    ("compare_exchange", _compare_exchange, 3),
-    ("copy_row", _copy_row, 3),
-    ("call", _call, 9),
-    ("pause", _pause, 0),
-    ("yield_core", _yield_core, 0),
-    ("nap", _nap, 0),
-    ("clock", _clock, 0),
-    ("float_of_bits", _float_of_bits, 1),
-):
-    _bind(_name, _lowered, _count)
-overload(mem.notify, inline="always")(
-    lambda word, value, nbytes: lambda word, value, nbytes: _store_release(word, value)  # type: ignore[call-arg]
-)
+@emitted(types.voidptr, INT)
+def _pointer(builder, addr):
+    return builder.inttoptr(addr, cgutils.voidptr_t)
 
 
 @overload(mem.floats)

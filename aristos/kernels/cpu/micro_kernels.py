@@ -4,10 +4,13 @@ Each public function emits one Numba intrinsic whose arguments are int64. `gemm.
 among the intrinsics, and define the same functions in plain Python.
 """
 
+import inspect
+
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic
+
+from ...primitives.intrinsics import emitted
 
 I8, I16, I32, I64, F32 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
 VOID, BYTE, WORD = ir.VoidType(), I8.as_pointer(), I64.as_pointer()
@@ -35,17 +38,10 @@ class BFloat(ir.types.Type):
 # ---------------------------------------------------------------- what micro-kernels share
 
 
-def _intrinsic(name, count, emit):
-    """A Numba intrinsic `name` with `count` int64 arguments and no result. emit(builder, args) writes its body."""
-
-    def codegen(context, builder, signature, args):
-        emit(builder, args)
-        return context.get_dummy_value()
-
-    names = ", ".join(f"argument{i}" for i in range(count))
-    scope = {"types": types, "count": count, "codegen": codegen}
-    exec(f"def {name}(typingctx, {names}):\n    return types.void(*[types.int64] * count), codegen", scope)
-    return intrinsic(scope[name])
+def _intrinsic(name, emit):
+    """A Numba intrinsic `name` without a result. emit(builder, *values) writes its body; the values are int64."""
+    count = len(inspect.signature(emit).parameters) - 1
+    return emitted(types.void, *[types.int64] * count, name=name)(emit)
 
 
 def _declare(builder, name, result, arguments):
@@ -124,20 +120,18 @@ def _prefetch(builder, address, level=L2_CACHE):
     builder.call(prefetch, [builder.inttoptr(address, BYTE), I32(0), I32(level), I32(1)])  # read; data cache
 
 
-def _emit_fetch(builder, args):
-    _prefetch(builder, args[0])
+def _emit_fetch(builder, address):
+    _prefetch(builder, address)
 
 
-fetch = _intrinsic("fetch", 1, _emit_fetch)
+fetch = _intrinsic("fetch", _emit_fetch)
 
 
 def stream(lanes):
     """Emit stream(dst, src, n), which copies n >= 1 vectors of float32 past the caches. dst is aligned to a vector."""
     vector = ir.VectorType(F32, lanes)
 
-    def emit(builder, args):
-        dst, src, n = args
-
+    def emit(builder, dst, src, n):
         def body(i, _):
             at = builder.mul(i, I64(4 * lanes))
             value = builder.load(_at(builder, src, at, vector), align=4)
@@ -147,23 +141,22 @@ def stream(lanes):
 
         _loop(builder, [], n, body)
 
-    return _intrinsic("stream", 3, emit)
+    return _intrinsic("stream", emit)
 
 
 def settle(x86):
     """Emit settle(), which orders the stores of `stream` before all later stores."""
 
-    def emit(builder, args):
+    def emit(builder):
         if x86:
             builder.call(_declare(builder, "llvm.x86.sse.sfence", VOID, []), [])
         else:
             builder.fence("release")
 
-    return _intrinsic("settle", 0, emit)
+    return _intrinsic("settle", emit)
 
 
-def _emit_transpose(builder, args):
-    rows, offset, to, pitch = args
+def _emit_transpose(builder, rows, offset, to, pitch):
     vector, picks = ir.VectorType(I32, 8), ir.VectorType(I32, 8)
 
     def pick(first, second, lanes):
@@ -190,7 +183,7 @@ def _emit_transpose(builder, args):
         builder.store(column, _at(builder, to, builder.mul(pitch, I64(c)), vector), align=4)
 
 
-transpose = _intrinsic("transpose", 4, _emit_transpose)  # transpose(rows, offset, to, pitch): see `gemm.transpose`
+transpose = _intrinsic("transpose", _emit_transpose)  # transpose(rows, offset, to, pitch): see `gemm.transpose`
 
 
 def _fma(builder, vector):
@@ -244,8 +237,7 @@ def _rounded(builder, values, instruction):
 def round_block(lanes, instruction):
     """Emit round(dst, src, n), which rounds n <= 32 float32 to bfloat16. 32 float32 must be readable at src."""
 
-    def emit(builder, args):
-        dst, src, n = args
+    def emit(builder, dst, src, n):
         vector, halves = ir.VectorType(F32, lanes), ir.VectorType(I16, lanes)
         parts = [
             _rounded(builder, builder.load(_at(builder, src, 4 * lanes * i, vector), align=4), instruction)
@@ -267,7 +259,7 @@ def round_block(lanes, instruction):
         builder.branch(done)
         builder.position_at_end(done)
 
-    return _intrinsic("round_block", 3, emit)
+    return _intrinsic("round_block", emit)
 
 
 def split_block(lanes, instruction):
@@ -276,8 +268,7 @@ def split_block(lanes, instruction):
     It writes 32 bfloat16 at `high` and 32 at `low`. The values after the first n are zeros.
     """
 
-    def emit(builder, args):
-        high, low, src, n = args
+    def emit(builder, high, low, src, n):
         vector, halves = ir.VectorType(F32, lanes), ir.VectorType(I16, lanes)
         words = ir.VectorType(I32, lanes)
         spare = builder.bitcast(cgutils.alloca_once(builder, ir.ArrayType(I8, SUMS)), BYTE)
@@ -300,7 +291,7 @@ def split_block(lanes, instruction):
             builder.store(upper, _at(builder, high, 2 * lanes * i, halves), align=2)
             builder.store(lower, _at(builder, low, 2 * lanes * i, halves), align=2)
 
-    return _intrinsic("split_block", 4, emit)
+    return _intrinsic("split_block", emit)
 
 
 # ---------------------------------------------------------------- weighted sums of rows of 16 bits
@@ -321,9 +312,7 @@ def weighted_rows(lanes, half):
             return builder.fpext(builder.bitcast(raw, ir.VectorType(ir.HalfType(), lanes)), vector)
         return builder.bitcast(builder.shl(builder.zext(raw, words), words([16] * lanes)), vector)
 
-    def emit(builder, args):
-        n, rows, weights, offset, sums = args
-
+    def emit(builder, n, rows, weights, offset, sums):
         def body(i, values):
             row = builder.load(_at(builder, rows, builder.mul(i, I64(8)), I64), align=8)
             weight = _broadcast(builder, _at(builder, weights, builder.mul(i, I64(4)), F32), lanes)
@@ -336,7 +325,7 @@ def weighted_rows(lanes, half):
         places = [_at(builder, sums, 4 * lanes * j, vector) for j in range(32 // lanes)]
         _store(builder, _loop(builder, [vector([0.0] * lanes) for _ in places], n, body), places)
 
-    return _intrinsic("weighted_float16" if half else "weighted_bfloat16", 5, emit)
+    return _intrinsic("weighted_float16" if half else "weighted_bfloat16", emit)
 
 
 # ---------------------------------------------------------------- float32
@@ -355,8 +344,7 @@ def micro_kernel(rows, vectors, pitch, lanes):
     """
     vector = ir.VectorType(F32, lanes)
 
-    def emit(builder, args):
-        a, b, c, jc, count, carry, ahead, pace = args
+    def emit(builder, a, b, c, jc, count, carry, ahead, pace):
         fma = _fma(builder, vector)
         places = []
         for i in range(rows):
@@ -378,7 +366,7 @@ def micro_kernel(rows, vectors, pitch, lanes):
 
         _store(builder, _loop(builder, _sums(builder, carry, places, vector), count, body), places)
 
-    return _intrinsic(f"micro_{rows}x{vectors * lanes}", 8, emit)
+    return _intrinsic(f"micro_{rows}x{vectors * lanes}", emit)
 
 
 def fma_loop(lanes, sums):
@@ -388,8 +376,7 @@ def fma_loop(lanes, sums):
     """
     vector = ir.VectorType(F32, lanes)
 
-    def emit(builder, args):
-        count, address = args
+    def emit(builder, count, address):
         fma = _fma(builder, vector)
         places = [_at(builder, address, 4 * lanes * i, vector) for i in range(sums)]
         start = [builder.load(place, align=4) for place in places]
@@ -397,7 +384,7 @@ def fma_loop(lanes, sums):
         new = _loop(builder, start, count, lambda k, values: [builder.call(fma, [value, x, x]) for value in values])
         _store(builder, new, places)
 
-    return _intrinsic(f"fma_{sums}x{lanes}", 2, emit)
+    return _intrinsic(f"fma_{sums}x{lanes}", emit)
 
 
 # ---------------------------------------------------------------- 16-bit weights, widened in registers
@@ -417,8 +404,7 @@ def _walk_bfloat16(name, rows, vectors, lanes, alone, fetch, multiply):
     each = vectors // whole  # how many vectors a line has
     vector = ir.VectorType(F32, lanes)
 
-    def emit(builder, args):
-        a, b, sums, pairs, carry, ahead, pace = args
+    def emit(builder, a, b, sums, pairs, carry, ahead, pace):
         places = [_at(builder, sums, SUMS * i + 4 * lanes * j, vector) for i in range(rows) for j in range(vectors)]
 
         def pair_of(p, right, values, columns):
@@ -468,7 +454,7 @@ def _walk_bfloat16(name, rows, vectors, lanes, alone, fetch, multiply):
         else:
             _store(builder, _loop(builder, start, pairs, together), places)
 
-    return _intrinsic(f"{name}_{rows}x{vectors * lanes}{'_alone' * alone}", 7, emit)
+    return _intrinsic(f"{name}_{rows}x{vectors * lanes}{'_alone' * alone}", emit)
 
 
 def widened_bfloat16(rows, vectors, pitch, lanes, alone=False, fetch=True):
@@ -508,8 +494,7 @@ def widened_float16(rows, vectors, pitch, lanes, unroll=True):
     """
     vector, halves = ir.VectorType(F32, lanes), ir.VectorType(ir.HalfType(), lanes)
 
-    def emit(builder, args):
-        a, b, sums, pairs, carry, ahead, pace = args
+    def emit(builder, a, b, sums, pairs, carry, ahead, pace):
         fma = _fma(builder, vector)
         places = [_at(builder, sums, SUMS * i + 4 * lanes * j, vector) for i in range(rows) for j in range(vectors)]
 
@@ -529,7 +514,7 @@ def widened_float16(rows, vectors, pitch, lanes, unroll=True):
         count = builder.shl(pairs, I64(1))
         _store(builder, _loop(builder, _sums(builder, carry, places, vector), count, body, unroll), places)
 
-    return _intrinsic(f"float16_{rows}x{vectors * lanes}", 7, emit)
+    return _intrinsic(f"float16_{rows}x{vectors * lanes}", emit)
 
 
 def dot_bfloat16(rows, vectors, pitch, lanes, alone=False, fetch=True, *, instruction):
@@ -567,8 +552,7 @@ def matrix_bfloat16(rows, vectors, pitch, lanes):
     def pick(builder, first, second, lanes):
         return builder.shuffle_vector(first, second, ir.Constant(words, lanes))
 
-    def emit(builder, args):
-        a, b, sums, pairs, carry, ahead, pace = args
+    def emit(builder, a, b, sums, pairs, carry, ahead, pace):
         product = _declare(builder, "llvm.aarch64.neon.bfmmla", vector, [vector, halves, halves])
 
         def place(i, j):
@@ -620,7 +604,7 @@ def matrix_bfloat16(rows, vectors, pitch, lanes):
                 if k != i:
                     builder.store(pick(builder, one, other, [2, 3, 6, 7]), place(k, j), align=4)
 
-    return _intrinsic(f"matrix_{rows}x{vectors * lanes}", 7, emit)
+    return _intrinsic(f"matrix_{rows}x{vectors * lanes}", emit)
 
 
 # ---------------------------------------------------------------- AMX tiles of bfloat16
@@ -698,8 +682,7 @@ def tile_kernel(down, parts=1):
     this order, so that it loads each tile once.
     """
 
-    def emit(builder, args):
-        a, below, b, sums, steps, carry, ahead, pace, upper, _ = args
+    def emit(builder, a, below, b, sums, steps, carry, ahead, pace, upper, lower):
         left, tile = [a, builder.add(a, below)][:down], builder.shl(upper, I64(6))
         tiles = Tiles(builder, down)
 
@@ -738,16 +721,16 @@ def tile_kernel(down, parts=1):
         _loop(builder, [], steps, body)
         tiles.end(places)
 
-    return _intrinsic(f"tiles_{down}x2x{parts}", 10, emit)
+    return _intrinsic(f"tiles_{down}x2x{parts}", emit)
 
 
-def _configure(builder, args):
-    builder.call(_declare(builder, "llvm.x86.ldtilecfg", VOID, [BYTE]), [_at(builder, args[0], 0, I8)])
+def _configure(builder, shapes):
+    builder.call(_declare(builder, "llvm.x86.ldtilecfg", VOID, [BYTE]), [_at(builder, shapes, 0, I8)])
 
 
-def _release(builder, args):
+def _release(builder):
     builder.call(_declare(builder, "llvm.x86.tilerelease", VOID, []), [])
 
 
-configure = _intrinsic("configure", 1, _configure)  # configure(shapes): see `tiles.configure`
-release = _intrinsic("release", 0, _release)
+configure = _intrinsic("configure", _configure)  # configure(shapes): see `tiles.configure`
+release = _intrinsic("release", _release)

@@ -166,8 +166,7 @@ def packed_rows(form, rows, vectors, pitch, lanes, table, at_once, dot="", lean=
     kind, size, each = ir.VectorType(F32, lanes), PAIR_BYTES[form] * together, rows * vectors
     left_bytes = (4 if dot else 8) * together  # bytes of a row for one unit of k
 
-    def emit(builder, args):
-        a, codes, sums, groups, pairs, scales, x, x_pitch, parts, flags = args
+    def emit(builder, a, codes, sums, groups, pairs, scales, x, x_pitch, parts, flags):
         units = _units(builder, pairs, together)
         fma, zero = _fma(builder, kind), [kind([0.0] * lanes)] * each
 
@@ -298,7 +297,7 @@ def packed_rows(form, rows, vectors, pitch, lanes, table, at_once, dot="", lean=
 
             _store(builder, _loop(builder, start, rest, group), waiting)
 
-    return _intrinsic(f"packed_{form}_{rows}x{vectors * lanes}{'_dot' * bool(dot)}", 10, emit)
+    return _intrinsic(f"packed_{form}_{rows}x{vectors * lanes}{'_dot' * bool(dot)}", emit)
 
 
 _STORED = {"float32": F32, "bfloat16": I16, "float16": ir.HalfType(), "e8m0": I8}  # LLVM's types of a panel's scales
@@ -325,8 +324,7 @@ def widen_scales(scale, form, lanes):
             raw = builder.bitcast(builder.select(is_least, words([1 << 22] * lanes), moved), kind)
         return builder.fmul(raw, kind([FP8_SCALE] * lanes)) if form == "fp8" else raw
 
-    def emit(builder, args):
-        source, target, groups, shared = args
+    def emit(builder, source, target, groups, shared):
         none = ir.Constant(ir.VectorType(stored, lanes), ir.Undefined)
 
         def of_group(first, take):
@@ -349,7 +347,7 @@ def widen_scales(scale, form, lanes):
 
         _either(builder, shared, lambda: of_group(nbytes, one), lambda: of_group(SUMS // 4 * nbytes, several))
 
-    return _intrinsic(f"widen_scales_{scale}_{lanes}", 4, emit)
+    return _intrinsic(f"widen_scales_{scale}_{lanes}", emit)
 
 
 def widen_zeros(form):
@@ -360,9 +358,7 @@ def widen_zeros(form):
     bits, columns = PAIR_BYTES[form] // 8, SUMS // 4
     codes, words, kind = (ir.VectorType(t, columns) for t in (I8, I32, F32))
 
-    def emit(builder, args):
-        source, target, groups = args
-
+    def emit(builder, source, target, groups):
         def body(g, _):
             place = builder.add(source, builder.mul(g, I64(columns * bits // 8)))
             if bits == 8:
@@ -381,4 +377,4 @@ def widen_zeros(form):
 
         _loop(builder, [], groups, body)
 
-    return _intrinsic(f"widen_zeros_{bits}", 3, emit)
+    return _intrinsic(f"widen_zeros_{bits}", emit)

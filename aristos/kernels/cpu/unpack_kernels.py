@@ -70,9 +70,7 @@ def unpack(form, lanes, table, words):
     `code_words` that unpacks codes, or None.
     """
 
-    def emit(builder, args):
-        codes, panel, blocks, near = args
-
+    def emit(builder, codes, panel, blocks, near):
         def body(k, _):
             read = builder.mul(k, I64(16 * PAIR_BYTES[form]))
             place, ahead = builder.add(codes, read), builder.add(near, read)
@@ -82,7 +80,7 @@ def unpack(form, lanes, table, words):
 
         _loop(builder, [], blocks, body)
 
-    return _intrinsic(f"unpack_{form}_{lanes}", 4, emit)
+    return _intrinsic(f"unpack_{form}_{lanes}", emit)
 
 
 def code_tiles(form, down, words):
@@ -98,8 +96,7 @@ def code_tiles(form, down, words):
     """
     size = 16 * PAIR_BYTES[form]
 
-    def emit(builder, args):
-        a, below, codes, ring, sums, groups, blocks, carry, pitch, near, upper, _ = args
+    def emit(builder, a, below, codes, ring, sums, groups, blocks, carry, pitch, near, upper, lower):
         left, total, tiles = [a, builder.add(a, below)][:down], builder.mul(groups, blocks), Tiles(builder, down)
 
         def panel_of(k):
@@ -140,7 +137,7 @@ def code_tiles(form, down, words):
             unpack_if_there(I64(k))
         _loop(builder, [], groups, group)
 
-    return _intrinsic(f"code_tiles_{form}_{down}x2", 12, emit)
+    return _intrinsic(f"code_tiles_{form}_{down}x2", emit)
 
 
 def close_groups(form, lanes):
@@ -152,8 +149,7 @@ def close_groups(form, lanes):
     """
     kind = ir.VectorType(F32, lanes)
 
-    def emit(builder, args):
-        m, groups, parts, pitch, sums, scales, x, x_pitch = args
+    def emit(builder, m, groups, parts, pitch, sums, scales, x, x_pitch):
         fma, vectors = _fma(builder, kind), range(SUMS // (4 * lanes))
 
         def loaded(place, offset):
@@ -181,4 +177,4 @@ def close_groups(form, lanes):
 
         _loop(builder, [], m, row)
 
-    return _intrinsic(f"close_groups_{form}_{lanes}", 8, emit)
+    return _intrinsic(f"close_groups_{form}_{lanes}", emit)

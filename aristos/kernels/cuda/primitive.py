@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from llvmlite import ir
 
+from ...primitives.intrinsics import positional
 from .compiler import intrinsic, types
 
 I32, I64, F32 = ir.IntType(32), ir.IntType(64), ir.FloatType()
@@ -59,8 +59,4 @@ def primitive(
 
 def named(typed: Callable[..., Any], name: str, count: int) -> Any:
     """An intrinsic with a name and `count` positional arguments, in the form that Numba requires."""
-    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    names = ["typing", *(f"a{i}" for i in range(count))]
-    typed.__name__ = name
-    typed.__signature__ = inspect.Signature([inspect.Parameter(n, kind) for n in names])  # type: ignore[attr-defined]
-    return intrinsic(typed)
+    return intrinsic(positional(typed, name, count))
