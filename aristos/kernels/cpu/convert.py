@@ -10,6 +10,7 @@ from numba.extending import overload
 from kernel_cache.compile import jit
 
 from ...primitives import memory as mem
+from ...primitives.intrinsics import forward
 from ..cpu import llvm
 from . import micro_kernels
 from .panels import LANES
@@ -30,8 +31,8 @@ def float_of_half(bits):
     return np.float32(np.uint16(bits).view(np.float16))
 
 
-overload(half_of_float, inline="always")(lambda value: lambda value: llvm.half_of_float(value))  # type: ignore[call-arg]
-overload(float_of_half, inline="always")(lambda bits: lambda bits: llvm.float_of_half(bits))  # type: ignore[call-arg]
+overload(half_of_float, inline="always")(forward(half_of_float, llvm.half_of_float))
+overload(float_of_half, inline="always")(forward(float_of_half, llvm.float_of_half))
 
 
 def round_block(dst, src, n):
@@ -47,8 +48,7 @@ def round_block(dst, src, n):
             out[i] = u + 0x7FFF + (u >> 16 & 1) >> 16
 
 
-_block = micro_kernels.round_block(LANES, FLUSHES)
-overload(round_block, inline="always")(lambda dst, src, n: lambda dst, src, n: _block(dst, src, n))
+overload(round_block, inline="always")(forward(round_block, micro_kernels.round_block(LANES, FLUSHES)))
 
 
 def split_block(high, low, src, n):
@@ -63,8 +63,7 @@ def split_block(high, low, src, n):
     round_block(low, rest.ctypes.data, 32)
 
 
-_split = micro_kernels.split_block(LANES, FLUSHES)
-overload(split_block, inline="always")(lambda high, low, src, n: lambda high, low, src, n: _split(high, low, src, n))
+overload(split_block, inline="always")(forward(split_block, micro_kernels.split_block(LANES, FLUSHES)))
 
 
 @jit

@@ -13,6 +13,7 @@ from kernel_cache.compile import jit
 
 from ...primitives import memory as mem
 from ...primitives.buffers import FLOAT, LINE
+from ...primitives.intrinsics import forward
 from ..common.branches import unrolled
 from . import micro_kernels
 from .micro_kernels import NEAR
@@ -58,7 +59,7 @@ def fetch(address):
     """Prefetch the cache line at `address`, which will be read soon."""
 
 
-overload(fetch)(lambda address: lambda address: micro_kernels.fetch(address))
+overload(fetch)(forward(fetch, micro_kernels.fetch))
 
 
 def stream(target, source, vectors):
@@ -70,9 +71,8 @@ def settle():
     """Order the stores of `stream` before all later stores of this thread."""
 
 
-_stream, _settle = micro_kernels.stream(LANES), micro_kernels.settle(not ISA.startswith("neon"))
-overload(stream)(lambda target, source, vectors: lambda target, source, vectors: _stream(target, source, vectors))
-overload(settle)(lambda: lambda: _settle())
+overload(stream)(forward(stream, micro_kernels.stream(LANES)))
+overload(settle)(forward(settle, micro_kernels.settle(not ISA.startswith("neon"))))
 
 
 def transpose(rows, offset, to, pitch):
@@ -85,9 +85,7 @@ def transpose(rows, offset, to, pitch):
         mem.bits32(to + pitch * c, 8)[:] = block[:, c]
 
 
-overload(transpose)(
-    lambda rows, offset, to, pitch: lambda rows, offset, to, pitch: micro_kernels.transpose(rows, offset, to, pitch)
-)
+overload(transpose)(forward(transpose, micro_kernels.transpose))
 
 
 def packed_bytes(rows, columns):

@@ -19,6 +19,7 @@ from kernel_cache.compile import inlined, jit
 
 from ...primitives import memory as mem
 from ...primitives.buffers import FLOAT, LINE
+from ...primitives.intrinsics import forward
 from ...quantised import FP4
 from ...weight_types import FORMATS
 from ..common.branches import unrolled
@@ -197,36 +198,13 @@ _widen_scales = unrolled(
     {code: packed_kernels.widen_scales(name, FORM, REGISTER) for name, code in SCALE_CODES.items()},
     globals(),
 )
-_widen_zeros = packed_kernels.widen_zeros(FORM)
 overload(widen_scales)(lambda code, source, target, groups, shared: _widen_scales)
-overload(widen_zeros)(
-    lambda source, target, groups: lambda source, target, groups: _widen_zeros(source, target, groups)
-)
+overload(widen_zeros)(forward(widen_zeros, packed_kernels.widen_zeros(FORM)))
 overload(rows_by_codes)(lambda code, a, codes, sums, groups, pairs, scales, x, x_pitch, parts, flags: _branches)
-overload(unpack)(
-    lambda codes, panel, blocks, near: lambda codes, panel, blocks, near: _unpack(codes, panel, blocks, near)
-)
-overload(close_groups)(
-    lambda m, groups, parts, pitch, sums, scales, x, x_pitch: (
-        lambda m, groups, parts, pitch, sums, scales, x, x_pitch: _close_groups(
-            m, groups, parts, pitch, sums, scales, x, x_pitch
-        )
-    )
-)
-
-
+overload(unpack)(forward(unpack, _unpack))
+overload(close_groups)(forward(close_groups, _close_groups))
 if TILED:
-    _both, _upper_alone = unpack_kernels.code_tiles(FORM, 2, WORDS), unpack_kernels.code_tiles(FORM, 1, WORDS)
-
-    @overload(code_sums)
-    def _lower_code_sums(a, below, codes, ring, sums, groups, blocks, carry, pitch, near, upper, lower):
-        def run(a, below, codes, ring, sums, groups, blocks, carry, pitch, near, upper, lower):
-            if lower > 0:
-                _both(a, below, codes, ring, sums, groups, blocks, carry, pitch, near, upper, lower)
-            else:
-                _upper_alone(a, below, codes, ring, sums, groups, blocks, carry, pitch, near, upper, lower)
-
-        return run
+    overload(code_sums)(tiles.by_rows(code_sums, lambda down: unpack_kernels.code_tiles(FORM, down, WORDS)))
 
 
 @inlined

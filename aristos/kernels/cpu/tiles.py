@@ -11,6 +11,8 @@ wait in the L1 cache between passes. The tile unit adds the products of a sum in
 not depend on the rows.
 """
 
+import inspect
+
 import numpy as np
 from numba.extending import overload
 
@@ -18,6 +20,7 @@ from kernel_cache.compile import inlined, jit
 
 from ...primitives import memory as mem
 from ...primitives.buffers import FLOAT
+from ...primitives.intrinsics import forward
 from . import micro_kernels
 from .convert import SPLIT, round_bfloat16, split_block
 from .elements import WIDTH
@@ -75,31 +78,22 @@ def _widened(addr, n):
     return (mem.bits16(addr, n).astype(np.uint32) << np.uint32(16)).view(np.float32)
 
 
-def _lowering(name, parts):
-    """The lowering of `tile_sums` (one part) or `split_sums` (two parts).
+def by_rows(function, kernel):
+    """What `overload(function)` needs to call kernel(2), for upper and lower tiles, or kernel(1) for the upper ones.
 
-    It calls the kernel for the upper tiles alone, or for upper and lower tiles. name: the function's name. It
-    makes the symbols of the two lowerings differ, because compiled code of several processes may be linked together.
+    The last argument of `function`, `lower`, is the number of rows of the lower tiles.
     """
-    both, upper_alone = micro_kernels.tile_kernel(2, parts), micro_kernels.tile_kernel(1, parts)
-
-    def typed(a, below, b, sums, steps, carry, ahead, pace, upper, lower):
-        def run(a, below, b, sums, steps, carry, ahead, pace, upper, lower):
-            if lower > 0:
-                both(a, below, b, sums, steps, carry, ahead, pace, upper, lower)
-            else:
-                upper_alone(a, below, b, sums, steps, carry, ahead, pace, upper, lower)
-
-        run.__qualname__ = f"{name}.run"
-        return run
-
-    return typed
+    names = ", ".join(inspect.signature(function).parameters)
+    scope = {"both": kernel(2), "upper_alone": kernel(1), "__name__": __name__}
+    branches = f"if lower > 0:\n            both({names})\n        else:\n            upper_alone({names})"
+    exec(f"def {function.__name__}({names}):\n    def run({names}):\n        {branches}\n    return run", scope)
+    return scope[function.__name__]
 
 
-overload(configure)(lambda shapes: lambda shapes: micro_kernels.configure(shapes))
-overload(release)(lambda: lambda: micro_kernels.release())
-overload(tile_sums)(_lowering("tile_sums", 1))
-overload(split_sums)(_lowering("split_sums", 2))
+overload(configure)(forward(configure, micro_kernels.configure))
+overload(release)(forward(release, micro_kernels.release))
+overload(tile_sums)(by_rows(tile_sums, micro_kernels.tile_kernel))
+overload(split_sums)(by_rows(split_sums, lambda down: micro_kernels.tile_kernel(down, 2)))
 
 
 @jit
