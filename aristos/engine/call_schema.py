@@ -17,6 +17,7 @@ BITS = "float32"  # the bits of a float32 in a word; the kernel reads the float3
 SCRATCH = "scratch"  # address of BLOCK_BYTES for the words of the call; the kernel's own memory follows them
 EXPERT = "expert"  # an address for each of WEIGHTS
 TRANSPOSED = "transposed"  # an address for each of TRANSPOSED_WEIGHTS; only in calls that use no block
+OF_CALL = "of call"  # int64, only in ROUTER_JOB: the kernel `begin` fills the word for each call
 GRADIENTS = "gradients"  # a tuple of addresses in the order of WEIGHTS; only in calls that use no block
 
 
@@ -236,12 +237,12 @@ CALLS = [_with_words(call) for call in (
     """), step=False, kernel=False),
 )]  # fmt: skip
 
-# ---- the job of the router kernels on GPUs, in the order of its words
+# ---- the job of the router kernels on GPUs, in the order of its words. The host fills those that are not of a call
 
 ROUTER_JOB = _arguments("""
-    x | address | rows of the kernel's kind, which the router reads. Each starts at a multiple of 16 bytes
-    x_stride | bytes | distance between rows of x
-    tokens | tokens | tokens of the call
+    x | address | rows of the kernel's kind, which the router reads. Each starts at a multiple of 16 bytes | of call
+    x_stride | bytes | distance between rows of x | of call
+    tokens | tokens | tokens of the call | of call
     hidden | columns | width of a row
     router | address | weights packed by `pack_router`
     experts | experts | experts that ids may name, identity experts included
@@ -250,11 +251,11 @@ ROUTER_JOB = _arguments("""
     score | | the score and the groups of experts, see `rule` in kernels/common/scores.py
     renormalize | flag | the weights of a token are divided by their sum
     scale | float32 bits | factor by which weights are multiplied
-    ids | address | [tokens, top_k] int64 chosen experts; -1: no expert; -2 - id: a choice beyond the capacity
-    weights | address | [tokens, top_k] float32 combine weights
-    given_ids | address | [tokens, choices] int64 from the user; may be the address of ids. 0: none
-    given_weights | address | [tokens, choices] float32 from the user, 0: none
-    capacity | choices | most choices of an expert, 0: no limit
+    ids | address | [tokens, top_k] int64 chosen experts; -1: no expert; -2 - id: a choice beyond the capacity | of call
+    weights | address | [tokens, top_k] float32 combine weights | of call
+    given_ids | address | [tokens, choices] int64 from the user; may be the address of ids. 0: none | of call
+    given_weights | address | [tokens, choices] float32 from the user, 0: none | of call
+    capacity | choices | most choices of an expert, 0: no limit | of call
     slot_of | address | [experts, then the shared expert] int64 slots in the packed order; -1: an identity expert
     slots | experts | slots in the packed order
     offset | address | [slots + 1] int64, see engine/packing.py
@@ -262,8 +263,8 @@ ROUTER_JOB = _arguments("""
     position | address | [tokens, top_k] int64, see engine/packing.py
     logits | address | [tokens, experts] float32, where scores are kept, 0: nowhere
     select_bias | address | [experts] float32, added to the weights when experts are compared, 0: none
-    input | address | rows of the tokens
-    input_stride | bytes | distance between rows of the tokens
+    input | address | rows of the tokens | of call
+    input_stride | bytes | distance between rows of the tokens | of call
     shared_sigmoid | address | `pack_router` of one column w: sigmoid(x w) weighs the shared expert. 0: weight 1
     weighted | address | where tokens times their weights go, whole rows side by side, 0: nowhere
     kept_weights | address | [tokens] float32 by which `weighted` was multiplied; `weights` is then 1. 0: nowhere
@@ -271,18 +272,6 @@ ROUTER_JOB = _arguments("""
     unbegun | address | a word that is not 0 if the engine has failed, so that no call began. 0: no such word
     scratch | address | memory of `scratch_bytes` bytes
 """)
-ROUTER_CALL = (  # the words of this job that the kernel `begin` fills for each call; the host fills the others
-    "x",
-    "x_stride",
-    "tokens",
-    "ids",
-    "weights",
-    "given_ids",
-    "given_weights",
-    "capacity",
-    "input",
-    "input_stride",
-)
 
 
 def words_of(call: Call) -> int:

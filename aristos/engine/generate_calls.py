@@ -238,7 +238,8 @@ def blocks() -> str:
 
 def router_job() -> str:
     """The text of kernels/cuda/router_job.py."""
-    every, of_call = schema.ROUTER_JOB, schema.ROUTER_CALL
+    every = schema.ROUTER_JOB
+    of_call = [each.name for each in every if each.dtype == schema.OF_CALL]
     numbers = "\n".join(
         f"    {each.name.upper()},  # {each.unit}{': ' * bool(each.unit)}{each.meaning}" for each in every
     )

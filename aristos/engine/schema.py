@@ -60,7 +60,7 @@ class Word:
 
 @dataclass(frozen=True)
 class StateTable:
-    """A table of the state. shape: names of DIMENSIONS. The job's word `T_` + its name says where it starts."""
+    """A table of the state. shape: names of `sizes`. The job's word `T_` + its name says where it starts."""
 
     name: str
     shape: tuple[str, ...]
@@ -331,23 +331,6 @@ BACK_MOST = 16  # most records `back` in a command: a decision adds as many as f
 LISTS = 5
 SIZE_CLASSES = 10  # classes of puts by size: 256 bytes, 1 KiB, 4 KiB ...
 
-# names of sizes: meaning
-DIMENSIONS = {
-    "world": "ranks of the group",
-    "max_computed": "most experts that a rank may compute",
-    "copies": "slots: copies of experts on all ranks",
-    "copies_and_end": "slots + 1",
-    "records": "records of an ordered pair of ranks: ring rows + 1",
-    "rows": "return rows: most tokens * k",
-    "blocks": "blocks of TOKEN_BLOCK tokens, + 1",
-    "workers": "workers of the rank",
-    "runs": "column-split runs at once",
-    "commands": "workers + runs",
-    "landed_words": "words of a landed tile's record",
-    "run_words": "words of a column-split run",
-    "command_words": "words of a command, whole lines",
-    "counter_words": "words of a worker's counters",
-}
 PEER, SOURCE_EXPERT, COMPUTED, SLOT = ("world",), ("world", "max_computed"), ("max_computed",), ("copies",)
 
 TABLES = [
@@ -679,16 +662,21 @@ def job_words() -> list[Word]:
 
 
 def sizes(*, tokens: int, top_k: int, batch: int, **given: int) -> dict[str, int]:
-    """The DIMENSIONS of a configuration. given: those that do not follow from others."""
+    """The sizes of tables in a configuration.
+
+    given: those that do not follow from others. world: ranks of the group. max_computed: most experts that a rank may
+    compute. copies: slots, that is copies of experts on all ranks. records: records of an ordered pair of ranks, ring
+    rows + 1. rows: return rows, most tokens * k. workers: workers of the rank. runs: column-split runs at once.
+    """
     # a combine command lists the rows of its tokens' choices
     lists = max(batch * (LISTS + record("part").words), min(TOKEN_BLOCK, tokens) * top_k)
     command = COMMAND_HEAD + record("back").words * BACK_MOST + lists
     return given | {
         "copies_and_end": given["copies"] + 1,
-        "blocks": -(-tokens // TOKEN_BLOCK) + 1,
+        "blocks": -(-tokens // TOKEN_BLOCK) + 1,  # blocks of TOKEN_BLOCK tokens, and the end of their queue
         "commands": given["workers"] + given["runs"],
         "landed_words": record("landed").words,
         "run_words": record("run").words,
-        "command_words": -(-command // 8) * 8,
+        "command_words": -(-command // 8) * 8,  # whole lines
         "counter_words": COUNTER_WORDS,
     }

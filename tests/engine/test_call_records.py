@@ -163,12 +163,12 @@ def test_every_array_of_an_expert_has_its_words_in_the_job():
 
 def test_a_router_job_has_each_word_once():
     every = [each.name for each in call_schema.ROUTER_JOB]
-    assert set(call_schema.ROUTER_CALL) < set(every)
+    assert set(router_job.OF_CALL) < set(every)
     values = {name: 2 + i for i, name in enumerate(every)}
-    lasting = {name: value for name, value in values.items() if name not in call_schema.ROUTER_CALL}
+    lasting = {name: value for name, value in values.items() if name not in router_job.OF_CALL}
     job = router_job.new_job(**lasting)
     fill = router_job.fill_routing
-    getattr(fill, "py_func", fill)(job, *(values[name] for name in call_schema.ROUTER_CALL))
+    getattr(fill, "py_func", fill)(job, *(values[name] for name in router_job.OF_CALL))
     assert job.tolist() == list(values.values()) == router_job.whole_job(**values).tolist()
     with pytest.raises(TypeError, match=r"missing \['tokens'\], unknown \[\]"):
         router_job.whole_job(**{name: value for name, value in values.items() if name != "tokens"})
