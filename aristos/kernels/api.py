@@ -117,7 +117,7 @@ class Packed:
             ("gate_bias", gate_bias, self.ffn),
             ("down_bias", down_bias, self.hidden),
         ):
-            parts.append(None if bias is None else element.pack_bias(_bias(name, bias, n)))
+            parts.append(None if bias is None else element.pack_bias(_array(name, bias, (n,), "float32")))
         self._parts = parts
         self._weights = ExpertWeights(*(0 if p is None else p.ctypes.data for p in parts))
         self._code = word(activation, limit)
@@ -186,7 +186,7 @@ def _weight(
 def _another(name: str, value: Any, shape: tuple[int, ...], element: ElementType) -> Any:
     """Check another matrix of an expert, which must have the type of the expert's first matrix."""
     if not isinstance(value, Quantised):
-        return _matrix(name, value, shape, element.name)
+        return _array(name, value, shape, element.name)
     if value.type != element.weight or value.shape != shape:
         raise InputError(
             f"{name} must be {element.weight} with shape {list(shape)}, got {value.type} {list(value.shape)}"
@@ -214,7 +214,7 @@ def _rows(
     x: Any, out: np.ndarray | None, width: int, columns: int, element: ElementType
 ) -> tuple[np.ndarray, np.ndarray]:
     """Check x [M, width] and `out` [M, columns]. Returns (rows to read, rows to write with their columns padded)."""
-    x = _matrix("x", x, (np.shape(x)[0] if np.ndim(x) else 0, width), element.name)
+    x = _array("x", x, (np.shape(x)[0] if np.ndim(x) else 0, width), element.name)
     if out is not None:
         check_out(out, (len(x), columns), x.dtype, x, contiguous=False)
     if x.strides[1] != x.itemsize:
@@ -238,15 +238,8 @@ def _addresses(m: np.ndarray) -> np.ndarray:
     return m.ctypes.data + m.strides[0] * np.arange(len(m))
 
 
-def _matrix(name: str, value: Any, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+def _array(name: str, value: Any, shape: tuple[int, ...], dtype: str) -> np.ndarray:
     array = np.asarray(value)
-    if not is_type(array, dtype) or array.ndim != 2 or array.shape != shape:
+    if not is_type(array, dtype) or array.shape != shape:
         raise InputError(f"{name} must be {dtype} with shape {list(shape)}, got {array.dtype} {list(array.shape)}")
-    return array
-
-
-def _bias(name: str, value: Any, n: int) -> np.ndarray:
-    array = np.asarray(value)
-    if array.dtype != np.float32 or array.shape != (n,):
-        raise InputError(f"{name} must be float32 with shape [{n}], got {array.dtype} {list(array.shape)}")
     return array

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
+import timeit
 from functools import cache
 from typing import Any
 
@@ -60,16 +59,6 @@ def rows(element: ElementType, entries: Any) -> int:
         for expert in range(EXPERTS):
             run(1, expert)
 
-    reading = _least(run_all) / EXPERTS
-    row = _least(lambda: run(MOST, 0)) / MOST
+    reading = min(timeit.repeat(run_all, number=1, repeat=3)) / EXPERTS
+    row = min(timeit.repeat(lambda: run(MOST, 0), number=1, repeat=3)) / MOST
     return max(1, round(reading / row))
-
-
-def _least(work: Callable[[], None]) -> float:
-    """How many seconds the fastest of three runs of `work` takes."""
-    times = []
-    for _ in range(3):
-        start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
-    return min(times)
