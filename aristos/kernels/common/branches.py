@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -33,3 +35,13 @@ def unrolled(
     scope = {"__name__": names["__name__"]} | {f"case_{code}": function for code, function in functions.items()}
     exec(compile("\n".join(lines), names["__file__"], "exec"), scope)
     return scope[name]
+
+
+def by_code(function: Callable[..., Any], kernels: Mapping[int, Callable[..., Any]], names: Mapping[str, Any]) -> Any:
+    """What `overload(function)` needs, so that compiled calls run the kernel whose code is the first argument, `code`.
+
+    The kernel gets the other arguments. names: the globals of the function's module.
+    """
+    arguments = ", ".join(list(inspect.signature(function).parameters)[1:])
+    branches = unrolled(f"_{function.__name__}", arguments, f"case({arguments})", kernels, names)
+    return functools.wraps(function)(lambda *_: branches)

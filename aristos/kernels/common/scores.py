@@ -186,15 +186,8 @@ def divide_by_sum(weights, k):
 
 
 FUNCTIONS = implementations(SCORES, globals())
-weigh = jit(
-    unrolled(
-        "weigh",
-        "row, experts, largest, renormalize, weights, k",
-        "case(row, experts, largest, renormalize, weights, k)",
-        FUNCTIONS,
-        globals(),
-    )
-)
+_arguments = "row, experts, largest, renormalize, weights, k"
+weigh = jit(unrolled("weigh", _arguments, f"case({_arguments})", FUNCTIONS, globals()))
 
 
 # ---- groups, and a bias for choosing only

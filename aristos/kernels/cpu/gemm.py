@@ -14,7 +14,7 @@ from kernel_cache.compile import jit
 from ...primitives import memory as mem
 from ...primitives.buffers import FLOAT, LINE
 from ...primitives.intrinsics import forward
-from ..common.branches import unrolled
+from ..common.branches import by_code
 from . import micro_kernels
 from .micro_kernels import NEAR
 from .panels import BARE, LANES, NR, ROWS, VECTORS
@@ -50,9 +50,7 @@ def block(code, a, b, c, jc, count, carry, ahead, pace):
         out[:] = total
 
 
-_arguments = "a, b, c, jc, count, carry, ahead, pace"
-_branches = unrolled("_branches", _arguments, f"case({_arguments})", _kernels, globals())
-overload(block)(lambda code, a, b, c, jc, count, carry, ahead, pace: _branches)
+overload(block)(by_code(block, _kernels, globals()))
 
 
 def fetch(address):

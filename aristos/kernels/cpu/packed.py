@@ -22,7 +22,7 @@ from ...primitives.buffers import FLOAT, LINE
 from ...primitives.intrinsics import forward
 from ...quantised import FP4
 from ...weight_types import FORMATS
-from ..common.branches import unrolled
+from ..common.branches import by_code
 from . import code_words, packed_kernels, tiles, unpack_kernels, widened
 from .code_words import FP8_SCALE
 from .convert import BFLOAT16
@@ -170,7 +170,6 @@ def _close(n, found, sums, scales, x):
     mem.floats(sums, n)[:] += found * mem.floats(scales, n)
 
 
-_rows_arguments = "a, codes, sums, groups, pairs, scales, x, x_pitch, parts, flags"
 _kernels = {  # the kernels for rows of float32, then those for rows of bfloat16 if they use dot products
     rows + FEW * kind: packed_kernels.packed_rows(
         FORM,
@@ -188,19 +187,12 @@ _kernels = {  # the kernels for rows of float32, then those for rows of bfloat16
     for kind, dot in enumerate(("", PAIRS)[: 1 + DOTS])
     for rows in range(FEW, 0, -1)
 }
-_branches = unrolled("_branches", _rows_arguments, f"case({_rows_arguments})", _kernels, globals())
 _unpack = unpack_kernels.unpack(FORM, REGISTER, TABLE, WORDS)
 _close_groups = unpack_kernels.close_groups(FORM, REGISTER)
-_widen_scales = unrolled(
-    "_widen_scales",
-    "source, target, groups, shared",
-    "case(source, target, groups, shared)",
-    {code: packed_kernels.widen_scales(name, FORM, REGISTER) for name, code in SCALE_CODES.items()},
-    globals(),
-)
-overload(widen_scales)(lambda code, source, target, groups, shared: _widen_scales)
+_scales = {code: packed_kernels.widen_scales(name, FORM, REGISTER) for name, code in SCALE_CODES.items()}
+overload(widen_scales)(by_code(widen_scales, _scales, globals()))
 overload(widen_zeros)(forward(widen_zeros, packed_kernels.widen_zeros(FORM)))
-overload(rows_by_codes)(lambda code, a, codes, sums, groups, pairs, scales, x, x_pitch, parts, flags: _branches)
+overload(rows_by_codes)(by_code(rows_by_codes, _kernels, globals()))
 overload(unpack)(forward(unpack, _unpack))
 overload(close_groups)(forward(close_groups, _close_groups))
 if TILED:

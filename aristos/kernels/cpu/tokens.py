@@ -11,9 +11,10 @@ from kernel_cache.compile import jit
 from ...primitives import memory as mem
 from ...primitives.buffers import FLOAT, LINE
 from ..common.activations import logistic
+from ..common.branches import by_code
 from ..common.scores import choose
 from . import micro_kernels
-from .convert import BFLOAT16, FLOAT32, round_row, widen_row
+from .convert import BFLOAT16, FLOAT16, FLOAT32, round_row, widen_row
 from .elements import WIDTH
 from .gemm import block_product, pack_rows, packed_bytes
 from .panels import LANES, padded
@@ -94,33 +95,24 @@ def weigh_shared(element, call):
     return True
 
 
-def weighted_block(element, n, rows, weights, offset, sums):
+def weighted_block(code, n, rows, weights, offset, sums):
     """Set 32 float32 at `sums` to the sum over i < n of weights[i] times 32 elements of row i, which have 16 bits.
 
-    n: at least 1. rows: the address of an array of n row addresses. weights: the address of n float32. offset: how many
-    bytes of a row lie before the 32 elements. Each sum starts from zero and adds rows in order of i.
+    code: the code of the elements' type. n: at least 1. rows: the address of an array of n row addresses. weights: the
+    address of n float32. offset: how many bytes of a row lie before the 32 elements. Each sum starts from zero and adds
+    rows in order of i.
     """
     factors = mem.floats(weights, n)
     total = np.zeros(WIDTH, np.float32)
     values = np.empty(WIDTH, np.float32)
     for i in range(n):
-        widen_row(element, values.ctypes.data, mem.load(rows + 8 * i) + offset, WIDTH)
+        widen_row(code, values.ctypes.data, mem.load(rows + 8 * i) + offset, WIDTH)
         total += factors[i] * values
     mem.floats(sums, WIDTH)[:] = total
 
 
-_bfloat16, _float16 = micro_kernels.weighted_rows(LANES, False), micro_kernels.weighted_rows(LANES, True)
-
-
-@overload(weighted_block)
-def _weighted_block(element, n, rows, weights, offset, sums):
-    def run(element, n, rows, weights, offset, sums):
-        if element == BFLOAT16:
-            _bfloat16(n, rows, weights, offset, sums)
-        else:
-            _float16(n, rows, weights, offset, sums)
-
-    return run
+_weighted = {code: micro_kernels.weighted_rows(LANES, code == FLOAT16) for code in (BFLOAT16, FLOAT16)}
+overload(weighted_block)(by_code(weighted_block, _weighted, globals()))
 
 
 def combine_bytes(k: int) -> int:

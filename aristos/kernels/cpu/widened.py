@@ -18,7 +18,7 @@ from kernel_cache.compile import inlined, jit
 
 from ...primitives import memory as mem
 from ...primitives.buffers import FLOAT, LINE
-from ..common.branches import unrolled
+from ..common.branches import by_code
 from . import micro_kernels
 from .convert import BFLOAT16, FLOAT16, round_row, widen_row
 from .elements import WIDTH
@@ -96,9 +96,7 @@ def block(code, a, b, sums, pairs, carry, ahead, pace):
         out[:] = total
 
 
-_arguments = "a, b, sums, pairs, carry, ahead, pace"
-_branches = unrolled("_branches", _arguments, f"case({_arguments})", _kernels, globals())
-overload(block)(lambda code, a, b, sums, pairs, carry, ahead, pace: _branches)
+overload(block)(by_code(block, _kernels, globals()))
 
 
 @inlined
