@@ -277,7 +277,7 @@ class Code:
     def _plain_products(self, builder: Any, acc: Any, chunk: Any, own_a: Any, own_b: Any) -> list[Any]:
         """All products of a chunk by fused multiply-adds. Lane (y, x) of 4 x 8 has rows y + 4 i, columns x + 8 j."""
         tile = self.tile
-        rows, columns = tile.warp_rows // 4, tile.warp_columns // 8
+        rows = tile.warp_rows // 4
         sums = [builder.extract_value(acc, i) for i in range(tile.sums)]
         b_chunk = builder.add(chunk, I32(tile.a_bytes))
         for part in range(CHUNK // 16):
@@ -288,18 +288,13 @@ class Code:
                 ptx.load_shared16.emit(builder, [builder.add(odd if i % 2 else even, I32(4 * CHUNK * i))])
                 for i in range(rows)
             ]
-            for j in range(columns):
-                right = ptx.load_shared16.emit(builder, [builder.add(at_b, I32(8 * CHUNK * j))])
-                for k in range(4):
-                    for i in range(rows):
-                        at = i * columns + j
-                        sums[at] = builder.fma(left[i][k], right[k], sums[at])
+            self._multiply_add(builder, left, at_b, sums)
         return sums
 
     def _widened_products(self, builder: Any, acc: Any, chunk: Any, own_a: Any, own_b: Any) -> list[Any]:
         """All products of a chunk with 16-bit rows of A. Two rows share a 128-byte line, swizzled by its number."""
         tile = self.tile
-        rows, columns = tile.warp_rows // 4, tile.warp_columns // 8
+        rows = tile.warp_rows // 4
         sums = [builder.extract_value(acc, i) for i in range(tile.sums)]
         b_chunk = builder.add(chunk, I32(tile.a_bytes))
         for part in range(CHUNK // 32):
@@ -310,13 +305,18 @@ class Code:
             for k in range(0, 8, 4):
                 wide = [[self._widened(builder, row, k + at) for at in range(4)] for row in left]
                 at_b = builder.add(b_chunk, builder.xor(own_b, I32(16 * (2 * part + k // 4))))
-                for j in range(columns):
-                    right = ptx.load_shared16.emit(builder, [builder.add(at_b, I32(8 * CHUNK * j))])
-                    for at in range(4):
-                        for i in range(rows):
-                            to = i * columns + j
-                            sums[to] = builder.fma(wide[i][at], right[at], sums[to])
+                self._multiply_add(builder, wide, at_b, sums)
         return sums
+
+    def _multiply_add(self, builder: Any, left: list[Any], at_b: Any, sums: list[Any]) -> None:
+        """Add the products of four k to the sums. left: four numbers of each row. at_b: where column 0 has its four."""
+        columns = self.tile.warp_columns // 8
+        for j in range(columns):
+            right = ptx.load_shared16.emit(builder, [builder.add(at_b, I32(8 * CHUNK * j))])
+            for k in range(4):
+                for i, row in enumerate(left):
+                    at = i * columns + j
+                    sums[at] = builder.fma(row[k], right[k], sums[at])
 
     def _widened(self, builder: Any, row: list[Any], k: int) -> Any:
         """Element k of eight 16-bit elements, widened exactly to float32."""
