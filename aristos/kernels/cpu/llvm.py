@@ -65,7 +65,7 @@ def arrived(builder, word):
 
 
 overload(mem.notify, inline="always")(
-    lambda word, value, nbytes: lambda word, value, nbytes: store_release(word, value)  # type: ignore[call-arg]
+    lambda word, value, nbytes: lambda word, value, nbytes: store_release(word, value)
 )
 
 
@@ -148,27 +148,27 @@ def _pointer(builder, addr):
 
 @overload(mem.floats)
 def _floats(addr, n):
-    return lambda addr, n: carray(_pointer(addr), n, np.float32)  # type: ignore[call-arg]
+    return lambda addr, n: carray(_pointer(addr), n, np.float32)
 
 
 @overload(mem.bits8)
 def _bits8(addr, n):
-    return lambda addr, n: carray(_pointer(addr), n, np.uint8)  # type: ignore[call-arg]
+    return lambda addr, n: carray(_pointer(addr), n, np.uint8)
 
 
 @overload(mem.bits16)
 def _bits16(addr, n):
-    return lambda addr, n: carray(_pointer(addr), n, np.uint16)  # type: ignore[call-arg]
+    return lambda addr, n: carray(_pointer(addr), n, np.uint16)
 
 
 @overload(mem.bits32)
 def _bits32(addr, n):
-    return lambda addr, n: carray(_pointer(addr), n, np.uint32)  # type: ignore[call-arg]
+    return lambda addr, n: carray(_pointer(addr), n, np.uint32)
 
 
 @overload(mem.words)
 def _words(addr, n):
-    return lambda addr, n: carray(_pointer(addr), n, np.int64)  # type: ignore[call-arg]
+    return lambda addr, n: carray(_pointer(addr), n, np.int64)
 
 
 for _name in ("thread", "warp", "lane"):  # a thread's numbers within its worker, which is one thread here
