@@ -74,11 +74,11 @@ REFUSED = {
 
 
 def family(*names: str, **defaults: Any) -> Callable[[Build], Build]:
-    """Decorate a recipe: register it for these values of model_type."""
+    """Decorate a recipe: register it for these values of model_type. The default of hidden_act is "silu"."""
 
     def register(build: Build) -> Build:
         for name in names:
-            FAMILIES[name] = Family(build, defaults)
+            FAMILIES[name] = Family(build, {"hidden_act": "silu", **defaults})
         return build
 
     return register

@@ -36,7 +36,7 @@ LATE_NOTE = (
     " copy"
     " of them; otherwise the ranks that hold them have most of the work"
 )
-DEEP: dict[str, Any] = {"hidden_act": "silu", "routed_scaling_factor": 1.0, "norm_topk_prob": True}
+DEEP: dict[str, Any] = {"routed_scaling_factor": 1.0, "norm_topk_prob": True}
 V3: dict[str, Any] = {**DEEP, "routed_scaling_factor": 2.5, "n_group": 8, "topk_group": 4}
 
 
@@ -116,14 +116,7 @@ def mimo(o: Options) -> dict[int, StoredLayer]:
     return dict.fromkeys(after_dense(o), layer)
 
 
-@family(
-    "kimi_linear",
-    hidden_act="silu",
-    first_k_dense_replace=1,
-    moe_renormalize=True,
-    routed_scaling_factor=2.446,
-    num_shared_experts=1,
-)
+@family("kimi_linear", first_k_dense_replace=1, moe_renormalize=True, routed_scaling_factor=2.446, num_shared_experts=1)
 def kimi_linear(o: Options) -> dict[int, StoredLayer]:
     """models/kimi_linear: as DeepSeek-V3 with other names."""
     bases = ("block_sparse_moe.", "mlp.")
@@ -144,7 +137,6 @@ def kimi_linear(o: Options) -> dict[int, StoredLayer]:
 
 @family(
     "bailing_hybrid",
-    hidden_act="silu",
     first_k_dense_replace=2,
     moe_renormalize=True,
     routed_scaling_factor=2.5,
@@ -166,14 +158,7 @@ def bailing(o: Options) -> dict[int, StoredLayer]:
     return dict.fromkeys(after_dense(o), layer)
 
 
-@family(
-    "hy_v3",
-    hidden_act="silu",
-    first_k_dense_replace=1,
-    router_scaling_factor=2.826,
-    route_norm=True,
-    num_shared_experts=1,
-)
+@family("hy_v3", first_k_dense_replace=1, router_scaling_factor=2.826, route_norm=True, num_shared_experts=1)
 def hy_v3(o: Options) -> dict[int, StoredLayer]:
     """models/hy_v3: as DeepSeek-V3 with other names; the first layer is dense."""
     o.ignore("enable_moe_fp32_combine")
@@ -189,15 +174,7 @@ def hy_v3(o: Options) -> dict[int, StoredLayer]:
     return dict.fromkeys(after_dense(o), layer)
 
 
-@family(
-    "afmoe",
-    hidden_act="silu",
-    num_dense_layers=1,
-    route_scale=1.0,
-    route_norm=True,
-    score_func="sigmoid",
-    num_shared_experts=2,
-)
+@family("afmoe", num_dense_layers=1, route_scale=1.0, route_norm=True, score_func="sigmoid", num_shared_experts=2)
 def afmoe(o: Options) -> dict[int, StoredLayer]:
     """models/afmoe (Trinity): DeepSeek-V3's router without groups, with other names."""
     o.only(score_func="sigmoid", route_norm=True, num_expert_groups=1, num_limited_groups=1, n_group=1, topk_group=1)
@@ -220,22 +197,21 @@ def lfm2_moe(o: Options) -> dict[int, StoredLayer]:
     """
     o.only(hidden_act="silu")
     base = "feed_forward."
-    silu = Options({**o.config, "hidden_act": "silu"}, o.where, o.defaults)
     how: dict[str, Any] = {
         "score": "sigmoid",
         "renormalize": o.flag("norm_topk_prob"),
         "scale": o.number("routed_scaling_factor"),
     }
     sizes = o.size("moe_intermediate_size"), o.size("num_experts"), o.size("num_experts_per_tok")
-    o.ignore("intermediate_size", "hidden_size", *(key for key in o.config if key.startswith("block_")))
+    o.ignore("intermediate_size", *(key for key in o.config if key.startswith("block_")))
     parts = [experts(base), named("router", base + "gate.weight")]
     if o.flag("use_expert_bias"):
         parts.append(named("select_bias", base + "expert_bias"))
-    layer = StoredLayer(gated(silu, *sizes, **how), tuple(parts), (base,))
+    layer = StoredLayer(gated(o, *sizes, **how), tuple(parts), (base,))
     return dict.fromkeys(after_dense(o, "num_dense_layers"), layer)
 
 
-@family("minimax_m2", hidden_act="silu", scoring_func="sigmoid")
+@family("minimax_m2", scoring_func="sigmoid")
 def minimax_m2(o: Options) -> dict[int, StoredLayer]:
     """models/minimax_m2: DeepSeek-V3's router without groups and without a scale."""
     o.only(scoring_func="sigmoid", use_routing_bias=True, shared_intermediate_size=0)
@@ -277,7 +253,7 @@ def minimax_m3(o: Options) -> dict[int, StoredLayer]:
     return dict.fromkeys(after_dense(o), StoredLayer(options, parts, bases))
 
 
-@family("step3p5", hidden_act="silu", moe_router_scaling_factor=1.0)
+@family("step3p5", moe_router_scaling_factor=1.0)
 def step3p7(o: Options) -> dict[int, StoredLayer]:
     """models/step3p7: DeepSeek-V3's router without groups. Some layers clamp after the activation."""
     o.only(mlp_bias=False, moe_router_activation="sigmoid", norm_expert_weight=True, use_moe_router_bias=True)
@@ -339,7 +315,7 @@ def _limits(o: Options, key: str) -> list[float | None]:
     return [float(n) if n else None for n in value]
 
 
-@family("llama4_text", hidden_act="silu", interleave_moe_layer_step=1)
+@family("llama4_text", interleave_moe_layer_step=1)
 def llama4(o: Options) -> dict[int, StoredLayer]:
     """models/llama4: the experts with the largest logits are chosen. Tensors of experts are stored [in, out].
 
@@ -365,7 +341,6 @@ def llama4(o: Options) -> dict[int, StoredLayer]:
 
 @family(
     "deepseek_v4",
-    hidden_act="silu",
     routed_scaling_factor=1.5,
     scoring_func="sqrtsoftplus",
     num_hash_layers=3,
@@ -442,7 +417,7 @@ def nemotron_h(o: Options) -> dict[int, StoredLayer]:
     return {i: layer for i, kind in enumerate(kinds[:count]) if kind == "moe"}
 
 
-@family("inkling_text", hidden_act="silu", n_shared_experts=2, route_scale=8.0, shared_expert_sink=True)
+@family("inkling_text", n_shared_experts=2, route_scale=8.0, shared_expert_sink=True)
 def inkling(o: Options) -> dict[int, StoredLayer]:
     """models/inkling: sigmoid scores and a bias. The weights of routed and shared experts are divided by one sum.
 

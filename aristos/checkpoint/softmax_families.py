@@ -28,7 +28,7 @@ MLP = ("mlp.",)
 SPARSE = ("block_sparse_moe.", "mlp.")
 
 
-@family("mixtral", hidden_act="silu")
+@family("mixtral")
 def mixtral(o: Options) -> dict[int, StoredLayer]:
     """models/mixtral: softmax, k best, renormalised."""
     o.ignore("router_jitter_noise")  # used only in training
@@ -38,7 +38,7 @@ def mixtral(o: Options) -> dict[int, StoredLayer]:
     return dict.fromkeys(layers(o), layer)
 
 
-@family("minimax", hidden_act="silu")
+@family("minimax")
 def minimax(o: Options) -> dict[int, StoredLayer]:
     """models/minimax (MiniMax-Text-01): as Mixtral; the factors for attention belong to the decoder."""
     o.ignore("mlp_alpha_factor", "mlp_beta_factor")
@@ -47,7 +47,7 @@ def minimax(o: Options) -> dict[int, StoredLayer]:
     return mixtral(o)
 
 
-@family("arctic", hidden_act="silu")
+@family("arctic")
 def arctic(o: Options) -> dict[int, StoredLayer]:
     """Snowflake Arctic (vllm-project/vllm models/arctic.py): as Mixtral in every moe_layer_frequency-th layer.
 
@@ -64,7 +64,7 @@ def arctic(o: Options) -> dict[int, StoredLayer]:
     return {i: layer for i, layer in mixtral(o).items() if (i + 1) % step == 0}
 
 
-@family("olmoe", "flex_olmo", hidden_act="silu", norm_topk_prob=False)
+@family("olmoe", "flex_olmo", norm_topk_prob=False)
 def olmoe(o: Options) -> dict[int, StoredLayer]:
     """models/olmoe, models/flex_olmo: softmax, k best; renormalised if the model says so."""
     sizes = o.size("intermediate_size"), o.size("num_experts", "num_local_experts"), o.size("num_experts_per_tok")
@@ -85,7 +85,7 @@ def qwen(o: Options, renormalize: bool, with_shared: bool) -> StoredLayer:
     return StoredLayer(options, tuple(parts))
 
 
-STEPS: dict[str, Any] = {"decoder_sparse_step": 1, "hidden_act": "silu"}
+STEPS: dict[str, Any] = {"decoder_sparse_step": 1}
 
 
 @family("qwen2_moe", norm_topk_prob=False, **STEPS)
@@ -100,7 +100,7 @@ def qwen3_moe(o: Options) -> dict[int, StoredLayer]:
     return dict.fromkeys(by_step(o), qwen(o, o.flag("norm_topk_prob"), False))
 
 
-@family("mellum", norm_topk_prob=True, first_k_dense_replace=0, hidden_act="silu")
+@family("mellum", norm_topk_prob=True, first_k_dense_replace=0)
 def mellum(o: Options) -> dict[int, StoredLayer]:
     """models/mellum: as Qwen3-MoE, in the layers that mlp_layer_types calls sparse."""
     return dict.fromkeys(after_dense(o), qwen(o, o.flag("norm_topk_prob"), False))
@@ -141,14 +141,7 @@ def deepseek_layer(o: Options, router: dict[str, Any], *experts_keys: str) -> St
     return StoredLayer(options, tuple(parts))
 
 
-@family(
-    "deepseek",
-    hidden_act="silu",
-    first_k_dense_replace=0,
-    moe_layer_freq=1,
-    norm_topk_prob=False,
-    scoring_func="softmax",
-)
+@family("deepseek", first_k_dense_replace=0, moe_layer_freq=1, norm_topk_prob=False, scoring_func="softmax")
 def deepseek(o: Options) -> dict[int, StoredLayer]:
     """DeepSeek-MoE-16B (vllm-project/vllm models/deepseek.py): softmax, k best; renormalised if the model says so."""
     o.only(scoring_func="softmax", mlp_bias=False)
@@ -157,14 +150,7 @@ def deepseek(o: Options) -> dict[int, StoredLayer]:
     return dict.fromkeys(after_dense(o), layer)
 
 
-@family(
-    "deepseek_v2",
-    hidden_act="silu",
-    routed_scaling_factor=1.0,
-    first_k_dense_replace=0,
-    topk_method="greedy",
-    n_shared_experts=2,
-)
+@family("deepseek_v2", routed_scaling_factor=1.0, first_k_dense_replace=0, topk_method="greedy", n_shared_experts=2)
 def deepseek_v2(o: Options) -> dict[int, StoredLayer]:
     """models/deepseek_v2: softmax, k best, of the best groups if topk_method says so; norm_topk_prob is ignored."""
     o.only(scoring_func="softmax", mlp_bias=False, moe_layer_freq=1)
@@ -182,14 +168,7 @@ def deepseek_v2(o: Options) -> dict[int, StoredLayer]:
     return dict.fromkeys(after_dense(o), replace(layer, note=note))
 
 
-@family(
-    "mistral4",
-    hidden_act="silu",
-    routed_scaling_factor=1.0,
-    first_k_dense_replace=0,
-    norm_topk_prob=True,
-    n_shared_experts=1,
-)
+@family("mistral4", routed_scaling_factor=1.0, first_k_dense_replace=0, norm_topk_prob=True, n_shared_experts=1)
 def mistral4(o: Options) -> dict[int, StoredLayer]:
     """models/mistral4: softmax; groups valued by the sum of their two best; renormalised if the model says so."""
     router: dict[str, Any] = {
@@ -202,7 +181,7 @@ def mistral4(o: Options) -> dict[int, StoredLayer]:
     return dict.fromkeys(after_dense(o), layer)
 
 
-@family("jamba", hidden_act="silu", expert_layer_period=2, expert_layer_offset=1)
+@family("jamba", expert_layer_period=2, expert_layer_offset=1)
 def jamba(o: Options) -> dict[int, StoredLayer]:
     """models/jamba: softmax, k best, not renormalised; every expert_layer_period-th layer."""
     base = "feed_forward."
@@ -253,7 +232,7 @@ def dbrx(o: Options) -> dict[int, StoredLayer]:
     return dict.fromkeys(layers(o, "n_layers"), layer)
 
 
-@family("phimoe", hidden_act="silu", router_jitter_noise=0.01)
+@family("phimoe", router_jitter_noise=0.01)
 def phimoe(o: Options) -> dict[int, StoredLayer]:
     """models/phimoe: sparsemixer, two experts."""
     o.only(router_jitter_noise=0.01, num_experts_per_tok=2)
@@ -268,7 +247,6 @@ def phimoe(o: Options) -> dict[int, StoredLayer]:
 
 @family(
     "ernie4_5_moe",
-    hidden_act="silu",
     moe_layer_interval=1,
     moe_layer_start_index=1,
     moe_layer_end_index=-1,
@@ -306,7 +284,7 @@ def ernie(o: Options) -> dict[int, StoredLayer]:
     return {i: layer for i in every if (i + 1) % interval == 0 and start <= i <= end}
 
 
-@family("hunyuan", "hunyuan_v1_moe", hidden_act="silu")
+@family("hunyuan", "hunyuan_v1_moe")
 def hunyuan(o: Options) -> dict[int, StoredLayer]:
     """models/hunyuan_v1_moe: softmax, k best, renormalised; sizes may be lists by layer.
 
@@ -342,7 +320,7 @@ def hunyuan(o: Options) -> dict[int, StoredLayer]:
     return found
 
 
-@family("longcat_flash", hidden_act="silu", routed_scaling_factor=6.0, zero_expert_num=256, router_bias=False)
+@family("longcat_flash", routed_scaling_factor=6.0, zero_expert_num=256, router_bias=False)
 def longcat(o: Options) -> dict[int, StoredLayer]:
     """models/longcat_flash: softmax over experts and identity experts, chosen with a bias, not renormalised."""
     o.only(router_bias=False, zero_expert_type="identity", norm_topk_prob=False)

@@ -63,14 +63,14 @@ def granite(o: Options) -> StoredLayer:
     return StoredLayer(gated(o, *sizes, score="softmax_topk"), (ways, router), (base,))
 
 
-@family("granitemoe", hidden_act="silu")
+@family("granitemoe")
 def granitemoe(o: Options) -> dict[int, StoredLayer]:
     """models/granitemoe."""
     return dict.fromkeys(layers(o), granite(o))
 
 
-@family("granitemoehybrid", hidden_act="silu", shared_intermediate_size=1024)
-@family("granitemoeshared", "granitemoe_swa", hidden_act="silu")
+@family("granitemoehybrid", shared_intermediate_size=1024)
+@family("granitemoeshared", "granitemoe_swa")
 def granitemoeshared(o: Options) -> dict[int, StoredLayer]:
     """models/granitemoeshared, granitemoehybrid, _swa: the decoder adds shared_mlp, which is part of the layer here."""
     layer, width = granite(o), o.count("shared_intermediate_size")
@@ -98,7 +98,7 @@ def jetmoe(o: Options) -> dict[int, StoredLayer]:
     return dict.fromkeys(layers(o), StoredLayer(options, parts))
 
 
-@family("aria_text", hidden_act="silu", moe_num_shared_experts=2)
+@family("aria_text", moe_num_shared_experts=2)
 def aria(o: Options) -> dict[int, StoredLayer]:
     """models/aria: the k best logits, softmax over these; fc1 and fc2 are [in, out]; routed experts are always silu."""
     o.only(hidden_act="silu", mlp_bias=False)
@@ -115,7 +115,6 @@ def aria(o: Options) -> dict[int, StoredLayer]:
 
 @family(
     "cohere2_moe",
-    hidden_act="silu",
     expert_selection_fn="softmax",
     shared_expert_combination_strategy="average",
     first_k_dense_replace=0,
