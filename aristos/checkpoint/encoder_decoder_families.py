@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from .options import Options
-from .recipe import ACTIVATIONS, StoredLayer, family, named
+from .recipe import StoredLayer, family, named, options_of
 from .stored_arrays import StoredArray
 
 
@@ -32,16 +32,9 @@ def switch(o: Options) -> dict[int, StoredLayer]:
     )
     o.ignore("router_jitter_noise", "router_ignore_padding_tokens", "encoder_sparse_step", "decoder_sparse_step")
     bias = o.flag("router_bias")
-    options: dict[str, Any] = {
-        "hidden": o.size("d_model"),
-        "ffn": o.size("d_ff"),
-        "experts": o.size("num_experts"),
-        "top_k": 1,
-        "gated": False,
-        "activation": o.word("dense_act_fn", ACTIVATIONS),
-        "router": {"score": "softmax", "renormalize": False},
-    }
-    options["router"]["capacity"] = o.size("expert_capacity")
+    sizes, capacity = (o.size("d_ff"), o.size("num_experts"), 1), o.size("expert_capacity")
+    router: dict[str, Any] = {"score": "softmax", "renormalize": False, "capacity": capacity}
+    options = options_of(o, *sizes, "dense_act_fn", hidden="d_model", gated=False, **router)
     note = "the capacity counts the tokens of a rank's call; the model's own code counts those of a sequence"
     stored_arrays = {
         "up": StoredArray("mlp.experts.expert_{e}.wi.weight"),
@@ -103,16 +96,9 @@ def nllb(o: Options) -> dict[int, StoredLayer]:
         parts.append(named("router_bias", "ffn.router.classifier.bias"))
     found, first = {}, 0
     for stack in ("encoder", "decoder"):
-        options = {
-            "hidden": o.size("d_model"),
-            "ffn": o.size(f"{stack}_ffn_dim"),
-            "experts": o.size("num_experts"),
-            "top_k": 2,
-            "gated": False,
-            "bias": True,
-            "activation": o.word("activation_function", ACTIVATIONS),
-            "router": {"score": "softmax", "renormalize": True, "scale": 1 - dropout},
-        }
+        sizes = o.size(f"{stack}_ffn_dim"), o.size("num_experts"), 2
+        router: dict[str, Any] = {"score": "softmax", "renormalize": True, "scale": 1 - dropout}
+        options = options_of(o, *sizes, "activation_function", hidden="d_model", gated=False, **router) | {"bias": True}
         count, step = o.depth(f"{stack}_layers"), o.count(f"{stack}_sparse_step")
         for i in range(count):
             if step and (i + 1) % step == 0:

@@ -200,17 +200,66 @@ def shared(*bases: str) -> Part:
 # ---------------------------------------------------------------- options
 
 
-def gated(o: Options, ffn: int, experts: int, top_k: int, act: str = "hidden_act", **router: Any) -> dict[str, Any]:
-    """Options of a layer of gated experts without biases. router: options of `Router`."""
+def options_of(
+    o: Options,
+    ffn: int,
+    experts: int,
+    top_k: int,
+    act: str = "hidden_act",
+    *,
+    activation: str = "",
+    hidden: str = "hidden_size",
+    gated: bool = True,
+    **router: Any,
+) -> dict[str, Any]:
+    """Options of a layer of experts without biases.
+
+    act: the key of the activation, which is not read if `activation` is given. hidden: the key of the layer's width.
+    router: options of `Router`.
+    """
     return {
-        "hidden": o.size("hidden_size"),
+        "hidden": o.size(hidden),
         "ffn": ffn,
         "experts": experts,
         "top_k": top_k,
-        "gated": True,
-        "activation": o.word(act, ACTIVATIONS),
+        "gated": gated,
+        "activation": activation or o.word(act, ACTIVATIONS),
         "router": router,
     }
+
+
+def usual_layer(
+    o: Options,
+    *bases: str,
+    ffn: str = "moe_intermediate_size",
+    count: tuple[str, ...] = ("num_experts", "num_local_experts"),
+    top_k: tuple[str, ...] = ("num_experts_per_tok",),
+    gate: tuple[str, ...] = ("gate.weight",),
+    bias: tuple[str, ...] = (),
+    shared_count: tuple[str, ...] = (),
+    shared_names: tuple[str, ...] = ("shared_experts.",),
+    **others: Any,
+) -> StoredLayer:
+    """A layer of gated experts, stored in one of the usual ways, and of shared experts of the same width.
+
+    bases: beginnings of all names; "mlp." if there are none. ffn, count, top_k, shared_count: keys of options. gate,
+    bias, shared_names: ends of the names of the router, of its "select_bias" if there is one, and of shared experts.
+    others: further arguments of `options_of`.
+    """
+    bases = bases or ("mlp.",)
+
+    def names(ends: tuple[str, ...]) -> list[str]:
+        return [base + end for base in bases for end in ends]
+
+    width = o.size(ffn)
+    options = options_of(o, width, o.size(*count), o.size(*top_k), **others)
+    parts = [experts(*bases), named("router", *names(gate))]
+    if bias:
+        parts.append(named("select_bias", *names(bias)))
+    if shared_count and (number := o.optional_count(*shared_count)):
+        options["shared_ffn"] = width * number
+        parts.append(shared(*names(shared_names)))
+    return StoredLayer(options, tuple(parts), bases)
 
 
 def groups(o: Options, kind: str, count: str = "n_group", kept: str = "topk_group") -> dict[str, Any]:

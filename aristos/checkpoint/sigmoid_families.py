@@ -6,29 +6,31 @@ Each recipe names the model's code in transformers 5.24.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 from .options import MOST_LAYERS, Options
 from .recipe import (
-    ACTIVATIONS,
     StoredLayer,
     after_dense,
     each,
     experts,
     family,
     fused,
-    gated,
     groups,
     kinds_of_layers,
     layers,
     named,
+    options_of,
     shared,
+    usual_layer,
     w123,
 )
 from .safetensors import shown
-from .stored_arrays import Part, StoredArray
+from .stored_arrays import StoredArray
 
 MLP = ("mlp.",)
+SPARSE = ("block_sparse_moe.", "mlp.")
 CORRECTION = "gate.e_score_correction_bias"
 TABLE = "the layer's experts are chosen by a table of token ids: give each call the ids and weights of Checkpoint.route"
 LATE_NOTE = (
@@ -42,41 +44,31 @@ V3: dict[str, Any] = {**DEEP, "routed_scaling_factor": 2.5, "n_group": 8, "topk_
 
 def corrected(
     o: Options,
-    bases: tuple[str, ...] = MLP,
-    *,
-    count: tuple[str, ...] = ("n_routed_experts", "num_experts", "num_local_experts"),
-    top_k: tuple[str, ...] = ("num_experts_per_tok",),
+    *bases: str,
     norm: str = "norm_topk_prob",
-    scale: tuple[str, ...] = ("routed_scaling_factor",),
+    scale: str = "routed_scaling_factor",
     group: tuple[str, str] = ("n_group", "topk_group"),
-    ffn: tuple[str, ...] = ("moe_intermediate_size",),
-    shared_count: tuple[str, ...] = ("n_shared_experts", "num_shared_experts"),
-    shared_names: tuple[str, ...] = ("mlp.shared_experts.",),
-    router: tuple[str, ...] = ("mlp.gate.weight",),
-    bias: tuple[str, ...] = ("mlp." + CORRECTION,),
+    **names: tuple[str, ...],
 ) -> StoredLayer:
     """DeepSeek-V3's router: sigmoid scores; experts of the best groups are chosen with a bias.
 
-    Weights are computed without the bias, and scaled.
+    Weights are computed without the bias, and scaled. names: further arguments of `usual_layer`.
     """
     if o.get("scoring_func") not in (None, "sigmoid", "noaux_tc"):  # dots.llm1 has the method's name here
         o.only(scoring_func="sigmoid")
     o.only(topk_method="noaux_tc", mlp_bias=False, moe_router_use_sigmoid=True)
     o.ignore("intermediate_size", "aux_loss_alpha", "seq_aux")
     o.only(moe_router_activation_func="sigmoid", score_function="sigmoid", moe_router_enable_expert_bias=True)
-    width = o.size(*ffn)
-    how: dict[str, Any] = {
+    usual: dict[str, Any] = {
+        "count": ("n_routed_experts", "num_experts", "num_local_experts"),
+        "bias": (CORRECTION,),
+        "shared_count": ("n_shared_experts", "num_shared_experts"),
         "score": "sigmoid",
         "renormalize": o.flag(norm),
-        "scale": o.number(*scale),
+        "scale": o.number(scale),
         **groups(o, "sum_top2", *group),
     }
-    options = gated(o, width, o.size(*count), o.size(*top_k), **how)
-    parts: list[Part] = [experts(*bases), named("router", *router), named("select_bias", *bias)]
-    if number := o.optional_count(*shared_count):
-        options["shared_ffn"] = width * number
-        parts.append(shared(*shared_names))
-    return StoredLayer(options, tuple(parts), bases)
+    return usual_layer(o, *bases, **usual | names)
 
 
 @family("deepseek_v3", "kimi_k2", "deepseek_v32", n_shared_experts=1, **V3)
@@ -103,7 +95,7 @@ def solar_open(o: Options) -> dict[int, StoredLayer]:
 def exaone_moe(o: Options) -> dict[int, StoredLayer]:
     """models/exaone_moe: as DeepSeek-V3, but the bias can be a tensor of `mlp` instead of `mlp.gate`."""
     o.ignore("is_moe_layer")
-    layer = corrected(o, bias=("mlp.e_score_correction_bias", "mlp." + CORRECTION))
+    layer = corrected(o, bias=("e_score_correction_bias", CORRECTION))
     return dict.fromkeys(after_dense(o), layer)
 
 
@@ -119,17 +111,13 @@ def mimo(o: Options) -> dict[int, StoredLayer]:
 @family("kimi_linear", first_k_dense_replace=1, moe_renormalize=True, routed_scaling_factor=2.446, num_shared_experts=1)
 def kimi_linear(o: Options) -> dict[int, StoredLayer]:
     """models/kimi_linear: as DeepSeek-V3 with other names."""
-    bases = ("block_sparse_moe.", "mlp.")
     layer = corrected(
         o,
-        bases,
+        *SPARSE,
         count=("num_experts",),
         top_k=("num_experts_per_token", "num_experts_per_tok"),
         norm="moe_renormalize",
         group=("num_expert_group", "topk_group"),
-        shared_names=tuple(base + "shared_experts." for base in bases),
-        router=tuple(base + "gate.weight" for base in bases),
-        bias=tuple(base + CORRECTION for base in bases),
     )
     o.only(use_grouped_topk=True)
     return dict.fromkeys(after_dense(o), layer)
@@ -153,7 +141,7 @@ def bailing(o: Options) -> dict[int, StoredLayer]:
         top_k=("num_experts_per_token", "num_experts_per_tok"),
         norm="moe_renormalize",
         group=("num_expert_group", "topk_group"),
-        bias=("mlp.gate.expert_bias", "mlp." + CORRECTION),
+        bias=("gate.expert_bias", CORRECTION),
     )
     return dict.fromkeys(after_dense(o), layer)
 
@@ -166,10 +154,10 @@ def hy_v3(o: Options) -> dict[int, StoredLayer]:
         o,
         count=("num_experts",),
         norm="route_norm",
-        scale=("router_scaling_factor",),
-        shared_names=("mlp.shared_mlp.", "mlp.shared_experts."),
-        router=("mlp.router.gate.weight", "mlp.gate.weight"),
-        bias=("mlp.expert_bias", "mlp.e_score_correction_bias"),
+        scale="router_scaling_factor",
+        shared_names=("shared_mlp.", "shared_experts."),
+        gate=("router.gate.weight", "gate.weight"),
+        bias=("expert_bias", "e_score_correction_bias"),
     )
     return dict.fromkeys(after_dense(o), layer)
 
@@ -182,9 +170,9 @@ def afmoe(o: Options) -> dict[int, StoredLayer]:
         o,
         count=("num_experts",),
         norm="route_norm",
-        scale=("route_scale",),
-        router=("mlp.router.gate.weight",),
-        bias=("mlp.expert_bias",),
+        scale="route_scale",
+        gate=("router.gate.weight",),
+        bias=("expert_bias",),
     )
     return dict.fromkeys(after_dense(o, "num_dense_layers"), layer)
 
@@ -196,18 +184,16 @@ def lfm2_moe(o: Options) -> dict[int, StoredLayer]:
     The model's code adds 1e-6 to the sum by which it divides weights. Its activation is always silu.
     """
     o.only(hidden_act="silu")
-    base = "feed_forward."
-    how: dict[str, Any] = {
-        "score": "sigmoid",
-        "renormalize": o.flag("norm_topk_prob"),
-        "scale": o.number("routed_scaling_factor"),
-    }
-    sizes = o.size("moe_intermediate_size"), o.size("num_experts"), o.size("num_experts_per_tok")
     o.ignore("intermediate_size", *(key for key in o.config if key.startswith("block_")))
-    parts = [experts(base), named("router", base + "gate.weight")]
-    if o.flag("use_expert_bias"):
-        parts.append(named("select_bias", base + "expert_bias"))
-    layer = StoredLayer(gated(o, *sizes, **how), tuple(parts), (base,))
+    layer = usual_layer(
+        o,
+        "feed_forward.",
+        count=("num_experts",),
+        bias=("expert_bias",) if o.flag("use_expert_bias") else (),
+        score="sigmoid",
+        renormalize=o.flag("norm_topk_prob"),
+        scale=o.number("routed_scaling_factor"),
+    )
     return dict.fromkeys(after_dense(o, "num_dense_layers"), layer)
 
 
@@ -216,14 +202,9 @@ def minimax_m2(o: Options) -> dict[int, StoredLayer]:
     """models/minimax_m2: DeepSeek-V3's router without groups and without a scale."""
     o.only(scoring_func="sigmoid", use_routing_bias=True, shared_intermediate_size=0)
     o.ignore("router_jitter_noise", "mtp_transformer_layers", "num_mtp_modules", "shared_moe_mode")
-    bases = ("block_sparse_moe.", "mlp.")
-    sizes = o.size("intermediate_size"), o.size("num_local_experts"), o.size("num_experts_per_tok")
-    parts = (
-        experts(*bases),
-        named("router", *(base + "gate.weight" for base in bases)),
-        named("select_bias", *(base + "e_score_correction_bias" for base in bases)),
-    )
-    return dict.fromkeys(layers(o), StoredLayer(gated(o, *sizes, score="sigmoid", renormalize=True), parts, bases))
+    names: dict[str, Any] = {"count": ("num_local_experts",), "bias": ("e_score_correction_bias",)}
+    layer = usual_layer(o, *SPARSE, ffn="intermediate_size", **names, score="sigmoid", renormalize=True)
+    return dict.fromkeys(layers(o), layer)
 
 
 @family("minimax_m3_vl_text", swiglu_alpha=1.702, swiglu_limit=7.0, routed_scaling_factor=2.0)
@@ -231,26 +212,20 @@ def minimax_m3(o: Options) -> dict[int, StoredLayer]:
     """models/minimax_m3_vl: MiniMax-M2's router, with scaled weights. All experts have gpt-oss's activation."""
     o.only(swiglu_alpha=1.702)
     o.ignore("hidden_act", "router_jitter_noise", "dense_intermediate_size")
-    bases = ("block_sparse_moe.", "mlp.")
-    options = {
-        "hidden": o.size("hidden_size"),
-        "ffn": o.size("intermediate_size"),
-        "experts": o.size("num_local_experts"),
-        "top_k": o.size("num_experts_per_tok"),
-        "gated": True,
-        "activation": "swiglu_oai",
-        "limit": o.number("swiglu_limit"),
-        "shared_ffn": o.size("shared_intermediate_size"),
-        "router": {"score": "sigmoid", "renormalize": True, "scale": o.number("routed_scaling_factor")},
-    }
-    biases = [base + name for base in bases for name in (CORRECTION, "e_score_correction_bias")]
-    parts = (
-        experts(*bases),
-        named("router", *(base + "gate.weight" for base in bases)),
-        named("select_bias", *biases),
-        shared(*(base + "shared_experts." for base in bases)),
+    layer = usual_layer(
+        o,
+        *SPARSE,
+        ffn="intermediate_size",
+        count=("num_local_experts",),
+        bias=(CORRECTION, "e_score_correction_bias"),
+        activation="swiglu_oai",
+        score="sigmoid",
+        renormalize=True,
+        scale=o.number("routed_scaling_factor"),
     )
-    return dict.fromkeys(after_dense(o), StoredLayer(options, parts, bases))
+    own = {"limit": o.number("swiglu_limit"), "shared_ffn": o.size("shared_intermediate_size")}
+    parts = (*layer.parts, shared(*(base + "shared_experts." for base in SPARSE)))
+    return dict.fromkeys(after_dense(o), replace(layer, options={**layer.options, **own}, parts=parts))
 
 
 @family("step3p5", moe_router_scaling_factor=1.0)
@@ -260,13 +235,8 @@ def step3p7(o: Options) -> dict[int, StoredLayer]:
     o.ignore("intermediate_size", "need_fp32_gate", "swiglu_limits", "swiglu_limits_shared")
     how: dict[str, Any] = {"score": "sigmoid", "renormalize": True, "scale": o.number("moe_router_scaling_factor")}
     ffn = o.size("moe_intermediate_size")
-    options = gated(
-        o,
-        ffn,
-        o.size("n_routed_experts", "moe_num_experts", "num_local_experts"),
-        o.size("num_experts_per_tok", "moe_top_k"),
-        **how,
-    )
+    experts_of = o.size("n_routed_experts", "moe_num_experts", "num_local_experts")
+    options = options_of(o, ffn, experts_of, o.size("num_experts_per_tok", "moe_top_k"), **how)
     options["shared_ffn"] = o.size("share_expert_dim", "share_expert_dims")
     stacked = {array: StoredArray(f"moe.{array}_proj.weight", stacked=True) for array in ("gate", "up", "down")}
     parts = (
@@ -325,7 +295,7 @@ def llama4(o: Options) -> dict[int, StoredLayer]:
     o.ignore("router_jitter_noise", "intermediate_size_mlp", "for_llm_compressor")
     how: dict[str, Any] = {"score": "sigmoid", "renormalize": False, "weight_on": "input"}
     ffn, base = o.size("intermediate_size"), "feed_forward."
-    options = gated(o, ffn, o.size("num_local_experts"), o.size("num_experts_per_tok"), **how)
+    options = options_of(o, ffn, o.size("num_local_experts"), o.size("num_experts_per_tok"), **how)
     options["shared_ffn"] = ffn
     parts = (
         (fused(base, in_out=True), each(base)),
@@ -358,7 +328,7 @@ def deepseek_v4(o: Options) -> dict[int, StoredLayer]:
     score = o.word("scoring_func", {"sqrtsoftplus": "sqrtsoftplus", "sigmoid": "sigmoid", "softmax": "softmax"})
     how: dict[str, Any] = {"score": score, "renormalize": True, "scale": o.number("routed_scaling_factor")}
     ffn = o.size(o.first("moe_intermediate_size", "intermediate_size"))
-    options = gated(o, ffn, o.size("n_routed_experts"), o.size("num_experts_per_tok"), **how)
+    options = options_of(o, ffn, o.size("n_routed_experts"), o.size("num_experts_per_tok"), **how)
     count = o.optional_count("n_shared_experts")
     options |= {"limit": o.number("swiglu_limit"), "shared_ffn": ffn * count}
     bases = ("ffn.", "mlp.")
@@ -389,21 +359,15 @@ def nemotron_h(o: Options) -> dict[int, StoredLayer]:
     if not isinstance(kinds, list):
         o.refuse("layers_block_type or hybrid_override_pattern must say which layers are MoE, got neither")
     count = o.depth("num_hidden_layers") if o.get("num_hidden_layers") else min(len(kinds), MOST_LAYERS)
-    options = {
-        "hidden": o.size("hidden_size"),
-        "ffn": o.size("moe_intermediate_size"),
-        "experts": o.size("n_routed_experts"),
-        "top_k": o.size("num_experts_per_tok"),
-        "gated": False,
-        "activation": o.word("mlp_hidden_act", ACTIVATIONS),
-        "shared_ffn": o.size("moe_shared_expert_intermediate_size"),
-        "router": {
-            "score": "sigmoid",
-            "renormalize": o.flag("norm_topk_prob"),
-            "scale": o.number("routed_scaling_factor"),
-            **groups(o, "sum_top2"),
-        },
+    how: dict[str, Any] = {
+        "score": "sigmoid",
+        "renormalize": o.flag("norm_topk_prob"),
+        "scale": o.number("routed_scaling_factor"),
+        **groups(o, "sum_top2"),
     }
+    sizes = o.size("moe_intermediate_size"), o.size("n_routed_experts"), o.size("num_experts_per_tok")
+    options = options_of(o, *sizes, "mlp_hidden_act", gated=False, **how)
+    options["shared_ffn"] = o.size("moe_shared_expert_intermediate_size")
     base = "mixer."
     stacked = {array: StoredArray(f"{base}experts.{array}_proj", stacked=True) for array in ("up", "down")}
     both = {f"shared_{array}": StoredArray(f"{base}shared_experts.{array}_proj.weight") for array in ("up", "down")}
@@ -444,5 +408,5 @@ def inkling(o: Options) -> dict[int, StoredLayer]:
         named("select_bias", "mlp." + CORRECTION, "mlp.gate.bias"),
         named("expert_scale", "mlp.gate.global_scale"),
     )
-    layer = StoredLayer(gated(o, *sizes, **how), parts, late=late, note=LATE_NOTE.format(late=late))
+    layer = StoredLayer(options_of(o, *sizes, **how), parts, late=late, note=LATE_NOTE.format(late=late))
     return dict.fromkeys(after_dense(o), layer)

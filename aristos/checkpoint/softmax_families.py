@@ -15,11 +15,12 @@ from .recipe import (
     experts,
     family,
     fused,
-    gated,
     groups,
     layers,
     named,
+    options_of,
     shared,
+    usual_layer,
 )
 from .safetensors import shown
 from .stored_arrays import StoredArray
@@ -32,9 +33,8 @@ SPARSE = ("block_sparse_moe.", "mlp.")
 def mixtral(o: Options) -> dict[int, StoredLayer]:
     """models/mixtral: softmax, k best, renormalised."""
     o.ignore("router_jitter_noise")  # used only in training
-    sizes = o.size("intermediate_size"), o.size("num_local_experts", "num_experts"), o.size("num_experts_per_tok")
-    parts = (experts(*SPARSE), named("router", *(base + "gate.weight" for base in SPARSE)))
-    layer = StoredLayer(gated(o, *sizes, score="softmax", renormalize=True), parts, SPARSE)
+    count = ("num_local_experts", "num_experts")
+    layer = usual_layer(o, *SPARSE, ffn="intermediate_size", count=count, score="softmax", renormalize=True)
     return dict.fromkeys(layers(o), layer)
 
 
@@ -67,22 +67,19 @@ def arctic(o: Options) -> dict[int, StoredLayer]:
 @family("olmoe", "flex_olmo", norm_topk_prob=False)
 def olmoe(o: Options) -> dict[int, StoredLayer]:
     """models/olmoe, models/flex_olmo: softmax, k best; renormalised if the model says so."""
-    sizes = o.size("intermediate_size"), o.size("num_experts", "num_local_experts"), o.size("num_experts_per_tok")
-    router: dict[str, Any] = {"score": "softmax", "renormalize": o.flag("norm_topk_prob")}
-    layer = StoredLayer(gated(o, *sizes, **router), (experts(*MLP), named("router", "mlp.gate.weight")))
+    layer = usual_layer(o, ffn="intermediate_size", score="softmax", renormalize=o.flag("norm_topk_prob"))
     return dict.fromkeys(layers(o), layer)
 
 
 def qwen(o: Options, renormalize: bool, with_shared: bool) -> StoredLayer:
     """models/qwen2_moe and similar models: softmax, k best; a shared expert with a sigmoid factor."""
     o.ignore("intermediate_size")  # a width of dense layers
-    sizes = o.size("moe_intermediate_size"), o.size("num_experts", "num_local_experts"), o.size("num_experts_per_tok")
-    options = gated(o, *sizes, score="softmax", renormalize=renormalize)
-    parts = [experts(*MLP), named("router", "mlp.gate.weight")]
-    if with_shared:
-        options |= {"shared_ffn": o.size("shared_expert_intermediate_size"), "shared_sigmoid": True}
-        parts += [shared("mlp.shared_expert."), named("shared_sigmoid", "mlp.shared_expert_gate.weight", row=True)]
-    return StoredLayer(options, tuple(parts))
+    layer = usual_layer(o, score="softmax", renormalize=renormalize)
+    if not with_shared:
+        return layer
+    options = {**layer.options, "shared_ffn": o.size("shared_expert_intermediate_size"), "shared_sigmoid": True}
+    sigmoid = named("shared_sigmoid", "mlp.shared_expert_gate.weight", row=True)
+    return replace(layer, options=options, parts=(*layer.parts, shared("mlp.shared_expert."), sigmoid))
 
 
 STEPS: dict[str, Any] = {"decoder_sparse_step": 1}
@@ -125,20 +122,14 @@ def qwen3_vl_moe(o: Options) -> dict[int, StoredLayer]:
     layer = qwen(o, True, False)
     o.only(norm_topk_prob=True)
     hub = fused("mlp.", in_out=True)
-    layer = StoredLayer(layer.options, ((*layer.parts[0], hub), *layer.parts[1:]))
+    layer = replace(layer, parts=((*layer.parts[0], hub), *layer.parts[1:]))
     return dict.fromkeys(by_step(o), layer)
 
 
 def deepseek_layer(o: Options, router: dict[str, Any], *experts_keys: str) -> StoredLayer:
     """DeepSeek's layer: experts of width moe_intermediate_size, and n_shared_experts more that every token passes."""
     o.ignore("intermediate_size")  # a width of dense layers
-    ffn = o.size("moe_intermediate_size")
-    options = gated(o, ffn, o.size(*experts_keys), o.size("num_experts_per_tok"), **router)
-    parts = [experts(*MLP), named("router", "mlp.gate.weight")]
-    if count := o.optional_count("n_shared_experts"):
-        options["shared_ffn"] = ffn * count
-        parts.append(shared("mlp.shared_experts."))
-    return StoredLayer(options, tuple(parts))
+    return usual_layer(o, count=experts_keys, shared_count=("n_shared_experts",), **router)
 
 
 @family("deepseek", first_k_dense_replace=0, moe_layer_freq=1, norm_topk_prob=False, scoring_func="softmax")
@@ -184,13 +175,8 @@ def mistral4(o: Options) -> dict[int, StoredLayer]:
 @family("jamba", expert_layer_period=2, expert_layer_offset=1)
 def jamba(o: Options) -> dict[int, StoredLayer]:
     """models/jamba: softmax, k best, not renormalised; every expert_layer_period-th layer."""
-    base = "feed_forward."
-    sizes = o.size("intermediate_size"), o.size("num_experts"), o.size("num_experts_per_tok")
-    layer = StoredLayer(
-        gated(o, *sizes, score="softmax", renormalize=False),
-        (experts(base), named("router", base + "router.weight")),
-        (base,),
-    )
+    names: dict[str, Any] = {"ffn": "intermediate_size", "count": ("num_experts",), "gate": ("router.weight",)}
+    layer = usual_layer(o, "feed_forward.", **names, score="softmax", renormalize=False)
     period, offset = o.size("expert_layer_period"), o.count("expert_layer_offset")
     return {i: layer for i in layers(o) if i % period == offset}
 
@@ -212,15 +198,9 @@ def dbrx(o: Options) -> dict[int, StoredLayer]:
         o.refuse(f"moe_normalize_expert_weights must be null or 1, got {shown(norm)}")
     f.ignore("moe_jitter_eps", "moe_loss_weight", "hidden_size", "uniform_expert_assignment")
     f.only(uniform_expert_assignment=False)
-    options = {
-        "hidden": o.size("d_model"),
-        "ffn": f.size("ffn_hidden_size"),
-        "experts": f.size("moe_num_experts"),
-        "top_k": f.size("moe_top_k"),
-        "gated": True,
-        "activation": ACTIVATIONS[name],
-        "router": {"score": "softmax", "renormalize": norm == 1},
-    }
+    sizes = f.size("ffn_hidden_size"), f.size("moe_num_experts"), f.size("moe_top_k")
+    how: dict[str, Any] = {"score": "softmax", "renormalize": norm == 1}
+    options = options_of(o, *sizes, activation=ACTIVATIONS[name], hidden="d_model", **how)
     f.refuse_unknown("dbrx")
     base = "ffn.experts.mlp."
     flat = {
@@ -237,11 +217,8 @@ def phimoe(o: Options) -> dict[int, StoredLayer]:
     """models/phimoe: sparsemixer, two experts."""
     o.only(router_jitter_noise=0.01, num_experts_per_tok=2)
     o.ignore("input_jitter_noise")
-    sizes = o.size("intermediate_size"), o.size("num_local_experts"), o.size("num_experts_per_tok")
-    names = [base + name for base in SPARSE for name in ("gate.weight", "router.weight")]
-    layer = StoredLayer(
-        gated(o, *sizes, score="sparsemixer", renormalize=False), (experts(*SPARSE), named("router", *names)), SPARSE
-    )
+    names: dict[str, Any] = {"count": ("num_local_experts",), "gate": ("gate.weight", "router.weight")}
+    layer = usual_layer(o, *SPARSE, ffn="intermediate_size", **names, score="sparsemixer", renormalize=False)
     return dict.fromkeys(layers(o), layer)
 
 
@@ -262,25 +239,20 @@ def ernie(o: Options) -> dict[int, StoredLayer]:
             "moe_norm_min must be at most 1e-6, because Aristos has no lower bound for sums of weights, got"
             f" {o.number('moe_norm_min')}"
         )
-    ffn = o.size("moe_intermediate_size")
-    options = gated(
+    layer = usual_layer(
         o,
-        ffn,
-        o.size("moe_num_experts", "num_experts"),
-        o.size("moe_k", "num_experts_per_tok"),
+        count=("moe_num_experts", "num_experts"),
+        top_k=("moe_k", "num_experts_per_tok"),
+        shared_count=("moe_num_shared_experts",),
         score="softmax",
         renormalize=True,
     )
     statics = ("mlp.moe_statics.e_score_correction_bias", "mlp.gate.moe_statics.e_score_correction_bias")
-    parts = [experts(*MLP), named("router", "mlp.gate.weight"), named("select_bias", *statics, row=True)]
-    if count := o.optional_count("moe_num_shared_experts"):
-        options["shared_ffn"] = ffn * count
-        parts.append(shared("mlp.shared_experts."))
+    layer = replace(layer, parts=(*layer.parts, named("select_bias", *statics, row=True)))
     start, interval = o.count("moe_layer_start_index"), o.size("moe_layer_interval")
     last = o.get("moe_layer_end_index")
     every = layers(o)
     end = len(every) - 1 if last in (None, -1) else o.count("moe_layer_end_index")
-    layer = StoredLayer(options, tuple(parts))
     return {i: layer for i in every if (i + 1) % interval == 0 and start <= i <= end}
 
 
@@ -313,7 +285,7 @@ def hunyuan(o: Options) -> dict[int, StoredLayer]:
         ffn = of(i, o.first("moe_intermediate_size", "intermediate_size"))
         top_k = of(i, "moe_topk", "num_experts_per_tok")
         renormalize = top_k > 1 or not large
-        options = gated(o, ffn, of(i, "num_experts"), top_k, score="softmax", renormalize=renormalize)
+        options = options_of(o, ffn, of(i, "num_experts"), top_k, score="softmax", renormalize=renormalize)
         options["shared_ffn"] = o.size("intermediate_size")
         parts = (experts(*MLP), named("router", "mlp.gate.wg.weight"), shared("mlp.shared_mlp."))
         found[i] = StoredLayer(options, parts)
@@ -326,15 +298,9 @@ def longcat(o: Options) -> dict[int, StoredLayer]:
     o.only(router_bias=False, zero_expert_type="identity", norm_topk_prob=False)
     o.ignore("ffn_hidden_size", "intermediate_size", "moe_intermediate_size")
     ffn = o.size(o.first("expert_ffn_hidden_size", "moe_intermediate_size"))
-    options = gated(
-        o,
-        ffn,
-        o.size("n_routed_experts"),
-        o.size("moe_topk", "num_experts_per_tok"),
-        score="softmax",
-        renormalize=False,
-        scale=o.number("routed_scaling_factor"),
-    )
+    sizes = ffn, o.size("n_routed_experts"), o.size("moe_topk", "num_experts_per_tok")
+    scale = o.number("routed_scaling_factor")
+    options = options_of(o, *sizes, score="softmax", renormalize=False, scale=scale)
     options["identity_experts"] = o.count("zero_expert_num")
     parts = (
         (each("mlp."),),
@@ -362,15 +328,8 @@ def gemma4(o: Options) -> dict[int, StoredLayer]:
             )
     if not o.flag("enable_moe_block"):
         return {}
-    options = gated(
-        o,
-        o.size("moe_intermediate_size"),
-        o.size("num_experts"),
-        o.size("top_k_experts"),
-        "hidden_activation",
-        score="softmax",
-        renormalize=True,
-    )
+    sizes = o.size("moe_intermediate_size"), o.size("num_experts"), o.size("top_k_experts")
+    options = options_of(o, *sizes, "hidden_activation", score="softmax", renormalize=True)
     parts = (
         (fused(""),),
         named("router", "router.proj.weight"),

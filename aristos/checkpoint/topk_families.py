@@ -5,13 +5,12 @@ Each recipe names the model's code in transformers 5.24.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from .options import Options
-from .recipe import StoredLayer, after_dense, experts, family, fused, gated, layers, named, shared
+from .recipe import StoredLayer, after_dense, family, fused, layers, named, options_of, shared, usual_layer
 from .stored_arrays import StoredArray
-
-MLP = ("mlp.",)
 
 
 @family("gpt_oss", "openai_privacy_filter", swiglu_limit=7.0, swiglu_alpha=1.702)
@@ -33,17 +32,9 @@ def gpt_oss(o: Options) -> dict[int, StoredLayer]:
         "up_bias": StoredArray(base + "gate_up_proj_bias", stacked=True, outputs=second),
         "down_bias": StoredArray(base + "down_proj_bias", stacked=True),
     }
-    options = {
-        "hidden": o.size("hidden_size"),
-        "ffn": o.size("intermediate_size"),
-        "bias": True,
-        "gated": True,
-        "experts": o.size("num_local_experts", "num_experts"),
-        "top_k": o.size("num_experts_per_tok"),
-        "activation": "swiglu_oai",
-        "limit": o.number("swiglu_limit"),
-        "router": {"score": "softmax_topk"},
-    }
+    sizes = o.size("intermediate_size"), o.size("num_local_experts", "num_experts"), o.size("num_experts_per_tok")
+    options = options_of(o, *sizes, activation="swiglu_oai", score="softmax_topk")
+    options |= {"bias": True, "limit": o.number("swiglu_limit")}
     parts = (
         (plain,) if halves else (plain, packed),
         (biases,),
@@ -60,7 +51,7 @@ def granite(o: Options) -> StoredLayer:
     base = "block_sparse_moe."
     ways = (fused(base, "input_linear.weight", "output_linear.weight"), fused(base))
     router = named("router", base + "router.layer.weight", base + "router.weight")
-    return StoredLayer(gated(o, *sizes, score="softmax_topk"), (ways, router), (base,))
+    return StoredLayer(options_of(o, *sizes, score="softmax_topk"), (ways, router), (base,))
 
 
 @family("granitemoe")
@@ -88,7 +79,7 @@ def jetmoe(o: Options) -> dict[int, StoredLayer]:
     ffn = o.size(o.first("ffn_hidden_size", "intermediate_size"))
     sizes = ffn, o.size("moe_num_experts", "num_local_experts")
     top_k = o.size("moe_top_k", "num_experts_per_tok")
-    options = gated(o, *sizes, top_k, "activation_function", score="softmax_topk") | {"bias": True}
+    options = options_of(o, *sizes, top_k, "activation_function", score="softmax_topk") | {"bias": True}
     o.only(bias=True, glu=True)
     parts = (
         (fused("mlp.", "input_linear.weight", "output_linear.weight"),),
@@ -104,7 +95,7 @@ def aria(o: Options) -> dict[int, StoredLayer]:
     o.only(hidden_act="silu", mlp_bias=False)
     o.ignore("moe_z_loss_coeff", "moe_aux_loss_coeff")
     ffn = o.size(o.first("intermediate_size", "moe_intermediate_size"))
-    options = gated(o, ffn, o.size("moe_num_experts"), o.size("moe_topk"), score="softmax_topk")
+    options = options_of(o, ffn, o.size("moe_num_experts"), o.size("moe_topk"), score="softmax_topk")
     ways = (fused("mlp.", "experts.fc1.weight", "experts.fc2.weight", in_out=True), fused("mlp.", in_out=True))
     parts = [ways, named("router", "mlp.router.weight")]
     if count := o.optional_count("moe_num_shared_experts"):
@@ -126,14 +117,10 @@ def cohere2_moe(o: Options) -> dict[int, StoredLayer]:
     sigmoid = o.word("expert_selection_fn", {"softmax": False, "sigmoid": True})
     renormalize = o.flag("norm_topk_prob")
     router: dict[str, Any] = {"score": "sigmoid", "renormalize": renormalize} if sigmoid else {"score": "softmax_topk"}
-    ffn, count = o.size("intermediate_size"), o.optional_count("num_shared_experts")
+    count = o.optional_count("num_shared_experts")
     mean = o.word("shared_expert_combination_strategy", {"sum": False, "average": True}) and count > 0
     if mean:
         router["scale"] = 0.5
-    options = gated(o, ffn, o.size("num_experts"), o.size("num_experts_per_tok"), **router)
-    parts = [experts(*MLP), named("router", "mlp.gate.weight")]
-    if count:
-        options["shared_ffn"] = ffn * count
-        parts.append(shared("mlp.shared_experts."))
-    layer = StoredLayer(options, tuple(parts), shared_factor=0.5 if mean else 1.0)
-    return dict.fromkeys(after_dense(o), layer)
+    names: dict[str, Any] = {"ffn": "intermediate_size", "shared_count": ("num_shared_experts",)}
+    layer = usual_layer(o, count=("num_experts",), **names, **router)
+    return dict.fromkeys(after_dense(o), replace(layer, shared_factor=0.5 if mean else 1.0))
